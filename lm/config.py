@@ -1,0 +1,235 @@
+"""Every knob of a run, once: a tree of typed dataclasses whose defaults train on a laptop.
+
+    run = Run(name="first")
+    run.model.d_model = 256
+    check(run)                      # refuses what cannot work, before JAX is imported
+"""
+
+import dataclasses
+import difflib
+import re
+import types
+import typing
+
+
+@dataclasses.dataclass
+class Model:
+    vocab_size: int = 256  # token ids; 256 for bytes
+    d_model: int = 128  # width of the residual stream
+    n_layers: int = 4  # decoder blocks
+    n_heads: int = 4  # query heads
+    n_kv_heads: int = 4  # key/value heads; n_heads must be a multiple (Ainslie et al. 2023)
+    d_head: int = 32  # width of one head; even, for rotary embedding
+    d_ff: int = 384  # width of the gated MLP
+    tied: bool = False  # head = transposed embedding
+    rope_theta: float = 10_000.0  # base of the rotary frequencies (Su et al. 2021)
+    logit_softcap: float = 0.0  # logits -> cap * tanh(logits / cap); 0 is off
+    z_loss: float = 0.0  # weight of log(Z)^2 in the training loss; 0 is off
+    dtype: str = "float32"  # of activations: float32, bfloat16; weights stay float32
+    remat: str = "none"  # recompute in the backward pass: none, dots (keep matmuls), full
+    unroll: int = 8  # layers unrolled per scan step; stacks no deeper than this are unrolled whole
+    attention_blocks: int = 4  # query blocks; block i never sees the keys behind it
+
+
+@dataclasses.dataclass
+class Data:
+    sources: dict[str, float] = dataclasses.field(default_factory=lambda: {"code": 0.5, "docs": 0.5})
+    # what to read -> weight: code, docs, text:PATH, jsonl:GLOB[?field=NAME]
+    cache: str = "data"  # folder of prepared token files
+    heldout: float = 0.02  # share of documents held out, by hash of their text
+    seq_len: int = 128  # tokens of context
+    batch_size: int = 16  # sequences a step, over all devices and hosts
+
+
+@dataclasses.dataclass
+class Optim:
+    lr: float = 3e-3  # peak learning rate
+    schedule: str = "cosine"  # cosine, linear, wsd (warm-up, stable, decay), constant
+    warmup: float = 0.05  # share of the steps spent warming up
+    decay: float = 0.2  # wsd: share of the steps spent decaying
+    lr_end: float = 0.1  # learning rate at the end, as a share of the peak
+    b1: float = 0.9  # decay of the first moment
+    b2: float = 0.95  # decay of the second moment
+    eps: float = 1e-8  # added to the root of the second moment
+    weight_decay: float = 0.1  # decoupled, times the learning rate; never on norms
+    clip: float = 1.0  # largest global gradient norm; 0 is off
+
+
+@dataclasses.dataclass
+class Mesh:
+    data: int = -1  # devices over which the batch is split; -1: all that are left
+    fsdp: int = 1  # devices over which the batch and the weights are split
+    tensor: int = 1  # devices over which heads, MLP and vocabulary are split
+
+
+@dataclasses.dataclass
+class Eval:
+    every: int = 0  # steps between evaluations; 0: only at the end
+    n_sequences: int = 512  # held-out sequences a source
+    n_completions: int = 1024  # held-out words to complete, over all sources
+
+
+@dataclasses.dataclass
+class Run:
+    name: str = "run"  # folder below dir; sweeps use SWEEP/RUN
+    dir: str = "runs"  # folder of all runs
+    seed: int = 0  # of weights and data order
+    steps: int = 1000  # optimizer steps
+    log_every: int = 10  # steps between metrics
+    checkpoint_every: int = 200  # steps between checkpoints; the newest is kept
+    keep_every: int = 0  # steps between checkpoints kept for good; 0: only the last
+    predict: bool = False  # in a sweep: start last, once the law of the others has predicted it
+    model: Model = dataclasses.field(default_factory=Model)
+    data: Data = dataclasses.field(default_factory=Data)
+    optim: Optim = dataclasses.field(default_factory=Optim)
+    mesh: Mesh = dataclasses.field(default_factory=Mesh)
+    eval: Eval = dataclasses.field(default_factory=Eval)
+
+
+CHOICES = {
+    "model.dtype": ("float32", "bfloat16"),
+    "model.remat": ("none", "dots", "full"),
+    "optim.schedule": ("cosine", "linear", "wsd", "constant"),
+}
+# Smallest value of each number that has one; others may be anything.
+AT_LEAST = {
+    "seed": 0,
+    "steps": 1,
+    "log_every": 1,
+    "checkpoint_every": 1,
+    "keep_every": 0,
+    "model.vocab_size": 2,
+    "model.d_model": 1,
+    "model.n_layers": 1,
+    "model.n_heads": 1,
+    "model.n_kv_heads": 1,
+    "model.d_head": 2,
+    "model.d_ff": 1,
+    "model.unroll": 1,
+    "model.attention_blocks": 1,
+    "model.logit_softcap": 0,
+    "model.z_loss": 0,
+    "data.seq_len": 1,
+    "data.batch_size": 1,
+    "optim.weight_decay": 0,
+    "optim.clip": 0,
+    "mesh.fsdp": 1,
+    "mesh.tensor": 1,
+    "eval.every": 0,
+    "eval.n_sequences": 1,
+    "eval.n_completions": 0,
+}
+ABOVE = {"model.rope_theta": 0, "optim.lr": 0, "optim.eps": 0}
+SHARES = ("data.heldout", "optim.warmup", "optim.decay", "optim.lr_end", "optim.b1", "optim.b2")
+
+
+def check(run: Run) -> Run:
+    """Returns `run` as it came; ValueError naming field, value, rule and way out if it cannot work."""
+    flat = flatten(run)
+    for name, kind in field_types(Run).items():
+        value = flat[name]
+        if kind is float and type(value) is int:
+            value = flat[name] = float(value)
+        if type(value) is not kind and not (kind is dict and isinstance(value, dict)):
+            _refuse(name, value, f"must be {kind.__name__}, not {type(value).__name__}")
+        if kind is float and value != value:
+            _refuse(name, value, "must be a number")
+    for name, words in CHOICES.items():
+        if flat[name] not in words:
+            _refuse(name, flat[name], f"must be one of {', '.join(words)}")
+    for name, bound in AT_LEAST.items():
+        if flat[name] < bound:
+            _refuse(name, flat[name], f"must be at least {bound}")
+    for name, bound in ABOVE.items():
+        if flat[name] <= bound:
+            _refuse(name, flat[name], f"must be above {bound}")
+    for name in SHARES:
+        if not 0 <= flat[name] <= 1:
+            _refuse(name, flat[name], "is a share: 0 to 1")
+    if not re.fullmatch(r"[A-Za-z0-9_.+-]+(/[A-Za-z0-9_.+-]+)*", run.name) or ".." in run.name:
+        _refuse("name", run.name, "takes letters, digits and _ . + - with / between folders")
+
+    model, data, mesh, optim = run.model, run.data, run.mesh, run.optim
+    if model.n_heads % model.n_kv_heads:
+        near = max(k for k in range(1, model.n_kv_heads + 1) if model.n_heads % k == 0)
+        rule = f"must be a multiple of model.n_kv_heads={model.n_kv_heads}"
+        _refuse("model.n_heads", model.n_heads, f"{rule}: try model.n_kv_heads={near}")
+    if model.d_head % 2:
+        _refuse("model.d_head", model.d_head, "must be even, for rotary embedding")
+    if data.seq_len % model.attention_blocks:
+        rule = f"must be a multiple of model.attention_blocks={model.attention_blocks}"
+        _refuse("data.seq_len", data.seq_len, f"{rule}: try model.attention_blocks=1")
+    if mesh.data == 0 or mesh.data < -1:
+        _refuse("mesh.data", mesh.data, "must be -1 (all devices) or at least 1")
+    split = max(mesh.data, 1) * mesh.fsdp
+    if data.batch_size % split:
+        rule = f"must be a multiple of mesh.data*mesh.fsdp={split}"
+        _refuse("data.batch_size", data.batch_size, f"{rule}: try {-(-data.batch_size // split) * split}")
+    for name, size in (("n_heads", model.n_heads), ("n_kv_heads", model.n_kv_heads),
+                       ("d_ff", model.d_ff), ("vocab_size", model.vocab_size)):
+        if size % mesh.tensor:
+            _refuse(f"model.{name}", size, f"must be a multiple of mesh.tensor={mesh.tensor}")
+    if model.d_model % mesh.fsdp:
+        _refuse("model.d_model", model.d_model, f"must be a multiple of mesh.fsdp={mesh.fsdp}")
+    if optim.schedule == "wsd" and optim.warmup + optim.decay > 1:
+        _refuse("optim.decay", optim.decay, f"plus optim.warmup={optim.warmup} must not exceed 1")
+    if not data.sources:
+        _refuse("data.sources", data.sources, "is empty: name at least one source, such as code")
+    for source, weight in data.sources.items():
+        if not isinstance(weight, (int, float)) or not 0 <= weight < float("inf"):
+            _refuse(f"data.sources[{source!r}]", weight, "is a weight: a number from 0 up")
+    if not sum(data.sources.values()):
+        _refuse("data.sources", data.sources, "has only zero weights: give one source a positive weight")
+    return run
+
+
+def flatten(run: Run) -> dict:
+    """{"optim.lr": 0.003, ...}: one entry a knob, in order of declaration; dict knobs stay whole."""
+    flat = {}
+    for field in dataclasses.fields(run):
+        value = getattr(run, field.name)
+        if dataclasses.is_dataclass(value):
+            flat |= {f"{field.name}.{k}": v for k, v in flatten(value).items()}
+        else:
+            flat[field.name] = value
+    return flat
+
+
+def field_types(kind: type) -> dict[str, type]:
+    """{"optim.lr": float, ...} for a dataclass type, in the order of `flatten`."""
+    found = {}
+    for name, hint in typing.get_type_hints(kind).items():
+        if dataclasses.is_dataclass(hint):
+            found |= {f"{name}.{k}": v for k, v in field_types(hint).items()}
+        else:
+            found[name] = dict if isinstance(hint, types.GenericAlias) else hint
+    return found
+
+
+def to_dict(run: Run) -> dict:
+    """Nested plain dict, ready for JSON."""
+    return dataclasses.asdict(run)
+
+
+def from_dict(values: dict, kind: type = Run, where: str = ""):
+    """The inverse of `to_dict`; a knob that does not exist is refused with the nearest names."""
+    hints = typing.get_type_hints(kind)
+    known = {}
+    for name, value in values.items():
+        if name not in hints:
+            raise ValueError(unknown(where + name, [where + k for k in hints]))
+        nested = dataclasses.is_dataclass(hints[name])
+        if nested and not isinstance(value, dict):
+            _refuse(where + name, value, "must hold knobs")
+        known[name] = from_dict(value, hints[name], f"{where}{name}.") if nested else value
+    return kind(**known)
+
+
+def unknown(name: str, known: list[str]) -> str:
+    """One line that says what exists nearest to a name that does not."""
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5) or known
+    return f"{name} does not exist: did you mean {', '.join(near)}?"
+
+
+def _refuse(name: str, value, rule: str):
+    raise ValueError(f"{name}={value!r} {rule}")
