@@ -28,7 +28,7 @@ class Model:
     dtype: str = "float32"  # of activations: float32, bfloat16; weights stay float32
     remat: str = "none"  # recompute in the backward pass: none, dots (keep matmuls), full
     unroll: int = 8  # layers unrolled per scan step; stacks no deeper than this are unrolled whole
-    attention_blocks: int = 4  # query blocks; block i never sees the keys behind it
+    attention_blocks: int = 2  # query blocks; block i never sees the keys behind it
 
 
 @dataclasses.dataclass
@@ -78,6 +78,7 @@ class Run:
     log_every: int = 10  # steps between metrics
     checkpoint_every: int = 200  # steps between checkpoints; the newest is kept
     keep_every: int = 0  # steps between checkpoints kept for good; 0: only the last
+    wandb: bool = False  # also log to Weights & Biases (extra: wandb)
     predict: bool = False  # in a sweep: start last, once the law of the others has predicted it
     model: Model = dataclasses.field(default_factory=Model)
     data: Data = dataclasses.field(default_factory=Data)
@@ -171,6 +172,11 @@ def check(run: Run) -> Run:
             _refuse(f"model.{name}", size, f"must be a multiple of mesh.tensor={mesh.tensor}")
     if model.d_model % mesh.fsdp:
         _refuse("model.d_model", model.d_model, f"must be a multiple of mesh.fsdp={mesh.fsdp}")
+    for name, every in (("checkpoint_every", run.log_every), ("keep_every", run.checkpoint_every)):
+        value = getattr(run, name)
+        if value % every:
+            rule = f"must be a multiple of {'log_every' if name == 'checkpoint_every' else 'checkpoint_every'}"
+            _refuse(name, value, f"{rule}={every}: try {-(-value // every) * every}")
     if optim.schedule == "wsd" and optim.warmup + optim.decay > 1:
         _refuse("optim.decay", optim.decay, f"plus optim.warmup={optim.warmup} must not exceed 1")
     if not data.sources:

@@ -3,8 +3,158 @@
     runs/quickstart/100K/
         config.json       every knob of the run, as lm/config.py declares it
         facts.json        what the run is: status, counts, FLOPs, devices, versions, corpus
-        metrics.jsonl     a line each log step: step, loss, tokens_per_second, ...
-        evals.jsonl       a line each evaluation: step, loss, bits_per_byte, ...
+        metrics.jsonl     a line each log step: attempt, step, tokens, flops, loss, ...
+        evals.jsonl       a line each evaluation: attempt, step, loss, bits_per_byte, ...
         checkpoints/      written by lm/checkpoint.py
         tensorboard/      the metrics again, for TensorBoard
+    runs/quickstart/      beside its runs: sweep.json, plan.json, prediction.json, report.html
+
+status is running, done, diverged or failed; a run that says "running" and has no process behind it
+was interrupted, and starting it again continues it. JSON files are replaced whole; .jsonl files
+only grow: after a resume the line of the last attempt counts, and a torn last line is dropped.
 """
+
+import json
+import math
+import os
+from pathlib import Path
+
+from lm import config
+
+# Knobs that say where and how a run is computed and looked at, not what it learns.
+FREE = ("dir", "log_every", "checkpoint_every", "keep_every", "predict", "wandb", "data.cache", "mesh.data",
+        "mesh.fsdp", "mesh.tensor", "model.remat", "model.unroll", "eval.every",
+        "eval.n_sequences", "eval.n_completions")  # fmt: skip
+
+
+def folder(run: config.Run) -> Path:
+    """Where the run lives."""
+    return Path(run.dir) / run.name
+
+
+def compare(run: config.Run) -> None:
+    """ValueError naming each knob in which the run on disk, if any, differs; writes nothing."""
+    path = folder(run) / "config.json"
+    if not path.exists():
+        return
+    new, old = config.flatten(run), config.flatten(config.from_dict(read_json(path)))
+    changed = [
+        f"{knob}={old[knob]!r}, now {value!r}"
+        for knob, value in new.items()
+        if knob not in FREE and old[knob] != value
+    ]
+    if changed:
+        raise ValueError(f"{path.parent} was started with {'; '.join(changed)}: pick a new name")
+
+
+def start(run: config.Run, facts: dict) -> int:
+    """Opens the run's folder for another attempt and returns its number, from 1."""
+    compare(run)
+    path = folder(run)
+    path.mkdir(parents=True, exist_ok=True)
+    for name in ("metrics.jsonl", "evals.jsonl"):
+        _drop_torn_line(path / name)
+    write_json(path / "config.json", config.to_dict(run))
+    attempt = read_facts(path).get("attempts", 0) + 1
+    write_facts(path, attempts=attempt, status="running", reason="", **facts)
+    return attempt
+
+
+def read_facts(path: Path) -> dict:
+    """facts.json as a flat dict; empty before the first start."""
+    file = Path(path) / "facts.json"
+    return read_json(file) if file.exists() else {}
+
+
+def write_facts(path: Path, **facts) -> None:
+    """Adds to facts.json, replacing facts of the same name."""
+    write_json(Path(path) / "facts.json", read_facts(path) | facts)
+
+
+def append(path: Path, row: dict) -> None:
+    """Adds a line to a .jsonl file."""
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(_dumps(row) + "\n")
+
+
+def metrics(path: str | Path) -> list[dict]:
+    """The log steps of a run in order, the last attempt's line for each."""
+    return _lines(Path(path) / "metrics.jsonl")
+
+
+def evals(path: str | Path) -> list[dict]:
+    """The evaluations of a run in order, the last attempt's line for each."""
+    return _lines(Path(path) / "evals.jsonl")
+
+
+def rows(path: str | Path) -> list[dict]:
+    """One flat dict for every run below `path`, smallest model first.
+
+    Keys: "name", "dir", every knob ("optim.lr"), every fact ("params.total", "tokens", "flops",
+    "status", "seconds", ...) and the last evaluation ("eval.loss", "eval.loss_se", ...).
+    """
+    found = []
+    for file in sorted(Path(path).glob("**/config.json")):
+        facts, evaluations = read_facts(file.parent), evals(file.parent)
+        knobs = config.flatten(config.from_dict(read_json(file)))
+        last = {f"eval.{k}": v for k, v in evaluations[-1].items()} if evaluations else {}
+        found.append(knobs | {"status": "running"} | facts | last | {"dir": str(file.parent)})
+    return sorted(found, key=lambda row: (row.get("params.non_embedding", 0), row["name"]))
+
+
+def is_finished(run: config.Run) -> bool:
+    """Whether nothing is left to do: the run is done, or diverged."""
+    return read_facts(folder(run)).get("status") in ("done", "diverged")
+
+
+def read_json(path: Path) -> dict:
+    """ValueError naming the file where it is not JSON."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not readable as JSON: {error}") from error
+
+
+def write_json(path: Path, value: dict) -> None:
+    """Replaces the file whole: a reader, or a crash, sees the old one or the new one."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_name(f".{path.name}.{os.getpid()}")
+    fresh.write_text(_dumps(value, indent=1) + "\n", encoding="utf-8")
+    os.replace(fresh, path)
+
+
+def _dumps(value, indent=None) -> str:
+    return json.dumps(_finite(value), indent=indent, allow_nan=False)
+
+
+def _finite(value):
+    """JSON has no NaN or infinity: they become their names."""
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(v) for v in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _lines(path: Path) -> list[dict]:
+    by_step = {}
+    if path.exists():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                row = json.loads(line)
+            except ValueError:
+                continue  # torn by a crash; the next attempt writes the step again
+            by_step[row["step"]] = row
+    return [by_step[step] for step in sorted(by_step)]
+
+
+def _drop_torn_line(path: Path) -> None:
+    """Cuts an unfinished last line, so that the next line starts on its own."""
+    if not path.exists():
+        return
+    text = path.read_bytes()
+    whole = text.rfind(b"\n") + 1
+    if whole < len(text):
+        with open(path, "r+b") as file:
+            file.truncate(whole)

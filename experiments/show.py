@@ -1,0 +1,117 @@
+"""What the commands print: plans, progress and tables."""
+
+import time
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from lm import config
+
+console = Console()
+
+
+def say(text: str) -> None:
+    """A line as it is: nothing in it is taken for markup."""
+    console.print(text, markup=False, highlight=False)
+
+
+def table(lines: list[dict[str, str]], title: str = "") -> None:
+    """Dicts of equal keys as a table, the keys its head; on a narrow screen no row is broken."""
+    if not lines:
+        return
+    shown = Table(title=title or None, title_justify="left", box=None, pad_edge=False)
+    for number, name in enumerate(lines[0]):
+        shown.add_column(name, justify="right" if number else "left", no_wrap=True)
+    for line in lines:
+        shown.add_row(*(str(cell) for cell in line.values()))
+    wide = Console(width=max(console.width, 160)) if not console.is_terminal else console
+    wide.print(shown, markup=False, highlight=False)
+
+
+def plan(costs: list[dict], finished: set[str]) -> None:
+    """A line a run: shape, exact counts, cost; and the sum of what is left."""
+    lines = [
+        {
+            "run": cost["name"],
+            "width": cost["d_model"],
+            "depth": cost["n_layers"],
+            "heads": cost["n_heads"],
+            "parameters": f"{cost['params_total']:,}",
+            "without embeddings": f"{cost['params_non_embedding']:,}",
+            "tokens": f"{cost['tokens']:,}",
+            "FLOPs": f"{cost['flops']:.2e}",
+            "expected": "done" if cost["name"] in finished else seconds(cost["seconds"]),
+        }
+        for cost in costs
+    ]
+    table(lines)
+    left = [cost for cost in costs if cost["name"] not in finished]
+    if left:
+        say(
+            f"{len(left)} of {len(costs)} runs left: {sum(c['flops'] for c in left):.2e} FLOPs,"
+            f" about {seconds(sum(c['seconds'] for c in left))} of training"
+        )
+
+
+def preparing(source: str, documents: int, n_bytes: int) -> None:
+    """Progress of the text that is being prepared, on one line."""
+    console.print(f"preparing {source}: {documents:,} documents, {n_bytes / 1e6:.1f} MB", end="\r")
+
+
+def seconds(value: float) -> str:
+    """0:42, 3:05 or 2:03:05."""
+    minutes, second = divmod(round(value), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
+
+
+class Bars:
+    """A progress bar a run; where the output is no terminal, a line now and then. A context manager."""
+
+    def __init__(self):
+        self.live = console.is_terminal
+        self.progress = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=24),
+            TextColumn("{task.percentage:>3.0f}%"),
+            TextColumn("{task.fields[what]}", markup=False),
+            TimeElapsedColumn(),
+            console=console,
+            disable=not self.live,
+        )
+        self.bars: dict[str, int] = {}
+        self.spoke = 0.0
+
+    def __enter__(self):
+        self.progress.start()
+        return self
+
+    def __exit__(self, *_):
+        self.progress.stop()
+
+    def started(self, run: config.Run) -> None:
+        """Opens the bar of a run."""
+        self.bars[run.name] = self.progress.add_task(run.name, total=run.steps, what="compiling")
+
+    def stepped(self, run: config.Run, row: dict) -> None:
+        """Moves the bar to a row of metrics."""
+        left = (run.steps - row["step"]) * run.data.batch_size * run.data.seq_len
+        what = (
+            f"loss {row['loss']:.3f}  {row['tokens_per_second']:,.0f} tokens/s"
+            f"  {row['peak_share']:.0%} of peak  {seconds(left / row['tokens_per_second'])} left"
+        )
+        self.progress.update(self.bars[run.name], completed=row["step"], what=what)
+        if not self.live and (time.monotonic() - self.spoke > 10 or row["step"] == run.steps):
+            self.spoke = time.monotonic()
+            say(f"{run.name}  step {row['step']} of {run.steps}  {what}")
+
+    def ended(self, run: config.Run, reason: str) -> None:
+        """Closes the bar of a run; says why, if it did not reach its end."""
+        if reason:
+            self.progress.update(self.bars[run.name], what=reason)
+            self.note(f"{run.name}: {reason}")
+
+    def note(self, text: str) -> None:
+        """A line above the bars."""
+        self.progress.console.print(text, markup=False, highlight=False)

@@ -1,0 +1,121 @@
+"""Runs of a sweep: which are done, half done or missing, and doing what is left.
+
+Nothing drives a sweep but its folder: calling `here` again, after any end, goes on where it stopped.
+"""
+
+import datetime
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+from lm import config, data, laws, mesh, records, sizes, train
+
+X, Y = "params.non_embedding", "eval.loss"  # of the law that predicts the largest run
+
+
+def check(runs: list[config.Run], report: Callable | None = None) -> None:
+    """ValueError for the first thing that would stop a run of the sweep; prepares its text.
+
+    report: see corpus.prepare.
+    """
+    if not runs:
+        raise ValueError("the sweep has no runs: get_sweep must yield at least one")
+    folder(runs)
+    names = [run.name for run in runs]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"two runs are named {', '.join(twice)}: every run needs a name of its own")
+    if sum(run.predict for run in runs) > 1:
+        raise ValueError("predict=True in more than one run: a sweep predicts one")
+    for run in runs:
+        config.check(run)
+        records.compare(run)
+        mesh.check_batch(run, mesh.make(run.mesh))
+    for run in runs:
+        data.load(run.data, run.seed, report)
+
+
+def folder(runs: list[config.Run]) -> Path:
+    """The folder that all runs of a sweep share: DIR/SWEEP of names SWEEP/RUN."""
+    places = {str(Path(run.dir) / run.name.split("/")[0]) for run in runs if "/" in run.name}
+    if len(places) != 1 or any("/" not in run.name for run in runs):
+        names = ", ".join(sorted({run.name for run in runs})[:3])
+        raise ValueError(f"names of a sweep's runs must be SWEEP/RUN with one SWEEP, not {names}")
+    return Path(places.pop())
+
+
+def write_down(sweep: str, runs: list[config.Run], costs: list[dict]) -> None:
+    """sweep.json and plan.json: what was asked for, and what it should have cost."""
+    place, when = folder(runs), _now()
+    command = f"uv run python -m experiments.sweep --sweep={sweep}"
+    names = [run.name for run in runs]
+    asked = {"sweep": sweep, "runs": names, "command": command, "created": when}
+    records.write_json(place / "sweep.json", asked)
+    records.write_json(place / "plan.json", {"runs": costs})
+
+
+def left(runs: list[config.Run]) -> list[config.Run]:
+    """The runs that are not finished, in the order to run them: what is predicted comes last."""
+    return sorted((run for run in runs if not records.is_finished(run)), key=lambda run: run.predict)
+
+
+def here(
+    runs: list[config.Run],
+    started: Callable[[config.Run], None] = lambda run: None,
+    stepped: Callable[[config.Run, dict], None] = lambda run, row: None,
+    ended: Callable[[config.Run, str], None] = lambda run, reason: None,
+) -> None:
+    """Does what is left, one run after another in this process.
+
+    A run that diverges or fails is marked so and the others go on. A signal, a full disk or one
+    that is read-only stops the sweep: the same call goes on with it.
+    """
+    for run in left(runs):
+        if run.predict:
+            predict(run, [other for other in runs if other is not run])
+        started(run)
+        reason = ""
+        try:
+            train.train(run, lambda row, run=run: stepped(run, row))
+        except OSError:
+            raise
+        except train.Diverged as error:
+            reason = str(error)
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}"
+            where = records.folder(run)
+            where.mkdir(parents=True, exist_ok=True)
+            (where / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
+            records.write_facts(where, status="failed", reason=reason)
+        ended(run, reason)
+
+
+def predict(target: config.Run, others: list[config.Run]) -> None:
+    """Writes prediction.json: what the law of the other runs says of this one, before it starts.
+
+    Once the target has begun, a prediction is left as it is.
+    """
+    if records.read_facts(records.folder(target)):
+        return
+    names = {run.name for run in others}
+    rows = [row for row in records.rows(folder([target])) if row["name"] in names]
+    size = sizes.counts(target.model)["non_embedding"]
+    said = {"target": target.name, "x": X, "y": Y, X: size, "runs": sorted(names)}
+    try:
+        fit = laws.power(rows, x=X, y=Y)
+        guess = fit.predict(size)
+        said |= {"value": float(guess.value), "lo": float(guess.lo), "hi": float(guess.hi)}
+        said |= {"level": guess.level, "fit": fit.to_dict()}
+    except ValueError as refusal:
+        said |= {"refused": str(refusal)}
+    records.write_json(folder([target]) / "prediction.json", said | {"written": _now()})
+
+
+def prediction(path: Path) -> dict | None:
+    """prediction.json of a sweep's folder, if it was written."""
+    file = Path(path) / "prediction.json"
+    return records.read_json(file) if file.exists() else None
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

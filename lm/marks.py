@@ -1,0 +1,200 @@
+"""What the figures of plots.py are made of: a run's mark, a law's curve, a training curve, words.
+
+Every part takes the axes to draw on and the theme, and looks a run's colour up by its size. A
+`gid` that starts with "tip:" is what a page shows under the mouse.
+"""
+
+import math
+import re
+from typing import TypeGuard
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from lm import style
+
+LEVEL = 0.95  # of the intervals that are drawn
+
+
+def law(axes: Axes, rows, fit, x, y, theme, prediction=None, words_at=(6, 6)) -> None:
+    """Runs in front; behind them the law, dashed beyond the runs it saw, and its interval."""
+    done, colours = points(rows, x, y), style.size_colours(rows, theme)
+    for row in done:
+        tip = f"{short(row)}: {style.number(row[y])} ± {error(row, y):.2g}"
+        target = is_target(row, prediction)
+        full = fit is None or target or in_fit(row, fit)
+        at, colour = (row[x], row[y]), colours[row["name"]]
+        mark(axes, at, colour, theme, tip, error(row, y), full=full, target=target)
+    name_sizes(axes, done, x, y, theme, words_at)
+    if fit is not None:
+        targets = [prediction[x]] if prediction and finite(prediction.get(x)) else []
+        seen = [row[x] for row in done if in_fit(row, fit)]
+        sizes = [row[x] for row in done] + targets
+        grid = np.geomspace(min(sizes) / 1.3, max(sizes) * 1.3, 200)
+        curve = fit.predict(grid, level=LEVEL, noise=False)
+        line = {"color": theme["ink"], "linewidth": 1.3, "zorder": 2}
+        inside = (grid > min(seen) * 0.99) & (grid < max(seen) * 1.01)
+        axes.plot(grid, curve.value, "--", **line)
+        axes.plot(grid[inside], curve.value[inside], label=formula(fit), **line)
+        if np.isfinite(curve.lo).all():
+            label = f"{LEVEL:.0%} interval of the law"
+            axes.fill_between(
+                grid, curve.lo, curve.hi, color=theme["band"], lw=0, zorder=1, label=label
+            )
+        for size in targets:
+            interval(axes, size, prediction, theme, width=9)
+    scales(axes, x, y)
+
+
+def interval(axes: Axes, x, prediction, theme, width) -> None:
+    """What was predicted, at x: the value as a stroke, its interval as a bar."""
+    value, lo, hi = predicted(prediction)
+    tip = f"tip:predicted {style.number(value)} [{style.number(lo)}, {style.number(hi)}]"
+    bar = {"linewidth": width, "solid_capstyle": "butt", "color": theme["soft"], "zorder": 1.2}
+    axes.plot([x, x], [lo, hi], gid=tip, **bar)
+    axes.plot([x], [value], "_", color=theme["accent"], markersize=1.7 * width, markeredgewidth=1.8)
+
+
+def inset(axes: Axes, rows, prediction, y, theme) -> None:
+    """The lower left, which a falling law leaves free: predicted interval beside measured loss."""
+    small = axes.inset_axes((0.1, 0.09, 0.3, 0.36), facecolor=theme["paper"])
+    interval(small, 0, prediction, theme, width=11)
+    words = "not measured"
+    for row in points(rows, prediction["x"], y):
+        if is_target(row, prediction):
+            words, colour = "measured", style.size_colours(rows, theme)[row["name"]]
+            tip = f"measured {style.number(row[y])}"
+            mark(small, (1, row[y]), colour, theme, tip, error(row, y), target=True)
+    name = short({"name": prediction["target"]})
+    small.set_title(name, size=8.5, color=theme["ink"], pad=4, parse_math=False)
+    small.set_xlim(-0.6, 1.6)
+    small.margins(y=0.18)
+    small.set_xticks([0, 1], ["predicted", words])
+    small.tick_params(colors=theme["muted"], labelsize=7.5, length=2)
+    small.locator_params(axis="y", nbins=4)
+    small.spines[:].set_color(theme["grid"])
+
+
+def mark(axes: Axes, at, colour, theme, tip, yerr=None, xerr=None, full=True, target=False) -> None:
+    """One run with its standard error: a dot, open if no law saw it; a diamond for the target."""
+    x, y = at
+    bars = {
+        "fmt": "none",
+        "color": colour,
+        "ecolor": colour,
+        "elinewidth": 1.2,
+        "capsize": 2.5,
+        "zorder": 4,
+    }
+    axes.errorbar([x], [y], yerr, xerr, **bars)
+    shape, size = ("D", 6.5) if target else ("o", 7)
+    face, edge, width = (colour, theme["paper"], 0.8) if full else (theme["paper"], colour, 1.5)
+    look = {"markerfacecolor": face, "markeredgecolor": edge, "markeredgewidth": width, "zorder": 5}
+    axes.plot([x], [y], shape, markersize=size, gid=f"tip:{tip}", **look)
+
+
+def curves(axes: Axes, rows, metrics, x, theme, alpha=1.0) -> list[tuple[dict, float, float]]:
+    """Training curves; returns (row, x, loss) where each ends, for the runs that have one."""
+    colours, ends = style.size_colours(rows, theme), []
+    for row in rows:
+        xs, losses = smooth(metrics.get(row["name"], ()), x)
+        if len(xs):
+            look = {"color": colours[row["name"]], "linewidth": 1.3, "alpha": alpha, "zorder": 1.5}
+            axes.plot(xs, losses, gid=f"tip:{short(row)}, {row['status']}", **look)
+            ends.append((row, xs[-1], losses[-1]))
+    return ends
+
+
+def smooth(metrics, x="tokens", y="loss", n=80) -> tuple[np.ndarray, np.ndarray]:
+    """Means of x and y over at most n equal stretches of log x; what is not finite is left out."""
+    lines = [
+        line for line in metrics if finite(line.get(x)) and finite(line.get(y)) and line[x] > 0
+    ]
+    if len(lines) < 2:
+        return np.zeros(0), np.zeros(0)
+    columns = np.array([[line[x] for line in lines], [line[y] for line in lines]], float)
+    logs = np.log(columns[0]) - np.log(columns[0].min())
+    place = np.minimum((n * logs / max(logs.max(), 1e-9)).astype(int), n - 1)
+    size = np.bincount(place, minlength=n)
+    xs, ys = (np.bincount(place, column, n)[size > 0] / size[size > 0] for column in columns)
+    return xs, ys
+
+
+def steps(axes: Axes, rows, x, y, theme, scale=1.0, line="-", words_at=(6, 6)) -> list[dict]:
+    """Marks with their errors, joined from size to size; returns the rows that are shown."""
+    done, colours = points(rows, x, y), style.size_colours(rows, theme)
+    joint = {"color": theme["muted"], "linewidth": 1.1, "zorder": 1}
+    axes.plot([row[x] for row in done], [scale * row[y] for row in done], line, **joint)
+    for row in done:
+        value, se = scale * row[y], scale * error(row, y)
+        tip = f"{short(row)}: {style.number(value)} ± {se:.2g}"
+        mark(axes, (row[x], value), colours[row["name"]], theme, tip, se)
+    name_sizes(axes, done, x, y, theme, words_at, scale)
+    return done
+
+
+def name_sizes(axes: Axes, done, x, y, theme, words_at, scale=1.0) -> None:
+    """Writes every size beside its first run, unless there are too many to read."""
+    first = {row[x]: row for row in reversed(done)}
+    for row in first.values() if words_at and len(first) <= 12 else ():
+        side = "right" if words_at[0] < 0 else "left"
+        style.write(axes, row[x], scale * row[y], short(row), theme["ink"], words_at, ha=side)
+
+
+def scales(axes: Axes, x, y, right=0.07) -> None:
+    """Log axes where laws are lines, with room for words on the right (a share of the width)."""
+    axes.set_xscale("log")
+    low, high = np.log10(axes.get_xlim())
+    axes.set_xlim(right=10 ** (high + right * (high - low)))
+    style.log_x(axes, style.power_of_ten if x == "flops" else style.count)
+    if y.startswith(("eval.loss", "eval.bits")):
+        style.log_y(axes)
+
+
+# Questions to rows, fits and predictions.
+
+
+def points(rows, x, y) -> list[dict]:
+    """Finished runs that have both numbers, from small to large."""
+    done = [row for row in rows if row["status"] == "done"]
+    return sorted((r for r in done if finite(r.get(x)) and finite(r.get(y))), key=lambda r: r[x])
+
+
+def finite(value) -> TypeGuard[float]:
+    """Whether a cell of a row holds a number that can be drawn."""
+    return isinstance(value, (int, float)) and math.isfinite(value)
+
+
+def short(row: dict) -> str:
+    """The last part of a run's name: quickstart/100K -> 100K."""
+    return row["name"].rsplit("/", 1)[-1]
+
+
+def source_columns(rows, y="eval.loss") -> list[str]:
+    """Columns that hold y of one source each: eval.loss.code, eval.loss.docs."""
+    return sorted({key for row in rows for key in row if key.startswith(y + ".")})
+
+
+def error(row, y) -> float:
+    """The standard error beside a result: eval.loss_se, and eval.loss_se.code of eval.loss.code."""
+    value = row.get(re.sub(r"^([^.]+[.][^.]+)", r"\1_se", y))
+    return value if finite(value) else 0.0
+
+
+def in_fit(row, fit) -> bool:
+    return row["name"] in fit.data.names
+
+
+def is_target(row, prediction) -> bool:
+    return bool(prediction) and row["name"] == prediction["target"]
+
+
+def predicted(prediction: dict) -> tuple[float, float, float]:
+    """(value, lo, hi) of prediction.json; bounds that could not be had are NaN."""
+    return float(prediction["value"]), float(prediction["lo"]), float(prediction["hi"])
+
+
+def formula(fit) -> str:
+    """A fitted law in one line: L(N) = 0.9 + 18 N⁻⁰·²⁵."""
+    values = {name: f"{value:#.3g}" for name, value in fit.params.items()}
+    return style.raised(fit.formula.format(**values))

@@ -1,0 +1,221 @@
+"""The decoder transformer: RMSNorm, rotary grouped-query attention with QK-norm, gated MLP.
+
+Tensor names end in their axes: B batch, T query time, S key time, D d_model, F d_ff, N query heads,
+K key/value heads, G query heads a key/value head, H d_head, V vocabulary, L layers.
+
+Modules are Flax NNX in tree mode and exist only while a function is traced; between functions the
+weights are a plain nested dict of arrays, the layers stacked on a leading axis:
+
+    params = init(model, seed=0)                  {"embed": [V, D], "blocks": {...: [L, ...]}, ...}
+    logits_BTV = logits(model, params, tokens_BT)
+    axes(model)                                   the same tree, a tuple of axis names a weight
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from lm import config, mesh
+
+nnx.set_graph_mode(False)
+nnx.set_graph_updates(False)
+nnx.use_eager_sharding(False)  # jit's out_shardings place the weights
+
+MASKED = -1e30  # a score no key survives; finite, so that its gradient is
+
+
+def weight(rngs: nnx.Rngs, names: tuple[str, ...], shape: tuple[int, ...], std: float) -> nnx.Param:
+    """A normally distributed float32 weight whose axes are called `names` (see mesh.RULES)."""
+    value = std * jax.random.normal(rngs.params(), shape, jnp.float32)
+    return nnx.Param(value, out_sharding=names)
+
+
+class RMSNorm(nnx.Module):
+    """x / rms(x) * scale, in float32 (Zhang and Sennrich 2019, arXiv:1910.07467)."""
+
+    def __init__(self, size: int):
+        self.scale = nnx.Param(jnp.ones((size,), jnp.float32), out_sharding=("norm",))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = x.astype(jnp.float32)
+        y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + 1e-6)
+        return (y * self.scale[...]).astype(x.dtype)
+
+
+class Attention(nnx.Module):
+    """Causal grouped-query attention (Ainslie et al. 2023, arXiv:2305.13245), QK-norm, rotary."""
+
+    def __init__(self, model: config.Model, rngs: nnx.Rngs):
+        d, n, k, h = model.d_model, model.n_heads, model.n_kv_heads, model.d_head
+        out = (2 * model.n_layers * n * h) ** -0.5  # so that depth adds up to unit variance
+        self.query = weight(rngs, ("embed", "heads", "d_head"), (d, n, h), d**-0.5)
+        self.key = weight(rngs, ("embed", "kv_heads", "d_head"), (d, k, h), d**-0.5)
+        self.value = weight(rngs, ("embed", "kv_heads", "d_head"), (d, k, h), d**-0.5)
+        self.out = weight(rngs, ("heads", "d_head", "embed"), (n, h, d), out)
+        self.query_norm, self.key_norm = RMSNorm(h), RMSNorm(h)
+        self.model = model
+
+    def __call__(self, x_BTD: jax.Array) -> jax.Array:
+        model, dtype = self.model, x_BTD.dtype
+        q_BTNH = jnp.einsum("btd,dnh->btnh", x_BTD, self.query[...].astype(dtype))
+        k_BSKH = jnp.einsum("bsd,dkh->bskh", x_BTD, self.key[...].astype(dtype))
+        v_BSKH = jnp.einsum("bsd,dkh->bskh", x_BTD, self.value[...].astype(dtype))
+        q_BTNH = rotary(self.query_norm(q_BTNH), model.rope_theta)
+        k_BSKH = rotary(self.key_norm(k_BSKH), model.rope_theta)
+        q_BTNH = mesh.constrain(q_BTNH, "batch", "length", "heads", "d_head")
+        o_BTNH = causal_attention(q_BTNH, k_BSKH, v_BSKH, model.attention_blocks)
+        return jnp.einsum("btnh,nhd->btd", o_BTNH, self.out[...].astype(dtype))
+
+
+class MLP(nnx.Module):
+    """silu(x @ gate) * (x @ up) @ down (Shazeer 2020, arXiv:2002.05202)."""
+
+    def __init__(self, model: config.Model, rngs: nnx.Rngs):
+        d, f = model.d_model, model.d_ff
+        self.gate = weight(rngs, ("embed", "mlp"), (d, f), d**-0.5)
+        self.up = weight(rngs, ("embed", "mlp"), (d, f), d**-0.5)
+        self.down = weight(rngs, ("mlp", "embed"), (f, d), (2 * model.n_layers * f) ** -0.5)
+
+    def __call__(self, x_BTD: jax.Array) -> jax.Array:
+        dtype = x_BTD.dtype
+        gate_BTF, up_BTF = x_BTD @ self.gate[...].astype(dtype), x_BTD @ self.up[...].astype(dtype)
+        y_BTF = mesh.constrain(jax.nn.silu(gate_BTF) * up_BTF, "batch", "length", "mlp")
+        return y_BTF @ self.down[...].astype(dtype)
+
+
+class Block(nnx.Module):
+    """One layer: attention, then MLP, each on the normed stream and added to it."""
+
+    def __init__(self, model: config.Model, rngs: nnx.Rngs):
+        self.attention, self.attention_norm = Attention(model, rngs), RMSNorm(model.d_model)
+        self.mlp, self.mlp_norm = MLP(model, rngs), RMSNorm(model.d_model)
+
+    def __call__(self, x_BTD: jax.Array) -> jax.Array:
+        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD))
+        x_BTD = x_BTD + self.mlp(self.mlp_norm(x_BTD))
+        return mesh.constrain(x_BTD, "batch", "length", None)
+
+
+class Decoder(nnx.Module):
+    """tokens_BT -> logits_BTV in float32."""
+
+    def __init__(self, model: config.Model, rngs: nnx.Rngs):
+        d, v = model.d_model, model.vocab_size
+        self.embed = weight(rngs, ("vocab", "embed"), (v, d), d**-0.5)
+        self.blocks = _stack(model, rngs)
+        self.norm = RMSNorm(d)
+        self.head = None if model.tied else weight(rngs, ("embed", "vocab"), (d, v), d**-0.5)
+        self.model = model
+
+    def __call__(self, tokens_BT: jax.Array) -> jax.Array:
+        model = self.model
+        # Whole rows before the look-up: a table split both ways would be gathered on every device.
+        embed_VD = mesh.constrain(self.embed[...].astype(model.dtype), "vocab", None)
+        x_BTD = mesh.constrain(embed_VD[tokens_BT], "batch", "length", None)
+        layer = _remat(lambda x_BTD, block: (block(x_BTD), None), model.remat)
+        unroll = model.n_layers if model.n_layers <= model.unroll else 1
+        x_BTD, _ = jax.lax.scan(layer, x_BTD, self.blocks, unroll=unroll)
+        head_DV = embed_VD.T if self.head is None else self.head[...].astype(model.dtype)
+        logits_BTV = jnp.einsum(
+            "btd,dv->btv", self.norm(x_BTD), head_DV, preferred_element_type=jnp.float32
+        )
+        if model.logit_softcap:
+            logits_BTV = model.logit_softcap * jnp.tanh(logits_BTV / model.logit_softcap)
+        return mesh.constrain(logits_BTV, "batch", "length", "vocab")
+
+
+def rotary(x_BTNH: jax.Array, theta: float) -> jax.Array:
+    """Rotates the pairs (i, i + H/2) of each head by time x theta^(-2i/H) (arXiv:2104.09864)."""
+    half = x_BTNH.shape[-1] // 2
+    frequency_H = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    angle_TH = jnp.arange(x_BTNH.shape[1], dtype=jnp.float32)[:, None] * frequency_H
+    cos, sin = jnp.cos(angle_TH)[:, None], jnp.sin(angle_TH)[:, None]
+    left, right = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
+    turned = jnp.concatenate([left * cos - right * sin, right * cos + left * sin], axis=-1)
+    return turned.astype(x_BTNH.dtype)
+
+
+def causal_attention(q_BTNH, k_BSKH, v_BSKH, n_blocks: int) -> jax.Array:
+    """softmax(q k / sqrt(H)) v over the keys not later than the query, in blocks of queries.
+
+    Block i of n_blocks multiplies only with the keys up to its own end, so that about half of the
+    masked scores are never computed; the result does not depend on n_blocks.
+    """
+    b, t, n, h = q_BTNH.shape
+    k = k_BSKH.shape[2]
+    size = t // n_blocks
+    q_BKGTH = (q_BTNH * h**-0.5).reshape(b, t, k, n // k, h).transpose(0, 2, 3, 1, 4)
+    k_BKSH, v_BKSH = k_BSKH.transpose(0, 2, 1, 3), v_BSKH.transpose(0, 2, 1, 3)
+    blocks = []
+    for start in range(0, t, size):
+        end = start + size
+        score_BKGTS = jnp.einsum(
+            "bkgth,bksh->bkgts",
+            q_BKGTH[..., start:end, :],
+            k_BKSH[:, :, :end],
+            preferred_element_type=jnp.float32,
+        )
+        seen_TS = jnp.arange(start, end)[:, None] >= jnp.arange(end)
+        score_BKGTS = jnp.where(seen_TS, score_BKGTS, MASKED)
+        top_BKGT1 = jax.lax.stop_gradient(score_BKGTS.max(axis=-1, keepdims=True))
+        exp_BKGTS = jnp.exp(score_BKGTS - top_BKGT1)
+        sum_BKGT1 = exp_BKGTS.sum(axis=-1, keepdims=True)
+        o_BKGTH = jnp.einsum(
+            "bkgts,bksh->bkgth",
+            exp_BKGTS.astype(v_BKSH.dtype),
+            v_BKSH[:, :, :end],
+            preferred_element_type=jnp.float32,
+        )
+        # Divided here, not before the product: H numbers a query in place of S.
+        blocks.append((o_BKGTH / sum_BKGT1).astype(v_BKSH.dtype))
+    return jnp.concatenate(blocks, axis=3).transpose(0, 3, 1, 2, 4).reshape(b, t, n, h)
+
+
+def init(model: config.Model, seed: int | jax.Array) -> dict:
+    """Fresh weights: a pure function of (model, seed), the same numbers on every mesh."""
+    return nnx.to_pure_dict(nnx.state(Decoder(model, _rngs(seed)), nnx.Param))
+
+
+def axes(model: config.Model) -> dict:
+    """The tree of `init` with each weight's axis names, as declared."""
+    return nnx.to_pure_dict(_abstract(model)[1], extract_fn=lambda weight: weight.out_sharding)
+
+
+def logits(model: config.Model, params: dict, tokens_BT: jax.Array) -> jax.Array:
+    """float32 logits_BTV: position t predicts token t + 1, and sees none later than t."""
+    return nnx.merge(_abstract(model)[0], params)(tokens_BT)
+
+
+def nats(logits_BTV: jax.Array, targets_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Cross-entropy of each target, and log Z of its softmax (for z-loss), both float32 [B, T]."""
+    log_z_BT = jax.nn.logsumexp(logits_BTV, axis=-1)
+    target_BT = jnp.take_along_axis(logits_BTV, targets_BT[..., None], axis=-1)[..., 0]
+    return log_z_BT - target_BT, log_z_BT
+
+
+def _rngs(seed) -> nnx.Rngs:
+    return nnx.Rngs(params=jax.random.key(seed))
+
+
+def _stack(model: config.Model, rngs: nnx.Rngs) -> Block:
+    """n_layers blocks as one, every weight with a leading "layers" axis."""
+
+    @nnx.vmap(in_axes=0, out_axes=0)
+    @nnx.transform_metadata(in_axes=0, out_axes=0, partition="layers")
+    def make(rngs: nnx.Rngs) -> Block:
+        return Block(model, rngs)
+
+    return make(rngs.split(model.n_layers))
+
+
+def _remat(layer, policy: str):
+    """The layer, with what the backward pass recomputes: none, all but the matmuls, or all."""
+    if policy == "none":
+        return layer
+    keep = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if policy == "dots" else None
+    return jax.checkpoint(layer, prevent_cse=False, policy=keep)
+
+
+def _abstract(model: config.Model):
+    """(graph definition, abstract weights) of the decoder; nothing is computed."""
+    return nnx.split(nnx.eval_shape(lambda: Decoder(model, _rngs(0))), nnx.Param)

@@ -1,0 +1,75 @@
+"""What a run will cost, before paying: counts, tokens, FLOPs, seconds; and FLOPs counted from a program."""
+
+import math
+
+import jax
+from jax.extend.core import ClosedJaxpr, Jaxpr
+
+from lm import config, mesh, sizes, train
+
+# Share of the matmul peak a train step reaches, by width: top * d_model / (d_model + half). Fitted
+# to runs on two cores (CPU); assumed, not measured, elsewhere.
+REACHED = {
+    #        top   half
+    "cpu":  (0.60,   90),
+    "gpu":  (0.50,  700),
+    "tpu":  (0.55,  700),
+}  # fmt: skip
+
+
+def cost(run: config.Run, peak_flops_per_second: float, platform: str = "cpu") -> dict:
+    """One row of a plan: shape, exact counts, and the seconds of training it should take."""
+    facts = sizes.facts(run)
+    top, half = REACHED.get(platform, REACHED["gpu"])
+    reached = top * run.model.d_model / (run.model.d_model + half)
+    return {
+        "name": run.name,
+        "d_model": run.model.d_model,
+        "n_layers": run.model.n_layers,
+        "n_heads": run.model.n_heads,
+        "params_total": facts["params.total"],
+        "params_non_embedding": facts["params.non_embedding"],
+        "tokens": facts["tokens"],
+        "flops": facts["flops"],
+        "seconds": facts["flops"] / (peak_flops_per_second * reached),
+    }
+
+
+def step_flops(run: config.Run) -> int:
+    """FLOPs of the matrix products in one real train step, walked through its jaxpr.
+
+    Unlike sizes.flops_per_token this counts what is executed: recomputation under model.remat, and
+    only the blocks of scores that model.attention_blocks leaves. Nothing is computed or allocated.
+    """
+    program = train.build(run, mesh.make(config.Mesh(), jax.devices()[:1]))
+    batch = jax.ShapeDtypeStruct((run.data.batch_size, run.data.seq_len + 1), "int32")
+    return matmul_flops(jax.make_jaxpr(program.step)(program.abstract, batch).jaxpr)
+
+
+def matmul_flops(jaxpr: Jaxpr) -> int:
+    """2 x multiply-adds of every dot_general, loop bodies times their length.
+
+    XLA's own cost_analysis() counts the body of a scan once, whatever its length.
+    """
+    total = 0
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            depth = math.prod(equation.invars[0].aval.shape[axis] for axis in contracted)
+            total += 2 * depth * math.prod(equation.outvars[0].aval.shape)
+        times = equation.params["length"] if equation.primitive.name == "scan" else 1
+        for inner in _jaxprs_in(list(equation.params.values())):
+            total += times * matmul_flops(inner)
+    return total
+
+
+def _jaxprs_in(values: list) -> list[Jaxpr]:
+    found = []
+    for value in values:
+        if isinstance(value, ClosedJaxpr):
+            found.append(value.jaxpr)
+        elif isinstance(value, Jaxpr):
+            found.append(value)
+        elif isinstance(value, (tuple, list)):
+            found += _jaxprs_in(list(value))
+    return found

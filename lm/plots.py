@@ -1,0 +1,146 @@
+"""One function a figure: rows of runs in, a matplotlib Figure out, good enough for figure one.
+
+    rows = records.rows("runs/quickstart")
+    figure = plots.loss_against_params(rows, laws.power(rows))
+    plots.save(figure, "loss", {"runs": plots.fingerprints(rows)})      # loss.png and loss.svg
+
+N parameters without embeddings, D training tokens, C training FLOPs, L held-out loss. A size has
+one colour in every figure. Filled marks are runs in the fit, open ones are not; the law is solid
+over the runs it saw, dashed beyond, its interval a band; a diamond is the run that was predicted.
+"""
+
+from matplotlib.figure import Figure
+
+from lm import marks, style
+
+LIGHT, DARK, save = style.LIGHT, style.DARK, style.save  # all that a notebook needs of style
+
+
+def loss_against_params(
+    rows, fit=None, prediction=None, x="params.non_embedding", y="eval.loss", theme=LIGHT
+) -> Figure:
+    """Log-log: every finished run, the law with its interval, and what it said of the target.
+
+    `fit` is what laws.power gave, `prediction` the content of prediction.json; either may be None.
+    The inset sets the predicted interval beside the measured loss. Bars are one standard error.
+    """
+    figure, axes = style.start("Loss against parameters", x, y, theme)
+    marks.law(axes, rows, fit, x, y, theme, prediction)
+    if prediction and prediction["x"] == x and prediction["y"] == y:
+        marks.inset(axes, rows, prediction, y, theme)
+    return style.end(figure, axes, _law_caption(rows, fit, x, y), theme)
+
+
+def loss_against_compute(
+    rows, metrics=None, fit=None, x="flops", y="eval.loss", theme=LIGHT
+) -> Figure:
+    """Log-log: each run's way through compute (thin, training loss) to its held-out loss (mark).
+
+    `metrics` is {name of run: records.metrics(its folder)}; `fit` a law in x, or None.
+    """
+    figure, axes = style.start("Loss against compute", x, y, theme)
+    marks.curves(axes, rows, metrics or {}, x, theme, alpha=0.45)
+    marks.law(axes, rows, fit, x, y, theme, words_at=(-4, -12))
+    caption = _law_caption(rows, fit, x, y)
+    thin = "Thin: training loss on the way." if metrics else ""
+    return style.end(figure, axes, [*caption, thin], theme)
+
+
+def learning_curves(rows, metrics, x="tokens", theme=LIGHT) -> Figure:
+    """Log-log: training loss of every run on its way, half-done and diverged ones included.
+
+    A point is the mean over a stretch of log x, for single steps are noise.
+    """
+    figure, axes = style.start("Learning curves", x, "Training loss (nats per token)", theme)
+    ends = marks.curves(axes, rows, metrics, x, theme)
+    for row, at, loss in ends:
+        status = "" if row["status"] == "done" else f" {row['status']}"
+        style.write(axes, at, loss, marks.short(row) + status, theme["ink"], (5, -3))
+    marks.scales(axes, x, "eval.loss", right=0.14)
+    caption = f"n = {_runs(ends)}. A point is the mean over a stretch of the logarithm of {x}."
+    return style.end(figure, axes, [caption], theme)
+
+
+def ability(rows, y="eval.completion", x="params.non_embedding", theme=LIGHT) -> Figure:
+    """A share of right answers, in percent, against size."""
+    figure, axes = style.start("Ability against parameters", x, y, theme)
+    done = marks.steps(axes, rows, x, y, theme, scale=100, words_at=(6, -11))
+    marks.scales(axes, x, y)
+    axes.set_ylim(bottom=0)
+    asked = sorted({row[y + "_n"] for row in done if marks.finite(row.get(y + "_n"))})
+    number = " to ".join(f"{n:,.0f}" for n in dict.fromkeys(asked[:1] + asked[-1:])) or "unknown"
+    caption = f"n = {_runs(done)}, {number} questions each. Bars: one standard error."
+    return style.end(figure, axes, [caption], theme)
+
+
+def loss_by_source(rows, x="params.non_embedding", y="eval.loss", theme=LIGHT) -> Figure:
+    """Log-log: held-out loss on every source (columns y.SOURCE) against size, a line a source."""
+    figure, axes = style.start("Loss by source", x, y, theme)
+    for place, column in enumerate(marks.source_columns(rows, y)):
+        line, words_at = ("-", "--", ":", "-.")[place % 4], None if place else (6, 6)
+        for last in marks.steps(axes, rows, x, column, theme, line=line, words_at=words_at)[-1:]:
+            source = column.removeprefix(y + ".")
+            style.write(axes, last[x], last[column], source, theme["ink"], (8, -3))
+    marks.scales(axes, x, y, right=0.1)
+    caption = f"n = {_runs(marks.points(rows, x, y))}. Bars: one standard error."
+    return style.end(figure, axes, [caption], theme)
+
+
+def predicted_against_measured(rows, fit, prediction=None, theme=LIGHT) -> Figure:
+    """How far, in percent, each measured loss lies from the law's: a line a run, largest on top.
+
+    A bar is the law's interval for one measurement of that run; a mark on its bar is a law that
+    held. For the target, the law is the one written down before it started.
+    """
+    x, y = fit.columns[fit.inputs[0]], fit.columns[fit.output]
+    words = "Measured loss, off the law's (%)"
+    figure, axes = style.start("Predicted against measured", words, "", theme)
+    done, colours = marks.points(rows, x, y), style.size_colours(rows, theme)
+    for place, row in enumerate(done):
+        target = marks.is_target(row, prediction)
+        value, lo, hi = said = _said(row, fit, prediction)
+        bar = {"color": theme["soft" if target else "band"], "linewidth": 11, "zorder": 1}
+        ends = [100 * (lo / value - 1), 100 * (hi / value - 1)]
+        axes.plot(ends, [place, place], solid_capstyle="butt", **bar)
+        off, error = 100 * (row[y] / value - 1), 100 * marks.error(row, y) / value
+        law = "law {} [{}, {}]".format(*map(style.number, said))
+        tip = f"{marks.short(row)}: measured {style.number(row[y])}, {law}, off {off:+.2f}%"
+        full = target or marks.in_fit(row, fit)
+        at, colour = (off, place), colours[row["name"]]
+        marks.mark(axes, at, colour, theme, tip, xerr=error, full=full, target=target)
+    axes.axvline(0, color=theme["ink"], linewidth=1, zorder=1.5)
+    axes.set_yticks(range(len(done)), [marks.short(row) for row in done], parse_math=False)
+    axes.set_ylim(-0.6, max(len(done), 1) - 0.4)
+    axes.grid(axis="y", visible=False)
+    caption = f"n = {_runs(done)}. Wide: {marks.LEVEL:.0%} interval for one measurement; thin: one"
+    diamond = "Diamond: predicted before it started." if prediction else ""
+    return style.end(figure, axes, [caption, "standard error.", diamond], theme)
+
+
+def fingerprints(rows) -> dict[str, str]:
+    """{name of run: fingerprint of all that its row says, but where it lies}."""
+    known = {row["name"]: {k: v for k, v in row.items() if k != "dir"} for row in rows}
+    return {name: style.fingerprint(row) for name, row in known.items()}
+
+
+def _said(row, fit, prediction) -> tuple[float, float, float]:
+    """(value, lo, hi) of a measurement of this run; for the target, as it was written down."""
+    if prediction and marks.is_target(row, prediction):
+        return marks.predicted(prediction)
+    said = fit.predict(row, level=marks.LEVEL)
+    return said.value, said.lo, said.hi
+
+
+def _law_caption(rows, fit, x, y) -> list[str]:
+    done = marks.points(rows, x, y)
+    if fit is None:
+        return [f"n = {_runs(done)}, no law fitted. Bars: one standard error."]
+    used = [row for row in done if marks.in_fit(row, fit)]
+    return [
+        f"n = {_runs(used)} in the fit, of {len(done)} finished; dashed beyond them.",
+        f"Intervals: {fit.resampling}; bars: one standard error.",
+    ]
+
+
+def _runs(rows) -> str:
+    return "1 run" if len(rows) == 1 else f"{len(rows)} runs"

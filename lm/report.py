@@ -1,0 +1,216 @@
+"""A sweep directory -> one page that opens from disk: what was predicted, what came, every run.
+
+    path = report.write("runs/quickstart")   # report.html, and figures/NAME.png and .svg beside it
+
+The page says what is missing: a sweep that is half done, a law that could not be fitted, a
+prediction that did not hold. It reads records only, and can be written again at any time.
+"""
+
+import importlib.metadata
+from pathlib import Path
+
+from lm import config, marks, outcome, page, plots, records, style
+from lm.marks import finite, short
+from lm.outcome import Cell, Sweep
+
+load, headline, table = outcome.load, outcome.headline, outcome.table  # for command lines
+
+
+def write(sweep_dir) -> Path:
+    """Writes figures/ and report.html into the sweep's folder; returns the page's path."""
+    sweep = outcome.load(sweep_dir)
+    figures = []
+    for name, (figure, meta) in drawings(sweep).items():
+        plots.save(figure, sweep.path / "figures" / name, meta)
+        figures.append(page.figure(figure, f"figures/{name}"))
+    return page.write(
+        sweep.path / "report.html",
+        title=sweep.path.resolve().name,
+        headline=outcome.headline(sweep),
+        tiles=_tiles(sweep),
+        sections={
+            "Figures": page.figures(figures),
+            "The law": _law(sweep),
+            "Predictions": _predictions(sweep),
+            "Runs": page.table(outcome.full_table(sweep.rows), "sortable"),
+            "Left out, unfinished, missing": _left_out(sweep),
+            "Plan against cost": _cost(sweep),
+            "How to do it again": _again(sweep),
+        },
+        footer=f"lm-scaling {_version()}, from the records of {len(sweep.rows)} runs.",
+        twins=style.twins(sweep.rows),
+    )
+
+
+def drawings(sweep: Sweep) -> dict:
+    """{name: (figure, its record)} of every figure that these runs allow."""
+    rows, fit, said = sweep.rows, sweep.fit, sweep.prediction
+    done = marks.points(rows, "params.non_embedding", "eval.loss")
+    metrics = {row["name"]: records.metrics(row["dir"]) for row in rows}
+    found = {}
+    if done:
+        in_compute = outcome.fit_law(rows, x="flops")[0]
+        found["loss"] = plots.loss_against_params(rows, fit, said), fit
+        found["compute"] = plots.loss_against_compute(rows, metrics, in_compute), in_compute
+    if any(len(lines) > 1 for lines in metrics.values()):
+        found["curves"] = plots.learning_curves(rows, metrics), None
+    if any(finite(row.get("eval.completion")) for row in done):
+        found["ability"] = plots.ability(rows), None
+    if marks.source_columns(done):
+        found["sources"] = plots.loss_by_source(rows), None
+    if fit and fit.ensemble:
+        found["predicted"] = plots.predicted_against_measured(rows, fit, said), fit
+    return {name: (figure, record(sweep, name, law)) for name, (figure, law) in found.items()}
+
+
+def record(sweep: Sweep, name: str, fit=None) -> dict:
+    """What a figure carries inside: its runs, law and prediction, and the code that drew it."""
+    return {
+        "figure": name,
+        "sweep": sweep.facts.get("sweep", ""),
+        "runs": plots.fingerprints(sweep.rows),
+        "law": {key: f"{value:.6g}" for key, value in fit.params.items()} if fit else {},
+        "prediction": style.fingerprint(sweep.prediction),
+        "code": _version(),
+    }
+
+
+def verify(figure_path, sweep_dir) -> list[str]:
+    """What has changed since a figure was drawn, a line each; empty if it still holds."""
+    old = style.read_meta(figure_path)
+    drawn = drawings(outcome.load(sweep_dir))
+    if old.get("figure") not in drawn:
+        return [
+            f"these runs give no figure {old.get('figure')!r}, but {', '.join(drawn) or 'none'}"
+        ]
+    new = drawn[old["figure"]][1]
+    names = sorted({**old["runs"], **new["runs"]})
+    runs = [name for name in names if old["runs"].get(name) != new["runs"].get(name)]
+    rest = [key for key in ("law", "prediction", "code") if old[key] != new[key]]
+    return [f"{name} changed, came or went" for name in runs] + [
+        f"{key}: {old[key]} then, {new[key]} now" for key in rest
+    ]
+
+
+def _version() -> str:
+    return importlib.metadata.version("lm-scaling")
+
+
+def _tiles(sweep: Sweep) -> list[tuple[str, str]]:
+    """The few numbers that say how large all this is."""
+    columns = {
+        key: [row[key] for row in sweep.rows if finite(row.get(key))]
+        for key in ("params.non_embedding", "eval.loss", "flops", "seconds")
+    }
+    sizes, losses = columns["params.non_embedding"], columns["eval.loss"]
+    done = sum(row["status"] == "done" for row in sweep.rows)
+    tiles = [("runs done", f"{done} of {len(sweep.rows) + len(sweep.missing)}")]
+    if sizes:
+        words = f"{style.count(min(sizes))} to {style.count(max(sizes))}"
+        tiles.append((f"sizes, {max(sizes) / min(sizes):.0f} times apart", words))
+    if losses:
+        tiles.append(("lowest loss, nats per token", style.number(min(losses))))
+    tiles.append(("FLOPs in all", style.power_of_ten(sum(columns["flops"]))))
+    return [*tiles, ("training time", outcome.duration(sum(columns["seconds"])))]
+
+
+def _law(sweep: Sweep) -> str:
+    """The formula, its parameters with intervals, and every doubt there is about it."""
+    fit = sweep.fit
+    if fit is None:
+        return page.words(f"No law could be fitted: {sweep.refusal}.", "note")
+    lines = []
+    for name, value in fit.params.items():
+        lo, hi = fit.intervals.get(name, (float("nan"), float("nan")))
+        interval: Cell = (f"{lo:.4g} to {hi:.4g}", lo) if finite(lo) else ("none", 0.0)
+        lines.append({"": (name, name), "value": (f"{value:.4g}", value), "95% interval": interval})
+    columns = "; ".join(style.label(column) for column in fit.columns.values())
+    doubts = list(fit.warnings)
+    written = (sweep.prediction or {}).get("fit", {}).get("params", {})
+    if any(abs(written.get(k, v) - v) > 1e-4 * abs(v) for k, v in fit.params.items()):
+        doubts.append(
+            "It differs from the law in prediction.json: runs changed after the prediction."
+        )
+    return (
+        page.words(marks.formula(fit), "formula")
+        + page.words(columns, "muted")
+        + page.table(lines)
+        + "".join(page.words(doubt, "note") for doubt in doubts)
+        + page.details("How it was fitted", page.code(fit))
+    )
+
+
+def _predictions(sweep: Sweep) -> str:
+    said, row, measured = sweep.prediction, sweep.target or {}, sweep.measured
+    if not said:
+        why = f": {sweep.refused}" if sweep.refused else ""
+        return page.words(f"None was written down{why}.", "muted")
+    value, lo, hi = marks.predicted(said)
+    inside = "yes" if measured and lo <= measured <= hi else "no"
+    line: dict[str, Cell] = {
+        "run": (said["target"], ""),
+        "of": (style.label(said["y"]), ""),
+        "predicted": (style.number(value), value),
+        f"{said['level']:.0%} interval": (f"{style.number(lo)} to {style.number(hi)}", lo),
+        "measured": outcome.measured(said["y"])(row) if measured else ("not yet", ""),
+        "off": (outcome.off(measured, value) if measured else "", ""),
+        "inside": (inside if measured and finite(lo) else "", ""),
+        "written": (said.get("written", ""), ""),
+    }
+    return page.table([line]) + page.words(f"From {', '.join(said['runs'])}.", "muted")
+
+
+def _left_out(sweep: Sweep) -> str:
+    """Runs that are not done, or that are and no law saw, with the reason."""
+    why = dict(sweep.fit.excluded) if sweep.fit else {}
+    lines = [(name, "missing", "not started") for name in sweep.missing]
+    for row in sweep.rows:
+        name, status = row["name"], row["status"]
+        if status != "done":
+            lines.append((name, status, row.get("reason") or "not finished"))
+        elif sweep.fit and not marks.in_fit(row, sweep.fit) and row is not sweep.target:
+            lines.append((name, status, why.get(name, "not among the runs the law was fitted to")))
+    if not lines:
+        return page.words("Nothing: every run is done.", "muted")
+    heads = ("run", "status", "why")
+    return page.table(
+        [{h: (text, "") for h, text in zip(heads, line, strict=True)} for line in lines]
+    )
+
+
+def _cost(sweep: Sweep) -> str:
+    """What plan.json said of each run beside what it took."""
+    rows, lines = {row["name"]: row for row in sweep.rows}, []
+    for plan in sweep.plan:
+        row = rows.get(plan["name"], {})
+        line: dict[str, Cell] = {"run": (short(plan), "")}
+        for head, cell in outcome.COSTS.items():
+            line |= {f"{head}, planned": cell(plan), f"{head}, spent": cell(row)}
+        planned, spent = plan.get("seconds"), row.get("seconds")
+        ratio = spent / planned if finite(spent) and finite(planned) and planned else ""
+        line["time over plan"] = (f"{ratio:.2f}×" if ratio else "", ratio)
+        lines.append(line)
+    return page.table(lines)
+
+
+def _again(sweep: Sweep) -> str:
+    """Command, corpus, devices, versions; the knobs, those that differ between runs as a table."""
+    keys = sorted({key for row in sweep.rows for key in row})
+    kept = [key for key in keys if key.startswith(("corpus.", "devices", "versions."))]
+    facts: list[dict[str, Cell]] = []
+    for key in kept:
+        values = sorted({str(row[key]) for row in sweep.rows if row.get(key) is not None})
+        note = " (differs between runs)" if len(values) > 1 else ""
+        facts += [{"fact": (key, ""), "value": (", ".join(values) + note, "")}] * bool(values)
+    knobs = [knob for knob in config.field_types(config.Run) if knob not in ("name", "dir")]
+    values = {knob: [str(row.get(knob)) for row in sweep.rows] for knob in knobs}
+    differ = [knob for knob in knobs if len(set(values[knob])) > 1]
+    own = [{"run": (short(row), "")} | {k: (str(row[k]), "") for k in differ} for row in sweep.rows]
+    shared = "\n".join(f"{k} = {v[0]}" for k, v in values.items() if k not in differ and v)
+    return (
+        page.code(sweep.facts.get("command", "unknown command"))
+        + page.words(f"Started {sweep.facts.get('created', 'at an unknown time')}.", "muted")
+        + page.table(facts)
+        + page.details("Knobs that differ between runs", page.table(own))
+        + page.details("Knobs that all runs share", page.code(shared))
+    )

@@ -1,0 +1,219 @@
+"""How every figure looks and what it carries: colours, axes, words for numbers, files.
+
+    figure, axes = style.start("Loss against parameters", "params.non_embedding", "eval.loss")
+    axes.plot(...)
+    style.save(style.end(figure, axes, ["n = 6 runs."]), "figures/loss", {"runs": {...}})
+
+Figures are plain matplotlib objects: nothing here touches pyplot or shares state.
+"""
+
+import hashlib
+import html
+import io
+import json
+import math
+import pathlib
+import re
+import textwrap
+
+import matplotlib
+import numpy as np
+from matplotlib import colors
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from PIL import Image
+
+# `sizes` is the stretch of viridis (even in lightness, safe for the colour-blind) that stands out
+# on that ground.
+LIGHT = {
+    "paper": "#ffffff", "ink": "#1d2733", "muted": "#5b6775", "grid": "#e6eaef",
+    "band": "#dde3ea", "accent": "#c9430b", "soft": "#f6cfbd", "raised": "#f4f6f8",
+    "good": "#1a7f4b", "sizes": (0.02, 0.76),
+}  # fmt: skip
+DARK = {
+    "paper": "#11171e", "ink": "#e8edf2", "muted": "#9aa7b4", "grid": "#25303b",
+    "band": "#303d4b", "accent": "#ff9152", "soft": "#6b3a20", "raised": "#1a222b",
+    "good": "#4cc38a", "sizes": (0.36, 0.97),
+}  # fmt: skip
+
+# What stands on an axis, with its unit.
+LABELS = {
+    "params.non_embedding": "Parameters without embeddings, N",
+    "params.total": "Parameters with embeddings",
+    "tokens": "Training tokens, D",
+    "flops": "Training compute, C (FLOPs)",
+    "eval.loss": "Held-out loss, L (nats per token)",
+    "eval.bits_per_byte": "Held-out loss (bits per byte)",
+    "eval.completion": "Held-out words completed exactly (%)",
+}
+
+
+def label(column: str) -> str:
+    """The words for a column; other words stand as they are."""
+    return LABELS.get(column, column)
+
+
+def start(title: str, x: str, y: str, theme=LIGHT) -> tuple[Figure, Axes]:
+    """An empty figure of one panel, half a page wide; x and y are columns, or words with a unit."""
+    figure = Figure(figsize=(5.4, 3.9), layout="constrained", facecolor=theme["paper"])
+    axes = figure.add_subplot(facecolor=theme["paper"])
+    axes.set_title(title, loc="left", weight="bold", size=11, color=theme["ink"], pad=9)
+    axes.set_xlabel(label(x), size=9.5, color=theme["ink"], parse_math=False)
+    axes.set_ylabel(label(y), size=9.5, color=theme["ink"], parse_math=False)
+    axes.tick_params(colors=theme["muted"], labelsize=9, length=3, width=0.8)
+    axes.grid(color=theme["grid"], linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(theme["muted"])
+    return figure, axes
+
+
+def end(figure: Figure, axes: Axes, caption: list[str], theme=LIGHT) -> Figure:
+    """Adds the legend, where something has a label, and the caption, where n is said."""
+    handles, labels = axes.get_legend_handles_labels()
+    if handles:
+        axes.legend(
+            handles, labels, frameon=False, fontsize=8.5, labelcolor=theme["ink"], handlelength=1.8
+        )
+    text = textwrap.fill(" ".join(filter(None, caption)), 92)
+    figure.supxlabel(text, x=0.012, ha="left", size=7.5, color=theme["muted"], parse_math=False)
+    return figure
+
+
+def log_x(axes: Axes, words) -> None:
+    """A log axis with round ticks, written by `words` (count or power_of_ten)."""
+    axes.set_xscale("log")
+    low, high = np.log10(axes.get_xlim())
+    steps = (1, 2, 5) if high - low < 1.7 else (1, 3) if high - low < 3.4 else (1,)
+    axes.xaxis.set_major_locator(LogLocator(subs=steps))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: words(value)))
+    axes.xaxis.set_minor_locator(NullLocator())
+
+
+def log_y(axes: Axes) -> None:
+    """A log axis for losses: less than a decade, so ticks are round numbers, not powers."""
+    axes.set_yscale("log")
+    low, high = axes.get_ylim()
+    ticks = MaxNLocator(nbins=7, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)
+    axes.yaxis.set_major_locator(FixedLocator([tick for tick in ticks if low <= tick <= high]))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.4g}"))
+    axes.yaxis.set_minor_locator(NullLocator())
+
+
+def write(axes: Axes, x: float, y: float, text: str, colour: str, offset=(5, 5), **kwargs) -> None:
+    """Puts plain text, `offset` points beside the data point (x, y); dollars are no formulas."""
+    axes.annotate(
+        text, (x, y), xytext=offset, textcoords="offset points", color=colour, size=8.5,
+        parse_math=False, **kwargs,
+    )  # fmt: skip
+
+
+def size_colours(rows, theme=LIGHT) -> dict[str, str]:
+    """{name of run: colour}, ordered by size; runs of one size share it, unknown ones are muted."""
+    sizes = sorted({row["params.non_embedding"] for row in rows if row.get("params.non_embedding")})
+    viridis, (first, last) = matplotlib.colormaps["viridis"], theme["sizes"]
+    places = np.linspace(first, last, len(sizes)) if len(sizes) > 1 else [(first + last) / 2]
+    shades = {n: str(colors.to_hex(viridis(p))) for n, p in zip(sizes, places, strict=False)}
+    return {
+        row["name"]: shades.get(row.get("params.non_embedding"), theme["muted"]) for row in rows
+    }
+
+
+def twins(rows) -> dict[str, str]:
+    """{colour in LIGHT: the same thing's in DARK}, for all that figures of these rows draw."""
+    light, dark = size_colours(rows, LIGHT), size_colours(rows, DARK)
+    pairs = {LIGHT[name]: DARK[name] for name in LIGHT if name != "sizes"}
+    return {light[name]: dark[name] for name in light} | pairs
+
+
+# Words for numbers.
+
+
+def count(value: float) -> str:
+    """12_345 -> 12.3K: three digits and K, M, B or T; powers of ten where these do not reach."""
+    for unit, size in (("", 1), ("K", 1e3), ("M", 1e6), ("B", 1e9), ("T", 1e12)):
+        if value == 0 or 1 <= abs(value) < 999.5 * size:
+            return f"{value / size:.3g}{unit}"
+    return power_of_ten(value)
+
+
+def power_of_ten(value: float) -> str:
+    """2.5e15 -> 2.5·10¹⁵, in plain characters."""
+    if not value or not math.isfinite(value):
+        return str(value)
+    digits, exponent = f"{value:.2e}".split("e")
+    digits = digits.rstrip("0").rstrip(".")
+    return raised(f"10^{int(exponent)}" if digits == "1" else f"{digits}·10^{int(exponent)}")
+
+
+def raised(text: str) -> str:
+    """N^-0.25 -> N⁻⁰·²⁵: exponents in plain characters, for there is no raised full stop."""
+    table = str.maketrans("-.0123456789", "⁻·⁰¹²³⁴⁵⁶⁷⁸⁹")
+    return re.sub(r"\^(-?[0-9.]+)", lambda hit: hit[1].translate(table), text)
+
+
+def number(value: float) -> str:
+    """A loss or its like, to four significant digits."""
+    return f"{value:#.4g}"
+
+
+# What a figure says of itself, and its ways out.
+
+
+def fingerprint(value) -> str:
+    """16 hex digits of plain data; the order of keys does not matter."""
+    text = json.dumps(value, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def save(figure: Figure, stem, meta: dict) -> list[pathlib.Path]:
+    """Writes STEM.png and STEM.svg with `meta` (plain data) inside; returns the two paths.
+
+    The same figure gives the same bytes: no dates, no random ids.
+    """
+    stem = pathlib.Path(stem)
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    png, svg = (stem.with_name(stem.name + ending) for ending in (".png", ".svg"))
+    text = json.dumps(meta, sort_keys=True)
+    figure.savefig(png, dpi=200, metadata={"Description": text})
+    with matplotlib.rc_context({"svg.hashsalt": "lm"}):
+        figure.savefig(svg, metadata={"Description": text, "Date": None})
+    return [png, svg]
+
+
+def read_meta(path) -> dict:
+    """What `save` was given as `meta`, read from its PNG or SVG; ValueError if there is none."""
+    path = pathlib.Path(path)
+    try:
+        if path.suffix == ".svg":
+            found = re.search(
+                r"<dc:description>(.*?)</dc:description>", path.read_text(), re.DOTALL
+            )
+            return json.loads(html.unescape(found[1]) if found else "")
+        with Image.open(path) as image:
+            return json.loads(image.info.get("Description", ""))
+    except ValueError as error:
+        raise ValueError(f"{path} holds no record of its runs: draw it with plots.save") from error
+
+
+def inline(figure: Figure) -> tuple[str, str]:
+    """(SVG for the inside of a page, caption). The caption leaves the figure: the page sets it.
+
+    Text stays text in the page's font, colours become CSS variables named --c and six hex digits,
+    for the page to turn dark, and a mark's `tip:` id becomes its <title>. All text comes escaped.
+    """
+    caption = " ".join(figure.get_supxlabel().split())
+    figure.supxlabel("")
+    file = io.StringIO()
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "lm"}):
+        figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
+    svg = file.getvalue()
+    svg = svg[svg.index("<svg") :]
+    for clutter in (r"<metadata>.*?</metadata>", r"<style.*?</style>", r"<!--.*?-->"):
+        svg = re.sub(clutter, "", svg, flags=re.DOTALL)
+    svg = re.sub(r"font-family: [^;\"]*;? ?", "", svg)
+    svg = re.sub(r'<g id="tip:([^"]*)">', r'<g class="tip"><title>\1</title>', svg)
+    svg = re.sub(r' id="[A-Za-z0-9.]+_[0-9]+"', "", svg)
+    svg = re.sub(r": #([0-9a-f]{6})\b", r": var(--c\1, #\1)", svg)
+    return re.sub(r'width="[0-9.]+pt" height="[0-9.]+pt"', 'role="img"', svg, count=1), caption

@@ -1,0 +1,158 @@
+"""A made-up sweep whose law is known: L = 0.9 + 18 N^-0.25 nats per byte, with noise of known size.
+
+folder = made_up.sweep(tmp_path / "runs")    # runs/toy, as experiments/sweep.py leaves it
+"""
+
+import math
+import pathlib
+
+import numpy as np
+
+from lm import config, laws, records
+
+FLOOR, SCALE, EXPONENT = 0.9, 18.0, 0.25
+SIZES = {
+    "30K": 31_000, "60K": 63_000, "120K": 124_000, "300K": 305_000, "700K": 690_000,
+    "1.6M": 1_610_000,
+}  # fmt: skip
+TARGET = "1.6M"  # predicted from the others
+BATCH_TOKENS, FLOPS_PER_SECOND = 2048, 6e10
+
+
+def loss(n_params: float) -> float:
+    return FLOOR + SCALE * n_params**-EXPONENT
+
+
+def sweep(root, name="toy", noise=0.002, status=None, missing=(), predict=True, miss=0.0):
+    """Writes the sweep and returns its folder, a pathlib.Path.
+
+    status: {size: (status, reason)} of runs that are not done; missing: sizes that never started;
+    miss: share by which the target's loss lies above its law.
+    """
+    folder = pathlib.Path(root) / name
+    for size in SIZES:
+        if size not in missing:
+            shift = miss if size == TARGET else 0.0
+            run(folder, size, *(status or {}).get(size, ("done", "")), noise=noise, shift=shift)
+    path = f"configs/sweeps/{name}.py"
+    facts = {
+        "sweep": path,
+        "runs": [f"{name}/{size}" for size in SIZES],
+        "command": f"python -m experiments.sweep --sweep={path}",
+        "created": "2026-01-02T03:04:05+00:00",
+    }
+    records.write_json(folder / "sweep.json", facts)
+    records.write_json(folder / "plan.json", {"runs": [plan(name, size) for size in SIZES]})
+    if predict:
+        records.write_json(folder / "prediction.json", prediction(folder))
+    return folder
+
+
+def prediction(folder) -> dict:
+    """What is written before the target starts."""
+    rows = [row for row in records.rows(folder) if not row["name"].endswith(TARGET)]
+    said = {
+        "target": f"{folder.name}/{TARGET}",
+        "x": "params.non_embedding",
+        "y": "eval.loss",
+        "params.non_embedding": SIZES[TARGET],
+        "runs": [f"{folder.name}/{size}" for size in SIZES if size != TARGET],
+        "written": "2026-01-02T04:00:00+00:00",
+    }
+    try:
+        fit = laws.power(rows)
+    except ValueError as refusal:
+        return said | {"refused": str(refusal)}
+    guess = fit.predict(SIZES[TARGET])
+    said |= {"value": guess.value, "lo": guess.lo, "hi": guess.hi, "level": guess.level}
+    return said | {"fit": fit.to_dict()}
+
+
+def run(folder, size, status="done", reason="", noise=0.002, shift=0.0):
+    """One run directory: config, facts, metrics, and evaluations if it is done."""
+    n, where, name = SIZES[size], folder / size, f"{folder.name}/{size}"
+    rng, planned = np.random.default_rng(n), plan(folder.name, size)
+    final = loss(n) * (1 + noise * rng.standard_normal() + shift)
+    steps = planned["tokens"] // BATCH_TOKENS
+    knobs = config.Run(name=name, dir=str(folder.parent), steps=steps, predict=size == TARGET)
+    knobs.model = model(n)
+    records.write_json(where / "config.json", config.to_dict(knobs))
+    steps = steps if status == "done" else steps // 2
+    for step in np.unique(np.geomspace(1, steps, 120).astype(int)):
+        seen = int(step) * BATCH_TOKENS
+        left = (1 + seen / 3e3) ** -0.4 * (1 - 0.8 * seen / planned["tokens"])
+        line = metrics_line(int(step), n, final + (5.0 - final) * left)
+        records.append(where / "metrics.jsonl", line)
+    facts = {
+        "params.total": planned["params_total"],
+        "params.non_embedding": n,
+        "params.embedding": planned["params_total"] - n,
+        "tokens": planned["tokens"],
+        "flops": planned["flops"],
+        "corpus.hash": "0123456789abcdef",
+        "devices": 2,
+        "devices.kind": "cpu",
+        "versions.jax": "0.0.1",
+        "versions.python": "3.11.7",
+    }
+    if status == "done":
+        facts["seconds"] = 6.4 * n * planned["tokens"] / FLOPS_PER_SECOND
+        records.append(where / "evals.jsonl", evals_line(steps, final))
+    records.write_facts(where, status=status, reason=reason, **facts)
+
+
+def metrics_line(step: int, n: int, value: float) -> dict:
+    noise = 0.01 * np.random.default_rng((n, step)).standard_normal()
+    flops = 6.4 * n * step * BATCH_TOKENS
+    return {
+        "attempt": 1,
+        "step": step,
+        "tokens": step * BATCH_TOKENS,
+        "flops": flops,
+        "loss": value + noise,
+        "grad_norm": 1.0,
+        "lr": 3e-3,
+        "tokens_per_second": FLOPS_PER_SECOND / 6.4 / n,
+        "flops_per_second": FLOPS_PER_SECOND,
+        "peak_share": 0.4,
+        "epoch": step * BATCH_TOKENS / 3e7,
+        "seconds": flops / FLOPS_PER_SECOND,
+    }
+
+
+def evals_line(step: int, final: float) -> dict:
+    share = 1 / (1 + math.exp(3.2 * (final - 1.6)))
+    return {
+        "attempt": 1,
+        "step": step,
+        "loss": final,
+        "loss_se": 0.006,
+        "loss.code": 0.93 * final,
+        "loss_se.code": 0.009,
+        "loss.docs": 1.07 * final,
+        "loss_se.docs": 0.008,
+        "bits_per_byte": final / math.log(2),
+        "bits_per_byte_se": 0.006 / math.log(2),
+        "completion": share,
+        "completion_se": math.sqrt(share * (1 - share) / 1024),
+        "completion_n": 1024,
+    }
+
+
+def plan(name, size) -> dict:
+    """What a plan would have said of a run: a fifth too few seconds."""
+    n, tokens = SIZES[size], 20 * SIZES[size] // BATCH_TOKENS * BATCH_TOKENS
+    return {
+        "name": f"{name}/{size}",
+        "params_total": n + 512 * model(n).d_model,
+        "params_non_embedding": n,
+        "tokens": tokens,
+        "flops": 6.4 * n * tokens,
+        "seconds": 0.8 * 6.4 * n * tokens / FLOPS_PER_SECOND,
+    }
+
+
+def model(n_params: int) -> config.Model:
+    width = int(math.sqrt(n_params / 24)) // 8 * 8
+    heads = width // 8
+    return config.Model(d_model=width, n_heads=heads, n_kv_heads=heads, d_head=8, d_ff=3 * width)

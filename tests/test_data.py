@@ -1,0 +1,271 @@
+"""Properties of the order of rows: pure in the step, exact in the mixture, whole in the epoch."""
+
+import collections
+import dataclasses
+import hashlib
+import itertools
+import json
+import threading
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lm import config, data
+
+SEQ_LEN = 16
+
+
+@pytest.fixture(scope="module")
+def mixture(tmp_path_factory):
+    """Two sources of about 50 and 400 rows."""
+    folder = tmp_path_factory.mktemp("text")
+    sources = {}
+    for name, n, weight in (("small", 40, 0.25), ("large", 300, 0.75)):
+        texts = [hashlib.sha256(f"{name} {i}".encode()).hexdigest()[:20] for i in range(n)]
+        lines = [json.dumps({"text": text}) for text in texts]
+        (folder / f"{name}.jsonl").write_text("\n".join(lines))
+        sources[f"jsonl:{folder}/{name}.jsonl"] = weight
+    return config.Data(sources, str(folder / "cache"), 0.1, seq_len=SEQ_LEN, batch_size=8)
+
+
+@pytest.fixture(scope="module")
+def text(mixture):
+    return data.load(mixture, seed=1)
+
+
+def rows_seen(text, steps):
+    """(source, epoch, row) of each row of these steps, in order."""
+    parts = [text.rows_of(step) for step in steps]
+    return [row for part in parts for row in zip(*part.values(), strict=True)]
+
+
+def test_a_batch_is_a_pure_function_of_the_step(mixture, text):
+    other = data.load(mixture, seed=1)
+    steps = [0, 511, 512, 700, 3, 100_000]  # a pattern ends with step 511
+    found = [text.batch(step)["tokens"] for step in steps]
+    for step, tokens in reversed(list(zip(steps, found, strict=True))):
+        np.testing.assert_array_equal(other.batch(step)["tokens"], tokens)
+        assert tokens.dtype == np.int32 and tokens.shape == (8, SEQ_LEN + 1)
+
+
+def test_resumed_equals_continued(mixture, text):
+    whole = [text.batch(step)["tokens"] for step in range(600)]
+    resumed = data.load(mixture, seed=1)
+    for step in range(300, 600):
+        np.testing.assert_array_equal(resumed.batch(step)["tokens"], whole[step])
+
+
+def test_another_seed_is_another_order(mixture, text):
+    other = data.load(mixture, seed=2)
+    assert (other.batch(0)["tokens"] != text.batch(0)["tokens"]).any()
+    np.testing.assert_array_equal(other.rows_of(0)["source"], text.rows_of(0)["source"])
+
+
+@pytest.mark.parametrize("batch_size", [1, 5, 512, 5000])
+def test_the_batch_size_does_not_change_the_order_of_rows(mixture, text, batch_size):
+    other = data.load(dataclasses.replace(mixture, batch_size=batch_size), seed=1)
+    n = 5000
+    mine = rows_seen(text, range(n // 8))
+    theirs = rows_seen(other, range(-(-n // batch_size)))
+    assert mine[:n] == theirs[: len(mine)]
+
+
+def test_hosts_hold_the_parts_of_the_global_batch(text):
+    whole = text.batch(5)["tokens"]
+    parts = [text.batch(5, slice(host, None, 2))["tokens"] for host in range(2)]
+    np.testing.assert_array_equal(np.stack(parts, 1).reshape(whole.shape), whole)
+    np.testing.assert_array_equal(text.batch(5, np.array([6, 1]))["tokens"], whole[[6, 1]])
+
+
+def test_a_batch_holds_the_windows_that_the_audit_names(text):
+    for step in (0, 40, 1000):
+        batch, rows = text.batch(step)["tokens"], text.rows_of(step)
+        for b, (source, row) in enumerate(zip(rows["source"], rows["row"], strict=True)):
+            file = np.fromfile(f"{text.manifests[source].folder}/train.bin", np.uint8)
+            np.testing.assert_array_equal(file[row * SEQ_LEN :][: SEQ_LEN + 1], batch[b])
+
+
+def test_every_row_is_seen_exactly_once_an_epoch(text):
+    seen = collections.defaultdict(list)
+    for source, epoch, row in rows_seen(text, range(1000)):
+        seen[source, epoch].append(row)
+    for source, n_rows in text.n_rows.items():
+        epochs = sorted(epoch for name, epoch in seen if name == source)
+        assert epochs == list(range(len(epochs))) and len(epochs) > 2
+        for epoch in epochs[:-1]:
+            assert sorted(seen[source, epoch]) == list(range(n_rows))
+        assert seen[source, 0] != seen[source, 1] != sorted(seen[source, 1])
+
+
+@pytest.mark.parametrize("step", [0, 1, 7, 511, 512, 513, 2000])
+def test_epochs_count_the_rows_that_were_seen(text, step):
+    counts = collections.Counter(source for source, _, _ in rows_seen(text, range(step)))
+    wanted = {source: counts[source] / n_rows for source, n_rows in text.n_rows.items()}
+    assert text.epochs(step) == wanted
+
+
+WEIGHTS = st.lists(st.floats(1, 100) | st.integers(1, 3), min_size=1, max_size=12)
+
+
+@settings(max_examples=30, deadline=None)
+@given(WEIGHTS)
+def test_any_prefix_holds_the_weights_to_a_row(weights):
+    counts = np.array(list(data.quantised({str(i): w for i, w in enumerate(weights)}).values()))
+    assert counts.sum() == data.PATTERN
+    assert np.abs(counts / data.PATTERN - np.array(weights) / sum(weights)).max() < 1 / data.PATTERN
+    chosen = data.pattern(list(counts))
+    given = np.cumsum(chosen[:, None] == np.arange(len(counts)), axis=0)
+    share = np.arange(1, data.PATTERN + 1)[:, None] * counts / data.PATTERN
+    assert np.abs(given - share).max() < 1
+    np.testing.assert_array_equal(given[-1], counts)
+
+
+def test_a_share_too_small_to_be_kept_is_refused():
+    with pytest.raises(ValueError, match=r"data.sources\['b'\]=1e-05 is too small a share"):
+        data.quantised({"a": 1.0, "b": 1e-5})
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 5000), st.integers(0, 10))
+def test_the_keyed_permutation_is_one(n, key):
+    order = data.permuted(np.arange(n), n, (key, "name"))
+    assert sorted(order) == list(range(n))
+    some = np.arange(n)[:: max(1, n // 7)]
+    np.testing.assert_array_equal(data.permuted(some, n, (key, "name")), order[some])
+
+
+def test_the_keyed_permutation_looks_random():
+    n = 1000
+    orders = np.array([data.permuted(np.arange(n), n, (key,)) for key in range(300)])
+    # Means of 300 places, each uniform on 0..999: 16.7 is one standard error, neighbours apart.
+    assert np.abs(orders.mean(axis=0) - 499.5).max() < 5 * 16.7
+    assert np.abs(np.diff(orders)).mean() == pytest.approx(n / 3, rel=0.02)
+    assert (orders == np.arange(n)).sum(axis=1).mean() == pytest.approx(1, abs=0.3)  # fixed points
+    assert len(set(map(tuple, orders))) == 300
+
+
+def test_permutations_of_far_more_rows_than_memory_holds_are_found_at_once():
+    n = 10**14 + 7
+    places = np.arange(n - 1000, n)
+    order = data.permuted(places, n, ("far",))
+    assert len(set(order)) == 1000 and 0 <= order.min() and order.max() < n
+
+
+def test_heldout_rows_are_fixed_and_never_trained_on(mixture, text):
+    trained = {bytes(row) for step in range(600) for row in text.batch(step)["tokens"].astype("u1")}
+    for source in mixture.sources:
+        rows = text.heldout(source, 10**6)
+        n_tokens = text.manifests[source].tokens["heldout"]
+        assert rows.dtype == np.int32 and rows.shape == ((n_tokens - 1) // SEQ_LEN, SEQ_LEN + 1)
+        np.testing.assert_array_equal(data.load(mixture, seed=5).heldout(source, 2), rows[:2])
+        assert not {bytes(row) for row in rows.astype("u1")} & trained
+
+
+def test_heldout_of_an_unknown_source_names_the_known(text):
+    with pytest.raises(ValueError, match="tiny does not exist: did you mean"):
+        text.heldout("tiny", 1)
+
+
+def test_a_source_of_weight_zero_is_only_held_out(mixture):
+    small, large = mixture.sources
+    text = data.load(dataclasses.replace(mixture, sources={small: 0.0, large: 2.0}), seed=1)
+    assert set(text.rows_of(0)["source"]) == {large} and set(text.epochs(9)) == {large}
+    assert len(text.heldout(small, 1)) == 1
+
+
+def test_the_order_in_which_sources_are_named_does_not_matter(mixture, text):
+    sources = dict(reversed(mixture.sources.items()))
+    other = data.load(dataclasses.replace(mixture, sources=sources), seed=1)
+    assert rows_seen(other, range(100)) == rows_seen(text, range(100))
+    assert other.hash == text.hash
+
+
+def test_the_hash_follows_weights_text_and_rows(mixture, text):
+    small, large = mixture.sources
+    changed = [
+        dataclasses.replace(mixture, sources={small: 0.5, large: 0.5}),
+        dataclasses.replace(mixture, seq_len=8),
+        dataclasses.replace(mixture, heldout=0.2),
+    ]
+    hashes = [data.load(other, seed=1).hash for other in changed]
+    assert len({text.hash, *hashes}) == 4
+    assert data.load(dataclasses.replace(mixture, batch_size=4), seed=9).hash == text.hash
+
+
+def test_bytes_per_token_leaves_out_the_ends_of_documents(text):
+    found = np.concatenate([text.batch(step)["tokens"][:, 1:].ravel() for step in range(2048)])
+    mean = text.tokenizer.byte_lengths()[found].mean()
+    assert text.bytes_per_token == pytest.approx(mean, abs=0.002)
+
+
+def test_fewer_tokens_than_a_row_are_refused(mixture):
+    with pytest.raises(
+        ValueError, match="training tokens are fewer than one row of data.seq_len=900"
+    ):
+        data.load(dataclasses.replace(mixture, seq_len=900), seed=1)
+    with pytest.raises(
+        ValueError, match="data.heldout=0.1 of .* documents keeps .*: raise data.held"
+    ):
+        data.load(dataclasses.replace(mixture, seq_len=400), seed=1)
+    with pytest.raises(ValueError, match="raise data.heldout"):
+        data.load(dataclasses.replace(mixture, heldout=1e-9), seed=1)
+
+
+def test_nothing_held_out_is_allowed_when_asked_for(mixture):
+    text = data.load(dataclasses.replace(mixture, heldout=0.0), seed=1)
+    assert text.heldout(text.sources[0], 5).shape == (0, SEQ_LEN + 1)
+
+
+def test_a_row_may_be_the_whole_of_a_source(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "seven b"}')
+    source = f"jsonl:{tmp_path}/a.jsonl"
+    text = data.load(config.Data({source: 1.0}, str(tmp_path), 0.0, seq_len=7, batch_size=3), 0)
+    assert text.tokenizer.decode(text.batch(2)["tokens"][1]) == "seven b"
+    assert text.epochs(2) == {source: 6.0}
+
+
+def test_batches_are_made_at_memory_speed(text):
+    wide = data.load(dataclasses.replace(text.data, batch_size=256), seed=1)
+    wide.batch(0)
+    seconds = []
+    for step in range(200):
+        start = time.perf_counter()
+        wide.batch(step)
+        seconds.append(time.perf_counter() - start)
+    assert 256 * SEQ_LEN / np.median(seconds) > 5e6  # tokens a second; 100 times less is a bug
+
+
+def test_prefetch_yields_every_step_in_order():
+    assert list(data.prefetch(lambda step: step * step, 3, 8)) == [9, 16, 25, 36, 49]
+    assert list(data.prefetch(abs, 3, 3)) == []
+    assert list(data.prefetch(abs, 0, 2, depth=9)) == [0, 1]
+
+
+def test_prefetch_works_ahead_by_its_depth_and_no_more():
+    made = []
+    steps = data.prefetch(made.append, 0, 100, depth=3)
+    next(steps)
+    deadline = time.monotonic() + 5
+    while len(made) < 4 and time.monotonic() < deadline:
+        time.sleep(0.001)
+    time.sleep(0.02)
+    assert made == [0, 1, 2, 3]
+    steps.close()
+
+
+def test_what_a_prefetched_step_raises_arrives_in_its_turn():
+    steps = data.prefetch(lambda step: 1 // (2 - step), 0, 5)
+    assert list(itertools.islice(steps, 2)) == [0, 1]
+    with pytest.raises(ZeroDivisionError):
+        next(steps)
+
+
+def test_the_thread_ends_with_its_generator():
+    steps = data.prefetch(abs, 0, 1000)
+    next(steps)
+    assert any(thread.name.startswith("prefetch") for thread in threading.enumerate())
+    steps.close()
+    assert not any(thread.name.startswith("prefetch") for thread in threading.enumerate())

@@ -1,0 +1,54 @@
+"""Every notebook: small, without stored output, and it runs on any sweep."""
+
+import pathlib
+
+import made_up
+import nbclient
+import nbformat
+import pytest
+
+NOTEBOOKS = sorted((pathlib.Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
+
+
+def read(path):
+    return nbformat.read(path, as_version=4)
+
+
+def outputs(path, sweep_dir, monkeypatch) -> list:
+    """Executes a notebook where it lies and returns what its cells showed."""
+    monkeypatch.setenv("SWEEP_DIR", str(sweep_dir))
+    monkeypatch.setenv("PYTHONPATH", str(path.parent.parent))
+    notebook = read(path)
+    where = {"metadata": {"path": str(path.parent)}}
+    nbclient.NotebookClient(notebook, timeout=120, kernel_name="python3", resources=where).execute()
+    return [output for cell in notebook.cells for output in cell.get("outputs", ())]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_is_short_and_stores_no_output(path):
+    cells = read(path).cells
+    assert len(cells) <= 12
+    assert not any(cell.get("outputs") or cell.get("execution_count") for cell in cells)
+    code = [line for cell in cells if cell.cell_type == "code" for line in cell.source.splitlines()]
+    assert not [line for line in code if line.lstrip().startswith(("def ", "class ", "lambda"))]
+    assert "arxiv.org" in "".join(cell.source for cell in cells if cell.cell_type == "markdown")
+
+
+def test_scaling_curves_draws_a_finished_sweep(tmp_path, monkeypatch):
+    path = next(path for path in NOTEBOOKS if path.stem == "scaling_curves")
+    shown = outputs(path, made_up.sweep(tmp_path), monkeypatch)
+    assert sum("image/png" in output.get("data", {}) for output in shown) == 5
+    assert any(
+        "inside its own" in output.get("data", {}).get("text/markdown", "") for output in shown
+    )
+
+
+def test_scaling_curves_explains_a_sweep_that_has_hardly_begun(tmp_path, monkeypatch):
+    path = next(path for path in NOTEBOOKS if path.stem == "scaling_curves")
+    sizes = tuple(made_up.SIZES)
+    folder = made_up.sweep(
+        tmp_path, status={"30K": ("running", "")}, missing=sizes[1:], predict=False
+    )
+    shown = outputs(path, folder, monkeypatch)
+    assert any("No law:" in output.get("text", "") for output in shown)
+    assert any("0 of 6" in output.get("data", {}).get("text/markdown", "") for output in shown)

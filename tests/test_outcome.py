@@ -1,0 +1,93 @@
+"""What a sweep came to, in words and tables, whether or not it held and however much is done."""
+
+import made_up
+import pytest
+
+from lm import outcome, records
+
+
+def test_a_prediction_that_held_is_said_to_lie_inside(tmp_path):
+    sweep = outcome.load(made_up.sweep(tmp_path))
+    state, words = outcome.headline(sweep)
+    assert state == "held" and "inside its own 95% interval" in words
+    assert (
+        f"{sweep.target['eval.loss']:#.4g}" in words
+        and f"{sweep.prediction['value']:#.4g}" in words
+    )
+
+
+@pytest.mark.parametrize("miss, side", [(0.05, "above"), (-0.05, "below")])
+def test_a_prediction_that_failed_is_said_to_lie_outside(tmp_path, miss, side):
+    state, words = outcome.headline(outcome.load(made_up.sweep(tmp_path, miss=miss)))
+    assert state == "missed" and "outside its own 95% interval" in words and side in words
+
+
+def test_a_target_that_is_not_done_leaves_the_prediction_open(tmp_path):
+    running = made_up.sweep(tmp_path, "a", status={"1.6M": ("running", "")})
+    missing = made_up.sweep(tmp_path, "b", missing=("1.6M",))
+    for folder, words in ((running, "running"), (missing, "not started")):
+        sweep = outcome.load(folder)
+        assert outcome.headline(sweep)[0] == "open" and words in outcome.headline(sweep)[1]
+        assert sweep.measured is None
+
+
+def test_a_refused_prediction_says_why(tmp_path):
+    folder = made_up.sweep(tmp_path, missing=("60K", "120K", "300K", "700K", "1.6M"))
+    sweep = outcome.load(folder)
+    assert sweep.prediction is None and sweep.fit is None
+    assert sweep.refused and sweep.refused in outcome.headline(sweep)[1]
+    assert outcome.table(sweep.rows, records.read_json(folder / "prediction.json"))
+
+
+def test_the_law_is_that_of_the_runs_the_prediction_used(tmp_path):
+    folder = made_up.sweep(tmp_path)
+    sweep = outcome.load(folder)
+    assert sorted(sweep.fit.data.names) == sorted(sweep.prediction["runs"])
+    assert sweep.fit.params == pytest.approx(sweep.prediction["fit"]["params"])
+    alone = outcome.load(made_up.sweep(tmp_path, "alone", predict=False))
+    assert "alone/1.6M" not in alone.fit.data.names  # the target is no part of its own law
+
+
+def test_the_last_table_has_the_same_columns_in_every_line(tmp_path):
+    folder = made_up.sweep(tmp_path, status={"60K": ("diverged", "")}, missing=("120K",))
+    sweep = outcome.load(folder)
+    lines = outcome.table(sweep.rows, sweep.prediction)
+    assert len(lines) == 5 and len({tuple(line) for line in lines}) == 1
+    by_run = {line["run"]: line for line in lines}
+    loss = next(row for row in sweep.rows if row["name"] == "toy/30K")["eval.loss"]
+    assert by_run["30K"]["loss"] == f"{loss:.3f} ± 0.006"
+    assert by_run["60K"]["loss"] == "" and by_run["60K"]["status"] == "diverged"
+    assert [bool(line["predicted loss"]) for line in lines] == [False] * 4 + [True]
+    assert all(isinstance(value, str) for line in lines for value in line.values())
+
+
+def test_a_run_on_its_way_has_cost_what_its_metrics_say(tmp_path):
+    folder = made_up.sweep(tmp_path, status={"700K": ("running", "")})
+    row = next(row for row in outcome.load(folder).rows if row["name"] == "toy/700K")
+    last = records.metrics(folder / "700K")[-1]
+    assert [row[k] for k in ("tokens", "flops", "seconds")] == [
+        last[k] for k in ("tokens", "flops", "seconds")
+    ]
+
+
+def test_runs_that_never_started_are_missing(tmp_path):
+    sweep = outcome.load(made_up.sweep(tmp_path, missing=("30K", "700K")))
+    assert sweep.missing == ["toy/30K", "toy/700K"]
+
+
+def test_a_folder_without_runs_is_refused_by_name(tmp_path):
+    with pytest.raises(ValueError, match=f"{tmp_path} holds no runs"):
+        outcome.load(tmp_path)
+
+
+def test_durations_have_two_units_that_count():
+    words = [outcome.duration(seconds) for seconds in (0.5, 59, 60, 95, 3599, 7260, 100_000)]
+    assert words == [
+        "0.5 s",
+        "59 s",
+        "1 min 0 s",
+        "1 min 35 s",
+        "59 min 59 s",
+        "2 h 1 min",
+        "1 d 3 h",
+    ]

@@ -1,0 +1,67 @@
+"""Pieces of a page: all text is escaped, and the template is filled once."""
+
+from html.parser import HTMLParser
+
+from lm import page, style
+
+HOSTILE = "</td><script>alert(1)</script>\"'&${title}$x"
+
+
+class Seen(HTMLParser):
+    """Tags with their attributes, and text, as a browser reads them."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.text = [], ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def test_whatever_a_piece_is_given_stays_text():
+    for piece in (
+        page.words(HOSTILE),
+        page.code(HOSTILE),
+        page.details(HOSTILE, ""),
+        page.table([{HOSTILE: (HOSTILE, HOSTILE)}]),
+        page.table([{HOSTILE: (HOSTILE, 1.0)}], "sortable"),
+    ):
+        seen = Seen(piece)
+        assert HOSTILE in seen.text
+        assert not [tag for tag, _ in seen.tags if tag == "script"]
+
+
+def test_a_cell_carries_the_number_that_it_sorts_by():
+    seen = Seen(page.table([{"loss": ("2.1 ± 0.1", 2.1)}, {"loss": ("", "")}], "sortable"))
+    cells = [attrs["data-v"] for tag, attrs in seen.tags if tag == "td"]
+    assert cells == ["2.1", ""] and "–" in seen.text
+    assert [tag for tag, _ in seen.tags].count("button") == 1
+
+
+def test_an_empty_table_says_so():
+    assert "None." in page.table([])
+
+
+def test_the_template_is_filled_once_and_asks_for_nothing(tmp_path):
+    path = page.write(
+        tmp_path / "page.html",
+        title=HOSTILE,
+        headline=("held", HOSTILE),
+        tiles=[(HOSTILE, HOSTILE)],
+        sections={HOSTILE: page.words(HOSTILE)},
+        footer=HOSTILE,
+        twins=style.twins([]),
+    )
+    seen = Seen(path.read_text(encoding="utf-8"))
+    assert (
+        seen.text.count(HOSTILE) == 8
+    )  # title, heading, headline, tile twice, section twice, footer
+    assert [tag for tag, _ in seen.tags].count("script") == 1
+    loads = [
+        attrs for tag, attrs in seen.tags if tag in ("link", "img", "iframe") or "src" in attrs
+    ]
+    assert not loads

@@ -1,0 +1,116 @@
+"""The page of a sweep: whole, honest about what is missing, and safe to open."""
+
+import re
+import shutil
+
+import made_up
+import pytest
+
+from lm import plots, records, report, style
+
+HOSTILE = "<img src=x onerror=alert(1)>"
+FIGURES = {"loss", "compute", "curves", "ability", "sources", "predicted"}
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    folder = made_up.sweep(tmp_path_factory.mktemp("runs"))
+    return folder, report.write(folder).read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def page_only(monkeypatch):
+    """Files of figures take most of the time, and have a test of their own."""
+    monkeypatch.setattr(plots, "save", lambda figure, stem, meta: [])
+
+
+def visible(text: str) -> str:
+    return re.sub(r"<(script|style)>.*?</\1>|<[^>]*>", " ", text, flags=re.DOTALL)
+
+
+def test_the_page_says_what_was_predicted_and_what_came(done):
+    folder, text = done
+    _, words = report.headline(report.load(folder))
+    assert words in visible(text) and "inside its own 95% interval" in words
+    for name in made_up.SIZES:
+        assert name in visible(text)
+    for fact in ("python -m experiments.sweep", "0123456789abcdef", "versions.jax", "1.25×"):
+        assert fact in visible(text)
+
+
+def test_figures_are_in_the_page_and_beside_it(done):
+    folder, text = done
+    files = {path.name for path in (folder / "figures").iterdir()}
+    assert files == {f"{name}.{kind}" for name in FIGURES for kind in ("png", "svg")}
+    assert text.count("<svg") == text.count("<figcaption") == len(FIGURES)
+
+
+def test_the_page_asks_nothing_of_a_network(done):
+    _, text = done
+    addresses = set(re.findall(r"https?://[^\s\"'<)]+", text))
+    assert addresses <= {"http://www.w3.org/1999/xlink", "http://www.w3.org/2000/svg"}
+    assert not re.search(r"<(link|img|iframe)|@import|url\((?!#)|\bsrc=", text)
+    assert "default-src 'none'" in text
+
+
+def test_colours_turn_dark_without_exception(done):
+    folder, text = done
+    used = set(re.findall(r"var\(--c([0-9a-f]{6})", text))
+    assert used <= set(re.findall(r"--c([0-9a-f]{6}): #", text))
+
+
+def test_a_half_done_sweep_is_reported_with_what_is_missing(tmp_path, page_only):
+    status = {"60K": ("diverged", "loss is nan at step 731"), "700K": ("failed", "disk is full")}
+    folder = made_up.sweep(tmp_path, status=status, missing=("1.6M",))
+    text = visible(report.write(folder).read_text(encoding="utf-8"))
+    for words in ("not started", "loss is nan at step 731", "disk is full", "3 of 6", "missing"):
+        assert words in text
+
+
+def test_a_sweep_of_one_run_says_why_there_is_no_law(tmp_path, page_only):
+    folder = made_up.sweep(tmp_path, missing=tuple(made_up.SIZES)[1:], predict=False)
+    text = visible(report.write(folder).read_text(encoding="utf-8"))
+    assert "No law could be fitted" in text and "None was written down" in text
+
+
+def test_a_sweep_that_has_not_begun_is_a_page_of_missing_runs(tmp_path):
+    folder = made_up.sweep(tmp_path, missing=tuple(made_up.SIZES), predict=False)
+    text = visible(report.write(folder).read_text(encoding="utf-8"))
+    assert text.count("not started") == 6 and "0 of 6" in text
+    assert "anything to draw" in text
+
+
+def test_hostile_names_and_reasons_stay_text(tmp_path, page_only):
+    folder = made_up.sweep(tmp_path, status={"60K": ("diverged", HOSTILE)})
+    for name in ("sweep.json", "prediction.json", "plan.json"):
+        written = (folder / name).read_text(encoding="utf-8").replace("toy/30K", f"toy/{HOSTILE}")
+        (folder / name).write_text(written, encoding="utf-8")
+    sweep = records.read_json(folder / "sweep.json")
+    records.write_json(folder / "sweep.json", sweep | {"command": HOSTILE, "created": HOSTILE})
+    config = records.read_json(folder / "120K" / "config.json") | {"name": f"toy/120K{HOSTILE}"}
+    records.write_json(folder / "120K" / "config.json", config)
+    text = report.write(folder).read_text(encoding="utf-8")
+    assert "<img" not in text
+    assert text.count("&lt;img src=x onerror=alert(1)&gt;") > 5
+
+
+def test_a_law_that_moved_after_the_prediction_is_pointed_out(done, tmp_path, page_only):
+    folder = made_up.sweep(tmp_path)
+    words = "runs changed after the prediction"
+    assert words not in done[1]
+    written = records.evals(folder / "30K")[-1]
+    records.append(folder / "30K" / "evals.jsonl", written | {"loss": written["loss"] * 1.02})
+    assert words in report.write(folder).read_text(encoding="utf-8")
+
+
+def test_a_figure_holds_until_a_run_or_the_prediction_changes(done, tmp_path):
+    folder, _ = done
+    figure = folder / "figures" / "loss.svg"
+    assert report.verify(figure, folder) == []
+    changed = shutil.copytree(folder, tmp_path / "toy")
+    assert report.verify(figure, changed) == []  # where it lies does not matter
+    written = records.evals(changed / "30K")[-1]
+    records.append(changed / "30K" / "evals.jsonl", written | {"loss": written["loss"] * 1.02})
+    assert [line.split()[0] for line in report.verify(figure, changed)] == ["toy/30K", "law:"]
+    style.save(report.drawings(report.load(folder))["loss"][0], tmp_path / "x", {"figure": "y"})
+    assert "'y'" in report.verify(tmp_path / "x.png", folder)[0]

@@ -1,0 +1,97 @@
+"""Colours, words for numbers, and what a figure carries in its files."""
+
+import xml.etree.ElementTree as ElementTree
+
+import pytest
+from matplotlib.colors import to_rgb
+from PIL import Image
+
+from lm import style
+
+ROWS = [
+    {"name": "a/small", "params.non_embedding": 10},
+    {"name": "a/large", "params.non_embedding": 1000},
+    {"name": "b/small", "params.non_embedding": 10},
+    {"name": "a/unknown"},
+]
+
+
+def figure(words="a name", tip="a tip"):
+    drawn, axes = style.start("Title", "eval.loss", "nats")
+    axes.plot([1, 2], [3, 4], "o", color=style.LIGHT["accent"], gid=f"tip:{tip}")
+    style.write(axes, 1, 3, words, style.LIGHT["ink"])
+    return style.end(drawn, axes, [f"n = 1 run of {words}."])
+
+
+def lightness(colour) -> float:
+    return sum(w * c for w, c in zip((0.299, 0.587, 0.114), to_rgb(colour), strict=True))
+
+
+def test_counts_are_three_digits_and_a_unit():
+    numbers = (0, 7, 999, 999.6, 12_345, 1e6, 2.5e9, 1e12, 3e17)
+    words = ["0", "7", "999", "1K", "12.3K", "1M", "2.5B", "1T", "3·10¹⁷"]
+    assert [style.count(number) for number in numbers] == words
+
+
+def test_powers_are_raised_in_plain_characters():
+    assert [style.power_of_ten(n) for n in (1e15, 2.5e15, 1e-3)] == ["10¹⁵", "2.5·10¹⁵", "10⁻³"]
+    assert style.raised("L = 1 + 2 N^-0.25") == "L = 1 + 2 N⁻⁰·²⁵"
+
+
+@pytest.mark.parametrize("theme", [style.LIGHT, style.DARK])
+def test_larger_sizes_have_lighter_colours_and_equal_sizes_the_same(theme):
+    colours = style.size_colours(ROWS, theme)
+    assert lightness(colours["a/small"]) < lightness(colours["a/large"])
+    assert colours["a/small"] == colours["b/small"]
+    assert colours["a/unknown"] == theme["muted"]
+
+
+@pytest.mark.parametrize("theme", [style.LIGHT, style.DARK])
+def test_everything_written_stands_out_from_the_paper(theme):
+    paper = lightness(theme["paper"])
+    assert min(abs(lightness(theme[name]) - paper) for name in ("ink", "muted", "accent")) > 0.35
+    assert min(abs(lightness(c) - paper) for c in style.size_colours(ROWS, theme).values()) > 0.2
+
+
+@pytest.mark.parametrize("kind", ["png", "svg"])
+def test_a_saved_figure_carries_its_record_and_is_the_same_every_time(tmp_path, kind):
+    meta = {"runs": {"a/<b>&\"c'": "0123"}, "fit": None}
+    first = style.save(figure(), tmp_path / "x" / "first", meta)
+    second = style.save(figure(), tmp_path / "second", meta)
+    files = [next(p for p in paths if p.suffix == f".{kind}") for paths in (first, second)]
+    assert style.read_meta(files[0]) == meta
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_a_picture_without_a_record_is_named(tmp_path):
+    Image.new("RGB", (2, 2)).save(tmp_path / "foreign.png")
+    (tmp_path / "foreign.svg").write_text("<svg></svg>")
+    for name in ("foreign.png", "foreign.svg"):
+        with pytest.raises(ValueError, match=f"{name} holds no record"):
+            style.read_meta(tmp_path / name)
+
+
+def test_fingerprints_tell_values_apart_but_not_the_order_of_keys():
+    assert style.fingerprint({"a": 1, "b": 2}) == style.fingerprint({"b": 2, "a": 1})
+    assert style.fingerprint({"a": 1}) != style.fingerprint({"a": 1.0000001})
+
+
+def test_an_inline_figure_is_whole_xml_in_which_hostile_text_stays_text():
+    hostile = "<script>alert('1')</script> $x^ & \"--> ]]>"
+    svg, caption = style.inline(figure(hostile, hostile))
+    root = ElementTree.fromstring(svg)
+    texts = ["".join(element.itertext()) for element in root.iter() if element.tag.endswith("text")]
+    titles = [element.text for element in root.iter() if element.tag.endswith("title")]
+    assert hostile in texts and titles == [hostile]
+    assert not [element for element in root.iter() if element.tag.endswith("script")]
+    assert caption == f"n = 1 run of {hostile}." and caption not in texts
+
+
+def test_every_colour_of_an_inline_figure_has_a_twin_in_the_dark():
+    drawn = figure()
+    for colour in style.size_colours(ROWS).values():
+        drawn.axes[0].plot([1, 2], [3, 4], color=colour)
+    svg, _ = style.inline(drawn)
+    assert ": #" not in svg
+    used = {part[:6] for part in svg.split("var(--c")[1:]}
+    assert used <= {light[1:] for light in style.twins(ROWS)}
