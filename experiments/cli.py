@@ -4,12 +4,14 @@
 """
 
 import importlib.util
+import json
 import os
 import signal
 import sys
 from collections.abc import Callable
 
 from absl import flags
+from ml_collections import config_flags
 
 from lm import config
 
@@ -28,6 +30,7 @@ def start(main: Callable[[], int | None]) -> None:
 def status(main: Callable[[], int | None], argv: list[str]) -> int:
     """The exit status of main() under these arguments; what went wrong is printed as one line."""
     try:
+        _check_knobs(argv[1:])
         rest = flags.FLAGS(argv)[1:]
         if rest:
             raise ValueError(f"{rest[0]} is not a flag: write --name=value")
@@ -36,7 +39,7 @@ def status(main: Callable[[], int | None], argv: list[str]) -> int:
         what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
         return _end(2, f"{what}. What was saved stays: mend it, and the same command goes on")
     except (flags.Error, ValueError) as error:
-        return _end(2, str(error))
+        return _end(2, str(error).strip().rpartition("\nValueError: ")[2])
     except KeyboardInterrupt as error:
         number = signal.SIGTERM if "SIGTERM" in str(error) else signal.SIGINT
         return _end(128 + number, f"{error or 'stopped'}: the same command goes on")
@@ -50,6 +53,36 @@ def tune_memory() -> None:
     if sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ:
         os.environ["GLIBC_TUNABLES"] = MALLOC
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+def config_flag():
+    """Defines --config=FILE[:ARG] and --config.KNOB=VALUE, and --sources for the one dict of them."""
+    flags.DEFINE_string("sources", None, 'JSON of sources and weights, {"text:my/folder": 1}')
+    return config_flags.DEFINE_config_file(
+        "config", None, "FILE[:ARG] with get_config([ARG]) that returns a run"
+    )
+
+
+def load_config(flag) -> config.Run:
+    """The run of --config with its overrides; ValueError for an unknown knob or a wrong type."""
+    if flag.value is None:
+        raise ValueError("--config=FILE is missing, such as --config=configs/base.py:100K")
+    run = flag.value
+    if not isinstance(run, config.Run):
+        raise ValueError(f"--config: get_config() must return lm.config.Run, not {run!r:.60}")
+    if flags.FLAGS.sources:
+        run.data.sources = parse_sources(flags.FLAGS.sources)
+    return config.check(run)
+
+
+def parse_sources(text: str) -> dict[str, float]:
+    """JSON of sources and weights; ValueError saying what it should look like."""
+    try:
+        sources = json.loads(text)
+        return {str(source): float(weight) for source, weight in sources.items()}
+    except (ValueError, TypeError, AttributeError):
+        example = '{"code": 0.5, "text:my/folder": 0.5}'
+        raise ValueError(f"--sources={text} must be JSON such as {example}") from None
 
 
 def load_sweep(where: str | None) -> list[config.Run]:
@@ -69,6 +102,18 @@ def load_sweep(where: str | None) -> list[config.Run]:
         if not isinstance(run, config.Run):
             raise ValueError(f"--sweep={path}: get_sweep() must yield lm.config.Run, not {run!r:.60}")
     return runs
+
+
+def _check_knobs(arguments: list[str]) -> None:
+    """ValueError for --config.KNOB=VALUE where there is no such knob, or --config names no file."""
+    knobs = list(config.field_types(config.Run))
+    for argument in arguments:
+        name, given, value = argument.lstrip("-").partition("=")
+        if name == "config" and given and not os.path.isfile(value.partition(":")[0]):
+            raise ValueError(f"{argument} names no file: the configs here are in configs/")
+        knob = name.removeprefix("config.").partition("[")[0]
+        if name.startswith("config.") and knob not in knobs:
+            raise ValueError("--config." + config.unknown(knob, knobs))
 
 
 def _end(status: int, line: str) -> int:

@@ -54,9 +54,20 @@ def plan(costs: list[dict], finished: set[str]) -> None:
         )
 
 
+def evaluation(row: dict) -> None:
+    """A row of evals.jsonl, each number with its standard error."""
+    lines = [
+        {"": name, "value": f"{row[name]:.4f}", "standard error": f"{row[se]:.4f}"}
+        for name in row
+        if (se := name.replace("loss.", "loss_se.") if "loss." in name else f"{name}_se") in row
+    ]
+    table(lines)
+
+
 def preparing(source: str, documents: int, n_bytes: int) -> None:
     """Progress of the text that is being prepared, on one line."""
-    console.print(f"preparing {source}: {documents:,} documents, {n_bytes / 1e6:.1f} MB", end="\r")
+    if console.is_terminal:
+        console.print(f"preparing {source}: {documents:,} documents, {n_bytes / 1e6:.1f} MB", end="\r")
 
 
 def seconds(value: float) -> str:

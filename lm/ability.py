@@ -39,13 +39,14 @@ def ability(
 ) -> fit.Fit:
     """Accuracy as a function of the loss (or of a task's bits per byte), by least squares of the accuracy itself.
 
-    form="sigmoid": acc = a / (1 + exp(-k (L - x0))) + b with a in [-1, 0], b in [0, 1], k and x0 >= 0 (step 2 of
-    Bhagia et al. 2024, arXiv:2412.04403). form="exponential": y = eps - k exp(-gamma L), of an error (k > 0, Gadre
-    et al. 2024, arXiv:2403.08540, eq. 5) or of an accuracy (k < 0). With `run`, rows are evaluations along runs: the
-    first share `drop` of each is left out and both columns become trailing means over `window` (see `table.smooth`),
-    and runs are resampled whole. `anchor` adds one point (loss, accuracy), as (0, 1). loss: squares, huber or
-    absolute, of the accuracy. `chance` is the accuracy of guessing: predictions stay in [chance, 1], and rows that never leave it
-    are refused, as are losses that do not order the accuracies at all. `predict(L)`.
+    form="sigmoid": acc = a / (1 + exp(-k (L - x0))) + b with a in [-1, 0], b in [0, 1], k and x0 >=
+    0 (step 2 of Bhagia et al. 2024, arXiv:2412.04403). form="exponential": y = eps - k exp(-gamma
+    L), of an error (k > 0, Gadre et al. 2024, arXiv:2403.08540, eq. 5) or of an accuracy (k < 0).
+    With `run`, rows are evaluations along runs: the first share `drop` of each is left out and both
+    columns become trailing means over `window` (see `table.smooth`), and runs are resampled whole.
+    `anchor` adds one point (loss, accuracy), as (0, 1). loss: squares, huber or absolute, of the
+    accuracy. `chance` is the accuracy of guessing: predictions stay in [chance, 1], and rows that
+    never leave it are refused, as are losses that do not order the accuracies at all. `predict(L)`.
     """
     if form not in FORMS:
         raise ValueError(f"form={form!r} is unknown; known: {', '.join(FORMS)}")
@@ -182,9 +183,10 @@ def _exponential(L, acc, columns) -> estimate.Problem:
 def chain(step1: fit.Fit, step2: fit.Fit) -> fit.Fit:
     """Accuracy from N and D (or C): `step2`, an ability of the loss, of `step1`, a law of that loss.
 
-    The two ensembles are paired draw by draw and step 1's noise is passed through step 2, so that the interval holds
-    both steps' doubts (Bhagia et al. 2024 chain so). `predict` takes the inputs of step 1. Parameters are those of
-    both, as step1_E and step2_k. Raises ValueError where the loss of step 1 is not the loss that step 2 reads.
+    The two ensembles are paired draw by draw and step 1's noise is passed through step 2, so that
+    the interval holds both steps' doubts (Bhagia et al. 2024 chain so). `predict` takes the inputs
+    of step 1. Parameters are those of both, as step1_E and step2_k. Raises ValueError where the
+    loss of step 1 is not the loss that step 2 reads.
     """
     if step2.inputs != ["L"]:
         raise ValueError(
@@ -230,9 +232,10 @@ def one_step(
 ) -> fit.Fit:
     """Accuracy straight from compute: -log q = A C^-alpha, q = (acc - chance) / (1 - chance).
 
-    The direct law of Krajewski et al. (arXiv:2512.08894) for runs of one number of tokens a parameter, fitted by least
-    squares of log(-log q). x is the FLOPs, or any column or columns that `power` takes. Rows at or below chance have
-    no logarithm: they are left out and named. `predict(C)` gives the accuracy. Parameters: A, alpha; options as `power`.
+    The direct law of Krajewski et al. (arXiv:2512.08894) for runs of one number of tokens a
+    parameter, fitted by least squares of log(-log q). x is the FLOPs, or any column or columns that
+    `power` takes. Rows at or below chance have no logarithm: they are left out and named.
+    `predict(C)` gives the accuracy. Parameters: A, alpha; options as `power`.
     """
     data = table.read(
         rows,

@@ -47,9 +47,10 @@ def profile(
 ) -> Profile:
     """Profile likelihood of one parameter: E's sensitivity, or the shape of a flat valley.
 
-    With S the objective and p free parameters: for squares the 95% region is n log(S / S_min) <= 3.84, for Huber and
-    absolute losses (Laplace noise) 2 n log(S / S_min) <= 3.84. `at` gives inputs at which the law's prediction is
-    followed along the profile. Default values: around the bootstrap interval, three times as wide.
+    With S the objective and p free parameters: for squares the 95% region is n log(S / S_min) <=
+    3.84, for Huber and absolute losses (Laplace noise) 2 n log(S / S_min) <= 3.84. `at` gives
+    inputs at which the law's prediction is followed along the profile. Default values: around the
+    bootstrap interval, three times as wide.
     """
     if fit.refit is None or name not in fit.free:
         raise ValueError(
@@ -111,10 +112,11 @@ def advise(
 ) -> Advice:
     """The run of at most `budget` FLOPs whose result would most narrow the prediction at `target` (inputs of the law).
 
-    Over the bootstrap ensemble let t be the law at the target and u at a candidate; a measurement of u with noise s
-    leaves the expected variance var(t) - cov(t, u)^2 / (var(u) + s^2). `cost` maps inputs to FLOPs: by default
-    6 N D, C itself, or 120 N^2 (20 tokens a parameter) where the law has only N. `candidates` are points of inputs;
-    by default a grid from the smallest fitted run to the budget.
+    Over the bootstrap ensemble let t be the law at the target and u at a candidate; a measurement
+    of u with noise s leaves the expected variance var(t) - cov(t, u)^2 / (var(u) + s^2). `cost`
+    maps inputs to FLOPs: by default 6 N D, C itself, or 120 N^2 (20 tokens a parameter) where the
+    law has only N. `candidates` are points of inputs; by default a grid from the smallest fitted
+    run to the budget.
     """
     if not fit.ensemble:
         raise ValueError("advise needs an ensemble: fit with bootstrap=1000")

@@ -2,6 +2,9 @@
 
 One thin layer over orbax's CheckpointManager. A checkpoint is a folder named after its step; it
 becomes visible under that name only when it is whole, so a crash while saving leaves the one before.
+
+    checkpoints/1200/state/       the arrays, by path: "params/blocks/mlp/gate", "opt/1/mu/...", "step"
+    checkpoints/1200/manifest/    shape and dtype of each, to compare before anything is read
 """
 
 import logging
@@ -36,32 +39,43 @@ class Checkpoints:
     def save(self, step: int, state: dict) -> None:
         """Copies the state and writes it in the background; fails loudly if the last save did."""
         self.manager.check_for_errors()
-        self.manager.save(step, args=ocp.args.StandardSave(state), force=True)
+        arrays = ocp.args.StandardSave(by_path(state))
+        manifest = ocp.args.JsonSave(_manifest(state))
+        self.manager.save(step, args=ocp.args.Composite(state=arrays, manifest=manifest), force=True)
 
     def newest(self) -> int | None:
         """The step of the newest whole checkpoint on disk."""
         return max(self.manager.all_steps(read=True), default=None)
 
     def restore(self, step: int, abstract: dict) -> dict:
-        """The state at `step`, split as `abstract` says; ValueError naming the first leaf that differs.
+        """The state at `step`, split as `abstract` says; ValueError naming the first array that differs.
 
         abstract: a tree of jax.ShapeDtypeStruct with shardings; any mesh will do.
         """
-        saved = self.manager.item_metadata(step)
-        have = {path: tuple(leaf.shape) for path, leaf in _leaves(saved)}
-        want = {path: tuple(leaf.shape) for path, leaf in _leaves(abstract)}
-        for path in sorted(have.keys() | want.keys()):
-            if have.get(path) != want.get(path):
+        if step not in (steps := sorted(self.manager.all_steps(read=True))):
+            raise ValueError(f"{self.folder} has no step {step}: it has {steps}")
+        saved = self._read(step, manifest=ocp.args.JsonRestore())["manifest"]
+        needed = _manifest(abstract)
+        for path in sorted(saved.keys() | needed.keys()):
+            if saved.get(path) != needed.get(path):
                 raise ValueError(
-                    f"{self.folder / str(step)}: {path} has shape {have.get(path)}, the run needs"
-                    f" {want.get(path)}: restore it with the config it was saved with"
+                    f"{self.folder / str(step)}: {path} is {saved.get(path, 'missing')}, the run"
+                    f" needs {needed.get(path, 'nothing of that name')}: restore it with its own config"
                 )
-        return self.manager.restore(step, args=ocp.args.StandardRestore(abstract))
+        arrays = self._read(step, state=ocp.args.StandardRestore(by_path(abstract)))["state"]
+        return jax.tree.unflatten(jax.tree.structure(abstract), [arrays[p] for p in by_path(abstract)])
+
+    def _read(self, step: int, **items):
+        return self.manager.restore(step, args=ocp.args.Composite(**items))
 
 
-def _leaves(tree) -> list:
-    """(path, leaf) pairs; paths are alike for a live state and for what orbax read of a saved one."""
-    return [
-        ("/".join(str(getattr(key, "name", getattr(key, "key", getattr(key, "idx", key)))) for key in path), leaf)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    ]
+def by_path(state: dict) -> dict:
+    """A nested state as one flat dict, "params/embed" -> array, in the order of its leaves."""
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(state)
+    }
+
+
+def _manifest(state: dict) -> dict[str, str]:
+    return {path: f"{leaf.dtype}{list(leaf.shape)}" for path, leaf in by_path(state).items()}

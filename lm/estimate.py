@@ -49,11 +49,12 @@ def estimate(
 ) -> fit.Fit:
     """Fit a problem from all its starts, polish the best, and refit to `bootstrap` resamples.
 
-    resample="runs" draws whole runs with replacement. resample="noise" adds new noise to the fitted law: Gaussian,
-    with a scale drawn anew each time from what n - p degrees of freedom allow (s^2 (n-p) / chi^2), so that intervals
-    of few runs are as wide as Student's t makes them; for rows that share a run, one random factor a run scales all
-    its residuals. "auto" takes runs from 30 runs on (and six a parameter), noise below: with six runs and three
-    parameters, most draws of runs cannot be fitted at all. Raises ValueError for fewer runs than parameters.
+    resample="runs" draws whole runs with replacement. resample="noise" adds new noise to the fitted
+    law: Gaussian, with a scale drawn anew each time from what n - p degrees of freedom allow (s^2
+    (n-p) / chi^2), so that intervals of few runs are as wide as Student's t makes them; for rows
+    that share a run, one random factor a run scales all its residuals. "auto" takes runs from 30
+    runs on (and six a parameter), noise below: with six runs and three parameters, most draws of
+    runs cannot be fitted at all. Raises ValueError for fewer runs than parameters.
     """
     if loss not in solver.LOSSES:
         raise ValueError(f"loss={loss!r} is unknown; known: {', '.join(solver.LOSSES)}")
@@ -104,8 +105,8 @@ def estimate(
 def _search(problem, target, weights, loss, delta) -> tuple[solver.Minimum, float, list[dict]]:
     """The best minimum over all starts, polished; the share of starts that reach it; other minima within 1%.
 
-    Least absolute deviations are approached by Huber losses of falling delta; plain squares overflow far from the
-    data and start where squares of logs end.
+    Least absolute deviations are approached by Huber losses of falling delta; plain squares
+    overflow far from the data and start where squares of logs end.
     """
     stages = [(loss, 1e-4 if loss == "absolute" else delta)] * 2
     if loss == "absolute":
@@ -275,7 +276,7 @@ def _doubts(problem: Problem, theta: np.ndarray, result: fit.Fit) -> list[str]:
         doubts.append(
             f"the optimiser has not converged (scaled gradient {result.gradient:.1e}): do not use these numbers"
         )
-    if np.abs(problem.starts - theta).max(1).min() < 1e-9 and result.gradient > 1e-4:
+    if np.abs(problem.starts - theta).max(1).min() < 1e-5 and result.gradient > 1e-4:
         doubts.append("the solution equals one of its starts: nothing was fitted")
     if result.agree < 0.02 and len(problem.starts) >= 100:
         doubts.append(

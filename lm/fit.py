@@ -16,8 +16,9 @@ Ensemble = dict[str, np.ndarray]
 class Prediction:
     """A predicted value with its interval: floats for one point, arrays for many.
 
-    `factor` says how far the point lies beyond the fitted rows (1 is inside; 5 is five times beyond the largest
-    input, or below the smallest); `note` says in words when that is more than the law's reach.
+    `factor` says how far the point lies beyond the fitted rows (1 is inside; 5 is five times beyond
+    the largest input, or below the smallest); `note` says in words when that is more than the law's
+    reach.
     """
 
     value: Any
@@ -42,8 +43,8 @@ class Prediction:
 class Fit:
     """A fitted law. `str(fit)` reads like a paper's line, `to_dict()` is plain JSON, `predict(...)` has an interval.
 
-    Intervals are percentiles of `ensemble`: the law refitted to resamples (see `resampling`), never +- 1.96 standard
-    errors, which for a skewed coefficient can reach below zero.
+    Intervals are percentiles of `ensemble`: the law refitted to resamples (see `resampling`), never
+    +- 1.96 standard errors, which for a skewed coefficient can reach below zero.
     """
 
     law: str  # name of the function that made it
@@ -159,8 +160,8 @@ class Fit:
     def predict(self, *inputs: Any, level: float = 0.95, noise: bool = True) -> Prediction:
         """The law at new inputs (in the order of `fit.inputs`; numbers, arrays, or one row or list of rows).
 
-        The interval covers a new measurement; with noise=False only the law's own value there. NaN bounds without
-        a bootstrap.
+        The interval covers a new measurement; with noise=False only the law's own value there. NaN
+        bounds without a bootstrap.
         """
         points = self.points(inputs)
         self._on_the_ray(points)

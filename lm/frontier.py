@@ -29,13 +29,14 @@ def envelope(
 ) -> fit.Fit:
     """N* = k C^exponent from learning curves: the run with the lowest loss at each budget (approach 1 of Hoffmann et al.).
 
-    Rows are evaluations along runs, `n` the column whose best value is wanted (parameters, tokens, tokens a
-    parameter), `c` the FLOPs spent so far. hull="lower" takes, at `points` log-spaced budgets, the run whose curve
-    (linear in logs between evaluations) is lowest; hull="convex" the corners of the lower convex hull of all
-    evaluations in logs, loss falling. edges="drop" leaves out budgets where the smallest or the largest model wins:
-    there the best may lie beyond the sweep. Whole runs are resampled. Parameters: exponent, k; derived log10_k;
-    extra["envelope"] holds C, n and the loss along the hull. Mid-run points under a decaying schedule lie above
-    runs that end there: prefer runs of constant rate, or finals of runs of many lengths.
+    Rows are evaluations along runs, `n` the column whose best value is wanted (parameters, tokens,
+    tokens a parameter), `c` the FLOPs spent so far. hull="lower" takes, at `points` log-spaced
+    budgets, the run whose curve (linear in logs between evaluations) is lowest; hull="convex" the
+    corners of the lower convex hull of all evaluations in logs, loss falling. edges="drop" leaves
+    out budgets where the smallest or the largest model wins: there the best may lie beyond the
+    sweep. Whole runs are resampled. Parameters: exponent, k; derived log10_k; extra["envelope"]
+    holds C, n and the loss along the hull. Mid-run points under a decaying schedule lie above runs
+    that end there: prefer runs of constant rate, or finals of runs of many lengths.
     """
     if hull not in ("lower", "convex") or edges not in ("drop", "keep"):
         raise ValueError(f"hull={hull!r}, edges={edges!r}: known are lower, convex; drop, keep")
@@ -134,10 +135,11 @@ def allocation(
 ) -> Allocation:
     """The N and D of least loss for a budget C = k N D, with k = 6 unless the runs' own counts say otherwise.
 
-    For E + A N^-alpha + B D^-beta: N* = G (C/k)^(beta/(alpha+beta)), D* = (C/k) / N*, with
-    G = (alpha A / (beta B))^(1/(alpha+beta)). `law` is a fit (chinchilla, overtrained, data_constrained with
-    `unique_tokens`, or an isoflop or envelope fit of parameters or tokens) or a dict of E, A, B, alpha, beta.
-    Raises ValueError for a law fitted on one ray of N and D, whose best split is not known.
+    For E + A N^-alpha + B D^-beta: N* = G (C/k)^(beta/(alpha+beta)), D* = (C/k) / N*, with G =
+    (alpha A / (beta B))^(1/(alpha+beta)). `law` is a fit (chinchilla, overtrained, data_constrained
+    with `unique_tokens`, or an isoflop or envelope fit of parameters or tokens) or a dict of E, A,
+    B, alpha, beta. Raises ValueError for a law fitted on one ray of N and D, whose best split is
+    not known.
     """
     product = float(flops) / flops_per_param_token
     if not product > 0:

@@ -1,6 +1,7 @@
 """IsoFLOP minima, approach 2: the best size of each budget, and how it grows with the budget.
 
-Legend: C budget in FLOPs, N parameters, D tokens, x whichever of N and D is varied, x* its best value.
+Legend: C budget in FLOPs, N parameters, D tokens, x whichever of N and D is varied, x* its best
+value.
 """
 
 from collections.abc import Sequence
@@ -35,19 +36,23 @@ def isoflop(
 ) -> fit.Fit:
     """x* = k C^exponent: the best x (parameters or tokens) of each budget, then a straight line in logs.
 
-    Rows belong to a budget when their `c` is within `tolerance` of it; `budgets` lists them, else equal values of `c`
-    make one. Per budget, method="parabola" fits L by least squares as a parabola in log x (of the `nearest` runs around
-    the best one, if given) and takes its vertex; method="akima" interpolates log L in log x (the lowest of repeated x)
-    and takes the lowest of `points` grid points per gap (Porian et al. 2024, arXiv:2406.19146). log_loss says whether
-    log L is used; by default for akima only. A budget is left out, and named in `excluded`, with fewer than three
-    sizes, with a parabola that opens down, or with x* outside the sampled range (edges="keep" keeps those outside).
+    Rows belong to a budget when their `c` is within `tolerance` of it; `budgets` lists them, else
+    equal values of `c` make one. Per budget, method="parabola" fits L by least squares as a
+    parabola in log x (of the `nearest` runs around the best one, if given) and takes its vertex;
+    method="akima" interpolates log L in log x (the lowest of repeated x) and takes the lowest of
+    `points` grid points per gap (Porian et al. 2024, arXiv:2406.19146). log_loss says whether log L
+    is used; by default for akima only. A budget is left out, and named in `excluded`, with fewer
+    than three sizes, with a parabola that opens down, or with x* outside the sampled range
+    (edges="keep" keeps those outside).
 
-    The ensemble adds noise to each budget's runs (pooled residual scale, or `noise` in units of the loss, which akima
-    needs unless parabolas can tell it) or draws runs within a budget (resample="runs"), and is widened where the x* scatter about
-    the line more than that explains. median=True takes each x* as the median of its draws, weighted=True weights
-    budgets by 1 / var(log x*). Parameters: exponent, k; derived log10_k. extra["budgets"] has a dict a budget:
-    budget, n, x, loss, opens_up, inside, used, reason, sd. Approach 2 is biased unless the two exponents of the loss
-    are equal and the grid is centred: prefer `chinchilla` where both can be had. Raises ValueError with under two budgets.
+    The ensemble adds noise to each budget's runs (pooled residual scale, or `noise` in units of the
+    loss, which akima needs unless parabolas can tell it) or draws runs within a budget
+    (resample="runs"), and is widened where the x* scatter about the line more than that explains.
+    median=True takes each x* as the median of its draws, weighted=True weights budgets by 1 /
+    var(log x*). Parameters: exponent, k; derived log10_k. extra["budgets"] has a dict a budget:
+    budget, n, x, loss, opens_up, inside, used, reason, sd. Approach 2 is biased unless the two
+    exponents of the loss are equal and the grid is centred: prefer `chinchilla` where both can be
+    had. Raises ValueError with under two budgets.
     """
     if (
         method not in ("parabola", "akima")

@@ -78,9 +78,10 @@ def backtest(
 ) -> Score:
     """Rolling origin: fit the same law on the rows up to a rung, predict every row above it, for several rungs.
 
-    A rung is a value of the column `by`, by default the product of the law's inputs (N, N D, C...). Origins start
-    where the rows outnumber the parameters; of many, `origins` are taken between half and nine tenths of the rows.
-    falling=True ranks rungs from the largest value to the smallest (an ability's loss).
+    A rung is a value of the column `by`, by default the product of the law's inputs (N, N D, C...).
+    Origins start where the rows outnumber the parameters; of many, `origins` are taken between half
+    and nine tenths of the rows. falling=True ranks rungs from the largest value to the smallest (an
+    ability's loss).
     """
     if fit.refit is None:
         return Score(reason="this law is made of others, see theirs")
@@ -201,8 +202,9 @@ def conventions(
     """The same law under several conventions: which N, which C, which loss. One line a convention.
 
     Every keyword whose value is a list is varied, all others are passed on:
-    `conventions(laws.isoflop, rows, x=["params.total", "params.non_embedding"], c="flops", y="eval.loss")`.
-    `by` names a column that already holds the convention (one set of rows a value).
+    `conventions(laws.isoflop, rows, x=["params.total", "params.non_embedding"], c="flops",
+    y="eval.loss")`. `by` names a column that already holds the convention (one set of rows a
+    value).
     """
     rows = list(rows)
     varied = {k: v for k, v in choices.items() if isinstance(v, list)}

@@ -22,8 +22,9 @@ def loglog(
 ) -> fit.Fit:
     """y = k x^exponent, a straight line in logs by (weighted) least squares: N* against C, or tokens against parameters.
 
-    Several columns x give y = k x1^exponent x2^exponent2. Parameters: exponent (exponent2, ...), k, and derived
-    log10_k, the intercept in log10. `predict(x)`. fit.extra["r2"] is the share of the variance of log y explained.
+    Several columns x give y = k x1^exponent x2^exponent2. Parameters: exponent (exponent2, ...), k,
+    and derived log10_k, the intercept in log10. `predict(x)`. fit.extra["r2"] is the share of the
+    variance of log y explained.
     """
     xs = [x] if isinstance(x, str) else list(x)
     data = table.read(rows, [*xs, *([weights] if weights else []), y], group, where)

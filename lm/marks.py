@@ -18,6 +18,7 @@ LEVEL = 0.95  # of the intervals that are drawn
 
 def law(axes: Axes, rows, fit, x, y, theme, prediction=None, words_at=(6, 6)) -> None:
     """Runs in front; behind them the law, dashed beyond the runs it saw, and its interval."""
+    axes.set(xscale="log", yscale="log")
     done, colours = points(rows, x, y), style.size_colours(rows, theme)
     for row in done:
         tip = f"{short(row)}: {style.number(row[y])} ± {error(row, y):.2g}"
@@ -36,13 +37,13 @@ def law(axes: Axes, rows, fit, x, y, theme, prediction=None, words_at=(6, 6)) ->
         inside = (grid > min(seen) * 0.99) & (grid < max(seen) * 1.01)
         axes.plot(grid, curve.value, "--", **line)
         axes.plot(grid[inside], curve.value[inside], label=formula(fit), **line)
-        if np.isfinite(curve.lo).all():
-            label = f"{LEVEL:.0%} interval of the law"
-            axes.fill_between(
-                grid, curve.lo, curve.hi, color=theme["band"], lw=0, zorder=1, label=label
-            )
         for size in targets:
             interval(axes, size, prediction, theme, width=9)
+        if np.isfinite(curve.lo).all():
+            axes.set_ylim(axes.get_ylim())  # a law that says little must not flatten the runs
+            label = f"{LEVEL:.0%} interval of the law"
+            band = {"color": theme["band"], "linewidth": 0, "zorder": 1, "label": label}
+            axes.fill_between(grid, curve.lo, curve.hi, **band)
     scales(axes, x, y)
 
 
@@ -57,6 +58,8 @@ def interval(axes: Axes, x, prediction, theme, width) -> None:
 
 def inset(axes: Axes, rows, prediction, y, theme) -> None:
     """The lower left, which a falling law leaves free: predicted interval beside measured loss."""
+    low, high = np.log(axes.get_ylim())
+    axes.set_ylim(bottom=np.exp(low - 0.12 * (high - low)))
     small = axes.inset_axes((0.1, 0.09, 0.3, 0.36), facecolor=theme["paper"])
     interval(small, 0, prediction, theme, width=11)
     words = "not measured"
@@ -136,9 +139,9 @@ def steps(axes: Axes, rows, x, y, theme, scale=1.0, line="-", words_at=(6, 6)) -
 def name_sizes(axes: Axes, done, x, y, theme, words_at, scale=1.0) -> None:
     """Writes every size beside its first run, unless there are too many to read."""
     first = {row[x]: row for row in reversed(done)}
-    for row in first.values() if words_at and len(first) <= 12 else ():
+    for row in [first[size] for size in sorted(first)] if words_at and len(first) <= 12 else ():
         side = "right" if words_at[0] < 0 else "left"
-        style.write(axes, row[x], scale * row[y], short(row), theme["ink"], words_at, ha=side)
+        style.write(axes, row[x], scale * row[y], short(row), theme, words_at, ha=side)
 
 
 def scales(axes: Axes, x, y, right=0.07) -> None:
@@ -196,5 +199,8 @@ def predicted(prediction: dict) -> tuple[float, float, float]:
 
 def formula(fit) -> str:
     """A fitted law in one line: L(N) = 0.9 + 18 N⁻⁰·²⁵."""
-    values = {name: f"{value:#.3g}" for name, value in fit.params.items()}
+    values = {
+        name: f"{value:#.3g}" if 1e-3 < abs(value) < 1e4 else style.power_of_ten(value)
+        for name, value in fit.params.items()
+    }
     return style.raised(fit.formula.format(**values))

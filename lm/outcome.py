@@ -164,7 +164,7 @@ def measured(key: str, scale=1, digits=4) -> Callable[[dict], Cell]:
 UNITS = ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s"))
 # Columns of a run: what stands in the head -> row to cell.
 COLUMNS = {
-    "run": lambda row: (short(row), short(row)),
+    "run": lambda row: (short(row), row.get("params.non_embedding", 0)),
     "status": lambda row: (row["status"], row["status"]),
     "parameters": number("params.total", "{:,}".format),
     "without embeddings": number("params.non_embedding", "{:,}".format),

@@ -94,7 +94,7 @@ def figure(drawn: Figure, files: str) -> str:
         f'<a href="{escape(files)}.{kind}">{kind.upper()}</a>' for kind in ("png", "svg")
     )
     svg = svg.replace("<svg", f'<svg aria-label="{title}"', 1)
-    return f"<figure>{svg}<figcaption>{escape(caption)} {links}</figcaption></figure>"
+    return f"<figure>{svg}<figcaption>{escape(caption)} <span>{links}</span></figcaption></figure>"
 
 
 def figures(drawn: list[str]) -> str:

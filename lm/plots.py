@@ -53,10 +53,11 @@ def learning_curves(rows, metrics, x="tokens", theme=LIGHT) -> Figure:
     """
     figure, axes = style.start("Learning curves", x, "Training loss (nats per token)", theme)
     ends = marks.curves(axes, rows, metrics, x, theme)
-    for row, at, loss in ends:
-        status = "" if row["status"] == "done" else f" {row['status']}"
-        style.write(axes, at, loss, marks.short(row) + status, theme["ink"], (5, -3))
     marks.scales(axes, x, "eval.loss", right=0.14)
+    lifts = style.lifts(axes, [(at, loss) for _, at, loss in ends])
+    for (row, at, loss), lift in zip(ends, lifts, strict=True):
+        status = "" if row["status"] == "done" else f" {row['status']}"
+        style.write(axes, at, loss, marks.short(row) + status, theme, (5, lift - 3))
     caption = f"n = {_runs(ends)}. A point is the mean over a stretch of the logarithm of {x}."
     return style.end(figure, axes, [caption], theme)
 
@@ -80,7 +81,7 @@ def loss_by_source(rows, x="params.non_embedding", y="eval.loss", theme=LIGHT) -
         line, words_at = ("-", "--", ":", "-.")[place % 4], None if place else (6, 6)
         for last in marks.steps(axes, rows, x, column, theme, line=line, words_at=words_at)[-1:]:
             source = column.removeprefix(y + ".")
-            style.write(axes, last[x], last[column], source, theme["ink"], (8, -3))
+            style.write(axes, last[x], last[column], source, theme, (8, -3))
     marks.scales(axes, x, y, right=0.1)
     caption = f"n = {_runs(marks.points(rows, x, y))}. Bars: one standard error."
     return style.end(figure, axes, [caption], theme)

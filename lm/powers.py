@@ -1,7 +1,8 @@
 """Laws that are sums of power terms: power, chinchilla, overtrained.
 
-Legend: N parameters, D tokens, C FLOPs, M = D / N, L loss. log L = logsumexp(log E, log A - alpha log N,
-log B - beta log D): affine in the parameters inside each term, so that gradients and Hessians are exact and cheap.
+Legend: N parameters, D tokens, C FLOPs, M = D / N, L loss. log L = logsumexp(log E, log A - alpha
+log N, log B - beta log D): affine in the parameters inside each term, so that gradients and
+Hessians are exact and cheap.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,10 +27,11 @@ def power(
 ) -> fit.Fit:
     """L(x) = E + A x^-alpha, by default least squares on log L.
 
-    x is one column (parameters, tokens, FLOPs) or several: L = E + A x1^-alpha + B x2^-beta + C x3^-gamma. floor=False
-    leaves E out, a number fixes it. Parameters: E, A, alpha. Options are those of `sum_of_powers`: loss, delta, fixed,
-    weights, group, where, starts, bootstrap, resample, seed, reach. With six to eight runs the 95% interval of a
-    prediction at twice the largest N held the truth in 96-99% of simulated sweeps (see `estimate.estimate`).
+    x is one column (parameters, tokens, FLOPs) or several: L = E + A x1^-alpha + B x2^-beta + C
+    x3^-gamma. floor=False leaves E out, a number fixes it. Parameters: E, A, alpha. Options are
+    those of `sum_of_powers`: loss, delta, fixed, weights, group, where, starts, bootstrap,
+    resample, seed, reach. With six to eight runs the 95% interval of a prediction at twice the
+    largest N held the truth in 96-99% of simulated sweeps (see `estimate.estimate`).
     """
     xs = [x] if isinstance(x, str) else list(x)
     letters = [letter(column, i, xs) for i, column in enumerate(xs)]
@@ -51,10 +53,10 @@ def chinchilla(
 ) -> fit.Fit:
     """L(N, D) = E + A N^-alpha + B D^-beta (approach 3 of Hoffmann et al. 2022, arXiv:2203.15556, eq. 10).
 
-    By default the SUM of Huber losses (delta 1e-3) on log L; loss="absolute" is what Besiroglu et al. 2024
-    (arXiv:2404.10102) print, loss="squares" plain least squares of the loss. tied=True shares one exponent alpha.
-    Parameters: E, A, B, alpha, beta; derived: a = beta / (alpha + beta) and b = 1 - a, the exponents of
-    N* ~ C^a and D* ~ C^b. Options are those of `sum_of_powers`.
+    By default the SUM of Huber losses (delta 1e-3) on log L; loss="absolute" is what Besiroglu et
+    al. 2024 (arXiv:2404.10102) print, loss="squares" plain least squares of the loss. tied=True
+    shares one exponent alpha. Parameters: E, A, B, alpha, beta; derived: a = beta / (alpha + beta)
+    and b = 1 - a, the exponents of N* ~ C^a and D* ~ C^b. Options are those of `sum_of_powers`.
     """
     return sum_of_powers(
         rows, {"N": n, "D": d}, y, "chinchilla", floor, loss, delta, tied=tied, **options
@@ -72,8 +74,9 @@ def overtrained(
 ) -> fit.Fit:
     """L(C, M) = E + (a M^eta + b M^-eta) C^-eta with C = 6 N D, M = D / N (Gadre et al. 2024, arXiv:2403.08540, eq. 4).
 
-    The same law as E + A N^-alpha + B D^-alpha with one exponent: eta = alpha / 2, a = A 6^eta, b = B 6^eta. By default
-    least squares on the loss, as there. `predict(N, D)`. Parameters: E, A, B, alpha; derived: a, b, eta.
+    The same law as E + A N^-alpha + B D^-alpha with one exponent: eta = alpha / 2, a = A 6^eta, b =
+    B 6^eta. By default least squares on the loss, as there. `predict(N, D)`. Parameters: E, A, B,
+    alpha; derived: a, b, eta.
     """
     return sum_of_powers(
         rows, {"N": n, "D": d}, y, "overtrained", floor, loss, tied=True, **options
@@ -112,14 +115,15 @@ def sum_of_powers(
     """L = E + sum of coefficient x^-exponent over `inputs` (letter -> column), and the options of all such laws.
 
     loss: huber, absolute, log_squares, squares (`solver.LOSSES`); delta: width of Huber, in log L.
-    fixed: {"E": 1.69, "alpha": 0.34} holds parameters. weights: column of row weights.
-    group: column whose equal values are resampled together (a trunk, a run of many checkpoints).
-    where: which rows count, a function of the row or {column: value}.
-    starts: a grid {"log_A": [...], "log_B": [...], "log_E": [...], "alpha": [...], "beta": [...]} (names as they are, or
-    their logs), or a list of dicts; by default a grid around the data. Starts are moved into the data's range.
-    bootstrap: number of refits, 0 for none; resample: runs, noise or auto. reach: how far predictions go unmarked.
-    Exponents are >= 0, and any sign where there is one term and no floor. Raises ValueError for rows that cannot
-    carry the law: fewer rows than parameters, an input with a single value, wrong values (see `table.read`).
+    fixed: {"E": 1.69, "alpha": 0.34} holds parameters. weights: column of row weights. group:
+    column whose equal values are resampled together (a trunk, a run of many checkpoints). where:
+    which rows count, a function of the row or {column: value}. starts: a grid {"log_A": [...],
+    "log_B": [...], "log_E": [...], "alpha": [...], "beta": [...]} (names as they are, or their
+    logs), or a list of dicts; by default a grid around the data. Starts are moved into the data's
+    range. bootstrap: number of refits, 0 for none; resample: runs, noise or auto. reach: how far
+    predictions go unmarked. Exponents are >= 0, and any sign where there is one term and no floor.
+    Raises ValueError for rows that cannot carry the law: fewer rows than parameters, an input with
+    a single value, wrong values (see `table.read`).
     """
     fixed = dict(fixed or {})
     if floor is not True and floor is not False:

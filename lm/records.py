@@ -32,6 +32,19 @@ def folder(run: config.Run) -> Path:
     return Path(run.dir) / run.name
 
 
+def read_config(path: str | Path) -> config.Run:
+    """The run that lives in a folder, wherever the folder is now; ValueError if none does."""
+    path = Path(path)
+    file = path / "config.json"
+    if not file.exists():
+        raise ValueError(f"{path} is no run: it has no config.json")
+    run = config.from_dict(read_json(file))
+    if not path.as_posix().endswith(run.name):
+        raise ValueError(f"{path} holds the run {run.name}: keep the last folders of its path so")
+    run.dir = path.as_posix().removesuffix(run.name) or "."
+    return run
+
+
 def compare(run: config.Run) -> None:
     """ValueError naming each knob in which the run on disk, if any, differs; writes nothing."""
     path = folder(run) / "config.json"

@@ -20,6 +20,7 @@ def data_constrained(
     unique: str = "unique_tokens",
     y: str = "eval.loss",
     base: fit.Fit | Mapping[str, float] | None = None,
+    tied: bool = True,
     excess: bool = True,
     loss: str = "huber",
     delta: float = 1e-3,
@@ -34,30 +35,22 @@ def data_constrained(
 ) -> fit.Fit:
     """L(N, D, U) = E + A N'^-alpha + B D'^-beta, where repeats lose worth (Muennighoff et al. 2023, arXiv:2305.16264).
 
-    D' = U + U R_D (1 - exp(-(D/U - 1) / R_D)) and, with U_N = min(N, best N for U tokens) = min(N, G (G U)^(beta/alpha)),
-    G = (alpha A / (beta B))^(1/(alpha+beta)), N' = U_N + U_N R_N (1 - exp(-(N/U_N - 1) / R_N)); excess=False keeps
-    N' = N. Only R_D and R_N are fitted; `base` gives E, A, B, alpha, beta (a dict, beta = alpha if absent, or a chinchilla or
-    overtrained fit). Without it, chinchilla with tied exponents is first fitted to the rows with D <= U. Intervals
-    are given the base law. `fixed` holds R_D or R_N; `starts` is a grid {"R_D": [...], "R_N": [...]}.
+    D' = U + U R_D (1 - exp(-(D/U - 1) / R_D)) and, with U_N = min(N, best N for U tokens) = min(N,
+    G (G U)^(beta/alpha)), G = (alpha A / (beta B))^(1/(alpha+beta)), N' = U_N + U_N R_N (1 -
+    exp(-(N/U_N - 1) / R_N)); excess=False keeps N' = N. R_D and R_N are fitted given `base`, which
+    holds E, A, B, alpha, beta (a dict, beta = alpha if absent, or a chinchilla or overtrained fit).
+    Without it, base (with tied exponents, if `tied`) and R are fitted in turns until the objective
+    rests. Intervals are given the base law. `fixed` holds R_D or R_N; `starts` is a grid {"R_D":
+    [...], "R_N": [...]}.
 
-    `predict(N, D, U)`. Parameters: R_D, R_N (the R* of the paper: repeats, and excess parameters, that are worth
-    anything). Valleys are flat here: extra["valleys"] lists other optima within 1% of the objective.
+    `predict(N, D, U)`. Parameters: R_D, R_N (the R* of the paper: repeats, and excess parameters,
+    that are worth anything). Valleys are flat here: extra["valleys"] lists other optima within 1%
+    of the objective.
     """
     fixed = dict(fixed or {})
     data = table.read(rows, [n, d, unique, y], group, where)
     if base is None:
-        once = [
-            row
-            for row in data.rows
-            if table.number(row[d]) <= table.number(row[unique]) * (1 + 1e-9)
-        ]
-        if len(once) < 5:
-            raise ValueError(
-                f"only {len(once)} rows saw no token twice: give base= the law without repeats"
-            )
-        base = powers.chinchilla(
-            once, n, d, y, tied=True, loss=loss, delta=delta, group=group, bootstrap=0
-        )
+        base = _joint(data, (n, d, unique, y), excess, loss, delta, fixed, starts, tied)
     given = dict(base.params) if isinstance(base, fit.Fit) else dict(base)
     given.setdefault("beta", given.get("alpha", float("nan")))
     missing = [name for name in BASE if name not in given]
@@ -133,6 +126,47 @@ def data_constrained(
     return result
 
 
+def _joint(data, columns, excess, loss, delta, fixed, starts, tied) -> dict[str, float]:
+    """The base law that goes with R_D and R_N: each fitted given the other, from the rows without repeats on."""
+    n, d, unique, y = columns
+    once = [
+        row for row in data.rows if table.number(row[d]) <= table.number(row[unique]) * (1 + 1e-9)
+    ]
+    first = once if len(once) >= 6 else data.rows
+    law: Mapping[str, float] = powers.chinchilla(
+        first, n, d, y, tied=tied, loss=loss, delta=delta, bootstrap=0
+    ).params
+    best, kept = float("inf"), dict(law)
+    for _ in range(60):
+        found = data_constrained(
+            data.rows,
+            *columns,
+            base=law,
+            excess=excess,
+            loss=loss,
+            delta=delta,
+            fixed=fixed,
+            starts=starts,
+            bootstrap=0,
+        )
+        if not found.objective < best * (1 - 1e-7):
+            break
+        best, kept = found.objective, found.extra["base"]
+        part = _parts(kept, *(data.columns[k] for k in (n, d, unique)))
+        size = _effective(*part["N"], found.params["R_N"]) if excess else data.columns[n]
+        seen = _effective(*part["D"], found.params["R_D"])
+        rows = [{**row, "N'": u, "D'": v} for row, u, v in zip(data.rows, size, seen, strict=True)]
+        near = {k: v for k, v in kept.items() if k != "beta" or not tied}
+        law = powers.chinchilla(
+            rows, "N'", "D'", y, tied=tied, loss=loss, delta=delta, starts=[near], bootstrap=0
+        ).params
+    return kept
+
+
+def _effective(fresh, repeats, worth) -> np.ndarray:
+    return fresh * (1 - worth * np.expm1(-repeats / worth))
+
+
 def _parts(given, size, seen, distinct) -> dict[str, tuple[Any, Any]]:
     """What is new, and how many times it is repeated, for tokens and for parameters."""
     distinct = np.minimum(distinct, seen)
@@ -166,10 +200,11 @@ def transfer(
 ) -> fit.Fit:
     """D_T = k D_F^alpha N^beta: the data that pre-training was worth (Hernandez et al. 2021, arXiv:2102.01293).
 
-    Rows are fine-tuned runs with D_F tokens (column `d`) and N parameters (n=None leaves N out). D_T is their column
-    `effective`, or follows from `scratch`, a fit to runs from scratch over (N, D) or D alone: the tokens D_E that
-    reach the same loss from scratch, less D_F. Rows below the scratch law's floor, or that gained nothing, are left out
-    and named. Least squares in logs. Parameters: exponent (alpha), exponent2 (beta), k; `predict(D_F, N)` gives D_T.
+    Rows are fine-tuned runs with D_F tokens (column `d`) and N parameters (n=None leaves N out).
+    D_T is their column `effective`, or follows from `scratch`, a fit to runs from scratch over (N,
+    D) or D alone: the tokens D_E that reach the same loss from scratch, less D_F. Rows below the
+    scratch law's floor, or that gained nothing, are left out and named. Least squares in logs.
+    Parameters: exponent (alpha), exponent2 (beta), k; `predict(D_F, N)` gives D_T.
     """
     if (scratch is None) == (effective is None):
         raise ValueError(

@@ -1,13 +1,15 @@
 """Many small fits at once: one damped Newton method over a stack of starts or of resamples.
 
-Legend: S problems solved side by side (starts or resamples), n rows, p parameters, K terms of a sum.
-Every objective is a SUM over rows, never a mean: the mean of a Huber loss of 1e-3 is so flat that an
-optimiser with absolute tolerances stops anywhere (the exponent of N* moved by .06 on Chinchilla's runs).
+Legend: S problems solved side by side (starts or resamples), n rows, p parameters, K terms of a
+sum. Every objective is a SUM over rows, never a mean: the mean of a Huber loss of 1e-3 is so flat
+that an optimiser with absolute tolerances stops anywhere (the exponent of N* moved by .06 on
+Chinchilla's runs).
 
-An objective here is a function (theta_Sp, log_y, weights) -> value_S, gradient_Sp, hessian_Spp, majoriser_Spp,
-where log_y is n or S x n numbers, and weights S x n numbers (the counts of a resample) or None.
-The majoriser is the Gauss-Newton matrix with the weights of iteratively reweighted least squares: always
-positive, good far away. The exact Hessian is good nearby. `minimise` blends the two.
+An objective here is a function (theta_Sp, log_y, weights) -> value_S, gradient_Sp, hessian_Spp,
+majoriser_Spp, where log_y is n or S x n numbers, and weights S x n numbers (the counts of a
+resample) or None. The majoriser is the Gauss-Newton matrix with the weights of iteratively
+reweighted least squares: always positive, good far away. The exact Hessian is good nearby.
+`minimise` blends the two.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,6 +25,7 @@ LOSSES = {
     "squares": "(f - y)^2, of the loss itself",
 }
 
+DIAGONAL = 1e-3  # of the damping; more keeps steps from following a valley
 EXACT = 1e-26  # a square of relative errors, a row, that is rounding
 
 Objective = Callable[[np.ndarray, np.ndarray, np.ndarray | None], tuple[np.ndarray, ...]]
@@ -70,8 +73,8 @@ def penalty(
 def log_sum_exp(terms: Sequence[Term], n_params: int, loss: str, delta: float) -> Objective:
     """The objective of log f = log sum_k exp(X_k theta + offset_k), with its exact gradient and Hessian.
 
-    With p_k the share of term k, the gradient of log f is J = sum_k p_k X_k and its Hessian
-    sum_k p_k X_k X_k^T - J J^T. X does not depend on theta, so each sum over rows is one matrix product.
+    With p_k the share of term k, the gradient of log f is J = sum_k p_k X_k and its Hessian sum_k
+    p_k X_k X_k^T - J J^T. X does not depend on theta, so each sum over rows is one matrix product.
     """
     pairs = [
         (k, m, (s.X[:, :, None] * t.X[:, None, :]).reshape(len(s.X), -1))
@@ -113,7 +116,8 @@ def log_sum_exp(terms: Sequence[Term], n_params: int, loss: str, delta: float) -
 def curve(log_f: Callable, loss: str, delta: float) -> Objective:
     """The objective of any law: log_f(theta) returns log f (S x n) and its Jacobian (S x n x p).
 
-    The Hessian is the Gauss-Newton matrix for squares of logs, else a forward difference of the exact gradient.
+    The Hessian is the Gauss-Newton matrix for squares of logs, else a forward difference of the
+    exact gradient.
     """
 
     def slopes(theta, log_y, weights):
@@ -152,8 +156,8 @@ def minimise(
 ) -> Minimum:
     """Minimise S problems at once from theta (S x p) within a box; log_y is n or S x n.
 
-    Each problem leaves the stack when the decrease that its Newton step promises is below `tolerance` times its
-    objective. Problems run in blocks that fit the processor's cache.
+    Each problem leaves the stack when the decrease that its Newton step promises is below
+    `tolerance` times its objective. Problems run in blocks that fit the processor's cache.
     """
     block = max(8, rows_at_once // log_y.shape[-1])
     parts = []
@@ -184,7 +188,7 @@ def _descend(objective, theta, lower, upper, log_y, weights, iterations, toleran
         scale = np.einsum("spp->sp", majoriser[a])
         ridge = 1e-10 * scale.max(1, keepdims=True) + 1e-300
         matrix = hessian[a] + damping[a, None, None] * (
-            majoriser[a] + (scale + ridge)[:, :, None] * identity
+            majoriser[a] + DIAGONAL * (scale + ridge)[:, :, None] * identity
         )
         free = ~held
         matrix = np.where(

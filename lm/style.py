@@ -10,6 +10,7 @@ Figures are plain matplotlib objects: nothing here touches pyplot or shares stat
 import hashlib
 import html
 import io
+import itertools
 import json
 import math
 import pathlib
@@ -48,6 +49,8 @@ LABELS = {
     "eval.completion": "Held-out words completed exactly (%)",
 }
 
+SIZE = "params.non_embedding"  # what colours go by
+
 
 def label(column: str) -> str:
     """The words for a column; other words stand as they are."""
@@ -70,14 +73,26 @@ def start(title: str, x: str, y: str, theme=LIGHT) -> tuple[Figure, Axes]:
 
 
 def end(figure: Figure, axes: Axes, caption: list[str], theme=LIGHT) -> Figure:
-    """Adds the legend, where something has a label, and the caption, where n is said."""
+    """Adds the legend, where something has a label, and the caption, where n is said.
+
+    Words beside marks that would cover later ones are dropped: the largest sizes keep theirs.
+    """
     handles, labels = axes.get_legend_handles_labels()
     if handles:
-        axes.legend(
-            handles, labels, frameon=False, fontsize=8.5, labelcolor=theme["ink"], handlelength=1.8
-        )
+        look = {"fontsize": 8.5, "labelcolor": theme["ink"], "handlelength": 1.8}
+        frame = {"facecolor": theme["paper"], "edgecolor": "none", "framealpha": 0.75}
+        axes.legend(handles, labels, loc="upper right", **look, **frame)  # free: losses fall
     text = textwrap.fill(" ".join(filter(None, caption)), 92)
-    figure.supxlabel(text, x=0.012, ha="left", size=7.5, color=theme["muted"], parse_math=False)
+    look = {"x": 0.012, "ha": "left", "size": 7.5, "color": theme["muted"], "parse_math": False}
+    figure.supxlabel(text, **look)
+    figure.draw_without_rendering()
+    taken = []
+    for words in reversed(list(axes.texts)):
+        box = words.get_window_extent().padded(-1)
+        if any(box.overlaps(other) for other in taken):
+            words.remove()
+        else:
+            taken.append(box)
     return figure
 
 
@@ -101,23 +116,38 @@ def log_y(axes: Axes) -> None:
     axes.yaxis.set_minor_locator(NullLocator())
 
 
-def write(axes: Axes, x: float, y: float, text: str, colour: str, offset=(5, 5), **kwargs) -> None:
-    """Puts plain text, `offset` points beside the data point (x, y); dollars are no formulas."""
-    axes.annotate(
-        text, (x, y), xytext=offset, textcoords="offset points", color=colour, size=8.5,
-        parse_math=False, **kwargs,
-    )  # fmt: skip
+def write(axes: Axes, x: float, y: float, text: str, theme, offset=(5, 5), **look) -> None:
+    """Puts plain text, `offset` points beside the data point (x, y), on a wash of paper."""
+    look |= {"color": theme["ink"], "size": 8.5, "parse_math": False, "textcoords": "offset points"}
+    wash = {"facecolor": theme["paper"], "alpha": 0.75, "edgecolor": "none", "pad": 0.5}
+    axes.annotate(text, (x, y), xytext=offset, bbox=wash, **look)
+
+
+def lifts(axes: Axes, points, height=10.5, width=40.0) -> list[float]:
+    """How many points up or down words must move from each (x, y) so that none covers another.
+
+    `height` and `width` are those of the words. The axes must have their final limits.
+    """
+    if not points:
+        return []
+    page = np.array(axes.bbox.size) * 72 / axes.figure.dpi
+    places = (axes.transScale + axes.transLimits).transform(np.array(points)) * page
+    at, order = places[:, 1].copy(), np.argsort(places[:, 1], kind="stable")
+    for _ in range(50):
+        for low, high in itertools.combinations(order, 2):
+            lack = height - (at[high] - at[low])
+            if lack > 0 and abs(places[high, 0] - places[low, 0]) < width:
+                at[low], at[high] = at[low] - lack / 2, at[high] + lack / 2
+    return [float(lift) for lift in at - places[:, 1]]
 
 
 def size_colours(rows, theme=LIGHT) -> dict[str, str]:
     """{name of run: colour}, ordered by size; runs of one size share it, unknown ones are muted."""
-    sizes = sorted({row["params.non_embedding"] for row in rows if row.get("params.non_embedding")})
+    sizes = sorted({row[SIZE] for row in rows if row.get(SIZE)})
     viridis, (first, last) = matplotlib.colormaps["viridis"], theme["sizes"]
     places = np.linspace(first, last, len(sizes)) if len(sizes) > 1 else [(first + last) / 2]
     shades = {n: str(colors.to_hex(viridis(p))) for n, p in zip(sizes, places, strict=False)}
-    return {
-        row["name"]: shades.get(row.get("params.non_embedding"), theme["muted"]) for row in rows
-    }
+    return {r["name"]: shades[r[SIZE]] if r.get(SIZE) else theme["muted"] for r in rows}
 
 
 def twins(rows) -> dict[str, str]:

@@ -1,8 +1,9 @@
 """From rows to the columns that a law needs: what is kept, what is left out and why, what belongs together.
 
-A row is a flat dict, one a run (or one a checkpoint), from `records.rows` or `csv.DictReader`: numbers may be text.
-A row without a result (a status other than done, an empty or not-finite value) is left out and named. A row that
-cannot be right (a zero or negative value, a duplicate) is an error that names the rows.
+A row is a flat dict, one a run (or one a checkpoint), from `records.rows` or `csv.DictReader`:
+numbers may be text. A row without a result (a status other than done, an empty or not-finite value)
+is left out and named. A row that cannot be right (a zero or negative value, a duplicate) is an
+error that names the rows.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -60,10 +61,11 @@ def read(
 ) -> Table:
     """The named columns of the finished rows.
 
-    `where` keeps the rows for which a function is true or whose columns equal the given values: an exclusion rule
-    that is written down, since five runs can move an exponent by .09. `group` names the column whose equal values
-    are resampled together (checkpoints of a run, siblings of a trunk); without it, rows of one name are.
-    Raises ValueError for a column that no row has, for values <= 0 (< 0 in `may_be_zero`), and for duplicates.
+    `where` keeps the rows for which a function is true or whose columns equal the given values: an
+    exclusion rule that is written down, since five runs can move an exponent by .09. `group` names
+    the column whose equal values are resampled together (checkpoints of a run, siblings of a
+    trunk); without it, rows of one name are. Raises ValueError for a column that no row has, for
+    values <= 0 (< 0 in `may_be_zero`), and for duplicates.
     """
     rows = list(rows)
     if not rows:
@@ -160,8 +162,9 @@ def finals(
 ) -> list[dict]:
     """One row a run: its last evaluation, with each of `columns` replaced by its mean over the last `last` ones.
 
-    The step-1 recipe of Bhagia et al. 2024 (arXiv:2412.04403): averaging takes noise away, but across the decay of
-    a learning rate it biases the last point. Rows of a run are sorted by `order`.
+    The step-1 recipe of Bhagia et al. 2024 (arXiv:2412.04403): averaging takes noise away, but
+    across the decay of a learning rate it biases the last point. Rows of a run are sorted by
+    `order`.
     """
     result = []
     for curve in curves(rows, run, order):
@@ -182,8 +185,8 @@ def smooth(
 ) -> list[dict]:
     """Every evaluation after the first share `drop` of its run (rounded up), with `columns` as trailing means.
 
-    The mean is over the last `window` evaluations, fewer at the start of what is kept (the step-2 recipe of
-    Bhagia et al. 2024).
+    The mean is over the last `window` evaluations, fewer at the start of what is kept (the step-2
+    recipe of Bhagia et al. 2024).
     """
     result = []
     for curve in curves(rows, run, order):

@@ -193,6 +193,16 @@ def train(run: config.Run, report: Callable[[dict], None] = lambda row: None) ->
     records.write_facts(folder, status="done", seconds=seconds)
 
 
+def restore(run: config.Run, step: int | None = None) -> tuple[Program, dict]:
+    """A run's functions and its state at a checkpoint (default: the newest) on the devices here."""
+    program = build(run, mesh.make(run.mesh))
+    with checkpoint.Checkpoints(run) as checkpoints:
+        step = checkpoints.newest() if step is None else step
+        if step is None:
+            raise ValueError(f"{records.folder(run)} has no checkpoint yet")
+        return program, checkpoints.restore(step, program.abstract)
+
+
 def _is_due(step: int, every: int, last: int) -> bool:
     """Every so many steps (0: never), and at the last."""
     return step == last or (every > 0 and step % every == 0)

@@ -9,6 +9,7 @@ from lm import outcome, records
 def test_a_prediction_that_held_is_said_to_lie_inside(tmp_path):
     sweep = outcome.load(made_up.sweep(tmp_path))
     state, words = outcome.headline(sweep)
+    assert sweep.target and sweep.prediction
     assert state == "held" and "inside its own 95% interval" in words
     assert (
         f"{sweep.target['eval.loss']:#.4g}" in words
@@ -42,6 +43,7 @@ def test_a_refused_prediction_says_why(tmp_path):
 def test_the_law_is_that_of_the_runs_the_prediction_used(tmp_path):
     folder = made_up.sweep(tmp_path)
     sweep = outcome.load(folder)
+    assert sweep.prediction
     assert sorted(sweep.fit.data.names) == sorted(sweep.prediction["runs"])
     assert sweep.fit.params == pytest.approx(sweep.prediction["fit"]["params"])
     alone = outcome.load(made_up.sweep(tmp_path, "alone", predict=False))

@@ -77,6 +77,14 @@ def test_the_curve_is_the_law_and_the_band_its_interval(toy):
         np.testing.assert_allclose([edge.min(), edge.max()], [limits.lo, limits.hi])
 
 
+def test_a_law_that_says_little_does_not_flatten_the_runs(toy):
+    rows = [row for row in toy[0] if row["status"] == "done"][:4]
+    loose = laws.power([row | {"eval.loss": row["eval.loss"] ** 0.1} for row in rows])
+    loose.ensemble["A"] = loose.ensemble["A"] * 1000
+    low, high = plots.loss_against_params(rows, loose).axes[0].get_ylim()
+    assert high < 3 * max(row["eval.loss"] for row in rows)
+
+
 def test_a_diverged_run_is_no_point_but_keeps_its_curve(toy):
     figures = every_figure(toy)
     assert not [tip for tip in tips(figures["params"]) if tip.startswith("60K")]

@@ -19,7 +19,7 @@ ROWS = [
 def figure(words="a name", tip="a tip"):
     drawn, axes = style.start("Title", "eval.loss", "nats")
     axes.plot([1, 2], [3, 4], "o", color=style.LIGHT["accent"], gid=f"tip:{tip}")
-    style.write(axes, 1, 3, words, style.LIGHT["ink"])
+    style.write(axes, 1, 3, words, style.LIGHT)
     return style.end(drawn, axes, [f"n = 1 run of {words}."])
 
 
@@ -95,3 +95,19 @@ def test_every_colour_of_an_inline_figure_has_a_twin_in_the_dark():
     assert ": #" not in svg
     used = {part[:6] for part in svg.split("var(--c")[1:]}
     assert used <= {light[1:] for light in style.twins(ROWS)}
+
+
+def test_words_at_one_place_are_moved_apart_and_others_left_where_they_are():
+    _, axes = style.start("Title", "x", "y")
+    axes.set(xscale="log", yscale="log", xlim=(1, 1e4), ylim=(1, 1e4))
+    lifts = style.lifts(axes, [(100, 50), (100, 50.1), (100, 5000), (1, 50)], height=10, width=20)
+    assert lifts[1] - lifts[0] == pytest.approx(10, abs=0.2)
+    assert lifts[2:] == [0, 0]
+
+
+def test_of_words_that_cover_each_other_the_last_stays():
+    drawn, axes = style.start("Title", "x", "y")
+    for words, x in (("small", 0.5), ("large", 0.501), ("far", 0.1)):
+        style.write(axes, x, 0.5, words, style.LIGHT)
+    style.end(drawn, axes, [])
+    assert {text.get_text() for text in axes.texts} == {"large", "far"}

@@ -1,0 +1,41 @@
+"""Four devices for every test, whatever the machine, and one cache of compiled programs."""
+
+import os
+import pathlib
+
+import jax
+import pytest
+
+from lm import config, sizes
+
+os.environ.setdefault("MPLBACKEND", "agg")
+jax.config.update("jax_num_cpu_devices", 4)
+CACHE = pathlib.Path(__file__).parent.parent / ".pytest_cache" / "compiled"
+jax.config.update("jax_compilation_cache_dir", str(CACHE))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+
+LINES = "The quick brown fox jumps over the lazy dog, number {n}, and then it sleeps for a while.\n"
+
+
+@pytest.fixture(scope="session")
+def text_file(tmp_path_factory) -> pathlib.Path:
+    """Real words, enough for a few hundred rows, in documents of their own."""
+    folder = tmp_path_factory.mktemp("text")
+    for number in range(80):
+        start = 37 * number
+        body = "".join(LINES.format(n=n) for n in range(start, start + 8 + number % 5))
+        (folder / f"{number}.txt").write_text(body)
+    return folder
+
+
+@pytest.fixture
+def tiny(text_file, tmp_path) -> config.Run:
+    """A run that trains in a second."""
+    run = config.Run(name="tiny", dir=str(tmp_path / "runs"), steps=12, log_every=2)
+    run.checkpoint_every = 4
+    run.model = sizes.model("10K", n_layers=2)
+    run.data.sources, run.data.cache = {f"text:{text_file}": 1.0}, str(text_file.parent / "data")
+    run.data.seq_len, run.data.batch_size, run.data.heldout = 32, 8, 0.2
+    run.eval.n_sequences, run.eval.n_completions = 16, 32
+    return run

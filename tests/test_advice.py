@@ -1,0 +1,78 @@
+"""Profiles and the next run."""
+
+import numpy as np
+import pytest
+
+from lm import laws
+
+NAMES = {"n": "params", "d": "tokens", "y": "loss"}
+
+
+def rows(noise=0.003, ratios=(5, 20, 80)):
+    rng = np.random.default_rng(0)
+    return [
+        {"name": f"{n:.3g}x{m}", "params": n, "tokens": n * m,
+         "loss": (1.8 + 300 * n**-0.34 + 700 * (n * m) ** -0.28) * np.exp(noise * rng.standard_normal())}
+        for n in np.geomspace(1e7, 1e9, 6) for m in ratios
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def fit():
+    return laws.chinchilla(rows(), **NAMES, loss="log_squares")
+
+
+def test_a_profile_agrees_with_the_bootstrap(fit):
+    found = laws.profile(fit, "E")
+    lo, hi = fit.interval("E")
+    assert not found.flat and found.objective.min() >= fit.objective * (1 - 1e-9)
+    assert found.interval[0] == pytest.approx(lo, abs=0.6 * (hi - lo))
+    assert found.interval[1] == pytest.approx(hi, abs=0.6 * (hi - lo))
+
+
+def test_a_profile_follows_the_prediction(fit):
+    found = laws.profile(fit, "E", at=(1e11, 2e12))
+    assert len(found.predictions) == len(found.values)
+    assert found.predictions[-1] > found.predictions[0] and "prediction moves from" in str(found)
+
+
+def test_a_flat_valley_says_so():
+    near = laws.power(rows()[:6], x="params", y="loss", bootstrap=0)
+    found = laws.profile(near, "alpha", values=np.geomspace(0.1, 1.0, 8))
+    assert found.flat and "a flat valley" in str(found)
+
+
+def test_an_unknown_parameter_lists_the_known(fit):
+    with pytest.raises(ValueError, match="known: E, A, B, alpha, beta"):
+        laws.profile(fit, "gamma")
+
+
+def test_the_advised_run_is_within_budget_and_narrows_the_target(fit):
+    target = (2e10, 4e11)
+    small, large = (laws.advise(fit, c, target) for c in (1e19, 1e21))
+    assert small.flops <= 1e19 * 1.001 and large.flops <= 1e21 * 1.001
+    assert large.after <= small.after < small.before
+    assert "the prediction's standard deviation goes from" in str(large)
+
+
+def test_the_advised_run_is_better_than_a_repeat_when_made(fit):
+    """Expected variance is what happens: refit with the run's expected result and measure."""
+    target = (2e10, 4e11)
+    advice = laws.advise(fit, 1e21, target)
+    n, d = advice.inputs["N"], advice.inputs["D"]
+
+    def width(run):
+        made = {"name": "next", "params": run[0], "tokens": run[1], "loss": fit.predict(*run).value}
+        again = laws.chinchilla([*rows(), made], **NAMES, loss="log_squares")
+        return np.std(again.draws(*map(np.asarray, target), noise=False))
+
+    assert width((n, d)) < 0.95 * width((1.1e7, 2.2e8))
+
+
+def test_candidates_and_costs_may_be_given(fit):
+    advice = laws.advise(
+        fit, 5.0, (2e10, 4e11), candidates=[(1e9, 1e10), (3e9, 1e11)], cost=lambda n, d: n / 1e9
+    )
+    assert advice.flops in (1.0, 3.0)
+    with pytest.raises(ValueError, match="below the cheapest"):
+        laws.advise(fit, 1e10, (2e10, 4e11))

@@ -1,0 +1,81 @@
+import dataclasses
+import json
+
+import pytest
+
+from lm import config
+
+
+def changed(**knobs) -> config.Run:
+    run = config.Run()
+    for knob, value in knobs.items():
+        *path, last = knob.split("__")
+        target = run
+        for name in path:
+            target = getattr(target, name)
+        setattr(target, last, value)
+    return run
+
+
+def test_the_defaults_can_run():
+    config.check(config.Run())
+
+
+@pytest.mark.parametrize(
+    ("knobs", "words"),
+    [
+        ({"model__n_heads": 6, "model__n_kv_heads": 4}, "model.n_heads=6 must be a multiple of model.n_kv_heads=4"),
+        ({"model__d_head": 7}, "model.d_head=7 must be even"),
+        ({"model__dtype": "float16"}, "model.dtype='float16' must be one of float32, bfloat16"),
+        ({"model__d_model": 12.5}, "model.d_model=12.5 must be int, not float"),
+        ({"optim__lr": "fast"}, "optim.lr='fast' must be float"),
+        ({"optim__lr": float("nan")}, "optim.lr=nan must be a number"),
+        ({"optim__lr": 0.0}, "optim.lr=0.0 must be above 0"),
+        ({"optim__schedule": "exp"}, "optim.schedule='exp' must be one of"),
+        ({"optim__schedule": "wsd", "optim__decay": 0.99}, "optim.decay=0.99 plus optim.warmup"),
+        ({"data__heldout": 1.5}, "data.heldout=1.5 is a share"),
+        ({"data__sources": {}}, "data.sources={} is empty"),
+        ({"data__sources": {"code": -1.0}}, "data.sources['code']=-1.0 is a weight"),
+        ({"data__sources": {"code": 0.0}}, "has only zero weights"),
+        ({"data__batch_size": 6, "mesh__data": 4}, "data.batch_size=6 must be a multiple of mesh.data*mesh.fsdp=4: try 8"),
+        ({"data__seq_len": 30, "model__attention_blocks": 4}, "try model.attention_blocks=1"),
+        ({"mesh__data": 0}, "mesh.data=0 must be -1"),
+        ({"mesh__tensor": 3}, "must be a multiple of mesh.tensor=3"),
+        ({"mesh__fsdp": 3, "data__batch_size": 18}, "model.d_model=128 must be a multiple of mesh.fsdp=3"),
+        ({"checkpoint_every": 25}, "checkpoint_every=25 must be a multiple of log_every=10: try 30"),
+        ({"keep_every": 300}, "keep_every=300 must be a multiple of checkpoint_every=200: try 400"),
+        ({"steps": 0}, "steps=0 must be at least 1"),
+        ({"name": "../up"}, "name='../up' takes letters"),
+        ({"name": ""}, "name='' takes letters"),
+    ],
+)  # fmt: skip
+def test_what_cannot_work_is_refused_by_name(knobs, words):
+    with pytest.raises(ValueError) as error:
+        config.check(changed(**knobs))
+    assert words in str(error.value) and "\n" not in str(error.value)
+
+
+def test_json_and_back_is_the_same_run():
+    run = changed(optim__lr=0.5, data__sources={"code": 1.0}, name="a/b")
+    assert config.from_dict(json.loads(json.dumps(config.to_dict(run)))) == run
+
+
+def test_an_unknown_knob_is_refused_with_the_nearest():
+    with pytest.raises(ValueError, match="optim.lrr does not exist: did you mean optim.lr"):
+        config.from_dict({"optim": {"lrr": 1}})
+    with pytest.raises(ValueError, match="optim=3 must hold knobs"):
+        config.from_dict({"optim": 3})
+
+
+def test_flatten_names_every_knob_once_and_types_agree():
+    flat, types = config.flatten(config.Run()), config.field_types(config.Run)
+    assert list(flat) == list(types)
+    assert all(isinstance(flat[name], kind) for name, kind in types.items())
+
+
+def test_every_knob_is_explained_beside_it():
+    source = open(config.__file__, encoding="utf-8").read()
+    for group in (config.Model, config.Data, config.Optim, config.Mesh, config.Eval):
+        for field in dataclasses.fields(group):
+            line = next(ln for ln in source.splitlines() if ln.startswith(f"    {field.name}: "))
+            assert "#" in line or field.name == "sources", line

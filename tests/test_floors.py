@@ -1,0 +1,68 @@
+"""Data flows one way: a file imports only from floors below, or from its left on its own floor."""
+
+import ast
+import pathlib
+import sys
+
+import pytest
+
+LM = pathlib.Path(__file__).parent.parent / "lm"
+# Each line is a chain on a floor: a file may import those before it in its own chain, and all that
+# stands on a floor below. Chains of one floor do not see each other.
+FLOORS: list[list[list[str]]] = [
+    [["config", "sizes", "records"]],
+    [
+        ["mesh", "model", "optim"],
+        ["tokens", "embedded", "sources", "corpus", "data"],
+        [
+            *("table", "solver", "fit", "estimate", "judge", "powers", "lines"),  # how to fit
+            *("ability", "frontier", "isoflop", "repetition", "advice", "laws"),  # what is fitted
+            *("style", "marks", "plots", "outcome", "page", "report"),  # what is shown
+        ],
+    ],
+    [["mirrors", "checkpoint", "evaluate", "train", "plan", "launch"]],
+]
+NO_JAX = {"config", "sizes", "records", *FLOORS[1][1], *FLOORS[1][2]}
+
+
+def imports(path: pathlib.Path) -> set[str]:
+    """Files of lm, and packages, that a file imports anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {name.name.removeprefix("lm.").split(".")[0] for name in node.names}
+        if isinstance(node, ast.ImportFrom) and node.module == "lm":
+            found |= {name.name for name in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add((node.module or "").removeprefix("lm.").split(".")[0])
+    return found
+
+
+def allowed() -> dict[str, set[str]]:
+    below, rules = set(), {}
+    for floor in FLOORS:
+        for chain in floor:
+            for place, name in enumerate(chain):
+                rules[name] = below | set(chain[:place])
+        below |= {name for chain in floor for name in chain}
+    return rules
+
+
+@pytest.mark.parametrize("name", sorted(p.stem for p in LM.glob("*.py") if p.stem != "__init__"))
+def test_imports_go_down_or_left(name):
+    rules = allowed()
+    assert name in rules, f"lm/{name}.py has no place on a floor"
+    mine = imports(LM / f"{name}.py")
+    assert mine & set(rules) <= rules[name]
+    assert "experiments" not in mine and "configs" not in mine
+    if name in NO_JAX:
+        assert not mine & {"jax", "flax", "optax", "orbax"}
+
+
+def test_every_place_has_a_file():
+    assert set(allowed()) == {p.stem for p in LM.glob("*.py")} - {"__init__"}
+
+
+def test_config_sizes_and_records_import_no_packages():
+    for name in FLOORS[0][0]:
+        assert imports(LM / f"{name}.py") <= set(sys.stdlib_module_names) | set(FLOORS[0][0])

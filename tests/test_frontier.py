@@ -1,0 +1,68 @@
+"""Envelope of curves and allocation of budgets."""
+
+import numpy as np
+import pytest
+
+from lm import laws
+
+LAW = {"E": 1.8, "A": 300.0, "B": 700.0, "alpha": 0.34, "beta": 0.3}
+
+
+def loss(n, d):
+    return LAW["E"] + LAW["A"] * n ** -LAW["alpha"] + LAW["B"] * d ** -LAW["beta"]
+
+
+def curves():
+    return [
+        {"run": f"{n:.4g}", "params": n, "tokens": d, "flops": 6 * n * d, "loss": loss(n, d)}
+        for n in np.geomspace(1e7, 1e9, 15)
+        for d in np.geomspace(1e8, 2e11, 60)
+    ]
+
+
+@pytest.mark.parametrize("hull", ["lower", "convex"])
+def test_the_envelope_has_the_exponent_of_the_best_split(hull):
+    fit = laws.envelope(curves(), n="params", y="loss", hull=hull, edges="drop")
+    assert fit.params["exponent"] == pytest.approx(0.3 / 0.64, abs=0.02)
+    assert fit.n_runs <= 13
+
+
+def test_an_envelope_on_the_edge_of_the_sweep_is_doubted():
+    fit = laws.envelope(curves(), n="params", y="loss", bootstrap=0)
+    assert any("smallest or largest model" in text for text in fit.warnings)
+
+
+def test_one_run_makes_no_envelope():
+    with pytest.raises(ValueError, match="an exponent needs 2"):
+        laws.envelope(curves()[:60], n="params", y="loss")
+
+
+def test_no_other_split_of_the_budget_has_less_loss():
+    best = laws.allocation(LAW, 1e22)
+    assert 6 * best.n * best.d == pytest.approx(1e22)
+    assert best.loss == pytest.approx(loss(best.n, best.d))
+    for factor in (0.9, 1.1):
+        assert loss(best.n * factor, best.d / factor) > best.loss
+
+
+def test_the_runs_own_flops_per_parameter_and_token_may_be_used():
+    assert 8 * laws.allocation(LAW, 1e22, 8).n * laws.allocation(LAW, 1e22, 8).d == pytest.approx(1e22)
+
+
+def test_a_fit_allocates_with_an_interval():
+    rng = np.random.default_rng(0)
+    rows = [{**r, "loss": r["loss"] * np.exp(0.003 * rng.standard_normal()), "run": str(i)}
+            for i, r in enumerate(curves()[::13])]  # fmt: skip
+    fit = laws.chinchilla(rows, n="params", d="tokens", y="loss")
+    best, true = laws.allocation(fit, 1e22), laws.allocation(LAW, 1e22)
+    assert best.n_interval[0] < true.n < best.n_interval[1]
+    assert best.d_interval[0] < true.d < best.d_interval[1]
+    assert "tokens a parameter" in str(best)
+
+
+def test_lines_of_parameters_and_of_tokens_allocate_alike():
+    budgets = np.geomspace(1e18, 1e21, 5)
+    splits = [laws.allocation(LAW, c) for c in budgets]
+    rows = [{"flops": c, "params": s.n, "tokens": s.d} for c, s in zip(budgets, splits, strict=True)]
+    by_n, by_d = (laws.allocation(laws.loglog(rows, "flops", y), 1e22) for y in ("params", "tokens"))
+    assert by_n.n == pytest.approx(laws.allocation(LAW, 1e22).n) == by_d.n

@@ -1,0 +1,77 @@
+"""Scores on rows that a fit has not seen, forms and conventions side by side."""
+
+import numpy as np
+import pytest
+
+from lm import laws
+
+NAMES = {"n": "params", "d": "tokens", "y": "loss"}
+
+
+def rows(noise=0.002):
+    rng = np.random.default_rng(0)
+    return [
+        {"name": f"{n:.3g}x{m}", "params": n, "total": n + 50 * n**0.6, "tokens": n * m,
+         "flops": 6 * n * n * m,
+         "loss": (1.8 + 300 * n**-0.34 + 700 * (n * m) ** -0.28) * np.exp(noise * rng.standard_normal())}
+        for n in np.geomspace(1e7, 1e9, 6) for m in (5, 20, 80)
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def fit():
+    return laws.chinchilla(rows(), **NAMES, loss="log_squares")
+
+
+def test_a_back_test_predicts_only_larger_rungs(fit):
+    score = laws.backtest(fit)
+    size = {row["name"]: row["params"] * row["tokens"] for row in rows()}
+    order = sorted(size, key=lambda name: size[name])
+    for one in score.predictions:
+        assert order.index(one["name"]) >= one["trained_on"]
+        assert one["error"] == pytest.approx(one["value"] / one["measured"] - 1)
+    assert score.origins >= 3 and score.mean < 0.02
+    assert 0.8 <= score.coverage <= 1
+    assert str(score) in str(fit)
+
+
+def test_a_back_test_may_go_by_another_column(fit):
+    score = laws.backtest(fit, by="params")
+    sizes = {row["name"]: row["params"] for row in rows()}
+    trained = {one["trained_on"] for one in score.predictions}
+    assert all(n % 3 == 0 for n in trained)
+    assert min(sizes[one["name"]] for one in score.predictions) > 1e7
+
+
+def test_too_few_rungs_have_no_score():
+    few = laws.power(rows()[::6], x="params", y="loss", bootstrap=0)
+    assert "none possible" in str(few.score)
+
+
+def test_held_out_rows_are_scored_with_coverage(fit):
+    new = [{"name": "big", "params": 4e9, "tokens": 8e10, "loss": 1.8 + 300 * 4e9**-0.34 + 700 * 8e10**-0.28}]
+    score = laws.holdout(fit, new)
+    assert score.mean < 0.01 and score.coverage == 1
+
+
+def test_forms_are_ranked_by_held_out_error_and_not_by_their_own(fit):
+    forms = {
+        "N and D": fit,
+        "N alone": laws.power(rows(), x="params", y="loss"),
+        "C alone": laws.power(rows(), x="flops", y="loss"),
+    }
+    table = laws.compare(forms)
+    assert table.rows[0]["form"] == "N and D"
+    errors = [row["held-out error"] for row in table.rows]
+    assert errors == sorted(errors) and "held-out error" in str(table)
+
+
+def test_conventions_stand_side_by_side():
+    table = laws.conventions(laws.power, rows(), x=["params", "total"], y="loss", bootstrap=100)
+    assert [row["x"] for row in table.rows] == ["params", "total"]
+    assert table.rows[0]["alpha"] < table.rows[1]["alpha"]
+    assert "alpha 95%" in str(table)
+    split = laws.conventions(
+        laws.power, [{**r, "set": k} for r in rows() for k in "ab"], by="set", x="params", y="loss", bootstrap=0
+    )
+    assert [row["set"] for row in split.rows] == ["a", "b"]

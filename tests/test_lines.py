@@ -1,0 +1,42 @@
+"""Lines in logs."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from lm import laws
+
+ROWS = [{"flops": c, "params": 0.1 * c**0.5, "w": 1.0} for c in np.geomspace(1e17, 1e21, 5)]
+
+
+def test_an_exact_line_comes_back():
+    fit = laws.loglog(ROWS, x="flops", y="params")
+    assert fit.params == pytest.approx({"exponent": 0.5, "k": 0.1})
+    assert fit.derived["log10_k"] == pytest.approx(-1) and fit.extra["r2"] == pytest.approx(1)
+    assert str(fit).startswith("N* = 0.1 C^0.5") and not fit.warnings
+
+
+def test_it_equals_ordinary_least_squares_with_students_interval():
+    rng = np.random.default_rng(0)
+    rows = [
+        {"flops": c, "params": 0.1 * c**0.5 * np.exp(0.1 * rng.standard_normal())}
+        for c in np.geomspace(1e17, 1e21, 6)
+    ]
+    fit = laws.loglog(rows, x="flops", y="params", bootstrap=20_000)
+    x, y = (np.log([row[k] for row in rows]) for k in ("flops", "params"))
+    line = stats.linregress(x, y)
+    assert fit.params["exponent"] == pytest.approx(line.slope)
+    lo, hi = fit.interval("exponent")
+    assert hi - lo == pytest.approx(2 * stats.t.ppf(0.975, 4) * line.stderr, rel=0.05)
+
+
+def test_weights_pull_the_line():
+    rows = [dict(row) for row in ROWS]
+    rows[-1] |= {"params": 3 * rows[-1]["params"], "w": 1e-9}
+    assert laws.loglog(rows, x="flops", y="params", weights="w").params["exponent"] == pytest.approx(0.5)
+
+
+def test_two_inputs_that_move_together_are_refused():
+    rows = [{**row, "tokens": 20 * row["params"]} for row in ROWS]
+    with pytest.raises(ValueError, match="lie on one line"):
+        laws.loglog(rows, x=["params", "tokens"], y="flops")

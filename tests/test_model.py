@@ -1,0 +1,139 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lm import config, model, plan, sizes
+
+SHAPE = config.Model(vocab_size=64, d_model=32, n_layers=2, n_heads=4, n_kv_heads=2, d_head=8, d_ff=48)
+
+
+def weights(shape: config.Model) -> dict:
+    return jax.jit(lambda: model.init(shape, 0))()
+
+
+def logits(shape: config.Model, params: dict, tokens_BT) -> jax.Array:
+    return jax.jit(lambda params: model.logits(shape, params, tokens_BT))(params)
+
+
+@pytest.fixture(scope="module")
+def params():
+    return weights(SHAPE)
+
+
+@pytest.fixture(scope="module")
+def tokens_BT():
+    return jax.random.randint(jax.random.key(1), (2, 16), 0, 64)
+
+
+def test_no_position_sees_a_later_token(params, tokens_BT):
+    embed = params["embed"]
+
+    def logit_at(t, offset_TD):
+        """Logits at t when the embeddings of the text are moved by offset."""
+        table = jnp.concatenate([embed, offset_TD + embed[tokens_BT[0]]])
+        moved = params | {"embed": table}
+        wide = dataclasses.replace(SHAPE, vocab_size=64 + 16, tied=False)
+        moved["head"] = jnp.pad(params["head"], ((0, 0), (0, 16)))
+        return model.logits(wide, moved, 64 + jnp.arange(16)[None])[0, t].sum()
+
+    slope = jax.jit(jax.grad(logit_at, argnums=1))
+    for t in (0, 7, 15):
+        seen_T = jnp.abs(slope(t, jnp.zeros((16, 32)))).sum(axis=1)
+        assert (seen_T[: t + 1] > 0).all() and (seen_T[t + 1 :] == 0).all()
+
+
+@pytest.mark.parametrize("n_blocks", [2, 4, 16])
+def test_blocks_of_queries_change_nothing(n_blocks):
+    keys = jax.random.split(jax.random.key(0), 3)
+    q, k, v = (jax.random.normal(key, (2, 16, n, 8)) for key, n in zip(keys, (4, 2, 2), strict=True))
+    whole = jax.nn.dot_product_attention(q, k, v, is_causal=True)
+    ours = jax.jit(lambda *qkv: model.causal_attention(*qkv, n_blocks))(q, k, v)
+    np.testing.assert_allclose(ours, whole, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "knobs", [{"unroll": 1}, {"remat": "full"}, {"remat": "dots"}, {"attention_blocks": 1}]
+)
+def test_knobs_of_speed_change_no_gradient(params, tokens_BT, knobs):
+    def loss(shape):
+        return lambda params: model.nats(model.logits(shape, params, tokens_BT), tokens_BT)[0].mean()
+
+    plain = jax.jit(jax.grad(loss(SHAPE)))(params)
+    other = jax.jit(jax.grad(loss(dataclasses.replace(SHAPE, **knobs))))(params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), plain, other)
+
+
+def test_rotary_scores_depend_on_distance_alone():
+    q, k = jax.random.normal(jax.random.key(0), (2, 1, 1, 1, 8))
+    q_BTNH, k_BTNH = (model.rotary(jnp.tile(x, (1, 12, 1, 1)), 10_000.0) for x in (q, k))
+    score_TS = jnp.einsum("btnh,bsnh->ts", q_BTNH, k_BTNH)
+    for distance in (-3, 0, 5):
+        np.testing.assert_allclose(np.ptp(jnp.diagonal(score_TS, distance)), 0, atol=1e-5)
+    assert np.ptp(score_TS) > 0.1
+
+
+def test_the_loss_of_fresh_weights_is_that_of_a_guess():
+    shape = sizes.model("100K")
+    tokens_BT = jax.random.randint(jax.random.key(0), (4, 32), 0, 256)
+    nats_BT, _ = model.nats(logits(shape, weights(shape), tokens_BT), tokens_BT)
+    assert abs(float(nats_BT.mean()) - np.log(256)) < 0.6 and nats_BT.dtype == jnp.float32
+
+
+def test_nats_are_minus_the_log_of_the_softmax():
+    logits = jax.random.normal(jax.random.key(0), (1, 3, 5)) * 4
+    targets = jnp.array([[0, 4, 2]])
+    nats, log_z = model.nats(logits, targets)
+    np.testing.assert_allclose(nats[0], -jax.nn.log_softmax(logits)[0, jnp.arange(3), targets[0]], atol=1e-6)
+    np.testing.assert_allclose(log_z, jnp.log(jnp.exp(logits).sum(-1)), atol=1e-5)
+
+
+def test_a_soft_cap_bounds_the_logits(params, tokens_BT):
+    capped = dataclasses.replace(SHAPE, logit_softcap=0.25)
+    assert float(jnp.abs(logits(capped, params, tokens_BT)).max()) <= 0.25
+    assert float(jnp.abs(logits(SHAPE, params, tokens_BT)).max()) > 0.5
+
+
+def test_a_tied_head_is_the_embedding(params, tokens_BT):
+    tied = dataclasses.replace(SHAPE, tied=True)
+    own = weights(tied)
+    assert "head" not in own
+    same = logits(SHAPE, own | {"head": own["embed"].T}, tokens_BT)
+    np.testing.assert_allclose(logits(tied, own, tokens_BT), same, atol=1e-6)
+
+
+def test_bfloat16_computes_near_float32_with_float32_weights_and_logits(params, tokens_BT):
+    half = dataclasses.replace(SHAPE, dtype="bfloat16")
+    assert {leaf.dtype for leaf in jax.tree.leaves(weights(half))} == {jnp.dtype("float32")}
+    low, full = logits(half, params, tokens_BT), logits(SHAPE, params, tokens_BT)
+    assert low.dtype == jnp.float32 and 1e-6 < float(jnp.abs(low - full).max()) < 0.1
+
+
+def test_weights_are_named_axis_by_axis():
+    tree, names = jax.eval_shape(lambda: model.init(SHAPE, 0)), model.axes(SHAPE)
+    jax.tree.map(lambda leaf, names: len(leaf.shape) == len(names) or pytest.fail(str(names)), tree, names)
+    assert names["blocks"]["mlp"]["gate"] == ("layers", "embed", "mlp")
+
+
+def test_a_deep_stack_is_no_longer_program():
+    def lines(n_layers):
+        shape = dataclasses.replace(SHAPE, n_layers=n_layers, unroll=1)
+        tree = jax.eval_shape(lambda: model.init(shape, 0))
+        tokens = jax.ShapeDtypeStruct((2, 16), "int32")
+        lowered = jax.jit(lambda p, t: model.logits(shape, p, t)).lower(tree, tokens)
+        return lowered.as_text().count("\n")
+
+    assert lines(64) == lines(4)
+
+
+def test_the_count_of_a_program_sees_loops_and_recomputation():
+    run = config.Run(model=dataclasses.replace(SHAPE, unroll=1, attention_blocks=1))
+    run.data.seq_len, run.data.batch_size = 16, 2
+    once = plan.step_flops(run)
+    run.model.n_layers = 4
+    head = 6 * 2 * 16 * 32 * 64
+    assert plan.step_flops(run) - head == 2 * (once - head)
+    run.model.remat = "full"
+    assert 1.2 < (plan.step_flops(run) - head) / (2 * (once - head)) < 1.4

@@ -1,0 +1,53 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lm import config, model, optim
+
+SHAPE = config.Model(vocab_size=16, d_model=8, n_layers=2, n_heads=2, n_kv_heads=2, d_head=4, d_ff=16)
+
+
+@pytest.mark.parametrize("name", config.CHOICES["optim.schedule"])
+def test_a_schedule_warms_up_peaks_and_ends_where_it_says(name):
+    knobs = config.Optim(lr=2.0, schedule=name, warmup=0.1, decay=0.3, lr_end=0.25)
+    lr = np.array(optim.schedule(knobs, 100)(np.arange(100)))
+    assert (np.diff(lr[:11]) > 0).all() and lr[0] > 0
+    assert lr[10] == pytest.approx(2.0) and lr.max() == pytest.approx(2.0)
+    assert (np.diff(lr[10:]) <= 1e-6).all()
+    assert lr[-1] == pytest.approx(2.0 if name == "constant" else 0.5)
+
+
+def test_wsd_is_flat_until_its_decay():
+    knobs = config.Optim(lr=1.0, schedule="wsd", warmup=0.1, decay=0.2)
+    lr = optim.schedule(knobs, 100)(np.arange(100))
+    np.testing.assert_allclose(lr[10:80], 1.0)
+    assert lr[81] < 1.0
+
+
+def test_a_run_of_one_step_has_a_learning_rate():
+    for name in config.CHOICES["optim.schedule"]:
+        assert 0 < optim.schedule(config.Optim(schedule=name), 1)(0) <= config.Optim().lr
+
+
+def test_norms_do_not_decay_and_every_other_weight_does():
+    params = jax.jit(lambda: model.init(SHAPE, 0))()
+    knobs = config.Optim(lr=0.1, weight_decay=0.5, warmup=0.0, schedule="constant")
+    optimizer = optim.make(knobs, 10, model.axes(SHAPE))
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    update, _ = optimizer.update(zeros, optimizer.init(params), params)
+    for path, moved in jax.tree_util.tree_leaves_with_path(update):
+        is_norm = "norm" in jax.tree_util.keystr(path)
+        assert bool((moved == 0).all()) == is_norm, path
+    np.testing.assert_allclose(update["embed"], -0.1 * 0.5 * params["embed"], rtol=1e-5)
+
+
+def test_a_large_gradient_is_clipped_by_its_global_norm():
+    params = jax.jit(lambda: model.init(SHAPE, 0))()
+    optimizer = optim.make(config.Optim(clip=1.0, eps=1.0, weight_decay=0.0), 10, model.axes(SHAPE))
+    one = jax.tree.map(jnp.ones_like, params)
+    updates = [
+        optimizer.update(jax.tree.map(lambda g: g * scale, one), optimizer.init(params), params)[0]
+        for scale in (1e3, 1e6)
+    ]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4), *updates)

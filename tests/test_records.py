@@ -1,0 +1,96 @@
+import json
+
+import pytest
+
+from lm import config, records
+
+
+@pytest.fixture
+def run(tmp_path):
+    return config.Run(name="sweep/a", dir=str(tmp_path))
+
+
+def test_a_row_holds_knobs_facts_and_the_last_evaluation(run):
+    records.start(run, {"params.total": 7, "tokens": 9})
+    folder = records.folder(run)
+    records.append(folder / "evals.jsonl", {"step": 10, "loss": 3.0})
+    records.append(folder / "evals.jsonl", {"step": 20, "loss": 2.0})
+    records.write_facts(folder, status="done")
+    (row,) = records.rows(run.dir)
+    assert (row["optim.lr"], row["params.total"], row["eval.loss"]) == (run.optim.lr, 7, 2.0)
+    assert (row["status"], row["name"], row["dir"]) == ("done", "sweep/a", str(folder))
+    assert records.is_finished(run)
+
+
+def test_rows_come_smallest_first(tmp_path):
+    for name, size in (("s/big", 30), ("s/small", 10), ("s/mid", 20)):
+        records.start(config.Run(name=name, dir=str(tmp_path)), {"params.non_embedding": size})
+    assert [row["name"] for row in records.rows(tmp_path)] == ["s/small", "s/mid", "s/big"]
+
+
+def test_the_last_attempt_wins_and_steps_are_in_order(run):
+    assert records.start(run, {}) == 1
+    file = records.folder(run) / "metrics.jsonl"
+    for attempt, step in ((1, 10), (1, 20), (1, 30)):
+        records.append(file, {"attempt": attempt, "step": step})
+    assert records.start(run, {}) == 2
+    records.append(file, {"attempt": 2, "step": 20})
+    rows = records.metrics(records.folder(run))
+    assert [(row["step"], row["attempt"]) for row in rows] == [(10, 1), (20, 2), (30, 1)]
+
+
+def test_a_torn_last_line_is_healed(run):
+    records.start(run, {})
+    file = records.folder(run) / "metrics.jsonl"
+    records.append(file, {"step": 1})
+    with open(file, "a") as torn:
+        torn.write('{"step": 2, "lo')
+    assert [row["step"] for row in records.metrics(file.parent)] == [1]
+    records.start(run, {})
+    records.append(file, {"step": 2})
+    assert [row["step"] for row in records.metrics(file.parent)] == [1, 2]
+
+
+def test_a_changed_knob_is_refused_by_name_and_nothing_is_written(run):
+    records.start(run, {})
+    before = (records.folder(run) / "config.json").read_text()
+    run.optim.lr, run.model.d_model = 0.5, 64
+    with pytest.raises(ValueError, match=r"optim.lr=0.003, now 0.5: pick a new name") as error:
+        records.start(run, {})
+    assert "model.d_model=128, now 64" in str(error.value)
+    assert (records.folder(run) / "config.json").read_text() == before
+
+
+def test_knobs_that_change_no_result_may_change(run):
+    records.start(run, {})
+    run.log_every, run.mesh.fsdp, run.data.cache = 5, 2, "elsewhere"
+    records.start(run, {})
+
+
+def test_free_knobs_exist():
+    assert set(records.FREE) <= set(config.field_types(config.Run))
+
+
+def test_numbers_that_json_lacks_become_words(run):
+    records.start(run, {})
+    records.append(records.folder(run) / "metrics.jsonl", {"step": 1, "loss": float("nan")})
+    line = (records.folder(run) / "metrics.jsonl").read_text()
+    assert json.loads(line)["loss"] == "nan"
+
+
+def test_a_config_is_found_wherever_its_folder_was_moved(run, tmp_path):
+    records.start(run, {})
+    moved = tmp_path / "moved" / "sweep" / "a"
+    moved.parent.mkdir(parents=True)
+    records.folder(run).rename(moved)
+    found = records.read_config(moved)
+    assert records.folder(found) == moved
+    with pytest.raises(ValueError, match="is no run: it has no config.json"):
+        records.read_config(tmp_path / "nothing")
+
+
+def test_broken_json_is_named(run):
+    records.start(run, {})
+    (records.folder(run) / "facts.json").write_text("{")
+    with pytest.raises(ValueError, match="facts.json is not readable as JSON"):
+        records.rows(run.dir)

@@ -1,0 +1,88 @@
+"""Rows before a fit: what is left out is named, what is wrong is refused by name."""
+
+import pytest
+
+from lm import laws, table
+
+GOOD = [{"name": f"r{i}", "params": 10.0**i, "loss": 5.0 - 0.3 * i} for i in range(3, 9)]
+
+
+def fit(rows, **options):
+    return laws.power(rows, x="params", y="loss", bootstrap=0, **options)
+
+
+def test_a_column_that_no_row_has_is_refused_with_the_known_ones():
+    with pytest.raises(ValueError, match=r"no row has a column 'flops'.*params, loss"):
+        laws.power(GOOD, x="flops", y="loss")
+
+
+def test_diverged_and_unfinished_rows_are_left_out_and_named():
+    bad = [
+        {"name": "boom", "params": 1e9, "loss": 9.0, "status": "diverged"},
+        {"name": "empty", "params": 1e9, "loss": ""},
+        {"name": "nan", "params": 1e9, "loss": float("nan")},
+        {"name": "soon", "params": 1e9},
+    ]
+    found = fit(GOOD + bad)
+    assert found.n == len(GOOD)
+    assert [name for name, _ in found.excluded] == ["boom", "empty", "nan", "soon"]
+    assert "status is diverged" in str(found) and "has no loss" in dict(found.excluded)["soon"]
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0])
+def test_a_loss_that_is_zero_or_negative_is_refused_by_name(value):
+    with pytest.raises(ValueError, match=r"loss must be above 0: odd \("):
+        fit([*GOOD, {"name": "odd", "params": 1e9, "loss": value}])
+
+
+def test_a_duplicate_run_is_refused_by_name():
+    with pytest.raises(ValueError, match="duplicate run: r3 and r3"):
+        fit([*GOOD, dict(GOOD[0])])
+
+
+def test_repeats_of_one_run_are_kept_and_resampled_together():
+    seeds = [{**row, "loss": row["loss"] * 1.001} for row in GOOD]
+    found = laws.power(GOOD + seeds, x="params", y="loss", bootstrap=50)
+    assert (found.n, found.n_runs) == (12, 6)
+    assert found.extra["seed_noise"] == pytest.approx(0.001 / 2**0.5, rel=0.01)
+
+
+def test_losses_in_bits_among_nats_are_refused_by_name():
+    rows = [{"name": f"r{i}", "params": n, "loss": 2 + 40 * n**-0.3} for i, n in
+            enumerate((1e5, 3e5, 1e6, 3e6, 1e7, 3e7, 1e8, 3e8))]  # fmt: skip
+    rows[2]["loss"] /= 0.6931
+    with pytest.raises(ValueError, match="mixes units: r2 .*1.443"):
+        fit(rows)
+
+
+def test_an_exclusion_rule_is_an_argument_and_leaves_its_trace():
+    rows = [{**row, "keep": i % 2} for i, row in enumerate(GOOD)]
+    found = fit(rows, where={"keep": 1})
+    assert found.n == 3 and found.excluded[0] == ("r3", "keep is 0, not 1")
+    assert fit(rows, where=lambda row: row["keep"] == 1).n == 3
+
+
+def test_no_rows_and_no_rows_left_are_refused():
+    with pytest.raises(ValueError, match="the list is empty"):
+        fit([])
+    with pytest.raises(ValueError, match="no row is left"):
+        fit([{"name": "a", "params": 1.0, "loss": None}])
+
+
+def curve(losses):
+    return [{"run": "a", "tokens": str(i), "loss": str(v)} for i, v in enumerate(losses)]
+
+
+def test_finals_are_the_last_row_with_means_over_the_last_evaluations():
+    (row,) = table.finals(curve([9, 5, 4, 3]), ["loss"], last=2)
+    assert (row["tokens"], row["loss"]) == ("3", 3.5)
+
+
+def test_smoothing_drops_the_first_share_rounded_up_and_then_trails():
+    rows = table.smooth(curve([9, 8, 6, 4, 2]), ["loss"], drop=0.25, window=2)
+    assert [row["loss"] for row in rows] == [6, 5, 3]
+
+
+def test_evaluations_out_of_order_are_sorted():
+    rows = curve([9, 5, 4, 3])
+    assert table.finals(rows[::-1], ["loss"], last=2) == table.finals(rows, ["loss"], last=2)

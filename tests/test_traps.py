@@ -1,0 +1,253 @@
+"""Twenty-four traps of fitting scaling laws, each with the case that shows it, by the numbers of the notes on fits.
+
+The rows stand in notebooks/data/published.
+"""
+
+import csv
+import functools
+import json
+import pathlib
+
+import numpy as np
+import pytest
+
+from lm import laws
+
+DATA = pathlib.Path(__file__).parent.parent / "notebooks" / "data" / "published"
+NAMES = {"n": "params", "d": "tokens", "y": "loss"}
+KEPT = {"in_fit": 1}
+
+
+@functools.cache
+def rows(case="chinchilla-epoch"):
+    with open(DATA / f"{case}.csv") as file:
+        return list(csv.DictReader(file))
+
+
+@functools.cache
+def headline():
+    return laws.chinchilla(rows(), **NAMES, where=KEPT)
+
+
+def made(noise=0.0, ratios=(5, 20, 80), alpha=0.34, beta=0.28, seed=0):
+    rng = np.random.default_rng(seed)
+    return [
+        {"name": f"{n:.3g}x{m}", "params": n, "tokens": n * m, "flops": 6 * n * n * m,
+         "loss": (1.8 + 300 * n**-alpha + 700 * (n * m) ** -beta) * np.exp(noise * rng.standard_normal())}
+        for n in np.geomspace(1e7, 1e9, 6) for m in ratios
+    ]  # fmt: skip
+
+
+def test_01_an_objective_scaled_like_a_mean_ends_at_the_same_optimum():
+    mean = [{**row, "w": 1 / 240} for row in rows()]
+    fit = laws.chinchilla(mean, **NAMES, where=KEPT, weights="w", bootstrap=0)
+    assert fit.params == pytest.approx(headline().params, rel=1e-5)
+    assert fit.objective == pytest.approx(headline().objective / 240)
+    assert fit.gradient < 1e-5
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        {"log_A": np.log(406.4), "log_B": np.log(410.7), "log_E": np.log(1.69), "alpha": 0.34, "beta": 0.28},
+        {"log_A": 0, "log_B": 0, "log_E": 0, "alpha": 0.5, "beta": 0.5},
+    ],
+)  # fmt: skip
+def test_02_one_bad_start_still_ends_at_the_optimum(start):
+    fit = laws.chinchilla(rows(), **NAMES, where=KEPT, starts=[start], bootstrap=0)
+    assert fit.starts == 1 and fit.objective <= 0.0010183
+
+
+def test_03_weights_that_scale_the_residuals_away_do_not_stop_the_fit():
+    light = [{**row, "w": 1e-15} for row in made(0.003)]
+    start = [{"E": 1.0, "A": np.exp(5), "B": np.exp(5), "alpha": 0.1, "beta": 0.1}]
+    fit = laws.chinchilla(light, **NAMES, weights="w", starts=start, bootstrap=0)
+    assert fit.params["alpha"] == pytest.approx(0.34, abs=0.05) and not fit.warnings
+
+
+def test_04_a_flat_valley_is_reported_as_an_interval_or_refused():
+    near = [row for row in made(0.004) if float(row["params"]) < 4e7]
+    fit = laws.chinchilla(near, **NAMES, loss="log_squares")
+    assert any("determine" in text for text in fit.warnings)
+    with pytest.raises(ValueError, match="in every row"):
+        laws.chinchilla([row for row in near if row["params"] == near[0]["params"]], **NAMES)
+
+
+def test_05_the_width_of_huber_is_stated_and_decides_the_estimator():
+    narrow, wide = (
+        laws.chinchilla(rows(), **NAMES, where=KEPT, delta=d, bootstrap=0) for d in (1e-7, 1e1)
+    )
+    lad = laws.chinchilla(rows(), **NAMES, where=KEPT, loss="absolute", bootstrap=0)
+    squares = laws.chinchilla(rows(), **NAMES, where=KEPT, loss="log_squares", bootstrap=0)
+    assert narrow.params["beta"] == pytest.approx(lad.params["beta"], abs=1e-3)
+    assert wide.params == pytest.approx(squares.params, rel=1e-5)
+    assert "huber delta 1e-07" in str(narrow)
+
+
+def test_06_squares_of_the_loss_and_huber_of_its_log_are_different_estimators():
+    huber, squares = (
+        laws.chinchilla(
+            rows(), **NAMES, where=lambda r: r["in_fit"] == "1" and float(r["flops"]) < 1e21,
+            loss=loss, bootstrap=0,
+        )
+        for loss in ("huber", "squares")
+    )  # fmt: skip
+    assert huber.params["beta"] == pytest.approx(0.396, abs=1e-3)
+    assert squares.params["beta"] == pytest.approx(0.459, abs=1e-3)
+    assert "sum of squares" in str(squares)
+
+
+def test_07_an_exclusion_rule_is_an_argument_and_five_runs_move_beta():
+    everything = laws.chinchilla(rows(), **NAMES, bootstrap=0)
+    assert everything.params["beta"] - headline().params["beta"] == pytest.approx(0.086, abs=0.002)
+    assert [reason for _, reason in headline().excluded] == ["in_fit is 0, not 1"] * 5
+
+
+def test_08_intervals_are_percentiles_and_stay_above_zero_where_b_is_skewed():
+    fit = headline()
+    lo, hi = fit.interval("B")
+    assert fit.params["B"] - 1.96 * fit.se["B"] < 0 < lo
+    assert hi - fit.params["B"] > 1.5 * (fit.params["B"] - lo)
+    assert fit.se["a"] / fit.derived["a"] < 0.05 < fit.se["B"] / fit.params["B"]
+
+
+def test_09_what_n_counts_moves_the_exponent_and_one_call_shows_it():
+    own = [row for row in rows("isoflop-optima-tables") if row["table"] == "nanochat_jan26"]
+    table = laws.conventions(laws.loglog, own, by="count", x="flops", y="params_opt")
+    assert [round(row["exponent"], 2) for row in table.rows] == [0.54, 0.37, 0.7]
+
+
+def test_10_the_budget_is_the_one_the_runs_were_given():
+    own = {"table": "nanochat_jan26", "count": "kaplan_style_projections_and_head"}
+    table = laws.conventions(
+        laws.loglog, rows("isoflop-optima-tables"), x=["flops", "flops_as_printed"], y="params_opt", where=own
+    )
+    assert [round(row["exponent"], 3) for row in table.rows] == [0.536, 0.524]
+
+
+def test_11_parameters_are_stored_with_all_their_digits():
+    stored = json.loads(json.dumps(headline().to_dict()))["params"]
+    assert stored == headline().params
+    rounded = {k: float(f"{v:.2g}") for k, v in stored.items()}
+    n, d = headline().x
+    error = headline().values(rounded, n, d) / headline().y - 1
+    assert np.abs(error).mean() > 1.5 * headline().mare
+
+
+def test_12_bits_among_nats_are_refused():
+    mixed = made(0.003)
+    mixed[4] = {**mixed[4], "loss": mixed[4]["loss"] / np.log(2)}
+    with pytest.raises(ValueError, match="mixes units: " + mixed[4]["name"]):
+        laws.chinchilla(mixed, **NAMES)
+
+
+def test_13_smoothing_is_an_argument_and_biases_a_falling_curve():
+    curve = [{"run": "a", "tokens": i, "loss": 3 - 0.1 * i} for i in range(10)]
+    last, mean = (laws.finals(curve, ["loss"], last=k)[0]["loss"] for k in (1, 5))
+    assert mean - last == pytest.approx(0.2)
+
+
+def test_14_curves_are_reduced_to_finals_or_resampled_as_whole_runs():
+    train = [row for row in rows("olmo-ladder") if row["split"] == "train"]
+    finals = laws.finals(train, ["c4_loss"], last=1)
+    assert len(finals) == 16
+    names = {"n": "params", "d": "tokens", "y": "c4_loss"}
+    ends = laws.chinchilla(finals, **names, bootstrap=0)
+    late = [row for row in train if int(row["ckpt"]) > 0.5 * int(row["n_ckpts"])]
+    curves = laws.chinchilla(late, **names, group="run", bootstrap=50)
+    assert curves.n_runs == 16
+    middle = [row for row in late if int(row["ckpt"]) < 0.7 * int(row["n_ckpts"])]
+    assert laws.holdout(ends, middle).mean > 2 * ends.mare
+
+
+def test_15_a_vertex_outside_the_sampled_sizes_is_rejected_by_name():
+    fit = laws.isoflop(rows(), x="params", y="loss", c="isoflop_budget", where=KEPT, bootstrap=0)
+    assert fit.excluded[0][0] == "1e+20 FLOPs" and "below the smallest" in fit.excluded[0][1]
+
+
+def test_16_parabolas_are_biased_where_the_exponents_differ_and_narrow_windows_less():
+    own = [row for row in rows("approach2-synthetic") if row["surface"] == "asymmetric"]
+    sweep = {"x": "tokens", "y": "loss", "bootstrap": 0}
+    wide, narrow = laws.isoflop(own, **sweep), laws.isoflop(own, **sweep, nearest=5)
+    law = laws.chinchilla(own, **NAMES, bootstrap=0)
+    true = laws.allocation(law, 1e22).d
+    assert wide.predict(1e22).value / true == pytest.approx(0.769, abs=0.01)
+    assert narrow.predict(1e22).value / true > 0.95
+
+
+def test_17_a_curve_that_decides_an_extrapolation_is_named():
+    budgets = np.geomspace(6e18, 1e22, 10)
+    sweep = []
+    for i, c in enumerate(budgets):
+        best = (c / 6) ** 0.5 * (1.35 if i == 9 else 1)
+        sweep += [{"flops": c, "params": best * f, "loss": 2 + 0.05 * np.log(f) ** 2} for f in (0.2, 0.5, 1, 2, 5)]
+    fit = laws.isoflop(sweep, x="params", y="loss", c="flops")
+    assert fit.extra["without"]["1e+22"] == pytest.approx(0.5, abs=1e-6)
+    assert any("without 1e+22 FLOPs" in text for text in fit.warnings)
+
+
+def test_18_the_interpolator_is_named_and_shown_side_by_side():
+    table = laws.conventions(
+        laws.isoflop, rows(), method=["parabola", "akima"], x="params", y="loss", c="isoflop_budget", where=KEPT
+    )
+    parabola, akima = (row["exponent"] for row in table.rows)
+    assert 0.001 < abs(parabola - akima) < 0.05
+    assert all("exponent 95%" in row for row in table.rows)
+
+
+def test_19_noise_is_in_units_of_the_loss_at_both_ends_of_the_losses():
+    spread = []
+    for level in (1.0, 8.0):
+        sweep = [
+            {"flops": c, "params": (c / 6) ** 0.5 * f, "loss": level * (1 + 0.05 * np.log(f) ** 2)}
+            for c in (1e18, 1e19, 1e20) for f in np.geomspace(0.2, 5, 9)
+        ]  # fmt: skip
+        fit = laws.isoflop(sweep, x="params", y="loss", method="akima", noise=0.01 * level)
+        spread.append(fit.extra["budgets"][0]["sd"])
+    assert spread[0] == pytest.approx(spread[1], rel=0.05)
+
+
+def test_20_abilities_are_bounded_and_tasks_at_chance_are_refused():
+    train = [row for row in rows("olmo-ladder") if row["split"] == "train"]
+    own = {"x": "mmlu_bpb", "y": "mmlu_acc", "run": "run", "chance": 0.25}
+    fit = laws.ability(train, **own, bootstrap=50)
+    far = fit.predict([0.05, 4.0])
+    assert (far.hi <= 1).all() and (far.lo >= 0.25).all()
+    small = [row for row in train if row["model"] == "190M"]
+    with pytest.raises(ValueError, match="mmlu_acc is at chance"):
+        laws.ability(small, **{**own, "chance": 0.35})
+
+
+def test_21_a_small_error_of_the_fit_promises_nothing_about_others():
+    ladder = rows("olmo-ladder")
+    finals = laws.finals([row for row in ladder if row["split"] == "train"], ["c4_loss"])
+    large = laws.finals([row for row in ladder if row["split"] == "target"], ["c4_loss"])
+    fit = laws.chinchilla(finals, n="params", d="tokens", y="c4_loss")
+    assert fit.mare == pytest.approx(0.0025, abs=1e-4)
+    assert laws.holdout(fit, large).worst == pytest.approx(0.038, abs=1e-3)
+    assert "back-test" in str(fit)
+
+
+def test_22_collinear_runs_are_not_extrapolated_off_their_ray():
+    fit = laws.chinchilla(made(0.002, ratios=(20,)), **NAMES, loss="log_squares", bootstrap=0)
+    with pytest.raises(ValueError, match="off it"):
+        fit.predict(1e10, 1e10)
+
+
+def test_23_errors_are_recomputed_from_the_predictions_they_stand_beside():
+    fit = laws.chinchilla(made(0.003), **NAMES, bootstrap=0)
+    large = [{"name": "a", "params": 3e9, "tokens": 6e10, "loss": 2.7}]
+    (one,) = laws.holdout(fit, large).predictions
+    assert one["measured"] == 2.7 and one["error"] == one["value"] / 2.7 - 1
+    assert one["value"] == fit.predict(3e9, 6e10).value
+
+
+def test_24_noise_between_seeds_is_the_floor_of_the_noise():
+    rng = np.random.default_rng(0)
+    seeds = [
+        {**row, "name": f"{row['name']} seed {s}", "loss": row["loss"] * np.exp(0.004 * rng.standard_normal())}
+        for row in made() for s in range(4)
+    ]  # fmt: skip
+    fit = laws.chinchilla(seeds, **NAMES, loss="log_squares", bootstrap=0)
+    assert fit.extra["seed_noise"] == pytest.approx(0.004, rel=0.25)
+    assert fit.sigma >= fit.extra["seed_noise"]
