@@ -8,13 +8,12 @@ On two CPU cores the 100K model trains in about 20 seconds.
 from lm import sizes
 from lm.config import Run
 
-BASE_WIDTH = 64  # where LEARNING_RATE was tuned
-LEARNING_RATE = 8e-3
+TOKENS = 1_800_000  # the same for every size, so that only the size differs
 
 
 def get_config(size: str = "100K") -> Run:
     run = Run(name=f"base-{size}")
     run.model = sizes.model(size)
-    run.optim.lr = LEARNING_RATE * (BASE_WIDTH / run.model.d_model) ** 0.5
-    run.steps = sizes.steps(run, tokens=2_500_000)
+    run.optim.lr = 5e-3 * (96 / run.model.d_model) ** 1.5  # tuned at widths 16, 48 and 96
+    run.steps = sizes.steps(run, tokens=TOKENS)
     return run

@@ -56,7 +56,7 @@ def tune_memory() -> None:
 
 
 def config_flag():
-    """Defines --config=FILE[:ARG] and --config.KNOB=VALUE, and --sources for the one dict of them."""
+    """Defines --config=FILE[:ARG] and --config.KNOB=VALUE, and --sources for their one dict."""
     flags.DEFINE_string("sources", None, 'JSON of sources and weights, {"text:my/folder": 1}')
     return config_flags.DEFINE_config_file(
         "config", None, "FILE[:ARG] with get_config([ARG]) that returns a run"
@@ -85,7 +85,7 @@ def parse_sources(text: str) -> dict[str, float]:
         raise ValueError(f"--sources={text} must be JSON such as {example}") from None
 
 
-def load_sweep(where: str | None) -> list[config.Run]:
+def load_sweep(where: str) -> list[config.Run]:
     """The runs of FILE[:ARG]; ValueError if there is no such file or it has no get_sweep."""
     if not where:
         raise ValueError("--sweep=FILE is missing, such as --sweep=configs/sweeps/quickstart.py")
@@ -93,14 +93,18 @@ def load_sweep(where: str | None) -> list[config.Run]:
     if not os.path.isfile(path):
         raise ValueError(f"--sweep={path} is no file: the sweeps here are in configs/sweeps/")
     spec = importlib.util.spec_from_file_location("sweep", path)
+    assert spec and spec.loader, path
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    if not hasattr(module, "get_sweep"):
+    get_sweep = getattr(module, "get_sweep", None)
+    if get_sweep is None:
         raise ValueError(f"--sweep={path} has no get_sweep(): it must yield the runs")
-    runs = list(module.get_sweep(*[arg] if arg else []))
+    runs = list(get_sweep(*[arg] if arg else []))
     for run in runs:
         if not isinstance(run, config.Run):
-            raise ValueError(f"--sweep={path}: get_sweep() must yield lm.config.Run, not {run!r:.60}")
+            raise ValueError(
+                f"--sweep={path}: get_sweep() must yield lm.config.Run, not {run!r:.60}"
+            )
     return runs
 
 

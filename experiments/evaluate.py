@@ -1,7 +1,7 @@
 """Evaluates the newest checkpoint of a run again, on held-out text of its own or other sources.
 
-    uv run python -m experiments.evaluate --run=runs/quickstart/600K
-    uv run python -m experiments.evaluate --run=runs/quickstart/600K --sources='{"text:my/folder": 1}'
+uv run python -m experiments.evaluate --run=runs/quickstart/600K
+uv run python -m experiments.evaluate --run=runs/quickstart/600K --sources='{"text:my/folder": 1}'
 """
 
 from absl import flags

@@ -1,14 +1,14 @@
 """Says what a run or a sweep will cost, and trains nothing.
 
-    uv run python -m experiments.plan --sweep=configs/sweeps/quickstart.py
-    uv run python -m experiments.plan --config=configs/base.py:1B
+uv run python -m experiments.plan --sweep=configs/sweeps/quickstart.py
+uv run python -m experiments.plan --config=configs/base.py:1B
 """
 
 from absl import flags
 
 from experiments import cli, show
 
-_SWEEP = flags.DEFINE_string("sweep", None, "FILE[:ARG] with get_sweep([ARG]) that yields runs")
+_SWEEP = flags.DEFINE_string("sweep", "", "FILE[:ARG] with get_sweep([ARG]) that yields runs")
 _CONFIG = cli.config_flag()
 
 

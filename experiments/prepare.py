@@ -1,7 +1,7 @@
 """Prepares the text of a config: reads, removes duplicates, splits, writes token files.
 
-    uv run python -m experiments.prepare --config=configs/base.py
-    uv run python -m experiments.prepare --config=configs/base.py --sources='{"text:my/folder": 1}'
+uv run python -m experiments.prepare --config=configs/base.py
+uv run python -m experiments.prepare --config=configs/base.py --sources='{"text:my/folder": 1}'
 """
 
 from experiments import cli, show

@@ -1,7 +1,7 @@
 """Writes the report of a sweep again, from its records alone.
 
-    uv run python -m experiments.report --dir=runs/quickstart
-    uv run python -m experiments.report --dir=runs/quickstart --verify=runs/quickstart/figures/x.png
+uv run python -m experiments.report --dir=runs/quickstart
+uv run python -m experiments.report --dir=runs/quickstart --verify=runs/quickstart/figures/x.png
 """
 
 from absl import flags

@@ -3,7 +3,7 @@
 import time
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from lm import config
@@ -67,7 +67,9 @@ def evaluation(row: dict) -> None:
 def preparing(source: str, documents: int, n_bytes: int) -> None:
     """Progress of the text that is being prepared, on one line."""
     if console.is_terminal:
-        console.print(f"preparing {source}: {documents:,} documents, {n_bytes / 1e6:.1f} MB", end="\r")
+        console.print(
+            f"preparing {source}: {documents:,} documents, {n_bytes / 1e6:.1f} MB", end="\r"
+        )
 
 
 def seconds(value: float) -> str:
@@ -78,7 +80,7 @@ def seconds(value: float) -> str:
 
 
 class Bars:
-    """A progress bar a run; where the output is no terminal, a line now and then. A context manager."""
+    """A context manager: a progress bar a run; where there is no terminal, a line at times."""
 
     def __init__(self):
         self.live = console.is_terminal
@@ -91,7 +93,7 @@ class Bars:
             console=console,
             disable=not self.live,
         )
-        self.bars: dict[str, int] = {}
+        self.bars: dict[str, TaskID] = {}
         self.spoke = 0.0
 
     def __enter__(self):

@@ -1,6 +1,6 @@
 """Where every run of a folder stands.
 
-    uv run python -m experiments.status --dir=runs/quickstart
+uv run python -m experiments.status --dir=runs/quickstart
 """
 
 from absl import flags

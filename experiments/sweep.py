@@ -9,7 +9,7 @@ from absl import flags
 
 from experiments import cli, show
 
-_SWEEP = flags.DEFINE_string("sweep", None, "FILE[:ARG] with get_sweep([ARG]) that yields runs")
+_SWEEP = flags.DEFINE_string("sweep", "", "FILE[:ARG] with get_sweep([ARG]) that yields runs")
 _DIR = flags.DEFINE_string("dir", None, "folder of all runs, in place of each run's own")
 
 

@@ -1,6 +1,6 @@
 """Trains one run to its end, or goes on with it.
 
-    uv run python -m experiments.train --config=configs/base.py:100K --config.optim.lr=0.01
+uv run python -m experiments.train --config=configs/base.py:100K --config.optim.lr=0.01
 """
 
 from experiments import cli, show

@@ -1,16 +1,14 @@
-"""From loss to what a model can do: accuracy as a bounded curve of the loss, the two-step chain, the one-step law.
+"""From loss to what a model can do: accuracy as a bounded curve of the loss.
 
-Legend: L loss or bits per byte of the task, acc accuracy between chance and 1, C FLOPs.
+Legend: L loss or bits per byte of the task, acc accuracy between chance and 1.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 from itertools import product
-from typing import Any
 
 import numpy as np
 
-from lm import estimate, fit, judge, powers, solver, table
+from lm import estimate, fit, judge, solver, table
 
 FORMS = {
     "sigmoid": "acc(L) = {a} / (1 + exp(-{k} (L - {x0}))) + {b}",
@@ -37,11 +35,11 @@ def ability(
     seed: int = 0,
     reach: float = 10.0,
 ) -> fit.Fit:
-    """Accuracy as a function of the loss (or of a task's bits per byte), by least squares of the accuracy itself.
+    """Accuracy as a function of the loss or of a task's bits per byte, by least squares.
 
     form="sigmoid": acc = a / (1 + exp(-k (L - x0))) + b with a in [-1, 0], b in [0, 1], k and x0 >=
     0 (step 2 of Bhagia et al. 2024, arXiv:2412.04403). form="exponential": y = eps - k exp(-gamma
-    L), of an error (k > 0, Gadre et al. 2024, arXiv:2403.08540, eq. 5) or of an accuracy (k < 0).
+    L), of an error (k > 0, Gadre et al. 2024, arXiv:2403.08540) or of an accuracy (k < 0).
     With `run`, rows are evaluations along runs: the first share `drop` of each is left out and both
     columns become trailing means over `window` (see `table.smooth`), and runs are resampled whole.
     `anchor` adds one point (loss, accuracy), as (0, 1). loss: squares, huber or absolute, of the
@@ -79,8 +77,23 @@ def ability(
         result.warnings.append(
             f"the loss explains only {result.extra['r2']:.0%} of the accuracies' variance"
         )
-    options = dict(x=x, y=y, form=form, chance=chance, anchor=anchor, run=run, order=order, drop=0.0, window=1, loss=loss, delta=delta,
-                   bootstrap=bootstrap, resample=resample, seed=seed, reach=reach)  # fmt: skip
+    options = dict(
+        x=x,
+        y=y,
+        form=form,
+        chance=chance,
+        anchor=anchor,
+        run=run,
+        order=order,
+        drop=0.0,
+        window=1,
+        loss=loss,
+        delta=delta,
+        bootstrap=bootstrap,
+        resample=resample,
+        seed=seed,
+        reach=reach,
+    )
     result.refit = lambda rows=None, **new: ability(
         data.rows if rows is None else rows, **{**options, **new}
     )
@@ -94,7 +107,8 @@ def _above_chance(y: str, acc: np.ndarray, loss: np.ndarray, chance: float | Non
         raise ValueError(f"chance={chance} must be at least 0 and below 1")
     if chance is not None and np.quantile(acc, 0.9) < chance + 0.02:
         raise ValueError(
-            f"{y} is at chance: nine tenths of the rows are below {chance + 0.02:.2f} where guessing gives {chance:g}; "
+            f"{y} is at chance: nine tenths of the rows are below {chance + 0.02:.2f} where "
+            f"guessing gives {chance:g}; "
             "take larger models, an easier task, or its loss"
         )
     if np.ptp(acc) < 1e-9 or np.ptp(loss) < 1e-9:
@@ -111,7 +125,7 @@ def _with_point(data: table.Table, x: str, y: str, anchor: Sequence[float]) -> t
 
 
 def _objective(curve):
-    """Residuals of y itself: the solver's logs are not taken, so that its squared logs are plain squares."""
+    """Residuals of y itself: where no logs are taken, squares of logs are plain squares."""
     return lambda loss, delta: solver.curve(
         curve, "log_squares" if loss == "squares" else loss, delta
     )
@@ -144,14 +158,23 @@ def _sigmoid(L, acc, columns) -> estimate.Problem:
     spread = [(v - middle) / width for v in np.quantile(L, [0, 0.25, 0.5, 0.9])]
     starts = product((-0.9, -0.6, -0.3), (0.7, 2.0, 5.0), spread, (1.0, 0.8))
     return estimate.Problem(
-        law="ability", formula=FORMS["sigmoid"], columns=columns, inputs=["L"], objective=_objective(curve),
-        starts=np.array(list(starts)), lower=np.array([-1.0, 0.0, -middle / width, 0.0]),
-        upper=np.array([0.0, 1e3, 1e2, 1.0]), natural=natural, values=values, free=["a", "k", "x0", "b"], plain=True,
-    )  # fmt: skip
+        law="ability",
+        formula=FORMS["sigmoid"],
+        columns=columns,
+        inputs=["L"],
+        objective=_objective(curve),
+        starts=np.array(list(starts)),
+        lower=np.array([-1.0, 0.0, -middle / width, 0.0]),
+        upper=np.array([0.0, 1e3, 1e2, 1.0]),
+        natural=natural,
+        values=values,
+        free=["a", "k", "x0", "b"],
+        plain=True,
+    )
 
 
 def _exponential(L, acc, columns) -> estimate.Problem:
-    """Fitted by its values at the two ends of the data and its bend between them: eps and k alone are a flat valley."""
+    """Fitted by its values at both ends of the data and its bend: eps and k are a flat valley."""
     low, width = float(L.min()), float(np.ptp(L))
 
     def curve(theta):  # value at the lowest loss, at the highest, bend
@@ -174,103 +197,16 @@ def _exponential(L, acc, columns) -> estimate.Problem:
 
     ends = float(acc[L.argmin()]), float(acc[L.argmax()])
     return estimate.Problem(
-        law="ability", formula=FORMS["exponential"], columns=columns, inputs=["L"], objective=_objective(curve),
-        starts=np.array([(*ends, bend) for bend in (0.1, 0.5, 1.5, 4.0, 10.0)]), lower=np.array([-2.0, -2.0, 1e-3]),
-        upper=np.array([3.0, 3.0, 60.0]), natural=natural, values=values, free=["eps", "k", "gamma"], plain=True,
-    )  # fmt: skip
-
-
-def chain(step1: fit.Fit, step2: fit.Fit) -> fit.Fit:
-    """Accuracy from N and D (or C): `step2`, an ability of the loss, of `step1`, a law of that loss.
-
-    The two ensembles are paired draw by draw and step 1's noise is passed through step 2, so that
-    the interval holds both steps' doubts (Bhagia et al. 2024 chain so). `predict` takes the inputs
-    of step 1. Parameters are those of both, as step1_E and step2_k. Raises ValueError where the
-    loss of step 1 is not the loss that step 2 reads.
-    """
-    if step2.inputs != ["L"]:
-        raise ValueError(
-            f"step2 must be an ability of a loss, it is {step2.law} of {', '.join(step2.inputs)}"
-        )
-    if step1.columns[step1.output] != step2.columns["L"]:
-        raise ValueError(
-            f"step1 predicts {step1.columns[step1.output]} but step2 reads {step2.columns['L']}: fit both to one loss"
-        )
-
-    def values(params, *inputs):
-        first = {k[6:]: v for k, v in params.items() if k.startswith("step1_")}
-        second = {k[6:]: v for k, v in params.items() if k.startswith("step2_")}
-        return np.clip(step2.values(second, step1.values(first, *inputs)), *step2.bounds)
-
-    n = min((len(v) for s in (step1, step2) for v in s.ensemble.values()), default=0)
-    ensemble = {
-        f"step{i}_{k}": v[:n] for i, s in ((1, step1), (2, step2)) for k, v in s.ensemble.items()
-    }
-    params = {f"step{i}_{k}": v for i, s in ((1, step1), (2, step2)) for k, v in s.params.items()}
-    ensemble |= {k: np.full(n, v) for k, v in params.items() if k not in ensemble and n}
-    result = replace(
-        step1, law="chain", formula=_inner(step1.formula, 1) + ";  " + _inner(step2.formula, 2), params=params, values=values,
-        columns={**{k: step1.columns[k] for k in step1.inputs}, "L": step1.columns[step1.output], "acc": step2.columns["acc"]},
-        ensemble=ensemble if n else {}, derived={}, free=list(params), fixed={}, refit=None, judge=None, link=None,
-        bounds=step2.bounds, plain=True, sigma=step2.sigma, sigmas=None if step2.sigmas is None else step2.sigmas[:n],
-        warnings=[f"step 1: {w}" for w in step1.warnings] + [f"step 2: {w}" for w in step2.warnings],
-        resampling=f"step 1 {step1.resampling}, step 2 {step2.resampling}", extra={"step1": step1, "step2": step2},
-    )  # fmt: skip
-    return result
-
-
-def _inner(formula: str, step: int) -> str:
-    return formula.replace("{", f"{{step{step}_")
-
-
-def one_step(
-    rows: table.Rows,
-    x: str = "flops",
-    y: str = "eval.completion",
-    chance: float = 0.0,
-    **options: Any,
-) -> fit.Fit:
-    """Accuracy straight from compute: -log q = A C^-alpha, q = (acc - chance) / (1 - chance).
-
-    The direct law of Krajewski et al. (arXiv:2512.08894) for runs of one number of tokens a
-    parameter, fitted by least squares of log(-log q). x is the FLOPs, or any column or columns that
-    `power` takes. Rows at or below chance have no logarithm: they are left out and named.
-    `predict(C)` gives the accuracy. Parameters: A, alpha; options as `power`.
-    """
-    data = table.read(
-        rows,
-        [*([x] if isinstance(x, str) else x), y],
-        options.pop("group", None),
-        options.pop("where", None),
-        [y],
+        law="ability",
+        formula=FORMS["exponential"],
+        columns=columns,
+        inputs=["L"],
+        objective=_objective(curve),
+        starts=np.array([(*ends, bend) for bend in (0.1, 0.5, 1.5, 4.0, 10.0)]),
+        lower=np.array([-2.0, -2.0, 1e-3]),
+        upper=np.array([3.0, 3.0, 60.0]),
+        natural=natural,
+        values=values,
+        free=["eps", "k", "gamma"],
+        plain=True,
     )
-    acc = data.columns[y]
-    share = (acc - chance) / (1 - chance)
-    good = (share > 0) & (share < 1)
-    if good.sum() < 2:
-        raise ValueError(
-            f"{y} is at chance ({chance:g}) or at 1 in all but {good.sum()} rows: no law can be fitted"
-        )
-    column = f"-log {y}"
-    derived = [{**data.rows[i], column: float(-np.log(share[i]))} for i in np.flatnonzero(good)]
-    result = powers.power(derived, x, column, floor=False, **options)
-    excluded = data.excluded + [
-        (data.names[i], f"{y} is {acc[i]:g}, not between chance and 1")
-        for i in np.flatnonzero(~good)
-    ]
-    result.data.excluded[:] = excluded
-    result.law, result.formula = (
-        "one_step",
-        "-log q = " + result.formula.split(" = ", 1)[1] + f", acc = {chance:g} + {1 - chance:g} q",
-    )
-    result.link, result.bounds = (lambda v: chance + (1 - chance) * np.exp(-v)), (chance, 1.0)
-    again = result.refit
-
-    def refit(rows=None, **new):
-        assert again is not None
-        part = again(rows, **new)
-        part.link, part.bounds = result.link, result.bounds
-        return part
-
-    result.refit = refit
-    return result

@@ -1,4 +1,4 @@
-"""What to doubt and what to run next: the profile of a parameter, the run that would narrow a prediction most."""
+"""What to doubt and what to run next: profiles, and the run that would narrow a prediction."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -25,11 +25,14 @@ class Profile:
 
     @property
     def flat(self) -> bool:
-        """Whether the interval reaches an end of the grid: the runs do not determine this parameter."""
+        """Whether the interval reaches an end of the grid: the runs do not determine it."""
         return self.interval[0] <= self.values[0] or self.interval[1] >= self.values[-1]
 
     def __str__(self) -> str:
-        text = f"{self.name} = {self.best:.4g}, 95% by profile [{self.interval[0]:.4g}, {self.interval[1]:.4g}]"
+        text = (
+            f"{self.name} = {self.best:.4g}, 95% by profile [{self.interval[0]:.4g}, "
+            f"{self.interval[1]:.4g}]"
+        )
         if self.flat:
             text += " (open: a flat valley, the grid ends first)"
         if self.predictions is not None:
@@ -87,7 +90,7 @@ def profile(
 
 @dataclass
 class Advice:
-    """The next run to make: its inputs, its cost, and how much narrower the prediction at the target gets."""
+    """The next run to make: its inputs, its cost, how much narrower the prediction gets."""
 
     inputs: dict[str, float]
     flops: float
@@ -98,7 +101,8 @@ class Advice:
     def __str__(self) -> str:
         where = ", ".join(f"{k} = {v:.3g}" for k, v in self.inputs.items())
         return (
-            f"next run: {where}, {self.flops:.3g} FLOPs; the prediction's standard deviation goes from "
+            f"next run: {where}, {self.flops:.3g} FLOPs; the prediction's standard deviation goes "
+            "from "
             f"{self.before:.3g} to {self.after:.3g} ({1 - self.after / self.before:.0%} less)"
         )
 
@@ -110,7 +114,7 @@ def advise(
     candidates: Sequence[Sequence[float]] | None = None,
     cost: Callable[..., Any] | None = None,
 ) -> Advice:
-    """The run of at most `budget` FLOPs whose result would most narrow the prediction at `target` (inputs of the law).
+    """The run of at most `budget` FLOPs that would most narrow the prediction at `target`.
 
     Over the bootstrap ensemble let t be the law at the target and u at a candidate; a measurement
     of u with noise s leaves the expected variance var(t) - cov(t, u)^2 / (var(u) + s^2). `cost`
@@ -120,15 +124,14 @@ def advise(
     """
     if not fit.ensemble:
         raise ValueError("advise needs an ensemble: fit with bootstrap=1000")
-    if cost is None:
-        known = {"C": lambda c: c, "N": lambda n: 120 * n**2}
-        cost = known.get(",".join(fit.inputs), lambda *x: 6 * x[0] * x[-1])
+    known = {"C": lambda c: c, "N": lambda n: 120 * n**2}
+    price = cost or known.get(",".join(fit.inputs), lambda *x: 6 * x[0] * x[-1])
     if candidates is None:
         axes = [np.geomspace(x.min(), max(x.max(), x.min() * 1.01) * 30, 40) for x in fit.x]
         points = np.stack([m.ravel() for m in np.meshgrid(*axes, indexing="ij")])
     else:
         points = np.atleast_2d(np.asarray(candidates, float).T)
-    flops = np.asarray(cost(*points), float)
+    flops = np.asarray(price(*points), float)
     allowed = flops <= budget * (1 + 1e-9)
     if not allowed.any():
         raise ValueError(

@@ -1,9 +1,9 @@
 """Checkpoints of a train state: save in the background, restore the newest on any mesh.
 
 One thin layer over orbax's CheckpointManager. A checkpoint is a folder named after its step; it
-becomes visible under that name only when it is whole, so a crash while saving leaves the one before.
+becomes visible under that name only when it is whole: a crash while saving leaves the one before.
 
-    checkpoints/1200/state/       the arrays, by path: "params/blocks/mlp/gate", "opt/1/mu/...", "step"
+    checkpoints/1200/state/       arrays by path: "params/blocks/mlp/gate", "opt/1/mu/...", "step"
     checkpoints/1200/manifest/    shape and dtype of each, to compare before anything is read
 """
 
@@ -41,14 +41,16 @@ class Checkpoints:
         self.manager.check_for_errors()
         arrays = ocp.args.StandardSave(by_path(state))
         manifest = ocp.args.JsonSave(_manifest(state))
-        self.manager.save(step, args=ocp.args.Composite(state=arrays, manifest=manifest), force=True)
+        self.manager.save(
+            step, args=ocp.args.Composite(state=arrays, manifest=manifest), force=True
+        )
 
     def newest(self) -> int | None:
         """The step of the newest whole checkpoint on disk."""
         return max(self.manager.all_steps(read=True), default=None)
 
     def restore(self, step: int, abstract: dict) -> dict:
-        """The state at `step`, split as `abstract` says; ValueError naming the first array that differs.
+        """The state at `step`, split as `abstract` says; ValueError names an array that differs.
 
         abstract: a tree of jax.ShapeDtypeStruct with shardings; any mesh will do.
         """
@@ -58,12 +60,15 @@ class Checkpoints:
         needed = _manifest(abstract)
         for path in sorted(saved.keys() | needed.keys()):
             if saved.get(path) != needed.get(path):
+                want = needed.get(path, "nothing of that name")
                 raise ValueError(
                     f"{self.folder / str(step)}: {path} is {saved.get(path, 'missing')}, the run"
-                    f" needs {needed.get(path, 'nothing of that name')}: restore it with its own config"
+                    f" needs {want}: use the config it was saved with"
                 )
         arrays = self._read(step, state=ocp.args.StandardRestore(by_path(abstract)))["state"]
-        return jax.tree.unflatten(jax.tree.structure(abstract), [arrays[p] for p in by_path(abstract)])
+        return jax.tree.unflatten(
+            jax.tree.structure(abstract), [arrays[p] for p in by_path(abstract)]
+        )
 
     def _read(self, step: int, **items):
         return self.manager.restore(step, args=ocp.args.Composite(**items))

@@ -1,8 +1,8 @@
 """Every knob of a run, once: a tree of typed dataclasses whose defaults train on a laptop.
 
-    run = Run(name="first")
-    run.model.d_model = 256
-    check(run)                      # refuses what cannot work, before JAX is imported
+run = Run(name="first")
+run.model.d_model = 256
+check(run)                      # refuses what cannot work, before JAX is imported
 """
 
 import dataclasses
@@ -33,10 +33,12 @@ class Model:
 
 @dataclasses.dataclass
 class Data:
-    sources: dict[str, float] = dataclasses.field(default_factory=lambda: {"code": 0.5, "docs": 0.5})
+    sources: dict[str, float] = dataclasses.field(
+        default_factory=lambda: {"code": 0.5, "docs": 0.5}
+    )
     # what to read -> weight: code, docs, text:PATH, jsonl:GLOB[?field=NAME]
     cache: str = "data"  # folder of prepared token files
-    heldout: float = 0.02  # share of documents held out, by hash of their text
+    heldout: float = 0.05  # share of documents held out, by hash of their text
     seq_len: int = 128  # tokens of context
     batch_size: int = 16  # sequences a step, over all devices and hosts
 
@@ -125,7 +127,7 @@ SHARES = ("data.heldout", "optim.warmup", "optim.decay", "optim.lr_end", "optim.
 
 
 def check(run: Run) -> Run:
-    """Returns `run` as it came; ValueError naming field, value, rule and way out if it cannot work."""
+    """Returns `run` as it came; ValueError naming field, value, rule, way out if it cannot work."""
     flat = flatten(run)
     for name, kind in field_types(Run).items():
         value = flat[name]
@@ -165,18 +167,26 @@ def check(run: Run) -> Run:
     split = max(mesh.data, 1) * mesh.fsdp
     if data.batch_size % split:
         rule = f"must be a multiple of mesh.data*mesh.fsdp={split}"
-        _refuse("data.batch_size", data.batch_size, f"{rule}: try {-(-data.batch_size // split) * split}")
-    for name, size in (("n_heads", model.n_heads), ("n_kv_heads", model.n_kv_heads),
-                       ("d_ff", model.d_ff), ("vocab_size", model.vocab_size)):
+        _refuse(
+            "data.batch_size",
+            data.batch_size,
+            f"{rule}: try {-(-data.batch_size // split) * split}",
+        )
+    for name, size in (
+        ("n_heads", model.n_heads),
+        ("n_kv_heads", model.n_kv_heads),
+        ("d_ff", model.d_ff),
+        ("vocab_size", model.vocab_size),
+    ):
         if size % mesh.tensor:
             _refuse(f"model.{name}", size, f"must be a multiple of mesh.tensor={mesh.tensor}")
     if model.d_model % mesh.fsdp:
         _refuse("model.d_model", model.d_model, f"must be a multiple of mesh.fsdp={mesh.fsdp}")
-    for name, every in (("checkpoint_every", run.log_every), ("keep_every", run.checkpoint_every)):
-        value = getattr(run, name)
+    for name, other in (("checkpoint_every", "log_every"), ("keep_every", "checkpoint_every")):
+        value, every = getattr(run, name), getattr(run, other)
         if value % every:
-            rule = f"must be a multiple of {'log_every' if name == 'checkpoint_every' else 'checkpoint_every'}"
-            _refuse(name, value, f"{rule}={every}: try {-(-value // every) * every}")
+            near = -(-value // every) * every
+            _refuse(name, value, f"must be a multiple of {other}={every}: try {near}")
     if optim.schedule == "wsd" and optim.warmup + optim.decay > 1:
         _refuse("optim.decay", optim.decay, f"plus optim.warmup={optim.warmup} must not exceed 1")
     if not data.sources:
@@ -185,12 +195,14 @@ def check(run: Run) -> Run:
         if not isinstance(weight, (int, float)) or not 0 <= weight < float("inf"):
             _refuse(f"data.sources[{source!r}]", weight, "is a weight: a number from 0 up")
     if not sum(data.sources.values()):
-        _refuse("data.sources", data.sources, "has only zero weights: give one source a positive weight")
+        _refuse(
+            "data.sources", data.sources, "has only zero weights: give one source a positive weight"
+        )
     return run
 
 
-def flatten(run: Run) -> dict:
-    """{"optim.lr": 0.003, ...}: one entry a knob, in order of declaration; dict knobs stay whole."""
+def flatten(run) -> dict:
+    """{"optim.lr": 0.003, ...}: an entry a knob, in order of declaration; dict knobs stay whole."""
     flat = {}
     for field in dataclasses.fields(run):
         value = getattr(run, field.name)
@@ -205,7 +217,7 @@ def field_types(kind: type) -> dict[str, type]:
     """{"optim.lr": float, ...} for a dataclass type, in the order of `flatten`."""
     found = {}
     for name, hint in typing.get_type_hints(kind).items():
-        if dataclasses.is_dataclass(hint):
+        if isinstance(hint, type) and dataclasses.is_dataclass(hint):
             found |= {f"{name}.{k}": v for k, v in field_types(hint).items()}
         else:
             found[name] = dict if isinstance(hint, types.GenericAlias) else hint

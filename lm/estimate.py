@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from lm import fit, solver, table
+from lm import doubts, fit, solver, table
 
 SAME = 1e-4  # two objectives within this share of each other are one optimum
 MANY = 30  # runs from which cases are resampled; below, noise is
@@ -14,7 +14,7 @@ MANY = 30  # runs from which cases are resampled; below, noise is
 
 @dataclass
 class Problem:
-    """A law to be fitted: its objective over unit-scale parameters theta, and the way back to natural ones."""
+    """A law to be fitted: its objective over theta of unit scale, and the way back."""
 
     law: str
     formula: str
@@ -72,13 +72,30 @@ def estimate(
     found, agree, valleys = _search(problem, target, weights, loss, delta)
     params = {name: float(v[0]) for name, v in problem.natural(found.theta).items()}
     result = fit.Fit(
-        free=problem.free, fixed=problem.fixed, derived={k: float(v) for k, v in problem.derive(params).items()},
-        law=problem.law, formula=problem.formula, columns=problem.columns, inputs=problem.inputs, params=params,
-        values=problem.values, data=data, loss=loss, delta=delta, objective=float(found.value[0]) * unit,
-        gradient=float(found.gradient[0]), converged=bool(found.converged[0]), starts=len(problem.starts),
-        agree=agree, plain=problem.plain or loss == "squares", bounds=problem.bounds, reach=reach, extra=problem.extra, seed=seed,
+        free=problem.free,
+        fixed=problem.fixed,
+        derived={k: float(v) for k, v in problem.derive(params).items()},
+        law=problem.law,
+        formula=problem.formula,
+        columns=problem.columns,
+        inputs=problem.inputs,
+        params=params,
+        values=problem.values,
+        data=data,
+        loss=loss,
+        delta=delta,
+        objective=float(found.value[0]) * unit,
+        gradient=float(found.gradient[0]),
+        converged=bool(found.converged[0]),
+        starts=len(problem.starts),
+        agree=agree,
+        plain=problem.plain or loss == "squares",
+        bounds=problem.bounds,
+        reach=reach,
+        extra=problem.extra,
+        seed=seed,
         warnings=data.warnings + problem.warnings,
-    )  # fmt: skip
+    )
     if len(valleys) > 1:
         result.extra["valleys"] = valleys
         best = valleys[0]["objective"]
@@ -98,18 +115,18 @@ def estimate(
         result.warnings.append(
             f"{n} rows for {p} parameters leave nothing to judge the noise by: no intervals"
         )
-    result.warnings += _doubts(problem, found.theta[0], result)
+    result.warnings += doubts.warnings(problem, found.theta[0], result)
     return result
 
 
 def _search(problem, target, weights, loss, delta) -> tuple[solver.Minimum, float, list[dict]]:
-    """The best minimum over all starts, polished; the share of starts that reach it; other minima within 1%.
+    """The best minimum over all starts, the share of starts that reach it, others within 1%.
 
     Least absolute deviations are approached by Huber losses of falling delta; plain squares
     overflow far from the data and start where squares of logs end.
     """
-    stages = [(loss, 1e-4 if loss == "absolute" else delta)] * 2
-    if loss == "absolute":
+    stages = [(loss, _widths(loss, delta)[0])] * 2
+    if stages[0][1] != delta:
         stages[0] = ("huber", 1e-2)
     elif loss == "squares" and not problem.plain:
         stages[0] = ("log_squares", delta)
@@ -161,11 +178,18 @@ def _search(problem, target, weights, loss, delta) -> tuple[solver.Minimum, floa
     )
 
 
+def _widths(loss: str, delta: float) -> list[float]:
+    """Huber widths on the way to a narrow one: least absolute deviations are the limit."""
+    goal = 1e-7 if loss == "absolute" else delta
+    if loss not in ("absolute", "huber") or goal >= 1e-4:
+        return [goal]
+    return [*(w for w in (1e-4, 1e-5, 1e-6) if w > 2 * goal), goal]
+
+
 def _polish(problem, theta, target, weights, loss, delta) -> solver.Minimum:
     """Minimise to the end from near the minimum."""
-    widths = (1e-4, 1e-5, 1e-6, 1e-7) if loss == "absolute" else (delta,)
     found = solver.Minimum(theta, np.zeros(0), np.zeros(0), np.zeros(0, bool))
-    for width in widths:
+    for width in _widths(loss, delta):
         objective = problem.objective(loss, width)
         found = solver.minimise(
             objective, found.theta, problem.lower, problem.upper, target, weights, 200, 1e-13
@@ -174,28 +198,13 @@ def _polish(problem, theta, target, weights, loss, delta) -> solver.Minimum:
 
 
 def _noise(result: fit.Fit, p: int) -> None:
-    """The scale of the noise from the residuals, at least that between repeats of one run (seeds)."""
-    difference = _difference(result, result.y)
+    """The scale of the noise from the residuals, at least that between repeats (seeds)."""
+    difference = doubts.difference(result, result.y)
     result.sigma = float(np.sqrt((difference**2).sum() / max(result.n - p, 1)))
-    floor = seed_noise(result)
+    floor = doubts.seed_noise(result)
     if floor is not None:
         result.extra["seed_noise"] = floor
         result.sigma = max(result.sigma, floor)
-
-
-def seed_noise(result: fit.Fit) -> float | None:
-    """Standard deviation between rows of equal inputs (in log y, or in y for plain squares), pooled; None without."""
-    y = result.y if result.plain else np.log(result.y)
-    same = np.unique(np.stack(result.x, 1), axis=0, return_inverse=True)[1].ravel()
-    counts = np.bincount(same)
-    if counts.max() < 2:
-        return None
-    means = np.bincount(same, y) / counts
-    return float(np.sqrt(((y - means[same]) ** 2).sum() / (counts - 1).sum()))
-
-
-def _difference(result: fit.Fit, y: np.ndarray) -> np.ndarray:
-    return result.fitted - y if result.plain else np.log(result.fitted) - np.log(y)
 
 
 def _resample(problem, result, theta, weights, bootstrap, resample) -> None:
@@ -226,7 +235,7 @@ def _resample(problem, result, theta, weights, bootstrap, resample) -> None:
             factor = np.sqrt(n_groups / max(n_groups - p, 1)) * rng.standard_normal(
                 (bootstrap, n_groups)
             )
-            noise = factor[:, groups] * _difference(result, result.y)
+            noise = factor[:, groups] * doubts.difference(result, result.y)
         fitted = result.fitted
         if problem.plain:
             target = fitted + noise
@@ -244,15 +253,14 @@ def _resample(problem, result, theta, weights, bootstrap, resample) -> None:
         )
     draws = problem.natural(found.theta[good])
     draws |= problem.derive(draws)
-    result.ensemble = {
-        name: np.broadcast_to(v, good.sum()) for name, v in draws.items() if np.ptp(v) > 0
-    }
+    moving = {k: v for k, v in draws.items() if k not in problem.fixed}
+    result.ensemble = {k: np.broadcast_to(v, good.sum()) for k, v in moving.items()}
     result.sigmas = None if result.sigmas is None else result.sigmas[good]
     result.resampling = f"{bootstrap} resamples of {mode}"
 
 
 def _units(problem, result, theta, target, weights) -> None:
-    """Refuse losses in mixed units: a minority of rows off the robust fit by the factor between nats and bits."""
+    """Refuse mixed units: a minority of rows off the robust fit by the factor of nats to bits."""
     if result.plain or np.abs(np.log(result.fitted / result.y)).max() < 0.15:
         return
     w = None if weights is None else weights[None]
@@ -264,34 +272,7 @@ def _units(problem, result, theta, target, weights) -> None:
         if 0 < off.sum() <= 0.4 * result.n and np.median(np.abs(ratio[~off])) < 0.03:
             names = ", ".join(result.data.names[i] for i in np.flatnonzero(off)[:5])
             raise ValueError(
-                f"{result.columns[result.output]} mixes units: {names} are off the others' law by the factor of "
+                f"{result.columns[result.output]} mixes units: {names} are off the others' law by "
+                "the factor of "
                 f"{unit} ({np.exp(sign * np.log(np.log(2))):.3f}); convert them"
             )
-
-
-def _doubts(problem: Problem, theta: np.ndarray, result: fit.Fit) -> list[str]:
-    """What a reader must know before using the numbers."""
-    doubts = []
-    if not result.converged and result.gradient > 1e-4:
-        doubts.append(
-            f"the optimiser has not converged (scaled gradient {result.gradient:.1e}): do not use these numbers"
-        )
-    if np.abs(problem.starts - theta).max(1).min() < 1e-5 and result.gradient > 1e-4:
-        doubts.append("the solution equals one of its starts: nothing was fitted")
-    if result.agree < 0.02 and len(problem.starts) >= 100:
-        doubts.append(
-            f"only {result.agree:.1%} of {len(problem.starts)} starts agree on the optimum"
-        )
-    for i, name in enumerate(problem.free):
-        if theta[i] <= problem.lower[i] + 1e-9 or theta[i] >= problem.upper[i] - 1e-9:
-            doubts.append(
-                f"{name} = {result.params[name]:.3g} stands at its bound: these runs do not determine it"
-            )
-    for name in problem.watch:
-        if name in result.ensemble:
-            lo, hi = result.interval(name)
-            if hi > 4 * max(lo, 1e-9):
-                doubts.append(
-                    f"{name} is hardly determined, [{lo:.3g}, {hi:.3g}]: a flat valley, see its profile"
-                )
-    return doubts

@@ -49,7 +49,10 @@ def evaluate(run: config.Run, device_mesh, score: Callable, params: dict, text: 
     row = {"n_sequences": run.eval.n_sequences}
     for name, by_source in (("loss", loss), ("bits_per_byte", bits)):
         row[name] = sum(text.weights[s] / data.PATTERN * mean for s, (mean, _) in by_source.items())
-        row[f"{name}_se"] = sum((text.weights[s] / data.PATTERN * se) ** 2 for s, (_, se) in by_source.items()) ** 0.5
+        row[f"{name}_se"] = (
+            sum((text.weights[s] / data.PATTERN * se) ** 2 for s, (_, se) in by_source.items())
+            ** 0.5
+        )
     for source, (mean, se) in loss.items():
         row |= {f"loss.{source}": mean, f"loss_se.{source}": se}
     if done:
@@ -66,7 +69,7 @@ def ratio(sums_N: np.ndarray, sizes_N: np.ndarray) -> tuple[float, float]:
 
 
 def completions(tokens_NT: np.ndarray, n: int, seed: int) -> Iterator[tuple[int, int, int]]:
-    """At most n (sequence, cut, end): text cut at a random place of a word, and where the word ends.
+    """At most n (sequence, cut, end): text cut at a random place in a word, and where that ends.
 
     The cut lies in the later half of the sequence, before any byte of a word: at its first, the
     whole word is to be said. Sequences take turns; no place is used twice. A pure function of the
@@ -81,7 +84,9 @@ def completions(tokens_NT: np.ndarray, n: int, seed: int) -> Iterator[tuple[int,
         last = outside[-1] if len(outside) else 0  # the word after it has no end in this sequence
         places.append(rng.permutation(half + np.flatnonzero(in_word_T[half:last])))
     turns = max((len(p) for p in places), default=0)
-    cuts = ((row, p[turn]) for turn in range(turns) for row, p in enumerate(places) if turn < len(p))
+    cuts = (
+        (row, p[turn]) for turn in range(turns) for row, p in enumerate(places) if turn < len(p)
+    )
     for (row, cut), _ in zip(cuts, range(n), strict=False):
         yield row, int(cut), int(cut + np.argmin(word_NT[row, cut:]))
 

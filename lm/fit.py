@@ -41,7 +41,7 @@ class Prediction:
 
 @dataclass
 class Fit:
-    """A fitted law. `str(fit)` reads like a paper's line, `to_dict()` is plain JSON, `predict(...)` has an interval.
+    """A fitted law: prints like a paper's line, predicts with an interval, turns into JSON.
 
     Intervals are percentiles of `ensemble`: the law refitted to resamples (see `resampling`), never
     +- 1.96 standard errors, which for a skewed coefficient can reach below zero.
@@ -59,7 +59,7 @@ class Fit:
     loss: str
     delta: float
     objective: float  # a sum over rows
-    gradient: float  # largest |d objective / d parameter|, in parameters of unit scale, over the objective
+    gradient: float  # largest |d objective / d theta| over the objective, theta of unit scale
     converged: bool
     starts: int
     agree: float  # share of starts that end within 1e-4 of the best objective
@@ -150,7 +150,7 @@ class Fit:
         return {name: self.interval(name) for name in self.ensemble}
 
     def interval(self, name: str, level: float = 0.95) -> tuple[float, float]:
-        """Percentile interval of a parameter, or of a derived one (such as a = beta / (alpha + beta))."""
+        """Percentile interval of a parameter, or of a derived one."""
         if name not in self.ensemble:
             known = ", ".join(self.ensemble) or "none: fit with bootstrap=1000"
             raise ValueError(f"no interval for {name!r}; known: {known}")
@@ -158,7 +158,7 @@ class Fit:
         return float(lo), float(hi)
 
     def predict(self, *inputs: Any, level: float = 0.95, noise: bool = True) -> Prediction:
-        """The law at new inputs (in the order of `fit.inputs`; numbers, arrays, or one row or list of rows).
+        """The law at new inputs: numbers or arrays in the order of `fit.inputs`, a row, or rows.
 
         The interval covers a new measurement; with noise=False only the law's own value there. NaN
         bounds without a bootstrap.
@@ -200,10 +200,11 @@ class Fit:
         return list(np.broadcast_arrays(*points))
 
     def draws(self, *inputs: np.ndarray, noise: bool = True) -> np.ndarray:
-        """The ensemble's predictions, B x the shape of the inputs, with the noise of one measurement on top."""
+        """The ensemble's predictions, B x the shape of the inputs, with a measurement's noise."""
         points = [np.asarray(v, float)[None] for v in inputs]
         shape = (-1,) + (1,) * (points[0].ndim - 1)
-        params = {name: draws.reshape(shape) for name, draws in self.ensemble.items()}
+        params: Ensemble = {name: np.asarray(value) for name, value in self.params.items()}
+        params |= {name: draws.reshape(shape) for name, draws in self.ensemble.items()}
         values = np.asarray(self.values(params, *points), float)
         if noise and np.isfinite(self.sigma):
             z = np.random.default_rng((self.seed, 1)).standard_normal(values.shape)
@@ -212,7 +213,7 @@ class Fit:
         return np.clip(values if self.link is None else self.link(values), *self.bounds)
 
     def _on_the_ray(self, points: list[np.ndarray]) -> None:
-        """Refuse points off the line on which all fitted runs lie: there A and B are not told apart."""
+        """Refuse points off the line on which all runs lie: there A and B are not told apart."""
         if self.ray is None:
             return
         logs = np.log(np.stack(self.x))
@@ -222,8 +223,10 @@ class Fit:
         away = np.abs(away - direction[:, None] * (direction @ away)).max()
         if away > np.log(self.ray):
             raise ValueError(
-                f"{', '.join(self.inputs)} of the fitted runs lie on one line (say, one number of tokens a parameter) "
-                f"and this point is a factor {np.exp(away):.3g} off it: add runs off the line to fit first"
+                f"{', '.join(self.inputs)} of the fitted runs lie on one line (say, one number of "
+                "tokens a parameter) "
+                f"and this point is a factor {np.exp(away):.3g} off it: add runs off the line to "
+                "fit first"
             )
 
     def _beyond(self, points: list[np.ndarray]) -> tuple[float, str]:
@@ -231,7 +234,10 @@ class Fit:
         for letter, v, x in zip(self.inputs, points, self.x, strict=True):
             beyond = float(max(np.max(v) / x.max(), x.min() / np.min(v), 1.0))
             if beyond > max(factor, self.reach):
-                note = f"{beyond:.3g} times beyond the fitted {letter}, more than {self.reach:g}: an extrapolation"
+                note = (
+                    f"{beyond:.3g} times beyond the fitted {letter}, more than {self.reach:g}: an "
+                    "extrapolation"
+                )
             factor = max(factor, beyond)
         return factor, note
 
@@ -248,7 +254,8 @@ class Fit:
         where = ", ".join(f"{letter} = {column}" for letter, column in self.columns.items())
         delta = f" delta {self.delta:g}" if self.loss == "huber" else ""
         lines.append(
-            f"  {where}; sum of {self.loss}{delta} {self.objective:.4g}, gradient {self.gradient:.1e}, "
+            f"  {where}; sum of {self.loss}{delta} {self.objective:.4g}, gradient "
+            f"{self.gradient:.1e}, "
             f"{self.agree:.0%} of {self.starts} starts agree; 95% intervals by {self.resampling}"
         )
         if self.score is not None:

@@ -1,4 +1,4 @@
-"""The frontier of least loss: the envelope of learning curves (approach 1), the best N and D for a budget.
+"""The frontier of least loss: the envelope of learning curves, the best N and D for a budget.
 
 Legend: C budget in FLOPs, N parameters, D tokens.
 """
@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy import spatial
 
 from lm import fit, lines, table
 
@@ -27,7 +26,7 @@ def envelope(
     seed: int = 0,
     reach: float = 10.0,
 ) -> fit.Fit:
-    """N* = k C^exponent from learning curves: the run with the lowest loss at each budget (approach 1 of Hoffmann et al.).
+    """N* = k C^exponent from learning curves: the run of least loss at each budget, approach 1.
 
     Rows are evaluations along runs, `n` the column whose best value is wanted (parameters, tokens,
     tokens a parameter), `c` the FLOPs spent so far. hull="lower" takes, at `points` log-spaced
@@ -43,10 +42,7 @@ def envelope(
     data = table.read(rows, [n, c, y], run, where)
     log_n, log_c, log_y = (np.log(data.columns[k]) for k in (n, c, y))
     if hull == "convex":
-        far = np.array([[log_c.max() + np.log(2), log_y.max() + np.log(2)]])
-        corners = spatial.ConvexHull(np.vstack([far, np.stack([log_c, log_y], 1)])).vertices
-        index = np.array(sorted((i - 1 for i in corners if i > 0), key=lambda i: log_c[i]))
-        index = index[np.r_[True, np.diff(log_y[index]) < 0]]
+        index = _lower_hull(log_c, log_y)
         at, size, low, owner = log_c[index], log_n[index], log_y[index], data.groups[index]
     else:
         at = np.linspace(log_c.min(), log_c.max(), points)
@@ -67,13 +63,18 @@ def envelope(
     kept = ~at_edge if edges == "drop" else np.ones(len(at), bool)
     if len(np.unique(owner[kept])) < 2:
         raise ValueError(
-            f"the envelope belongs to {len(np.unique(owner[kept]))} run(s) inside the sweep: an exponent needs 2"
+            f"the envelope belongs to {len(np.unique(owner[kept]))} run(s) inside the sweep: an "
+            "exponent needs 2"
         )
     hulls = [
-        {"name": f"{data.names[int(np.flatnonzero(data.groups == g)[0])]} at {np.exp(v):.6g}", "run": int(g),
-         c: float(np.exp(v)), n: float(np.exp(s))}
+        {
+            "name": f"{data.names[int(np.flatnonzero(data.groups == g)[0])]} at {np.exp(v):.6g}",
+            "run": int(g),
+            c: float(np.exp(v)),
+            n: float(np.exp(s)),
+        }
         for v, s, g in zip(at[kept], size[kept], owner[kept], strict=True)
-    ]  # fmt: skip
+    ]
     result = lines.loglog(
         hulls,
         c,
@@ -94,14 +95,29 @@ def envelope(
     }
     if edges == "keep" and at_edge.any():
         result.warnings.append(
-            f"{at_edge.mean():.0%} of the envelope belongs to the smallest or largest model, where the best may lie beyond"
+            f"{at_edge.mean():.0%} of the envelope belongs to the smallest or largest model, "
+            "where the best may lie beyond"
         )
     return result
 
 
+def _lower_hull(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Corners of the lower convex hull, from left to right, as far as y falls."""
+    corners: list[int] = []
+    for i in np.lexsort((y, x)):
+        while len(corners) > 1:
+            a, b = corners[-2:]
+            if (x[b] - x[a]) * (y[i] - y[a]) > (y[b] - y[a]) * (x[i] - x[a]):
+                break
+            corners.pop()
+        corners.append(int(i))
+    hull = np.array(corners)
+    return hull[np.r_[True, np.diff(np.minimum.accumulate(y[hull])) < 0]]
+
+
 @dataclass
 class Allocation:
-    """The best parameters and tokens for a budget, each with a 95% interval; loss is the law's own there."""
+    """The best parameters and tokens for a budget, with intervals, and the law's loss there."""
 
     flops: float
     n: float
@@ -118,7 +134,10 @@ class Allocation:
 
     def __str__(self) -> str:
         (a, b), (c, d) = self.n_interval, self.d_interval
-        text = f"C = {self.flops:.4g}: N* = {self.n:.4g} [{a:.4g}, {b:.4g}], D* = {self.d:.4g} [{c:.4g}, {d:.4g}], "
+        text = (
+            f"C = {self.flops:.4g}: N* = {self.n:.4g} [{a:.4g}, {b:.4g}], D* = {self.d:.4g} "
+            f"[{c:.4g}, {d:.4g}], "
+        )
         return (
             text
             + f"{self.tokens_per_param:.3g} tokens a parameter"
@@ -133,7 +152,7 @@ def allocation(
     unique_tokens: float | None = None,
     level: float = 0.95,
 ) -> Allocation:
-    """The N and D of least loss for a budget C = k N D, with k = 6 unless the runs' own counts say otherwise.
+    """The N and D of least loss for a budget C = k N D, k = 6 unless given.
 
     For E + A N^-alpha + B D^-beta: N* = G (C/k)^(beta/(alpha+beta)), D* = (C/k) / N*, with G =
     (alpha A / (beta B))^(1/(alpha+beta)). `law` is a fit (chinchilla, overtrained, data_constrained
@@ -170,7 +189,8 @@ def allocation(
         )
     if law.ray is not None:
         raise ValueError(
-            "all fitted runs lie on one line of N and D, so that the best split is not known: vary tokens a parameter"
+            "all fitted runs lie on one line of N and D, so that the best split is not known: "
+            "vary tokens a parameter"
         )
     ensemble = {
         k: np.r_[law.params[k], law.ensemble.get(k, np.full(0, np.nan))]

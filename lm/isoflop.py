@@ -8,9 +8,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from scipy import interpolate
 
-from lm import fit, lines, table
+from lm import fit, lines, minima, table
 
 
 def isoflop(
@@ -34,7 +33,7 @@ def isoflop(
     seed: int = 0,
     reach: float = 10.0,
 ) -> fit.Fit:
-    """x* = k C^exponent: the best x (parameters or tokens) of each budget, then a straight line in logs.
+    """x* = k C^exponent: the best x (parameters or tokens) of each budget, a line in logs.
 
     Rows belong to a budget when their `c` is within `tolerance` of it; `budgets` lists them, else
     equal values of `c` make one. Per budget, method="parabola" fits L by least squares as a
@@ -50,9 +49,10 @@ def isoflop(
     (resample="runs"), and is widened where the x* scatter about the line more than that explains.
     median=True takes each x* as the median of its draws, weighted=True weights budgets by 1 /
     var(log x*). Parameters: exponent, k; derived log10_k. extra["budgets"] has a dict a budget:
-    budget, n, x, loss, opens_up, inside, used, reason, sd. Approach 2 is biased unless the two
-    exponents of the loss are equal and the grid is centred: prefer `chinchilla` where both can be
-    had. Raises ValueError with under two budgets.
+    budget, n, x, loss, opens_up, inside, used, reason, sd, and its parabola c0 + c1 t + c2 t^2 as
+    coefficients, with t = log x - middle. Approach 2 is biased unless the two exponents of the loss
+    are equal and the grid is centred: prefer `chinchilla` where both can be had. Raises ValueError
+    with under two budgets.
     """
     if (
         method not in ("parabola", "akima")
@@ -60,7 +60,8 @@ def isoflop(
         or resample not in ("noise", "runs")
     ):
         raise ValueError(
-            f"method={method!r}, edges={edges!r}, resample={resample!r}: known are parabola, akima; drop, keep; noise, runs"
+            f"method={method!r}, edges={edges!r}, resample={resample!r}: known are parabola, "
+            "akima; drop, keep; noise, runs"
         )
     data = table.read(rows, [x, c, y], None, where)
     in_log = method == "akima" if log_loss is None else log_loss
@@ -68,7 +69,9 @@ def isoflop(
     for budget, index in _budgets(data.columns[c], budgets, tolerance):
         part = data.take(index)
         found.append(
-            _budget(budget, part.columns[x], part.columns[y], method, nearest, in_log, points)
+            minima.minimum(
+                budget, part.columns[x], part.columns[y], method, nearest, in_log, points
+            )
         )
     if budgets is not None:
         taken = {
@@ -78,9 +81,9 @@ def isoflop(
             (name, f"{c} is at no budget") for i, name in enumerate(data.names) if i not in taken
         ]
     rng = np.random.default_rng((seed, 2))
-    scale = _pooled(found) if noise is None else noise
+    scale = minima.pooled_noise(found) if noise is None else noise
     for one in found:
-        one["stars"] = _stars(
+        one["stars"] = minima.resampled(
             one, scale, noise is not None, in_log, points, resample, bootstrap, rng
         )
         one["sd"] = (
@@ -99,7 +102,8 @@ def isoflop(
     if len(used) < 2:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in excluded[:4])
         raise ValueError(
-            f"only {len(used)} budgets have a minimum inside their sizes, a line needs 2 ({reasons})"
+            f"only {len(used)} budgets have a minimum inside their sizes, a line needs 2 "
+            f"({reasons})"
         )
     optima = [
         {"name": f"{one['budget']:.4g}", c: one["budget"], x: one["x"], "weight": 1.0}
@@ -133,8 +137,9 @@ def isoflop(
         "reason",
         "sd",
         "coefficients",
+        "middle",
     )
-    result.extra["budgets"] = [{key: one[key] for key in keep} for one in found]
+    result.extra["budgets"] = [{key: one.get(key) for key in keep} for one in found]
     result.extra["n_runs"] = len(data)
     if bootstrap:
         _widen(result, used, weighted)
@@ -149,7 +154,7 @@ def isoflop(
 def _budgets(
     c: np.ndarray, budgets: Sequence[float] | None, tolerance: float
 ) -> list[tuple[float, np.ndarray]]:
-    """(budget, its rows) in rising order; without a list of budgets, values within the tolerance of the next are one."""
+    """(budget, its rows), rising; without a list, values within the tolerance are one."""
     if budgets is None:
         order = np.argsort(c)
         cuts = np.flatnonzero(np.diff(c[order]) > tolerance * c[order][:-1]) + 1
@@ -159,102 +164,6 @@ def _budgets(
     near = np.abs(np.log(c[:, None] / levels)).argmin(1)
     fits_in = np.abs(c / levels[near] - 1) <= tolerance
     return [(float(level), np.flatnonzero((near == i) & fits_in)) for i, level in enumerate(levels)]
-
-
-def _budget(budget, x, y, method, nearest, in_log, points) -> dict[str, Any]:
-    """The minimum of one budget: where, how low, and what is wrong with it."""
-    one: dict[str, Any] = {
-        "budget": budget,
-        "n": len(x),
-        "x": np.nan,
-        "loss": np.nan,
-        "opens_up": False,
-        "inside": False,
-    }
-    order = np.argsort(x, kind="stable")
-    x, y = x[order], np.log(y[order]) if in_log else y[order]
-    if method == "akima" and len(x):
-        sizes, place = np.unique(x, return_inverse=True)
-        lowest = np.full(len(sizes), np.inf)
-        np.minimum.at(lowest, place, y)
-        x, y = sizes, lowest
-    if nearest is not None and len(x) > nearest:
-        first = min(max(int(y.argmin()) - nearest // 2, 0), len(x) - nearest)
-        x, y = x[first : first + nearest], y[first : first + nearest]
-    one |= {
-        "log_x": np.log(x),
-        "values": y,
-        "method": method,
-        "coefficients": None,
-        "residuals": np.zeros(0),
-    }
-    if len(np.unique(x)) < 3:
-        one["reason"] = f"{len(np.unique(x))} sizes are too few for a minimum"
-        return one
-    middle, design = one["log_x"].mean(), None
-    design = np.stack([np.ones(len(x)), one["log_x"] - middle, (one["log_x"] - middle) ** 2], 1)
-    one["design"], one["middle"] = design, middle
-    coefficients = np.linalg.lstsq(design, y, rcond=None)[0]
-    one["residuals"], one["fitted"] = y - design @ coefficients, design @ coefficients
-    if method == "parabola":
-        one["coefficients"] = [float(v) for v in coefficients]
-        one["opens_up"] = bool(coefficients[2] > 0)
-        if not one["opens_up"]:
-            one["reason"] = "the parabola opens down"
-            return one
-        star = middle - coefficients[1] / (2 * coefficients[2])
-        value = coefficients[0] - coefficients[1] ** 2 / (4 * coefficients[2])
-        one["inside"] = bool(one["log_x"][0] <= star <= one["log_x"][-1])
-    else:
-        grid, curve = _akima(one["log_x"], y[:, None], points)
-        i = int(curve[:, 0].argmin())
-        star, value, one["opens_up"] = grid[i], curve[i, 0], True
-        one["inside"] = 0 < i < len(grid) - 1
-    one["x"], one["loss"] = float(np.exp(star)), float(np.exp(value) if in_log else value)
-    side = "below the smallest" if star <= one["log_x"][0] else "above the largest"
-    one["reason"] = "" if one["inside"] else f"the minimum {one['x']:.4g} is at or {side} size"
-    return one
-
-
-def _akima(log_x: np.ndarray, y: np.ndarray, points: int) -> tuple[np.ndarray, np.ndarray]:
-    grid = np.linspace(log_x[0], log_x[-1], (len(log_x) - 1) * points)
-    return grid, np.asarray(interpolate.Akima1DInterpolator(log_x, y)(grid))
-
-
-def _pooled(found: list[dict[str, Any]]) -> float:
-    """Scale of the noise from the residuals of all parabolas; 0 when three sizes a budget leave none."""
-    degrees = sum(max(len(one["residuals"]) - 3, 0) for one in found)
-    squares = sum(
-        float((one["residuals"] ** 2).sum()) for one in found if len(one["residuals"]) > 3
-    )
-    return float(np.sqrt(squares / degrees)) if degrees else 0.0
-
-
-def _stars(one, scale, given, in_log, points, resample, bootstrap, rng) -> np.ndarray:
-    """x* of each resample of a budget's runs; NaN where the resample has none inside."""
-    nothing = np.full(bootstrap, np.nan)
-    if "design" not in one or not bootstrap:
-        return nothing
-    x, y, design = one["log_x"], one["values"], one["design"]
-    sd = scale / np.exp(y) if given and in_log else scale  # given noise is in units of the loss
-    base = y if one["method"] == "akima" else one["fitted"]
-    noisy = base + rng.standard_normal((bootstrap, len(y))) * sd
-    if one["method"] == "akima":
-        grid, curves = _akima(x, noisy.T, points)
-        best = curves.argmin(0)
-        return np.where((best > 0) & (best < len(grid) - 1), np.exp(grid[best]), np.nan)
-    if resample == "runs":
-        w = rng.multinomial(len(y), np.full(len(y), 1 / len(y)), size=bootstrap).astype(float)
-        gram = np.einsum("bn,np,nq->bpq", w, design, design) + 1e-12 * np.eye(3)
-        coefficients = np.linalg.solve(gram, np.einsum("bn,np,n->bp", w, design, y)[:, :, None])[
-            :, :, 0
-        ]
-    else:
-        coefficients = noisy @ np.linalg.pinv(design).T
-    with np.errstate(all="ignore"):
-        star = one["middle"] - coefficients[:, 1] / (2 * coefficients[:, 2])
-        good = (coefficients[:, 2] > 0) & (star >= x[0]) & (star <= x[-1])
-        return np.where(good | (not one["inside"] and coefficients[:, 2] > 0), np.exp(star), np.nan)
 
 
 def _influence(result: fit.Fit) -> None:
@@ -272,12 +181,13 @@ def _influence(result: fit.Fit) -> None:
     lo, hi = result.interval("exponent") if result.ensemble else (best, best)
     if abs(without[name] - best) > 0.25 * (hi - lo) > 0:
         result.warnings.append(
-            f"one budget decides: without {name} FLOPs the exponent is {without[name]:.3f}, not {best:.3f}"
+            f"one budget decides: without {name} FLOPs the exponent is {without[name]:.3f}, not "
+            f"{best:.3f}"
         )
 
 
 def _widen(result: fit.Fit, used: list[dict[str, Any]], weighted: bool) -> None:
-    """The ensemble of lines through the resampled minima, at least as wide as their scatter about the line says."""
+    """Lines through the resampled minima, at least as wide as their scatter about the line says."""
     log_c = np.log(result.x[0])
     stars = np.log(np.stack([one["stars"] for one in used], 1))
     w = np.isfinite(stars) * (
@@ -287,7 +197,8 @@ def _widen(result: fit.Fit, used: list[dict[str, Any]], weighted: bool) -> None:
     good = (w > 0).sum(1) >= 2
     if good.mean() < 0.5:
         result.warnings.append(
-            "fewer than half of the resamples have two minima inside: the interval is the line's own"
+            "fewer than half of the resamples have two minima inside: the interval is the line's "
+            "own"
         )
         return
     stars, w = stars[good], w[good]

@@ -1,4 +1,4 @@
-"""Fits judged by what they have not seen: back-test, held-out rows, forms and conventions side by side."""
+"""Fits judged by rows that they have not seen; forms and conventions side by side."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +13,7 @@ from lm import table
 
 @dataclass
 class Score:
-    """How well a law, fitted on the smaller rungs, predicted the larger ones: relative errors and coverage."""
+    """How well a law predicted rows that it had not seen: relative errors and coverage."""
 
     predictions: list[dict[str, Any]] = field(
         default_factory=list
@@ -76,7 +76,7 @@ def backtest(
     bootstrap: int = 200,
     falling: bool = False,
 ) -> Score:
-    """Rolling origin: fit the same law on the rows up to a rung, predict every row above it, for several rungs.
+    """Rolling origin: fit the law on the rows up to a rung, predict every row above it.
 
     A rung is a value of the column `by`, by default the product of the law's inputs (N, N D, C...).
     Origins start where the rows outnumber the parameters; of many, `origins` are taken between half
@@ -118,7 +118,10 @@ def backtest(
 
 
 def holdout(fit: fits.Fit, rows: table.Rows, where: table.Where = None) -> Score:
-    """The errors of a fit on given rows that it has not seen, with the coverage of its intervals."""
+    """Errors of a fit, and coverage of its intervals, on rows that it has not seen.
+
+    `where` chooses rows as in the laws. The score holds mean, worst, coverage and predictions.
+    """
     columns = [fit.columns[letter] for letter in fit.inputs]
     output = fit.columns[fit.output]
     data = table.read(rows, [*columns, output], None, where)
@@ -177,9 +180,9 @@ def _cell(value: Any) -> str:
 def compare(
     candidates: Mapping[str, fits.Fit] | Sequence[fits.Fit], by: str | None = None
 ) -> Comparison:
-    """Forms of a law, best first by mean error on held-out larger rungs (see `backtest`), not by the fit's own error.
+    """Forms of a law, best first by mean error on held-out larger rungs (see `backtest`).
 
-    A form without a back-test comes last.
+    The error of a fit on its own rows ranks nothing. A form without a back-test comes last.
     """
     if not isinstance(candidates, Mapping):
         candidates = {f"{fit.law} {i}": fit for i, fit in enumerate(candidates)}
@@ -187,9 +190,16 @@ def compare(
     for name, fit in candidates.items():
         score = fit.score if by is None and fit.score is not None else backtest(fit, by)
         rows.append(
-            {"form": name, "parameters": len(fit.free), "n": fit.n, "fit error": fit.mare,
-             "held-out error": score.mean, "worst": score.worst, "coverage": score.coverage}
-        )  # fmt: skip
+            {
+                "form": name,
+                "parameters": len(fit.free),
+                "n": fit.n,
+                "fit error": fit.mare,
+                "held-out error": score.mean,
+                "worst": score.worst,
+                "coverage": score.coverage,
+            }
+        )
     rows.sort(
         key=lambda row: row["held-out error"] if np.isfinite(row["held-out error"]) else np.inf
     )

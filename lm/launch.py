@@ -1,6 +1,6 @@
 """Runs of a sweep: which are done, half done or missing, and doing what is left.
 
-Nothing drives a sweep but its folder: calling `here` again, after any end, goes on where it stopped.
+Nothing drives a sweep but its folder: calling `here` again, after any end, goes on where that was.
 """
 
 import datetime
@@ -24,7 +24,9 @@ def check(runs: list[config.Run], report: Callable | None = None) -> None:
     names = [run.name for run in runs]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise ValueError(f"two runs are named {', '.join(twice)}: every run needs a name of its own")
+        raise ValueError(
+            f"two runs are named {', '.join(twice)}: every run needs a name of its own"
+        )
     if sum(run.predict for run in runs) > 1:
         raise ValueError("predict=True in more than one run: a sweep predicts one")
     for run in runs:
@@ -56,7 +58,9 @@ def write_down(sweep: str, runs: list[config.Run], costs: list[dict]) -> None:
 
 def left(runs: list[config.Run]) -> list[config.Run]:
     """The runs that are not finished, in the order to run them: what is predicted comes last."""
-    return sorted((run for run in runs if not records.is_finished(run)), key=lambda run: run.predict)
+    return sorted(
+        (run for run in runs if not records.is_finished(run)), key=lambda run: run.predict
+    )
 
 
 def here(

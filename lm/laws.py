@@ -37,8 +37,9 @@ Rows that cannot carry a law raise ValueError with the reason; doubts about a fi
 how intervals are made.
 """
 
-from lm.ability import ability, chain, one_step
+from lm.ability import ability
 from lm.advice import advise, profile
+from lm.chain import chain, one_step
 from lm.frontier import allocation, envelope
 from lm.isoflop import isoflop
 from lm.judge import backtest, compare, conventions, holdout

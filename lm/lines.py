@@ -1,4 +1,4 @@
-"""Straight lines in logs: N* against C, tokens against parameters, data transferred against data."""
+"""Straight lines in logs: N* against C, tokens against parameters."""
 
 from collections.abc import Sequence
 
@@ -20,7 +20,7 @@ def loglog(
     reach: float = 10.0,
     law: str = "loglog",
 ) -> fit.Fit:
-    """y = k x^exponent, a straight line in logs by (weighted) least squares: N* against C, or tokens against parameters.
+    """y = k x^exponent, a straight line in logs by (weighted) least squares, say N* against C.
 
     Several columns x give y = k x1^exponent x2^exponent2. Parameters: exponent (exponent2, ...), k,
     and derived log10_k, the intercept in log10. `predict(x)`. fit.extra["r2"] is the share of the
@@ -61,11 +61,19 @@ def loglog(
     shown = " ".join(f"{letter}^{{{name}}}" for letter, name in zip(letters, names, strict=True))
     output = {"N": "N", "D": "D"}.get(powers.letter(y, 0, [y]), "y") + "*"
     problem = estimate.Problem(
-        law=law, formula=f"{output} = {{k}} {shown}", columns={**dict(zip(letters, xs, strict=True)), output: y},
-        inputs=letters, objective=lambda loss, delta: solver.log_sum_exp([line], p, loss, delta),
-        starts=np.zeros((1, p)) + np.r_[log_y.mean(), np.zeros(p - 1)], lower=np.full(p, -1e3), upper=np.full(p, 1e3),
-        natural=natural, values=values, free=[*names, "k"], derive=lambda q: {"log10_k": np.log10(q["k"])},
-    )  # fmt: skip
+        law=law,
+        formula=f"{output} = {{k}} {shown}",
+        columns={**dict(zip(letters, xs, strict=True)), output: y},
+        inputs=letters,
+        objective=lambda loss, delta: solver.log_sum_exp([line], p, loss, delta),
+        starts=np.zeros((1, p)) + np.r_[log_y.mean(), np.zeros(p - 1)],
+        lower=np.full(p, -1e3),
+        upper=np.full(p, 1e3),
+        natural=natural,
+        values=values,
+        free=[*names, "k"],
+        derive=lambda q: {"log10_k": np.log10(q["k"])},
+    )
     w = data.columns[weights] if weights else None
     result = estimate.estimate(
         problem, data, "log_squares", 1e-3, w, bootstrap, resample, seed, reach

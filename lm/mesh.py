@@ -4,6 +4,7 @@ A weight or activation is described by logical names, one an axis ("embed", "hea
 says over which mesh axes each name is split; everything else follows from it.
 """
 
+import functools
 import os
 import time
 
@@ -40,7 +41,7 @@ def start(cache: str = "runs/.compiled") -> None:
     jax.config.update("jax_compilation_cache_dir", os.path.abspath(cache))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
-    if "JAX_NUM_CPU_DEVICES" not in os.environ and jax.config.jax_num_cpu_devices < 1:
+    if "JAX_NUM_CPU_DEVICES" not in os.environ and jax.config.values["jax_num_cpu_devices"] < 1:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
         jax.config.update("jax_num_cpu_devices", 1 << (cores.bit_length() - 1))
 
@@ -80,7 +81,9 @@ def describe(mesh: jax.sharding.Mesh) -> str:
     """A few words: how many devices of which kind, and how they are laid out."""
     axes = " x ".join(f"{name}={size}" for name, size in mesh.shape.items() if size > 1)
     plural = "s" if mesh.size > 1 else ""
-    return f"{mesh.size} {mesh.devices.flat[0].device_kind} device{plural}" + (f" ({axes})" if axes else "")
+    return f"{mesh.size} {mesh.devices.flat[0].device_kind} device{plural}" + (
+        f" ({axes})" if axes else ""
+    )
 
 
 def spec(names: tuple[str | None, ...]) -> PartitionSpec:
@@ -111,6 +114,7 @@ def rows_here(batch_size: int) -> slice:
     return slice(jax.process_index() * each, (jax.process_index() + 1) * each)
 
 
+@functools.cache
 def peak_flops_per_second(mesh: jax.sharding.Mesh, dtype: str, size: int = 1536) -> float:
     """Best of 5 timed matrix products a device, all devices at once: what 100% means here."""
     n = mesh.size

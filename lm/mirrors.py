@@ -3,6 +3,7 @@
 metrics.jsonl is the record; these are copies of it and are never read back.
 """
 
+import importlib
 from collections.abc import Callable
 
 from lm import config, records
@@ -32,7 +33,7 @@ def follow(run: config.Run, first_step: int) -> tuple[Callable[[dict], None], Ca
 
 def _wandb(run: config.Run):
     try:
-        import wandb
+        wandb = importlib.import_module("wandb")
     except ImportError as error:
         raise ValueError("wandb=True needs the extra: uv sync --extra wandb") from error
     return wandb.init(

@@ -1,8 +1,9 @@
-"""What a run will cost, before paying: counts, tokens, FLOPs, seconds; and FLOPs counted from a program."""
+"""What a run will cost, before paying for it; and FLOPs counted from a real program."""
 
 import math
 
 import jax
+import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
 from lm import config, mesh, sizes, train
@@ -55,8 +56,8 @@ def matmul_flops(jaxpr: Jaxpr) -> int:
     for equation in jaxpr.eqns:
         if equation.primitive.name == "dot_general":
             (contracted, _), _ = equation.params["dimension_numbers"]
-            depth = math.prod(equation.invars[0].aval.shape[axis] for axis in contracted)
-            total += 2 * depth * math.prod(equation.outvars[0].aval.shape)
+            depth = math.prod(np.shape(equation.invars[0].aval)[axis] for axis in contracted)
+            total += 2 * depth * math.prod(np.shape(equation.outvars[0].aval))
         times = equation.params["length"] if equation.primitive.name == "scan" else 1
         for inner in _jaxprs_in(list(equation.params.values())):
             total += times * matmul_flops(inner)

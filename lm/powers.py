@@ -6,12 +6,12 @@ Hessians are exact and cheap.
 """
 
 from collections.abc import Mapping, Sequence
-from itertools import product
 from typing import Any
 
 import numpy as np
 
 from lm import estimate, fit, judge, solver, table
+from lm import starts as begin
 
 COEFFICIENTS, EXPONENTS = ("A", "B", "C", "F"), ("alpha", "beta", "gamma", "zeta")
 COLLINEAR = 0.03  # spread across the inputs' main line, over the spread along it
@@ -51,12 +51,13 @@ def chinchilla(
     delta: float = 1e-3,
     **options: Any,
 ) -> fit.Fit:
-    """L(N, D) = E + A N^-alpha + B D^-beta (approach 3 of Hoffmann et al. 2022, arXiv:2203.15556, eq. 10).
+    """L(N, D) = E + A N^-alpha + B D^-beta (approach 3 of Hoffmann et al. 2022).
 
-    By default the SUM of Huber losses (delta 1e-3) on log L; loss="absolute" is what Besiroglu et
-    al. 2024 (arXiv:2404.10102) print, loss="squares" plain least squares of the loss. tied=True
-    shares one exponent alpha. Parameters: E, A, B, alpha, beta; derived: a = beta / (alpha + beta)
-    and b = 1 - a, the exponents of N* ~ C^a and D* ~ C^b. Options are those of `sum_of_powers`.
+    arXiv:2203.15556. By default the SUM of Huber losses (delta 1e-3) on log L; loss="absolute" is
+    what Besiroglu et al. 2024 (arXiv:2404.10102) print, loss="squares" plain least squares of the
+    loss. tied=True shares one exponent alpha. Parameters: E, A, B, alpha, beta; derived: a = beta /
+    (alpha + beta) and b = 1 - a, the exponents of N* ~ C^a and D* ~ C^b. Options are those of
+    `sum_of_powers`.
     """
     return sum_of_powers(
         rows, {"N": n, "D": d}, y, "chinchilla", floor, loss, delta, tied=tied, **options
@@ -72,11 +73,11 @@ def overtrained(
     loss: str = "squares",
     **options: Any,
 ) -> fit.Fit:
-    """L(C, M) = E + (a M^eta + b M^-eta) C^-eta with C = 6 N D, M = D / N (Gadre et al. 2024, arXiv:2403.08540, eq. 4).
+    """L(C, M) = E + (a M^eta + b M^-eta) C^-eta, C = 6 N D, M = D / N (Gadre et al. 2024).
 
-    The same law as E + A N^-alpha + B D^-alpha with one exponent: eta = alpha / 2, a = A 6^eta, b =
-    B 6^eta. By default least squares on the loss, as there. `predict(N, D)`. Parameters: E, A, B,
-    alpha; derived: a, b, eta.
+    arXiv:2403.08540. The same law as E + A N^-alpha + B D^-alpha with one exponent: eta =
+    alpha / 2, a = A 6^eta, b = B 6^eta. By default least squares on the loss, as there. `predict(N,
+    D)`. Parameters: E, A, B, alpha; derived: a, b, eta.
     """
     return sum_of_powers(
         rows, {"N": n, "D": d}, y, "overtrained", floor, loss, tied=True, **options
@@ -112,7 +113,7 @@ def sum_of_powers(
     seed: int = 0,
     reach: float = 10.0,
 ) -> fit.Fit:
-    """L = E + sum of coefficient x^-exponent over `inputs` (letter -> column), and the options of all such laws.
+    """L = E + sum of coefficient x^-exponent over `inputs` (letter -> column of the rows).
 
     loss: huber, absolute, log_squares, squares (`solver.LOSSES`); delta: width of Huber, in log L.
     fixed: {"E": 1.69, "alpha": 0.34} holds parameters. weights: column of row weights. group:
@@ -133,9 +134,22 @@ def sum_of_powers(
     w = data.columns[weights] if weights else None
     result = estimate.estimate(problem, data, loss, delta, w, bootstrap, resample, seed, reach)
     options = dict(
-        inputs=inputs, y=y, law=law, floor=floor is not False, loss=loss, delta=delta, tied=tied, fixed=fixed,
-        weights=weights, group=group, starts=starts, bootstrap=bootstrap, resample=resample, seed=seed, reach=reach,
-    )  # fmt: skip
+        inputs=inputs,
+        y=y,
+        law=law,
+        floor=floor is not False,
+        loss=loss,
+        delta=delta,
+        tied=tied,
+        fixed=fixed,
+        weights=weights,
+        group=group,
+        starts=starts,
+        bootstrap=bootstrap,
+        resample=resample,
+        seed=seed,
+        reach=reach,
+    )
     result.refit = lambda rows=None, **new: sum_of_powers(
         data.rows if rows is None else rows, **{**options, **new}
     )
@@ -149,14 +163,14 @@ def sum_of_powers(
 
 
 def _spread(data: table.Table, inputs: Mapping[str, str]) -> float:
-    """Smallest over largest singular value of the centred logs: the inverse of the design's condition number."""
+    """Smallest over largest singular value of the centred logs: one over the condition number."""
     logs = np.log(np.stack([data.columns[column] for column in inputs.values()]))
     values = np.linalg.svd(logs - logs.mean(1, keepdims=True), compute_uv=False)
     return float(values[-1] / values[0])
 
 
 def _problem(data, inputs, y, law, has_floor, fixed, tied, starts) -> estimate.Problem:
-    """Terms, bounds, starts and names. theta holds log coefficients at the centre of the data and scaled exponents."""
+    """theta holds log coefficients at the centre of the data, and exponents times its spread."""
     log_y = np.log(data.columns[y])
     log_x = [np.log(data.columns[column]) for column in inputs.values()]
     for (letter, column), v in zip(inputs.items(), log_x, strict=True):
@@ -171,7 +185,8 @@ def _problem(data, inputs, y, law, has_floor, fixed, tied, starts) -> estimate.P
     unknown = set(fixed) - set(names)
     if unknown:
         raise ValueError(
-            f"fixed names {', '.join(sorted(unknown))}, which {law} has not; known: {', '.join(names)}"
+            f"fixed names {', '.join(sorted(unknown))}, which {law} has not; known: "
+            f"{', '.join(names)}"
         )
     free = [name for name in names if name not in fixed]
     place = {name: i for i, name in enumerate(free)}
@@ -228,20 +243,29 @@ def _problem(data, inputs, y, law, has_floor, fixed, tied, starts) -> estimate.P
     slope = -10 * scale if signed else 0.0
     lower = np.array([slope if name in exponents else low - 12 for name in free])
     upper = np.array([10 * scale if name in exponents else high + 2 for name in free])
-    # A start whose term is a thousandth of the loss has no slope to leave by: starts begin inside the data's range.
+    # A term of a thousandth of the loss has no slope to leave by: starts begin inside the data.
     inside = np.array([slope if name in exponents else low - 7 for name in free])
     theta = (
-        _default_starts(log_y, free, coefficients, exponents, scale)
+        begin.around(log_y, free, coefficients, exponents, scale)
         if starts is None
-        else grid(starts, free, internal)
+        else begin.grid(starts, free, internal)
     )
     return estimate.Problem(
-        law=law, formula=_formula(law, list(inputs), has_floor, coefficients, exponents),
-        columns={**inputs, "L": y}, inputs=list(inputs),
+        law=law,
+        formula=_formula(law, list(inputs), has_floor, coefficients, exponents),
+        columns={**inputs, "L": y},
+        inputs=list(inputs),
         objective=lambda loss, delta: solver.log_sum_exp(terms, len(free), loss, delta),
-        starts=np.clip(theta, inside, upper), lower=lower, upper=upper, natural=natural, values=values,
-        free=free, fixed=fixed, derive=_derive(law, exponents), watch=[name for name in exponents if name in free],
-    )  # fmt: skip
+        starts=np.clip(theta, inside, upper),
+        lower=lower,
+        upper=upper,
+        natural=natural,
+        values=values,
+        free=free,
+        fixed=fixed,
+        derive=_derive(law, exponents),
+        watch=[name for name in exponents if name in free],
+    )
 
 
 def term(n: int, columns: Mapping[int, Any], offset: Any) -> solver.Term:
@@ -267,7 +291,7 @@ def _formula(law, letters, has_floor, coefficients, exponents) -> str:
 
 
 def _derive(law, exponents):
-    """Parameters that follow: the exponents of the compute-optimal N and D, or the names of Gadre et al."""
+    """Parameters that follow: exponents of the best N and D, or the names of Gadre et al."""
 
     def derive(p):
         if law == "overtrained":
@@ -280,35 +304,3 @@ def _derive(law, exponents):
         return {}
 
     return derive
-
-
-def grid(starts, free, internal) -> np.ndarray:
-    """Starts given by the user: a grid {name: values}, a dict or a list of dicts."""
-    if isinstance(starts, Mapping):
-        axes = product(*(np.atleast_1d(values) for values in starts.values()))
-        starts = [dict(zip(starts, point, strict=True)) for point in axes]
-    for name in free:
-        if name not in starts[0] and f"log_{name}" not in starts[0]:
-            raise ValueError(
-                f"starts name {', '.join(starts[0])}, but neither {name} nor log_{name}"
-            )
-    return internal({key: np.array([start[key] for start in starts], float) for key in starts[0]})
-
-
-def _default_starts(log_y, free, coefficients, exponents, scale) -> np.ndarray:
-    """Exponents from .03 to 1.5, a floor from 20% to 98% of the lowest loss, the rest shared out at the centre."""
-    lowest, middle = np.exp(log_y.min()), np.exp(np.median(log_y))
-    slopes = [name for name in dict.fromkeys(exponents) if name in free]
-    others = max(len(coefficients) - 1, 1)
-    result = []
-    for share in (0.2, 0.6, 0.85, 0.98) if "E" in free else (0.0,):
-        for split in [1.0] if len(coefficients) == 1 else [0.15, 0.5, 0.85]:
-            for point in product((0.03, 0.1, 0.25, 0.45, 0.8, 1.5), repeat=len(slopes)):
-                theta = dict(zip(slopes, np.array(point) * scale, strict=True))
-                theta["E"] = np.log(share * lowest) if share else 0.0
-                for k, name in enumerate(coefficients):
-                    theta[name] = np.log(
-                        (split if k == 0 else (1 - split) / others) * (middle - share * lowest)
-                    )
-                result.append([theta[name] for name in free])
-    return np.array(result)

@@ -22,9 +22,11 @@ from pathlib import Path
 from lm import config
 
 # Knobs that say where and how a run is computed and looked at, not what it learns.
-FREE = ("dir", "log_every", "checkpoint_every", "keep_every", "predict", "wandb", "data.cache", "mesh.data",
-        "mesh.fsdp", "mesh.tensor", "model.remat", "model.unroll", "eval.every",
-        "eval.n_sequences", "eval.n_completions")  # fmt: skip
+FREE = (
+    *("dir", "log_every", "checkpoint_every", "keep_every", "predict", "wandb", "data.cache"),
+    *("mesh.data", "mesh.fsdp", "mesh.tensor", "model.remat", "model.unroll"),
+    *("eval.every", "eval.n_sequences", "eval.n_completions"),
+)
 
 
 def folder(run: config.Run) -> Path:

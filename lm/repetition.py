@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from lm import estimate, fit, judge, lines, powers, solver, table
+from lm import starts as begin
 
 BASE = ("E", "A", "B", "alpha", "beta")
 
@@ -33,15 +34,15 @@ def data_constrained(
     seed: int = 0,
     reach: float = 10.0,
 ) -> fit.Fit:
-    """L(N, D, U) = E + A N'^-alpha + B D'^-beta, where repeats lose worth (Muennighoff et al. 2023, arXiv:2305.16264).
+    """L(N, D, U) = E + A N'^-alpha + B D'^-beta: repeats lose worth (Muennighoff et al. 2023).
 
-    D' = U + U R_D (1 - exp(-(D/U - 1) / R_D)) and, with U_N = min(N, best N for U tokens) = min(N,
-    G (G U)^(beta/alpha)), G = (alpha A / (beta B))^(1/(alpha+beta)), N' = U_N + U_N R_N (1 -
-    exp(-(N/U_N - 1) / R_N)); excess=False keeps N' = N. R_D and R_N are fitted given `base`, which
-    holds E, A, B, alpha, beta (a dict, beta = alpha if absent, or a chinchilla or overtrained fit).
-    Without it, base (with tied exponents, if `tied`) and R are fitted in turns until the objective
-    rests. Intervals are given the base law. `fixed` holds R_D or R_N; `starts` is a grid {"R_D":
-    [...], "R_N": [...]}.
+    arXiv:2305.16264. D' = U + U R_D (1 - exp(-(D/U - 1) / R_D)) and, with U_N = min(N,
+    best N for U tokens) = min(N, G (G U)^(beta/alpha)), G = (alpha A / (beta B))^(1/(alpha+beta)),
+    N' = U_N + U_N R_N (1 - exp(-(N/U_N - 1) / R_N)); excess=False keeps N' = N. R_D and R_N are
+    fitted given `base`, which holds E, A, B, alpha, beta (a dict, beta = alpha if absent, or a
+    chinchilla or overtrained fit). Without it, base (with tied exponents, if `tied`) and R are
+    fitted in turns until the objective rests. Intervals are given the base law. `fixed` holds R_D
+    or R_N; `starts` is a grid {"R_D": [...], "R_N": [...]}.
 
     `predict(N, D, U)`. Parameters: R_D, R_N (the R* of the paper: repeats, and excess parameters,
     that are worth anything). Valleys are flat here: extra["valleys"] lists other optima within 1%
@@ -103,22 +104,47 @@ def data_constrained(
         )
 
     def internal(params):
-        return np.stack(np.broadcast_arrays(*[np.log(params[k]) for k in free]), 1)
+        logs = [np.log(np.maximum(params[k], 1e-3)) for k in free]
+        return np.stack(np.broadcast_arrays(*logs), 1)
 
     grid = {k: np.geomspace(0.3, 300, 9) for k in free} if starts is None else starts
     problem = estimate.Problem(
         law="data_constrained",
-        formula="L(N, D, U) = " + "{E:.4g} + {A:.4g} N'^-{alpha:.4g} + {B:.4g} D'^-{beta:.4g}".format(**given)
-        + ", " + ", ".join(f"{k} = {{{k}}}" for k in names),
-        columns={"N": n, "D": d, "U": unique, "L": y}, inputs=["N", "D", "U"],
+        formula="L(N, D, U) = "
+        + "{E:.4g} + {A:.4g} N'^-{alpha:.4g} + {B:.4g} D'^-{beta:.4g}".format(**given)
+        + ", "
+        + ", ".join(f"{k} = {{{k}}}" for k in names),
+        columns={"N": n, "D": d, "U": unique, "L": y},
+        inputs=["N", "D", "U"],
         objective=lambda loss, delta: solver.curve(log_f, loss, delta),
-        starts=powers.grid(grid, free, internal), lower=np.full(len(free), np.log(1e-3)), upper=np.full(len(free), np.log(1e5)),
-        natural=natural, values=values, free=free, fixed=fixed, watch=free,
-    )  # fmt: skip
+        starts=begin.grid(grid, free, internal),
+        lower=np.full(len(free), np.log(1e-3)),
+        upper=np.full(len(free), np.log(1e5)),
+        natural=natural,
+        values=values,
+        free=free,
+        fixed=fixed,
+        watch=free,
+    )
     result = estimate.estimate(problem, data, loss, delta, None, bootstrap, resample, seed, reach)
     result.extra["base"] = given
-    options = dict(n=n, d=d, unique=unique, y=y, base=given, excess=excess, loss=loss, delta=delta, fixed=fixed, group=group,
-                   starts=starts, bootstrap=bootstrap, resample=resample, seed=seed, reach=reach)  # fmt: skip
+    options = dict(
+        n=n,
+        d=d,
+        unique=unique,
+        y=y,
+        base=given,
+        excess=excess,
+        loss=loss,
+        delta=delta,
+        fixed=fixed,
+        group=group,
+        starts=starts,
+        bootstrap=bootstrap,
+        resample=resample,
+        seed=seed,
+        reach=reach,
+    )
     result.refit = lambda rows=None, **new: data_constrained(
         data.rows if rows is None else rows, **{**options, **new}
     )
@@ -127,7 +153,7 @@ def data_constrained(
 
 
 def _joint(data, columns, excess, loss, delta, fixed, starts, tied) -> dict[str, float]:
-    """The base law that goes with R_D and R_N: each fitted given the other, from the rows without repeats on."""
+    """The base law that goes with R_D and R_N: each fitted given the other, in turns."""
     n, d, unique, y = columns
     once = [
         row for row in data.rows if table.number(row[d]) <= table.number(row[unique]) * (1 + 1e-9)
@@ -177,7 +203,7 @@ def _parts(given, size, seen, distinct) -> dict[str, tuple[Any, Any]]:
 
 
 def _term(coefficient, exponent, fresh, repeats, worth) -> tuple[Any, Any]:
-    """coefficient (fresh (1 + worth (1 - exp(-repeats / worth))))^-exponent and its slope in log worth."""
+    """A term of the law at its effective tokens or parameters, and its slope in log worth."""
     share = repeats / worth
     effective = 1 + worth * -np.expm1(-share)
     term = coefficient * (fresh * effective) ** -exponent
@@ -198,13 +224,13 @@ def transfer(
     seed: int = 0,
     reach: float = 10.0,
 ) -> fit.Fit:
-    """D_T = k D_F^alpha N^beta: the data that pre-training was worth (Hernandez et al. 2021, arXiv:2102.01293).
+    """D_T = k D_F^alpha N^beta: the data that pre-training was worth (Hernandez et al. 2021).
 
-    Rows are fine-tuned runs with D_F tokens (column `d`) and N parameters (n=None leaves N out).
-    D_T is their column `effective`, or follows from `scratch`, a fit to runs from scratch over (N,
-    D) or D alone: the tokens D_E that reach the same loss from scratch, less D_F. Rows below the
-    scratch law's floor, or that gained nothing, are left out and named. Least squares in logs.
-    Parameters: exponent (alpha), exponent2 (beta), k; `predict(D_F, N)` gives D_T.
+    arXiv:2102.01293. Rows are fine-tuned runs with D_F tokens (column `d`) and N parameters (n=None
+    leaves N out). D_T is their column `effective`, or follows from `scratch`, a fit to runs from
+    scratch over (N, D) or D alone: the tokens D_E that reach the same loss from scratch, less D_F.
+    Rows below the scratch law's floor, or that gained nothing, are left out and named. Least
+    squares in logs. Parameters: exponent (alpha), exponent2 (beta), k; `predict(D_F, N)` gives D_T.
     """
     if (scratch is None) == (effective is None):
         raise ValueError(
@@ -246,7 +272,7 @@ def transfer(
 
 
 def _tokens_for(scratch: fit.Fit, loss: float, n: float | None) -> float:
-    """Tokens from scratch to a loss, by bisection in log D; infinite where no number of tokens reaches it."""
+    """Tokens from scratch to a loss, by bisection in log D; infinite where none reach it."""
     low, high = np.log(1.0), np.log(1e20)
     for _ in range(100):
         middle = (low + high) / 2

@@ -8,6 +8,8 @@ A rung is named after its non-embedding parameters (attention, MLP and norms: th
 al. 2020, arXiv:2001.08361), within 5%; they do not depend on the vocabulary.
 """
 
+from typing import Any
+
 from lm import config
 
 # Wider before deeper: d_model / n_layers grows from 5 to 240, as in published families.
@@ -57,12 +59,13 @@ LADDER = {
 }  # fmt: skip
 
 
-def model(size: str, **knobs) -> config.Model:
+def model(size: str, **knobs: Any) -> config.Model:
     """The rung `size` of the ladder; `knobs` set or replace fields of config.Model."""
     if size not in LADDER:
         raise ValueError("size " + config.unknown(size, list(LADDER)))
     names = ("d_model", "n_layers", "n_heads", "n_kv_heads", "d_head", "d_ff")
-    return config.Model(**dict(zip(names, LADDER[size], strict=True)) | knobs)
+    shape: dict[str, Any] = dict(zip(names, LADDER[size], strict=True))
+    return config.Model(**shape | knobs)
 
 
 def counts(model: config.Model) -> dict[str, int]:
@@ -116,14 +119,18 @@ def tokens(run: config.Run) -> int:
     return run.steps * run.data.batch_size * run.data.seq_len
 
 
-def steps(run: config.Run, *, tokens: float = 0, tokens_per_param: float = 0, flops: float = 0) -> int:
+def steps(
+    run: config.Run, *, tokens: float = 0, tokens_per_param: float = 0, flops: float = 0
+) -> int:
     """Steps, rounded to the nearest and at least 1, that spend exactly one of three budgets.
 
     tokens: training tokens; tokens_per_param: times all parameters (20 is compute-optimal in
     Hoffmann et al. 2022, arXiv:2203.15556); flops: training FLOPs, convention "full".
     """
     if sum(budget > 0 for budget in (tokens, tokens_per_param, flops)) != 1:
-        raise ValueError("steps needs exactly one positive budget: tokens, tokens_per_param or flops")
+        raise ValueError(
+            "steps needs exactly one positive budget: tokens, tokens_per_param or flops"
+        )
     if tokens_per_param:
         tokens = tokens_per_param * counts(run.model)["total"]
     if flops:
@@ -132,7 +139,7 @@ def steps(run: config.Run, *, tokens: float = 0, tokens_per_param: float = 0, fl
 
 
 def facts(run: config.Run) -> dict:
-    """Everything above for one run: params.*, flops_per_token.*, tokens, flops (convention "full")."""
+    """All of it for one run: params.*, flops_per_token.*, tokens, flops (convention "full")."""
     per_token = flops_per_token(run.model, run.data.seq_len)
     return (
         {f"params.{part}": n for part, n in counts(run.model).items()}

@@ -32,7 +32,7 @@ Objective = Callable[[np.ndarray, np.ndarray, np.ndarray | None], tuple[np.ndarr
 
 
 class Term(NamedTuple):
-    """One term exp(X theta[columns] + offset) of a law that is a sum of exponentials of affine functions."""
+    """A term exp(X theta[columns] + offset) of a law that is a sum of such."""
 
     columns: list[int]
     X: np.ndarray  # n x len(columns)
@@ -40,7 +40,7 @@ class Term(NamedTuple):
 
 
 class Minimum(NamedTuple):
-    """Where a stack of problems ended: theta S x p, objective S, scaled gradient norm S, converged S."""
+    """Where S problems ended: theta (S x p), objective, scaled gradient norm, converged."""
 
     theta: np.ndarray
     value: np.ndarray
@@ -71,7 +71,7 @@ def penalty(
 
 
 def log_sum_exp(terms: Sequence[Term], n_params: int, loss: str, delta: float) -> Objective:
-    """The objective of log f = log sum_k exp(X_k theta + offset_k), with its exact gradient and Hessian.
+    """The objective of log f = log sum_k exp(X_k theta + offset_k), with exact derivatives.
 
     With p_k the share of term k, the gradient of log f is J = sum_k p_k X_k and its Hessian sum_k
     p_k X_k X_k^T - J J^T. X does not depend on theta, so each sum over rows is one matrix product.
@@ -218,7 +218,7 @@ def _descend(objective, theta, lower, upper, log_y, weights, iterations, toleran
 
 
 def _solve(matrix: np.ndarray, gradient: np.ndarray) -> np.ndarray:
-    """-matrix^-1 gradient for each problem; a singular matrix gives a step of zero, which raises the damping."""
+    """-matrix^-1 gradient; a singular matrix gives a step of zero, which raises the damping."""
     try:
         return -np.linalg.solve(matrix, gradient[:, :, None])[:, :, 0]
     except np.linalg.LinAlgError:

@@ -1,4 +1,4 @@
-"""From rows to the columns that a law needs: what is kept, what is left out and why, what belongs together.
+"""From rows to the columns that a law needs: what is left out and why, what belongs together.
 
 A row is a flat dict, one a run (or one a checkpoint), from `records.rows` or `csv.DictReader`:
 numbers may be text. A row without a result (a status other than done, an empty or not-finite value)
@@ -18,7 +18,7 @@ Where = Callable[[Mapping], bool] | Mapping | None
 
 @dataclass
 class Table:
-    """The columns that a fit uses, each an array of n numbers, and which rows stay together in a resample."""
+    """The columns that a fit uses, arrays of n numbers, and which rows are resampled together."""
 
     columns: dict[str, np.ndarray]
     names: list[str]
@@ -91,7 +91,8 @@ def read(
             values.append([number(row[column]) for column in columns])
     if not kept:
         raise ValueError(
-            f"no row is left to fit: {len(excluded)} left out, the first ({excluded[0][0]}): {excluded[0][1]}"
+            f"no row is left to fit: {len(excluded)} left out, the first ({excluded[0][0]}): "
+            f"{excluded[0][1]}"
         )
     array = np.array(values)
     names = [name_of(rows[i], i) for i in kept]
@@ -110,7 +111,8 @@ def read(
     if groups.max() + 1 < len(kept):
         what = f"values of {group}" if group else "names"
         warnings.append(
-            f"{len(kept)} rows have {groups.max() + 1} {what}: rows that share one are resampled together"
+            f"{len(kept)} rows have {groups.max() + 1} {what}: rows that share one are resampled "
+            "together"
         )
     return Table(
         dict(zip(columns, array.T, strict=True)),
@@ -160,7 +162,7 @@ def _list(names: list[str], values: np.ndarray, chosen: np.ndarray, most: int = 
 def finals(
     rows: Rows, columns: Sequence[str], run: str = "run", order: str = "tokens", last: int = 5
 ) -> list[dict]:
-    """One row a run: its last evaluation, with each of `columns` replaced by its mean over the last `last` ones.
+    """One row a run: its last evaluation, with `columns` as means over the last `last` ones.
 
     The step-1 recipe of Bhagia et al. 2024 (arXiv:2412.04403): averaging takes noise away, but
     across the decay of a learning rate it biases the last point. Rows of a run are sorted by
@@ -183,10 +185,10 @@ def smooth(
     drop: float = 0.1,
     window: int = 5,
 ) -> list[dict]:
-    """Every evaluation after the first share `drop` of its run (rounded up), with `columns` as trailing means.
+    """Evaluations after the first share `drop` of their run (rounded up), as trailing means.
 
-    The mean is over the last `window` evaluations, fewer at the start of what is kept (the step-2
-    recipe of Bhagia et al. 2024).
+    The mean of each of `columns` is over the last `window` evaluations, fewer at the start of what
+    is kept (the step-2 recipe of Bhagia et al. 2024).
     """
     result = []
     for curve in curves(rows, run, order):

@@ -1,5 +1,6 @@
 """The loop. Every kind of training is `train(run)`; starting and resuming are the same call."""
 
+import concurrent.futures
 import contextlib
 import dataclasses
 import functools
@@ -80,10 +81,15 @@ def build(run: config.Run, device_mesh: jax.sharding.Mesh) -> Program:
         shardings,
     )
     everywhere = mesh.sharding(device_mesh)
+    on_cpu = mesh.platform(device_mesh) == "cpu"
     return Program(
         mesh=device_mesh,
         abstract=abstract,
-        init=jax.jit(init, out_shardings=shardings),
+        init=jax.jit(  # runs once: on CPU not worth the time to optimise
+            init,
+            out_shardings=shardings,
+            compiler_options={"xla_backend_optimization_level": 0} if on_cpu else None,
+        ),
         step=jax.jit(
             step,
             in_shardings=(shardings, mesh.sharding(device_mesh, "batch", None)),
@@ -126,13 +132,9 @@ def train(run: config.Run, report: Callable[[dict], None] = lambda row: None) ->
         # --- Start, or go on from the newest checkpoint ---
         first = checkpoints.newest() or 0
         with jax.set_mesh(device_mesh):
-            state = checkpoints.restore(first, program.abstract) if first else program.init(run.seed)
-            batch = jax.ShapeDtypeStruct(
-                (run.data.batch_size, run.data.seq_len + 1),
-                jnp.int32,
-                sharding=mesh.sharding(device_mesh, "batch", None),
-            )
-            step = program.step.lower(program.abstract, batch).compile()
+            saved = checkpoints.restore(first, program.abstract) if first else None
+            step, score, init = _compile(run, program, fresh=saved is None)
+            state: dict = saved or init(run.seed)
         seconds = _seconds_until(folder, first)
         records.write_facts(folder, resumed_from=first, compile_seconds=time.perf_counter() - began)
         write, close = mirrors.follow(run, first)
@@ -140,7 +142,7 @@ def train(run: config.Run, report: Callable[[dict], None] = lambda row: None) ->
 
         def evaluate_now(done: int) -> None:
             with jax.set_mesh(device_mesh):
-                row = evaluate.evaluate(run, device_mesh, program.score, state["params"], text)
+                row = evaluate.evaluate(run, device_mesh, score, state["params"], text)
             records.append(folder / "evals.jsonl", {"attempt": attempt, "step": done} | row)
 
         evaluated = {row["step"] for row in records.evals(folder)}
@@ -179,7 +181,9 @@ def train(run: config.Run, report: Callable[[dict], None] = lambda row: None) ->
             if not all(math.isfinite(v) for m in values for v in (m["loss"], m["grad_norm"])):
                 reason = f"loss {row['loss']}, gradient norm {row['grad_norm']} at step {done}"
                 records.write_facts(folder, status="diverged", reason=reason)
-                raise Diverged(f"{run.name} diverged: {reason}; try a smaller optim.lr={run.optim.lr}")
+                raise Diverged(
+                    f"{run.name} diverged: {reason}; try a smaller optim.lr={run.optim.lr}"
+                )
 
             # --- Save, evaluate ---
             stop = asked_to_stop()
@@ -191,6 +195,21 @@ def train(run: config.Run, report: Callable[[dict], None] = lambda row: None) ->
             if stop and done < run.steps:
                 raise Interrupted(f"{run.name} stopped by {stop} at step {done} of {run.steps}")
     records.write_facts(folder, status="done", seconds=seconds)
+
+
+def _compile(run: config.Run, program: Program, fresh: bool) -> tuple[Callable, ...]:
+    """step, score and (for a fresh start) init, compiled at once: each has parts that use one core."""
+    split = mesh.sharding(program.mesh, "batch", None)
+    shape = (run.data.batch_size, run.data.seq_len + 1)
+    batch = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=split)
+    lowered = [
+        program.step.lower(program.abstract, batch),
+        program.score.lower(program.abstract["params"], batch),
+        *([program.init.lower(run.seed)] if fresh else []),
+    ]
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        compiled = list(pool.map(lambda one: one.compile(), lowered))
+    return compiled[0], compiled[1], compiled[2] if fresh else program.init
 
 
 def restore(run: config.Run, step: int | None = None) -> tuple[Program, dict]:
@@ -209,7 +228,7 @@ def _is_due(step: int, every: int, last: int) -> bool:
 
 
 def _window_metrics(run, text, values: list[dict], done: int, seconds, waited, peak) -> dict:
-    """A row of metrics.jsonl: losses and gradient norms averaged over the steps since the last row."""
+    """A row of metrics.jsonl: loss and gradient norm are means over the steps since the last."""
     per_step = run.data.batch_size * run.data.seq_len
     per_token = sizes.flops_per_token(run.model, run.data.seq_len)["full"]
     speed = len(values) * per_step / seconds
@@ -251,12 +270,17 @@ def _facts(run: config.Run, device_mesh, text: data.Text, peak: float) -> dict:
 
 def _seconds_until(folder, step: int) -> float:
     """Training seconds of the steps that are kept, over all attempts."""
-    return max((row["seconds"] for row in records.metrics(folder) if row["step"] <= step), default=0.0)
+    return max(
+        (row["seconds"] for row in records.metrics(folder) if row["step"] <= step), default=0.0
+    )
 
 
 @contextlib.contextmanager
 def _signals() -> Iterator[Callable[[], str]]:
-    """Yields a function that names the signal that asked for a stop, or "". A second one is obeyed at once."""
+    """Yields a function that names the signal that asked for a stop, or "".
+
+    A second signal is obeyed at once.
+    """
     caught: list[str] = []
 
     def handle(number, _):

@@ -9,10 +9,14 @@ from lm import laws
 def tasks(noise=0.0, seed=0, n=30):
     rng = np.random.default_rng(seed)
     return [
-        {"name": f"r{i}", "flops": 10 ** (18 + 4 * i / n), "loss": x,
-         "acc": 1 - 0.75 / (1 + np.exp(-4 * (x - 0.9))) + noise * rng.standard_normal()}
+        {
+            "name": f"r{i}",
+            "flops": 10 ** (18 + 4 * i / n),
+            "loss": x,
+            "acc": 1 - 0.75 / (1 + np.exp(-4 * (x - 0.9))) + noise * rng.standard_normal(),
+        }
         for i, x in enumerate(np.linspace(1.8, 0.5, n))
-    ]  # fmt: skip
+    ]
 
 
 def test_a_sigmoid_comes_back():
@@ -49,10 +53,16 @@ def test_an_anchor_is_a_point_but_not_a_run():
 def test_evaluations_of_one_run_are_smoothed_and_resampled_together():
     rng = np.random.default_rng(0)
     rows = [
-        {"run": f"run{r}", "tokens": i, "loss": x, "acc": 1 - 0.7 / (1 + np.exp(-4 * (x - 0.9))) + shift}
-        for r in range(12) for shift in [0.01 * rng.standard_normal()]
+        {
+            "run": f"run{r}",
+            "tokens": i,
+            "loss": x,
+            "acc": 1 - 0.7 / (1 + np.exp(-4 * (x - 0.9))) + shift,
+        }
+        for r in range(12)
+        for shift in [0.01 * rng.standard_normal()]
         for i, x in enumerate(np.linspace(1.8, 0.5 + r / 20, 20))
-    ]  # fmt: skip
+    ]
     fit = laws.ability(rows, x="loss", y="acc", run="run", drop=0.1, window=5)
     assert (fit.n, fit.n_runs) == (12 * 18, 12)
 
@@ -73,10 +83,14 @@ def test_accuracies_in_per_cent_are_refused_by_name():
 def chinchilla_rows(noise=0.003):
     rng = np.random.default_rng(1)
     return [
-        {"params": n, "tokens": d,
-         "loss": (0.3 + 30 * n**-0.25 + 60 * d**-0.25) * np.exp(noise * rng.standard_normal())}
-        for n in np.geomspace(1e7, 1e9, 5) for d in (1e9, 1e10, 1e11)
-    ]  # fmt: skip
+        {
+            "params": n,
+            "tokens": d,
+            "loss": (0.3 + 30 * n**-0.25 + 60 * d**-0.25) * np.exp(noise * rng.standard_normal()),
+        }
+        for n in np.geomspace(1e7, 1e9, 5)
+        for d in (1e9, 1e10, 1e11)
+    ]
 
 
 def test_a_chain_is_the_second_step_of_the_first_with_the_doubts_of_both():

@@ -1,20 +1,28 @@
 """Profiles and the next run."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
 from lm import laws
 
-NAMES = {"n": "params", "d": "tokens", "y": "loss"}
+NAMES: dict[str, Any] = {"n": "params", "d": "tokens", "y": "loss"}
 
 
 def rows(noise=0.003, ratios=(5, 20, 80)):
     rng = np.random.default_rng(0)
     return [
-        {"name": f"{n:.3g}x{m}", "params": n, "tokens": n * m,
-         "loss": (1.8 + 300 * n**-0.34 + 700 * (n * m) ** -0.28) * np.exp(noise * rng.standard_normal())}
-        for n in np.geomspace(1e7, 1e9, 6) for m in ratios
-    ]  # fmt: skip
+        {
+            "name": f"{n:.3g}x{m}",
+            "params": n,
+            "tokens": n * m,
+            "loss": (1.8 + 300 * n**-0.34 + 700 * (n * m) ** -0.28)
+            * np.exp(noise * rng.standard_normal()),
+        }
+        for n in np.geomspace(1e7, 1e9, 6)
+        for m in ratios
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -32,13 +40,13 @@ def test_a_profile_agrees_with_the_bootstrap(fit):
 
 def test_a_profile_follows_the_prediction(fit):
     found = laws.profile(fit, "E", at=(1e11, 2e12))
-    assert len(found.predictions) == len(found.values)
+    assert found.predictions is not None and len(found.predictions) == len(found.values)
     assert found.predictions[-1] > found.predictions[0] and "prediction moves from" in str(found)
 
 
 def test_a_flat_valley_says_so():
     near = laws.power(rows()[:6], x="params", y="loss", bootstrap=0)
-    found = laws.profile(near, "alpha", values=np.geomspace(0.1, 1.0, 8))
+    found = laws.profile(near, "alpha", values=np.geomspace(0.1, 1.0, 8).tolist())
     assert found.flat and "a flat valley" in str(found)
 
 

@@ -1,4 +1,6 @@
-"""Uncertainty and doubt: intervals cover the truth, runs are resampled whole, weak data are refused."""
+"""Uncertainty and doubt: intervals cover the truth, runs stay whole, weak data are refused."""
+
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,10 +17,15 @@ def loss(n, d):
 def design(sizes, ratios, noise, seed):
     rng = np.random.default_rng(seed)
     return [
-        {"name": f"{n:.3g} x {r}", "params": n, "tokens": n * r,
-         "loss": loss(n, n * r) * np.exp(noise * rng.standard_normal())}
-        for n in np.geomspace(1e7, 1e9, sizes) for r in ratios
-    ]  # fmt: skip
+        {
+            "name": f"{n:.3g} x {r}",
+            "params": n,
+            "tokens": n * r,
+            "loss": loss(n, n * r) * np.exp(noise * rng.standard_normal()),
+        }
+        for n in np.geomspace(1e7, 1e9, sizes)
+        for r in ratios
+    ]
 
 
 def share(hits):
@@ -32,9 +39,13 @@ def test_intervals_of_seven_runs_cover_the_next_size_in_200_draws():
     for seed in range(200):
         rng = np.random.default_rng(seed)
         rows = [
-            {"name": str(i), "params": n, "loss": (1.2 + 30 * n**-0.3) * np.exp(0.005 * rng.standard_normal())}
+            {
+                "name": str(i),
+                "params": n,
+                "loss": (1.2 + 30 * n**-0.3) * np.exp(0.005 * rng.standard_normal()),
+            }
             for i, n in enumerate(sizes)
-        ]  # fmt: skip
+        ]
         fit = laws.power(rows, x="params", y="loss", bootstrap=300, seed=seed)
         found = fit.predict(target)
         new = (1.2 + 30 * target**-0.3) * np.exp(0.005 * rng.standard_normal())
@@ -83,7 +94,7 @@ def test_checkpoints_of_one_run_are_not_independent():
         for shift in [0.01 * rng.standard_normal()]
         for r in (5, 10, 20, 40, 80, 160)
     ]
-    names = {"n": "params", "d": "tokens", "y": "loss", "bootstrap": 300}
+    names: dict[str, Any] = {"n": "params", "d": "tokens", "y": "loss", "bootstrap": 300}
     together = laws.chinchilla(rows, **names, group="run")
     apart = laws.chinchilla([{**row, "run": i} for i, row in enumerate(rows)], **names)
     assert together.n_runs == 40 and apart.n_runs == 240
@@ -101,7 +112,7 @@ def test_fewer_runs_than_parameters_are_refused_and_as_many_have_no_interval():
 
 def test_unknown_choices_list_the_known_ones():
     rows = design(4, (5, 20), 0.0, 0)
-    names = {"n": "params", "d": "tokens", "y": "loss"}
+    names: dict[str, Any] = {"n": "params", "d": "tokens", "y": "loss"}
     with pytest.raises(ValueError, match="known: huber, absolute, log_squares, squares"):
         laws.chinchilla(rows, **names, loss="mse")
     with pytest.raises(ValueError, match="known: auto, runs, noise"):

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy import spatial
 
 from lm import laws
 
@@ -27,6 +28,15 @@ def test_the_envelope_has_the_exponent_of_the_best_split(hull):
     assert fit.n_runs <= 13
 
 
+def test_the_convex_envelope_is_that_of_scipy():
+    fit = laws.envelope(curves(), n="params", y="loss", hull="convex", bootstrap=0)
+    c, y = (np.log([row[k] for row in curves()]) for k in ("flops", "loss"))
+    far = [[c.max() + 1, y.max() + 1]]
+    corners = spatial.ConvexHull(np.vstack([np.stack([c, y], 1), far])).vertices
+    falling = [i for i in corners if i < len(c) and y[i] <= y[c <= c[i]].min()]
+    assert np.allclose(sorted(np.exp(c[falling])), fit.extra["envelope"]["C"])
+
+
 def test_an_envelope_on_the_edge_of_the_sweep_is_doubted():
     fit = laws.envelope(curves(), n="params", y="loss", bootstrap=0)
     assert any("smallest or largest model" in text for text in fit.warnings)
@@ -46,7 +56,9 @@ def test_no_other_split_of_the_budget_has_less_loss():
 
 
 def test_the_runs_own_flops_per_parameter_and_token_may_be_used():
-    assert 8 * laws.allocation(LAW, 1e22, 8).n * laws.allocation(LAW, 1e22, 8).d == pytest.approx(1e22)
+    assert 8 * laws.allocation(LAW, 1e22, 8).n * laws.allocation(LAW, 1e22, 8).d == pytest.approx(
+        1e22
+    )
 
 
 def test_a_fit_allocates_with_an_interval():
@@ -63,6 +75,10 @@ def test_a_fit_allocates_with_an_interval():
 def test_lines_of_parameters_and_of_tokens_allocate_alike():
     budgets = np.geomspace(1e18, 1e21, 5)
     splits = [laws.allocation(LAW, c) for c in budgets]
-    rows = [{"flops": c, "params": s.n, "tokens": s.d} for c, s in zip(budgets, splits, strict=True)]
-    by_n, by_d = (laws.allocation(laws.loglog(rows, "flops", y), 1e22) for y in ("params", "tokens"))
+    rows = [
+        {"flops": c, "params": s.n, "tokens": s.d} for c, s in zip(budgets, splits, strict=True)
+    ]
+    by_n, by_d = (
+        laws.allocation(laws.loglog(rows, "flops", y), 1e22) for y in ("params", "tokens")
+    )
     assert by_n.n == pytest.approx(laws.allocation(LAW, 1e22).n) == by_d.n

@@ -67,12 +67,16 @@ def test_a_parabola_that_opens_down_is_dropped():
 
 def test_too_few_budgets_are_refused_with_the_reasons():
     rows = [r for r in sweep() if r["flops"] == 1e18 or r["params"] > 2e10]
-    with pytest.raises(ValueError, match="only 1 budgets .*too few|only 1 budgets .*outside|only 1 budgets .*below"):
+    with pytest.raises(
+        ValueError, match="only 1 budgets .*too few|only 1 budgets .*outside|only 1 budgets .*below"
+    ):
         isoflop(rows)
 
 
 def test_budgets_may_be_listed_and_rows_near_none_are_named():
-    rows = [{**row, "flops": row["flops"] * (1.04 if i % 2 else 1)} for i, row in enumerate(sweep())]
+    rows = [
+        {**row, "flops": row["flops"] * (1.04 if i % 2 else 1)} for i, row in enumerate(sweep())
+    ]
     rows.append({"name": "far", "flops": 5e18, "params": 1e8, "tokens": 1e9, "loss": 3.0})
     fit = isoflop(rows, budgets=BUDGETS, bootstrap=0)
     assert fit.n == 5 and ("far", "flops is at no budget") in fit.excluded
@@ -80,7 +84,10 @@ def test_budgets_may_be_listed_and_rows_near_none_are_named():
 
 
 def test_only_the_nearest_runs_are_used_when_asked():
-    wide, narrow = isoflop(sweep(0.4, 0.2), bootstrap=0), isoflop(sweep(0.4, 0.2), nearest=3, bootstrap=0)
+    wide, narrow = (
+        isoflop(sweep(0.4, 0.2), bootstrap=0),
+        isoflop(sweep(0.4, 0.2), nearest=3, bootstrap=0),
+    )
     true = (2 ** (1 / 0.6)) * (1e21 / 6) ** (1 / 3)
     errors = [abs(np.log(fit.predict(1e21).value / true)) for fit in (wide, narrow)]
     assert errors[1] < 0.5 * errors[0]
@@ -89,7 +96,9 @@ def test_only_the_nearest_runs_are_used_when_asked():
 def test_the_interval_covers_the_exponent():
     hits = []
     for seed in range(60):
-        lo, hi = isoflop(sweep(noise=0.002, seed=seed), bootstrap=300, seed=seed).interval("exponent")
+        lo, hi = isoflop(sweep(noise=0.002, seed=seed), bootstrap=300, seed=seed).interval(
+            "exponent"
+        )
         hits.append(lo <= 0.5 <= hi)
     assert np.mean(hits) >= 0.88
 
@@ -97,7 +106,9 @@ def test_the_interval_covers_the_exponent():
 def test_akima_takes_its_noise_in_units_of_the_loss():
     one, two = (isoflop(sweep(), method="akima", noise=s, bootstrap=300) for s in (0.004, 0.016))
     assert one.se["exponent"] < two.se["exponent"]
-    weighted = isoflop(sweep(), method="akima", noise=0.01, weighted=True, median=True, bootstrap=300)
+    weighted = isoflop(
+        sweep(), method="akima", noise=0.01, weighted=True, median=True, bootstrap=300
+    )
     assert weighted.params["exponent"] == pytest.approx(0.5, abs=0.05)
 
 

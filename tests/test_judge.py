@@ -1,21 +1,30 @@
 """Scores on rows that a fit has not seen, forms and conventions side by side."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
 from lm import laws
 
-NAMES = {"n": "params", "d": "tokens", "y": "loss"}
+NAMES: dict[str, Any] = {"n": "params", "d": "tokens", "y": "loss"}
 
 
 def rows(noise=0.002):
     rng = np.random.default_rng(0)
     return [
-        {"name": f"{n:.3g}x{m}", "params": n, "total": n + 50 * n**0.6, "tokens": n * m,
-         "flops": 6 * n * n * m,
-         "loss": (1.8 + 300 * n**-0.34 + 700 * (n * m) ** -0.28) * np.exp(noise * rng.standard_normal())}
-        for n in np.geomspace(1e7, 1e9, 6) for m in (5, 20, 80)
-    ]  # fmt: skip
+        {
+            "name": f"{n:.3g}x{m}",
+            "params": n,
+            "total": n + 50 * n**0.6,
+            "tokens": n * m,
+            "flops": 6 * n * n * m,
+            "loss": (1.8 + 300 * n**-0.34 + 700 * (n * m) ** -0.28)
+            * np.exp(noise * rng.standard_normal()),
+        }
+        for n in np.geomspace(1e7, 1e9, 6)
+        for m in (5, 20, 80)
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +58,14 @@ def test_too_few_rungs_have_no_score():
 
 
 def test_held_out_rows_are_scored_with_coverage(fit):
-    new = [{"name": "big", "params": 4e9, "tokens": 8e10, "loss": 1.8 + 300 * 4e9**-0.34 + 700 * 8e10**-0.28}]
+    new = [
+        {
+            "name": "big",
+            "params": 4e9,
+            "tokens": 8e10,
+            "loss": 1.8 + 300 * 4e9**-0.34 + 700 * 8e10**-0.28,
+        }
+    ]
     score = laws.holdout(fit, new)
     assert score.mean < 0.01 and score.coverage == 1
 
@@ -72,6 +88,11 @@ def test_conventions_stand_side_by_side():
     assert table.rows[0]["alpha"] < table.rows[1]["alpha"]
     assert "alpha 95%" in str(table)
     split = laws.conventions(
-        laws.power, [{**r, "set": k} for r in rows() for k in "ab"], by="set", x="params", y="loss", bootstrap=0
+        laws.power,
+        [{**r, "set": k} for r in rows() for k in "ab"],
+        by="set",
+        x="params",
+        y="loss",
+        bootstrap=0,
     )
     assert [row["set"] for row in split.rows] == ["a", "b"]

@@ -1,13 +1,17 @@
 """Published fits, reproduced through the public functions with the recipe as arguments.
 
-The rows and the accepted numbers stand in notebooks/data/published; its README says where they come from.
+The rows and the accepted numbers stand in notebooks/data/published; its README says where they come
+from.
 """
 
 import csv
 import functools
 import json
 import pathlib
+from typing import Any
 
+import nbclient
+import nbformat
 import numpy as np
 import pytest
 
@@ -15,8 +19,8 @@ from lm import laws
 
 DATA = pathlib.Path(__file__).parent.parent / "notebooks" / "data" / "published"
 EXPECTED = json.loads((DATA / "expected.json").read_text())
-NAMES = {"n": "params", "d": "tokens", "y": "loss"}
-GRID = {
+NAMES: dict[str, Any] = {"n": "params", "d": "tokens", "y": "loss"}
+GRID: dict[str, Any] = {
     "log_A": np.arange(0, 30, 5.0),
     "log_B": np.arange(0, 30, 5.0),
     "log_E": [-1, -0.5, 0, 0.5, 1],
@@ -79,7 +83,13 @@ def chinchilla(name):
             found[f"{key}_test_mare"] = laws.holdout(fit, large).mean
         return found
     if name == "approach2_isoflop":
-        sweep = {"x": "params", "y": "loss", "c": "isoflop_budget", "where": chosen, "bootstrap": 0}
+        sweep: dict[str, Any] = {
+            "x": "params",
+            "y": "loss",
+            "c": "isoflop_budget",
+            "where": chosen,
+            "bootstrap": 0,
+        }
         inside, everything = laws.isoflop(data, **sweep), laws.isoflop(data, **sweep, edges="keep")
         exponent = "exponent"
         return {
@@ -114,7 +124,7 @@ def optima(name):
 def ladder(task):
     data = rows("olmo-ladder")
     train = [row for row in data if row["split"] == "train"]
-    names = {"n": "params", "d": "tokens", "bootstrap": 0}
+    names: dict[str, Any] = {"n": "params", "d": "tokens", "bootstrap": 0}
     if task == "c4_loss":
         step1 = laws.chinchilla(laws.finals(train, ["c4_loss"], last=5), y="c4_loss", **names)
         return {"T13B_pred": step1.predict(target("13B", ["c4_loss"])).value} | {
@@ -122,7 +132,13 @@ def ladder(task):
         }
     bpb, acc = f"{task}_bpb", f"{task}_acc"
     step1 = laws.chinchilla(laws.finals(train, [bpb], last=5), y=bpb, **names)
-    recipe = {"run": "run", "order": "tokens", "drop": 0.1, "window": 5, "anchor": (0, 1)}
+    recipe: dict[str, Any] = {
+        "run": "run",
+        "order": "tokens",
+        "drop": 0.1,
+        "window": 5,
+        "anchor": (0, 1),
+    }
     step2 = laws.ability(train, x=bpb, y=acc, chance=0.25, bootstrap=0, **recipe)
     both = laws.chain(step1, step2)
     large, larger = target("7B", [bpb, acc]), target("13B", [bpb, acc])
@@ -171,7 +187,13 @@ def test_compute_alone_chains_to_its_published_accuracy():
         bpb, acc = f"{task}_bpb", f"{task}_acc"
         finals = laws.finals(train, [bpb], last=5)
         step1 = laws.power(finals, x="flops", y=bpb, loss="huber", bootstrap=0)
-        recipe = {"run": "run", "drop": 0.1, "window": 5, "anchor": (0, 1), "bootstrap": 0}
+        recipe: dict[str, Any] = {
+            "run": "run",
+            "drop": 0.1,
+            "window": 5,
+            "anchor": (0, 1),
+            "bootstrap": 0,
+        }
         step2 = laws.ability(train, x=bpb, y=acc, **recipe)
         published = EXPECTED["olmo-ladder"]["fits"][task]["published"]["T13B"]
         ours = laws.chain(step1, step2).predict(target("13B", [bpb])).value
@@ -182,3 +204,14 @@ def test_every_public_name_says_what_it_does():
     for name in laws.__all__:
         assert len(getattr(laws, name).__doc__ or "") > 80, name
         assert name in (laws.__doc__ or ""), name
+
+
+def test_the_published_notebook_runs_and_draws_its_figures(monkeypatch):
+    path = DATA.parent.parent / "published.ipynb"
+    monkeypatch.setenv("PYTHONPATH", str(path.parent.parent))
+    notebook = nbformat.read(path, as_version=4)
+    where = {"metadata": {"path": str(path.parent)}}
+    nbclient.NotebookClient(notebook, timeout=120, kernel_name="python3", resources=where).execute()
+    shown = [output for cell in notebook.cells for output in cell.get("outputs", ())]
+    assert sum("image/png" in output.get("data", {}) for output in shown) == 2
+    assert "477.84" in str(shown) and "477.83" in str(shown)

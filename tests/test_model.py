@@ -7,7 +7,9 @@ import pytest
 
 from lm import config, model, plan, sizes
 
-SHAPE = config.Model(vocab_size=64, d_model=32, n_layers=2, n_heads=4, n_kv_heads=2, d_head=8, d_ff=48)
+SHAPE = config.Model(
+    vocab_size=64, d_model=32, n_layers=2, n_heads=4, n_kv_heads=2, d_head=8, d_ff=48
+)
 
 
 def weights(shape: config.Model) -> dict:
@@ -48,7 +50,9 @@ def test_no_position_sees_a_later_token(params, tokens_BT):
 @pytest.mark.parametrize("n_blocks", [2, 4, 16])
 def test_blocks_of_queries_change_nothing(n_blocks):
     keys = jax.random.split(jax.random.key(0), 3)
-    q, k, v = (jax.random.normal(key, (2, 16, n, 8)) for key, n in zip(keys, (4, 2, 2), strict=True))
+    q, k, v = (
+        jax.random.normal(key, (2, 16, n, 8)) for key, n in zip(keys, (4, 2, 2), strict=True)
+    )
     whole = jax.nn.dot_product_attention(q, k, v, is_causal=True)
     ours = jax.jit(lambda *qkv: model.causal_attention(*qkv, n_blocks))(q, k, v)
     np.testing.assert_allclose(ours, whole, atol=1e-6)
@@ -59,7 +63,9 @@ def test_blocks_of_queries_change_nothing(n_blocks):
 )
 def test_knobs_of_speed_change_no_gradient(params, tokens_BT, knobs):
     def loss(shape):
-        return lambda params: model.nats(model.logits(shape, params, tokens_BT), tokens_BT)[0].mean()
+        return lambda params: model.nats(model.logits(shape, params, tokens_BT), tokens_BT)[
+            0
+        ].mean()
 
     plain = jax.jit(jax.grad(loss(SHAPE)))(params)
     other = jax.jit(jax.grad(loss(dataclasses.replace(SHAPE, **knobs))))(params)
@@ -86,7 +92,9 @@ def test_nats_are_minus_the_log_of_the_softmax():
     logits = jax.random.normal(jax.random.key(0), (1, 3, 5)) * 4
     targets = jnp.array([[0, 4, 2]])
     nats, log_z = model.nats(logits, targets)
-    np.testing.assert_allclose(nats[0], -jax.nn.log_softmax(logits)[0, jnp.arange(3), targets[0]], atol=1e-6)
+    np.testing.assert_allclose(
+        nats[0], -jax.nn.log_softmax(logits)[0, jnp.arange(3), targets[0]], atol=1e-6
+    )
     np.testing.assert_allclose(log_z, jnp.log(jnp.exp(logits).sum(-1)), atol=1e-5)
 
 
@@ -113,7 +121,9 @@ def test_bfloat16_computes_near_float32_with_float32_weights_and_logits(params, 
 
 def test_weights_are_named_axis_by_axis():
     tree, names = jax.eval_shape(lambda: model.init(SHAPE, 0)), model.axes(SHAPE)
-    jax.tree.map(lambda leaf, names: len(leaf.shape) == len(names) or pytest.fail(str(names)), tree, names)
+    jax.tree.map(
+        lambda leaf, names: len(leaf.shape) == len(names) or pytest.fail(str(names)), tree, names
+    )
     assert names["blocks"]["mlp"]["gate"] == ("layers", "embed", "mlp")
 
 

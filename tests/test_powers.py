@@ -1,5 +1,7 @@
 """Sums of power terms: known laws come back, options do what they say, weak designs are refused."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -7,16 +9,23 @@ from lm import laws
 
 E, A, B, ALPHA, BETA = 1.69, 406.4, 410.7, 0.34, 0.28
 SIZES, RATIOS = np.geomspace(1e7, 1e10, 6), (5.0, 20.0, 100.0)
-NAMES = {"n": "params", "d": "tokens", "y": "loss"}
+NAMES: dict[str, Any] = {"n": "params", "d": "tokens", "y": "loss"}
 
 
 def sweep(noise=0.0, ratios=RATIOS, seed=0):
     rng = np.random.default_rng(seed)
     return [
-        {"name": f"{n:.3g}x{m:g}", "params": n, "tokens": n * m, "flops": 6 * n * n * m,
-         "loss": (E + A * n**-ALPHA + B * (n * m) ** -BETA) * np.exp(noise * rng.standard_normal())}
-        for n in SIZES for m in ratios
-    ]  # fmt: skip
+        {
+            "name": f"{n:.3g}x{m:g}",
+            "params": n,
+            "tokens": n * m,
+            "flops": 6 * n * n * m,
+            "loss": (E + A * n**-ALPHA + B * (n * m) ** -BETA)
+            * np.exp(noise * rng.standard_normal()),
+        }
+        for n in SIZES
+        for m in ratios
+    ]
 
 
 @pytest.mark.parametrize("loss", ["huber", "absolute", "log_squares", "squares"])
@@ -44,6 +53,8 @@ def test_fixed_parameters_stay_and_the_others_answer():
     assert fit.params["alpha"] == ALPHA and fit.params["A"] == A and fit.free == ["E", "B", "beta"]
     assert fit.params["B"] == pytest.approx(B, rel=1e-4)
     assert "alpha" not in fit.ensemble
+    found = fit.predict(1e10, 1e11)
+    assert found.lo <= found.value <= found.hi
 
 
 def test_a_floor_is_free_given_or_absent():
@@ -58,9 +69,14 @@ def test_a_floor_is_free_given_or_absent():
 def test_several_inputs_have_a_term_each():
     rng = np.random.default_rng(0)
     rows = [
-        {"width": w, "depth": h, "tokens": d, "loss": 1.5 + 8 * w**-0.5 + 3 * h**-0.7 + 90 * d**-0.25}
+        {
+            "width": w,
+            "depth": h,
+            "tokens": d,
+            "loss": 1.5 + 8 * w**-0.5 + 3 * h**-0.7 + 90 * d**-0.25,
+        }
         for w, h, d in np.exp(rng.uniform(np.log([64, 2, 1e7]), np.log([4096, 64, 1e10]), (60, 3)))
-    ]  # fmt: skip
+    ]
     fit = laws.power(rows, x=["width", "depth", "tokens"], y="loss", bootstrap=0)
     assert [fit.params[k] for k in ("alpha", "beta", "gamma")] == pytest.approx(
         [0.5, 0.7, 0.25], rel=1e-3
@@ -81,7 +97,9 @@ def test_tied_exponents_are_the_law_of_overtraining():
 
 
 def test_weights_of_any_scale_give_the_same_fit():
-    rows = [{**row, "w": 1 + i % 3, "tiny": 1e-12 * (1 + i % 3)} for i, row in enumerate(sweep(0.01))]
+    rows = [
+        {**row, "w": 1 + i % 3, "tiny": 1e-12 * (1 + i % 3)} for i, row in enumerate(sweep(0.01))
+    ]
     one = laws.chinchilla(rows, **NAMES, weights="w", bootstrap=0)
     tiny = laws.chinchilla(rows, **NAMES, weights="tiny", bootstrap=0)
     none = laws.chinchilla(rows, **NAMES, bootstrap=0)
@@ -108,10 +126,19 @@ def test_collinear_runs_predict_along_their_ray_and_nowhere_else():
 
 
 def test_an_exponent_that_runs_do_not_determine_is_said_to_be_so():
-    near = [r for n in (1e8, 1.15e8, 1.3e8) for r in [
-        {"name": f"{n:.3g} {m}", "params": n, "tokens": n * m,
-         "loss": (E + A * n**-ALPHA + B * (n * m) ** -BETA) * (1 + 0.004 * (-1) ** m)}
-        for m in (5, 20, 81, 320)]]  # fmt: skip
+    near = [
+        r
+        for n in (1e8, 1.15e8, 1.3e8)
+        for r in [
+            {
+                "name": f"{n:.3g} {m}",
+                "params": n,
+                "tokens": n * m,
+                "loss": (E + A * n**-ALPHA + B * (n * m) ** -BETA) * (1 + 0.004 * (-1) ** m),
+            }
+            for m in (5, 20, 81, 320)
+        ]
+    ]
     fit = laws.chinchilla(near, **NAMES)
     assert any(text.startswith("alpha ") and "determine" in text for text in fit.warnings)
 

@@ -1,12 +1,14 @@
 """Repeated data and transferred data."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
 from lm import laws
 
-BASE = {"E": 1.87, "A": 521.0, "B": 1488.0, "alpha": 0.3527, "beta": 0.3527}
-NAMES = {"n": "params", "d": "tokens", "unique": "unique", "y": "loss"}
+BASE: dict[str, Any] = {"E": 1.87, "A": 521.0, "B": 1488.0, "alpha": 0.3527, "beta": 0.3527}
+NAMES: dict[str, Any] = {"n": "params", "d": "tokens", "unique": "unique", "y": "loss"}
 
 
 def worth(u, ratio, star):
@@ -103,7 +105,11 @@ def test_transferred_data_follow_from_the_law_from_scratch():
 
 
 def test_transferred_data_may_be_a_column():
-    rows = [{"tokens": d, "params": n, "dt": 5 * d**0.2 * n**0.4} for d in (1e6, 1e8) for n in (1e7, 1e9)]
+    rows = [
+        {"tokens": d, "params": n, "dt": 5 * d**0.2 * n**0.4}
+        for d in (1e6, 1e8)
+        for n in (1e7, 1e9)
+    ]
     fit = laws.transfer(rows, d="tokens", n="params", effective="dt")
     assert fit.predict(1e7, 1e8).value == pytest.approx(5 * 1e7**0.2 * 1e8**0.4)
     with pytest.raises(ValueError, match="either scratch"):

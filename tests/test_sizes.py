@@ -31,7 +31,9 @@ def test_counts_equal_the_real_tree(size, tied):
     attention = blocks["attention"]
     real["attention"] = [attention[name] for name in ("query", "key", "value", "out")]
     real["mlp"] = blocks["mlp"]
-    counted = {part: sum(math.prod(x.shape) for x in jax.tree.leaves(t)) for part, t in real.items()}
+    counted = {
+        part: sum(math.prod(x.shape) for x in jax.tree.leaves(t)) for part, t in real.items()
+    }
     total = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
     counted["norms"] = total - sum(counted.values())
     counts = sizes.counts(shape)

@@ -1,6 +1,6 @@
 """Four sizes for a minute: to try the machinery, not to learn anything.
 
-    uv run python -m experiments.sweep --sweep=configs/sweeps/tiny.py
+uv run python -m experiments.sweep --sweep=configs/sweeps/tiny.py
 """
 
 from configs import base

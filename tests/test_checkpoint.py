@@ -1,0 +1,65 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from lm import checkpoint
+
+
+@pytest.fixture
+def state():
+    params = {"w": jnp.arange(6.0).reshape(2, 3), "b": jnp.ones(3)}
+    return {"step": jnp.int32(3), "params": params, "opt": optax.adam(1e-3).init(params)}
+
+
+def abstract(state):
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
+    )
+
+
+def test_what_is_saved_comes_back_in_its_own_tree(tiny, state):
+    with checkpoint.Checkpoints(tiny) as checkpoints:
+        checkpoints.save(3, state)
+    with checkpoint.Checkpoints(tiny) as checkpoints:
+        assert checkpoints.newest() == 3
+        found = checkpoints.restore(3, abstract(state))
+    assert jax.tree.structure(found) == jax.tree.structure(state)
+    jax.tree.map(np.testing.assert_array_equal, found, state)
+
+
+def test_a_folder_without_checkpoints_has_no_newest(tiny):
+    with checkpoint.Checkpoints(tiny) as checkpoints:
+        assert checkpoints.newest() is None
+
+
+def test_two_checkpoints_stay_and_every_kept_one(tiny, state):
+    tiny.keep_every = 8
+    with checkpoint.Checkpoints(tiny) as checkpoints:
+        for step in range(4, 32, 4):
+            checkpoints.save(step, state)
+    kept = sorted(int(p.name) for p in checkpoints.folder.iterdir() if p.name.isdigit())
+    assert kept == [8, 16, 24, 28]
+
+
+def test_arrays_that_differ_are_named(tiny, state):
+    with checkpoint.Checkpoints(tiny) as checkpoints:
+        checkpoints.save(3, state)
+    with checkpoint.Checkpoints(tiny) as checkpoints:
+        wider = state | {"params": {"w": jnp.zeros((2, 4)), "b": jnp.ones(3)}}
+        with pytest.raises(
+            ValueError, match=r"params/w is float32\[2, 3\], the run needs float32\[2, 4\]"
+        ):
+            checkpoints.restore(3, abstract(wider))
+        more = state | {"extra": jnp.ones(1)}
+        with pytest.raises(ValueError, match="extra is missing, the run needs"):
+            checkpoints.restore(3, abstract(more))
+        with pytest.raises(ValueError, match=r"has no step 4: it has \[3\]"):
+            checkpoints.restore(4, abstract(state))
+
+
+def test_paths_name_every_array_once(state):
+    paths = list(checkpoint.by_path(state))
+    assert len(paths) == len(set(paths)) == len(jax.tree.leaves(state))
+    assert {"step", "params/w", "params/b"} < set(paths)

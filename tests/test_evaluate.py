@@ -1,0 +1,104 @@
+import jax
+import numpy as np
+import pytest
+
+from lm import data, evaluate, mesh, train
+
+TEXT = np.frombuffer(b"one two, three-four five6 seven_8; nine (ten) eleven\nand twelve ", np.uint8)
+TOKENS_NT = np.tile(TEXT.astype(np.int32), (5, 1))
+
+
+def test_cuts_lie_in_words_of_the_later_half_and_end_where_the_word_does():
+    found = list(evaluate.completions(TOKENS_NT, 60, seed=0))
+    assert len(found) == 60 == len({(row, cut) for row, cut, _ in found})
+    for row, cut, end in found:
+        assert cut >= TOKENS_NT.shape[1] // 2
+        assert evaluate.WORD[TOKENS_NT[row, cut:end]].all() and end > cut
+        assert not evaluate.WORD[TOKENS_NT[row, end]]
+
+
+def test_sequences_take_turns_and_the_same_words_come_again():
+    found = list(evaluate.completions(TOKENS_NT, 5, seed=3))
+    assert sorted(row for row, _, _ in found) == [0, 1, 2, 3, 4]
+    assert found == list(evaluate.completions(TOKENS_NT, 5, seed=3))
+    assert found != list(evaluate.completions(TOKENS_NT, 5, seed=4))
+
+
+def test_text_without_words_has_nothing_to_complete():
+    assert not list(evaluate.completions(np.full((3, 20), ord(".")), 9, seed=0))
+    assert not list(evaluate.completions(np.full((3, 20), ord("a")), 9, seed=0))  # no word ends
+
+
+def test_a_word_is_complete_only_if_all_of_it_and_its_end_are_right():
+    tokens_T = np.frombuffer(b"the cat sat", np.uint8)
+    best_T = np.append(tokens_T[1:], 0)
+    assert evaluate.is_completed(tokens_T, best_T, cut=5, end=7)  # "c" + "at" + " "
+    wrong = best_T.copy()
+    wrong[5] = ord("b")  # "c" + "ab"
+    assert not evaluate.is_completed(tokens_T, wrong, cut=5, end=7)
+    longer = best_T.copy()
+    longer[6] = ord("s")  # "c" + "ats"
+    assert not evaluate.is_completed(tokens_T, longer, cut=5, end=7)
+    other_end = best_T.copy()
+    other_end[6] = ord(",")  # "c" + "at,": the word is right
+    assert evaluate.is_completed(tokens_T, other_end, cut=5, end=7)
+
+
+def test_the_error_of_a_ratio_is_that_of_many_draws():
+    rng = np.random.default_rng(0)
+    draws = []
+    for _ in range(400):
+        sizes = rng.integers(20, 40, 200)
+        draws.append(evaluate.ratio(rng.normal(2.0 * sizes, 6.0), sizes))
+    means, errors = np.array(draws).T
+    assert means.std() == pytest.approx(errors.mean(), rel=0.15)
+    assert means.mean() == pytest.approx(2.0, abs=0.01)
+
+
+def test_a_model_that_knows_the_text_has_no_loss_and_completes_all(tiny):
+    text = data.load(tiny.data, tiny.seed)
+
+    def score(params, tokens_BT):
+        return np.zeros((len(tokens_BT), tokens_BT.shape[1] - 1)), np.asarray(tokens_BT)[:, 1:]
+
+    tiny.eval.n_sequences = 13  # no multiple of the batch
+    row = evaluate.evaluate(tiny, mesh.make(tiny.mesh), score, {}, text)
+    assert (
+        row["loss"] == row["loss_se"] == 0 and row["completion"] == 1 and row["completion_n"] == 32
+    )
+    assert row["n_sequences"] == 13
+
+
+def test_the_score_of_a_model_is_its_loss(tiny):
+    program = train.build(tiny, mesh.make(tiny.mesh))
+    text = data.load(tiny.data, tiny.seed)
+    source = text.sources[0]
+    with jax.set_mesh(program.mesh):
+        state = program.init(0)
+        row = evaluate.evaluate(tiny, program.mesh, program.score, state["params"], text)
+        tokens = mesh.place(program.mesh, text.heldout(source, 16)[:8])
+        other = mesh.place(program.mesh, text.heldout(source, 16)[8:])
+        losses = [float(np.mean(program.score(state["params"], t)[0])) for t in (tokens, other)]
+    assert row["loss"] == pytest.approx(np.mean(losses), rel=1e-5)
+    assert row["loss"] == row[f"loss.{source}"]
+    n_bytes = (text.heldout(source, 16)[:, 1:] > 0).sum()
+    assert row["bits_per_byte"] == pytest.approx(row["loss"] * 16 * 32 / np.log(2) / n_bytes)
+
+
+def test_sources_are_weighed_as_in_training(tiny, text_file, tmp_path):
+    other = tmp_path / "other"
+    other.mkdir()
+    for number in range(40):
+        (other / f"{number}.txt").write_text(f"{number * 7} zzz qqq " * 40)
+    mine = f"text:{text_file}"
+    tiny.data.sources = {mine: 3.0, f"text:{other}": 1.0}
+    program = train.build(tiny, mesh.make(tiny.mesh))
+    text = data.load(tiny.data, tiny.seed)
+    with jax.set_mesh(program.mesh):
+        row = evaluate.evaluate(tiny, program.mesh, program.score, program.init(0)["params"], text)
+    assert row["loss"] == pytest.approx(
+        0.75 * row[f"loss.{mine}"] + 0.25 * row[f"loss.text:{other}"]
+    )
+    assert row["loss_se"] == pytest.approx(
+        np.hypot(0.75 * row[f"loss_se.{mine}"], 0.25 * row[f"loss_se.text:{other}"])
+    )

@@ -1,0 +1,123 @@
+import dataclasses
+import errno
+import json
+
+import pytest
+
+from lm import config, launch, laws, records, sizes, train
+
+
+@pytest.fixture
+def sweep(tiny) -> list[config.Run]:
+    runs = []
+    for size, d_ff in (("a", 16), ("b", 24), ("c", 32), ("d", 48), ("e", 64)):
+        model = dataclasses.replace(tiny.model, d_ff=d_ff, n_layers=1)
+        runs.append(
+            dataclasses.replace(tiny, name=f"s/{size}", model=model, steps=4, predict=size == "b")
+        )
+    return runs
+
+
+def test_a_sweep_runs_what_is_left_and_predicts_one_before_it_starts(sweep, monkeypatch):
+    sweep, order, seen = sweep[:3], [], {}
+    train_one = train.train
+
+    def spy(run, report):
+        seen[run.name] = launch.prediction(launch.folder(sweep))
+        return train_one(run, report)
+
+    monkeypatch.setattr(train, "train", spy)
+    launch.check(sweep)
+    assert [run.name for run in launch.left(sweep)] == ["s/a", "s/c", "s/b"]
+    launch.here(sweep, started=lambda run: order.append(run.name))
+    assert order == ["s/a", "s/c", "s/b"]
+    assert seen["s/c"] is None and seen["s/b"]["target"] == "s/b"
+    assert seen["s/b"]["runs"] == ["s/a", "s/c"]
+    assert seen["s/b"][launch.X] == sizes.counts(sweep[1].model)["non_embedding"]
+    assert seen["s/b"]["refused"]  # two runs carry no law
+    assert launch.left(sweep) == []
+    launch.here(sweep, started=lambda run: pytest.fail("all was done"))
+
+
+def test_a_prediction_is_that_of_the_law_and_is_never_changed_after_the_start(sweep, monkeypatch):
+    for run, loss in zip(sweep, (3.0, 2.9, 2.8, 2.7, 2.65), strict=True):
+        if not run.predict:
+            records.start(run, sizes.facts(run))
+            records.append(records.folder(run) / "evals.jsonl", {"step": 4, "loss": loss})
+            records.write_facts(records.folder(run), status="done")
+    target, others = sweep[1], [run for run in sweep if not run.predict]
+    launch.predict(target, others)
+    said = launch.prediction(launch.folder(sweep))
+    rows = [row for row in records.rows(launch.folder(sweep)) if row["name"] != target.name]
+    guess = laws.power(rows, x=launch.X, y=launch.Y).predict(said[launch.X])
+    assert (said["value"], said["lo"], said["hi"]) == (guess.value, guess.lo, guess.hi)
+    records.start(target, {})
+    launch.predict(target, others[:2])
+    assert launch.prediction(launch.folder(sweep)) == said
+
+
+def test_a_law_that_cannot_be_fitted_is_said_and_the_run_goes_on(sweep):
+    launch.predict(sweep[1], [])
+    assert launch.prediction(launch.folder(sweep))["refused"]
+
+
+def test_a_run_that_diverges_or_fails_is_marked_and_the_others_go_on(sweep, monkeypatch):
+    def fake(run, report):
+        records.start(run, sizes.facts(run))
+        if run.name == "s/a":
+            records.write_facts(records.folder(run), status="diverged", reason="loss nan at step 2")
+            raise train.Diverged("loss nan at step 2")
+        if run.name == "s/c":
+            raise RuntimeError("out of <memory>")
+        records.write_facts(records.folder(run), status="done")
+
+    monkeypatch.setattr(train, "train", fake)
+    reasons = {}
+    launch.here(sweep, ended=lambda run, reason: reasons.update({run.name: reason}))
+    assert (
+        reasons["s/a"] == "loss nan at step 2" and reasons["s/c"] == "RuntimeError: out of <memory>"
+    )
+    assert reasons["s/d"] == reasons["s/e"] == ""
+    rows = {row["name"]: row["status"] for row in records.rows(launch.folder(sweep))}
+    assert rows == {"s/a": "diverged", "s/c": "failed", "s/b": "done", "s/d": "done", "s/e": "done"}
+    assert "Traceback" in (records.folder(sweep[2]) / "error.txt").read_text()
+    assert [run.name for run in launch.left(sweep)] == ["s/c"]  # failed ones are tried again
+
+
+def test_a_full_disk_stops_the_sweep(sweep, monkeypatch):
+    def full(run, report):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(train, "train", full)
+    with pytest.raises(OSError, match="No space left"):
+        launch.here(sweep)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda runs: runs.clear(), "the sweep has no runs"),
+        (lambda runs: setattr(runs[1], "name", "s/a"), "two runs are named s/a"),
+        (lambda runs: setattr(runs[1], "name", "t/a"), "must be SWEEP/RUN with one SWEEP"),
+        (lambda runs: setattr(runs[1], "name", "a"), "must be SWEEP/RUN with one SWEEP"),
+        (lambda runs: setattr(runs[0], "predict", True), "predict=True in more than one run"),
+        (lambda runs: setattr(runs[4].optim, "lr", -1.0), "optim.lr=-1.0 must be above 0"),
+        (lambda runs: setattr(runs[2].data, "sources", {"text:nowhere": 1.0}), "text:nowhere"),
+        (lambda runs: setattr(runs[2].data, "batch_size", 6), "multiple of the 4 devices"),
+        (lambda runs: setattr(runs[2].data, "sources", {"txt:x": 1.0}), "text"),
+    ],
+)
+def test_what_would_stop_a_run_later_stops_the_sweep_before_it_starts(sweep, change, words):
+    for run in sweep:
+        run.optim, run.data = dataclasses.replace(run.optim), dataclasses.replace(run.data)
+    change(sweep)
+    with pytest.raises(ValueError, match=words):
+        launch.check(sweep)
+    assert not sweep or not records.folder(sweep[0]).parent.exists()
+
+
+def test_the_plan_is_written_down(sweep):
+    launch.write_down("configs/x.py", sweep, [{"name": "s/a", "seconds": 1.0}])
+    folder = launch.folder(sweep)
+    assert json.loads((folder / "sweep.json").read_text())["runs"][0] == "s/a"
+    assert records.read_json(folder / "plan.json")["runs"][0]["seconds"] == 1.0
