@@ -14,6 +14,6 @@ TOKENS = 1_800_000  # the same for every size, so that only the size differs
 def get_config(size: str = "100K") -> Run:
     run = Run(name=f"base-{size}")
     run.model = sizes.model(size)
-    run.optim.lr = 5e-3 * (96 / run.model.d_model) ** 1.5  # tuned at widths 16, 48 and 96
+    run.optim.lr = 0.5 / run.model.d_model  # tuned at widths 16, 48 and 96 (experiments/LOG.md)
     run.steps = sizes.steps(run, tokens=TOKENS)
     return run

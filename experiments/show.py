@@ -13,7 +13,7 @@ console = Console()
 
 def say(text: str) -> None:
     """A line as it is: nothing in it is taken for markup."""
-    console.print(text, markup=False, highlight=False)
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def table(lines: list[dict[str, str]], title: str = "") -> None:
@@ -127,4 +127,4 @@ class Bars:
 
     def note(self, text: str) -> None:
         """A line above the bars."""
-        self.progress.console.print(text, markup=False, highlight=False)
+        self.progress.console.print(text, markup=False, highlight=False, soft_wrap=True)

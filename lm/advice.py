@@ -9,6 +9,9 @@ import numpy as np
 from lm import fit as fits
 
 
+PROFILED = ("power", "chinchilla", "overtrained", "data_constrained")  # laws that take fixed=
+
+
 @dataclass
 class Profile:
     """The objective with one parameter held at each of several values, the others refitted."""
@@ -50,15 +53,22 @@ def profile(
 ) -> Profile:
     """Profile likelihood of one parameter: E's sensitivity, or the shape of a flat valley.
 
-    With S the objective and p free parameters: for squares the 95% region is n log(S / S_min) <=
-    3.84, for Huber and absolute losses (Laplace noise) 2 n log(S / S_min) <= 3.84. `at` gives
-    inputs at which the law's prediction is followed along the profile. Default values: around the
-    bootstrap interval, three times as wide.
+    With S the objective, the 95% region of a fit by squares of n rows and p free parameters is
+    S / S_min <= 1 + t^2 / (n - p), t Student's with n - p degrees of freedom; for Huber and
+    absolute losses (Laplace noise) it is 2 n log(S / S_min) <= 3.84. `at` gives inputs at which
+    the law's prediction is followed along the profile. Default values: around the bootstrap
+    interval, three times as wide.
     """
-    if fit.refit is None or name not in fit.free:
+    from scipy import special  # takes longer to import than all laws together
+
+    if fit.refit is None or fit.law not in PROFILED:
+        raise ValueError(f"{fit.law} cannot hold a parameter; profile takes {', '.join(PROFILED)}")
+    if name not in fit.free:
         raise ValueError(
             f"{fit.law} has no free parameter {name!r} to profile; known: {', '.join(fit.free)}"
         )
+    if fit.n <= len(fit.free):
+        raise ValueError(f"{fit.n} rows for {len(fit.free)} parameters have no profile: add runs")
     best = fit.params[name]
     if values is None:
         lo, hi = fit.interval(name) if name in fit.ensemble else (best / 1.5, best * 1.5)
@@ -80,9 +90,13 @@ def profile(
             start = found[i].params
     ordered = [found[i] for i in range(len(grid))]
     objective = np.array([f.objective for f in ordered])
-    factor = 1 if fit.loss in ("squares", "log_squares") else 2
-    least = min(fit.objective, objective.min())
-    inside = grid[factor * fit.n * np.log(objective / least) <= 3.84]
+    ratio = objective / min(fit.objective, objective.min())
+    if fit.loss in ("squares", "log_squares"):
+        spare = fit.n - len(fit.free)
+        within = ratio <= 1 + special.stdtrit(spare, 0.975) ** 2 / spare
+    else:
+        within = 2 * fit.n * np.log(ratio) <= special.chdtri(1, 0.05)
+    inside = grid[within]
     interval = (float(inside.min()), float(inside.max())) if len(inside) else (best, best)
     followed = None if at is None else np.array([float(f.predict(*at).value) for f in ordered])
     return Profile(name, grid, objective, best, interval, followed, ordered)

@@ -35,11 +35,11 @@ def warnings(problem, theta: np.ndarray, result: fit.Fit) -> list[str]:
             f"only {result.agree:.1%} of {len(problem.starts)} starts agree on the optimum"
         )
     for i, name in enumerate(problem.free):
-        if theta[i] <= problem.lower[i] + 1e-9 or theta[i] >= problem.upper[i] - 1e-9:
-            doubts.append(
-                f"{name} = {result.params[name]:.3g} stands at its bound: these runs do not "
-                "determine it"
-            )
+        value = result.params[name]
+        if name in problem.watch and value == 0:
+            doubts.append(f"{name} = 0: the loss does not fall with this input")
+        elif theta[i] <= problem.lower[i] + 1e-9 or theta[i] >= problem.upper[i] - 1e-9:
+            doubts.append(f"{name} = {value:.3g} is at its bound: these runs do not determine it")
     for name in problem.watch:
         if name in result.ensemble:
             lo, hi = result.interval(name)

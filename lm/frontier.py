@@ -187,6 +187,10 @@ def allocation(
             float("nan"),
             star.note,
         )
+    if "B" not in law.params and law.law != "data_constrained":
+        raise ValueError(
+            f"{law.law} of {', '.join(law.inputs)} does not split a budget: fit chinchilla"
+        )
     if law.ray is not None:
         raise ValueError(
             "all fitted runs lie on one line of N and D, so that the best split is not known: "

@@ -3,7 +3,6 @@
 import math
 
 import jax
-import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
 from lm import config, mesh, sizes, train
@@ -56,12 +55,16 @@ def matmul_flops(jaxpr: Jaxpr) -> int:
     for equation in jaxpr.eqns:
         if equation.primitive.name == "dot_general":
             (contracted, _), _ = equation.params["dimension_numbers"]
-            depth = math.prod(np.shape(equation.invars[0].aval)[axis] for axis in contracted)
-            total += 2 * depth * math.prod(np.shape(equation.outvars[0].aval))
+            depth = math.prod(_shape(equation.invars[0])[axis] for axis in contracted)
+            total += 2 * depth * math.prod(_shape(equation.outvars[0]))
         times = equation.params["length"] if equation.primitive.name == "scan" else 1
         for inner in _jaxprs_in(list(equation.params.values())):
             total += times * matmul_flops(inner)
     return total
+
+
+def _shape(variable) -> tuple[int, ...]:
+    return variable.aval.shape
 
 
 def _jaxprs_in(values: list) -> list[Jaxpr]:

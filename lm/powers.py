@@ -173,6 +173,8 @@ def _problem(data, inputs, y, law, has_floor, fixed, tied, starts) -> estimate.P
     """theta holds log coefficients at the centre of the data, and exponents times its spread."""
     log_y = np.log(data.columns[y])
     log_x = [np.log(data.columns[column]) for column in inputs.values()]
+    if len(data) > 1 and np.ptp(log_y) < 1e-9:
+        raise ValueError(f"{y} is {np.exp(log_y[0]):g} in every row: there is no law to fit")
     for (letter, column), v in zip(inputs.items(), log_x, strict=True):
         if np.ptp(v) < 1e-9:
             raise ValueError(

@@ -198,7 +198,7 @@ def train(run: config.Run, report: Callable[[dict], None] = lambda row: None) ->
 
 
 def _compile(run: config.Run, program: Program, fresh: bool) -> tuple[Callable, ...]:
-    """step, score and (for a fresh start) init, compiled at once: each has parts that use one core."""
+    """step, score and (for a fresh start) init, compiled at once: alone none keeps all cores busy."""
     split = mesh.sharding(program.mesh, "batch", None)
     shape = (run.data.batch_size, run.data.seq_len + 1)
     batch = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=split)

@@ -53,6 +53,9 @@ def test_a_flat_valley_says_so():
 def test_an_unknown_parameter_lists_the_known(fit):
     with pytest.raises(ValueError, match="known: E, A, B, alpha, beta"):
         laws.profile(fit, "gamma")
+    line = laws.loglog(rows(), x="params", y="loss", bootstrap=0)
+    with pytest.raises(ValueError, match="loglog cannot hold a parameter"):
+        laws.profile(line, "exponent")
 
 
 def test_the_advised_run_is_within_budget_and_narrows_the_target(fit):

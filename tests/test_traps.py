@@ -158,7 +158,7 @@ def test_11_parameters_are_stored_with_all_their_digits():
 def test_12_bits_among_nats_are_refused():
     mixed = made(0.003)
     mixed[4] = {**mixed[4], "loss": mixed[4]["loss"] / np.log(2)}
-    with pytest.raises(ValueError, match=r"mixes units: 2.51e\+07x20 are off"):
+    with pytest.raises(ValueError, match=r"mixes units: 2.51e\+07x20 look like bits"):
         laws.chinchilla(mixed, **NAMES)
 
 
