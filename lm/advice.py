@@ -8,7 +8,6 @@ import numpy as np
 
 from lm import fit as fits
 
-
 PROFILED = ("power", "chinchilla", "overtrained", "data_constrained")  # laws that take fixed=
 
 

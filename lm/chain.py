@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from lm import fit, powers, table
+from lm import fit, judge, powers, table
 
 
 def chain(step1: fit.Fit, step2: fit.Fit) -> fit.Fit:
@@ -37,6 +37,7 @@ def chain(step1: fit.Fit, step2: fit.Fit) -> fit.Fit:
     }
     params = {f"step{i}_{k}": v for i, s in ((1, step1), (2, step2)) for k, v in s.params.items()}
     ensemble |= {k: np.full(n, v) for k, v in params.items() if k not in ensemble and n}
+    accuracies = np.array([table.number(row.get(step2.columns["acc"])) for row in step1.data.rows])
     result = replace(
         step1,
         law="chain",
@@ -45,15 +46,17 @@ def chain(step1: fit.Fit, step2: fit.Fit) -> fit.Fit:
         values=values,
         columns={
             **{k: step1.columns[k] for k in step1.inputs},
-            "L": step1.columns[step1.output],
             "acc": step2.columns["acc"],
+            "L": step1.columns[step1.output],
         },
+        data=replace(step1.data, columns={**step1.data.columns, step2.columns["acc"]: accuracies}),
+        loss=f"{step1.loss} in step 1",
         ensemble=ensemble if n else {},
         derived={},
         free=list(params),
         fixed={},
         refit=None,
-        judge=None,
+        judge=lambda _: judge.Score(reason=f"step 1: {step1.score}; step 2: {step2.score}"),
         link=None,
         bounds=step2.bounds,
         plain=True,

@@ -1,21 +1,31 @@
-"""Checkpoints of a train state: save in the background, restore the newest on any mesh.
-
-One thin layer over orbax's CheckpointManager. A checkpoint is a folder named after its step; it
-becomes visible under that name only when it is whole: a crash while saving leaves the one before.
+"""Checkpoints of a train state: saved in the background, proved when read, restored on any mesh.
 
     checkpoints/1200/state/       arrays by path: "params/blocks/mlp/gate", "opt/1/mu/...", "step"
-    checkpoints/1200/manifest/    shape and dtype of each, to compare before anything is read
+    checkpoints/1200/manifest/    what it must prove to be: see `manifest`
+    checkpoints/proofs.jsonl      step, next_loss: what the step after a checkpoint must give again
+    damaged/1200/                 what could not prove itself: set aside, never deleted
+
+One thin layer over orbax's CheckpointManager, whose folders become visible under their step only
+when they are whole. Orbax has no checksums of its own: a flipped bit would be restored as it is.
 """
 
+import hashlib
+import json
 import logging
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from lm import config, records
 
 logging.getLogger("absl").setLevel(logging.ERROR)  # orbax reports each file it touches
+FORMAT = 1
+
+
+class Damaged(Exception):
+    """A checkpoint that does not prove to be what was saved; str() says what differs."""
 
 
 class Checkpoints:
@@ -24,7 +34,7 @@ class Checkpoints:
     def __init__(self, run: config.Run):
         self.folder = records.folder(run) / "checkpoints"
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=2,  # one more than needed, should the newest not be readable
+            max_to_keep=2,  # one more than needed, should the newest not prove itself
             keep_period=run.keep_every or None,
             cleanup_tmp_directories=True,
         )
@@ -36,42 +46,103 @@ class Checkpoints:
     def __exit__(self, *_):
         self.manager.close()
 
-    def save(self, step: int, state: dict) -> None:
-        """Copies the state and writes it in the background; fails loudly if the last save did."""
+    def save(self, step: int, state: dict, batch: str, window: list[dict], seconds: float) -> None:
+        """Copies the state and writes it in the background; fails loudly if the last save did.
+
+        batch: hash of what the next step will take; window: metrics of the steps not yet logged;
+        seconds: of training until here.
+        """
         self.manager.check_for_errors()
         arrays = ocp.args.StandardSave(by_path(state))
-        manifest = ocp.args.JsonSave(_manifest(state))
-        self.manager.save(
-            step, args=ocp.args.Composite(state=arrays, manifest=manifest), force=True
-        )
+        said = manifest(step, state, {"batch": batch, "window": window, "seconds": seconds})
+        proof = ocp.args.JsonSave(said)
+        self.manager.save(step, args=ocp.args.Composite(state=arrays, manifest=proof), force=True)
 
-    def newest(self) -> int | None:
-        """The step of the newest whole checkpoint on disk."""
-        return max(self.manager.all_steps(read=True), default=None)
+    def steps(self) -> list[int]:
+        """Steps of the whole checkpoints that are on disk now, oldest first."""
+        return sorted(self.manager.all_steps(read=True))
 
-    def restore(self, step: int, abstract: dict) -> dict:
-        """The state at `step`, split as `abstract` says; ValueError names an array that differs.
+    def restore_newest(self, abstract: dict) -> tuple[int, dict, dict, list[str]]:
+        """(step, state, manifest, reasons): the newest checkpoint that proves itself.
 
-        abstract: a tree of jax.ShapeDtypeStruct with shardings; any mesh will do.
+        Newer ones that do not are set aside, with the reason. Step 0 and an empty state if none is
+        left. ValueError where a checkpoint is whole and of another model.
         """
-        if step not in (steps := sorted(self.manager.all_steps(read=True))):
-            raise ValueError(f"{self.folder} has no step {step}: it has {steps}")
-        saved = self._read(step, manifest=ocp.args.JsonRestore())["manifest"]
-        needed = _manifest(abstract)
-        for path in sorted(saved.keys() | needed.keys()):
-            if saved.get(path) != needed.get(path):
-                want = needed.get(path, "nothing of that name")
-                raise ValueError(
-                    f"{self.folder / str(step)}: {path} is {saved.get(path, 'missing')}, the run"
-                    f" needs {want}: use the config it was saved with"
-                )
-        arrays = self._read(step, state=ocp.args.StandardRestore(by_path(abstract)))["state"]
-        return jax.tree.unflatten(
-            jax.tree.structure(abstract), [arrays[p] for p in by_path(abstract)]
-        )
+        reasons = []
+        for step in reversed(self.steps()):
+            try:
+                return step, *self.restore(step, abstract), reasons
+            except Damaged as error:
+                place = self._set_aside(step)
+                reasons.append(f"checkpoint {step} is damaged ({error}): set aside in {place}")
+        return 0, {}, {}, reasons
 
-    def _read(self, step: int, **items):
-        return self.manager.restore(step, args=ocp.args.Composite(**items))
+    def restore(self, step: int, abstract: dict) -> tuple[dict, dict]:
+        """The state at `step`, split as `abstract` says, and its manifest.
+
+        abstract: a tree of jax.ShapeDtypeStruct with shardings; any mesh will do. ValueError names
+        an array that differs in shape or type; Damaged if the files are not what was saved.
+        """
+        if step not in (steps := self.steps()):
+            raise ValueError(f"{self.folder} has no step {step}: it has {steps}")
+        saved = self._read(step, "manifest", ocp.args.JsonRestore())
+        if saved.get("checksum") != _checksum(saved):
+            raise Damaged("the manifest's checksum differs")
+        needed = _shapes(abstract)
+        for path in sorted(saved["arrays"].keys() | needed.keys()):
+            have, want = saved["arrays"].get(path), needed.get(path)
+            if have != want:
+                raise ValueError(
+                    f"{self.folder / str(step)}: {path} is {have or 'missing'}, the run needs"
+                    f" {want or 'nothing of that name'}: use the config it was saved with"
+                )
+        arrays = self._read(step, "state", ocp.args.StandardRestore(by_path(abstract)))
+        for path, number in fingerprints(arrays).items():
+            if number != saved["fingerprints"][path]:
+                raise Damaged(f"the numbers of {path} differ from what was saved")
+        leaves = [arrays[path] for path in by_path(abstract)]
+        return jax.tree.unflatten(jax.tree.structure(abstract), leaves), saved
+
+    def record_next_loss(self, step: int, loss: float, where: str) -> None:
+        """Writes down what the step after a checkpoint gave, and on which devices and versions."""
+        proof = {"step": step, "next_loss": loss, "where": where}
+        records.append(self.folder / "proofs.jsonl", proof)
+
+    def next_loss(self, step: int) -> dict | None:
+        """What was written down for a checkpoint, if the run lived to see it."""
+        proofs = records.lines(self.folder / "proofs.jsonl")
+        return next((proof for proof in proofs if proof["step"] == step), None)
+
+    def _read(self, step: int, item: str, how):
+        try:
+            return self.manager.restore(step, args=ocp.args.Composite(**{item: how}))[item]
+        except Exception as error:  # whatever orbax, tensorstore or the disk make of bad files
+            words = str(error).strip().partition("\n")[0][:120]
+            raise Damaged(f"{item} is not readable: {type(error).__name__}: {words}") from error
+
+    def _set_aside(self, step: int) -> Path:
+        place = self.folder.with_name("damaged") / str(step)
+        place.parent.mkdir(exist_ok=True)
+        while place.exists():
+            place = place.with_name(place.name + "-again")
+        (self.folder / str(step)).rename(place)
+        self.manager.reload()
+        return place
+
+
+def manifest(step: int, state: dict, position: dict) -> dict:
+    """What a checkpoint must prove, and where the run stood; JSON.
+
+    {"format", "step", "arrays": {path: "float32[2, 3]"}, "fingerprints": {path: int}, the keys of
+    `position`, "checksum": of all that}
+    """
+    said = {
+        "format": FORMAT,
+        "step": step,
+        "arrays": _shapes(state),
+        "fingerprints": fingerprints(by_path(state)),
+    } | position
+    return said | {"checksum": _checksum(said)}
 
 
 def by_path(state: dict) -> dict:
@@ -82,5 +153,34 @@ def by_path(state: dict) -> dict:
     }
 
 
-def _manifest(state: dict) -> dict[str, str]:
+def fingerprints(arrays: dict) -> dict[str, int]:
+    """A 32-bit number for each array, the same on every mesh; a flipped bit always changes it.
+
+    The sum, modulo 2^32, of each element's bits times an odd weight of its position: whole numbers
+    add up to the same in any order, and an odd weight loses no bit.
+    """
+    return {path: int(n) for path, n in jax.device_get(_fingerprints(arrays)).items()}
+
+
+@jax.jit
+def _fingerprints(arrays: dict) -> dict:
+    return {path: _fingerprint(x) for path, x in arrays.items()}
+
+
+def _fingerprint(x: jax.Array) -> jax.Array:
+    sized = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[x.dtype.itemsize]
+    bits = jax.lax.bitcast_convert_type(x, sized).astype(jnp.uint32)
+    place = jnp.zeros(x.shape, jnp.uint32)
+    for axis, size in enumerate(x.shape):
+        place = place * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
+    weight = (place * jnp.uint32(0x9E3779B1)) | jnp.uint32(1)
+    return jnp.sum(bits * weight, dtype=jnp.uint32)
+
+
+def _shapes(state: dict) -> dict[str, str]:
     return {path: f"{leaf.dtype}{list(leaf.shape)}" for path, leaf in by_path(state).items()}
+
+
+def _checksum(said: dict) -> str:
+    body = {key: value for key, value in said.items() if key != "checksum"}
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()

@@ -55,6 +55,7 @@ class Optim:
     eps: float = 1e-8  # added to the root of the second moment
     weight_decay: float = 0.1  # decoupled, times the learning rate; never on norms
     clip: float = 1.0  # largest global gradient norm; 0 is off
+    nonfinite: str = "stop"  # a loss or gradient that is no number: stop, skip (the update), rewind
 
 
 @dataclasses.dataclass
@@ -80,6 +81,8 @@ class Run:
     log_every: int = 10  # steps between metrics
     checkpoint_every: int = 200  # steps between checkpoints; the newest is kept
     keep_every: int = 0  # steps between checkpoints kept for good; 0: only the last
+    resume: str = "auto"  # auto; must: refuse to start afresh
+    stall_seconds: float = 1800.0  # end the process after so long without a step; 0: never
     wandb: bool = False  # also log to Weights & Biases (extra: wandb)
     predict: bool = False  # in a sweep: start last, once the law of the others has predicted it
     model: Model = dataclasses.field(default_factory=Model)
@@ -92,6 +95,8 @@ class Run:
 CHOICES = {
     "model.dtype": ("float32", "bfloat16"),
     "model.remat": ("none", "dots", "full"),
+    "resume": ("auto", "must"),
+    "optim.nonfinite": ("stop", "skip", "rewind"),
     "optim.schedule": ("cosine", "linear", "wsd", "constant"),
 }
 # Smallest value of each number that has one; others may be anything.
@@ -101,6 +106,7 @@ AT_LEAST = {
     "log_every": 1,
     "checkpoint_every": 1,
     "keep_every": 0,
+    "stall_seconds": 0,
     "model.vocab_size": 2,
     "model.d_model": 1,
     "model.n_layers": 1,
@@ -182,11 +188,10 @@ def check(run: Run) -> Run:
             _refuse(f"model.{name}", size, f"must be a multiple of mesh.tensor={mesh.tensor}")
     if model.d_model % mesh.fsdp:
         _refuse("model.d_model", model.d_model, f"must be a multiple of mesh.fsdp={mesh.fsdp}")
-    for name, other in (("checkpoint_every", "log_every"), ("keep_every", "checkpoint_every")):
-        value, every = getattr(run, name), getattr(run, other)
-        if value % every:
-            near = -(-value // every) * every
-            _refuse(name, value, f"must be a multiple of {other}={every}: try {near}")
+    if run.keep_every % run.checkpoint_every:
+        near = -(-run.keep_every // run.checkpoint_every) * run.checkpoint_every
+        rule = f"must be a multiple of checkpoint_every={run.checkpoint_every}: try {near}"
+        _refuse("keep_every", run.keep_every, rule)
     if optim.schedule == "wsd" and optim.warmup + optim.decay > 1:
         _refuse("optim.decay", optim.decay, f"plus optim.warmup={optim.warmup} must not exceed 1")
     if not data.sources:

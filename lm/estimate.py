@@ -107,7 +107,7 @@ def estimate(
         result.warnings.append(
             f"other optima within 1% of the objective: {'; '.join(shown)}: report the profile"
         )
-    _noise(result, p)
+    _noise(result, p, weights)
     _units(problem, result, found.theta, target, weights)
     if bootstrap and n > p:
         _resample(problem, result, found.theta, weights, bootstrap, resample)
@@ -197,10 +197,11 @@ def _polish(problem, theta, target, weights, loss, delta) -> solver.Minimum:
     return found
 
 
-def _noise(result: fit.Fit, p: int) -> None:
+def _noise(result: fit.Fit, p: int, weights: np.ndarray | None) -> None:
     """The scale of the noise from the residuals, at least that between repeats (seeds)."""
     difference = doubts.difference(result, result.y)
-    result.sigma = float(np.sqrt((difference**2).sum() / max(result.n - p, 1)))
+    squares = difference**2 if weights is None else weights * difference**2
+    result.sigma = float(np.sqrt(squares.sum() / max(result.n - p, 1)))
     floor = doubts.seed_noise(result)
     if floor is not None:
         result.extra["seed_noise"] = floor

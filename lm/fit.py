@@ -286,13 +286,17 @@ class Fit:
             "converged": bool(self.converged),
             "starts": int(self.starts),
             "agree": float(self.agree),
-            "sigma": None if not np.isfinite(self.sigma) else float(self.sigma),
+            "sigma": _plain(self.sigma),
             "n": self.n,
             "n_runs": self.n_runs,
             "names": self.data.names,
-            "residuals": [float(v) for v in self.residuals],
-            "mean_absolute_relative_error": self.mare,
+            "residuals": [_plain(v) for v in self.residuals],
+            "mean_absolute_relative_error": _plain(self.mare),
             "excluded": [list(pair) for pair in self.excluded],
             "warnings": self.warnings,
             "backtest": None if self.score is None else self.score.to_dict(),
         }
+
+
+def _plain(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None

@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from lm import config, data, laws, mesh, records, sizes, train
+from lm import config, data, guard, laws, mesh, records, sizes, train
 
 X, Y = "params.non_embedding", "eval.loss"  # of the law that predicts the largest run
 
@@ -83,7 +83,7 @@ def here(
             train.train(run, lambda row, run=run: stepped(run, row))
         except OSError:
             raise
-        except train.Diverged as error:
+        except (train.Diverged, guard.Taken) as error:
             reason = str(error)
         except Exception as error:
             reason = f"{type(error).__name__}: {error}"

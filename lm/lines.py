@@ -28,7 +28,7 @@ def loglog(
     """
     xs = [x] if isinstance(x, str) else list(x)
     data = table.read(rows, [*xs, *([weights] if weights else []), y], group, where)
-    letters = [powers.letter(column, i, xs) for i, column in enumerate(xs)]
+    letters = [table.letter(column, i, xs) for i, column in enumerate(xs)]
     names = ["exponent", *[f"exponent{i + 2}" for i in range(len(xs) - 1)]]
     logs, log_y = [np.log(data.columns[column]) for column in xs], np.log(data.columns[y])
     for column, v in zip(xs, logs, strict=True):
@@ -59,7 +59,7 @@ def loglog(
         )
 
     shown = " ".join(f"{letter}^{{{name}}}" for letter, name in zip(letters, names, strict=True))
-    output = {"N": "N", "D": "D"}.get(powers.letter(y, 0, [y]), "y") + "*"
+    output = {"N": "N", "D": "D"}.get(table.letter(y, 0, [y]), "y") + "*"
     problem = estimate.Problem(
         law=law,
         formula=f"{output} = {{k}} {shown}",

@@ -5,7 +5,7 @@ import math
 import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
-from lm import config, mesh, sizes, train
+from lm import config, mesh, programs, sizes
 
 # Share of the matmul peak a train step reaches, by width: top * d_model / (d_model + half). Fitted
 # to runs on two cores (CPU); assumed, not measured, elsewhere.
@@ -41,7 +41,7 @@ def step_flops(run: config.Run) -> int:
     Unlike sizes.flops_per_token this counts what is executed: recomputation under model.remat, and
     only the blocks of scores that model.attention_blocks leaves. Nothing is computed or allocated.
     """
-    program = train.build(run, mesh.make(config.Mesh(), jax.devices()[:1]))
+    program = programs.build(run, mesh.make(config.Mesh(), jax.devices()[:1]))
     batch = jax.ShapeDtypeStruct((run.data.batch_size, run.data.seq_len + 1), "int32")
     return matmul_flops(jax.make_jaxpr(program.step)(program.abstract, batch).jaxpr)
 

@@ -34,7 +34,7 @@ def power(
     largest N held the truth in 96-99% of simulated sweeps (see `estimate.estimate`).
     """
     xs = [x] if isinstance(x, str) else list(x)
-    letters = [letter(column, i, xs) for i, column in enumerate(xs)]
+    letters = [table.letter(column, i, xs) for i, column in enumerate(xs)]
     return sum_of_powers(
         rows, dict(zip(letters, xs, strict=True)), y, "power", floor, loss, **options
     )
@@ -82,16 +82,6 @@ def overtrained(
     return sum_of_powers(
         rows, {"N": n, "D": d}, y, "overtrained", floor, loss, tied=True, **options
     )
-
-
-def letter(column: str, i: int, columns: Sequence[str]) -> str:
-    known = {"N": ("param", "size"), "D": ("token", "data"), "C": ("flop", "compute")}
-    for letter, words in known.items():
-        if sum(any(w in c.lower() for w in words) for c in columns) == 1 and any(
-            w in column.lower() for w in words
-        ):
-            return letter
-    return "x" if len(columns) == 1 else f"x{i + 1}"
 
 
 def sum_of_powers(
@@ -171,6 +161,8 @@ def _spread(data: table.Table, inputs: Mapping[str, str]) -> float:
 
 def _problem(data, inputs, y, law, has_floor, fixed, tied, starts) -> estimate.Problem:
     """theta holds log coefficients at the centre of the data, and exponents times its spread."""
+    if len(inputs) > len(COEFFICIENTS):
+        raise ValueError(f"{law} takes {len(COEFFICIENTS)} inputs at most, got {len(inputs)}")
     log_y = np.log(data.columns[y])
     log_x = [np.log(data.columns[column]) for column in inputs.values()]
     if len(data) > 1 and np.ptp(log_y) < 1e-9:

@@ -5,25 +5,28 @@
         facts.json        what the run is: status, counts, FLOPs, devices, versions, corpus
         metrics.jsonl     a line each log step: attempt, step, tokens, flops, loss, ...
         evals.jsonl       a line each evaluation: attempt, step, loss, bits_per_byte, ...
+        events.jsonl      a line for what else happened: damaged, skipped, rewound, spike
         checkpoints/      written by lm/checkpoint.py
         tensorboard/      the metrics again, for TensorBoard
     runs/quickstart/      beside its runs: sweep.json, plan.json, prediction.json, report.html
 
-status is running, done, diverged or failed; a run that says "running" and has no process behind it
-was interrupted, and starting it again continues it. JSON files are replaced whole; .jsonl files
-only grow: after a resume the line of the last attempt counts, and a torn last line is dropped.
+status is running, done, diverged, failed (an error), or lost: ended from outside, by a signal or
+with its machine; starting a lost run again continues it. JSON files are replaced whole, .jsonl
+files only grow: after a resume the line of the last attempt counts; a torn last line is dropped.
 """
 
 import json
 import math
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
-from lm import config
+from lm import config, guard
 
 # Knobs that say where and how a run is computed and looked at, not what it learns.
 FREE = (
-    *("dir", "log_every", "checkpoint_every", "keep_every", "predict", "wandb", "data.cache"),
+    *("dir", "log_every", "checkpoint_every", "keep_every", "predict", "wandb"),
+    *("resume", "stall_seconds", "data.cache", "optim.nonfinite"),
     *("mesh.data", "mesh.fsdp", "mesh.tensor", "model.remat", "model.unroll"),
     *("eval.every", "eval.n_sequences", "eval.n_completions"),
 )
@@ -67,7 +70,7 @@ def start(run: config.Run, facts: dict) -> int:
     compare(run)
     path = folder(run)
     path.mkdir(parents=True, exist_ok=True)
-    for name in ("metrics.jsonl", "evals.jsonl"):
+    for name in ("metrics.jsonl", "evals.jsonl", "events.jsonl", "checkpoints/proofs.jsonl"):
         _drop_torn_line(path / name)
     write_json(path / "config.json", config.to_dict(run))
     attempt = read_facts(path).get("attempts", 0) + 1
@@ -92,14 +95,25 @@ def append(path: Path, row: dict) -> None:
         file.write(_dumps(row) + "\n")
 
 
+def event(path: Path, attempt: int, step: int, name: str, words: str) -> None:
+    """Adds a line to events.jsonl: damaged, nonfinite, skipped, rewound, spike."""
+    row = {"attempt": attempt, "step": step, "event": name, "words": words}
+    append(path / "events.jsonl", row)
+
+
+def events(path: str | Path) -> list[dict]:
+    """What happened to a run besides its steps, in order."""
+    return list(_parsed(Path(path) / "events.jsonl"))
+
+
 def metrics(path: str | Path) -> list[dict]:
     """The log steps of a run in order, the last attempt's line for each."""
-    return _lines(Path(path) / "metrics.jsonl")
+    return lines(Path(path) / "metrics.jsonl")
 
 
 def evals(path: str | Path) -> list[dict]:
     """The evaluations of a run in order, the last attempt's line for each."""
-    return _lines(Path(path) / "evals.jsonl")
+    return lines(Path(path) / "evals.jsonl")
 
 
 def rows(path: str | Path) -> list[dict]:
@@ -113,7 +127,10 @@ def rows(path: str | Path) -> list[dict]:
         facts, evaluations = read_facts(file.parent), evals(file.parent)
         knobs = config.flatten(config.from_dict(read_json(file)))
         last = {f"eval.{k}": v for k, v in evaluations[-1].items()} if evaluations else {}
-        found.append(knobs | {"status": "running"} | facts | last | {"dir": str(file.parent)})
+        status = facts.get("status", "lost")
+        if status == "running" and not guard.is_alive(file.parent):
+            status = "lost"  # killed before it could say so
+        found.append(knobs | facts | last | {"status": status, "dir": str(file.parent)})
     return sorted(found, key=lambda row: (row.get("params.non_embedding", 0), row["name"]))
 
 
@@ -152,16 +169,19 @@ def _finite(value):
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _lines(path: Path) -> list[dict]:
-    by_step = {}
+def lines(path: Path) -> list[dict]:
+    """The rows of a .jsonl file in order of their steps, the last one of each."""
+    by_step = {row["step"]: row for row in _parsed(path)}
+    return [by_step[step] for step in sorted(by_step)]
+
+
+def _parsed(path: Path) -> Iterator[dict]:
     if path.exists():
         for line in path.read_text(encoding="utf-8").splitlines():
             try:
-                row = json.loads(line)
+                yield json.loads(line)
             except ValueError:
                 continue  # torn by a crash; the next attempt writes the step again
-            by_step[row["step"]] = row
-    return [by_step[step] for step in sorted(by_step)]
 
 
 def _drop_torn_line(path: Path) -> None:

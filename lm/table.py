@@ -61,11 +61,11 @@ def read(
 ) -> Table:
     """The named columns of the finished rows.
 
-    `where` keeps the rows for which a function is true or whose columns equal the given values: an
-    exclusion rule that is written down, since five runs can move an exponent by .09. `group` names
-    the column whose equal values are resampled together (checkpoints of a run, siblings of a
-    trunk); without it, rows of one name are. Raises ValueError for a column that no row has, for
-    values <= 0 (< 0 in `may_be_zero`), and for duplicates.
+    `where` keeps the rows for which a function is true or whose columns equal the given value (or
+    one of a list): an exclusion rule that is written down, since five runs can move an exponent by
+    .09. `group` names the column whose equal values are resampled together (checkpoints of a run,
+    siblings of a trunk); without it, rows of one name are. Raises ValueError for a column that no
+    row has, for values <= 0 (< 0 in `may_be_zero`), and for duplicates.
     """
     rows = list(rows)
     if not rows:
@@ -134,12 +134,17 @@ def _reason(row: Mapping, columns: Sequence[str], where: Where) -> str:
             return "left out by the rule given as where"
     elif where:
         for column, wanted in where.items():
-            if str(row.get(column)) != str(wanted) and number(row.get(column)) != number(wanted):
-                return f"{column} is {row.get(column)}, not {wanted}"
+            value, several = row.get(column), isinstance(wanted, list | tuple | set)
+            if not any(_same(value, one) for one in (wanted if several else [wanted])):
+                return f"{column} is {value}, not {wanted}"
     for column in columns:
         if not np.isfinite(number(row.get(column))):
             return f"{column} is {row.get(column)!r}" if column in row else f"has no {column}"
     return ""
+
+
+def _same(value: object, wanted: object) -> bool:
+    return str(value) == str(wanted) or number(value) == number(wanted)
 
 
 def _no_duplicates(rows: list[Mapping], names: list[str]) -> None:
@@ -213,3 +218,13 @@ def curves(rows: Rows, run: str, order: str) -> list[list[Mapping]]:
             )
         groups.setdefault(str(row[run]), []).append(row)
     return [sorted(group, key=lambda row: number(row.get(order))) for group in groups.values()]
+
+
+def letter(column: str, i: int, columns: Sequence[str]) -> str:
+    """What a formula calls a column: N, D or C where its name alone says so, else x."""
+    known = {"N": ("param", "size"), "D": ("token", "data"), "C": ("flop", "compute")}
+    for name, words in known.items():
+        said = [c for c in columns if any(word in c.lower() for word in words)]
+        if said == [column]:
+            return name
+    return "x" if len(columns) == 1 else f"x{i + 1}"

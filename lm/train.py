@@ -1,25 +1,22 @@
 """The loop. Every kind of training is `train(run)`; starting and resuming are the same call."""
 
-import concurrent.futures
+import collections
 import contextlib
-import dataclasses
 import functools
 import hashlib
 import importlib.metadata
 import json
 import math
 import platform
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 
-from lm import checkpoint, config, data, evaluate, mesh, mirrors, model, optim, records, sizes
+from lm import checkpoint, config, data, evaluate, guard, mesh, mirrors, programs, records, sizes
+
+MAX_REWINDS = 3  # of one run; then it has diverged
 
 
 class Diverged(Exception):
@@ -30,82 +27,24 @@ class Interrupted(KeyboardInterrupt):
     """A signal asked for a stop; the state was saved."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Program:
-    """What is compiled for a run: functions of a state {"step", "params", "opt"} of arrays."""
-
-    mesh: jax.sharding.Mesh
-    abstract: dict  # jax.ShapeDtypeStruct of each array of the state, with its sharding
-    init: Callable  # seed -> state, born split over the mesh
-    step: Callable  # (state, tokens [B, T+1]) -> (next state, metrics); the state is donated
-    score: Callable  # see evaluate.scorer
-
-
-def build(run: config.Run, device_mesh: jax.sharding.Mesh) -> Program:
-    """The functions of a run on a mesh of real or described devices; computes nothing."""
-    axes = model.axes(run.model)
-    optimizer = optim.make(run.optim, run.steps, axes)
-    lr = optim.schedule(run.optim, run.steps)
-
-    def init(seed) -> dict:
-        params = model.init(run.model, seed)
-        return {"step": jnp.zeros((), jnp.int32), "params": params, "opt": optimizer.init(params)}
-
-    def loss(params: dict, tokens_BT: jax.Array):
-        logits_BTV = model.logits(run.model, params, tokens_BT[:, :-1])
-        nats_BT, log_z_BT = model.nats(logits_BTV, tokens_BT[:, 1:])
-        nats = jnp.mean(nats_BT)
-        return nats + run.model.z_loss * jnp.mean(log_z_BT**2), nats
-
-    def step(state: dict, tokens_BT: jax.Array):
-        (_, nats), gradient = jax.value_and_grad(loss, has_aux=True)(state["params"], tokens_BT)
-        update, opt = optimizer.update(gradient, state["opt"], state["params"])
-        params = optax.apply_updates(state["params"], update)
-        metrics = {"loss": nats, "grad_norm": optax.tree.norm(gradient), "lr": lr(state["step"])}
-        return {"step": state["step"] + 1, "params": params, "opt": opt}, metrics
-
-    names = optax.tree.map_params(  # moments are split as their weights, the rest is copied
-        optimizer,
-        lambda _, names: names,
-        jax.eval_shape(optimizer.init, jax.eval_shape(lambda: model.init(run.model, 0))),
-        axes,
-        transform_non_params=lambda _: (),
-    )
-    split = functools.partial(
-        jax.tree.map, lambda names: mesh.sharding(device_mesh, *names), is_leaf=optim.is_names
-    )
-    shardings = {"step": split(()), "params": split(axes), "opt": split(names)}
-    abstract = jax.tree.map(
-        lambda leaf, split: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=split),
-        jax.eval_shape(init, 0),
-        shardings,
-    )
-    everywhere = mesh.sharding(device_mesh)
-    on_cpu = mesh.platform(device_mesh) == "cpu"
-    return Program(
-        mesh=device_mesh,
-        abstract=abstract,
-        init=jax.jit(  # runs once: on CPU not worth the time to optimise
-            init,
-            out_shardings=shardings,
-            compiler_options={"xla_backend_optimization_level": 0} if on_cpu else None,
-        ),
-        step=jax.jit(
-            step,
-            in_shardings=(shardings, mesh.sharding(device_mesh, "batch", None)),
-            out_shardings=(shardings, everywhere),
-            donate_argnums=0,
-        ),
-        score=evaluate.scorer(run, device_mesh),
-    )
+class _Rewound(Exception):
+    """The run goes back to its last checkpoint."""
 
 
 def train(run: config.Run, report: Callable[[dict], None] = lambda row: None) -> None:
     """Trains a run to its end, from where it stands, into its folder.
 
     report: called with each row of metrics.jsonl as it is written. Raises ValueError before any
-    compute if the run cannot work, Diverged, or Interrupted after SIGINT or SIGTERM.
+    compute if the run cannot work, Diverged, or Interrupted after SIGINT, SIGTERM or SIGUSR1.
     """
+    while True:
+        try:
+            return _train(run, report)
+        except _Rewound:
+            continue  # the folder now says which batches are passed over
+
+
+def _train(run: config.Run, report: Callable[[dict], None]) -> None:
     # --- Refuse what cannot work ---
     config.check(run)
     records.compare(run)
@@ -117,26 +56,47 @@ def train(run: config.Run, report: Callable[[dict], None] = lambda row: None) ->
         )
     device_mesh = mesh.make(run.mesh)
     mesh.check_batch(run, device_mesh)
-
-    # --- Build, and write down what the run is ---
-    began = time.perf_counter()
-    program = build(run, device_mesh)
-    peak = mesh.peak_flops_per_second(device_mesh, run.model.dtype)
-    attempt = records.start(run, _facts(run, device_mesh, text, peak))
     folder = records.folder(run)
 
     with contextlib.ExitStack() as stack:
+        # --- Build, and write down what the run is ---
+        began = time.perf_counter()
+        watch = stack.enter_context(guard.Guard(folder, run.stall_seconds))
+        program = programs.build(run, device_mesh)
+        peak = mesh.peak_flops_per_second(device_mesh, run.model.dtype)
+        facts = _facts(run, device_mesh, text, peak)
         checkpoints = stack.enter_context(checkpoint.Checkpoints(run))
-        asked_to_stop = stack.enter_context(_signals())
-
-        # --- Start, or go on from the newest checkpoint ---
-        first = checkpoints.newest() or 0
         with jax.set_mesh(device_mesh):
-            saved = checkpoints.restore(first, program.abstract) if first else None
-            step, score, init = _compile(run, program, fresh=saved is None)
-            state: dict = saved or init(run.seed)
-        seconds = _seconds_until(folder, first)
-        records.write_facts(folder, resumed_from=first, compile_seconds=time.perf_counter() - began)
+            first, saved, proof, damage = checkpoints.restore_newest(program.abstract)
+            if not first and run.resume == "must":
+                raise ValueError(
+                    f"resume='must', but {folder} has no checkpoint that proves itself"
+                )
+            attempt = records.start(run, facts)
+            tell = functools.partial(records.event, folder, attempt)
+            for reason in damage:
+                tell(first, "damaged", reason)
+
+            # --- Start, or go on from the newest checkpoint ---
+            step, score, init = programs.compile_all(run, program, fresh=not first)
+            state: dict = saved if first else init(run.seed)
+        passed = records.read_facts(folder).get("passed_over", [])
+
+        def rows(number: int, selected: slice = slice(None)) -> np.ndarray:
+            """The batch of a step; those that a rewind passed over are never seen again."""
+            number += sum(p["batches"] for p in passed if p["from_step"] <= number)
+            return text.batch(number, selected)["tokens"]
+
+        is_passed = any(p["from_step"] == first for p in passed)
+        if first and not is_passed and proof["batch"] != _hash(rows(first)):
+            raise ValueError(
+                f"{folder}: the batch after step {first} is not the one it was: the"
+                " prepared text has changed"
+            )
+        expected = None if is_passed else checkpoints.next_loss(first)
+        seconds, window = proof.get("seconds", 0.0), proof.get("window", [])
+        compile_seconds = time.perf_counter() - began
+        records.write_facts(folder, resumed_from=first, compile_seconds=compile_seconds)
         write, close = mirrors.follow(run, first)
         stack.callback(close)
 
@@ -151,11 +111,11 @@ def train(run: config.Run, report: Callable[[dict], None] = lambda row: None) ->
 
         # --- Steps ---
         def load(number: int) -> jax.Array:
-            rows = mesh.rows_here(run.data.batch_size)
-            return mesh.place(device_mesh, text.batch(number, rows)["tokens"])
+            return mesh.place(device_mesh, rows(number, mesh.rows_here(run.data.batch_size)))
 
         batches = stack.enter_context(contextlib.closing(data.prefetch(load, first, run.steps)))
-        window, waited, clock = [], 0.0, time.perf_counter()
+        recent = collections.deque(maxlen=20)
+        waited, clock, unproved = 0.0, time.perf_counter(), 0
         for done in range(first + 1, run.steps + 1):
             tick = time.perf_counter()
             tokens_BT = next(batches)
@@ -165,61 +125,118 @@ def train(run: config.Run, report: Callable[[dict], None] = lambda row: None) ->
             if jax.default_backend() == "cpu":
                 # Queued collectives of more devices than cores can wait for each other for ever.
                 jax.block_until_ready(metrics)
-            if not _is_due(done, run.log_every, run.steps):
+            watch.beat()
+            if done == first + 1 and expected:
+                _prove_next(folder, done, expected, float(metrics["loss"]), facts)
+            is_log = _is_due(done, run.log_every, run.steps)
+            stop = watch.stop  # once: a signal after this line waits for the next step
+            is_save = stop or _is_due(done, run.checkpoint_every, run.steps)
+            if not (is_log or is_save):
                 continue
 
-            # --- Log ---
-            values = jax.device_get(window)
+            # --- Read the metrics back: is all well? ---
+            window = jax.device_get(window)
             now = time.perf_counter()
-            seconds += now - clock
-            row = {"attempt": attempt, "step": done, "seconds": seconds}
-            row |= _window_metrics(run, text, values, done, now - clock, waited, peak)
-            records.append(folder / "metrics.jsonl", row)
-            write(row)
-            report(row)
-            window, waited, clock = [], 0.0, time.perf_counter()
-            if not all(math.isfinite(v) for m in values for v in (m["loss"], m["grad_norm"])):
-                reason = f"loss {row['loss']}, gradient norm {row['grad_norm']} at step {done}"
-                records.write_facts(folder, status="diverged", reason=reason)
-                raise Diverged(
-                    f"{run.name} diverged: {reason}; try a smaller optim.lr={run.optim.lr}"
-                )
+            seconds, took, clock = seconds + now - clock, now - clock, now
+            bad = [m for m in window if not np.isfinite([m["loss"], m["grad_norm"]]).all()]
+            if bad and not (run.optim.nonfinite == "skip" and len(bad) < len(window)):
+                words = f"loss {bad[0]['loss']}, gradient norm {bad[0]['grad_norm']} by step {done}"
+                _end_or_rewind(run, folder, checkpoints, passed, done, words, tell)
+            if unproved:
+                place = unproved - (done - len(window))  # of the step after the checkpoint
+                checkpoints.record_next_loss(unproved, float(window[place]["loss"]), _where(facts))
+                unproved = 0
+
+            # --- Log ---
+            if is_log:
+                row = {"attempt": attempt, "step": done, "seconds": seconds}
+                row |= _window_metrics(run, text, window, done, took, waited, peak)
+                records.append(folder / "metrics.jsonl", row)
+                write(row)
+                report(row)
+                if bad:
+                    tell(done, "skipped", f"{len(bad)} updates whose loss or gradient is no number")
+                for name in _spikes(recent, row):
+                    tell(done, "spike", f"{name} {row[name]:.4g}, far above the steps before")
+                window, waited = [], 0.0
 
             # --- Save, evaluate ---
-            stop = asked_to_stop()
-            if stop or _is_due(done, run.checkpoint_every, run.steps):
-                checkpoints.save(done, state)
+            if is_save:
+                checkpoints.save(done, state, _hash(rows(done)), _plain(window), seconds)
+                unproved = done
             if _is_due(done, run.eval.every, run.steps) and done not in evaluated:
                 evaluate_now(done)
-                clock = time.perf_counter()
             if stop and done < run.steps:
-                raise Interrupted(f"{run.name} stopped by {stop} at step {done} of {run.steps}")
+                words = f"{run.name} stopped by {stop} at step {done} of {run.steps}"
+                records.write_facts(folder, status="lost", reason=words)
+                raise Interrupted(words)
+            clock = time.perf_counter()
     records.write_facts(folder, status="done", seconds=seconds)
 
 
-def _compile(run: config.Run, program: Program, fresh: bool) -> tuple[Callable, ...]:
-    """step, score and (for a fresh start) init, compiled at once: alone none keeps all cores busy."""
-    split = mesh.sharding(program.mesh, "batch", None)
-    shape = (run.data.batch_size, run.data.seq_len + 1)
-    batch = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=split)
-    lowered = [
-        program.step.lower(program.abstract, batch),
-        program.score.lower(program.abstract["params"], batch),
-        *([program.init.lower(run.seed)] if fresh else []),
-    ]
-    with concurrent.futures.ThreadPoolExecutor() as pool:
-        compiled = list(pool.map(lambda one: one.compile(), lowered))
-    return compiled[0], compiled[1], compiled[2] if fresh else program.init
+def _end_or_rewind(run, folder, checkpoints, passed: list, done: int, words: str, tell) -> None:
+    """Ends a run whose numbers are none, or passes over the batches since the last checkpoint."""
+    tell(done, "nonfinite", words)
+    if run.optim.nonfinite == "rewind" and len(passed) < MAX_REWINDS:
+        to = max(checkpoints.steps(), default=0)
+        passed = [*passed, {"from_step": to, "batches": done - to}]
+        records.write_facts(folder, passed_over=passed)
+        tell(done, "rewound", f"to step {to}; {done - to} batches are passed over")
+        raise _Rewound
+    records.write_facts(folder, status="diverged", reason=words)
+    raise Diverged(f"{run.name} diverged: {words}; try a smaller optim.lr={run.optim.lr}")
 
 
-def restore(run: config.Run, step: int | None = None) -> tuple[Program, dict]:
+def _prove_next(folder, done: int, expected: dict, loss: float, facts: dict) -> None:
+    """ValueError if the first step after a resume does not give the loss it gave before.
+
+    The same bits on the same devices and versions, a part in a hundred elsewhere.
+    """
+    same_place = expected["where"] == _where(facts)
+    if not np.isclose(loss, expected["next_loss"], rtol=0.0 if same_place else 1e-2, atol=0.0):
+        raise ValueError(
+            f"{folder}: step {done} gave loss {loss!r} after a resume and {expected['next_loss']!r}"
+            " before it: code or text have changed; pick a new name"
+        )
+
+
+def _where(facts: dict) -> str:
+    """What two steps must have in common to give the same bits."""
+    keys = sorted(k for k in facts if k.startswith(("devices", "versions.")) and "peak" not in k)
+    return json.dumps([facts[k] for k in keys])
+
+
+def _hash(tokens: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(tokens).tobytes()).hexdigest()[:16]
+
+
+def _plain(window: list[dict]) -> list[dict]:
+    return [{name: float(value) for name, value in m.items()} for m in window]
+
+
+def _spikes(recent: collections.deque, row: dict) -> list[str]:
+    """Names of what is over 6 deviations above its last 20 rows; then adds the row to them."""
+    found = []
+    for name in ("loss", "grad_norm"):
+        past = np.array([old[name] for old in recent])
+        if len(past) >= 10 and row[name] > past.mean() + 6 * past.std():
+            found.append(name)
+    recent.append(row)
+    return found
+
+
+def restore(run: config.Run, step: int | None = None) -> tuple[programs.Program, dict]:
     """A run's functions and its state at a checkpoint (default: the newest) on the devices here."""
-    program = build(run, mesh.make(run.mesh))
+    program = programs.build(run, mesh.make(run.mesh))
     with checkpoint.Checkpoints(run) as checkpoints:
-        step = checkpoints.newest() if step is None else step
-        if step is None:
+        steps = checkpoints.steps()
+        if not steps:
             raise ValueError(f"{records.folder(run)} has no checkpoint yet")
-        return program, checkpoints.restore(step, program.abstract)
+        step = steps[-1] if step is None else step
+        try:
+            return program, checkpoints.restore(step, program.abstract)[0]
+        except checkpoint.Damaged as error:
+            raise ValueError(f"{checkpoints.folder / str(step)} is damaged: {error}") from error
 
 
 def _is_due(step: int, every: int, last: int) -> bool:
@@ -232,13 +249,13 @@ def _window_metrics(run, text, values: list[dict], done: int, seconds, waited, p
     per_step = run.data.batch_size * run.data.seq_len
     per_token = sizes.flops_per_token(run.model, run.data.seq_len)["full"]
     speed = len(values) * per_step / seconds
-    loss = float(np.mean([m["loss"] for m in values]))
+    loss, grad_norm = (_mean([m[name] for m in values]) for name in ("loss", "grad_norm"))
     return {
         "tokens": done * per_step,
         "flops": done * per_step * per_token,
         "loss": loss,
         "bits_per_byte": loss / math.log(2) / text.bytes_per_token,
-        "grad_norm": float(np.mean([m["grad_norm"] for m in values])),
+        "grad_norm": grad_norm,
         "lr": float(values[-1]["lr"]),
         "tokens_per_second": speed,
         "flops_per_second": speed * per_token,
@@ -246,6 +263,12 @@ def _window_metrics(run, text, values: list[dict], done: int, seconds, waited, p
         "input_wait": waited / seconds,
         "epoch": max(text.epochs(done).values()),
     }
+
+
+def _mean(values: list) -> float:
+    """Of those that are numbers: what was skipped has none."""
+    values = np.array(values, np.float64)
+    return float(np.mean(values[np.isfinite(values)]))
 
 
 def _facts(run: config.Run, device_mesh, text: data.Text, peak: float) -> dict:
@@ -266,34 +289,3 @@ def _facts(run: config.Run, device_mesh, text: data.Text, peak: float) -> dict:
     facts |= {f"versions.{p}": importlib.metadata.version(p) for p in packages}
     facts |= {f"epochs.{source}": n for source, n in text.epochs(run.steps).items()}
     return facts
-
-
-def _seconds_until(folder, step: int) -> float:
-    """Training seconds of the steps that are kept, over all attempts."""
-    return max(
-        (row["seconds"] for row in records.metrics(folder) if row["step"] <= step), default=0.0
-    )
-
-
-@contextlib.contextmanager
-def _signals() -> Iterator[Callable[[], str]]:
-    """Yields a function that names the signal that asked for a stop, or "".
-
-    A second signal is obeyed at once.
-    """
-    caught: list[str] = []
-
-    def handle(number, _):
-        if caught:
-            raise KeyboardInterrupt
-        caught.append(signal.Signals(number).name)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: ""
-        return
-    before = {s: signal.signal(s, handle) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: caught[0] if caught else ""
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

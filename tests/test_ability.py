@@ -1,5 +1,7 @@
 """From loss to accuracy, in one step and in two."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -103,6 +105,8 @@ def test_a_chain_is_the_second_step_of_the_first_with_the_doubts_of_both():
     alone = step2.predict(loss.value)
     assert found.hi - found.lo > 0.95 * (alone.hi - alone.lo)
     assert found.lo < found.value < found.hi and str(chain).startswith("L(N, D) = ")
+    assert "step 2: back-test: " in str(chain) and chain.output == "acc"
+    json.dumps(chain.to_dict(), allow_nan=False)
 
 
 def test_a_chain_of_different_losses_is_refused():

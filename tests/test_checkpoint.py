@@ -4,7 +4,7 @@ import numpy as np
 import optax
 import pytest
 
-from lm import checkpoint
+from lm import checkpoint, config, mesh
 
 
 @pytest.fixture
@@ -21,31 +21,33 @@ def abstract(state):
 
 def test_what_is_saved_comes_back_in_its_own_tree(tiny, state):
     with checkpoint.Checkpoints(tiny) as checkpoints:
-        checkpoints.save(3, state)
+        checkpoints.save(3, state, "hash", [], 0.0)
     with checkpoint.Checkpoints(tiny) as checkpoints:
-        assert checkpoints.newest() == 3
-        found = checkpoints.restore(3, abstract(state))
+        assert checkpoints.steps() == [3]
+        found, proof = checkpoints.restore(3, abstract(state))
+    assert proof["step"] == 3 and proof["batch"] == "hash"
     assert jax.tree.structure(found) == jax.tree.structure(state)
     jax.tree.map(np.testing.assert_array_equal, found, state)
 
 
 def test_a_folder_without_checkpoints_has_no_newest(tiny):
     with checkpoint.Checkpoints(tiny) as checkpoints:
-        assert checkpoints.newest() is None
+        assert checkpoints.steps() == []
+        assert checkpoints.restore_newest({}) == (0, {}, {}, [])
 
 
 def test_two_checkpoints_stay_and_every_kept_one(tiny, state):
     tiny.keep_every = 8
     with checkpoint.Checkpoints(tiny) as checkpoints:
         for step in range(4, 32, 4):
-            checkpoints.save(step, state)
+            checkpoints.save(step, state, "hash", [], 0.0)
     kept = sorted(int(p.name) for p in checkpoints.folder.iterdir() if p.name.isdigit())
     assert kept == [8, 16, 24, 28]
 
 
 def test_arrays_that_differ_are_named(tiny, state):
     with checkpoint.Checkpoints(tiny) as checkpoints:
-        checkpoints.save(3, state)
+        checkpoints.save(3, state, "hash", [], 0.0)
     with checkpoint.Checkpoints(tiny) as checkpoints:
         wider = state | {"params": {"w": jnp.zeros((2, 4)), "b": jnp.ones(3)}}
         with pytest.raises(
@@ -63,3 +65,23 @@ def test_paths_name_every_array_once(state):
     paths = list(checkpoint.by_path(state))
     assert len(paths) == len(set(paths)) == len(jax.tree.leaves(state))
     assert {"step", "params/w", "params/b"} < set(paths)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int32", "uint8"])
+def test_a_flipped_bit_anywhere_changes_the_fingerprint(dtype):
+    x = np.random.default_rng(0).normal(size=(3, 5, 7)).astype(jnp.dtype(dtype))
+    (before,) = checkpoint.fingerprints({"x": x}).values()
+    for place in range(0, x.nbytes, 11):
+        for bit in (0, 7):
+            raw = bytearray(x.tobytes())
+            raw[place] ^= 1 << bit
+            flipped = np.frombuffer(bytes(raw), x.dtype).reshape(x.shape)
+            assert checkpoint.fingerprints({"x": flipped})["x"] != before
+
+
+def test_a_fingerprint_is_the_same_on_every_mesh_and_differs_for_swapped_numbers():
+    x = np.arange(32, dtype=np.float32).reshape(4, 8)
+    device_mesh = mesh.make(config.Mesh(data=1, fsdp=2, tensor=2))
+    split = jax.device_put(x, mesh.sharding(device_mesh, "embed", "mlp"))
+    assert checkpoint.fingerprints({"x": split}) == checkpoint.fingerprints({"x": x})
+    assert checkpoint.fingerprints({"x": x[::-1].copy()}) != checkpoint.fingerprints({"x": x})

@@ -2,7 +2,7 @@ import jax
 import numpy as np
 import pytest
 
-from lm import data, evaluate, mesh, train
+from lm import data, evaluate, mesh, programs
 
 TEXT = np.frombuffer(b"one two, three-four five6 seven_8; nine (ten) eleven\nand twelve ", np.uint8)
 TOKENS_NT = np.tile(TEXT.astype(np.int32), (5, 1))
@@ -70,7 +70,7 @@ def test_a_model_that_knows_the_text_has_no_loss_and_completes_all(tiny):
 
 
 def test_the_score_of_a_model_is_its_loss(tiny):
-    program = train.build(tiny, mesh.make(tiny.mesh))
+    program = programs.build(tiny, mesh.make(tiny.mesh))
     text = data.load(tiny.data, tiny.seed)
     source = text.sources[0]
     with jax.set_mesh(program.mesh):
@@ -92,7 +92,7 @@ def test_sources_are_weighed_as_in_training(tiny, text_file, tmp_path):
         (other / f"{number}.txt").write_text(f"{number * 7} zzz qqq " * 40)
     mine = f"text:{text_file}"
     tiny.data.sources = {mine: 3.0, f"text:{other}": 1.0}
-    program = train.build(tiny, mesh.make(tiny.mesh))
+    program = programs.build(tiny, mesh.make(tiny.mesh))
     text = data.load(tiny.data, tiny.seed)
     with jax.set_mesh(program.mesh):
         row = evaluate.evaluate(tiny, program.mesh, program.score, program.init(0)["params"], text)

@@ -10,19 +10,20 @@ LM = pathlib.Path(__file__).parent.parent / "lm"
 # Each line is a chain on a floor: a file may import those before it in its own chain, and all that
 # stands on a floor below. Chains of one floor do not see each other.
 FLOORS: list[list[list[str]]] = [
-    [["config", "sizes", "records"]],
+    [["config", "sizes", "guard", "records"]],
     [
         ["mesh", "model", "optim"],
         ["tokens", "embedded", "sources", "corpus", "data"],
         [
-            *("table", "solver", "fit", "estimate", "judge", "powers", "lines"),  # how to fit
-            *("ability", "frontier", "isoflop", "repetition", "advice", "laws"),  # what is fitted
+            *("table", "solver", "fit", "doubts", "estimate", "judge", "advice"),  # how to fit
+            *("starts", "powers", "lines", "minima", "isoflop", "frontier"),  # what is fitted
+            *("repetition", "ability", "chain", "laws"),
             *("style", "marks", "plots", "outcome", "page", "report"),  # what is shown
         ],
     ],
-    [["mirrors", "checkpoint", "evaluate", "train", "plan", "launch"]],
+    [["mirrors", "checkpoint", "evaluate", "programs", "train", "plan", "launch"]],
 ]
-NO_JAX = {"config", "sizes", "records", *FLOORS[1][1], *FLOORS[1][2]}
+NO_JAX = {*FLOORS[0][0], *FLOORS[1][1], *FLOORS[1][2]}
 
 
 def imports(path: pathlib.Path) -> set[str]:

@@ -60,6 +60,7 @@ def test_an_exclusion_rule_is_an_argument_and_leaves_its_trace():
     found = fit(rows, where={"keep": 1})
     assert found.n == 3 and found.excluded[0] == ("r3", "keep is 0, not 1")
     assert fit(rows, where=lambda row: row["keep"] == 1).n == 3
+    assert fit(rows, where={"name": ["r3", "r4", "r5", "r6"]}).n == 4
 
 
 def test_no_rows_and_no_rows_left_are_refused():

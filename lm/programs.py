@@ -1,0 +1,103 @@
+"""What is compiled for a run: functions of a train state, which is a plain dict of arrays."""
+
+import concurrent.futures
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from lm import config, evaluate, mesh, model, optim
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """What is compiled for a run: functions of a state {"step", "params", "opt"} of arrays."""
+
+    mesh: jax.sharding.Mesh
+    abstract: dict  # jax.ShapeDtypeStruct of each array of the state, with its sharding
+    init: Callable  # seed -> state, born split over the mesh
+    step: Callable  # (state, tokens [B, T+1]) -> (next state, metrics); the state is donated
+    score: Callable  # see evaluate.scorer
+
+
+def build(run: config.Run, device_mesh: jax.sharding.Mesh) -> Program:
+    """The functions of a run on a mesh of real or described devices; computes nothing."""
+    axes = model.axes(run.model)
+    optimizer = optim.make(run.optim, run.steps, axes)
+    lr = optim.schedule(run.optim, run.steps)
+
+    def init(seed) -> dict:
+        params = model.init(run.model, seed)
+        return {"step": jnp.zeros((), jnp.int32), "params": params, "opt": optimizer.init(params)}
+
+    def loss(params: dict, tokens_BT: jax.Array):
+        logits_BTV = model.logits(run.model, params, tokens_BT[:, :-1])
+        nats_BT, log_z_BT = model.nats(logits_BTV, tokens_BT[:, 1:])
+        nats = jnp.mean(nats_BT)
+        return nats + run.model.z_loss * jnp.mean(log_z_BT**2), nats
+
+    def step(state: dict, tokens_BT: jax.Array):
+        (_, nats), gradient = jax.value_and_grad(loss, has_aux=True)(state["params"], tokens_BT)
+        update, opt = optimizer.update(gradient, state["opt"], state["params"])
+        params = optax.apply_updates(state["params"], update)
+        grad_norm = optax.tree.norm(gradient)
+        metrics = {"loss": nats, "grad_norm": grad_norm, "lr": lr(state["step"])}
+        after = {"step": state["step"] + 1, "params": params, "opt": opt}
+        if run.optim.nonfinite == "skip":
+            good = jnp.isfinite(nats) & jnp.isfinite(grad_norm)
+            before = state | {"step": state["step"] + 1}
+            after = jax.tree.map(lambda new, old: jnp.where(good, new, old), after, before)
+        return after, metrics
+
+    names = optax.tree.map_params(  # moments are split as their weights, the rest is copied
+        optimizer,
+        lambda _, names: names,
+        jax.eval_shape(optimizer.init, jax.eval_shape(lambda: model.init(run.model, 0))),
+        axes,
+        transform_non_params=lambda _: (),
+    )
+    split = functools.partial(
+        jax.tree.map, lambda names: mesh.sharding(device_mesh, *names), is_leaf=optim.is_names
+    )
+    shardings = {"step": split(()), "params": split(axes), "opt": split(names)}
+    abstract = jax.tree.map(
+        lambda leaf, split: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=split),
+        jax.eval_shape(init, 0),
+        shardings,
+    )
+    everywhere = mesh.sharding(device_mesh)
+    on_cpu = mesh.platform(device_mesh) == "cpu"
+    return Program(
+        mesh=device_mesh,
+        abstract=abstract,
+        init=jax.jit(  # runs once: on CPU not worth the time to optimise
+            init,
+            out_shardings=shardings,
+            compiler_options={"xla_backend_optimization_level": 0} if on_cpu else None,
+        ),
+        step=jax.jit(
+            step,
+            in_shardings=(shardings, mesh.sharding(device_mesh, "batch", None)),
+            out_shardings=(shardings, everywhere),
+            donate_argnums=0,
+        ),
+        score=evaluate.scorer(run, device_mesh),
+    )
+
+
+def compile_all(run: config.Run, program: Program, fresh: bool) -> tuple[Callable, ...]:
+    """step, score and (for a fresh start) init, compiled at once: none alone fills the cores."""
+    split = mesh.sharding(program.mesh, "batch", None)
+    shape = (run.data.batch_size, run.data.seq_len + 1)
+    batch = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=split)
+    lowered = [
+        program.step.lower(program.abstract, batch),
+        program.score.lower(program.abstract["params"], batch),
+        *([program.init.lower(run.seed)] if fresh else []),
+    ]
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        compiled = list(pool.map(lambda one: one.compile(), lowered))
+    return compiled[0], compiled[1], compiled[2] if fresh else program.init
