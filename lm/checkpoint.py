@@ -59,7 +59,8 @@ class Checkpoints:
         self.manager.save(step, args=ocp.args.Composite(state=arrays, manifest=proof), force=True)
 
     def steps(self) -> list[int]:
-        """Steps of the whole checkpoints that are on disk now, oldest first."""
+        """Steps of the whole checkpoints on disk, oldest first, that being saved included."""
+        self.manager.wait_until_finished()
         return sorted(self.manager.all_steps(read=True))
 
     def restore_newest(self, abstract: dict) -> tuple[int, dict, dict, list[str]]:

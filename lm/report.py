@@ -34,6 +34,7 @@ def write(sweep_dir) -> Path:
             "Predictions": _predictions(sweep),
             "Runs": page.table(outcome.full_table(sweep.rows), "sortable"),
             "Left out, unfinished, missing": _left_out(sweep),
+            "What happened on the way": _events(sweep),
             "Plan against cost": _cost(sweep),
             "How to do it again": _again(sweep),
         },
@@ -176,6 +177,22 @@ def _left_out(sweep: Sweep) -> str:
     return page.table(
         [{h: (text, "") for h, text in zip(heads, line, strict=True)} for line in lines]
     )
+
+
+def _events(sweep: Sweep) -> str:
+    """Damaged checkpoints, skipped updates, rewinds and spikes, as the runs wrote them down."""
+    lines: list[dict[str, Cell]] = [
+        {
+            "run": (short(row), ""),
+            "attempt": (str(event["attempt"]), event["attempt"]),
+            "step": (str(event["step"]), event["step"]),
+            "event": (event["event"], ""),
+            "words": (event["words"], ""),
+        }
+        for row in sweep.rows
+        for event in records.events(row["dir"])
+    ]
+    return page.table(lines) if lines else page.words("Nothing but steps.", "muted")
 
 
 def _cost(sweep: Sweep) -> str:

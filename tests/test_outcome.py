@@ -24,9 +24,9 @@ def test_a_prediction_that_failed_is_said_to_lie_outside(tmp_path, miss, side):
 
 
 def test_a_target_that_is_not_done_leaves_the_prediction_open(tmp_path):
-    running = made_up.sweep(tmp_path, "a", status={"1.6M": ("running", "")})
+    running = made_up.sweep(tmp_path, "a", status={"1.6M": ("running", "")})  # by no process
     missing = made_up.sweep(tmp_path, "b", missing=("1.6M",))
-    for folder, words in ((running, "running"), (missing, "not started")):
+    for folder, words in ((running, "lost"), (missing, "not started")):
         sweep = outcome.load(folder)
         assert outcome.headline(sweep)[0] == "open" and words in outcome.headline(sweep)[1]
         assert sweep.measured is None

@@ -114,3 +114,11 @@ def test_a_figure_holds_until_a_run_or_the_prediction_changes(done, tmp_path):
     assert [line.split()[0] for line in report.verify(figure, changed)] == ["toy/30K", "law:"]
     style.save(report.drawings(report.load(folder))["loss"][0], tmp_path / "x", {"figure": "y"})
     assert "'y'" in report.verify(tmp_path / "x.png", folder)[0]
+
+
+def test_what_happened_on_the_way_is_told_and_stays_text(tmp_path, page_only):
+    folder = made_up.sweep(tmp_path)
+    assert "Nothing but steps." in report.write(folder).read_text(encoding="utf-8")
+    records.event(folder / "30K", 2, 40, "damaged", f"checkpoint 40 is damaged {HOSTILE}")
+    text = report.write(folder).read_text(encoding="utf-8")
+    assert "checkpoint 40 is damaged" in visible(text) and HOSTILE not in text
