@@ -1,10 +1,13 @@
+import pathlib
+import shutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from lm import checkpoint, config, mesh
+from lm import checkpoint, config, mesh, train
 
 
 @pytest.fixture
@@ -85,3 +88,18 @@ def test_a_fingerprint_is_the_same_on_every_mesh_and_differs_for_swapped_numbers
     split = jax.device_put(x, mesh.sharding(device_mesh, "embed", "mlp"))
     assert checkpoint.fingerprints({"x": split}) == checkpoint.fingerprints({"x": x})
     assert checkpoint.fingerprints({"x": x[::-1].copy()}) != checkpoint.fingerprints({"x": x})
+
+
+def test_a_checkpoint_of_the_first_version_still_opens(tmp_path):
+    """tests/data/format1 was written by version 0.1.0; every later version must read it."""
+    shape = {"d_model": 8, "n_layers": 2, "n_heads": 2, "n_kv_heads": 1, "d_head": 4, "d_ff": 16}
+    run = config.Run(name="format1", dir=str(tmp_path), steps=3)
+    run.model = config.Model(vocab_size=16, **shape)
+    run.data.batch_size, run.data.seq_len = 4, 8
+    shutil.copytree(pathlib.Path(__file__).parent / "data" / "format1", tmp_path / "format1")
+    program, state = train.restore(run)
+    assert int(state["step"]) == 1
+    with jax.set_mesh(program.mesh):
+        tokens = mesh.place(program.mesh, np.arange(36, dtype=np.int32).reshape(4, 9) % 16)
+        nats_BT, _ = program.score(state["params"], tokens)
+    assert float(nats_BT.sum()) == pytest.approx(100.726715, rel=1e-5)
