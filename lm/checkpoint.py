@@ -9,9 +9,12 @@ One thin layer over orbax's CheckpointManager, whose folders become visible unde
 when they are whole. Orbax has no checksums of its own: a flipped bit would be restored as it is.
 """
 
+import contextlib
+import errno
 import hashlib
 import json
 import logging
+import shutil
 from pathlib import Path
 
 import jax
@@ -20,8 +23,9 @@ import orbax.checkpoint as ocp
 
 from lm import config, records
 
-logging.getLogger("absl").setLevel(logging.ERROR)  # orbax reports each file it touches
+logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax says it all, and raises it as well
 FORMAT = 1
+SPARE_BYTES = 1 << 18  # of a checkpoint besides its arrays
 
 
 class Damaged(Exception):
@@ -44,19 +48,28 @@ class Checkpoints:
         return self
 
     def __exit__(self, *_):
-        self.manager.close()
+        with _written():
+            self.manager.close()
 
     def save(self, step: int, state: dict, batch: str, window: list[dict], seconds: float) -> None:
-        """Copies the state and writes it in the background; fails loudly if the last save did.
+        """Copies the state and writes it in the background.
 
-        batch: hash of what the next step will take; window: metrics of the steps not yet logged;
+        OSError if the last save failed or the disk has no room for this one, which then is not
+        begun. batch: hash of what the next step will take; window: metrics of the steps not yet logged;
         seconds: of training until here.
         """
-        self.manager.check_for_errors()
+        needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) + SPARE_BYTES
+        free = shutil.disk_usage(self.folder).free
+        if free < needed:
+            words = f"no room for a checkpoint of {needed:,} bytes, {free:,} are free"
+            raise OSError(errno.ENOSPC, words, str(self.folder))
         arrays = ocp.args.StandardSave(by_path(state))
         said = manifest(step, state, {"batch": batch, "window": window, "seconds": seconds})
         proof = ocp.args.JsonSave(said)
-        self.manager.save(step, args=ocp.args.Composite(state=arrays, manifest=proof), force=True)
+        with _written():
+            self.manager.check_for_errors()
+            items = ocp.args.Composite(state=arrays, manifest=proof)
+            self.manager.save(step, args=items, force=True)
 
     def steps(self) -> list[int]:
         """Steps of the whole checkpoints on disk, oldest first, that being saved included."""
@@ -129,6 +142,16 @@ class Checkpoints:
         (self.folder / str(step)).rename(place)
         self.manager.reload()
         return place
+
+
+@contextlib.contextmanager
+def _written():
+    """Whatever orbax and its threads raise of a write that failed, as an OSError of one line."""
+    try:
+        yield
+    except Exception as error:
+        words = str(error).strip().partition("\n")[0][:200]
+        raise OSError(f"a checkpoint could not be written: {words}") from error
 
 
 def manifest(step: int, state: dict, position: dict) -> dict:

@@ -103,3 +103,12 @@ def test_a_checkpoint_of_the_first_version_still_opens(tmp_path):
         tokens = mesh.place(program.mesh, np.arange(36, dtype=np.int32).reshape(4, 9) % 16)
         nats_BT, _ = program.score(state["params"], tokens)
     assert float(nats_BT.sum()) == pytest.approx(100.726715, rel=1e-5)
+
+
+def test_a_disk_without_room_is_named_before_a_byte_is_written(tiny, state, monkeypatch):
+    usage = shutil.disk_usage(tiny.dir.rpartition("/")[0])
+    with checkpoint.Checkpoints(tiny) as checkpoints:
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
+        with pytest.raises(OSError, match="no room for a checkpoint of .* bytes, 1,000 are free"):
+            checkpoints.save(3, state, "hash", [], 0.0)
+        assert checkpoints.steps() == []
