@@ -16,7 +16,7 @@ _DIR = flags.DEFINE_string("dir", None, "folder of all runs, in place of each ru
 def main() -> int:
     runs = cli.load_sweep(_SWEEP.value)
     cli.tune_memory()
-    from lm import launch, mesh, plan, records, report  # JAX comes after the memory settings
+    from lm import launch, mesh, plan, report  # JAX comes after the memory settings
 
     for run in runs:
         run.dir = _DIR.value or run.dir
@@ -37,11 +37,12 @@ def main() -> int:
     else:
         show.say(f"all {len(runs)} runs are done")
     page = report.write(folder)
-    rows = records.rows(folder)
-    show.table(report.table(rows, launch.prediction(folder)))
-    show.say(report.headline(report.load(folder))[1])
+    found = report.load(folder)
+    show.table(report.table(found.rows, found.prediction))
+    show.say(str(found.fit or f"no law: {found.refusal}"))
+    show.say(report.headline(found)[1])
     show.say(f"report: {page}")
-    return int(any(row["status"] != "done" for row in rows))
+    return int(any(row["status"] != "done" for row in found.rows))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from lm import config, data, guard, laws, mesh, records, sizes, train
+from lm import config, data, guard, laws, mesh, mirrors, records, sizes, train
 
 X, Y = "params.non_embedding", "eval.loss"  # of the law that predicts the largest run
 
@@ -31,6 +31,7 @@ def check(runs: list[config.Run], report: Callable | None = None) -> None:
         raise ValueError("predict=True in more than one run: a sweep predicts one")
     for run in runs:
         config.check(run)
+        mirrors.check(run)
         records.compare(run)
         mesh.check_batch(run, mesh.make(run.mesh))
     for run in runs:

@@ -4,9 +4,16 @@ metrics.jsonl is the record; these are copies of it and are never read back.
 """
 
 import importlib
+import importlib.util
 from collections.abc import Callable
 
 from lm import config, records
+
+
+def check(run: config.Run) -> None:
+    """ValueError if the run asks for a viewer whose package is not there."""
+    if run.wandb and importlib.util.find_spec("wandb") is None:
+        raise ValueError("wandb=True needs a package that is not here: uv sync --extra wandb")
 
 
 def follow(run: config.Run, first_step: int) -> tuple[Callable[[dict], None], Callable[[], None]]:
@@ -32,10 +39,7 @@ def follow(run: config.Run, first_step: int) -> tuple[Callable[[dict], None], Ca
 
 
 def _wandb(run: config.Run):
-    try:
-        wandb = importlib.import_module("wandb")
-    except ImportError as error:
-        raise ValueError("wandb=True needs the extra: uv sync --extra wandb") from error
+    wandb = importlib.import_module("wandb")  # an extra
     return wandb.init(
         project=run.name.split("/")[0],
         name=run.name,

@@ -47,6 +47,7 @@ def train(run: config.Run, report: Callable[[dict], None] = lambda row: None) ->
 def _train(run: config.Run, report: Callable[[dict], None]) -> None:
     # --- Refuse what cannot work ---
     config.check(run)
+    mirrors.check(run)
     records.compare(run)
     text = data.load(run.data, run.seed)
     if text.tokenizer.vocab_size > run.model.vocab_size:
