@@ -20,6 +20,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import preservation_policy as policy
 
 from lm import config, records
 
@@ -37,10 +38,20 @@ class Checkpoints:
 
     def __init__(self, run: config.Run):
         self.folder = records.folder(run) / "checkpoints"
+        kept: list = [policy.LatestN(2)]  # one more than needed: the newest may be damaged
+        if run.keep_every:
+            kept.append(policy.EveryNSteps(run.keep_every))
+        if run.keep_best:
+            kept.append(
+                policy.BestN(
+                    get_metric_fn=lambda metrics: metrics["loss"],
+                    reverse=True,  # BestN keeps the last of the order
+                    n=1,
+                    keep_checkpoints_without_metrics=False,
+                )
+            )
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=2,  # one more than needed, should the newest not prove itself
-            keep_period=run.keep_every or None,
-            cleanup_tmp_directories=True,
+            preservation_policy=policy.AnyPreservationPolicy(kept), cleanup_tmp_directories=True
         )
         self.manager = ocp.CheckpointManager(Path(self.folder).absolute(), options=options)
 
@@ -51,12 +62,20 @@ class Checkpoints:
         with _written():
             self.manager.close()
 
-    def save(self, step: int, state: dict, batch: str, window: list[dict], seconds: float) -> None:
+    def save(
+        self,
+        step: int,
+        state: dict,
+        batch: str,
+        window: list[dict],
+        seconds: float,
+        loss: float | None = None,
+    ) -> None:
         """Copies the state and writes it in the background.
 
         OSError if the last save failed or the disk has no room for this one, which then is not
         begun. batch: hash of what the next step will take; window: metrics of the steps not yet logged;
-        seconds: of training until here.
+        seconds: of training until here; loss: held-out, if it was evaluated at this step.
         """
         needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) + SPARE_BYTES
         free = shutil.disk_usage(self.folder).free
@@ -69,7 +88,8 @@ class Checkpoints:
         with _written():
             self.manager.check_for_errors()
             items = ocp.args.Composite(state=arrays, manifest=proof)
-            self.manager.save(step, args=items, force=True)
+            metrics = None if loss is None else {"loss": loss}
+            self.manager.save(step, args=items, metrics=metrics, force=True)
 
     def steps(self) -> list[int]:
         """Steps of the whole checkpoints on disk, oldest first, that being saved included."""

@@ -81,6 +81,7 @@ class Run:
     log_every: int = 10  # steps between metrics
     checkpoint_every: int = 200  # steps between checkpoints; the newest is kept
     keep_every: int = 0  # steps between checkpoints kept for good; 0: only the last
+    keep_best: bool = False  # keep the checkpoint of the lowest held-out loss; see eval.every
     resume: str = "auto"  # auto; must: refuse to start afresh
     stall_seconds: float = 1800.0  # end the process after so long without a step; 0: never
     wandb: bool = False  # also log to Weights & Biases (extra: wandb)

@@ -25,7 +25,7 @@ from lm import config, guard
 
 # Knobs that say where and how a run is computed and looked at, not what it learns.
 FREE = (
-    *("dir", "log_every", "checkpoint_every", "keep_every", "predict", "wandb"),
+    *("dir", "log_every", "checkpoint_every", "keep_every", "keep_best", "predict", "wandb"),
     *("resume", "stall_seconds", "data.cache", "optim.nonfinite"),
     *("mesh.data", "mesh.fsdp", "mesh.tensor", "model.remat", "model.unroll"),
     *("eval.every", "eval.n_sequences", "eval.n_completions"),

@@ -101,12 +101,14 @@ def _train(run: config.Run, report: Callable[[dict], None]) -> None:
         write, close = mirrors.follow(run, first)
         stack.callback(close)
 
+        evaluated = {row["step"]: row for row in records.evals(folder)}
+
         def evaluate_now(done: int) -> None:
             with jax.set_mesh(device_mesh):
                 row = evaluate.evaluate(run, device_mesh, score, state["params"], text)
-            records.append(folder / "evals.jsonl", {"attempt": attempt, "step": done} | row)
+            evaluated[done] = {"attempt": attempt, "step": done} | row
+            records.append(folder / "evals.jsonl", evaluated[done])
 
-        evaluated = {row["step"] for row in records.evals(folder)}
         if first and _is_due(first, run.eval.every, run.steps) and first not in evaluated:
             evaluate_now(first)  # the last attempt ended between the checkpoint and this
 
@@ -161,12 +163,13 @@ def _train(run: config.Run, report: Callable[[dict], None]) -> None:
                     tell(done, "spike", f"{name} {row[name]:.4g}, far above the steps before")
                 window, waited = [], 0.0
 
-            # --- Save, evaluate ---
-            if is_save:
-                checkpoints.save(done, state, _hash(rows(done)), _plain(window), seconds)
-                unproved = done
+            # --- Evaluate, save ---
             if _is_due(done, run.eval.every, run.steps) and done not in evaluated:
                 evaluate_now(done)
+            if is_save:
+                loss = evaluated.get(done, {}).get("loss")
+                checkpoints.save(done, state, _hash(rows(done)), _plain(window), seconds, loss)
+                unproved = done
             if stop and done < run.steps:
                 words = f"{run.name} stopped by {stop} at step {done} of {run.steps}"
                 records.write_facts(folder, status="lost", reason=words)

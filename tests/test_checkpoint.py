@@ -48,6 +48,16 @@ def test_two_checkpoints_stay_and_every_kept_one(tiny, state):
     assert kept == [8, 16, 24, 28]
 
 
+def test_the_best_checkpoint_stays(tiny, state):
+    tiny.keep_best = True
+    losses = {4: 3.0, 8: 1.0, 12: 2.0, 16: None, 20: 1.5, 24: 1.2}
+    with checkpoint.Checkpoints(tiny) as checkpoints:
+        for step, loss in losses.items():
+            checkpoints.save(step, state, "hash", [], 0.0, loss)
+    with checkpoint.Checkpoints(tiny) as checkpoints:
+        assert checkpoints.steps() == [8, 20, 24]
+
+
 def test_arrays_that_differ_are_named(tiny, state):
     with checkpoint.Checkpoints(tiny) as checkpoints:
         checkpoints.save(3, state, "hash", [], 0.0)
