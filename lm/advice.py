@@ -133,7 +133,7 @@ def advise(
     of u with noise s leaves the expected variance var(t) - cov(t, u)^2 / (var(u) + s^2). `cost`
     maps inputs to FLOPs: by default 6 N D, C itself, or 120 N^2 (20 tokens a parameter) where the
     law has only N. `candidates` are points of inputs; by default a grid from the smallest fitted
-    run to the budget.
+    run to the budget, with no more or fewer tokens a parameter than the fitted runs had.
     """
     if not fit.ensemble:
         raise ValueError("advise needs an ensemble: fit with bootstrap=1000")
@@ -142,6 +142,9 @@ def advise(
     if candidates is None:
         axes = [np.geomspace(x.min(), max(x.max(), x.min() * 1.01) * 30, 40) for x in fit.x]
         points = np.stack([m.ravel() for m in np.meshgrid(*axes, indexing="ij")])
+        if fit.inputs == ["N", "D"]:
+            seen, ratio = fit.x[1] / fit.x[0], points[1] / points[0]
+            points = points[:, (ratio >= seen.min()) & (ratio <= seen.max())]
     else:
         points = np.atleast_2d(np.asarray(candidates, float).T)
     flops = np.asarray(price(*points), float)

@@ -38,7 +38,7 @@ class Checkpoints:
 
     def __init__(self, run: config.Run):
         self.folder = records.folder(run) / "checkpoints"
-        kept: list = [policy.LatestN(2)]  # one more than needed: the newest may be damaged
+        kept: list = [policy.LatestN(2)]  # two: the newest may be damaged
         if run.keep_every:
             kept.append(policy.EveryNSteps(run.keep_every))
         if run.keep_best:
@@ -74,8 +74,8 @@ class Checkpoints:
         """Copies the state and writes it in the background.
 
         OSError if the last save failed or the disk has no room for this one, which then is not
-        begun. batch: hash of what the next step will take; window: metrics of the steps not yet logged;
-        seconds: of training until here; loss: held-out, if it was evaluated at this step.
+        begun. batch: hash of what the next step will take; window: metrics of the steps that are
+        not logged yet; seconds: of training so far; loss: held-out, if evaluated at this step.
         """
         needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) + SPARE_BYTES
         free = shutil.disk_usage(self.folder).free

@@ -87,8 +87,8 @@ def isoflop(
             one, scale, noise is not None, in_log, points, resample, bootstrap, rng
         )
         one["sd"] = (
-            float(np.nanstd(np.log(one["stars"])))
-            if np.isfinite(one["stars"]).sum() > 1
+            float(np.std(np.log(stars)))
+            if len(stars := one["stars"][np.isfinite(one["stars"]) & (one["stars"] > 0)]) > 1
             else float("nan")
         )
         if median and np.isfinite(one["stars"]).any():

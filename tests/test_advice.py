@@ -87,3 +87,15 @@ def test_candidates_and_costs_may_be_given(fit):
     assert advice.flops in (1.0, 3.0)
     with pytest.raises(ValueError, match="below the cheapest"):
         laws.advise(fit, 1e10, (2e10, 4e11))
+
+
+def test_the_next_run_has_tokens_a_parameter_as_the_fitted_ones_had():
+    rng = np.random.default_rng(0)
+    sweep = [
+        {"N": n, "D": n * m, "L": (1.7 + 400 * n**-0.34 + 400 * (n * m) ** -0.28) * np.exp(noise)}
+        for n in (1e7, 3e7, 1e8, 3e8)
+        for m, noise in zip((5, 20, 80), rng.normal(0, 0.002, 3), strict=True)
+    ]
+    fit = laws.chinchilla(sweep, n="N", d="D", y="L", bootstrap=200)
+    found = laws.advise(fit, budget=1e21, target=(1e10, 2e11))
+    assert all(4.99 <= row["D"] / row["N"] <= 80.01 for row in found.table)
