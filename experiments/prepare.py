@@ -2,11 +2,17 @@
 
 uv run python -m experiments.prepare --config=configs/base.py
 uv run python -m experiments.prepare --config=configs/base.py --sources='{"text:my/folder": 1}'
+uv run python -m experiments.prepare --config=configs/mixture.py:my/corpora --workers=8
 """
+
+import time
+
+from absl import flags
 
 from experiments import cli, show
 
 _CONFIG = cli.config_flag()
+_WORKERS = flags.DEFINE_integer("workers", 1, "processes that encode and judge", lower_bound=1)
 
 
 def main() -> int:
@@ -14,23 +20,29 @@ def main() -> int:
     from lm import config, corpus
 
     config.check(run)
-    manifests = corpus.prepare(run.data, show.preparing)
+    began = time.perf_counter()
+    manifests = corpus.prepare(run.data, show.preparing, _WORKERS.value)
+    seconds = time.perf_counter() - began
     show.table(
         [
             {
-                "source": source,
+                "source": source if len(source) < 36 else "..." + source[-32:],
                 "weight": f"{run.data.sources[source]:g}",
                 "documents": f"{m.documents['train']:,}",
                 "held out": f"{m.documents['heldout']:,}",
                 "duplicates": f"{m.duplicates:,}",
+                "left out": ", ".join(f"{n:,} {why}" for why, n in m.dropped.items()) or "none",
                 "bytes": f"{m.bytes['train']:,}",
                 "tokens": f"{m.tokens['train']:,}",
                 "hash": m.hash[:12],
-                "folder": m.folder,
             }
             for source, m in manifests.items()
         ]
     )
+    for m in manifests.values():
+        show.say(m.folder)
+    n_bytes = sum(sum(m.bytes.values()) for m in manifests.values())
+    show.say(f"{n_bytes / 1e6:,.1f} MB in {seconds:.1f} s, {run.data.tokenizer}")
     return 0
 
 

@@ -36,11 +36,23 @@ class Data:
     sources: dict[str, float] = dataclasses.field(
         default_factory=lambda: {"code": 0.5, "docs": 0.5}
     )
-    # what to read -> weight: code, docs, text:PATH, jsonl:GLOB[?field=NAME]
+    # what to read -> weight: code, docs, text:PATH, jsonl:GLOB[?field=NAME] and more: lm/sources.py
     cache: str = "data"  # folder of prepared token files
     heldout: float = 0.05  # share of documents held out, by hash of their text
+    tokenizer: str = "bytes"  # bytes, bpe:SIZE (trained on the sources), file:JSON, spm:MODEL
+    broken: str = "stop"  # at a file or line that cannot be read: stop, skip (and count)
+    min_words: int = 0  # a document; shorter ones are dropped
+    min_letters: float = 0.0  # share of letters in a document; with a smaller it is dropped
+    max_repeats: float = 1.0  # share of a document's lines that came before; above it is dropped
+    drop_copies: bool = False  # drop documents nearly like one before; equal ones always are
+    overlap: int = 0  # words in a row that training must not share with held-out text; 0: any
+    protect: str = ""  # a source, such as a task's text, that counts as held out for data.overlap
     seq_len: int = 128  # tokens of context
     batch_size: int = 16  # sequences a step, over all devices and hosts
+    rows: str = "packed"  # what is learned in a row: packed (all), continued (after a random cut)
+    across: bool = True  # attention may cross the ends of documents within a row
+    unique_tokens: int = 0  # training tokens that are ever seen, over all sources; 0: all there are
+    max_epochs: float = 0.0  # times that a run may see any source; 0: any
 
 
 @dataclasses.dataclass
@@ -99,6 +111,8 @@ CHOICES = {
     "resume": ("auto", "must"),
     "optim.nonfinite": ("stop", "skip", "rewind"),
     "optim.schedule": ("cosine", "linear", "wsd", "constant"),
+    "data.broken": ("stop", "skip"),
+    "data.rows": ("packed", "continued"),
 }
 # Smallest value of each number that has one; others may be anything.
 AT_LEAST = {
@@ -119,8 +133,12 @@ AT_LEAST = {
     "model.attention_blocks": 1,
     "model.logit_softcap": 0,
     "model.z_loss": 0,
+    "data.min_words": 0,
+    "data.overlap": 0,
     "data.seq_len": 1,
     "data.batch_size": 1,
+    "data.unique_tokens": 0,
+    "data.max_epochs": 0,
     "optim.weight_decay": 0,
     "optim.clip": 0,
     "mesh.fsdp": 1,
@@ -130,7 +148,10 @@ AT_LEAST = {
     "eval.n_completions": 0,
 }
 ABOVE = {"model.rope_theta": 0, "optim.lr": 0, "optim.eps": 0}
-SHARES = ("data.heldout", "optim.warmup", "optim.decay", "optim.lr_end", "optim.b1", "optim.b2")
+SHARES = (
+    *("data.heldout", "data.min_letters", "data.max_repeats"),
+    *("optim.warmup", "optim.decay", "optim.lr_end", "optim.b1", "optim.b2"),
+)
 
 
 def check(run: Run) -> Run:
@@ -200,11 +221,25 @@ def check(run: Run) -> Run:
     for source, weight in data.sources.items():
         if not isinstance(weight, (int, float)) or not 0 <= weight < float("inf"):
             _refuse(f"data.sources[{source!r}]", weight, "is a weight: a number from 0 up")
+    _check_text(data)
     if not sum(data.sources.values()):
         _refuse(
             "data.sources", data.sources, "has only zero weights: give one source a positive weight"
         )
     return run
+
+
+def _check_text(data: Data) -> None:
+    kind, _, rest = data.tokenizer.partition(":")
+    if kind not in ("bytes", "bpe", "file", "spm") or (kind == "bytes") == bool(rest):
+        _refuse("data.tokenizer", data.tokenizer, "must be bytes, bpe:8192, file:JSON or spm:MODEL")
+    if kind == "bpe" and not (rest.isdecimal() and 258 <= int(rest) <= 10**6):
+        _refuse("data.tokenizer", data.tokenizer, "takes a size from 258 (bytes, 2 more) to 10^6")
+    if data.protect and not data.overlap:
+        _refuse("data.protect", data.protect, "has no effect with data.overlap=0: try 13 words")
+    if 0 < data.unique_tokens < data.seq_len:
+        rule = f"must be at least one row of data.seq_len={data.seq_len}, or 0 for all"
+        _refuse("data.unique_tokens", data.unique_tokens, rule)
 
 
 def flatten(run) -> dict:

@@ -20,9 +20,10 @@ from pathlib import Path
 
 import numpy as np
 
-from lm import config, corpus, tokens
+from lm import config, corpus, languages, tokens
 
 PATTERN = 4096  # rows after which the order of sources repeats: weights are multiples of 1 / 4096
+KNOBS = ("rows", "across", "unique_tokens")  # of config.Data, beside the text and seq_len
 ROUNDS = 8  # of the Feistel network; 4 do for long halves (Luby and Rackoff 1988), ours are short
 
 
@@ -31,26 +32,34 @@ class Text:
 
     def __init__(self, data: config.Data, seed: int, manifests: dict[str, corpus.Manifest]):
         self.data, self.seed, self.manifests = data, seed, manifests
-        self.tokenizer = tokens.Bytes()
+        self.tokenizer = tokens.load(next(iter(manifests.values())).folder)
         self.sources = sorted(name for name, weight in data.sources.items() if weight)
         self.weights = quantised({name: data.sources[name] for name in self.sources})
         self._pattern = pattern(list(self.weights.values()))
         one_hot = self._pattern[:, None] == np.arange(len(self.sources))
         self._before = np.cumsum(one_hot, axis=0) - one_hot  # [PATTERN, n_sources]
         self._train = [_windows(manifests[name], "train", data.seq_len) for name in self.sources]
+        self._n_rows = self._rows_to_see()
         self._heldout = {n: _windows(m, "heldout", data.seq_len) for n, m in manifests.items()}
         self._block = functools.lru_cache(maxsize=2)(self._rows_of_block)
 
     @property
     def n_rows(self) -> dict[str, int]:
         """Source -> rows that an epoch of it has."""
-        return {name: len(rows) for name, rows in zip(self.sources, self._train, strict=True)}
+        return dict(zip(self.sources, self._n_rows, strict=True))
+
+    @property
+    def unique_tokens(self) -> int:
+        """Training tokens that an epoch of all sources has, those left by data.unique_tokens."""
+        return sum(self._n_rows) * self.data.seq_len
 
     @property
     def hash(self) -> str:
         """Over sources, weights and what was prepared from them: equal hashes, equal batches."""
         facts = [(n, w, m.hash, m.tokenizer) for n, w, m in self._facts()]
-        return hashlib.sha256(json.dumps([facts, self.data.seq_len]).encode()).hexdigest()
+        knobs = {k: v for k in KNOBS if (v := getattr(self.data, k)) != getattr(config.Data, k)}
+        facts = [facts, self.data.seq_len, *([knobs] if knobs else [])]
+        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
     @property
     def bytes_per_token(self) -> float:
@@ -59,14 +68,25 @@ class Text:
         return sum(share * m.bytes["train"] / m.tokens["train"] for share, m in shares)
 
     def batch(self, step: int, rows: slice | np.ndarray = slice(None)) -> dict[str, np.ndarray]:
-        """{"tokens": int32 [B, T+1]} of a step; `rows` selects those that this host feeds."""
-        source, _, row = (values[rows] for values in self._rows(step))
+        """{"tokens": int32 [B, T+1]} of a step; `rows` selects those that this host feeds.
+
+        With data.across=False also {"segments": int32 [B, T]}, the number of each input's document
+        in its row: attention must stay within equal numbers. With data.rows="continued" also
+        {"weights": float32 [B, T]} of the targets: 0 up to a random place, then 1.
+        """
+        source, epoch, row = (values[rows] for values in self._rows(step))
         batch_BS = np.empty((len(row), self.data.seq_len + 1), np.int32)
         for index, windows in enumerate(self._train):
             mine = np.flatnonzero(source == index)
             if len(mine):
                 batch_BS[mine] = windows[row[mine]]
-        return {"tokens": batch_BS}
+        batch: dict[str, np.ndarray] = {"tokens": batch_BS}
+        if not self.data.across:
+            batch["segments"] = segments(batch_BS, self.tokenizer.end)
+        if self.data.rows == "continued":
+            cut_B = cuts(source, epoch, row, self.data.seq_len, self.seed)
+            batch["weights"] = (np.arange(self.data.seq_len) >= cut_B[:, None]).astype(np.float32)
+        return batch
 
     def rows_of(self, step: int) -> dict[str, np.ndarray]:
         """For audit: source, epoch from 0, and row of the token file, of each row of a step [B]."""
@@ -78,8 +98,51 @@ class Text:
         blocks, within = divmod(step * self.data.batch_size, PATTERN)
         seen = blocks * np.array(list(self.weights.values())) + self._before[within]
         return {
-            n: float(s / len(w)) for n, s, w in zip(self.sources, seen, self._train, strict=True)
+            name: float(s / n) for name, s, n in zip(self.sources, seen, self._n_rows, strict=True)
         }
+
+    def check_epochs(self, steps: int) -> None:
+        """ValueError naming the source that `steps` steps would see more than data.max_epochs."""
+        most = self.data.max_epochs
+        for source, times in self.epochs(steps).items():
+            if most and times > most * (1 + 1e-9):
+                raise ValueError(
+                    f"data.max_epochs={most}: steps={steps} would see {source} {times:.3g} times: "
+                    f"take fewer steps, a smaller weight or more text, or raise data.max_epochs"
+                )
+
+    def floors(self) -> dict[str, tuple[float, float]]:
+        """Synthetic source -> nats a token below which no model can get on its rows, and error."""
+        if not isinstance(self.tokenizer, tokens.Bytes):
+            return {}
+        names = [name for name in self.sources if name.startswith("synthetic:")]
+        parsed = {name: languages.parse(name.removeprefix("synthetic:")) for name in names}
+        return {n: languages.floor(machine, self.data.seq_len) for n, machine in parsed.items()}
+
+    def byte_lengths(self, source: str) -> np.ndarray:
+        """Bytes of held-out text for each token of the vocabulary, float64 [vocab_size].
+
+        Whole numbers, but for a tokenizer that changes text: there the bytes of its tokens are
+        scaled to add up to those of the text.
+        """
+        n_bytes, counted = self.manifests[source].bytes, self.manifests[source].counted
+        scale = n_bytes["heldout"] / counted["heldout"] if counted.get("heldout") else 1.0
+        return self.tokenizer.byte_lengths() * scale
+
+    def documents(self, source: str, row: int) -> tuple[int, int]:
+        """The first and the last training document of a source, from 0, of which a row has text.
+
+        Their order is that in which the source was read, without those that were left out. Reads
+        the token file up to the row.
+        """
+        start = row * self.data.seq_len
+        file = np.memmap(_path(self.manifests[source], "train"), self.manifests[source].dtype, "r")
+        first = 0
+        for begin in range(0, start, 1 << 24):  # 16 M tokens at once
+            part = file[begin : min(begin + (1 << 24), start)]
+            first += int(np.count_nonzero(part == self.tokenizer.end))
+        inside = np.count_nonzero(file[start : start + self.data.seq_len] == self.tokenizer.end)
+        return first, first + int(inside)
 
     def heldout(self, source: str, n: int) -> np.ndarray:
         """Up to n held-out rows of a source, int32 [n', T+1]: the same for every seed and step."""
@@ -106,12 +169,32 @@ class Text:
         epoch, row = np.empty(PATTERN, np.int64), np.empty(PATTERN, np.int64)
         for index, (name, weight) in enumerate(self.weights.items()):
             mine = np.flatnonzero(self._pattern == index)
-            n_rows = len(self._train[index])
+            n_rows = self._n_rows[index]
             epoch[mine], place = np.divmod(block * weight + np.arange(weight), n_rows)
             for e in range(block * weight // n_rows, (block * weight + weight - 1) // n_rows + 1):
                 now = epoch[mine] == e
                 row[mine[now]] = permuted(place[now], n_rows, (self.seed, name, e))
+            if n_rows < len(self._train[index]):
+                row[mine] = permuted(row[mine], len(self._train[index]), ("unique", name))
         return self._pattern, epoch, row
+
+    def _rows_to_see(self) -> list[int]:
+        """Rows of each source that an epoch has: all, or its share of data.unique_tokens.
+
+        Which rows these are is the same for every seed, and fewer are always among more.
+        """
+        there = [len(rows) for rows in self._train]
+        if not self.data.unique_tokens:
+            return there
+        asked = self.data.unique_tokens / self.data.seq_len / PATTERN
+        n_rows = [max(1, int(asked * weight)) for weight in self.weights.values()]
+        for name, n, most in zip(self.sources, n_rows, there, strict=True):
+            if n > most:
+                raise ValueError(
+                    f"data.unique_tokens={self.data.unique_tokens} asks {name} for {n} rows of "
+                    f"data.seq_len={self.data.seq_len} and it has {most}: lower it, or add text"
+                )
+        return n_rows
 
 
 def load(data: config.Data, seed: int, report: corpus.Report | None = None) -> Text:
@@ -225,9 +308,28 @@ def _mixed(x: np.ndarray) -> np.ndarray:
     return x ^ (x >> np.uint64(31))
 
 
+def segments(tokens_BS: np.ndarray, end: int) -> np.ndarray:
+    """The number of each input's document in its row, int32 [B, T]; an end belongs to its own."""
+    is_end_BT = tokens_BS[:, :-1] == end
+    return (is_end_BT.cumsum(axis=1) - is_end_BT).astype(np.int32)
+
+
+def cuts(source, epoch, row, n: int, seed: int) -> np.ndarray:
+    """A random place in range(n) for each row [B], which a row keeps for an epoch; int64."""
+    digest = hashlib.blake2b(repr((seed, "cut")).encode(), digest_size=24).digest()
+    mixed = np.zeros(len(row), np.uint64)
+    for value, key in zip((source, epoch, row), np.frombuffer(digest, "<u8"), strict=True):
+        mixed = _mixed(mixed ^ _mixed(np.asarray(value, np.uint64) + key))
+    return (mixed % np.uint64(n)).astype(np.int64)
+
+
+def _path(manifest: corpus.Manifest, split: str) -> Path:
+    return Path(manifest.folder, f"{split}.bin")
+
+
 def _windows(manifest: corpus.Manifest, split: str, seq_len: int) -> np.ndarray:
     """The rows of a token file, [n_rows, T+1], as a view: nothing is read before a row is."""
     if manifest.tokens[split] <= seq_len:
         return np.zeros((0, seq_len + 1), manifest.dtype)
-    file = np.memmap(Path(manifest.folder, f"{split}.bin"), manifest.dtype, "r")
+    file = np.memmap(_path(manifest, split), manifest.dtype, "r")
     return np.lib.stride_tricks.sliding_window_view(np.asarray(file), seq_len + 1)[::seq_len]

@@ -9,16 +9,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lm import config, data, mesh, model
+from lm import config, data, mesh, model, tokens
 
 WORD = np.array([chr(i).isalnum() or chr(i) == "_" or i >= 128 for i in range(256)])  # word bytes
 
 
 def scorer(run: config.Run, device_mesh: jax.sharding.Mesh) -> Callable:
-    """jit of (params, tokens [B, T+1]) -> (nats_BT of each next token, best_BT the likeliest)."""
+    """jit of (params, batch) -> (nats_BT of each next token, best_BT the likeliest)."""
 
-    def score(params: dict, tokens_BT: jax.Array):
-        logits_BTV = model.logits(run.model, params, tokens_BT[:, :-1])
+    def score(params: dict, batch: dict):
+        tokens_BT = batch["tokens"]
+        logits_BTV = model.logits(run.model, params, tokens_BT[:, :-1], batch.get("segments"))
         nats_BT, _ = model.nats(logits_BTV, tokens_BT[:, 1:])
         return nats_BT, jnp.argmax(logits_BTV, axis=-1)
 
@@ -34,17 +35,21 @@ def evaluate(run: config.Run, device_mesh, score: Callable, params: dict, text: 
     completion      share of cut words (see `completions`) that the model finishes exactly
     """
     loss, bits, done = {}, {}, []
-    byte_lengths = text.tokenizer.byte_lengths()
+    words = word_parts(text.tokenizer)
     n_words = -(-run.eval.n_completions // len(text.sources))
     for seed, source in enumerate(text.sources):
         tokens_NT = text.heldout(source, run.eval.n_sequences)
-        nats_NT, best_NT = _score_all(run, device_mesh, score, params, tokens_NT)
+        batch = {"tokens": tokens_NT}
+        if not run.data.across:
+            batch["segments"] = data.segments(tokens_NT, text.tokenizer.end)
+        nats_NT, best_NT = _score_all(run, device_mesh, score, params, batch)
         nats_N, targets_NT = nats_NT.sum(axis=1), tokens_NT[:, 1:]
         loss[source] = ratio(nats_N, np.full(len(nats_N), targets_NT.shape[1]))
-        bits[source] = ratio(nats_N / np.log(2), byte_lengths[targets_NT].sum(axis=1))
+        n_bytes_N = text.byte_lengths(source)[targets_NT].sum(axis=1)
+        bits[source] = ratio(nats_N / np.log(2), n_bytes_N)
         done += [
-            is_completed(tokens_NT[row], best_NT[row], cut, end)
-            for row, cut, end in completions(tokens_NT, n_words, seed)
+            is_completed(tokens_NT[row], best_NT[row], cut, end, words)
+            for row, cut, end in completions(tokens_NT, n_words, seed, words)
         ]
     row = {"n_sequences": run.eval.n_sequences}
     for name, by_source in (("loss", loss), ("bits_per_byte", bits)):
@@ -68,48 +73,66 @@ def ratio(sums_N: np.ndarray, sizes_N: np.ndarray) -> tuple[float, float]:
     return float(mean), float(np.sqrt((spread**2).sum()) / sizes_N.sum())
 
 
-def completions(tokens_NT: np.ndarray, n: int, seed: int) -> Iterator[tuple[int, int, int]]:
+def word_parts(tokenizer: tokens.Tokenizer) -> tuple[np.ndarray, np.ndarray]:
+    """Of each token [V]: whether it holds a byte of a word, and whether it goes on with one.
+
+    "cat" and " cat" hold one; only "cat" goes on with the word that a text before it may end in.
+    """
+    holds_V = np.array([any(WORD[byte] for byte in piece) for piece in tokenizer.pieces])
+    goes_on_V = np.array([bool(piece) and WORD[piece[0]] for piece in tokenizer.pieces])
+    return holds_V, goes_on_V
+
+
+def completions(
+    tokens_NT: np.ndarray, n: int, seed: int, words: tuple[np.ndarray, np.ndarray]
+) -> Iterator[tuple[int, int, int]]:
     """At most n (sequence, cut, end): text cut at a random place in a word, and where that ends.
 
-    The cut lies in the later half of the sequence, before any byte of a word: at its first, the
+    The cut lies in the later half of the sequence, before any token of a word: at its first, the
     whole word is to be said. Sequences take turns; no place is used twice. A pure function of the
-    arguments, so that models of every size complete the same words. For byte tokens.
+    arguments, so that models of every size complete the same words. With tokens of many bytes
+    fewer places in a word can be cut: compare shares of one tokenizer only.
     """
     rng = np.random.default_rng((seed, n))
-    word_NT = WORD[tokens_NT]
+    holds_NT, goes_on_NT = (part_V[tokens_NT] for part_V in words)
     half = tokens_NT.shape[1] // 2
     places = []
-    for in_word_T in word_NT:
-        outside = np.flatnonzero(~in_word_T)
-        last = outside[-1] if len(outside) else 0  # the word after it has no end in this sequence
-        places.append(rng.permutation(half + np.flatnonzero(in_word_T[half:last])))
+    for holds_T, goes_on_T in zip(holds_NT, goes_on_NT, strict=True):
+        ends = np.flatnonzero(~goes_on_T)
+        last = ends[-1] if len(ends) else 0  # the word after it has no end in this sequence
+        places.append(rng.permutation(half + np.flatnonzero(holds_T[half:last])))
     turns = max((len(p) for p in places), default=0)
     cuts = (
         (row, p[turn]) for turn in range(turns) for row, p in enumerate(places) if turn < len(p)
     )
     for (row, cut), _ in zip(cuts, range(n), strict=False):
-        yield row, int(cut), int(cut + np.argmin(word_NT[row, cut:]))
+        yield row, int(cut), int(cut + 1 + np.argmin(goes_on_NT[row, cut + 1 :]))
 
 
-def is_completed(tokens_T: np.ndarray, best_T: np.ndarray, cut: int, end: int) -> bool:
+def is_completed(
+    tokens_T: np.ndarray, best_T: np.ndarray, cut: int, end: int, words: tuple
+) -> bool:
     """Whether the likeliest continuation of tokens[:cut] is the word up to `end`, and then stops.
 
     best_T[t] is the likeliest token after tokens[:t + 1]. As long as it is the true one, the model
-    sees what it would have said itself: one forward pass answers for greedy generation.
+    sees what it would have said itself: one forward pass answers for greedy generation. A word that
+    is said in other tokens than the tokenizer's own is counted as wrong, so with tokens of many
+    bytes the share is a lower bound of that of right words.
     """
+    _, goes_on_V = words
     said, true = best_T[cut - 1 : end], tokens_T[cut:end]
-    return bool((said[:-1] == true).all() and not WORD[said[-1]])
+    stops = said[-1] >= len(goes_on_V) or not goes_on_V[said[-1]]  # the head may be wider
+    return bool((said[:-1] == true).all() and stops)
 
 
-def _score_all(run, device_mesh, score, params, tokens_NT) -> tuple[np.ndarray, np.ndarray]:
+def _score_all(run, device_mesh, score, params, batch: dict) -> tuple[np.ndarray, np.ndarray]:
     """score() over sequences of any number, in batches of the run's size."""
     size, nats, best = run.data.batch_size, [], []
-    for start in range(0, len(tokens_NT), size):
-        part = tokens_NT[start : start + size]
-        padded = np.zeros((size, tokens_NT.shape[1]), np.int32)
-        padded[: len(part)] = part
-        here = padded[mesh.rows_here(size)]
+    n = len(batch["tokens"])
+    for start in range(0, n, size):
+        rows = np.arange(start, start + size)[mesh.rows_here(size)] % n  # the last ones: again
+        here = {name: array[rows] for name, array in batch.items()}
         nats_BT, best_BT = jax.device_get(score(params, mesh.place(device_mesh, here)))
-        nats.append(nats_BT[: len(part)].astype(np.float64))
-        best.append(best_BT[: len(part)])
-    return np.concatenate(nats), np.concatenate(best)
+        nats.append(nats_BT.astype(np.float64))
+        best.append(best_BT)
+    return np.concatenate(nats)[:n], np.concatenate(best)[:n]

@@ -103,9 +103,10 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, spec(names))
 
 
-def place(mesh: jax.sharding.Mesh, rows_BT: np.ndarray) -> jax.Array:
+def place(mesh: jax.sharding.Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
     """This process's rows of a batch -> the global batch, split over the mesh."""
-    return jax.make_array_from_process_local_data(sharding(mesh, "batch", None), rows_BT)
+    split = sharding(mesh, "batch", None)
+    return {k: jax.make_array_from_process_local_data(split, rows) for k, rows in batch.items()}
 
 
 def rows_here(batch_size: int) -> slice:

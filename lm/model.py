@@ -55,7 +55,7 @@ class Attention(nnx.Module):
         self.query_norm, self.key_norm = RMSNorm(h), RMSNorm(h)
         self.model = model
 
-    def __call__(self, x_BTD: jax.Array) -> jax.Array:
+    def __call__(self, x_BTD: jax.Array, segments_BT: jax.Array | None) -> jax.Array:
         model, dtype = self.model, x_BTD.dtype
         q_BTNH = jnp.einsum("btd,dnh->btnh", x_BTD, self.query[...].astype(dtype))
         k_BSKH = jnp.einsum("bsd,dkh->bskh", x_BTD, self.key[...].astype(dtype))
@@ -63,7 +63,7 @@ class Attention(nnx.Module):
         q_BTNH = rotary(self.query_norm(q_BTNH), model.rope_theta)
         k_BSKH = rotary(self.key_norm(k_BSKH), model.rope_theta)
         q_BTNH = mesh.constrain(q_BTNH, "batch", "length", "heads", "d_head")
-        o_BTNH = causal_attention(q_BTNH, k_BSKH, v_BSKH, model.attention_blocks)
+        o_BTNH = causal_attention(q_BTNH, k_BSKH, v_BSKH, model.attention_blocks, segments_BT)
         return jnp.einsum("btnh,nhd->btd", o_BTNH, self.out[...].astype(dtype))
 
 
@@ -90,8 +90,8 @@ class Block(nnx.Module):
         self.attention, self.attention_norm = Attention(model, rngs), RMSNorm(model.d_model)
         self.mlp, self.mlp_norm = MLP(model, rngs), RMSNorm(model.d_model)
 
-    def __call__(self, x_BTD: jax.Array) -> jax.Array:
-        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD))
+    def __call__(self, x_BTD: jax.Array, segments_BT: jax.Array | None) -> jax.Array:
+        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), segments_BT)
         x_BTD = x_BTD + self.mlp(self.mlp_norm(x_BTD))
         return mesh.constrain(x_BTD, "batch", "length", None)
 
@@ -107,12 +107,12 @@ class Decoder(nnx.Module):
         self.head = None if model.tied else weight(rngs, ("embed", "vocab"), (d, v), d**-0.5)
         self.model = model
 
-    def __call__(self, tokens_BT: jax.Array) -> jax.Array:
+    def __call__(self, tokens_BT: jax.Array, segments_BT: jax.Array | None) -> jax.Array:
         model = self.model
         # Whole rows before the look-up: a table split both ways would be gathered on every device.
         embed_VD = mesh.constrain(self.embed[...].astype(model.dtype), "vocab", None)
         x_BTD = mesh.constrain(embed_VD[tokens_BT], "batch", "length", None)
-        layer = _remat(lambda x_BTD, block: (block(x_BTD), None), model.remat)
+        layer = _remat(lambda x_BTD, block: (block(x_BTD, segments_BT), None), model.remat)
         unroll = model.n_layers if model.n_layers <= model.unroll else 1
         x_BTD, _ = jax.lax.scan(layer, x_BTD, self.blocks, unroll=unroll)
         head_DV = embed_VD.T if self.head is None else self.head[...].astype(model.dtype)
@@ -135,11 +135,12 @@ def rotary(x_BTNH: jax.Array, theta: float) -> jax.Array:
     return turned.astype(x_BTNH.dtype)
 
 
-def causal_attention(q_BTNH, k_BSKH, v_BSKH, n_blocks: int) -> jax.Array:
+def causal_attention(q_BTNH, k_BSKH, v_BSKH, n_blocks: int, segments_BT=None) -> jax.Array:
     """softmax(q k / sqrt(H)) v over the keys not later than the query, in blocks of queries.
 
     Block i of n_blocks multiplies only with the keys up to its own end, so that about half of the
-    masked scores are never computed; the result does not depend on n_blocks.
+    masked scores are never computed; the result does not depend on n_blocks. segments_BT: numbers
+    of documents; a query sees the keys of its own alone.
     """
     b, t, n, h = q_BTNH.shape
     k = k_BSKH.shape[2]
@@ -156,6 +157,9 @@ def causal_attention(q_BTNH, k_BSKH, v_BSKH, n_blocks: int) -> jax.Array:
             preferred_element_type=jnp.float32,
         )
         seen_TS = jnp.arange(start, end)[:, None] >= jnp.arange(end)
+        if segments_BT is not None:
+            same_BTS = segments_BT[:, start:end, None] == segments_BT[:, None, :end]
+            seen_TS = (seen_TS & same_BTS)[:, None, None]
         score_BKGTS = jnp.where(seen_TS, score_BKGTS, MASKED)
         top_BKGT1 = jax.lax.stop_gradient(score_BKGTS.max(axis=-1, keepdims=True))
         exp_BKGTS = jnp.exp(score_BKGTS - top_BKGT1)
@@ -181,9 +185,14 @@ def axes(model: config.Model) -> dict:
     return nnx.to_pure_dict(_abstract(model)[1], extract_fn=lambda weight: weight.out_sharding)
 
 
-def logits(model: config.Model, params: dict, tokens_BT: jax.Array) -> jax.Array:
-    """float32 logits_BTV: position t predicts token t + 1, and sees none later than t."""
-    return nnx.merge(_abstract(model)[0], params)(tokens_BT)
+def logits(
+    model: config.Model, params: dict, tokens_BT: jax.Array, segments_BT: jax.Array | None = None
+) -> jax.Array:
+    """float32 logits_BTV: position t predicts token t + 1, and sees none later than t.
+
+    segments_BT: where given, t sees the tokens whose segment is its own.
+    """
+    return nnx.merge(_abstract(model)[0], params)(tokens_BT, segments_BT)
 
 
 def nats(logits_BTV: jax.Array, targets_BT: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -42,8 +42,7 @@ def step_flops(run: config.Run) -> int:
     only the blocks of scores that model.attention_blocks leaves. Nothing is computed or allocated.
     """
     program = programs.build(run, mesh.make(config.Mesh(), jax.devices()[:1]))
-    batch = jax.ShapeDtypeStruct((run.data.batch_size, run.data.seq_len + 1), "int32")
-    return matmul_flops(jax.make_jaxpr(program.step)(program.abstract, batch).jaxpr)
+    return matmul_flops(jax.make_jaxpr(program.step)(program.abstract, program.batch).jaxpr)
 
 
 def matmul_flops(jaxpr: Jaxpr) -> int:

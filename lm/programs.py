@@ -19,8 +19,9 @@ class Program:
     mesh: jax.sharding.Mesh
     abstract: dict  # jax.ShapeDtypeStruct of each array of the state, with its sharding
     init: Callable  # seed -> state, born split over the mesh
-    step: Callable  # (state, tokens [B, T+1]) -> (next state, metrics); the state is donated
+    step: Callable  # (state, batch) -> (next state, metrics); the state is donated
     score: Callable  # see evaluate.scorer
+    batch: dict  # jax.ShapeDtypeStruct of each array of a batch, as data.Text.batch makes them
 
 
 def build(run: config.Run, device_mesh: jax.sharding.Mesh) -> Program:
@@ -33,14 +34,15 @@ def build(run: config.Run, device_mesh: jax.sharding.Mesh) -> Program:
         params = model.init(run.model, seed)
         return {"step": jnp.zeros((), jnp.int32), "params": params, "opt": optimizer.init(params)}
 
-    def loss(params: dict, tokens_BT: jax.Array):
-        logits_BTV = model.logits(run.model, params, tokens_BT[:, :-1])
+    def loss(params: dict, batch: dict):
+        tokens_BT = batch["tokens"]
+        logits_BTV = model.logits(run.model, params, tokens_BT[:, :-1], batch.get("segments"))
         nats_BT, log_z_BT = model.nats(logits_BTV, tokens_BT[:, 1:])
-        nats = jnp.mean(nats_BT)
+        nats = jnp.average(nats_BT, weights=batch.get("weights"))
         return nats + run.model.z_loss * jnp.mean(log_z_BT**2), nats
 
-    def step(state: dict, tokens_BT: jax.Array):
-        (_, nats), gradient = jax.value_and_grad(loss, has_aux=True)(state["params"], tokens_BT)
+    def step(state: dict, batch: dict):
+        (_, nats), gradient = jax.value_and_grad(loss, has_aux=True)(state["params"], batch)
         update, opt = optimizer.update(gradient, state["opt"], state["params"])
         params = optax.apply_updates(state["params"], update)
         grad_norm = optax.tree.norm(gradient)
@@ -85,17 +87,26 @@ def build(run: config.Run, device_mesh: jax.sharding.Mesh) -> Program:
             donate_argnums=0,
         ),
         score=evaluate.scorer(run, device_mesh),
+        batch=_batch(run.data, mesh.sharding(device_mesh, "batch", None)),
     )
+
+
+def _batch(data: config.Data, split) -> dict:
+    b, t = data.batch_size, data.seq_len
+    arrays = {"tokens": ((b, t + 1), jnp.int32)}
+    if not data.across:
+        arrays["segments"] = ((b, t), jnp.int32)
+    if data.rows == "continued":
+        arrays["weights"] = ((b, t), jnp.float32)
+    return {k: jax.ShapeDtypeStruct(*v, sharding=split) for k, v in arrays.items()}
 
 
 def compile_all(run: config.Run, program: Program, fresh: bool) -> tuple[Callable, ...]:
     """step, score and (for a fresh start) init, compiled at once: none alone fills the cores."""
-    split = mesh.sharding(program.mesh, "batch", None)
-    shape = (run.data.batch_size, run.data.seq_len + 1)
-    batch = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=split)
+    scored = {k: v for k, v in program.batch.items() if k != "weights"}
     lowered = [
-        program.step.lower(program.abstract, batch),
-        program.score.lower(program.abstract["params"], batch),
+        program.step.lower(program.abstract, program.batch),
+        program.score.lower(program.abstract["params"], scored),
         *([program.init.lower(run.seed)] if fresh else []),
     ]
     with concurrent.futures.ThreadPoolExecutor() as pool:

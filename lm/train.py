@@ -50,6 +50,7 @@ def _train(run: config.Run, report: Callable[[dict], None]) -> None:
     mirrors.check(run)
     records.compare(run)
     text = data.load(run.data, run.seed)
+    text.check_epochs(run.steps)
     if text.tokenizer.vocab_size > run.model.vocab_size:
         raise ValueError(
             f"model.vocab_size={run.model.vocab_size} must be at least the tokenizer's"
@@ -83,10 +84,10 @@ def _train(run: config.Run, report: Callable[[dict], None]) -> None:
             state: dict = saved if first else init(run.seed)
         passed = records.read_facts(folder).get("passed_over", [])
 
-        def rows(number: int, selected: slice = slice(None)) -> np.ndarray:
+        def rows(number: int, selected: slice = slice(None)) -> dict[str, np.ndarray]:
             """The batch of a step; those that a rewind passed over are never seen again."""
             number += sum(p["batches"] for p in passed if p["from_step"] <= number)
-            return text.batch(number, selected)["tokens"]
+            return text.batch(number, selected)
 
         is_passed = any(p["from_step"] == first for p in passed)
         if first and not is_passed and proof["batch"] != _hash(rows(first)):
@@ -113,7 +114,7 @@ def _train(run: config.Run, report: Callable[[dict], None]) -> None:
             evaluate_now(first)  # the last attempt ended between the checkpoint and this
 
         # --- Steps ---
-        def load(number: int) -> jax.Array:
+        def load(number: int) -> dict[str, jax.Array]:
             return mesh.place(device_mesh, rows(number, mesh.rows_here(run.data.batch_size)))
 
         batches = stack.enter_context(contextlib.closing(data.prefetch(load, first, run.steps)))
@@ -121,9 +122,9 @@ def _train(run: config.Run, report: Callable[[dict], None]) -> None:
         waited, clock, unproved = 0.0, time.perf_counter(), 0
         for done in range(first + 1, run.steps + 1):
             tick = time.perf_counter()
-            tokens_BT = next(batches)
+            batch = next(batches)
             waited += time.perf_counter() - tick
-            state, metrics = step(state, tokens_BT)
+            state, metrics = step(state, batch)
             window.append(metrics)
             if jax.default_backend() == "cpu":
                 # Queued collectives of more devices than cores can wait for each other for ever.
@@ -210,8 +211,8 @@ def _where(facts: dict) -> str:
     return json.dumps([facts[k] for k in keys])
 
 
-def _hash(tokens: np.ndarray) -> str:
-    return hashlib.sha256(np.ascontiguousarray(tokens).tobytes()).hexdigest()[:16]
+def _hash(batch: dict[str, np.ndarray]) -> str:
+    return hashlib.sha256(b"".join(batch[k].tobytes() for k in sorted(batch))).hexdigest()[:16]
 
 
 def _plain(window: list[dict]) -> list[dict]:

@@ -110,8 +110,9 @@ def test_a_checkpoint_of_the_first_version_still_opens(tmp_path):
     program, state = train.restore(run)
     assert int(state["step"]) == 1
     with jax.set_mesh(program.mesh):
-        tokens = mesh.place(program.mesh, np.arange(36, dtype=np.int32).reshape(4, 9) % 16)
-        nats_BT, _ = program.score(state["params"], tokens)
+        tokens = np.arange(36, dtype=np.int32).reshape(4, 9) % 16
+        batch = mesh.place(program.mesh, {"tokens": tokens})
+        nats_BT, _ = program.score(state["params"], batch)
     assert float(nats_BT.sum()) == pytest.approx(100.726715, rel=1e-5)
 
 

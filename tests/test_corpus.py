@@ -1,5 +1,6 @@
 """Properties of prepared sources: whole or absent, the same everywhere, and refused in one line."""
 
+import gzip
 import json
 import os
 import resource
@@ -9,6 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tokenizers
+from tokenizers import models, normalizers
 
 from lm import config, corpus, tokens
 
@@ -20,14 +23,17 @@ def write_documents(path, texts):
     return f"jsonl:{path}"
 
 
-def a_config(tmp_path, *sources, heldout=0.2):
-    return config.Data({s: 1.0 for s in sources}, cache=str(tmp_path / "cache"), heldout=heldout)
+def a_config(tmp_path, *sources, heldout=0.2, **knobs):
+    weights = {s: 1.0 for s in sources}
+    return config.Data(weights, cache=str(tmp_path / "cache"), heldout=heldout, **knobs)
 
 
 def read_back(manifest, split):
-    raw = Path(manifest.folder, f"{split}.bin").read_bytes()
-    assert raw == b"" or raw[-1] == tokens.END
-    return raw.decode().split("\0")[:-1]
+    tokenizer = tokens.load(manifest.folder)
+    ids = np.fromfile(Path(manifest.folder, f"{split}.bin"), manifest.dtype)
+    assert not len(ids) or ids[-1] == tokenizer.end
+    ends = np.flatnonzero(ids == tokenizer.end)
+    return [tokenizer.decode(part) for part in np.split(ids, ends + 1)[:-1]]
 
 
 TEXTS = [f"Document {i}: häppy " + "x" * i for i in range(200)]
@@ -73,7 +79,7 @@ def test_a_larger_share_holds_out_all_that_a_smaller_one_does(tmp_path):
 
 def test_documents_of_one_home_are_held_out_together(tmp_path, monkeypatch):
     documents = [corpus.sources.Document(t, t, home=str(i % 20)) for i, t in enumerate(TEXTS)]
-    monkeypatch.setitem(corpus.sources.READERS, "code", lambda _: iter(documents))
+    monkeypatch.setitem(corpus.sources.READERS, "code", lambda *_: iter(documents))
     manifest = corpus.prepare(a_config(tmp_path, "code"))["code"]
     held = set(read_back(manifest, "heldout"))
     assert held
@@ -96,7 +102,7 @@ def test_the_hash_follows_the_documents_and_nothing_else(tmp_path):
 def test_a_second_call_reads_no_text(tmp_path, monkeypatch):
     data = a_config(tmp_path, write_documents(tmp_path / "a.jsonl", TEXTS))
     first = corpus.prepare(data)
-    monkeypatch.setattr(corpus.sources, "documents", lambda source: 1 / 0)
+    monkeypatch.setattr(corpus.sources, "documents", lambda *_: 1 / 0)
     assert corpus.prepare(data) == first
 
 
@@ -128,7 +134,7 @@ def test_a_cache_that_is_not_whole_is_made_again(tmp_path, damage):
 
 
 def test_an_interrupted_call_leaves_nothing(tmp_path, monkeypatch):
-    def interrupted(source):
+    def interrupted(source, refuse):
         yield from [corpus.sources.Document(text, "a") for text in TEXTS[:5]]
         raise KeyboardInterrupt
 
@@ -144,8 +150,8 @@ def test_of_two_calls_at_once_the_slower_drops_its_copy(tmp_path, monkeypatch):
     data = a_config(tmp_path, source := write_documents(tmp_path / "a.jsonl", TEXTS))
     documents, inner = corpus.sources.documents, []
 
-    def overtaken(name):
-        found = list(documents(name))
+    def overtaken(name, refuse):
+        found = list(documents(name, refuse))
         yield from found[:100]
         monkeypatch.setattr(corpus.sources, "documents", documents)
         inner.append(corpus.prepare(data))
@@ -161,6 +167,162 @@ def test_progress_is_told_to_the_end(tmp_path):
     data = a_config(tmp_path, source := write_documents(tmp_path / "a.jsonl", TEXTS))
     manifest = corpus.prepare(data, lambda *what: told.append(what))[source]
     assert told[-1] == (source, len(TEXTS), sum(manifest.bytes.values()))
+
+
+@pytest.fixture(scope="module")
+def words():
+    """Documents of words that come again and again."""
+    rng = np.random.default_rng(0)
+    return [" ".join(rng.choice(WORDS, 80)) for _ in range(120)]
+
+
+WORDS = [f"{a}{b}" for a in ("ho", "mi", "ta", "ke") for b in ("lin", "rat", "üsk", "mel", "o")]
+
+
+def test_bpe_is_trained_on_the_sources_and_lies_beside_their_tokens(tmp_path, words):
+    source = write_documents(tmp_path / "a.jsonl", words)
+    manifest = corpus.prepare(a_config(tmp_path, source, tokenizer="bpe:290"))[source]
+    tokenizer = tokens.load(manifest.folder)
+    assert (manifest.tokenizer, manifest.vocab_size) == (tokenizer.hash, 290)
+    assert manifest.dtype == "uint16" and b" milin" in tokenizer.pieces
+    for split in corpus.SPLITS:
+        found = read_back(manifest, split)
+        ids = np.fromfile(Path(manifest.folder, f"{split}.bin"), manifest.dtype)
+        assert [text for text in words if text in set(found)] == found != []
+        assert manifest.tokens[split] == len(ids) < 0.4 * manifest.bytes[split]
+        assert manifest.bytes[split] == tokenizer.byte_lengths()[ids].sum()
+        assert manifest.counted == manifest.bytes
+
+
+def test_a_tokenizer_never_sees_what_is_held_out(tmp_path, words, monkeypatch):
+    seen = []
+    train_bpe = tokens.train_bpe
+
+    def watched(texts, size):
+        seen.extend(texts)
+        return train_bpe(iter(seen), size)
+
+    monkeypatch.setattr(tokens, "train_bpe", watched)
+    source = write_documents(tmp_path / "a.jsonl", words)
+    manifest = corpus.prepare(a_config(tmp_path, source, tokenizer="bpe:290"))[source]
+    assert seen == read_back(manifest, "train")
+
+
+def test_a_tokenizer_learns_from_each_source_by_its_weight(tmp_path, words, monkeypatch):
+    one = write_documents(tmp_path / "a.jsonl", words)
+    two = write_documents(tmp_path / "b.jsonl", [text.upper() for text in words])
+    monkeypatch.setattr(corpus, "SAMPLE_BYTES", 8000)
+    data = a_config(tmp_path, one, two)
+    data.sources = {one: 3.0, two: 1.0}
+    texts = list(corpus._sample(data, sorted(data.sources.items()), None))
+    low = sum(len(text.encode()) for text in texts if text.islower())
+    high = sum(len(text.encode()) for text in texts if text.isupper())
+    assert 6000 <= low < 6600 and 2000 <= high < 2600
+
+
+def test_a_trained_tokenizer_is_found_again_and_another_text_trains_another(tmp_path, words):
+    source = write_documents(tmp_path / "a.jsonl", words)
+    data = a_config(tmp_path, source, tokenizer="bpe:290")
+    first = corpus.prepare(data)[source]
+    (folder,) = Path(data.cache).glob("bpe-290-*")
+    before = (folder / "tokenizer.json").stat().st_mtime_ns
+    assert corpus.prepare(data)[source] == first
+    assert (folder / "tokenizer.json").stat().st_mtime_ns == before
+    write_documents(tmp_path / "a.jsonl", words[::2])
+    assert corpus.prepare(data)[source].tokenizer != first.tokenizer
+
+
+def test_what_other_tokenizers_made_is_kept_apart(tmp_path, words):
+    source = write_documents(tmp_path / "a.jsonl", words)
+    tokens.train_bpe(iter(words[:9]), 270).save(tmp_path)
+    kinds = ("bytes", "bpe:290", "bpe:300", f"file:{tmp_path}/tokenizer.json")
+    found = [corpus.prepare(a_config(tmp_path, source, tokenizer=kind))[source] for kind in kinds]
+    assert len({m.folder for m in found}) == len({m.tokenizer for m in found}) == 4
+    assert len({m.hash for m in found}) == 1  # of the documents
+    again = corpus.prepare(a_config(tmp_path, source))[source]
+    assert again == found[0]
+
+
+def test_bytes_are_those_of_the_text_where_a_tokenizer_changes_it(tmp_path):
+    inner = tokenizers.Tokenizer(models.WordLevel({"?": 0, "ab": 1}, unk_token="?"))
+    inner.normalizer = normalizers.NFKC()
+    inner.save(str(tmp_path / "tokenizer.json"))
+    source = write_documents(tmp_path / "a.jsonl", ["\uff41\uff42", "ab"])
+    data = a_config(tmp_path, source, heldout=0.0, tokenizer=f"file:{tmp_path}/tokenizer.json")
+    manifest = corpus.prepare(data)[source]
+    assert manifest.bytes["train"] == 6 + 2 and manifest.counted["train"] == 2 + 2
+
+
+def test_more_processes_prepare_the_same(tmp_path, words, monkeypatch):
+    monkeypatch.setattr(corpus.sift, "CHUNK", 10_000)
+    knobs = {"drop_copies": True, "overlap": 9, "min_words": 5, "tokenizer": "bpe:290"}
+    source = write_documents(tmp_path / "a.jsonl", [*words, "too short", *words[:9]])
+    one = corpus.prepare(a_config(tmp_path, source, **knobs))[source]
+    other = a_config(tmp_path / "other", source, **knobs)
+    two = corpus.prepare(other, workers=2)[source]
+    assert {**vars(two), "folder": ""} == {**vars(one), "folder": ""}
+    for split in corpus.SPLITS:
+        raw = [Path(m.folder, f"{split}.bin").read_bytes() for m in (one, two)]
+        assert raw[0] == raw[1]
+
+
+def test_broken_parts_are_skipped_and_counted_where_asked(tmp_path):
+    for name in "abc":
+        write_documents(tmp_path / f"{name}.jsonl", [text + name for text in TEXTS[:50]])
+    lines = (tmp_path / "b.jsonl").read_text().splitlines()
+    lines[3:5] = ["{", '{"text": "NUL \\u0000"}']
+    (tmp_path / "b.jsonl").write_text("\n".join(lines))
+    whole = gzip.compress((tmp_path / "c.jsonl").read_bytes() * 99)
+    (tmp_path / "c.jsonl").write_bytes(b"\xff\n")
+    (tmp_path / "d.jsonl.gz").write_bytes(whole[: len(whole) // 2])
+    source = f"jsonl:{tmp_path}/*.jsonl*"
+    refused(a_config(tmp_path, source), "b.jsonl line 4: is not JSON")
+    manifest = corpus.prepare(a_config(tmp_path, source, broken="skip"))[source]
+    assert manifest.dropped == {"broken": 4}  # two lines of b, that of c, the end of d
+    assert sum(manifest.documents.values()) == 50 + 48 + 50
+
+
+def test_filters_drop_by_name_and_only_where_asked(tmp_path):
+    bad = ["short", "1234 5678 ab " * 9, "again and again\n" * 9]
+    source = write_documents(tmp_path / "a.jsonl", [*TEXTS, *bad])
+    kept = corpus.prepare(a_config(tmp_path, source))[source]
+    assert kept.dropped == {} and sum(kept.documents.values()) == len(TEXTS) + 3
+    data = a_config(tmp_path, source, min_words=2, min_letters=0.5, max_repeats=0.5)
+    manifest = corpus.prepare(data)[source]
+    assert manifest.dropped == {"short": 1, "symbols": 1, "repeats": 1}
+    assert sum(manifest.documents.values()) == len(TEXTS)
+    refused(a_config(tmp_path / "new", source, min_words=99), "nothing is left of it (203 short)")
+
+
+def test_near_copies_are_dropped_where_asked_the_first_is_kept(tmp_path, words):
+    copies = [text + " and so on" for text in words[:20]]
+    source = write_documents(tmp_path / "a.jsonl", [*words, *copies])
+    assert not corpus.prepare(a_config(tmp_path, source))[source].dropped
+    manifest = corpus.prepare(a_config(tmp_path, source, drop_copies=True))[source]
+    assert manifest.dropped == {"near_copy": 20}
+    assert sorted(read_back(manifest, "train") + read_back(manifest, "heldout")) == sorted(words)
+
+
+def test_training_shares_no_run_of_words_with_what_is_held_out_or_protected(tmp_path, words):
+    held = read_back(
+        corpus.prepare(a_config(tmp_path, one := write_documents(tmp_path / "a.jsonl", words)))[
+            one
+        ],
+        "heldout",
+    )
+    task = "to be or not to be that is the question whether tis nobler in the mind"
+    leaks = [f"{i} quote: {' '.join(text.split()[9:25]).upper()}" for i, text in enumerate(held)]
+    leaks += [f"{i} {task[:60]}, they say" for i in range(30)]
+    two = write_documents(tmp_path / "b.jsonl", [*TEXTS, *leaks])
+    protect = write_documents(tmp_path / "task.jsonl", [task])
+    data = a_config(tmp_path, one, two, overlap=13, protect=protect)
+    found = corpus.prepare(data)
+    assert found[one].dropped == {}
+    left = set(read_back(found[two], "train"))
+    assert not left & set(leaks)
+    n_train = sum(leak not in read_back(found[two], "heldout") for leak in leaks)
+    assert found[two].dropped == {"overlap": n_train} and n_train > 30
+    assert set(TEXTS) <= left | set(read_back(found[two], "heldout"))
 
 
 def refused(data, *words):

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lm import config, data
+from lm import config, data, tokens
 
 SEQ_LEN = 16
 
@@ -46,9 +46,9 @@ def test_a_batch_is_a_pure_function_of_the_step(mixture, text):
     other = data.load(mixture, seed=1)
     steps = [0, 511, 512, 700, 3, 100_000]  # a pattern ends with step 511
     found = [text.batch(step)["tokens"] for step in steps]
-    for step, tokens in reversed(list(zip(steps, found, strict=True))):
-        np.testing.assert_array_equal(other.batch(step)["tokens"], tokens)
-        assert tokens.dtype == np.int32 and tokens.shape == (8, SEQ_LEN + 1)
+    for step, batch in reversed(list(zip(steps, found, strict=True))):
+        np.testing.assert_array_equal(other.batch(step)["tokens"], batch)
+        assert batch.dtype == np.int32 and batch.shape == (8, SEQ_LEN + 1)
 
 
 def test_resumed_equals_continued(mixture, text):
@@ -225,6 +225,116 @@ def test_a_row_may_be_the_whole_of_a_source(tmp_path):
     text = data.load(config.Data({source: 1.0}, str(tmp_path), 0.0, seq_len=7, batch_size=3), 0)
     assert text.tokenizer.decode(text.batch(2)["tokens"][1]) == "seven b"
     assert text.epochs(2) == {source: 6.0}
+
+
+def test_documents_are_numbered_within_a_row_where_asked(mixture, text):
+    other = data.load(dataclasses.replace(mixture, across=False), seed=1)
+    batch = other.batch(3)
+    np.testing.assert_array_equal(batch["tokens"], text.batch(3)["tokens"])
+    assert "segments" not in text.batch(3) and batch["segments"].dtype == np.int32
+    for row, segments in zip(batch["tokens"], batch["segments"], strict=True):
+        parts = other.tokenizer.decode(np.where(row == tokens.END, ord("|"), row)).split("|")
+        lengths = [len(part) + 1 for part in parts]
+        wanted = np.repeat(np.arange(len(lengths)), lengths)[:SEQ_LEN]
+        np.testing.assert_array_equal(segments, wanted)
+    assert batch["segments"].max() > 0
+    assert other.hash != text.hash
+
+
+def test_a_row_is_scored_from_a_random_place_on_where_asked(mixture, text):
+    other = data.load(dataclasses.replace(mixture, rows="continued"), seed=1)
+    weights = np.concatenate([other.batch(step)["weights"] for step in range(2000)])
+    assert weights.dtype == np.float32 and set(weights.ravel()) == {0.0, 1.0}
+    assert (np.diff(weights, axis=1) >= 0).all() and (weights[:, -1] == 1).all()
+    lengths = np.bincount(weights.sum(axis=1).astype(int), minlength=SEQ_LEN + 1)
+    assert lengths[0] == 0 and np.abs(lengths[1:] / 1000 - 1).max() < 0.2  # each as often
+    np.testing.assert_array_equal(other.batch(7)["tokens"], text.batch(7)["tokens"])
+    again = data.load(dataclasses.replace(mixture, rows="continued", batch_size=4), seed=1)
+    np.testing.assert_array_equal(again.batch(15)["weights"], other.batch(7)["weights"][4:])
+    reseeded = data.load(dataclasses.replace(mixture, rows="continued"), seed=2)
+    assert (reseeded.batch(0)["weights"] != other.batch(0)["weights"]).any()
+
+
+def test_a_row_is_cut_anew_in_every_epoch(mixture):
+    text = data.load(dataclasses.replace(mixture, rows="continued", batch_size=1), seed=1)
+    places = collections.defaultdict(list)
+    for step in range(1500):
+        rows = text.rows_of(step)
+        cut = int(SEQ_LEN - text.batch(step)["weights"].sum())
+        places[rows["source"][0], rows["row"][0]].append(cut)
+    several = [cuts for cuts in places.values() if len(cuts) >= 4]
+    assert len(several) > 20 and np.mean([len(set(cuts)) > 1 for cuts in several]) > 0.95
+
+
+def test_fewer_unique_tokens_repeat_a_part_that_is_the_same_for_every_seed(mixture, text):
+    few, more = (
+        [data.load(dataclasses.replace(mixture, unique_tokens=n), seed=s) for s in (1, 2)]
+        for n in (1000, 2000)
+    )
+    assert few[0].n_rows == dict(zip(few[0].sources, (46, 15), strict=True))
+    assert few[0].unique_tokens == sum(few[0].n_rows.values()) * SEQ_LEN
+    assert text.unique_tokens == sum(text.n_rows.values()) * SEQ_LEN
+
+    def rows(text):
+        seen = collections.Counter((s, r) for s, _, r in rows_seen(text, range(600)))
+        assert len(seen) == sum(text.n_rows.values())
+        return set(seen)
+
+    assert rows(few[0]) == rows(few[1]) < rows(more[0]) == rows(more[1])
+    assert few[0].epochs(600)[few[0].sources[0]] == 3600 / 46
+    assert len({text.hash, few[0].hash, more[0].hash}) == 3
+
+
+def test_more_unique_tokens_than_there_are_is_refused(mixture):
+    with pytest.raises(
+        ValueError, match="data.unique_tokens=10000 asks .* for 468 rows .* it has 3"
+    ):
+        data.load(dataclasses.replace(mixture, unique_tokens=10_000), seed=1)
+
+
+def test_more_epochs_than_allowed_are_refused_by_name(mixture):
+    text = data.load(dataclasses.replace(mixture, max_epochs=2.0), seed=1)
+    steps = next(n for n in range(1000) if max(text.epochs(n).values()) > 2)
+    text.check_epochs(steps - 1)
+    with pytest.raises(ValueError, match=f"max_epochs=2.0: steps={steps} would see jsonl:.* 2.* t"):
+        text.check_epochs(steps)
+    data.load(mixture, seed=1).check_epochs(10**6)
+
+
+def test_the_audit_names_the_documents_of_a_row(text):
+    for source in text.sources:
+        file = np.fromfile(f"{text.manifests[source].folder}/train.bin", np.uint8)
+        number = np.cumsum(file == tokens.END) - (file == tokens.END)  # document of each byte
+        for row in range(0, text.n_rows[source], 5):
+            inside = file[row * SEQ_LEN :][:SEQ_LEN] == tokens.END
+            first, last = text.documents(source, row)
+            assert first == number[row * SEQ_LEN]
+            assert last - first == inside.sum()
+
+
+def test_other_tokenizers_give_rows_of_their_tokens(mixture):
+    text = data.load(dataclasses.replace(mixture, tokenizer="bpe:300"), seed=1)
+    assert isinstance(text.tokenizer, tokens.Json) and text.bytes_per_token > 1.1
+    tokens_BS = text.batch(0)["tokens"]
+    assert tokens_BS.dtype == np.int32 and 255 < tokens_BS.max() < 300
+    words = text.tokenizer.decode(tokens_BS[0])
+    assert len(words) > 16 and set(words) <= set("0123456789abcdef")
+
+
+def test_bytes_of_text_are_counted_where_a_tokenizer_changes_it(mixture, text):
+    source = text.sources[0]
+    np.testing.assert_array_equal(text.byte_lengths(source), text.tokenizer.byte_lengths())
+    manifest = dataclasses.replace(text.manifests[source], counted={"heldout": 1})
+    other = data.Text(mixture, 1, text.manifests | {source: manifest})
+    assert other.byte_lengths(source).max() == manifest.bytes["heldout"]
+
+
+def test_the_floor_of_a_language_is_told_for_the_rows(mixture, tmp_path):
+    name = "synthetic:machine?states=8&megabytes=0.1"
+    small = dataclasses.replace(mixture, sources={name: 1.0}, cache=str(tmp_path), seq_len=32)
+    floor, error = data.load(small, seed=1).floors()[name]
+    assert 1.86 < floor < 2.0 and 0 < error < 0.01
+    assert data.load(dataclasses.replace(small, tokenizer="bpe:300"), seed=1).floors() == {}
 
 
 def test_batches_are_made_at_memory_speed(text):

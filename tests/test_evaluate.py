@@ -2,14 +2,15 @@ import jax
 import numpy as np
 import pytest
 
-from lm import data, evaluate, mesh, programs
+from lm import data, evaluate, mesh, programs, tokens
 
 TEXT = np.frombuffer(b"one two, three-four five6 seven_8; nine (ten) eleven\nand twelve ", np.uint8)
+WORDS = evaluate.word_parts(tokens.Bytes())
 TOKENS_NT = np.tile(TEXT.astype(np.int32), (5, 1))
 
 
 def test_cuts_lie_in_words_of_the_later_half_and_end_where_the_word_does():
-    found = list(evaluate.completions(TOKENS_NT, 60, seed=0))
+    found = list(evaluate.completions(TOKENS_NT, 60, seed=0, words=WORDS))
     assert len(found) == 60 == len({(row, cut) for row, cut, _ in found})
     for row, cut, end in found:
         assert cut >= TOKENS_NT.shape[1] // 2
@@ -18,30 +19,52 @@ def test_cuts_lie_in_words_of_the_later_half_and_end_where_the_word_does():
 
 
 def test_sequences_take_turns_and_the_same_words_come_again():
-    found = list(evaluate.completions(TOKENS_NT, 5, seed=3))
+    found = list(evaluate.completions(TOKENS_NT, 5, seed=3, words=WORDS))
     assert sorted(row for row, _, _ in found) == [0, 1, 2, 3, 4]
-    assert found == list(evaluate.completions(TOKENS_NT, 5, seed=3))
-    assert found != list(evaluate.completions(TOKENS_NT, 5, seed=4))
+    assert found == list(evaluate.completions(TOKENS_NT, 5, seed=3, words=WORDS))
+    assert found != list(evaluate.completions(TOKENS_NT, 5, seed=4, words=WORDS))
 
 
 def test_text_without_words_has_nothing_to_complete():
-    assert not list(evaluate.completions(np.full((3, 20), ord(".")), 9, seed=0))
-    assert not list(evaluate.completions(np.full((3, 20), ord("a")), 9, seed=0))  # no word ends
+    assert not list(evaluate.completions(np.full((3, 20), ord(".")), 9, seed=0, words=WORDS))
+    assert not list(
+        evaluate.completions(np.full((3, 20), ord("a")), 9, seed=0, words=WORDS)
+    )  # no word ends
 
 
 def test_a_word_is_complete_only_if_all_of_it_and_its_end_are_right():
     tokens_T = np.frombuffer(b"the cat sat", np.uint8)
     best_T = np.append(tokens_T[1:], 0)
-    assert evaluate.is_completed(tokens_T, best_T, cut=5, end=7)  # "c" + "at" + " "
+    assert evaluate.is_completed(tokens_T, best_T, cut=5, end=7, words=WORDS)  # "c" + "at" + " "
     wrong = best_T.copy()
     wrong[5] = ord("b")  # "c" + "ab"
-    assert not evaluate.is_completed(tokens_T, wrong, cut=5, end=7)
+    assert not evaluate.is_completed(tokens_T, wrong, cut=5, end=7, words=WORDS)
     longer = best_T.copy()
     longer[6] = ord("s")  # "c" + "ats"
-    assert not evaluate.is_completed(tokens_T, longer, cut=5, end=7)
+    assert not evaluate.is_completed(tokens_T, longer, cut=5, end=7, words=WORDS)
     other_end = best_T.copy()
     other_end[6] = ord(",")  # "c" + "at,": the word is right
-    assert evaluate.is_completed(tokens_T, other_end, cut=5, end=7)
+    assert evaluate.is_completed(tokens_T, other_end, cut=5, end=7, words=WORDS)
+
+
+def test_words_in_larger_tokens_are_cut_and_completed_between_tokens():
+    bpe = tokens.train_bpe(iter(["the cat sat on the mat, then the catalogue sat"] * 9), 300)
+    words = evaluate.word_parts(bpe)
+    ids = bpe.encode("the cat sat on the mat, then the cat; sat on the catmat, on the mat the")
+    found = list(evaluate.completions(ids[None], 99, 0, words))
+    assert len(found) > 5
+    for _, cut, end in found:
+        asked = bpe.decode(ids[cut:end])
+        assert asked.strip().isalpha() and asked.strip() == asked[asked.startswith(" ") :]
+        assert not bpe.decode(ids[end:])[0].isalpha()
+        best = np.append(ids[1:], 0)
+        assert evaluate.is_completed(ids, best, cut, end, words)
+        best[end - 1] = bpe.pieces.index(b"a")
+        assert not evaluate.is_completed(ids, best, cut, end, words)
+        best[end - 1] = bpe.vocab_size + 5  # no token at all
+        assert evaluate.is_completed(ids, best, cut, end, words)
+    inside = [bpe.decode(ids[cut:end]) for _, cut, end in found]
+    assert "mat" in inside and " catmat" in inside, inside
 
 
 def test_the_error_of_a_ratio_is_that_of_many_draws():
@@ -58,8 +81,9 @@ def test_the_error_of_a_ratio_is_that_of_many_draws():
 def test_a_model_that_knows_the_text_has_no_loss_and_completes_all(tiny):
     text = data.load(tiny.data, tiny.seed)
 
-    def score(params, tokens_BT):
-        return np.zeros((len(tokens_BT), tokens_BT.shape[1] - 1)), np.asarray(tokens_BT)[:, 1:]
+    def score(params, batch):
+        tokens_BT = np.asarray(batch["tokens"])
+        return np.zeros((len(tokens_BT), tokens_BT.shape[1] - 1)), tokens_BT[:, 1:]
 
     tiny.eval.n_sequences = 13  # no multiple of the batch
     row = evaluate.evaluate(tiny, mesh.make(tiny.mesh), score, {}, text)
@@ -76,8 +100,8 @@ def test_the_score_of_a_model_is_its_loss(tiny):
     with jax.set_mesh(program.mesh):
         state = program.init(0)
         row = evaluate.evaluate(tiny, program.mesh, program.score, state["params"], text)
-        tokens = mesh.place(program.mesh, text.heldout(source, 16)[:8])
-        other = mesh.place(program.mesh, text.heldout(source, 16)[8:])
+        tokens = mesh.place(program.mesh, {"tokens": text.heldout(source, 16)[:8]})
+        other = mesh.place(program.mesh, {"tokens": text.heldout(source, 16)[8:]})
         losses = [float(np.mean(program.score(state["params"], t)[0])) for t in (tokens, other)]
     assert row["loss"] == pytest.approx(np.mean(losses), rel=1e-5)
     assert row["loss"] == row[f"loss.{source}"]

@@ -13,7 +13,10 @@ FLOORS: list[list[list[str]]] = [
     [["config", "sizes", "guard", "records"]],
     [
         ["mesh", "model", "optim"],
-        ["tokens", "embedded", "sources", "corpus", "data"],
+        [
+            *("tokens", "embedded", "files", "tfds_text", "languages", "sources"),  # what is read
+            *("filters", "sift", "corpus", "data"),  # what is kept, and in which order
+        ],
         [
             *("table", "solver", "fit", "doubts", "estimate", "judge", "advice"),  # how to fit
             *("starts", "powers", "lines", "minima", "isoflop", "frontier"),  # what is fitted

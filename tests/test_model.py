@@ -72,6 +72,19 @@ def test_knobs_of_speed_change_no_gradient(params, tokens_BT, knobs):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), plain, other)
 
 
+@pytest.mark.parametrize("n_blocks", [1, 4])
+def test_within_segments_a_document_is_read_as_if_it_were_alone(params, n_blocks):
+    shape = dataclasses.replace(SHAPE, attention_blocks=n_blocks)
+    tokens_BT = jax.random.randint(jax.random.key(2), (2, 16), 0, 64)
+    segments_BT = jnp.array([[0] * 4 + [1] * 12, [0] * 16])
+    together = jax.jit(lambda p: model.logits(shape, p, tokens_BT, segments_BT))(params)
+    alone = logits(dataclasses.replace(shape, attention_blocks=1), params, tokens_BT[:1, 4:])
+    np.testing.assert_allclose(together[0, 4:], alone[0], atol=2e-5)
+    whole = logits(shape, params, tokens_BT)
+    np.testing.assert_allclose(together[1], whole[1], atol=1e-5)
+    assert float(jnp.abs(together[0, 4:] - whole[0, 4:]).max()) > 1e-3
+
+
 def test_rotary_scores_depend_on_distance_alone():
     q, k = jax.random.normal(jax.random.key(0), (2, 1, 1, 1, 8))
     q_BTNH, k_BTNH = (model.rotary(jnp.tile(x, (1, 12, 1, 1)), 10_000.0) for x in (q, k))

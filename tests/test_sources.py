@@ -3,11 +3,15 @@
 import gzip
 import json
 import os
+import sys
+import types
 
+import pyarrow
 import pytest
 import zstandard
+from pyarrow import parquet
 
-from lm import sources
+from lm import files, sources
 
 
 def read(source):
@@ -62,7 +66,7 @@ def test_a_long_file_is_cut_into_documents_and_nothing_is_lost(tmp_path, gap):
     found = texts(f"text:{tmp_path}/long.txt")
     assert gap.join(found) == gap.join(parts)
     assert len(found) > 5
-    assert max(len(text.encode()) for text in found) < 5 * sources.PIECE_BYTES
+    assert max(len(text.encode()) for text in found) < 5 * files.PIECE_BYTES
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz", ".jsonl.zst"])
@@ -72,6 +76,62 @@ def test_json_lines_read_the_same_plain_and_packed(tmp_path, suffix):
     write_lines(tmp_path / f"a{suffix}", rows[:1500])
     assert texts(f"jsonl:{tmp_path}/*{suffix}") == [f"line {i}\n" for i in range(3000)]
     assert texts(f"jsonl:{tmp_path}/?{suffix}?field=body") == [f"body {i}" for i in range(3000)]
+
+
+def test_parquet_is_read_in_order_and_by_field(tmp_path):
+    for name, start in (("b", 1500), ("a", 0)):
+        rows = range(start, start + 1500)
+        table = {"text": [f"line {i}\r\n" for i in rows], "body": [f"body {i}" for i in rows]}
+        table["body"][3] = None
+        parquet.write_table(pyarrow.table(table), tmp_path / f"{name}.parquet", row_group_size=700)
+    assert texts(f"parquet:{tmp_path}/*.parquet") == [f"line {i}\n" for i in range(3000)]
+    bodies = [f"body {i}" for i in range(3000) if i not in (3, 1503)]
+    assert texts(f"parquet:{tmp_path}/*.parquet?field=body") == bodies
+
+
+def test_the_hub_is_streamed_by_name_part_split_and_field(monkeypatch):
+    asked = []
+
+    def load_dataset(*where, **how):
+        asked.append((where, how))
+        return iter([{"text": "one\r\n", "id": 5}, {"text": "two", "id": 6}])
+
+    monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load_dataset))
+    assert texts("hf:owner/name:part/train") == ["one\n", "two"]
+    assert asked == [(("owner/name", "part"), {"split": "train", "streaming": True})]
+    with pytest.raises(ValueError, match="hf:owner/name/train: has no text in 'id' but text, id"):
+        texts("hf:owner/name/train?field=id")
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(ValueError, match=r"needs: pip install 'lm-scaling\[hf\]'"):
+        texts("hf:owner/name/train")
+
+
+def test_a_language_is_a_source(tmp_path):
+    name = "synthetic:machine?states=4&megabytes=0.02"
+    assert [len(text) for text in texts(name)] == [4096] * 5
+    assert sources.fingerprint(name) != sources.fingerprint(name + "&seed=1")
+    refused("synthetic:machine?state=4", tmp_path, "state does not exist: take states, symbols")
+
+
+def test_where_it_may_go_on_only_what_is_broken_is_left(tmp_path):
+    write_lines(tmp_path / "a.jsonl.gz", [{"text": os.urandom(50).hex()} for _ in range(2000)])
+    raw = (tmp_path / "a.jsonl.gz").read_bytes()
+    (tmp_path / "a.jsonl.gz").write_bytes(raw[: len(raw) // 2])
+    (tmp_path / "b.jsonl").write_text('{"text": "one"}\n{\n{"text": "two"}\n')
+    told = []
+    found = [d.text for d in sources.documents(f"jsonl:{tmp_path}/*", told.append)]
+    assert found[-2:] == ["one", "two"] and 100 < len(found) < 1900
+    assert len(told) == 2 and "cannot be read to its end" in told[0] and "line 2" in told[1]
+    (tmp_path / "c.txt").write_bytes(b"good\n\n" * files.PIECE_BYTES + b"\xff")
+    told.clear()
+    assert len(list(sources.documents(f"text:{tmp_path}/c.txt", told.append))) > 2
+    assert len(told) == 1 and "c.txt: is not UTF-8" in told[0]
+    table = pyarrow.table({"text": ["one"] * 9})
+    parquet.write_table(table, tmp_path / "e.parquet")
+    (tmp_path / "d.parquet").write_bytes(b"PAR1 and no more")
+    told.clear()
+    found = list(sources.documents(f"parquet:{tmp_path}/*.parquet", told.append))
+    assert len(found) == 9 and "d.parquet: cannot be read" in told[0] and len(told) == 1
 
 
 def test_several_zstd_frames_in_a_file_are_all_read(tmp_path):
@@ -121,17 +181,23 @@ def test_missing_paths_are_named(tmp_path):
     refused(f"text:{tmp_path}", tmp_path, "text:TMP: holds no file with", ".txt")
 
 
+def test_parquet_without_the_field_names_those_it_has(tmp_path):
+    parquet.write_table(pyarrow.table({"body": ["a"], "id": [5]}), tmp_path / "a.parquet")
+    source = f"parquet:{tmp_path}/a.parquet"
+    refused(source, tmp_path, "TMP/a.parquet: has no field 'text' but body, id: choose with")
+    refused(f"{source}?field=id", tmp_path, "TMP/a.parquet: field 'id' is int, not text")
+    refused(f"parquet:{tmp_path}/*.pq", tmp_path, "no file matches TMP/*.pq")
+
+
 def test_binary_files_are_named_with_the_place(tmp_path):
-    (tmp_path / "a.txt").write_bytes(b"ab\n\n" * sources.PIECE_BYTES + b"\0")
-    at = 4 * sources.PIECE_BYTES
+    (tmp_path / "a.txt").write_bytes(b"ab\n\n" * files.PIECE_BYTES + b"\0")
+    at = 4 * files.PIECE_BYTES
     refused(f"text:{tmp_path}", tmp_path, f"TMP/a.txt: is binary, not text: NUL at byte {at}")
 
 
 def test_files_that_are_not_utf8_are_named_with_the_byte(tmp_path):
-    (tmp_path / "a.txt").write_bytes(
-        "äb\n\n".encode() * sources.PIECE_BYTES + "é".encode("latin-1")
-    )
-    at = 5 * sources.PIECE_BYTES
+    (tmp_path / "a.txt").write_bytes("äb\n\n".encode() * files.PIECE_BYTES + "é".encode("latin-1"))
+    at = 5 * files.PIECE_BYTES
     refused(f"text:{tmp_path}", tmp_path, f"TMP/a.txt: is not UTF-8 at byte {at}")
 
 

@@ -83,7 +83,7 @@ def test_every_mesh_gives_the_same_losses(tiny, shape):
         with jax.set_mesh(program.mesh):
             state, found = program.init(0), []
             for _ in range(3):
-                state, metrics = program.step(state, mesh.place(program.mesh, tokens))
+                state, metrics = program.step(state, mesh.place(program.mesh, {"tokens": tokens}))
                 found += [float(metrics["loss"]), float(metrics["grad_norm"])]
         seen.append(found)
     np.testing.assert_allclose(seen[0], seen[1], rtol=2e-5)
@@ -147,11 +147,40 @@ def test_a_vocabulary_that_is_too_small_is_refused(tiny):
     assert not records.folder(tiny).exists()
 
 
+def test_only_the_continuation_of_a_cut_row_is_learned(tiny):
+    tiny.data.rows = "continued"
+    program = programs.build(tiny, mesh.make(tiny.mesh))
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(1, 256, (8, 33)).astype(np.int32)
+    weights = (np.arange(32) >= rng.integers(0, 32, (8, 1))).astype(np.float32)
+    with jax.set_mesh(program.mesh):
+        state = program.init(0)
+        nats, _ = program.score(state["params"], mesh.place(program.mesh, {"tokens": tokens}))
+        nats = np.asarray(nats)
+        batch = mesh.place(program.mesh, {"tokens": tokens, "weights": weights})
+        _, metrics = program.step(state, batch)
+    assert float(metrics["loss"]) == pytest.approx(float(np.average(nats, weights=weights)), rel=1e-5)
+
+
+@pytest.mark.parametrize("knobs", [{"across": False}, {"rows": "continued"}])
+def test_a_run_trains_on_rows_of_every_kind(tiny, knobs):
+    tiny.data = dataclasses.replace(tiny.data, **knobs)
+    train.train(tiny)
+    assert records.rows(records.folder(tiny))[0]["status"] == "done"
+
+
+def test_more_epochs_than_allowed_are_refused_before_any_compute(tiny):
+    tiny.data.max_epochs = 0.01
+    with pytest.raises(ValueError, match="data.max_epochs=0.01: steps=12 would see"):
+        train.train(tiny)
+    assert not records.folder(tiny).exists()
+
+
 def test_the_state_is_donated(tiny):
     program = programs.build(tiny, mesh.make(config.Mesh()))
     with jax.set_mesh(program.mesh):
         state = program.init(0)
-        tokens = mesh.place(program.mesh, np.ones((8, 33), np.int32))
+        tokens = mesh.place(program.mesh, {"tokens": np.ones((8, 33), np.int32)})
         program.step(state, tokens)
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state["params"]))
 
@@ -161,7 +190,7 @@ def test_the_first_step_is_golden(tiny):
     program = programs.build(tiny, mesh.make(config.Mesh()))
     tokens = np.tile(np.arange(33, dtype=np.int32) % 7 + 97, (8, 1))
     with jax.set_mesh(program.mesh):
-        _, metrics = program.step(program.init(0), mesh.place(program.mesh, tokens))
+        _, metrics = program.step(program.init(0), mesh.place(program.mesh, {"tokens": tokens}))
     assert float(metrics["loss"]) == pytest.approx(GOLDEN["loss"], rel=1e-5)
     assert float(metrics["grad_norm"]) == pytest.approx(GOLDEN["grad_norm"], rel=1e-4)
 

@@ -1,0 +1,96 @@
+"""Properties of datasets of TFDS, made here and read without TensorFlow or a network."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lm import sources, tfds_text
+
+DOCUMENTS = [(f"file {i}", f"Text {i}: häppy\n") for i in range(600)]
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tfds")
+    tfds_text.make("my_text", folder, DOCUMENTS)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def data_dir(prepared, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(prepared))
+
+
+def test_every_document_comes_back_once_and_in_the_same_order_each_time():
+    found = list(sources.documents("tfds:my_text/train"))
+    assert sorted(d.text for d in found) == sorted(text for _, text in DOCUMENTS)
+    again = list(sources.documents("tfds:my_text:1.0.0/train"))
+    assert [d.text for d in again] == [d.text for d in found]
+    assert found[7].name == "my_text/train example 7"
+
+
+def test_a_part_of_a_split_and_another_field_can_be_read():
+    whole = list(sources.documents("tfds:my_text/train?field=name"))
+    assert {d.text for d in whole} == {name for name, _ in DOCUMENTS}
+    part = list(sources.documents("tfds:my_text/train[:10%]?field=name"))
+    assert [d.text for d in part] == [d.text for d in whole[:60]]
+
+
+def test_the_fingerprint_reads_no_dataset_and_follows_its_files(prepared, tmp_path, monkeypatch):
+    first = sources.fingerprint("tfds:my_text/train")
+    assert first == sources.fingerprint("tfds:my_text/train")
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    tfds_text.make("my_text", tmp_path, DOCUMENTS[:50])
+    assert sources.fingerprint("tfds:my_text/train") != first
+
+
+def test_the_newest_version_is_read_unless_one_is_named(tmp_path, monkeypatch):
+    for version in ("2.0.0", "10.0.0", "9.0.0"):
+        (tmp_path / "a/config" / version).mkdir(parents=True)
+        (tmp_path / "a/config" / version / version).touch()
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    assert [p.name for p in tfds_text.files("a/config/train")] == ["10.0.0"]
+    assert [p.name for p in tfds_text.files("a/config:9.0.0/train")] == ["9.0.0"]
+
+
+def test_tensorflow_is_not_imported():
+    script = (
+        "import sys\nfrom lm import sources\n"
+        "assert sources.fingerprint('tfds:my_text/train')\n"
+        "assert 'tensorflow_datasets' not in sys.modules\n"
+        "n = len(list(sources.documents('tfds:my_text/train')))\n"
+        "assert n == 600 and 'tensorflow' not in sys.modules\n"
+    )
+    root = Path(__file__).parents[1]
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=root)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    "source, words",
+    [
+        ("tfds:lm1b/train", "is not in .*: run tfds build lm1b --file_format=array_record"),
+        ("tfds:train", "is not in .*: run tfds build NAME"),
+        ("tfds:my_text:3.0.0/train", "has no version 3.0.0 but 1.0.0: name NAME"),
+        ("tfds:my_text/test", "has no split 'test' but train"),
+        ("tfds:my_text/train[oh]", "split 'train.oh.' cannot be read"),
+        ("tfds:my_text/train?field=title", "has no field 'title' but .*text.*: choose with"),
+        ("tfds:my_text/train?field=text/en", "has no field 'text/en'"),
+    ],
+)  # fmt: skip
+def test_what_is_not_there_is_named_in_one_line(source, words):
+    with pytest.raises(ValueError, match=words) as caught:
+        list(sources.documents(source))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_name_that_tfds_does_not_take_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="'My-Text' is no name for a dataset"):
+        tfds_text.make("My-Text", tmp_path, DOCUMENTS)
+
+
+def test_a_dataset_is_never_written_over(prepared):
+    with pytest.raises(ValueError, match="my_text/1.0.0 exists: take another name"):
+        tfds_text.make("my_text", prepared, DOCUMENTS)
