@@ -101,9 +101,14 @@ class Text:
             name: float(s / n) for name, s, n in zip(self.sources, seen, self._n_rows, strict=True)
         }
 
-    def check_epochs(self, steps: int) -> None:
-        """ValueError naming the source that `steps` steps would see more than data.max_epochs."""
-        most = self.data.max_epochs
+    def check(self, steps: int) -> None:
+        """ValueError for less text than one batch, or a source seen more than data.max_epochs."""
+        size, rows, most = self.data.batch_size, sum(self._n_rows), self.data.max_epochs
+        if rows < size:
+            raise ValueError(
+                f"data.batch_size={size} is more than the {rows} rows of {self.data.seq_len} "
+                f"tokens that there are to train on: add text, or take a smaller batch"
+            )
         for source, times in self.epochs(steps).items():
             if most and times > most * (1 + 1e-9):
                 raise ValueError(

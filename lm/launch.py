@@ -35,7 +35,7 @@ def check(runs: list[config.Run], report: Callable | None = None) -> None:
         records.compare(run)
         mesh.check_batch(run, mesh.make(run.mesh))
     for run in runs:
-        data.load(run.data, run.seed, report)
+        data.load(run.data, run.seed, report).check(run.steps)
 
 
 def folder(runs: list[config.Run]) -> Path:

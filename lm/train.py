@@ -50,7 +50,7 @@ def _train(run: config.Run, report: Callable[[dict], None]) -> None:
     mirrors.check(run)
     records.compare(run)
     text = data.load(run.data, run.seed)
-    text.check_epochs(run.steps)
+    text.check(run.steps)
     if text.tokenizer.vocab_size > run.model.vocab_size:
         raise ValueError(
             f"model.vocab_size={run.model.vocab_size} must be at least the tokenizer's"
@@ -272,8 +272,8 @@ def _window_metrics(run, text, values: list[dict], done: int, seconds, waited, p
 
 def _mean(values: list) -> float:
     """Of those that are numbers: what was skipped has none."""
-    values = np.array(values, np.float64)
-    return float(np.mean(values[np.isfinite(values)]))
+    numbers = np.array(values, np.float64)
+    return float(np.mean(numbers[np.isfinite(numbers)]))
 
 
 def _facts(run: config.Run, device_mesh, text: data.Text, peak: float) -> dict:

@@ -303,26 +303,28 @@ def test_near_copies_are_dropped_where_asked_the_first_is_kept(tmp_path, words):
     assert sorted(read_back(manifest, "train") + read_back(manifest, "heldout")) == sorted(words)
 
 
-def test_training_shares_no_run_of_words_with_what_is_held_out_or_protected(tmp_path, words):
-    held = read_back(
-        corpus.prepare(a_config(tmp_path, one := write_documents(tmp_path / "a.jsonl", words)))[
-            one
-        ],
-        "heldout",
-    )
-    task = "to be or not to be that is the question whether tis nobler in the mind"
+def test_training_shares_no_run_of_words_with_what_is_held_out(tmp_path, words):
+    one = write_documents(tmp_path / "a.jsonl", words)
+    held = read_back(corpus.prepare(a_config(tmp_path, one))[one], "heldout")
     leaks = [f"{i} quote: {' '.join(text.split()[9:25]).upper()}" for i, text in enumerate(held)]
-    leaks += [f"{i} {task[:60]}, they say" for i in range(30)]
     two = write_documents(tmp_path / "b.jsonl", [*TEXTS, *leaks])
-    protect = write_documents(tmp_path / "task.jsonl", [task])
-    data = a_config(tmp_path, one, two, overlap=13, protect=protect)
-    found = corpus.prepare(data)
+    found = corpus.prepare(a_config(tmp_path, one, two, overlap=13))
     assert found[one].dropped == {}
-    left = set(read_back(found[two], "train"))
-    assert not left & set(leaks)
-    n_train = sum(leak not in read_back(found[two], "heldout") for leak in leaks)
-    assert found[two].dropped == {"overlap": n_train} and n_train > 30
-    assert set(TEXTS) <= left | set(read_back(found[two], "heldout"))
+    train, heldout = (set(read_back(found[two], split)) for split in corpus.SPLITS)
+    assert found[two].dropped == {"overlap": len(set(leaks) - heldout)} and len(leaks) > 10
+    assert not train & set(leaks) and train | heldout >= set(TEXTS)
+
+
+def test_training_shares_no_run_of_words_with_what_is_protected(tmp_path):
+    task = "to be or not to be that is the question whether tis nobler in the mind"
+    leak, other = f"Hamlet: {task[:60]}, they say", "To be or not to be in the mind"
+    source = write_documents(tmp_path / "a.jsonl", [*TEXTS, leak, other])
+    protect = write_documents(tmp_path / "task.jsonl", [task])
+    for n_words, left in ((13, {leak}), (5, {leak, other}), (15, set())):
+        data = a_config(tmp_path, source, heldout=0.0, overlap=n_words, protect=protect)
+        manifest = corpus.prepare(data)[source]
+        assert {*TEXTS, leak, other} - set(read_back(manifest, "train")) == left
+        assert manifest.dropped == ({"overlap": len(left)} if left else {})
 
 
 def refused(data, *words):

@@ -295,10 +295,10 @@ def test_more_unique_tokens_than_there_are_is_refused(mixture):
 def test_more_epochs_than_allowed_are_refused_by_name(mixture):
     text = data.load(dataclasses.replace(mixture, max_epochs=2.0), seed=1)
     steps = next(n for n in range(1000) if max(text.epochs(n).values()) > 2)
-    text.check_epochs(steps - 1)
+    text.check(steps - 1)
     with pytest.raises(ValueError, match=f"max_epochs=2.0: steps={steps} would see jsonl:.* 2.* t"):
-        text.check_epochs(steps)
-    data.load(mixture, seed=1).check_epochs(10**6)
+        text.check(steps)
+    data.load(mixture, seed=1).check(10**6)
 
 
 def test_the_audit_names_the_documents_of_a_row(text):
@@ -379,3 +379,8 @@ def test_the_thread_ends_with_its_generator():
     assert any(thread.name.startswith("prefetch") for thread in threading.enumerate())
     steps.close()
     assert not any(thread.name.startswith("prefetch") for thread in threading.enumerate())
+
+
+def test_fewer_tokens_than_one_batch_are_refused(mixture):
+    with pytest.raises(ValueError, match="data.batch_size=100000 is more than the .* rows"):
+        data.load(dataclasses.replace(mixture, batch_size=100_000), seed=1).check(steps=1)

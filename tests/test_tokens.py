@@ -166,6 +166,7 @@ def of_others(tmp_path, normalizer=None, **special):
 def test_a_file_of_others_keeps_its_own_token_that_ends_documents(tmp_path):
     tokenizer = of_others(tmp_path, **{"</s>": 5})
     assert tokenizer.end == 5 and tokenizer.vocab_size == 6
+    assert 5 not in tokenizer.encode("the</s>cat")  # there it is text
     assert of_others(tmp_path).end == 5  # added behind the vocabulary
     assert of_others(tmp_path).vocab_size == 6
 

@@ -159,7 +159,8 @@ def test_only_the_continuation_of_a_cut_row_is_learned(tiny):
         nats = np.asarray(nats)
         batch = mesh.place(program.mesh, {"tokens": tokens, "weights": weights})
         _, metrics = program.step(state, batch)
-    assert float(metrics["loss"]) == pytest.approx(float(np.average(nats, weights=weights)), rel=1e-5)
+    continued = float(np.average(nats, weights=weights))
+    assert float(metrics["loss"]) == pytest.approx(continued, rel=1e-5)
 
 
 @pytest.mark.parametrize("knobs", [{"across": False}, {"rows": "continued"}])
