@@ -20,6 +20,6 @@ def get_config(folder: str = "data/corpora", size: str = "100K") -> Run:
     run.data.tokenizer = "bpe:8192"
     run.data.drop_copies = True
     run.data.overlap = 13
-    run.optim.lr = 5e-3 * (96 / run.model.d_model) ** 1.5
+    run.optim.lr = 0.5 / run.model.d_model
     run.steps = sizes.steps(run, tokens=1_800_000)
     return run

@@ -72,6 +72,11 @@ def preparing(source: str, documents: int, n_bytes: int) -> None:
         )
 
 
+def epochs(times: dict[str, float]) -> None:
+    """How often the text of each source is seen."""
+    say("text seen at most: " + ", ".join(f"{s} {n:.2g} times" for s, n in times.items()))
+
+
 def seconds(value: float) -> str:
     """0:42, 3:05 or 2:03:05."""
     minutes, second = divmod(round(value), 60)

@@ -28,6 +28,7 @@ def main() -> int:
     show.say(f"{mesh.describe(device_mesh)}, {peak / 1e9:.0f} GFLOP/s in matrix products")
     costs = [plan.cost(run, peak, mesh.platform(device_mesh)) for run in runs]
     show.plan(costs, {run.name for run in runs} - {run.name for run in left})
+    show.epochs(launch.epochs(runs))
 
     folder = launch.folder(runs)
     if left:

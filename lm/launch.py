@@ -38,6 +38,15 @@ def check(runs: list[config.Run], report: Callable | None = None) -> None:
         data.load(run.data, run.seed, report).check(run.steps)
 
 
+def epochs(runs: list[config.Run]) -> dict[str, float]:
+    """Source -> how often the run that sees it most sees it."""
+    most: dict[str, float] = {}
+    for run in runs:
+        for source, times in data.load(run.data, run.seed).epochs(run.steps).items():
+            most[source] = max(times, most.get(source, 0.0))
+    return most
+
+
 def folder(runs: list[config.Run]) -> Path:
     """The folder that all runs of a sweep share: DIR/SWEEP of names SWEEP/RUN."""
     places = {str(Path(run.dir) / run.name.split("/")[0]) for run in runs if "/" in run.name}

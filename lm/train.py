@@ -293,4 +293,5 @@ def _facts(run: config.Run, device_mesh, text: data.Text, peak: float) -> dict:
     }
     facts |= {f"versions.{p}": importlib.metadata.version(p) for p in packages}
     facts |= {f"epochs.{source}": n for source, n in text.epochs(run.steps).items()}
+    facts |= {f"floor.{source}": nats for source, (nats, _) in text.floors().items()}
     return facts

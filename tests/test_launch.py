@@ -121,3 +121,11 @@ def test_the_plan_is_written_down(sweep):
     folder = launch.folder(sweep)
     assert json.loads((folder / "sweep.json").read_text())["runs"][0] == "s/a"
     assert records.read_json(folder / "plan.json")["runs"][0]["seconds"] == 1.0
+
+
+def test_text_is_seen_as_often_as_the_longest_run_sees_it(sweep):
+    sweep[3] = dataclasses.replace(sweep[3], steps=40)
+    ((source, times),) = launch.epochs(sweep).items()
+    assert source in sweep[0].data.sources
+    one = launch.epochs(sweep[:1])[source]
+    assert times == pytest.approx(10 * one) and one > 0
