@@ -15,16 +15,13 @@ import functools
 import hashlib
 import json
 from collections.abc import Callable, Generator
-from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 
-from lm import config, corpus, languages, tokens
+from lm import config, corpus, languages, order, tokens
 
-PATTERN = 4096  # rows after which the order of sources repeats: weights are multiples of 1 / 4096
 KNOBS = ("rows", "across", "unique_tokens")  # of config.Data, beside the text and seq_len
-ROUNDS = 8  # of the Feistel network; 4 do for long halves (Luby and Rackoff 1988), ours are short
 
 
 class Text:
@@ -34,14 +31,19 @@ class Text:
         self.data, self.seed, self.manifests = data, seed, manifests
         self.tokenizer = tokens.load(next(iter(manifests.values())).folder)
         self.sources = sorted(name for name, weight in data.sources.items() if weight)
-        self.weights = quantised({name: data.sources[name] for name in self.sources})
-        self._pattern = pattern(list(self.weights.values()))
+        self.weights = order.quantised({name: data.sources[name] for name in self.sources})
+        self._pattern = order.pattern(list(self.weights.values()))
         one_hot = self._pattern[:, None] == np.arange(len(self.sources))
         self._before = np.cumsum(one_hot, axis=0) - one_hot  # [PATTERN, n_sources]
         self._train = [_windows(manifests[name], "train", data.seq_len) for name in self.sources]
         self._n_rows = self._rows_to_see()
         self._heldout = {n: _windows(m, "heldout", data.seq_len) for n, m in manifests.items()}
         self._block = functools.lru_cache(maxsize=2)(self._rows_of_block)
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """Source -> share of the training rows."""
+        return {name: weight / order.PATTERN for name, weight in self.weights.items()}
 
     @property
     def n_rows(self) -> dict[str, int]:
@@ -64,8 +66,10 @@ class Text:
     @property
     def bytes_per_token(self) -> float:
         """Bytes of text that a token of the training mixture stands for, on average."""
-        shares = ((w / PATTERN, m) for _, w, m in self._facts())
-        return sum(share * m.bytes["train"] / m.tokens["train"] for share, m in shares)
+        return sum(
+            share * self.manifests[name].bytes["train"] / self.manifests[name].tokens["train"]
+            for name, share in self.shares.items()
+        )
 
     def batch(self, step: int, rows: slice | np.ndarray = slice(None)) -> dict[str, np.ndarray]:
         """{"tokens": int32 [B, T+1]} of a step; `rows` selects those that this host feeds.
@@ -84,7 +88,7 @@ class Text:
         if not self.data.across:
             batch["segments"] = segments(batch_BS, self.tokenizer.end)
         if self.data.rows == "continued":
-            cut_B = cuts(source, epoch, row, self.data.seq_len, self.seed)
+            cut_B = order.cuts(source, epoch, row, self.data.seq_len, self.seed)
             batch["weights"] = (np.arange(self.data.seq_len) >= cut_B[:, None]).astype(np.float32)
         return batch
 
@@ -95,7 +99,7 @@ class Text:
 
     def epochs(self, step: int) -> dict[str, float]:
         """Source -> how often its training rows have been seen once `step` steps are done."""
-        blocks, within = divmod(step * self.data.batch_size, PATTERN)
+        blocks, within = divmod(step * self.data.batch_size, order.PATTERN)
         seen = blocks * np.array(list(self.weights.values())) + self._before[within]
         return {
             name: float(s / n) for name, s, n in zip(self.sources, seen, self._n_rows, strict=True)
@@ -154,8 +158,9 @@ class Text:
         if source not in self._heldout:
             raise ValueError(config.unknown(source, list(self._heldout)))
         windows = self._heldout[source]
-        order = permuted(np.arange(min(n, len(windows))), len(windows), ("heldout", source))
-        return windows[order].astype(np.int32)
+        first = np.arange(min(n, len(windows)))
+        chosen = order.permuted(first, len(windows), ("heldout", source))
+        return windows[chosen].astype(np.int32)
 
     def _facts(self) -> list[tuple[str, int, corpus.Manifest]]:
         return [(name, weight, self.manifests[name]) for name, weight in self.weights.items()]
@@ -164,23 +169,23 @@ class Text:
         start = step * self.data.batch_size
         stop = start + self.data.batch_size
         parts = []
-        for block in range(start // PATTERN, (stop - 1) // PATTERN + 1):
-            inside = slice(max(start - block * PATTERN, 0), stop - block * PATTERN)
+        for block in range(start // order.PATTERN, (stop - 1) // order.PATTERN + 1):
+            inside = slice(max(start - block * order.PATTERN, 0), stop - block * order.PATTERN)
             parts.append([values[inside] for values in self._block(block)])
         return tuple(np.concatenate(values) for values in zip(*parts, strict=True))
 
     def _rows_of_block(self, block: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Source, epoch and row [PATTERN] of the rows from block * PATTERN on."""
-        epoch, row = np.empty(PATTERN, np.int64), np.empty(PATTERN, np.int64)
+        epoch, row = np.empty(order.PATTERN, np.int64), np.empty(order.PATTERN, np.int64)
         for index, (name, weight) in enumerate(self.weights.items()):
             mine = np.flatnonzero(self._pattern == index)
             n_rows = self._n_rows[index]
             epoch[mine], place = np.divmod(block * weight + np.arange(weight), n_rows)
             for e in range(block * weight // n_rows, (block * weight + weight - 1) // n_rows + 1):
                 now = epoch[mine] == e
-                row[mine[now]] = permuted(place[now], n_rows, (self.seed, name, e))
+                row[mine[now]] = order.permuted(place[now], n_rows, (self.seed, name, e))
             if n_rows < len(self._train[index]):
-                row[mine] = permuted(row[mine], len(self._train[index]), ("unique", name))
+                row[mine] = order.permuted(row[mine], len(self._train[index]), ("unique", name))
         return self._pattern, epoch, row
 
     def _rows_to_see(self) -> list[int]:
@@ -191,7 +196,7 @@ class Text:
         there = [len(rows) for rows in self._train]
         if not self.data.unique_tokens:
             return there
-        asked = self.data.unique_tokens / self.data.seq_len / PATTERN
+        asked = self.data.unique_tokens / self.data.seq_len / order.PATTERN
         n_rows = [max(1, int(asked * weight)) for weight in self.weights.values()]
         for name, n, most in zip(self.sources, n_rows, there, strict=True):
             if n > most:
@@ -242,90 +247,10 @@ def prefetch(make: Callable, start: int, stop: int, depth: int = 2) -> Generator
         thread.shutdown(cancel_futures=True)
 
 
-def quantised(weights: dict[str, float]) -> dict[str, int]:
-    """Rows of PATTERN for each weight, by largest remainder. ValueError for one without any."""
-    total = sum(Fraction(w) for w in weights.values())
-    exact = {name: PATTERN * Fraction(w) / total for name, w in weights.items()}
-    rows = {name: int(share) for name, share in exact.items()}
-    by_remainder = sorted(rows, key=lambda name: rows[name] - exact[name])
-    for name in by_remainder[: PATTERN - sum(rows.values())]:
-        rows[name] += 1
-    for name, count in rows.items():
-        if not count:
-            raise ValueError(
-                f"data.sources[{name!r}]={weights[name]} is too small a share of all weights, "
-                f"{float(exact[name] / PATTERN):.1e}: raise it to 1/{PATTERN}, or set it to 0"
-            )
-    return rows
-
-
-def pattern(counts: list[int]) -> np.ndarray:
-    """Source of each row [sum(counts)]; any prefix, repeated or not, holds the shares to a row.
-
-    The chairman assignment of R. Tijdeman (1980), Discrete Mathematics 32: of the sources that are
-    owed at least 1 / (2n - 2) of a row, take the one that would soonest be owed too much.
-    """
-    rates = np.array(counts) / sum(counts)
-    slack = 1 / max(2 * len(counts) - 2, 1)
-    given = np.zeros(len(counts), np.int64)
-    chosen = np.empty(sum(counts), np.int64)
-    for i in range(len(chosen)):
-        owed = rates * (i + 1) - given
-        # 1e-9 is above the rounding error and below any real difference.
-        deadline = np.where(owed >= slack - 1e-9, (1 - slack - owed) / rates, np.inf)
-        chosen[i] = deadline.argmin()
-        given[chosen[i]] += 1
-    return chosen
-
-
-def permuted(places: np.ndarray, n: int, key: tuple) -> np.ndarray:
-    """Where a permutation of range(n) sends `places`, int64, without holding the permutation.
-
-    A Feistel network over the fewest bits that hold n, walked along its cycle until below n
-    (J. Black and P. Rogaway 2002, Ciphers with Arbitrary Finite Domains). `key` is anything with a
-    repr: other keys give unrelated permutations.
-    """
-    bits = max(2, (n - 1).bit_length())
-    left, right = bits // 2, bits - bits // 2
-    digest = hashlib.blake2b(repr(key).encode(), digest_size=8 * ROUNDS).digest()
-    keys = np.frombuffer(digest, "<u8")
-    result = np.array(places, np.uint64)
-    outside = np.arange(len(result))
-    while len(outside):
-        result[outside] = _feistel(result[outside], left, right, keys)
-        outside = outside[result[outside] >= n]
-    return result.astype(np.int64)
-
-
-def _feistel(x: np.ndarray, left: int, right: int, keys: np.ndarray) -> np.ndarray:
-    """A permutation of numbers of left + right bits: a round mixes one half into the other."""
-    high, low = x >> np.uint64(right), x & np.uint64((1 << right) - 1)
-    for i in range(0, len(keys), 2):
-        high = high ^ (_mixed(low ^ keys[i]) >> np.uint64(64 - left))
-        low = low ^ (_mixed(high ^ keys[i + 1]) >> np.uint64(64 - right))
-    return high << np.uint64(right) | low
-
-
-def _mixed(x: np.ndarray) -> np.ndarray:
-    """Every bit depends on all of x (the finaliser of SplitMix64, Steele et al. 2014)."""
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
-
-
 def segments(tokens_BS: np.ndarray, end: int) -> np.ndarray:
     """The number of each input's document in its row, int32 [B, T]; an end belongs to its own."""
     is_end_BT = tokens_BS[:, :-1] == end
     return (is_end_BT.cumsum(axis=1) - is_end_BT).astype(np.int32)
-
-
-def cuts(source, epoch, row, n: int, seed: int) -> np.ndarray:
-    """A random place in range(n) for each row [B], which a row keeps for an epoch; int64."""
-    digest = hashlib.blake2b(repr((seed, "cut")).encode(), digest_size=24).digest()
-    mixed = np.zeros(len(row), np.uint64)
-    for value, key in zip((source, epoch, row), np.frombuffer(digest, "<u8"), strict=True):
-        mixed = _mixed(mixed ^ _mixed(np.asarray(value, np.uint64) + key))
-    return (mixed % np.uint64(n)).astype(np.int64)
 
 
 def _path(manifest: corpus.Manifest, split: str) -> Path:

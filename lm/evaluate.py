@@ -53,10 +53,9 @@ def evaluate(run: config.Run, device_mesh, score: Callable, params: dict, text: 
         ]
     row = {"n_sequences": run.eval.n_sequences}
     for name, by_source in (("loss", loss), ("bits_per_byte", bits)):
-        row[name] = sum(text.weights[s] / data.PATTERN * mean for s, (mean, _) in by_source.items())
+        row[name] = sum(text.shares[s] * mean for s, (mean, _) in by_source.items())
         row[f"{name}_se"] = (
-            sum((text.weights[s] / data.PATTERN * se) ** 2 for s, (_, se) in by_source.items())
-            ** 0.5
+            sum((text.shares[s] * se) ** 2 for s, (_, se) in by_source.items()) ** 0.5
         )
     for source, (mean, se) in loss.items():
         row |= {f"loss.{source}": mean, f"loss_se.{source}": se}

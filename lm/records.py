@@ -6,6 +6,7 @@
         metrics.jsonl     a line each log step: attempt, step, tokens, flops, loss, ...
         evals.jsonl       a line each evaluation: attempt, step, loss, bits_per_byte, ...
         events.jsonl      a line for what else happened: damaged, skipped, rewound, spike
+        tokenizer.json    what its token ids mean; none for bytes
         checkpoints/      written by lm/checkpoint.py
         tensorboard/      the metrics again, for TensorBoard
     runs/quickstart/      beside its runs: sweep.json, plan.json, prediction.json, report.html

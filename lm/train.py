@@ -75,6 +75,7 @@ def _train(run: config.Run, report: Callable[[dict], None]) -> None:
                     f"resume='must', but {folder} has no checkpoint that proves itself"
                 )
             attempt = records.start(run, facts)
+            text.tokenizer.save(folder)
             tell = functools.partial(records.event, folder, attempt)
             for reason in damage:
                 tell(first, "damaged", reason)
@@ -284,6 +285,7 @@ def _facts(run: config.Run, device_mesh, text: data.Text, peak: float) -> dict:
     facts = sizes.facts(run) | {
         "config_hash": hashlib.sha256(json.dumps(knobs, sort_keys=True).encode()).hexdigest()[:16],
         "corpus.hash": text.hash,
+        "unique_tokens": text.unique_tokens,
         "text.bytes_per_token": text.bytes_per_token,
         "devices": device_mesh.size,
         "devices.kind": device.device_kind,

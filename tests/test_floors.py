@@ -15,7 +15,7 @@ FLOORS: list[list[list[str]]] = [
         ["mesh", "model", "optim"],
         [
             *("tokens", "embedded", "files", "tfds_text", "languages", "sources"),  # what is read
-            *("filters", "sift", "corpus", "data"),  # what is kept, and in which order
+            *("filters", "sift", "corpus", "order", "data"),  # what is kept, and in which order
         ],
         [
             *("table", "solver", "fit", "doubts", "estimate", "judge", "advice"),  # how to fit

@@ -5,7 +5,7 @@ import jax
 import numpy as np
 import pytest
 
-from lm import checkpoint, config, mesh, programs, records, train
+from lm import checkpoint, config, data, mesh, programs, records, tokens, train
 
 
 def final_params(run: config.Run) -> list[np.ndarray]:
@@ -168,6 +168,14 @@ def test_a_run_trains_on_rows_of_every_kind(tiny, knobs):
     tiny.data = dataclasses.replace(tiny.data, **knobs)
     train.train(tiny)
     assert records.rows(records.folder(tiny))[0]["status"] == "done"
+
+
+def test_a_run_keeps_what_its_token_ids_mean(tiny):
+    tiny.data.tokenizer, tiny.model.vocab_size = "bpe:300", 300
+    train.train(tiny)
+    text = data.load(tiny.data, tiny.seed)
+    kept = tokens.load(records.folder(tiny))
+    assert kept.hash == text.tokenizer.hash and kept.decode(kept.encode("a fox")) == "a fox"
 
 
 def test_more_epochs_than_allowed_are_refused_before_any_compute(tiny):
