@@ -286,7 +286,7 @@ def _facts(run: config.Run, device_mesh, text: data.Text, peak: float) -> dict:
         "config_hash": hashlib.sha256(json.dumps(knobs, sort_keys=True).encode()).hexdigest()[:16],
         "corpus.hash": text.hash,
         "unique_tokens": text.unique_tokens,
-        "text.bytes_per_token": text.bytes_per_token,
+        "corpus.bytes_per_token": text.bytes_per_token,
         "devices": device_mesh.size,
         "devices.kind": device.device_kind,
         "devices.mesh": dict(device_mesh.shape),
