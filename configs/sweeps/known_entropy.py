@@ -5,7 +5,7 @@
 No model gets below FLOOR on rows of 128 tokens, so E of L(N, D) = E + A/N^alpha + B/D^beta should
 have it within its interval: laws.chinchilla(records.rows("runs/known_entropy")). About four
 minutes on two CPU cores, and too small a grid: losses come within 0.04 of FLOOR, but depend on N
-so little that the fit leaves alpha and E open, and warns of it. Wider SIZES and TOKENS decide.
+so little that the fit leaves alpha and E open, and warns of it (experiments/LOG.md).
 """
 
 from configs import base
