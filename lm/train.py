@@ -120,11 +120,12 @@ def _train(run: config.Run, report: Callable[[dict], None]) -> None:
 
         batches = stack.enter_context(contextlib.closing(data.prefetch(load, first, run.steps)))
         recent = collections.deque(maxlen=20)
-        waited, clock, unproved = 0.0, time.perf_counter(), 0
+        waited, spent, timed, clock, unproved = 0.0, 0.0, 0, time.perf_counter(), 0
         for done in range(first + 1, run.steps + 1):
             tick = time.perf_counter()
             batch = next(batches)
             waited += time.perf_counter() - tick
+            timed += 1  # not len(window): a resumed one has steps of the attempt before
             state, metrics = step(state, batch)
             window.append(metrics)
             if jax.default_backend() == "cpu":
@@ -142,7 +143,7 @@ def _train(run: config.Run, report: Callable[[dict], None]) -> None:
             # --- Read the metrics back: is all well? ---
             window = jax.device_get(window)
             now = time.perf_counter()
-            seconds, took, clock = seconds + now - clock, now - clock, now
+            seconds, spent, clock = seconds + now - clock, spent + now - clock, now
             bad = [m for m in window if not np.isfinite([m["loss"], m["grad_norm"]]).all()]
             if bad and not (run.optim.nonfinite == "skip" and len(bad) < len(window)):
                 words = f"loss {bad[0]['loss']}, gradient norm {bad[0]['grad_norm']} by step {done}"
@@ -155,7 +156,8 @@ def _train(run: config.Run, report: Callable[[dict], None]) -> None:
             # --- Log ---
             if is_log:
                 row = {"attempt": attempt, "step": done, "seconds": seconds}
-                row |= _window_metrics(run, text, window, done, took, waited, peak)
+                row |= _window_metrics(run, text, window, done)
+                row |= _speed(run, timed, spent, peak) | {"input_wait": waited / spent}
                 records.append(folder / "metrics.jsonl", row)
                 write(row)
                 report(row)
@@ -163,7 +165,7 @@ def _train(run: config.Run, report: Callable[[dict], None]) -> None:
                     tell(done, "skipped", f"{len(bad)} updates whose loss or gradient is no number")
                 for name in _spikes(recent, row):
                     tell(done, "spike", f"{name} {row[name]:.4g}, far above the steps before")
-                window, waited = [], 0.0
+                window, waited, spent, timed = [], 0.0, 0.0, 0
 
             # --- Evaluate, save ---
             if _is_due(done, run.eval.every, run.steps) and done not in evaluated:
@@ -250,24 +252,29 @@ def _is_due(step: int, every: int, last: int) -> bool:
     return step == last or (every > 0 and step % every == 0)
 
 
-def _window_metrics(run, text, values: list[dict], done: int, seconds, waited, peak) -> dict:
-    """A row of metrics.jsonl: loss and gradient norm are means over the steps since the last."""
-    per_step = run.data.batch_size * run.data.seq_len
-    per_token = sizes.flops_per_token(run.model, run.data.seq_len)["full"]
-    speed = len(values) * per_step / seconds
+def _window_metrics(run: config.Run, text: data.Text, values: list[dict], done: int) -> dict:
+    """Of a row of metrics.jsonl: loss and gradient norm are means over the steps since the last."""
+    tokens = done * run.data.batch_size * run.data.seq_len
     loss, grad_norm = (_mean([m[name] for m in values]) for name in ("loss", "grad_norm"))
     return {
-        "tokens": done * per_step,
-        "flops": done * per_step * per_token,
+        "tokens": tokens,
+        "flops": tokens * sizes.flops_per_token(run.model, run.data.seq_len)["full"],
         "loss": loss,
         "bits_per_byte": loss / math.log(2) / text.bytes_per_token,
         "grad_norm": grad_norm,
         "lr": float(values[-1]["lr"]),
-        "tokens_per_second": speed,
-        "flops_per_second": speed * per_token,
-        "peak_share": speed * per_token / peak,
-        "input_wait": waited / seconds,
         "epoch": max(text.epochs(done).values()),
+    }
+
+
+def _speed(run: config.Run, steps: int, seconds: float, peak: float) -> dict:
+    """Of a row of metrics.jsonl: how fast these steps were, against the matmul peak."""
+    tokens_per_second = steps * run.data.batch_size * run.data.seq_len / seconds
+    flops = tokens_per_second * sizes.flops_per_token(run.model, run.data.seq_len)["full"]
+    return {
+        "tokens_per_second": tokens_per_second,
+        "flops_per_second": flops,
+        "peak_share": flops / peak,
     }
 
 
