@@ -125,11 +125,5 @@ def predict(target: config.Run, others: list[config.Run]) -> None:
     records.write_json(folder([target]) / "prediction.json", said | {"written": _now()})
 
 
-def prediction(path: Path) -> dict | None:
-    """prediction.json of a sweep's folder, if it was written."""
-    file = Path(path) / "prediction.json"
-    return records.read_json(file) if file.exists() else None
-
-
 def _now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

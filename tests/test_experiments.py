@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from lm import launch, records
+from lm import records
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -65,7 +65,7 @@ def test_a_sweep_from_plan_to_report_and_a_second_call(folder):
     assert [row["status"] for row in records.rows(folder / "runs")] == ["done", "done"]
     assert (folder / "runs/s/report.html").stat().st_size > 10_000
     assert list((folder / "runs/s/figures").glob("*.png"))
-    assert launch.prediction(folder / "runs/s")["target"] == "s/15K"
+    assert records.read_json(folder / "runs/s/prediction.json")["target"] == "s/15K"
 
     again = command(folder, "sweep", "--sweep=sweep.py")
     assert again.returncode == 0 and "all 2 runs are done" in again.stdout

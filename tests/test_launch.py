@@ -18,12 +18,17 @@ def sweep(tiny) -> list[config.Run]:
     return runs
 
 
+def prediction(sweep: list[config.Run]) -> dict | None:
+    file = launch.folder(sweep) / "prediction.json"
+    return records.read_json(file) if file.exists() else None
+
+
 def test_a_sweep_runs_what_is_left_and_predicts_one_before_it_starts(sweep, monkeypatch):
     sweep, order, seen = sweep[:3], [], {}
     train_one = train.train
 
     def spy(run, report):
-        seen[run.name] = launch.prediction(launch.folder(sweep))
+        seen[run.name] = prediction(sweep)
         return train_one(run, report)
 
     monkeypatch.setattr(train, "train", spy)
@@ -47,18 +52,18 @@ def test_a_prediction_is_that_of_the_law_and_is_never_changed_after_the_start(sw
             records.write_facts(records.folder(run), status="done")
     target, others = sweep[1], [run for run in sweep if not run.predict]
     launch.predict(target, others)
-    said = launch.prediction(launch.folder(sweep))
+    said = prediction(sweep)
     rows = [row for row in records.rows(launch.folder(sweep)) if row["name"] != target.name]
     guess = laws.power(rows, x=launch.X, y=launch.Y).predict(said[launch.X])
     assert (said["value"], said["lo"], said["hi"]) == (guess.value, guess.lo, guess.hi)
     records.start(target, {})
     launch.predict(target, others[:2])
-    assert launch.prediction(launch.folder(sweep)) == said
+    assert prediction(sweep) == said
 
 
 def test_a_law_that_cannot_be_fitted_is_said_and_the_run_goes_on(sweep):
     launch.predict(sweep[1], [])
-    assert launch.prediction(launch.folder(sweep))["refused"]
+    assert prediction(sweep)["refused"]
 
 
 def test_a_run_that_diverges_or_fails_is_marked_and_the_others_go_on(sweep, monkeypatch):
