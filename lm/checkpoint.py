@@ -34,9 +34,12 @@ class Damaged(Exception):
 
 
 class Checkpoints:
-    """The checkpoints of one run; a context manager, so that what is being saved is finished."""
+    """The checkpoints of one run; a context manager, so that what is being saved is finished.
 
-    def __init__(self, run: config.Run):
+    read_only: of a run that another process may be training; nothing in its folder is touched.
+    """
+
+    def __init__(self, run: config.Run, read_only: bool = False):
         self.folder = records.folder(run) / "checkpoints"
         kept: list = [policy.LatestN(2)]  # two: the newest may be damaged
         if run.keep_every:
@@ -51,7 +54,11 @@ class Checkpoints:
                 )
             )
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=policy.AnyPreservationPolicy(kept), cleanup_tmp_directories=True
+            preservation_policy=policy.AnyPreservationPolicy(kept),
+            cleanup_tmp_directories=not read_only,
+            read_only=read_only,
+            create=not read_only,
+            save_interval_steps=0 if read_only else 1,
         )
         self.manager = ocp.CheckpointManager(Path(self.folder).absolute(), options=options)
 
@@ -82,7 +89,7 @@ class Checkpoints:
         if free < needed:
             words = f"no room for a checkpoint of {needed:,} bytes, {free:,} are free"
             raise OSError(errno.ENOSPC, words, str(self.folder))
-        arrays = ocp.args.StandardSave(by_path(state))
+        arrays = ocp.args.PyTreeSave(by_path(state))
         said = manifest(step, state, {"batch": batch, "window": window, "seconds": seconds})
         proof = ocp.args.JsonSave(said)
         with _written():
@@ -105,7 +112,8 @@ class Checkpoints:
         reasons = []
         for step in reversed(self.steps()):
             try:
-                return step, *self.restore(step, abstract), reasons
+                state, said = self.restore(step, abstract)
+                return step, state, said, reasons
             except Damaged as error:
                 place = self._set_aside(step)
                 reasons.append(f"checkpoint {step} is damaged ({error}): set aside in {place}")
@@ -114,8 +122,9 @@ class Checkpoints:
     def restore(self, step: int, abstract: dict) -> tuple[dict, dict]:
         """The state at `step`, split as `abstract` says, and its manifest.
 
-        abstract: a tree of jax.ShapeDtypeStruct with shardings; any mesh will do. ValueError names
-        an array that differs in shape or type; Damaged if the files are not what was saved.
+        abstract: a tree of jax.ShapeDtypeStruct with shardings; any mesh will do, and any of the
+        parts "step", "params", "opt". The manifest also has "next": see `next_loss`. ValueError
+        names an array that differs in shape or type; Damaged if the files are not what was saved.
         """
         if step not in (steps := self.steps()):
             raise ValueError(f"{self.folder} has no step {step}: it has {steps}")
@@ -123,19 +132,22 @@ class Checkpoints:
         if saved.get("checksum") != _checksum(saved):
             raise Damaged("the manifest's checksum differs")
         needed = _shapes(abstract)
-        for path in sorted(saved["arrays"].keys() | needed.keys()):
+        parts = tuple(f"{part}/" for part in abstract)
+        there = {path for path in saved["arrays"] if f"{path}/".startswith(parts)}
+        for path in sorted(there | needed.keys()):
             have, want = saved["arrays"].get(path), needed.get(path)
             if have != want:
                 raise ValueError(
                     f"{self.folder / str(step)}: {path} is {have or 'missing'}, the run needs"
                     f" {want or 'nothing of that name'}: use the config it was saved with"
                 )
-        arrays = self._read(step, "state", ocp.args.StandardRestore(by_path(abstract)))
+        arrays = self._read(step, "state", _restoring(by_path(abstract)))
         for path, number in fingerprints(arrays).items():
             if number != saved["fingerprints"][path]:
                 raise Damaged(f"the numbers of {path} differ from what was saved")
         leaves = [arrays[path] for path in by_path(abstract)]
-        return jax.tree.unflatten(jax.tree.structure(abstract), leaves), saved
+        state = jax.tree.unflatten(jax.tree.structure(abstract), leaves)
+        return state, saved | {"next": self.next_loss(step)}
 
     def record_next_loss(self, step: int, loss: float, where: str) -> None:
         """Writes down what the step after a checkpoint gave, and on which devices and versions."""
@@ -162,6 +174,31 @@ class Checkpoints:
         (self.folder / str(step)).rename(place)
         self.manager.reload()
         return place
+
+
+def read(run: config.Run, step: int | None, abstract: dict) -> tuple[dict, dict]:
+    """`Checkpoints.restore` of a run that may be training elsewhere; step None: the newest.
+
+    ValueError if it has no such checkpoint, or one that does not prove itself.
+    """
+    folder = records.folder(run) / "checkpoints"
+    if not folder.is_dir():
+        raise ValueError(f"{records.folder(run)} has no checkpoint yet")
+    with Checkpoints(run, read_only=True) as checkpoints:
+        steps = checkpoints.steps()
+        if not steps:
+            raise ValueError(f"{records.folder(run)} has no checkpoint yet")
+        step = steps[-1] if step is None else step
+        try:
+            return checkpoints.restore(step, abstract)
+        except Damaged as error:
+            raise ValueError(f"{folder / str(step)} is damaged: {error}") from error
+
+
+def _restoring(abstract: dict) -> ocp.args.PyTreeRestore:
+    """Those of the saved arrays that `abstract` names, each with its type and sharding."""
+    how = ocp.checkpoint_utils.construct_restore_args(abstract)
+    return ocp.args.PyTreeRestore(item=abstract, restore_args=how, partial_restore=True)
 
 
 @contextlib.contextmanager

@@ -78,6 +78,13 @@ class Mesh:
 
 
 @dataclasses.dataclass
+class Start:
+    run: str = ""  # name, below dir, of the run whose checkpoint this one starts from; "": none
+    step: int = 0  # of that checkpoint; 0: the last step of that run
+    keep: str = "weights"  # taken over: weights (fine-tuning), state (a branch: steps count on)
+
+
+@dataclasses.dataclass
 class Eval:
     every: int = 0  # steps between evaluations; 0: only at the end
     n_sequences: int = 512  # held-out sequences a source
@@ -103,12 +110,14 @@ class Run:
     optim: Optim = dataclasses.field(default_factory=Optim)
     mesh: Mesh = dataclasses.field(default_factory=Mesh)
     eval: Eval = dataclasses.field(default_factory=Eval)
+    start: Start = dataclasses.field(default_factory=Start)
 
 
 CHOICES = {
     "model.dtype": ("float32", "bfloat16"),
     "model.remat": ("none", "dots", "full"),
     "resume": ("auto", "must"),
+    "start.keep": ("weights", "state"),
     "optim.nonfinite": ("stop", "skip", "rewind"),
     "optim.schedule": ("cosine", "linear", "wsd", "constant"),
     "data.broken": ("stop", "skip"),
@@ -143,6 +152,7 @@ AT_LEAST = {
     "optim.clip": 0,
     "mesh.fsdp": 1,
     "mesh.tensor": 1,
+    "start.step": 0,
     "eval.every": 0,
     "eval.n_sequences": 1,
     "eval.n_completions": 0,
@@ -177,8 +187,13 @@ def check(run: Run) -> Run:
     for name in SHARES:
         if not 0 <= flat[name] <= 1:
             _refuse(name, flat[name], "is a share: 0 to 1")
-    if not re.fullmatch(r"[A-Za-z0-9_.+-]+(/[A-Za-z0-9_.+-]+)*", run.name) or ".." in run.name:
-        _refuse("name", run.name, "takes letters, digits and _ . + - with / between folders")
+    for name, value in (("name", run.name), ("start.run", run.start.run or "none")):
+        if not re.fullmatch(r"[A-Za-z0-9_.+-]+(/[A-Za-z0-9_.+-]+)*", value) or ".." in value:
+            _refuse(name, value, "takes letters, digits and _ . + - with / between folders")
+    if run.start.run == run.name:
+        _refuse("start.run", run.start.run, "is the run itself: name the run it starts from")
+    if not run.start.run and run.start != Start():
+        _refuse("start.run", "", "is needed by start.step and start.keep: name a run below dir")
 
     model, data, mesh, optim = run.model, run.data, run.mesh, run.optim
     if model.n_heads % model.n_kv_heads:

@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from lm import config, data, guard, laws, mesh, mirrors, records, sizes, train
+from lm import config, data, guard, laws, lineage, mesh, mirrors, records, sizes, train
 
 X, Y = "params.non_embedding", "eval.loss"  # of the law that predicts the largest run
 
@@ -29,11 +29,14 @@ def check(runs: list[config.Run], report: Callable | None = None) -> None:
         )
     if sum(run.predict for run in runs) > 1:
         raise ValueError("predict=True in more than one run: a sweep predicts one")
-    for run in runs:
+    by_name = {run.name: run for run in runs}
+    for run in ordered(runs):
         config.check(run)
         mirrors.check(run)
         records.compare(run)
         mesh.check_batch(run, mesh.make(run.mesh))
+        if run.start.run:
+            lineage.check(run, by_name.get(run.start.run) or lineage.parent(run))
     for run in runs:
         data.load(run.data, run.seed, report).check(run.steps)
 
@@ -67,10 +70,29 @@ def write_down(sweep: str, runs: list[config.Run], costs: list[dict]) -> None:
 
 
 def left(runs: list[config.Run]) -> list[config.Run]:
-    """The runs that are not finished, in the order to run them: what is predicted comes last."""
-    return sorted(
-        (run for run in runs if not records.is_finished(run)), key=lambda run: run.predict
-    )
+    """The runs that are not finished, in the order to run them."""
+    return [run for run in ordered(runs) if not records.is_finished(run)]
+
+
+def ordered(runs: list[config.Run]) -> list[config.Run]:
+    """Each run after the one it starts from; what is predicted as late as that allows.
+
+    ValueError for runs that start from each other in a circle.
+    """
+    by_name = {run.name: run for run in runs}
+    placed: dict[str, config.Run] = {}
+
+    def place(run: config.Run, children: tuple[str, ...] = ()) -> None:
+        if run.name in children:
+            circle = " <- ".join((*children[children.index(run.name) :], run.name))
+            raise ValueError(f"start.run={run.start.run!r} makes a circle: {circle}")
+        if run.start.run in by_name:
+            place(by_name[run.start.run], (*children, run.name))
+        placed.setdefault(run.name, run)
+
+    for run in sorted(runs, key=lambda run: run.predict):
+        place(run)
+    return list(placed.values())
 
 
 def here(

@@ -14,7 +14,19 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
-from lm import checkpoint, config, data, evaluate, guard, mesh, mirrors, programs, records, sizes
+from lm import (
+    checkpoint,
+    config,
+    data,
+    evaluate,
+    guard,
+    lineage,
+    mesh,
+    mirrors,
+    programs,
+    records,
+    sizes,
+)
 
 MAX_REWINDS = 3  # of one run; then it has diverged
 
@@ -49,6 +61,8 @@ def _train(run: config.Run, report: Callable[[dict], None]) -> None:
     config.check(run)
     mirrors.check(run)
     records.compare(run)
+    if run.start.run:
+        lineage.check(run, lineage.parent(run))
     text = data.load(run.data, run.seed)
     text.check(run.steps)
     if text.tokenizer.vocab_size > run.model.vocab_size:
@@ -74,6 +88,10 @@ def _train(run: config.Run, report: Callable[[dict], None]) -> None:
                 raise ValueError(
                     f"resume='must', but {folder} has no checkpoint that proves itself"
                 )
+            resumed = first > 0
+            if run.start.run and not resumed:
+                facts |= lineage.facts(run)
+                first, saved, proof = lineage.restore(run, program.abstract, text.tokenizer)
             attempt = records.start(run, facts)
             text.tokenizer.save(folder)
             tell = functools.partial(records.event, folder, attempt)
@@ -82,7 +100,7 @@ def _train(run: config.Run, report: Callable[[dict], None]) -> None:
 
             # --- Start, or go on from the newest checkpoint ---
             step, score, init = programs.compile_all(run, program, fresh=not first)
-            state: dict = saved if first else init(run.seed)
+            state: dict = saved if first else init(run.seed) | saved
         passed = records.read_facts(folder).get("passed_over", [])
 
         def rows(number: int, selected: slice = slice(None)) -> dict[str, np.ndarray]:
@@ -91,15 +109,16 @@ def _train(run: config.Run, report: Callable[[dict], None]) -> None:
             return text.batch(number, selected)
 
         is_passed = any(p["from_step"] == first for p in passed)
-        if first and not is_passed and proof["batch"] != _hash(rows(first)):
+        if "batch" in proof and not is_passed and proof["batch"] != _hash(rows(first)):
             raise ValueError(
                 f"{folder}: the batch after step {first} is not the one it was: the"
                 " prepared text has changed"
             )
-        expected = None if is_passed else checkpoints.next_loss(first)
+        expected = None if is_passed else proof.get("next")
         seconds, window = proof.get("seconds", 0.0), proof.get("window", [])
         compile_seconds = time.perf_counter() - began
-        records.write_facts(folder, resumed_from=first, compile_seconds=compile_seconds)
+        from_step = first if resumed else 0
+        records.write_facts(folder, resumed_from=from_step, compile_seconds=compile_seconds)
         write, close = mirrors.follow(run, first)
         stack.callback(close)
 
@@ -111,8 +130,10 @@ def _train(run: config.Run, report: Callable[[dict], None]) -> None:
             evaluated[done] = {"attempt": attempt, "step": done} | row
             records.append(folder / "evals.jsonl", evaluated[done])
 
-        if first and _is_due(first, run.eval.every, run.steps) and first not in evaluated:
-            evaluate_now(first)  # the last attempt ended between the checkpoint and this
+        if first not in evaluated and (
+            _is_due(first, run.eval.every, run.steps) if resumed else run.start.run
+        ):
+            evaluate_now(first)  # what the start brings, or what the last attempt did not come to
 
         # --- Steps ---
         def load(number: int) -> dict[str, jax.Array]:
@@ -147,7 +168,8 @@ def _train(run: config.Run, report: Callable[[dict], None]) -> None:
             bad = [m for m in window if not np.isfinite([m["loss"], m["grad_norm"]]).all()]
             if bad and not (run.optim.nonfinite == "skip" and len(bad) < len(window)):
                 words = f"loss {bad[0]['loss']}, gradient norm {bad[0]['grad_norm']} by step {done}"
-                _end_or_rewind(run, folder, checkpoints, passed, done, words, tell)
+                to = max(checkpoints.steps(), default=first)
+                _end_or_rewind(run, folder, to, passed, done, words, tell)
             if unproved:
                 place = unproved - (done - len(window))  # of the step after the checkpoint
                 checkpoints.record_next_loss(unproved, float(window[place]["loss"]), _where(facts))
@@ -182,11 +204,10 @@ def _train(run: config.Run, report: Callable[[dict], None]) -> None:
     records.write_facts(folder, status="done", seconds=seconds)
 
 
-def _end_or_rewind(run, folder, checkpoints, passed: list, done: int, words: str, tell) -> None:
-    """Ends a run whose numbers are none, or passes over the batches since the last checkpoint."""
+def _end_or_rewind(run, folder, to: int, passed: list, done: int, words: str, tell) -> None:
+    """Ends a run whose numbers are none, or passes over the batches since the checkpoint `to`."""
     tell(done, "nonfinite", words)
     if run.optim.nonfinite == "rewind" and len(passed) < MAX_REWINDS:
-        to = max(checkpoints.steps(), default=0)
         passed = [*passed, {"from_step": to, "batches": done - to}]
         records.write_facts(folder, passed_over=passed)
         tell(done, "rewound", f"to step {to}; {done - to} batches are passed over")
@@ -236,15 +257,7 @@ def _spikes(recent: collections.deque, row: dict) -> list[str]:
 def restore(run: config.Run, step: int | None = None) -> tuple[programs.Program, dict]:
     """A run's functions and its state at a checkpoint (default: the newest) on the devices here."""
     program = programs.build(run, mesh.make(run.mesh))
-    with checkpoint.Checkpoints(run) as checkpoints:
-        steps = checkpoints.steps()
-        if not steps:
-            raise ValueError(f"{records.folder(run)} has no checkpoint yet")
-        step = steps[-1] if step is None else step
-        try:
-            return program, checkpoints.restore(step, program.abstract)[0]
-        except checkpoint.Damaged as error:
-            raise ValueError(f"{checkpoints.folder / str(step)} is damaged: {error}") from error
+    return program, checkpoint.read(run, step, program.abstract)[0]
 
 
 def _is_due(step: int, every: int, last: int) -> bool:

@@ -32,7 +32,12 @@ def text_file(tmp_path_factory) -> pathlib.Path:
 @pytest.fixture
 def tiny(text_file, tmp_path) -> config.Run:
     """A run that trains in a second."""
-    run = config.Run(name="tiny", dir=str(tmp_path / "runs"), steps=12, log_every=2)
+    return tiny_run(text_file, tmp_path)
+
+
+def tiny_run(text_file: pathlib.Path, folder: pathlib.Path) -> config.Run:
+    """What the fixture `tiny` gives, for those that outlive one test."""
+    run = config.Run(name="tiny", dir=str(folder / "runs"), steps=12, log_every=2)
     run.checkpoint_every = 4
     run.model = sizes.model("10K", n_layers=2)
     run.data.sources, run.data.cache = {f"text:{text_file}": 1.0}, str(text_file.parent / "data")

@@ -24,7 +24,7 @@ FLOORS: list[list[list[str]]] = [
             *("style", "marks", "plots", "outcome", "page", "report"),  # what is shown
         ],
     ],
-    [["mirrors", "checkpoint", "evaluate", "programs", "train", "plan", "launch"]],
+    [["mirrors", "checkpoint", "lineage", "evaluate", "programs", "train", "plan", "launch"]],
 ]
 NO_JAX = {*FLOORS[0][0], *FLOORS[1][1], *FLOORS[1][2]}
 

@@ -1,0 +1,118 @@
+import copy
+
+import conftest
+import jax
+import numpy as np
+import pytest
+
+from lm import config, launch, lineage, records, train
+
+
+@pytest.fixture(scope="module")
+def trunk(text_file, tmp_path_factory) -> config.Run:
+    """A finished run of constant learning rate with checkpoints at 4, 8 and 12."""
+    run = conftest.tiny_run(text_file, tmp_path_factory.mktemp("trunk"))
+    run.name, run.optim.schedule, run.keep_every = "s/trunk", "constant", 4
+    train.train(run)
+    return run
+
+
+def child(trunk: config.Run, name: str, **start) -> config.Run:
+    run = copy.deepcopy(trunk)
+    run.name, run.start = f"s/{name}", config.Start(run=trunk.name, **start)
+    return run
+
+
+def weights(run: config.Run, step: int | None = None) -> list[np.ndarray]:
+    _, state = train.restore(run, step)
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(state["params"])]
+
+
+def losses(run: config.Run) -> dict[int, float]:
+    return {row["step"]: row["loss"] for row in records.metrics(records.folder(run))}
+
+
+def test_a_branch_that_changes_nothing_is_the_trunk_bit_for_bit(trunk):
+    branch = child(trunk, "same", step=4, keep="state")
+    train.train(branch)
+    for a, b in zip(weights(trunk), weights(branch), strict=True):
+        np.testing.assert_array_equal(a, b)
+    kept = {step: loss for step, loss in losses(trunk).items() if step > 4}
+    assert losses(branch) == kept
+    facts = records.read_facts(records.folder(branch))
+    assert facts["parent.step"] == 4 and facts["parent.tokens"] == 4 * 8 * 32
+    assert facts["resumed_from"] == 0 and facts["tokens"] == 12 * 8 * 32
+
+
+def test_a_cooldown_differs_from_the_trunk_only_after_the_branch(trunk):
+    branch = child(trunk, "cooldown", step=8, keep="state")
+    branch.optim.schedule, branch.optim.decay, branch.optim.lr_end = "linear", 0.3, 0.0
+    train.train(branch)
+    assert sorted(losses(branch)) == [10, 12] and losses(branch)[12] != losses(trunk)[12]
+    rows = records.metrics(records.folder(branch))
+    assert rows[-1]["lr"] == pytest.approx(0.0, abs=1e-9)
+
+
+def test_fine_tuning_starts_at_what_the_parent_ended_with(trunk):
+    tuned = child(trunk, "tuned", step=0)
+    tuned.steps, tuned.optim.lr = 4, 1e-4
+    train.train(tuned)
+    before = records.evals(records.folder(tuned))[0]
+    last = records.evals(records.folder(trunk))[-1]
+    assert before["step"] == 0 and before["loss"] == last["loss"]
+    assert max(losses(tuned)) == 4 and int(train.restore(tuned)[1]["step"]) == 4
+
+
+def test_fine_tuning_can_be_interrupted_and_goes_on_from_its_own_checkpoint(trunk):
+    whole, cut = child(trunk, "whole"), child(trunk, "cut")
+    for run in (whole, cut):
+        run.steps, run.optim.lr = 8, 1e-3
+    train.train(whole)
+
+    def stop(row):
+        if row["step"] == 4 and row["attempt"] == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train.train(cut, stop)
+    train.train(cut, stop)
+    assert losses(cut) == losses(whole)
+    for a, b in zip(weights(cut), weights(whole), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (lambda r: setattr(r.start, "run", "s/nowhere"), "nowhere is no run"),
+        (lambda r: setattr(r.model, "d_ff", 96), "model.d_ff=48 there, 96 here"),
+        (lambda r: setattr(r.model, "rope_theta", 500.0), "model.rope_theta=10000.0 there"),
+        (lambda r: setattr(r.start, "step", 40), "never reached by s/trunk: it ends at 12"),
+        (lambda r: setattr(r.start, "step", 5), r"has no step 5: it has \[4, 8, 12\]"),
+        (lambda r: setattr(r.start, "keep", "state"), "steps=12 must be above start.step=12"),
+        (lambda r: setattr(r.start, "run", r.name), "is the run itself"),
+    ],
+)
+def test_what_cannot_be_started_from_is_refused_by_name_and_writes_nothing(trunk, change, words):
+    run = child(trunk, "wrong")
+    change(run)
+    with pytest.raises(ValueError, match=words):
+        train.train(run)
+    assert not (records.folder(run) / "config.json").exists()
+
+
+def test_weights_of_another_tokenizer_are_refused(trunk):
+    run = child(trunk, "other")
+    folder = records.folder(trunk)
+    with pytest.raises(ValueError, match="another tokenizer than data.tokenizer='bytes'"):
+        lineage.restore(run, {}, type("Other", (), {"hash": "other"})())
+    assert folder.exists()
+
+
+def test_a_child_runs_after_its_parent_and_circles_are_refused(trunk):
+    a, b = child(trunk, "a"), child(trunk, "b")
+    a.start.run, a.predict = "s/b", False
+    assert [run.name for run in launch.ordered([a, b, trunk])] == ["s/trunk", "s/b", "s/a"]
+    b.start.run = "s/a"
+    with pytest.raises(ValueError, match="makes a circle: s/a <- s/b <- s/a"):
+        launch.ordered([a, b])
