@@ -25,6 +25,9 @@ class Model:
     rope_theta: float = 10_000.0  # base of the rotary frequencies (Su et al. 2021)
     logit_softcap: float = 0.0  # logits -> cap * tanh(logits / cap); 0 is off
     z_loss: float = 0.0  # weight of log(Z)^2 in the training loss; 0 is off
+    parametrization: str = "standard"  # by width and depth: standard, mup, completep
+    base_width: int = 64  # d_model at which parametrizations agree
+    base_depth: int = 4  # n_layers at which they agree
     dtype: str = "float32"  # of activations: float32, bfloat16; weights stay float32
     remat: str = "none"  # recompute in the backward pass: none, dots (keep matmuls), full
     unroll: int = 8  # layers unrolled per scan step; stacks no deeper than this are unrolled whole
@@ -57,12 +60,13 @@ class Data:
 
 @dataclasses.dataclass
 class Optim:
+    name: str = "adamw"  # adamw, lion, muon (matrices; adamw for the rest)
     lr: float = 3e-3  # peak learning rate
     schedule: str = "cosine"  # cosine, linear, wsd (warm-up, stable, decay), constant
     warmup: float = 0.05  # share of the steps spent warming up
     decay: float = 0.2  # wsd: share of the steps spent decaying
     lr_end: float = 0.1  # learning rate at the end, as a share of the peak
-    b1: float = 0.9  # decay of the first moment
+    b1: float = 0.9  # decay of the first moment; of muon's matrices 0.95
     b2: float = 0.95  # decay of the second moment
     eps: float = 1e-8  # added to the root of the second moment
     weight_decay: float = 0.1  # decoupled, times the learning rate; never on norms
@@ -116,6 +120,8 @@ class Run:
 CHOICES = {
     "model.dtype": ("float32", "bfloat16"),
     "model.remat": ("none", "dots", "full"),
+    "model.parametrization": ("standard", "mup", "completep"),
+    "optim.name": ("adamw", "lion", "muon"),
     "resume": ("auto", "must"),
     "start.keep": ("weights", "state"),
     "optim.nonfinite": ("stop", "skip", "rewind"),
@@ -138,6 +144,8 @@ AT_LEAST = {
     "model.n_kv_heads": 1,
     "model.d_head": 2,
     "model.d_ff": 1,
+    "model.base_width": 1,
+    "model.base_depth": 1,
     "model.unroll": 1,
     "model.attention_blocks": 1,
     "model.logit_softcap": 0,

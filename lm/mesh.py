@@ -131,3 +131,8 @@ def peak_flops_per_second(mesh: jax.sharding.Mesh, dtype: str, size: int = 1536)
         product(a).block_until_ready()
         seconds.append(time.perf_counter() - start)
     return 2 * size**3 * n / min(seconds)
+
+
+def is_names(node) -> bool:
+    """Whether a node of a tree is the axis names of one array."""
+    return type(node) is tuple and all(name is None or isinstance(name, str) for name in node)

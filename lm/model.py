@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from lm import config, mesh
+from lm import config, mesh, parametrization
 
 nnx.set_graph_mode(False)
 nnx.set_graph_updates(False)
@@ -89,10 +89,12 @@ class Block(nnx.Module):
     def __init__(self, model: config.Model, rngs: nnx.Rngs):
         self.attention, self.attention_norm = Attention(model, rngs), RMSNorm(model.d_model)
         self.mlp, self.mlp_norm = MLP(model, rngs), RMSNorm(model.d_model)
+        self.model = model
 
     def __call__(self, x_BTD: jax.Array, segments_BT: jax.Array | None) -> jax.Array:
-        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), segments_BT)
-        x_BTD = x_BTD + self.mlp(self.mlp_norm(x_BTD))
+        branch = parametrization.branch(self.model)
+        x_BTD = x_BTD + branch * self.attention(self.attention_norm(x_BTD), segments_BT)
+        x_BTD = x_BTD + branch * self.mlp(self.mlp_norm(x_BTD))
         return mesh.constrain(x_BTD, "batch", "length", None)
 
 
@@ -119,6 +121,7 @@ class Decoder(nnx.Module):
         logits_BTV = jnp.einsum(
             "btd,dv->btv", self.norm(x_BTD), head_DV, preferred_element_type=jnp.float32
         )
+        logits_BTV *= parametrization.logits(model)
         if model.logit_softcap:
             logits_BTV = model.logit_softcap * jnp.tanh(logits_BTV / model.logit_softcap)
         return mesh.constrain(logits_BTV, "batch", "length", "vocab")
@@ -177,7 +180,14 @@ def causal_attention(q_BTNH, k_BSKH, v_BSKH, n_blocks: int, segments_BT=None) ->
 
 def init(model: config.Model, seed: int | jax.Array) -> dict:
     """Fresh weights: a pure function of (model, seed), the same numbers on every mesh."""
-    return nnx.to_pure_dict(nnx.state(Decoder(model, _rngs(seed)), nnx.Param))
+    params = nnx.to_pure_dict(nnx.state(Decoder(model, _rngs(seed)), nnx.Param))
+    names = axes(model)
+    return jax.tree.map(
+        lambda names, weight: weight * parametrization.factors(model, names).init,
+        names,
+        params,
+        is_leaf=mesh.is_names,
+    )
 
 
 def axes(model: config.Model) -> dict:

@@ -1,10 +1,13 @@
 """Learning-rate schedules and the optimizer of a run."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import optax
+import optax.contrib
 
-from lm import config
+from lm import config, mesh, parametrization
 
 
 def schedule(optim: config.Optim, steps: int) -> optax.Schedule:
@@ -34,20 +37,69 @@ def schedule(optim: config.Optim, steps: int) -> optax.Schedule:
     return lr
 
 
-def make(optim: config.Optim, steps: int, axes: dict) -> optax.GradientTransformation:
-    """AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101), clipped by global norm.
+def make(
+    optim: config.Optim, model: config.Model, steps: int, axes: dict
+) -> optax.GradientTransformation:
+    """The optimizer, clipped by global norm, with decoupled weight decay.
 
-    axes: the tree of axis names of the weights; what only scales a norm does not decay.
+    adamw  Loshchilov and Hutter 2019, arXiv:1711.05101
+    lion   Chen et al. 2023, arXiv:2302.06675; takes a learning rate some 5 times smaller
+    muon   Jordan 2024 for the matrices between input and output, their updates scaled to the size
+           of AdamW's (Liu et al. 2025, arXiv:2502.16982), which takes the rest
+
+    axes: the tree of axis names of the weights; `parametrization` has factors for each.
     """
-    decays = jax.tree.map(lambda names: "norm" not in names, axes, is_leaf=is_names)
+    factors = jax.tree.map(
+        lambda names: parametrization.factors(model, names), axes, is_leaf=mesh.is_names
+    )
+    rule = {
+        "adamw": lambda: optax.scale_by_adam(optim.b1, optim.b2, optim.eps),
+        "lion": lambda: optax.scale_by_lion(optim.b1, optim.b2),
+        "muon": lambda: _muon(optim, axes),
+    }[optim.name]()
     return optax.chain(
-        optax.clip_by_global_norm(optim.clip) if optim.clip else optax.identity(),
-        optax.scale_by_adam(optim.b1, optim.b2, optim.eps),
-        optax.add_decayed_weights(optim.weight_decay, decays),
+        optax.chain(
+            optax.clip_by_global_norm(optim.clip) if optim.clip else optax.identity(),
+            # A gradient that is larger by 1/f meets an epsilon that is smaller by f.
+            _each(factors, lambda update, _, factor: update / factor.epsilon),
+        ),
+        rule,
+        _each(
+            factors,
+            lambda update, weight, factor: (
+                factor.lr * (update + optim.weight_decay * factor.decay * weight)
+            ),
+        ),
         optax.scale_by_learning_rate(schedule(optim, steps)),
     )
 
 
-def is_names(node) -> bool:
-    """Whether a node of a tree is the axis names of one array."""
-    return type(node) is tuple and all(name is None or isinstance(name, str) for name in node)
+def _each(factors: dict, change) -> optax.GradientTransformation:
+    """change(update, weight, factors) of every weight."""
+    return optax.stateless(lambda updates, params: jax.tree.map(change, updates, params, factors))
+
+
+def _muon(optim: config.Optim, axes: dict) -> optax.GradientTransformation:
+    """Matrices have an inner and an outer side of one or several axes; layers are many matrices."""
+
+    def is_matrix(names: tuple) -> bool:
+        return parametrization.kind(names) in ("hidden", "back")
+
+    def sides(names: tuple, weight):
+        if not is_matrix(names):
+            return weight  # optax has put a mark there
+        places = [i for i, name in enumerate(names) if name not in ("layers", "experts")]
+        embed = tuple(i for i in places if names[i] == "embed")
+        other = tuple(i for i in places if names[i] != "embed")
+        inner, outer = (other, embed) if names[-1] == "embed" else (embed, other)
+        return optax.contrib.MuonDimensionNumbers(inner, outer)
+
+    over = functools.partial(jax.tree.map, is_leaf=mesh.is_names)
+    muon = optax.contrib.muon(
+        learning_rate=-1.0,  # the schedule comes after it, and turns the sign
+        muon_weight_dimension_numbers=lambda weights: over(sides, axes, weights),
+        consistent_rms=0.2,
+    )
+    adam = optax.scale_by_adam(optim.b1, optim.b2, optim.eps)
+    labels = over(lambda names: "muon" if is_matrix(names) else "adam", axes)
+    return optax.partition({"muon": muon, "adam": adam}, labels)

@@ -27,7 +27,7 @@ class Program:
 def build(run: config.Run, device_mesh: jax.sharding.Mesh) -> Program:
     """The functions of a run on a mesh of real or described devices; computes nothing."""
     axes = model.axes(run.model)
-    optimizer = optim.make(run.optim, run.steps, axes)
+    optimizer = optim.make(run.optim, run.model, run.steps, axes)
     lr = optim.schedule(run.optim, run.steps)
 
     def init(seed) -> dict:
@@ -54,15 +54,10 @@ def build(run: config.Run, device_mesh: jax.sharding.Mesh) -> Program:
             after = jax.tree.map(lambda new, old: jnp.where(good, new, old), after, before)
         return after, metrics
 
-    names = optax.tree.map_params(  # moments are split as their weights, the rest is copied
-        optimizer,
-        lambda _, names: names,
-        jax.eval_shape(optimizer.init, jax.eval_shape(lambda: model.init(run.model, 0))),
-        axes,
-        transform_non_params=lambda _: (),
-    )
+    params = jax.eval_shape(lambda: model.init(run.model, 0))
+    names = _names_of(jax.eval_shape(optimizer.init, params), params, axes)
     split = functools.partial(
-        jax.tree.map, lambda names: mesh.sharding(device_mesh, *names), is_leaf=optim.is_names
+        jax.tree.map, lambda names: mesh.sharding(device_mesh, *names), is_leaf=mesh.is_names
     )
     shardings = {"step": split(()), "params": split(axes), "opt": split(names)}
     abstract = jax.tree.map(
@@ -89,6 +84,23 @@ def build(run: config.Run, device_mesh: jax.sharding.Mesh) -> Program:
         score=evaluate.scorer(run, device_mesh),
         batch=_batch(run.data, mesh.sharding(device_mesh, "batch", None)),
     )
+
+
+def _names_of(opt, params: dict, axes: dict):
+    """Axis names of an optimizer's arrays: moments have those of their weights, the rest none.
+
+    A moment is an array whose path ends in that of a weight of its shape.
+    """
+    known = {}
+    names = jax.tree.leaves(axes, is_leaf=mesh.is_names)
+    for (path, leaf), its in zip(jax.tree_util.tree_leaves_with_path(params), names, strict=True):
+        known[jax.tree_util.keystr(path), leaf.shape] = its
+
+    def find(path, leaf) -> tuple:
+        ends = ((jax.tree_util.keystr(path[start:]), leaf.shape) for start in range(len(path)))
+        return next((known[end] for end in ends if end in known), ())
+
+    return jax.tree_util.tree_map_with_path(find, opt)
 
 
 def _batch(data: config.Data, split) -> dict:

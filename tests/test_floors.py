@@ -12,7 +12,7 @@ LM = pathlib.Path(__file__).parent.parent / "lm"
 FLOORS: list[list[list[str]]] = [
     [["config", "sizes", "guard", "records"]],
     [
-        ["mesh", "model", "optim"],
+        ["mesh", "parametrization", "model", "optim"],
         [
             *("tokens", "embedded", "files", "tfds_text", "languages", "sources"),  # what is read
             *("filters", "sift", "corpus", "order", "data"),  # what is kept, and in which order

@@ -1,9 +1,11 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lm import config, model, optim
+from lm import config, model, optim, records, train
 
 SHAPE = config.Model(
     vocab_size=16, d_model=8, n_layers=2, n_heads=2, n_kv_heads=2, d_head=4, d_ff=16
@@ -35,7 +37,7 @@ def test_a_run_of_one_step_has_a_learning_rate():
 def test_norms_do_not_decay_and_every_other_weight_does():
     params = jax.jit(lambda: model.init(SHAPE, 0))()
     knobs = config.Optim(lr=0.1, weight_decay=0.5, warmup=0.0, schedule="constant")
-    optimizer = optim.make(knobs, 10, model.axes(SHAPE))
+    optimizer = optim.make(knobs, SHAPE, 10, model.axes(SHAPE))
     zeros = jax.tree.map(jnp.zeros_like, params)
     update, _ = optimizer.update(zeros, optimizer.init(params), params)
     for path, moved in jax.tree_util.tree_leaves_with_path(update):
@@ -46,10 +48,30 @@ def test_norms_do_not_decay_and_every_other_weight_does():
 
 def test_a_large_gradient_is_clipped_by_its_global_norm():
     params = jax.jit(lambda: model.init(SHAPE, 0))()
-    optimizer = optim.make(config.Optim(clip=1.0, eps=1.0, weight_decay=0.0), 10, model.axes(SHAPE))
+    optimizer = optim.make(
+        config.Optim(clip=1.0, eps=1.0, weight_decay=0.0), SHAPE, 10, model.axes(SHAPE)
+    )
 
     def update(scale: float):
         gradient = jax.tree.map(lambda x: jnp.full_like(x, scale), params)
         return optimizer.update(gradient, optimizer.init(params), params)[0]
 
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4), update(1e3), update(1e6))
+
+
+@pytest.mark.parametrize("name", config.CHOICES["optim.name"])
+def test_every_optimizer_trains_and_resumes_on_a_split_mesh(tiny, name):
+    tiny.optim.name, tiny.optim.lr, tiny.mesh = name, 1e-3, config.Mesh(data=2, fsdp=2)
+    tiny.eval.n_completions, tiny.steps = 0, 8
+    whole = dataclasses.replace(tiny, name="whole")
+    train.train(whole)
+
+    def stop(row):
+        if row["step"] == 4 and row["attempt"] == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train.train(tiny, stop)
+    train.train(tiny, stop)
+    seen = [[row["loss"] for row in records.metrics(records.folder(run))] for run in (whole, tiny)]
+    assert seen[0] == seen[1] and seen[0][-1] < seen[0][0] - 0.1

@@ -1,0 +1,88 @@
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from lm import config, model, optim, parametrization
+
+BASE = config.Model(d_model=16, n_layers=2, n_heads=2, n_kv_heads=2, d_head=8, d_ff=32)
+BASE.base_width, BASE.base_depth = 16, 2
+WIDE = dataclasses.replace(BASE, d_model=64, n_heads=8, n_kv_heads=8, d_ff=128)
+DEEP = dataclasses.replace(BASE, n_layers=8)
+RULES = ("standard", "mup", "completep")
+
+
+def weights(shape: config.Model, rule: str) -> dict:
+    return jax.jit(lambda: model.init(dataclasses.replace(shape, parametrization=rule), 0))()
+
+
+def spread(shape: config.Model, rule: str) -> dict[str, float]:
+    params = weights(shape, rule)
+    return {
+        "input": float(params["embed"].std()),
+        "hidden": float(params["blocks"]["mlp"]["up"].std()),
+        "back": float(params["blocks"]["mlp"]["down"].std()),
+        "output": float(params["head"].std()),
+    }
+
+
+@pytest.mark.parametrize("rule", RULES[1:])
+def test_at_the_base_shape_every_rule_is_the_standard_one(rule):
+    jax.tree.map(np.testing.assert_array_equal, weights(BASE, "standard"), weights(BASE, rule))
+    shape = dataclasses.replace(BASE, parametrization=rule)
+    assert parametrization.branch(shape) == parametrization.logits(shape) == 1
+    for names in jax.tree.leaves(model.axes(BASE), is_leaf=lambda n: isinstance(n, tuple)):
+        assert parametrization.factors(shape, names) == parametrization.factors(BASE, names)
+
+
+def test_widths_and_depths_change_the_init_as_the_papers_say():
+    base, mup, deep = spread(BASE, "mup"), spread(WIDE, "mup"), spread(DEEP, "completep")
+    near = {"rel": 0.05}
+    assert mup["input"] == pytest.approx(base["input"], **near)  # not 1 / sqrt(width)
+    assert mup["output"] == pytest.approx(base["output"], **near)
+    assert mup["hidden"] == pytest.approx(base["hidden"] / 2, **near)  # a quarter of the variance
+    assert mup["back"] == pytest.approx(base["back"] / 2, **near)
+    assert deep["back"] == pytest.approx(base["back"], **near)  # the branch is divided instead
+    assert spread(DEEP, "standard")["back"] == pytest.approx(base["back"] / 2, **near)
+    shape = dataclasses.replace(WIDE, n_layers=8, parametrization="completep")
+    assert parametrization.branch(shape) == 1 / 4 and parametrization.logits(shape) == 1 / 4
+
+
+@pytest.mark.parametrize("name", config.CHOICES["optim.name"])
+def test_one_step_moves_each_kind_of_weight_by_its_own_learning_rate(name):
+    shape = dataclasses.replace(WIDE, parametrization="mup")
+    knobs = config.Optim(name=name, lr=0.01, weight_decay=0.0, warmup=0.0, schedule="constant")
+    params = weights(shape, "mup")
+    gradient = jax.tree.map(lambda w: jax.random.normal(jax.random.key(1), w.shape), params)
+    optimizer = optim.make(knobs, shape, 10, model.axes(shape))
+    moved, _ = optimizer.update(gradient, optimizer.init(params), params)
+    size = {
+        "input": np.sqrt(np.mean(moved["embed"] ** 2)),
+        "hidden": np.sqrt(np.mean(moved["blocks"]["mlp"]["up"] ** 2)),
+        "back": np.sqrt(np.mean(moved["blocks"]["attention"]["out"] ** 2)),
+    }
+    ratio = {"muon": 0.2}.get(name, 1.0)  # Muon's steps have that share of the size
+    assert size["input"] == pytest.approx(0.01, rel=0.01)
+    assert size["hidden"] == pytest.approx(ratio * 0.01 / 4, rel=0.2)
+    assert size["back"] == pytest.approx(ratio * 0.01 / 4, rel=0.2)
+    assert np.vdot(moved["head"], gradient["head"]) < 0
+
+
+def test_decay_stays_put_where_the_learning_rate_falls():
+    shape = dataclasses.replace(WIDE, parametrization="mup")
+    for names in jax.tree.leaves(model.axes(shape), is_leaf=lambda n: isinstance(n, tuple)):
+        factors = parametrization.factors(shape, names)
+        assert factors.lr * factors.decay == (0 if "norm" in names else 1)
+
+
+def test_a_larger_epsilon_means_what_it_says():
+    shape = dataclasses.replace(WIDE, parametrization="mup")  # epsilon / 4 for every weight
+    knobs = config.Optim(lr=1.0, eps=1.0, clip=0.0, warmup=0.0, schedule="constant", b1=0.0, b2=0.0)
+    params = weights(shape, "mup")
+    gradient = jax.tree.map(np.ones_like, params)
+    optimizer = optim.make(
+        dataclasses.replace(knobs, weight_decay=0.0), shape, 10, model.axes(shape)
+    )
+    moved, _ = optimizer.update(gradient, optimizer.init(params), params)
+    np.testing.assert_allclose(moved["embed"], -1 / (1 + 1 / 4), rtol=1e-6)
