@@ -2,8 +2,10 @@
 
 import time
 
-from rich.console import Console
+from rich.console import Console, Group
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 from lm import config
@@ -18,15 +20,54 @@ def say(text: str) -> None:
 
 def table(lines: list[dict[str, str]], title: str = "") -> None:
     """Dicts of equal keys as a table, the keys its head; on a narrow screen no row is broken."""
-    if not lines:
-        return
+    if lines:
+        wide().print(_grid(lines, title), highlight=False)
+
+
+def wide() -> Console:
+    """A terminal as it is; a file or a pipe with room for a table."""
+    return console if console.is_terminal else Console(width=max(console.width, 160))
+
+
+def _grid(lines: list[dict[str, str]], title: str = "") -> Table:
     shown = Table(title=title or None, title_justify="left", box=None, pad_edge=False)
     for number, name in enumerate(lines[0]):
         shown.add_column(name, justify="right" if number else "left", no_wrap=True)
     for line in lines:
-        shown.add_row(*(str(cell) for cell in line.values()))
-    wide = Console(width=max(console.width, 160)) if not console.is_terminal else console
-    wide.print(shown, markup=False, highlight=False)
+        shown.add_row(*(escape(str(cell)) for cell in line.values()))
+    return shown
+
+
+def standing(runs: list[dict], total: dict) -> Group:
+    """A line a run and one of the whole, of lm.standing's dicts."""
+    lines = [
+        {
+            "run": run["name"],
+            "status": run["status"],
+            "step": f"{run['step']:,} of {run['steps']:,}" if run["steps"] else "",
+            "loss": _maybe(run["loss"], "{:.3f}"),
+            "tokens/s": _maybe(run["tokens_per_second"], "{:,.0f}"),
+            "of peak": _maybe(run["peak_share"], "{:.0%}"),
+            "trained": seconds(run["seconds"]),
+            "left": "" if run["seconds_left"] is None else seconds(run["seconds_left"]),
+            "saved at": _maybe(run["checkpoint"], "{:,}"),
+            "where": run["where"],
+            "attempts": run["attempts"],
+            "reason": run["reason"],
+        }
+        for run in runs
+    ]
+    left = total["device_hours_left"]
+    words = (
+        f"{total['done']} of {total['runs']} runs done, {total['share']:.0%} of the FLOPs;"
+        f" device-hours: {total['device_hours_used']:.2f} used"
+        + ("" if left is None else f", {left:.2f} left")
+    )
+    return Group(_grid(lines), ProgressBar(total=1.0, completed=total["share"], width=60), words)
+
+
+def _maybe(value, form: str) -> str:
+    return "" if value is None else form.format(value)
 
 
 def plan(costs: list[dict], finished: set[str]) -> None:

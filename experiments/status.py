@@ -1,38 +1,38 @@
 """Where every run of a folder stands.
 
-uv run python -m experiments.status --dir=runs/quickstart
+    uv run python -m experiments.status --dir=runs/quickstart --watch
+
+--json prints one object for scripts: {"total": {...}, "runs": [...]}, see lm/standing.py.
 """
 
+import json
+import pathlib
+import time
+
 from absl import flags
+from rich.live import Live
 
 from experiments import cli, show
+from lm import standing
 
 _DIR = flags.DEFINE_string("dir", "runs", "folder of runs")
+_WATCH = flags.DEFINE_bool("watch", False, "show it again every two seconds, until Ctrl-C")
+_JSON = flags.DEFINE_bool("json", False, "print JSON")
 
 
 def main() -> int:
-    from lm import records
-
-    rows = records.rows(_DIR.value)
-    if not rows:
+    if not pathlib.Path(_DIR.value).is_dir() or not (runs := standing.runs(_DIR.value)):
         raise ValueError(f"--dir={_DIR.value} holds no runs")
-    lines = []
-    for row in rows:
-        last = (records.metrics(row["dir"]) or [{}])[-1]
-        lines.append(
-            {
-                "run": row["name"],
-                "status": row["status"],
-                "step": f"{last.get('step', 0)} of {row['steps']}",
-                "loss": f"{last['loss']:.3f}" if last else "",
-                "tokens/s": f"{last['tokens_per_second']:,.0f}" if last else "",
-                "of peak": f"{last['peak_share']:.0%}" if last else "",
-                "trained": show.seconds(last["seconds"]) if last else "",
-                "attempts": row.get("attempts", 0),
-                "reason": row.get("reason", ""),
-            }
-        )
-    show.table(lines)
+    if _JSON.value:
+        print(json.dumps({"total": standing.total(runs), "runs": runs}, indent=1))
+    elif _WATCH.value:
+        with Live(show.standing(runs, standing.total(runs)), console=show.console) as live:
+            while any(run["status"] in ("planned", "running", "stuck") for run in runs):
+                time.sleep(2)
+                runs = standing.runs(_DIR.value)
+                live.update(show.standing(runs, standing.total(runs)))
+    else:
+        show.wide().print(show.standing(runs, standing.total(runs)))
     return 0
 
 

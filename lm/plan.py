@@ -29,6 +29,7 @@ def cost(run: config.Run, peak_flops_per_second: float, platform: str = "cpu") -
         "n_heads": run.model.n_heads,
         "params_total": facts["params.total"],
         "params_non_embedding": facts["params.non_embedding"],
+        "steps": run.steps,
         "tokens": facts["tokens"],
         "flops": facts["flops"],
         "seconds": facts["flops"] / (peak_flops_per_second * reached),

@@ -307,6 +307,7 @@ def _facts(run: config.Run, device_mesh, text: data.Text, peak: float) -> dict:
         "corpus.hash": text.hash,
         "unique_tokens": text.unique_tokens,
         "corpus.bytes_per_token": text.bytes_per_token,
+        "host": platform.node(),
         "devices": device_mesh.size,
         "devices.kind": device.device_kind,
         "devices.mesh": dict(device_mesh.shape),

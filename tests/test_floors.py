@@ -21,7 +21,7 @@ FLOORS: list[list[list[str]]] = [
             *("table", "solver", "fit", "doubts", "estimate", "judge", "advice"),  # how to fit
             *("starts", "powers", "lines", "minima", "isoflop", "frontier"),  # what is fitted
             *("repetition", "ability", "chain", "laws"),
-            *("style", "marks", "plots", "outcome", "page", "report"),  # what is shown
+            *("style", "marks", "plots", "outcome", "page", "report", "standing"),  # what is shown
         ],
     ],
     [["mirrors", "checkpoint", "lineage", "evaluate", "programs", "train", "plan", "launch"]],
