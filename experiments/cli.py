@@ -41,7 +41,8 @@ def status(main: Callable[[], int | None], argv: list[str]) -> int:
     except (flags.Error, ValueError) as error:
         return _end(2, str(error).strip().rpartition("\nValueError: ")[2])
     except KeyboardInterrupt as error:
-        number = signal.SIGTERM if "SIGTERM" in str(error) else signal.SIGINT
+        named = [one for one in signal.Signals if f"stopped by {one.name} " in str(error)]
+        number = named[0] if named else signal.SIGINT
         return _end(128 + number, f"{error or 'stopped'}: the same command goes on")
 
 

@@ -3,11 +3,13 @@
 import time
 
 from rich.console import Console, Group
+from rich.live import Live
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
+import lm.standing
 from lm import config
 
 console = Console()
@@ -174,3 +176,25 @@ class Bars:
     def note(self, text: str) -> None:
         """A line above the bars."""
         self.progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+class Standing:
+    """A context manager: where the runs of a folder stand, again and again, on a terminal."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.live = Live(console=console)
+
+    def __enter__(self):
+        if console.is_terminal:
+            self.live.start()
+        return self
+
+    def __exit__(self, *_):
+        self.live.stop()
+
+    def beat(self) -> None:
+        """Shows it anew."""
+        if self.live.is_started:
+            runs = lm.standing.runs(self.folder)
+            self.live.update(standing(runs, lm.standing.total(runs)))

@@ -1,9 +1,17 @@
 """Runs a sweep: plan, train what is left, predict the largest before it starts, report.
 
     uv run python -m experiments.sweep --sweep=configs/sweeps/quickstart.py
+    uv run python -m experiments.sweep --sweep=FILE --jobs=4           # processes, a device each
+    uv run python -m experiments.sweep --sweep=FILE --on=slurm --jobs=16 \\
+        --slurm="--partition=gpu --gres=gpu:1 --time=4:00:00"
 
-The same command goes on after any end, and says so when nothing is left.
+The same command goes on after any end, and says so when nothing is left. On a cluster it queues
+jobs and returns; experiments.status --watch shows what they do.
 """
+
+import signal
+import sys
+import time
 
 from absl import flags
 
@@ -11,16 +19,35 @@ from experiments import cli, show
 
 _SWEEP = flags.DEFINE_string("sweep", "", "FILE[:ARG] with get_sweep([ARG]) that yields runs")
 _DIR = flags.DEFINE_string("dir", None, "folder of all runs, in place of each run's own")
+_ON = flags.DEFINE_enum("on", "here", ["here", "slurm"], "where to train")
+_JOBS = flags.DEFINE_integer("jobs", 1, "processes that train at once, at most", lower_bound=1)
+_SLURM = flags.DEFINE_string(
+    "slurm", "", "options of sbatch, such as --partition=gpu --time=1:00:00"
+)
+_RETRIES = flags.DEFINE_integer("retries", 0, "times to try a failed run again", lower_bound=0)
+_ADOPT = flags.DEFINE_bool("adopt", False, "go on with begun runs as they were, not as edited")
+_WORKER = flags.DEFINE_float("worker", 0.0, "set for the processes of --jobs and --on=slurm")
 
 
 def main() -> int:
     runs = cli.load_sweep(_SWEEP.value)
     cli.tune_memory()
-    from lm import launch, mesh, plan, report  # JAX comes after the memory settings
+    from lm import launch, mesh, plan, report, workers  # JAX comes after the memory settings
 
     for run in runs:
         run.dir = _DIR.value or run.dir
+    if _ADOPT.value:
+        runs = launch.adopt(runs)
     mesh.start()
+    if _WORKER.value:
+        with show.Bars() as bars:
+            launch.here(
+                *(runs, bars.started, bars.stepped, bars.ended), _RETRIES.value, _WORKER.value
+            )
+        if not any(launch.ready(runs, _RETRIES.value, _WORKER.value)):
+            report.write(launch.folder(runs))
+        return 0
+
     launch.check(runs, show.preparing)
     left = launch.left(runs)
     device_mesh = mesh.make(runs[0].mesh)
@@ -31,12 +58,24 @@ def main() -> int:
     show.epochs(launch.epochs(runs))
 
     folder = launch.folder(runs)
+    command = [sys.executable, *sys.orig_argv[1:], f"--worker={time.time()}"]
     if left:
         launch.write_down(_SWEEP.value, runs, costs)
-        with show.Bars() as bars:
-            launch.here(runs, bars.started, bars.stepped, bars.ended)
     else:
         show.say(f"all {len(runs)} runs are done")
+    if left and _ON.value == "slurm":
+        for n, job in workers.submit(runs, command, _JOBS.value, _SLURM.value.split()):
+            show.say(f"SLURM job {job}: {n} workers")
+        show.say(f"watch them: uv run python -m experiments.status --dir={folder} --watch")
+        return 0
+    if left and _JOBS.value > 1:
+        with show.Standing(folder) as standing:
+            statuses = workers.here(command, _JOBS.value, folder / "workers", standing.beat)
+        if stopped := [status for status in statuses if status >= 128]:
+            raise KeyboardInterrupt(f"stopped by {signal.Signals(stopped[0] - 128).name} ")
+    elif left:
+        with show.Bars() as bars:
+            launch.here(runs, bars.started, bars.stepped, bars.ended, _RETRIES.value)
     page = report.write(folder)
     found = report.load(folder)
     show.table(report.table(found.rows, found.prediction))

@@ -4,8 +4,9 @@ Nothing drives a sweep but its folder: calling `here` again, after any end, goes
 """
 
 import datetime
+import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from lm import config, data, guard, laws, lineage, mesh, mirrors, records, sizes, train
@@ -39,6 +40,14 @@ def check(runs: list[config.Run], report: Callable | None = None) -> None:
             lineage.check(run, by_name.get(run.start.run) or lineage.parent(run))
     for run in runs:
         data.load(run.data, run.seed, report).check(run.steps)
+
+
+def adopt(runs: list[config.Run]) -> list[config.Run]:
+    """The runs, those that have begun as they were when they began: an edited sweep goes on."""
+    begun = {
+        run.name: records.folder(run) for run in runs if records.read_facts(records.folder(run))
+    }
+    return [records.read_config(begun[run.name]) if run.name in begun else run for run in runs]
 
 
 def epochs(runs: list[config.Run]) -> dict[str, float]:
@@ -100,13 +109,19 @@ def here(
     started: Callable[[config.Run], None] = lambda run: None,
     stepped: Callable[[config.Run, dict], None] = lambda run, row: None,
     ended: Callable[[config.Run, str], None] = lambda run, reason: None,
+    retries: int = 0,
+    since: float | None = None,
 ) -> None:
-    """Does what is left, one run after another in this process.
+    """Does what is ready, one run after another in this process, until nothing is.
 
-    A run that diverges or fails is marked so and the others go on. A signal, a full disk or one
-    that is read-only stops the sweep: the same call goes on with it.
+    Any number of processes may do this at once: a run is trained by the one that has its lock. A
+    run that diverges or fails is marked so and the others go on; one that failed is tried `retries`
+    more times, failures before `since` (seconds of time.time(); default: now) not counted. A
+    signal, a full disk or one that is read-only stops the sweep: the same call goes on with it.
     """
-    for run in left(runs):
+    since = time.time() if since is None else since
+    taken: set[str] = set()  # between our look and our lock
+    while run := next((run for run in ready(runs, retries, since) if run.name not in taken), None):
         if run.predict:
             predict(run, [other for other in runs if other is not run])
         started(run)
@@ -115,15 +130,46 @@ def here(
             train.train(run, lambda row, run=run: stepped(run, row))
         except OSError:
             raise
-        except (train.Diverged, guard.Taken) as error:
+        except guard.Taken as error:
+            taken.add(run.name)
+            reason = str(error)
+        except train.Diverged as error:
             reason = str(error)
         except Exception as error:
             reason = f"{type(error).__name__}: {error}"
             where = records.folder(run)
             where.mkdir(parents=True, exist_ok=True)
             (where / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
-            records.write_facts(where, status="failed", reason=reason)
+            failed_at = [*records.read_facts(where).get("failed_at", []), time.time()]
+            records.write_facts(where, status="failed", reason=reason, failed_at=failed_at)
         ended(run, reason)
+
+
+def ready(runs: list[config.Run], retries: int, since: float) -> Iterator[config.Run]:
+    """The runs that are left and can start now, in the order to run them.
+
+    Not ready are those that another process trains, that failed more than `retries` times since
+    `since`, that start from a run that is not done, and the predicted one as long as another may
+    still start.
+    """
+    by_name = {run.name: run for run in runs}
+    hopeless: set[str] = set()  # of this call: they will not get done
+    is_waiting = False
+    for run in ordered(runs):
+        facts = records.read_facts(records.folder(run))
+        n_failed = sum(when >= since for when in facts.get("failed_at", []))
+        if n_failed > retries or run.start.run in hopeless or facts.get("status") == "diverged":
+            hopeless.add(run.name)
+        elif not records.is_finished(run):
+            parent = by_name.get(run.start.run)
+            is_blocked = (
+                guard.is_alive(records.folder(run))
+                or (parent is not None and not records.is_finished(parent))
+                or (run.predict and is_waiting)
+            )
+            is_waiting = True
+            if not is_blocked:
+                yield run
 
 
 def predict(target: config.Run, others: list[config.Run]) -> None:

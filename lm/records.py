@@ -63,7 +63,10 @@ def compare(run: config.Run) -> None:
         if knob not in FREE and old[knob] != value
     ]
     if changed:
-        raise ValueError(f"{path.parent} was started with {'; '.join(changed)}: pick a new name")
+        raise ValueError(
+            f"{path.parent} was started with {'; '.join(changed)}: pick a new name,"
+            " or in a sweep go on as it was with --adopt"
+        )
 
 
 def start(run: config.Run, facts: dict) -> int:

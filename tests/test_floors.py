@@ -24,7 +24,19 @@ FLOORS: list[list[list[str]]] = [
             *("style", "marks", "plots", "outcome", "page", "report", "standing"),  # what is shown
         ],
     ],
-    [["mirrors", "checkpoint", "lineage", "evaluate", "programs", "train", "plan", "launch"]],
+    [
+        [
+            "mirrors",
+            "checkpoint",
+            "lineage",
+            "evaluate",
+            "programs",
+            "train",
+            "plan",
+            "launch",
+            "workers",
+        ]
+    ],
 ]
 NO_JAX = {*FLOORS[0][0], *FLOORS[1][1], *FLOORS[1][2]}
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from lm import config, launch, laws, records, sizes, train
+from lm import config, guard, launch, laws, records, sizes, train
 
 
 @pytest.fixture
@@ -87,6 +87,44 @@ def test_a_run_that_diverges_or_fails_is_marked_and_the_others_go_on(sweep, monk
     assert rows == {"s/a": "diverged", "s/c": "failed", "s/b": "done", "s/d": "done", "s/e": "done"}
     assert "Traceback" in (records.folder(sweep[2]) / "error.txt").read_text()
     assert [run.name for run in launch.left(sweep)] == ["s/c"]  # failed ones are tried again
+
+
+def test_a_failed_run_is_tried_again_as_often_as_stated_and_its_children_never_start(
+    sweep, monkeypatch
+):
+    child = dataclasses.replace(sweep[4], start=config.Start(run="s/c"))
+    grandchild = dataclasses.replace(sweep[3], start=config.Start(run="s/e"))
+    sweep, tried = [*sweep[:3], grandchild, child], []
+
+    def fake(run, report):
+        records.start(run, sizes.facts(run))
+        tried.append(run.name)
+        if run.name == "s/c":
+            raise RuntimeError("broken")
+        records.write_facts(records.folder(run), status="done")
+
+    monkeypatch.setattr(train, "train", fake)
+    launch.here(sweep, retries=2)
+    assert tried == ["s/a", "s/c", "s/c", "s/c", "s/b"]
+    tried.clear()
+    launch.here(sweep)  # another call begins to count anew
+    assert tried == ["s/c"]
+
+
+def test_what_another_process_trains_is_left_to_it_and_the_predicted_run_waits(sweep, monkeypatch):
+    tried = []
+
+    def fake(run, report):
+        records.start(run, sizes.facts(run))
+        tried.append(run.name)
+        if run.name == "s/d":
+            raise guard.Taken("taken just now")
+        records.write_facts(records.folder(run), status="done")
+
+    monkeypatch.setattr(train, "train", fake)
+    with guard.Guard(records.folder(sweep[0])):
+        launch.here(sweep)
+    assert tried == ["s/c", "s/d", "s/e"]
 
 
 def test_a_full_disk_stops_the_sweep(sweep, monkeypatch):
