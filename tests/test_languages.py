@@ -5,17 +5,17 @@ import itertools
 import numpy as np
 import pytest
 
-from lm import languages
+from lm import automaton, languages
 
 SMALL = languages.parse("machine?states=16&symbols=6&memory=3&megabytes=0.5")
 
 
 def read(machine, text):
     """Nats of each letter for who knows the machine, and the state at each letter."""
-    p_SA, next_SA = languages.probabilities(machine), languages.successors(machine)
+    letters_A, p_SA, next_SA = languages.automaton_of(machine)
     state, nats, states = 0, [], []
     for letter in text:
-        a = languages.LETTERS.index(letter)
+        a = letters_A.index(letter)
         nats.append(-np.log(p_SA[state, a]))
         states.append(state)
         state = next_SA[state, a]
@@ -24,7 +24,7 @@ def read(machine, text):
 
 def test_a_long_text_has_the_entropy_and_the_states_that_are_computed():
     nats, states = [], []
-    for text in itertools.islice(languages.documents(SMALL), 60):
+    for text in languages.block(SMALL, 0)[:60]:
         more, where = read(SMALL, text)
         assert len(text) == languages.DOCUMENT
         nats += more
@@ -39,7 +39,7 @@ def test_a_long_text_has_the_entropy_and_the_states_that_are_computed():
 @pytest.mark.parametrize("zipf", [0.0, 1.0, 4.0])
 def test_the_entropy_of_a_letter_is_that_of_its_probabilities(zipf):
     machine = languages.parse(f"machine?zipf={zipf}&symbols=8")
-    p_SA = languages.probabilities(machine)
+    p_SA = languages.automaton_of(machine).p_SA
     np.testing.assert_allclose(p_SA.sum(axis=1), 1)
     of_states = -(p_SA * np.log(p_SA)).sum(axis=1)
     np.testing.assert_allclose(of_states, of_states[0])
@@ -49,7 +49,7 @@ def test_the_entropy_of_a_letter_is_that_of_its_probabilities(zipf):
 
 def test_the_floor_of_short_rows_is_that_of_all_texts_there_are():
     machine = languages.parse("machine?states=3&symbols=2&memory=2&zipf=2")
-    p_SA, next_SA = languages.probabilities(machine), languages.successors(machine)
+    _, p_SA, next_SA = languages.automaton_of(machine)
 
     def probability(letters):
         belief_S = languages.stationary(machine)
@@ -75,27 +75,34 @@ def test_longer_rows_have_a_lower_floor_above_the_entropy():
 
 
 def test_what_is_stored_counts_far_ahead():
-    p_SA = languages.probabilities(SMALL).reshape(16, 3, 6)
+    _, p_SA, next_SA = languages.automaton_of(SMALL)
+    p_SA, next_SA = p_SA.reshape(16, 3, 6), next_SA.reshape(16, 3, 6) % 3
     assert (p_SA[1, 0] != p_SA[1, 1]).any() and (p_SA[2, 0] == p_SA[2, 1]).all()
-    next_SA = languages.successors(SMALL).reshape(16, 3, 6) % 3
     assert (next_SA[0] == np.arange(6) % 3).all()  # stores
     assert (next_SA[2] == np.arange(3)[:, None]).all()  # keeps
 
 
+def text_of(language):
+    return [
+        text for n in range(languages.blocks(language)) for text in languages.block(language, n)
+    ]
+
+
 def test_the_text_is_the_same_again_and_another_with_another_seed():
-    first = next(languages.documents(SMALL))
-    assert next(languages.documents(SMALL)) == first
+    first = text_of(SMALL)
+    assert text_of(SMALL) == first and len(first) == len(set(first)) == 122
     other = languages.parse("machine?states=16&symbols=6&memory=3&megabytes=0.5&seed=1")
-    assert next(languages.documents(other)) != first
-    assert len(list(languages.documents(SMALL))) == 122
+    assert languages.block(other, 0)[0] != first[0]
     few = languages.parse("machine?states=16&symbols=6&memory=3&megabytes=0.1")
-    assert list(languages.documents(few)) == list(languages.documents(SMALL))[:24]
+    assert text_of(few) == first[:24]
 
 
 @pytest.mark.parametrize(
     "name, words",
     [
-        ("grammar", "grammar does not exist: did you mean machine"),
+        ("gramma", "gramma does not exist: did you mean machine or grammar"),
+        ("grammar?states=3", "states does not exist: take words, kinds"),
+        ("grammar?depth=9", "depth must be from 1 to 4"),
         ("machine?size=3", "size does not exist: take states, symbols"),
         ("machine?states=many", "states=many must be a number"),
         ("machine?states=1", "states must be from 2 to 65536"),
@@ -105,3 +112,111 @@ def test_the_text_is_the_same_again_and_another_with_another_seed():
 def test_dials_that_cannot_be_are_named(name, words):
     with pytest.raises(ValueError, match=words):
         languages.parse(name)
+
+
+TINY = languages.parse("grammar?words=3&kinds=2&depth=2&nest=0.3&stop=0.4")
+
+
+def derived(grammar, depth=1):
+    """Nats and letters of a phrase on average, summed over its rules: no automaton in it."""
+    p_word = automaton.zipf(grammar.words, grammar.zipf)
+    nest = grammar.nest if depth < grammar.depth else 0.0
+    rules = np.array([grammar.stop, nest, 1 - grammar.stop - nest])
+    choices = -sum(p * np.log(p) for p in rules if p) / grammar.stop  # of as many as there are
+    nats = np.log(grammar.kinds) + choices - rules[2] / grammar.stop * (p_word @ np.log(p_word))
+    letters = 2 + rules[2] / grammar.stop * 3
+    if nest:
+        inner = derived(grammar, depth + 1)
+        nats, letters = (
+            nats + nest / grammar.stop * inner[0],
+            letters + nest / grammar.stop * inner[1],
+        )
+    return nats, letters
+
+
+@pytest.mark.parametrize(
+    "dials", ["words=3&kinds=2&depth=2", "", "words=500&kinds=1&depth=4&nest=0.4"]
+)
+def test_the_entropy_of_a_grammar_is_that_of_its_derivations(dials):
+    grammar = languages.parse(f"grammar?{dials}")
+    nats, letters = derived(grammar)
+    wanted = nats / letters  # phrases follow each other without memory
+    n = languages.DOCUMENT
+    ends = np.log1p(-1 / (n + 1)) * n / (n + 1) + np.log(1 / (n + 1)) / (n + 1)
+    found = (languages.entropy(grammar) + ends) * (n + 1) / n
+    assert found == pytest.approx(wanted, rel=2e-3)  # a document is cut within a phrase
+
+
+def test_the_entropy_of_a_grammar_is_that_of_all_texts_there_are():
+    letters, p_SA, next_SA = languages.automaton_of(TINY)
+    texts, before = {("", 0): 1.0}, 0.0
+    now_S = np.eye(len(p_SA))[0]
+    for _ in range(9):
+        longer = {}
+        for (text, state), p in texts.items():
+            for a in np.flatnonzero(p_SA[state]):
+                longer[text + letters[a], int(next_SA[state, a])] = p * p_SA[state, a]
+        p = np.array(list(longer.values()))
+        assert len({text for text, _ in longer}) == len(longer) and p.sum() == pytest.approx(1)
+        block = -(p * np.log(p)).sum()
+        of_states = -np.sum(p_SA * np.log(np.where(p_SA > 0, p_SA, 1)), axis=1)
+        assert block - before == pytest.approx(now_S @ of_states)
+        now_S = np.bincount(next_SA.ravel(), (now_S[:, None] * p_SA).ravel(), len(now_S))
+        texts, before = longer, block
+
+
+def test_a_grammar_writes_phrases_that_close_as_they_opened_and_words_of_its_lexicon():
+    grammar = languages.parse("grammar?words=20&kinds=3&depth=2&megabytes=0.3")
+    words, deepest = set(), 0
+    for text in languages.block(grammar, 0):
+        stack, word = [], ""
+        for letter in text:
+            if letter in "ABC":
+                assert word == ""
+                stack.append(letter)
+            elif letter in "STU":
+                assert word == "" and "ABC"["STU".index(letter)] == stack.pop()
+            else:
+                word += letter
+                if len(word) == 3:
+                    words.add((stack[-1], word))
+                    word = ""
+            deepest = max(deepest, len(stack))
+    assert deepest == 2 and len({word for _, word in words}) == 20
+    assert len(words) > 55  # each kind of phrase has all of them
+
+
+@pytest.mark.parametrize("language", [SMALL, TINY], ids=["machine", "grammar"])
+def test_the_best_reader_of_rows_pays_what_all_texts_there_are_say(language):
+    letters, p_SA, next_SA = languages.automaton_of(language)
+    text = languages.block(language, 1)[0][1000:1006]
+    belief_S, p = languages.stationary(language), [1.0]
+    for letter in text:
+        a = letters.index(letter)
+        belief_S = np.bincount(next_SA[:, a], belief_S * p_SA[:, a], len(belief_S))
+        p.append(belief_S.sum())  # of this beginning, over all states that it may have begun in
+    found = languages.nats(language, np.array([list(text.encode())]))[0]
+    n = languages.DOCUMENT + 1 - np.arange(1, 6)  # places where the document may end
+    np.testing.assert_allclose(found, -np.diff(np.log(p))[1:] - np.log1p(-1 / n))
+
+
+def test_after_the_end_of_a_document_the_reader_knows_the_state():
+    letters, p_SA, next_SA = languages.automaton_of(TINY)
+    text = languages.block(TINY, 0)[0][:8]
+    row = np.array([[*languages.block(TINY, 1)[0][:5].encode(), 0, *text.encode()]])
+    found = languages.nats(TINY, row)[0]
+    state, wanted = 0, []
+    for a in map(letters.index, text):
+        wanted.append(-np.log(p_SA[state, a]))
+        state = next_SA[state, a]
+    np.testing.assert_allclose(found[5:], wanted)
+    assert found[4] == pytest.approx(np.log(languages.DOCUMENT + 1 - 5))
+
+
+def test_the_floor_is_what_the_best_reader_pays_on_average():
+    language = languages.parse("grammar?words=10&kinds=2&depth=2&megabytes=0.3")
+    text = "\0".join(text_of(language)).encode()
+    rows = np.frombuffer(text[: len(text) // 65 * 65], np.uint8).reshape(-1, 65)[::20]
+    found = languages.nats(language, rows).mean(axis=1)
+    floor, error = languages.floor(language, 64, n=100)
+    assert found.mean() == pytest.approx(floor, abs=4 * (found.std() / len(found) ** 0.5 + error))
