@@ -107,12 +107,14 @@ def evaluation(row: dict) -> None:
     table(lines)
 
 
-def preparing(source: str, documents: int, n_bytes: int) -> None:
-    """Progress of the text that is being prepared, on one line."""
+def preparing(source: str, documents: int, n_bytes: int, share: float) -> None:
+    """Progress of the text that is being prepared, on one line; share of its parts done, 0 to 1."""
     if console.is_terminal:
-        console.print(
-            f"preparing {source}: {documents:,} documents, {n_bytes / 1e6:.1f} MB", end="\r"
-        )
+        full = round(24 * share)
+        bar = "━" * full + "╌" * (24 - full)
+        what = f"{documents:,} documents, {n_bytes / 1e6:,.1f} MB"
+        line = f"{bar} {share:4.0%}  {what}  {source}"[: console.width - 1]
+        console.print(line.ljust(console.width - 1), markup=False, highlight=False, end="\r")
 
 
 def epochs(times: dict[str, float]) -> None:

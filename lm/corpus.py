@@ -11,12 +11,12 @@ data/bpe-8192-91c07d44e3b5/
     tokenizer.json   trained on the sources, for data.tokenizer="bpe:8192"
 """
 
-import collections
 import dataclasses
 import hashlib
 import json
 import re
 import shutil
+import sqlite3
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -24,10 +24,10 @@ from pathlib import Path
 
 import numpy as np
 
-from lm import config, files, filters, sift, sources, tokens
+from lm import config, draft, files, overlap, sift, sources, tokens
 
-FORMAT = 1  # part of every key: raise it when the same source would give other tokens
-SPLITS = ("train", "heldout")
+FORMAT = 2  # part of every key: raise it when the same source would give other tokens
+SPLITS = draft.SPLITS
 SAMPLE_BYTES = 32_000_000  # of text, over all sources, on which a tokenizer is trained
 # Knobs other than the tokenizer and data.heldout that say what is prepared.
 KNOBS = ("broken", "min_words", "min_letters", "max_repeats", "drop_copies", "overlap", "protect")
@@ -56,7 +56,7 @@ class Manifest:
     folder: str = ""  # where it was found; not written
 
 
-Report = Callable[[str, int, int], None]  # source, documents so far, bytes so far
+Report = Callable[[str, int, int, float], None]  # source; documents, bytes, share of it so far
 
 
 def prepare(
@@ -64,128 +64,98 @@ def prepare(
 ) -> dict[str, Manifest]:
     """Source -> manifest, writing what data.cache does not hold yet, with `workers` processes.
 
-    A second call reads manifests and takes milliseconds. Each source is written to a temporary
-    folder and renamed whole, so a killed call leaves nothing that looks done, and of two calls at
-    once the second to finish drops its copy. ValueError, with nothing left behind, for text that is
-    missing, empty, binary or not UTF-8, for malformed JSON Lines, and for a folder or disk that
-    cannot be written. With data.broken="skip" what cannot be read is left out and counted.
+    A second call reads manifests and takes milliseconds. Each source is written to a draft and
+    renamed whole, so a killed call leaves nothing that looks done; the next goes on after the last
+    part (file) that was saved. Of two calls at once the second to finish drops its copy. With
+    data.drop_copies a document counts as seen if it was in a source of a name before this one's.
+    ValueError for text that is missing, empty, binary or not UTF-8, for malformed JSON Lines, and
+    for a folder or disk that cannot be written. With data.broken="skip" what cannot be read is left
+    out and counted. Memory does not grow with the text.
     """
     tokenizer = _tokenizer(data, report)
-    every = list(map(sources.fingerprint, _guards(data))) if data.overlap else []
-    guarded: list[np.ndarray] = []  # made once, and only if a source is not prepared yet
-
-    def make(source: str) -> Manifest:
-        changed = [(k, v) for k in KNOBS if (v := getattr(data, k)) != getattr(config.Data, k)]
-        facts = (FORMAT, source, sources.fingerprint(source), data.heldout, tokenizer.hash)
-        facts += (changed, every) if changed else ()
-        return _prepare(source, facts, data, tokenizer, guarded, report, workers)
-
-    return {source: make(source) for source in data.sources}
+    found: dict[str, Manifest] = {}
+    for source in sorted(data.sources):
+        found[source] = _prepare(source, data, tokenizer, list(found.values()), report, workers)
+    return {source: found[source] for source in data.sources}
 
 
 def _prepare(
     source: str,
-    facts: tuple,
     data: config.Data,
     tokenizer: tokens.Tokenizer,
-    guarded: list[np.ndarray],
+    before: list[Manifest],
     report: Report | None,
     workers: int,
 ) -> Manifest:
-    key = hashlib.sha256(repr(facts).encode()).hexdigest()[:12]
+    changed = [(k, v) for k in KNOBS if (v := getattr(data, k)) != getattr(config.Data, k)]
+    facts = (FORMAT, source, data.heldout, tokenizer.hash, changed)
+    before = before if data.drop_copies else []
+    facts += (_guards(data) if data.overlap else [], [manifest.key for manifest in before])
+    prints = sources.fingerprint(source)
     words = re.findall(r"[a-z0-9]+", source.lower())[-5:]  # the end of a path says most
-    cache = Path(data.cache)
-    folder = cache / f"{'-'.join(words)[-60:]}-{key}"
+    name, key = "-".join(words)[-60:], _key(*facts, prints)
+    folder = Path(data.cache, f"{name}-{key}")
     found = _read_manifest(folder)
-    if found:
+    if found and (not data.drop_copies or (folder / "seen.sqlite").exists()):
         return found
-    if data.overlap and not guarded:
-        guarded.append(_guarded(data))
-    temporary = _temporary(data, folder.name)
+    parts = sources.parts(source)
     try:
-        runs = guarded[0] if guarded else sift.NONE
-        documents = _documents(source, data, dropped := collections.Counter())
-        ready = sift.sifted(documents, tokenizer, data, runs, workers)
-        manifest = _write(source, key, temporary, data, tokenizer, ready, dropped, report)
-        if folder.exists() and not _read_manifest(folder):
-            shutil.rmtree(folder)  # cut off while being copied here, or damaged
-        try:
-            temporary.rename(folder)
-        except OSError:
-            if not _read_manifest(folder):  # else another process was first
-                raise
-    except OSError as error:
+        guarded = _guarded(data) if data.overlap else None
+        of_parts = prints if len(prints) == len(parts) else [prints] * len(parts)
+        seen_before = [Path(manifest.folder, "seen.sqlite") for manifest in before]
+        with draft.Draft(Path(data.cache), f"{name}-{_key(*facts)}", of_parts, seen_before) as work:
+            told = time.monotonic()
+            documents = _documents(source, data, work.part)
+            for one in sift.sifted(documents, tokenizer, data, guarded, workers):
+                if one.error and data.broken == "stop":
+                    raise ValueError(one.error)
+                work.add(one)
+                if report and time.monotonic() - told > 0.2:
+                    told = time.monotonic()
+                    report(source, *work.size, one.part / len(parts))
+            if report:
+                report(source, *work.size, 1.0)
+            manifest = _finished(source, key, work, data, tokenizer)
+            if folder.exists() and not _read_manifest(folder):
+                shutil.rmtree(folder)  # cut off while being copied here, or damaged
+            try:
+                work.move(folder)
+            except OSError:
+                if not _read_manifest(folder):  # else another process was first
+                    raise
+    except (OSError, sqlite3.Error) as error:
         raise _unwritable(data, error) from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return dataclasses.replace(manifest, folder=str(folder))
 
 
-def _write(
-    source: str,
-    key: str,
-    folder: Path,
-    data: config.Data,
-    tokenizer: tokens.Tokenizer,
-    ready: Iterator[sift.Sifted],
-    dropped: collections.Counter,
-    report: Report | None,
-) -> Manifest:
-    """Fills `folder`; of the documents that were seen it holds a hash each, and bands if asked."""
-    count = {split: 0 for split in SPLITS}
-    n_bytes, n_tokens, counted = dict(count), dict(count), dict(count)
-    seen, bands, duplicates = set(), set(), 0
-    content, told = hashlib.sha256(), time.monotonic()
-    with open(folder / "train.bin", "wb") as train, open(folder / "heldout.bin", "wb") as held:
-        files_of = {"train": train, "heldout": held}
-        for one in ready:
-            if one.error:
-                _refuse(data, dropped)(f"{one.name}: {one.error}")
-                continue
-            if one.digest[:16] in seen:
-                duplicates += 1
-                continue
-            seen.add(one.digest[:16])
-            complaint = one.complaint or ("near_copy" if bands & {*one.bands} else "")
-            if complaint:
-                dropped[complaint] += 1
-                continue
-            bands.update(one.bands)
-            content.update(one.digest + one.split.encode())
-            files_of[one.split].write(one.ids)
-            count[one.split] += 1
-            n_bytes[one.split] += one.n_bytes
-            n_tokens[one.split] += one.n_tokens
-            counted[one.split] += one.n_counted
-            if report and time.monotonic() - told > 0.2:
-                told = time.monotonic()
-                report(source, sum(count.values()), sum(n_bytes.values()))
-    if not sum(count.values()):
-        left = ", ".join(f"{n} {why}" for why, n in dropped.items())
-        why = f"nothing is left of it ({left})" if dropped else "is empty"
+def _finished(source, key, work: draft.Draft, data, tokenizer) -> Manifest:
+    """Writes what belongs beside the token files of a draft. ValueError if they are empty."""
+    if not sum(work.counts["documents"].values()):
+        left = ", ".join(f"{n} {why}" for why, n in work.dropped.items())
+        why = f"nothing is left of it ({left})" if left else "is empty"
         raise ValueError(f"data.sources: {source!r} {why}: it must hold text")
-    if report:
-        report(source, sum(count.values()), sum(n_bytes.values()))
-    tokenizer.save(folder)
+    tokenizer.save(work.folder)
     manifest = Manifest(
         source=source,
         key=key,
-        documents=count,
-        duplicates=duplicates,
-        bytes=n_bytes,
-        tokens=n_tokens,
+        documents=work.counts["documents"],
+        bytes=work.counts["bytes"],
+        tokens=work.counts["tokens"],
+        counted=work.counts["counted"],
+        duplicates=work.duplicates,
         heldout=data.heldout,
-        hash=content.hexdigest(),
+        hash=work.finish(),
         tokenizer=tokenizer.hash,
         vocab_size=tokenizer.vocab_size,
         dtype=np.dtype(tokenizer.dtype).name,
         versions=sources.versions(source),
-        dropped=dict(dropped),
-        counted=counted,
+        dropped=dict(work.dropped),
     )
     values = dataclasses.asdict(manifest)
     del values["folder"]
-    (folder / "manifest.json").write_text(json.dumps(values, indent=2) + "\n")
+    (work.folder / "manifest.json").write_text(json.dumps(values, indent=2) + "\n")
+    if not data.drop_copies:
+        (work.folder / "seen.sqlite").unlink()  # no other source will ask
     return manifest
 
 
@@ -196,8 +166,7 @@ def _tokenizer(data: config.Data, report: Report | None) -> tokens.Tokenizer:
         return tokens.read(data.tokenizer)
     weights = sorted((name, weight) for name, weight in data.sources.items() if weight)
     prints = [(name, weight, sources.fingerprint(name)) for name, weight in weights]
-    facts = (FORMAT, size, prints, data.heldout, data.broken, SAMPLE_BYTES)
-    key = hashlib.sha256(repr(facts).encode()).hexdigest()[:12]
+    key = _key(FORMAT, size, prints, data.heldout, data.broken, SAMPLE_BYTES)
     folder = Path(data.cache) / f"bpe-{size}-{key}"
     if not (folder / "tokenizer.json").exists():
         temporary = _temporary(data, folder.name)
@@ -222,8 +191,9 @@ def _sample(data: config.Data, weights: list, report: Report | None) -> Iterator
     """
     total = sum(weight for _, weight in weights)
     for source, weight in weights:
-        left, n = SAMPLE_BYTES * weight / total, 0
-        for document in _documents(source, data, collections.Counter()):
+        wanted = SAMPLE_BYTES * weight / total
+        left, n = wanted, 0
+        for document in _documents(source, data):
             try:
                 raw = tokens.utf8(document.text)
             except ValueError:
@@ -235,38 +205,53 @@ def _sample(data: config.Data, weights: list, report: Report | None) -> Iterator
             if left <= 0:
                 break
         if report:
-            report(
-                f"{data.tokenizer} from {source}", n, round(SAMPLE_BYTES * weight / total - left)
-            )
+            report(f"{data.tokenizer} from {source}", n, round(wanted - left), 1.0)
 
 
-def _guards(data: config.Data) -> list[str]:
-    return sorted(data.sources) + ([data.protect] if data.protect else [])
+def _guards(data: config.Data) -> list:
+    """Fingerprints of all text that may hold what training must not share."""
+    names = sorted(data.sources) + ([data.protect] if data.protect else [])
+    return [(name, sources.fingerprint(name)) for name in names]
 
 
-def _guarded(data: config.Data) -> np.ndarray:
-    """Sorted hashes of the runs of data.overlap words in held-out text, and in data.protect."""
-    found = [sift.NONE]
-    for source in _guards(data):
-        for document in _documents(source, data, collections.Counter()):
-            raw = document.text.encode(errors="replace")
-            held = sift.share(document, hashlib.sha256(raw).digest()) < data.heldout
-            if held or source == data.protect:
-                found.append(filters.runs(document.text, data.overlap))
-    return np.unique(np.concatenate(found))
+def _guarded(data: config.Data) -> Path:
+    """The file of the runs of data.overlap words in held-out text, and in data.protect."""
+    key = _key(FORMAT, data.overlap, data.heldout, data.protect, data.broken, _guards(data))
+    path = Path(data.cache, f"runs-{data.overlap}-{key}.u64")
+
+    def found() -> Iterator[np.ndarray]:
+        for source, _ in _guards(data):
+            for document in _documents(source, data):
+                raw = document.text.encode(errors="replace")
+                held = sift.share(document, hashlib.sha256(raw).digest()) < data.heldout
+                if held or source == data.protect:
+                    yield overlap.runs(document.text, data.overlap)
+
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        overlap.write(path, found())
+    return path
 
 
-def _documents(source: str, data: config.Data, dropped: collections.Counter):
-    return sources.documents(source, _refuse(data, dropped))
+def _documents(source: str, data: config.Data, start: int = 0) -> Iterator[files.Document]:
+    """Of a source, from a part on; in their order, with data.broken="skip", what cannot be read."""
+    if data.broken == "stop":
+        yield from sources.documents(source, start=start)
+        return
+    refused: list[str] = []
+    part = start
+    for document in sources.documents(source, refused.append, start):
+        # What was refused before it may belong to the part before: a draft is then saved after it.
+        part = document.part
+        while refused:
+            yield files.Document("", "", part=part, error=refused.pop(0))
+        yield document
+    for error in refused:
+        yield files.Document("", "", part=part, error=error)
 
 
-def _refuse(data: config.Data, dropped: collections.Counter) -> files.Refuse:
-    """Stops at what cannot be read, or counts it: see data.broken."""
-
-    def skip(what: str) -> None:
-        dropped["broken"] += 1
-
-    return skip if data.broken == "skip" else files.stop
+def _key(*facts) -> str:
+    return hashlib.sha256(repr(facts).encode()).hexdigest()[:12]
 
 
 def _temporary(data: config.Data, name: str) -> Path:
@@ -291,8 +276,8 @@ def _read_manifest(folder: Path) -> Manifest | None:
     return dataclasses.replace(manifest, folder=str(folder))
 
 
-def _unwritable(data: config.Data, error: OSError) -> ValueError:
-    why = error.strerror or error
+def _unwritable(data: config.Data, error: Exception) -> ValueError:
+    why = getattr(error, "strerror", None) or error
     return ValueError(
         f"data.cache={data.cache!r} cannot be written ({why}): free it, or name another folder"
     )

@@ -122,11 +122,21 @@ class Text:
 
     def floors(self) -> dict[str, tuple[float, float]]:
         """Synthetic source -> nats a token below which no model can get on its rows, and error."""
+        return {name: languages.floor(it, self.data.seq_len) for name, it in self._languages()}
+
+    def own_nats(self, source: str, tokens_NS: np.ndarray) -> np.ndarray | None:
+        """Nats of each token but the first of these rows for who knows the language, [N, T].
+
+        None for text whose source has no known probabilities.
+        """
+        language = dict(self._languages()).get(source)
+        return None if language is None else languages.nats(language, tokens_NS)
+
+    def _languages(self) -> list[tuple[str, languages.Language]]:
         if not isinstance(self.tokenizer, tokens.Bytes):
-            return {}
+            return []
         names = [name for name in self.sources if name.startswith("synthetic:")]
-        parsed = {name: languages.parse(name.removeprefix("synthetic:")) for name in names}
-        return {n: languages.floor(machine, self.data.seq_len) for n, machine in parsed.items()}
+        return [(name, languages.parse(name.removeprefix("synthetic:"))) for name in names]
 
     def byte_lengths(self, source: str) -> np.ndarray:
         """Bytes of held-out text for each token of the vocabulary, float64 [vocab_size].

@@ -32,9 +32,11 @@ def evaluate(run: config.Run, device_mesh, score: Callable, params: dict, text: 
     loss            nats a token over the first eval.n_sequences held-out sequences of each source,
                     sources weighted as in training; loss.SOURCE for each alone
     bits_per_byte   the same in bits for a byte of text (end-of-document marks are no text)
+    excess          nats a token above the best reader of the same rows, where all of the text is of
+                    languages whose probabilities are known; what is luck of these rows is not in it
     completion      share of cut words (see `completions`) that the model finishes exactly
     """
-    loss, bits, done = {}, {}, []
+    loss, bits, excess, done = {}, {}, {}, []
     words = word_parts(text.tokenizer)
     n_words = -(-run.eval.n_completions // len(text.sources))
     for seed, source in enumerate(text.sources):
@@ -47,12 +49,18 @@ def evaluate(run: config.Run, device_mesh, score: Callable, params: dict, text: 
         loss[source] = ratio(nats_N, np.full(len(nats_N), targets_NT.shape[1]))
         n_bytes_N = text.byte_lengths(source)[targets_NT].sum(axis=1)
         bits[source] = ratio(nats_N / np.log(2), n_bytes_N)
+        own_NT = text.own_nats(source, tokens_NT)
+        if own_NT is not None:
+            excess[source] = ratio(nats_N - own_NT.sum(axis=1), np.full(*own_NT.shape))
         done += [
             is_completed(tokens_NT[row], best_NT[row], cut, end, words)
             for row, cut, end in completions(tokens_NT, n_words, seed, words)
         ]
     row = {"n_sequences": run.eval.n_sequences}
-    for name, by_source in (("loss", loss), ("bits_per_byte", bits)):
+    columns = {"loss": loss, "bits_per_byte": bits, "excess": excess}
+    for name, by_source in columns.items():
+        if len(by_source) < len(loss):
+            continue  # not all of the text is of known entropy
         row[name] = sum(text.shares[s] * mean for s, (mean, _) in by_source.items())
         row[f"{name}_se"] = (
             sum((text.shares[s] * se) ** 2 for s, (_, se) in by_source.items()) ** 0.5

@@ -1,15 +1,17 @@
 """Documents from the user's own files: text, JSON Lines, Parquet; plain or packed.
 
-for document in jsonl("wiki/*.jsonl.gz", "text"):
-    print(document.name, len(document.text))
+for read in jsonl("wiki/*.jsonl.gz", "text"):        # a part for each file
+    for document in read(stop):
+        print(document.name, len(document.text))
 """
 
+import functools
 import glob
 import gzip
 import json
 import os
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, NamedTuple, NoReturn
 
@@ -27,9 +29,13 @@ class Document(NamedTuple):
     text: str
     name: str  # where it comes from: a file, or a file and a place in it
     home: str = ""  # documents of one home are held out together; "": each goes by its own text
+    part: int = 0  # of the source, from 0
+    error: str = ""  # what stood in its place could not be read
 
 
 Refuse = Callable[[str], None]  # told in one line what cannot be read; raises, or lets it be left
+# What a source is read in, such as a file. ValueError for what ends the reading of this part.
+Part = Callable[[Refuse], Iterable[Document]]
 
 
 def stop(what: str) -> NoReturn:
@@ -55,16 +61,12 @@ def of_text(rest: str) -> list[Path]:
     return found
 
 
-def text(rest: str, refuse: Refuse) -> Iterator[Document]:
+def text(rest: str) -> list[Part]:
     """Of each file of `of_text`, pieces of about PIECE_BYTES."""
-    for path in of_text(rest):
-        try:
-            yield from _pieces(path)
-        except ValueError as error:
-            refuse(str(error))
+    return [functools.partial(_pieces, path) for path in of_text(rest)]
 
 
-def _pieces(path: Path) -> Iterator[Document]:
+def _pieces(path: Path, refuse: Refuse) -> Iterator[Document]:
     start, end, lines = 0, 0, []
     for line in _lines(path):
         lines.append(line)
@@ -91,16 +93,16 @@ def matching(pattern: str) -> list[Path]:
     return found
 
 
-def jsonl(pattern: str, field: str, refuse: Refuse) -> Iterator[Document]:
+def jsonl(pattern: str, field: str) -> list[Part]:
     """A line a document, of plain, .gz and .zst files; lines without text are left out."""
-    for path in matching(pattern):
-        try:
-            for number, line in enumerate(_lines(path), 1):
-                document = _line(line, field, f"{path} line {number}", refuse)
-                if document:
-                    yield document
-        except ValueError as error:
-            refuse(str(error))
+    return [functools.partial(_jsonl, path, field) for path in matching(pattern)]
+
+
+def _jsonl(path: Path, field: str, refuse: Refuse) -> Iterator[Document]:
+    for number, line in enumerate(_lines(path), 1):
+        document = _line(line, field, f"{path} line {number}", refuse)
+        if document:
+            yield document
 
 
 def _line(line: bytes, field: str, where: str, refuse: Refuse) -> Document | None:
@@ -111,32 +113,33 @@ def _line(line: bytes, field: str, where: str, refuse: Refuse) -> Document | Non
         refuse(str(error))
 
 
-def parquet(pattern: str, field: str, refuse: Refuse) -> Iterator[Document]:
+def parquet(pattern: str, field: str) -> list[Part]:
     """A row a document, a few at a time; rows without text are left out."""
+    return [functools.partial(_parquet, path, field) for path in matching(pattern)]
+
+
+def _parquet(path: Path, field: str, refuse: Refuse) -> Iterator[Document]:
     import pyarrow
     import pyarrow.parquet
 
-    for path in matching(pattern):
-        try:
-            with pyarrow.parquet.ParquetFile(path) as file:
-                if field not in file.schema_arrow.names:
-                    names = ", ".join(file.schema_arrow.names)
-                    stop(f"{path}: has no field {field!r} but {names}: choose with ?field=NAME")
-                rows = (
-                    row
-                    for batch in file.iter_batches(batch_size=1024, columns=[field])
-                    for row in batch.column(0).to_pylist()
-                )
-                for number, text in enumerate(rows):
-                    if text is not None and not isinstance(text, str):
-                        stop(f"{path}: field {field!r} is {type(text).__name__}, not text")
-                    if text and text.strip():
-                        yield Document(newlines(text), f"{path} row {number}")
-        except (ValueError, OSError, pyarrow.ArrowException) as error:
-            why = str(error)
-            refuse(
-                why if why.startswith(str(path)) else f"{path}: cannot be read ({one_line(why)})"
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            if field not in file.schema_arrow.names:
+                names = ", ".join(file.schema_arrow.names)
+                stop(f"{path}: has no field {field!r} but {names}: choose with ?field=NAME")
+            rows = (
+                row
+                for batch in file.iter_batches(batch_size=1024, columns=[field])
+                for row in batch.column(0).to_pylist()
             )
+            for number, text in enumerate(rows):
+                if text is not None and not isinstance(text, str):
+                    stop(f"{path}: field {field!r} is {type(text).__name__}, not text")
+                if text and text.strip():
+                    yield Document(newlines(text), f"{path} row {number}")
+    except (ValueError, OSError, pyarrow.ArrowException) as error:
+        why = str(error)
+        stop(why if why.startswith(str(path)) else f"{path}: cannot be read ({one_line(why)})")
 
 
 def one_line(text: str) -> str:

@@ -1,25 +1,18 @@
-"""What a corpus leaves out: poor text, near copies, and text that a model is to be tested on.
+"""What a corpus leaves out: poor text, and near copies.
 
     complaint(text, run.data)              # "short", "symbols", "repeats", or "" for text to keep
     len(seen & {*bands(text)})             # above 0: nearly the same was there before
-    np.isin(runs(text, 13), guarded)       # 13 words in a row that are also in guarded text
 
 All hashes are the same in every process and on every machine.
 """
 
-import re
-import zlib
-
 import numpy as np
 
-from lm import config
+from lm import config, overlap
 
-WORD = re.compile(r"\w+")
 SHINGLE = 5  # words
-BANDS, ROWS = (
-    16,
-    8,
-)  # 16 * 8 hashes: copies alike in 80% of their shingles are found in 95% of cases
+# 16 * 8 hashes: copies alike in 80% of their shingles are found in 95% of cases.
+BANDS, ROWS = 16, 8
 CHUNK = 4096  # shingles that are hashed at once, so that memory stays small
 _KEYS = np.random.default_rng(0).integers(0, 2**64, (2, BANDS * ROWS), np.uint64) | np.uint64(1)
 
@@ -44,34 +37,20 @@ def complaint(text: str, data: config.Data) -> str:
     return ""
 
 
-def runs(text: str, n: int) -> np.ndarray:
-    """Hashes of all n words in a row, whatever their case and what stands between; uint64 [words].
-
-    Empty for fewer than n words.
-    """
-    words = " ".join(WORD.findall(text.lower())).encode().split()
-    hashes = np.fromiter(map(zlib.crc32, words), np.uint64, len(words))
-    found = np.zeros(max(len(words) - n + 1, 0), np.uint64)
-    for i in range(n):
-        found = found * np.uint64(0x9E3779B97F4A7C15) + hashes[i : len(found) + i]
-    found ^= found >> np.uint64(32)
-    return found * np.uint64(0xD6E8FEB86659FD93)
-
-
 def bands(text: str) -> list[int]:
-    """BANDS numbers; texts nearly alike share at least one, others hardly ever.
+    """BANDS whole numbers of 63 bits; texts nearly alike share at least one, others hardly ever.
 
     MinHash (A. Broder 1997) of the shingles of 5 words: of two texts whose shingles overlap by a
     share J (Jaccard), one of the numbers agrees with probability 1 - (1 - J^8)^16: 0.06 at half,
     0.95 at 0.8, 1 - 1e-4 at 0.9.
     """
-    shingles = runs(text, SHINGLE)
+    shingles = overlap.runs(text, SHINGLE)
     if not len(shingles):
-        shingles = runs(text, max(len(WORD.findall(text)), 1))
+        shingles = overlap.runs(text, max(len(overlap.WORD.findall(text)), 1))
     low = np.full(BANDS * ROWS, np.iinfo(np.uint64).max, np.uint64)
     for start in range(0, len(shingles), CHUNK):
         mixed = shingles[start : start + CHUNK, None] * _KEYS[0] + _KEYS[1]
         mixed ^= mixed >> np.uint64(29)
         np.minimum(low, (mixed * np.uint64(0xBF58476D1CE4E5B9)).min(axis=0), out=low)
     of_rows = (low * _KEYS[0]).reshape(BANDS, ROWS).sum(axis=1) + _KEYS[1, :BANDS]
-    return of_rows.tolist()
+    return (of_rows >> np.uint64(1)).tolist()

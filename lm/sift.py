@@ -10,18 +10,19 @@ import hashlib
 import multiprocessing
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from lm import config, files, filters, tokens
+from lm import config, files, filters, overlap, tokens
 
 CHUNK = 1 << 20  # characters that are worked on at once
-NONE = np.zeros(0, np.uint64)
 
 
 class Sifted(NamedTuple):
     name: str
+    part: int = 0  # of the source, from 0
     error: str = ""  # why it is no text
     complaint: str = ""  # the filter that it failed: see filters.complaint; or "overlap"
     digest: bytes = b""  # SHA-256 of the text
@@ -37,19 +38,20 @@ def sifted(
     documents: Iterator[files.Document],
     tokenizer: tokens.Tokenizer,
     data: config.Data,
-    guarded: np.ndarray = NONE,
+    guarded: Path | None = None,
     workers: int = 1,
 ) -> Iterator[Sifted]:
     """Each document that is not empty, in order; few of them are in memory at a time.
 
-    guarded: sorted hashes of runs of data.overlap words that no training document may hold.
+    guarded: file of the runs of data.overlap words that no training document may hold: see overlap.
     With more workers than one the program must start below `if __name__ == "__main__"`. ValueError
     if the system kills one of them.
     """
     job = (tokenizer, data, guarded)
     if workers == 1:
+        runs = _runs(guarded)
         for chunk in _chunks(documents):
-            yield from sift(chunk, *job)
+            yield from sift(chunk, tokenizer, data, runs)
         return
     pool = concurrent.futures.ProcessPoolExecutor(
         workers, multiprocessing.get_context("spawn"), _start, job
@@ -74,26 +76,30 @@ def sift(
     documents: list[files.Document],
     tokenizer: tokens.Tokenizer,
     data: config.Data,
-    guarded: np.ndarray = NONE,
+    guarded: np.ndarray = overlap.NONE,
 ) -> list[Sifted]:
     """What `sifted` yields for these documents, which are encoded together."""
     found: list[Sifted] = []
     texts: dict[int, str] = {}  # place in found -> text that is kept
     for document in documents:
+        blank = Sifted(document.name, document.part, document.error)
         try:
             raw = tokens.utf8(document.text)
         except ValueError as error:
-            found.append(Sifted(document.name, error=str(error)))
+            blank = blank._replace(error=f"{document.name}: {error}")
+        if blank.error:
+            found.append(blank)
             continue
         digest = hashlib.sha256(raw).digest()
         split = "heldout" if share(document, digest) < data.heldout else "train"
         complaint = filters.complaint(document.text, data)
         if len(guarded) and split == "train" and not complaint:
-            complaint = "overlap" if _overlaps(document.text, data.overlap, guarded) else ""
+            complaint = "overlap" if overlap.is_shared(document.text, data.overlap, guarded) else ""
         if not complaint:
             texts[len(found)] = document.text
-        one = Sifted(document.name, "", complaint, digest, split, n_bytes=len(raw))
-        found.append(one)
+        found.append(
+            blank._replace(complaint=complaint, digest=digest, split=split, n_bytes=len(raw))
+        )
     end = np.array([tokenizer.end], tokenizer.dtype).tobytes()
     lengths = tokenizer.byte_lengths()
     encoded = tokenizer.encode_all(list(texts.values()))
@@ -114,16 +120,10 @@ def share(document: files.Document, digest: bytes) -> float:
     return int.from_bytes(digest[:8], "big") / 2**64
 
 
-def _overlaps(text: str, n: int, guarded: np.ndarray) -> bool:
-    mine = filters.runs(text, n)
-    place = np.searchsorted(guarded, mine)
-    return bool((guarded[np.minimum(place, len(guarded) - 1)] == mine).any())
-
-
 def _chunks(documents: Iterator[files.Document]) -> Iterator[list[files.Document]]:
     chunk, size = [], 0
     for document in documents:
-        if document.text.strip():
+        if document.error or document.text.strip():
             chunk.append(document)
             size += len(document.text)
         if size >= CHUNK:
@@ -133,13 +133,17 @@ def _chunks(documents: Iterator[files.Document]) -> Iterator[list[files.Document
         yield chunk
 
 
+def _runs(guarded: Path | None) -> np.ndarray:
+    return overlap.NONE if guarded is None else overlap.open_sorted(guarded)
+
+
 _job: tuple = ()  # of a worker process
 
 
-def _start(*job) -> None:
+def _start(tokenizer: tokens.Tokenizer, data: config.Data, guarded: Path | None) -> None:
     global _job
     os.environ["RAYON_NUM_THREADS"] = "1"  # of tokenizers: the processes are the parallel part
-    _job = job
+    _job = (tokenizer, data, _runs(guarded))
 
 
 def _work(chunk: list[files.Document]) -> list[Sifted]:

@@ -11,10 +11,12 @@
     tfds:NAME[/CONFIG][:VERSION]/SPLIT[?field=NAME]  a prepared dataset of TFDS: see tfds_text
     hf:NAME[:CONFIG]/SPLIT[?field=NAME]              streamed from the Hugging Face hub (extra: hf)
     synthetic:machine[?states=N&...]                 a language of known entropy: see languages
+    synthetic:grammar[?words=N&...]                  another, of phrases within phrases
 
 A new kind of source is a function here and a row in each of the tables at the end.
 """
 
+import functools
 import importlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,15 +26,25 @@ from lm import config, embedded, files, languages, tfds_text
 Document = files.Document
 
 
-def documents(source: str, refuse: files.Refuse = files.stop) -> Iterator[Document]:
+def documents(source: str, refuse: files.Refuse = files.stop, start: int = 0) -> Iterator[Document]:
     """All documents of a source, newlines as \\n, duplicates included, one at a time.
 
     refuse: called with the file and the place of what is binary, not UTF-8 or malformed. Where it
-    returns, that line of JSON is left out, or what is left of that file. ValueError for a source
-    that is missing, whatever `refuse` does.
+    returns, that line of JSON is left out, or what is left of that file. start: the part to begin
+    with. ValueError for a source that is missing, whatever `refuse` does.
     """
+    for number, read in enumerate(parts(source)[start:], start):
+        try:
+            for document in read(refuse):
+                yield document._replace(part=number)
+        except ValueError as error:
+            refuse(str(error))
+
+
+def parts(source: str) -> list[files.Part]:
+    """What a source is read in, each by itself: files, or so many examples; one if it is small."""
     prefix, rest = _parse(source)
-    return READERS[prefix](rest, refuse)
+    return READERS[prefix](rest)
 
 
 def fingerprint(source: str) -> list:
@@ -63,59 +75,73 @@ def _parse(source: str) -> tuple[str, str]:
     return prefix, rest
 
 
-def _code(rest: str, refuse: files.Refuse) -> Iterator[Document]:
+def _code(rest: str) -> list[files.Part]:
     # The home is the file for code and docs alike: what one holds out, the other must not train on.
-    return (Document(text, name, home=name) for name, text in embedded.code())
+    return [lambda refuse: (Document(text, name, home=name) for name, text in embedded.code())]
 
 
-def _docs(rest: str, refuse: files.Refuse) -> Iterator[Document]:
-    return (Document(text, name, home=name) for name, text in embedded.docs())
+def _docs(rest: str) -> list[files.Part]:
+    return [lambda refuse: (Document(text, name, home=name) for name, text in embedded.docs())]
 
 
-def _jsonl(rest: str, refuse: files.Refuse) -> Iterator[Document]:
-    return files.jsonl(*_split(rest), refuse)
+def _jsonl(rest: str) -> list[files.Part]:
+    return files.jsonl(*_split(rest))
 
 
-def _parquet(rest: str, refuse: files.Refuse) -> Iterator[Document]:
-    return files.parquet(*_split(rest), refuse)
+def _parquet(rest: str) -> list[files.Part]:
+    return files.parquet(*_split(rest))
 
 
 def _matching(rest: str) -> list[Path]:
     return files.matching(_split(rest)[0])
 
 
-def _tfds(rest: str, refuse: files.Refuse) -> Iterator[Document]:
-    for text, where in tfds_text.texts(*_split(rest)):
-        yield Document(files.newlines(text), where)
+def _tfds(rest: str) -> list[files.Part]:
+    return tfds_text.parts(*_split(rest))
 
 
 def _tfds_files(rest: str) -> list[Path]:
     return tfds_text.files(_split(rest)[0])
 
 
-def _hf(rest: str, refuse: files.Refuse) -> Iterator[Document]:
+def _hf(rest: str) -> list[files.Part]:
     where, field = _split(rest)
     name, _, split = where.rpartition("/")
-    name, _, part = name.partition(":")
+    name, _, config_name = name.partition(":")
     try:
         datasets = importlib.import_module("datasets")
     except ImportError:
         raise ValueError(f"hf:{rest} needs: pip install 'lm-scaling[hf]'") from None
     try:
-        rows = datasets.load_dataset(name, part or None, split=split, streaming=True)
-        for number, row in enumerate(rows):
-            if not isinstance(row.get(field), str):
-                names = ", ".join(row)
-                files.stop(f"hf:{where}: has no text in {field!r} but {names}: choose with ?field=")
-            yield Document(files.newlines(row[field]), f"{where} row {number}")
+        rows = datasets.load_dataset(name, config_name or None, split=split, streaming=True)
     except (OSError, ValueError) as error:
-        why = files.one_line(str(error))
-        files.stop(why if why.startswith("hf:") else f"hf:{where}: cannot be read ({why})")
+        raise ValueError(f"hf:{where}: {files.one_line(str(error))}") from None
+
+    def read(refuse: files.Refuse) -> Iterator[Document]:
+        try:
+            for number, row in enumerate(rows):
+                if isinstance(row.get(field), str):
+                    yield Document(files.newlines(row[field]), f"{where} row {number}")
+                else:
+                    names = ", ".join(row)
+                    refuse(
+                        f"hf:{where} row {number}: has no text in {field!r} but {names}: "
+                        f"choose with ?field="
+                    )
+        except OSError as error:
+            files.stop(f"hf:{where}: cannot be read to its end ({files.one_line(str(error))})")
+
+    return [read]
 
 
-def _synthetic(rest: str, refuse: files.Refuse) -> Iterator[Document]:
-    texts = languages.documents(languages.parse(rest))
-    return (Document(text, f"{rest} document {number}") for number, text in enumerate(texts))
+def _synthetic(rest: str) -> list[files.Part]:
+    language = languages.parse(rest)
+
+    def read(block: int, refuse: files.Refuse) -> Iterator[Document]:
+        texts = enumerate(languages.block(language, block), block * languages.BLOCK)
+        return (Document(text, f"{rest} document {number}") for number, text in texts)
+
+    return [functools.partial(read, block) for block in range(languages.blocks(language))]
 
 
 def _split(rest: str) -> tuple[str, str]:
@@ -132,7 +158,7 @@ USAGE = {
     "parquet": "parquet:GLOB[?field=NAME]",
     "tfds": "tfds:NAME[/CONFIG][:VERSION]/SPLIT[?field=NAME]",
     "hf": "hf:NAME[:CONFIG]/SPLIT[?field=NAME]",
-    "synthetic": "synthetic:machine[?states=N&symbols=N&memory=N&zipf=X&seed=N&megabytes=N]",
+    "synthetic": "synthetic:machine[?states=N&...] or synthetic:grammar[?words=N&...]",
 }
 READERS = {
     "code": _code,

@@ -1,19 +1,23 @@
 """Text from TensorFlow Datasets, without TensorFlow; and a folder of text made into such a dataset.
 
     make("my_text", "data/tfds", [("a.txt", "Some text")])     # data/tfds/my_text/1.0.0/
-    list(texts("my_text/train", "text"))        # with TFDS_DATA_DIR=data/tfds
+    parts("my_text/train", "text")[0](files.stop)     # with TFDS_DATA_DIR=data/tfds
 
 Reads what `tfds build NAME --file_format=array_record` has prepared, from its folder alone: no code
 of the dataset runs, nothing is downloaded. The folder is $TFDS_DATA_DIR, or ~/tensorflow_datasets.
 """
 
+import functools
 import os
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from lm import files as text_files
+
 BATCH = 256  # examples read at once
+PART = 64 * BATCH  # examples that are a part of a source
 VERSION = re.compile(r"\d+\.\d+\.\d+")
 
 
@@ -22,10 +26,10 @@ def files(name: str) -> list[Path]:
     return sorted(path for path in _folder(name)[0].iterdir() if path.is_file())
 
 
-def texts(name: str, field: str) -> Iterator[tuple[str, str]]:
-    """(text, "NAME example 7") of each example; `field` is a feature, or a path such as "a/b".
+def parts(name: str, field: str) -> list[text_files.Part]:
+    """Parts of PART examples, an example a document; `field` is a feature, or a path such as "a/b".
 
-    ValueError naming what is not there: dataset, version, split, field.
+    ValueError naming what is not there: dataset, version, split; and field, once a part is read.
     """
     import tensorflow_datasets as tfds
 
@@ -44,11 +48,36 @@ def texts(name: str, field: str) -> Iterator[tuple[str, str]]:
     except ValueError as error:
         why = " ".join(str(error).split())
         raise ValueError(f"tfds:{name}: split {split!r} cannot be read ({why})") from None
-    for start in range(0, len(examples), BATCH):
-        numbers = range(start, min(start + BATCH, len(examples)))
-        for number, example in zip(numbers, examples.__getitems__(list(numbers)), strict=True):
+    starts = range(0, len(examples), PART)
+    return [functools.partial(_part, name, field, examples, start) for start in starts]
+
+
+def _part(
+    name: str, field: str, examples: Any, start: int, refuse: text_files.Refuse
+) -> Iterator[text_files.Document]:
+    stop = min(start + PART, len(examples))
+    for first in range(start, stop, BATCH):
+        numbers = list(range(first, min(first + BATCH, stop)))
+        try:
+            found = examples.__getitems__(numbers)
+        except Exception:  # the library has no narrower class: look which of them it is
+            found = [_example(name, examples, number, refuse) for number in numbers]
+        for number, example in zip(numbers, found, strict=True):
             where = f"{name} example {number}"
-            yield _field(example, field, where), where
+            try:
+                if example is not None:
+                    text = text_files.newlines(_field(example, field, where))
+                    yield text_files.Document(text, where)
+            except ValueError as error:
+                refuse(str(error))
+
+
+def _example(name: str, examples: Any, number: int, refuse: text_files.Refuse) -> dict | None:
+    try:
+        return examples[number]
+    except Exception as error:
+        why = text_files.one_line(str(error))
+        refuse(f"tfds:{name} example {number}: cannot be read ({why})")
 
 
 def make(name: str, data_dir: str | Path, documents: Iterable[tuple[str, str]]) -> Path:

@@ -1,5 +1,6 @@
 """Properties of prepared sources: whole or absent, the same everywhere, and refused in one line."""
 
+import dataclasses
 import gzip
 import json
 import os
@@ -79,7 +80,7 @@ def test_a_larger_share_holds_out_all_that_a_smaller_one_does(tmp_path):
 
 def test_documents_of_one_home_are_held_out_together(tmp_path, monkeypatch):
     documents = [corpus.sources.Document(t, t, home=str(i % 20)) for i, t in enumerate(TEXTS)]
-    monkeypatch.setitem(corpus.sources.READERS, "code", lambda *_: iter(documents))
+    monkeypatch.setitem(corpus.sources.READERS, "code", lambda _: [lambda _: documents])
     manifest = corpus.prepare(a_config(tmp_path, "code"))["code"]
     held = set(read_back(manifest, "heldout"))
     assert held
@@ -102,7 +103,7 @@ def test_the_hash_follows_the_documents_and_nothing_else(tmp_path):
 def test_a_second_call_reads_no_text(tmp_path, monkeypatch):
     data = a_config(tmp_path, write_documents(tmp_path / "a.jsonl", TEXTS))
     first = corpus.prepare(data)
-    monkeypatch.setattr(corpus.sources, "documents", lambda *_: 1 / 0)
+    monkeypatch.setattr(corpus.sources, "parts", lambda *_: 1 / 0)
     assert corpus.prepare(data) == first
 
 
@@ -134,7 +135,7 @@ def test_a_cache_that_is_not_whole_is_made_again(tmp_path, damage):
 
 
 def test_an_interrupted_call_leaves_nothing(tmp_path, monkeypatch):
-    def interrupted(source, refuse):
+    def interrupted(source, start):
         yield from [corpus.sources.Document(text, "a") for text in TEXTS[:5]]
         raise KeyboardInterrupt
 
@@ -150,8 +151,8 @@ def test_of_two_calls_at_once_the_slower_drops_its_copy(tmp_path, monkeypatch):
     data = a_config(tmp_path, source := write_documents(tmp_path / "a.jsonl", TEXTS))
     documents, inner = corpus.sources.documents, []
 
-    def overtaken(name, refuse):
-        found = list(documents(name, refuse))
+    def overtaken(name, start):
+        found = list(documents(name))
         yield from found[:100]
         monkeypatch.setattr(corpus.sources, "documents", documents)
         inner.append(corpus.prepare(data))
@@ -166,7 +167,90 @@ def test_progress_is_told_to_the_end(tmp_path):
     told = []
     data = a_config(tmp_path, source := write_documents(tmp_path / "a.jsonl", TEXTS))
     manifest = corpus.prepare(data, lambda *what: told.append(what))[source]
-    assert told[-1] == (source, len(TEXTS), sum(manifest.bytes.values()))
+    assert told[-1] == (source, len(TEXTS), sum(manifest.bytes.values()), 1.0)
+
+
+@pytest.fixture
+def four_files(tmp_path, monkeypatch):
+    """A source of four files, saved after each, whose third may be told to end the reading."""
+    for name in "abcd":
+        texts = [f"{text} of {name}" for text in TEXTS[:40]] + TEXTS[40:50]
+        write_documents(tmp_path / f"{name}.jsonl", texts)
+    monkeypatch.setattr(corpus.draft, "SAVE_SECONDS", 0.0)
+    return f"jsonl:{tmp_path}/?.jsonl"
+
+
+def files_read(monkeypatch):
+    read, jsonl = [], corpus.files._jsonl
+    monkeypatch.setattr(
+        corpus.files,
+        "_jsonl",
+        lambda path, *rest: [read.append(path.stem), *jsonl(path, *rest)][1:],
+    )
+    return read
+
+
+@pytest.mark.parametrize("knobs", [{}, {"drop_copies": True, "broken": "skip"}])
+def test_a_stopped_call_goes_on_with_the_file_it_was_at(tmp_path, four_files, monkeypatch, knobs):
+    whole = corpus.prepare(a_config(tmp_path / "whole", four_files, **knobs))[four_files]
+    data = a_config(tmp_path, four_files, **knobs)
+    jsonl = corpus.files._jsonl
+
+    def stopped(path, *rest):
+        for document in jsonl(path, *rest):
+            yield document
+            if path.stem == "c" and document.text.endswith("20: häppy " + "x" * 20 + " of c"):
+                raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(corpus.files, "_jsonl", stopped)
+        patch.setattr(corpus.sift, "CHUNK", 100)
+        corpus.prepare(data)
+    (folder,) = Path(data.cache).iterdir()
+    assert folder.name.startswith(".")
+    read = files_read(monkeypatch)
+    again = corpus.prepare(data)[four_files]
+    assert read == ["c", "d"]
+    assert dataclasses.replace(again, folder="") == dataclasses.replace(whole, folder="")
+    assert again.duplicates == 30
+    for split in corpus.SPLITS:
+        raw = [Path(m.folder, f"{split}.bin").read_bytes() for m in (again, whole)]
+        assert raw[0] == raw[1]
+    assert list(Path(data.cache).iterdir()) == [Path(again.folder)]
+
+
+def test_a_file_that_was_mended_is_all_that_is_read_again(tmp_path, four_files, monkeypatch):
+    data = a_config(tmp_path, four_files)
+    monkeypatch.setattr(corpus.sift, "CHUNK", 100)
+    good = (tmp_path / "d.jsonl").read_text()
+    (tmp_path / "d.jsonl").write_text(good + "{")
+    with pytest.raises(ValueError, match="d.jsonl line 51: is not JSON"):
+        corpus.prepare(data)
+    (tmp_path / "d.jsonl").write_text(good)
+    read = files_read(monkeypatch)
+    assert sum(corpus.prepare(data)[four_files].documents.values()) == 4 * 40 + 10
+    assert read == ["d"]
+
+
+@pytest.mark.parametrize("damage", ["an earlier file", "train.bin", "seen.sqlite"])
+def test_a_draft_that_cannot_be_trusted_is_begun_anew(tmp_path, four_files, monkeypatch, damage):
+    data = a_config(tmp_path, four_files)
+    monkeypatch.setattr(corpus.sift, "CHUNK", 100)
+    good = (tmp_path / "d.jsonl").read_text()
+    (tmp_path / "d.jsonl").write_text(good + "{")
+    with pytest.raises(ValueError):
+        corpus.prepare(data)
+    (tmp_path / "d.jsonl").write_text(good)
+    (folder,) = Path(data.cache).iterdir()
+    if damage == "an earlier file":
+        write_documents(tmp_path / "b.jsonl", TEXTS[:3])
+    elif damage == "train.bin":
+        os.truncate(folder / damage, 10)
+    else:
+        (folder / damage).write_bytes(b"no database " * 1000)
+    manifest = corpus.prepare(data)[four_files]
+    fresh = corpus.prepare(a_config(tmp_path / "fresh", four_files))[four_files]
+    assert dataclasses.replace(manifest, folder="") == dataclasses.replace(fresh, folder="")
 
 
 @pytest.fixture(scope="module")
@@ -301,6 +385,21 @@ def test_near_copies_are_dropped_where_asked_the_first_is_kept(tmp_path, words):
     manifest = corpus.prepare(a_config(tmp_path, source, drop_copies=True))[source]
     assert manifest.dropped == {"near_copy": 20}
     assert sorted(read_back(manifest, "train") + read_back(manifest, "heldout")) == sorted(words)
+
+
+def test_copies_are_dropped_across_sources_the_first_by_name_keeps_them(tmp_path, words):
+    one = write_documents(tmp_path / "a.jsonl", words[:60])
+    copies = [*words[:20], *(text + " and so on" for text in words[20:40])]
+    two = write_documents(tmp_path / "b.jsonl", [*words[60:], *copies])
+    apart = corpus.prepare(a_config(tmp_path, two, one))
+    assert not apart[two].duplicates and not apart[two].dropped
+    found = corpus.prepare(a_config(tmp_path, two, one, drop_copies=True))
+    assert list(found) == [two, one] and found[one].hash == apart[one].hash
+    assert found[two].duplicates == 20 and found[two].dropped == {"near_copy": 20}
+    alone = corpus.prepare(a_config(tmp_path, two, drop_copies=True))
+    assert alone[two].hash == apart[two].hash and alone[two].key != found[two].key
+    Path(found[one].folder, "seen.sqlite").unlink()
+    assert corpus.prepare(a_config(tmp_path, two, one, drop_copies=True)) == found
 
 
 def test_training_shares_no_run_of_words_with_what_is_held_out(tmp_path, words):

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lm import config, filters
+from lm import config, filters, overlap
 
 RNG = np.random.default_rng(0)
 WORDS = [f"w{i}" for i in range(5000)]
@@ -31,21 +31,6 @@ def test_a_filter_drops_what_it_names_and_only_where_asked(knobs, bad, good, req
     assert filters.complaint(bad, data) in request.node.callspec.id
     assert filters.complaint(bad, data) and not filters.complaint(good, data)
     assert not filters.complaint(bad, config.Data())
-
-
-def test_runs_ignore_case_and_marks_but_not_order():
-    text = "One two, three (four) FIVE six"
-    assert len(filters.runs(text, 5)) == 2
-    np.testing.assert_array_equal(
-        filters.runs("one two three four... five six!", 5), filters.runs(text, 5)
-    )
-    assert filters.runs("two one three four five", 5)[0] not in filters.runs(text, 5)
-    assert len(filters.runs("too short", 5)) == 0
-
-
-def test_runs_of_different_words_differ():
-    found = filters.runs(" ".join(a_text(100_000)), 3)
-    assert len(np.unique(found)) > 0.9999 * len(found)
 
 
 def near(words, share):
@@ -82,12 +67,12 @@ def test_long_texts_are_hashed_in_parts_and_give_the_same(monkeypatch):
 
 def test_hashes_are_the_same_in_every_process():
     code = (
-        "from lm import filters\nprint(filters.bands('one two three four five six'))\n"
-        "print(filters.runs('one two three', 2).tolist())"
+        "from lm import filters, overlap\nprint(filters.bands('one two three four five six'))\n"
+        "print(overlap.runs('one two three', 2).tolist())"
     )
     root = Path(__file__).parents[1]
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=root, check=True
     )
     bands = filters.bands("one two three four five six")
-    assert done.stdout == f"{bands}\n{filters.runs('one two three', 2).tolist()}\n"
+    assert done.stdout == f"{bands}\n{overlap.runs('one two three', 2).tolist()}\n"

@@ -14,8 +14,18 @@ FLOORS: list[list[list[str]]] = [
     [
         ["mesh", "parametrization", "model", "optim"],
         [
-            *("tokens", "embedded", "files", "tfds_text", "languages", "sources"),  # what is read
-            *("filters", "sift", "corpus", "order", "data"),  # what is kept, and in which order
+            *("automaton", "machine", "grammar", "languages"),  # what is made up
+            *("tokens", "embedded", "files", "tfds_text", "sources"),  # what is read
+            *(
+                "overlap",
+                "filters",
+                "sift",
+                "seen",
+                "draft",
+                "corpus",
+                "order",
+                "data",
+            ),  # what is kept, and in which order
         ],
         [
             *("table", "solver", "fit", "doubts", "estimate", "judge", "advice"),  # how to fit

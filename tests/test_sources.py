@@ -99,8 +99,11 @@ def test_the_hub_is_streamed_by_name_part_split_and_field(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load_dataset))
     assert texts("hf:owner/name:part/train") == ["one\n", "two"]
     assert asked == [(("owner/name", "part"), {"split": "train", "streaming": True})]
-    with pytest.raises(ValueError, match="hf:owner/name/train: has no text in 'id' but text, id"):
+    with pytest.raises(ValueError, match="hf:owner/name/train row 0: has no text in 'id' but text"):
         texts("hf:owner/name/train?field=id")
+    told = []
+    assert not list(sources.documents("hf:owner/name/train?field=id", told.append))
+    assert len(told) == 2 and "row 1: has no text in 'id'" in told[1]
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(ValueError, match=r"needs: pip install 'lm-scaling\[hf\]'"):
         texts("hf:owner/name/train")
@@ -132,6 +135,17 @@ def test_where_it_may_go_on_only_what_is_broken_is_left(tmp_path):
     told.clear()
     found = list(sources.documents(f"parquet:{tmp_path}/*.parquet", told.append))
     assert len(found) == 9 and "d.parquet: cannot be read" in told[0] and len(told) == 1
+
+
+def test_a_source_can_be_read_from_any_part_on(tmp_path):
+    for name in "abc":
+        (tmp_path / f"{name}.txt").write_text(name)
+    source = f"text:{tmp_path}"
+    assert len(sources.parts(source)) == len(sources.fingerprint(source)) == 3
+    assert [(d.text, d.part) for d in sources.documents(source, start=1)] == [("b", 1), ("c", 2)]
+    name = "synthetic:machine?states=4&megabytes=1"
+    whole = [document.text for document in sources.documents(name)]
+    assert [document.text for document in sources.documents(name, start=2)] == whole[128:]
 
 
 def test_several_zstd_frames_in_a_file_are_all_read(tmp_path):
