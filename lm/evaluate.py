@@ -51,7 +51,9 @@ def evaluate(run: config.Run, device_mesh, score: Callable, params: dict, text: 
         bits[source] = ratio(nats_N / np.log(2), n_bytes_N)
         own_NT = text.own_nats(source, tokens_NT)
         if own_NT is not None:
-            excess[source] = ratio(nats_N - own_NT.sum(axis=1), np.full(*own_NT.shape))
+            excess[source] = ratio(
+                nats_N - own_NT.sum(axis=1), np.full(len(nats_N), own_NT.shape[1])
+            )
         done += [
             is_completed(tokens_NT[row], best_NT[row], cut, end, words)
             for row, cut, end in completions(tokens_NT, n_words, seed, words)

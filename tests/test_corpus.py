@@ -366,6 +366,27 @@ def test_broken_parts_are_skipped_and_counted_where_asked(tmp_path):
     assert sum(manifest.documents.values()) == 50 + 48 + 50
 
 
+def test_of_many_archives_a_broken_one_in_the_middle_is_named_or_counted(tmp_path):
+    for i in range(21):
+        rows = [{"text": os.urandom(30).hex()} for _ in range(20)]
+        raw = gzip.compress("".join(json.dumps(row) + "\n" for row in rows).encode())
+        (tmp_path / f"{i:02}.jsonl.gz").write_bytes(raw[:-200] if i == 10 else raw)
+    source = f"jsonl:{tmp_path}/*.jsonl.gz"
+    refused(a_config(tmp_path, source), "10.jsonl.gz: cannot be read to its end")
+    manifest = corpus.prepare(a_config(tmp_path, source, broken="skip"))[source]
+    assert manifest.dropped == {"broken": 1} and 400 < sum(manifest.documents.values()) < 420
+
+
+def test_of_mixed_encodings_the_file_that_is_not_utf8_is_named_or_counted(tmp_path):
+    for name, encoding in (("a", "utf-8"), ("b", "utf-8-sig"), ("c", "latin-1"), ("d", "utf-16")):
+        (tmp_path / f"{name}.txt").write_bytes(f"Grüße von {name}".encode(encoding))
+    source = f"text:{tmp_path}"
+    refused(a_config(tmp_path, source, heldout=0.0), "c.txt: is not UTF-8 at byte 2: convert it")
+    manifest = corpus.prepare(a_config(tmp_path, source, heldout=0.0, broken="skip"))[source]
+    assert manifest.dropped == {"broken": 2}
+    assert read_back(manifest, "train") == ["Grüße von a", "Grüße von b"]
+
+
 def test_filters_drop_by_name_and_only_where_asked(tmp_path):
     bad = ["short", "1234 5678 ab " * 9, "again and again\n" * 9]
     source = write_documents(tmp_path / "a.jsonl", [*TEXTS, *bad])

@@ -126,3 +126,23 @@ def test_sources_are_weighed_as_in_training(tiny, text_file, tmp_path):
     assert row["loss_se"] == pytest.approx(
         np.hypot(0.75 * row[f"loss_se.{mine}"], 0.25 * row[f"loss_se.text:{other}"])
     )
+
+
+def test_excess_is_what_a_model_pays_above_the_best_reader_of_the_same_rows(tiny, tmp_path):
+    name = "synthetic:grammar?words=8&kinds=2&depth=1&megabytes=0.1"
+    tiny.data.sources, tiny.data.cache = {name: 1.0}, str(tmp_path)
+    text, device_mesh = data.load(tiny.data, 0), mesh.make(tiny.mesh)
+
+    def score(_, batch):  # a model that is .1 nats worse, everywhere
+        nats_BT = text.own_nats(name, np.asarray(batch["tokens"]))
+        assert nats_BT is not None
+        return nats_BT + 0.1, np.zeros(nats_BT.shape, np.int32)
+
+    row = evaluate.evaluate(tiny, device_mesh, score, {}, text)
+    assert row["excess"] == pytest.approx(0.1, abs=1e-6) and row["excess_se"] < 1e-6
+    assert row["loss_se"] > 1e-3 and row["excess"] < row["loss"]
+
+
+def test_text_of_unknown_entropy_has_no_excess(tiny):
+    text = data.load(tiny.data, 0)
+    assert text.own_nats(text.sources[0], text.heldout(text.sources[0], 2)) is None

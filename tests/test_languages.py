@@ -63,14 +63,14 @@ def test_the_floor_of_short_rows_is_that_of_all_texts_there_are():
 
     letters = -(p_SA[0] * np.log(p_SA[0])).sum()
     wanted = (nats(9) - nats(1)) / 8 - letters  # the price of not knowing the state, a token
-    found, error = languages.floor(machine, seq_len=8, n=4000)
+    found, error = languages.floor(machine, seq_len=8, n=2000)
     assert found - languages.entropy(machine) == pytest.approx(wanted, abs=4 * error)
     assert wanted > 8 * error
 
 
 def test_longer_rows_have_a_lower_floor_above_the_entropy():
-    short, _ = languages.floor(SMALL, 16)
-    long, error = languages.floor(SMALL, 256)
+    short, _ = languages.floor(SMALL, 16, n=150)
+    long, error = languages.floor(SMALL, 256, n=150)
     assert languages.entropy(SMALL) < long + 4 * error < short
 
 

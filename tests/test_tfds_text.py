@@ -86,6 +86,22 @@ def test_what_is_not_there_is_named_in_one_line(source, words):
     assert "\n" not in str(caught.value)
 
 
+def test_an_example_that_cannot_be_read_is_left_out_where_it_may_be(tmp_path, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    folder = tfds_text.make("my_text", tmp_path, DOCUMENTS)
+    (path,) = folder.glob("*.array_record*")
+    raw = bytearray(path.read_bytes())
+    at = raw.index(b"Text 300: ")
+    raw[at : at + 4] = b"\xff\xff\xff\xff"
+    path.write_bytes(raw)
+    told = []
+    found = list(sources.documents("tfds:my_text/train", told.append))
+    assert len(told) + len(found) == len(DOCUMENTS) and 0 < len(told) < 10
+    assert all("tfds:my_text/train example" in line or "UTF-8" in line for line in told)
+    with pytest.raises(ValueError, match="example"):
+        list(sources.documents("tfds:my_text/train"))
+
+
 def test_a_name_that_tfds_does_not_take_is_refused(tmp_path):
     with pytest.raises(ValueError, match="'My-Text' is no name for a dataset"):
         tfds_text.make("My-Text", tmp_path, DOCUMENTS)
