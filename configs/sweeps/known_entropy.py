@@ -5,8 +5,8 @@
 No model gets below the language's own nats on the held-out rows, eval.loss - eval.excess, so E of
 L(N, D) = E + A/N^alpha + B/D^beta, laws.chinchilla(records.rows("runs/known_entropy")), should have
 them within its interval. Widths alone differ, so that N is all that does; the shortest run is past
-the first fall of the loss, and no text is seen twice. About fifteen minutes on two CPU cores; what
-came of this and other recipes is in experiments/LOG.md.
+the first fall of the loss, and no text is seen twice. 90 million tokens: 25 minutes planned on
+two busy CPU cores. What came of this and of other recipes, so far, is in experiments/LOG.md.
 """
 
 from configs import base
