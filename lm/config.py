@@ -78,6 +78,8 @@ class Optim:
 class Mesh:
     data: int = -1  # devices over which the batch is split; -1: all that are left
     fsdp: int = 1  # devices over which the batch and the weights are split
+    expert: int = 1  # devices over which the batch and the experts are split
+    sequence: int = 1  # devices over which the positions of a row are split
     tensor: int = 1  # devices over which heads, MLP and vocabulary are split
 
 
@@ -159,6 +161,8 @@ AT_LEAST = {
     "optim.weight_decay": 0,
     "optim.clip": 0,
     "mesh.fsdp": 1,
+    "mesh.expert": 1,
+    "mesh.sequence": 1,
     "mesh.tensor": 1,
     "start.step": 0,
     "eval.every": 0,
@@ -215,9 +219,9 @@ def check(run: Run) -> Run:
         _refuse("data.seq_len", data.seq_len, f"{rule}: try model.attention_blocks=1")
     if mesh.data == 0 or mesh.data < -1:
         _refuse("mesh.data", mesh.data, "must be -1 (all devices) or at least 1")
-    split = max(mesh.data, 1) * mesh.fsdp
+    split = max(mesh.data, 1) * mesh.fsdp * mesh.expert
     if data.batch_size % split:
-        rule = f"must be a multiple of mesh.data*mesh.fsdp={split}"
+        rule = f"must be a multiple of mesh.data*mesh.fsdp*mesh.expert={split}"
         _refuse(
             "data.batch_size",
             data.batch_size,
@@ -231,6 +235,9 @@ def check(run: Run) -> Run:
     ):
         if size % mesh.tensor:
             _refuse(f"model.{name}", size, f"must be a multiple of mesh.tensor={mesh.tensor}")
+    if data.seq_len % mesh.sequence:
+        rule = f"must be a multiple of mesh.sequence={mesh.sequence}"
+        _refuse("data.seq_len", data.seq_len, rule)
     if model.d_model % mesh.fsdp:
         _refuse("model.d_model", model.d_model, f"must be a multiple of mesh.fsdp={mesh.fsdp}")
     if run.keep_every % run.checkpoint_every:

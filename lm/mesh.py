@@ -5,6 +5,7 @@ says over which mesh axes each name is split; everything else follows from it.
 """
 
 import functools
+import math
 import os
 import time
 
@@ -15,11 +16,12 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from lm import config
 
-AXES = ("data", "fsdp", "tensor")
+# The last axis joins the nearest devices: what talks most comes last.
+AXES = ("data", "fsdp", "expert", "sequence", "tensor")
 RULES = {
     # logical axis   mesh axes it is split over
-    "batch":         ("data", "fsdp"),
-    "length":        None,
+    "batch":         ("data", "fsdp", "expert"),
+    "length":        "sequence",
     "layers":        None,
     "embed":         "fsdp",
     "heads":         "tensor",
@@ -49,21 +51,24 @@ def start(cache: str = "runs/.compiled") -> None:
 def make(mesh: config.Mesh, devices: list | None = None) -> jax.sharding.Mesh:
     """The mesh of config.Mesh over `devices` (default: all); ValueError if they do not multiply."""
     devices = jax.devices() if devices is None else devices
-    inner = mesh.fsdp * mesh.tensor
-    data = len(devices) // inner if mesh.data == -1 else mesh.data
-    if data * inner != len(devices):
+    sizes = [getattr(mesh, axis) for axis in AXES]
+    inner = math.prod(sizes[1:])
+    if mesh.data == -1:
+        sizes[0] = len(devices) // inner
+    if math.prod(sizes) != len(devices):
+        shape = " x ".join(f"mesh.{axis}={getattr(mesh, axis)}" for axis in AXES)
         raise ValueError(
-            f"mesh.data={mesh.data} x mesh.fsdp={mesh.fsdp} x mesh.tensor={mesh.tensor} must be the"
-            f" number of devices, {len(devices)}: mesh.data=-1 takes what is left"
+            f"{shape} must be the number of devices, {len(devices)}: mesh.data=-1 takes what is"
+            " left"
         )
     return jax.make_mesh(
-        (data, mesh.fsdp, mesh.tensor), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices
+        tuple(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices
     )
 
 
 def check_batch(run: config.Run, mesh: jax.sharding.Mesh) -> None:
     """ValueError if the sequences of a batch do not divide over the devices."""
-    split = mesh.shape["data"] * mesh.shape["fsdp"]
+    split = mesh.shape["data"] * mesh.shape["fsdp"] * mesh.shape["expert"]
     size = run.data.batch_size
     if size % split:
         raise ValueError(

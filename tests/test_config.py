@@ -46,7 +46,7 @@ def test_the_defaults_can_run():
         ({"data__sources": {"code": -1.0}}, "data.sources['code']=-1.0 is a weight"),
         ({"data__sources": {"code": 0.0}}, "has only zero weights"),
         ({"data__sources": {"code": 1.0, "docs": -1.0}}, "is a weight: a number from 0 up"),
-        ({"data__batch_size": 6, "mesh__data": 4}, "a multiple of mesh.data*mesh.fsdp=4: try 8"),
+        ({"data__batch_size": 6, "mesh__data": 4}, "mesh.data*mesh.fsdp*mesh.expert=4: try 8"),
         ({"data__seq_len": 30, "model__attention_blocks": 4}, "try model.attention_blocks=1"),
         ({"mesh__data": 0}, "mesh.data=0 must be -1"),
         ({"mesh__tensor": 3}, "must be a multiple of mesh.tensor=3"),

@@ -6,7 +6,8 @@ from lm import config, mesh, model
 
 
 def test_minus_one_takes_the_devices_that_are_left():
-    assert mesh.make(config.Mesh(fsdp=2)).shape == {"data": 2, "fsdp": 2, "tensor": 1}
+    shape = {"data": 2, "fsdp": 2, "expert": 1, "sequence": 1, "tensor": 1}
+    assert mesh.make(config.Mesh(fsdp=2)).shape == shape
 
 
 def test_a_mesh_that_does_not_multiply_is_refused():
