@@ -11,6 +11,8 @@ import re
 import types
 import typing
 
+from lm import layout
+
 
 @dataclasses.dataclass
 class Model:
@@ -32,6 +34,7 @@ class Model:
     remat: str = "none"  # recompute in the backward pass: none, dots (keep matmuls), full
     unroll: int = 8  # layers unrolled per scan step; stacks no deeper than this are unrolled whole
     attention_blocks: int = 2  # query blocks; block i never sees the keys behind it
+    loss_chunks: int = 1  # pieces of a row whose logits exist one at a time; 1: all at once
 
 
 @dataclasses.dataclass
@@ -71,6 +74,7 @@ class Optim:
     eps: float = 1e-8  # added to the root of the second moment
     weight_decay: float = 0.1  # decoupled, times the learning rate; never on norms
     clip: float = 1.0  # largest global gradient norm; 0 is off
+    accumulate: int = 1  # pieces of a batch, one after another, whose gradients are summed
     nonfinite: str = "stop"  # a loss or gradient that is no number: stop, skip (the update), rewind
 
 
@@ -81,6 +85,8 @@ class Mesh:
     expert: int = 1  # devices over which the batch and the experts are split
     sequence: int = 1  # devices over which the positions of a row are split
     tensor: int = 1  # devices over which heads, MLP and vocabulary are split
+    rules: dict[str, str | list[str]] = dataclasses.field(default_factory=dict)
+    # rows that replace those of layout.RULES, such as {"vocab": ["tensor", "fsdp"], "mlp": []}
 
 
 @dataclasses.dataclass
@@ -150,6 +156,7 @@ AT_LEAST = {
     "model.base_depth": 1,
     "model.unroll": 1,
     "model.attention_blocks": 1,
+    "model.loss_chunks": 1,
     "model.logit_softcap": 0,
     "model.z_loss": 0,
     "data.min_words": 0,
@@ -158,6 +165,7 @@ AT_LEAST = {
     "data.batch_size": 1,
     "data.unique_tokens": 0,
     "data.max_epochs": 0,
+    "optim.accumulate": 1,
     "optim.weight_decay": 0,
     "optim.clip": 0,
     "mesh.fsdp": 1,
@@ -214,32 +222,9 @@ def check(run: Run) -> Run:
         _refuse("model.n_heads", model.n_heads, f"{rule}: try model.n_kv_heads={near}")
     if model.d_head % 2:
         _refuse("model.d_head", model.d_head, "must be even, for rotary embedding")
-    if data.seq_len % model.attention_blocks:
-        rule = f"must be a multiple of model.attention_blocks={model.attention_blocks}"
-        _refuse("data.seq_len", data.seq_len, f"{rule}: try model.attention_blocks=1")
     if mesh.data == 0 or mesh.data < -1:
         _refuse("mesh.data", mesh.data, "must be -1 (all devices) or at least 1")
-    split = max(mesh.data, 1) * mesh.fsdp * mesh.expert
-    if data.batch_size % split:
-        rule = f"must be a multiple of mesh.data*mesh.fsdp*mesh.expert={split}"
-        _refuse(
-            "data.batch_size",
-            data.batch_size,
-            f"{rule}: try {-(-data.batch_size // split) * split}",
-        )
-    for name, size in (
-        ("n_heads", model.n_heads),
-        ("n_kv_heads", model.n_kv_heads),
-        ("d_ff", model.d_ff),
-        ("vocab_size", model.vocab_size),
-    ):
-        if size % mesh.tensor:
-            _refuse(f"model.{name}", size, f"must be a multiple of mesh.tensor={mesh.tensor}")
-    if data.seq_len % mesh.sequence:
-        rule = f"must be a multiple of mesh.sequence={mesh.sequence}"
-        _refuse("data.seq_len", data.seq_len, rule)
-    if model.d_model % mesh.fsdp:
-        _refuse("model.d_model", model.d_model, f"must be a multiple of mesh.fsdp={mesh.fsdp}")
+    layout.check(flat, {axis: max(flat[f"mesh.{axis}"], 1) for axis in layout.AXES})
     if run.keep_every % run.checkpoint_every:
         near = -(-run.keep_every // run.checkpoint_every) * run.checkpoint_every
         rule = f"must be a multiple of checkpoint_every={run.checkpoint_every}: try {near}"

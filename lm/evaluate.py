@@ -6,7 +6,6 @@ Tensor names end in their axes: B batch, N sequences, T time, V vocabulary.
 from collections.abc import Callable, Iterator
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from lm import config, data, mesh, model, tokens
@@ -18,10 +17,11 @@ def scorer(run: config.Run, device_mesh: jax.sharding.Mesh) -> Callable:
     """jit of (params, batch) -> (nats_BT of each next token, best_BT the likeliest)."""
 
     def score(params: dict, batch: dict):
-        tokens_BT = batch["tokens"]
-        logits_BTV = model.logits(run.model, params, tokens_BT[:, :-1], batch.get("segments"))
-        nats_BT, _ = model.nats(logits_BTV, tokens_BT[:, 1:])
-        return nats_BT, jnp.argmax(logits_BTV, axis=-1)
+        with mesh.rules(run.mesh):
+            nats_BT, _, best_BT = model.losses(
+                run.model, params, batch["tokens"], batch.get("segments")
+            )
+        return nats_BT, best_BT
 
     return jax.jit(score, out_shardings=mesh.sharding(device_mesh))
 

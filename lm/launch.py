@@ -35,7 +35,7 @@ def check(runs: list[config.Run], report: Callable | None = None) -> None:
         config.check(run)
         mirrors.check(run)
         records.compare(run)
-        mesh.check_batch(run, mesh.make(run.mesh))
+        mesh.check(run, mesh.make(run.mesh))
         if run.start.run:
             lineage.check(run, by_name.get(run.start.run) or lineage.parent(run))
     for run in runs:

@@ -1,36 +1,35 @@
-"""Devices as a mesh, and the one table from a weight's axis names to mesh axes.
+"""Devices as a mesh, and arrays split over it by the names of their axes.
 
-A weight or activation is described by logical names, one an axis ("embed", "heads", ...). RULES
-says over which mesh axes each name is split; everything else follows from it.
+A weight or activation is described by logical names, one an axis ("embed", "heads", ...). The table
+layout.RULES says over which mesh axes each name is split; everything else follows from it.
 """
 
+import contextlib
+import contextvars
 import functools
 import math
 import os
 import time
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from lm import config
+from lm import config, layout
 
-# The last axis joins the nearest devices: what talks most comes last.
-AXES = ("data", "fsdp", "expert", "sequence", "tensor")
-RULES = {
-    # logical axis   mesh axes it is split over
-    "batch":         ("data", "fsdp", "expert"),
-    "length":        "sequence",
-    "layers":        None,
-    "embed":         "fsdp",
-    "heads":         "tensor",
-    "kv_heads":      "tensor",
-    "d_head":        None,
-    "mlp":           "tensor",
-    "vocab":         "tensor",
-    "norm":          None,
-}  # fmt: skip
+_RULES: contextvars.ContextVar[dict] = contextvars.ContextVar("rules", default=layout.RULES)
+
+
+@contextlib.contextmanager
+def rules(mesh: config.Mesh) -> Iterator[None]:
+    """Within it, arrays are split by layout.RULES with the rows of mesh.rules in their place."""
+    token = _RULES.set(layout.rules(mesh.rules))
+    try:
+        yield
+    finally:
+        _RULES.reset(token)
 
 
 def start(cache: str = "runs/.compiled") -> None:
@@ -51,30 +50,18 @@ def start(cache: str = "runs/.compiled") -> None:
 def make(mesh: config.Mesh, devices: list | None = None) -> jax.sharding.Mesh:
     """The mesh of config.Mesh over `devices` (default: all); ValueError if they do not multiply."""
     devices = jax.devices() if devices is None else devices
-    sizes = [getattr(mesh, axis) for axis in AXES]
-    inner = math.prod(sizes[1:])
-    if mesh.data == -1:
-        sizes[0] = len(devices) // inner
-    if math.prod(sizes) != len(devices):
-        shape = " x ".join(f"mesh.{axis}={getattr(mesh, axis)}" for axis in AXES)
-        raise ValueError(
-            f"{shape} must be the number of devices, {len(devices)}: mesh.data=-1 takes what is"
-            " left"
-        )
+    sizes = layout.check_devices(vars(mesh), len(devices))
     return jax.make_mesh(
-        tuple(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices
+        tuple(sizes.values()),
+        layout.AXES,
+        axis_types=(AxisType.Auto,) * len(layout.AXES),
+        devices=devices,
     )
 
 
-def check_batch(run: config.Run, mesh: jax.sharding.Mesh) -> None:
-    """ValueError if the sequences of a batch do not divide over the devices."""
-    split = mesh.shape["data"] * mesh.shape["fsdp"] * mesh.shape["expert"]
-    size = run.data.batch_size
-    if size % split:
-        raise ValueError(
-            f"data.batch_size={size} must be a multiple of the {split} devices it is split over:"
-            f" try {-(-size // split) * split}"
-        )
+def check(run: config.Run, mesh: jax.sharding.Mesh) -> None:
+    """ValueError if a dimension of the run does not divide over the devices that there are."""
+    layout.check(config.flatten(run), dict(mesh.shape))
 
 
 def platform(mesh: jax.sharding.Mesh) -> str:
@@ -92,8 +79,17 @@ def describe(mesh: jax.sharding.Mesh) -> str:
 
 
 def spec(names: tuple[str | None, ...]) -> PartitionSpec:
-    """Logical axis names -> how the axes are split."""
-    return PartitionSpec(*(None if name is None else RULES[name] for name in names))
+    """Logical axis names -> how the axes are split; ValueError if one mesh axis splits two."""
+    split = [() if name is None else _RULES.get()[name] for name in names]
+    used = [axis for axes in split for axis in axes]
+    for axis in used:
+        if used.count(axis) > 1:
+            both = [f"{name!r}" for name, axes in zip(names, split, strict=True) if axis in axes]
+            raise ValueError(
+                f"mesh.rules: {axis} splits {' and '.join(both)} of one array {names}: give one of"
+                " them another axis, or []"
+            )
+    return PartitionSpec(*(axes or None for axes in split))
 
 
 def sharding(mesh: jax.sharding.Mesh, *names: str | None) -> NamedSharding:
@@ -106,6 +102,39 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
     if jax.sharding.get_abstract_mesh().empty:
         return x
     return jax.lax.with_sharding_constraint(x, spec(names))
+
+
+def ways(name: str) -> int:
+    """Over how many devices of the mesh that is set an axis is split; 1 where none is."""
+    shape = jax.sharding.get_abstract_mesh().shape
+    return math.prod(shape.get(axis, 1) for axis in _RULES.get()[name])
+
+
+def swapped(x: jax.Array, outer: int, inner: int, axis: int) -> jax.Array:
+    """An axis of outer x inner equal parts in the order inner x outer."""
+    if 1 in (outer, inner):
+        return x
+    shape = x.shape
+    parts = x.reshape(*shape[:axis], outer, inner, -1, *shape[axis + 1 :])
+    return parts.swapaxes(axis, axis + 1).reshape(shape)
+
+
+def pieces(x: jax.Array, n: int, name: str, axis: int) -> jax.Array:
+    """x in n equal pieces of the axis `name`, stacked in front: [n, ...].
+
+    Each device cuts its own part, so that none sends any: piece i holds the i-th nth of every
+    device's part, and is split over the devices as x was. `joined` puts them together again.
+    """
+    x = swapped(x, ways(name), n, axis)
+    x = x.reshape(*x.shape[:axis], n, -1, *x.shape[axis + 1 :])
+    return jnp.moveaxis(x, axis, 0)
+
+
+def joined(pieces: jax.Array, name: str, axis: int) -> jax.Array:
+    """The inverse of `pieces`: the axis `axis` of the result is whole again."""
+    n, x = pieces.shape[0], jnp.moveaxis(pieces, 0, axis)
+    x = x.reshape(*x.shape[:axis], -1, *x.shape[axis + 2 :])
+    return swapped(x, n, ways(name), axis)
 
 
 def place(mesh: jax.sharding.Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:

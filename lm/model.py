@@ -8,6 +8,7 @@ weights are a plain nested dict of arrays, the layers stacked on a leading axis:
 
     params = init(model, seed=0)                  {"embed": [V, D], "blocks": {...: [L, ...]}, ...}
     logits_BTV = logits(model, params, tokens_BT)
+    nats_BT, log_z_BT, best_BT = losses(model, params, tokens_BT)
     axes(model)                                   the same tree, a tuple of axis names a weight
 """
 
@@ -60,9 +61,12 @@ class Attention(nnx.Module):
         q_BTNH = jnp.einsum("btd,dnh->btnh", x_BTD, self.query[...].astype(dtype))
         k_BSKH = jnp.einsum("bsd,dkh->bskh", x_BTD, self.key[...].astype(dtype))
         v_BSKH = jnp.einsum("bsd,dkh->bskh", x_BTD, self.value[...].astype(dtype))
-        q_BTNH = rotary(self.query_norm(q_BTNH), model.rope_theta)
-        k_BSKH = rotary(self.key_norm(k_BSKH), model.rope_theta)
+        times_T = _dealt(jnp.arange(x_BTD.shape[1]), model.attention_blocks, axis=0)
+        q_BTNH = rotary(self.query_norm(q_BTNH), model.rope_theta, times_T)
+        k_BSKH = rotary(self.key_norm(k_BSKH), model.rope_theta, times_T)
         q_BTNH = mesh.constrain(q_BTNH, "batch", "length", "heads", "d_head")
+        k_BSKH = mesh.constrain(k_BSKH, "batch", "length", "kv_heads", "d_head")
+        v_BSKH = mesh.constrain(v_BSKH, "batch", "length", "kv_heads", "d_head")
         o_BTNH = causal_attention(q_BTNH, k_BSKH, v_BSKH, model.attention_blocks, segments_BT)
         return jnp.einsum("btnh,nhd->btd", o_BTNH, self.out[...].astype(dtype))
 
@@ -94,12 +98,13 @@ class Block(nnx.Module):
     def __call__(self, x_BTD: jax.Array, segments_BT: jax.Array | None) -> jax.Array:
         branch = parametrization.branch(self.model)
         x_BTD = x_BTD + branch * self.attention(self.attention_norm(x_BTD), segments_BT)
+        x_BTD = mesh.constrain(x_BTD, "batch", "length", None)
         x_BTD = x_BTD + branch * self.mlp(self.mlp_norm(x_BTD))
         return mesh.constrain(x_BTD, "batch", "length", None)
 
 
 class Decoder(nnx.Module):
-    """tokens_BT -> logits_BTV in float32."""
+    """tokens_BT -> logits_BTV in float32: the head, on the hidden states of all layers."""
 
     def __init__(self, model: config.Model, rngs: nnx.Rngs):
         d, v = model.d_model, model.vocab_size
@@ -110,28 +115,41 @@ class Decoder(nnx.Module):
         self.model = model
 
     def __call__(self, tokens_BT: jax.Array, segments_BT: jax.Array | None) -> jax.Array:
+        x_BTD = self.hidden(tokens_BT, segments_BT)
+        return self.logits(_in_time(x_BTD, self.model.attention_blocks), self.head_weight())
+
+    def hidden(self, tokens_BT: jax.Array, segments_BT: jax.Array | None) -> jax.Array:
+        """What the last layer leaves, normed: [B, T, D], its positions in the order of `_dealt`."""
         model = self.model
         # Whole rows before the look-up: a table split both ways would be gathered on every device.
         embed_VD = mesh.constrain(self.embed[...].astype(model.dtype), "vocab", None)
-        x_BTD = mesh.constrain(embed_VD[tokens_BT], "batch", "length", None)
+        x_BTD = embed_VD[_dealt(tokens_BT, model.attention_blocks)]
+        x_BTD = mesh.constrain(x_BTD, "batch", "length", None)
         layer = _remat(lambda x_BTD, block: (block(x_BTD, segments_BT), None), model.remat)
         unroll = model.n_layers if model.n_layers <= model.unroll else 1
         x_BTD, _ = jax.lax.scan(layer, x_BTD, self.blocks, unroll=unroll)
-        head_DV = embed_VD.T if self.head is None else self.head[...].astype(model.dtype)
-        logits_BTV = jnp.einsum(
-            "btd,dv->btv", self.norm(x_BTD), head_DV, preferred_element_type=jnp.float32
-        )
-        logits_BTV *= parametrization.logits(model)
-        if model.logit_softcap:
-            logits_BTV = model.logit_softcap * jnp.tanh(logits_BTV / model.logit_softcap)
+        return self.norm(x_BTD)
+
+    def head_weight(self) -> jax.Array:
+        """[D, V], the transposed embedding if they are tied."""
+        if self.head is not None:
+            return self.head[...].astype(self.model.dtype)
+        embed_VD = self.embed[...].astype(self.model.dtype)
+        return mesh.constrain(embed_VD, "vocab", None).T
+
+    def logits(self, x_BTD: jax.Array, head_DV: jax.Array) -> jax.Array:
+        cap = self.model.logit_softcap
+        logits_BTV = jnp.einsum("btd,dv->btv", x_BTD, head_DV, preferred_element_type=jnp.float32)
+        logits_BTV *= parametrization.logits(self.model)
+        logits_BTV = cap * jnp.tanh(logits_BTV / cap) if cap else logits_BTV
         return mesh.constrain(logits_BTV, "batch", "length", "vocab")
 
 
-def rotary(x_BTNH: jax.Array, theta: float) -> jax.Array:
+def rotary(x_BTNH: jax.Array, theta: float, times_T: jax.Array) -> jax.Array:
     """Rotates the pairs (i, i + H/2) of each head by time x theta^(-2i/H) (arXiv:2104.09864)."""
     half = x_BTNH.shape[-1] // 2
     frequency_H = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    angle_TH = jnp.arange(x_BTNH.shape[1], dtype=jnp.float32)[:, None] * frequency_H
+    angle_TH = times_T.astype(jnp.float32)[:, None] * frequency_H
     cos, sin = jnp.cos(angle_TH)[:, None], jnp.sin(angle_TH)[:, None]
     left, right = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
     turned = jnp.concatenate([left * cos - right * sin, right * cos + left * sin], axis=-1)
@@ -143,19 +161,26 @@ def causal_attention(q_BTNH, k_BSKH, v_BSKH, n_blocks: int, segments_BT=None) ->
 
     Block i of n_blocks multiplies only with the keys up to its own end, so that about half of the
     masked scores are never computed; the result does not depend on n_blocks. segments_BT: numbers
-    of documents; a query sees the keys of its own alone.
+    of documents, in the order of time; a query sees the keys of its own alone.
+
+    Where rows are split over devices, q, k, v and the result are in the order of `_dealt`: every
+    device has an equal share of every block, and so of the work. It gathers all keys.
     """
     b, t, n, h = q_BTNH.shape
     k = k_BSKH.shape[2]
     size = t // n_blocks
     q_BKGTH = (q_BTNH * h**-0.5).reshape(b, t, k, n // k, h).transpose(0, 2, 3, 1, 4)
-    k_BKSH, v_BKSH = k_BSKH.transpose(0, 2, 1, 3), v_BSKH.transpose(0, 2, 1, 3)
+    blocks_CBKGTH = mesh.pieces(q_BKGTH, n_blocks, "length", axis=3)
+    k_BKSH, v_BKSH = (
+        _in_time(mesh.constrain(x_BSKH, "batch", None, "kv_heads", None), n_blocks).swapaxes(1, 2)
+        for x_BSKH in (k_BSKH, v_BSKH)
+    )
     blocks = []
-    for start in range(0, t, size):
+    for block, start in enumerate(range(0, t, size)):
         end = start + size
         score_BKGTS = jnp.einsum(
             "bkgth,bksh->bkgts",
-            q_BKGTH[..., start:end, :],
+            blocks_CBKGTH[block],
             k_BKSH[:, :, :end],
             preferred_element_type=jnp.float32,
         )
@@ -175,7 +200,8 @@ def causal_attention(q_BTNH, k_BSKH, v_BSKH, n_blocks: int, segments_BT=None) ->
         )
         # Divided here, not before the product: H numbers a query in place of S.
         blocks.append((o_BKGTH / sum_BKGT1).astype(v_BKSH.dtype))
-    return jnp.concatenate(blocks, axis=3).transpose(0, 3, 1, 2, 4).reshape(b, t, n, h)
+    o_BKGTH = mesh.joined(jnp.stack(blocks), "length", axis=3)
+    return o_BKGTH.transpose(0, 3, 1, 2, 4).reshape(b, t, n, h)
 
 
 def init(model: config.Model, seed: int | jax.Array) -> dict:
@@ -205,11 +231,54 @@ def logits(
     return nnx.merge(_abstract(model)[0], params)(tokens_BT, segments_BT)
 
 
+def losses(
+    model: config.Model, params: dict, tokens_BT: jax.Array, segments_BT: jax.Array | None = None
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Of each token but the first, [B, T - 1]: nats, log Z of its softmax, and the likeliest.
+
+    With model.loss_chunks the logits of a chunk of each row exist at a time, in the backward pass
+    too, where they are computed again.
+    """
+    decoder: Decoder = nnx.merge(_abstract(model)[0], params)
+    x_BTD = decoder.hidden(tokens_BT[:, :-1], segments_BT)
+    targets_BT = _dealt(tokens_BT[:, 1:], model.attention_blocks)
+    head_DV = decoder.head_weight()
+
+    def found(x_BTD, targets_BT):
+        logits_BTV = decoder.logits(x_BTD, head_DV.astype(x_BTD.dtype))
+        return *nats(logits_BTV, targets_BT), jnp.argmax(logits_BTV, axis=-1)
+
+    if model.loss_chunks == 1:
+        all_BT = found(x_BTD, targets_BT)
+    else:
+        # Gathered once for all chunks, and as float32, in which their gradients are summed.
+        head_DV = mesh.constrain(head_DV, None, "vocab").astype(jnp.float32)
+        cut = [mesh.pieces(x, model.loss_chunks, "length", 1) for x in (x_BTD, targets_BT)]
+        chunks = jax.lax.map(jax.checkpoint(lambda cut: found(*cut), prevent_cse=False), cut)
+        all_BT = [mesh.joined(x_CBT, "length", 1) for x_CBT in chunks]
+    nats_BT, log_z_BT, best_BT = (_in_time(x_BT, model.attention_blocks) for x_BT in all_BT)
+    return nats_BT, log_z_BT, best_BT
+
+
 def nats(logits_BTV: jax.Array, targets_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Cross-entropy of each target, and log Z of its softmax (for z-loss), both float32 [B, T]."""
     log_z_BT = jax.nn.logsumexp(logits_BTV, axis=-1)
     target_BT = jnp.take_along_axis(logits_BTV, targets_BT[..., None], axis=-1)[..., 0]
     return log_z_BT - target_BT, log_z_BT
+
+
+def _dealt(x: jax.Array, n_blocks: int, axis: int = 1) -> jax.Array:
+    """The order in which positions lie where rows are split: each device has some of every block.
+
+    Later queries see more keys, so a device that held only the last positions would make all others
+    wait. The order of time where rows are whole.
+    """
+    return mesh.swapped(x, n_blocks, mesh.ways("length"), axis)
+
+
+def _in_time(x: jax.Array, n_blocks: int, axis: int = 1) -> jax.Array:
+    """The inverse of `_dealt`."""
+    return mesh.swapped(x, mesh.ways("length"), n_blocks, axis)
 
 
 def _rngs(seed) -> nnx.Rngs:

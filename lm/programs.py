@@ -34,15 +34,34 @@ def build(run: config.Run, device_mesh: jax.sharding.Mesh) -> Program:
         params = model.init(run.model, seed)
         return {"step": jnp.zeros((), jnp.int32), "params": params, "opt": optimizer.init(params)}
 
-    def loss(params: dict, batch: dict):
-        tokens_BT = batch["tokens"]
-        logits_BTV = model.logits(run.model, params, tokens_BT[:, :-1], batch.get("segments"))
-        nats_BT, log_z_BT = model.nats(logits_BTV, tokens_BT[:, 1:])
-        nats = jnp.average(nats_BT, weights=batch.get("weights"))
-        return nats + run.model.z_loss * jnp.mean(log_z_BT**2), nats
+    def loss(params: dict, batch: dict, n: int, total):
+        """What is minimised, and nats: a part of the means over n targets of weight total."""
+        nats_BT, log_z_BT, _ = model.losses(
+            run.model, params, batch["tokens"], batch.get("segments")
+        )
+        nats = jnp.sum(nats_BT * batch.get("weights", 1.0)) / total
+        return nats + run.model.z_loss * jnp.sum(log_z_BT**2) / n, nats
+
+    def gradients(params: dict, batch: dict):
+        """Nats and gradient of a batch, summed over its pieces."""
+        n = batch["tokens"][:, 1:].size
+        total = batch["weights"].sum() if "weights" in batch else n
+        of_piece = jax.value_and_grad(loss, has_aux=True)
+        if run.optim.accumulate == 1:
+            (_, nats), gradient = of_piece(params, batch, n, total)
+            return nats, gradient
+
+        def add(sums, piece):
+            (_, nats), gradient = of_piece(params, piece, n, total)
+            return jax.tree.map(jnp.add, sums, (nats, gradient)), None
+
+        zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
+        pieces = {k: mesh.pieces(v, run.optim.accumulate, "batch", 0) for k, v in batch.items()}
+        return jax.lax.scan(add, zero, pieces)[0]
 
     def step(state: dict, batch: dict):
-        (_, nats), gradient = jax.value_and_grad(loss, has_aux=True)(state["params"], batch)
+        with mesh.rules(run.mesh):
+            nats, gradient = gradients(state["params"], batch)
         update, opt = optimizer.update(gradient, state["opt"], state["params"])
         params = optax.apply_updates(state["params"], update)
         grad_norm = optax.tree.norm(gradient)
@@ -59,7 +78,8 @@ def build(run: config.Run, device_mesh: jax.sharding.Mesh) -> Program:
     split = functools.partial(
         jax.tree.map, lambda names: mesh.sharding(device_mesh, *names), is_leaf=mesh.is_names
     )
-    shardings = {"step": split(()), "params": split(axes), "opt": split(names)}
+    with mesh.rules(run.mesh):
+        shardings = {"step": split(()), "params": split(axes), "opt": split(names)}
     abstract = jax.tree.map(
         lambda leaf, split: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=split),
         jax.eval_shape(init, 0),

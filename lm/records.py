@@ -28,7 +28,8 @@ from lm import config, guard
 FREE = (
     *("dir", "log_every", "checkpoint_every", "keep_every", "keep_best", "predict", "wandb"),
     *("resume", "stall_seconds", "data.cache", "optim.nonfinite"),
-    *("mesh.data", "mesh.fsdp", "mesh.tensor", "model.remat", "model.unroll"),
+    *("mesh.data", "mesh.fsdp", "mesh.expert", "mesh.sequence", "mesh.tensor", "mesh.rules"),
+    *("model.remat", "model.unroll", "model.loss_chunks", "optim.accumulate"),
     *("eval.every", "eval.n_sequences", "eval.n_completions"),
 )
 

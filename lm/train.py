@@ -71,7 +71,7 @@ def _train(run: config.Run, report: Callable[[dict], None]) -> None:
             f" {text.tokenizer.vocab_size}"
         )
     device_mesh = mesh.make(run.mesh)
-    mesh.check_batch(run, device_mesh)
+    mesh.check(run, device_mesh)
     folder = records.folder(run)
 
     with contextlib.ExitStack() as stack:

@@ -10,7 +10,7 @@ LM = pathlib.Path(__file__).parent.parent / "lm"
 # Each line is a chain on a floor: a file may import those before it in its own chain, and all that
 # stands on a floor below. Chains of one floor do not see each other.
 FLOORS: list[list[list[str]]] = [
-    [["config", "sizes", "guard", "records"]],
+    [["layout", "config", "sizes", "guard", "records"]],
     [
         ["mesh", "parametrization", "model", "optim"],
         [

@@ -19,7 +19,7 @@ def test_a_batch_that_does_not_divide_is_refused():
     run = config.Run()
     run.data.batch_size = 6
     with pytest.raises(ValueError, match="data.batch_size=6 must be a multiple of the 4 devices"):
-        mesh.check_batch(run, mesh.make(run.mesh))
+        mesh.check(run, mesh.make(run.mesh))
 
 
 def test_every_axis_name_of_the_model_has_a_rule():
