@@ -1,8 +1,17 @@
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lm import config, mesh, model
+from lm import config, layout, mesh, model, programs
+
+HERE = pathlib.Path(__file__).parent
 
 
 def test_minus_one_takes_the_devices_that_are_left():
@@ -10,23 +19,83 @@ def test_minus_one_takes_the_devices_that_are_left():
     assert mesh.make(config.Mesh(fsdp=2)).shape == shape
 
 
-def test_a_mesh_that_does_not_multiply_is_refused():
-    with pytest.raises(ValueError, match="mesh.data=3 x mesh.fsdp=1 .* number of devices, 4"):
-        mesh.make(config.Mesh(data=3))
-
-
 def test_a_batch_that_does_not_divide_is_refused():
     run = config.Run()
     run.data.batch_size = 6
-    with pytest.raises(ValueError, match="data.batch_size=6 must be a multiple of the 4 devices"):
+    with pytest.raises(ValueError, match=r"data.batch_size=6 must be a multiple of mesh.data=4"):
         mesh.check(run, mesh.make(run.mesh))
+
+
+@pytest.fixture(scope="module")
+def grid() -> tuple[list[dict], str]:
+    """What a tiny run did on each mesh of eight_devices.py, and what the compiler complained of."""
+    environment = os.environ | {
+        "PYTHONPATH": str(HERE.parent),
+        "JAX_COMPILATION_CACHE_DIR": str(jax.config.values["jax_compilation_cache_dir"]),
+    }
+    done = subprocess.run(
+        [sys.executable, HERE / "eight_devices.py"], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return [json.loads(line) for line in done.stdout.splitlines()], done.stderr
+
+
+def test_every_mesh_gives_the_losses_of_one_device(grid):
+    (one, *others), _ = grid
+    assert len(others) >= 12 and one["losses"][0] > one["losses"][4]
+    for other in others:
+        np.testing.assert_allclose(other["losses"], one["losses"], rtol=2e-5, err_msg=str(other))
+
+
+def test_the_state_of_a_step_is_given_to_the_next_on_every_mesh(grid):
+    assert all(mesh["given"] for mesh in grid[0])
+
+
+def test_no_mesh_makes_the_compiler_copy_an_array_everywhere(grid):
+    assert "rematerialization" not in grid[1]
+
+
+def test_each_kind_of_mesh_sends_what_it_should(grid):
+    def kinds(**sizes):
+        ones = dict.fromkeys(layout.AXES, 1)
+        return next(set(m["collectives"]) for m in grid[0] if m["sizes"] == ones | sizes)
+
+    assert kinds() == set()
+    assert kinds(data=8) == {"all-reduce"}  # gradients
+    assert kinds(data=4, tensor=2) == {"all-reduce"}  # and the sums over heads and d_ff
+    assert kinds(fsdp=8) == {"all-gather", "all-reduce"}  # weights as they are needed
+    assert kinds(sequence=8) == {"all-gather", "all-reduce"}  # keys and values
+
+
+def test_pieces_take_a_share_of_every_device_and_join_again():
+    device_mesh = mesh.make(config.Mesh(data=2, sequence=2))
+    x_BT = jnp.arange(2 * 8).reshape(2, 8)
+    with jax.set_mesh(device_mesh):
+        pieces = mesh.pieces(x_BT, 2, "length", axis=1)
+        np.testing.assert_array_equal(pieces[:, 0], [[0, 1, 4, 5], [2, 3, 6, 7]])
+        np.testing.assert_array_equal(mesh.joined(pieces, "length", axis=1), x_BT)
+    np.testing.assert_array_equal(mesh.pieces(x_BT, 2, "length", axis=1)[:, 0, 0], [0, 4])
+
+
+def test_rules_of_a_run_split_its_weights_and_leave_other_runs_alone():
+    run = config.Run(mesh=config.Mesh(fsdp=2, tensor=2, rules={"embed": [], "mlp": "fsdp"}))
+    device_mesh = mesh.make(run.mesh)
+    with mesh.rules(run.mesh):
+        assert mesh.sharding(device_mesh, "embed", "mlp").spec == (None, "fsdp")
+    assert mesh.sharding(device_mesh, "embed", "mlp").spec == ("fsdp", "tensor")
+
+
+def test_a_mesh_axis_used_twice_in_one_array_is_refused_by_name():
+    run = config.Run(mesh=config.Mesh(fsdp=2, tensor=2, rules={"embed": "tensor"}))
+    with pytest.raises(ValueError, match="mesh.rules: tensor splits '.*' and '.*' of one array"):
+        programs.build(config.check(run), mesh.make(run.mesh))
 
 
 def test_every_axis_name_of_the_model_has_a_rule():
     names = jax.tree.leaves(model.axes(config.Model()))
-    assert set(names) <= set(mesh.RULES)
-    split = {axis for rule in mesh.RULES.values() if rule for axis in np.atleast_1d(rule)}
-    assert split == set(mesh.AXES)
+    assert set(names) <= set(layout.RULES)
+    assert {axis for axes in layout.RULES.values() for axis in axes} == set(layout.AXES)
+    assert set(layout.AXES) == set(vars(config.Mesh())) - {"rules"}
 
 
 def test_placed_rows_are_the_rows_and_are_split():
