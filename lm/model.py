@@ -240,8 +240,12 @@ def losses(
     too, where they are computed again.
     """
     decoder: Decoder = nnx.merge(_abstract(model)[0], params)
-    x_BTD = decoder.hidden(tokens_BT[:, :-1], segments_BT)
-    targets_BT = _dealt(tokens_BT[:, 1:], model.attention_blocks)
+    # Whole rows until they are dealt: cut in pieces, their ends would be sent from device to device.
+    inputs_BT, targets_BT = (
+        mesh.constrain(cut_BT, "batch", None) for cut_BT in (tokens_BT[:, :-1], tokens_BT[:, 1:])
+    )
+    x_BTD = decoder.hidden(inputs_BT, segments_BT)
+    targets_BT = _dealt(targets_BT, model.attention_blocks)
     head_DV = decoder.head_weight()
 
     def found(x_BTD, targets_BT):

@@ -1,4 +1,5 @@
 import dataclasses
+import time
 
 import jax
 import jax.numpy as jnp
@@ -70,6 +71,55 @@ def test_knobs_of_speed_change_no_gradient(params, tokens_BT, knobs):
     plain = jax.jit(jax.grad(loss(SHAPE)))(params)
     other = jax.jit(jax.grad(loss(dataclasses.replace(SHAPE, **knobs))))(params)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), plain, other)
+
+
+def loss_of(shape: config.Model):
+    """A loss of every part that the head gives; its gradient."""
+
+    def loss(params, tokens_BT):
+        nats_BT, log_z_BT, best_BT = model.losses(shape, params, tokens_BT)
+        return (nats_BT * jnp.arange(nats_BT.size).reshape(nats_BT.shape)).sum() + (
+            0.1 * log_z_BT**2
+        ).sum(), best_BT
+
+    return jax.jit(jax.value_and_grad(loss, has_aux=True))
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_loss_in_chunks_is_the_loss(tied):
+    shape = dataclasses.replace(SHAPE, logit_softcap=3.0, tied=tied)
+    tokens_BT = jax.random.randint(jax.random.key(1), (2, 17), 0, 64)
+    (whole, best), slope = loss_of(shape)(weights(shape), tokens_BT)
+    cut = dataclasses.replace(shape, loss_chunks=4)
+    (chunked, best_too), slope_too = loss_of(cut)(weights(shape), tokens_BT)
+    np.testing.assert_allclose(chunked, whole, rtol=1e-6)
+    np.testing.assert_array_equal(best, best_too)
+    scale = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(slope))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6 * scale), slope, slope_too)
+
+
+def test_a_loss_in_chunks_holds_a_chunk_of_the_logits():
+    def temporary(chunks):
+        shape = dataclasses.replace(SHAPE, vocab_size=8192, n_layers=1, loss_chunks=chunks)
+        tree = jax.eval_shape(lambda: model.init(shape, 0))
+        tokens = jax.ShapeDtypeStruct((4, 65), "int32")
+        memory = loss_of(shape).lower(tree, tokens).compile().memory_analysis()
+        return memory.temp_size_in_bytes
+
+    logits = 4 * 64 * 8192 * 4  # bytes
+    assert temporary(1) > 1.9 * logits and temporary(8) < logits
+
+
+def test_recomputing_more_holds_less():
+    def temporary(remat):
+        shape = dataclasses.replace(SHAPE, n_layers=12, unroll=1, remat=remat)
+        tree = jax.eval_shape(lambda: model.init(shape, 0))
+        tokens = jax.ShapeDtypeStruct((4, 129), "int32")
+        memory = loss_of(shape).lower(tree, tokens).compile().memory_analysis()
+        return memory.temp_size_in_bytes
+
+    none, dots, full = (temporary(remat) for remat in ("none", "dots", "full"))
+    assert full < dots < none and full < none / 2
 
 
 @pytest.mark.parametrize("n_blocks", [1, 4])
@@ -151,6 +201,27 @@ def test_a_deep_stack_is_no_longer_program():
         return lowered.as_text().count("\n")
 
     assert lines(64) == lines(4)
+
+
+@pytest.mark.slow
+def test_a_deep_stack_compiles_about_as_fast():
+    def seconds(n_layers):
+        shape = dataclasses.replace(SHAPE, n_layers=n_layers, unroll=1)
+        tree = jax.eval_shape(lambda: model.init(shape, 0))
+        tokens = jax.ShapeDtypeStruct((2, 17), "int32")
+        start = time.process_time()
+        loss_of(shape).lower(tree, tokens).compile()
+        return time.process_time() - start
+
+    kept = jax.config.values["jax_enable_compilation_cache"]
+    jax.config.update("jax_enable_compilation_cache", False)
+    try:
+        pairs = [(seconds(4), seconds(64)) for _ in range(3)]
+    finally:
+        jax.config.update("jax_enable_compilation_cache", kept)
+    ratio = min(deep for _, deep in pairs) / min(flat for flat, _ in pairs)
+    print(f"64 layers against 4: {ratio:.2f} times the seconds to compile")
+    assert ratio < 1.5
 
 
 def test_the_count_of_a_program_sees_loops_and_recomputation():
