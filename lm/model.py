@@ -186,7 +186,8 @@ def causal_attention(q_BTNH, k_BSKH, v_BSKH, n_blocks: int, segments_BT=None) ->
         )
         seen_TS = jnp.arange(start, end)[:, None] >= jnp.arange(end)
         if segments_BT is not None:
-            same_BTS = segments_BT[:, start:end, None] == segments_BT[:, None, :end]
+            mine_BT = mesh.constrain(segments_BT[:, start:end], "batch", None)  # cut where it is
+            same_BTS = mine_BT[:, :, None] == segments_BT[:, None, :end]
             seen_TS = (seen_TS & same_BTS)[:, None, None]
         score_BKGTS = jnp.where(seen_TS, score_BKGTS, MASKED)
         top_BKGT1 = jax.lax.stop_gradient(score_BKGTS.max(axis=-1, keepdims=True))
@@ -240,12 +241,8 @@ def losses(
     too, where they are computed again.
     """
     decoder: Decoder = nnx.merge(_abstract(model)[0], params)
-    # Whole rows until they are dealt: cut in pieces, their ends would be sent from device to device.
-    inputs_BT, targets_BT = (
-        mesh.constrain(cut_BT, "batch", None) for cut_BT in (tokens_BT[:, :-1], tokens_BT[:, 1:])
-    )
-    x_BTD = decoder.hidden(inputs_BT, segments_BT)
-    targets_BT = _dealt(targets_BT, model.attention_blocks)
+    x_BTD = decoder.hidden(tokens_BT[:, :-1], segments_BT)
+    targets_BT = _dealt(tokens_BT[:, 1:], model.attention_blocks)
     head_DV = decoder.head_weight()
 
     def found(x_BTD, targets_BT):
