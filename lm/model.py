@@ -11,6 +11,8 @@ weights are a plain nested dict of arrays, the layers stacked on a leading axis:
     axes(model)                                   the same tree, a tuple of axis names a weight
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -53,17 +55,15 @@ class Attention(nnx.Module):
         self.value = weight(rngs, ("embed", "kv_heads", "d_head"), (d, k, h), d**-0.5)
         self.out = weight(rngs, ("heads", "d_head", "embed"), (n, h, d), out)
         self.query_norm, self.key_norm = RMSNorm(h), RMSNorm(h)
-        self.model = model
 
-    def __call__(self, x_BTD: jax.Array, segments_BT: jax.Array | None) -> jax.Array:
-        model, dtype = self.model, x_BTD.dtype
+    def __call__(self, x_BTD: jax.Array, attend: Callable) -> jax.Array:
+        """attend: (q_BTNH, k_BSKH, v_BSKH), before rotary, -> o_BTNH; says what sees what."""
+        dtype = x_BTD.dtype
         q_BTNH = jnp.einsum("btd,dnh->btnh", x_BTD, self.query[...].astype(dtype))
         k_BSKH = jnp.einsum("bsd,dkh->bskh", x_BTD, self.key[...].astype(dtype))
         v_BSKH = jnp.einsum("bsd,dkh->bskh", x_BTD, self.value[...].astype(dtype))
-        q_BTNH = rotary(self.query_norm(q_BTNH), model.rope_theta)
-        k_BSKH = rotary(self.key_norm(k_BSKH), model.rope_theta)
-        q_BTNH = mesh.constrain(q_BTNH, "batch", "length", "heads", "d_head")
-        o_BTNH = causal_attention(q_BTNH, k_BSKH, v_BSKH, model.attention_blocks, segments_BT)
+        q_BTNH = mesh.constrain(self.query_norm(q_BTNH), "batch", "length", "heads", "d_head")
+        o_BTNH = attend(q_BTNH, self.key_norm(k_BSKH), v_BSKH)
         return jnp.einsum("btnh,nhd->btd", o_BTNH, self.out[...].astype(dtype))
 
 
@@ -91,9 +91,9 @@ class Block(nnx.Module):
         self.mlp, self.mlp_norm = MLP(model, rngs), RMSNorm(model.d_model)
         self.model = model
 
-    def __call__(self, x_BTD: jax.Array, segments_BT: jax.Array | None) -> jax.Array:
+    def __call__(self, x_BTD: jax.Array, attend: Callable) -> jax.Array:
         branch = parametrization.branch(self.model)
-        x_BTD = x_BTD + branch * self.attention(self.attention_norm(x_BTD), segments_BT)
+        x_BTD = x_BTD + branch * self.attention(self.attention_norm(x_BTD), attend)
         x_BTD = x_BTD + branch * self.mlp(self.mlp_norm(x_BTD))
         return mesh.constrain(x_BTD, "batch", "length", None)
 
@@ -111,28 +111,47 @@ class Decoder(nnx.Module):
 
     def __call__(self, tokens_BT: jax.Array, segments_BT: jax.Array | None) -> jax.Array:
         model = self.model
-        # Whole rows before the look-up: a table split both ways would be gathered on every device.
-        embed_VD = mesh.constrain(self.embed[...].astype(model.dtype), "vocab", None)
-        x_BTD = mesh.constrain(embed_VD[tokens_BT], "batch", "length", None)
-        layer = _remat(lambda x_BTD, block: (block(x_BTD, segments_BT), None), model.remat)
+
+        def attend(q_BTNH, k_BSKH, v_BSKH):
+            times_T = jnp.arange(tokens_BT.shape[1])
+            q_BTNH, k_BSKH = (rotary(x, model.rope_theta, times_T) for x in (q_BTNH, k_BSKH))
+            return causal_attention(q_BTNH, k_BSKH, v_BSKH, model.attention_blocks, segments_BT)
+
+        layer = _remat(lambda x_BTD, block: (block(x_BTD, attend), None), model.remat)
         unroll = model.n_layers if model.n_layers <= model.unroll else 1
-        x_BTD, _ = jax.lax.scan(layer, x_BTD, self.blocks, unroll=unroll)
-        head_DV = embed_VD.T if self.head is None else self.head[...].astype(model.dtype)
-        logits_BTV = jnp.einsum(
-            "btd,dv->btv", self.norm(x_BTD), head_DV, preferred_element_type=jnp.float32
-        )
-        logits_BTV *= parametrization.logits(model)
-        if model.logit_softcap:
-            logits_BTV = model.logit_softcap * jnp.tanh(logits_BTV / model.logit_softcap)
+        x_BTD, _ = jax.lax.scan(layer, self.embedded(tokens_BT), self.blocks, unroll=unroll)
+        return self.logits(self.norm(x_BTD), self.head_weight())
+
+    def embedded(self, tokens_BT: jax.Array) -> jax.Array:
+        """[B, T, D], what the first layer reads."""
+        # Whole rows before the look-up: a table split both ways would be gathered on every device.
+        embed_VD = mesh.constrain(self.embed[...].astype(self.model.dtype), "vocab", None)
+        return mesh.constrain(embed_VD[tokens_BT], "batch", "length", None)
+
+    def head_weight(self) -> jax.Array:
+        """[D, V], the transposed embedding if they are tied."""
+        if self.head is not None:
+            return self.head[...].astype(self.model.dtype)
+        embed_VD = self.embed[...].astype(self.model.dtype)
+        return mesh.constrain(embed_VD, "vocab", None).T
+
+    def logits(self, x_BTD: jax.Array, head_DV: jax.Array) -> jax.Array:
+        cap = self.model.logit_softcap
+        logits_BTV = jnp.einsum("btd,dv->btv", x_BTD, head_DV, preferred_element_type=jnp.float32)
+        logits_BTV *= parametrization.logits(self.model)
+        logits_BTV = cap * jnp.tanh(logits_BTV / cap) if cap else logits_BTV
         return mesh.constrain(logits_BTV, "batch", "length", "vocab")
 
 
-def rotary(x_BTNH: jax.Array, theta: float) -> jax.Array:
-    """Rotates the pairs (i, i + H/2) of each head by time x theta^(-2i/H) (arXiv:2104.09864)."""
+def rotary(x_BTNH: jax.Array, theta: float, times_T: jax.Array) -> jax.Array:
+    """Rotates the pairs (i, i + H/2) of each head by time x theta^(-2i/H) (arXiv:2104.09864).
+
+    times_T: of each position, or [B, T] where rows differ.
+    """
     half = x_BTNH.shape[-1] // 2
     frequency_H = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    angle_TH = jnp.arange(x_BTNH.shape[1], dtype=jnp.float32)[:, None] * frequency_H
-    cos, sin = jnp.cos(angle_TH)[:, None], jnp.sin(angle_TH)[:, None]
+    angle_TH = times_T.astype(jnp.float32)[..., None] * frequency_H
+    cos, sin = jnp.cos(angle_TH)[..., None, :], jnp.sin(angle_TH)[..., None, :]
     left, right = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
     turned = jnp.concatenate([left * cos - right * sin, right * cos + left * sin], axis=-1)
     return turned.astype(x_BTNH.dtype)
@@ -202,7 +221,12 @@ def logits(
 
     segments_BT: where given, t sees the tokens whose segment is its own.
     """
-    return nnx.merge(_abstract(model)[0], params)(tokens_BT, segments_BT)
+    return decoder(model, params)(tokens_BT, segments_BT)
+
+
+def decoder(model: config.Model, params: dict) -> Decoder:
+    """The modules of these weights, for use while a function is traced."""
+    return nnx.merge(_abstract(model)[0], params)
 
 
 def nats(logits_BTV: jax.Array, targets_BT: jax.Array) -> tuple[jax.Array, jax.Array]:

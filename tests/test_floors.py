@@ -12,7 +12,7 @@ LM = pathlib.Path(__file__).parent.parent / "lm"
 FLOORS: list[list[list[str]]] = [
     [["config", "sizes", "guard", "records"]],
     [
-        ["mesh", "parametrization", "model", "optim"],
+        ["mesh", "parametrization", "model", "cache", "optim"],
         [
             *("tokens", "embedded", "files", "tfds_text", "languages", "sources"),  # what is read
             *("filters", "sift", "corpus", "order", "data"),  # what is kept, and in which order
@@ -29,6 +29,7 @@ FLOORS: list[list[list[str]]] = [
             "mirrors",
             "checkpoint",
             "lineage",
+            "sample",
             "evaluate",
             "programs",
             "train",
