@@ -59,17 +59,18 @@ def reader(shape: config.Model, params: dict) -> Callable:
 def attention(q_BTNH, k_BKSH, v_BKSH, seen_BTS) -> jax.Array:
     """softmax(q k / sqrt(H)) v over the keys that are seen; [B, T, N, H]."""
     b, t, n, h = q_BTNH.shape
-    k = k_BKSH.shape[1]
-    q_BTKGH = (q_BTNH * h**-0.5).reshape(b, t, k, n // k, h)
-    score_BKGTS = jnp.einsum(
-        "btkgh,bksh->bkgts", q_BTKGH, k_BKSH, preferred_element_type=jnp.float32
-    )
+    k, s = k_BKSH.shape[1:3]
+    # M: the queries of a key head, G x T of them; as one axis, for CPUs take no other in bfloat16.
+    q_BKMH = (q_BTNH * h**-0.5).reshape(b, t, k, n // k, h).transpose(0, 2, 3, 1, 4)
+    q_BKMH = q_BKMH.reshape(b, k, n // k * t, h)
+    score_BKMS = jnp.einsum("bkmh,bksh->bkms", q_BKMH, k_BKSH, preferred_element_type=jnp.float32)
+    score_BKGTS = score_BKMS.reshape(b, k, n // k, t, s)
     score_BKGTS = jnp.where(seen_BTS[:, None, None], score_BKGTS, model.MASKED)
     share_BKGTS = jax.nn.softmax(score_BKGTS, axis=-1).astype(v_BKSH.dtype)
-    o_BTKGH = jnp.einsum(
-        "bkgts,bksh->btkgh", share_BKGTS, v_BKSH, preferred_element_type=jnp.float32
-    )
-    return o_BTKGH.astype(v_BKSH.dtype).reshape(b, t, n, h)
+    share_BKMS = share_BKGTS.reshape(b, k, n // k * t, s)
+    o_BKMH = jnp.einsum("bkms,bksh->bkmh", share_BKMS, v_BKSH, preferred_element_type=jnp.float32)
+    o_BTKGH = o_BKMH.astype(v_BKSH.dtype).reshape(b, k, n // k, t, h).transpose(0, 3, 1, 2, 4)
+    return o_BTKGH.reshape(b, t, n, h)
 
 
 def grown(kept: Kept, slots: int) -> Kept:

@@ -8,8 +8,7 @@ Prompts and answers are token ids. Tensor names end in their axes: B rows, T tim
 vocabulary, N tokens of a chunk.
 """
 
-import bisect
-import codecs
+import collections
 import dataclasses
 import functools
 import json
@@ -20,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lm import cache, config, mesh, model, tokens
+from lm import cache, config, mesh, model, packing, talk, tokens
 
 ROWS = 64  # prompts that are answered at a time
 CHUNK = 16  # tokens that are said before the host looks at them
@@ -79,111 +78,35 @@ def score(
     than data.seq_len.
     """
     context = run.data.seq_len
-    found: list[Scored | None] = [None] * len(prompts)
-    items: dict[tuple[int, ...], list[int]] = {}  # prompt, as long as there is room -> its answers
-    for i, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
-        if not len(prompt):
-            raise ValueError(f"prompts[{i}] is empty: begin it with the tokenizer's end")
+    _check_prompts(prompts)
+    for i, answer in enumerate(answers):
         if len(answer) > context:
             raise ValueError(
                 f"answers[{i}] has {len(answer)} tokens, more than data.seq_len={context}: cut it"
             )
-        room = context + 1 - len(answer)
-        found[i] = Scored(np.zeros(0), True, max(0, len(prompt) - room))
-        if len(answer):
-            items.setdefault(tuple(int(x) for x in prompt[-room:]), []).append(i)
-    pieces = [piece for item in items.items() for piece in _pieces(*item, answers, context)]
-    if not pieces:
-        return [one for one in found if one]
-
-    # Four items a row, so that little of it stays empty; the longest fit anyway.
-    length = min(_power_of_two(4 * max(p.length for p in pieces)), context)
-    rows = _packed(pieces, length)
+    rows, length = packing.rows(prompts, answers, context)
+    cut = [max(0, len(p) + len(a) - 1 - context) for p, a in zip(prompts, answers, strict=True)]
+    found = [Scored(np.zeros(0), True, n) for n in cut]
     split = device_mesh.shape["data"] * device_mesh.shape["fsdp"]
     size = split * max(1, run.data.batch_size * context // length // split)
-    size = min(size, split * _power_of_two(-(-len(rows) // split), least=1))
+    size = min(size, split * packing.power_of_two(-(-len(rows) // split)))
     program = _scorer(_key(run.model), device_mesh)
     for start in range(0, len(rows), size):
-        batch, places = _arrays(rows[start : start + size], answers, size, length)
+        batch, places = packing.arrays(rows[start : start + size], answers, size, length)
         here = {name: array[mesh.rows_here(size)] for name, array in batch.items()}
         with jax.set_mesh(device_mesh):
             said = program(params, mesh.place(device_mesh, here))
         nats_BT, is_best_BT = jax.device_get(said)
         for i, row, place in places:
             span = slice(place, place + len(answers[i]))
-            scored = found[i]
-            assert scored
-            scored.nats = nats_BT[row, span].astype(np.float64)
-            scored.is_greedy = bool(is_best_BT[row, span].all())
-    return [one for one in found if one]
-
-
-@dataclasses.dataclass
-class _Piece:
-    """A prompt and as many of its answers as have room in a row with it."""
-
-    prompt: tuple[int, ...]
-    answers: list[int]
-    length: int
-
-
-def _pieces(prompt, mine: list[int], answers, context: int) -> Iterator[_Piece]:
-    """The last token of a prompt is read once an answer: it is what the first token follows."""
-    piece = _Piece(prompt, [], len(prompt) - 1)
-    for i in mine:
-        if piece.answers and piece.length + len(answers[i]) > context:
-            yield piece
-            piece = _Piece(prompt, [], len(prompt) - 1)
-        piece.answers.append(i)
-        piece.length += len(answers[i])
-    yield piece
-
-
-def _packed(pieces: list[_Piece], length: int) -> list[list[_Piece]]:
-    """Rows of pieces: the longest first, each where the least room is left (best fit)."""
-    rows, room = [], []  # room: sorted (tokens left, row)
-    for piece in sorted(pieces, key=lambda piece: -piece.length):
-        at = bisect.bisect_left(room, (piece.length, -1))
-        left, row = room.pop(at) if at < len(room) else (length, len(rows))
-        if row == len(rows):
-            rows.append([])
-        rows[row].append(piece)
-        bisect.insort(room, (left - piece.length, row))
-    return rows
-
-
-def _arrays(rows, answers, size: int, length: int) -> tuple[dict, list[tuple[int, int, int]]]:
-    """The arrays of packed rows, int32 [size, length], and (answer, row, place) of each answer.
-
-    segments: of one prompt, or one answer; roots: the segment of the prompt that it follows;
-    times: places in the text of a prompt with one answer.
-    """
-    names = ("tokens", "targets", "times", "segments", "roots")
-    batch = {name: np.zeros((size, length), np.int32) for name in names}
-    places = []
-    for row, pieces in enumerate(rows):
-        at, segment = 0, 0
-        for piece in pieces:
-            root, trunk = segment + 1, len(piece.prompt) - 1
-            parts = [(piece.prompt[:-1], None, 0)]
-            parts += [((piece.prompt[-1], *answers[i][:-1]), i, trunk) for i in piece.answers]
-            for ids, answer, time in parts:
-                segment += 1
-                span = slice(at, at + len(ids))
-                batch["tokens"][row, span] = ids
-                batch["times"][row, span] = np.arange(time, time + len(ids))
-                batch["segments"][row, span] = segment
-                batch["roots"][row, span] = root
-                if answer is not None:
-                    batch["targets"][row, span] = answers[answer]
-                    places.append((answer, row, at))
-                at += len(ids)
-    return batch, places
+            found[i].nats = nats_BT[row, span].astype(np.float64)
+            found[i].is_greedy = bool(is_best_BT[row, span].all())
+    return found
 
 
 @functools.cache
 def _scorer(key: str, device_mesh: jax.sharding.Mesh) -> Callable:
-    """jit of (params, batch of _arrays) -> nats_BT of the targets, whether each is likeliest."""
+    """jit of (params, packing.arrays) -> nats_BT of the targets, whether each is likeliest."""
     shape = _shape(key)
 
     def score(params: dict, batch: dict):
@@ -235,20 +158,19 @@ def stream(
     ValueError for an empty prompt, or knobs that cannot work.
     """
     check(sampling)
-    copies: dict[bytes, int] = {}
-    talks = []
+    _check_prompts(prompts)
+    copies: collections.Counter[bytes] = collections.Counter()
+    answers = []
     for i, prompt in enumerate(prompts):
-        if not len(prompt):
-            raise ValueError(f"prompts[{i}] is empty: begin it with the tokenizer's end")
         content = np.asarray(prompt, np.int32).tobytes()
-        copies[content] = copies.get(content, -1) + 1
         ids = [int(x) for x in prompt[-run.data.seq_len :]]
-        talks.append(_Talk(i, ids, zlib.crc32(content), copies[content], tokenizer, sampling))
-    talks.sort(key=lambda talk: -len(talk.ids))
-    for start in range(0, len(talks), ROWS):
-        yield from _answers(
-            run, device_mesh, params, talks[start : start + ROWS], tokenizer, sampling
-        )
+        said = talk.Talk(tokenizer, sampling.stop, sampling.max_tokens)
+        answers.append(_Answer(i, ids, zlib.crc32(content), copies[content], said))
+        copies[content] += 1
+    answers.sort(key=lambda answer: -len(answer.ids))
+    for start in range(0, len(answers), ROWS):
+        here = answers[start : start + ROWS]
+        yield from _answer(run, device_mesh, params, here, tokenizer, sampling)
 
 
 def check(sampling: Sampling) -> None:
@@ -265,61 +187,37 @@ def check(sampling: Sampling) -> None:
             raise ValueError(f"{name}={getattr(sampling, name)!r} {rule}")
 
 
-class _Talk:
-    """One prompt, what was said so far, and what of it can be shown."""
+@dataclasses.dataclass
+class _Answer:
+    """One prompt, and what follows it so far."""
 
-    def __init__(self, prompt: int, ids: list[int], crc: int, copy: int, tokenizer, sampling):
-        self.prompt, self.ids, self.crc, self.copy = prompt, ids, crc, copy
-        self.pieces, self.end, self.max_tokens = (
-            tokenizer.pieces,
-            tokenizer.end,
-            sampling.max_tokens,
-        )
-        self.stops = [text.encode() for text in sampling.stop]
-        self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self.held, self.n_said, self.why = b"", 0, ""
+    prompt: int
+    ids: list[int]  # the prompt, as much as the context has room for, and what was said
+    crc: int  # of the prompt
+    copy: int  # how many equal prompts came before
+    talk: talk.Talk
 
     def add(self, token: int, nats: float) -> Said:
         self.ids.append(token)
-        self.n_said += 1
-        self.held += self.pieces[token]
-        at = min((i for stop in self.stops if (i := self.held.find(stop)) >= 0), default=-1)
-        if at >= 0:
-            self.why, self.held = "stop", self.held[:at]
-        elif token == self.end:
-            self.why = "end"
-        elif self.n_said == self.max_tokens:
-            self.why = "length"
-        keep = 0 if self.why else self._n_open()
-        show, self.held = self.held[: len(self.held) - keep], self.held[len(self.held) - keep :]
-        text = self.decoder.decode(show, final=bool(self.why))
-        return Said(self.prompt, token, nats, text, self.why)
-
-    def _n_open(self) -> int:
-        """Bytes at the end of what is held that may be the beginning of a stop string."""
-        longest = max((len(stop) - 1 for stop in self.stops), default=0)
-        for n in range(min(longest, len(self.held)), 0, -1):
-            if any(stop.startswith(self.held[-n:]) for stop in self.stops):
-                return n
-        return 0
+        return Said(self.prompt, token, nats, self.talk.add(token), self.talk.why)
 
 
-def _answers(run, device_mesh, params, talks: list[_Talk], tokenizer, sampling) -> Iterator[Said]:
+def _answer(run, device_mesh, params, answers: list[_Answer], tokenizer, sampling) -> Iterator:
     """The answers of one batch of prompts, which are sorted by length, the longest first.
 
     Rows lie side by side so that all say their next token into the same slot: the last token of
     each prompt is in the same column. `cursor` is that column; slots are used again in turns.
     """
-    context, longest = run.data.seq_len, len(talks[0].ids)
+    context, longest = run.data.seq_len, len(answers[0].ids)
     split = device_mesh.shape["data"] * device_mesh.shape["fsdp"]
-    size = split * _power_of_two(-(-len(talks) // split), least=1)
-    slots = min(_power_of_two(longest + sampling.max_tokens), context)
+    size = split * packing.power_of_two(-(-len(answers) // split))
+    slots = min(packing.power_of_two(longest + sampling.max_tokens, 32), context)
     knobs = (sampling.temperature > 0, sampling.top_k, sampling.top_p < 1, tokenizer.vocab_size)
     begin, resume, go_on = _speakers(_key(run.model), device_mesh, slots, *knobs)
     here = mesh.rows_here(size)
 
     def place(**arrays) -> dict:
-        """Arrays [talks, ...] -> [size, ...], split over the mesh."""
+        """Arrays [answers, ...] -> [size, ...], split over the mesh."""
         split, placed = mesh.sharding(device_mesh, "batch"), {}
         for name, array in arrays.items():
             rows = np.concatenate(
@@ -330,27 +228,27 @@ def _answers(run, device_mesh, params, talks: list[_Talk], tokenizer, sampling) 
 
     def state() -> dict:
         return place(
-            crc=np.array([talk.crc for talk in talks], np.uint32),
-            copy=np.array([talk.copy for talk in talks], np.int32),
-            n_said=np.array([talk.n_said for talk in talks], np.int32),
-            token=np.array([talk.ids[-1] for talk in talks], np.int32),
+            crc=np.array([one.crc for one in answers], np.uint32),
+            copy=np.array([one.copy for one in answers], np.int32),
+            n_said=np.array([one.talk.n_said for one in answers], np.int32),
+            token=np.array([one.ids[-1] for one in answers], np.int32),
             n_kept=n_kept.astype(np.int32),
-            is_live=np.array([not talk.why for talk in talks]),
+            is_live=np.array([not one.talk.why for one in answers]),
         )
 
     def prompt(rows: np.ndarray, most: int) -> tuple[dict, np.ndarray]:
-        """The last tokens of the talks that are marked, each row's at its right end."""
-        ids = [t.ids[-most:] if mark else [0] for t, mark in zip(talks, rows, strict=True)]
+        """The last tokens of the answers that are marked, each row's at its right end."""
+        ids = [a.ids[-most:] if mark else [0] for a, mark in zip(answers, rows, strict=True)]
         lengths = np.array([len(one) for one in ids], np.int32)
-        width = min(_power_of_two(max(lengths)), slots)
+        width = min(packing.power_of_two(max(lengths), 32), slots)
         tokens_BT = np.zeros((len(ids), width), np.int32)
         for row, one in enumerate(ids):
             tokens_BT[row, width - len(one) :] = one
         return place(tokens=tokens_BT, length=lengths, is_new=rows), lengths
 
     how = {"seed": sampling.seed, "temperature": sampling.temperature, "top_p": sampling.top_p}
-    n_kept = np.zeros(len(talks), int)  # tokens of each row that the cache holds
-    everyone = np.ones(len(talks), bool)
+    n_kept = np.zeros(len(answers), int)  # tokens of each row that the cache holds
+    everyone = np.ones(len(answers), bool)
     with jax.set_mesh(device_mesh):
         rows, n_kept = prompt(everyone, context)
         kept, said = begin(params, rows, state(), how)
@@ -358,10 +256,10 @@ def _answers(run, device_mesh, params, talks: list[_Talk], tokenizer, sampling) 
     while True:
         token_BN, nats_BN = jax.device_get(said)
         for column in range(token_BN.shape[1]):
-            for row, talk in enumerate(talks):
-                if new[row] and not talk.why:
-                    yield talk.add(int(token_BN[row, column]), float(nats_BN[row, column]))
-        live = np.array([not talk.why for talk in talks])
+            for row, answer in enumerate(answers):
+                if new[row] and not answer.talk.why:
+                    yield answer.add(int(token_BN[row, column]), float(nats_BN[row, column]))
+        live = np.array([not one.talk.why for one in answers])
         if not live.any():
             return
         new = live & (n_kept == context)
@@ -371,7 +269,7 @@ def _answers(run, device_mesh, params, talks: list[_Talk], tokenizer, sampling) 
                 n_kept = np.where(new, lengths, n_kept)
                 kept, said = resume(params, kept, rows, state(), how, cursor)
             else:
-                left = max(talk.max_tokens - talk.n_said for talk in talks if not talk.why)
+                left = max(one.talk.n_left for one in answers if not one.talk.why)
                 n = min(CHUNK, left, context - n_kept[live].max())
                 kept, said, n_done = go_on(params, kept, state(), how, cursor, n, tokenizer.end)
                 said, n_done = jax.device_get((said, n_done))
@@ -462,9 +360,10 @@ def _speakers(
     )
 
 
-def _power_of_two(n: int, least: int = 32) -> int:
-    """The smallest that is not below n: few lengths, few programs."""
-    return max(least, 1 << (int(n) - 1).bit_length())
+def _check_prompts(prompts: Sequence[Sequence[int]]) -> None:
+    for i, prompt in enumerate(prompts):
+        if not len(prompt):
+            raise ValueError(f"prompts[{i}] is empty: begin it with the tokenizer's end")
 
 
 def _key(shape: config.Model) -> str:

@@ -16,6 +16,7 @@ FLOORS: list[list[list[str]]] = [
         [
             *("tokens", "embedded", "files", "tfds_text", "languages", "sources"),  # what is read
             *("filters", "sift", "corpus", "order", "data"),  # what is kept, and in which order
+            *("packing", "talk"),  # what is asked, and what is answered
         ],
         [
             *("table", "solver", "fit", "doubts", "estimate", "judge", "advice"),  # how to fit
