@@ -20,6 +20,11 @@ def say(text: str) -> None:
     console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
+def piece(text: str, style: str = "") -> None:
+    """A part of a line as it is, at once."""
+    console.print(text, style=style or None, end="", markup=False, highlight=False, soft_wrap=True)
+
+
 def table(lines: list[dict[str, str]], title: str = "") -> None:
     """Dicts of equal keys as a table, the keys its head; on a narrow screen no row is broken."""
     if lines:

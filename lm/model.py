@@ -12,6 +12,8 @@ weights are a plain nested dict of arrays, the layers stacked on a leading axis:
     axes(model)                                   the same tree, a tuple of axis names a weight
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -54,20 +56,15 @@ class Attention(nnx.Module):
         self.value = weight(rngs, ("embed", "kv_heads", "d_head"), (d, k, h), d**-0.5)
         self.out = weight(rngs, ("heads", "d_head", "embed"), (n, h, d), out)
         self.query_norm, self.key_norm = RMSNorm(h), RMSNorm(h)
-        self.model = model
 
-    def __call__(self, x_BTD: jax.Array, segments_BT: jax.Array | None) -> jax.Array:
-        model, dtype = self.model, x_BTD.dtype
+    def __call__(self, x_BTD: jax.Array, attend: Callable) -> jax.Array:
+        """attend: (q_BTNH, k_BSKH, v_BSKH), before rotary, -> o_BTNH; says what sees what."""
+        dtype = x_BTD.dtype
         q_BTNH = jnp.einsum("btd,dnh->btnh", x_BTD, self.query[...].astype(dtype))
         k_BSKH = jnp.einsum("bsd,dkh->bskh", x_BTD, self.key[...].astype(dtype))
         v_BSKH = jnp.einsum("bsd,dkh->bskh", x_BTD, self.value[...].astype(dtype))
-        times_T = _dealt(jnp.arange(x_BTD.shape[1]), model.attention_blocks, axis=0)
-        q_BTNH = rotary(self.query_norm(q_BTNH), model.rope_theta, times_T)
-        k_BSKH = rotary(self.key_norm(k_BSKH), model.rope_theta, times_T)
-        q_BTNH = mesh.constrain(q_BTNH, "batch", "length", "heads", "d_head")
-        k_BSKH = mesh.constrain(k_BSKH, "batch", "length", "kv_heads", "d_head")
-        v_BSKH = mesh.constrain(v_BSKH, "batch", "length", "kv_heads", "d_head")
-        o_BTNH = causal_attention(q_BTNH, k_BSKH, v_BSKH, model.attention_blocks, segments_BT)
+        q_BTNH = mesh.constrain(self.query_norm(q_BTNH), "batch", "length", "heads", "d_head")
+        o_BTNH = attend(q_BTNH, self.key_norm(k_BSKH), v_BSKH)
         return jnp.einsum("btnh,nhd->btd", o_BTNH, self.out[...].astype(dtype))
 
 
@@ -95,9 +92,9 @@ class Block(nnx.Module):
         self.mlp, self.mlp_norm = MLP(model, rngs), RMSNorm(model.d_model)
         self.model = model
 
-    def __call__(self, x_BTD: jax.Array, segments_BT: jax.Array | None) -> jax.Array:
+    def __call__(self, x_BTD: jax.Array, attend: Callable) -> jax.Array:
         branch = parametrization.branch(self.model)
-        x_BTD = x_BTD + branch * self.attention(self.attention_norm(x_BTD), segments_BT)
+        x_BTD = x_BTD + branch * self.attention(self.attention_norm(x_BTD), attend)
         x_BTD = mesh.constrain(x_BTD, "batch", "length", None)
         x_BTD = x_BTD + branch * self.mlp(self.mlp_norm(x_BTD))
         return mesh.constrain(x_BTD, "batch", "length", None)
@@ -121,14 +118,25 @@ class Decoder(nnx.Module):
     def hidden(self, tokens_BT: jax.Array, segments_BT: jax.Array | None) -> jax.Array:
         """What the last layer leaves, normed: [B, T, D], its positions in the order of `_dealt`."""
         model = self.model
-        # Whole rows before the look-up: a table split both ways would be gathered on every device.
-        embed_VD = mesh.constrain(self.embed[...].astype(model.dtype), "vocab", None)
-        x_BTD = embed_VD[_dealt(tokens_BT, model.attention_blocks)]
-        x_BTD = mesh.constrain(x_BTD, "batch", "length", None)
-        layer = _remat(lambda x_BTD, block: (block(x_BTD, segments_BT), None), model.remat)
+        times_T = _dealt(jnp.arange(tokens_BT.shape[1]), model.attention_blocks, axis=0)
+
+        def attend(q_BTNH, k_BSKH, v_BSKH):
+            q_BTNH, k_BSKH = (rotary(x, model.rope_theta, times_T) for x in (q_BTNH, k_BSKH))
+            k_BSKH = mesh.constrain(k_BSKH, "batch", "length", "kv_heads", "d_head")
+            v_BSKH = mesh.constrain(v_BSKH, "batch", "length", "kv_heads", "d_head")
+            return causal_attention(q_BTNH, k_BSKH, v_BSKH, model.attention_blocks, segments_BT)
+
+        layer = _remat(lambda x_BTD, block: (block(x_BTD, attend), None), model.remat)
         unroll = model.n_layers if model.n_layers <= model.unroll else 1
+        x_BTD = self.embedded(_dealt(tokens_BT, model.attention_blocks))
         x_BTD, _ = jax.lax.scan(layer, x_BTD, self.blocks, unroll=unroll)
         return self.norm(x_BTD)
+
+    def embedded(self, tokens_BT: jax.Array) -> jax.Array:
+        """[B, T, D], what the first layer reads."""
+        # Whole rows before the look-up: a table split both ways would be gathered on every device.
+        embed_VD = mesh.constrain(self.embed[...].astype(self.model.dtype), "vocab", None)
+        return mesh.constrain(embed_VD[tokens_BT], "batch", "length", None)
 
     def head_weight(self) -> jax.Array:
         """[D, V], the transposed embedding if they are tied."""
@@ -146,11 +154,14 @@ class Decoder(nnx.Module):
 
 
 def rotary(x_BTNH: jax.Array, theta: float, times_T: jax.Array) -> jax.Array:
-    """Rotates the pairs (i, i + H/2) of each head by time x theta^(-2i/H) (arXiv:2104.09864)."""
+    """Rotates the pairs (i, i + H/2) of each head by time x theta^(-2i/H) (arXiv:2104.09864).
+
+    times_T: of each position, or [B, T] where rows differ.
+    """
     half = x_BTNH.shape[-1] // 2
     frequency_H = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    angle_TH = times_T.astype(jnp.float32)[:, None] * frequency_H
-    cos, sin = jnp.cos(angle_TH)[:, None], jnp.sin(angle_TH)[:, None]
+    angle_TH = times_T.astype(jnp.float32)[..., None] * frequency_H
+    cos, sin = jnp.cos(angle_TH)[..., None, :], jnp.sin(angle_TH)[..., None, :]
     left, right = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
     turned = jnp.concatenate([left * cos - right * sin, right * cos + left * sin], axis=-1)
     return turned.astype(x_BTNH.dtype)
@@ -229,7 +240,12 @@ def logits(
 
     segments_BT: where given, t sees the tokens whose segment is its own.
     """
-    return nnx.merge(_abstract(model)[0], params)(tokens_BT, segments_BT)
+    return decoder(model, params)(tokens_BT, segments_BT)
+
+
+def decoder(model: config.Model, params: dict) -> Decoder:
+    """The modules of these weights, for use while a function is traced."""
+    return nnx.merge(_abstract(model)[0], params)
 
 
 def losses(
@@ -240,13 +256,13 @@ def losses(
     With model.loss_chunks the logits of a chunk of each row exist at a time, in the backward pass
     too, where they are computed again.
     """
-    decoder: Decoder = nnx.merge(_abstract(model)[0], params)
-    x_BTD = decoder.hidden(tokens_BT[:, :-1], segments_BT)
+    modules = decoder(model, params)
+    x_BTD = modules.hidden(tokens_BT[:, :-1], segments_BT)
     targets_BT = _dealt(tokens_BT[:, 1:], model.attention_blocks)
-    head_DV = decoder.head_weight()
+    head_DV = modules.head_weight()
 
     def found(x_BTD, targets_BT):
-        logits_BTV = decoder.logits(x_BTD, head_DV.astype(x_BTD.dtype))
+        logits_BTV = modules.logits(x_BTD, head_DV.astype(x_BTD.dtype))
         return *nats(logits_BTV, targets_BT), jnp.argmax(logits_BTV, axis=-1)
 
     if model.loss_chunks == 1:

@@ -12,20 +12,13 @@ LM = pathlib.Path(__file__).parent.parent / "lm"
 FLOORS: list[list[list[str]]] = [
     [["layout", "config", "sizes", "guard", "records"]],
     [
-        ["mesh", "parametrization", "model", "optim"],
+        ["mesh", "parametrization", "model", "cache", "optim"],
         [
             *("automaton", "machine", "grammar", "languages"),  # what is made up
             *("tokens", "embedded", "files", "tfds_text", "sources"),  # what is read
-            *(
-                "overlap",
-                "filters",
-                "sift",
-                "seen",
-                "draft",
-                "corpus",
-                "order",
-                "data",
-            ),  # what is kept, and in which order
+            *("overlap", "filters", "sift", "seen", "draft", "corpus"),  # what is kept
+            *("order", "data"),  # in which order
+            *("packing", "talk"),  # what is asked, and what is answered
         ],
         [
             *("table", "solver", "fit", "doubts", "estimate", "judge", "advice"),  # how to fit
@@ -39,6 +32,7 @@ FLOORS: list[list[list[str]]] = [
             "mirrors",
             "checkpoint",
             "lineage",
+            "sample",
             "evaluate",
             "programs",
             "train",

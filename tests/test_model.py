@@ -137,9 +137,8 @@ def test_within_segments_a_document_is_read_as_if_it_were_alone(params, n_blocks
 
 def test_rotary_scores_depend_on_distance_alone():
     q, k = jax.random.normal(jax.random.key(0), (2, 1, 1, 1, 8))
-    q_BTNH, k_BTNH = (
-        model.rotary(jnp.tile(x, (1, 12, 1, 1)), 10_000.0, jnp.arange(12)) for x in (q, k)
-    )
+    times_T = jnp.arange(12)
+    q_BTNH, k_BTNH = (model.rotary(jnp.tile(x, (1, 12, 1, 1)), 1e4, times_T) for x in (q, k))
     score_TS = jnp.einsum("btnh,bsnh->ts", q_BTNH, k_BTNH)
     for distance in (-3, 0, 5):
         np.testing.assert_allclose(np.ptp(jnp.diagonal(score_TS, distance)), 0, atol=1e-5)

@@ -1,0 +1,118 @@
+"""Lets a run's model go on with a text: as it comes, or a conversation where no --prompt is given.
+
+uv run python -m experiments.sample --run=runs/quickstart/600K --prompt="def f("
+uv run python -m experiments.sample --run=runs/quickstart/600K --temperature=0.8 --top_p=0.95
+uv run python -m experiments.sample --run=runs/quickstart/600K --prompt="import " --n=4 --json
+"""
+
+import json
+import math
+import os
+import signal
+import sys
+
+from absl import flags
+
+from experiments import cli, show
+
+_RUN = flags.DEFINE_string("run", None, "folder of the run")
+_STEP = flags.DEFINE_integer("step", None, "checkpoint; the newest if not given")
+_PROMPT = flags.DEFINE_string("prompt", None, "text to go on with; - reads it from the input")
+_N = flags.DEFINE_integer("n", 1, "answers to a prompt", lower_bound=1)
+_MAX_TOKENS = flags.DEFINE_integer("max_tokens", 200, "tokens of an answer")
+_TEMPERATURE = flags.DEFINE_float("temperature", 0.0, "0 takes the likeliest token")
+_TOP_K = flags.DEFINE_integer("top_k", 0, "draw from so many likeliest tokens; 0: all")
+_TOP_P = flags.DEFINE_float("top_p", 1.0, "draw from the fewest likeliest that hold this share")
+_STOP = flags.DEFINE_multi_string("stop", [], "end before this string, may be repeated")
+_SEED = flags.DEFINE_integer("seed", 0, "of the draws")
+_JSON = flags.DEFINE_bool("json", False, "a line an answer: text, why it ended, each token's p")
+_SHOW = flags.DEFINE_bool(
+    "show_probabilities", False, "colour what is likely green, what is not red"
+)
+
+COLOURS = ((0.5, "green"), (0.1, "yellow"), (0.0, "red"))  # from this probability on
+
+
+def main() -> int:
+    import jax
+
+    from lm import config, mesh, records, sample, tokens, train
+
+    if not _RUN.value:
+        raise ValueError("--run=FOLDER is missing, such as --run=runs/quickstart/600K")
+    stop = tuple(text.replace("\\n", "\n") for text in _STOP.value)
+    sampling = sample.Sampling(
+        _MAX_TOKENS.value, _TEMPERATURE.value, _TOP_K.value, _TOP_P.value, stop, _SEED.value
+    )
+    sample.check(sampling)
+    if _N.value > 1 and not _TEMPERATURE.value:
+        raise ValueError(f"--n={_N.value} answers would be equal: try --temperature=0.8")
+    run = records.read_config(_RUN.value)
+    prompt = sys.stdin.read() if _PROMPT.value == "-" else _PROMPT.value
+    if _N.value == 1:
+        os.environ.setdefault("JAX_NUM_CPU_DEVICES", "1")  # one row cannot be split
+    mesh.start()
+    run.mesh = config.Mesh() if jax.default_backend() == "cpu" else run.mesh
+    tokenizer = tokens.load(_RUN.value)
+    program, saved = train.restore(run, _STEP.value)
+
+    def answer(text: str) -> None:
+        ids = _ids(tokenizer, text, run.data.seq_len)
+        given = (run, program.mesh, saved["params"], [ids] * _N.value, tokenizer, sampling)
+        if _JSON.value:
+            for one in sample.generate(*given):
+                shown = [
+                    {"token": token, "text": tokenizer.decode([token]), "p": math.exp(-nats)}
+                    for token, nats in zip(one.tokens, one.nats, strict=True)
+                ]
+                line = {"prompt": text, "text": one.text, "why": one.why, "tokens": shown}
+                print(json.dumps(line, ensure_ascii=False), flush=True)
+        elif _N.value > 1:
+            for number, one in enumerate(sample.generate(*given), 1):
+                show.say(f"--- {number}, {one.why}")
+                show.say(text + one.text)
+        else:
+            show.piece(text, "bold")
+            for said in sample.stream(*given):
+                colour = next(c for least, c in COLOURS if math.exp(-said.nats) >= least)
+                show.piece(said.text, colour if _SHOW.value else "")
+            show.say("")
+
+    if prompt is not None:
+        answer(prompt)
+    else:
+        _converse(answer)
+    return 0
+
+
+def _ids(tokenizer, text: str, context: int) -> list[int]:
+    """Of a prompt; none is the beginning of a document. ValueError if the context has no room."""
+    ids = [int(i) for i in tokenizer.encode(text)] or [tokenizer.end]
+    if len(ids) > context:
+        raise ValueError(
+            f"--prompt has {len(ids)} tokens, more than data.seq_len={context} of this run: cut it"
+        )
+    return ids
+
+
+def _converse(answer) -> None:
+    """Prompt after prompt: Ctrl-C ends an answer, Ctrl-D the conversation."""
+    import readline
+
+    readline.set_history_length(1000)  # lines can be edited, and called back by the arrows
+    if sys.stdin.isatty():
+        show.say("Ctrl-C stops an answer, Ctrl-D leaves.")
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    while True:
+        try:
+            answer(input("> " if sys.stdin.isatty() else ""))
+        except KeyboardInterrupt:
+            show.say("")
+        except EOFError:
+            return show.say("")
+        except ValueError as error:
+            show.say(str(error))
+
+
+if __name__ == "__main__":
+    cli.start(main)

@@ -1,0 +1,375 @@
+"""The two questions to a model: how likely is this answer, and what would you say?
+
+    score(run, device_mesh, params, prompts, answers)                          [Scored, ...]
+    generate(run, device_mesh, params, prompts, tokenizer, Sampling(stop=("\n",)))  [Generated, ...]
+    for said in stream(...same...): print(said.text, end="")                    token by token
+
+Prompts and answers are token ids. Tensor names end in their axes: B rows, T time, S slot, V
+vocabulary, N tokens of a chunk.
+"""
+
+import collections
+import dataclasses
+import functools
+import json
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lm import cache, config, mesh, model, packing, talk, tokens
+
+ROWS = 64  # prompts that are answered at a time
+CHUNK = 16  # tokens that are said before the host looks at them
+
+
+@dataclasses.dataclass
+class Scored:
+    nats: np.ndarray  # float64 [n]: -log p of each token of the answer
+    is_greedy: bool  # whether each is the likeliest
+    n_cut: int = 0  # tokens cut off the left of the prompt, for which the context has no room
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    max_tokens: int = 128  # of an answer
+    temperature: float = 0.0  # logits are divided by it; 0 takes the likeliest token
+    top_k: int = 0  # of the likeliest tokens alone; 0: all
+    top_p: float = 1.0  # of the fewest likeliest that hold this share (Holtzman et al. 2020)
+    stop: tuple[str, ...] = ()  # strings before which an answer ends
+    seed: int = 0
+
+
+@dataclasses.dataclass
+class Said:
+    prompt: int  # whose answer it belongs to
+    token: int
+    nats: float  # -log p under the model itself: temperature 1, all tokens
+    text: str  # what can be shown now: whole characters that are no part of a stop string
+    why: str = ""  # of the last token: end (tokenizer.end), stop (a stop string), length
+
+
+@dataclasses.dataclass
+class Generated:
+    tokens: list[int]  # as they were said: with `end`, or what completes a stop string
+    nats: list[float]  # of each; see Said
+    text: str  # without the stop string
+    why: str  # see Said
+    n_cut: int = 0  # tokens cut off the left of the prompt
+
+
+# --- How likely is this answer? ---
+
+
+def score(
+    run: config.Run,
+    device_mesh: jax.sharding.Mesh,
+    params: dict,
+    prompts: Sequence[Sequence[int]],
+    answers: Sequence[Sequence[int]],
+) -> list[Scored]:
+    """The nats of each answer after its prompt.
+
+    Equal prompts are computed once: a row holds a prompt and then all of its answers, each of which
+    sees the prompt and itself alone, and as many such items as fit. One program a call, whose row
+    length is a power of two or data.seq_len. ValueError for an empty prompt, or an answer longer
+    than data.seq_len.
+    """
+    context = run.data.seq_len
+    _check_prompts(prompts)
+    for i, answer in enumerate(answers):
+        if len(answer) > context:
+            raise ValueError(
+                f"answers[{i}] has {len(answer)} tokens, more than data.seq_len={context}: cut it"
+            )
+    rows, length = packing.rows(prompts, answers, context)
+    cut = [max(0, len(p) + len(a) - 1 - context) for p, a in zip(prompts, answers, strict=True)]
+    found = [Scored(np.zeros(0), True, n) for n in cut]
+    split = device_mesh.shape["data"] * device_mesh.shape["fsdp"]
+    size = split * max(1, run.data.batch_size * context // length // split)
+    size = min(size, split * packing.power_of_two(-(-len(rows) // split)))
+    program = _scorer(_key(run.model), device_mesh)
+    for start in range(0, len(rows), size):
+        batch, places = packing.arrays(rows[start : start + size], answers, size, length)
+        here = {name: array[mesh.rows_here(size)] for name, array in batch.items()}
+        with jax.set_mesh(device_mesh):
+            said = program(params, mesh.place(device_mesh, here))
+        nats_BT, is_best_BT = jax.device_get(said)
+        for i, row, place in places:
+            span = slice(place, place + len(answers[i]))
+            found[i].nats = nats_BT[row, span].astype(np.float64)
+            found[i].is_greedy = bool(is_best_BT[row, span].all())
+    return found
+
+
+@functools.cache
+def _scorer(key: str, device_mesh: jax.sharding.Mesh) -> Callable:
+    """jit of (params, packing.arrays) -> nats_BT of the targets, whether each is likeliest."""
+    shape = _shape(key)
+
+    def score(params: dict, batch: dict):
+        segments_BT, roots_BT, t = batch["segments"], batch["roots"], batch["tokens"].shape[1]
+        own_BTS = segments_BT[:, :, None] == segments_BT[:, None]
+        trunk_BTS = roots_BT[:, :, None] == segments_BT[:, None]
+        seen_BTS = (own_BTS | trunk_BTS) & (jnp.arange(t)[:, None] >= jnp.arange(t))
+        logits_BTV, _ = cache.reader(shape, params)(batch["tokens"], batch["times"], seen_BTS)
+        nats_BT, _ = model.nats(logits_BTV, batch["targets"])
+        return nats_BT, jnp.argmax(logits_BTV, axis=-1) == batch["targets"]
+
+    return jax.jit(score, out_shardings=mesh.sharding(device_mesh))
+
+
+# --- What would you say? ---
+
+
+def generate(
+    run: config.Run,
+    device_mesh: jax.sharding.Mesh,
+    params: dict,
+    prompts: Sequence[Sequence[int]],
+    tokenizer: tokens.Tokenizer,
+    sampling: Sampling = Sampling(),
+) -> list[Generated]:
+    """An answer to each prompt; see `stream`."""
+    context = run.data.seq_len
+    found = [Generated([], [], "", "", max(0, len(p) - context)) for p in prompts]
+    for said in stream(run, device_mesh, params, prompts, tokenizer, sampling):
+        one = found[said.prompt]
+        one.tokens.append(said.token)
+        one.nats.append(said.nats)
+        one.text, one.why = one.text + said.text, said.why
+    return found
+
+
+def stream(
+    run: config.Run,
+    device_mesh: jax.sharding.Mesh,
+    params: dict,
+    prompts: Sequence[Sequence[int]],
+    tokenizer: tokens.Tokenizer,
+    sampling: Sampling = Sampling(),
+) -> Iterator[Said]:
+    """The tokens of the answers as they come, those of several prompts in turns.
+
+    An answer is a function of its prompt, the seed and how many equal prompts came before; not of
+    the other prompts. Where the context, data.seq_len, is full, it goes on from its later half.
+    ValueError for an empty prompt, or knobs that cannot work.
+    """
+    check(sampling)
+    _check_prompts(prompts)
+    copies: collections.Counter[bytes] = collections.Counter()
+    answers = []
+    for i, prompt in enumerate(prompts):
+        content = np.asarray(prompt, np.int32).tobytes()
+        ids = [int(x) for x in prompt[-run.data.seq_len :]]
+        said = talk.Talk(tokenizer, sampling.stop, sampling.max_tokens)
+        answers.append(_Answer(i, ids, zlib.crc32(content), copies[content], said))
+        copies[content] += 1
+    answers.sort(key=lambda answer: -len(answer.ids))
+    for start in range(0, len(answers), ROWS):
+        here = answers[start : start + ROWS]
+        yield from _answer(run, device_mesh, params, here, tokenizer, sampling)
+
+
+def check(sampling: Sampling) -> None:
+    """ValueError for a knob that cannot work."""
+    for name, is_good, rule in (
+        ("max_tokens", sampling.max_tokens >= 1, "must be at least 1"),
+        ("temperature", sampling.temperature >= 0, "must be at least 0"),
+        ("top_k", sampling.top_k >= 0, "must be at least 0"),
+        ("top_p", 0 < sampling.top_p <= 1, "is a share: above 0, up to 1"),
+        ("stop", all(sampling.stop), "must hold no empty string"),
+        ("seed", sampling.seed >= 0, "must be at least 0"),
+    ):
+        if not is_good:
+            raise ValueError(f"{name}={getattr(sampling, name)!r} {rule}")
+
+
+@dataclasses.dataclass
+class _Answer:
+    """One prompt, and what follows it so far."""
+
+    prompt: int
+    ids: list[int]  # the prompt, as much as the context has room for, and what was said
+    crc: int  # of the prompt
+    copy: int  # how many equal prompts came before
+    talk: talk.Talk
+
+    def add(self, token: int, nats: float) -> Said:
+        self.ids.append(token)
+        return Said(self.prompt, token, nats, self.talk.add(token), self.talk.why)
+
+
+def _answer(run, device_mesh, params, answers: list[_Answer], tokenizer, sampling) -> Iterator:
+    """The answers of one batch of prompts, which are sorted by length, the longest first.
+
+    Rows lie side by side so that all say their next token into the same slot: the last token of
+    each prompt is in the same column. `cursor` is that column; slots are used again in turns.
+    """
+    context, longest = run.data.seq_len, len(answers[0].ids)
+    split = device_mesh.shape["data"] * device_mesh.shape["fsdp"]
+    size = split * packing.power_of_two(-(-len(answers) // split))
+    slots = min(packing.power_of_two(longest + sampling.max_tokens, 32), context)
+    knobs = (sampling.temperature > 0, sampling.top_k, sampling.top_p < 1, tokenizer.vocab_size)
+    begin, resume, go_on = _speakers(_key(run.model), device_mesh, slots, *knobs)
+    here = mesh.rows_here(size)
+
+    def place(**arrays) -> dict:
+        """Arrays [answers, ...] -> [size, ...], split over the mesh."""
+        split, placed = mesh.sharding(device_mesh, "batch"), {}
+        for name, array in arrays.items():
+            rows = np.concatenate(
+                [array, np.zeros((size - len(array), *array.shape[1:]), array.dtype)]
+            )
+            placed[name] = jax.make_array_from_process_local_data(split, rows[here])
+        return placed
+
+    def state() -> dict:
+        return place(
+            crc=np.array([one.crc for one in answers], np.uint32),
+            copy=np.array([one.copy for one in answers], np.int32),
+            n_said=np.array([one.talk.n_said for one in answers], np.int32),
+            token=np.array([one.ids[-1] for one in answers], np.int32),
+            n_kept=n_kept.astype(np.int32),
+            is_live=np.array([not one.talk.why for one in answers]),
+        )
+
+    def prompt(rows: np.ndarray, most: int) -> tuple[dict, np.ndarray]:
+        """The last tokens of the answers that are marked, each row's at its right end."""
+        ids = [a.ids[-most:] if mark else [0] for a, mark in zip(answers, rows, strict=True)]
+        lengths = np.array([len(one) for one in ids], np.int32)
+        width = min(packing.power_of_two(max(lengths), 32), slots)
+        tokens_BT = np.zeros((len(ids), width), np.int32)
+        for row, one in enumerate(ids):
+            tokens_BT[row, width - len(one) :] = one
+        return place(tokens=tokens_BT, length=lengths, is_new=rows), lengths
+
+    how = {"seed": sampling.seed, "temperature": sampling.temperature, "top_p": sampling.top_p}
+    n_kept = np.zeros(len(answers), int)  # tokens of each row that the cache holds
+    everyone = np.ones(len(answers), bool)
+    with jax.set_mesh(device_mesh):
+        rows, n_kept = prompt(everyone, context)
+        kept, said = begin(params, rows, state(), how)
+    cursor, new = rows["tokens"].shape[1], everyone
+    while True:
+        token_BN, nats_BN = jax.device_get(said)
+        for column in range(token_BN.shape[1]):
+            for row, answer in enumerate(answers):
+                if new[row] and not answer.talk.why:
+                    yield answer.add(int(token_BN[row, column]), float(nats_BN[row, column]))
+        live = np.array([not one.talk.why for one in answers])
+        if not live.any():
+            return
+        new = live & (n_kept == context)
+        with jax.set_mesh(device_mesh):
+            if new.any():
+                rows, lengths = prompt(new, max(1, context // 2))
+                n_kept = np.where(new, lengths, n_kept)
+                kept, said = resume(params, kept, rows, state(), how, cursor)
+            else:
+                left = max(one.talk.n_left for one in answers if not one.talk.why)
+                n = min(CHUNK, left, context - n_kept[live].max())
+                kept, said, n_done = go_on(params, kept, state(), how, cursor, n, tokenizer.end)
+                said, n_done = jax.device_get((said, n_done))
+                said = tuple(x_BN[:, :n_done] for x_BN in said)
+                cursor, n_kept, new = cursor + n_done, n_kept + n_done, live
+
+
+@functools.cache
+def _speakers(
+    key: str, device_mesh, slots: int, is_random: bool, top_k: int, has_top_p: bool, n_ids: int
+) -> tuple[Callable, Callable, Callable]:
+    """Compiled: begin (read prompts), resume (read some rows anew), go_on (say up to CHUNK)."""
+    shape = _shape(key)
+    ids_V = np.arange(shape.vocab_size)
+
+    def choose(logits_BV, row_keys, n_said_B, how: dict) -> tuple[jax.Array, jax.Array]:
+        """The next token of each row and its nats."""
+        choices_BV = jnp.where(ids_V < n_ids, logits_BV, model.MASKED)
+        if is_random:
+            choices_BV = choices_BV / how["temperature"]
+            if 0 < top_k < shape.vocab_size:
+                least_B1 = jax.lax.top_k(choices_BV, top_k)[0][:, -1:]
+                choices_BV = jnp.where(choices_BV >= least_B1, choices_BV, model.MASKED)
+            if has_top_p:
+                sorted_BV = jnp.sort(choices_BV, axis=-1, descending=True)
+                share_BV = jax.nn.softmax(sorted_BV, axis=-1)
+                is_needed_BV = jnp.cumsum(share_BV, axis=-1) - share_BV < how["top_p"]
+                least_B1 = jnp.where(is_needed_BV, sorted_BV, jnp.inf).min(axis=-1, keepdims=True)
+                choices_BV = jnp.where(choices_BV >= least_B1, choices_BV, model.MASKED)
+            keys = jax.vmap(jax.random.fold_in)(row_keys, n_said_B)
+            token_B = jax.vmap(jax.random.categorical)(keys, choices_BV)
+        else:
+            token_B = jnp.argmax(choices_BV, axis=-1)
+        nats_B1, _ = model.nats(logits_BV[:, None], token_B[:, None])
+        return token_B.astype(jnp.int32), nats_B1[:, 0]
+
+    def row_keys(state: dict, how: dict):
+        fold = jax.vmap(lambda key, n: jax.random.fold_in(key, n), in_axes=(None, 0))
+        keys = fold(jax.random.key(how["seed"]), state["crc"])
+        return jax.vmap(jax.random.fold_in)(keys, state["copy"])
+
+    def begin(params: dict, rows: dict, state: dict, how: dict):
+        tokens_BT, length_B = rows["tokens"], rows["length"]
+        t = tokens_BT.shape[1]
+        times_BT = jnp.arange(t) - (t - length_B[:, None])
+        seen_BTS = (jnp.arange(t)[:, None] >= jnp.arange(t)) & (times_BT >= 0)[:, None]
+        read = cache.reader(shape, params)
+        logits_B1V, kept = read(tokens_BT, times_BT, seen_BTS, last=True)
+        token_B, nats_B = choose(logits_B1V[:, 0], row_keys(state, how), state["n_said"], how)
+        return cache.grown(kept, slots), (token_B[:, None], nats_B[:, None])
+
+    def resume(params: dict, kept: cache.Kept, rows: dict, state: dict, how: dict, cursor):
+        fresh, said = begin(params, rows, state, how)
+        shift = cursor - rows["tokens"].shape[1]
+        return cache.replaced(kept, fresh, rows["is_new"], shift), said
+
+    def go_on(params: dict, kept: cache.Kept, state: dict, how: dict, cursor, n, end):
+        read, keys = cache.reader(shape, params), row_keys(state, how)
+        rows = state["token"].shape[0]
+
+        def goes_on(carry):
+            i, _, _, is_live_B, _, _ = carry
+            return (i < n) & is_live_B.any()
+
+        def say(carry):
+            i, kept, token_B, is_live_B, token_BN, nats_BN = carry
+            slot = (cursor + i) % slots
+            age_S = (slot - jnp.arange(slots)) % slots  # 0: the token itself
+            times_B1 = (state["n_kept"] + i)[:, None]
+            seen_B1S = (age_S <= times_B1)[:, None]
+            logits_B1V, kept = read(token_B[:, None], times_B1, seen_B1S, kept, slot)
+            token_B, nats_B = choose(logits_B1V[:, 0], keys, state["n_said"] + i, how)
+            is_live_B &= token_B != end
+            token_BN, nats_BN = token_BN.at[:, i].set(token_B), nats_BN.at[:, i].set(nats_B)
+            return i + 1, kept, token_B, is_live_B, token_BN, nats_BN
+
+        empty = jnp.zeros((rows, CHUNK), jnp.int32), jnp.zeros((rows, CHUNK), jnp.float32)
+        carry = (0, kept, state["token"], state["is_live"], *empty)
+        i, kept, _, _, token_BN, nats_BN = jax.lax.while_loop(goes_on, say, carry)
+        return kept, (token_BN, nats_BN), i
+
+    everywhere = mesh.sharding(device_mesh)
+    kept = mesh.sharding(device_mesh, "batch", "kv_heads", None, None)
+    return (
+        jax.jit(begin, out_shardings=(kept, everywhere)),
+        jax.jit(resume, out_shardings=(kept, everywhere), donate_argnums=1),
+        jax.jit(go_on, out_shardings=(kept, everywhere, everywhere), donate_argnums=1),
+    )
+
+
+def _check_prompts(prompts: Sequence[Sequence[int]]) -> None:
+    for i, prompt in enumerate(prompts):
+        if not len(prompt):
+            raise ValueError(f"prompts[{i}] is empty: begin it with the tokenizer's end")
+
+
+def _key(shape: config.Model) -> str:
+    """What a compiled program of this model can be found again by."""
+    return json.dumps(dataclasses.asdict(shape))
+
+
+def _shape(key: str) -> config.Model:
+    return config.from_dict(json.loads(key), config.Model)
