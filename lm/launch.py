@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from lm import config, data, guard, laws, lineage, mesh, mirrors, records, sizes, train
+from lm import config, data, guard, laws, lineage, mesh, mirrors, records, sizes, tasks, train
 
 X, Y = "params.non_embedding", "eval.loss"  # of the law that predicts the largest run
 
@@ -38,6 +38,8 @@ def check(runs: list[config.Run], report: Callable | None = None) -> None:
         mesh.check_batch(run, mesh.make(run.mesh))
         if run.start.run:
             lineage.check(run, by_name.get(run.start.run) or lineage.parent(run))
+    for listed in {run.eval.tasks for run in runs}:
+        tasks.load_all(listed)
     for run in runs:
         data.load(run.data, run.seed, report).check(run.steps)
 

@@ -30,6 +30,7 @@ FREE = (
     *("resume", "stall_seconds", "data.cache", "optim.nonfinite"),
     *("mesh.data", "mesh.fsdp", "mesh.tensor", "model.remat", "model.unroll"),
     *("eval.every", "eval.n_sequences", "eval.n_completions"),
+    *("eval.tasks", "eval.tasks_every", "eval.too_long"),
 )
 
 

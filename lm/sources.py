@@ -11,6 +11,7 @@
     tfds:NAME[/CONFIG][:VERSION]/SPLIT[?field=NAME]  a prepared dataset of TFDS: see tfds_text
     hf:NAME[:CONFIG]/SPLIT[?field=NAME]              streamed from the Hugging Face hub (extra: hf)
     synthetic:machine[?states=N&...]                 a language of known entropy: see languages
+    tasks:NAME[?DIAL=LOW-HIGH&...], tasks:all        synthetic tasks to learn from: see families
 
 A new kind of source is a function here and a row in each of the tables at the end.
 """
@@ -19,7 +20,7 @@ import importlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from lm import config, embedded, files, languages, tfds_text
+from lm import config, embedded, families, files, languages, tfds_text
 
 Document = files.Document
 
@@ -118,6 +119,11 @@ def _synthetic(rest: str, refuse: files.Refuse) -> Iterator[Document]:
     return (Document(text, f"{rest} document {number}") for number, text in enumerate(texts))
 
 
+def _tasks(rest: str, refuse: files.Refuse) -> Iterator[Document]:
+    texts = families.documents(families.parse(rest))
+    return (Document(text, f"{rest} document {number}") for number, text in enumerate(texts))
+
+
 def _split(rest: str) -> tuple[str, str]:
     """What stands before ?field=NAME, and the name."""
     where, _, field = rest.partition("?field=")
@@ -133,6 +139,7 @@ USAGE = {
     "tfds": "tfds:NAME[/CONFIG][:VERSION]/SPLIT[?field=NAME]",
     "hf": "hf:NAME[:CONFIG]/SPLIT[?field=NAME]",
     "synthetic": "synthetic:machine[?states=N&symbols=N&memory=N&zipf=X&seed=N&megabytes=N]",
+    "tasks": "tasks:NAME[?DIAL=LOW-HIGH&megabytes=N&seed=N]",
 }
 READERS = {
     "code": _code,
@@ -143,6 +150,7 @@ READERS = {
     "tfds": _tfds,
     "hf": _hf,
     "synthetic": _synthetic,
+    "tasks": _tasks,
 }
 VERSIONS = {"code": embedded.code_versions, "docs": embedded.docs_versions}
 FILES = {

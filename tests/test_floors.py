@@ -12,31 +12,24 @@ LM = pathlib.Path(__file__).parent.parent / "lm"
 FLOORS: list[list[list[str]]] = [
     [["config", "sizes", "guard", "records"]],
     [
-        ["mesh", "parametrization", "model", "cache", "optim"],
+        ["mesh", "model", "cache", "optim"],
         [
-            *("tokens", "embedded", "files", "tfds_text", "languages", "sources"),  # what is read
+            *("tokens", "embedded", "files", "tfds_text", "languages"),
+            *("families", "sources"),  # what is read
             *("filters", "sift", "corpus", "order", "data"),  # what is kept, and in which order
-            *("packing", "talk"),  # what is asked, and what is answered
+            *("tasks", "grade"),  # what is asked
         ],
         [
             *("table", "solver", "fit", "doubts", "estimate", "judge", "advice"),  # how to fit
             *("starts", "powers", "lines", "minima", "isoflop", "frontier"),  # what is fitted
             *("repetition", "ability", "chain", "laws"),
-            *("style", "marks", "plots", "outcome", "page", "report", "standing"),  # what is shown
+            *("style", "marks", "plots", "outcome", "page", "report"),  # what is shown
         ],
     ],
     [
         [
-            "mirrors",
-            "checkpoint",
-            "lineage",
-            "sample",
-            "evaluate",
-            "programs",
-            "train",
-            "plan",
-            "launch",
-            "workers",
+            *("mirrors", "checkpoint", "lineage", "sample", "evaluate", "exam"),
+            *("programs", "train", "plan", "launch"),
         ]
     ],
 ]
