@@ -112,6 +112,26 @@ def evaluation(row: dict) -> None:
     table(lines)
 
 
+def tasks(row: dict) -> None:
+    """What a row of evals.jsonl says of each task, beside its chance level."""
+    names = [k[5:-9] for k in row if k.startswith("task.") and k.endswith(".accuracy")]
+    metrics = ("accuracy", "accuracy_bytes", "p_right", "bits_per_byte", "token_accuracy",
+               "keystrokes_saved", "edit_distance", "chrf")  # fmt: skip
+    heads = [m for m in metrics if any(f"task.{name}.{m}" in row for name in names)]
+    lines = []
+    for name in names:
+        line = {"task": name, "n": f"{row[f'task.{name}.n']}"}
+        line["chance"] = f"{row[f'task.{name}.chance']:.3g}"
+        for metric in heads:
+            value, se = (row.get(f"{part}.{name}.{metric}") for part in ("task", "task_se"))
+            error = f" ± {se:.3f}" if se is not None else ""
+            line[metric.replace("_", " ")] = "" if value is None else f"{value:.3f}{error}"
+        cut = row[f"task.{name}.n_cut"], row[f"task.{name}.n_left_out"]
+        line["cut, left out"] = f"{cut[0]}, {cut[1]}" if any(cut) else ""
+        lines.append(line)
+    table(lines)
+
+
 def preparing(source: str, documents: int, n_bytes: int) -> None:
     """Progress of the text that is being prepared, on one line."""
     if console.is_terminal:

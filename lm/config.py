@@ -93,7 +93,7 @@ class Eval:
     every: int = 0  # steps between evaluations; 0: only at the end
     n_sequences: int = 512  # held-out sequences a source
     n_completions: int = 1024  # held-out words to complete, over all sources
-    tasks: str = ""  # names with spaces between: copy?length=4 file:my/hellaswag?shots=2: lm/tasks.py
+    tasks: str = ""  # names with spaces between, copy?length=4 file:my/set: see lm/tasks.py
     tasks_every: int = 0  # steps between evaluations with tasks, of eval.every; 0: only at the end
     too_long: str = "cut"  # an example longer than data.seq_len: cut (left of it), refuse
 

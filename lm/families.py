@@ -2,7 +2,7 @@
 
     family = parse("addition?digits=2-3")            # a dial takes a number or a range
     draw(family, np.random.default_rng(0))           # Instance("add 17+825=", "842", 0.001)
-    next(documents(parse("copy?length=4"))).text     # lines to learn from: "copy kqzt=kqzt\n..."
+    next(documents(parse_all("copy?length=4+sort")))   # lines to learn from: "copy kqzt=kqzt\n..."
 
     copy, reverse, upper, sort   length   letters, as they are, backwards, in capitals, in order
     compose    length            two of these at once, as in "upper sort dab=ABD"
@@ -44,19 +44,19 @@ class Instance(NamedTuple):
 @dataclasses.dataclass(frozen=True)
 class Family:
     name: str  # as it was asked for
-    kind: str  # a row of FAMILIES, or all
+    kind: str  # a row of FAMILIES
     dials: dict[str, tuple[int, int]]  # the least and the most of each
-    megabytes: float = 1.0  # of documents
-    seed: int = 0  # of the documents
+    megabytes: float = 0.5  # of documents
+    seed: int = 0  # of the documents; of several families the first's
 
 
 def parse(name: str) -> Family:
     """Of "copy?length=2-5&megabytes=2"; ValueError for a family or dial that does not exist."""
     kind, _, rest = name.partition("?")
-    if kind not in FAMILIES and kind != "all":
-        raise ValueError("task " + config.unknown(kind, ["all", *FAMILIES]))
-    known = FAMILIES[kind][1] if kind in FAMILIES else {}
-    dials, others = dict(known), {"megabytes": 1.0, "seed": 0}
+    if kind not in FAMILIES:
+        raise ValueError("task " + config.unknown(kind, list(FAMILIES)))
+    known = FAMILIES[kind][1]
+    dials, others = dict(known), {"megabytes": 0.5, "seed": 0}
     for dial in rest.split("&") if rest else []:
         key, _, value = dial.partition("=")
         try:
@@ -105,17 +105,21 @@ def drawn(family: Family, rng: np.random.Generator, heldout: bool, n: int) -> li
     return list(found.values())
 
 
-def documents(family: Family) -> Iterator[str]:
-    """LINES training instances of one family each; "all" takes turns over all but `compose`."""
-    kinds = [k for k in FAMILIES if k != "compose"] if family.kind == "all" else [family.kind]
-    members = [family if k == family.kind else parse(k) for k in kinds]
-    rng, written, turn = np.random.default_rng((family.seed, 1)), 0, 0
-    while written < family.megabytes * 1e6:
-        lines = [draw(members[turn % len(members)], rng) for _ in range(2 * LINES)]
-        kept = [one for one in lines if not is_heldout(one)][:LINES]
+def parse_all(names: str) -> list[Family]:
+    """Of names with + between them; "all" stands for all families but `compose`."""
+    kinds = "+".join(kind for kind in FAMILIES if kind != "compose")
+    return [parse(name) for name in (kinds if names == "all" else names).split("+")]
+
+
+def documents(members: list[Family]) -> Iterator[str]:
+    """LINES training instances of one family each, the families in turns."""
+    rng = np.random.default_rng((members[0].seed, 1))
+    left, turn = sum(family.megabytes for family in members) * 1e6, 0
+    while left > 0:
+        kept = drawn(members[turn % len(members)], rng, heldout=False, n=LINES)
         text = "".join(f"{one.prompt}{one.answer}\n" for one in kept)
         yield text
-        written, turn = written + len(text), turn + 1
+        left, turn = left - len(text), turn + 1
 
 
 def _letters(rng, length: int) -> str:

@@ -62,10 +62,10 @@ def words(task: tasks.Task, texts: Sequence[str]) -> dict[str, float]:
 
     The last two for translations, by sacrebleu (Post 2018), 0 to 100 over all examples.
     """
-    right = [[e.answers[e.right].strip(), *(o.strip() for o in e.others)] for e in task.examples]
-    said = [text.strip() for text in texts]
-    off = [min(_distance(s, r) / max(len(s), len(r), 1) for r in rs) for s, rs in zip(said, right, strict=True)]
-    exact = [float(s in rs) for s, rs in zip(said, right, strict=True)]
+    right = [[a.strip() for a in (e.answers[e.right], *e.others)] for e in task.examples]
+    pairs = list(zip([text.strip() for text in texts], right, strict=True))
+    off = [min(_distance(s, r) / max(len(s), len(r), 1) for r in rs) for s, rs in pairs]
+    exact = [float(s in rs) for s, rs in pairs]
     row = {}
     for name, values in (("edit_distance", off), ("said_exactly", exact)):
         row[name] = float(np.mean(values))
@@ -74,7 +74,9 @@ def words(task: tasks.Task, texts: Sequence[str]) -> dict[str, float]:
         try:
             sacrebleu = importlib.import_module("sacrebleu")
         except ImportError:
-            raise ValueError(f"task {task.name} needs: pip install 'lm-scaling[translation]'") from None
+            needs = "needs: pip install 'lm-scaling[translation]'"
+            raise ValueError(f"task {task.name} {needs}") from None
+        said = [s for s, _ in pairs]
         most = max(map(len, right))
         by_place = [[rs[min(i, len(rs) - 1)] for rs in right] for i in range(most)]
         row["chrf"] = float(sacrebleu.corpus_chrf(said, by_place).score)

@@ -121,6 +121,12 @@ def evals(path: str | Path) -> list[dict]:
     return lines(Path(path) / "evals.jsonl")
 
 
+def extend_evals(path: str | Path, step: int, found: dict) -> None:
+    """Adds what was found later to the evaluation of a step, by a line in its place."""
+    old = {row["step"]: row for row in evals(path)}.get(step, {"attempt": 0, "step": step})
+    append(Path(path) / "evals.jsonl", old | found)
+
+
 def rows(path: str | Path) -> list[dict]:
     """One flat dict for every run below `path`, smallest model first.
 

@@ -11,7 +11,7 @@
     tfds:NAME[/CONFIG][:VERSION]/SPLIT[?field=NAME]  a prepared dataset of TFDS: see tfds_text
     hf:NAME[:CONFIG]/SPLIT[?field=NAME]              streamed from the Hugging Face hub (extra: hf)
     synthetic:machine[?states=N&...]                 a language of known entropy: see languages
-    tasks:NAME[?DIAL=LOW-HIGH&...], tasks:all        synthetic tasks to learn from: see families
+    tasks:NAME[?DIAL=LOW-HIGH&...][+NAME...]         synthetic tasks to learn from: see families
 
 A new kind of source is a function here and a row in each of the tables at the end.
 """
@@ -120,7 +120,7 @@ def _synthetic(rest: str, refuse: files.Refuse) -> Iterator[Document]:
 
 
 def _tasks(rest: str, refuse: files.Refuse) -> Iterator[Document]:
-    texts = families.documents(families.parse(rest))
+    texts = families.documents(families.parse_all(rest))
     return (Document(text, f"{rest} document {number}") for number, text in enumerate(texts))
 
 
@@ -139,7 +139,7 @@ USAGE = {
     "tfds": "tfds:NAME[/CONFIG][:VERSION]/SPLIT[?field=NAME]",
     "hf": "hf:NAME[:CONFIG]/SPLIT[?field=NAME]",
     "synthetic": "synthetic:machine[?states=N&symbols=N&memory=N&zipf=X&seed=N&megabytes=N]",
-    "tasks": "tasks:NAME[?DIAL=LOW-HIGH&megabytes=N&seed=N]",
+    "tasks": "tasks:NAME[?DIAL=LOW-HIGH&megabytes=N&seed=N][+NAME...]",
 }
 READERS = {
     "code": _code,

@@ -60,7 +60,10 @@ class Task:
 def load(name: str) -> Task:
     """The task of a name; ValueError for one that does not exist, naming the nearest."""
     kind, _, rest = name.partition("?")
-    dials = dict(part.partition("=")[::2] for part in rest.split("&")) if rest else {}
+    dials: dict[str, str] = {}
+    for dial in rest.split("&") if rest else []:
+        key, _, value = dial.partition("=")
+        dials[key] = value
     shots, n, seed, choices, generate = (
         _number(name, dials, key, default)
         for key, default in (("shots", 0), ("n", 0), ("seed", 0), ("choices", 1), ("generate", 0))
@@ -185,7 +188,8 @@ def _example(row: dict, where: str, labels: list[str]) -> Example:
                 assert all(isinstance(one, str) for one in found.prompts)
                 return found
             except (AssertionError, TypeError, IndexError, ValueError, AttributeError):
-                raise ValueError(f"{where}: its {', '.join(fields)} are not what a task's are")
+                why = f"its {', '.join(fields)} are not what a task's are"
+                raise ValueError(f"{where}: {why}") from None
     known = "; ".join(", ".join(fields) for fields, _ in FORMS)
     raise ValueError(f"{where}: has fields {', '.join(row)}; a task has one of: {known}")
 
@@ -204,7 +208,8 @@ def _schema(row: dict, labels) -> Example:
 def _label(row: dict, labels: list[str]) -> Example:
     prompt = f"{row['text']}\nLabel:"
     answers = tuple(f" {label}" for label in labels)
-    return Example((prompt,) * len(answers), answers, labels.index(row["label_name"]), 1 / len(labels))
+    right = labels.index(row["label_name"])
+    return Example((prompt,) * len(answers), answers, right, 1 / len(labels))
 
 
 def _exact(prompt: str, answer: str, others: list[str] | None = None) -> Example:

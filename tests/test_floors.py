@@ -22,14 +22,18 @@ FLOORS: list[list[list[str]]] = [
         [
             *("table", "solver", "fit", "doubts", "estimate", "judge", "advice"),  # how to fit
             *("starts", "powers", "lines", "minima", "isoflop", "frontier"),  # what is fitted
-            *("repetition", "ability", "chain", "laws"),
+            *("repetition", "ability", "chain", "laws", "mastery"),
             *("style", "marks", "plots", "outcome", "page", "report"),  # what is shown
         ],
     ],
     [
         [
+    [
+        [
             *("mirrors", "checkpoint", "lineage", "sample", "evaluate", "exam"),
             *("programs", "train", "plan", "launch"),
+        ]
+    ],
         ]
     ],
 ]
