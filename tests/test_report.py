@@ -9,7 +9,10 @@ import pytest
 from lm import plots, records, report, style
 
 HOSTILE = "<img src=x onerror=alert(1)>"
-FIGURES = {"loss", "compute", "curves", "ability", "sources", "predicted"}
+FIGURES = {
+    *("loss", "compute", "curves", "ability", "sources", "predicted"),
+    *("mastered", "emergence", "tasks"),
+}
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +39,12 @@ def test_the_page_says_what_was_predicted_and_what_came(done):
         assert name in visible(text)
     for fact in ("python -m experiments.sweep", "0123456789abcdef", "versions.jax", "1.25×"):
         assert fact in visible(text)
+
+
+def test_the_page_says_which_tasks_can_be_trusted_and_what_follows_accuracy(done):
+    words = " ".join(visible(done[1]).split())
+    for said in ("copy?length=4", "at chance", "predictable from", "p_right", "rank correlation"):
+        assert said in words, said
 
 
 def test_figures_are_in_the_page_and_beside_it(done):
