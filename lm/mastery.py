@@ -3,6 +3,7 @@
     tally(rows)            # one dict a run: tasks above chance, tasks mastered, of how many
     verdicts(rows)         # one dict a task: signal, noise, "predictable from 60K on", "at chance"
     correlations(rows)     # metric -> task -> rank correlation with accuracy over the ladder
+    foretell(rows, 6e5)    # task -> what a model of that size should reach, or why none can say
 
 Rows are those of records.rows, with columns eval.task.NAME.METRIC as lm/exam.py writes them.
 
@@ -16,7 +17,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy import stats
 
-from lm import table
+from lm import laws, table
 
 LEVEL, SHARE = 0.01, 0.5
 SIZE = "params.non_embedding"
@@ -123,8 +124,29 @@ def correlations(rows: Sequence[dict]) -> dict[str, dict[str, float]]:
             pairs = [(row.get(column(task)), row.get(column(task, metric))) for row in rows]
             known = np.array([pair for pair in pairs if None not in pair], float)
             if len(known) > 2 and np.ptp(known, axis=0).all():
-                found[metric][task] = float(sign * stats.spearmanr(*known.T)[0])
+                ranks = stats.rankdata(known, axis=0)
+                found[metric][task] = sign * float(np.corrcoef(ranks.T)[0, 1])
     return {metric: by_task for metric, by_task in found.items() if by_task}
+
+
+def foretell(rows: Sequence[dict], size: float, bootstrap: int = 200) -> dict[str, dict]:
+    """Task -> {"value", "lo", "hi"} of its accuracy in a model of that size, or {"refused": why}.
+
+    In two steps (Bhagia et al. 2024, arXiv:2412.04403): a power law from size to the task's bits
+    per byte, a sigmoid from these to its accuracy; 95% intervals hold the doubts of both.
+    """
+    found: dict[str, dict] = {}
+    for task in tasks(rows):
+        bits, accuracy = column(task, "bits_per_byte"), column(task)
+        chance = max(table.number(row.get(column(task, "chance"))) for row in rows)
+        try:
+            step1 = laws.power(rows, x=SIZE, y=bits, bootstrap=bootstrap)
+            step2 = laws.ability(rows, bits, accuracy, chance=chance, bootstrap=bootstrap)
+            said = laws.chain(step1, step2).predict(size)
+            found[task] = {k: float(getattr(said, k)) for k in ("value", "lo", "hi")}
+        except ValueError as refusal:
+            found[task] = {"refused": str(refusal)}
+    return found
 
 
 def median(values) -> float:

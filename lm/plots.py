@@ -83,9 +83,10 @@ def tasks_mastered(rows, x="params.non_embedding", theme=LIGHT) -> Figure:
     done = marks.steps(axes, counted, x, "tasks.mastered", theme, words_at=(6, -11))
     for column, words in (("tasks.above_chance", "above chance"), ("tasks.mastered", "mastered")):
         for last in done[-1:]:
-            style.write(axes, last[x], last[column], words, theme, (8, 6))
+            style.write(axes, last[x], last[column], words, theme, (8, 8))
     marks.scales(axes, x, "tasks", right=0.22)
-    axes.set_ylim(0, asked + 0.5)
+    axes.set_ylim(-0.8, asked + 0.5)
+    axes.locator_params(axis="y", integer=True)
     rule = f"Above chance: exact binomial test, p < {mastery.LEVEL:g}; mastered: besides, at least "
     caption = f"n = {_runs(done)}. {rule}{mastery.SHARE:.0%} of the way from chance to 1."
     return style.end(figure, axes, [caption], theme)
@@ -120,7 +121,7 @@ def emergence(rows, tasks, x="params.non_embedding", theme=LIGHT) -> Figure:
     while p does not (Schaeffer et al. 2023, arXiv:2304.15004).
     """
     figure, axes = style.start("Emergence, or the metric", x, "Probability, share (%)", theme)
-    done = []
+    done, ends = [], []
     for task, colour in zip(tasks, style.spread(theme), strict=False):
         p, exact = (mastery.column(task, m) for m in ("token_probability", "exact"))
         done = marks.points(rows, x, exact)
@@ -133,11 +134,13 @@ def emergence(rows, tasks, x="params.non_embedding", theme=LIGHT) -> Figure:
             error = 100 * marks.error(row, exact)
             tip = f"{task}, {marks.short(row)}: exact {100 * row[exact]:.0f}%, p {row[p]:.2f}"
             marks.mark(axes, (row[x], 100 * row[exact]), colour, theme, tip, error)
-        for last in done[-1:]:
-            words = f"{task} (k = {k[-1]:.3g})"
-            style.write(axes, last[x], 100 * last[exact], words, theme, (8, -3))
+        words = f"{task} (k = {k[-1]:.3g})" if k else ""
+        ends += [(words, last[x], 100 * last[exact]) for last in done[-1:]]
     marks.scales(axes, x, "tasks", right=0.5)
     axes.set_ylim(-3, 103)
+    lifts = style.lifts(axes, [(at, share) for _, at, share in ends])
+    for (words, at, share), lift in zip(ends, lifts, strict=True):
+        style.write(axes, at, share, words, theme, (8, lift - 3))
     caption = f"n = {_runs(done)}. Dotted: p of a token (geometric mean); dashed: p^k; marks: exact"
     return style.end(figure, axes, [caption, "match, bars one standard error."], theme)
 

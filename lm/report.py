@@ -175,6 +175,7 @@ def _tasks(sweep: Sweep) -> str:
             "task": (one["task"], ""),
             "chance": (f"{one['chance']:.2g}", one["chance"]),
             "best accuracy": (f"{one['best']:.3g}", one["best"]),
+            **_foretold(sweep, one["task"]),
             "signal": (f"{one['signal']:.2g}", one["signal"]),
             "sampling noise": (f"{one['sampling']:.2g}", one["sampling"]),
             "seed noise": ("" if one["seed"] is None else f"{one['seed']:.2g}", one["seed"] or 0.0),
@@ -198,6 +199,17 @@ def _tasks(sweep: Sweep) -> str:
         + page.words("Which metric orders the runs as accuracy does (1: exactly so):", "muted")
         + page.table(follows)
     )
+
+
+def _foretold(sweep: Sweep, task: str) -> dict[str, Cell]:
+    """What was said of the target's accuracy before it started, and what came."""
+    said = ((sweep.prediction or {}).get("tasks") or {}).get(task)
+    if said is None:
+        return {}
+    words = "none" if "refused" in said else "{value:.2f} [{lo:.2f}, {hi:.2f}]".format(**said)
+    came = (sweep.target or {}).get(mastery.column(task))
+    measured = (f"{came:.2f}", came) if finite(came) else ("", 0.0)
+    return {"predicted for the target": (words, said.get("value", -1.0)), "measured": measured}
 
 
 def _left_out(sweep: Sweep) -> str:

@@ -88,3 +88,15 @@ def test_the_steepest_tasks_are_those_of_long_answers_that_grow_most():
     ]
     both = [a | b | c for a, b, c in zip(*parts, strict=True)]
     assert mastery.steepest(both) == ["a", "b"]
+
+
+def test_a_ladder_of_known_laws_foretells_the_next_size_and_a_task_at_chance_is_refused():
+    bits = [0.5 + 60 * size**-0.4 for size in SIZES]
+    accuracies = [0.25 + 0.75 / (1 + np.exp(3 * (b - 1.2))) for b in bits]
+    known = rows(accuracies, bits_per_byte=bits)
+    none = rows([0.25] * 5, task="u", bits_per_byte=bits)
+    both = [a | b for a, b in zip(known, none, strict=True)]
+    said = mastery.foretell(both[:4], 1e6, bootstrap=50)
+    assert said["t"]["value"] == pytest.approx(accuracies[4], abs=0.02)
+    assert said["t"]["lo"] <= accuracies[4] <= said["t"]["hi"]
+    assert "at chance" in said["u"]["refused"]
