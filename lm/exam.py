@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 import jax
 import numpy as np
 
-from lm import config, evaluate, grade, tasks, tokens
+from lm import config, evaluate, grade, sample, tasks, tokens
 
 
 def sit(
@@ -60,8 +60,6 @@ def sit(
         if task.generate:
             prompts = [[int(i) for i in choices[0][0]] for _, choices in chosen]
             longest = max(len(answer) for _, choices in chosen for _, answer in choices)
-            from lm import sample
-
             limit = sample.Sampling(max_tokens=2 * longest, stop=(task.stop,))
             texts = sample.generate(run, device_mesh, params, prompts, tokenizer, limit)
             asked_of = tasks.Task(task.name, examples, True, task.is_translation)

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from lm import exam, mesh, model, programs, tasks, tokens
+from lm import exam, mesh, model, programs, sample, tasks, tokens
 
 NAMES = ["copy?length=4&n=9", "addition?digits=2&choices=3&n=5&shots=1"]
 
@@ -110,3 +110,24 @@ def test_what_does_not_fit_is_counted_or_refused(built, tmp_path):
     with pytest.raises(ValueError, match="2 of 3 examples are longer than data.seq_len=48"):
         exam.sit(run, *arguments)
     run.eval.too_long = "cut"
+
+
+def test_the_loop_and_the_front_door_give_the_same_likelihoods(built):
+    run, program, params = built
+    asked, tokenizer = tasks.load(NAMES[0]), tokens.Bytes()
+    with jax.set_mesh(program.mesh):
+        row = exam.sit(run, program.mesh, program.score, params, tokenizer, [asked])
+    prompts = [[0, *e.prompts[0].encode()] for e in asked.examples]
+    answers = [list(e.answers[0].encode()) for e in asked.examples]
+    said = sample.score(run, program.mesh, params, prompts, answers)
+    bits = [one.nats.sum() / np.log(2) / len(a) for one, a in zip(said, answers, strict=True)]
+    assert row[f"task.{asked.name}.bits_per_byte"] == pytest.approx(np.mean(bits), rel=1e-4)
+    assert row[f"task.{asked.name}.exact"] == np.mean([one.is_greedy for one in said])
+
+
+def test_a_task_that_asks_for_it_has_its_answers_written(built):
+    run, program, params = built
+    asked = tasks.load("copy?length=2&n=4&generate=1")
+    row = exam.sit(run, program.mesh, program.score, params, tokens.Bytes(), [asked])
+    assert 0 <= row[f"task.{asked.name}.edit_distance"] <= 1
+    assert row[f"task.{asked.name}.said_exactly"] == row[f"task.{asked.name}.exact"]

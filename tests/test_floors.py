@@ -28,12 +28,8 @@ FLOORS: list[list[list[str]]] = [
     ],
     [
         [
-    [
-        [
             *("mirrors", "checkpoint", "lineage", "sample", "evaluate", "exam"),
             *("programs", "train", "plan", "launch"),
-        ]
-    ],
         ]
     ],
 ]
