@@ -151,7 +151,7 @@ def loss_by_source(rows, x="params.non_embedding", y="eval.loss", theme=LIGHT) -
     for place, column in enumerate(marks.source_columns(rows, y)):
         line, words_at = ("-", "--", ":", "-.")[place % 4], None if place else (6, 6)
         for last in marks.steps(axes, rows, x, column, theme, line=line, words_at=words_at)[-1:]:
-            source = column.removeprefix(y + ".")
+            source = style.shortened(column.removeprefix(y + "."))
             style.write(axes, last[x], last[column], source, theme, (8, -3))
     marks.scales(axes, x, y, right=0.1)
     caption = f"n = {_runs(marks.points(rows, x, y))}. Bars: one standard error."

@@ -205,6 +205,11 @@ def raised(text: str) -> str:
     return re.sub(r"\^(-?[0-9.]+)", lambda hit: hit[1].translate(table), text)
 
 
+def shortened(words: str, most=24) -> str:
+    """The beginning of what is too long to stand beside a mark."""
+    return words if len(words) <= most else f"{words[: most - 1]}…"
+
+
 def number(value: float) -> str:
     """A loss or its like, to four significant digits."""
     return f"{value:#.4g}"

@@ -9,14 +9,10 @@ Two fifths of the text are synthetic tasks (lm/families.py); what is asked is ne
 from configs import base
 
 SIZES = ("10K", "25K", "60K", "100K", "150K", "250K", "600K")
-SKILLS = (
-    "copy?length=3", "upper?length=3", "reverse?length=3", "sort?length=3", "recall?length=2",
-    "brackets?depth=1-4", "addition?digits=1", "translate?words=2&lexicon=16",
-)  # fmt: skip
+SKILLS = ("copy", "upper", "reverse", "sort", "recall", "brackets", "addition", "translate")
 TASKS = (
-    *("copy?length=3", "upper?length=3", "reverse?length=3", "sort?length=3", "recall?length=2"),
-    *("brackets?depth=2", "brackets?depth=3", "brackets?depth=4", "addition?digits=1"),
-    "translate?words=2&lexicon=16",
+    *("copy", "upper", "reverse", "sort", "recall", "addition", "translate"),
+    *("brackets?depth=2", "brackets?depth=3", "brackets?depth=4"),
 )
 
 
