@@ -38,13 +38,13 @@ def main() -> int:
         with jax.set_mesh(program.mesh):
             row = exam.sit(run, program.mesh, program.score, state["params"], text.tokenizer, asked)
         show.tasks(row)
-        for task in asked if _OVERLAP.value else ():
-            met = tasks.overlap(task, run.data, _OVERLAP.value)
+        met = tasks.overlap(asked, run.data, _OVERLAP.value) if _OVERLAP.value else {}
+        for name, counts in met.items():
             show.say(
-                f"{task.name}: {met['n_overlap']} of the {met['n_checkable']} examples with as many"
-                f" words share {_OVERLAP.value} in a row with the training text"
+                f"{name}: {counts['n_overlap']} of the {counts['n_checkable']} examples long enough"
+                f" share {_OVERLAP.value} words in a row with the training text"
             )
-            row |= {f"task.{task.name}.{name}": n for name, n in met.items()}
+            row |= {f"task.{name}.{key}": n for key, n in counts.items()}
         if _KEEP.value:
             records.extend_evals(_RUN.value, int(state["step"]), row)
         return 0

@@ -114,22 +114,21 @@ def evaluation(row: dict) -> None:
 
 def tasks(row: dict) -> None:
     """What a row of evals.jsonl says of each task, beside its chance level."""
-    names = [k[5:-9] for k in row if k.startswith("task.") and k.endswith(".accuracy")]
-    metrics = ("accuracy", "accuracy_bytes", "p_right", "bits_per_byte", "token_accuracy",
-               "keystrokes_saved", "edit_distance", "chrf")  # fmt: skip
-    heads = [m for m in metrics if any(f"task.{name}.{m}" in row for name in names)]
+    heads = ("accuracy_bytes", "p_right", "bits_per_byte", "token_accuracy", "keystrokes_saved",
+             "edit_distance", "chrf")  # fmt: skip
     lines = []
-    for name in names:
-        line = {"task": name, "n": f"{row[f'task.{name}.n']}"}
-        line["chance"] = f"{row[f'task.{name}.chance']:.3g}"
-        for metric in heads:
-            value, se = (row.get(f"{part}.{name}.{metric}") for part in ("task", "task_se"))
-            error = f" ± {se:.3f}" if se is not None else ""
-            line[metric.replace("_", " ")] = "" if value is None else f"{value:.3f}{error}"
-        cut = row[f"task.{name}.n_cut"], row[f"task.{name}.n_left_out"]
-        line["cut, left out"] = f"{cut[0]}, {cut[1]}" if any(cut) else ""
+    for name in [k[5:-9] for k in row if k.startswith("task.") and k.endswith(".accuracy")]:
+        mine = {k.removeprefix(f"task.{name}."): v for k, v in row.items()}
+        shown = name if len(name) < 30 else f"...{name[-27:]}"
+        error = row[f"task_se.{name}.accuracy"]
+        line = {"task": shown, "n": str(mine["n"]), "chance": f"{mine['chance']:.3g}"}
+        line["accuracy"] = f"{mine['accuracy']:.3f} ± {error:.3f}"
+        for head in heads:
+            words = head.replace("accuracy_bytes", "by byte").replace("_", " ")
+            line[words] = f"{mine[head]:.3f}" if head in mine else ""
+        line["cut, out"] = f"{mine['n_cut']}, {mine['n_left_out']}"
         lines.append(line)
-    table(lines)
+    table([{k: v for k, v in one.items() if any(o[k] for o in lines)} for one in lines])
 
 
 def preparing(source: str, documents: int, n_bytes: int) -> None:

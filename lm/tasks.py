@@ -88,24 +88,35 @@ def load_all(listed: str) -> list[Task]:
     return [load(name) for name in listed.split()]
 
 
-def overlap(task: Task, data: config.Data, n: int = 13) -> dict[str, float]:
-    """How many examples share n words in a row with the training text of `data`.
+def overlap(asked: list[Task], data: config.Data, n: int = 13) -> dict[str, dict[str, int]]:
+    """How many examples of each task share n words in a row with the training text of `data`.
 
-    {"n_overlap": examples that do, "n_checkable": examples of at least n words}. Reads all sources.
+    {task: {"n_overlap": examples that do, "n_checkable": those of at least n words}}. Reads all
+    sources, once.
     """
-    runs = [filters.runs(e.prompts[e.right] + e.answers[e.right], n) for e in task.examples]
-    wanted = np.unique(np.concatenate([sift.NONE, *runs]))
+    texts = {
+        task.name: [example.prompts[example.right] + example.answers[example.right]
+                    for example in task.examples]
+        for task in asked
+    }  # fmt: skip
+    runs = {name: [filters.runs(text, n) for text in mine] for name, mine in texts.items()}
+    wanted = np.unique(
+        np.concatenate([sift.NONE, *(run for mine in runs.values() for run in mine)])
+    )
     seen = np.zeros(len(wanted), bool)
-    for source in data.sources:
-        for document in sources.documents(source) if len(wanted) else ():
+    for source in data.sources if len(wanted) else ():
+        for document in sources.documents(source):
             digest = hashlib.sha256(document.text.encode(errors="replace")).digest()
             if sift.share(document, digest) < data.heldout:
                 continue
             mine = filters.runs(document.text, n)
             place = np.minimum(np.searchsorted(wanted, mine), len(wanted) - 1)
             seen[place[wanted[place] == mine]] = True
-    met = [bool(seen[np.searchsorted(wanted, run)].any()) for run in runs if len(run)]
-    return {"n_overlap": sum(met), "n_checkable": len(met)}
+    found = {}
+    for name, mine in runs.items():
+        met = [bool(seen[np.searchsorted(wanted, run)].any()) for run in mine if len(run)]
+        found[name] = {"n_overlap": sum(met), "n_checkable": len(met)}
+    return found
 
 
 def _number(name: str, dials: dict, key: str, default: int) -> int:

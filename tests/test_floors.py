@@ -17,7 +17,7 @@ FLOORS: list[list[list[str]]] = [
             *("tokens", "embedded", "files", "tfds_text", "languages"),
             *("families", "sources"),  # what is read
             *("filters", "sift", "corpus", "order", "data"),  # what is kept, and in which order
-            *("tasks", "grade"),  # what is asked
+            *("packing", "talk", "tasks", "grade"),  # what is asked, and what is answered
         ],
         [
             *("table", "solver", "fit", "doubts", "estimate", "judge", "advice"),  # how to fit

@@ -147,9 +147,11 @@ def test_overlap_finds_the_examples_that_training_text_holds(tmp_path):
     rows = [{"context": long, "continuation": "x"}, {"context": long[::-1], "continuation": "x"}]
     task = tasks.load(f"file:{write(tmp_path / 'set', [*rows, LINES['exact']])}")
     data = config.Data(sources={f"text:{tmp_path}/seen.txt": 1.0}, heldout=0.0)
-    assert tasks.overlap(task, data) == {"n_overlap": 1, "n_checkable": 2}
+    assert tasks.overlap([task], data)[task.name] == {"n_overlap": 1, "n_checkable": 2}
     other = config.Data(sources={f"text:{tmp_path}/seen.txt": 1.0}, heldout=1.0)
-    assert tasks.overlap(task, other)["n_overlap"] == 0  # what is held out is not trained on
+    assert (
+        tasks.overlap([task], other)[task.name]["n_overlap"] == 0
+    )  # what is held out is not trained on
 
 
 @pytest.mark.skipif(not SHARED.exists(), reason="the real tasks are not here")
