@@ -12,7 +12,7 @@ LM = pathlib.Path(__file__).parent.parent / "lm"
 FLOORS: list[list[list[str]]] = [
     [["config", "sizes", "guard", "records"]],
     [
-        ["mesh", "model", "cache", "optim"],
+        ["mesh", "parametrization", "model", "cache", "optim"],
         [
             *("tokens", "embedded", "files", "tfds_text", "languages"),
             *("families", "sources"),  # what is read
@@ -23,13 +23,13 @@ FLOORS: list[list[list[str]]] = [
             *("table", "solver", "fit", "doubts", "estimate", "judge", "advice"),  # how to fit
             *("starts", "powers", "lines", "minima", "isoflop", "frontier"),  # what is fitted
             *("repetition", "ability", "chain", "laws", "mastery"),
-            *("style", "marks", "plots", "outcome", "page", "report"),  # what is shown
+            *("style", "marks", "plots", "outcome", "page", "report", "standing"),  # what is shown
         ],
     ],
     [
         [
             *("mirrors", "checkpoint", "lineage", "sample", "evaluate", "exam"),
-            *("programs", "train", "plan", "launch"),
+            *("programs", "train", "plan", "launch", "workers"),
         ]
     ],
 ]
