@@ -203,10 +203,11 @@ def _tasks(sweep: Sweep) -> str:
 
 def _foretold(sweep: Sweep, task: str) -> dict[str, Cell]:
     """What was said of the target's accuracy before it started, and what came."""
-    said = ((sweep.prediction or {}).get("tasks") or {}).get(task)
-    if said is None:
+    every = (sweep.prediction or {}).get("tasks")
+    if not every:
         return {}
-    words = "none" if "refused" in said else "{value:.2f} [{lo:.2f}, {hi:.2f}]".format(**said)
+    said = every.get(task, {})
+    words = "none" if "value" not in said else "{value:.2f} [{lo:.2f}, {hi:.2f}]".format(**said)
     came = (sweep.target or {}).get(mastery.column(task))
     measured = (f"{came:.2f}", came) if finite(came) else ("", 0.0)
     return {"predicted for the target": (words, said.get("value", -1.0)), "measured": measured}

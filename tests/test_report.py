@@ -47,6 +47,15 @@ def test_the_page_says_which_tasks_can_be_trusted_and_what_follows_accuracy(done
         assert said in words, said
 
 
+def test_abilities_that_were_foretold_stand_beside_what_came(tmp_path, page_only):
+    folder = made_up.sweep(tmp_path)
+    said = {"copy?length=4": {"value": 0.87, "lo": 0.7, "hi": 1.0}, "modular": {"refused": "why"}}
+    written = records.read_json(folder / "prediction.json")
+    records.write_json(folder / "prediction.json", written | {"tasks": said})
+    text = visible(report.write(folder).read_text(encoding="utf-8"))
+    assert "0.87 [0.70, 1.00]" in text and "predicted for the target" in text
+
+
 def test_figures_are_in_the_page_and_beside_it(done):
     folder, text = done
     files = {path.name for path in (folder / "figures").iterdir()}
