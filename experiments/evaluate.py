@@ -2,6 +2,7 @@
 
 uv run python -m experiments.evaluate --run=runs/quickstart/600K
 uv run python -m experiments.evaluate --run=runs/quickstart/600K --sources='{"text:my/folder": 1}'
+uv run python -m experiments.evaluate --run=runs/quickstart/600K --tasks="copy?length=4 file:my/set"
 """
 
 from absl import flags
@@ -11,13 +12,16 @@ from experiments import cli, show
 _RUN = flags.DEFINE_string("run", None, "folder of the run")
 _SOURCES = flags.DEFINE_string("sources", None, "JSON of sources and weights, in place of its own")
 _STEP = flags.DEFINE_integer("step", None, "checkpoint; the newest if not given")
+_TASKS = flags.DEFINE_string("tasks", None, "names with spaces between, in place of held-out text")
+_OVERLAP = flags.DEFINE_integer("overlap", 0, "words in a row that tasks may share with training")
+_KEEP = flags.DEFINE_bool("keep", False, "add what the tasks gave to the run's records")
 _SEQUENCES = flags.DEFINE_integer("n_sequences", None, "held-out sequences a source")
 
 
 def main() -> int:
     import jax
 
-    from lm import data, evaluate, mesh, records, train
+    from lm import data, evaluate, exam, mesh, records, tasks, train
 
     if not _RUN.value:
         raise ValueError("--run=FOLDER is missing, such as --run=runs/quickstart/600K")
@@ -26,9 +30,24 @@ def main() -> int:
         run.data.sources = cli.parse_sources(_SOURCES.value)
         run.data.heldout = 0.5  # all of it is new to the model: a fair half is enough
     run.eval.n_sequences = _SEQUENCES.value or run.eval.n_sequences
+    asked = tasks.load_all(_TASKS.value or "")
     mesh.start()
     program, state = train.restore(run, _STEP.value)
     text = data.load(run.data, run.seed, show.preparing)
+    if asked:
+        with jax.set_mesh(program.mesh):
+            row = exam.sit(run, program.mesh, program.score, state["params"], text.tokenizer, asked)
+        show.tasks(row)
+        met = tasks.met_in_training(asked, run.data, _OVERLAP.value) if _OVERLAP.value else {}
+        for name, counts in met.items():
+            show.say(
+                f"{name}: {counts['n_overlap']} of the {counts['n_checkable']} examples long enough"
+                f" share {_OVERLAP.value} words in a row with the training text"
+            )
+            row |= {f"task.{name}.{key}": n for key, n in counts.items()}
+        if _KEEP.value:
+            records.extend_evals(_RUN.value, int(state["step"]), row)
+        return 0
     with jax.set_mesh(program.mesh):
         row = evaluate.evaluate(run, program.mesh, program.score, state["params"], text)
     show.evaluation(row)

@@ -112,6 +112,25 @@ def evaluation(row: dict) -> None:
     table(lines)
 
 
+def tasks(row: dict) -> None:
+    """What a row of evals.jsonl says of each task, beside its chance level."""
+    heads = ("accuracy_bytes", "p_right", "bits_per_byte", "token_accuracy", "keystrokes_saved",
+             "edit_distance", "chrf")  # fmt: skip
+    lines = []
+    for name in [k[5:-9] for k in row if k.startswith("task.") and k.endswith(".accuracy")]:
+        mine = {k.removeprefix(f"task.{name}."): v for k, v in row.items()}
+        shown = name if len(name) < 30 else f"...{name[-27:]}"
+        error = row[f"task_se.{name}.accuracy"]
+        line = {"task": shown, "n": str(mine["n"]), "chance": f"{mine['chance']:.3g}"}
+        line["accuracy"] = f"{mine['accuracy']:.3f} ± {error:.3f}"
+        for head in heads:
+            words = head.replace("accuracy_bytes", "by byte").replace("_", " ")
+            line[words] = f"{mine[head]:.3f}" if head in mine else ""
+        line["cut, out"] = f"{mine['n_cut']}, {mine['n_left_out']}"
+        lines.append(line)
+    table([{k: v for k, v in one.items() if any(o[k] for o in lines)} for one in lines])
+
+
 def preparing(source: str, documents: int, n_bytes: int, share: float) -> None:
     """Progress of the text that is being prepared, on one line; share of its parts done, 0 to 1."""
     if console.is_terminal:

@@ -101,6 +101,9 @@ class Eval:
     every: int = 0  # steps between evaluations; 0: only at the end
     n_sequences: int = 512  # held-out sequences a source
     n_completions: int = 1024  # held-out words to complete, over all sources
+    tasks: str = ""  # names with spaces between, copy?length=4 file:my/set: see lm/tasks.py
+    tasks_every: int = 0  # steps between evaluations with tasks, of eval.every; 0: only at the end
+    too_long: str = "cut"  # an example longer than data.seq_len: cut (left of it), refuse
 
 
 @dataclasses.dataclass
@@ -136,6 +139,7 @@ CHOICES = {
     "optim.schedule": ("cosine", "linear", "wsd", "constant"),
     "data.broken": ("stop", "skip"),
     "data.rows": ("packed", "continued"),
+    "eval.too_long": ("cut", "refuse"),
 }
 # Smallest value of each number that has one; others may be anything.
 AT_LEAST = {
@@ -176,6 +180,7 @@ AT_LEAST = {
     "eval.every": 0,
     "eval.n_sequences": 1,
     "eval.n_completions": 0,
+    "eval.tasks_every": 0,
 }
 ABOVE = {"model.rope_theta": 0, "optim.lr": 0, "optim.eps": 0}
 SHARES = (
@@ -229,6 +234,9 @@ def check(run: Run) -> Run:
         near = -(-run.keep_every // run.checkpoint_every) * run.checkpoint_every
         rule = f"must be a multiple of checkpoint_every={run.checkpoint_every}: try {near}"
         _refuse("keep_every", run.keep_every, rule)
+    if run.eval.tasks_every and (not run.eval.every or run.eval.tasks_every % run.eval.every):
+        rule = f"must be a multiple of eval.every={run.eval.every}, which is when there are any"
+        _refuse("eval.tasks_every", run.eval.tasks_every, rule)
     if optim.schedule == "wsd" and optim.warmup + optim.decay > 1:
         _refuse("optim.decay", optim.decay, f"plus optim.warmup={optim.warmup} must not exceed 1")
     if not data.sources:

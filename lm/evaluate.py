@@ -41,10 +41,10 @@ def evaluate(run: config.Run, device_mesh, score: Callable, params: dict, text: 
     n_words = -(-run.eval.n_completions // len(text.sources))
     for seed, source in enumerate(text.sources):
         tokens_NT = text.heldout(source, run.eval.n_sequences)
-        batch = {"tokens": tokens_NT}
+        batch = {"tokens": tokens_NT, "segments": np.zeros_like(tokens_NT[:, 1:])}
         if not run.data.across:
             batch["segments"] = data.segments(tokens_NT, text.tokenizer.end)
-        nats_NT, best_NT = _score_all(run, device_mesh, score, params, batch)
+        nats_NT, best_NT = score_all(run, device_mesh, score, params, batch)
         nats_N, targets_NT = nats_NT.sum(axis=1), tokens_NT[:, 1:]
         loss[source] = ratio(nats_N, np.full(len(nats_N), targets_NT.shape[1]))
         n_bytes_N = text.byte_lengths(source)[targets_NT].sum(axis=1)
@@ -134,7 +134,7 @@ def is_completed(
     return bool((said[:-1] == true).all() and stops)
 
 
-def _score_all(run, device_mesh, score, params, batch: dict) -> tuple[np.ndarray, np.ndarray]:
+def score_all(run, device_mesh, score, params, batch: dict) -> tuple[np.ndarray, np.ndarray]:
     """score() over sequences of any number, in batches of the run's size."""
     size, nats, best = run.data.batch_size, [], []
     n = len(batch["tokens"])

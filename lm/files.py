@@ -147,13 +147,26 @@ def one_line(text: str) -> str:
     return " ".join(text.split())
 
 
-def _field(text: str, field: str, where: str) -> str:
+def objects(path: Path) -> Iterator[tuple[str, dict]]:
+    """(where, object) of each line of JSON Lines; ValueError naming file and line."""
+    for number, line in enumerate(_lines(path), 1):
+        where = f"{path} line {number}"
+        if line.strip():
+            yield where, _object(_decoded(line, where), where)
+
+
+def _object(text: str, where: str) -> dict:
     try:
         row = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{where}: is not JSON ({error})") from None
     if not isinstance(row, dict):
-        raise ValueError(f"{where}: must be a JSON object with a field {field!r}")
+        raise ValueError(f"{where}: must be a JSON object")
+    return row
+
+
+def _field(text: str, field: str, where: str) -> str:
+    row = _object(text, where)
     if field not in row:
         names = ", ".join(row) or "nothing"
         raise ValueError(f"{where}: has no field {field!r} but {names}: choose with ?field=NAME")

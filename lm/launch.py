@@ -9,7 +9,20 @@ import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from lm import config, data, guard, laws, lineage, mesh, mirrors, records, sizes, train
+from lm import (
+    config,
+    data,
+    guard,
+    laws,
+    lineage,
+    mastery,
+    mesh,
+    mirrors,
+    records,
+    sizes,
+    tasks,
+    train,
+)
 
 X, Y = "params.non_embedding", "eval.loss"  # of the law that predicts the largest run
 
@@ -38,6 +51,8 @@ def check(runs: list[config.Run], report: Callable | None = None) -> None:
         mesh.check(run, mesh.make(run.mesh))
         if run.start.run:
             lineage.check(run, by_name.get(run.start.run) or lineage.parent(run))
+    for listed in {run.eval.tasks for run in runs}:
+        tasks.load_all(listed)
     for run in runs:
         data.load(run.data, run.seed, report).check(run.steps)
 
@@ -190,6 +205,8 @@ def predict(target: config.Run, others: list[config.Run]) -> None:
         said |= {"level": guess.level, "fit": fit.to_dict()}
     except ValueError as refusal:
         said |= {"refused": str(refusal)}
+    if target.eval.tasks:
+        said["tasks"] = mastery.foretell(rows, size)
     records.write_json(folder([target]) / "prediction.json", said | {"written": _now()})
 
 

@@ -11,7 +11,7 @@ over the runs it saw, dashed beyond, its interval a band; a diamond is the run t
 
 from matplotlib.figure import Figure
 
-from lm import marks, style
+from lm import marks, mastery, style
 
 LIGHT, DARK, save = style.LIGHT, style.DARK, style.save  # all that a notebook needs of style
 
@@ -74,13 +74,84 @@ def ability(rows, y="eval.completion", x="params.non_embedding", theme=LIGHT) ->
     return style.end(figure, axes, [caption], theme)
 
 
+def tasks_mastered(rows, x="params.non_embedding", theme=LIGHT) -> Figure:
+    """How many tasks each run has mastered (line) or is above chance at (dashed), against size."""
+    counted = mastery.tally(rows)
+    asked = max((row["tasks.n"] for row in counted), default=0)
+    figure, axes = style.start("Tasks mastered", x, f"Tasks, of {asked}", theme)
+    marks.steps(axes, counted, x, "tasks.above_chance", theme, line="--", words_at=None)
+    done = marks.steps(axes, counted, x, "tasks.mastered", theme, words_at=(6, -11))
+    for column, words in (("tasks.above_chance", "above chance"), ("tasks.mastered", "mastered")):
+        for last in done[-1:]:
+            style.write(axes, last[x], last[column], words, theme, (8, 8))
+    marks.scales(axes, x, "tasks", right=0.22)
+    axes.set_ylim(-0.8, asked + 0.5)
+    axes.locator_params(axis="y", integer=True)
+    rule = f"Above chance: exact binomial test, p < {mastery.LEVEL:g}; mastered: besides, at least "
+    caption = f"n = {_runs(done)}. {rule}{mastery.SHARE:.0%} of the way from chance to 1."
+    return style.end(figure, axes, [caption], theme)
+
+
+def task_curves(rows, x="params.non_embedding", theme=LIGHT) -> Figure:
+    """Accuracy in percent against size, a small panel a task; dotted: chance."""
+    asked = mastery.tasks(rows)
+    figure, panels = style.panels("Accuracy by task", len(asked), theme)
+    done = []
+    for axes, task in zip(panels, asked, strict=True):
+        y = mastery.column(task)
+        done = marks.steps(axes, rows, x, y, theme, scale=100, words_at=None) or done
+        chance = {row[x]: 100 * row[mastery.column(task, "chance")] for row in done}
+        axes.plot(list(chance), list(chance.values()), ":", color=theme["muted"], linewidth=1)
+        axes.set_title(task, size=8.5, color=theme["ink"], loc="left", parse_math=False)
+        marks.scales(axes, x, y)
+        axes.set_ylim(-4, 104)
+    numbers = sorted({row[mastery.column(t, "n")] for row in done for t in mastery.tasks([row])})
+    words = " to ".join(f"{n:,.0f}" for n in dict.fromkeys(numbers[:1] + numbers[-1:]))
+    caption = f"n = {_runs(done)}, {words} questions each. Right answers in percent against {x};"
+    return style.end(
+        figure, panels[0], [caption, "bars: one standard error; dotted: chance."], theme
+    )
+
+
+def emergence(rows, tasks, x="params.non_embedding", theme=LIGHT) -> Figure:
+    """Is a jump the metric's? Probability p of an answer's token, p^k of all k, and exact match.
+
+    For each of at most four tasks: the geometric mean of p (dotted), its power (dashed), what was
+    measured (marks). Where the marks lie on the dashed line, exact match jumps because p^k does,
+    while p does not (Schaeffer et al. 2023, arXiv:2304.15004).
+    """
+    figure, axes = style.start("Emergence, or the metric", x, "Probability, share (%)", theme)
+    done, ends = [], []
+    for task, colour in zip(tasks, style.spread(theme), strict=False):
+        p, exact = (mastery.column(task, m) for m in ("token_probability", "exact"))
+        done = marks.points(rows, x, exact)
+        sizes, ps = [row[x] for row in done], [row[p] for row in done]
+        k = [row[mastery.column(task, "tokens")] for row in done]
+        axes.plot(sizes, [100 * one for one in ps], ":", color=colour, linewidth=1.3)
+        powers = [100 * one**n for one, n in zip(ps, k, strict=True)]
+        axes.plot(sizes, powers, "--", color=colour, linewidth=1.3)
+        for row in done:
+            error = 100 * marks.error(row, exact)
+            tip = f"{task}, {marks.short(row)}: exact {100 * row[exact]:.0f}%, p {row[p]:.2f}"
+            marks.mark(axes, (row[x], 100 * row[exact]), colour, theme, tip, error)
+        words = f"{task} (k = {k[-1]:.3g})" if k else ""
+        ends += [(words, last[x], 100 * last[exact]) for last in done[-1:]]
+    marks.scales(axes, x, "tasks", right=0.5)
+    axes.set_ylim(-3, 103)
+    lifts = style.lifts(axes, [(at, share) for _, at, share in ends])
+    for (words, at, share), lift in zip(ends, lifts, strict=True):
+        style.write(axes, at, share, words, theme, (8, lift - 3))
+    caption = f"n = {_runs(done)}. Dotted: p of a token (geometric mean); dashed: p^k; marks: exact"
+    return style.end(figure, axes, [caption, "match, bars one standard error."], theme)
+
+
 def loss_by_source(rows, x="params.non_embedding", y="eval.loss", theme=LIGHT) -> Figure:
     """Log-log: held-out loss on every source (columns y.SOURCE) against size, a line a source."""
     figure, axes = style.start("Loss by source", x, y, theme)
     for place, column in enumerate(marks.source_columns(rows, y)):
         line, words_at = ("-", "--", ":", "-.")[place % 4], None if place else (6, 6)
         for last in marks.steps(axes, rows, x, column, theme, line=line, words_at=words_at)[-1:]:
-            source = column.removeprefix(y + ".")
+            source = style.shortened(column.removeprefix(y + "."))
             style.write(axes, last[x], last[column], source, theme, (8, -3))
     marks.scales(axes, x, y, right=0.1)
     caption = f"n = {_runs(marks.points(rows, x, y))}. Bars: one standard error."

@@ -135,7 +135,10 @@ def _batch(data: config.Data, split) -> dict:
 
 def compile_all(run: config.Run, program: Program, fresh: bool) -> tuple[Callable, ...]:
     """step, score and (for a fresh start) init, compiled at once: none alone fills the cores."""
-    scored = {k: v for k, v in program.batch.items() if k != "weights"}
+    tokens = program.batch["tokens"]
+    b, t = tokens.shape
+    segments = jax.ShapeDtypeStruct((b, t - 1), jnp.int32, sharding=tokens.sharding)
+    scored = {"tokens": tokens, "segments": segments}  # segments always: tasks are packed by them
     lowered = [
         program.step.lower(program.abstract, program.batch),
         program.score.lower(program.abstract["params"], scored),

@@ -31,6 +31,7 @@ FREE = (
     *("mesh.data", "mesh.fsdp", "mesh.expert", "mesh.sequence", "mesh.tensor", "mesh.rules"),
     *("model.remat", "model.unroll", "model.loss_chunks", "optim.accumulate"),
     *("eval.every", "eval.n_sequences", "eval.n_completions"),
+    *("eval.tasks", "eval.tasks_every", "eval.too_long"),
 )
 
 
@@ -119,6 +120,12 @@ def metrics(path: str | Path) -> list[dict]:
 def evals(path: str | Path) -> list[dict]:
     """The evaluations of a run in order, the last attempt's line for each."""
     return lines(Path(path) / "evals.jsonl")
+
+
+def extend_evals(path: str | Path, step: int, found: dict) -> None:
+    """Adds what was found later to the evaluation of a step, by a line in its place."""
+    old = {row["step"]: row for row in evals(path)}.get(step, {"attempt": 0, "step": step})
+    append(Path(path) / "evals.jsonl", old | found)
 
 
 def rows(path: str | Path) -> list[dict]:

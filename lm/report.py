@@ -9,7 +9,7 @@ prediction that did not hold. It reads records only, and can be written again at
 import importlib.metadata
 from pathlib import Path
 
-from lm import config, marks, outcome, page, plots, records, style
+from lm import config, marks, mastery, outcome, page, plots, records, style
 from lm.marks import finite, short
 from lm.outcome import Cell, Sweep
 
@@ -32,6 +32,7 @@ def write(sweep_dir) -> Path:
             "Figures": page.figures(figures),
             "The law": _law(sweep),
             "Predictions": _predictions(sweep),
+            **({"Tasks": _tasks(sweep)} if mastery.tasks(sweep.rows) else {}),
             "Runs": page.table(outcome.full_table(sweep.rows), "sortable"),
             "Left out, unfinished, missing": _left_out(sweep),
             "What happened on the way": _events(sweep),
@@ -59,6 +60,11 @@ def drawings(sweep: Sweep) -> dict:
         found["ability"] = plots.ability(rows), None
     if marks.source_columns(done):
         found["sources"] = plots.loss_by_source(rows), None
+    asked = mastery.tasks(done)
+    if asked:
+        found["mastered"] = plots.tasks_mastered(done), None
+        found["emergence"] = plots.emergence(done, mastery.steepest(done)), None
+        found["tasks"] = plots.task_curves(done), None
     if fit and fit.ensemble:
         found["predicted"] = plots.predicted_against_measured(rows, fit, said), fit
     return {name: (figure, record(sweep, name, law)) for name, (figure, law) in found.items()}
@@ -159,6 +165,52 @@ def _predictions(sweep: Sweep) -> str:
         "written": (said.get("written", ""), ""),
     }
     return page.table([line]) + page.words(f"From {', '.join(said['runs'])}.", "muted")
+
+
+def _tasks(sweep: Sweep) -> str:
+    """Each task's verdict, and which metric follows accuracy best."""
+    done = [row for row in sweep.rows if row["status"] == "done"]
+    lines: list[dict[str, Cell]] = [
+        {
+            "task": (one["task"], ""),
+            "chance": (f"{one['chance']:.2g}", one["chance"]),
+            "best accuracy": (f"{one['best']:.3g}", one["best"]),
+            **_foretold(sweep, one["task"]),
+            "signal": (f"{one['signal']:.2g}", one["signal"]),
+            "sampling noise": (f"{one['sampling']:.2g}", one["sampling"]),
+            "seed noise": ("" if one["seed"] is None else f"{one['seed']:.2g}", one["seed"] or 0.0),
+            "signal to noise": (f"{one['to_noise']:.2g}", one["to_noise"]),
+            "verdict": (one["verdict"], ""),
+        }
+        for one in mastery.verdicts(done)
+    ]
+    follows: list[dict[str, Cell]] = [
+        {
+            "metric": (metric, ""),
+            "rank correlation with accuracy, median": (f"{middle:.2f}", middle),
+            "lowest": (f"{min(by_task.values()):.2f}", min(by_task.values())),
+            "tasks": (str(len(by_task)), len(by_task)),
+        }
+        for metric, by_task in mastery.correlations(done).items()
+        for middle in [mastery.median(by_task.values())]
+    ]
+    return (
+        page.table(lines, "sortable")
+        + page.words("Which metric orders the runs as accuracy does (1: exactly so):", "muted")
+        + page.table(follows)
+    )
+
+
+def _foretold(sweep: Sweep, task: str) -> dict[str, Cell]:
+    """What was said of the target's accuracy before it started, and what came."""
+    every = (sweep.prediction or {}).get("tasks")
+    if not every:
+        return {}
+    said = every.get(task, {})
+    words = "none" if "value" not in said else "{value:.2f} [{lo:.2f}, {hi:.2f}]".format(**said)
+    came = (sweep.target or {}).get(mastery.column(task))
+    measured = (f"{came:.2f}", came) if finite(came) else ("", 0.0)
+    return {"predicted for the target": (words, said.get("value", -1.0)), "measured": measured}
 
 
 def _left_out(sweep: Sweep) -> str:

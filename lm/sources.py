@@ -12,6 +12,7 @@
     hf:NAME[:CONFIG]/SPLIT[?field=NAME]              streamed from the Hugging Face hub (extra: hf)
     synthetic:machine[?states=N&...]                 a language of known entropy: see languages
     synthetic:grammar[?words=N&...]                  another, of phrases within phrases
+    tasks:NAME[?DIAL=LOW-HIGH&...][+NAME...]         synthetic tasks to learn from: see families
 
 A new kind of source is a function here and a row in each of the tables at the end.
 """
@@ -21,7 +22,7 @@ import importlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from lm import config, embedded, files, languages, tfds_text
+from lm import config, embedded, families, files, languages, tfds_text
 
 Document = files.Document
 
@@ -144,6 +145,16 @@ def _synthetic(rest: str) -> list[files.Part]:
     return [functools.partial(read, block) for block in range(languages.blocks(language))]
 
 
+def _tasks(rest: str) -> list[files.Part]:
+    members = families.parse_all(rest)
+
+    def read(refuse: files.Refuse) -> Iterator[Document]:
+        texts = enumerate(families.documents(members))
+        return (Document(text, f"{rest} document {number}") for number, text in texts)
+
+    return [read]
+
+
 def _split(rest: str) -> tuple[str, str]:
     """What stands before ?field=NAME, and the name."""
     where, _, field = rest.partition("?field=")
@@ -159,6 +170,7 @@ USAGE = {
     "tfds": "tfds:NAME[/CONFIG][:VERSION]/SPLIT[?field=NAME]",
     "hf": "hf:NAME[:CONFIG]/SPLIT[?field=NAME]",
     "synthetic": "synthetic:machine[?states=N&...] or synthetic:grammar[?words=N&...]",
+    "tasks": "tasks:NAME[?DIAL=LOW-HIGH&megabytes=N&seed=N][+NAME...]",
 }
 READERS = {
     "code": _code,
@@ -169,6 +181,7 @@ READERS = {
     "tfds": _tfds,
     "hf": _hf,
     "synthetic": _synthetic,
+    "tasks": _tasks,
 }
 VERSIONS = {"code": embedded.code_versions, "docs": embedded.docs_versions}
 FILES = {

@@ -72,6 +72,21 @@ def start(title: str, x: str, y: str, theme=LIGHT) -> tuple[Figure, Axes]:
     return figure, axes
 
 
+def panels(title: str, n: int, theme=LIGHT, columns=5) -> tuple[Figure, list[Axes]]:
+    """An empty figure of n small panels, a page wide; the title stands over the first."""
+    lines = max(-(-n // columns), 1)
+    figure = Figure(figsize=(11, 0.7 + 1.9 * lines), layout="constrained", facecolor=theme["paper"])
+    figure.suptitle(title, x=0.012, ha="left", weight="bold", size=11, color=theme["ink"])
+    found = [figure.add_subplot(lines, columns, i + 1) for i in range(max(n, 1))]
+    for axes in found:
+        axes.set_facecolor(theme["paper"])
+        axes.tick_params(colors=theme["muted"], labelsize=7.5, length=2, width=0.8)
+        axes.grid(color=theme["grid"], linewidth=0.8)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.spines[["left", "bottom"]].set_color(theme["muted"])
+    return figure, found
+
+
 def end(figure: Figure, axes: Axes, caption: list[str], theme=LIGHT) -> Figure:
     """Adds the legend, where something has a label, and the caption, where n is said.
 
@@ -150,10 +165,17 @@ def size_colours(rows, theme=LIGHT) -> dict[str, str]:
     return {r["name"]: shades[r[SIZE]] if r.get(SIZE) else theme["muted"] for r in rows}
 
 
+def spread(theme=LIGHT) -> list[str]:
+    """Four colours for things that are no sizes, from end to end of those of sizes."""
+    viridis, (first, last) = matplotlib.colormaps["viridis"], theme["sizes"]
+    return [str(colors.to_hex(viridis(place))) for place in np.linspace(first, last, 4)]
+
+
 def twins(rows) -> dict[str, str]:
     """{colour in LIGHT: the same thing's in DARK}, for all that figures of these rows draw."""
     light, dark = size_colours(rows, LIGHT), size_colours(rows, DARK)
     pairs = {LIGHT[name]: DARK[name] for name in LIGHT if name != "sizes"}
+    pairs |= dict(zip(spread(LIGHT), spread(DARK), strict=True))
     return {light[name]: dark[name] for name in light} | pairs
 
 
@@ -181,6 +203,11 @@ def raised(text: str) -> str:
     """N^-0.25 -> N⁻⁰·²⁵: exponents in plain characters, for there is no raised full stop."""
     table = str.maketrans("-.0123456789", "⁻·⁰¹²³⁴⁵⁶⁷⁸⁹")
     return re.sub(r"\^(-?[0-9.]+)", lambda hit: hit[1].translate(table), text)
+
+
+def shortened(words: str, most=24) -> str:
+    """The beginning of what is too long to stand beside a mark."""
+    return words if len(words) <= most else f"{words[: most - 1]}…"
 
 
 def number(value: float) -> str:

@@ -19,6 +19,7 @@ from lm import (
     config,
     data,
     evaluate,
+    exam,
     guard,
     lineage,
     mesh,
@@ -26,6 +27,7 @@ from lm import (
     programs,
     records,
     sizes,
+    tasks,
 )
 
 MAX_REWINDS = 3  # of one run; then it has diverged
@@ -70,6 +72,7 @@ def _train(run: config.Run, report: Callable[[dict], None]) -> None:
             f"model.vocab_size={run.model.vocab_size} must be at least the tokenizer's"
             f" {text.tokenizer.vocab_size}"
         )
+    asked = tasks.load_all(run.eval.tasks)
     device_mesh = mesh.make(run.mesh)
     mesh.check(run, device_mesh)
     folder = records.folder(run)
@@ -126,7 +129,10 @@ def _train(run: config.Run, report: Callable[[dict], None]) -> None:
 
         def evaluate_now(done: int) -> None:
             with jax.set_mesh(device_mesh):
-                row = evaluate.evaluate(run, device_mesh, score, state["params"], text)
+                params = state["params"]
+                row = evaluate.evaluate(run, device_mesh, score, params, text)
+                if _is_due(done, run.eval.tasks_every, run.steps):
+                    row |= exam.sit(run, device_mesh, score, params, text.tokenizer, asked)
             evaluated[done] = {"attempt": attempt, "step": done} | row
             records.append(folder / "evals.jsonl", evaluated[done])
 

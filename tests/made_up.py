@@ -136,7 +136,25 @@ def evals_line(step: int, final: float) -> dict:
         "completion": share,
         "completion_se": math.sqrt(share * (1 - share) / 1024),
         "completion_n": 1024,
+        **task_columns(share),
     }
+
+
+TASKS = {"copy?length=4": (1.0, 1 / 24), "sort?length=3": (0.6, 1 / 6), "modular": (0.0, 1 / 7)}
+
+
+def task_columns(share: float) -> dict:
+    """What three tasks give: one grows with the share of words completed, one half so, one not."""
+    found = {}
+    for task, (pull, chance) in TASKS.items():
+        accuracy = chance + (1 - chance) * min(1.0, 2.5 * pull * share)
+        p = accuracy**0.25
+        values = {"accuracy": accuracy, "exact": accuracy, "token_probability": p, "p_right": p**4}
+        found |= {f"task.{task}.{name}": value for name, value in values.items()}
+        found |= {f"task.{task}.n": 100, f"task.{task}.chance": chance, f"task.{task}.tokens": 4.0}
+        for name in ("accuracy", "exact"):
+            found[f"task_se.{task}.{name}"] = math.sqrt(accuracy * (1 - accuracy) / 100)
+    return found
 
 
 def plan(name, size) -> dict:

@@ -15,30 +15,22 @@ FLOORS: list[list[list[str]]] = [
         ["mesh", "parametrization", "model", "cache", "optim"],
         [
             *("automaton", "machine", "grammar", "languages"),  # what is made up
-            *("tokens", "embedded", "files", "tfds_text", "sources"),  # what is read
+            *("tokens", "embedded", "files", "tfds_text", "families", "sources"),  # what is read
             *("overlap", "filters", "sift", "seen", "draft", "corpus"),  # what is kept
             *("order", "data"),  # in which order
-            *("packing", "talk"),  # what is asked, and what is answered
+            *("packing", "talk", "tasks", "grade"),  # what is asked, and what is answered
         ],
         [
             *("table", "solver", "fit", "doubts", "estimate", "judge", "advice"),  # how to fit
             *("starts", "powers", "lines", "minima", "isoflop", "frontier"),  # what is fitted
-            *("repetition", "ability", "chain", "laws"),
+            *("repetition", "ability", "chain", "laws", "mastery"),
             *("style", "marks", "plots", "outcome", "page", "report", "standing"),  # what is shown
         ],
     ],
     [
         [
-            "mirrors",
-            "checkpoint",
-            "lineage",
-            "sample",
-            "evaluate",
-            "programs",
-            "train",
-            "plan",
-            "launch",
-            "workers",
+            *("mirrors", "checkpoint", "lineage", "sample", "evaluate", "exam"),
+            *("programs", "train", "plan", "launch", "workers"),
         ]
     ],
 ]

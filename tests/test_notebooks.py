@@ -52,3 +52,15 @@ def test_scaling_curves_explains_a_sweep_that_has_hardly_begun(tmp_path, monkeyp
     shown = outputs(path, folder, monkeypatch)
     assert any("No law:" in output.get("text", "") for output in shown)
     assert any("0 of 6" in output.get("data", {}).get("text/markdown", "") for output in shown)
+
+
+def test_emergence_draws_the_tasks_of_a_sweep(tmp_path, monkeypatch):
+    path = next(path for path in NOTEBOOKS if path.stem == "emergence")
+    shown = outputs(path, made_up.sweep(tmp_path), monkeypatch)
+    assert sum("image/png" in output.get("data", {}) for output in shown) == 3
+    tables = [
+        output["data"]["text/html"] for output in shown if "text/html" in output.get("data", {})
+    ]
+    assert any("p to the k" in text for text in tables) and any(
+        "p_right" in text for text in tables
+    )

@@ -31,6 +31,9 @@ def every_figure(toy, theme=plots.LIGHT):
         "ability": plots.ability(rows, theme=theme),
         "sources": plots.loss_by_source(rows, theme=theme),
         "predicted": plots.predicted_against_measured(rows, fit, prediction, theme=theme),
+        "mastered": plots.tasks_mastered(rows, theme=theme),
+        "tasks": plots.task_curves(rows, theme=theme),
+        "emergence": plots.emergence(rows, ["copy?length=4"], theme=theme),
     }
 
 
@@ -48,8 +51,8 @@ def test_every_figure_says_its_n_and_its_units_in_the_colours_of_its_theme(toy, 
     for name, figure in every_figure(toy, theme).items():
         axes = figure.axes[0]
         assert re.search(r"n = [1-9]\d* runs?\b", figure.get_supxlabel()), name
-        assert axes.get_xlabel(), name
-        assert axes.get_ylabel() or name == "predicted"
+        assert axes.get_xlabel() or name == "tasks", name
+        assert axes.get_ylabel() or name in ("predicted", "tasks")
         assert to_hex(figure.get_facecolor()) == theme["paper"]
         figure.draw_without_rendering()
 
@@ -159,3 +162,19 @@ def test_fingerprints_change_with_a_result_and_not_with_the_folder(toy):
     moved, changed = row | {"dir": "elsewhere"}, row | {"eval.loss": row["eval.loss"] + 1e-9}
     assert plots.fingerprints([moved]) == plots.fingerprints([row])
     assert plots.fingerprints([changed]) != plots.fingerprints([row])
+
+
+def test_emergence_sets_the_power_of_p_beside_exact_match(toy):
+    rows = toy[0]
+    axes = plots.emergence(rows, ["copy?length=4"]).axes[0]
+    p, power = (np.asarray(one.get_ydata()) for one in axes.get_lines()[:2])
+    np.testing.assert_allclose(power / 100, (p / 100) ** 4)
+    exact = [r["eval.task.copy?length=4.exact"] for r in rows if r["status"] == "done"]
+    np.testing.assert_allclose(power / 100, sorted(exact))
+
+
+def test_tasks_mastered_are_counted_of_all_that_were_asked(toy):
+    axes = plots.tasks_mastered(toy[0]).axes[0]
+    assert axes.get_ylabel() == "Tasks, of 3"
+    above, mastered = (one.get_ydata() for one in axes.get_lines() if len(one.get_xdata()) > 1)
+    assert (np.asarray(mastered) <= np.asarray(above)).all() and max(mastered) <= 2

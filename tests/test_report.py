@@ -9,7 +9,10 @@ import pytest
 from lm import plots, records, report, style
 
 HOSTILE = "<img src=x onerror=alert(1)>"
-FIGURES = {"loss", "compute", "curves", "ability", "sources", "predicted"}
+FIGURES = {
+    *("loss", "compute", "curves", "ability", "sources", "predicted"),
+    *("mastered", "emergence", "tasks"),
+}
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +39,21 @@ def test_the_page_says_what_was_predicted_and_what_came(done):
         assert name in visible(text)
     for fact in ("python -m experiments.sweep", "0123456789abcdef", "versions.jax", "1.25×"):
         assert fact in visible(text)
+
+
+def test_the_page_says_which_tasks_can_be_trusted_and_what_follows_accuracy(done):
+    words = " ".join(visible(done[1]).split())
+    for said in ("copy?length=4", "at chance", "predictable from", "p_right", "rank correlation"):
+        assert said in words, said
+
+
+def test_abilities_that_were_foretold_stand_beside_what_came(tmp_path, page_only):
+    folder = made_up.sweep(tmp_path)
+    said = {"copy?length=4": {"value": 0.87, "lo": 0.7, "hi": 1.0}, "modular": {"refused": "why"}}
+    written = records.read_json(folder / "prediction.json")
+    records.write_json(folder / "prediction.json", written | {"tasks": said})
+    text = visible(report.write(folder).read_text(encoding="utf-8"))
+    assert "0.87 [0.70, 1.00]" in text and "predicted for the target" in text
 
 
 def test_figures_are_in_the_page_and_beside_it(done):

@@ -1,0 +1,175 @@
+"""What a ladder of models can do: tasks mastered, how far each task can be trusted, and by what.
+
+    tally(rows)            # one dict a run: tasks above chance, tasks mastered, of how many
+    verdicts(rows)         # one dict a task: signal, noise, "predictable from 60K on", "at chance"
+    correlations(rows)     # metric -> task -> rank correlation with accuracy over the ladder
+    foretell(rows, 6e5)    # task -> what a model of that size should reach, or why none can say
+
+Rows are those of records.rows, with columns eval.task.NAME.METRIC as lm/exam.py writes them.
+
+The rule. A task is above chance where an exact binomial test of its right answers against chance
+has p < LEVEL, one-sided; it is mastered where, besides, the accuracy has come at least SHARE of the
+way from chance to 1.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from scipy import stats
+
+from lm import laws, table
+
+LEVEL, SHARE = 0.01, 0.5
+SIZE = "params.non_embedding"
+# Metrics that grow smoothly, and the sign with which they should follow accuracy.
+CONTINUOUS = {
+    "p_right": 1, "bits_per_byte": -1, "brier": -1, "token_accuracy": 1, "token_probability": 1,
+    "keystrokes_saved": 1,
+}  # fmt: skip
+
+
+def column(task: str, metric: str = "accuracy") -> str:
+    """Of a row: eval.task.NAME.METRIC."""
+    return f"eval.task.{task}.{metric}"
+
+
+def tasks(rows: Sequence[dict]) -> list[str]:
+    """Names of the tasks that any run was set, in the order in which they were."""
+    start, end = column("|").split("|")
+    found = (key for row in rows for key in row if key.startswith(start) and key.endswith(end))
+    return list(dict.fromkeys(key[len(start) : -len(end)] for key in found))
+
+
+def is_above_chance(row: dict, task: str) -> bool:
+    """Whether guessing would do as well with a probability below LEVEL."""
+    accuracy, chance, n = (row.get(column(task, m)) for m in ("accuracy", "chance", "n"))
+    if not n or accuracy is None:
+        return False
+    return bool(stats.binom.sf(round(accuracy * n) - 1, int(n), chance) < LEVEL)
+
+
+def is_mastered(row: dict, task: str) -> bool:
+    """See the rule above."""
+    if not is_above_chance(row, task):
+        return False
+    accuracy, chance = row[column(task)], row[column(task, "chance")]
+    return chance < 1 and (accuracy - chance) / (1 - chance) >= SHARE
+
+
+def tally(rows: Sequence[dict]) -> list[dict]:
+    """Of each run that was set tasks, smallest first: name, size, mastered, above_chance, n."""
+    asked = tasks(rows)
+    ladder = sorted((row for row in rows if tasks([row])), key=lambda row: row.get(SIZE, 0))
+    return [
+        row
+        | {
+            "tasks.mastered": sum(is_mastered(row, task) for task in asked),
+            "tasks.above_chance": sum(is_above_chance(row, task) for task in asked),
+            "tasks.n": len(tasks([row])),
+        }
+        for row in ladder
+    ]
+
+
+def verdicts(rows: Sequence[dict]) -> list[dict]:
+    """Of each task: what its accuracies over the ladder are worth.
+
+    signal      standard deviation of the mean accuracy of each size, over sizes
+    sampling    root mean square of the standard errors: which examples were asked
+    seed        standard deviation between runs of one size, pooled; None without such runs
+    to_noise    signal / the larger of the two noises
+    verdict     "at chance": no size is above it; "predictable from SIZE on": from there on all are
+                above chance and none lies below the best smaller one by more than 2 noises, three
+                sizes at least; "noisy" otherwise, and where the signal is below 2 noises
+    """
+    found = []
+    for task in tasks(rows):
+        asked = [row for row in rows if table.number(row.get(column(task))) >= 0]
+        sizes = sorted({row[SIZE] for row in asked})
+        groups = [[row for row in asked if row[SIZE] == size] for size in sizes]
+        means = np.array([np.mean([row[column(task)] for row in group]) for group in groups])
+        errors = [row.get(f"eval.task_se.{task}.accuracy", 0.0) for row in asked]
+        sampling = float(np.sqrt(np.mean(np.square(errors))))
+        twice = [group for group in groups if len(group) > 1]
+        variances = [np.var([row[column(task)] for row in group], ddof=1) for group in twice]
+        seed = float(np.sqrt(np.mean(variances))) if twice else None
+        noise, signal = max(sampling, seed or 0.0, 1e-9), float(np.std(means))
+        above = [all(is_above_chance(row, task) for row in group) for group in groups]
+        found.append(
+            {
+                "task": task,
+                "chance": float(np.mean([row[column(task, "chance")] for row in asked])),
+                "best": float(means.max()),
+                "signal": signal,
+                "sampling": sampling,
+                "seed": seed,
+                "to_noise": signal / noise,
+                "verdict": _verdict(groups, means, above, signal, noise),
+            }
+        )
+    return found
+
+
+def correlations(rows: Sequence[dict]) -> dict[str, dict[str, float]]:
+    """Metric -> {task: Spearman's rank correlation with accuracy over the runs}.
+
+    Signed so that 1 is a metric that orders the runs as accuracy does. Tasks whose accuracies are
+    all the same, or that no run has above chance, are left out: there is nothing to follow.
+    """
+    found: dict[str, dict[str, float]] = {metric: {} for metric in CONTINUOUS}
+    for task in tasks(rows):
+        if not any(is_above_chance(row, task) for row in rows):
+            continue
+        for metric, sign in CONTINUOUS.items():
+            pairs = [(row.get(column(task)), row.get(column(task, metric))) for row in rows]
+            known = np.array([pair for pair in pairs if None not in pair], float)
+            if len(known) > 2 and np.ptp(known, axis=0).all():
+                ranks = stats.rankdata(known, axis=0)
+                found[metric][task] = sign * float(np.corrcoef(ranks.T)[0, 1])
+    return {metric: by_task for metric, by_task in found.items() if by_task}
+
+
+def foretell(rows: Sequence[dict], size: float, bootstrap: int = 200) -> dict[str, dict]:
+    """Task -> {"value", "lo", "hi"} of its accuracy in a model of that size, or {"refused": why}.
+
+    In two steps (Bhagia et al. 2024, arXiv:2412.04403): a power law from size to the task's bits
+    per byte, a sigmoid from these to its accuracy; 95% intervals hold the doubts of both.
+    """
+    found: dict[str, dict] = {}
+    for task in tasks(rows):
+        bits, accuracy = column(task, "bits_per_byte"), column(task)
+        chance = max(table.number(row.get(column(task, "chance"))) for row in rows)
+        try:
+            step1 = laws.power(rows, x=SIZE, y=bits, bootstrap=bootstrap)
+            step2 = laws.ability(rows, bits, accuracy, chance=chance, bootstrap=bootstrap)
+            said = laws.chain(step1, step2).predict(size)
+            found[task] = {k: float(getattr(said, k)) for k in ("value", "lo", "hi")}
+        except ValueError as refusal:
+            found[task] = {"refused": str(refusal)}
+    return found
+
+
+def median(values) -> float:
+    """Of numbers in any collection."""
+    return float(np.median(list(values)))
+
+
+def steepest(rows: Sequence[dict], n: int = 3) -> list[str]:
+    """The tasks of answers of several tokens whose exact match grows most over the rows."""
+    found = {}
+    for task in tasks(rows):
+        asked = [row for row in rows if row.get(column(task, "tokens"), 0) >= 3]
+        exact = [row[column(task, "exact")] for row in asked]
+        found |= {task: max(exact) - min(exact)} if exact else {}
+    return sorted(found, key=lambda task: -found[task])[:n]
+
+
+def _verdict(groups, means, above, signal: float, noise: float) -> str:
+    if not any(above):
+        return "at chance"
+    best = np.maximum.accumulate(means)
+    good = [a and m >= b - 2 * noise for a, m, b in zip(above, means, best, strict=True)]
+    first = len(good) - next((i for i, one in enumerate(reversed(good)) if not one), len(good))
+    if len(groups) - first < 3 or signal < 2 * noise:
+        return "noisy"
+    return f"predictable from {groups[first][0]['name'].rsplit('/', 1)[-1]} on"

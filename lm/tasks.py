@@ -1,0 +1,259 @@
+"""Tasks: named examples with a prompt, what may be answered, and what is right.
+
+    task = load("addition?digits=2&shots=2&n=100")           # a synthetic family: see families
+    task = load("file:my/hellaswag?shots=2&n=500")           # a folder or file of JSON Lines
+    task.examples[0].prompts, task.examples[0].answers, task.examples[0].right
+
+A folder holds test.jsonl (or valid.jsonl; .gz and .zst too), and train.jsonl for the shots. What a
+line asks is told by its fields, the first row of FORMS that it has:
+
+    query, choices, answer             one of several: `answer` is the place of the right one
+    question, choices, answer          the same, after "Question:"
+    context_options, continuation      which context goes before the continuation
+    src, tgt                           translation; more references in other_references
+    text, label_name                   classification into all labels of the file
+    prompt, canonical_solution         code completion
+    question, answer                   exact answer
+    instruction, input, output         exact answer
+    prompt, target                     exact answer
+    context, continuation              exact answer, last word, autocompletion; more in aliases
+
+Dials of all: shots=0 (solved examples before each), n (examples; 100 synthetic ones, all of a
+file), seed (which ones), choices (of a synthetic task: the answer among answers of others; then
+chance is one of so many). Of files: split=test, generate=1 (the model also writes its answers).
+"""
+
+import dataclasses
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from lm import config, families, files, overlap, sift, sources
+
+SPLITS = ("test", "valid")
+ENDINGS = (".jsonl", ".jsonl.gz", ".jsonl.zst")
+SYNTHETIC = 100  # examples, unless n is given
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """Which of several (prompt, answer) is right; with one, its answer must be said exactly."""
+
+    prompts: tuple[str, ...]
+    answers: tuple[str, ...]
+    right: int = 0
+    chance: float = 0.0  # of guessing
+    others: tuple[str, ...] = ()  # answers as right as the right one
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    name: str
+    examples: list[Example]
+    generate: bool = False  # the model writes answers too
+    is_translation: bool = False
+    stop: str = "\n"  # ends an answer that is written
+
+
+def load(name: str) -> Task:
+    """The task of a name; ValueError for one that does not exist, naming the nearest."""
+    kind, _, rest = name.partition("?")
+    dials: dict[str, str] = {}
+    for dial in rest.split("&") if rest else []:
+        key, _, value = dial.partition("=")
+        dials[key] = value
+    shots, n, seed, choices, generate = (
+        _number(name, dials, key, default)
+        for key, default in (("shots", 0), ("n", 0), ("seed", 0), ("choices", 1), ("generate", 0))
+    )
+    if kind.startswith("file:"):
+        split = dials.pop("split", "")
+        if dials or choices != 1:
+            unknown = next(iter(dials), "choices")
+            known = "shots, n, seed, split, generate"
+            raise ValueError(f"task {name}: {unknown} does not exist: take {known}")
+        return _from_files(name, Path(kind.removeprefix("file:")), split, shots, n, seed, generate)
+    if kind not in families.FAMILIES:
+        known = [*families.FAMILIES, "file:FOLDER"]
+        raise ValueError("task " + config.unknown(kind, known))
+    rest = "&".join(f"{key}={value}" for key, value in dials.items())
+    family = families.parse(f"{kind}?{rest}" if rest else kind)
+    return _from_family(name, family, shots, n or SYNTHETIC, seed, choices, bool(generate))
+
+
+def load_all(listed: str) -> list[Task]:
+    """The tasks of run.eval.tasks: names with white space between them."""
+    return [load(name) for name in listed.split()]
+
+
+def met_in_training(asked: list[Task], data: config.Data, n: int = 13) -> dict[str, dict[str, int]]:
+    """How many examples of each task share n words in a row with the training text of `data`.
+
+    {task: {"n_overlap": examples that do, "n_checkable": those of at least n words}}. Reads all
+    sources, once.
+    """
+    texts = {
+        task.name: [example.prompts[example.right] + example.answers[example.right]
+                    for example in task.examples]
+        for task in asked
+    }  # fmt: skip
+    runs = {name: [overlap.runs(text, n) for text in mine] for name, mine in texts.items()}
+    wanted = np.unique(
+        np.concatenate([overlap.NONE, *(run for mine in runs.values() for run in mine)])
+    )
+    seen = np.zeros(len(wanted), bool)
+    for source in data.sources if len(wanted) else ():
+        for document in sources.documents(source):
+            digest = hashlib.sha256(document.text.encode(errors="replace")).digest()
+            if sift.share(document, digest) < data.heldout:
+                continue
+            mine = overlap.runs(document.text, n)
+            place = np.minimum(np.searchsorted(wanted, mine), len(wanted) - 1)
+            seen[place[wanted[place] == mine]] = True
+    found = {}
+    for name, mine in runs.items():
+        met = [bool(seen[np.searchsorted(wanted, run)].any()) for run in mine if len(run)]
+        found[name] = {"n_overlap": sum(met), "n_checkable": len(met)}
+    return found
+
+
+def _number(name: str, dials: dict, key: str, default: int) -> int:
+    value = dials.pop(key, str(default))
+    if not value.isdecimal():
+        raise ValueError(f"task {name}: {key}={value} must be a whole number from 0 up")
+    return int(value)
+
+
+def _from_family(name, family, shots: int, n: int, seed: int, choices: int, generate) -> Task:
+    rng = np.random.default_rng((seed, 2))
+    asked = families.drawn(family, rng, heldout=True, n=n)
+    if not asked:
+        raise ValueError(f"task {name}: has no instance that is held out: turn its dials up")
+    answers = sorted({one.answer for one in asked})
+    if choices > len(answers):
+        raise ValueError(f"task {name}: choices={choices} of {len(answers)} different answers")
+    examples = []
+    for one in asked:
+        solved = families.drawn(family, rng, heldout=False, n=shots)
+        shown = "".join(f"{shot.prompt}{shot.answer}\n" for shot in solved)
+        if choices > 1:
+            others = [str(a) for a in rng.permutation(answers) if a != one.answer][: choices - 1]
+            said = tuple(f"{answer}\n" for answer in (one.answer, *others))
+            prompts = (shown + one.prompt,) * choices
+            examples.append(Example(prompts, said, 0, 1 / choices))
+        else:
+            prompt = (shown + one.prompt,)
+            examples.append(Example(prompt, (one.answer + "\n",), 0, one.chance))
+    return Task(name, examples, generate)
+
+
+def _from_files(
+    name: str, path: Path, split: str, shots: int, n: int, seed: int, generate: int
+) -> Task:
+    path = path.expanduser()
+    rows = list(files.objects(path if path.is_file() else _part(name, path, split)))
+    if not rows:
+        raise ValueError(f"task {name}: holds no examples")
+    labels = sorted({row["label_name"] for _, row in rows if "label_name" in row})
+    examples = [_example(row, where, labels) for where, row in rows]
+    train = next((path / f"train{e}" for e in ENDINGS if (path / f"train{e}").exists()), None)
+    solved = [_example(r, w, labels) for w, r in files.objects(train)] if train and shots else []
+    chosen = []
+    for place in np.random.default_rng((seed, 3)).permutation(len(examples))[: n or None]:
+        pool = solved or examples
+        draws = np.random.default_rng((seed, 4, int(place))).permutation(len(pool))[: shots + 1]
+        taken = [pool[i] for i in draws if solved or i != place][:shots]
+        shown = "".join(f"{e.prompts[e.right]}{e.answers[e.right]}\n\n" for e in taken)
+        prompts = tuple(shown + prompt for prompt in examples[place].prompts)
+        chosen.append(dataclasses.replace(examples[place], prompts=prompts))
+    is_translation = "tgt" in rows[0][1]
+    return Task(name, chosen, bool(generate) or is_translation, is_translation)
+
+
+def _part(name: str, folder: Path, split: str) -> Path:
+    """The file of a split in a folder."""
+    for part in (split,) if split else SPLITS:
+        for ending in ENDINGS:
+            if (folder / f"{part}{ending}").exists():
+                return folder / f"{part}{ending}"
+    if folder.is_dir() and not split:
+        inner = [p.parent.name for e in ENDINGS for p in folder.glob(f"*/test{e}")]
+        why = f"has no test.jsonl; folders in it that have: {', '.join(sorted(inner)) or 'none'}"
+        raise ValueError(f"task {name}: {folder} {why}")
+    if not folder.is_dir():
+        near = [f"file:{folder.parent / p.name}" for p in sorted(folder.parent.glob("*"))]
+        raise ValueError("task " + config.unknown(f"file:{folder}", near or ["file:FOLDER"]))
+    raise ValueError(f"task {name}: {folder} has no {split}.jsonl")
+
+
+def _example(row: dict, where: str, labels: list[str]) -> Example:
+    """A line of a file by the first form whose fields it has; ValueError naming the line."""
+    for fields, make in FORMS:
+        if set(fields) <= set(row):
+            try:
+                found = make(row, labels)
+                assert 0 <= found.right < len(found.answers)
+                assert all(isinstance(one, str) and one for one in found.answers)
+                assert all(isinstance(one, str) for one in found.prompts)
+                return found
+            except (AssertionError, TypeError, IndexError, ValueError, AttributeError):
+                why = f"its {', '.join(fields)} are not what a task's are"
+                raise ValueError(f"{where}: {why}") from None
+    known = "; ".join(", ".join(fields) for fields, _ in FORMS)
+    raise ValueError(f"{where}: has fields {', '.join(row)}; a task has one of: {known}")
+
+
+def _choice(prompt: str, row: dict) -> Example:
+    answers = tuple(_after(prompt, choice) for choice in row["choices"])
+    return Example((prompt,) * len(answers), answers, int(row["answer"]), 1 / len(answers))
+
+
+def _schema(row: dict, labels) -> Example:
+    prompts = tuple(row["context_options"])
+    answers = tuple(_after(prompt, row["continuation"]) for prompt in prompts)
+    return Example(prompts, answers, int(row["answer"]), 1 / len(prompts))
+
+
+def _label(row: dict, labels: list[str]) -> Example:
+    prompt = f"{row['text']}\nLabel:"
+    answers = tuple(f" {label}" for label in labels)
+    right = labels.index(row["label_name"])
+    return Example((prompt,) * len(answers), answers, right, 1 / len(labels))
+
+
+def _exact(prompt: str, answer: str, others: list[str] | None = None) -> Example:
+    said = tuple(_after(prompt, other) for other in others or ())
+    return Example((prompt,), (_after(prompt, answer),), others=said)
+
+
+def _after(prompt: str, answer: str) -> str:
+    """An answer with the space that parts it from its prompt, unless one of them has its own."""
+    return answer if prompt[-1:].isspace() or answer[:1].isspace() else f" {answer}"
+
+
+def _translation(row: dict, labels) -> Example:
+    return _exact(f"{row['src']}\n=>", row["tgt"], row.get("other_references"))
+
+
+def _asked(row: dict) -> str:
+    return f"Question: {row['question']}\nAnswer:"
+
+
+# Fields that a line must have -> the example it is.
+FORMS: list[tuple[tuple[str, ...], Callable[[dict, list[str]], Example]]] = [
+    (("query", "choices", "answer"), lambda row, _: _choice(row["query"], row)),
+    (("question", "choices", "answer"), lambda row, _: _choice(_asked(row), row)),
+    (("context_options", "continuation", "answer"), _schema),
+    (("src", "tgt"), _translation),
+    (("text", "label_name"), _label),
+    (("prompt", "canonical_solution"),
+     lambda row, _: Example((row["prompt"],), (row["canonical_solution"],))),
+    (("question", "answer"), lambda row, _: _exact(_asked(row), row["answer"])),
+    (("instruction", "input", "output"),
+     lambda row, _: _exact(f"{row['instruction']}\n{row['input']} =>", row["output"])),
+    (("prompt", "target"), lambda row, _: _exact(row["prompt"], row["target"])),
+    (("context", "continuation"),
+     lambda row, _: _exact(row["context"], row["continuation"], row.get("aliases"))),
+]  # fmt: skip

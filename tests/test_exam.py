@@ -1,0 +1,133 @@
+"""Tasks set to a model: packing changes nothing, and a perfect model gets everything right."""
+
+import jax
+import numpy as np
+import pytest
+
+from lm import exam, mesh, model, programs, sample, tasks, tokens
+
+NAMES = ["copy?length=4&n=9", "addition?digits=2&choices=3&n=5&shots=1"]
+
+
+def pairs_of(n, seed=0):
+    rng = np.random.default_rng(seed)
+    return [
+        (
+            np.r_[0, rng.integers(1, 256, rng.integers(1, 9))],
+            rng.integers(1, 256, rng.integers(1, 9)),
+        )
+        for _ in range(n)
+    ]
+
+
+def test_every_answer_stands_whole_behind_its_prompt_in_a_segment_of_its_own():
+    pairs = pairs_of(50)
+    tokens_NT, segments_NT, places = exam.packed(pairs, 32, end=0)
+    assert tokens_NT.shape[1] == 33 and segments_NT.shape[1] == 32
+    used = sum(len(p) + len(a) - 1 for p, a in pairs)
+    assert used > 0.75 * segments_NT.size  # rows are nearly full
+    seen = np.zeros(segments_NT.shape, int)
+    for (prompt, answer), (row, start, stop) in zip(pairs, places, strict=True):
+        assert (tokens_NT[row, start + 1 : stop + 1] == answer).all()
+        first = start - len(prompt) + 1
+        assert (tokens_NT[row, first : start + 1] == prompt).all()
+        assert len(set(segments_NT[row, first:stop])) == 1
+        seen[row, first:stop] += 1
+        assert (segments_NT[row] == segments_NT[row, start]).sum() == stop - first
+    assert seen.max() == 1
+
+
+def test_what_is_too_long_loses_its_left():
+    prompt, answer = np.arange(1, 60), np.arange(60, 70)
+    tokens_NT, _, ((row, start, stop),) = exam.packed([(prompt, answer)], 32, end=0)
+    assert (tokens_NT[0] == np.arange(70 - 33, 70)).all() and stop == 32 and stop - start == 10
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    from lm import config, sizes
+
+    run = config.Run(name="exam", dir=str(tmp_path_factory.mktemp("runs")))
+    run.model = sizes.model("10K", n_layers=2)
+    run.data.seq_len, run.data.batch_size = 48, 8
+    program = programs.build(run, mesh.make(run.mesh))
+    with jax.set_mesh(program.mesh):
+        return run, program, program.init(0)["params"]
+
+
+def test_packed_answers_have_the_likelihoods_they_have_alone(built):
+    run, program, params = built
+    asked = [tasks.load(name) for name in NAMES]
+    tokenizer = tokens.Bytes()
+    with jax.set_mesh(program.mesh):
+        row = exam.sit(run, program.mesh, program.score, params, tokenizer, asked)
+        bits = []
+        for example in asked[0].examples:
+            text = "\0" + example.prompts[0] + example.answers[0]
+            ids = np.frombuffer(text.encode(), np.uint8).astype(np.int32)
+            n, k = len(ids) - 1, len(example.answers[0])
+            ids_BT = np.tile(np.pad(ids, (0, 49 - len(ids))), (8, 1))  # the mesh splits 8 rows
+            logits = model.logits(run.model, params, ids_BT[:, :-1])
+            nats, _ = model.nats(logits, ids_BT[:, 1:])
+            bits.append(float(nats[0, n - k : n].sum()) / np.log(2) / k)
+    name = NAMES[0]
+    assert row[f"task.{name}.bits_per_byte"] == pytest.approx(np.mean(bits), rel=1e-4)
+    assert row[f"task.{name}.n"] == 9 and row[f"task.{name}.n_cut"] == 0
+    assert row[f"task.{NAMES[1]}.chance"] == pytest.approx(1 / 3)
+    assert f"task_se.{name}.accuracy" in row
+
+
+def test_a_model_that_knows_the_answers_gets_all_and_one_that_does_not_gets_none(built):
+    run, program, _ = built
+
+    def sit(knows):
+        def score(params, batch):
+            targets_BT = np.asarray(batch["tokens"])[:, 1:]
+            nats_BT = np.full(targets_BT.shape, 0.1)
+            return nats_BT, targets_BT if knows else targets_BT + 1
+
+        asked = [tasks.load(NAMES[0])]
+        return exam.sit(run, program.mesh, score, {}, tokens.Bytes(), asked)
+
+    name = NAMES[0]
+    assert sit(True)[f"task.{name}.accuracy"] == 1 and sit(False)[f"task.{name}.accuracy"] == 0
+    assert sit(True)[f"task_se.{name}.accuracy"] == 0
+
+
+def test_what_does_not_fit_is_counted_or_refused(built, tmp_path):
+    run, program, params = built
+    rows = ['{"context": "q", "continuation": "a"}']
+    rows += ['{"context": "%s", "continuation": "a"}' % ("q" * 99)]
+    rows += ['{"context": "q", "continuation": "%s"}' % ("a" * 99)]
+    (tmp_path / "test.jsonl").write_text("\n".join(rows))
+    task = tasks.load(f"file:{tmp_path}")
+    arguments = (program.mesh, program.score, params, tokens.Bytes(), [task])
+    with jax.set_mesh(program.mesh):
+        row = exam.sit(run, *arguments)
+    counts = [row[f"task.{task.name}.{name}"] for name in ("n", "n_cut", "n_left_out")]
+    assert counts == [2, 1, 1]
+    run.eval.too_long = "refuse"
+    with pytest.raises(ValueError, match="2 of 3 examples are longer than data.seq_len=48"):
+        exam.sit(run, *arguments)
+    run.eval.too_long = "cut"
+
+
+def test_the_loop_and_the_front_door_give_the_same_likelihoods(built):
+    run, program, params = built
+    asked, tokenizer = tasks.load(NAMES[0]), tokens.Bytes()
+    with jax.set_mesh(program.mesh):
+        row = exam.sit(run, program.mesh, program.score, params, tokenizer, [asked])
+    prompts = [[0, *e.prompts[0].encode()] for e in asked.examples]
+    answers = [list(e.answers[0].encode()) for e in asked.examples]
+    said = sample.score(run, program.mesh, params, prompts, answers)
+    bits = [one.nats.sum() / np.log(2) / len(a) for one, a in zip(said, answers, strict=True)]
+    assert row[f"task.{asked.name}.bits_per_byte"] == pytest.approx(np.mean(bits), rel=1e-4)
+    assert row[f"task.{asked.name}.exact"] == np.mean([one.is_greedy for one in said])
+
+
+def test_a_task_that_asks_for_it_has_its_answers_written(built):
+    run, program, params = built
+    asked = tasks.load("copy?length=2&n=4&generate=1")
+    row = exam.sit(run, program.mesh, program.score, params, tokens.Bytes(), [asked])
+    assert 0 <= row[f"task.{asked.name}.edit_distance"] <= 1
+    assert row[f"task.{asked.name}.said_exactly"] == row[f"task.{asked.name}.exact"]

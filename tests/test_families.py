@@ -1,0 +1,118 @@
+"""Synthetic tasks: right answers, known chance, and no instance on both sides."""
+
+import collections
+
+import numpy as np
+import pytest
+
+from lm import families, sources
+
+RIGHT = {
+    "copy": ("copy dab=", "dab"),
+    "reverse": ("reverse dab=", "bad"),
+    "upper": ("upper dab=", "DAB"),
+    "sort": ("sort dab=", "abd"),
+}
+
+
+def draws(name, n, seed=0):
+    family, rng = families.parse(name), np.random.default_rng(seed)
+    return [families.draw(family, rng) for _ in range(n)]
+
+
+@pytest.mark.parametrize("name", RIGHT)
+def test_a_skill_does_what_its_name_says(name):
+    for one in draws(f"{name}?length=3", 20):
+        text = one.prompt.removeprefix(f"{name} ").removesuffix("=")
+        assert one.answer == families.SKILLS[name](text)
+    prompt, answer = RIGHT[name]
+    assert families.SKILLS[name](prompt.split()[1][:-1]) == answer
+
+
+def test_sums_are_right_and_have_their_digits():
+    for one in draws("addition?digits=2", 200):
+        a, b = one.prompt.removeprefix("add ").removesuffix("=").split("+")
+        assert int(one.answer) == int(a) + int(b) and len(a) <= 2
+    for one in draws("modular?modulus=7&terms=3", 50):
+        numbers = one.prompt.split()[1].removesuffix("=").split("+")
+        assert int(one.answer) == sum(map(int, numbers)) % 7 and len(numbers) == 3
+
+
+def test_brackets_close_what_is_open_in_its_order():
+    for one in draws("brackets?depth=4", 100):
+        text = one.prompt.removeprefix("close ").removesuffix("=") + one.answer
+        while text:
+            shorter = text.replace("()", "").replace("[]", "").replace("{}", "")
+            assert shorter != text, one
+            text = shorter
+        assert len(one.answer) == 4
+
+
+def test_recall_and_follow_answer_what_they_show():
+    for one in draws("recall?length=5", 50):
+        *pairs, asked = one.prompt.removeprefix("recall ").removesuffix("=").split()
+        assert dict(pairs)[asked] == one.answer and one.chance == 1 / len(pairs)
+    for one in draws("follow?length=5&steps=3", 50):
+        *arrows, asked = one.prompt.removeprefix("follow ").removesuffix("=").split()
+        at = asked[0]
+        for _ in range(int(asked[1])):
+            at = dict(arrows)[at]
+        assert at == one.answer != asked[0] and one.chance == 1 / 4
+
+
+def test_the_made_up_language_puts_the_verb_first_and_adjectives_last():
+    words = {kind: dict(zip(*pair, strict=True)) for kind, pair in families.WORDS.items()}
+    assert len({w for pair in families.WORDS.values() for side in pair for w in side}) == 6 * 32
+    for one in draws("translate?words=5", 20):
+        a, n, v, a2, n2 = one.prompt.removeprefix("say ").removesuffix("=").split()
+        A, N, V = (words[kind] for kind in "ANV")
+        assert one.answer.split() == [V[v], N[n], A[a], N[n2], A[a2]]
+
+
+@pytest.mark.parametrize(
+    "name", ["addition?digits=1", "modular?modulus=5", "brackets?depth=2", "recall?length=2"]
+)
+def test_chance_is_what_the_best_guess_gets(name):
+    asked = draws(name, 4000)
+    counts = collections.Counter(one.answer for one in asked)
+    best = counts.most_common(1)[0][1] / len(asked)
+    if name.startswith("recall"):  # a value shown, at random
+        best = np.mean([one.prompt.split()[1][1] == one.answer for one in asked])
+    assert best == pytest.approx(asked[0].chance, abs=4 * (asked[0].chance / len(asked)) ** 0.5)
+
+
+def test_no_document_holds_an_instance_that_tasks_ask_for():
+    for kind in families.FAMILIES:
+        name = f"{kind}?megabytes=0.01"
+        shown = "\n".join(families.documents(families.parse_all(name)))
+        lines = set(shown.split("\n"))
+        family = families.parse(kind)
+        asked = families.drawn(family, np.random.default_rng(1), heldout=True, n=50)
+        assert len(asked) > 5
+        assert not {one.prompt + one.answer for one in asked} & lines
+        share = np.mean([families.is_heldout(one) for one in draws(kind, 300)])
+        assert 0.05 < share < 0.4
+
+
+def test_documents_are_the_same_again_and_families_take_turns():
+    name = "tasks:copy?megabytes=0.005+sort?megabytes=0.005"
+    first = [document.text for document in sources.documents(name)]
+    assert first == [document.text for document in sources.documents(name)]
+    assert [text.split()[0] for text in first[:4]] == ["copy", "sort", "copy", "sort"]
+    assert 0.009e6 < sum(map(len, first)) < 0.012e6
+    assert len(families.parse_all("all")) == len(families.FAMILIES) - 1
+
+
+@pytest.mark.parametrize(
+    "name, words",
+    [
+        ("copyy", "did you mean copy"),
+        ("copy?size=3", "size does not exist: take length"),
+        ("copy?length=x", "length=x must be a number, or two such as 1-3"),
+        ("copy?length=5-3", "length must be from 2 to 10"),
+        ("copy?megabytes=0", "megabytes must be above 0"),
+    ],
+)
+def test_what_does_not_exist_is_refused_with_the_way_out(name, words):
+    with pytest.raises(ValueError, match=words.replace("?", r"\?")):
+        families.parse(name)

@@ -1,0 +1,102 @@
+"""Verdicts on made-up ladders whose truth is known."""
+
+import numpy as np
+import pytest
+
+from lm import mastery
+
+SIZES = (1e4, 3e4, 1e5, 3e5, 1e6)
+
+
+def rows(accuracies, chance=0.25, n=200, task="t", **metrics):
+    """One run a size, with the accuracy of one task."""
+    found = []
+    for place, (size, accuracy) in enumerate(zip(SIZES, accuracies, strict=False)):
+        row = {"name": f"s/{size:g}", "params.non_embedding": size, "status": "done"}
+        row |= {f"eval.task.{task}.{k}": v for k, v in (("accuracy", accuracy), ("n", n))}
+        row[f"eval.task.{task}.chance"] = chance
+        row[f"eval.task_se.{task}.accuracy"] = (accuracy * (1 - accuracy) / n) ** 0.5
+        row |= {f"eval.task.{task}.{k}": v[place] for k, v in metrics.items()}
+        found.append(row)
+    return found
+
+
+def test_a_guesser_is_above_chance_as_often_as_the_level_says():
+    rng = np.random.default_rng(0)
+    guesses = rng.binomial(200, 0.25, 2000) / 200
+    above = [mastery.is_above_chance(rows([guess])[0], "t") for guess in guesses]
+    assert 0.001 < np.mean(above) <= mastery.LEVEL + 0.005
+
+
+def test_mastery_takes_half_the_way_from_chance_to_one():
+    assert not mastery.is_mastered(rows([0.60])[0], "t")
+    assert mastery.is_above_chance(rows([0.60])[0], "t")
+    assert mastery.is_mastered(rows([0.65])[0], "t")
+    assert not mastery.is_mastered(rows([1.0], chance=1.0)[0], "t")
+    assert not mastery.is_mastered(rows([1.0], n=2)[0], "t")  # two right answers may be luck
+
+
+def test_the_tally_counts_tasks_by_run():
+    both = [a | b for a, b in zip(rows([0.3, 0.9]), rows([0.9, 0.9], task="u"), strict=True)]
+    counted = mastery.tally(both)
+    assert [row["tasks.mastered"] for row in counted] == [1, 2]
+    assert mastery.tasks(both) == ["t", "u"] and counted[0]["tasks.n"] == 2
+
+
+@pytest.mark.parametrize(
+    "accuracies, verdict",
+    [
+        ((0.25, 0.26, 0.24, 0.25, 0.27), "at chance"),
+        ((0.25, 0.26, 0.45, 0.60, 0.80), "predictable from 100000 on"),
+        ((0.40, 0.50, 0.60, 0.70, 0.80), "predictable from 10000 on"),
+        ((0.25, 0.26, 0.24, 0.25, 0.60), "noisy"),  # one size says nothing of the next
+        ((0.40, 0.80, 0.45, 0.80, 0.45), "noisy"),
+        ((0.50, 0.51, 0.50, 0.52, 0.51), "noisy"),  # size changes nothing
+    ],
+)
+def test_a_verdict_is_what_the_ladder_shows(accuracies, verdict):
+    (found,) = mastery.verdicts(rows(accuracies))
+    assert found["verdict"] == verdict
+
+
+def test_seed_noise_is_that_between_runs_of_one_size():
+    assert mastery.verdicts(rows([0.4, 0.6, 0.8]))[0]["seed"] is None
+    twice = rows([0.4, 0.6, 0.8]) + rows([0.5, 0.6, 0.8])
+    found = mastery.verdicts(twice)[0]
+    assert found["seed"] == pytest.approx((0.1**2 / 2 / 3) ** 0.5)
+    assert found["to_noise"] == pytest.approx(
+        found["signal"] / max(found["seed"], found["sampling"])
+    )
+
+
+def test_a_metric_is_judged_by_the_order_it_gives():
+    accuracies = (0.3, 0.5, 0.6, 0.7, 0.9)
+    found = rows(
+        accuracies, p_right=(1, 2, 3, 4, 5), bits_per_byte=(5, 4, 3, 2, 1), brier=(1, 2, 3, 4, 5)
+    )
+    correlations = mastery.correlations(found)
+    assert correlations["p_right"]["t"] == correlations["bits_per_byte"]["t"] == pytest.approx(1)
+    assert correlations["brier"]["t"] == pytest.approx(-1)
+    at_chance = rows((0.25, 0.24, 0.26), p_right=(1, 2, 3))
+    assert mastery.correlations(at_chance) == {}
+
+
+def test_the_steepest_tasks_are_those_of_long_answers_that_grow_most():
+    parts = [
+        rows((0.1, 0.9), task=name, exact=exact, tokens=(k, k))
+        for name, exact, k in (("a", (0, 0.9), 4), ("b", (0, 0.5), 5), ("short", (0, 1), 1))
+    ]
+    both = [a | b | c for a, b, c in zip(*parts, strict=True)]
+    assert mastery.steepest(both) == ["a", "b"]
+
+
+def test_a_ladder_of_known_laws_foretells_the_next_size_and_a_task_at_chance_is_refused():
+    bits = [0.5 + 60 * size**-0.4 for size in SIZES]
+    accuracies = [0.25 + 0.75 / (1 + np.exp(3 * (b - 1.2))) for b in bits]
+    known = rows(accuracies, bits_per_byte=bits)
+    none = rows([0.25] * 5, task="u", bits_per_byte=bits)
+    both = [a | b for a, b in zip(known, none, strict=True)]
+    said = mastery.foretell(both[:4], 1e6, bootstrap=50)
+    assert said["t"]["value"] == pytest.approx(accuracies[4], abs=0.02)
+    assert said["t"]["lo"] <= accuracies[4] <= said["t"]["hi"]
+    assert "at chance" in said["u"]["refused"]
