@@ -41,6 +41,7 @@ FLOORS: list[list[list[str]]] = [
             "workers",
         ]
     ],
+    [["harness"]],
 ]
 NO_JAX = {*FLOORS[0][0], *FLOORS[1][1], *FLOORS[1][2]}
 
