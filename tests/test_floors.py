@@ -33,6 +33,7 @@ FLOORS: list[list[list[str]]] = [
             *("programs", "train", "plan", "launch", "workers"),
         ]
     ],
+    [["harness"]],
 ]
 NO_JAX = {*FLOORS[0][0], *FLOORS[1][1], *FLOORS[1][2]}
 
