@@ -9,6 +9,7 @@ D d_model, N query heads, K key/value heads, G query heads a key/value head, H d
     logits_B1V, kept = read(token_B1, time_B1, seen_B1S, kept, slot)
 """
 
+import dataclasses
 from collections.abc import Callable
 
 import jax
@@ -24,12 +25,13 @@ def reader(shape: config.Model, params: dict) -> Callable:
 
     times_BT: the place of each token in its text. seen_BTS: whether query t sees key s: of the
     same tokens, or, with `kept`, of its slots, into which the tokens are written from `slot` on.
-    last: logits of the last position alone, [B, 1, V].
+    last: logits of the last position alone, [B, 1, V]. Experts drop no token here: what is dropped
+    would depend on how a text is cut into reads.
 
     The layers are taken out of their stack here, once: a loop around `read` that slices them each
     time is half as fast on CPU. So the program grows with the depth, unlike that of training.
     """
-    decoder = model.decoder(shape, params)
+    decoder = model.decoder(dataclasses.replace(shape, dispatch="dropless"), params)
     layers = [jax.tree.map(lambda w, i=i: w[i], decoder.blocks) for i in range(shape.n_layers)]
     head_DV = decoder.head_weight()
 
@@ -49,7 +51,7 @@ def reader(shape: config.Model, params: dict) -> Callable:
 
         x_BTD = decoder.embedded(tokens_BT)
         for block in layers:
-            x_BTD = block(x_BTD, attend)
+            x_BTD, _ = block(x_BTD, attend)
         x_BTD = x_BTD[:, -1:] if last else x_BTD
         return decoder.logits(decoder.norm(x_BTD), head_DV), after
 

@@ -7,6 +7,7 @@ check(run)                      # refuses what cannot work, before JAX is import
 
 import dataclasses
 import difflib
+import math
 import re
 import types
 import typing
@@ -35,6 +36,18 @@ class Model:
     unroll: int = 8  # layers unrolled per scan step; stacks no deeper than this are unrolled whole
     attention_blocks: int = 2  # query blocks; block i never sees the keys behind it
     loss_chunks: int = 1  # pieces of a row whose logits exist one at a time; 1: all at once
+    n_experts: int = 0  # MLPs that a router picks from, in every layer; 0: one MLP for all tokens
+    experts_per_token: int = 2  # of them that a token passes
+    n_shared_experts: int = 0  # more that every token passes
+    d_expert: int = 0  # width of an expert; 0: d_ff shared out over those that a token passes
+    router: str = "softmax"  # an expert's score: softmax, sigmoid
+    normalize_experts: bool = True  # what a token's experts count adds up to 1
+    balance: str = "loss"  # what evens out the load: loss, bias (arXiv:2408.15664), none
+    balance_weight: float = 0.01  # of the balance loss, per layer (Fedus et al. 2021)
+    balance_rate: float = 0.001  # how far a step moves each bias
+    router_z_loss: float = 0.0  # weight of its log(Z)^2, per layer; 1e-3 in arXiv:2202.08906
+    dispatch: str = "dropless"  # places for tokens: dropless (as many as it takes), capacity
+    capacity: float = 1.25  # places of an expert in a row of the batch, per token it gets if even
 
 
 @dataclasses.dataclass
@@ -133,6 +146,9 @@ CHOICES = {
     "model.remat": ("none", "dots", "full"),
     "model.parametrization": ("standard", "mup", "completep"),
     "optim.name": ("adamw", "lion", "muon"),
+    "model.router": ("softmax", "sigmoid"),
+    "model.balance": ("loss", "bias", "none"),
+    "model.dispatch": ("dropless", "capacity"),
     "resume": ("auto", "must"),
     "start.keep": ("weights", "state"),
     "optim.nonfinite": ("stop", "skip", "rewind"),
@@ -163,6 +179,13 @@ AT_LEAST = {
     "model.loss_chunks": 1,
     "model.logit_softcap": 0,
     "model.z_loss": 0,
+    "model.n_experts": 0,
+    "model.experts_per_token": 1,
+    "model.n_shared_experts": 0,
+    "model.d_expert": 0,
+    "model.balance_weight": 0,
+    "model.balance_rate": 0,
+    "model.router_z_loss": 0,
     "data.min_words": 0,
     "data.overlap": 0,
     "data.seq_len": 1,
@@ -182,7 +205,7 @@ AT_LEAST = {
     "eval.n_completions": 0,
     "eval.tasks_every": 0,
 }
-ABOVE = {"model.rope_theta": 0, "optim.lr": 0, "optim.eps": 0}
+ABOVE = {"model.rope_theta": 0, "model.capacity": 0, "optim.lr": 0, "optim.eps": 0}
 SHARES = (
     *("data.heldout", "data.min_letters", "data.max_repeats"),
     *("optim.warmup", "optim.decay", "optim.lr_end", "optim.b1", "optim.b2"),
@@ -244,12 +267,27 @@ def check(run: Run) -> Run:
     for source, weight in data.sources.items():
         if not isinstance(weight, (int, float)) or not 0 <= weight < float("inf"):
             _refuse(f"data.sources[{source!r}]", weight, "is a weight: a number from 0 up")
+    if model.n_experts:
+        _check_experts(model, mesh)
     _check_text(data)
     if not sum(data.sources.values()):
         _refuse(
             "data.sources", data.sources, "has only zero weights: give one source a positive weight"
         )
     return run
+
+
+def _check_experts(model: Model, mesh: Mesh) -> None:
+    if model.experts_per_token > model.n_experts:
+        rule = f"must not exceed model.n_experts={model.n_experts}"
+        _refuse("model.experts_per_token", model.experts_per_token, rule)
+    passed = model.experts_per_token + model.n_shared_experts
+    if not model.d_expert and model.d_ff % passed:
+        rule = f"must be a multiple of the {passed} experts that a token passes"
+        _refuse("model.d_ff", model.d_ff, f"{rule}, or set model.d_expert")
+    ways = math.prod(max(getattr(mesh, axis), 1) for axis in layout.rules(mesh.rules)["mlp"])
+    if (width := model.d_expert or model.d_ff // passed) % ways:
+        _refuse("model.d_expert", width, f"must be a multiple of the {ways} devices that split it")
 
 
 def _check_text(data: Data) -> None:

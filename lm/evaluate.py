@@ -18,7 +18,7 @@ def scorer(run: config.Run, device_mesh: jax.sharding.Mesh) -> Callable:
 
     def score(params: dict, batch: dict):
         with mesh.rules(run.mesh):
-            nats_BT, _, best_BT = model.losses(
+            nats_BT, _, best_BT, _ = model.losses(
                 run.model, params, batch["tokens"], batch.get("segments")
             )
         return nats_BT, best_BT

@@ -21,6 +21,8 @@ RULES = {
     "mlp":           ("tensor",),
     "vocab":         ("tensor",),
     "experts":       ("expert",),
+    "router":        (),
+    "balance":       (),
     "norm":          (),
 }  # fmt: skip
 FIXED = ("batch", "length")  # what the mesh axes mean, and how batches are loaded
@@ -35,6 +37,7 @@ SIZES = {
     "mlp":      ("model.d_ff", ()),
     "vocab":    ("model.vocab_size", ()),
     "layers":   ("model.n_layers", ()),
+    "experts":  ("model.n_experts", ()),
 }  # fmt: skip
 
 

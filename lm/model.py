@@ -8,7 +8,7 @@ weights are a plain nested dict of arrays, the layers stacked on a leading axis:
 
     params = init(model, seed=0)                  {"embed": [V, D], "blocks": {...: [L, ...]}, ...}
     logits_BTV = logits(model, params, tokens_BT)
-    nats_BT, log_z_BT, best_BT = losses(model, params, tokens_BT)
+    nats_BT, log_z_BT, best_BT, routing = losses(model, params, tokens_BT)
     axes(model)                                   the same tree, a tuple of axis names a weight
 """
 
@@ -18,31 +18,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from lm import config, mesh, parametrization
-
-nnx.set_graph_mode(False)
-nnx.set_graph_updates(False)
-nnx.use_eager_sharding(False)  # jit's out_shardings place the weights
+from lm import config, layers, mesh, moe, parametrization
 
 MASKED = -1e30  # a score no key survives; finite, so that its gradient is
-
-
-def weight(rngs: nnx.Rngs, names: tuple[str, ...], shape: tuple[int, ...], std: float) -> nnx.Param:
-    """A normally distributed float32 weight whose axes are called `names` (see mesh.RULES)."""
-    value = std * jax.random.normal(rngs.params(), shape, jnp.float32)
-    return nnx.Param(value, out_sharding=names)
-
-
-class RMSNorm(nnx.Module):
-    """x / rms(x) * scale, in float32 (Zhang and Sennrich 2019, arXiv:1910.07467)."""
-
-    def __init__(self, size: int):
-        self.scale = nnx.Param(jnp.ones((size,), jnp.float32), out_sharding=("norm",))
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        y = x.astype(jnp.float32)
-        y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + 1e-6)
-        return (y * self.scale[...]).astype(x.dtype)
 
 
 class Attention(nnx.Module):
@@ -51,11 +29,11 @@ class Attention(nnx.Module):
     def __init__(self, model: config.Model, rngs: nnx.Rngs):
         d, n, k, h = model.d_model, model.n_heads, model.n_kv_heads, model.d_head
         out = (2 * model.n_layers * n * h) ** -0.5  # so that depth adds up to unit variance
-        self.query = weight(rngs, ("embed", "heads", "d_head"), (d, n, h), d**-0.5)
-        self.key = weight(rngs, ("embed", "kv_heads", "d_head"), (d, k, h), d**-0.5)
-        self.value = weight(rngs, ("embed", "kv_heads", "d_head"), (d, k, h), d**-0.5)
-        self.out = weight(rngs, ("heads", "d_head", "embed"), (n, h, d), out)
-        self.query_norm, self.key_norm = RMSNorm(h), RMSNorm(h)
+        self.query = layers.weight(rngs, ("embed", "heads", "d_head"), (d, n, h), d**-0.5)
+        self.key = layers.weight(rngs, ("embed", "kv_heads", "d_head"), (d, k, h), d**-0.5)
+        self.value = layers.weight(rngs, ("embed", "kv_heads", "d_head"), (d, k, h), d**-0.5)
+        self.out = layers.weight(rngs, ("heads", "d_head", "embed"), (n, h, d), out)
+        self.query_norm, self.key_norm = layers.RMSNorm(h), layers.RMSNorm(h)
 
     def __call__(self, x_BTD: jax.Array, attend: Callable) -> jax.Array:
         """attend: (q_BTNH, k_BSKH, v_BSKH), before rotary, -> o_BTNH; says what sees what."""
@@ -68,36 +46,25 @@ class Attention(nnx.Module):
         return jnp.einsum("btnh,nhd->btd", o_BTNH, self.out[...].astype(dtype))
 
 
-class MLP(nnx.Module):
-    """silu(x @ gate) * (x @ up) @ down (Shazeer 2020, arXiv:2002.05202)."""
-
-    def __init__(self, model: config.Model, rngs: nnx.Rngs):
-        d, f = model.d_model, model.d_ff
-        self.gate = weight(rngs, ("embed", "mlp"), (d, f), d**-0.5)
-        self.up = weight(rngs, ("embed", "mlp"), (d, f), d**-0.5)
-        self.down = weight(rngs, ("mlp", "embed"), (f, d), (2 * model.n_layers * f) ** -0.5)
-
-    def __call__(self, x_BTD: jax.Array) -> jax.Array:
-        dtype = x_BTD.dtype
-        gate_BTF, up_BTF = x_BTD @ self.gate[...].astype(dtype), x_BTD @ self.up[...].astype(dtype)
-        y_BTF = mesh.constrain(jax.nn.silu(gate_BTF) * up_BTF, "batch", "length", "mlp")
-        return y_BTF @ self.down[...].astype(dtype)
-
-
 class Block(nnx.Module):
-    """One layer: attention, then MLP, each on the normed stream and added to it."""
+    """One layer: attention, then MLP or experts, each on the normed stream and added to it."""
 
     def __init__(self, model: config.Model, rngs: nnx.Rngs):
-        self.attention, self.attention_norm = Attention(model, rngs), RMSNorm(model.d_model)
-        self.mlp, self.mlp_norm = MLP(model, rngs), RMSNorm(model.d_model)
+        self.attention, self.attention_norm = Attention(model, rngs), layers.RMSNorm(model.d_model)
+        is_dense = model.n_experts == 0
+        self.mlp = layers.MLP(model, rngs, model.d_ff) if is_dense else moe.Experts(model, rngs)
+        self.mlp_norm = layers.RMSNorm(model.d_model)
         self.model = model
 
-    def __call__(self, x_BTD: jax.Array, attend: Callable) -> jax.Array:
+    def __call__(self, x_BTD: jax.Array, attend: Callable) -> tuple[jax.Array, dict]:
+        """(x_BTD, routing): see moe.route; {} where there are no experts."""
         branch = parametrization.branch(self.model)
         x_BTD = x_BTD + branch * self.attention(self.attention_norm(x_BTD), attend)
         x_BTD = mesh.constrain(x_BTD, "batch", "length", None)
-        x_BTD = x_BTD + branch * self.mlp(self.mlp_norm(x_BTD))
-        return mesh.constrain(x_BTD, "batch", "length", None)
+        y, routing = self.mlp(self.mlp_norm(x_BTD)), {}
+        if isinstance(y, tuple):
+            y, routing = y
+        return mesh.constrain(x_BTD + branch * y, "batch", "length", None), routing
 
 
 class Decoder(nnx.Module):
@@ -105,18 +72,23 @@ class Decoder(nnx.Module):
 
     def __init__(self, model: config.Model, rngs: nnx.Rngs):
         d, v = model.d_model, model.vocab_size
-        self.embed = weight(rngs, ("vocab", "embed"), (v, d), d**-0.5)
+        self.embed = layers.weight(rngs, ("vocab", "embed"), (v, d), d**-0.5)
         self.blocks = _stack(model, rngs)
-        self.norm = RMSNorm(d)
-        self.head = None if model.tied else weight(rngs, ("embed", "vocab"), (d, v), d**-0.5)
+        self.norm = layers.RMSNorm(d)
+        self.head = None if model.tied else layers.weight(rngs, ("embed", "vocab"), (d, v), d**-0.5)
         self.model = model
 
     def __call__(self, tokens_BT: jax.Array, segments_BT: jax.Array | None) -> jax.Array:
-        x_BTD = self.hidden(tokens_BT, segments_BT)
+        x_BTD, _ = self.hidden(tokens_BT, segments_BT)
         return self.logits(_in_time(x_BTD, self.model.attention_blocks), self.head_weight())
 
-    def hidden(self, tokens_BT: jax.Array, segments_BT: jax.Array | None) -> jax.Array:
-        """What the last layer leaves, normed: [B, T, D], its positions in the order of `_dealt`."""
+    def hidden(
+        self, tokens_BT: jax.Array, segments_BT: jax.Array | None
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """What the last layer leaves, normed: [B, T, D], its positions in the order of `_dealt`.
+
+        And the routing of all layers: arrays of moe.route with a leading axis, {} without experts.
+        """
         model = self.model
         times_T = _dealt(jnp.arange(tokens_BT.shape[1]), model.attention_blocks, axis=0)
 
@@ -126,11 +98,11 @@ class Decoder(nnx.Module):
             v_BSKH = mesh.constrain(v_BSKH, "batch", "length", "kv_heads", "d_head")
             return causal_attention(q_BTNH, k_BSKH, v_BSKH, model.attention_blocks, segments_BT)
 
-        layer = _remat(lambda x_BTD, block: (block(x_BTD, attend), None), model.remat)
+        layer = _remat(lambda x_BTD, block: block(x_BTD, attend), model.remat)
         unroll = model.n_layers if model.n_layers <= model.unroll else 1
         x_BTD = self.embedded(_dealt(tokens_BT, model.attention_blocks))
-        x_BTD, _ = jax.lax.scan(layer, x_BTD, self.blocks, unroll=unroll)
-        return self.norm(x_BTD)
+        x_BTD, routing = jax.lax.scan(layer, x_BTD, self.blocks, unroll=unroll)
+        return self.norm(x_BTD), routing
 
     def embedded(self, tokens_BT: jax.Array) -> jax.Array:
         """[B, T, D], what the first layer reads."""
@@ -250,14 +222,16 @@ def decoder(model: config.Model, params: dict) -> Decoder:
 
 def losses(
     model: config.Model, params: dict, tokens_BT: jax.Array, segments_BT: jax.Array | None = None
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+) -> tuple[jax.Array, jax.Array, jax.Array, dict[str, jax.Array]]:
     """Of each token but the first, [B, T - 1]: nats, log Z of its softmax, and the likeliest.
+
+    And the routing of all layers: see Decoder.hidden.
 
     With model.loss_chunks the logits of a chunk of each row exist at a time, in the backward pass
     too, where they are computed again.
     """
     modules = decoder(model, params)
-    x_BTD = modules.hidden(tokens_BT[:, :-1], segments_BT)
+    x_BTD, routing = modules.hidden(tokens_BT[:, :-1], segments_BT)
     targets_BT = _dealt(tokens_BT[:, 1:], model.attention_blocks)
     head_DV = modules.head_weight()
 
@@ -274,7 +248,7 @@ def losses(
         chunks = jax.lax.map(jax.checkpoint(lambda cut: found(*cut), prevent_cse=False), cut)
         all_BT = [mesh.joined(x_CBT, "length", 1) for x_CBT in chunks]
     nats_BT, log_z_BT, best_BT = (_in_time(x_BT, model.attention_blocks) for x_BT in all_BT)
-    return nats_BT, log_z_BT, best_BT
+    return nats_BT, log_z_BT, best_BT, routing
 
 
 def nats(logits_BTV: jax.Array, targets_BT: jax.Array) -> tuple[jax.Array, jax.Array]:

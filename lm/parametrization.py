@@ -43,8 +43,11 @@ class Factors:
 
 
 def kind(names: tuple) -> str:
-    """input, hidden, back (into the residual stream), output or norm, by the axes of a weight."""
-    if "norm" in names:
+    """input, hidden, back (into the residual stream), output or norm, by the axes of a weight.
+
+    The biases that balance experts are vectors like norms.
+    """
+    if "norm" in names or "balance" in names:
         return "norm"
     if "vocab" in names:
         return "input" if names[-1] == "embed" else "output"

@@ -49,7 +49,8 @@ def step_flops(run: config.Run) -> int:
 def matmul_flops(jaxpr: Jaxpr) -> int:
     """2 x multiply-adds of every dot_general, loop bodies times their length.
 
-    XLA's own cost_analysis() counts the body of a scan once, whatever its length.
+    A ragged_dot counts each row once, with its own group: what an accelerator does. XLA's own
+    cost_analysis() counts the body of a scan once, whatever its length.
     """
     total = 0
     for equation in jaxpr.eqns:
@@ -57,10 +58,30 @@ def matmul_flops(jaxpr: Jaxpr) -> int:
             (contracted, _), _ = equation.params["dimension_numbers"]
             depth = math.prod(_shape(equation.invars[0])[axis] for axis in contracted)
             total += 2 * depth * math.prod(_shape(equation.outvars[0]))
-        times = equation.params["length"] if equation.primitive.name == "scan" else 1
+        if equation.primitive.name == "ragged_dot_general":
+            total += _ragged_flops(equation)
+        times = _times(equation)
         for inner in _jaxprs_in(list(equation.params.values())):
             total += times * matmul_flops(inner)
     return total
+
+
+def _times(equation) -> int:
+    """How often the body of an equation runs: turns of a loop, devices of a shard_map."""
+    if equation.primitive.name == "shard_map":
+        return math.prod(equation.params["mesh"].shape.values())
+    return equation.params["length"] if equation.primitive.name == "scan" else 1
+
+
+def _ragged_flops(equation) -> int:
+    """Of a product in which each row meets the matrix of its own group alone."""
+    dims = equation.params["ragged_dot_dimension_numbers"]
+    (contracted, _), _ = dims.dot_dimension_numbers
+    depth = math.prod(_shape(equation.invars[0])[axis] for axis in contracted)
+    once = 2 * depth * math.prod(_shape(equation.outvars[0]))
+    # Where rows are summed over, the result has an axis of groups: a row counts in one of them.
+    is_summed = dims.lhs_ragged_dimensions[0] in contracted
+    return once // _shape(equation.invars[2])[-1] if is_summed else once
 
 
 def _shape(variable) -> tuple[int, ...]:

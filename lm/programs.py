@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from lm import config, evaluate, mesh, model, optim
+from lm import config, evaluate, mesh, model, moe, optim
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,37 +35,48 @@ def build(run: config.Run, device_mesh: jax.sharding.Mesh) -> Program:
         return {"step": jnp.zeros((), jnp.int32), "params": params, "opt": optimizer.init(params)}
 
     def loss(params: dict, batch: dict, n: int, total):
-        """What is minimised, and nats: a part of the means over n targets of weight total."""
-        nats_BT, log_z_BT, _ = model.losses(
+        """What is minimised; nats and routing. Parts of the means over n targets of weight total.
+
+        Balance is a product of two means: of pieces, it is the mean of theirs.
+        """
+        nats_BT, log_z_BT, _, routing = model.losses(
             run.model, params, batch["tokens"], batch.get("segments")
         )
         nats = jnp.sum(nats_BT * batch.get("weights", 1.0)) / total
-        return nats + run.model.z_loss * jnp.sum(log_z_BT**2) / n, nats
+        routing = {name: mean * (nats_BT.size / n) for name, mean in routing.items()}
+        penalty = moe.penalty(run.model, routing) if routing else 0.0
+        return nats + run.model.z_loss * jnp.sum(log_z_BT**2) / n + penalty, (nats, routing)
 
     def gradients(params: dict, batch: dict):
-        """Nats and gradient of a batch, summed over its pieces."""
+        """Nats, routing and the gradient of a batch, summed over its pieces."""
         n = batch["tokens"][:, 1:].size
         total = batch["weights"].sum() if "weights" in batch else n
-        of_piece = jax.value_and_grad(loss, has_aux=True)
-        if run.optim.accumulate == 1:
-            (_, nats), gradient = of_piece(params, batch, n, total)
-            return nats, gradient
+
+        def of_piece(piece: dict):
+            (_, found), gradient = jax.value_and_grad(loss, has_aux=True)(params, piece, n, total)
+            return *found, gradient
 
         def add(sums, piece):
-            (_, nats), gradient = of_piece(params, piece, n, total)
-            return jax.tree.map(jnp.add, sums, (nats, gradient)), None
+            return jax.tree.map(jnp.add, sums, of_piece(piece)), None
 
-        zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
+        if run.optim.accumulate == 1:
+            return of_piece(batch)
         pieces = {k: mesh.pieces(v, run.optim.accumulate, "batch", 0) for k, v in batch.items()}
+        shapes = jax.eval_shape(lambda: of_piece({k: v[0] for k, v in pieces.items()}))
+        zero = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
         return jax.lax.scan(add, zero, pieces)[0]
 
     def step(state: dict, batch: dict):
         with mesh.rules(run.mesh):
-            nats, gradient = gradients(state["params"], batch)
+            nats, routing, gradient = gradients(state["params"], batch)
         update, opt = optimizer.update(gradient, state["opt"], state["params"])
+        if routing and run.model.balance == "bias":
+            update = moe.balanced(run.model, update, routing)
         params = optax.apply_updates(state["params"], update)
         grad_norm = optax.tree.norm(gradient)
         metrics = {"loss": nats, "grad_norm": grad_norm, "lr": lr(state["step"])}
+        if routing:
+            metrics |= moe.metrics(routing)
         after = {"step": state["step"] + 1, "params": params, "opt": opt}
         if run.optim.nonfinite == "skip":
             good = jnp.isfinite(nats) & jnp.isfinite(grad_norm)

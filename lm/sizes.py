@@ -59,30 +59,68 @@ LADDER = {
 }  # fmt: skip
 
 
+# Experts: total parameters, then those that a token passes, both without embeddings, within 5%.
+# Below 1B a dense rung whose MLP is cut in experts. From there widths, depths and experts of OLMoE
+# (arXiv:2409.02060), DeepSeekMoE (2401.06066), Qwen3 (2505.09388, twice) and Kimi K2 (2507.20534),
+# all layers alike and with the attention of lm/model.py.
+EXPERTS = {
+    #             d_model n_layers n_heads n_kv_heads d_head n_experts of_token n_shared d_expert
+    "190K-A60K":  (    32,       4,      2,         2,    16,        8,       2,       0,      56),
+    "300K-A100K": (    48,       4,      3,         3,    16,        8,       2,       0,      56),
+    "1.4M-A250K": (    64,       5,      4,         4,    16,       16,       2,       0,      88),
+    "3.2M-A600K": (    96,       6,      3,         3,    32,       16,       2,       0,     108),
+    "8.7M-A1.5M": (   128,       7,      4,         4,    32,       32,       4,       0,      96),
+    "58M-A10M":   (   256,      12,      8,         8,    32,       32,       4,       0,     184),
+    "220M-A40M":  (   512,      14,      8,         8,    64,       64,       6,       2,     144),
+    "630M-A100M": (   768,      15,     12,         6,    64,       64,       6,       2,     264),
+    "6.7B-A1.1B": (  2048,      16,     16,        16,   128,       64,       8,       0,    1024),
+    "16B-A2.4B":  (  2048,      28,     16,        16,   128,       64,       6,       2,    1408),
+    "30B-A2.7B":  (  2048,      48,     32,         4,   128,      128,       8,       0,     768),
+    "235B-A21B":  (  4096,      94,     64,         4,   128,      128,       8,       0,    1536),
+    "1T-A32B":    (  7168,      61,     64,         8,   128,      384,       8,       1,    2048),
+}  # fmt: skip
+
+
 def model(size: str, **knobs: Any) -> config.Model:
-    """The rung `size` of the ladder; `knobs` set or replace fields of config.Model."""
-    if size not in LADDER:
-        raise ValueError("size " + config.unknown(size, list(LADDER)))
-    names = ("d_model", "n_layers", "n_heads", "n_kv_heads", "d_head", "d_ff")
-    shape: dict[str, Any] = dict(zip(names, LADDER[size], strict=True))
+    """The rung `size` of LADDER or EXPERTS; `knobs` set or replace fields of config.Model."""
+    if size not in LADDER and size not in EXPERTS:
+        raise ValueError("size " + config.unknown(size, [*LADDER, *EXPERTS]))
+    names = ("d_model", "n_layers", "n_heads", "n_kv_heads", "d_head")
+    experts = ("n_experts", "experts_per_token", "n_shared_experts", "d_expert")
+    names += ("d_ff",) if size in LADDER else experts
+    row = LADDER[size] if size in LADDER else EXPERTS[size]
+    shape: dict[str, Any] = dict(zip(names, row, strict=True))
     return config.Model(**shape | knobs)
 
 
-def counts(model: config.Model) -> dict[str, int]:
-    """Parameters by part: embedding, attention, mlp, norms, head, their total, non_embedding.
+def expert_width(model: config.Model) -> int:
+    """Hidden width of one expert: d_expert, or what makes as many weights active as d_ff has."""
+    return model.d_expert or model.d_ff // (model.experts_per_token + model.n_shared_experts)
 
-    A tied head adds none. non_embedding is attention + mlp + norms.
+
+def counts(model: config.Model) -> dict[str, int]:
+    """Parameters by part, and three sums: total, non_embedding, active.
+
+    embedding, attention, mlp (with experts: the shared ones), router (its biases too), experts,
+    norms, head (a tied one adds none). non_embedding is all between embedding and head; active is
+    the total without the experts that a token does not pass, and active_non_embedding both.
     """
-    d, layers, h = model.d_model, model.n_layers, model.d_head
+    d, layers, h, e = model.d_model, model.n_layers, model.d_head, model.n_experts
+    one = 3 * d * expert_width(model)  # weights of an expert in a layer
     part = {
         "embedding": model.vocab_size * d,
         "attention": layers * 2 * d * h * (model.n_heads + model.n_kv_heads),
-        "mlp": layers * 3 * d * model.d_ff,
+        "mlp": layers * (model.n_shared_experts * one if e else 3 * d * model.d_ff),
+        "router": layers * e * (d + (model.balance == "bias")),
+        "experts": layers * e * one,
         "norms": layers * (2 * d + 2 * h) + d,
         "head": 0 if model.tied else d * model.vocab_size,
     }
-    inner = part["attention"] + part["mlp"] + part["norms"]
-    return part | {"total": sum(part.values()), "non_embedding": inner}
+    total = sum(part.values())
+    inner = total - part["embedding"] - part["head"]
+    idle = layers * (e - model.experts_per_token) * one if e else 0
+    sums = {"total": total, "non_embedding": inner}
+    return part | sums | {"active": total - idle, "active_non_embedding": inner - idle}
 
 
 def flops_per_token(model: config.Model, seq_len: int) -> dict[str, float]:
@@ -91,25 +129,28 @@ def flops_per_token(model: config.Model, seq_len: int) -> dict[str, float]:
     full        every matrix product of the program, attention over all seq_len keys: the
                 "model FLOPs" of Chowdhery et al. 2022, arXiv:2204.02311, appendix B
     causal      the same, attention over the (seq_len + 1) / 2 keys a query sees on average
-    6N          6 x all parameters
+    6N          6 x all active parameters
     kaplan      6 N + 6 n_layers seq_len d_attention, N without embeddings and head (Kaplan et al.
                 2020, arXiv:2001.08361, equation 2.2, times 3)
     chinchilla  with embedding look-up as a product and softmax (Hoffmann et al. 2022,
                 arXiv:2203.15556, appendix F), its two MLP matrices being three here
 
-    Recomputation under model.remat is not counted: it is a cost, not work done.
+    Of the experts, those count that a token passes. Recomputation under model.remat, and places
+    that model.capacity leaves empty, are not counted: they are a cost, not work done.
     """
     n = counts(model)
     d_attention = model.n_heads * model.d_head
-    matrices = n["attention"] + n["mlp"] + model.d_model * model.vocab_size
+    blocks = n["active_non_embedding"] - n["norms"]
+    blocks -= model.n_layers * model.n_experts * (model.balance == "bias")  # added, not multiplied
+    matrices = blocks + model.d_model * model.vocab_size
     attention = 12 * model.n_layers * d_attention  # times keys: scores and values, x2, x3
     softmax = 9 * model.n_layers * model.n_heads * seq_len
     look_up = 6 * model.vocab_size * model.d_model
     return {
         "full": 6 * matrices + attention * seq_len,
         "causal": 6 * matrices + attention * (seq_len + 1) / 2,
-        "6N": 6 * n["total"],
-        "kaplan": 6 * (n["attention"] + n["mlp"]) + attention * seq_len / 2,
+        "6N": 6 * n["active"],
+        "kaplan": 6 * blocks + attention * seq_len / 2,
         "chinchilla": 6 * matrices + attention * seq_len + softmax + look_up,
     }
 

@@ -283,7 +283,7 @@ def _window_metrics(run: config.Run, text: data.Text, values: list[dict], done: 
         "grad_norm": grad_norm,
         "lr": float(values[-1]["lr"]),
         "epoch": max(text.epochs(done).values()),
-    }
+    } | {name: _mean([m[name] for m in values]) for name in values[0] if "experts." in name}
 
 
 def _speed(run: config.Run, steps: int, seconds: float, peak: float) -> dict:

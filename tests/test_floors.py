@@ -12,7 +12,7 @@ LM = pathlib.Path(__file__).parent.parent / "lm"
 FLOORS: list[list[list[str]]] = [
     [["layout", "config", "sizes", "guard", "records"]],
     [
-        ["mesh", "parametrization", "model", "cache", "optim"],
+        ["mesh", "parametrization", "layers", "moe", "model", "cache", "optim"],
         [
             *("automaton", "machine", "grammar", "languages"),  # what is made up
             *("tokens", "embedded", "files", "tfds_text", "families", "sources"),  # what is read

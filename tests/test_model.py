@@ -77,7 +77,7 @@ def loss_of(shape: config.Model):
     """A loss of every part that the head gives; its gradient."""
 
     def loss(params, tokens_BT):
-        nats_BT, log_z_BT, best_BT = model.losses(shape, params, tokens_BT)
+        nats_BT, log_z_BT, best_BT, _ = model.losses(shape, params, tokens_BT)
         return (nats_BT * jnp.arange(nats_BT.size).reshape(nats_BT.shape)).sum() + (
             0.1 * log_z_BT**2
         ).sum(), best_BT

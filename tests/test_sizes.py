@@ -1,3 +1,4 @@
+import dataclasses
 import math
 
 import jax
@@ -6,31 +7,41 @@ import pytest
 from lm import config, model, plan, sizes
 
 UNITS = {"K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
-N = [float(name[:-1]) * UNITS[name[-1]] for name in sizes.LADDER]
+RUNGS = [*sizes.LADDER, *sizes.EXPERTS]
+
+
+def number(name: str) -> float:
+    return float(name[:-1]) * UNITS[name[-1]]
+
+
+N = [number(name) for name in sizes.LADDER]
 
 
 def test_the_ladder_spans_eight_decades_in_order():
     assert N == sorted(N) and N[0] <= 1e4 and N[-1] >= 1e12
 
 
-@pytest.mark.parametrize("size", sizes.LADDER)
+@pytest.mark.parametrize("size", RUNGS)
 def test_a_rung_is_what_its_name_says_and_can_run(size):
     shape = sizes.model(size)
-    named = float(size[:-1]) * UNITS[size[-1]]
-    assert abs(sizes.counts(shape)["non_embedding"] / named - 1) < 0.05
+    counts = sizes.counts(shape)
+    total, _, active = size.partition("-A")
+    assert abs(counts["non_embedding"] / number(total) - 1) < 0.05
+    assert abs(counts["active_non_embedding"] / number(active or total) - 1) < 0.05
     config.check(config.Run(model=shape))
 
 
-@pytest.mark.parametrize("size", sizes.LADDER)
-@pytest.mark.parametrize("tied", [False, True])
-def test_counts_equal_the_real_tree(size, tied):
-    shape = sizes.model(size, tied=tied, vocab_size=512)
+@pytest.mark.parametrize("size", RUNGS)
+@pytest.mark.parametrize("knobs", [{}, {"tied": True, "balance": "bias"}])
+def test_counts_equal_the_real_tree(size, knobs):
+    shape = sizes.model(size, vocab_size=512, **knobs)
     tree = jax.eval_shape(lambda: model.init(shape, 0))
     real = {"embedding": tree["embed"], "head": tree.get("head", []), "norms": []}
     blocks = tree["blocks"]
-    attention = blocks["attention"]
+    attention, mlp = blocks["attention"], dict(blocks["mlp"])
     real["attention"] = [attention[name] for name in ("query", "key", "value", "out")]
-    real["mlp"] = blocks["mlp"]
+    real["router"] = [mlp.pop(name, []) for name in ("router", "bias")]
+    real["mlp"], real["experts"] = (mlp.pop("shared", []), mlp) if shape.n_experts else (mlp, [])
     counted = {
         part: sum(math.prod(x.shape) for x in jax.tree.leaves(t)) for part, t in real.items()
     }
@@ -40,10 +51,21 @@ def test_counts_equal_the_real_tree(size, tied):
     assert {part: counts[part] for part in counted} == counted and counts["total"] == total
 
 
-@pytest.mark.parametrize("size", ["10K", "250K", "100M"])
-@pytest.mark.parametrize("tied", [False, True])
-def test_flops_equal_those_of_the_real_train_step(size, tied):
-    run = config.Run(model=sizes.model(size, tied=tied, attention_blocks=1))
+def test_what_is_active_leaves_out_the_experts_that_a_token_does_not_pass():
+    shape = sizes.model("1T-A32B")
+    few = dataclasses.replace(shape, n_experts=shape.experts_per_token)
+    idle_scores = 61 * 7168 * (384 - 8)
+    assert sizes.counts(shape)["active"] == sizes.counts(few)["total"] + idle_scores
+    dense = sizes.counts(sizes.model("100K"))
+    assert dense["active"] == dense["total"] and dense["router"] == dense["experts"] == 0
+    cut = sizes.counts(sizes.model("100K", n_experts=8))  # the same width, in experts
+    assert cut["active"] - cut["router"] == dense["active"] < cut["total"]
+
+
+@pytest.mark.parametrize("size", ["10K", "250K", "100M", "300K-A100K", "630M-A100M"])
+@pytest.mark.parametrize("knobs", [{}, {"tied": True, "balance": "bias"}])
+def test_flops_equal_those_of_the_real_train_step(size, knobs):
+    run = config.Run(model=sizes.model(size, attention_blocks=1, **knobs))
     run.data.seq_len, run.data.batch_size = 64, 2
     per_step = sizes.flops_per_token(run.model, 64)["full"] * 2 * 64
     assert plan.step_flops(run) == per_step
