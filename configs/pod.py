@@ -1,4 +1,4 @@
-"""A rung of the ladder as it would run on a pod: long rows, bfloat16, a step of half a million tokens.
+"""A rung of the ladder as it would run on a pod: long rows, bfloat16, half a million tokens a step.
 
     uv run python -m experiments.plan --config=configs/pod.py:1T --config.mesh.fsdp=256 \
         --config.mesh.tensor=8 --config.data.batch_size=256 --target=tpu:v5p:8x16x16

@@ -99,7 +99,8 @@ def compile_step(run: config.Run, target: targets.Target) -> Compiled:
     device_mesh = mesh.make(run.mesh, devices(target))
     mesh.check(run, device_mesh)
     program = programs.build(run, device_mesh)
-    held = [_bytes_a_device(program.abstract[part]) for part in ("params", "opt")]
+    params, moments = (_bytes_a_device(program.abstract[part]) for part in ("params", "opt"))
+    held = params + moments
     began = time.perf_counter()
     with jax.set_mesh(device_mesh):
         traced = program.step.trace(program.abstract, program.batch)
@@ -108,12 +109,12 @@ def compile_step(run: config.Run, target: targets.Target) -> Compiled:
         try:
             made = lowered.compile()
         except jax.errors.JaxRuntimeError as error:
-            needed = _needed(str(error), sum(held), target.spec.memory)
+            needed = _needed(str(error), held, target.spec.memory)
             if not needed:
                 raise
             took = time.perf_counter() - began
             over = needed - target.spec.memory
-            return Compiled(*held, needed - sum(held), over, flops, [], float("nan"), took)
+            return Compiled(params, moments, needed - held, over, flops, [], float("nan"), took)
     took = time.perf_counter() - began
     memory = made.memory_analysis()
     needed = memory.argument_size_in_bytes + memory.temp_size_in_bytes
@@ -121,7 +122,7 @@ def compile_step(run: config.Run, target: targets.Target) -> Compiled:
     found = hlo.collectives(made.as_text(), device_mesh.size)
     over = max(0.0, needed - target.spec.memory)
     network = network_seconds(found, target, device_mesh)
-    return Compiled(*held, needed - sum(held), over, flops, found, network, took)
+    return Compiled(params, moments, needed - held, over, flops, found, network, took)
 
 
 def network_seconds(found: list[hlo.Collective], target, device_mesh) -> float:

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 
 from lm import config, described, layout, quote, roofline, targets
 
+POLICIES: tuple[str, ...] = config.CHOICES["model.remat"]
+
 
 @dataclasses.dataclass
 class Candidate:
@@ -33,9 +35,10 @@ def candidates(run: config.Run, target: targets.Target) -> list[Candidate]:
     for sizes in meshes(run, target.n_devices):
         rows = run.data.batch_size // (sizes["data"] * sizes["fsdp"] * sizes["expert"])
         pieces = [n for n in divisors(rows) if n & (n - 1) == 0]  # powers of two
-        for accumulate, remat in itertools.product(pieces, config.CHOICES["model.remat"]):
+        for accumulate, remat in itertools.product(pieces, POLICIES):
             other = copy.deepcopy(run)
-            other.optim.accumulate, other.model.remat = accumulate, remat
+            other.optim.accumulate = accumulate
+            other.model.remat = remat
             for axis, size in sizes.items():
                 setattr(other.mesh, axis, size)
             try:
@@ -70,7 +73,7 @@ def best(run: config.Run, target: targets.Target, n: int, compiling: bool = True
     that. ValueError if nothing fits even by arithmetic.
     """
     left, rows = candidates(run, target), []
-    factor = dict.fromkeys(config.CHOICES["model.remat"], 1.0)  # compiled over guessed temporaries
+    factor = dict.fromkeys(POLICIES, 1.0)  # compiled over guessed temporaries
     least = min((one.guess.bytes for one in left), default=float("inf"))
 
     def fits(one: Candidate) -> bool:

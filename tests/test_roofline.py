@@ -1,0 +1,60 @@
+import dataclasses
+
+import pytest
+
+from lm import config, described, plan, roofline, sizes, targets
+
+SHAPES = {
+    "full": {"remat": "full", "attention_blocks": 2},
+    "dots": {"remat": "dots", "attention_blocks": 4, "loss_chunks": 4},
+    "none": {"remat": "none", "attention_blocks": 1},
+}
+
+
+def small(**knobs) -> config.Run:
+    run = config.Run(model=sizes.model("1M", n_layers=10, vocab_size=4096, **knobs))
+    run.data.batch_size, run.data.seq_len = 8, 256
+    run.mesh.fsdp = 2
+    run.mesh.tensor = 2
+    return run
+
+
+@pytest.mark.parametrize("knobs", SHAPES.values(), ids=SHAPES)
+def test_flops_by_arithmetic_are_those_of_the_program(knobs):
+    run = small(**knobs)
+    assert roofline.executed_flops(run) == pytest.approx(plan.step_flops(run), rel=1e-3)
+
+
+@pytest.mark.parametrize("policy", ["full", "none"])
+def test_bytes_by_arithmetic_are_near_those_of_the_compiler(policy):
+    run, target = small(**SHAPES[policy]), targets.parse("cpu:4")
+    # Too little memory is an answer in bytes, not an error.
+    tight = dataclasses.replace(target, spec=dataclasses.replace(target.spec, memory=1e5))
+    guess = roofline.estimate(run, target, roofline.weights(run.model))
+    made = described.compile_step(run, tight)
+    assert guess.params == made.params
+    assert guess.optimizer == pytest.approx(made.optimizer, rel=1e-3)  # but for its counters
+    assert 1 / 2 < guess.temporaries / made.temporaries < 2
+    assert made.flops == pytest.approx(guess.flops, rel=1e-3)
+    assert made.over == made.bytes - 1e5 > 0 and made.network_seconds > 0
+
+
+def test_more_devices_hold_less_each_and_smaller_pieces_need_less():
+    run, of = small(), roofline.weights(small().model)
+    few = roofline.estimate(run, targets.parse("cpu:4"), of)
+    run.mesh.fsdp = 8
+    many = roofline.estimate(run, targets.parse("cpu:16"), of)
+    assert many.params < few.params and many.bytes < few.bytes
+    run.mesh.fsdp, run.data.batch_size = 2, 64
+    whole = roofline.estimate(run, targets.parse("cpu:4"), of)
+    run.optim.accumulate = 8
+    pieces = roofline.estimate(run, targets.parse("cpu:4"), of)
+    assert pieces.temporaries < whole.temporaries / 3
+    assert pieces.flops == whole.flops and pieces.network_seconds > whole.network_seconds
+
+
+def test_one_device_sends_nothing():
+    run = small()
+    run.mesh.fsdp = run.mesh.tensor = 1
+    guess = roofline.estimate(run, targets.parse("cpu:1"), roofline.weights(run.model))
+    assert guess.network_seconds == 0 and guess.compute_seconds > 0 and guess.memory_seconds > 0
