@@ -14,10 +14,10 @@ import math
 
 import jax
 
-from lm import config, layout, model, optim, sizes, targets
+from lm import config, layout, mesh, model, parametrization, sizes, targets
 
 FLOAT32 = 4  # bytes
-ADAM = 2  # moments a weight, float32
+MOMENTS = {"adamw": 2, "lion": 1, "muon": 1}  # a weight, float32; muon: of its matrices
 
 
 @dataclasses.dataclass
@@ -47,7 +47,7 @@ class Estimate:
 def weights(shape: config.Model) -> list[Weight]:
     """Every weight of a model, as it is declared."""
     leaves = jax.tree.leaves(jax.eval_shape(lambda: model.init(shape, 0)))
-    names = jax.tree.leaves(model.axes(shape), is_leaf=optim.is_names)
+    names = jax.tree.leaves(model.axes(shape), is_leaf=mesh.is_names)
     return [
         Weight(math.prod(leaf.shape), axes, leaf.shape)
         for leaf, axes in zip(leaves, names, strict=True)
@@ -61,13 +61,20 @@ def estimate(run: config.Run, target: targets.Target, of: list[Weight]) -> Estim
     flops = executed_flops(run)
     return Estimate(
         params=held,
-        optimizer=ADAM * held,
+        optimizer=sum(moments(run, w) * FLOAT32 * w.n / here.ways(*w.names) for w in of),
         temporaries=temporaries(run, here, of),
         flops=flops,
         compute_seconds=flops / target.peak(run.model.dtype),
         memory_seconds=traffic(run, here, of) / target.spec.memory_speed,
         network_seconds=network(run, here, of),
     )
+
+
+def moments(run: config.Run, weight: Weight) -> int:
+    """Float32 numbers that the optimizer keeps for each of a weight."""
+    is_matrix = parametrization.kind(weight.names) in ("hidden", "back")
+    name = "adamw" if run.optim.name == "muon" and not is_matrix else run.optim.name
+    return MOMENTS[name]
 
 
 def executed_flops(run: config.Run) -> float:
@@ -174,7 +181,7 @@ def traffic(run: config.Run, here: Split, of: list[Weight]) -> float:
     scores = run.data.seq_len * shape.n_heads / here.ways("heads") * seen(shape)
     per_layer = passes * (a * width + (3 * FLOAT32 + 2 * a) * scores)
     logits = 6 * FLOAT32 * shape.vocab_size / here.ways("vocab")
-    update = 8 * FLOAT32 * sum(w.n / here.ways(*w.names) for w in of)
+    update = sum(2 * (2 + moments(run, w)) * FLOAT32 * w.n / here.ways(*w.names) for w in of)
     used = passes * a * run.optim.accumulate * sum(here.whole(w) for w in of)
     return tokens * (shape.n_layers * per_layer + logits) + used + update
 
