@@ -12,17 +12,18 @@ from configs import web
 from lm import sizes
 from lm.config import Run
 
-TOKENS_PER_PARAM = 20  # of all parameters: Hoffmann et al. 2022, arXiv:2203.15556
+TOKENS_PER_PARAM = 20  # that a token passes: Hoffmann et al. 2022, arXiv:2203.15556
 
 
 def get_config(size: str = "1B") -> Run:
     run = web.get_config(size)
     run.name = f"pod-{size}"
-    n = sizes.counts(run.model)["total"]
+    counts = sizes.counts(run.model)
+    n = counts["total"]
     run.model.dtype = "bfloat16"
     run.model.remat = "full" if n > 8e8 else "dots"
     run.model.attention_blocks = 8
     run.data.seq_len = 8192 if n > 8e10 else 2048
     run.data.batch_size = 256
-    run.steps = sizes.steps(run, tokens_per_param=TOKENS_PER_PARAM)
+    run.steps = sizes.steps(run, tokens=TOKENS_PER_PARAM * counts["active"])
     return run

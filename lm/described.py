@@ -15,7 +15,7 @@ import time
 
 import jax
 
-from lm import config, hlo, mesh, plan, programs, targets
+from lm import config, hlo, mesh, programs, targets
 
 # What libtpu would otherwise ask a metadata server for, or hold a lock over.
 TPU_ENVIRONMENT = {
@@ -44,7 +44,6 @@ class Compiled:
     optimizer: float
     temporaries: float  # activations, gradients, gathered weights, all else of a step
     over: float  # above targets.Chip.memory; 0: it fits
-    flops: int  # of a step's matrix products on all devices, recomputation included
     collectives: list[hlo.Collective]
     network_seconds: float  # of the collectives one after another
     seconds: float  # that compiling took
@@ -103,9 +102,7 @@ def compile_step(run: config.Run, target: targets.Target) -> Compiled:
     held = params + moments
     began = time.perf_counter()
     with jax.set_mesh(device_mesh):
-        traced = program.step.trace(program.abstract, program.batch)
-        flops = plan.matmul_flops(traced.jaxpr.jaxpr)
-        lowered = traced.lower()
+        lowered = program.step.lower(program.abstract, program.batch)
         try:
             made = lowered.compile()
         except jax.errors.JaxRuntimeError as error:
@@ -114,7 +111,7 @@ def compile_step(run: config.Run, target: targets.Target) -> Compiled:
                 raise
             took = time.perf_counter() - began
             over = needed - target.spec.memory
-            return Compiled(params, moments, needed - held, over, flops, [], float("nan"), took)
+            return Compiled(params, moments, needed - held, over, [], float("nan"), took)
     took = time.perf_counter() - began
     memory = made.memory_analysis()
     needed = memory.argument_size_in_bytes + memory.temp_size_in_bytes
@@ -122,7 +119,7 @@ def compile_step(run: config.Run, target: targets.Target) -> Compiled:
     found = hlo.collectives(made.as_text(), device_mesh.size)
     over = max(0.0, needed - target.spec.memory)
     network = network_seconds(found, target, device_mesh)
-    return Compiled(params, moments, needed - held, over, flops, found, network, took)
+    return Compiled(params, moments, needed - held, over, found, network, took)
 
 
 def network_seconds(found: list[hlo.Collective], target, device_mesh) -> float:

@@ -11,12 +11,12 @@ KNOBS = ("optim.accumulate", "model.remat", "model.attention_blocks", "model.los
 def row(run: config.Run, target: targets.Target, compiling: bool = True) -> dict:
     """One row of a plan.
 
-    how               "compiled": bytes, collectives and FLOPs are those of the target's compiler;
+    how               "compiled": bytes and collectives are those of the target's own compiler;
                       "estimate": roofline.estimate's (no compiler here, or none asked for)
     bytes_*           of one device; bytes_over is what is too much for it, 0 if it fits
     roofline_seconds  of a step at best: the longest of compute_, memory_ and network_seconds, all
                       else hidden behind it, everything at the vendor's speed; None where it cannot
-                      run. memory_seconds is arithmetic in either case
+                      run. compute_ and memory_seconds are arithmetic in either case
     step_seconds      expected: at the share of the peak that plan.REACHED assumes, and not below
                       the roofline; hours and device_hours are of the whole run at this rate
     """
@@ -39,7 +39,7 @@ def fill(
     best = made or guess
     over = made.over if made else max(0.0, guess.bytes - target.spec.memory)
     seconds = {
-        "compute": best.flops / target.peak(run.model.dtype),
+        "compute": guess.compute_seconds,
         "memory": guess.memory_seconds,
         "network": best.network_seconds if over == 0 else guess.network_seconds,
     }
@@ -55,10 +55,10 @@ def fill(
         "mesh": {axis: size for axis, size in shape.items() if size > 1},
         **{knob: knobs[knob] for knob in KNOBS},
         "params_total": facts["params.total"],
-        "params_active": facts.get("params.active", facts["params.total"]),
+        "params_active": facts["params.active"],
         "tokens": facts["tokens"],
         "flops": facts["flops"],
-        "step_flops": best.flops,
+        "step_flops": guess.flops,
         "bytes_params": best.params,
         "bytes_optimizer": best.optimizer,
         "bytes_temporaries": best.temporaries,

@@ -90,6 +90,8 @@ def executed_flops(run: config.Run) -> float:
     if shape.remat == "full":  # all but each layer's last product, of which nothing depends
         per_token *= 4 / 3
         per_token -= 2 * shape.n_layers * shape.d_model * mlp_width(shape)
+    if shape.n_experts and shape.dispatch == "capacity":  # places are computed, empty or not
+        per_token += 18 * shape.n_layers * shape.d_model * idle_width(shape)
     per_token += head * (4 / 3 if shape.loss_chunks > 1 else 1)
     per_token += attention * (1 if shape.remat == "none" else 4 / 3)
     return per_token * run.data.batch_size * t
@@ -158,6 +160,8 @@ def temporaries(run: config.Run, here: Split, of: list[Weight]) -> float:
     scores = here.tokens * run.data.seq_len * shape.n_heads / here.ways("heads") * seen(shape)
     layer = a * (4 * stream + 3 * heads + 2 * keys + 4 * inner) + (2 * FLOAT32 + a) * scores
     layer += FLOAT32 * (2 * stream + 2 * heads + keys + inner)  # norms, rotation, silu
+    width = sizes.expert_width(shape) / here.ways("mlp") if shape.n_experts else 0
+    layer += a * choices(run, here) * (4 * shape.d_model + 3 * width)
     kept = {
         "full": a * stream,
         "dots": a * (3 * stream + heads + keys + 2 * inner),
@@ -205,9 +209,27 @@ def network(run: config.Run, here: Split, of: list[Weight]) -> float:
     keys = 2 * a * here.tokens * pieces * shape.n_kv_heads * shape.d_head
     keys *= here.ways("length") / here.ways("kv_heads")
     seconds += (3 + again) * shape.n_layers * here.seconds(keys, here.axes("length"))
+    if shape.n_experts:  # a group sees each other's tokens, and shares out what experts said
+        together = stream * here.ways("experts")
+        seconds += (4 + 2 * again) * shape.n_layers * here.seconds(together, here.axes("experts"))
     return seconds
 
 
 def mlp_width(shape: config.Model) -> float:
     """Width of all MLPs that a token passes."""
-    return shape.d_ff
+    if not shape.n_experts:
+        return shape.d_ff
+    passed = shape.experts_per_token + shape.n_shared_experts
+    return passed * sizes.expert_width(shape)
+
+
+def idle_width(shape: config.Model) -> float:
+    """Width, for each token, of the places in its experts' boxes that stay empty."""
+    return (shape.capacity - 1) * shape.experts_per_token * sizes.expert_width(shape)
+
+
+def choices(run: config.Run, here: Split) -> float:
+    """Rows that the experts of a device have room for: all that a group could send if dropless."""
+    shape = run.model
+    room = here.ways("experts") if shape.dispatch == "dropless" else shape.capacity
+    return here.tokens * shape.experts_per_token * room if shape.n_experts else 0.0

@@ -50,11 +50,9 @@ def candidates(run: config.Run, target: targets.Target) -> list[Candidate]:
 
 def meshes(run: config.Run, n_devices: int) -> Iterator[dict[str, int]]:
     """Every way to lay out the devices along the mesh axes that the run can use."""
-    experts = getattr(run.model, "n_experts", 0) or 1
-    most = {"tensor": run.model.n_kv_heads, "expert": experts, "sequence": run.data.seq_len // 1024}
-    for tensor in divisors(n_devices, most["tensor"]):
-        for sequence in divisors(n_devices // tensor, most["sequence"]):
-            for expert in divisors(n_devices // tensor // sequence, most["expert"]):
+    for tensor in divisors(n_devices, run.model.n_kv_heads):
+        for sequence in divisors(n_devices // tensor, run.data.seq_len // 1024):
+            for expert in divisors(n_devices // tensor // sequence, run.model.n_experts):
                 rest = n_devices // tensor // sequence // expert
                 for fsdp in divisors(rest):
                     sizes = (rest // fsdp, fsdp, expert, sequence, tensor)

@@ -35,7 +35,6 @@ def test_bytes_by_arithmetic_are_near_those_of_the_compiler(policy):
     assert guess.params == made.params
     assert guess.optimizer == pytest.approx(made.optimizer, rel=1e-3)  # but for its counters
     assert 1 / 2 < guess.temporaries / made.temporaries < 2
-    assert made.flops == pytest.approx(guess.flops, rel=1e-3)
     assert made.over == made.bytes - 1e5 > 0 and made.network_seconds > 0
 
 

@@ -60,7 +60,7 @@ def test_a_policy_that_takes_more_than_was_guessed_is_guessed_larger(monkeypatch
         temporaries = guess.temporaries * (1000 if run.model.remat == "none" else 1)
         over = max(0.0, guess.params + guess.optimizer + temporaries - target.spec.memory)
         return search.described.Compiled(
-            guess.params, guess.optimizer, temporaries, over, round(guess.flops), [], 0.0, 1.0
+            guess.params, guess.optimizer, temporaries, over, [], 0.0, 1.0
         )
 
     monkeypatch.setattr(search.described, "compile_step", compile_step)
