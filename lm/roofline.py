@@ -161,10 +161,11 @@ def temporaries(run: config.Run, here: Split, of: list[Weight]) -> float:
     layer = a * (4 * stream + 3 * heads + 2 * keys + 4 * inner) + (2 * FLOAT32 + a) * scores
     layer += FLOAT32 * (2 * stream + 2 * heads + keys + inner)  # norms, rotation, silu
     width = sizes.expert_width(shape) / here.ways("mlp") if shape.n_experts else 0
-    layer += a * choices(run, here) * (4 * shape.d_model + 3 * width)
+    placed = a * choices(run, here)
+    layer += placed * (4 * shape.d_model + 3 * width)
     kept = {
         "full": a * stream,
-        "dots": a * (3 * stream + heads + keys + 2 * inner),
+        "dots": a * (3 * stream + heads + keys + 2 * inner) + placed * (shape.d_model + 2 * width),
         "none": layer,
     }[shape.remat]
     logits = 3 * FLOAT32 * here.tokens * shape.vocab_size / here.ways("vocab") / shape.loss_chunks
