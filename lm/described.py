@@ -25,7 +25,7 @@ TPU_ENVIRONMENT = {
     "TPU_WORKER_HOSTNAMES": "localhost",
     "TPU_WORKER_ID": "0",
 }
-MODULES = {"tpu": "libtpu", "gpu": "jax_cuda12_plugin"}
+MODULES = {"tpu": ("libtpu",), "gpu": ("jax_cuda12_plugin", "jax_cuda13_plugin")}
 # Of a card: cores, compute capability, L2 bytes, GHz (NVIDIA's datasheets and tuning guides).
 CARDS = {
     "a100": (108, (8, 0), 40 * 2**20, 1.41),
@@ -64,8 +64,9 @@ def start(target: targets.Target) -> None:
 
 def missing(target: targets.Target) -> str:
     """The extra that the target's compiler comes with, where it is not installed; else ""."""
-    module = MODULES.get(target.platform)
-    return target.platform if module and importlib.util.find_spec(module) is None else ""
+    modules = MODULES.get(target.platform, ("jax",))
+    is_there = any(importlib.util.find_spec(module) for module in modules)
+    return "" if is_there else target.platform
 
 
 def devices(target: targets.Target) -> list:
