@@ -15,6 +15,7 @@ from collections.abc import Iterator
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from lm import config, layout
@@ -51,12 +52,11 @@ def make(mesh: config.Mesh, devices: list | None = None) -> jax.sharding.Mesh:
     """The mesh of config.Mesh over `devices` (default: all); ValueError if they do not multiply."""
     devices = jax.devices() if devices is None else devices
     sizes = layout.check_devices(vars(mesh), len(devices))
-    return jax.make_mesh(
-        tuple(sizes.values()),
-        layout.AXES,
-        axis_types=(AxisType.Auto,) * len(layout.AXES),
-        devices=devices,
+    # A side of a TPU's torus may serve two mesh axes, which jax.make_mesh refuses.
+    places = mesh_utils.create_device_mesh(
+        tuple(sizes.values()), devices, allow_split_physical_axes=True
     )
+    return jax.sharding.Mesh(places, layout.AXES, (AxisType.Auto,) * len(layout.AXES))
 
 
 def check(run: config.Run, mesh: jax.sharding.Mesh) -> None:
