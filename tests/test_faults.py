@@ -247,19 +247,30 @@ def mend(folder: pathlib.Path) -> None:
     (folder.parents[1] / "ballast").unlink(missing_ok=True)
 
 
-def test_a_folder_that_cannot_be_written_ends_the_run_in_seconds_and_names_it(tiny, tmp_path):
-    tiny.steps, tiny.checkpoint_every, tiny.log_every = 3000, 20, 10
-    process = start(tiny, tmp_path / "cache")
-    assert process.stdout
-    for _ in range(3):
-        process.stdout.readline()
-    folder = records.folder(tiny)
-    freeze(folder)
-    try:
-        _, errors = process.communicate(timeout=60)
-    finally:
-        mend(folder)
-    assert process.returncode == 2 and "the same command goes on" in errors
+def test_a_save_into_a_folder_that_cannot_be_written_is_not_begun(tiny):
+    with checkpoint.Checkpoints(tiny) as saved:
+        freeze(saved.folder)
+        try:
+            with pytest.raises(OSError, match="Operation not permitted"):
+                saved.save(1, {"step": jnp.int32(1)}, "hash", [], 0.0)
+        finally:
+            subprocess.run(["chattr", "-R", "-i", saved.folder], check=True)
+        saved.save(1, {"step": jnp.int32(1)}, "hash", [], 0.0)
+        assert saved.steps() == [1]
+
+
+def test_a_command_that_fails_waits_for_no_thread():
+    script = (
+        "import threading, time; from experiments import cli\n"
+        "def main():\n"
+        "    threading.Thread(target=time.sleep, args=(60,)).start()\n"
+        "    raise OSError(30, 'Read-only file system', 'runs/x')\n"
+        "cli.start(main)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, timeout=30
+    )
+    assert done.returncode == 2 and "runs/x: Read-only file system. What was saved" in done.stderr
 
 
 @pytest.fixture
