@@ -237,9 +237,9 @@ def test_killed_at_random_moments_it_ends_with_the_same_bits(tiny, tmp_path):
 
 def freeze(folder: pathlib.Path) -> None:
     """Neither a file in it nor a name can change, for root as well."""
-    done = subprocess.run(["chattr", "-R", "+i", folder], capture_output=True, text=True)
-    if "not supported" in done.stderr or "Permission" in done.stderr:
-        pytest.skip("no folder can be frozen here: it takes root")
+    if os.geteuid() or not shutil.which("chattr"):
+        pytest.skip("no folder can be frozen here: it takes root, and chattr")
+    subprocess.run(["chattr", "-R", "+i", folder], stderr=subprocess.DEVNULL)  # some files vanish
 
 
 def mend(folder: pathlib.Path) -> None:
