@@ -24,7 +24,11 @@ MALLOC = (
 
 def start(main: Callable[[], int | None]) -> None:
     """Parses the flags, calls main() and ends the process."""
-    sys.exit(status(main, sys.argv))
+    number = status(main, sys.argv)
+    if number:  # at once: threads of a save that failed wait ten minutes for each other
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(number)
 
 
 def status(main: Callable[[], int | None], argv: list[str]) -> int:

@@ -6,14 +6,13 @@
 """
 
 import json
-import pathlib
 import time
 
 from absl import flags
 from rich.live import Live
 
 from experiments import cli, show
-from lm import standing
+from lm import standing, storage
 
 _DIR = flags.DEFINE_string("dir", "runs", "folder of runs")
 _WATCH = flags.DEFINE_bool("watch", False, "show it again every two seconds, until Ctrl-C")
@@ -21,7 +20,7 @@ _JSON = flags.DEFINE_bool("json", False, "print JSON")
 
 
 def main() -> int:
-    if not pathlib.Path(_DIR.value).is_dir() or not (runs := standing.runs(_DIR.value)):
+    if not (runs := standing.runs(_DIR.value)):
         raise ValueError(f"--dir={_DIR.value} holds no runs")
     if _JSON.value:
         print(json.dumps({"total": standing.total(runs), "runs": runs}, indent=1))

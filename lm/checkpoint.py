@@ -4,6 +4,7 @@
     checkpoints/1200/manifest/    what it must prove to be: see `manifest`
     checkpoints/proofs.jsonl      step, next_loss: what the step after a checkpoint must give again
     damaged/1200/                 what could not prove itself: set aside, never deleted
+    pins/1200-sweep-branch        a run that starts from it: it is kept
 
 One thin layer over orbax's CheckpointManager, whose folders become visible under their step only
 when they are whole. Orbax has no checksums of its own: a flipped bit would be restored as it is.
@@ -14,7 +15,7 @@ import errno
 import hashlib
 import json
 import logging
-import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -22,11 +23,19 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy as policy
 
-from lm import config, records
+from lm import config, records, storage
 
 logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax says it all, and raises it as well
 FORMAT = 1
 SPARE_BYTES = 1 << 18  # of a checkpoint besides its arrays
+# What tensorstore says of a disk, a network or a memory that is at fault, and not the files.
+ELSEWHERE = (
+    "PERMISSION_DENIED",
+    "UNAUTHENTICATED",
+    "UNAVAILABLE",
+    "DEADLINE",
+    "RESOURCE_EXHAUSTED",
+)
 
 
 class Damaged(Exception):
@@ -41,7 +50,9 @@ class Checkpoints:
 
     def __init__(self, run: config.Run, read_only: bool = False):
         self.folder = records.folder(run) / "checkpoints"
-        kept: list = [policy.LatestN(2)]  # two: the newest may be damaged
+        self.knobs = records.knobs(run)
+        # Two: the newest may be damaged.
+        kept: list = [policy.LatestN(2), _Pinned(self.folder.with_name("pins"))]
         if run.keep_every:
             kept.append(policy.EveryNSteps(run.keep_every))
         if run.keep_best:
@@ -60,7 +71,8 @@ class Checkpoints:
             create=not read_only,
             save_interval_steps=0 if read_only else 1,
         )
-        self.manager = ocp.CheckpointManager(Path(self.folder).absolute(), options=options)
+        here = self.folder if storage.is_remote(self.folder) else self.folder.absolute()
+        self.manager = ocp.CheckpointManager(here, options=options)
 
     def __enter__(self):
         return self
@@ -80,17 +92,21 @@ class Checkpoints:
     ) -> None:
         """Copies the state and writes it in the background.
 
-        OSError if the last save failed or the disk has no room for this one, which then is not
-        begun. batch: hash of what the next step will take; window: metrics of the steps that are
-        not logged yet; seconds: of training so far; loss: held-out, if evaluated at this step.
+        OSError if the last save failed, or if the folder cannot be written or its disk has no room
+        for this one, which then is not begun: where it fails later, orbax's threads wait ten
+        minutes for each other. batch: hash of what the next step will take; window: metrics of the
+        steps that are not logged yet; seconds: of training so far; loss: held-out, if evaluated at
+        this step.
         """
         needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) + SPARE_BYTES
-        free = shutil.disk_usage(self.folder).free
-        if free < needed:
+        storage.probe(self.folder)
+        if (free := storage.free_bytes(self.folder)) < needed:
             words = f"no room for a checkpoint of {needed:,} bytes, {free:,} are free"
             raise OSError(errno.ENOSPC, words, str(self.folder))
+        records.sync(self.folder.parent)  # what is logged must not be younger than the weights
         arrays = ocp.args.PyTreeSave(by_path(state))
-        said = manifest(step, state, {"batch": batch, "window": window, "seconds": seconds})
+        position = {"batch": batch, "window": window, "seconds": seconds}
+        said = manifest(step, state, position | {"config": self.knobs})
         proof = ocp.args.JsonSave(said)
         with _written():
             self.manager.check_for_errors()
@@ -131,6 +147,18 @@ class Checkpoints:
         saved = self._read(step, "manifest", ocp.args.JsonRestore())
         if saved.get("checksum") != _checksum(saved):
             raise Damaged("the manifest's checksum differs")
+        if saved["step"] != step:
+            raise Damaged(f"it was saved as step {saved['step']}")
+        changed = [
+            f"{knob}={value!r} there, {self.knobs[knob]!r} here"
+            for knob, value in saved.get("config", {}).items()
+            if knob in self.knobs and self.knobs[knob] != value
+        ]
+        if changed:
+            raise ValueError(
+                f"{self.folder / str(step)} is of another run, {'; '.join(changed)}: move it away,"
+                " or start from that run by start.run"
+            )
         needed = _shapes(abstract)
         parts = tuple(f"{part}/" for part in abstract)
         there = {path for path in saved["arrays"] if f"{path}/".startswith(parts)}
@@ -164,6 +192,9 @@ class Checkpoints:
             return self.manager.restore(step, args=ocp.args.Composite(**{item: how}))[item]
         except Exception as error:  # whatever orbax, tensorstore or the disk make of bad files
             words = str(error).strip().partition("\n")[0][:120]
+            if _is_elsewhere(error):
+                words = f"cannot be read now ({words}): nothing was set aside"
+                raise OSError(f"{self.folder / str(step)} {words}") from error
             raise Damaged(f"{item} is not readable: {type(error).__name__}: {words}") from error
 
     def _set_aside(self, step: int) -> Path:
@@ -171,7 +202,7 @@ class Checkpoints:
         place.parent.mkdir(exist_ok=True)
         while place.exists():
             place = place.with_name(place.name + "-again")
-        (self.folder / str(step)).rename(place)
+        storage.move(self.folder / str(step), place)
         self.manager.reload()
         return place
 
@@ -199,6 +230,31 @@ def _restoring(abstract: dict) -> ocp.args.PyTreeRestore:
     """Those of the saved arrays that `abstract` names, each with its type and sharding."""
     how = ocp.checkpoint_utils.construct_restore_args(abstract)
     return ocp.args.PyTreeRestore(item=abstract, restore_args=how, partial_restore=True)
+
+
+class _Pinned(policy.PreservationPolicy):
+    """Keeps the checkpoints that other runs start from."""
+
+    def __init__(self, pins: Path):
+        self.pins = pins
+
+    def should_preserve(self, checkpoints: Sequence, *, context) -> list[bool]:
+        names = [path.name for path in storage.listed(self.pins)]
+        steps = {name.partition("-")[0] for name in names}
+        return [str(one.step) in steps for one in checkpoints]
+
+
+def pin(run: config.Run, step: int, by: str) -> None:
+    """Keeps a checkpoint of a run, if need be of one that has not begun, for the run named `by`."""
+    with contextlib.suppress(OSError):  # a folder that is only read loses nothing
+        storage.write(records.folder(run) / "pins" / f"{step}-{by.replace('/', '-')}", by + "\n")
+
+
+def _is_elsewhere(error: Exception) -> bool:
+    """Whether the files may well be good, and something else failed."""
+    if isinstance(error, OSError):
+        return not isinstance(error, (FileNotFoundError, NotADirectoryError, IsADirectoryError))
+    return isinstance(error, MemoryError) or any(word in str(error) for word in ELSEWHERE)
 
 
 @contextlib.contextmanager

@@ -56,7 +56,8 @@ class Data:
         default_factory=lambda: {"code": 0.5, "docs": 0.5}
     )
     # what to read -> weight: code, docs, text:PATH, jsonl:GLOB[?field=NAME] and more: lm/sources.py
-    cache: str = "data"  # folder of prepared token files
+    cache: str = "data"  # folder of prepared token files; may be gs://BUCKET/FOLDER
+    copies: str = "data"  # folder on this machine for what a data.cache in a bucket holds
     heldout: float = 0.05  # share of documents held out, by hash of their text
     tokenizer: str = "bytes"  # bytes, bpe:SIZE (trained on the sources), file:JSON, spm:MODEL
     broken: str = "stop"  # at a file or line that cannot be read: stop, skip (and count)
@@ -122,7 +123,7 @@ class Eval:
 @dataclasses.dataclass
 class Run:
     name: str = "run"  # folder below dir; sweeps use SWEEP/RUN
-    dir: str = "runs"  # folder of all runs
+    dir: str = "runs"  # folder of all runs; may be gs://BUCKET/FOLDER
     seed: int = 0  # of weights and data order
     steps: int = 1000  # optimizer steps
     log_every: int = 10  # steps between metrics

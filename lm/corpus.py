@@ -9,6 +9,8 @@ data/text-books-3f2a81c09d7e/
     tokenizer.json   what lm/tokens.py reads again, unless the tokens are bytes
 data/bpe-8192-91c07d44e3b5/
     tokenizer.json   trained on the sources, for data.tokenizer="bpe:8192"
+
+A data.cache in a bucket holds the same folders: see lm/copies.py.
 """
 
 import dataclasses
@@ -24,7 +26,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lm import config, draft, files, overlap, sift, sources, tokens
+from lm import config, copies, draft, files, overlap, sift, sources, tokens
 
 FORMAT = 2  # part of every key: raise it when the same source would give other tokens
 SPLITS = draft.SPLITS
@@ -94,16 +96,18 @@ def _prepare(
     prints = sources.fingerprint(source)
     words = re.findall(r"[a-z0-9]+", source.lower())[-5:]  # the end of a path says most
     name, key = "-".join(words)[-60:], _key(*facts, prints)
-    folder = Path(data.cache, f"{name}-{key}")
-    found = _read_manifest(folder)
-    if found and (not data.drop_copies or (folder / "seen.sqlite").exists()):
-        return found
-    parts = sources.parts(source)
+    folder = copies.place(data) / f"{name}-{key}"
     try:
+        copies.fetch(data, folder)
+        found = _read_manifest(folder)
+        if found and (not data.drop_copies or (folder / "seen.sqlite").exists()):
+            copies.store(data, folder)
+            return found
+        parts = sources.parts(source)
         guarded = _guarded(data) if data.overlap else None
         of_parts = prints if len(prints) == len(parts) else [prints] * len(parts)
         seen_before = [Path(manifest.folder, "seen.sqlite") for manifest in before]
-        with draft.Draft(Path(data.cache), f"{name}-{_key(*facts)}", of_parts, seen_before) as work:
+        with draft.Draft(folder.parent, f"{name}-{_key(*facts)}", of_parts, seen_before) as work:
             told = time.monotonic()
             documents = _documents(source, data, work.part)
             for one in sift.sifted(documents, tokenizer, data, guarded, workers):
@@ -123,6 +127,7 @@ def _prepare(
             except OSError:
                 if not _read_manifest(folder):  # else another process was first
                     raise
+        copies.store(data, folder)
     except (OSError, sqlite3.Error) as error:
         raise _unwritable(data, error) from None
     return dataclasses.replace(manifest, folder=str(folder))
@@ -167,7 +172,8 @@ def _tokenizer(data: config.Data, report: Report | None) -> tokens.Tokenizer:
     weights = sorted((name, weight) for name, weight in data.sources.items() if weight)
     prints = [(name, weight, sources.fingerprint(name)) for name, weight in weights]
     key = _key(FORMAT, size, prints, data.heldout, data.broken, SAMPLE_BYTES)
-    folder = Path(data.cache) / f"bpe-{size}-{key}"
+    folder = copies.place(data) / f"bpe-{size}-{key}"
+    copies.fetch(data, folder)
     if not (folder / "tokenizer.json").exists():
         temporary = _temporary(data, folder.name)
         try:
@@ -177,6 +183,7 @@ def _tokenizer(data: config.Data, report: Report | None) -> tokens.Tokenizer:
             except OSError:
                 if not (folder / "tokenizer.json").exists():  # else another process was first
                     raise
+            copies.store(data, folder)
         except OSError as error:
             raise _unwritable(data, error) from None
         finally:
@@ -217,7 +224,7 @@ def _guards(data: config.Data) -> list:
 def _guarded(data: config.Data) -> Path:
     """The file of the runs of data.overlap words in held-out text, and in data.protect."""
     key = _key(FORMAT, data.overlap, data.heldout, data.protect, data.broken, _guards(data))
-    path = Path(data.cache, f"runs-{data.overlap}-{key}.u64")
+    path = copies.place(data) / f"runs-{data.overlap}-{key}.u64"
 
     def found() -> Iterator[np.ndarray]:
         for source, _ in _guards(data):
@@ -257,8 +264,8 @@ def _key(*facts) -> str:
 def _temporary(data: config.Data, name: str) -> Path:
     """A new folder of data.cache, to be renamed when it is whole."""
     try:
-        Path(data.cache).mkdir(parents=True, exist_ok=True)
-        return Path(tempfile.mkdtemp(prefix=f".{name}-", dir=data.cache))
+        copies.place(data).mkdir(parents=True, exist_ok=True)
+        return Path(tempfile.mkdtemp(prefix=f".{name}-", dir=copies.place(data)))
     except OSError as error:
         raise _unwritable(data, error) from None
 

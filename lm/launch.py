@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from lm import (
+    checkpoint,
     config,
     data,
     guard,
@@ -20,6 +21,7 @@ from lm import (
     mirrors,
     records,
     sizes,
+    storage,
     tasks,
     train,
 )
@@ -76,21 +78,29 @@ def epochs(runs: list[config.Run]) -> dict[str, float]:
 
 def folder(runs: list[config.Run]) -> Path:
     """The folder that all runs of a sweep share: DIR/SWEEP of names SWEEP/RUN."""
-    places = {str(Path(run.dir) / run.name.split("/")[0]) for run in runs if "/" in run.name}
+    places = {str(storage.at(run.dir) / run.name.split("/")[0]) for run in runs if "/" in run.name}
     if len(places) != 1 or any("/" not in run.name for run in runs):
         names = ", ".join(sorted({run.name for run in runs})[:3])
         raise ValueError(f"names of a sweep's runs must be SWEEP/RUN with one SWEEP, not {names}")
-    return Path(places.pop())
+    return storage.at(places.pop())
 
 
 def write_down(sweep: str, runs: list[config.Run], costs: list[dict]) -> None:
-    """sweep.json and plan.json: what was asked for, and what it should have cost."""
+    """sweep.json and plan.json: what was asked for, and what it should have cost.
+
+    Pins the checkpoints that runs of the sweep are to start from.
+    """
     place, when = folder(runs), _now()
     command = f"uv run python -m experiments.sweep --sweep={sweep}"
     names = [run.name for run in runs]
     asked = {"sweep": sweep, "runs": names, "command": command, "created": when}
     records.write_json(place / "sweep.json", asked)
     records.write_json(place / "plan.json", {"runs": costs})
+    by_name = {run.name: run for run in runs}
+    for run in runs:
+        if run.start.run:
+            parent = by_name.get(run.start.run) or lineage.parent(run)
+            checkpoint.pin(parent, lineage.first_step(run, parent), run.name)
 
 
 def left(runs: list[config.Run]) -> list[config.Run]:
@@ -153,8 +163,7 @@ def here(
         except Exception as error:
             reason = f"{type(error).__name__}: {error}"
             where = records.folder(run)
-            where.mkdir(parents=True, exist_ok=True)
-            (where / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
+            storage.write(where / "error.txt", traceback.format_exc())
             failed_at = [*records.read_facts(where).get("failed_at", []), time.time()]
             records.write_facts(where, status="failed", reason=reason, failed_at=failed_at)
         ended(run, reason)

@@ -4,12 +4,11 @@
     run.start.keep = "weights"    # fine-tuning: a fresh optimizer, step 0
     run.start.keep = "state"      # a branch: optimizer and step go on, as in a trunk's cooldown
 
-The other run must be of the same model and tokenizer; its folder is only read.
+The other run must be of the same model and tokenizer; its folder is only read, but for a pin that
+keeps the checkpoint.
 """
 
-from pathlib import Path
-
-from lm import checkpoint, config, records, sizes, tokens
+from lm import checkpoint, config, records, sizes, storage, tokens
 
 # Knobs of a model that its weights do not depend on.
 COMPUTED = ("dtype", "remat", "unroll", "attention_blocks", "z_loss")
@@ -17,7 +16,7 @@ COMPUTED = ("dtype", "remat", "unroll", "attention_blocks", "z_loss")
 
 def parent(run: config.Run) -> config.Run:
     """The run that this one starts from; ValueError if there is none of that name."""
-    place = Path(run.dir) / run.start.run
+    place = storage.at(run.dir) / run.start.run
     try:
         return records.read_config(place)
     except ValueError as error:
@@ -64,6 +63,7 @@ def restore(run: config.Run, abstract: dict, tokenizer: tokens.Tokenizer) -> tup
         )
     step = first_step(run, other)
     is_branch = run.start.keep == "state"
+    checkpoint.pin(other, step, run.name)
     wanted = abstract if is_branch else {"params": abstract["params"]}
     state, said = checkpoint.read(other, step, wanted)
     if not is_branch:

@@ -5,9 +5,12 @@ metrics.jsonl is the record; these are copies of it and are never read back.
 
 import importlib
 import importlib.util
+import shutil
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 
-from lm import config, records
+from lm import config, records, storage
 
 
 def check(run: config.Run) -> None:
@@ -17,10 +20,15 @@ def check(run: config.Run) -> None:
 
 
 def follow(run: config.Run, first_step: int) -> tuple[Callable[[dict], None], Callable[[], None]]:
-    """(write, close): write(row) copies the numbers of a metrics row at row["step"]."""
+    """(write, close): write(row) copies the numbers of a metrics row at row["step"].
+
+    Event files grow, so they come into a bucket once they are closed.
+    """
     from tensorboardX import SummaryWriter  # imported here: most of lm does without it
 
-    board = SummaryWriter(str(records.folder(run) / "tensorboard"), purge_step=first_step)
+    place = records.folder(run) / "tensorboard"
+    here = Path(tempfile.mkdtemp()) if storage.is_remote(place) else place
+    board = SummaryWriter(str(here), purge_step=first_step)
     cloud = _wandb(run) if run.wandb else None
 
     def write(row: dict) -> None:
@@ -32,6 +40,10 @@ def follow(run: config.Run, first_step: int) -> tuple[Callable[[dict], None], Ca
 
     def close() -> None:
         board.close()
+        if here != place:
+            for file in here.iterdir():
+                storage.write(place / file.name, file.read_bytes())
+            shutil.rmtree(here)
         if cloud:
             cloud.finish()
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lm import laws, marks, records, style
+from lm import laws, marks, records, storage, style
 from lm.marks import finite, short
 
 Cell = tuple[str, float | str]  # what is shown, and what it sorts by: a number, or words
@@ -45,7 +45,7 @@ class Sweep:
 
 def load(sweep_dir) -> Sweep:
     """Reads a sweep and fits its law; ValueError if the folder holds no runs and no sweep.json."""
-    path = Path(sweep_dir)
+    path = storage.at(sweep_dir)
     facts, plan, prediction = (
         records.read_json(path / name) if (path / name).exists() else {}
         for name in ("sweep.json", "plan.json", "prediction.json")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from lm import style
+from lm import storage, style
 
 
 def write(path, title, headline, tiles, sections, footer, twins) -> Path:
@@ -37,8 +37,8 @@ def write(path, title, headline, tiles, sections, footer, twins) -> Path:
         ),
         footer=escape(footer),
     )
-    path = Path(path)
-    path.write_text(text, encoding="utf-8")
+    path = storage.at(path)
+    storage.write(path, text)
     return path
 
 

@@ -14,42 +14,43 @@
 status is running, done, diverged, failed (an error), or lost: ended from outside, by a signal or
 with its machine; starting a lost run again continues it. JSON files are replaced whole, .jsonl
 files only grow: after a resume the line of the last attempt counts; a torn last line is dropped.
+All of it may lie in a bucket: lm/storage.py.
 """
 
 import json
 import math
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from lm import config, guard
+from lm import config, guard, storage
 
 # Knobs that say where and how a run is computed and looked at, not what it learns.
 FREE = (
     *("dir", "log_every", "checkpoint_every", "keep_every", "keep_best", "predict", "wandb"),
-    *("resume", "stall_seconds", "data.cache", "optim.nonfinite"),
+    *("resume", "stall_seconds", "data.cache", "data.copies", "optim.nonfinite"),
     *("mesh.data", "mesh.fsdp", "mesh.expert", "mesh.sequence", "mesh.tensor", "mesh.rules"),
     *("model.remat", "model.unroll", "model.loss_chunks", "optim.accumulate"),
     *("eval.every", "eval.n_sequences", "eval.n_completions"),
     *("eval.tasks", "eval.tasks_every", "eval.too_long"),
 )
+GROWING = ("metrics.jsonl", "evals.jsonl", "events.jsonl", "checkpoints/proofs.jsonl")
 
 
 def folder(run: config.Run) -> Path:
     """Where the run lives."""
-    return Path(run.dir) / run.name
+    return storage.at(run.dir) / run.name
 
 
 def read_config(path: str | Path) -> config.Run:
     """The run that lives in a folder, wherever the folder is now; ValueError if none does."""
-    path = Path(path)
+    path = storage.at(path)
     file = path / "config.json"
     if not file.exists():
         raise ValueError(f"{path} is no run: it has no config.json")
     run = config.from_dict(read_json(file))
-    if not path.as_posix().endswith(run.name):
+    if not str(path).endswith(run.name):
         raise ValueError(f"{path} holds the run {run.name}: keep the last folders of its path so")
-    run.dir = path.as_posix().removesuffix(run.name) or "."
+    run.dir = str(path).removesuffix(run.name) or "."
     return run
 
 
@@ -76,29 +77,44 @@ def start(run: config.Run, facts: dict) -> int:
     compare(run)
     path = folder(run)
     path.mkdir(parents=True, exist_ok=True)
-    for name in ("metrics.jsonl", "evals.jsonl", "events.jsonl", "checkpoints/proofs.jsonl"):
-        _drop_torn_line(path / name)
+    settle(path)
     write_json(path / "config.json", config.to_dict(run))
     attempt = read_facts(path).get("attempts", 0) + 1
     write_facts(path, attempts=attempt, status="running", reason="", **facts)
     return attempt
 
 
+def knobs(run: config.Run) -> dict:
+    """The knobs by which one run's weights differ from another's: all but FREE and the name."""
+    return {k: v for k, v in config.flatten(run).items() if k not in FREE and k != "name"}
+
+
+def sync(path: Path) -> None:
+    """Waits until all lines written so far would outlive a power cut."""
+    for name in GROWING:
+        storage.sync(path / name)
+
+
+def settle(path: Path) -> None:
+    """Puts the files that grow in order: before an attempt, and once the run has ended."""
+    for name in GROWING:
+        storage.settle(path / name)
+
+
 def read_facts(path: Path) -> dict:
     """facts.json as a flat dict; empty before the first start."""
-    file = Path(path) / "facts.json"
+    file = storage.at(path) / "facts.json"
     return read_json(file) if file.exists() else {}
 
 
 def write_facts(path: Path, **facts) -> None:
     """Adds to facts.json, replacing facts of the same name."""
-    write_json(Path(path) / "facts.json", read_facts(path) | facts)
+    write_json(storage.at(path) / "facts.json", read_facts(path) | facts)
 
 
 def append(path: Path, row: dict) -> None:
     """Adds a line to a .jsonl file."""
-    with open(path, "a", encoding="utf-8") as file:
-        file.write(_dumps(row) + "\n")
+    storage.append(path, _dumps(row))
 
 
 def event(path: Path, attempt: int, step: int, name: str, words: str) -> None:
@@ -109,17 +125,17 @@ def event(path: Path, attempt: int, step: int, name: str, words: str) -> None:
 
 def events(path: str | Path) -> list[dict]:
     """What happened to a run besides its steps, in order."""
-    return list(_parsed(Path(path) / "events.jsonl"))
+    return list(_parsed(storage.at(path) / "events.jsonl"))
 
 
 def metrics(path: str | Path) -> list[dict]:
     """The log steps of a run in order, the last attempt's line for each."""
-    return lines(Path(path) / "metrics.jsonl")
+    return lines(storage.at(path) / "metrics.jsonl")
 
 
 def evals(path: str | Path) -> list[dict]:
     """The evaluations of a run in order, the last attempt's line for each."""
-    return lines(Path(path) / "evals.jsonl")
+    return lines(storage.at(path) / "evals.jsonl")
 
 
 def extend_evals(path: str | Path, step: int, found: dict) -> None:
@@ -135,7 +151,7 @@ def rows(path: str | Path) -> list[dict]:
     "status", "seconds", ...) and the last evaluation ("eval.loss", "eval.loss_se", ...).
     """
     found = []
-    for file in sorted(Path(path).glob("**/config.json")):
+    for file in storage.find(storage.at(path), "config.json"):
         facts, evaluations = read_facts(file.parent), evals(file.parent)
         knobs = config.flatten(config.from_dict(read_json(file)))
         last = {f"eval.{k}": v for k, v in evaluations[-1].items()} if evaluations else {}
@@ -154,18 +170,14 @@ def is_finished(run: config.Run) -> bool:
 def read_json(path: Path) -> dict:
     """ValueError naming the file where it is not JSON."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return json.loads(storage.at(path).read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is not readable as JSON: {error}") from error
 
 
 def write_json(path: Path, value: dict) -> None:
     """Replaces the file whole: a reader, or a crash, sees the old one or the new one."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(f".{path.name}.{os.getpid()}")
-    fresh.write_text(_dumps(value, indent=1) + "\n", encoding="utf-8")
-    os.replace(fresh, path)
+    storage.write(storage.at(path), _dumps(value, indent=1) + "\n")
 
 
 def _dumps(value, indent=None) -> str:
@@ -182,26 +194,22 @@ def _finite(value):
 
 
 def lines(path: Path) -> list[dict]:
-    """The rows of a .jsonl file in order of their steps, the last one of each."""
-    by_step = {row["step"]: row for row in _parsed(path)}
+    """The rows of a .jsonl file in order of their steps, for each the last of the last attempt."""
+    by_step: dict[int, dict] = {}
+    for row in _parsed(path):
+        old = by_step.get(row["step"], row)
+        if row.get("attempt", 0) >= old.get("attempt", 0):
+            by_step[row["step"]] = row
     return [by_step[step] for step in sorted(by_step)]
 
 
 def _parsed(path: Path) -> Iterator[dict]:
-    if path.exists():
-        for line in path.read_text(encoding="utf-8").splitlines():
-            try:
-                yield json.loads(line)
-            except ValueError:
-                continue  # torn by a crash; the next attempt writes the step again
-
-
-def _drop_torn_line(path: Path) -> None:
-    """Cuts an unfinished last line, so that the next line starts on its own."""
-    if not path.exists():
-        return
-    text = path.read_bytes()
-    whole = text.rfind(b"\n") + 1
-    if whole < len(text):
-        with open(path, "r+b") as file:
-            file.truncate(whole)
+    """What is no object with a step is passed over: torn by a crash, the next attempt writes it
+    again; or no line of ours."""
+    for line in storage.lines(path):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict) and isinstance(row.get("step"), int):
+            yield row

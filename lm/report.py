@@ -25,7 +25,7 @@ def write(sweep_dir) -> Path:
         figures.append(page.figure(figure, f"figures/{name}"))
     return page.write(
         sweep.path / "report.html",
-        title=sweep.path.resolve().name,
+        title=sweep.path.name or sweep.path.resolve().name,
         headline=outcome.headline(sweep),
         tiles=_tiles(sweep),
         sections={

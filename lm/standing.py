@@ -10,7 +10,7 @@ are known from plan.json.
 import time
 from pathlib import Path
 
-from lm import records
+from lm import records, storage, storage
 
 STUCK_SECONDS = 120.0  # without a row of metrics, at least
 STUCK_ROWS = 10  # and at least so many times what a row took
@@ -24,7 +24,7 @@ def runs(folder: str | Path) -> list[dict]:
     as planned; devices; where: the machine; checkpoint: the newest step that is saved.
     """
     found = {row["name"]: _begun(row) for row in records.rows(folder)}
-    file = Path(folder) / "plan.json"
+    file = storage.at(folder) / "plan.json"
     for cost in records.read_json(file)["runs"] if file.exists() else []:
         found.setdefault(cost["name"], _planned(cost))
     return list(found.values())
@@ -65,12 +65,13 @@ def _planned(cost: dict) -> dict:
 
 
 def _begun(row: dict) -> dict:
-    file = Path(row["dir"]) / "metrics.jsonl"
+    place = storage.at(row["dir"])
     metrics = records.metrics(row["dir"])
     last = metrics[-1] if metrics else {}
     step, steps, status = last.get("step", 0), row["steps"], row["status"]
-    if status == "running" and last and time.time() - file.stat().st_mtime > _patience(metrics):
-        status = "stuck"
+    if status == "running" and last:
+        silent = time.time() - storage.grown_at(place / "metrics.jsonl")
+        status = "stuck" if silent > _patience(metrics) else status
     over = status in ("done", "diverged")
     tokens_left = (steps - step) * row["data.batch_size"] * row["data.seq_len"]
     speed = last.get("tokens_per_second")
@@ -88,10 +89,15 @@ def _begun(row: dict) -> dict:
         "seconds_left": 0.0 if over else tokens_left / speed if speed else None,
         "devices": row.get("devices"),
         "where": row.get("host", ""),
-        "checkpoint": _newest(Path(row["dir"]) / "checkpoints"),
+        "checkpoint": _newest(place / "checkpoints"),
         "attempts": row.get("attempts", 0),
         "reason": row.get("reason", ""),
     }
+
+
+def _silence(place: Path) -> float:
+    """Seconds since the last row of metrics."""
+    return time.time() - storage.grown_at(place / "metrics.jsonl")
 
 
 def _patience(metrics: list[dict]) -> float:
@@ -101,6 +107,5 @@ def _patience(metrics: list[dict]) -> float:
 
 
 def _newest(folder: Path) -> int | None:
-    if not folder.is_dir():
-        return None
-    return max((int(p.name) for p in folder.iterdir() if p.name.isdecimal()), default=None)
+    steps = (int(path.name) for path in storage.listed(folder) if path.name.isdecimal())
+    return max(steps, default=None)

@@ -25,6 +25,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 from PIL import Image
 
+from lm import storage
+
 # `sizes` is the stretch of viridis (even in lightness, safe for the colour-blind) that stands out
 # on that ground.
 LIGHT = {
@@ -229,26 +231,29 @@ def save(figure: Figure, stem, meta: dict) -> list[pathlib.Path]:
 
     The same figure gives the same bytes: no dates, no random ids.
     """
-    stem = pathlib.Path(stem)
-    stem.parent.mkdir(parents=True, exist_ok=True)
+    stem = storage.at(stem)
     png, svg = (stem.with_name(stem.name + ending) for ending in (".png", ".svg"))
-    text = json.dumps(meta, sort_keys=True)
-    figure.savefig(png, dpi=200, metadata={"Description": text})
+    about = {"Description": json.dumps(meta, sort_keys=True)}
+    file = io.BytesIO()
+    figure.savefig(file, dpi=200, format="png", metadata=about)
+    storage.write(png, file.getvalue())
+    text = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": "lm"}):
-        figure.savefig(svg, metadata={"Description": text, "Date": None})
+        figure.savefig(text, format="svg", metadata=about | {"Date": None})
+    storage.write(svg, text.getvalue())
     return [png, svg]
 
 
 def read_meta(path) -> dict:
     """What `save` was given as `meta`, read from its PNG or SVG; ValueError if there is none."""
-    path = pathlib.Path(path)
+    path = storage.at(path)
     try:
         if path.suffix == ".svg":
             found = re.search(
                 r"<dc:description>(.*?)</dc:description>", path.read_text(), re.DOTALL
             )
             return json.loads(html.unescape(found[1]) if found else "")
-        with Image.open(path) as image:
+        with Image.open(io.BytesIO(path.read_bytes())) as image:
             return json.loads(image.info.get("Description", ""))
     except ValueError as error:
         raise ValueError(f"{path} holds no record of its runs: draw it with plots.save") from error

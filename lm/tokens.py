@@ -18,6 +18,8 @@ import numpy as np
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
+from lm import storage
+
 END = 0  # of bytes and of what is trained here; as a byte it is NUL, which no text holds
 # Tokens that end a document in other people's vocabularies, the first that is there counts.
 ENDS = ("\0", "<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "<|im_end|>", "[SEP]")
@@ -125,7 +127,7 @@ class Json(Tokenizer):
         return found
 
     def save(self, folder: str | Path) -> None:
-        Path(folder, "tokenizer.json").write_text(self.text, encoding="utf-8")
+        storage.write(storage.at(folder) / "tokenizer.json", self.text)
 
 
 class SentencePiece(Tokenizer):
@@ -164,7 +166,7 @@ class SentencePiece(Tokenizer):
         return found
 
     def save(self, folder: str | Path) -> None:
-        Path(folder, "tokenizer.model").write_bytes(self.model)
+        storage.write(storage.at(folder) / "tokenizer.model", self.model)
 
 
 def train_bpe(texts: Iterator[str], vocab_size: int) -> Json:
@@ -192,7 +194,7 @@ def read(name: str) -> Tokenizer:
     if kind == "bytes":
         return Bytes()
     try:
-        raw = Path(path).expanduser().read_bytes()
+        raw = storage.at(path).expanduser().read_bytes()
         return Json(raw.decode(), path) if kind == "file" else SentencePiece(raw, path)
     except OSError as error:
         why = error.strerror or error
@@ -204,8 +206,8 @@ def read(name: str) -> Tokenizer:
 def load(folder: str | Path) -> Tokenizer:
     """The tokenizer that was saved in a folder; bytes, which need no file, if none was."""
     for kind, name in (("file", "tokenizer.json"), ("spm", "tokenizer.model")):
-        if Path(folder, name).exists():
-            return read(f"{kind}:{Path(folder, name)}")
+        if (path := storage.at(folder) / name).exists():
+            return read(f"{kind}:{path}")
     return Bytes()
 
 

@@ -208,6 +208,7 @@ def _train(run: config.Run, report: Callable[[dict], None]) -> None:
                 raise Interrupted(words)
             clock = time.perf_counter()
     records.write_facts(folder, status="done", seconds=seconds)
+    records.settle(folder)
 
 
 def _end_or_rewind(run, folder, to: int, passed: list, done: int, words: str, tell) -> None:

@@ -3,8 +3,11 @@
 import os
 import pathlib
 
+import fsspec
 import jax
+import made_up_bucket
 import pytest
+from orbax.checkpoint._src.path import gcs_utils
 
 from lm import config, sizes
 
@@ -44,3 +47,24 @@ def tiny_run(text_file: pathlib.Path, folder: pathlib.Path) -> config.Run:
     run.data.seq_len, run.data.batch_size, run.data.heldout = 32, 8, 0.2
     run.eval.n_sequences, run.eval.n_completions = 16, 32
     return run
+
+
+@pytest.fixture(scope="session")
+def bucket_server():
+    """Tensorstore reads the address once."""
+    address, server = made_up_bucket.serve()
+    os.environ["TENSORSTORE_GCS_HTTP_URL"] = address
+    os.environ["GOOGLE_AUTH_TOKEN_FOR_TESTING"] = "none"
+    for name in ("gs", "gcs"):
+        fsspec.register_implementation(name, made_up_bucket.Bucket, clobber=True)
+    yield
+    server.shutdown()
+
+
+@pytest.fixture
+def bucket(bucket_server, monkeypatch) -> made_up_bucket.Objects:
+    """gs://bucket, empty: whatever etils, orbax and tensorstore do with gs:// they do to it."""
+    made_up_bucket.STORE.objects.clear()
+    # Asks a package of Google's, which is no part of the tests, what kind of bucket it is.
+    monkeypatch.setattr(gcs_utils, "is_hierarchical_namespace_enabled", lambda path: False)
+    return made_up_bucket.STORE

@@ -1,3 +1,4 @@
+import dataclasses
 import pathlib
 import shutil
 
@@ -123,3 +124,84 @@ def test_a_disk_without_room_is_named_before_a_byte_is_written(tiny, state, monk
         with pytest.raises(OSError, match="no room for a checkpoint of .* bytes, 1,000 are free"):
             checkpoints.save(3, state, "hash", [], 0.0)
         assert checkpoints.steps() == []
+
+
+def steps_of(run: config.Run, state: dict, *steps: int) -> pathlib.Path:
+    """Saves them; the folder of checkpoints."""
+    with checkpoint.Checkpoints(run) as checkpoints:
+        for step in steps:
+            checkpoints.save(step, state, "hash", [], 0.0)
+        return checkpoints.folder
+
+
+def newest(run: config.Run, state: dict) -> tuple[int, list[str]]:
+    with checkpoint.Checkpoints(run) as checkpoints:
+        step, _, _, reasons = checkpoints.restore_newest(abstract(state))
+        return step, reasons
+
+
+def test_folders_copied_by_hand_are_no_checkpoints_of_other_steps(tiny, state):
+    folder = steps_of(tiny, state, 3, 6)
+    for name in ("9", "6 (copy)", "6.bak", "old"):
+        shutil.copytree(folder / "6", folder / name)
+    step, reasons = newest(tiny, state)
+    assert step == 6 and len(reasons) == 1
+    assert "checkpoint 9 is damaged (it was saved as step 6): set aside" in reasons[0]
+    assert (folder / "6 (copy)").is_dir() and (folder.with_name("damaged") / "9").is_dir()
+
+
+def test_a_checkpoint_of_another_run_is_named_by_its_knobs_and_left_where_it_is(tiny, state):
+    other = dataclasses.replace(tiny, name="b", optim=dataclasses.replace(tiny.optim, lr=0.25))
+    foreign = steps_of(other, state, 9)
+    folder = steps_of(tiny, state, 3, 6)
+    shutil.copytree(foreign / "9", folder / "9")
+    with pytest.raises(ValueError, match=r"9 is of another run, optim.lr=0.25 there, .* here"):
+        newest(tiny, state)
+    assert (folder / "9").is_dir()
+    moved = dataclasses.replace(tiny, name="c", log_every=7, dir=tiny.dir)
+    shutil.copytree(folder, pathlib.Path(tiny.dir) / "c" / "checkpoints")
+    shutil.rmtree(pathlib.Path(tiny.dir) / "c" / "checkpoints" / "9")
+    assert newest(moved, state) == (6, [])  # what changes no result may differ
+
+
+@pytest.mark.parametrize("gone", ["", "state", "manifest"])
+def test_a_folder_that_was_emptied_is_passed_over(tiny, state, gone):
+    folder = steps_of(tiny, state, 3, 6)
+    shutil.rmtree(folder / "6" / gone)
+    (folder / "6" / gone).mkdir()
+    step, reasons = newest(tiny, state)
+    assert step == 3 and "checkpoint 6 is damaged" in reasons[0]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        PermissionError(13, "Permission denied"),
+        OSError(5, "Input/output error"),
+        MemoryError(),
+        ValueError("RESOURCE_EXHAUSTED: Error opening: Too many open files"),
+    ],
+)
+def test_what_cannot_be_read_just_now_is_not_taken_for_damage(tiny, state, monkeypatch, error):
+    folder = steps_of(tiny, state, 3, 6)
+    with checkpoint.Checkpoints(tiny) as checkpoints:
+
+        def fail(*_, **__):
+            raise error
+
+        monkeypatch.setattr(checkpoints.manager, "restore", fail)
+        with pytest.raises(OSError, match="6 cannot be read now .*nothing was set aside"):
+            checkpoints.restore_newest(abstract(state))
+    assert sorted(p.name for p in folder.iterdir()) == ["3", "6"]
+    assert not folder.with_name("damaged").exists()
+
+
+def test_what_another_run_starts_from_is_kept(tiny, state):
+    checkpoint.pin(tiny, 6, "s/branch")  # before there is a folder: a sweep that is planned
+    folder = steps_of(tiny, state, 3, 6, 9, 12)
+    checkpoint.pin(tiny, 9, "s/other")
+    steps_of(tiny, state, 15, 18)
+    assert sorted(int(p.name) for p in folder.iterdir()) == [6, 9, 15, 18]
+    (folder.with_name("pins") / "6-s-branch").unlink()
+    steps_of(tiny, state, 21)
+    assert sorted(int(p.name) for p in folder.iterdir()) == [9, 18, 21]

@@ -192,21 +192,26 @@ def test_a_spike_is_far_above_the_rows_before_it():
 
 
 SCRIPT = """
-import json, sys, jax
-jax.config.update("jax_num_cpu_devices", int(sys.argv[3]))
+import json, os, jax
+run, cache, devices = json.loads(os.environ["RUN"])
+jax.config.update("jax_num_cpu_devices", devices)
+from experiments import cli
 from lm import config, mesh, train
-mesh.start(sys.argv[2])
-train.train(config.from_dict(json.loads(sys.argv[1])), lambda row: print(row["step"], flush=True))
+
+def main():
+    mesh.start(cache)
+    train.train(config.from_dict(run), lambda row: print(row["step"], flush=True))
+
+cli.start(main)
 """
 
 
 def start(run: config.Run, cache: pathlib.Path, devices: int = 4) -> subprocess.Popen:
     """The run in a process of its own; a line on stdout each log step."""
-    words = [json.dumps(config.to_dict(run)), str(cache), str(devices)]
-    command = [sys.executable, "-c", SCRIPT, *words]
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT
-    )
+    asked = os.environ | {"RUN": json.dumps([config.to_dict(run), str(cache), devices])}
+    command = [sys.executable, "-c", SCRIPT]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, env=asked, cwd=ROOT, **pipes)
 
 
 def kill(process: subprocess.Popen, rng: np.random.Generator, number: int, most: int) -> None:
@@ -230,53 +235,141 @@ def test_killed_at_random_moments_it_ends_with_the_same_bits(tiny, tmp_path):
     same_bits(tiny, whole)
 
 
+def freeze(folder: pathlib.Path) -> None:
+    """Neither a file in it nor a name can change, for root as well."""
+    if os.geteuid() or not shutil.which("chattr"):
+        pytest.skip("no folder can be frozen here: it takes root, and chattr")
+    subprocess.run(["chattr", "-R", "+i", folder], stderr=subprocess.DEVNULL)  # some files vanish
+
+
+def mend(folder: pathlib.Path) -> None:
+    subprocess.run(["chattr", "-R", "-i", folder], check=True)
+    (folder.parents[1] / "ballast").unlink(missing_ok=True)
+
+
+def test_a_save_into_a_folder_that_cannot_be_written_is_not_begun(tiny):
+    with checkpoint.Checkpoints(tiny) as saved:
+        freeze(saved.folder)
+        try:
+            with pytest.raises(OSError, match="Operation not permitted"):
+                saved.save(1, {"step": jnp.int32(1)}, "hash", [], 0.0)
+        finally:
+            subprocess.run(["chattr", "-R", "-i", saved.folder], check=True)
+        saved.save(1, {"step": jnp.int32(1)}, "hash", [], 0.0)
+        assert saved.steps() == [1]
+
+
+def test_a_command_that_fails_waits_for_no_thread():
+    script = (
+        "import threading, time; from experiments import cli\n"
+        "def main():\n"
+        "    threading.Thread(target=time.sleep, args=(60,)).start()\n"
+        "    raise OSError(30, 'Read-only file system', 'runs/x')\n"
+        "cli.start(main)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, timeout=30
+    )
+    assert done.returncode == 2 and "runs/x: Read-only file system. What was saved" in done.stderr
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """A small disk of its own, to be filled."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=48m", "none", place])
+    if made.returncode:
+        pytest.skip("no disk can be mounted here: it takes root")
+    yield place
+    subprocess.run(["umount", "--lazy", place], check=True)
+
+
+def fill(folder: pathlib.Path) -> None:
+    with open(folder.parents[1] / "ballast", "wb", buffering=0) as file:
+        try:
+            while True:
+                file.write(bytes(1 << 12))
+        except OSError:
+            pass
+
+
+def flip_newest(folder: pathlib.Path) -> None:
+    steps = sorted(int(p.name) for p in (folder / "checkpoints").iterdir() if p.name.isdigit())
+    if len(steps) > 1:
+        arrays = (folder / "checkpoints" / str(steps[-1]) / "state").rglob("*")
+        flip(max((f for f in arrays if f.is_file()), key=lambda f: f.stat().st_size))
+
+
+# What ends the process: a signal, or what is done to its folder until it gives up by itself.
+FAULTS = {
+    "SIGKILL": signal.SIGKILL,
+    "SIGTERM": signal.SIGTERM,
+    "SIGKILL, a flipped bit": signal.SIGKILL,
+    "SIGKILL, on 2 and 4 devices": signal.SIGKILL,
+    "full disk": fill,
+    "read-only folder": freeze,
+}
+TRIES = dict.fromkeys(FAULTS, 6) | {"SIGKILL": 14, "SIGTERM": 8, "one of these": 18}
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_every_fault_many_times(tiny, tmp_path):
-    """Runs are interrupted until each fault was tried as often as TRIES says; then compared."""
-    tries = {"SIGKILL": 26, "SIGTERM": 12, "SIGKILL and a flipped bit": 8, "SIGKILL, 2 devices": 6}
-    tiny.steps, tiny.checkpoint_every, tiny.log_every = 4000, 20, 10
+def test_every_fault_many_times(tiny, disk, tmp_path):
+    """A run for each fault is interrupted as often as TRIES says, and then compared."""
+    tiny.dir = str(disk / "runs")
+    tiny.steps, tiny.checkpoint_every, tiny.log_every = 2400, 20, 10
     whole = dataclasses.replace(tiny, name="whole")
     train.train(whole)
-    rng = np.random.default_rng(int(time.time()))
-    table = []
-    for fault, n in tries.items():
-        run = dataclasses.replace(tiny, name=fault.replace(" ", "-").replace(",", ""))
-        lost = 0.0
+    seed = int(time.time())
+    rng = np.random.default_rng(seed)
+    table, waits = [], []
+    for kind, n in TRIES.items():
+        run = dataclasses.replace(tiny, name=kind.replace(" ", "-").replace(",", ""))
+        folder, lost, two = records.folder(run), 0.0, False
         for trial in range(n):
-            devices = 2 if "2 devices" in fault and trial % 2 else 4
-            number = signal.SIGTERM if fault == "SIGTERM" else signal.SIGKILL
-            kill(start(run, tmp_path / "cache", devices), rng, number, most=12)
-            folder = records.folder(run)
+            any_of = [fault for fault in FAULTS if "devices" not in fault]
+            fault = str(rng.choice(any_of)) if kind == "one of these" else kind
+            two = "devices" in fault and trial % 2 == 0
+            process = start(run, tmp_path / "cache", devices=2 if two else 4)
+            for _ in range(rng.integers(1, 8)):
+                process.stdout.readline()
+            time.sleep(rng.uniform(0, 0.05))
+            began = time.monotonic()
+            if callable(end := FAULTS[fault]):
+                end(folder)
+            else:
+                process.send_signal(end)
+            _, errors = process.communicate(timeout=120)
+            waits += [time.monotonic() - began] if end == signal.SIGTERM else []
+            if callable(end):
+                mend(folder)
+                assert process.returncode == 2 and "the same command goes on" in errors, errors
+            else:
+                assert process.returncode == (-end if end == signal.SIGKILL else 128 + end)
+            if "flipped" in fault:
+                flip_newest(folder)
+            assert not records.is_finished(run), "more steps are needed for so many tries"
+            checkpoints = (folder / "checkpoints").iterdir()
+            kept = max((int(p.name) for p in checkpoints if p.name.isdigit()), default=0)
             rows = records.metrics(folder)
-            assert not records.is_finished(run), "more steps are needed for so many kills"
-            steps = sorted(
-                int(p.name) for p in (folder / "checkpoints").iterdir() if p.name.isdigit()
-            )
-            if "flipped" in fault and len(steps) > 1:
-                arrays = folder / "checkpoints" / str(steps.pop()) / "state"
-                flip(
-                    max(
-                        (f for f in arrays.rglob("*") if f.is_file()),
-                        key=lambda f: f.stat().st_size,
-                    )
-                )
-            kept = max(steps, default=0)
             done = rows[-1]["seconds"] if rows else 0.0
             lost += done - max((r["seconds"] for r in rows if r["step"] <= kept), default=0.0)
         process = start(run, tmp_path / "cache")
-        _, errors = process.communicate(timeout=600)
+        _, errors = process.communicate(timeout=900)
         assert process.returncode == 0, errors
-        if "devices" in fault:
-            ours, theirs = losses(run), losses(whole)
-            assert list(ours) == list(theirs)
-            np.testing.assert_allclose(
-                list(ours.values())[-1], list(theirs.values())[-1], rtol=0.05
-            )
+        assert [row["step"] for row in records.metrics(folder)] == list(range(10, 2401, 10))
+        if "devices" in kind:
+            ours, theirs = losses(run)[2400], losses(whole)[2400]
+            assert ours == pytest.approx(theirs, rel=0.05)
         else:
             same_bits(run, whole)
-        assert records.read_facts(records.folder(run))["attempts"] == n + 1
-        table.append((fault, n, n, lost / n, events(run).count("damaged")))
-    print("\nfault, tries, survived, training seconds lost a try, damaged checkpoints set aside")
+        table.append((kind, n, n, lost / n, events(run).count("damaged")))
+        print("\n{}: tried {}, survived {}, {:.2f} s lost a try, {} set aside".format(*table[-1]))
+    print(f"\nseed {seed}: {sum(line[1] for line in table)} faults, all survived")
+    print("fault | tries | survived | training seconds lost a try | checkpoints set aside")
     for line in table:
-        print("{}, {}, {}, {:.2f}, {}".format(*line))
+        print("{} | {} | {} | {:.2f} | {}".format(*line))
+    print(
+        f"SIGTERM to the end, with its save: median {np.median(waits):.2f} s, {max(waits):.2f} most"
+    )

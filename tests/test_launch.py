@@ -146,7 +146,7 @@ def test_a_full_disk_stops_the_sweep(sweep, monkeypatch):
         (lambda runs: setattr(runs[0], "predict", True), "predict=True in more than one run"),
         (lambda runs: setattr(runs[4].optim, "lr", -1.0), "optim.lr=-1.0 must be above 0"),
         (lambda runs: setattr(runs[2].data, "sources", {"text:nowhere": 1.0}), "text:nowhere"),
-        (lambda runs: setattr(runs[2].data, "batch_size", 6), "multiple of the 4 devices"),
+        (lambda runs: setattr(runs[2].data, "batch_size", 6), "multiple of mesh.data=4"),
         (lambda runs: setattr(runs[2].data, "sources", {"txt:x": 1.0}), "text"),
     ],
 )

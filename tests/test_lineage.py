@@ -5,7 +5,7 @@ import jax
 import numpy as np
 import pytest
 
-from lm import config, launch, lineage, records, train
+from lm import checkpoint, config, launch, lineage, records, storage, train
 
 
 @pytest.fixture(scope="module")
@@ -116,3 +116,26 @@ def test_a_child_runs_after_its_parent_and_circles_are_refused(trunk):
     b.start.run = "s/a"
     with pytest.raises(ValueError, match="makes a circle: s/a <- s/b <- s/a"):
         launch.ordered([a, b])
+
+
+def test_a_checkpoint_that_a_sweep_will_need_is_kept_from_when_it_is_planned(text_file, tmp_path):
+    parent = conftest.tiny_run(text_file, tmp_path)
+    parent.name = "s/parent"
+    branch = child(parent, "branch", step=4, keep="state")
+    launch.write_down("x.py", [parent, branch], [])
+    train.train(parent)
+    folder = records.folder(parent)
+    kept = sorted(int(p.name) for p in (folder / "checkpoints").iterdir() if p.name.isdecimal())
+    assert kept == [4, 8, 12]
+    assert [pin.name for pin in (folder / "pins").iterdir()] == ["4-s-branch"]
+
+
+def test_a_run_that_starts_pins_what_it_starts_from_where_it_may(trunk, monkeypatch):
+    train.train(tuned := child(trunk, "pinning", step=8))
+    assert (records.folder(trunk) / "pins" / f"8-s-{tuned.name[2:]}").exists()
+
+    def refuse(*_):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(storage, "write", refuse)
+    checkpoint.pin(trunk, 4, "s/other")  # a model that is only read can be started from

@@ -94,3 +94,36 @@ def test_broken_json_is_named(run):
     (records.folder(run) / "facts.json").write_text("{")
     with pytest.raises(ValueError, match="facts.json is not readable as JSON"):
         records.rows(run.dir)
+
+
+def test_lines_that_are_not_ours_are_passed_over_and_an_old_attempt_never_wins(run):
+    records.start(run, {})
+    file = records.folder(run) / "metrics.jsonl"
+    records.append(file, {"attempt": 2, "step": 1, "loss": 2.0})
+    file.write_text(file.read_text() + "[1, 2]\n7\nnull\n{}\n\n" + '{"step": "x"}\n')
+    records.append(file, {"attempt": 1, "step": 1, "loss": 1.0})  # it slept, and woke too late
+    assert [row["loss"] for row in records.metrics(file.parent)] == [2.0]
+
+
+def test_a_config_that_is_read_back_is_data(run):
+    records.start(run, {})
+    file = records.folder(run) / "config.json"
+    said = json.loads(file.read_text())
+    said["wandb"], said["data"]["cache"] = "__import__('os').getcwd()", "$(id) `id` {0.__class__}"
+    file.write_text(json.dumps(said))
+    found = records.read_config(file.parent)
+    assert found.data.cache == "$(id) `id` {0.__class__}"
+    with pytest.raises(ValueError, match="wandb=.* must be bool, not str"):
+        config.check(found)
+    file.write_text(json.dumps(said | {"__class__": "os.system"}))
+    with pytest.raises(ValueError, match="__class__ does not exist"):
+        records.read_config(file.parent)
+
+
+@pytest.mark.parametrize("name", ["../out", "/etc/x", "a/../../b", "a//b", "a/", "gs://b/x", "a\n"])
+def test_a_name_cannot_leave_the_folder_of_runs(run, name):
+    for knob in (run, run.start):
+        setattr(knob, "name" if knob is run else "run", name)
+        with pytest.raises(ValueError, match="takes letters, digits"):
+            config.check(run)
+        run.name = "fine"

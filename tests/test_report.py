@@ -140,3 +140,17 @@ def test_what_happened_on_the_way_is_told_and_stays_text(tmp_path, page_only):
     records.event(folder / "30K", 2, 40, "damaged", f"checkpoint 40 is damaged {HOSTILE}")
     text = report.write(folder).read_text(encoding="utf-8")
     assert "checkpoint 40 is damaged" in visible(text) and HOSTILE not in text
+
+
+def test_hostile_names_of_sources_stay_text(tmp_path, page_only):
+    folder = made_up.sweep(tmp_path)
+    for name in ("30K", "60K", "120K"):
+        config = records.read_json(folder / name / "config.json")
+        config["data"]["sources"] = {HOSTILE: 0.5, "docs": 0.5}
+        records.write_json(folder / name / "config.json", config)
+        row = records.evals(folder / name)[-1]
+        row |= {f"loss.{HOSTILE}": 3.0, f"loss_se.{HOSTILE}": 0.1, "loss.docs": 2.0}
+        records.append(folder / name / "evals.jsonl", row)
+        records.write_facts(folder / name, **{f"epochs.{HOSTILE}": 1.0, "devices.kind": HOSTILE})
+    text = report.write(folder).read_text(encoding="utf-8")
+    assert "<img" not in text and "&lt;img src=x" in text

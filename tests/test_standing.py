@@ -3,7 +3,7 @@ import time
 
 import made_up
 
-from lm import records, standing
+from lm import guard, records, standing
 
 
 def test_a_sweep_half_done_is_told_run_by_run(tmp_path):
@@ -25,9 +25,7 @@ def test_a_sweep_half_done_is_told_run_by_run(tmp_path):
 def test_a_run_that_writes_nothing_any_more_is_stuck(tmp_path):
     folder = made_up.sweep(tmp_path, predict=False)
     records.write_facts(folder / "30K", status="running")
-    (folder / "30K" / "lock").write_text(
-        f'{{"host": "{os.uname().nodename}", "pid": {os.getpid()}}}'
-    )
+    (folder / "30K" / "lock-1-a").write_text(guard._said(held=True))
     named = {run["name"]: run["status"] for run in standing.runs(folder)}
     assert named["toy/30K"] == "running"
     long_ago = time.time() - 1e5

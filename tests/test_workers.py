@@ -146,10 +146,10 @@ def test_thirty_runs_on_slurm_survive_two_killed_jobs(folder):
         if n_done == 30:
             break
         for row in rows:
-            lock = pathlib.Path(row["dir"], "lock")
+            locks = list(pathlib.Path(row["dir"]).glob("lock-*"))
             is_begun = pathlib.Path(row["dir"], "checkpoints/20").exists()
-            if n_done >= 5 * (len(killed) + 1) and len(killed) < 2 and is_begun and lock.exists():
-                pid = json.loads(lock.read_text())["pid"]
+            if n_done >= 5 * (len(killed) + 1) and len(killed) < 2 and is_begun and locks:
+                pid = json.loads(locks[0].read_text())["pid"]
                 os.kill(pid, signal.SIGKILL if not killed else signal.SIGTERM)
                 killed.append(row["name"])
                 break

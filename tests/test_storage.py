@@ -1,0 +1,209 @@
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+import shutil
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from lm import checkpoint, config, copies, corpus, mesh, programs, records, report, storage, train
+
+
+@pytest.fixture(params=["here", "bucket"])
+def folder(request, tmp_path):
+    if request.param == "here":
+        return tmp_path
+    request.getfixturevalue("bucket")
+    return storage.at("gs://bucket/run")
+
+
+def test_a_name_keeps_its_kind():
+    assert storage.at("runs/a") == pathlib.Path("runs/a")
+    assert storage.at(pathlib.Path("/x")) == pathlib.Path("/x")
+    assert not storage.is_remote("runs/a") and storage.is_remote("gs://bucket/a")
+
+
+def test_what_cannot_be_reached_is_named(monkeypatch):
+    with pytest.raises(ValueError, match="s3://b/x: s3:// is not known: a folder here, or gs://"):
+        storage.at("s3://b/x")
+    import fsspec
+
+    monkeypatch.setattr(fsspec, "get_filesystem_class", lambda name: __import__("not_here"))
+    with pytest.raises(ValueError, match="gs://b/x: needs a package .* uv sync --extra gcs"):
+        storage.at("gs://b/x")
+
+
+def test_a_file_that_grows_keeps_its_lines_in_order(folder):
+    file = folder / "a.jsonl"
+    assert storage.lines(file) == [] and storage.grown_at(file) == 0
+    storage.settle(file)
+    for n in range(25):
+        storage.append(file, f"line {n}")
+        if n in (9, 19):
+            storage.settle(file)  # another attempt
+            storage.sync(file)
+    assert storage.lines(file) == [f"line {n}" for n in range(25)]
+    assert abs(time.time() - storage.grown_at(file)) < 10
+    assert storage.find(folder.parent, "a.jsonl") == [file]
+
+
+def test_in_a_bucket_a_line_is_one_object_until_they_are_gathered(bucket):
+    file = storage.at("gs://bucket/run/a.jsonl")
+    for n in range(3):
+        storage.append(file, str(n))
+    assert len(bucket.names()) == 3
+    storage.settle(file)
+    assert bucket.names() == ["bucket/run/a.jsonl"]
+
+
+def test_who_reads_while_lines_are_gathered_misses_none(bucket, monkeypatch):
+    file = storage.at("gs://bucket/run/a.jsonl")
+    for n in range(4):
+        storage.append(file, str(n))
+    listed = storage.listed
+
+    def meanwhile(folder):
+        found = listed(folder)
+        monkeypatch.setattr(storage, "listed", listed)
+        storage.settle(file)
+        return found
+
+    monkeypatch.setattr(storage, "listed", meanwhile)
+    assert storage.lines(file) == ["0", "1", "2", "3"]
+    bucket.put("bucket/run/a.jsonl.parts/0", b"1\n")  # gathered, and its part not yet deleted
+    assert storage.lines(file) == ["0", "1", "2", "3"]
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(folder, monkeypatch):
+    file = folder / "below" / "a.json"
+    storage.write(file, "old")
+    storage.write(file, b"new")
+    assert file.read_text() == "new"
+    if storage.is_remote(folder):
+        return
+
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        storage.write(file, "newer")
+    assert file.read_text() == "new" and os.listdir(file.parent) == ["a.json"]
+
+
+def test_what_is_logged_reaches_the_disk_before_the_checkpoint(tiny, monkeypatch):
+    order, sync = [], os.fsync
+
+    def spy(number):
+        order.append(os.readlink(f"/proc/self/fd/{number}").rpartition("/")[2])
+        sync(number)
+
+    monkeypatch.setattr(os, "fsync", spy)
+    save = checkpoint.manifest
+    monkeypatch.setattr(checkpoint, "manifest", lambda *a: order.append("save") or save(*a))
+    train.train(tiny)
+    last = len(order) - order[::-1].index("save")  # the one at step 12, evaluated before
+    before = order[order.index("save") + 1 : last]
+    assert "metrics.jsonl" in order[: order.index("save")]
+    assert {"metrics.jsonl", "evals.jsonl"} <= {*before}
+
+
+@pytest.fixture
+def remote(tiny, bucket, tmp_path) -> config.Run:
+    """The tiny run with all it writes in the bucket."""
+    copies = str(tmp_path / "copies")
+    data = dataclasses.replace(tiny.data, cache="gs://bucket/data", copies=copies)
+    return dataclasses.replace(tiny, name="s/tiny", dir="gs://bucket/runs", data=data)
+
+
+def params(run: config.Run) -> list[np.ndarray]:
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(train.restore(run)[1]["params"])]
+
+
+def test_a_run_in_a_bucket_is_the_run_here(remote, bucket, tmp_path, monkeypatch):
+    here = dataclasses.replace(remote, dir=str(tmp_path / "runs"))
+    train.train(here)
+    train.train(remote)
+    folder = records.folder(remote)
+    shutil.rmtree(tmp_path / "copies")  # another machine goes on
+    for name in bucket.names("bucket/runs/s/tiny/checkpoints/12/"):
+        del bucket.objects[name]
+    records.write_facts(folder, status="lost")
+    train.train(remote)
+    assert records.read_facts(folder)["resumed_from"] == 8
+    for ours, theirs in zip(params(remote), params(here), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    (row,) = records.rows("gs://bucket/runs/s")
+    assert (row["name"], row["status"], row["attempts"]) == ("s/tiny", "done", 2)
+    losses = [
+        [(m["step"], m["loss"]) for m in records.metrics(records.folder(r))] for r in (remote, here)
+    ]
+    assert losses[0] == losses[1] and len(losses[0]) == 6
+    assert records.read_config(folder).name == remote.name
+    page = report.write("gs://bucket/runs/s")
+    assert "tiny" in page.read_text()
+    names = [name.removeprefix("bucket/runs/s/") for name in bucket.names("bucket/runs/s/")]
+    assert not [name for name in names if ".parts/" in name or "lock-" in name]
+    assert {"tiny/metrics.jsonl", "tiny/config.json", "report.html"} <= set(names)
+    assert any(name.startswith("tiny/tensorboard/events") for name in names)
+    assert not pathlib.Path("gs:").exists()  # and nothing beside it, here
+
+
+def test_damage_in_a_bucket_is_set_aside_and_a_copied_checkpoint_is_not(remote, bucket, tmp_path):
+    here = dataclasses.replace(remote, dir=str(tmp_path / "runs"))
+    train.train(here)
+    folder = records.folder(here)
+    for file in folder.rglob("*"):  # as by a copy by hand
+        if file.is_file():
+            bucket.put(f"bucket/runs/s/tiny/{file.relative_to(folder)}", file.read_bytes())
+    program = programs.build(remote, mesh.make(remote.mesh))
+    with checkpoint.Checkpoints(remote) as saved:
+        assert saved.steps() == [8, 12]
+        assert saved.restore_newest(program.abstract)[0] == 12
+    name = max(
+        bucket.names("bucket/runs/s/tiny/checkpoints/12/state/"),
+        key=lambda name: len(bucket.objects[name][0]),
+    )
+    data = bytearray(bucket.objects[name][0])
+    data[len(data) // 2] ^= 16
+    bucket.put(name, bytes(data))
+    with checkpoint.Checkpoints(remote) as saved:
+        step, _, _, reasons = saved.restore_newest(program.abstract)
+    assert step == 8 and "set aside in gs://bucket/runs/s/tiny/damaged/12" in reasons[0]
+    moved = name.replace("checkpoints/12", "damaged/12")
+    assert bucket.objects[moved][0] == bytes(data) and name not in bucket.objects
+
+
+def test_token_files_come_from_the_bucket_and_are_what_was_prepared(remote, bucket, tmp_path):
+    remote.data.tokenizer = "bpe:300"
+    (first,) = corpus.prepare(remote.data).values()
+    puts = bucket.puts
+    other = dataclasses.replace(remote.data, copies=str(tmp_path / "other"))
+    (second,) = corpus.prepare(other).values()
+    assert bucket.puts == puts and second.hash == first.hash  # nothing was prepared again
+    for split in corpus.SPLITS:
+        one, two = (pathlib.Path(m.folder, f"{split}.bin") for m in (first, second))
+        assert one != two and one.read_bytes() == two.read_bytes()
+    (name,) = (n for n in bucket.names() if n.endswith("train.bin"))
+    bucket.put(name, bucket.objects[name][0][:-2] + b"zz")
+    shutil.rmtree(tmp_path / "other")
+    with pytest.raises(ValueError, match=r"train.bin is not what was prepared: .* delete gs://"):
+        corpus.prepare(other)
+    assert not list((tmp_path / "other").rglob("train.bin"))
+
+
+def test_a_name_in_a_bucket_cannot_leave_its_folder(remote, bucket, tmp_path):
+    corpus.prepare(remote.data)
+    bad = b"evil"
+    for name in [n for n in bucket.names("bucket/data/") if n.endswith(copies.LIST)]:
+        listed = {"../../out.txt": hashlib.sha256(bad).hexdigest()}
+        bucket.put(name, json.dumps(listed).encode())
+        bucket.put(name.rpartition("/")[0] + "/../../out.txt", bad)
+    shutil.rmtree(tmp_path / "copies")
+    with pytest.raises(ValueError, match="'../../out.txt' is no plain name"):
+        corpus.prepare(remote.data)
+    assert not list(tmp_path.rglob("out.txt"))
