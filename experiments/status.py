@@ -12,7 +12,7 @@ from absl import flags
 from rich.live import Live
 
 from experiments import cli, show
-from lm import standing, storage
+from lm import standing
 
 _DIR = flags.DEFINE_string("dir", "runs", "folder of runs")
 _WATCH = flags.DEFINE_bool("watch", False, "show it again every two seconds, until Ctrl-C")

@@ -10,7 +10,7 @@ are known from plan.json.
 import time
 from pathlib import Path
 
-from lm import records, storage, storage
+from lm import records, storage
 
 STUCK_SECONDS = 120.0  # without a row of metrics, at least
 STUCK_ROWS = 10  # and at least so many times what a row took
