@@ -318,6 +318,12 @@ def _facts(run: config.Run, device_mesh, text: data.Text, peak: float) -> dict:
         "devices": device_mesh.size,
         "devices.kind": device.device_kind,
         "devices.mesh": dict(device_mesh.shape),
+        "devices.cut": [
+            run.optim.accumulate,
+            run.model.loss_chunks,
+            run.model.remat,
+            run.mesh.rules,
+        ],
         "devices.peak_flops_per_second": peak,
         "versions.python": platform.python_version(),
     }

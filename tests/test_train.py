@@ -69,6 +69,25 @@ def test_stopped_by_a_signal_it_saves_and_goes_on_to_the_same_bits(tiny):
         np.testing.assert_array_equal(a, b)
 
 
+def test_a_run_goes_on_in_other_pieces(tiny):
+    whole, stopped = (dataclasses.replace(tiny, name=name) for name in ("whole", "stopped"))
+    train.train(whole)
+
+    def stop_at_six(row):
+        if row["step"] == 6:
+            signal.raise_signal(signal.SIGTERM)
+
+    with pytest.raises(train.Interrupted):
+        train.train(stopped, stop_at_six)
+    stopped.optim = dataclasses.replace(tiny.optim, accumulate=2)
+    stopped.model = dataclasses.replace(tiny.model, loss_chunks=4, remat="full")
+    train.train(stopped)
+    assert list(losses(stopped)) == list(losses(whole))
+    np.testing.assert_allclose(
+        list(losses(stopped).values()), list(losses(whole).values()), rtol=1e-4
+    )
+
+
 def test_the_state_is_born_split_over_the_mesh(tiny):
     program = programs.build(tiny, mesh.make(config.Mesh(data=1, fsdp=2, tensor=2)))
     with jax.set_mesh(program.mesh):
