@@ -7,10 +7,13 @@ import importlib
 import importlib.util
 import shutil
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 from lm import config, records, storage
+
+FLUSH_SECONDS = 30.0  # between what a viewer sees
 
 
 def check(run: config.Run) -> None:
@@ -24,28 +27,56 @@ def follow(run: config.Run, first_step: int) -> tuple[Callable[[dict], None], Ca
 
     Event files grow, so they come into a bucket once they are closed.
     """
-    from tensorboardX import SummaryWriter  # imported here: most of lm does without it
-
-    place = records.folder(run) / "tensorboard"
-    here = Path(tempfile.mkdtemp()) if storage.is_remote(place) else place
-    board = SummaryWriter(str(here), purge_step=first_step)
+    write_board, close_board = _board(records.folder(run) / "tensorboard", first_step)
     cloud = _wandb(run) if run.wandb else None
 
     def write(row: dict) -> None:
         numbers = {k: v for k, v in row.items() if isinstance(v, (int, float)) and k != "step"}
-        for name, value in numbers.items():
-            board.add_scalar(name, value, row["step"])
+        write_board(row["step"], numbers)
         if cloud:
             cloud.log(numbers, step=row["step"])
 
     def close() -> None:
-        board.close()
-        if here != place:
-            for file in here.iterdir():
-                storage.write(place / file.name, file.read_bytes())
-            shutil.rmtree(here)
+        close_board()
         if cloud:
             cloud.finish()
+
+    return write, close
+
+
+def _board(place: Path, first_step: int) -> tuple[Callable[[int, dict], None], Callable[[], None]]:
+    """(write, close) of an event file whose steps from the first on replace those of older ones.
+
+    Without tensorboardX's SummaryWriter: its thread ends on a full disk, and then its queue, once
+    full, stops the training for ever. OSError here instead.
+    """
+    from tensorboardX.event_file_writer import EventsWriter  # most of lm does without it
+
+    event_pb2 = importlib.import_module("tensorboardX.proto.event_pb2")  # names made as it loads
+    summary_pb2 = importlib.import_module("tensorboardX.proto.summary_pb2")
+    Event, Summary, SessionLog = event_pb2.Event, summary_pb2.Summary, event_pb2.SessionLog
+    here = Path(tempfile.mkdtemp()) if storage.is_remote(place) else place
+    here.mkdir(parents=True, exist_ok=True)
+    file = EventsWriter(str(here / "events"), f".{time.time_ns()}")
+    start = SessionLog(status=SessionLog.START)
+    file.write_event(Event(wall_time=time.time(), step=first_step, session_log=start))
+    flushed = time.monotonic()
+
+    def write(step: int, numbers: dict) -> None:
+        nonlocal flushed
+        values = [Summary.Value(tag=name, simple_value=n) for name, n in numbers.items()]
+        summary = Summary(value=values)
+        file.write_event(Event(wall_time=time.time(), step=step, summary=summary))
+        if time.monotonic() - flushed > FLUSH_SECONDS:
+            file.flush()
+            flushed = time.monotonic()
+
+    def close() -> None:
+        file.close()
+        if here != place:
+            for path in here.iterdir():
+                storage.write(place / path.name, path.read_bytes())
+            shutil.rmtree(here)
 
     return write, close
 
