@@ -100,6 +100,9 @@ def plan(costs: list[dict], finished: set[str]) -> None:
             f"{len(left)} of {len(costs)} runs left: {sum(c['flops'] for c in left):.2e} FLOPs,"
             f" about {seconds(sum(c['seconds'] for c in left))} of training"
         )
+    if shared := sum(cost.get("flops_shared", 0.0) for cost in costs):
+        whole = shared + sum(cost["flops"] for cost in costs)
+        say(f"branches share {shared:.2e} FLOPs: {shared / whole:.0%} less than runs of their own")
 
 
 def evaluation(row: dict) -> None:

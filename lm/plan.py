@@ -18,8 +18,14 @@ REACHED = {
 
 
 def cost(run: config.Run, peak_flops_per_second: float, platform: str = "cpu") -> dict:
-    """One row of a plan: shape, exact counts, and the seconds of training it should take."""
+    """One row of a plan: shape, exact counts, and the seconds of training it should take.
+
+    tokens are all that the model has seen; of a branch, flops and seconds are those of its own
+    steps, and flops_shared those of the run that it goes on from.
+    """
     facts = sizes.facts(run)
+    shared = run.start.step / run.steps if run.start.keep == "state" else 0.0
+    flops = facts["flops"] * (1 - shared)
     top, half = REACHED.get(platform, REACHED["gpu"])
     reached = top * run.model.d_model / (run.model.d_model + half)
     return {
@@ -31,8 +37,9 @@ def cost(run: config.Run, peak_flops_per_second: float, platform: str = "cpu") -
         "params_non_embedding": facts["params.non_embedding"],
         "steps": run.steps,
         "tokens": facts["tokens"],
-        "flops": facts["flops"],
-        "seconds": facts["flops"] / (peak_flops_per_second * reached),
+        "flops": flops,
+        "flops_shared": facts["flops"] * shared,
+        "seconds": flops / (peak_flops_per_second * reached),
     }
 
 

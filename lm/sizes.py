@@ -8,6 +8,9 @@ A rung is named after its non-embedding parameters (attention, MLP and norms: th
 al. 2020, arXiv:2001.08361), within 5%; they do not depend on the vocabulary.
 """
 
+import copy
+import math
+from collections.abc import Sequence
 from typing import Any
 
 from lm import config
@@ -187,3 +190,43 @@ def facts(run: config.Run) -> dict:
         | {f"flops_per_token.{convention}": n for convention, n in per_token.items()}
         | {"tokens": tokens(run), "flops": per_token["full"] * tokens(run)}
     )
+
+
+def branches(run: config.Run, tokens: Sequence[float], decay: float = 0.2) -> list[config.Run]:
+    """A trunk of constant learning rate, and a cooldown from it for each budget of training tokens.
+
+    All budgets for little more than the largest (Hägele et al. 2024, arXiv:2405.18392): a branch
+    takes over the trunk's whole state and spends the last `decay` share of its steps on the way to
+    optim.lr_end. Names: run.name + "-trunk", and "-2M" and so on. Budgets are met to within 1%.
+    ValueError for a budget whose cooldown would begin before the trunk has warmed up.
+    """
+    if not 0 < decay < 1 or not tokens or min(tokens) <= 0:
+        raise ValueError(
+            f"branches: tokens={list(tokens)} must be above 0, decay={decay} in (0, 1)"
+        )
+    every = max(round(0.01 * steps(run, tokens=min(tokens)) * (1 - decay)), 1)
+    starts = [round(steps(run, tokens=n) * (1 - decay) / every) * every for n in sorted(tokens)]
+    trunk = copy.deepcopy(run)
+    trunk.name, trunk.steps, trunk.predict = f"{run.name}-trunk", starts[-1], False
+    trunk.optim.schedule = "constant"
+    warm = round(trunk.optim.warmup * trunk.steps)
+    if starts[0] <= warm:
+        raise ValueError(
+            f"branches: tokens={min(tokens):g} begins to decay at step {starts[0]}, within the"
+            f" {warm} steps of warm-up of {trunk.name}: take a smaller optim.warmup"
+        )
+    # Saved where branches begin, and as often as asked.
+    trunk.checkpoint_every = math.gcd(*starts, _multiple(run.checkpoint_every, every))
+    found = [trunk]
+    for start, budget in zip(starts, sorted(tokens), strict=True):
+        branch = copy.deepcopy(run)
+        branch.name = f"{run.name}-{budget / 1e6:g}M"
+        branch.steps = round(start / (1 - decay))
+        branch.optim.schedule, branch.optim.decay = "wsd", decay
+        branch.start = config.Start(run=trunk.name, step=start, keep="state")
+        found.append(branch)
+    return found
+
+
+def _multiple(number: int, of: int) -> int:
+    return max(round(number / of), 1) * of

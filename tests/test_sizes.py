@@ -98,3 +98,21 @@ def test_steps_spend_one_budget():
 def test_an_unknown_size_is_refused_with_the_nearest():
     with pytest.raises(ValueError, match="size 10X does not exist: did you mean 10"):
         sizes.model("10X")
+
+
+def test_branches_begin_where_the_trunk_saves_and_meet_their_budgets():
+    run = config.Run(name="s/x")
+    run.optim.warmup, run.checkpoint_every = 0.02, 7
+    budgets = (400_000, 1_000_000, 3_000_000)
+    trunk, *branches = sizes.branches(run, budgets[::-1], decay=0.25)
+    assert [b.name for b in branches] == ["s/x-0.4M", "s/x-1M", "s/x-3M"]
+    assert trunk.optim.schedule == "constant" and trunk.steps == branches[-1].start.step
+    for branch, budget in zip(branches, budgets, strict=True):
+        config.check(branch)
+        assert branch.start.run == trunk.name and branch.start.keep == "state"
+        assert branch.start.step % trunk.checkpoint_every == 0
+        assert branch.start.step == pytest.approx(0.75 * branch.steps, abs=1)
+        assert sizes.tokens(branch) == pytest.approx(budget, rel=0.01)
+    with pytest.raises(ValueError, match="within the 70 steps of warm-up of s/x-trunk"):
+        run.optim.warmup = 0.06
+        sizes.branches(run, (100_000, *budgets))
