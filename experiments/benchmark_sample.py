@@ -55,7 +55,7 @@ def main() -> int:
                 step = f"{1000 * seconds / _TOKENS.value:.3f}"
                 line = {"prompts": str(rows), "with": name, "ms a step": step}
                 lines.append(line | {"times the best of ours": f"{seconds / fastest:.2f}"})
-    show.table(lines, title=f"{_TOKENS.value} tokens, greedy, 3.7 M parameters, float32")
+    show.table(lines, title=f"{_TOKENS.value} tokens, greedy, 3.5 M parameters, float32")
     return 0
 
 

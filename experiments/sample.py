@@ -90,7 +90,7 @@ def _ids(tokenizer, text: str, context: int) -> list[int]:
     ids = [int(i) for i in tokenizer.encode(text)] or [tokenizer.end]
     if len(ids) > context:
         raise ValueError(
-            f"--prompt has {len(ids)} tokens, more than data.seq_len={context} of this run: cut it"
+            f"prompt of {len(ids)} tokens, more than data.seq_len={context} of this run: cut it"
         )
     return ids
 

@@ -143,6 +143,11 @@ def place(mesh: jax.sharding.Mesh, batch: dict[str, np.ndarray]) -> dict[str, ja
     return {k: jax.make_array_from_process_local_data(split, rows) for k, rows in batch.items()}
 
 
+def n_batch_devices(mesh: jax.sharding.Mesh) -> int:
+    """Over how many devices the rows of a batch are split: their number must be a multiple."""
+    return math.prod(mesh.shape[axis] for axis in layout.RULES["batch"])
+
+
 def rows_here(batch_size: int) -> slice:
     """The rows of a global batch that this process loads."""
     each = batch_size // jax.process_count()

@@ -87,10 +87,10 @@ def score(
     rows, length = packing.rows(prompts, answers, context)
     cut = [max(0, len(p) + len(a) - 1 - context) for p, a in zip(prompts, answers, strict=True)]
     found = [Scored(np.zeros(0), True, n) for n in cut]
-    split = device_mesh.shape["data"] * device_mesh.shape["fsdp"]
+    split = mesh.n_batch_devices(device_mesh)
     size = split * max(1, run.data.batch_size * context // length // split)
     size = min(size, split * packing.power_of_two(-(-len(rows) // split)))
-    program = _scorer(_key(run.model), device_mesh)
+    program = _scorer(_key(run), device_mesh)
     for start in range(0, len(rows), size):
         batch, places = packing.arrays(rows[start : start + size], answers, size, length)
         here = {name: array[mesh.rows_here(size)] for name, array in batch.items()}
@@ -107,8 +107,9 @@ def score(
 @functools.cache
 def _scorer(key: str, device_mesh: jax.sharding.Mesh) -> Callable:
     """jit of (params, packing.arrays) -> nats_BT of the targets, whether each is likeliest."""
-    shape = _shape(key)
+    shape, knobs = _knobs(key)
 
+    @mesh.rules(knobs)
     def score(params: dict, batch: dict):
         segments_BT, roots_BT, t = batch["segments"], batch["roots"], batch["tokens"].shape[1]
         own_BTS = segments_BT[:, :, None] == segments_BT[:, None]
@@ -209,11 +210,11 @@ def _answer(run, device_mesh, params, answers: list[_Answer], tokenizer, samplin
     each prompt is in the same column. `cursor` is that column; slots are used again in turns.
     """
     context, longest = run.data.seq_len, len(answers[0].ids)
-    split = device_mesh.shape["data"] * device_mesh.shape["fsdp"]
+    split = mesh.n_batch_devices(device_mesh)
     size = split * packing.power_of_two(-(-len(answers) // split))
     slots = min(packing.power_of_two(longest + sampling.max_tokens, 32), context)
     knobs = (sampling.temperature > 0, sampling.top_k, sampling.top_p < 1, tokenizer.vocab_size)
-    begin, resume, go_on = _speakers(_key(run.model), device_mesh, slots, *knobs)
+    begin, resume, go_on = _speakers(_key(run), device_mesh, slots, *knobs)
     here = mesh.rows_here(size)
 
     def place(**arrays) -> dict:
@@ -282,7 +283,7 @@ def _speakers(
     key: str, device_mesh, slots: int, is_random: bool, top_k: int, has_top_p: bool, n_ids: int
 ) -> tuple[Callable, Callable, Callable]:
     """Compiled: begin (read prompts), resume (read some rows anew), go_on (say up to CHUNK)."""
-    shape = _shape(key)
+    shape, knobs = _knobs(key)
     ids_V = np.arange(shape.vocab_size)
 
     def choose(logits_BV, row_keys, n_said_B, how: dict) -> tuple[jax.Array, jax.Array]:
@@ -311,6 +312,7 @@ def _speakers(
         keys = fold(jax.random.key(how["seed"]), state["crc"])
         return jax.vmap(jax.random.fold_in)(keys, state["copy"])
 
+    @mesh.rules(knobs)
     def begin(params: dict, rows: dict, state: dict, how: dict):
         tokens_BT, length_B = rows["tokens"], rows["length"]
         t = tokens_BT.shape[1]
@@ -321,11 +323,13 @@ def _speakers(
         token_B, nats_B = choose(logits_B1V[:, 0], row_keys(state, how), state["n_said"], how)
         return cache.grown(kept, slots), (token_B[:, None], nats_B[:, None])
 
+    @mesh.rules(knobs)
     def resume(params: dict, kept: cache.Kept, rows: dict, state: dict, how: dict, cursor):
         fresh, said = begin(params, rows, state, how)
         shift = cursor - rows["tokens"].shape[1]
         return cache.replaced(kept, fresh, rows["is_new"], shift), said
 
+    @mesh.rules(knobs)
     def go_on(params: dict, kept: cache.Kept, state: dict, how: dict, cursor, n, end):
         read, keys = cache.reader(shape, params), row_keys(state, how)
         rows = state["token"].shape[0]
@@ -352,7 +356,8 @@ def _speakers(
         return kept, (token_BN, nats_BN), i
 
     everywhere = mesh.sharding(device_mesh)
-    kept = mesh.sharding(device_mesh, "batch", "kv_heads", None, None)
+    with mesh.rules(knobs):
+        kept = mesh.sharding(device_mesh, "batch", "kv_heads", None, None)
     return (
         jax.jit(begin, out_shardings=(kept, everywhere)),
         jax.jit(resume, out_shardings=(kept, everywhere), donate_argnums=1),
@@ -366,10 +371,11 @@ def _check_prompts(prompts: Sequence[Sequence[int]]) -> None:
             raise ValueError(f"prompts[{i}] is empty: begin it with the tokenizer's end")
 
 
-def _key(shape: config.Model) -> str:
-    """What a compiled program of this model can be found again by."""
-    return json.dumps(dataclasses.asdict(shape))
+def _key(run: config.Run) -> str:
+    """What a compiled program of this run can be found again by."""
+    return json.dumps([dataclasses.asdict(knobs) for knobs in (run.model, run.mesh)])
 
 
-def _shape(key: str) -> config.Model:
-    return config.from_dict(json.loads(key), config.Model)
+def _knobs(key: str) -> tuple[config.Model, config.Mesh]:
+    shape, knobs = json.loads(key)
+    return config.from_dict(shape, config.Model), config.from_dict(knobs, config.Mesh)

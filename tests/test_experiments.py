@@ -77,6 +77,12 @@ def test_a_sweep_from_plan_to_report_and_a_second_call(folder):
     assert report.returncode == 0 and "report.html" in report.stdout
     evaluate = command(folder, "evaluate", "--run=runs/s/10K")
     assert evaluate.returncode == 0, evaluate.stderr
+    options = ("--prompt=The quick", "--max_tokens=3", "--stop=zzz", "--json")
+    said = command(folder, "sample", "--run=runs/s/10K", *options)
+    assert said.returncode == 0, said.stderr
+    answer = json.loads(said.stdout)
+    assert answer["why"] == "length" and all(0 < t["p"] <= 1 for t in answer["tokens"])
+    assert answer["text"] == "".join(t["text"] for t in answer["tokens"])
     (row, _) = records.rows(folder / "runs")
     assert f"{row['eval.loss']:.4f}" in evaluate.stdout
 
