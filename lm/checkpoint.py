@@ -16,13 +16,14 @@ import json
 import logging
 import shutil
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy as policy
 
-from lm import config, records
+from lm import config, hosts, records
 
 logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax says it all, and raises it as well
 FORMAT = 1
@@ -85,10 +86,7 @@ class Checkpoints:
         not logged yet; seconds: of training so far; loss: held-out, if evaluated at this step.
         """
         needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) + SPARE_BYTES
-        free = shutil.disk_usage(self.folder).free
-        if free < needed:
-            words = f"no room for a checkpoint of {needed:,} bytes, {free:,} are free"
-            raise OSError(errno.ENOSPC, words, str(self.folder))
+        hosts.first(lambda: self._check_room(needed))
         arrays = ocp.args.PyTreeSave(by_path(state))
         said = manifest(step, state, {"batch": batch, "window": window, "seconds": seconds})
         proof = ocp.args.JsonSave(said)
@@ -101,7 +99,7 @@ class Checkpoints:
     def steps(self) -> list[int]:
         """Steps of the whole checkpoints on disk, oldest first, that being saved included."""
         self.manager.wait_until_finished()
-        return sorted(self.manager.all_steps(read=True))
+        return hosts.first(lambda: sorted(self.manager.all_steps(read=True)))
 
     def restore_newest(self, abstract: dict) -> tuple[int, dict, dict, list[str]]:
         """(step, state, manifest, reasons): the newest checkpoint that proves itself.
@@ -147,7 +145,7 @@ class Checkpoints:
                 raise Damaged(f"the numbers of {path} differ from what was saved")
         leaves = [arrays[path] for path in by_path(abstract)]
         state = jax.tree.unflatten(jax.tree.structure(abstract), leaves)
-        return state, saved | {"next": self.next_loss(step)}
+        return state, saved | {"next": hosts.first(lambda: self.next_loss(step))}
 
     def record_next_loss(self, step: int, loss: float, where: str) -> None:
         """Writes down what the step after a checkpoint gave, and on which devices and versions."""
@@ -159,21 +157,35 @@ class Checkpoints:
         proofs = records.lines(self.folder / "proofs.jsonl")
         return next((proof for proof in proofs if proof["step"] == step), None)
 
-    def _read(self, step: int, item: str, how):
+    def _read(self, step: int, item: str, how) -> Any:
+        found, reason = None, ""
         try:
-            return self.manager.restore(step, args=ocp.args.Composite(**{item: how}))[item]
+            found = self.manager.restore(step, args=ocp.args.Composite(**{item: how}))[item]
         except Exception as error:  # whatever orbax, tensorstore or the disk make of bad files
             words = str(error).strip().partition("\n")[0][:120]
-            raise Damaged(f"{item} is not readable: {type(error).__name__}: {words}") from error
+            reason = f"{item} is not readable: {type(error).__name__}: {words}"
+        if reason := hosts.worst(reason):
+            raise Damaged(reason)
+        return found
+
+    def _check_room(self, needed: int) -> None:
+        free = shutil.disk_usage(self.folder).free
+        if free < needed:
+            words = f"no room for a checkpoint of {needed:,} bytes, {free:,} are free"
+            raise OSError(errno.ENOSPC, words, str(self.folder))
 
     def _set_aside(self, step: int) -> Path:
-        place = self.folder.with_name("damaged") / str(step)
-        place.parent.mkdir(exist_ok=True)
-        while place.exists():
-            place = place.with_name(place.name + "-again")
-        (self.folder / str(step)).rename(place)
+        def move() -> str:
+            place = self.folder.with_name("damaged") / str(step)
+            place.parent.mkdir(exist_ok=True)
+            while place.exists():
+                place = place.with_name(place.name + "-again")
+            (self.folder / str(step)).rename(place)
+            return str(place)
+
+        place = hosts.first(move)
         self.manager.reload()
-        return place
+        return Path(place)
 
 
 def read(run: config.Run, step: int | None, abstract: dict) -> tuple[dict, dict]:

@@ -87,6 +87,7 @@ class Mesh:
     tensor: int = 1  # devices over which heads, MLP and vocabulary are split
     rules: dict[str, str | list[str]] = dataclasses.field(default_factory=dict)
     # rows that replace those of layout.RULES, such as {"vocab": ["tensor", "fsdp"], "mlp": []}
+    exact: int = 0  # shards of a batch, summed in one order: the same bits on any devices; 0: off
 
 
 @dataclasses.dataclass
@@ -173,6 +174,7 @@ AT_LEAST = {
     "mesh.sequence": 1,
     "mesh.tensor": 1,
     "start.step": 0,
+    "mesh.exact": 0,
     "eval.every": 0,
     "eval.n_sequences": 1,
     "eval.n_completions": 0,
@@ -225,6 +227,8 @@ def check(run: Run) -> Run:
     if mesh.data == 0 or mesh.data < -1:
         _refuse("mesh.data", mesh.data, "must be -1 (all devices) or at least 1")
     layout.check(flat, {axis: max(flat[f"mesh.{axis}"], 1) for axis in layout.AXES})
+    if mesh.exact:
+        _check_exact(run)
     if run.keep_every % run.checkpoint_every:
         near = -(-run.keep_every // run.checkpoint_every) * run.checkpoint_every
         rule = f"must be a multiple of checkpoint_every={run.checkpoint_every}: try {near}"
@@ -242,6 +246,21 @@ def check(run: Run) -> Run:
             "data.sources", data.sources, "has only zero weights: give one source a positive weight"
         )
     return run
+
+
+def _check_exact(run: Run) -> None:
+    shards, size = run.mesh.exact, run.data.batch_size
+    if shards & (shards - 1):
+        rule = f"must be a power of two, or 0: try {1 << shards.bit_length()}"
+        _refuse("mesh.exact", shards, rule)
+    kept = f"is not kept in one order by mesh.exact={shards}"
+    if run.model.dtype != "float32":
+        _refuse("model.dtype", run.model.dtype, f"{kept}: take float32")
+    if run.optim.accumulate > 1:
+        _refuse("optim.accumulate", run.optim.accumulate, f"{kept}: take 1, as shards are pieces")
+    if size % shards:
+        near = -(-size // shards) * shards
+        _refuse("data.batch_size", size, f"must be a multiple of mesh.exact={shards}: try {near}")
 
 
 def _check_text(data: Data) -> None:

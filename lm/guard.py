@@ -25,6 +25,9 @@ STALE_SECONDS = 60.0
 STALLED = 124  # exit status of a process that made no progress, as of timeout(1)
 
 
+LOST = 125  # exit status of a process whose run lost another of its processes
+
+
 class Taken(ValueError):
     """Another process trains the run."""
 
@@ -32,7 +35,8 @@ class Taken(ValueError):
 class Guard:
     """A context manager; Taken on entry if another process trains the run."""
 
-    def __init__(self, folder: str | Path, stall_seconds: float = 0.0):
+    def __init__(self, folder: str | Path, stall_seconds: float = 0.0, process: int = 0):
+        self.process = process  # of several: the first holds the lock
         self.lock = Path(folder) / "lock"
         self.stall_seconds = stall_seconds
         self.stop = ""
@@ -41,7 +45,8 @@ class Guard:
         self._handlers = {}
 
     def __enter__(self) -> "Guard":
-        _take(self.lock)
+        if not self.process:
+            _take(self.lock)
         threading.Thread(target=self._watch, daemon=True, name="guard").start()
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
@@ -52,7 +57,7 @@ class Guard:
         self._left.set()
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
-        if _owner(self.lock) == _myself():
+        if not self.process and _owner(self.lock) == _myself():
             self.lock.unlink(missing_ok=True)
 
     def beat(self) -> None:
@@ -67,7 +72,8 @@ class Guard:
     def _watch(self) -> None:
         while not self._left.wait(BEAT_SECONDS):
             try:
-                os.utime(self.lock)
+                if not self.process:
+                    os.utime(self.lock)
             except OSError:
                 pass  # a folder that cannot be written: the loop will say so
             if self.stall_seconds and time.monotonic() - self._beaten > self.stall_seconds:
@@ -76,12 +82,11 @@ class Guard:
     def _end_stalled(self) -> None:
         """Writes the stack of every thread beside the lock, and ends the process."""
         words = f"no progress for {self.stall_seconds:g} seconds: ended with status {STALLED}"
-        with open(self.lock.with_name("stalled.txt"), "w") as file:
+        name = f"stalled-{self.process}.txt" if self.process else "stalled.txt"
+        with open(self.lock.with_name(name), "w") as file:
             print(words, file=file, flush=True)
             faulthandler.dump_traceback(file)
-        print(
-            f"{self.lock.parent}: {words}; stacks are in stalled.txt", file=sys.stderr, flush=True
-        )
+        print(f"{self.lock.parent}: {words}; stacks are in {name}", file=sys.stderr, flush=True)
         os._exit(STALLED)
 
 

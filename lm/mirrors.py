@@ -18,6 +18,8 @@ def check(run: config.Run) -> None:
 
 def follow(run: config.Run, first_step: int) -> tuple[Callable[[dict], None], Callable[[], None]]:
     """(write, close): write(row) copies the numbers of a metrics row at row["step"]."""
+    if not records.writes:
+        return lambda row: None, lambda: None
     from tensorboardX import SummaryWriter  # imported here: most of lm does without it
 
     board = SummaryWriter(str(records.folder(run) / "tensorboard"), purge_step=first_step)

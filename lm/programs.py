@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from lm import config, evaluate, mesh, model, optim
+from lm import config, evaluate, exact, mesh, model, optim
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,14 +46,19 @@ def build(run: config.Run, device_mesh: jax.sharding.Mesh) -> Program:
         """Nats and gradient of a batch, summed over its pieces."""
         n = batch["tokens"][:, 1:].size
         total = batch["weights"].sum() if "weights" in batch else n
-        of_piece = jax.value_and_grad(loss, has_aux=True)
-        if run.optim.accumulate == 1:
-            (_, nats), gradient = of_piece(params, batch, n, total)
+
+        def of_piece(given, piece):
+            params, total = given
+            (_, nats), gradient = jax.value_and_grad(loss, has_aux=True)(params, piece, n, total)
             return nats, gradient
 
+        if run.mesh.exact:
+            return exact.summed(run.mesh.exact, device_mesh, of_piece)((params, total), batch)
+        if run.optim.accumulate == 1:
+            return of_piece((params, total), batch)
+
         def add(sums, piece):
-            (_, nats), gradient = of_piece(params, piece, n, total)
-            return jax.tree.map(jnp.add, sums, (nats, gradient)), None
+            return jax.tree.map(jnp.add, sums, of_piece((params, total), piece)), None
 
         zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
         pieces = {k: mesh.pieces(v, run.optim.accumulate, "batch", 0) for k, v in batch.items()}
@@ -100,6 +105,7 @@ def build(run: config.Run, device_mesh: jax.sharding.Mesh) -> Program:
             in_shardings=(shardings, mesh.sharding(device_mesh, "batch", None)),
             out_shardings=(shardings, everywhere),
             donate_argnums=0,
+            compiler_options=exact.OPTIONS if run.mesh.exact else None,
         ),
         score=evaluate.scorer(run, device_mesh),
         batch=_batch(run.data, mesh.sharding(device_mesh, "batch", None)),

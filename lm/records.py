@@ -34,6 +34,9 @@ FREE = (
 )
 
 
+writes = True  # False in all but the first of several processes: they read, and write nothing
+
+
 def folder(run: config.Run) -> Path:
     """Where the run lives."""
     return Path(run.dir) / run.name
@@ -96,6 +99,8 @@ def write_facts(path: Path, **facts) -> None:
 
 def append(path: Path, row: dict) -> None:
     """Adds a line to a .jsonl file."""
+    if not writes:
+        return
     with open(path, "a", encoding="utf-8") as file:
         file.write(_dumps(row) + "\n")
 
@@ -154,6 +159,8 @@ def read_json(path: Path) -> dict:
 
 def write_json(path: Path, value: dict) -> None:
     """Replaces the file whole: a reader, or a crash, sees the old one or the new one."""
+    if not writes:
+        return
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_name(f".{path.name}.{os.getpid()}")
