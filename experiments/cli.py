@@ -25,6 +25,8 @@ MALLOC = (
 def start(main: Callable[[], int | None]) -> None:
     """Parses the flags, calls main() and ends the process."""
     number = status(main, sys.argv)
+    if number in (1, 2) and "lm.hosts" in sys.modules:
+        sys.modules["lm.hosts"].leave(number)
     if number:  # at once: threads of a save that failed wait ten minutes for each other
         sys.stdout.flush()
         sys.stderr.flush()
@@ -58,6 +60,23 @@ def tune_memory() -> None:
     if sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ:
         os.environ["GLIBC_TUNABLES"] = MALLOC
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+def host_flags() -> None:
+    """Defines the flags by which several processes find each other: see `join`."""
+    flags.DEFINE_string("coordinator", "", "host:port of process 0; auto: as the cluster says")
+    flags.DEFINE_integer("processes", 0, "how many processes train together")
+    flags.DEFINE_integer("process", -1, "which of them this one is, from 0")
+
+
+def join() -> None:
+    """Joins the other processes, by flags or SLURM's or the TPU's word; only the first prints."""
+    from experiments import show
+    from lm import hosts
+
+    given = flags.FLAGS
+    hosts.start(given.coordinator, given.processes, given.process)
+    show.console.quiet = not hosts.is_first()
 
 
 def config_flag():

@@ -18,6 +18,7 @@ from absl import flags
 from experiments import cli, show
 
 _SWEEP = flags.DEFINE_string("sweep", "", "FILE[:ARG] with get_sweep([ARG]) that yields runs")
+cli.host_flags()
 _DIR = flags.DEFINE_string("dir", None, "folder of all runs, in place of each run's own")
 _ON = flags.DEFINE_enum("on", "here", ["here", "slurm"], "where to train")
 _JOBS = flags.DEFINE_integer("jobs", 1, "processes that train at once, at most", lower_bound=1)
@@ -32,23 +33,35 @@ _WORKER = flags.DEFINE_float("worker", 0.0, "set for the processes of --jobs and
 def main() -> int:
     runs = cli.load_sweep(_SWEEP.value)
     cli.tune_memory()
-    from lm import launch, mesh, plan, report, workers  # JAX comes after the memory settings
+    from lm import (
+        exact,
+        hosts,
+        launch,
+        mesh,
+        plan,
+        report,
+        workers,
+    )  # JAX comes after memory settings
 
     for run in runs:
         run.dir = _DIR.value or run.dir
     if _ADOPT.value:
         runs = launch.adopt(runs)
     mesh.start()
+    exact.fix_threads(max(run.mesh.exact for run in runs))
+    cli.join()
     if _WORKER.value:
         with show.Bars() as bars:
             launch.here(
                 *(runs, bars.started, bars.stepped, bars.ended), _RETRIES.value, _WORKER.value
             )
         if not any(launch.ready(runs, _RETRIES.value, _WORKER.value)):
-            report.write(launch.folder(runs))
+            hosts.first(lambda: report.write(launch.folder(runs)) and None)
         return 0
+    if hosts.are_several() and (_JOBS.value > 1 or _ON.value != "here"):
+        raise ValueError("--jobs and --on=slurm start processes of their own: leave out the others")
 
-    launch.check(runs, show.preparing)
+    hosts.first(lambda: launch.check(runs, show.preparing))
     left = launch.left(runs)
     device_mesh = mesh.make(runs[0].mesh)
     peak = mesh.peak_flops_per_second(device_mesh, runs[0].model.dtype)
@@ -76,6 +89,13 @@ def main() -> int:
     elif left:
         with show.Bars() as bars:
             launch.here(runs, bars.started, bars.stepped, bars.ended, _RETRIES.value)
+    return hosts.first(lambda: finish(folder))
+
+
+def finish(folder) -> int:
+    """The page, and what it says; the exit status."""
+    from lm import report
+
     page = report.write(folder)
     found = report.load(folder)
     show.table(report.table(found.rows, found.prediction))

@@ -6,15 +6,18 @@ uv run python -m experiments.train --config=configs/base.py:100K --config.optim.
 from experiments import cli, show
 
 _CONFIG = cli.config_flag()
+cli.host_flags()
 
 
 def main() -> int:
     run = cli.load_config(_CONFIG)
     cli.tune_memory()
-    from lm import mesh, records, train  # JAX comes after the memory settings
+    from lm import exact, hosts, mesh, records, train  # JAX comes after the memory settings
 
     mesh.start()
-    if records.is_finished(run):
+    exact.fix_threads(run.mesh.exact)
+    cli.join()
+    if hosts.first(lambda: records.is_finished(run)):
         show.say(f"{records.folder(run)} is {records.read_facts(records.folder(run))['status']}")
         return 0
     try:

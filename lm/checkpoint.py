@@ -17,13 +17,14 @@ import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy as policy
 
-from lm import config, records, storage
+from lm import config, hosts, records, storage
 
 logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax says it all, and raises it as well
 FORMAT = 1
@@ -99,11 +100,7 @@ class Checkpoints:
         this step.
         """
         needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) + SPARE_BYTES
-        storage.probe(self.folder)
-        if (free := storage.free_bytes(self.folder)) < needed:
-            words = f"no room for a checkpoint of {needed:,} bytes, {free:,} are free"
-            raise OSError(errno.ENOSPC, words, str(self.folder))
-        records.sync(self.folder.parent)  # what is logged must not be younger than the weights
+        hosts.first(lambda: self._check_room(needed))
         arrays = ocp.args.PyTreeSave(by_path(state))
         position = {"batch": batch, "window": window, "seconds": seconds}
         said = manifest(step, state, position | {"config": self.knobs})
@@ -117,7 +114,7 @@ class Checkpoints:
     def steps(self) -> list[int]:
         """Steps of the whole checkpoints on disk, oldest first, that being saved included."""
         self.manager.wait_until_finished()
-        return sorted(self.manager.all_steps(read=True))
+        return hosts.first(lambda: sorted(self.manager.all_steps(read=True)))
 
     def restore_newest(self, abstract: dict) -> tuple[int, dict, dict, list[str]]:
         """(step, state, manifest, reasons): the newest checkpoint that proves itself.
@@ -175,7 +172,7 @@ class Checkpoints:
                 raise Damaged(f"the numbers of {path} differ from what was saved")
         leaves = [arrays[path] for path in by_path(abstract)]
         state = jax.tree.unflatten(jax.tree.structure(abstract), leaves)
-        return state, saved | {"next": self.next_loss(step)}
+        return state, saved | {"next": hosts.first(lambda: self.next_loss(step))}
 
     def record_next_loss(self, step: int, loss: float, where: str) -> None:
         """Writes down what the step after a checkpoint gave, and on which devices and versions."""
@@ -187,24 +184,39 @@ class Checkpoints:
         proofs = records.lines(self.folder / "proofs.jsonl")
         return next((proof for proof in proofs if proof["step"] == step), None)
 
-    def _read(self, step: int, item: str, how):
+    def _read(self, step: int, item: str, how) -> Any:
+        found, reason = None, ""
         try:
-            return self.manager.restore(step, args=ocp.args.Composite(**{item: how}))[item]
+            found = self.manager.restore(step, args=ocp.args.Composite(**{item: how}))[item]
         except Exception as error:  # whatever orbax, tensorstore or the disk make of bad files
             words = str(error).strip().partition("\n")[0][:120]
             if _is_elsewhere(error):
                 words = f"cannot be read now ({words}): nothing was set aside"
                 raise OSError(f"{self.folder / str(step)} {words}") from error
-            raise Damaged(f"{item} is not readable: {type(error).__name__}: {words}") from error
+            reason = f"{item} is not readable: {type(error).__name__}: {words}"
+        if reason := hosts.worst(reason):
+            raise Damaged(reason)
+        return found
+
+    def _check_room(self, needed: int) -> None:
+        storage.probe(self.folder)
+        if (free := storage.free_bytes(self.folder)) < needed:
+            words = f"no room for a checkpoint of {needed:,} bytes, {free:,} are free"
+            raise OSError(errno.ENOSPC, words, str(self.folder))
+        records.sync(self.folder.parent)  # what is logged must not be younger than the weights
 
     def _set_aside(self, step: int) -> Path:
-        place = self.folder.with_name("damaged") / str(step)
-        place.parent.mkdir(exist_ok=True)
-        while place.exists():
-            place = place.with_name(place.name + "-again")
-        storage.move(self.folder / str(step), place)
+        def move() -> str:
+            place = self.folder.with_name("damaged") / str(step)
+            place.parent.mkdir(exist_ok=True)
+            while place.exists():
+                place = place.with_name(place.name + "-again")
+            storage.move(self.folder / str(step), place)
+            return str(place)
+
+        place = hosts.first(move)
         self.manager.reload()
-        return place
+        return storage.at(place)
 
 
 def read(run: config.Run, step: int | None, abstract: dict) -> tuple[dict, dict]:
@@ -246,6 +258,8 @@ class _Pinned(policy.PreservationPolicy):
 
 def pin(run: config.Run, step: int, by: str) -> None:
     """Keeps a checkpoint of a run, if need be of one that has not begun, for the run named `by`."""
+    if not records.writes:
+        return
     with contextlib.suppress(OSError):  # a folder that is only read loses nothing
         storage.write(records.folder(run) / "pins" / f"{step}-{by.replace('/', '-')}", by + "\n")
 

@@ -57,7 +57,6 @@ class Data:
     )
     # what to read -> weight: code, docs, text:PATH, jsonl:GLOB[?field=NAME] and more: lm/sources.py
     cache: str = "data"  # folder of prepared token files; may be gs://BUCKET/FOLDER
-    copies: str = "data"  # folder on this machine for what a data.cache in a bucket holds
     heldout: float = 0.05  # share of documents held out, by hash of their text
     tokenizer: str = "bytes"  # bytes, bpe:SIZE (trained on the sources), file:JSON, spm:MODEL
     broken: str = "stop"  # at a file or line that cannot be read: stop, skip (and count)
@@ -73,6 +72,7 @@ class Data:
     across: bool = True  # attention may cross the ends of documents within a row
     unique_tokens: int = 0  # training tokens that are ever seen, over all sources; 0: all there are
     max_epochs: float = 0.0  # times that a run may see any source; 0: any
+    copies: str = "data"  # folder on this machine for what a data.cache in a bucket holds
 
 
 @dataclasses.dataclass
@@ -101,6 +101,7 @@ class Mesh:
     tensor: int = 1  # devices over which heads, MLP and vocabulary are split
     rules: dict[str, str | list[str]] = dataclasses.field(default_factory=dict)
     # rows that replace those of layout.RULES, such as {"vocab": ["tensor", "fsdp"], "mlp": []}
+    exact: int = 0  # shards of a batch, summed in one order: the same bits on any devices; 0: off
 
 
 @dataclasses.dataclass
@@ -201,6 +202,7 @@ AT_LEAST = {
     "mesh.sequence": 1,
     "mesh.tensor": 1,
     "start.step": 0,
+    "mesh.exact": 0,
     "eval.every": 0,
     "eval.n_sequences": 1,
     "eval.n_completions": 0,
@@ -254,6 +256,8 @@ def check(run: Run) -> Run:
     if mesh.data == 0 or mesh.data < -1:
         _refuse("mesh.data", mesh.data, "must be -1 (all devices) or at least 1")
     layout.check(flat, {axis: max(flat[f"mesh.{axis}"], 1) for axis in layout.AXES})
+    if mesh.exact:
+        _check_exact(run)
     if run.keep_every % run.checkpoint_every:
         near = -(-run.keep_every // run.checkpoint_every) * run.checkpoint_every
         rule = f"must be a multiple of checkpoint_every={run.checkpoint_every}: try {near}"
@@ -289,6 +293,25 @@ def _check_experts(model: Model, mesh: Mesh) -> None:
     ways = math.prod(max(getattr(mesh, axis), 1) for axis in layout.rules(mesh.rules)["mlp"])
     if (width := model.d_expert or model.d_ff // passed) % ways:
         _refuse("model.d_expert", width, f"must be a multiple of the {ways} devices that split it")
+
+
+def _check_exact(run: Run) -> None:
+    shards, size = run.mesh.exact, run.data.batch_size
+    if shards & (shards - 1):
+        rule = f"must be a power of two, or 0: try {1 << shards.bit_length()}"
+        _refuse("mesh.exact", shards, rule)
+    kept = f"is not kept in one order by mesh.exact={shards}"
+    if run.model.dtype != "float32":
+        _refuse("model.dtype", run.model.dtype, f"{kept}: take float32")
+    if run.model.n_experts:
+        _refuse("model.n_experts", run.model.n_experts, f"{kept}: take 0")
+    if run.optim.name == "muon":
+        _refuse("optim.name", run.optim.name, f"{kept}: take adamw or lion")
+    if run.optim.accumulate > 1:
+        _refuse("optim.accumulate", run.optim.accumulate, f"{kept}: take 1, as shards are pieces")
+    if size % shards:
+        near = -(-size // shards) * shards
+        _refuse("data.batch_size", size, f"must be a multiple of mesh.exact={shards}: try {near}")
 
 
 def _check_text(data: Data) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import jax
 import numpy as np
 
-from lm import config, data, mesh, model, tokens
+from lm import config, data, exact, mesh, model, tokens
 
 WORD = np.array([chr(i).isalnum() or chr(i) == "_" or i >= 128 for i in range(256)])  # word bytes
 
@@ -23,7 +23,11 @@ def scorer(run: config.Run, device_mesh: jax.sharding.Mesh) -> Callable:
             )
         return nats_BT, best_BT
 
-    return jax.jit(score, out_shardings=mesh.sharding(device_mesh))
+    whole = mesh.sharding(device_mesh)
+    if not run.mesh.exact:
+        return jax.jit(score, out_shardings=whole)
+    by_shard = exact.rowwise(run.mesh.exact, device_mesh, score)
+    return jax.jit(by_shard, out_shardings=whole, compiler_options=exact.OPTIONS)
 
 
 def evaluate(run: config.Run, device_mesh, score: Callable, params: dict, text: data.Text) -> dict:
@@ -139,7 +143,7 @@ def score_all(run, device_mesh, score, params, batch: dict) -> tuple[np.ndarray,
     size, nats, best = run.data.batch_size, [], []
     n = len(batch["tokens"])
     for start in range(0, n, size):
-        rows = np.arange(start, start + size)[mesh.rows_here(size)] % n  # the last ones: again
+        rows = (start + mesh.rows_here(device_mesh, size)) % n  # the last ones: again
         here = {name: array[rows] for name, array in batch.items()}
         nats_BT, best_BT = jax.device_get(score(params, mesh.place(device_mesh, here)))
         nats.append(nats_BT.astype(np.float64))

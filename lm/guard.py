@@ -31,6 +31,7 @@ STALE_SECONDS = 60.0
 TRIES = 6  # at a run that another process is claiming as well
 STALLED = 124  # exit status of a process that made no progress, as of timeout(1)
 TAKEN_OVER = 75  # of one whose claim was found dead by another, as it slept: EX_TEMPFAIL
+LOST = 125  # of a process whose run lost another of its processes
 
 
 class Taken(ValueError):
@@ -40,7 +41,8 @@ class Taken(ValueError):
 class Guard:
     """A context manager; Taken on entry if another process trains the run."""
 
-    def __init__(self, folder: str | Path, stall_seconds: float = 0.0):
+    def __init__(self, folder: str | Path, stall_seconds: float = 0.0, process: int = 0):
+        self.process = process  # of several that train the run: the first claims it
         self.folder = storage.at(folder)
         self.claim = self.folder / f"lock-{os.getpid()}-{secrets.token_hex(4)}"
         self.stall_seconds = stall_seconds
@@ -51,7 +53,8 @@ class Guard:
         self._handlers = {}
 
     def __enter__(self) -> "Guard":
-        _take(self.claim)
+        if not self.process:
+            _take(self.claim)
         self._thread = threading.Thread(target=self._watch, daemon=True, name="guard")
         self._thread.start()
         if threading.current_thread() is threading.main_thread():
@@ -64,7 +67,8 @@ class Guard:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         self._thread.join(BEAT_SECONDS)  # else it may write the claim once more
-        _withdraw(self.claim)
+        if not self.process:
+            _withdraw(self.claim)
 
     def beat(self) -> None:
         """Says that there was progress: from the first on, a signal waits for a save."""
@@ -79,20 +83,28 @@ class Guard:
     def _watch(self) -> None:
         while not self._left.wait(BEAT_SECONDS):
             try:
-                gone = not self.claim.exists()
-                if gone and not self._left.is_set():
-                    words = "its claim is gone: another process took it over, or it was removed"
-                    self._end(TAKEN_OVER, words)
-                storage.touch(self.claim, _said(held=True))
+                if not self.process:
+                    self._hold()
             except OSError:
                 pass  # a folder that cannot be written: the loop will say so
             if self.stall_seconds and time.monotonic() - self._beaten > self.stall_seconds:
                 self._end(STALLED, f"no progress for {self.stall_seconds:g} seconds")
 
+    def _hold(self) -> None:
+        if not self.claim.exists() and not self._left.is_set():
+            words = "its claim is gone: another process took it over, or it was removed"
+            self._end(TAKEN_OVER, words)
+        storage.touch(self.claim, _said(held=True))
+
+    def _stacks(self) -> str:
+        return f"stalled-{self.process}.txt" if self.process else "stalled.txt"
+
     def _end(self, status: int, words: str) -> None:
         """Ends the process, its stacks in stalled.txt; within seconds, whatever the disk does."""
         words = f"{words}: ended with status {status}"
-        print(f"{self.folder}: {words}; stacks are in stalled.txt", file=sys.stderr, flush=True)
+        print(
+            f"{self.folder}: {words}; stacks are in {self._stacks()}", file=sys.stderr, flush=True
+        )
         last = threading.Thread(target=self._write_stacks, args=(words,), daemon=True)
         last.start()
         last.join(BEAT_SECONDS)
@@ -103,7 +115,7 @@ class Guard:
             faulthandler.dump_traceback(file)
             file.seek(0)
             try:
-                storage.write(self.folder / "stalled.txt", f"{words}\n{file.read()}")
+                storage.write(self.folder / self._stacks(), f"{words}\n{file.read()}")
             except OSError:
                 pass  # the disk may be why
 

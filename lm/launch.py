@@ -14,6 +14,7 @@ from lm import (
     config,
     data,
     guard,
+    hosts,
     laws,
     lineage,
     mastery,
@@ -105,7 +106,9 @@ def write_down(sweep: str, runs: list[config.Run], costs: list[dict]) -> None:
 
 def left(runs: list[config.Run]) -> list[config.Run]:
     """The runs that are not finished, in the order to run them."""
-    return [run for run in ordered(runs) if not records.is_finished(run)]
+    placed = ordered(runs)
+    finished = hosts.first(lambda: [records.is_finished(run) for run in placed])
+    return [run for run, is_done in zip(placed, finished, strict=True) if not is_done]
 
 
 def ordered(runs: list[config.Run]) -> list[config.Run]:
@@ -146,9 +149,18 @@ def here(
     """
     since = time.time() if since is None else since
     taken: set[str] = set()  # between our look and our lock
-    while run := next((run for run in ready(runs, retries, since) if run.name not in taken), None):
-        if run.predict:
-            predict(run, [other for other in runs if other is not run])
+    by_name = {run.name: run for run in runs}
+
+    def choose() -> str:
+        """The run to do now, its prediction written if it asks for one; "" if none is ready."""
+        names = (run.name for run in ready(runs, retries, since) if run.name not in taken)
+        name = next(names, "")
+        if name and by_name[name].predict:
+            predict(by_name[name], [other for other in runs if other.name != name])
+        return name
+
+    while name := hosts.first(choose):
+        run = by_name[name]
         started(run)
         reason = ""
         try:
@@ -163,7 +175,8 @@ def here(
         except Exception as error:
             reason = f"{type(error).__name__}: {error}"
             where = records.folder(run)
-            storage.write(where / "error.txt", traceback.format_exc())
+            if hosts.is_first():
+                storage.write(where / "error.txt", traceback.format_exc())
             failed_at = [*records.read_facts(where).get("failed_at", []), time.time()]
             records.write_facts(where, status="failed", reason=reason, failed_at=failed_at)
         ended(run, reason)

@@ -98,15 +98,20 @@ def sharding(mesh: jax.sharding.Mesh, *names: str | None) -> NamedSharding:
 
 
 def constrain(x: jax.Array, *names: str | None) -> jax.Array:
-    """Splits an activation by its axis names; leaves it alone where no mesh is set."""
-    if jax.sharding.get_abstract_mesh().empty:
+    """Splits an activation by its axis names; leaves it alone where no mesh is set.
+
+    And where a device works on its own part alone, as in lm/exact.py.
+    """
+    here = jax.sharding.get_abstract_mesh()
+    if here.empty or here.manual_axes:
         return x
     return jax.lax.with_sharding_constraint(x, spec(names))
 
 
 def ways(name: str) -> int:
     """Over how many devices of the mesh that is set an axis is split; 1 where none is."""
-    shape = jax.sharding.get_abstract_mesh().shape
+    here = jax.sharding.get_abstract_mesh()
+    shape = {} if here.manual_axes else here.shape
     return math.prod(shape.get(axis, 1) for axis in _RULES.get()[name])
 
 
@@ -138,9 +143,22 @@ def joined(pieces: jax.Array, name: str, axis: int) -> jax.Array:
 
 
 def place(mesh: jax.sharding.Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-    """This process's rows of a batch -> the global batch, split over the mesh."""
+    """This process's rows of a batch (see `rows_here`) -> the global batch, split over the mesh."""
     split = sharding(mesh, "batch", None)
-    return {k: jax.make_array_from_process_local_data(split, rows) for k, rows in batch.items()}
+    parts = n_batch_devices(mesh)
+    loaded = len(next(iter(batch.values())))
+    size = loaded // len(rows_here(mesh, parts)) * parts  # of the global batch
+    numbers = rows_here(mesh, size)
+
+    def put(rows: np.ndarray) -> jax.Array:
+        def part(index) -> np.ndarray:
+            start, stop, _ = index[0].indices(size)
+            at = np.searchsorted(numbers, start)
+            return rows[at : at + stop - start][:, *index[1:]]
+
+        return jax.make_array_from_callback((size, *rows.shape[1:]), split, part)
+
+    return {name: put(rows) for name, rows in batch.items()}
 
 
 def n_batch_devices(mesh: jax.sharding.Mesh) -> int:
@@ -148,10 +166,14 @@ def n_batch_devices(mesh: jax.sharding.Mesh) -> int:
     return math.prod(mesh.shape[axis] for axis in layout.RULES["batch"])
 
 
-def rows_here(batch_size: int) -> slice:
-    """The rows of a global batch that this process loads."""
-    each = batch_size // jax.process_count()
-    return slice(jax.process_index() * each, (jax.process_index() + 1) * each)
+def rows_here(mesh: jax.sharding.Mesh, batch_size: int) -> np.ndarray:
+    """The rows of a global batch that the devices of this process hold, in order.
+
+    Processes over which only weights are split hold the same rows; one alone holds all.
+    """
+    parts = sharding(mesh, "batch").addressable_devices_indices_map((batch_size,)).values()
+    rows = np.arange(batch_size)
+    return np.unique(np.concatenate([rows[part] for part in parts]))
 
 
 @functools.cache

@@ -27,6 +27,8 @@ def follow(run: config.Run, first_step: int) -> tuple[Callable[[dict], None], Ca
 
     Event files grow, so they come into a bucket once they are closed.
     """
+    if not records.writes:
+        return lambda row: None, lambda: None
     write_board, close_board = _board(records.folder(run) / "tensorboard", first_step)
     cloud = _wandb(run) if run.wandb else None
 

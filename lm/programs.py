@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from lm import config, evaluate, mesh, model, moe, optim
+from lm import config, evaluate, exact, mesh, model, moe, optim
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +27,8 @@ class Program:
 def build(run: config.Run, device_mesh: jax.sharding.Mesh) -> Program:
     """The functions of a run on a mesh of real or described devices; computes nothing."""
     axes = model.axes(run.model)
-    optimizer = optim.make(run.optim, run.model, run.steps, axes)
+    clip = 0.0 if run.mesh.exact else run.optim.clip  # see exact.clipped
+    optimizer = optim.make(dataclasses.replace(run.optim, clip=clip), run.model, run.steps, axes)
     lr = optim.schedule(run.optim, run.steps)
 
     def init(seed) -> dict:
@@ -52,28 +53,37 @@ def build(run: config.Run, device_mesh: jax.sharding.Mesh) -> Program:
         n = batch["tokens"][:, 1:].size
         total = batch["weights"].sum() if "weights" in batch else n
 
-        def of_piece(piece: dict):
+        def of_piece(given, piece: dict):
+            params, total = given
             (_, found), gradient = jax.value_and_grad(loss, has_aux=True)(params, piece, n, total)
             return *found, gradient
 
-        def add(sums, piece):
-            return jax.tree.map(jnp.add, sums, of_piece(piece)), None
-
+        if run.mesh.exact:
+            return exact.summed(run.mesh.exact, device_mesh, of_piece)((params, total), batch)
         if run.optim.accumulate == 1:
-            return of_piece(batch)
+            return of_piece((params, total), batch)
+
+        def add(sums, piece):
+            return jax.tree.map(jnp.add, sums, of_piece((params, total), piece)), None
+
         pieces = {k: mesh.pieces(v, run.optim.accumulate, "batch", 0) for k, v in batch.items()}
-        shapes = jax.eval_shape(lambda: of_piece({k: v[0] for k, v in pieces.items()}))
+        shapes = jax.eval_shape(
+            lambda: of_piece((params, total), {k: v[0] for k, v in pieces.items()})
+        )
         zero = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
         return jax.lax.scan(add, zero, pieces)[0]
 
     def step(state: dict, batch: dict):
         with mesh.rules(run.mesh):
             nats, routing, gradient = gradients(state["params"], batch)
+        if run.mesh.exact:
+            gradient, grad_norm = exact.clipped(gradient, run.optim.clip)
+        else:
+            grad_norm = optax.tree.norm(gradient)
         update, opt = optimizer.update(gradient, state["opt"], state["params"])
         if routing and run.model.balance == "bias":
             update = moe.balanced(run.model, update, routing)
         params = optax.apply_updates(state["params"], update)
-        grad_norm = optax.tree.norm(gradient)
         metrics = {"loss": nats, "grad_norm": grad_norm, "lr": lr(state["step"])}
         if routing:
             metrics |= moe.metrics(routing)
@@ -111,6 +121,7 @@ def build(run: config.Run, device_mesh: jax.sharding.Mesh) -> Program:
             in_shardings=(shardings, mesh.sharding(device_mesh, "batch", None)),
             out_shardings=(shardings, everywhere),
             donate_argnums=0,
+            compiler_options=exact.OPTIONS if run.mesh.exact else None,
         ),
         score=evaluate.scorer(run, device_mesh),
         batch=_batch(run.data, mesh.sharding(device_mesh, "batch", None)),

@@ -36,6 +36,9 @@ FREE = (
 GROWING = ("metrics.jsonl", "evals.jsonl", "events.jsonl", "checkpoints/proofs.jsonl")
 
 
+writes = True  # False in all but the first of several processes: they read, and write nothing
+
+
 def folder(run: config.Run) -> Path:
     """Where the run lives."""
     return storage.at(run.dir) / run.name
@@ -91,13 +94,13 @@ def knobs(run: config.Run) -> dict:
 
 def sync(path: Path) -> None:
     """Waits until all lines written so far would outlive a power cut."""
-    for name in GROWING:
+    for name in GROWING if writes else ():
         storage.sync(path / name)
 
 
 def settle(path: Path) -> None:
     """Puts the files that grow in order: before an attempt, and once the run has ended."""
-    for name in GROWING:
+    for name in GROWING if writes else ():
         storage.settle(path / name)
 
 
@@ -114,7 +117,8 @@ def write_facts(path: Path, **facts) -> None:
 
 def append(path: Path, row: dict) -> None:
     """Adds a line to a .jsonl file."""
-    storage.append(path, _dumps(row))
+    if writes:
+        storage.append(path, _dumps(row))
 
 
 def event(path: Path, attempt: int, step: int, name: str, words: str) -> None:
@@ -177,7 +181,8 @@ def read_json(path: Path) -> dict:
 
 def write_json(path: Path, value: dict) -> None:
     """Replaces the file whole: a reader, or a crash, sees the old one or the new one."""
-    storage.write(storage.at(path), _dumps(value, indent=1) + "\n")
+    if writes:
+        storage.write(storage.at(path), _dumps(value, indent=1) + "\n")
 
 
 def _dumps(value, indent=None) -> str:

@@ -93,7 +93,7 @@ def score(
     program = _scorer(_key(run), device_mesh)
     for start in range(0, len(rows), size):
         batch, places = packing.arrays(rows[start : start + size], answers, size, length)
-        here = {name: array[mesh.rows_here(size)] for name, array in batch.items()}
+        here = {name: array[mesh.rows_here(device_mesh, size)] for name, array in batch.items()}
         with jax.set_mesh(device_mesh):
             said = program(params, mesh.place(device_mesh, here))
         nats_BT, is_best_BT = jax.device_get(said)
@@ -215,7 +215,7 @@ def _answer(run, device_mesh, params, answers: list[_Answer], tokenizer, samplin
     slots = min(packing.power_of_two(longest + sampling.max_tokens, 32), context)
     knobs = (sampling.temperature > 0, sampling.top_k, sampling.top_p < 1, tokenizer.vocab_size)
     begin, resume, go_on = _speakers(_key(run), device_mesh, slots, *knobs)
-    here = mesh.rows_here(size)
+    here = mesh.rows_here(device_mesh, size)
 
     def place(**arrays) -> dict:
         """Arrays [answers, ...] -> [size, ...], split over the mesh."""

@@ -19,8 +19,10 @@ from lm import (
     config,
     data,
     evaluate,
+    exact,
     exam,
     guard,
+    hosts,
     lineage,
     mesh,
     mirrors,
@@ -62,10 +64,13 @@ def _train(run: config.Run, report: Callable[[dict], None]) -> None:
     # --- Refuse what cannot work ---
     config.check(run)
     mirrors.check(run)
-    records.compare(run)
+    hosts.first(lambda: records.compare(run))
     if run.start.run:
         lineage.check(run, lineage.parent(run))
+    hosts.first(lambda: data.load(run.data, run.seed) and None)  # prepared once
     text = data.load(run.data, run.seed)
+    hosts.check_same("config", _knobs_hash(run))
+    hosts.check_same("prepared text", text.hash)
     text.check(run.steps)
     if text.tokenizer.vocab_size > run.model.vocab_size:
         raise ValueError(
@@ -75,16 +80,21 @@ def _train(run: config.Run, report: Callable[[dict], None]) -> None:
     asked = tasks.load_all(run.eval.tasks)
     device_mesh = mesh.make(run.mesh)
     mesh.check(run, device_mesh)
+    exact.check(run, device_mesh)
     folder = records.folder(run)
 
     with contextlib.ExitStack() as stack:
         # --- Build, and write down what the run is ---
         began = time.perf_counter()
-        watch = stack.enter_context(guard.Guard(folder, run.stall_seconds))
+        watch = guard.Guard(folder, run.stall_seconds, jax.process_index())
+        hosts.first(lambda: stack.enter_context(watch) and None)
+        if not hosts.is_first():
+            stack.enter_context(watch)
         program = programs.build(run, device_mesh)
         peak = mesh.peak_flops_per_second(device_mesh, run.model.dtype)
         facts = _facts(run, device_mesh, text, peak)
         checkpoints = stack.enter_context(checkpoint.Checkpoints(run))
+        stack.enter_context(hosts.together(folder, Diverged, Interrupted, _Rewound, ValueError))
         with jax.set_mesh(device_mesh):
             first, saved, proof, damage = checkpoints.restore_newest(program.abstract)
             if not first and run.resume == "must":
@@ -95,8 +105,9 @@ def _train(run: config.Run, report: Callable[[dict], None]) -> None:
             if run.start.run and not resumed:
                 facts |= lineage.facts(run)
                 first, saved, proof = lineage.restore(run, program.abstract, text.tokenizer)
-            attempt = records.start(run, facts)
-            text.tokenizer.save(folder)
+            attempt = hosts.first(lambda: records.start(run, facts))
+            if hosts.is_first():
+                text.tokenizer.save(folder)
             tell = functools.partial(records.event, folder, attempt)
             for reason in damage:
                 tell(first, "damaged", reason)
@@ -104,15 +115,16 @@ def _train(run: config.Run, report: Callable[[dict], None]) -> None:
             # --- Start, or go on from the newest checkpoint ---
             step, score, init = programs.compile_all(run, program, fresh=not first)
             state: dict = saved if first else init(run.seed) | saved
-        passed = records.read_facts(folder).get("passed_over", [])
+        passed = hosts.first(lambda: records.read_facts(folder).get("passed_over", []))
 
-        def rows(number: int, selected: slice = slice(None)) -> dict[str, np.ndarray]:
+        def rows(number: int, selected: slice | np.ndarray = slice(None)) -> dict[str, np.ndarray]:
             """The batch of a step; those that a rewind passed over are never seen again."""
             number += sum(p["batches"] for p in passed if p["from_step"] <= number)
             return text.batch(number, selected)
 
         is_passed = any(p["from_step"] == first for p in passed)
-        if "batch" in proof and not is_passed and proof["batch"] != _hash(rows(first)):
+        changed = "batch" in proof and not is_passed and proof["batch"] != _hash(rows(first))
+        if hosts.worst("changed" if changed else ""):
             raise ValueError(
                 f"{folder}: the batch after step {first} is not the one it was: the"
                 " prepared text has changed"
@@ -125,7 +137,7 @@ def _train(run: config.Run, report: Callable[[dict], None]) -> None:
         write, close = mirrors.follow(run, first)
         stack.callback(close)
 
-        evaluated = {row["step"]: row for row in records.evals(folder)}
+        evaluated = {row["step"]: row for row in hosts.first(lambda: records.evals(folder))}
 
         def evaluate_now(done: int) -> None:
             with jax.set_mesh(device_mesh):
@@ -142,10 +154,13 @@ def _train(run: config.Run, report: Callable[[dict], None]) -> None:
             evaluate_now(first)  # what the start brings, or what the last attempt did not come to
 
         # --- Steps ---
+        here = mesh.rows_here(device_mesh, run.data.batch_size)
+
         def load(number: int) -> dict[str, jax.Array]:
-            return mesh.place(device_mesh, rows(number, mesh.rows_here(run.data.batch_size)))
+            return mesh.place(device_mesh, rows(number, here))
 
         batches = stack.enter_context(contextlib.closing(data.prefetch(load, first, run.steps)))
+        vote = hosts.ballot(device_mesh)
         recent = collections.deque(maxlen=20)
         waited, spent, timed, clock, unproved = 0.0, 0.0, 0, time.perf_counter(), 0
         for done in range(first + 1, run.steps + 1):
@@ -160,9 +175,9 @@ def _train(run: config.Run, report: Callable[[dict], None]) -> None:
                 jax.block_until_ready(metrics)
             watch.beat()
             if done == first + 1 and expected:
-                _prove_next(folder, done, expected, float(metrics["loss"]), facts)
+                _prove_next(run, done, expected, float(metrics["loss"]), facts)
             is_log = _is_due(done, run.log_every, run.steps)
-            stop = watch.stop  # once: a signal after this line waits for the next step
+            stop = vote(watch.stop)  # once: a signal after this line waits for the next step
             is_save = stop or _is_due(done, run.checkpoint_every, run.steps)
             if not (is_log or is_save):
                 continue
@@ -178,7 +193,9 @@ def _train(run: config.Run, report: Callable[[dict], None]) -> None:
                 _end_or_rewind(run, folder, to, passed, done, words, tell)
             if unproved:
                 place = unproved - (done - len(window))  # of the step after the checkpoint
-                checkpoints.record_next_loss(unproved, float(window[place]["loss"]), _where(facts))
+                checkpoints.record_next_loss(
+                    unproved, float(window[place]["loss"]), _where(run, facts)
+                )
                 unproved = 0
 
             # --- Log ---
@@ -209,6 +226,7 @@ def _train(run: config.Run, report: Callable[[dict], None]) -> None:
             clock = time.perf_counter()
     records.write_facts(folder, status="done", seconds=seconds)
     records.settle(folder)
+    hosts.everyone(None)  # the others leave the run when that is written
 
 
 def _end_or_rewind(run, folder, to: int, passed: list, done: int, words: str, tell) -> None:
@@ -223,23 +241,31 @@ def _end_or_rewind(run, folder, to: int, passed: list, done: int, words: str, te
     raise Diverged(f"{run.name} diverged: {words}; try a smaller optim.lr={run.optim.lr}")
 
 
-def _prove_next(folder, done: int, expected: dict, loss: float, facts: dict) -> None:
+def _prove_next(run: config.Run, done: int, expected: dict, loss: float, facts: dict) -> None:
     """ValueError if the first step after a resume does not give the loss it gave before.
 
-    The same bits on the same devices and versions, a part in a hundred elsewhere.
+    The same bits on the same devices and versions, a part in a hundred elsewhere; with mesh.exact
+    the same bits on any number of devices.
     """
-    same_place = expected["where"] == _where(facts)
+    same_place = expected["where"] == _where(run, facts)
     if not np.isclose(loss, expected["next_loss"], rtol=0.0 if same_place else 1e-2, atol=0.0):
         raise ValueError(
-            f"{folder}: step {done} gave loss {loss!r} after a resume and {expected['next_loss']!r}"
+            f"{records.folder(run)}: step {done} gave loss {loss!r} after a resume and"
+            f" {expected['next_loss']!r}"
             " before it: code or text have changed; pick a new name"
         )
 
 
-def _where(facts: dict) -> str:
+def _where(run: config.Run, facts: dict) -> str:
     """What two steps must have in common to give the same bits."""
-    keys = sorted(k for k in facts if k.startswith(("devices", "versions.")) and "peak" not in k)
+    start = "devices.kind" if run.mesh.exact else "devices"
+    keys = sorted(k for k in facts if k.startswith((start, "versions.")) and "peak" not in k)
     return json.dumps([facts[k] for k in keys])
+
+
+def _knobs_hash(run: config.Run) -> str:
+    knobs = {k: v for k, v in config.flatten(run).items() if k not in records.FREE}
+    return hashlib.sha256(json.dumps(knobs, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _hash(batch: dict[str, np.ndarray]) -> str:
@@ -308,9 +334,8 @@ def _facts(run: config.Run, device_mesh, text: data.Text, peak: float) -> dict:
     """What analysis must never have to rebuild."""
     device = device_mesh.devices.flat[0]
     packages = ("jax", "flax", "optax", "orbax-checkpoint", "numpy")
-    knobs = {k: v for k, v in config.flatten(run).items() if k not in records.FREE}
     facts = sizes.facts(run) | {
-        "config_hash": hashlib.sha256(json.dumps(knobs, sort_keys=True).encode()).hexdigest()[:16],
+        "config_hash": _knobs_hash(run),
         "corpus.hash": text.hash,
         "unique_tokens": text.unique_tokens,
         "corpus.bytes_per_token": text.bytes_per_token,

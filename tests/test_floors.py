@@ -12,9 +12,9 @@ LM = pathlib.Path(__file__).parent.parent / "lm"
 # stands on a floor below. Chains of one floor do not see each other.
 QUOTES = ("hlo", "roofline", "described", "quote", "search")  # what a machine would take for it
 FLOORS: list[list[list[str]]] = [
-    [["layout", "config", "targets", "sizes", "storage", "guard", "records"]],
+    [["layout", "config", "targets", "sizes", "storage", "guard", "lifeline", "records"]],
     [
-        ["mesh", "parametrization", "layers", "moe", "model", "cache", "optim"],
+        ["hosts", "exact", "mesh", "parametrization", "layers", "moe", "model", "cache", "optim"],
         [
             *("automaton", "machine", "grammar", "languages"),  # what is made up
             *("tokens", "embedded", "files", "tfds_text", "families", "sources"),  # what is read

@@ -48,7 +48,7 @@ def test_a_file_that_grows_keeps_its_lines_in_order(folder):
             storage.sync(file)
     assert storage.lines(file) == [f"line {n}" for n in range(25)]
     assert abs(time.time() - storage.grown_at(file)) < 10
-    assert storage.find(folder.parent, "a.jsonl") == [file]
+    assert storage.find(folder, "a.jsonl") == [file]
 
 
 def test_in_a_bucket_a_line_is_one_object_until_they_are_gathered(bucket):

@@ -1,0 +1,130 @@
+"""The same bits on any number of devices, in processes of their own: threads come at the start."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from lm import config, exact, mesh
+
+ROOT = pathlib.Path(__file__).parent.parent
+CACHE = ROOT / ".pytest_cache" / "compiled"
+# Trains on the first so many devices, again on fewer, and from the middle on others still.
+SCRIPT = """
+import dataclasses, json, shutil, sys, jax
+jax.config.update("jax_num_cpu_devices", 8)
+from lm import checkpoint, config, exact, mesh, records, train
+import numpy as np
+
+words, cache, *numbers = sys.argv[1:]
+base = config.from_dict(json.loads(words))
+mesh.start(cache)
+exact.fix_threads(base.mesh.exact)
+mesh.peak_flops_per_second = lambda *_: 1e9
+make = mesh.make
+
+def bits(name, n, fsdp, start=""):
+    mesh.make = lambda shape: make(shape, jax.devices()[:n])
+    run = dataclasses.replace(base, name=name, mesh=dataclasses.replace(base.mesh, fsdp=fsdp))
+    if start:
+        shutil.copytree(f"{run.dir}/{start}", f"{run.dir}/{name}")
+        shutil.rmtree(f"{run.dir}/{name}/checkpoints/{run.steps}")
+        knobs = records.read_json(f"{run.dir}/{name}/config.json") | {"name": name}
+        records.write_json(f"{run.dir}/{name}/config.json", knobs)
+        (records.folder(run) / "evals.jsonl").unlink()
+    train.train(run)
+    folder = records.folder(run)
+    rows = [(row["step"], row["loss"], row["grad_norm"]) for row in records.metrics(folder)]
+    state = train.restore(run)[1]
+    leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(state)]
+    assert records.read_facts(folder)["resumed_from"] == (run.steps - 4 if start else 0)
+    return rows, [leaf.tobytes().hex() for leaf in leaves], records.evals(folder)[-1]["loss"]
+
+whole = bits("whole", 8, 1)
+for number, (n, fsdp, start) in enumerate(json.loads(numbers[0])):
+    assert bits(f"{n}-{number}", n, fsdp, start and "whole") == whole, (n, fsdp, start)
+print(whole[2])
+"""
+
+
+def trained(run: config.Run, others: list) -> float:
+    words = (json.dumps(config.to_dict(run)), str(CACHE), json.dumps(others))
+    command = [sys.executable, "-c", SCRIPT, *words]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return float(done.stdout.split()[-1])
+
+
+@pytest.fixture
+def one_order(tiny) -> config.Run:
+    tiny.mesh.exact, tiny.log_every, tiny.steps = 8, 1, 8
+    tiny.data.rows, tiny.model.z_loss = "continued", 1e-3
+    return tiny
+
+
+@pytest.mark.timeout(180)
+def test_one_device_and_a_resume_on_two_give_the_bits_of_eight(one_order):
+    assert 1 < trained(one_order, [(1, 1, ""), (2, 2, "whole")]) < 7
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_every_number_of_devices_gives_the_same_bits(one_order):
+    one_order.model.n_layers, one_order.model.remat = 3, "dots"
+    one_order.data.across, one_order.optim.nonfinite = False, "skip"
+    trained(one_order, [(n, fsdp, "") for n in (1, 2, 4, 8) for fsdp in (1, n) if n * fsdp > 1])
+
+
+@pytest.mark.parametrize(
+    ("shape", "words"),
+    [
+        ({"tensor": 2}, "mesh.tensor=2 splits sums that mesh.exact=8 holds in one order"),
+        ({"exact": 2}, "mesh.exact=2 shards on 4 devices: take a power of two"),
+        ({}, "mesh.exact=8 needs PJRT_NPROC=8 in the environment before"),
+    ],
+)
+def test_what_cannot_keep_the_order_is_refused(shape, words, monkeypatch):
+    monkeypatch.delenv(exact.THREADS, raising=False)
+    run = config.Run(mesh=config.Mesh(**{"exact": 8} | shape))
+    with pytest.raises(ValueError, match=words):
+        exact.check(run, mesh.make(run.mesh, jax.devices()))
+
+
+@pytest.mark.parametrize(
+    ("knob", "value", "way_out"),
+    [
+        ("model.dtype", "bfloat16", "float32"),
+        ("optim.name", "muon", "adamw or lion"),
+        ("optim.accumulate", 2, "1, as shards are pieces"),
+    ],
+)
+def test_what_has_no_order_yet_is_refused(knob, value, way_out):
+    run = config.Run(mesh=config.Mesh(exact=8))
+    group, name = knob.split(".")
+    setattr(getattr(run, group), name, value)
+    with pytest.raises(ValueError, match=f"{knob}={value!r} .* mesh.exact=8: take {way_out}"):
+        config.check(run)
+
+
+def test_a_gradient_is_clipped_as_optax_does():
+    gradient = {"a": jnp.arange(12.0).reshape(3, 4), "b": jnp.ones(5)}
+    for limit in (1.0, 100.0, 0.0):
+        found, norm = exact.clipped(gradient, limit)
+        clip = optax.clip_by_global_norm(limit) if limit else optax.identity()
+        wanted, _ = clip.update(gradient, clip.init(gradient))
+        jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6), found, wanted)
+        assert float(norm) == pytest.approx(float(optax.tree.norm(gradient)), rel=1e-6)
+
+
+@pytest.mark.parametrize(("shards", "batch"), [(6, 12), (8, 12)])
+def test_shards_that_do_not_divide_are_refused(shards, batch):
+    run = config.Run(mesh=config.Mesh(exact=shards))
+    run.data.batch_size = batch
+    with pytest.raises(ValueError, match=f"mesh.exact={shards}.*: try (8|16)"):
+        config.check(run)
