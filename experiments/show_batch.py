@@ -28,7 +28,7 @@ def main() -> int:
                 "source": source,
                 "seen before": f"{rows['epoch'][b]} times",
                 "place": f"{rows['row'][b]} of {text.n_rows[source]}",
-                "documents": "{} to {}".format(*text.documents(source, int(rows["row"][b]))),
+                "documents": _numbers(text.documents(source, int(rows["row"][b]))),
                 "ends": str((batch["tokens"][b, :-1] == text.tokenizer.end).sum()),
                 "scored": str(run.data.seq_len if weights is None else int(weights[b].sum())),
             }
@@ -55,6 +55,13 @@ def main() -> int:
         show.say(f"--- row {b}: {rows['source'][b]}")
         show.say("\n--- end of a document\n".join(parts))
     return 0
+
+
+def _numbers(documents) -> str:
+    first, last = documents.min(), documents.max()
+    if len(documents) == last - first + 1:
+        return f"{first} to {last}"
+    return ", ".join(map(str, documents))
 
 
 if __name__ == "__main__":

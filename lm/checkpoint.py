@@ -56,7 +56,7 @@ class Checkpoints:
         kept: list = [policy.LatestN(2), _Pinned(self.folder.with_name("pins"))]
         if run.keep_every:
             kept.append(policy.EveryNSteps(run.keep_every))
-        if run.keep_best:
+        if run.keep_best or run.eval.patience:
             kept.append(
                 policy.BestN(
                     get_metric_fn=lambda metrics: metrics["loss"],

@@ -68,7 +68,11 @@ class Data:
     protect: str = ""  # a source, such as a task's text, that counts as held out for data.overlap
     seq_len: int = 128  # tokens of context
     batch_size: int = 16  # sequences a step, over all devices and hosts
-    rows: str = "packed"  # what is learned in a row: packed (all), continued (after a random cut)
+    # What a row is: packed (cut wherever it is full), continued (learned after a random place),
+    rows: str = "packed"  # whole (documents that are not cut, apart from each other, filled up)
+    score: str = "all"  # what is learned of it: all, answers (of conversations; whole rows only)
+    too_long: str = "cut"  # conversations longer than a row: cut (left of it), drop, refuse
+    unseen: str = ""  # tasks and categories, with commas between, that no source may hold
     across: bool = True  # attention may cross the ends of documents within a row
     unique_tokens: int = 0  # training tokens that are ever seen, over all sources; 0: all there are
     max_epochs: float = 0.0  # times that a run may see any source; 0: any
@@ -107,13 +111,14 @@ class Mesh:
 @dataclasses.dataclass
 class Start:
     run: str = ""  # name, below dir, of the run whose checkpoint this one starts from; "": none
-    step: int = 0  # of that checkpoint; 0: the last step of that run
+    step: int = 0  # of that checkpoint; 0: the last of that run, or its best: see eval.patience
     keep: str = "weights"  # taken over: weights (fine-tuning), state (a branch: steps count on)
 
 
 @dataclasses.dataclass
 class Eval:
     every: int = 0  # steps between evaluations; 0: only at the end
+    patience: int = 0  # evaluations in a row without a lower loss that end a run; 0: never
     n_sequences: int = 512  # held-out sequences a source
     n_completions: int = 1024  # held-out words to complete, over all sources
     tasks: str = ""  # names with spaces between, copy?length=4 file:my/set: see lm/tasks.py
@@ -156,7 +161,9 @@ CHOICES = {
     "optim.nonfinite": ("stop", "skip", "rewind"),
     "optim.schedule": ("cosine", "linear", "wsd", "constant"),
     "data.broken": ("stop", "skip"),
-    "data.rows": ("packed", "continued"),
+    "data.rows": ("packed", "continued", "whole"),
+    "data.score": ("all", "answers"),
+    "data.too_long": ("cut", "drop", "refuse"),
     "eval.too_long": ("cut", "refuse"),
 }
 # Smallest value of each number that has one; others may be anything.
@@ -204,6 +211,7 @@ AT_LEAST = {
     "start.step": 0,
     "mesh.exact": 0,
     "eval.every": 0,
+    "eval.patience": 0,
     "eval.n_sequences": 1,
     "eval.n_completions": 0,
     "eval.tasks_every": 0,
@@ -262,6 +270,8 @@ def check(run: Run) -> Run:
         near = -(-run.keep_every // run.checkpoint_every) * run.checkpoint_every
         rule = f"must be a multiple of checkpoint_every={run.checkpoint_every}: try {near}"
         _refuse("keep_every", run.keep_every, rule)
+    if run.eval.patience and not run.eval.every:
+        _refuse("eval.patience", run.eval.patience, "counts evaluations: set eval.every")
     if run.eval.tasks_every and (not run.eval.every or run.eval.tasks_every % run.eval.every):
         rule = f"must be a multiple of eval.every={run.eval.every}, which is when there are any"
         _refuse("eval.tasks_every", run.eval.tasks_every, rule)
@@ -322,6 +332,8 @@ def _check_text(data: Data) -> None:
         _refuse("data.tokenizer", data.tokenizer, "takes a size from 258 (bytes, 2 more) to 10^6")
     if data.protect and not data.overlap:
         _refuse("data.protect", data.protect, "has no effect with data.overlap=0: try 13 words")
+    if data.score == "answers" and data.rows != "whole":
+        _refuse("data.score", data.score, f"needs data.rows='whole', not {data.rows!r}")
     if 0 < data.unique_tokens < data.seq_len:
         rule = f"must be at least one row of data.seq_len={data.seq_len}, or 0 for all"
         _refuse("data.unique_tokens", data.unique_tokens, rule)

@@ -19,9 +19,10 @@ from pathlib import Path
 
 import numpy as np
 
-from lm import config, corpus, languages, order, tokens
+from lm import chat, config, corpus, languages, order, sources, tokens, whole
 
-KNOBS = ("rows", "across", "unique_tokens")  # of config.Data, beside the text and seq_len
+# Of config.Data, beside the text and seq_len.
+KNOBS = ("rows", "score", "too_long", "across", "unique_tokens")
 
 
 class Text:
@@ -35,9 +36,9 @@ class Text:
         self._pattern = order.pattern(list(self.weights.values()))
         one_hot = self._pattern[:, None] == np.arange(len(self.sources))
         self._before = np.cumsum(one_hot, axis=0) - one_hot  # [PATTERN, n_sources]
-        self._train = [_windows(manifests[name], "train", data.seq_len) for name in self.sources]
+        self._train: list = [self._open(name, "train") for name in self.sources]
         self._n_rows = self._rows_to_see()
-        self._heldout = {n: _windows(m, "heldout", data.seq_len) for n, m in manifests.items()}
+        self._heldout = {name: self._open(name, "heldout") for name in manifests}
         self._block = functools.lru_cache(maxsize=2)(self._rows_of_block)
 
     @property
@@ -74,9 +75,11 @@ class Text:
     def batch(self, step: int, rows: slice | np.ndarray = slice(None)) -> dict[str, np.ndarray]:
         """{"tokens": int32 [B, T+1]} of a step; `rows` selects those that this host feeds.
 
-        With data.across=False also {"segments": int32 [B, T]}, the number of each input's document
-        in its row: attention must stay within equal numbers. With data.rows="continued" also
-        {"weights": float32 [B, T]} of the targets: 0 up to a random place, then 1.
+        With data.across=False, and in whole rows, also {"segments": int32 [B, T]}, the number of
+        each input's document in its row: attention must stay within equal numbers. With
+        data.rows="continued" also {"weights": float32 [B, T]} of the targets: 0 up to a random
+        place, then 1. Those of whole rows are 0 for what fills them up and, with
+        data.score="answers", for what is no answer: see `chat.weights`.
         """
         source, epoch, row = (values[rows] for values in self._rows(step))
         batch_BS = np.empty((len(row), self.data.seq_len + 1), np.int32)
@@ -84,13 +87,34 @@ class Text:
             mine = np.flatnonzero(source == index)
             if len(mine):
                 batch_BS[mine] = windows[row[mine]]
-        batch: dict[str, np.ndarray] = {"tokens": batch_BS}
-        if not self.data.across:
-            batch["segments"] = segments(batch_BS, self.tokenizer.end)
+        batch = self.marked(batch_BS)
         if self.data.rows == "continued":
             cut_B = order.cuts(source, epoch, row, self.data.seq_len, self.seed)
             batch["weights"] = (np.arange(self.data.seq_len) >= cut_B[:, None]).astype(np.float32)
         return batch
+
+    def marked(self, tokens_BS: np.ndarray) -> dict[str, np.ndarray]:
+        """Rows with what is known from their tokens alone: segments and weights, as in `batch`."""
+        batch, end = {"tokens": tokens_BS}, self.tokenizer.end
+        if self.data.rows == "whole":
+            batch["segments"] = whole.segments(tokens_BS, end)
+            is_all = self.data.score == "all"
+            batch["weights"] = (
+                whole.weights(tokens_BS, end) if is_all else chat.weights(tokens_BS, self.tokenizer)
+            )
+        elif not self.data.across:
+            batch["segments"] = segments(tokens_BS, end)
+        return batch
+
+    @property
+    def fit(self) -> dict[str, dict[str, float]]:
+        """Of each source in whole rows: documents, n_cut, n_left_out, fill; {} in others."""
+        names = ("n_documents", "n_cut", "n_left_out", "fill")
+        return {
+            source: {name: getattr(rows, name) for name in names}
+            for source, rows in zip(self.sources, self._train, strict=True)
+            if isinstance(rows, whole.Rows)
+        }
 
     def rows_of(self, step: int) -> dict[str, np.ndarray]:
         """For audit: source, epoch from 0, and row of the token file, of each row of a step [B]."""
@@ -133,7 +157,7 @@ class Text:
         return None if language is None else languages.nats(language, tokens_NS)
 
     def _languages(self) -> list[tuple[str, languages.Language]]:
-        if not isinstance(self.tokenizer, tokens.Bytes):
+        if not isinstance(self.tokenizer, tokens.Bytes) or self.data.rows == "whole":
             return []
         names = [name for name in self.sources if name.startswith("synthetic:")]
         return [(name, languages.parse(name.removeprefix("synthetic:"))) for name in names]
@@ -148,12 +172,15 @@ class Text:
         scale = n_bytes["heldout"] / counted["heldout"] if counted.get("heldout") else 1.0
         return self.tokenizer.byte_lengths() * scale
 
-    def documents(self, source: str, row: int) -> tuple[int, int]:
-        """The first and the last training document of a source, from 0, of which a row has text.
+    def documents(self, source: str, row: int) -> np.ndarray:
+        """The training documents of a source, numbered from 0, of which a row has text.
 
         Their order is that in which the source was read, without those that were left out. Reads
         the token file up to the row.
         """
+        rows = self._train[self.sources.index(source)]
+        if isinstance(rows, whole.Rows):
+            return rows.document[rows.items(row)]
         start = row * self.data.seq_len
         file = np.memmap(_path(self.manifests[source], "train"), self.manifests[source].dtype, "r")
         first = 0
@@ -161,16 +188,28 @@ class Text:
             part = file[begin : min(begin + (1 << 24), start)]
             first += int(np.count_nonzero(part == self.tokenizer.end))
         inside = np.count_nonzero(file[start : start + self.data.seq_len] == self.tokenizer.end)
-        return first, first + int(inside)
+        return np.arange(first, first + int(inside) + 1)
 
     def heldout(self, source: str, n: int) -> np.ndarray:
         """Up to n held-out rows of a source, int32 [n', T+1]: the same for every seed and step."""
         if source not in self._heldout:
             raise ValueError(config.unknown(source, list(self._heldout)))
         windows = self._heldout[source]
+        if not len(windows):
+            return np.zeros((0, self.data.seq_len + 1), np.int32)
         first = np.arange(min(n, len(windows)))
         chosen = order.permuted(first, len(windows), ("heldout", source))
         return windows[chosen].astype(np.int32)
+
+    def _open(self, source: str, split: str) -> "np.ndarray | whole.Rows":
+        """The rows of a token file."""
+        manifest, data = self.manifests[source], self.data
+        if data.rows != "whole":
+            return _windows(manifest, split, data.seq_len)
+        empty = np.zeros(0, manifest.dtype)
+        path = _path(manifest, split)
+        file = np.memmap(path, manifest.dtype, "r") if manifest.tokens[split] else empty
+        return whole.Rows(file, data.seq_len, self.tokenizer, data.too_long, source)
 
     def _facts(self) -> list[tuple[str, int, corpus.Manifest]]:
         return [(name, weight, self.manifests[name]) for name, weight in self.weights.items()]
@@ -223,7 +262,12 @@ def load(data: config.Data, seed: int, report: corpus.Report | None = None) -> T
     A source of weight 0 is there for its held-out rows only. ValueError as of `corpus.prepare`, and
     for fewer tokens than one row, to train on or (unless data.heldout is 0) held out.
     """
+    for source, weight in data.sources.items():
+        if weight:
+            sources.check_unseen(source, data.unseen)
     manifests = corpus.prepare(data, report)
+    if data.rows == "whole":
+        return _whole(Text(data, seed, manifests))
     row = f"one row of data.seq_len={data.seq_len} + 1"
     for name, manifest in manifests.items():
         n_train, n_heldout = (manifest.tokens[split] for split in corpus.SPLITS)
@@ -236,6 +280,27 @@ def load(data: config.Data, seed: int, report: corpus.Report | None = None) -> T
                 f"fewer than {row}: raise data.heldout, or add text"
             )
     return Text(data, seed, manifests)
+
+
+def _whole(text: Text) -> Text:
+    """The same text; ValueError where no document of a source has room in a row."""
+    if text.data.score == "answers" and text.tokenizer.marks is None:
+        raise ValueError(
+            f"data.tokenizer={text.data.tokenizer!r} has no tokens for the marks of a conversation,"
+            " U+0001 to U+0003: take bytes, bpe:SIZE, or a vocabulary that falls back on bytes"
+        )
+    for source, rows in text.n_rows.items():
+        if not rows:
+            raise ValueError(
+                f"{source}: no conversation has room in data.seq_len={text.data.seq_len} tokens"
+            )
+        if text.data.heldout and not len(text.heldout(source, 1)):
+            n = sum(text.manifests[source].documents.values())
+            raise ValueError(
+                f"{source}: data.heldout={text.data.heldout} of {n} documents keeps none: raise it,"
+                " or add text"
+            )
+    return text
 
 
 def prefetch(make: Callable, start: int, stop: int, depth: int = 2) -> Generator:

@@ -34,7 +34,8 @@ def evaluate(run: config.Run, device_mesh, score: Callable, params: dict, text: 
     """One row of evals.jsonl: every number with its standard error and its n.
 
     loss            nats a token over the first eval.n_sequences held-out sequences of each source,
-                    sources weighted as in training; loss.SOURCE for each alone
+                    sources weighted as in training; loss.SOURCE for each alone, those of weight 0
+                    too: what a fine-tuned model forgets
     bits_per_byte   the same in bits for a byte of text (end-of-document marks are no text)
     excess          nats a token above the best reader of the same rows, where all of the text is of
                     languages whose probabilities are known; what is luck of these rows is not in it
@@ -43,15 +44,16 @@ def evaluate(run: config.Run, device_mesh, score: Callable, params: dict, text: 
     loss, bits, excess, done = {}, {}, {}, []
     words = word_parts(text.tokenizer)
     n_words = -(-run.eval.n_completions // len(text.sources))
-    for seed, source in enumerate(text.sources):
+    others = [source for source in text.manifests if source not in text.sources]
+    for seed, source in enumerate([*text.sources, *others]):
         tokens_NT = text.heldout(source, run.eval.n_sequences)
-        batch = {"tokens": tokens_NT, "segments": np.zeros_like(tokens_NT[:, 1:])}
-        if not run.data.across:
-            batch["segments"] = data.segments(tokens_NT, text.tokenizer.end)
+        batch = text.marked(tokens_NT)
+        batch.setdefault("segments", np.zeros_like(tokens_NT[:, 1:]))
+        weights_NT = batch.pop("weights", np.ones(tokens_NT[:, 1:].shape))
         nats_NT, best_NT = score_all(run, device_mesh, score, params, batch)
-        nats_N, targets_NT = nats_NT.sum(axis=1), tokens_NT[:, 1:]
-        loss[source] = ratio(nats_N, np.full(len(nats_N), targets_NT.shape[1]))
-        n_bytes_N = text.byte_lengths(source)[targets_NT].sum(axis=1)
+        nats_N, targets_NT = (nats_NT * weights_NT).sum(axis=1), tokens_NT[:, 1:]
+        loss[source] = ratio(nats_N, weights_NT.sum(axis=1))
+        n_bytes_N = (text.byte_lengths(source)[targets_NT] * weights_NT).sum(axis=1)
         bits[source] = ratio(nats_N / np.log(2), n_bytes_N)
         own_NT = text.own_nats(source, tokens_NT)
         if own_NT is not None:
@@ -61,16 +63,16 @@ def evaluate(run: config.Run, device_mesh, score: Callable, params: dict, text: 
         done += [
             is_completed(tokens_NT[row], best_NT[row], cut, end, words)
             for row, cut, end in completions(tokens_NT, n_words, seed, words)
+            if source in text.shares
         ]
     row = {"n_sequences": run.eval.n_sequences}
+    shares = dict.fromkeys(others, 0.0) | text.shares
     columns = {"loss": loss, "bits_per_byte": bits, "excess": excess}
     for name, by_source in columns.items():
         if len(by_source) < len(loss):
             continue  # not all of the text is of known entropy
-        row[name] = sum(text.shares[s] * mean for s, (mean, _) in by_source.items())
-        row[f"{name}_se"] = (
-            sum((text.shares[s] * se) ** 2 for s, (_, se) in by_source.items()) ** 0.5
-        )
+        row[name] = sum(shares[s] * mean for s, (mean, _) in by_source.items())
+        row[f"{name}_se"] = sum((shares[s] * se) ** 2 for s, (_, se) in by_source.items()) ** 0.5
     for source, (mean, se) in loss.items():
         row |= {f"loss.{source}": mean, f"loss_se.{source}": se}
     if done:

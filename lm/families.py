@@ -6,12 +6,17 @@
 
     copy, reverse, upper, sort   length   letters, as they are, backwards, in capitals, in order
     compose    length            two of these at once, as in "upper sort dab=ABD"
+    apply      order, spelling, length   one of six orders of the letters (back, left, right, swap,
+                                 tail, keep) written in one of four ways (plain, upper, next,
+                                 before): "back upper dab=BAD"; dials choose by number, from 0
     recall     length            pairs of a letter and a digit; the digit of one letter
     follow     length, steps     arrows between letters; where so many steps lead
     brackets   depth             closes what is open
     addition   digits            of two numbers
     modular    modulus, terms    a sum, modulo
     translate  words, lexicon    a made-up language: other words, the verb first, adjectives last
+
+Each line stands by itself or, with template=NAME (see chat), is a conversation of its own.
 
 A share HELDOUT of all instances, by the hash of their prompt, is in no document: tasks ask for
 these alone. Chance is what the best guess gets that has not read the question; of a rearrangement
@@ -27,11 +32,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lm import config
+from lm import chat, config
 
 HELDOUT = 0.2
 LINES = 8  # instances in a document
 PAIRS = {"(": ")", "[": "]", "{": "}"}
+AZ = string.ascii_lowercase
 LETTERS, DIGITS = np.array(list(string.ascii_lowercase)), np.array(list(string.digits))
 
 
@@ -48,6 +54,7 @@ class Family:
     dials: dict[str, tuple[int, int]]  # the least and the most of each
     megabytes: float = 0.5  # of documents
     seed: int = 0  # of the documents; of several families the first's
+    template: str = ""  # of chat, in which a document is one instance; "": LINES of them as text
 
 
 def parse(name: str) -> Family:
@@ -56,7 +63,7 @@ def parse(name: str) -> Family:
     if kind not in FAMILIES:
         raise ValueError("task " + config.unknown(kind, list(FAMILIES)))
     known = FAMILIES[kind][1]
-    dials, others = dict(known), {"megabytes": 0.5, "seed": 0}
+    dials, others = dict(known), {"megabytes": 0.5, "seed": 0, "template": ""}
     for dial in rest.split("&") if rest else []:
         key, _, value = dial.partition("=")
         try:
@@ -77,6 +84,8 @@ def parse(name: str) -> Family:
             raise ValueError(f"task {name}: {key} must be from {least} to {most}")
     if not 0 < others["megabytes"] <= 1e5 or others["seed"] < 0:
         raise ValueError(f"task {name}: megabytes must be above 0, and seed at least 0")
+    if others["template"] not in ("", *chat.TEMPLATES):
+        raise ValueError(f"task {name}: template must be one of {', '.join(chat.TEMPLATES)}")
     return Family(name, kind, dials, **others)
 
 
@@ -106,18 +115,40 @@ def drawn(family: Family, rng: np.random.Generator, heldout: bool, n: int) -> li
 
 
 def parse_all(names: str) -> list[Family]:
-    """Of names with + between them; "all" stands for all families but `compose`."""
-    kinds = "+".join(kind for kind in FAMILIES if kind != "compose")
+    """Of names with + between them; "all" stands for all families but compositions of others."""
+    kinds = "+".join(kind for kind in FAMILIES if kind not in ("compose", "apply"))
     return [parse(name) for name in (kinds if names == "all" else names).split("+")]
 
 
+def shared(members: list[Family], unseen: str) -> list[str]:
+    """Those of the families named in `unseen`, with commas between, that the members can draw."""
+    asked = [parse(name) for name in unseen.split(",") if name.partition("?")[0] in FAMILIES]
+    return [
+        one.name
+        for one in asked
+        if any(
+            one.kind == member.kind
+            and all(
+                low <= one.dials[dial][1] and one.dials[dial][0] <= high
+                for dial, (low, high) in member.dials.items()
+            )
+            for member in members
+        )
+    ]
+
+
 def documents(members: list[Family]) -> Iterator[str]:
-    """LINES training instances of one family each, the families in turns."""
+    """Training instances of one family each, the families in turns: LINES, or a conversation."""
     rng = np.random.default_rng((members[0].seed, 1))
     left, turn = sum(family.megabytes for family in members) * 1e6, 0
     while left > 0:
-        kept = drawn(members[turn % len(members)], rng, heldout=False, n=LINES)
-        text = "".join(f"{one.prompt}{one.answer}\n" for one in kept)
+        family = members[turn % len(members)]
+        kept = drawn(family, rng, heldout=False, n=1 if family.template else LINES)
+        if family.template:
+            turns = [chat.Turn(one.prompt, one.answer) for one in kept]
+            text = chat.render(family.template, turns)
+        else:
+            text = "".join(f"{one.prompt}{one.answer}\n" for one in kept)
         yield text
         left, turn = left - len(text), turn + 1
 
@@ -147,6 +178,30 @@ def _compose(rng, length: int) -> Instance:
     text = _letters(rng, length)
     answer = SKILLS[first](SKILLS[second](text))
     return Instance(f"{first} {second} {text}=", answer, 1 / math.factorial(length))
+
+
+# Where the letters come from, and how they are written.
+ORDERS: dict[str, Callable[[str], str]] = {
+    "keep": lambda text: text,
+    "back": lambda text: text[::-1],
+    "left": lambda text: text[1:] + text[:1],
+    "right": lambda text: text[-1:] + text[:-1],
+    "swap": lambda text: text[1::-1] + text[2:],
+    "tail": lambda text: text[:-2] + text[:-3:-1],
+}
+SPELLINGS: dict[str, Callable[[str], str]] = {
+    "plain": lambda text: text,
+    "upper": str.upper,
+    "next": lambda text: text.translate(str.maketrans(AZ, AZ[1:] + AZ[:1])),
+    "before": lambda text: text.translate(str.maketrans(AZ, AZ[-1:] + AZ[:-1])),
+}
+
+
+def _apply(rng, order: int, spelling: int, length: int) -> Instance:
+    how, written = list(ORDERS)[order], list(SPELLINGS)[spelling]
+    text = _letters(rng, length)
+    answer = SPELLINGS[written](ORDERS[how](text))
+    return Instance(f"{how} {written} {text}=", answer, 1 / math.factorial(length))
 
 
 def _recall(rng, length: int) -> Instance:
@@ -218,6 +273,7 @@ FAMILIES: dict[str, tuple[Callable[..., Instance], dict[str, tuple[int, int]]]] 
     "upper":     (_skill("upper"),   {"length": (3, 3)}),
     "sort":      (_skill("sort"),    {"length": (3, 3)}),
     "compose":   (_compose,          {"length": (3, 3)}),
+    "apply":     (_apply,            {"order": (0, 5), "spelling": (0, 3), "length": (3, 3)}),
     "recall":    (_recall,           {"length": (2, 2)}),
     "follow":    (_follow,           {"length": (3, 3), "steps": (1, 1)}),
     "brackets":  (_brackets,         {"depth": (1, 4)}),
@@ -226,6 +282,7 @@ FAMILIES: dict[str, tuple[Callable[..., Instance], dict[str, tuple[int, int]]]] 
     "translate": (_translate,        {"words": (2, 2), "lexicon": (16, 16)}),
 }  # fmt: skip
 LIMITS = {
+    "order": (0, 5), "spelling": (0, 3),
     "length": (2, 10), "steps": (1, 9), "depth": (1, 20), "digits": (1, 15), "modulus": (2, 1000),
     "terms": (2, 10), "words": (1, 5), "lexicon": (2, 32),
 }  # fmt: skip

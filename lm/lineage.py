@@ -25,7 +25,8 @@ def parent(run: config.Run) -> config.Run:
 
 def first_step(run: config.Run, parent: config.Run) -> int:
     """The parent's step at which this run starts."""
-    return run.start.step or parent.steps
+    ends_at = records.read_facts(records.folder(parent)).get("ends_at")
+    return run.start.step or ends_at or parent.steps
 
 
 def check(run: config.Run, parent: config.Run) -> None:

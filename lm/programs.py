@@ -148,9 +148,9 @@ def _names_of(opt, params: dict, axes: dict):
 def _batch(data: config.Data, split) -> dict:
     b, t = data.batch_size, data.seq_len
     arrays = {"tokens": ((b, t + 1), jnp.int32)}
-    if not data.across:
+    if not data.across or data.rows == "whole":
         arrays["segments"] = ((b, t), jnp.int32)
-    if data.rows == "continued":
+    if data.rows in ("continued", "whole"):
         arrays["weights"] = ((b, t), jnp.float32)
     return {k: jax.ShapeDtypeStruct(*v, sharding=split) for k, v in arrays.items()}
 

@@ -152,13 +152,16 @@ def rows(path: str | Path) -> list[dict]:
     """One flat dict for every run below `path`, smallest model first.
 
     Keys: "name", "dir", every knob ("optim.lr"), every fact ("params.total", "tokens", "flops",
-    "status", "seconds", ...) and the last evaluation ("eval.loss", "eval.loss_se", ...).
+    "status", "seconds", ...) and the last evaluation ("eval.loss", "eval.loss_se", ...), which of a
+    run with eval.patience is its best.
     """
     found = []
     for file in storage.find(storage.at(path), "config.json"):
         facts, evaluations = read_facts(file.parent), evals(file.parent)
         knobs = config.flatten(config.from_dict(read_json(file)))
-        last = {f"eval.{k}": v for k, v in evaluations[-1].items()} if evaluations else {}
+        ended = [row for row in evaluations if row["step"] == facts.get("ends_at")]
+        kept = (ended or evaluations)[-1:]
+        last = {f"eval.{k}": v for row in kept for k, v in row.items()}
         status = facts.get("status", "lost")
         if status == "running" and not guard.is_alive(file.parent):
             status = "lost"  # killed before it could say so

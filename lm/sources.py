@@ -12,6 +12,7 @@
     hf:NAME[:CONFIG]/SPLIT[?field=NAME]              streamed from the Hugging Face hub (extra: hf)
     synthetic:machine[?states=N&...]                 a language of known entropy: see languages
     synthetic:grammar[?words=N&...]                  another, of phrases within phrases
+    chat:GLOB[?template=NAME&only=TASK,...&cap=N]    JSON Lines of prompts and answers: see chat
     tasks:NAME[?DIAL=LOW-HIGH&...][+NAME...]         synthetic tasks to learn from: see families
 
 A new kind of source is a function here and a row in each of the tables at the end.
@@ -22,7 +23,7 @@ import importlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from lm import config, embedded, families, files, languages, tfds_text
+from lm import chat, config, embedded, families, files, languages, tfds_text
 
 Document = files.Document
 
@@ -65,6 +66,25 @@ def fingerprint(source: str) -> list:
 def versions(source: str) -> dict[str, str]:
     """Of what an embedded source is taken from; {} for the user's own text."""
     return VERSIONS.get(_parse(source)[0], dict)()
+
+
+def check_unseen(source: str, unseen: str) -> None:
+    """ValueError if a source holds one of these tasks or categories, with commas between."""
+    prefix, rest = _parse(source)
+    if unseen and prefix == "chat":
+        held = sorted(set(unseen.split(",")) & _tasks_of(rest, repr(fingerprint(source))))
+        way = f"leave it out with without={','.join(held)}"
+    elif unseen and prefix == "tasks":
+        held, way = families.shared(families.parse_all(rest), unseen), "turn its dials elsewhere"
+    else:
+        return
+    if held:
+        raise ValueError(f"data.unseen: {source!r} holds {', '.join(held)}: {way}")
+
+
+@functools.lru_cache(maxsize=64)
+def _tasks_of(rest: str, fingerprint: str) -> set[str]:
+    return chat.names(rest)
 
 
 def _parse(source: str) -> tuple[str, str]:
@@ -145,6 +165,11 @@ def _synthetic(rest: str) -> list[files.Part]:
     return [functools.partial(read, block) for block in range(languages.blocks(language))]
 
 
+def _chat(rest: str) -> list[files.Part]:
+    chat.parse(rest)
+    return [functools.partial(chat.documents, rest)]  # one: a cap counts over all files
+
+
 def _tasks(rest: str) -> list[files.Part]:
     members = families.parse_all(rest)
 
@@ -170,6 +195,7 @@ USAGE = {
     "tfds": "tfds:NAME[/CONFIG][:VERSION]/SPLIT[?field=NAME]",
     "hf": "hf:NAME[:CONFIG]/SPLIT[?field=NAME]",
     "synthetic": "synthetic:machine[?states=N&...] or synthetic:grammar[?words=N&...]",
+    "chat": "chat:GLOB[?template=NAME&only=TASK,...&without=TASK,...&cap=N&shots=N]",
     "tasks": "tasks:NAME[?DIAL=LOW-HIGH&megabytes=N&seed=N][+NAME...]",
 }
 READERS = {
@@ -181,6 +207,7 @@ READERS = {
     "tfds": _tfds,
     "hf": _hf,
     "synthetic": _synthetic,
+    "chat": _chat,
     "tasks": _tasks,
 }
 VERSIONS = {"code": embedded.code_versions, "docs": embedded.docs_versions}
@@ -189,4 +216,5 @@ FILES = {
     "jsonl": _matching,
     "parquet": _matching,
     "tfds": _tfds_files,
+    "chat": chat.matching,
 }

@@ -20,7 +20,8 @@ line asks is told by its fields, the first row of FORMS that it has:
 
 Dials of all: shots=0 (solved examples before each), n (examples; 100 synthetic ones, all of a
 file), seed (which ones), choices (of a synthetic task: the answer among answers of others; then
-chance is one of so many). Of files: split=test, generate=1 (the model also writes its answers).
+chance is one of so many), template (of chat: asked as a conversation). Of files: split=test,
+generate=1 (the model also writes its answers), only (tasks or categories, with commas between).
 """
 
 import dataclasses
@@ -30,7 +31,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lm import config, families, files, overlap, sift, sources
+from lm import chat, config, families, files, overlap, sift, sources
 
 SPLITS = ("test", "valid")
 ENDINGS = (".jsonl", ".jsonl.gz", ".jsonl.zst")
@@ -68,19 +69,24 @@ def load(name: str) -> Task:
         _number(name, dials, key, default)
         for key, default in (("shots", 0), ("n", 0), ("seed", 0), ("choices", 1), ("generate", 0))
     )
+    template = dials.pop("template", "")
+    if template not in ("", *chat.TEMPLATES):
+        raise ValueError(f"task {name}: template must be one of {', '.join(chat.TEMPLATES)}")
     if kind.startswith("file:"):
-        split = dials.pop("split", "")
+        split, only = dials.pop("split", ""), dials.pop("only", "")
         if dials or choices != 1:
             unknown = next(iter(dials), "choices")
-            known = "shots, n, seed, split, generate"
+            known = "shots, n, seed, split, only, template, generate"
             raise ValueError(f"task {name}: {unknown} does not exist: take {known}")
-        return _from_files(name, Path(kind.removeprefix("file:")), split, shots, n, seed, generate)
+        path = Path(kind.removeprefix("file:"))
+        return _as_chat(_from_files(name, path, split, only, shots, n, seed, generate), template)
     if kind not in families.FAMILIES:
         known = [*families.FAMILIES, "file:FOLDER"]
         raise ValueError("task " + config.unknown(kind, known))
     rest = "&".join(f"{key}={value}" for key, value in dials.items())
     family = families.parse(f"{kind}?{rest}" if rest else kind)
-    return _from_family(name, family, shots, n or SYNTHETIC, seed, choices, bool(generate))
+    task = _from_family(name, family, shots, n or SYNTHETIC, seed, choices, bool(generate))
+    return _as_chat(task, template)
 
 
 def load_all(listed: str) -> list[Task]:
@@ -149,13 +155,36 @@ def _from_family(name, family, shots: int, n: int, seed: int, choices: int, gene
     return Task(name, examples, generate)
 
 
+def _as_chat(task: Task, template: str) -> Task:
+    """The same task as a conversation, whose answers end as they do in one."""
+    if not template:
+        return task
+    after = chat.TEMPLATES[template][1]
+
+    def said(answers: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(a.removeprefix(" ").removesuffix("\n") + after for a in answers)
+
+    examples = [
+        dataclasses.replace(
+            one,
+            prompts=tuple(chat.asked(template, prompt) for prompt in one.prompts),
+            answers=said(one.answers),
+            others=said(one.others),
+        )
+        for one in task.examples
+    ]
+    return dataclasses.replace(task, examples=examples, stop=after)
+
+
 def _from_files(
-    name: str, path: Path, split: str, shots: int, n: int, seed: int, generate: int
+    name: str, path: Path, split: str, only: str, shots: int, n: int, seed: int, generate: int
 ) -> Task:
-    path = path.expanduser()
+    path, wanted = path.expanduser(), set(only.split(","))
     rows = list(files.objects(path if path.is_file() else _part(name, path, split)))
+    if only:
+        rows = [(w, row) for w, row in rows if {row.get("task"), row.get("category")} & wanted]
     if not rows:
-        raise ValueError(f"task {name}: holds no examples")
+        raise ValueError(f"task {name}: holds no examples{f' of {only}' if only else ''}")
     labels = sorted({row["label_name"] for _, row in rows if "label_name" in row})
     examples = [_example(row, where, labels) for where, row in rows]
     train = next((path / f"train{e}" for e in ENDINGS if (path / f"train{e}").exists()), None)

@@ -5,12 +5,14 @@
     bpe.save("data/mine"); load("data/mine").decode(bpe.encode("héllo"))    # "héllo"
 
 Every tokenizer has the names of `Tokenizer`. Token `end` follows each document and stands for no
-text. What is not text (NUL, half a surrogate pair) no tokenizer takes.
+text. What is not text (NUL, half a surrogate pair) no tokenizer takes. The marks of a conversation
+(see chat) are tokens of their own, whatever stands beside them.
 """
 
 import functools
 import hashlib
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,6 +23,8 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 from lm import storage
 
 END = 0  # of bytes and of what is trained here; as a byte it is NUL, which no text holds
+MARKS = "\x01\x02\x03"  # of a conversation: a user's turn, an answer, the end of an answer
+_AT_MARKS = re.compile(f"([{MARKS}])")
 # Tokens that end a document in other people's vocabularies, the first that is there counts.
 ENDS = ("\0", "<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "<|im_end|>", "[SEP]")
 
@@ -43,7 +47,30 @@ class Tokenizer:
 
     def encode_all(self, texts: list[str]) -> list[np.ndarray]:
         """The ids of each; ValueError as of `encode`."""
+        if self.marks is None or not any(mark in text for text in texts for mark in MARKS):
+            return self._encoded(texts)
+        cut = [_AT_MARKS.split(text) for text in texts]  # text and marks in turns
+        between = iter(self._encoded([part for parts in cut for part in parts[::2]]))
+        ids = dict(zip(MARKS, self.marks, strict=True))
+        found = []
+        for parts in cut:
+            turns = [
+                next(between) if place % 2 == 0 else np.array([ids[part]], self.dtype)
+                for place, part in enumerate(parts)
+            ]
+            found.append(np.concatenate(turns))
+        return found
+
+    def _encoded(self, texts: list[str]) -> list[np.ndarray]:
+        """The ids of each text, as the vocabulary has them."""
         raise NotImplementedError
+
+    @functools.cached_property
+    def marks(self) -> tuple[int, ...] | None:
+        """The ids of MARKS, in their order; None if the vocabulary has no token for one of them."""
+        wanted = {mark.encode(): mark for mark in MARKS}
+        found = {wanted[piece]: i for i, piece in enumerate(self.pieces) if piece in wanted}
+        return tuple(found[mark] for mark in MARKS) if len(found) == len(MARKS) else None
 
     def decode(self, ids) -> str:
         """Text of ids of any integer type; `end` becomes "", broken UTF-8 becomes U+FFFD."""
@@ -74,7 +101,7 @@ class Bytes(Tokenizer):
     end = END
     hash = hashlib.sha256(b"utf-8 bytes, NUL ends a document").hexdigest()
 
-    def encode_all(self, texts: list[str]) -> list[np.ndarray]:
+    def _encoded(self, texts: list[str]) -> list[np.ndarray]:
         return [np.frombuffer(utf8(text), np.uint8) for text in texts]
 
     @functools.cached_property
@@ -103,7 +130,7 @@ class Json(Tokenizer):
             '"ByteLevel"' in json.dumps(content.get(part)) for part in ("decoder", "pre_tokenizer")
         )
 
-    def encode_all(self, texts: list[str]) -> list[np.ndarray]:
+    def _encoded(self, texts: list[str]) -> list[np.ndarray]:
         for text in texts:
             utf8(text)
         found = self.inner.encode_batch(texts, add_special_tokens=False)
@@ -148,7 +175,7 @@ class SentencePiece(Tokenizer):
         self.end = self.inner.eos_id() if self.inner.eos_id() >= 0 else size
         self.vocab_size = max(size, self.end + 1)
 
-    def encode_all(self, texts: list[str]) -> list[np.ndarray]:
+    def _encoded(self, texts: list[str]) -> list[np.ndarray]:
         for text in texts:
             utf8(text)
         return [np.array(ids, self.dtype) for ids in self.inner.encode(texts, out_type=int)]
@@ -184,7 +211,8 @@ def train_bpe(texts: Iterator[str], vocab_size: int) -> Json:
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    inner.train_from_iterator(texts, trainer)
+    parts = (part for text in texts for part in _AT_MARKS.split(text)[::2])
+    inner.train_from_iterator(parts, trainer)
     return Json(inner.to_str())
 
 

@@ -163,6 +163,7 @@ def _train(run: config.Run, report: Callable[[dict], None]) -> None:
         vote = hosts.ballot(device_mesh)
         recent = collections.deque(maxlen=20)
         waited, spent, timed, clock, unproved = 0.0, 0.0, 0, time.perf_counter(), 0
+        done, ends_at = first, _best(evaluated, first)[0] if run.eval.patience else first
         for done in range(first + 1, run.steps + 1):
             tick = time.perf_counter()
             batch = next(batches)
@@ -179,7 +180,8 @@ def _train(run: config.Run, report: Callable[[dict], None]) -> None:
             is_log = _is_due(done, run.log_every, run.steps)
             stop = vote(watch.stop)  # once: a signal after this line waits for the next step
             is_save = stop or _is_due(done, run.checkpoint_every, run.steps)
-            if not (is_log or is_save):
+            is_eval = _is_due(done, run.eval.every, run.steps)
+            if not (is_log or is_save or is_eval):
                 continue
 
             # --- Read the metrics back: is all well? ---
@@ -213,9 +215,10 @@ def _train(run: config.Run, report: Callable[[dict], None]) -> None:
                 window, waited, spent, timed = [], 0.0, 0.0, 0
 
             # --- Evaluate, save ---
-            if _is_due(done, run.eval.every, run.steps) and done not in evaluated:
+            if is_eval and done not in evaluated:
                 evaluate_now(done)
-            if is_save:
+            ends_at, n_worse = _best(evaluated, done) if run.eval.patience else (done, 0)
+            if is_save or (run.eval.patience and ends_at == done):
                 loss = evaluated.get(done, {}).get("loss")
                 checkpoints.save(done, state, _hash(rows(done)), _plain(window), seconds, loss)
                 unproved = done
@@ -223,10 +226,22 @@ def _train(run: config.Run, report: Callable[[dict], None]) -> None:
                 words = f"{run.name} stopped by {stop} at step {done} of {run.steps}"
                 records.write_facts(folder, status="lost", reason=words)
                 raise Interrupted(words)
+            if 0 < run.eval.patience <= n_worse:
+                tell(done, "stopped early", f"no evaluation since step {ends_at} had a lower loss")
+                break
             clock = time.perf_counter()
-    records.write_facts(folder, status="done", seconds=seconds)
+        tokens = done * run.data.batch_size * run.data.seq_len
+        cost = {"tokens": tokens, "flops": tokens * facts["flops_per_token.full"]}
+    records.write_facts(folder, status="done", seconds=seconds, ends_at=ends_at, **cost)
     records.settle(folder)
     hosts.everyone(None)  # the others leave the run when that is written
+
+
+def _best(evaluated: dict[int, dict], done: int) -> tuple[int, int]:
+    """The step up to `done` of the lowest held-out loss, and how many evaluations came after it."""
+    steps = sorted(step for step in evaluated if 0 < step <= done)
+    best = min(steps, key=lambda step: evaluated[step]["loss"], default=done)
+    return best, sum(step > best for step in steps)
 
 
 def _end_or_rewind(run, folder, to: int, passed: list, done: int, words: str, tell) -> None:
@@ -288,8 +303,12 @@ def _spikes(recent: collections.deque, row: dict) -> list[str]:
 
 
 def restore(run: config.Run, step: int | None = None) -> tuple[programs.Program, dict]:
-    """A run's functions and its state at a checkpoint (default: the newest) on the devices here."""
+    """A run's functions and its state at a checkpoint, on the devices here.
+
+    step: of the checkpoint; None takes the one that a finished run ended with, else the newest.
+    """
     program = programs.build(run, mesh.make(run.mesh))
+    step = records.read_facts(records.folder(run)).get("ends_at") if step is None else step
     return program, checkpoint.read(run, step, program.abstract)[0]
 
 
@@ -355,4 +374,6 @@ def _facts(run: config.Run, device_mesh, text: data.Text, peak: float) -> dict:
     facts |= {f"versions.{p}": importlib.metadata.version(p) for p in packages}
     facts |= {f"epochs.{source}": n for source, n in text.epochs(run.steps).items()}
     facts |= {f"floor.{source}": nats for source, (nats, _) in text.floors().items()}
+    for source, found in text.fit.items():
+        facts |= {f"rows.{name}.{source}": value for name, value in found.items()}
     return facts

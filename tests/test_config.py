@@ -42,6 +42,7 @@ def test_the_defaults_can_run():
         ({"data__protect": "code"}, "data.protect='code' has no effect with data.overlap=0"),
         ({"data__unique_tokens": 9}, "data.unique_tokens=9 must be at least one row of"),
         ({"data__rows": "padded"}, "data.rows='padded' must be one of packed, continued"),
+        ({"data__score": "answers"}, "data.score='answers' needs data.rows='whole', not 'packed'"),
         ({"data__sources": {}}, "data.sources={} is empty"),
         ({"data__sources": {"code": -1.0}}, "data.sources['code']=-1.0 is a weight"),
         ({"data__sources": {"code": 0.0}}, "has only zero weights"),

@@ -17,9 +17,10 @@ FLOORS: list[list[list[str]]] = [
         ["hosts", "exact", "mesh", "parametrization", "layers", "moe", "model", "cache", "optim"],
         [
             *("automaton", "machine", "grammar", "languages"),  # what is made up
-            *("tokens", "embedded", "files", "tfds_text", "families", "sources"),  # what is read
+            *("tokens", "embedded", "files", "chat"),  # how it is read
+            *("tfds_text", "families", "sources"),  # what is read
             *("overlap", "filters", "sift", "seen", "draft", "copies", "corpus"),  # what is kept
-            *("order", "data"),  # in which order
+            *("order", "whole", "data"),  # in which order
             *("packing", "talk", "tasks", "grade"),  # what is asked, and what is answered
         ],
         [

@@ -1,3 +1,4 @@
+import copy
 import dataclasses
 import signal
 
@@ -5,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from lm import checkpoint, config, data, mesh, programs, records, tokens, train
+from lm import checkpoint, config, data, evaluate, lineage, mesh, programs, records, tokens, train
 
 
 def final_params(run: config.Run) -> list[np.ndarray]:
@@ -162,7 +163,7 @@ def test_only_the_continuation_of_a_cut_row_is_learned(tiny):
     assert float(metrics["loss"]) == pytest.approx(continued, rel=1e-5)
 
 
-@pytest.mark.parametrize("knobs", [{"across": False}, {"rows": "continued"}])
+@pytest.mark.parametrize("knobs", [{"across": False}, {"rows": "continued"}, {"rows": "whole"}])
 def test_a_run_trains_on_rows_of_every_kind(tiny, knobs):
     tiny.data = dataclasses.replace(tiny.data, **knobs)
     train.train(tiny)
@@ -213,3 +214,21 @@ def test_a_checkpoint_of_another_model_is_refused_by_the_leaf(tiny):
     words = r"opt/1/mu/blocks/mlp/down is float32\[2, 48, 16\], the run needs float32\[2, 40, 16\]"
     with checkpoint.Checkpoints(tiny) as saved, pytest.raises(ValueError, match=words):
         saved.restore(12, program.abstract)
+
+
+def test_a_run_without_progress_ends_and_its_best_checkpoint_is_what_it_gives(tiny, monkeypatch):
+    tiny.eval.every, tiny.eval.patience, tiny.log_every = 1, 2, 5
+    losses = dict(zip(range(1, 13), (5.0, 4.0, 4.5, 3.0, 3.1, 3.0, 2.0), strict=False))
+    calls = iter(losses)
+    monkeypatch.setattr(
+        evaluate, "evaluate", lambda *_, **__: {"loss": losses[next(calls)], "loss_se": 0.1}
+    )
+    train.train(tiny)
+    row = records.rows(records.folder(tiny))[0]
+    assert row["status"] == "done" and row["ends_at"] == 4 and row["eval.loss"] == 3.0
+    assert row["tokens"] == 6 * 8 * 32  # what was spent, not what was planned
+    assert int(train.restore(tiny)[1]["step"]) == 4
+    assert [e["event"] for e in records.events(records.folder(tiny))] == ["stopped early"]
+    child = copy.deepcopy(tiny)
+    child.name, child.start.run = "child", "tiny"
+    assert lineage.first_step(child, tiny) == 4

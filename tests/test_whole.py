@@ -1,0 +1,130 @@
+"""Whole rows: no document is cut at a border, all are there once, the rest counts nothing."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from lm import chat, config, data, tokens, whole
+
+SEQ_LEN = 48
+BYTES = tokens.Bytes()
+
+
+def a_file(texts):
+    return np.concatenate([np.r_[BYTES.encode(text), 0] for text in texts]).astype(np.uint8)
+
+
+def documents_in(rows_NS):
+    """The texts of rows, in any order."""
+    parts = b"".join(bytes(row.astype(np.uint8)) + b"\0" for row in rows_NS).split(b"\0")
+    return sorted(part.decode() for part in parts if part)
+
+
+def talk(prompt, answer="yes"):
+    return chat.render("chat", [chat.Turn(prompt, answer)])
+
+
+@pytest.fixture(scope="module")
+def texts():
+    rng = np.random.default_rng(0)
+    return [talk("p" * int(n), "a" * int(m)) for n, m in rng.integers(1, 21, (400, 2))]
+
+
+def test_every_document_stands_whole_in_one_row(texts):
+    rows = whole.Rows(a_file(texts), SEQ_LEN, BYTES)
+    found = rows[np.arange(len(rows))]
+    assert found.shape == (len(rows), SEQ_LEN + 1) and (found[:, 0] == 0).all()
+    assert documents_in(found) == sorted(texts)
+    assert rows.n_cut == rows.n_left_out == 0 and rows.n_documents == 400
+    for row in (0, 5):
+        mine = sorted(texts[i] for i in rows.document[rows.items(row)])
+        assert documents_in(rows[np.array([row])]) == mine
+
+
+def test_rows_are_nearly_full(texts):
+    rows = whole.Rows(a_file(texts), 4 * SEQ_LEN, BYTES)
+    n_tokens = sum(len(text) + 1 for text in texts)
+    assert rows.fill == pytest.approx(n_tokens / (len(rows) * 4 * SEQ_LEN)) and rows.fill > 0.97
+    found = rows[np.arange(len(rows))]
+    assert whole.weights(found, 0).sum() == n_tokens
+
+
+def test_documents_are_apart_and_begin_with_an_end(texts):
+    rows_NS = whole.Rows(a_file(texts), SEQ_LEN, BYTES)[np.arange(20)]
+    segments_NT = whole.segments(rows_NS, 0)
+    for row_S, segments_T in zip(rows_NS, segments_NT, strict=True):
+        for number in np.unique(segments_T):
+            mine = row_S[:-1][segments_T == number]
+            assert mine[0] == 0 and (mine[1:] != 0).all()
+
+
+def test_a_long_conversation_loses_the_left_of_its_prompt_and_keeps_its_mark():
+    long = talk("left" + "." * 60 + "right", "done")
+    rows = whole.Rows(a_file([long, talk("short")]), SEQ_LEN, BYTES)
+    kept = next(text for text in documents_in(rows[np.arange(len(rows))]) if "right" in text)
+    assert kept[0] == chat.USER and long.endswith(kept[1:]) and len(kept) == SEQ_LEN - 1
+    assert (rows.n_cut, rows.n_left_out) == (1, 0)
+
+
+def test_a_conversation_whose_answer_has_no_room_is_left_out_and_counted():
+    rows = whole.Rows(a_file([talk("p", "a" * 60), talk("short")]), SEQ_LEN, BYTES)
+    assert documents_in(rows[np.arange(len(rows))]) == [talk("short")]
+    assert (rows.n_cut, rows.n_left_out) == (0, 1)
+    fits = whole.Rows(a_file([talk("p" * 99, "a" * (SEQ_LEN - 4))]), SEQ_LEN, BYTES)
+    assert fits.n_cut == 1 and len(documents_in(fits[np.arange(1)])[0]) == SEQ_LEN - 1
+
+
+@pytest.mark.parametrize("too_long, n", [("cut", 2), ("drop", 1)])
+def test_long_conversations_can_be_left_out_or_refused(too_long, n):
+    file = a_file([talk("p" * 60), talk("short")])
+    rows = whole.Rows(file, SEQ_LEN, BYTES, too_long)
+    assert len(documents_in(rows[np.arange(len(rows))])) == n
+    with pytest.raises(ValueError, match="src: 1 of 2 conversations are longer .* longest 67 tok"):
+        whole.Rows(file, SEQ_LEN, BYTES, "refuse", "src")
+
+
+def test_long_text_is_cut_into_pieces_and_nothing_is_lost():
+    text = "".join(chr(97 + i % 26) for i in range(5 * SEQ_LEN + 7))
+    rows = whole.Rows(a_file([text, "short"]), SEQ_LEN, BYTES)
+    found = rows[np.arange(len(rows))]
+    pieces = documents_in(found)
+    assert sum(map(len, pieces)) == len(text) + 5 and all(
+        piece in text + "short" for piece in pieces
+    )
+    assert rows.n_cut == 0
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory):
+    """Conversations and text."""
+    folder = tmp_path_factory.mktemp("mixed")
+    lines = [{"prompt": f"Say {n} twice.", "target": f"{n} {n}"} for n in range(200)]
+    (folder / "talk.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder / "text.jsonl").write_text(
+        "".join(json.dumps({"text": f"A line, number {n}."}) + "\n" for n in range(200))
+    )
+    names = {f"chat:{folder}/talk.jsonl": 0.5, f"jsonl:{folder}/text.jsonl": 0.5}
+    knobs = {"rows": "whole", "score": "answers", "seq_len": 64, "batch_size": 8}
+    return config.Data(names, str(folder / "cache"), 0.2, **knobs)
+
+
+def test_a_batch_of_a_mixture_learns_answers_and_text(mixed):
+    text = data.load(mixed, 1)
+    batch, rows = text.batch(3), text.rows_of(3)
+    assert batch["segments"].shape == batch["weights"].shape == (8, 64)
+    for tokens_S, weights_T, source in zip(
+        batch["tokens"], batch["weights"], rows["source"], strict=True
+    ):
+        learned = BYTES.decode(tokens_S[1:][weights_T == 1])
+        assert "Say" not in learned and ("twice" not in learned)
+        assert ("number" in learned) == source.startswith("jsonl")
+    heldout = text.marked(text.heldout(text.sources[0], 5))
+    assert set(heldout) == {"tokens", "segments", "weights"}
+    assert text.fit[text.sources[0]]["n_cut"] == 0 and data.load(mixed, 1).hash == text.hash
+
+
+def test_too_short_a_row_for_any_conversation_is_refused(mixed):
+    with pytest.raises(ValueError, match="no conversation has room in data.seq_len=4 tokens"):
+        data.load(dataclasses.replace(mixed, seq_len=4), 1)
