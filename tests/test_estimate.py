@@ -33,6 +33,7 @@ def share(hits):
     assert 0.90 <= np.mean(hits) <= 0.985, np.mean(hits)
 
 
+@pytest.mark.slow
 def test_intervals_of_seven_runs_cover_the_next_size_in_200_draws():
     sizes, target = np.geomspace(3e4, 2e6, 7), 4e6
     hits = {"new": [], "alpha": [], "E": []}
@@ -57,6 +58,7 @@ def test_intervals_of_seven_runs_cover_the_next_size_in_200_draws():
         share(found)
 
 
+@pytest.mark.slow
 def test_intervals_of_a_chinchilla_sweep_cover_the_truth_in_200_draws():
     start = [{"E": 1.5, "A": 200, "B": 400, "alpha": 0.3, "beta": 0.25}]
     hits = {name: [] for name in [*TRUTH, "a", "law"]}

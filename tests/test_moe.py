@@ -227,6 +227,7 @@ def test_the_router_computes_in_float32(x_BTD):
     assert nnx.merge(graph, weights)(half_BTD)[0].dtype == jnp.bfloat16
 
 
+@pytest.mark.slow
 def test_scan_and_recomputation_change_neither_gradients_nor_routing():
     tokens_BT = jax.random.randint(jax.random.key(2), (2, 9), 0, 32)
     params = jax.jit(lambda: model.init(SHAPE, 0))()

@@ -138,6 +138,7 @@ def test_an_answer_does_not_depend_on_the_other_prompts(params, sampling):
     assert (twice[0].tokens == twice[1].tokens) == (sampling.temperature == 0)
 
 
+@pytest.mark.slow
 def test_every_mesh_says_and_scores_the_same(params):
     knobs = config.Mesh(expert=2, tensor=2, rules={"embed": "expert", "vocab": []})
     run, other = dataclasses.replace(RUN, mesh=knobs), mesh.make(knobs)

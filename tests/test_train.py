@@ -70,6 +70,7 @@ def test_stopped_by_a_signal_it_saves_and_goes_on_to_the_same_bits(tiny):
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_in_other_pieces(tiny):
     whole, stopped = (dataclasses.replace(tiny, name=name) for name in ("whole", "stopped"))
     train.train(whole)
