@@ -25,7 +25,7 @@ MALLOC = (
 def start(main: Callable[[], int | None]) -> None:
     """Parses the flags, calls main() and ends the process."""
     number = status(main, sys.argv)
-    if number in (1, 2) and "lm.hosts" in sys.modules:
+    if number and "lm.hosts" in sys.modules:
         sys.modules["lm.hosts"].leave(number)
     if number:  # at once: threads of a save that failed wait ten minutes for each other
         sys.stdout.flush()

@@ -33,7 +33,9 @@ def table(lines: list[dict[str, str]], title: str = "") -> None:
 
 def wide() -> Console:
     """A terminal as it is; a file or a pipe with room for a table."""
-    return console if console.is_terminal else Console(width=max(console.width, 160))
+    if console.is_terminal:
+        return console
+    return Console(width=max(console.width, 160), quiet=console.quiet)
 
 
 def _grid(lines: list[dict[str, str]], title: str = "") -> Table:
