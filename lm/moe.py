@@ -52,7 +52,10 @@ class Experts(nnx.Module):
         bias_E = None if self.bias is None else self.bias[...]
         weight_BTK, chosen_BTK, routing = route(self.model, x_BTD, self.router[...], bias_E)
         experts = [w[...].astype(x_BTD.dtype) for w in (self.gate, self.up, self.down)]
-        y_BTD = mix(self.model, x_BTD, weight_BTK, chosen_BTK, *experts)
+        # Boxes fill up in the order of time, which is not that in which split rows lie.
+        blocks, ways = self.model.attention_blocks, mesh.ways("length")
+        tokens = [mesh.swapped(x, ways, blocks, 1) for x in (x_BTD, weight_BTK, chosen_BTK)]
+        y_BTD = mesh.swapped(mix(self.model, *tokens, *experts), blocks, ways, 1)
         return y_BTD if self.shared is None else y_BTD + self.shared(x_BTD), routing
 
 
