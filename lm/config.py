@@ -34,6 +34,9 @@ class Model:
     dtype: str = "float32"  # of activations: float32, bfloat16; weights stay float32
     remat: str = "none"  # recompute in the backward pass: none, dots (keep matmuls), full
     unroll: int = 8  # layers unrolled per scan step; stacks no deeper than this are unrolled whole
+    lora_rank: int = 0  # of additions that learn in place of the weights; 0: none; needs start.run
+    lora_alpha: float = 16.0  # additions are multiplied by lora_alpha / lora_rank
+    lora_on: str = "heads,kv_heads,mlp"  # axes of the weights that have one, with commas between
     attention_blocks: int = 2  # query blocks; block i never sees the keys behind it
     loss_chunks: int = 1  # pieces of a row whose logits exist one at a time; 1: all at once
     n_experts: int = 0  # MLPs that a router picks from, in every layer; 0: one MLP for all tokens
@@ -91,6 +94,8 @@ class Optim:
     b2: float = 0.95  # decay of the second moment
     eps: float = 1e-8  # added to the root of the second moment
     weight_decay: float = 0.1  # decoupled, times the learning rate; never on norms
+    layer_decay: float = 1.0  # learning rate of a layer, as a share of that of the layer above it
+    freeze: str = ""  # weights that do not learn: parts of paths or axes, embed,mlp; see learned
     clip: float = 1.0  # largest global gradient norm; 0 is off
     accumulate: int = 1  # pieces of a batch, one after another, whose gradients are summed
     nonfinite: str = "stop"  # a loss or gradient that is no number: stop, skip (the update), rewind
@@ -187,6 +192,7 @@ AT_LEAST = {
     "model.attention_blocks": 1,
     "model.loss_chunks": 1,
     "model.logit_softcap": 0,
+    "model.lora_rank": 0,
     "model.z_loss": 0,
     "model.n_experts": 0,
     "model.experts_per_token": 1,
@@ -216,7 +222,10 @@ AT_LEAST = {
     "eval.n_completions": 0,
     "eval.tasks_every": 0,
 }
-ABOVE = {"model.rope_theta": 0, "model.capacity": 0, "optim.lr": 0, "optim.eps": 0}
+ABOVE = {
+    **{"model.rope_theta": 0, "model.capacity": 0, "model.lora_alpha": 0},
+    **{"optim.lr": 0, "optim.eps": 0, "optim.layer_decay": 0},
+}
 SHARES = (
     *("data.heldout", "data.min_letters", "data.max_repeats"),
     *("optim.warmup", "optim.decay", "optim.lr_end", "optim.b1", "optim.b2"),
@@ -251,6 +260,8 @@ def check(run: Run) -> Run:
             _refuse(name, value, "takes letters, digits and _ . + - with / between folders")
     if run.start.run == run.name:
         _refuse("start.run", run.start.run, "is the run itself: name the run it starts from")
+    if run.model.lora_rank and not run.start.run:
+        _refuse("model.lora_rank", run.model.lora_rank, "adds to trained weights: set start.run")
     if not run.start.run and run.start != Start():
         _refuse("start.run", "", "is needed by start.step and start.keep: name a run below dir")
 

@@ -23,6 +23,7 @@ RULES = {
     "experts":       ("expert",),
     "router":        (),
     "balance":       (),
+    "rank":          (),
     "norm":          (),
 }  # fmt: skip
 FIXED = ("batch", "length")  # what the mesh axes mean, and how batches are loaded

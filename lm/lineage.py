@@ -10,6 +10,7 @@ keeps the checkpoint.
 
 from lm import checkpoint, config, records, sizes, storage, tokens
 
+LORA = ("lora_rank", "lora_alpha", "lora_on")  # of what a child may add to its parent's model
 # Knobs of a model that its weights do not depend on.
 COMPUTED = ("dtype", "remat", "unroll", "attention_blocks", "z_loss")
 
@@ -32,10 +33,11 @@ def first_step(run: config.Run, parent: config.Run) -> int:
 def check(run: config.Run, parent: config.Run) -> None:
     """ValueError for what no weights of the parent can mend; reads no checkpoint."""
     mine, theirs = vars(run.model), vars(parent.model)
+    added = () if parent.model.lora_rank or run.start.keep == "state" else LORA
     changed = [
         f"model.{knob}={value!r} there, {mine[knob]!r} here"
         for knob, value in theirs.items()
-        if knob not in COMPUTED and mine[knob] != value
+        if knob not in COMPUTED and mine[knob] != value and knob not in added
     ]
     if changed:
         raise ValueError(f"start.run={parent.name!r} is another model: {'; '.join(changed)}")
@@ -65,7 +67,10 @@ def restore(run: config.Run, abstract: dict, tokenizer: tokens.Tokenizer) -> tup
     step = first_step(run, other)
     is_branch = run.start.keep == "state"
     checkpoint.pin(other, step, run.name)
-    wanted = abstract if is_branch else {"params": abstract["params"]}
+    params = abstract["params"]
+    if run.model.lora_rank and not other.model.lora_rank:
+        params = {name: value for name, value in params.items() if name != "lora"}
+    wanted = abstract if is_branch else {"params": params}
     state, said = checkpoint.read(other, step, wanted)
     if not is_branch:
         return 0, state, {}

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from lm import config, layers, mesh, moe, parametrization
+from lm import config, layers, learned, mesh, moe, parametrization
 
 MASKED = -1e30  # a score no key survives; finite, so that its gradient is
 
@@ -191,17 +191,25 @@ def causal_attention(q_BTNH, k_BSKH, v_BSKH, n_blocks: int, segments_BT=None) ->
 def init(model: config.Model, seed: int | jax.Array) -> dict:
     """Fresh weights: a pure function of (model, seed), the same numbers on every mesh."""
     params = nnx.to_pure_dict(nnx.state(Decoder(model, _rngs(seed)), nnx.Param))
-    names = axes(model)
-    return jax.tree.map(
+    names = _declared(model)
+    params = jax.tree.map(
         lambda names, weight: weight * parametrization.factors(model, names).init,
         names,
         params,
         is_leaf=mesh.is_names,
     )
+    if model.lora_rank:
+        params["lora"] = learned.additions(model, names, params, seed)
+    return params
 
 
 def axes(model: config.Model) -> dict:
     """The tree of `init` with each weight's axis names, as declared."""
+    names = _declared(model)
+    return names | {"lora": learned.addition_axes(model, names)} if model.lora_rank else names
+
+
+def _declared(model: config.Model) -> dict:
     return nnx.to_pure_dict(_abstract(model)[1], extract_fn=lambda weight: weight.out_sharding)
 
 
@@ -217,7 +225,7 @@ def logits(
 
 def decoder(model: config.Model, params: dict) -> Decoder:
     """The modules of these weights, for use while a function is traced."""
-    return nnx.merge(_abstract(model)[0], params)
+    return nnx.merge(_abstract(model)[0], learned.merged(model, params))
 
 
 def losses(

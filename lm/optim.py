@@ -1,9 +1,11 @@
 """Learning-rate schedules and the optimizer of a run."""
 
+import dataclasses
 import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import optax.contrib
 
@@ -50,7 +52,7 @@ def make(
     axes: the tree of axis names of the weights; `parametrization` has factors for each.
     """
     factors = jax.tree.map(
-        lambda names: parametrization.factors(model, names), axes, is_leaf=mesh.is_names
+        lambda names: _at_depth(optim, model, names), axes, is_leaf=mesh.is_names
     )
     rule = {
         "adamw": lambda: optax.scale_by_adam(optim.b1, optim.b2, optim.eps),
@@ -72,6 +74,23 @@ def make(
         ),
         optax.scale_by_learning_rate(schedule(optim, steps)),
     )
+
+
+def _at_depth(optim: config.Optim, model: config.Model, names: tuple) -> parametrization.Factors:
+    """Factors of a weight; with optim.layer_decay the learning rate has one for each layer.
+
+    Lower layers learn slower, the embedding slowest (Howard and Ruder 2018, arXiv:1801.06146).
+    """
+    found = parametrization.factors(model, names)
+    if optim.layer_decay == 1.0:
+        return found
+    below = np.zeros(1)
+    if names[0] == "layers":
+        below = np.arange(model.n_layers - 1, -1, -1).reshape(-1, *[1] * (len(names) - 1))
+    elif parametrization.kind(names) == "input":
+        below = np.full(1, model.n_layers)
+    rate = (found.lr * optim.layer_decay**below).astype(np.float32)
+    return dataclasses.replace(found, lr=rate)
 
 
 def _each(factors: dict, change) -> optax.GradientTransformation:

@@ -11,6 +11,8 @@ completep  by depth too: branches are divided by l (Dey et al. 2025, arXiv:2505.
 
 import dataclasses
 
+import numpy as np
+
 from lm import config
 
 # Exponents of (m, l).
@@ -37,7 +39,7 @@ class Factors:
     """What the standard values of one weight are multiplied with."""
 
     init: float  # standard deviation; a norm's scale starts at 1 whatever it is
-    lr: float
+    lr: "float | np.ndarray"  # one a layer with optim.layer_decay
     decay: float  # 0: never decays
     epsilon: float  # of Adam
 

@@ -3,13 +3,14 @@
 import concurrent.futures
 import dataclasses
 import functools
+import typing
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from lm import config, evaluate, exact, mesh, model, moe, optim
+from lm import config, evaluate, exact, learned, mesh, model, moe, optim
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,69 +22,77 @@ class Program:
     init: Callable  # seed -> state, born split over the mesh
     step: Callable  # (state, batch) -> (next state, metrics); the state is donated
     score: Callable  # see evaluate.scorer
+    n_learned: int  # parameters that learn
     batch: dict  # jax.ShapeDtypeStruct of each array of a batch, as data.Text.batch makes them
 
 
 def build(run: config.Run, device_mesh: jax.sharding.Mesh) -> Program:
     """The functions of a run on a mesh of real or described devices; computes nothing."""
     axes = model.axes(run.model)
+    keep = learned.tree(run.optim, run.model, axes)
+    mine = learned.part(axes, keep)
     clip = 0.0 if run.mesh.exact else run.optim.clip  # see exact.clipped
-    optimizer = optim.make(dataclasses.replace(run.optim, clip=clip), run.model, run.steps, axes)
+    optimizer = optim.make(dataclasses.replace(run.optim, clip=clip), run.model, run.steps, mine)
     lr = optim.schedule(run.optim, run.steps)
 
     def init(seed) -> dict:
         params = model.init(run.model, seed)
-        return {"step": jnp.zeros((), jnp.int32), "params": params, "opt": optimizer.init(params)}
+        opt = optimizer.init(learned.part(params, keep))
+        return {"step": jnp.zeros((), jnp.int32), "params": params, "opt": opt}
 
-    def loss(params: dict, batch: dict, n: int, total):
+    def loss(weights: dict, frozen: dict, batch: dict, n: int, total):
         """What is minimised; nats and routing. Parts of the means over n targets of weight total.
 
         Balance is a product of two means: of pieces, it is the mean of theirs.
         """
         nats_BT, log_z_BT, _, routing = model.losses(
-            run.model, params, batch["tokens"], batch.get("segments")
+            run.model, learned.joined(weights, frozen), batch["tokens"], batch.get("segments")
         )
         nats = jnp.sum(nats_BT * batch.get("weights", 1.0)) / total
         routing = {name: mean * (nats_BT.size / n) for name, mean in routing.items()}
         penalty = moe.penalty(run.model, routing) if routing else 0.0
         return nats + run.model.z_loss * jnp.sum(log_z_BT**2) / n + penalty, (nats, routing)
 
-    def gradients(params: dict, batch: dict):
+    def gradients(weights: dict, frozen: dict, batch: dict):
         """Nats, routing and the gradient of a batch, summed over its pieces."""
         n = batch["tokens"][:, 1:].size
         total = batch["weights"].sum() if "weights" in batch else n
+        given = weights, frozen, total
 
         def of_piece(given, piece: dict):
-            params, total = given
-            (_, found), gradient = jax.value_and_grad(loss, has_aux=True)(params, piece, n, total)
+            weights, frozen, total = given
+            of_loss = jax.value_and_grad(loss, has_aux=True)
+            (_, found), gradient = of_loss(weights, frozen, piece, n, total)
             return *found, gradient
 
         if run.mesh.exact:
-            return exact.summed(run.mesh.exact, device_mesh, of_piece)((params, total), batch)
+            return exact.summed(run.mesh.exact, device_mesh, of_piece)(given, batch)
         if run.optim.accumulate == 1:
-            return of_piece((params, total), batch)
+            return of_piece(given, batch)
 
         def add(sums, piece):
-            return jax.tree.map(jnp.add, sums, of_piece((params, total), piece)), None
+            return jax.tree.map(jnp.add, sums, of_piece(given, piece)), None
 
         pieces = {k: mesh.pieces(v, run.optim.accumulate, "batch", 0) for k, v in batch.items()}
         shapes = jax.eval_shape(
-            lambda: of_piece((params, total), {k: v[0] for k, v in pieces.items()})
+            lambda: of_piece(given, {k: v[0] for k, v in pieces.items()})
         )
         zero = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
         return jax.lax.scan(add, zero, pieces)[0]
 
     def step(state: dict, batch: dict):
+        weights, frozen = (learned.part(state["params"], keep, which) for which in (True, False))
         with mesh.rules(run.mesh):
-            nats, routing, gradient = gradients(state["params"], batch)
+            nats, routing, gradient = gradients(weights, frozen, batch)
         if run.mesh.exact:
             gradient, grad_norm = exact.clipped(gradient, run.optim.clip)
         else:
             grad_norm = optax.tree.norm(gradient)
-        update, opt = optimizer.update(gradient, state["opt"], state["params"])
-        if routing and run.model.balance == "bias":
+        update, opt = optimizer.update(gradient, state["opt"], weights)
+        if routing and run.model.balance == "bias" and not frozen:
             update = moe.balanced(run.model, update, routing)
-        params = optax.apply_updates(state["params"], update)
+        weights = typing.cast(dict, optax.apply_updates(weights, update))
+        params = learned.joined(weights, frozen)
         metrics = {"loss": nats, "grad_norm": grad_norm, "lr": lr(state["step"])}
         if routing:
             metrics |= moe.metrics(routing)
@@ -94,8 +103,8 @@ def build(run: config.Run, device_mesh: jax.sharding.Mesh) -> Program:
             after = jax.tree.map(lambda new, old: jnp.where(good, new, old), after, before)
         return after, metrics
 
-    params = jax.eval_shape(lambda: model.init(run.model, 0))
-    names = _names_of(jax.eval_shape(optimizer.init, params), params, axes)
+    params = learned.part(jax.eval_shape(lambda: model.init(run.model, 0)), keep)
+    names = _names_of(jax.eval_shape(optimizer.init, params), params, mine)
     split = functools.partial(
         jax.tree.map, lambda names: mesh.sharding(device_mesh, *names), is_leaf=mesh.is_names
     )
@@ -125,6 +134,7 @@ def build(run: config.Run, device_mesh: jax.sharding.Mesh) -> Program:
         ),
         score=evaluate.scorer(run, device_mesh),
         batch=_batch(run.data, mesh.sharding(device_mesh, "batch", None)),
+        n_learned=sum(leaf.size for leaf in jax.tree.leaves(params)),
     )
 
 

@@ -92,7 +92,7 @@ def _train(run: config.Run, report: Callable[[dict], None]) -> None:
             stack.enter_context(watch)
         program = programs.build(run, device_mesh)
         peak = mesh.peak_flops_per_second(device_mesh, run.model.dtype)
-        facts = _facts(run, device_mesh, text, peak)
+        facts = _facts(run, device_mesh, text, peak) | {"params.learned": program.n_learned}
         checkpoints = stack.enter_context(checkpoint.Checkpoints(run))
         stack.enter_context(hosts.together(folder, Diverged, Interrupted, _Rewound, ValueError))
         with jax.set_mesh(device_mesh):
@@ -114,7 +114,10 @@ def _train(run: config.Run, report: Callable[[dict], None]) -> None:
 
             # --- Start, or go on from the newest checkpoint ---
             step, score, init = programs.compile_all(run, program, fresh=not first)
-            state: dict = saved if first else init(run.seed) | saved
+            state: dict = saved
+            if not first:
+                fresh = init(run.seed)
+                state = fresh | saved | {"params": fresh["params"] | saved.get("params", {})}
         passed = hosts.first(lambda: records.read_facts(folder).get("passed_over", []))
 
         def rows(number: int, selected: slice | np.ndarray = slice(None)) -> dict[str, np.ndarray]:

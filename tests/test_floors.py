@@ -14,7 +14,10 @@ QUOTES = ("hlo", "roofline", "described", "quote", "search")  # what a machine w
 FLOORS: list[list[list[str]]] = [
     [["layout", "config", "targets", "sizes", "storage", "guard", "lifeline", "records"]],
     [
-        ["hosts", "exact", "mesh", "parametrization", "layers", "moe", "model", "cache", "optim"],
+        [
+            *("hosts", "exact", "mesh", "parametrization"),
+            *("learned", "layers", "moe", "model", "cache", "optim"),
+        ],
         [
             *("automaton", "machine", "grammar", "languages"),  # what is made up
             *("tokens", "embedded", "files", "chat"),  # how it is read
