@@ -3,6 +3,7 @@
 uv run python -m experiments.prepare --config=configs/base.py
 uv run python -m experiments.prepare --config=configs/base.py --sources='{"text:my/folder": 1}'
 uv run python -m experiments.prepare --config=configs/mixture.py:my/corpora --workers=8
+uv run python -m experiments.prepare --config=configs/base.py --from_prompts=prompts.jsonl
 """
 
 import time
@@ -12,6 +13,7 @@ from absl import flags
 from experiments import cli, show
 
 _CONFIG = cli.config_flag()
+_PROMPTS = flags.DEFINE_string("from_prompts", "", "kept by experiments.sample: those rated +")
 _WORKERS = flags.DEFINE_integer("workers", 1, "processes that encode and judge", lower_bound=1)
 
 
@@ -19,6 +21,8 @@ def main() -> int:
     run = cli.load_config(_CONFIG)
     from lm import config, corpus
 
+    if _PROMPTS.value:
+        _take_prompts(run, _PROMPTS.value)
     config.check(run)
     began = time.perf_counter()
     manifests = corpus.prepare(run.data, show.preparing, _WORKERS.value)
@@ -44,6 +48,17 @@ def main() -> int:
     n_bytes = sum(sum(m.bytes.values()) for m in manifests.values())
     show.say(f"{n_bytes / 1e6:,.1f} MB in {seconds:.1f} s, {run.data.tokenizer}")
     return 0
+
+
+def _take_prompts(run, file: str) -> None:
+    """Makes the prompts of a file, those rated good, what the run learns."""
+    from lm import prompts
+
+    out = file.removesuffix(".jsonl") + ".tuning.jsonl"
+    n = prompts.tuning_set(file, out)
+    run.data.sources = {f"chat:{out}": 1.0}
+    run.data.rows, run.data.score = "whole", "answers"
+    show.say(f"{n:,} prompts rated good are in {out}: the source chat:{out}")
 
 
 if __name__ == "__main__":

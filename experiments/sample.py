@@ -3,6 +3,7 @@
 uv run python -m experiments.sample --run=runs/quickstart/600K --prompt="def f("
 uv run python -m experiments.sample --run=runs/quickstart/600K --temperature=0.8 --top_p=0.95
 uv run python -m experiments.sample --run=runs/quickstart/600K --prompt="import " --n=4 --json
+uv run python -m experiments.sample --run=runs/mine-instructed --template=chat --keep=prompts.jsonl
 """
 
 import json
@@ -24,6 +25,8 @@ _TEMPERATURE = flags.DEFINE_float("temperature", 0.0, "0 takes the likeliest tok
 _TOP_K = flags.DEFINE_integer("top_k", 0, "draw from so many likeliest tokens; 0: all")
 _TOP_P = flags.DEFINE_float("top_p", 1.0, "draw from the fewest likeliest that hold this share")
 _STOP = flags.DEFINE_multi_string("stop", [], "end before this string, may be repeated")
+_TEMPLATE = flags.DEFINE_string("template", "", "of a model tuned on conversations, such as chat")
+_KEEP = flags.DEFINE_string("keep", "", "file for prompts and answers, to be rated")
 _SEED = flags.DEFINE_integer("seed", 0, "of the draws")
 _JSON = flags.DEFINE_bool("json", False, "a line an answer: text, why it ended, each token's p")
 _SHOW = flags.DEFINE_bool(
@@ -36,11 +39,16 @@ COLOURS = ((0.5, "green"), (0.1, "yellow"), (0.0, "red"))  # from this probabili
 def main() -> int:
     import jax
 
-    from lm import config, mesh, records, sample, tokens, train
+    from lm import chat, config, mesh, prompts, records, sample, tokens, train
 
     if not _RUN.value:
         raise ValueError("--run=FOLDER is missing, such as --run=runs/quickstart/600K")
+    if _TEMPLATE.value not in ("", *chat.TEMPLATES):
+        raise ValueError(f"--template={_TEMPLATE.value} must be one of {', '.join(chat.TEMPLATES)}")
+    if _KEEP.value and (_N.value > 1 or _JSON.value):
+        raise ValueError(f"--keep={_KEEP.value} keeps one answer each: leave --n and --json out")
     stop = tuple(text.replace("\\n", "\n") for text in _STOP.value)
+    stop += (chat.TEMPLATES[_TEMPLATE.value][1],) if _TEMPLATE.value else ()
     sampling = sample.Sampling(
         _MAX_TOKENS.value, _TEMPERATURE.value, _TOP_K.value, _TOP_P.value, stop, _SEED.value
     )
@@ -56,8 +64,9 @@ def main() -> int:
     tokenizer = tokens.load(_RUN.value)
     program, saved = train.restore(run, _STEP.value)
 
-    def answer(text: str) -> None:
-        ids = _ids(tokenizer, text, run.data.seq_len)
+    def answer(text: str) -> str:
+        asked = chat.asked(_TEMPLATE.value, text) if _TEMPLATE.value else text
+        ids = _ids(tokenizer, asked, run.data.seq_len, begins=bool(_TEMPLATE.value))
         given = (run, program.mesh, saved["params"], [ids] * _N.value, tokenizer, sampling)
         if _JSON.value:
             for one in sample.generate(*given):
@@ -72,11 +81,16 @@ def main() -> int:
                 show.say(f"--- {number}, {one.why}")
                 show.say(text + one.text)
         else:
-            show.piece(text, "bold")
+            show.piece(text + ("\n" if _TEMPLATE.value else ""), "bold")
+            pieces = []
             for said in sample.stream(*given):
                 colour = next(c for least, c in COLOURS if math.exp(-said.nats) >= least)
                 show.piece(said.text, colour if _SHOW.value else "")
+                pieces.append(said.text)
             show.say("")
+            if _KEEP.value:
+                return prompts.keep(_KEEP.value, text, "".join(pieces), run.name)
+        return ""
 
     if prompt is not None:
         answer(prompt)
@@ -85,9 +99,10 @@ def main() -> int:
     return 0
 
 
-def _ids(tokenizer, text: str, context: int) -> list[int]:
+def _ids(tokenizer, text: str, context: int, begins: bool) -> list[int]:
     """Of a prompt; none is the beginning of a document. ValueError if the context has no room."""
-    ids = [int(i) for i in tokenizer.encode(text)] or [tokenizer.end]
+    ids = [int(i) for i in tokenizer.encode(text)]
+    ids = [tokenizer.end, *ids] if begins or not ids else ids
     if len(ids) > context:
         raise ValueError(
             f"prompt of {len(ids)} tokens, more than data.seq_len={context} of this run: cut it"
@@ -96,16 +111,28 @@ def _ids(tokenizer, text: str, context: int) -> list[int]:
 
 
 def _converse(answer) -> None:
-    """Prompt after prompt: Ctrl-C ends an answer, Ctrl-D the conversation."""
+    """Prompt after prompt: Ctrl-C ends an answer, Ctrl-D the conversation.
+
+    With --keep a line of + or - rates the last answer, and "= text" says what it should have been.
+    """
     import readline
+
+    from lm import prompts
 
     readline.set_history_length(1000)  # lines can be edited, and called back by the arrows
     if sys.stdin.isatty():
         show.say("Ctrl-C stops an answer, Ctrl-D leaves.")
+        if _KEEP.value:
+            show.say(f"Kept in {_KEEP.value}. + or - rates the last answer, = TEXT mends it.")
+    kept = ""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     while True:
         try:
-            answer(input("> " if sys.stdin.isatty() else ""))
+            line = input("> " if sys.stdin.isatty() else "")
+            if kept and (line in ("+", "-") or line.startswith("= ")):
+                prompts.rate(_KEEP.value, kept, line == "+", line[2:])
+            else:
+                kept = answer(line)
         except KeyboardInterrupt:
             show.say("")
         except EOFError:

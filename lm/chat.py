@@ -7,9 +7,11 @@
 The marks are the control characters U+0001 (a user's turn), U+0002 (an answer) and U+0003 (its
 end), written ^A, ^B, ^C above; what is said is stripped of them. A template is a row of TEMPLATES.
 
-A line of a file holds either a prompt and its target, or messages of users and assistants in turns:
+A line of a file is a prompt and its target, another form of task, or messages in turns. A task
+without a name has its folder's:
 
     {"prompt": "...", "target": "...", "task": "rte", "category": "entailment"}
+    {"src": "...", "tgt": "..."}                    or any other row of forms; its right answer
     {"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}
 
 Tensor names end in their axes: B rows, S tokens of a row, T = S - 1 targets.
@@ -24,7 +26,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lm import config, files, tokens
+from lm import config, files, forms, tokens
 
 USER, ANSWER, STOP = tokens.MARKS
 # Name -> what stands around a prompt, and what follows an answer. Without marks all is learned.
@@ -124,8 +126,8 @@ def examples(choice: Choice, refuse: files.Refuse = files.stop) -> Iterator[Exam
     for path in files.matching(choice.path):
         for where, row in files.objects(path):
             try:
-                task, category = (str(row.get(key, "")) for key in ("task", "category"))
-                yield Example(_turns(row, where), task, category, where)
+                task, category = row.get("task", path.parent.name), row.get("category", "")
+                yield Example(_turns(row, where), str(task), str(category), where)
             except ValueError as error:
                 refuse(str(error))
 
@@ -166,8 +168,10 @@ def _turns(row: dict, where: str) -> list[Turn]:
     elif {"prompt", "target"} <= row.keys():
         turns = [Turn(row["prompt"], row["target"])]
     else:
-        has = ", ".join(row) or "nothing"
-        raise ValueError(f"{where}: has {has}: a conversation has prompt and target, or messages")
+        labels = [row["label_name"]] if "label_name" in row else []
+        asked = forms.example(row, where, labels)
+        answer = asked.answers[asked.right].removeprefix(" ")
+        turns = [Turn(asked.prompts[asked.right], answer)]
     for turn in turns:
         for what, text in zip(Turn._fields, turn, strict=True):
             if not isinstance(text, str):

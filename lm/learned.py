@@ -150,7 +150,8 @@ def _mapped(tree: dict, change, path: tuple[str, ...] = ()) -> dict:
 
 
 def _at(tree: dict, path: tuple[str, ...]) -> jax.Array:
-    return _at(tree[path[0]], path[1:]) if len(path) > 1 else tree[path[0]]
+    first, *rest = path
+    return _at(tree[first], tuple(rest)) if rest else tree[first]
 
 
 def _set(tree: dict, path: tuple[str, ...], value) -> None:

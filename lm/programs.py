@@ -74,9 +74,7 @@ def build(run: config.Run, device_mesh: jax.sharding.Mesh) -> Program:
             return jax.tree.map(jnp.add, sums, of_piece(given, piece)), None
 
         pieces = {k: mesh.pieces(v, run.optim.accumulate, "batch", 0) for k, v in batch.items()}
-        shapes = jax.eval_shape(
-            lambda: of_piece(given, {k: v[0] for k, v in pieces.items()})
-        )
+        shapes = jax.eval_shape(lambda: of_piece(given, {k: v[0] for k, v in pieces.items()}))
         zero = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
         return jax.lax.scan(add, zero, pieces)[0]
 

@@ -5,18 +5,7 @@
     task.examples[0].prompts, task.examples[0].answers, task.examples[0].right
 
 A folder holds test.jsonl (or valid.jsonl; .gz and .zst too), and train.jsonl for the shots. What a
-line asks is told by its fields, the first row of FORMS that it has:
-
-    query, choices, answer             one of several: `answer` is the place of the right one
-    question, choices, answer          the same, after "Question:"
-    context_options, continuation      which context goes before the continuation
-    src, tgt                           translation; more references in other_references
-    text, label_name                   classification into all labels of the file
-    prompt, canonical_solution         code completion
-    question, answer                   exact answer
-    instruction, input, output         exact answer
-    prompt, target                     exact answer
-    context, continuation              exact answer, last word, autocompletion; more in aliases
+line asks is told by its fields: see forms.
 
 Dials of all: shots=0 (solved examples before each), n (examples; 100 synthetic ones, all of a
 file), seed (which ones), choices (of a synthetic task: the answer among answers of others; then
@@ -26,27 +15,18 @@ generate=1 (the model also writes its answers), only (tasks or categories, with 
 
 import dataclasses
 import hashlib
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
-from lm import chat, config, families, files, overlap, sift, sources
+from lm import chat, config, families, files, forms, overlap, sift, sources
 
 SPLITS = ("test", "valid")
 ENDINGS = (".jsonl", ".jsonl.gz", ".jsonl.zst")
 SYNTHETIC = 100  # examples, unless n is given
 
 
-@dataclasses.dataclass(frozen=True)
-class Example:
-    """Which of several (prompt, answer) is right; with one, its answer must be said exactly."""
-
-    prompts: tuple[str, ...]
-    answers: tuple[str, ...]
-    right: int = 0
-    chance: float = 0.0  # of guessing
-    others: tuple[str, ...] = ()  # answers as right as the right one
+Example = forms.Example
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,9 +166,10 @@ def _from_files(
     if not rows:
         raise ValueError(f"task {name}: holds no examples{f' of {only}' if only else ''}")
     labels = sorted({row["label_name"] for _, row in rows if "label_name" in row})
-    examples = [_example(row, where, labels) for where, row in rows]
+    examples = [forms.example(row, where, labels) for where, row in rows]
     train = next((path / f"train{e}" for e in ENDINGS if (path / f"train{e}").exists()), None)
-    solved = [_example(r, w, labels) for w, r in files.objects(train)] if train and shots else []
+    shown_from = files.objects(train) if train and shots else ()
+    solved = [forms.example(row, where, labels) for where, row in shown_from]
     chosen = []
     for place in np.random.default_rng((seed, 3)).permutation(len(examples))[: n or None]:
         pool = solved or examples
@@ -215,74 +196,3 @@ def _part(name: str, folder: Path, split: str) -> Path:
         near = [f"file:{folder.parent / p.name}" for p in sorted(folder.parent.glob("*"))]
         raise ValueError("task " + config.unknown(f"file:{folder}", near or ["file:FOLDER"]))
     raise ValueError(f"task {name}: {folder} has no {split}.jsonl")
-
-
-def _example(row: dict, where: str, labels: list[str]) -> Example:
-    """A line of a file by the first form whose fields it has; ValueError naming the line."""
-    for fields, make in FORMS:
-        if set(fields) <= set(row):
-            try:
-                found = make(row, labels)
-                assert 0 <= found.right < len(found.answers)
-                assert all(isinstance(one, str) and one for one in found.answers)
-                assert all(isinstance(one, str) for one in found.prompts)
-                return found
-            except (AssertionError, TypeError, IndexError, ValueError, AttributeError):
-                why = f"its {', '.join(fields)} are not what a task's are"
-                raise ValueError(f"{where}: {why}") from None
-    known = "; ".join(", ".join(fields) for fields, _ in FORMS)
-    raise ValueError(f"{where}: has fields {', '.join(row)}; a task has one of: {known}")
-
-
-def _choice(prompt: str, row: dict) -> Example:
-    answers = tuple(_after(prompt, choice) for choice in row["choices"])
-    return Example((prompt,) * len(answers), answers, int(row["answer"]), 1 / len(answers))
-
-
-def _schema(row: dict, labels) -> Example:
-    prompts = tuple(row["context_options"])
-    answers = tuple(_after(prompt, row["continuation"]) for prompt in prompts)
-    return Example(prompts, answers, int(row["answer"]), 1 / len(prompts))
-
-
-def _label(row: dict, labels: list[str]) -> Example:
-    prompt = f"{row['text']}\nLabel:"
-    answers = tuple(f" {label}" for label in labels)
-    right = labels.index(row["label_name"])
-    return Example((prompt,) * len(answers), answers, right, 1 / len(labels))
-
-
-def _exact(prompt: str, answer: str, others: list[str] | None = None) -> Example:
-    said = tuple(_after(prompt, other) for other in others or ())
-    return Example((prompt,), (_after(prompt, answer),), others=said)
-
-
-def _after(prompt: str, answer: str) -> str:
-    """An answer with the space that parts it from its prompt, unless one of them has its own."""
-    return answer if prompt[-1:].isspace() or answer[:1].isspace() else f" {answer}"
-
-
-def _translation(row: dict, labels) -> Example:
-    return _exact(f"{row['src']}\n=>", row["tgt"], row.get("other_references"))
-
-
-def _asked(row: dict) -> str:
-    return f"Question: {row['question']}\nAnswer:"
-
-
-# Fields that a line must have -> the example it is.
-FORMS: list[tuple[tuple[str, ...], Callable[[dict, list[str]], Example]]] = [
-    (("query", "choices", "answer"), lambda row, _: _choice(row["query"], row)),
-    (("question", "choices", "answer"), lambda row, _: _choice(_asked(row), row)),
-    (("context_options", "continuation", "answer"), _schema),
-    (("src", "tgt"), _translation),
-    (("text", "label_name"), _label),
-    (("prompt", "canonical_solution"),
-     lambda row, _: Example((row["prompt"],), (row["canonical_solution"],))),
-    (("question", "answer"), lambda row, _: _exact(_asked(row), row["answer"])),
-    (("instruction", "input", "output"),
-     lambda row, _: _exact(f"{row['instruction']}\n{row['input']} =>", row["output"])),
-    (("prompt", "target"), lambda row, _: _exact(row["prompt"], row["target"])),
-    (("context", "continuation"),
-     lambda row, _: _exact(row["context"], row["continuation"], row.get("aliases"))),
-]  # fmt: skip

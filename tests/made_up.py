@@ -174,3 +174,38 @@ def model(n_params: int) -> config.Model:
     width = int(math.sqrt(n_params / 24)) // 8 * 8
     heads = width // 8
     return config.Model(d_model=width, n_heads=heads, n_kv_heads=heads, d_head=8, d_ff=3 * width)
+
+
+def tuned(root) -> None:
+    """Two sweeps below `root`, transfer and unseen, whose laws are D_E = D_F + 3000 and (0, .2, .8)
+    of the tasks for 0, 2 and 4 clusters, more for the larger size."""
+    for size in (2_000, 8_000, 32_000):
+        for tokens in (8_192, 32_768, 131_072):
+            for way, worth in (("scratch", tokens), ("tuned", 1.5 * tokens + 3000)):
+                run = config.Run(name=f"transfer/{size}-{tokens}-{way}", dir=str(root))
+                run.data.unique_tokens = tokens
+                run.start.run = "transfer/parent" if way == "tuned" else ""
+                final = 1.0 + 20 * size**-0.4 + 60 * worth**-0.4
+                _tuned_run(root, run, size, {"loss": final, "loss_se": 0.02})
+    held = {"apply?order=1&spelling=1": True, "apply?order=2&spelling=3": False}
+    for size in (2_000, 8_000):
+        for n in (0, 2, 4):
+            run = config.Run(name=f"unseen/{size}-{n}", dir=str(root))
+            run.start.run = f"unseen/{size}-0" if n else ""
+            run.data.sources = {"tasks:" + "+".join(["copy"] * max(n, 1)): 1.0}
+            run.data.unseen = ",".join(name for name, is_new in held.items() if n or is_new)
+            names = [*held, *(["apply?order=3&spelling=1"] if n else [])]
+            row = {"loss": 1.0}
+            for name in names:
+                task = f"{name}&template=chat"
+                row |= {f"task.{task}.accuracy": 0.2 * n * (1 if size > 2000 else 0.5)}
+                row |= {f"task_se.{task}.accuracy": 0.03, f"task.{task}.n": 100}
+            _tuned_run(root, run, size, row)
+
+
+def _tuned_run(root, run: config.Run, size: int, row: dict) -> None:
+    where = pathlib.Path(root) / run.name
+    records.write_json(where / "config.json", config.to_dict(run))
+    facts = {"params.non_embedding": size, "unique_tokens": run.data.unique_tokens}
+    records.write_facts(where, status="done", reason="", **facts)
+    records.append(where / "evals.jsonl", {"attempt": 1, "step": 10} | row)

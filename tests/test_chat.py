@@ -8,7 +8,7 @@ import pathlib
 import numpy as np
 import pytest
 
-from lm import chat, config, data, files, sources, tokens
+from lm import chat, config, data, files, sources, tasks, tokens
 
 SHARED = pathlib.Path(__file__).parent.parent.parent / "shared" / "tasks" / "instructions"
 
@@ -110,6 +110,22 @@ def test_messages_in_turns_and_what_the_system_said(tmp_path):
         texts(str(path))
 
 
+def test_every_form_of_task_is_a_conversation_of_its_right_answer(tmp_path):
+    (tmp_path / "en_fr").mkdir()
+    rows = [
+        {"src": "a cat", "tgt": "un chat"},
+        {"query": "Which?", "choices": ["this", "that"], "answer": 1},
+        {"text": "Fine.", "label_name": "good"},
+    ]
+    path = str(write(tmp_path / "en_fr" / "train.jsonl", rows))
+    wanted = [("a cat\n=>", "un chat"), ("Which?", "that"), ("Fine.\nLabel:", "good")]
+    assert texts(path) == [chat.render("chat", [chat.Turn(*turn)]) for turn in wanted]
+    assert chat.names(path) == {"en_fr"}
+    task = tasks.load(f"file:{path}?template=chat")  # it is asked as it was taught
+    asked = {e.prompts[e.right] + e.answers[e.right] for e in task.examples}
+    assert {texts(path)[1], texts(path)[2]} < asked | {texts(path)[0]}
+
+
 def test_tasks_are_chosen_by_name_or_category_and_capped(tmp_path):
     rows = [row(n, f"t{n % 3}", "even" if n % 3 else "odd") for n in range(30)]
     path = str(write(tmp_path / "a.jsonl", rows))
@@ -148,7 +164,7 @@ def test_a_wrong_option_is_refused_by_name(rest, words):
     [
         ({"prompt": "a", "target": " "}, "a.jsonl line 1: an empty answer"),
         ({"prompt": "a", "target": 3}, "line 1: answer is int, not text"),
-        ({"text": "a"}, "line 1: has text: a conversation has prompt and target, or messages"),
+        ({"text": "a"}, "line 1: has fields text; a task has one of: .*prompt, target"),
         ({"messages": [3]}, "line 1: each of messages has a role and content"),
     ],
 )

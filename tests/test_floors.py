@@ -20,7 +20,7 @@ FLOORS: list[list[list[str]]] = [
         ],
         [
             *("automaton", "machine", "grammar", "languages"),  # what is made up
-            *("tokens", "embedded", "files", "chat"),  # how it is read
+            *("tokens", "embedded", "files", "forms", "chat", "prompts"),  # how it is read
             *("tfds_text", "families", "sources"),  # what is read
             *("overlap", "filters", "sift", "seen", "draft", "copies", "corpus"),  # what is kept
             *("order", "whole", "data"),  # in which order
@@ -30,7 +30,16 @@ FLOORS: list[list[list[str]]] = [
             *("table", "solver", "fit", "doubts", "estimate", "judge", "advice"),  # how to fit
             *("starts", "powers", "lines", "minima", "isoflop", "frontier"),  # what is fitted
             *("repetition", "ability", "chain", "laws", "mastery"),
-            *("style", "marks", "plots", "outcome", "page", "report", "standing"),  # what is shown
+            *(
+                "gains",
+                "style",
+                "marks",
+                "plots",
+                "outcome",
+                "page",
+                "report",
+                "standing",
+            ),  # what is shown
         ],
     ],
     [

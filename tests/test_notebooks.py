@@ -64,3 +64,13 @@ def test_emergence_draws_the_tasks_of_a_sweep(tmp_path, monkeypatch):
     assert any("p to the k" in text for text in tables) and any(
         "p_right" in text for text in tables
     )
+
+
+def test_transfer_draws_gains_and_unseen_tasks(tmp_path, monkeypatch):
+    path = next(path for path in NOTEBOOKS if path.stem == "transfer")
+    made_up.tuned(tmp_path)
+    shown = outputs(path, tmp_path, monkeypatch)
+    text = "".join(output.get("text", "") for output in shown)
+    assert sum("image/png" in output.get("data", {}) for output in shown) == 2
+    assert "18 runs of transfer, 6 of unseen" in text and text.count("gain 0.") == 9
+    assert "D* = " in text and "4 clusters, new compositions: 0.800" in text
