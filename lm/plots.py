@@ -196,7 +196,7 @@ def fine_tuned(rows, x="unique_tokens", y="eval.loss", theme=LIGHT) -> Figure:
     """
     figure, axes = style.start("Fine-tuned and from scratch", "Tokens of the task", y, theme)
     known = {(pair["size"], pair["tokens"]) for pair in gains.pairs(rows, x, y)}
-    size = gains.SIZE
+    size, ends = gains.SIZE, []
     done = [row for row in marks.points(rows, x, y) if (row.get(size), row[x]) in known]
     colours = style.size_colours(rows, theme)
     for n in sorted({row[size] for row in done}):
@@ -208,11 +208,12 @@ def fine_tuned(rows, x="unique_tokens", y="eval.loss", theme=LIGHT) -> Figure:
                 tip = f"{marks.short(row)}: {style.number(row[y])}"
                 at, error = (row[x], row[y]), marks.error(row, y)
                 marks.mark(axes, at, colour, theme, tip, error, full=way)
-            words = style.count(n) if way else ""
-            style.write(axes, mine[-1][x], mine[-1][y], words, theme, (8, -3))
+        ends.append((style.count(n), mine[-1][x], mine[-1][y]))
     if done:
+        axes.set(xscale="log", yscale="log", xlim=(None, 1.5 * max(row[x] for row in done)))
         style.log_x(axes, style.count)
         style.log_y(axes)
+    _write_ends(axes, ends, theme)
     caption = f"n = {_runs(done)}. Filled, solid: from pre-trained weights; open, dashed: from"
     return style.end(figure, axes, [caption, "scratch. Bars: one standard error."], theme)
 
@@ -227,6 +228,7 @@ def unseen(points, theme=LIGHT) -> Figure:
     numbers = sorted({point["n_clusters"] for point in points})
     colours = dict(zip(numbers, [theme["muted"], *style.spread(theme)], strict=False))
     for axes, group in zip(panels, groups, strict=False):
+        ends = []
         for n in numbers:
             mine = [p for p in points if (p["group"], p["n_clusters"]) == (group, n)]
             colour = colours.get(n, theme["ink"])
@@ -235,16 +237,23 @@ def unseen(points, theme=LIGHT) -> Figure:
             for point, share in zip(mine, shares, strict=True):
                 tip = f"{n} clusters, {style.count(point['size'])}: {share:.0f}%"
                 marks.mark(axes, (point["size"], share), colour, theme, tip, 100 * point["se"])
-            for last in mine[-1:]:
-                words = f"{n} clusters" if n else "before"
-                style.write(axes, last["size"], 100 * last["value"], words, theme, (7, -3))
+            words = f"{n} cluster{'s' * (n > 1)}" if n else "before"
+            ends += [(words, last["size"], 100 * last["value"]) for last in mine[-1:]]
         axes.set_title(group, size=8.5, color=theme["ink"], loc="left", parse_math=False)
         if groups:
             marks.scales(axes, gains.SIZE, "tasks", right=0.3)
-        axes.set_ylim(-4, 104)
+        axes.set_ylim(-14, 112)
+        _write_ends(axes, ends, theme)
     n_runs = sum({(p["size"], p["n_clusters"]): p["n_runs"] for p in points}.values())
     caption = f"n = {n_runs} runs. Right answers in percent against parameters without embeddings;"
     return style.end(figure, panels[0], [caption, "bars: one standard error."], theme)
+
+
+def _write_ends(axes, ends: list[tuple[str, float, float]], theme) -> None:
+    """Words beside the last mark of each line, none over another; the axes have their limits."""
+    lifts = style.lifts(axes, [(x, y) for _, x, y in ends])
+    for (words, x, y), lift in zip(ends, lifts, strict=True):
+        style.write(axes, x, y, words, theme, (8, lift - 3))
 
 
 def fingerprints(rows) -> dict[str, str]:

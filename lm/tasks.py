@@ -10,7 +10,8 @@ line asks is told by its fields: see forms.
 Dials of all: shots=0 (solved examples before each), n (examples; 100 synthetic ones, all of a
 file), seed (which ones), choices (of a synthetic task: the answer among answers of others; then
 chance is one of so many), template (of chat: asked as a conversation). Of files: split=test,
-generate=1 (the model also writes its answers), only (tasks or categories, with commas between).
+generate=1 (the model also writes its answers, as
+translations always are but with generate=0), only (tasks or categories, with commas between).
 """
 
 import dataclasses
@@ -45,6 +46,7 @@ def load(name: str) -> Task:
     for dial in rest.split("&") if rest else []:
         key, _, value = dial.partition("=")
         dials[key] = value
+    is_told = "generate" in dials
     shots, n, seed, choices, generate = (
         _number(name, dials, key, default)
         for key, default in (("shots", 0), ("n", 0), ("seed", 0), ("choices", 1), ("generate", 0))
@@ -59,7 +61,9 @@ def load(name: str) -> Task:
             known = "shots, n, seed, split, only, template, generate"
             raise ValueError(f"task {name}: {unknown} does not exist: take {known}")
         path = Path(kind.removeprefix("file:"))
-        return _as_chat(_from_files(name, path, split, only, shots, n, seed, generate), template)
+        task = _from_files(name, path, split, only, shots, n, seed)
+        writes = bool(generate) if is_told else task.is_translation
+        return _as_chat(dataclasses.replace(task, generate=writes), template)
     if kind not in families.FAMILIES:
         known = [*families.FAMILIES, "file:FOLDER"]
         raise ValueError("task " + config.unknown(kind, known))
@@ -157,7 +161,7 @@ def _as_chat(task: Task, template: str) -> Task:
 
 
 def _from_files(
-    name: str, path: Path, split: str, only: str, shots: int, n: int, seed: int, generate: int
+    name: str, path: Path, split: str, only: str, shots: int, n: int, seed: int
 ) -> Task:
     path, wanted = path.expanduser(), set(only.split(","))
     rows = list(files.objects(path if path.is_file() else _part(name, path, split)))
@@ -179,7 +183,7 @@ def _from_files(
         prompts = tuple(shown + prompt for prompt in examples[place].prompts)
         chosen.append(dataclasses.replace(examples[place], prompts=prompts))
     is_translation = "tgt" in rows[0][1]
-    return Task(name, chosen, bool(generate) or is_translation, is_translation)
+    return Task(name, chosen, is_translation=is_translation)
 
 
 def _part(name: str, folder: Path, split: str) -> Path:
