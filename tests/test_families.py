@@ -116,3 +116,38 @@ def test_documents_are_the_same_again_and_families_take_turns():
 def test_what_does_not_exist_is_refused_with_the_way_out(name, words):
     with pytest.raises(ValueError, match=words.replace("?", r"\?")):
         families.parse(name)
+
+
+def test_a_composition_is_an_order_and_a_spelling():
+    said = {}
+    for order, spelling in ((0, 0), (1, 1), (2, 2), (3, 3), (4, 0), (5, 0)):
+        family = families.parse(f"apply?order={order}&spelling={spelling}")
+        one = families.draw(family, np.random.default_rng(1))
+        said |= {one.prompt.rpartition(" ")[0]: one.answer}
+    text = one.prompt.rpartition(" ")[2].removesuffix("=")
+    shifted = {n: "".join(chr((ord(c) - 97 + n) % 26 + 97) for c in text) for n in (1, -1)}
+    assert said == {
+        "keep plain": text,
+        "back upper": text[::-1].upper(),
+        "left next": shifted[1][1:] + shifted[1][0],
+        "right before": shifted[-1][2] + shifted[-1][:2],
+        "swap plain": text[1] + text[0] + text[2],
+        "tail plain": text[0] + text[2] + text[1],
+    }
+
+
+def test_what_is_declared_unseen_is_refused_where_dials_reach_it():
+    asked = "apply?order=2&spelling=1,copy?length=4"
+    sources.check_unseen("tasks:apply?order=0-1&spelling=1+apply?order=2&spelling=2", asked)
+    with pytest.raises(ValueError, match="holds apply.order=2&spelling=1: turn its dials"):
+        sources.check_unseen("tasks:copy?length=3+apply?order=1-2&spelling=1-3", asked)
+    with pytest.raises(ValueError, match="holds copy.length=4"):
+        sources.check_unseen("tasks:copy?length=2-4", asked)
+
+
+def test_with_a_template_an_instance_is_a_conversation():
+    first = next(iter(families.documents(families.parse_all("upper?template=chat"))))
+    prompt, answer = first.removesuffix("\x03").split("\x02")
+    assert answer == prompt.removeprefix("\x01upper ").removesuffix("=").upper()
+    with pytest.raises(ValueError, match="template must be one of chat, question"):
+        families.parse("upper?template=story")
