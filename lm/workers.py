@@ -14,7 +14,7 @@ import shlex
 import shutil
 import signal
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from lm import config, launch
@@ -44,12 +44,14 @@ def generations(runs: list[config.Run]) -> list[list[config.Run]]:
     """What is left, those first that wait for none, then those that wait only for them, ..."""
     found: list[list[config.Run]] = []
     place: dict[str, int] = {}
-    for run in launch.left(runs):
-        place[run.name] = place.get(run.start.run, -1) + 1
-        if run.predict:
-            place[run.name] = len(found)
-        found += [[] for _ in range(place[run.name] + 1 - len(found))]
-        found[place[run.name]].append(run)
+    left, late = launch.left(runs), launch.family(runs)
+    for is_late in (False, True):  # the family of what is predicted waits for all others
+        first = len(found)
+        for run in left:
+            if (run.name in late) == is_late:
+                place[run.name] = max(place.get(run.start.run, -1) + 1, first * is_late)
+                found += [[] for _ in range(place[run.name] + 1 - len(found))]
+                found[place[run.name]].append(run)
     return found
 
 
@@ -105,14 +107,14 @@ def here(command: list[str], n: int, logs: Path, beat: Callable[[], None]) -> li
         workers = []
         for number in range(n):
             log = stack.enter_context(open(logs / f"{number}.log", "a", encoding="utf-8"))
-            worker = subprocess.Popen(
-                command,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=os.environ | _devices(number),
-                start_new_session=True,  # Ctrl-C reaches them through us, once
-            )
-            _pin(worker, number, n)
+            with _share_of_cores(number, n):
+                worker = subprocess.Popen(
+                    command,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    env=os.environ | _devices(number),
+                    start_new_session=True,  # Ctrl-C reaches them through us, once
+                )
             workers.append(worker)
 
         def pass_on(signum, _) -> None:
@@ -121,10 +123,10 @@ def here(command: list[str], n: int, logs: Path, beat: Callable[[], None]) -> li
 
         for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
             stack.callback(signal.signal, signum, signal.signal(signum, pass_on))
-        while any(worker.poll() is None for worker in workers):
+        while alive := [worker for worker in workers if worker.poll() is None]:
             beat()
             with contextlib.suppress(subprocess.TimeoutExpired):
-                next(w for w in workers if w.poll() is None).wait(timeout=0.5)
+                alive[0].wait(timeout=0.5)
         return [worker.returncode for worker in workers]
 
 
@@ -138,9 +140,18 @@ def _devices(number: int) -> dict[str, str]:
     }
 
 
-def _pin(worker: subprocess.Popen, number: int, n: int) -> None:
-    """Gives a worker its share of the cores; as many become its CPU devices."""
-    if hasattr(os, "sched_setaffinity"):
-        cores = sorted(os.sched_getaffinity(0))
-        with contextlib.suppress(ProcessLookupError):
-            os.sched_setaffinity(worker.pid, cores[number % len(cores) :: n])
+@contextlib.contextmanager
+def _share_of_cores(number: int, n: int) -> Iterator[None]:
+    """What is started within has its share of the cores from its first instruction.
+
+    As many cores as it has become its CPU devices.
+    """
+    if not hasattr(os, "sched_setaffinity"):
+        yield
+        return
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, cores[number % len(cores) :: n])
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, cores)
