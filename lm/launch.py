@@ -28,6 +28,7 @@ from lm import (
 )
 
 X, Y = "params.non_embedding", "eval.loss"  # of the law that predicts the largest run
+SAME_TOKENS = 0.02  # budgets no further apart than this are the same
 
 
 def check(runs: list[config.Run], report: Callable | None = None) -> None:
@@ -112,7 +113,7 @@ def left(runs: list[config.Run]) -> list[config.Run]:
 
 
 def ordered(runs: list[config.Run]) -> list[config.Run]:
-    """Each run after the one it starts from; what is predicted as late as that allows.
+    """Each run after the one it starts from; what is predicted, with its family, at the end.
 
     ValueError for runs that start from each other in a circle.
     """
@@ -127,9 +128,26 @@ def ordered(runs: list[config.Run]) -> list[config.Run]:
             place(by_name[run.start.run], (*children, run.name))
         placed.setdefault(run.name, run)
 
-    for run in sorted(runs, key=lambda run: run.predict):
+    late = family(runs)
+    for run in sorted(runs, key=lambda run: run.name in late):
         place(run)
     return list(placed.values())
+
+
+def family(runs: list[config.Run]) -> set[str]:
+    """Names of the predicted run, of those it starts from, and of all that start from these.
+
+    The law that predicts may see none of them: a branch shares most of its training with its trunk
+    and with the trunk's other branches. Empty where nothing is predicted.
+    """
+    by_name = {run.name: run for run in runs}
+    line = [run for run in runs if run.predict]
+    while line and line[-1].start.run in by_name and by_name[line[-1].start.run] not in line:
+        line.append(by_name[line[-1].start.run])
+    found = {run.name for run in line}
+    while more := {run.name for run in runs if run.start.run in found} - found:
+        found |= more
+    return found
 
 
 def here(
@@ -149,14 +167,14 @@ def here(
     """
     since = time.time() if since is None else since
     taken: set[str] = set()  # between our look and our lock
-    by_name = {run.name: run for run in runs}
+    by_name, late = {run.name: run for run in runs}, family(runs)
 
     def choose() -> str:
-        """The run to do now, its prediction written if it asks for one; "" if none is ready."""
+        """The run to do now, or ""; the prediction is written before the first of its family."""
         names = (run.name for run in ready(runs, retries, since) if run.name not in taken)
         name = next(names, "")
-        if name and by_name[name].predict:
-            predict(by_name[name], [other for other in runs if other.name != name])
+        if name in late:
+            predict(runs)
         return name
 
     while name := hosts.first(choose):
@@ -186,10 +204,10 @@ def ready(runs: list[config.Run], retries: int, since: float) -> Iterator[config
     """The runs that are left and can start now, in the order to run them.
 
     Not ready are those that another process trains, that failed more than `retries` times since
-    `since`, that start from a run that is not done, and the predicted one as long as another may
-    still start.
+    `since`, that start from a run that is not done, and the predicted one and its family as long as
+    another may still start.
     """
-    by_name = {run.name: run for run in runs}
+    by_name, late = {run.name: run for run in runs}, family(runs)
     hopeless: set[str] = set()  # of this call: they will not get done
     is_waiting = False
     for run in ordered(runs):
@@ -202,34 +220,58 @@ def ready(runs: list[config.Run], retries: int, since: float) -> Iterator[config
             is_blocked = (
                 guard.is_alive(records.folder(run))
                 or (parent is not None and not records.is_finished(parent))
-                or (run.predict and is_waiting)
+                or (run.name in late and is_waiting)
             )
-            is_waiting = True
+            is_waiting = is_waiting or run.name not in late
             if not is_blocked:
                 yield run
 
 
-def predict(target: config.Run, others: list[config.Run]) -> None:
-    """Writes prediction.json: what the law of the other runs says of this one, before it starts.
+def predict(runs: list[config.Run]) -> None:
+    """Writes prediction.json: what the law of the other runs says of the one with predict=True.
 
-    Once the target has begun, a prediction is left as it is.
+    The law is that of its `peers`. Where the sweep has several token budgets, "joint" is what
+    L(N, D) of all but its family says of it. Once a run of the family has begun, a prediction is
+    left as it is.
     """
-    if records.read_facts(records.folder(target)):
+    target, late = next(run for run in runs if run.predict), family(runs)
+    if any(records.read_facts(records.folder(run)) for run in runs if run.name in late):
         return
-    names = {run.name for run in others}
-    rows = [row for row in records.rows(folder([target])) if row["name"] in names]
+    every = {row["name"]: row for row in records.rows(folder(runs))}
+    equal, rest = ([every[name] for name in names if name in every] for names in peers(runs))
     size = sizes.counts(target.model)["non_embedding"]
-    said = {"target": target.name, "x": X, "y": Y, X: size, "runs": sorted(names)}
-    try:
-        fit = laws.power(rows, x=X, y=Y)
-        guess = fit.predict(size)
-        said |= {"value": float(guess.value), "lo": float(guess.lo), "hi": float(guess.hi)}
-        said |= {"level": guess.level, "fit": fit.to_dict()}
-    except ValueError as refusal:
-        said |= {"refused": str(refusal)}
+    said = {"target": target.name, "x": X, "y": Y, X: size, "runs": [row["name"] for row in equal]}
+    said |= _guess(lambda: laws.power(equal, x=X, y=Y), size)
+    if len(rest) > len(equal):
+        joint = _guess(lambda: laws.chinchilla(rest, n=X, y=Y), size, sizes.tokens(target))
+        said["joint"] = joint | {"runs": [row["name"] for row in rest]}
     if target.eval.tasks:
-        said["tasks"] = mastery.foretell(rows, size)
-    records.write_json(folder([target]) / "prediction.json", said | {"written": _now()})
+        said["tasks"] = mastery.foretell(equal, size)
+    records.write_json(folder(runs) / "prediction.json", said | {"written": _now()})
+
+
+def peers(runs: list[config.Run]) -> tuple[list[str], list[str]]:
+    """Names of the runs that can speak for the predicted one: of its tokens, and of any.
+
+    Neither its family nor trunks, whose learning rate never falls, can.
+    """
+    target, late = next(run for run in runs if run.predict), family(runs)
+    trunks = {run.start.run for run in runs if run.start.keep == "state"}
+    found = [run for run in runs if run.name not in late | trunks]
+    budget = sizes.tokens(target)
+    equal = [run for run in found if abs(sizes.tokens(run) - budget) <= SAME_TOKENS * budget]
+    return sorted(run.name for run in equal), sorted(run.name for run in found)
+
+
+def _guess(fit_law: Callable, *at: float) -> dict:
+    """What a law says at a size: value, lo, hi, level, fit; or why it says nothing: refused."""
+    try:
+        fit = fit_law()
+        guess = fit.predict(*at)
+    except ValueError as refusal:
+        return {"refused": str(refusal)}
+    said = {"value": float(guess.value), "lo": float(guess.lo), "hi": float(guess.hi)}
+    return said | {"level": guess.level, "fit": fit.to_dict()}
 
 
 def _now() -> str:

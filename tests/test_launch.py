@@ -50,20 +50,61 @@ def test_a_prediction_is_that_of_the_law_and_is_never_changed_after_the_start(sw
             records.start(run, sizes.facts(run))
             records.append(records.folder(run) / "evals.jsonl", {"step": 4, "loss": loss})
             records.write_facts(records.folder(run), status="done")
-    target, others = sweep[1], [run for run in sweep if not run.predict]
-    launch.predict(target, others)
+    target = sweep[1]
+    launch.predict(sweep)
     said = prediction(sweep)
     rows = [row for row in records.rows(launch.folder(sweep)) if row["name"] != target.name]
     guess = laws.power(rows, x=launch.X, y=launch.Y).predict(said[launch.X])
     assert (said["value"], said["lo"], said["hi"]) == (guess.value, guess.lo, guess.hi)
     records.start(target, {})
-    launch.predict(target, others[:2])
+    launch.predict(sweep[:3])
     assert prediction(sweep) == said
+    assert "joint" not in said  # one budget
 
 
 def test_a_law_that_cannot_be_fitted_is_said_and_the_run_goes_on(sweep):
-    launch.predict(sweep[1], [])
+    launch.predict([sweep[1]])
     assert prediction(sweep)["refused"]
+
+
+@pytest.fixture
+def branched(sweep) -> list[config.Run]:
+    """Trunks of three sizes with cooldowns at two budgets each; the longest of the middle one."""
+    runs = []
+    for run in sweep[:3]:
+        run.steps, run.optim.warmup, run.predict = 40, 0.02, False
+        per_step = run.data.batch_size * run.data.seq_len
+        runs += sizes.branches(run, (20 * per_step, 40 * per_step))
+    runs[5].predict = True
+    return runs
+
+
+def test_the_family_of_what_is_predicted_waits_and_no_law_sees_it(branched):
+    family = {run.name for run in branched[3:6]}
+    assert launch.family(branched) == family
+    assert {run.name for run in launch.ordered(branched)[-3:]} == family
+    equal, rest = launch.peers(branched)
+    assert equal == [branched[2].name, branched[8].name]  # the longer branches; no trunk
+    assert rest == sorted(branched[i].name for i in (1, 2, 7, 8))
+    assert not any(run.name in family for run in launch.ready(branched, 0, 0.0))
+
+
+def test_a_prediction_is_written_before_the_family_begins_with_the_law_of_all_budgets(
+    branched, monkeypatch
+):
+    def fake(run, report):
+        seen[run.name] = prediction(branched)
+        records.start(run, sizes.facts(run))
+        records.write_facts(records.folder(run), status="done")
+
+    seen = {}
+    monkeypatch.setattr(train, "train", fake)
+    launch.here(branched)
+    names = list(seen)
+    assert all(seen[name] is None for name in names[:6])
+    assert names[6] == branched[3].name and seen[names[6]]["target"] == branched[5].name
+    assert seen[names[6]]["joint"]["runs"] == launch.peers(branched)[1]
+    assert "refused" in seen[names[6]]["joint"]  # there are no losses
 
 
 def test_a_run_that_diverges_or_fails_is_marked_and_the_others_go_on(sweep, monkeypatch):

@@ -61,8 +61,9 @@ def test_a_large_gradient_is_clipped_by_its_global_norm():
 
 @pytest.mark.parametrize("name", config.CHOICES["optim.name"])
 def test_every_optimizer_trains_and_resumes_on_a_split_mesh(tiny, name):
-    tiny.optim.name, tiny.optim.lr, tiny.mesh = name, 1e-3, config.Mesh(data=2, fsdp=2)
-    tiny.eval.n_completions, tiny.steps = 0, 8
+    tiny.optim.name, tiny.mesh = name, config.Mesh(data=2, fsdp=2)
+    tiny.optim.lr = 3e-3 if name == "lion" else 3e-2
+    tiny.eval.n_completions, tiny.steps = 0, 12
     whole = dataclasses.replace(tiny, name="whole")
     train.train(whole)
 
@@ -74,4 +75,4 @@ def test_every_optimizer_trains_and_resumes_on_a_split_mesh(tiny, name):
         train.train(tiny, stop)
     train.train(tiny, stop)
     seen = [[row["loss"] for row in records.metrics(records.folder(run))] for run in (whole, tiny)]
-    assert seen[0] == seen[1] and seen[0][-1] < seen[0][0] - 0.1
+    assert seen[0] == seen[1] and seen[0][-1] < seen[0][0] - 0.3

@@ -1,0 +1,43 @@
+"""Eight sizes over a factor of 400 on six kinds of real text, two token budgets each, three seeds.
+
+    uv run python -m experiments.sweep --sweep=configs/sweeps/real_ladder.py:my/corpora
+    uv run python -m experiments.sweep --sweep=configs/sweeps/real_ladder.py:my/corpora,my/tasks
+
+One trunk a size and a cooldown from it for each budget (sizes.branches); the largest size, trunk
+and all, starts last, once its loss is predicted. my/corpora as configs/ladder.py says; my/tasks
+holds a folder a task (lm/tasks.py): those of TASKS that are there are asked of every branch. About
+80 minutes on two idle CPU cores; notebooks/data/real_ladder holds the records of one.
+"""
+
+import pathlib
+
+from configs import ladder
+from lm import sizes
+
+SIZES = ("10K", "25K", "60K", "150K", "400K", "1M", "2.5M", "4M")
+TOKENS = (2_500_000, 5_000_000)
+SEEDS = {"60K": (0, 1, 2)}  # where not said: 0
+TASKS = (
+    *("lambada", "piqa", "copa", "arc_easy", "openbookqa", "boolq", "winograd_wsc", "mmlu"),
+    *("sst2", "subjectivity", "ag_news", "arithmetic", "autocomplete_text", "autocomplete_code"),
+)
+SYNTHETIC = (
+    *("copy", "upper", "reverse", "sort", "recall", "addition", "translate"),
+    *("brackets?depth=2", "brackets?depth=3", "brackets?depth=4"),
+)
+
+
+def get_sweep(folders: str = "data/corpora"):
+    corpora, _, tasks = folders.partition(",")
+    there = [f"{tasks}/{name}" for name in TASKS if tasks and pathlib.Path(tasks, name).is_dir()]
+    for size in SIZES:
+        for seed in SEEDS.get(size, (0,)):
+            run = ladder.get_config(f"{corpora},{size}")
+            run.name = f"real_ladder/{size}" + f"-seed{seed}" * (seed > 0)
+            run.seed, run.optim.warmup = seed, 0.02
+            run.eval.n_sequences, run.eval.n_completions = 256, 512
+            run.eval.tasks = " ".join([*SYNTHETIC, *(f"file:{task}?n=150" for task in there)])
+            trunk, *branches = sizes.branches(run, TOKENS)
+            trunk.eval.tasks, trunk.eval.n_completions = "", 0
+            branches[-1].predict = size == SIZES[-1]
+            yield from (trunk, *branches)
