@@ -26,7 +26,7 @@ def get_config(folder_and_size: str = "data/corpora,150K") -> Run:
     run.data.tokenizer = "bpe:2048"
     run.data.drop_copies = True
     run.data.overlap = 13
-    run.data.seq_len = 256
+    run.data.seq_len, run.data.batch_size = 256, 8
     run.optim.lr = 0.5 / run.model.d_model
-    run.steps = sizes.steps(run, tokens=5_000_000)
+    run.steps = sizes.steps(run, tokens=2_500_000)
     return run

@@ -6,7 +6,7 @@
 One trunk a size and a cooldown from it for each budget (sizes.branches); the largest size, trunk
 and all, starts last, once its loss is predicted. my/corpora as configs/ladder.py says; my/tasks
 holds a folder a task (lm/tasks.py): those of TASKS that are there are asked of every branch. About
-80 minutes on two idle CPU cores; notebooks/data/real_ladder holds the records of one.
+an hour on two idle CPU cores; notebooks/data/real_ladder holds the records of one.
 """
 
 import pathlib
@@ -14,8 +14,8 @@ import pathlib
 from configs import ladder
 from lm import sizes
 
-SIZES = ("10K", "25K", "60K", "150K", "400K", "1M", "2.5M", "4M")
-TOKENS = (2_500_000, 5_000_000)
+SIZES = ("10K", "25K", "60K", "100K", "250K", "600K", "1.5M", "4M")
+TOKENS = (1_250_000, 2_500_000)
 SEEDS = {"60K": (0, 1, 2)}  # where not said: 0
 TASKS = (
     *("lambada", "piqa", "copa", "arc_easy", "openbookqa", "boolq", "winograd_wsc", "mmlu"),
@@ -35,8 +35,8 @@ def get_sweep(folders: str = "data/corpora"):
             run = ladder.get_config(f"{corpora},{size}")
             run.name = f"real_ladder/{size}" + f"-seed{seed}" * (seed > 0)
             run.seed, run.optim.warmup = seed, 0.02
-            run.eval.n_sequences, run.eval.n_completions = 256, 512
-            run.eval.tasks = " ".join([*SYNTHETIC, *(f"file:{task}?n=150" for task in there)])
+            run.eval.n_sequences, run.eval.n_completions = 128, 512
+            run.eval.tasks = " ".join([*SYNTHETIC, *(f"file:{task}?n=100" for task in there)])
             trunk, *branches = sizes.branches(run, TOKENS)
             trunk.eval.tasks, trunk.eval.n_completions = "", 0
             branches[-1].predict = size == SIZES[-1]
