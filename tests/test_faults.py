@@ -19,7 +19,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lm import checkpoint, config, guard, launch, mesh, model, programs, records, train
+from lm import (
+    attempt,
+    checkpoint,
+    config,
+    guard,
+    launch,
+    ledger,
+    mesh,
+    model,
+    programs,
+    records,
+    train,
+)
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -177,7 +189,7 @@ def test_rewind_goes_back_and_passes_over_the_batches(poisoned):
         pass  # more than MAX_REWINDS of sick batches: it depends on the text
     facts = records.read_facts(records.folder(poisoned))
     passed = facts["passed_over"]
-    assert 1 <= len(passed) <= train.MAX_REWINDS and "rewound" in events(poisoned)
+    assert 1 <= len(passed) <= attempt.MAX_REWINDS and "rewound" in events(poisoned)
     assert all(p["batches"] == 4 and p["from_step"] % 4 == 0 for p in passed)
     assert facts["attempts"] == 1 + len(passed)
     assert np.isfinite(list(losses(poisoned).values())[:-1]).all()
@@ -188,9 +200,9 @@ def test_a_spike_is_far_above_the_rows_before_it():
     rng = np.random.default_rng(0)
     for step in range(40):
         row = {"loss": 4 - 0.02 * step + 0.01 * rng.normal(), "grad_norm": 1 + 0.1 * rng.normal()}
-        assert train._spikes(recent, row) == []
-    assert train._spikes(recent, {"loss": 6.0, "grad_norm": 1.0}) == ["loss"]
-    assert train._spikes(recent, {"loss": 3.2, "grad_norm": 50.0}) == ["grad_norm"]
+        assert ledger.spikes(recent, row) == []
+    assert ledger.spikes(recent, {"loss": 6.0, "grad_norm": 1.0}) == ["loss"]
+    assert ledger.spikes(recent, {"loss": 3.2, "grad_norm": 50.0}) == ["grad_norm"]
 
 
 SCRIPT = """

@@ -45,7 +45,7 @@ FLOORS: list[list[list[str]]] = [
     [
         [
             *("mirrors", "checkpoint", "lineage", "sample", "evaluate", "exam"),
-            *("programs", "train", "plan", *QUOTES, "launch", "workers"),
+            *("programs", "ledger", "attempt", "train", "plan", *QUOTES, "launch", "workers"),
         ]
     ],
     [["harness"]],
