@@ -25,7 +25,7 @@ def get_sweep(n="30"):
         run.data.seq_len, run.data.batch_size, run.data.heldout = 32, 8, 0.2
         run.eval.n_sequences, run.eval.n_completions = 16, 0
         if number == 3:
-            run.start.run = "s/02"
+            run.start.run = "s/01"  # of its shape
         yield run
 """
 
