@@ -13,7 +13,7 @@ from collections.abc import Callable
 from absl import flags
 from ml_collections import config_flags
 
-from lm import config
+from lm import checks, config
 
 # malloc keeps the large buffers of a train step, in huge pages where the kernel allows.
 MALLOC = (
@@ -96,7 +96,7 @@ def load_config(flag) -> config.Run:
         raise ValueError(f"--config: get_config() must return lm.config.Run, not {run!r:.60}")
     if flags.FLAGS.sources:
         run.data.sources = parse_sources(flags.FLAGS.sources)
-    return config.check(run)
+    return checks.check(run)
 
 
 def parse_sources(text: str) -> dict[str, float]:

@@ -14,7 +14,7 @@ import json
 from absl import flags
 
 from experiments import cli, show
-from lm import config, targets
+from lm import checks, config, targets
 
 _SWEEP = flags.DEFINE_string("sweep", "", "FILE[:ARG] with get_sweep([ARG]) that yields runs")
 _CONFIG = cli.config_flag()
@@ -30,7 +30,7 @@ def main() -> int:
         raise ValueError(f"--search and --estimate need a --target: {', '.join(targets.EXAMPLES)}")
     runs = cli.load_sweep(_SWEEP.value) if _SWEEP.value else [cli.load_config(_CONFIG)]
     for run in runs:
-        config.check(run)
+        checks.check(run)
     return _here(runs) if target is None else _there(runs, target)
 
 

@@ -19,11 +19,11 @@ _WORKERS = flags.DEFINE_integer("workers", 1, "processes that encode and judge",
 
 def main() -> int:
     run = cli.load_config(_CONFIG)
-    from lm import config, corpus
+    from lm import checks, corpus
 
     if _PROMPTS.value:
         _take_prompts(run, _PROMPTS.value)
-    config.check(run)
+    checks.check(run)
     began = time.perf_counter()
     manifests = corpus.prepare(run.data, show.preparing, _WORKERS.value)
     seconds = time.perf_counter() - began

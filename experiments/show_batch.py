@@ -15,9 +15,9 @@ _ROWS = flags.DEFINE_integer("rows", 4, "rows whose text is shown", lower_bound=
 
 
 def main() -> int:
-    from lm import config, data, records
+    from lm import checks, data, records
 
-    run = config.check(records.read_config(_RUN.value)) if _RUN.value else cli.load_config(_CONFIG)
+    run = checks.check(records.read_config(_RUN.value)) if _RUN.value else cli.load_config(_CONFIG)
     text = data.load(run.data, run.seed, show.preparing)
     batch, rows = text.batch(_STEP.value), text.rows_of(_STEP.value)
     weights = batch.get("weights")

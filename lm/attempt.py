@@ -19,6 +19,7 @@ import numpy as np
 
 from lm import (
     checkpoint,
+    checks,
     config,
     data,
     evaluate,
@@ -37,7 +38,7 @@ MAX_REWINDS = 3  # of one run; then it has diverged
 
 def check(run: config.Run) -> data.Text:
     """The run's text, prepared; ValueError for what cannot work on any devices."""
-    config.check(run)
+    checks.check(run)
     mirrors.check(run)
     hosts.first(lambda: records.compare(run))
     if run.start.run:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from lm import (
     checkpoint,
+    checks,
     config,
     data,
     guard,
@@ -49,7 +50,7 @@ def check(runs: list[config.Run], report: Callable | None = None) -> None:
         raise ValueError("predict=True in more than one run: a sweep predicts one")
     by_name = {run.name: run for run in runs}
     for run in ordered(runs):
-        config.check(run)
+        checks.check(run)
         mirrors.check(run)
         records.compare(run)
         mesh.check(run, mesh.make(run.mesh))

@@ -8,9 +8,9 @@ import dataclasses
 import itertools
 from collections.abc import Iterator
 
-from lm import config, described, layout, quote, roofline, targets
+from lm import checks, config, described, layout, quote, roofline, targets
 
-POLICIES: tuple[str, ...] = config.CHOICES["model.remat"]
+POLICIES: tuple[str, ...] = checks.CHOICES["model.remat"]
 
 
 @dataclasses.dataclass

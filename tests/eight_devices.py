@@ -11,7 +11,7 @@ import re
 import jax
 import numpy as np
 
-from lm import config, layout, mesh, programs
+from lm import checks, config, layout, mesh, programs
 
 # Sizes along data, fsdp, expert, sequence, tensor; the first is what all are held against.
 MESHES: list[tuple[tuple[int, ...], dict]] = [
@@ -43,7 +43,7 @@ def run_on(sizes: tuple[int, ...], knobs: dict) -> config.Run:
     for knob, value in knobs.items():
         group, name = knob.split(".")
         setattr(getattr(run, group), name, value)
-    return config.check(run)
+    return checks.check(run)
 
 
 def follow(program: programs.Program, step, state: dict, batch: dict) -> dict:

@@ -3,7 +3,7 @@ import pathlib
 
 import pytest
 
-from lm import config, launch
+from lm import checks, launch
 
 CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
 RECIPES = sorted(p.stem for p in CONFIGS.glob("*.py") if p.stem != "__init__")
@@ -13,14 +13,14 @@ SWEEPS = sorted(p.stem for p in (CONFIGS / "sweeps").glob("*.py") if p.stem != "
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_can_run_and_says_how(name):
     module = importlib.import_module(f"configs.{name}")
-    config.check(module.get_config())
+    checks.check(module.get_config())
     assert f"--config=configs/{name}.py" in module.__doc__
 
 
 @pytest.mark.parametrize("name", SWEEPS)
 def test_a_sweep_can_run_and_says_how(name):
     module = importlib.import_module(f"configs.sweeps.{name}")
-    runs = [config.check(run) for run in module.get_sweep()]
+    runs = [checks.check(run) for run in module.get_sweep()]
     assert len({run.name for run in runs}) == len(runs) > 1
     assert str(launch.folder(runs)) == f"runs/{name}"
     assert f"--sweep=configs/sweeps/{name}.py" in module.__doc__

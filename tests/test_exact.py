@@ -11,7 +11,7 @@ import numpy as np
 import optax
 import pytest
 
-from lm import config, exact, mesh
+from lm import checks, config, exact, mesh
 
 ROOT = pathlib.Path(__file__).parent.parent
 CACHE = ROOT / ".pytest_cache" / "compiled"
@@ -19,7 +19,7 @@ CACHE = ROOT / ".pytest_cache" / "compiled"
 SCRIPT = """
 import dataclasses, json, shutil, sys, jax
 jax.config.update("jax_num_cpu_devices", 8)
-from lm import checkpoint, config, exact, mesh, records, train
+from lm import checkpoint, checks, config, exact, mesh, records, train
 import numpy as np
 
 words, cache, *numbers = sys.argv[1:]
@@ -109,7 +109,7 @@ def test_what_has_no_order_yet_is_refused(knob, value, way_out):
     group, name = knob.split(".")
     setattr(getattr(run, group), name, value)
     with pytest.raises(ValueError, match=f"{knob}={value!r} .* mesh.exact=8: take {way_out}"):
-        config.check(run)
+        checks.check(run)
 
 
 def test_a_gradient_is_clipped_as_optax_does():
@@ -127,4 +127,4 @@ def test_shards_that_do_not_divide_are_refused(shards, batch):
     run = config.Run(mesh=config.Mesh(exact=shards))
     run.data.batch_size = batch
     with pytest.raises(ValueError, match=f"mesh.exact={shards}.*: try (8|16)"):
-        config.check(run)
+        checks.check(run)

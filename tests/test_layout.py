@@ -1,6 +1,6 @@
 import pytest
 
-from lm import config, layout
+from lm import checks, config, layout
 
 
 def refused(knobs: dict) -> str:
@@ -10,7 +10,7 @@ def refused(knobs: dict) -> str:
         group, name = knob.split(".")
         setattr(getattr(run, group), name, value)
     with pytest.raises(ValueError) as error:
-        config.check(run)
+        checks.check(run)
     assert "\n" not in str(error.value)
     return str(error.value)
 

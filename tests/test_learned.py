@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from lm import checkpoint, config, learned, lineage, model, optim, programs, records, train
+from lm import checkpoint, checks, config, learned, lineage, model, optim, programs, records, train
 from lm import mesh as meshes
 
 SMALL = config.Model(d_model=16, n_layers=3, n_heads=2, n_kv_heads=1, d_head=8, d_ff=32)
@@ -46,7 +46,7 @@ def test_a_name_of_nothing_and_a_freeze_of_everything_are_refused():
     with pytest.raises(ValueError, match="model.lora_on='vocabulary' must name one of .*heads"):
         keep(lora_rank=2, lora_on="vocabulary")
     with pytest.raises(ValueError, match="model.lora_rank=4 adds to trained weights: set start"):
-        config.check(config.Run(model=config.Model(lora_rank=4)))
+        checks.check(config.Run(model=config.Model(lora_rank=4)))
 
 
 def test_with_additions_they_alone_learn_and_only_where_asked():

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from lm import config, layout, mesh, model, programs
+from lm import checks, config, layout, mesh, model, programs
 
 HERE = pathlib.Path(__file__).parent
 
@@ -89,13 +89,13 @@ def test_rules_of_a_run_split_its_weights_and_leave_other_runs_alone():
 def test_a_mesh_axis_used_twice_in_one_array_is_refused_by_name():
     run = config.Run(mesh=config.Mesh(fsdp=2, tensor=2, rules={"embed": "tensor"}))
     with pytest.raises(ValueError, match="mesh.rules: tensor splits '.*' and '.*' of one array"):
-        programs.build(config.check(run), mesh.make(run.mesh))
+        programs.build(checks.check(run), mesh.make(run.mesh))
 
 
 def test_no_device_ever_holds_the_whole_of_a_fresh_state():
     run = config.Run(mesh=config.Mesh(data=1, fsdp=4))
     run.model = config.Model(d_model=64, n_layers=8, d_ff=256)
-    program = programs.build(config.check(run), mesh.make(run.mesh))
+    program = programs.build(checks.check(run), mesh.make(run.mesh))
     memory = program.init.lower(0).compile().memory_analysis()
     whole = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(program.abstract))
     assert memory.output_size_in_bytes < 0.27 * whole  # norms are whole everywhere

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from lm import config, records
+from lm import checks, config, records
 
 
 @pytest.fixture
@@ -114,7 +114,7 @@ def test_a_config_that_is_read_back_is_data(run):
     found = records.read_config(file.parent)
     assert found.data.cache == "$(id) `id` {0.__class__}"
     with pytest.raises(ValueError, match="wandb=.* must be bool, not str"):
-        config.check(found)
+        checks.check(found)
     file.write_text(json.dumps(said | {"__class__": "os.system"}))
     with pytest.raises(ValueError, match="__class__ does not exist"):
         records.read_config(file.parent)
@@ -125,5 +125,5 @@ def test_a_name_cannot_leave_the_folder_of_runs(run, name):
     for knob in (run, run.start):
         setattr(knob, "name" if knob is run else "run", name)
         with pytest.raises(ValueError, match="takes letters, digits"):
-            config.check(run)
+            checks.check(run)
         run.name = "fine"

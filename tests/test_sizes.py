@@ -4,7 +4,7 @@ import math
 import jax
 import pytest
 
-from lm import config, model, plan, sizes
+from lm import checks, config, model, plan, sizes
 
 UNITS = {"K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
 RUNGS = [*sizes.LADDER, *sizes.EXPERTS]
@@ -28,7 +28,7 @@ def test_a_rung_is_what_its_name_says_and_can_run(size):
     total, _, active = size.partition("-A")
     assert abs(counts["non_embedding"] / number(total) - 1) < 0.05
     assert abs(counts["active_non_embedding"] / number(active or total) - 1) < 0.05
-    config.check(config.Run(model=shape))
+    checks.check(config.Run(model=shape))
 
 
 @pytest.mark.parametrize("size", RUNGS)
@@ -108,7 +108,7 @@ def test_branches_begin_where_the_trunk_saves_and_meet_their_budgets():
     assert [b.name for b in branches] == ["s/x-0.4M", "s/x-1M", "s/x-3M"]
     assert trunk.optim.schedule == "constant" and trunk.steps == branches[-1].start.step
     for branch, budget in zip(branches, budgets, strict=True):
-        config.check(branch)
+        checks.check(branch)
         assert branch.start.run == trunk.name and branch.start.keep == "state"
         assert branch.start.step % trunk.checkpoint_every == 0
         assert branch.start.step == pytest.approx(0.75 * branch.steps, abs=1)
