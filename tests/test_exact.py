@@ -58,8 +58,8 @@ def trained(run: config.Run, others: list) -> float:
     words = (json.dumps(config.to_dict(run)), str(CACHE), json.dumps(others))
     command = [sys.executable, "-c", SCRIPT, *words]
     # As users compile: the flags of the tests are not those that make the bits equal.
-        env = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
-        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=env)
+    env = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=env)
     assert done.returncode == 0, done.stderr[-2000:]
     return float(done.stdout.split()[-1])
 
