@@ -52,6 +52,11 @@ def name_of(row: Mapping, index: int) -> str:
     return str(row.get("name") or row.get("run") or f"row {index}")
 
 
+def trunk_of(row: Mapping) -> str:
+    """The run that this one is a branch of (start.keep=state); nothing for all others."""
+    return str(row.get("start.run") or "") if row.get("start.keep") == "state" else ""
+
+
 def read(
     rows: Rows,
     columns: Sequence[str],
@@ -63,9 +68,10 @@ def read(
 
     `where` keeps the rows for which a function is true or whose columns equal the given value (or
     one of a list): an exclusion rule that is written down, since five runs can move an exponent by
-    .09. `group` names the column whose equal values are resampled together (checkpoints of a run,
-    siblings of a trunk); without it, rows of one name are. Raises ValueError for a column that no
-    row has, for values <= 0 (< 0 in `may_be_zero`), and for duplicates.
+    .09. `group` names the column whose equal values are resampled together (checkpoints of a run);
+    without it, rows of one name are, and branches of one trunk, which share most of their training
+    and so its luck. A trunk itself is left out: its learning rate never fell. Raises ValueError for
+    a column that no row has, for values <= 0 (< 0 in `may_be_zero`), and for duplicates.
     """
     rows = list(rows)
     if not rows:
@@ -82,8 +88,10 @@ def read(
                 f"no row has a column {column!r}; the rows have {', '.join(map(str, known))}"
             )
     kept, values, excluded = [], [], []
+    trunks = {trunk_of(row) for row in rows} - {""}
     for i, row in enumerate(rows):
-        reason = _reason(row, columns, where)
+        is_trunk = name_of(row, i) in trunks
+        reason = "a trunk: see its branches" if is_trunk else _reason(row, columns, where)
         if reason:
             excluded.append((name_of(row, i), reason))
         else:
@@ -101,15 +109,12 @@ def read(
         if low.any():
             raise ValueError(f"{column} must be above 0: {_list(names, array[:, j], low)}")
     _no_duplicates([rows[i] for i in kept], names)
-    labels = (
-        names
-        if group is None
-        else [str(rows[i].get(group, "")) or names[k] for k, i in enumerate(kept)]
-    )
+    shared = [trunk_of(rows[i]) if group is None else str(rows[i].get(group, "")) for i in kept]
+    labels = [label or name for label, name in zip(shared, names, strict=True)]
     groups = np.unique(labels, return_inverse=True)[1]
     warnings = []
     if groups.max() + 1 < len(kept):
-        what = f"values of {group}" if group else "names"
+        what = f"values of {group}" if group else "trunks" if any(shared) else "names"
         warnings.append(
             f"{len(kept)} rows have {groups.max() + 1} {what}: rows that share one are resampled "
             "together"

@@ -88,7 +88,7 @@ def test_parameters_come_back_within_their_noise():
     assert fit.params["beta"] == pytest.approx(0.3, abs=0.02)
 
 
-def test_checkpoints_of_one_run_are_not_independent():
+def test_checkpoints_of_a_run_and_branches_of_a_trunk_are_not_independent():
     rng = np.random.default_rng(0)
     rows = [
         {"run": f"{n:.3g}", "tokens": n * r, "params": n, "loss": loss(n, n * r) * np.exp(shift)}
@@ -98,9 +98,30 @@ def test_checkpoints_of_one_run_are_not_independent():
     ]
     names: dict[str, Any] = {"n": "params", "d": "tokens", "y": "loss", "bootstrap": 300}
     together = laws.chinchilla(rows, **names, group="run")
-    apart = laws.chinchilla([{**row, "run": i} for i, row in enumerate(rows)], **names)
-    assert together.n_runs == 40 and apart.n_runs == 240
+    branches = [{"start.run": row["run"], "start.keep": "state", **row, "run": i}
+                for i, row in enumerate(rows)]  # fmt: skip
+    of_trunks = laws.chinchilla(branches, **names)
+    tuned = [{**row, "start.keep": "weights"} for row in branches]  # a fresh start: on their own
+    apart = laws.chinchilla(tuned, **names)
+    assert (together.n_runs, of_trunks.n_runs, apart.n_runs) == (40, 40, 240)
     assert together.se["E"] > 1.5 * apart.se["E"]
+    assert of_trunks.se == together.se
+    assert "240 rows have 40 trunks" in str(of_trunks) and "trunks" not in str(apart)
+
+
+def test_a_trunk_is_no_run_of_a_law():
+    rows = [
+        {"name": f"{n:.3g}-{r}", "start.run": f"{n:.3g}-trunk", "start.keep": "state"}
+        | {"params": n, "tokens": n * r, "loss": loss(n, n * r)}
+        for n in np.geomspace(1e7, 1e9, 4)
+        for r in (5, 20, 80)
+    ]
+    trunks = [
+        {"name": f"{n:.3g}-trunk", "params": n, "tokens": 80 * n, "loss": 9.0}
+        for n in np.geomspace(1e7, 1e9, 4)
+    ]
+    fit = laws.chinchilla(rows + trunks, n="params", d="tokens", y="loss", bootstrap=0)
+    assert fit.n == 12 and {why for _, why in fit.excluded} == {"a trunk: see its branches"}
 
 
 def test_fewer_runs_than_parameters_are_refused_and_as_many_have_no_interval():
