@@ -12,7 +12,12 @@ LM = pathlib.Path(__file__).parent.parent / "lm"
 # stands on a floor below. Chains of one floor do not see each other.
 QUOTES = ("hlo", "roofline", "described", "quote", "search")  # what a machine would take for it
 FLOORS: list[list[list[str]]] = [
-    [["config", "layout", "checks", "targets", "sizes", "storage", "guard", "lifeline", "records"]],
+    [
+        [
+            *("config", "layout", "checks", "targets", "sizes", "hyperparameters"),
+            *("storage", "guard", "lifeline", "records"),
+        ]
+    ],
     [
         [
             *("hosts", "exact", "mesh", "parametrization"),

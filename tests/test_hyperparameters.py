@@ -1,0 +1,70 @@
+"""Rules hold at numbers that were published beside them; the noise scale finds a made-up one."""
+
+import numpy as np
+import pytest
+
+from lm import hyperparameters
+
+
+def test_kaplan_learning_rate_ends_where_the_paper_says():
+    # "Breaks down" near 10^10 parameters; 2.41e-4 at 2.155e9 is read off the paper on the step law.
+    assert hyperparameters.kaplan_lr(2.155e9) == pytest.approx(2.41e-4, rel=0.01)
+    with pytest.raises(ValueError, match=r"n=2e\+10 is beyond the rule"):
+        hyperparameters.kaplan_lr(2e10)
+
+
+def test_kaplan_critical_batch_doubles_for_every_13_percent_of_loss():
+    ratio = hyperparameters.kaplan_batch(0.87 * 3) / hyperparameters.kaplan_batch(3)
+    assert ratio == pytest.approx(2, rel=0.05)
+    assert 1e6 < hyperparameters.kaplan_batch(2.8) < 2e6  # "1-2 million tokens" for the largest
+
+
+@pytest.mark.parametrize(
+    "n, layers, d_model, lr, sequences",
+    [(6.9e9, 30, 4096, 4.2e-4, 2304), (67e9, 95, 8192, 3.2e-4, 4608)],
+)
+def test_deepseek_rule_gives_the_settings_of_its_two_models(n, layers, d_model, lr, sequences):
+    per_token = 72 * layers * d_model**2 + 12 * layers * d_model * 4096  # the paper's M
+    choice = hyperparameters.deepseek(per_token * 2e12)
+    assert choice.lr == pytest.approx(lr, rel=0.03)
+    assert choice.batch_tokens == pytest.approx(sequences * 4096, rel=0.1)
+
+
+def test_porian_batch_is_what_the_authors_give_in_sequences():
+    for n in (5e6, 1e8, 9e8):
+        assert hyperparameters.porian(n).batch_tokens == pytest.approx(
+            2048 * 0.00037 * n**0.703, rel=0.001
+        )
+
+
+@pytest.mark.parametrize(
+    "n, d, lr", [(536e6, 20e9, 1.5e-3), (536e6, 8e9, 1.2e-3), (268e6, 20e9, 3.4e-3)]
+)
+def test_step_law_lies_near_the_optima_it_was_fitted_to(n, d, lr):
+    assert hyperparameters.step_law(n, d).lr == pytest.approx(lr, rel=0.3)  # grid of factors 1.4
+
+
+def test_rules_refuse_what_is_no_size():
+    with pytest.raises(ValueError, match="n=0 must be a number above 0"):
+        hyperparameters.step_law(0, 1e9)
+    with pytest.raises(ValueError, match="flops=nan"):
+        hyperparameters.deepseek(float("nan"))
+
+
+def test_the_noise_scale_of_made_up_gradients_is_found():
+    rng = np.random.default_rng(0)
+    signal, noise = np.full(50, 0.2), 4.0  # |G|^2 = 2, tr(S) = 50 x 16
+    squares = [
+        float(np.mean([np.sum(rng.normal(signal, noise / b**0.5) ** 2) for _ in range(20_000)]))
+        for b in (8, 128)
+    ]
+    found = hyperparameters.noise_scale((squares[0], squares[1]), (8, 128))
+    assert found == pytest.approx((400, 2, 800), rel=0.03)
+    with pytest.raises(ValueError, match="two different sizes"):
+        hyperparameters.noise_scale((1.0, 1.0), (8, 8))
+
+
+def test_at_the_critical_batch_steps_and_data_are_twice_the_least():
+    assert hyperparameters.cost_of_batch(1e6, 1e6) == (2, 2)
+    steps, data = hyperparameters.cost_of_batch(3e5, 1e6)
+    assert (steps - 1) * (data - 1) == pytest.approx(1)
