@@ -139,6 +139,7 @@ def rotary(x_BTNH: jax.Array, theta: float, times_T: jax.Array) -> jax.Array:
     return turned.astype(x_BTNH.dtype)
 
 
+@jax.named_scope("attention")
 def causal_attention(q_BTNH, k_BSKH, v_BSKH, n_blocks: int, segments_BT=None) -> jax.Array:
     """softmax(q k / sqrt(H)) v over the keys not later than the query, in blocks of queries.
 
@@ -259,6 +260,7 @@ def losses(
     return nats_BT, log_z_BT, best_BT, routing
 
 
+@jax.named_scope("loss")
 def nats(logits_BTV: jax.Array, targets_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Cross-entropy of each target, and log Z of its softmax (for z-loss), both float32 [B, T]."""
     log_z_BT = jax.nn.logsumexp(logits_BTV, axis=-1)

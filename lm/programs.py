@@ -85,11 +85,13 @@ def build(run: config.Run, device_mesh: jax.sharding.Mesh) -> Program:
         if run.mesh.exact:
             gradient, grad_norm = exact.clipped(gradient, run.optim.clip)
         else:
-            grad_norm = optax.tree.norm(gradient)
-        update, opt = optimizer.update(gradient, state["opt"], weights)
-        if routing and run.model.balance == "bias" and not frozen:
-            update = moe.balanced(run.model, update, routing)
-        weights = typing.cast(dict, optax.apply_updates(weights, update))
+            with jax.named_scope("optimizer"):
+                grad_norm = optax.tree.norm(gradient)
+        with jax.named_scope("optimizer"):
+            update, opt = optimizer.update(gradient, state["opt"], weights)
+            if routing and run.model.balance == "bias" and not frozen:
+                update = moe.balanced(run.model, update, routing)
+            weights = typing.cast(dict, optax.apply_updates(weights, update))
         params = learned.joined(weights, frozen)
         metrics = {"loss": nats, "grad_norm": grad_norm, "lr": lr(state["step"])}
         if routing:

@@ -1,0 +1,54 @@
+import json
+import sys
+
+import jax
+import pytest
+
+from experiments import benchmark, step_profile, turns
+from lm import mesh, programs
+
+ANSWERS = """
+import json, sys
+print("not an answer"); print(json.dumps({"now": 0.0}), flush=True)
+for line in sys.stdin:
+    if line == "7\\n": sys.exit("no seventh")
+    print(json.dumps({"seconds": [float(line)]}), flush=True)
+"""
+
+
+@pytest.mark.parametrize("size", benchmark.SHAPES)
+def test_our_mlp_has_the_products_of_a_plain_one_four_times_as_wide(size):
+    model = benchmark.reference(size, []).model
+    assert 1 <= 3 * model.d_model * model.d_ff / (8 * model.d_model**2) < 1.04
+
+
+def test_knobs_are_set_by_their_type_and_checked():
+    run = benchmark.reference("S", ["model.dtype=bfloat16", "optim.clip=0", "data.across=false"])
+    assert (run.model.dtype, run.optim.clip, run.data.across) == ("bfloat16", 0.0, False)
+    with pytest.raises(ValueError, match="model.unrolll does not exist"):
+        benchmark.reference("S", ["model.unrolll=2"])
+    with pytest.raises(ValueError, match="model.unroll=0 must be at least 1"):
+        benchmark.reference("S", ["model.unroll=0"])
+
+
+def test_a_side_answers_and_says_why_it_ended():
+    with turns.Side("other", [sys.executable, "-c", ANSWERS]) as side:
+        assert side.ask(3) == {"seconds": [3.0]}
+        with pytest.raises(RuntimeError, match="other ended: no seventh"):
+            side.ask(7)
+
+
+def test_the_interval_of_a_median_holds_it_and_narrows():
+    few, many = turns.median(range(8)), turns.median(list(range(8)) * 50)
+    assert few[1] < few[0] < few[2] and few[0] == many[0] == 3.5
+    assert many[2] - many[1] < few[2] - few[1]
+
+
+def test_every_part_of_a_step_is_found_in_its_program(tiny):
+    program = programs.build(tiny, mesh.make(tiny.mesh))
+    with jax.set_mesh(program.mesh):
+        lowered = program.step.lower(program.abstract, program.batch)
+    # Before XLA: a compiled program may come from a cache that was filled under other names.
+    text = lowered.as_text(dialect="hlo", debug_info=True)
+    found = set(step_profile.parts_of(text).values())
+    assert found >= {"matmul", "attention", "optimizer", "softmax and loss"}, json.dumps([*found])
