@@ -34,3 +34,33 @@ def test_the_quickstart_is_a_ladder():
     n = [sizes.counts(run.model)["non_embedding"] for run in runs]
     assert len(n) >= 6 and n == sorted(n) and n[-1] / n[0] > 50
     assert [run.predict for run in runs] == [False] * (len(runs) - 1) + [True]
+
+
+def test_isoflop_spends_each_budget_on_several_sizes():
+    from configs.sweeps import isoflop
+    from lm import sizes
+
+    by_budget = {}
+    for run in isoflop.get_sweep():
+        by_budget.setdefault(run.name.partition("-")[0], []).append(sizes.facts(run)["flops"])
+    assert len(by_budget) == 4
+    for name, spent in by_budget.items():
+        budget = float(name.removeprefix("isoflop/"))
+        assert len(spent) >= 5 and spent == pytest.approx([budget] * len(spent), rel=0.02)
+
+
+def test_ablations_keep_the_parameters():
+    from configs.sweeps import ablations
+    from lm import sizes
+
+    n = {run.name: sizes.counts(run.model)["non_embedding"] for run in ablations.get_sweep()}
+    assert list(n.values()) == pytest.approx([n["ablations/base-0"]] * len(n), rel=0.02)
+
+
+def test_epochs_repeat_all_of_their_text():
+    from configs.sweeps import epochs
+    from lm import sizes
+
+    for run in epochs.get_sweep():
+        times = int(run.name.rpartition("x")[2])
+        assert sizes.tokens(run) == times * run.data.unique_tokens

@@ -1,0 +1,28 @@
+"""Equal compute, different sizes: where is the best size of a budget, and how does it grow?
+
+    uv run python -m experiments.sweep --sweep=configs/sweeps/isoflop.py
+    uv run python -m experiments.sweep --sweep=configs/sweeps/isoflop.py:1e12,2e12,4e12,8e12
+
+Approach 2 of Hoffmann et al. 2022 (arXiv:2203.15556). For each budget, in training FLOPs, every
+rung of the ladder that sees between FEWEST and MOST tokens a parameter with it;
+laws.isoflop(records.rows("runs/isoflop"), x="params.non_embedding") fits N* = k C^a, and
+notebooks/isoflop.ipynb draws it. 22 runs, 8.5e12 FLOPs: some five minutes on two idle CPU cores.
+"""
+
+from configs import base
+from lm import sizes
+
+BUDGETS = "1e11,2e11,4e11,8e11"
+FEWEST, MOST = 2, 150  # tokens a parameter
+
+
+def get_sweep(budgets: str = BUDGETS):
+    for flops in map(float, budgets.split(",")):
+        for size in sizes.LADDER:
+            run = base.get_config(size)
+            run.name = f"isoflop/{flops:.3g}-{size}".replace("+", "")
+            run.steps = sizes.steps(run, flops=flops)
+            run.eval.n_sequences, run.eval.n_completions = 1024, 0
+            run.checkpoint_every = run.steps
+            if FEWEST <= sizes.tokens(run) / sizes.counts(run.model)["total"] <= MOST:
+                yield run
