@@ -148,6 +148,11 @@ def isoflop(
         result.warnings.append(
             "two budgets make a line without a check: its interval knows only the runs' noise"
         )
+    if (n_groups := int(data.groups.max()) + 1) < len(data):
+        result.warnings.append(
+            f"{len(data)} rows have {n_groups} trunks or names: each budget is resampled on its "
+            "own, so the interval leaves out what they share"
+        )
     return result
 
 

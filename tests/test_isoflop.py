@@ -120,3 +120,12 @@ def test_a_budget_that_decides_the_exponent_is_named():
     fit = isoflop(rows)
     assert fit.extra["without"]["1e+20"] == pytest.approx(0.5, abs=1e-6)
     assert any("one budget decides: without 1e+20" in text for text in fit.warnings)
+
+
+def test_branches_that_share_a_trunk_across_budgets_are_a_doubt():
+    alone = sweep(sizes=5)
+    shared = [{**row, "start.run": f"trunk-{i % 5}", "start.keep": "state"}
+              for i, row in enumerate(alone)]  # fmt: skip
+    found = isoflop(shared, bootstrap=0)
+    assert any("25 rows have 5 trunks" in text for text in found.warnings)
+    assert not any("trunks" in text for text in isoflop(alone, bootstrap=0).warnings)
