@@ -39,7 +39,10 @@ def reader(shape: config.Model, params: dict) -> Callable:
         after: Kept = []
 
         def attend(q_BTNH, k_BTKH, v_BTKH):
-            q_BTNH, k_BTKH = (model.rotary(x, shape.rope_theta, times_BT) for x in (q_BTNH, k_BTKH))
+            if not shape.max_positions:
+                q_BTNH, k_BTKH = (
+                    model.rotary(x, shape.rope_theta, times_BT) for x in (q_BTNH, k_BTKH)
+                )
             new = {"key": k_BTKH.swapaxes(1, 2), "value": v_BTKH.swapaxes(1, 2)}
             if kept is not None:
                 old, start = kept[len(after)], (0, 0, slot, 0)
@@ -49,7 +52,7 @@ def reader(shape: config.Model, params: dict) -> Callable:
             )
             return attention(q_BTNH, after[-1]["key"], after[-1]["value"], seen_BTS)
 
-        x_BTD = decoder.embedded(tokens_BT)
+        x_BTD = decoder.embedded(tokens_BT, times_BT)
         for block in layers:
             x_BTD, _ = block(x_BTD, attend)
         x_BTD = x_BTD[:, -1:] if last else x_BTD

@@ -11,6 +11,8 @@ from lm import config, layout
 CHOICES = {
     "model.dtype": ("float32", "bfloat16"),
     "model.remat": ("none", "dots", "full"),
+    "model.mlp": ("gated", "gelu"),
+    "model.norm": ("rms", "layer"),
     "model.parametrization": ("standard", "mup", "completep"),
     "optim.name": ("adamw", "lion", "muon"),
     "model.router": ("softmax", "sigmoid"),
@@ -41,6 +43,7 @@ AT_LEAST = {
     "model.n_kv_heads": 1,
     "model.d_head": 2,
     "model.d_ff": 1,
+    "model.max_positions": 0,
     "model.base_width": 1,
     "model.base_depth": 1,
     "model.unroll": 1,
@@ -78,7 +81,7 @@ AT_LEAST = {
     "eval.tasks_every": 0,
 }
 ABOVE = {
-    **{"model.rope_theta": 0, "model.capacity": 0, "model.lora_alpha": 0},
+    **{"model.rope_theta": 0, "model.capacity": 0, "model.lora_alpha": 0, "model.norm_eps": 0},
     **{"optim.lr": 0, "optim.eps": 0, "optim.layer_decay": 0},
 }
 SHARES = (
@@ -127,6 +130,9 @@ def check(run: config.Run) -> config.Run:
         _refuse("model.n_heads", model.n_heads, f"{rule}: try model.n_kv_heads={near}")
     if model.d_head % 2:
         _refuse("model.d_head", model.d_head, "must be even, for rotary embedding")
+    if 0 < model.max_positions < data.seq_len:
+        rule = f"must be at least data.seq_len={data.seq_len}, or 0 for rotary positions"
+        _refuse("model.max_positions", model.max_positions, rule)
     if mesh.data == 0 or mesh.data < -1:
         _refuse("mesh.data", mesh.data, "must be -1 (all devices) or at least 1")
     layout.check(flat, {axis: max(flat[f"mesh.{axis}"], 1) for axis in layout.AXES})
@@ -159,6 +165,9 @@ def check(run: config.Run) -> config.Run:
 
 
 def _check_experts(model: config.Model, mesh: config.Mesh) -> None:
+    for knob, needed in (("mlp", "gated"), ("bias", False)):
+        if (value := getattr(model, knob)) != needed:
+            _refuse(f"model.{knob}", value, f"is not for experts: take {needed!r}")
     if model.experts_per_token > model.n_experts:
         rule = f"must not exceed model.n_experts={model.n_experts}"
         _refuse("model.experts_per_token", model.experts_per_token, rule)

@@ -19,8 +19,14 @@ class Model:
     n_heads: int = 4  # query heads
     n_kv_heads: int = 4  # key/value heads; n_heads must be a multiple (Ainslie et al. 2023)
     d_head: int = 32  # width of one head; even, for rotary embedding
-    d_ff: int = 384  # width of the gated MLP
+    d_ff: int = 384  # width of the MLP
+    mlp: str = "gated"  # gated: silu(x G) (x U) D; gelu: gelu(x U) D, as in GPT-2
+    norm: str = "rms"  # rms; layer: mean and bias too
+    norm_eps: float = 1e-6  # added to the mean square, or the variance, of what is normed
+    qk_norm: bool = True  # queries and keys of a head are normed (arXiv:2302.05442)
+    bias: bool = False  # products of attention and MLP have one; never the head's
     tied: bool = False  # head = transposed embedding
+    max_positions: int = 0  # rows of a table of learned positions; 0: rotary ones, of any number
     rope_theta: float = 10_000.0  # base of the rotary frequencies (Su et al. 2021)
     logit_softcap: float = 0.0  # logits -> cap * tanh(logits / cap); 0 is off
     z_loss: float = 0.0  # weight of log(Z)^2 in the training loss; 0 is off

@@ -1,4 +1,4 @@
-"""What layers are made of: weights that name their axes, the norm, the gated MLP.
+"""What layers are made of: weights that name their axes, the norms, the MLP.
 
 Tensor names end in their axes: B batch, T time, D d_model, F d_ff.
 """
@@ -20,29 +20,69 @@ def weight(rngs: nnx.Rngs, names: tuple[str, ...], shape: tuple[int, ...], std: 
     return nnx.Param(value, out_sharding=names)
 
 
+def bias(names: tuple[str, ...], shape: tuple[int, ...]) -> nnx.Param:
+    """What is added to a product, zero at first. An axis of d_model is called "norm", and whole."""
+    return nnx.Param(jnp.zeros(shape, jnp.float32), out_sharding=names)
+
+
+def plus(y: jax.Array, bias: nnx.Param | None) -> jax.Array:
+    return y if bias is None else y + bias[...].astype(y.dtype)
+
+
 class RMSNorm(nnx.Module):
     """x / rms(x) * scale, in float32 (Zhang and Sennrich 2019, arXiv:1910.07467)."""
 
-    def __init__(self, size: int):
-        self.scale = nnx.Param(jnp.ones((size,), jnp.float32), out_sharding=("norm",))
+    def __init__(self, size: int, eps: float):
+        self.scale, self.eps = nnx.Param(jnp.ones(size), out_sharding=("norm",)), eps
 
     def __call__(self, x: jax.Array) -> jax.Array:
         y = x.astype(jnp.float32)
-        y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + 1e-6)
+        y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.eps)
         return (y * self.scale[...]).astype(x.dtype)
 
 
+class LayerNorm(nnx.Module):
+    """(x - mean) / deviation * scale + bias, in float32 (Ba et al. 2016, arXiv:1607.06450)."""
+
+    def __init__(self, size: int, eps: float):
+        self.scale, self.eps = nnx.Param(jnp.ones(size), out_sharding=("norm",)), eps
+        self.bias = bias(("norm",), (size,))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = x.astype(jnp.float32)
+        y = y - jnp.mean(y, axis=-1, keepdims=True)
+        y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.eps)
+        return (y * self.scale[...] + self.bias[...]).astype(x.dtype)
+
+
+def norm(model: config.Model, size: int) -> RMSNorm | LayerNorm:
+    """The norm that model.norm names, over `size` numbers."""
+    return {"rms": RMSNorm, "layer": LayerNorm}[model.norm](size, model.norm_eps)
+
+
 class MLP(nnx.Module):
-    """silu(x @ gate) * (x @ up) @ down (Shazeer 2020, arXiv:2002.05202)."""
+    """silu(x @ gate) * (x @ up) @ down (Shazeer 2020, arXiv:2002.05202), or gelu(x @ up) @ down.
+
+    GELU by its tanh formula (Hendrycks and Gimpel 2016, arXiv:1606.08415), as in GPT-2.
+    """
 
     def __init__(self, model: config.Model, rngs: nnx.Rngs, d_ff: int):
         d, f = model.d_model, d_ff
-        self.gate = weight(rngs, ("embed", "mlp"), (d, f), d**-0.5)
+        gated = model.mlp == "gated"
+        self.gate = weight(rngs, ("embed", "mlp"), (d, f), d**-0.5) if gated else None
         self.up = weight(rngs, ("embed", "mlp"), (d, f), d**-0.5)
         self.down = weight(rngs, ("mlp", "embed"), (f, d), (2 * model.n_layers * f) ** -0.5)
+        self.gate_bias = bias(("mlp",), (f,)) if gated and model.bias else None
+        self.up_bias = bias(("mlp",), (f,)) if model.bias else None
+        self.down_bias = bias(("norm",), (d,)) if model.bias else None
 
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
         dtype = x_BTD.dtype
-        gate_BTF, up_BTF = x_BTD @ self.gate[...].astype(dtype), x_BTD @ self.up[...].astype(dtype)
-        y_BTF = mesh.constrain(jax.nn.silu(gate_BTF) * up_BTF, "batch", "length", "mlp")
-        return y_BTF @ self.down[...].astype(dtype)
+        up_BTF = plus(x_BTD @ self.up[...].astype(dtype), self.up_bias)
+        if self.gate is None:
+            y_BTF = jax.nn.gelu(up_BTF, approximate=True)
+        else:
+            gate_BTF = plus(x_BTD @ self.gate[...].astype(dtype), self.gate_bias)
+            y_BTF = jax.nn.silu(gate_BTF) * up_BTF
+        y_BTF = mesh.constrain(y_BTF, "batch", "length", "mlp")
+        return plus(y_BTF @ self.down[...].astype(dtype), self.down_bias)

@@ -20,6 +20,7 @@ RULES = {
     "d_head":        (),
     "mlp":           ("tensor",),
     "vocab":         ("tensor",),
+    "positions":     (),
     "experts":       ("expert",),
     "router":        (),
     "balance":       (),
@@ -37,6 +38,7 @@ SIZES = {
     "d_head":   ("model.d_head", ()),
     "mlp":      ("model.d_ff", ()),
     "vocab":    ("model.vocab_size", ()),
+    "positions": ("model.max_positions", ()),
     "layers":   ("model.n_layers", ()),
     "experts":  ("model.n_experts", ()),
 }  # fmt: skip

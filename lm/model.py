@@ -1,5 +1,8 @@
 """The decoder transformer: RMSNorm, rotary grouped-query attention with QK-norm, gated MLP.
 
+Or, by knobs: LayerNorm, learned positions, a plain MLP, biases, no QK-norm; so the Llama, Qwen3 and
+GPT-2 families are models of it.
+
 Tensor names end in their axes: B batch, T query time, S key time, D d_model, F d_ff, N query heads,
 K key/value heads, G query heads a key/value head, H d_head, V vocabulary, L layers.
 
@@ -33,7 +36,13 @@ class Attention(nnx.Module):
         self.key = layers.weight(rngs, ("embed", "kv_heads", "d_head"), (d, k, h), d**-0.5)
         self.value = layers.weight(rngs, ("embed", "kv_heads", "d_head"), (d, k, h), d**-0.5)
         self.out = layers.weight(rngs, ("heads", "d_head", "embed"), (n, h, d), out)
-        self.query_norm, self.key_norm = layers.RMSNorm(h), layers.RMSNorm(h)
+        self.query_norm = layers.norm(model, h) if model.qk_norm else None
+        self.key_norm = layers.norm(model, h) if model.qk_norm else None
+        has = model.bias
+        self.query_bias = layers.bias(("heads", "d_head"), (n, h)) if has else None
+        self.key_bias = layers.bias(("kv_heads", "d_head"), (k, h)) if has else None
+        self.value_bias = layers.bias(("kv_heads", "d_head"), (k, h)) if has else None
+        self.out_bias = layers.bias(("norm",), (d,)) if has else None
 
     def __call__(self, x_BTD: jax.Array, attend: Callable) -> jax.Array:
         """attend: (q_BTNH, k_BSKH, v_BSKH), before rotary, -> o_BTNH; says what sees what."""
@@ -41,19 +50,33 @@ class Attention(nnx.Module):
         q_BTNH = jnp.einsum("btd,dnh->btnh", x_BTD, self.query[...].astype(dtype))
         k_BSKH = jnp.einsum("bsd,dkh->bskh", x_BTD, self.key[...].astype(dtype))
         v_BSKH = jnp.einsum("bsd,dkh->bskh", x_BTD, self.value[...].astype(dtype))
-        q_BTNH = mesh.constrain(self.query_norm(q_BTNH), "batch", "length", "heads", "d_head")
-        o_BTNH = attend(q_BTNH, self.key_norm(k_BSKH), v_BSKH)
-        return jnp.einsum("btnh,nhd->btd", o_BTNH, self.out[...].astype(dtype))
+        q_BTNH, k_BSKH, v_BSKH = (
+            layers.plus(x, bias)
+            for x, bias in (
+                (q_BTNH, self.query_bias),
+                (k_BSKH, self.key_bias),
+                (v_BSKH, self.value_bias),
+            )
+        )
+        if self.query_norm is not None and self.key_norm is not None:
+            q_BTNH, k_BSKH = self.query_norm(q_BTNH), self.key_norm(k_BSKH)
+        q_BTNH = mesh.constrain(q_BTNH, "batch", "length", "heads", "d_head")
+        o_BTNH = attend(q_BTNH, k_BSKH, v_BSKH)
+        y_BTD = jnp.einsum("btnh,nhd->btd", o_BTNH, self.out[...].astype(dtype))
+        return layers.plus(y_BTD, self.out_bias)
 
 
 class Block(nnx.Module):
     """One layer: attention, then MLP or experts, each on the normed stream and added to it."""
 
     def __init__(self, model: config.Model, rngs: nnx.Rngs):
-        self.attention, self.attention_norm = Attention(model, rngs), layers.RMSNorm(model.d_model)
+        self.attention, self.attention_norm = (
+            Attention(model, rngs),
+            layers.norm(model, model.d_model),
+        )
         is_dense = model.n_experts == 0
         self.mlp = layers.MLP(model, rngs, model.d_ff) if is_dense else moe.Experts(model, rngs)
-        self.mlp_norm = layers.RMSNorm(model.d_model)
+        self.mlp_norm = layers.norm(model, model.d_model)
         self.model = model
 
     def __call__(self, x_BTD: jax.Array, attend: Callable) -> tuple[jax.Array, dict]:
@@ -74,8 +97,10 @@ class Decoder(nnx.Module):
         d, v = model.d_model, model.vocab_size
         self.embed = layers.weight(rngs, ("vocab", "embed"), (v, d), d**-0.5)
         self.blocks = _stack(model, rngs)
-        self.norm = layers.RMSNorm(d)
+        self.norm = layers.norm(model, d)
         self.head = None if model.tied else layers.weight(rngs, ("embed", "vocab"), (d, v), d**-0.5)
+        axes, size = ("positions", "embed"), (model.max_positions, d)
+        self.positions = layers.weight(rngs, axes, size, d**-0.5) if model.max_positions else None
         self.model = model
 
     def __call__(self, tokens_BT: jax.Array, segments_BT: jax.Array | None) -> jax.Array:
@@ -93,22 +118,29 @@ class Decoder(nnx.Module):
         times_T = _dealt(jnp.arange(tokens_BT.shape[1]), model.attention_blocks, axis=0)
 
         def attend(q_BTNH, k_BSKH, v_BSKH):
-            q_BTNH, k_BSKH = (rotary(x, model.rope_theta, times_T) for x in (q_BTNH, k_BSKH))
+            if not model.max_positions:
+                q_BTNH, k_BSKH = (rotary(x, model.rope_theta, times_T) for x in (q_BTNH, k_BSKH))
             k_BSKH = mesh.constrain(k_BSKH, "batch", "length", "kv_heads", "d_head")
             v_BSKH = mesh.constrain(v_BSKH, "batch", "length", "kv_heads", "d_head")
             return causal_attention(q_BTNH, k_BSKH, v_BSKH, model.attention_blocks, segments_BT)
 
         layer = _remat(lambda x_BTD, block: block(x_BTD, attend), model.remat)
         unroll = model.n_layers if model.n_layers <= model.unroll else 1
-        x_BTD = self.embedded(_dealt(tokens_BT, model.attention_blocks))
+        times_BT = _dealt(within(tokens_BT, segments_BT), model.attention_blocks)
+        x_BTD = self.embedded(_dealt(tokens_BT, model.attention_blocks), times_BT)
         x_BTD, routing = jax.lax.scan(layer, x_BTD, self.blocks, unroll=unroll)
         return self.norm(x_BTD), routing
 
-    def embedded(self, tokens_BT: jax.Array) -> jax.Array:
-        """[B, T, D], what the first layer reads."""
+    def embedded(self, tokens_BT: jax.Array, times_BT: jax.Array) -> jax.Array:
+        """[B, T, D], what the first layer reads; the place of each token in its text counts only
+        where positions are learned."""
         # Whole rows before the look-up: a table split both ways would be gathered on every device.
         embed_VD = mesh.constrain(self.embed[...].astype(self.model.dtype), "vocab", None)
-        return mesh.constrain(embed_VD[tokens_BT], "batch", "length", None)
+        x_BTD = embed_VD[tokens_BT]
+        if self.positions is not None:
+            place_PD = self.positions[...].astype(self.model.dtype)
+            x_BTD += place_PD.at[times_BT].get(mode="clip")  # of what fills a row up: any, no NaN
+        return mesh.constrain(x_BTD, "batch", "length", None)
 
     def head_weight(self) -> jax.Array:
         """[D, V], the transposed embedding if they are tied."""
@@ -123,6 +155,15 @@ class Decoder(nnx.Module):
         logits_BTV *= parametrization.logits(self.model)
         logits_BTV = cap * jnp.tanh(logits_BTV / cap) if cap else logits_BTV
         return mesh.constrain(logits_BTV, "batch", "length", "vocab")
+
+
+def within(tokens_BT: jax.Array, segments_BT: jax.Array | None) -> jax.Array:
+    """The place of each token in its row, or since its segment began: int32 [B, T]."""
+    times_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
+    if segments_BT is None:
+        return times_BT
+    is_first_BT = jnp.diff(segments_BT, axis=1, prepend=segments_BT[:, :1]) != 0
+    return times_BT - jax.lax.cummax(jnp.where(is_first_BT, times_BT, 0), axis=1)
 
 
 def rotary(x_BTNH: jax.Array, theta: float, times_T: jax.Array) -> jax.Array:

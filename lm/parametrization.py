@@ -47,11 +47,11 @@ class Factors:
 def kind(names: tuple) -> str:
     """input, hidden, back (into the residual stream), output or norm, by the axes of a weight.
 
-    The biases that balance experts are vectors like norms.
+    Biases, those that balance experts too, are vectors like norms.
     """
-    if "norm" in names or "balance" in names:
+    if not {"embed", "rank"} & set(names):
         return "norm"
-    if "vocab" in names:
+    if "vocab" in names or "positions" in names:
         return "input" if names[-1] == "embed" else "output"
     return "back" if names[-1] == "embed" else "hidden"
 

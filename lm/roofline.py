@@ -158,14 +158,16 @@ def temporaries(run: config.Run, here: Split, of: list[Weight]) -> float:
     keys = here.tokens * 2 * shape.n_kv_heads * shape.d_head / here.ways("kv_heads")
     inner = here.tokens * mlp_width(shape) / here.ways("mlp")
     scores = here.tokens * run.data.seq_len * shape.n_heads / here.ways("heads") * seen(shape)
-    layer = a * (4 * stream + 3 * heads + 2 * keys + 4 * inner) + (2 * FLOAT32 + a) * scores
+    ups = 2 if shape.mlp == "gated" else 1  # products that widen
+    layer = a * (4 * stream + 3 * heads + 2 * keys + 2 * ups * inner) + (2 * FLOAT32 + a) * scores
     layer += FLOAT32 * (2 * stream + 2 * heads + keys + inner)  # norms, rotation, silu
     width = sizes.expert_width(shape) / here.ways("mlp") if shape.n_experts else 0
     placed = a * choices(run, here)
     layer += placed * (4 * shape.d_model + 3 * width)
     kept = {
         "full": a * stream,
-        "dots": a * (3 * stream + heads + keys + 2 * inner) + placed * (shape.d_model + 2 * width),
+        "dots": a * (3 * stream + heads + keys + ups * inner)
+        + placed * (shape.d_model + 2 * width),
         "none": layer,
     }[shape.remat]
     logits = 3 * FLOAT32 * here.tokens * shape.vocab_size / here.ways("vocab") / shape.loss_chunks
@@ -182,7 +184,7 @@ def traffic(run: config.Run, here: Split, of: list[Weight]) -> float:
     tokens = here.tokens * run.optim.accumulate
     width = 8 * shape.d_model
     width += 4 * (shape.n_heads + shape.n_kv_heads) * shape.d_head / here.ways("heads")
-    width += 6 * mlp_width(shape) / here.ways("mlp")
+    width += (6 if shape.mlp == "gated" else 4) * mlp_width(shape) / here.ways("mlp")
     scores = run.data.seq_len * shape.n_heads / here.ways("heads") * seen(shape)
     per_layer = passes * (a * width + (3 * FLOAT32 + 2 * a) * scores)
     logits = 6 * FLOAT32 * shape.vocab_size / here.ways("vocab")

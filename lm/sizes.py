@@ -104,19 +104,24 @@ def expert_width(model: config.Model) -> int:
 def counts(model: config.Model) -> dict[str, int]:
     """Parameters by part, and three sums: total, non_embedding, active.
 
-    embedding, attention, mlp (with experts: the shared ones), router (its biases too), experts,
-    norms, head (a tied one adds none). non_embedding is all between embedding and head; active is
-    the total without the experts that a token does not pass, and active_non_embedding both.
+    embedding (learned positions too), attention, mlp (with experts: the shared ones), router (its
+    biases too), experts, norms, biases, head (a tied one adds none). non_embedding is all between
+    embedding and head; active is the total without the experts that a token does not pass, and
+    active_non_embedding both.
     """
     d, layers, h, e = model.d_model, model.n_layers, model.d_head, model.n_experts
     one = 3 * d * expert_width(model)  # weights of an expert in a layer
+    matrices = 3 if model.mlp == "gated" else 2
+    normed = layers * (2 * d + 2 * h * model.qk_norm) + d
+    summed = h * (model.n_heads + 2 * model.n_kv_heads) + (matrices - 1) * model.d_ff + 2 * d
     part = {
-        "embedding": model.vocab_size * d,
+        "embedding": (model.vocab_size + model.max_positions) * d,
         "attention": layers * 2 * d * h * (model.n_heads + model.n_kv_heads),
-        "mlp": layers * (model.n_shared_experts * one if e else 3 * d * model.d_ff),
+        "mlp": layers * (model.n_shared_experts * one if e else matrices * d * model.d_ff),
         "router": layers * e * (d + (model.balance == "bias")),
         "experts": layers * e * one,
-        "norms": layers * (2 * d + 2 * h) + d,
+        "norms": normed * (2 if model.norm == "layer" else 1),
+        "biases": layers * summed if model.bias else 0,
         "head": 0 if model.tied else d * model.vocab_size,
     }
     total = sum(part.values())
@@ -143,7 +148,7 @@ def flops_per_token(model: config.Model, seq_len: int) -> dict[str, float]:
     """
     n = counts(model)
     d_attention = model.n_heads * model.d_head
-    blocks = n["active_non_embedding"] - n["norms"]
+    blocks = n["active_non_embedding"] - n["norms"] - n["biases"]
     blocks -= model.n_layers * model.n_experts * (model.balance == "bias")  # added, not multiplied
     matrices = blocks + model.d_model * model.vocab_size
     attention = 12 * model.n_layers * d_attention  # times keys: scores and values, x2, x3

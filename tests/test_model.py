@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lm import config, model, plan, sizes
+from lm import checks, config, mesh, model, parametrization, plan, sizes
 
 SHAPE = config.Model(
     vocab_size=64, d_model=32, n_layers=2, n_heads=4, n_kv_heads=2, d_head=8, d_ff=48
@@ -232,3 +232,52 @@ def test_the_count_of_a_program_sees_loops_and_recomputation():
     assert plan.step_flops(run) - head == 2 * (once - head)
     run.model.remat = "full"
     assert 1.2 < (plan.step_flops(run) - head) / (2 * (once - head)) < 1.4
+
+
+GPT2 = dataclasses.replace(
+    SHAPE, norm="layer", mlp="gelu", bias=True, qk_norm=False, max_positions=24, tied=True
+)
+
+
+def test_learned_positions_count_from_the_beginning_of_a_document(tokens_BT):
+    params = weights(GPT2)
+    segments_BT = jnp.repeat(jnp.array([[3, 1], [0, 5]]), 8, axis=1)
+    packed = jax.jit(lambda params: model.logits(GPT2, params, tokens_BT, segments_BT))(params)
+    alone = [logits(GPT2, params, tokens_BT[:, part]) for part in (slice(8), slice(8, 16))]
+    np.testing.assert_allclose(packed, jnp.concatenate(alone, axis=1), atol=1e-5)
+    assert np.abs(logits(GPT2, params, tokens_BT)[:, 8:] - alone[1]).max() > 1e-2
+
+
+@pytest.mark.parametrize("shape", [GPT2, dataclasses.replace(SHAPE, bias=True, qk_norm=False)])
+def test_every_variant_is_the_same_on_a_split_mesh(shape, tokens_BT):
+    shape = dataclasses.replace(shape, attention_blocks=2)
+    params = jax.tree.map(lambda w: w + 0.01, weights(shape))  # biases that do something
+    device_mesh = mesh.make(config.Mesh(sequence=2, tensor=2))
+    placed = jax.tree.map(
+        lambda w, names: jax.device_put(w, mesh.sharding(device_mesh, *names)),
+        params,
+        model.axes(shape),
+    )
+    with jax.set_mesh(device_mesh):
+        split = logits(shape, placed, tokens_BT)
+    np.testing.assert_allclose(split, logits(shape, params, tokens_BT), atol=1e-5)
+
+
+def test_norms_biases_and_scales_never_decay_and_tables_of_positions_do():
+    leaves = jax.tree_util.tree_leaves_with_path(model.axes(GPT2), is_leaf=mesh.is_names)
+    assert len(leaves) == 20
+    for path, names in leaves:
+        decays = parametrization.factors(GPT2, names).decay > 0
+        assert decays == (not any(word in str(path) for word in ("bias", "norm"))), path
+    assert parametrization.kind(("positions", "embed")) == "input"
+
+
+def test_more_context_than_learned_positions_is_refused():
+    with pytest.raises(ValueError, match="max_positions=24 must be at least data.seq_len=128"):
+        checks.check(config.Run(model=GPT2))
+
+
+@pytest.mark.parametrize("knobs", [{"mlp": "gelu"}, {"bias": True}])
+def test_experts_have_one_kind_of_mlp(knobs):
+    with pytest.raises(ValueError, match="is not for experts: take"):
+        checks.check(config.Run(model=sizes.model("300K-A100K", **knobs)))

@@ -9,6 +9,7 @@ SHAPES = {
     "dots": {"remat": "dots", "attention_blocks": 4, "loss_chunks": 4},
     "none": {"remat": "none", "attention_blocks": 1},
 }
+PLAIN = {"mlp": "gelu", "norm": "layer", "bias": True, "max_positions": 256, "qk_norm": False}
 
 
 def small(**knobs) -> config.Run:
@@ -19,7 +20,7 @@ def small(**knobs) -> config.Run:
     return run
 
 
-@pytest.mark.parametrize("knobs", SHAPES.values(), ids=SHAPES)
+@pytest.mark.parametrize("knobs", [*SHAPES.values(), PLAIN | SHAPES["full"]], ids=[*SHAPES, "gpt2"])
 def test_flops_by_arithmetic_are_those_of_the_program(knobs):
     run = small(**knobs)
     assert roofline.executed_flops(run) == pytest.approx(plan.step_flops(run), rel=1e-3)
@@ -35,6 +36,9 @@ def test_bytes_by_arithmetic_are_near_those_of_the_compiler(policy):
     assert guess.params == made.params
     assert guess.optimizer == pytest.approx(made.optimizer, rel=1e-3)  # but for its counters
     assert 1 / 2 < guess.temporaries / made.temporaries < 2
+    plain = dataclasses.replace(run.model, **PLAIN)
+    less = roofline.estimate(dataclasses.replace(run, model=plain), target, roofline.weights(plain))
+    assert less.temporaries <= guess.temporaries and less.memory_seconds < guess.memory_seconds
     assert made.over == made.bytes - 1e5 > 0 and made.network_seconds > 0
 
 

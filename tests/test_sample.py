@@ -197,3 +197,23 @@ def test_knobs_and_prompts_that_cannot_work_are_refused_in_a_line(params):
         sample.generate(RUN, MESH, params, [ids("a"), []], BYTES)
     with pytest.raises(ValueError, match=r"answers\[0\] has 33 tokens"):
         sample.score(RUN, MESH, params, [ids("a")], [[1] * 33])
+
+
+def test_learned_positions_are_read_through_the_cache_as_without():
+    shape = dataclasses.replace(
+        SHAPE, norm="layer", mlp="gelu", bias=True, qk_norm=False, max_positions=32
+    )
+    run = dataclasses.replace(RUN, model=shape)
+    params = jax.tree.map(lambda w: 2 * w + 0.01, jax.jit(lambda: model.init(shape, 0))())
+    compiled = jax.jit(lambda tokens_BT: model.logits(shape, params, tokens_BT))
+    prompts = [ids("The cat"), ids("a longer one")]
+    said = sample.generate(run, MESH, params, prompts, BYTES, sample.Sampling(max_tokens=12))
+    scored = sample.score(run, MESH, params, prompts, [one.tokens for one in said])
+    for prompt, one, its in zip(prompts, said, scored, strict=True):
+        whole = np.zeros((1, 32), np.int32)
+        text = prompt + one.tokens
+        whole[0, : len(text)] = text
+        logits_TV = np.asarray(compiled(whole))[0, len(prompt) - 1 : len(text) - 1]
+        assert (logits_TV.argmax(-1) == one.tokens).all() and its.is_greedy
+        np.testing.assert_allclose(one.nats, nats(logits_TV, one.tokens), atol=5e-5)
+        np.testing.assert_allclose(its.nats, one.nats, atol=5e-5)

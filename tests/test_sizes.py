@@ -4,10 +4,16 @@ import math
 import jax
 import pytest
 
+<<<<<<< HEAD
 from lm import checks, config, model, plan, sizes
+=======
+from lm import checkpoint, config, model, plan, sizes
+>>>>>>> 6d1042b (Add the knobs by which Llama and GPT-2 are models of the decoder)
 
 UNITS = {"K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
 RUNGS = [*sizes.LADDER, *sizes.EXPERTS]
+GPT2 = {"norm": "layer", "mlp": "gelu", "bias": True, "qk_norm": False, "max_positions": 128}
+VARIANTS = [GPT2, {"qk_norm": False}, {"bias": True, "norm": "layer"}]
 
 
 def number(name: str) -> float:
@@ -49,6 +55,23 @@ def test_counts_equal_the_real_tree(size, knobs):
     counted["norms"] = total - sum(counted.values())
     counts = sizes.counts(shape)
     assert {part: counts[part] for part in counted} == counted and counts["total"] == total
+
+
+@pytest.mark.parametrize("knobs", VARIANTS)
+def test_counts_and_flops_of_a_variant_are_those_of_its_program(knobs):
+    shape = sizes.model("60K", attention_blocks=1, **knobs)
+    tree = checkpoint.by_path(jax.eval_shape(lambda: model.init(shape, 0)))
+    counted = dict.fromkeys(("norms", "biases", "embedding"), 0)
+    for path, leaf in tree.items():
+        part = "norms" if "norm" in path else "biases" if "bias" in path else "embedding"
+        if part != "embedding" or path in ("embed", "positions"):
+            counted[part] += leaf.size
+    counts = sizes.counts(shape)
+    assert counts["total"] == sum(leaf.size for leaf in tree.values())
+    assert {part: counts[part] for part in counted} == counted
+    run = config.Run(model=shape)
+    run.data.seq_len, run.data.batch_size = 64, 2
+    assert plan.step_flops(run) == sizes.flops_per_token(shape, 64)["full"] * 2 * 64
 
 
 def test_what_is_active_leaves_out_the_experts_that_a_token_does_not_pass():
