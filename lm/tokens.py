@@ -252,7 +252,7 @@ def utf8(text: str) -> bytes:
 
 
 def _from_byte_level(piece: str) -> bytes:
-    return b"".join(_BYTES.get(letter) or letter.encode() for letter in piece)
+    return b"".join(LETTERS.get(letter) or letter.encode() for letter in piece)
 
 
 def _from_piece(piece: str) -> bytes:
@@ -270,4 +270,4 @@ def _letters_of_bytes() -> dict[str, bytes]:
     return letters | {chr(byte): bytes([byte]) for byte in seen}
 
 
-_BYTES = _letters_of_bytes()
+LETTERS = _letters_of_bytes()

@@ -111,11 +111,14 @@ def _train(run: config.Run, report: Callable[[dict], None]) -> None:
     hosts.everyone(None)  # the others leave the run when that is written
 
 
-def restore(run: config.Run, step: int | None = None) -> tuple[programs.Program, dict]:
-    """A run's functions and its state at a checkpoint, on the devices here.
+def restore(
+    run: config.Run, step: int | None = None, parts: tuple[str, ...] = ("step", "params")
+) -> tuple[programs.Program, dict]:
+    """A run's functions, and parts of its state at a checkpoint, on the devices here.
 
     step: of the checkpoint; None takes the one that a finished run ended with, else the newest.
     """
     program = programs.build(run, mesh.make(run.mesh))
     step = records.read_facts(records.folder(run)).get("ends_at") if step is None else step
-    return program, checkpoint.read(run, step, program.abstract)[0]
+    wanted = {part: program.abstract[part] for part in parts}
+    return program, checkpoint.read(run, step, wanted)[0]

@@ -42,7 +42,7 @@ def bits(name, n, fsdp, start=""):
     train.train(run)
     folder = records.folder(run)
     rows = [(row["step"], row["loss"], row["grad_norm"]) for row in records.metrics(folder)]
-    state = train.restore(run)[1]
+    state = train.restore(run, parts=("step", "params", "opt"))[1]
     leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(state)]
     assert records.read_facts(folder)["resumed_from"] == (run.steps - 4 if start else 0)
     return rows, [leaf.tobytes().hex() for leaf in leaves], records.evals(folder)[-1]["loss"]

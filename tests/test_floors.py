@@ -53,7 +53,7 @@ FLOORS: list[list[list[str]]] = [
             *("programs", "ledger", "attempt", "train", "plan", *QUOTES, "launch", "workers"),
         ]
     ],
-    [["harness"]],
+    [["harness"], ["stock", "hf"]],
 ]
 NO_JAX = {*FLOORS[0][0], *FLOORS[1][1], *FLOORS[1][2]}
 

@@ -4,11 +4,7 @@ import math
 import jax
 import pytest
 
-<<<<<<< HEAD
-from lm import checks, config, model, plan, sizes
-=======
-from lm import checkpoint, config, model, plan, sizes
->>>>>>> 6d1042b (Add the knobs by which Llama and GPT-2 are models of the decoder)
+from lm import checkpoint, checks, config, model, plan, sizes
 
 UNITS = {"K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
 RUNGS = [*sizes.LADDER, *sizes.EXPERTS]

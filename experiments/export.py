@@ -1,0 +1,40 @@
+"""Writes a checkpoint of a run as a folder that Hugging Face `transformers` opens.
+
+uv run python -m experiments.export --run=runs/quickstart/600K --to=hf --out=out/600K
+"""
+
+import os
+
+from absl import flags
+
+from experiments import cli, show
+
+_RUN = flags.DEFINE_string("run", None, "folder of the run")
+_STEP = flags.DEFINE_integer("step", None, "checkpoint; the newest if not given")
+_TO = flags.DEFINE_enum("to", "hf", ["hf"], "format")
+_OUT = flags.DEFINE_string("out", None, "folder to write; must be new or empty")
+_SHARD = flags.DEFINE_float("shard_gb", 5.0, "gigabytes of a file", lower_bound=1e-6)
+
+
+def main() -> int:
+    os.environ["JAX_PLATFORMS"] = "cpu"  # one copy of the weights, in the host's memory
+    os.environ["JAX_NUM_CPU_DEVICES"] = "1"
+    from lm import config, hf, records, stock, tokens, train
+
+    if not _RUN.value or not _OUT.value:
+        raise ValueError(
+            "--run=FOLDER and --out=FOLDER are needed: see python -m experiments.export"
+        )
+    run = records.read_config(_RUN.value)
+    stock.family(run.model)  # refused before anything is read
+    run.mesh = config.Mesh()
+    _, state = train.restore(run, _STEP.value)
+    tokenizer = tokens.load(_RUN.value)
+    limit = int(_SHARD.value * 1e9)
+    kind = hf.export(run, state["params"], tokenizer, _OUT.value, limit)
+    show.say(f"{_OUT.value}: {kind} of step {int(state['step'])}")
+    return 0
+
+
+if __name__ == "__main__":
+    cli.start(main)

@@ -1,0 +1,37 @@
+"""Makes a run of a Llama, Qwen3 or GPT-2 that Hugging Face `transformers` wrote.
+
+uv run python -m experiments.import_hf --source=Qwen3-0.6B --run=runs/pretrained/qwen3-0.6B
+uv run python -m experiments.sample    --run=runs/pretrained/qwen3-0.6B --prompt="Once"
+uv run python -m experiments.train     --config=configs/base.py --config.start.run=pretrained/...
+"""
+
+import os
+
+from absl import flags
+
+from experiments import cli, show
+
+_SOURCE = flags.DEFINE_string("source", None, "folder with config.json and *.safetensors")
+_RUN = flags.DEFINE_string("run", None, "folder of the new run")
+_TOKENIZER = flags.DEFINE_string("tokenizer", "", "as data.tokenizer says it, if not the folder's")
+_SEQ_LEN = flags.DEFINE_integer("seq_len", 0, "context of the run; 0: the model's, up to 1024")
+
+
+def main() -> int:
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    os.environ["JAX_NUM_CPU_DEVICES"] = "1"
+    from lm import hf, records
+
+    if not _SOURCE.value or not _RUN.value:
+        raise ValueError(
+            "--source=FOLDER and --run=FOLDER are needed: see experiments/import_hf.py"
+        )
+    hf.imported(_SOURCE.value, _RUN.value, _TOKENIZER.value, _SEQ_LEN.value)
+    facts = records.read_facts(_RUN.value)
+    kind, n = facts["imported.family"], facts["params.total"]
+    show.say(f"{_RUN.value}: a {kind} of {n:,} parameters; its training data is not known")
+    return 0
+
+
+if __name__ == "__main__":
+    cli.start(main)
