@@ -7,6 +7,8 @@ import nbclient
 import nbformat
 import pytest
 
+from lm import records, train
+
 NOTEBOOKS = sorted((pathlib.Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
 
 
@@ -74,3 +76,18 @@ def test_transfer_draws_gains_and_unseen_tasks(tmp_path, monkeypatch):
     assert sum("image/png" in output.get("data", {}) for output in shown) == 2
     assert "18 runs of transfer, 6 of unseen" in text and text.count("gain 0.") == 9
     assert "D* = " in text and "4 clusters, new compositions: 0.800" in text
+
+
+def test_checkpoints_opens_a_run_goes_on_with_it_and_hands_it_over(tiny, monkeypatch):
+    path = next(path for path in NOTEBOOKS if path.stem == "checkpoints")
+    train.train(tiny)
+    folder = records.folder(tiny)
+    before = sorted(file for file in folder.rglob("*") if "pins" not in file.parts)
+    monkeypatch.setenv("RUN", str(folder))
+    monkeypatch.setenv("DATA", tiny.data.cache)
+    shown = outputs(path, folder, monkeypatch)
+    text = "".join(output.get("text", "") for output in shown)
+    assert sum("image/png" in output.get("data", {}) for output in shown) == 2
+    assert "step 13: loss" in text and "step 22: loss" in text
+    assert "Qwen3ForCausalLM" in text and "the same bits: True" in text
+    assert sorted(file for file in folder.rglob("*") if "pins" not in file.parts) == before
