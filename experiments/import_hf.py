@@ -26,8 +26,8 @@ def main() -> int:
         raise ValueError(
             "--source=FOLDER and --run=FOLDER are needed: see experiments/import_hf.py"
         )
-    hf.imported(_SOURCE.value, _RUN.value, _TOKENIZER.value, _SEQ_LEN.value)
-    facts = records.read_facts(_RUN.value)
+    run = hf.imported(_SOURCE.value, _RUN.value, _TOKENIZER.value, _SEQ_LEN.value)
+    facts = records.read_facts(records.folder(run))
     kind, n = facts["imported.family"], facts["params.total"]
     show.say(f"{_RUN.value}: a {kind} of {n:,} parameters; its training data is not known")
     return 0
