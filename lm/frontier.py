@@ -101,6 +101,25 @@ def envelope(
     return result
 
 
+def best(law: fit.Fit, rows: table.Rows, flops, points: int = 400) -> tuple[np.ndarray, np.ndarray]:
+    """(N, D) of least loss by a law of N and D for each of these budgets in FLOPs.
+
+    Unlike `allocation`, with the FLOPs that the fitted runs' own sizes take: those of a token grow
+    with N as their logarithms do over `rows` (small models pay much for the vocabulary), and N is
+    searched for over the sizes that were fitted and a factor of three beyond.
+    """
+    n, d, c = (
+        np.log([table.number(row.get(k)) for row in rows])
+        for k in (law.columns["N"], law.columns["D"], "flops")
+    )
+    per_token = np.polynomial.Polynomial.fit(n, c - d, min(2, len(np.unique(n)) - 1))
+    grid = np.linspace(n.min() - np.log(3), n.max() + np.log(3), points)
+    tokens = np.log(np.asarray(flops, float))[:, None] - per_token(grid)
+    losses = np.asarray(law.values(law.params, np.exp(grid), np.exp(tokens)))
+    index = losses.argmin(1)
+    return np.exp(grid[index]), np.exp(tokens[np.arange(len(tokens)), index])
+
+
 def _lower_hull(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Corners of the lower convex hull, from left to right, as far as y falls."""
     corners: list[int] = []

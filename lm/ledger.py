@@ -10,7 +10,7 @@ import platform
 import jax
 import numpy as np
 
-from lm import config, data, records, sizes
+from lm import config, data, records, revision, sizes
 
 
 def facts(run: config.Run, text: data.Text, device_mesh: jax.sharding.Mesh, peak: float) -> dict:
@@ -34,6 +34,8 @@ def facts(run: config.Run, text: data.Text, device_mesh: jax.sharding.Mesh, peak
         ],
         "devices.peak_flops_per_second": peak,
         "versions.python": platform.python_version(),
+        "code.version": revision.version(),
+        "code.commit": revision.commit(),
     }
     found |= {f"versions.{p}": importlib.metadata.version(p) for p in packages}
     found |= {f"epochs.{source}": n for source, n in text.epochs(run.steps).items()}

@@ -200,7 +200,7 @@ def predicted(prediction: dict) -> tuple[float, float, float]:
 def formula(fit) -> str:
     """A fitted law in one line: L(N) = 0.9 + 18 N⁻⁰·²⁵."""
     values = {
-        name: f"{value:#.3g}" if 1e-3 < abs(value) < 1e4 else style.power_of_ten(value)
+        name: f"{value:#.3g}".rstrip(".") if 1e-3 < abs(value) < 1e4 else style.power_of_ten(value)
         for name, value in fit.params.items()
     }
     return style.raised(fit.formula.format(**values))

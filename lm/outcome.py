@@ -29,6 +29,7 @@ class Sweep:
     plan: list[dict]  # plan.json
     fit: Any  # the law of the runs that the prediction used, else of all but the target; or None
     refusal: str  # why there is no fit
+    laws: dict[str, tuple[Any, str]]  # of the runs that ended: see `laws_of`
 
     @property
     def target(self) -> dict | None:
@@ -61,7 +62,8 @@ def load(sweep_dir) -> Sweep:
     fit, refusal = fit_law(chosen, **columns)
     said = prediction if "value" in prediction else None
     plan, refused = plan.get("runs", []), prediction.get("refused", "")
-    return Sweep(path, rows, missing, facts, said, refused, plan, fit, refusal)
+    every = laws_of(ends(rows))
+    return Sweep(path, rows, missing, facts, said, refused, plan, fit, refusal, every)
 
 
 def spent(row: dict) -> dict:
@@ -72,10 +74,33 @@ def spent(row: dict) -> dict:
     return row | {key: last.get(key, 0) for key in ("tokens", "flops", "seconds")}
 
 
+def ends(rows) -> list[dict]:
+    """All rows but trunks: their learning rate never fell, so that no law holds their losses."""
+    trunks = {row.get("start.run") for row in rows if row.get("start.keep") == "state"}
+    return [row for row in rows if row["name"] not in trunks]
+
+
+def laws_of(rows) -> dict[str, tuple[Any, str]]:
+    """Every law that a sweep may carry -> (fit, "") or (None, why these runs do not)."""
+    joint = attempt(laws.chinchilla, rows)
+    if joint[0] and joint[0].ray is not None:
+        joint = None, "the runs lie on one line of N and D: vary the tokens of a size"
+    return {
+        "compute": fit_law(rows, x="flops"),
+        "size and tokens": joint,
+        "isoFLOP": attempt(laws.isoflop, rows),
+    }
+
+
 def fit_law(rows, x="params.non_embedding", y="eval.loss"):
-    """(the law, "") or (None, why there is none)."""
+    """(the law of one input, "") or (None, why there is none)."""
+    return attempt(laws.power, rows, x=x, y=y)
+
+
+def attempt(law: Callable, rows, **options) -> tuple[Any, str]:
+    """(law(rows, **options), "") or (None, why there is none)."""
     try:
-        return laws.power(rows, x=x, y=y), ""
+        return law(rows, **options), ""
     except ValueError as error:
         return None, str(error)
 

@@ -16,6 +16,7 @@ import math
 import pathlib
 import re
 import textwrap
+from typing import Literal
 
 import matplotlib
 import numpy as np
@@ -51,7 +52,9 @@ LABELS = {
     "eval.completion": "Held-out words completed exactly (%)",
 }
 
+Corner = Literal["upper left", "upper right"]
 SIZE = "params.non_embedding"  # what colours go by
+MOST = 12  # things of one figure that are no sizes and have a colour each
 
 
 def label(column: str) -> str:
@@ -89,7 +92,9 @@ def panels(title: str, n: int, theme=LIGHT, columns=5) -> tuple[Figure, list[Axe
     return figure, found
 
 
-def end(figure: Figure, axes: Axes, caption: list[str], theme=LIGHT) -> Figure:
+def end(
+    figure: Figure, axes: Axes, caption: list[str], theme=LIGHT, legend: Corner = "upper right"
+) -> Figure:
     """Adds the legend, where something has a label, and the caption, where n is said.
 
     Words beside marks that would cover later ones are dropped: the largest sizes keep theirs.
@@ -98,7 +103,7 @@ def end(figure: Figure, axes: Axes, caption: list[str], theme=LIGHT) -> Figure:
     if handles:
         look = {"fontsize": 8.5, "labelcolor": theme["ink"], "handlelength": 1.8}
         frame = {"facecolor": theme["paper"], "edgecolor": "none", "framealpha": 0.75}
-        axes.legend(handles, labels, loc="upper right", **look, **frame)  # free: losses fall
+        axes.legend(handles, labels, loc=legend, **look, **frame)  # upper right: losses fall
     text = textwrap.fill(" ".join(filter(None, caption)), 92)
     look = {"x": 0.012, "ha": "left", "size": 7.5, "color": theme["muted"], "parse_math": False}
     figure.supxlabel(text, **look)
@@ -123,13 +128,17 @@ def log_x(axes: Axes, words) -> None:
     axes.xaxis.set_minor_locator(NullLocator())
 
 
-def log_y(axes: Axes) -> None:
-    """A log axis for losses: less than a decade, so ticks are round numbers, not powers."""
+def log_y(axes: Axes, words="{:.4g}".format) -> None:
+    """A log axis. Losses span less than a decade, so that their ticks are even, not powers."""
     axes.set_yscale("log")
     low, high = axes.get_ylim()
+    if high > 10 * low:
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 3)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: words(value)))
+        return axes.yaxis.set_minor_locator(NullLocator())
     ticks = MaxNLocator(nbins=7, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)
     axes.yaxis.set_major_locator(FixedLocator([tick for tick in ticks if low <= tick <= high]))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.4g}"))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: words(value)))
     axes.yaxis.set_minor_locator(NullLocator())
 
 
@@ -167,17 +176,18 @@ def size_colours(rows, theme=LIGHT) -> dict[str, str]:
     return {r["name"]: shades[r[SIZE]] if r.get(SIZE) else theme["muted"] for r in rows}
 
 
-def spread(theme=LIGHT) -> list[str]:
-    """Four colours for things that are no sizes, from end to end of those of sizes."""
+def spread(theme=LIGHT, n=4) -> list[str]:
+    """n colours for things that are no sizes, from end to end of those of sizes."""
     viridis, (first, last) = matplotlib.colormaps["viridis"], theme["sizes"]
-    return [str(colors.to_hex(viridis(place))) for place in np.linspace(first, last, 4)]
+    return [str(colors.to_hex(viridis(place))) for place in np.linspace(first, last, n)]
 
 
 def twins(rows) -> dict[str, str]:
     """{colour in LIGHT: the same thing's in DARK}, for all that figures of these rows draw."""
     light, dark = size_colours(rows, LIGHT), size_colours(rows, DARK)
     pairs = {LIGHT[name]: DARK[name] for name in LIGHT if name != "sizes"}
-    pairs |= dict(zip(spread(LIGHT), spread(DARK), strict=True))
+    for n in range(2, MOST + 1):
+        pairs |= dict(zip(spread(LIGHT, n), spread(DARK, n), strict=True))
     return {light[name]: dark[name] for name in light} | pairs
 
 

@@ -15,7 +15,7 @@ FLOORS: list[list[list[str]]] = [
     [
         [
             *("config", "layout", "checks", "targets", "sizes", "hyperparameters"),
-            *("storage", "guard", "lifeline", "records"),
+            *("storage", "guard", "lifeline", "revision", "records"),
         ]
     ],
     [
@@ -40,7 +40,9 @@ FLOORS: list[list[list[str]]] = [
                 "style",
                 "marks",
                 "plots",
+                "surface",
                 "outcome",
+                "drawings",
                 "page",
                 "report",
                 "standing",

@@ -1,0 +1,99 @@
+"""Which figures a sweep's runs allow, what each carries inside, and whether one still holds.
+
+for name, (figure, meta) in drawings.every(outcome.load("runs/quickstart")).items(): ...
+drawings.verify("runs/quickstart/figures/loss.svg", "runs/quickstart")   # [] if it holds
+"""
+
+from matplotlib.figure import Figure
+
+from lm import marks, mastery, outcome, plots, records, revision, style, surface
+from lm.marks import finite
+from lm.outcome import Sweep
+
+
+def every(sweep: Sweep) -> dict[str, tuple[Figure, dict]]:
+    """{name: (figure, its record)} of every figure that these runs allow."""
+    found = {**_losses(sweep), **_surfaces(sweep), **_tasks(sweep)}
+    return {name: (figure, record(sweep, name, law)) for name, (figure, law) in found.items()}
+
+
+def _losses(sweep: Sweep) -> dict:
+    rows, fit, said = sweep.rows, sweep.fit, sweep.prediction
+    done, metrics, found = _done(sweep), _metrics(rows), {}
+    if done:
+        found["loss"] = plots.loss_against_params(rows, fit, said), fit
+        in_compute = sweep.laws["compute"][0]
+        found["compute"] = plots.loss_against_compute(rows, metrics, in_compute), in_compute
+    if fit and fit.ensemble:
+        found["predicted"] = plots.predicted_against_measured(rows, fit, said), fit
+    if any(len(lines) > 1 for lines in metrics.values()):
+        found["curves"] = plots.learning_curves(rows, metrics), None
+    if marks.source_columns(done):
+        found["sources"] = plots.loss_by_source(rows), None
+    return found
+
+
+def _surfaces(sweep: Sweep) -> dict:
+    """Of sweeps that vary tokens besides size."""
+    rows, found = outcome.ends(sweep.rows), {}
+    joint, isoflop = sweep.laws["size and tokens"][0], sweep.laws["isoFLOP"][0]
+    done = marks.points(rows, "tokens", "eval.loss")
+    if len({(row[style.SIZE], row["tokens"]) for row in done}) > len({r[style.SIZE] for r in done}):
+        found["tokens"] = surface.loss_against_tokens(rows, joint), joint
+    if joint:
+        found["frontier"] = surface.frontier(rows, _metrics(rows), joint), joint
+        found["contour"] = surface.contour(rows, joint), joint
+    if isoflop:
+        found["isoflop"] = surface.isoflop(rows, isoflop), isoflop
+        found["best_size"] = surface.best_size(rows, isoflop, joint), isoflop
+    return found
+
+
+def _tasks(sweep: Sweep) -> dict:
+    done, found = _done(sweep), {}
+    if any(finite(row.get("eval.completion")) for row in done):
+        found["ability"] = plots.ability(sweep.rows), None
+    if mastery.tasks(done):
+        found["mastered"] = plots.tasks_mastered(done), None
+        found["emergence"] = plots.emergence(done, mastery.steepest(done)), None
+        found["tasks"] = plots.task_curves(done), None
+    return found
+
+
+def record(sweep: Sweep, name: str, fit=None) -> dict:
+    """What a figure carries inside: its runs, law and prediction, and the code that drew it."""
+    return {
+        "figure": name,
+        "sweep": sweep.facts.get("sweep", ""),
+        "runs": plots.fingerprints(sweep.rows),
+        "law": {key: f"{value:.6g}" for key, value in fit.params.items()} if fit else {},
+        "prediction": style.fingerprint(sweep.prediction),
+        "code": revision.code("drawings"),
+    }
+
+
+def verify(figure_path, sweep_dir) -> list[str]:
+    """What has changed since a figure was drawn, a line each; empty if it still holds."""
+    old = style.read_meta(figure_path)
+    drawn = every(outcome.load(sweep_dir))
+    name = old.get("figure")
+    if name not in drawn:
+        return [f"these runs give no figure {name!r}, but {', '.join(drawn) or 'none'}"]
+    new = drawn[name][1]
+    lines = [f"run {run} is missing" for run in old["runs"] if run not in new["runs"]]
+    lines += [f"run {run} is new" for run in new["runs"] if run not in old["runs"]]
+    lines += [
+        f"run {run} changed: {old['runs'][run]} then, {new['runs'][run]} now"
+        for run in old["runs"]
+        if new["runs"].get(run, old["runs"][run]) != old["runs"][run]
+    ]
+    rest = [key for key in ("law", "prediction", "code") if old[key] != new[key]]
+    return lines + [f"{key}: {old[key]} then, {new[key]} now" for key in rest]
+
+
+def _done(sweep: Sweep) -> list[dict]:
+    return marks.points(sweep.rows, style.SIZE, "eval.loss")
+
+
+def _metrics(rows) -> dict[str, list[dict]]:
+    return {row["name"]: records.metrics(row["dir"]) for row in rows}

@@ -1,0 +1,107 @@
+"""Figures of size and tokens, drawn from runs whose L(N, D) is known."""
+
+import re
+
+import numpy as np
+import pytest
+from matplotlib.colors import to_hex
+
+from lm import frontier, laws, plots, style, surface
+
+FLOOR, A, ALPHA, B, BETA = 0.9, 30.0, 0.35, 120.0, 0.37
+
+
+def per_token(n):
+    return 6 * n + 6 * 256 * np.sqrt(n / 24)  # small models pay for their vocabulary
+
+
+def runs() -> list[dict]:
+    """Five sizes at three budgets, without noise."""
+    rows = []
+    for n in (1e4, 3e4, 1e5, 3e5, 1e6):
+        for c in (1e12, 4e12, 1.6e13):
+            d = c / per_token(n)
+            row = {"name": f"x/{style.count(n)}-{c:g}", "status": "done", "eval.loss_se": 0.006}
+            row |= {"params.non_embedding": n, "tokens": d, "flops": c}
+            rows.append(row | {"eval.loss": FLOOR + A * n**-ALPHA + B * d**-BETA})
+    return rows
+
+
+@pytest.fixture(scope="module")
+def toy():
+    rows = runs()
+    noisy = [
+        row | {"eval.loss": row["eval.loss"] * (1 + 0.003 * noise)}
+        for row, noise in zip(rows, np.random.default_rng(0).standard_normal(99), strict=False)
+    ]
+    return noisy, laws.chinchilla(noisy, bootstrap=100), laws.isoflop(noisy, bootstrap=100)
+
+
+def every_figure(toy, theme=plots.LIGHT):
+    rows, joint, isoflop = toy
+    return {
+        "tokens": surface.loss_against_tokens(rows, joint, theme=theme),
+        "frontier": surface.frontier(rows, {}, joint, theme=theme),
+        "contour": surface.contour(rows, joint, theme=theme),
+        "isoflop": surface.isoflop(rows, isoflop, theme=theme),
+        "best": surface.best_size(rows, isoflop, joint, theme=theme),
+    }
+
+
+@pytest.mark.parametrize("theme", [plots.LIGHT, plots.DARK])
+def test_every_figure_says_its_n_and_stands_on_log_axes_in_its_theme(toy, theme):
+    for name, figure in every_figure(toy, theme).items():
+        axes = figure.axes[0]
+        assert re.search(r"n = [1-9]\d* ", figure.get_supxlabel()), name
+        assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log"), name
+        assert axes.get_xlabel() and axes.get_ylabel(), name
+        assert to_hex(figure.get_facecolor()) == theme["paper"]
+
+
+def test_colours_of_every_figure_have_a_twin_in_the_dark(toy):
+    twins = style.twins(toy[0])
+    for name, figure in every_figure(toy).items():
+        used = set(re.findall(r"var\(--c([0-9a-f]{6})", style.inline(figure)[0]))
+        assert {f"#{one}" for one in used} <= set(twins), name
+
+
+def test_the_frontier_lies_under_every_run_and_on_its_own_law(toy):
+    rows, joint, _ = toy
+    exact = laws.chinchilla(runs(), bootstrap=0)
+    curve = surface.frontier(runs(), {}, exact).axes[0].get_lines()
+    line = next(one for one in curve if one.get_label() == "frontier of L(N, D)")
+    budgets, losses = (np.asarray(values, float) for values in line.get_data())
+    for row in runs():
+        least = np.interp(row["flops"], budgets, losses)
+        assert least <= row["eval.loss"] * 1.001
+
+
+def test_the_best_split_is_that_of_a_fine_search_by_what_sizes_cost():
+    fit = laws.chinchilla(runs(), bootstrap=0)
+    n, d = frontier.best(fit, runs(), [4e12])
+    np.testing.assert_allclose(per_token(n) * d, 4e12, rtol=0.02)
+    sizes = np.geomspace(1e4, 1e6, 2000)
+    losses = FLOOR + A * sizes**-ALPHA + B * (4e12 / per_token(sizes)) ** -BETA
+    np.testing.assert_allclose(n, sizes[losses.argmin()], rtol=0.1)
+
+
+def test_a_minimum_is_a_diamond_and_a_refused_one_a_cross(toy):
+    rows, _, _ = toy
+    cut = [row for row in rows if row["flops"] > 2e12 or row["params.non_embedding"] < 9e4]
+    extra = [
+        row | {"flops": 6.4e13, "name": row["name"] + "x", "eval.loss": row["eval.loss"] * 0.93}
+        for row in rows
+        if row["flops"] == 1.6e13
+    ]
+    fit = laws.isoflop(cut + extra, bootstrap=50)
+    figure = surface.isoflop(cut + extra, fit)
+    found = [line.get_marker() for line in figure.axes[0].get_lines()]
+    used = [one["used"] for one in fit.extra["budgets"]]
+    assert found.count("D") == sum(used)
+
+
+def test_figures_without_a_law_can_be_drawn(toy):
+    for rows in ([], toy[0][:1]):
+        figure = surface.loss_against_tokens(rows)
+        figure.draw_without_rendering()
+        assert f"n = {len(rows)} runs" in figure.get_supxlabel()
