@@ -1,8 +1,15 @@
 """Writes the report of a sweep again, from its records alone.
 
-uv run python -m experiments.report --dir=runs/quickstart
-uv run python -m experiments.report --dir=runs/quickstart --verify=runs/quickstart/figures/x.png
+    uv run python -m experiments.report --dir=runs/quickstart
+    uv run python -m experiments.report --dir=runs/quickstart --watch      # until all have ended
+    uv run python -m experiments.report --dir=runs/quickstart \\
+        --verify=runs/quickstart/figures/loss.png
+
+--verify says which runs, which law and which code are no longer those that the figure was drawn
+from, and ends with status 1 if any.
 """
+
+import time
 
 from absl import flags
 
@@ -10,17 +17,35 @@ from experiments import cli, show
 
 _DIR = flags.DEFINE_string("dir", "runs/quickstart", "folder of the sweep")
 _VERIFY = flags.DEFINE_string("verify", None, "a figure: does it still show what the records say?")
+_WATCH = flags.DEFINE_bool("watch", False, "write it again and again while runs are left")
+SHARE = 0.05  # of one core that watching may take from what trains
 
 
 def main() -> int:
-    from lm import report
+    from lm import drawings, report
 
     if _VERIFY.value:
-        changed = report.verify(_VERIFY.value, _DIR.value)
+        changed = drawings.verify(_VERIFY.value, _DIR.value)
         show.say("\n".join(changed) or f"{_VERIFY.value} still holds")
         return int(bool(changed))
+    if _WATCH.value:
+        watch(_DIR.value)
     show.say(str(report.write(_DIR.value)))
     return 0
+
+
+def watch(folder: str) -> None:
+    """Writes the page until no run is left that trains or was planned; the page loads itself."""
+    from lm import report, standing
+
+    seconds = 10.0
+    while any(run["status"] in ("planned", "running", "stuck") for run in standing.runs(folder)):
+        began = time.monotonic()
+        page = report.write(folder, refresh=seconds)
+        took = time.monotonic() - began
+        show.say(f"{page}, written in {took:.0f} s; loads itself anew each {seconds:.0f} s")
+        seconds = max(10.0, took / SHARE)
+        time.sleep(seconds)
 
 
 if __name__ == "__main__":

@@ -14,11 +14,12 @@ from matplotlib.figure import Figure
 from lm import storage, style
 
 
-def write(path, title, headline, tiles, sections, footer, twins) -> Path:
+def write(path, title, headline, tiles, sections, footer, twins, refresh=0.0) -> Path:
     """Fills the template and writes it; returns the path.
 
     headline: (state, words), state one of held, missed, open; tiles: [(name, value)];
-    sections: {heading: HTML}; twins: {colour on white: colour on dark}, see style.twins.
+    sections: {heading: HTML}; twins: {colour on white: colour on dark}, see style.twins; refresh:
+    seconds after which the open page loads itself anew, 0 for never.
     """
     state, words_ = headline
     dark = " ".join(f"--c{light[1:]}: {colour};" for light, colour in twins.items())
@@ -36,6 +37,7 @@ def write(path, title, headline, tiles, sections, footer, twins) -> Path:
             f"<section><h2>{escape(head)}</h2>{body}</section>" for head, body in sections.items()
         ),
         footer=escape(footer),
+        refresh=f"{refresh:g}",
     )
     path = storage.at(path)
     storage.write(path, text)
@@ -86,22 +88,27 @@ def table(lines: Sequence[Mapping[str, tuple[str, float | str]]], css="") -> str
     return f'<div class="scroll"><table class="{css}">{inside}</table></div>'
 
 
-def figure(drawn: Figure, files: str) -> str:
-    """A figure inside the page, with links to files.png and .svg; the page takes its caption."""
+def figure(drawn: Figure, files: str = "") -> str:
+    """A figure inside the page, which takes its caption; links to files.png and .svg, if named."""
     svg, caption = style.inline(drawn)
-    title = escape(drawn.axes[0].get_title(loc="left"))
+    title = escape(drawn.axes[0].get_title(loc="left") or drawn.get_suptitle())
     links = " ".join(
-        f'<a href="{escape(files)}.{kind}">{kind.upper()}</a>' for kind in ("png", "svg")
+        f'<a href="{escape(files)}.{kind}">{kind.upper()}</a>'
+        for kind in (("png", "svg") if files else ())
     )
-    svg = svg.replace("<svg", f'<svg aria-label="{title}"', 1)
-    return f"<figure>{svg}<figcaption>{escape(caption)} <span>{links}</span></figcaption></figure>"
+    width, height = drawn.get_size_inches()
+    svg = svg.replace("<svg", f'<svg tabindex="0" aria-label="{title}"', 1)
+    side = ' class="broad"' if width > 2 * height else ""
+    text = f"<figcaption>{escape(caption)} <span>{links}</span></figcaption>"
+    return f"<figure{side}>{svg}{text}</figure>"
 
 
 def figures(drawn: list[str]) -> str:
     """Figures side by side where there is room."""
     if not drawn:
         return words("No run has anything to draw yet.", "muted")
-    return f'<div class="figures">{"".join(drawn)}</div>'
+    how = "Press a figure to widen it; there the wheel or + zooms, a drag moves, 0 goes back."
+    return words(how, "hint") + f'<div class="figures">{"".join(drawn)}</div>'
 
 
 def _variables(theme) -> str:

@@ -3,26 +3,31 @@
     path = report.write("runs/quickstart")   # report.html, and figures/NAME.png and .svg beside it
 
 The page says what is missing: a sweep that is half done, a law that could not be fitted, a
-prediction that did not hold. It reads records only, and can be written again at any time.
+prediction that did not hold. It reads records only, and can be written again at any time: with
+refresh=SECONDS the page loads itself anew so often, for a sweep that still trains.
 """
 
-import importlib.metadata
 from pathlib import Path
 
-from lm import config, marks, mastery, outcome, page, plots, records, style
+from lm import config, drawings, marks, mastery, outcome, page, plots, records, revision, style
 from lm.marks import finite, short
 from lm.outcome import Cell, Sweep
 
 load, headline, table = outcome.load, outcome.headline, outcome.table  # for command lines
 
 
-def write(sweep_dir) -> Path:
-    """Writes figures/ and report.html into the sweep's folder; returns the page's path."""
+def write(sweep_dir, refresh: float = 0.0) -> Path:
+    """Writes figures/ and report.html into the sweep's folder; returns the page's path.
+
+    refresh: seconds after which the open page loads itself anew, 0 for never; it leaves figures/
+    as they are, which takes most of the time.
+    """
     sweep = outcome.load(sweep_dir)
     figures = []
-    for name, (figure, meta) in drawings(sweep).items():
-        plots.save(figure, sweep.path / "figures" / name, meta)
-        figures.append(page.figure(figure, f"figures/{name}"))
+    for name, (figure, meta) in drawings.every(sweep).items():
+        if not refresh:
+            plots.save(figure, sweep.path / "figures" / name, meta)
+        figures.append(page.figure(figure, "" if refresh else f"figures/{name}"))
     return page.write(
         sweep.path / "report.html",
         title=sweep.path.name or sweep.path.resolve().name,
@@ -32,6 +37,7 @@ def write(sweep_dir) -> Path:
             "Figures": page.figures(figures),
             "The law": _law(sweep),
             "Predictions": _predictions(sweep),
+            "Other laws": _laws(sweep),
             **({"Tasks": _tasks(sweep)} if mastery.tasks(sweep.rows) else {}),
             "Runs": page.table(outcome.full_table(sweep.rows), "sortable"),
             "Left out, unfinished, missing": _left_out(sweep),
@@ -39,68 +45,10 @@ def write(sweep_dir) -> Path:
             "Plan against cost": _cost(sweep),
             "How to do it again": _again(sweep),
         },
-        footer=f"lm-scaling {_version()}, from the records of {len(sweep.rows)} runs.",
+        footer=f"lm-scaling {revision.version()}, from the records of {len(sweep.rows)} runs.",
         twins=style.twins(sweep.rows),
+        refresh=refresh,
     )
-
-
-def drawings(sweep: Sweep) -> dict:
-    """{name: (figure, its record)} of every figure that these runs allow."""
-    rows, fit, said = sweep.rows, sweep.fit, sweep.prediction
-    done = marks.points(rows, "params.non_embedding", "eval.loss")
-    metrics = {row["name"]: records.metrics(row["dir"]) for row in rows}
-    found = {}
-    if done:
-        in_compute = outcome.fit_law(rows, x="flops")[0]
-        found["loss"] = plots.loss_against_params(rows, fit, said), fit
-        found["compute"] = plots.loss_against_compute(rows, metrics, in_compute), in_compute
-    if any(len(lines) > 1 for lines in metrics.values()):
-        found["curves"] = plots.learning_curves(rows, metrics), None
-    if any(finite(row.get("eval.completion")) for row in done):
-        found["ability"] = plots.ability(rows), None
-    if marks.source_columns(done):
-        found["sources"] = plots.loss_by_source(rows), None
-    asked = mastery.tasks(done)
-    if asked:
-        found["mastered"] = plots.tasks_mastered(done), None
-        found["emergence"] = plots.emergence(done, mastery.steepest(done)), None
-        found["tasks"] = plots.task_curves(done), None
-    if fit and fit.ensemble:
-        found["predicted"] = plots.predicted_against_measured(rows, fit, said), fit
-    return {name: (figure, record(sweep, name, law)) for name, (figure, law) in found.items()}
-
-
-def record(sweep: Sweep, name: str, fit=None) -> dict:
-    """What a figure carries inside: its runs, law and prediction, and the code that drew it."""
-    return {
-        "figure": name,
-        "sweep": sweep.facts.get("sweep", ""),
-        "runs": plots.fingerprints(sweep.rows),
-        "law": {key: f"{value:.6g}" for key, value in fit.params.items()} if fit else {},
-        "prediction": style.fingerprint(sweep.prediction),
-        "code": _version(),
-    }
-
-
-def verify(figure_path, sweep_dir) -> list[str]:
-    """What has changed since a figure was drawn, a line each; empty if it still holds."""
-    old = style.read_meta(figure_path)
-    drawn = drawings(outcome.load(sweep_dir))
-    if old.get("figure") not in drawn:
-        return [
-            f"these runs give no figure {old.get('figure')!r}, but {', '.join(drawn) or 'none'}"
-        ]
-    new = drawn[old["figure"]][1]
-    names = sorted({**old["runs"], **new["runs"]})
-    runs = [name for name in names if old["runs"].get(name) != new["runs"].get(name)]
-    rest = [key for key in ("law", "prediction", "code") if old[key] != new[key]]
-    return [f"{name} changed, came or went" for name in runs] + [
-        f"{key}: {old[key]} then, {new[key]} now" for key in rest
-    ]
-
-
-def _version() -> str:
-    return importlib.metadata.version("lm-scaling")
 
 
 def _tiles(sweep: Sweep) -> list[tuple[str, str]]:
@@ -145,6 +93,27 @@ def _law(sweep: Sweep) -> str:
         + "".join(page.words(doubt, "note") for doubt in doubts)
         + page.details("How it was fitted", page.code(fit))
     )
+
+
+def _laws(sweep: Sweep) -> str:
+    """What else these runs can say, each with intervals, or why they cannot."""
+    lines, doubts = [], []
+    for name, (fit, refusal) in sweep.laws.items():
+        values = {**fit.params, **fit.derived} if fit else {}
+        shown = [f"{key} {value:.4g}{_interval(fit, key)}" for key, value in values.items()]
+        words = "; ".join(shown) if fit else f"refused: {refusal}"
+        formula = marks.formula(fit) if fit else ""
+        n = (str(fit.n), fit.n) if fit else ("", 0)
+        lines.append(
+            {"law": (name, ""), "formula": (formula, ""), "n": n, "95% intervals": (words, "")}
+        )
+        doubts += [f"{name}: {doubt}" for doubt in (fit.warnings if fit else ())]
+    return page.table(lines) + "".join(page.words(doubt, "note") for doubt in doubts)
+
+
+def _interval(fit, key: str) -> str:
+    lo, hi = fit.intervals.get(key, (float("nan"), float("nan")))
+    return f" [{lo:.3g}, {hi:.3g}]" if finite(lo) else ""
 
 
 def _predictions(sweep: Sweep) -> str:
@@ -220,7 +189,9 @@ def _left_out(sweep: Sweep) -> str:
     for row in sweep.rows:
         name, status = row["name"], row["status"]
         if status != "done":
-            lines.append((name, status, row.get("reason") or "not finished"))
+            planned = row["steps"] * row["data.batch_size"] * row["data.seq_len"]
+            share = f"{row['tokens'] / planned:.0%} of its tokens were trained on"
+            lines.append((name, status, f"{row.get('reason') or 'not finished'}; {share}"))
         elif sweep.fit and not marks.in_fit(row, sweep.fit) and row is not sweep.target:
             lines.append((name, status, why.get(name, "not among the runs the law was fitted to")))
     if not lines:
@@ -248,10 +219,16 @@ def _events(sweep: Sweep) -> str:
 
 
 def _cost(sweep: Sweep) -> str:
-    """What plan.json said of each run beside what it took."""
+    """What plan.json said of each run, and of all that began, beside what it took."""
     rows, lines = {row["name"]: row for row in sweep.rows}, []
-    for plan in sweep.plan:
-        row = rows.get(plan["name"], {})
+    begun = [plan for plan in sweep.plan if plan["name"] in rows]
+    sums = [
+        {key: sum(one.get(key) or 0 for one in ones) for key in ("tokens", "flops", "seconds")}
+        for ones in (begun, [rows[plan["name"]] for plan in begun])
+    ]
+    pairs = [(plan, rows.get(plan["name"], {})) for plan in sweep.plan]
+    whole = {"name": f"all {len(begun)} that began"} | sums[0]
+    for plan, row in [*pairs, *([(whole, sums[1])] if len(begun) > 1 else [])]:
         line: dict[str, Cell] = {"run": (short(plan), "")}
         for head, cell in outcome.COSTS.items():
             line |= {f"{head}, planned": cell(plan), f"{head}, spent": cell(row)}
@@ -265,7 +242,7 @@ def _cost(sweep: Sweep) -> str:
 def _again(sweep: Sweep) -> str:
     """Command, corpus, devices, versions; the knobs, those that differ between runs as a table."""
     keys = sorted({key for row in sweep.rows for key in row})
-    kept = [key for key in keys if key.startswith(("corpus.", "devices", "versions."))]
+    kept = [key for key in keys if key.startswith(("code.", "corpus.", "devices", "versions."))]
     facts: list[dict[str, Cell]] = []
     for key in kept:
         values = sorted({str(row[key]) for row in sweep.rows if row.get(key) is not None})
@@ -276,8 +253,12 @@ def _again(sweep: Sweep) -> str:
     differ = [knob for knob in knobs if len(set(values[knob])) > 1]
     own = [{"run": (short(row), "")} | {k: (str(row[k]), "") for k in differ} for row in sweep.rows]
     shared = "\n".join(f"{k} = {v[0]}" for k, v in values.items() if k not in differ and v)
+    commits = {row["code.commit"].strip("+") for row in sweep.rows if row.get("code.commit")}
+    checkout = (
+        "".join(f"git checkout {commit}\n" for commit in commits) if len(commits) == 1 else ""
+    )
     return (
-        page.code(sweep.facts.get("command", "unknown command"))
+        page.code(checkout + sweep.facts.get("command", "unknown command"))
         + page.words(f"Started {sweep.facts.get('created', 'at an unknown time')}.", "muted")
         + page.table(facts)
         + page.details("Knobs that differ between runs", page.table(own))

@@ -6,7 +6,7 @@ import shutil
 import made_up
 import pytest
 
-from lm import plots, records, report, style
+from lm import drawings, outcome, plots, records, report, revision, style
 
 HOSTILE = "<img src=x onerror=alert(1)>"
 FIGURES = {
@@ -124,14 +124,42 @@ def test_a_law_that_moved_after_the_prediction_is_pointed_out(done, tmp_path, pa
 def test_a_figure_holds_until_a_run_or_the_prediction_changes(done, tmp_path):
     folder, _ = done
     figure = folder / "figures" / "loss.svg"
-    assert report.verify(figure, folder) == []
+    assert drawings.verify(figure, folder) == []
     changed = shutil.copytree(folder, tmp_path / "toy")
-    assert report.verify(figure, changed) == []  # where it lies does not matter
+    assert drawings.verify(figure, changed) == []  # where it lies does not matter
     written = records.evals(changed / "30K")[-1]
     records.append(changed / "30K" / "evals.jsonl", written | {"loss": written["loss"] * 1.02})
-    assert [line.split()[0] for line in report.verify(figure, changed)] == ["toy/30K", "law:"]
-    style.save(report.drawings(report.load(folder))["loss"][0], tmp_path / "x", {"figure": "y"})
-    assert "'y'" in report.verify(tmp_path / "x.png", folder)[0]
+    lines = drawings.verify(figure, changed)
+    assert [line.split(":")[0] for line in lines] == ["run toy/30K changed", "law"]
+    style.save(drawings.every(outcome.load(folder))["loss"][0], tmp_path / "x", {"figure": "y"})
+    assert "'y'" in drawings.verify(tmp_path / "x.png", folder)[0]
+
+
+def test_a_figure_says_which_run_is_missing_and_whether_the_code_differs(
+    done, tmp_path, monkeypatch
+):
+    folder, _ = done
+    fewer = shutil.copytree(folder, tmp_path / "toy")
+    shutil.rmtree(fewer / "60K")
+    monkeypatch.setattr(revision, "code", lambda name: "0.2.0 00000000")
+    lines = drawings.verify(folder / "figures" / "loss.png", fewer)
+    assert lines[0] == "run toy/60K is missing"
+    assert lines[-1].startswith("code: 0.1.0") and lines[-1].endswith("0.2.0 00000000 now")
+
+
+def test_a_page_that_is_watched_loads_itself_anew_and_links_no_figure_that_is_not_there(tmp_path):
+    folder = made_up.sweep(tmp_path, status={"60K": ("running", "")}, predict=False)
+    text = report.write(folder, refresh=12).read_text(encoding="utf-8")
+    assert 'data-refresh="12"' in text and "figures/loss.png" not in text
+    assert not (folder / "figures").exists()
+    assert "50% of its tokens" in visible(text)
+
+
+def test_every_law_is_given_with_intervals_or_with_why_there_is_none(done):
+    text = " ".join(visible(done[1]).split())
+    assert re.search(r"compute L\(C\) = .* alpha 0\.\d+ \[0\.\d+, 0\.\d+\]", text)
+    assert "refused: the runs lie on one line of N and D" in text
+    assert "refused: only 0 budgets have a minimum" in text
 
 
 def test_what_happened_on_the_way_is_told_and_stays_text(tmp_path, page_only):
