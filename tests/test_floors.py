@@ -51,7 +51,7 @@ FLOORS: list[list[list[str]]] = [
     ],
     [
         [
-            *("mirrors", "checkpoint", "lineage", "sample", "evaluate", "exam"),
+            *("mirrors", "checkpoint", "lineage", "decode", "sample", "evaluate", "exam"),
             *("programs", "ledger", "attempt", "train", "plan", *QUOTES, "launch", "workers"),
         ]
     ],
