@@ -1,25 +1,27 @@
 """What a ladder of models can do: tasks mastered, how far each task can be trusted, and by what.
 
     tally(rows)            # one dict a run: tasks above chance, tasks mastered, of how many
-    verdicts(rows)         # one dict a task: signal, noise, "predictable from 60K on", "at chance"
+    verdicts(rows, evals)  # one dict a task: signal, noises, "predictable from 60K on", "at chance"
     correlations(rows)     # metric -> task -> rank correlation with accuracy over the ladder
     foretell(rows, 6e5)    # task -> what a model of that size should reach, or why none can say
 
-Rows are those of records.rows, with columns eval.task.NAME.METRIC as lm/exam.py writes them.
+Rows are those of records.rows, with columns eval.task.NAME.METRIC as lm/exam.py writes them; evals
+are the evaluations of each run by its name, records.evals(row["dir"]).
 
 The rule. A task is above chance where an exact binomial test of its right answers against chance
 has p < LEVEL, one-sided; it is mastered where, besides, the accuracy has come at least SHARE of the
 way from chance to 1.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from scipy import stats
 
-from lm import laws, table
+from lm import config, laws, records, table
 
 LEVEL, SHARE = 0.01, 0.5
+TAIL = 1 / 3  # of a run: the evaluations between which accuracy moves by noise, and along a line
 SIZE = "params.non_embedding"
 # Metrics that grow smoothly, and the sign with which they should follow accuracy.
 CONTINUOUS = {
@@ -71,13 +73,15 @@ def tally(rows: Sequence[dict]) -> list[dict]:
     ]
 
 
-def verdicts(rows: Sequence[dict]) -> list[dict]:
+def verdicts(rows: Sequence[dict], evals: Mapping[str, Sequence[dict]] = {}) -> list[dict]:
     """Of each task: what its accuracies over the ladder are worth.
 
     signal      standard deviation of the mean accuracy of each size, over sizes
-    sampling    root mean square of the standard errors: which examples were asked
-    seed        standard deviation between runs of one size, pooled; None without such runs
-    to_noise    signal / the larger of the two noises
+    sampling, checkpoint, seed
+                see `noises`
+    noise       of one measured accuracy: sampling and, of the other two, the larger (what differs
+                between seeds differs between moments too), as the root of their squares' sum
+    to_noise    signal / noise (Heineman et al. 2025, arXiv:2508.13144)
     verdict     "at chance": no size is above it; "predictable from SIZE on": from there on all are
                 above chance and none lies below the best smaller one by more than 2 noises, three
                 sizes at least; "noisy" otherwise, and where the signal is below 2 noises
@@ -88,12 +92,10 @@ def verdicts(rows: Sequence[dict]) -> list[dict]:
         sizes = sorted({row[SIZE] for row in asked})
         groups = [[row for row in asked if row[SIZE] == size] for size in sizes]
         means = np.array([np.mean([row[column(task)] for row in group]) for group in groups])
-        errors = [row.get(f"eval.task_se.{task}.accuracy", 0.0) for row in asked]
-        sampling = float(np.sqrt(np.mean(np.square(errors))))
-        twice = [group for group in groups if len(group) > 1]
-        variances = [np.var([row[column(task)] for row in group], ddof=1) for group in twice]
-        seed = float(np.sqrt(np.mean(variances))) if twice else None
-        noise, signal = max(sampling, seed or 0.0, 1e-9), float(np.std(means))
+        parts = noises(asked, task, evals)
+        others = max(parts["checkpoint"] or 0.0, parts["seed"] or 0.0)
+        noise = max(float(np.hypot(parts["sampling"], others)), 1e-9)
+        signal = float(np.std(means))
         above = [all(is_above_chance(row, task) for row in group) for group in groups]
         found.append(
             {
@@ -101,13 +103,39 @@ def verdicts(rows: Sequence[dict]) -> list[dict]:
                 "chance": float(np.mean([row[column(task, "chance")] for row in asked])),
                 "best": float(means.max()),
                 "signal": signal,
-                "sampling": sampling,
-                "seed": seed,
+                **parts,
+                "noise": noise,
                 "to_noise": signal / noise,
                 "verdict": _verdict(groups, means, above, signal, noise),
             }
         )
     return found
+
+
+def noises(rows: Sequence[dict], task: str, evals: Mapping[str, Sequence[dict]]) -> dict:
+    """Standard deviations of a task's accuracy, by what they come from; None where it is unknown.
+
+    sampling    which examples were asked: root mean square of the standard errors
+    checkpoint  when it was asked: about a line through the evaluations in the last TAIL of a run,
+                three at least, pooled over runs; asked the same examples, so without sampling
+    seed        between runs that differ in nothing but seed, pooled
+    """
+    errors = [row.get(f"eval.task_se.{task}.accuracy", 0.0) for row in rows]
+    tails = [_tail(evals.get(row["name"], ()), f"task.{task}.accuracy") for row in rows]
+    about = [
+        (values - np.polyval(np.polyfit(steps, values, 1), steps), 2)
+        for steps, values in tails
+        if len(steps) > 2
+    ]
+    alike: dict[str, list[float]] = {}
+    for row in rows:
+        alike.setdefault(_but_seed(row), []).append(row[column(task)])
+    between = [(np.array(v) - np.mean(v), 1) for v in alike.values() if len(v) > 1]
+    return {
+        "sampling": float(np.sqrt(np.mean(np.square(errors)))),
+        "checkpoint": _pooled(about),
+        "seed": _pooled(between),
+    }
 
 
 def correlations(rows: Sequence[dict]) -> dict[str, dict[str, float]]:
@@ -162,6 +190,27 @@ def steepest(rows: Sequence[dict], n: int = 3) -> list[str]:
         exact = [row[column(task, "exact")] for row in asked]
         found |= {task: max(exact) - min(exact)} if exact else {}
     return sorted(found, key=lambda task: -found[task])[:n]
+
+
+def _tail(evaluations: Sequence[dict], key: str) -> tuple[list[float], list[float]]:
+    """Steps and values of the last TAIL of a run."""
+    asked = [(line["step"], line[key]) for line in evaluations if key in line]
+    last = [(step, value) for step, value in asked if step >= (1 - TAIL) * asked[-1][0]]
+    return [step for step, _ in last], [value for _, value in last]
+
+
+def _but_seed(row: dict) -> str:
+    """What runs have in common that are each other's repeats."""
+    knobs = config.flatten(config.Run()).keys() - records.FREE - {"name", "seed"}
+    return repr([row.get(SIZE), *((name, row.get(name)) for name in sorted(knobs))])
+
+
+def _pooled(residuals: list) -> float | None:
+    """Standard deviation of several sets of residuals, each with the parameters it has cost."""
+    if not residuals:
+        return None
+    freedom = sum(len(values) - cost for values, cost in residuals)
+    return float(np.sqrt(sum(float(values @ values) for values, _ in residuals) / freedom))
 
 
 def _verdict(groups, means, above, signal: float, noise: float) -> str:

@@ -147,11 +147,12 @@ def _tasks(sweep: Sweep) -> str:
             **_foretold(sweep, one["task"]),
             "signal": (f"{one['signal']:.2g}", one["signal"]),
             "sampling noise": (f"{one['sampling']:.2g}", one["sampling"]),
-            "seed noise": ("" if one["seed"] is None else f"{one['seed']:.2g}", one["seed"] or 0.0),
+            "checkpoint noise": _known(one["checkpoint"]),
+            "seed noise": _known(one["seed"]),
             "signal to noise": (f"{one['to_noise']:.2g}", one["to_noise"]),
             "verdict": (one["verdict"], ""),
         }
-        for one in mastery.verdicts(done)
+        for one in mastery.verdicts(done, {row["name"]: records.evals(row["dir"]) for row in done})
     ]
     follows: list[dict[str, Cell]] = [
         {
@@ -163,11 +164,20 @@ def _tasks(sweep: Sweep) -> str:
         for metric, by_task in mastery.correlations(done).items()
         for middle in [mastery.median(by_task.values())]
     ]
+    noise = (
+        "Noise of one accuracy: from the examples asked; between a run's last evaluations, about a "
+        "line; between seeds. The first and the larger of the others make the signal to noise."
+    )
     return (
         page.table(lines, "sortable")
+        + page.words(noise, "muted")
         + page.words("Which metric orders the runs as accuracy does (1: exactly so):", "muted")
         + page.table(follows)
     )
+
+
+def _known(noise: float | None) -> Cell:
+    return ("" if noise is None else f"{noise:.2g}", noise or 0.0)
 
 
 def _foretold(sweep: Sweep, task: str) -> dict[str, Cell]:

@@ -59,14 +59,43 @@ def test_a_verdict_is_what_the_ladder_shows(accuracies, verdict):
     assert found["verdict"] == verdict
 
 
-def test_seed_noise_is_that_between_runs_of_one_size():
+def test_seed_noise_is_that_between_runs_that_differ_in_nothing_else():
     assert mastery.verdicts(rows([0.4, 0.6, 0.8]))[0]["seed"] is None
     twice = rows([0.4, 0.6, 0.8]) + rows([0.5, 0.6, 0.8])
     found = mastery.verdicts(twice)[0]
     assert found["seed"] == pytest.approx((0.1**2 / 2 / 3) ** 0.5)
-    assert found["to_noise"] == pytest.approx(
-        found["signal"] / max(found["seed"], found["sampling"])
-    )
+    assert found["noise"] == pytest.approx(np.hypot(found["seed"], found["sampling"]))
+    assert found["to_noise"] == pytest.approx(found["signal"] / found["noise"])
+    tuned = [row | {"optim.lr": 0.1} for row in twice[3:]]
+    assert mastery.verdicts(twice[:3] + tuned)[0]["seed"] is None
+
+
+def test_the_three_noises_are_told_apart():
+    """Accuracies with a known share of each: of examples, of the moment, of the seed."""
+    rng, n, evals, found = np.random.default_rng(0), 400, {}, []
+    steps = np.arange(1, 31)
+    for seed in range(200):
+        drift = 0.1 * steps / 30  # still learning
+        own = 0.5 + 0.05 * rng.standard_normal() + drift + 0.02 * rng.standard_normal(30)
+        (row,) = rows([float(own[-1])], n=n)
+        found.append(row | {"name": f"s/{seed}", "seed": seed})
+        lines = [
+            {"step": int(s), "task.t.accuracy": float(v)} for s, v in zip(steps, own, strict=True)
+        ]
+        evals[f"s/{seed}"] = lines
+    noises = mastery.noises(found, "t", evals)
+    assert noises["sampling"] == pytest.approx((0.6 * 0.4 / n) ** 0.5, rel=0.05)
+    assert noises["checkpoint"] == pytest.approx(0.02, rel=0.1)
+    assert noises["seed"] == pytest.approx(np.hypot(0.05, 0.02), rel=0.15)
+    assert mastery.noises(found, "t", {})["checkpoint"] is None
+
+
+def test_a_ladder_that_jumps_from_moment_to_moment_is_noisy():
+    ladder = rows((0.40, 0.50, 0.60, 0.70, 0.80), n=5000)
+    assert mastery.verdicts(ladder)[0]["verdict"].startswith("predictable")
+    shaky = [{"step": s, "task.t.accuracy": 0.5 + 0.3 * (-1) ** s} for s in range(20, 31)]
+    evals = {row["name"]: shaky for row in ladder}
+    assert mastery.verdicts(ladder, evals)[0]["verdict"] == "noisy"
 
 
 def test_a_metric_is_judged_by_the_order_it_gives():
