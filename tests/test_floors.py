@@ -15,7 +15,7 @@ FLOORS: list[list[list[str]]] = [
     [
         [
             *("config", "layout", "checks", "targets", "sizes", "hyperparameters"),
-            *("storage", "guard", "lifeline", "revision", "records"),
+            *("storage", "guard", "lifeline", "revision", "records", "excerpt"),
         ]
     ],
     [

@@ -1,0 +1,140 @@
+"""What is kept of a sweep: small, of nobody's machine, and as good to every reader as the whole."""
+
+import json
+import pathlib
+
+import made_up
+import pytest
+
+from lm import excerpt, laws, outcome, records
+
+WHERE = "/home/somebody/text"
+
+
+@pytest.fixture
+def sweep(tmp_path) -> pathlib.Path:
+    """A finished sweep on files of a machine, with weights beside its records."""
+    folder = made_up.sweep(tmp_path / "runs")
+    for size in made_up.SIZES:
+        run = folder / size
+        config = records.read_json(run / "config.json")
+        sources = {f"jsonl:{WHERE}/{name}/*.gz": 0.5 for name in ("wiki", "books")}
+        config["data"] |= {"sources": sources, "cache": "../cache", "tokenizer": "~/bpe.json"}
+        config["eval"]["tasks"] = f"copy?length=4 file:{WHERE}/tasks/piqa?n=9"
+        records.write_json(run / "config.json", config | {"dir": "gs://bucket/somebody/out"})
+        records.write_facts(run, host="vm", **{f"epochs.jsonl:{WHERE}/wiki/*.gz": 0.5})
+        row = records.evals(run)[-1] | {f"loss.jsonl:{WHERE}/wiki/*.gz": 2.0 + 1e-10}
+        records.append(run / "evals.jsonl", row | {f"task.file:{WHERE}/tasks/piqa?n=9.accuracy": 1})
+        records.event(run, 1, 10, "damaged", f"checkpoint 10 of {WHERE}/runs/x is damaged")
+        (run / "checkpoints").mkdir()
+        (run / "checkpoints" / "weights").write_bytes(bytes(1000))
+        (run / "tokenizer.json").write_text("{}")
+    facts = records.read_json(folder / "sweep.json")
+    facts["command"] += f":{WHERE},../tasks --dir={WHERE}/runs"
+    records.write_json(folder / "sweep.json", facts)
+    return folder
+
+
+def texts(folder) -> dict[str, str]:
+    return {str(p.relative_to(folder)): p.read_text() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_what_is_kept_reads_like_the_sweep_itself(sweep, tmp_path):
+    kept = tmp_path / "kept" / "toy"
+    assert excerpt.write(sweep, kept) == sum(map(len, texts(kept).values()))
+    old, new = records.rows(sweep), records.rows(kept)
+    for before, after in zip(old, new, strict=True):
+        numbers = {key: value for key, value in before.items() if isinstance(value, (int, float))}
+        for key in [key for key in numbers if WHERE not in key]:
+            assert after[key] == pytest.approx(numbers[key], rel=1e-6), key
+        assert (after["name"], after["status"]) == (before["name"], before["status"])
+    fits = [laws.power(rows, bootstrap=0).params for rows in (old, new)]
+    assert fits[1] == pytest.approx(fits[0], rel=1e-4)
+    assert outcome.headline(outcome.load(kept)) == outcome.headline(outcome.load(sweep))
+
+
+def test_no_word_of_the_machine_is_kept_and_no_weight(sweep, tmp_path):
+    kept = tmp_path / "toy"
+    excerpt.write(sweep, kept)
+    files = texts(kept)
+    for word in ("somebody", "/home", "~", "..", "bucket", '"host"'):
+        assert not [name for name, text in files.items() if word in text], word
+    assert {pathlib.Path(name).name for name in files} <= {*excerpt.OF_SWEEP, *excerpt.OF_RUN}
+    config = records.read_json(kept / "30K" / "config.json")
+    assert config["data"]["sources"] == {"jsonl:wiki/*.gz": 0.5, "jsonl:books/*.gz": 0.5}
+    assert config["eval"]["tasks"] == "copy?length=4 file:piqa?n=9"
+    assert (config["dir"], config["data"]["cache"]) == ("out", "cache")
+    row = records.rows(kept)[0]
+    assert row["eval.loss.jsonl:wiki/*.gz"] == 2.0 and row["epochs.jsonl:wiki/*.gz"] == 0.5
+    assert row["eval.task.file:piqa?n=9.accuracy"] == 1
+    assert records.events(kept / "30K")[0]["words"] == "checkpoint 10 of x is damaged"
+    assert ":text,tasks --dir=runs" in records.read_json(kept / "sweep.json")["command"]
+
+
+def test_folders_of_one_name_are_told_apart_without_saying_where_they_lie():
+    paths = {"/a/old/wiki", "/a/old/wiki/", "/a/new/wiki", "/a/x/*.gz", "/home/me"}
+    names = excerpt._shortened(paths)
+    assert (names["/a/new/wiki"], names["/a/old/wiki"]) == ("wiki", "wiki-2")
+    assert names["/a/old/wiki/"] == "wiki-2"
+    assert (names["/a/x/*.gz"], names["/home/me"]) == ("x/*.gz", "home")
+
+
+@pytest.mark.parametrize(
+    "words", ["a/b.txt", "text:my/books", "3/4 of tokens/s", "copy+sort?n=1-3"]
+)
+def test_paths_within_the_clone_and_other_words_stay(words):
+    assert not excerpt._outside(words)
+
+
+def test_keeping_again_changes_nothing_and_forgets_runs_that_are_gone(sweep, tmp_path):
+    first, second = tmp_path / "first" / "toy", tmp_path / "second" / "toy"
+    excerpt.write(sweep, first)
+    before = texts(first)
+    excerpt.write(sweep, first)
+    excerpt.write(first, second)
+    assert texts(first) == texts(second) == before
+    (first / "figures").mkdir()
+    (first / "figures" / "loss.svg").write_text("drawn")
+    for file in (sweep / "30K").glob("*.json*"):
+        file.unlink()
+    excerpt.write(sweep, first)
+    assert set(before) - set(texts(first)) == {name for name in before if name.startswith("30K")}
+    assert (first / "figures" / "loss.svg").exists()
+
+
+def test_log_steps_are_thinned_until_all_fit_and_what_never_fits_is_refused(sweep, tmp_path):
+    kept = tmp_path / "toy"
+    whole = excerpt.write(sweep, kept)
+    n = len(records.metrics(kept / "30K"))
+    assert excerpt.write(sweep, kept, megabytes=whole / 2e6) < whole / 2
+    old, new = records.metrics(sweep / "30K"), records.metrics(kept / "30K")
+    assert len(new) < n and (old[0]["step"], old[-1]["step"]) == (new[0]["step"], new[-1]["step"])
+    before = texts(kept)
+    with pytest.raises(ValueError, match=r"over --megabytes=0.01: raise it, or keep fewer runs"):
+        excerpt.write(sweep, kept, megabytes=0.01)
+    assert texts(kept) == before
+
+
+def test_a_folder_that_holds_anything_else_is_not_touched(sweep, tmp_path):
+    other = tmp_path / "mine"
+    other.mkdir()
+    (other / "thesis.tex").write_text("words")
+    with pytest.raises(ValueError, match="thesis.tex, no record of a sweep: name a new folder"):
+        excerpt.write(sweep, other)
+    for to in (sweep, sweep / "kept", sweep.parent):
+        with pytest.raises(ValueError, match="must lie outside"):
+            excerpt.write(sweep, to)
+    with pytest.raises(ValueError, match="holds no runs"):
+        excerpt.write(other, tmp_path / "new")
+
+
+def test_a_run_that_was_killed_is_kept_as_far_as_it_came(tmp_path):
+    folder = made_up.sweep(tmp_path, status={"60K": ("running", "")}, predict=False)
+    with open(folder / "60K" / "metrics.jsonl", "a") as file:
+        file.write('{"attempt": 1, "st')
+    kept = tmp_path / "kept" / "toy"
+    excerpt.write(folder, kept)
+    assert {row["name"]: row["status"] for row in records.rows(kept)}["toy/60K"] == "lost"
+    assert all(
+        json.loads(line) for line in (kept / "60K" / "metrics.jsonl").read_text().split("\n")[:-1]
+    )
