@@ -28,6 +28,8 @@ def main() -> int:
         show.say(str(error))
         return 1
     show.evaluation(records.evals(records.folder(run))[-1])
+    if words := records.read_facts(records.folder(run)).get("reason"):
+        show.say(words)
     return 0
 
 

@@ -268,7 +268,10 @@ class Attempt:
         ends_at = self._best()[0] if self.run.eval.patience else self.done
         tokens = self.done * self.run.data.batch_size * self.run.data.seq_len
         cost = {"tokens": tokens, "flops": tokens * self.facts["flops_per_token.full"]}
-        said = {"status": "done", "seconds": self.seconds, "ends_at": ends_at}
+        words = ledger.doubt(self.run, self.evaluated, ends_at)
+        if words:
+            self.tell(self.done, "worthless", words)
+        said = {"status": "done", "reason": words, "seconds": self.seconds, "ends_at": ends_at}
         records.write_facts(self.folder, **said, **cost)
         records.settle(self.folder)
 

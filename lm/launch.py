@@ -181,9 +181,9 @@ def here(
     while name := hosts.first(choose):
         run = by_name[name]
         started(run)
-        reason = ""
         try:
             train.train(run, lambda row, run=run: stepped(run, row))
+            reason = records.read_facts(records.folder(run)).get("reason", "")
         except OSError:
             raise
         except guard.Taken as error:

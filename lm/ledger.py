@@ -1,4 +1,4 @@
-"""What a run's rows of metrics and its facts hold: counts, costs, speed, spikes."""
+"""What a run's rows of metrics and its facts hold: counts, costs, speed, spikes, doubts."""
 
 import collections
 import hashlib
@@ -86,6 +86,20 @@ def spikes(recent: collections.deque, row: dict) -> list[str]:
             found.append(name)
     recent.append(row)
     return found
+
+
+def doubt(run: config.Run, evaluated: dict[int, dict], ends_at: int) -> str:
+    """Why nobody should use what a run ends with, or "": one line.
+
+    It says less of held-out text than a guess among all tokens does, or than the weights that it
+    was to tune (learning rates of one kind of text may be too high for another).
+    """
+    loss, guess = evaluated[ends_at]["loss"], math.log(run.model.vocab_size)
+    started = evaluated[0]["loss"] if run.start.run and 0 in evaluated else math.inf
+    least, of = min((guess, "guessing"), (started, "the weights it started from"))
+    if loss <= least:
+        return ""
+    return f"held-out loss {loss:.3f} at the end, {least:.3f} by {of}: try a smaller optim.lr"
 
 
 def _mean(values: list) -> float:

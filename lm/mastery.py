@@ -35,7 +35,7 @@ def column(task: str, metric: str = "accuracy") -> str:
     return f"eval.task.{task}.{metric}"
 
 
-def tasks(rows: Sequence[dict]) -> list[str]:
+def tasks(rows: Sequence[Mapping]) -> list[str]:
     """Names of the tasks that any run was set, in the order in which they were."""
     start, end = column("|").split("|")
     found = (key for row in rows for key in row if key.startswith(start) and key.endswith(end))

@@ -11,7 +11,7 @@ over the runs it saw, dashed beyond, its interval a band; a diamond is the run t
 
 from matplotlib.figure import Figure
 
-from lm import gains, marks, mastery, style
+from lm import marks, mastery, style
 
 LIGHT, DARK, save = style.LIGHT, style.DARK, style.save  # all that a notebook needs of style
 
@@ -187,73 +187,6 @@ def predicted_against_measured(rows, fit, prediction=None, theme=LIGHT) -> Figur
     caption = f"n = {_runs(done)}. Wide: {marks.LEVEL:.0%} interval for one measurement; thin: one"
     diamond = "Diamond: predicted before it started." if prediction else ""
     return style.end(figure, axes, [caption, "standard error.", diamond], theme)
-
-
-def fine_tuned(rows, x="unique_tokens", y="eval.loss", theme=LIGHT) -> Figure:
-    """Log-log: held-out loss against the task's own data, tuned (solid) and from scratch (dashed).
-
-    A colour a size. Runs with start.run are tuned; a size or amount without a partner is left out.
-    """
-    figure, axes = style.start("Fine-tuned and from scratch", "Tokens of the task", y, theme)
-    known = {(pair["size"], pair["tokens"]) for pair in gains.pairs(rows, x, y)}
-    size, ends = gains.SIZE, []
-    done = [row for row in marks.points(rows, x, y) if (row.get(size), row[x]) in known]
-    colours = style.size_colours(rows, theme)
-    for n in sorted({row[size] for row in done}):
-        for way, line in ((False, "--"), (True, "-")):
-            mine = [row for row in done if row[size] == n and gains.is_tuned(row) == way]
-            colour = colours[mine[0]["name"]]
-            axes.plot([r[x] for r in mine], [r[y] for r in mine], line, color=colour, linewidth=1.2)
-            for row in mine:
-                tip = f"{marks.short(row)}: {style.number(row[y])}"
-                at, error = (row[x], row[y]), marks.error(row, y)
-                marks.mark(axes, at, colour, theme, tip, error, full=way)
-        ends.append((style.count(n), mine[-1][x], mine[-1][y]))
-    if done:
-        axes.set(xscale="log", yscale="log", xlim=(None, 1.5 * max(row[x] for row in done)))
-        style.log_x(axes, style.count)
-        style.log_y(axes)
-    _write_ends(axes, ends, theme)
-    caption = f"n = {_runs(done)}. Filled, solid: from pre-trained weights; open, dashed: from"
-    return style.end(figure, axes, [caption, "scratch. Bars: one standard error."], theme)
-
-
-def unseen(points, theme=LIGHT) -> Figure:
-    """Shares of right answers against size: a panel a group of tasks, a line a tuning set.
-
-    points: what `gains.abilities` gave. The line of 0 clusters is the model before tuning.
-    """
-    groups = list(dict.fromkeys(point["group"] for point in points))
-    figure, panels = style.panels("Tasks tuned on, and not", len(groups), theme, columns=3)
-    numbers = sorted({point["n_clusters"] for point in points})
-    colours = dict(zip(numbers, [theme["muted"], *style.spread(theme)], strict=False))
-    for axes, group in zip(panels, groups, strict=False):
-        ends = []
-        for n in numbers:
-            mine = [p for p in points if (p["group"], p["n_clusters"]) == (group, n)]
-            colour = colours.get(n, theme["ink"])
-            at, shares = [p["size"] for p in mine], [100 * p["value"] for p in mine]
-            axes.plot(at, shares, "-" if n else ":", color=colour, linewidth=1.2)
-            for point, share in zip(mine, shares, strict=True):
-                tip = f"{n} clusters, {style.count(point['size'])}: {share:.0f}%"
-                marks.mark(axes, (point["size"], share), colour, theme, tip, 100 * point["se"])
-            words = f"{n} cluster{'s' * (n > 1)}" if n else "before"
-            ends += [(words, last["size"], 100 * last["value"]) for last in mine[-1:]]
-        axes.set_title(group, size=8.5, color=theme["ink"], loc="left", parse_math=False)
-        if groups:
-            marks.scales(axes, gains.SIZE, "tasks", right=0.3)
-        axes.set_ylim(-14, 112)
-        _write_ends(axes, ends, theme)
-    n_runs = sum({(p["size"], p["n_clusters"]): p["n_runs"] for p in points}.values())
-    caption = f"n = {n_runs} runs. Right answers in percent against parameters without embeddings;"
-    return style.end(figure, panels[0], [caption, "bars: one standard error."], theme)
-
-
-def _write_ends(axes, ends: list[tuple[str, float, float]], theme) -> None:
-    """Words beside the last mark of each line, none over another; the axes have their limits."""
-    lifts = style.lifts(axes, [(x, y) for _, x, y in ends])
-    for (words, x, y), lift in zip(ends, lifts, strict=True):
-        style.write(axes, x, y, words, theme, (8, lift - 3))
 
 
 def fingerprints(rows) -> dict[str, str]:

@@ -177,28 +177,45 @@ def model(n_params: int) -> config.Model:
 
 
 def tuned(root) -> None:
-    """Two sweeps below `root`, transfer and unseen, whose laws are D_E = D_F + 3000 and (0, .2, .8)
-    of the tasks for 0, 2 and 4 clusters, more for the larger size."""
+    """Three sweeps below `root`, whose laws are known.
+
+    transfer: D_E = D_F + 3000, and .4 nats of docs are forgotten. specialists: from scratch it
+    takes 3 times the FLOPs of tuning. unseen: (0, .2, .8) of the tasks are right after 0, 2 and 4
+    clusters, half as many in the smaller size, a quarter of those of the cluster left out.
+    """
     for size in (2_000, 8_000, 32_000):
+        parent = config.Run(name=f"transfer/{size}-docs", dir=str(root))
+        parent.data.sources = {"docs": 1.0}
+        _tuned_run(root, parent, size, {"loss": 1.5, "loss.docs": 1.5})
         for tokens in (8_192, 32_768, 131_072):
             for way, worth in (("scratch", tokens), ("tuned", 1.5 * tokens + 3000)):
                 run = config.Run(name=f"transfer/{size}-{tokens}-{way}", dir=str(root))
                 run.data.unique_tokens = tokens
-                run.start.run = "transfer/parent" if way == "tuned" else ""
+                run.start.run = parent.name if way == "tuned" else ""
                 final = 1.0 + 20 * size**-0.4 + 60 * worth**-0.4
-                _tuned_run(root, run, size, {"loss": final, "loss_se": 0.02})
+                _tuned_run(root, run, size, {"loss": final, "loss_se": 0.02, "loss.docs": 1.9})
+        for n in (100, 1000):
+            for way, step in (("tuned", 10), ("alone", 30)):
+                run = config.Run(name=f"specialists/{size}-{n}-{way}", dir=str(root), steps=step)
+                run.data.sources, run.data.score = {f"chat:sums.jsonl?cap={n}": 1.0}, "answers"
+                run.start.run = "specialists/parent" if way == "tuned" else ""
+                row = {f"task.file:sums.{name}": 3.0 / n for name in ("bits_per_byte", "accuracy")}
+                _tuned_run(root, run, size, {"loss": 1.0} | row)
     held = {"apply?order=1&spelling=1": True, "apply?order=2&spelling=3": False}
+    cluster = "apply?order=3&spelling=1"
     for size in (2_000, 8_000):
-        for n in (0, 2, 4):
-            run = config.Run(name=f"unseen/{size}-{n}", dir=str(root))
+        for name, n, share in (("0", 0, 0.0), ("2", 2, 0.2), ("4", 4, 0.8), ("without", 3, 0.2)):
+            run = config.Run(name=f"unseen/{size}-{name}", dir=str(root))
             run.start.run = f"unseen/{size}-0" if n else ""
-            run.data.sources = {"tasks:" + "+".join(["copy"] * max(n, 1)): 1.0}
-            run.data.unseen = ",".join(name for name, is_new in held.items() if n or is_new)
-            names = [*held, *(["apply?order=3&spelling=1"] if n else [])]
+            learned = ["copy?length=2"] * max(n, 1)
+            learned[-1] = f"{cluster}&template=chat" if name in "24" else learned[-1]
+            run.data.sources = {"tasks:" + "+".join(learned): 1.0}
+            run.data.unseen = ",".join(task for task, is_new in held.items() if n or is_new)
+            asked = {"without": [cluster], "0": held}.get(name, [*held, cluster])
             row = {"loss": 1.0}
-            for name in names:
-                task = f"{name}&template=chat"
-                row |= {f"task.{task}.accuracy": 0.2 * n * (1 if size > 2000 else 0.5)}
+            for task in asked:
+                task = f"{task}&template=chat"
+                row |= {f"task.{task}.accuracy": share * (1 if size > 2000 else 0.5)}
                 row |= {f"task_se.{task}.accuracy": 0.03, f"task.{task}.n": 100}
             _tuned_run(root, run, size, row)
 
@@ -207,5 +224,7 @@ def _tuned_run(root, run: config.Run, size: int, row: dict) -> None:
     where = pathlib.Path(root) / run.name
     records.write_json(where / "config.json", config.to_dict(run))
     facts = {"params.non_embedding": size, "unique_tokens": run.data.unique_tokens}
-    records.write_facts(where, status="done", reason="", **facts)
-    records.append(where / "evals.jsonl", {"attempt": 1, "step": 10} | row)
+    facts |= {f"rows.n_documents.{source}": 100 for source in run.data.sources}
+    records.write_facts(where, status="done", reason="", **facts, **{"flops_per_token.full": 6e4})
+    step = run.steps if run.steps < 100 else 10
+    records.append(where / "evals.jsonl", {"attempt": 1, "step": step} | row)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from lm import gains, plots
+from lm import gains, tuning
 
 
 def row(size, tokens, loss, start="", seed=0, **more):
@@ -66,14 +66,113 @@ def test_abilities_are_means_over_the_tasks_of_a_group_and_the_seeds():
 
 
 def test_the_figures_show_every_pair_and_every_group():
-    figure = plots.fine_tuned([*ROWS, row(1000, 2000, 2.0)])
+    figure = tuning.fine_tuned([*ROWS, row(1000, 2000, 2.0)])
     (axes,) = figure.axes
     assert len([line for line in axes.lines if str(line.get_gid()).startswith("tip:")]) == len(ROWS)
     points = gains.abilities(
         [set_tasks(n, k, {"a": 0.5, "c": 1.0}) for n in (1000, 4000) for k in (0, 3)],
         {"new": ["a"], "tuned": ["c"]},
     )
-    figure = plots.unseen(points)
+    figure = tuning.unseen(points)
     assert [axes.get_title(loc="left") for axes in figure.axes] == ["new", "tuned"]
     assert "4 runs" in figure.get_supxlabel()
-    assert len(plots.fine_tuned([]).axes) == len(plots.unseen([]).axes) == 1  # nothing is no error
+    assert (
+        len(tuning.fine_tuned([]).axes) == len(tuning.unseen([]).axes) == 1
+    )  # nothing is no error
+
+
+def specialist(size, n, way, bits, steps=300, **more):
+    source, is_tuned = f"chat:my/sums/train.jsonl?cap={n}", way == "tuned"
+    columns = {"eval.task.file:my/sums?n=9&template=chat.bits_per_byte": bits}
+    columns["eval.task.file:my/sums?n=9&template=chat.accuracy"] = 0.5
+    columns["eval.task_se.file:my/sums?n=9&template=chat.bits_per_byte"] = 0.1
+    knobs = {"data.sources": {source: 1.0}, "data.score": "answers", "steps": steps}
+    facts = {f"rows.n_documents.{source}": n, "flops_per_token.full": 10.0, "parent.flops": 7e6}
+    batch = {"data.batch_size": 2, "data.seq_len": 5, "name": f"s/{size}-{n}-{way}-{steps}"}
+    made = row(size, n, 2.0, "s/parent" if is_tuned else "")
+    return made | columns | knobs | facts | batch | more
+
+
+def general(size):
+    tasks = {f"eval.task.file:my/sums?n=9&shots={k}.bits_per_byte": 5.0 - k for k in (0, 2)}
+    tasks |= {f"eval.task.file:my/sums?n=9&shots={k}.accuracy": 0.1 for k in (0, 2)}
+    return row(size, 0, 2.0) | tasks | {"name": "s/parent", "data.score": "all", "steps": 9}
+
+
+SPECIALISTS = [
+    general(1000),
+    specialist(1000, 100, "tuned", 2.0),
+    specialist(1000, 100, "alone", 4.0),
+    specialist(1000, 1000, "tuned", 1.0),
+    specialist(1000, 1000, "alone", 3.0),
+    specialist(1000, 1000, "alone", 1.5, steps=900),
+]
+LOSSES = {  # by step: the tuned run is best at 20, and the longer one alone is as good at 60
+    "s/1000-1000-tuned-300": {0: 3.0, 10: 2.0, 20: 1.0, 30: 1.1},
+    "s/1000-1000-alone-900": {20: 3.0, 40: 2.0, 60: 1.0, 80: 0.9},
+    "s/1000-100-tuned-300": {0: 3.0, 10: 1.0},
+    "s/1000-100-alone-300": {10: 3.0, 20: 2.0},
+}
+EVALS = {
+    name: [{"step": step, "loss": loss} for step, loss in losses.items()]
+    for name, losses in LOSSES.items()
+}
+
+
+def test_every_model_of_a_task_is_told_by_where_its_skill_comes_from():
+    found = gains.qualities(SPECIALISTS)
+    ways = [(point["way"], point["examples"], point["value"]) for point in found]
+    assert ways == [
+        ("prompted, 0 shots", 0, 5.0), ("prompted, 2 shots", 0, 3.0),
+        ("tuned", 100, 2.0), ("alone", 100, 4.0), ("tuned", 1000, 1.0),
+        ("alone", 1000, 3.0), ("alone, same FLOPs", 1000, 1.5),
+    ]  # fmt: skip
+    assert {point["task"] for point in found} == {"sums"} and found[2]["se"] == 0.1
+
+
+def test_compute_is_saved_until_the_one_from_scratch_is_as_good():
+    (point,) = gains.saved(SPECIALISTS, EVALS)  # at the most examples
+    assert (point["tuned"], point["alone"], point["saved"]) == (20 * 100, 60 * 100, 3.0)
+    assert point["reached"] and point["pretraining"] == 7e6
+    (never,) = gains.saved(SPECIALISTS[:3], EVALS)
+    assert not never["reached"] and never["saved"] == 2.0
+
+
+def test_what_is_forgotten_is_the_parents_text_before_and_after():
+    parent = row(1000, 50, 2.0) | {"eval.loss.docs": 1.5, "data.sources": {"docs": 1.0}}
+    more = {"eval.loss.docs": 1.9, "eval.loss.code": 1.0, "eval.loss_se.docs": 0.02}
+    child = row(1000, 80, 1.0, parent["name"]) | more
+    (point,) = gains.forgotten([parent, child, row(1000, 90, 1.0, "s/nobody") | more])
+    assert (point["before"], point["after"], point["after_se"]) == (1.5, 1.9, 0.02)
+    assert point["source"] == "docs" and point["tokens"] == 80
+
+
+def test_a_cluster_that_is_left_out_is_held_against_tuning_with_it():
+    def tuned(name, learned, shares, seed=0):
+        made = set_tasks(1000, 1, shares, seed) | {"name": f"s/{name}", "start.run": "s/p"}
+        return made | {"data.sources": {"tasks:" + "+".join(learned): 1.0, "docs": 0.1}}
+
+    rows = [
+        tuned("whole-0", ["a", "b", "c"], {"a": 1.0, "b": 0.8, "c": 1.0, "new": 0.3}),
+        tuned("whole-1", ["a", "b", "c"], {"a": 0.8, "b": 0.6, "c": 1.0, "new": 0.3}, 1),
+        tuned("few", ["c"], {"c": 1.0, "new": 0.1}),  # was not asked for what it lacks
+        tuned("without", ["c"], {"a": 0.2, "b": 0.4}),
+    ]
+    (point,) = gains.left_out(rows)
+    assert point["cluster"] == ["a", "b"] and point["without"] == pytest.approx(0.3)
+    assert point["with"] == pytest.approx(0.8) and point["gap"] == pytest.approx(0.5)
+    assert point["gap_se"] == pytest.approx((0.04**2 / 2 + 0.04**2 / 4) ** 0.5)
+    assert "n = 1 runs" in tuning.left_out([point]).get_supxlabel()
+
+
+def test_the_figures_of_specialists_show_every_way_and_mark_what_is_a_bound():
+    figure = tuning.qualities(gains.qualities(SPECIALISTS))
+    tips = [one.get_gid() for one in figure.axes[0].lines if one.get_gid()]
+    assert len(tips) == 5 and "tip:1K alone, same FLOPs: 1.50 ± 0.10" in tips
+    (line,) = [o for o in tuning.compute_saved(gains.saved(SPECIALISTS[:3], EVALS)).axes[0].lines
+               if o.get_gid()]  # fmt: skip
+    assert "more than 2.0 times" in str(line.get_gid())
+    assert line.get_markerfacecolor() == tuning.LIGHT["paper"]
+    for drawn in (tuning.qualities([]), tuning.compute_saved([]), tuning.left_out([]),
+                  tuning.forgetting([])):  # fmt: skip
+        drawn.draw_without_rendering()

@@ -68,14 +68,16 @@ def test_emergence_draws_the_tasks_of_a_sweep(tmp_path, monkeypatch):
     )
 
 
-def test_transfer_draws_gains_and_unseen_tasks(tmp_path, monkeypatch):
+def test_transfer_draws_gains_specialists_and_unseen_tasks(tmp_path, monkeypatch):
     path = next(path for path in NOTEBOOKS if path.stem == "transfer")
     made_up.tuned(tmp_path)
     shown = outputs(path, tmp_path, monkeypatch)
     text = "".join(output.get("text", "") for output in shown)
-    assert sum("image/png" in output.get("data", {}) for output in shown) == 2
-    assert "18 runs of transfer, 6 of unseen" in text and text.count("gain 0.") == 9
+    assert sum("image/png" in output.get("data", {}) for output in shown) == 6
+    assert "21 runs of transfer, 12 of specialists, 8 of unseen" in text
+    assert text.count("gain 0.") == 9 and text.count("sums: 3.0 times the FLOPs of tuning") == 3
     assert "D* = " in text and "4 clusters, new compositions: 0.800" in text
+    assert "0.200 ± 0.030, with 0.800" in text
 
 
 def test_checkpoints_opens_a_run_goes_on_with_it_and_hands_it_over(tiny, monkeypatch):

@@ -6,7 +6,20 @@ import jax
 import numpy as np
 import pytest
 
-from lm import checkpoint, config, data, evaluate, lineage, mesh, programs, records, tokens, train
+from lm import (
+    checkpoint,
+    config,
+    data,
+    evaluate,
+    launch,
+    ledger,
+    lineage,
+    mesh,
+    programs,
+    records,
+    tokens,
+    train,
+)
 
 
 def final_params(run: config.Run) -> list[np.ndarray]:
@@ -233,3 +246,33 @@ def test_a_run_without_progress_ends_and_its_best_checkpoint_is_what_it_gives(ti
     child = copy.deepcopy(tiny)
     child.name, child.start.run = "child", "tiny"
     assert lineage.first_step(child, tiny) == 4
+
+
+@pytest.mark.parametrize(
+    "losses, start, words",
+    [
+        (
+            {12: 6.0},
+            "",
+            "held-out loss 6.000 at the end, 5.545 by guessing: try a smaller optim.lr",
+        ),
+        ({0: 2.0, 8: 2.1, 12: 1.0}, "parent", "2.100 at the end, 2.000 by the weights it started"),
+        ({0: 2.0, 8: 1.9, 12: 3.0}, "parent", ""),
+        ({0: 6.5, 8: 5.0}, "", ""),
+    ],
+)
+def test_what_a_run_ends_with_is_doubted_if_a_guess_or_its_start_was_better(losses, start, words):
+    run = config.Run(start=config.Start(run=start))
+    rows = {step: {"loss": loss} for step, loss in losses.items()}
+    said = ledger.doubt(run, rows, 8 if 8 in rows else 12)
+    assert words in said and bool(words) == bool(said)
+
+
+def test_a_run_that_is_worse_than_a_guess_is_done_and_says_so_everywhere(tiny, monkeypatch):
+    monkeypatch.setattr(evaluate, "evaluate", lambda *_, **__: {"loss": 9.0, "loss_se": 0.1})
+    tiny.steps, said = 2, []
+    launch.here([tiny], ended=lambda run, reason: said.append(reason))
+    row = records.rows(records.folder(tiny))[0]
+    assert row["status"] == "done" and "9.000 at the end, 5.545 by guessing" in row["reason"]
+    assert said == [row["reason"]]
+    assert [e["event"] for e in records.events(records.folder(tiny))] == ["worthless"]

@@ -5,8 +5,9 @@
 A task is an order of letters and a way to write them: "back upper dab=BAD". Pre-training shows 19
 of the 24 tasks as lines of text. Tuning shows 1 to 13 of these as conversations. All models are
 then asked in conversations for two clusters that tuning never shows: KNOWN, whose text was in
-pre-training, and NEW, compositions that no text holds. notebooks/transfer.ipynb draws it. About
-eight minutes on two idle CPU cores.
+pre-training, and NEW, compositions that no text holds. Sizes LEFT_OUT are also tuned without one
+order of letters after the other, and asked for its tasks. notebooks/transfer.ipynb draws it. About
+eleven minutes on two idle CPU cores.
 """
 
 from configs import base
@@ -20,20 +21,21 @@ TUNED = [
     *[(5, 0), (4, 2), (1, 0), (5, 3), (0, 2), (3, 0)],
 ]
 CLUSTERS = (1, 4, 13)  # of TUNED
+LEFT_OUT = ("25K", "60K")  # sizes at which each order of TUNED is left out in turn
 SEEDS = (0, 1)
 CHAT = "&template=chat"
 
 
-def name(pair: tuple[int, int]) -> str:
+def name_of(pair: tuple[int, int]) -> str:
     return f"apply?order={pair[0]}&spelling={pair[1]}"
 
 
 def source(pairs: list, dials: str = "") -> str:
-    return "tasks:" + "+".join(name(pair) + dials for pair in pairs)
+    return "tasks:" + "+".join(name_of(pair) + dials for pair in pairs)
 
 
 def asked(pairs: list, dials: str = "") -> str:
-    return " ".join(name(pair) + dials for pair in pairs)
+    return " ".join(name_of(pair) + dials for pair in pairs)
 
 
 def get_sweep():
@@ -41,22 +43,33 @@ def get_sweep():
         parent = base.get_config(size)
         parent.name = f"unseen/{size}-pretrained"
         parent.data.sources = {source([*TUNED, *KNOWN, (0, 0)]): 0.9, "docs": 0.1}
-        parent.data.unseen = ",".join(map(name, NEW))
+        parent.data.unseen = ",".join(map(name_of, NEW))
         parent.steps = sizes.steps(parent, tokens=3_000_000)
         parent.eval.n_sequences, parent.eval.n_completions = 128, 0
         parent.eval.tasks = " ".join([asked(KNOWN + NEW), asked(KNOWN + NEW, CHAT)])
         yield parent
         for n in CLUSTERS:
             for seed in SEEDS:
-                run = base.get_config(size)
-                run.name = f"unseen/{size}-{n}-clusters-{seed}"
+                run = _tuned(size, f"{n}-clusters-{seed}", TUNED[:n], KNOWN + NEW)
                 run.seed = seed
-                run.start.run = parent.name
-                run.data.sources = {source(TUNED[:n], CHAT): 0.95, "docs": 0.05}
-                run.data.unseen = ",".join(map(name, KNOWN + NEW))
-                run.data.rows, run.data.score = "whole", "answers"
-                run.optim.lr /= 4
-                run.steps = 200
-                run.eval.n_sequences, run.eval.n_completions = 128, 0
                 run.eval.tasks = asked(TUNED[:n] + KNOWN + NEW, CHAT)
                 yield run
+        for order in sorted({order for order, _ in TUNED} if size in LEFT_OUT else ()):
+            cluster = [pair for pair in TUNED if pair[0] == order]
+            kept = [pair for pair in TUNED if pair not in cluster]
+            run = _tuned(size, f"without-{order}", kept, [*cluster, *KNOWN, *NEW])
+            run.eval.tasks = asked(cluster, CHAT)
+            yield run
+
+
+def _tuned(size: str, name: str, pairs: list, unseen: list):
+    run = base.get_config(size)
+    run.name = f"unseen/{size}-{name}"
+    run.start.run = f"unseen/{size}-pretrained"
+    run.data.sources = {source(pairs, CHAT): 0.95, "docs": 0.05}
+    run.data.unseen = ",".join(map(name_of, unseen))
+    run.data.rows, run.data.score = "whole", "answers"
+    run.optim.lr /= 4
+    run.steps = 200
+    run.eval.n_sequences, run.eval.n_completions = 128, 0
+    return run
