@@ -28,11 +28,16 @@ def main() -> int:
     run = records.read_config(_RUN.value)
     stock.family(run.model)  # refused before anything is read
     run.mesh = config.Mesh()
-    _, state = train.restore(run, _STEP.value)
     tokenizer = tokens.load(_RUN.value)
     limit = int(_SHARD.value * 1e9)
-    kind = hf.export(run, state["params"], tokenizer, _OUT.value, limit)
-    show.say(f"{_OUT.value}: {kind} of step {int(state['step'])}")
+    if run.model.lora_rank:  # an addition is added to its weight
+        _, state = train.restore(run, _STEP.value)
+        step = int(state["step"])
+        kind = hf.export(run, state["params"], tokenizer, _OUT.value, limit)
+    else:
+        with train.stored(run, _STEP.value) as (weight, step):
+            kind = hf.export(run, weight, tokenizer, _OUT.value, limit)
+    show.say(f"{_OUT.value}: {kind} of step {step}")
     return 0
 
 

@@ -15,7 +15,7 @@ import errno
 import hashlib
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +139,14 @@ class Checkpoints:
         parts "step", "params", "opt". The manifest also has "next": see `next_loss`. ValueError
         names an array that differs in shape or type; Damaged if the files are not what was saved.
         """
+        saved = self._manifest(step, abstract)
+        arrays = self._proved(step, saved, by_path(abstract))
+        leaves = [arrays[path] for path in by_path(abstract)]
+        state = jax.tree.unflatten(jax.tree.structure(abstract), leaves)
+        return state, saved | {"next": hosts.first(lambda: self.next_loss(step))}
+
+    def _manifest(self, step: int, abstract: dict) -> dict:
+        """What a checkpoint says of itself, if it is of this run and of such arrays."""
         if step not in (steps := self.steps()):
             raise ValueError(f"{self.folder} has no step {step}: it has {steps}")
         saved = self._read(step, "manifest", ocp.args.JsonRestore())
@@ -166,13 +174,20 @@ class Checkpoints:
                     f"{self.folder / str(step)}: {path} is {have or 'missing'}, the run needs"
                     f" {want or 'nothing of that name'}: use the config it was saved with"
                 )
-        arrays = self._read(step, "state", _restoring(by_path(abstract)))
+        return saved
+
+    def _proved(self, step: int, saved: dict, wanted: dict) -> dict:
+        """Arrays by path, as `wanted` (abstract, by path) says; Damaged if they are not those."""
+        arrays = self._read(step, "state", _restoring(wanted))
         for path, number in fingerprints(arrays).items():
             if number != saved["fingerprints"][path]:
                 raise Damaged(f"the numbers of {path} differ from what was saved")
-        leaves = [arrays[path] for path in by_path(abstract)]
-        state = jax.tree.unflatten(jax.tree.structure(abstract), leaves)
-        return state, saved | {"next": hosts.first(lambda: self.next_loss(step))}
+        return arrays
+
+    def reader(self, step: int, abstract: dict) -> Callable[[str], jax.Array]:
+        """path -> array, as `restore` would give it, read and proved each time it is asked for."""
+        saved, wanted = self._manifest(step, abstract), by_path(abstract)
+        return lambda path: self._proved(step, saved, {path: wanted[path]})[path]
 
     def record_next_loss(self, step: int, loss: float, where: str) -> None:
         """Writes down what the step after a checkpoint gave, and on which devices and versions."""
@@ -224,6 +239,13 @@ def read(run: config.Run, step: int | None, abstract: dict) -> tuple[dict, dict]
 
     ValueError if it has no such checkpoint, or one that does not prove itself.
     """
+    with opened(run, step) as (checkpoints, step):
+        return checkpoints.restore(step, abstract)
+
+
+@contextlib.contextmanager
+def opened(run: config.Run, step: int | None) -> Iterator[tuple[Checkpoints, int]]:
+    """The checkpoints of a run that may be training elsewhere, and the step (None: the newest)."""
     folder = records.folder(run) / "checkpoints"
     if not folder.is_dir():
         raise ValueError(f"{records.folder(run)} has no checkpoint yet")
@@ -233,7 +255,7 @@ def read(run: config.Run, step: int | None, abstract: dict) -> tuple[dict, dict]
             raise ValueError(f"{records.folder(run)} has no checkpoint yet")
         step = steps[-1] if step is None else step
         try:
-            return checkpoints.restore(step, abstract)
+            yield checkpoints, step
         except Damaged as error:
             raise ValueError(f"{folder / str(step)} is damaged: {error}") from error
 

@@ -43,25 +43,27 @@ TOKENIZERS = ("tokenizer.json", "tokenizer.model")  # files, the first that is t
 
 def export(
     run: config.Run,
-    params: dict,
+    params: dict | Callable[[str], jax.Array],
     tokenizer: tokens.Tokenizer,
     folder: str | Path,
     shard_bytes: int = SHARD_BYTES,
 ) -> str:
     """Writes a folder that `transformers` opens, float32; returns the name of its class.
 
-    Low-rank additions are added up; what a parametrization multiplies branches and logits with
-    goes into the weights before them. ValueError for a model of no family, or a folder that is not
-    empty.
+    params: the tree, or what gives a weight by its path (train.stored). Low-rank additions are
+    added up; what a parametrization multiplies branches and logits with goes into the weights
+    before them. ValueError for a model of no family, or a folder that is not empty.
     """
     shape = dataclasses.replace(run.model, lora_rank=0)
     name, folder = stock.family(shape), Path(folder)
     if folder.exists() and any(folder.iterdir()):
         raise ValueError(f"--out={folder} is not empty: name a new folder")
     folder.mkdir(parents=True, exist_ok=True)
-    weights = checkpoint.by_path(learned.merged(run.model, params))
-    weights = {path: np.asarray(weight) for path, weight in weights.items()}
-    _write_weights(folder, stock.tensors(shape, name), weights, _factors(shape), shard_bytes)
+    if not callable(params):
+        params = checkpoint.by_path(learned.merged(run.model, params)).__getitem__
+    # All tensors of a weight after one another: it is read once.
+    these = sorted(stock.tensors(shape, name), key=lambda tensor: tensor.parts[0][0])
+    _write_weights(folder, these, params, _factors(shape), shard_bytes)
     _write_json(folder / "config.json", _their_config(shape, name, run.data.seq_len, tokenizer.end))
     ends = {f"{word}_token_id": tokenizer.end for word in ("bos", "eos", "pad")}
     _write_json(folder / "generation_config.json", ends)
@@ -83,7 +85,7 @@ def _factors(shape: config.Model) -> Callable[[str], float]:
     return factor
 
 
-def _write_weights(folder, these: list[stock.Tensor], weights, factor, shard_bytes: int) -> None:
+def _write_weights(folder, these: list[stock.Tensor], weight, factor, shard_bytes: int) -> None:
     shards: list[list[stock.Tensor]] = [[]]
     room = shard_bytes
     for tensor in these:
@@ -96,7 +98,7 @@ def _write_weights(folder, these: list[stock.Tensor], weights, factor, shard_byt
     names = [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
     names = [ONE] if len(shards) == 1 else names
     for file, shard in zip(names, shards, strict=True):
-        _write_shard(folder / file, shard, weights, factor)
+        _write_shard(folder / file, shard, weight, factor)
     if len(shards) > 1:
         where = {t.name: file for file, shard in zip(names, shards, strict=True) for t in shard}
         total = sum(4 * math.prod(tensor.shape) for tensor in these)
@@ -104,7 +106,7 @@ def _write_weights(folder, these: list[stock.Tensor], weights, factor, shard_byt
         _write_json(folder / INDEX, index)
 
 
-def _write_shard(path: Path, these: list[stock.Tensor], weights, factor) -> None:
+def _write_shard(path: Path, these: list[stock.Tensor], weight, factor) -> None:
     """One file of safetensors, a few rows of a tensor at a time."""
     header: dict[str, dict] = {"__metadata__": {"format": "pt"}}
     at = 0
@@ -116,8 +118,13 @@ def _write_shard(path: Path, these: list[stock.Tensor], weights, factor) -> None
     text += b" " * (-len(text) % 8)
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
+        held: dict[str, np.ndarray] = {}
         for tensor in these:
-            parts, scale = stock.parts_of(tensor, weights), factor(tensor.parts[0][0])
+            missing = {path for path, *_ in tensor.parts} - held.keys()
+            if missing:
+                held, parts = {}, []  # first, so that two are never there
+                held = {path: np.asarray(weight(path)) for path, *_ in tensor.parts}
+            parts, scale = stock.parts_of(tensor, held), factor(tensor.parts[0][0])
             rows = max(1, PIECE_BYTES * len(parts[0]) // (4 * math.prod(tensor.shape)))
             rows = rows if len(tensor.shape) > 1 else len(parts[0])
             for start in range(0, len(parts[0]), rows):

@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import jax
 
@@ -119,6 +119,20 @@ def restore(
     step: of the checkpoint; None takes the one that a finished run ended with, else the newest.
     """
     program = programs.build(run, mesh.make(run.mesh))
-    step = records.read_facts(records.folder(run)).get("ends_at") if step is None else step
     wanted = {part: program.abstract[part] for part in parts}
-    return program, checkpoint.read(run, step, wanted)[0]
+    return program, checkpoint.read(run, _last(run, step), wanted)[0]
+
+
+@contextlib.contextmanager
+def stored(
+    run: config.Run, step: int | None = None
+) -> Iterator[tuple[Callable[[str], jax.Array], int]]:
+    """(path -> weight, step): of a checkpoint, each read when asked for. step: see `restore`."""
+    wanted = {"params": programs.build(run, mesh.make(run.mesh)).abstract["params"]}
+    with checkpoint.opened(run, _last(run, step)) as (checkpoints, step):
+        read = checkpoints.reader(step, wanted)
+        yield lambda path: read(f"params/{path}"), step
+
+
+def _last(run: config.Run, step: int | None) -> int | None:
+    return records.read_facts(records.folder(run)).get("ends_at") if step is None else step
