@@ -35,7 +35,7 @@ def _losses(sweep: Sweep) -> dict:
 
 def _surfaces(sweep: Sweep) -> dict:
     """Of sweeps that vary tokens besides size."""
-    rows, found = outcome.ends(sweep.rows), {}
+    rows, found = marks.ends(sweep.rows), {}
     joint, isoflop = sweep.laws["size and tokens"][0], sweep.laws["isoFLOP"][0]
     done = marks.points(rows, "tokens", "eval.loss")
     if len({(row[style.SIZE], row["tokens"]) for row in done}) > len({r[style.SIZE] for r in done}):

@@ -6,6 +6,7 @@ Every part takes the axes to draw on and the theme, and looks a run's colour up 
 
 import math
 import re
+from collections.abc import Sequence
 from typing import TypeGuard
 
 import numpy as np
@@ -14,6 +15,9 @@ from matplotlib.axes import Axes
 from lm import style
 
 LEVEL = 0.95  # of the intervals that are drawn
+MOST_NAMES = 12  # beside marks or curves of one figure
+FILES = ("text", "jsonl", "parquet", "chat", "file")  # kinds of sources and tasks that are paths
+SAME = 0.99  # of a number of tokens is as good as all
 
 
 def law(axes: Axes, rows, fit, x, y, theme, prediction=None, words_at=(6, 6)) -> None:
@@ -124,10 +128,10 @@ def smooth(metrics, x="tokens", y="loss", n=80) -> tuple[np.ndarray, np.ndarray]
 
 
 def steps(axes: Axes, rows, x, y, theme, scale=1.0, line="-", words_at=(6, 6)) -> list[dict]:
-    """Marks with their errors, joined from size to size; returns the rows that are shown."""
+    """Marks with their errors, the means of each size joined; returns the rows that are shown."""
     done, colours = points(rows, x, y), style.size_colours(rows, theme)
     joint = {"color": theme["muted"], "linewidth": 1.1, "zorder": 1}
-    axes.plot([row[x] for row in done], [scale * row[y] for row in done], line, **joint)
+    axes.plot(*means(done, x, y, scale), line, **joint)
     for row in done:
         value, se = scale * row[y], scale * error(row, y)
         tip = f"{short(row)}: {style.number(value)} ± {se:.2g}"
@@ -136,12 +140,37 @@ def steps(axes: Axes, rows, x, y, theme, scale=1.0, line="-", words_at=(6, 6)) -
     return done
 
 
+def means(done, x, y, scale=1.0) -> tuple[list[float], list[float]]:
+    """Of runs in the order of x: every x, and the mean of y there."""
+    found: dict[float, list[float]] = {}
+    for row in done:
+        found.setdefault(row[x], []).append(scale * row[y])
+    return list(found), [sum(values) / len(values) for values in found.values()]
+
+
 def name_sizes(axes: Axes, done, x, y, theme, words_at, scale=1.0) -> None:
     """Writes every size beside its first run, unless there are too many to read."""
-    first = {row[x]: row for row in reversed(done)}
-    for row in [first[size] for size in sorted(first)] if words_at and len(first) <= 12 else ():
-        side = "right" if words_at[0] < 0 else "left"
-        style.write(axes, row[x], scale * row[y], short(row), theme, words_at, ha=side)
+    first = {row.get(style.SIZE, row[x]): row for row in reversed(done)}
+    names = names_at(done)
+    for n, row in sorted(first.items()) if words_at and len(first) <= MOST_NAMES else ():
+        side, words = ("right" if words_at[0] < 0 else "left"), names.get(n, short(row))
+        style.write(axes, row[x], scale * row[y], words, theme, words_at, ha=side)
+
+
+def names_at(rows) -> dict[float, str]:
+    """{size: shortest name of a run of it}, without the last parts that all of these share.
+
+    60K-2.5M, 60K-seed1-2.5M and 100K-2.5M are runs of 60K and of 100K.
+    """
+    parts: dict[float, list[str]] = {}
+    for row in rows:
+        n, mine = row.get(style.SIZE, 0), short(row).split("-")
+        parts[n] = min(parts.get(n, mine), mine, key=len)
+    while len(parts) > 1 and min(map(len, parts.values())) > 1:
+        if len({one[-1] for one in parts.values()}) > 1:
+            break
+        parts = {n: one[:-1] for n, one in parts.items()}
+    return {n: "-".join(one) for n, one in parts.items()}
 
 
 def scales(axes: Axes, x, y, right=0.07) -> None:
@@ -158,9 +187,33 @@ def scales(axes: Axes, x, y, right=0.07) -> None:
 
 
 def points(rows, x, y) -> list[dict]:
-    """Finished runs that have both numbers, from small to large."""
-    done = [row for row in rows if row["status"] == "done"]
+    """Finished runs that have both numbers, from small to large; no trunks."""
+    done = [row for row in ends(rows) if row["status"] == "done"]
     return sorted((r for r in done if finite(r.get(x)) and finite(r.get(y))), key=lambda r: r[x])
+
+
+def ends(rows) -> list[dict]:
+    """All rows but trunks: their learning rate never fell, so that no law holds their losses."""
+    trunks = {row.get("start.run") for row in rows if row.get("start.keep") == "state"}
+    return [row for row in rows if row["name"] not in trunks]
+
+
+def fullest(rows, x=style.SIZE) -> tuple[list[dict], str]:
+    """(runs that a figure against size may join, words for a caption if that is not all of them).
+
+    Where a size has several token budgets these are the runs of the largest budget of all, or,
+    where fewer than half of the sizes have come to it, of the largest of each size.
+    """
+    done = [row for row in points(rows, x, x) if finite(row.get("tokens"))]
+    most = {row[x]: row["tokens"] for row in sorted(done, key=lambda row: row["tokens"])}
+    if all(row["tokens"] >= SAME * most[row[x]] for row in done):
+        return list(rows), ""
+    shared = [n for n, tokens in most.items() if tokens >= SAME * max(most.values())]
+    if 2 * len(shared) >= len(most):
+        kept = [row for row in done if row["tokens"] >= SAME * max(most.values())]
+        return kept, f"Runs on {style.count(max(most.values()))} tokens."
+    kept = [row for row in done if row["tokens"] >= SAME * most[row[x]]]
+    return kept, "Of each size the runs on most tokens."
 
 
 def finite(value) -> TypeGuard[float]:
@@ -176,6 +229,31 @@ def short(row: dict) -> str:
 def source_columns(rows, y="eval.loss") -> list[str]:
     """Columns that hold y of one source each: eval.loss.code, eval.loss.docs."""
     return sorted({key for row in rows for key in row if key.startswith(y + ".")})
+
+
+def source_names(columns: Sequence[str], y="eval.loss") -> dict[str, str]:
+    """{column of a source: its name}: of files only the last, unless two would be called alike."""
+    full = {column: column.removeprefix(y + ".") for column in columns}
+    brief = {column: _file_name(source) for column, source in full.items()}
+    return brief if len(set(brief.values())) == len(brief) else full
+
+
+def task_name(task: str) -> str:
+    """file:my/tasks/piqa?shots=2&n=100 -> piqa?shots=2; a synthetic task is called as it is."""
+    kind, _, dials = task.partition("?")
+    if not kind.startswith("file:"):
+        return task
+    kept = "&".join(dial for dial in dials.split("&") if not dial.startswith(("n=", "seed=")))
+    return _file_name(kind) + f"?{kept}" * bool(kept)
+
+
+def _file_name(source: str) -> str:
+    """jsonl:my/text/wikipedia/*.jsonl.gz?field=body -> wikipedia; what is no file stays."""
+    kind, _, path = source.partition(":")
+    names = [name for name in path.partition("?")[0].split("/") if name and "*" not in name]
+    if kind not in FILES or not names:
+        return source
+    return re.sub(r"([.](txt|md|jsonl|parquet|gz|zst))+$", "", names[-1]) or source
 
 
 def error(row, y) -> float:

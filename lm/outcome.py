@@ -27,7 +27,7 @@ class Sweep:
     prediction: dict | None  # prediction.json, unless it says that there is none
     refused: str  # why there is none
     plan: list[dict]  # plan.json
-    fit: Any  # the law of the runs that the prediction used, else of all but the target; or None
+    fit: Any  # the law of the runs that the prediction used, else of most tokens; or None
     refusal: str  # why there is no fit
     laws: dict[str, tuple[Any, str]]  # of the runs that ended: see `laws_of`
 
@@ -57,12 +57,13 @@ def load(sweep_dir) -> Sweep:
     started = {row["name"] for row in rows}
     missing = [name for name in facts.get("runs", ()) if name not in started]
     columns = {key: prediction[key] for key in ("x", "y") if prediction}
-    used = prediction.get("runs") or [row["name"] for row in rows if not row.get("predict")]
+    alike = [row["name"] for row in marks.fullest(rows)[0] if not row.get("predict")]
+    used = prediction.get("runs") or alike
     chosen = [row for row in rows if row["name"] in used or row["status"] != "done"]
     fit, refusal = fit_law(chosen, **columns)
     said = prediction if "value" in prediction else None
     plan, refused = plan.get("runs", []), prediction.get("refused", "")
-    every = laws_of(ends(rows))
+    every = laws_of(marks.ends(rows))
     return Sweep(path, rows, missing, facts, said, refused, plan, fit, refusal, every)
 
 
@@ -74,17 +75,17 @@ def spent(row: dict) -> dict:
     return row | {key: last.get(key, 0) for key in ("tokens", "flops", "seconds")}
 
 
-def ends(rows) -> list[dict]:
-    """All rows but trunks: their learning rate never fell, so that no law holds their losses."""
-    trunks = {row.get("start.run") for row in rows if row.get("start.keep") == "state"}
-    return [row for row in rows if row["name"] not in trunks]
-
-
 def laws_of(rows) -> dict[str, tuple[Any, str]]:
     """Every law that a sweep may carry -> (fit, "") or (None, why these runs do not)."""
     joint = attempt(laws.chinchilla, rows)
     if joint[0] and joint[0].ray is not None:
         joint = None, "the runs lie on one line of N and D: vary the tokens of a size"
+    budgets = {f"{row['tokens']:.2g}" for row in marks.points(rows, style.SIZE, "tokens")}
+    if joint[0] and len(budgets) < 3:
+        joint = (
+            None,
+            f"{len(budgets)} token budgets leave E, B and beta open: three tell them apart",
+        )
     return {
         "compute": fit_law(rows, x="flops"),
         "size and tokens": joint,
@@ -150,7 +151,8 @@ def table(rows, prediction=None) -> list[dict[str, str]]:
 
 def full_table(rows) -> list[dict[str, Cell]]:
     """Every run with all its columns and sources; a column that no run fills is left out."""
-    sources = {f"loss on {c.removeprefix('eval.loss.')}": c for c in marks.source_columns(rows)}
+    named = marks.source_names(marks.source_columns(rows))
+    sources = {f"loss on {name}": column for column, name in named.items()}
     columns = COLUMNS | {head: measured(column) for head, column in sources.items()}
     filled = {h: cell for h, cell in columns.items() if any(cell(row)[0] for row in rows)}
     return [{head: cell(row) for head, cell in filled.items()} for row in rows]

@@ -13,6 +13,8 @@ from matplotlib.figure import Figure
 
 from lm import storage, style
 
+BROAD = 8  # inches: a wider figure takes the whole width of the page
+
 
 def write(path, title, headline, tiles, sections, footer, twins, refresh=0.0) -> Path:
     """Fills the template and writes it; returns the path.
@@ -96,9 +98,8 @@ def figure(drawn: Figure, files: str = "") -> str:
         f'<a href="{escape(files)}.{kind}">{kind.upper()}</a>'
         for kind in (("png", "svg") if files else ())
     )
-    width, height = drawn.get_size_inches()
     svg = svg.replace("<svg", f'<svg tabindex="0" aria-label="{title}"', 1)
-    side = ' class="broad"' if width > 2 * height else ""
+    side = ' class="broad"' if drawn.get_figwidth() > BROAD else ""
     text = f"<figcaption>{escape(caption)} <span>{links}</span></figcaption>"
     return f"<figure{side}>{svg}{text}</figure>"
 

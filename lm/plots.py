@@ -9,6 +9,8 @@ one colour in every figure. Filled marks are runs in the fit, open ones are not;
 over the runs it saw, dashed beyond, its interval a band; a diamond is the run that was predicted.
 """
 
+from operator import itemgetter
+
 from matplotlib.figure import Figure
 
 from lm import marks, mastery, style
@@ -54,10 +56,17 @@ def learning_curves(rows, metrics, x="tokens", theme=LIGHT) -> Figure:
     figure, axes = style.start("Learning curves", x, "Training loss (nats per token)", theme)
     ends = marks.curves(axes, rows, metrics, x, theme)
     marks.scales(axes, x, "eval.loss", right=0.14)
-    lifts = style.lifts(axes, [(at, loss) for _, at, loss in ends])
-    for (row, at, loss), lift in zip(ends, lifts, strict=True):
+    named, names = ends, {row["name"]: marks.short(row) for row, _, _ in ends}
+    if len(ends) > marks.MOST_NAMES:  # the longest of each size
+        named = list(
+            {end[0].get(style.SIZE, 0): end for end in sorted(ends, key=itemgetter(1))}.values()
+        )
+        sizes = marks.names_at([row for row, _, _ in named])
+        names = {row["name"]: sizes[row.get(style.SIZE, 0)] for row, _, _ in named}
+    lifts = style.lifts(axes, [(at, loss) for _, at, loss in named])
+    for (row, at, loss), lift in zip(named, lifts, strict=True):
         status = "" if row["status"] == "done" else f" {row['status']}"
-        style.write(axes, at, loss, marks.short(row) + status, theme, (5, lift - 3))
+        style.write(axes, at, loss, names[row["name"]] + status, theme, (5, lift - 3))
     caption = f"n = {_runs(ends)}. A point is the mean over a stretch of the logarithm of {x}."
     return style.end(figure, axes, [caption], theme)
 
@@ -65,17 +74,19 @@ def learning_curves(rows, metrics, x="tokens", theme=LIGHT) -> Figure:
 def ability(rows, y="eval.completion", x="params.non_embedding", theme=LIGHT) -> Figure:
     """A share of right answers, in percent, against size."""
     figure, axes = style.start("Ability against parameters", x, y, theme)
+    rows, which = marks.fullest(rows, x)
     done = marks.steps(axes, rows, x, y, theme, scale=100, words_at=(6, -11))
     marks.scales(axes, x, y)
     axes.set_ylim(bottom=0)
     asked = sorted({row[y + "_n"] for row in done if marks.finite(row.get(y + "_n"))})
     number = " to ".join(f"{n:,.0f}" for n in dict.fromkeys(asked[:1] + asked[-1:])) or "unknown"
     caption = f"n = {_runs(done)}, {number} questions each. Bars: one standard error."
-    return style.end(figure, axes, [caption], theme)
+    return style.end(figure, axes, [caption, which], theme)
 
 
 def tasks_mastered(rows, x="params.non_embedding", theme=LIGHT) -> Figure:
     """How many tasks each run has mastered (line) or is above chance at (dashed), against size."""
+    rows, which = marks.fullest(rows, x)
     counted = mastery.tally(rows)
     asked = max((row["tasks.n"] for row in counted), default=0)
     figure, axes = style.start("Tasks mastered", x, f"Tasks, of {asked}", theme)
@@ -85,15 +96,17 @@ def tasks_mastered(rows, x="params.non_embedding", theme=LIGHT) -> Figure:
         for last in done[-1:]:
             style.write(axes, last[x], last[column], words, theme, (8, 8))
     marks.scales(axes, x, "tasks", right=0.22)
-    axes.set_ylim(-0.8, asked + 0.5)
+    best = max((row["tasks.above_chance"] for row in done), default=asked)
+    axes.set_ylim(-0.12 * max(best, 4), min(1.35 * max(best, 4), asked + 0.5))
     axes.locator_params(axis="y", integer=True)
     rule = f"Above chance: exact binomial test, p < {mastery.LEVEL:g}; mastered: besides, at least "
     caption = f"n = {_runs(done)}. {rule}{mastery.SHARE:.0%} of the way from chance to 1."
-    return style.end(figure, axes, [caption], theme)
+    return style.end(figure, axes, [caption, which], theme)
 
 
 def task_curves(rows, x="params.non_embedding", theme=LIGHT) -> Figure:
     """Accuracy in percent against size, a small panel a task; dotted: chance."""
+    rows, which = marks.fullest(rows, x)
     asked = mastery.tasks(rows)
     figure, panels = style.panels("Accuracy by task", len(asked), theme)
     done = []
@@ -102,15 +115,15 @@ def task_curves(rows, x="params.non_embedding", theme=LIGHT) -> Figure:
         done = marks.steps(axes, rows, x, y, theme, scale=100, words_at=None) or done
         chance = {row[x]: 100 * row[mastery.column(task, "chance")] for row in done}
         axes.plot(list(chance), list(chance.values()), ":", color=theme["muted"], linewidth=1)
-        axes.set_title(task, size=8.5, color=theme["ink"], loc="left", parse_math=False)
+        name = style.shortened(marks.task_name(task))
+        axes.set_title(name, size=8.5, color=theme["ink"], loc="left", parse_math=False)
         marks.scales(axes, x, y)
         axes.set_ylim(-4, 104)
     numbers = sorted({row[mastery.column(t, "n")] for row in done for t in mastery.tasks([row])})
     words = " to ".join(f"{n:,.0f}" for n in dict.fromkeys(numbers[:1] + numbers[-1:]))
-    caption = f"n = {_runs(done)}, {words} questions each. Right answers in percent against {x};"
-    return style.end(
-        figure, panels[0], [caption, "bars: one standard error; dotted: chance."], theme
-    )
+    caption = f"n = {_runs(done)}, {words} questions each. Right answers in percent; across:"
+    rest = f"{style.label(x)}; bars: one standard error; dotted: chance."
+    return style.end(figure, panels[0], [caption, rest, which], theme)
 
 
 def emergence(rows, tasks, x="params.non_embedding", theme=LIGHT) -> Figure:
@@ -120,21 +133,21 @@ def emergence(rows, tasks, x="params.non_embedding", theme=LIGHT) -> Figure:
     measured (marks). Where the marks lie on the dashed line, exact match jumps because p^k does,
     while p does not (Schaeffer et al. 2023, arXiv:2304.15004).
     """
+    rows, which = marks.fullest(rows, x)
     figure, axes = style.start("Emergence, or the metric", x, "Probability, share (%)", theme)
     done, ends = [], []
     for task, colour in zip(tasks, style.spread(theme), strict=False):
         p, exact = (mastery.column(task, m) for m in ("token_probability", "exact"))
         done = marks.points(rows, x, exact)
-        sizes, ps = [row[x] for row in done], [row[p] for row in done]
         k = [row[mastery.column(task, "tokens")] for row in done]
-        axes.plot(sizes, [100 * one for one in ps], ":", color=colour, linewidth=1.3)
-        powers = [100 * one**n for one, n in zip(ps, k, strict=True)]
-        axes.plot(sizes, powers, "--", color=colour, linewidth=1.3)
+        axes.plot(*marks.means(done, x, p, 100), ":", color=colour, linewidth=1.3)
+        powers = [{x: row[x], "p^k": row[p] ** n} for row, n in zip(done, k, strict=True)]
+        axes.plot(*marks.means(powers, x, "p^k", 100), "--", color=colour, linewidth=1.3)
         for row in done:
             error = 100 * marks.error(row, exact)
             tip = f"{task}, {marks.short(row)}: exact {100 * row[exact]:.0f}%, p {row[p]:.2f}"
             marks.mark(axes, (row[x], 100 * row[exact]), colour, theme, tip, error)
-        words = f"{task} (k = {k[-1]:.3g})" if k else ""
+        words = f"{marks.task_name(task)} (k = {k[-1]:.3g})" if k else ""
         ends += [(words, last[x], 100 * last[exact]) for last in done[-1:]]
     marks.scales(axes, x, "tasks", right=0.5)
     axes.set_ylim(-3, 103)
@@ -142,24 +155,30 @@ def emergence(rows, tasks, x="params.non_embedding", theme=LIGHT) -> Figure:
     for (words, at, share), lift in zip(ends, lifts, strict=True):
         style.write(axes, at, share, words, theme, (8, lift - 3))
     caption = f"n = {_runs(done)}. Dotted: p of a token (geometric mean); dashed: p^k; marks: exact"
-    return style.end(figure, axes, [caption, "match, bars one standard error."], theme)
+    return style.end(figure, axes, [caption, "match, bars one standard error.", which], theme)
 
 
 def loss_by_source(rows, x="params.non_embedding", y="eval.loss", theme=LIGHT) -> Figure:
     """Log-log: held-out loss on every source (columns y.SOURCE) against size, a line a source."""
+    rows, which = marks.fullest(rows, x)
     figure, axes = style.start("Loss by source", x, y, theme)
-    for place, column in enumerate(marks.source_columns(rows, y)):
+    names, last = marks.source_names(marks.source_columns(rows, y), y), []
+    for place, column in enumerate(names):
         line, words_at = ("-", "--", ":", "-.")[place % 4], None if place else (6, 6)
-        for last in marks.steps(axes, rows, x, column, theme, line=line, words_at=words_at)[-1:]:
-            source = style.shortened(column.removeprefix(y + "."))
-            style.write(axes, last[x], last[column], source, theme, (8, -3))
-    marks.scales(axes, x, y, right=0.1)
+        done = marks.steps(axes, rows, x, column, theme, line=line, words_at=words_at)
+        last += [(style.shortened(names[column]), row[x], row[column]) for row in done[-1:]]
+    marks.scales(axes, x, y, right=0.25)
+    lifts = style.lifts(axes, [(at, loss) for _, at, loss in last])
+    for (words, at, loss), lift in zip(last, lifts, strict=True):
+        style.write(axes, at, loss, words, theme, (8, lift - 3))
     caption = f"n = {_runs(marks.points(rows, x, y))}. Bars: one standard error."
-    return style.end(figure, axes, [caption], theme)
+    return style.end(figure, axes, [caption, which], theme)
 
 
 def predicted_against_measured(rows, fit, prediction=None, theme=LIGHT) -> Figure:
     """How far, in percent, each measured loss lies from the law's: a line a run, largest on top.
+
+    Runs whose tokens lie outside of those that the law saw are left out: it does not speak of them.
 
     A bar is the law's interval for one measurement of that run; a mark on its bar is a law that
     held. For the target, the law is the one written down before it started.
@@ -167,7 +186,8 @@ def predicted_against_measured(rows, fit, prediction=None, theme=LIGHT) -> Figur
     x, y = fit.columns[fit.inputs[0]], fit.columns[fit.output]
     words = "Measured loss, off the law's (%)"
     figure, axes = style.start("Predicted against measured", words, "", theme)
-    done, colours = marks.points(rows, x, y), style.size_colours(rows, theme)
+    spoken = _spoken_of(rows, fit, prediction)
+    done, colours = marks.points(spoken, x, y), style.size_colours(rows, theme)
     for place, row in enumerate(done):
         target = marks.is_target(row, prediction)
         value, lo, hi = said = _said(row, fit, prediction)
@@ -193,6 +213,16 @@ def fingerprints(rows) -> dict[str, str]:
     """{name of run: fingerprint of all that its row says, but where it lies}."""
     known = {row["name"]: {k: v for k, v in row.items() if k != "dir"} for row in rows}
     return {name: style.fingerprint(row) for name, row in known.items()}
+
+
+def _spoken_of(rows, fit, prediction) -> list[dict]:
+    """The runs of a law, its target, and others of as many tokens as these."""
+    mine = [row for row in rows if marks.in_fit(row, fit) or marks.is_target(row, prediction)]
+    tokens = [row["tokens"] for row in mine if marks.finite(row.get("tokens"))]
+    if not tokens:
+        return list(rows)
+    low, high = marks.SAME * min(tokens), max(tokens) / marks.SAME
+    return [row for row in marks.ends(rows) if low <= row.get("tokens", low) <= high]
 
 
 def _said(row, fit, prediction) -> tuple[float, float, float]:

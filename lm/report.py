@@ -141,7 +141,7 @@ def _tasks(sweep: Sweep) -> str:
     done = [row for row in sweep.rows if row["status"] == "done"]
     lines: list[dict[str, Cell]] = [
         {
-            "task": (one["task"], ""),
+            "task": (marks.task_name(one["task"]), ""),
             "chance": (f"{one['chance']:.2g}", one["chance"]),
             "best accuracy": (f"{one['best']:.3g}", one["best"]),
             **_foretold(sweep, one["task"]),
@@ -195,15 +195,17 @@ def _foretold(sweep: Sweep, task: str) -> dict[str, Cell]:
 def _left_out(sweep: Sweep) -> str:
     """Runs that are not done, or that are and no law saw, with the reason."""
     why = dict(sweep.fit.excluded) if sweep.fit else {}
-    lines = [(name, "missing", "not started") for name in sweep.missing]
+    lines = [(short({"name": name}), "missing", "not started") for name in sweep.missing]
     for row in sweep.rows:
-        name, status = row["name"], row["status"]
+        name, status = short(row), row["status"]
         if status != "done":
             planned = row["steps"] * row["data.batch_size"] * row["data.seq_len"]
             share = f"{row['tokens'] / planned:.0%} of its tokens were trained on"
             lines.append((name, status, f"{row.get('reason') or 'not finished'}; {share}"))
         elif sweep.fit and not marks.in_fit(row, sweep.fit) and row is not sweep.target:
-            lines.append((name, status, why.get(name, "not among the runs the law was fitted to")))
+            lines.append(
+                (name, status, why.get(row["name"], "not among the runs the law was fitted to"))
+            )
     if not lines:
         return page.words("Nothing: every run is done.", "muted")
     heads = ("run", "status", "why")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_hex
 
-from lm import laws, marks, plots, records, style
+from lm import laws, marks, outcome, plots, records, style
 
 
 @pytest.fixture(scope="module")
@@ -178,3 +178,94 @@ def test_tasks_mastered_are_counted_of_all_that_were_asked(toy):
     assert axes.get_ylabel() == "Tasks, of 3"
     above, mastered = (one.get_ydata() for one in axes.get_lines() if len(one.get_xdata()) > 1)
     assert (np.asarray(mastered) <= np.asarray(above)).all() and max(mastered) <= 2
+
+
+BUDGETS = {"trunk": 2_000_000, "1M": 1_000_000, "2M": 2_000_100}
+SOURCES = ("jsonl:/a/books/*.jsonl.gz?field=body", "text:my/code.txt", "docs")
+
+
+@pytest.fixture(scope="module")
+def ladder() -> list[dict]:
+    """Six sizes, each a trunk and a branch for each of two budgets; the second has two seeds."""
+    rows = []
+    for place, (size, n) in enumerate(made_up.SIZES.items()):
+        for seed in ("", "-seed1") if place == 1 else ("",):
+            trunk = f"ladder/{size}{seed}-trunk"
+            for budget, tokens in BUDGETS.items():
+                branch = {"start.run": trunk, "start.keep": "state"} if budget != "trunk" else {}
+                loss = made_up.loss(n) * (1 + 1e5 / tokens) + 0.01 * bool(seed)
+                row = {"name": f"ladder/{size}{seed}-{budget}", "status": "done", "tokens": tokens}
+                row |= {"params.non_embedding": n, "flops": 6 * n * tokens, "eval.loss": loss}
+                row |= {f"eval.loss.{source}": loss for source in SOURCES} | branch
+                row |= {f"eval.{key}": v for key, v in made_up.task_columns(1 / loss).items()}
+                rows.append(row | {"eval.completion": 1 / loss})
+    return rows
+
+
+def test_trunks_are_no_points_and_figures_against_size_join_runs_of_one_budget(ladder):
+    assert not [
+        row for row in marks.points(ladder, "tokens", "eval.loss") if "trunk" in row["name"]
+    ]
+    kept, words = marks.fullest(ladder)
+    assert {row["name"].rpartition("-")[2] for row in kept} == {"2M"} and len(kept) == 7
+    assert words == "Runs on 2M tokens."
+    begun = [row for row in ladder if row["name"].endswith("1M") or "30K-" in row["name"]]
+    kept, words = marks.fullest(begun)
+    assert len(kept) == 7 and words == "Of each size the runs on most tokens."
+    alone = [row for row in ladder if row["name"].endswith("1M")]
+    assert marks.fullest(alone) == (alone, "")
+    figures = (plots.ability, plots.loss_by_source, plots.tasks_mastered, plots.task_curves)
+    for draw in figures:
+        caption = draw(ladder).get_supxlabel()
+        assert "n = 7 runs" in caption and "Runs on 2M tokens." in " ".join(caption.split())
+
+
+def test_seeds_are_marks_of_their_own_and_one_line_goes_through_their_mean(ladder):
+    axes = plots.ability(ladder).axes[0]
+    line = axes.get_lines()[0].get_ydata()
+    twins = [row["eval.completion"] for row in ladder if row["name"].startswith("ladder/60K")]
+    assert len(line) == 6
+    np.testing.assert_allclose(line[1], 100 * np.mean([twins[2], twins[5]]))
+    assert len([tip for tip in tips(plots.ability(ladder)) if tip.startswith("60K")]) == 2
+
+
+def test_sizes_are_named_without_what_all_names_share(ladder):
+    names = marks.names_at(marks.fullest(ladder)[0])
+    assert list(names.values()) == list(made_up.SIZES)
+    assert marks.names_at(ladder[:1]) == {31_000: "30K-trunk"}
+
+
+def test_of_many_curves_the_longest_of_each_size_is_named(ladder):
+    lines = [{"step": step, "tokens": 4e5 * step, "loss": 5.0 - step / 9} for step in range(1, 6)]
+    metrics = {row["name"]: lines[: 3 if row["tokens"] < 2e6 else 5] for row in ladder}
+    axes = plots.learning_curves(ladder, metrics).axes[0]
+    words = [text.get_text() for text in axes.texts]
+    assert 1 <= len(words) <= 6 and all(len(word.split("-")) <= 2 for word in words)
+
+
+def test_a_prediction_is_judged_only_on_runs_of_the_tokens_that_the_law_saw(ladder):
+    fit = laws.power(marks.fullest(ladder)[0], bootstrap=200)
+    names = [
+        label.get_text()
+        for label in plots.predicted_against_measured(ladder, fit).axes[0].get_yticklabels()
+    ]
+    assert len(names) == 7 and all(name.endswith("2M") for name in names)
+
+
+def test_sources_and_tasks_that_are_files_are_called_by_their_last_name():
+    named = marks.source_names([f"eval.loss.{source}" for source in SOURCES])
+    assert list(named.values()) == ["books", "code", "docs"]
+    alike = [f"eval.loss.text:{folder}/x.txt" for folder in "ab"]
+    assert list(marks.source_names(alike).values()) == ["text:a/x.txt", "text:b/x.txt"]
+    assert marks.task_name("file:/my/tasks/piqa?shots=2&n=100") == "piqa?shots=2"
+    assert marks.task_name("copy?length=4") == "copy?length=4"
+
+
+def test_two_token_budgets_are_too_few_for_a_law_of_size_and_tokens(ladder):
+    assert "three tell them apart" in outcome.laws_of(ladder)["size and tokens"][1]
+    longer = [
+        row | {"tokens": 4e6, "eval.loss": row["eval.loss"] - 0.01, "name": row["name"] + "4"}
+        for row in ladder
+        if row["name"].endswith("2M")
+    ]
+    assert outcome.laws_of([*ladder, *longer])["size and tokens"][0]
