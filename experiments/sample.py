@@ -83,10 +83,14 @@ def main() -> int:
         else:
             show.piece(text + ("\n" if _TEMPLATE.value else ""), "bold")
             pieces = []
-            for said in sample.stream(*given):
-                colour = next(c for least, c in COLOURS if math.exp(-said.nats) >= least)
-                show.piece(said.text, colour if _SHOW.value else "")
-                pieces.append(said.text)
+            try:
+                for said in sample.stream(*given):
+                    colour = next(c for least, c in COLOURS if math.exp(-said.nats) >= least)
+                    show.piece(said.text, colour if _SHOW.value else "")
+                    pieces.append(said.text)
+            except KeyboardInterrupt:
+                if prompt is not None or not pieces:
+                    raise
             show.say("")
             if _KEEP.value:
                 return prompts.keep(_KEEP.value, text, "".join(pieces), run.name)
@@ -113,7 +117,8 @@ def _ids(tokenizer, text: str, context: int, begins: bool) -> list[int]:
 def _converse(answer) -> None:
     """Prompt after prompt: Ctrl-C ends an answer, Ctrl-D the conversation.
 
-    With --keep a line of + or - rates the last answer, and "= text" says what it should have been.
+    With --keep, which also keeps answers that were ended so, a line of + or - rates the last one,
+    and "= text" says what it should have been.
     """
     import readline
 
@@ -129,10 +134,12 @@ def _converse(answer) -> None:
     while True:
         try:
             line = input("> " if sys.stdin.isatty() else "")
-            if kept and (line in ("+", "-") or line.startswith("= ")):
+            if not _KEEP.value or not (line in ("+", "-") or line.startswith("= ")):
+                kept = answer(line)
+            elif kept:
                 prompts.rate(_KEEP.value, kept, line == "+", line[2:])
             else:
-                kept = answer(line)
+                show.say("There is no answer to rate yet.")
         except KeyboardInterrupt:
             show.say("")
         except EOFError:

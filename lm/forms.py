@@ -38,10 +38,12 @@ def example(row: dict, where: str, labels: list[str] | None = None) -> Example:
                 assert 0 <= found.right < len(found.answers)
                 assert all(isinstance(one, str) and one for one in found.answers)
                 assert all(isinstance(one, str) for one in found.prompts)
-                return found
             except (AssertionError, TypeError, IndexError, ValueError, AttributeError):
                 why = f"its {', '.join(fields)} are not what a task's are"
                 raise ValueError(f"{where}: {why}") from None
+            if not all(one.strip() for one in found.answers):
+                raise ValueError(f"{where}: an empty answer: fill it in, or leave the line out")
+            return found
     known = "; ".join(", ".join(fields) for fields, _ in FORMS)
     raise ValueError(f"{where}: has fields {', '.join(row)}; a task has one of: {known}")
 

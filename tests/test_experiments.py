@@ -29,6 +29,9 @@ def get_sweep(steps="8"):
 """
 
 
+BASE = "from lm.config import Run\n\ndef get_config():\n    return Run()\n"
+
+
 @pytest.fixture
 def folder(tmp_path, text_file) -> pathlib.Path:
     (tmp_path / "sweep.py").write_text(SWEEP.format(text=text_file))
@@ -86,6 +89,19 @@ def test_a_sweep_from_plan_to_report_and_a_second_call(folder):
     (row, _) = records.rows(folder / "runs")
     assert f"{row['eval.loss']:.4f}" in evaluate.stdout
 
+    typed = "+\nThe quick\n- \nThe\n= brown fox\nquick\n-\n" + 40 * "x" + "\n"
+    talk = command(
+        *(folder, "sample", "--run=runs/s/10K", "--max_tokens=3", "--keep=kept.jsonl"), input=typed
+    )
+    assert talk.returncode == 0 and "no answer to rate" in talk.stdout, talk.stderr
+    assert "prompt of 40 tokens, more than data.seq_len=32 of this run" in talk.stdout
+    kept = ("--config=base.py", "--config.data.cache=kept", "--from_prompts=kept.jsonl")
+    (folder / "base.py").write_text(BASE)
+    prepared = command(folder, "prepare", *kept)
+    assert prepared.returncode == 0 and "1 prompts rated good are in" in prepared.stdout
+    tuning = json.loads((folder / "kept.tuning.jsonl").read_text())
+    assert tuning == {"prompt": "The", "target": "brown fox", "task": "prompts"}
+
     changed = (
         (folder / "sweep.py").read_text().replace("seq_len, run", "seq_len, run.optim.lr, run")
     )
@@ -135,9 +151,7 @@ def test_interrupted_by_the_keyboard_it_says_so_and_goes_on(folder):
 )  # fmt: skip
 def test_bad_input_is_one_line_and_status_2(folder, name, arguments, words):
     (folder / "empty.py").write_text("x = 1\n")
-    (folder / "base.py").write_text(
-        "from lm.config import Run\n\ndef get_config():\n    return Run()\n"
-    )
+    (folder / "base.py").write_text(BASE)
     before = sorted(folder.iterdir())
     done = command(folder, name, *arguments)
     assert done.returncode == 2, done.stdout + done.stderr
@@ -153,9 +167,7 @@ def test_a_plan_counts_and_trains_nothing(folder):
 
 
 def test_text_that_is_given_is_prepared_and_counted(folder, text_file):
-    (folder / "base.py").write_text(
-        "from lm.config import Run\n\ndef get_config():\n    return Run()\n"
-    )
+    (folder / "base.py").write_text(BASE)
     sources = json.dumps({f"text:{text_file}": 1})
     done = command(folder, "prepare", "--config=base.py", f"--sources={sources}")
     assert done.returncode == 0 and "held out" in done.stdout

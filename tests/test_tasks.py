@@ -130,6 +130,7 @@ def test_what_does_not_exist_is_refused_with_what_is_near(tmp_path, name, words)
         (b'{"a": 1}', "line 2: has fields a; a task has one of: query, choices, answer"),
         (b'{"query": "q", "choices": ["a"], "answer": 1}', "line 2: its query, choices, answer"),
         (b'{"context": "q", "continuation": 5}', "line 2: its context, continuation"),
+        (b'{"context": "q", "continuation": " "}', "line 2: an empty answer: fill it in"),
     ],
 )
 def test_a_line_that_is_no_example_is_named(tmp_path, line, words):

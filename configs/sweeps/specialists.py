@@ -84,7 +84,7 @@ def _tuned(size: str, name: str, sources: dict, steps: int) -> Run:
     run.data.sources, run.data.heldout = dict(sources), 0.2
     run.data.rows, run.data.score = "whole", "answers"
     run.optim.lr /= 2
-    run.eval.every = run.eval.tasks_every = 30
+    run.eval.every = run.eval.tasks_every = 30 * len(sources)
     run.eval.patience = 4
     return run
 
