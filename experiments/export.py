@@ -19,7 +19,7 @@ _SHARD = flags.DEFINE_float("shard_gb", 5.0, "gigabytes of a file", lower_bound=
 def main() -> int:
     os.environ["JAX_PLATFORMS"] = "cpu"  # one copy of the weights, in the host's memory
     os.environ["JAX_NUM_CPU_DEVICES"] = "1"
-    from lm import config, hf, records, stock, tokens, train
+    from lm import config, hf_writer, records, stock, tokens, train
 
     if not _RUN.value or not _OUT.value:
         raise ValueError(
@@ -33,10 +33,10 @@ def main() -> int:
     if run.model.lora_rank:  # an addition is added to its weight
         _, state = train.restore(run, _STEP.value)
         step = int(state["step"])
-        kind = hf.export(run, state["params"], tokenizer, _OUT.value, limit)
+        kind = hf_writer.export(run, state["params"], tokenizer, _OUT.value, limit)
     else:
         with train.stored(run, _STEP.value) as (weight, step):
-            kind = hf.export(run, weight, tokenizer, _OUT.value, limit)
+            kind = hf_writer.export(run, weight, tokenizer, _OUT.value, limit)
     show.say(f"{_OUT.value}: {kind} of step {step}")
     return 0
 

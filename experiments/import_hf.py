@@ -20,13 +20,13 @@ _SEQ_LEN = flags.DEFINE_integer("seq_len", 0, "context of the run; 0: the model'
 def main() -> int:
     os.environ["JAX_PLATFORMS"] = "cpu"
     os.environ["JAX_NUM_CPU_DEVICES"] = "1"
-    from lm import hf, records
+    from lm import hf_reader, records
 
     if not _SOURCE.value or not _RUN.value:
         raise ValueError(
             "--source=FOLDER and --run=FOLDER are needed: see experiments/import_hf.py"
         )
-    run = hf.imported(_SOURCE.value, _RUN.value, _TOKENIZER.value, _SEQ_LEN.value)
+    run = hf_reader.imported(_SOURCE.value, _RUN.value, _TOKENIZER.value, _SEQ_LEN.value)
     facts = records.read_facts(records.folder(run))
     kind, n = facts["imported.family"], facts["params.total"]
     show.say(f"{_RUN.value}: a {kind} of {n:,} parameters; its training data is not known")

@@ -1,7 +1,7 @@
 """Checkpoints of a train state: saved in the background, proved when read, restored on any mesh.
 
     checkpoints/1200/state/       arrays by path: "params/blocks/mlp/gate", "opt/1/mu/...", "step"
-    checkpoints/1200/manifest/    what it must prove to be: see `manifest`
+    checkpoints/1200/manifest/    what it must prove to be: see lm/proof.py
     checkpoints/proofs.jsonl      step, next_loss: what the step after a checkpoint must give again
     damaged/1200/                 what could not prove itself: set aside, never deleted
     pins/1200-sweep-branch        a run that starts from it: it is kept
@@ -12,22 +12,18 @@ when they are whole. Orbax has no checksums of its own: a flipped bit would be r
 
 import contextlib
 import errno
-import hashlib
-import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy as policy
 
-from lm import config, hosts, records, storage
+from lm import config, hosts, proof, records, storage
 
 logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax says it all, and raises it as well
-FORMAT = 1
 SPARE_BYTES = 1 << 18  # of a checkpoint besides its arrays
 # What tensorstore says of a disk, a network or a memory that is at fault, and not the files.
 ELSEWHERE = (
@@ -101,13 +97,12 @@ class Checkpoints:
         """
         needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) + SPARE_BYTES
         hosts.first(lambda: self._check_room(needed))
-        arrays = ocp.args.PyTreeSave(by_path(state))
+        arrays = ocp.args.PyTreeSave(proof.by_path(state))
         position = {"batch": batch, "window": window, "seconds": seconds}
-        said = manifest(step, state, position | {"config": self.knobs})
-        proof = ocp.args.JsonSave(said)
+        said = proof.manifest(step, state, position | {"config": self.knobs})
         with _written():
             self.manager.check_for_errors()
-            items = ocp.args.Composite(state=arrays, manifest=proof)
+            items = ocp.args.Composite(state=arrays, manifest=ocp.args.JsonSave(said))
             metrics = None if loss is None else {"loss": loss}
             self.manager.save(step, args=items, metrics=metrics, force=True)
 
@@ -140,8 +135,8 @@ class Checkpoints:
         names an array that differs in shape or type; Damaged if the files are not what was saved.
         """
         saved = self._manifest(step, abstract)
-        arrays = self._proved(step, saved, by_path(abstract))
-        leaves = [arrays[path] for path in by_path(abstract)]
+        arrays = self._proved(step, saved, proof.by_path(abstract))
+        leaves = [arrays[path] for path in proof.by_path(abstract)]
         state = jax.tree.unflatten(jax.tree.structure(abstract), leaves)
         return state, saved | {"next": hosts.first(lambda: self.next_loss(step))}
 
@@ -150,7 +145,7 @@ class Checkpoints:
         if step not in (steps := self.steps()):
             raise ValueError(f"{self.folder} has no step {step}: it has {steps}")
         saved = self._read(step, "manifest", ocp.args.JsonRestore())
-        if saved.get("checksum") != _checksum(saved):
+        if saved.get("checksum") != proof.checksum(saved):
             raise Damaged("the manifest's checksum differs")
         if saved["step"] != step:
             raise Damaged(f"it was saved as step {saved['step']}")
@@ -164,7 +159,7 @@ class Checkpoints:
                 f"{self.folder / str(step)} is of another run, {'; '.join(changed)}: move it away,"
                 " or start from that run by start.run"
             )
-        needed = _shapes(abstract)
+        needed = proof.shapes(abstract)
         parts = tuple(f"{part}/" for part in abstract)
         there = {path for path in saved["arrays"] if f"{path}/".startswith(parts)}
         for path in sorted(there | needed.keys()):
@@ -179,25 +174,25 @@ class Checkpoints:
     def _proved(self, step: int, saved: dict, wanted: dict) -> dict:
         """Arrays by path, as `wanted` (abstract, by path) says; Damaged if they are not those."""
         arrays = self._read(step, "state", _restoring(wanted))
-        for path, number in fingerprints(arrays).items():
+        for path, number in proof.fingerprints(arrays).items():
             if number != saved["fingerprints"][path]:
                 raise Damaged(f"the numbers of {path} differ from what was saved")
         return arrays
 
     def reader(self, step: int, abstract: dict) -> Callable[[str], jax.Array]:
         """path -> array, as `restore` would give it, read and proved each time it is asked for."""
-        saved, wanted = self._manifest(step, abstract), by_path(abstract)
+        saved, wanted = self._manifest(step, abstract), proof.by_path(abstract)
         return lambda path: self._proved(step, saved, {path: wanted[path]})[path]
 
     def record_next_loss(self, step: int, loss: float, where: str) -> None:
         """Writes down what the step after a checkpoint gave, and on which devices and versions."""
-        proof = {"step": step, "next_loss": loss, "where": where}
-        records.append(self.folder / "proofs.jsonl", proof)
+        row = {"step": step, "next_loss": loss, "where": where}
+        records.append(self.folder / "proofs.jsonl", row)
 
     def next_loss(self, step: int) -> dict | None:
         """What was written down for a checkpoint, if the run lived to see it."""
-        proofs = records.lines(self.folder / "proofs.jsonl")
-        return next((proof for proof in proofs if proof["step"] == step), None)
+        rows = records.lines(self.folder / "proofs.jsonl")
+        return next((row for row in rows if row["step"] == step), None)
 
     def _read(self, step: int, item: str, how) -> Any:
         found, reason = None, ""
@@ -301,59 +296,3 @@ def _written():
     except Exception as error:
         words = str(error).strip().partition("\n")[0][:200]
         raise OSError(f"a checkpoint could not be written: {words}") from error
-
-
-def manifest(step: int, state: dict, position: dict) -> dict:
-    """What a checkpoint must prove, and where the run stood; JSON.
-
-    {"format", "step", "arrays": {path: "float32[2, 3]"}, "fingerprints": {path: int}, the keys of
-    `position`, "checksum": of all that}
-    """
-    said = {
-        "format": FORMAT,
-        "step": step,
-        "arrays": _shapes(state),
-        "fingerprints": fingerprints(by_path(state)),
-    } | position
-    return said | {"checksum": _checksum(said)}
-
-
-def by_path(state: dict) -> dict:
-    """A nested state as one flat dict, "params/embed" -> array, in the order of its leaves."""
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
-        for path, leaf in jax.tree_util.tree_leaves_with_path(state)
-    }
-
-
-def fingerprints(arrays: dict) -> dict[str, int]:
-    """A 32-bit number for each array, the same on every mesh; a flipped bit always changes it.
-
-    The sum, modulo 2^32, of each element's bits times an odd weight of its position: whole numbers
-    add up to the same in any order, and an odd weight loses no bit.
-    """
-    return {path: int(n) for path, n in jax.device_get(_fingerprints(arrays)).items()}
-
-
-@jax.jit
-def _fingerprints(arrays: dict) -> dict:
-    return {path: _fingerprint(x) for path, x in arrays.items()}
-
-
-def _fingerprint(x: jax.Array) -> jax.Array:
-    sized = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[x.dtype.itemsize]
-    bits = jax.lax.bitcast_convert_type(x, sized).astype(jnp.uint32)
-    place = jnp.zeros(x.shape, jnp.uint32)
-    for axis, size in enumerate(x.shape):
-        place = place * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
-    weight = (place * jnp.uint32(0x9E3779B1)) | jnp.uint32(1)
-    return jnp.sum(bits * weight, dtype=jnp.uint32)
-
-
-def _shapes(state: dict) -> dict[str, str]:
-    return {path: f"{leaf.dtype}{list(leaf.shape)}" for path, leaf in by_path(state).items()}
-
-
-def _checksum(said: dict) -> str:
-    body = {key: value for key, value in said.items() if key != "checksum"}
-    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()

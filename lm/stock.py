@@ -3,8 +3,8 @@
     family(run.model)                   "qwen3"
     tensors(run.model, "qwen3")         what its files hold, and the parts of ours that lie in each
 
-TENSORS and KNOBS are read both ways, by lm/hf.py. A model is of the family whose knobs are its own;
-one that is of none is refused with the knob to blame.
+TENSORS and KNOBS are read both ways, by lm/hf_writer.py and lm/hf_reader.py. A model is of the
+family whose knobs are its own; one that is of none is refused with the knob to blame.
 """
 
 import dataclasses
@@ -15,7 +15,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from lm import checkpoint, config, learned, mesh, model
+from lm import config, learned, mesh, model, proof
+
+# Where weights lie in a folder: in one file, or in several that an index names.
+INDEX, ONE = "model.safetensors.index.json", "model.safetensors"
 
 _L, _H = "model.layers.{layers}.", "transformer.h.{layers}."
 _DECODER = (
@@ -168,7 +171,7 @@ def _differing(name: str, shape: config.Model) -> list[str]:
 
 def tensors(shape: config.Model, name: str) -> list[Tensor]:
     """Every tensor of a model of the family `name`, in the order of the table."""
-    whole = checkpoint.by_path(jax.eval_shape(lambda: model.init(shape, 0)))
+    whole = proof.by_path(jax.eval_shape(lambda: model.init(shape, 0)))
     leaves = jax.tree_util.tree_leaves_with_path(model.axes(shape), is_leaf=mesh.is_names)
     axes = {jax.tree_util.keystr(p, simple=True, separator="/"): names for p, names in leaves}
     rows: dict[str, list[tuple[str, list[list[str]]]]] = {}

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from lm import checkpoint, config, mesh, train
+from lm import checkpoint, config, mesh, proof, train
 
 
 @pytest.fixture
@@ -76,7 +76,7 @@ def test_arrays_that_differ_are_named(tiny, state):
 
 
 def test_paths_name_every_array_once(state):
-    paths = list(checkpoint.by_path(state))
+    paths = list(proof.by_path(state))
     assert len(paths) == len(set(paths)) == len(jax.tree.leaves(state))
     assert {"step", "params/w", "params/b"} < set(paths)
 
@@ -84,21 +84,21 @@ def test_paths_name_every_array_once(state):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int32", "uint8"])
 def test_a_flipped_bit_anywhere_changes_the_fingerprint(dtype):
     x = np.random.default_rng(0).normal(size=(3, 5, 7)).astype(jnp.dtype(dtype))
-    (before,) = checkpoint.fingerprints({"x": x}).values()
+    (before,) = proof.fingerprints({"x": x}).values()
     for place in range(0, x.nbytes, 11):
         for bit in (0, 7):
             raw = bytearray(x.tobytes())
             raw[place] ^= 1 << bit
             flipped = np.frombuffer(bytes(raw), x.dtype).reshape(x.shape)
-            assert checkpoint.fingerprints({"x": flipped})["x"] != before
+            assert proof.fingerprints({"x": flipped})["x"] != before
 
 
 def test_a_fingerprint_is_the_same_on_every_mesh_and_differs_for_swapped_numbers():
     x = np.arange(32, dtype=np.float32).reshape(4, 8)
     device_mesh = mesh.make(config.Mesh(data=1, fsdp=2, tensor=2))
     split = jax.device_put(x, mesh.sharding(device_mesh, "embed", "mlp"))
-    assert checkpoint.fingerprints({"x": split}) == checkpoint.fingerprints({"x": x})
-    assert checkpoint.fingerprints({"x": x[::-1].copy()}) != checkpoint.fingerprints({"x": x})
+    assert proof.fingerprints({"x": split}) == proof.fingerprints({"x": x})
+    assert proof.fingerprints({"x": x[::-1].copy()}) != proof.fingerprints({"x": x})
 
 
 def test_a_checkpoint_of_the_first_version_still_opens(tmp_path):

@@ -52,11 +52,11 @@ FLOORS: list[list[list[str]]] = [
     ],
     [
         [
-            *("mirrors", "checkpoint", "lineage", "decode", "sample", "evaluate", "exam"),
+            *("mirrors", "proof", "checkpoint", "lineage", "decode", "sample", "evaluate", "exam"),
             *("programs", "ledger", "attempt", "train", "plan", *QUOTES, "launch", "workers"),
         ]
     ],
-    [["harness"], ["stock", "hf"]],
+    [["harness"], ["stock", "hf_writer", "hf_reader"]],
 ]
 NO_JAX = {*FLOORS[0][0], *FLOORS[1][1], *FLOORS[1][2]}
 

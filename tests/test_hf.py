@@ -12,7 +12,7 @@ import pytest
 import safetensors.numpy
 import tokenizers
 
-from lm import checkpoint, config, hf, model, records, stock, tokens, train
+from lm import config, hf_reader, hf_writer, model, proof, records, stock, tokens, train
 
 HERE = pathlib.Path(__file__).parent / "data" / "hf"  # made by transformers: see make.py
 SHAPE = config.Model(
@@ -44,24 +44,24 @@ def written(folder, knobs: dict, **more) -> tuple[config.Run, dict]:
     run = config.Run(model=dataclasses.replace(SHAPE, **knobs))
     run.data.seq_len = 32
     params = weights(run.model)
-    hf.export(run, params, tokens.Bytes(), folder, **more)
+    hf_writer.export(run, params, tokens.Bytes(), folder, **more)
     return run, params
 
 
 def nested(tree: dict, flat: dict[str, np.ndarray]) -> dict:
-    leaves = [jnp.asarray(flat[path]) for path in checkpoint.by_path(tree)]
+    leaves = [jnp.asarray(flat[path]) for path in proof.by_path(tree)]
     return jax.tree.unflatten(jax.tree.structure(tree), leaves)
 
 
 def fingerprints(params: dict) -> dict[str, int]:
-    return checkpoint.fingerprints(checkpoint.by_path(params))
+    return proof.fingerprints(proof.by_path(params))
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen3", "gpt2"])
 def test_logits_are_those_of_transformers(name):
-    shape, kind, context = hf.read_shape(HERE / name)
+    shape, kind, context = hf_reader.read_shape(HERE / name)
     assert kind == name and context == 24
-    loaded = hf.read_weights(HERE / name, shape, kind)
+    loaded = hf_reader.read_weights(HERE / name, shape, kind)
     params = nested(jax.eval_shape(lambda: model.init(shape, 0)), loaded)
     expected = np.load(HERE / name / "expected.npz")
     shape = dataclasses.replace(shape, attention_blocks=1)
@@ -75,16 +75,16 @@ def test_logits_are_those_of_transformers(name):
 @pytest.mark.parametrize("knobs", SHAPES.values(), ids=SHAPES)
 def test_what_is_written_is_read_as_the_same_weights(tmp_path, knobs):
     run, params = written(tmp_path / "out", knobs, shard_bytes=5000)
-    shape, name, context = hf.read_shape(tmp_path / "out")
-    back = hf.read_weights(tmp_path / "out", shape, name)
-    assert checkpoint.fingerprints(back) == fingerprints(params) and context == 32
+    shape, name, context = hf_reader.read_shape(tmp_path / "out")
+    back = hf_reader.read_weights(tmp_path / "out", shape, name)
+    assert proof.fingerprints(back) == fingerprints(params) and context == 32
     ignored = {"base_width": 64, "base_depth": 4, "d_ff": shape.d_ff if shape.n_experts else 24}
     assert shape == dataclasses.replace(run.model, **ignored)
 
 
 def test_shards_are_as_large_as_asked_and_the_index_finds_every_tensor(tmp_path):
     written(tmp_path, {}, shard_bytes=6000)
-    index = json.loads((tmp_path / hf.INDEX).read_text())
+    index = json.loads((tmp_path / stock.INDEX).read_text())
     files = sorted(tmp_path.glob("*.safetensors"))
     assert len(files) > 3 and files[0].name == f"model-00001-of-{len(files):05d}.safetensors"
     total = 0
@@ -100,9 +100,9 @@ def test_shards_are_as_large_as_asked_and_the_index_finds_every_tensor(tmp_path)
 @pytest.mark.parametrize("piece", [64, 1000, 1 << 24])
 def test_pieces_of_any_size_are_the_same_file(tmp_path, piece, monkeypatch):
     written(tmp_path / "whole", GPT2)
-    monkeypatch.setattr(hf, "PIECE_BYTES", piece)
+    monkeypatch.setattr(hf_writer, "PIECE_BYTES", piece)
     written(tmp_path / "pieces", GPT2)
-    a, b = ((tmp_path / name / hf.ONE).read_bytes() for name in ("whole", "pieces"))
+    a, b = ((tmp_path / name / stock.ONE).read_bytes() for name in ("whole", "pieces"))
     assert a == b
 
 
@@ -110,8 +110,8 @@ def test_pieces_of_any_size_are_the_same_file(tmp_path, piece, monkeypatch):
 @pytest.mark.parametrize("knobs", [{}, GPT2 | {"tied": True}, {"n_experts": 3, "d_expert": 12}])
 def test_what_a_parametrization_multiplies_is_in_the_weights(tmp_path, rule, knobs):
     run, params = written(tmp_path, knobs | {"parametrization": rule})
-    shape, name, _ = hf.read_shape(tmp_path)
-    back = hf.read_weights(tmp_path, shape, name)
+    shape, name, _ = hf_reader.read_shape(tmp_path)
+    back = hf_reader.read_weights(tmp_path, shape, name)
     plain = nested(params, back)
     ids = np.arange(32)[None] * 7 % 256
     ours, folded = (
@@ -124,8 +124,8 @@ def test_what_a_parametrization_multiplies_is_in_the_weights(tmp_path, rule, kno
 
 def test_additions_are_added_up(tmp_path):
     run, params = written(tmp_path, {"lora_rank": 2})
-    back = hf.read_weights(tmp_path, *hf.read_shape(tmp_path)[:2])
-    query = checkpoint.by_path(params)["blocks/attention/query"]
+    back = hf_reader.read_weights(tmp_path, *hf_reader.read_shape(tmp_path)[:2])
+    query = proof.by_path(params)["blocks/attention/query"]
     assert np.abs(back["blocks/attention/query"] - query).max() > 0.01
     ids = np.arange(32)[None]
     plain = dataclasses.replace(run.model, lora_rank=0)
@@ -172,7 +172,7 @@ def test_bytes_as_a_tokenizer_json_have_the_same_ids(tmp_path):
 def test_other_tokenizers_go_along_as_they_are(tmp_path):
     bpe = tokens.train_bpe(iter(["some words and some more words"] * 9), 270)
     run = config.Run(model=dataclasses.replace(SHAPE, vocab_size=270))
-    hf.export(run, weights(run.model), bpe, tmp_path)
+    hf_writer.export(run, weights(run.model), bpe, tmp_path)
     assert tokens.load(tmp_path).hash == bpe.hash
     assert json.loads((tmp_path / "generation_config.json").read_text())["eos_token_id"] == bpe.end
 
@@ -181,8 +181,8 @@ def test_a_run_goes_out_and_comes_back_and_is_evaluated_and_tuned(tiny):
     train.train(tiny)
     _, state = train.restore(tiny)
     out, place = pathlib.Path(tiny.dir) / "out", pathlib.Path(tiny.dir) / "far" / "back"
-    hf.export(tiny, state["params"], tokens.Bytes(), out)
-    back = hf.imported(out, place, seq_len=tiny.data.seq_len)
+    hf_writer.export(tiny, state["params"], tokens.Bytes(), out)
+    back = hf_reader.imported(out, place, seq_len=tiny.data.seq_len)
     _, again = train.restore(records.read_config(place))
     assert fingerprints(again["params"]) == fingerprints(state["params"])
     shutil.rmtree(out)  # the run needs it no longer
@@ -203,9 +203,9 @@ def broken(tmp_path) -> pathlib.Path:
 
 
 def change(folder: pathlib.Path, change) -> None:
-    inside = safetensors.numpy.load_file(folder / hf.ONE)
+    inside = safetensors.numpy.load_file(folder / stock.ONE)
     change(inside)
-    safetensors.numpy.save_file(inside, folder / hf.ONE)
+    safetensors.numpy.save_file(inside, folder / stock.ONE)
 
 
 NORM = "model.layers.1.input_layernorm.weight"
@@ -223,15 +223,15 @@ NORM = "model.layers.1.input_layernorm.weight"
 def test_a_tensor_that_is_wrong_is_named(broken, edit, said):
     change(broken, edit)
     with pytest.raises(ValueError, match=said):
-        hf.imported(broken, broken / "run")
+        hf_reader.imported(broken, broken / "run")
 
 
 @pytest.mark.parametrize("damage", [lambda raw: raw[:-9], lambda raw: raw[:40], lambda raw: b""])
 def test_a_file_that_is_damaged_is_named(broken, damage):
-    file = broken / hf.ONE
+    file = broken / stock.ONE
     file.write_bytes(damage(file.read_bytes()))
     with pytest.raises(ValueError, match="model.safetensors: is no whole file of safetensors"):
-        hf.imported(broken, broken / "run")
+        hf_reader.imported(broken, broken / "run")
 
 
 @pytest.mark.parametrize(
@@ -251,20 +251,20 @@ def test_a_config_that_is_another_model_is_refused(broken, knobs, said):
     said_there = json.loads((broken / "config.json").read_text()) | knobs
     (broken / "config.json").write_text(json.dumps(said_there))
     with pytest.raises(ValueError, match=said):
-        hf.imported(broken, broken / "run")
+        hf_reader.imported(broken, broken / "run")
 
 
 def test_missing_files_are_named(broken):
     with pytest.raises(ValueError, match="is not empty: name a new folder"):
-        hf.export(config.Run(model=SHAPE), weights(SHAPE), tokens.Bytes(), broken)
+        hf_writer.export(config.Run(model=SHAPE), weights(SHAPE), tokens.Bytes(), broken)
     (broken / "tokenizer.json").unlink()
     with pytest.raises(ValueError, match="has no tokenizer.json or tokenizer.model: name one"):
-        hf.imported(broken, broken / "run")
-    (broken / hf.ONE).unlink()
+        hf_reader.imported(broken, broken / "run")
+    (broken / stock.ONE).unlink()
     with pytest.raises(ValueError, match="has neither model.safetensors nor model.safetensors.ind"):
-        hf.imported(broken, broken / "run", "bytes")
+        hf_reader.imported(broken, broken / "run", "bytes")
     with pytest.raises(ValueError, match="has no config.json"):
-        hf.read_shape(broken / "nowhere")
+        hf_reader.read_shape(broken / "nowhere")
 
 
 @pytest.mark.parametrize("knobs", SHAPES.values(), ids=SHAPES)

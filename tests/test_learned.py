@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from lm import checkpoint, checks, config, learned, lineage, model, optim, programs, records, train
+from lm import checks, config, learned, lineage, model, optim, programs, proof, records, train
 from lm import mesh as meshes
 
 SMALL = config.Model(d_model=16, n_layers=3, n_heads=2, n_kv_heads=1, d_head=8, d_ff=32)
@@ -15,7 +15,7 @@ SMALL = config.Model(d_model=16, n_layers=3, n_heads=2, n_kv_heads=1, d_head=8, 
 
 def keep(freeze="", **knobs):
     shape = config.Model(**vars(SMALL) | knobs)
-    return checkpoint.by_path(learned.tree(config.Optim(freeze=freeze), shape, model.axes(shape)))
+    return proof.by_path(learned.tree(config.Optim(freeze=freeze), shape, model.axes(shape)))
 
 
 def some_weights(shape: config.Model) -> dict:
@@ -101,8 +101,8 @@ def test_a_low_rank_child_starts_as_its_parent_and_moves_additions_alone(parent)
     assert rows[0]["loss"] == pytest.approx(before, rel=1e-6) and rows[-1]["loss"] < before
     _, old = train.restore(parent)
     _, new = train.restore(run, parts=("step", "params", "opt"))
-    for path, weight in checkpoint.by_path(old["params"]).items():
-        np.testing.assert_array_equal(checkpoint.by_path(new["params"])[path], weight)
+    for path, weight in proof.by_path(old["params"]).items():
+        np.testing.assert_array_equal(proof.by_path(new["params"])[path], weight)
     n_lora = sum(leaf.size for leaf in jax.tree.leaves(new["params"]["lora"]))
     assert records.read_facts(records.folder(run))["params.learned"] == n_lora
     moments = [leaf.size for leaf in jax.tree.leaves(new["opt"]) if leaf.ndim]
@@ -119,11 +119,11 @@ def test_what_is_frozen_does_not_move(parent):
     program = programs.build(run, meshes.make(run.mesh))
     with jax.set_mesh(program.mesh):
         state = program.init(0)
-        before = jax.device_get(checkpoint.by_path(state["params"]))
+        before = jax.device_get(proof.by_path(state["params"]))
         rng = np.random.default_rng(0)
         batch = {"tokens": rng.integers(1, 255, (8, 33)).astype(np.int32)}
         state, _ = program.step(state, meshes.place(program.mesh, batch))
-    after = jax.device_get(checkpoint.by_path(state["params"]))
+    after = jax.device_get(proof.by_path(state["params"]))
     same = {path for path in before if (before[path] == after[path]).all()}
     assert same == {"embed", "blocks/mlp/gate", "blocks/mlp/up", "blocks/mlp/down"}
 

@@ -4,7 +4,7 @@ import math
 import jax
 import pytest
 
-from lm import checkpoint, checks, config, model, plan, sizes
+from lm import checks, config, model, plan, proof, sizes
 
 UNITS = {"K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
 RUNGS = [*sizes.LADDER, *sizes.EXPERTS]
@@ -56,7 +56,7 @@ def test_counts_equal_the_real_tree(size, knobs):
 @pytest.mark.parametrize("knobs", VARIANTS)
 def test_counts_and_flops_of_a_variant_are_those_of_its_program(knobs):
     shape = sizes.model("60K", attention_blocks=1, **knobs)
-    tree = checkpoint.by_path(jax.eval_shape(lambda: model.init(shape, 0)))
+    tree = proof.by_path(jax.eval_shape(lambda: model.init(shape, 0)))
     counted = dict.fromkeys(("norms", "biases", "embedding"), 0)
     for path, leaf in tree.items():
         part = "norms" if "norm" in path else "biases" if "bias" in path else "embedding"

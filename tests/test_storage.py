@@ -10,7 +10,19 @@ import jax
 import numpy as np
 import pytest
 
-from lm import checkpoint, config, copies, corpus, mesh, programs, records, report, storage, train
+from lm import (
+    checkpoint,
+    config,
+    copies,
+    corpus,
+    mesh,
+    programs,
+    proof,
+    records,
+    report,
+    storage,
+    train,
+)
 
 
 @pytest.fixture(params=["here", "bucket"])
@@ -103,8 +115,8 @@ def test_what_is_logged_reaches_the_disk_before_the_checkpoint(tiny, monkeypatch
         sync(number)
 
     monkeypatch.setattr(os, "fsync", spy)
-    save = checkpoint.manifest
-    monkeypatch.setattr(checkpoint, "manifest", lambda *a: order.append("save") or save(*a))
+    save = proof.manifest
+    monkeypatch.setattr(proof, "manifest", lambda *a: order.append("save") or save(*a))
     train.train(tiny)
     last = len(order) - order[::-1].index("save")  # the one at step 12, evaluated before
     before = order[order.index("save") + 1 : last]
