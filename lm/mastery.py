@@ -192,6 +192,33 @@ def steepest(rows: Sequence[dict], n: int = 3) -> list[str]:
     return sorted(found, key=lambda task: -found[task])[:n]
 
 
+def jumps(rows: Sequence[dict], n: int = 3) -> list[dict]:
+    """Where exact match of the steepest tasks rises most from a size to the next, and what p does.
+
+    {"task", "tokens" (k of an answer), "from", "to" (names of runs)} and, each as a pair of before
+    and after: "exact", "exact_lo", "exact_hi" (Wilson's 95% interval), "p" of a token, "power"
+    (p^k). exact far above power: letters are right together, which no metric can make; the two
+    alike, and p rising less: the jump is the metric's (arXiv:2304.15004).
+    """
+    found = []
+    for task in steepest(rows, n):
+        asked = [row for row in rows if column(task, "exact") in row]
+        asked = sorted(asked, key=lambda row: row[SIZE])
+        exact = [row[column(task, "exact")] for row in asked]
+        at = int(np.argmax(np.diff(exact)))
+        point: dict = {"task": task, "tokens": asked[at][column(task, "tokens")]}
+        both = asked[at : at + 2]
+        point |= {k: row["name"] for k, row in zip(("from", "to"), both, strict=True)}
+        share = [(round(row[column(task, "exact")] * (n := int(row[column(task, "n")]))), n)
+                 for row in both]  # fmt: skip
+        wilson = [stats.binomtest(k, n).proportion_ci(method="wilson") for k, n in share]
+        ps = [row[column(task, "token_probability")] for row in both]
+        point |= {"exact": exact[at : at + 2], "p": ps}
+        point |= {"exact_lo": [ci.low for ci in wilson], "exact_hi": [ci.high for ci in wilson]}
+        found.append(point | {"power": [p ** point["tokens"] for p in ps]})
+    return found
+
+
 def _tail(evaluations: Sequence[dict], key: str) -> tuple[list[float], list[float]]:
     """Steps and values of the last TAIL of a run."""
     asked = [(line["step"], line[key]) for line in evaluations if key in line]

@@ -129,3 +129,14 @@ def test_a_ladder_of_known_laws_foretells_the_next_size_and_a_task_at_chance_is_
     assert said["t"]["value"] == pytest.approx(accuracies[4], abs=0.02)
     assert said["t"]["lo"] <= accuracies[4] <= said["t"]["hi"]
     assert "at chance" in said["u"]["refused"]
+
+
+def test_a_jump_is_told_with_its_interval_beside_the_power_of_p():
+    shares = (0.0, 0.02, 0.9, 0.95, 1.0)
+    smooth = [share**0.25 for share in shares]
+    found = rows(shares, task="a", exact=shares, tokens=[4] * 5, token_probability=smooth)
+    (jump,) = mastery.jumps(found)
+    assert (jump["from"], jump["to"]) == ("s/30000", "s/100000")
+    assert jump["exact"] == [0.02, 0.9] and jump["power"] == pytest.approx(jump["exact"])
+    assert jump["p"][1] - jump["p"][0] < 0.7 * (0.9 - 0.02)  # p itself rises less
+    assert jump["exact_lo"][0] < 0.02 < jump["exact_hi"][0] < jump["exact_lo"][1] < 0.9

@@ -66,6 +66,7 @@ def test_emergence_draws_the_tasks_of_a_sweep(tmp_path, monkeypatch):
     assert any("p to the k" in text for text in tables) and any(
         "p_right" in text for text in tables
     )
+    assert any("before p 0." in output.get("text", "") for output in shown)
 
 
 def test_transfer_draws_gains_specialists_and_unseen_tasks(tmp_path, monkeypatch):
