@@ -118,9 +118,9 @@ def qualities(points, y="Bits per byte of the answer", theme=LIGHT) -> Figure:
         _write_ends(axes, ends, theme)
     n_models = len({(p["size"], p["task"], p["way"], p["examples"]) for p in points})
     caption = [
-        f"n = {n_models} models and tasks. {y}. Filled, solid: tuned from pre-trained weights;",
-        "open, dashed: alone, as many steps; diamond: alone, FLOPs of pre-training and tuning;",
-        "dotted: pre-trained, prompted. Bars: one standard error.",
+        f"n = {n_models} models and tasks. {y} against the examples learned from. Filled, solid:",
+        "tuned from pre-trained weights; open, dashed: alone, as many steps; diamond: alone, FLOPs",
+        "of pre-training and tuning; dotted: pre-trained, prompted. Bars: one standard error.",
     ]
     return style.end(figure, panels[0], caption, theme)
 
@@ -189,8 +189,8 @@ def unseen(points, theme=LIGHT) -> Figure:
 def left_out(points, theme=LIGHT) -> Figure:
     """Right answers on clusters of tasks that tuning left out, against tuning with them, by size.
 
-    points: what `gains.left_out` gave. A thin line a cluster; thick: mean over clusters, with one
-    standard error of that mean.
+    points: what `gains.left_out` gave. Small marks are clusters, large ones their means, with one
+    standard error over clusters.
     """
     figure, axes = style.start(
         "Each cluster left out in turn", gains.SIZE, "Right answers (%)", theme
