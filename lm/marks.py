@@ -183,6 +183,13 @@ def scales(axes: Axes, x, y, right=0.07) -> None:
         style.log_y(axes)
 
 
+def write_ends(axes, ends: list[tuple[str, float, float]], theme) -> None:
+    """Words beside the last mark of each line, none over another; the axes have their limits."""
+    lifts = style.lifts(axes, [(x, y) for _, x, y in ends])
+    for (words, x, y), lift in zip(ends, lifts, strict=True):
+        style.write(axes, x, y, words, theme, (8, lift - 3))
+
+
 # Questions to rows, fits and predictions.
 
 

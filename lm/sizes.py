@@ -9,6 +9,7 @@ al. 2020, arXiv:2001.08361), within 5%; they do not depend on the vocabulary.
 """
 
 import copy
+import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -94,6 +95,24 @@ def model(size: str, **knobs: Any) -> config.Model:
     row = LADDER[size] if size in LADDER else EXPERTS[size]
     shape: dict[str, Any] = dict(zip(names, row, strict=True))
     return config.Model(**shape | knobs)
+
+
+def reshaped(model: config.Model, d_model: int, n_layers: int) -> config.Model:
+    """The model at another width and depth, its heads more and as wide, its MLP in proportion.
+
+    base_width and base_depth become those it had: at them every parametrization agrees. ValueError
+    for a width that is no whole number of heads.
+    """
+    times = d_model / model.d_model
+    scaled = {name: getattr(model, name) * times for name in ("n_heads", "n_kv_heads", "d_ff")}
+    if broken := [name for name, value in scaled.items() if value != int(value)]:
+        raise ValueError(
+            f"d_model={d_model} is {times:g} times {model.d_model}, which makes no whole number of"
+            f" {', '.join(broken)}: take a multiple"
+        )
+    base = {"base_width": model.d_model, "base_depth": model.n_layers}
+    whole = {name: int(value) for name, value in scaled.items()}
+    return dataclasses.replace(model, d_model=d_model, n_layers=n_layers, **whole, **base)
 
 
 def expert_width(model: config.Model) -> int:

@@ -42,7 +42,7 @@ def fine_tuned(rows, x="unique_tokens", y="eval.loss", theme=LIGHT) -> Figure:
         axes.set(xscale="log", yscale="log", xlim=(None, 1.5 * max(row[x] for row in done)))
         style.log_x(axes, style.count)
         style.log_y(axes)
-    _write_ends(axes, ends, theme)
+    marks.write_ends(axes, ends, theme)
     caption = f"n = {len(done)} runs. Filled, solid: from pre-trained weights; open, dashed: from"
     return style.end(figure, axes, [caption, "scratch. Bars: one standard error."], theme)
 
@@ -76,7 +76,7 @@ def forgetting(rows, theme=LIGHT) -> Figure:
         axes.set(xscale="log", yscale="log", xlim=(None, 1.5 * max(p[x] for p in points)))
         style.log_x(axes, style.count)
         style.log_y(axes)
-    _write_ends(axes, ends, theme)
+    marks.write_ends(axes, ends, theme)
     how = "Open: before" if by_size else "Dotted: before"
     caption = (
         f"n = {len(points)} tuned runs. {how} tuning; filled: after, on the same held-out text."
@@ -115,7 +115,7 @@ def qualities(points, y="Bits per byte of the answer", theme=LIGHT) -> Figure:
         axes.set_title(task, size=8.5, color=theme["ink"], loc="left", parse_math=False)
         axes.set(xscale="log", xlim=(None, 4 * max((x for _, x, _ in ends), default=1)))
         style.log_x(axes, style.count)
-        _write_ends(axes, ends, theme)
+        marks.write_ends(axes, ends, theme)
     n_models = len({(p["size"], p["task"], p["way"], p["examples"]) for p in points})
     caption = [
         f"n = {n_models} models and tasks. {y} against the examples learned from. Filled, solid:",
@@ -148,7 +148,7 @@ def compute_saved(points, theme=LIGHT) -> Figure:
     if points:
         marks.scales(axes, gains.SIZE, "saved", right=0.6)
         style.log_y(axes)
-    _write_ends(axes, ends, theme)
+    marks.write_ends(axes, ends, theme)
     caption = f"n = {len(points)} tuned runs. To the tuned run's best held-out loss, pre-training"
     return style.end(
         figure, axes, [caption, "not counted. Open: a lower bound, never reached."], theme
@@ -180,7 +180,7 @@ def unseen(points, theme=LIGHT) -> Figure:
         if groups:
             marks.scales(axes, gains.SIZE, "tasks", right=0.3)
         axes.set_ylim(-14, 112)
-        _write_ends(axes, ends, theme)
+        marks.write_ends(axes, ends, theme)
     n_runs = sum({(p["size"], p["n_clusters"]): p["n_runs"] for p in points}.values())
     caption = f"n = {n_runs} runs. Right answers in percent against parameters without embeddings;"
     return style.end(figure, panels[0], [caption, "bars: one standard error."], theme)
@@ -212,7 +212,7 @@ def left_out(points, theme=LIGHT) -> Figure:
     if points:
         marks.scales(axes, gains.SIZE, "tasks", right=0.3)
     axes.set_ylim(-4, 106)
-    _write_ends(axes, ends, theme)
+    marks.write_ends(axes, ends, theme)
     caption = (
         f"n = {len(points)} runs, each without one cluster. Small: a cluster; large: their mean"
     )
@@ -224,10 +224,3 @@ def _colours(points: Sequence[dict], theme) -> dict[float, str]:
     rows = [{"name": str(p["size"]), style.SIZE: p["size"]} for p in points]
     found = style.size_colours(rows, theme)
     return {size: found[str(size)] for size in sorted({p["size"] for p in points})}
-
-
-def _write_ends(axes, ends: list[tuple[str, float, float]], theme) -> None:
-    """Words beside the last mark of each line, none over another; the axes have their limits."""
-    lifts = style.lifts(axes, [(x, y) for _, x, y in ends])
-    for (words, x, y), lift in zip(ends, lifts, strict=True):
-        style.write(axes, x, y, words, theme, (8, lift - 3))

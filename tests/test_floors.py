@@ -34,7 +34,7 @@ FLOORS: list[list[list[str]]] = [
         [
             *("table", "solver", "fit", "doubts", "estimate", "judge", "advice"),  # how to fit
             *("starts", "powers", "lines", "minima", "isoflop", "frontier"),  # what is fitted
-            *("repetition", "ability", "chain", "laws", "mastery"),
+            *("repetition", "ability", "chain", "laws", "mastery", "drift"),
             *(
                 "gains",
                 "style",
@@ -42,6 +42,7 @@ FLOORS: list[list[list[str]]] = [
                 "plots",
                 "tuning",
                 "surface",
+                "rate_plots",
                 "outcome",
                 "drawings",
                 "page",
@@ -53,7 +54,8 @@ FLOORS: list[list[list[str]]] = [
     [
         [
             *("mirrors", "proof", "checkpoint", "lineage", "decode", "sample", "evaluate", "exam"),
-            *("programs", "ledger", "attempt", "train", "plan", *QUOTES, "launch", "workers"),
+            *("programs", "coordinates"),
+            *("ledger", "attempt", "train", "plan", *QUOTES, "launch", "workers"),
         ]
     ],
     [["harness"], ["stock", "hf_writer", "hf_reader"]],

@@ -1,0 +1,59 @@
+"""The coordinate check on real steps: what grows with width and depth, and what does not."""
+
+import dataclasses
+
+import conftest
+import jax
+import numpy as np
+import pytest
+
+from lm import coordinates, data, drift, mesh, model, sizes
+
+STEPS = 2
+
+
+@pytest.fixture(scope="module")
+def exponents(text_file, tmp_path_factory):
+    """Of the last step's changes, under a rule, from the base shape to another."""
+    tiny = conftest.tiny_run(text_file, tmp_path_factory.mktemp("coordinates"))
+    tiny.model, tiny.optim.lr = dataclasses.replace(tiny.model, unroll=1), 0.01
+    text = data.load(tiny.data, 0)
+    batches = [text.batch(step) for step in range(STEPS + 1)]
+    one_device = mesh.make(tiny.mesh, jax.devices()[:1])
+
+    def measured(rule, width, depth):
+        shape = sizes.reshaped(tiny.model, width, depth)
+        tiny_run = dataclasses.replace(tiny, model=dataclasses.replace(shape, parametrization=rule))
+        return coordinates.measured(tiny_run, batches, one_device)
+
+    base = measured("standard", 16, 2)  # at which the rules are one
+
+    def found(rule, width=16, depth=2):
+        rows = [row | {"rule": rule} for row in base] + measured(rule, width, depth)
+        grown = drift.growth(rows, "depth" if width == 16 else "width")
+        return {one["part"]: one["change"] for one in grown if one["step"] == STEPS}
+
+    return found
+
+
+def test_what_steps_change_grows_with_width_under_standard_and_not_under_mup(exponents):
+    standard, mup = exponents("standard", width=96), exponents("mup", width=96)
+    for part in ("attention", "mlp", "residual", "logits"):
+        assert standard[part] > 0.2 and standard[part] > mup[part] + 0.5, (part, standard, mup)
+    assert all(-0.6 < slope < 0.1 for slope in mup.values()), mup
+
+
+def test_what_steps_change_grows_with_depth_under_standard_and_not_under_completep(exponents):
+    standard, completep = exponents("standard", depth=12), exponents("completep", depth=12)
+    assert standard["residual"] > 0.35 > 0.15 > completep["residual"]
+    assert all(-0.6 < slope < 0.15 for slope in completep.values()), completep
+
+
+def test_the_parts_that_are_looked_at_end_in_the_logits_of_the_model(tiny):
+    shape = dataclasses.replace(tiny.model, parametrization="completep", base_depth=1)
+    tokens_BT = np.arange(24, dtype=np.int32).reshape(2, 12)
+    with jax.set_mesh(mesh.make(tiny.mesh, jax.devices()[:1])):
+        params = model.init(shape, 0)
+        seen = jax.jit(lambda: coordinates.activations(shape, params, tokens_BT))()
+        logits = jax.jit(lambda: model.logits(shape, params, tokens_BT))()
+        np.testing.assert_allclose(seen["logits"], logits, atol=1e-5)

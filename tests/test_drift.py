@@ -1,0 +1,92 @@
+"""Best learning rates of made-up runs whose optimum is known."""
+
+import numpy as np
+import pytest
+
+from lm import drift
+
+NOISE = 0.003
+
+
+def run(rule, width, depth, rate, seed=0, at=-5.0, noise=NOISE) -> dict:
+    """A row whose log loss is a parabola about `at`, in log2 of the rate."""
+    rng = np.random.default_rng([width, depth, round(1e6 * rate), seed, len(rule)])
+    log_loss = 0.9 + 0.02 * (np.log2(rate) - at) ** 2 + noise * rng.standard_normal()
+    row = {"name": f"s/{rule}-{width}x{depth}-{rate}-{seed}", "status": "done", "seed": seed}
+    row |= {drift.RULE: rule, drift.WIDTH: width, drift.DEPTH: depth, drift.RATE: rate}
+    return row | {
+        "model.base_width": 16, "model.base_depth": 2, drift.LOSS: float(np.exp(log_loss)),
+    }  # fmt: skip
+
+
+def sweep(
+    slope=-1.0, rule="standard", seeds=(0, 1), widths=(16, 32, 64), noise=NOISE
+) -> list[dict]:
+    return [
+        run(rule, width, 2, 2.0**-power, seed, -5 + slope * np.log2(width / 16), noise)
+        for width in widths
+        for power in range(3, 9)
+        for seed in seeds
+    ]
+
+
+def test_the_best_rate_is_the_known_one_within_its_interval():
+    for one in drift.best(sweep()):
+        known = 2 ** (-5 - np.log2(one[drift.WIDTH] / 16))
+        assert one["lo"] < known < one["hi"] < 1.3 * one["lo"] and one["lr"] == pytest.approx(
+            known, 0.1
+        )
+        assert one["loss"] == pytest.approx(np.exp(0.9), rel=0.01) and one["n"] == 12
+
+
+def test_a_drift_is_found_and_none_where_there_is_none():
+    (line,) = drift.moves(drift.best(sweep(-1.0)), drift.WIDTH)
+    assert line["lo"] < -1 < line["hi"] < -0.8 and line["values"] == [16, 32, 64]
+    (line,) = drift.moves(drift.best(sweep(0.0, "mup")), drift.WIDTH)
+    assert line["lo"] < 0 < line["hi"] and line["hi"] - line["lo"] < 0.3 and not line["doubts"]
+
+
+def test_intervals_hold_as_often_as_they_say():
+    inside = 0
+    for trial in range(40):
+        rows = sweep(-0.5, seeds=(100 + 2 * trial, 101 + 2 * trial), noise=0.01)
+        (line,) = drift.moves(drift.best(rows, bootstrap=300), drift.WIDTH)
+        inside += line["lo"] < -0.5 < line["hi"]
+    assert inside >= 34  # of 40, at 95%
+
+
+def test_a_minimum_at_the_edge_is_doubted_and_left_out_of_the_drift():
+    rows = [row for row in sweep() if row[drift.RATE] <= 2.0**-5]
+    found = {one[drift.WIDTH]: one for one in drift.best(rows)}
+    assert "the largest rate, 0.03125" in found[16]["doubt"] and not found[64]["doubt"]
+    (line,) = drift.moves(list(found.values()), drift.WIDTH)
+    assert line["values"] == [32, 64] and "model.d_model=16" in line["doubts"][0]
+    (line,) = drift.moves([found[16], found[64]], drift.WIDTH)
+    assert np.isnan(line["slope"]) and "two best rates" in line["doubts"][-1]
+
+
+def test_runs_that_did_not_end_are_not_asked():
+    rows = sweep()
+    broken = [row | {"status": "diverged", drift.LOSS: 0.1} for row in rows[:3]]
+    a, b = (drift.best(some)[1] for some in (rows, [*broken, *rows]))
+    assert a["lr"] == b["lr"] and a["n"] == b["n"]
+
+
+def test_runs_of_the_base_shape_count_for_every_parametrization():
+    wide = sweep(0.0, "mup", widths=(32, 64))
+    rows = drift.shared([*sweep(), *wide])
+    assert len(rows) == 3 * 12 + 3 * 12
+    base = [row for row in rows if row[drift.WIDTH] == 16]
+    assert sorted(row[drift.RULE] for row in base) == ["mup"] * 12 + ["standard"] * 12
+
+
+def test_growth_is_the_known_exponent_with_the_error_of_the_seeds():
+    rows = [
+        {"rule": "mup", "width": width, "depth": 2, "seed": seed, "step": 1, "part": "mlp"}
+        | {"rms": 1.0, "change": 0.1 * width ** (0.5 + 0.1 * seed)}
+        for width in (16, 64)
+        for seed in (0, 1)
+    ]
+    (one,) = drift.growth(rows, "width")
+    assert one["change"] == pytest.approx(0.55) and one["change_se"] == pytest.approx(0.05)
+    assert one["rms"] == pytest.approx(0) and one["n"] == 2

@@ -1,0 +1,68 @@
+"""Figures of hyperparameters, drawn from made-up rows."""
+
+import numpy as np
+import pytest
+import test_drift
+from matplotlib.colors import to_hex
+
+from lm import drift, plots, rate_plots
+
+ROWS = [*test_drift.sweep(), *test_drift.sweep(0.0, "mup", widths=(32, 64))]
+
+
+def looks(width_exponent=1.0) -> list[dict]:
+    return [
+        {"rule": rule, "width": width, "depth": depth, "seed": seed, "step": step}
+        | {
+            "part": part,
+            "rms": 1.0,
+            "change": step * width ** (width_exponent * (rule == "standard")),
+        }
+        for rule in ("standard", "mup")
+        for width, depth in ((16, 2), (32, 2), (16, 4))
+        for seed in (0, 1)
+        for step in range(3)
+        for part in ("mlp", "logits")
+    ]
+
+
+def words(axes) -> str:
+    return " ".join(one.get_text() for one in axes.texts)
+
+
+@pytest.mark.parametrize("theme", [plots.LIGHT, plots.DARK])
+def test_losses_against_rates_have_a_panel_a_rule_and_mark_the_best_with_its_interval(theme):
+    figure = rate_plots.learning_rates(ROWS, drift.WIDTH, theme)
+    assert [axes.get_title(loc="left").split(":")[0] for axes in figure.axes] == ["standard", "mup"]
+    assert "n = 60 runs" in figure.get_supxlabel()  # those of the base shape once
+    assert to_hex(figure.get_facecolor()) == theme["paper"]
+    for axes, slope in zip(figure.axes, (-1, 0), strict=True):
+        bars = [line for line in axes.get_lines() if line.get_color() == theme["accent"]]
+        spans = [line.get_xdata() for line in bars if len(line.get_xdata()) == 2]
+        known = [2 ** (-5 + slope * i) for i in range(3)]
+        assert all(lo < at < hi for (lo, hi), at in zip(spans, known, strict=True))
+        assert "width 64" in words(axes)
+
+
+def test_a_best_rate_at_the_edge_is_not_marked():
+    rows = [row for row in ROWS if row[drift.RATE] <= 2.0**-5]
+    figure = rate_plots.learning_rates(rows, drift.WIDTH)
+    tips = [str(one.get_gid()) for one in figure.axes[1].get_lines()]
+    assert not [tip for tip in tips if "best" in tip]
+    assert "no drift can be told" in figure.axes[1].get_title(loc="left")
+
+
+def test_the_coordinate_check_writes_exponents_beside_its_lines():
+    figure = rate_plots.coordinates(looks())
+    standard, mup, deep, _ = figure.axes
+    assert "mlp +1.00" in words(standard) and "mlp +0.00" in words(mup)
+    assert "mlp +0.00" in words(deep) and deep.get_xlabel() == "Depth, layers"
+    assert "n = 2 seeds" in figure.get_supxlabel() and "in 2 steps" in figure.get_supxlabel()
+    lines = [line for line in standard.get_lines() if len(line.get_xdata()) == 2]
+    np.testing.assert_allclose(lines[0].get_ydata(), [2 * 16, 2 * 32])
+
+
+def test_figures_of_nothing_can_be_drawn():
+    for figure in (rate_plots.coordinates([]), rate_plots.learning_rates([], drift.WIDTH)):
+        figure.draw_without_rendering()
+        assert "n = 0" in figure.get_supxlabel()
