@@ -15,7 +15,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from lm import config, mesh, model
+from lm import attention, config, mesh, model
 
 Kept = list[dict[str, jax.Array]]  # a layer each: {"key": [B, K, S, H], "value": [B, K, S, H]}
 
@@ -50,7 +50,7 @@ def reader(shape: config.Model, params: dict) -> Callable:
             after.append(
                 {n: mesh.constrain(x, "batch", "kv_heads", None, None) for n, x in new.items()}
             )
-            return attention(q_BTNH, after[-1]["key"], after[-1]["value"], seen_BTS)
+            return masked(q_BTNH, after[-1]["key"], after[-1]["value"], seen_BTS)
 
         x_BTD = decoder.embedded(tokens_BT, times_BT)
         for block in layers:
@@ -61,7 +61,7 @@ def reader(shape: config.Model, params: dict) -> Callable:
     return read
 
 
-def attention(q_BTNH, k_BKSH, v_BKSH, seen_BTS) -> jax.Array:
+def masked(q_BTNH, k_BKSH, v_BKSH, seen_BTS) -> jax.Array:
     """softmax(q k / sqrt(H)) v over the keys that are seen; [B, T, N, H]."""
     b, t, n, h = q_BTNH.shape
     k, s = k_BKSH.shape[1:3]
@@ -70,7 +70,7 @@ def attention(q_BTNH, k_BKSH, v_BKSH, seen_BTS) -> jax.Array:
     q_BKMH = q_BKMH.reshape(b, k, n // k * t, h)
     score_BKMS = jnp.einsum("bkmh,bksh->bkms", q_BKMH, k_BKSH, preferred_element_type=jnp.float32)
     score_BKGTS = score_BKMS.reshape(b, k, n // k, t, s)
-    score_BKGTS = jnp.where(seen_BTS[:, None, None], score_BKGTS, model.MASKED)
+    score_BKGTS = jnp.where(seen_BTS[:, None, None], score_BKGTS, attention.MASKED)
     share_BKGTS = jax.nn.softmax(score_BKGTS, axis=-1).astype(v_BKSH.dtype)
     share_BKMS = share_BKGTS.reshape(b, k, n // k * t, s)
     o_BKMH = jnp.einsum("bkms,bksh->bkmh", share_BKMS, v_BKSH, preferred_element_type=jnp.float32)

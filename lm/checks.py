@@ -11,6 +11,7 @@ from lm import config, layout
 CHOICES = {
     "model.dtype": ("float32", "bfloat16"),
     "model.remat": ("none", "dots", "full"),
+    "model.attention": ("auto", "plain", "cudnn", "splash"),
     "model.mlp": ("gated", "gelu"),
     "model.norm": ("rms", "layer"),
     "model.parametrization": ("standard", "mup", "completep"),

@@ -10,7 +10,7 @@ import platform
 import jax
 import numpy as np
 
-from lm import config, data, records, revision, sizes
+from lm import config, data, kernels, records, revision, sizes
 
 
 def facts(run: config.Run, text: data.Text, device_mesh: jax.sharding.Mesh, peak: float) -> dict:
@@ -32,6 +32,7 @@ def facts(run: config.Run, text: data.Text, device_mesh: jax.sharding.Mesh, peak
             run.model.remat,
             run.mesh.rules,
         ],
+        "devices.attention": kernels.chosen(run, device_mesh),
         "devices.peak_flops_per_second": peak,
         "versions.python": platform.python_version(),
         "code.version": revision.version(),

@@ -12,7 +12,7 @@ from lm import checkpoint, config, records, sizes, storage, tokens
 
 LORA = ("lora_rank", "lora_alpha", "lora_on")  # of what a child may add to its parent's model
 # Knobs of a model that its weights do not depend on.
-COMPUTED = ("dtype", "remat", "unroll", "attention_blocks", "z_loss")
+COMPUTED = ("dtype", "remat", "unroll", "attention", "attention_blocks", "z_loss")
 
 
 def parent(run: config.Run) -> config.Run:

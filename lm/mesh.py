@@ -142,6 +142,20 @@ def joined(pieces: jax.Array, name: str, axis: int) -> jax.Array:
     return swapped(x, n, ways(name), axis)
 
 
+def dealt(x: jax.Array, n_blocks: int, axis: int = 1) -> jax.Array:
+    """The order in which positions lie where rows are split: each device has some of every block.
+
+    Later queries see more keys, so a device that held only the last positions would make all others
+    wait. The order of time where rows are whole.
+    """
+    return swapped(x, n_blocks, ways("length"), axis)
+
+
+def in_time(x: jax.Array, n_blocks: int, axis: int = 1) -> jax.Array:
+    """The inverse of `dealt`."""
+    return swapped(x, ways("length"), n_blocks, axis)
+
+
 def place(mesh: jax.sharding.Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
     """This process's rows of a batch (see `rows_here`) -> the global batch, split over the mesh."""
     split = sharding(mesh, "batch", None)

@@ -21,9 +21,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from lm import config, layers, learned, mesh, moe, parametrization
-
-MASKED = -1e30  # a score no key survives; finite, so that its gradient is
+from lm import config, kernels, layers, learned, mesh, moe, parametrization
 
 
 class Attention(nnx.Module):
@@ -105,29 +103,29 @@ class Decoder(nnx.Module):
 
     def __call__(self, tokens_BT: jax.Array, segments_BT: jax.Array | None) -> jax.Array:
         x_BTD, _ = self.hidden(tokens_BT, segments_BT)
-        return self.logits(_in_time(x_BTD, self.model.attention_blocks), self.head_weight())
+        return self.logits(mesh.in_time(x_BTD, self.model.attention_blocks), self.head_weight())
 
     def hidden(
         self, tokens_BT: jax.Array, segments_BT: jax.Array | None
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """What the last layer leaves, normed: [B, T, D], its positions in the order of `_dealt`.
+        """What the last layer leaves, normed: [B, T, D], positions in the order of `mesh.dealt`.
 
         And the routing of all layers: arrays of moe.route with a leading axis, {} without experts.
         """
         model = self.model
-        times_T = _dealt(jnp.arange(tokens_BT.shape[1]), model.attention_blocks, axis=0)
+        times_T = mesh.dealt(jnp.arange(tokens_BT.shape[1]), model.attention_blocks, axis=0)
 
         def attend(q_BTNH, k_BSKH, v_BSKH):
             if not model.max_positions:
                 q_BTNH, k_BSKH = (rotary(x, model.rope_theta, times_T) for x in (q_BTNH, k_BSKH))
             k_BSKH = mesh.constrain(k_BSKH, "batch", "length", "kv_heads", "d_head")
             v_BSKH = mesh.constrain(v_BSKH, "batch", "length", "kv_heads", "d_head")
-            return causal_attention(q_BTNH, k_BSKH, v_BSKH, model.attention_blocks, segments_BT)
+            return kernels.attend(model, q_BTNH, k_BSKH, v_BSKH, segments_BT)
 
         layer = _remat(lambda x_BTD, block: block(x_BTD, attend), model.remat)
         unroll = model.n_layers if model.n_layers <= model.unroll else 1
-        times_BT = _dealt(within(tokens_BT, segments_BT), model.attention_blocks)
-        x_BTD = self.embedded(_dealt(tokens_BT, model.attention_blocks), times_BT)
+        times_BT = mesh.dealt(within(tokens_BT, segments_BT), model.attention_blocks)
+        x_BTD = self.embedded(mesh.dealt(tokens_BT, model.attention_blocks), times_BT)
         x_BTD, routing = jax.lax.scan(layer, x_BTD, self.blocks, unroll=unroll)
         return self.norm(x_BTD), routing
 
@@ -178,56 +176,6 @@ def rotary(x_BTNH: jax.Array, theta: float, times_T: jax.Array) -> jax.Array:
     left, right = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
     turned = jnp.concatenate([left * cos - right * sin, right * cos + left * sin], axis=-1)
     return turned.astype(x_BTNH.dtype)
-
-
-@jax.named_scope("attention")
-def causal_attention(q_BTNH, k_BSKH, v_BSKH, n_blocks: int, segments_BT=None) -> jax.Array:
-    """softmax(q k / sqrt(H)) v over the keys not later than the query, in blocks of queries.
-
-    Block i of n_blocks multiplies only with the keys up to its own end, so that about half of the
-    masked scores are never computed; the result does not depend on n_blocks. segments_BT: numbers
-    of documents, in the order of time; a query sees the keys of its own alone.
-
-    Where rows are split over devices, q, k, v and the result are in the order of `_dealt`: every
-    device has an equal share of every block, and so of the work. It gathers all keys.
-    """
-    b, t, n, h = q_BTNH.shape
-    k = k_BSKH.shape[2]
-    size = t // n_blocks
-    q_BKGTH = (q_BTNH * h**-0.5).reshape(b, t, k, n // k, h).transpose(0, 2, 3, 1, 4)
-    blocks_CBKGTH = mesh.pieces(q_BKGTH, n_blocks, "length", axis=3)
-    k_BKSH, v_BKSH = (
-        _in_time(mesh.constrain(x_BSKH, "batch", None, "kv_heads", None), n_blocks).swapaxes(1, 2)
-        for x_BSKH in (k_BSKH, v_BSKH)
-    )
-    blocks = []
-    for block, start in enumerate(range(0, t, size)):
-        end = start + size
-        score_BKGTS = jnp.einsum(
-            "bkgth,bksh->bkgts",
-            blocks_CBKGTH[block],
-            k_BKSH[:, :, :end],
-            preferred_element_type=jnp.float32,
-        )
-        seen_TS = jnp.arange(start, end)[:, None] >= jnp.arange(end)
-        if segments_BT is not None:
-            mine_BT = mesh.constrain(segments_BT[:, start:end], "batch", None)  # cut where it is
-            same_BTS = mine_BT[:, :, None] == segments_BT[:, None, :end]
-            seen_TS = (seen_TS & same_BTS)[:, None, None]
-        score_BKGTS = jnp.where(seen_TS, score_BKGTS, MASKED)
-        top_BKGT1 = jax.lax.stop_gradient(score_BKGTS.max(axis=-1, keepdims=True))
-        exp_BKGTS = jnp.exp(score_BKGTS - top_BKGT1)
-        sum_BKGT1 = exp_BKGTS.sum(axis=-1, keepdims=True)
-        o_BKGTH = jnp.einsum(
-            "bkgts,bksh->bkgth",
-            exp_BKGTS.astype(v_BKSH.dtype),
-            v_BKSH[:, :, :end],
-            preferred_element_type=jnp.float32,
-        )
-        # Divided here, not before the product: H numbers a query in place of S.
-        blocks.append((o_BKGTH / sum_BKGT1).astype(v_BKSH.dtype))
-    o_BKGTH = mesh.joined(jnp.stack(blocks), "length", axis=3)
-    return o_BKGTH.transpose(0, 3, 1, 2, 4).reshape(b, t, n, h)
 
 
 def init(model: config.Model, seed: int | jax.Array) -> dict:
@@ -282,7 +230,7 @@ def losses(
     """
     modules = decoder(model, params)
     x_BTD, routing = modules.hidden(tokens_BT[:, :-1], segments_BT)
-    targets_BT = _dealt(tokens_BT[:, 1:], model.attention_blocks)
+    targets_BT = mesh.dealt(tokens_BT[:, 1:], model.attention_blocks)
     head_DV = modules.head_weight()
 
     def found(x_BTD, targets_BT):
@@ -297,7 +245,7 @@ def losses(
         cut = [mesh.pieces(x, model.loss_chunks, "length", 1) for x in (x_BTD, targets_BT)]
         chunks = jax.lax.map(jax.checkpoint(lambda cut: found(*cut), prevent_cse=False), cut)
         all_BT = [mesh.joined(x_CBT, "length", 1) for x_CBT in chunks]
-    nats_BT, log_z_BT, best_BT = (_in_time(x_BT, model.attention_blocks) for x_BT in all_BT)
+    nats_BT, log_z_BT, best_BT = (mesh.in_time(x_BT, model.attention_blocks) for x_BT in all_BT)
     return nats_BT, log_z_BT, best_BT, routing
 
 
@@ -307,20 +255,6 @@ def nats(logits_BTV: jax.Array, targets_BT: jax.Array) -> tuple[jax.Array, jax.A
     log_z_BT = jax.nn.logsumexp(logits_BTV, axis=-1)
     target_BT = jnp.take_along_axis(logits_BTV, targets_BT[..., None], axis=-1)[..., 0]
     return log_z_BT - target_BT, log_z_BT
-
-
-def _dealt(x: jax.Array, n_blocks: int, axis: int = 1) -> jax.Array:
-    """The order in which positions lie where rows are split: each device has some of every block.
-
-    Later queries see more keys, so a device that held only the last positions would make all others
-    wait. The order of time where rows are whole.
-    """
-    return mesh.swapped(x, n_blocks, mesh.ways("length"), axis)
-
-
-def _in_time(x: jax.Array, n_blocks: int, axis: int = 1) -> jax.Array:
-    """The inverse of `_dealt`."""
-    return mesh.swapped(x, mesh.ways("length"), n_blocks, axis)
 
 
 def _rngs(seed) -> nnx.Rngs:

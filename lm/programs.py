@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from lm import config, evaluate, exact, learned, mesh, model, moe, optim
+from lm import config, evaluate, exact, kernels, learned, mesh, model, moe, optim
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +28,8 @@ class Program:
 
 def build(run: config.Run, device_mesh: jax.sharding.Mesh) -> Program:
     """The functions of a run on a mesh of real or described devices; computes nothing."""
+    attention = kernels.chosen(run, device_mesh)
+    run = dataclasses.replace(run, model=dataclasses.replace(run.model, attention=attention))
     axes = model.axes(run.model)
     keep = learned.tree(run.optim, run.model, axes)
     mine = learned.part(axes, keep)
@@ -130,7 +132,7 @@ def build(run: config.Run, device_mesh: jax.sharding.Mesh) -> Program:
             in_shardings=(shardings, mesh.sharding(device_mesh, "batch", None)),
             out_shardings=(shardings, everywhere),
             donate_argnums=0,
-            compiler_options=exact.OPTIONS if run.mesh.exact else None,
+            compiler_options=exact.OPTIONS if run.mesh.exact else kernels.options(device_mesh),
         ),
         score=evaluate.scorer(run, device_mesh),
         batch=_batch(run.data, mesh.sharding(device_mesh, "batch", None)),

@@ -29,7 +29,8 @@ FREE = (
     *("dir", "log_every", "checkpoint_every", "keep_every", "keep_best", "predict", "wandb"),
     *("resume", "stall_seconds", "data.cache", "data.copies", "optim.nonfinite"),
     *("mesh.data", "mesh.fsdp", "mesh.expert", "mesh.sequence", "mesh.tensor", "mesh.rules"),
-    *("model.remat", "model.unroll", "model.loss_chunks", "optim.accumulate"),
+    *("model.attention", "model.remat", "model.unroll", "model.loss_chunks"),
+    *("optim.accumulate",),
     *("eval.every", "eval.n_sequences", "eval.n_completions"),
     *("eval.tasks", "eval.tasks_every", "eval.too_long"),
 )

@@ -21,7 +21,7 @@ FLOORS: list[list[list[str]]] = [
     [
         [
             *("hosts", "exact", "mesh", "parametrization"),
-            *("learned", "layers", "moe", "model", "cache", "optim"),
+            *("learned", "layers", "attention", "kernels", "moe", "model", "cache", "optim"),
         ],
         [
             *("automaton", "machine", "grammar", "languages"),  # what is made up

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lm import checks, config, mesh, model, parametrization, plan, sizes
+from lm import attention, checks, config, mesh, model, parametrization, plan, sizes
 
 SHAPE = config.Model(
     vocab_size=64, d_model=32, n_layers=2, n_heads=4, n_kv_heads=2, d_head=8, d_ff=48
@@ -55,7 +55,7 @@ def test_blocks_of_queries_change_nothing(n_blocks):
         jax.random.normal(key, (2, 16, n, 8)) for key, n in zip(keys, (4, 2, 2), strict=True)
     )
     whole = jax.nn.dot_product_attention(q, k, v, is_causal=True)
-    ours = jax.jit(lambda *qkv: model.causal_attention(*qkv, n_blocks))(q, k, v)
+    ours = jax.jit(lambda *qkv: attention.causal(*qkv, n_blocks))(q, k, v)
     np.testing.assert_allclose(ours, whole, atol=1e-6)
 
 
