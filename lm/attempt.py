@@ -20,6 +20,7 @@ import numpy as np
 from lm import (
     checkpoint,
     checks,
+    clock,
     config,
     data,
     evaluate,
@@ -60,11 +61,13 @@ class Attempt:
     """A context manager; guard.Taken on entry if another process trains the run.
 
     first: steps done before; done: steps done now; seconds: of training, over all attempts;
-    window: metrics of the steps since the last row; evaluated: rows of evals.jsonl by step.
+    window: metrics of the steps since the last row; evaluated: rows of evals.jsonl by step;
+    clock: where its time goes.
     """
 
     def __init__(self, run: config.Run, text: data.Text, device_mesh: jax.sharding.Mesh):
         self.run, self.text, self.mesh = run, text, device_mesh
+        self.clock = clock.Clock()
         self.asked = tasks.load_all(run.eval.tasks)
         self.folder = records.folder(run)
         self.watch = guard.Guard(self.folder, run.stall_seconds, jax.process_index())
@@ -112,6 +115,7 @@ class Attempt:
         self.evaluated = {row["step"]: row for row in hosts.first(self._evals)}
         found = hosts.first(lambda: records.read_facts(self.folder))
         self._passed = found.get("passed_over", [])
+        self.clock.rest("start")
 
     def begin(self, init: Callable[[int], dict], report: Callable[[dict], None]) -> dict:
         """The state to go on with: what was saved, and the rest from init(seed).
@@ -135,6 +139,7 @@ class Attempt:
         self._write, close = mirrors.follow(self.run, self.first)
         self._open.callback(close)
         self._report = report
+        self.clock.rest("compile")
         return state
 
     def rows(self, number: int, selected: slice | np.ndarray = slice(None)) -> dict:
@@ -191,6 +196,8 @@ class Attempt:
         self._timed += len(values)  # not len(window): a resumed one has steps of another attempt
         self.seconds, self._spent = self.seconds + seconds, self._spent + seconds
         self._waited += waited
+        self.clock.add("steps", seconds - waited)
+        self.clock.add("input", waited)
         self._bad = [m for m in self.window if not np.isfinite([m["loss"], m["grad_norm"]]).all()]
         if self._bad and not self._is_skipping():
             loss, norm = self._bad[0]["loss"], self._bad[0]["grad_norm"]
@@ -220,10 +227,11 @@ class Attempt:
         row = {"attempt": self.number, "step": self.done, "seconds": self.seconds}
         row |= ledger.metrics(self.run, self.text, self.window, self.done)
         row |= ledger.speed(self.run, self._timed, self._spent, self.peak)
-        row |= {"input_wait": self._waited / self._spent}
-        records.append(self.folder / "metrics.jsonl", row)
-        self._write(row)
-        self._report(row)
+        row |= {"input_wait": self._waited / self._spent} | self.clock.row()
+        with self.clock.of("log"):
+            records.append(self.folder / "metrics.jsonl", row)
+            self._write(row)
+            self._report(row)
         if self._bad:
             words = f"{len(self._bad)} updates whose loss or gradient is no number"
             self.tell(self.done, "skipped", words)
@@ -234,7 +242,7 @@ class Attempt:
     def evaluate(self, score: Callable, params: dict) -> None:
         """Writes a row of evals.jsonl."""
         run, is_asked = self.run, _is_due(self.done, self.run.eval.tasks_every, self.run.steps)
-        with jax.set_mesh(self.mesh):
+        with self.clock.of("evaluate"), jax.set_mesh(self.mesh):
             row = evaluate.evaluate(run, self.mesh, score, params, self.text)
             if is_asked:
                 row |= exam.sit(run, self.mesh, score, params, self.text.tokenizer, self.asked)
@@ -259,12 +267,14 @@ class Attempt:
         loss = self.evaluated.get(self.done, {}).get("loss")
         window = [{name: float(value) for name, value in m.items()} for m in self.window]
         batch = self._next_batch()
-        self.checkpoints.save(self.done, state, batch, window, self.seconds, loss)
+        with self.clock.of("save"):
+            self.checkpoints.save(self.done, state, batch, window, self.seconds, loss)
         self._unproved = self.done
 
     def finish(self) -> None:
         """Writes that the run is done, once its last checkpoint is whole."""
-        self._open.close()
+        with self.clock.of("save"):
+            self._open.close()
         ends_at = self._best()[0] if self.run.eval.patience else self.done
         tokens = self.done * self.run.data.batch_size * self.run.data.seq_len
         cost = {"tokens": tokens, "flops": tokens * self.facts["flops_per_token.full"]}
@@ -272,6 +282,8 @@ class Attempt:
         if words:
             self.tell(self.done, "worthless", words)
         said = {"status": "done", "reason": words, "seconds": self.seconds, "ends_at": ends_at}
+        spent = [*records.attempts(self.folder, self.number), self.clock.row()]
+        said |= clock.total(spent, self.seconds)
         records.write_facts(self.folder, **said, **cost)
         records.settle(self.folder)
 

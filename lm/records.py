@@ -143,6 +143,12 @@ def evals(path: str | Path) -> list[dict]:
     return lines(storage.at(path) / "evals.jsonl")
 
 
+def attempts(path: str | Path, before: int) -> list[dict]:
+    """The last log step that each attempt came to, of those before this one."""
+    last = {row["attempt"]: row for row in _parsed(storage.at(path) / "metrics.jsonl")}
+    return [row for number, row in sorted(last.items()) if number < before]
+
+
 def extend_evals(path: str | Path, step: int, found: dict) -> None:
     """Adds what was found later to the evaluation of a step, by a line in its place."""
     old = {row["step"]: row for row in evals(path)}.get(step, {"attempt": 0, "step": step})

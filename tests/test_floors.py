@@ -55,7 +55,7 @@ FLOORS: list[list[list[str]]] = [
         [
             *("mirrors", "proof", "checkpoint", "lineage", "decode", "sample", "evaluate", "exam"),
             *("programs", "coordinates"),
-            *("ledger", "attempt", "train", "plan", *QUOTES, "launch", "workers"),
+            *("ledger", "clock", "attempt", "train", "plan", *QUOTES, "launch", "workers"),
         ]
     ],
     [["harness"], ["stock", "hf_writer", "hf_reader"]],

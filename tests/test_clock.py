@@ -1,0 +1,62 @@
+import json
+import time
+
+import pytest
+
+from lm import clock, records, train
+
+
+class Hands:
+    """A clock that stands still but for what a test moves it."""
+
+    at = 0.0
+
+    def __call__(self) -> float:
+        return self.at
+
+
+def seconds(**parts: float) -> dict:
+    return {f"clock.{part}": value for part, value in parts.items()}
+
+
+def test_parts_add_up_to_all_time_and_what_has_no_part_is_other():
+    hands = Hands()
+    ours = clock.Clock(hands)
+    hands.at = 2.0
+    ours.rest("start")
+    with pytest.raises(OSError), ours.of("save"):
+        hands.at = 5.0
+        raise OSError  # a save that fails took its time all the same
+    hands.at = 6.0
+    row = ours.row()
+    assert (row["clock.start"], row["clock.save"], row["clock.other"]) == (2.0, 3.0, 1.0)
+    assert sum(row.values()) == 6.0
+
+
+def test_steps_done_again_are_lost_and_waits_for_input_are_not_good():
+    ended = seconds(start=1.0, steps=9.0, input=1.0)
+    found = clock.total([ended, seconds(start=1.0, steps=7.0, input=1.0, save=1.0)], useful=12.0)
+    assert found["clock.lost"] == pytest.approx(6.0)
+    assert found["clock.steps"] + found["clock.input"] == pytest.approx(12.0)
+    assert found["clock.goodput"] == pytest.approx(found["clock.steps"] / 21.0)
+    assert sum(found.values()) - found["clock.goodput"] == pytest.approx(21.0)
+
+
+def test_of_each_attempt_before_the_last_word_counts(tmp_path):
+    lines = [(1, 2), (1, 4), (2, 4), (3, 6)]
+    rows = [{"attempt": attempt, "step": step} for attempt, step in lines]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert records.attempts(tmp_path, before=3) == [rows[1], rows[2]]
+
+
+def test_a_run_says_where_its_time_went(tiny):
+    began = time.perf_counter()
+    train.train(tiny)
+    took = time.perf_counter() - began
+    facts = records.read_facts(records.folder(tiny))
+    parts = {part: facts[f"clock.{part}"] for part in (*clock.PARTS, "lost")}
+    assert all(value >= 0 for value in parts.values()), parts
+    assert 0.5 * took < sum(parts.values()) <= took and parts["other"] < 0.5 * took
+    assert parts["steps"] + parts["input"] == pytest.approx(facts["seconds"])
+    assert min(parts[part] for part in ("compile", "evaluate", "save", "log")) > 0
+    assert 0 < facts["clock.goodput"] < 1 and parts["lost"] == 0
