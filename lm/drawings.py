@@ -6,7 +6,7 @@ drawings.verify("runs/quickstart/figures/loss.svg", "runs/quickstart")   # [] if
 
 from matplotlib.figure import Figure
 
-from lm import marks, mastery, outcome, plots, records, revision, style, surface
+from lm import marks, mastery, outcome, plots, records, revision, skills, style, surface
 from lm.marks import finite
 from lm.outcome import Sweep
 
@@ -57,6 +57,10 @@ def _tasks(sweep: Sweep) -> dict:
         found["mastered"] = plots.tasks_mastered(done), None
         found["emergence"] = plots.emergence(done, mastery.steepest(done)), None
         found["tasks"] = plots.task_curves(done), None
+        found["abilities"] = skills.against_loss(done, mastery.curves(done)), None
+    said = (sweep.prediction or {}).get("tasks", {})
+    if any("value" in one for one in said.values()):
+        found["foretold"] = skills.foretold(said, sweep.target), None
     return found
 
 

@@ -3,6 +3,7 @@
     tally(rows)            # one dict a run: tasks above chance, tasks mastered, of how many
     verdicts(rows, evals)  # one dict a task: signal, noises, "predictable from 60K on", "at chance"
     correlations(rows)     # metric -> task -> rank correlation with accuracy over the ladder
+    curves(rows)           # task -> the law from held-out loss to its accuracy, or why none
     foretell(rows, 6e5)    # task -> what a model of that size should reach, or why none can say
 
 Rows are those of records.rows, with columns eval.task.NAME.METRIC as lm/exam.py writes them; evals
@@ -155,6 +156,19 @@ def correlations(rows: Sequence[dict]) -> dict[str, dict[str, float]]:
                 ranks = stats.rankdata(known, axis=0)
                 found[metric][task] = sign * float(np.corrcoef(ranks.T)[0, 1])
     return {metric: by_task for metric, by_task in found.items() if by_task}
+
+
+def curves(rows: Sequence[dict], x: str = "eval.loss", bootstrap: int = 200) -> dict[str, tuple]:
+    """Task -> (laws.ability of its accuracy in the column x, "") or (None, why there is none)."""
+    found: dict[str, tuple] = {}
+    for task in tasks(rows):
+        chance = max(table.number(row.get(column(task, "chance"), 0.0)) for row in rows)
+        try:
+            fit = laws.ability(rows, x, column(task), chance=chance, bootstrap=bootstrap)
+            found[task] = fit, ""
+        except ValueError as refusal:
+            found[task] = None, str(refusal)
+    return found
 
 
 def foretell(rows: Sequence[dict], size: float, bootstrap: int = 200) -> dict[str, dict]:

@@ -110,7 +110,7 @@ def task_curves(rows, x="params.non_embedding", theme=LIGHT) -> Figure:
     asked = mastery.tasks(rows)
     figure, panels = style.panels("Accuracy by task", len(asked), theme)
     done = []
-    for axes, task in zip(panels, asked, strict=True):
+    for axes, task in zip(panels, asked, strict=False):
         y = mastery.column(task)
         done = marks.steps(axes, rows, x, y, theme, scale=100, words_at=None) or done
         chance = {row[x]: 100 * row[mastery.column(task, "chance")] for row in done}

@@ -150,6 +150,7 @@ def task_columns(share: float) -> dict:
         accuracy = chance + (1 - chance) * min(1.0, 2.5 * pull * share)
         p = accuracy**0.25
         values = {"accuracy": accuracy, "exact": accuracy, "token_probability": p, "p_right": p**4}
+        values["bits_per_byte"] = -math.log2(p)
         found |= {f"task.{task}.{name}": value for name, value in values.items()}
         found |= {f"task.{task}.n": 100, f"task.{task}.chance": chance, f"task.{task}.tokens": 4.0}
         for name in ("accuracy", "exact"):

@@ -40,6 +40,7 @@ FLOORS: list[list[list[str]]] = [
                 "style",
                 "marks",
                 "plots",
+                "skills",
                 "tuning",
                 "surface",
                 "rate_plots",

@@ -26,6 +26,16 @@ def outputs(path, sweep_dir, monkeypatch) -> list:
     return [output for cell in notebook.cells for output in cell.get("outputs", ())]
 
 
+def path_of(name: str) -> pathlib.Path:
+    return next(path for path in NOTEBOOKS if path.stem == name)
+
+
+def tables(shown) -> list[str]:
+    return [
+        output["data"]["text/html"] for output in shown if "text/html" in output.get("data", {})
+    ]
+
+
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_is_short_and_stores_no_output(path):
     cells = read(path).cells
@@ -37,7 +47,7 @@ def test_a_notebook_is_short_and_stores_no_output(path):
 
 
 def test_scaling_curves_draws_a_finished_sweep(tmp_path, monkeypatch):
-    path = next(path for path in NOTEBOOKS if path.stem == "scaling_curves")
+    path = path_of("scaling_curves")
     shown = outputs(path, made_up.sweep(tmp_path), monkeypatch)
     assert sum("image/png" in output.get("data", {}) for output in shown) == 5
     assert any(
@@ -46,7 +56,7 @@ def test_scaling_curves_draws_a_finished_sweep(tmp_path, monkeypatch):
 
 
 def test_scaling_curves_explains_a_sweep_that_has_hardly_begun(tmp_path, monkeypatch):
-    path = next(path for path in NOTEBOOKS if path.stem == "scaling_curves")
+    path = path_of("scaling_curves")
     sizes = tuple(made_up.SIZES)
     folder = made_up.sweep(
         tmp_path, status={"30K": ("running", "")}, missing=sizes[1:], predict=False
@@ -56,21 +66,42 @@ def test_scaling_curves_explains_a_sweep_that_has_hardly_begun(tmp_path, monkeyp
     assert any("0 of 6" in output.get("data", {}).get("text/markdown", "") for output in shown)
 
 
-def test_emergence_draws_the_tasks_of_a_sweep(tmp_path, monkeypatch):
-    path = next(path for path in NOTEBOOKS if path.stem == "emergence")
+def test_emergence_takes_the_jumps_of_a_sweep_apart(tmp_path, monkeypatch):
+    path = path_of("emergence")
     shown = outputs(path, made_up.sweep(tmp_path), monkeypatch)
-    assert sum("image/png" in output.get("data", {}) for output in shown) == 3
-    tables = [
-        output["data"]["text/html"] for output in shown if "text/html" in output.get("data", {})
-    ]
-    assert any("p to the k" in text for text in tables) and any(
-        "p_right" in text for text in tables
-    )
+    assert sum("image/png" in output.get("data", {}) for output in shown) == 1
+    assert "p to the k" in "".join(tables(shown))
     assert any("before p 0." in output.get("text", "") for output in shown)
 
 
+def test_abilities_follows_the_tasks_of_a_sweep(tmp_path, monkeypatch):
+    path = path_of("abilities")
+    shown = outputs(path, made_up.sweep(tmp_path), monkeypatch)
+    assert sum("image/png" in output.get("data", {}) for output in shown) == 4
+    assert "6 runs are done" in "".join(output.get("text", "") for output in shown)
+    laws, metrics = tables(shown)
+    assert "acc(L) = " in laws and "is at chance" in laws
+    assert "p_right" in metrics and "predictable from" in metrics
+
+
+@pytest.mark.parametrize("name", ["abilities", "emergence"])
+def test_notebooks_on_tasks_explain_a_sweep_that_has_hardly_begun(name, tmp_path, monkeypatch):
+    path = path_of(name)
+    sizes = tuple(made_up.SIZES)
+    begun = {"30K": ("running", "")}
+    folder = made_up.sweep(tmp_path, status=begun, missing=sizes[1:], predict=False)
+    text = "".join(output.get("text", "") for output in outputs(path, folder, monkeypatch))
+    assert "0 runs" in text and "0 tasks" in text
+
+
+@pytest.mark.parametrize("name", ["abilities", "scaling_curves"])
+def test_a_fresh_clone_opens_the_records_that_come_with_it(name):
+    text = "".join(cell.source for cell in read(path_of(name)).cells)
+    assert 'else "data/real_ladder"' in text
+
+
 def test_transfer_draws_gains_specialists_and_unseen_tasks(tmp_path, monkeypatch):
-    path = next(path for path in NOTEBOOKS if path.stem == "transfer")
+    path = path_of("transfer")
     made_up.tuned(tmp_path)
     shown = outputs(path, tmp_path, monkeypatch)
     text = "".join(output.get("text", "") for output in shown)
@@ -82,7 +113,7 @@ def test_transfer_draws_gains_specialists_and_unseen_tasks(tmp_path, monkeypatch
 
 
 def test_checkpoints_opens_a_run_goes_on_with_it_and_hands_it_over(tiny, monkeypatch):
-    path = next(path for path in NOTEBOOKS if path.stem == "checkpoints")
+    path = path_of("checkpoints")
     train.train(tiny)
     folder = records.folder(tiny)
     before = sorted(file for file in folder.rglob("*") if "pins" not in file.parts)

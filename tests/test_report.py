@@ -11,7 +11,7 @@ from lm import drawings, outcome, plots, records, report, revision, style
 HOSTILE = "<img src=x onerror=alert(1)>"
 FIGURES = {
     *("loss", "compute", "curves", "ability", "sources", "predicted"),
-    *("mastered", "emergence", "tasks"),
+    *("mastered", "emergence", "tasks", "abilities"),
 }
 
 
@@ -53,6 +53,7 @@ def test_abilities_that_were_foretold_stand_beside_what_came(tmp_path, page_only
     written = records.read_json(folder / "prediction.json")
     records.write_json(folder / "prediction.json", written | {"tasks": said})
     text = visible(report.write(folder).read_text(encoding="utf-8"))
+    assert "foretold" in drawings.every(outcome.load(folder))
     assert "0.87 [0.70, 1.00]" in text and "predicted for the target" in text
 
 

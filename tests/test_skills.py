@@ -1,0 +1,58 @@
+"""Figures of abilities say what was measured, what was said beforehand, and what cannot be said."""
+
+import re
+
+import made_up
+import numpy as np
+import pytest
+
+from lm import mastery, records, skills, style
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory) -> list[dict]:
+    return records.rows(made_up.sweep(tmp_path_factory.mktemp("runs")))
+
+
+def tips(figure) -> list[str]:
+    return re.findall(r"<title>(.*?)</title>", style.inline(figure)[0])
+
+
+def test_accuracy_stands_against_a_loss_that_falls_to_the_right_with_its_law(rows):
+    curves = mastery.curves(rows, bootstrap=50)
+    figure = skills.against_loss(rows, curves)
+    names = [axes.get_title(loc="left") for axes in figure.axes]
+    assert names == ["copy?length=4", "sort?length=3"]  # modular never leaves chance
+    assert "1 tasks that no run has above chance" in " ".join(figure.get_supxlabel().split())
+    axes, (fit, why) = figure.axes[0], curves["copy?length=4"]
+    assert fit and not why and axes.get_xlim()[0] > axes.get_xlim()[1]
+    line = axes.get_lines()[0]
+    np.testing.assert_allclose(line.get_ydata(), 100 * fit.predict(line.get_xdata()).value)
+    assert "at chance" in curves["modular"][1] and curves["modular"][0] is None
+    said = [tip for tip in tips(figure) if tip.startswith("1.6M: loss")]
+    exact = [100 * rows[-1][mastery.column(task)] for task in names]
+    assert [float(tip.split()[-1][:-1]) for tip in said] == [round(one) for one in exact]
+
+
+def test_runs_on_fewer_tokens_are_open_marks(rows):
+    fewer = [row | {"name": row["name"] + "-short", "tokens": row["tokens"] / 2} for row in rows]
+    axes = skills.against_loss([*rows, *fewer], {}).axes[0]
+    faces = [line.get_markerfacecolor() for line in axes.get_lines() if line.get_gid()]
+    assert faces.count(style.LIGHT["paper"]) == len(rows) == len(faces) / 2
+
+
+def test_what_was_foretold_stands_beside_what_came(rows):
+    task = "copy?length=4"
+    said = {task: {"value": 0.5, "lo": 0.25, "hi": 0.75}, "modular": {"refused": "at chance"}}
+    figure = skills.foretold(said, rows[-1])
+    came = f"{task}: measured {100 * rows[-1][mastery.column(task)]:.0f}%"
+    assert "n = 1 tasks of 2" in figure.get_supxlabel()
+    assert tips(figure) == [f"{task}: foretold 50% [25, 75]", came]
+    assert tips(skills.foretold(said)) == [f"{task}: foretold 50% [25, 75]"]
+    assert tips(skills.foretold(said, {"name": "toy/9M"})) == tips(skills.foretold(said))
+
+
+def test_without_tasks_or_runs_the_figures_are_empty_and_say_so(rows):
+    for none in ([], [{k: v for k, v in row.items() if "task" not in k} for row in rows]):
+        assert "0 tasks" in skills.against_loss(none, mastery.curves(none)).get_supxlabel()
+    assert "n = 0 tasks of 0" in skills.foretold({}).get_supxlabel()
