@@ -22,6 +22,9 @@ cli.host_flags()
 _DIR = flags.DEFINE_string("dir", None, "folder of all runs, in place of each run's own")
 _ON = flags.DEFINE_enum("on", "here", ["here", "slurm"], "where to train")
 _JOBS = flags.DEFINE_integer("jobs", 1, "processes that train at once, at most", lower_bound=1)
+_PACK = flags.DEFINE_integer(
+    "pack", 1, "runs that differ in seed or rates alone, trained in one program", lower_bound=1
+)
 _SLURM = flags.DEFINE_string(
     "slurm", "", "options of sbatch, such as --partition=gpu --time=1:00:00"
 )
@@ -53,7 +56,8 @@ def main() -> int:
     if _WORKER.value:
         with show.Bars() as bars:
             launch.here(
-                *(runs, bars.started, bars.stepped, bars.ended), _RETRIES.value, _WORKER.value
+                *(runs, bars.started, bars.stepped, bars.ended),
+                *(_RETRIES.value, _WORKER.value, _PACK.value),
             )
         if not any(launch.ready(runs, _RETRIES.value, _WORKER.value)):
             hosts.first(lambda: report.write(launch.folder(runs)) and None)
@@ -88,7 +92,9 @@ def main() -> int:
             raise KeyboardInterrupt(f"stopped by {signal.Signals(stopped[0] - 128).name} ")
     elif left:
         with show.Bars() as bars:
-            launch.here(runs, bars.started, bars.stepped, bars.ended, _RETRIES.value)
+            launch.here(
+                *(runs, bars.started, bars.stepped, bars.ended, _RETRIES.value), pack=_PACK.value
+            )
     return hosts.first(lambda: finish(folder))
 
 

@@ -12,6 +12,7 @@ import contextlib
 import functools
 import hashlib
 import json
+import time
 from collections.abc import Callable
 
 import jax
@@ -62,12 +63,13 @@ class Attempt:
 
     first: steps done before; done: steps done now; seconds: of training, over all attempts;
     window: metrics of the steps since the last row; evaluated: rows of evals.jsonl by step;
-    clock: where its time goes.
+    clock: where its time goes. n: runs that are trained with it, itself too; it counts an nth of
+    the seconds, so that those of all runs add up.
     """
 
-    def __init__(self, run: config.Run, text: data.Text, device_mesh: jax.sharding.Mesh):
+    def __init__(self, run: config.Run, text: data.Text, device_mesh: jax.sharding.Mesh, n: int):
         self.run, self.text, self.mesh = run, text, device_mesh
-        self.clock = clock.Clock()
+        self.clock = clock.Clock(lambda: time.perf_counter() / n)  # of a pack, its share
         self.asked = tasks.load_all(run.eval.tasks)
         self.folder = records.folder(run)
         self.watch = guard.Guard(self.folder, run.stall_seconds, jax.process_index())
@@ -117,7 +119,9 @@ class Attempt:
         self._passed = found.get("passed_over", [])
         self.clock.rest("start")
 
-    def begin(self, init: Callable[[int], dict], report: Callable[[dict], None]) -> dict:
+    def begin(
+        self, init: Callable[[int], dict], report: Callable[[config.Run, dict], None]
+    ) -> dict:
         """The state to go on with: what was saved, and the rest from init(seed).
 
         ValueError if the next batch is not the one it was when that was saved.
@@ -166,6 +170,11 @@ class Attempt:
     def is_save(self) -> bool:
         """Whether a checkpoint is due, before any is for being the best."""
         return _is_due(self.done, self.run.checkpoint_every, self.run.steps)
+
+    @property
+    def is_due(self) -> bool:
+        """Whether any of these is."""
+        return self.is_log or self.is_eval or self.is_save
 
     # What the loop does with them.
 
@@ -231,7 +240,7 @@ class Attempt:
         with self.clock.of("log"):
             records.append(self.folder / "metrics.jsonl", row)
             self._write(row)
-            self._report(row)
+            self._report(self.run, row)
         if self._bad:
             words = f"{len(self._bad)} updates whose loss or gradient is no number"
             self.tell(self.done, "skipped", words)
@@ -253,8 +262,10 @@ class Attempt:
         """Whether a checkpoint must be kept of this step, as the best so far of eval.patience."""
         return self.run.eval.patience > 0 and self._best()[0] == self.done
 
-    def is_hopeless(self) -> bool:
-        """Whether eval.patience is at its end."""
+    def is_over(self) -> bool:
+        """Whether all steps are done, or eval.patience is at its end."""
+        if self.done == self.run.steps:
+            return True
         best, n_worse = self._best()
         if not 0 < self.run.eval.patience <= n_worse:
             return False

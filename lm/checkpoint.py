@@ -229,6 +229,12 @@ class Checkpoints:
         return storage.at(place)
 
 
+def newest(run: config.Run) -> int:
+    """Step of the newest checkpoint that a run has, whether it proves itself or not; 0: none."""
+    names = (path.name for path in storage.listed(records.folder(run) / "checkpoints"))
+    return max((int(name) for name in names if name.isdecimal()), default=0)
+
+
 def read(run: config.Run, step: int | None, abstract: dict) -> tuple[dict, dict]:
     """`Checkpoints.restore` of a run that may be training elsewhere; step None: the newest.
 

@@ -203,11 +203,11 @@ def ballot(device_mesh: Mesh) -> Callable[[str], str]:
 
 
 @contextlib.contextmanager
-def together(folder: Path, *shared: type[BaseException]) -> Iterator[None]:
+def together(folders: list[Path], *shared: type[BaseException]) -> Iterator[None]:
     """Within it, what one of several processes raises alone ends it at once, and so the others.
 
-    shared: what all raise at the same place, and so may unwind. The rest must not: closing a
-    checkpoint waits for the others, who wait for this one in a step.
+    folders: of the runs that it ends. shared: what all raise at the same place, and so may unwind.
+    The rest must not: closing a checkpoint waits for the others, who wait for this one in a step.
     """
     try:
         yield
@@ -217,7 +217,8 @@ def together(folder: Path, *shared: type[BaseException]) -> Iterator[None]:
         if not are_several():
             raise
         status, words = _last_words(error)
-        records.write_facts(folder, status="lost" if status > 1 else "failed", reason=words)
+        for folder in folders:
+            records.write_facts(folder, status="lost" if status > 1 else "failed", reason=words)
         print(words, file=sys.stderr)
         _exit(status)
 

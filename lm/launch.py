@@ -4,6 +4,7 @@ Nothing drives a sweep but its folder: calling `here` again, after any end, goes
 """
 
 import datetime
+import functools
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -21,6 +22,7 @@ from lm import (
     mastery,
     mesh,
     mirrors,
+    packs,
     records,
     sizes,
     storage,
@@ -158,8 +160,11 @@ def here(
     ended: Callable[[config.Run, str], None] = lambda run, reason: None,
     retries: int = 0,
     since: float | None = None,
+    pack: int = 1,
 ) -> None:
     """Does what is ready, one run after another in this process, until nothing is.
+
+    pack: as many runs at most are trained in one program, where they can be: see lm/packs.py.
 
     Any number of processes may do this at once: a run is trained by the one that has its lock. A
     run that diverges or fails is marked so and the others go on; one that failed is tried `retries`
@@ -168,37 +173,57 @@ def here(
     """
     since = time.time() if since is None else since
     taken: set[str] = set()  # between our look and our lock
+    alone: set[str] = set()  # out of a pack that broke
     by_name, late = {run.name: run for run in runs}, family(runs)
 
-    def choose() -> str:
-        """The run to do now, or ""; the prediction is written before the first of its family."""
-        names = (run.name for run in ready(runs, retries, since) if run.name not in taken)
-        name = next(names, "")
-        if name in late:
+    def choose() -> list[str]:
+        """The runs to do now; the prediction is written before the first of its family."""
+        free = (run for run in ready(runs, retries, since) if run.name not in taken)
+        names = [run.name for run in packs.choose(free, pack, alone)]
+        if late & set(names):
             predict(runs)
-        return name
+        return names
 
-    while name := hosts.first(choose):
-        run = by_name[name]
-        started(run)
+    while names := hosts.first(choose):
+        now = [by_name[name] for name in names]
+        for run in now:
+            started(run)
         try:
-            train.train(run, lambda row, run=run: stepped(run, row))
-            reason = records.read_facts(records.folder(run)).get("reason", "")
+            if len(now) == 1:
+                train.train(now[0], functools.partial(stepped, now[0]))
+            else:
+                train.together(now, stepped)
+            reasons = {run.name: _reason(run) for run in now}
         except OSError:
             raise
-        except guard.Taken as error:
-            taken.add(run.name)
-            reason = str(error)
         except train.Diverged as error:
-            reason = str(error)
+            reasons = {names[0]: str(error)}
         except Exception as error:
-            reason = f"{type(error).__name__}: {error}"
-            where = records.folder(run)
-            if hosts.is_first():
-                storage.write(where / "error.txt", traceback.format_exc())
-            failed_at = [*records.read_facts(where).get("failed_at", []), time.time()]
-            records.write_facts(where, status="failed", reason=reason, failed_at=failed_at)
-        ended(run, reason)
+            words = f"{type(error).__name__}: {error}"
+            if len(now) > 1:  # alone, the one at fault says so of itself
+                alone |= set(names)
+                words = f"goes on alone after {words}"
+            elif isinstance(error, guard.Taken):
+                taken.add(names[0])
+                words = str(error)
+            else:
+                _mark_failed(now[0], words)
+            reasons = dict.fromkeys(names, words)
+        for run in now:
+            ended(run, reasons[run.name])
+
+
+def _reason(run: config.Run) -> str:
+    """Why a run ended before its last step, or should be doubted; "" for most."""
+    return records.read_facts(records.folder(run)).get("reason", "")
+
+
+def _mark_failed(run: config.Run, reason: str) -> None:
+    where = records.folder(run)
+    if hosts.is_first():
+        storage.write(where / "error.txt", traceback.format_exc())
+    failed_at = [*records.read_facts(where).get("failed_at", []), time.time()]
+    records.write_facts(where, status="failed", reason=reason, failed_at=failed_at)
 
 
 def ready(runs: list[config.Run], retries: int, since: float) -> Iterator[config.Run]:

@@ -21,6 +21,7 @@ class Program:
     abstract: dict  # jax.ShapeDtypeStruct of each array of the state, with its sharding
     init: Callable  # seed -> state, born split over the mesh
     step: Callable  # (state, batch) -> (next state, metrics); the state is donated
+    plain_step: Callable  # the same, not compiled; takes rates in place of those of run.optim
     score: Callable  # see evaluate.scorer
     n_learned: int  # parameters that learn
     batch: dict  # jax.ShapeDtypeStruct of each array of a batch, as data.Text.batch makes them
@@ -34,12 +35,14 @@ def build(run: config.Run, device_mesh: jax.sharding.Mesh) -> Program:
     keep = learned.tree(run.optim, run.model, axes)
     mine = learned.part(axes, keep)
     clip = 0.0 if run.mesh.exact else run.optim.clip  # see exact.clipped
-    optimizer = optim.make(dataclasses.replace(run.optim, clip=clip), run.model, run.steps, mine)
-    lr = optim.schedule(run.optim, run.steps)
+
+    def optimizer(rates: dict | None = None) -> optax.GradientTransformation:
+        knobs = dataclasses.replace(run.optim, clip=clip, **(rates or {}))
+        return optim.make(knobs, run.model, run.steps, mine)
 
     def init(seed) -> dict:
         params = model.init(run.model, seed)
-        opt = optimizer.init(learned.part(params, keep))
+        opt = optimizer().init(learned.part(params, keep))
         return {"step": jnp.zeros((), jnp.int32), "params": params, "opt": opt}
 
     def loss(weights: dict, frozen: dict, batch: dict, n: int, total):
@@ -80,7 +83,7 @@ def build(run: config.Run, device_mesh: jax.sharding.Mesh) -> Program:
         zero = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
         return jax.lax.scan(add, zero, pieces)[0]
 
-    def step(state: dict, batch: dict):
+    def step(state: dict, batch: dict, rates: dict | None = None):
         weights, frozen = (learned.part(state["params"], keep, which) for which in (True, False))
         with mesh.rules(run.mesh):
             nats, routing, gradient = gradients(weights, frozen, batch)
@@ -90,11 +93,12 @@ def build(run: config.Run, device_mesh: jax.sharding.Mesh) -> Program:
             with jax.named_scope("optimizer"):
                 grad_norm = optax.tree.norm(gradient)
         with jax.named_scope("optimizer"):
-            update, opt = optimizer.update(gradient, state["opt"], weights)
+            update, opt = optimizer(rates).update(gradient, state["opt"], weights)
             if routing and run.model.balance == "bias" and not frozen:
                 update = moe.balanced(run.model, update, routing)
             weights = typing.cast(dict, optax.apply_updates(weights, update))
         params = learned.joined(weights, frozen)
+        lr = optim.schedule(dataclasses.replace(run.optim, **(rates or {})), run.steps)
         metrics = {"loss": nats, "grad_norm": grad_norm, "lr": lr(state["step"])}
         if routing:
             metrics |= moe.metrics(routing)
@@ -106,7 +110,7 @@ def build(run: config.Run, device_mesh: jax.sharding.Mesh) -> Program:
         return after, metrics
 
     params = learned.part(jax.eval_shape(lambda: model.init(run.model, 0)), keep)
-    names = _names_of(jax.eval_shape(optimizer.init, params), params, mine)
+    names = _names_of(jax.eval_shape(optimizer().init, params), params, mine)
     split = functools.partial(
         jax.tree.map, lambda names: mesh.sharding(device_mesh, *names), is_leaf=mesh.is_names
     )
@@ -134,6 +138,7 @@ def build(run: config.Run, device_mesh: jax.sharding.Mesh) -> Program:
             donate_argnums=0,
             compiler_options=exact.OPTIONS if run.mesh.exact else kernels.options(device_mesh),
         ),
+        plain_step=step,
         score=evaluate.scorer(run, device_mesh),
         batch=_batch(run.data, mesh.sharding(device_mesh, "batch", None)),
         n_learned=sum(leaf.size for leaf in jax.tree.leaves(params)),
@@ -167,16 +172,16 @@ def _batch(data: config.Data, split) -> dict:
     return {k: jax.ShapeDtypeStruct(*v, sharding=split) for k, v in arrays.items()}
 
 
-def compile_all(run: config.Run, program: Program, fresh: bool) -> tuple[Callable, ...]:
+def compile_all(program: Program, step: jax.stages.Lowered, fresh: bool) -> tuple[Callable, ...]:
     """step, score and (for a fresh start) init, compiled at once: none alone fills the cores."""
     tokens = program.batch["tokens"]
     b, t = tokens.shape
     segments = jax.ShapeDtypeStruct((b, t - 1), jnp.int32, sharding=tokens.sharding)
     scored = {"tokens": tokens, "segments": segments}  # segments always: tasks are packed by them
     lowered = [
-        program.step.lower(program.abstract, program.batch),
+        step,
         program.score.lower(program.abstract["params"], scored),
-        *([program.init.lower(run.seed)] if fresh else []),
+        *([program.init.lower(0)] if fresh else []),
     ]
     with concurrent.futures.ThreadPoolExecutor() as pool:
         compiled = list(pool.map(lambda one: one.compile(), lowered))

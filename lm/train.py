@@ -1,12 +1,18 @@
-"""The loop. Every kind of training is `train(run)`; starting and resuming are the same call."""
+"""The loop. Every kind of training is `train(run)`; starting and resuming are the same call.
+
+train(run)                         one run to its end
+reasons = together(runs)           runs of one shape in one program: see lm/packs.py
+"""
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import jax
 
-from lm import attempt, checkpoint, config, data, exact, hosts, mesh, programs, records
+from lm import attempt, checkpoint, config, data, exact, hosts, mesh, packs, programs, records
+
+Report = Callable[[config.Run, dict], None]
 
 
 class Diverged(Exception):
@@ -14,11 +20,7 @@ class Diverged(Exception):
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal asked for a stop; the state was saved."""
-
-
-class _Rewound(Exception):
-    """The run goes back to its last checkpoint."""
+    """A signal asked for a stop; the state was saved, or the run is done."""
 
 
 def train(run: config.Run, report: Callable[[dict], None] = lambda row: None) -> None:
@@ -27,88 +29,148 @@ def train(run: config.Run, report: Callable[[dict], None] = lambda row: None) ->
     report: called with each row of metrics.jsonl as it is written. Raises ValueError before any
     compute if the run cannot work, Diverged, or Interrupted after SIGINT, SIGTERM or SIGUSR1.
     """
-    while True:
-        try:
-            return _train(run, report)
-        except _Rewound:
-            continue  # the folder now says which batches are passed over
+    if reason := together([run], lambda run, row: report(row))[run.name]:
+        raise Diverged(reason)
 
 
-def _train(run: config.Run, report: Callable[[dict], None]) -> None:
+def together(runs: list[config.Run], report: Report = lambda run, row: None) -> dict[str, str]:
+    """Trains runs of one shape, those that stand at the same step in one program.
+
+    Each has a folder, records, checkpoints and an end of its own. Returns why a run diverged, by
+    its name; "" for one that is done. ValueError and Interrupted as of `train`, for all of them.
+    """
+    packs.check(runs)
+    reasons = {run.name: "" for run in runs}
+    while runs:
+        now, later = packs.level(runs)
+        runs = _train(now, report, reasons) + later
+    return reasons
+
+
+def _train(runs: list[config.Run], report: Report, reasons: dict[str, str]) -> list[config.Run]:
+    """Trains a pack; those of it that are to go on from their checkpoints in another.
+
+    These are all if they are not at the same step, one that goes back, and the rest of a pack
+    that lost half of its runs: it would compute what nobody reads.
+    """
     # --- Refuse what cannot work ---
-    text = attempt.check(run)
-    device_mesh = mesh.make(run.mesh)
-    mesh.check(run, device_mesh)
-    exact.check(run, device_mesh)
-    one = attempt.Attempt(run, text, device_mesh)
+    texts = [attempt.check(run) for run in runs]
+    device_mesh = mesh.make(runs[0].mesh)
+    mesh.check(runs[0], device_mesh)
+    exact.check(runs[0], device_mesh)
+    ones = [
+        attempt.Attempt(run, text, device_mesh, len(runs))
+        for run, text in zip(runs, texts, strict=True)
+    ]
 
     with contextlib.ExitStack() as stack:
-        # --- Claim the run, build, and write down what it is ---
+        # --- Claim the runs, build, and write down what they are ---
         began = time.perf_counter()
-        stack.enter_context(one)
-        program = programs.build(run, device_mesh)
-        peak = mesh.peak_flops_per_second(device_mesh, run.model.dtype)
-        stack.enter_context(hosts.together(one.folder, Diverged, Interrupted, _Rewound, ValueError))
+        for one in ones:
+            stack.enter_context(one)
+        pack = packs.Pack(runs, device_mesh)
+        peak = mesh.peak_flops_per_second(device_mesh, runs[0].model.dtype)
+        folders = [one.folder for one in ones]
+        stack.enter_context(hosts.together(folders, Interrupted, ValueError))
         with jax.set_mesh(device_mesh):
-            one.find(program.abstract, {"params.learned": program.n_learned}, peak)
+            facts = {"params.learned": pack.program.n_learned, "devices.pack": len(runs)}
+            for one in ones:
+                one.find(pack.program.abstract, facts, peak)
+            first = ones[0].first
+            if any(one.first != first for one in ones):
+                return runs  # a checkpoint was damaged
 
             # --- Start, or go on from the newest checkpoint ---
-            step, score, init = programs.compile_all(run, program, fresh=not one.first)
-            state = one.begin(init, report)
-        records.write_facts(one.folder, compile_seconds=time.perf_counter() - began)
-        if one.is_eval:
-            one.evaluate(score, state["params"])
+            step, score, init = pack.compile(fresh=not first)
+            state = pack.joined([one.begin(init, report) for one in ones])
+        for one in ones:
+            records.write_facts(one.folder, compile_seconds=time.perf_counter() - began)
+        for place, one in enumerate(ones):
+            if one.is_eval:
+                one.evaluate(score, pack.member(state, place)["params"])
 
         # --- Steps ---
-        here = mesh.rows_here(device_mesh, run.data.batch_size)
+        here = mesh.rows_here(device_mesh, runs[0].data.batch_size)
 
-        def load(number: int) -> dict[str, jax.Array]:
-            return mesh.place(device_mesh, one.rows(number, here))
+        def load(number: int) -> list[dict[str, jax.Array]]:
+            return [mesh.place(device_mesh, one.rows(number, here)) for one in ones]
 
-        batches = stack.enter_context(contextlib.closing(data.prefetch(load, one.first, run.steps)))
+        batches = stack.enter_context(contextlib.closing(data.prefetch(load, first, runs[0].steps)))
         vote = hosts.ballot(device_mesh)
+        done, again = first, []
+        living = dict(enumerate(ones))  # by their places in the state
+        if done == runs[0].steps:  # they were killed before they could say so
+            for place in list(living):
+                living.pop(place).finish()
         unread, waited, clock = [], 0.0, time.perf_counter()
-        while one.done < run.steps:
+        while living:
             tick = time.perf_counter()
             batch = next(batches)
             waited += time.perf_counter() - tick
             state, metrics = step(state, batch)
             unread.append(metrics)
-            one.done += 1
             if jax.default_backend() == "cpu":
                 # Queued collectives of more devices than cores can wait for each other for ever.
                 jax.block_until_ready(metrics)
-            one.watch.beat()
-            one.prove(metrics["loss"])
-            stop = vote(one.watch.stop)  # once: a signal after this line waits for the next step
-            if not (stop or one.is_log or one.is_save or one.is_eval):
+            for one in ones:
+                one.watch.beat()
+            done += 1
+            for place, one in living.items():
+                one.done = done
+                one.prove(metrics[place]["loss"])
+            stop = vote(_signal(ones))  # once: a signal after this line waits for the next step
+            if not (stop or any(one.is_due for one in living.values())):
                 continue
 
             # --- Read the metrics back: is all well? ---
             unread = jax.device_get(unread)
-            if words := one.take(unread, time.perf_counter() - clock, waited):
-                if one.rewind(words):
-                    raise _Rewound
-                lr = run.optim.lr
-                raise Diverged(f"{run.name} diverged: {words}; try a smaller optim.lr={lr}")
+            seconds, n = time.perf_counter() - clock, len(living)
+            for place, one in list(living.items()):
+                if words := one.take([m[place] for m in unread], seconds / n, waited / n):
+                    del living[place]
+                    if one.rewind(words):
+                        again.append(one.run)
+                        continue
+                    lr = one.run.optim.lr
+                    words = f"{one.run.name} diverged: {words}; try a smaller optim.lr={lr}"
+                    reasons[one.run.name] = words
             unread, waited, clock = [], 0.0, time.perf_counter()
 
             # --- Log, evaluate, save ---
-            if one.is_log:
-                one.log()
-            if one.is_eval:
-                one.evaluate(score, state["params"])
-            if one.is_best() or one.is_save or stop:
-                one.save(state)
-            if stop and one.done < run.steps:
-                words = f"{run.name} stopped by {stop} at step {one.done} of {run.steps}"
-                records.write_facts(one.folder, status="lost", reason=words)
-                raise Interrupted(words)
-            if one.is_hopeless():
+            for one in living.values():
+                if one.is_log:
+                    one.log()
+            for place, one in living.items():
+                if one.is_eval:
+                    one.evaluate(score, pack.member(state, place)["params"])
+            ended = [place for place, one in living.items() if one.is_over()]
+            is_parting = stop or 2 * (len(living) - len(ended)) <= len(ones)
+            for place, one in living.items():
+                if one.is_best() or one.is_save or (is_parting and place not in ended):
+                    one.save(pack.member(state, place))
+            for place in ended:
+                living.pop(place).finish()
+            if living and stop:
+                words = f"stopped by {stop} at step {done} of {runs[0].steps}"
+                for one in living.values():
+                    records.write_facts(one.folder, status="lost", reason=f"{one.run.name} {words}")
+                raise Interrupted(f"{_names(living.values())} {words}")
+            if is_parting:
+                again += [one.run for one in living.values()]
                 break
             clock = time.perf_counter()
-        one.finish()
-    hosts.everyone(None)  # the others leave the run when that is written
+    if stop := hosts.worst(_signal(ones)):  # the others leave when all is written
+        raise Interrupted(f"stopped by {stop} at the end of {_names(ones)}")
+    return again
+
+
+def _signal(ones: list[attempt.Attempt]) -> str:
+    """The name of a signal that asked for a stop, or "": one of several guards has caught it."""
+    return next((one.watch.stop for one in ones if one.watch.stop), "")
+
+
+def _names(ones: Iterable[attempt.Attempt]) -> str:
+    return ", ".join(one.run.name for one in ones)
 
 
 def restore(

@@ -55,7 +55,7 @@ FLOORS: list[list[list[str]]] = [
     [
         [
             *("mirrors", "proof", "checkpoint", "lineage", "decode", "sample", "evaluate", "exam"),
-            *("programs", "coordinates"),
+            *("programs", "packs", "coordinates"),
             *("ledger", "clock", "attempt", "train", "plan", *QUOTES, "launch", "workers"),
         ]
     ],

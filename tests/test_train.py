@@ -83,6 +83,17 @@ def test_stopped_by_a_signal_it_saves_and_goes_on_to_the_same_bits(tiny):
         np.testing.assert_array_equal(a, b)
 
 
+def test_a_signal_after_the_last_step_ends_the_run_and_all_that_would_follow(tiny):
+    def stop_at_the_end(row):  # before the last evaluation and the last checkpoint
+        if row["step"] == tiny.steps:
+            signal.raise_signal(signal.SIGTERM)
+
+    with pytest.raises(train.Interrupted, match="stopped by SIGTERM at the end of tiny"):
+        train.train(tiny, stop_at_the_end)
+    assert records.read_facts(records.folder(tiny))["status"] == "done"
+    assert records.evals(records.folder(tiny))[-1]["step"] == tiny.steps
+
+
 @pytest.mark.slow
 def test_a_run_goes_on_in_other_pieces(tiny):
     whole, stopped = (dataclasses.replace(tiny, name=name) for name in ("whole", "stopped"))

@@ -1,0 +1,176 @@
+import copy
+import json
+import pathlib
+import signal
+
+import conftest
+import jax
+import numpy as np
+import pytest
+
+from lm import checkpoint, config, launch, packs, records, train
+
+TOLERANCE = 1e-4  # of losses after a dozen steps: products of a batch of matrices add up elsewise
+
+
+def variants(run: config.Run, folder: str) -> list[config.Run]:
+    """Of one shape: another seed, another learning rate, both and another weight decay."""
+    runs = [copy.deepcopy(run) for _ in range(3)]
+    for number, one in enumerate(runs):
+        one.name, one.seed, one.optim.lr = f"{folder}/{number}", number % 2, 3e-3 * (1 + number)
+    runs[2].optim.weight_decay = 0.3
+    return runs
+
+
+def losses(run: config.Run) -> list[float]:
+    return [row["loss"] for row in records.metrics(records.folder(run))]
+
+
+def params(run: config.Run) -> list[np.ndarray]:
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(train.restore(run)[1]["params"])]
+
+
+@pytest.fixture(scope="module")
+def pair(text_file, tmp_path_factory) -> tuple[list[config.Run], list[config.Run]]:
+    """The same three runs, trained alone and together."""
+    tiny = conftest.tiny_run(text_file, tmp_path_factory.mktemp("packs"))
+    tiny.eval.every = 6
+    alone, packed = variants(tiny, "alone"), variants(tiny, "packed")
+    for run in alone:
+        train.train(run)
+    seen = []
+    reasons = train.together(packed, lambda run, row: seen.append((run.name, row["step"])))
+    assert reasons == {run.name: "" for run in packed}
+    assert sorted(seen) == [(run.name, step) for run in packed for step in range(2, 13, 2)]
+    return alone, packed
+
+
+def test_runs_of_a_pack_come_out_as_if_each_was_alone(pair):
+    for one, other in zip(*pair, strict=True):
+        np.testing.assert_allclose(losses(one), losses(other), rtol=TOLERANCE)
+        for a, b in zip(params(one), params(other), strict=True):
+            np.testing.assert_allclose(a, b, atol=3e-4)
+        mine, theirs = (records.evals(records.folder(run)) for run in (one, other))
+        assert [row["step"] for row in mine] == [row["step"] for row in theirs] == [6, 12]
+        assert mine[-1]["loss"] == pytest.approx(theirs[-1]["loss"], rel=TOLERANCE)
+    ends = [records.evals(records.folder(run))[-1]["loss"] for run in pair[1]]
+    assert min(abs(a - b) for a, b in zip(ends, ends[1:], strict=False)) > 1e-3  # no mix-up
+
+
+def test_each_run_of_a_pack_has_records_of_its_own(pair):
+    for one, other in zip(*pair, strict=True):
+        mine, theirs = (records.read_facts(records.folder(run)) for run in (one, other))
+        assert theirs["status"] == "done" and theirs["attempts"] == 1
+        assert (mine["devices.pack"], theirs["devices.pack"]) == (1, 3)
+        assert (mine["tokens"], mine["flops"]) == (theirs["tokens"], theirs["flops"])
+        assert mine.keys() == theirs.keys()
+        assert checkpoint.newest(other) == 12
+
+
+def test_a_run_that_diverges_leaves_the_pack_and_the_others_go_on(pair, tiny):
+    alone, _ = pair
+    runs = variants(tiny, "mixed")
+    for run in runs:
+        run.dir, run.eval.every = alone[0].dir, 6
+    wild = copy.deepcopy(runs[0])
+    wild.name, wild.optim.lr = "mixed/wild", 1e38
+    reasons = train.together([runs[0], wild, *runs[1:]])
+    assert "mixed/wild diverged: loss" in reasons.pop("mixed/wild")
+    assert set(reasons.values()) == {""} and len(reasons) == 3
+    assert records.read_facts(records.folder(wild))["status"] == "diverged"
+    for one, other in zip(alone, runs, strict=True):
+        np.testing.assert_allclose(losses(one), losses(other), rtol=TOLERANCE)
+
+
+def test_a_pack_stopped_by_a_signal_goes_on_to_the_same_bits(pair, tiny):
+    _, whole = pair
+    runs = variants(tiny, "stopped")
+    for run in runs:
+        run.dir, run.eval.every = whole[0].dir, 6
+
+    def stop(run, row):
+        if row["step"] == 6 and run is runs[0] and row["attempt"] == 1:
+            signal.raise_signal(signal.SIGTERM)
+
+    with pytest.raises(train.Interrupted, match="stopped/2 stopped by SIGTERM at step 7 of 12"):
+        train.together(runs, stop)
+    assert [checkpoint.newest(run) for run in runs] == [7, 7, 7]
+    train.together(runs, stop)
+    for one, other in zip(whole, runs, strict=True):
+        assert losses(one) == losses(other)
+        for a, b in zip(params(one), params(other), strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+def test_runs_at_different_steps_are_not_packed_and_half_a_pack_is_made_anew(tiny):
+    runs = variants(tiny, "steps")
+    runs[0].optim.lr = 1e38  # diverges, and leaves one of two
+    runs[2].steps = runs[1].steps = runs[0].steps = 8
+
+    def stop(row):
+        if row["step"] == 4:
+            signal.raise_signal(signal.SIGTERM)
+
+    with pytest.raises(train.Interrupted):
+        train.train(runs[2], stop)
+    assert packs.level(runs) == (runs[:2], runs[2:])
+    train.together(runs)
+    facts = [records.read_facts(records.folder(run)) for run in runs]
+    assert [f["status"] for f in facts] == ["diverged", "done", "done"]
+    assert [(f["devices.pack"], f["attempts"]) for f in facts] == [(2, 1), (1, 2), (1, 2)]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda run: setattr(run.model, "d_ff", 64), "model.d_ff=64 and x/0 48"),
+        (lambda run: setattr(run, "steps", 9), "steps=9 and x/0 12: runs of a pack may differ in"),
+        (lambda run: setattr(run.optim, "name", "lion"), "optim.name='lion'"),
+    ],
+)
+def test_runs_of_another_shape_are_refused_and_never_chosen(tiny, change, words):
+    runs = variants(tiny, "x")
+    change(runs[1])
+    with pytest.raises(ValueError, match=words):
+        train.together(runs)
+    assert packs.choose(iter(runs), 3) == [runs[0], runs[2]]
+    assert packs.choose(iter(runs[1:]), 3) == [runs[1]]
+    assert not pathlib.Path(tiny.dir).exists()
+
+
+def test_exact_runs_are_trained_alone(tiny):
+    tiny.mesh.exact = 4
+    runs = variants(tiny, "x")
+    assert packs.choose(iter(runs), 3) == runs[:1]
+    with pytest.raises(ValueError, match="mesh.exact=4"):
+        packs.check(runs)
+
+
+def test_a_sweep_packs_what_it_can_and_what_breaks_in_a_pack_is_tried_alone(tiny, monkeypatch):
+    runs, packed = variants(tiny, "s"), []
+    more = [copy.deepcopy(run) for run in runs]
+    for run in more:
+        run.name, run.model.d_ff = run.name + "b", 64
+
+    def fake(run, report):
+        if run.name == "s/1b":
+            raise RuntimeError("broken")
+        records.start(run, {})
+        records.write_facts(records.folder(run), status="done")
+
+    def fake_pack(some, report):
+        packed.append([run.name for run in some])
+        for run in some:
+            fake(run, report)
+        return {run.name: "" for run in some}
+
+    monkeypatch.setattr(train, "train", fake)
+    monkeypatch.setattr(train, "together", fake_pack)
+    said = []
+    launch.here([*runs, *more], ended=lambda run, why: said.append((run.name, why)), pack=2)
+    assert packed == [["s/0", "s/1"], ["s/0b", "s/1b"]]  # s/2 is left alone
+    broken = [why for name, why in said if name == "s/1b"]
+    assert broken == ["goes on alone after RuntimeError: broken", "RuntimeError: broken"]
+    status = {run.name: records.read_facts(records.folder(run))["status"] for run in [*runs, *more]}
+    assert [name for name, one in status.items() if one != "done"] == ["s/1b"]
+    assert json.loads((records.folder(more[1]) / "facts.json").read_text())["status"] == "failed"
