@@ -61,15 +61,17 @@ def check(run: config.Run) -> data.Text:
 class Attempt:
     """A context manager; guard.Taken on entry if another process trains the run.
 
-    first: steps done before; done: steps done now; seconds: of training, over all attempts;
-    window: metrics of the steps since the last row; evaluated: rows of evals.jsonl by step;
-    clock: where its time goes. n: runs that are trained with it, itself too; it counts an nth of
-    the seconds, so that those of all runs add up.
+    until: steps at which it ends or waits; first: steps done before; done: steps done now; seconds:
+    of training, over all attempts; window: metrics of the steps since the last row; evaluated: rows
+    of evals.jsonl by step; clock: where its time goes. n: runs that are trained with it, itself
+    too; it counts an nth of all seconds, so that those of all runs add up.
     """
 
-    def __init__(self, run: config.Run, text: data.Text, device_mesh: jax.sharding.Mesh, n: int):
-        self.run, self.text, self.mesh = run, text, device_mesh
-        self.clock = clock.Clock(lambda: time.perf_counter() / n)  # of a pack, its share
+    def __init__(
+        self, run: config.Run, text: data.Text, device_mesh: jax.sharding.Mesh, until: int, n: int
+    ):
+        self.run, self.text, self.mesh, self.until = run, text, device_mesh, until
+        self.clock = clock.Clock(lambda: time.perf_counter() / n)
         self.asked = tasks.load_all(run.eval.tasks)
         self.folder = records.folder(run)
         self.watch = guard.Guard(self.folder, run.stall_seconds, jax.process_index())
@@ -156,12 +158,12 @@ class Attempt:
     @property
     def is_log(self) -> bool:
         """Whether a row of metrics is due."""
-        return _is_due(self.done, self.run.log_every, self.run.steps)
+        return _is_due(self.done, self.run.log_every, self.until)
 
     @property
     def is_eval(self) -> bool:
         """Whether an evaluation is due that is not there."""
-        due = _is_due(self.done, self.run.eval.every, self.run.steps)
+        due = _is_due(self.done, self.run.eval.every, self.until)
         if self.done == self.first:  # what the start brings, or the last attempt did not come to
             due = due if self.resumed else bool(self.run.start.run)
         return due and self.done not in self.evaluated
@@ -169,7 +171,7 @@ class Attempt:
     @property
     def is_save(self) -> bool:
         """Whether a checkpoint is due, before any is for being the best."""
-        return _is_due(self.done, self.run.checkpoint_every, self.run.steps)
+        return _is_due(self.done, self.run.checkpoint_every, self.until)
 
     @property
     def is_due(self) -> bool:
@@ -263,8 +265,8 @@ class Attempt:
         return self.run.eval.patience > 0 and self._best()[0] == self.done
 
     def is_over(self) -> bool:
-        """Whether all steps are done, or eval.patience is at its end."""
-        if self.done == self.run.steps:
+        """Whether it ends or waits here, or eval.patience is at its end."""
+        if self.done == self.until:
             return True
         best, n_worse = self._best()
         if not 0 < self.run.eval.patience <= n_worse:
@@ -283,9 +285,14 @@ class Attempt:
         self._unproved = self.done
 
     def finish(self) -> None:
-        """Writes that the run is done, once its last checkpoint is whole."""
+        """Writes that the run is done, or waits, once its last checkpoint is whole."""
         with self.clock.of("save"):
             self._open.close()
+        if self.done == self.until < self.run.steps:
+            words = f"at step {self.done} of {self.run.steps}, for runs alike but for"
+            words = f"{words} {self.run.halve_by}"
+            records.write_facts(self.folder, status="waiting", reason=words, seconds=self.seconds)
+            return
         ends_at = self._best()[0] if self.run.eval.patience else self.done
         tokens = self.done * self.run.data.batch_size * self.run.data.seq_len
         cost = {"tokens": tokens, "flops": tokens * self.facts["flops_per_token.full"]}

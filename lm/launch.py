@@ -16,6 +16,7 @@ from lm import (
     config,
     data,
     guard,
+    halving,
     hosts,
     laws,
     lineage,
@@ -31,6 +32,7 @@ from lm import (
 )
 
 X, Y = "params.non_embedding", "eval.loss"  # of the law that predicts the largest run
+LOOK_SECONDS = 1.0  # between looks at runs that others train and this process waits for
 SAME_TOKENS = 0.02  # budgets no further apart than this are the same
 
 
@@ -58,6 +60,7 @@ def check(runs: list[config.Run], report: Callable | None = None) -> None:
         mesh.check(run, mesh.make(run.mesh))
         if run.start.run:
             lineage.check(run, by_name.get(run.start.run) or lineage.parent(run))
+    halving.check(runs)
     for listed in {run.eval.tasks for run in runs}:
         tasks.load_all(listed)
     for run in runs:
@@ -176,23 +179,34 @@ def here(
     alone: set[str] = set()  # out of a pack that broke
     by_name, late = {run.name: run for run in runs}, family(runs)
 
-    def choose() -> list[str]:
-        """The runs to do now; the prediction is written before the first of its family."""
-        free = (run for run in ready(runs, retries, since) if run.name not in taken)
-        names = [run.name for run in packs.choose(free, pack, alone)]
-        if late & set(names):
-            predict(runs)
-        return names
+    def choose() -> tuple[list[str], int]:
+        """The runs to do now, and up to which step; with halving, waits for other processes.
 
-    while names := hosts.first(choose):
+        The prediction is written before the first of its family.
+        """
+        while True:
+            if any(run.halve for run in runs):
+                halving.settle(runs, lost(runs, retries, since))
+            steps = {run.name: run.steps for run in runs} | halving.until(runs)
+            free = (run for run in ready(runs, retries, since) if run.name not in taken)
+            found = packs.choose(free, pack, alone, steps)
+            if found or not halving.awaited(runs):
+                break
+            time.sleep(LOOK_SECONDS)
+        if any(run.name in late for run in found):
+            predict(runs)
+        return [run.name for run in found], steps[found[0].name] if found else 0
+
+    while (found := hosts.first(choose))[0]:
+        names, until = found
         now = [by_name[name] for name in names]
         for run in now:
             started(run)
         try:
             if len(now) == 1:
-                train.train(now[0], functools.partial(stepped, now[0]))
+                train.train(now[0], functools.partial(stepped, now[0]), until)
             else:
-                train.together(now, stepped)
+                train.together(now, stepped, until)
             reasons = {run.name: _reason(run) for run in now}
         except OSError:
             raise
@@ -229,17 +243,16 @@ def _mark_failed(run: config.Run, reason: str) -> None:
 def ready(runs: list[config.Run], retries: int, since: float) -> Iterator[config.Run]:
     """The runs that are left and can start now, in the order to run them.
 
-    Not ready are those that another process trains, that failed more than `retries` times since
-    `since`, that start from a run that is not done, and the predicted one and its family as long as
-    another may still start.
+    Not ready are those that another process trains, that are lost to this call, that start from a
+    run that is not done, that wait at a rung (lm/halving.py), and the predicted one and its family
+    as long as another may still start.
     """
-    by_name, late = {run.name: run for run in runs}, family(runs)
-    hopeless: set[str] = set()  # of this call: they will not get done
+    by_name, late, steps = {run.name: run for run in runs}, family(runs), halving.until(runs)
+    hopeless: set[str] = set()
     is_waiting = False
     for run in ordered(runs):
         facts = records.read_facts(records.folder(run))
-        n_failed = sum(when >= since for when in facts.get("failed_at", []))
-        if n_failed > retries or run.start.run in hopeless or facts.get("status") == "diverged":
+        if _is_lost(run, facts, hopeless, retries, since):
             hopeless.add(run.name)
         elif not records.is_finished(run):
             parent = by_name.get(run.start.run)
@@ -247,10 +260,28 @@ def ready(runs: list[config.Run], retries: int, since: float) -> Iterator[config
                 guard.is_alive(records.folder(run))
                 or (parent is not None and not records.is_finished(parent))
                 or (run.name in late and is_waiting)
+                or steps.get(run.name) == 0
             )
             is_waiting = is_waiting or run.name not in late
             if not is_blocked:
                 yield run
+
+
+def lost(runs: list[config.Run], retries: int, since: float) -> set[str]:
+    """Names of runs that no call with these arguments gets done: see `here`."""
+    hopeless: set[str] = set()
+    for run in ordered(runs):
+        facts = records.read_facts(records.folder(run))
+        if _is_lost(run, facts, hopeless, retries, since):
+            hopeless.add(run.name)
+    return hopeless
+
+
+def _is_lost(run: config.Run, facts: dict, hopeless: set[str], retries: int, since: float) -> bool:
+    """Whether a run failed too often, diverged, was stopped, or starts from such a run."""
+    n_failed = sum(when >= since for when in facts.get("failed_at", []))
+    is_out = facts.get("status") in ("diverged", "stopped")
+    return n_failed > retries or run.start.run in hopeless or is_out
 
 
 def predict(runs: list[config.Run]) -> None:
@@ -263,7 +294,8 @@ def predict(runs: list[config.Run]) -> None:
     target, late = next(run for run in runs if run.predict), family(runs)
     if any(records.read_facts(records.folder(run)) for run in runs if run.name in late):
         return
-    every = {row["name"]: row for row in records.rows(folder(runs))}
+    rows = records.rows(folder(runs))
+    every = {row["name"]: row for row in rows if row["status"] != "stopped"}
     equal, rest = ([every[name] for name in names if name in every] for names in peers(runs))
     size = sizes.counts(target.model)["non_embedding"]
     said = {"target": target.name, "x": X, "y": Y, X: size, "runs": [row["name"] for row in equal]}

@@ -58,8 +58,9 @@ def _tiles(sweep: Sweep) -> list[tuple[str, str]]:
         for key in ("params.non_embedding", "eval.loss", "flops", "seconds")
     }
     sizes, losses = columns["params.non_embedding"], columns["eval.loss"]
-    done = sum(row["status"] == "done" for row in sweep.rows)
-    tiles = [("runs done", f"{done} of {len(sweep.rows) + len(sweep.missing)}")]
+    done, stopped = (sum(r["status"] == s for r in sweep.rows) for s in ("done", "stopped"))
+    words = f"{done} of {len(sweep.rows) + len(sweep.missing)}"
+    tiles = [("runs done", words + f", {stopped} stopped early" * bool(stopped))]
     if sizes:
         words = f"{style.count(min(sizes))} to {style.count(max(sizes))}"
         tiles.append((f"sizes, {max(sizes) / min(sizes):.0f} times apart", words))

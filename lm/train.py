@@ -23,31 +23,40 @@ class Interrupted(KeyboardInterrupt):
     """A signal asked for a stop; the state was saved, or the run is done."""
 
 
-def train(run: config.Run, report: Callable[[dict], None] = lambda row: None) -> None:
+def train(
+    run: config.Run, report: Callable[[dict], None] = lambda row: None, until: int = 0
+) -> None:
     """Trains a run to its end, from where it stands, into its folder.
 
-    report: called with each row of metrics.jsonl as it is written. Raises ValueError before any
-    compute if the run cannot work, Diverged, or Interrupted after SIGINT, SIGTERM or SIGUSR1.
+    report: called with each row of metrics.jsonl as it is written; until: see `together`. Raises
+    ValueError before any compute if the run cannot work, Diverged, or Interrupted after SIGINT,
+    SIGTERM or SIGUSR1.
     """
-    if reason := together([run], lambda run, row: report(row))[run.name]:
+    if reason := together([run], lambda run, row: report(row), until)[run.name]:
         raise Diverged(reason)
 
 
-def together(runs: list[config.Run], report: Report = lambda run, row: None) -> dict[str, str]:
+def together(
+    runs: list[config.Run], report: Report = lambda run, row: None, until: int = 0
+) -> dict[str, str]:
     """Trains runs of one shape, those that stand at the same step in one program.
 
-    Each has a folder, records, checkpoints and an end of its own. Returns why a run diverged, by
-    its name; "" for one that is done. ValueError and Interrupted as of `train`, for all of them.
+    Each has a folder, records, checkpoints and an end of its own. until: step at which they are
+    left waiting, evaluated and saved; 0: their last. Returns why a run diverged, by its name; ""
+    for all others. ValueError and Interrupted as of `train`, for all of them.
     """
     packs.check(runs)
+    until = until or runs[0].steps
     reasons = {run.name: "" for run in runs}
     while runs:
         now, later = packs.level(runs)
-        runs = _train(now, report, reasons) + later
+        runs = _train(now, report, until, reasons) + later
     return reasons
 
 
-def _train(runs: list[config.Run], report: Report, reasons: dict[str, str]) -> list[config.Run]:
+def _train(
+    runs: list[config.Run], report: Report, until: int, reasons: dict[str, str]
+) -> list[config.Run]:
     """Trains a pack; those of it that are to go on from their checkpoints in another.
 
     These are all if they are not at the same step, one that goes back, and the rest of a pack
@@ -59,7 +68,7 @@ def _train(runs: list[config.Run], report: Report, reasons: dict[str, str]) -> l
     mesh.check(runs[0], device_mesh)
     exact.check(runs[0], device_mesh)
     ones = [
-        attempt.Attempt(run, text, device_mesh, len(runs))
+        attempt.Attempt(run, text, device_mesh, until, len(runs))
         for run, text in zip(runs, texts, strict=True)
     ]
 
@@ -95,11 +104,11 @@ def _train(runs: list[config.Run], report: Report, reasons: dict[str, str]) -> l
         def load(number: int) -> list[dict[str, jax.Array]]:
             return [mesh.place(device_mesh, one.rows(number, here)) for one in ones]
 
-        batches = stack.enter_context(contextlib.closing(data.prefetch(load, first, runs[0].steps)))
+        batches = stack.enter_context(contextlib.closing(data.prefetch(load, first, until)))
         vote = hosts.ballot(device_mesh)
         done, again = first, []
         living = dict(enumerate(ones))  # by their places in the state
-        if done == runs[0].steps:  # they were killed before they could say so
+        if done >= until:  # they were killed before they could say so
             for place in list(living):
                 living.pop(place).finish()
         unread, waited, clock = [], 0.0, time.perf_counter()

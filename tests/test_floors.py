@@ -55,8 +55,8 @@ FLOORS: list[list[list[str]]] = [
     [
         [
             *("mirrors", "proof", "checkpoint", "lineage", "decode", "sample", "evaluate", "exam"),
-            *("programs", "packs", "coordinates"),
-            *("ledger", "clock", "attempt", "train", "plan", *QUOTES, "launch", "workers"),
+            *("programs", "packs", "coordinates", "ledger", "clock", "attempt", "train", "plan"),
+            *(*QUOTES, "halving", "launch", "workers"),
         ]
     ],
     [["harness"], ["stock", "hf_writer", "hf_reader"]],

@@ -10,6 +10,7 @@ import pytest
 
 from lm import checkpoint, config, launch, packs, records, train
 
+STEPS = {f"x/{number}": 12 for number in range(3)}
 TOLERANCE = 1e-4  # of losses after a dozen steps: products of a batch of matrices add up elsewise
 
 
@@ -133,15 +134,15 @@ def test_runs_of_another_shape_are_refused_and_never_chosen(tiny, change, words)
     change(runs[1])
     with pytest.raises(ValueError, match=words):
         train.together(runs)
-    assert packs.choose(iter(runs), 3) == [runs[0], runs[2]]
-    assert packs.choose(iter(runs[1:]), 3) == [runs[1]]
+    assert packs.choose(iter(runs), 3, set(), STEPS) == [runs[0], runs[2]]
+    assert packs.choose(iter(runs[1:]), 3, set(), STEPS) == [runs[1]]
     assert not pathlib.Path(tiny.dir).exists()
 
 
 def test_exact_runs_are_trained_alone(tiny):
     tiny.mesh.exact = 4
     runs = variants(tiny, "x")
-    assert packs.choose(iter(runs), 3) == runs[:1]
+    assert packs.choose(iter(runs), 3, set(), STEPS) == runs[:1]
     with pytest.raises(ValueError, match="mesh.exact=4"):
         packs.check(runs)
 
@@ -152,16 +153,16 @@ def test_a_sweep_packs_what_it_can_and_what_breaks_in_a_pack_is_tried_alone(tiny
     for run in more:
         run.name, run.model.d_ff = run.name + "b", 64
 
-    def fake(run, report):
+    def fake(run, report, until):
         if run.name == "s/1b":
             raise RuntimeError("broken")
         records.start(run, {})
         records.write_facts(records.folder(run), status="done")
 
-    def fake_pack(some, report):
+    def fake_pack(some, report, until):
         packed.append([run.name for run in some])
         for run in some:
-            fake(run, report)
+            fake(run, report, until)
         return {run.name: "" for run in some}
 
     monkeypatch.setattr(train, "train", fake)
