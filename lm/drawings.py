@@ -6,14 +6,26 @@ drawings.verify("runs/quickstart/figures/loss.svg", "runs/quickstart")   # [] if
 
 from matplotlib.figure import Figure
 
-from lm import marks, mastery, outcome, plots, records, revision, skills, style, surface
+from lm import (
+    drift,
+    marks,
+    mastery,
+    outcome,
+    plots,
+    rate_plots,
+    records,
+    revision,
+    skills,
+    style,
+    surface,
+)
 from lm.marks import finite
 from lm.outcome import Sweep
 
 
 def every(sweep: Sweep) -> dict[str, tuple[Figure, dict]]:
     """{name: (figure, its record)} of every figure that these runs allow."""
-    found = {**_losses(sweep), **_surfaces(sweep), **_tasks(sweep)}
+    found = {**_losses(sweep), **_surfaces(sweep), **_rates(sweep), **_tasks(sweep)}
     return {name: (figure, record(sweep, name, law)) for name, (figure, law) in found.items()}
 
 
@@ -47,6 +59,16 @@ def _surfaces(sweep: Sweep) -> dict:
         found["isoflop"] = surface.isoflop(rows, isoflop), isoflop
         found["best_size"] = surface.best_size(rows, isoflop, joint), isoflop
     return found
+
+
+def _rates(sweep: Sweep) -> dict:
+    """Of sweeps that try learning rates at several shapes."""
+    rows = drift.shared(_done(sweep))
+    return {
+        f"rates_by_{name}": (rate_plots.learning_rates(rows, along), None)
+        for name, along in (("width", drift.WIDTH), ("depth", drift.DEPTH))
+        if drift.is_asked(rows, along)
+    }
 
 
 def _tasks(sweep: Sweep) -> dict:

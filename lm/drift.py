@@ -36,6 +36,16 @@ def shared(rows: Sequence[Mapping]) -> list[dict]:
     return [dict(row) for row, base in pairs if not base] + copies
 
 
+def is_asked(rows: Sequence[Mapping], along: str) -> bool:
+    """Whether these rows hold three learning rates and more at shapes that differ in `along`."""
+    others = [column for column in BY if column != along]
+    rates: dict[tuple, dict] = {}
+    for row in rows:
+        line = rates.setdefault(tuple(row[column] for column in others), {})
+        line.setdefault(row[along], set()).add(row[RATE])
+    return any(sum(len(tried) > 2 for tried in line.values()) > 1 for line in rates.values())
+
+
 def best(
     rows: Sequence[Mapping],
     by: Sequence[str] = BY,

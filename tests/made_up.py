@@ -221,11 +221,50 @@ def tuned(root) -> None:
             _tuned_run(root, run, size, row)
 
 
-def _tuned_run(root, run: config.Run, size: int, row: dict) -> None:
+def rates(root) -> pathlib.Path:
+    """A sweep of learning rates whose best is 2^-5 at the base shape and where models transfer.
+
+    Under the standard parametrization it halves for twice the width, and falls by a root for depth.
+    """
+    shapes = {"standard": [(16, 2), (32, 2), (64, 2), (16, 4), (16, 8)]}
+    shapes |= {"mup": [(32, 2), (64, 2)], "completep": [(16, 4), (16, 8)]}
+    rng = np.random.default_rng(0)
+    for rule, width, depth in [(of, *shape) for of, all_of in shapes.items() for shape in all_of]:
+        for power in range(3, 9):
+            run = config.Run(name=f"lr_transfer/{rule}-{width}x{depth}-{power}", dir=str(root))
+            run.model = model(24 * width**2)
+            run.model.d_model, run.model.n_layers, run.model.parametrization = width, depth, rule
+            run.model.base_width, run.model.base_depth, run.optim.lr = 16, 2, 2.0**-power
+            moved = math.log2(width / 16) + math.log2(depth / 2) / 2
+            best = -5 - moved * (rule == "standard")
+            bend = 0.02 * (-power - best) ** 2 + 0.003 * rng.standard_normal()
+            final = 2.5 * (width / 16) ** -0.1 * math.exp(bend)
+            row = {"loss": final, "loss_se": 0.006}
+            _tuned_run(root, run, 12 * depth * width**2, row, tokens=200_000)
+    return pathlib.Path(root) / "lr_transfer"
+
+
+def isoflop(root) -> pathlib.Path:
+    """Six sizes at four budgets, whose best is N = .1 C^.5 exactly but for noise of .002."""
+    rng = np.random.default_rng(0)
+    for flops in (1e11, 2e11, 4e11, 8e11):
+        best = 0.1 * flops**0.5
+        for times in (0.25, 0.5, 0.8, 1.25, 2.0, 4.0):
+            size = round(best * times)
+            run = config.Run(name=f"isoflop/{flops:.0e}-{size}".replace("+", ""), dir=str(root))
+            log_loss = 0.03 * math.log(times) ** 2 + 0.002 * rng.standard_normal()
+            row = {"loss": 3.0 * (flops / 1e11) ** -0.1 * math.exp(log_loss), "loss_se": 0.006}
+            spent = {"flops": flops, "tokens": flops / 6 / size, "params.total": size + 4000}
+            _tuned_run(root, run, size, row, **spent)
+    return pathlib.Path(root) / "isoflop"
+
+
+def _tuned_run(root, run: config.Run, size: int, row: dict, **spent: float) -> None:
     where = pathlib.Path(root) / run.name
     records.write_json(where / "config.json", config.to_dict(run))
     facts = {"params.non_embedding": size, "unique_tokens": run.data.unique_tokens}
     facts |= {f"rows.n_documents.{source}": 100 for source in run.data.sources}
+    facts |= spent
     records.write_facts(where, status="done", reason="", **facts, **{"flops_per_token.full": 6e4})
     step = run.steps if run.steps < 100 else 10
     records.append(where / "evals.jsonl", {"attempt": 1, "step": step} | row)

@@ -1,6 +1,7 @@
 """Every notebook: small, without stored output, and it runs on any sweep."""
 
 import pathlib
+import re
 
 import made_up
 import nbclient
@@ -110,6 +111,28 @@ def test_transfer_draws_gains_specialists_and_unseen_tasks(tmp_path, monkeypatch
     assert text.count("gain 0.") == 9 and text.count("sums: 3.0 times the FLOPs of tuning") == 3
     assert "D* = " in text and "4 clusters, new compositions: 0.800" in text
     assert "0.200 ± 0.030, with 0.800" in text
+
+
+def test_hyperparameters_tells_how_far_the_best_rate_moves(tmp_path, monkeypatch):
+    path = path_of("hyperparameters")
+    shown = outputs(path, made_up.rates(tmp_path), monkeypatch)
+    text = "".join(output.get("text", "") for output in shown)
+    assert sum("image/png" in output.get("data", {}) for output in shown) == 2
+    assert "54 runs, 11 parametrizations and shapes" in text and "doubt" not in text
+    told = re.findall(r"(\w+) by (\w+): (\S+) \[(\S+), (\S+)\]", text)
+    known = {("standard", "d_model"): -1, ("standard", "n_layers"): -0.5}
+    assert len(told) == 4
+    for rule, along, _, lo, hi in told:
+        assert float(lo) - 0.01 <= known.get((rule, along), 0) <= float(hi) + 0.01
+    assert "by the step law" in text
+
+
+def test_isoflop_fits_the_line_of_a_sweep_whose_law_is_known(tmp_path, monkeypatch):
+    path = path_of("isoflop")
+    shown = outputs(path, made_up.isoflop(tmp_path), monkeypatch)
+    text = "".join(output.get("text", "") for output in shown)
+    assert sum("image/png" in output.get("data", {}) for output in shown) == 2
+    assert "24 runs" in text and text.count("best size") == 4 and "Akima: N* = " in text
 
 
 def test_checkpoints_opens_a_run_goes_on_with_it_and_hands_it_over(tiny, monkeypatch):

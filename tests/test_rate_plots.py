@@ -1,11 +1,12 @@
 """Figures of hyperparameters, drawn from made-up rows."""
 
+import made_up
 import numpy as np
 import pytest
 import test_drift
 from matplotlib.colors import to_hex
 
-from lm import drift, plots, rate_plots
+from lm import drawings, drift, outcome, plots, rate_plots
 
 ROWS = [*test_drift.sweep(), *test_drift.sweep(0.0, "mup", widths=(32, 64))]
 
@@ -60,6 +61,13 @@ def test_the_coordinate_check_writes_exponents_beside_its_lines():
     assert "n = 2 seeds" in figure.get_supxlabel() and "in 2 steps" in figure.get_supxlabel()
     lines = [line for line in standard.get_lines() if len(line.get_xdata()) == 2]
     np.testing.assert_allclose(lines[0].get_ydata(), [2 * 16, 2 * 32])
+
+
+def test_a_report_draws_rates_only_where_several_were_tried_at_several_shapes(tmp_path):
+    found = drawings._rates(outcome.load(made_up.rates(tmp_path)))
+    assert list(found) == ["rates_by_width", "rates_by_depth"]
+    assert len(found["rates_by_depth"][0].axes) == 2
+    assert not drawings._rates(outcome.load(made_up.sweep(tmp_path)))
 
 
 def test_figures_of_nothing_can_be_drawn():
