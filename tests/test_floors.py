@@ -34,7 +34,7 @@ FLOORS: list[list[list[str]]] = [
         [
             *("table", "solver", "fit", "doubts", "estimate", "judge", "advice"),  # how to fit
             *("starts", "powers", "lines", "minima", "isoflop", "frontier"),  # what is fitted
-            *("repetition", "ability", "chain", "laws", "mastery", "drift"),
+            *("repetition", "ability", "chain", "laws", "mastery", "drift", "kin"),
             *(
                 "gains",
                 "style",
