@@ -104,10 +104,12 @@ def _goes_on(run: config.Run, number: int, order: list, n: int, losses: dict[str
 
 
 def _loss(run: config.Run, rung: int) -> float | None:
-    """Held-out loss at a rung; None: it has not come there.
+    """Held-out loss at a rung; None: it has not come there, or has not left yet.
 
     A run that was past it before it was to be halved is the best there is: it is paid for.
     """
+    if _is_training(run):
+        return None
     for row in records.evals(records.folder(run)):
         if row["step"] == rung:
             return float(row["loss"])

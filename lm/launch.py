@@ -18,22 +18,18 @@ from lm import (
     guard,
     halving,
     hosts,
-    laws,
     lineage,
-    mastery,
     mesh,
     mirrors,
     packs,
+    prediction,
     records,
-    sizes,
     storage,
     tasks,
     train,
 )
 
-X, Y = "params.non_embedding", "eval.loss"  # of the law that predicts the largest run
 LOOK_SECONDS = 1.0  # between looks at runs that others train and this process waits for
-SAME_TOKENS = 0.02  # budgets no further apart than this are the same
 
 
 def check(runs: list[config.Run], report: Callable | None = None) -> None:
@@ -134,26 +130,10 @@ def ordered(runs: list[config.Run]) -> list[config.Run]:
             place(by_name[run.start.run], (*children, run.name))
         placed.setdefault(run.name, run)
 
-    late = family(runs)
+    late = prediction.family(runs)
     for run in sorted(runs, key=lambda run: run.name in late):
         place(run)
     return list(placed.values())
-
-
-def family(runs: list[config.Run]) -> set[str]:
-    """Names of the predicted run, of those it starts from, and of all that start from these.
-
-    The law that predicts may see none of them: a branch shares most of its training with its trunk
-    and with the trunk's other branches. Empty where nothing is predicted.
-    """
-    by_name = {run.name: run for run in runs}
-    line = [run for run in runs if run.predict]
-    while line and line[-1].start.run in by_name and by_name[line[-1].start.run] not in line:
-        line.append(by_name[line[-1].start.run])
-    found = {run.name for run in line}
-    while more := {run.name for run in runs if run.start.run in found} - found:
-        found |= more
-    return found
 
 
 def here(
@@ -177,7 +157,7 @@ def here(
     since = time.time() if since is None else since
     taken: set[str] = set()  # between our look and our lock
     alone: set[str] = set()  # out of a pack that broke
-    by_name, late = {run.name: run for run in runs}, family(runs)
+    by_name, late = {run.name: run for run in runs}, prediction.family(runs)
 
     def choose() -> tuple[list[str], int]:
         """The runs to do now, and up to which step; with halving, waits for other processes.
@@ -194,7 +174,7 @@ def here(
                 break
             time.sleep(LOOK_SECONDS)
         if any(run.name in late for run in found):
-            predict(runs)
+            prediction.predict(runs, folder(runs))
         return [run.name for run in found], steps[found[0].name] if found else 0
 
     while (found := hosts.first(choose))[0]:
@@ -247,7 +227,11 @@ def ready(runs: list[config.Run], retries: int, since: float) -> Iterator[config
     run that is not done, that wait at a rung (lm/halving.py), and the predicted one and its family
     as long as another may still start.
     """
-    by_name, late, steps = {run.name: run for run in runs}, family(runs), halving.until(runs)
+    by_name, late, steps = (
+        {run.name: run for run in runs},
+        prediction.family(runs),
+        halving.until(runs),
+    )
     hopeless: set[str] = set()
     is_waiting = False
     for run in ordered(runs):
@@ -282,54 +266,6 @@ def _is_lost(run: config.Run, facts: dict, hopeless: set[str], retries: int, sin
     n_failed = sum(when >= since for when in facts.get("failed_at", []))
     is_out = facts.get("status") in ("diverged", "stopped")
     return n_failed > retries or run.start.run in hopeless or is_out
-
-
-def predict(runs: list[config.Run]) -> None:
-    """Writes prediction.json: what the law of the other runs says of the one with predict=True.
-
-    The law is that of its `peers`. Where the sweep has several token budgets, "joint" is what
-    L(N, D) of all but its family says of it. Once a run of the family has begun, a prediction is
-    left as it is.
-    """
-    target, late = next(run for run in runs if run.predict), family(runs)
-    if any(records.read_facts(records.folder(run)) for run in runs if run.name in late):
-        return
-    rows = records.rows(folder(runs))
-    every = {row["name"]: row for row in rows if row["status"] != "stopped"}
-    equal, rest = ([every[name] for name in names if name in every] for names in peers(runs))
-    size = sizes.counts(target.model)["non_embedding"]
-    said = {"target": target.name, "x": X, "y": Y, X: size, "runs": [row["name"] for row in equal]}
-    said |= _guess(lambda: laws.power(equal, x=X, y=Y), size)
-    if len(rest) > len(equal):
-        joint = _guess(lambda: laws.chinchilla(rest, n=X, y=Y), size, sizes.tokens(target))
-        said["joint"] = joint | {"runs": [row["name"] for row in rest]}
-    if target.eval.tasks:
-        said["tasks"] = mastery.foretell(equal, size)
-    records.write_json(folder(runs) / "prediction.json", said | {"written": _now()})
-
-
-def peers(runs: list[config.Run]) -> tuple[list[str], list[str]]:
-    """Names of the runs that can speak for the predicted one: of its tokens, and of any.
-
-    Neither its family nor trunks, whose learning rate never falls, can.
-    """
-    target, late = next(run for run in runs if run.predict), family(runs)
-    trunks = {run.start.run for run in runs if run.start.keep == "state"}
-    found = [run for run in runs if run.name not in late | trunks]
-    budget = sizes.tokens(target)
-    equal = [run for run in found if abs(sizes.tokens(run) - budget) <= SAME_TOKENS * budget]
-    return sorted(run.name for run in equal), sorted(run.name for run in found)
-
-
-def _guess(fit_law: Callable, *at: float) -> dict:
-    """What a law says at a size: value, lo, hi, level, fit; or why it says nothing: refused."""
-    try:
-        fit = fit_law()
-        guess = fit.predict(*at)
-    except ValueError as refusal:
-        return {"refused": str(refusal)}
-    said = {"value": float(guess.value), "lo": float(guess.lo), "hi": float(guess.hi)}
-    return said | {"level": guess.level, "fit": fit.to_dict()}
 
 
 def _now() -> str:

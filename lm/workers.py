@@ -17,7 +17,7 @@ import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from lm import config, launch
+from lm import config, launch, prediction
 
 MAX_REQUEUES = 20  # of one job; a run that is killed for its memory would go on for ever
 # Asked to save 90 seconds before the time is up, and at preemption; what was lost is queued again:
@@ -44,7 +44,7 @@ def generations(runs: list[config.Run]) -> list[list[config.Run]]:
     """What is left, those first that wait for none, then those that wait only for them, ..."""
     found: list[list[config.Run]] = []
     place: dict[str, int] = {}
-    left, late = launch.left(runs), launch.family(runs)
+    left, late = launch.left(runs), prediction.family(runs)
     for is_late in (False, True):  # the family of what is predicted waits for all others
         first = len(found)
         for run in left:

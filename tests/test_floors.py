@@ -56,7 +56,7 @@ FLOORS: list[list[list[str]]] = [
         [
             *("mirrors", "proof", "checkpoint", "lineage", "decode", "sample", "evaluate", "exam"),
             *("programs", "packs", "coordinates", "ledger", "clock", "attempt", "train", "plan"),
-            *(*QUOTES, "halving", "launch", "workers"),
+            *(*QUOTES, "halving", "prediction", "launch", "workers"),
         ]
     ],
     [["harness"], ["stock", "hf_writer", "hf_reader"]],

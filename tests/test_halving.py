@@ -3,7 +3,7 @@ import dataclasses
 
 import pytest
 
-from lm import config, guard, halving, launch, records, standing, train
+from lm import config, guard, halving, launch, prediction, records, standing, train
 
 LOSSES = {"s/0": 3.0, "s/1": 2.0, "s/2": 4.0, "s/3": 2.5, "s/4": 5.0}  # whatever the step
 
@@ -74,7 +74,7 @@ def test_what_is_stopped_is_counted_apart_and_in_no_law(sweep, trained):
     assert (total["runs"], total["done"], total["stopped"]) == (6, 3, 3)
     assert total["share"] == 1.0 and total["device_hours_left"] == 0.0
     sweep[5] = dataclasses.replace(sweep[5], name="s/6", predict=True)
-    launch.predict(sweep)
+    prediction.predict(sweep, launch.folder(sweep))
     said = records.read_json(launch.folder(sweep) / "prediction.json")
     assert said["runs"] == ["s/1", "s/3"]
 

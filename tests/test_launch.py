@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from lm import config, guard, launch, laws, records, sizes, train
+from lm import config, guard, launch, laws, prediction, records, sizes, train
 
 
 @pytest.fixture
@@ -18,7 +18,7 @@ def sweep(tiny) -> list[config.Run]:
     return runs
 
 
-def prediction(sweep: list[config.Run]) -> dict | None:
+def written(sweep: list[config.Run]) -> dict | None:
     file = launch.folder(sweep) / "prediction.json"
     return records.read_json(file) if file.exists() else None
 
@@ -28,7 +28,7 @@ def test_a_sweep_runs_what_is_left_and_predicts_one_before_it_starts(sweep, monk
     train_one = train.train
 
     def spy(run, report, until):
-        seen[run.name] = prediction(sweep)
+        seen[run.name] = written(sweep)
         return train_one(run, report, until)
 
     monkeypatch.setattr(train, "train", spy)
@@ -38,7 +38,7 @@ def test_a_sweep_runs_what_is_left_and_predicts_one_before_it_starts(sweep, monk
     assert order == ["s/a", "s/c", "s/b"]
     assert seen["s/c"] is None and seen["s/b"]["target"] == "s/b"
     assert seen["s/b"]["runs"] == ["s/a", "s/c"]
-    assert seen["s/b"][launch.X] == sizes.counts(sweep[1].model)["non_embedding"]
+    assert seen["s/b"][prediction.X] == sizes.counts(sweep[1].model)["non_embedding"]
     assert seen["s/b"]["refused"]  # two runs carry no law
     assert launch.left(sweep) == []
     launch.here(sweep, started=lambda run: pytest.fail("all was done"))
@@ -51,20 +51,20 @@ def test_a_prediction_is_that_of_the_law_and_is_never_changed_after_the_start(sw
             records.append(records.folder(run) / "evals.jsonl", {"step": 4, "loss": loss})
             records.write_facts(records.folder(run), status="done")
     target = sweep[1]
-    launch.predict(sweep)
-    said = prediction(sweep)
+    prediction.predict(sweep, launch.folder(sweep))
+    said = written(sweep)
     rows = [row for row in records.rows(launch.folder(sweep)) if row["name"] != target.name]
-    guess = laws.power(rows, x=launch.X, y=launch.Y).predict(said[launch.X])
+    guess = laws.power(rows, x=prediction.X, y=prediction.Y).predict(said[prediction.X])
     assert (said["value"], said["lo"], said["hi"]) == (guess.value, guess.lo, guess.hi)
     records.start(target, {})
-    launch.predict(sweep[:3])
-    assert prediction(sweep) == said
+    prediction.predict(sweep[:3], launch.folder(sweep[:3]))
+    assert written(sweep) == said
     assert "joint" not in said  # one budget
 
 
 def test_a_law_that_cannot_be_fitted_is_said_and_the_run_goes_on(sweep):
-    launch.predict([sweep[1]])
-    assert prediction(sweep)["refused"]
+    prediction.predict([sweep[1]], launch.folder([sweep[1]]))
+    assert written(sweep)["refused"]
 
 
 @pytest.fixture
@@ -81,9 +81,9 @@ def branched(sweep) -> list[config.Run]:
 
 def test_the_family_of_what_is_predicted_waits_and_no_law_sees_it(branched):
     family = {run.name for run in branched[3:6]}
-    assert launch.family(branched) == family
+    assert prediction.family(branched) == family
     assert {run.name for run in launch.ordered(branched)[-3:]} == family
-    equal, rest = launch.peers(branched)
+    equal, rest = prediction.peers(branched)
     assert equal == [branched[2].name, branched[8].name]  # the longer branches; no trunk
     assert rest == sorted(branched[i].name for i in (1, 2, 7, 8))
     assert not any(run.name in family for run in launch.ready(branched, 0, 0.0))
@@ -93,7 +93,7 @@ def test_a_prediction_is_written_before_the_family_begins_with_the_law_of_all_bu
     branched, monkeypatch
 ):
     def fake(run, report, until):
-        seen[run.name] = prediction(branched)
+        seen[run.name] = written(branched)
         records.start(run, sizes.facts(run))
         records.write_facts(records.folder(run), status="done")
 
@@ -103,7 +103,7 @@ def test_a_prediction_is_written_before_the_family_begins_with_the_law_of_all_bu
     names = list(seen)
     assert all(seen[name] is None for name in names[:6])
     assert names[6] == branched[3].name and seen[names[6]]["target"] == branched[5].name
-    assert seen[names[6]]["joint"]["runs"] == launch.peers(branched)[1]
+    assert seen[names[6]]["joint"]["runs"] == prediction.peers(branched)[1]
     assert "refused" in seen[names[6]]["joint"]  # there are no losses
 
 
