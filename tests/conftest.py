@@ -1,8 +1,11 @@
 """Four devices for every test, whatever the machine, and programs that are compiled quickly.
 
-Most of the time of the tests is XLA's: with FAST it compiles in a third of it (experiments/LOG.md).
+Most of the time of the tests is XLA's: with FAST it compiles in a third of it (experiments/LOG.md),
+and runs that differ in UNSEEN alone, which no program sees, are traced once.
 """
 
+import copy
+import json
 import os
 import pathlib
 
@@ -12,7 +15,7 @@ import made_up_bucket
 import pytest
 from orbax.checkpoint._src.path import gcs_utils
 
-from lm import config, sizes
+from lm import config, programs, sizes
 
 os.environ.setdefault("MPLBACKEND", "agg")
 # XLA reads these once, when it first compiles; so do the processes that tests start.
@@ -26,6 +29,21 @@ CACHE = pathlib.Path(__file__).parent.parent / ".pytest_cache" / "compiled"
 jax.config.update("jax_compilation_cache_dir", str(CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+
+UNSEEN = ("name", "dir", "seed", "resume", "log_every", "checkpoint_every", "data.sources")
+BUILT: dict = {}
+_build = programs.build
+
+
+def _built_once(run: config.Run, device_mesh: jax.sharding.Mesh) -> programs.Program:
+    seen = {knob: value for knob, value in config.flatten(run).items() if knob not in UNSEEN}
+    key = json.dumps(seen, default=str), device_mesh
+    if key not in BUILT:
+        BUILT[key] = _build(copy.deepcopy(run), device_mesh)
+    return BUILT[key]
+
+
+programs.build = _built_once
 
 LINES = "The quick brown fox jumps over the lazy dog, number {n}, and then it sleeps for a while.\n"
 
@@ -56,6 +74,14 @@ def tiny_run(text_file: pathlib.Path, folder: pathlib.Path) -> config.Run:
     run.data.seq_len, run.data.batch_size, run.data.heldout = 32, 8, 0.2
     run.eval.n_sequences, run.eval.n_completions = 16, 32
     return run
+
+
+@pytest.fixture
+def built_anew():
+    """For tests that change what programs are made of."""
+    BUILT.clear()
+    yield
+    BUILT.clear()
 
 
 @pytest.fixture(scope="session")

@@ -153,7 +153,7 @@ def test_text_that_has_changed_is_noticed_before_a_step(tiny, tmp_path):
 
 
 @pytest.fixture
-def poisoned(tiny, monkeypatch) -> config.Run:
+def poisoned(tiny, built_anew, monkeypatch) -> config.Run:
     """The loss of one batch in about eight is no number."""
     nats = model.nats
 
