@@ -1,3 +1,4 @@
+import gzip
 import importlib
 import pathlib
 
@@ -64,3 +65,37 @@ def test_epochs_repeat_all_of_their_text():
     for run in epochs.get_sweep():
         times = int(run.name.rpartition("x")[2])
         assert sizes.tokens(run) == times * run.data.unique_tokens
+
+
+def test_specialists_learn_a_task_from_several_amounts_both_ways(tmp_path):
+    from configs.sweeps import specialists
+
+    folder = tmp_path / "sst2"
+    folder.mkdir()
+    line = '{"text": "t", "label_name": "good"}\n'
+    (folder / "train.jsonl.gz").write_bytes(gzip.compress((line * 300).encode()))
+    runs = {run.name.partition("-")[2]: run for run in specialists.get_sweep(str(tmp_path))}
+    few, most = (f"chat:{tmp_path}/sst2/train.jsonl.gz?cap={n}" for n in (125, 12_500))
+    ways = {name: list(run.data.sources) for name, run in runs.items() if name.startswith("sst2")}
+    assert ways == {
+        "sst2-0-tuned": [few], "sst2-0-alone": [few], "sst2-1-tuned": [most],
+        "sst2-1-alone": [most], "sst2-1-alone-same-flops": [most],
+    }  # fmt: skip
+    spent = {name: runs[name].steps for name in ("general", "sst2-1-tuned")}
+    assert runs["sst2-1-alone-same-flops"].steps == sum(spent.values())
+
+
+def test_each_cluster_is_left_out_once_and_neither_tuned_on_nor_declared_seen():
+    from configs.sweeps import unseen
+    from lm import sources
+
+    left = [run for run in unseen.get_sweep() if "without" in run.name]
+    asked = [run.eval.tasks.split() for run in left]
+    assert sorted(sum(asked, [])) == sorted(2 * unseen.asked(unseen.TUNED, unseen.CHAT).split())
+    for run, cluster in zip(left, asked, strict=True):
+        assert set(task.partition("&template")[0] for task in cluster) <= set(
+            run.data.unseen.split(",")
+        )
+        for source in run.data.sources:
+            assert not any(task in source for task in cluster)
+            sources.check_unseen(source, run.data.unseen)
