@@ -1,4 +1,4 @@
-"""Five sizes that learn nothing but to copy, capitalise, turn and sort words: do abilities jump?
+"""Four sizes that learn nothing but to copy, capitalise, turn and sort words: do abilities jump?
 
     uv run python -m experiments.sweep --sweep=configs/sweeps/emergence.py
 
@@ -12,7 +12,7 @@ idle CPU cores.
 from configs import base
 from lm import sizes
 
-SIZES = ("10K", "25K", "40K", "60K", "150K")
+SIZES = ("10K", "25K", "60K", "150K")
 SKILLS = ("copy?length=4", "upper?length=6", "reverse?length=3", "sort?length=3")
 
 
