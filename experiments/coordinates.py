@@ -60,9 +60,14 @@ def _line(one: dict) -> dict[str, str]:
     return {
         "step": str(one["step"]),
         "part": one["part"],
-        "scale": f"{one['rms']:+.2f} ± {one['rms_se']:.2f}",
-        "change": f"{one['change']:+.2f} ± {one['change_se']:.2f}" if one["step"] else "",
+        "scale": _with_error(one["rms"], one["rms_se"]),
+        "change": _with_error(one["change"], one["change_se"]) if one["step"] else "",
     }
+
+
+def _with_error(slope: float, error: float) -> str:
+    """One seed has no error."""
+    return f"{slope:+.2f}" + (f" ± {error:.2f}" if error == error else "")
 
 
 if __name__ == "__main__":

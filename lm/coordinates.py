@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lm import config, mesh, model, parametrization, programs
+from lm import config, kernels, mesh, model, parametrization, programs
 
 PARTS = ("embedding", "attention", "mlp", "residual", "logits")
 
@@ -70,7 +70,7 @@ def activations(shape: config.Model, params: dict, tokens_BT: jax.Array) -> dict
     def attend(q_BTNH, k_BTKH, v_BTKH):
         if not shape.max_positions:
             q_BTNH, k_BTKH = (model.rotary(x, shape.rope_theta, times_T) for x in (q_BTNH, k_BTKH))
-        return model.causal_attention(q_BTNH, k_BTKH, v_BTKH, shape.attention_blocks)
+        return kernels.attend(shape, q_BTNH, k_BTKH, v_BTKH, None)
 
     def layer(x_BTD, block):
         attention_BTD = block.attention(block.attention_norm(x_BTD), attend)
