@@ -21,6 +21,10 @@ from jax.sharding import NamedSharding, PartitionSpec
 from lm import checkpoint, config, kernels, programs
 
 RATES = ("lr", "weight_decay")  # of Optim
+NEEDED = {
+    "mesh.exact": (0, "a pack cannot hold the bits of other devices"),
+    "wandb": (False, "W&B follows one run a process"),
+}
 FREE = ("name", "seed", *(f"optim.{name}" for name in RATES))
 
 
@@ -28,17 +32,19 @@ def check(runs: list[config.Run]) -> None:
     """ValueError naming the first knob that keeps runs from being trained in one program."""
     first = config.flatten(runs[0])
     for run in runs[1:]:
-        for knob, value in config.flatten(run).items():
+        flat = config.flatten(run)
+        for knob, value in flat.items():
             if knob not in FREE and value != first[knob]:
                 raise ValueError(
                     f"{run.name} has {knob}={value!r} and {runs[0].name} {first[knob]!r}: runs of a"
                     f" pack may differ in {', '.join(FREE)} alone"
                 )
-        if run.mesh.exact:
-            raise ValueError(
-                f"{run.name} has mesh.exact={run.mesh.exact}, whose bits a pack cannot hold: train"
-                " it alone, or set mesh.exact=0"
-            )
+        for knob, (value, why) in NEEDED.items():
+            if flat[knob] != value:
+                raise ValueError(
+                    f"{run.name} has {knob}={flat[knob]!r}, and {why}: train it alone, or set"
+                    f" {knob}={value!r}"
+                )
 
 
 def choose(

@@ -121,6 +121,31 @@ def test_runs_at_different_steps_are_not_packed_and_half_a_pack_is_made_anew(tin
     assert [(f["devices.pack"], f["attempts"]) for f in facts] == [(2, 1), (1, 2), (1, 2)]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "knobs",
+    [
+        {"optim.name": "muon"},
+        {"optim.accumulate": 2},
+        {"model.n_experts": 4, "model.d_expert": 16},
+        {"model.n_experts": 4, "model.d_expert": 16, "model.dispatch": "capacity"},
+        {"mesh.data": 1, "mesh.fsdp": 2, "mesh.tensor": 2},
+        {"mesh.data": 2, "mesh.sequence": 2},
+    ],
+)
+def test_runs_of_every_kind_can_be_packed(tiny, knobs):
+    for knob, value in knobs.items():
+        group, name = knob.split(".")
+        setattr(getattr(tiny, group), name, value)
+    tiny.steps = 4
+    alone, packed = variants(tiny, "alone")[1:], variants(tiny, "packed")[1:]
+    for run in alone:
+        train.train(run)
+    train.together(packed)
+    for one, other in zip(alone, packed, strict=True):
+        np.testing.assert_allclose(losses(one), losses(other), rtol=TOLERANCE)
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -139,11 +164,13 @@ def test_runs_of_another_shape_are_refused_and_never_chosen(tiny, change, words)
     assert not pathlib.Path(tiny.dir).exists()
 
 
-def test_exact_runs_are_trained_alone(tiny):
-    tiny.mesh.exact = 4
+@pytest.mark.parametrize(("knob", "value"), [("mesh.exact", 4), ("wandb", True)])
+def test_some_runs_are_trained_alone(tiny, knob, value):
     runs = variants(tiny, "x")
+    for run in runs:
+        setattr(run.mesh if knob == "mesh.exact" else run, knob.split(".")[-1], value)
     assert packs.choose(iter(runs), 3, set(), STEPS) == runs[:1]
-    with pytest.raises(ValueError, match="mesh.exact=4"):
+    with pytest.raises(ValueError, match=f"{knob}={value}, and "):
         packs.check(runs)
 
 
