@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lm import cache, config, mesh, model
+from lm import attention, cache, config, mesh, model
 
 CHUNK = 16  # tokens that are said before the host looks at them
 
@@ -55,18 +55,18 @@ def speakers(
 
     def choose(logits_BV, row_keys, n_said_B, how: dict) -> tuple[jax.Array, jax.Array]:
         """The next token of each row and its nats."""
-        choices_BV = jnp.where(ids_V < n_ids, logits_BV, model.MASKED)
+        choices_BV = jnp.where(ids_V < n_ids, logits_BV, attention.MASKED)
         if is_random:
             choices_BV = choices_BV / how["temperature"]
             if 0 < top_k < shape.vocab_size:
                 least_B1 = jax.lax.top_k(choices_BV, top_k)[0][:, -1:]
-                choices_BV = jnp.where(choices_BV >= least_B1, choices_BV, model.MASKED)
+                choices_BV = jnp.where(choices_BV >= least_B1, choices_BV, attention.MASKED)
             if has_top_p:
                 sorted_BV = jnp.sort(choices_BV, axis=-1, descending=True)
                 share_BV = jax.nn.softmax(sorted_BV, axis=-1)
                 is_needed_BV = jnp.cumsum(share_BV, axis=-1) - share_BV < how["top_p"]
                 least_B1 = jnp.where(is_needed_BV, sorted_BV, jnp.inf).min(axis=-1, keepdims=True)
-                choices_BV = jnp.where(choices_BV >= least_B1, choices_BV, model.MASKED)
+                choices_BV = jnp.where(choices_BV >= least_B1, choices_BV, attention.MASKED)
             keys = jax.vmap(jax.random.fold_in)(row_keys, n_said_B)
             token_B = jax.vmap(jax.random.categorical)(keys, choices_BV)
         else:
