@@ -211,25 +211,30 @@ def jumps(rows: Sequence[dict], n: int = 3) -> list[dict]:
 
     {"task", "tokens" (k of an answer), "from", "to" (names of runs)} and, each as a pair of before
     and after: "exact", "exact_lo", "exact_hi" (Wilson's 95% interval), "p" of a token, "power"
-    (p^k). exact far above power: letters are right together, which no metric can make; the two
-    alike, and p rising less: the jump is the metric's (arXiv:2304.15004).
+    (p^k), "p_right" (of a whole answer, meant over examples). Where exact follows power and p rises
+    less, the jump is the metric's (arXiv:2304.15004). p_right far above power: tokens of an answer
+    are right together; exact far above p_right: the likeliest token is right before it is likely.
     """
     found = []
     for task in steepest(rows, n):
         asked = [row for row in rows if column(task, "exact") in row]
         asked = sorted(asked, key=lambda row: row[SIZE])
-        exact = [row[column(task, "exact")] for row in asked]
-        at = int(np.argmax(np.diff(exact)))
-        point: dict = {"task": task, "tokens": asked[at][column(task, "tokens")]}
+        at = int(np.argmax(np.diff([row[column(task, "exact")] for row in asked])))
         both = asked[at : at + 2]
-        point |= {k: row["name"] for k, row in zip(("from", "to"), both, strict=True)}
-        share = [(round(row[column(task, "exact")] * (n := int(row[column(task, "n")]))), n)
-                 for row in both]  # fmt: skip
-        wilson = [stats.binomtest(k, n).proportion_ci(method="wilson") for k, n in share]
-        ps = [row[column(task, "token_probability")] for row in both]
-        point |= {"exact": exact[at : at + 2], "p": ps}
-        point |= {"exact_lo": [ci.low for ci in wilson], "exact_hi": [ci.high for ci in wilson]}
-        found.append(point | {"power": [p ** point["tokens"] for p in ps]})
+        values = {
+            name: [float(row.get(column(task, name), np.nan)) for row in both]
+            for name in ("exact", "token_probability", "p_right", "tokens", "n")
+        }
+        sure = [
+            stats.binomtest(round(share * m), int(m)).proportion_ci(method="wilson")
+            for share, m in zip(values["exact"], values["n"], strict=True)
+        ]
+        k, ps = values["tokens"][0], values["token_probability"]
+        point: dict = {"task": task, "tokens": k, "from": both[0]["name"], "to": both[1]["name"]}
+        point |= {"exact_lo": [float(ci.low) for ci in sure]}
+        point |= {"exact_hi": [float(ci.high) for ci in sure]}
+        point |= {"exact": values["exact"], "p": ps, "power": [p**k for p in ps]}
+        found.append(point | {"p_right": values["p_right"]})
     return found
 
 
