@@ -95,8 +95,10 @@ def doubt(run: config.Run, evaluated: dict[int, dict], ends_at: int) -> str:
     It says less of held-out text than a guess among all tokens does, or than the weights that it
     was to tune (learning rates of one kind of text may be too high for another).
     """
-    loss, guess = evaluated[ends_at]["loss"], math.log(run.model.vocab_size)
-    started = evaluated[0]["loss"] if run.start.run and 0 in evaluated else math.inf
+    if ends_at not in evaluated:
+        return ""
+    loss, guess = float(evaluated[ends_at]["loss"]), math.log(run.model.vocab_size)
+    started = float(evaluated[0]["loss"]) if run.start.run and 0 in evaluated else math.inf
     least, of = min((guess, "guessing"), (started, "the weights it started from"))
     if loss <= least:
         return ""

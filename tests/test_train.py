@@ -270,6 +270,9 @@ def test_a_run_without_progress_ends_and_its_best_checkpoint_is_what_it_gives(ti
         ({0: 2.0, 8: 2.1, 12: 1.0}, "parent", "2.100 at the end, 2.000 by the weights it started"),
         ({0: 2.0, 8: 1.9, 12: 3.0}, "parent", ""),
         ({0: 6.5, 8: 5.0}, "", ""),
+        ({12: "nan"}, "", "held-out loss nan at the end"),  # as records read it back
+        ({8: 3.0, 12: 7.0}, "", ""),
+        ({4: 9.0}, "", ""),
     ],
 )
 def test_what_a_run_ends_with_is_doubted_if_a_guess_or_its_start_was_better(losses, start, words):
