@@ -82,7 +82,8 @@ def _tasks(sweep: Sweep) -> dict:
         found["abilities"] = skills.against_loss(done, mastery.curves(done)), None
     said = (sweep.prediction or {}).get("tasks", {})
     if any("value" in one for one in said.values()):
-        found["foretold"] = skills.foretold(said, sweep.target), None
+        target = sweep.target or {"name": (sweep.prediction or {})["target"]}
+        found["foretold"] = skills.foretold(said, target), None
     return found
 
 

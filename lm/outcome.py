@@ -75,6 +75,12 @@ def spent(row: dict) -> dict:
     return row | {key: last.get(key, 0) for key in ("tokens", "flops", "seconds")}
 
 
+def own_flops(row: dict) -> float:
+    """What a run itself has cost: a branch counts its trunk's FLOPs among its own."""
+    shared = row.get("parent.flops", 0) if row.get("start.keep") == "state" else 0
+    return max((row.get("flops") or 0) - (shared or 0), 0)
+
+
 def laws_of(rows) -> dict[str, tuple[Any, str]]:
     """Every law that a sweep may carry -> (fit, "") or (None, why these runs do not)."""
     joint = attempt(laws.chinchilla, rows)

@@ -9,8 +9,6 @@ one colour in every figure. Filled marks are runs in the fit, open ones are not;
 over the runs it saw, dashed beyond, its interval a band; a diamond is the run that was predicted.
 """
 
-from operator import itemgetter
-
 from matplotlib.figure import Figure
 
 from lm import marks, mastery, style
@@ -58,9 +56,8 @@ def learning_curves(rows, metrics, x="tokens", theme=LIGHT) -> Figure:
     marks.scales(axes, x, "eval.loss", right=0.14)
     named, names = ends, {row["name"]: marks.short(row) for row, _, _ in ends}
     if len(ends) > marks.MOST_NAMES:  # the longest of each size
-        named = list(
-            {end[0].get(style.SIZE, 0): end for end in sorted(ends, key=itemgetter(1))}.values()
-        )
+        by_length = sorted(ends, key=lambda end: (end[1], -len(end[0]["name"])))
+        named = list({end[0].get(style.SIZE, 0): end for end in by_length}.values())
         sizes = marks.names_at([row for row, _, _ in named])
         names = {row["name"]: sizes[row.get(style.SIZE, 0)] for row, _, _ in named}
     lifts = style.lifts(axes, [(at, loss) for _, at, loss in named])

@@ -55,7 +55,7 @@ def _tiles(sweep: Sweep) -> list[tuple[str, str]]:
     """The few numbers that say how large all this is."""
     columns = {
         key: [row[key] for row in sweep.rows if finite(row.get(key))]
-        for key in ("params.non_embedding", "eval.loss", "flops", "seconds")
+        for key in ("params.non_embedding", "eval.loss", "seconds")
     }
     sizes, losses = columns["params.non_embedding"], columns["eval.loss"]
     done, stopped = (sum(r["status"] == s for r in sweep.rows) for s in ("done", "stopped"))
@@ -66,7 +66,8 @@ def _tiles(sweep: Sweep) -> list[tuple[str, str]]:
         tiles.append((f"sizes, {max(sizes) / min(sizes):.0f} times apart", words))
     if losses:
         tiles.append(("lowest loss, nats per token", style.number(min(losses))))
-    tiles.append(("FLOPs in all", style.power_of_ten(sum(columns["flops"]))))
+    own = sum(outcome.own_flops(row) for row in sweep.rows)
+    tiles.append(("FLOPs in all", style.power_of_ten(own)))
     return [*tiles, ("training time", outcome.duration(sum(columns["seconds"])))]
 
 
@@ -204,15 +205,23 @@ def _left_out(sweep: Sweep) -> str:
             share = f"{row['tokens'] / planned:.0%} of its tokens were trained on"
             lines.append((name, status, f"{row.get('reason') or 'not finished'}; {share}"))
         elif sweep.fit and not marks.in_fit(row, sweep.fit) and row is not sweep.target:
-            lines.append(
-                (name, status, why.get(row["name"], "not among the runs the law was fitted to"))
-            )
+            lines.append((name, status, why.get(row["name"]) or _unfitted(sweep, row)))
     if not lines:
         return page.words("Nothing: every run is done.", "muted")
     heads = ("run", "status", "why")
     return page.table(
         [{h: (text, "") for h, text in zip(heads, line, strict=True)} for line in lines]
     )
+
+
+def _unfitted(sweep: Sweep, row: dict) -> str:
+    """Why a run that is done is not among those of the law."""
+    if row not in marks.ends(sweep.rows):
+        return "a trunk: see its branches"
+    used = {style.count(one["tokens"]) for one in sweep.rows if marks.in_fit(one, sweep.fit)}
+    if finite(row.get("tokens")) and style.count(row["tokens"]) not in used and len(used) == 1:
+        return f"on {style.count(row['tokens'])} tokens, where the law is one of {used.pop()}"
+    return "not among the runs the law was fitted to"
 
 
 def _events(sweep: Sweep) -> str:
@@ -233,7 +242,8 @@ def _events(sweep: Sweep) -> str:
 
 def _cost(sweep: Sweep) -> str:
     """What plan.json said of each run, and of all that began, beside what it took."""
-    rows, lines = {row["name"]: row for row in sweep.rows}, []
+    rows = {row["name"]: row | {"flops": outcome.own_flops(row)} for row in sweep.rows}
+    lines = []
     begun = [plan for plan in sweep.plan if plan["name"] in rows]
     sums = [
         {key: sum(one.get(key) or 0 for one in ones) for key in ("tokens", "flops", "seconds")}

@@ -171,6 +171,37 @@ def test_what_happened_on_the_way_is_told_and_stays_text(tmp_path, page_only):
     assert "checkpoint 40 is damaged" in visible(text) and HOSTILE not in text
 
 
+def test_a_trunk_and_its_branch_cost_what_they_trained_and_are_left_out_with_why(
+    tmp_path, page_only
+):
+    folder = made_up.sweep(tmp_path, predict=False)
+    flops = records.read_facts(folder / "30K")["flops"]
+    config = records.read_json(folder / "60K" / "config.json")
+    config["start"] |= {"run": "toy/30K", "keep": "state"}
+    records.write_json(folder / "60K" / "config.json", config)
+    whole = records.read_facts(folder / "60K")["flops"]
+    records.write_facts(folder / "60K", **{"parent.flops": flops})
+    text = " ".join(visible(report.write(folder).read_text(encoding="utf-8")).split())
+    assert re.search(r"30K done a trunk: \w+", text)
+    assert style.power_of_ten(whole - flops) in text
+    row = next(row for row in outcome.load(folder).rows if row["name"] == "toy/60K")
+    assert outcome.own_flops(row) == whole - flops
+
+
+def test_runs_on_other_tokens_than_the_law_is_of_are_left_out_with_their_tokens(
+    tmp_path, page_only
+):
+    folder = made_up.sweep(tmp_path, predict=False)
+    for size in made_up.SIZES:
+        shutil.copytree(folder / size, folder / f"{size}-short")
+        config = records.read_json(folder / size / "config.json") | {"name": f"toy/{size}-short"}
+        records.write_json(folder / f"{size}-short" / "config.json", config)
+        records.write_facts(folder / f"{size}-short", tokens=1_000_000)
+        records.write_facts(folder / size, tokens=2_000_000)
+    text = " ".join(visible(report.write(folder).read_text(encoding="utf-8")).split())
+    assert "300K-short done on 1M tokens, where the law is one of 2M" in text
+
+
 def test_hostile_names_of_sources_stay_text(tmp_path, page_only):
     folder = made_up.sweep(tmp_path)
     for name in ("30K", "60K", "120K"):
