@@ -60,6 +60,25 @@ def norm(model: config.Model, size: int) -> RMSNorm | LayerNorm:
     return {"rms": RMSNorm, "layer": LayerNorm}[model.norm](size, model.norm_eps)
 
 
+@jax.custom_vjp
+def widened(x, weight_DF) -> jax.Array:
+    """x @ weight, of a weight that widens.
+
+    Autodiff would have the wide gradient as the left operand of the weight's, which XLA on CPU
+    copies into another order; here x is there.
+    """
+    return x @ weight_DF
+
+
+def _widened_backward(kept, dy):
+    x, weight_DF = kept
+    rows = tuple(range(x.ndim - 1))
+    return dy @ weight_DF.T, jnp.tensordot(x, dy, (rows, rows))
+
+
+widened.defvjp(lambda x, weight_DF: (x @ weight_DF, (x, weight_DF)), _widened_backward)
+
+
 class MLP(nnx.Module):
     """silu(x @ gate) * (x @ up) @ down (Shazeer 2020, arXiv:2002.05202), or gelu(x @ up) @ down.
 
@@ -78,11 +97,11 @@ class MLP(nnx.Module):
 
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
         dtype = x_BTD.dtype
-        up_BTF = plus(x_BTD @ self.up[...].astype(dtype), self.up_bias)
+        up_BTF = plus(widened(x_BTD, self.up[...].astype(dtype)), self.up_bias)
         if self.gate is None:
             y_BTF = jax.nn.gelu(up_BTF, approximate=True)
         else:
-            gate_BTF = plus(x_BTD @ self.gate[...].astype(dtype), self.gate_bias)
+            gate_BTF = plus(widened(x_BTD, self.gate[...].astype(dtype)), self.gate_bias)
             y_BTF = jax.nn.silu(gate_BTF) * up_BTF
         y_BTF = mesh.constrain(y_BTF, "batch", "length", "mlp")
         return plus(y_BTF @ self.down[...].astype(dtype), self.down_bias)

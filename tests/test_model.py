@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lm import attention, checks, config, mesh, model, parametrization, plan, sizes
+from lm import checks, config, layers, mesh, model, parametrization, plan, sizes
 
 SHAPE = config.Model(
     vocab_size=64, d_model=32, n_layers=2, n_heads=4, n_kv_heads=2, d_head=8, d_ff=48
@@ -46,17 +46,6 @@ def test_no_position_sees_a_later_token(params, tokens_BT):
     for t in (0, 7, 15):
         seen_T = jnp.abs(slope(t, jnp.zeros((16, 32)))).sum(axis=1)
         assert (seen_T[: t + 1] > 0).all() and (seen_T[t + 1 :] == 0).all()
-
-
-@pytest.mark.parametrize("n_blocks", [2, 4, 16])
-def test_blocks_of_queries_change_nothing(n_blocks):
-    keys = jax.random.split(jax.random.key(0), 3)
-    q, k, v = (
-        jax.random.normal(key, (2, 16, n, 8)) for key, n in zip(keys, (4, 2, 2), strict=True)
-    )
-    whole = jax.nn.dot_product_attention(q, k, v, is_causal=True)
-    ours = jax.jit(lambda *qkv: attention.causal(*qkv, n_blocks))(q, k, v)
-    np.testing.assert_allclose(ours, whole, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -133,6 +122,19 @@ def test_within_segments_a_document_is_read_as_if_it_were_alone(params, n_blocks
     whole = logits(shape, params, tokens_BT)
     np.testing.assert_allclose(together[1], whole[1], atol=1e-5)
     assert float(jnp.abs(together[0, 4:] - whole[0, 4:]).max()) > 1e-3
+
+
+def test_a_widening_product_has_the_gradients_of_a_product():
+    keys = jax.random.split(jax.random.key(0), 3)
+    x_BTD, w_DF, out_BTF = (
+        jax.random.normal(key, shape)
+        for key, shape in zip(keys, [(2, 5, 4), (4, 12), (2, 5, 12)], strict=True)
+    )
+    found, wanted = (
+        jax.grad(lambda x, w, f=f: (f(x, w) * out_BTF).sum(), (0, 1))(x_BTD, w_DF)
+        for f in (layers.widened, jnp.matmul)
+    )
+    jax.tree.map(lambda f, w: np.testing.assert_allclose(f, w, rtol=1e-5, atol=1e-5), found, wanted)
 
 
 def test_rotary_scores_depend_on_distance_alone():
