@@ -35,6 +35,9 @@ def start(main: Callable[[], int | None]) -> None:
 
 def status(main: Callable[[], int | None], argv: list[str]) -> int:
     """The exit status of main() under these arguments; what went wrong is printed as one line."""
+    if {"--help", "-h", "-help", "--helpfull"} & {*argv[1:]}:
+        print(_help())
+        return 0
     try:
         _check_knobs(argv[1:])
         rest = flags.FLAGS(argv)[1:]
@@ -130,6 +133,23 @@ def load_sweep(where: str) -> list[config.Run]:
                 f"--sweep={path}: get_sweep() must yield lm.config.Run, not {run!r:.60}"
             )
     return runs
+
+
+def _help() -> str:
+    """What the command is for, as its file says, and its flags."""
+    ours = flags.FLAGS.flags_by_module_dict()
+    named = {flag.name: flag for name in (sys.argv[0], __name__) for flag in ours.get(name, [])}
+    width = max(map(len, named))
+    lines = [
+        f"  --{name:{width}}  {flag.help}"
+        + (f" (default: {flag.default})" if flag.default not in (None, "", False) else "")
+        for name, flag in sorted(named.items())
+    ]
+    if "config" in named:
+        lines += [
+            f"  --{'config.KNOB':{width}}  any knob of lm/config.py, such as --config.steps=9"
+        ]
+    return "\n".join([(sys.modules["__main__"].__doc__ or "").strip(), "", "Flags:", *lines])
 
 
 def _check_knobs(arguments: list[str]) -> None:

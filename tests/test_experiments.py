@@ -172,3 +172,10 @@ def test_text_that_is_given_is_prepared_and_counted(folder, text_file):
     done = command(folder, "prepare", "--config=base.py", f"--sources={sources}")
     assert done.returncode == 0 and "held out" in done.stdout
     assert list((folder / "data").glob("*/manifest.json"))
+
+
+@pytest.mark.parametrize("name, flag", [("sweep", "--retries"), ("train", "--config.KNOB")])
+def test_help_says_what_a_command_is_for_and_lists_its_flags(tmp_path, name, flag):
+    found = command(tmp_path, name, "--help")
+    assert found.returncode == 0
+    assert "uv run python -m experiments." + name in found.stdout and f"  {flag}" in found.stdout
