@@ -36,7 +36,8 @@ def sweep(tmp_path) -> pathlib.Path:
 
 
 def texts(folder) -> dict[str, str]:
-    return {str(p.relative_to(folder)): p.read_text() for p in folder.rglob("*") if p.is_file()}
+    files = [path for path in folder.rglob("*") if path.is_file() and path.suffix != ".png"]
+    return {str(path.relative_to(folder)): path.read_text() for path in files}
 
 
 def test_what_is_kept_reads_like_the_sweep_itself(sweep, tmp_path):
@@ -138,3 +139,15 @@ def test_a_run_that_was_killed_is_kept_as_far_as_it_came(tmp_path):
     assert all(
         json.loads(line) for line in (kept / "60K" / "metrics.jsonl").read_text().split("\n")[:-1]
     )
+
+
+def test_the_ladder_that_comes_with_the_code_is_whole_small_and_of_nobodys_machine():
+    kept = pathlib.Path(__file__).parent.parent / "notebooks" / "data" / "real_ladder"
+    files = {n: text for n, text in texts(kept).items() if not n.startswith(excerpt.DRAWN)}
+    assert sum(len(text.encode()) for text in files.values()) <= 1.5e6
+    assert not [name for name, text in files.items() if excerpt._outside(text)]
+    facts, prediction = (json.loads(files[n]) for n in ("sweep.json", "prediction.json"))
+    rows = records.rows(kept)
+    assert {row["name"] for row in rows} == set(facts["runs"]) and len(rows) >= 30
+    assert {row["status"] for row in rows} == {"done"}
+    assert prediction["target"] not in prediction["runs"] and prediction["value"] > 0
