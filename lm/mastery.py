@@ -175,10 +175,17 @@ def foretell(rows: Sequence[dict], size: float, bootstrap: int = 200) -> dict[st
     """Task -> {"value", "lo", "hi"} of its accuracy in a model of that size, or {"refused": why}.
 
     In two steps (Bhagia et al. 2024, arXiv:2412.04403): a power law from size to the task's bits
-    per byte, a sigmoid from these to its accuracy; 95% intervals hold the doubts of both.
+    per byte, a sigmoid from these to its accuracy; 95% intervals hold the doubts of both. Refused
+    where no run of the two largest sizes is above chance: a sigmoid through noise climbs anywhere.
     """
     found: dict[str, dict] = {}
+    sizes = sorted({row[SIZE] for row in rows})
+    largest = [row for row in rows if row[SIZE] in sizes[-2:]]
     for task in tasks(rows):
+        if not any(is_above_chance(row, task) for row in largest):
+            words = f"{task}: no run of the two largest sizes is above chance (p < {LEVEL:g})"
+            found[task] = {"refused": f"{words}; ask more questions, or train larger models"}
+            continue
         bits, accuracy = column(task, "bits_per_byte"), column(task)
         chance = max(table.number(row.get(column(task, "chance"))) for row in rows)
         try:

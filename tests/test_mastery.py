@@ -128,7 +128,7 @@ def test_a_ladder_of_known_laws_foretells_the_next_size_and_a_task_at_chance_is_
     said = mastery.foretell(both[:4], 1e6, bootstrap=50)
     assert said["t"]["value"] == pytest.approx(accuracies[4], abs=0.02)
     assert said["t"]["lo"] <= accuracies[4] <= said["t"]["hi"]
-    assert "at chance" in said["u"]["refused"]
+    assert "is above chance" in said["u"]["refused"]
 
 
 def test_a_jump_is_told_with_its_interval_beside_the_power_of_p():
@@ -140,3 +140,8 @@ def test_a_jump_is_told_with_its_interval_beside_the_power_of_p():
     assert jump["exact"] == [0.02, 0.9] and jump["power"] == pytest.approx(jump["exact"])
     assert jump["p"][1] - jump["p"][0] < 0.7 * (0.9 - 0.02)  # p itself rises less
     assert jump["exact_lo"][0] < 0.02 < jump["exact_hi"][0] < jump["exact_lo"][1] < 0.9
+
+
+def test_nothing_is_foretold_from_accuracies_that_guessing_explains():
+    falling = rows((0.36, 0.33, 0.28, 0.26), n=100, bits_per_byte=(3.0, 2.5, 2.0, 1.5))
+    assert "is above chance" in mastery.foretell(falling, 1e6, bootstrap=50)["t"]["refused"]
