@@ -85,6 +85,14 @@ def test_abilities_follows_the_tasks_of_a_sweep(tmp_path, monkeypatch):
     assert "p_right" in metrics and "predictable from" in metrics
 
 
+@pytest.mark.parametrize("name", ["isoflop", "transfer"])
+def test_notebooks_of_other_sweeps_say_what_cannot_be_fitted_before_there_are_runs(
+    name, tmp_path, monkeypatch
+):
+    text = "".join(out.get("text", "") for out in outputs(path_of(name), tmp_path, monkeypatch))
+    assert "0 runs" in text and "the list is empty" in text
+
+
 @pytest.mark.parametrize("name", ["abilities", "emergence"])
 def test_notebooks_on_tasks_explain_a_sweep_that_has_hardly_begun(name, tmp_path, monkeypatch):
     path = path_of(name)
