@@ -10,8 +10,8 @@ Rows are those of records.rows, with columns eval.task.NAME.METRIC as lm/exam.py
 are the evaluations of each run by its name, records.evals(row["dir"]).
 
 The rule. A task is above chance where an exact binomial test of its right answers against chance
-has p < LEVEL, one-sided; it is mastered where, besides, the accuracy has come at least SHARE of the
-way from chance to 1.
+(LUCK at least) has p < LEVEL, one-sided; it is mastered where, besides, the accuracy has come at
+least SHARE of the way from chance to 1.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,6 +22,9 @@ from scipy import stats
 from lm import config, laws, records, table
 
 LEVEL, SHARE = 0.01, 0.5
+LUCK = (
+    0.01  # of whoever always gives the commonest answer, where guessing is said never to be right
+)
 TAIL = 1 / 3  # of a run: the evaluations between which accuracy moves by noise, and along a line
 SIZE = "params.non_embedding"
 # Metrics that grow smoothly, and the sign with which they should follow accuracy.
@@ -48,7 +51,7 @@ def is_above_chance(row: dict, task: str) -> bool:
     accuracy, chance, n = (row.get(column(task, m)) for m in ("accuracy", "chance", "n"))
     if not n or accuracy is None:
         return False
-    return bool(stats.binom.sf(round(accuracy * n) - 1, int(n), chance) < LEVEL)
+    return bool(stats.binom.sf(round(accuracy * n) - 1, int(n), max(chance, LUCK)) < LEVEL)
 
 
 def is_mastered(row: dict, task: str) -> bool:

@@ -28,6 +28,11 @@ def test_a_guesser_is_above_chance_as_often_as_the_level_says():
     assert 0.001 < np.mean(above) <= mastery.LEVEL + 0.005
 
 
+def test_one_answer_of_a_hundred_is_luck_where_guessing_is_never_right():
+    assert not mastery.is_above_chance(rows([0.01], chance=0.0, n=100)[0], "t")
+    assert mastery.is_above_chance(rows([0.06], chance=0.0, n=100)[0], "t")
+
+
 def test_mastery_takes_half_the_way_from_chance_to_one():
     assert not mastery.is_mastered(rows([0.60])[0], "t")
     assert mastery.is_above_chance(rows([0.60])[0], "t")
