@@ -1,0 +1,174 @@
+"""How tokens/s and memory follow depth, width, rows, batch, vocabulary and devices: one figure.
+
+uv run python -m experiments.benchmark_scale                # a line of JSON a point, the figure
+uv run python -m experiments.benchmark_scale --draw=LINES   # the figure of lines made before
+
+Each point is a process of its own. Beside what was measured stands the roofline: products at the
+rate of a large one, which is timed in the same process, and arrays at the rate of a large copy.
+Memory is how much the process grew while it trained, beside what the plan says.
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import time
+
+from absl import flags
+
+from experiments import cli, turns
+
+BASE = {"d_model": 128, "n_layers": 4, "seq_len": 256, "batch_size": 16, "vocab_size": 256}
+WORDS = {
+    "n_layers": "layers",
+    "d_model": "width",
+    "seq_len": "tokens a row (4096 a step)",
+    "batch_size": "rows a step",
+    "vocab_size": "vocabulary",
+    "devices": "devices",
+}
+POINTS = {
+    "n_layers": (1, 2, 4, 8, 16),
+    "d_model": (64, 128, 256, 512),
+    "seq_len": (64, 256, 1024, 2048),
+    "batch_size": (2, 8, 16, 64),
+    "vocab_size": (256, 2048, 16384),
+    "devices": (1, 2, 4, 8),
+}
+_POINT = flags.DEFINE_string("point", "", "JSON of a point, which this process measures")
+_SECONDS = flags.DEFINE_float("seconds", 1.5, "that a point is measured, about")
+_DRAW = flags.DEFINE_string("draw", "", "a file of lines made before: only draws them")
+_OUT = flags.DEFINE_string("out", "notebooks/figures/cost", "the figure, as .png and .svg")
+
+
+def main() -> int:
+    if _POINT.value:
+        print(json.dumps(measured(json.loads(_POINT.value))), flush=True)
+        return 0
+    if _DRAW.value:
+        text = pathlib.Path(_DRAW.value).read_text()
+        found = [json.loads(line) for line in text.splitlines() if line.startswith("{")]
+    else:
+        found = [_asked(axis, size) for axis, sizes in POINTS.items() for size in sizes]
+    draw(found)
+    return 0
+
+
+def _asked(axis: str, size: int) -> dict:
+    """A point's line, from a process that has its devices."""
+    cores = len(os.sched_getaffinity(0))
+    point = BASE | {"devices": 1 << (cores.bit_length() - 1), "axis": axis, axis: size}
+    if axis == "seq_len":
+        point["batch_size"] = 4096 // size
+    environment = {"JAX_NUM_CPU_DEVICES": str(point["devices"]), "GLIBC_TUNABLES": cli.MALLOC}
+    command = [sys.executable, "-m", "experiments.benchmark_scale", f"--point={json.dumps(point)}"]
+    command.append(f"--seconds={_SECONDS.value}")
+    said = subprocess.run(command, env=os.environ | environment, stdout=subprocess.PIPE, text=True)
+    if said.returncode:
+        raise ValueError(f"{axis}={size} could not be measured: its process says why")
+    line = said.stdout.splitlines()[-1]
+    print(line, flush=True)
+    return json.loads(line)
+
+
+def measured(point: dict) -> dict:
+    """The point, with tokens/s, those of the roofline, and bytes that were measured and planned."""
+    import jax
+    import numpy as np
+
+    from lm import config, mesh, programs, roofline, targets
+
+    d = point["d_model"]
+    run = config.Run(name="cost")
+    run.model = config.Model(
+        d_model=d, n_layers=point["n_layers"], n_heads=4, n_kv_heads=4, d_head=d // 4,
+        d_ff=-(-8 * d // 3 // 16) * 16, vocab_size=point["vocab_size"],
+    )  # fmt: skip
+    run.data.seq_len, run.data.batch_size = point["seq_len"], point["batch_size"]
+    run.mesh.data = min(point["devices"], point["batch_size"])
+    mesh.start()
+    device_mesh = mesh.make(run.mesh, jax.devices()[: run.mesh.data])
+    program = programs.build(run, device_mesh)
+    tokens = np.zeros((run.data.batch_size, run.data.seq_len + 1), np.int32)
+    with jax.set_mesh(device_mesh):
+        compiled = program.step.lower(program.abstract, program.batch).compile()
+        init = program.init.lower(0).compile()
+        batch, before = mesh.place(device_mesh, {"tokens": tokens}), _resident()
+        state = init(0)
+
+        def once() -> None:
+            nonlocal state
+            state, metrics = compiled(state, batch)
+            jax.block_until_ready(metrics)
+
+        for _ in range(2):
+            once()
+        grown = _resident() - before
+    began = time.perf_counter()
+    once()
+    n = max(5, round(_SECONDS.value / (time.perf_counter() - began)))
+    step, low, high = turns.median(turns.timed(once, n)["seconds"])
+    peak = mesh.peak_flops_per_second(device_mesh, "float32")
+    target = targets.parse(f"cpu:{device_mesh.size}")
+    one = dataclasses.replace(
+        target.spec,
+        float32=peak / device_mesh.size,
+        memory_speed=_copy_speed(jax, device_mesh) / device_mesh.size,
+    )
+    target = dataclasses.replace(target, spec=one)
+    best = roofline.estimate(run, target, roofline.weights(run.model))
+    asked, of_all = compiled.memory_analysis(), tokens[:, 1:].size
+    planned = asked.argument_size_in_bytes + asked.temp_size_in_bytes
+    planned += asked.output_size_in_bytes - asked.alias_size_in_bytes
+    return point | {
+        "tokens_per_second": [round(of_all / s) for s in (step, high, low)],
+        "at_best": round(of_all / max(best.compute_seconds, best.memory_seconds)),
+        "peak_gflops_per_second": round(peak / 1e9),
+        "grown_mib": round(grown / 2**20, 1),
+        "planned_mib": round(planned * device_mesh.size / 2**20, 1),
+    }
+
+
+def _resident() -> int:
+    """Bytes of memory that this process holds now."""
+    pages = pathlib.Path("/proc/self/statm").read_text().split()[1]
+    return int(pages) * os.sysconf("SC_PAGE_SIZE")
+
+
+def _copy_speed(jax, device_mesh) -> float:
+    """Bytes/s of all devices together that a large array is read and written with."""
+    from lm import mesh
+
+    split = mesh.sharding(device_mesh, "batch")
+    x = jax.jit(lambda: jax.numpy.zeros(2**25), out_shardings=split)()
+    negative = jax.jit(lambda x: -x)
+    seconds = min(turns.timed(lambda: negative(x).block_until_ready(), 5)["seconds"])
+    return 2 * x.nbytes / seconds
+
+
+def draw(lines: list[dict]) -> None:
+    """A panel a knob: tokens/s with their interval, and the roofline."""
+    from lm import style
+
+    figure, panels = style.panels("Tokens a second on this machine", len(POINTS), columns=3)
+    for axes, (axis, word) in zip(panels, WORDS.items(), strict=True):
+        mine = sorted((line for line in lines if line["axis"] == axis), key=lambda one: one[axis])
+        x = [line[axis] for line in mine]
+        y, low, high = zip(*(line["tokens_per_second"] for line in mine), strict=True)
+        axes.plot(x, [line["at_best"] for line in mine], "--", color="0.5", label="roofline")
+        axes.vlines(x, low, high, color="C0", linewidth=3, alpha=0.5)
+        axes.plot(x, y, "o-", color="C0", markersize=4, label="measured")
+        axes.set_yscale("log")
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(x, [str(value) for value in x])
+        axes.set_xlabel(word, size=8.5)
+    panels[0].set_ylabel("tokens/s", size=8.5)
+    panels[0].legend(fontsize=7.5, frameon=False)
+    for path in style.save(figure, _OUT.value, {"lines": lines}):
+        print(path)
+
+
+if __name__ == "__main__":
+    cli.start(main)
