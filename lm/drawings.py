@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 
 from lm import (
     drift,
+    goodput,
     marks,
     mastery,
     outcome,
@@ -42,6 +43,8 @@ def _losses(sweep: Sweep) -> dict:
         found["curves"] = plots.learning_curves(rows, metrics), None
     if marks.source_columns(done):
         found["sources"] = plots.loss_by_source(rows), None
+    if goodput.timed(rows):
+        found["goodput"] = goodput.figure(rows), None
     return found
 
 

@@ -9,7 +9,19 @@ refresh=SECONDS the page loads itself anew so often, for a sweep that still trai
 
 from pathlib import Path
 
-from lm import config, drawings, marks, mastery, outcome, page, plots, records, revision, style
+from lm import (
+    config,
+    drawings,
+    goodput,
+    marks,
+    mastery,
+    outcome,
+    page,
+    plots,
+    records,
+    revision,
+    style,
+)
 from lm.marks import finite, short
 from lm.outcome import Cell, Sweep
 
@@ -23,7 +35,7 @@ def write(sweep_dir, refresh: float = 0.0) -> Path:
     as they are, which takes most of the time.
     """
     sweep = outcome.load(sweep_dir)
-    figures = []
+    figures, times = [], goodput.table(sweep.rows)
     for name, (figure, meta) in drawings.every(sweep).items():
         if not refresh:
             plots.save(figure, sweep.path / "figures" / name, meta)
@@ -43,6 +55,7 @@ def write(sweep_dir, refresh: float = 0.0) -> Path:
             "Left out, unfinished, missing": _left_out(sweep),
             "What happened on the way": _events(sweep),
             "Plan against cost": _cost(sweep),
+            **({"Where the time went": page.table(times)} if times else {}),
             "How to do it again": _again(sweep),
         },
         footer=f"lm-scaling {revision.version()}, from the records of {len(sweep.rows)} runs.",

@@ -15,7 +15,7 @@ FLOORS: list[list[list[str]]] = [
     [
         [
             *("config", "layout", "checks", "targets", "sizes", "hyperparameters"),
-            *("storage", "guard", "lifeline", "revision", "records", "excerpt"),
+            *("storage", "guard", "lifeline", "revision", "records", "excerpt", "clock"),
         ]
     ],
     [
@@ -43,6 +43,7 @@ FLOORS: list[list[list[str]]] = [
                 "skills",
                 "tuning",
                 "surface",
+                "goodput",
                 "rate_plots",
                 "outcome",
                 "drawings",
@@ -55,7 +56,7 @@ FLOORS: list[list[list[str]]] = [
     [
         [
             *("mirrors", "proof", "checkpoint", "lineage", "decode", "sample", "evaluate", "exam"),
-            *("programs", "packs", "coordinates", "ledger", "clock", "attempt", "train", "plan"),
+            *("programs", "packs", "coordinates", "ledger", "attempt", "train", "plan"),
             *(*QUOTES, "halving", "prediction", "launch", "workers"),
         ]
     ],

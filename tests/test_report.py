@@ -11,7 +11,7 @@ from lm import drawings, outcome, plots, records, report, revision, style
 HOSTILE = "<img src=x onerror=alert(1)>"
 FIGURES = {
     *("loss", "compute", "curves", "ability", "sources", "predicted"),
-    *("mastered", "emergence", "tasks", "abilities"),
+    *("mastered", "emergence", "tasks", "abilities", "goodput"),
 }
 
 

@@ -1,0 +1,31 @@
+import made_up
+import pytest
+
+from lm import goodput, records
+
+SECONDS = {"steps": 80.0, "input": 1.0, "evaluate": 9.0, "compile": 6.0, "lost": 4.0}
+
+
+def row(name="s/a", **seconds) -> dict:
+    return {"name": name, "clock.goodput": 0.8} | {f"clock.{k}": v for k, v in seconds.items()}
+
+
+def test_shares_are_of_all_attempts_and_add_up():
+    found = goodput.shares(row(**SECONDS))
+    assert sum(found.values()) == pytest.approx(1.0)
+    assert (found["steps"], found["lost"], found["save"]) == pytest.approx((0.8, 0.04, 0.0))
+
+
+def test_the_table_has_a_line_for_each_run_that_says_where_its_time_went():
+    (line,) = goodput.table([row(**SECONDS), {"name": "s/old"}])
+    assert line["run"][0] == "a" and line["seconds"] == ("100", 100.0)
+    assert line["waits for input"][0] == "1.0%" and line["steps lost"][0] == "4.0%"
+
+
+def test_bars_of_a_run_end_where_all_its_time_does(tmp_path):
+    rows = records.rows(made_up.sweep(tmp_path))
+    axes = goodput.figure(rows).axes[0]
+    n = len(goodput.timed(rows))
+    ends = [bar.get_x() + bar.get_width() for bar in axes.patches]
+    assert n > 3 and max(ends) == pytest.approx(100.0)
+    assert len(axes.get_yticklabels()) == n and len(axes.patches) % n == 0
