@@ -236,7 +236,7 @@ def _law_caption(rows, fit, x, y) -> list[str]:
         return [f"n = {_runs(done)}, no law fitted. Bars: one standard error."]
     used = [row for row in done if marks.in_fit(row, fit)]
     return [
-        f"n = {_runs(used)} in the fit, of {len(done)} finished; dashed beyond them.",
+        f"n = {_runs(used)} in the fit, of {len(done)} finished (open: not in it); dashed beyond.",
         f"Intervals: {fit.resampling}; bars: one standard error.",
     ]
 

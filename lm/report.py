@@ -132,23 +132,36 @@ def _interval(fit, key: str) -> str:
 
 
 def _predictions(sweep: Sweep) -> str:
-    said, row, measured = sweep.prediction, sweep.target or {}, sweep.measured
+    said = sweep.prediction
     if not said:
         why = f": {sweep.refused}" if sweep.refused else ""
         return page.words(f"None was written down{why}.", "muted")
+    every = {"size alone": said, "size and tokens": said.get("joint", {})}
+    lines = [_prediction(sweep, law, one) for law, one in every.items() if "value" in one]
+    notes = [
+        f"By {law}: none, {one['refused']}." if "refused" in one else f"By {law}: from {of}."
+        for law, one in every.items()
+        for of in [", ".join(one.get("runs", ()))] * bool(one)
+    ]
+    return page.table(lines) + "".join(page.words(note, "muted") for note in notes)
+
+
+def _prediction(sweep: Sweep, law: str, said: dict) -> dict[str, Cell]:
+    """What one law said of the target before it started, beside what came."""
+    whole, row, measured = sweep.prediction or {}, sweep.target or {}, sweep.measured
     value, lo, hi = marks.predicted(said)
     inside = "yes" if measured and lo <= measured <= hi else "no"
-    line: dict[str, Cell] = {
-        "run": (said["target"], ""),
-        "of": (style.label(said["y"]), ""),
+    return {
+        "run": (whole["target"], ""),
+        "law": (law, ""),
+        "of": (style.label(whole["y"]), ""),
         "predicted": (style.number(value), value),
-        f"{said['level']:.0%} interval": (f"{style.number(lo)} to {style.number(hi)}", lo),
-        "measured": outcome.measured(said["y"])(row) if measured else ("not yet", ""),
+        f"{whole['level']:.0%} interval": (f"{style.number(lo)} to {style.number(hi)}", lo),
+        "measured": outcome.measured(whole["y"])(row) if measured else ("not yet", ""),
         "off": (outcome.off(measured, value) if measured else "", ""),
         "inside": (inside if measured and finite(lo) else "", ""),
-        "written": (said.get("written", ""), ""),
+        "written": (whole.get("written", ""), ""),
     }
-    return page.table([line]) + page.words(f"From {', '.join(said['runs'])}.", "muted")
 
 
 def _tasks(sweep: Sweep) -> str:

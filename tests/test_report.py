@@ -171,6 +171,19 @@ def test_what_happened_on_the_way_is_told_and_stays_text(tmp_path, page_only):
     assert "checkpoint 40 is damaged" in visible(text) and HOSTILE not in text
 
 
+def test_what_the_law_of_size_and_tokens_foretold_stands_beside_that_of_size(tmp_path, page_only):
+    folder = made_up.sweep(tmp_path)
+    written = records.read_json(folder / "prediction.json")
+    joint = {"value": 1.4, "lo": 1.3, "hi": 1.5, "level": 0.95, "runs": ["toy/30K", "toy/60K"]}
+    records.write_json(folder / "prediction.json", written | {"joint": joint})
+    text = " ".join(visible(report.write(folder).read_text(encoding="utf-8")).split())
+    assert "size and tokens Held-out loss, L (nats per token) 1.400 1.300 to 1.500" in text
+    assert "By size and tokens: from toy/30K, toy/60K." in text
+    records.write_json(folder / "prediction.json", written | {"joint": {"refused": "too few"}})
+    text = visible(report.write(folder).read_text(encoding="utf-8"))
+    assert "By size and tokens: none, too few." in text
+
+
 def test_a_trunk_and_its_branch_cost_what_they_trained_and_are_left_out_with_why(
     tmp_path, page_only
 ):
