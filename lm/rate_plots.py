@@ -117,7 +117,7 @@ def _curve(axes, rows, name, colour, theme) -> tuple[str, float, float]:
     """Runs, and the line through their means; returns its name and where it ends."""
     rates = sorted({row[drift.RATE] for row in rows})
     means = [np.mean([r[drift.LOSS] for r in rows if r[drift.RATE] == rate]) for rate in rates]
-    axes.plot(rates, means, color=colour, linewidth=1.3, zorder=1.5)
+    axes.plot(rates, means, color=colour, linewidth=1.3, zorder=2)
     for row in rows:
         at = (row[drift.RATE], row[drift.LOSS])
         gid = f"tip:{marks.short(row)}: {style.number(at[1])}"
