@@ -2,6 +2,7 @@
 
     uv run python -m experiments.sweep --sweep=configs/sweeps/quickstart.py
     uv run python -m experiments.sweep --sweep=FILE --jobs=4           # processes, a device each
+    uv run python -m experiments.sweep --sweep=FILE --pack=4           # seeds, rates: one program
     uv run python -m experiments.sweep --sweep=FILE --on=slurm --jobs=16 \\
         --slurm="--partition=gpu --gres=gpu:1 --time=4:00:00"
 

@@ -18,6 +18,7 @@ def variants(run: config.Run, folder: str) -> list[config.Run]:
     """Of one shape: another seed, another learning rate, both and another weight decay."""
     runs = [copy.deepcopy(run) for _ in range(3)]
     for number, one in enumerate(runs):
+        one.checkpoint_every, one.eval.n_completions = 12, 0
         one.name, one.seed, one.optim.lr = f"{folder}/{number}", number % 2, 3e-3 * (1 + number)
     runs[2].optim.weight_decay = 0.3
     return runs
@@ -70,16 +71,16 @@ def test_each_run_of_a_pack_has_records_of_its_own(pair):
 
 def test_a_run_that_diverges_leaves_the_pack_and_the_others_go_on(pair, tiny):
     alone, _ = pair
-    runs = variants(tiny, "mixed")
+    runs = variants(tiny, "mixed")[:2]
     for run in runs:
-        run.dir, run.eval.every = alone[0].dir, 6
+        run.dir = alone[0].dir
     wild = copy.deepcopy(runs[0])
     wild.name, wild.optim.lr = "mixed/wild", 1e38
-    reasons = train.together([runs[0], wild, *runs[1:]])
+    reasons = train.together([runs[0], wild, runs[1]])
     assert "mixed/wild diverged: loss" in reasons.pop("mixed/wild")
-    assert set(reasons.values()) == {""} and len(reasons) == 3
+    assert reasons == {run.name: "" for run in runs}
     assert records.read_facts(records.folder(wild))["status"] == "diverged"
-    for one, other in zip(alone, runs, strict=True):
+    for one, other in zip(alone[:2], runs, strict=True):
         np.testing.assert_allclose(losses(one), losses(other), rtol=TOLERANCE)
 
 
@@ -106,7 +107,6 @@ def test_a_pack_stopped_by_a_signal_goes_on_to_the_same_bits(pair, tiny):
 def test_runs_at_different_steps_are_not_packed_and_half_a_pack_is_made_anew(tiny):
     runs = variants(tiny, "steps")
     runs[0].optim.lr = 1e38  # diverges, and leaves one of two
-    runs[2].steps = runs[1].steps = runs[0].steps = 8
 
     def stop(row):
         if row["step"] == 4:

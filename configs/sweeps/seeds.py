@@ -2,6 +2,7 @@
 
     uv run python -m experiments.sweep --sweep=configs/sweeps/seeds.py
     uv run python -m experiments.sweep --sweep=configs/sweeps/seeds.py:10
+    uv run python -m experiments.sweep --sweep=configs/sweeps/seeds.py --pack=5    # one program
 
 A seed draws the weights and the order of the text. Differences between runs of other sweeps mean
 something where they are larger than these; a law takes the noise of repeats from equal inputs
