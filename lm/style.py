@@ -110,7 +110,7 @@ def end(
     figure.draw_without_rendering()
     taken = []
     for words in reversed(list(axes.texts)):
-        box = words.get_window_extent().padded(-1)
+        box = words.get_window_extent().padded(1, -1)
         if any(box.overlaps(other) for other in taken):
             words.remove()
         else:
