@@ -34,6 +34,14 @@ ELSEWHERE = (
     "RESOURCE_EXHAUSTED",
 )
 
+# Of an array that every device has, each writes a slice: of a small one, the programs that cut it
+# take longer to compile than its bytes to write.
+ocp.type_handlers.register_type_handler(
+    jax.Array,
+    ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=2**22),
+    override=True,
+)
+
 
 class Damaged(Exception):
     """A checkpoint that does not prove to be what was saved; str() says what differs."""
