@@ -60,10 +60,7 @@ def test_the_worse_half_ends_at_each_rung_and_other_sizes_are_never_compared(swe
     ends = ["stopped", "done", "stopped", "done", "stopped", "done"]
     assert list(statuses(sweep).values()) == ends
     facts = records.read_facts(records.folder(sweep[2]))
-    assert facts["reason"] == (
-        "optim.lr=0.003 had the held-out loss 4.0000 at step 3 of 12, 4th of 5 runs alike but for"
-        " optim.lr"
-    )
+    assert facts["reason"] == "loss 4.0000 at step 3 of 12: place 4 of 5 by optim.lr"
     assert launch.left(sweep) == []
     launch.here(sweep, started=lambda run: pytest.fail("all was done"))
 
