@@ -7,8 +7,8 @@
 Four of eight come to their end, for three quarters of the steps of all (lm/halving.py). With a rung
 at a quarter two do, for half of the steps, and at 10K the best is lost: at four times base's
 learning rate it is fourth at both rungs (experiments/LOG.md). Without stopping, the same
-evaluations are made, so that what a rung would have stopped can be looked at. About three minutes on
-two busy CPU cores.
+evaluations are made, so that what a rung would have stopped can be looked at. About three minutes
+on two busy CPU cores.
 """
 
 from configs import base
