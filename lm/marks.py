@@ -246,12 +246,10 @@ def source_names(columns: Sequence[str], y="eval.loss") -> dict[str, str]:
 
 
 def task_name(task: str) -> str:
-    """file:my/tasks/piqa?shots=2&n=100 -> piqa?shots=2; a synthetic task is called as it is."""
+    """file:my/tasks/piqa?shots=2&n=100 -> piqa?shots=2; copy?length=4&n=200 -> copy?length=4."""
     kind, _, dials = task.partition("?")
-    if not kind.startswith("file:"):
-        return task
     kept = "&".join(dial for dial in dials.split("&") if not dial.startswith(("n=", "seed=")))
-    return _file_name(kind) + f"?{kept}" * bool(kept)
+    return (_file_name(kind) if kind.startswith("file:") else kind) + f"?{kept}" * bool(kept)
 
 
 def _file_name(source: str) -> str:

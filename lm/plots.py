@@ -147,7 +147,8 @@ def emergence(rows, tasks, x="params.non_embedding", theme=LIGHT) -> Figure:
         words = f"{marks.task_name(task)} (k = {k[-1]:.3g})" if k else ""
         ends += [(words, last[x], 100 * last[exact]) for last in done[-1:]]
     marks.scales(axes, x, "tasks", right=0.5)
-    axes.set_ylim(-3, 103)
+    axes.set_ylim(-3, 118)  # room for the words of all that end at 100
+    axes.set_yticks(range(0, 101, 20))
     lifts = style.lifts(axes, [(at, share) for _, at, share in ends])
     for (words, at, share), lift in zip(ends, lifts, strict=True):
         style.write(axes, at, share, words, theme, (8, lift - 3))

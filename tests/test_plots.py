@@ -258,7 +258,7 @@ def test_sources_and_tasks_that_are_files_are_called_by_their_last_name():
     alike = [f"eval.loss.text:{folder}/x.txt" for folder in "ab"]
     assert list(marks.source_names(alike).values()) == ["text:a/x.txt", "text:b/x.txt"]
     assert marks.task_name("file:/my/tasks/piqa?shots=2&n=100") == "piqa?shots=2"
-    assert marks.task_name("copy?length=4") == "copy?length=4"
+    assert marks.task_name("copy?length=4&n=200") == "copy?length=4"
 
 
 def test_two_token_budgets_are_too_few_for_a_law_of_size_and_tokens(ladder):
