@@ -38,9 +38,9 @@ POINTS = {
     "devices": (1, 2, 4, 8),
 }
 _POINT = flags.DEFINE_string("point", "", "JSON of a point, which this process measures")
-_SECONDS = flags.DEFINE_float("seconds", 1.5, "that a point is measured, about")
+_SECONDS = flags.DEFINE_float("point_seconds", 1.5, "that a point is measured, about")
 _DRAW = flags.DEFINE_string("draw", "", "a file of lines made before: only draws them")
-_OUT = flags.DEFINE_string("out", "notebooks/figures/cost", "the figure, as .png and .svg")
+_OUT = flags.DEFINE_string("figure", "notebooks/figures/cost", "the figure, as .png and .svg")
 
 
 def main() -> int:
@@ -52,7 +52,7 @@ def main() -> int:
         found = [json.loads(line) for line in text.splitlines() if line.startswith("{")]
     else:
         found = [_asked(axis, size) for axis, sizes in POINTS.items() for size in sizes]
-    draw(found)
+    print(*draw(found))
     return 0
 
 
@@ -64,7 +64,7 @@ def _asked(axis: str, size: int) -> dict:
         point["batch_size"] = 4096 // size
     environment = {"JAX_NUM_CPU_DEVICES": str(point["devices"]), "GLIBC_TUNABLES": cli.MALLOC}
     command = [sys.executable, "-m", "experiments.benchmark_scale", f"--point={json.dumps(point)}"]
-    command.append(f"--seconds={_SECONDS.value}")
+    command.append(f"--point_seconds={_SECONDS.value}")
     said = subprocess.run(command, env=os.environ | environment, stdout=subprocess.PIPE, text=True)
     if said.returncode:
         raise ValueError(f"{axis}={size} could not be measured: its process says why")
@@ -148,26 +148,32 @@ def _copy_speed(jax, device_mesh) -> float:
     return 2 * x.nbytes / seconds
 
 
-def draw(lines: list[dict]) -> None:
-    """A panel a knob: tokens/s with their interval, and the roofline."""
+def draw(lines: list[dict]) -> list[pathlib.Path]:
+    """A panel a knob: tokens/s with their interval, and the roofline; the two files."""
     from lm import style
 
     figure, panels = style.panels("Tokens a second on this machine", len(POINTS), columns=3)
+    mark, best = style.spread(n=2)[1], style.LIGHT["muted"]
     for axes, (axis, word) in zip(panels, WORDS.items(), strict=True):
         mine = sorted((line for line in lines if line["axis"] == axis), key=lambda one: one[axis])
         x = [line[axis] for line in mine]
         y, low, high = zip(*(line["tokens_per_second"] for line in mine), strict=True)
-        axes.plot(x, [line["at_best"] for line in mine], "--", color="0.5", label="roofline")
-        axes.vlines(x, low, high, color="C0", linewidth=3, alpha=0.5)
-        axes.plot(x, y, "o-", color="C0", markersize=4, label="measured")
-        axes.set_yscale("log")
+        axes.plot(x, [line["at_best"] for line in mine], "--", color=best, label="roofline")
+        axes.vlines(x, low, high, color=mark, linewidth=3, alpha=0.5)
+        axes.plot(x, y, "o-", color=mark, markersize=4, label="measured")
         axes.set_xscale("log", base=2)
         axes.set_xticks(x, [str(value) for value in x])
+        style.log_y(axes, style.count)
         axes.set_xlabel(word, size=8.5)
-    panels[0].set_ylabel("tokens/s", size=8.5)
-    panels[0].legend(fontsize=7.5, frameon=False)
-    for path in style.save(figure, _OUT.value, {"lines": lines}):
-        print(path)
+    for axes in panels[::3]:
+        axes.set_ylabel("tokens/s", size=8.5)
+    rates = [line["peak_gflops_per_second"] for line in lines]
+    shape = ", ".join(f"{key}={value}" for key, value in BASE.items())
+    caption = f"Else {shape}. Large products ran at {min(rates)} to {max(rates)} GFLOP/s meanwhile."
+    grown = [line["grown_mib"] / line["planned_mib"] for line in lines]
+    memory = f"Processes grew by {min(grown):.2f} to {max(grown):.2f} of the plan's bytes."
+    style.end(figure, panels[0], [caption, memory, f"n = {len(lines)} processes."])
+    return style.save(figure, _OUT.value, {"lines": lines})
 
 
 if __name__ == "__main__":

@@ -4,8 +4,8 @@ import sys
 import jax
 import pytest
 
-from experiments import benchmark, step_profile, turns
-from lm import mesh, programs
+from experiments import benchmark, benchmark_scale, step_profile, turns
+from lm import mesh, programs, style
 
 ANSWERS = """
 import json, sys
@@ -52,3 +52,20 @@ def test_every_part_of_a_step_is_found_in_its_program(tiny):
     text = lowered.as_text(dialect="hlo", debug_info=True)
     found = set(step_profile.parts_of(text).values())
     assert found >= {"matmul", "attention", "optimizer", "softmax and loss"}, json.dumps([*found])
+
+
+def test_the_figure_of_costs_has_a_panel_a_knob_and_carries_its_lines(tmp_path, monkeypatch):
+    lines = [
+        benchmark_scale.BASE
+        | {"devices": 2, "axis": axis, axis: size, "tokens_per_second": [9e4 / size] * 3}
+        | {"at_best": 2e5 / size, "peak_gflops_per_second": 400}
+        | {"grown_mib": 95.0, "planned_mib": 100.0}
+        for axis, sizes in benchmark_scale.POINTS.items()
+        for size in sizes
+    ]
+    monkeypatch.setattr(benchmark_scale, "_OUT", type("", (), {"value": tmp_path / "cost"}))
+    png, svg = benchmark_scale.draw(lines)
+    text = svg.read_text()
+    assert style.read_meta(png) == {"lines": lines}
+    for words in (*benchmark_scale.WORDS.values(), "0.95 to 0.95 of the plan"):
+        assert f"<!-- {words}" in text or words in text, words
