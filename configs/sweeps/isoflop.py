@@ -1,7 +1,7 @@
 """Equal compute, different sizes: where is the best size of a budget, and how does it grow?
 
     uv run python -m experiments.sweep --sweep=configs/sweeps/isoflop.py
-    uv run python -m experiments.sweep --sweep=configs/sweeps/isoflop.py:1e12,2e12,4e12,8e12
+    uv run python -m experiments.sweep --sweep=configs/sweeps/isoflop.py:8e11,1.6e12,3.2e12,6.4e12
 
 Approach 2 of Hoffmann et al. 2022 (arXiv:2203.15556). For each budget, in training FLOPs, every
 rung of the ladder that sees between FEWEST and MOST tokens a parameter with it;
@@ -12,7 +12,7 @@ notebooks/isoflop.ipynb draws it. 22 runs, 8.5e12 FLOPs: some five minutes on tw
 from configs import base
 from lm import sizes
 
-BUDGETS = "1e11,2e11,4e11,8e11"
+BUDGETS = "4e11,8e11,1.6e12"  # below 4e11 the best is smaller than the smallest rung
 FEWEST, MOST = 2, 150  # tokens a parameter
 
 

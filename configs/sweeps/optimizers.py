@@ -1,4 +1,4 @@
-"""AdamW, Lion and Muon at equal FLOPs, each at four learning rates: which learns most?
+"""AdamW, Lion and Muon at equal FLOPs, each at five learning rates: which learns most?
 
     uv run python -m experiments.sweep --sweep=configs/sweeps/optimizers.py
     uv run python -m experiments.sweep --sweep=configs/sweeps/optimizers.py:10K,60K
@@ -12,7 +12,11 @@ from configs import base
 from lm import sizes
 
 # Learning rates as shares of base's, a factor of two apart.
-RATES = {"adamw": (0.5, 1, 2, 4), "lion": (0.05, 0.1, 0.2, 0.4), "muon": (0.5, 1, 2, 4)}
+RATES = {
+    "adamw": (0.5, 1, 2, 4, 8),
+    "lion": (0.1, 0.2, 0.4, 0.8, 1.6),
+    "muon": (0.5, 1, 2, 4, 8),
+}
 
 
 def get_sweep(ladder: str = "10K"):
