@@ -109,9 +109,11 @@ def qualities(points, y="Bits per byte of the answer", theme=LIGHT) -> Figure:
                     marks.mark(axes, at, colour, theme, tip, point["se"], **look)
                 if way == "tuned" and part:
                     ends.append((style.count(n), xs[-1], ys[-1]))
-            for point in mine:
-                if point["way"] == "prompted, 0 shots":
-                    axes.axhline(point["value"], color=colour, linewidth=1, linestyle=":")
+        axes.set_ylim(axes.get_ylim())  # what is only prompted may lie far above
+        for point in points:
+            if (point["task"], point["way"]) == (task, "prompted, 0 shots"):
+                look = {"color": colours[point["size"]], "linewidth": 1, "linestyle": ":"}
+                axes.axhline(point["value"], **look)
         axes.set_title(task, size=8.5, color=theme["ink"], loc="left", parse_math=False)
         axes.set(xscale="log", xlim=(None, 4 * max((x for _, x, _ in ends), default=1)))
         style.log_x(axes, style.count)
@@ -120,7 +122,8 @@ def qualities(points, y="Bits per byte of the answer", theme=LIGHT) -> Figure:
     caption = [
         f"n = {n_models} models and tasks. {y} against the examples learned from. Filled, solid:",
         "tuned from pre-trained weights; open, dashed: alone, as many steps; diamond: alone, FLOPs",
-        "of pre-training and tuning; dotted: pre-trained, prompted. Bars: one standard error.",
+        "of pre-training and tuning; dotted: pre-trained, prompted, where it is as low. Bars: one",
+        "standard error.",
     ]
     return style.end(figure, panels[0], caption, theme)
 
