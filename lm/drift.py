@@ -7,7 +7,6 @@
 Learning rates are the knob optim.lr: what a parametrization makes of it at a shape is its affair.
 """
 
-import itertools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -57,11 +56,11 @@ def best(
     """The learning rate of least loss in each group of rows that are equal in the columns `by`.
 
     The vertex of a parabola of log loss in log2 of the rate, through the rates within `reach`
-    doublings of the one whose mean loss is least. Its interval comes from noise added to the runs:
-    the larger of how far repeats lie apart and how far runs lie from their parabola, each pooled
-    over groups. A dict a group: the columns of `by`, "n" runs, "lr", "lo", "hi", "loss",
-    "coefficients" (of 1, t, t^2, with t = log2 lr), "rates" (first and last of the parabola),
-    "draws" (log2 lr of each resample) and "doubt", which is empty where the minimum may be used.
+    doublings of the one whose mean loss is least. A seed has a height of its own, for its weights
+    and text make a run better or worse at every rate. The interval comes from noise added to the
+    runs, as large as they lie from their parabolas in all groups. A dict a group: the columns of
+    `by`, "n" runs, "lr", "lo", "hi", "loss", "rates" (first and last of the parabola), "draws"
+    (log2 lr of each resample) and "doubt", which is empty where the minimum may be used.
     """
     done = [row for row in rows if row["status"] == "done" and np.isfinite(table.number(row[y]))]
     keys = [tuple(row[column] for column in by) for row in done]
@@ -70,7 +69,7 @@ def best(
         for key in sorted(set(keys))
     ]
     found = [_parabola(group, by, y, reach) for group in groups]
-    scale = max(_of_repeats(groups, y), _of_parabolas(found))
+    scale = _noise(found)
     rng = np.random.default_rng(seed)
     for one in found:
         design, fitted = one.pop("design"), one.pop("fitted")
@@ -78,14 +77,16 @@ def best(
         one["draws"] = np.full(bootstrap, np.nan)
         if not one["doubt"]:
             noise = scale * rng.standard_normal((bootstrap, len(residuals)))
-            _, b, c = np.linalg.pinv(design) @ (fitted + noise).T
+            *_, b, c = np.linalg.pinv(design) @ (fitted + noise).T
             low, high = np.log2(one["rates"])
             # A parabola that opens down has its least end at an edge: the interval must say so.
             ends = np.where(b + c * (low + high) > 0, low, high)
             vertex = -b / (2 * np.where(c > 0, c, 1.0))
             one["draws"] = np.where(c > 0, np.clip(vertex, low, high), ends)
             one["lo"], one["hi"] = (float(v) for v in 2 ** _ends(one["draws"]))
-            if one["lo"] <= one["rates"][0] or one["hi"] >= one["rates"][1]:
+            if not scale:
+                one["doubt"] = "these runs leave nothing to judge the noise by: try more rates"
+            elif one["lo"] <= one["rates"][0] or one["hi"] >= one["rates"][1]:
                 one["doubt"] = "its interval reaches the edge of the rates that were tried"
     return found
 
@@ -175,33 +176,26 @@ def _parabola(group: Sequence[Mapping], by: Sequence[str], y: str, reach: float)
     t, log_loss = np.log2([row[RATE] for row in near]), np.log([row[y] for row in near])
     one = {column: group[0][column] for column in by} | {"n": len(group), "lr": lowest}
     one |= {"lo": np.nan, "hi": np.nan, "loss": float(min(means)), "doubt": ""}
-    one |= {"rates": (float(2 ** t.min()), float(2 ** t.max())), "coefficients": None}
-    one |= {"design": np.stack([np.ones_like(t), t, t**2], 1)}
+    one |= {"rates": (float(2 ** t.min()), float(2 ** t.max()))}
+    seeds = sorted({row["seed"] for row in near})
+    heights = [[float(row["seed"] == seed) for row in near] for seed in seeds]
+    one["design"] = np.stack([*heights, t, t**2], 1)
     one |= {"fitted": log_loss, "residuals": np.zeros_like(t)}
     if lowest in (rates[0], rates[-1]):
         side = "smallest" if lowest == rates[0] else "largest"
         return one | {"doubt": f"the least loss is at the {side} rate, {lowest:g}"}
-    a, b, c = (float(v) for v in np.linalg.lstsq(one["design"], log_loss, rcond=None)[0])
-    one |= {"coefficients": (a, b, c), "fitted": one["design"] @ (a, b, c)}
+    found = np.linalg.lstsq(one["design"], log_loss, rcond=None)[0]
+    one["fitted"] = one["design"] @ found
     one["residuals"] = log_loss - one["fitted"]
+    a, (b, c) = float(found[:-2].mean()), (float(v) for v in found[-2:])
     if c <= 0 or not t.min() < -b / (2 * c) < t.max():
         return one | {"doubt": "the parabola has no minimum within the rates that were tried"}
     return one | {"lr": float(2 ** (-b / (2 * c))), "loss": float(np.exp(a - b**2 / (4 * c)))}
 
 
-def _of_repeats(groups: Sequence[Sequence[Mapping]], y: str) -> float:
-    """Standard deviation of log loss between runs of one group and rate, pooled; 0 without any."""
-    squares, degrees = 0.0, 0
-    for group in groups:
-        ordered = sorted(group, key=lambda row: row[RATE])
-        for _, same in itertools.groupby(ordered, key=lambda row: row[RATE]):
-            logs = np.log([row[y] for row in same])
-            squares, degrees = squares + ((logs - logs.mean()) ** 2).sum(), degrees + len(logs) - 1
-    return float(np.sqrt(squares / degrees)) if degrees else 0.0
-
-
-def _of_parabolas(found: Sequence[Mapping]) -> float:
-    used = [one["residuals"] for one in found if not one["doubt"]]
-    degrees = sum(max(len(residuals) - 3, 0) for residuals in used)
-    squares = sum(float(residuals @ residuals) for residuals in used)
+def _noise(found: Sequence[Mapping]) -> float:
+    """How far runs lie from their parabolas, as a standard deviation of log loss; 0 if unknown."""
+    used = [one for one in found if not one["doubt"]]
+    squares = sum(float(one["residuals"] @ one["residuals"]) for one in used)
+    degrees = sum(max(one["design"].shape[0] - one["design"].shape[1], 0) for one in used)
     return float(np.sqrt(squares / degrees)) if degrees else 0.0

@@ -55,6 +55,21 @@ def test_intervals_hold_as_often_as_they_say():
     assert inside >= 34  # of 40, at 95%
 
 
+def test_what_a_seed_does_at_every_rate_widens_no_interval():
+    rows = sweep()
+    apart = [row | {drift.LOSS: row[drift.LOSS] * (1.1 if row["seed"] else 1)} for row in rows]
+    for a, b in zip(drift.best(rows), drift.best(apart), strict=True):
+        assert [a[k] for k in ("lr", "lo", "hi")] == pytest.approx(
+            [b[k] for k in ("lr", "lo", "hi")]
+        )
+        assert b["loss"] == pytest.approx(1.1**0.5 * a["loss"])
+
+
+def test_three_runs_leave_nothing_to_judge_noise_by():
+    rows = [row for row in sweep(0.0, seeds=(0,)) if 2.0**-6 <= row[drift.RATE] <= 2.0**-4]
+    assert all("noise" in one["doubt"] for one in drift.best(rows))
+
+
 def test_a_minimum_at_the_edge_is_doubted_and_left_out_of_the_drift():
     rows = [row for row in sweep() if row[drift.RATE] <= 2.0**-5]
     found = {one[drift.WIDTH]: one for one in drift.best(rows)}
