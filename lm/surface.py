@@ -150,7 +150,10 @@ def best_size(rows, fit, joint=None, theme=LIGHT) -> Figure:
     said = fit.predict(grid, level=marks.LEVEL, noise=False)
     line = {"color": theme["ink"], "linewidth": 1.4, "label": marks.formula(fit), "zorder": 2}
     axes.plot(grid, said.value, **line)
+    axes.set(xscale="log", yscale="log")
     if np.isfinite(said.lo).all():
+        low, high = axes.get_ylim()  # a line that says little must not flatten the minima
+        axes.set_ylim(low / 2, high * 2)
         band = {"color": theme["band"], "linewidth": 0, "zorder": 1}
         label = f"{marks.LEVEL:.0%} interval of the line"
         axes.fill_between(grid, said.lo, said.hi, label=label, **band)
@@ -158,7 +161,6 @@ def best_size(rows, fit, joint=None, theme=LIGHT) -> Figure:
         used = [row for row in marks.points(rows, C, L) if marks.in_fit(row, joint)]
         look = {"color": theme["accent"], "linewidth": 1.4, "label": "by L(N, D)"}
         axes.plot(grid, least.best(joint, used, grid)[0], "--", **look)
-    axes.set(xscale="log", yscale="log")
     style.log_x(axes, style.power_of_ten)
     style.log_y(axes, style.count)
     used = sum(one["used"] for one in budgets)

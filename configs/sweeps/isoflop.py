@@ -6,7 +6,8 @@
 Approach 2 of Hoffmann et al. 2022 (arXiv:2203.15556). For each budget, in training FLOPs, every
 rung of the ladder that sees between FEWEST and MOST tokens a parameter with it;
 laws.isoflop(records.rows("runs/isoflop"), x="params.non_embedding") fits N* = k C^a, and
-notebooks/isoflop.ipynb draws it. 22 runs, 8.5e12 FLOPs: some five minutes on two idle CPU cores.
+notebooks/isoflop.ipynb draws it. 18 runs, 1.7e13 FLOPs: some eight minutes on two idle CPU
+cores.
 """
 
 from configs import base
