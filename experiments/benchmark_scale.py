@@ -95,7 +95,8 @@ def measured(point: dict) -> dict:
     with jax.set_mesh(device_mesh):
         compiled = program.step.lower(program.abstract, program.batch).compile()
         init = program.init.lower(0).compile()
-        batch, before = mesh.place(device_mesh, {"tokens": tokens}), _resident()
+        _most()
+        batch, before = mesh.place(device_mesh, {"tokens": tokens}), _most()
         state = init(0)
 
         def once() -> None:
@@ -105,7 +106,7 @@ def measured(point: dict) -> dict:
 
         for _ in range(2):
             once()
-        grown = _resident() - before
+        grown = _most() - before
     began = time.perf_counter()
     once()
     n = max(5, round(_SECONDS.value / (time.perf_counter() - began)))
@@ -131,10 +132,11 @@ def measured(point: dict) -> dict:
     }
 
 
-def _resident() -> int:
-    """Bytes of memory that this process holds now."""
-    pages = pathlib.Path("/proc/self/statm").read_text().split()[1]
-    return int(pages) * os.sysconf("SC_PAGE_SIZE")
+def _most() -> int:
+    """Bytes of memory that this process held at most since it last asked."""
+    held = pathlib.Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0]
+    pathlib.Path("/proc/self/clear_refs").write_text("5")  # from now on
+    return int(held) * 1024
 
 
 def _copy_speed(jax, device_mesh) -> float:
@@ -170,7 +172,7 @@ def draw(lines: list[dict]) -> list[pathlib.Path]:
     rates = [line["peak_gflops_per_second"] for line in lines]
     shape = ", ".join(f"{key}={value}" for key, value in BASE.items())
     caption = f"Else {shape}. Large products ran at {min(rates)} to {max(rates)} GFLOP/s meanwhile."
-    grown = [line["grown_mib"] / line["planned_mib"] for line in lines]
+    grown = [one["grown_mib"] / one["planned_mib"] for one in lines if "grown_mib" in one]
     memory = f"Processes grew by {min(grown):.2f} to {max(grown):.2f} of the plan's bytes."
     style.end(figure, panels[0], [caption, memory, f"n = {len(lines)} processes."])
     return style.save(figure, _OUT.value, {"lines": lines})
