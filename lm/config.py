@@ -40,9 +40,7 @@ class Model:
     lora_alpha: float = 16.0  # additions are multiplied by lora_alpha / lora_rank
     lora_on: str = "heads,kv_heads,mlp"  # axes of the weights that have one, with commas between
     attention: str = "auto"  # its kernel: auto (the machine's), plain, cudnn, splash; see kernels
-    attention_blocks: int = (
-        2  # of the plain one: query blocks; block i never sees the keys behind it
-    )
+    attention_blocks: int = 2  # of the plain one: query blocks; none sees the keys behind it
     loss_chunks: int = 1  # pieces of a row whose logits exist one at a time; 1: all at once
     n_experts: int = 0  # MLPs that a router picks from, in every layer; 0: one MLP for all tokens
     experts_per_token: int = 2  # of them that a token passes
