@@ -48,10 +48,11 @@ def tasks(rows: Sequence[Mapping]) -> list[str]:
 
 def is_above_chance(row: dict, task: str) -> bool:
     """Whether guessing would do as well with a probability below LEVEL."""
-    accuracy, chance, n = (row.get(column(task, m)) for m in ("accuracy", "chance", "n"))
+    accuracy, n = row.get(column(task)), row.get(column(task, "n"))
     if not n or accuracy is None:
         return False
-    return bool(stats.binom.sf(round(accuracy * n) - 1, int(n), max(chance, LUCK)) < LEVEL)
+    chance = max(row[column(task, "chance")], LUCK)
+    return bool(stats.binom.sf(round(accuracy * n) - 1, int(n), chance) < LEVEL)
 
 
 def is_mastered(row: dict, task: str) -> bool:
