@@ -59,14 +59,23 @@ def predict(runs: list[config.Run], folder: Path) -> None:
 def peers(runs: list[config.Run]) -> tuple[list[str], list[str]]:
     """Names of the runs that can speak for the predicted one: of its tokens, and of any.
 
-    Neither its family nor trunks, whose learning rate never falls, can.
+    Neither its family nor trunks, whose learning rate never falls, can. Where none has its tokens,
+    those of its tokens a parameter are the first: then size and tokens grow along one line.
     """
     target, late = next(run for run in runs if run.predict), family(runs)
     trunks = {run.start.run for run in runs if run.start.keep == "state"}
     found = [run for run in runs if run.name not in late | trunks]
-    budget = sizes.tokens(target)
-    equal = [run for run in found if abs(sizes.tokens(run) - budget) <= SAME_TOKENS * budget]
-    return sorted(run.name for run in equal), sorted(run.name for run in found)
+    equal = _alike(found, target, sizes.tokens) or _alike(found, target, _tokens_a_parameter)
+    return equal, sorted(run.name for run in found)
+
+
+def _alike(runs: list[config.Run], target: config.Run, measure: Callable) -> list[str]:
+    wanted = measure(target)
+    return sorted(r.name for r in runs if abs(measure(r) - wanted) <= SAME_TOKENS * wanted)
+
+
+def _tokens_a_parameter(run: config.Run) -> float:
+    return sizes.tokens(run) / sizes.counts(run.model)["total"]
 
 
 def _guess(fit_law: Callable, *at: float) -> dict:

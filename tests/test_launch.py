@@ -213,3 +213,11 @@ def test_text_is_seen_as_often_as_the_longest_run_sees_it(sweep):
     assert source in sweep[0].data.sources
     one = launch.epochs(sweep[:1])[source]
     assert times == pytest.approx(10 * one) and one > 0
+
+
+def test_where_none_has_its_tokens_those_of_its_tokens_a_parameter_speak_for_a_run(sweep):
+    for run in sweep:
+        run.steps = sizes.steps(run, tokens_per_param=3)
+    odd = dataclasses.replace(sweep[0], name="s/odd", steps=3 * sweep[0].steps)
+    equal, rest = prediction.peers([*sweep, odd])
+    assert equal == ["s/a", "s/c", "s/d", "s/e"] and "s/odd" in rest
