@@ -5,7 +5,7 @@
 
 Twenty is near the best of Hoffmann et al. 2022 (arXiv:2203.15556). On such a ladder N and D are on
 one line, so it tells L(C), laws.power(rows, x="flops"), and not what either gives alone. The
-largest is predicted before it starts. About four minutes on two idle CPU cores.
+largest is predicted before it starts. About two minutes on two idle CPU cores.
 """
 
 from configs import base

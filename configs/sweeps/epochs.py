@@ -4,7 +4,7 @@
 
 Three sizes on three amounts of unique text, up to sixteen times over, none longer than MOST tokens:
 laws.data_constrained(records.rows("runs/epochs")) fits how fast repeats lose their worth
-(Muennighoff et al. 2023, arXiv:2305.16264). 27 runs, about four minutes on two idle CPU cores;
+(Muennighoff et al. 2023, arXiv:2305.16264). 27 runs, about three minutes on two idle CPU cores;
 :4_000_000 for four times the text.
 """
 

@@ -6,7 +6,7 @@
 
 A seed draws the weights and the order of the text. Differences between runs of other sweeps mean
 something where they are larger than these; a law takes the noise of repeats from equal inputs
-(lm/doubts.py). Two sizes, five seeds, about two minutes on two idle CPU cores.
+(lm/doubts.py). Two sizes, five seeds, about a minute on two idle CPU cores.
 """
 
 from configs import base
