@@ -31,6 +31,14 @@ def path_of(name: str) -> pathlib.Path:
     return next(path for path in NOTEBOOKS if path.stem == name)
 
 
+def text_of(shown) -> str:
+    return "".join(output.get("text", "") for output in shown)
+
+
+def n_figures(shown) -> int:
+    return sum("image/png" in output.get("data", {}) for output in shown)
+
+
 def tables(shown) -> list[str]:
     return [
         output["data"]["text/html"] for output in shown if "text/html" in output.get("data", {})
@@ -50,7 +58,7 @@ def test_a_notebook_is_short_and_stores_no_output(path):
 def test_scaling_curves_draws_a_finished_sweep(tmp_path, monkeypatch):
     path = path_of("scaling_curves")
     shown = outputs(path, made_up.sweep(tmp_path), monkeypatch)
-    assert sum("image/png" in output.get("data", {}) for output in shown) == 5
+    assert n_figures(shown) == 5
     assert any(
         "inside its own" in output.get("data", {}).get("text/markdown", "") for output in shown
     )
@@ -70,7 +78,7 @@ def test_scaling_curves_explains_a_sweep_that_has_hardly_begun(tmp_path, monkeyp
 def test_emergence_takes_the_jumps_of_a_sweep_apart(tmp_path, monkeypatch):
     path = path_of("emergence")
     shown = outputs(path, made_up.sweep(tmp_path), monkeypatch)
-    assert sum("image/png" in output.get("data", {}) for output in shown) == 1
+    assert n_figures(shown) == 1
     assert "p to the k" in "".join(tables(shown))
     assert any("before p 0." in output.get("text", "") for output in shown)
 
@@ -78,8 +86,8 @@ def test_emergence_takes_the_jumps_of_a_sweep_apart(tmp_path, monkeypatch):
 def test_abilities_follows_the_tasks_of_a_sweep(tmp_path, monkeypatch):
     path = path_of("abilities")
     shown = outputs(path, made_up.sweep(tmp_path), monkeypatch)
-    assert sum("image/png" in output.get("data", {}) for output in shown) == 4
-    assert "6 runs are done" in "".join(output.get("text", "") for output in shown)
+    assert n_figures(shown) == 4
+    assert "6 runs are done" in text_of(shown)
     laws, metrics = tables(shown)
     assert "acc(L) = " in laws and "is at chance" in laws
     assert "p_right" in metrics and "predictable from" in metrics
@@ -99,7 +107,7 @@ def test_notebooks_on_tasks_explain_a_sweep_that_has_hardly_begun(name, tmp_path
     sizes = tuple(made_up.SIZES)
     begun = {"30K": ("running", "")}
     folder = made_up.sweep(tmp_path, status=begun, missing=sizes[1:], predict=False)
-    text = "".join(output.get("text", "") for output in outputs(path, folder, monkeypatch))
+    text = text_of(outputs(path, folder, monkeypatch))
     assert "0 runs" in text and "0 tasks" in text
 
 
@@ -113,8 +121,8 @@ def test_transfer_draws_gains_specialists_and_unseen_tasks(tmp_path, monkeypatch
     path = path_of("transfer")
     made_up.tuned(tmp_path)
     shown = outputs(path, tmp_path, monkeypatch)
-    text = "".join(output.get("text", "") for output in shown)
-    assert sum("image/png" in output.get("data", {}) for output in shown) == 6
+    text = text_of(shown)
+    assert n_figures(shown) == 6
     assert "21 runs of transfer, 12 of specialists, 8 of unseen" in text
     assert text.count("gain 0.") == 9 and text.count("sums: 3.0 times the FLOPs of tuning") == 3
     assert "D* = " in text and "4 clusters, new compositions: 0.800" in text
@@ -124,8 +132,8 @@ def test_transfer_draws_gains_specialists_and_unseen_tasks(tmp_path, monkeypatch
 def test_hyperparameters_tells_how_far_the_best_rate_moves(tmp_path, monkeypatch):
     path = path_of("hyperparameters")
     shown = outputs(path, made_up.rates(tmp_path), monkeypatch)
-    text = "".join(output.get("text", "") for output in shown)
-    assert sum("image/png" in output.get("data", {}) for output in shown) == 2
+    text = text_of(shown)
+    assert n_figures(shown) == 2
     assert "54 runs, 11 parametrizations and shapes" in text and "doubt" not in text
     told = re.findall(r"(\w+) by (\w+): (\S+) \[(\S+), (\S+)\]", text)
     known = {("standard", "d_model"): -1, ("standard", "n_layers"): -0.5}
@@ -138,8 +146,8 @@ def test_hyperparameters_tells_how_far_the_best_rate_moves(tmp_path, monkeypatch
 def test_isoflop_fits_the_line_of_a_sweep_whose_law_is_known(tmp_path, monkeypatch):
     path = path_of("isoflop")
     shown = outputs(path, made_up.isoflop(tmp_path), monkeypatch)
-    text = "".join(output.get("text", "") for output in shown)
-    assert sum("image/png" in output.get("data", {}) for output in shown) == 2
+    text = text_of(shown)
+    assert n_figures(shown) == 2
     assert "24 runs" in text and text.count("best size") == 4 and "Akima: N* = " in text
 
 
@@ -151,8 +159,8 @@ def test_checkpoints_opens_a_run_goes_on_with_it_and_hands_it_over(tiny, monkeyp
     monkeypatch.setenv("RUN", str(folder))
     monkeypatch.setenv("DATA", tiny.data.cache)
     shown = outputs(path, folder, monkeypatch)
-    text = "".join(output.get("text", "") for output in shown)
-    assert sum("image/png" in output.get("data", {}) for output in shown) == 2
+    text = text_of(shown)
+    assert n_figures(shown) == 2
     assert "step 13: loss" in text and "step 22: loss" in text
     assert "Qwen3ForCausalLM" in text and "the same bits: True" in text
     assert sorted(file for file in folder.rglob("*") if "pins" not in file.parts) == before
