@@ -61,22 +61,29 @@ def norm(model: config.Model, size: int) -> RMSNorm | LayerNorm:
 
 
 @jax.custom_vjp
-def widened(x, weight_DF) -> jax.Array:
-    """x @ weight, of a weight that widens.
+def project(x, weight) -> jax.Array:
+    """The sum over the last axis of x and the first of a weight: [..., D], [D, ...] -> [..., ...].
 
-    Autodiff would have the wide gradient as the left operand of the weight's, which XLA on CPU
-    copies into another order; here x is there.
+    The left operand of the weight's gradient is x: XLA on CPU copies it into another order, once
+    for all weights that read x. Autodiff would have the gradient of each result there.
     """
-    return x @ weight_DF
+    return jnp.tensordot(x, weight, 1)
 
 
-def _widened_backward(kept, dy):
-    x, weight_DF = kept
-    rows = tuple(range(x.ndim - 1))
-    return dy @ weight_DF.T, jnp.tensordot(x, dy, (rows, rows))
+def _project_backward(kept, dy):
+    x, weight = kept
+    rows, out = tuple(range(x.ndim - 1)), tuple(range(1, weight.ndim))
+    dx = jnp.tensordot(dy, weight, (tuple(n - weight.ndim for n in out), out))
+    return dx, jnp.tensordot(x, dy, (rows, rows))
 
 
-widened.defvjp(lambda x, weight_DF: (x @ weight_DF, (x, weight_DF)), _widened_backward)
+project.defvjp(lambda x, weight: (project(x, weight), (x, weight)), _project_backward)
+
+
+@jax.checkpoint
+def swiglu(gate, up) -> jax.Array:
+    """silu(gate) * up; the backward pass computes it again, in place of keeping two arrays more."""
+    return jax.nn.silu(gate) * up
 
 
 class MLP(nnx.Module):
@@ -97,11 +104,11 @@ class MLP(nnx.Module):
 
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
         dtype = x_BTD.dtype
-        up_BTF = plus(widened(x_BTD, self.up[...].astype(dtype)), self.up_bias)
+        up_BTF = plus(project(x_BTD, self.up[...].astype(dtype)), self.up_bias)
         if self.gate is None:
             y_BTF = jax.nn.gelu(up_BTF, approximate=True)
         else:
-            gate_BTF = plus(widened(x_BTD, self.gate[...].astype(dtype)), self.gate_bias)
-            y_BTF = jax.nn.silu(gate_BTF) * up_BTF
+            gate_BTF = plus(project(x_BTD, self.gate[...].astype(dtype)), self.gate_bias)
+            y_BTF = swiglu(gate_BTF, up_BTF)
         y_BTF = mesh.constrain(y_BTF, "batch", "length", "mlp")
         return plus(y_BTF @ self.down[...].astype(dtype), self.down_bias)

@@ -19,6 +19,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from lm import config, kernels, layers, learned, mesh, moe, parametrization
@@ -45,9 +46,9 @@ class Attention(nnx.Module):
     def __call__(self, x_BTD: jax.Array, attend: Callable) -> jax.Array:
         """attend: (q_BTNH, k_BSKH, v_BSKH), before rotary, -> o_BTNH; says what sees what."""
         dtype = x_BTD.dtype
-        q_BTNH = jnp.einsum("btd,dnh->btnh", x_BTD, self.query[...].astype(dtype))
-        k_BSKH = jnp.einsum("bsd,dkh->bskh", x_BTD, self.key[...].astype(dtype))
-        v_BSKH = jnp.einsum("bsd,dkh->bskh", x_BTD, self.value[...].astype(dtype))
+        q_BTNH = layers.project(x_BTD, self.query[...].astype(dtype))
+        k_BSKH = layers.project(x_BTD, self.key[...].astype(dtype))
+        v_BSKH = layers.project(x_BTD, self.value[...].astype(dtype))
         q_BTNH, k_BSKH, v_BSKH = (
             layers.plus(x, bias)
             for x, bias in (
@@ -113,7 +114,7 @@ class Decoder(nnx.Module):
         And the routing of all layers: arrays of moe.route with a leading axis, {} without experts.
         """
         model = self.model
-        times_T = mesh.dealt(jnp.arange(tokens_BT.shape[1]), model.attention_blocks, axis=0)
+        times_T = mesh.dealt(np.arange(tokens_BT.shape[1]), model.attention_blocks, axis=0)
 
         def attend(q_BTNH, k_BSKH, v_BSKH):
             if not model.max_positions:
@@ -164,15 +165,16 @@ def within(tokens_BT: jax.Array, segments_BT: jax.Array | None) -> jax.Array:
     return times_BT - jax.lax.cummax(jnp.where(is_first_BT, times_BT, 0), axis=1)
 
 
-def rotary(x_BTNH: jax.Array, theta: float, times_T: jax.Array) -> jax.Array:
+def rotary(x_BTNH: jax.Array, theta: float, times_T: jax.Array | np.ndarray) -> jax.Array:
     """Rotates the pairs (i, i + H/2) of each head by time x theta^(-2i/H) (arXiv:2104.09864).
 
-    times_T: of each position, or [B, T] where rows differ.
+    times_T: of each position, or [B, T] where rows differ. Of a NumPy array the angles are
+    constants of the program: XLA would compute a cosine anew for each number that it turns.
     """
-    half = x_BTNH.shape[-1] // 2
-    frequency_H = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    angle_TH = times_T.astype(jnp.float32)[..., None] * frequency_H
-    cos, sin = jnp.cos(angle_TH)[..., None, :], jnp.sin(angle_TH)[..., None, :]
+    xp, half = times_T.__array_namespace__(), x_BTNH.shape[-1] // 2
+    frequency_H = xp.float32(theta) ** (-xp.arange(half, dtype=xp.float32) / half)
+    angle_TH = times_T.astype(xp.float32)[..., None] * frequency_H
+    cos, sin = xp.cos(angle_TH)[..., None, :], xp.sin(angle_TH)[..., None, :]
     left, right = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
     turned = jnp.concatenate([left * cos - right * sin, right * cos + left * sin], axis=-1)
     return turned.astype(x_BTNH.dtype)

@@ -124,17 +124,24 @@ def test_within_segments_a_document_is_read_as_if_it_were_alone(params, n_blocks
     assert float(jnp.abs(together[0, 4:] - whole[0, 4:]).max()) > 1e-3
 
 
-def test_a_widening_product_has_the_gradients_of_a_product():
+@pytest.mark.parametrize("wide", [(12,), (3, 4)])
+def test_a_projection_has_the_gradients_of_a_product(wide):
     keys = jax.random.split(jax.random.key(0), 3)
-    x_BTD, w_DF, out_BTF = (
+    x_BTD, weight, out = (
         jax.random.normal(key, shape)
-        for key, shape in zip(keys, [(2, 5, 4), (4, 12), (2, 5, 12)], strict=True)
+        for key, shape in zip(keys, [(2, 5, 6), (6, *wide), (2, 5, *wide)], strict=True)
     )
     found, wanted = (
-        jax.grad(lambda x, w, f=f: (f(x, w) * out_BTF).sum(), (0, 1))(x_BTD, w_DF)
-        for f in (layers.widened, jnp.matmul)
+        jax.grad(lambda x, w, f=f: (f(x, w) * out).sum(), (0, 1))(x_BTD, weight)
+        for f in (layers.project, lambda x, w: jnp.einsum("btd,d...->bt...", x, w))
     )
     jax.tree.map(lambda f, w: np.testing.assert_allclose(f, w, rtol=1e-5, atol=1e-5), found, wanted)
+
+
+def test_rotary_angles_are_the_same_as_constants_and_computed():
+    x_BTNH = jax.random.normal(jax.random.key(0), (2, 300, 3, 32))
+    constant, computed = (model.rotary(x_BTNH, 1e4, xp.arange(300)) for xp in (np, jnp))
+    np.testing.assert_allclose(constant, computed, atol=2e-6)
 
 
 def test_rotary_scores_depend_on_distance_alone():
