@@ -115,57 +115,58 @@ def measured(size: str) -> list[dict]:
 
 def ours(run: config.Run) -> int:
     """Our side: answers on stdout as turns.Side asks."""
-    device_mesh, _, once = built(run)
+    device_mesh, _, once, size = built(run)
     from lm import mesh
 
     once()
     print(json.dumps({"now": time.time()}), flush=True)
     for line in sys.stdin:
-        answer = turns.timed(once, int(line))
+        answer = turns.timed(once, int(line), size)
         mesh.peak_flops_per_second.cache_clear()
         answer["peak"] = mesh.peak_flops_per_second(device_mesh, "float32")
         print(json.dumps(answer), flush=True)
     return 0
 
 
-def profiled(run: config.Run, n: int = 5) -> dict:
-    """Shares of the time of n steps, whose trace is written into --profile."""
+def profiled(run: config.Run, n: int = 2) -> dict:
+    """Shares of the time of n calls, whose trace is written into --profile."""
     import jax
 
     from experiments import step_profile
 
-    device_mesh, compiled, once = built(run)
+    device_mesh, text, once, size = built(run)
     once()
     with jax.profiler.trace(_PROFILE.value):
-        seconds = sum(turns.timed(once, n)["seconds"])
-    found = step_profile.shares(_PROFILE.value, compiled.as_text(), seconds, device_mesh.size)
-    return {"step_ms": round(1e3 * seconds / n, 2)} | {k: round(v, 3) for k, v in found.items()}
+        seconds = size * sum(turns.timed(once, n, size)["seconds"])
+    found = step_profile.shares(_PROFILE.value, text, seconds, device_mesh.size)
+    step_ms = round(1e3 * seconds / n / size, 2)
+    return {"step_ms": step_ms} | {k: round(v, 3) for k, v in found.items()}
 
 
 def built(run: config.Run):
-    """(mesh, the compiled step, a function that does one step as lm/train.py does and waits)."""
+    """(mesh, text of the program, a call of it as of lm/train.py, steps that the call does)."""
     import jax
     import numpy as np
 
-    from lm import mesh, programs
+    from lm import mesh, packs
 
     mesh.start()
     device_mesh = mesh.make(run.mesh)
     mesh.check(run, device_mesh)
-    program = programs.build(run, device_mesh)
+    pack = packs.Pack([run], device_mesh)
     shape = (run.data.batch_size, run.data.seq_len + 1)
     tokens = np.random.default_rng(0).integers(run.model.vocab_size, size=shape, dtype=np.int32)
     with jax.set_mesh(device_mesh):
         batch = mesh.place(device_mesh, {"tokens": tokens})
-        compiled = program.step.lower(program.abstract, program.batch).compile()
-        state = program.init(0)
+        compiled = pack.lowered().compile()
+        step, state = pack.called(compiled), pack.program.init(0)
 
     def once() -> None:
         nonlocal state
-        state, metrics = compiled(state, batch)
+        state, metrics = step(state, [[batch]] * pack.size)
         jax.block_until_ready(metrics)
 
-    return device_mesh, compiled, once
+    return device_mesh, compiled.as_text(), once, pack.size
 
 
 def _put(run: config.Run, name: str, text: str) -> None:

@@ -78,7 +78,7 @@ def measured(point: dict) -> dict:
     import jax
     import numpy as np
 
-    from lm import config, mesh, programs, roofline, targets
+    from lm import config, mesh, packs, roofline, targets
 
     d = point["d_model"]
     run = config.Run(name="cost")
@@ -90,18 +90,18 @@ def measured(point: dict) -> dict:
     run.mesh.data = min(point["devices"], point["batch_size"])
     mesh.start()
     device_mesh = mesh.make(run.mesh, jax.devices()[: run.mesh.data])
-    program = programs.build(run, device_mesh)
+    pack = packs.Pack([run], device_mesh)
     tokens = np.zeros((run.data.batch_size, run.data.seq_len + 1), np.int32)
     with jax.set_mesh(device_mesh):
-        compiled = program.step.lower(program.abstract, program.batch).compile()
-        init = program.init.lower(0).compile()
+        compiled, init = pack.lowered().compile(), pack.program.init.lower(0).compile()
+        step = pack.called(compiled)
         _most()
         batch, before = mesh.place(device_mesh, {"tokens": tokens}), _most()
         state = init(0)
 
         def once() -> None:
             nonlocal state
-            state, metrics = compiled(state, batch)
+            state, metrics = step(state, [[batch]] * pack.size)
             jax.block_until_ready(metrics)
 
         for _ in range(2):
@@ -109,8 +109,8 @@ def measured(point: dict) -> dict:
         grown = _most() - before
     began = time.perf_counter()
     once()
-    n = max(5, round(_SECONDS.value / (time.perf_counter() - began)))
-    step, low, high = turns.median(turns.timed(once, n)["seconds"])
+    n = pack.size * max(5, round(_SECONDS.value / (time.perf_counter() - began)))
+    taken, low, high = turns.median(turns.timed(once, n, pack.size)["seconds"])
     peak = mesh.peak_flops_per_second(device_mesh, "float32")
     target = targets.parse(f"cpu:{device_mesh.size}")
     one = dataclasses.replace(
@@ -124,7 +124,7 @@ def measured(point: dict) -> dict:
     planned = asked.argument_size_in_bytes + asked.temp_size_in_bytes
     planned += asked.output_size_in_bytes - asked.alias_size_in_bytes
     return point | {
-        "tokens_per_second": [round(of_all / s) for s in (step, high, low)],
+        "tokens_per_second": [round(of_all / s) for s in (taken, high, low)],
         "at_best": round(of_all / max(best.compute_seconds, best.memory_seconds)),
         "peak_gflops_per_second": round(peak / 1e9),
         "grown_mib": round(grown / 2**20, 1),

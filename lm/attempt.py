@@ -156,6 +156,12 @@ class Attempt:
     # What is due after the steps that are done.
 
     @property
+    def ahead(self) -> int:
+        """Steps until something is due."""
+        every = (self.run.log_every, self.run.eval.every, self.run.checkpoint_every)
+        return min(self.until - self.done, *(n - self.done % n for n in every if n))
+
+    @property
     def is_log(self) -> bool:
         """Whether a row of metrics is due."""
         return _is_due(self.done, self.run.log_every, self.until)

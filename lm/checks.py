@@ -34,6 +34,7 @@ AT_LEAST = {
     "seed": 0,
     "steps": 1,
     "log_every": 1,
+    "steps_per_call": 0,
     "checkpoint_every": 1,
     "keep_every": 0,
     "stall_seconds": 0,

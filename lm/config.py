@@ -141,6 +141,7 @@ class Run:
     seed: int = 0  # of weights and data order
     steps: int = 1000  # optimizer steps
     log_every: int = 10  # steps between metrics
+    steps_per_call: int = 0  # at most, of the compiled program; 0: by their size, see lm/packs.py
     checkpoint_every: int = 200  # steps between checkpoints; the newest is kept
     keep_every: int = 0  # steps between checkpoints kept for good; 0: only the last
     keep_best: bool = False  # keep the checkpoint of the lowest held-out loss; see eval.every

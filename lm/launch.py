@@ -5,12 +5,14 @@ Nothing drives a sweep but its folder: calling `here` again, after any end, goes
 
 import datetime
 import functools
+import itertools
 import time
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from lm import (
+    ahead,
     checkpoint,
     checks,
     config,
@@ -177,34 +179,43 @@ def here(
             prediction.predict(runs, folder(runs))
         return [run.name for run in found], steps[found[0].name] if found else 0
 
-    while (found := hosts.first(choose))[0]:
-        names, until = found
-        now = [by_name[name] for name in names]
-        for run in now:
-            started(run)
-        try:
-            if len(now) == 1:
-                train.train(now[0], functools.partial(stepped, now[0]), until)
-            else:
-                train.together(now, stepped, until)
-            reasons = {run.name: _reason(run) for run in now}
-        except OSError:
-            raise
-        except train.Diverged as error:
-            reasons = {names[0]: str(error)}
-        except Exception as error:
-            words = f"{type(error).__name__}: {error}"
-            if len(now) > 1:  # alone, the one at fault says so of itself
-                alone |= set(names)
-                words = f"goes on alone after {words}"
-            elif isinstance(error, guard.Taken):
-                taken.add(names[0])
-                words = str(error)
-            else:
-                _mark_failed(now[0], words)
-            reasons = dict.fromkeys(names, words)
-        for run in now:
-            ended(run, reasons[run.name])
+    with ahead.Compiler() as compiler:
+        while (found := hosts.first(choose))[0]:
+            names, until = found
+            now = [by_name[name] for name in names]
+            free = (run for run in ready(runs, retries, since) if run.name not in names)
+            following = list(itertools.islice(free, pack == 1))
+            for run in now:
+                started(run)
+
+            def tell(run: config.Run, row: dict, following=following) -> None:
+                while following:  # it trains: not beside its own compilation
+                    compiler.begin(following.pop())
+                stepped(run, row)
+
+            try:
+                if len(now) == 1:
+                    train.train(now[0], functools.partial(tell, now[0]), until)
+                else:
+                    train.together(now, tell, until)
+                reasons = {run.name: _reason(run) for run in now}
+            except OSError:
+                raise
+            except train.Diverged as error:
+                reasons = {names[0]: str(error)}
+            except Exception as error:
+                words = f"{type(error).__name__}: {error}"
+                if len(now) > 1:  # alone, the one at fault says so of itself
+                    alone |= set(names)
+                    words = f"goes on alone after {words}"
+                elif isinstance(error, guard.Taken):
+                    taken.add(names[0])
+                    words = str(error)
+                else:
+                    _mark_failed(now[0], words)
+                reasons = dict.fromkeys(names, words)
+            for run in now:
+                ended(run, reasons[run.name])
 
 
 def _reason(run: config.Run) -> str:

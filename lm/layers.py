@@ -9,9 +9,15 @@ from flax import nnx
 
 from lm import config, mesh
 
-nnx.set_graph_mode(False)
-nnx.set_graph_updates(False)
-nnx.use_eager_sharding(False)  # jit's out_shardings place the weights
+
+def use_trees() -> None:
+    """Modules are pytrees, in the thread that calls this: others that trace them must do so too."""
+    nnx.set_graph_mode(False)
+    nnx.set_graph_updates(False)
+    nnx.use_eager_sharding(False)  # jit's out_shardings place the weights
+
+
+use_trees()
 
 
 def weight(rngs: nnx.Rngs, names: tuple[str, ...], shape: tuple[int, ...], std: float) -> nnx.Param:
@@ -77,7 +83,7 @@ def _project_backward(kept, dy):
     return dx, jnp.tensordot(x, dy, (rows, rows))
 
 
-project.defvjp(lambda x, weight: (project(x, weight), (x, weight)), _project_backward)
+project.defvjp(lambda x, weight: (jnp.tensordot(x, weight, 1), (x, weight)), _project_backward)
 
 
 @jax.checkpoint

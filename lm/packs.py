@@ -3,28 +3,33 @@
     runs = packs.choose(iter(ready), 4)             the first, and those that may go with it
     pack = packs.Pack(runs, device_mesh)
     state = pack.joined([state, ...])               every array with an axis in front, [K, ...]
-    state, metrics = step(state, batches)           batches and metrics are one dict a run
+    state, metrics = step(state, batches)           a list of steps, each of a dict a run
     pack.member(state, 2)                           the third run's state, as if it were alone
 
 What may differ between them is an input of the program: weights and batches, which a seed makes,
 and RATES. Many small runs fill an accelerator that one alone does not; see experiments/LOG.md.
 A pack of one is the run's own program: nothing is stacked.
+
+A call does up to `size` steps in a loop whose length is an input, so the bits are the same however
+many it does. On CPU each call asks the system for the memory of all intermediate arrays anew, page
+by page; the steps of a call share it.
 """
 
-import functools
 from collections.abc import Callable, Iterator, Set
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from lm import checkpoint, config, kernels, programs
+from lm import checkpoint, config, exact, kernels, mesh, programs, sizes
 
 RATES = ("lr", "weight_decay")  # of Optim
 NEEDED = {
     "mesh.exact": (0, "a pack cannot hold the bits of other devices"),
     "wandb": (False, "W&B follows one run a process"),
 }
+CALL = (8, 1.5e12)  # steps and FLOPs of a call at most: a signal waits for its end
 FREE = ("name", "seed", *(f"optim.{name}" for name in RATES))
 
 
@@ -72,10 +77,11 @@ def level(runs: list[config.Run]) -> tuple[list[config.Run], list[config.Run]]:
 
 
 class Pack:
-    """The programs of runs that are trained together."""
+    """The programs of runs that are trained together. size: steps of a call at most."""
 
     def __init__(self, runs: list[config.Run], device_mesh: jax.sharding.Mesh):
         self.runs = runs
+        self.size = runs[0].steps_per_call or _size(runs, device_mesh)
         self.program = programs.build(runs[0], device_mesh)
         self._split = jax.tree.map(lambda leaf: leaf.sharding, self.program.abstract)
         # Every array of the state with an axis in front that no device shares out.
@@ -88,26 +94,36 @@ class Pack:
 
     def compile(self, fresh: bool) -> tuple[Callable, ...]:
         """step, score and init: see programs.compile_all."""
-        program, n = self.program, len(self.runs)
-        if n == 1:
-            alone = program.step.lower(program.abstract, program.batch)
-            step, score, init = programs.compile_all(program, alone, fresh)
-            return lambda state, batches: _in_list(step(state, batches[0])), score, init
-        rates = {
-            name: jnp.array([getattr(run.optim, name) for run in self.runs], jnp.float32)
-            for name in RATES
-        }
-        everywhere = NamedSharding(program.mesh, PartitionSpec())
-        rates = jax.device_put(rates, everywhere)
-        lowered = jax.jit(
-            self._step,
-            in_shardings=(self._joined, None, everywhere),
+        step, score, init = programs.compile_all(self.program, self.lowered(), fresh)
+        return self.called(step), score, init
+
+    def lowered(self) -> jax.stages.Lowered:
+        """The program of a call."""
+        program, everywhere = self.program, NamedSharding(self.program.mesh, PartitionSpec())
+        exactly = exact.OPTIONS if self.runs[0].mesh.exact else kernels.options(program.mesh)
+        steps = jax.jit(
+            self._steps,
+            in_shardings=(self._joined, None, everywhere, everywhere),
             out_shardings=(self._joined, everywhere),
             donate_argnums=0,
-            compiler_options=kernels.options(program.mesh),
-        ).lower(self._abstract, [program.batch] * n, rates)
-        step, score, init = programs.compile_all(program, lowered, fresh)
-        return functools.partial(_with, step, rates), score, init
+            compiler_options=exactly,
+        )
+        batches = [[program.batch] * len(self.runs)] * self.size
+        n = jax.ShapeDtypeStruct((), jnp.int32)
+        return steps.lower(self._abstract, batches, n, self._rates())
+
+    def called(self, steps: Callable) -> Callable:
+        """(state, 1 to `size` batches) -> the next state, metrics: lists of steps, of runs."""
+        everywhere = NamedSharding(self.program.mesh, PartitionSpec())
+        rates = jax.device_put(self._rates(), everywhere)
+
+        def call(state: dict, batches: list[list[dict]]) -> tuple[dict, list[list[dict]]]:
+            n = len(batches)
+            filled = batches + batches[-1:] * (self.size - n)
+            state, metrics = steps(state, filled, np.int32(n), rates)
+            return state, metrics[:n]
+
+        return call
 
     def joined(self, states: list[dict]) -> dict:
         """The states of all runs as one."""
@@ -123,13 +139,43 @@ class Pack:
         """The state of one run, for its checkpoint and its evaluation."""
         return state if len(self.runs) == 1 else self._take(state, place)
 
+    def _rates(self) -> dict[str, np.ndarray]:
+        if len(self.runs) == 1:
+            return {}
+        of_all = {name: [getattr(run.optim, name) for run in self.runs] for name in RATES}
+        return {name: np.array(values, np.float32) for name, values in of_all.items()}
+
+    def _steps(self, state: dict, batches: list[list[dict]], n: jax.Array, rates: dict):
+        """The first n of these steps; metrics of the others are 0."""
+        if len(batches) == 1:
+            state, metrics = self._step(state, batches[0], rates)
+            return state, [metrics]
+
+        def one(place, carry):
+            state, found = carry
+            batch = jax.tree.map(lambda rows: rows[place], stacked)
+            state, metrics = self._step(state, batch, rates)
+            state = jax.lax.with_sharding_constraint(state, self._joined)
+            return state, jax.tree.map(lambda all_, x: all_.at[place].set(x), found, metrics)
+
+        stacked = jax.tree.map(lambda *rows: jnp.stack(rows), *batches)
+        like = jax.eval_shape(self._step, state, batches[0], rates)[1]
+        nothing = jax.tree.map(lambda x: jnp.zeros(len(batches), x.dtype), like)
+        state, found = jax.lax.fori_loop(0, n, one, (state, nothing))
+        return state, [jax.tree.map(lambda x, i=i: x[i], found) for i in range(len(batches))]
+
     def _step(self, state: dict, batches: list[dict], rates: dict) -> tuple[dict, list[dict]]:
+        if len(self.runs) == 1:
+            state, metrics = self.program.plain_step(state, batches[0])
+            return state, [metrics]
         batch = jax.tree.map(lambda *rows: jnp.stack(rows), *batches)
         state, metrics = jax.vmap(self.program.plain_step)(state, batch, rates)
         places = range(len(self.runs))
         return state, [jax.tree.map(lambda x, i=i: x[i], metrics) for i in places]
 
     def _in_front(self, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        if len(self.runs) == 1:
+            return leaf
         split = NamedSharding(self.program.mesh, PartitionSpec(None, *leaf.sharding.spec))
         return jax.ShapeDtypeStruct((len(self.runs), *leaf.shape), leaf.dtype, sharding=split)
 
@@ -142,9 +188,11 @@ def _fits(run: config.Run, first: config.Run) -> bool:
     return checkpoint.newest(run) == checkpoint.newest(first)
 
 
-def _in_list(found: tuple[dict, dict]) -> tuple[dict, list[dict]]:
-    return found[0], [found[1]]
-
-
-def _with(step: Callable, rates: dict, state: dict, batches: list[dict]):
-    return step(state, batches, rates)
+def _size(runs: list[config.Run], device_mesh: jax.sharding.Mesh) -> int:
+    """Accelerators keep the memory, and are given the next step while one is done: 1."""
+    if mesh.platform(device_mesh) != "cpu":
+        return 1
+    run, (steps, flops) = runs[0], CALL
+    tokens = len(runs) * run.data.batch_size * run.data.seq_len
+    per_step = tokens * sizes.flops_per_token(run.model, run.data.seq_len)["full"]
+    return int(min(steps, max(1, flops // per_step)))

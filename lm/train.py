@@ -83,6 +83,7 @@ def _train(
         stack.enter_context(hosts.together(folders, Interrupted, ValueError))
         with jax.set_mesh(device_mesh):
             facts = {"params.learned": pack.program.n_learned, "devices.pack": len(runs)}
+            facts["devices.steps_per_call"] = pack.size
             for one in ones:
                 one.find(pack.program.abstract, facts, peak)
             first = ones[0].first
@@ -104,7 +105,8 @@ def _train(
         def load(number: int) -> list[dict[str, jax.Array]]:
             return [mesh.place(device_mesh, one.rows(number, here)) for one in ones]
 
-        batches = stack.enter_context(contextlib.closing(data.prefetch(load, first, until)))
+        ahead = data.prefetch(load, first, until, depth=2 * pack.size)
+        batches = stack.enter_context(contextlib.closing(ahead))
         vote = hosts.ballot(device_mesh)
         done, again = first, []
         living = dict(enumerate(ones))  # by their places in the state
@@ -113,29 +115,32 @@ def _train(
                 living.pop(place).finish()
         unread, waited, clock = [], 0.0, time.perf_counter()
         while living:
+            # The first alone: after a resume it must give the loss that it gave before.
+            n = 1 if done == first else min(pack.size, *(one.ahead for one in living.values()))
             tick = time.perf_counter()
-            batch = next(batches)
+            given = [next(batches) for _ in range(n)]
             waited += time.perf_counter() - tick
-            state, metrics = step(state, batch)
-            unread.append(metrics)
+            state, metrics = step(state, given)
+            unread += metrics
             if jax.default_backend() == "cpu":
                 # Queued collectives of more devices than cores can wait for each other for ever.
                 jax.block_until_ready(metrics)
             for one in ones:
                 one.watch.beat()
-            done += 1
+            done += n
             for place, one in living.items():
                 one.done = done
-                one.prove(metrics[place]["loss"])
-            stop = vote(_signal(ones))  # once: a signal after this line waits for the next step
+                one.prove(metrics[0][place]["loss"])
+            stop = vote(_signal(ones))  # once: a signal after this line waits for the next call
             if not (stop or any(one.is_due for one in living.values())):
                 continue
 
             # --- Read the metrics back: is all well? ---
             unread = jax.device_get(unread)
-            seconds, n = time.perf_counter() - clock, len(living)
+            seconds, alive = time.perf_counter() - clock, len(living)
             for place, one in list(living.items()):
-                if words := one.take([m[place] for m in unread], seconds / n, waited / n):
+                mine = [metrics[place] for metrics in unread]
+                if words := one.take(mine, seconds / alive, waited / alive):
                     del living[place]
                     if one.rewind(words):
                         again.append(one.run)

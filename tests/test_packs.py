@@ -1,4 +1,5 @@
 import copy
+import dataclasses
 import json
 import pathlib
 import signal
@@ -8,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from lm import checkpoint, config, launch, packs, records, train
+from lm import checkpoint, config, launch, mesh, packs, records, train
 
 STEPS = {f"x/{number}": 12 for number in range(3)}
 TOLERANCE = 1e-4  # of losses after a dozen steps: products of a batch of matrices add up elsewise
@@ -94,9 +95,9 @@ def test_a_pack_stopped_by_a_signal_goes_on_to_the_same_bits(pair, tiny):
         if row["step"] == 6 and run is runs[0] and row["attempt"] == 1:
             signal.raise_signal(signal.SIGTERM)
 
-    with pytest.raises(train.Interrupted, match="stopped/2 stopped by SIGTERM at step 7 of 12"):
+    with pytest.raises(train.Interrupted, match="stopped/2 stopped by SIGTERM at step 8 of 12"):
         train.together(runs, stop)
-    assert [checkpoint.newest(run) for run in runs] == [7, 7, 7]
+    assert [checkpoint.newest(run) for run in runs] == [8, 8, 8]
     train.together(runs, stop)
     for one, other in zip(whole, runs, strict=True):
         assert losses(one) == losses(other)
@@ -119,6 +120,27 @@ def test_runs_at_different_steps_are_not_packed_and_half_a_pack_is_made_anew(tin
     facts = [records.read_facts(records.folder(run)) for run in runs]
     assert [f["status"] for f in facts] == ["diverged", "done", "done"]
     assert [(f["devices.pack"], f["attempts"]) for f in facts] == [(2, 1), (1, 2), (1, 2)]
+
+
+def test_a_call_of_several_steps_does_what_single_ones_do(tiny):
+    single, several = (
+        dataclasses.replace(tiny, name=f"calls/{size}", log_every=6, steps_per_call=size)
+        for size in (1, 4)
+    )
+    train.train(single)
+    train.train(several)  # calls of 1, 4, 1, 4 and 2 steps
+    facts = [records.read_facts(records.folder(run)) for run in (single, several)]
+    assert [f["devices.steps_per_call"] for f in facts] == [1, 4]
+    np.testing.assert_allclose(losses(single), losses(several), rtol=TOLERANCE)
+
+
+def test_a_call_has_fewer_steps_the_longer_they_take(tiny):
+    device_mesh = mesh.make(tiny.mesh)
+    large = copy.deepcopy(tiny)
+    large.model.d_model, large.model.d_ff, large.data.batch_size = 2048, 8192, 4096
+    assert packs.Pack([tiny], device_mesh).size == 8
+    assert packs.Pack([large], device_mesh).size == 1
+    assert packs.Pack([dataclasses.replace(large, steps_per_call=3)], device_mesh).size == 3
 
 
 @pytest.mark.slow

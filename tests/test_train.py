@@ -65,6 +65,7 @@ def test_the_same_run_twice_is_the_same_bits(tiny):
 
 
 def test_stopped_by_a_signal_it_saves_and_goes_on_to_the_same_bits(tiny):
+    tiny.log_every, tiny.steps_per_call = 3, 2
     whole = dataclasses.replace(tiny, name="whole")
     train.train(whole)
 
@@ -72,12 +73,12 @@ def test_stopped_by_a_signal_it_saves_and_goes_on_to_the_same_bits(tiny):
         if row["step"] == 6 and row["attempt"] == 1:
             signal.raise_signal(signal.SIGTERM)
 
-    with pytest.raises(train.Interrupted, match="stopped by SIGTERM at step 7 of 12"):
+    with pytest.raises(train.Interrupted, match="stopped by SIGTERM at step 8 of 12"):
         train.train(tiny, stop_after_six)
     (row,) = records.rows(records.folder(tiny))
     assert row["status"] == "lost" and not records.is_finished(tiny)
     train.train(tiny, stop_after_six)  # from within a window of metrics
-    assert records.read_facts(records.folder(tiny))["resumed_from"] == 7
+    assert records.read_facts(records.folder(tiny))["resumed_from"] == 8
     assert losses(tiny) == losses(whole)
     for a, b in zip(final_params(tiny), final_params(whole), strict=True):
         np.testing.assert_array_equal(a, b)
