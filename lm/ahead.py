@@ -6,6 +6,9 @@
 
 What is compiled goes into the cache that lm/mesh.py sets, where the run finds it; what fails here
 fails again there, where it is said. A process that leaves waits until the last one is compiled.
+
+Only where a core is idle: with a device on each, steps lose more than the next run gains
+(experiments/LOG.md).
 """
 
 import concurrent.futures
@@ -17,7 +20,7 @@ from lm import config, layers, mesh, packs
 
 
 class Compiler:
-    """A context manager. Of several processes that train together none compiles ahead."""
+    """A context manager."""
 
     def __init__(self) -> None:
         self._thread = concurrent.futures.ThreadPoolExecutor(
@@ -32,9 +35,19 @@ class Compiler:
         self._thread.shutdown(cancel_futures=True)
 
     def begin(self, run: config.Run) -> None:
-        """Compiles the run's program, unless another is being compiled."""
-        if jax.process_count() == 1 and (self._last is None or self._last.done()):
+        """Compiles the run's program, unless one is being compiled or there is no core for it.
+
+        Nor where several processes train together: each would have to compile the same.
+        """
+        is_free = self._last is None or self._last.done()
+        if is_free and jax.process_count() == 1 and idle_cores() > 0:
             self._last = self._thread.submit(_compile, run)
+
+
+def idle_cores() -> int:
+    """Cores that are not devices."""
+    on_cpu = jax.default_backend() == "cpu"
+    return mesh.cores() - (jax.local_device_count() if on_cpu else 0)
 
 
 def _compile(run: config.Run) -> None:

@@ -44,8 +44,12 @@ def start(cache: str = "runs/.compiled") -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
     if "JAX_NUM_CPU_DEVICES" not in os.environ and jax.config.values["jax_num_cpu_devices"] < 1:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
-        jax.config.update("jax_num_cpu_devices", 1 << (cores.bit_length() - 1))
+        jax.config.update("jax_num_cpu_devices", 1 << (cores().bit_length() - 1))
+
+
+def cores() -> int:
+    """Cores that this process may use; 1 where the system does not say."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
 
 
 def make(mesh: config.Mesh, devices: list | None = None) -> jax.sharding.Mesh:
