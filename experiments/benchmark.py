@@ -137,7 +137,7 @@ def profiled(run: config.Run, n: int = 2) -> dict:
     device_mesh, text, once, size = built(run)
     once()
     with jax.profiler.trace(_PROFILE.value):
-        seconds = size * sum(turns.timed(once, n, size)["seconds"])
+        seconds = size * sum(turns.timed(once, n * size, size)["seconds"])
     found = step_profile.shares(_PROFILE.value, text, seconds, device_mesh.size)
     step_ms = round(1e3 * seconds / n / size, 2)
     return {"step_ms": step_ms} | {k: round(v, 3) for k, v in found.items()}
