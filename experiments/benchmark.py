@@ -166,7 +166,7 @@ def built(run: config.Run):
         state, metrics = step(state, [[batch]] * pack.size)
         jax.block_until_ready(metrics)
 
-    return device_mesh, compiled.as_text(), once, pack.size
+    return device_mesh, compiled.as_text() or "", once, pack.size
 
 
 def _put(run: config.Run, name: str, text: str) -> None:

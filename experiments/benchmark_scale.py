@@ -121,6 +121,7 @@ def measured(point: dict) -> dict:
     target = dataclasses.replace(target, spec=one)
     best = roofline.estimate(run, target, roofline.weights(run.model))
     asked, of_all = compiled.memory_analysis(), tokens[:, 1:].size
+    assert asked is not None  # on CPU XLA says what it will hold
     planned = asked.argument_size_in_bytes + asked.temp_size_in_bytes
     planned += asked.output_size_in_bytes - asked.alias_size_in_bytes
     return point | {

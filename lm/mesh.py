@@ -10,6 +10,7 @@ import functools
 import math
 import os
 import time
+import typing
 from collections.abc import Iterator
 
 import jax
@@ -19,6 +20,8 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from lm import config, layout
+
+Either = typing.TypeVar("Either", jax.Array, np.ndarray)
 
 _RULES: contextvars.ContextVar[dict] = contextvars.ContextVar("rules", default=layout.RULES)
 
@@ -119,7 +122,7 @@ def ways(name: str) -> int:
     return math.prod(shape.get(axis, 1) for axis in _RULES.get()[name])
 
 
-def swapped(x: jax.Array, outer: int, inner: int, axis: int) -> jax.Array:
+def swapped(x: Either, outer: int, inner: int, axis: int) -> Either:
     """An axis of outer x inner equal parts in the order inner x outer."""
     if 1 in (outer, inner):
         return x
@@ -146,7 +149,7 @@ def joined(pieces: jax.Array, name: str, axis: int) -> jax.Array:
     return swapped(x, n, ways(name), axis)
 
 
-def dealt(x: jax.Array, n_blocks: int, axis: int = 1) -> jax.Array:
+def dealt(x: Either, n_blocks: int, axis: int = 1) -> Either:
     """The order in which positions lie where rows are split: each device has some of every block.
 
     Later queries see more keys, so a device that held only the last positions would make all others
