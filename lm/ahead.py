@@ -12,7 +12,6 @@ Only where a core is idle: with a device on each, steps lose more than the next 
 """
 
 import concurrent.futures
-import contextlib
 
 import jax
 
@@ -26,7 +25,7 @@ class Compiler:
         self._thread = concurrent.futures.ThreadPoolExecutor(
             1, "ahead", initializer=layers.use_trees
         )
-        self._last: concurrent.futures.Future | None = None
+        self._begun: set[str] = set()
 
     def __enter__(self) -> "Compiler":
         return self
@@ -35,13 +34,13 @@ class Compiler:
         self._thread.shutdown(cancel_futures=True)
 
     def begin(self, run: config.Run) -> None:
-        """Compiles the run's program, unless one is being compiled or there is no core for it.
+        """Compiles the run's program, once, where there is a core for it.
 
-        Nor where several processes train together: each would have to compile the same.
+        Not where several processes train together: each would have to compile the same.
         """
-        is_free = self._last is None or self._last.done()
-        if is_free and jax.process_count() == 1 and idle_cores() > 0:
-            self._last = self._thread.submit(_compile, run)
+        if run.name not in self._begun and jax.process_count() == 1 and idle_cores() > 0:
+            self._begun.add(run.name)
+            self._thread.submit(_compile, run)
 
 
 def idle_cores() -> int:
@@ -51,7 +50,6 @@ def idle_cores() -> int:
 
 
 def _compile(run: config.Run) -> None:
-    with contextlib.suppress(Exception):
-        device_mesh = mesh.make(run.mesh)
-        with jax.set_mesh(device_mesh):
-            packs.Pack([run], device_mesh).compile(fresh=not run.start.run)
+    device_mesh = mesh.make(run.mesh)
+    with jax.set_mesh(device_mesh):
+        packs.Pack([run], device_mesh).compile(fresh=not run.start.run)

@@ -156,7 +156,7 @@ class Attempt:
     # What is due after the steps that are done.
 
     @property
-    def ahead(self) -> int:
+    def until_due(self) -> int:
         """Steps until something is due."""
         every = (self.run.log_every, self.run.eval.every, self.run.checkpoint_every)
         return min(self.until - self.done, *(n - self.done % n for n in every if n))

@@ -5,7 +5,6 @@ Nothing drives a sweep but its folder: calling `here` again, after any end, goes
 
 import datetime
 import functools
-import itertools
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -184,13 +183,13 @@ def here(
             names, until = found
             now = [by_name[name] for name in names]
             free = (run for run in ready(runs, retries, since) if run.name not in names)
-            following = list(itertools.islice(free, pack == 1))
+            following = next(free, None) if pack == 1 else None
             for run in now:
                 started(run)
 
             def tell(run: config.Run, row: dict, following=following) -> None:
-                while following:  # it trains: not beside its own compilation
-                    compiler.begin(following.pop())
+                if following:  # not before: its own program is compiled first
+                    compiler.begin(following)
                 stepped(run, row)
 
             try:

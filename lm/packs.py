@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from lm import checkpoint, config, exact, kernels, mesh, programs, sizes
+from lm import checkpoint, config, mesh, programs, sizes
 
 RATES = ("lr", "weight_decay")  # of Optim
 NEEDED = {
@@ -99,14 +99,13 @@ class Pack:
 
     def lowered(self) -> jax.stages.Lowered:
         """The program of a call."""
-        program, everywhere = self.program, NamedSharding(self.program.mesh, PartitionSpec())
-        exactly = exact.OPTIONS if self.runs[0].mesh.exact else kernels.options(program.mesh)
+        program, everywhere = self.program, mesh.sharding(self.program.mesh)
         steps = jax.jit(
             self._steps,
             in_shardings=(self._joined, None, everywhere, everywhere),
             out_shardings=(self._joined, everywhere),
             donate_argnums=0,
-            compiler_options=exactly,
+            compiler_options=program.options,
         )
         batches = [[program.batch] * len(self.runs)] * self.size
         n = jax.ShapeDtypeStruct((), jnp.int32)
@@ -114,8 +113,7 @@ class Pack:
 
     def called(self, steps: Callable) -> Callable:
         """(state, 1 to `size` batches) -> the next state, metrics: lists of steps, of runs."""
-        everywhere = NamedSharding(self.program.mesh, PartitionSpec())
-        rates = jax.device_put(self._rates(), everywhere)
+        rates = jax.device_put(self._rates(), mesh.sharding(self.program.mesh))
 
         def call(state: dict, batches: list[list[dict]]) -> tuple[dict, list[list[dict]]]:
             n = len(batches)

@@ -25,6 +25,7 @@ class Program:
     score: Callable  # see evaluate.scorer
     n_learned: int  # parameters that learn
     batch: dict  # jax.ShapeDtypeStruct of each array of a batch, as data.Text.batch makes them
+    options: dict | None  # what the compiler of a step is asked for
 
 
 def build(run: config.Run, device_mesh: jax.sharding.Mesh) -> Program:
@@ -123,6 +124,7 @@ def build(run: config.Run, device_mesh: jax.sharding.Mesh) -> Program:
     )
     everywhere = mesh.sharding(device_mesh)
     on_cpu = mesh.platform(device_mesh) == "cpu"
+    options = exact.OPTIONS if run.mesh.exact else kernels.options(device_mesh)
     return Program(
         mesh=device_mesh,
         abstract=abstract,
@@ -136,11 +138,12 @@ def build(run: config.Run, device_mesh: jax.sharding.Mesh) -> Program:
             in_shardings=(shardings, mesh.sharding(device_mesh, "batch", None)),
             out_shardings=(shardings, everywhere),
             donate_argnums=0,
-            compiler_options=exact.OPTIONS if run.mesh.exact else kernels.options(device_mesh),
+            compiler_options=options,
         ),
         plain_step=step,
         score=evaluate.scorer(run, device_mesh),
         batch=_batch(run.data, mesh.sharding(device_mesh, "batch", None)),
+        options=options,
         n_learned=sum(leaf.size for leaf in jax.tree.leaves(params)),
     )
 

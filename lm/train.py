@@ -116,7 +116,7 @@ def _train(
         unread, waited, clock = [], 0.0, time.perf_counter()
         while living:
             # The first alone: after a resume it must give the loss that it gave before.
-            n = 1 if done == first else min(pack.size, *(one.ahead for one in living.values()))
+            n = 1 if done == first else min(pack.size, *(one.until_due for one in living.values()))
             tick = time.perf_counter()
             given = [next(batches) for _ in range(n)]
             waited += time.perf_counter() - tick

@@ -1,3 +1,4 @@
+import copy
 import pathlib
 
 import jax
@@ -48,9 +49,12 @@ def test_nothing_is_compiled_beside_a_device_on_each_core(tiny, cached):
     assert compiled(tiny) == 3
 
 
-def test_what_cannot_be_compiled_is_left_to_the_run(tiny, monkeypatch):
-    tiny.mesh.fsdp = 1000  # devices that are not there
+def test_what_cannot_be_compiled_is_left_to_the_run_and_the_next_is(tiny, cached, monkeypatch):
     monkeypatch.setattr(ahead, "idle_cores", lambda: 1)
+    wrong = copy.deepcopy(tiny)
+    wrong.name, wrong.mesh.fsdp, tiny.model.d_ff = "wrong", 1000, 88  # devices that are not there
     with ahead.Compiler() as compiler:
+        compiler.begin(wrong)
         compiler.begin(tiny)
-    assert compiler._last is not None and compiler._last.exception() is None
+        compiler._thread.submit(int).result()  # behind both: leaving would cancel what waits
+    assert compiled(tiny) == 0

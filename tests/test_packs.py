@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from lm import checkpoint, config, launch, mesh, packs, records, train
+from lm import attempt, checkpoint, config, launch, mesh, packs, records, train
 
 STEPS = {f"x/{number}": 12 for number in range(3)}
 TOLERANCE = 1e-4  # of losses after a dozen steps: products of a batch of matrices add up elsewise
@@ -132,6 +132,19 @@ def test_a_call_of_several_steps_does_what_single_ones_do(tiny):
     facts = [records.read_facts(records.folder(run)) for run in (single, several)]
     assert [f["devices.steps_per_call"] for f in facts] == [1, 4]
     np.testing.assert_allclose(losses(single), losses(several), rtol=TOLERANCE)
+
+
+def test_a_call_ends_where_something_is_due(tiny, monkeypatch):
+    saved, save = [], attempt.Attempt.save
+    monkeypatch.setattr(
+        attempt.Attempt, "save", lambda self, state: saved.append(self.done) or save(self, state)
+    )
+    tiny.log_every, tiny.eval.every, tiny.checkpoint_every = 7, 5, 4
+    train.train(tiny)
+    folder = records.folder(tiny)
+    assert [row["step"] for row in records.metrics(folder)] == [7, 12]
+    assert [row["step"] for row in records.evals(folder)] == [5, 10, 12]
+    assert saved == [4, 8, 12]
 
 
 def test_a_call_has_fewer_steps_the_longer_they_take(tiny):
