@@ -4,6 +4,10 @@ for name, (figure, meta) in drawings.every(outcome.load("runs/quickstart")).item
 drawings.verify("runs/quickstart/figures/loss.svg", "runs/quickstart")   # [] if it holds
 """
 
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
 from matplotlib.figure import Figure
 
 from lm import (
@@ -26,25 +30,32 @@ from lm.outcome import Sweep
 
 def every(sweep: Sweep) -> dict[str, tuple[Figure, dict]]:
     """{name: (figure, its record)} of every figure that these runs allow."""
-    found = {**_losses(sweep), **_surfaces(sweep), **_rates(sweep), **_tasks(sweep)}
-    return {name: (figure, record(sweep, name, law)) for name, (figure, law) in found.items()}
+    return {name: (draw(), record(sweep, name, law)) for name, (draw, law) in _all(sweep).items()}
+
+
+def _all(sweep: Sweep) -> dict[str, tuple[Callable[[], Figure], Any]]:
+    """{name: (what draws it, the law in it or None)}."""
+    return {**_losses(sweep), **_surfaces(sweep), **_rates(sweep), **_tasks(sweep)}
 
 
 def _losses(sweep: Sweep) -> dict:
     rows, fit, said = sweep.rows, sweep.fit, sweep.prediction
     done, metrics, found = _done(sweep), _metrics(rows), {}
     if done:
-        found["loss"] = plots.loss_against_params(rows, fit, said), fit
+        found["loss"] = (lambda: plots.loss_against_params(rows, fit, said)), fit
         in_compute = sweep.laws["compute"][0]
-        found["compute"] = plots.loss_against_compute(rows, metrics, in_compute), in_compute
+        found["compute"] = (
+            (lambda: plots.loss_against_compute(rows, metrics, in_compute)),
+            in_compute,
+        )
     if fit and fit.ensemble:
-        found["predicted"] = plots.predicted_against_measured(rows, fit, said), fit
+        found["predicted"] = (lambda: plots.predicted_against_measured(rows, fit, said)), fit
     if any(len(lines) > 1 for lines in metrics.values()):
-        found["curves"] = plots.learning_curves(rows, metrics), None
+        found["curves"] = (lambda: plots.learning_curves(rows, metrics)), None
     if marks.source_columns(done):
-        found["sources"] = plots.loss_by_source(rows), None
+        found["sources"] = (lambda: plots.loss_by_source(rows)), None
     if goodput.timed(rows):
-        found["goodput"] = goodput.figure(rows), None
+        found["goodput"] = (lambda: goodput.figure(rows)), None
     return found
 
 
@@ -54,13 +65,13 @@ def _surfaces(sweep: Sweep) -> dict:
     joint, isoflop = sweep.laws["size and tokens"][0], sweep.laws["isoFLOP"][0]
     done = marks.points(rows, "tokens", "eval.loss")
     if len({(row[style.SIZE], row["tokens"]) for row in done}) > len({r[style.SIZE] for r in done}):
-        found["tokens"] = surface.loss_against_tokens(rows, joint), joint
+        found["tokens"] = (lambda: surface.loss_against_tokens(rows, joint)), joint
     if joint:
-        found["frontier"] = surface.frontier(rows, _metrics(rows), joint), joint
-        found["contour"] = surface.contour(rows, joint), joint
+        found["frontier"] = (lambda: surface.frontier(rows, _metrics(rows), joint)), joint
+        found["contour"] = (lambda: surface.contour(rows, joint)), joint
     if isoflop:
-        found["isoflop"] = surface.isoflop(rows, isoflop), isoflop
-        found["best_size"] = surface.best_size(rows, isoflop, joint), isoflop
+        found["isoflop"] = (lambda: surface.isoflop(rows, isoflop)), isoflop
+        found["best_size"] = (lambda: surface.best_size(rows, isoflop, joint)), isoflop
     return found
 
 
@@ -68,7 +79,7 @@ def _rates(sweep: Sweep) -> dict:
     """Of sweeps that try learning rates at several shapes."""
     rows = drift.shared(_done(sweep))
     return {
-        f"rates_by_{name}": (rate_plots.learning_rates(rows, along), None)
+        f"rates_by_{name}": (partial(rate_plots.learning_rates, rows, along), None)
         for name, along in (("width", drift.WIDTH), ("depth", drift.DEPTH))
         if drift.is_asked(rows, along)
     }
@@ -77,16 +88,16 @@ def _rates(sweep: Sweep) -> dict:
 def _tasks(sweep: Sweep) -> dict:
     done, found = _done(sweep), {}
     if any(finite(row.get("eval.completion")) for row in done):
-        found["ability"] = plots.ability(sweep.rows), None
+        found["ability"] = (lambda: plots.ability(sweep.rows)), None
     if mastery.tasks(done):
-        found["mastered"] = plots.tasks_mastered(done), None
-        found["emergence"] = plots.emergence(done, mastery.steepest(done)), None
-        found["tasks"] = plots.task_curves(done), None
-        found["abilities"] = skills.against_loss(done, mastery.curves(done)), None
+        found["mastered"] = (lambda: plots.tasks_mastered(done)), None
+        found["emergence"] = (lambda: plots.emergence(done, mastery.steepest(done))), None
+        found["tasks"] = (lambda: plots.task_curves(done)), None
+        found["abilities"] = (lambda: skills.against_loss(done, mastery.curves(done))), None
     said = (sweep.prediction or {}).get("tasks", {})
     if any("value" in one for one in said.values()):
         target = sweep.target or {"name": (sweep.prediction or {})["target"]}
-        found["foretold"] = skills.foretold(said, target), None
+        found["foretold"] = (lambda: skills.foretold(said, target)), None
     return found
 
 
@@ -105,11 +116,11 @@ def record(sweep: Sweep, name: str, fit=None) -> dict:
 def verify(figure_path, sweep_dir) -> list[str]:
     """What has changed since a figure was drawn, a line each; empty if it still holds."""
     old = style.read_meta(figure_path)
-    drawn = every(outcome.load(sweep_dir))
-    name = old.get("figure")
-    if name not in drawn:
-        return [f"these runs give no figure {name!r}, but {', '.join(drawn) or 'none'}"]
-    new = drawn[name][1]
+    sweep = outcome.load(sweep_dir)
+    name, found = str(old.get("figure")), _all(sweep)
+    if name not in found:
+        return [f"these runs give no figure {name!r}, but {', '.join(found) or 'none'}"]
+    new = record(sweep, name, found[name][1])
     lines = [f"run {run} is missing" for run in old["runs"] if run not in new["runs"]]
     lines += [f"run {run} is new" for run in new["runs"] if run not in old["runs"]]
     lines += [

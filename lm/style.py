@@ -98,16 +98,19 @@ def end(
     """Adds the legend, where something has a label, and the caption, where n is said.
 
     Words beside marks that would cover later ones are dropped: the largest sizes keep theirs.
+    From here on everything stays where it is: to lay it out takes as long as to draw it.
     """
     handles, labels = axes.get_legend_handles_labels()
     if handles:
         look = {"fontsize": 8.5, "labelcolor": theme["ink"], "handlelength": 1.8}
         frame = {"facecolor": theme["paper"], "edgecolor": "none", "framealpha": 0.75}
         axes.legend(handles, labels, loc=legend, **look, **frame)  # upper right: losses fall
-    text = textwrap.fill(" ".join(filter(None, caption)), 92)
+    text = textwrap.fill(" ".join(filter(None, caption)), round(17 * figure.get_figwidth()))
     look = {"x": 0.012, "ha": "left", "size": 7.5, "color": theme["muted"], "parse_math": False}
     figure.supxlabel(text, **look)
-    figure.draw_without_rendering()
+    layout = figure.get_layout_engine()
+    assert layout  # of start and panels
+    layout.execute(figure)
     taken = []
     for words in reversed(list(axes.texts)):
         box = words.get_window_extent().padded(1, -1)
@@ -115,6 +118,7 @@ def end(
             words.remove()
         else:
             taken.append(box)
+    figure.set_layout_engine("none")
     return figure
 
 
@@ -276,7 +280,9 @@ def inline(figure: Figure) -> tuple[str, str]:
     for the page to turn dark, and a mark's `tip:` id becomes its <title>. All text comes escaped.
     """
     caption = " ".join(figure.get_supxlabel().split())
-    figure.supxlabel("")
+    under = figure.supxlabel(figure.get_supxlabel())
+    cut = under.get_window_extent().y1 * 72 / figure.dpi  # points, from the bottom
+    under.set_text("")
     file = io.StringIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "lm"}):
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
@@ -288,4 +294,6 @@ def inline(figure: Figure) -> tuple[str, str]:
     svg = re.sub(r'<g id="tip:([^"]*)">', r'<g class="tip"><title>\1</title>', svg)
     svg = re.sub(r' id="[A-Za-z0-9.]+_[0-9]+"', "", svg)
     svg = re.sub(r": #([0-9a-f]{6})\b", r": var(--c\1, #\1)", svg)
-    return re.sub(r'width="[0-9.]+pt" height="[0-9.]+pt"', 'role="img"', svg, count=1), caption
+    width, height = figure.get_size_inches() * 72
+    size = f'viewBox="0 0 {width:g} {height - cut:g}" role="img"'
+    return re.sub(r'width="[^"]*" height="[^"]*" viewBox="[^"]*"', size, svg, count=1), caption

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import pathlib
 import signal
 import socket
@@ -42,11 +41,7 @@ def start(run: config.Run, other: config.Run | None = None) -> list[subprocess.P
         words = (json.dumps(config.to_dict(mine)), CACHE, 4, place, 2, process)
         command = [sys.executable, "-c", SCRIPT, *map(str, words)]
         pipe = subprocess.PIPE
-        # Compiled in a third of the time.
-        env = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
-        started.append(
-            subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, cwd=ROOT, env=env)
-        )
+        started.append(subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, cwd=ROOT))
     return started
 
 

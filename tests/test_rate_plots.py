@@ -66,7 +66,7 @@ def test_the_coordinate_check_writes_exponents_beside_its_lines():
 def test_a_report_draws_rates_only_where_several_were_tried_at_several_shapes(tmp_path):
     found = drawings._rates(outcome.load(made_up.rates(tmp_path)))
     assert list(found) == ["rates_by_width", "rates_by_depth"]
-    assert len(found["rates_by_depth"][0].axes) == 2
+    assert len(found["rates_by_depth"][0]().axes) == 2
     assert not drawings._rates(outcome.load(made_up.sweep(tmp_path)))
 
 
