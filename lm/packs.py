@@ -149,15 +149,17 @@ class Pack:
             state, metrics = self._step(state, batches[0], rates)
             return state, [metrics]
 
+        step = jax.jit(self._step, inline=True)  # traced once for both uses
+
         def one(place, carry):
             state, found = carry
             batch = jax.tree.map(lambda rows: rows[place], stacked)
-            state, metrics = self._step(state, batch, rates)
+            state, metrics = step(state, batch, rates)
             state = jax.lax.with_sharding_constraint(state, self._joined)
             return state, jax.tree.map(lambda all_, x: all_.at[place].set(x), found, metrics)
 
         stacked = jax.tree.map(lambda *rows: jnp.stack(rows), *batches)
-        like = jax.eval_shape(self._step, state, batches[0], rates)[1]
+        like = jax.eval_shape(step, state, batches[0], rates)[1]
         nothing = jax.tree.map(lambda x: jnp.zeros(len(batches), x.dtype), like)
         state, found = jax.lax.fori_loop(0, n, one, (state, nothing))
         return state, [jax.tree.map(lambda x, i=i: x[i], found) for i in range(len(batches))]

@@ -15,7 +15,7 @@ import made_up_bucket
 import pytest
 from orbax.checkpoint._src.path import gcs_utils
 
-from lm import config, programs, sizes
+from lm import config, packs, programs, sizes
 
 os.environ.setdefault("MPLBACKEND", "agg")
 # XLA reads these once, when it first compiles; so do the processes that tests start.
@@ -32,7 +32,8 @@ jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
 
 UNSEEN = ("name", "dir", "seed", "resume", "log_every", "checkpoint_every", "data.sources")
 BUILT: dict = {}
-_build = programs.build
+LOWERED: dict = {}
+_build, _lowered = programs.build, packs.Pack.lowered
 
 
 def _built_once(run: config.Run, device_mesh: jax.sharding.Mesh) -> programs.Program:
@@ -43,7 +44,15 @@ def _built_once(run: config.Run, device_mesh: jax.sharding.Mesh) -> programs.Pro
     return BUILT[key]
 
 
+def _lowered_once(pack: packs.Pack) -> jax.stages.Lowered:
+    key = id(pack.program), pack.size, len(pack.runs)
+    if key not in LOWERED:
+        LOWERED[key] = pack.program, _lowered(pack)  # while that is here, its id is no other's
+    return LOWERED[key][1]
+
+
 programs.build = _built_once
+packs.Pack.lowered = _lowered_once
 
 LINES = "The quick brown fox jumps over the lazy dog, number {n}, and then it sleeps for a while.\n"
 

@@ -84,21 +84,24 @@ def test_paths_name_every_array_once(state):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int32", "uint8"])
 def test_a_flipped_bit_anywhere_changes_the_fingerprint(dtype):
     x = np.random.default_rng(0).normal(size=(3, 5, 7)).astype(jnp.dtype(dtype))
-    (before,) = proof.fingerprints({"x": x}).values()
+    (before,) = proof.fingerprints({"x": jnp.asarray(x)}).values()
     for place in range(0, x.nbytes, 11):
         for bit in (0, 7):
             raw = bytearray(x.tobytes())
             raw[place] ^= 1 << bit
             flipped = np.frombuffer(bytes(raw), x.dtype).reshape(x.shape)
-            assert proof.fingerprints({"x": flipped})["x"] != before
+            assert proof.fingerprints({"x": jnp.asarray(flipped)})["x"] != before
 
 
-def test_a_fingerprint_is_the_same_on_every_mesh_and_differs_for_swapped_numbers():
-    x = np.arange(32, dtype=np.float32).reshape(4, 8)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int32", "uint8"])
+def test_a_fingerprint_is_the_same_on_every_mesh_and_differs_for_swapped_numbers(dtype):
+    x = jnp.arange(-5, 27).astype(dtype).reshape(4, 8)
     device_mesh = mesh.make(config.Mesh(data=1, fsdp=2, tensor=2))
     split = jax.device_put(x, mesh.sharding(device_mesh, "embed", "mlp"))
     assert proof.fingerprints({"x": split}) == proof.fingerprints({"x": x})
-    assert proof.fingerprints({"x": x[::-1].copy()}) != proof.fingerprints({"x": x})
+    many = {"x": x, "large": jnp.ones(proof.SMALL)}  # too much for NumPy
+    assert proof.fingerprints(many)["x"] == proof.fingerprints({"x": x})["x"]
+    assert proof.fingerprints({"x": x[::-1]}) != proof.fingerprints({"x": x})
 
 
 def test_a_checkpoint_of_the_first_version_still_opens(tmp_path):
