@@ -177,15 +177,19 @@ def _batch(data: config.Data, split) -> dict:
 
 def compile_all(program: Program, step: jax.stages.Lowered, fresh: bool) -> tuple[Callable, ...]:
     """step, score and (for a fresh start) init, compiled at once: none alone fills the cores."""
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        # Each is compiled while the next is traced.
+        compiled = [pool.submit(step.compile)]
+        compiled.append(pool.submit(_scored(program).compile))
+        if fresh:
+            compiled.append(pool.submit(program.init.lower(0).compile))
+        found = [one.result() for one in compiled]
+    return found[0], found[1], found[2] if fresh else program.init
+
+
+def _scored(program: Program) -> jax.stages.Lowered:
     tokens = program.batch["tokens"]
     b, t = tokens.shape
     segments = jax.ShapeDtypeStruct((b, t - 1), jnp.int32, sharding=tokens.sharding)
     scored = {"tokens": tokens, "segments": segments}  # segments always: tasks are packed by them
-    lowered = [
-        step,
-        program.score.lower(program.abstract["params"], scored),
-        *([program.init.lower(0)] if fresh else []),
-    ]
-    with concurrent.futures.ThreadPoolExecutor() as pool:
-        compiled = list(pool.map(lambda one: one.compile(), lowered))
-    return compiled[0], compiled[1], compiled[2] if fresh else program.init
+    return program.score.lower(program.abstract["params"], scored)
