@@ -50,15 +50,25 @@ def chosen(run: config.Run, device_mesh: jax.sharding.Mesh) -> str:
 
     "auto" is the platform's kernel where the shapes are ones that it takes, and plain elsewhere.
     """
-    platform, asked = mesh.platform(device_mesh), run.model.attention
+    platform = mesh.platform(device_mesh)
+    return _chosen(run, platform, is_here=jax.default_backend() == platform)
+
+
+def chosen_there(run: config.Run, platform: str) -> str:
+    """The same on a machine that is not here: what its own process will take."""
+    return _chosen(run, platform, is_here=True)
+
+
+def _chosen(run: config.Run, platform: str, is_here: bool) -> str:
+    asked = run.model.attention
     name = BY_PLATFORM[platform] if asked == "auto" else asked
-    faults = _faults(run, name, platform)
+    faults = _faults(run, name, platform, is_here)
     if faults and asked != "auto":
         raise ValueError(f"model.attention={asked!r} {faults[0]}: change that, or take 'auto'")
     return "plain" if faults else name
 
 
-def _faults(run: config.Run, name: str, platform: str) -> list[str]:
+def _faults(run: config.Run, name: str, platform: str, is_here: bool) -> list[str]:
     """What a kernel cannot do of a run."""
     if name == "plain":
         return []
@@ -70,7 +80,7 @@ def _faults(run: config.Run, name: str, platform: str) -> list[str]:
     ]
     if name == "cudnn":
         # It asks the device what it can; a described one cannot say.
-        here = platform != its or jax.default_backend() == its
+        here = platform != its or is_here
         segments = not run.data.across or run.data.rows == "whole"
         rules += [
             (here, "needs the GPU itself, not its description"),

@@ -14,7 +14,7 @@ import math
 
 import jax
 
-from lm import config, layout, mesh, model, parametrization, sizes, targets
+from lm import config, kernels, layout, mesh, model, parametrization, sizes, targets
 
 FLOAT32 = 4  # bytes
 MOMENTS = {"adamw": 2, "lion": 1, "muon": 1}  # a weight, float32; muon: of its matrices
@@ -102,6 +102,16 @@ def seen(shape: config.Model) -> float:
     return (shape.attention_blocks + 1) / (2 * shape.attention_blocks)
 
 
+def scores_kept(run: config.Run, here: "Split") -> float:
+    """Scores of a token and a layer that a device's memory holds: those of plain attention alone.
+
+    A kernel of the machine keeps them on the chip.
+    """
+    if kernels.chosen_there(run, here.target.platform) != "plain":
+        return 0.0
+    return run.data.seq_len * run.model.n_heads / here.ways("heads") * seen(run.model)
+
+
 class Split:
     """How a run's arrays lie on a target: ways they are split, and groups that talk."""
 
@@ -157,7 +167,7 @@ def temporaries(run: config.Run, here: Split, of: list[Weight]) -> float:
     heads = here.tokens * shape.n_heads * shape.d_head / here.ways("heads")
     keys = here.tokens * 2 * shape.n_kv_heads * shape.d_head / here.ways("kv_heads")
     inner = here.tokens * mlp_width(shape) / here.ways("mlp")
-    scores = here.tokens * run.data.seq_len * shape.n_heads / here.ways("heads") * seen(shape)
+    scores = here.tokens * scores_kept(run, here)
     ups = 2 if shape.mlp == "gated" else 1  # products that widen
     layer = a * (4 * stream + 3 * heads + 2 * keys + 2 * ups * inner) + (2 * FLOAT32 + a) * scores
     layer += FLOAT32 * (2 * stream + 2 * heads + keys + inner)  # norms, rotation, silu
@@ -185,8 +195,7 @@ def traffic(run: config.Run, here: Split, of: list[Weight]) -> float:
     width = 8 * shape.d_model
     width += 4 * (shape.n_heads + shape.n_kv_heads) * shape.d_head / here.ways("heads")
     width += (6 if shape.mlp == "gated" else 4) * mlp_width(shape) / here.ways("mlp")
-    scores = run.data.seq_len * shape.n_heads / here.ways("heads") * seen(shape)
-    per_layer = passes * (a * width + (3 * FLOAT32 + 2 * a) * scores)
+    per_layer = passes * (a * width + (3 * FLOAT32 + 2 * a) * scores_kept(run, here))
     logits = 6 * FLOAT32 * shape.vocab_size / here.ways("vocab")
     update = sum(2 * (2 + moments(run, w)) * FLOAT32 * w.n / here.ways(*w.names) for w in of)
     used = passes * a * run.optim.accumulate * sum(here.whole(w) for w in of)

@@ -56,6 +56,20 @@ def test_more_devices_hold_less_each_and_smaller_pieces_need_less():
     assert pieces.flops == whole.flops and pieces.network_seconds > whole.network_seconds
 
 
+@pytest.mark.parametrize("name", ["tpu:v5e:2x2", "gpu:h200:4"])
+def test_a_kernel_of_the_machine_leaves_no_scores_in_memory(name):
+    run, target = small(dtype="bfloat16", remat="none"), targets.parse(name)
+    of = roofline.weights(run.model)
+    kernel = roofline.estimate(run, target, of)
+    plain = dataclasses.replace(run, model=dataclasses.replace(run.model, attention="plain"))
+    scores = roofline.estimate(plain, target, of)
+    assert kernel.temporaries < scores.temporaries
+    assert kernel.memory_seconds < scores.memory_seconds
+    run.data.seq_len = 200  # of which splash takes none, and cuDNN any
+    kept = roofline.scores_kept(run, roofline.Split(run, target))
+    assert (kept == 0) == name.startswith("gpu")
+
+
 def test_one_device_sends_nothing():
     run = small()
     run.mesh.fsdp = run.mesh.tensor = 1
