@@ -98,7 +98,8 @@ def end(
     """Adds the legend, where something has a label, and the caption, where n is said.
 
     Words beside marks that would cover later ones are dropped: the largest sizes keep theirs.
-    From here on everything stays where it is: to lay it out takes as long as to draw it.
+    From here on everything stays where it is: to lay it out again, or to draw it for that, costs
+    as much as the drawing that is kept.
     """
     handles, labels = axes.get_legend_handles_labels()
     if handles:
@@ -118,7 +119,7 @@ def end(
             words.remove()
         else:
             taken.append(box)
-    figure.set_layout_engine("none")
+    figure.set_layout_engine(None)
     return figure
 
 
