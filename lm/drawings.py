@@ -43,11 +43,8 @@ def _losses(sweep: Sweep) -> dict:
     done, metrics, found = _done(sweep), _metrics(rows), {}
     if done:
         found["loss"] = (lambda: plots.loss_against_params(rows, fit, said)), fit
-        in_compute = sweep.laws["compute"][0]
-        found["compute"] = (
-            (lambda: plots.loss_against_compute(rows, metrics, in_compute)),
-            in_compute,
-        )
+        law = sweep.laws["compute"][0]
+        found["compute"] = (lambda: plots.loss_against_compute(rows, metrics, law)), law
     if fit and fit.ensemble:
         found["predicted"] = (lambda: plots.predicted_against_measured(rows, fit, said)), fit
     if any(len(lines) > 1 for lines in metrics.values()):

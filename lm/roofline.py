@@ -102,16 +102,6 @@ def seen(shape: config.Model) -> float:
     return (shape.attention_blocks + 1) / (2 * shape.attention_blocks)
 
 
-def scores_kept(run: config.Run, here: "Split") -> float:
-    """Scores of a token and a layer that a device's memory holds: those of plain attention alone.
-
-    A kernel of the machine keeps them on the chip.
-    """
-    if kernels.chosen_there(run, here.target.platform) != "plain":
-        return 0.0
-    return run.data.seq_len * run.model.n_heads / here.ways("heads") * seen(run.model)
-
-
 class Split:
     """How a run's arrays lie on a target: ways they are split, and groups that talk."""
 
@@ -225,6 +215,16 @@ def network(run: config.Run, here: Split, of: list[Weight]) -> float:
         together = stream * here.ways("experts")
         seconds += (4 + 2 * again) * shape.n_layers * here.seconds(together, here.axes("experts"))
     return seconds
+
+
+def scores_kept(run: config.Run, here: Split) -> float:
+    """Scores of a token and a layer that a device's memory holds: those of plain attention alone.
+
+    A kernel of the machine keeps them on the chip.
+    """
+    if kernels.chosen_there(run, here.target.platform) != "plain":
+        return 0.0
+    return run.data.seq_len * run.model.n_heads / here.ways("heads") * seen(run.model)
 
 
 def mlp_width(shape: config.Model) -> float:

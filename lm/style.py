@@ -119,7 +119,7 @@ def end(
             words.remove()
         else:
             taken.append(box)
-    figure.set_layout_engine(None)
+    figure.set_layout_engine(None)  # "none" leaves one behind, for which savefig draws twice
     return figure
 
 

@@ -239,7 +239,7 @@ def kill(process: subprocess.Popen, rng: np.random.Generator, number: int, most:
 
 
 def test_killed_at_random_moments_it_ends_with_the_same_bits(tiny, tmp_path):
-    tiny.steps, tiny.checkpoint_every, tiny.log_every = 200, 20, 10
+    tiny.steps, tiny.checkpoint_every, tiny.log_every = 300, 20, 10
     whole = dataclasses.replace(tiny, name="whole")
     train.train(whole)
     rng = np.random.default_rng()

@@ -134,6 +134,17 @@ def test_a_call_of_several_steps_does_what_single_ones_do(tiny):
     np.testing.assert_allclose(losses(single), losses(several), rtol=TOLERANCE)
 
 
+def test_a_step_of_a_call_is_traced_once(tiny, monkeypatch):
+    traced, step = [], packs.Pack._step
+    monkeypatch.setattr(packs.Pack, "_step", lambda *given: traced.append(1) or step(*given))
+    tiny.model.d_ff = 104  # what no other test lowers
+    device_mesh = mesh.make(tiny.mesh)
+    pack = packs.Pack([tiny], device_mesh)
+    with jax.set_mesh(device_mesh):
+        pack.lowered()
+    assert pack.size > 1 and len(traced) == 1
+
+
 def test_a_call_ends_where_something_is_due(tiny, monkeypatch):
     saved, save = [], attempt.Attempt.save
     monkeypatch.setattr(

@@ -87,6 +87,21 @@ def test_an_inline_figure_is_whole_xml_in_which_hostile_text_stays_text():
     assert caption == f"n = 1 run of {hostile}." and caption not in texts
 
 
+def test_an_inline_figure_ends_above_its_caption_and_cuts_nothing_else():
+    drawn = figure()
+    label = drawn.axes[0].xaxis.label.get_window_extent()
+    caption = drawn.supxlabel(drawn.get_supxlabel()).get_window_extent()
+    svg, _ = style.inline(drawn)
+    box = ElementTree.fromstring(svg).attrib["viewBox"].split()
+    bottom = (drawn.bbox.height - float(box[3]) * drawn.dpi / 72, float(box[2]) * drawn.dpi / 72)
+    assert bottom == pytest.approx((caption.y1, drawn.bbox.width), abs=0.01)
+    assert label.y0 > bottom[0]
+
+
+def test_a_figure_that_is_ended_is_laid_out_no_more():
+    assert figure().get_layout_engine() is None
+
+
 def test_every_colour_of_an_inline_figure_has_a_twin_in_the_dark():
     drawn = figure()
     for colour in style.size_colours(ROWS).values():

@@ -78,9 +78,8 @@ def test_workers_share_the_cores_and_a_signal_reaches_each_of_them(tmp_path):
     def beat() -> None:
         beats.append(time.monotonic())
         said = [(tmp_path / f"{i}.log").read_text() for i in range(2)]
-        if (
-            all(said) and len(beats) > 2 and not sent
-        ):  # once: another could meet a process that ends
+        # Once: another could meet a process that ends.
+        if all(said) and len(beats) > 2 and not sent:
             sent.append(os.kill(os.getpid(), signal.SIGTERM))
 
     before = signal.getsignal(signal.SIGTERM)
