@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from lm import (
-    ahead,
     checkpoint,
     checks,
     config,
@@ -178,43 +177,34 @@ def here(
             prediction.predict(runs, folder(runs))
         return [run.name for run in found], steps[found[0].name] if found else 0
 
-    with ahead.Compiler() as compiler:
-        while (found := hosts.first(choose))[0]:
-            names, until = found
-            now = [by_name[name] for name in names]
-            free = (run for run in ready(runs, retries, since) if run.name not in names)
-            following = next(free, None) if pack == 1 else None
-            for run in now:
-                started(run)
-
-            def tell(run: config.Run, row: dict, following=following) -> None:
-                if following:  # not before: its own program is compiled first
-                    compiler.begin(following)
-                stepped(run, row)
-
-            try:
-                if len(now) == 1:
-                    train.train(now[0], functools.partial(tell, now[0]), until)
-                else:
-                    train.together(now, tell, until)
-                reasons = {run.name: _reason(run) for run in now}
-            except OSError:
-                raise
-            except train.Diverged as error:
-                reasons = {names[0]: str(error)}
-            except Exception as error:
-                words = f"{type(error).__name__}: {error}"
-                if len(now) > 1:  # alone, the one at fault says so of itself
-                    alone |= set(names)
-                    words = f"goes on alone after {words}"
-                elif isinstance(error, guard.Taken):
-                    taken.add(names[0])
-                    words = str(error)
-                else:
-                    _mark_failed(now[0], words)
-                reasons = dict.fromkeys(names, words)
-            for run in now:
-                ended(run, reasons[run.name])
+    while (found := hosts.first(choose))[0]:
+        names, until = found
+        now = [by_name[name] for name in names]
+        for run in now:
+            started(run)
+        try:
+            if len(now) == 1:
+                train.train(now[0], functools.partial(stepped, now[0]), until)
+            else:
+                train.together(now, stepped, until)
+            reasons = {run.name: _reason(run) for run in now}
+        except OSError:
+            raise
+        except train.Diverged as error:
+            reasons = {names[0]: str(error)}
+        except Exception as error:
+            words = f"{type(error).__name__}: {error}"
+            if len(now) > 1:  # alone, the one at fault says so of itself
+                alone |= set(names)
+                words = f"goes on alone after {words}"
+            elif isinstance(error, guard.Taken):
+                taken.add(names[0])
+                words = str(error)
+            else:
+                _mark_failed(now[0], words)
+            reasons = dict.fromkeys(names, words)
+        for run in now:
+            ended(run, reasons[run.name])
 
 
 def _reason(run: config.Run) -> str:

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from lm import ahead, config, guard, launch, laws, prediction, records, sizes, train
+from lm import config, guard, launch, laws, prediction, records, sizes, train
 
 
 @pytest.fixture
@@ -42,19 +42,6 @@ def test_a_sweep_runs_what_is_left_and_predicts_one_before_it_starts(sweep, monk
     assert seen["s/b"]["refused"]  # two runs carry no law
     assert launch.left(sweep) == []
     launch.here(sweep, started=lambda run: pytest.fail("all was done"))
-
-
-def test_while_a_run_trains_the_next_that_is_ready_is_compiled(sweep, monkeypatch):
-    sweep, seen = [sweep[0], sweep[2], sweep[3]], []
-    monkeypatch.setattr(ahead.Compiler, "begin", lambda self, run: seen.append(("begin", run.name)))
-
-    def ended(run, reason):
-        seen.append(("ended", run.name))
-
-    launch.here(sweep, ended=ended)
-    wanted = ["ended s/a", "ended s/c", "ended s/d"]
-    wanted[1:1], wanted[0:0] = ["begin s/d"], ["begin s/c"]
-    assert [" ".join(one) for one in dict.fromkeys(seen)] == wanted  # it is asked at every row
 
 
 def test_a_prediction_is_that_of_the_law_and_is_never_changed_after_the_start(sweep, monkeypatch):
