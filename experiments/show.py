@@ -67,9 +67,8 @@ def standing(runs: list[dict], total: dict) -> Group:
         for run in runs
     ]
     left = total["device_hours_left"]
-    stopped = f", {total['stopped']} stopped early" if total["stopped"] else ""
     words = (
-        f"{total['done']} of {total['runs']} runs done{stopped}, {total['share']:.0%} of the FLOPs;"
+        f"{total['done']} of {total['runs']} runs done, {total['share']:.0%} of the FLOPs;"
         f" device-hours: {total['device_hours_used']:.2f} used"
         + ("" if left is None else f", {left:.2f} left")
     )

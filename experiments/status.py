@@ -26,7 +26,7 @@ def main() -> int:
         print(json.dumps({"total": standing.total(runs), "runs": runs}, indent=1))
     elif _WATCH.value:
         with Live(show.standing(runs, standing.total(runs)), console=show.console) as live:
-            while any(run["status"] in ("planned", "running", "stuck", "waiting") for run in runs):
+            while any(run["status"] in ("planned", "running", "stuck") for run in runs):
                 time.sleep(2)
                 runs = standing.runs(_DIR.value)
                 live.update(show.standing(runs, standing.total(runs)))

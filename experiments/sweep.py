@@ -109,7 +109,7 @@ def finish(folder) -> int:
     show.say(str(found.fit or f"no law: {found.refusal}"))
     show.say(report.headline(found)[1])
     show.say(f"report: {page}")
-    return int(any(row["status"] not in ("done", "stopped") for row in found.rows))
+    return int(any(row["status"] != "done" for row in found.rows))
 
 
 if __name__ == "__main__":

@@ -291,14 +291,9 @@ class Attempt:
         self._unproved = self.done
 
     def finish(self) -> None:
-        """Writes that the run is done, or waits, once its last checkpoint is whole."""
+        """Writes that the run is done, once its last checkpoint is whole."""
         with self.clock.of("save"):
             self._open.close()
-        if self.done == self.until < self.run.steps:
-            words = f"at step {self.done} of {self.run.steps}, for runs alike but for"
-            words = f"{words} {self.run.halve_by}"
-            records.write_facts(self.folder, status="waiting", reason=words, seconds=self.seconds)
-            return
         ends_at = self._best()[0] if self.run.eval.patience else self.done
         tokens = self.done * self.run.data.batch_size * self.run.data.seq_len
         cost = {"tokens": tokens, "flops": tokens * self.facts["flops_per_token.full"]}

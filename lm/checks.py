@@ -38,7 +38,6 @@ AT_LEAST = {
     "checkpoint_every": 1,
     "keep_every": 0,
     "stall_seconds": 0,
-    "halve": 0,
     "model.vocab_size": 2,
     "model.d_model": 1,
     "model.n_layers": 1,
@@ -145,11 +144,6 @@ def check(run: config.Run) -> config.Run:
         near = -(-run.keep_every // run.checkpoint_every) * run.checkpoint_every
         rule = f"must be a multiple of checkpoint_every={run.checkpoint_every}: try {near}"
         _refuse("keep_every", run.keep_every, rule)
-    if run.halve and run.steps < 2**run.halve:
-        _refuse("halve", run.halve, f"doubles the steps so often: steps={run.steps} are too few")
-    if not run.halve_by.startswith("optim.") or run.halve_by not in flat:
-        rule = "must be a knob of optim, such as optim.lr: runs of other sizes are never compared"
-        _refuse("halve_by", run.halve_by, rule)
     if run.eval.patience and not run.eval.every:
         _refuse("eval.patience", run.eval.patience, "counts evaluations: set eval.every")
     if run.eval.tasks_every and (not run.eval.every or run.eval.tasks_every % run.eval.every):

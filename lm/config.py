@@ -148,8 +148,6 @@ class Run:
     resume: str = "auto"  # auto; must: refuse to start afresh
     stall_seconds: float = 1800.0  # end the process after so long without a step; 0: never
     wandb: bool = False  # also log to Weights & Biases (extra: wandb)
-    halve: int = 0  # in a sweep: times that the worse half of the runs alike but for one knob ends
-    halve_by: str = "optim.lr"  # that knob: see lm/halving.py
     predict: bool = False  # in a sweep: start last, once the law of the others has predicted it
     model: Model = dataclasses.field(default_factory=Model)
     data: Data = dataclasses.field(default_factory=Data)

@@ -16,7 +16,6 @@ from lm import (
     config,
     data,
     guard,
-    halving,
     hosts,
     lineage,
     mesh,
@@ -28,8 +27,6 @@ from lm import (
     tasks,
     train,
 )
-
-LOOK_SECONDS = 1.0  # between looks at runs that others train and this process waits for
 
 
 def check(runs: list[config.Run], report: Callable | None = None) -> None:
@@ -56,7 +53,6 @@ def check(runs: list[config.Run], report: Callable | None = None) -> None:
         mesh.check(run, mesh.make(run.mesh))
         if run.start.run:
             lineage.check(run, by_name.get(run.start.run) or lineage.parent(run))
-    halving.check(runs)
     for listed in {run.eval.tasks for run in runs}:
         tasks.load_all(listed)
     for run in runs:
@@ -159,34 +155,23 @@ def here(
     alone: set[str] = set()  # out of a pack that broke
     by_name, late = {run.name: run for run in runs}, prediction.family(runs)
 
-    def choose() -> tuple[list[str], int]:
-        """The runs to do now, and up to which step; with halving, waits for other processes.
-
-        The prediction is written before the first of its family.
-        """
-        while True:
-            if any(run.halve for run in runs):
-                halving.settle(runs, lost(runs, retries, since))
-            steps = {run.name: run.steps for run in runs} | halving.until(runs)
-            free = (run for run in ready(runs, retries, since) if run.name not in taken)
-            found = packs.choose(free, pack, alone, steps)
-            if found or not halving.awaited(runs):
-                break
-            time.sleep(LOOK_SECONDS)
+    def choose() -> list[str]:
+        """The runs to do now. The prediction is written before the first of its family."""
+        free = (run for run in ready(runs, retries, since) if run.name not in taken)
+        found = packs.choose(free, pack, alone)
         if any(run.name in late for run in found):
             prediction.predict(runs, folder(runs))
-        return [run.name for run in found], steps[found[0].name] if found else 0
+        return [run.name for run in found]
 
-    while (found := hosts.first(choose))[0]:
-        names, until = found
+    while names := hosts.first(choose):
         now = [by_name[name] for name in names]
         for run in now:
             started(run)
         try:
             if len(now) == 1:
-                train.train(now[0], functools.partial(stepped, now[0]), until)
+                train.train(now[0], functools.partial(stepped, now[0]))
             else:
-                train.together(now, stepped, until)
+                train.together(now, stepped)
             reasons = {run.name: _reason(run) for run in now}
         except OSError:
             raise
@@ -224,14 +209,9 @@ def ready(runs: list[config.Run], retries: int, since: float) -> Iterator[config
     """The runs that are left and can start now, in the order to run them.
 
     Not ready are those that another process trains, that are lost to this call, that start from a
-    run that is not done, that wait at a rung (lm/halving.py), and the predicted one and its family
-    as long as another may still start.
+    run that is not done, and the predicted one and its family as long as another may still start.
     """
-    by_name, late, steps = (
-        {run.name: run for run in runs},
-        prediction.family(runs),
-        halving.until(runs),
-    )
+    by_name, late = {run.name: run for run in runs}, prediction.family(runs)
     hopeless: set[str] = set()
     is_waiting = False
     for run in ordered(runs):
@@ -244,27 +224,16 @@ def ready(runs: list[config.Run], retries: int, since: float) -> Iterator[config
                 guard.is_alive(records.folder(run))
                 or (parent is not None and not records.is_finished(parent))
                 or (run.name in late and is_waiting)
-                or steps.get(run.name) == 0
             )
             is_waiting = is_waiting or run.name not in late
             if not is_blocked:
                 yield run
 
 
-def lost(runs: list[config.Run], retries: int, since: float) -> set[str]:
-    """Names of runs that no call with these arguments gets done: see `here`."""
-    hopeless: set[str] = set()
-    for run in ordered(runs):
-        facts = records.read_facts(records.folder(run))
-        if _is_lost(run, facts, hopeless, retries, since):
-            hopeless.add(run.name)
-    return hopeless
-
-
 def _is_lost(run: config.Run, facts: dict, hopeless: set[str], retries: int, since: float) -> bool:
-    """Whether a run failed too often, diverged, was stopped, or starts from such a run."""
+    """Whether a run failed too often, diverged, or starts from such a run."""
     n_failed = sum(when >= since for when in facts.get("failed_at", []))
-    is_out = facts.get("status") in ("diverged", "stopped")
+    is_out = facts.get("status") == "diverged"
     return n_failed > retries or run.start.run in hopeless or is_out
 
 

@@ -52,19 +52,17 @@ def check(runs: list[config.Run]) -> None:
                 )
 
 
-def choose(
-    runs: Iterator[config.Run], n: int, alone: Set[str], until: dict[str, int]
-) -> list[config.Run]:
+def choose(runs: Iterator[config.Run], n: int, alone: Set[str]) -> list[config.Run]:
     """The first of these runs, and up to n - 1 more that can go on with it from the same step.
 
-    alone: names of runs that take no other with them. until: step to which each is to go.
+    alone: names of runs that take no other with them.
     """
     found: list[config.Run] = []
     while len(found) < n and (run := next(runs, None)):
         if not found:
             found.append(run)
             n = 1 if run.name in alone else n
-        elif run.name not in alone and until[run.name] == until[found[0].name]:
+        elif run.name not in alone:
             found += [run] if _fits(run, found[0]) else []
     return found
 

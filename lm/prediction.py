@@ -39,8 +39,7 @@ def predict(runs: list[config.Run], folder: Path) -> None:
     target, late = next(run for run in runs if run.predict), family(runs)
     if any(records.read_facts(records.folder(run)) for run in runs if run.name in late):
         return
-    rows = records.rows(folder)
-    every = {row["name"]: row for row in rows if row["status"] != "stopped"}
+    every = {row["name"]: row for row in records.rows(folder)}
     equal, rest = ([every[name] for name in names if name in every] for names in peers(runs))
     size = sizes.counts(target.model)["non_embedding"]
     said = {"target": target.name, "x": X, "y": Y, X: size, "runs": [row["name"] for row in equal]}

@@ -11,10 +11,10 @@
         tensorboard/      the metrics again, for TensorBoard
     runs/quickstart/      beside its runs: sweep.json, plan.json, prediction.json, report.html
 
-status is running, done, diverged, failed (an error), waiting or stopped (at a rung: lm/halving.py),
-or lost: ended from outside, by a signal or with its machine; starting it again continues it. JSON
-files are replaced whole, .jsonl files only grow: after a resume the line of the last attempt
-counts; a torn last line is dropped. All of it may lie in a bucket: lm/storage.py.
+status is running, done, diverged, failed (an error), or lost: ended from outside, by a signal or
+with its machine; starting it again continues it. JSON files are replaced whole, .jsonl files only
+grow: after a resume the line of the last attempt counts; a torn last line is dropped. All of it may
+lie in a bucket: lm/storage.py.
 """
 
 import json
@@ -27,22 +27,14 @@ from lm import config, guard, storage
 # Knobs that say where and how a run is computed and looked at, not what it learns.
 FREE = (
     *("dir", "log_every", "checkpoint_every", "keep_every", "keep_best", "predict", "wandb"),
-    *(
-        "halve",
-        "halve_by",
-        "resume",
-        "stall_seconds",
-        "data.cache",
-        "data.copies",
-        "optim.nonfinite",
-    ),
+    *("resume", "stall_seconds", "data.cache", "data.copies", "optim.nonfinite"),
     *("mesh.data", "mesh.fsdp", "mesh.expert", "mesh.sequence", "mesh.tensor", "mesh.rules"),
     *("model.attention", "model.remat", "model.unroll", "model.loss_chunks"),
     *("optim.accumulate",),
     *("eval.every", "eval.n_sequences", "eval.n_completions"),
     *("eval.tasks", "eval.tasks_every", "eval.too_long"),
 )
-OVER = ("done", "diverged", "stopped")  # of status: nothing is left to do
+OVER = ("done", "diverged")  # of status: nothing is left to do
 GROWING = ("metrics.jsonl", "evals.jsonl", "events.jsonl", "checkpoints/proofs.jsonl")
 
 
@@ -186,7 +178,7 @@ def rows(path: str | Path) -> list[dict]:
 
 
 def is_finished(run: config.Run) -> bool:
-    """Whether nothing is left to do: the run is done, diverged, or was stopped."""
+    """Whether nothing is left to do: the run is done or has diverged."""
     return read_facts(folder(run)).get("status") in OVER
 
 

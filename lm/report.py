@@ -71,9 +71,8 @@ def _tiles(sweep: Sweep) -> list[tuple[str, str]]:
         for key in ("params.non_embedding", "eval.loss", "seconds")
     }
     sizes, losses = columns["params.non_embedding"], columns["eval.loss"]
-    done, stopped = (sum(r["status"] == s for r in sweep.rows) for s in ("done", "stopped"))
-    words = f"{done} of {len(sweep.rows) + len(sweep.missing)}"
-    tiles = [("runs done", words + f", {stopped} stopped early" * bool(stopped))]
+    done = sum(row["status"] == "done" for row in sweep.rows)
+    tiles = [("runs done", f"{done} of {len(sweep.rows) + len(sweep.missing)}")]
     if sizes:
         words = f"{style.count(min(sizes))} to {style.count(max(sizes))}"
         tiles.append((f"sizes, {max(sizes) / min(sizes):.0f} times apart", words))

@@ -20,8 +20,8 @@ def runs(folder: str | Path) -> list[dict]:
     """A dict a run, plain JSON. Of a run that has not begun most values are None.
 
     status: planned, running, stuck (running, with no metrics for far longer than they took), done,
-    diverged, stopped, waiting, failed or lost; seconds: of training; seconds_left: at the speed of
-    the last row, or as planned; devices; where: the machine; checkpoint: the newest step saved.
+    diverged, failed or lost; seconds: of training; seconds_left: at the speed of the last row, or
+    as planned; devices; where: the machine; checkpoint: the newest step saved.
     """
     found = {row["name"]: _begun(row) for row in records.rows(folder)}
     file = storage.at(folder) / "plan.json"
@@ -41,7 +41,6 @@ def total(runs: list[dict]) -> dict:
     return {
         "runs": len(runs),
         "done": sum(run["status"] == "done" for run in runs),
-        "stopped": sum(run["status"] == "stopped" for run in runs),
         "share": done / flops if flops else 0.0,
         "device_hours_used": used / 3600,
         "device_hours_left": left / 3600 if len(known) == len(runs) else None,
@@ -85,7 +84,7 @@ def _begun(row: dict) -> dict:
         "loss": last.get("loss"),
         "tokens_per_second": speed,
         "peak_share": last.get("peak_share"),
-        "flops": last.get("flops") if status == "stopped" else row.get("flops"),
+        "flops": row.get("flops"),
         "seconds": last.get("seconds", 0.0),
         "seconds_left": 0.0 if over else tokens_left / speed if speed else None,
         "devices": row.get("devices"),

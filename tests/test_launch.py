@@ -27,9 +27,9 @@ def test_a_sweep_runs_what_is_left_and_predicts_one_before_it_starts(sweep, monk
     sweep, order, seen = sweep[:3], [], {}
     train_one = train.train
 
-    def spy(run, report, until):
+    def spy(run, report):
         seen[run.name] = written(sweep)
-        return train_one(run, report, until)
+        return train_one(run, report)
 
     monkeypatch.setattr(train, "train", spy)
     launch.check(sweep)
@@ -92,7 +92,7 @@ def test_the_family_of_what_is_predicted_waits_and_no_law_sees_it(branched):
 def test_a_prediction_is_written_before_the_family_begins_with_the_law_of_all_budgets(
     branched, monkeypatch
 ):
-    def fake(run, report, until):
+    def fake(run, report):
         seen[run.name] = written(branched)
         records.start(run, sizes.facts(run))
         records.write_facts(records.folder(run), status="done")
@@ -108,7 +108,7 @@ def test_a_prediction_is_written_before_the_family_begins_with_the_law_of_all_bu
 
 
 def test_a_run_that_diverges_or_fails_is_marked_and_the_others_go_on(sweep, monkeypatch):
-    def fake(run, report, until):
+    def fake(run, report):
         records.start(run, sizes.facts(run))
         if run.name == "s/a":
             records.write_facts(records.folder(run), status="diverged", reason="loss nan at step 2")
@@ -137,7 +137,7 @@ def test_a_failed_run_is_tried_again_as_often_as_stated_and_its_children_never_s
     grandchild = dataclasses.replace(sweep[3], start=config.Start(run="s/e"))
     sweep, tried = [*sweep[:3], grandchild, child], []
 
-    def fake(run, report, until):
+    def fake(run, report):
         records.start(run, sizes.facts(run))
         tried.append(run.name)
         if run.name == "s/c":
@@ -155,7 +155,7 @@ def test_a_failed_run_is_tried_again_as_often_as_stated_and_its_children_never_s
 def test_what_another_process_trains_is_left_to_it_and_the_predicted_run_waits(sweep, monkeypatch):
     tried = []
 
-    def fake(run, report, until):
+    def fake(run, report):
         records.start(run, sizes.facts(run))
         tried.append(run.name)
         if run.name == "s/d":
@@ -169,7 +169,7 @@ def test_what_another_process_trains_is_left_to_it_and_the_predicted_run_waits(s
 
 
 def test_a_full_disk_stops_the_sweep(sweep, monkeypatch):
-    def full(run, report, until):
+    def full(run, report):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(train, "train", full)

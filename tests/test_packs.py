@@ -11,7 +11,6 @@ import pytest
 
 from lm import attempt, checkpoint, config, launch, mesh, packs, records, train
 
-STEPS = {f"x/{number}": 12 for number in range(3)}
 TOLERANCE = 1e-4  # of losses after a dozen steps: products of a batch of matrices add up elsewise
 
 
@@ -205,8 +204,8 @@ def test_runs_of_another_shape_are_refused_and_never_chosen(tiny, change, words)
     change(runs[1])
     with pytest.raises(ValueError, match=words):
         train.together(runs)
-    assert packs.choose(iter(runs), 3, set(), STEPS) == [runs[0], runs[2]]
-    assert packs.choose(iter(runs[1:]), 3, set(), STEPS) == [runs[1]]
+    assert packs.choose(iter(runs), 3, set()) == [runs[0], runs[2]]
+    assert packs.choose(iter(runs[1:]), 3, set()) == [runs[1]]
     assert not pathlib.Path(tiny.dir).exists()
 
 
@@ -215,7 +214,7 @@ def test_some_runs_are_trained_alone(tiny, knob, value):
     runs = variants(tiny, "x")
     for run in runs:
         setattr(run.mesh if knob == "mesh.exact" else run, knob.split(".")[-1], value)
-    assert packs.choose(iter(runs), 3, set(), STEPS) == runs[:1]
+    assert packs.choose(iter(runs), 3, set()) == runs[:1]
     with pytest.raises(ValueError, match=f"{knob}={value}, and "):
         packs.check(runs)
 
@@ -226,16 +225,16 @@ def test_a_sweep_packs_what_it_can_and_what_breaks_in_a_pack_is_tried_alone(tiny
     for run in more:
         run.name, run.model.d_ff = run.name + "b", 64
 
-    def fake(run, report, until):
+    def fake(run, report):
         if run.name == "s/1b":
             raise RuntimeError("broken")
         records.start(run, {})
         records.write_facts(records.folder(run), status="done")
 
-    def fake_pack(some, report, until):
+    def fake_pack(some, report):
         packed.append([run.name for run in some])
         for run in some:
-            fake(run, report, until)
+            fake(run, report)
         return {run.name: "" for run in some}
 
     monkeypatch.setattr(train, "train", fake)
