@@ -108,7 +108,6 @@ def estimate(
             f"other optima within 1% of the objective: {'; '.join(shown)}: report the profile"
         )
     _noise(result, p, weights)
-    _units(problem, result, found.theta, target, weights)
     if bootstrap and n > p:
         _resample(problem, result, found.theta, weights, bootstrap, resample)
     elif bootstrap:
@@ -258,42 +257,3 @@ def _resample(problem, result, theta, weights, bootstrap, resample) -> None:
     result.ensemble = {k: np.broadcast_to(v, good.sum()) for k, v in moving.items()}
     result.sigmas = None if result.sigmas is None else result.sigmas[good]
     result.resampling = f"{bootstrap} resamples of {mode}"
-
-
-def _units(problem, result, theta, target, weights) -> None:
-    """Refuse mixed units: some rows off the others' law by the factor of nats to bits.
-
-    Rows above the middle of a robust fit's residuals are taken for bits and turned into nats. That
-    is what they are when it makes the misfit vanish, or puts a few rows back among the others.
-    """
-    if result.plain or len(target) < theta.shape[1] + 3 or np.ptp(_log_ratio(result)) < 0.25:
-        return
-    w = None if weights is None else weights[None]
-    upper, step = np.zeros(len(target), bool), -np.log(np.log(2))
-    before = after = np.zeros(len(target))
-    for turn in range(8):
-        robust = _polish(problem, theta, target - step * upper, w, "absolute", 1e-3)
-        params = {name: float(v[0]) for name, v in problem.natural(robust.theta).items()}
-        ratio = target - np.log(result.values(params, *result.x))
-        after = ratio - step * upper
-        before = ratio if turn == 0 else before
-        again = ratio > ((ratio.max() + ratio.min()) / 2 if turn == 0 else step / 2)
-        if (again == upper).all():
-            break
-        upper = again
-    few = upper if upper.mean() <= 0.5 else ~upper
-    if not few.any():
-        return
-    vanished = (after**2).sum() < 0.01 * (before**2).sum()
-    put_back = few.mean() <= 0.2 and np.abs(after[few]).max() < 0.04
-    if vanished or (put_back and np.median(np.abs(after)) < 0.015):
-        names = ", ".join(result.data.names[i] for i in np.flatnonzero(few)[:5])
-        kind = "bits among nats" if few is upper else "nats among bits"
-        raise ValueError(
-            f"{result.columns[result.output]} mixes units: {names} look like {kind}, "
-            f"a factor {1 / np.log(2):.3f} off the others' law; convert them"
-        )
-
-
-def _log_ratio(result) -> np.ndarray:
-    return np.log(result.y / result.fitted)

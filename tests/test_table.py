@@ -47,14 +47,6 @@ def test_repeats_of_one_run_are_kept_and_resampled_together():
     assert found.extra["seed_noise"] == pytest.approx(0.001 / 2**0.5, rel=0.01)
 
 
-def test_losses_in_bits_among_nats_are_refused_by_name():
-    rows = [{"name": f"r{i}", "params": n, "loss": 2 + 40 * n**-0.3} for i, n in
-            enumerate((1e5, 3e5, 1e6, 3e6, 1e7, 3e7, 1e8, 3e8))]  # fmt: skip
-    rows[2]["loss"] /= 0.6931
-    with pytest.raises(ValueError, match="mixes units: r2 look like bits among nats.*1.443"):
-        fit(rows)
-
-
 def test_an_exclusion_rule_is_an_argument_and_leaves_its_trace():
     rows = [{**row, "keep": i % 2} for i, row in enumerate(GOOD)]
     found = fit(rows, where={"keep": 1})

@@ -1,4 +1,4 @@
-"""Twenty-four traps of fitting scaling laws, each with the case that shows it.
+"""Twenty-three traps of fitting scaling laws, each with the case that shows it.
 
 The rows stand in notebooks/data/published.
 """
@@ -153,13 +153,6 @@ def test_11_parameters_are_stored_with_all_their_digits():
     n, d = headline().x
     error = headline().values(rounded, n, d) / headline().y - 1
     assert np.abs(error).mean() > 1.5 * headline().mare
-
-
-def test_12_bits_among_nats_are_refused():
-    mixed = made(0.003)
-    mixed[4] = {**mixed[4], "loss": mixed[4]["loss"] / np.log(2)}
-    with pytest.raises(ValueError, match=r"mixes units: 2.51e\+07x20 look like bits"):
-        laws.chinchilla(mixed, **NAMES)
 
 
 def test_13_smoothing_is_an_argument_and_biases_a_falling_curve():
