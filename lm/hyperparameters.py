@@ -64,33 +64,6 @@ def step_law(n: float, d: float) -> Choice:
     return Choice(lr, 0.58 * d**0.571)
 
 
-def noise_scale(
-    squares: tuple[float, float], batches: tuple[float, float]
-) -> tuple[float, float, float]:
-    """(noise scale tr(S) / |G|^2, |G|^2, tr(S)) from mean squared norms of two batches' gradients.
-
-    squares: E |g|^2 = |G|^2 + tr(S) / B for each of `batches`, whose unit, tokens or sequences, is
-    that of the noise scale: the batch of best trade between steps and data where all directions are
-    alike (McCandlish et al. 2018, arXiv:1812.06162, appendix A.1). No bias in |G|^2 and tr(S), some
-    in their ratio: average both over many steps first. ValueError for equal batches.
-    """
-    (small, large), (few, many) = squares, batches
-    if few <= 0 or many <= 0 or few == many:
-        raise ValueError(f"batches={batches} must be two different sizes above 0")
-    signal = (many * large - few * small) / (many - few)
-    noise = (small - large) / (1 / few - 1 / many)
-    return noise / signal if signal > 0 else math.inf, signal, noise
-
-
-def cost_of_batch(batch: float, critical: float) -> tuple[float, float]:
-    """Steps and data, each over its least, that a batch takes to a loss: 1 + Bc/B and 1 + B/Bc.
-
-    From (S / S_min - 1)(E / E_min - 1) = 1 (McCandlish et al. 2018, equation 2.11).
-    """
-    ratio = _positive("batch", batch) / _positive("critical", critical)
-    return 1 + 1 / ratio, 1 + ratio
-
-
 def _positive(name: str, value: float) -> float:
     if not value > 0 or math.isinf(value):
         raise ValueError(f"{name}={value!r} must be a number above 0")

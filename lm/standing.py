@@ -95,11 +95,6 @@ def _begun(row: dict) -> dict:
     }
 
 
-def _silence(place: Path) -> float:
-    """Seconds since the last row of metrics."""
-    return time.time() - storage.grown_at(place / "metrics.jsonl")
-
-
 def _patience(metrics: list[dict]) -> float:
     """Seconds after which a run without a new row is stuck."""
     took = metrics[-1]["seconds"] - (metrics[-2]["seconds"] if len(metrics) > 1 else 0.0)
