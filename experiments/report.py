@@ -49,7 +49,9 @@ def watch(folder: str) -> None:
     from lm import report, standing
 
     seconds = 10.0
-    while any(run["status"] in ("planned", "running", "stuck") for run in standing.runs(folder)):
+    while any(
+        run["status"] in ("planned", "running", "stuck") for run in standing.run_statuses(folder)
+    ):
         began = time.monotonic()
         page = report.write(folder, refresh=seconds)
         took = time.monotonic() - began

@@ -227,5 +227,5 @@ class Standing:
     def beat(self) -> None:
         """Shows it anew."""
         if self.live.is_started:
-            runs = lm.standing.runs(self.folder)
-            self.live.update(standing(runs, lm.standing.total(runs)))
+            runs = lm.standing.run_statuses(self.folder)
+            self.live.update(standing(runs, lm.standing.sweep_progress(runs)))

@@ -20,18 +20,18 @@ _JSON = flags.DEFINE_bool("json", False, "print JSON")
 
 
 def main() -> int:
-    if not (runs := standing.runs(_DIR.value)):
+    if not (runs := standing.run_statuses(_DIR.value)):
         raise ValueError(f"--dir={_DIR.value} holds no runs")
     if _JSON.value:
-        print(json.dumps({"total": standing.total(runs), "runs": runs}, indent=1))
+        print(json.dumps({"total": standing.sweep_progress(runs), "runs": runs}, indent=1))
     elif _WATCH.value:
-        with Live(show.standing(runs, standing.total(runs)), console=show.console) as live:
+        with Live(show.standing(runs, standing.sweep_progress(runs)), console=show.console) as live:
             while any(run["status"] in ("planned", "running", "stuck") for run in runs):
                 time.sleep(2)
-                runs = standing.runs(_DIR.value)
-                live.update(show.standing(runs, standing.total(runs)))
+                runs = standing.run_statuses(_DIR.value)
+                live.update(show.standing(runs, standing.sweep_progress(runs)))
     else:
-        show.wide().print(show.standing(runs, standing.total(runs)))
+        show.wide().print(show.standing(runs, standing.sweep_progress(runs)))
     return 0
 
 

@@ -44,57 +44,62 @@ def main() -> int:
         mesh,
         plan,
         report,
+        slurm,
         workers,
     )  # JAX comes after memory settings
 
     for run in runs:
         run.dir = _DIR.value or run.dir
     if _ADOPT.value:
-        runs = launch.adopt(runs)
+        runs = launch.keep_original_configs(runs)
     mesh.start()
     exact.fix_threads(max(run.mesh.exact for run in runs))
     cli.join()
     if _WORKER.value:
         with show.Bars() as bars:
-            launch.here(
+            launch.run_pending(
                 *(runs, bars.started, bars.stepped, bars.ended),
-                *(_RETRIES.value, _WORKER.value, _PACK.value),
+                retries=_RETRIES.value,
+                since=_WORKER.value,
+                max_vmapped=_PACK.value,
             )
         if not any(launch.ready(runs, _RETRIES.value, _WORKER.value)):
-            hosts.first(lambda: report.write(launch.folder(runs)) and None)
+            hosts.first(lambda: report.write(launch.sweep_folder(runs)) and None)
         return 0
     if hosts.are_several() and (_JOBS.value > 1 or _ON.value != "here"):
         raise ValueError("--jobs and --on=slurm start processes of their own: leave out the others")
 
-    hosts.first(lambda: launch.check(runs, show.preparing))
-    left = launch.left(runs)
+    hosts.first(lambda: launch.validate_sweep(runs, show.preparing))
+    left = launch.pending(runs)
     device_mesh = mesh.make(runs[0].mesh)
     peak = mesh.peak_flops_per_second(device_mesh, runs[0].model.dtype)
     show.say(f"{mesh.describe(device_mesh)}, {peak / 1e9:.0f} GFLOP/s in matrix products")
     costs = [plan.cost(run, peak, mesh.platform(device_mesh)) for run in runs]
     show.plan(costs, {run.name for run in runs} - {run.name for run in left})
-    show.epochs(launch.epochs(runs))
+    show.epochs(launch.max_epochs_by_source(runs))
 
-    folder = launch.folder(runs)
+    folder = launch.sweep_folder(runs)
     command = [sys.executable, *sys.orig_argv[1:], f"--worker={time.time()}"]
     if left:
-        launch.write_down(_SWEEP.value, runs, costs)
+        launch.write_sweep_files(_SWEEP.value, runs, costs)
     else:
         show.say(f"all {len(runs)} runs are done")
     if left and _ON.value == "slurm":
-        for n, job in workers.submit(runs, command, _JOBS.value, _SLURM.value.split()):
+        for n, job in slurm.submit_slurm(runs, command, _JOBS.value, _SLURM.value.split()):
             show.say(f"SLURM job {job}: {n} workers")
         show.say(f"watch them: uv run python -m experiments.status --dir={folder} --watch")
         return 0
     if left and _JOBS.value > 1:
         with show.Standing(folder) as standing:
-            statuses = workers.here(command, _JOBS.value, folder / "workers", standing.beat)
+            statuses = workers.run_local(command, _JOBS.value, folder / "workers", standing.beat)
         if stopped := [status for status in statuses if status >= 128]:
             raise KeyboardInterrupt(f"stopped by {signal.Signals(stopped[0] - 128).name} ")
     elif left:
         with show.Bars() as bars:
-            launch.here(
-                *(runs, bars.started, bars.stepped, bars.ended, _RETRIES.value), pack=_PACK.value
+            launch.run_pending(
+                *(runs, bars.started, bars.stepped, bars.ended),
+                retries=_RETRIES.value,
+                max_vmapped=_PACK.value,
             )
     return hosts.first(lambda: finish(folder))
 

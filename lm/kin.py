@@ -1,9 +1,11 @@
-"""Do branches of a trunk end where runs do that are trained alone?
+"""Compare the final loss of cooldown branches with independently trained runs.
 
-    for one in kin.agreement(records.rows("runs/branches")): print(one["tokens"], one["apart"])
+    for branch in kin.branch_agreement(records.rows("runs/branches")):
+        print(branch["tokens"], branch["difference"], branch["agrees"])
 
-A branch takes most of its training from a trunk (sizes.branches); a run alone goes the whole way by
-itself, with the same schedule. What tells them apart is what seeds do to runs alone.
+A cooldown branch shares most of its training with a trunk run (sizes.branches). An independent run
+trains from the start with the same schedule. The spread of independent runs over seeds is the noise
+of the comparison.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,43 +15,75 @@ from scipy import stats
 
 from lm import table
 
-SIZE, TOKENS, LOSS = "params.non_embedding", "tokens", "eval.loss"
+SIZE, TOKENS, LOSS = "params.non_embedding", "tokens", "eval.loss"  # columns
 LEVEL = 0.95  # of the intervals
 
 
-def agreement(
+def branch_agreement(
     rows: Sequence[Mapping], y: str = LOSS, tolerance: float = 0.02, level: float = LEVEL
 ) -> list[dict]:
-    """Each branch beside the runs alone of its size and, within a share, its tokens.
+    """Compare each branch with the independent runs of its size and its token budget.
 
-    {"size", "tokens", "branch", "alone", "n", "apart", "lo", "hi", "agrees"}: apart is log loss of
-    the branch less the mean of n runs alone, lo to hi where that of one more run alone would lie,
-    by Student's t and the spread of seeds, pooled over all budgets. ValueError for no pair, or
-    where no budget has two runs alone.
+    Return dicts with the keys size, tokens, branch_loss, independent_loss (geometric mean),
+    n_independent, difference, lo, hi and agrees. difference: log loss of the branch minus the mean
+    log loss of the independent runs. lo, hi: interval of this difference for one more independent
+    run, by Student's t with a standard deviation over seeds pooled over all budgets. tolerance:
+    relative difference up to which budgets are equal. Raise ValueError if no branch has two
+    independent runs.
     """
-    done = [row for row in rows if row["status"] == "done" and np.isfinite(table.number(row[y]))]
-    trunks = {table.trunk_of(row) for row in rows}
-    branches = [row for row in done if table.trunk_of(row)]
-    alone = [row for row in done if not row.get("start.run") and row["name"] not in trunks]
-    found, residuals, degrees = [], [], 0
+    branches, independent = _split_rows(rows, y)
+    comparisons = []
+    residuals: list[float] = []
+    degrees = 0  # of freedom
     for branch in sorted(branches, key=lambda row: (row[SIZE], row[TOKENS])):
-        logs = np.log([row[y] for row in alone if _alike(row, branch, tolerance)])
-        if len(logs):
-            residuals, degrees = [*residuals, *(logs - logs.mean())], degrees + len(logs) - 1
-            one = {"size": branch[SIZE], "tokens": branch[TOKENS], "branch": branch[y]}
-            one |= {"alone": float(np.exp(logs.mean())), "n": len(logs)}
-            found.append(one | {"apart": float(np.log(branch[y]) - logs.mean())})
+        log_losses = np.log([row[y] for row in independent if _is_same(row, branch, tolerance)])
+        if len(log_losses):
+            residuals += list(log_losses - log_losses.mean())
+            degrees += len(log_losses) - 1
+            comparisons.append(_compare(branch, y, log_losses))
     if not degrees:
         raise ValueError(
-            f"{len(branches)} branches, {len(alone)} runs alone: a branch needs two runs of its"
-            f" size and tokens, of different seeds, as in configs/sweeps/branches.py"
+            f"{len(branches)} branches, {len(independent)} independent runs: a branch needs two"
+            f" independent runs of its size and tokens with different seeds, as in"
+            f" configs/sweeps/branches.py"
         )
     sd = float(np.sqrt(np.square(residuals).sum() / degrees))
-    for one in found:
-        reach = float(stats.t.ppf((1 + level) / 2, degrees)) * sd * (1 + 1 / one["n"]) ** 0.5
-        one |= {"lo": -reach, "hi": reach, "agrees": abs(one["apart"]) <= reach}
-    return found
+    quantile = float(stats.t.ppf((1 + level) / 2, degrees))
+    for comparison in comparisons:
+        half_width = quantile * sd * (1 + 1 / comparison["n_independent"]) ** 0.5
+        comparison |= {
+            "lo": -half_width,
+            "hi": half_width,
+            "agrees": abs(comparison["difference"]) <= half_width,
+        }
+    return comparisons
 
 
-def _alike(row: Mapping, branch: Mapping, tolerance: float) -> bool:
+def _split_rows(rows: Sequence[Mapping], y: str) -> tuple[list[Mapping], list[Mapping]]:
+    """Return finished branches and finished independent runs with a finite loss."""
+    finished = [
+        row for row in rows if row["status"] == "done" and np.isfinite(table.number(row[y]))
+    ]
+    trunks = {table.trunk_of(row) for row in rows}
+    branches = [row for row in finished if table.trunk_of(row)]
+    independent = [
+        row for row in finished if not row.get("start.run") and row["name"] not in trunks
+    ]
+    return branches, independent
+
+
+def _compare(branch: Mapping, y: str, log_losses: np.ndarray) -> dict:
+    """Return the comparison of a branch with independent runs, without its interval."""
+    return {
+        "size": branch[SIZE],
+        "tokens": branch[TOKENS],
+        "branch_loss": branch[y],
+        "independent_loss": float(np.exp(log_losses.mean())),
+        "n_independent": len(log_losses),
+        "difference": float(np.log(branch[y]) - log_losses.mean()),
+    }
+
+
+def _is_same(row: Mapping, branch: Mapping, tolerance: float) -> bool:
+    """Return True if a run has the size and, within tolerance, the tokens of a branch."""
     return row[SIZE] == branch[SIZE] and abs(row[TOKENS] / branch[TOKENS] - 1) <= tolerance

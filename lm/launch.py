@@ -1,8 +1,9 @@
-"""Runs of a sweep: which are done, half done or missing, and doing what is left.
+"""Train the pending runs of a sweep.
 
-Nothing drives a sweep but its folder: calling `here` again, after any end, goes on where that was.
+The state of a sweep is its folder: `run_pending` continues where an earlier call ended.
 """
 
+import dataclasses
 import datetime
 import functools
 import time
@@ -29,213 +30,273 @@ from lm import (
 )
 
 
-def check(runs: list[config.Run], report: Callable | None = None) -> None:
-    """ValueError for the first thing that would stop a run of the sweep; prepares its text.
+def validate_sweep(runs: list[config.Run], report: Callable | None = None) -> None:
+    """Raise ValueError for the first problem that would stop a run, and prepare all text.
 
-    report: see corpus.prepare.
+    report: progress callback of the preparation, see corpus.prepare.
     """
-    if not runs:
-        raise ValueError("the sweep has no runs: get_sweep must yield at least one")
-    folder(runs)
-    names = [run.name for run in runs]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise ValueError(
-            f"two runs are named {', '.join(twice)}: every run needs a name of its own"
-        )
+    _validate_names(runs)
     if sum(run.predict for run in runs) > 1:
-        raise ValueError("predict=True in more than one run: a sweep predicts one")
+        raise ValueError("predict=True in more than one run. A sweep predicts at most one run.")
     by_name = {run.name: run for run in runs}
-    for run in ordered(runs):
+    for run in topological_order(runs):
         checks.check(run)
         mirrors.check(run)
         records.compare(run)
         mesh.check(run, mesh.make(run.mesh))
         if run.start.run:
-            lineage.check(run, by_name.get(run.start.run) or lineage.parent(run))
-    for listed in {run.eval.tasks for run in runs}:
-        tasks.load_all(listed)
+            lineage.check(run, _parent(run, by_name))
+    for task_names in {run.eval.tasks for run in runs}:
+        tasks.load_all(task_names)
     for run in runs:
         data.load(run.data, run.seed, report).check(run.steps)
 
 
-def adopt(runs: list[config.Run]) -> list[config.Run]:
-    """The runs, those that have begun as they were when they began: an edited sweep goes on."""
-    begun = {
-        run.name: records.folder(run) for run in runs if records.read_facts(records.folder(run))
-    }
-    return [records.read_config(begun[run.name]) if run.name in begun else run for run in runs]
+def keep_original_configs(runs: list[config.Run]) -> list[config.Run]:
+    """Return the runs with the stored config in place of the given one for each started run.
 
-
-def epochs(runs: list[config.Run]) -> dict[str, float]:
-    """Source -> how often the run that sees it most sees it."""
-    most: dict[str, float] = {}
-    for run in runs:
-        for source, times in data.load(run.data, run.seed).epochs(run.steps).items():
-            most[source] = max(times, most.get(source, 0.0))
-    return most
-
-
-def folder(runs: list[config.Run]) -> Path:
-    """The folder that all runs of a sweep share: DIR/SWEEP of names SWEEP/RUN."""
-    places = {str(storage.at(run.dir) / run.name.split("/")[0]) for run in runs if "/" in run.name}
-    if len(places) != 1 or any("/" not in run.name for run in runs):
-        names = ", ".join(sorted({run.name for run in runs})[:3])
-        raise ValueError(f"names of a sweep's runs must be SWEEP/RUN with one SWEEP, not {names}")
-    return storage.at(places.pop())
-
-
-def write_down(sweep: str, runs: list[config.Run], costs: list[dict]) -> None:
-    """sweep.json and plan.json: what was asked for, and what it should have cost.
-
-    Pins the checkpoints that runs of the sweep are to start from.
+    A sweep that was edited after its start can continue with the result.
     """
-    place, when = folder(runs), _now()
-    command = f"uv run python -m experiments.sweep --sweep={sweep}"
-    names = [run.name for run in runs]
-    asked = {"sweep": sweep, "runs": names, "command": command, "created": when}
-    records.write_json(place / "sweep.json", asked)
-    records.write_json(place / "plan.json", {"runs": costs})
+    folders = [records.folder(run) for run in runs]
+    return [
+        records.read_config(folder) if records.read_facts(folder) else run
+        for run, folder in zip(runs, folders, strict=True)
+    ]
+
+
+def max_epochs_by_source(runs: list[config.Run]) -> dict[str, float]:
+    """Return the largest number of epochs over each data source in any run."""
+    max_epochs: dict[str, float] = {}
+    for run in runs:
+        for source, n_epochs in data.load(run.data, run.seed).epochs(run.steps).items():
+            max_epochs[source] = max(n_epochs, max_epochs.get(source, 0.0))
+    return max_epochs
+
+
+def sweep_folder(runs: list[config.Run]) -> Path:
+    """Return the common folder DIR/SWEEP of runs that are named SWEEP/RUN.
+
+    Raise ValueError if a name has another form or if the runs have different folders.
+    """
+    folders = {str(storage.at(run.dir) / run.name.split("/")[0]) for run in runs if "/" in run.name}
+    if len(folders) != 1 or any("/" not in run.name for run in runs):
+        names = ", ".join(sorted({run.name for run in runs})[:3])
+        raise ValueError(
+            f"name={names}: names in a sweep must be SWEEP/RUN with one SWEEP. Rename the runs."
+        )
+    return storage.at(folders.pop())
+
+
+def write_sweep_files(sweep: str, runs: list[config.Run], costs: list[dict]) -> None:
+    """Write sweep.json (the request) and plan.json (the estimated costs).
+
+    Also protect the checkpoints from which runs of the sweep will start.
+    """
+    folder = sweep_folder(runs)
+    request = {
+        "sweep": sweep,
+        "runs": [run.name for run in runs],
+        "command": f"uv run python -m experiments.sweep --sweep={sweep}",
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+    records.write_json(folder / "sweep.json", request)
+    records.write_json(folder / "plan.json", {"runs": costs})
     by_name = {run.name: run for run in runs}
     for run in runs:
         if run.start.run:
-            parent = by_name.get(run.start.run) or lineage.parent(run)
+            parent = _parent(run, by_name)
             checkpoint.pin(parent, lineage.first_step(run, parent), run.name)
 
 
-def left(runs: list[config.Run]) -> list[config.Run]:
-    """The runs that are not finished, in the order to run them."""
-    placed = ordered(runs)
-    finished = hosts.first(lambda: [records.is_finished(run) for run in placed])
-    return [run for run, is_done in zip(placed, finished, strict=True) if not is_done]
+def pending(runs: list[config.Run]) -> list[config.Run]:
+    """Return the runs that are not finished, in training order."""
+    ordered_runs = topological_order(runs)
+    are_finished = hosts.first(lambda: [records.is_finished(run) for run in ordered_runs])
+    return [
+        run for run, is_finished in zip(ordered_runs, are_finished, strict=True) if not is_finished
+    ]
 
 
-def ordered(runs: list[config.Run]) -> list[config.Run]:
-    """Each run after the one it starts from; what is predicted, with its family, at the end.
+def topological_order(runs: list[config.Run]) -> list[config.Run]:
+    """Return the runs with each parent run before its children.
 
-    ValueError for runs that start from each other in a circle.
+    The predicted run and its related runs come last. Raise ValueError for circular parents.
     """
     by_name = {run.name: run for run in runs}
-    placed: dict[str, config.Run] = {}
-
-    def place(run: config.Run, children: tuple[str, ...] = ()) -> None:
-        if run.name in children:
-            circle = " <- ".join((*children[children.index(run.name) :], run.name))
-            raise ValueError(f"start.run={run.start.run!r} makes a circle: {circle}")
-        if run.start.run in by_name:
-            place(by_name[run.start.run], (*children, run.name))
-        placed.setdefault(run.name, run)
-
-    late = prediction.family(runs)
-    for run in sorted(runs, key=lambda run: run.name in late):
-        place(run)
-    return list(placed.values())
+    related = prediction.related_runs(runs)
+    ordered_runs: dict[str, config.Run] = {}
+    for run in sorted(runs, key=lambda run: run.name in related):
+        for ancestor in _ancestors(run, by_name):
+            ordered_runs.setdefault(ancestor.name, ancestor)
+    return list(ordered_runs.values())
 
 
-def here(
+@dataclasses.dataclass
+class _Failures:
+    """Runs that one call of `run_pending` does not select as usual, by name."""
+
+    locked: set[str] = dataclasses.field(default_factory=set)  # another process got the lock first
+    unvmapped: set[str] = dataclasses.field(default_factory=set)  # their common program failed
+
+
+def run_pending(
     runs: list[config.Run],
-    started: Callable[[config.Run], None] = lambda run: None,
-    stepped: Callable[[config.Run, dict], None] = lambda run, row: None,
-    ended: Callable[[config.Run, str], None] = lambda run, reason: None,
+    on_start: Callable[[config.Run], None] = lambda run: None,
+    on_metrics: Callable[[config.Run, dict], None] = lambda run, row: None,
+    on_end: Callable[[config.Run, str], None] = lambda run, reason: None,
     retries: int = 0,
     since: float | None = None,
-    pack: int = 1,
+    max_vmapped: int = 1,
 ) -> None:
-    """Does what is ready, one run after another in this process, until nothing is.
+    """Train runs in this process, one after another, until no run is ready.
 
-    pack: as many runs at most are trained in one program, where they can be: see lm/packs.py.
+    Any number of processes may call this at the same time: the process with the lock of a run
+    trains it. A run that diverges or fails is recorded as such, and the sweep continues. A signal,
+    a full disk or a read-only disk stops the sweep. The same call continues it.
 
-    Any number of processes may do this at once: a run is trained by the one that has its lock. A
-    run that diverges or fails is marked so and the others go on; one that failed is tried `retries`
-    more times, failures before `since` (seconds of time.time(); default: now) not counted. A
-    signal, a full disk or one that is read-only stops the sweep: the same call goes on with it.
+    on_metrics: receives each row of metrics.jsonl. on_end: receives the reason of an early end, or
+    "". retries: additional attempts after a failure. since: Unix time in seconds, earlier failures
+    do not count, default now. max_vmapped: number of runs in one program, at most (lm/packs.py).
     """
     since = time.time() if since is None else since
-    taken: set[str] = set()  # between our look and our lock
-    alone: set[str] = set()  # out of a pack that broke
-    by_name, late = {run.name: run for run in runs}, prediction.family(runs)
+    failures = _Failures()
+    by_name = {run.name: run for run in runs}
 
-    def choose() -> list[str]:
-        """The runs to do now. The prediction is written before the first of its family."""
-        free = (run for run in ready(runs, retries, since) if run.name not in taken)
-        found = packs.choose(free, pack, alone)
-        if any(run.name in late for run in found):
-            prediction.predict(runs, folder(runs))
-        return [run.name for run in found]
+    def select() -> list[str]:
+        return _select_next(runs, retries, since, max_vmapped, failures)
 
-    while names := hosts.first(choose):
-        now = [by_name[name] for name in names]
-        for run in now:
-            started(run)
-        try:
-            if len(now) == 1:
-                train.train(now[0], functools.partial(stepped, now[0]))
-            else:
-                train.together(now, stepped)
-            reasons = {run.name: _reason(run) for run in now}
-        except OSError:
-            raise
-        except train.Diverged as error:
-            reasons = {names[0]: str(error)}
-        except Exception as error:
-            words = f"{type(error).__name__}: {error}"
-            if len(now) > 1:  # alone, the one at fault says so of itself
-                alone |= set(names)
-                words = f"goes on alone after {words}"
-            elif isinstance(error, guard.Taken):
-                taken.add(names[0])
-                words = str(error)
-            else:
-                _mark_failed(now[0], words)
-            reasons = dict.fromkeys(names, words)
-        for run in now:
-            ended(run, reasons[run.name])
-
-
-def _reason(run: config.Run) -> str:
-    """Why a run ended before its last step, or should be doubted; "" for most."""
-    return records.read_facts(records.folder(run)).get("reason", "")
-
-
-def _mark_failed(run: config.Run, reason: str) -> None:
-    where = records.folder(run)
-    if hosts.is_first():
-        storage.write(where / "error.txt", traceback.format_exc())
-    failed_at = [*records.read_facts(where).get("failed_at", []), time.time()]
-    records.write_facts(where, status="failed", reason=reason, failed_at=failed_at)
+    while names := hosts.first(select):
+        group = [by_name[name] for name in names]
+        for run in group:
+            on_start(run)
+        reasons = _train_group(group, on_metrics, failures)
+        for run in group:
+            on_end(run, reasons[run.name])
 
 
 def ready(runs: list[config.Run], retries: int, since: float) -> Iterator[config.Run]:
-    """The runs that are left and can start now, in the order to run them.
+    """Yield the runs that can start now, in training order. Arguments: see `run_pending`.
 
-    Not ready are those that another process trains, that are lost to this call, that start from a
-    run that is not done, and the predicted one and its family as long as another may still start.
+    A run waits while another process trains it and until its parent run is finished. The predicted
+    run and its related runs wait until no other run can start or is in training. A run that has
+    diverged or failed too often is never ready, nor are its descendants.
     """
-    by_name, late = {run.name: run for run in runs}, prediction.family(runs)
-    hopeless: set[str] = set()
-    is_waiting = False
-    for run in ordered(runs):
+    by_name = {run.name: run for run in runs}
+    related = prediction.related_runs(runs)
+    unreachable: set[str] = set()
+    has_unrelated_pending = False
+    for run in topological_order(runs):
         facts = records.read_facts(records.folder(run))
-        if _is_lost(run, facts, hopeless, retries, since):
-            hopeless.add(run.name)
-        elif not records.is_finished(run):
-            parent = by_name.get(run.start.run)
-            is_blocked = (
-                guard.is_alive(records.folder(run))
-                or (parent is not None and not records.is_finished(parent))
-                or (run.name in late and is_waiting)
-            )
-            is_waiting = is_waiting or run.name not in late
-            if not is_blocked:
-                yield run
+        if run.start.run in unreachable or _has_failed(facts, retries, since):
+            unreachable.add(run.name)
+            continue
+        if records.is_finished(run):
+            continue
+        parent = by_name.get(run.start.run)
+        is_related = run.name in related
+        is_blocked = (
+            guard.is_alive(records.folder(run))
+            or (parent is not None and not records.is_finished(parent))
+            or (is_related and has_unrelated_pending)
+        )
+        has_unrelated_pending = has_unrelated_pending or not is_related
+        if not is_blocked:
+            yield run
 
 
-def _is_lost(run: config.Run, facts: dict, hopeless: set[str], retries: int, since: float) -> bool:
-    """Whether a run failed too often, diverged, or starts from such a run."""
-    n_failed = sum(when >= since for when in facts.get("failed_at", []))
-    is_out = facts.get("status") == "diverged"
-    return n_failed > retries or run.start.run in hopeless or is_out
+def _validate_names(runs: list[config.Run]) -> None:
+    if not runs:
+        raise ValueError("the sweep has no runs. get_sweep must yield at least one run.")
+    sweep_folder(runs)
+    names = [run.name for run in runs]
+    duplicates = sorted({name for name in names if names.count(name) > 1})
+    if duplicates:
+        raise ValueError(
+            f"name={', '.join(duplicates)} is the name of two runs. Give each run a unique name."
+        )
 
 
-def _now() -> str:
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+def _parent(run: config.Run, by_name: dict[str, config.Run]) -> config.Run:
+    """Return the parent run, from the sweep if it is there, otherwise from disk."""
+    return by_name.get(run.start.run) or lineage.parent(run)
+
+
+def _ancestors(run: config.Run, by_name: dict[str, config.Run]) -> list[config.Run]:
+    """Return the run and its ancestors in the sweep, oldest first.
+
+    Raise ValueError if a run is its own ancestor.
+    """
+    line = [run]
+    while line[-1].start.run in by_name:
+        parent = by_name[line[-1].start.run]
+        names = [descendant.name for descendant in line]
+        if parent.name in names:
+            circle = " <- ".join((*names[names.index(parent.name) :], parent.name))
+            raise ValueError(f"start.run={parent.start.run!r} makes a circle: {circle}")
+        line.append(parent)
+    return line[::-1]
+
+
+def _select_next(
+    runs: list[config.Run], retries: int, since: float, max_vmapped: int, failures: _Failures
+) -> list[str]:
+    """Return the names of the runs to train next, in one program.
+
+    Write the prediction before the first related run of the predicted run starts.
+    """
+    ready_runs = (run for run in ready(runs, retries, since) if run.name not in failures.locked)
+    group = packs.choose(ready_runs, max_vmapped, failures.unvmapped)
+    related = prediction.related_runs(runs)
+    if any(run.name in related for run in group):
+        prediction.write_prediction(runs, sweep_folder(runs))
+    return [run.name for run in group]
+
+
+def _train_group(
+    group: list[config.Run],
+    on_metrics: Callable[[config.Run, dict], None],
+    failures: _Failures,
+) -> dict[str, str]:
+    """Train runs in one program. Return, for each name, the reason of an early end, or ""."""
+    try:
+        if len(group) == 1:
+            train.train(group[0], functools.partial(on_metrics, group[0]))
+        else:
+            train.together(group, on_metrics)
+        return {run.name: _recorded_reason(run) for run in group}
+    except OSError:  # a disk that is full or read-only affects all runs
+        raise
+    except train.Diverged as error:
+        return {group[0].name: str(error)}
+    except Exception as error:
+        reason = _record_failure(group, error, failures)
+        return dict.fromkeys([run.name for run in group], reason)
+
+
+def _record_failure(group: list[config.Run], error: Exception, failures: _Failures) -> str:
+    """Record an error of `_train_group`. Return it as one line."""
+    message = f"{type(error).__name__}: {error}"
+    if len(group) > 1:
+        # The error does not name its run. Each run is trained in its own program to find it.
+        failures.unvmapped |= {run.name for run in group}
+        return f"will be trained in its own program after {message}"
+    if isinstance(error, guard.Taken):
+        failures.locked.add(group[0].name)
+        return str(error)
+    folder = records.folder(group[0])
+    if hosts.is_first():
+        storage.write(folder / "error.txt", traceback.format_exc())
+    failed_at = [*records.read_facts(folder).get("failed_at", []), time.time()]
+    records.write_facts(folder, status="failed", reason=message, failed_at=failed_at)
+    return message
+
+
+def _recorded_reason(run: config.Run) -> str:
+    """Return the recorded reason of an early end or of a useless result, or ""."""
+    return records.read_facts(records.folder(run)).get("reason", "")
+
+
+def _has_failed(facts: dict, retries: int, since: float) -> bool:
+    """Return True if a run has diverged or has used all its attempts."""
+    n_failed = sum(failure_time >= since for failure_time in facts.get("failed_at", []))
+    return n_failed > retries or facts.get("status") == "diverged"

@@ -1,6 +1,8 @@
-"""What the law of a sweep's other runs says of the one with predict=True, before that starts.
+"""Predict the loss of the run with predict=True from the other runs, before it starts.
 
-predict(runs, launch.folder(runs))     # prediction.json: value, lo, hi, level, fit; or refused
+    prediction.write_prediction(runs, launch.sweep_folder(runs))
+
+prediction.json has value, lo, hi, level and fit, or the field refused with a reason.
 """
 
 import datetime
@@ -9,80 +11,100 @@ from pathlib import Path
 
 from lm import config, laws, mastery, records, sizes
 
-X, Y = "params.non_embedding", "eval.loss"  # of the law that predicts
-SAME_TOKENS = 0.02  # budgets no further apart than this are the same
+X, Y = "params.non_embedding", "eval.loss"  # input and output of the law
+BUDGET_TOLERANCE = 0.02  # relative difference up to which two token budgets are equal
 
 
-def family(runs: list[config.Run]) -> set[str]:
-    """Names of the predicted run, of those it starts from, and of all that start from these.
+def related_runs(runs: list[config.Run]) -> set[str]:
+    """Return the names of the predicted run, its ancestors, and all their descendants.
 
-    The law that predicts may see none of them: a branch shares most of its training with its trunk
-    and with the trunk's other branches. Empty where nothing is predicted.
+    The law must not use these runs: a cooldown branch shares most of its training with its trunk
+    and with the other branches of the trunk. The set is empty if no run is predicted.
     """
     by_name = {run.name: run for run in runs}
     line = [run for run in runs if run.predict]
     while line and line[-1].start.run in by_name and by_name[line[-1].start.run] not in line:
         line.append(by_name[line[-1].start.run])
-    found = {run.name for run in line}
-    while more := {run.name for run in runs if run.start.run in found} - found:
-        found |= more
-    return found
+    related = {run.name for run in line}
+    while children := {run.name for run in runs if run.start.run in related} - related:
+        related |= children
+    return related
 
 
-def predict(runs: list[config.Run], folder: Path) -> None:
-    """Writes prediction.json into a sweep's folder: what the law says of the run to predict.
+def write_prediction(runs: list[config.Run], folder: Path) -> None:
+    """Fit a law to finished runs and write its prediction to prediction.json in the sweep folder.
 
-    The law is that of its `peers`. Where the sweep has several token budgets, "joint" is what
-    L(N, D) of all but its family says of it. Once a run of the family has begun, a prediction is
-    left as it is.
+    The law uses the runs of `runs_to_fit`. A sweep with several token budgets also gets a "joint"
+    prediction from L(N, D) of all unrelated runs. An existing prediction is not changed after one
+    of the related runs has started.
     """
-    target, late = next(run for run in runs if run.predict), family(runs)
-    if any(records.read_facts(records.folder(run)) for run in runs if run.name in late):
+    target = next(run for run in runs if run.predict)
+    related = related_runs(runs)
+    if any(records.read_facts(records.folder(run)) for run in runs if run.name in related):
         return
-    every = {row["name"]: row for row in records.rows(folder)}
-    equal, rest = ([every[name] for name in names if name in every] for names in peers(runs))
-    size = sizes.counts(target.model)["non_embedding"]
-    said = {"target": target.name, "x": X, "y": Y, X: size, "runs": [row["name"] for row in equal]}
-    said |= _guess(lambda: laws.power(equal, x=X, y=Y), size)
-    if len(rest) > len(equal):
-        joint = _guess(lambda: laws.chinchilla(rest, n=X, y=Y), size, sizes.tokens(target))
-        said["joint"] = joint | {"runs": [row["name"] for row in rest]}
-    if target.eval.tasks:
-        said["tasks"] = mastery.foretell(equal, size)
-    records.write_json(
-        folder / "prediction.json",
-        said | {"written": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")},
+    rows = {row["name"]: row for row in records.rows(folder)}
+    same_budget, any_budget = (
+        [rows[name] for name in names if name in rows] for names in runs_to_fit(runs)
     )
+    n_params = sizes.counts(target.model)["non_embedding"]
+    prediction = {
+        "target": target.name,
+        "x": X,
+        "y": Y,
+        X: n_params,
+        "runs": [row["name"] for row in same_budget],
+    }
+    prediction |= _predict(lambda: laws.power(same_budget, x=X, y=Y), n_params)
+    if len(any_budget) > len(same_budget):
+        n_tokens = sizes.tokens(target)
+        joint = _predict(lambda: laws.chinchilla(any_budget, n=X, y=Y), n_params, n_tokens)
+        prediction["joint"] = joint | {"runs": [row["name"] for row in any_budget]}
+    if target.eval.tasks:
+        prediction["tasks"] = mastery.foretell(same_budget, n_params)
+    prediction["written"] = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    records.write_json(folder / "prediction.json", prediction)
 
 
-def peers(runs: list[config.Run]) -> tuple[list[str], list[str]]:
-    """Names of the runs that can speak for the predicted one: of its tokens, and of any.
+def runs_to_fit(runs: list[config.Run]) -> tuple[list[str], list[str]]:
+    """Return the names of the runs for the law: of the target's token budget, and of any budget.
 
-    Neither its family nor trunks, whose learning rate never falls, can. Where none has its tokens,
-    those of its tokens a parameter are the first: then size and tokens grow along one line.
+    Both lists exclude related runs and trunks, because a trunk does not decay its learning rate. If
+    no run has the target's budget, the first list has the runs with its tokens per parameter: size
+    and tokens then grow in proportion.
     """
-    target, late = next(run for run in runs if run.predict), family(runs)
+    target = next(run for run in runs if run.predict)
+    related = related_runs(runs)
     trunks = {run.start.run for run in runs if run.start.keep == "state"}
-    found = [run for run in runs if run.name not in late | trunks]
-    equal = _alike(found, target, sizes.tokens) or _alike(found, target, _tokens_a_parameter)
-    return equal, sorted(run.name for run in found)
+    candidates = [run for run in runs if run.name not in related | trunks]
+    same_budget = _names_like(candidates, target, sizes.tokens)
+    same_budget = same_budget or _names_like(candidates, target, _tokens_per_parameter)
+    return same_budget, sorted(run.name for run in candidates)
 
 
-def _alike(runs: list[config.Run], target: config.Run, measure: Callable) -> list[str]:
-    wanted = measure(target)
-    return sorted(r.name for r in runs if abs(measure(r) - wanted) <= SAME_TOKENS * wanted)
+def _names_like(
+    runs: list[config.Run], target: config.Run, measure: Callable[[config.Run], float]
+) -> list[str]:
+    """Return the sorted names of the runs whose measure is that of the target, within tolerance."""
+    value = measure(target)
+    tolerance = BUDGET_TOLERANCE * value
+    return sorted(run.name for run in runs if abs(measure(run) - value) <= tolerance)
 
 
-def _tokens_a_parameter(run: config.Run) -> float:
+def _tokens_per_parameter(run: config.Run) -> float:
     return sizes.tokens(run) / sizes.counts(run.model)["total"]
 
 
-def _guess(fit_law: Callable, *at: float) -> dict:
-    """What a law says at a size: value, lo, hi, level, fit; or why it says nothing: refused."""
+def _predict(fit_law: Callable, *inputs: float) -> dict:
+    """Return value, lo, hi, level and fit of a law at the inputs, or the reason as refused."""
     try:
         fit = fit_law()
-        guess = fit.predict(*at)
-    except ValueError as refusal:
-        return {"refused": str(refusal)}
-    said = {"value": float(guess.value), "lo": float(guess.lo), "hi": float(guess.hi)}
-    return said | {"level": guess.level, "fit": fit.to_dict()}
+        prediction = fit.predict(*inputs)
+    except ValueError as error:
+        return {"refused": str(error)}
+    return {
+        "value": float(prediction.value),
+        "lo": float(prediction.lo),
+        "hi": float(prediction.hi),
+        "level": prediction.level,
+        "fit": fit.to_dict(),
+    }

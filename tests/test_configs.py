@@ -23,7 +23,7 @@ def test_a_sweep_can_run_and_says_how(name):
     module = importlib.import_module(f"configs.sweeps.{name}")
     runs = [checks.check(run) for run in module.get_sweep()]
     assert len({run.name for run in runs}) == len(runs) > 1
-    assert str(launch.folder(runs)) == f"runs/{name}"
+    assert str(launch.sweep_folder(runs)) == f"runs/{name}"
     assert f"--sweep=configs/sweeps/{name}.py" in module.__doc__
 
 

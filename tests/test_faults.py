@@ -118,7 +118,7 @@ def test_a_run_in_training_is_left_alone(tiny):
     (launched,) = [dataclasses.replace(tiny, name="s/tiny")]
     reasons = []
     with guard.Guard(records.folder(launched)):
-        launch.here([launched], ended=lambda run, reason: reasons.append(reason))
+        launch.run_pending([launched], on_end=lambda run, reason: reasons.append(reason))
         with pytest.raises(guard.Taken, match="is being trained by process"):
             train.train(launched)
     assert reasons == []  # not ready: another process has it

@@ -57,7 +57,7 @@ FLOORS: list[list[list[str]]] = [
         [
             *("mirrors", "proof", "checkpoint", "lineage", "decode", "sample", "evaluate", "exam"),
             *("programs", "packs", "coordinates", "ledger", "attempt", "train", "plan"),
-            *(*QUOTES, "prediction", "launch", "workers"),
+            *(*QUOTES, "prediction", "launch", "workers", "slurm"),
         ]
     ],
     [["harness"], ["stock", "hf_writer", "hf_reader"]],

@@ -1,4 +1,4 @@
-"""Branches beside runs alone, of made-up losses."""
+"""Comparison of branches with independent runs, on synthetic losses."""
 
 import numpy as np
 import pytest
@@ -24,17 +24,23 @@ def rows(shift=0.0, seeds=3, trial=0) -> list[dict]:
     return [{"status": "done", kin.SIZE: 8000} | row for row in found]
 
 
-def test_branches_agree_as_often_as_the_level_says_where_only_seeds_part_them():
-    found = [one["agrees"] for trial in range(200) for one in kin.agreement(rows(trial=trial))]
-    assert len(found) == 400 and 0.92 < np.mean(found) < 0.98
+def test_agreement_rate_equals_level_under_seed_noise():
+    """Branches that differ from independent runs by seed noise alone agree in 95% of the cases."""
+    agreements = [
+        comparison["agrees"]
+        for trial in range(200)
+        for comparison in kin.branch_agreement(rows(trial=trial))
+    ]
+    assert len(agreements) == 400 and 0.92 < np.mean(agreements) < 0.98
 
 
-def test_a_branch_that_is_worse_by_much_more_than_seeds_are_apart_is_told():
-    found = kin.agreement(rows(shift=0.05))
-    assert [one["n"] for one in found] == [3, 3] and not any(one["agrees"] for one in found)
-    assert all(0.03 < one["apart"] < 0.07 and one["lo"] == -one["hi"] for one in found)
+def test_branch_far_above_seed_noise_disagrees():
+    comparisons = kin.branch_agreement(rows(shift=0.05))
+    assert [c["n_independent"] for c in comparisons] == [3, 3]
+    assert not any(c["agrees"] for c in comparisons)
+    assert all(0.03 < c["difference"] < 0.07 and c["lo"] == -c["hi"] for c in comparisons)
 
 
-def test_one_run_alone_says_nothing_of_seeds():
-    with pytest.raises(ValueError, match="2 branches, 2 runs alone: a branch needs two runs"):
-        kin.agreement(rows(seeds=1))
+def test_single_independent_run_is_refused():
+    with pytest.raises(ValueError, match="2 branches, 2 independent runs: a branch needs two"):
+        kin.branch_agreement(rows(seeds=1))

@@ -19,7 +19,7 @@ def sweep(tiny) -> list[config.Run]:
 
 
 def written(sweep: list[config.Run]) -> dict | None:
-    file = launch.folder(sweep) / "prediction.json"
+    file = launch.sweep_folder(sweep) / "prediction.json"
     return records.read_json(file) if file.exists() else None
 
 
@@ -32,16 +32,16 @@ def test_a_sweep_runs_what_is_left_and_predicts_one_before_it_starts(sweep, monk
         return train_one(run, report)
 
     monkeypatch.setattr(train, "train", spy)
-    launch.check(sweep)
-    assert [run.name for run in launch.left(sweep)] == ["s/a", "s/c", "s/b"]
-    launch.here(sweep, started=lambda run: order.append(run.name))
+    launch.validate_sweep(sweep)
+    assert [run.name for run in launch.pending(sweep)] == ["s/a", "s/c", "s/b"]
+    launch.run_pending(sweep, on_start=lambda run: order.append(run.name))
     assert order == ["s/a", "s/c", "s/b"]
     assert seen["s/c"] is None and seen["s/b"]["target"] == "s/b"
     assert seen["s/b"]["runs"] == ["s/a", "s/c"]
     assert seen["s/b"][prediction.X] == sizes.counts(sweep[1].model)["non_embedding"]
     assert seen["s/b"]["refused"]  # two runs carry no law
-    assert launch.left(sweep) == []
-    launch.here(sweep, started=lambda run: pytest.fail("all was done"))
+    assert launch.pending(sweep) == []
+    launch.run_pending(sweep, on_start=lambda run: pytest.fail("all was done"))
 
 
 def test_a_prediction_is_that_of_the_law_and_is_never_changed_after_the_start(sweep, monkeypatch):
@@ -51,19 +51,19 @@ def test_a_prediction_is_that_of_the_law_and_is_never_changed_after_the_start(sw
             records.append(records.folder(run) / "evals.jsonl", {"step": 4, "loss": loss})
             records.write_facts(records.folder(run), status="done")
     target = sweep[1]
-    prediction.predict(sweep, launch.folder(sweep))
+    prediction.write_prediction(sweep, launch.sweep_folder(sweep))
     said = written(sweep)
-    rows = [row for row in records.rows(launch.folder(sweep)) if row["name"] != target.name]
+    rows = [row for row in records.rows(launch.sweep_folder(sweep)) if row["name"] != target.name]
     guess = laws.power(rows, x=prediction.X, y=prediction.Y).predict(said[prediction.X])
     assert (said["value"], said["lo"], said["hi"]) == (guess.value, guess.lo, guess.hi)
     records.start(target, {})
-    prediction.predict(sweep[:3], launch.folder(sweep[:3]))
+    prediction.write_prediction(sweep[:3], launch.sweep_folder(sweep[:3]))
     assert written(sweep) == said
     assert "joint" not in said  # one budget
 
 
 def test_a_law_that_cannot_be_fitted_is_said_and_the_run_goes_on(sweep):
-    prediction.predict([sweep[1]], launch.folder([sweep[1]]))
+    prediction.write_prediction([sweep[1]], launch.sweep_folder([sweep[1]]))
     assert written(sweep)["refused"]
 
 
@@ -81,9 +81,9 @@ def branched(sweep) -> list[config.Run]:
 
 def test_the_family_of_what_is_predicted_waits_and_no_law_sees_it(branched):
     family = {run.name for run in branched[3:6]}
-    assert prediction.family(branched) == family
-    assert {run.name for run in launch.ordered(branched)[-3:]} == family
-    equal, rest = prediction.peers(branched)
+    assert prediction.related_runs(branched) == family
+    assert {run.name for run in launch.topological_order(branched)[-3:]} == family
+    equal, rest = prediction.runs_to_fit(branched)
     assert equal == [branched[2].name, branched[8].name]  # the longer branches; no trunk
     assert rest == sorted(branched[i].name for i in (1, 2, 7, 8))
     assert not any(run.name in family for run in launch.ready(branched, 0, 0.0))
@@ -99,11 +99,11 @@ def test_a_prediction_is_written_before_the_family_begins_with_the_law_of_all_bu
 
     seen = {}
     monkeypatch.setattr(train, "train", fake)
-    launch.here(branched)
+    launch.run_pending(branched)
     names = list(seen)
     assert all(seen[name] is None for name in names[:6])
     assert names[6] == branched[3].name and seen[names[6]]["target"] == branched[5].name
-    assert seen[names[6]]["joint"]["runs"] == prediction.peers(branched)[1]
+    assert seen[names[6]]["joint"]["runs"] == prediction.runs_to_fit(branched)[1]
     assert "refused" in seen[names[6]]["joint"]  # there are no losses
 
 
@@ -119,15 +119,15 @@ def test_a_run_that_diverges_or_fails_is_marked_and_the_others_go_on(sweep, monk
 
     monkeypatch.setattr(train, "train", fake)
     reasons = {}
-    launch.here(sweep, ended=lambda run, reason: reasons.update({run.name: reason}))
+    launch.run_pending(sweep, on_end=lambda run, reason: reasons.update({run.name: reason}))
     assert (
         reasons["s/a"] == "loss nan at step 2" and reasons["s/c"] == "RuntimeError: out of <memory>"
     )
     assert reasons["s/d"] == reasons["s/e"] == ""
-    rows = {row["name"]: row["status"] for row in records.rows(launch.folder(sweep))}
+    rows = {row["name"]: row["status"] for row in records.rows(launch.sweep_folder(sweep))}
     assert rows == {"s/a": "diverged", "s/c": "failed", "s/b": "done", "s/d": "done", "s/e": "done"}
     assert "Traceback" in (records.folder(sweep[2]) / "error.txt").read_text()
-    assert [run.name for run in launch.left(sweep)] == ["s/c"]  # failed ones are tried again
+    assert [run.name for run in launch.pending(sweep)] == ["s/c"]  # failed ones are tried again
 
 
 def test_a_failed_run_is_tried_again_as_often_as_stated_and_its_children_never_start(
@@ -145,10 +145,10 @@ def test_a_failed_run_is_tried_again_as_often_as_stated_and_its_children_never_s
         records.write_facts(records.folder(run), status="done")
 
     monkeypatch.setattr(train, "train", fake)
-    launch.here(sweep, retries=2)
+    launch.run_pending(sweep, retries=2)
     assert tried == ["s/a", "s/c", "s/c", "s/c", "s/b"]
     tried.clear()
-    launch.here(sweep)  # another call begins to count anew
+    launch.run_pending(sweep)  # another call begins to count anew
     assert tried == ["s/c"]
 
 
@@ -164,7 +164,7 @@ def test_what_another_process_trains_is_left_to_it_and_the_predicted_run_waits(s
 
     monkeypatch.setattr(train, "train", fake)
     with guard.Guard(records.folder(sweep[0])):
-        launch.here(sweep)
+        launch.run_pending(sweep)
     assert tried == ["s/c", "s/d", "s/e"]
 
 
@@ -174,14 +174,14 @@ def test_a_full_disk_stops_the_sweep(sweep, monkeypatch):
 
     monkeypatch.setattr(train, "train", full)
     with pytest.raises(OSError, match="No space left"):
-        launch.here(sweep)
+        launch.run_pending(sweep)
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
         (lambda runs: runs.clear(), "the sweep has no runs"),
-        (lambda runs: setattr(runs[1], "name", "s/a"), "two runs are named s/a"),
+        (lambda runs: setattr(runs[1], "name", "s/a"), "name=s/a is the name of two runs"),
         (lambda runs: setattr(runs[1], "name", "t/a"), "must be SWEEP/RUN with one SWEEP"),
         (lambda runs: setattr(runs[1], "name", "a"), "must be SWEEP/RUN with one SWEEP"),
         (lambda runs: setattr(runs[0], "predict", True), "predict=True in more than one run"),
@@ -196,22 +196,22 @@ def test_what_would_stop_a_run_later_stops_the_sweep_before_it_starts(sweep, cha
         run.optim, run.data = dataclasses.replace(run.optim), dataclasses.replace(run.data)
     change(sweep)
     with pytest.raises(ValueError, match=words):
-        launch.check(sweep)
+        launch.validate_sweep(sweep)
     assert not sweep or not records.folder(sweep[0]).parent.exists()
 
 
 def test_the_plan_is_written_down(sweep):
-    launch.write_down("configs/x.py", sweep, [{"name": "s/a", "seconds": 1.0}])
-    folder = launch.folder(sweep)
+    launch.write_sweep_files("configs/x.py", sweep, [{"name": "s/a", "seconds": 1.0}])
+    folder = launch.sweep_folder(sweep)
     assert json.loads((folder / "sweep.json").read_text())["runs"][0] == "s/a"
     assert records.read_json(folder / "plan.json")["runs"][0]["seconds"] == 1.0
 
 
 def test_text_is_seen_as_often_as_the_longest_run_sees_it(sweep):
     sweep[3] = dataclasses.replace(sweep[3], steps=40)
-    ((source, times),) = launch.epochs(sweep).items()
+    ((source, times),) = launch.max_epochs_by_source(sweep).items()
     assert source in sweep[0].data.sources
-    one = launch.epochs(sweep[:1])[source]
+    one = launch.max_epochs_by_source(sweep[:1])[source]
     assert times == pytest.approx(10 * one) and one > 0
 
 
@@ -219,5 +219,5 @@ def test_where_none_has_its_tokens_those_of_its_tokens_a_parameter_speak_for_a_r
     for run in sweep:
         run.steps = sizes.steps(run, tokens_per_param=3)
     odd = dataclasses.replace(sweep[0], name="s/odd", steps=3 * sweep[0].steps)
-    equal, rest = prediction.peers([*sweep, odd])
+    equal, rest = prediction.runs_to_fit([*sweep, odd])
     assert equal == ["s/a", "s/c", "s/d", "s/e"] and "s/odd" in rest

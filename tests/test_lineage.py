@@ -112,17 +112,21 @@ def test_weights_of_another_tokenizer_are_refused(trunk):
 def test_a_child_runs_after_its_parent_and_circles_are_refused(trunk):
     a, b = child(trunk, "a"), child(trunk, "b")
     a.start.run, a.predict = "s/b", False
-    assert [run.name for run in launch.ordered([a, b, trunk])] == ["s/trunk", "s/b", "s/a"]
+    assert [run.name for run in launch.topological_order([a, b, trunk])] == [
+        "s/trunk",
+        "s/b",
+        "s/a",
+    ]
     b.start.run = "s/a"
     with pytest.raises(ValueError, match="makes a circle: s/a <- s/b <- s/a"):
-        launch.ordered([a, b])
+        launch.topological_order([a, b])
 
 
 def test_a_checkpoint_that_a_sweep_will_need_is_kept_from_when_it_is_planned(text_file, tmp_path):
     parent = conftest.tiny_run(text_file, tmp_path)
     parent.name = "s/parent"
     branch = child(parent, "branch", step=4, keep="state")
-    launch.write_down("x.py", [parent, branch], [])
+    launch.write_sweep_files("x.py", [parent, branch], [])
     train.train(parent)
     folder = records.folder(parent)
     kept = sorted(int(p.name) for p in (folder / "checkpoints").iterdir() if p.name.isdecimal())

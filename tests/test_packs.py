@@ -240,10 +240,15 @@ def test_a_sweep_packs_what_it_can_and_what_breaks_in_a_pack_is_tried_alone(tiny
     monkeypatch.setattr(train, "train", fake)
     monkeypatch.setattr(train, "together", fake_pack)
     said = []
-    launch.here([*runs, *more], ended=lambda run, why: said.append((run.name, why)), pack=2)
+    launch.run_pending(
+        [*runs, *more], on_end=lambda run, why: said.append((run.name, why)), max_vmapped=2
+    )
     assert packed == [["s/0", "s/1"], ["s/0b", "s/1b"]]  # s/2 is left alone
     broken = [why for name, why in said if name == "s/1b"]
-    assert broken == ["goes on alone after RuntimeError: broken", "RuntimeError: broken"]
+    assert broken == [
+        "will be trained in its own program after RuntimeError: broken",
+        "RuntimeError: broken",
+    ]
     status = {run.name: records.read_facts(records.folder(run))["status"] for run in [*runs, *more]}
     assert [name for name, one in status.items() if one != "done"] == ["s/1b"]
     assert json.loads((records.folder(more[1]) / "facts.json").read_text())["status"] == "failed"

@@ -10,13 +10,13 @@ def test_a_sweep_half_done_is_told_run_by_run(tmp_path):
     folder = made_up.sweep(
         tmp_path, status={"60K": ("lost", "SIGTERM")}, missing=("700K", "1.6M"), predict=False
     )
-    runs = {run["name"].partition("/")[2]: run for run in standing.runs(folder)}
+    runs = {run["name"].partition("/")[2]: run for run in standing.run_statuses(folder)}
     assert set(runs) == set(made_up.SIZES)
     assert runs["30K"]["status"] == "done" and runs["30K"]["seconds_left"] == 0
     assert runs["60K"]["status"] == "lost" and runs["60K"]["reason"] == "SIGTERM"
     assert runs["1.6M"]["status"] == "planned" and runs["1.6M"]["seconds_left"] > 0
     assert runs["1.6M"]["loss"] is None
-    total = standing.total(list(runs.values()))
+    total = standing.sweep_progress(list(runs.values()))
     assert total["runs"] == 6 and total["done"] == 3
     assert 0 < total["share"] < 0.5  # the two that are missing are the largest
     assert total["device_hours_left"] > 0
@@ -26,17 +26,17 @@ def test_a_run_that_writes_nothing_any_more_is_stuck(tmp_path):
     folder = made_up.sweep(tmp_path, predict=False)
     records.write_facts(folder / "30K", status="running")
     (folder / "30K" / "lock-1-a").write_text(guard._said(held=True))
-    named = {run["name"]: run["status"] for run in standing.runs(folder)}
+    named = {run["name"]: run["status"] for run in standing.run_statuses(folder)}
     assert named["toy/30K"] == "running"
     long_ago = time.time() - 1e5
     os.utime(folder / "30K" / "metrics.jsonl", (long_ago, long_ago))
-    named = {run["name"]: run["status"] for run in standing.runs(folder)}
+    named = {run["name"]: run["status"] for run in standing.run_statuses(folder)}
     assert named["toy/30K"] == "stuck" and named["toy/60K"] == "done"
 
 
 def test_what_is_left_is_unknown_as_long_as_one_speed_is(tmp_path):
     folder = made_up.sweep(tmp_path, status={"30K": ("running", "")}, predict=False)
     (folder / "30K" / "metrics.jsonl").unlink()
-    runs = standing.runs(folder)
-    assert standing.total(runs)["device_hours_left"] is None
-    assert standing.total([])["share"] == 0.0
+    runs = standing.run_statuses(folder)
+    assert standing.sweep_progress(runs)["device_hours_left"] is None
+    assert standing.sweep_progress([])["share"] == 0.0

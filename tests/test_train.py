@@ -286,7 +286,7 @@ def test_what_a_run_ends_with_is_doubted_if_a_guess_or_its_start_was_better(loss
 def test_a_run_that_is_worse_than_a_guess_is_done_and_says_so_everywhere(tiny, monkeypatch):
     monkeypatch.setattr(evaluate, "evaluate", lambda *_, **__: {"loss": 9.0, "loss_se": 0.1})
     tiny.steps, said = 2, []
-    launch.here([tiny], ended=lambda run, reason: said.append(reason))
+    launch.run_pending([tiny], on_end=lambda run, reason: said.append(reason))
     row = records.rows(records.folder(tiny))[0]
     assert row["status"] == "done" and "9.000 at the end, 5.545 by guessing" in row["reason"]
     assert said == [row["reason"]]

@@ -1,4 +1,3 @@
-import dataclasses
 import json
 import os
 import pathlib
@@ -10,7 +9,7 @@ import time
 
 import pytest
 
-from lm import config, records, workers
+from lm import records, workers
 
 ROOT = pathlib.Path(__file__).parent.parent
 SWEEP = """
@@ -30,42 +29,6 @@ def get_sweep(n="30"):
 """
 
 
-def test_generations_keep_parents_before_children_and_the_predicted_run_last(tiny):
-    def run(name: str, parent: str = "", predict: bool = False) -> config.Run:
-        start = config.Start(run=parent)
-        return dataclasses.replace(tiny, name=f"s/{name}", start=start, predict=predict)
-
-    runs = [run("p", predict=True), run("b", "s/a"), run("c", "s/b"), run("a"), run("d")]
-    named = [[one.name for one in members] for members in workers.generations(runs)]
-    assert named == [["s/a", "s/d"], ["s/b"], ["s/c"], ["s/p"]]
-    records.start(runs[3], {})
-    records.write_facts(records.folder(runs[3]), status="done")
-    named = [[one.name for one in members] for members in workers.generations(runs)]
-    assert named[0] == ["s/b", "s/d"]
-
-
-def test_the_batch_script_queues_what_was_lost_and_takes_any_option(tmp_path):
-    text = workers.script(
-        "s", ["python", "-m", "x", "--sweep=a b.py"], 4, tmp_path, ["--partition=gpu"]
-    )
-    lines = text.splitlines()
-    assert lines[0] == "#!/bin/bash" and "#SBATCH --array=0-3" in lines
-    assert "#SBATCH --partition=gpu" in lines and "#SBATCH --requeue" in lines
-    assert "srun --kill-on-bad-exit=1 python -m x '--sweep=a b.py'" in lines
-    for status, is_queued in ((0, False), (1, False), (2, False), (124, True), (143, True)):
-        code = text.replace("srun --kill-on-bad-exit=1 python", f"(exit {status}) #")
-        code = code.replace("scontrol", "echo scontrol")
-        done = subprocess.run(["bash", "-c", code], capture_output=True, text=True)
-        assert done.returncode == status and ("requeue" in done.stdout) == is_queued
-
-
-def test_a_machine_without_slurm_is_refused_in_one_line(tiny, monkeypatch):
-    monkeypatch.setattr(shutil, "which", lambda name: None)
-    with pytest.raises(ValueError, match="there is no sbatch on this machine"):
-        workers.submit([dataclasses.replace(tiny, name="s/a")], [], 1, [])
-    assert not pathlib.Path(tiny.dir).exists()
-
-
 def test_workers_share_the_cores_and_a_signal_reaches_each_of_them(tmp_path):
     code = (
         "import os, signal, sys, time\n"
@@ -83,7 +46,7 @@ def test_workers_share_the_cores_and_a_signal_reaches_each_of_them(tmp_path):
             sent.append(os.kill(os.getpid(), signal.SIGTERM))
 
     before = signal.getsignal(signal.SIGTERM)
-    statuses = workers.here([sys.executable, "-c", code], 2, tmp_path, beat)
+    statuses = workers.run_local([sys.executable, "-c", code], 2, tmp_path, beat)
     assert statuses == [7, 7] and signal.getsignal(signal.SIGTERM) is before
     share = max(len(os.sched_getaffinity(0)) // 2, 1)
     said = [(tmp_path / f"{i}.log").read_text().split()[:2] for i in range(2)]

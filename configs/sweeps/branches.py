@@ -4,7 +4,7 @@
 
 One trunk of constant learning rate a size, and cooldowns from it (Hägele et al. 2024,
 arXiv:2405.18392). At the smallest size the runs "alone" are trained from the start for each budget:
-branch and run alone should agree within the noise of seeds, which lm/kin.py tells. Some six minutes
+branch and run alone should agree within the noise of seeds (kin.branch_agreement). Some six minutes
 on two idle CPU cores.
 """
 
