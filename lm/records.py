@@ -22,26 +22,10 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 
-from lm import config, guard, storage
+from lm import config, fields, guard, storage
 
-# Knobs that say where and how a run is computed and looked at, not what it learns.
-FREE = (
-    *("dir", "log_every", "checkpoint_every", "keep_every", "keep_best", "predict", "wandb"),
-    *(
-        "halve",
-        "halve_by",
-        "resume",
-        "stall_seconds",
-        "data.cache",
-        "data.copies",
-        "optim.nonfinite",
-    ),
-    *("mesh.data", "mesh.fsdp", "mesh.expert", "mesh.sequence", "mesh.tensor", "mesh.rules"),
-    *("model.attention", "model.remat", "model.unroll", "model.loss_chunks"),
-    *("optim.accumulate",),
-    *("eval.every", "eval.n_sequences", "eval.n_completions"),
-    *("eval.tasks", "eval.tasks_every", "eval.too_long"),
-)
+# Config fields that affect how a run computes or is stored, not its result.
+FREE = fields.fields_with("execution", config.Run)
 OVER = ("done", "diverged", "stopped")  # of status: nothing is left to do
 GROWING = ("metrics.jsonl", "evals.jsonl", "events.jsonl", "checkpoints/proofs.jsonl")
 
