@@ -1,12 +1,14 @@
-"""A rung of the ladder with its MLP cut into experts: as many active parameters, more in all.
+"""Train a mixture of experts with as many active parameters as a dense model of the ladder.
 
     uv run python -m experiments.train --config=configs/experts.py:100K
     uv run python -m experiments.train --config=configs/experts.py:100K,16
 
-The argument is a dense rung and the number of experts; each token passes two, each half as wide as
-the rung's MLP. Rungs of sizes.EXPERTS are recipes of configs/base.py like any other. On CPU
-dropless costs as much as if a token passed every expert (lm/moe.py), so this one has boxes with
-twice the places that an even load takes. On two CPU cores 100K trains in about half a minute.
+The argument is a dense size and the number of experts. Each token selects two experts, each with
+half the width of the dense MLP. configs/base.py trains the sizes of sizes.EXPERTS. This recipe uses
+dispatch=capacity with twice the slots of an even load: on CPU, dropless dispatch costs as much as
+all experts (lm/moe.py).
+
+Hardware and time: the 100K model trains in about half a minute on two CPU cores.
 """
 
 from configs import base
@@ -14,10 +16,11 @@ from lm.config import Run
 
 
 def get_config(size: str = "100K,8") -> Run:
-    rung, _, n_experts = size.partition(",")
-    run = base.get_config(rung)
+    """Return the recipe for "SIZE,N_EXPERTS"."""
+    dense_size, _, n_experts = size.partition(",")
+    run = base.get_config(dense_size)
     run.model.n_experts = int(n_experts or 8)
     run.model.balance = "bias"
     run.model.dispatch, run.model.capacity = "capacity", 2.0
-    run.name = f"experts-{rung}-{run.model.n_experts}"
+    run.name = f"experts-{dense_size}-{run.model.n_experts}"
     return run

@@ -1,10 +1,12 @@
-"""Fine-tuning: the weights of another run on other text, until its held-out loss rises.
+"""Fine-tune the weights of another run on other text until the held-out loss rises.
 
     uv run python -m experiments.train --config=configs/finetune.py:runs/base-100K \\
         --sources='{"text:my/folder": 1, "code": 0}'
 
-The model is the parent's. Sources of weight 0 are looked at, not learned: what is forgotten of
-them. On two CPU cores the 100K model takes about 10 seconds.
+The model is the model of the parent run. Sources with weight 0 are evaluated but not
+trained on: they show how much the model forgets.
+
+Hardware and time: the 100K model takes about 10 seconds on two CPU cores.
 """
 
 from configs import base
@@ -13,6 +15,7 @@ from lm.config import Run
 
 
 def get_config(parent: str = "") -> Run:
+    """Return the recipe for a run directory; without one, the parent is base-100K."""
     run = records.read_config(parent) if parent else base.get_config()
     tuned = Run(name=f"{run.name}-tuned", dir=run.dir, model=run.model)
     tuned.start.run = run.name

@@ -1,12 +1,14 @@
-"""Instruction tuning: a pre-trained run learns to answer prompts; whole clusters are held out.
+"""Fine-tune a pre-trained run on instructions, with clusters of tasks held out.
 
     uv run python -m experiments.train \\
         --config=configs/instruct.py:runs/base-100K,my/instructions/train.jsonl.gz
 
-Lines are prompt and target, with task and category, or messages: see lm/chat.py. UNSEEN are
-categories that the file must not teach (it is refused if they are not left out), and training text
-that shares 13 words in a row with held-out examples is dropped and counted. On two CPU cores the
-100K model takes about 20 seconds. Without a file it tunes on synthetic tasks.
+Lines have a prompt and a target, with task and category, or messages: see lm/chat.py. UNSEEN lists
+categories that the file must not contain; the run is rejected if it does. Training documents that
+share 13 words in a row with held-out examples are dropped and counted. Without a file, the run
+tunes on synthetic tasks.
+
+Hardware and time: the 100K model takes about 20 seconds on two CPU cores.
 """
 
 from configs import base
@@ -18,6 +20,7 @@ SYNTHETIC = "tasks:copy?template=chat+upper?template=chat+sort?template=chat"
 
 
 def get_config(parent_and_file: str = "") -> Run:
+    """Return the recipe for "PARENT,FILE"; both are optional."""
     parent, _, file = parent_and_file.partition(",")
     run = records.read_config(parent) if parent else base.get_config()
     tuned = Run(name=f"{run.name}-instructed", dir=run.dir, model=run.model, optim=run.optim)

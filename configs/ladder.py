@@ -1,10 +1,12 @@
-"""Six kinds of real text and some synthetic tasks, a vocabulary of 2048: the recipe of a ladder.
+"""Train on six kinds of real text and on synthetic tasks, with a vocabulary of 2048.
 
     uv run python -m experiments.prepare --config=configs/ladder.py:my/corpora
     uv run python -m experiments.train --config=configs/ladder.py:my/corpora,150K
 
-my/corpora holds wikipedia/*.jsonl.gz, stackoverflow/..., one folder a source, JSON Lines with a
-field "text". On two CPU cores 90 MB of text take about two minutes to prepare.
+my/corpora contains one folder per source, such as wikipedia/*.jsonl.gz: JSON Lines with a field
+"text".
+
+Hardware and time: preparing 90 MB of text takes about two minutes on two CPU cores.
 """
 
 from lm import sizes
@@ -18,6 +20,7 @@ SKILLS = ("copy", "upper", "reverse", "sort", "recall", "brackets", "addition", 
 
 
 def get_config(folder_and_size: str = "data/corpora,150K") -> Run:
+    """Return the recipe for "FOLDER,SIZE"."""
     folder, _, size = folder_and_size.partition(",")
     run = Run(name=f"ladder-{size}")
     run.model = sizes.model(size or "150K", vocab_size=2048)

@@ -1,10 +1,12 @@
-"""Five kinds of text under one folder, and a vocabulary of 8192 learned from them.
+"""Train on five kinds of text below one folder, with a vocabulary of 8192 trained on them.
 
     uv run python -m experiments.prepare --config=configs/mixture.py:my/corpora
     uv run python -m experiments.train --config=configs/mixture.py:my/corpora
 
-my/corpora holds wikipedia/*.jsonl.gz, stackoverflow/..., one folder a source, JSON Lines with a
-field "text". On two CPU cores 40 MB of text take about half a minute to prepare.
+my/corpora contains one folder per source, such as wikipedia/*.jsonl.gz: JSON Lines with a field
+"text".
+
+Hardware and time: preparing 40 MB of text takes about half a minute on two CPU cores.
 """
 
 from lm import sizes
@@ -14,6 +16,7 @@ WEIGHTS = {"wikipedia": 0.25, "stackoverflow": 0.2, "quora": 0.1, "github": 0.2,
 
 
 def get_config(folder: str = "data/corpora", size: str = "100K") -> Run:
+    """Return the recipe for a folder of sources and a size."""
     run = Run(name=f"mixture-{size}")
     run.model = sizes.model(size, vocab_size=8192)
     run.data.sources = {f"jsonl:{folder}/{name}/*.jsonl.gz": w for name, w in WEIGHTS.items()}

@@ -1,21 +1,23 @@
-"""A rung of the ladder as it would run on a pod: long rows, bfloat16, half a million tokens a step.
+"""Train a model of the ladder on a pod: long rows, bfloat16, half a million tokens per step.
 
-    uv run python -m experiments.plan --config=configs/pod.py:1T --config.mesh.fsdp=256 \
+    uv run python -m experiments.plan --config=configs/pod.py:1T --config.mesh.fsdp=256 \\
         --config.mesh.tensor=8 --config.data.batch_size=256 --target=tpu:v5p:8x16x16
     uv run python -m experiments.train --config=configs/pod.py:1B --config.mesh.fsdp=16
 
-Never trained here: what it takes on which machine is what the plan is for. From 100B on rows are of
-8192 tokens; from 1B on layers are computed again in the backward pass.
+From 1B on, layers are recomputed in the backward pass. From 100B on, rows have 8192 tokens.
+
+Hardware and time: not trained yet. `experiments.plan` estimates memory, time and cost per machine.
 """
 
 from configs import web
 from lm import sizes
 from lm.config import Run
 
-TOKENS_PER_PARAM = 20  # that a token passes: Hoffmann et al. 2022, arXiv:2203.15556
+TOKENS_PER_PARAM = 20  # per active parameter: Hoffmann et al. 2022, arXiv:2203.15556
 
 
 def get_config(size: str = "1B") -> Run:
+    """Return the recipe for a size of sizes.LADDER or sizes.EXPERTS."""
     run = web.get_config(size)
     run.name = f"pod-{size}"
     counts = sizes.counts(run.model)

@@ -1,12 +1,14 @@
-"""The web by its kinds, Wikipedia, news, Reddit, code, questions and books: for who has a network.
+"""Train on web text, Wikipedia, news, Reddit, code, questions and books from TensorFlow Datasets.
 
     uv run python -m experiments.prepare --config=configs/web.py --workers=16
     uv run python -m experiments.train --config=configs/web.py:100M
 
-The names are those of TensorFlow Datasets. Prepare each once, on a machine with TensorFlow and
-Apache Beam, and copy the folder: tfds build wikipedia/20230601.en --file_format=array_record
---data_dir=D; then set TFDS_DATA_DIR=D here. dolma holds code, Stack Exchange, Common Crawl, papers
-and books. A dump of your own (Quora, Stack Overflow) joins as jsonl:quora/*.jsonl.zst?field=answer.
+Build each data set once, on a machine with TensorFlow and Apache Beam, then copy the folder:
+tfds build wikipedia/20230601.en --file_format=array_record --data_dir=D. Set TFDS_DATA_DIR=D here.
+dolma contains code, Stack Exchange, Common Crawl, papers and books. Add your own dump (Quora, Stack
+Overflow) as jsonl:quora/*.jsonl.zst?field=answer.
+
+Hardware and time: needs the data sets on disk and an accelerator; plan it with `experiments.plan`.
 """
 
 from lm import sizes
@@ -23,6 +25,7 @@ SOURCES = {
 
 
 def get_config(size: str = "100M") -> Run:
+    """Return the recipe for a size of sizes.LADDER or sizes.EXPERTS."""
     run = Run(name=f"web-{size}")
     run.model = sizes.model(size, vocab_size=32_768)
     run.data.sources = dict(SOURCES)
@@ -34,6 +37,6 @@ def get_config(size: str = "100M") -> Run:
     run.data.drop_copies = True
     run.data.overlap = 13
     run.data.seq_len, run.data.batch_size = 1024, 256
-    run.data.max_epochs = 4.0  # beyond, text seen again teaches little: Muennighoff 2023
+    run.data.max_epochs = 4.0  # more repeats help little: Muennighoff et al. 2023
     run.steps = sizes.steps(run, tokens=20 * sizes.counts(run.model)["total"])
     return run

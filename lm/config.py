@@ -1,154 +1,292 @@
-"""Every knob of a run, once: a tree of typed dataclasses whose defaults train on a laptop.
+"""The schema of a run: typed dataclasses whose defaults train a small model on a laptop.
 
-run = Run(name="first")
-run.model.d_model = 256
-flatten(run)["model.d_model"]   # 256; what cannot work is refused by lm/checks.py
+    run = Run(name="first")
+    run.model.d_model = 256
+    flatten(run)["model.d_model"]       256
+
+A declaration holds the type, the default, a description, roles and bounds: see lm/fields.py.
+`Literal` types list the allowed values. lm/checks.py checks values and combinations of values.
 """
 
 import dataclasses
 import difflib
 import types
 import typing
+from typing import Any, Literal
+
+from lm import fields
+
+field = fields.field  # short, because it occurs once per field
 
 
+class ConfigError(ValueError):
+    """A config that cannot work. The message names field, value, allowed values and a remedy."""
+
+
+@fields.text_choices
 @dataclasses.dataclass
 class Model:
-    vocab_size: int = 256  # token ids; 256 for bytes
-    d_model: int = 128  # width of the residual stream
-    n_layers: int = 4  # decoder blocks
-    n_heads: int = 4  # query heads
-    n_kv_heads: int = 4  # key/value heads; n_heads must be a multiple (Ainslie et al. 2023)
-    d_head: int = 32  # width of one head; even, for rotary embedding
-    d_ff: int = 384  # width of the MLP
-    mlp: str = "gated"  # gated: silu(x G) (x U) D; gelu: gelu(x U) D, as in GPT-2
-    norm: str = "rms"  # rms; layer: mean and bias too
-    norm_eps: float = 1e-6  # added to the mean square, or the variance, of what is normed
-    qk_norm: bool = True  # queries and keys of a head are normed (arXiv:2302.05442)
-    bias: bool = False  # products of attention and MLP have one; never the head's
-    tied: bool = False  # head = transposed embedding
-    max_positions: int = 0  # rows of a table of learned positions; 0: rotary ones, of any number
-    rope_theta: float = 10_000.0  # base of the rotary frequencies (Su et al. 2021)
-    logit_softcap: float = 0.0  # logits -> cap * tanh(logits / cap); 0 is off
-    z_loss: float = 0.0  # weight of log(Z)^2 in the training loss; 0 is off
-    parametrization: str = "standard"  # by width and depth: standard, mup, completep
-    base_width: int = 64  # d_model at which parametrizations agree
-    base_depth: int = 4  # n_layers at which they agree
-    dtype: str = "float32"  # of activations: float32, bfloat16; weights stay float32
-    remat: str = "none"  # recompute in the backward pass: none, dots (keep matmuls), full
-    unroll: int = 8  # layers unrolled per scan step; stacks no deeper than this are unrolled whole
-    lora_rank: int = 0  # of additions that learn in place of the weights; 0: none; needs start.run
-    lora_alpha: float = 16.0  # additions are multiplied by lora_alpha / lora_rank
-    lora_on: str = "heads,kv_heads,mlp"  # axes of the weights that have one, with commas between
-    attention: str = "auto"  # its kernel: auto (the machine's), plain, cudnn, splash; see kernels
-    attention_blocks: int = 2  # of the plain one: query blocks; none sees the keys behind it
-    loss_chunks: int = 1  # pieces of a row whose logits exist one at a time; 1: all at once
-    n_experts: int = 0  # MLPs that a router picks from, in every layer; 0: one MLP for all tokens
-    experts_per_token: int = 2  # of them that a token passes
-    n_shared_experts: int = 0  # more that every token passes
-    d_expert: int = 0  # width of an expert; 0: d_ff shared out over those that a token passes
-    router: str = "softmax"  # an expert's score: softmax, sigmoid
-    normalize_experts: bool = True  # what a token's experts count adds up to 1
-    balance: str = "loss"  # what evens out the load: loss, bias (arXiv:2408.15664), none
-    balance_weight: float = 0.01  # of the balance loss, per layer (Fedus et al. 2021)
-    balance_rate: float = 0.001  # how far a step moves each bias
-    router_z_loss: float = 0.0  # weight of its log(Z)^2, per layer; 1e-3 in arXiv:2202.08906
-    dispatch: str = "dropless"  # places for tokens: dropless (as many as it takes), capacity
-    capacity: float = 1.25  # places of an expert in a row of the batch, per token it gets if even
+    """Architecture and numerics of the network.
+
+    mlp: gated is silu(x G) (x U) D, gelu is gelu(x U) D. remat: dots stores matrix products only.
+    parametrization: see lm/parametrization.py. unroll: a model with at most as many layers is fully
+    unrolled. attention_blocks: a block skips the keys after its last query. lora_on: adapters
+    are trained instead of the weights. loss_chunks: logits of one chunk are in memory at a time.
+    """
+
+    vocab_size: int = field(256, "Number of token ids; 256 for bytes.", ge=2, axis="vocab")
+    d_model: int = field(128, "Width of the residual stream.", ge=1, axis="embed")
+    n_layers: int = field(4, "Number of decoder blocks.", ge=1, axis="layers")
+    n_heads: int = field(4, "Number of query heads per layer.", ge=1, axis="heads")
+    n_kv_heads: int = field(
+        4, "Key and value heads; divides n_heads (Ainslie et al. 2023).", ge=1, axis="kv_heads"
+    )
+    d_head: int = field(32, "Width of a head; even, for rotary embeddings.", ge=2, axis="d_head")
+    d_ff: int = field(384, "Hidden width of the MLP.", ge=1, axis="mlp")
+    mlp: Literal["gated", "gelu"] = field("gated", "Gated SiLU, or GELU as in GPT-2.")
+    norm: Literal["rms", "layer"] = field("rms", "RMSNorm, or LayerNorm with mean and bias.")
+    norm_eps: float = field(1e-6, "Added to the mean square, or variance, in a norm.", gt=0)
+    qk_norm: bool = field(True, "Normalize queries and keys per head (arXiv:2302.05442).")
+    bias: bool = field(False, "Add biases to the projections; the head has none.")
+    tied: bool = field(False, "Use the transposed embedding as the head.")
+    max_positions: int = field(
+        0, "Rows of a learned position table; 0 uses rotary positions.", ge=0, axis="positions"
+    )
+    rope_theta: float = field(10_000.0, "Base of the rotary frequencies (Su et al. 2021).", gt=0)
+    logit_softcap: float = field(0.0, "Logits -> cap tanh(logits / cap); 0 is off.", ge=0)
+    z_loss: float = field(0.0, "Weight of log(Z)^2 in the loss; 0 is off.", "compute", ge=0)
+    parametrization: Literal["standard", "mup", "completep"] = field(
+        "standard", "Scaling of initialization and learning rates with width and depth."
+    )
+    base_width: int = field(64, "d_model at which parametrizations agree.", ge=1)
+    base_depth: int = field(4, "n_layers at which parametrizations agree.", ge=1)
+    dtype: Literal["float32", "bfloat16"] = field(
+        "float32", "Type of the activations; weights are float32.", "compute"
+    )
+    remat: Literal["none", "dots", "full"] = field(
+        "none", "Recomputation in the backward pass.", "execution", "compute", "plan"
+    )
+    unroll: int = field(
+        8, "Layers per iteration of the scan over layers.", "execution", "compute", ge=1
+    )
+    lora_rank: int = field(0, "Rank of LoRA adapters; 0 is off. Needs start.run.", "adapter", ge=0)
+    lora_alpha: float = field(16.0, "Adapters are scaled by alpha / rank.", "adapter", gt=0)
+    lora_on: str = field(
+        "heads,kv_heads,mlp", "Axes of the weights that have an adapter.", "adapter"
+    )
+    attention: Literal["auto", "plain", "cudnn", "splash"] = field(
+        "auto", "Attention backend; auto: the best of the device.", "execution", "compute"
+    )
+    attention_blocks: int = field(
+        2, "Query blocks of the plain backend.", "compute", "plan", ge=1, chunks="length"
+    )
+    loss_chunks: int = field(
+        1, "Chunks of the logits of a row.", "execution", "plan", ge=1, chunks="length"
+    )
+    n_experts: int = field(0, "Experts per layer; 0 is one dense MLP.", ge=0, axis="experts")
+    experts_per_token: int = field(2, "Experts selected per token.", ge=1)
+    n_shared_experts: int = field(0, "Additional experts that process every token.", ge=0)
+    d_expert: int = field(0, "Width of an expert; 0 divides d_ff by the experts per token.", ge=0)
+    router: Literal["softmax", "sigmoid"] = field(
+        "softmax", "Function from router logits to expert scores."
+    )
+    normalize_experts: bool = field(True, "Scale a token's expert weights to sum to 1.")
+    balance: Literal["loss", "bias", "none"] = field(
+        "loss", "Load balancing: auxiliary loss, router bias (arXiv:2408.15664) or none."
+    )
+    balance_weight: float = field(
+        0.01, "Weight of the auxiliary loss, per layer (Fedus et al. 2021).", ge=0
+    )
+    balance_rate: float = field(0.001, "Change of each router bias per step.", ge=0)
+    router_z_loss: float = field(
+        0.0, "Weight of the router's log(Z)^2, per layer; 1e-3 in arXiv:2202.08906.", ge=0
+    )
+    dispatch: Literal["dropless", "capacity"] = field(
+        "dropless", "Process all tokens (dropless), or drop tokens beyond the capacity."
+    )
+    capacity: float = field(1.25, "Slots of an expert per row, relative to an even load.", gt=0)
 
 
+@fields.text_choices
 @dataclasses.dataclass
 class Data:
-    sources: dict[str, float] = dataclasses.field(
-        default_factory=lambda: {"code": 0.5, "docs": 0.5}
+    """Text sources, preparation, tokenization and rows.
+
+    sources: code, docs, text:PATH, jsonl:GLOB[?field=NAME] and others; weight 0 is only evaluated.
+    Documents are dropped outside the bounds min_words, min_letters and max_repeats, and if they
+    share `overlap` words in a row with held-out text. Exact duplicates are always dropped.
+    rows: packed concatenates documents and splits them at row ends. continued also masks the loss
+    before a random position. whole packs complete documents and pads; score=answers needs it.
+    too_long: cut removes the beginning of the conversation.
+    """
+
+    sources: dict[str, float] = field(
+        {"code": 0.5, "docs": 0.5}, "Weight of each source URI: see lm/sources.py."
     )
-    # what to read -> weight: code, docs, text:PATH, jsonl:GLOB[?field=NAME] and more: lm/sources.py
-    cache: str = "data"  # folder of prepared token files; may be gs://BUCKET/FOLDER
-    heldout: float = 0.05  # share of documents held out, by hash of their text
-    tokenizer: str = "bytes"  # bytes, bpe:SIZE (trained on the sources), file:JSON, spm:MODEL
-    broken: str = "stop"  # at a file or line that cannot be read: stop, skip (and count)
-    min_words: int = 0  # a document; shorter ones are dropped
-    min_letters: float = 0.0  # share of letters in a document; with a smaller it is dropped
-    max_repeats: float = 1.0  # share of a document's lines that came before; above it is dropped
-    drop_copies: bool = False  # drop documents nearly like one before; equal ones always are
-    overlap: int = 0  # words in a row that training must not share with held-out text; 0: any
-    protect: str = ""  # a source, such as a task's text, that counts as held out for data.overlap
-    seq_len: int = 128  # tokens of context
-    batch_size: int = 16  # sequences a step, over all devices and hosts
-    # What a row is: packed (cut wherever it is full), continued (learned after a random place),
-    rows: str = "packed"  # whole (documents that are not cut, apart from each other, filled up)
-    score: str = "all"  # what is learned of it: all, answers (of conversations; whole rows only)
-    too_long: str = "cut"  # conversations longer than a row: cut (left of it), drop, refuse
-    unseen: str = ""  # tasks and categories, with commas between, that no source may hold
-    across: bool = True  # attention may cross the ends of documents within a row
-    unique_tokens: int = 0  # training tokens that are ever seen, over all sources; 0: all there are
-    max_epochs: float = 0.0  # times that a run may see any source; 0: any
-    copies: str = "data"  # folder on this machine for what a data.cache in a bucket holds
+    cache: str = field("data", "Folder of token files; may be gs://BUCKET/FOLDER.", "execution")
+    heldout: float = field(0.05, "Fraction of documents held out, by hash of the text.", ge=0, le=1)
+    tokenizer: str = field(
+        "bytes", "bytes, bpe:SIZE (trained on the sources), file:JSON, spm:MODEL."
+    )
+    broken: Literal["stop", "skip"] = field(
+        "stop", "Unreadable file or line: stop with an error, or skip and count it.", "corpus"
+    )
+    min_words: int = field(0, "Smallest number of words in a document.", "corpus", ge=0)
+    min_letters: float = field(
+        0.0, "Smallest fraction of letters in a document.", "corpus", ge=0, le=1
+    )
+    max_repeats: float = field(
+        1.0, "Largest fraction of repeated lines in a document.", "corpus", ge=0, le=1
+    )
+    drop_copies: bool = field(False, "Drop near-duplicates (MinHash, Jaccard about 0.8).", "corpus")
+    overlap: int = field(0, "Words per n-gram of decontamination; 0 is off.", "corpus", ge=0)
+    protect: str = field(
+        "", "Source, such as a task's text, that decontamination treats as held out.", "corpus"
+    )
+    seq_len: int = field(128, "Tokens of context per row.", ge=1, axis="length")
+    batch_size: int = field(16, "Rows per step over all devices.", ge=1, axis="batch")
+    rows: Literal["packed", "continued", "whole"] = field(
+        "packed", "How documents become rows.", "batch"
+    )
+    score: Literal["all", "answers"] = field(
+        "all", "Tokens in the loss: all, or the answers of conversations.", "batch"
+    )
+    too_long: Literal["cut", "drop", "refuse"] = field(
+        "cut", "Conversation longer than a row: cut its beginning, drop it, or refuse.", "batch"
+    )
+    unseen: str = field("", "Tasks and categories, comma-separated, that no source may contain.")
+    across: bool = field(True, "Let attention cross document boundaries in a row.", "batch")
+    unique_tokens: int = field(
+        0, "Distinct training tokens of all sources; 0 is all.", "batch", ge=0
+    )
+    max_epochs: float = field(0.0, "Largest number of epochs over any source; 0 is no limit.", ge=0)
+    copies: str = field("data", "Local folder for the files of a remote data.cache.", "execution")
 
 
+@fields.text_choices
 @dataclasses.dataclass
 class Optim:
-    name: str = "adamw"  # adamw, lion, muon (matrices; adamw for the rest)
-    lr: float = 3e-3  # peak learning rate
-    schedule: str = "cosine"  # cosine, linear, wsd (warm-up, stable, decay), constant
-    warmup: float = 0.05  # share of the steps spent warming up
-    decay: float = 0.2  # wsd: share of the steps spent decaying
-    lr_end: float = 0.1  # learning rate at the end, as a share of the peak
-    b1: float = 0.9  # decay of the first moment; of muon's matrices 0.95
-    b2: float = 0.95  # decay of the second moment
-    eps: float = 1e-8  # added to the root of the second moment
-    weight_decay: float = 0.1  # decoupled, times the learning rate; never on norms
-    layer_decay: float = 1.0  # learning rate of a layer, as a share of that of the layer above it
-    freeze: str = ""  # weights that do not learn: parts of paths or axes, embed,mlp; see learned
-    clip: float = 1.0  # largest global gradient norm; 0 is off
-    accumulate: int = 1  # pieces of a batch, one after another, whose gradients are summed
-    nonfinite: str = "stop"  # a loss or gradient that is no number: stop, skip (the update), rewind
+    """Optimizer, learning-rate schedule and gradient handling."""
+
+    name: Literal["adamw", "lion", "muon"] = field(
+        "adamw", "Optimizer; muon updates matrices, adamw all other weights."
+    )
+    lr: float = field(3e-3, "Peak learning rate.", "vmapped", "traced", gt=0)
+    schedule: Literal["cosine", "linear", "wsd", "constant"] = field(
+        "cosine", "Learning rate after warm-up; wsd: warm-up, stable, decay."
+    )
+    warmup: float = field(0.05, "Fraction of the steps with linear warm-up.", ge=0, le=1)
+    decay: float = field(0.2, "Fraction of the steps with decay, for wsd.", ge=0, le=1)
+    lr_end: float = field(0.1, "Final learning rate as a fraction of the peak.", ge=0, le=1)
+    b1: float = field(0.9, "Decay of the first moment; 0.95 for muon's matrices.", ge=0, le=1)
+    b2: float = field(0.95, "Decay of the second moment.", ge=0, le=1)
+    eps: float = field(1e-8, "Added to the root of the second moment.", gt=0)
+    weight_decay: float = field(
+        0.1, "Decoupled, times the learning rate; never on norms.", "vmapped", "traced", ge=0
+    )
+    layer_decay: float = field(1.0, "Learning rate of a layer over that of the layer above.", gt=0)
+    freeze: str = field(
+        "", "Weights that are not trained: parts of paths, or axes, such as embed,mlp."
+    )
+    clip: float = field(1.0, "Largest global gradient norm; 0 is off.", ge=0)
+    accumulate: int = field(1, "Micro-batches per step.", "execution", "plan", ge=1, chunks="batch")
+    nonfinite: Literal["stop", "skip", "rewind"] = field(
+        "stop", "Non-finite loss or gradient: stop, skip the update, or rewind.", "execution"
+    )
 
 
+@fields.text_choices
 @dataclasses.dataclass
 class Mesh:
-    data: int = -1  # devices over which the batch is split; -1: all that are left
-    fsdp: int = 1  # devices over which the batch and the weights are split
-    expert: int = 1  # devices over which the batch and the experts are split
-    sequence: int = 1  # devices over which the positions of a row are split
-    tensor: int = 1  # devices over which heads, MLP and vocabulary are split
-    rules: dict[str, str | list[str]] = dataclasses.field(default_factory=dict)
-    # rows that replace those of layout.RULES, such as {"vocab": ["tensor", "fsdp"], "mlp": []}
-    exact: int = 0  # shards of a batch, summed in one order: the same bits on any devices; 0: off
+    """Devices along each mesh axis, and the sharding of weights.
+
+    exact: gradients have the same bits on any number of devices. It is a power of two.
+    """
+
+    data: int = field(-1, "Devices that split the batch; -1 uses all remaining ones.", "execution")
+    fsdp: int = field(1, "Devices that split the batch and the weights.", "execution", ge=1)
+    expert: int = field(1, "Devices that split the batch and the experts.", "execution", ge=1)
+    sequence: int = field(1, "Devices that split the positions of a row.", "execution", ge=1)
+    tensor: int = field(1, "Devices that split heads, MLP and vocabulary.", "execution", ge=1)
+    rules: dict[str, str | list[str]] = field(
+        {}, "Changes of the sharding rules, such as {'mlp': []}.", "execution"
+    )
+    exact: int = field(
+        0,
+        "Shards summed in a fixed order; 0 is off.",
+        ge=0,
+        alone="vmapped runs cannot reproduce the bits of other devices",
+    )
 
 
+@fields.text_choices
 @dataclasses.dataclass
 class Start:
-    run: str = ""  # name, below dir, of the run whose checkpoint this one starts from; "": none
-    step: int = 0  # of that checkpoint; 0: the last of that run, or its best: see eval.patience
-    keep: str = "weights"  # taken over: weights (fine-tuning), state (a branch: steps count on)
+    """Initialization from the checkpoint of another run.
+
+    keep: weights is fine-tuning from step 0. state continues the steps, as a cooldown branch does.
+    """
+
+    run: str = field("", "Name, below dir, of the parent run; empty starts from random weights.")
+    step: int = field(
+        0, "Step of the parent's checkpoint; 0 is the last, or the best with patience.", ge=0
+    )
+    keep: Literal["weights", "state"] = field(
+        "weights", "weights (fine-tuning), or state (a cooldown branch; steps continue)."
+    )
 
 
+@fields.text_choices
 @dataclasses.dataclass
 class Eval:
-    every: int = 0  # steps between evaluations; 0: only at the end
-    patience: int = 0  # evaluations in a row without a lower loss that end a run; 0: never
-    n_sequences: int = 512  # held-out sequences a source
-    n_completions: int = 1024  # held-out words to complete, over all sources
-    tasks: str = ""  # names with spaces between, copy?length=4 file:my/set: see lm/tasks.py
-    tasks_every: int = 0  # steps between evaluations with tasks, of eval.every; 0: only at the end
-    too_long: str = "cut"  # an example longer than data.seq_len: cut (left of it), refuse
+    """Held-out loss and tasks during training."""
+
+    every: int = field(0, "Steps between evaluations; 0 is only at the end.", "execution", ge=0)
+    patience: int = field(0, "Evaluations without a lower loss that end the run; 0 is off.", ge=0)
+    n_sequences: int = field(512, "Held-out rows per source.", "execution", ge=1)
+    n_completions: int = field(1024, "Words to complete, over all sources.", "execution", ge=0)
+    tasks: str = field(
+        "", "Tasks, space-separated: copy?length=4 file:my/set; see lm/tasks.py.", "execution"
+    )
+    tasks_every: int = field(
+        0, "Steps between evaluations with tasks; 0 is only at the end.", "execution", ge=0
+    )
+    too_long: Literal["cut", "refuse"] = field(
+        "cut", "Example longer than a row: cut its beginning, or refuse.", "execution"
+    )
 
 
+@fields.text_choices
 @dataclasses.dataclass
 class Run:
-    name: str = "run"  # folder below dir; sweeps use SWEEP/RUN
-    dir: str = "runs"  # folder of all runs; may be gs://BUCKET/FOLDER
-    seed: int = 0  # of weights and data order
-    steps: int = 1000  # optimizer steps
-    log_every: int = 10  # steps between metrics
-    steps_per_call: int = 0  # at most, of the compiled program; 0: by their size, see lm/packs.py
-    checkpoint_every: int = 200  # steps between checkpoints; the newest is kept
-    keep_every: int = 0  # steps between checkpoints kept for good; 0: only the last
-    keep_best: bool = False  # keep the checkpoint of the lowest held-out loss; see eval.every
-    resume: str = "auto"  # auto; must: refuse to start afresh
-    stall_seconds: float = 1800.0  # end the process after so long without a step; 0: never
-    wandb: bool = False  # also log to Weights & Biases (extra: wandb)
-    predict: bool = False  # in a sweep: start last, once the law of the others has predicted it
+    """Everything that defines a training run.
+
+    checkpoint_every: only the newest checkpoint is stored, apart from keep_every and keep_best.
+    """
+
+    name: str = field("run", "Folder of the run below dir; sweeps use SWEEP/RUN.", "vmapped")
+    dir: str = field("runs", "Folder of all runs; may be gs://BUCKET/FOLDER.", "execution")
+    seed: int = field(0, "Seed of weights and data order.", "vmapped", ge=0)
+    steps: int = field(1000, "Optimizer steps.", ge=1)
+    log_every: int = field(10, "Steps between rows of metrics.", "execution", ge=1)
+    steps_per_call: int = field(0, "Largest number of steps per call; 0 is automatic.", ge=0)
+    checkpoint_every: int = field(200, "Steps between checkpoints.", "execution", ge=1)
+    keep_every: int = field(
+        0, "Steps between checkpoints that are never deleted; 0 is off.", "execution", ge=0
+    )
+    keep_best: bool = field(False, "Store the checkpoint of the lowest held-out loss.", "execution")
+    resume: Literal["auto", "must"] = field(
+        "auto", "auto starts or resumes; must only resumes.", "execution"
+    )
+    stall_seconds: float = field(
+        1800.0, "Seconds without a step that end the process; 0 is off.", "execution", ge=0
+    )
+    wandb: bool = field(
+        False, "Also log to Weights & Biases.", "execution", alone="W&B logs one run per process"
+    )
+    predict: bool = field(
+        False, "In a sweep: start last, once the law of the others predicts it.", "execution"
+    )
     model: Model = dataclasses.field(default_factory=Model)
     data: Data = dataclasses.field(default_factory=Data)
     optim: Optim = dataclasses.field(default_factory=Optim)
@@ -157,49 +295,54 @@ class Run:
     start: Start = dataclasses.field(default_factory=Start)
 
 
-def flatten(run) -> dict:
-    """{"optim.lr": 0.003, ...}: an entry a knob, in order of declaration; dict knobs stay whole."""
+def flatten(run: Any) -> dict[str, Any]:
+    """Return {"optim.lr": 0.003, ...}, in order of declaration. A dict field is one entry."""
     flat = {}
-    for field in dataclasses.fields(run):
-        value = getattr(run, field.name)
+    for declared in dataclasses.fields(run):
+        value = getattr(run, declared.name)
         if dataclasses.is_dataclass(value):
-            flat |= {f"{field.name}.{k}": v for k, v in flatten(value).items()}
+            flat |= {f"{declared.name}.{name}": v for name, v in flatten(value).items()}
         else:
-            flat[field.name] = value
+            flat[declared.name] = value
     return flat
 
 
 def field_types(kind: type) -> dict[str, type]:
-    """{"optim.lr": float, ...} for a dataclass type, in the order of `flatten`."""
-    found = {}
+    """Return {"optim.lr": float, ...} for a dataclass type, in the order of `flatten`.
+
+    The type of a choice is str.
+    """
+    flat: dict[str, type] = {}
     for name, hint in typing.get_type_hints(kind).items():
         if isinstance(hint, type) and dataclasses.is_dataclass(hint):
-            found |= {f"{name}.{k}": v for k, v in field_types(hint).items()}
+            flat |= {f"{name}.{k}": v for k, v in field_types(hint).items()}
+        elif typing.get_origin(hint) is Literal:
+            flat[name] = str
         else:
-            found[name] = dict if isinstance(hint, types.GenericAlias) else hint
-    return found
+            flat[name] = dict if isinstance(hint, types.GenericAlias) else hint
+    return flat
 
 
 def to_dict(run: Run) -> dict:
-    """Nested plain dict, ready for JSON."""
+    """Return a nested plain dict that JSON can store."""
     return dataclasses.asdict(run)
 
 
 def from_dict(values: dict, kind: type = Run, where: str = ""):
-    """The inverse of `to_dict`; a knob that does not exist is refused with the nearest names."""
+    """Build a config from the dict of `to_dict`. ConfigError names an unknown field."""
     hints = typing.get_type_hints(kind)
     known = {}
     for name, value in values.items():
         if name not in hints:
-            raise ValueError(unknown(where + name, [where + k for k in hints]))
-        nested = dataclasses.is_dataclass(hints[name])
-        if nested and not isinstance(value, dict):
-            raise ValueError(f"{where}{name}={value!r} must hold knobs")
-        known[name] = from_dict(value, hints[name], f"{where}{name}.") if nested else value
+            raise ConfigError(unknown(where + name, [where + k for k in hints]))
+        is_group = dataclasses.is_dataclass(hints[name])
+        if is_group and not isinstance(value, dict):
+            raise ConfigError(f"{where}{name}={value!r} must be a dict of config fields")
+        known[name] = from_dict(value, hints[name], f"{where}{name}.") if is_group else value
     return kind(**known)
 
 
 def unknown(name: str, known: list[str]) -> str:
-    """One line that says what exists nearest to a name that does not."""
+    """Return an error message for an unknown name that suggests the most similar known names."""
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.5) or known
     return f"{name} does not exist: did you mean {', '.join(near)}?"

@@ -26,13 +26,11 @@ from pathlib import Path
 
 import numpy as np
 
-from lm import config, copies, draft, files, overlap, sift, sources, tokens
+from lm import config, copies, draft, fields, files, overlap, sift, sources, tokens
 
 FORMAT = 2  # part of every key: raise it when the same source would give other tokens
 SPLITS = draft.SPLITS
 SAMPLE_BYTES = 32_000_000  # of text, over all sources, on which a tokenizer is trained
-# Knobs other than the tokenizer and data.heldout that say what is prepared.
-KNOBS = ("broken", "min_words", "min_letters", "max_repeats", "drop_copies", "overlap", "protect")
 
 
 @dataclasses.dataclass
@@ -89,7 +87,7 @@ def _prepare(
     report: Report | None,
     workers: int,
 ) -> Manifest:
-    changed = [(k, v) for k in KNOBS if (v := getattr(data, k)) != getattr(config.Data, k)]
+    changed = list(fields.changed_for_hash(data, "corpus").items())
     facts = (FORMAT, source, data.heldout, tokenizer.hash, changed)
     before = before if data.drop_copies else []
     facts += (_guards(data) if data.overlap else [], [manifest.key for manifest in before])

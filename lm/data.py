@@ -19,10 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lm import chat, config, corpus, languages, order, sources, tokens, whole
-
-# Of config.Data, beside the text and seq_len.
-KNOBS = ("rows", "score", "too_long", "across", "unique_tokens")
+from lm import chat, config, corpus, fields, languages, order, sources, tokens, whole
 
 
 class Text:
@@ -60,7 +57,7 @@ class Text:
     def hash(self) -> str:
         """Over sources, weights and what was prepared from them: equal hashes, equal batches."""
         facts = [(n, w, m.hash, m.tokenizer) for n, w, m in self._facts()]
-        knobs = {k: v for k in KNOBS if (v := getattr(self.data, k)) != getattr(config.Data, k)}
+        knobs = fields.changed_for_hash(self.data, "batch")
         facts = [facts, self.data.seq_len, *([knobs] if knobs else [])]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 

@@ -10,7 +10,7 @@ import platform
 import jax
 import numpy as np
 
-from lm import config, data, kernels, records, revision, sizes
+from lm import config, data, fields, kernels, records, revision, sizes
 
 
 def facts(run: config.Run, text: data.Text, device_mesh: jax.sharding.Mesh, peak: float) -> dict:
@@ -49,6 +49,7 @@ def facts(run: config.Run, text: data.Text, device_mesh: jax.sharding.Mesh, peak
 def knobs_hash(run: config.Run) -> str:
     """Of all knobs that say what the run learns."""
     knobs = {k: v for k, v in config.flatten(run).items() if k not in records.FREE}
+    knobs = fields.for_hash(knobs, config.Run)
     return hashlib.sha256(json.dumps(knobs, sort_keys=True).encode()).hexdigest()[:16]
 
 

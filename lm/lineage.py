@@ -8,11 +8,10 @@ The other run must be of the same model and tokenizer; its folder is only read, 
 keeps the checkpoint.
 """
 
-from lm import checkpoint, config, records, sizes, storage, tokens
+from lm import checkpoint, config, fields, records, sizes, storage, tokens
 
-LORA = ("lora_rank", "lora_alpha", "lora_on")  # of what a child may add to its parent's model
-# Knobs of a model that its weights do not depend on.
-COMPUTED = ("dtype", "remat", "unroll", "attention", "attention_blocks", "z_loss")
+LORA = fields.fields_with("adapter", config.Model)
+COMPUTED = fields.fields_with("compute", config.Model)
 
 
 def parent(run: config.Run) -> config.Run:

@@ -22,20 +22,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from lm import checkpoint, config, mesh, programs, sizes
+from lm import checkpoint, config, fields, mesh, programs, sizes
 
-RATES = ("lr", "weight_decay")  # of Optim
-NEEDED = {
-    "mesh.exact": (0, "a pack cannot hold the bits of other devices"),
-    "wandb": (False, "W&B follows one run a process"),
-}
+RATES = fields.fields_with("traced", config.Optim)
 CALL = (8, 1.5e12)  # steps and FLOPs of a call at most: a signal waits for its end
-FREE = ("name", "seed", *(f"optim.{name}" for name in RATES))
+FREE = fields.fields_with("vmapped", config.Run)
 
 
 def check(runs: list[config.Run]) -> None:
     """ValueError naming the first knob that keeps runs from being trained in one program."""
-    first = config.flatten(runs[0])
+    first, defaults = config.flatten(runs[0]), config.flatten(config.Run())
     for run in runs[1:]:
         flat = config.flatten(run)
         for knob, value in flat.items():
@@ -44,11 +40,11 @@ def check(runs: list[config.Run]) -> None:
                     f"{run.name} has {knob}={value!r} and {runs[0].name} {first[knob]!r}: runs of a"
                     f" pack may differ in {', '.join(FREE)} alone"
                 )
-        for knob, (value, why) in NEEDED.items():
-            if flat[knob] != value:
+        for knob, info in fields.field_info(config.Run).items():
+            if info.alone and flat[knob] != defaults[knob]:
                 raise ValueError(
-                    f"{run.name} has {knob}={flat[knob]!r}, and {why}: train it alone, or set"
-                    f" {knob}={value!r}"
+                    f"{run.name} has {knob}={flat[knob]!r}, and {info.alone}: train it alone, or"
+                    f" set {knob}={defaults[knob]!r}"
                 )
 
 

@@ -1,12 +1,14 @@
-"""How init, learning rate, decay and epsilon of each kind of weight change with width and depth.
+"""Scaling of initialization, learning rate, weight decay and epsilon with width and depth.
 
-With m = d_model / base_width and l = n_layers / base_depth each is the standard one times a power
-of m and a power of l. At the base shape every rule is the standard one; under the others the best
-learning rate of the base shape is that of larger ones too.
+Let m = d_model / base_width and l = n_layers / base_depth. Each value is the standard value times a
+power of m and a power of l. All rules agree at the base shape. Under mup and completep, the best
+learning rate of the base shape is also the best of larger shapes.
 
 standard   one learning rate for all weights
-mup        by width, for AdamW (maximal update: Yang et al. 2022, arXiv:2203.03466, table 8)
-completep  by depth too: branches are divided by l (Dey et al. 2025, arXiv:2505.01618, table 1)
+mup        scales with width, for AdamW (maximal update: Yang et al. 2022, arXiv:2203.03466,
+           table 8)
+completep  also scales with depth: residual branches are divided by l (Dey et al. 2025,
+           arXiv:2505.01618, table 1)
 """
 
 import dataclasses
@@ -29,25 +31,26 @@ TABLE = {
     ("completep", "output"): ((0.5, 0.0), ( 0.0, 0.0), (0.0, 0.0), (-1.0,  0.0)),
     ("completep", "norm"):   ((0.0, 0.0), ( 0.0, 0.0), (0.0, 0.0), (-1.0, -1.0)),
 }  # fmt: skip
-# The same of what is multiplied in the forward pass.
+# Exponents of the factors of the forward pass.
 BRANCH = {"standard": (0.0, 0.0), "mup": (0.0, 0.0), "completep": (0.0, -1.0)}
 LOGITS = {"standard": (0.0, 0.0), "mup": (-1.0, 0.0), "completep": (-1.0, 0.0)}
 
 
 @dataclasses.dataclass(frozen=True)
 class Factors:
-    """What the standard values of one weight are multiplied with."""
+    """Factors of the standard values of a weight."""
 
-    init: float  # standard deviation; a norm's scale starts at 1 whatever it is
-    lr: "float | np.ndarray"  # one a layer with optim.layer_decay
-    decay: float  # 0: never decays
-    epsilon: float  # of Adam
+    init: float  # factor of the standard deviation; the scale of a norm always starts at 1
+    lr: "float | np.ndarray"  # an array has one factor per layer: see optim.layer_decay
+    decay: float  # 0 turns weight decay off
+    epsilon: float  # factor of Adam's epsilon
 
 
 def kind(names: tuple) -> str:
-    """input, hidden, back (into the residual stream), output or norm, by the axes of a weight.
+    """Return the role of a weight by its axes: input, hidden, back, output or norm.
 
-    Biases, those that balance experts too, are vectors like norms.
+    back: weights that project into the residual stream. Biases, also those of the router, are
+    vectors and count as norms.
     """
     if not {"embed", "rank"} & set(names):
         return "norm"
@@ -57,24 +60,24 @@ def kind(names: tuple) -> str:
 
 
 def factors(model: config.Model, names: tuple) -> Factors:
-    """Of a weight whose axes are called `names`."""
-    what = kind(names)
-    decays = float(what != "norm")
+    """Return the factors of a weight with the logical axes `names`."""
+    role = kind(names)
+    decays = float(role != "norm")
     if model.parametrization == "standard":
         return Factors(1.0, 1.0, decays, 1.0)
     init, lr, decay, epsilon = (
-        _power(model, powers) for powers in TABLE[model.parametrization, what]
+        _power(model, powers) for powers in TABLE[model.parametrization, role]
     )
     return Factors(init, lr, decays * decay, epsilon)
 
 
 def branch(model: config.Model) -> float:
-    """What attention and MLP are multiplied with before they join the residual stream."""
+    """Return the factor of the output of attention and MLP in the residual stream."""
     return _power(model, BRANCH[model.parametrization])
 
 
 def logits(model: config.Model) -> float:
-    """What the logits are multiplied with."""
+    """Return the factor of the logits."""
     return _power(model, LOGITS[model.parametrization])
 
 

@@ -3,9 +3,7 @@
 row(run, targets.parse("tpu:v5p:8x16x16"))["bytes_over"]        0.0: it fits
 """
 
-from lm import config, described, hlo, layout, plan, roofline, sizes, targets
-
-KNOBS = ("optim.accumulate", "model.remat", "model.attention_blocks", "model.loss_chunks")
+from lm import config, described, fields, hlo, layout, plan, roofline, sizes, targets
 
 
 def row(run: config.Run, target: targets.Target, compiling: bool = True) -> dict:
@@ -53,7 +51,7 @@ def fill(
         "devices": target.n_devices,
         "how": "compiled" if made else "estimate",
         "mesh": {axis: size for axis, size in shape.items() if size > 1},
-        **{knob: knobs[knob] for knob in KNOBS},
+        **{name: knobs[name] for name in fields.fields_with("plan", config.Run)},
         "params_total": facts["params.total"],
         "params_active": facts["params.active"],
         "tokens": facts["tokens"],

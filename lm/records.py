@@ -11,10 +11,10 @@
         tensorboard/      the metrics again, for TensorBoard
     runs/quickstart/      beside its runs: sweep.json, plan.json, prediction.json, report.html
 
-status is running, done, diverged, failed (an error), or lost: ended from outside, by a signal or
-with its machine; starting it again continues it. JSON files are replaced whole, .jsonl files only
-grow: after a resume the line of the last attempt counts; a torn last line is dropped. All of it may
-lie in a bucket: lm/storage.py.
+status is running, done, diverged or failed (an error),
+or lost: ended from outside, by a signal or with its machine; starting it again continues it. JSON
+files are replaced whole, .jsonl files only grow: after a resume the line of the last attempt
+counts; a torn last line is dropped. All of it may lie in a bucket: lm/storage.py.
 """
 
 import json
@@ -22,18 +22,10 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 
-from lm import config, guard, storage
+from lm import config, fields, guard, storage
 
-# Knobs that say where and how a run is computed and looked at, not what it learns.
-FREE = (
-    *("dir", "log_every", "checkpoint_every", "keep_every", "keep_best", "predict", "wandb"),
-    *("resume", "stall_seconds", "data.cache", "data.copies", "optim.nonfinite"),
-    *("mesh.data", "mesh.fsdp", "mesh.expert", "mesh.sequence", "mesh.tensor", "mesh.rules"),
-    *("model.attention", "model.remat", "model.unroll", "model.loss_chunks"),
-    *("optim.accumulate",),
-    *("eval.every", "eval.n_sequences", "eval.n_completions"),
-    *("eval.tasks", "eval.tasks_every", "eval.too_long"),
-)
+# Config fields that affect how a run computes or is stored, not its result.
+FREE = fields.fields_with("execution", config.Run)
 OVER = ("done", "diverged")  # of status: nothing is left to do
 GROWING = ("metrics.jsonl", "evals.jsonl", "events.jsonl", "checkpoints/proofs.jsonl")
 
@@ -178,7 +170,7 @@ def rows(path: str | Path) -> list[dict]:
 
 
 def is_finished(run: config.Run) -> bool:
-    """Whether nothing is left to do: the run is done or has diverged."""
+    """Whether nothing is left to do: the run is done, diverged, or was stopped."""
     return read_facts(folder(run)).get("status") in OVER
 
 

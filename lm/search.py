@@ -8,9 +8,9 @@ import dataclasses
 import itertools
 from collections.abc import Iterator
 
-from lm import checks, config, described, layout, quote, roofline, targets
+from lm import config, described, fields, layout, quote, roofline, targets
 
-POLICIES: tuple[str, ...] = checks.CHOICES["model.remat"]
+POLICIES = fields.choices(config.Run)["model.remat"]
 
 
 @dataclasses.dataclass

@@ -1,11 +1,11 @@
-"""The ladder of model sizes, and what a size costs: exact parameters by part, exact FLOPs a token.
+"""The ladder of model sizes, with exact parameter counts and exact FLOPs per token.
 
     model("100M").d_model                     768
     counts(model("100M"))["non_embedding"]    99558528
     flops_per_token(model("100M"), 1024)      {"full": ..., "causal": ..., "6N": ..., ...}
 
-A rung is named after its non-embedding parameters (attention, MLP and norms: the N of Kaplan et
-al. 2020, arXiv:2001.08361), within 5%; they do not depend on the vocabulary.
+A size is named after its non-embedding parameters within 5%: attention, MLP and norms, the N of
+Kaplan et al. 2020 (arXiv:2001.08361). This count does not depend on the vocabulary.
 """
 
 import copy
@@ -16,7 +16,7 @@ from typing import Any
 
 from lm import config
 
-# Wider before deeper: d_model / n_layers grows from 5 to 240, as in published families.
+# Width grows faster than depth: d_model / n_layers rises from 5 to 240, as in published families.
 LADDER = {
     #        d_model n_layers n_heads n_kv_heads d_head   d_ff
     "10K":  (     16,       3,      2,         2,     8,     48),
@@ -63,12 +63,12 @@ LADDER = {
 }  # fmt: skip
 
 
-# Experts: total parameters, then those that a token passes, both without embeddings, within 5%.
-# Below 1B a dense rung whose MLP is cut in experts. From there widths, depths and experts of OLMoE
-# (arXiv:2409.02060), DeepSeekMoE (2401.06066), Qwen3 (2505.09388, twice) and Kimi K2 (2507.20534),
-# all layers alike and with the attention of lm/model.py.
+# Mixtures of experts are named after total and active parameters, without embeddings, within 5%.
+# Below 1B, the MLP of a dense size is divided into experts. From 1B on, widths, depths and experts
+# are those of OLMoE (arXiv:2409.02060), DeepSeekMoE (2401.06066), Qwen3 (2505.09388, two sizes) and
+# Kimi K2 (2507.20534), with equal layers and the attention of lm/model.py.
 EXPERTS = {
-    #             d_model n_layers n_heads n_kv_heads d_head n_experts of_token n_shared d_expert
+    #             d_model n_layers n_heads n_kv_heads d_head n_experts per_token n_shared d_expert
     "190K-A60K":  (    32,       4,      2,         2,    16,        8,       2,       0,      56),
     "300K-A100K": (    48,       4,      3,         3,    16,        8,       2,       0,      56),
     "1.4M-A250K": (    64,       5,      4,         4,    16,       16,       2,       0,      88),
@@ -85,8 +85,11 @@ EXPERTS = {
 }  # fmt: skip
 
 
-def model(size: str, **knobs: Any) -> config.Model:
-    """The rung `size` of LADDER or EXPERTS; `knobs` set or replace fields of config.Model."""
+def model(size: str, **changes: Any) -> config.Model:
+    """Return the model of a size in LADDER or EXPERTS, with changed fields.
+
+    ValueError suggests the most similar sizes if the size is unknown.
+    """
     if size not in LADDER and size not in EXPERTS:
         raise ValueError("size " + config.unknown(size, [*LADDER, *EXPERTS]))
     names = ("d_model", "n_layers", "n_heads", "n_kv_heads", "d_head")
@@ -94,83 +97,84 @@ def model(size: str, **knobs: Any) -> config.Model:
     names += ("d_ff",) if size in LADDER else experts
     row = LADDER[size] if size in LADDER else EXPERTS[size]
     shape: dict[str, Any] = dict(zip(names, row, strict=True))
-    return config.Model(**shape | knobs)
+    return config.Model(**shape | changes)
 
 
 def reshaped(model: config.Model, d_model: int, n_layers: int) -> config.Model:
-    """The model at another width and depth, its heads more and as wide, its MLP in proportion.
+    """Return the model with another width and depth. Heads and d_ff scale with the width.
 
-    base_width and base_depth become those it had: at them every parametrization agrees. ValueError
-    for a width that is no whole number of heads.
+    base_width and base_depth become the old width and depth, where all parametrizations agree.
+    ValueError if the width does not give a whole number of heads.
     """
-    times = d_model / model.d_model
-    scaled = {name: getattr(model, name) * times for name in ("n_heads", "n_kv_heads", "d_ff")}
-    if broken := [name for name, value in scaled.items() if value != int(value)]:
+    ratio = d_model / model.d_model
+    scaled = {name: getattr(model, name) * ratio for name in ("n_heads", "n_kv_heads", "d_ff")}
+    if fractional := [name for name, value in scaled.items() if value != int(value)]:
         raise ValueError(
-            f"d_model={d_model} is {times:g} times {model.d_model}, which makes no whole number of"
-            f" {', '.join(broken)}: take a multiple"
+            f"d_model={d_model} is {ratio:g} times {model.d_model}, which makes no whole number of"
+            f" {', '.join(fractional)}: take a multiple"
         )
     base = {"base_width": model.d_model, "base_depth": model.n_layers}
-    whole = {name: int(value) for name, value in scaled.items()}
-    return dataclasses.replace(model, d_model=d_model, n_layers=n_layers, **whole, **base)
+    counts = {name: int(value) for name, value in scaled.items()}
+    return dataclasses.replace(model, d_model=d_model, n_layers=n_layers, **counts, **base)
 
 
 def expert_width(model: config.Model) -> int:
-    """Hidden width of one expert: d_expert, or what makes as many weights active as d_ff has."""
+    """Return the hidden width of an expert: d_expert, or d_ff divided by the experts per token."""
     return model.d_expert or model.d_ff // (model.experts_per_token + model.n_shared_experts)
 
 
 def counts(model: config.Model) -> dict[str, int]:
-    """Parameters by part, and three sums: total, non_embedding, active.
+    """Count parameters by part, and four sums.
 
-    embedding (learned positions too), attention, mlp (with experts: the shared ones), router (its
-    biases too), experts, norms, biases, head (a tied one adds none). non_embedding is all between
-    embedding and head; active is the total without the experts that a token does not pass, and
-    active_non_embedding both.
+    Parts: embedding (with learned positions), attention, mlp (shared experts of a mixture of
+    experts), router (with its biases), experts, norms, biases, head (0 with tied embeddings).
+    Sums: total; non_embedding, without embedding and head; active, without the experts that are not
+    selected for a token; active_non_embedding, without both.
     """
     d, layers, h, e = model.d_model, model.n_layers, model.d_head, model.n_experts
-    one = 3 * d * expert_width(model)  # weights of an expert in a layer
+    expert = 3 * d * expert_width(model)  # weights of one expert in one layer
     matrices = 3 if model.mlp == "gated" else 2
-    normed = layers * (2 * d + 2 * h * model.qk_norm) + d
-    summed = h * (model.n_heads + 2 * model.n_kv_heads) + (matrices - 1) * model.d_ff + 2 * d
+    norms = layers * (2 * d + 2 * h * model.qk_norm) + d
+    biases = h * (model.n_heads + 2 * model.n_kv_heads) + (matrices - 1) * model.d_ff + 2 * d
     part = {
         "embedding": (model.vocab_size + model.max_positions) * d,
         "attention": layers * 2 * d * h * (model.n_heads + model.n_kv_heads),
-        "mlp": layers * (model.n_shared_experts * one if e else matrices * d * model.d_ff),
+        "mlp": layers * (model.n_shared_experts * expert if e else matrices * d * model.d_ff),
         "router": layers * e * (d + (model.balance == "bias")),
-        "experts": layers * e * one,
-        "norms": normed * (2 if model.norm == "layer" else 1),
-        "biases": layers * summed if model.bias else 0,
+        "experts": layers * e * expert,
+        "norms": norms * (2 if model.norm == "layer" else 1),
+        "biases": layers * biases if model.bias else 0,
         "head": 0 if model.tied else d * model.vocab_size,
     }
     total = sum(part.values())
     inner = total - part["embedding"] - part["head"]
-    idle = layers * (e - model.experts_per_token) * one if e else 0
+    idle = layers * (e - model.experts_per_token) * expert if e else 0
     sums = {"total": total, "non_embedding": inner}
     return part | sums | {"active": total - idle, "active_non_embedding": inner - idle}
 
 
 def flops_per_token(model: config.Model, seq_len: int) -> dict[str, float]:
-    """Training FLOPs (forward and backward, 2 a multiply-add) for one token, by convention.
+    """Return training FLOPs per token (forward and backward, 2 per multiply-add), by convention.
 
     full        every matrix product of the program, attention over all seq_len keys: the
                 "model FLOPs" of Chowdhery et al. 2022, arXiv:2204.02311, appendix B
-    causal      the same, attention over the (seq_len + 1) / 2 keys a query sees on average
+    causal      the same, but attention over (seq_len + 1) / 2 keys, the average of a causal mask
     6N          6 x all active parameters
     kaplan      6 N + 6 n_layers seq_len d_attention, N without embeddings and head (Kaplan et al.
                 2020, arXiv:2001.08361, equation 2.2, times 3)
-    chinchilla  with embedding look-up as a product and softmax (Hoffmann et al. 2022,
-                arXiv:2203.15556, appendix F), its two MLP matrices being three here
+    chinchilla  full, plus softmax and the embedding look-up as a matrix product (Hoffmann et al.
+                2022, arXiv:2203.15556, appendix F), with three MLP matrices instead of two
 
-    Of the experts, those count that a token passes. Recomputation under model.remat, and places
-    that model.capacity leaves empty, are not counted: they are a cost, not work done.
+    Only selected experts count. Recomputation by model.remat and empty expert slots do not count:
+    they cost time but are no work of the model.
     """
     n = counts(model)
     d_attention = model.n_heads * model.d_head
     blocks = n["active_non_embedding"] - n["norms"] - n["biases"]
-    blocks -= model.n_layers * model.n_experts * (model.balance == "bias")  # added, not multiplied
+    # Router biases are added, not multiplied.
+    blocks -= model.n_layers * model.n_experts * (model.balance == "bias")
     matrices = blocks + model.d_model * model.vocab_size
-    attention = 12 * model.n_layers * d_attention  # times keys: scores and values, x2, x3
+    attention = 12 * model.n_layers * d_attention  # per key: 2 products, 2 FLOPs, 3 passes
     softmax = 9 * model.n_layers * model.n_heads * seq_len
     look_up = 6 * model.vocab_size * model.d_model
     return {
@@ -183,21 +187,22 @@ def flops_per_token(model: config.Model, seq_len: int) -> dict[str, float]:
 
 
 def tokens(run: config.Run) -> int:
-    """Training tokens of the whole run."""
+    """Return the training tokens of the run."""
     return run.steps * run.data.batch_size * run.data.seq_len
 
 
 def steps(
     run: config.Run, *, tokens: float = 0, tokens_per_param: float = 0, flops: float = 0
 ) -> int:
-    """Steps, rounded to the nearest and at least 1, that spend exactly one of three budgets.
+    """Return the number of steps that spends exactly one of three budgets, rounded, at least 1.
 
-    tokens: training tokens; tokens_per_param: times all parameters (20 is compute-optimal in
-    Hoffmann et al. 2022, arXiv:2203.15556); flops: training FLOPs, convention "full".
+    tokens: training tokens; tokens_per_param: tokens per parameter, of all parameters (20 is
+    compute-optimal in Hoffmann et al. 2022, arXiv:2203.15556); flops: training FLOPs, convention
+    "full". ValueError unless exactly one budget is positive.
     """
     if sum(budget > 0 for budget in (tokens, tokens_per_param, flops)) != 1:
         raise ValueError(
-            "steps needs exactly one positive budget: tokens, tokens_per_param or flops"
+            "steps needs exactly one positive budget: set tokens, tokens_per_param or flops"
         )
     if tokens_per_param:
         tokens = tokens_per_param * counts(run.model)["total"]
@@ -207,7 +212,7 @@ def steps(
 
 
 def facts(run: config.Run) -> dict:
-    """All of it for one run: params.*, flops_per_token.*, tokens, flops (convention "full")."""
+    """Return params.*, flops_per_token.*, tokens and flops (convention "full") of a run."""
     per_token = flops_per_token(run.model, run.data.seq_len)
     return (
         {f"params.{part}": n for part, n in counts(run.model).items()}
@@ -217,40 +222,43 @@ def facts(run: config.Run) -> dict:
 
 
 def branches(run: config.Run, tokens: Sequence[float], decay: float = 0.2) -> list[config.Run]:
-    """A trunk of constant learning rate, and a cooldown from it for each budget of training tokens.
+    """Return a trunk run with constant learning rate and one cooldown branch per token budget.
 
-    All budgets for little more than the largest (Hägele et al. 2024, arXiv:2405.18392): a branch
-    takes over the trunk's whole state and spends the last `decay` share of its steps on the way to
-    optim.lr_end. Names: run.name + "-trunk", and "-2M" and so on. Budgets are met to within 1%.
-    ValueError for a budget whose cooldown would begin before the trunk has warmed up.
+    All budgets together cost little more than the largest (Hägele et al. 2024, arXiv:2405.18392). A
+    branch restores the full state of the trunk and spends the last fraction `decay` of its steps on
+    the way to optim.lr_end. Names end in "-trunk", "-2M" and so on. Budgets are exact within 1%.
+    ValueError if a cooldown would begin during the warm-up of the trunk.
     """
     if not 0 < decay < 1 or not tokens or min(tokens) <= 0:
         raise ValueError(
             f"branches: tokens={list(tokens)} must be above 0, decay={decay} in (0, 1)"
         )
-    every = max(round(0.01 * steps(run, tokens=min(tokens)) * (1 - decay)), 1)
-    starts = [round(steps(run, tokens=n) * (1 - decay) / every) * every for n in sorted(tokens)]
+    interval = max(round(0.01 * steps(run, tokens=min(tokens)) * (1 - decay)), 1)
+    first_steps = [
+        round(steps(run, tokens=n) * (1 - decay) / interval) * interval for n in sorted(tokens)
+    ]
     trunk = copy.deepcopy(run)
-    trunk.name, trunk.steps, trunk.predict = f"{run.name}-trunk", starts[-1], False
+    trunk.name, trunk.steps, trunk.predict = f"{run.name}-trunk", first_steps[-1], False
     trunk.optim.schedule = "constant"
-    warm = round(trunk.optim.warmup * trunk.steps)
-    if starts[0] <= warm:
+    n_warmup = round(trunk.optim.warmup * trunk.steps)
+    if first_steps[0] <= n_warmup:
         raise ValueError(
-            f"branches: tokens={min(tokens):g} begins to decay at step {starts[0]}, within the"
-            f" {warm} steps of warm-up of {trunk.name}: take a smaller optim.warmup"
+            f"branches: tokens={min(tokens):g} begins to decay at step {first_steps[0]}, within the"
+            f" {n_warmup} steps of warm-up of {trunk.name}: take a smaller optim.warmup"
         )
-    # Saved where branches begin, and as often as asked.
-    trunk.checkpoint_every = math.gcd(*starts, _multiple(run.checkpoint_every, every))
-    found = [trunk]
-    for start, budget in zip(starts, sorted(tokens), strict=True):
+    # The trunk saves a checkpoint where each branch begins.
+    trunk.checkpoint_every = math.gcd(*first_steps, _multiple(run.checkpoint_every, interval))
+    runs = [trunk]
+    for first_step, budget in zip(first_steps, sorted(tokens), strict=True):
         branch = copy.deepcopy(run)
         branch.name = f"{run.name}-{budget / 1e6:g}M"
-        branch.steps = round(start / (1 - decay))
+        branch.steps = round(first_step / (1 - decay))
         branch.optim.schedule, branch.optim.decay = "wsd", decay
-        branch.start = config.Start(run=trunk.name, step=start, keep="state")
-        found.append(branch)
-    return found
+        branch.start = config.Start(run=trunk.name, step=first_step, keep="state")
+        runs.append(branch)
+    return runs
 
 
-def _multiple(number: int, of: int) -> int:
-    return max(round(number / of), 1) * of
+def _multiple(number: int, unit: int) -> int:
+    """Round a number to a multiple of `unit`, at least one unit."""
+    return max(round(number / unit), 1) * unit

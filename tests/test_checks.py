@@ -3,10 +3,11 @@ import pytest
 from lm import checks, config
 
 
-def changed(**knobs) -> config.Run:
+def changed(**values) -> config.Run:
+    """Return the default run with changed fields, named as in optim__lr."""
     run = config.Run()
-    for knob, value in knobs.items():
-        *path, last = knob.split("__")
+    for field, value in values.items():
+        *path, last = field.split("__")
         target = run
         for name in path:
             target = getattr(target, name)
@@ -14,12 +15,12 @@ def changed(**knobs) -> config.Run:
     return run
 
 
-def test_the_defaults_can_run():
+def test_default_run_is_valid():
     checks.check(config.Run())
 
 
 @pytest.mark.parametrize(
-    ("knobs", "words"),
+    ("values", "words"),
     [
         ({"model__n_heads": 6, "model__n_kv_heads": 4}, "model.n_heads=6 must be a multiple of"),
         ({"model__d_head": 7}, "model.d_head=7 must be even"),
@@ -30,24 +31,24 @@ def test_the_defaults_can_run():
         ({"optim__lr": 0.0}, "optim.lr=0.0 must be above 0"),
         ({"optim__schedule": "exp"}, "optim.schedule='exp' must be one of"),
         ({"optim__schedule": "wsd", "optim__decay": 0.99}, "optim.decay=0.99 plus optim.warmup"),
-        ({"data__heldout": 1.5}, "data.heldout=1.5 is a share"),
+        ({"data__heldout": 1.5}, "data.heldout=1.5 must be between 0 and 1"),
         ({"data__tokenizer": "bpe"}, "data.tokenizer='bpe' must be bytes, bpe:8192, file:JSON"),
         ({"data__tokenizer": "bytes:1"}, "data.tokenizer='bytes:1' must be bytes"),
         ({"data__tokenizer": "bpe:9k"}, "data.tokenizer='bpe:9k' takes a size from 258"),
         ({"data__broken": "ignore"}, "data.broken='ignore' must be one of stop, skip"),
-        ({"data__max_repeats": 2.0}, "data.max_repeats=2.0 is a share"),
+        ({"data__max_repeats": 2.0}, "data.max_repeats=2.0 must be between 0 and 1"),
         ({"data__protect": "code"}, "data.protect='code' has no effect with data.overlap=0"),
         ({"data__unique_tokens": 9}, "data.unique_tokens=9 must be at least one row of"),
         ({"data__rows": "padded"}, "data.rows='padded' must be one of packed, continued"),
         ({"data__score": "answers"}, "data.score='answers' needs data.rows='whole', not 'packed'"),
         ({"data__sources": {}}, "data.sources={} is empty"),
-        ({"data__sources": {"code": -1.0}}, "data.sources['code']=-1.0 is a weight"),
+        ({"data__sources": {"code": -1.0}}, "data.sources['code']=-1.0 must be a weight"),
         ({"data__sources": {"code": 0.0}}, "has only zero weights"),
-        ({"data__sources": {"code": 1.0, "docs": -1.0}}, "is a weight: a number from 0 up"),
+        ({"data__sources": {"code": 1.0, "docs": -1.0}}, "must be a weight: a finite number"),
         ({"mesh__data": 0}, "mesh.data=0 must be -1"),
         ({"model__n_experts": 1}, "model.experts_per_token=2 must not exceed model.n_experts=1"),
         ({"model__n_experts": 6, "mesh__expert": 4}, "model.n_experts=6 must be a multiple of"),
-        ({"model__n_experts": 4, "model__d_ff": 385}, "experts that a token passes, or set"),
+        ({"model__n_experts": 4, "model__d_ff": 385}, "the shared experts, or set"),
         ({"model__n_experts": 4, "model__d_expert": 5, "mesh__tensor": 2}, "model.d_expert=5 must"),
         ({"model__router": "linear"}, "model.router='linear' must be one of softmax, sigmoid"),
         ({"model__capacity": 0.0}, "model.capacity=0.0 must be above 0"),
@@ -57,7 +58,7 @@ def test_the_defaults_can_run():
         ({"name": ""}, "name='' takes letters"),
     ],
 )  # fmt: skip
-def test_what_cannot_work_is_refused_by_name(knobs, words):
-    with pytest.raises(ValueError) as error:
-        checks.check(changed(**knobs))
+def test_invalid_run_is_rejected_by_field_name(values, words):
+    with pytest.raises(config.ConfigError) as error:
+        checks.check(changed(**values))
     assert words in str(error.value) and "\n" not in str(error.value)

@@ -91,7 +91,9 @@ def test_each_cluster_is_left_out_once_and_neither_tuned_on_nor_declared_seen():
 
     left = [run for run in unseen.get_sweep() if "without" in run.name]
     asked = [run.eval.tasks.split() for run in left]
-    assert sorted(sum(asked, [])) == sorted(2 * unseen.asked(unseen.TUNED, unseen.CHAT).split())
+    assert sorted(sum(asked, [])) == sorted(
+        2 * unseen.eval_tasks(unseen.TUNED, unseen.CHAT).split()
+    )
     for run, cluster in zip(left, asked, strict=True):
         assert set(task.partition("&template")[0] for task in cluster) <= set(
             run.data.unseen.split(",")

@@ -14,7 +14,7 @@ QUOTES = ("hlo", "roofline", "described", "quote", "search")  # what a machine w
 FLOORS: list[list[list[str]]] = [
     [
         [
-            *("config", "layout", "checks", "targets", "sizes", "hyperparameters"),
+            *("fields", "config", "layout", "checks", "targets", "sizes", "hyperparameters"),
             *("storage", "guard", "lifeline", "revision", "records", "excerpt", "clock"),
         ]
     ],

@@ -44,7 +44,7 @@ def test_step_law_lies_near_the_optima_it_was_fitted_to(n, d, lr):
 
 
 def test_rules_refuse_what_is_no_size():
-    with pytest.raises(ValueError, match="n=0 must be a number above 0"):
+    with pytest.raises(ValueError, match="n=0 must be a finite number above 0"):
         hyperparameters.step_law(0, 1e9)
     with pytest.raises(ValueError, match="flops=nan"):
         hyperparameters.deepseek(float("nan"))

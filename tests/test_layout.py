@@ -3,13 +3,13 @@ import pytest
 from lm import checks, config, layout
 
 
-def refused(knobs: dict) -> str:
-    """The one line by which a run with these knobs is refused."""
+def rejection(values: dict) -> str:
+    """Return the error message of a run with these fields."""
     run = config.Run()
-    for knob, value in knobs.items():
-        group, name = knob.split(".")
+    for field, value in values.items():
+        group, name = field.split(".")
         setattr(getattr(run, group), name, value)
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(config.ConfigError) as error:
         checks.check(run)
     assert "\n" not in str(error.value)
     return str(error.value)
@@ -25,13 +25,13 @@ def refused(knobs: dict) -> str:
         ({"fsdp": 3, "tensor": 3}, "try mesh.data=-1, which takes what is left, and 1 for every"),
     ],
 )
-def test_a_mesh_that_does_not_multiply_is_refused_with_the_nearest(sizes, words):
-    with pytest.raises(ValueError, match=words):
+def test_wrong_mesh_product_suggests_the_nearest_mesh(sizes, words):
+    with pytest.raises(config.ConfigError, match=words):
         layout.check_devices(vars(config.Mesh(**sizes)), 4)
 
 
 @pytest.mark.parametrize(
-    ("knobs", "words"),
+    ("values", "words"),
     [
         (
             {"mesh.data": 4, "data.batch_size": 6},
@@ -90,8 +90,8 @@ def test_a_mesh_that_does_not_multiply_is_refused_with_the_nearest(sizes, words)
         ),
     ],
 )
-def test_what_does_not_divide_is_refused_with_the_nearest_that_works(knobs, words):
-    assert refused(knobs) == words
+def test_indivisible_size_suggests_the_nearest_that_works(values, words):
+    assert rejection(values) == words
 
 
 @pytest.mark.parametrize(
@@ -104,11 +104,28 @@ def test_what_does_not_divide_is_refused_with_the_nearest_that_works(knobs, word
         ({"mlp": ["tensor", "tensor"]}, "mesh.rules['mlp']=['tensor', 'tensor'] names an axis tw"),
     ],
 )
-def test_a_rule_that_cannot_be_followed_is_refused_by_name(rules, words):
-    assert refused({"mesh.rules": rules}).startswith(words)
+def test_impossible_sharding_rule_is_rejected_by_name(rules, words):
+    assert rejection({"mesh.rules": rules}).startswith(words)
 
 
-def test_a_row_of_a_run_replaces_a_row_of_the_table():
+def test_axis_sizes_come_from_the_declared_fields():
+    assert layout.SIZES == {
+        "batch": ("data.batch_size", ("optim.accumulate",)),
+        "length": ("data.seq_len", ("model.attention_blocks", "model.loss_chunks")),
+        "embed": ("model.d_model", ()),
+        "heads": ("model.n_heads", ()),
+        "kv_heads": ("model.n_kv_heads", ()),
+        "d_head": ("model.d_head", ()),
+        "mlp": ("model.d_ff", ()),
+        "vocab": ("model.vocab_size", ()),
+        "positions": ("model.max_positions", ()),
+        "layers": ("model.n_layers", ()),
+        "experts": ("model.n_experts", ()),
+    }
+    assert set(layout.SIZES) <= set(layout.RULES)
+
+
+def test_sharding_rule_of_a_run_replaces_the_default():
     table = layout.rules({"mlp": "fsdp", "vocab": []})
     assert (table["mlp"], table["vocab"], table["embed"]) == (("fsdp",), (), ("fsdp",))
     assert layout.RULES["mlp"] == ("tensor",)

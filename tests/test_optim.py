@@ -5,14 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lm import checks, config, model, optim, records, train
+from lm import config, fields, model, optim, records, train
 
 SHAPE = config.Model(
     vocab_size=16, d_model=8, n_layers=2, n_heads=2, n_kv_heads=2, d_head=4, d_ff=16
 )
 
 
-@pytest.mark.parametrize("name", checks.CHOICES["optim.schedule"])
+@pytest.mark.parametrize("name", fields.choices(config.Optim)["schedule"])
 def test_a_schedule_warms_up_peaks_and_ends_where_it_says(name):
     knobs = config.Optim(lr=2.0, schedule=name, warmup=0.1, decay=0.3, lr_end=0.25)
     lr = np.array(optim.schedule(knobs, 100)(np.arange(100)))
@@ -30,7 +30,7 @@ def test_wsd_is_flat_until_its_decay():
 
 
 def test_a_run_of_one_step_has_a_learning_rate():
-    for name in checks.CHOICES["optim.schedule"]:
+    for name in fields.choices(config.Optim)["schedule"]:
         assert 0 < optim.schedule(config.Optim(schedule=name), 1)(0) <= config.Optim().lr
 
 
@@ -59,7 +59,7 @@ def test_a_large_gradient_is_clipped_by_its_global_norm():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4), update(1e3), update(1e6))
 
 
-@pytest.mark.parametrize("name", checks.CHOICES["optim.name"])
+@pytest.mark.parametrize("name", fields.choices(config.Optim)["name"])
 def test_every_optimizer_trains_and_resumes_on_a_split_mesh(tiny, name):
     tiny.optim.name, tiny.mesh = name, config.Mesh(data=2, fsdp=2)
     tiny.optim.lr = 3e-3 if name == "lion" else 3e-2

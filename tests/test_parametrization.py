@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from lm import checks, config, model, optim, parametrization
+from lm import config, fields, model, optim, parametrization
 
 BASE = config.Model(d_model=16, n_layers=2, n_heads=2, n_kv_heads=2, d_head=8, d_ff=32)
 BASE.base_width, BASE.base_depth = 16, 2
@@ -49,7 +49,7 @@ def test_widths_and_depths_change_the_init_as_the_papers_say():
     assert parametrization.branch(shape) == 1 / 4 and parametrization.logits(shape) == 1 / 4
 
 
-@pytest.mark.parametrize("name", checks.CHOICES["optim.name"])
+@pytest.mark.parametrize("name", fields.choices(config.Optim)["name"])
 def test_one_step_moves_each_kind_of_weight_by_its_own_learning_rate(name):
     shape = dataclasses.replace(WIDE, parametrization="mup")
     knobs = config.Optim(name=name, lr=0.01, weight_decay=0.0, warmup=0.0, schedule="constant")

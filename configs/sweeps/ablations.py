@@ -1,9 +1,11 @@
-"""One change at a time to the 60K model, its parameters and tokens kept: what does each give?
+"""Compare eight variants of the 60K model at equal parameters and tokens.
 
     uv run python -m experiments.sweep --sweep=configs/sweeps/ablations.py
 
-Parameters without embeddings are those of "base" to within 2%. Each change with two seeds, whose
-distance is what a difference must exceed. Sixteen runs, about three minutes on two idle CPU cores.
+Parameters without embeddings equal those of "base" within 2%. Each variant has two seeds. A
+difference between variants means something only if it exceeds the difference between seeds.
+
+Hardware and time: 16 runs, about three minutes on two idle CPU cores.
 """
 
 from configs import base
@@ -11,21 +13,22 @@ from lm import sizes
 
 CHANGES = {
     "base": {},
-    "tied": {"tied": True},  # of base's 76K parameters 8K fewer, all of them embedding
-    "gqa": {"n_kv_heads": 1, "d_ff": 123},  # the MLP takes what keys and values leave
+    "tied": {"tied": True},  # 8K fewer of the 76K parameters: the embedding counts once
+    "gqa": {"n_kv_heads": 1, "d_ff": 123},  # the MLP has the parameters that keys and values lose
     "deep": {"d_model": 24, "n_layers": 7, "n_heads": 3, "n_kv_heads": 3, "d_head": 8, "d_ff": 88},
     "wide": {"d_model": 48, "n_layers": 2, "n_heads": 3, "n_kv_heads": 3, "d_ff": 144},
-    "heads": {"n_heads": 4, "n_kv_heads": 4, "d_head": 8},  # narrower, and more of them
+    "heads": {"n_heads": 4, "n_kv_heads": 4, "d_head": 8},  # more and narrower heads
     "softcap": {"logit_softcap": 30.0},
     "z-loss": {"z_loss": 1e-4},
 }
 
 
 def get_sweep(tokens: str = "600_000"):
-    for name, knobs in CHANGES.items():
+    """Yield two seeds of each variant."""
+    for name, changes in CHANGES.items():
         for seed in (0, 1):
             run = base.get_config("60K")
-            run.model = sizes.model("60K", **knobs)
+            run.model = sizes.model("60K", **changes)
             run.optim.lr = 0.5 / run.model.d_model
             run.name, run.seed = f"ablations/{name}-{seed}", seed
             run.steps = sizes.steps(run, tokens=int(tokens))

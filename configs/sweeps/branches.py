@@ -1,11 +1,12 @@
-"""Trunks and branches: three sizes at four budgets for the price of the largest, and the check.
+"""Train three sizes at four token budgets with cooldown branches, and compare with separate runs.
 
     uv run python -m experiments.sweep --sweep=configs/sweeps/branches.py
 
-One trunk of constant learning rate a size, and cooldowns from it (Hägele et al. 2024,
-arXiv:2405.18392). At the smallest size the runs "alone" are trained from the start for each budget:
-branch and run alone should agree within the noise of seeds (kin.branch_agreement). Some six minutes
-on two idle CPU cores.
+Each size has one trunk run with constant learning rate and one cooldown branch per budget (Hägele
+et al. 2024, arXiv:2405.18392). The smallest size is also trained from scratch for two budgets, with
+three seeds. A branch and a separate run should agree within the noise of seeds: see kin.branch_agreement.
+
+Hardware and time: about six minutes on two idle CPU cores.
 """
 
 from configs import base
@@ -16,6 +17,7 @@ TOKENS = (300_000, 600_000, 1_200_000, 1_800_000)
 
 
 def get_sweep():
+    """Yield trunks and branches, then the separate runs."""
     for size in SIZES:
         run = base.get_config(size)
         run.name, run.optim.warmup = f"branches/{size}", 0.02
@@ -25,5 +27,5 @@ def get_sweep():
             run = base.get_config(SIZES[0])
             run.name, run.seed = f"branches/alone-{seed}-{tokens / 1e6:g}M", seed
             run.steps, run.optim.schedule = sizes.steps(run, tokens=tokens), "wsd"
-            run.optim.warmup = 0.02 * TOKENS[-1] / tokens  # as many steps as the trunk's
+            run.optim.warmup = 0.02 * TOKENS[-1] / tokens  # as many warm-up steps as the trunk
             yield run

@@ -1,11 +1,13 @@
-"""Six sizes at the same number of tokens a parameter, each with its own length of training.
+"""Train six sizes at the same number of tokens per parameter.
 
     uv run python -m experiments.sweep --sweep=configs/sweeps/chinchilla.py
     uv run python -m experiments.sweep --sweep=configs/sweeps/chinchilla.py:40
 
-Twenty is near the best of Hoffmann et al. 2022 (arXiv:2203.15556). On such a ladder N and D are on
-one line, so it tells L(C), laws.power(rows, x="flops"), and not what either gives alone. The
-largest is predicted before it starts. About two minutes on two idle CPU cores.
+20 tokens per parameter is close to the optimum of Hoffmann et al. 2022 (arXiv:2203.15556). N and D
+are proportional in this sweep. It therefore determines L(C), laws.power(rows, x="flops"), but not
+the separate effects of N and D. The largest run is predicted before it starts.
+
+Hardware and time: about two minutes on two idle CPU cores.
 """
 
 from configs import base
@@ -15,6 +17,7 @@ SIZES = ("10K", "15K", "25K", "40K", "60K", "100K")
 
 
 def get_sweep(tokens_per_param: str = "20"):
+    """Yield one run per size."""
     for size in SIZES:
         run = base.get_config(size)
         run.name = f"chinchilla/{size}"

@@ -1,12 +1,14 @@
-"""Four sizes that learn nothing but to copy, capitalise, turn and sort words: do abilities jump?
+"""Train four sizes on copying, capitalizing, reversing and sorting words, and look for jumps.
 
     uv run python -m experiments.sweep --sweep=configs/sweeps/emergence.py
 
-Answers of 3 to 6 letters, asked at sixteen points of training: an answer is right only if all its
-letters are, so its share can jump where the probability of a letter does not (Schaeffer et al.
-2023, arXiv:2304.15004). Each skill has words of one length: of several at once, models of these
-sizes learn none (experiments/LOG.md). notebooks/emergence.ipynb draws it. About four minutes on two
-idle CPU cores.
+Answers have 3 to 6 letters and are evaluated at 16 points of training. An answer is correct only if
+all its letters are. Exact-match accuracy can therefore jump where the probability of a letter rises
+smoothly (Schaeffer et al. 2023, arXiv:2304.15004). Each task has words of one length, because
+models of these sizes learn none of several lengths at once (experiments/LOG.md).
+notebooks/emergence.ipynb plots the results.
+
+Hardware and time: about four minutes on two idle CPU cores.
 """
 
 from configs import base
@@ -17,6 +19,7 @@ SKILLS = ("copy?length=4", "upper?length=6", "reverse?length=3", "sort?length=3"
 
 
 def get_sweep():
+    """Yield one run per size."""
     for size in SIZES:
         run = base.get_config(size)
         run.name = f"emergence/{size}"

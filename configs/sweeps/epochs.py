@@ -1,11 +1,14 @@
-"""The same text again: what are tokens worth that were seen before?
+"""Measure the value of repeated data: up to 16 epochs of three amounts of text.
 
     uv run python -m experiments.sweep --sweep=configs/sweeps/epochs.py
+    uv run python -m experiments.sweep --sweep=configs/sweeps/epochs.py:4_000_000
 
-Three sizes on three amounts of unique text, up to sixteen times over, none longer than MOST tokens:
-laws.data_constrained(records.rows("runs/epochs")) fits how fast repeats lose their worth
-(Muennighoff et al. 2023, arXiv:2305.16264). 27 runs, about three minutes on two idle CPU cores;
-:4_000_000 for four times the text.
+Three sizes train on three amounts of unique text, none for more tokens than the argument.
+laws.data_constrained(records.rows("runs/epochs")) fits how fast repeats lose their value
+(Muennighoff et al. 2023, arXiv:2305.16264).
+
+Hardware and time: 27 runs, about three minutes on two idle CPU cores; the second command uses four
+times the text.
 """
 
 from configs import base
@@ -15,11 +18,13 @@ SIZES = ("10K", "25K", "60K")
 EPOCHS = (1, 2, 4, 8, 16)
 
 
-def get_sweep(most: str = "1_048_576"):
+def get_sweep(max_tokens: str = "1_048_576"):
+    """Yield one run per size, amount of unique text and number of epochs."""
+    most = int(max_tokens)
     for size in SIZES:
-        for unique in (int(most) // 16, int(most) // 4, int(most)):
+        for unique in (most // 16, most // 4, most):
             for epochs in EPOCHS:
-                if unique * epochs <= int(most):
+                if unique * epochs <= most:
                     run = base.get_config(size)
                     run.name = f"epochs/{size}-{unique // 1024}Ki-x{epochs}"
                     run.data.unique_tokens = unique

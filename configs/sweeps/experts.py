@@ -1,10 +1,12 @@
-"""Dense against experts at equal active parameters and tokens: what do idle parameters give?
+"""Compare dense models and mixtures of experts at equal active parameters and tokens.
 
     uv run python -m experiments.sweep --sweep=configs/sweeps/experts.py
+    uv run python -m experiments.sweep --sweep=configs/sweeps/experts.py:400_000
 
-Three sizes, each dense and with 8 experts under either balance: held-out loss against
-params.active_non_embedding. About eight minutes on two CPU cores; :400_000 tokens in place of 1.8
-million for a first look.
+Three sizes, each dense and with 8 experts under two kinds of load balancing. Compare the held-out
+loss against params.active_non_embedding. The argument is the number of training tokens.
+
+Hardware and time: about eight minutes on two CPU cores.
 """
 
 from configs import base, experts
@@ -14,6 +16,7 @@ SIZES = ("25K", "60K", "100K")
 
 
 def get_sweep(tokens: str = "1_800_000"):
+    """Yield a dense run and two mixtures of experts per size."""
     for size in SIZES:
         dense = base.get_config(size)
         dense.name = f"experts/{size}-dense"

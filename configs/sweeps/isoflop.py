@@ -1,23 +1,25 @@
-"""Equal compute, different sizes: where is the best size of a budget, and how does it grow?
+"""Train different sizes with equal compute, and fit how the best size grows with compute.
 
     uv run python -m experiments.sweep --sweep=configs/sweeps/isoflop.py
     uv run python -m experiments.sweep --sweep=configs/sweeps/isoflop.py:8e11,1.6e12,3.2e12,6.4e12
 
-Approach 2 of Hoffmann et al. 2022 (arXiv:2203.15556). For each budget, in training FLOPs, every
-rung of the ladder that sees between FEWEST and MOST tokens a parameter with it;
+Approach 2 of Hoffmann et al. 2022 (arXiv:2203.15556). The argument lists budgets in training FLOPs.
+Each budget trains every size of the ladder with FEWEST to MOST tokens per parameter.
 laws.isoflop(records.rows("runs/isoflop"), x="params.non_embedding") fits N* = k C^a, and
-notebooks/isoflop.ipynb draws it. 18 runs, 1.7e13 FLOPs: some eight minutes on two idle CPU
-cores.
+notebooks/isoflop.ipynb plots it.
+
+Hardware and time: 18 runs, 1.7e13 FLOPs, about eight minutes on two idle CPU cores.
 """
 
 from configs import base
 from lm import sizes
 
-BUDGETS = "4e11,8e11,1.6e12"  # below 4e11 the best is smaller than the smallest rung
-FEWEST, MOST = 2, 150  # tokens a parameter
+BUDGETS = "4e11,8e11,1.6e12"  # below 4e11 the best size is below the smallest of the ladder
+FEWEST, MOST = 2, 150  # tokens per parameter
 
 
 def get_sweep(budgets: str = BUDGETS):
+    """Yield one run per budget and size."""
     for flops in map(float, budgets.split(",")):
         for size in sizes.LADDER:
             run = base.get_config(size)

@@ -1,12 +1,14 @@
-"""Six widths times four lengths on a language whose entropy is known: does the fitted E find it?
+"""Fit the irreducible loss E on a synthetic language with known entropy.
 
     uv run python -m experiments.sweep --sweep=configs/sweeps/known_entropy.py
 
-No model gets below the language's own nats on the held-out rows, eval.loss - eval.excess, so E of
-L(N, D) = E + A/N^alpha + B/D^beta, laws.chinchilla(records.rows("runs/known_entropy")), should have
-them within its interval. Widths alone differ, so that N is all that does; the shortest run is past
-the first fall of the loss, and no text is seen twice. 90 million tokens: 25 minutes planned on
-two busy CPU cores. What came of this and of other recipes, so far, is in experiments/LOG.md.
+No model can have a lower loss than the entropy of the language on the held-out rows, which is
+eval.loss - eval.excess. The interval of E in L(N, D) = E + A/N^alpha + B/D^beta should contain it:
+laws.chinchilla(records.rows("runs/known_entropy")). Six widths and four lengths of training differ
+in N and D only. The shortest run is past the first fall of the loss, and no text is repeated.
+experiments/LOG.md has the results of this and other recipes.
+
+Hardware and time: 90 million tokens, 25 minutes planned on two busy CPU cores.
 """
 
 from configs import base
@@ -18,6 +20,7 @@ TOKENS = (1_000_000, 2_000_000, 4_000_000, 8_000_000)
 
 
 def get_sweep():
+    """Yield one run per width and token budget."""
     for width in WIDTHS:
         for tokens in TOKENS:
             run = base.get_config("10K")

@@ -1,13 +1,14 @@
-"""Does the best learning rate stay put where models become wider, or deeper?
+"""Measure whether the best learning rate stays constant when models become wider or deeper.
 
     uv run python -m experiments.sweep --sweep=configs/sweeps/lr_transfer.py
     uv run python -m experiments.sweep --sweep=configs/sweeps/lr_transfer.py:3      # seeds
 
-Widths at the base depth under the standard parametrization and muP (Yang et al. 2022,
-arXiv:2203.03466), depths at the base width under the standard one and CompleteP (Dey et al. 2025,
-arXiv:2505.01618), each at seven learning rates. At the base shape they are the same, which is
-trained once (drift.shared). notebooks/hyperparameters.ipynb draws it. 63 runs, some ten minutes on
-two idle CPU cores.
+Widths at the base depth use the standard parametrization and muP (Yang et al. 2022,
+arXiv:2203.03466). Depths at the base width use the standard one and CompleteP (Dey et al. 2025,
+arXiv:2505.01618). Each shape trains at seven learning rates. All parametrizations are equal at the
+base shape, which trains once (drift.shared). notebooks/hyperparameters.ipynb plots the results.
+
+Hardware and time: 63 runs, about ten minutes on two idle CPU cores.
 """
 
 import dataclasses
@@ -16,7 +17,7 @@ from configs import base
 from lm import sizes
 
 RATES = [2.0**-power for power in range(8, 1, -1)]
-SHAPES = {  # times the base width, times the base depth
+SHAPES = {  # multiples of the base width and of the base depth
     "standard": [(1, 1), (2, 1), (4, 1), (1, 2), (1, 4)],
     "mup": [(2, 1), (4, 1)],
     "completep": [(1, 2), (1, 4)],
@@ -24,6 +25,7 @@ SHAPES = {  # times the base width, times the base depth
 
 
 def get_sweep(n_seeds: str = "1"):
+    """Yield one run per parametrization, shape, learning rate and seed."""
     for rule, shapes in SHAPES.items():
         for wide, deep in shapes:
             for rate in RATES:

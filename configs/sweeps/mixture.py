@@ -1,10 +1,13 @@
-"""Five sizes on five kinds of text with a vocabulary of 8192: the loss of each kind, by size.
+"""Train five sizes on five kinds of text, and compare the loss of each kind by size.
 
     uv run python -m experiments.sweep --sweep=configs/sweeps/mixture.py:my/corpora
     uv run python -m experiments.sweep --sweep=configs/sweeps/mixture.py:my/corpora,my/tasks
 
-my/corpora as configs/mixture.py says; my/tasks holds a folder a task, as lm/tasks.py says, and up
-to 200 examples of each of TASKS that is there are asked. On two CPU cores about five minutes.
+configs/mixture.py describes my/corpora. my/tasks contains one folder per task (lm/tasks.py). The
+runs evaluate up to 200 examples of each task of TASKS that exists there. The vocabulary has 8192
+tokens.
+
+Hardware and time: about five minutes on two CPU cores.
 """
 
 import pathlib
@@ -21,11 +24,14 @@ TASKS = (
 
 def get_sweep(folders: str = "data/corpora"):
     corpora, _, tasks = folders.partition(",")
-    there = [f"{tasks}/{name}" for name in TASKS if tasks and pathlib.Path(tasks, name).is_dir()]
+    """Yield one run per size for "CORPORA,TASKS"."""
+    task_dirs = [
+        f"{tasks}/{name}" for name in TASKS if tasks and pathlib.Path(tasks, name).is_dir()
+    ]
     for size in SIZES:
         run = mixture.get_config(corpora, size)
         run.name = f"mixture/{size}"
         run.steps = sizes.steps(run, tokens=1_000_000)
-        run.eval.tasks = " ".join(f"file:{folder}?n=200" for folder in there)
+        run.eval.tasks = " ".join(f"file:{folder}?n=200" for folder in task_dirs)
         run.predict = size == SIZES[-1]
         yield run

@@ -1,17 +1,19 @@
-"""AdamW, Lion and Muon at equal FLOPs, each at five learning rates: which learns most?
+"""Compare AdamW, Lion and Muon at equal FLOPs, each at five learning rates.
 
     uv run python -m experiments.sweep --sweep=configs/sweeps/optimizers.py
     uv run python -m experiments.sweep --sweep=configs/sweeps/optimizers.py:10K,60K
 
-Compare the best of each, and trust it only where its neighbours on both sides are worse. Steps and
-tokens are equal, and so are FLOPs of the model; what Muon spends on its matrices, by arithmetic 4%
-more at width 16, is not counted. Two seeds a point. About three minutes on two idle CPU cores.
+Compare the best learning rate of each optimizer. Trust it only if both neighbors are worse. Steps,
+tokens and FLOPs of the model are equal. The additional FLOPs of Muon's matrices are not counted: 4%
+at width 16. Each point has two seeds.
+
+Hardware and time: about three minutes on two idle CPU cores.
 """
 
 from configs import base
 from lm import sizes
 
-# Learning rates as shares of base's, a factor of two apart.
+# Learning rates relative to that of configs/base.py, a factor of two apart.
 RATES = {
     "adamw": (0.5, 1, 2, 4, 8),
     "lion": (0.1, 0.2, 0.4, 0.8, 1.6),
@@ -20,9 +22,10 @@ RATES = {
 
 
 def get_sweep(ladder: str = "10K"):
+    """Yield one run per size, optimizer, learning rate and seed."""
     for size in ladder.split(","):
-        for name, shares in RATES.items():
-            for share in shares:
+        for name in ("adamw", "lion", "muon"):
+            for share in RATES[name]:
                 for seed in (0, 1):
                     run = base.get_config(size)
                     run.optim.name, run.optim.lr = name, share * run.optim.lr

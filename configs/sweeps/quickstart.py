@@ -1,9 +1,9 @@
-"""Seven sizes on the same tokens: how held-out loss falls with the parameter count, and what the
-models learn to do.
+"""Train seven sizes on the same tokens: held-out loss and task accuracy against parameters.
 
-uv run python -m experiments.sweep --sweep=configs/sweeps/quickstart.py
+    uv run python -m experiments.sweep --sweep=configs/sweeps/quickstart.py
 
-Two fifths of the text are synthetic tasks (lm/families.py); what is asked is never trained on.
+Two fifths of the text are synthetic tasks (lm/families.py). Evaluation examples are never trained
+on. The largest run is predicted before it starts.
 """
 
 from configs import base
@@ -17,6 +17,7 @@ TASKS = (
 
 
 def get_sweep():
+    """Yield one run per size."""
     for size in SIZES:
         run = base.get_config(size)
         run.name = f"quickstart/{size}"

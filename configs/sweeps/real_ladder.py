@@ -1,12 +1,15 @@
-"""Eight sizes over a factor of 400 on six kinds of real text, two token budgets each, three seeds.
+"""Train eight sizes over a factor of 400 on six kinds of real text, with two token budgets.
 
     uv run python -m experiments.sweep --sweep=configs/sweeps/real_ladder.py:my/corpora
     uv run python -m experiments.sweep --sweep=configs/sweeps/real_ladder.py:my/corpora,my/tasks
 
-One trunk a size and a cooldown from it for each budget (sizes.branches); the largest size, trunk
-and all, starts last, once its loss is predicted. my/corpora as configs/ladder.py says; my/tasks
-holds a folder a task (lm/tasks.py): those of TASKS that are there are asked of every branch. About
-an hour on two idle CPU cores; notebooks/data/real_ladder holds the records of one.
+Each size has one trunk run and one cooldown branch per budget (sizes.branches). One size has three
+seeds. The runs of the largest size start last, after their loss is predicted. configs/ladder.py
+describes my/corpora. my/tasks contains one folder per task (lm/tasks.py); every branch evaluates
+the tasks of TASKS that exist there.
+
+Hardware and time: about an hour on two idle CPU cores. notebooks/data/real_ladder has the records
+of such a sweep.
 """
 
 import pathlib
@@ -16,7 +19,7 @@ from lm import sizes
 
 SIZES = ("10K", "25K", "60K", "100K", "250K", "600K", "1.5M", "4M")
 TOKENS = (1_250_000, 2_500_000)
-SEEDS = {"60K": (0, 1, 2)}  # where not said: 0
+SEEDS = {"60K": (0, 1, 2)}  # other sizes use seed 0
 TASKS = (
     *("lambada", "piqa", "copa", "arc_easy", "openbookqa", "boolq", "winograd_wsc", "mmlu"),
     *("sst2", "subjectivity", "ag_news", "arithmetic", "autocomplete_text", "autocomplete_code"),
@@ -29,14 +32,17 @@ SYNTHETIC = (
 
 def get_sweep(folders: str = "data/corpora"):
     corpora, _, tasks = folders.partition(",")
-    there = [f"{tasks}/{name}" for name in TASKS if tasks and pathlib.Path(tasks, name).is_dir()]
+    """Yield trunks and branches for "CORPORA,TASKS"."""
+    task_dirs = [
+        f"{tasks}/{name}" for name in TASKS if tasks and pathlib.Path(tasks, name).is_dir()
+    ]
     for size in SIZES:
         for seed in SEEDS.get(size, (0,)):
             run = ladder.get_config(f"{corpora},{size}")
             run.name = f"real_ladder/{size}" + f"-seed{seed}" * (seed > 0)
             run.seed, run.optim.warmup = seed, 0.02
             run.eval.n_sequences, run.eval.n_completions = 128, 512
-            run.eval.tasks = " ".join([*SYNTHETIC, *(f"file:{task}?n=100" for task in there)])
+            run.eval.tasks = " ".join([*SYNTHETIC, *(f"file:{task}?n=100" for task in task_dirs)])
             trunk, *branches = sizes.branches(run, TOKENS)
             trunk.eval.tasks, trunk.eval.n_completions = "", 0
             branches[-1].predict = size == SIZES[-1]

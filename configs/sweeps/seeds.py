@@ -1,12 +1,14 @@
-"""The same run with other seeds: how far apart are results that should be equal?
+"""Repeat the same run with other seeds to measure the noise between equal runs.
 
     uv run python -m experiments.sweep --sweep=configs/sweeps/seeds.py
     uv run python -m experiments.sweep --sweep=configs/sweeps/seeds.py:10
     uv run python -m experiments.sweep --sweep=configs/sweeps/seeds.py --pack=5    # one program
 
-A seed draws the weights and the order of the text. Differences between runs of other sweeps mean
-something where they are larger than these; a law takes the noise of repeats from equal inputs
-(lm/doubts.py). Two sizes, five seeds, about a minute on two idle CPU cores.
+A seed determines the initial weights and the order of the text. A difference between runs of other
+sweeps means something only if it is larger than the differences here. Laws estimate the noise from
+runs with equal inputs (lm/doubts.py).
+
+Hardware and time: two sizes, five seeds, about a minute on two idle CPU cores.
 """
 
 from configs import base
@@ -16,6 +18,7 @@ SIZES = ("10K", "60K")
 
 
 def get_sweep(n_seeds: str = "5"):
+    """Yield one run per size and seed."""
     for size in SIZES:
         for seed in range(int(n_seeds)):
             run = base.get_config(size)

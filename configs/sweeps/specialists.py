@@ -1,15 +1,21 @@
-"""A specialist, or a generalist that is tuned or shown examples? At equal data and equal compute.
+"""Compare specialists with a fine-tuned or prompted generalist, at equal data and at equal compute.
 
     uv run python -m experiments.sweep --sweep=configs/sweeps/specialists.py:my/tasks
 
-my/tasks holds a folder a task with train.jsonl.gz and test.jsonl.gz: translations (src, tgt),
-autocompletion and sums (context, continuation), classification (text, label_name), those of TASKS
-that are there. For each size a generalist is trained on Python's docs and code; it is shown 0 and 2
-examples, and tuned on all tasks at once. Then for each task and each number of examples it is tuned
-on the task, and a model of the same size learns the task alone for as many steps; with the most
-examples also for as many FLOPs as generalist and tuning take together. All stop once the held-out
-loss rises. notebooks/transfer.ipynb draws quality against examples, and the compute saved.
-Without a folder the tasks are synthetic. About twenty minutes on two idle CPU cores.
+my/tasks contains one folder per task with train.jsonl.gz and test.jsonl.gz: translation (src, tgt),
+autocompletion and arithmetic (context, continuation), classification (text, label_name). The sweep
+uses the tasks of TASKS that exist there, and synthetic tasks without a folder. For each size:
+
+- A generalist trains on Python's documentation and code. It is evaluated with 0 and 2 examples in
+  the prompt, and fine-tuned on all tasks at once.
+- For each task and number of examples, the generalist is fine-tuned on the task, and a model trains
+  on the task from scratch for as many steps. With the most examples, another model trains from
+  scratch for as many FLOPs as pre-training and fine-tuning together.
+
+All runs stop when the held-out loss rises. notebooks/transfer.ipynb plots quality against examples,
+and the compute saved.
+
+Hardware and time: about twenty minutes on two idle CPU cores.
 """
 
 import pathlib
@@ -25,45 +31,46 @@ TASKS = (
     *("autocomplete_text", "autocomplete_code", "sst2", "arithmetic"),
 )
 SYNTHETIC = ("translate", "sort", "addition?digits=2")
-EXAMPLES = (125, 1_250, 12_500)  # of a task; a fifth of them is held out
-PRETRAINING, STEPS = 1_200_000, 300  # tokens of the generalist; most steps on a task
+EXAMPLES = (125, 1_250, 12_500)  # examples per task; a fifth of them is held out
+PRETRAINING, STEPS = 1_200_000, 300  # tokens of the generalist; maximum steps per task
 
 
 def get_sweep(folder: str = ""):
-    there = [name for name in TASKS if folder and pathlib.Path(folder, name).is_dir()]
-    asked = {name: f"file:{folder}/{name}?n=100&generate=0" for name in there}
-    asked = asked or {name.partition("?")[0]: name for name in SYNTHETIC}
-    learned = {
-        name: [_source(folder, task, n) for n in _amounts(folder, name)]
-        for name, task in asked.items()
+    """Yield the generalists and specialists for a folder of tasks."""
+    task_names = [name for name in TASKS if folder and pathlib.Path(folder, name).is_dir()]
+    tasks = {name: f"file:{folder}/{name}?n=100&generate=0" for name in task_names}
+    tasks = tasks or {name.partition("?")[0]: name for name in SYNTHETIC}
+    sources = {
+        name: [_source(folder, task, n) for n in _example_counts(folder, name)]
+        for name, task in tasks.items()
     }
-    everything = {sources[-1]: 1.0 for sources in learned.values()}
-    chat = {name: _with(task, "template=chat") for name, task in asked.items()}
+    all_sources = {task_sources[-1]: 1.0 for task_sources in sources.values()}
+    chat = {name: _with(task, "template=chat") for name, task in tasks.items()}
     for size in SIZES:
         general = base.get_config(size)
         general.name = f"specialists/{size}-general"
         general.steps = sizes.steps(general, tokens=PRETRAINING)
-        prompted = [_with(task, f"shots={k}") for task in asked.values() for k in (0, 2)]
+        prompted = [_with(task, f"shots={k}") for task in tasks.values() for k in (0, 2)]
         yield _set(general, prompted)
-        instructed = _tuned(size, "instructed", everything, STEPS * len(learned))
+        instructed = _tuned(size, "instructed", all_sources, STEPS * len(sources))
         instructed.start.run = general.name
         yield _set(instructed, list(chat.values()))
-        for name, amounts in learned.items():
-            for place, source in enumerate(amounts):
-                tuned = _tuned(size, f"{name}-{place}-tuned", {source: 1.0}, STEPS)
+        for name, task_sources in sources.items():
+            for i, source in enumerate(task_sources):
+                tuned = _tuned(size, f"{name}-{i}-tuned", {source: 1.0}, STEPS)
                 tuned.start.run = general.name
                 yield _set(tuned, [chat[name]])
-                ways = {"alone": STEPS}
-                if source == amounts[-1]:
-                    ways["alone-same-flops"] = STEPS + general.steps
-                for way, steps in ways.items():
-                    alone = _tuned(size, f"{name}-{place}-{way}", {source: 1.0}, steps)
+                budgets = {"alone": STEPS}
+                if source == task_sources[-1]:
+                    budgets["alone-same-flops"] = STEPS + general.steps
+                for suffix, steps in budgets.items():
+                    alone = _tuned(size, f"{name}-{i}-{suffix}", {source: 1.0}, steps)
                     alone.optim.lr *= 2
                     yield _set(alone, [chat[name]])
 
 
-def _amounts(folder: str, name: str) -> Iterator[int]:
-    """Numbers of examples, each at least twice the one before; the last may be more than all."""
+def _example_counts(folder: str, name: str) -> Iterator[int]:
+    """Yield numbers of examples that at least double. The last may exceed the size of the task."""
     train = pathlib.Path(folder, name, "train.jsonl.gz")
     total = sum(1 for _ in files.objects(train)) if train.exists() else EXAMPLES[-1]
     yield from (n for n in EXAMPLES[:-1] if 2 * n <= total)
@@ -71,7 +78,7 @@ def _amounts(folder: str, name: str) -> Iterator[int]:
 
 
 def _source(folder: str, task: str, n: int) -> str:
-    """What n examples of a task are learned from; synthetic ones have about 20 bytes."""
+    """Return the source of n training examples of a task; a synthetic one has about 20 bytes."""
     if task.startswith("file:"):
         name = pathlib.Path(task.partition("?")[0]).name
         return f"chat:{folder}/{name}/train.jsonl.gz?cap={n}"
@@ -79,6 +86,7 @@ def _source(folder: str, task: str, n: int) -> str:
 
 
 def _tuned(size: str, name: str, sources: dict, steps: int) -> Run:
+    """Return a run on conversations that stops when its held-out loss rises."""
     run = base.get_config(size)
     run.name, run.steps = f"specialists/{size}-{name}", steps
     run.data.sources, run.data.heldout = dict(sources), 0.2
@@ -90,10 +98,12 @@ def _tuned(size: str, name: str, sources: dict, steps: int) -> Run:
 
 
 def _set(run: Run, tasks: list[str]) -> Run:
+    """Set the evaluation tasks of a run, and return it."""
     run.eval.n_sequences, run.eval.n_completions = 128, 0
     run.eval.tasks = " ".join(tasks)
     return run
 
 
-def _with(task: str, dials: str) -> str:
-    return f"{task}{'&' if '?' in task else '?'}{dials}"
+def _with(task: str, parameters: str) -> str:
+    """Append parameters to a task."""
+    return f"{task}{'&' if '?' in task else '?'}{parameters}"

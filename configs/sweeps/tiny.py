@@ -1,6 +1,8 @@
-"""Four sizes for a minute: to try the machinery, not to learn anything.
+"""Train five tiny sizes for a minute to test the setup.
 
-uv run python -m experiments.sweep --sweep=configs/sweeps/tiny.py
+    uv run python -m experiments.sweep --sweep=configs/sweeps/tiny.py
+
+Hardware and time: about a minute on two CPU cores. The models learn little.
 """
 
 from configs import base
@@ -8,6 +10,7 @@ from lm import sizes
 
 
 def get_sweep(tokens: str = "100_000"):
+    """Yield one run per size."""
     for size in ("10K", "15K", "25K", "40K", "60K"):
         run = base.get_config(size)
         run.name = f"tiny/{size}"

@@ -1,44 +1,50 @@
-"""Tuning on instructions: what does it do for tasks that were in no tuning set, and from what size?
+"""Measure how instruction tuning transfers to tasks that are in no tuning set, against model size.
 
     uv run python -m experiments.sweep --sweep=configs/sweeps/unseen.py
 
-A task is an order of letters and a way to write them: "back upper dab=BAD". Pre-training shows 19
-of the 24 tasks as lines of text. Tuning shows 1 to 13 of these as conversations. All models are
-then asked in conversations for two clusters that tuning never shows: KNOWN, whose text was in
-pre-training, and NEW, compositions that no text holds. Sizes LEFT_OUT are also tuned without one
-order of letters after the other, and asked for its tasks. notebooks/transfer.ipynb draws it. About
-eleven minutes on two idle CPU cores.
+A task combines an order of letters and a spelling: "back upper dab=BAD". Pre-training contains 19
+of the 24 tasks as lines of text. Tuning contains 1 to 13 of these as conversations. All models are
+then evaluated in conversations on two clusters that tuning never contains: KNOWN, whose text was in
+pre-training, and NEW, combinations that are in no text. Sizes LEFT_OUT are also tuned with one
+order of letters left out at a time, and evaluated on its tasks. notebooks/transfer.ipynb plots the
+results.
+
+Hardware and time: about eleven minutes on two idle CPU cores.
 """
 
 from configs import base
 from lm import sizes
 
 SIZES = ("10K", "25K", "60K", "100K")
-NEW = [(1, 1), (2, 2), (3, 3), (4, 1), (5, 2)]  # (order, spelling): see families.ORDERS, SPELLINGS
+NEW = [(1, 1), (2, 2), (3, 3), (4, 1), (5, 2)]  # (order, spelling): families.ORDERS, SPELLINGS
 KNOWN = [(1, 3), (2, 1), (3, 2), (4, 3), (5, 1)]
 TUNED = [
     *[(1, 2), (2, 0), (0, 3), (3, 1), (4, 0), (2, 3), (0, 1)],
     *[(5, 0), (4, 2), (1, 0), (5, 3), (0, 2), (3, 0)],
 ]
-CLUSTERS = (1, 4, 13)  # of TUNED
+CLUSTERS = (1, 4, 13)  # numbers of tasks of TUNED
 LEFT_OUT = ("25K", "60K")  # sizes at which each order of TUNED is left out in turn
 SEEDS = (0, 1)
 CHAT = "&template=chat"
 
 
 def name_of(pair: tuple[int, int]) -> str:
+    """Return the name of a task."""
     return f"apply?order={pair[0]}&spelling={pair[1]}"
 
 
-def source(pairs: list, dials: str = "") -> str:
-    return "tasks:" + "+".join(name_of(pair) + dials for pair in pairs)
+def source(pairs: list, parameters: str = "") -> str:
+    """Return the source of training text for tasks."""
+    return "tasks:" + "+".join(name_of(pair) + parameters for pair in pairs)
 
 
-def asked(pairs: list, dials: str = "") -> str:
-    return " ".join(name_of(pair) + dials for pair in pairs)
+def eval_tasks(pairs: list, parameters: str = "") -> str:
+    """Return the evaluation tasks as a value of eval.tasks."""
+    return " ".join(name_of(pair) + parameters for pair in pairs)
 
 
 def get_sweep():
+    """Yield per size a pre-trained run, then its instruction-tuned runs."""
     for size in SIZES:
         parent = base.get_config(size)
         parent.name = f"unseen/{size}-pretrained"
@@ -46,23 +52,24 @@ def get_sweep():
         parent.data.unseen = ",".join(map(name_of, NEW))
         parent.steps = sizes.steps(parent, tokens=3_000_000)
         parent.eval.n_sequences, parent.eval.n_completions = 128, 0
-        parent.eval.tasks = " ".join([asked(KNOWN + NEW), asked(KNOWN + NEW, CHAT)])
+        parent.eval.tasks = " ".join([eval_tasks(KNOWN + NEW), eval_tasks(KNOWN + NEW, CHAT)])
         yield parent
         for n in CLUSTERS:
             for seed in SEEDS:
                 run = _tuned(size, f"{n}-clusters-{seed}", TUNED[:n], KNOWN + NEW)
                 run.seed = seed
-                run.eval.tasks = asked(TUNED[:n] + KNOWN + NEW, CHAT)
+                run.eval.tasks = eval_tasks(TUNED[:n] + KNOWN + NEW, CHAT)
                 yield run
         for order in sorted({order for order, _ in TUNED} if size in LEFT_OUT else ()):
             cluster = [pair for pair in TUNED if pair[0] == order]
-            kept = [pair for pair in TUNED if pair not in cluster]
-            run = _tuned(size, f"without-{order}", kept, [*cluster, *KNOWN, *NEW])
-            run.eval.tasks = asked(cluster, CHAT)
+            rest = [pair for pair in TUNED if pair not in cluster]
+            run = _tuned(size, f"without-{order}", rest, [*cluster, *KNOWN, *NEW])
+            run.eval.tasks = eval_tasks(cluster, CHAT)
             yield run
 
 
 def _tuned(size: str, name: str, pairs: list, unseen: list):
+    """Return a run that tunes the pre-trained run of a size on tasks as conversations."""
     run = base.get_config(size)
     run.name = f"unseen/{size}-{name}"
     run.start.run = f"unseen/{size}-pretrained"

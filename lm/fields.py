@@ -1,0 +1,118 @@
+"""Declare config fields and query what their declarations say.
+
+    lr: float = field(3e-3, "Peak learning rate.", "vmapped", "traced", gt=0)
+
+    field_info(Optim)["lr"].description      "Peak learning rate."
+    fields_with("traced", Optim)             ("lr", "weight_decay")
+    choices(Optim)["name"]                   ("adamw", "lion", "muon")
+
+Roles replace lists of field names in other files: a query returns all fields with a role.
+"""
+
+import dataclasses
+import functools
+import typing
+from typing import Any, Literal, TypeVar
+
+Role = Literal["execution", "vmapped", "traced", "corpus", "batch", "compute", "adapter", "plan"]
+ROLES: dict[Role, str] = {
+    "execution": "Affects how a run computes or is stored, not its result. May change on resume.",
+    "vmapped": "May differ between the runs of one vmapped program.",
+    "traced": "Input of the compiled train step instead of a constant.",
+    "corpus": "Part of the key of a prepared corpus.",
+    "batch": "Part of the hash of a token dataset.",
+    "compute": "Changes how a model computes, not its weights. May differ from the parent run.",
+    "adapter": "Describes LoRA adapters, which a run may add to the model of its parent run.",
+    "plan": "Varied by the layout search and reported as a column of a plan.",
+}
+Group = TypeVar("Group")
+
+
+@dataclasses.dataclass(frozen=True)
+class FieldInfo:
+    """Description, bounds and roles of a config field."""
+
+    description: str
+    roles: tuple[Role, ...] = ()
+    ge: float | None = None  # smallest allowed value
+    gt: float | None = None  # the value must be above this bound
+    le: float | None = None  # largest allowed value
+    axis: str = ""  # logical axis whose size is this field
+    chunks: str = ""  # logical axis that this field divides further on each device
+    alone: str = ""  # reason why a run with another value than the default is never vmapped
+    hash_name: str = ""  # name of the field in hashes; empty if the field was never renamed
+    hash_values: tuple[tuple[str, str], ...] = ()  # (value, value in hashes) where these differ
+
+
+def field(default: Any, description: str, *roles: Role, **rules: Any) -> Any:
+    """Declare a config field: default, description, roles, and further entries of FieldInfo."""
+    metadata = {"info": FieldInfo(description, roles, **rules)}
+    if isinstance(default, dict):
+        return dataclasses.field(default_factory=default.copy, metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def text_choices(kind: type[Group]) -> type[Group]:
+    """Declare the `Literal` fields of a dataclass as str: the flag parser rejects `Literal`."""
+    for declared in dataclasses.fields(typing.cast(Any, kind)):
+        if typing.get_origin(declared.type) is Literal:
+            declared.type = str
+    return kind
+
+
+@functools.cache
+def field_info(kind: type) -> dict[str, FieldInfo]:
+    """Return {"optim.lr": FieldInfo, ...} for a dataclass type, in order of declaration."""
+    flat, hints = {}, typing.get_type_hints(kind)
+    for declared in dataclasses.fields(kind):
+        if dataclasses.is_dataclass(hints[declared.name]):
+            inner = field_info(hints[declared.name])
+            flat |= {f"{declared.name}.{name}": info for name, info in inner.items()}
+        else:
+            flat[declared.name] = declared.metadata["info"]
+    return flat
+
+
+def fields_with(role: Role, kind: type) -> tuple[str, ...]:
+    """Return the names of the fields with a role, in order of declaration."""
+    return tuple(name for name, info in field_info(kind).items() if role in info.roles)
+
+
+@functools.cache
+def choices(kind: type) -> dict[str, tuple[Any, ...]]:
+    """Return {"optim.name": ("adamw", "lion", "muon"), ...}: the allowed values of each choice."""
+    flat = {}
+    for name, hint in typing.get_type_hints(kind).items():
+        if dataclasses.is_dataclass(hint):
+            inner = choices(typing.cast(type, hint))
+            flat |= {f"{name}.{k}": values for k, values in inner.items()}
+        elif typing.get_origin(hint) is Literal:
+            flat[name] = typing.get_args(hint)
+    return flat
+
+
+def for_hash(values: dict[str, Any], kind: type) -> dict[str, Any]:
+    """Replace the names and values of fields by those that enter hashes, in the same order.
+
+    These names and values never change. Hashes therefore stay equal when a field is renamed.
+
+    values: {"optim.lr": 0.003, ...}, any fields of the dataclass type `kind`.
+    """
+    hashed, infos = {}, field_info(kind)
+    for name, value in values.items():
+        group, dot, last = name.rpartition(".")
+        if isinstance(value, str):
+            value = dict(infos[name].hash_values).get(value, value)
+        hashed[f"{group}{dot}{infos[name].hash_name or last}"] = value
+    return hashed
+
+
+def changed_for_hash(group: Any, role: Role) -> dict[str, Any]:
+    """Return the fields of a group with a role that differ from their defaults, named for hashes.
+
+    group: an instance of a dataclass without nested groups.
+    """
+    kind = type(group)
+    values = {name: getattr(group, name) for name in fields_with(role, kind)}
+    changed = {name: value for name, value in values.items() if value != getattr(kind, name)}
+    return for_hash(changed, kind)
