@@ -23,7 +23,7 @@ def written(sweep: list[config.Run]) -> dict | None:
     return records.read_json(file) if file.exists() else None
 
 
-def test_a_sweep_runs_what_is_left_and_predicts_one_before_it_starts(sweep, monkeypatch):
+def test_pending_runs_train_and_target_is_predicted_first(sweep, monkeypatch):
     sweep, order, seen = sweep[:3], [], {}
     train_one = train.train
 
@@ -44,7 +44,7 @@ def test_a_sweep_runs_what_is_left_and_predicts_one_before_it_starts(sweep, monk
     launch.run_pending(sweep, on_start=lambda run: pytest.fail("all was done"))
 
 
-def test_a_prediction_is_that_of_the_law_and_is_never_changed_after_the_start(sweep, monkeypatch):
+def test_prediction_is_of_the_law_and_fixed_after_start(sweep, monkeypatch):
     for run, loss in zip(sweep, (3.0, 2.9, 2.8, 2.7, 2.65), strict=True):
         if not run.predict:
             records.start(run, sizes.facts(run))
@@ -62,7 +62,7 @@ def test_a_prediction_is_that_of_the_law_and_is_never_changed_after_the_start(sw
     assert "joint" not in said  # one budget
 
 
-def test_a_law_that_cannot_be_fitted_is_said_and_the_run_goes_on(sweep):
+def test_failed_law_fit_is_recorded_as_refused(sweep):
     prediction.write_prediction([sweep[1]], launch.sweep_folder([sweep[1]]))
     assert written(sweep)["refused"]
 
@@ -79,7 +79,7 @@ def branched(sweep) -> list[config.Run]:
     return runs
 
 
-def test_the_family_of_what_is_predicted_waits_and_no_law_sees_it(branched):
+def test_related_runs_wait_and_are_not_fitted(branched):
     family = {run.name for run in branched[3:6]}
     assert prediction.related_runs(branched) == family
     assert {run.name for run in launch.topological_order(branched)[-3:]} == family
@@ -89,9 +89,7 @@ def test_the_family_of_what_is_predicted_waits_and_no_law_sees_it(branched):
     assert not any(run.name in family for run in launch.ready(branched, 0, 0.0))
 
 
-def test_a_prediction_is_written_before_the_family_begins_with_the_law_of_all_budgets(
-    branched, monkeypatch
-):
+def test_joint_prediction_is_written_before_related_runs(branched, monkeypatch):
     def fake(run, report):
         seen[run.name] = written(branched)
         records.start(run, sizes.facts(run))
@@ -107,7 +105,7 @@ def test_a_prediction_is_written_before_the_family_begins_with_the_law_of_all_bu
     assert "refused" in seen[names[6]]["joint"]  # there are no losses
 
 
-def test_a_run_that_diverges_or_fails_is_marked_and_the_others_go_on(sweep, monkeypatch):
+def test_sweep_continues_after_divergence_or_failure(sweep, monkeypatch):
     def fake(run, report):
         records.start(run, sizes.facts(run))
         if run.name == "s/a":
@@ -130,9 +128,7 @@ def test_a_run_that_diverges_or_fails_is_marked_and_the_others_go_on(sweep, monk
     assert [run.name for run in launch.pending(sweep)] == ["s/c"]  # failed ones are tried again
 
 
-def test_a_failed_run_is_tried_again_as_often_as_stated_and_its_children_never_start(
-    sweep, monkeypatch
-):
+def test_failed_run_is_retried_and_blocks_its_children(sweep, monkeypatch):
     child = dataclasses.replace(sweep[4], start=config.Start(run="s/c"))
     grandchild = dataclasses.replace(sweep[3], start=config.Start(run="s/e"))
     sweep, tried = [*sweep[:3], grandchild, child], []
@@ -152,7 +148,7 @@ def test_a_failed_run_is_tried_again_as_often_as_stated_and_its_children_never_s
     assert tried == ["s/c"]
 
 
-def test_what_another_process_trains_is_left_to_it_and_the_predicted_run_waits(sweep, monkeypatch):
+def test_locked_runs_are_skipped_and_prediction_waits(sweep, monkeypatch):
     tried = []
 
     def fake(run, report):
@@ -168,7 +164,7 @@ def test_what_another_process_trains_is_left_to_it_and_the_predicted_run_waits(s
     assert tried == ["s/c", "s/d", "s/e"]
 
 
-def test_a_full_disk_stops_the_sweep(sweep, monkeypatch):
+def test_full_disk_stops_the_sweep(sweep, monkeypatch):
     def full(run, report):
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -191,7 +187,7 @@ def test_a_full_disk_stops_the_sweep(sweep, monkeypatch):
         (lambda runs: setattr(runs[2].data, "sources", {"txt:x": 1.0}), "text"),
     ],
 )
-def test_what_would_stop_a_run_later_stops_the_sweep_before_it_starts(sweep, change, words):
+def test_invalid_sweep_is_refused_before_it_starts(sweep, change, words):
     for run in sweep:
         run.optim, run.data = dataclasses.replace(run.optim), dataclasses.replace(run.data)
     change(sweep)
@@ -200,14 +196,14 @@ def test_what_would_stop_a_run_later_stops_the_sweep_before_it_starts(sweep, cha
     assert not sweep or not records.folder(sweep[0]).parent.exists()
 
 
-def test_the_plan_is_written_down(sweep):
+def test_sweep_files_are_written(sweep):
     launch.write_sweep_files("configs/x.py", sweep, [{"name": "s/a", "seconds": 1.0}])
     folder = launch.sweep_folder(sweep)
     assert json.loads((folder / "sweep.json").read_text())["runs"][0] == "s/a"
     assert records.read_json(folder / "plan.json")["runs"][0]["seconds"] == 1.0
 
 
-def test_text_is_seen_as_often_as_the_longest_run_sees_it(sweep):
+def test_max_epochs_are_those_of_the_longest_run(sweep):
     sweep[3] = dataclasses.replace(sweep[3], steps=40)
     ((source, times),) = launch.max_epochs_by_source(sweep).items()
     assert source in sweep[0].data.sources
@@ -215,7 +211,7 @@ def test_text_is_seen_as_often_as_the_longest_run_sees_it(sweep):
     assert times == pytest.approx(10 * one) and one > 0
 
 
-def test_where_none_has_its_tokens_those_of_its_tokens_a_parameter_speak_for_a_run(sweep):
+def test_runs_of_equal_tokens_per_parameter_are_fallback(sweep):
     for run in sweep:
         run.steps = sizes.steps(run, tokens_per_param=3)
     odd = dataclasses.replace(sweep[0], name="s/odd", steps=3 * sweep[0].steps)

@@ -6,7 +6,7 @@ import made_up
 from lm import guard, records, standing
 
 
-def test_a_sweep_half_done_is_told_run_by_run(tmp_path):
+def test_statuses_of_a_half_done_sweep(tmp_path):
     folder = made_up.sweep(
         tmp_path, status={"60K": ("lost", "SIGTERM")}, missing=("700K", "1.6M"), predict=False
     )
@@ -22,7 +22,7 @@ def test_a_sweep_half_done_is_told_run_by_run(tmp_path):
     assert total["device_hours_left"] > 0
 
 
-def test_a_run_that_writes_nothing_any_more_is_stuck(tmp_path):
+def test_run_without_new_metrics_is_stuck(tmp_path):
     folder = made_up.sweep(tmp_path, predict=False)
     records.write_facts(folder / "30K", status="running")
     (folder / "30K" / "lock-1-a").write_text(guard._said(held=True))
@@ -34,7 +34,7 @@ def test_a_run_that_writes_nothing_any_more_is_stuck(tmp_path):
     assert named["toy/30K"] == "stuck" and named["toy/60K"] == "done"
 
 
-def test_what_is_left_is_unknown_as_long_as_one_speed_is(tmp_path):
+def test_hours_left_are_unknown_if_any_speed_is(tmp_path):
     folder = made_up.sweep(tmp_path, status={"30K": ("running", "")}, predict=False)
     (folder / "30K" / "metrics.jsonl").unlink()
     runs = standing.run_statuses(folder)

@@ -29,7 +29,7 @@ def get_sweep(n="30"):
 """
 
 
-def test_workers_share_the_cores_and_a_signal_reaches_each_of_them(tmp_path):
+def test_workers_share_cores_and_receive_signals(tmp_path):
     code = (
         "import os, signal, sys, time\n"
         "signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))\n"
@@ -86,7 +86,7 @@ def all_is_well(folder: pathlib.Path, n: int, n_again: int) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_processes_on_this_machine_share_a_sweep(folder):
+def test_local_workers_share_a_sweep(folder):
     done = launch(folder, "--sweep=sweep.py:6", "--jobs=2")
     assert done.returncode == 0, done.stdout + done.stderr
     all_is_well(folder, 6, 0)
@@ -100,7 +100,7 @@ def test_processes_on_this_machine_share_a_sweep(folder):
     not shutil.which("sinfo") or subprocess.run(["sinfo"], capture_output=True).returncode != 0,
     reason="no SLURM is running: tests/slurm_here.sh start, and export what it prints",
 )
-def test_thirty_runs_on_slurm_survive_two_killed_jobs(folder):
+def test_slurm_sweep_survives_two_killed_jobs(folder):
     done = launch(folder, "--sweep=sweep.py", "--on=slurm", "--jobs=2", "--slurm=--cpus-per-task=1")
     assert done.returncode == 0 and "SLURM job" in done.stdout, done.stdout + done.stderr
     runs, killed, deadline = folder / "runs/s", [], time.monotonic() + 1000
