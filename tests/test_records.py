@@ -85,7 +85,7 @@ def test_a_config_is_found_wherever_its_folder_was_moved(run, tmp_path):
     records.folder(run).rename(moved)
     found = records.read_config(moved)
     assert records.folder(found) == moved
-    with pytest.raises(ValueError, match="is no run: it has no config.json"):
+    with pytest.raises(ValueError, match="is not a run directory: config.json is missing"):
         records.read_config(tmp_path / "nothing")
 
 
