@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from lm import marks
+from lm import marks, records
 
 
 def test_only_finished_runs_with_both_numbers_are_points_in_order_of_size():
@@ -16,14 +16,14 @@ def test_only_finished_runs_with_both_numbers_are_points_in_order_of_size():
         {"name": "words", "status": "done", "x": 2, "y": "nan"},
         {"name": "empty", "status": "done", "x": 2},
     ]
-    assert [row["name"] for row in marks.points(rows, "x", "y")] == ["a", "c"]
+    assert [row["name"] for row in records.finished_with(rows, "x", "y")] == ["a", "c"]
 
 
 def test_smoothing_keeps_a_power_law_and_takes_the_noise():
     xs = np.geomspace(1e3, 1e7, 4000)
     noise = 0.05 * np.random.default_rng(0).standard_normal(len(xs))
     lines = [{"tokens": x, "loss": 9 * x**-0.1 + e} for x, e in zip(xs, noise, strict=True)]
-    at, losses = marks.smooth(lines, n=40)
+    at, losses = marks.smooth(lines, n_bins=40)
     assert len(at) == 40
     np.testing.assert_allclose(losses, 9 * at**-0.1, atol=0.03)
 
@@ -39,7 +39,7 @@ def test_what_is_not_finite_is_left_out_of_a_curve():
 def test_a_result_finds_the_standard_error_beside_it():
     row = {"eval.loss_se": 0.1, "eval.loss_se.code": 0.2, "eval.loss_se.a.b": 0.3}
     columns = ("eval.loss", "eval.loss.code", "eval.loss.a.b", "eval.completion")
-    assert [marks.error(row, column) for column in columns] == [0.1, 0.2, 0.3, 0.0]
+    assert [records.standard_error(row, column) for column in columns] == [0.1, 0.2, 0.3, 0.0]
 
 
 def test_sources_are_the_columns_below_the_loss():

@@ -4,7 +4,7 @@ from html.parser import HTMLParser
 
 from lm import page, style
 
-HOSTILE = "</td><script>alert(1)</script>\"'&${title}$x"
+HOSTILE = "</td><script>alert(1)</script>\"'&{{ title }}{% x %}"
 
 
 class Seen(HTMLParser):
@@ -24,11 +24,12 @@ class Seen(HTMLParser):
 
 def test_whatever_a_piece_is_given_stays_text():
     for piece in (
-        page.words(HOSTILE),
+        page.paragraph(HOSTILE),
         page.code(HOSTILE),
         page.details(HOSTILE, ""),
-        page.table([{HOSTILE: (HOSTILE, HOSTILE)}]),
-        page.table([{HOSTILE: (HOSTILE, 1.0)}], "sortable"),
+        page.table([{HOSTILE: HOSTILE}]),
+        page.table([{HOSTILE: 1.0}], {HOSTILE: lambda value: HOSTILE}, is_sortable=True),
+        page.table([{"a": 1.0}], sort_keys={"a": [HOSTILE]}) + page.paragraph(HOSTILE),
     ):
         seen = Seen(piece)
         assert HOSTILE in seen.text
@@ -36,7 +37,8 @@ def test_whatever_a_piece_is_given_stays_text():
 
 
 def test_a_cell_carries_the_number_that_it_sorts_by():
-    seen = Seen(page.table([{"loss": ("2.1 ± 0.1", 2.1)}, {"loss": ("", "")}], "sortable"))
+    rows = [{"loss": (2.1, 0.1)}, {"loss": None}]
+    seen = Seen(page.table(rows, {"loss": "{0[0]} ± {0[1]}".format}, is_sortable=True))
     cells = [attrs["data-v"] for tag, attrs in seen.tags if tag == "td"]
     assert cells == ["2.1", ""] and "–" in seen.text
     assert [tag for tag, _ in seen.tags].count("button") == 1
@@ -52,7 +54,7 @@ def test_the_template_is_filled_once_and_asks_for_nothing(tmp_path):
         title=HOSTILE,
         headline=("held", HOSTILE),
         tiles=[(HOSTILE, HOSTILE)],
-        sections={HOSTILE: page.words(HOSTILE)},
+        sections={HOSTILE: page.paragraph(HOSTILE)},
         footer=HOSTILE,
         twins=style.twins([]),
     )

@@ -204,20 +204,25 @@ def ladder() -> list[dict]:
 
 def test_trunks_are_no_points_and_figures_against_size_join_runs_of_one_budget(ladder):
     assert not [
-        row for row in marks.points(ladder, "tokens", "eval.loss") if "trunk" in row["name"]
+        row
+        for row in records.finished_with(ladder, "tokens", "eval.loss")
+        if "trunk" in row["name"]
     ]
-    kept, words = marks.fullest(ladder)
-    assert {row["name"].rpartition("-")[2] for row in kept} == {"2M"} and len(kept) == 7
-    assert words == "Runs on 2M tokens."
+    selection = records.largest_token_budget(ladder)
+    assert {row["name"].rpartition("-")[2] for row in selection.rows} == {"2M"}
+    assert len(selection.rows) == 7
+    assert marks.budget_note(selection) == "Only runs on 2M tokens."
     begun = [row for row in ladder if row["name"].endswith("1M") or "30K-" in row["name"]]
-    kept, words = marks.fullest(begun)
-    assert len(kept) == 7 and words == "Of each size the runs on most tokens."
+    selection = records.largest_token_budget(begun)
+    assert len(selection.rows) == 7
+    assert marks.budget_note(selection) == "Of each size, only the runs with the most tokens."
     alone = [row for row in ladder if row["name"].endswith("1M")]
-    assert marks.fullest(alone) == (alone, "")
+    selection = records.largest_token_budget(alone)
+    assert selection.rows == alone and marks.budget_note(selection) == ""
     figures = (plots.ability, plots.loss_by_source, plots.tasks_mastered, plots.task_curves)
     for draw in figures:
         caption = draw(ladder).get_supxlabel()
-        assert "n = 7 runs" in caption and "Runs on 2M tokens." in " ".join(caption.split())
+        assert "n = 7 runs" in caption and "Only runs on 2M tokens." in " ".join(caption.split())
 
 
 def test_seeds_are_marks_of_their_own_and_one_line_goes_through_their_mean(ladder):
@@ -230,7 +235,7 @@ def test_seeds_are_marks_of_their_own_and_one_line_goes_through_their_mean(ladde
 
 
 def test_sizes_are_named_without_what_all_names_share(ladder):
-    names = marks.names_at(marks.fullest(ladder)[0])
+    names = marks.names_at(records.largest_token_budget(ladder).rows)
     assert list(names.values()) == list(made_up.SIZES)
     assert marks.names_at(ladder[:1]) == {31_000: "30K-trunk"}
 
@@ -244,7 +249,7 @@ def test_of_many_curves_the_longest_of_each_size_is_named(ladder):
 
 
 def test_a_prediction_is_judged_only_on_runs_of_the_tokens_that_the_law_saw(ladder):
-    fit = laws.power(marks.fullest(ladder)[0], bootstrap=200)
+    fit = laws.power(records.largest_token_budget(ladder).rows, bootstrap=200)
     names = [
         label.get_text()
         for label in plots.predicted_against_measured(ladder, fit).axes[0].get_yticklabels()
@@ -262,7 +267,7 @@ def test_sources_and_tasks_that_are_files_are_called_by_their_last_name():
 
 
 def test_two_token_budgets_are_too_few_for_a_law_of_size_and_tokens(ladder):
-    assert "three tell them apart" in outcome.laws_of(ladder)["size and tokens"][1]
+    assert "use at least three" in outcome.laws_of(ladder)["size and tokens"][1]
     longer = [
         row | {"tokens": 4e6, "eval.loss": row["eval.loss"] - 0.01, "name": row["name"] + "4"}
         for row in ladder

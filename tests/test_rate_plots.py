@@ -50,7 +50,7 @@ def test_a_best_rate_at_the_edge_is_not_marked():
     figure = rate_plots.learning_rates(rows, drift.WIDTH)
     tips = [str(one.get_gid()) for one in figure.axes[1].get_lines()]
     assert not [tip for tip in tips if "best" in tip]
-    assert "no drift can be told" in figure.axes[1].get_title(loc="left")
+    assert "exponent not determined" in figure.axes[1].get_title(loc="left")
 
 
 def test_the_coordinate_check_writes_exponents_beside_its_lines():
@@ -64,10 +64,10 @@ def test_the_coordinate_check_writes_exponents_beside_its_lines():
 
 
 def test_a_report_draws_rates_only_where_several_were_tried_at_several_shapes(tmp_path):
-    found = drawings._rates(outcome.load(made_up.rates(tmp_path)))
+    found = drawings._learning_rates(outcome.load(made_up.rates(tmp_path)))
     assert list(found) == ["rates_by_width", "rates_by_depth"]
-    assert len(found["rates_by_depth"][0]().axes) == 2
-    assert not drawings._rates(outcome.load(made_up.sweep(tmp_path)))
+    assert len(found["rates_by_depth"].draw().axes) == 2
+    assert not drawings._learning_rates(outcome.load(made_up.sweep(tmp_path)))
 
 
 def test_figures_of_nothing_can_be_drawn():

@@ -89,14 +89,14 @@ def test_a_half_done_sweep_is_reported_with_what_is_missing(tmp_path, page_only)
 def test_a_sweep_of_one_run_says_why_there_is_no_law(tmp_path, page_only):
     folder = made_up.sweep(tmp_path, missing=tuple(made_up.SIZES)[1:], predict=False)
     text = visible(report.write(folder).read_text(encoding="utf-8"))
-    assert "No law could be fitted" in text and "None was written down" in text
+    assert "No law could be fitted" in text and "No prediction was stored" in text
 
 
 def test_a_sweep_that_has_not_begun_is_a_page_of_missing_runs(tmp_path):
     folder = made_up.sweep(tmp_path, missing=tuple(made_up.SIZES), predict=False)
     text = visible(report.write(folder).read_text(encoding="utf-8"))
     assert text.count("not started") == 6 and "0 of 6" in text
-    assert "anything to draw" in text
+    assert "No run has data for a figure yet" in text
 
 
 def test_hostile_names_and_reasons_stay_text(tmp_path, page_only):
@@ -165,7 +165,7 @@ def test_every_law_is_given_with_intervals_or_with_why_there_is_none(done):
 
 def test_what_happened_on_the_way_is_told_and_stays_text(tmp_path, page_only):
     folder = made_up.sweep(tmp_path)
-    assert "Nothing but steps." in report.write(folder).read_text(encoding="utf-8")
+    assert "No events." in report.write(folder).read_text(encoding="utf-8")
     records.event(folder / "30K", 2, 40, "damaged", f"checkpoint 40 is damaged {HOSTILE}")
     text = report.write(folder).read_text(encoding="utf-8")
     assert "checkpoint 40 is damaged" in visible(text) and HOSTILE not in text
@@ -195,7 +195,7 @@ def test_a_trunk_and_its_branch_cost_what_they_trained_and_are_left_out_with_why
     whole = records.read_facts(folder / "60K")["flops"]
     records.write_facts(folder / "60K", **{"parent.flops": flops})
     text = " ".join(visible(report.write(folder).read_text(encoding="utf-8")).split())
-    assert re.search(r"30K done a trunk: \w+", text)
+    assert re.search(r"30K done a trunk run, see its branches", text)
     assert style.power_of_ten(whole - flops) in text
     row = next(row for row in outcome.load(folder).rows if row["name"] == "toy/60K")
     assert outcome.own_flops(row) == whole - flops
@@ -212,7 +212,7 @@ def test_runs_on_other_tokens_than_the_law_is_of_are_left_out_with_their_tokens(
         records.write_facts(folder / f"{size}-short", tokens=1_000_000)
         records.write_facts(folder / size, tokens=2_000_000)
     text = " ".join(visible(report.write(folder).read_text(encoding="utf-8")).split())
-    assert "300K-short done on 1M tokens, where the law is one of 2M" in text
+    assert "300K-short done trained on 1M tokens; the law is for 2M" in text
 
 
 def test_hostile_names_of_sources_stay_text(tmp_path, page_only):

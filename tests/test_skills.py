@@ -30,7 +30,7 @@ def test_accuracy_stands_against_a_loss_that_falls_to_the_right_with_its_law(row
     np.testing.assert_allclose(line.get_ydata(), 100 * fit.predict(line.get_xdata()).value)
     assert "at chance" in curves["modular"][1] and curves["modular"][0] is None
     said = [tip for tip in tips(figure) if tip.startswith("1.6M: loss")]
-    exact = [100 * rows[-1][mastery.column(task)] for task in names]
+    exact = [100 * rows[-1][records.task_column(task)] for task in names]
     assert [float(tip.split()[-1][:-1]) for tip in said] == [round(one) for one in exact]
 
 
@@ -45,10 +45,10 @@ def test_what_was_foretold_stands_beside_what_came(rows):
     task = "copy?length=4"
     said = {task: {"value": 0.5, "lo": 0.25, "hi": 0.75}, "modular": {"refused": "at chance"}}
     figure = skills.foretold(said, rows[-1])
-    came = f"{task}: measured {100 * rows[-1][mastery.column(task)]:.0f}%"
+    came = f"{task}: measured {100 * rows[-1][records.task_column(task)]:.0f}%"
     assert "n = 1 tasks of 2" in figure.get_supxlabel()
-    assert tips(figure) == [f"{task}: foretold 50% [25, 75]", came]
-    assert tips(skills.foretold(said)) == [f"{task}: foretold 50% [25, 75]"]
+    assert tips(figure) == [f"{task}: predicted 50% [25, 75]", came]
+    assert tips(skills.foretold(said)) == [f"{task}: predicted 50% [25, 75]"]
     assert tips(skills.foretold(said, {"name": "toy/9M"})) == tips(skills.foretold(said))
 
 

@@ -40,7 +40,9 @@ def test_a_name_keeps_its_kind():
 
 
 def test_what_cannot_be_reached_is_named(monkeypatch):
-    with pytest.raises(ValueError, match="s3://b/x: s3:// is not known: a folder here, or gs://"):
+    with pytest.raises(
+        ValueError, match="s3://b/x: s3:// is not known. Use a local folder or gs://"
+    ):
         storage.at("s3://b/x")
     import fsspec
 
