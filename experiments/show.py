@@ -114,7 +114,8 @@ def plan(costs: list[dict], finished: set[str]) -> None:
         flops = sum(cost["flops"] for cost in pending)
         duration = seconds(sum(cost["seconds"] for cost in pending))
         say(
-            f"{len(pending)} of {len(costs)} runs left: {flops:.2e} FLOPs, about {duration} of training"
+            f"{len(pending)} of {len(costs)} runs left: {flops:.2e} FLOPs,"
+            f" {duration} of training expected"
         )
     shared = sum(cost.get("flops_shared", 0.0) for cost in costs)
     if shared:

@@ -315,7 +315,7 @@ def _excluded(sweep: Sweep) -> Markup:
 def _reason_outside_fit(sweep: Sweep, row: dict) -> str:
     """Return why a finished run is not in the law."""
     if row not in sweep.without_trunks:
-        return "a trunk run, see its branches"
+        return "a trunk run: see its branches"
     fitted = [r for r in sweep.rows if marks.in_fit(r, sweep.fit)]
     budgets = {style.count(r[records.TOKENS]) for r in fitted}
     tokens = row.get(records.TOKENS)

@@ -13,7 +13,7 @@ class Seen(HTMLParser):
     def __init__(self, text):
         super().__init__()
         self.tags, self.text = [], ""
-        self.feed(text)
+        self.feed(str(text))
 
     def handle_starttag(self, tag, attrs):
         self.tags.append((tag, dict(attrs)))
