@@ -1,4 +1,4 @@
-"""What is kept of a sweep: small, of nobody's machine, and as good to every reader as the whole."""
+"""Archive of a sweep: small, portable, and equivalent for analysis."""
 
 import json
 import pathlib
@@ -13,7 +13,7 @@ WHERE = "/home/somebody/text"
 
 @pytest.fixture
 def sweep(tmp_path) -> pathlib.Path:
-    """A finished sweep on files of a machine, with weights beside its records."""
+    """A finished sweep with absolute paths in its records and with weights."""
     folder = made_up.sweep(tmp_path / "runs")
     for size in made_up.SIZES:
         run = folder / size
@@ -40,7 +40,7 @@ def texts(folder) -> dict[str, str]:
     return {str(path.relative_to(folder)): path.read_text() for path in files}
 
 
-def test_what_is_kept_reads_like_the_sweep_itself(sweep, tmp_path):
+def test_archive_gives_the_same_rows_fits_and_headline(sweep, tmp_path):
     kept = tmp_path / "kept" / "toy"
     assert excerpt.write(sweep, kept) == sum(map(len, texts(kept).values()))
     old, new = records.rows(sweep), records.rows(kept)
@@ -54,7 +54,7 @@ def test_what_is_kept_reads_like_the_sweep_itself(sweep, tmp_path):
     assert outcome.headline(outcome.load(kept)) == outcome.headline(outcome.load(sweep))
 
 
-def test_no_word_of_the_machine_is_kept_and_no_weight(sweep, tmp_path):
+def test_archive_has_no_machine_paths_and_no_weights(sweep, tmp_path):
     kept = tmp_path / "toy"
     excerpt.write(sweep, kept)
     files = texts(kept)
@@ -72,7 +72,7 @@ def test_no_word_of_the_machine_is_kept_and_no_weight(sweep, tmp_path):
     assert ":text,tasks --dir=runs" in records.read_json(kept / "sweep.json")["command"]
 
 
-def test_folders_of_one_name_are_told_apart_without_saying_where_they_lie():
+def test_folders_with_the_same_name_are_numbered():
     paths = {"/a/old/wiki", "/a/old/wiki/", "/a/new/wiki", "/a/x/*.gz", "/home/me"}
     names = excerpt._shortened(paths)
     assert (names["/a/new/wiki"], names["/a/old/wiki"]) == ("wiki", "wiki-2")
@@ -83,11 +83,11 @@ def test_folders_of_one_name_are_told_apart_without_saying_where_they_lie():
 @pytest.mark.parametrize(
     "words", ["a/b.txt", "text:my/books", "3/4 of tokens/s", "copy+sort?n=1-3"]
 )
-def test_paths_within_the_clone_and_other_words_stay(words):
+def test_paths_inside_the_repository_are_unchanged(words):
     assert not excerpt._outside(words)
 
 
-def test_keeping_again_changes_nothing_and_forgets_runs_that_are_gone(sweep, tmp_path):
+def test_archive_is_idempotent_and_drops_deleted_runs(sweep, tmp_path):
     first, second = tmp_path / "first" / "toy", tmp_path / "second" / "toy"
     excerpt.write(sweep, first)
     before = texts(first)
@@ -103,7 +103,7 @@ def test_keeping_again_changes_nothing_and_forgets_runs_that_are_gone(sweep, tmp
     assert (first / "figures" / "loss.svg").exists()
 
 
-def test_log_steps_are_thinned_until_all_fit_and_what_never_fits_is_refused(sweep, tmp_path):
+def test_log_steps_are_thinned_to_fit_the_size_limit(sweep, tmp_path):
     kept = tmp_path / "toy"
     whole = excerpt.write(sweep, kept)
     n = len(records.metrics(kept / "30K"))
@@ -116,7 +116,7 @@ def test_log_steps_are_thinned_until_all_fit_and_what_never_fits_is_refused(swee
     assert texts(kept) == before
 
 
-def test_a_folder_that_holds_anything_else_is_not_touched(sweep, tmp_path):
+def test_folder_with_other_files_is_not_overwritten(sweep, tmp_path):
     other = tmp_path / "mine"
     other.mkdir()
     (other / "thesis.tex").write_text("words")
@@ -129,7 +129,7 @@ def test_a_folder_that_holds_anything_else_is_not_touched(sweep, tmp_path):
         excerpt.write(other, tmp_path / "new")
 
 
-def test_a_run_that_was_killed_is_kept_as_far_as_it_came(tmp_path):
+def test_killed_run_is_archived_without_its_torn_line(tmp_path):
     folder = made_up.sweep(tmp_path, status={"60K": ("running", "")}, predict=False)
     with open(folder / "60K" / "metrics.jsonl", "a") as file:
         file.write('{"attempt": 1, "st')
@@ -141,7 +141,7 @@ def test_a_run_that_was_killed_is_kept_as_far_as_it_came(tmp_path):
     )
 
 
-def test_the_ladder_that_comes_with_the_code_is_whole_small_and_of_nobodys_machine():
+def test_committed_ladder_is_complete_small_and_portable():
     kept = pathlib.Path(__file__).parent.parent / "notebooks" / "data" / "real_ladder"
     files = {n: text for n, text in texts(kept).items() if not n.startswith(excerpt.DRAWN)}
     assert sum(len(text.encode()) for text in files.values()) <= 1.5e6

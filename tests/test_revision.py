@@ -53,7 +53,7 @@ def test_code_hash_ignores_docstrings_and_comments_only(package):
         assert (revision.code("lm.data.corpus") == before) is is_same
 
 
-def test_outside_of_a_clone_there_is_no_commit(tmp_path, monkeypatch):
+def test_commit_is_empty_outside_a_repository(tmp_path, monkeypatch):
     ask = revision.commit.__wrapped__
     monkeypatch.setattr(revision, "HERE", tmp_path)
     assert ask() == ""

@@ -1,4 +1,4 @@
-"""Figures of abilities say what was measured, what was said beforehand, and what cannot be said."""
+"""Figures of measured and predicted task accuracy."""
 
 import re
 
@@ -18,7 +18,7 @@ def tips(figure) -> list[str]:
     return re.findall(r"<title>(.*?)</title>", style.inline(figure)[0])
 
 
-def test_accuracy_stands_against_a_loss_that_falls_to_the_right_with_its_law(rows):
+def test_accuracy_is_plotted_against_falling_loss_with_its_law(rows):
     curves = mastery.curves(rows, bootstrap=50)
     figure = skills.against_loss(rows, curves)
     names = [axes.get_title(loc="left") for axes in figure.axes]
@@ -34,14 +34,14 @@ def test_accuracy_stands_against_a_loss_that_falls_to_the_right_with_its_law(row
     assert [float(tip.split()[-1][:-1]) for tip in said] == [round(one) for one in exact]
 
 
-def test_runs_on_fewer_tokens_are_open_marks(rows):
+def test_runs_on_fewer_tokens_have_open_markers(rows):
     fewer = [row | {"name": row["name"] + "-short", "tokens": row["tokens"] / 2} for row in rows]
     axes = skills.against_loss([*rows, *fewer], {}).axes[0]
     faces = [line.get_markerfacecolor() for line in axes.get_lines() if line.get_gid()]
     assert faces.count(style.LIGHT["paper"]) == len(rows) == len(faces) / 2
 
 
-def test_what_was_foretold_stands_beside_what_came(rows):
+def test_predicted_accuracy_is_plotted_beside_measured(rows):
     task = "copy?length=4"
     said = {task: {"value": 0.5, "lo": 0.25, "hi": 0.75}, "modular": {"refused": "at chance"}}
     figure = skills.foretold(said, rows[-1])
@@ -52,7 +52,7 @@ def test_what_was_foretold_stands_beside_what_came(rows):
     assert tips(skills.foretold(said, {"name": "toy/9M"})) == tips(skills.foretold(said))
 
 
-def test_without_tasks_or_runs_the_figures_are_empty_and_say_so(rows):
+def test_figures_without_tasks_state_zero_tasks(rows):
     for none in ([], [{k: v for k, v in row.items() if "task" not in k} for row in rows]):
         assert "0 tasks" in skills.against_loss(none, mastery.curves(none)).get_supxlabel()
     assert "n = 0 tasks of 0" in skills.foretold({}).get_supxlabel()

@@ -1,3 +1,5 @@
+"""Files on the local disk and in a bucket."""
+
 import dataclasses
 import hashlib
 import json
@@ -33,13 +35,13 @@ def folder(request, tmp_path):
     return storage.at("gs://bucket/run")
 
 
-def test_a_name_keeps_its_kind():
+def test_local_and_remote_paths_are_distinguished():
     assert storage.at("runs/a") == pathlib.Path("runs/a")
     assert storage.at(pathlib.Path("/x")) == pathlib.Path("/x")
     assert not storage.is_remote("runs/a") and storage.is_remote("gs://bucket/a")
 
 
-def test_what_cannot_be_reached_is_named(monkeypatch):
+def test_unknown_storage_is_refused_by_name(monkeypatch):
     with pytest.raises(
         ValueError, match="s3://b/x: s3:// is not known. Use a local folder or gs://"
     ):
@@ -51,7 +53,7 @@ def test_what_cannot_be_reached_is_named(monkeypatch):
         storage.at("gs://b/x")
 
 
-def test_a_file_that_grows_keeps_its_lines_in_order(folder):
+def test_append_only_file_keeps_its_lines_in_order(folder):
     file = folder / "a.jsonl"
     assert storage.lines(file) == [] and storage.grown_at(file) == 0
     storage.settle(file)
@@ -65,7 +67,7 @@ def test_a_file_that_grows_keeps_its_lines_in_order(folder):
     assert storage.find(folder, "a.jsonl") == [file]
 
 
-def test_in_a_bucket_a_line_is_one_object_until_they_are_gathered(bucket):
+def test_lines_in_a_bucket_are_objects_until_gathered(bucket):
     file = storage.at("gs://bucket/run/a.jsonl")
     for n in range(3):
         storage.append(file, str(n))
@@ -74,7 +76,7 @@ def test_in_a_bucket_a_line_is_one_object_until_they_are_gathered(bucket):
     assert bucket.names() == ["bucket/run/a.jsonl"]
 
 
-def test_who_reads_while_lines_are_gathered_misses_none(bucket, monkeypatch):
+def test_reader_misses_no_line_while_lines_are_gathered(bucket, monkeypatch):
     file = storage.at("gs://bucket/run/a.jsonl")
     for n in range(4):
         storage.append(file, str(n))
@@ -92,7 +94,7 @@ def test_who_reads_while_lines_are_gathered_misses_none(bucket, monkeypatch):
     assert storage.lines(file) == ["0", "1", "2", "3"]
 
 
-def test_a_file_is_replaced_whole_or_not_at_all(folder, monkeypatch):
+def test_file_is_replaced_atomically(folder, monkeypatch):
     file = folder / "below" / "a.json"
     storage.write(file, "old")
     storage.write(file, b"new")
@@ -109,7 +111,7 @@ def test_a_file_is_replaced_whole_or_not_at_all(folder, monkeypatch):
     assert file.read_text() == "new" and os.listdir(file.parent) == ["a.json"]
 
 
-def test_what_is_logged_reaches_the_disk_before_the_checkpoint(tiny, monkeypatch):
+def test_log_is_flushed_before_the_checkpoint(tiny, monkeypatch):
     order, sync = [], os.fsync
 
     def spy(number):
@@ -128,7 +130,7 @@ def test_what_is_logged_reaches_the_disk_before_the_checkpoint(tiny, monkeypatch
 
 @pytest.fixture
 def remote(tiny, bucket, tmp_path) -> config.Run:
-    """The tiny run with all it writes in the bucket."""
+    """The tiny run, with all its files in the bucket."""
     copies = str(tmp_path / "copies")
     data = dataclasses.replace(tiny.data, cache="gs://bucket/data", copies=copies)
     return dataclasses.replace(tiny, name="s/tiny", dir="gs://bucket/runs", data=data)
@@ -138,7 +140,7 @@ def params(run: config.Run) -> list[np.ndarray]:
     return [np.asarray(leaf) for leaf in jax.tree.leaves(train.restore(run)[1]["params"])]
 
 
-def test_a_run_in_a_bucket_is_the_run_here(remote, bucket, tmp_path, monkeypatch):
+def test_run_in_a_bucket_equals_the_local_run(remote, bucket, tmp_path, monkeypatch):
     here = dataclasses.replace(remote, dir=str(tmp_path / "runs"))
     train.train(here)
     train.train(remote)
@@ -167,7 +169,7 @@ def test_a_run_in_a_bucket_is_the_run_here(remote, bucket, tmp_path, monkeypatch
     assert not pathlib.Path("gs:").exists()  # and nothing beside it, here
 
 
-def test_damage_in_a_bucket_is_set_aside_and_a_copied_checkpoint_is_not(remote, bucket, tmp_path):
+def test_corrupt_checkpoint_in_a_bucket_is_quarantined(remote, bucket, tmp_path):
     here = dataclasses.replace(remote, dir=str(tmp_path / "runs"))
     train.train(here)
     folder = records.folder(here)
@@ -192,7 +194,7 @@ def test_damage_in_a_bucket_is_set_aside_and_a_copied_checkpoint_is_not(remote, 
     assert bucket.objects[moved][0] == bytes(data) and name not in bucket.objects
 
 
-def test_token_files_come_from_the_bucket_and_are_what_was_prepared(remote, bucket, tmp_path):
+def test_token_files_from_the_bucket_are_verified(remote, bucket, tmp_path):
     remote.data.tokenizer = "bpe:300"
     (first,) = corpus.prepare(remote.data).values()
     puts = bucket.puts
@@ -210,7 +212,7 @@ def test_token_files_come_from_the_bucket_and_are_what_was_prepared(remote, buck
     assert not list((tmp_path / "other").rglob("train.bin"))
 
 
-def test_a_name_in_a_bucket_cannot_leave_its_folder(remote, bucket, tmp_path):
+def test_object_name_cannot_leave_its_folder(remote, bucket, tmp_path):
     corpus.prepare(remote.data)
     bad = b"evil"
     for name in [n for n in bucket.names("bucket/data/") if n.endswith(copies.LIST)]:
