@@ -103,11 +103,11 @@ def _add_interval(optimum: dict, noise: float, bootstrap: int, rng: np.random.Ge
         optimum["doubt"] = "the interval reaches the edge of the tested rates"
 
 
-def moves(found: Sequence[Mapping], along: str, by: Sequence[str] = BY) -> list[dict]:
+def moves(optima: Sequence[Mapping], along: str, by: Sequence[str] = BY) -> list[dict]:
     """Return the exponent of the best learning rate against a column, with fixed other columns.
 
     The exponent is the slope of log2 lr* against log2 of the column: 0 if the best rate is
-    constant, -1 if it halves per doubling. found: result of `best`. Optima with a warning are
+    constant, -1 if it halves per doubling. optima: result of `best`. Optima with a warning are
     excluded, the others are weighted by their inverse variance. The interval comes from the
     resamples and is widened if the optima scatter more than their intervals explain.
 
@@ -116,7 +116,7 @@ def moves(found: Sequence[Mapping], along: str, by: Sequence[str] = BY) -> list[
     """
     others = [column for column in by if column != along]
     lines: dict[tuple, list[Mapping]] = {}
-    for optimum in found:
+    for optimum in optima:
         lines.setdefault(tuple(optimum[column] for column in others), []).append(optimum)
     exponents = []
     for key in sorted(lines):

@@ -207,6 +207,7 @@ def measured(title: str, key: str, scale=1, digits=4) -> Column:
     """Return a column of results with their standard errors, multiplied by `scale`."""
 
     def read(row: Mapping) -> Measurement | None:
+        """Return the scaled result of a row, None if it has none."""
         if not records.is_finite(row.get(key)):
             return None
         return Measurement(scale * row[key], scale * records.standard_error(row, key))

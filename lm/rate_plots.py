@@ -79,15 +79,15 @@ def _draw_coordinates(axes: Axes, rows, along, step, colors, theme) -> list:
     return labels
 
 
-def learning_rates(rows, along, theme=style.LIGHT, found=None) -> Figure:
+def learning_rates(rows, along, theme=style.LIGHT, optima=None) -> Figure:
     """Plot, on log axes, the loss against the learning rate, a panel per parametrization.
 
     along: model.d_model or model.n_layers, with one line per value. The other column is fixed at
-    the value that has most values of `along`. found: result of drift.best, or None. A diamond is
+    the value that has most values of `along`. optima: result of drift.best, or None. A diamond is
     the minimum of a parabola with its interval. The title has the exponent of the best rate.
     """
     rows = drift.shared([row for row in rows if row["status"] == "done"])
-    optima = varying(drift.best(rows) if found is None else found, along)
+    optima = varying(drift.best(rows) if optima is None else optima, along)
     shapes: dict[str, set] = {}
     for optimum in optima:
         shapes.setdefault(optimum[drift.RULE], set()).add(optimum[along])

@@ -151,9 +151,9 @@ def append(path: Path, row: dict) -> None:
         storage.append(path, _dumps(row))
 
 
-def event(path: Path, attempt: int, step: int, name: str, words: str) -> None:
+def event(path: Path, attempt: int, step: int, name: str, details: str) -> None:
     """Append an event to events.jsonl: damaged, nonfinite, skipped, rewound, spike."""
-    row = {"attempt": attempt, "step": step, "event": name, "words": words}
+    row = {"attempt": attempt, "step": step, "event": name, "words": details}
     append(path / "events.jsonl", row)
 
 

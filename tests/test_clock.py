@@ -23,25 +23,25 @@ def seconds(**parts: float) -> dict:
 
 def test_phases_add_up_to_wall_time():
     hands = Hands()
-    ours = clock.Clock(hands)
+    timer = clock.Clock(hands)
     hands.at = 2.0
-    ours.rest("start")
-    with pytest.raises(OSError), ours.of("save"):
+    timer.rest("start")
+    with pytest.raises(OSError), timer.of("save"):
         hands.at = 5.0
         raise OSError  # a save that fails took its time all the same
     hands.at = 6.0
-    row = ours.row()
+    row = timer.row()
     assert (row["clock.start"], row["clock.save"], row["clock.other"]) == (2.0, 3.0, 1.0)
     assert sum(row.values()) == 6.0
 
 
 def test_repeated_steps_and_input_waits_reduce_goodput():
     ended = seconds(start=1.0, steps=9.0, input=1.0)
-    found = clock.total([ended, seconds(start=1.0, steps=7.0, input=1.0, save=1.0)], useful=12.0)
-    assert found["clock.lost"] == pytest.approx(6.0)
-    assert found["clock.steps"] + found["clock.input"] == pytest.approx(12.0)
-    assert found["clock.goodput"] == pytest.approx(found["clock.steps"] / 21.0)
-    assert sum(found.values()) - found["clock.goodput"] == pytest.approx(21.0)
+    total = clock.total([ended, seconds(start=1.0, steps=7.0, input=1.0, save=1.0)], useful=12.0)
+    assert total["clock.lost"] == pytest.approx(6.0)
+    assert total["clock.steps"] + total["clock.input"] == pytest.approx(12.0)
+    assert total["clock.goodput"] == pytest.approx(total["clock.steps"] / 21.0)
+    assert sum(total.values()) - total["clock.goodput"] == pytest.approx(21.0)
 
 
 def test_attempts_returns_the_last_step_of_each_attempt(tmp_path):

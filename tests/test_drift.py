@@ -31,12 +31,11 @@ def sweep(
 
 
 def test_known_best_rate_is_within_its_interval():
-    for one in drift.best(sweep()):
-        known = 2 ** (-5 - np.log2(one[drift.WIDTH] / 16))
-        assert one["lo"] < known < one["hi"] < 1.3 * one["lo"] and one["lr"] == pytest.approx(
-            known, 0.1
-        )
-        assert one["loss"] == pytest.approx(np.exp(0.9), rel=0.01) and one["n"] == 12
+    for optimum in drift.best(sweep()):
+        known = 2 ** (-5 - np.log2(optimum[drift.WIDTH] / 16))
+        assert optimum["lo"] < known < optimum["hi"] < 1.3 * optimum["lo"]
+        assert optimum["lr"] == pytest.approx(known, 0.1)
+        assert optimum["loss"] == pytest.approx(np.exp(0.9), rel=0.01) and optimum["n"] == 12
 
 
 def test_rate_exponents_are_recovered():
@@ -67,16 +66,16 @@ def test_seed_offsets_do_not_widen_intervals():
 
 def test_three_runs_do_not_determine_the_noise():
     rows = [row for row in sweep(0.0, seeds=(0,)) if 2.0**-6 <= row[drift.RATE] <= 2.0**-4]
-    assert all("noise" in one["doubt"] for one in drift.best(rows))
+    assert all("noise" in optimum["doubt"] for optimum in drift.best(rows))
 
 
 def test_minimum_at_the_edge_is_excluded_from_exponents():
     rows = [row for row in sweep() if row[drift.RATE] <= 2.0**-5]
-    found = {one[drift.WIDTH]: one for one in drift.best(rows)}
-    assert "the largest rate, 0.03125" in found[16]["doubt"] and not found[64]["doubt"]
-    (line,) = drift.moves(list(found.values()), drift.WIDTH)
+    optima = {optimum[drift.WIDTH]: optimum for optimum in drift.best(rows)}
+    assert "the largest rate, 0.03125" in optima[16]["doubt"] and not optima[64]["doubt"]
+    (line,) = drift.moves(list(optima.values()), drift.WIDTH)
     assert line["values"] == [32, 64] and "model.d_model=16" in line["doubts"][0]
-    (line,) = drift.moves([found[16], found[64]], drift.WIDTH)
+    (line,) = drift.moves([optima[16], optima[64]], drift.WIDTH)
     assert np.isnan(line["slope"]) and "two best rates" in line["doubts"][-1]
 
 
@@ -102,6 +101,6 @@ def test_activation_exponents_are_recovered():
         for width in (16, 64)
         for seed in (0, 1)
     ]
-    (one,) = drift.growth(rows, "width")
-    assert one["change"] == pytest.approx(0.55) and one["change_se"] == pytest.approx(0.05)
-    assert one["rms"] == pytest.approx(0) and one["n"] == 2
+    (optimum,) = drift.growth(rows, "width")
+    assert optimum["change"] == pytest.approx(0.55) and optimum["change_se"] == pytest.approx(0.05)
+    assert optimum["rms"] == pytest.approx(0) and optimum["n"] == 2

@@ -25,12 +25,12 @@ ROWS = [
 def test_pair_has_both_losses_and_the_error_of_the_difference():
     alone = row(1000, 2000, 2.0)
     failed = row(4000, 2000, 2.0, "s/parent", status="failed")
-    found = gains.pairs([*ROWS, alone, failed])
-    assert [(pair["size"], pair["tokens"]) for pair in found] == [
+    results = gains.pairs([*ROWS, alone, failed])
+    assert [(pair["size"], pair["tokens"]) for pair in results] == [
         (size, tokens) for size in (1000, 4000) for tokens in (1000, 8000)
     ]
-    assert all(pair["gain"] == pytest.approx(0.4) for pair in found)
-    assert found[0]["gain_se"] == pytest.approx(0.03 * 2**0.5)
+    assert all(pair["gain"] == pytest.approx(0.4) for pair in results)
+    assert results[0]["gain_se"] == pytest.approx(0.03 * 2**0.5)
 
 
 def test_pairs_average_over_seeds():
@@ -56,13 +56,13 @@ def test_accuracies_are_means_over_group_and_seeds():
         set_tasks(1000, 3, {"a": 0.4, "b": 0.6, "c": 1.0}, 0),
         set_tasks(1000, 3, {"a": 0.6, "b": 0.8, "c": 1.0}, 1),
     ]
-    found = gains.abilities(rows, {"new": ["a", "b"], "tuned": ["c"]})
-    kinds = [(point["n_clusters"], point["group"], point["n_runs"]) for point in found]
+    results = gains.abilities(rows, {"new": ["a", "b"], "tuned": ["c"]})
+    kinds = [(point["n_clusters"], point["group"], point["n_runs"]) for point in results]
     assert kinds == [(0, "new", 1), (3, "new", 2), (3, "tuned", 2)]
-    assert [point["value"] for point in found] == pytest.approx([0.1, 0.6, 1.0])
-    asked, apart = 0.04 / 2**0.5, 0.2**2 / 2
-    assert found[0]["se"] == pytest.approx(asked)
-    assert found[1]["se"] == pytest.approx(((asked**2 + apart) / 2) ** 0.5)
+    assert [point["value"] for point in results] == pytest.approx([0.1, 0.6, 1.0])
+    sampling_error, apart = 0.04 / 2**0.5, 0.2**2 / 2
+    assert results[0]["se"] == pytest.approx(sampling_error)
+    assert results[1]["se"] == pytest.approx(((sampling_error**2 + apart) / 2) ** 0.5)
 
 
 def test_transfer_figures_show_every_pair_and_group():
@@ -120,14 +120,14 @@ EVALS = {
 
 
 def test_task_quality_names_the_training_method():
-    found = gains.qualities(SPECIALISTS)
-    ways = [(point["way"], point["examples"], point["value"]) for point in found]
+    results = gains.qualities(SPECIALISTS)
+    ways = [(point["way"], point["examples"], point["value"]) for point in results]
     assert ways == [
         ("prompted, 0 shots", 0, 5.0), ("prompted, 2 shots", 0, 3.0),
         ("tuned", 100, 2.0), ("alone", 100, 4.0), ("tuned", 1000, 1.0),
         ("alone", 1000, 3.0), ("alone, same FLOPs", 1000, 1.5),
     ]  # fmt: skip
-    assert {point["task"] for point in found} == {"sums"} and found[2]["se"] == 0.1
+    assert {point["task"] for point in results} == {"sums"} and results[2]["se"] == 0.1
 
 
 def test_compute_saved_counts_to_an_equal_loss_from_scratch():
@@ -167,7 +167,7 @@ def test_left_out_cluster_is_compared_with_tuning_on_it():
 
 def test_quality_figures_show_every_method_and_mark_bounds():
     figure = tuning.qualities(gains.qualities(SPECIALISTS))
-    tips = [one.get_gid() for one in figure.axes[0].lines if one.get_gid()]
+    tips = [artist.get_gid() for artist in figure.axes[0].lines if artist.get_gid()]
     assert len(tips) == 5 and "tip:1K alone, same FLOPs: 1.50 ± 0.10" in tips
     (line,) = [o for o in tuning.compute_saved(gains.saved(SPECIALISTS[:3], EVALS)).axes[0].lines
                if o.get_gid()]  # fmt: skip

@@ -13,9 +13,9 @@ def row(name="s/a", **seconds) -> dict:
 
 
 def test_phase_shares_add_up_to_one():
-    found = goodput.shares(row(**SECONDS))
-    assert sum(found.values()) == pytest.approx(1.0)
-    assert (found["steps"], found["lost"], found["save"]) == pytest.approx((0.8, 0.04, 0.0))
+    shares = goodput.shares(row(**SECONDS))
+    assert sum(shares.values()) == pytest.approx(1.0)
+    assert (shares["steps"], shares["lost"], shares["save"]) == pytest.approx((0.8, 0.04, 0.0))
 
 
 def test_goodput_table_has_a_line_per_timed_run():
@@ -29,6 +29,6 @@ def test_goodput_bars_add_up_to_all_time(tmp_path):
     rows = records.rows(made_up.sweep(tmp_path))
     axes = goodput.figure(rows).axes[0]
     n = len(goodput.timed(rows))
-    ends = [bar.get_x() + bar.get_width() for bar in axes.patches]
-    assert n > 3 and max(ends) == pytest.approx(100.0)
+    bar_ends = [bar.get_x() + bar.get_width() for bar in axes.patches]
+    assert n > 3 and max(bar_ends) == pytest.approx(100.0)
     assert len(axes.get_yticklabels()) == n and len(axes.patches) % n == 0

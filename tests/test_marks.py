@@ -23,9 +23,9 @@ def test_smoothing_preserves_a_power_law_and_reduces_noise():
     xs = np.geomspace(1e3, 1e7, 4000)
     noise = 0.05 * np.random.default_rng(0).standard_normal(len(xs))
     lines = [{"tokens": x, "loss": 9 * x**-0.1 + e} for x, e in zip(xs, noise, strict=True)]
-    at, losses = marks.smooth(lines, n_bins=40)
-    assert len(at) == 40
-    np.testing.assert_allclose(losses, 9 * at**-0.1, atol=0.03)
+    xs_mean, losses = marks.smooth(lines, n_bins=40)
+    assert len(xs_mean) == 40
+    np.testing.assert_allclose(losses, 9 * xs_mean**-0.1, atol=0.03)
 
 
 def test_smoothing_skips_non_finite_values():

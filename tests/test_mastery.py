@@ -10,15 +10,15 @@ SIZES = (1e4, 3e4, 1e5, 3e5, 1e6)
 
 def rows(accuracies, chance=0.25, n=200, task="t", **metrics):
     """Return one run per size, with the accuracy of one task."""
-    found = []
-    for place, (size, accuracy) in enumerate(zip(SIZES, accuracies, strict=False)):
+    results = []
+    for i, (size, accuracy) in enumerate(zip(SIZES, accuracies, strict=False)):
         row = {"name": f"s/{size:g}", "params.non_embedding": size, "status": "done"}
         row |= {f"eval.task.{task}.{k}": v for k, v in (("accuracy", accuracy), ("n", n))}
         row[f"eval.task.{task}.chance"] = chance
         row[f"eval.task_se.{task}.accuracy"] = (accuracy * (1 - accuracy) / n) ** 0.5
-        row |= {f"eval.task.{task}.{k}": v[place] for k, v in metrics.items()}
-        found.append(row)
-    return found
+        row |= {f"eval.task.{task}.{k}": v[i] for k, v in metrics.items()}
+        results.append(row)
+    return results
 
 
 def test_guessing_is_above_chance_as_rarely_as_the_level():
@@ -60,39 +60,40 @@ def test_tally_counts_tasks_per_run():
     ],
 )
 def test_verdict_matches_the_accuracies_of_the_ladder(accuracies, verdict):
-    (found,) = mastery.verdicts(rows(accuracies))
-    assert found["verdict"] == verdict
+    (results,) = mastery.verdicts(rows(accuracies))
+    assert results["verdict"] == verdict
 
 
 def test_seed_noise_uses_runs_that_differ_only_in_seed():
     assert mastery.verdicts(rows([0.4, 0.6, 0.8]))[0]["seed"] is None
     twice = rows([0.4, 0.6, 0.8]) + rows([0.5, 0.6, 0.8])
-    found = mastery.verdicts(twice)[0]
-    assert found["seed"] == pytest.approx((0.1**2 / 2 / 3) ** 0.5)
-    assert found["noise"] == pytest.approx(np.hypot(found["seed"], found["sampling"]))
-    assert found["to_noise"] == pytest.approx(found["signal"] / found["noise"])
+    results = mastery.verdicts(twice)[0]
+    assert results["seed"] == pytest.approx((0.1**2 / 2 / 3) ** 0.5)
+    assert results["noise"] == pytest.approx(np.hypot(results["seed"], results["sampling"]))
+    assert results["to_noise"] == pytest.approx(results["signal"] / results["noise"])
     tuned = [row | {"optim.lr": 0.1} for row in twice[3:]]
     assert mastery.verdicts(twice[:3] + tuned)[0]["seed"] is None
 
 
 def test_noise_components_are_separated():
     """The accuracies have known sampling, checkpoint and seed noise."""
-    rng, n, evals, found = np.random.default_rng(0), 400, {}, []
+    rng, n, evals, results = np.random.default_rng(0), 400, {}, []
     steps = np.arange(1, 31)
     for seed in range(200):
         drift = 0.1 * steps / 30  # still learning
-        own = 0.5 + 0.05 * rng.standard_normal() + drift + 0.02 * rng.standard_normal(30)
-        (row,) = rows([float(own[-1])], n=n)
-        found.append(row | {"name": f"s/{seed}", "seed": seed})
+        values = 0.5 + 0.05 * rng.standard_normal() + drift + 0.02 * rng.standard_normal(30)
+        (row,) = rows([float(values[-1])], n=n)
+        results.append(row | {"name": f"s/{seed}", "seed": seed})
         lines = [
-            {"step": int(s), "task.t.accuracy": float(v)} for s, v in zip(steps, own, strict=True)
+            {"step": int(s), "task.t.accuracy": float(v)}
+            for s, v in zip(steps, values, strict=True)
         ]
         evals[f"s/{seed}"] = lines
-    noises = mastery.noises(found, "t", evals)
+    noises = mastery.noises(results, "t", evals)
     assert noises["sampling"] == pytest.approx((0.6 * 0.4 / n) ** 0.5, rel=0.05)
     assert noises["checkpoint"] == pytest.approx(0.02, rel=0.1)
     assert noises["seed"] == pytest.approx(np.hypot(0.05, 0.02), rel=0.15)
-    assert mastery.noises(found, "t", {})["checkpoint"] is None
+    assert mastery.noises(results, "t", {})["checkpoint"] is None
 
 
 def test_checkpoint_noise_makes_a_task_noisy():
@@ -105,10 +106,10 @@ def test_checkpoint_noise_makes_a_task_noisy():
 
 def test_correlation_measures_the_order_of_runs():
     accuracies = (0.3, 0.5, 0.6, 0.7, 0.9)
-    found = rows(
+    results = rows(
         accuracies, p_right=(1, 2, 3, 4, 5), bits_per_byte=(5, 4, 3, 2, 1), brier=(1, 2, 3, 4, 5)
     )
-    correlations = mastery.correlations(found)
+    correlations = mastery.correlations(results)
     assert correlations["p_right"]["t"] == correlations["bits_per_byte"]["t"] == pytest.approx(1)
     assert correlations["brier"]["t"] == pytest.approx(-1)
     at_chance = rows((0.25, 0.24, 0.26), p_right=(1, 2, 3))
@@ -130,17 +131,17 @@ def test_known_laws_predict_the_next_size_or_refuse_the_task():
     known = rows(accuracies, bits_per_byte=bits)
     none = rows([0.25] * 5, task="u", bits_per_byte=bits)
     both = [a | b for a, b in zip(known, none, strict=True)]
-    said = mastery.foretell(both[:4], 1e6, bootstrap=50)
-    assert said["t"]["value"] == pytest.approx(accuracies[4], abs=0.02)
-    assert said["t"]["lo"] <= accuracies[4] <= said["t"]["hi"]
-    assert "is above chance" in said["u"]["refused"]
+    predictions = mastery.foretell(both[:4], 1e6, bootstrap=50)
+    assert predictions["t"]["value"] == pytest.approx(accuracies[4], abs=0.02)
+    assert predictions["t"]["lo"] <= accuracies[4] <= predictions["t"]["hi"]
+    assert "is above chance" in predictions["u"]["refused"]
 
 
 def test_jump_has_an_interval_and_the_power_of_p():
     shares = (0.0, 0.02, 0.9, 0.95, 1.0)
     smooth = [share**0.25 for share in shares]
-    found = rows(shares, task="a", exact=shares, tokens=[4] * 5, token_probability=smooth)
-    (jump,) = mastery.jumps(found)
+    results = rows(shares, task="a", exact=shares, tokens=[4] * 5, token_probability=smooth)
+    (jump,) = mastery.jumps(results)
     assert (jump["from"], jump["to"]) == ("s/30000", "s/100000")
     assert jump["exact"] == [0.02, 0.9] and jump["power"] == pytest.approx(jump["exact"])
     assert jump["p"][1] - jump["p"][0] < 0.7 * (0.9 - 0.02)  # p itself rises less

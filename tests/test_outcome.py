@@ -8,27 +8,26 @@ from lm import outcome, records
 
 def test_headline_of_a_correct_prediction_says_inside(tmp_path):
     sweep = outcome.load(made_up.sweep(tmp_path))
-    state, words = outcome.headline(sweep)
+    state, text = outcome.headline(sweep)
     assert sweep.target and sweep.prediction
-    assert state == "held" and "inside its own 95% interval" in words
+    assert state == "held" and "inside its own 95% interval" in text
     assert (
-        f"{sweep.target['eval.loss']:#.4g}" in words
-        and f"{sweep.prediction['value']:#.4g}" in words
+        f"{sweep.target['eval.loss']:#.4g}" in text and f"{sweep.prediction['value']:#.4g}" in text
     )
 
 
 @pytest.mark.parametrize("miss, side", [(0.05, "above"), (-0.05, "below")])
 def test_headline_of_a_wrong_prediction_says_outside(tmp_path, miss, side):
-    state, words = outcome.headline(outcome.load(made_up.sweep(tmp_path, miss=miss)))
-    assert state == "missed" and "outside its own 95% interval" in words and side in words
+    state, text = outcome.headline(outcome.load(made_up.sweep(tmp_path, miss=miss)))
+    assert state == "missed" and "outside its own 95% interval" in text and side in text
 
 
 def test_unfinished_target_leaves_the_prediction_open(tmp_path):
     running = made_up.sweep(tmp_path, "a", status={"1.6M": ("running", "")})  # by no process
     missing = made_up.sweep(tmp_path, "b", missing=("1.6M",))
-    for folder, words in ((running, "lost"), (missing, "not started")):
+    for folder, text in ((running, "lost"), (missing, "not started")):
         sweep = outcome.load(folder)
-        assert outcome.headline(sweep)[0] == "open" and words in outcome.headline(sweep)[1]
+        assert outcome.headline(sweep)[0] == "open" and text in outcome.headline(sweep)[1]
         assert sweep.measured is None
 
 
@@ -83,8 +82,8 @@ def test_folder_without_runs_is_refused(tmp_path):
 
 
 def test_durations_have_two_units():
-    words = [outcome.duration(seconds) for seconds in (0.5, 59, 60, 95, 3599, 7260, 100_000)]
-    assert words == [
+    text = [outcome.duration(seconds) for seconds in (0.5, 59, 60, 95, 3599, 7260, 100_000)]
+    assert text == [
         "0.5 s",
         "59 s",
         "1 min 0 s",

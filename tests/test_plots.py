@@ -43,7 +43,7 @@ def tips(figure) -> list[str]:
 
 
 def line(axes, label):
-    return next(one for one in axes.get_lines() if one.get_label() == label)
+    return next(artist for artist in axes.get_lines() if artist.get_label() == label)
 
 
 @pytest.mark.parametrize("theme", [plots.LIGHT, plots.DARK])
@@ -73,7 +73,7 @@ def test_curve_is_the_law_and_band_is_its_interval(toy):
     assert sorted(fit.data.names) == sorted(names)
     seen = [row["params.non_embedding"] for row in rows if row["name"] in names]
     assert min(seen) * 0.95 < min(xs) and max(xs) < max(seen) * 1.05  # solid only where it saw runs
-    band = next(one for one in axes.collections if "95% interval" in str(one.get_label()))
+    band = next(artist for artist in axes.collections if "95% interval" in str(artist.get_label()))
     corners = np.asarray(band.get_paths()[0].vertices)
     for x in xs[::20]:
         limits, edge = fit.predict(x, noise=False), corners[np.isclose(corners[:, 0], x), 1]
@@ -96,13 +96,13 @@ def test_diverged_run_has_a_curve_but_no_point(toy):
 
 def test_target_shows_predicted_and_measured_loss(toy):
     rows, fit, prediction, _ = toy
-    said = tips(plots.loss_against_params(rows, fit, prediction))
-    words = (
+    tooltips = tips(plots.loss_against_params(rows, fit, prediction))
+    labels = (
         f"predicted {prediction['value']:#.4g} [{prediction['lo']:#.4g}, {prediction['hi']:#.4g}]"
     )
     measured = next(row["eval.loss"] for row in rows if row["predict"])
-    assert said.count(words) == 2  # on the curve and in the inset
-    assert f"measured {measured:#.4g}" in said
+    assert tooltips.count(labels) == 2  # on the curve and in the inset
+    assert f"measured {measured:#.4g}" in tooltips
 
 
 def test_target_is_drawn_before_it_starts(toy):
@@ -117,9 +117,9 @@ def test_size_has_one_color_in_every_figure(toy):
     colour = style.size_colours(toy[0])["toy/700K"]
     figures = every_figure(toy)
     for name in ("params", "compute", "ability", "sources", "predicted"):
-        lines = [one for axes in figures[name].axes for one in axes.get_lines()]
-        marked = [one for one in lines if str(one.get_gid()).startswith("tip:700K:")]
-        assert {one.get_markerfacecolor() for one in marked} == {colour}, name
+        lines = [artist for axes in figures[name].axes for artist in axes.get_lines()]
+        marked = [artist for artist in lines if str(artist.get_gid()).startswith("tip:700K:")]
+        assert {artist.get_markerfacecolor() for artist in marked} == {colour}, name
     curve = next(
         x for x in figures["curves"].axes[0].get_lines() if x.get_gid() == "tip:700K, done"
     )
@@ -167,7 +167,7 @@ def test_run_hash_depends_on_results_but_not_on_the_folder(toy):
 def test_emergence_plots_power_of_p_beside_exact_match(toy):
     rows = toy[0]
     axes = plots.emergence(rows, ["copy?length=4"]).axes[0]
-    p, power = (np.asarray(one.get_ydata()) for one in axes.get_lines()[:2])
+    p, power = (np.asarray(artist.get_ydata()) for artist in axes.get_lines()[:2])
     np.testing.assert_allclose(power / 100, (p / 100) ** 4)
     exact = [r["eval.task.copy?length=4.exact"] for r in rows if r["status"] == "done"]
     np.testing.assert_allclose(power / 100, sorted(exact))
@@ -176,7 +176,8 @@ def test_emergence_plots_power_of_p_beside_exact_match(toy):
 def test_solved_tasks_are_counted_among_all_evaluated_tasks(toy):
     axes = plots.tasks_mastered(toy[0]).axes[0]
     assert axes.get_ylabel() == "Tasks, of 3"
-    above, mastered = (one.get_ydata() for one in axes.get_lines() if len(one.get_xdata()) > 1)
+    lines = [artist for artist in axes.get_lines() if len(artist.get_xdata()) > 1]
+    above, mastered = (artist.get_ydata() for artist in lines)
     assert (np.asarray(mastered) <= np.asarray(above)).all() and max(mastered) <= 2
 
 
@@ -188,8 +189,8 @@ SOURCES = ("jsonl:/a/books/*.jsonl.gz?field=body", "text:my/code.txt", "docs")
 def ladder() -> list[dict]:
     """Six sizes with a trunk run and branches of two budgets. The second size has two seeds."""
     rows = []
-    for place, (size, n) in enumerate(made_up.SIZES.items()):
-        for seed in ("", "-seed1") if place == 1 else ("",):
+    for i, (size, n) in enumerate(made_up.SIZES.items()):
+        for seed in ("", "-seed1") if i == 1 else ("",):
             trunk = f"ladder/{size}{seed}-trunk"
             for budget, tokens in BUDGETS.items():
                 branch = {"start.run": trunk, "start.keep": "state"} if budget != "trunk" else {}
@@ -244,8 +245,8 @@ def test_longest_curve_of_each_size_is_labeled(ladder):
     lines = [{"step": step, "tokens": 4e5 * step, "loss": 5.0 - step / 9} for step in range(1, 6)]
     metrics = {row["name"]: lines[: 3 if row["tokens"] < 2e6 else 5] for row in ladder}
     axes = plots.learning_curves(ladder, metrics).axes[0]
-    words = [text.get_text() for text in axes.texts]
-    assert 1 <= len(words) <= 6 and all(len(word.split("-")) <= 2 for word in words)
+    labels = [text.get_text() for text in axes.texts]
+    assert 1 <= len(labels) <= 6 and all(len(word.split("-")) <= 2 for word in labels)
 
 
 def test_predictions_are_compared_on_the_fitted_token_budget(ladder):

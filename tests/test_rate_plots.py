@@ -28,7 +28,7 @@ def looks(width_exponent=1.0) -> list[dict]:
 
 
 def words(axes) -> str:
-    return " ".join(one.get_text() for one in axes.texts)
+    return " ".join(artist.get_text() for artist in axes.texts)
 
 
 @pytest.mark.parametrize("theme", [plots.LIGHT, plots.DARK])
@@ -41,14 +41,14 @@ def test_learning_rate_panels_mark_the_optimum_and_its_interval(theme):
         bars = [line for line in axes.get_lines() if line.get_color() == theme["accent"]]
         spans = [line.get_xdata() for line in bars if len(line.get_xdata()) == 2]
         known = [2 ** (-5 + slope * i) for i in range(3)]
-        assert all(lo < at < hi for (lo, hi), at in zip(spans, known, strict=True))
+        assert all(lo < rate < hi for (lo, hi), rate in zip(spans, known, strict=True))
         assert "width 64" in words(axes)
 
 
 def test_optimum_at_the_edge_is_not_marked():
     rows = [row for row in ROWS if row[drift.RATE] <= 2.0**-5]
     figure = rate_plots.learning_rates(rows, drift.WIDTH)
-    tips = [str(one.get_gid()) for one in figure.axes[1].get_lines()]
+    tips = [str(artist.get_gid()) for artist in figure.axes[1].get_lines()]
     assert not [tip for tip in tips if "best" in tip]
     assert "exponent not determined" in figure.axes[1].get_title(loc="left")
 
@@ -64,9 +64,9 @@ def test_coordinate_check_labels_lines_with_exponents():
 
 
 def test_rate_figures_need_several_rates_at_several_shapes(tmp_path):
-    found = drawings._learning_rates(outcome.load(made_up.rates(tmp_path)))
-    assert list(found) == ["rates_by_width", "rates_by_depth"]
-    assert len(found["rates_by_depth"].draw().axes) == 2
+    available = drawings._learning_rates(outcome.load(made_up.rates(tmp_path)))
+    assert list(available) == ["rates_by_width", "rates_by_depth"]
+    assert len(available["rates_by_depth"].draw().axes) == 2
     assert not drawings._learning_rates(outcome.load(made_up.sweep(tmp_path)))
 
 

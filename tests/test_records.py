@@ -86,8 +86,8 @@ def test_config_is_loaded_from_a_moved_folder(run, tmp_path):
     moved = tmp_path / "moved" / "sweep" / "a"
     moved.parent.mkdir(parents=True)
     records.folder(run).rename(moved)
-    found = records.read_config(moved)
-    assert records.folder(found) == moved
+    loaded = records.read_config(moved)
+    assert records.folder(loaded) == moved
     with pytest.raises(ValueError, match="is not a run directory: config.json is missing"):
         records.read_config(tmp_path / "nothing")
 
@@ -111,14 +111,15 @@ def test_invalid_lines_and_older_attempts_are_skipped(run):
 def test_stored_config_is_never_executed(run):
     records.start(run, {})
     file = records.folder(run) / "config.json"
-    said = json.loads(file.read_text())
-    said["wandb"], said["data"]["cache"] = "__import__('os').getcwd()", "$(id) `id` {0.__class__}"
-    file.write_text(json.dumps(said))
-    found = records.read_config(file.parent)
-    assert found.data.cache == "$(id) `id` {0.__class__}"
+    content = json.loads(file.read_text())
+    content["wandb"] = "__import__('os').getcwd()"
+    content["data"]["cache"] = "$(id) `id` {0.__class__}"
+    file.write_text(json.dumps(content))
+    loaded = records.read_config(file.parent)
+    assert loaded.data.cache == "$(id) `id` {0.__class__}"
     with pytest.raises(ValueError, match="wandb=.* must be bool, not str"):
-        checks.check(found)
-    file.write_text(json.dumps(said | {"__class__": "os.system"}))
+        checks.check(loaded)
+    file.write_text(json.dumps(content | {"__class__": "os.system"}))
     with pytest.raises(ValueError, match="__class__ does not exist"):
         records.read_config(file.parent)
 

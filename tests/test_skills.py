@@ -29,9 +29,9 @@ def test_accuracy_is_plotted_against_falling_loss_with_its_law(rows):
     line = axes.get_lines()[0]
     np.testing.assert_allclose(line.get_ydata(), 100 * fit.predict(line.get_xdata()).value)
     assert "at chance" in curves["modular"][1] and curves["modular"][0] is None
-    said = [tip for tip in tips(figure) if tip.startswith("1.6M: loss")]
+    predictions = [tip for tip in tips(figure) if tip.startswith("1.6M: loss")]
     exact = [100 * rows[-1][records.task_column(task)] for task in names]
-    assert [float(tip.split()[-1][:-1]) for tip in said] == [round(one) for one in exact]
+    assert [float(tip.split()[-1][:-1]) for tip in predictions] == [round(value) for value in exact]
 
 
 def test_runs_on_fewer_tokens_have_open_markers(rows):
@@ -43,13 +43,15 @@ def test_runs_on_fewer_tokens_have_open_markers(rows):
 
 def test_predicted_accuracy_is_plotted_beside_measured(rows):
     task = "copy?length=4"
-    said = {task: {"value": 0.5, "lo": 0.25, "hi": 0.75}, "modular": {"refused": "at chance"}}
-    figure = skills.foretold(said, rows[-1])
-    came = f"{task}: measured {100 * rows[-1][records.task_column(task)]:.0f}%"
+    predictions = {task: {"value": 0.5, "lo": 0.25, "hi": 0.75}}
+    predictions["modular"] = {"refused": "at chance"}
+    figure = skills.foretold(predictions, rows[-1])
+    measured = f"{task}: measured {100 * rows[-1][records.task_column(task)]:.0f}%"
     assert "n = 1 tasks of 2" in figure.get_supxlabel()
-    assert tips(figure) == [f"{task}: predicted 50% [25, 75]", came]
-    assert tips(skills.foretold(said)) == [f"{task}: predicted 50% [25, 75]"]
-    assert tips(skills.foretold(said, {"name": "toy/9M"})) == tips(skills.foretold(said))
+    assert tips(figure) == [f"{task}: predicted 50% [25, 75]", measured]
+    assert tips(skills.foretold(predictions)) == [f"{task}: predicted 50% [25, 75]"]
+    not_started = skills.foretold(predictions, {"name": "toy/9M"})
+    assert tips(not_started) == tips(skills.foretold(predictions))
 
 
 def test_figures_without_tasks_state_zero_tasks(rows):

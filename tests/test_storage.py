@@ -83,10 +83,10 @@ def test_reader_misses_no_line_while_lines_are_gathered(bucket, monkeypatch):
     listed = storage.listed
 
     def meanwhile(folder):
-        found = listed(folder)
+        paths = listed(folder)
         monkeypatch.setattr(storage, "listed", listed)
         storage.settle(file)
-        return found
+        return paths
 
     monkeypatch.setattr(storage, "listed", meanwhile)
     assert storage.lines(file) == ["0", "1", "2", "3"]
@@ -141,8 +141,8 @@ def params(run: config.Run) -> list[np.ndarray]:
 
 
 def test_run_in_a_bucket_equals_the_local_run(remote, bucket, tmp_path, monkeypatch):
-    here = dataclasses.replace(remote, dir=str(tmp_path / "runs"))
-    train.train(here)
+    local = dataclasses.replace(remote, dir=str(tmp_path / "runs"))
+    train.train(local)
     train.train(remote)
     folder = records.folder(remote)
     shutil.rmtree(tmp_path / "copies")  # another machine goes on
@@ -151,12 +151,13 @@ def test_run_in_a_bucket_equals_the_local_run(remote, bucket, tmp_path, monkeypa
     records.write_facts(folder, status="lost")
     train.train(remote)
     assert records.read_facts(folder)["resumed_from"] == 8
-    for ours, theirs in zip(params(remote), params(here), strict=True):
-        np.testing.assert_array_equal(ours, theirs)
+    for remote_leaf, local_leaf in zip(params(remote), params(local), strict=True):
+        np.testing.assert_array_equal(remote_leaf, local_leaf)
     (row,) = records.rows("gs://bucket/runs/s")
     assert (row["name"], row["status"], row["attempts"]) == ("s/tiny", "done", 2)
     losses = [
-        [(m["step"], m["loss"]) for m in records.metrics(records.folder(r))] for r in (remote, here)
+        [(m["step"], m["loss"]) for m in records.metrics(records.folder(r))]
+        for r in (remote, local)
     ]
     assert losses[0] == losses[1] and len(losses[0]) == 6
     assert records.read_config(folder).name == remote.name
@@ -166,13 +167,13 @@ def test_run_in_a_bucket_equals_the_local_run(remote, bucket, tmp_path, monkeypa
     assert not [name for name in names if ".parts/" in name or "lock-" in name]
     assert {"tiny/metrics.jsonl", "tiny/config.json", "report.html"} <= set(names)
     assert any(name.startswith("tiny/tensorboard/events") for name in names)
-    assert not pathlib.Path("gs:").exists()  # and nothing beside it, here
+    assert not pathlib.Path("gs:").exists()  # no local folder of that name
 
 
 def test_corrupt_checkpoint_in_a_bucket_is_quarantined(remote, bucket, tmp_path):
-    here = dataclasses.replace(remote, dir=str(tmp_path / "runs"))
-    train.train(here)
-    folder = records.folder(here)
+    local = dataclasses.replace(remote, dir=str(tmp_path / "runs"))
+    train.train(local)
+    folder = records.folder(local)
     for file in folder.rglob("*"):  # as by a copy by hand
         if file.is_file():
             bucket.put(f"bucket/runs/s/tiny/{file.relative_to(folder)}", file.read_bytes())
@@ -202,8 +203,8 @@ def test_token_files_from_the_bucket_are_verified(remote, bucket, tmp_path):
     (second,) = corpus.prepare(other).values()
     assert bucket.puts == puts and second.hash == first.hash  # nothing was prepared again
     for split in corpus.SPLITS:
-        one, two = (pathlib.Path(m.folder, f"{split}.bin") for m in (first, second))
-        assert one != two and one.read_bytes() == two.read_bytes()
+        first_file, two = (pathlib.Path(m.folder, f"{split}.bin") for m in (first, second))
+        assert first_file != two and first_file.read_bytes() == two.read_bytes()
     (name,) = (n for n in bucket.names() if n.endswith("train.bin"))
     bucket.put(name, bucket.objects[name][0][:-2] + b"zz")
     shutil.rmtree(tmp_path / "other")

@@ -16,11 +16,11 @@ ROWS = [
 ]
 
 
-def figure(words="a name", tip="a tip"):
+def figure(caption_text="a name", tip="a tip"):
     drawn, axes = style.start("Title", "eval.loss", "nats")
     axes.plot([1, 2], [3, 4], "o", color=style.LIGHT["accent"], gid=f"tip:{tip}")
-    style.write(axes, 1, 3, words, style.LIGHT)
-    return style.end(drawn, axes, [f"n = 1 run of {words}."])
+    style.write(axes, 1, 3, caption_text, style.LIGHT)
+    return style.end(drawn, axes, [f"n = 1 run of {caption_text}."])
 
 
 def lightness(colour) -> float:
@@ -29,8 +29,8 @@ def lightness(colour) -> float:
 
 def test_counts_have_three_digits_and_a_suffix():
     numbers = (0, 7, 999, 999.6, 12_345, 1e6, 2.5e9, 1e12, 3e17)
-    words = ["0", "7", "999", "1K", "12.3K", "1M", "2.5B", "1T", "3·10¹⁷"]
-    assert [style.count(number) for number in numbers] == words
+    caption_text = ["0", "7", "999", "1K", "12.3K", "1M", "2.5B", "1T", "3·10¹⁷"]
+    assert [style.count(number) for number in numbers] == caption_text
 
 
 def test_exponents_are_superscript_characters():
@@ -122,7 +122,7 @@ def test_overlapping_labels_are_separated():
 
 def test_later_label_wins_over_an_overlapping_one():
     drawn, axes = style.start("Title", "x", "y")
-    for words, x in (("small", 0.5), ("large", 0.501), ("far", 0.1)):
-        style.write(axes, x, 0.5, words, style.LIGHT)
+    for caption_text, x in (("small", 0.5), ("large", 0.501), ("far", 0.1)):
+        style.write(axes, x, 0.5, caption_text, style.LIGHT)
     style.end(drawn, axes, [])
     assert {text.get_text() for text in axes.texts} == {"large", "far"}

@@ -62,14 +62,14 @@ def test_every_color_has_a_counterpart_in_the_dark_theme(toy):
     twins = style.twins(toy[0])
     for name, figure in every_figure(toy).items():
         used = set(re.findall(r"var\(--c([0-9a-f]{6})", style.inline(figure)[0]))
-        assert {f"#{one}" for one in used} <= set(twins), name
+        assert {f"#{item}" for item in used} <= set(twins), name
 
 
 def test_frontier_is_below_every_run(toy):
     rows, joint, _ = toy
     exact = laws.chinchilla(runs(), bootstrap=0)
     curve = surface.frontier(runs(), {}, exact).axes[0].get_lines()
-    line = next(one for one in curve if one.get_label() == "frontier of L(N, D)")
+    line = next(item for item in curve if item.get_label() == "frontier of L(N, D)")
     budgets, losses = (np.asarray(values, float) for values in line.get_data())
     for row in runs():
         least = np.interp(row["flops"], budgets, losses)
@@ -95,9 +95,9 @@ def test_used_minima_are_diamonds_and_rejected_ones_crosses(toy):
     ]
     fit = laws.isoflop(cut + extra, bootstrap=50)
     figure = surface.isoflop(cut + extra, fit)
-    found = [line.get_marker() for line in figure.axes[0].get_lines()]
-    used = [one["used"] for one in fit.extra["budgets"]]
-    assert found.count("D") == sum(used)
+    markers = [line.get_marker() for line in figure.axes[0].get_lines()]
+    used = [item["used"] for item in fit.extra["budgets"]]
+    assert markers.count("D") == sum(used)
 
 
 def test_loss_against_tokens_can_be_drawn_without_a_law(toy):
