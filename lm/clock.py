@@ -66,7 +66,7 @@ def total(rows: Iterable[dict], useful: float) -> dict[str, float]:
     seconds in useful steps, without the wait for input.
     """
     rows = list(rows)
-    seconds = {
+    seconds: dict[str, float] = {
         f"clock.{part}": sum(row.get(f"clock.{part}", 0.0) for row in rows) for part in PARTS
     }
     stepped = seconds["clock.steps"] + seconds["clock.input"]

@@ -240,9 +240,8 @@ def _tasks(sweep: Sweep) -> Markup:
                 "tasks": len(values),
             }
         )
-    correlation_formats = dict.fromkeys(
-        ("rank correlation with accuracy, median", "lowest"), "{:.2f}".format
-    )
+    correlations = ("rank correlation with accuracy, median", "lowest")
+    correlation_formats: dict[str, page.Format] = dict.fromkeys(correlations, "{:.2f}".format)
     noise = (
         "Noise of one accuracy. Sampling: choice of examples. Checkpoint: deviation of the last "
         "evaluations of a run from a line. Seed: between seeds. Signal to noise combines sampling "
@@ -360,8 +359,9 @@ def _cost_line(plan: dict, row: dict) -> dict[str, Any]:
         line[f"{column.title}, planned"] = column.value(plan)
         line[f"{column.title}, actual"] = column.value(row)
     planned, actual = plan.get("seconds"), row.get("seconds")
-    has_times = records.is_finite(planned) and records.is_finite(actual) and planned > 0
-    line["time over plan"] = actual / planned if has_times and actual else None
+    line["time over plan"] = None
+    if records.is_finite(planned) and records.is_finite(actual) and planned > 0 and actual > 0:
+        line["time over plan"] = actual / planned
     return line
 
 

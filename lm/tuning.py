@@ -15,8 +15,13 @@ from matplotlib.figure import Figure
 from lm import gains, marks, records, style
 
 LIGHT = style.LIGHT
-# Training method (see gains.qualities) -> line style.
+# Training method (see gains.qualities) -> line style, marker.
 WAYS = {"alone": "--", "tuned": "-", "alone, same FLOPs": "None"}
+KINDS: dict[str, marks.Kind] = {
+    "alone": "open",
+    "tuned": "filled",
+    "alone, same FLOPs": "diamond",
+}
 
 
 def fine_tuned(rows, x="unique_tokens", y=records.LOSS, theme=LIGHT) -> Figure:
@@ -35,7 +40,8 @@ def fine_tuned(rows, x="unique_tokens", y=records.LOSS, theme=LIGHT) -> Figure:
     colors, labels = style.size_colours(rows, theme), []
     for size in sorted({row[records.N_PARAMS] for row in finished}):
         same_size = [row for row in finished if row[records.N_PARAMS] == size]
-        for is_tuned, line, kind in ((False, "--", "open"), (True, "-", "filled")):
+        for is_tuned in (False, True):
+            line, kind = ("-", "filled") if is_tuned else ("--", "open")
             runs = [row for row in same_size if gains.is_tuned(row) == is_tuned]
             color = colors[runs[0]["name"]]
             xs, ys = [row[x] for row in runs], [row[y] for row in runs]
@@ -141,7 +147,7 @@ def _draw_qualities(axes, points, color, theme) -> list[tuple[str, float, float]
         curve = sorted((p for p in points if p["way"] == way), key=lambda p: p["examples"])
         xs, ys = [p["examples"] for p in curve], [p["value"] for p in curve]
         axes.plot(xs, ys, line, color=color, linewidth=1.2)
-        kind = {"alone": "open", "alone, same FLOPs": "diamond"}.get(way, "filled")
+        kind = KINDS[way]
         for p in curve:
             tip = f"{style.count(p['size'])} {way}: {p['value']:.2f} ± {p['se']:.2f}"
             marks.mark(axes, (p["examples"], p["value"]), color, theme, tip, p["se"], kind=kind)

@@ -81,7 +81,7 @@ def test_folders_with_the_same_name_are_numbered():
 
 
 @pytest.mark.parametrize(
-    "words", ["a/b.txt", "text:my/books", "3/4 of tokens/s", "copy+sort?n=1-3"]
+    "example", ["a/b.txt", "text:my/books", "3/4 of tokens/s", "copy+sort?n=1-3"]
 )
 def test_paths_inside_the_repository_are_unchanged(example):
     assert not excerpt._outside(example)
