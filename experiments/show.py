@@ -1,4 +1,4 @@
-"""What the commands print: plans, progress and tables."""
+"""Console output of the commands: plans, progress and tables."""
 
 import time
 
@@ -10,77 +10,89 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 import lm.standing
-from lm import config
+from lm import config, records
 
 console = Console()
 
+# Task metric -> column head in the table of an evaluation.
+TASK_METRICS = {
+    "accuracy_bytes": "by byte",
+    "p_right": "p right",
+    "bits_per_byte": "bits per byte",
+    "token_accuracy": "token accuracy",
+    "keystrokes_saved": "keystrokes saved",
+    "edit_distance": "edit distance",
+    "chrf": "chrf",
+}
+MAX_TASK_NAME = 29
+SECONDS_PER_LINE = 10  # interval of progress lines without a terminal
+
 
 def say(text: str) -> None:
-    """A line as it is: nothing in it is taken for markup."""
+    """Print a line of plain text, without markup."""
     console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def piece(text: str, style: str = "") -> None:
-    """A part of a line as it is, at once."""
+    """Print a part of a line of plain text at once."""
     console.print(text, style=style or None, end="", markup=False, highlight=False, soft_wrap=True)
 
 
 def table(lines: list[dict[str, str]], title: str = "") -> None:
-    """Dicts of equal keys as a table, the keys its head; on a narrow screen no row is broken."""
+    """Print dicts with equal keys as a table. Rows are not wrapped on a narrow screen."""
     if lines:
         wide().print(_grid(lines, title), highlight=False)
 
 
 def wide() -> Console:
-    """A terminal as it is; a file or a pipe with room for a table."""
+    """Return a console that is wide enough for tables, also for files and pipes."""
     if console.is_terminal:
         return console
     return Console(width=max(console.width, 160), quiet=console.quiet)
 
 
 def _grid(lines: list[dict[str, str]], title: str = "") -> Table:
-    shown = Table(title=title or None, title_justify="left", box=None, pad_edge=False)
-    for number, name in enumerate(lines[0]):
-        shown.add_column(name, justify="right" if number else "left", no_wrap=True)
+    grid = Table(title=title or None, title_justify="left", box=None, pad_edge=False)
+    for i, name in enumerate(lines[0]):
+        grid.add_column(name, justify="right" if i else "left", no_wrap=True)
     for line in lines:
-        shown.add_row(*(escape(str(cell)) for cell in line.values()))
-    return shown
+        grid.add_row(*(escape(str(cell)) for cell in line.values()))
+    return grid
 
 
 def standing(runs: list[dict], total: dict) -> Group:
-    """A line a run and one of the whole, of lm.standing's dicts."""
+    """Return a table of the status of every run and a summary. Arguments: see lm.standing."""
     lines = [
         {
             "run": run["name"],
             "status": run["status"],
             "step": f"{run['step']:,} of {run['steps']:,}" if run["steps"] else "",
-            "loss": _maybe(run["loss"], "{:.3f}"),
-            "tokens/s": _maybe(run["tokens_per_second"], "{:,.0f}"),
-            "of peak": _maybe(run["peak_share"], "{:.0%}"),
+            "loss": _optional(run["loss"], "{:.3f}"),
+            "tokens/s": _optional(run["tokens_per_second"], "{:,.0f}"),
+            "of peak": _optional(run["peak_share"], "{:.0%}"),
             "trained": seconds(run["seconds"]),
             "left": "" if run["seconds_left"] is None else seconds(run["seconds_left"]),
-            "saved at": _maybe(run["checkpoint"], "{:,}"),
+            "saved at": _optional(run["checkpoint"], "{:,}"),
             "where": run["where"],
             "attempts": run["attempts"],
             "reason": run["reason"],
         }
         for run in runs
     ]
-    left = total["device_hours_left"]
-    words = (
-        f"{total['done']} of {total['runs']} runs done, {total['share']:.0%} of the FLOPs;"
-        f" device-hours: {total['device_hours_used']:.2f} used"
-        + ("" if left is None else f", {left:.2f} left")
-    )
-    return Group(_grid(lines), ProgressBar(total=1.0, completed=total["share"], width=60), words)
+    summary = f"{total['done']} of {total['runs']} runs done, {total['share']:.0%} of the"
+    summary += f" FLOPs; device-hours: {total['device_hours_used']:.2f} used"
+    if total["device_hours_left"] is not None:
+        summary += f", {total['device_hours_left']:.2f} left"
+    bar = ProgressBar(total=1.0, completed=total["share"], width=60)
+    return Group(_grid(lines), bar, summary)
 
 
-def _maybe(value, form: str) -> str:
-    return "" if value is None else form.format(value)
+def _optional(value, template: str) -> str:
+    return "" if value is None else template.format(value)
 
 
 def plan(costs: list[dict], finished: set[str]) -> None:
-    """A line a run: shape, exact counts, cost; and the sum of what is left."""
+    """Print the shape, parameter counts and cost of each run, and the cost of the pending runs."""
     lines = [
         {
             "run": cost["name"],
@@ -96,70 +108,78 @@ def plan(costs: list[dict], finished: set[str]) -> None:
         for cost in costs
     ]
     table(lines)
-    left = [cost for cost in costs if cost["name"] not in finished]
-    if left:
+    pending = [cost for cost in costs if cost["name"] not in finished]
+    if pending:
+        flops = sum(cost["flops"] for cost in pending)
+        duration = seconds(sum(cost["seconds"] for cost in pending))
         say(
-            f"{len(left)} of {len(costs)} runs left: {sum(c['flops'] for c in left):.2e} FLOPs,"
-            f" about {seconds(sum(c['seconds'] for c in left))} of training"
+            f"{len(pending)} of {len(costs)} runs left: {flops:.2e} FLOPs,"
+            f" {duration} of training expected"
         )
-    if shared := sum(cost.get("flops_shared", 0.0) for cost in costs):
-        whole = shared + sum(cost["flops"] for cost in costs)
-        say(f"branches share {shared:.2e} FLOPs: {shared / whole:.0%} less than runs of their own")
+    shared = sum(cost.get("flops_shared", 0.0) for cost in costs)
+    if shared:
+        separate = shared + sum(cost["flops"] for cost in costs)
+        say(f"branches share {shared:.2e} FLOPs: {shared / separate:.0%} less than separate runs")
 
 
 def evaluation(row: dict) -> None:
-    """A row of evals.jsonl, each number with its standard error."""
-    lines = [
-        {"": name, "value": f"{row[name]:.4f}", "standard error": f"{row[se]:.4f}"}
-        for name in row
-        if (se := name.replace("loss.", "loss_se.") if "loss." in name else f"{name}_se") in row
-    ]
+    """Print the results of an evaluation that have a standard error."""
+    lines = []
+    for name, value in row.items():
+        measure, dot, source = name.partition(".")
+        error = row.get(f"{measure}_se{dot}{source}")
+        if error is not None and measure != "task":
+            line = {"": name, "value": f"{value:.4f}", "standard error": f"{error:.4f}"}
+            lines.append(line)
     table(lines)
 
 
 def tasks(row: dict) -> None:
-    """What a row of evals.jsonl says of each task, beside its chance level."""
-    heads = ("accuracy_bytes", "p_right", "bits_per_byte", "token_accuracy", "keystrokes_saved",
-             "edit_distance", "chrf")  # fmt: skip
+    """Print the task results of an evaluation, with the chance accuracy."""
     lines = []
-    for name in [k[5:-9] for k in row if k.startswith("task.") and k.endswith(".accuracy")]:
-        mine = {k.removeprefix(f"task.{name}."): v for k, v in row.items()}
-        shown = name if len(name) < 30 else f"...{name[-27:]}"
-        error = row[f"task_se.{name}.accuracy"]
-        line = {"task": shown, "n": str(mine["n"]), "chance": f"{mine['chance']:.3g}"}
-        line["accuracy"] = f"{mine['accuracy']:.3f} ± {error:.3f}"
-        for head in heads:
-            words = head.replace("accuracy_bytes", "by byte").replace("_", " ")
-            line[words] = f"{mine[head]:.3f}" if head in mine else ""
-        line["cut, out"] = f"{mine['n_cut']}, {mine['n_left_out']}"
+    for name, results in records.task_results(row).items():
+        if "accuracy" not in results:
+            continue
+        values = {metric: result["value"] for metric, result in results.items()}
+        is_long = len(name) > MAX_TASK_NAME
+        line = {
+            "task": f"...{name[-27:]}" if is_long else name,
+            "n": f"{values['n']:.0f}",
+            "chance": f"{values['chance']:.3g}",
+            "accuracy": f"{values['accuracy']:.3f} ± {results['accuracy']['se']:.3f}",
+        }
+        for metric, head in TASK_METRICS.items():
+            line[head] = f"{values[metric]:.3f}" if metric in values else ""
+        line["truncated, left out"] = f"{values['n_cut']:.0f}, {values['n_left_out']:.0f}"
         lines.append(line)
-    table([{k: v for k, v in one.items() if any(o[k] for o in lines)} for one in lines])
+    filled = [head for head in lines[0] if any(line[head] for line in lines)] if lines else []
+    table([{head: line[head] for head in filled} for line in lines])
 
 
 def preparing(source: str, documents: int, n_bytes: int, share: float) -> None:
-    """Progress of the text that is being prepared, on one line; share of its parts done, 0 to 1."""
+    """Show the progress of preparing a source on one line. share: fraction of its parts, 0 to 1."""
     if console.is_terminal:
-        full = round(24 * share)
-        bar = "━" * full + "╌" * (24 - full)
-        what = f"{documents:,} documents, {n_bytes / 1e6:,.1f} MB"
-        line = f"{bar} {share:4.0%}  {what}  {source}"[: console.width - 1]
+        n_full = round(24 * share)
+        bar = "━" * n_full + "╌" * (24 - n_full)
+        amount = f"{documents:,} documents, {n_bytes / 1e6:,.1f} MB"
+        line = f"{bar} {share:4.0%}  {amount}  {source}"[: console.width - 1]
         console.print(line.ljust(console.width - 1), markup=False, highlight=False, end="\r")
 
 
 def epochs(times: dict[str, float]) -> None:
-    """How often the text of each source is seen."""
-    say("text seen at most: " + ", ".join(f"{s} {n:.2g} times" for s, n in times.items()))
+    """Print the largest number of epochs over each source."""
+    say("epochs at most: " + ", ".join(f"{source} {n:.2g}" for source, n in times.items()))
 
 
 def seconds(value: float) -> str:
-    """0:42, 3:05 or 2:03:05."""
+    """Format a duration: 0:42, 3:05 or 2:03:05."""
     minutes, second = divmod(round(value), 60)
     hours, minute = divmod(minutes, 60)
     return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
 
 
 class Bars:
-    """A context manager: a progress bar a run; where there is no terminal, a line at times."""
+    """Context manager that shows a progress bar per run, or lines without a terminal."""
 
     def __init__(self):
         self.live = console.is_terminal
@@ -167,13 +187,13 @@ class Bars:
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
             TextColumn("{task.percentage:>3.0f}%"),
-            TextColumn("{task.fields[what]}", markup=False),
+            TextColumn("{task.fields[state]}", markup=False),
             TimeElapsedColumn(),
             console=console,
             disable=not self.live,
         )
         self.bars: dict[str, TaskID] = {}
-        self.spoke = 0.0
+        self.last_line_time = 0.0
 
     def __enter__(self):
         self.progress.start()
@@ -183,34 +203,36 @@ class Bars:
         self.progress.stop()
 
     def started(self, run: config.Run) -> None:
-        """Opens the bar of a run."""
-        self.bars[run.name] = self.progress.add_task(run.name, total=run.steps, what="compiling")
+        """Add the bar of a run."""
+        self.bars[run.name] = self.progress.add_task(run.name, total=run.steps, state="compiling")
 
     def stepped(self, run: config.Run, row: dict) -> None:
-        """Moves the bar to a row of metrics."""
-        left = (run.steps - row["step"]) * run.data.batch_size * run.data.seq_len
-        what = (
+        """Update the bar of a run to a row of metrics."""
+        tokens_left = (run.steps - row["step"]) * run.data.batch_size * run.data.seq_len
+        state = (
             f"loss {row['loss']:.3f}  {row['tokens_per_second']:,.0f} tokens/s"
-            f"  {row['peak_share']:.0%} of peak  {seconds(left / row['tokens_per_second'])} left"
+            f"  {row['peak_share']:.0%} of peak"
+            f"  {seconds(tokens_left / row['tokens_per_second'])} left"
         )
-        self.progress.update(self.bars[run.name], completed=row["step"], what=what)
-        if not self.live and (time.monotonic() - self.spoke > 10 or row["step"] == run.steps):
-            self.spoke = time.monotonic()
-            say(f"{run.name}  step {row['step']} of {run.steps}  {what}")
+        self.progress.update(self.bars[run.name], completed=row["step"], state=state)
+        is_due = time.monotonic() - self.last_line_time > SECONDS_PER_LINE
+        if not self.live and (is_due or row["step"] == run.steps):
+            self.last_line_time = time.monotonic()
+            say(f"{run.name}  step {row['step']} of {run.steps}  {state}")
 
     def ended(self, run: config.Run, reason: str) -> None:
-        """Closes the bar of a run; says why, if it did not reach its end."""
+        """Show the reason if a run ended early."""
         if reason:
-            self.progress.update(self.bars[run.name], what=reason)
+            self.progress.update(self.bars[run.name], state=reason)
             self.note(f"{run.name}: {reason}")
 
     def note(self, text: str) -> None:
-        """A line above the bars."""
+        """Print a line above the bars."""
         self.progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 class Standing:
-    """A context manager: where the runs of a folder stand, again and again, on a terminal."""
+    """Context manager that shows the status of the runs of a folder on a terminal."""
 
     def __init__(self, folder):
         self.folder = folder
@@ -225,7 +247,7 @@ class Standing:
         self.live.stop()
 
     def beat(self) -> None:
-        """Shows it anew."""
+        """Update the status."""
         if self.live.is_started:
             runs = lm.standing.run_statuses(self.folder)
             self.live.update(standing(runs, lm.standing.sweep_progress(runs)))

@@ -1,17 +1,17 @@
-"""Where the seconds of a run go: its goodput, and what took the rest.
+"""Timer of the phases of a run, and goodput: the share of time spent in useful steps.
 
-    clock = Clock()                       at the beginning of an attempt
+    clock = Clock()                       at the start of an attempt
     with clock.of("evaluate"): ...        or clock.add("steps", seconds)
     clock.row()                           {"clock.steps": 41.0, ..., "clock.other": 0.3}
-    total([row, row], useful=40.2)        of all attempts: steps that had to be done again are lost
+    total([row, row], useful=40.2)        all attempts; repeated steps count as lost
 
-The parts of an attempt add up to its seconds:
+The phases of an attempt add up to its wall time:
 
-start     text, claim, reading a checkpoint      log       reading metrics back and writing them
-compile   from there to the first step           evaluate  held-out text and tasks
-steps     without the wait for input             save      the part of a checkpoint that training
-input     waiting for the next batch                       waits for, and the end of the last one
-other     what is none of these
+start     data, lock, reading a checkpoint      log       fetching and writing metrics
+compile   from there to the first step          evaluate  held-out loss and tasks
+steps     without the wait for input            save      waiting for checkpoints, including the
+input     waiting for the next batch                      last one at the end
+other     the rest
 """
 
 import contextlib
@@ -22,48 +22,59 @@ PARTS = ("start", "compile", "steps", "input", "log", "evaluate", "save", "other
 
 
 class Clock:
-    """Of one attempt, from now on. now: seconds of a clock that only goes on."""
+    """Timer of one attempt. It starts when it is created.
+
+    now: function that returns the seconds of a monotonic clock.
+    """
 
     def __init__(self, now=time.perf_counter):
-        self._now, self._began = now, now()
-        self._spent = dict.fromkeys(PARTS, 0.0)
+        self._now, self._start = now, now()
+        self._seconds = dict.fromkeys(PARTS, 0.0)
 
     @contextlib.contextmanager
     def of(self, part: str) -> Iterator[None]:
-        """What happens within counts as this part."""
-        began = self._now()
+        """Add the time of the context to a phase."""
+        start = self._now()
         try:
             yield
         finally:
-            self.add(part, self._now() - began)
+            self.add(part, self._now() - start)
 
     def add(self, part: str, seconds: float) -> None:
+        """Add seconds to a phase."""
         assert part in PARTS, part
-        self._spent[part] += seconds
+        self._seconds[part] += seconds
 
     def rest(self, part: str) -> None:
-        """What no part has of the time until now was this one."""
-        self.add(part, self._now() - self._began - sum(self._spent.values()))
+        """Add all time until now that belongs to no phase to this phase."""
+        self.add(part, self._unassigned())
 
     def row(self) -> dict[str, float]:
-        """Seconds of each part until now, which add up to those since the beginning."""
-        other = self._now() - self._began - sum(self._spent.values())
-        return {f"clock.{part}": self._spent[part] for part in PARTS[:-1]} | {"clock.other": other}
+        """Return the seconds of each phase. They add up to the time since the start."""
+        seconds = {f"clock.{part}": self._seconds[part] for part in PARTS[:-1]}
+        return seconds | {"clock.other": self._unassigned()}
+
+    def _unassigned(self) -> float:
+        return self._now() - self._start - sum(self._seconds.values())
 
 
 def total(rows: Iterable[dict], useful: float) -> dict[str, float]:
-    """Of a run's attempts together, a row each; useful: seconds of the steps that count.
+    """Combine the rows of all attempts of a run.
 
-    clock.lost are those of steps after the last checkpoint of an attempt that ended early;
-    clock.goodput is the share of all seconds in steps that count, waits for input left out.
+    useful: seconds of steps that were not repeated. clock.lost are the seconds of repeated steps,
+    those after the last checkpoint of an interrupted attempt. clock.goodput is the share of all
+    seconds in useful steps, without the wait for input.
     """
     rows = list(rows)
-    found = {f"clock.{part}": sum(row.get(f"clock.{part}", 0.0) for row in rows) for part in PARTS}
-    stepped = found["clock.steps"] + found["clock.input"]
+    seconds: dict[str, float] = {
+        f"clock.{part}": sum(row.get(f"clock.{part}", 0.0) for row in rows) for part in PARTS
+    }
+    stepped = seconds["clock.steps"] + seconds["clock.input"]
     lost = max(0.0, stepped - useful)
-    kept = 1 - lost / stepped if stepped else 0.0
-    whole = sum(found.values())
-    found |= {f"clock.{part}": found[f"clock.{part}"] * kept for part in ("steps", "input")}
-    found["clock.lost"] = lost
-    found["clock.goodput"] = found["clock.steps"] / whole if whole else 0.0
-    return found
+    useful_share = 1 - lost / stepped if stepped else 0.0
+    wall_time = sum(seconds.values())
+    for part in ("steps", "input"):
+        seconds[f"clock.{part}"] *= useful_share
+    seconds["clock.lost"] = lost
+    seconds["clock.goodput"] = seconds["clock.steps"] / wall_time if wall_time else 0.0
+    return seconds

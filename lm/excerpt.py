@@ -1,97 +1,112 @@
-"""The small records of a sweep, in a folder of their own that can be committed and drawn again.
+"""Archive of a sweep: its small records in a separate folder that can be committed to git.
 
-    excerpt.write("runs/quickstart", "notebooks/data/quickstart")     # bytes written
-    rows = records.rows("notebooks/data/quickstart")                  # as of the sweep's own folder
+    excerpt.write("runs/quickstart", "notebooks/data/quickstart")     # number of bytes
+    rows = records.rows("notebooks/data/quickstart")                  # as for the original folder
 
-Kept are the knobs, facts, evaluations and events of every run, its log steps thinned out, and what
-was planned and predicted; not weights, tokenizers or TensorBoard's files. Numbers of lines keep
-seven digits. A path that leads out of the clone (/..., ~/..., ../..., gs://...) loses the folders
-that say where and whose it was: jsonl:/home/me/text/books/*.gz becomes jsonl:books/*.gz.
+The archive contains the config, facts, evaluations and events of every run, thinned log steps, the
+plan and the prediction. It contains no weights, tokenizers or TensorBoard files. Numbers of lines
+are rounded to seven digits. Records contain paths as the user wrote them, so paths that lead out of
+the repository (/..., ~/..., ../..., gs://...) are shortened:
+jsonl:/home/me/text/books/*.gz becomes jsonl:books/*.gz.
 """
 
 import json
 import re
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from lm import records, storage
 
 OF_SWEEP = ("sweep.json", "plan.json", "prediction.json")
 OF_RUN = ("config.json", "facts.json", "metrics.jsonl", "evals.jsonl", "events.jsonl")
-DRAWN = ("report.html", "figures")  # what a report writes beside them stays
-LEFT_OUT = ("host",)  # facts that name a machine
-LINES = (128, 64, 32, 16)  # log steps of a run: the most that fit
+DRAWN = ("report.html", "figures")  # files of a report, which may be in the archive folder
+LEFT_OUT = ("host",)  # facts that identify a machine
+LINES = (128, 64, 32, 16)  # log steps per run: the largest number that fits is used
 DIGITS = 7
 OUTSIDE = re.compile(r"""(?<![\w.*~/])(?:gs:/|~|\.\.(?:/\.\.)*)?(?:/[^\s/:;,?&"'()]+)+/?""")
 HOMES = re.compile(r"^(?:~|/root|/(?:home|Users)/[^/]+)(?=/|$)")
 
 
 def write(sweep_dir, to, megabytes: float = 1.5) -> int:
-    """Replaces the folder `to` by the records of a sweep; returns its bytes.
+    """Replace the folder `to` by the records of a sweep. Return their number of bytes.
 
-    ValueError if nothing is there to keep, if `to` holds anything that is no record, or if the
-    records take more than `megabytes` even with the fewest lines of LINES.
+    Raises ValueError if the sweep holds no runs, if `to` contains other files than records, or if
+    the records exceed `megabytes` even with the smallest number of LINES.
     """
     path, to = storage.at(sweep_dir), storage.at(to)
-    _check(path, to)
-    whole = _read(path)
-    names = _shortened(set().union(*(_outside(value) for value in whole.values())))
-    kept: dict[str, str] = {}
-    for most in LINES:
-        kept = {name: _text(name, _renamed(value, names), most) for name, value in whole.items()}
-        if _bytes(kept) <= megabytes * 1e6:
-            break
-    else:
-        raise ValueError(
-            f"the records of {path} take {_bytes(kept) / 1e6:.1f} MB even with {LINES[-1]} log "
-            f"steps a run, over --megabytes={megabytes:g}: raise it, or keep fewer runs"
-        )
-    for stale in set(_present(to)) - set(kept):
+    _check_target(path, to)
+    contents = _read(path)
+    files = _fitting_files(path, contents, megabytes)
+    for stale in set(_archived_files(to)) - set(files):
         (to / stale).unlink()
-    for name, text in kept.items():
+    for name, text in files.items():
         storage.write(to / name, text)
-    return _bytes(kept)
+    return _n_bytes(files)
 
 
-def _check(path: Path, to: Path) -> None:
-    here, there = Path(path).absolute(), Path(to).absolute()
-    if here == there or here in there.parents or there in here.parents:
+def _fitting_files(path: Path, contents: dict, megabytes: float) -> dict[str, str]:
+    """Return {file: text} with the largest number of log steps that fits into `megabytes`."""
+    paths = set().union(*(_outside(value) for value in contents.values()))
+    short_names = _shortened(paths)
+    portable = {name: _renamed(value, short_names) for name, value in contents.items()}
+    files: dict[str, str] = {}
+    for max_lines in LINES:
+        files = {name: _text(name, value, max_lines) for name, value in portable.items()}
+        if _n_bytes(files) <= megabytes * 1e6:
+            return files
+    raise ValueError(
+        f"--megabytes={megabytes:g} is too small: the records of {path} take "
+        f"{_n_bytes(files) / 1e6:.1f} MB with {LINES[-1]} log steps per run. "
+        "Raise it or archive fewer runs."
+    )
+
+
+def _check_target(path: Path, to: Path) -> None:
+    source, target = Path(path).absolute(), Path(to).absolute()
+    if source == target or source in target.parents or target in source.parents:
         raise ValueError(
-            f"--keep={to} must lie outside of the sweep's folder {path}, and not hold it"
+            f"--keep={to} must lie outside of the sweep directory {path} and must not contain it."
+            " Pass another folder."
         )
-    strange = [name for name in _present(to) if Path(name).name not in OF_SWEEP + OF_RUN]
-    if strange:
-        raise ValueError(f"--keep={to} holds {strange[0]}, no record of a sweep: name a new folder")
+    others = [name for name in _archived_files(to) if Path(name).name not in OF_SWEEP + OF_RUN]
+    if others:
+        raise ValueError(
+            f"--keep={to} contains {others[0]}, which is not a sweep record."
+            " Pass a new or empty folder."
+        )
 
 
-def _present(to: Path) -> list[str]:
-    """Files below the folder, but those that a report draws."""
-    found = (file for file in to.glob("**/*") if file.is_file())
-    names = [file.relative_to(to) for file in found]
-    return sorted(name.as_posix() for name in names if name.parts[0] not in DRAWN)
+def _archived_files(to: Path) -> list[str]:
+    """Return the files below the folder except those of a report, as relative paths."""
+    files = [file.relative_to(to) for file in to.glob("**/*") if file.is_file()]
+    return sorted(file.as_posix() for file in files if file.parts[0] not in DRAWN)
 
 
-def _read(path: Path) -> dict[str, dict | list[dict]]:
-    """{file, as seen from the sweep: what it holds}."""
-    found: dict[str, dict | list[dict]] = {
+def _read(path: Path) -> dict[str, Any]:
+    """Return {file relative to the sweep: content}."""
+    contents: dict[str, Any] = {
         name: records.read_json(path / name) for name in OF_SWEEP if (path / name).exists()
     }
     runs = [file.parent for file in storage.find(path, "config.json")]
     if not runs:
-        raise ValueError(f"{path} holds no runs: name a sweep's folder, such as runs/quickstart")
+        raise ValueError(f"{path} holds no runs. Pass the directory of a sweep: runs/quickstart")
     for run in runs:
-        place = PurePosixPath(run.relative_to(path))
+        folder = PurePosixPath(run.relative_to(path))
         facts = {k: v for k, v in records.read_facts(run).items() if k not in LEFT_OUT}
         lines = (records.metrics(run), records.evals(run), records.events(run))
-        contents = (records.read_json(run / "config.json"), facts, *lines)
-        found |= {str(place / file): it for file, it in zip(OF_RUN, contents, strict=True) if it}
-    return found
+        values = (records.read_json(run / "config.json"), facts, *lines)
+        for file, value in zip(OF_RUN, values, strict=True):
+            if value:
+                contents[str(folder / file)] = value
+    return contents
 
 
-def _text(name: str, value, most: int) -> str:
+def _text(name: str, value, max_lines: int) -> str:
+    """Return the text of a file. Thin out metrics.jsonl to max_lines lines."""
     if isinstance(value, dict):
         return json.dumps(value, indent=1) + "\n"
-    if name.endswith("metrics.jsonl") and len(value) > most:
-        value = [value[round(i * (len(value) - 1) / (most - 1))] for i in range(most)]
+    if name.endswith("metrics.jsonl") and len(value) > max_lines:
+        value = [value[round(i * (len(value) - 1) / (max_lines - 1))] for i in range(max_lines)]
     return "".join(json.dumps(_rounded(line), separators=(",", ":")) + "\n" for line in value)
 
 
@@ -102,12 +117,12 @@ def _rounded(line: dict) -> dict:
     }
 
 
-def _bytes(kept: dict[str, str]) -> int:
-    return sum(len(text.encode()) for text in kept.values())
+def _n_bytes(files: dict[str, str]) -> int:
+    return sum(len(text.encode()) for text in files.values())
 
 
 def _outside(value) -> set[str]:
-    """All paths that lead out of the clone, in the words of plain data."""
+    """Return all paths in plain data that lead out of the repository."""
     if isinstance(value, dict):
         return set().union(*(_outside(part) for pair in value.items() for part in pair))
     if isinstance(value, (list, tuple)):
@@ -116,30 +131,36 @@ def _outside(value) -> set[str]:
 
 
 def _shortened(paths: set[str]) -> dict[str, str]:
-    """Each path -> its last name, with a folder before a pattern; numbered where others have it."""
-    found, taken = {}, {}
+    """Return {path: its last name}, with the folder before a pattern.
+
+    Different paths with the same last name are numbered.
+    """
+    short_names, taken = {}, {}
     for path in sorted(paths):
         names = _names(path)
-        folder, *rest = names[-1 - ("*" in names[-1]) :]
-        alike = taken.setdefault((folder, *rest), [])
-        alike += [names] * (names not in alike)
-        place = alike.index(names) + 1
-        found[path] = "/".join([f"{folder}-{place}" if place > 1 else folder, *rest])
-    return found
+        first, *rest = names[-2:] if "*" in names[-1] else names[-1:]
+        same_name = taken.setdefault((first, *rest), [])
+        if names not in same_name:
+            same_name.append(names)
+        number = same_name.index(names) + 1
+        short_names[path] = "/".join([f"{first}-{number}" if number > 1 else first, *rest])
+    return short_names
 
 
 def _names(path: str) -> list[str]:
+    """Return the folders and the file of a path, with "home" for a home directory."""
     inside = HOMES.sub("home", path).removeprefix("gs:/").rstrip("/")
     return [name for name in inside.split("/") if name not in ("", "..")] or ["folder"]
 
 
 def _renamed(value, names: dict[str, str]):
-    """Plain data with every path, in keys too, replaced."""
+    """Replace every path in plain data, also in keys."""
     if isinstance(value, dict):
         new = {_renamed(key, names): _renamed(part, names) for key, part in value.items()}
         if len(new) < len(value):
-            raise ValueError(f"two of {', '.join(value)} have one name without their folders")
+            keys = ", ".join(value)
+            raise ValueError(f"two of {keys} have the same name without their folders. Rename one.")
         return new
     if isinstance(value, (list, tuple)):
         return [_renamed(part, names) for part in value]
-    return OUTSIDE.sub(lambda hit: names[hit[0]], value) if isinstance(value, str) else value
+    return OUTSIDE.sub(lambda match: names[match[0]], value) if isinstance(value, str) else value

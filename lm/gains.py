@@ -1,210 +1,262 @@
-"""What earlier training is worth: pre-training against none, tuned tasks against unseen ones.
+"""Analysis of transfer: fine-tuned against from scratch, tuned against unseen tasks, forgetting.
 
     for pair in pairs(rows): print(pair["tokens"], pair["gain"], pair["gain_se"])
-    abilities(rows, {"tuned on": names, "never seen": others})     # a dict a size and tuning set
-    left_out(rows)                       # a dict a size and cluster of tasks that tuning left out
-    forgotten(rows)                      # a dict a tuned run: loss on its parent's text, both times
-    qualities(rows)                      # a dict a model and task: way, examples, bits a byte
-    saved(rows, evals)                   # a dict a size and task: compute that tuning saves
+    abilities(rows, groups)  # a dict per size, number of tuned clusters and group of tasks
+    left_out(rows)         # a dict per run that was tuned without a cluster of tasks
+    forgotten(rows)        # a dict per fine-tuned run and source: loss on the parent's text
+    qualities(rows)        # a dict per model and task: training method, examples, bits per byte
+    saved(rows, evals)     # a dict per size and task: compute saved by fine-tuning
 
-Rows are those of records.rows; a run with start.run is tuned, one without is not.
+Rows are those of records.rows. A run with start.run is fine-tuned.
 """
 
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from lm import mastery, table
-
-SIZE = "params.non_embedding"
+from lm import mastery, records, table
 
 
 def is_tuned(row: Mapping) -> bool:
-    """Whether a run started from another's weights."""
+    """Return True if a run started from the weights of another run."""
     return bool(row.get("start.run"))
 
 
 def n_clusters(row: Mapping) -> int:
-    """Tasks that a tuned run was tuned on, by the names of its sources; 0 before tuning."""
-    if not is_tuned(row):
-        return 0
-    return sum(source.count("+") + 1 for source in learned(row) if source.startswith("tasks:"))
+    """Return the number of tasks in the sources of a fine-tuned run, 0 for other runs."""
+    return len(_tuned_tasks(row)) if is_tuned(row) else 0
 
 
 def learned(row: Mapping) -> list[str]:
-    """The sources that a run trained on."""
+    """Return the sources with a positive weight in the training data of a run."""
     return [source for source, weight in row["data.sources"].items() if weight]
 
 
 def subject(task: str) -> str:
-    """What a task asks, without its dials: file:my/sst2?n=100 and file:sst2 are sst2."""
+    """Return the base name of a task: file:my/sst2?n=100 and file:sst2 -> sst2."""
     return task.partition("?")[0].rpartition("/")[2].removeprefix("file:")
 
 
-def pairs(rows: Sequence[Mapping], x: str = "unique_tokens", y: str = "eval.loss") -> list[dict]:
-    """Of each size and amount of data: y from scratch, y tuned, and their difference.
+def pairs(rows: Sequence[Mapping], x: str = "unique_tokens", y: str = records.LOSS) -> list[dict]:
+    """Return, for each size and data amount x, y from scratch, y fine-tuned and the difference.
 
-    Only for what both ways were tried with. gain is scratch less tuned, above 0 where pre-training
-    helped; gain_se adds both standard errors as those of independent numbers, which is too much for
-    losses of the same held-out text. Of several runs of a kind the means are taken.
+    Only sizes and amounts with both kinds of runs. "gain" is scratch - tuned, positive if
+    pre-training helped. "gain_se" adds the standard errors as if they were independent, which
+    overestimates the error for losses of the same held-out text. Values of several runs are means.
     """
-    found = []
-    done = [row for row in rows if row["status"] == "done"]
-    keys = sorted({(row[SIZE], row[x]) for row in done})
-    for size, tokens in keys:
-        mine = [row for row in done if (row[SIZE], row[x]) == (size, tokens)]
-        ways = [[row for row in mine if is_tuned(row) == way] for way in (False, True)]
-        if all(ways):
-            (scratch, a), (tuned, b) = (_mean(way, y) for way in ways)
+    results = []
+    finished = [row for row in rows if row["status"] == "done"]
+    for size, tokens in sorted({(row[records.N_PARAMS], row[x]) for row in finished}):
+        runs = [row for row in finished if (row[records.N_PARAMS], row[x]) == (size, tokens)]
+        scratch_runs = [row for row in runs if not is_tuned(row)]
+        tuned_runs = [row for row in runs if is_tuned(row)]
+        if scratch_runs and tuned_runs:
+            scratch, scratch_se = _mean(scratch_runs, y)
+            tuned, tuned_se = _mean(tuned_runs, y)
             pair = {"size": size, "tokens": tokens, "scratch": scratch, "tuned": tuned}
-            found.append(pair | {"gain": scratch - tuned, "gain_se": float(np.hypot(a, b))})
-    return found
+            gain_se = float(np.hypot(scratch_se, tuned_se))
+            results.append(pair | {"gain": scratch - tuned, "gain_se": gain_se})
+    return results
 
 
 def abilities(
     rows: Sequence[Mapping], groups: Mapping[str, Sequence[str]], metric: str = "accuracy"
 ) -> list[dict]:
-    """Mean of a metric over the tasks of each group, by size and number of clusters tuned on.
+    """Return the mean of a metric over each group of tasks, by size and number of tuned clusters.
 
-    {"size", "n_clusters", "group", "value", "se", "n_runs"}. A task that a run was not set does not
-    count. se holds the questions' own error and how far runs of several seeds lie apart.
+    {"size", "n_clusters", "group", "value", "se", "n_runs"}. Tasks without a result are skipped.
+    "se" contains the sampling error of the questions and the variance between seeds.
     """
-    found = []
-    done = [row for row in rows if row["status"] == "done"]
-    for size, n in sorted({(row[SIZE], n_clusters(row)) for row in done}):
-        mine = [row for row in done if (row[SIZE], n_clusters(row)) == (size, n)]
+    points = []
+    finished = [row for row in rows if row["status"] == "done"]
+    for size, n in sorted({(row[records.N_PARAMS], n_clusters(row)) for row in finished}):
+        runs = [r for r in finished if (r[records.N_PARAMS], n_clusters(r)) == (size, n)]
         for group, tasks in groups.items():
-            means = [mean for row in mine if (mean := _over_tasks(row, tasks, metric))]
-            if means:
-                values, errors = np.array(means).T
-                apart = values.var(ddof=1) if len(values) > 1 else 0.0
-                se = float(np.sqrt(((errors**2).mean() + apart) / len(values)))
-                point = {"size": size, "n_clusters": n, "group": group}
-                point |= {"value": float(values.mean()), "se": se, "n_runs": len(values)}
-                found.append(point)
-    return found
+            means = [_over_tasks(row, tasks, metric) for row in runs]
+            means = [mean for mean in means if mean]
+            if not means:
+                continue
+            values, errors = np.array(means).T
+            variance = values.var(ddof=1) if len(values) > 1 else 0.0
+            se = float(np.sqrt(((errors**2).mean() + variance) / len(values)))
+            point = {"size": size, "n_clusters": n, "group": group}
+            points.append(point | {"value": float(values.mean()), "se": se, "n_runs": len(values)})
+    return points
 
 
 def left_out(rows: Sequence[Mapping], metric: str = "accuracy") -> list[dict]:
-    """What tuning on a cluster of tasks adds for these tasks: the gap of seen and unseen.
+    """Return, for each run that was tuned without a cluster of tasks, its gap to tuning with it.
 
-    Of each run that was asked for what others of its size and parent were tuned on and it was not:
-    {"size", "cluster" (these tasks), "without", "with" (mean over those others), "gap" (with less
-    without)}, numbers with NAME_se.
+    {"size", "cluster" (the tasks), "without", "with" (mean over the runs of the same size and
+    parent that were tuned on most tasks), "gap" (with - without)}. Numbers have a NAME_se.
     """
-    found = []
+    points = []
     tuned = [row for row in rows if row["status"] == "done" and is_tuned(row)]
     for row in tuned:
-        others = [r for r in tuned if (r[SIZE], r["start.run"]) == (row[SIZE], row["start.run"])]
-        whole = [r for r in others if n_clusters(r) == max(map(n_clusters, others))]
-        lacks = {task for task in mastery.tasks([row]) if task not in _families(row)}
-        cluster = [task for task in lacks if task in _families(whole[0])]
-        if lacks and len(cluster) == len(lacks):
-            point: dict = {"size": row[SIZE], "cluster": sorted(cluster)}
-            for name, runs in (("without", [row]), ("with", whole)):
-                means = [mean for run in runs if (mean := _over_tasks(run, cluster, metric))]
-                values, errors = np.array(means).T
-                error = float(np.sqrt((errors**2).sum())) / len(values)
-                point |= {name: float(values.mean()), f"{name}_se": error}
-            gap_se = float(np.hypot(point["with_se"], point["without_se"]))
-            found.append(point | {"gap": point["with"] - point["without"], "gap_se": gap_se})
-    return found
+        key = row[records.N_PARAMS], row["start.run"]
+        siblings = [r for r in tuned if (r[records.N_PARAMS], r["start.run"]) == key]
+        most = max(map(n_clusters, siblings))
+        full = [r for r in siblings if n_clusters(r) == most]
+        unseen = {task for task in mastery.tasks([row]) if task not in _tuned_tasks(row)}
+        cluster = [task for task in unseen if task in _tuned_tasks(full[0])]
+        if unseen and len(cluster) == len(unseen):
+            points.append(_gap(row, full, sorted(cluster), metric))
+    return points
+
+
+def _gap(row: Mapping, full: Sequence[Mapping], cluster: list[str], metric: str) -> dict:
+    """Compare a run with the runs that were also tuned on the cluster."""
+    without, without_se = _mean_over_runs([row], cluster, metric)
+    with_cluster, with_se = _mean_over_runs(full, cluster, metric)
+    return {
+        "size": row[records.N_PARAMS],
+        "cluster": cluster,
+        "without": without,
+        "without_se": without_se,
+        "with": with_cluster,
+        "with_se": with_se,
+        "gap": with_cluster - without,
+        "gap_se": float(np.hypot(with_se, without_se)),
+    }
+
+
+def _mean_over_runs(runs: Sequence[Mapping], tasks: list[str], metric: str) -> tuple[float, float]:
+    means = [_over_tasks(run, tasks, metric) for run in runs]
+    values, errors = np.array([mean for mean in means if mean]).T
+    return float(values.mean()), float(np.sqrt((errors**2).sum())) / len(values)
 
 
 def forgotten(rows: Sequence[Mapping]) -> list[dict]:
-    """Of each tuned run and each source of its parent that it looked at: nats before and after.
+    """Return, for each fine-tuned run and source of its parent, the loss before and after tuning.
 
-    {"size", "source", "tokens" (unique ones that it was tuned on), "before", "after", each with
-    NAME_se}. Both are of the same held-out rows. A run whose parent is not there is left out.
+    {"size", "source", "tokens" (unique tokens of fine-tuning), "before", "after"}, losses in nats
+    per token with a NAME_se, on the same held-out rows. Runs without their parent are skipped.
     """
-    by_name, found = {row["name"]: row for row in rows}, []
+    by_name, points = {row["name"]: row for row in rows}, []
     for row in rows:
-        parent = by_name.get(row.get("start.run", ""), {})
-        for source in learned(parent) if parent and row["status"] == "done" else ():
-            column, se = f"eval.loss.{source}", f"eval.loss_se.{source}"
+        parent = by_name.get(row.get("start.run", ""))
+        if parent is None or row["status"] != "done":
+            continue
+        for source in learned(parent):
+            column = f"{records.LOSS}.{source}"
             if column in row and column in parent:
-                point = {"size": row[SIZE], "source": source, "tokens": row["unique_tokens"]}
-                point |= {"before": parent[column], "before_se": parent.get(se, 0.0)}
-                found.append(point | {"after": row[column], "after_se": row.get(se, 0.0)})
-    return found
+                points.append(
+                    {
+                        "size": row[records.N_PARAMS],
+                        "source": source,
+                        "tokens": row["unique_tokens"],
+                        "before": parent[column],
+                        "before_se": records.standard_error(parent, column),
+                        "after": row[column],
+                        "after_se": records.standard_error(row, column),
+                    }
+                )
+    return points
 
 
 def qualities(rows: Sequence[Mapping], metric: str = "bits_per_byte") -> list[dict]:
-    """What each model makes of each task that it was set, by where its skill comes from.
+    """Return a metric of each model and task, with the training method.
 
-    {"size", "task", "way", "examples", "value", "se"}. way: tuned (on the task alone), tuned on all
-    (several tasks), alone (from scratch), alone, same FLOPs (the one that took more steps than the
-    tuned one of the same examples), prompted, K shots. examples: conversations learned from.
+    {"size", "task", "way", "examples" (training conversations), "value", "se"}. way is "tuned"
+    (on this task), "tuned on all" (on several tasks), "alone" (from scratch), "alone, same FLOPs"
+    (from scratch, more steps than the tuned run on the same examples) or "prompted, K shots".
     """
-    found = []
-    done = [row for row in rows if row["status"] == "done"]
-    steps = {(row[SIZE], *learned(row)): row["steps"] for row in done if is_tuned(row)}
-    for row in done:
+    points = []
+    finished = [row for row in rows if row["status"] == "done"]
+    tuned_steps = {
+        (row[records.N_PARAMS], *learned(row)): row["steps"] for row in finished if is_tuned(row)
+    }
+    for row in finished:
         sources = learned(row)
+        counts = [row.get(f"rows.n_documents.{source}", 0) for source in sources]
         for task in mastery.tasks([row]):
-            shots = [dial[6:] for dial in task.split("?")[-1].split("&") if dial[:6] == "shots="]
-            if is_tuned(row):
-                way = "tuned" if len(sources) == 1 else "tuned on all"
-            elif row["data.score"] != "answers":
-                way = f"prompted, {''.join(shots) or 0} shots"
-            else:
-                is_longer = row["steps"] > steps.get((row[SIZE], *sources), row["steps"])
-                way = "alone, same FLOPs" if is_longer else "alone"
-            n = sum(table.number(row.get(f"rows.n_documents.{source}", 0)) for source in sources)
-            value, se = row[mastery.column(task, metric)], f"eval.task_se.{task}.{metric}"
-            point = {"size": row[SIZE], "task": subject(task), "way": way}
-            found.append(point | {"examples": n, "value": value, "se": row.get(se, 0.0)})
-    return found
+            result = records.task_results(row)[task][metric]
+            points.append(
+                {
+                    "size": row[records.N_PARAMS],
+                    "task": subject(task),
+                    "way": _training_method(row, task, tuned_steps),
+                    "examples": sum(table.number(count) for count in counts),
+                    "value": result["value"],
+                    "se": result["se"],
+                }
+            )
+    return points
+
+
+def _training_method(row: Mapping, task: str, tuned_steps: Mapping[tuple, int]) -> str:
+    sources = learned(row)
+    if is_tuned(row):
+        return "tuned" if len(sources) == 1 else "tuned on all"
+    if row["data.score"] != "answers":
+        options = task.split("?")[-1].split("&")
+        shots = [o.removeprefix("shots=") for o in options if o.startswith("shots=")]
+        return f"prompted, {''.join(shots) or 0} shots"
+    is_longer = row["steps"] > tuned_steps.get((row[records.N_PARAMS], *sources), row["steps"])
+    return "alone, same FLOPs" if is_longer else "alone"
 
 
 def saved(rows: Sequence[Mapping], evals: Mapping[str, Sequence[Mapping]]) -> list[dict]:
-    """Compute until a model from scratch is as good as a tuned one at its best, over the tuned's.
+    """Return the compute from scratch, relative to fine-tuning, for an equally good model.
 
-    Of each size and task at its most examples, by held-out losses of the same rows along both runs:
-    {"size", "task", "tuned" and "alone" (FLOPs), "saved" (their ratio), "reached", "pretraining"
-    (FLOPs)}. reached is False where none from scratch came as far: then alone is all that the
-    longest spent, and saved a lower bound. evals: the evaluations of each run by its name.
+    A dict per size and task, at its largest number of examples: {"size", "task", "tuned" and
+    "alone" (FLOPs until the best held-out loss of the tuned run), "saved" (their ratio), "reached",
+    "pretraining" (FLOPs)}. If no run from scratch reaches the loss, "reached" is False, "alone" has
+    the FLOPs of the longest run, and "saved" is a lower bound. evals: evaluations by name of run.
     """
-    found: dict[tuple, dict] = {}
-    done = [row for row in rows if row["status"] == "done" and mastery.tasks([row])]
-    for row in sorted(done, key=lambda row: row["unique_tokens"]):
-        same = [r for r in done if (r[SIZE], learned(r)) == (row[SIZE], learned(row))]
-        alone = [r for r in same if not is_tuned(r)]
-        if not is_tuned(row) or not alone:
-            continue
-        longest = max(alone, key=lambda r: r["steps"])
-        tuned, scratch = (
-            [(line["step"], line["loss"]) for line in evals[r["name"]] if line["step"]]
-            for r in (row, longest)
-        )
-        step, best = min(tuned, key=lambda one: one[1])
-        met = [at for at, loss in scratch if loss <= best]
-        per_step = row["flops_per_token.full"] * row["data.batch_size"] * row["data.seq_len"]
-        spent = {"tuned": step * per_step, "alone": min(met or [scratch[-1][0]]) * per_step}
-        key = row[SIZE], subject(mastery.tasks([row])[0])
-        found[key] = dict(zip(("size", "task"), key, strict=True)) | spent
-        found[key] |= {"saved": spent["alone"] / spent["tuned"], "reached": bool(met)}
-        found[key] |= {"pretraining": row.get("parent.flops", 0.0)}
-    return list(found.values())
+    points: dict[tuple, dict] = {}
+    finished = [row for row in rows if row["status"] == "done" and mastery.tasks([row])]
+    for row in sorted(finished, key=lambda row: row["unique_tokens"]):
+        key = row[records.N_PARAMS], learned(row)
+        siblings = [r for r in finished if (r[records.N_PARAMS], learned(r)) == key]
+        scratch_runs = [r for r in siblings if not is_tuned(r)]
+        if is_tuned(row) and scratch_runs:
+            longest = max(scratch_runs, key=lambda r: r["steps"])
+            point = _compute_saved(row, evals[row["name"]], evals[longest["name"]])
+            points[point["size"], point["task"]] = point
+    return list(points.values())
 
 
-def _families(row: Mapping) -> list[str]:
-    """The synthetic tasks that a run was tuned on."""
-    names = [name.removeprefix("tasks:") for name in learned(row) if name.startswith("tasks:")]
-    return [family for name in names for family in name.split("+")]
+def _compute_saved(row: Mapping, tuned_evals, scratch_evals) -> dict:
+    tuned = [(e["step"], e["loss"]) for e in tuned_evals if e["step"]]
+    scratch = [(e["step"], e["loss"]) for e in scratch_evals if e["step"]]
+    tuned_step, best_loss = min(tuned, key=lambda point: point[1])
+    equal_steps = [step for step, loss in scratch if loss <= best_loss]
+    scratch_step = min(equal_steps) if equal_steps else scratch[-1][0]
+    per_step = row["flops_per_token.full"] * row["data.batch_size"] * row["data.seq_len"]
+    tuned_flops, scratch_flops = tuned_step * per_step, scratch_step * per_step
+    return {
+        "size": row[records.N_PARAMS],
+        "task": subject(mastery.tasks([row])[0]),
+        "tuned": tuned_flops,
+        "alone": scratch_flops,
+        "saved": scratch_flops / tuned_flops,
+        "reached": bool(equal_steps),
+        "pretraining": row.get("parent.flops", 0.0),
+    }
+
+
+def _tuned_tasks(row: Mapping) -> list[str]:
+    """Return the synthetic tasks in the sources of a run: tasks:copy+sort -> copy, sort."""
+    sources = [source for source in learned(row) if source.startswith("tasks:")]
+    return [task for source in sources for task in source.removeprefix("tasks:").split("+")]
 
 
 def _over_tasks(row: Mapping, tasks: Sequence[str], metric: str) -> tuple[float, float] | None:
-    asked = [task for task in tasks if mastery.column(task, metric) in row]
-    if not asked:
+    """Return the mean of a metric over tasks and its standard error, None without results."""
+    results = [records.task_result(row, task, metric) for task in tasks]
+    values = [result["value"] for result in results if result]
+    errors = [result["se"] for result in results if result]
+    if not values:
         return None
-    values = [table.number(row[mastery.column(task, metric)]) for task in asked]
-    errors = [table.number(row.get(f"eval.task_se.{task}.{metric}", 0.0)) for task in asked]
-    return float(np.mean(values)), float(np.sqrt(np.square(errors).sum()) / len(asked))
+    return float(np.mean(values)), float(np.sqrt(np.square(errors).sum()) / len(values))
 
 
 def _mean(rows: Sequence[Mapping], y: str) -> tuple[float, float]:
-    """Of a column, and its standard error: that of the questions, over the root of the runs."""
+    """Return the mean of a column and its standard error.
+
+    The error is the mean error of the runs divided by the square root of their number.
+    """
     errors = [table.number(row.get(f"{y}_se", 0.0)) for row in rows]
     mean = float(np.mean([table.number(row[y]) for row in rows]))
     return mean, float(np.mean(errors)) / len(rows) ** 0.5

@@ -1,58 +1,73 @@
-"""What the figures of plots.py are made of: a run's mark, a law's curve, a training curve, words.
+"""Plot elements: markers of runs, fitted laws, training curves, intervals and labels.
 
-Every part takes the axes to draw on and the theme, and looks a run's colour up by its size. A
-`gid` that starts with "tip:" is what a page shows under the mouse.
+Every function takes the axes and the theme. The color of a run depends on its size. An artist
+whose `gid` starts with "tip:" gets the rest of the gid as its tooltip on an HTML page.
 """
 
-import math
 import re
-from collections.abc import Sequence
-from typing import TypeGuard
+from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import numpy as np
 from matplotlib.axes import Axes
 
-from lm import style
+from lm import records, style
 
-LEVEL = 0.95  # of the intervals that are drawn
-MOST_NAMES = 12  # beside marks or curves of one figure
-FILES = ("text", "jsonl", "parquet", "chat", "file")  # kinds of sources and tasks that are paths
-SAME = 0.99  # of a number of tokens is as good as all
+LEVEL = 0.95  # level of all intervals in figures
+MAX_LABELS = 12  # labels beside markers or curves of one figure
+FILE_SOURCES = ("text", "jsonl", "parquet", "chat", "file")  # prefixes of sources that are paths
+
+Kind = Literal["filled", "open", "diamond"]
 
 
-def law(axes: Axes, rows, fit, x, y, theme, prediction=None, words_at=(6, 6)) -> None:
-    """Runs in front; behind them the law, dashed beyond the runs it saw, and its interval."""
+def law(axes: Axes, rows, fit, x, y, theme, prediction=None, label_offset=(6, 6)) -> None:
+    """Draw the finished runs and a fitted law of the column x with its interval.
+
+    The law is solid in the range of its runs and dashed outside. Runs outside the fit have open
+    markers. The target of the prediction is a diamond.
+    """
     axes.set(xscale="log", yscale="log")
-    done, colours = points(rows, x, y), style.size_colours(rows, theme)
-    for row in done:
-        tip = f"{short(row)}: {style.number(row[y])} ± {error(row, y):.2g}"
-        target = is_target(row, prediction)
-        full = fit is None or target or in_fit(row, fit)
-        at, colour = (row[x], row[y]), colours[row["name"]]
-        mark(axes, at, colour, theme, tip, error(row, y), full=full, target=target)
-    name_sizes(axes, done, x, y, theme, words_at)
+    finished = records.finished_with(rows, x, y)
+    _law_points(axes, finished, fit, (x, y), style.size_colours(rows, theme), theme, prediction)
+    name_sizes(axes, finished, x, y, theme, label_offset)
     if fit is not None:
-        targets = [prediction[x]] if prediction and finite(prediction.get(x)) else []
-        seen = [row[x] for row in done if in_fit(row, fit)]
-        sizes = [row[x] for row in done] + targets
-        grid = np.geomspace(min(sizes) / 1.3, max(sizes) * 1.3, 200)
-        curve = fit.predict(grid, level=LEVEL, noise=False)
-        line = {"color": theme["ink"], "linewidth": 1.3, "zorder": 2}
-        inside = (grid > min(seen) * 0.99) & (grid < max(seen) * 1.01)
-        axes.plot(grid, curve.value, "--", **line)
-        axes.plot(grid[inside], curve.value[inside], label=formula(fit), **line)
-        for size in targets:
-            interval(axes, size, prediction, theme, width=9)
-        if np.isfinite(curve.lo).all():
-            axes.set_ylim(axes.get_ylim())  # a law that says little must not flatten the runs
-            label = f"{LEVEL:.0%} interval of the law"
-            band = {"color": theme["band"], "linewidth": 0, "zorder": 1, "label": label}
-            axes.fill_between(grid, curve.lo, curve.hi, **band)
+        _law_curve(axes, finished, fit, x, theme, prediction)
     scales(axes, x, y)
 
 
+def _law_points(axes: Axes, finished, fit, columns, colors, theme, prediction) -> None:
+    x, y = columns
+    for row in finished:
+        error = records.standard_error(row, y)
+        tip = f"{short(row)}: {style.number(row[y])} ± {error:.2g}"
+        kind = fit_kind(row, fit)
+        kind = "diamond" if is_target(row, prediction) else kind
+        mark(axes, (row[x], row[y]), colors[row["name"]], theme, tip, error, kind=kind)
+
+
+def _law_curve(axes: Axes, finished, fit, x, theme, prediction) -> None:
+    """Draw the law, its interval and the predicted interval of the target."""
+    has_target = prediction and records.is_finite(prediction.get(x))
+    targets = [prediction[x]] if has_target else []
+    fitted = [row[x] for row in finished if in_fit(row, fit)]
+    sizes = [row[x] for row in finished] + targets
+    grid = np.geomspace(min(sizes) / 1.3, max(sizes) * 1.3, 200)
+    curve = fit.predict(grid, level=LEVEL, noise=False)
+    line = {"color": theme["ink"], "linewidth": 1.3, "zorder": 2}
+    inside = (grid > min(fitted) * 0.99) & (grid < max(fitted) * 1.01)
+    axes.plot(grid, curve.value, "--", **line)
+    axes.plot(grid[inside], curve.value[inside], label=formula(fit), **line)
+    for size in targets:
+        interval(axes, size, prediction, theme, width=9)
+    if np.isfinite(curve.lo).all():
+        axes.set_ylim(axes.get_ylim())  # a wide interval must not compress the range of the runs
+        label = f"{LEVEL:.0%} interval of the law"
+        band = {"color": theme["band"], "linewidth": 0, "zorder": 1, "label": label}
+        axes.fill_between(grid, curve.lo, curve.hi, **band)
+
+
 def interval(axes: Axes, x, prediction, theme, width) -> None:
-    """What was predicted, at x: the value as a stroke, its interval as a bar."""
+    """Draw a prediction at x: its interval as a bar, its value as a stroke."""
     value, lo, hi = predicted(prediction)
     tip = f"tip:predicted {style.number(value)} [{style.number(lo)}, {style.number(hi)}]"
     bar = {"linewidth": width, "solid_capstyle": "butt", "color": theme["soft"], "zorder": 1.2}
@@ -61,227 +76,233 @@ def interval(axes: Axes, x, prediction, theme, width) -> None:
 
 
 def inset(axes: Axes, rows, prediction, y, theme) -> None:
-    """The lower left, which a falling law leaves free: predicted interval beside measured loss."""
+    """Draw the predicted interval beside the measured loss in an inset.
+
+    The inset is in the lower left corner, which a falling law leaves free.
+    """
     low, high = np.log(axes.get_ylim())
     axes.set_ylim(bottom=np.exp(low - 0.12 * (high - low)))
-    small = axes.inset_axes((0.1, 0.09, 0.3, 0.36), facecolor=theme["paper"])
-    interval(small, 0, prediction, theme, width=11)
-    words = "not measured"
-    for row in points(rows, prediction["x"], y):
+    panel = axes.inset_axes((0.1, 0.09, 0.3, 0.36), facecolor=theme["paper"])
+    interval(panel, 0, prediction, theme, width=11)
+    tick = "not measured"
+    for row in records.finished_with(rows, prediction["x"], y):
         if is_target(row, prediction):
-            words, colour = "measured", style.size_colours(rows, theme)[row["name"]]
-            tip = f"measured {style.number(row[y])}"
-            mark(small, (1, row[y]), colour, theme, tip, error(row, y), target=True)
+            tick, color = "measured", style.size_colours(rows, theme)[row["name"]]
+            tip, error = f"measured {style.number(row[y])}", records.standard_error(row, y)
+            mark(panel, (1, row[y]), color, theme, tip, error, kind="diamond")
     name = short({"name": prediction["target"]})
-    small.set_title(name, size=8.5, color=theme["ink"], pad=4, parse_math=False)
-    small.set_xlim(-0.6, 1.6)
-    small.margins(y=0.18)
-    small.set_xticks([0, 1], ["predicted", words])
-    small.tick_params(colors=theme["muted"], labelsize=7.5, length=2)
-    small.locator_params(axis="y", nbins=4)
-    small.spines[:].set_color(theme["grid"])
+    panel.set_title(name, size=8.5, color=theme["ink"], pad=4, parse_math=False)
+    panel.set_xlim(-0.6, 1.6)
+    panel.margins(y=0.18)
+    panel.set_xticks([0, 1], ["predicted", tick])
+    panel.tick_params(colors=theme["muted"], labelsize=7.5, length=2)
+    panel.locator_params(axis="y", nbins=4)
+    panel.spines[:].set_color(theme["grid"])
 
 
-def mark(axes: Axes, at, colour, theme, tip, yerr=None, xerr=None, full=True, target=False) -> None:
-    """One run with its standard error: a dot, open if no law saw it; a diamond for the target."""
-    x, y = at
-    bars = {
-        "fmt": "none",
-        "color": colour,
-        "ecolor": colour,
-        "elinewidth": 1.2,
-        "capsize": 2.5,
-        "zorder": 4,
-    }
-    axes.errorbar([x], [y], yerr, xerr, **bars)
-    shape, size = ("D", 6.5) if target else ("o", 7)
-    face, edge, width = (colour, theme["paper"], 0.8) if full else (theme["paper"], colour, 1.5)
+def mark(axes: Axes, point, color, theme, tip, yerr=None, xerr=None, kind: Kind = "filled") -> None:
+    """Draw one run at point (x, y) with its standard errors and a tooltip.
+
+    kind: "filled" for a run in the fit, "open" for a run outside it, "diamond" for the target.
+    """
+    x, y = point
+    bars = {"fmt": "none", "color": color, "ecolor": color, "elinewidth": 1.2, "capsize": 2.5}
+    axes.errorbar([x], [y], yerr, xerr, zorder=4, **bars)
+    shape, size = ("D", 6.5) if kind == "diamond" else ("o", 7)
+    face, edge, width = (color, theme["paper"], 0.8)
+    if kind == "open":
+        face, edge, width = (theme["paper"], color, 1.5)
     look = {"markerfacecolor": face, "markeredgecolor": edge, "markeredgewidth": width, "zorder": 5}
     axes.plot([x], [y], shape, markersize=size, gid=f"tip:{tip}", **look)
 
 
 def curves(axes: Axes, rows, metrics, x, theme, alpha=1.0) -> list[tuple[dict, float, float]]:
-    """Training curves; returns (row, x, loss) where each ends, for the runs that have one."""
-    colours, ends = style.size_colours(rows, theme), []
+    """Draw smoothed training curves. Return (row, last x, last loss) of each curve."""
+    colors, curve_ends = style.size_colours(rows, theme), []
     for row in rows:
         xs, losses = smooth(metrics.get(row["name"], ()), x)
         if len(xs):
-            look = {"color": colours[row["name"]], "linewidth": 1.3, "alpha": alpha, "zorder": 1.5}
+            look = {"color": colors[row["name"]], "linewidth": 1.3, "alpha": alpha, "zorder": 1.5}
             axes.plot(xs, losses, gid=f"tip:{short(row)}, {row['status']}", **look)
-            ends.append((row, xs[-1], losses[-1]))
-    return ends
+            curve_ends.append((row, xs[-1], losses[-1]))
+    return curve_ends
 
 
-def smooth(metrics, x="tokens", y="loss", n=80) -> tuple[np.ndarray, np.ndarray]:
-    """Means of x and y over at most n equal stretches of log x; what is not finite is left out."""
-    lines = [
-        line for line in metrics if finite(line.get(x)) and finite(line.get(y)) and line[x] > 0
+def smooth(metrics, x=records.TOKENS, y="loss", n_bins=80) -> tuple[np.ndarray, np.ndarray]:
+    """Return the means of x and y in at most n_bins equal intervals of log x.
+
+    Skip non-finite values. Return empty arrays for fewer than two points.
+    """
+    points = [
+        (row[x], row[y])
+        for row in metrics
+        if records.is_finite(row.get(x)) and records.is_finite(row.get(y)) and row[x] > 0
     ]
-    if len(lines) < 2:
+    if len(points) < 2:
         return np.zeros(0), np.zeros(0)
-    columns = np.array([[line[x] for line in lines], [line[y] for line in lines]], float)
+    columns = np.array(points, float).T
     logs = np.log(columns[0]) - np.log(columns[0].min())
-    place = np.minimum((n * logs / max(logs.max(), 1e-9)).astype(int), n - 1)
-    size = np.bincount(place, minlength=n)
-    xs, ys = (np.bincount(place, column, n)[size > 0] / size[size > 0] for column in columns)
+    bins = np.minimum((n_bins * logs / max(logs.max(), 1e-9)).astype(int), n_bins - 1)
+    size = np.bincount(bins, minlength=n_bins)
+    xs, ys = (np.bincount(bins, column, n_bins)[size > 0] / size[size > 0] for column in columns)
     return xs, ys
 
 
-def steps(axes: Axes, rows, x, y, theme, scale=1.0, line="-", words_at=(6, 6)) -> list[dict]:
-    """Marks with their errors, the means of each size joined; returns the rows that are shown."""
-    done, colours = points(rows, x, y), style.size_colours(rows, theme)
-    joint = {"color": theme["muted"], "linewidth": 1.1, "zorder": 1}
-    axes.plot(*means(done, x, y, scale), line, **joint)
-    for row in done:
-        value, se = scale * row[y], scale * error(row, y)
-        tip = f"{short(row)}: {style.number(value)} ± {se:.2g}"
-        mark(axes, (row[x], value), colours[row["name"]], theme, tip, se)
-    name_sizes(axes, done, x, y, theme, words_at, scale)
-    return done
+def steps(axes: Axes, rows, x, y, theme, scale=1.0, line="-", label_offset=(6, 6)) -> list[dict]:
+    """Draw the finished runs with errors and a line through the mean at each x.
+
+    Values of y are multiplied by `scale`. Labels are omitted if label_offset is None. Return the
+    rows that are shown, sorted by x.
+    """
+    finished, colors = records.finished_with(rows, x, y), style.size_colours(rows, theme)
+    mean_line = {"color": theme["muted"], "linewidth": 1.1, "zorder": 1}
+    axes.plot(*means(finished, x, y, scale), line, **mean_line)
+    for row in finished:
+        value, error = scale * row[y], scale * records.standard_error(row, y)
+        tip = f"{short(row)}: {style.number(value)} ± {error:.2g}"
+        mark(axes, (row[x], value), colors[row["name"]], theme, tip, error)
+    name_sizes(axes, finished, x, y, theme, label_offset, scale)
+    return finished
 
 
-def means(done, x, y, scale=1.0) -> tuple[list[float], list[float]]:
-    """Of runs in the order of x: every x, and the mean of y there."""
-    found: dict[float, list[float]] = {}
-    for row in done:
-        found.setdefault(row[x], []).append(scale * row[y])
-    return list(found), [sum(values) / len(values) for values in found.values()]
+def means(rows, x, y, scale=1.0) -> tuple[list[float], list[float]]:
+    """Return the distinct values of x and the mean of y at each. The rows are sorted by x."""
+    values: dict[float, list[float]] = {}
+    for row in rows:
+        values.setdefault(row[x], []).append(scale * row[y])
+    return list(values), [sum(ys) / len(ys) for ys in values.values()]
 
 
-def name_sizes(axes: Axes, done, x, y, theme, words_at, scale=1.0) -> None:
-    """Writes every size beside its first run, unless there are too many to read."""
-    first = {row.get(style.SIZE, row[x]): row for row in reversed(done)}
-    names = names_at(done)
-    for n, row in sorted(first.items()) if words_at and len(first) <= MOST_NAMES else ():
-        side, words = ("right" if words_at[0] < 0 else "left"), names.get(n, short(row))
-        style.write(axes, row[x], scale * row[y], words, theme, words_at, ha=side)
+def name_sizes(axes: Axes, rows, x, y, theme, label_offset, scale=1.0) -> None:
+    """Write every size beside its first run, unless there are more than MAX_LABELS sizes."""
+    first = {row.get(records.N_PARAMS, row[x]): row for row in reversed(rows)}
+    if not label_offset or len(first) > MAX_LABELS:
+        return
+    names, side = names_at(rows), "right" if label_offset[0] < 0 else "left"
+    for size, row in sorted(first.items()):
+        text = names.get(size, short(row))
+        style.write(axes, row[x], scale * row[y], text, theme, label_offset, ha=side)
 
 
 def names_at(rows) -> dict[float, str]:
-    """{size: shortest name of a run of it}, without the last parts that all of these share.
+    """Return {size: shortest name of a run of this size}, without a suffix that all names share.
 
-    60K-2.5M, 60K-seed1-2.5M and 100K-2.5M are runs of 60K and of 100K.
+    Example: 60K-2.5M, 60K-seed1-2.5M and 100K-2.5M give the names 60K and 100K.
     """
     parts: dict[float, list[str]] = {}
     for row in rows:
-        n, mine = row.get(style.SIZE, 0), short(row).split("-")
-        parts[n] = min(parts.get(n, mine), mine, key=len)
+        size, name = row.get(records.N_PARAMS, 0), short(row).split("-")
+        parts[size] = min(parts.get(size, name), name, key=len)
     while len(parts) > 1 and min(map(len, parts.values())) > 1:
-        if len({one[-1] for one in parts.values()}) > 1:
+        if len({name[-1] for name in parts.values()}) > 1:
             break
-        parts = {n: one[:-1] for n, one in parts.items()}
-    return {n: "-".join(one) for n, one in parts.items()}
+        parts = {size: name[:-1] for size, name in parts.items()}
+    return {size: "-".join(name) for size, name in parts.items()}
 
 
 def scales(axes: Axes, x, y, right=0.07) -> None:
-    """Log axes where laws are lines, with room for words on the right (a share of the width)."""
+    """Make the x axis logarithmic, and the y axis too if y is a loss.
+
+    right: space for labels on the right, as a fraction of the width.
+    """
     axes.set_xscale("log")
     low, high = np.log10(axes.get_xlim())
     axes.set_xlim(right=10 ** (high + right * (high - low)))
-    style.log_x(axes, style.power_of_ten if x == "flops" else style.count)
-    if y.startswith(("eval.loss", "eval.bits")):
+    style.log_x(axes, style.power_of_ten if x == records.FLOPS else style.count)
+    if y.startswith((records.LOSS, "eval.bits")):
         style.log_y(axes)
 
 
-def write_ends(axes, ends: list[tuple[str, float, float]], theme) -> None:
-    """Words beside the last mark of each line, none over another; the axes have their limits."""
-    lifts = style.lifts(axes, [(x, y) for _, x, y in ends])
-    for (words, x, y), lift in zip(ends, lifts, strict=True):
-        style.write(axes, x, y, words, theme, (8, lift - 3))
+def write_ends(axes: Axes, labels: list[tuple[str, float, float]], theme, dx=8) -> None:
+    """Write labels (text, x, y) beside the last points of lines, without overlap.
 
-
-# Questions to rows, fits and predictions.
-
-
-def points(rows, x, y) -> list[dict]:
-    """Finished runs that have both numbers, from small to large; no trunks."""
-    done = [row for row in ends(rows) if row["status"] == "done"]
-    return sorted((r for r in done if finite(r.get(x)) and finite(r.get(y))), key=lambda r: r[x])
-
-
-def ends(rows) -> list[dict]:
-    """All rows but trunks: their learning rate never fell, so that no law holds their losses."""
-    trunks = {row.get("start.run") for row in rows if row.get("start.keep") == "state"}
-    return [row for row in rows if row["name"] not in trunks]
-
-
-def fullest(rows, x=style.SIZE) -> tuple[list[dict], str]:
-    """(runs that a figure against size may join, words for a caption if that is not all of them).
-
-    Where a size has several token budgets these are the runs of the largest budget of all, or,
-    where fewer than half of the sizes have come to it, of the largest of each size.
+    dx: distance in points. The axes must have their final limits.
     """
-    done = [row for row in points(rows, x, x) if finite(row.get("tokens"))]
-    most = {row[x]: row["tokens"] for row in sorted(done, key=lambda row: row["tokens"])}
-    if all(row["tokens"] >= SAME * most[row[x]] for row in done):
-        return list(rows), ""
-    shared = [n for n, tokens in most.items() if tokens >= SAME * max(most.values())]
-    if 2 * len(shared) >= len(most):
-        kept = [row for row in done if row["tokens"] >= SAME * max(most.values())]
-        return kept, f"Runs on {style.count(max(most.values()))} tokens."
-    kept = [row for row in done if row["tokens"] >= SAME * most[row[x]]]
-    return kept, "Of each size the runs on most tokens."
+    offsets = style.lifts(axes, [(x, y) for _, x, y in labels])
+    for (text, x, y), offset in zip(labels, offsets, strict=True):
+        style.write(axes, x, y, text, theme, (dx, offset - 3))
 
 
-def finite(value) -> TypeGuard[float]:
-    """Whether a cell of a row holds a number that can be drawn."""
-    return isinstance(value, (int, float)) and math.isfinite(value)
+def budget_note(selection: records.BudgetSelection) -> str:
+    """Return the caption sentence about a selection of runs, empty if all runs were selected."""
+    if selection.is_complete:
+        return ""
+    if selection.n_tokens is None:
+        return "Of each size, only the runs with the most tokens."
+    return f"Only runs on {style.count(selection.n_tokens)} tokens."
 
 
-def short(row: dict) -> str:
-    """The last part of a run's name: quickstart/100K -> 100K."""
+def short(row: Mapping) -> str:
+    """Return the last part of the name of a run: quickstart/100K -> 100K."""
     return row["name"].rsplit("/", 1)[-1]
 
 
-def source_columns(rows, y="eval.loss") -> list[str]:
-    """Columns that hold y of one source each: eval.loss.code, eval.loss.docs."""
+def n_runs(rows: Sequence) -> str:
+    """Format a number of runs: "1 run", "6 runs"."""
+    return "1 run" if len(rows) == 1 else f"{len(rows)} runs"
+
+
+def source_columns(rows, y=records.LOSS) -> list[str]:
+    """Return the columns that hold y for a single source: eval.loss.code, eval.loss.docs."""
     return sorted({key for row in rows for key in row if key.startswith(y + ".")})
 
 
-def source_names(columns: Sequence[str], y="eval.loss") -> dict[str, str]:
-    """{column of a source: its name}: of files only the last, unless two would be called alike."""
+def source_names(columns: Sequence[str], y=records.LOSS) -> dict[str, str]:
+    """Return {column: short name of its source}.
+
+    Sources that are files get their file name. Full names are used if two short names are equal.
+    """
     full = {column: column.removeprefix(y + ".") for column in columns}
     brief = {column: _file_name(source) for column, source in full.items()}
     return brief if len(set(brief.values())) == len(brief) else full
 
 
 def task_name(task: str) -> str:
-    """file:my/tasks/piqa?shots=2&n=100 -> piqa?shots=2; copy?length=4&n=200 -> copy?length=4."""
-    kind, _, dials = task.partition("?")
-    kept = "&".join(dial for dial in dials.split("&") if not dial.startswith(("n=", "seed=")))
-    return (_file_name(kind) if kind.startswith("file:") else kind) + f"?{kept}" * bool(kept)
+    """Return a short name of a task: file:my/tasks/piqa?shots=2&n=100 -> piqa?shots=2.
+
+    The parameters n and seed are removed, and the folder of a file.
+    """
+    source, _, query = task.partition("?")
+    options = [o for o in query.split("&") if not o.startswith(("n=", "seed="))]
+    name = _file_name(source) if source.startswith("file:") else source
+    suffix = "&".join(options)
+    return f"{name}?{suffix}" if suffix else name
 
 
 def _file_name(source: str) -> str:
-    """jsonl:my/text/wikipedia/*.jsonl.gz?field=body -> wikipedia; what is no file stays."""
-    kind, _, path = source.partition(":")
+    """Return the last folder or file: jsonl:my/text/wikipedia/*.jsonl.gz?field=body -> wikipedia.
+
+    Return sources that are not files unchanged.
+    """
+    prefix, _, path = source.partition(":")
     names = [name for name in path.partition("?")[0].split("/") if name and "*" not in name]
-    if kind not in FILES or not names:
+    if prefix not in FILE_SOURCES or not names:
         return source
     return re.sub(r"([.](txt|md|jsonl|parquet|gz|zst))+$", "", names[-1]) or source
 
 
-def error(row, y) -> float:
-    """The standard error beside a result: eval.loss_se, and eval.loss_se.code of eval.loss.code."""
-    value = row.get(re.sub(r"^([^.]+[.][^.]+)", r"\1_se", y))
-    return value if finite(value) else 0.0
-
-
 def in_fit(row, fit) -> bool:
+    """Return True if the fit used the run."""
     return row["name"] in fit.data.names
 
 
+def fit_kind(row, fit) -> Kind:
+    """Return the marker kind of a run: "open" if there is a fit that did not use the run."""
+    return "filled" if fit is None or in_fit(row, fit) else "open"
+
+
 def is_target(row, prediction) -> bool:
+    """Return True if the run is the target of the prediction."""
     return bool(prediction) and row["name"] == prediction["target"]
 
 
 def predicted(prediction: dict) -> tuple[float, float, float]:
-    """(value, lo, hi) of prediction.json; bounds that could not be had are NaN."""
+    """Return (value, lo, hi) of a stored prediction. Bounds are NaN if there is no interval."""
     return float(prediction["value"]), float(prediction["lo"]), float(prediction["hi"])
 
 
 def formula(fit) -> str:
-    """A fitted law in one line: L(N) = 0.9 + 18 N⁻⁰·²⁵."""
+    """Format a fitted law in one line: L(N) = 0.9 + 18 N⁻⁰·²⁵."""
     values = {
         name: f"{value:#.3g}".rstrip(".") if 1e-3 < abs(value) < 1e4 else style.power_of_ten(value)
         for name, value in fit.params.items()

@@ -1,17 +1,16 @@
-"""What a ladder of models can do: tasks mastered, how far each task can be trusted, and by what.
+"""Statistics of task results over a ladder of models: chance, noise, metrics, predictions, jumps.
 
-    tally(rows)            # one dict a run: tasks above chance, tasks mastered, of how many
-    verdicts(rows, evals)  # one dict a task: signal, noises, "predictable from 60K on", "at chance"
-    correlations(rows)     # metric -> task -> rank correlation with accuracy over the ladder
-    curves(rows)           # task -> the law from held-out loss to its accuracy, or why none
-    foretell(rows, 6e5)    # task -> what a model of that size should reach, or why none can say
+    tally(rows)            # one dict per run: tasks above chance, tasks solved, tasks evaluated
+    verdicts(rows, evals)  # one dict per task: signal, noise, "predictable from 60K on", ...
+    correlations(rows)     # {metric: {task: rank correlation with accuracy over the ladder}}
+    curves(rows)           # {task: (law from held-out loss to accuracy or None, reason)}
+    foretell(rows, 6e5)    # {task: predicted accuracy of a model of this size, or a reason}
 
-Rows are those of records.rows, with columns eval.task.NAME.METRIC as lm/exam.py writes them; evals
-are the evaluations of each run by its name, records.evals(row["dir"]).
+Rows are those of records.rows. `evals` is {name of run: records.evals(row["dir"])}.
 
-The rule. A task is above chance where an exact binomial test of its right answers against chance
-(LUCK at least) has p < LEVEL, one-sided; it is mastered where, besides, the accuracy has come at
-least SHARE of the way from chance to 1.
+Definitions. A task is above chance if an exact binomial test of its correct answers against chance
+accuracy (at least LUCK) gives p < LEVEL, one-sided. A task is solved if it is above chance and its
+accuracy has covered at least SHARE of the distance from chance to 1.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,263 +18,295 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from scipy import stats
 
-from lm import config, laws, records, table
+from lm import config, laws, records
 
 LEVEL, SHARE = 0.01, 0.5
-LUCK = (
-    0.01  # of whoever always gives the commonest answer, where guessing is said never to be right
-)
-TAIL = 1 / 3  # of a run: the evaluations between which accuracy moves by noise, and along a line
-SIZE = "params.non_embedding"
-# Metrics that grow smoothly, and the sign with which they should follow accuracy.
+# Least chance accuracy: always giving the most frequent answer is sometimes right, even if the
+# stored chance accuracy of a task is 0.
+LUCK = 0.01
+TAIL = 1 / 3  # last fraction of a run, in which accuracy is a linear trend plus noise
+# Metrics that improve smoothly -> expected sign of their correlation with accuracy.
 CONTINUOUS = {
     "p_right": 1, "bits_per_byte": -1, "brier": -1, "token_accuracy": 1, "token_probability": 1,
     "keystrokes_saved": 1,
 }  # fmt: skip
 
 
-def column(task: str, metric: str = "accuracy") -> str:
-    """Of a row: eval.task.NAME.METRIC."""
-    return f"eval.task.{task}.{metric}"
-
-
 def tasks(rows: Sequence[Mapping]) -> list[str]:
-    """Names of the tasks that any run was set, in the order in which they were."""
-    start, end = column("|").split("|")
-    found = (key for row in rows for key in row if key.startswith(start) and key.endswith(end))
-    return list(dict.fromkeys(key[len(start) : -len(end)] for key in found))
+    """Return the names of all tasks with an accuracy, in their order in the rows."""
+    names = [
+        task
+        for row in rows
+        for task, metrics in records.task_results(row).items()
+        if "accuracy" in metrics
+    ]
+    return list(dict.fromkeys(names))
 
 
-def is_above_chance(row: dict, task: str) -> bool:
-    """Whether guessing would do as well with a probability below LEVEL."""
-    accuracy, n = row.get(column(task)), row.get(column(task, "n"))
-    if not n or accuracy is None:
+def is_above_chance(row: Mapping, task: str) -> bool:
+    """Return True if the accuracy is above chance by an exact binomial test with p < LEVEL."""
+    accuracy, n = records.task_value(row, task), records.task_value(row, task, "n")
+    if not n > 0 or not np.isfinite(accuracy):
         return False
-    chance = max(row[column(task, "chance")], LUCK)
+    chance = max(records.task_value(row, task, "chance"), LUCK)
     return bool(stats.binom.sf(round(accuracy * n) - 1, int(n), chance) < LEVEL)
 
 
-def is_mastered(row: dict, task: str) -> bool:
-    """See the rule above."""
+def is_mastered(row: Mapping, task: str) -> bool:
+    """Return True if the task is solved: above chance, and SHARE of the way from chance to 1."""
     if not is_above_chance(row, task):
         return False
-    accuracy, chance = row[column(task)], row[column(task, "chance")]
+    accuracy, chance = records.task_value(row, task), records.task_value(row, task, "chance")
     return chance < 1 and (accuracy - chance) / (1 - chance) >= SHARE
 
 
 def tally(rows: Sequence[dict]) -> list[dict]:
-    """Of each run that was set tasks, smallest first: name, size, mastered, above_chance, n."""
-    asked = tasks(rows)
-    ladder = sorted((row for row in rows if tasks([row])), key=lambda row: row.get(SIZE, 0))
+    """Return the rows with task results, smallest model first, with numbers of tasks added.
+
+    The added columns are tasks.mastered (solved tasks), tasks.above_chance and tasks.n.
+    """
+    names = tasks(rows)
+    evaluated = [row for row in rows if tasks([row])]
     return [
         row
         | {
-            "tasks.mastered": sum(is_mastered(row, task) for task in asked),
-            "tasks.above_chance": sum(is_above_chance(row, task) for task in asked),
+            "tasks.mastered": sum(is_mastered(row, task) for task in names),
+            "tasks.above_chance": sum(is_above_chance(row, task) for task in names),
             "tasks.n": len(tasks([row])),
         }
-        for row in ladder
+        for row in sorted(evaluated, key=lambda row: row.get(records.N_PARAMS, 0))
     ]
 
 
 def verdicts(rows: Sequence[dict], evals: Mapping[str, Sequence[dict]] = {}) -> list[dict]:
-    """Of each task: what its accuracies over the ladder are worth.
+    """Return, for each task, how reliable its accuracies over the ladder are.
 
-    signal      standard deviation of the mean accuracy of each size, over sizes
+    signal      standard deviation, over sizes, of the mean accuracy of each size
     sampling, checkpoint, seed
-                see `noises`
-    noise       of one measured accuracy: sampling and, of the other two, the larger (what differs
-                between seeds differs between moments too), as the root of their squares' sum
+                standard deviations of the noise components, see `noises`
+    noise       standard deviation of one accuracy: root of the sum of squares of sampling and the
+                larger of checkpoint and seed (seed noise includes checkpoint noise)
     to_noise    signal / noise (Heineman et al. 2025, arXiv:2508.13144)
-    verdict     "at chance": no size is above it; "predictable from SIZE on": from there on all are
-                above chance and none lies below the best smaller one by more than 2 noises, three
-                sizes at least; "noisy" otherwise, and where the signal is below 2 noises
+    verdict     "at chance": no size is above chance. "predictable from SIZE on": this size and all
+                larger ones, at least three, are above chance, and none is more than 2 noise below
+                the best smaller one. "noisy": all other tasks, and signal < 2 noise
     """
-    found = []
-    for task in tasks(rows):
-        asked = [row for row in rows if table.number(row.get(column(task))) >= 0]
-        sizes = sorted({row[SIZE] for row in asked})
-        groups = [[row for row in asked if row[SIZE] == size] for size in sizes]
-        means = np.array([np.mean([row[column(task)] for row in group]) for group in groups])
-        parts = noises(asked, task, evals)
-        others = max(parts["checkpoint"] or 0.0, parts["seed"] or 0.0)
-        noise = max(float(np.hypot(parts["sampling"], others)), 1e-9)
-        signal = float(np.std(means))
-        above = [all(is_above_chance(row, task) for row in group) for group in groups]
-        found.append(
-            {
-                "task": task,
-                "chance": float(np.mean([row[column(task, "chance")] for row in asked])),
-                "best": float(means.max()),
-                "signal": signal,
-                **parts,
-                "noise": noise,
-                "to_noise": signal / noise,
-                "verdict": _verdict(groups, means, above, signal, noise),
-            }
-        )
-    return found
+    return [_verdict(rows, task, evals) for task in tasks(rows)]
+
+
+def _verdict(rows: Sequence[dict], task: str, evals: Mapping[str, Sequence[dict]]) -> dict:
+    evaluated = [row for row in rows if records.task_value(row, task) >= 0]
+    sizes = sorted({row[records.N_PARAMS] for row in evaluated})
+    groups = [[row for row in evaluated if row[records.N_PARAMS] == size] for size in sizes]
+    means = np.array([np.mean([records.task_value(row, task) for row in g]) for g in groups])
+    parts = noises(evaluated, task, evals)
+    between_checkpoints = max(parts["checkpoint"] or 0.0, parts["seed"] or 0.0)
+    noise = max(float(np.hypot(parts["sampling"], between_checkpoints)), 1e-9)
+    signal = float(np.std(means))
+    chances = [records.task_value(row, task, "chance") for row in evaluated]
+    return {
+        "task": task,
+        "chance": float(np.mean(chances)),
+        "best": float(means.max()),
+        "signal": signal,
+        **parts,
+        "noise": noise,
+        "to_noise": signal / noise,
+        "verdict": _verdict_text(groups, means, task, signal, noise),
+    }
+
+
+def _verdict_text(groups, means, task: str, signal: float, noise: float) -> str:
+    above = [all(is_above_chance(row, task) for row in group) for group in groups]
+    if not any(above):
+        return "at chance"
+    best = np.maximum.accumulate(means)
+    is_good = [a and m >= b - 2 * noise for a, m, b in zip(above, means, best, strict=True)]
+    last_bad = max((i for i, good in enumerate(is_good) if not good), default=-1)
+    first = last_bad + 1
+    if len(groups) - first < 3 or signal < 2 * noise:
+        return "noisy"
+    return f"predictable from {groups[first][0]['name'].rsplit('/', 1)[-1]} on"
 
 
 def noises(rows: Sequence[dict], task: str, evals: Mapping[str, Sequence[dict]]) -> dict:
-    """Standard deviations of a task's accuracy, by what they come from; None where it is unknown.
+    """Return the standard deviations of the noise components of an accuracy, None if unknown.
 
-    sampling    which examples were asked: root mean square of the standard errors
-    checkpoint  when it was asked: about a line through the evaluations in the last TAIL of a run,
-                three at least, pooled over runs; asked the same examples, so without sampling
-    seed        between runs that differ in nothing but seed, pooled
+    sampling    choice of examples: root mean square of the standard errors
+    checkpoint  choice of the checkpoint: deviations from a line through the evaluations in the last
+                TAIL of a run, at least three, pooled over runs. The examples are the same, so
+                sampling noise is not included
+    seed        difference between runs that have the same config except for the seed, pooled
     """
-    errors = [row.get(f"eval.task_se.{task}.accuracy", 0.0) for row in rows]
-    tails = [_tail(evals.get(row["name"], ()), f"task.{task}.accuracy") for row in rows]
-    about = [
-        (values - np.polyval(np.polyfit(steps, values, 1), steps), 2)
-        for steps, values in tails
-        if len(steps) > 2
-    ]
-    alike: dict[str, list[float]] = {}
+    results = [records.task_result(row, task) for row in rows]
+    errors = [result["se"] if result else 0.0 for result in results]
+    trends = []
     for row in rows:
-        alike.setdefault(_but_seed(row), []).append(row[column(task)])
-    between = [(np.array(v) - np.mean(v), 1) for v in alike.values() if len(v) > 1]
+        steps, values = _tail(evals.get(row["name"], ()), task)
+        if len(steps) > 2:
+            trends.append((values - np.polyval(np.polyfit(steps, values, 1), steps), 2))
+    replicates: dict[str, list[float]] = {}
+    for row in rows:
+        replicates.setdefault(_without_seed(row), []).append(records.task_value(row, task))
+    groups = [np.array(values) for values in replicates.values() if len(values) > 1]
     return {
         "sampling": float(np.sqrt(np.mean(np.square(errors)))),
-        "checkpoint": _pooled(about),
-        "seed": _pooled(between),
+        "checkpoint": _pooled(trends),
+        "seed": _pooled([(values - np.mean(values), 1) for values in groups]),
     }
 
 
 def correlations(rows: Sequence[dict]) -> dict[str, dict[str, float]]:
-    """Metric -> {task: Spearman's rank correlation with accuracy over the runs}.
+    """Return {metric: {task: Spearman rank correlation with accuracy over the runs}}.
 
-    Signed so that 1 is a metric that orders the runs as accuracy does. Tasks whose accuracies are
-    all the same, or that no run has above chance, are left out: there is nothing to follow.
+    The sign is such that 1 means that a metric orders the runs as accuracy does. Skip tasks whose
+    accuracies are all equal and tasks that no run has above chance.
     """
-    found: dict[str, dict[str, float]] = {metric: {} for metric in CONTINUOUS}
+    by_metric: dict[str, dict[str, float]] = {metric: {} for metric in CONTINUOUS}
     for task in tasks(rows):
         if not any(is_above_chance(row, task) for row in rows):
             continue
         for metric, sign in CONTINUOUS.items():
-            pairs = [(row.get(column(task)), row.get(column(task, metric))) for row in rows]
-            known = np.array([pair for pair in pairs if None not in pair], float)
-            if len(known) > 2 and np.ptp(known, axis=0).all():
-                ranks = stats.rankdata(known, axis=0)
-                found[metric][task] = sign * float(np.corrcoef(ranks.T)[0, 1])
-    return {metric: by_task for metric, by_task in found.items() if by_task}
+            results = [
+                (records.task_result(row, task), records.task_result(row, task, metric))
+                for row in rows
+            ]
+            pairs = np.array([(a["value"], m["value"]) for a, m in results if a and m])
+            if len(pairs) > 2 and np.ptp(pairs, axis=0).all():
+                ranks = stats.rankdata(pairs, axis=0)
+                by_metric[metric][task] = sign * float(np.corrcoef(ranks.T)[0, 1])
+    return {metric: by_task for metric, by_task in by_metric.items() if by_task}
 
 
-def curves(rows: Sequence[dict], x: str = "eval.loss", bootstrap: int = 200) -> dict[str, tuple]:
-    """Task -> (laws.ability of its accuracy in the column x, "") or (None, why there is none)."""
-    found: dict[str, tuple] = {}
+def curves(rows: Sequence[dict], x: str = records.LOSS, bootstrap: int = 200) -> dict[str, tuple]:
+    """Fit the accuracy of each task against the column x.
+
+    Return {task: (laws.ability fit, "")}, or {task: (None, reason)} if no law can be fitted.
+    """
+    fits: dict[str, tuple] = {}
     for task in tasks(rows):
-        chance = max(table.number(row.get(column(task, "chance"), 0.0)) for row in rows)
+        y, chance = records.task_column(task), _chance(rows, task)
         try:
-            fit = laws.ability(rows, x, column(task), chance=chance, bootstrap=bootstrap)
-            found[task] = fit, ""
+            fits[task] = laws.ability(rows, x, y, chance=chance, bootstrap=bootstrap), ""
         except ValueError as refusal:
-            found[task] = None, str(refusal)
-    return found
+            fits[task] = None, str(refusal)
+    return fits
 
 
 def foretell(rows: Sequence[dict], size: float, bootstrap: int = 200) -> dict[str, dict]:
-    """Task -> {"value", "lo", "hi"} of its accuracy in a model of that size, or {"refused": why}.
+    """Predict the accuracy of each task for a model size.
 
-    In two steps (Bhagia et al. 2024, arXiv:2412.04403): a power law from size to the task's bits
-    per byte, a sigmoid from these to its accuracy; 95% intervals hold the doubts of both. Refused
-    where no run of the two largest sizes is above chance: a sigmoid through noise climbs anywhere.
+    Return {task: {"value", "lo", "hi"}}, or {task: {"refused": reason}}. Two steps (Bhagia et al.
+    2024, arXiv:2412.04403): a power law from size to the bits per byte of the task, and a sigmoid
+    from bits per byte to accuracy. The 95% intervals contain the uncertainty of both. A task is
+    refused if no run of the two largest sizes is above chance, because a sigmoid through noise may
+    rise anywhere.
     """
-    found: dict[str, dict] = {}
-    sizes = sorted({row[SIZE] for row in rows})
-    largest = [row for row in rows if row[SIZE] in sizes[-2:]]
-    for task in tasks(rows):
-        if not any(is_above_chance(row, task) for row in largest):
-            words = f"{task}: no run of the two largest sizes is above chance (p < {LEVEL:g})"
-            found[task] = {"refused": f"{words}; ask more questions, or train larger models"}
-            continue
-        bits, accuracy = column(task, "bits_per_byte"), column(task)
-        chance = max(table.number(row.get(column(task, "chance"))) for row in rows)
-        try:
-            step1 = laws.power(rows, x=SIZE, y=bits, bootstrap=bootstrap)
-            step2 = laws.ability(rows, bits, accuracy, chance=chance, bootstrap=bootstrap)
-            said = laws.chain(step1, step2).predict(size)
-            found[task] = {k: float(getattr(said, k)) for k in ("value", "lo", "hi")}
-        except ValueError as refusal:
-            found[task] = {"refused": str(refusal)}
-    return found
+    sizes = sorted({row[records.N_PARAMS] for row in rows})
+    largest = [row for row in rows if row[records.N_PARAMS] in sizes[-2:]]
+    return {task: _predict(rows, largest, task, size, bootstrap) for task in tasks(rows)}
+
+
+def _predict(rows, largest, task: str, size: float, bootstrap: int) -> dict:
+    if not any(is_above_chance(row, task) for row in largest):
+        reason = f"{task}: no run of the two largest sizes is above chance (p < {LEVEL:g})"
+        return {"refused": f"{reason}; use more questions or larger models"}
+    bits, accuracy = records.task_column(task, "bits_per_byte"), records.task_column(task)
+    chance = _chance(rows, task)
+    try:
+        step1 = laws.power(rows, x=records.N_PARAMS, y=bits, bootstrap=bootstrap)
+        step2 = laws.ability(rows, bits, accuracy, chance=chance, bootstrap=bootstrap)
+        estimate = laws.chain(step1, step2).predict(size)
+    except ValueError as refusal:
+        return {"refused": str(refusal)}
+    return {"value": float(estimate.value), "lo": float(estimate.lo), "hi": float(estimate.hi)}
 
 
 def median(values) -> float:
-    """Of numbers in any collection."""
+    """Return the median of any collection of numbers."""
     return float(np.median(list(values)))
 
 
 def steepest(rows: Sequence[dict], n: int = 3) -> list[str]:
-    """The tasks of answers of several tokens whose exact match grows most over the rows."""
-    found = {}
+    """Return the n tasks whose exact match grows most over the rows.
+
+    Only tasks whose answers have at least three tokens are considered.
+    """
+    growth = {}
     for task in tasks(rows):
-        asked = [row for row in rows if row.get(column(task, "tokens"), 0) >= 3]
-        exact = [row[column(task, "exact")] for row in asked]
-        found |= {task: max(exact) - min(exact)} if exact else {}
-    return sorted(found, key=lambda task: -found[task])[:n]
+        long = [row for row in rows if records.task_value(row, task, "tokens") >= 3]
+        exact = [records.task_value(row, task, "exact") for row in long]
+        if exact:
+            growth[task] = max(exact) - min(exact)
+    return sorted(growth, key=lambda task: -growth[task])[:n]
 
 
 def jumps(rows: Sequence[dict], n: int = 3) -> list[dict]:
-    """Where exact match of the steepest tasks rises most from a size to the next, and what p does.
+    """Return the largest rise of exact match between neighboring sizes for the steepest tasks.
 
-    {"task", "tokens" (k of an answer), "from", "to" (names of runs)} and, each as a pair of before
-    and after: "exact", "exact_lo", "exact_hi" (Wilson's 95% interval), "p" of a token, "power"
-    (p^k), "p_right" (of a whole answer, meant over examples). Where exact follows power and p rises
-    less, the jump is the metric's (arXiv:2304.15004). p_right far above power: tokens of an answer
-    are right together; exact far above p_right: the likeliest token is right before it is likely.
+    {"task", "tokens" (k, tokens per answer), "from", "to" (names of runs)} and, each as a pair of
+    values before and after: "exact", "exact_lo", "exact_hi" (95% Wilson interval), "p" (of a
+    token), "power" (p^k) and "p_right" (probability of a whole answer, mean over examples).
+
+    If exact match follows p^k and p rises less, the jump comes from the metric (arXiv:2304.15004).
+    If p_right is far above p^k, the tokens of an answer are correct together. If exact match is far
+    above p_right, the most likely token becomes correct before it has a high probability.
     """
-    found = []
-    for task in steepest(rows, n):
-        asked = [row for row in rows if column(task, "exact") in row]
-        asked = sorted(asked, key=lambda row: row[SIZE])
-        at = int(np.argmax(np.diff([row[column(task, "exact")] for row in asked])))
-        both = asked[at : at + 2]
-        values = {
-            name: [float(row.get(column(task, name), np.nan)) for row in both]
-            for name in ("exact", "token_probability", "p_right", "tokens", "n")
-        }
-        sure = [
-            stats.binomtest(round(share * m), int(m)).proportion_ci(method="wilson")
-            for share, m in zip(values["exact"], values["n"], strict=True)
-        ]
-        k, ps = values["tokens"][0], values["token_probability"]
-        point: dict = {"task": task, "tokens": k, "from": both[0]["name"], "to": both[1]["name"]}
-        point |= {"exact_lo": [float(ci.low) for ci in sure]}
-        point |= {"exact_hi": [float(ci.high) for ci in sure]}
-        point |= {"exact": values["exact"], "p": ps, "power": [p**k for p in ps]}
-        found.append(point | {"p_right": values["p_right"]})
-    return found
+    return [_jump(rows, task) for task in steepest(rows, n)]
 
 
-def _tail(evaluations: Sequence[dict], key: str) -> tuple[list[float], list[float]]:
-    """Steps and values of the last TAIL of a run."""
-    asked = [(line["step"], line[key]) for line in evaluations if key in line]
-    last = [(step, value) for step, value in asked if step >= (1 - TAIL) * asked[-1][0]]
+def _jump(rows: Sequence[dict], task: str) -> dict:
+    evaluated = [row for row in rows if records.task_result(row, task, "exact")]
+    evaluated = sorted(evaluated, key=lambda row: row[records.N_PARAMS])
+    rises = np.diff([records.task_value(row, task, "exact") for row in evaluated])
+    before = int(np.argmax(rises))
+    pair = evaluated[before : before + 2]
+    values = {
+        name: [records.task_value(row, task, name) for row in pair]
+        for name in ("exact", "token_probability", "p_right", "tokens", "n")
+    }
+    intervals = [
+        stats.binomtest(round(share * n), int(n)).proportion_ci(method="wilson")
+        for share, n in zip(values["exact"], values["n"], strict=True)
+    ]
+    k = values["tokens"][0]
+    return {
+        "task": task,
+        "tokens": k,
+        "from": pair[0]["name"],
+        "to": pair[1]["name"],
+        "exact_lo": [float(interval.low) for interval in intervals],
+        "exact_hi": [float(interval.high) for interval in intervals],
+        "exact": values["exact"],
+        "p": values["token_probability"],
+        "power": [p**k for p in values["token_probability"]],
+        "p_right": values["p_right"],
+    }
+
+
+def _chance(rows: Sequence[Mapping], task: str) -> float:
+    """Return the largest chance accuracy of a task over the rows, 0 if none is stored."""
+    results = [records.task_result(row, task, "chance") for row in rows]
+    return max((result["value"] for result in results if result), default=0.0)
+
+
+def _tail(evaluations: Sequence[dict], task: str) -> tuple[list[float], list[float]]:
+    """Return steps and accuracies of the evaluations in the last TAIL of a run."""
+    results = [(row["step"], records.task_result(row, task)) for row in evaluations]
+    points = [(step, result["value"]) for step, result in results if result]
+    last = [(step, value) for step, value in points if step >= (1 - TAIL) * points[-1][0]]
     return [step for step, _ in last], [value for _, value in last]
 
 
-def _but_seed(row: dict) -> str:
-    """What runs have in common that are each other's repeats."""
-    knobs = config.flatten(config.Run()).keys() - records.FREE - {"name", "seed"}
-    return repr([row.get(SIZE), *((name, row.get(name)) for name in sorted(knobs))])
+def _without_seed(row: dict) -> str:
+    """Return a key that is equal for runs that differ only in their seed."""
+    fields = config.flatten(config.Run()).keys() - records.FREE - {"name", "seed"}
+    return repr([row.get(records.N_PARAMS), *((name, row.get(name)) for name in sorted(fields))])
 
 
 def _pooled(residuals: list) -> float | None:
-    """Standard deviation of several sets of residuals, each with the parameters it has cost."""
+    """Return the pooled standard deviation of pairs (residuals, number of fitted parameters)."""
     if not residuals:
         return None
-    freedom = sum(len(values) - cost for values, cost in residuals)
-    return float(np.sqrt(sum(float(values @ values) for values, _ in residuals) / freedom))
-
-
-def _verdict(groups, means, above, signal: float, noise: float) -> str:
-    if not any(above):
-        return "at chance"
-    best = np.maximum.accumulate(means)
-    good = [a and m >= b - 2 * noise for a, m, b in zip(above, means, best, strict=True)]
-    first = len(good) - next((i for i, one in enumerate(reversed(good)) if not one), len(good))
-    if len(groups) - first < 3 or signal < 2 * noise:
-        return "noisy"
-    return f"predictable from {groups[first][0]['name'].rsplit('/', 1)[-1]} on"
+    degrees = sum(len(values) - n_fitted for values, n_fitted in residuals)
+    return float(np.sqrt(sum(float(values @ values) for values, _ in residuals) / degrees))

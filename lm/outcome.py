@@ -1,51 +1,67 @@
-"""What a sweep came to, as data and words: its runs, its law, what was predicted and what came.
+"""Summary of a sweep: runs, fitted laws, prediction, headline and table columns.
 
 sweep = outcome.load("runs/quickstart")
-state, words = outcome.headline(sweep)
-lines = outcome.table(sweep.rows, sweep.prediction)     # the table that ends a sweep, as text
+state, text = outcome.headline(sweep)
+lines = outcome.table(sweep.rows, sweep.prediction)     # the final table of a sweep, as text
 """
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from lm import laws, marks, records, storage, style
-from lm.marks import finite, short
-
-Cell = tuple[str, float | str]  # what is shown, and what it sorts by: a number, or words
 
 
 @dataclass
 class Sweep:
-    """All that is known of a sweep."""
+    """Records and fits of a sweep."""
 
     path: Path
-    rows: list[dict]  # one a run that has started
-    missing: list[str]  # names of runs that have not
+    rows: list[dict]  # one per run that has started
+    missing: list[str]  # names of the runs that have not started
     facts: dict  # sweep.json
-    prediction: dict | None  # prediction.json, unless it says that there is none
-    refused: str  # why there is none
+    prediction: dict | None  # prediction.json, None if it contains no prediction
+    refused: str  # reason for a missing prediction
     plan: list[dict]  # plan.json
-    fit: Any  # the law of the runs that the prediction used, else of most tokens; or None
-    refusal: str  # why there is no fit
-    laws: dict[str, tuple[Any, str]]  # of the runs that ended: see `laws_of`
+    fit: Any  # law of the runs of the prediction, else of the largest token budget, or None
+    refusal: str  # reason for a missing fit
+    laws: dict[str, tuple[Any, str]]  # see laws_of
+
+    @functools.cached_property
+    def finished(self) -> list[dict]:
+        """Finished runs with a size and a held-out loss, sorted by size."""
+        return records.finished_with(self.rows, records.N_PARAMS, records.LOSS)
+
+    @functools.cached_property
+    def without_trunks(self) -> list[dict]:
+        """All runs except trunk runs."""
+        return records.without_trunks(self.rows)
+
+    @functools.cached_property
+    def metrics(self) -> dict[str, list[dict]]:
+        """Log steps of each run, by its name."""
+        return {row["name"]: records.metrics(row["dir"]) for row in self.rows}
 
     @property
     def target(self) -> dict | None:
-        """The row of the run that was predicted, once it has started."""
+        """Row of the predicted run, None before it has started."""
         return next((row for row in self.rows if marks.is_target(row, self.prediction)), None)
 
     @property
     def measured(self) -> float | None:
-        """The target's result, once it is done."""
+        """Result of the predicted run, None before it is done."""
         row = self.target or {}
         value = row.get(self.prediction["y"]) if self.prediction else None
-        return value if row.get("status") == "done" and finite(value) else None
+        return value if row.get("status") == "done" and records.is_finite(value) else None
 
 
 def load(sweep_dir) -> Sweep:
-    """Reads a sweep and fits its law; ValueError if the folder holds no runs and no sweep.json."""
+    """Load a sweep and fit its laws.
+
+    Raises ValueError if the directory contains neither runs nor sweep.json.
+    """
     path = storage.at(sweep_dir)
     facts, plan, prediction = (
         records.read_json(path / name) if (path / name).exists() else {}
@@ -53,59 +69,75 @@ def load(sweep_dir) -> Sweep:
     )
     rows = [spent(row) for row in records.rows(path)]
     if not rows and not facts:
-        raise ValueError(f"{path} holds no runs: name a sweep's folder, such as runs/quickstart")
+        raise ValueError(f"{path} holds no runs. Pass the directory of a sweep: runs/quickstart")
     started = {row["name"] for row in rows}
-    missing = [name for name in facts.get("runs", ()) if name not in started]
-    columns = {key: prediction[key] for key in ("x", "y") if prediction}
-    alike = [row["name"] for row in marks.fullest(rows)[0] if not row.get("predict")]
-    used = prediction.get("runs") or alike
-    chosen = [row for row in rows if row["name"] in used or row["status"] != "done"]
-    fit, refusal = fit_law(chosen, **columns)
-    said = prediction if "value" in prediction else None
-    plan, refused = plan.get("runs", []), prediction.get("refused", "")
-    every = laws_of(marks.ends(rows))
-    return Sweep(path, rows, missing, facts, said, refused, plan, fit, refusal, every)
+    fit, refusal = _prediction_law(rows, prediction)
+    return Sweep(
+        path=path,
+        rows=rows,
+        missing=[name for name in facts.get("runs", ()) if name not in started],
+        facts=facts,
+        prediction=prediction if "value" in prediction else None,
+        refused=prediction.get("refused", ""),
+        plan=plan.get("runs", []),
+        fit=fit,
+        refusal=refusal,
+        laws=laws_of(records.without_trunks(rows)),
+    )
+
+
+def _prediction_law(rows, prediction: Mapping) -> tuple[Any, str]:
+    """Fit the law of the runs that the prediction used, or of the largest token budget."""
+    columns = {key: prediction[key] for key in ("x", "y")} if prediction else {}
+    selected = records.largest_token_budget(rows).rows
+    names = prediction.get("runs") or [row["name"] for row in selected if not row.get("predict")]
+    # Unfinished runs are passed too: the fit lists them with the reason of their exclusion.
+    runs = [row for row in rows if row["name"] in names or row["status"] != "done"]
+    return fit_law(runs, **columns)
 
 
 def spent(row: dict) -> dict:
-    """A row with what its run has cost so far: before the end, facts say what it is to cost."""
+    """Return a row with the current cost of its run: tokens, FLOPs and seconds.
+
+    Before the end of a run, facts.json contains the planned cost.
+    """
     if row["status"] == "done":
         return row
     last = (records.metrics(row["dir"]) or [{}])[-1]
-    return row | {key: last.get(key, 0) for key in ("tokens", "flops", "seconds")}
+    costs = {key: last.get(key, 0) for key in (records.TOKENS, records.FLOPS, "seconds")}
+    return row | costs
 
 
 def own_flops(row: dict) -> float:
-    """What a run itself has cost: a branch counts its trunk's FLOPs among its own."""
+    """Return the FLOPs of a run without those of the trunk run that it branched from."""
     shared = row.get("parent.flops", 0) if row.get("start.keep") == "state" else 0
-    return max((row.get("flops") or 0) - (shared or 0), 0)
+    return max((row.get(records.FLOPS) or 0) - (shared or 0), 0)
 
 
 def laws_of(rows) -> dict[str, tuple[Any, str]]:
-    """Every law that a sweep may carry -> (fit, "") or (None, why these runs do not)."""
-    joint = attempt(laws.chinchilla, rows)
-    if joint[0] and joint[0].ray is not None:
-        joint = None, "the runs lie on one line of N and D: vary the tokens of a size"
-    budgets = {f"{row['tokens']:.2g}" for row in marks.points(rows, style.SIZE, "tokens")}
-    if joint[0] and len(budgets) < 3:
-        joint = (
-            None,
-            f"{len(budgets)} token budgets leave E, B and beta open: three tell them apart",
-        )
+    """Fit every law that a sweep may determine. Return {name: (fit, "") or (None, reason)}."""
+    joint, refusal = attempt(laws.chinchilla, rows)
+    if joint and joint.ray is not None:
+        joint, refusal = None, "the runs lie on one line of N and D: vary the tokens of a size"
+    finished = records.finished_with(rows, records.N_PARAMS, records.TOKENS)
+    budgets = {f"{row[records.TOKENS]:.2g}" for row in finished}
+    if joint and len(budgets) < 3:
+        joint = None
+        refusal = f"{len(budgets)} token budgets do not determine E, B and beta: use at least three"
     return {
-        "compute": fit_law(rows, x="flops"),
-        "size and tokens": joint,
+        "compute": fit_law(rows, x=records.FLOPS),
+        "size and tokens": (joint, refusal),
         "isoFLOP": attempt(laws.isoflop, rows),
     }
 
 
-def fit_law(rows, x="params.non_embedding", y="eval.loss"):
-    """(the law of one input, "") or (None, why there is none)."""
+def fit_law(rows, x=records.N_PARAMS, y=records.LOSS) -> tuple[Any, str]:
+    """Fit a power law of one input. Return (fit, "") or (None, reason)."""
     return attempt(laws.power, rows, x=x, y=y)
 
 
 def attempt(law: Callable, rows, **options) -> tuple[Any, str]:
-    """(law(rows, **options), "") or (None, why there is none)."""
+    """Fit a law. Return (fit, "") or (None, reason)."""
     try:
         return law(rows, **options), ""
     except ValueError as error:
@@ -113,110 +145,132 @@ def attempt(law: Callable, rows, **options) -> tuple[Any, str]:
 
 
 def headline(sweep: Sweep) -> tuple[str, str]:
-    """("held", "missed" or "open", one or two sentences): what was predicted, and what came."""
-    said, measured = sweep.prediction, sweep.measured
-    if not said:
-        done = sum(row["status"] == "done" for row in sweep.rows)
-        why = sweep.refused or sweep.refusal
-        words = f"{done} of {len(sweep.rows) + len(sweep.missing)} runs are done; nothing was "
-        return "open", f"{words}predicted{': ' * bool(why)}{why}."
-    value, lo, hi = marks.predicted(said)
-    words = (
-        f"From {len(said['runs'])} other runs, the law predicted {style.number(value)} "
-        f"[{style.number(lo)}, {style.number(hi)}] for {said['target']} before it started. "
+    """Return the state of the prediction ("held", "missed" or "open") and its explanation."""
+    prediction, measured = sweep.prediction, sweep.measured
+    if not prediction:
+        n_done = sum(row["status"] == "done" for row in sweep.rows)
+        reason = sweep.refused or sweep.refusal
+        text = f"{n_done} of {len(sweep.rows) + len(sweep.missing)} runs are done. No prediction"
+        return "open", f"{text} was stored: {reason}." if reason else f"{text} was stored."
+    value, lo, hi = marks.predicted(prediction)
+    text = (
+        f"The law of {len(prediction['runs'])} other runs predicted {style.number(value)} "
+        f"[{style.number(lo)}, {style.number(hi)}] for {prediction['target']} before it started. "
     )
     if measured is None:
         status = sweep.target["status"] if sweep.target else "not started"
-        return "open", words + f"It is not measured yet: {status}."
-    error = marks.error(sweep.target or {}, said["y"])
-    words += f"It came out at {style.number(measured)} ± {error:.2g}, "
-    words += f"{off(measured, value)} the prediction: "
-    if not (finite(lo) and finite(hi)):
-        return "open", words + "there was no interval to judge it by."
-    state, verdict = ("held", "✓ inside") if lo <= measured <= hi else ("missed", "✗ outside")
-    return state, words + f"{verdict} its own {said['level']:.0%} interval."
+        return "open", f"{text}The run has no result yet: {status}."
+    error = records.standard_error(sweep.target or {}, prediction["y"])
+    text += f"The result is {style.number(measured)} ± {error:.2g}, "
+    text += f"{off(measured, value)} the prediction"
+    if not (records.is_finite(lo) and records.is_finite(hi)):
+        return "open", f"{text}. The prediction has no interval."
+    is_inside = lo <= measured <= hi
+    verdict = "✓ inside" if is_inside else "✗ outside"
+    text += f": {verdict} its own {prediction['level']:.0%} interval."
+    return "held" if is_inside else "missed", text
 
 
 def off(measured: float, value: float) -> str:
-    """How far from a prediction: 0.49% below."""
+    """Format the relative deviation from a prediction: 0.49% below."""
     return f"{100 * abs(measured / value - 1):.2f}% {'above' if measured > value else 'below'}"
 
 
+class Measurement(NamedTuple):
+    """A result with its standard error."""
+
+    value: float
+    standard_error: float
+
+
+@dataclass(frozen=True)
+class Column:
+    """A table column of runs: how to read the value from a row, and how to format it."""
+
+    title: str
+    value: Callable[[Mapping], Any]  # None if the row has no value
+    format: Callable[[Any], str] = str
+    sort_key: Callable[[Mapping], Any] | None = None  # the value if None
+
+    def text(self, row: Mapping) -> str:
+        """Return the formatted value of a row, "" if it has none."""
+        value = self.value(row)
+        return "" if value is None else self.format(value)
+
+
+def number(title: str, key: str, format: Callable[[Any], str]) -> Column:
+    """Return a column of plain numbers."""
+    return Column(title, lambda row: row[key] if records.is_finite(row.get(key)) else None, format)
+
+
+def measured(title: str, key: str, scale=1, digits=4) -> Column:
+    """Return a column of results with their standard errors, multiplied by `scale`."""
+
+    def read(row: Mapping) -> Measurement | None:
+        """Return the scaled result of a row, None if it has none."""
+        if not records.is_finite(row.get(key)):
+            return None
+        return Measurement(scale * row[key], scale * records.standard_error(row, key))
+
+    return Column(title, read, lambda result: format_measurement(result, digits))
+
+
+def format_measurement(result: Measurement, digits=4) -> str:
+    """Format a result with its standard error, if it has one: 2.345 ± 0.006."""
+    text = f"{result.value:#.{digits}g}"
+    n_decimals = len(text.partition(".")[2])
+    return f"{text} ± {result.standard_error:.{n_decimals}f}" if result.standard_error else text
+
+
 def table(rows, prediction=None) -> list[dict[str, str]]:
-    """The table that ends a sweep: a dict a run, the same columns in each, all text."""
-    found = []
+    """Return the final table of a sweep: one dict of text per run, all with the same columns."""
+    lines = []
     for row in rows:
-        line = {head: COLUMNS[head](row)[0] for head in SHORT}
+        line = {column.title: column.text(row) for column in RUN_COLUMNS[:N_SHORT]}
         if prediction and "value" in prediction:
             value, lo, hi = marks.predicted(prediction)
-            words = f"{style.number(value)} [{style.number(lo)}, {style.number(hi)}]"
-            line["predicted loss"] = words if marks.is_target(row, prediction) else ""
-        found.append(line)
-    return found
+            text = f"{style.number(value)} [{style.number(lo)}, {style.number(hi)}]"
+            line["predicted loss"] = text if marks.is_target(row, prediction) else ""
+        lines.append(line)
+    return lines
 
 
-def full_table(rows) -> list[dict[str, Cell]]:
-    """Every run with all its columns and sources; a column that no run fills is left out."""
-    named = marks.source_names(marks.source_columns(rows))
-    sources = {f"loss on {name}": column for column, name in named.items()}
-    columns = COLUMNS | {head: measured(column) for head, column in sources.items()}
-    filled = {h: cell for h, cell in columns.items() if any(cell(row)[0] for row in rows)}
-    return [{head: cell(row) for head, cell in filled.items()} for row in rows]
+def full_table(rows) -> list[Column]:
+    """Return the columns, with one for the loss of each source, that any of these runs fills."""
+    sources = marks.source_names(marks.source_columns(rows))
+    losses = [measured(f"loss on {name}", column) for column, name in sources.items()]
+    return [c for c in [*RUN_COLUMNS, *losses] if any(c.text(row) for row in rows)]
 
 
 def duration(seconds: float) -> str:
-    """95 -> 1 min 35 s: the two largest units that count."""
+    """Format a duration with its two largest units: 95 -> 1 min 35 s."""
     for size, unit, part, smaller in UNITS:
         if seconds >= size:
             return f"{seconds // size:.0f} {unit} {seconds % size // part:.0f} {smaller}"
     return f"{seconds:.3g} s"
 
 
-def number(key: str, words: Callable[[Any], str]) -> Callable[[dict], Cell]:
-    """A column of plain numbers, written by `words`."""
-
-    def cell(row) -> Cell:
-        return (words(row[key]), row[key]) if finite(row.get(key)) else ("", "")
-
-    return cell
-
-
-def measured(key: str, scale=1, digits=4) -> Callable[[dict], Cell]:
-    """A column of results, each with its standard error."""
-
-    def cell(row) -> Cell:
-        if not finite(row.get(key)):
-            return "", ""
-        words, se = f"{scale * row[key]:#.{digits}g}", scale * marks.error(row, key)
-        places = len(words.partition(".")[2])
-        return (f"{words} ± {se:.{places}f}" if se else words), row[key]
-
-    return cell
-
-
 UNITS = ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s"))
-# Columns of a run: what stands in the head -> row to cell.
-COLUMNS = {
-    "run": lambda row: (short(row), row.get("params.non_embedding", 0)),
-    "status": lambda row: (row["status"], row["status"]),
-    "parameters": number("params.total", "{:,}".format),
-    "without embeddings": number("params.non_embedding", "{:,}".format),
-    "tokens": number("tokens", style.count),
-    "loss": measured("eval.loss"),
-    "bits per byte": measured("eval.bits_per_byte"),
-    "words completed (%)": measured("eval.completion", 100, 3),
-    "FLOPs": number("flops", style.power_of_ten),
-    "time": number("seconds", duration),
-    "width": number("model.d_model", str),
-    "depth": number("model.n_layers", str),
-    "learning rate": number("optim.lr", "{:.3g}".format),
-    "batch": number("data.batch_size", str),
-}
-SHORT = ("run", "status", "parameters", "without embeddings", "tokens", "loss", "bits per byte",
-         "words completed (%)")  # fmt: skip
-# What a plan says of a run, as prediction and as cost.
-COSTS = {
-    "tokens": number("tokens", style.count),
-    "FLOPs": number("flops", style.power_of_ten),
-    "time": number("seconds", duration),
-}
+RUN_COLUMNS = (
+    Column("run", marks.short, sort_key=lambda row: row.get(records.N_PARAMS, 0)),
+    Column("status", lambda row: row["status"]),
+    number("parameters", "params.total", "{:,}".format),
+    number("without embeddings", records.N_PARAMS, "{:,}".format),
+    number("tokens", records.TOKENS, style.count),
+    measured("loss", records.LOSS),
+    measured("bits per byte", "eval.bits_per_byte"),
+    measured("words completed (%)", "eval.completion", 100, 3),
+    number("FLOPs", records.FLOPS, style.power_of_ten),
+    number("time", "seconds", duration),
+    number("width", "model.d_model", str),
+    number("depth", "model.n_layers", str),
+    number("learning rate", "optim.lr", "{:.3g}".format),
+    number("batch", "data.batch_size", str),
+)
+N_SHORT = 8  # columns in the final table of a sweep
+# Cost of a run, in a plan and as measured.
+COSTS = (
+    number("tokens", records.TOKENS, style.count),
+    number("FLOPs", records.FLOPS, style.power_of_ten),
+    number("time", "seconds", duration),
+)

@@ -1,116 +1,167 @@
-"""One page that opens from disk: the template report.html, filled with pieces that are escaped.
+"""HTML of a report: one self-contained page from the template report.html and its elements.
 
-It asks nothing of a network. `words`, `code`, `table` and `figure` escape all they are given and
-return HTML: no other file writes any.
+The page loads nothing from a network. `paragraph`, `code`, `details`, `table` and `figure` escape
+their arguments and return HTML as Markup. No other module writes HTML.
 """
 
-import html
-import string
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+import jinja2
+from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 
 from lm import storage, style
 
-BROAD = 8  # inches: a wider figure takes the whole width of the page
+MAX_WIDTH = 8  # inches; a wider figure takes the full width of the page
+
+Format = Callable[[Any], str]
+
+_ENVIRONMENT = jinja2.Environment(
+    loader=jinja2.FileSystemLoader(Path(__file__).parent),
+    autoescape=True,
+    undefined=jinja2.StrictUndefined,
+    keep_trailing_newline=True,
+)
+_TABLE = _ENVIRONMENT.from_string(
+    """<div class="scroll"><table class="{{ css }}"><thead><tr>
+{%- for column in columns -%}
+<th scope="col"{{ column.css }}>
+{%- if css %}<button>{{ column.name }}</button>{% else %}{{ column.name }}{% endif -%}
+</th>
+{%- endfor -%}
+</tr></thead><tbody>
+{% for cells in lines -%}
+<tr>
+{%- for text, key, css in cells -%}
+<td{{ css }} data-v="{{ key }}">{{ text or "–" }}</td>
+{%- endfor -%}
+</tr>
+{% endfor -%}
+</tbody></table></div>"""
+)
+_FIGURE = _ENVIRONMENT.from_string(
+    """<figure{% if is_wide %} class="broad"{% endif %}>{{ svg }}<figcaption>{{ caption }} <span>
+{%- for suffix in suffixes -%}
+{{ " " if not loop.first }}<a href="{{ files }}.{{ suffix }}">{{ suffix | upper }}</a>
+{%- endfor -%}
+</span></figcaption></figure>"""
+)
 
 
 def write(path, title, headline, tiles, sections, footer, twins, refresh=0.0) -> Path:
-    """Fills the template and writes it; returns the path.
+    """Render the page and write it. Return its path.
 
-    headline: (state, words), state one of held, missed, open; tiles: [(name, value)];
-    sections: {heading: HTML}; twins: {colour on white: colour on dark}, see style.twins; refresh:
-    seconds after which the open page loads itself anew, 0 for never.
+    headline: (state, text), the state is held, missed or open. tiles: [(name, value)]. sections:
+    {heading: HTML}. twins: {color of the light theme: color of the dark theme}, see style.twins.
+    refresh: interval in seconds at which an open page reloads, 0 for never.
     """
-    state, words_ = headline
-    dark = " ".join(f"--c{light[1:]}: {colour};" for light, colour in twins.items())
-    template = Path(__file__).with_name("report.html").read_text(encoding="utf-8")
-    text = string.Template(template).substitute(
-        title=escape(title),
-        light=_variables(style.LIGHT),
-        dark=_variables(style.DARK) + dark,
-        state=escape(state),
-        headline=escape(words_),
-        tiles="".join(
-            f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in tiles
-        ),
-        sections="".join(
-            f"<section><h2>{escape(head)}</h2>{body}</section>" for head, body in sections.items()
-        ),
-        footer=escape(footer),
+    state, text = headline
+    dark = " ".join(f"--c{light[1:]}: {color};" for light, color in twins.items())
+    html = _ENVIRONMENT.get_template("report.html").render(
+        title=title,
+        light=_css_variables(style.LIGHT),
+        dark=_css_variables(style.DARK) + dark,
+        state=state,
+        headline=text,
+        tiles=tiles,
+        sections=sections.items(),
+        footer=footer,
         refresh=f"{refresh:g}",
     )
     path = storage.at(path)
-    storage.write(path, text)
+    storage.write(path, html)
     return path
 
 
-def escape(text) -> str:
-    """Plain text for the inside of a page, quotes included."""
-    return html.escape(str(text))
+def paragraph(text, css="") -> Markup:
+    """Return a paragraph."""
+    return Markup('<p class="{}">{}</p>').format(css, text)
 
 
-def words(text, css="") -> str:
-    """A paragraph."""
-    return f'<p class="{css}">{escape(text)}</p>'
+def code(text) -> Markup:
+    """Return preformatted text."""
+    return Markup("<pre>{}</pre>").format(str(text))
 
 
-def code(text) -> str:
-    """Lines as they are."""
-    return f"<pre>{escape(text)}</pre>"
+def details(summary, body: Markup) -> Markup:
+    """Return HTML that opens with a click on its summary."""
+    return Markup("<details><summary>{}</summary>{}</details>").format(summary, body)
 
 
-def details(summary, body: str) -> str:
-    """HTML that shows once its summary is pressed."""
-    return f"<details><summary>{escape(summary)}</summary>{body}</details>"
+def join(parts) -> Markup:
+    """Concatenate HTML."""
+    return Markup("").join(parts)
 
 
-def table(lines: Sequence[Mapping[str, tuple[str, float | str]]], css="") -> str:
-    """Lines of cells (text, what it sorts by); numbers stand on the right, words on the left.
+def table(
+    rows: Sequence[Mapping[str, Any]],
+    formats: Mapping[str, Format] | None = None,
+    sort_keys: Mapping[str, Sequence[Any]] | None = None,
+    is_sortable: bool = False,
+) -> Markup:
+    """Return a table of values, with the keys of the first row as its head.
 
-    css "sortable" makes the heads buttons.
+    formats: {column: function from a value to text}; other columns use str. None is an empty cell.
+    Columns of text are left-aligned, other columns right-aligned. is_sortable makes the heads
+    buttons. Rows sort by value (a tuple by its first item), or by sort_keys: {column: key per row}.
     """
-    if not lines:
-        return words("None.", "muted")
-    left = {head for head in lines[0] if all(isinstance(line[head][1], str) for line in lines)}
-    side = {head: ' class="words"' if head in left else "" for head in lines[0]}
-    label = "<button>{}</button>" if css else "{}"
-    heads = "".join(
-        f'<th scope="col"{side[head]}>{label.format(escape(head))}</th>' for head in side
-    )
-    body = ""
-    for line in lines:
-        cells = (
-            f'<td{side[head]} data-v="{escape(by)}">{escape(text) or "–"}</td>'
-            for head, (text, by) in line.items()
-        )
-        body += f"<tr>{''.join(cells)}</tr>\n"
-    inside = f"<thead><tr>{heads}</tr></thead><tbody>\n{body}</tbody>"
-    return f'<div class="scroll"><table class="{css}">{inside}</table></div>'
+    if not rows:
+        return paragraph("None.", "muted")
+    formats, sort_keys = formats or {}, sort_keys or {}
+    css = {name: _alignment([row[name] for row in rows]) for name in rows[0]}
+    lines = []
+    for i, row in enumerate(rows):
+        cells = []
+        for name, value in row.items():
+            text = "" if value is None else formats.get(name, str)(value)
+            key = sort_keys[name][i] if name in sort_keys else _sort_key(value)
+            cells.append((text, key, css[name]))
+        lines.append(cells)
+    columns = [{"name": name, "css": css[name]} for name in rows[0]]
+    table_css = "sortable" if is_sortable else ""
+    return Markup(_TABLE.render(columns=columns, lines=lines, css=table_css))
 
 
-def figure(drawn: Figure, files: str = "") -> str:
-    """A figure inside the page, which takes its caption; links to files.png and .svg, if named."""
+def _alignment(values) -> Markup:
+    is_text = all(value is None or isinstance(value, str) for value in values)
+    return Markup(' class="words"') if is_text else Markup("")
+
+
+def _sort_key(value) -> float | str:
+    if isinstance(value, tuple):
+        value = value[0] if value else None
+    return "" if value is None or value != value else value
+
+
+def figure(drawn: Figure, files: str = "") -> Markup:
+    """Return a figure as inline SVG. The caption of the figure becomes HTML text.
+
+    files: path without suffix of the PNG and SVG to link to, "" for no links.
+    """
     svg, caption = style.inline(drawn)
-    title = escape(drawn.axes[0].get_title(loc="left") or drawn.get_suptitle())
-    links = " ".join(
-        f'<a href="{escape(files)}.{kind}">{kind.upper()}</a>'
-        for kind in (("png", "svg") if files else ())
+    title = drawn.axes[0].get_title(loc="left") or drawn.get_suptitle()
+    svg = svg.replace("<svg", f'<svg tabindex="0" aria-label="{escape(title)}"', 1)
+    return Markup(
+        _FIGURE.render(
+            svg=Markup(svg),
+            caption=caption,
+            files=files,
+            suffixes=("png", "svg") if files else (),
+            is_wide=drawn.get_figwidth() > MAX_WIDTH,
+        )
     )
-    svg = svg.replace("<svg", f'<svg tabindex="0" aria-label="{title}"', 1)
-    side = ' class="broad"' if drawn.get_figwidth() > BROAD else ""
-    text = f"<figcaption>{escape(caption)} <span>{links}</span></figcaption>"
-    return f"<figure{side}>{svg}{text}</figure>"
 
 
-def figures(drawn: list[str]) -> str:
-    """Figures side by side where there is room."""
+def figures(drawn: Sequence[Markup]) -> Markup:
+    """Return figures side by side, if the page is wide enough."""
     if not drawn:
-        return words("No run has anything to draw yet.", "muted")
-    how = "Press a figure to widen it; there the wheel or + zooms, a drag moves, 0 goes back."
-    return words(how, "hint") + f'<div class="figures">{"".join(drawn)}</div>'
+        return paragraph("No run has data for a figure yet.", "muted")
+    hint = "Click a figure to widen it. In a wide figure, use the wheel or + to zoom, drag to move "
+    hint += "and press 0 to reset."
+    return paragraph(hint, "hint") + Markup('<div class="figures">{}</div>').format(join(drawn))
 
 
-def _variables(theme) -> str:
-    return " ".join(f"--{name}: {colour};" for name, colour in theme.items() if name != "sizes")
+def _css_variables(theme) -> str:
+    return " ".join(f"--{name}: {color};" for name, color in theme.items() if name != "sizes")

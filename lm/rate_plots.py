@@ -1,16 +1,19 @@
-"""Figures of hyperparameters that transfer: the coordinate check, losses against learning rates.
+"""Figures of hyperparameter transfer: coordinate check, loss against learning rate.
 
 plots.save(rate_plots.coordinates(rows), "coordinates", {...})      # of coordinates.measured
 rate_plots.learning_rates(rows, "model.d_model")                    # of records.rows
 """
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from lm import drift, marks, style
 
 DIRECTIONS = (("width", "depth"), (drift.WIDTH, drift.DEPTH))
-WORDS = {
+NAMES = {
     drift.WIDTH: "width",
     drift.DEPTH: "depth",
     "width": "Width, d_model",
@@ -19,149 +22,173 @@ WORDS = {
 
 
 def coordinates(rows, theme=style.LIGHT) -> Figure:
-    """Log-log: how far the last step's activations are from the first's, against width and depth.
+    """Plot, on log axes, the change of activations against width and depth.
 
-    A panel a rule and direction, a line a part of the model (a mean over seeds), at its end the
-    exponent: 0 where a step does the same at any shape. Rows vary one of width and depth at a time.
+    The change is that between the first and the last step. There is one panel per parametrization
+    and direction, and one line per part of the model (mean over seeds). The label of a line is its
+    exponent: 0 if a step has the same effect at any shape. Rows vary either width or depth.
     """
-    last = max((row["step"] for row in rows), default=0)
-    drawn = [
-        (rule, along, mine)
+    last_step = max((row["step"] for row in rows), default=0)
+    rules = list(dict.fromkeys(row["rule"] for row in rows))
+    varied = [
+        (rule, along, varying([row for row in rows if row["rule"] == rule], along))
         for along in ("width", "depth")
-        for rule in dict.fromkeys(row["rule"] for row in rows)
-        for mine in [varying([row for row in rows if row["rule"] == rule], along)]
-        if mine
+        for rule in rules
     ]
-    columns = max(len({rule for rule, _, _ in drawn}), 1)
-    figure, panels = style.panels("Coordinate check", len(drawn), theme, columns=columns)
-    figure.set_figheight(0.8 + 2.5 * max(-(-len(drawn) // columns), 1))
+    shown = [(rule, along, subset) for rule, along, subset in varied if subset]
+    n_columns = max(len({rule for rule, _, _ in shown}), 1)
+    figure, panels = style.panels("Coordinate check", len(shown), theme, columns=n_columns)
+    figure.set_figheight(0.8 + 2.5 * max(-(-len(shown) // n_columns), 1))
     parts = list(dict.fromkeys(row["part"] for row in rows))
-    colours = dict(zip(parts, style.spread(theme, max(len(parts), 2)), strict=False))
-    changes = [row["change"] for row in rows if row["step"] == last]
-    for axes, (rule, along, mine) in zip(panels, drawn, strict=False):
-        slopes = {(g["step"], g["part"]): g for g in drift.growth(mine, along)}
-        at, ends = sorted({row[along] for row in mine}), []
-        for part in parts:
-            chosen = [row for row in mine if (row["step"], row["part"]) == (last, part)]
-            means = [np.mean([r["change"] for r in chosen if r[along] == x]) for x in at]
-            for x, mean in zip(at, means, strict=True):
-                tip = f"{rule}, {along} {x}, {part}: {style.number(float(mean))}"
-                marks.mark(axes, (x, mean), colours[part], theme, tip)
-            axes.plot(at, means, color=colours[part], linewidth=1.3)
-            words = f"{part} {_exponent(slopes[last, part])}"
-            ends.append((words, at[-1], float(means[-1])))
-        axes.set_title(rule, size=8.5, color=theme["ink"], loc="left", parse_math=False)
-        axes.set_xlabel(WORDS[along], size=8.5, color=theme["ink"])
-        _shape_axis(axes, at, right=2.6)
+    colors = dict(zip(parts, style.spread(theme, max(len(parts), 2)), strict=False))
+    changes = [row["change"] for row in rows if row["step"] == last_step]
+    for axes, (rule, along, subset) in zip(panels, shown, strict=False):
+        labels = _draw_coordinates(axes, subset, along, last_step, colors, theme)
+        style.panel_title(axes, rule, theme)
+        axes.set_xlabel(NAMES[along], size=8.5, color=theme["ink"])
+        _shape_axis(axes, sorted({row[along] for row in subset}), right=2.6)
         axes.set_ylim(min(changes) / 1.5, max(changes) * 1.5)
         style.log_y(axes)
-        marks.write_ends(axes, ends, theme)
+        marks.write_ends(axes, labels, theme)
     panels[0].set_ylabel("Change, root mean square", size=8.5, color=theme["ink"])
-    seeds = len({row["seed"] for row in rows})
-    caption = (
-        f"n = {seeds} seed{'s' * (seeds != 1)} a shape. Change of an activation in {last} steps"
-    )
-    rest = "of one learning rate; beside each part its exponent, ± one standard error over seeds."
-    return style.end(figure, panels[0], [caption, rest], theme)
+    n_seeds = len({row["seed"] for row in rows})
+    caption = [
+        f"n = {n_seeds} seed{'' if n_seeds == 1 else 's'} per shape. Change of an activation in"
+        f" {last_step} steps at one learning rate.",
+        "Label: exponent ± one standard error over seeds.",
+    ]
+    return style.end(figure, panels[0], caption, theme)
 
 
-def learning_rates(rows, along, theme=style.LIGHT, found=None) -> Figure:
-    """Log-log: loss against learning rate, a panel a rule, a line for each value of `along`.
+def _draw_coordinates(axes: Axes, rows, along, step, colors, theme) -> list:
+    """Draw one line per part of the model. Return the labels of the lines."""
+    exponents = {(e["step"], e["part"]): e for e in drift.growth(rows, along)}
+    shapes, labels = sorted({row[along] for row in rows}), []
+    for part, color in colors.items():
+        changes: dict[int, list[float]] = {shape: [] for shape in shapes}
+        for row in rows:
+            if (row["step"], row["part"]) == (step, part):
+                changes[row[along]].append(row["change"])
+        means = [np.mean(values) for values in changes.values()]
+        for shape, mean in zip(shapes, means, strict=True):
+            tip = f"{rows[0]['rule']}, {along} {shape}, {part}: {style.number(float(mean))}"
+            marks.mark(axes, (shape, mean), color, theme, tip)
+        axes.plot(shapes, means, color=color, linewidth=1.3)
+        text = f"{part} {_exponent(exponents[step, part])}"
+        labels.append((text, shapes[-1], float(means[-1])))
+    return labels
 
-    along: model.d_model or model.n_layers; the other is held at the value with most of it. A
-    diamond is the minimum of a parabola, its bar the interval; under each name the drift, in
-    doublings of the best rate per doubling of `along`. found: what drift.best gave, or None.
+
+def learning_rates(rows, along, theme=style.LIGHT, optima=None) -> Figure:
+    """Plot, on log axes, the loss against the learning rate, a panel per parametrization.
+
+    along: model.d_model or model.n_layers, with one line per value. The other column is fixed at
+    the value that has most values of `along`. optima: result of drift.best, or None. A diamond is
+    the minimum of a parabola with its interval. The title has the exponent of the best rate.
     """
     rows = drift.shared([row for row in rows if row["status"] == "done"])
-    found = drift.best(rows) if found is None else found
-    rows, found = varying(rows, along), varying(found, along)
-    shapes = {
-        one[drift.RULE]: {o[along] for o in found if o[drift.RULE] == one[drift.RULE]}
-        for one in found
-    }
-    rules = [rule for rule in sorted(shapes, key=_order) if len(shapes[rule]) > 1]
-    rows, found = ([r for r in some if r[drift.RULE] in rules] for some in (rows, found))
-    words = WORDS[along]
-    title = f"Loss against learning rate by {words}"
+    optima = varying(drift.best(rows) if optima is None else optima, along)
+    shapes: dict[str, set] = {}
+    for optimum in optima:
+        shapes.setdefault(optimum[drift.RULE], set()).add(optimum[along])
+    rules = [rule for rule in sorted(shapes, key=_standard_first) if len(shapes[rule]) > 1]
+    rows = [row for row in varying(rows, along) if row[drift.RULE] in rules]
+    optima = [optimum for optimum in optima if optimum[drift.RULE] in rules]
+    title = f"Loss against learning rate by {NAMES[along]}"
     figure, panels = style.panels(title, len(rules), theme, columns=max(len(rules), 1))
     figure.set_size_inches(max(3.7 * len(rules), 5.4), 3.7)
-    values = sorted({one[along] for one in found})
-    colours = dict(zip(values, style.spread(theme, max(len(values), 2)), strict=False))
-    drifts = {line[drift.RULE]: line for line in drift.moves(found, along)}
+    values = sorted({optimum[along] for optimum in optima})
+    colors = dict(zip(values, style.spread(theme, max(len(values), 2)), strict=False))
+    exponents = {line[drift.RULE]: line for line in drift.moves(optima, along)}
     for axes, rule in zip(panels, rules, strict=False):
-        ends = []
-        for one in (one for one in found if one[drift.RULE] == rule):
-            value, colour = one[along], colours[one[along]]
-            mine = [r for r in rows if (r[drift.RULE], r[along]) == (rule, value)]
-            ends.append(_curve(axes, mine, f"{words} {value}", colour, theme))
-            _minimum(axes, one, f"{words} {value}", theme)
-        title = f"{rule}: {_drift(drifts.get(rule))}"
-        axes.set_title(title, size=8.5, color=theme["ink"], loc="left", parse_math=False)
-        axes.set_xscale("log", base=2)
-        axes.set_xlabel("Peak learning rate at the base shape", size=8.5, color=theme["ink"])
-        rates = sorted({row[drift.RATE] for row in rows})
-        axes.set_xticks(rates[::2], [f"{rate:.3g}" for rate in rates[::2]])
-        axes.set_xlim(rates[0] / 1.2, rates[-1] * 3)
-        losses = [row[drift.LOSS] for row in rows]
-        axes.set_ylim(min(losses) / 1.02, min(max(losses), 1.5 * min(losses)) * 1.02)
-        style.log_y(axes)
-        marks.write_ends(axes, ends, theme)
+        labels = []
+        for optimum in (o for o in optima if o[drift.RULE] == rule):
+            value, name = optimum[along], f"{NAMES[along]} {optimum[along]}"
+            subset = [r for r in rows if (r[drift.RULE], r[along]) == (rule, value)]
+            labels.append(_draw_losses(axes, subset, name, colors[value], theme))
+            _draw_minimum(axes, optimum, name, theme)
+        style.panel_title(axes, f"{rule}: {_shift(exponents.get(rule))}", theme)
+        _rate_axes(axes, rows, theme)
+        marks.write_ends(axes, labels, theme)
     panels[0].set_ylabel(style.label(drift.LOSS), size=8.5, color=theme["ink"])
-    n_runs = len({row["name"] for row in rows})
-    caption = f"n = {n_runs} runs. Small: runs; line: their means; diamond: the minimum of a"
-    rest = f"parabola, with its {drift.LEVEL:.0%} interval. Beside each name: doublings of the best"
-    return style.end(figure, panels[0], [caption, rest, f"rate per doubling of {words}."], theme)
+    caption = [
+        f"n = {len({row['name'] for row in rows})} runs. Small: runs. Line: means.",
+        f"Diamond: minimum of a parabola with its {drift.LEVEL:.0%} interval.",
+        f"Title: doublings of the best rate per doubling of {NAMES[along]}.",
+    ]
+    return style.end(figure, panels[0], caption, theme)
 
 
-def _curve(axes, rows, name, colour, theme) -> tuple[str, float, float]:
-    """Runs, and the line through their means; returns its name and where it ends."""
-    rates = sorted({row[drift.RATE] for row in rows})
-    means = [np.mean([r[drift.LOSS] for r in rows if r[drift.RATE] == rate]) for rate in rates]
-    axes.plot(rates, means, color=colour, linewidth=1.3, zorder=2)
+def _draw_losses(axes: Axes, rows, name, color, theme) -> tuple[str, float, float]:
+    """Draw runs and the line through their means. Return the label of the line."""
+    losses: dict[float, list[float]] = {}
     for row in rows:
-        at = (row[drift.RATE], row[drift.LOSS])
-        gid = f"tip:{marks.short(row)}: {style.number(at[1])}"
-        axes.plot(*at, "o", color=colour, markersize=3.5, markeredgewidth=0, zorder=4, gid=gid)
+        losses.setdefault(row[drift.RATE], []).append(row[drift.LOSS])
+    rates = sorted(losses)
+    means = [np.mean(losses[rate]) for rate in rates]
+    axes.plot(rates, means, color=color, linewidth=1.3, zorder=2)
+    for row in rows:
+        rate, loss = row[drift.RATE], row[drift.LOSS]
+        gid = f"tip:{marks.short(row)}: {style.number(loss)}"
+        look = {"color": color, "markersize": 3.5, "markeredgewidth": 0, "zorder": 4}
+        axes.plot(rate, loss, "o", gid=gid, **look)
     return name, rates[-1], float(means[-1])
 
 
-def _minimum(axes, one, name, theme) -> None:
-    if one["doubt"]:
+def _draw_minimum(axes: Axes, optimum, name, theme) -> None:
+    """Draw the best learning rate with its interval, unless it has a warning."""
+    if optimum["doubt"]:
         return
+    rate, lo, hi, loss = (optimum[key] for key in ("lr", "lo", "hi", "loss"))
     bar = {"color": theme["accent"], "linewidth": 2, "zorder": 4.5, "solid_capstyle": "butt"}
-    axes.plot([one["lo"], one["hi"]], [one["loss"]] * 2, **bar)
-    tip = f"{name}: best {one['lr']:.3g} [{one['lo']:.3g}, {one['hi']:.3g}]"
-    marks.mark(axes, (one["lr"], one["loss"]), theme["accent"], theme, tip, target=True)
+    axes.plot([lo, hi], [loss] * 2, **bar)
+    tip = f"{name}: best {rate:.3g} [{lo:.3g}, {hi:.3g}]"
+    marks.mark(axes, (rate, loss), theme["accent"], theme, tip, kind="diamond")
 
 
-def _drift(line) -> str:
+def _rate_axes(axes: Axes, rows, theme) -> None:
+    rates, losses = sorted({row[drift.RATE] for row in rows}), [row[drift.LOSS] for row in rows]
+    axes.set_xscale("log", base=2)
+    axes.set_xlabel("Peak learning rate at the base shape", size=8.5, color=theme["ink"])
+    axes.set_xticks(rates[::2], [f"{rate:.3g}" for rate in rates[::2]])
+    axes.set_xlim(rates[0] / 1.2, rates[-1] * 3)
+    axes.set_ylim(min(losses) / 1.02, min(max(losses), 1.5 * min(losses)) * 1.02)
+    style.log_y(axes)
+
+
+def _shift(line) -> str:
+    """Format the exponent of the best learning rate with its interval."""
     if line is None or not np.isfinite(line["slope"]):
-        return "no drift can be told"
-    return f"drift {line['slope']:+.2f} [{line['lo']:+.2f}, {line['hi']:+.2f}]"
+        return "exponent not determined"
+    return f"exponent {line['slope']:+.2f} [{line['lo']:+.2f}, {line['hi']:+.2f}]"
 
 
-def varying(rows, along) -> list:
-    """Rows at the one value of the other of width and depth that has most values of `along`.
+def varying(rows: Sequence[Mapping], along: str) -> list:
+    """Return the rows along one direction, width or depth, at a fixed value of the other.
 
-    None if it has but one.
+    The fixed value is the one with most values of `along`. Return no rows if it has only one.
     """
-    other = next(pair[pair[0] == along] for pair in DIRECTIONS if along in pair)
-    values = {row[other]: {r[along] for r in rows if r[other] == row[other]} for row in rows}
-    kept = max(values, key=lambda value: (len(values[value]), -value), default=None)
-    return [row for row in rows if row[other] == kept] if len(values.get(kept, ())) > 1 else []
+    pair = next(pair for pair in DIRECTIONS if along in pair)
+    fixed = pair[1] if pair[0] == along else pair[0]
+    values: dict = {}
+    for row in rows:
+        values.setdefault(row[fixed], set()).add(row[along])
+    best = max(values, key=lambda value: (len(values[value]), -value), default=None)
+    if len(values.get(best, ())) < 2:
+        return []
+    return [row for row in rows if row[fixed] == best]
 
 
-def _order(rule: str) -> tuple:
-    """The standard parametrization stands first."""
+def _standard_first(rule: str) -> tuple:
     return rule != "standard", rule
 
 
-def _exponent(slope) -> str:
-    error = f" ± {slope['change_se']:.2f}" if np.isfinite(slope["change_se"]) else ""
-    return f"{round(slope['change'], 2) + 0.0:+.2f}{error}"  # no minus before 0.00
+def _exponent(exponents) -> str:
+    error = f" ± {exponents['change_se']:.2f}" if np.isfinite(exponents["change_se"]) else ""
+    return f"{round(exponents['change'], 2) + 0.0:+.2f}{error}"  # + 0.0 turns -0.0 into 0.0
 
 
-def _shape_axis(axes, at, right) -> None:
+def _shape_axis(axes: Axes, shapes, right) -> None:
     axes.set_xscale("log", base=2)
-    axes.set_xlim(at[0] / 1.15, at[-1] * (at[-1] / at[0]) ** 0.1 * right)
-    axes.set_xticks(at, [str(x) for x in at])
+    axes.set_xlim(shapes[0] / 1.15, shapes[-1] * (shapes[-1] / shapes[0]) ** 0.1 * right)
+    axes.set_xticks(shapes, [str(shape) for shape in shapes])

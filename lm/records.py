@@ -1,58 +1,78 @@
-"""The run directory: how a run is written down, and how all runs of a folder are read as rows.
+"""Run directories: write the records of a run, read all runs of a folder as rows, select rows.
 
     runs/quickstart/100K/
-        config.json       every knob of the run, as lm/config.py declares it
-        facts.json        what the run is: status, counts, FLOPs, devices, versions, corpus
-        metrics.jsonl     a line each log step: attempt, step, tokens, flops, loss, ...
-        evals.jsonl       a line each evaluation: attempt, step, loss, bits_per_byte, ...
-        events.jsonl      a line for what else happened: damaged, skipped, rewound, spike
-        tokenizer.json    what its token ids mean; none for bytes
-        checkpoints/      written by lm/checkpoint.py
-        tensorboard/      the metrics again, for TensorBoard
-    runs/quickstart/      beside its runs: sweep.json, plan.json, prediction.json, report.html
+        config.json       every field of the config
+        facts.json        metadata: status, counts, FLOPs, devices, versions, corpus
+        metrics.jsonl     one line per log step: attempt, step, tokens, flops, loss, ...
+        evals.jsonl       one line per evaluation: attempt, step, loss, bits_per_byte, ...
+        events.jsonl      one line per incident: damaged, skipped, rewound, spike
+        tokenizer.json    the tokenizer; absent for bytes
+        checkpoints/      weights and optimizer state
+        tensorboard/      a copy of the metrics for TensorBoard
+    runs/quickstart/      also holds sweep.json, plan.json, prediction.json and report.html
 
-status is running, done, diverged or failed (an error),
-or lost: ended from outside, by a signal or with its machine; starting it again continues it. JSON
-files are replaced whole, .jsonl files only grow: after a resume the line of the last attempt
-counts; a torn last line is dropped. All of it may lie in a bucket: lm/storage.py.
+The status is running, done, diverged, failed (an error) or lost (killed by a signal or with its
+machine). A lost run continues when it is started again.
+JSON files are replaced atomically. Files that end in .jsonl only grow: after a resume the line of
+the last attempt counts, and an incomplete last line is dropped. A run directory may be in a bucket.
 """
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple, TypeGuard
 
 from lm import config, fields, guard, storage
 
 # Config fields that affect how a run computes or is stored, not its result.
 FREE = fields.fields_with("execution", config.Run)
-OVER = ("done", "diverged")  # of status: nothing is left to do
+OVER = ("done", "diverged")  # final values of the status
 GROWING = ("metrics.jsonl", "evals.jsonl", "events.jsonl", "checkpoints/proofs.jsonl")
+
+# Columns of the rows that `rows` returns.
+N_PARAMS = "params.non_embedding"
+TOKENS = "tokens"
+FLOPS = "flops"
+LOSS = "eval.loss"
+
+BUDGET_TOLERANCE = 0.99  # token counts whose ratio is above this belong to one token budget
 
 
 writes = True  # False in all but the first of several processes: they read, and write nothing
 
 
 def folder(run: config.Run) -> Path:
-    """Where the run lives."""
+    """Return the directory of the run."""
     return storage.at(run.dir) / run.name
 
 
 def read_config(path: str | Path) -> config.Run:
-    """The run that lives in a folder, wherever the folder is now; ValueError if none does."""
+    """Load the config of a run directory and set its `dir` to the current location.
+
+    Raises ValueError if the directory holds no run, or a run of another name.
+    """
     path = storage.at(path)
     file = path / "config.json"
     if not file.exists():
-        raise ValueError(f"{path} is no run: it has no config.json")
+        raise ValueError(
+            f"{path} is not a run directory: config.json is missing. Pass a directory below runs/."
+        )
     run = config.from_dict(read_json(file))
     if not str(path).endswith(run.name):
-        raise ValueError(f"{path} holds the run {run.name}: keep the last folders of its path so")
+        raise ValueError(
+            f"{path} holds the run {run.name}: the path must end in the name of the run."
+            " Rename the folder."
+        )
     run.dir = str(path).removesuffix(run.name) or "."
     return run
 
 
 def compare(run: config.Run) -> None:
-    """ValueError naming each knob in which the run on disk, if any, differs; writes nothing."""
+    """Check that the run on disk, if any, has the same config. Write nothing.
+
+    Raises ValueError that names each field with another value.
+    """
     path = folder(run) / "config.json"
     if not path.exists():
         return
@@ -65,12 +85,12 @@ def compare(run: config.Run) -> None:
     if changed:
         raise ValueError(
             f"{path.parent} was started with {'; '.join(changed)}: pick a new name,"
-            " or in a sweep go on as it was with --adopt"
+            " or pass --adopt to a sweep to continue with the stored values"
         )
 
 
 def start(run: config.Run, facts: dict) -> int:
-    """Opens the run's folder for another attempt and returns its number, from 1."""
+    """Open the run directory for the next attempt. Return the number of the attempt, from 1."""
     compare(run)
     path = folder(run)
     path.mkdir(parents=True, exist_ok=True)
@@ -82,100 +102,202 @@ def start(run: config.Run, facts: dict) -> int:
 
 
 def knobs(run: config.Run) -> dict:
-    """The knobs by which one run's weights differ from another's: all but FREE and the name."""
+    """Return the config fields that determine the weights: all except FREE and the name."""
     return {k: v for k, v in config.flatten(run).items() if k not in FREE and k != "name"}
 
 
 def sync(path: Path) -> None:
-    """Waits until all lines written so far would outlive a power cut."""
+    """Flush all lines of the run to the disk, so that they survive a power cut."""
     for name in GROWING if writes else ():
         storage.sync(path / name)
 
 
 def settle(path: Path) -> None:
-    """Puts the files that grow in order: before an attempt, and once the run has ended."""
+    """Repair the append-only files: before an attempt and at the end of the run."""
     for name in GROWING if writes else ():
         storage.settle(path / name)
 
 
 def read_facts(path: Path) -> dict:
-    """facts.json as a flat dict; empty before the first start."""
+    """Return facts.json as a flat dict, empty before the first start."""
     file = storage.at(path) / "facts.json"
     return read_json(file) if file.exists() else {}
 
 
 def write_facts(path: Path, **facts) -> None:
-    """Adds to facts.json, replacing facts of the same name."""
+    """Update entries of facts.json."""
     write_json(storage.at(path) / "facts.json", read_facts(path) | facts)
 
 
 def append(path: Path, row: dict) -> None:
-    """Adds a line to a .jsonl file."""
+    """Append a row to a .jsonl file."""
     if writes:
         storage.append(path, _dumps(row))
 
 
-def event(path: Path, attempt: int, step: int, name: str, words: str) -> None:
-    """Adds a line to events.jsonl: damaged, nonfinite, skipped, rewound, spike."""
-    row = {"attempt": attempt, "step": step, "event": name, "words": words}
+def event(path: Path, attempt: int, step: int, name: str, details: str) -> None:
+    """Append an event to events.jsonl: damaged, nonfinite, skipped, rewound, spike."""
+    row = {"attempt": attempt, "step": step, "event": name, "words": details}
     append(path / "events.jsonl", row)
 
 
 def events(path: str | Path) -> list[dict]:
-    """What happened to a run besides its steps, in order."""
+    """Load the events of a run in order."""
     return list(_parsed(storage.at(path) / "events.jsonl"))
 
 
 def metrics(path: str | Path) -> list[dict]:
-    """The log steps of a run in order, the last attempt's line for each."""
+    """Load the log steps of a run in order, for each step the line of the last attempt."""
     return lines(storage.at(path) / "metrics.jsonl")
 
 
 def evals(path: str | Path) -> list[dict]:
-    """The evaluations of a run in order, the last attempt's line for each."""
+    """Load the evaluations of a run in order, for each step the line of the last attempt."""
     return lines(storage.at(path) / "evals.jsonl")
 
 
 def attempts(path: str | Path, before: int) -> list[dict]:
-    """The last log step that each attempt came to, of those before this one."""
+    """Return the last log step of each attempt whose number is below `before`."""
     last = {row["attempt"]: row for row in _parsed(storage.at(path) / "metrics.jsonl")}
     return [row for number, row in sorted(last.items()) if number < before]
 
 
-def extend_evals(path: str | Path, step: int, found: dict) -> None:
-    """Adds what was found later to the evaluation of a step, by a line in its place."""
+def extend_evals(path: str | Path, step: int, results: dict) -> None:
+    """Add later results to the evaluation of a step, by a line that replaces the old line."""
     old = {row["step"]: row for row in evals(path)}.get(step, {"attempt": 0, "step": step})
-    append(Path(path) / "evals.jsonl", old | found)
+    append(Path(path) / "evals.jsonl", old | results)
 
 
 def rows(path: str | Path) -> list[dict]:
-    """One flat dict for every run below `path`, smallest model first.
+    """Load all runs below `path` as flat dicts, smallest model first.
 
-    Keys: "name", "dir", every knob ("optim.lr"), every fact ("params.total", "tokens", "flops",
-    "status", "seconds", ...) and the last evaluation ("eval.loss", "eval.loss_se", ...), which of a
-    run with eval.patience is its best.
+    Keys: "name", "dir", every config field ("optim.lr"), every entry of facts.json ("params.total",
+    "tokens", "flops", "status", "seconds", ...) and the last evaluation ("eval.loss",
+    "eval.loss_se", ...). With eval.patience the last evaluation is the best one.
     """
-    found = []
+    runs = []
     for file in storage.find(storage.at(path), "config.json"):
         facts, evaluations = read_facts(file.parent), evals(file.parent)
-        knobs = config.flatten(config.from_dict(read_json(file)))
-        ended = [row for row in evaluations if row["step"] == facts.get("ends_at")]
-        kept = (ended or evaluations)[-1:]
-        last = {f"eval.{k}": v for row in kept for k, v in row.items()}
+        fields = config.flatten(config.from_dict(read_json(file)))
+        final = [row for row in evaluations if row["step"] == facts.get("ends_at")]
+        last = (final or evaluations)[-1:]
+        results = {f"eval.{key}": value for row in last for key, value in row.items()}
         status = facts.get("status", "lost")
         if status == "running" and not guard.is_alive(file.parent):
-            status = "lost"  # killed before it could say so
-        found.append(knobs | facts | last | {"status": status, "dir": str(file.parent)})
-    return sorted(found, key=lambda row: (row.get("params.non_embedding", 0), row["name"]))
+            status = "lost"  # a killed process cannot write its status
+        runs.append(fields | facts | results | {"status": status, "dir": str(file.parent)})
+    return sorted(runs, key=lambda row: (row.get(N_PARAMS, 0), row["name"]))
+
+
+def is_finite(value: object) -> TypeGuard[float]:
+    """Return True if a cell of a row is a finite number."""
+    return isinstance(value, (int, float)) and math.isfinite(value)
+
+
+def finished_with(runs: Iterable[dict], x: str, y: str) -> list[dict]:
+    """Return the finished runs with finite values in the columns x and y, sorted by x.
+
+    Trunk runs are excluded.
+    """
+    finished = [row for row in without_trunks(runs) if row["status"] == "done"]
+    complete = [row for row in finished if is_finite(row.get(x)) and is_finite(row.get(y))]
+    return sorted(complete, key=lambda row: row[x])
+
+
+def without_trunks(runs: Iterable[dict]) -> list[dict]:
+    """Return all runs except trunk runs.
+
+    A trunk run has a constant learning rate, and cooldown branches start from its checkpoints. Its
+    final loss is above the losses that a scaling law describes.
+    """
+    runs = list(runs)
+    trunks = {row.get("start.run") for row in runs if row.get("start.keep") == "state"}
+    return [row for row in runs if row["name"] not in trunks]
+
+
+class BudgetSelection(NamedTuple):
+    """Runs with comparable numbers of training tokens."""
+
+    rows: list[dict]
+    is_complete: bool  # True if no run was removed for its token budget
+    n_tokens: float | None  # the budget of all selected runs; None if it depends on the size
+
+
+def largest_token_budget(runs: Sequence[dict], x: str = N_PARAMS) -> BudgetSelection:
+    """Select the runs that a plot against x may join with a line.
+
+    If every size has a single token budget, return all runs. Otherwise return the runs of the
+    largest budget. If fewer than half of the sizes have it, return the largest budget of each size.
+    """
+    finished = [row for row in finished_with(runs, x, x) if is_finite(row.get(TOKENS))]
+    largest = {row[x]: row[TOKENS] for row in sorted(finished, key=lambda row: row[TOKENS])}
+    if all(row[TOKENS] >= BUDGET_TOLERANCE * largest[row[x]] for row in finished):
+        return BudgetSelection(list(runs), True, None)
+    n_tokens = max(largest.values())
+    sizes = [size for size in largest if largest[size] >= BUDGET_TOLERANCE * n_tokens]
+    if 2 * len(sizes) >= len(largest):
+        selected = [row for row in finished if row[TOKENS] >= BUDGET_TOLERANCE * n_tokens]
+        return BudgetSelection(selected, False, n_tokens)
+    selected = [row for row in finished if row[TOKENS] >= BUDGET_TOLERANCE * largest[row[x]]]
+    return BudgetSelection(selected, False, None)
+
+
+def standard_error(row: Mapping, column: str) -> float:
+    """Return the standard error of a result, 0 if the row has none.
+
+    The error of eval.loss is stored in eval.loss_se, that of eval.loss.code in eval.loss_se.code.
+    """
+    group, _, rest = column.partition(".")
+    measure, dot, name = rest.partition(".")
+    value = row.get(f"{group}.{measure}_se{dot}{name}")
+    return value if is_finite(value) else 0.0
+
+
+def task_column(task: str, metric: str = "accuracy") -> str:
+    """Return the column of a task result in the rows of `rows`."""
+    return f"eval.task.{task}.{metric}"
+
+
+def task_results(row: Mapping) -> dict[str, dict[str, dict[str, float]]]:
+    """Return {task: {metric: {"value": value, "se": standard error}}} of a row or an evaluation.
+
+    The stored columns are task.NAME.METRIC and task_se.NAME.METRIC; rows have the prefix "eval.".
+    A task name may contain dots, a metric name may not. "se" is 0 if no error is stored.
+    """
+    results: dict[str, dict[str, dict[str, float]]] = {}
+    for column in row:
+        key = column.removeprefix("eval.")
+        if key.startswith("task."):
+            task, _, metric = key.removeprefix("task.").rpartition(".")
+            result = task_result(row, task, metric)
+            if result is not None:
+                results.setdefault(task, {})[metric] = result
+    return results
+
+
+def task_result(row: Mapping, task: str, metric: str = "accuracy") -> dict[str, float] | None:
+    """Return {"value": value, "se": standard error} of a row or an evaluation, None if missing."""
+    for prefix in ("eval.", ""):
+        value = row.get(f"{prefix}task.{task}.{metric}")
+        if value is not None:
+            error = row.get(f"{prefix}task_se.{task}.{metric}", 0.0)
+            return {"value": float(value), "se": float(error)}
+    return None
+
+
+def task_value(row: Mapping, task: str, metric: str = "accuracy") -> float:
+    """Return the value of a task result, NaN if it is missing."""
+    result = task_result(row, task, metric)
+    return math.nan if result is None else result["value"]
 
 
 def is_finished(run: config.Run) -> bool:
-    """Whether nothing is left to do: the run is done, diverged, or was stopped."""
+    """Return True if the run is done, diverged or stopped."""
     return read_facts(folder(run)).get("status") in OVER
 
 
 def read_json(path: Path) -> dict:
-    """ValueError naming the file where it is not JSON."""
+    """Load a JSON file. Raises ValueError that names the file if it is not JSON."""
     try:
         return json.loads(storage.at(path).read_text(encoding="utf-8"))
     except ValueError as error:
@@ -183,7 +305,7 @@ def read_json(path: Path) -> dict:
 
 
 def write_json(path: Path, value: dict) -> None:
-    """Replaces the file whole: a reader, or a crash, sees the old one or the new one."""
+    """Replace a JSON file atomically: readers see the old or the new content."""
     if writes:
         storage.write(storage.at(path), _dumps(value, indent=1) + "\n")
 
@@ -193,7 +315,7 @@ def _dumps(value, indent=None) -> str:
 
 
 def _finite(value):
-    """JSON has no NaN or infinity: they become their names."""
+    """Replace NaN and infinity by their names, because JSON has no such numbers."""
     if isinstance(value, dict):
         return {k: _finite(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
@@ -202,7 +324,7 @@ def _finite(value):
 
 
 def lines(path: Path) -> list[dict]:
-    """The rows of a .jsonl file in order of their steps, for each the last of the last attempt."""
+    """Load a .jsonl file in order of steps, for each step the last row of the last attempt."""
     by_step: dict[int, dict] = {}
     for row in _parsed(path):
         old = by_step.get(row["step"], row)
@@ -212,8 +334,10 @@ def lines(path: Path) -> list[dict]:
 
 
 def _parsed(path: Path) -> Iterator[dict]:
-    """What is no object with a step is passed over: torn by a crash, the next attempt writes it
-    again; or no line of ours."""
+    """Yield the rows of a .jsonl file.
+
+    Skip lines that are not JSON objects with an integer step, such as a line cut by a crash.
+    """
     for line in storage.lines(path):
         try:
             row = json.loads(line)

@@ -1,13 +1,16 @@
-"""A sweep directory -> one page that opens from disk: what was predicted, what came, every run.
+"""Write the HTML report of a sweep: prediction, result, laws, figures and every run.
 
     path = report.write("runs/quickstart")   # report.html, and figures/NAME.png and .svg beside it
 
-The page says what is missing: a sweep that is half done, a law that could not be fitted, a
-prediction that did not hold. It reads records only, and can be written again at any time: with
-refresh=SECONDS the page loads itself anew so often, for a sweep that still trains.
+The page also names what is missing: unfinished runs, laws that could not be fitted, predictions
+outside their interval. It reads records only and can be written at any time. With
+refresh=SECONDS an open page reloads at this interval, for a sweep that still trains.
 """
 
 from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
 
 from lm import (
     config,
@@ -22,293 +25,368 @@ from lm import (
     revision,
     style,
 )
-from lm.marks import finite, short
-from lm.outcome import Cell, Sweep
+from lm.outcome import Sweep
 
 load, headline, table = outcome.load, outcome.headline, outcome.table  # for command lines
 
+NAN_INTERVAL = (float("nan"), float("nan"))
+COST_COLUMNS = (records.TOKENS, records.FLOPS, "seconds")
+
 
 def write(sweep_dir, refresh: float = 0.0) -> Path:
-    """Writes figures/ and report.html into the sweep's folder; returns the page's path.
+    """Write figures/ and report.html into the directory of a sweep. Return the path of the page.
 
-    refresh: seconds after which the open page loads itself anew, 0 for never; it leaves figures/
-    as they are, which takes most of the time.
+    refresh: interval in seconds at which an open page reloads, 0 for never. With a refresh the
+    files in figures/, which take most of the time, are not written.
     """
     sweep = outcome.load(sweep_dir)
-    figures, times = [], goodput.table(sweep.rows)
+    figures = []
     for name, (figure, meta) in drawings.every(sweep).items():
         if not refresh:
             plots.save(figure, sweep.path / "figures" / name, meta)
         figures.append(page.figure(figure, "" if refresh else f"figures/{name}"))
+    sections = {"Figures": page.figures(figures)} | _sections(sweep)
     return page.write(
         sweep.path / "report.html",
         title=sweep.path.name or sweep.path.resolve().name,
         headline=outcome.headline(sweep),
         tiles=_tiles(sweep),
-        sections={
-            "Figures": page.figures(figures),
-            "The law": _law(sweep),
-            "Predictions": _predictions(sweep),
-            "Other laws": _laws(sweep),
-            **({"Tasks": _tasks(sweep)} if mastery.tasks(sweep.rows) else {}),
-            "Runs": page.table(outcome.full_table(sweep.rows), "sortable"),
-            "Left out, unfinished, missing": _left_out(sweep),
-            "What happened on the way": _events(sweep),
-            "Plan against cost": _cost(sweep),
-            **({"Where the time went": page.table(times)} if times else {}),
-            "How to do it again": _again(sweep),
-        },
+        sections=sections,
         footer=f"lm-scaling {revision.version()}, from the records of {len(sweep.rows)} runs.",
         twins=style.twins(sweep.rows),
         refresh=refresh,
     )
 
 
-def _tiles(sweep: Sweep) -> list[tuple[str, str]]:
-    """The few numbers that say how large all this is."""
-    columns = {
-        key: [row[key] for row in sweep.rows if finite(row.get(key))]
-        for key in ("params.non_embedding", "eval.loss", "seconds")
+def _sections(sweep: Sweep) -> dict[str, Markup]:
+    """Return {heading: HTML} of all sections except the figures."""
+    sections = {
+        "The law": _law(sweep),
+        "Predictions": _predictions(sweep),
+        "Other laws": _laws(sweep),
     }
-    sizes, losses = columns["params.non_embedding"], columns["eval.loss"]
-    done = sum(row["status"] == "done" for row in sweep.rows)
-    tiles = [("runs done", f"{done} of {len(sweep.rows) + len(sweep.missing)}")]
+    if mastery.tasks(sweep.rows):
+        sections["Tasks"] = _tasks(sweep)
+    sections |= {
+        "Runs": _runs(sweep),
+        "Excluded, unfinished and missing runs": _excluded(sweep),
+        "Events": _events(sweep),
+        "Planned and actual cost": _cost(sweep),
+    }
+    times = goodput.table(sweep.rows)
+    if times:
+        formats = dict.fromkeys(goodput.PHASES.values(), "{:.1%}".format)
+        sections["Where the time went"] = page.table(times, formats | {"seconds": "{:.0f}".format})
+    return sections | {"How to reproduce": _reproduction(sweep)}
+
+
+def _tiles(sweep: Sweep) -> list[tuple[str, str]]:
+    """Return the most important numbers of the sweep as (name, text)."""
+    sizes, losses, seconds = (
+        [row[key] for row in sweep.rows if records.is_finite(row.get(key))]
+        for key in (records.N_PARAMS, records.LOSS, "seconds")
+    )
+    n_done = sum(row["status"] == "done" for row in sweep.rows)
+    tiles = [("runs done", f"{n_done} of {len(sweep.rows) + len(sweep.missing)}")]
     if sizes:
-        words = f"{style.count(min(sizes))} to {style.count(max(sizes))}"
-        tiles.append((f"sizes, {max(sizes) / min(sizes):.0f} times apart", words))
+        span = f"{style.count(min(sizes))} to {style.count(max(sizes))}"
+        tiles.append((f"sizes, a factor of {max(sizes) / min(sizes):.0f}", span))
     if losses:
         tiles.append(("lowest loss, nats per token", style.number(min(losses))))
-    own = sum(outcome.own_flops(row) for row in sweep.rows)
-    tiles.append(("FLOPs in all", style.power_of_ten(own)))
-    return [*tiles, ("training time", outcome.duration(sum(columns["seconds"])))]
+    flops = sum(outcome.own_flops(row) for row in sweep.rows)
+    tiles.append(("total FLOPs", style.power_of_ten(flops)))
+    return [*tiles, ("training time", outcome.duration(sum(seconds)))]
 
 
-def _law(sweep: Sweep) -> str:
-    """The formula, its parameters with intervals, and every doubt there is about it."""
+def _law(sweep: Sweep) -> Markup:
+    """Return the formula of the law, its parameters with intervals, and its warnings."""
     fit = sweep.fit
     if fit is None:
-        return page.words(f"No law could be fitted: {sweep.refusal}.", "note")
-    lines = []
-    for name, value in fit.params.items():
-        lo, hi = fit.intervals.get(name, (float("nan"), float("nan")))
-        interval: Cell = (f"{lo:.4g} to {hi:.4g}", lo) if finite(lo) else ("none", 0.0)
-        lines.append({"": (name, name), "value": (f"{value:.4g}", value), "95% interval": interval})
+        return page.paragraph(f"No law could be fitted: {sweep.refusal}.", "note")
+    lines = [
+        {"": name, "value": value, "95% interval": fit.intervals.get(name, NAN_INTERVAL)}
+        for name, value in fit.params.items()
+    ]
+    formats = {"value": "{:.4g}".format, "95% interval": _format_interval}
     columns = "; ".join(style.label(column) for column in fit.columns.values())
-    doubts = list(fit.warnings)
-    written = (sweep.prediction or {}).get("fit", {}).get("params", {})
-    if any(abs(written.get(k, v) - v) > 1e-4 * abs(v) for k, v in fit.params.items()):
-        doubts.append(
+    warnings = list(fit.warnings)
+    stored = (sweep.prediction or {}).get("fit", {}).get("params", {})
+    if any(abs(stored.get(k, v) - v) > 1e-4 * abs(v) for k, v in fit.params.items()):
+        warnings.append(
             "It differs from the law in prediction.json: runs changed after the prediction."
         )
-    return (
-        page.words(marks.formula(fit), "formula")
-        + page.words(columns, "muted")
-        + page.table(lines)
-        + "".join(page.words(doubt, "note") for doubt in doubts)
-        + page.details("How it was fitted", page.code(fit))
+    return page.join(
+        [
+            page.paragraph(marks.formula(fit), "formula"),
+            page.paragraph(columns, "muted"),
+            page.table(lines, formats),
+            *(page.paragraph(warning, "note") for warning in warnings),
+            page.details("Details of the fit", page.code(fit)),
+        ]
     )
 
 
-def _laws(sweep: Sweep) -> str:
-    """What else these runs can say, each with intervals, or why they cannot."""
-    lines, doubts = [], []
+def _format_interval(interval: tuple[float, float]) -> str:
+    lo, hi = interval
+    return f"{lo:.4g} to {hi:.4g}" if records.is_finite(lo) else "none"
+
+
+def _laws(sweep: Sweep) -> Markup:
+    """Return the other laws of the runs with their intervals, or why they cannot be fitted."""
+    lines, warnings = [], []
     for name, (fit, refusal) in sweep.laws.items():
-        values = {**fit.params, **fit.derived} if fit else {}
-        shown = [f"{key} {value:.4g}{_interval(fit, key)}" for key, value in values.items()]
-        words = "; ".join(shown) if fit else f"refused: {refusal}"
-        formula = marks.formula(fit) if fit else ""
-        n = (str(fit.n), fit.n) if fit else ("", 0)
-        lines.append(
-            {"law": (name, ""), "formula": (formula, ""), "n": n, "95% intervals": (words, "")}
-        )
-        doubts += [f"{name}: {doubt}" for doubt in (fit.warnings if fit else ())]
-    return page.table(lines) + "".join(page.words(doubt, "note") for doubt in doubts)
+        if fit is None:
+            line = {"formula": "", "n": None, "95% intervals": f"refused: {refusal}"}
+        else:
+            values = {**fit.params, **fit.derived}
+            texts = [f"{key} {value:.4g}{_interval(fit, key)}" for key, value in values.items()]
+            line = {"formula": marks.formula(fit), "n": fit.n, "95% intervals": "; ".join(texts)}
+            warnings += [f"{name}: {warning}" for warning in fit.warnings]
+        lines.append({"law": name} | line)
+    notes = [page.paragraph(warning, "note") for warning in warnings]
+    return page.join([page.table(lines), *notes])
 
 
 def _interval(fit, key: str) -> str:
-    lo, hi = fit.intervals.get(key, (float("nan"), float("nan")))
-    return f" [{lo:.3g}, {hi:.3g}]" if finite(lo) else ""
+    lo, hi = fit.intervals.get(key, NAN_INTERVAL)
+    return f" [{lo:.3g}, {hi:.3g}]" if records.is_finite(lo) else ""
 
 
-def _predictions(sweep: Sweep) -> str:
-    said = sweep.prediction
-    if not said:
-        why = f": {sweep.refused}" if sweep.refused else ""
-        return page.words(f"None was written down{why}.", "muted")
-    every = {"size alone": said, "size and tokens": said.get("joint", {})}
-    lines = [_prediction(sweep, law, one) for law, one in every.items() if "value" in one]
-    notes = [
-        f"By {law}: none, {one['refused']}." if "refused" in one else f"By {law}: from {of}."
-        for law, one in every.items()
-        for of in [", ".join(one.get("runs", ()))] * bool(one)
-    ]
-    return page.table(lines) + "".join(page.words(note, "muted") for note in notes)
+def _predictions(sweep: Sweep) -> Markup:
+    """Return the predictions of each law for the target beside the measured value."""
+    if not sweep.prediction:
+        reason = f": {sweep.refused}" if sweep.refused else ""
+        return page.paragraph(f"No prediction was stored{reason}.", "muted")
+    by_law = {"size alone": sweep.prediction, "size and tokens": sweep.prediction.get("joint", {})}
+    lines, notes = [], []
+    for law, prediction in by_law.items():
+        if "value" in prediction:
+            lines.append(_prediction(sweep, law, prediction))
+            runs = ", ".join(prediction.get("runs", ()))
+            notes.append(f"By {law}: from {runs}.")
+        elif prediction:
+            notes.append(f"By {law}: none, {prediction.get('refused', '')}.")
+    interval_columns = [name for name in lines[0] if name.endswith("interval")]
+    formats = {"predicted": style.number} | dict.fromkeys(interval_columns, _format_bounds)
+    paragraphs = [page.paragraph(note, "muted") for note in notes]
+    return page.join([page.table(lines, formats), *paragraphs])
 
 
-def _prediction(sweep: Sweep, law: str, said: dict) -> dict[str, Cell]:
-    """What one law said of the target before it started, beside what came."""
-    whole, row, measured = sweep.prediction or {}, sweep.target or {}, sweep.measured
-    value, lo, hi = marks.predicted(said)
-    inside = "yes" if measured and lo <= measured <= hi else "no"
+def _prediction(sweep: Sweep, law: str, prediction: dict) -> dict[str, Any]:
+    """Return the table row of one prediction for the target, as values."""
+    main, measured = sweep.prediction or {}, sweep.measured
+    value, lo, hi = marks.predicted(prediction)
+    result, deviation, is_inside = "not yet", None, None
+    if measured:
+        error = records.standard_error(sweep.target or {}, main["y"])
+        result = outcome.format_measurement(outcome.Measurement(measured, error))
+        deviation = outcome.off(measured, value)
+        if records.is_finite(lo):
+            is_inside = "yes" if lo <= measured <= hi else "no"
     return {
-        "run": (whole["target"], ""),
-        "law": (law, ""),
-        "of": (style.label(whole["y"]), ""),
-        "predicted": (style.number(value), value),
-        f"{whole['level']:.0%} interval": (f"{style.number(lo)} to {style.number(hi)}", lo),
-        "measured": outcome.measured(whole["y"])(row) if measured else ("not yet", ""),
-        "off": (outcome.off(measured, value) if measured else "", ""),
-        "inside": (inside if measured and finite(lo) else "", ""),
-        "written": (whole.get("written", ""), ""),
+        "run": main["target"],
+        "law": law,
+        "of": style.label(main["y"]),
+        "predicted": value,
+        f"{main['level']:.0%} interval": (lo, hi),
+        "measured": result,
+        "deviation": deviation,
+        "inside": is_inside,
+        "stored at": main.get("written", ""),
     }
 
 
-def _tasks(sweep: Sweep) -> str:
-    """Each task's verdict, and which metric follows accuracy best."""
-    done = [row for row in sweep.rows if row["status"] == "done"]
-    lines: list[dict[str, Cell]] = [
-        {
-            "task": (marks.task_name(one["task"]), ""),
-            "chance": (f"{one['chance']:.2g}", one["chance"]),
-            "best accuracy": (f"{one['best']:.3g}", one["best"]),
-            **_foretold(sweep, one["task"]),
-            "signal": (f"{one['signal']:.2g}", one["signal"]),
-            "sampling noise": (f"{one['sampling']:.2g}", one["sampling"]),
-            "checkpoint noise": _known(one["checkpoint"]),
-            "seed noise": _known(one["seed"]),
-            "signal to noise": (f"{one['to_noise']:.2g}", one["to_noise"]),
-            "verdict": (one["verdict"], ""),
-        }
-        for one in mastery.verdicts(done, {row["name"]: records.evals(row["dir"]) for row in done})
-    ]
-    follows: list[dict[str, Cell]] = [
-        {
-            "metric": (metric, ""),
-            "rank correlation with accuracy, median": (f"{middle:.2f}", middle),
-            "lowest": (f"{min(by_task.values()):.2f}", min(by_task.values())),
-            "tasks": (str(len(by_task)), len(by_task)),
-        }
-        for metric, by_task in mastery.correlations(done).items()
-        for middle in [mastery.median(by_task.values())]
-    ]
+def _format_bounds(interval: tuple[float, float]) -> str:
+    lo, hi = interval
+    return f"{style.number(lo)} to {style.number(hi)}"
+
+
+def _runs(sweep: Sweep) -> Markup:
+    """Return a table of all runs with all columns that any run fills."""
+    columns = outcome.full_table(sweep.rows)
+    lines = [{column.title: column.value(row) for column in columns} for row in sweep.rows]
+    formats = {column.title: column.format for column in columns}
+    sort_keys = {c.title: [c.sort_key(row) for row in sweep.rows] for c in columns if c.sort_key}
+    return page.table(lines, formats, sort_keys, is_sortable=True)
+
+
+def _tasks(sweep: Sweep) -> Markup:
+    """Return the reliability of each task, and how well each metric follows accuracy."""
+    finished = [row for row in sweep.rows if row["status"] == "done"]
+    evals = {row["name"]: records.evals(row["dir"]) for row in finished}
+    lines = [_task(sweep, verdict) for verdict in mastery.verdicts(finished, evals)]
+    three_digits, two_digits = "{:.3g}".format, "{:.2g}".format
+    formats = {
+        "chance": two_digits,
+        "best accuracy": three_digits,
+        "predicted for the target": _format_prediction,
+        "measured": "{:.2f}".format,
+        **dict.fromkeys(
+            ("signal", "sampling noise", "checkpoint noise", "seed noise", "signal to noise"),
+            two_digits,
+        ),
+    }
+    followers = []
+    for metric, by_task in mastery.correlations(finished).items():
+        values = list(by_task.values())
+        followers.append(
+            {
+                "metric": metric,
+                "rank correlation with accuracy, median": mastery.median(values),
+                "lowest": min(values),
+                "tasks": len(values),
+            }
+        )
+    correlations = ("rank correlation with accuracy, median", "lowest")
+    correlation_formats: dict[str, page.Format] = dict.fromkeys(correlations, "{:.2f}".format)
     noise = (
-        "Noise of one accuracy: from the examples asked; between a run's last evaluations, about a "
-        "line; between seeds. The first and the larger of the others make the signal to noise."
+        "Noise of one accuracy. Sampling: choice of examples. Checkpoint: deviation of the last "
+        "evaluations of a run from a line. Seed: between seeds. Signal to noise combines sampling "
+        "noise and the larger of the other two."
     )
-    return (
-        page.table(lines, "sortable")
-        + page.words(noise, "muted")
-        + page.words("Which metric orders the runs as accuracy does (1: exactly so):", "muted")
-        + page.table(follows)
+    order = "Rank correlation of each metric with accuracy over the runs (1: same order):"
+    return page.join(
+        [
+            page.table(lines, formats, is_sortable=True),
+            page.paragraph(noise, "muted"),
+            page.paragraph(order, "muted"),
+            page.table(followers, correlation_formats),
+        ]
     )
 
 
-def _known(noise: float | None) -> Cell:
-    return ("" if noise is None else f"{noise:.2g}", noise or 0.0)
+def _task(sweep: Sweep, verdict: dict) -> dict[str, Any]:
+    """Return the table row of one task, as values."""
+    line = {
+        "task": marks.task_name(verdict["task"]),
+        "chance": verdict["chance"],
+        "best accuracy": verdict["best"],
+    }
+    predictions = (sweep.prediction or {}).get("tasks")
+    if predictions:
+        prediction = predictions.get(verdict["task"], {})
+        has_value = "value" in prediction
+        bounds = tuple(prediction[key] for key in ("value", "lo", "hi")) if has_value else ()
+        measured = records.task_value(sweep.target or {}, verdict["task"])
+        line["predicted for the target"] = bounds
+        line["measured"] = measured if records.is_finite(measured) else None
+    return line | {
+        "signal": verdict["signal"],
+        "sampling noise": verdict["sampling"],
+        "checkpoint noise": verdict["checkpoint"],
+        "seed noise": verdict["seed"],
+        "signal to noise": verdict["to_noise"],
+        "verdict": verdict["verdict"],
+    }
 
 
-def _foretold(sweep: Sweep, task: str) -> dict[str, Cell]:
-    """What was said of the target's accuracy before it started, and what came."""
-    every = (sweep.prediction or {}).get("tasks")
-    if not every:
-        return {}
-    said = every.get(task, {})
-    words = "none" if "value" not in said else "{value:.2f} [{lo:.2f}, {hi:.2f}]".format(**said)
-    came = (sweep.target or {}).get(mastery.column(task))
-    measured = (f"{came:.2f}", came) if finite(came) else ("", 0.0)
-    return {"predicted for the target": (words, said.get("value", -1.0)), "measured": measured}
+def _format_prediction(prediction: tuple[float, ...]) -> str:
+    if not prediction:
+        return "none"
+    value, lo, hi = prediction
+    return f"{value:.2f} [{lo:.2f}, {hi:.2f}]"
 
 
-def _left_out(sweep: Sweep) -> str:
-    """Runs that are not done, or that are and no law saw, with the reason."""
-    why = dict(sweep.fit.excluded) if sweep.fit else {}
-    lines = [(short({"name": name}), "missing", "not started") for name in sweep.missing]
+def _excluded(sweep: Sweep) -> Markup:
+    """Return the runs that are not done or not in the law, with the reason."""
+    reasons = dict(sweep.fit.excluded) if sweep.fit else {}
+    lines = [
+        {"run": marks.short({"name": name}), "status": "missing", "reason": "not started"}
+        for name in sweep.missing
+    ]
     for row in sweep.rows:
-        name, status = short(row), row["status"]
-        if status != "done":
+        line = {"run": marks.short(row), "status": row["status"]}
+        if row["status"] != "done":
             planned = row["steps"] * row["data.batch_size"] * row["data.seq_len"]
-            share = f"{row['tokens'] / planned:.0%} of its tokens were trained on"
-            lines.append((name, status, f"{row.get('reason') or 'not finished'}; {share}"))
+            share = f"trained on {row[records.TOKENS] / planned:.0%} of its tokens"
+            lines.append(line | {"reason": f"{row.get('reason') or 'not finished'}; {share}"})
         elif sweep.fit and not marks.in_fit(row, sweep.fit) and row is not sweep.target:
-            lines.append((name, status, why.get(row["name"]) or _unfitted(sweep, row)))
+            reason = reasons.get(row["name"]) or _reason_outside_fit(sweep, row)
+            lines.append(line | {"reason": reason})
     if not lines:
-        return page.words("Nothing: every run is done.", "muted")
-    heads = ("run", "status", "why")
-    return page.table(
-        [{h: (text, "") for h, text in zip(heads, line, strict=True)} for line in lines]
-    )
-
-
-def _unfitted(sweep: Sweep, row: dict) -> str:
-    """Why a run that is done is not among those of the law."""
-    if row not in marks.ends(sweep.rows):
-        return "a trunk: see its branches"
-    used = {style.count(one["tokens"]) for one in sweep.rows if marks.in_fit(one, sweep.fit)}
-    if finite(row.get("tokens")) and style.count(row["tokens"]) not in used and len(used) == 1:
-        return f"on {style.count(row['tokens'])} tokens, where the law is one of {used.pop()}"
-    return "not among the runs the law was fitted to"
-
-
-def _events(sweep: Sweep) -> str:
-    """Damaged checkpoints, skipped updates, rewinds and spikes, as the runs wrote them down."""
-    lines: list[dict[str, Cell]] = [
-        {
-            "run": (short(row), ""),
-            "attempt": (str(event["attempt"]), event["attempt"]),
-            "step": (str(event["step"]), event["step"]),
-            "event": (event["event"], ""),
-            "words": (event["words"], ""),
-        }
-        for row in sweep.rows
-        for event in records.events(row["dir"])
-    ]
-    return page.table(lines) if lines else page.words("Nothing but steps.", "muted")
-
-
-def _cost(sweep: Sweep) -> str:
-    """What plan.json said of each run, and of all that began, beside what it took."""
-    rows = {row["name"]: row | {"flops": outcome.own_flops(row)} for row in sweep.rows}
-    lines = []
-    begun = [plan for plan in sweep.plan if plan["name"] in rows]
-    sums = [
-        {key: sum(one.get(key) or 0 for one in ones) for key in ("tokens", "flops", "seconds")}
-        for ones in (begun, [rows[plan["name"]] for plan in begun])
-    ]
-    pairs = [(plan, rows.get(plan["name"], {})) for plan in sweep.plan]
-    whole = {"name": f"all {len(begun)} that began"} | sums[0]
-    for plan, row in [*pairs, *([(whole, sums[1])] if len(begun) > 1 else [])]:
-        line: dict[str, Cell] = {"run": (short(plan), "")}
-        for head, cell in outcome.COSTS.items():
-            line |= {f"{head}, planned": cell(plan), f"{head}, spent": cell(row)}
-        planned, spent = plan.get("seconds"), row.get("seconds")
-        ratio = spent / planned if finite(spent) and finite(planned) and planned else ""
-        line["time over plan"] = (f"{ratio:.2f}×" if ratio else "", ratio)
-        lines.append(line)
+        return page.paragraph("None: every run is done and in the law.", "muted")
     return page.table(lines)
 
 
-def _again(sweep: Sweep) -> str:
-    """Command, corpus, devices, versions; the knobs, those that differ between runs as a table."""
+def _reason_outside_fit(sweep: Sweep, row: dict) -> str:
+    """Return why a finished run is not in the law."""
+    if row not in sweep.without_trunks:
+        return "a trunk run: see its branches"
+    fitted = [r for r in sweep.rows if marks.in_fit(r, sweep.fit)]
+    budgets = {style.count(r[records.TOKENS]) for r in fitted}
+    tokens = row.get(records.TOKENS)
+    if records.is_finite(tokens) and len(budgets) == 1 and style.count(tokens) not in budgets:
+        return f"trained on {style.count(tokens)} tokens; the law is for {budgets.pop()}"
+    return "not among the runs that the law was fitted to"
+
+
+def _events(sweep: Sweep) -> Markup:
+    """Return the events of all runs: corrupt checkpoints, skipped updates, rewinds, spikes."""
+    lines = [
+        {"run": marks.short(row)}
+        | {key: event[key] for key in ("attempt", "step", "event")}
+        | {"details": event["words"]}
+        for row in sweep.rows
+        for event in records.events(row["dir"])
+    ]
+    return page.table(lines) if lines else page.paragraph("No events.", "muted")
+
+
+def _cost(sweep: Sweep) -> Markup:
+    """Return the planned and the actual cost of each run, and the sums over started runs."""
+    actual = {row["name"]: row | {records.FLOPS: outcome.own_flops(row)} for row in sweep.rows}
+    pairs = [(plan, actual.get(plan["name"], {})) for plan in sweep.plan]
+    started = [(plan, row) for plan, row in pairs if row]
+    if len(started) > 1:
+        planned_sum, actual_sum = (
+            {key: sum(costs.get(key) or 0 for costs in all_costs) for key in COST_COLUMNS}
+            for all_costs in zip(*started, strict=True)
+        )
+        pairs.append(({"name": f"all {len(started)} started"} | planned_sum, actual_sum))
+    formats = {"time over plan": "{:.2f}×".format}
+    for column in outcome.COSTS:
+        formats |= {f"{column.title}, planned": column.format}
+        formats |= {f"{column.title}, actual": column.format}
+    return page.table([_cost_line(plan, row) for plan, row in pairs], formats)
+
+
+def _cost_line(plan: dict, row: dict) -> dict[str, Any]:
+    line: dict[str, Any] = {"run": marks.short(plan)}
+    for column in outcome.COSTS:
+        line[f"{column.title}, planned"] = column.value(plan)
+        line[f"{column.title}, actual"] = column.value(row)
+    planned, actual = plan.get("seconds"), row.get("seconds")
+    line["time over plan"] = None
+    if records.is_finite(planned) and records.is_finite(actual) and planned > 0 and actual > 0:
+        line["time over plan"] = actual / planned
+    return line
+
+
+def _reproduction(sweep: Sweep) -> Markup:
+    """Return commit, command, corpus, devices, versions, and the config fields of the runs."""
     keys = sorted({key for row in sweep.rows for key in row})
-    kept = [key for key in keys if key.startswith(("code.", "corpus.", "devices", "versions."))]
-    facts: list[dict[str, Cell]] = []
-    for key in kept:
+    facts = []
+    for key in keys:
         values = sorted({str(row[key]) for row in sweep.rows if row.get(key) is not None})
-        note = " (differs between runs)" if len(values) > 1 else ""
-        facts += [{"fact": (key, ""), "value": (", ".join(values) + note, "")}] * bool(values)
-    knobs = [knob for knob in config.field_types(config.Run) if knob not in ("name", "dir")]
-    values = {knob: [str(row.get(knob)) for row in sweep.rows] for knob in knobs}
-    differ = [knob for knob in knobs if len(set(values[knob])) > 1]
-    own = [{"run": (short(row), "")} | {k: (str(row[k]), "") for k in differ} for row in sweep.rows]
-    shared = "\n".join(f"{k} = {v[0]}" for k, v in values.items() if k not in differ and v)
+        if values and key.startswith(("code.", "corpus.", "devices", "versions.")):
+            note = " (differs between runs)" if len(values) > 1 else ""
+            facts.append({"fact": key, "value": ", ".join(values) + note})
+    fields = [field for field in config.field_types(config.Run) if field not in ("name", "dir")]
+    values = {field: [str(row.get(field)) for row in sweep.rows] for field in fields}
+    varied = [field for field in fields if len(set(values[field])) > 1]
+    by_run = [
+        {"run": marks.short(row)} | {field: str(row[field]) for field in varied}
+        for row in sweep.rows
+    ]
+    shared = "\n".join(f"{f} = {v[0]}" for f, v in values.items() if v and f not in varied)
     commits = {row["code.commit"].strip("+") for row in sweep.rows if row.get("code.commit")}
-    checkout = (
-        "".join(f"git checkout {commit}\n" for commit in commits) if len(commits) == 1 else ""
-    )
-    return (
-        page.code(checkout + sweep.facts.get("command", "unknown command"))
-        + page.words(f"Started {sweep.facts.get('created', 'at an unknown time')}.", "muted")
-        + page.table(facts)
-        + page.details("Knobs that differ between runs", page.table(own))
-        + page.details("Knobs that all runs share", page.code(shared))
+    checkout = f"git checkout {commits.pop()}\n" if len(commits) == 1 else ""
+    return page.join(
+        [
+            page.code(checkout + sweep.facts.get("command", "unknown command")),
+            page.paragraph(f"Started {sweep.facts.get('created', 'at an unknown time')}.", "muted"),
+            page.table(facts),
+            page.details("Config fields that differ between runs", page.table(by_run)),
+            page.details("Config fields that all runs share", page.code(shared)),
+        ]
     )

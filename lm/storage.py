@@ -1,10 +1,10 @@
-"""Files on this machine and in a bucket, gs://, so that both behave alike to all above.
+"""Files on the local disk and in Google Cloud Storage (gs://), with the same functions for both.
 
     at("runs/a"), at("gs://bucket/runs/a")     # a pathlib.Path, an etils.epath.Path: same methods
 
-A bucket has no append, no rename and no locks; an object is seen whole or not at all, and a list
-of objects is true the moment it is made. So a file that grows is, in a bucket, an object a line,
-beside the one in which `settle` has gathered those before:
+A bucket has no append, no rename and no locks. An object is visible completely or not at all, and a
+listing is always consistent. In a bucket, an append-only file is stored as one object per line,
+beside an object in which `settle` gathers the earlier lines:
 
     metrics.jsonl          metrics.jsonl.parts/00000001795478400000000000
 """
@@ -18,55 +18,63 @@ import typing
 from collections.abc import Iterator
 from pathlib import Path
 
-READERS = 32  # objects that are fetched at once
+READERS = 32  # objects that are downloaded at once
 
 
 def at(where: str | os.PathLike) -> Path:
-    """The path of a name; ValueError for a kind of storage that is unknown or not installed."""
+    """Return the path of a name.
+
+    Raises ValueError for an unknown scheme, or if the package for gs:// is not installed.
+    """
     text = os.fspath(where)
-    scheme, found, _ = text.partition("://")
-    if not found:
+    scheme, separator, _ = text.partition("://")
+    if not separator:
         return Path(text)
     if scheme != "gs":
-        raise ValueError(f"{text}: {scheme}:// is not known: a folder here, or gs://BUCKET/FOLDER")
-    import fsspec.config  # these two imported here: what stays on this machine needs neither
+        raise ValueError(
+            f"{text}: {scheme}:// is not known. Use a local folder or gs://BUCKET/FOLDER."
+        )
+    # Local runs do not need these packages, so they are imported only for a bucket.
+    import fsspec.config
     from etils import epath
 
     try:
         fsspec.get_filesystem_class("gs")
     except ImportError:
-        raise ValueError(f"{text}: needs a package that is not here: uv sync --extra gcs") from None
-    for name in ("gs", "gcs"):  # a remembered list of objects would hide what others write
+        raise ValueError(
+            f"{text}: needs a package that is not installed. Run uv sync --extra gcs."
+        ) from None
+    for name in ("gs", "gcs"):  # a cached listing would hide objects that other processes write
         fsspec.config.conf.setdefault(name, {})["use_listings_cache"] = False
-    return typing.cast(Path, epath.Path(text))  # a type of its own, with the same methods
+    return typing.cast(Path, epath.Path(text))  # another class with the same methods
 
 
 def is_remote(where: str | os.PathLike) -> bool:
-    """Whether it lies in a bucket."""
+    """Return True if the path is in a bucket."""
     return "://" in os.fspath(where)
 
 
 def write(path: Path, data: str | bytes) -> None:
-    """Replaces a file whole: a reader, or a crash at any moment, sees the old or the new one."""
+    """Replace a file atomically: after a crash it has the old or the new content."""
     raw = data.encode() if isinstance(data, str) else data
     path.parent.mkdir(parents=True, exist_ok=True)
     if is_remote(path):
         path.write_bytes(raw)
         return
-    fresh = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with open(fresh, "wb") as file:
+        with open(temporary, "wb") as file:
             file.write(raw)
             file.flush()
-            os.fsync(file.fileno())  # else a power cut may leave the new name on no bytes
-        os.replace(fresh, path)
+            os.fsync(file.fileno())  # otherwise a power cut may leave an empty file
+        os.replace(temporary, path)
     except BaseException:
-        fresh.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
 
 
 def append(path: Path, line: str) -> None:
-    """Adds a line to a file that only this process writes."""
+    """Append a line to a file. Only one process may write the file."""
     if is_remote(path):
         _parts(path).joinpath(f"{time.time_ns():023}").write_bytes(f"{line}\n".encode())
         return
@@ -75,10 +83,10 @@ def append(path: Path, line: str) -> None:
 
 
 def lines(path: Path) -> list[str]:
-    """The lines of a file that grows, in order; an unfinished last one too. Empty if none is there.
+    """Return the lines of an append-only file in order, empty if there is no file.
 
-    In a bucket the parts are read before what they are gathered into: whatever `settle` deletes
-    meanwhile is found there.
+    An unfinished last line is included. In a bucket, the parts are read before the gathered object,
+    because `settle` may delete parts at the same time, and their lines are then in that object.
     """
     if not is_remote(path):
         return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
@@ -89,15 +97,17 @@ def lines(path: Path) -> list[str]:
 
 
 def grown_at(path: Path) -> float:
-    """When a file that grows got its last line, in seconds since 1970; 0 where nobody can say."""
+    """Return the time of the last append in seconds since 1970, 0 if it is unknown."""
     if is_remote(path):
         return max((int(part.name) for part in listed(_parts(path))), default=0) / 1e9
     return path.stat().st_mtime if path.exists() else 0.0
 
 
 def settle(path: Path) -> None:
-    """Heals a file that grows, before its next writer: cuts an unfinished last line, so that the
-    next stands on its own; in a bucket gathers the parts, so that clocks cannot change their order.
+    """Repair an append-only file before its next writer starts.
+
+    Locally, remove an unfinished last line. In a bucket, gather the parts in one object, so that
+    a difference between the clocks of two machines cannot change their order.
     """
     if is_remote(path):
         parts = listed(_parts(path))
@@ -107,23 +117,24 @@ def settle(path: Path) -> None:
             part.unlink(missing_ok=True)
     elif path.exists():
         text = path.read_bytes()
-        whole = text.rfind(b"\n") + 1
-        if whole < len(text):
+        end = text.rfind(b"\n") + 1
+        if end < len(text):
             with open(path, "r+b") as file:
-                file.truncate(whole)
+                file.truncate(end)
 
 
 def sync(path: Path) -> None:
-    """Waits until a file that grows would outlive a power cut; in a bucket it does already."""
+    """Flush an append-only file to the disk. Objects in a bucket are always durable."""
     if not is_remote(path) and path.exists():
         with open(path, "rb") as file:
             os.fsync(file.fileno())
 
 
 def touch(path: Path, data: str) -> None:
-    """Says that a file is still meant; `data`: its content, to be written again where that says so.
+    """Refresh the modification time of a file. Raises OSError if the file is missing.
 
-    Here only the time changes, which a full disk allows. OSError if the file is gone.
+    data: content of the file, which must be written again in a bucket. Locally only the time
+    changes, which works on a full disk.
     """
     if is_remote(path):
         path.write_text(data)
@@ -132,50 +143,54 @@ def touch(path: Path, data: str) -> None:
 
 
 def find(top: Path, name: str) -> list[Path]:
-    """Files of a name below a folder, not inside checkpoints; in a bucket four folders deep."""
+    """Return the files of this name below a folder, except inside checkpoints.
+
+    The search in a bucket is limited to four levels of folders.
+    """
     if is_remote(top):
         return sorted(p for depth in range(5) for p in top.glob("*/" * depth + name))
-    found = []
-    for folder, folders, files in os.walk(top):
-        folders[:] = [one for one in folders if one not in ("checkpoints", "damaged")]
-        found += [Path(folder, name)] * (name in files)
-    return sorted(found)
+    paths = []
+    for folder, subfolders, files in os.walk(top):
+        subfolders[:] = [sub for sub in subfolders if sub not in ("checkpoints", "damaged")]
+        if name in files:
+            paths.append(Path(folder, name))
+    return sorted(paths)
 
 
-def move(folder: Path, place: Path) -> None:
-    """Gives a folder another name; in a bucket it is copied whole before it is deleted."""
+def move(folder: Path, target: Path) -> None:
+    """Rename a folder. In a bucket, copy all objects before the originals are deleted."""
     if not is_remote(folder):
-        folder.rename(place)
+        folder.rename(target)
         return
-    for path in _below(folder):
-        with path.open("rb") as file, (place / path.relative_to(folder)).open("wb") as copy:
+    for path in _files_below(folder):
+        with path.open("rb") as file, (target / path.relative_to(folder)).open("wb") as copy:
             shutil.copyfileobj(file, copy, 1 << 24)
-    for path in _below(folder):
+    for path in _files_below(folder):
         path.unlink()
 
 
 def probe(folder: Path) -> None:
-    """OSError if no folder can be made in this one; nothing is tried in a bucket."""
+    """Check that a folder is writable. Raises OSError if not. A bucket is not checked."""
     if not is_remote(folder):
         os.rmdir(tempfile.mkdtemp(prefix=".probe-", dir=folder))
 
 
 def free_bytes(folder: Path) -> float:
-    """Room on the disk of a folder; a bucket has any."""
+    """Return the free space on the disk of a folder in bytes, infinity for a bucket."""
     return float("inf") if is_remote(folder) else shutil.disk_usage(folder).free
 
 
 def listed(folder: Path) -> list[Path]:
-    """What lies right in a folder; nothing if there is no such folder."""
+    """Return the direct content of a folder, empty if there is no such folder."""
     try:
         return list(folder.iterdir())
     except FileNotFoundError:
         return []
 
 
-def _below(folder: Path) -> Iterator[Path]:
+def _files_below(folder: Path) -> Iterator[Path]:
     for path in listed(folder):
-        yield from _below(path) if path.is_dir() else [path]
+        yield from _files_below(path) if path.is_dir() else [path]
 
 
 def _parts(path: Path) -> Path:

@@ -1,10 +1,10 @@
-"""How every figure looks and what it carries: colours, axes, words for numbers, files.
+"""Theme, axes, number formats and files of all figures.
 
-    figure, axes = style.start("Loss against parameters", "params.non_embedding", "eval.loss")
+    figure, axes = style.start("Loss against parameters", records.N_PARAMS, records.LOSS)
     axes.plot(...)
     style.save(style.end(figure, axes, ["n = 6 runs."]), "figures/loss", {"runs": {...}})
 
-Figures are plain matplotlib objects: nothing here touches pyplot or shares state.
+Figures are plain matplotlib objects. This module does not use pyplot and has no global state.
 """
 
 import hashlib
@@ -26,10 +26,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 from PIL import Image
 
-from lm import storage
+from lm import records, storage
 
-# `sizes` is the stretch of viridis (even in lightness, safe for the colour-blind) that stands out
-# on that ground.
+# "sizes" is the part of the colormap viridis that contrasts with the paper. Viridis is perceptually
+# uniform and safe for color-blind readers.
 LIGHT = {
     "paper": "#ffffff", "ink": "#1d2733", "muted": "#5b6775", "grid": "#e6eaef",
     "band": "#dde3ea", "accent": "#c9430b", "soft": "#f6cfbd", "raised": "#f4f6f8",
@@ -41,29 +41,31 @@ DARK = {
     "good": "#4cc38a", "sizes": (0.36, 0.97),
 }  # fmt: skip
 
-# What stands on an axis, with its unit.
+# Column -> axis label with the unit.
 LABELS = {
-    "params.non_embedding": "Parameters without embeddings, N",
+    records.N_PARAMS: "Parameters without embeddings, N",
     "params.total": "Parameters with embeddings",
-    "tokens": "Training tokens, D",
-    "flops": "Training compute, C (FLOPs)",
-    "eval.loss": "Held-out loss, L (nats per token)",
+    records.TOKENS: "Training tokens, D",
+    records.FLOPS: "Training compute, C (FLOPs)",
+    records.LOSS: "Held-out loss, L (nats per token)",
     "eval.bits_per_byte": "Held-out loss (bits per byte)",
     "eval.completion": "Held-out words completed exactly (%)",
 }
 
 Corner = Literal["upper left", "upper right"]
-SIZE = "params.non_embedding"  # what colours go by
-MOST = 12  # things of one figure that are no sizes and have a colour each
+MAX_COLORS = 12  # categorical colors in one figure
 
 
 def label(column: str) -> str:
-    """The words for a column; other words stand as they are."""
+    """Return the axis label of a column. Return other text unchanged."""
     return LABELS.get(column, column)
 
 
 def start(title: str, x: str, y: str, theme=LIGHT) -> tuple[Figure, Axes]:
-    """An empty figure of one panel, half a page wide; x and y are columns, or words with a unit."""
+    """Create a figure with one panel, half a page wide.
+
+    x and y are columns of a row, or labels with a unit.
+    """
     figure = Figure(figsize=(5.4, 3.9), layout="constrained", facecolor=theme["paper"])
     axes = figure.add_subplot(facecolor=theme["paper"])
     axes.set_title(title, loc="left", weight="bold", size=11, color=theme["ink"], pad=9)
@@ -78,129 +80,167 @@ def start(title: str, x: str, y: str, theme=LIGHT) -> tuple[Figure, Axes]:
 
 
 def panels(title: str, n: int, theme=LIGHT, columns=5) -> tuple[Figure, list[Axes]]:
-    """An empty figure of n small panels, a page wide; the title stands over the first."""
-    lines = max(-(-n // columns), 1)
-    figure = Figure(figsize=(11, 0.7 + 1.9 * lines), layout="constrained", facecolor=theme["paper"])
+    """Create a figure with n small panels, a page wide, at least one panel."""
+    n_lines = max(-(-n // columns), 1)
+    size = (11, 0.7 + 1.9 * n_lines)
+    figure = Figure(figsize=size, layout="constrained", facecolor=theme["paper"])
     figure.suptitle(title, x=0.012, ha="left", weight="bold", size=11, color=theme["ink"])
-    found = [figure.add_subplot(lines, columns, i + 1) for i in range(max(n, 1))]
-    for axes in found:
+    all_axes = [figure.add_subplot(n_lines, columns, i + 1) for i in range(max(n, 1))]
+    for axes in all_axes:
         axes.set_facecolor(theme["paper"])
         axes.tick_params(colors=theme["muted"], labelsize=7.5, length=2, width=0.8)
         axes.grid(color=theme["grid"], linewidth=0.8)
         axes.spines[["top", "right"]].set_visible(False)
         axes.spines[["left", "bottom"]].set_color(theme["muted"])
-    return figure, found
+    return figure, all_axes
+
+
+def panel_title(axes: Axes, title: str, theme) -> None:
+    """Set the title of a small panel."""
+    axes.set_title(title, size=8.5, color=theme["ink"], loc="left", parse_math=False)
 
 
 def end(
     figure: Figure, axes: Axes, caption: list[str], theme=LIGHT, legend: Corner = "upper right"
 ) -> Figure:
-    """Adds the legend, where something has a label, and the caption, where n is said.
-
-    Words beside marks that would cover later ones are dropped: the largest sizes keep theirs.
-    From here on everything stays where it is: to lay it out again, or to draw it for that, costs
-    as much as the drawing that is kept.
-    """
-    handles, labels = axes.get_legend_handles_labels()
-    if handles:
-        look = {"fontsize": 8.5, "labelcolor": theme["ink"], "handlelength": 1.8}
-        frame = {"facecolor": theme["paper"], "edgecolor": "none", "framealpha": 0.75}
-        axes.legend(handles, labels, loc=legend, **look, **frame)  # upper right: losses fall
-    text = textwrap.fill(" ".join(filter(None, caption)), round(17 * figure.get_figwidth()))
-    look = {"x": 0.012, "ha": "left", "size": 7.5, "color": theme["muted"], "parse_math": False}
-    figure.supxlabel(text, **look)
-    layout = figure.get_layout_engine()
-    assert layout  # of start and panels
-    layout.execute(figure)
-    taken = []
-    for words in reversed(list(axes.texts)):
-        box = words.get_window_extent().padded(1, -1)
-        if any(box.overlaps(other) for other in taken):
-            words.remove()
-        else:
-            taken.append(box)
-    figure.set_layout_engine(None)  # "none" leaves one behind, for which savefig draws twice
+    """Finish a figure: add legend and caption, compute the layout, drop overlapping labels."""
+    add_legend(axes, theme, legend)
+    add_caption(figure, caption, theme)
+    compute_layout(figure)
+    drop_overlapping_labels(axes)
+    freeze_layout(figure)
     return figure
 
 
-def log_x(axes: Axes, words) -> None:
-    """A log axis with round ticks, written by `words` (count or power_of_ten)."""
+def add_legend(axes: Axes, theme=LIGHT, corner: Corner = "upper right") -> None:
+    """Add a legend if any artist has a label."""
+    handles, labels = axes.get_legend_handles_labels()
+    if handles:
+        text = {"fontsize": 8.5, "labelcolor": theme["ink"], "handlelength": 1.8}
+        frame = {"facecolor": theme["paper"], "edgecolor": "none", "framealpha": 0.75}
+        axes.legend(handles, labels, loc=corner, **text, **frame)
+
+
+def add_caption(figure: Figure, sentences: list[str], theme=LIGHT) -> None:
+    """Write the caption below a figure, wrapped to its width. Skip empty sentences."""
+    text = textwrap.fill(" ".join(filter(None, sentences)), round(17 * figure.get_figwidth()))
+    look = {"x": 0.012, "ha": "left", "size": 7.5, "color": theme["muted"], "parse_math": False}
+    figure.supxlabel(text, **look)
+
+
+def compute_layout(figure: Figure) -> None:
+    """Run the layout engine of a figure once."""
+    layout = figure.get_layout_engine()
+    assert layout, "figures of start and panels have a layout engine"
+    layout.execute(figure)
+
+
+def drop_overlapping_labels(axes: Axes) -> None:
+    """Remove labels that overlap a label that was added later. The largest sizes are added last."""
+    taken = []
+    for text in reversed(list(axes.texts)):
+        box = text.get_window_extent().padded(1, -1)
+        if any(box.overlaps(other) for other in taken):
+            text.remove()
+        else:
+            taken.append(box)
+
+
+def freeze_layout(figure: Figure) -> None:
+    """Keep the current layout: a second layout costs as much time as drawing the figure."""
+    figure.set_layout_engine(None)  # "none" would keep an engine, and savefig would draw twice
+
+
+def log_x(axes: Axes, format_tick) -> None:
+    """Make the x axis logarithmic, with round ticks. format_tick: `count` or `power_of_ten`."""
     axes.set_xscale("log")
     low, high = np.log10(axes.get_xlim())
     steps = (1, 2, 5) if high - low < 1.7 else (1, 3) if high - low < 3.4 else (1,)
     axes.xaxis.set_major_locator(LogLocator(subs=steps))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: words(value)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: format_tick(value)))
     axes.xaxis.set_minor_locator(NullLocator())
 
 
-def log_y(axes: Axes, words="{:.4g}".format) -> None:
-    """A log axis. Losses span less than a decade, so that their ticks are even, not powers."""
+def log_y(axes: Axes, format_tick="{:.4g}".format) -> None:
+    """Make the y axis logarithmic.
+
+    Ticks are evenly spaced if the axis spans less than a decade, as losses do.
+    """
     axes.set_yscale("log")
     low, high = axes.get_ylim()
     if high > 10 * low:
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 3)))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: words(value)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: format_tick(value)))
         return axes.yaxis.set_minor_locator(NullLocator())
     ticks = MaxNLocator(nbins=7, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)
     axes.yaxis.set_major_locator(FixedLocator([tick for tick in ticks if low <= tick <= high]))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: words(value)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: format_tick(value)))
     axes.yaxis.set_minor_locator(NullLocator())
 
 
 def write(axes: Axes, x: float, y: float, text: str, theme, offset=(5, 5), **look) -> None:
-    """Puts plain text, `offset` points beside the data point (x, y), on a wash of paper."""
+    """Write plain text beside the data point (x, y). The offset is in points."""
     look |= {"color": theme["ink"], "size": 8.5, "parse_math": False, "textcoords": "offset points"}
-    wash = {"facecolor": theme["paper"], "alpha": 0.75, "edgecolor": "none", "pad": 0.5}
-    axes.annotate(text, (x, y), xytext=offset, bbox=wash, **look)
+    background = {"facecolor": theme["paper"], "alpha": 0.75, "edgecolor": "none", "pad": 0.5}
+    axes.annotate(text, (x, y), xytext=offset, bbox=background, **look)
 
 
 def lifts(axes: Axes, points, height=10.5, width=40.0) -> list[float]:
-    """How many points up or down words must move from each (x, y) so that none covers another.
+    """Return vertical offsets, in points, that separate the labels at data points (x, y).
 
-    `height` and `width` are those of the words. The axes must have their final limits.
+    height, width: size of a label in points. The axes must have their final limits.
     """
     if not points:
         return []
     page = np.array(axes.bbox.size) * 72 / axes.figure.dpi
-    places = (axes.transScale + axes.transLimits).transform(np.array(points)) * page
-    at, order = places[:, 1].copy(), np.argsort(places[:, 1], kind="stable")
+    positions = (axes.transScale + axes.transLimits).transform(np.array(points)) * page
+    ys, order = positions[:, 1].copy(), np.argsort(positions[:, 1], kind="stable")
     for _ in range(50):
         for low, high in itertools.combinations(order, 2):
-            lack = height - (at[high] - at[low])
-            if lack > 0 and abs(places[high, 0] - places[low, 0]) < width:
-                at[low], at[high] = at[low] - lack / 2, at[high] + lack / 2
-    return [float(lift) for lift in at - places[:, 1]]
+            overlap = height - (ys[high] - ys[low])
+            if overlap > 0 and abs(positions[high, 0] - positions[low, 0]) < width:
+                ys[low], ys[high] = ys[low] - overlap / 2, ys[high] + overlap / 2
+    return [float(offset) for offset in ys - positions[:, 1]]
 
 
 def size_colours(rows, theme=LIGHT) -> dict[str, str]:
-    """{name of run: colour}, ordered by size; runs of one size share it, unknown ones are muted."""
-    sizes = sorted({row[SIZE] for row in rows if row.get(SIZE)})
+    """Return {name of run: color}, ordered by size.
+
+    Runs of the same size share a color. Runs of unknown size have the color "muted".
+    """
+    sizes = sorted({row[records.N_PARAMS] for row in rows if row.get(records.N_PARAMS)})
     viridis, (first, last) = matplotlib.colormaps["viridis"], theme["sizes"]
-    places = np.linspace(first, last, len(sizes)) if len(sizes) > 1 else [(first + last) / 2]
-    shades = {n: str(colors.to_hex(viridis(p))) for n, p in zip(sizes, places, strict=False)}
-    return {r["name"]: shades[r[SIZE]] if r.get(SIZE) else theme["muted"] for r in rows}
+    shades = np.linspace(first, last, len(sizes)) if len(sizes) > 1 else [(first + last) / 2]
+    by_size = {n: str(colors.to_hex(viridis(s))) for n, s in zip(sizes, shades, strict=False)}
+    return {
+        row["name"]: by_size[row[records.N_PARAMS]] if row.get(records.N_PARAMS) else theme["muted"]
+        for row in rows
+    }
 
 
 def spread(theme=LIGHT, n=4) -> list[str]:
-    """n colours for things that are no sizes, from end to end of those of sizes."""
+    """Return n colors for categories that are not model sizes."""
     viridis, (first, last) = matplotlib.colormaps["viridis"], theme["sizes"]
-    return [str(colors.to_hex(viridis(place))) for place in np.linspace(first, last, n)]
+    return [str(colors.to_hex(viridis(shade))) for shade in np.linspace(first, last, n)]
 
 
 def twins(rows) -> dict[str, str]:
-    """{colour in LIGHT: the same thing's in DARK}, for all that figures of these rows draw."""
+    """Return {color in the LIGHT theme: color in the DARK theme} for all figures of these rows."""
     light, dark = size_colours(rows, LIGHT), size_colours(rows, DARK)
     pairs = {LIGHT[name]: DARK[name] for name in LIGHT if name != "sizes"}
-    for n in range(2, MOST + 1):
+    for n in range(2, MAX_COLORS + 1):
         pairs |= dict(zip(spread(LIGHT, n), spread(DARK, n), strict=True))
     return {light[name]: dark[name] for name in light} | pairs
 
 
-# Words for numbers.
+# Number formats.
 
 
 def count(value: float) -> str:
-    """12_345 -> 12.3K: three digits and K, M, B or T; powers of ten where these do not reach."""
+    """Format a count with three digits: 12_345 -> 12.3K. The suffixes are K, M, B and T.
+
+    Values outside the range of the suffixes become powers of ten.
+    """
     for unit, size in (("", 1), ("K", 1e3), ("M", 1e6), ("B", 1e9), ("T", 1e12)):
         if value == 0 or 1 <= abs(value) < 999.5 * size:
             return f"{value / size:.3g}{unit}"
@@ -208,7 +248,7 @@ def count(value: float) -> str:
 
 
 def power_of_ten(value: float) -> str:
-    """2.5e15 -> 2.5·10¹⁵, in plain characters."""
+    """Format a number as a power of ten in plain characters: 2.5e15 -> 2.5·10¹⁵."""
     if not value or not math.isfinite(value):
         return str(value)
     digits, exponent = f"{value:.2e}".split("e")
@@ -217,84 +257,89 @@ def power_of_ten(value: float) -> str:
 
 
 def raised(text: str) -> str:
-    """N^-0.25 -> N⁻⁰·²⁵: exponents in plain characters, for there is no raised full stop."""
+    """Replace exponents by superscript characters: N^-0.25 -> N⁻⁰·²⁵.
+
+    The middle dot replaces the decimal point, because Unicode has no superscript period.
+    """
     table = str.maketrans("-.0123456789", "⁻·⁰¹²³⁴⁵⁶⁷⁸⁹")
-    return re.sub(r"\^(-?[0-9.]+)", lambda hit: hit[1].translate(table), text)
+    return re.sub(r"\^(-?[0-9.]+)", lambda match: match[1].translate(table), text)
 
 
-def shortened(words: str, most=24) -> str:
-    """The beginning of what is too long to stand beside a mark."""
-    return words if len(words) <= most else f"{words[: most - 1]}…"
+def shortened(text: str, max_length=24) -> str:
+    """Truncate a label to max_length characters."""
+    return text if len(text) <= max_length else f"{text[: max_length - 1]}…"
 
 
 def number(value: float) -> str:
-    """A loss or its like, to four significant digits."""
+    """Format a number with four significant digits."""
     return f"{value:#.4g}"
 
 
-# What a figure says of itself, and its ways out.
+# Metadata and files of figures.
 
 
 def fingerprint(value) -> str:
-    """16 hex digits of plain data; the order of keys does not matter."""
+    """Return a hash of plain data, 16 hex digits. The order of keys does not matter."""
     text = json.dumps(value, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def save(figure: Figure, stem, meta: dict) -> list[pathlib.Path]:
-    """Writes STEM.png and STEM.svg with `meta` (plain data) inside; returns the two paths.
+    """Write STEM.png and STEM.svg with the metadata `meta` (plain data). Return the two paths.
 
-    The same figure gives the same bytes: no dates, no random ids.
+    The files have no dates and no random ids, so the same figure always gives the same bytes.
     """
     stem = storage.at(stem)
-    png, svg = (stem.with_name(stem.name + ending) for ending in (".png", ".svg"))
-    about = {"Description": json.dumps(meta, sort_keys=True)}
+    png, svg = (stem.with_name(stem.name + suffix) for suffix in (".png", ".svg"))
+    metadata = {"Description": json.dumps(meta, sort_keys=True)}
     file = io.BytesIO()
-    figure.savefig(file, dpi=200, format="png", metadata=about)
+    figure.savefig(file, dpi=200, format="png", metadata=metadata)
     storage.write(png, file.getvalue())
     text = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": "lm"}):
-        figure.savefig(text, format="svg", metadata=about | {"Date": None})
+        figure.savefig(text, format="svg", metadata=metadata | {"Date": None})
     storage.write(svg, text.getvalue())
     return [png, svg]
 
 
 def read_meta(path) -> dict:
-    """What `save` was given as `meta`, read from its PNG or SVG; ValueError if there is none."""
+    """Read the metadata that `save` stored in a PNG or SVG. Raises ValueError if there is none."""
     path = storage.at(path)
     try:
         if path.suffix == ".svg":
-            found = re.search(
-                r"<dc:description>(.*?)</dc:description>", path.read_text(), re.DOTALL
-            )
-            return json.loads(html.unescape(found[1]) if found else "")
+            text = path.read_text()
+            match = re.search(r"<dc:description>(.*?)</dc:description>", text, re.DOTALL)
+            return json.loads(html.unescape(match[1]) if match else "")
         with Image.open(io.BytesIO(path.read_bytes())) as image:
             return json.loads(image.info.get("Description", ""))
     except ValueError as error:
-        raise ValueError(f"{path} holds no record of its runs: draw it with plots.save") from error
+        raise ValueError(
+            f"{path} holds no record of its runs. Draw the figure again with `save`."
+        ) from error
 
 
 def inline(figure: Figure) -> tuple[str, str]:
-    """(SVG for the inside of a page, caption). The caption leaves the figure: the page sets it.
+    """Return (SVG element for an HTML page, caption). The caption is removed from the figure.
 
-    Text stays text in the page's font, colours become CSS variables named --c and six hex digits,
-    for the page to turn dark, and a mark's `tip:` id becomes its <title>. All text comes escaped.
+    Text stays text, in the font of the page. Colors become CSS variables, --c and six hex digits,
+    so that the page can switch to the dark theme. The id "tip:TEXT" of a marker becomes its
+    <title>. All text is escaped.
     """
     caption = " ".join(figure.get_supxlabel().split())
-    under = figure.supxlabel(figure.get_supxlabel())
-    cut = under.get_window_extent().y1 * 72 / figure.dpi  # points, from the bottom
-    under.set_text("")
+    caption_text = figure.supxlabel(figure.get_supxlabel())
+    caption_height = caption_text.get_window_extent().y1 * 72 / figure.dpi  # points
+    caption_text.set_text("")
     file = io.StringIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "lm"}):
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
     svg = file.getvalue()
     svg = svg[svg.index("<svg") :]
-    for clutter in (r"<metadata>.*?</metadata>", r"<style.*?</style>", r"<!--.*?-->"):
-        svg = re.sub(clutter, "", svg, flags=re.DOTALL)
+    for pattern in (r"<metadata>.*?</metadata>", r"<style.*?</style>", r"<!--.*?-->"):
+        svg = re.sub(pattern, "", svg, flags=re.DOTALL)
     svg = re.sub(r"font-family: [^;\"]*;? ?", "", svg)
     svg = re.sub(r'<g id="tip:([^"]*)">', r'<g class="tip"><title>\1</title>', svg)
     svg = re.sub(r' id="[A-Za-z0-9.]+_[0-9]+"', "", svg)
     svg = re.sub(r": #([0-9a-f]{6})\b", r": var(--c\1, #\1)", svg)
     width, height = figure.get_size_inches() * 72
-    size = f'viewBox="0 0 {width:g} {height - cut:g}" role="img"'
+    size = f'viewBox="0 0 {width:g} {height - caption_height:g}" role="img"'
     return re.sub(r'width="[^"]*" height="[^"]*" viewBox="[^"]*"', size, svg, count=1), caption

@@ -1,9 +1,10 @@
-"""Figures of what tuning does: rows of runs, or the points of lm/gains.py, in; a Figure out.
+"""Figures of fine-tuning: transfer, forgetting, task quality and compute saved.
 
     tuning.fine_tuned(records.rows("runs/transfer"))
     tuning.qualities(gains.qualities(records.rows("runs/specialists")))
 
-A size has one colour. Filled marks on solid lines started from pre-trained weights.
+A model size has one color. Filled markers on solid lines are runs that started from pre-trained
+weights.
 """
 
 from collections.abc import Sequence
@@ -11,219 +12,253 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-from lm import gains, marks, style
+from lm import gains, marks, records, style
 
 LIGHT = style.LIGHT
-# A way to a skill (see gains.qualities) -> its line.
+# Training method (see gains.qualities) -> line style, marker.
 WAYS = {"alone": "--", "tuned": "-", "alone, same FLOPs": "None"}
+KINDS: dict[str, marks.Kind] = {
+    "alone": "open",
+    "tuned": "filled",
+    "alone, same FLOPs": "diamond",
+}
 
 
-def fine_tuned(rows, x="unique_tokens", y="eval.loss", theme=LIGHT) -> Figure:
-    """Log-log: held-out loss against the task's own data, tuned (solid) and from scratch (dashed).
+def fine_tuned(rows, x="unique_tokens", y=records.LOSS, theme=LIGHT) -> Figure:
+    """Plot, on log axes, the held-out loss against the task's own data, one color per size.
 
-    A colour a size. Runs with start.run are tuned; a size or amount without a partner is left out.
+    Fine-tuned runs (with start.run) are solid, runs from scratch dashed. Sizes and data amounts
+    without both kinds of runs are left out.
     """
     figure, axes = style.start("Fine-tuned and from scratch", "Tokens of the task", y, theme)
-    known = {(pair["size"], pair["tokens"]) for pair in gains.pairs(rows, x, y)}
-    size, ends = gains.SIZE, []
-    done = [row for row in marks.points(rows, x, y) if (row.get(size), row[x]) in known]
-    colours = style.size_colours(rows, theme)
-    for n in sorted({row[size] for row in done}):
-        for way, line in ((False, "--"), (True, "-")):
-            mine = [row for row in done if row[size] == n and gains.is_tuned(row) == way]
-            colour = colours[mine[0]["name"]]
-            axes.plot([r[x] for r in mine], [r[y] for r in mine], line, color=colour, linewidth=1.2)
-            for row in mine:
+    paired = {(pair["size"], pair["tokens"]) for pair in gains.pairs(rows, x, y)}
+    finished = [
+        row
+        for row in records.finished_with(rows, x, y)
+        if (row.get(records.N_PARAMS), row[x]) in paired
+    ]
+    colors, labels = style.size_colours(rows, theme), []
+    for size in sorted({row[records.N_PARAMS] for row in finished}):
+        same_size = [row for row in finished if row[records.N_PARAMS] == size]
+        for is_tuned in (False, True):
+            line, kind = ("-", "filled") if is_tuned else ("--", "open")
+            runs = [row for row in same_size if gains.is_tuned(row) == is_tuned]
+            color = colors[runs[0]["name"]]
+            xs, ys = [row[x] for row in runs], [row[y] for row in runs]
+            axes.plot(xs, ys, line, color=color, linewidth=1.2)
+            for row in runs:
                 tip = f"{marks.short(row)}: {style.number(row[y])}"
-                at, error = (row[x], row[y]), marks.error(row, y)
-                marks.mark(axes, at, colour, theme, tip, error, full=way)
-        ends.append((style.count(n), mine[-1][x], mine[-1][y]))
-    if done:
-        axes.set(xscale="log", yscale="log", xlim=(None, 1.5 * max(row[x] for row in done)))
+                error = records.standard_error(row, y)
+                marks.mark(axes, (row[x], row[y]), color, theme, tip, error, kind=kind)
+            if is_tuned:
+                labels.append((style.count(size), xs[-1], ys[-1]))
+    if finished:
+        axes.set(xscale="log", yscale="log", xlim=(None, 1.5 * max(row[x] for row in finished)))
         style.log_x(axes, style.count)
         style.log_y(axes)
-    marks.write_ends(axes, ends, theme)
-    caption = f"n = {len(done)} runs. Filled, solid: from pre-trained weights; open, dashed: from"
-    return style.end(figure, axes, [caption, "scratch. Bars: one standard error."], theme)
+    marks.write_ends(axes, labels, theme)
+    caption = [
+        f"n = {marks.n_runs(finished)}. Filled, solid: from pre-trained weights.",
+        "Open, dashed: from scratch. Bars: one standard error.",
+    ]
+    return style.end(figure, axes, caption, theme)
 
 
 def forgetting(rows, theme=LIGHT) -> Figure:
-    """Held-out loss on the text of pre-training, before tuning (dotted) and after, a colour a size.
+    """Plot the held-out loss on pre-training text before (dotted) and after fine-tuning.
 
-    Against the task's own tokens, where these differ; else against size.
+    The horizontal axis is the number of task tokens, or the size if all runs have the same number.
     """
     points = gains.forgotten(rows)
-    by_size = len({point["tokens"] for point in points}) < 2
-    x = "size" if by_size else "tokens"
-    words = style.label(gains.SIZE) if by_size else "Tokens of the task"
+    is_by_size = len({point["tokens"] for point in points}) < 2
+    x = "size" if is_by_size else "tokens"
+    label = records.N_PARAMS if is_by_size else "Tokens of the task"
     source = ", ".join(sorted({point["source"] for point in points}))
-    title = f"What tuning forgets: {source}" if source else "What tuning forgets"
-    figure, axes = style.start(title, words, "eval.loss", theme)
-    colours, ends = _colours(points, theme), []
-    for n, colour in colours.items():
-        mine = sorted((p for p in points if p["size"] == n), key=lambda p: p[x])
-        before = {"color": colour, "linewidth": 1.2, "linestyle": ":"}
-        axes.plot([p[x] for p in mine], [p["before"] for p in mine], **before)
-        axes.plot([p[x] for p in mine], [p["after"] for p in mine], color=colour, linewidth=1.2)
-        for point in mine:
-            tip = f"{style.count(n)}: {point['before']:.3f} before, {point['after']:.3f} after"
-            marks.mark(axes, (point[x], point["after"]), colour, theme, tip, point["after_se"])
-            if by_size:
-                at = point[x], point["before"]
-                marks.mark(axes, at, colour, theme, tip, point["before_se"], full=False)
-        ends += [(style.count(n), last[x], last["after"]) for last in mine[-1:]]
+    title = f"Forgetting by fine-tuning: {source}" if source else "Forgetting by fine-tuning"
+    figure, axes = style.start(title, label, records.LOSS, theme)
+    labels = []
+    for size, color in _size_colors(points, theme).items():
+        same_size = sorted((p for p in points if p["size"] == size), key=lambda p: p[x])
+        _draw_forgetting(axes, same_size, x, color, theme, has_marks_before=is_by_size)
+        labels += [(style.count(size), p[x], p["after"]) for p in same_size[-1:]]
     if points:
         axes.set(xscale="log", yscale="log", xlim=(None, 1.5 * max(p[x] for p in points)))
         style.log_x(axes, style.count)
         style.log_y(axes)
-    marks.write_ends(axes, ends, theme)
-    how = "Open: before" if by_size else "Dotted: before"
-    caption = (
-        f"n = {len(points)} tuned runs. {how} tuning; filled: after, on the same held-out text."
-    )
-    return style.end(figure, axes, [caption, "Bars: one standard error."], theme)
+    marks.write_ends(axes, labels, theme)
+    before = "Open" if is_by_size else "Dotted"
+    caption = [
+        f"n = {len(points)} fine-tuned runs. {before}: before fine-tuning.",
+        "Filled: after, on the same held-out text. Bars: one standard error.",
+    ]
+    return style.end(figure, axes, caption, theme)
+
+
+def _draw_forgetting(axes, points, x, color, theme, has_marks_before) -> None:
+    xs = [point[x] for point in points]
+    before, after = ([point[key] for point in points] for key in ("before", "after"))
+    axes.plot(xs, before, color=color, linewidth=1.2, linestyle=":")
+    axes.plot(xs, after, color=color, linewidth=1.2)
+    for p in points:
+        tip = f"{style.count(p['size'])}: {p['before']:.3f} before, {p['after']:.3f} after"
+        marks.mark(axes, (p[x], p["after"]), color, theme, tip, p["after_se"])
+        if has_marks_before:
+            marks.mark(axes, (p[x], p["before"]), color, theme, tip, p["before_se"], kind="open")
 
 
 def qualities(points, y="Bits per byte of the answer", theme=LIGHT) -> Figure:
-    """Quality against a task's examples: a panel a task, a colour a size.
+    """Plot the quality against the number of task examples, a panel per task, a color per size.
 
-    points: what `gains.qualities` gave. Solid, filled: tuned on the task; dashed, open: alone, for
-    as many steps; a diamond: alone, for the FLOPs of generalist and tuning together; dotted: the
-    generalist without examples.
+    points: result of gains.qualities. Solid, filled: fine-tuned on the task. Dashed, open: trained
+    from scratch for the same number of steps. Diamond: from scratch, with the FLOPs of pre-training
+    and fine-tuning together. Dotted: the pre-trained model with a prompt without examples.
     """
     tasks = list(dict.fromkeys(point["task"] for point in points))
     figure, panels = style.panels("Quality against task examples", len(tasks), theme, columns=3)
-    colours = _colours(points, theme)
+    colors = _size_colors(points, theme)
     for axes, task in zip(panels, tasks, strict=False):
-        ends = []
-        for n, colour in colours.items():
-            mine = [p for p in points if (p["task"], p["size"]) == (task, n)]
-            for way, line in WAYS.items():
-                part = sorted((p for p in mine if p["way"] == way), key=lambda p: p["examples"])
-                xs, ys = [p["examples"] for p in part], [p["value"] for p in part]
-                axes.plot(xs, ys, line, color=colour, linewidth=1.2)
-                for point in part:
-                    tip = f"{style.count(n)} {way}: {point['value']:.2f} ± {point['se']:.2f}"
-                    look = {"full": way != "alone", "target": way.endswith("FLOPs")}
-                    at = point["examples"], point["value"]
-                    marks.mark(axes, at, colour, theme, tip, point["se"], **look)
-                if way == "tuned" and part:
-                    ends.append((style.count(n), xs[-1], ys[-1]))
-        axes.set_ylim(axes.get_ylim())  # what is only prompted may lie far above
-        for point in points:
-            if (point["task"], point["way"]) == (task, "prompted, 0 shots"):
-                look = {"color": colours[point["size"]], "linewidth": 1, "linestyle": ":"}
-                axes.axhline(point["value"], **look)
-        axes.set_title(task, size=8.5, color=theme["ink"], loc="left", parse_math=False)
-        axes.set(xscale="log", xlim=(None, 4 * max((x for _, x, _ in ends), default=1)))
+        task_points, labels = [p for p in points if p["task"] == task], []
+        for size, color in colors.items():
+            same_size = [p for p in task_points if p["size"] == size]
+            labels += _draw_qualities(axes, same_size, color, theme)
+        axes.set_ylim(axes.get_ylim())  # the prompted model may be far above the other values
+        for point in task_points:
+            if point["way"] == "prompted, 0 shots":
+                line = {"color": colors[point["size"]], "linewidth": 1, "linestyle": ":"}
+                axes.axhline(point["value"], **line)
+        style.panel_title(axes, task, theme)
+        axes.set(xscale="log", xlim=(None, 4 * max((x for _, x, _ in labels), default=1)))
         style.log_x(axes, style.count)
-        marks.write_ends(axes, ends, theme)
+        marks.write_ends(axes, labels, theme)
     n_models = len({(p["size"], p["task"], p["way"], p["examples"]) for p in points})
     caption = [
-        f"n = {n_models} models and tasks. {y} against the examples learned from. Filled, solid:",
-        "tuned from pre-trained weights; open, dashed: alone, as many steps; diamond: alone, FLOPs",
-        "of pre-training and tuning; dotted: pre-trained, prompted, where it is as low. Bars: one",
-        "standard error.",
+        f"n = {n_models} models and tasks. {y} against the number of training examples.",
+        "Filled, solid: from pre-trained weights. Open, dashed: from scratch, same steps.",
+        "Diamond: from scratch, FLOPs of pre-training and fine-tuning. Dotted: pre-trained model,",
+        "prompted, if in range. Bars: one standard error.",
     ]
     return style.end(figure, panels[0], caption, theme)
 
 
-def compute_saved(points, theme=LIGHT) -> Figure:
-    """How many times the compute of tuning a model from scratch needs to be as good, by size.
+def _draw_qualities(axes, points, color, theme) -> list[tuple[str, float, float]]:
+    """Draw one line per training method. Return the label of the fine-tuned line."""
+    labels = []
+    for way, line in WAYS.items():
+        curve = sorted((p for p in points if p["way"] == way), key=lambda p: p["examples"])
+        xs, ys = [p["examples"] for p in curve], [p["value"] for p in curve]
+        axes.plot(xs, ys, line, color=color, linewidth=1.2)
+        kind = KINDS[way]
+        for p in curve:
+            tip = f"{style.count(p['size'])} {way}: {p['value']:.2f} ± {p['se']:.2f}"
+            marks.mark(axes, (p["examples"], p["value"]), color, theme, tip, p["se"], kind=kind)
+        if way == "tuned" and curve:
+            labels.append((style.count(curve[0]["size"]), xs[-1], ys[-1]))
+    return labels
 
-    points: what `gains.saved` gave. Open marks are lower bounds: it never came as far.
+
+def compute_saved(points, theme=LIGHT) -> Figure:
+    """Plot, by size, the FLOPs from scratch relative to fine-tuning for an equally good model.
+
+    points: result of gains.saved. Open markers are lower bounds: no run from scratch was as good.
     """
-    words = "FLOPs from scratch, over those of tuning"
-    figure, axes = style.start("Compute that tuning saves", gains.SIZE, words, theme)
+    label = "FLOPs from scratch / FLOPs of fine-tuning"
+    figure, axes = style.start("Compute saved by fine-tuning", records.N_PARAMS, label, theme)
     tasks = list(dict.fromkeys(point["task"] for point in points))
-    ends = []
-    for task, colour in zip(tasks, style.spread(theme, max(len(tasks), 2)), strict=False):
-        mine = sorted((p for p in points if p["task"] == task), key=lambda p: p["size"])
-        axes.plot([p["size"] for p in mine], [p["saved"] for p in mine], color=colour, linewidth=1)
-        for point in mine:
-            bound = "" if point["reached"] else "more than "
-            tip = f"{task}, {style.count(point['size'])}: {bound}{point['saved']:.1f} times"
-            at = point["size"], point["saved"]
-            marks.mark(axes, at, colour, theme, tip, full=point["reached"])
-        ends += [(task, last["size"], last["saved"]) for last in mine[-1:]]
+    labels = []
+    for task, color in zip(tasks, style.spread(theme, max(len(tasks), 2)), strict=False):
+        curve = sorted((p for p in points if p["task"] == task), key=lambda p: p["size"])
+        sizes, ratios = [p["size"] for p in curve], [p["saved"] for p in curve]
+        axes.plot(sizes, ratios, color=color, linewidth=1)
+        for p in curve:
+            bound = "" if p["reached"] else "more than "
+            tip = f"{task}, {style.count(p['size'])}: {bound}{p['saved']:.1f} times"
+            kind = "filled" if p["reached"] else "open"
+            marks.mark(axes, (p["size"], p["saved"]), color, theme, tip, kind=kind)
+        labels.append((task, sizes[-1], ratios[-1]))
     axes.axhline(1, color=theme["muted"], linewidth=1, linestyle=":")
     axes.set_yscale("log")
     if points:
-        marks.scales(axes, gains.SIZE, "saved", right=0.6)
+        marks.scales(axes, records.N_PARAMS, "saved", right=0.6)
         style.log_y(axes)
-    marks.write_ends(axes, ends, theme)
-    caption = f"n = {len(points)} tuned runs. To the tuned run's best held-out loss, pre-training"
-    return style.end(
-        figure, axes, [caption, "not counted. Open: a lower bound, never reached."], theme
-    )
+    marks.write_ends(axes, labels, theme)
+    caption = [
+        f"n = {len(points)} fine-tuned runs. FLOPs until a run from scratch has the best held-out",
+        "loss of the fine-tuned run, without pre-training. Open: lower bound, loss not reached.",
+    ]
+    return style.end(figure, axes, caption, theme)
 
 
 def unseen(points, theme=LIGHT) -> Figure:
-    """Shares of right answers against size: a panel a group of tasks, a line a tuning set.
+    """Plot the accuracy of each group of tasks against size, a line per number of tuned clusters.
 
-    points: what `gains.abilities` gave. The line of 0 clusters is the model before tuning.
+    points: result of gains.abilities. The line of 0 clusters is the model before fine-tuning.
     """
     groups = list(dict.fromkeys(point["group"] for point in points))
-    figure, panels = style.panels("Tasks tuned on, and not", len(groups), theme, columns=3)
+    figure, panels = style.panels("Tuned and unseen tasks", len(groups), theme, columns=3)
     numbers = sorted({point["n_clusters"] for point in points})
-    colours = dict(zip(numbers, [theme["muted"], *style.spread(theme)], strict=False))
+    colors = dict(zip(numbers, [theme["muted"], *style.spread(theme)], strict=False))
     for axes, group in zip(panels, groups, strict=False):
-        ends = []
+        labels = []
         for n in numbers:
-            mine = [p for p in points if (p["group"], p["n_clusters"]) == (group, n)]
-            colour = colours.get(n, theme["ink"])
-            at, shares = [p["size"] for p in mine], [100 * p["value"] for p in mine]
-            axes.plot(at, shares, "-" if n else ":", color=colour, linewidth=1.2)
-            for point, share in zip(mine, shares, strict=True):
-                tip = f"{n} clusters, {style.count(point['size'])}: {share:.0f}%"
-                marks.mark(axes, (point["size"], share), colour, theme, tip, 100 * point["se"])
-            words = f"{n} cluster{'s' * (n > 1)}" if n else "before"
-            ends += [(words, last["size"], 100 * last["value"]) for last in mine[-1:]]
-        axes.set_title(group, size=8.5, color=theme["ink"], loc="left", parse_math=False)
-        if groups:
-            marks.scales(axes, gains.SIZE, "tasks", right=0.3)
+            curve = [p for p in points if (p["group"], p["n_clusters"]) == (group, n)]
+            color = colors.get(n, theme["ink"])
+            sizes, accuracies = [p["size"] for p in curve], [100 * p["value"] for p in curve]
+            axes.plot(sizes, accuracies, "-" if n else ":", color=color, linewidth=1.2)
+            for p, accuracy in zip(curve, accuracies, strict=True):
+                tip = f"{n} clusters, {style.count(p['size'])}: {accuracy:.0f}%"
+                marks.mark(axes, (p["size"], accuracy), color, theme, tip, 100 * p["se"])
+            text = f"{n} cluster{'s' if n > 1 else ''}" if n else "before"
+            labels += [(text, p["size"], 100 * p["value"]) for p in curve[-1:]]
+        style.panel_title(axes, group, theme)
+        marks.scales(axes, records.N_PARAMS, "tasks", right=0.3)
         axes.set_ylim(-14, 112)
-        marks.write_ends(axes, ends, theme)
+        marks.write_ends(axes, labels, theme)
     n_runs = sum({(p["size"], p["n_clusters"]): p["n_runs"] for p in points}.values())
-    caption = f"n = {n_runs} runs. Right answers in percent against parameters without embeddings;"
-    return style.end(figure, panels[0], [caption, "bars: one standard error."], theme)
+    caption = [
+        f"n = {n_runs} runs. Accuracy in percent against parameters without embeddings.",
+        "Bars: one standard error.",
+    ]
+    return style.end(figure, panels[0], caption, theme)
 
 
 def left_out(points, theme=LIGHT) -> Figure:
-    """Right answers on clusters of tasks that tuning left out, against tuning with them, by size.
+    """Plot the accuracy on task clusters that were left out of fine-tuning, or not, by size.
 
-    points: what `gains.left_out` gave. Small marks are clusters, large ones their means, with one
-    standard error over clusters.
+    points: result of gains.left_out. Small markers are clusters. Large markers are their means with
+    one standard error over clusters.
     """
     figure, axes = style.start(
-        "Each cluster left out in turn", gains.SIZE, "Right answers (%)", theme
+        "Each cluster left out in turn", records.N_PARAMS, "Accuracy (%)", theme
     )
-    ends = []
+    labels = []
     sizes = sorted({point["size"] for point in points})
     lines = (("with", "tuned on", theme["ink"]), ("without", "left out", theme["accent"]))
-    for name, words, colour in lines:
-        means, errors = [], []
-        for n in sizes:
-            values = 100 * np.array([p[name] for p in points if p["size"] == n])
-            axes.plot([n] * len(values), values, "o", color=colour, alpha=0.35, markersize=4)
-            means.append(values.mean())
-            errors.append(values.std(ddof=min(1, len(values) - 1)) / len(values) ** 0.5)
-            tip = f"{words}, {style.count(n)}: {means[-1]:.0f}% ± {errors[-1]:.0f}"
-            marks.mark(axes, (n, means[-1]), colour, theme, tip, errors[-1])
-        axes.plot(sizes, means, "-", color=colour, linewidth=1.2)
-        ends += [(words, sizes[-1], means[-1])] if sizes else []
+    for key, text, color in lines:
+        means = []
+        for size in sizes:
+            values = 100 * np.array([p[key] for p in points if p["size"] == size])
+            axes.plot([size] * len(values), values, "o", color=color, alpha=0.35, markersize=4)
+            mean = values.mean()
+            error = values.std(ddof=min(1, len(values) - 1)) / len(values) ** 0.5
+            tip = f"{text}, {style.count(size)}: {mean:.0f}% ± {error:.0f}"
+            marks.mark(axes, (size, mean), color, theme, tip, error)
+            means.append(mean)
+        axes.plot(sizes, means, "-", color=color, linewidth=1.2)
+        if sizes:
+            labels.append((text, sizes[-1], means[-1]))
     if points:
-        marks.scales(axes, gains.SIZE, "tasks", right=0.3)
+        marks.scales(axes, records.N_PARAMS, "tasks", right=0.3)
     axes.set_ylim(-4, 106)
-    marks.write_ends(axes, ends, theme)
-    caption = (
-        f"n = {len(points)} runs, each without one cluster. Small: a cluster; large: their mean"
-    )
-    return style.end(figure, axes, [caption, "and its standard error over clusters."], theme)
+    marks.write_ends(axes, labels, theme)
+    caption = [
+        f"n = {len(points)} runs, each without one cluster. Small: a cluster. Large: the mean",
+        "of the clusters with its standard error.",
+    ]
+    return style.end(figure, axes, caption, theme)
 
 
-def _colours(points: Sequence[dict], theme) -> dict[float, str]:
-    """Size -> its colour, from small to large."""
-    rows = [{"name": str(p["size"]), style.SIZE: p["size"]} for p in points]
-    found = style.size_colours(rows, theme)
-    return {size: found[str(size)] for size in sorted({p["size"] for p in points})}
+def _size_colors(points: Sequence[dict], theme) -> dict[float, str]:
+    """Return {size: color}, sorted by size."""
+    rows = [{"name": str(p["size"]), records.N_PARAMS: p["size"]} for p in points]
+    colors = style.size_colours(rows, theme)
+    return {size: colors[str(size)] for size in sorted({p["size"] for p in points})}

@@ -1,3 +1,5 @@
+"""Phase timer and goodput."""
+
 import json
 import time
 
@@ -7,7 +9,7 @@ from lm import clock, records, train
 
 
 class Hands:
-    """A clock that stands still but for what a test moves it."""
+    """A clock whose time is set by the test."""
 
     at = 0.0
 
@@ -19,37 +21,37 @@ def seconds(**parts: float) -> dict:
     return {f"clock.{part}": value for part, value in parts.items()}
 
 
-def test_parts_add_up_to_all_time_and_what_has_no_part_is_other():
+def test_phases_add_up_to_wall_time():
     hands = Hands()
-    ours = clock.Clock(hands)
+    timer = clock.Clock(hands)
     hands.at = 2.0
-    ours.rest("start")
-    with pytest.raises(OSError), ours.of("save"):
+    timer.rest("start")
+    with pytest.raises(OSError), timer.of("save"):
         hands.at = 5.0
         raise OSError  # a save that fails took its time all the same
     hands.at = 6.0
-    row = ours.row()
+    row = timer.row()
     assert (row["clock.start"], row["clock.save"], row["clock.other"]) == (2.0, 3.0, 1.0)
     assert sum(row.values()) == 6.0
 
 
-def test_steps_done_again_are_lost_and_waits_for_input_are_not_good():
+def test_repeated_steps_and_input_waits_reduce_goodput():
     ended = seconds(start=1.0, steps=9.0, input=1.0)
-    found = clock.total([ended, seconds(start=1.0, steps=7.0, input=1.0, save=1.0)], useful=12.0)
-    assert found["clock.lost"] == pytest.approx(6.0)
-    assert found["clock.steps"] + found["clock.input"] == pytest.approx(12.0)
-    assert found["clock.goodput"] == pytest.approx(found["clock.steps"] / 21.0)
-    assert sum(found.values()) - found["clock.goodput"] == pytest.approx(21.0)
+    total = clock.total([ended, seconds(start=1.0, steps=7.0, input=1.0, save=1.0)], useful=12.0)
+    assert total["clock.lost"] == pytest.approx(6.0)
+    assert total["clock.steps"] + total["clock.input"] == pytest.approx(12.0)
+    assert total["clock.goodput"] == pytest.approx(total["clock.steps"] / 21.0)
+    assert sum(total.values()) - total["clock.goodput"] == pytest.approx(21.0)
 
 
-def test_of_each_attempt_before_the_last_word_counts(tmp_path):
+def test_attempts_returns_the_last_step_of_each_attempt(tmp_path):
     lines = [(1, 2), (1, 4), (2, 4), (3, 6)]
     rows = [{"attempt": attempt, "step": step} for attempt, step in lines]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert records.attempts(tmp_path, before=3) == [rows[1], rows[2]]
 
 
-def test_a_run_says_where_its_time_went(tiny):
+def test_run_records_its_time_by_phase(tiny):
     began = time.perf_counter()
     train.train(tiny)
     took = time.perf_counter() - began

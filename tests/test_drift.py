@@ -1,4 +1,4 @@
-"""Best learning rates of made-up runs whose optimum is known."""
+"""Best learning rates of synthetic runs with a known optimum."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ NOISE = 0.003
 
 
 def run(rule, width, depth, rate, seed=0, at=-5.0, noise=NOISE) -> dict:
-    """A row whose log loss is a parabola about `at`, in log2 of the rate."""
+    """Return a row whose log loss is a parabola in log2 of the rate, with its vertex at `at`."""
     rng = np.random.default_rng([width, depth, round(1e6 * rate), seed, len(rule)])
     log_loss = 0.9 + 0.02 * (np.log2(rate) - at) ** 2 + noise * rng.standard_normal()
     row = {"name": f"s/{rule}-{width}x{depth}-{rate}-{seed}", "status": "done", "seed": seed}
@@ -30,23 +30,22 @@ def sweep(
     ]
 
 
-def test_the_best_rate_is_the_known_one_within_its_interval():
-    for one in drift.best(sweep()):
-        known = 2 ** (-5 - np.log2(one[drift.WIDTH] / 16))
-        assert one["lo"] < known < one["hi"] < 1.3 * one["lo"] and one["lr"] == pytest.approx(
-            known, 0.1
-        )
-        assert one["loss"] == pytest.approx(np.exp(0.9), rel=0.01) and one["n"] == 12
+def test_known_best_rate_is_within_its_interval():
+    for optimum in drift.best(sweep()):
+        known = 2 ** (-5 - np.log2(optimum[drift.WIDTH] / 16))
+        assert optimum["lo"] < known < optimum["hi"] < 1.3 * optimum["lo"]
+        assert optimum["lr"] == pytest.approx(known, 0.1)
+        assert optimum["loss"] == pytest.approx(np.exp(0.9), rel=0.01) and optimum["n"] == 12
 
 
-def test_a_drift_is_found_and_none_where_there_is_none():
+def test_rate_exponents_are_recovered():
     (line,) = drift.moves(drift.best(sweep(-1.0)), drift.WIDTH)
     assert line["lo"] < -1 < line["hi"] < -0.8 and line["values"] == [16, 32, 64]
     (line,) = drift.moves(drift.best(sweep(0.0, "mup")), drift.WIDTH)
     assert line["lo"] < 0 < line["hi"] and line["hi"] - line["lo"] < 0.3 and not line["doubts"]
 
 
-def test_intervals_hold_as_often_as_they_say():
+def test_exponent_intervals_have_their_nominal_coverage():
     inside = 0
     for trial in range(40):
         rows = sweep(-0.5, seeds=(100 + 2 * trial, 101 + 2 * trial), noise=0.01)
@@ -55,7 +54,7 @@ def test_intervals_hold_as_often_as_they_say():
     assert inside >= 34  # of 40, at 95%
 
 
-def test_what_a_seed_does_at_every_rate_widens_no_interval():
+def test_seed_offsets_do_not_widen_intervals():
     rows = sweep()
     apart = [row | {drift.LOSS: row[drift.LOSS] * (1.1 if row["seed"] else 1)} for row in rows]
     for a, b in zip(drift.best(rows), drift.best(apart), strict=True):
@@ -65,29 +64,29 @@ def test_what_a_seed_does_at_every_rate_widens_no_interval():
         assert b["loss"] == pytest.approx(1.1**0.5 * a["loss"])
 
 
-def test_three_runs_leave_nothing_to_judge_noise_by():
+def test_three_runs_do_not_determine_the_noise():
     rows = [row for row in sweep(0.0, seeds=(0,)) if 2.0**-6 <= row[drift.RATE] <= 2.0**-4]
-    assert all("noise" in one["doubt"] for one in drift.best(rows))
+    assert all("noise" in optimum["doubt"] for optimum in drift.best(rows))
 
 
-def test_a_minimum_at_the_edge_is_doubted_and_left_out_of_the_drift():
+def test_minimum_at_the_edge_is_excluded_from_exponents():
     rows = [row for row in sweep() if row[drift.RATE] <= 2.0**-5]
-    found = {one[drift.WIDTH]: one for one in drift.best(rows)}
-    assert "the largest rate, 0.03125" in found[16]["doubt"] and not found[64]["doubt"]
-    (line,) = drift.moves(list(found.values()), drift.WIDTH)
+    optima = {optimum[drift.WIDTH]: optimum for optimum in drift.best(rows)}
+    assert "the largest rate, 0.03125" in optima[16]["doubt"] and not optima[64]["doubt"]
+    (line,) = drift.moves(list(optima.values()), drift.WIDTH)
     assert line["values"] == [32, 64] and "model.d_model=16" in line["doubts"][0]
-    (line,) = drift.moves([found[16], found[64]], drift.WIDTH)
+    (line,) = drift.moves([optima[16], optima[64]], drift.WIDTH)
     assert np.isnan(line["slope"]) and "two best rates" in line["doubts"][-1]
 
 
-def test_runs_that_did_not_end_are_not_asked():
+def test_unfinished_runs_do_not_change_the_best_rate():
     rows = sweep()
     broken = [row | {"status": "diverged", drift.LOSS: 0.1} for row in rows[:3]]
     a, b = (drift.best(some)[1] for some in (rows, [*broken, *rows]))
     assert a["lr"] == b["lr"] and a["n"] == b["n"]
 
 
-def test_runs_of_the_base_shape_count_for_every_parametrization():
+def test_base_shape_runs_represent_every_parametrization():
     wide = sweep(0.0, "mup", widths=(32, 64))
     rows = drift.shared([*sweep(), *wide])
     assert len(rows) == 3 * 12 + 3 * 12
@@ -95,13 +94,13 @@ def test_runs_of_the_base_shape_count_for_every_parametrization():
     assert sorted(row[drift.RULE] for row in base) == ["mup"] * 12 + ["standard"] * 12
 
 
-def test_growth_is_the_known_exponent_with_the_error_of_the_seeds():
+def test_activation_exponents_are_recovered():
     rows = [
         {"rule": "mup", "width": width, "depth": 2, "seed": seed, "step": 1, "part": "mlp"}
         | {"rms": 1.0, "change": 0.1 * width ** (0.5 + 0.1 * seed)}
         for width in (16, 64)
         for seed in (0, 1)
     ]
-    (one,) = drift.growth(rows, "width")
-    assert one["change"] == pytest.approx(0.55) and one["change_se"] == pytest.approx(0.05)
-    assert one["rms"] == pytest.approx(0) and one["n"] == 2
+    (optimum,) = drift.growth(rows, "width")
+    assert optimum["change"] == pytest.approx(0.55) and optimum["change_se"] == pytest.approx(0.05)
+    assert optimum["rms"] == pytest.approx(0) and optimum["n"] == 2

@@ -1,4 +1,4 @@
-"""What is kept of a sweep: small, of nobody's machine, and as good to every reader as the whole."""
+"""Archive of a sweep: small, portable, and equivalent for analysis."""
 
 import json
 import pathlib
@@ -13,7 +13,7 @@ WHERE = "/home/somebody/text"
 
 @pytest.fixture
 def sweep(tmp_path) -> pathlib.Path:
-    """A finished sweep on files of a machine, with weights beside its records."""
+    """A finished sweep with absolute paths in its records and with weights."""
     folder = made_up.sweep(tmp_path / "runs")
     for size in made_up.SIZES:
         run = folder / size
@@ -40,10 +40,10 @@ def texts(folder) -> dict[str, str]:
     return {str(path.relative_to(folder)): path.read_text() for path in files}
 
 
-def test_what_is_kept_reads_like_the_sweep_itself(sweep, tmp_path):
-    kept = tmp_path / "kept" / "toy"
-    assert excerpt.write(sweep, kept) == sum(map(len, texts(kept).values()))
-    old, new = records.rows(sweep), records.rows(kept)
+def test_archive_gives_the_same_rows_fits_and_headline(sweep, tmp_path):
+    archive = tmp_path / "kept" / "toy"
+    assert excerpt.write(sweep, archive) == sum(map(len, texts(archive).values()))
+    old, new = records.rows(sweep), records.rows(archive)
     for before, after in zip(old, new, strict=True):
         numbers = {key: value for key, value in before.items() if isinstance(value, (int, float))}
         for key in [key for key in numbers if WHERE not in key]:
@@ -51,28 +51,28 @@ def test_what_is_kept_reads_like_the_sweep_itself(sweep, tmp_path):
         assert (after["name"], after["status"]) == (before["name"], before["status"])
     fits = [laws.power(rows, bootstrap=0).params for rows in (old, new)]
     assert fits[1] == pytest.approx(fits[0], rel=1e-4)
-    assert outcome.headline(outcome.load(kept)) == outcome.headline(outcome.load(sweep))
+    assert outcome.headline(outcome.load(archive)) == outcome.headline(outcome.load(sweep))
 
 
-def test_no_word_of_the_machine_is_kept_and_no_weight(sweep, tmp_path):
-    kept = tmp_path / "toy"
-    excerpt.write(sweep, kept)
-    files = texts(kept)
+def test_archive_has_no_machine_paths_and_no_weights(sweep, tmp_path):
+    archive = tmp_path / "toy"
+    excerpt.write(sweep, archive)
+    files = texts(archive)
     for word in ("somebody", "/home", "~", "..", "bucket", '"host"'):
         assert not [name for name, text in files.items() if word in text], word
     assert {pathlib.Path(name).name for name in files} <= {*excerpt.OF_SWEEP, *excerpt.OF_RUN}
-    config = records.read_json(kept / "30K" / "config.json")
+    config = records.read_json(archive / "30K" / "config.json")
     assert config["data"]["sources"] == {"jsonl:wiki/*.gz": 0.5, "jsonl:books/*.gz": 0.5}
     assert config["eval"]["tasks"] == "copy?length=4 file:piqa?n=9"
     assert (config["dir"], config["data"]["cache"]) == ("out", "cache")
-    row = records.rows(kept)[0]
+    row = records.rows(archive)[0]
     assert row["eval.loss.jsonl:wiki/*.gz"] == 2.0 and row["epochs.jsonl:wiki/*.gz"] == 0.5
     assert row["eval.task.file:piqa?n=9.accuracy"] == 1
-    assert records.events(kept / "30K")[0]["words"] == "checkpoint 10 of x is damaged"
-    assert ":text,tasks --dir=runs" in records.read_json(kept / "sweep.json")["command"]
+    assert records.events(archive / "30K")[0]["words"] == "checkpoint 10 of x is damaged"
+    assert ":text,tasks --dir=runs" in records.read_json(archive / "sweep.json")["command"]
 
 
-def test_folders_of_one_name_are_told_apart_without_saying_where_they_lie():
+def test_folders_with_the_same_name_are_numbered():
     paths = {"/a/old/wiki", "/a/old/wiki/", "/a/new/wiki", "/a/x/*.gz", "/home/me"}
     names = excerpt._shortened(paths)
     assert (names["/a/new/wiki"], names["/a/old/wiki"]) == ("wiki", "wiki-2")
@@ -81,13 +81,13 @@ def test_folders_of_one_name_are_told_apart_without_saying_where_they_lie():
 
 
 @pytest.mark.parametrize(
-    "words", ["a/b.txt", "text:my/books", "3/4 of tokens/s", "copy+sort?n=1-3"]
+    "example", ["a/b.txt", "text:my/books", "3/4 of tokens/s", "copy+sort?n=1-3"]
 )
-def test_paths_within_the_clone_and_other_words_stay(words):
-    assert not excerpt._outside(words)
+def test_paths_inside_the_repository_are_unchanged(example):
+    assert not excerpt._outside(example)
 
 
-def test_keeping_again_changes_nothing_and_forgets_runs_that_are_gone(sweep, tmp_path):
+def test_archive_is_idempotent_and_drops_deleted_runs(sweep, tmp_path):
     first, second = tmp_path / "first" / "toy", tmp_path / "second" / "toy"
     excerpt.write(sweep, first)
     before = texts(first)
@@ -103,24 +103,24 @@ def test_keeping_again_changes_nothing_and_forgets_runs_that_are_gone(sweep, tmp
     assert (first / "figures" / "loss.svg").exists()
 
 
-def test_log_steps_are_thinned_until_all_fit_and_what_never_fits_is_refused(sweep, tmp_path):
-    kept = tmp_path / "toy"
-    whole = excerpt.write(sweep, kept)
-    n = len(records.metrics(kept / "30K"))
-    assert excerpt.write(sweep, kept, megabytes=whole / 2e6) < whole / 2
-    old, new = records.metrics(sweep / "30K"), records.metrics(kept / "30K")
+def test_log_steps_are_thinned_to_fit_the_size_limit(sweep, tmp_path):
+    archive = tmp_path / "toy"
+    n_bytes = excerpt.write(sweep, archive)
+    n = len(records.metrics(archive / "30K"))
+    assert excerpt.write(sweep, archive, megabytes=n_bytes / 2e6) < n_bytes / 2
+    old, new = records.metrics(sweep / "30K"), records.metrics(archive / "30K")
     assert len(new) < n and (old[0]["step"], old[-1]["step"]) == (new[0]["step"], new[-1]["step"])
-    before = texts(kept)
-    with pytest.raises(ValueError, match=r"over --megabytes=0.01: raise it, or keep fewer runs"):
-        excerpt.write(sweep, kept, megabytes=0.01)
-    assert texts(kept) == before
+    before = texts(archive)
+    with pytest.raises(ValueError, match="--megabytes=0.01 is too small: .* Raise it"):
+        excerpt.write(sweep, archive, megabytes=0.01)
+    assert texts(archive) == before
 
 
-def test_a_folder_that_holds_anything_else_is_not_touched(sweep, tmp_path):
+def test_folder_with_other_files_is_not_overwritten(sweep, tmp_path):
     other = tmp_path / "mine"
     other.mkdir()
     (other / "thesis.tex").write_text("words")
-    with pytest.raises(ValueError, match="thesis.tex, no record of a sweep: name a new folder"):
+    with pytest.raises(ValueError, match="thesis.tex, which is not a sweep record"):
         excerpt.write(sweep, other)
     for to in (sweep, sweep / "kept", sweep.parent):
         with pytest.raises(ValueError, match="must lie outside"):
@@ -129,25 +129,24 @@ def test_a_folder_that_holds_anything_else_is_not_touched(sweep, tmp_path):
         excerpt.write(other, tmp_path / "new")
 
 
-def test_a_run_that_was_killed_is_kept_as_far_as_it_came(tmp_path):
+def test_killed_run_is_archived_without_its_torn_line(tmp_path):
     folder = made_up.sweep(tmp_path, status={"60K": ("running", "")}, predict=False)
     with open(folder / "60K" / "metrics.jsonl", "a") as file:
         file.write('{"attempt": 1, "st')
-    kept = tmp_path / "kept" / "toy"
-    excerpt.write(folder, kept)
-    assert {row["name"]: row["status"] for row in records.rows(kept)}["toy/60K"] == "lost"
-    assert all(
-        json.loads(line) for line in (kept / "60K" / "metrics.jsonl").read_text().split("\n")[:-1]
-    )
+    archive = tmp_path / "kept" / "toy"
+    excerpt.write(folder, archive)
+    assert {row["name"]: row["status"] for row in records.rows(archive)}["toy/60K"] == "lost"
+    lines = (archive / "60K" / "metrics.jsonl").read_text().split("\n")[:-1]
+    assert all(json.loads(line) for line in lines)
 
 
-def test_the_ladder_that_comes_with_the_code_is_whole_small_and_of_nobodys_machine():
-    kept = pathlib.Path(__file__).parent.parent / "notebooks" / "data" / "real_ladder"
-    files = {n: text for n, text in texts(kept).items() if not n.startswith(excerpt.DRAWN)}
+def test_committed_ladder_is_complete_small_and_portable():
+    archive = pathlib.Path(__file__).parent.parent / "notebooks" / "data" / "real_ladder"
+    files = {n: text for n, text in texts(archive).items() if not n.startswith(excerpt.DRAWN)}
     assert sum(len(text.encode()) for text in files.values()) <= 1.5e6
     assert not [name for name, text in files.items() if excerpt._outside(text)]
     facts, prediction = (json.loads(files[n]) for n in ("sweep.json", "prediction.json"))
-    rows = records.rows(kept)
+    rows = records.rows(archive)
     assert {row["name"] for row in rows} == set(facts["runs"]) and len(rows) >= 30
     assert {row["status"] for row in rows} == {"done"}
     assert prediction["target"] not in prediction["runs"] and prediction["value"] > 0

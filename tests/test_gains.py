@@ -1,4 +1,4 @@
-"""Gains of earlier training from rows whose gains are known."""
+"""Transfer analysis of rows with known gains."""
 
 import pytest
 
@@ -22,18 +22,18 @@ ROWS = [
 ]
 
 
-def test_a_pair_holds_both_ways_and_the_error_of_their_difference():
+def test_pair_has_both_losses_and_the_error_of_the_difference():
     alone = row(1000, 2000, 2.0)
     failed = row(4000, 2000, 2.0, "s/parent", status="failed")
-    found = gains.pairs([*ROWS, alone, failed])
-    assert [(pair["size"], pair["tokens"]) for pair in found] == [
+    results = gains.pairs([*ROWS, alone, failed])
+    assert [(pair["size"], pair["tokens"]) for pair in results] == [
         (size, tokens) for size in (1000, 4000) for tokens in (1000, 8000)
     ]
-    assert all(pair["gain"] == pytest.approx(0.4) for pair in found)
-    assert found[0]["gain_se"] == pytest.approx(0.03 * 2**0.5)
+    assert all(pair["gain"] == pytest.approx(0.4) for pair in results)
+    assert results[0]["gain_se"] == pytest.approx(0.03 * 2**0.5)
 
 
-def test_several_seeds_are_averaged():
+def test_pairs_average_over_seeds():
     rows = [row(1000, 1000, loss, start, seed) for seed, loss in enumerate((2.0, 2.4))
             for start in ("", "s/p")]  # fmt: skip
     rows[1]["eval.loss"] = 1.0
@@ -50,22 +50,22 @@ def set_tasks(size, n, shares, seed=0):
     return row(size, 0, 2.0, "s/p" if n else "", seed, **more)
 
 
-def test_abilities_are_means_over_the_tasks_of_a_group_and_the_seeds():
+def test_accuracies_are_means_over_group_and_seeds():
     rows = [
         set_tasks(1000, 0, {"a": 0.0, "b": 0.2}),
         set_tasks(1000, 3, {"a": 0.4, "b": 0.6, "c": 1.0}, 0),
         set_tasks(1000, 3, {"a": 0.6, "b": 0.8, "c": 1.0}, 1),
     ]
-    found = gains.abilities(rows, {"new": ["a", "b"], "tuned": ["c"]})
-    kinds = [(point["n_clusters"], point["group"], point["n_runs"]) for point in found]
+    results = gains.abilities(rows, {"new": ["a", "b"], "tuned": ["c"]})
+    kinds = [(point["n_clusters"], point["group"], point["n_runs"]) for point in results]
     assert kinds == [(0, "new", 1), (3, "new", 2), (3, "tuned", 2)]
-    assert [point["value"] for point in found] == pytest.approx([0.1, 0.6, 1.0])
-    asked, apart = 0.04 / 2**0.5, 0.2**2 / 2
-    assert found[0]["se"] == pytest.approx(asked)
-    assert found[1]["se"] == pytest.approx(((asked**2 + apart) / 2) ** 0.5)
+    assert [point["value"] for point in results] == pytest.approx([0.1, 0.6, 1.0])
+    sampling_error, apart = 0.04 / 2**0.5, 0.2**2 / 2
+    assert results[0]["se"] == pytest.approx(sampling_error)
+    assert results[1]["se"] == pytest.approx(((sampling_error**2 + apart) / 2) ** 0.5)
 
 
-def test_the_figures_show_every_pair_and_every_group():
+def test_transfer_figures_show_every_pair_and_group():
     figure = tuning.fine_tuned([*ROWS, row(1000, 2000, 2.0)])
     (axes,) = figure.axes
     assert len([line for line in axes.lines if str(line.get_gid()).startswith("tip:")]) == len(ROWS)
@@ -119,18 +119,18 @@ EVALS = {
 }
 
 
-def test_every_model_of_a_task_is_told_by_where_its_skill_comes_from():
-    found = gains.qualities(SPECIALISTS)
-    ways = [(point["way"], point["examples"], point["value"]) for point in found]
+def test_task_quality_names_the_training_method():
+    results = gains.qualities(SPECIALISTS)
+    ways = [(point["way"], point["examples"], point["value"]) for point in results]
     assert ways == [
         ("prompted, 0 shots", 0, 5.0), ("prompted, 2 shots", 0, 3.0),
         ("tuned", 100, 2.0), ("alone", 100, 4.0), ("tuned", 1000, 1.0),
         ("alone", 1000, 3.0), ("alone, same FLOPs", 1000, 1.5),
     ]  # fmt: skip
-    assert {point["task"] for point in found} == {"sums"} and found[2]["se"] == 0.1
+    assert {point["task"] for point in results} == {"sums"} and results[2]["se"] == 0.1
 
 
-def test_compute_is_saved_until_the_one_from_scratch_is_as_good():
+def test_compute_saved_counts_to_an_equal_loss_from_scratch():
     (point,) = gains.saved(SPECIALISTS, EVALS)  # at the most examples
     assert (point["tuned"], point["alone"], point["saved"]) == (20 * 100, 60 * 100, 3.0)
     assert point["reached"] and point["pretraining"] == 7e6
@@ -138,7 +138,7 @@ def test_compute_is_saved_until_the_one_from_scratch_is_as_good():
     assert not never["reached"] and never["saved"] == 2.0
 
 
-def test_what_is_forgotten_is_the_parents_text_before_and_after():
+def test_forgetting_compares_loss_on_text_of_the_parent():
     parent = row(1000, 50, 2.0) | {"eval.loss.docs": 1.5, "data.sources": {"docs": 1.0}}
     more = {"eval.loss.docs": 1.9, "eval.loss.code": 1.0, "eval.loss_se.docs": 0.02}
     child = row(1000, 80, 1.0, parent["name"]) | more
@@ -147,7 +147,7 @@ def test_what_is_forgotten_is_the_parents_text_before_and_after():
     assert point["source"] == "docs" and point["tokens"] == 80
 
 
-def test_a_cluster_that_is_left_out_is_held_against_tuning_with_it():
+def test_left_out_cluster_is_compared_with_tuning_on_it():
     def tuned(name, learned, shares, seed=0):
         made = set_tasks(1000, 1, shares, seed) | {"name": f"s/{name}", "start.run": "s/p"}
         return made | {"data.sources": {"tasks:" + "+".join(learned): 1.0, "docs": 0.1}}
@@ -165,9 +165,9 @@ def test_a_cluster_that_is_left_out_is_held_against_tuning_with_it():
     assert "n = 1 runs" in tuning.left_out([point]).get_supxlabel()
 
 
-def test_the_figures_of_specialists_show_every_way_and_mark_what_is_a_bound():
+def test_quality_figures_show_every_method_and_mark_bounds():
     figure = tuning.qualities(gains.qualities(SPECIALISTS))
-    tips = [one.get_gid() for one in figure.axes[0].lines if one.get_gid()]
+    tips = [artist.get_gid() for artist in figure.axes[0].lines if artist.get_gid()]
     assert len(tips) == 5 and "tip:1K alone, same FLOPs: 1.50 ± 0.10" in tips
     (line,) = [o for o in tuning.compute_saved(gains.saved(SPECIALISTS[:3], EVALS)).axes[0].lines
                if o.get_gid()]  # fmt: skip

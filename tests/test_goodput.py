@@ -1,3 +1,5 @@
+"""Time by phase: shares, table and figure."""
+
 import made_up
 import pytest
 
@@ -10,22 +12,23 @@ def row(name="s/a", **seconds) -> dict:
     return {"name": name, "clock.goodput": 0.8} | {f"clock.{k}": v for k, v in seconds.items()}
 
 
-def test_shares_are_of_all_attempts_and_add_up():
-    found = goodput.shares(row(**SECONDS))
-    assert sum(found.values()) == pytest.approx(1.0)
-    assert (found["steps"], found["lost"], found["save"]) == pytest.approx((0.8, 0.04, 0.0))
+def test_phase_shares_add_up_to_one():
+    shares = goodput.shares(row(**SECONDS))
+    assert sum(shares.values()) == pytest.approx(1.0)
+    assert (shares["steps"], shares["lost"], shares["save"]) == pytest.approx((0.8, 0.04, 0.0))
 
 
-def test_the_table_has_a_line_for_each_run_that_says_where_its_time_went():
+def test_goodput_table_has_a_line_per_timed_run():
     (line,) = goodput.table([row(**SECONDS), {"name": "s/old"}])
-    assert line["run"][0] == "a" and line["seconds"] == ("100", 100.0)
-    assert line["waits for input"][0] == "1.0%" and line["steps lost"][0] == "4.0%"
+    assert line["run"] == "a" and line["seconds"] == 100.0
+    assert line["waiting for input"] == pytest.approx(0.01)
+    assert line["repeated steps"] == pytest.approx(0.04)
 
 
-def test_bars_of_a_run_end_where_all_its_time_does(tmp_path):
+def test_goodput_bars_add_up_to_all_time(tmp_path):
     rows = records.rows(made_up.sweep(tmp_path))
     axes = goodput.figure(rows).axes[0]
     n = len(goodput.timed(rows))
-    ends = [bar.get_x() + bar.get_width() for bar in axes.patches]
-    assert n > 3 and max(ends) == pytest.approx(100.0)
+    bar_ends = [bar.get_x() + bar.get_width() for bar in axes.patches]
+    assert n > 3 and max(bar_ends) == pytest.approx(100.0)
     assert len(axes.get_yticklabels()) == n and len(axes.patches) % n == 0

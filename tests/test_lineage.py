@@ -84,7 +84,7 @@ def test_fine_tuning_can_be_interrupted_and_goes_on_from_its_own_checkpoint(trun
 @pytest.mark.parametrize(
     "change, words",
     [
-        (lambda r: setattr(r.start, "run", "s/nowhere"), "nowhere is no run"),
+        (lambda r: setattr(r.start, "run", "s/nowhere"), "nowhere is not a run directory"),
         (lambda r: setattr(r.model, "d_ff", 96), "model.d_ff=48 there, 96 here"),
         (lambda r: setattr(r.model, "rope_theta", 500.0), "model.rope_theta=10000.0 there"),
         (lambda r: setattr(r.start, "step", 40), "never reached by s/trunk: it ends at 12"),

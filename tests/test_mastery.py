@@ -1,4 +1,4 @@
-"""Verdicts on made-up ladders whose truth is known."""
+"""Task statistics of synthetic ladders with known properties."""
 
 import numpy as np
 import pytest
@@ -9,31 +9,31 @@ SIZES = (1e4, 3e4, 1e5, 3e5, 1e6)
 
 
 def rows(accuracies, chance=0.25, n=200, task="t", **metrics):
-    """One run a size, with the accuracy of one task."""
-    found = []
-    for place, (size, accuracy) in enumerate(zip(SIZES, accuracies, strict=False)):
+    """Return one run per size, with the accuracy of one task."""
+    results = []
+    for i, (size, accuracy) in enumerate(zip(SIZES, accuracies, strict=False)):
         row = {"name": f"s/{size:g}", "params.non_embedding": size, "status": "done"}
         row |= {f"eval.task.{task}.{k}": v for k, v in (("accuracy", accuracy), ("n", n))}
         row[f"eval.task.{task}.chance"] = chance
         row[f"eval.task_se.{task}.accuracy"] = (accuracy * (1 - accuracy) / n) ** 0.5
-        row |= {f"eval.task.{task}.{k}": v[place] for k, v in metrics.items()}
-        found.append(row)
-    return found
+        row |= {f"eval.task.{task}.{k}": v[i] for k, v in metrics.items()}
+        results.append(row)
+    return results
 
 
-def test_a_guesser_is_above_chance_as_often_as_the_level_says():
+def test_guessing_is_above_chance_as_rarely_as_the_level():
     rng = np.random.default_rng(0)
     guesses = rng.binomial(200, 0.25, 2000) / 200
     above = [mastery.is_above_chance(rows([guess])[0], "t") for guess in guesses]
     assert 0.001 < np.mean(above) <= mastery.LEVEL + 0.005
 
 
-def test_one_answer_of_a_hundred_is_luck_where_guessing_is_never_right():
+def test_one_correct_answer_in_a_hundred_is_not_above_chance():
     assert not mastery.is_above_chance(rows([0.01], chance=0.0, n=100)[0], "t")
     assert mastery.is_above_chance(rows([0.06], chance=0.0, n=100)[0], "t")
 
 
-def test_mastery_takes_half_the_way_from_chance_to_one():
+def test_solved_means_half_the_way_from_chance_to_one():
     assert not mastery.is_mastered(rows([0.60])[0], "t")
     assert mastery.is_above_chance(rows([0.60])[0], "t")
     assert mastery.is_mastered(rows([0.65])[0], "t")
@@ -41,7 +41,7 @@ def test_mastery_takes_half_the_way_from_chance_to_one():
     assert not mastery.is_mastered(rows([1.0], n=2)[0], "t")  # two right answers may be luck
 
 
-def test_the_tally_counts_tasks_by_run():
+def test_tally_counts_tasks_per_run():
     both = [a | b for a, b in zip(rows([0.3, 0.9]), rows([0.9, 0.9], task="u"), strict=True)]
     counted = mastery.tally(both)
     assert [row["tasks.mastered"] for row in counted] == [1, 2]
@@ -59,43 +59,44 @@ def test_the_tally_counts_tasks_by_run():
         ((0.50, 0.51, 0.50, 0.52, 0.51), "noisy"),  # size changes nothing
     ],
 )
-def test_a_verdict_is_what_the_ladder_shows(accuracies, verdict):
-    (found,) = mastery.verdicts(rows(accuracies))
-    assert found["verdict"] == verdict
+def test_verdict_matches_the_accuracies_of_the_ladder(accuracies, verdict):
+    (results,) = mastery.verdicts(rows(accuracies))
+    assert results["verdict"] == verdict
 
 
-def test_seed_noise_is_that_between_runs_that_differ_in_nothing_else():
+def test_seed_noise_uses_runs_that_differ_only_in_seed():
     assert mastery.verdicts(rows([0.4, 0.6, 0.8]))[0]["seed"] is None
     twice = rows([0.4, 0.6, 0.8]) + rows([0.5, 0.6, 0.8])
-    found = mastery.verdicts(twice)[0]
-    assert found["seed"] == pytest.approx((0.1**2 / 2 / 3) ** 0.5)
-    assert found["noise"] == pytest.approx(np.hypot(found["seed"], found["sampling"]))
-    assert found["to_noise"] == pytest.approx(found["signal"] / found["noise"])
+    results = mastery.verdicts(twice)[0]
+    assert results["seed"] == pytest.approx((0.1**2 / 2 / 3) ** 0.5)
+    assert results["noise"] == pytest.approx(np.hypot(results["seed"], results["sampling"]))
+    assert results["to_noise"] == pytest.approx(results["signal"] / results["noise"])
     tuned = [row | {"optim.lr": 0.1} for row in twice[3:]]
     assert mastery.verdicts(twice[:3] + tuned)[0]["seed"] is None
 
 
-def test_the_three_noises_are_told_apart():
-    """Accuracies with a known share of each: of examples, of the moment, of the seed."""
-    rng, n, evals, found = np.random.default_rng(0), 400, {}, []
+def test_noise_components_are_separated():
+    """The accuracies have known sampling, checkpoint and seed noise."""
+    rng, n, evals, results = np.random.default_rng(0), 400, {}, []
     steps = np.arange(1, 31)
     for seed in range(200):
         drift = 0.1 * steps / 30  # still learning
-        own = 0.5 + 0.05 * rng.standard_normal() + drift + 0.02 * rng.standard_normal(30)
-        (row,) = rows([float(own[-1])], n=n)
-        found.append(row | {"name": f"s/{seed}", "seed": seed})
+        values = 0.5 + 0.05 * rng.standard_normal() + drift + 0.02 * rng.standard_normal(30)
+        (row,) = rows([float(values[-1])], n=n)
+        results.append(row | {"name": f"s/{seed}", "seed": seed})
         lines = [
-            {"step": int(s), "task.t.accuracy": float(v)} for s, v in zip(steps, own, strict=True)
+            {"step": int(s), "task.t.accuracy": float(v)}
+            for s, v in zip(steps, values, strict=True)
         ]
         evals[f"s/{seed}"] = lines
-    noises = mastery.noises(found, "t", evals)
+    noises = mastery.noises(results, "t", evals)
     assert noises["sampling"] == pytest.approx((0.6 * 0.4 / n) ** 0.5, rel=0.05)
     assert noises["checkpoint"] == pytest.approx(0.02, rel=0.1)
     assert noises["seed"] == pytest.approx(np.hypot(0.05, 0.02), rel=0.15)
-    assert mastery.noises(found, "t", {})["checkpoint"] is None
+    assert mastery.noises(results, "t", {})["checkpoint"] is None
 
 
-def test_a_ladder_that_jumps_from_moment_to_moment_is_noisy():
+def test_checkpoint_noise_makes_a_task_noisy():
     ladder = rows((0.40, 0.50, 0.60, 0.70, 0.80), n=5000)
     assert mastery.verdicts(ladder)[0]["verdict"].startswith("predictable")
     shaky = [{"step": s, "task.t.accuracy": 0.5 + 0.3 * (-1) ** s} for s in range(20, 31)]
@@ -103,19 +104,19 @@ def test_a_ladder_that_jumps_from_moment_to_moment_is_noisy():
     assert mastery.verdicts(ladder, evals)[0]["verdict"] == "noisy"
 
 
-def test_a_metric_is_judged_by_the_order_it_gives():
+def test_correlation_measures_the_order_of_runs():
     accuracies = (0.3, 0.5, 0.6, 0.7, 0.9)
-    found = rows(
+    results = rows(
         accuracies, p_right=(1, 2, 3, 4, 5), bits_per_byte=(5, 4, 3, 2, 1), brier=(1, 2, 3, 4, 5)
     )
-    correlations = mastery.correlations(found)
+    correlations = mastery.correlations(results)
     assert correlations["p_right"]["t"] == correlations["bits_per_byte"]["t"] == pytest.approx(1)
     assert correlations["brier"]["t"] == pytest.approx(-1)
     at_chance = rows((0.25, 0.24, 0.26), p_right=(1, 2, 3))
     assert mastery.correlations(at_chance) == {}
 
 
-def test_the_steepest_tasks_are_those_of_long_answers_that_grow_most():
+def test_steepest_tasks_have_long_answers_and_grow_most():
     parts = [
         rows((0.1, 0.9), task=name, exact=exact, tokens=(k, k))
         for name, exact, k in (("a", (0, 0.9), 4), ("b", (0, 0.5), 5), ("short", (0, 1), 1))
@@ -124,29 +125,29 @@ def test_the_steepest_tasks_are_those_of_long_answers_that_grow_most():
     assert mastery.steepest(both) == ["a", "b"]
 
 
-def test_a_ladder_of_known_laws_foretells_the_next_size_and_a_task_at_chance_is_refused():
+def test_known_laws_predict_the_next_size_or_refuse_the_task():
     bits = [0.5 + 60 * size**-0.4 for size in SIZES]
     accuracies = [0.25 + 0.75 / (1 + np.exp(3 * (b - 1.2))) for b in bits]
     known = rows(accuracies, bits_per_byte=bits)
     none = rows([0.25] * 5, task="u", bits_per_byte=bits)
     both = [a | b for a, b in zip(known, none, strict=True)]
-    said = mastery.foretell(both[:4], 1e6, bootstrap=50)
-    assert said["t"]["value"] == pytest.approx(accuracies[4], abs=0.02)
-    assert said["t"]["lo"] <= accuracies[4] <= said["t"]["hi"]
-    assert "is above chance" in said["u"]["refused"]
+    predictions = mastery.foretell(both[:4], 1e6, bootstrap=50)
+    assert predictions["t"]["value"] == pytest.approx(accuracies[4], abs=0.02)
+    assert predictions["t"]["lo"] <= accuracies[4] <= predictions["t"]["hi"]
+    assert "is above chance" in predictions["u"]["refused"]
 
 
-def test_a_jump_is_told_with_its_interval_beside_the_power_of_p():
+def test_jump_has_an_interval_and_the_power_of_p():
     shares = (0.0, 0.02, 0.9, 0.95, 1.0)
     smooth = [share**0.25 for share in shares]
-    found = rows(shares, task="a", exact=shares, tokens=[4] * 5, token_probability=smooth)
-    (jump,) = mastery.jumps(found)
+    results = rows(shares, task="a", exact=shares, tokens=[4] * 5, token_probability=smooth)
+    (jump,) = mastery.jumps(results)
     assert (jump["from"], jump["to"]) == ("s/30000", "s/100000")
     assert jump["exact"] == [0.02, 0.9] and jump["power"] == pytest.approx(jump["exact"])
     assert jump["p"][1] - jump["p"][0] < 0.7 * (0.9 - 0.02)  # p itself rises less
     assert jump["exact_lo"][0] < 0.02 < jump["exact_hi"][0] < jump["exact_lo"][1] < 0.9
 
 
-def test_nothing_is_foretold_from_accuracies_that_guessing_explains():
+def test_accuracies_explained_by_guessing_give_no_prediction():
     falling = rows((0.36, 0.33, 0.28, 0.26), n=100, bits_per_byte=(3.0, 2.5, 2.0, 1.5))
     assert "is above chance" in mastery.foretell(falling, 1e6, bootstrap=50)["t"]["refused"]

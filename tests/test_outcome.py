@@ -1,4 +1,4 @@
-"""What a sweep came to, in words and tables, whether or not it held and however much is done."""
+"""Headline, tables and laws of finished and unfinished sweeps."""
 
 import made_up
 import pytest
@@ -6,33 +6,32 @@ import pytest
 from lm import outcome, records
 
 
-def test_a_prediction_that_held_is_said_to_lie_inside(tmp_path):
+def test_headline_of_a_correct_prediction_says_inside(tmp_path):
     sweep = outcome.load(made_up.sweep(tmp_path))
-    state, words = outcome.headline(sweep)
+    state, text = outcome.headline(sweep)
     assert sweep.target and sweep.prediction
-    assert state == "held" and "inside its own 95% interval" in words
+    assert state == "held" and "inside its own 95% interval" in text
     assert (
-        f"{sweep.target['eval.loss']:#.4g}" in words
-        and f"{sweep.prediction['value']:#.4g}" in words
+        f"{sweep.target['eval.loss']:#.4g}" in text and f"{sweep.prediction['value']:#.4g}" in text
     )
 
 
 @pytest.mark.parametrize("miss, side", [(0.05, "above"), (-0.05, "below")])
-def test_a_prediction_that_failed_is_said_to_lie_outside(tmp_path, miss, side):
-    state, words = outcome.headline(outcome.load(made_up.sweep(tmp_path, miss=miss)))
-    assert state == "missed" and "outside its own 95% interval" in words and side in words
+def test_headline_of_a_wrong_prediction_says_outside(tmp_path, miss, side):
+    state, text = outcome.headline(outcome.load(made_up.sweep(tmp_path, miss=miss)))
+    assert state == "missed" and "outside its own 95% interval" in text and side in text
 
 
-def test_a_target_that_is_not_done_leaves_the_prediction_open(tmp_path):
+def test_unfinished_target_leaves_the_prediction_open(tmp_path):
     running = made_up.sweep(tmp_path, "a", status={"1.6M": ("running", "")})  # by no process
     missing = made_up.sweep(tmp_path, "b", missing=("1.6M",))
-    for folder, words in ((running, "lost"), (missing, "not started")):
+    for folder, text in ((running, "lost"), (missing, "not started")):
         sweep = outcome.load(folder)
-        assert outcome.headline(sweep)[0] == "open" and words in outcome.headline(sweep)[1]
+        assert outcome.headline(sweep)[0] == "open" and text in outcome.headline(sweep)[1]
         assert sweep.measured is None
 
 
-def test_a_refused_prediction_says_why(tmp_path):
+def test_refused_prediction_states_its_reason(tmp_path):
     folder = made_up.sweep(tmp_path, missing=("60K", "120K", "300K", "700K", "1.6M"))
     sweep = outcome.load(folder)
     assert sweep.prediction is None and sweep.fit is None
@@ -40,7 +39,7 @@ def test_a_refused_prediction_says_why(tmp_path):
     assert outcome.table(sweep.rows, records.read_json(folder / "prediction.json"))
 
 
-def test_the_law_is_that_of_the_runs_the_prediction_used(tmp_path):
+def test_law_uses_the_runs_of_the_prediction(tmp_path):
     folder = made_up.sweep(tmp_path)
     sweep = outcome.load(folder)
     assert sweep.prediction
@@ -50,7 +49,7 @@ def test_the_law_is_that_of_the_runs_the_prediction_used(tmp_path):
     assert "alone/1.6M" not in alone.fit.data.names  # the target is no part of its own law
 
 
-def test_the_last_table_has_the_same_columns_in_every_line(tmp_path):
+def test_final_table_has_the_same_columns_in_every_line(tmp_path):
     folder = made_up.sweep(tmp_path, status={"60K": ("diverged", "")}, missing=("120K",))
     sweep = outcome.load(folder)
     lines = outcome.table(sweep.rows, sweep.prediction)
@@ -63,7 +62,7 @@ def test_the_last_table_has_the_same_columns_in_every_line(tmp_path):
     assert all(isinstance(value, str) for line in lines for value in line.values())
 
 
-def test_a_run_on_its_way_has_cost_what_its_metrics_say(tmp_path):
+def test_unfinished_run_has_the_cost_of_its_last_metrics(tmp_path):
     folder = made_up.sweep(tmp_path, status={"700K": ("running", "")})
     row = next(row for row in outcome.load(folder).rows if row["name"] == "toy/700K")
     last = records.metrics(folder / "700K")[-1]
@@ -72,19 +71,19 @@ def test_a_run_on_its_way_has_cost_what_its_metrics_say(tmp_path):
     ]
 
 
-def test_runs_that_never_started_are_missing(tmp_path):
+def test_runs_that_have_not_started_are_missing(tmp_path):
     sweep = outcome.load(made_up.sweep(tmp_path, missing=("30K", "700K")))
     assert sweep.missing == ["toy/30K", "toy/700K"]
 
 
-def test_a_folder_without_runs_is_refused_by_name(tmp_path):
+def test_folder_without_runs_is_refused(tmp_path):
     with pytest.raises(ValueError, match=f"{tmp_path} holds no runs"):
         outcome.load(tmp_path)
 
 
-def test_durations_have_two_units_that_count():
-    words = [outcome.duration(seconds) for seconds in (0.5, 59, 60, 95, 3599, 7260, 100_000)]
-    assert words == [
+def test_durations_have_two_units():
+    text = [outcome.duration(seconds) for seconds in (0.5, 59, 60, 95, 3599, 7260, 100_000)]
+    assert text == [
         "0.5 s",
         "59 s",
         "1 min 0 s",

@@ -1,19 +1,19 @@
-"""Pieces of a page: all text is escaped, and the template is filled once."""
+"""HTML elements and the page: escaping, tables, template."""
 
 from html.parser import HTMLParser
 
 from lm import page, style
 
-HOSTILE = "</td><script>alert(1)</script>\"'&${title}$x"
+HOSTILE = "</td><script>alert(1)</script>\"'&{{ title }}{% x %}"
 
 
 class Seen(HTMLParser):
-    """Tags with their attributes, and text, as a browser reads them."""
+    """Parser that collects tags with attributes, and text, as a browser reads them."""
 
     def __init__(self, text):
         super().__init__()
         self.tags, self.text = [], ""
-        self.feed(text)
+        self.feed(str(text))
 
     def handle_starttag(self, tag, attrs):
         self.tags.append((tag, dict(attrs)))
@@ -22,37 +22,39 @@ class Seen(HTMLParser):
         self.text += data
 
 
-def test_whatever_a_piece_is_given_stays_text():
+def test_elements_escape_their_arguments():
     for piece in (
-        page.words(HOSTILE),
+        page.paragraph(HOSTILE),
         page.code(HOSTILE),
         page.details(HOSTILE, ""),
-        page.table([{HOSTILE: (HOSTILE, HOSTILE)}]),
-        page.table([{HOSTILE: (HOSTILE, 1.0)}], "sortable"),
+        page.table([{HOSTILE: HOSTILE}]),
+        page.table([{HOSTILE: 1.0}], {HOSTILE: lambda value: HOSTILE}, is_sortable=True),
+        page.table([{"a": 1.0}], sort_keys={"a": [HOSTILE]}) + page.paragraph(HOSTILE),
     ):
         seen = Seen(piece)
         assert HOSTILE in seen.text
         assert not [tag for tag, _ in seen.tags if tag == "script"]
 
 
-def test_a_cell_carries_the_number_that_it_sorts_by():
-    seen = Seen(page.table([{"loss": ("2.1 ± 0.1", 2.1)}, {"loss": ("", "")}], "sortable"))
+def test_cells_carry_their_sort_keys():
+    rows = [{"loss": (2.1, 0.1)}, {"loss": None}]
+    seen = Seen(page.table(rows, {"loss": "{0[0]} ± {0[1]}".format}, is_sortable=True))
     cells = [attrs["data-v"] for tag, attrs in seen.tags if tag == "td"]
     assert cells == ["2.1", ""] and "–" in seen.text
     assert [tag for tag, _ in seen.tags].count("button") == 1
 
 
-def test_an_empty_table_says_so():
+def test_empty_table_is_a_sentence():
     assert "None." in page.table([])
 
 
-def test_the_template_is_filled_once_and_asks_for_nothing(tmp_path):
+def test_page_escapes_its_arguments_and_loads_nothing(tmp_path):
     path = page.write(
         tmp_path / "page.html",
         title=HOSTILE,
         headline=("held", HOSTILE),
         tiles=[(HOSTILE, HOSTILE)],
-        sections={HOSTILE: page.words(HOSTILE)},
+        sections={HOSTILE: page.paragraph(HOSTILE)},
         footer=HOSTILE,
         twins=style.twins([]),
     )

@@ -1,4 +1,4 @@
-"""Every figure, drawn from a made-up sweep whose law is known."""
+"""Scaling figures of a synthetic sweep with a known law."""
 
 import re
 
@@ -43,11 +43,11 @@ def tips(figure) -> list[str]:
 
 
 def line(axes, label):
-    return next(one for one in axes.get_lines() if one.get_label() == label)
+    return next(artist for artist in axes.get_lines() if artist.get_label() == label)
 
 
 @pytest.mark.parametrize("theme", [plots.LIGHT, plots.DARK])
-def test_every_figure_says_its_n_and_its_units_in_the_colours_of_its_theme(toy, theme):
+def test_every_figure_states_n_and_units_and_uses_its_theme(toy, theme):
     for name, figure in every_figure(toy, theme).items():
         axes = figure.axes[0]
         assert re.search(r"n = [1-9]\d* runs?\b", figure.get_supxlabel()), name
@@ -57,14 +57,14 @@ def test_every_figure_says_its_n_and_its_units_in_the_colours_of_its_theme(toy, 
         figure.draw_without_rendering()
 
 
-def test_losses_stand_on_log_axes(toy):
+def test_losses_have_log_axes(toy):
     figures = every_figure(toy)
     for name in ("params", "compute", "curves", "sources"):
         axes = figures[name].axes[0]
         assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log"), name
 
 
-def test_the_curve_is_the_law_and_the_band_its_interval(toy):
+def test_curve_is_the_law_and_band_is_its_interval(toy):
     rows, fit, prediction, _ = toy
     axes = plots.loss_against_params(rows, fit, prediction).axes[0]
     xs, ys = map(np.asarray, line(axes, marks.formula(fit)).get_data())
@@ -73,14 +73,14 @@ def test_the_curve_is_the_law_and_the_band_its_interval(toy):
     assert sorted(fit.data.names) == sorted(names)
     seen = [row["params.non_embedding"] for row in rows if row["name"] in names]
     assert min(seen) * 0.95 < min(xs) and max(xs) < max(seen) * 1.05  # solid only where it saw runs
-    band = next(one for one in axes.collections if "95% interval" in str(one.get_label()))
+    band = next(artist for artist in axes.collections if "95% interval" in str(artist.get_label()))
     corners = np.asarray(band.get_paths()[0].vertices)
     for x in xs[::20]:
         limits, edge = fit.predict(x, noise=False), corners[np.isclose(corners[:, 0], x), 1]
         np.testing.assert_allclose([edge.min(), edge.max()], [limits.lo, limits.hi])
 
 
-def test_a_law_that_says_little_does_not_flatten_the_runs(toy):
+def test_wide_interval_does_not_compress_the_runs(toy):
     rows = [row for row in toy[0] if row["status"] == "done"][:4]
     loose = laws.power([row | {"eval.loss": row["eval.loss"] ** 0.1} for row in rows])
     loose.ensemble["A"] = loose.ensemble["A"] * 1000
@@ -88,24 +88,24 @@ def test_a_law_that_says_little_does_not_flatten_the_runs(toy):
     assert high < 3 * max(row["eval.loss"] for row in rows)
 
 
-def test_a_diverged_run_is_no_point_but_keeps_its_curve(toy):
+def test_diverged_run_has_a_curve_but_no_point(toy):
     figures = every_figure(toy)
     assert not [tip for tip in tips(figures["params"]) if tip.startswith("60K")]
     assert "60K, diverged" in tips(figures["curves"])
 
 
-def test_the_target_is_marked_with_what_was_predicted_and_what_came(toy):
+def test_target_shows_predicted_and_measured_loss(toy):
     rows, fit, prediction, _ = toy
-    said = tips(plots.loss_against_params(rows, fit, prediction))
-    words = (
+    tooltips = tips(plots.loss_against_params(rows, fit, prediction))
+    labels = (
         f"predicted {prediction['value']:#.4g} [{prediction['lo']:#.4g}, {prediction['hi']:#.4g}]"
     )
     measured = next(row["eval.loss"] for row in rows if row["predict"])
-    assert said.count(words) == 2  # on the curve and in the inset
-    assert f"measured {measured:#.4g}" in said
+    assert tooltips.count(labels) == 2  # on the curve and in the inset
+    assert f"measured {measured:#.4g}" in tooltips
 
 
-def test_a_target_that_has_not_started_is_drawn_where_it_will_be(toy):
+def test_target_is_drawn_before_it_starts(toy):
     rows, fit, prediction, _ = toy
     figure = plots.loss_against_params(rows[:-1], fit, prediction)
     low, high = figure.axes[0].get_xlim()
@@ -113,20 +113,20 @@ def test_a_target_that_has_not_started_is_drawn_where_it_will_be(toy):
     assert "predicted" in " ".join(tips(figure)) and "measured" not in " ".join(tips(figure))
 
 
-def test_a_size_has_one_colour_in_every_figure(toy):
+def test_size_has_one_color_in_every_figure(toy):
     colour = style.size_colours(toy[0])["toy/700K"]
     figures = every_figure(toy)
     for name in ("params", "compute", "ability", "sources", "predicted"):
-        lines = [one for axes in figures[name].axes for one in axes.get_lines()]
-        marked = [one for one in lines if str(one.get_gid()).startswith("tip:700K:")]
-        assert {one.get_markerfacecolor() for one in marked} == {colour}, name
+        lines = [artist for axes in figures[name].axes for artist in axes.get_lines()]
+        marked = [artist for artist in lines if str(artist.get_gid()).startswith("tip:700K:")]
+        assert {artist.get_markerfacecolor() for artist in marked} == {colour}, name
     curve = next(
         x for x in figures["curves"].axes[0].get_lines() if x.get_gid() == "tip:700K, done"
     )
     assert curve.get_color() == colour
 
 
-def test_open_marks_are_runs_that_no_law_saw(toy):
+def test_open_markers_are_runs_outside_the_fit(toy):
     rows, _, _, _ = toy
     fit = laws.power([row for row in rows if row["name"] not in ("toy/30K", "toy/1.6M")])
     axes = plots.loss_against_params(rows, fit).axes[0]
@@ -139,7 +139,7 @@ def test_open_marks_are_runs_that_no_law_saw(toy):
     assert is_open == {"30K", "1.6M"}
 
 
-def test_figures_of_no_runs_at_all_can_be_drawn():
+def test_scaling_figures_of_no_runs_can_be_drawn():
     for figure in (
         plots.loss_against_params([]),
         plots.loss_against_compute([]),
@@ -151,32 +151,33 @@ def test_figures_of_no_runs_at_all_can_be_drawn():
         assert "n = 0 runs" in figure.get_supxlabel()
 
 
-def test_names_that_look_like_formulas_are_drawn_as_they_are(toy):
+def test_names_with_formula_characters_are_drawn_verbatim(toy):
     rows = [row | {"name": f"toy/$\\frac{{{row['name'][-3:]}"} for row in toy[0]]
     plots.ability(rows).draw_without_rendering()
     plots.loss_against_params(rows).draw_without_rendering()
 
 
-def test_fingerprints_change_with_a_result_and_not_with_the_folder(toy):
+def test_run_hash_depends_on_results_but_not_on_the_folder(toy):
     row = toy[0][0]
     moved, changed = row | {"dir": "elsewhere"}, row | {"eval.loss": row["eval.loss"] + 1e-9}
     assert plots.fingerprints([moved]) == plots.fingerprints([row])
     assert plots.fingerprints([changed]) != plots.fingerprints([row])
 
 
-def test_emergence_sets_the_power_of_p_beside_exact_match(toy):
+def test_emergence_plots_power_of_p_beside_exact_match(toy):
     rows = toy[0]
     axes = plots.emergence(rows, ["copy?length=4"]).axes[0]
-    p, power = (np.asarray(one.get_ydata()) for one in axes.get_lines()[:2])
+    p, power = (np.asarray(artist.get_ydata()) for artist in axes.get_lines()[:2])
     np.testing.assert_allclose(power / 100, (p / 100) ** 4)
     exact = [r["eval.task.copy?length=4.exact"] for r in rows if r["status"] == "done"]
     np.testing.assert_allclose(power / 100, sorted(exact))
 
 
-def test_tasks_mastered_are_counted_of_all_that_were_asked(toy):
+def test_solved_tasks_are_counted_among_all_evaluated_tasks(toy):
     axes = plots.tasks_mastered(toy[0]).axes[0]
     assert axes.get_ylabel() == "Tasks, of 3"
-    above, mastered = (one.get_ydata() for one in axes.get_lines() if len(one.get_xdata()) > 1)
+    lines = [artist for artist in axes.get_lines() if len(artist.get_xdata()) > 1]
+    above, mastered = (artist.get_ydata() for artist in lines)
     assert (np.asarray(mastered) <= np.asarray(above)).all() and max(mastered) <= 2
 
 
@@ -186,10 +187,10 @@ SOURCES = ("jsonl:/a/books/*.jsonl.gz?field=body", "text:my/code.txt", "docs")
 
 @pytest.fixture(scope="module")
 def ladder() -> list[dict]:
-    """Six sizes, each a trunk and a branch for each of two budgets; the second has two seeds."""
+    """Six sizes with a trunk run and branches of two budgets. The second size has two seeds."""
     rows = []
-    for place, (size, n) in enumerate(made_up.SIZES.items()):
-        for seed in ("", "-seed1") if place == 1 else ("",):
+    for i, (size, n) in enumerate(made_up.SIZES.items()):
+        for seed in ("", "-seed1") if i == 1 else ("",):
             trunk = f"ladder/{size}{seed}-trunk"
             for budget, tokens in BUDGETS.items():
                 branch = {"start.run": trunk, "start.keep": "state"} if budget != "trunk" else {}
@@ -202,25 +203,30 @@ def ladder() -> list[dict]:
     return rows
 
 
-def test_trunks_are_no_points_and_figures_against_size_join_runs_of_one_budget(ladder):
+def test_figures_against_size_use_one_token_budget_and_no_trunks(ladder):
     assert not [
-        row for row in marks.points(ladder, "tokens", "eval.loss") if "trunk" in row["name"]
+        row
+        for row in records.finished_with(ladder, "tokens", "eval.loss")
+        if "trunk" in row["name"]
     ]
-    kept, words = marks.fullest(ladder)
-    assert {row["name"].rpartition("-")[2] for row in kept} == {"2M"} and len(kept) == 7
-    assert words == "Runs on 2M tokens."
+    selection = records.largest_token_budget(ladder)
+    assert {row["name"].rpartition("-")[2] for row in selection.rows} == {"2M"}
+    assert len(selection.rows) == 7
+    assert marks.budget_note(selection) == "Only runs on 2M tokens."
     begun = [row for row in ladder if row["name"].endswith("1M") or "30K-" in row["name"]]
-    kept, words = marks.fullest(begun)
-    assert len(kept) == 7 and words == "Of each size the runs on most tokens."
+    selection = records.largest_token_budget(begun)
+    assert len(selection.rows) == 7
+    assert marks.budget_note(selection) == "Of each size, only the runs with the most tokens."
     alone = [row for row in ladder if row["name"].endswith("1M")]
-    assert marks.fullest(alone) == (alone, "")
+    selection = records.largest_token_budget(alone)
+    assert selection.rows == alone and marks.budget_note(selection) == ""
     figures = (plots.ability, plots.loss_by_source, plots.tasks_mastered, plots.task_curves)
     for draw in figures:
         caption = draw(ladder).get_supxlabel()
-        assert "n = 7 runs" in caption and "Runs on 2M tokens." in " ".join(caption.split())
+        assert "n = 7 runs" in caption and "Only runs on 2M tokens." in " ".join(caption.split())
 
 
-def test_seeds_are_marks_of_their_own_and_one_line_goes_through_their_mean(ladder):
+def test_line_passes_through_the_mean_of_seeds(ladder):
     axes = plots.ability(ladder).axes[0]
     line = axes.get_lines()[0].get_ydata()
     twins = [row["eval.completion"] for row in ladder if row["name"].startswith("ladder/60K")]
@@ -229,22 +235,22 @@ def test_seeds_are_marks_of_their_own_and_one_line_goes_through_their_mean(ladde
     assert len([tip for tip in tips(plots.ability(ladder)) if tip.startswith("60K")]) == 2
 
 
-def test_sizes_are_named_without_what_all_names_share(ladder):
-    names = marks.names_at(marks.fullest(ladder)[0])
+def test_size_labels_omit_the_shared_suffix(ladder):
+    names = marks.names_at(records.largest_token_budget(ladder).rows)
     assert list(names.values()) == list(made_up.SIZES)
     assert marks.names_at(ladder[:1]) == {31_000: "30K-trunk"}
 
 
-def test_of_many_curves_the_longest_of_each_size_is_named(ladder):
+def test_longest_curve_of_each_size_is_labeled(ladder):
     lines = [{"step": step, "tokens": 4e5 * step, "loss": 5.0 - step / 9} for step in range(1, 6)]
     metrics = {row["name"]: lines[: 3 if row["tokens"] < 2e6 else 5] for row in ladder}
     axes = plots.learning_curves(ladder, metrics).axes[0]
-    words = [text.get_text() for text in axes.texts]
-    assert 1 <= len(words) <= 6 and all(len(word.split("-")) <= 2 for word in words)
+    labels = [text.get_text() for text in axes.texts]
+    assert 1 <= len(labels) <= 6 and all(len(word.split("-")) <= 2 for word in labels)
 
 
-def test_a_prediction_is_judged_only_on_runs_of_the_tokens_that_the_law_saw(ladder):
-    fit = laws.power(marks.fullest(ladder)[0], bootstrap=200)
+def test_predictions_are_compared_on_the_fitted_token_budget(ladder):
+    fit = laws.power(records.largest_token_budget(ladder).rows, bootstrap=200)
     names = [
         label.get_text()
         for label in plots.predicted_against_measured(ladder, fit).axes[0].get_yticklabels()
@@ -252,7 +258,7 @@ def test_a_prediction_is_judged_only_on_runs_of_the_tokens_that_the_law_saw(ladd
     assert len(names) == 7 and all(name.endswith("2M") for name in names)
 
 
-def test_sources_and_tasks_that_are_files_are_called_by_their_last_name():
+def test_file_sources_and_tasks_have_short_names():
     named = marks.source_names([f"eval.loss.{source}" for source in SOURCES])
     assert list(named.values()) == ["books", "code", "docs"]
     alike = [f"eval.loss.text:{folder}/x.txt" for folder in "ab"]
@@ -261,8 +267,8 @@ def test_sources_and_tasks_that_are_files_are_called_by_their_last_name():
     assert marks.task_name("copy?length=4&n=200") == "copy?length=4"
 
 
-def test_two_token_budgets_are_too_few_for_a_law_of_size_and_tokens(ladder):
-    assert "three tell them apart" in outcome.laws_of(ladder)["size and tokens"][1]
+def test_law_of_size_and_tokens_needs_three_budgets(ladder):
+    assert "use at least three" in outcome.laws_of(ladder)["size and tokens"][1]
     longer = [
         row | {"tokens": 4e6, "eval.loss": row["eval.loss"] - 0.01, "name": row["name"] + "4"}
         for row in ladder

@@ -1,4 +1,4 @@
-"""Figures of hyperparameters, drawn from made-up rows."""
+"""Figures of hyperparameter transfer, from synthetic rows."""
 
 import made_up
 import numpy as np
@@ -28,11 +28,11 @@ def looks(width_exponent=1.0) -> list[dict]:
 
 
 def words(axes) -> str:
-    return " ".join(one.get_text() for one in axes.texts)
+    return " ".join(artist.get_text() for artist in axes.texts)
 
 
 @pytest.mark.parametrize("theme", [plots.LIGHT, plots.DARK])
-def test_losses_against_rates_have_a_panel_a_rule_and_mark_the_best_with_its_interval(theme):
+def test_learning_rate_panels_mark_the_optimum_and_its_interval(theme):
     figure = rate_plots.learning_rates(ROWS, drift.WIDTH, theme)
     assert [axes.get_title(loc="left").split(":")[0] for axes in figure.axes] == ["standard", "mup"]
     assert "n = 60 runs" in figure.get_supxlabel()  # those of the base shape once
@@ -41,19 +41,19 @@ def test_losses_against_rates_have_a_panel_a_rule_and_mark_the_best_with_its_int
         bars = [line for line in axes.get_lines() if line.get_color() == theme["accent"]]
         spans = [line.get_xdata() for line in bars if len(line.get_xdata()) == 2]
         known = [2 ** (-5 + slope * i) for i in range(3)]
-        assert all(lo < at < hi for (lo, hi), at in zip(spans, known, strict=True))
+        assert all(lo < rate < hi for (lo, hi), rate in zip(spans, known, strict=True))
         assert "width 64" in words(axes)
 
 
-def test_a_best_rate_at_the_edge_is_not_marked():
+def test_optimum_at_the_edge_is_not_marked():
     rows = [row for row in ROWS if row[drift.RATE] <= 2.0**-5]
     figure = rate_plots.learning_rates(rows, drift.WIDTH)
-    tips = [str(one.get_gid()) for one in figure.axes[1].get_lines()]
+    tips = [str(artist.get_gid()) for artist in figure.axes[1].get_lines()]
     assert not [tip for tip in tips if "best" in tip]
-    assert "no drift can be told" in figure.axes[1].get_title(loc="left")
+    assert "exponent not determined" in figure.axes[1].get_title(loc="left")
 
 
-def test_the_coordinate_check_writes_exponents_beside_its_lines():
+def test_coordinate_check_labels_lines_with_exponents():
     figure = rate_plots.coordinates(looks())
     standard, mup, deep, _ = figure.axes
     assert "mlp +1.00" in words(standard) and "mlp +0.00" in words(mup)
@@ -63,14 +63,14 @@ def test_the_coordinate_check_writes_exponents_beside_its_lines():
     np.testing.assert_allclose(lines[0].get_ydata(), [2 * 16, 2 * 32])
 
 
-def test_a_report_draws_rates_only_where_several_were_tried_at_several_shapes(tmp_path):
-    found = drawings._rates(outcome.load(made_up.rates(tmp_path)))
-    assert list(found) == ["rates_by_width", "rates_by_depth"]
-    assert len(found["rates_by_depth"][0]().axes) == 2
-    assert not drawings._rates(outcome.load(made_up.sweep(tmp_path)))
+def test_rate_figures_need_several_rates_at_several_shapes(tmp_path):
+    available = drawings._learning_rates(outcome.load(made_up.rates(tmp_path)))
+    assert list(available) == ["rates_by_width", "rates_by_depth"]
+    assert len(available["rates_by_depth"].draw().axes) == 2
+    assert not drawings._learning_rates(outcome.load(made_up.sweep(tmp_path)))
 
 
-def test_figures_of_nothing_can_be_drawn():
+def test_rate_figures_of_no_runs_can_be_drawn():
     for figure in (rate_plots.coordinates([]), rate_plots.learning_rates([], drift.WIDTH)):
         figure.draw_without_rendering()
         assert "n = 0" in figure.get_supxlabel()

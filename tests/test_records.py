@@ -1,4 +1,7 @@
+"""Run directories, rows and task results."""
+
 import json
+import math
 
 import pytest
 
@@ -10,7 +13,7 @@ def run(tmp_path):
     return config.Run(name="sweep/a", dir=str(tmp_path))
 
 
-def test_a_row_holds_knobs_facts_and_the_last_evaluation(run):
+def test_row_has_config_facts_and_the_last_evaluation(run):
     records.start(run, {"params.total": 7, "tokens": 9})
     folder = records.folder(run)
     records.append(folder / "evals.jsonl", {"step": 10, "loss": 3.0})
@@ -22,13 +25,13 @@ def test_a_row_holds_knobs_facts_and_the_last_evaluation(run):
     assert records.is_finished(run)
 
 
-def test_rows_come_smallest_first(tmp_path):
+def test_rows_are_sorted_by_size(tmp_path):
     for name, size in (("s/big", 30), ("s/small", 10), ("s/mid", 20)):
         records.start(config.Run(name=name, dir=str(tmp_path)), {"params.non_embedding": size})
     assert [row["name"] for row in records.rows(tmp_path)] == ["s/small", "s/mid", "s/big"]
 
 
-def test_the_last_attempt_wins_and_steps_are_in_order(run):
+def test_metrics_of_the_last_attempt_win(run):
     assert records.start(run, {}) == 1
     file = records.folder(run) / "metrics.jsonl"
     for attempt, step in ((1, 10), (1, 20), (1, 30)):
@@ -39,7 +42,7 @@ def test_the_last_attempt_wins_and_steps_are_in_order(run):
     assert [(row["step"], row["attempt"]) for row in rows] == [(10, 1), (20, 2), (30, 1)]
 
 
-def test_a_torn_last_line_is_healed(run):
+def test_incomplete_last_line_is_repaired(run):
     records.start(run, {})
     file = records.folder(run) / "metrics.jsonl"
     records.append(file, {"step": 1})
@@ -51,7 +54,7 @@ def test_a_torn_last_line_is_healed(run):
     assert [row["step"] for row in records.metrics(file.parent)] == [1, 2]
 
 
-def test_a_changed_knob_is_refused_by_name_and_nothing_is_written(run):
+def test_changed_config_field_is_refused_by_name(run):
     records.start(run, {})
     before = (records.folder(run) / "config.json").read_text()
     run.optim.lr, run.model.d_model = 0.5, 64
@@ -61,42 +64,42 @@ def test_a_changed_knob_is_refused_by_name_and_nothing_is_written(run):
     assert (records.folder(run) / "config.json").read_text() == before
 
 
-def test_knobs_that_change_no_result_may_change(run):
+def test_execution_fields_may_change(run):
     records.start(run, {})
     run.log_every, run.mesh.fsdp, run.data.cache = 5, 2, "elsewhere"
     records.start(run, {})
 
 
-def test_free_knobs_exist():
+def test_execution_fields_exist():
     assert set(records.FREE) <= set(config.field_types(config.Run))
 
 
-def test_numbers_that_json_lacks_become_words(run):
+def test_non_finite_numbers_become_strings(run):
     records.start(run, {})
     records.append(records.folder(run) / "metrics.jsonl", {"step": 1, "loss": float("nan")})
     line = (records.folder(run) / "metrics.jsonl").read_text()
     assert json.loads(line)["loss"] == "nan"
 
 
-def test_a_config_is_found_wherever_its_folder_was_moved(run, tmp_path):
+def test_config_is_loaded_from_a_moved_folder(run, tmp_path):
     records.start(run, {})
     moved = tmp_path / "moved" / "sweep" / "a"
     moved.parent.mkdir(parents=True)
     records.folder(run).rename(moved)
-    found = records.read_config(moved)
-    assert records.folder(found) == moved
-    with pytest.raises(ValueError, match="is no run: it has no config.json"):
+    loaded = records.read_config(moved)
+    assert records.folder(loaded) == moved
+    with pytest.raises(ValueError, match="is not a run directory: config.json is missing"):
         records.read_config(tmp_path / "nothing")
 
 
-def test_broken_json_is_named(run):
+def test_broken_json_file_is_named(run):
     records.start(run, {})
     (records.folder(run) / "facts.json").write_text("{")
     with pytest.raises(ValueError, match="facts.json is not readable as JSON"):
         records.rows(run.dir)
 
 
-def test_lines_that_are_not_ours_are_passed_over_and_an_old_attempt_never_wins(run):
+def test_invalid_lines_and_older_attempts_are_skipped(run):
     records.start(run, {})
     file = records.folder(run) / "metrics.jsonl"
     records.append(file, {"attempt": 2, "step": 1, "loss": 2.0})
@@ -105,25 +108,40 @@ def test_lines_that_are_not_ours_are_passed_over_and_an_old_attempt_never_wins(r
     assert [row["loss"] for row in records.metrics(file.parent)] == [2.0]
 
 
-def test_a_config_that_is_read_back_is_data(run):
+def test_stored_config_is_never_executed(run):
     records.start(run, {})
     file = records.folder(run) / "config.json"
-    said = json.loads(file.read_text())
-    said["wandb"], said["data"]["cache"] = "__import__('os').getcwd()", "$(id) `id` {0.__class__}"
-    file.write_text(json.dumps(said))
-    found = records.read_config(file.parent)
-    assert found.data.cache == "$(id) `id` {0.__class__}"
+    content = json.loads(file.read_text())
+    content["wandb"] = "__import__('os').getcwd()"
+    content["data"]["cache"] = "$(id) `id` {0.__class__}"
+    file.write_text(json.dumps(content))
+    loaded = records.read_config(file.parent)
+    assert loaded.data.cache == "$(id) `id` {0.__class__}"
     with pytest.raises(ValueError, match="wandb=.* must be bool, not str"):
-        checks.check(found)
-    file.write_text(json.dumps(said | {"__class__": "os.system"}))
+        checks.check(loaded)
+    file.write_text(json.dumps(content | {"__class__": "os.system"}))
     with pytest.raises(ValueError, match="__class__ does not exist"):
         records.read_config(file.parent)
 
 
 @pytest.mark.parametrize("name", ["../out", "/etc/x", "a/../../b", "a//b", "a/", "gs://b/x", "a\n"])
-def test_a_name_cannot_leave_the_folder_of_runs(run, name):
+def test_run_name_cannot_leave_its_folder(run, name):
     for knob in (run, run.start):
         setattr(knob, "name" if knob is run else "run", name)
         with pytest.raises(ValueError, match="takes letters, digits"):
             checks.check(run)
         run.name = "fine"
+
+
+def test_task_results_of_rows_and_evaluations_are_nested():
+    stored = {"step": 3, "loss.docs": 1.0}
+    stored |= {"task.copy?length=4&p=0.5.accuracy": 0.5, "task.copy?length=4&p=0.5.n": 100}
+    stored["task_se.copy?length=4&p=0.5.accuracy"] = 0.1
+    task = {"accuracy": {"value": 0.5, "se": 0.1}, "n": {"value": 100.0, "se": 0.0}}
+    row = {f"eval.{key}": value for key, value in stored.items()}
+    for values in (stored, row):
+        assert records.task_results(values) == {"copy?length=4&p=0.5": task}
+    assert records.task_column("copy?length=4&p=0.5") in row
+    assert records.task_result(row, "copy?length=4&p=0.5", "n") == task["n"]
+    assert records.task_result(row, "sort") is None
+    assert math.isnan(records.task_value({"task.a.brier": "nan"}, "a", "brier"))

@@ -1,23 +1,59 @@
-"""Which code it is: what a file needs, and nothing else, decides."""
+"""Commit and code hash of results."""
 
 import subprocess
+
+import pytest
 
 from lm import revision
 
 
-def test_the_code_of_a_figure_is_the_files_that_it_needs():
-    needed = set(revision.sources("drawings"))
-    assert {"drawings", "plots", "powers", "ability", "records", "config"} <= needed
-    assert not {"train", "model", "report"} & needed
+def test_code_hash_covers_exactly_the_imported_modules():
+    needed = set(revision.sources("lm.drawings"))
+    names = {"drawings", "plots", "powers", "ability", "records", "config"}
+    assert {f"lm.{name}" for name in names} <= needed
+    assert not {"lm", "lm.train", "lm.model", "lm.report"} & needed
 
 
-def test_a_changed_file_changes_the_code(monkeypatch):
-    before, found = revision.code("style"), revision.sources("style")
-    monkeypatch.setattr(revision, "sources", lambda name: found | {"style": found["style"] + " "})
-    assert revision.code("style") != before
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """A package with subpackages, in place of lm."""
+    files = {
+        "__init__.py": "from lm import everything",
+        "everything.py": "",
+        "config/__init__.py": '"""Doc."""\nimport lm.config.base',
+        "config/base.py": "BASE = 1",
+        "config/schema.py": "X = 1",
+        "data/__init__.py": "",
+        "data/corpus.py": "from lm.config import schema\nfrom lm.data.hashing import digest",
+        "data/hashing.py": "def digest(): ...",
+        "data/other.py": "",
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(revision, "HERE", tmp_path)
+    revision._parse.cache_clear()
+    return tmp_path
 
 
-def test_outside_of_a_clone_there_is_no_commit(tmp_path, monkeypatch):
+def test_imports_are_followed_through_packages(package):
+    needed = {"data.corpus", "data.hashing", "data", "config", "config.schema", "config.base"}
+    assert set(revision.sources("lm.data.corpus")) == {f"lm.{name}" for name in needed}
+
+
+def test_code_hash_ignores_docstrings_and_comments_only(package):
+    before = revision.code("lm.data.corpus")
+    for text, is_same in (
+        ('"""Text."""\n# Comment.\nX = 1\n', True),
+        ("X = (\n    1\n)\n", True),
+        ("X = 2\n", False),
+    ):
+        (package / "config" / "schema.py").write_text(text)
+        revision._parse.cache_clear()
+        assert (revision.code("lm.data.corpus") == before) is is_same
+
+
+def test_commit_is_empty_outside_a_repository(tmp_path, monkeypatch):
     ask = revision.commit.__wrapped__
     monkeypatch.setattr(revision, "HERE", tmp_path)
     assert ask() == ""

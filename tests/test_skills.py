@@ -1,4 +1,4 @@
-"""Figures of abilities say what was measured, what was said beforehand, and what cannot be said."""
+"""Figures of measured and predicted task accuracy."""
 
 import re
 
@@ -18,7 +18,7 @@ def tips(figure) -> list[str]:
     return re.findall(r"<title>(.*?)</title>", style.inline(figure)[0])
 
 
-def test_accuracy_stands_against_a_loss_that_falls_to_the_right_with_its_law(rows):
+def test_accuracy_is_plotted_against_falling_loss_with_its_law(rows):
     curves = mastery.curves(rows, bootstrap=50)
     figure = skills.against_loss(rows, curves)
     names = [axes.get_title(loc="left") for axes in figure.axes]
@@ -29,30 +29,32 @@ def test_accuracy_stands_against_a_loss_that_falls_to_the_right_with_its_law(row
     line = axes.get_lines()[0]
     np.testing.assert_allclose(line.get_ydata(), 100 * fit.predict(line.get_xdata()).value)
     assert "at chance" in curves["modular"][1] and curves["modular"][0] is None
-    said = [tip for tip in tips(figure) if tip.startswith("1.6M: loss")]
-    exact = [100 * rows[-1][mastery.column(task)] for task in names]
-    assert [float(tip.split()[-1][:-1]) for tip in said] == [round(one) for one in exact]
+    predictions = [tip for tip in tips(figure) if tip.startswith("1.6M: loss")]
+    exact = [100 * rows[-1][records.task_column(task)] for task in names]
+    assert [float(tip.split()[-1][:-1]) for tip in predictions] == [round(value) for value in exact]
 
 
-def test_runs_on_fewer_tokens_are_open_marks(rows):
+def test_runs_on_fewer_tokens_have_open_markers(rows):
     fewer = [row | {"name": row["name"] + "-short", "tokens": row["tokens"] / 2} for row in rows]
     axes = skills.against_loss([*rows, *fewer], {}).axes[0]
     faces = [line.get_markerfacecolor() for line in axes.get_lines() if line.get_gid()]
     assert faces.count(style.LIGHT["paper"]) == len(rows) == len(faces) / 2
 
 
-def test_what_was_foretold_stands_beside_what_came(rows):
+def test_predicted_accuracy_is_plotted_beside_measured(rows):
     task = "copy?length=4"
-    said = {task: {"value": 0.5, "lo": 0.25, "hi": 0.75}, "modular": {"refused": "at chance"}}
-    figure = skills.foretold(said, rows[-1])
-    came = f"{task}: measured {100 * rows[-1][mastery.column(task)]:.0f}%"
+    predictions = {task: {"value": 0.5, "lo": 0.25, "hi": 0.75}}
+    predictions["modular"] = {"refused": "at chance"}
+    figure = skills.foretold(predictions, rows[-1])
+    measured = f"{task}: measured {100 * rows[-1][records.task_column(task)]:.0f}%"
     assert "n = 1 tasks of 2" in figure.get_supxlabel()
-    assert tips(figure) == [f"{task}: foretold 50% [25, 75]", came]
-    assert tips(skills.foretold(said)) == [f"{task}: foretold 50% [25, 75]"]
-    assert tips(skills.foretold(said, {"name": "toy/9M"})) == tips(skills.foretold(said))
+    assert tips(figure) == [f"{task}: predicted 50% [25, 75]", measured]
+    assert tips(skills.foretold(predictions)) == [f"{task}: predicted 50% [25, 75]"]
+    not_started = skills.foretold(predictions, {"name": "toy/9M"})
+    assert tips(not_started) == tips(skills.foretold(predictions))
 
 
-def test_without_tasks_or_runs_the_figures_are_empty_and_say_so(rows):
+def test_figures_without_tasks_state_zero_tasks(rows):
     for none in ([], [{k: v for k, v in row.items() if "task" not in k} for row in rows]):
         assert "0 tasks" in skills.against_loss(none, mastery.curves(none)).get_supxlabel()
     assert "n = 0 tasks of 0" in skills.foretold({}).get_supxlabel()

@@ -1,3 +1,5 @@
+"""Files on the local disk and in a bucket."""
+
 import dataclasses
 import hashlib
 import json
@@ -33,14 +35,16 @@ def folder(request, tmp_path):
     return storage.at("gs://bucket/run")
 
 
-def test_a_name_keeps_its_kind():
+def test_local_and_remote_paths_are_distinguished():
     assert storage.at("runs/a") == pathlib.Path("runs/a")
     assert storage.at(pathlib.Path("/x")) == pathlib.Path("/x")
     assert not storage.is_remote("runs/a") and storage.is_remote("gs://bucket/a")
 
 
-def test_what_cannot_be_reached_is_named(monkeypatch):
-    with pytest.raises(ValueError, match="s3://b/x: s3:// is not known: a folder here, or gs://"):
+def test_unknown_storage_is_refused_by_name(monkeypatch):
+    with pytest.raises(
+        ValueError, match="s3://b/x: s3:// is not known. Use a local folder or gs://"
+    ):
         storage.at("s3://b/x")
     import fsspec
 
@@ -49,7 +53,7 @@ def test_what_cannot_be_reached_is_named(monkeypatch):
         storage.at("gs://b/x")
 
 
-def test_a_file_that_grows_keeps_its_lines_in_order(folder):
+def test_append_only_file_keeps_its_lines_in_order(folder):
     file = folder / "a.jsonl"
     assert storage.lines(file) == [] and storage.grown_at(file) == 0
     storage.settle(file)
@@ -63,7 +67,7 @@ def test_a_file_that_grows_keeps_its_lines_in_order(folder):
     assert storage.find(folder, "a.jsonl") == [file]
 
 
-def test_in_a_bucket_a_line_is_one_object_until_they_are_gathered(bucket):
+def test_lines_in_a_bucket_are_objects_until_gathered(bucket):
     file = storage.at("gs://bucket/run/a.jsonl")
     for n in range(3):
         storage.append(file, str(n))
@@ -72,17 +76,17 @@ def test_in_a_bucket_a_line_is_one_object_until_they_are_gathered(bucket):
     assert bucket.names() == ["bucket/run/a.jsonl"]
 
 
-def test_who_reads_while_lines_are_gathered_misses_none(bucket, monkeypatch):
+def test_reader_misses_no_line_while_lines_are_gathered(bucket, monkeypatch):
     file = storage.at("gs://bucket/run/a.jsonl")
     for n in range(4):
         storage.append(file, str(n))
     listed = storage.listed
 
     def meanwhile(folder):
-        found = listed(folder)
+        paths = listed(folder)
         monkeypatch.setattr(storage, "listed", listed)
         storage.settle(file)
-        return found
+        return paths
 
     monkeypatch.setattr(storage, "listed", meanwhile)
     assert storage.lines(file) == ["0", "1", "2", "3"]
@@ -90,7 +94,7 @@ def test_who_reads_while_lines_are_gathered_misses_none(bucket, monkeypatch):
     assert storage.lines(file) == ["0", "1", "2", "3"]
 
 
-def test_a_file_is_replaced_whole_or_not_at_all(folder, monkeypatch):
+def test_file_is_replaced_atomically(folder, monkeypatch):
     file = folder / "below" / "a.json"
     storage.write(file, "old")
     storage.write(file, b"new")
@@ -107,7 +111,7 @@ def test_a_file_is_replaced_whole_or_not_at_all(folder, monkeypatch):
     assert file.read_text() == "new" and os.listdir(file.parent) == ["a.json"]
 
 
-def test_what_is_logged_reaches_the_disk_before_the_checkpoint(tiny, monkeypatch):
+def test_log_is_flushed_before_the_checkpoint(tiny, monkeypatch):
     order, sync = [], os.fsync
 
     def spy(number):
@@ -126,7 +130,7 @@ def test_what_is_logged_reaches_the_disk_before_the_checkpoint(tiny, monkeypatch
 
 @pytest.fixture
 def remote(tiny, bucket, tmp_path) -> config.Run:
-    """The tiny run with all it writes in the bucket."""
+    """The tiny run, with all its files in the bucket."""
     copies = str(tmp_path / "copies")
     data = dataclasses.replace(tiny.data, cache="gs://bucket/data", copies=copies)
     return dataclasses.replace(tiny, name="s/tiny", dir="gs://bucket/runs", data=data)
@@ -136,9 +140,9 @@ def params(run: config.Run) -> list[np.ndarray]:
     return [np.asarray(leaf) for leaf in jax.tree.leaves(train.restore(run)[1]["params"])]
 
 
-def test_a_run_in_a_bucket_is_the_run_here(remote, bucket, tmp_path, monkeypatch):
-    here = dataclasses.replace(remote, dir=str(tmp_path / "runs"))
-    train.train(here)
+def test_run_in_a_bucket_equals_the_local_run(remote, bucket, tmp_path, monkeypatch):
+    local = dataclasses.replace(remote, dir=str(tmp_path / "runs"))
+    train.train(local)
     train.train(remote)
     folder = records.folder(remote)
     shutil.rmtree(tmp_path / "copies")  # another machine goes on
@@ -147,12 +151,13 @@ def test_a_run_in_a_bucket_is_the_run_here(remote, bucket, tmp_path, monkeypatch
     records.write_facts(folder, status="lost")
     train.train(remote)
     assert records.read_facts(folder)["resumed_from"] == 8
-    for ours, theirs in zip(params(remote), params(here), strict=True):
-        np.testing.assert_array_equal(ours, theirs)
+    for remote_leaf, local_leaf in zip(params(remote), params(local), strict=True):
+        np.testing.assert_array_equal(remote_leaf, local_leaf)
     (row,) = records.rows("gs://bucket/runs/s")
     assert (row["name"], row["status"], row["attempts"]) == ("s/tiny", "done", 2)
     losses = [
-        [(m["step"], m["loss"]) for m in records.metrics(records.folder(r))] for r in (remote, here)
+        [(m["step"], m["loss"]) for m in records.metrics(records.folder(r))]
+        for r in (remote, local)
     ]
     assert losses[0] == losses[1] and len(losses[0]) == 6
     assert records.read_config(folder).name == remote.name
@@ -162,13 +167,13 @@ def test_a_run_in_a_bucket_is_the_run_here(remote, bucket, tmp_path, monkeypatch
     assert not [name for name in names if ".parts/" in name or "lock-" in name]
     assert {"tiny/metrics.jsonl", "tiny/config.json", "report.html"} <= set(names)
     assert any(name.startswith("tiny/tensorboard/events") for name in names)
-    assert not pathlib.Path("gs:").exists()  # and nothing beside it, here
+    assert not pathlib.Path("gs:").exists()  # no local folder of that name
 
 
-def test_damage_in_a_bucket_is_set_aside_and_a_copied_checkpoint_is_not(remote, bucket, tmp_path):
-    here = dataclasses.replace(remote, dir=str(tmp_path / "runs"))
-    train.train(here)
-    folder = records.folder(here)
+def test_corrupt_checkpoint_in_a_bucket_is_quarantined(remote, bucket, tmp_path):
+    local = dataclasses.replace(remote, dir=str(tmp_path / "runs"))
+    train.train(local)
+    folder = records.folder(local)
     for file in folder.rglob("*"):  # as by a copy by hand
         if file.is_file():
             bucket.put(f"bucket/runs/s/tiny/{file.relative_to(folder)}", file.read_bytes())
@@ -190,7 +195,7 @@ def test_damage_in_a_bucket_is_set_aside_and_a_copied_checkpoint_is_not(remote, 
     assert bucket.objects[moved][0] == bytes(data) and name not in bucket.objects
 
 
-def test_token_files_come_from_the_bucket_and_are_what_was_prepared(remote, bucket, tmp_path):
+def test_token_files_from_the_bucket_are_verified(remote, bucket, tmp_path):
     remote.data.tokenizer = "bpe:300"
     (first,) = corpus.prepare(remote.data).values()
     puts = bucket.puts
@@ -198,8 +203,8 @@ def test_token_files_come_from_the_bucket_and_are_what_was_prepared(remote, buck
     (second,) = corpus.prepare(other).values()
     assert bucket.puts == puts and second.hash == first.hash  # nothing was prepared again
     for split in corpus.SPLITS:
-        one, two = (pathlib.Path(m.folder, f"{split}.bin") for m in (first, second))
-        assert one != two and one.read_bytes() == two.read_bytes()
+        first_file, two = (pathlib.Path(m.folder, f"{split}.bin") for m in (first, second))
+        assert first_file != two and first_file.read_bytes() == two.read_bytes()
     (name,) = (n for n in bucket.names() if n.endswith("train.bin"))
     bucket.put(name, bucket.objects[name][0][:-2] + b"zz")
     shutil.rmtree(tmp_path / "other")
@@ -208,7 +213,7 @@ def test_token_files_come_from_the_bucket_and_are_what_was_prepared(remote, buck
     assert not list((tmp_path / "other").rglob("train.bin"))
 
 
-def test_a_name_in_a_bucket_cannot_leave_its_folder(remote, bucket, tmp_path):
+def test_object_name_cannot_leave_its_folder(remote, bucket, tmp_path):
     corpus.prepare(remote.data)
     bad = b"evil"
     for name in [n for n in bucket.names("bucket/data/") if n.endswith(copies.LIST)]:

@@ -1,4 +1,4 @@
-"""Colours, words for numbers, and what a figure carries in its files."""
+"""Colors, number formats and metadata of figures."""
 
 import xml.etree.ElementTree as ElementTree
 
@@ -16,30 +16,30 @@ ROWS = [
 ]
 
 
-def figure(words="a name", tip="a tip"):
+def figure(caption_text="a name", tip="a tip"):
     drawn, axes = style.start("Title", "eval.loss", "nats")
     axes.plot([1, 2], [3, 4], "o", color=style.LIGHT["accent"], gid=f"tip:{tip}")
-    style.write(axes, 1, 3, words, style.LIGHT)
-    return style.end(drawn, axes, [f"n = 1 run of {words}."])
+    style.write(axes, 1, 3, caption_text, style.LIGHT)
+    return style.end(drawn, axes, [f"n = 1 run of {caption_text}."])
 
 
 def lightness(colour) -> float:
     return sum(w * c for w, c in zip((0.299, 0.587, 0.114), to_rgb(colour), strict=True))
 
 
-def test_counts_are_three_digits_and_a_unit():
+def test_counts_have_three_digits_and_a_suffix():
     numbers = (0, 7, 999, 999.6, 12_345, 1e6, 2.5e9, 1e12, 3e17)
-    words = ["0", "7", "999", "1K", "12.3K", "1M", "2.5B", "1T", "3·10¹⁷"]
-    assert [style.count(number) for number in numbers] == words
+    caption_text = ["0", "7", "999", "1K", "12.3K", "1M", "2.5B", "1T", "3·10¹⁷"]
+    assert [style.count(number) for number in numbers] == caption_text
 
 
-def test_powers_are_raised_in_plain_characters():
+def test_exponents_are_superscript_characters():
     assert [style.power_of_ten(n) for n in (1e15, 2.5e15, 1e-3)] == ["10¹⁵", "2.5·10¹⁵", "10⁻³"]
     assert style.raised("L = 1 + 2 N^-0.25") == "L = 1 + 2 N⁻⁰·²⁵"
 
 
 @pytest.mark.parametrize("theme", [style.LIGHT, style.DARK])
-def test_larger_sizes_have_lighter_colours_and_equal_sizes_the_same(theme):
+def test_larger_sizes_have_lighter_colors(theme):
     colours = style.size_colours(ROWS, theme)
     assert lightness(colours["a/small"]) < lightness(colours["a/large"])
     assert colours["a/small"] == colours["b/small"]
@@ -47,14 +47,14 @@ def test_larger_sizes_have_lighter_colours_and_equal_sizes_the_same(theme):
 
 
 @pytest.mark.parametrize("theme", [style.LIGHT, style.DARK])
-def test_everything_written_stands_out_from_the_paper(theme):
+def test_text_and_markers_contrast_with_the_paper(theme):
     paper = lightness(theme["paper"])
     assert min(abs(lightness(theme[name]) - paper) for name in ("ink", "muted", "accent")) > 0.35
     assert min(abs(lightness(c) - paper) for c in style.size_colours(ROWS, theme).values()) > 0.2
 
 
 @pytest.mark.parametrize("kind", ["png", "svg"])
-def test_a_saved_figure_carries_its_record_and_is_the_same_every_time(tmp_path, kind):
+def test_saved_figure_has_metadata_and_reproducible_bytes(tmp_path, kind):
     meta = {"runs": {"a/<b>&\"c'": "0123"}, "fit": None}
     first = style.save(figure(), tmp_path / "x" / "first", meta)
     second = style.save(figure(), tmp_path / "second", meta)
@@ -63,7 +63,7 @@ def test_a_saved_figure_carries_its_record_and_is_the_same_every_time(tmp_path, 
     assert files[0].read_bytes() == files[1].read_bytes()
 
 
-def test_a_picture_without_a_record_is_named(tmp_path):
+def test_picture_without_metadata_is_named(tmp_path):
     Image.new("RGB", (2, 2)).save(tmp_path / "foreign.png")
     (tmp_path / "foreign.svg").write_text("<svg></svg>")
     for name in ("foreign.png", "foreign.svg"):
@@ -71,12 +71,12 @@ def test_a_picture_without_a_record_is_named(tmp_path):
             style.read_meta(tmp_path / name)
 
 
-def test_fingerprints_tell_values_apart_but_not_the_order_of_keys():
+def test_data_hash_ignores_the_order_of_keys():
     assert style.fingerprint({"a": 1, "b": 2}) == style.fingerprint({"b": 2, "a": 1})
     assert style.fingerprint({"a": 1}) != style.fingerprint({"a": 1.0000001})
 
 
-def test_an_inline_figure_is_whole_xml_in_which_hostile_text_stays_text():
+def test_inline_figure_is_valid_xml_and_escapes_text():
     hostile = "<script>alert('1')</script> $x^ & \"--> ]]>"
     svg, caption = style.inline(figure(hostile, hostile))
     root = ElementTree.fromstring(svg)
@@ -87,7 +87,7 @@ def test_an_inline_figure_is_whole_xml_in_which_hostile_text_stays_text():
     assert caption == f"n = 1 run of {hostile}." and caption not in texts
 
 
-def test_an_inline_figure_ends_above_its_caption_and_cuts_nothing_else():
+def test_inline_figure_is_cropped_above_its_caption():
     drawn = figure()
     label = drawn.axes[0].xaxis.label.get_window_extent()
     caption = drawn.supxlabel(drawn.get_supxlabel()).get_window_extent()
@@ -98,11 +98,11 @@ def test_an_inline_figure_ends_above_its_caption_and_cuts_nothing_else():
     assert label.y0 > bottom[0]
 
 
-def test_a_figure_that_is_ended_is_laid_out_no_more():
+def test_finished_figure_has_no_layout_engine():
     assert figure().get_layout_engine() is None
 
 
-def test_every_colour_of_an_inline_figure_has_a_twin_in_the_dark():
+def test_every_color_of_an_inline_figure_has_a_dark_value():
     drawn = figure()
     for colour in style.size_colours(ROWS).values():
         drawn.axes[0].plot([1, 2], [3, 4], color=colour)
@@ -112,7 +112,7 @@ def test_every_colour_of_an_inline_figure_has_a_twin_in_the_dark():
     assert used <= {light[1:] for light in style.twins(ROWS)}
 
 
-def test_words_at_one_place_are_moved_apart_and_others_left_where_they_are():
+def test_overlapping_labels_are_separated():
     _, axes = style.start("Title", "x", "y")
     axes.set(xscale="log", yscale="log", xlim=(1, 1e4), ylim=(1, 1e4))
     lifts = style.lifts(axes, [(100, 50), (100, 50.1), (100, 5000), (1, 50)], height=10, width=20)
@@ -120,9 +120,9 @@ def test_words_at_one_place_are_moved_apart_and_others_left_where_they_are():
     assert lifts[2:] == [0, 0]
 
 
-def test_of_words_that_cover_each_other_the_last_stays():
+def test_later_label_wins_over_an_overlapping_one():
     drawn, axes = style.start("Title", "x", "y")
-    for words, x in (("small", 0.5), ("large", 0.501), ("far", 0.1)):
-        style.write(axes, x, 0.5, words, style.LIGHT)
+    for caption_text, x in (("small", 0.5), ("large", 0.501), ("far", 0.1)):
+        style.write(axes, x, 0.5, caption_text, style.LIGHT)
     style.end(drawn, axes, [])
     assert {text.get_text() for text in axes.texts} == {"large", "far"}

@@ -1,4 +1,4 @@
-"""Figures of size and tokens, drawn from runs whose L(N, D) is known."""
+"""Figures of size and tokens, from runs with a known L(N, D)."""
 
 import re
 
@@ -16,7 +16,7 @@ def per_token(n):
 
 
 def runs() -> list[dict]:
-    """Five sizes at three budgets, without noise."""
+    """Return runs of five sizes at three budgets, without noise."""
     rows = []
     for n in (1e4, 3e4, 1e5, 3e5, 1e6):
         for c in (1e12, 4e12, 1.6e13):
@@ -49,7 +49,7 @@ def every_figure(toy, theme=plots.LIGHT):
 
 
 @pytest.mark.parametrize("theme", [plots.LIGHT, plots.DARK])
-def test_every_figure_says_its_n_and_stands_on_log_axes_in_its_theme(toy, theme):
+def test_every_figure_states_n_and_has_log_axes(toy, theme):
     for name, figure in every_figure(toy, theme).items():
         axes = figure.axes[0]
         assert re.search(r"n = [1-9]\d* ", figure.get_supxlabel()), name
@@ -58,25 +58,25 @@ def test_every_figure_says_its_n_and_stands_on_log_axes_in_its_theme(toy, theme)
         assert to_hex(figure.get_facecolor()) == theme["paper"]
 
 
-def test_colours_of_every_figure_have_a_twin_in_the_dark(toy):
+def test_every_color_has_a_counterpart_in_the_dark_theme(toy):
     twins = style.twins(toy[0])
     for name, figure in every_figure(toy).items():
         used = set(re.findall(r"var\(--c([0-9a-f]{6})", style.inline(figure)[0]))
-        assert {f"#{one}" for one in used} <= set(twins), name
+        assert {f"#{item}" for item in used} <= set(twins), name
 
 
-def test_the_frontier_lies_under_every_run_and_on_its_own_law(toy):
+def test_frontier_is_below_every_run(toy):
     rows, joint, _ = toy
     exact = laws.chinchilla(runs(), bootstrap=0)
     curve = surface.frontier(runs(), {}, exact).axes[0].get_lines()
-    line = next(one for one in curve if one.get_label() == "frontier of L(N, D)")
+    line = next(item for item in curve if item.get_label() == "frontier of L(N, D)")
     budgets, losses = (np.asarray(values, float) for values in line.get_data())
     for row in runs():
         least = np.interp(row["flops"], budgets, losses)
         assert least <= row["eval.loss"] * 1.001
 
 
-def test_the_best_split_is_that_of_a_fine_search_by_what_sizes_cost():
+def test_best_allocation_equals_a_fine_grid_search():
     fit = laws.chinchilla(runs(), bootstrap=0)
     n, d = frontier.best(fit, runs(), [4e12])
     np.testing.assert_allclose(per_token(n) * d, 4e12, rtol=0.02)
@@ -85,7 +85,7 @@ def test_the_best_split_is_that_of_a_fine_search_by_what_sizes_cost():
     np.testing.assert_allclose(n, sizes[losses.argmin()], rtol=0.1)
 
 
-def test_a_minimum_is_a_diamond_and_a_refused_one_a_cross(toy):
+def test_used_minima_are_diamonds_and_rejected_ones_crosses(toy):
     rows, _, _ = toy
     cut = [row for row in rows if row["flops"] > 2e12 or row["params.non_embedding"] < 9e4]
     extra = [
@@ -95,12 +95,12 @@ def test_a_minimum_is_a_diamond_and_a_refused_one_a_cross(toy):
     ]
     fit = laws.isoflop(cut + extra, bootstrap=50)
     figure = surface.isoflop(cut + extra, fit)
-    found = [line.get_marker() for line in figure.axes[0].get_lines()]
-    used = [one["used"] for one in fit.extra["budgets"]]
-    assert found.count("D") == sum(used)
+    markers = [line.get_marker() for line in figure.axes[0].get_lines()]
+    used = [item["used"] for item in fit.extra["budgets"]]
+    assert markers.count("D") == sum(used)
 
 
-def test_figures_without_a_law_can_be_drawn(toy):
+def test_loss_against_tokens_can_be_drawn_without_a_law(toy):
     for rows in ([], toy[0][:1]):
         figure = surface.loss_against_tokens(rows)
         figure.draw_without_rendering()
