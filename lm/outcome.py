@@ -84,7 +84,7 @@ def own_flops(row: dict) -> float:
 def laws_of(rows) -> dict[str, tuple[Any, str]]:
     """Every law that a sweep may carry -> (fit, "") or (None, why these runs do not)."""
     joint = attempt(laws.chinchilla, rows)
-    if joint[0] and joint[0].ray is not None:
+    if joint[0] and joint[0].max_off_line_factor is not None:
         joint = None, "the runs lie on one line of N and D: vary the tokens of a size"
     budgets = {f"{row['tokens']:.2g}" for row in marks.points(rows, style.SIZE, "tokens")}
     if joint[0] and len(budgets) < 3:

@@ -106,23 +106,23 @@ def isoflop(rows, fit, y=L, theme=LIGHT) -> Figure:
     """
     column = next(name for letter, name in fit.columns.items() if letter == fit.output)
     figure, axes = style.start("Loss against size at equal compute", column, y, theme)
-    budgets = fit.extra["budgets"]
+    budgets = fit.budgets
     n, ends = 0, []
     for one, colour in zip(budgets, style.spread(theme, max(len(budgets), 2)), strict=False):
-        mine = [row for row in marks.points(rows, column, y) if _at(row[C], one["budget"])]
+        mine = [row for row in marks.points(rows, column, y) if _at(row[C], one.budget)]
         n += len(mine)
         for row in mine:
             _mark(axes, row, column, y, None, colour, theme)
         sizes = [row[column] for row in mine]
-        if one["coefficients"] is not None and mine:
+        if one.coefficients is not None and mine:
             grid = np.geomspace(min(sizes), max(sizes), 80)
-            curve = np.polynomial.Polynomial(one["coefficients"])(np.log(grid) - one["middle"])
+            curve = np.polynomial.Polynomial(one.coefficients)(np.log(grid) - one.center)
             axes.plot(grid, curve, color=colour, linewidth=1.2, zorder=2)
-        if np.isfinite(one["x"]) and mine and min(sizes) / 2 < one["x"] < 2 * max(sizes):
-            tip = f"{style.power_of_ten(one['budget'])} FLOPs: best {style.count(one['x'])}"
-            shape = {"marker": "D" if one["used"] else "x", "markersize": 7, "zorder": 6}
-            axes.plot(one["x"], one["loss"], color=theme["accent"], gid=f"tip:{tip}", **shape)
-        ends += [(style.power_of_ten(one["budget"]), row[column], row[y]) for row in mine[-1:]]
+        if np.isfinite(one.x) and mine and min(sizes) / 2 < one.x < 2 * max(sizes):
+            tip = f"{style.power_of_ten(one.budget)} FLOPs: best {style.count(one.x)}"
+            shape = {"marker": "D" if one.is_used else "x", "markersize": 7, "zorder": 6}
+            axes.plot(one.x, one.loss, color=theme["accent"], gid=f"tip:{tip}", **shape)
+        ends += [(style.power_of_ten(one.budget), row[column], row[y]) for row in mine[-1:]]
     if ends:
         axes.set(xscale="log", yscale="log")
         marks.scales(axes, column, y, right=0.2)
@@ -138,14 +138,14 @@ def best_size(rows, fit, joint=None, theme=LIGHT) -> Figure:
     """Log-log: the best size of each budget, the line through them, and what L(N, D) says of it."""
     column = fit.columns[fit.output]
     figure, axes = style.start("The best size of a budget", C, column, theme)
-    budgets = fit.extra["budgets"]
+    budgets = fit.budgets
     colours = style.spread(theme, max(len(budgets), 2))
     for one, colour in zip(budgets, colours, strict=False):
-        if one["used"]:
-            tip = f"{style.power_of_ten(one['budget'])} FLOPs: {style.count(one['x'])}"
-            spread = one["x"] * one["sd"] if np.isfinite(one["sd"]) else None
-            marks.mark(axes, (one["budget"], one["x"]), colour, theme, tip, spread)
-    spent = [one["budget"] for one in budgets]
+        if one.is_used:
+            tip = f"{style.power_of_ten(one.budget)} FLOPs: {style.count(one.x)}"
+            spread = one.x * one.log_x_sd if np.isfinite(one.log_x_sd) else None
+            marks.mark(axes, (one.budget, one.x), colour, theme, tip, spread)
+    spent = [one.budget for one in budgets]
     grid = np.geomspace(min(spent) / 1.5, max(spent) * 3, 60)
     said = fit.predict(grid, level=marks.LEVEL, noise=False)
     line = {"color": theme["ink"], "linewidth": 1.4, "label": marks.formula(fit), "zorder": 2}
@@ -163,8 +163,8 @@ def best_size(rows, fit, joint=None, theme=LIGHT) -> Figure:
         axes.plot(grid, least.best(joint, used, grid)[0], "--", **look)
     style.log_x(axes, style.power_of_ten)
     style.log_y(axes, style.count)
-    used = sum(one["used"] for one in budgets)
-    n_runs = fit.extra["n_runs"]
+    used = sum(one.is_used for one in budgets)
+    n_runs = fit.n_sweep_runs
     caption = f"n = {used} minima of {n_runs} runs. Bars: one standard deviation over resamples."
     return style.end(figure, axes, [caption], theme, legend="upper left")
 

@@ -96,7 +96,7 @@ def test_a_minimum_is_a_diamond_and_a_refused_one_a_cross(toy):
     fit = laws.isoflop(cut + extra, bootstrap=50)
     figure = surface.isoflop(cut + extra, fit)
     found = [line.get_marker() for line in figure.axes[0].get_lines()]
-    used = [one["used"] for one in fit.extra["budgets"]]
+    used = [one.is_used for one in fit.budgets]
     assert found.count("D") == sum(used)
 
 
