@@ -42,10 +42,11 @@ def parse_options(
     """Return the defaults with the given options. Raise TypeError for one that is not accepted."""
     for name in given:
         if name not in accepted:
-            nearest = difflib.get_close_matches(name, accepted, 1, 0.0)[0]
+            nearest = difflib.get_close_matches(name, accepted, 1)
+            remedy = f"use {nearest[0]}, the nearest name" if nearest else "use one of these names"
             raise TypeError(
                 f"{name}={given[name]!r} is no option of {law}; allowed: {', '.join(accepted)}; "
-                f"use the nearest name, {nearest}"
+                f"{remedy}"
             )
     return replace(defaults, **given)
 
