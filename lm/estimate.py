@@ -1,4 +1,4 @@
-"""From a problem to a `Fit`: many starts, a polish, resamples, and doubts said aloud."""
+"""Fit a law to rows: multi-start optimization, bootstrap and diagnostics."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -8,70 +8,101 @@ import numpy as np
 
 from lm import doubts, fit, solver, table
 
-SAME = 1e-4  # two objectives within this share of each other are one optimum
-MANY = 30  # runs from which cases are resampled; below, noise is
+SAME_OBJECTIVE = 1e-4  # two objectives within this fraction of each other are the same optimum
+NEARBY_OPTIMUM = 1.01  # optima up to this multiple of the best objective are reported
+MIN_DISTANCE = 0.2  # between two optima, in theta of unit scale
+MIN_RESAMPLED_RUNS = 30  # with fewer runs, noise is resampled instead of runs
 
 
 @dataclass
 class Problem:
-    """A law to be fitted: its objective over theta of unit scale, and the way back."""
+    """A law to be fitted: its objective over theta of unit scale, and the map to parameters."""
 
     law: str
     formula: str
     columns: dict[str, str]
     inputs: list[str]
     objective: Callable[[str, float], solver.Objective]  # (loss, delta) -> objective
-    starts: np.ndarray  # S x p
+    starts: np.ndarray  # [S, p]
     lower: np.ndarray
     upper: np.ndarray
-    natural: Callable[[np.ndarray], dict[str, np.ndarray]]  # theta S x p -> parameters, each S
-    values: Callable[..., np.ndarray]  # (parameters, *inputs) -> law
+    natural: Callable[[np.ndarray], dict[str, np.ndarray]]  # theta [S, p] -> parameters, each [S]
+    values: Callable[..., np.ndarray]  # (parameters, *inputs) -> value of the law
     free: list[str] = field(default_factory=list)
     fixed: dict[str, float] = field(default_factory=dict)
     derive: Callable[[dict[str, Any]], dict[str, Any]] = lambda params: {}
-    watch: list[str] = field(default_factory=list)  # exponents to doubt when their interval is wide
-    plain: bool = False  # the objective compares y itself, not log y
+    watch: list[str] = field(default_factory=list)  # warn if their interval is wide
+    additive_noise: bool = False  # the objective compares y, not log y
     bounds: tuple[float, float] = (0.0, float("inf"))
     warnings: list[str] = field(default_factory=list)
-    extra: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def output(self) -> str:
+        """Column of the predicted quantity."""
+        return self.columns[next(k for k in self.columns if k not in self.inputs)]
+
+    def target(self, data: table.Table) -> np.ndarray:
+        """Return the values that the objective compares with: y or log y [n]."""
+        y = data.columns[self.output]
+        return y if self.additive_noise else np.log(y)
+
+
+def try_fit(law: Callable[..., Any], rows: table.Rows, **options: Any) -> tuple[Any, str]:
+    """Return (law(rows, **options), ""), or (None, reason) if the rows do not determine the law."""
+    try:
+        return law(rows, **options), ""
+    except ValueError as error:
+        return None, str(error)
 
 
 def estimate(
-    problem: Problem,
-    data: table.Table,
-    loss: str,
-    delta: float,
-    weights: np.ndarray | None = None,
-    bootstrap: int = 1000,
-    resample: str = "auto",
-    seed: int = 0,
-    reach: float = 10.0,
+    problem: Problem, data: table.Table, options: fit.FitOptions, weights: np.ndarray | None = None
 ) -> fit.Fit:
-    """Fit a problem from all its starts, polish the best, and refit to `bootstrap` resamples.
+    """Fit a problem from all its starts, optimize the best further, and refit to resamples.
 
-    resample="runs" draws whole runs with replacement. resample="noise" adds new noise to the fitted
-    law: Gaussian, with a scale drawn anew each time from what n - p degrees of freedom allow (s^2
-    (n-p) / chi^2), so that intervals of few runs are as wide as Student's t makes them; for rows
-    that share a run, one random factor a run scales all its residuals. "auto" takes runs from 30
-    runs on (and six a parameter), noise below: with six runs and three parameters, most draws of
-    runs cannot be fitted at all. Raises ValueError for fewer runs than parameters.
+    resample="runs" draws whole runs with replacement. resample="noise" adds Gaussian noise to the
+    fitted law. Each resample draws its scale from s^2 (n-p) / chi^2 with n - p degrees of freedom,
+    so that the intervals of few runs are as wide as those of Student's t. For rows that share a
+    run, one random factor per run multiplies its residuals. "auto" draws runs if there are at least
+    30 and at least six per parameter, else noise: with six runs and three parameters, most
+    resamples of runs cannot be fitted. Raises ValueError for fewer rows than parameters.
     """
+    loss, resample = options.loss, options.resample
     if loss not in solver.LOSSES:
         raise ValueError(f"loss={loss!r} is unknown; known: {', '.join(solver.LOSSES)}")
     if resample not in ("auto", "runs", "noise"):
         raise ValueError(f"resample={resample!r} is unknown; known: auto, runs, noise")
     n, p = len(data), len(problem.lower)
-    y = data.columns[problem.columns[next(k for k in problem.columns if k not in problem.inputs)]]
     if n < p:
         raise ValueError(
             f"{problem.law} has {p} free parameters and only {n} rows: add runs or fix a parameter"
         )
-    target = y if problem.plain else np.log(y)
+    target = problem.target(data)
     unit = 1.0 if weights is None else float(weights.mean())
-    weights = None if weights is None else weights / unit  # weights of any scale, the same fit
-    found, agree, valleys = _search(problem, target, weights, loss, delta)
-    params = {name: float(v[0]) for name, v in problem.natural(found.theta).items()}
-    result = fit.Fit(
+    weights = None if weights is None else weights / unit  # the fit ignores the scale of weights
+    minimum, start_agreement, optima = _search(problem, target, weights, options)
+    result = _build_fit(problem, data, options, minimum)
+    result.objective, result.start_agreement = float(minimum.value[0]) * unit, start_agreement
+    if len(optima) > 1:
+        result.optima = optima
+        result.warnings.append(_describe_optima(problem.free, optima))
+    _estimate_noise(result, p, weights)
+    if options.bootstrap and n > p:
+        _resample(problem, result, minimum.theta, weights, options)
+    elif options.bootstrap:
+        result.warnings.append(
+            f"{n} rows for {p} parameters leave no residuals to estimate the noise: no intervals"
+        )
+    result.warnings += doubts.warnings(problem, minimum.theta[0], result)
+    return result
+
+
+def _build_fit(
+    problem: Problem, data: table.Table, options: fit.FitOptions, minimum: solver.Minimum
+) -> fit.Fit:
+    """Return the fit at a minimum, without its noise and ensemble."""
+    params = {name: float(v[0]) for name, v in problem.natural(minimum.theta).items()}
+    return fit.Fit(
         free=problem.free,
         fixed=problem.fixed,
         derived={k: float(v) for k, v in problem.derive(params).items()},
@@ -82,178 +113,198 @@ def estimate(
         params=params,
         values=problem.values,
         data=data,
-        loss=loss,
-        delta=delta,
-        objective=float(found.value[0]) * unit,
-        gradient=float(found.gradient[0]),
-        converged=bool(found.converged[0]),
+        loss=options.loss,
+        delta=options.delta,
+        objective=float(minimum.value[0]),
+        gradient=float(minimum.gradient[0]),
+        converged=bool(minimum.converged[0]),
         starts=len(problem.starts),
-        agree=agree,
-        plain=problem.plain or loss == "squares",
+        start_agreement=1.0,
+        additive_noise=problem.additive_noise or options.loss == "squares",
         bounds=problem.bounds,
-        reach=reach,
-        extra=problem.extra,
-        seed=seed,
+        reach=options.reach,
+        seed=options.seed,
         warnings=data.warnings + problem.warnings,
     )
-    if len(valleys) > 1:
-        result.extra["valleys"] = valleys
-        best = valleys[0]["objective"]
-        shown = [
-            ", ".join(f"{k} {v[k]:.3g}" for k in problem.free)
-            + f" (+{v['objective'] / best - 1:.2%})"
-            for v in valleys[1:4]
-        ]
-        result.warnings.append(
-            f"other optima within 1% of the objective: {'; '.join(shown)}: report the profile"
-        )
-    _noise(result, p, weights)
-    if bootstrap and n > p:
-        _resample(problem, result, found.theta, weights, bootstrap, resample)
-    elif bootstrap:
-        result.warnings.append(
-            f"{n} rows for {p} parameters leave nothing to judge the noise by: no intervals"
-        )
-    result.warnings += doubts.warnings(problem, found.theta[0], result)
-    return result
 
 
-def _search(problem, target, weights, loss, delta) -> tuple[solver.Minimum, float, list[dict]]:
-    """The best minimum over all starts, the share of starts that reach it, others within 1%.
+def _describe_optima(free: list[str], optima: list[dict[str, float]]) -> str:
+    best = optima[0]["objective"]
+    shown = [
+        ", ".join(f"{k} {v[k]:.3g}" for k in free) + f" (+{v['objective'] / best - 1:.2%})"
+        for v in optima[1:4]
+    ]
+    return f"other optima within 1% of the objective: {'; '.join(shown)}: report the profile"
 
-    Least absolute deviations are approached by Huber losses of falling delta; plain squares
-    overflow far from the data and start where squares of logs end.
-    """
-    stages = [(loss, _widths(loss, delta)[0])] * 2
-    if stages[0][1] != delta:
-        stages[0] = ("huber", 1e-2)
-    elif loss == "squares" and not problem.plain:
-        stages[0] = ("log_squares", delta)
-    theta, owner = problem.starts, np.arange(len(problem.starts))
-    found = solver.Minimum(theta, np.zeros(0), np.zeros(0), np.zeros(0, bool))
-    for stage, width in stages:
-        # Starts that the box or the descent has brought together go on as one.
-        theta, place = np.unique(np.round(theta, 6), axis=0, return_inverse=True)
-        owner = place.ravel()[owner]
-        many = None if weights is None else np.broadcast_to(weights, (len(theta), len(weights)))
-        objective = problem.objective(stage, width)
-        box = problem.lower, problem.upper
-        found = solver.minimise(objective, theta, *box, target, many, 80, 1e-8)
-        theta = found.theta
-    best = np.nanmin(found.value)
+
+def _search(
+    problem: Problem, target: np.ndarray, weights: np.ndarray | None, options: fit.FitOptions
+) -> tuple[solver.Minimum, float, list[dict[str, float]]]:
+    """Return the best minimum, the fraction of starts that reach it, and all optima within 1%."""
+    rough, owner = _minimize_from_starts(problem, target, weights, options)
+    best = np.nanmin(rough.value)
     if not np.isfinite(best):
         raise ValueError(
             f"{problem.law} cannot be evaluated at any of its {len(problem.starts)} starts"
         )
-    close = found.value[owner] <= best * (1 + SAME) + 1e-10 * len(target)
-    order = np.argsort(found.value)
-    apart = [order[0]]
-    for i in order[
-        : np.searchsorted(found.value[order], best * 1.01 + 1e-10 * len(target), "right")
-    ]:
-        if (
-            found.converged[i]
-            and min(np.abs(found.theta[i] - found.theta[j]).max() for j in apart) > 0.2
-        ):
-            apart.append(i)
-    chosen = np.unique([*order[:4], *apart[:8]])
-    few = None if weights is None else np.broadcast_to(weights, (len(chosen), len(weights)))
-    found = _polish(problem, found.theta[chosen], target, few, loss, delta)
-    order = np.argsort(found.value)
-    valleys: list[int] = []
-    for i in order[found.value[order] <= found.value[order[0]] * 1.01]:
-        if all(np.abs(found.theta[i] - found.theta[j]).max() > 0.2 for j in valleys):
-            valleys.append(int(i))
-    params = problem.natural(found.theta)
-    others = [
-        {k: float(v[i]) for k, v in params.items()} | {"objective": float(found.value[i])}
-        for i in valleys
+    rounding = 1e-10 * len(target)
+    is_best = rough.value[owner] <= best * (1 + SAME_OBJECTIVE) + rounding
+    order = np.argsort(rough.value)
+    n_near = np.searchsorted(rough.value[order], best * NEARBY_OPTIMUM + rounding, "right")
+    distinct = [order[0]]
+    for i in order[:n_near]:
+        if rough.converged[i] and _is_apart(rough.theta, i, distinct):
+            distinct.append(i)
+    chosen = np.unique([*order[:4], *distinct[:8]])
+    repeated = _repeat(weights, len(chosen))
+    final = _polish(problem, rough.theta[chosen], target, repeated, options.loss, options.delta)
+    order = np.argsort(final.value)
+    indices: list[int] = []
+    for i in order[final.value[order] <= final.value[order[0]] * NEARBY_OPTIMUM]:
+        if _is_apart(final.theta, i, indices):
+            indices.append(int(i))
+    params = problem.natural(final.theta)
+    optima = [
+        {k: float(v[i]) for k, v in params.items()} | {"objective": float(final.value[i])}
+        for i in indices
     ]
-    top = order[:1]
-    return (
-        solver.Minimum(*(column[top] for column in found)),
-        float(close.mean()),
-        others if best > 1e-9 else [],
-    )
+    first = solver.Minimum(*(column[order[:1]] for column in final))
+    return first, float(is_best.mean()), optima if best > 1e-9 else []
 
 
-def _widths(loss: str, delta: float) -> list[float]:
-    """Huber widths on the way to a narrow one: least absolute deviations are the limit."""
-    goal = 1e-7 if loss == "absolute" else delta
-    if loss not in ("absolute", "huber") or goal >= 1e-4:
-        return [goal]
-    return [*(w for w in (1e-4, 1e-5, 1e-6) if w > 2 * goal), goal]
+def _is_apart(theta: np.ndarray, i: int, others: list[int]) -> bool:
+    """Return True if theta[i] has at least the minimum distance from the others."""
+    return all(np.abs(theta[i] - theta[j]).max() > MIN_DISTANCE for j in others)
+
+
+def _repeat(weights: np.ndarray | None, n_problems: int) -> np.ndarray | None:
+    return None if weights is None else np.broadcast_to(weights, (n_problems, len(weights)))
+
+
+def _minimize_from_starts(
+    problem: Problem, target: np.ndarray, weights: np.ndarray | None, options: fit.FitOptions
+) -> tuple[solver.Minimum, np.ndarray]:
+    """Return the distinct minima from all starts, and the index of the minimum of each start.
+
+    The absolute loss is approximated by Huber losses of decreasing delta. Squares of the loss
+    overflow far from the data, so they start from the minimum of squares of logs.
+    """
+    stages = [(options.loss, _huber_deltas(options.loss, options.delta)[0])] * 2
+    if stages[0][1] != options.delta:
+        stages[0] = ("huber", 1e-2)
+    elif options.loss == "squares" and not problem.additive_noise:
+        stages[0] = ("log_squares", options.delta)
+    theta, owner = problem.starts, np.arange(len(problem.starts))
+    minima = solver.Minimum(theta, np.zeros(0), np.zeros(0), np.zeros(0, bool))
+    for loss, delta in stages:
+        # Starts that became equal by the bounds or by the first stage are optimized once.
+        theta, inverse = np.unique(np.round(theta, 6), axis=0, return_inverse=True)
+        owner = inverse.ravel()[owner]
+        minima = solver.minimise(
+            problem.objective(loss, delta),
+            theta,
+            problem.lower,
+            problem.upper,
+            target,
+            _repeat(weights, len(theta)),
+            80,
+            1e-8,
+        )
+        theta = minima.theta
+    return minima, owner
+
+
+def _huber_deltas(loss: str, delta: float) -> list[float]:
+    """Return decreasing deltas. The absolute loss is approximated by a small delta."""
+    last = 1e-7 if loss == "absolute" else delta
+    if loss not in ("absolute", "huber") or last >= 1e-4:
+        return [last]
+    return [*(d for d in (1e-4, 1e-5, 1e-6) if d > 2 * last), last]
 
 
 def _polish(problem, theta, target, weights, loss, delta) -> solver.Minimum:
-    """Minimise to the end from near the minimum."""
-    found = solver.Minimum(theta, np.zeros(0), np.zeros(0), np.zeros(0, bool))
-    for width in _widths(loss, delta):
+    """Return the final minimum of each problem from a theta near it."""
+    minimum = solver.Minimum(theta, np.zeros(0), np.zeros(0), np.zeros(0, bool))
+    for width in _huber_deltas(loss, delta):
         objective = problem.objective(loss, width)
-        found = solver.minimise(
-            objective, found.theta, problem.lower, problem.upper, target, weights, 200, 1e-13
+        minimum = solver.minimise(
+            objective, minimum.theta, problem.lower, problem.upper, target, weights, 200, 1e-13
         )
-    return found
+    return minimum
 
 
-def _noise(result: fit.Fit, p: int, weights: np.ndarray | None) -> None:
-    """The scale of the noise from the residuals, at least that between repeats (seeds)."""
-    difference = doubts.difference(result, result.y)
-    squares = difference**2 if weights is None else weights * difference**2
+def _estimate_noise(result: fit.Fit, p: int, weights: np.ndarray | None) -> None:
+    """Set the scale of the noise: that of the residuals, at least that between repeats (seeds)."""
+    residuals = doubts.difference(result, result.y)
+    squares = residuals**2 if weights is None else weights * residuals**2
     result.sigma = float(np.sqrt(squares.sum() / max(result.n - p, 1)))
-    floor = doubts.seed_noise(result)
-    if floor is not None:
-        result.extra["seed_noise"] = floor
-        result.sigma = max(result.sigma, floor)
+    result.seed_noise = doubts.seed_noise(result)
+    if result.seed_noise is not None:
+        result.sigma = max(result.sigma, result.seed_noise)
 
 
-def _resample(problem, result, theta, weights, bootstrap, resample) -> None:
-    n, p = result.n, theta.shape[1]
-    groups, n_groups = result.data.groups, result.n_runs
+def _resample(
+    problem: Problem,
+    result: fit.Fit,
+    theta: np.ndarray,
+    weights: np.ndarray | None,
+    options: fit.FitOptions,
+) -> None:
+    """Refit the law to resamples and store the parameters as the ensemble of the result."""
+    n, p, bootstrap = result.n, theta.shape[1], options.bootstrap
+    n_groups = result.n_runs
     rng = np.random.default_rng((result.seed, 0))
-    mode = resample
+    mode = options.resample
     if mode == "auto":
-        mode = "runs" if n_groups >= max(MANY, 6 * p) else "noise"
-    target = result.y if problem.plain else np.log(result.y)
-    w = None if weights is None else np.broadcast_to(weights, (bootstrap, n))
+        mode = "runs" if n_groups >= max(MIN_RESAMPLED_RUNS, 6 * p) else "noise"
+    row_weights = None if weights is None else np.broadcast_to(weights, (bootstrap, n))
     if mode == "runs":
-        counts = rng.multinomial(n_groups, np.full(n_groups, 1 / n_groups), size=bootstrap)[
-            :, groups
-        ]
-        w = counts if w is None else counts * w
-        target = np.broadcast_to(target, (bootstrap, n))
+        counts = rng.multinomial(n_groups, np.full(n_groups, 1 / n_groups), size=bootstrap)
+        counts = counts[:, result.data.groups]
+        row_weights = counts if row_weights is None else counts * row_weights
+        targets = np.broadcast_to(problem.target(result.data), (bootstrap, n))
     else:
-        chi = np.sqrt((n - p) / rng.chisquare(n - p, size=bootstrap))
-        if n_groups == n:
-            scale = (
-                result.sigma
-                if weights is None
-                else result.sigma * np.sqrt(weights.mean() / weights)
-            )
-            noise = chi[:, None] * scale * rng.standard_normal((bootstrap, n))
-        else:
-            factor = np.sqrt(n_groups / max(n_groups - p, 1)) * rng.standard_normal(
-                (bootstrap, n_groups)
-            )
-            noise = factor[:, groups] * doubts.difference(result, result.y)
-        fitted = result.fitted
-        if problem.plain:
-            target = fitted + noise
-        elif result.plain:
-            target = np.log(np.maximum(fitted + noise, 1e-3 * fitted))
-        else:
-            target = np.log(fitted) + noise
-        result.sigmas = result.sigma * chi
+        targets = _noisy_targets(problem, result, p, weights, bootstrap, rng)
     thetas = theta.repeat(bootstrap, 0)
-    found = _polish(problem, thetas, target, w, result.loss, result.delta)
-    good = np.isfinite(found.value) & np.isfinite(found.theta).all(1)
-    if good.mean() < 0.95:
+    minima = _polish(problem, thetas, targets, row_weights, result.loss, result.delta)
+    is_valid = np.isfinite(minima.value) & np.isfinite(minima.theta).all(1)
+    if is_valid.mean() < 0.95:
         result.warnings.append(
-            f"{1 - good.mean():.0%} of the resamples could not be fitted and are left out"
+            f"{1 - is_valid.mean():.0%} of the resamples could not be fitted and are excluded"
         )
-    draws = problem.natural(found.theta[good])
+    draws = problem.natural(minima.theta[is_valid])
     draws |= problem.derive(draws)
-    moving = {k: v for k, v in draws.items() if k not in problem.fixed}
-    result.ensemble = {k: np.broadcast_to(v, good.sum()) for k, v in moving.items()}
-    result.sigmas = None if result.sigmas is None else result.sigmas[good]
+    free = {k: v for k, v in draws.items() if k not in problem.fixed}
+    result.ensemble = {k: np.broadcast_to(v, is_valid.sum()) for k, v in free.items()}
+    result.sigmas = None if result.sigmas is None else result.sigmas[is_valid]
     result.resampling = f"{bootstrap} resamples of {mode}"
+
+
+def _noisy_targets(
+    problem: Problem,
+    result: fit.Fit,
+    p: int,
+    weights: np.ndarray | None,
+    bootstrap: int,
+    rng: np.random.Generator,
+) -> np.ndarray:
+    """Return targets [B, n], the law with new noise, and set the noise scale of each resample."""
+    n, n_groups = result.n, result.n_runs
+    chi = np.sqrt((n - p) / rng.chisquare(n - p, size=bootstrap))
+    result.sigmas = result.sigma * chi
+    if n_groups == n:
+        scale = (
+            result.sigma if weights is None else result.sigma * np.sqrt(weights.mean() / weights)
+        )
+        noise = chi[:, None] * scale * rng.standard_normal((bootstrap, n))
+    else:
+        factor = np.sqrt(n_groups / max(n_groups - p, 1)) * rng.standard_normal(
+            (bootstrap, n_groups)
+        )
+        noise = factor[:, result.data.groups] * doubts.difference(result, result.y)
+    fitted = result.fitted
+    if problem.additive_noise:
+        return fitted + noise
+    if result.additive_noise:
+        return np.log(np.maximum(fitted + noise, 1e-3 * fitted))
+    return np.log(fitted) + noise

@@ -1,15 +1,29 @@
-"""IsoFLOP minima, approach 2: the best size of each budget, and how it grows with the budget.
+"""IsoFLOP law (approach 2): the best size of each budget, and its growth with the budget.
 
-Legend: C budget in FLOPs, N parameters, D tokens, x whichever of N and D is varied, x* its best
-value.
+Legend: C budget in FLOPs, N parameters, D tokens, x the varied quantity (N or D), x* the best x.
 """
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from lm import fit, lines, minima, table
+
+OPTIONS = (
+    *("method", "budgets", "tolerance", "nearest", "log_loss", "edges", "points", "noise"),
+    *("median", "weighted", "where", "bootstrap", "resample", "seed", "reach"),
+)
+
+
+@dataclass(kw_only=True)
+class IsoflopFit(fit.Fit):
+    """Line through the minima of the budgets of an isoFLOP sweep."""
+
+    budgets: list[minima.BudgetMinimum]  # all budgets, ascending
+    n_sweep_runs: int  # runs of the sweep; n is the number of budgets on the line
+    exponents_without: dict[str, float]  # exponent of the line without this budget
+    bootstrap_shift: tuple[float, float] | None = None  # mean of the resamples - fit, in logs
 
 
 def isoflop(
@@ -17,162 +31,153 @@ def isoflop(
     x: str = "params.non_embedding",
     y: str = "eval.loss",
     c: str = "flops",
-    method: str = "parabola",
-    budgets: Sequence[float] | None = None,
-    tolerance: float = 0.1,
-    nearest: int | None = None,
-    log_loss: bool | None = None,
-    edges: str = "drop",
-    points: int = 25,
-    noise: float | None = None,
-    median: bool = False,
-    weighted: bool = False,
-    where: table.Where = None,
-    bootstrap: int = 1000,
-    resample: str = "noise",
-    seed: int = 0,
-    reach: float = 10.0,
-) -> fit.Fit:
-    """x* = k C^exponent: the best x (parameters or tokens) of each budget, a line in logs.
+    **options: Any,
+) -> IsoflopFit:
+    """Fit x* = k C^exponent: the best x (parameters or tokens) of each budget, a line in logs.
 
-    Rows belong to a budget when their `c` is within `tolerance` of it; `budgets` lists them, else
-    equal values of `c` make one. Per budget, method="parabola" fits L by least squares as a
-    parabola in log x (of the `nearest` runs around the best one, if given) and takes its vertex;
-    method="akima" interpolates log L in log x (the lowest of repeated x) and takes the lowest of
-    `points` grid points per gap (Porian et al. 2024, arXiv:2406.19146). log_loss says whether log L
-    is used; by default for akima only. A budget is left out, and named in `excluded`, with fewer
-    than three sizes, with a parabola that opens down, or with x* outside the sampled range
-    (edges="keep" keeps those outside).
+    budgets lists the budgets; a row belongs to one if its `c` is within `tolerance` of it. Without
+    budgets, rows with values of `c` within `tolerance` form a budget. method="parabola" fits L by
+    a parabola in log x (of the `nearest` runs around the best, if given) by least squares and takes
+    its vertex. method="akima" interpolates log L in log x (the lowest L of repeated x) and takes
+    the lowest of `points` grid points per gap (Porian et al. 2024, arXiv:2406.19146). log_loss
+    selects log L or L; the default is log L for akima only. A budget is excluded if it has fewer
+    than three sizes, if its parabola opens down, or if x* is outside its sizes (edges="keep"
+    includes the last).
 
-    The ensemble adds noise to each budget's runs (pooled residual scale, or `noise` in units of the
-    loss, which akima needs unless parabolas can tell it) or draws runs within a budget
-    (resample="runs"), and is widened where the x* scatter about the line more than that explains.
-    median=True takes each x* as the median of its draws, weighted=True weights budgets by 1 /
-    var(log x*). Parameters: exponent, k; derived log10_k. extra["budgets"] has a dict a budget:
-    budget, n, x, loss, opens_up, inside, used, reason, sd, and its parabola c0 + c1 t + c2 t^2 as
-    coefficients, with t = log x - middle. Approach 2 is biased unless the two exponents of the loss
-    are equal and the grid is centred: prefer `chinchilla` where both can be had. Raises ValueError
-    with under two budgets.
+    The ensemble adds noise to the runs of each budget: the pooled scale of the residuals, or
+    `noise` in units of the loss, needed for akima if there are no parabolas with residuals.
+    resample="runs" draws runs within a budget. The ensemble is widened if the x* scatter around the
+    line more than their noise explains. median=True takes the median of the resamples as x*.
+    weighted=True weights budgets by 1 / var(log x*).
+
+    Parameters: exponent, k; derived: log10_k. fit.budgets has a `minima.BudgetMinimum` per budget.
+    Other options: where, bootstrap, seed, reach. Approach 2 is biased unless the two exponents of
+    the loss are equal and the sizes are centered: prefer `chinchilla` if both are possible. Raises
+    ValueError for fewer than two usable budgets.
     """
-    if (
-        method not in ("parabola", "akima")
-        or edges not in ("drop", "keep")
-        or resample not in ("noise", "runs")
-    ):
-        raise ValueError(
-            f"method={method!r}, edges={edges!r}, resample={resample!r}: known are parabola, "
-            "akima; drop, keep; noise, runs"
-        )
-    data = table.read(rows, [x, c, y], None, where)
-    in_log = method == "akima" if log_loss is None else log_loss
-    found, excluded = [], list(data.excluded)
-    for budget, index in _budgets(data.columns[c], budgets, tolerance):
-        part = data.take(index)
-        found.append(
-            minima.minimum(
-                budget, part.columns[x], part.columns[y], method, nearest, in_log, points
-            )
-        )
-    if budgets is not None:
-        taken = {
-            int(i) for _, index in _budgets(data.columns[c], budgets, tolerance) for i in index
-        }
-        excluded += [
-            (name, f"{c} is at no budget") for i, name in enumerate(data.names) if i not in taken
-        ]
-    rng = np.random.default_rng((seed, 2))
-    scale = minima.pooled_noise(found) if noise is None else noise
-    for one in found:
-        one["stars"] = minima.resampled(
-            one, scale, noise is not None, in_log, points, resample, bootstrap, rng
-        )
-        one["sd"] = (
-            float(np.std(np.log(stars)))
-            if len(stars := one["stars"][np.isfinite(one["stars"]) & (one["stars"] > 0)]) > 1
-            else float("nan")
-        )
-        if median and np.isfinite(one["stars"]).any():
-            one["x"] = float(np.nanmedian(one["stars"]))
-        one["used"] = not one["reason"] or (
-            edges == "keep" and one["opens_up"] and np.isfinite(one["x"])
-        )
-        if not one["used"]:
-            excluded.insert(0, (f"{one['budget']:.4g} FLOPs", one["reason"]))
-    used = [one for one in found if one["used"]]
+    parsed = fit.parse_options("isoflop", options, minima.IsoflopOptions(), OPTIONS)
+    _check_choices(parsed)
+    data = table.read(rows, [x, c, y], None, parsed.where)
+    groups = _group_by_budget(data.columns[c], parsed)
+    budgets = [
+        minima.minimum(budget, data.columns[x][index], data.columns[y][index], parsed)
+        for budget, index in groups
+    ]
+    _resample(budgets, parsed)
+    excluded = _list_exclusions(data, budgets, groups, c, parsed)
+    used = [budget for budget in budgets if budget.is_used]
     if len(used) < 2:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in excluded[:4])
         raise ValueError(
             f"only {len(used)} budgets have a minimum inside their sizes, a line needs 2 "
             f"({reasons})"
         )
-    optima = [
-        {"name": f"{one['budget']:.4g}", c: one["budget"], x: one["x"], "weight": 1.0}
-        for one in used
-    ]
-    if weighted:
-        for row, one in zip(optima, used, strict=True):
-            row["weight"] = 1 / max(one["sd"], 1e-6) ** 2
-    weights = "weight" if weighted else None
-    result = lines.loglog(
-        optima,
-        c,
-        x,
-        weights,
-        bootstrap=bootstrap,
-        resample="noise",
-        seed=seed,
-        reach=reach,
-        law="isoflop",
-    )
-    result.data.excluded[:] = excluded
-    result.columns["L"] = y
-    keep = (
-        "budget",
-        "n",
-        "x",
-        "loss",
-        "opens_up",
-        "inside",
-        "used",
-        "reason",
-        "sd",
-        "coefficients",
-        "middle",
-    )
-    result.extra["budgets"] = [{key: one.get(key) for key in keep} for one in found]
-    result.extra["n_runs"] = len(data)
-    if bootstrap:
-        _widen(result, used, weighted)
-    _influence(result)
-    if len(used) == 2:
-        result.warnings.append(
-            "two budgets make a line without a check: its interval knows only the runs' noise"
-        )
-    if (n_groups := int(data.groups.max()) + 1) < len(data):
-        result.warnings.append(
-            f"{len(data)} rows have {n_groups} trunks or names: each budget is resampled on its "
-            "own, so the interval leaves out what they share"
-        )
+    line = _fit_line(used, c, x, parsed)
+    line.data.excluded[:] = excluded
+    line.columns["L"] = y
+    result = line.extend(IsoflopFit, budgets=budgets, n_sweep_runs=len(data), exponents_without={})
+    if parsed.bootstrap:
+        _widen(result, used, parsed.weighted)
+    _find_influential_budget(result)
+    _add_warnings(result, data)
     return result
 
 
-def _budgets(
-    c: np.ndarray, budgets: Sequence[float] | None, tolerance: float
+def _list_exclusions(
+    data: table.Table,
+    budgets: list[minima.BudgetMinimum],
+    groups: list[tuple[float, np.ndarray]],
+    c: str,
+    options: minima.IsoflopOptions,
+) -> list[tuple[str, str]]:
+    """Return (name, reason) of the excluded budgets, the largest first, and of excluded rows."""
+    excluded = [
+        (f"{budget.budget:.4g} FLOPs", budget.reason)
+        for budget in reversed(budgets)
+        if not budget.is_used
+    ]
+    excluded += data.excluded
+    if options.budgets is not None:
+        grouped = {int(i) for _, index in groups for i in index}
+        names = [name for i, name in enumerate(data.names) if i not in grouped]
+        excluded += [(name, f"{c} is at no budget") for name in names]
+    return excluded
+
+
+def _check_choices(options: minima.IsoflopOptions) -> None:
+    allowed = {
+        "method": ("parabola", "akima"),
+        "edges": ("drop", "keep"),
+        "resample": ("noise", "runs"),
+    }
+    for name, values in allowed.items():
+        if getattr(options, name) not in values:
+            raise ValueError(
+                f"{name}={getattr(options, name)!r} is unknown; allowed: {', '.join(values)}"
+            )
+
+
+def _group_by_budget(
+    c: np.ndarray, options: minima.IsoflopOptions
 ) -> list[tuple[float, np.ndarray]]:
-    """(budget, its rows), rising; without a list, values within the tolerance are one."""
-    if budgets is None:
+    """Return (budget, indices of its rows), ascending."""
+    if options.budgets is None:
         order = np.argsort(c)
-        cuts = np.flatnonzero(np.diff(c[order]) > tolerance * c[order][:-1]) + 1
+        cuts = np.flatnonzero(np.diff(c[order]) > options.tolerance * c[order][:-1]) + 1
         groups = np.split(order, cuts)
         return [(float(np.median(c[group])), np.sort(group)) for group in groups]
-    levels = np.sort(np.asarray(budgets, float))
-    near = np.abs(np.log(c[:, None] / levels)).argmin(1)
-    fits_in = np.abs(c / levels[near] - 1) <= tolerance
-    return [(float(level), np.flatnonzero((near == i) & fits_in)) for i, level in enumerate(levels)]
+    levels = np.sort(np.asarray(options.budgets, float))
+    nearest = np.abs(np.log(c[:, None] / levels)).argmin(1)
+    is_near = np.abs(c / levels[nearest] - 1) <= options.tolerance
+    return [
+        (float(level), np.flatnonzero((nearest == i) & is_near)) for i, level in enumerate(levels)
+    ]
 
 
-def _influence(result: fit.Fit) -> None:
-    """The exponent without each budget in turn; one budget that carries it is named."""
+def _resample(budgets: list[minima.BudgetMinimum], options: minima.IsoflopOptions) -> None:
+    """Set the resampled minima of each budget, its standard deviation, and whether it is used."""
+    rng = np.random.default_rng((options.seed, 2))
+    scale = minima.pooled_noise(budgets) if options.noise is None else options.noise
+    for budget in budgets:
+        budget.resampled_x = minima.resampled(budget, scale, options, rng)
+        is_valid = np.isfinite(budget.resampled_x) & (budget.resampled_x > 0)
+        if is_valid.sum() > 1:
+            budget.log_x_sd = float(np.std(np.log(budget.resampled_x[is_valid])))
+        if options.median and np.isfinite(budget.resampled_x).any():
+            budget.x = float(np.nanmedian(budget.resampled_x))
+        is_usable_edge = options.edges == "keep" and budget.opens_up and np.isfinite(budget.x)
+        budget.is_used = bool(not budget.reason or is_usable_edge)
+
+
+def _weight(budget: minima.BudgetMinimum) -> float:
+    return 1 / max(budget.log_x_sd, 1e-6) ** 2
+
+
+def _fit_line(
+    used: list[minima.BudgetMinimum], c: str, x: str, options: minima.IsoflopOptions
+) -> fit.Fit:
+    """Fit the line through the minima."""
+    optima = [
+        {
+            "name": f"{budget.budget:.4g}",
+            c: budget.budget,
+            x: budget.x,
+            "weight": _weight(budget) if options.weighted else 1.0,
+        }
+        for budget in used
+    ]
+    line_options = fit.FitOptions(
+        weights="weight" if options.weighted else None,
+        bootstrap=options.bootstrap,
+        resample="noise",
+        seed=options.seed,
+        reach=options.reach,
+    )
+    return lines.fit_line(optima, c, x, "isoflop", line_options)
+
+
+def _find_influential_budget(result: IsoflopFit) -> None:
+    """Set the exponents without each budget, and warn of a budget that determines the exponent."""
     log_c, log_x = np.log(result.x[0]), np.log(result.y)
     if len(log_c) < 4:
         return
@@ -180,7 +185,7 @@ def _influence(result: fit.Fit) -> None:
         name: float(np.polyfit(np.delete(log_c, i), np.delete(log_x, i), 1)[0])
         for i, name in enumerate(result.data.names)
     }
-    result.extra["without"] = without
+    result.exponents_without = without
     best = result.params["exponent"]
     name = max(without, key=lambda k: abs(without[k] - best))
     lo, hi = result.interval("exponent") if result.ensemble else (best, best)
@@ -191,42 +196,54 @@ def _influence(result: fit.Fit) -> None:
         )
 
 
-def _widen(result: fit.Fit, used: list[dict[str, Any]], weighted: bool) -> None:
-    """Lines through the resampled minima, at least as wide as their scatter about the line says."""
-    log_c = np.log(result.x[0])
-    stars = np.log(np.stack([one["stars"] for one in used], 1))
-    w = np.isfinite(stars) * (
-        np.array([1 / max(one["sd"], 1e-6) ** 2 for one in used]) if weighted else 1.0
-    )
-    stars = np.nan_to_num(stars)
-    good = (w > 0).sum(1) >= 2
-    if good.mean() < 0.5:
+def _add_warnings(result: IsoflopFit, data: table.Table) -> None:
+    if result.n == 2:
         result.warnings.append(
-            "fewer than half of the resamples have two minima inside: the interval is the line's "
-            "own"
+            "two budgets determine a line without residuals: its interval has only the noise of "
+            "the runs"
+        )
+    n_groups = int(data.groups.max()) + 1
+    if n_groups < len(data):
+        result.warnings.append(
+            f"{len(data)} rows have {n_groups} trunks or names: each budget is resampled "
+            "separately, so the interval ignores the noise that they share"
+        )
+
+
+def _widen(result: IsoflopFit, used: list[minima.BudgetMinimum], weighted: bool) -> None:
+    """Set the ensemble to lines through the resampled minima, at least as wide as their scatter."""
+    log_c = np.log(result.x[0])
+    log_x = np.log(np.stack([budget.resampled_x for budget in used], 1))
+    w = np.isfinite(log_x) * (np.array([_weight(budget) for budget in used]) if weighted else 1.0)
+    log_x = np.nan_to_num(log_x)
+    is_valid = (w > 0).sum(1) >= 2
+    if is_valid.mean() < 0.5:
+        result.warnings.append(
+            "fewer than half of the resamples have two minima inside: the interval is that of the "
+            "line"
         )
         return
-    stars, w = stars[good], w[good]
-    middle, total = log_c.mean(), w.sum(1)
-    at = log_c - middle
-    mean_c, mean_s = (w * at).sum(1) / total, (w * stars).sum(1) / total
-    spread = (w * (at - mean_c[:, None]) ** 2).sum(1)
-    slope = (w * (at - mean_c[:, None]) * stars).sum(1) / np.maximum(spread, 1e-12)
-    height = mean_s - slope * mean_c
-    best = result.params["exponent"]
-    level = np.log(result.params["k"]) + best * middle
-    lines = result.ensemble.get("exponent")
-    widen = 1.0 if lines is None else max(1.0, float(np.std(lines) / max(np.std(slope), 1e-12)))
+    log_x, w = log_x[is_valid], w[is_valid]
+    center, total = log_c.mean(), w.sum(1)
+    t = log_c - center
+    mean_t, mean_x = (w * t).sum(1) / total, (w * log_x).sum(1) / total
+    spread = (w * (t - mean_t[:, None]) ** 2).sum(1)
+    slope = (w * (t - mean_t[:, None]) * log_x).sum(1) / np.maximum(spread, 1e-12)
+    height = mean_x - slope * mean_t
     if np.std(slope) < 1e-12:
         return
-    slope, height = (
-        slope.mean() + widen * (slope - slope.mean()),
-        height.mean() + widen * (height - height.mean()),
-    )
-    result.extra["shift"] = float(slope.mean() - best), float(height.mean() - level)
-    log_k = height - slope * middle
+    best = result.params["exponent"]
+    best_height = np.log(result.params["k"]) + best * center
+    of_line = result.ensemble.get("exponent")
+    factor = 1.0
+    if of_line is not None:
+        factor = max(1.0, float(np.std(of_line) / max(np.std(slope), 1e-12)))
+    slope = slope.mean() + factor * (slope - slope.mean())
+    height = height.mean() + factor * (height - height.mean())
+    result.bootstrap_shift = float(slope.mean() - best), float(height.mean() - best_height)
+    log_k = height - slope * center
     result.ensemble = {"exponent": slope, "k": np.exp(log_k), "log10_k": log_k / np.log(10)}
     result.sigmas = None
-    result.resampling = f"{len(slope)} resamples of runs' noise" + (
-        f", widened {widen:.2g} times to the scatter" if widen > 1 else ""
+    result.resampling = f"{len(slope)} resamples of the noise of runs" + (
+        f", widened {factor:.2g} times to the scatter" if factor > 1 else ""
     )

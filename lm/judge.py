@@ -1,4 +1,4 @@
-"""Fits judged by rows that they have not seen; forms and conventions side by side."""
+"""Back-test, hold-out, and comparison of laws and of counting conventions."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -7,19 +7,17 @@ from typing import Any
 
 import numpy as np
 
-from lm import fit as fits
-from lm import table
+from lm import fit, table
 
 
 @dataclass
 class Score:
-    """How well a law predicted rows that it had not seen: relative errors and coverage."""
+    """Relative errors and interval coverage of a law on rows outside its fit."""
 
-    predictions: list[dict[str, Any]] = field(
-        default_factory=list
-    )  # trained_on, name, value, lo, hi, measured, error
-    origins: int = 0
-    reason: str = ""  # why there is no score
+    # Keys: trained_on, name, value, lo, hi, measured, error.
+    predictions: list[dict[str, Any]] = field(default_factory=list)
+    origins: int = 0  # number of fits
+    reason: str = ""  # if there is no score
 
     @property
     def mean(self) -> float:
@@ -41,7 +39,7 @@ class Score:
 
     @property
     def coverage(self) -> float:
-        """Share of the held-out measurements inside their 95% interval (NaN without intervals)."""
+        """Fraction of held-out measurements inside their 95% interval (NaN without intervals)."""
         inside = [
             p["lo"] <= p["measured"] <= p["hi"] for p in self.predictions if np.isfinite(p["lo"])
         ]
@@ -59,7 +57,7 @@ class Score:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """Return the score as JSON values."""
         numbers = {"mean": self.mean, "worst": self.worst, "coverage": self.coverage}
         numbers = {k: v if np.isfinite(v) else None for k, v in numbers.items()}
         rows = [
@@ -70,74 +68,85 @@ class Score:
 
 
 def backtest(
-    fit: fits.Fit,
+    law_fit: fit.Fit,
     by: str | None = None,
     origins: int = 4,
     bootstrap: int = 200,
     falling: bool = False,
 ) -> Score:
-    """Rolling origin: fit the law on the rows up to a rung, predict every row above it.
+    """Fit the law to the rows up to a level and predict all larger rows (rolling origin).
 
-    A rung is a value of the column `by`, by default the product of the law's inputs (N, N D, C...).
-    Origins start where the rows outnumber the parameters; of many, `origins` are taken between half
-    and nine tenths of the rows. falling=True ranks rungs from the largest value to the smallest (an
-    ability's loss).
+    A level is a value of the column `by`; the default is the product of the inputs of the law (N,
+    N D, C ...). Origins start where the rows outnumber the parameters. If there are more, `origins`
+    of them are chosen between half and nine tenths of the rows. falling=True ranks levels from the
+    largest value to the smallest, for a law of the loss.
     """
-    if fit.refit is None:
-        return Score(reason="this law is made of others, see theirs")
-    size = np.prod(np.stack(fit.x), axis=0)
+    if law_fit.refit is None:
+        return Score(reason="a law of other laws has no back-test, see those of its parts")
+    sizes = np.prod(np.stack(law_fit.x), axis=0)
     if by is not None:
-        size = np.array([table.number(row.get(by)) for row in fit.data.rows])
-    logs = np.round(np.log(1 / size if falling else size), 2)
-    rungs, place = np.unique(logs, return_inverse=True)
-    free = len(fit.free)
-    enough = [k for k in range(2, len(rungs) - 1) if (place <= k).sum() >= free + 1]
-    if len(enough) > origins:
-        half = [k for k in enough if (place <= k).sum() >= 0.5 * fit.n] or enough
-        enough = [
-            half[i]
-            for i in np.unique(np.linspace(0, len(half) - 1, origins + 2).round().astype(int))[:-1]
-        ]
-        enough = enough[:origins]
+        sizes = np.array([table.number(row.get(by)) for row in law_fit.data.rows])
+    logs = np.round(np.log(1 / sizes if falling else sizes), 2)
+    levels, level_of_row = np.unique(logs, return_inverse=True)
     score = Score()
-    for k in enough:
+    for k in _choose_origins(level_of_row, len(levels), len(law_fit.free), origins):
         try:
-            part = fit.refit(
-                [fit.data.rows[i] for i in np.flatnonzero(place <= k)], bootstrap=bootstrap
-            )
-            found = _predictions(part, fit.data, np.flatnonzero(place > k), fit.y, fit.x)
+            rows = [law_fit.data.rows[i] for i in np.flatnonzero(level_of_row <= k)]
+            part = law_fit.refit(rows, bootstrap=bootstrap)
+            larger = np.flatnonzero(level_of_row > k)
+            predictions = _predictions(part, law_fit.data, larger, law_fit.y, law_fit.x)
         except ValueError:
-            continue  # this origin cannot carry the law: the next, with more rows, may
+            continue  # The rows of this origin do not determine the law. Those of the next may.
         score.origins += 1
-        score.predictions += found
+        score.predictions += predictions
     if not score.predictions:
         score.reason = (
-            f"none possible, {len(rungs)} rungs of {fit.n} rows are too few for {free} parameters"
+            f"none possible, {len(levels)} levels of {law_fit.n} rows are too few for "
+            f"{len(law_fit.free)} parameters"
         )
     return score
 
 
-def holdout(fit: fits.Fit, rows: table.Rows, where: table.Where = None) -> Score:
-    """Errors of a fit, and coverage of its intervals, on rows that it has not seen.
+def _choose_origins(
+    level_of_row: np.ndarray, n_levels: int, n_params: int, max_origins: int
+) -> list[int]:
+    """Return the levels up to which the law is fitted."""
+    n_rows = [int((level_of_row <= k).sum()) for k in range(n_levels)]
+    possible = [k for k in range(2, n_levels - 1) if n_rows[k] >= n_params + 1]
+    if len(possible) <= max_origins:
+        return possible
+    late = [k for k in possible if n_rows[k] >= 0.5 * len(level_of_row)] or possible
+    positions = np.linspace(0, len(late) - 1, max_origins + 2).round().astype(int)
+    return [late[i] for i in np.unique(positions)[:-1]][:max_origins]
 
-    `where` chooses rows as in the laws. The score holds mean, worst, coverage and predictions.
+
+def holdout(law_fit: fit.Fit, rows: table.Rows, where: table.Where = None) -> Score:
+    """Return the errors of a fit, and the coverage of its intervals, on other rows.
+
+    `where` is the inclusion rule, as in the laws.
     """
-    columns = [fit.columns[letter] for letter in fit.inputs]
-    output = fit.columns[fit.output]
+    columns = [law_fit.columns[letter] for letter in law_fit.inputs]
+    output = law_fit.columns[law_fit.output]
     data = table.read(rows, [*columns, output], None, where)
-    score = Score(origins=1)
-    score.predictions = _predictions(
-        fit, data, np.arange(len(data)), data.columns[output], [data.columns[k] for k in columns]
-    )
-    return score
+    inputs = [data.columns[column] for column in columns]
+    predictions = _predictions(law_fit, data, np.arange(len(data)), data.columns[output], inputs)
+    return Score(predictions, origins=1)
 
 
-def _predictions(fit, data, index, measured, inputs) -> list[dict[str, Any]]:
-    found = fit.predict(*[x[index] for x in inputs])
-    actual = measured[index] if fit.link is None else fit.link(measured[index])
+def _predictions(
+    law_fit: fit.Fit,
+    data: table.Table,
+    index: np.ndarray,
+    measured: np.ndarray,
+    inputs: list[np.ndarray],
+) -> list[dict[str, Any]]:
+    """Return a prediction, with the measured value and the relative error, per row of index."""
+    predicted = law_fit.predict(*[x[index] for x in inputs])
+    transform = law_fit.output_transform
+    actual = measured[index] if transform is None else transform(measured[index])
     return [
         {
-            "trained_on": fit.n,
+            "trained_on": law_fit.n,
             "name": data.names[i],
             "value": float(value),
             "lo": float(lo),
@@ -145,16 +154,18 @@ def _predictions(fit, data, index, measured, inputs) -> list[dict[str, Any]]:
             "measured": float(y),
             "error": float(value / y - 1),
         }
-        for i, value, lo, hi, y in zip(index, found.value, found.lo, found.hi, actual, strict=True)
+        for i, value, lo, hi, y in zip(
+            index, predicted.value, predicted.lo, predicted.hi, actual, strict=True
+        )
     ]
 
 
 @dataclass
 class Comparison:
-    """Rows of a table, one a fit; `print` shows it."""
+    """Table with one row per fit. `print` shows it."""
 
     rows: list[dict[str, Any]]
-    found: dict[str, fits.Fit] = field(default_factory=dict)
+    fits: dict[str, fit.Fit] = field(default_factory=dict)
 
     def __str__(self) -> str:
         if not self.rows:
@@ -178,23 +189,25 @@ def _cell(value: Any) -> str:
 
 
 def compare(
-    candidates: Mapping[str, fits.Fit] | Sequence[fits.Fit], by: str | None = None
+    candidates: Mapping[str, fit.Fit] | Sequence[fit.Fit], by: str | None = None
 ) -> Comparison:
-    """Forms of a law, best first by mean error on held-out larger rungs (see `backtest`).
+    """Rank laws by their mean error on held-out larger levels (see `backtest`), best first.
 
-    The error of a fit on its own rows ranks nothing. A form without a back-test comes last.
+    The error of a fit at its own rows is shown, but not used: it does not rank laws. A law without
+    a back-test is last.
     """
     if not isinstance(candidates, Mapping):
-        candidates = {f"{fit.law} {i}": fit for i, fit in enumerate(candidates)}
+        candidates = {f"{law_fit.law} {i}": law_fit for i, law_fit in enumerate(candidates)}
     rows = []
-    for name, fit in candidates.items():
-        score = fit.score if by is None and fit.score is not None else backtest(fit, by)
+    for name, law_fit in candidates.items():
+        score = law_fit.score if by is None else None
+        score = backtest(law_fit, by) if score is None else score
         rows.append(
             {
                 "form": name,
-                "parameters": len(fit.free),
-                "n": fit.n,
-                "fit error": fit.mare,
+                "parameters": len(law_fit.free),
+                "n": law_fit.n,
+                "fit error": law_fit.mare,
                 "held-out error": score.mean,
                 "worst": score.worst,
                 "coverage": score.coverage,
@@ -207,37 +220,35 @@ def compare(
 
 
 def conventions(
-    law: Callable[..., fits.Fit], rows: table.Rows, by: str | None = None, **choices: Any
+    law: Callable[..., fit.Fit], rows: table.Rows, by: str | None = None, **choices: Any
 ) -> Comparison:
-    """The same law under several conventions: which N, which C, which loss. One line a convention.
+    """Fit a law under several counting conventions: which N, which C, which loss.
 
-    Every keyword whose value is a list is varied, all others are passed on:
+    Each keyword with a list as value is varied, the others are passed to the law:
     `conventions(laws.isoflop, rows, x=["params.total", "params.non_embedding"], c="flops",
-    y="eval.loss")`. `by` names a column that already holds the convention (one set of rows a
-    value).
+    y="eval.loss")`. `by` is a column whose value is the convention of the row: the rows of each
+    value are fitted separately.
     """
     rows = list(rows)
     varied = {k: v for k, v in choices.items() if isinstance(v, list)}
-    steady = {k: v for k, v in choices.items() if k not in varied}
+    constant = {k: v for k, v in choices.items() if k not in varied}
     groups = {"": rows}
     if by is not None:
         groups = {
-            str(value): [r for r in rows if r.get(by) == value]
-            for value in dict.fromkeys(r.get(by) for r in rows)
+            str(value): [row for row in rows if row.get(by) == value]
+            for value in dict.fromkeys(row.get(by) for row in rows)
         }
-    lines, found = [], {}
-    for value, chosen in groups.items():
+    lines, fits = [], {}
+    for value, group in groups.items():
         for point in product(*varied.values()):
-            label = {
-                **({by: value} if by else {}),
-                **dict(zip(varied, map(str, point), strict=True)),
-            }
-            fit = law(chosen, **steady, **dict(zip(varied, point, strict=True)))
-            found[", ".join(label.values())] = fit
+            label = {by: value} if by else {}
+            label |= dict(zip(varied, map(str, point), strict=True))
+            law_fit = law(group, **constant, **dict(zip(varied, point, strict=True)))
+            fits[", ".join(label.values())] = law_fit
             line: dict[str, Any] = dict(label)
-            for name, number in {**fit.params, **fit.derived}.items():
+            for name, number in {**law_fit.params, **law_fit.derived}.items():
                 line[name] = number
-                if name in fit.ensemble:
-                    line[f"{name} 95%"] = fit.interval(name)
-            lines.append({**line, "n": fit.n})
-    return Comparison(lines, found)
+                if name in law_fit.ensemble:
+                    line[f"{name} 95%"] = law_fit.interval(name)
+            lines.append({**line, "n": law_fit.n})
+    return Comparison(lines, fits)

@@ -1,45 +1,58 @@
-"""Scaling laws that others can trust: every law, every question, from one place.
+"""Scaling laws: fits with intervals, back-tests, and reasons if rows do not determine a law.
 
-    from lm import laws, records                                # no JAX, opens at once rows =
-    records.rows("runs/quickstart")                      # or list(csv.DictReader(open("data.csv")))
-    fit = laws.power(rows, x="params.non_embedding", y="eval.loss") print(fit)
-    # L(N) = 1.69 + 406 N^-0.34   alpha 0.34 [0.31, 0.37], ... fit.predict(1e9).lo,
-    fit.params["alpha"], fit.interval("alpha"), fit.excluded, fit.warnings, fit.to_dict()
+Example (no JAX is imported):
 
-Rows are flat dicts, one a run or one an evaluation; every law is told which columns to use, numbers
-may be text.
+    from lm import laws, records
 
-Laws, each from rows to a `Fit` (`lm/fit.py` says what it holds)
-    power             L = E + A x^-alpha in N, D or C, or in several inputs; with, without or with a
-    given floor chinchilla        L(N, D) = E + A N^-alpha + B D^-beta, approach 3 overtrained
-    L(C, M) = E + (a M^eta + b M^-eta) C^-eta, Gadre et al. 2024 data_constrained  L(N, D, U) with
-    repeated epochs, Muennighoff et al. 2023 loglog            y = k x^exponent, a line in logs
-    isoflop           the minimum of each budget (parabola or Akima), then a line in logs, approach
-    2 envelope          the lower hull of learning curves, then a line in logs, approach 1 ability
-    loss or bits per byte -> accuracy, a bounded sigmoid or an exponential chain             N, D ->
-    task loss -> accuracy, Bhagia et al. 2024 one_step          accuracy straight from compute,
-    Krajewski et al. 2026 transfer          data that pre-training was worth, Hernandez et al. 2021
+    rows = records.rows("runs/quickstart")  # or list(csv.DictReader(open("data.csv")))
+    fit = laws.power(rows, x="params.non_embedding", y="eval.loss")
+    print(fit)  # L(N) = 1.69 + 406 N^-0.34   alpha 0.34 [0.31, 0.37], ...
+    prediction = fit.predict(1e9)
+    print(prediction.value, prediction.lo, prediction.hi)
+    print(fit.params["alpha"], fit.interval("alpha"), fit.excluded, fit.warnings)
 
-Questions to fits
-    allocation(fit, flops)          best N and D for a budget, with intervals backtest(fit),
-    holdout(fit, rows)   errors and interval coverage on rungs, or rows, that it has not seen
-    compare({name: fit, ...})       forms, best first by held-out error conventions(law, rows,
-    n=[...]) how exponents move with what N, D, C or the loss count profile(fit, "E", at=(N, D))
-    likelihood profile of a parameter and how the prediction moves along it advise(fit, budget,
-    target)     the next run that would most narrow the prediction at the target
+Rows are flat dicts, one per run or one per evaluation. Numbers may be text. The arguments of a law
+name its columns.
 
-Rows before a fit
-    finals(rows, columns)           one row a run: its last evaluation, or the mean of its last few
-    smooth(rows, columns)           evaluations without the first share of a run, as trailing means
+Laws, from rows to a `Fit` (see `lm/fit.py`):
 
-Rows that cannot carry a law raise ValueError with the reason; doubts about a fit that exists are in
-`fit.warnings` and are printed with it. `solver.LOSSES` names the losses, `estimate.estimate` says
-how intervals are made.
+    power             L = E + A x^-alpha in N, D, C or several inputs; E is free, given or absent
+    chinchilla        L(N, D) = E + A N^-alpha + B D^-beta (approach 3)
+    overtrained       L(C, M) = E + (a M^eta + b M^-eta) C^-eta (Gadre et al. 2024)
+    data_constrained  L(N, D, U) with repeated epochs (Muennighoff et al. 2023)
+    loglog            y = k x^exponent, a line in logs
+    isoflop           minimum per budget (parabola or Akima), then a line in logs (approach 2)
+    envelope          lower hull of learning curves, then a line in logs (approach 1)
+    ability           loss or bits per byte -> accuracy, a bounded sigmoid or an exponential
+    chain             N, D -> loss of a task -> accuracy (Bhagia et al. 2024)
+    one_step          C -> accuracy (Krajewski et al. 2026)
+    transfer          data that pre-training replaces (Hernandez et al. 2021)
+    try_fit           (fit, "") of any law, or (None, reason)
+
+Functions of fits:
+
+    allocation(fit, flops)           best N and D of a budget, with intervals
+    backtest(fit)                    errors and interval coverage on larger rows outside the fit
+    holdout(fit, rows)               errors and interval coverage on other rows
+    compare({name: fit, ...})        laws ranked by held-out error
+    conventions(law, rows, n=[...])  exponents by the definition of N, D, C or the loss
+    profile(fit, "E", at=(N, D))     profile likelihood of a parameter, with the prediction along it
+    advise(fit, budget, target)      run that narrows the prediction at the target the most
+
+Rows before a fit:
+
+    finals(rows, columns)            last evaluation per run, or the mean of the last few
+    smooth(rows, columns)            evaluations without the start of each run, as trailing means
+
+Rows that do not determine a law raise ValueError with the reason. `fit.warnings` has the reasons
+not to trust a fit, and `print(fit)` shows them. `solver.LOSSES` lists the losses, `fit.FitOptions`
+the options, and `estimate.estimate` describes the intervals.
 """
 
 from lm.ability import ability
 from lm.advice import advise, profile
 from lm.chain import chain, one_step
+from lm.estimate import try_fit
 from lm.frontier import allocation, envelope
 from lm.isoflop import isoflop
 from lm.judge import backtest, compare, conventions, holdout
@@ -69,4 +82,5 @@ __all__ = [
     "profile",
     "smooth",
     "transfer",
+    "try_fit",
 ]

@@ -1,99 +1,107 @@
-"""Straight lines in logs: N* against C, tokens against parameters."""
+"""Log-linear fits: N* against C, tokens against parameters."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
 from lm import estimate, fit, judge, powers, solver, table
 
+OPTIONS = ("weights", *fit.RESAMPLING_OPTIONS)
 
-def loglog(
-    rows: table.Rows,
-    x: str | Sequence[str],
-    y: str,
-    weights: str | None = None,
-    group: str | None = None,
-    where: table.Where = None,
-    bootstrap: int = 1000,
-    resample: str = "auto",
-    seed: int = 0,
-    reach: float = 10.0,
-    law: str = "loglog",
-) -> fit.Fit:
-    """y = k x^exponent, a straight line in logs by (weighted) least squares, say N* against C.
 
-    Several columns x give y = k x1^exponent x2^exponent2. Parameters: exponent (exponent2, ...), k,
-    and derived log10_k, the intercept in log10. `predict(x)`. fit.extra["r2"] is the share of the
-    variance of log y explained.
+def loglog(rows: table.Rows, x: str | Sequence[str], y: str, **options: Any) -> fit.Fit:
+    """Fit y = k x^exponent, a straight line in logs, by (weighted) least squares on log y.
+
+    Several columns x give y = k x1^exponent x2^exponent2. Parameters: exponent (exponent2, ...), k;
+    derived: log10_k, the intercept in log10. `predict(x)`. fit.r_squared is the explained fraction
+    of the variance of log y. Options (`fit.FitOptions`): weights, group, where, bootstrap,
+    resample, seed, reach.
     """
+    defaults = fit.FitOptions(loss="log_squares")
+    return fit_line(rows, x, y, "loglog", fit.parse_options("loglog", options, defaults, OPTIONS))
+
+
+def fit_line(
+    rows: table.Rows, x: str | Sequence[str], y: str, law: str, options: fit.FitOptions
+) -> fit.Fit:
+    """Fit the line of `loglog` for the given law."""
     xs = [x] if isinstance(x, str) else list(x)
-    data = table.read(rows, [*xs, *([weights] if weights else []), y], group, where)
-    letters = [table.letter(column, i, xs) for i, column in enumerate(xs)]
+    weights = [options.weights] if options.weights else []
+    data = table.read(rows, [*xs, *weights, y], options.group, options.where)
+    problem = _build_problem(data, xs, y, law)
+    row_weights = data.columns[options.weights] if options.weights else None
+    options = replace(options, loss="log_squares", delta=1e-3, where=None)
+    result = estimate.estimate(problem, data, options, row_weights)
+    log_y = np.log(data.columns[y])
+    w = np.ones(len(log_y)) if row_weights is None else row_weights
+    spread = (w * (log_y - np.average(log_y, weights=w)) ** 2).sum()
+    result.r_squared = 1 - result.objective / spread if spread > 0 else 1.0
+
+    def refit(rows: table.Rows | None = None, **changes: Any) -> fit.Fit:
+        rows = data.rows if rows is None else rows
+        return fit_line(rows, x, y, law, replace(options, **changes))
+
+    result.refit = refit
+    result.backtester = judge.backtest
+    return result
+
+
+def _build_problem(data: table.Table, xs: list[str], y: str, law: str) -> estimate.Problem:
+    """Return the problem of a line: theta is log y at the center of the data, and the exponents."""
+    inputs = powers.letter_inputs(xs)
+    letters = list(inputs)
     names = ["exponent", *[f"exponent{i + 2}" for i in range(len(xs) - 1)]]
     logs, log_y = [np.log(data.columns[column]) for column in xs], np.log(data.columns[y])
-    for column, v in zip(xs, logs, strict=True):
-        if np.ptp(v) < 1e-9:
-            raise ValueError(
-                f"{column} is {np.exp(v[0]):g} in every row: no exponent can be fitted"
-            )
-    design = np.stack([np.ones(len(log_y)), *logs], 1)
-    if len(data) > len(xs) and np.linalg.cond(design - np.r_[0, design[:, 1:].mean(0)]) > 1e8:
-        raise ValueError(
-            f"{', '.join(xs)} lie on one line: their exponents are not told apart; vary them apart"
-        )
-    centre = [float(v.mean()) for v in logs]
-    columns = {0: 1.0, **{k + 1: v - centre[k] for k, v in enumerate(logs)}}
+    _check_independent(xs, logs)
+    centers = [float(v.mean()) for v in logs]
+    columns = {0: 1.0, **{k + 1: v - centers[k] for k, v in enumerate(logs)}}
     line, p = powers.term(len(log_y), columns, 0.0), len(xs) + 1
-
-    def natural(theta):
-        params = {name: theta[:, k + 1] for k, name in enumerate(names)}
-        return {
-            **params,
-            "k": np.exp(theta[:, 0] - sum(theta[:, k + 1] * c for k, c in enumerate(centre))),
-        }
-
-    def values(params, *points):
-        return np.asarray(
-            params["k"]
-            * np.prod([v ** params[m] for m, v in zip(names, points, strict=True)], axis=0)
-        )
-
-    shown = " ".join(f"{letter}^{{{name}}}" for letter, name in zip(letters, names, strict=True))
+    factors = [f"{letter}^{{{name}}}" for letter, name in zip(letters, names, strict=True)]
     output = {"N": "N", "D": "D"}.get(table.letter(y, 0, [y]), "y") + "*"
-    problem = estimate.Problem(
+    return estimate.Problem(
         law=law,
-        formula=f"{output} = {{k}} {shown}",
-        columns={**dict(zip(letters, xs, strict=True)), output: y},
+        formula=f"{output} = {{k}} {' '.join(factors)}",
+        columns={**inputs, output: y},
         inputs=letters,
         objective=lambda loss, delta: solver.log_sum_exp([line], p, loss, delta),
         starts=np.zeros((1, p)) + np.r_[log_y.mean(), np.zeros(p - 1)],
         lower=np.full(p, -1e3),
         upper=np.full(p, 1e3),
-        natural=natural,
-        values=values,
+        natural=_natural(names, centers),
+        values=_values(names),
         free=[*names, "k"],
-        derive=lambda q: {"log10_k": np.log10(q["k"])},
+        derive=lambda params: {"log10_k": np.log10(params["k"])},
     )
-    w = data.columns[weights] if weights else None
-    result = estimate.estimate(
-        problem, data, "log_squares", 1e-3, w, bootstrap, resample, seed, reach
-    )
-    share = np.ones(len(log_y)) if w is None else w
-    spread = (share * (log_y - np.average(log_y, weights=share)) ** 2).sum()
-    result.extra["r2"] = 1 - result.objective / spread if spread > 0 else 1.0
-    options = dict(
-        x=x,
-        y=y,
-        weights=weights,
-        group=group,
-        bootstrap=bootstrap,
-        resample=resample,
-        seed=seed,
-        reach=reach,
-        law=law,
-    )
-    result.refit = lambda rows=None, **new: loglog(
-        data.rows if rows is None else rows, **{**options, **new}
-    )
-    result.judge = judge.backtest
-    return result
+
+
+def _natural(names: list[str], centers: list[float]) -> Callable[..., dict[str, np.ndarray]]:
+    def natural(theta: np.ndarray) -> dict[str, np.ndarray]:
+        log_k = theta[:, 0] - sum(theta[:, k + 1] * c for k, c in enumerate(centers))
+        return {**{name: theta[:, k + 1] for k, name in enumerate(names)}, "k": np.exp(log_k)}
+
+    return natural
+
+
+def _values(names: list[str]) -> Callable[..., np.ndarray]:
+    def values(params, *points):
+        factors = [v ** params[m] for m, v in zip(names, points, strict=True)]
+        return np.asarray(params["k"] * np.prod(factors, axis=0))
+
+    return values
+
+
+def _check_independent(xs: list[str], logs: list[np.ndarray]) -> None:
+    """Raise ValueError if an input is constant or the inputs are collinear."""
+    for column, v in zip(xs, logs, strict=True):
+        if np.ptp(v) < 1e-9:
+            raise ValueError(
+                f"{column} is {np.exp(v[0]):g} in every row: no exponent can be fitted"
+            )
+    design = np.stack([np.ones(len(logs[0])), *logs], 1)
+    if len(design) > len(xs) and np.linalg.cond(design - np.r_[0, design[:, 1:].mean(0)]) > 1e8:
+        raise ValueError(
+            f"{', '.join(xs)} lie on one line: their exponents cannot be separated; vary them "
+            "independently"
+        )

@@ -117,7 +117,7 @@ def own_flops(row: dict) -> float:
 def laws_of(rows) -> dict[str, tuple[Any, str]]:
     """Fit every law that a sweep may determine. Return {name: (fit, "") or (None, reason)}."""
     joint, refusal = attempt(laws.chinchilla, rows)
-    if joint and joint.ray is not None:
+    if joint and joint.max_off_line_factor is not None:
         joint, refusal = None, "the runs lie on one line of N and D: vary the tokens of a size"
     finished = records.finished_with(rows, records.N_PARAMS, records.TOKENS)
     budgets = {f"{row[records.TOKENS]:.2g}" for row in finished}

@@ -1,20 +1,21 @@
-"""Laws that are sums of power terms: power, chinchilla, overtrained.
+"""Sums of power laws: power, chinchilla, overtrained.
 
 Legend: N parameters, D tokens, C FLOPs, M = D / N, L loss. log L = logsumexp(log E, log A - alpha
-log N, log B - beta log D): affine in the parameters inside each term, so that gradients and
-Hessians are exact and cheap.
+log N, log B - beta log D). Each term is affine in the parameters, so gradients and Hessians are
+exact and fast.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from lm import estimate, fit, judge, solver, table
-from lm import starts as begin
+from lm import estimate, fit, judge, solver, starts, table
 
 COEFFICIENTS, EXPONENTS = ("A", "B", "C", "F"), ("alpha", "beta", "gamma", "zeta")
-COLLINEAR = 0.03  # spread across the inputs' main line, over the spread along it
+MIN_SPREAD = 0.03  # across the main line of the inputs, relative to the spread along it
+OPTIONS = ("loss", "delta", "fixed", "starts", "weights", *fit.RESAMPLING_OPTIONS)
 
 
 def power(
@@ -22,22 +23,24 @@ def power(
     x: str | Sequence[str] = "params.non_embedding",
     y: str = "eval.loss",
     floor: bool | float = True,
-    loss: str = "log_squares",
     **options: Any,
 ) -> fit.Fit:
-    """L(x) = E + A x^-alpha, by default least squares on log L.
+    """Fit L(x) = E + A x^-alpha, by default by least squares on log L.
 
     x is one column (parameters, tokens, FLOPs) or several: L = E + A x1^-alpha + B x2^-beta + C
-    x3^-gamma. floor=False leaves E out, a number fixes it. Parameters: E, A, alpha. Options are
-    those of `sum_of_powers`: loss, delta, fixed, weights, group, where, starts, bootstrap,
-    resample, seed, reach. With six to eight runs the 95% interval of a prediction at twice the
-    largest N held the truth in 96-99% of simulated sweeps (see `estimate.estimate`).
+    x3^-gamma. floor=False removes E, a number sets it. Parameters: E, A, alpha. Options
+    (`fit.FitOptions`): loss, delta, fixed, starts, weights, group, where, bootstrap, resample,
+    seed, reach. In simulated sweeps of six to eight runs, the 95% interval of a prediction at twice
+    the largest N contained the truth in 96-99% (see `estimate.estimate`).
     """
-    xs = [x] if isinstance(x, str) else list(x)
-    letters = [table.letter(column, i, xs) for i, column in enumerate(xs)]
-    return sum_of_powers(
-        rows, dict(zip(letters, xs, strict=True)), y, "power", floor, loss, **options
-    )
+    parsed = fit.parse_options("power", options, fit.FitOptions(loss="log_squares"), OPTIONS)
+    return sum_of_powers(rows, letter_inputs(x), y, "power", floor, parsed)
+
+
+def letter_inputs(x: str | Sequence[str]) -> dict[str, str]:
+    """Return letter -> column of a column or columns."""
+    columns = [x] if isinstance(x, str) else list(x)
+    return {table.letter(column, i, columns): column for i, column in enumerate(columns)}
 
 
 def chinchilla(
@@ -46,22 +49,18 @@ def chinchilla(
     d: str = "tokens",
     y: str = "eval.loss",
     floor: bool | float = True,
-    tied: bool = False,
-    loss: str = "huber",
-    delta: float = 1e-3,
     **options: Any,
 ) -> fit.Fit:
-    """L(N, D) = E + A N^-alpha + B D^-beta (approach 3 of Hoffmann et al. 2022).
+    """Fit L(N, D) = E + A N^-alpha + B D^-beta (approach 3 of Hoffmann et al. 2022).
 
-    arXiv:2203.15556. By default the SUM of Huber losses (delta 1e-3) on log L; loss="absolute" is
-    what Besiroglu et al. 2024 (arXiv:2404.10102) print, loss="squares" plain least squares of the
-    loss. tied=True shares one exponent alpha. Parameters: E, A, B, alpha, beta; derived: a = beta /
-    (alpha + beta) and b = 1 - a, the exponents of N* ~ C^a and D* ~ C^b. Options are those of
-    `sum_of_powers`.
+    arXiv:2203.15556. The default objective is the SUM of Huber losses (delta=1e-3) on log L.
+    loss="absolute" is the objective of Besiroglu et al. 2024 (arXiv:2404.10102), loss="squares" is
+    least squares on L. tied=True uses one exponent alpha. Parameters: E, A, B, alpha, beta;
+    derived: a = beta / (alpha + beta) and b = 1 - a, the exponents of N* ~ C^a and D* ~ C^b.
+    Options: tied, and those of `power`.
     """
-    return sum_of_powers(
-        rows, {"N": n, "D": d}, y, "chinchilla", floor, loss, delta, tied=tied, **options
-    )
+    parsed = fit.parse_options("chinchilla", options, fit.FitOptions(), ("tied", *OPTIONS))
+    return sum_of_powers(rows, {"N": n, "D": d}, y, "chinchilla", floor, parsed)
 
 
 def overtrained(
@@ -70,99 +69,180 @@ def overtrained(
     d: str = "tokens",
     y: str = "eval.loss",
     floor: bool | float = True,
-    loss: str = "squares",
     **options: Any,
 ) -> fit.Fit:
-    """L(C, M) = E + (a M^eta + b M^-eta) C^-eta, C = 6 N D, M = D / N (Gadre et al. 2024).
+    """Fit L(C, M) = E + (a M^eta + b M^-eta) C^-eta, C = 6 N D, M = D / N (Gadre et al. 2024).
 
-    arXiv:2403.08540. The same law as E + A N^-alpha + B D^-alpha with one exponent: eta =
-    alpha / 2, a = A 6^eta, b = B 6^eta. By default least squares on the loss, as there. `predict(N,
-    D)`. Parameters: E, A, B, alpha; derived: a, b, eta.
+    arXiv:2403.08540. The law equals E + A N^-alpha + B D^-alpha with one exponent: eta = alpha / 2,
+    a = A 6^eta, b = B 6^eta. The default is least squares on L, as in the paper. `predict(N, D)`.
+    Parameters: E, A, B, alpha; derived: a, b, eta. Options are those of `power`.
     """
-    return sum_of_powers(
-        rows, {"N": n, "D": d}, y, "overtrained", floor, loss, tied=True, **options
-    )
+    defaults = fit.FitOptions(loss="squares", tied=True)
+    parsed = fit.parse_options("overtrained", options, defaults, OPTIONS)
+    return sum_of_powers(rows, {"N": n, "D": d}, y, "overtrained", floor, parsed)
 
 
 def sum_of_powers(
     rows: table.Rows,
     inputs: Mapping[str, str],
     y: str,
-    law: str = "power",
-    floor: bool | float = True,
-    loss: str = "huber",
-    delta: float = 1e-3,
-    tied: bool = False,
-    fixed: Mapping[str, float] | None = None,
-    weights: str | None = None,
-    group: str | None = None,
-    where: table.Where = None,
-    starts: Any = None,
-    bootstrap: int = 1000,
-    resample: str = "auto",
-    seed: int = 0,
-    reach: float = 10.0,
+    law: str,
+    floor: bool | float,
+    options: fit.FitOptions,
 ) -> fit.Fit:
-    """L = E + sum of coefficient x^-exponent over `inputs` (letter -> column of the rows).
+    """Fit L = E + sum of coefficient x^-exponent over `inputs` (letter -> column of the rows).
 
-    loss: huber, absolute, log_squares, squares (`solver.LOSSES`); delta: width of Huber, in log L.
-    fixed: {"E": 1.69, "alpha": 0.34} holds parameters. weights: column of row weights. group:
-    column whose equal values are resampled together (a trunk, a run of many checkpoints). where:
-    which rows count, a function of the row or {column: value}. starts: a grid {"log_A": [...],
-    "log_B": [...], "log_E": [...], "alpha": [...], "beta": [...]} (names as they are, or their
-    logs), or a list of dicts; by default a grid around the data. Starts are moved into the data's
-    range. bootstrap: number of refits, 0 for none; resample: runs, noise or auto. reach: how far
-    predictions go unmarked. Exponents are >= 0, and any sign where there is one term and no floor.
-    Raises ValueError for rows that cannot carry the law: fewer rows than parameters, an input with
-    a single value, wrong values (see `table.read`).
+    Exponents are >= 0. They have any sign if there is one term and no E. options.starts is a grid
+    {"log_A": [...], "log_B": [...], "log_E": [...], "alpha": [...], "beta": [...]} (names or their
+    logs) or a list of dicts. Starts are moved into the range of the data. Raises ValueError for
+    rows that do not determine the law: fewer rows than parameters, an input with a single value,
+    wrong values (see `table.read`).
     """
-    fixed = dict(fixed or {})
+    fixed, has_floor = dict(options.fixed or {}), floor is not False
     if floor is not True and floor is not False:
         fixed["E"] = float(floor)
-    data = table.read(rows, [*inputs.values(), *([weights] if weights else []), y], group, where)
-    problem = _problem(data, dict(inputs), y, law, floor is not False, fixed, tied, starts)
-    w = data.columns[weights] if weights else None
-    result = estimate.estimate(problem, data, loss, delta, w, bootstrap, resample, seed, reach)
-    options = dict(
-        inputs=inputs,
-        y=y,
-        law=law,
-        floor=floor is not False,
-        loss=loss,
-        delta=delta,
-        tied=tied,
-        fixed=fixed,
-        weights=weights,
-        group=group,
-        starts=starts,
-        bootstrap=bootstrap,
-        resample=resample,
-        seed=seed,
-        reach=reach,
-    )
-    result.refit = lambda rows=None, **new: sum_of_powers(
-        data.rows if rows is None else rows, **{**options, **new}
-    )
-    result.judge = judge.backtest
-    if len(inputs) == 2 and _spread(data, inputs) < COLLINEAR:
-        result.ray = 1.5
+    weights = [options.weights] if options.weights else []
+    data = table.read(rows, [*inputs.values(), *weights, y], options.group, options.where)
+    problem = _build_problem(data, inputs, y, law, has_floor, replace(options, fixed=fixed))
+    row_weights = data.columns[options.weights] if options.weights else None
+    result = estimate.estimate(problem, data, options, row_weights)
+    same = replace(options, fixed=fixed, where=None)  # data.rows are the included rows
+
+    def refit(rows: table.Rows | None = None, **changes: Any) -> fit.Fit:
+        rows = data.rows if rows is None else rows
+        return sum_of_powers(rows, inputs, y, law, has_floor, replace(same, **changes))
+
+    result.refit = refit
+    result.backtester = judge.backtest
+    if len(inputs) == 2 and _spread(data, inputs) < MIN_SPREAD:
+        result.max_off_line_factor = 1.5
         result.warnings.append(
-            "N and D lie on one line: A and B are not told apart, off the line nothing is predicted"
+            "N and D lie on one line: A and B cannot be separated, predictions off the line are "
+            "refused"
         )
     return result
 
 
 def _spread(data: table.Table, inputs: Mapping[str, str]) -> float:
-    """Smallest over largest singular value of the centred logs: one over the condition number."""
+    """Return the smallest over the largest singular value of the centered logs of the inputs."""
     logs = np.log(np.stack([data.columns[column] for column in inputs.values()]))
     values = np.linalg.svd(logs - logs.mean(1, keepdims=True), compute_uv=False)
     return float(values[-1] / values[0])
 
 
-def _problem(data, inputs, y, law, has_floor, fixed, tied, starts) -> estimate.Problem:
-    """theta holds log coefficients at the centre of the data, and exponents times its spread."""
+@dataclass
+class PowerSum:
+    """A sum of power laws in theta of unit scale.
+
+    theta contains the free parameters: log E, log coefficients at the center of the data, and
+    exponents times the spread of the data.
+    """
+
+    log_y: np.ndarray
+    log_x: list[np.ndarray]
+    has_floor: bool
+    tied: bool
+    fixed: dict[str, float]
+
+    def __post_init__(self) -> None:
+        n_terms = len(self.log_x)
+        self.centers = [float(v.mean()) for v in self.log_x]
+        self.scale = float(np.mean([v.std() for v in self.log_x]))
+        self.coefficients = list(COEFFICIENTS[:n_terms])
+        self.exponents = [EXPONENTS[0] if self.tied else EXPONENTS[k] for k in range(n_terms)]
+        exponents = list(dict.fromkeys(self.exponents))
+        self.names = (["E"] if self.has_floor else []) + self.coefficients + exponents
+        self.free = [name for name in self.names if name not in self.fixed]
+        self.index = {name: i for i, name in enumerate(self.free)}
+
+    def terms(self) -> list[solver.Term]:
+        """Return the terms of log L, affine in theta."""
+        n, index, terms = len(self.log_y), self.index, []
+        if "E" in index:
+            terms.append(term(n, {index["E"]: 1.0}, 0.0))
+        elif self.has_floor and self.fixed["E"] > 0:
+            terms.append(term(n, {}, np.log(self.fixed["E"])))
+        for k, (coefficient, exponent) in enumerate(
+            zip(self.coefficients, self.exponents, strict=True)
+        ):
+            columns, offset = {}, 0.0
+            centered = self.log_x[k] - (self.centers[k] if coefficient in index else 0.0)
+            if coefficient in index:
+                columns[index[coefficient]] = 1.0
+            else:
+                offset = offset + np.log(self.fixed[coefficient])
+            if exponent in index:
+                columns[index[exponent]] = -centered / self.scale
+            else:
+                offset = offset - self.fixed[exponent] * centered
+            terms.append(term(n, columns, offset))
+        return terms
+
+    def natural(self, theta: np.ndarray) -> dict[str, np.ndarray]:
+        """Convert theta [S, p] to parameters, each [S]."""
+        index = self.index
+        params = {name: np.full(len(theta), float(value)) for name, value in self.fixed.items()}
+        params |= {
+            name: theta[:, index[name]] / self.scale for name in self.exponents if name in index
+        }
+        if "E" in index:
+            params["E"] = np.exp(theta[:, index["E"]])
+        for k, name in enumerate(self.coefficients):
+            if name in index:
+                log_value = theta[:, index[name]] + params[self.exponents[k]] * self.centers[k]
+                params[name] = np.exp(log_value)
+        return {name: params[name] for name in self.names}
+
+    def internal(self, params: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Convert parameters (names or their logs) to theta [S, p]."""
+        columns = []
+        for name in self.free:
+            if name in self.exponents:
+                columns.append(params[name] * self.scale)
+                continue
+            with np.errstate(divide="ignore"):
+                value = params[f"log_{name}"] if f"log_{name}" in params else np.log(params[name])
+            if name != "E":
+                k = self.coefficients.index(name)
+                exponent = self.exponents[k]
+                slope = params[exponent] if exponent in params else self.fixed[exponent]
+                value = value - slope * self.centers[k]
+            columns.append(value)
+        return np.stack(np.broadcast_arrays(*columns), 1)
+
+    def values(self, params: Mapping[str, Any], *points: np.ndarray) -> np.ndarray:
+        """Return L at the inputs."""
+        total = params.get("E", 0.0)
+        for coefficient, exponent, point in zip(
+            self.coefficients, self.exponents, points, strict=True
+        ):
+            total = total + params[coefficient] * point ** -params[exponent]
+        return np.asarray(total)
+
+    def bounds(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return the lower and upper bound of theta, and the lower bound of its starts."""
+        low, high = self.log_y.min(), self.log_y.max()
+        is_signed = not self.has_floor and len(self.coefficients) == 1
+        slope = -10 * self.scale if is_signed else 0.0
+        is_exponent = [name in self.exponents for name in self.free]
+        lower = np.array([slope if flag else low - 12 for flag in is_exponent])
+        upper = np.array([10 * self.scale if flag else high + 2 for flag in is_exponent])
+        # A term of a thousandth of the loss has no gradient, so starts have larger terms.
+        start_lower = np.array([slope if flag else low - 7 for flag in is_exponent])
+        return lower, upper, start_lower
+
+
+def _build_problem(
+    data: table.Table,
+    inputs: Mapping[str, str],
+    y: str,
+    law: str,
+    has_floor: bool,
+    options: fit.FitOptions,
+) -> estimate.Problem:
+    """Return the problem of a sum of power laws after checks of its columns and fixed names."""
     if len(inputs) > len(COEFFICIENTS):
-        raise ValueError(f"{law} takes {len(COEFFICIENTS)} inputs at most, got {len(inputs)}")
+        raise ValueError(f"{law} takes at most {len(COEFFICIENTS)} inputs, got {len(inputs)}")
     log_y = np.log(data.columns[y])
     log_x = [np.log(data.columns[column]) for column in inputs.values()]
     if len(data) > 1 and np.ptp(log_y) < 1e-9:
@@ -172,122 +252,63 @@ def _problem(data, inputs, y, law, has_floor, fixed, tied, starts) -> estimate.P
             raise ValueError(
                 f"{column} is {np.exp(v[0]):g} in every row: no exponent of {letter} can be fitted"
             )
-    centre, scale = [float(v.mean()) for v in log_x], float(np.mean([v.std() for v in log_x]))
-    coefficients = list(COEFFICIENTS[: len(log_x)])
-    exponents = [EXPONENTS[0] if tied else EXPONENTS[k] for k in range(len(log_x))]
-    names = (["E"] if has_floor else []) + coefficients + list(dict.fromkeys(exponents))
-    unknown = set(fixed) - set(names)
+    model = PowerSum(log_y, log_x, has_floor, options.tied, dict(options.fixed or {}))
+    unknown = set(model.fixed) - set(model.names)
     if unknown:
         raise ValueError(
-            f"fixed names {', '.join(sorted(unknown))}, which {law} has not; known: "
-            f"{', '.join(names)}"
+            f"fixed={', '.join(sorted(unknown))} is no parameter of {law}; known: "
+            f"{', '.join(model.names)}"
         )
-    free = [name for name in names if name not in fixed]
-    place = {name: i for i, name in enumerate(free)}
-    terms = []
-    if "E" in place:
-        terms.append(term(len(log_y), {place["E"]: 1.0}, 0.0))
-    elif has_floor and fixed["E"] > 0:
-        terms.append(term(len(log_y), {}, np.log(fixed["E"])))
-    for k, (coefficient, exponent) in enumerate(zip(coefficients, exponents, strict=True)):
-        columns, offset = {}, 0.0
-        away = log_x[k] - (centre[k] if coefficient in place else 0.0)
-        if coefficient in place:
-            columns[place[coefficient]] = 1.0
-        else:
-            offset = offset + np.log(fixed[coefficient])
-        if exponent in place:
-            columns[place[exponent]] = -away / scale
-        else:
-            offset = offset - fixed[exponent] * away
-        terms.append(term(len(log_y), columns, offset))
-
-    def natural(theta: np.ndarray) -> dict[str, np.ndarray]:
-        params = {name: np.full(len(theta), float(value)) for name, value in fixed.items()}
-        params |= {name: theta[:, place[name]] / scale for name in exponents if name in place}
-        if "E" in place:
-            params["E"] = np.exp(theta[:, place["E"]])
-        for k, name in enumerate(coefficients):
-            if name in place:
-                params[name] = np.exp(theta[:, place[name]] + params[exponents[k]] * centre[k])
-        return {name: params[name] for name in names}
-
-    def internal(params: Mapping[str, np.ndarray]) -> np.ndarray:
-        columns = []
-        for name in free:
-            if name in exponents:
-                columns.append(params[name] * scale)
-                continue
-            with np.errstate(divide="ignore"):
-                value = params[f"log_{name}"] if f"log_{name}" in params else np.log(params[name])
-            if name != "E":
-                k = coefficients.index(name)
-                value = value - params.get(exponents[k], fixed.get(exponents[k])) * centre[k]
-            columns.append(value)
-        return np.stack(np.broadcast_arrays(*columns), 1)
-
-    def values(params, *points):
-        total = params.get("E", 0.0)
-        for coefficient, exponent, point in zip(coefficients, exponents, points, strict=True):
-            total = total + params[coefficient] * point ** -params[exponent]
-        return np.asarray(total)
-
-    low, high = log_y.min(), log_y.max()
-    signed = not has_floor and len(coefficients) == 1
-    slope = -10 * scale if signed else 0.0
-    lower = np.array([slope if name in exponents else low - 12 for name in free])
-    upper = np.array([10 * scale if name in exponents else high + 2 for name in free])
-    # A term of a thousandth of the loss has no slope to leave by: starts begin inside the data.
-    inside = np.array([slope if name in exponents else low - 7 for name in free])
+    terms = model.terms()
+    lower, upper, start_lower = model.bounds()
     theta = (
-        begin.around(log_y, free, coefficients, exponents, scale)
-        if starts is None
-        else begin.grid(starts, free, internal)
+        starts.around(log_y, model.free, model.coefficients, model.exponents, model.scale)
+        if options.starts is None
+        else starts.grid(options.starts, model.free, model.internal)
     )
     return estimate.Problem(
         law=law,
-        formula=_formula(law, list(inputs), has_floor, coefficients, exponents),
+        formula=_formula(law, list(inputs), model),
         columns={**inputs, "L": y},
         inputs=list(inputs),
-        objective=lambda loss, delta: solver.log_sum_exp(terms, len(free), loss, delta),
-        starts=np.clip(theta, inside, upper),
+        objective=lambda loss, delta: solver.log_sum_exp(terms, len(model.free), loss, delta),
+        starts=np.clip(theta, start_lower, upper),
         lower=lower,
         upper=upper,
-        natural=natural,
-        values=values,
-        free=free,
-        fixed=fixed,
-        derive=_derive(law, exponents),
-        watch=[name for name in exponents if name in free],
+        natural=model.natural,
+        values=model.values,
+        free=model.free,
+        fixed=model.fixed,
+        derive=_derive(law, model.exponents),
+        watch=[name for name in model.exponents if name in model.free],
     )
 
 
 def term(n: int, columns: Mapping[int, Any], offset: Any) -> solver.Term:
-    X = (
-        np.stack([np.broadcast_to(v, n) for v in columns.values()], 1)
-        if columns
-        else np.zeros((n, 0))
-    )
+    """Return a term of n rows from the columns of X (index in theta -> values) and an offset."""
+    X = np.zeros((n, 0))
+    if columns:
+        X = np.stack([np.broadcast_to(v, n) for v in columns.values()], 1)
     return solver.Term(list(columns), X, np.broadcast_to(np.asarray(offset, float), n))
 
 
-def _formula(law, letters, has_floor, coefficients, exponents) -> str:
+def _formula(law: str, letters: list[str], model: PowerSum) -> str:
+    floor = "{E} + " if model.has_floor else ""
     if law == "overtrained":
-        return (
-            "L(C, M) = {E} + ({a} M^{eta} + {b} M^-{eta}) C^-{eta}"
-            if has_floor
-            else "L(C, M) = ({a} M^{eta} + {b} M^-{eta}) C^-{eta}"
-        )
+        return f"L(C, M) = {floor}" + "({a} M^{eta} + {b} M^-{eta}) C^-{eta}"
     terms = [
-        f"{{{a}}} {x}^-{{{e}}}" for a, e, x in zip(coefficients, exponents, letters, strict=True)
+        f"{{{coefficient}}} {letter}^-{{{exponent}}}"
+        for coefficient, exponent, letter in zip(
+            model.coefficients, model.exponents, letters, strict=True
+        )
     ]
-    return f"L({', '.join(letters)}) = " + " + ".join((["{E}"] if has_floor else []) + terms)
+    return f"L({', '.join(letters)}) = {floor}" + " + ".join(terms)
 
 
-def _derive(law, exponents):
-    """Parameters that follow: exponents of the best N and D, or the names of Gadre et al."""
+def _derive(law: str, exponents: list[str]) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """Return the function of the derived parameters: exponents of N* and D*, or a, b, eta."""
 
-    def derive(p):
+    def derive(p: dict[str, Any]) -> dict[str, Any]:
         if law == "overtrained":
             eta = p["alpha"] / 2
             return {"a": p["A"] * 6**eta, "b": p["B"] * 6**eta, "eta": eta}

@@ -1,4 +1,4 @@
-"""Where fits of sums of powers begin: the user's starts, or a grid around the data."""
+"""Initial values for fits of sums of power laws: given by the user, or a grid around the data."""
 
 from collections.abc import Mapping
 from itertools import product
@@ -7,32 +7,36 @@ import numpy as np
 
 
 def grid(starts, free, internal) -> np.ndarray:
-    """Starts given by the user: a grid {name: values}, a dict or a list of dicts."""
+    """Return theta [S, p] for the user's starts: a grid {name: values}, or a list of dicts."""
     if isinstance(starts, Mapping):
         axes = product(*(np.atleast_1d(values) for values in starts.values()))
         starts = [dict(zip(starts, point, strict=True)) for point in axes]
     for name in free:
         if name not in starts[0] and f"log_{name}" not in starts[0]:
             raise ValueError(
-                f"starts name {', '.join(starts[0])}, but neither {name} nor log_{name}"
+                f"starts contain {', '.join(starts[0])}, but neither {name} nor log_{name}"
             )
     return internal({key: np.array([start[key] for start in starts], float) for key in starts[0]})
 
 
 def around(log_y, free, coefficients, exponents, scale) -> np.ndarray:
-    """Exponents .03 to 1.5, floors 20% to 98% of the lowest loss, the rest shared out."""
+    """Return a grid of starts from the data.
+
+    Exponents range from 0.03 to 1.5, E from 20% to 98% of the lowest loss. The rest of the loss is
+    split between the other terms.
+    """
     lowest, middle = np.exp(log_y.min()), np.exp(np.median(log_y))
     slopes = [name for name in dict.fromkeys(exponents) if name in free]
-    others = max(len(coefficients) - 1, 1)
-    result = []
-    for share in (0.2, 0.6, 0.85, 0.98) if "E" in free else (0.0,):
+    n_others = max(len(coefficients) - 1, 1)
+    thetas = []
+    for fraction in (0.2, 0.6, 0.85, 0.98) if "E" in free else (0.0,):
         for split in [1.0] if len(coefficients) == 1 else [0.15, 0.5, 0.85]:
             for point in product((0.03, 0.1, 0.25, 0.45, 0.8, 1.5), repeat=len(slopes)):
                 theta = dict(zip(slopes, np.array(point) * scale, strict=True))
-                theta["E"] = np.log(share * lowest) if share else 0.0
+                theta["E"] = np.log(fraction * lowest) if fraction else 0.0
                 for k, name in enumerate(coefficients):
                     theta[name] = np.log(
-                        (split if k == 0 else (1 - split) / others) * (middle - share * lowest)
+                        (split if k == 0 else (1 - split) / n_others) * (middle - fraction * lowest)
                     )
-                result.append([theta[name] for name in free])
-    return np.array(result)
+                thetas.append([theta[name] for name in free])
+    return np.array(thetas)

@@ -112,19 +112,19 @@ def isoflop(rows, fit, y=records.LOSS, theme=LIGHT) -> Figure:
     """
     x = fit.columns[fit.output]
     figure, axes = style.start("Loss against size at equal compute", x, y, theme)
-    minima = fit.extra["budgets"]
+    minima = fit.budgets
     n_runs, labels = 0, []
     for minimum, color in zip(minima, style.spread(theme, max(len(minima), 2)), strict=False):
         runs = [
             row
             for row in records.finished_with(rows, x, y)
-            if abs(row[records.FLOPS] / minimum["budget"] - 1) <= BUDGET_TOLERANCE
+            if abs(row[records.FLOPS] / minimum.budget - 1) <= BUDGET_TOLERANCE
         ]
         n_runs += len(runs)
         for row in runs:
             _draw_run(axes, row, (x, y), None, color, theme)
         _draw_parabola(axes, minimum, [row[x] for row in runs], color, theme)
-        label = style.power_of_ten(minimum["budget"])
+        label = style.power_of_ten(minimum.budget)
         labels += [(label, row[x], row[y]) for row in runs[-1:]]
     if labels:
         axes.set(xscale="log", yscale="log")
@@ -141,16 +141,16 @@ def _draw_parabola(axes: Axes, minimum, sizes, color, theme) -> None:
     """Draw the fit of one budget and its minimum, if it is near the sizes of the runs."""
     if not sizes:
         return
-    if minimum["coefficients"] is not None:
+    if minimum.coefficients is not None:
         grid = np.geomspace(min(sizes), max(sizes), 80)
-        parabola = np.polynomial.Polynomial(minimum["coefficients"])
-        losses = parabola(np.log(grid) - minimum["middle"])
+        parabola = np.polynomial.Polynomial(minimum.coefficients)
+        losses = parabola(np.log(grid) - minimum.center)
         axes.plot(grid, losses, color=color, linewidth=1.2, zorder=2)
-    best = minimum["x"]
+    best = minimum.x
     if np.isfinite(best) and min(sizes) / 2 < best < 2 * max(sizes):
-        tip = f"{style.power_of_ten(minimum['budget'])} FLOPs: best {style.count(best)}"
-        shape = {"marker": "D" if minimum["used"] else "x", "markersize": 7, "zorder": 6}
-        axes.plot(best, minimum["loss"], color=theme["accent"], gid=f"tip:{tip}", **shape)
+        tip = f"{style.power_of_ten(minimum.budget)} FLOPs: best {style.count(best)}"
+        shape = {"marker": "D" if minimum.is_used else "x", "markersize": 7, "zorder": 6}
+        axes.plot(best, minimum.loss, color=theme["accent"], gid=f"tip:{tip}", **shape)
 
 
 def best_size(rows, fit, joint=None, theme=LIGHT) -> Figure:
@@ -160,14 +160,14 @@ def best_size(rows, fit, joint=None, theme=LIGHT) -> Figure:
     """
     column = fit.columns[fit.output]
     figure, axes = style.start("The best size of a budget", records.FLOPS, column, theme)
-    minima = fit.extra["budgets"]
+    minima = fit.budgets
     for minimum, color in zip(minima, style.spread(theme, max(len(minima), 2)), strict=False):
-        if minimum["used"]:
-            best = minimum["x"]
-            tip = f"{style.power_of_ten(minimum['budget'])} FLOPs: {style.count(best)}"
-            deviation = best * minimum["sd"] if np.isfinite(minimum["sd"]) else None
-            marks.mark(axes, (minimum["budget"], best), color, theme, tip, deviation)
-    budgets = [minimum["budget"] for minimum in minima]
+        if minimum.is_used:
+            best = minimum.x
+            tip = f"{style.power_of_ten(minimum.budget)} FLOPs: {style.count(best)}"
+            deviation = best * minimum.log_x_sd if np.isfinite(minimum.log_x_sd) else None
+            marks.mark(axes, (minimum.budget, best), color, theme, tip, deviation)
+    budgets = [minimum.budget for minimum in minima]
     grid = np.geomspace(min(budgets) / 1.5, max(budgets) * 3, 60)
     curve = fit.predict(grid, level=marks.LEVEL, noise=False)
     line = {"color": theme["ink"], "linewidth": 1.4, "label": marks.formula(fit), "zorder": 2}
@@ -186,7 +186,7 @@ def best_size(rows, fit, joint=None, theme=LIGHT) -> Figure:
         axes.plot(grid, compute_optimal.best(joint, fitted, grid)[0], "--", **line)
     style.log_x(axes, style.power_of_ten)
     style.log_y(axes, style.count)
-    n_used, n_runs = sum(minimum["used"] for minimum in minima), fit.extra["n_runs"]
+    n_used, n_runs = sum(minimum.is_used for minimum in minima), fit.n_sweep_runs
     caption = f"n = {n_used} minima of {n_runs} runs. Bars: one standard deviation over resamples."
     return style.end(figure, axes, [caption], theme, legend="upper left")
 

@@ -121,7 +121,8 @@ def test_a_trunk_is_no_run_of_a_law():
         for n in np.geomspace(1e7, 1e9, 4)
     ]
     fit = laws.chinchilla(rows + trunks, n="params", d="tokens", y="loss", bootstrap=0)
-    assert fit.n == 12 and {why for _, why in fit.excluded} == {"a trunk: see its branches"}
+    reasons = {reason for _, reason in fit.excluded}
+    assert fit.n == 12 and reasons == {"trunk run, represented by its branches"}
 
 
 def test_fewer_runs_than_parameters_are_refused_and_as_many_have_no_interval():
@@ -140,7 +141,7 @@ def test_unknown_choices_list_the_known_ones():
         laws.chinchilla(rows, **names, loss="mse")
     with pytest.raises(ValueError, match="known: auto, runs, noise"):
         laws.chinchilla(rows, **names, resample="cases")
-    with pytest.raises(ValueError, match="which chinchilla has not; known: E, A, B, alpha, beta"):
+    with pytest.raises(ValueError, match="no parameter of chinchilla; known: E, A, B, alpha, beta"):
         laws.chinchilla(rows, **names, fixed={"gamma": 1})
 
 

@@ -34,7 +34,7 @@ def test_the_convex_envelope_is_that_of_scipy():
     far = [[c.max() + 1, y.max() + 1]]
     corners = spatial.ConvexHull(np.vstack([np.stack([c, y], 1), far])).vertices
     falling = [i for i in corners if i < len(c) and y[i] <= y[c <= c[i]].min()]
-    assert np.allclose(sorted(np.exp(c[falling])), fit.extra["envelope"]["C"])
+    assert np.allclose(sorted(np.exp(c[falling])), fit.envelope.flops)
 
 
 def test_an_envelope_on_the_edge_of_the_sweep_is_doubted():
@@ -69,7 +69,7 @@ def test_a_fit_allocates_with_an_interval():
     best, true = laws.allocation(fit, 1e22), laws.allocation(LAW, 1e22)
     assert best.n_interval[0] < true.n < best.n_interval[1]
     assert best.d_interval[0] < true.d < best.d_interval[1]
-    assert "tokens a parameter" in str(best)
+    assert "tokens per parameter" in str(best)
 
 
 def test_lines_of_parameters_and_of_tokens_allocate_alike():

@@ -80,7 +80,7 @@ def test_budgets_may_be_listed_and_rows_near_none_are_named():
     rows.append({"name": "far", "flops": 5e18, "params": 1e8, "tokens": 1e9, "loss": 3.0})
     fit = isoflop(rows, budgets=BUDGETS, bootstrap=0)
     assert fit.n == 5 and ("far", "flops is at no budget") in fit.excluded
-    assert [one["n"] for one in fit.extra["budgets"]] == [9] * 5
+    assert [budget.n_runs for budget in fit.budgets] == [9] * 5
 
 
 def test_only_the_nearest_runs_are_used_when_asked():
@@ -118,7 +118,7 @@ def test_a_budget_that_decides_the_exponent_is_named():
         if row["flops"] == 1e20:
             row["params"] *= 2.5
     fit = isoflop(rows)
-    assert fit.extra["without"]["1e+20"] == pytest.approx(0.5, abs=1e-6)
+    assert fit.exponents_without["1e+20"] == pytest.approx(0.5, abs=1e-6)
     assert any("one budget decides: without 1e+20" in text for text in fit.warnings)
 
 

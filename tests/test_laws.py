@@ -8,6 +8,7 @@ import csv
 import functools
 import json
 import pathlib
+import textwrap
 from typing import Any
 
 import nbclient
@@ -198,6 +199,35 @@ def test_compute_alone_chains_to_its_published_accuracy():
         published = EXPECTED["olmo-ladder"]["fits"][task]["published"]["T13B"]
         ours = laws.chain(step1, step2).predict(target("13B", [bpb])).value
         assert ours == pytest.approx(published["flops_chained_acc_pred"], abs=1e-4)
+
+
+def test_the_docstring_example_compiles():
+    example = (laws.__doc__ or "").split("Example (no JAX is imported):")[1].split("\nRows are")[0]
+    compile(textwrap.dedent(example), "laws.__doc__", "exec")
+
+
+@pytest.mark.parametrize(
+    ("law", "option", "remedy"),
+    [
+        (laws.power, "bootstap", "use bootstrap, the nearest"),
+        (laws.power, "tied", "use one of these names"),
+        (laws.chinchilla, "tie", "use tied, the nearest"),
+        (laws.loglog, "weight", "use weights, the nearest"),
+        (laws.isoflop, "tolerence", "use tolerance, the nearest"),
+        (laws.ability, "windows", "use window, the nearest"),
+    ],
+)
+def test_unknown_option_is_refused_with_the_nearest(law, option, remedy):
+    columns = {"y": "b"} if law is laws.chinchilla else {"x": "a", "y": "b"}
+    with pytest.raises(TypeError, match=f"{option}=3 is no option of .*{remedy}"):
+        law([], **columns, **{option: 3})
+
+
+def test_try_fit_returns_the_fit_or_the_reason():
+    assert laws.try_fit(laws.power, []) == (None, "no rows to fit: the list is empty")
+    runs = [{"params": n, "loss": 2 + 40 * n**-0.3} for n in (1e5, 1e6, 1e7, 1e8)]
+    fit, reason = laws.try_fit(laws.power, runs, x="params", y="loss", bootstrap=0)
+    assert fit.params["alpha"] == pytest.approx(0.3) and reason == ""
 
 
 def test_every_public_name_says_what_it_does():

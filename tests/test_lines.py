@@ -12,7 +12,7 @@ ROWS = [{"flops": c, "params": 0.1 * c**0.5, "w": 1.0} for c in np.geomspace(1e1
 def test_an_exact_line_comes_back():
     fit = laws.loglog(ROWS, x="flops", y="params")
     assert fit.params == pytest.approx({"exponent": 0.5, "k": 0.1})
-    assert fit.derived["log10_k"] == pytest.approx(-1) and fit.extra["r2"] == pytest.approx(1)
+    assert fit.derived["log10_k"] == pytest.approx(-1) and fit.r_squared == pytest.approx(1)
     assert str(fit).startswith("N* = 0.1 C^0.5") and not fit.warnings
 
 

@@ -44,7 +44,7 @@ def test_the_worth_of_repeats_comes_back():
 def test_without_a_base_law_it_is_fitted_along():
     fit = laws.data_constrained(rows(0.001), **NAMES, bootstrap=0)
     assert fit.params == pytest.approx({"R_D": 15.4, "R_N": 5.3}, rel=0.1)
-    assert fit.extra["base"]["alpha"] == pytest.approx(0.3527, abs=0.01)
+    assert fit.base["alpha"] == pytest.approx(0.3527, abs=0.01)
 
 
 def test_data_seen_once_are_worth_what_the_base_law_says():

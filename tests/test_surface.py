@@ -96,7 +96,7 @@ def test_used_minima_are_diamonds_and_rejected_ones_crosses(toy):
     fit = laws.isoflop(cut + extra, bootstrap=50)
     figure = surface.isoflop(cut + extra, fit)
     markers = [line.get_marker() for line in figure.axes[0].get_lines()]
-    used = [item["used"] for item in fit.extra["budgets"]]
+    used = [minimum.is_used for minimum in fit.budgets]
     assert markers.count("D") == sum(used)
 
 

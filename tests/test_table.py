@@ -44,7 +44,7 @@ def test_repeats_of_one_run_are_kept_and_resampled_together():
     seeds = [{**row, "loss": row["loss"] * 1.001} for row in GOOD]
     found = laws.power(GOOD + seeds, x="params", y="loss", bootstrap=50)
     assert (found.n, found.n_runs) == (12, 6)
-    assert found.extra["seed_noise"] == pytest.approx(0.001 / 2**0.5, rel=0.01)
+    assert found.seed_noise == pytest.approx(0.001 / 2**0.5, rel=0.01)
 
 
 def test_an_exclusion_rule_is_an_argument_and_leaves_its_trace():

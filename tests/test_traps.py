@@ -199,7 +199,7 @@ def test_17_a_curve_that_decides_an_extrapolation_is_named():
             for f in (0.2, 0.5, 1, 2, 5)
         ]
     fit = laws.isoflop(sweep, x="params", y="loss", c="flops")
-    assert fit.extra["without"]["1e+22"] == pytest.approx(0.5, abs=1e-6)
+    assert fit.exponents_without["1e+22"] == pytest.approx(0.5, abs=1e-6)
     assert any("without 1e+22 FLOPs" in text for text in fit.warnings)
 
 
@@ -227,7 +227,7 @@ def test_19_noise_is_in_units_of_the_loss_at_both_ends_of_the_losses():
             for f in np.geomspace(0.2, 5, 9)
         ]
         fit = laws.isoflop(sweep, x="params", y="loss", method="akima", noise=0.01 * level)
-        spread.append(fit.extra["budgets"][0]["sd"])
+        spread.append(fit.budgets[0].log_x_sd)
     assert spread[0] == pytest.approx(spread[1], rel=0.05)
 
 
@@ -278,5 +278,5 @@ def test_24_noise_between_seeds_is_the_floor_of_the_noise():
         for s in range(4)
     ]
     fit = laws.chinchilla(seeds, **NAMES, loss="log_squares", bootstrap=0)
-    assert fit.extra["seed_noise"] == pytest.approx(0.004, rel=0.25)
-    assert fit.sigma >= fit.extra["seed_noise"]
+    assert fit.seed_noise == pytest.approx(0.004, rel=0.25)
+    assert fit.sigma >= fit.seed_noise
