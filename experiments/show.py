@@ -118,15 +118,17 @@ def evaluation(row: dict) -> None:
     table(lines)
 
 
-def tasks(row: dict) -> None:
-    """What a row of evals.jsonl says of each task, beside its chance level."""
+def tasks(results: dict[str, dict[str, dict[str, float]]]) -> None:
+    """Print the metrics of each task, with its chance accuracy: see exam.sit."""
     heads = ("accuracy_bytes", "p_right", "bits_per_byte", "token_accuracy", "keystrokes_saved",
              "edit_distance", "chrf")  # fmt: skip
     lines = []
-    for name in [k[5:-9] for k in row if k.startswith("task.") and k.endswith(".accuracy")]:
-        mine = {k.removeprefix(f"task.{name}."): v for k, v in row.items()}
+    for name, metrics in results.items():
+        if "accuracy" not in metrics:
+            continue  # no example fits into a row
+        mine = {metric: numbers["value"] for metric, numbers in metrics.items()}
         shown = name if len(name) < 30 else f"...{name[-27:]}"
-        error = row[f"task_se.{name}.accuracy"]
+        error = metrics["accuracy"]["se"]
         line = {"task": shown, "n": str(mine["n"]), "chance": f"{mine['chance']:.3g}"}
         line["accuracy"] = f"{mine['accuracy']:.3f} ± {error:.3f}"
         for head in heads:

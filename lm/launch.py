@@ -61,7 +61,7 @@ def check(runs: list[config.Run], report: Callable | None = None) -> None:
     for listed in {run.eval.tasks for run in runs}:
         tasks.load_all(listed)
     for run in runs:
-        data.load(run.data, run.seed, report).check(run.steps)
+        data.check_steps(data.load(run.data, run.seed, report), run.steps)
 
 
 def adopt(runs: list[config.Run]) -> list[config.Run]:
