@@ -52,7 +52,8 @@ def sit(
     for task, choices_of_examples, n_cut, n_left_out in encoded:
         metrics: grade.Metrics = {"n_cut": {"value": n_cut}, "n_left_out": {"value": n_left_out}}
         if not choices_of_examples:
-            results[task.name] = metrics | {"n": {"value": 0}}
+            metrics["n"] = {"value": 0}
+            results[task.name] = metrics
             continue
         example_scores = [[next(scores) for _ in choices] for choices in choices_of_examples]
         pieces = [

@@ -149,7 +149,7 @@ def test_shots_are_earlier_examples_of_the_same_task(tmp_path):
 @pytest.mark.parametrize(
     "rest, words",
     [
-        ("?templat=chat", "templat does not exist: did you mean template"),
+        ("?templat=chat", "templat does not exist: use one of the fields template, only"),
         ("?template=story", "template=story must be one of chat, question"),
         ("?cap=few", "cap=few must be a whole number"),
     ],
@@ -165,7 +165,7 @@ def test_a_wrong_option_is_refused_by_name(rest, words):
         ({"prompt": "a", "target": " "}, "a.jsonl line 1: an empty answer"),
         ({"prompt": "a", "target": 3}, "line 1: answer is int, not text"),
         ({"text": "a"}, "line 1: has fields text; a task has one of: .*prompt, target"),
-        ({"messages": [3]}, "line 1: each of messages has a role and content"),
+        ({"messages": [3]}, "line 1: each of messages must have a role and content"),
     ],
 )
 def test_a_line_that_is_no_conversation_is_named_or_counted(tmp_path, line, words):
@@ -184,7 +184,7 @@ def test_a_task_declared_unseen_is_refused_in_what_is_trained_on(tmp_path):
     path.write_bytes(gzip.compress("".join(json.dumps(r) + "\n" for r in rows).encode()))
     both, asked = f"chat:{path}", f"chat:{path}?only=odd"
     wanted = config.Data({both: 1.0}, str(tmp_path / "cache"), 0.2, rows="whole", unseen="odd,nli")
-    with pytest.raises(ValueError, match="data.unseen: .* holds odd: leave it out with"):
+    with pytest.raises(ValueError, match="data.unseen: .* contains odd: exclude it with"):
         data.load(wanted, 0)
     fine = {f"{both}?without=odd": 1.0, asked: 0.0}  # held-out rows of it may be looked at
     assert len(data.load(dataclasses.replace(wanted, sources=fine), 0).heldout(asked, 9))
@@ -196,7 +196,7 @@ def test_real_instructions_are_read_and_unseen_ones_kept_out(tmp_path):
     known = f"{SHARED}/train.jsonl.gz?cap=3"
     unseen = chat.names(f"{SHARED}/test_unseen_task.jsonl.gz?without=string_and_word")
     sources.check_unseen(f"chat:{known}", ",".join(sorted(unseen)))
-    with pytest.raises(ValueError, match="holds sentiment"):
+    with pytest.raises(ValueError, match="contains sentiment"):
         sources.check_unseen(f"chat:{known}", "nli,sentiment")
     found = texts(known)
     assert 150 < len(found) and all(text[0] == "\x01" and text[-1] == "\x03" for text in found)

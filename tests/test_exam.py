@@ -60,7 +60,8 @@ def test_packed_answers_have_the_likelihoods_they_have_alone(built):
     asked = [tasks.load(name) for name in NAMES]
     tokenizer = tokens.Bytes()
     with jax.set_mesh(program.mesh):
-        row = exam.sit(run, program.mesh, program.score, params, tokenizer, asked)
+        results = exam.sit(run, program.mesh, program.score, params, tokenizer, asked)
+        row = exam.columns(results)
         bits = []
         for example in asked[0].examples:
             text = "\0" + example.prompts[0] + example.answers[0]
@@ -87,7 +88,7 @@ def test_a_model_that_knows_the_answers_gets_all_and_one_that_does_not_gets_none
             return nats_BT, targets_BT if knows else targets_BT + 1
 
         asked = [tasks.load(NAMES[0])]
-        return exam.sit(run, program.mesh, score, {}, tokens.Bytes(), asked)
+        return exam.columns(exam.sit(run, program.mesh, score, {}, tokens.Bytes(), asked))
 
     name = NAMES[0]
     assert sit(True)[f"task.{name}.accuracy"] == 1 and sit(False)[f"task.{name}.accuracy"] == 0
@@ -103,7 +104,7 @@ def test_what_does_not_fit_is_counted_or_refused(built, tmp_path):
     task = tasks.load(f"file:{tmp_path}")
     arguments = (program.mesh, program.score, params, tokens.Bytes(), [task])
     with jax.set_mesh(program.mesh):
-        row = exam.sit(run, *arguments)
+        row = exam.columns(exam.sit(run, *arguments))
     counts = [row[f"task.{task.name}.{name}"] for name in ("n", "n_cut", "n_left_out")]
     assert counts == [2, 1, 1]
     run.eval.too_long = "refuse"
@@ -116,18 +117,20 @@ def test_the_loop_and_the_front_door_give_the_same_likelihoods(built):
     run, program, params = built
     asked, tokenizer = tasks.load(NAMES[0]), tokens.Bytes()
     with jax.set_mesh(program.mesh):
-        row = exam.sit(run, program.mesh, program.score, params, tokenizer, [asked])
+        results = exam.sit(run, program.mesh, program.score, params, tokenizer, [asked])
+    metrics = results[asked.name]
     prompts = [[0, *e.prompts[0].encode()] for e in asked.examples]
     answers = [list(e.answers[0].encode()) for e in asked.examples]
     said = sample.score(run, program.mesh, params, prompts, answers)
     bits = [one.nats.sum() / np.log(2) / len(a) for one, a in zip(said, answers, strict=True)]
-    assert row[f"task.{asked.name}.bits_per_byte"] == pytest.approx(np.mean(bits), rel=1e-4)
-    assert row[f"task.{asked.name}.exact"] == np.mean([one.is_greedy for one in said])
+    assert metrics["bits_per_byte"]["value"] == pytest.approx(np.mean(bits), rel=1e-4)
+    assert metrics["exact"]["value"] == np.mean([one.is_greedy for one in said])
 
 
 def test_a_task_that_asks_for_it_has_its_answers_written(built):
     run, program, params = built
     asked = tasks.load("copy?length=2&n=4&generate=1")
-    row = exam.sit(run, program.mesh, program.score, params, tokens.Bytes(), [asked])
-    assert 0 <= row[f"task.{asked.name}.edit_distance"] <= 1
-    assert row[f"task.{asked.name}.said_exactly"] == row[f"task.{asked.name}.exact"]
+    results = exam.sit(run, program.mesh, program.score, params, tokens.Bytes(), [asked])
+    metrics = {name: numbers["value"] for name, numbers in results[asked.name].items()}
+    assert 0 <= metrics["edit_distance"] <= 1
+    assert metrics["said_exactly"] == metrics["exact"]

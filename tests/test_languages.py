@@ -100,13 +100,13 @@ def test_the_text_is_the_same_again_and_another_with_another_seed():
 @pytest.mark.parametrize(
     "name, words",
     [
-        ("gramma", "gramma does not exist: did you mean machine or grammar"),
-        ("grammar?states=3", "states does not exist: take words, kinds"),
-        ("grammar?depth=9", "depth must be from 1 to 4"),
-        ("machine?size=3", "size does not exist: take states, symbols"),
-        ("machine?states=many", "states=many must be a number"),
-        ("machine?states=1", "states must be from 2 to 65536"),
-        ("machine?symbols=64", "symbols must be from 2 to 63"),
+        ("gramma", "gramma does not exist: did you mean grammar"),
+        ("grammar?states=3", "states does not exist: use one of the fields words, kinds"),
+        ("grammar?depth=9", "depth=9 must be a whole number from 1 to 4"),
+        ("machine?size=3", "size does not exist: use one of the fields states, symbols"),
+        ("machine?states=many", "states=many must be a whole number"),
+        ("machine?states=1", "states=1 must be a whole number from 2 to 65536"),
+        ("machine?symbols=64", "symbols=64 must be a whole number from 2 to 63"),
     ],
 )
 def test_dials_that_cannot_be_are_named(name, words):
@@ -135,7 +135,7 @@ def derived(grammar, depth=1):
 
 
 @pytest.mark.parametrize(
-    "dials", ["words=3&kinds=2&depth=2", "", "words=500&kinds=1&depth=4&nest=0.4"]
+    "dials", ["words=3&kinds=2&depth=2", "words=256", "words=500&kinds=1&depth=4&nest=0.4"]
 )
 def test_the_entropy_of_a_grammar_is_that_of_its_derivations(dials):
     grammar = languages.parse(f"grammar?{dials}")

@@ -26,7 +26,7 @@ def test_any_prefix_holds_the_weights_to_a_row(weights):
 
 
 def test_a_share_too_small_to_be_kept_is_refused():
-    with pytest.raises(ValueError, match=r"data.sources\['b'\]=1e-05 is too small a share"):
+    with pytest.raises(ValueError, match=r"data.sources\['b'\]=1e-05 is too small a fraction"):
         order.quantised({"a": 1.0, "b": 1e-5})
 
 

@@ -96,6 +96,24 @@ def test_long_text_is_cut_into_pieces_and_nothing_is_lost():
     assert rows.n_cut == 0
 
 
+@pytest.mark.parametrize("options", [{}, {"max_open": 3}, {"newest_only": True}])
+def test_no_packed_row_exceeds_its_capacity(options):
+    sizes = np.random.default_rng(1).integers(1, 61, 500)
+    rows = whole.best_fit(sizes, 60, **options)
+    filled = np.bincount(rows, sizes)
+    assert (filled <= 60).all() and (filled > 0).all()
+
+
+def test_best_fit_chooses_the_fullest_row_with_room():
+    assert whole.best_fit([5, 7, 3, 4, 3, 8], 10).tolist() == [0, 1, 1, 0, 2, 3]
+    assert whole.best_fit([5, 7, 3], 10, max_open=1).tolist() == [0, 1, 0]  # closes the fullest
+
+
+def test_next_fit_uses_the_newest_row_only():
+    sizes = [5, 7, 5, 10, 5, 5, 1]
+    assert whole.best_fit(sizes, 10, newest_only=True).tolist() == [0, 1, 2, 3, 4, 4, 5]
+
+
 @pytest.fixture(scope="module")
 def mixed(tmp_path_factory):
     """Conversations and text."""
@@ -120,11 +138,14 @@ def test_a_batch_of_a_mixture_learns_answers_and_text(mixed):
         learned = BYTES.decode(tokens_S[1:][weights_T == 1])
         assert "Say" not in learned and ("twice" not in learned)
         assert ("number" in learned) == source.startswith("jsonl")
-    heldout = text.marked(text.heldout(text.sources[0], 5))
+    heldout = data.with_segments_and_weights(
+        text.data, text.tokenizer, text.heldout(text.sources[0], 5)
+    )
     assert set(heldout) == {"tokens", "segments", "weights"}
-    assert text.fit[text.sources[0]]["n_cut"] == 0 and data.load(mixed, 1).hash == text.hash
+    stats = data.packing_stats(text)[text.sources[0]]
+    assert stats["n_cut"] == 0 and data.load(mixed, 1).hash == text.hash
 
 
 def test_too_short_a_row_for_any_conversation_is_refused(mixed):
-    with pytest.raises(ValueError, match="no conversation has room in data.seq_len=4 tokens"):
+    with pytest.raises(ValueError, match="no conversation fits into data.seq_len=4 tokens"):
         data.load(dataclasses.replace(mixed, seq_len=4), 1)
