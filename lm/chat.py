@@ -48,14 +48,14 @@ _FIELDS = {
 
 
 class Turn(NamedTuple):
-    """One prompt and its answer. Example hashes contain the names of this class and its fields."""
+    """A prompt and its answer. Example hashes contain the names of this class and its fields."""
 
     prompt: str
     answer: str
 
 
 class Example(NamedTuple):
-    """One conversation of a file."""
+    """A conversation of a file."""
 
     turns: list[Turn]
     task: str

@@ -176,58 +176,58 @@ def _write_corpus(
     if plan.blocked_ngrams:
         _write_blocked_ngrams(plan.blocked_ngrams, plan.data)
     earlier_hashes = [Path(manifest.folder, "seen.sqlite") for manifest in plan.earlier]
-    with draft.Draft(plan.folder.parent, plan.draft_name, prints, earlier_hashes) as work:
+    with draft.Draft(plan.folder.parent, plan.draft_name, prints, earlier_hashes) as staged:
         reported_at = time.monotonic()
-        documents = _documents(plan.source, plan.data, work.part)
+        documents = _documents(plan.source, plan.data, staged.part)
         encoded = sift.sifted(documents, tokenizer, plan.data, plan.blocked_ngrams, workers)
         for document in encoded:
             if document.error and plan.data.broken == "stop":
                 raise ValueError(document.error)
-            work.add(document)
+            staged.add(document)
             if report and time.monotonic() - reported_at > 0.2:
                 reported_at = time.monotonic()
-                report(plan.source, *work.size, document.part / n_parts)
+                report(plan.source, *staged.size, document.part / n_parts)
         if report:
-            report(plan.source, *work.size, 1.0)
-        manifest = _finish(plan, work, tokenizer)
+            report(plan.source, *staged.size, 1.0)
+        manifest = _finish(plan, staged, tokenizer)
         if plan.folder.exists() and not plan.is_complete(_read_manifest(plan.folder)):
             shutil.rmtree(plan.folder)  # an interrupted download, or a corrupt folder
         try:
-            work.move(plan.folder)
+            staged.move(plan.folder)
         except OSError:
             if not plan.is_complete(_read_manifest(plan.folder)):
                 raise  # otherwise another process was faster
     return manifest
 
 
-def _finish(plan: CorpusPlan, work: draft.Draft, tokenizer: tokens.Tokenizer) -> Manifest:
+def _finish(plan: CorpusPlan, staged: draft.Draft, tokenizer: tokens.Tokenizer) -> Manifest:
     """Write tokenizer and manifest into the draft. Raises ValueError if no document is left."""
-    if not sum(work.counts["documents"].values()):
-        dropped = ", ".join(f"{n} {reason}" for reason, n in work.dropped.items())
+    if not sum(staged.counts["documents"].values()):
+        dropped = ", ".join(f"{n} {reason}" for reason, n in staged.dropped.items())
         problem = f"nothing is left of it ({dropped})" if dropped else "is empty"
         raise ValueError(f"data.sources: {plan.source!r} {problem}: it must hold text")
-    tokenizer.save(work.folder)
+    tokenizer.save(staged.folder)
     manifest = Manifest(
         source=plan.source,
         key=plan.key,
-        documents=work.counts["documents"],
-        bytes=work.counts["bytes"],
-        tokens=work.counts["tokens"],
-        counted=work.counts["counted"],
-        duplicates=work.duplicates,
+        documents=staged.counts["documents"],
+        bytes=staged.counts["bytes"],
+        tokens=staged.counts["tokens"],
+        counted=staged.counts["counted"],
+        duplicates=staged.duplicates,
         heldout=plan.data.heldout,
-        hash=work.finish(),
+        hash=staged.finish(),
         tokenizer=tokenizer.hash,
         vocab_size=tokenizer.vocab_size,
         dtype=np.dtype(tokenizer.dtype).name,
         versions=sources.versions(plan.source),
-        dropped=dict(work.dropped),
+        dropped=dict(staged.dropped),
     )
     values = dataclasses.asdict(manifest)
     del values["folder"]
-    (work.folder / "manifest.json").write_text(json.dumps(values, indent=2) + "\n")
+    (staged.folder / "manifest.json").write_text(json.dumps(values, indent=2) + "\n")
     if not plan.data.drop_copies:
-        (work.folder / "seen.sqlite").unlink()  # only needed to find duplicates in other sources
+        (staged.folder / "seen.sqlite").unlink()  # only needed to find duplicates in other sources
     return manifest
 
 

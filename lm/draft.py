@@ -185,8 +185,8 @@ def _claim(cache: Path, name: str) -> tuple[Path, filelock.BaseFileLock | None]:
 def _release(lock: filelock.BaseFileLock | None) -> None:
     """Delete the lock file and release the lock.
 
-    The file is deleted first: a process that opens it later creates a new file, and one that has
-    opened it finds that it is deleted (filelock checks this).
+    The file is deleted first. A process that opens the path later creates a new file. A process
+    that already opened it detects the deletion when it gets the lock (filelock checks this).
     """
     if lock is not None:
         Path(lock.lock_file).unlink(missing_ok=True)

@@ -115,14 +115,14 @@ def _is_english(text: str) -> bool:
 
 
 def _english() -> Iterator[tuple[str, str]]:
-    seen = set()
+    seen_paragraphs = set()
     for name, path in itertools.chain(_python_files(), _packages_files()):
         text = _read(path)
         if '"""' not in text:  # parsing is slow
             continue
         english = [p for docstring in _docstrings(ast.parse(text)) for p in paragraphs(docstring)]
-        new = [p for p in dict.fromkeys(english) if p not in seen]
-        seen.update(new)
+        new = [p for p in dict.fromkeys(english) if p not in seen_paragraphs]
+        seen_paragraphs.update(new)
         if new:
             yield name, "\n\n".join(new)
 

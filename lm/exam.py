@@ -37,7 +37,7 @@ def sit(
     score: Callable,
     params: dict,
     tokenizer: tokens.Tokenizer,
-    asked: Sequence[tasks.Task],
+    task_list: Sequence[tasks.Task],
 ) -> Results:
     """Evaluate tasks and return the metrics of each: see grade.
 
@@ -45,7 +45,7 @@ def sit(
     answer that is too long by itself is dropped. Raises ValueError for both if eval.too_long is
     "refuse".
     """
-    encoded = [_encode_task(run, task, tokenizer) for task in asked]
+    encoded = [_encode_task(run, task, tokenizer) for task in task_list]
     pairs = [pair for task in encoded for choices in task.pairs for pair in choices]
     scores = iter(_score_pairs(run, device_mesh, score, params, tokenizer.end, pairs))
     results: Results = {}

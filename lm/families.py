@@ -43,6 +43,8 @@ LETTERS, DIGITS = np.array(list(string.ascii_lowercase)), np.array(list(string.d
 
 
 class Instance(NamedTuple):
+    """A prompt, its answer, and the accuracy of a guess."""
+
     prompt: str
     answer: str
     chance: float

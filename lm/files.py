@@ -27,7 +27,7 @@ TEXT_SUFFIXES = {
 
 
 class Document(NamedTuple):
-    """One document of a source, or the error of an input that could not be read."""
+    """A document of a source, or the error of an input that could not be read."""
 
     text: str
     name: str  # origin: a file, or a file and a position in it

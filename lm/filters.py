@@ -40,9 +40,9 @@ def complaint(text: str, data: config.Data) -> str:
 def bands(text: str) -> list[int]:
     """Return BANDS integers of 63 bits. Near-duplicates share at least one, other texts rarely do.
 
-    MinHash (A. Broder 1997) of shingles of 5 words. If the shingles of two texts have the Jaccard
-    similarity J, at least one integer agrees with probability 1 - (1 - J^8)^16: 0.06 at J = 0.5,
-    0.95 at 0.8, 1 - 1e-4 at 0.9.
+    MinHash (A. Broder 1997) of shingles of 5 words. Two texts whose shingles have Jaccard
+    similarity J share an integer with probability 1 - (1 - J^8)^16. This is 0.06 at J = 0.5, 0.95
+    at 0.8 and 1 - 1e-4 at 0.9.
     """
     shingles = overlap.runs(text, SHINGLE)
     if not len(shingles):

@@ -20,7 +20,7 @@ from collections.abc import Callable
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """One task example: candidate (prompt, answer) pairs and the index of the correct pair.
+    """A task example: candidate (prompt, answer) pairs and the index of the correct pair.
 
     With a single pair, the model must produce the answer exactly.
     """

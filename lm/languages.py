@@ -86,9 +86,9 @@ def entropy(language: Language) -> float:
 def floor(language: Language, seq_len: int, n: int = 400) -> tuple[float, float]:
     """Return the lowest possible loss on rows with a random start, and its standard error.
 
-    Both are in nats per token. The value exceeds `entropy` by the cost of inferring the state. It
-    is estimated on n sampled rows, as the mean difference to a reader who knows the state: the loss
-    of that reader is known exactly, so the error is small.
+    Both are in nats per token. The value exceeds `entropy` by the cost of inferring the state. The
+    cost is estimated on n sampled rows, as the mean difference to a reader who knows the state. The
+    loss of that reader is known exactly, so the error is small.
     """
     source = automaton_of(language)
     rng = np.random.default_rng((language.seed, seq_len, n))

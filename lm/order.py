@@ -39,8 +39,8 @@ class RowOrder:
 
         `weights` are rows per PATTERN: see `quantised`. `n_rows` are the rows per epoch of each
         source, `n_rows_in_file` the rows of its token file. If an epoch has fewer rows than the
-        file, they are a fixed random subset: the same for every seed, and a smaller subset is part
-        of a larger one.
+        file, they are a random subset that is the same for every seed. A smaller subset is part of
+        a larger one.
         """
         self.weights, self.seed, self.sources = weights, seed, list(weights)
         self.n_rows, self._n_rows_in_file = list(n_rows), list(n_rows_in_file)
@@ -63,8 +63,8 @@ class RowOrder:
         blocks, within = divmod(n_training_rows, PATTERN)
         n_seen = blocks * np.array(list(self.weights.values())) + self._earlier[within]
         return {
-            name: float(seen / n)
-            for name, seen, n in zip(self.sources, n_seen, self.n_rows, strict=True)
+            name: float(count / n)
+            for name, count, n in zip(self.sources, n_seen, self.n_rows, strict=True)
         }
 
     def _compute_block(self, block: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -106,8 +106,9 @@ def quantised(weights: dict[str, float]) -> dict[str, int]:
 def pattern(counts: list[int]) -> np.ndarray:
     """Return the source of each row [sum(counts)]; every prefix has the right mixture within a row.
 
-    Chairman assignment of R. Tijdeman (1980), Discrete Mathematics 32. Among the n sources that are
-    owed at least 1 / (2n - 2) of a row, the next is the source that would be owed a row soonest.
+    Chairman assignment of R. Tijdeman (1980), Discrete Mathematics 32. Of the n
+    sources, those that are owed at least 1 / (2n - 2) of a row are candidates. The next row goes to
+    the candidate that would soonest be owed a full row.
     """
     rates = np.array(counts) / sum(counts)
     slack = 1 / max(2 * len(counts) - 2, 1)
@@ -122,8 +123,8 @@ def pattern(counts: list[int]) -> np.ndarray:
     return sources
 
 
-def permuted(places: np.ndarray, n: int, key: tuple) -> np.ndarray:
-    """Return the images of `places` under a random permutation of range(n), int64.
+def permuted(positions: np.ndarray, n: int, key: tuple) -> np.ndarray:
+    """Return the images of `positions` under a random permutation of range(n), int64.
 
     The permutation is not stored. It is a Feistel network over the fewest bits that hold n,
     followed along its cycle until the value is below n (J. Black and P. Rogaway 2002, Ciphers with
@@ -134,7 +135,7 @@ def permuted(places: np.ndarray, n: int, key: tuple) -> np.ndarray:
     n_high, n_low = bits // 2, bits - bits // 2
     digest = hashlib.blake2b(repr(key).encode(), digest_size=8 * ROUNDS).digest()
     keys = np.frombuffer(digest, "<u8")
-    result = np.array(places, np.uint64)
+    result = np.array(positions, np.uint64)
     outside = np.arange(len(result))
     while len(outside):
         result[outside] = _feistel(result[outside], n_high, n_low, keys)

@@ -21,7 +21,7 @@ CHUNK = 1 << 20  # characters per task of a worker
 
 
 class Sifted(NamedTuple):
-    """One encoded document, or the reason why it is rejected."""
+    """An encoded document, or the reason why it is rejected."""
 
     name: str
     part: int = 0  # index of the part of the source

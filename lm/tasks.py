@@ -47,6 +47,8 @@ Example = forms.Example
 
 @dataclasses.dataclass(frozen=True)
 class Task:
+    """A task: its examples, and how the model answers them."""
+
     name: str
     examples: list[Example]
     generate: bool = False  # the model also writes its answers

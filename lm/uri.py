@@ -15,6 +15,8 @@ _QUERY = re.compile(r"\?(?=\w*=)")
 
 
 class Uri(NamedTuple):
+    """A parsed name with its fields."""
+
     name: str
     values: dict[str, Any]  # field name -> parsed value; fields that are absent have no entry
 
