@@ -1,4 +1,4 @@
-"""Conversations: marks that are tokens, answers that are learned, lines that are refused."""
+"""Conversations: special tokens, answer weights, refused lines."""
 
 import dataclasses
 import gzip
@@ -49,7 +49,7 @@ def pieces():
     return tokens.SentencePiece(made.getvalue())
 
 
-def test_what_is_said_cannot_hold_marks():
+def test_special_characters_are_removed_from_turns():
     text = chat.render("chat", [chat.Turn("a\x02b", "c\x03\0d\r\ne")])
     assert text == "\x01ab\x02cd\ne\x03"
     assert text.startswith(chat.asked("chat", "a\x02b"))
@@ -64,7 +64,7 @@ def test_a_template_holds_both_sides_and_begins_as_it_is_asked(template):
 
 
 @pytest.mark.parametrize("kind", ["bytes", "bpe", "pieces"])
-def test_a_mark_is_one_token_whatever_stands_beside_it(kind, request):
+def test_special_character_is_always_one_token(kind, request):
     tokenizer = tokens.Bytes() if kind == "bytes" else request.getfixturevalue(kind)
     ids = tokenizer.encode(chat.render("chat", [chat.Turn("Say 7.", "It is 7.")] * 2))
     marks = [int(i) for i in ids if i in tokenizer.marks]
@@ -73,7 +73,7 @@ def test_a_mark_is_one_token_whatever_stands_beside_it(kind, request):
     assert len(ids) == 6 + 2 * sum(map(len, alone))
 
 
-def test_marks_do_not_change_what_a_text_without_them_becomes(bpe):
+def test_special_characters_do_not_change_other_tokens(bpe):
     text = "Say 12. It is 12."
     np.testing.assert_array_equal(bpe.encode(text), bpe._encoded([text])[0])
     assert (
@@ -83,7 +83,7 @@ def test_marks_do_not_change_what_a_text_without_them_becomes(bpe):
 
 
 @pytest.mark.parametrize("kind", ["bytes", "bpe", "pieces"])
-def test_answers_alone_are_learned_and_text_that_is_no_conversation_whole(kind, request):
+def test_weights_select_answers_and_all_of_plain_text(kind, request):
     tokenizer = tokens.Bytes() if kind == "bytes" else request.getfixturevalue(kind)
     turns = [chat.Turn("Say 7.", "It is 7."), chat.Turn("Say 8.", "It is 8.")]
     end, talk, text = (
@@ -110,7 +110,7 @@ def test_messages_in_turns_and_what_the_system_said(tmp_path):
         texts(str(path))
 
 
-def test_every_form_of_task_is_a_conversation_of_its_right_answer(tmp_path):
+def test_task_formats_become_conversations_of_correct_answers(tmp_path):
     (tmp_path / "en_fr").mkdir()
     rows = [
         {"src": "a cat", "tgt": "un chat"},

@@ -1,4 +1,4 @@
-"""Every number of a task, from log-likelihoods that are known."""
+"""Task metrics from known log-likelihoods."""
 
 import importlib.util
 
@@ -54,7 +54,7 @@ def test_standard_errors_are_those_of_many_draws():
     assert spread == pytest.approx(np.mean([row["accuracy_se"] for row in rows]), rel=0.15)
 
 
-def test_key_presses_are_saved_from_where_the_rest_of_a_word_is_right():
+def test_keystrokes_are_saved_once_the_rest_of_a_word_is_right():
     pieces = [bytes([b]) for b in b" music x"]
     none, every = np.zeros(8, bool), np.ones(8, bool)
     assert grade.saved(none, pieces) == 0
@@ -74,7 +74,7 @@ def test_any_of_several_references_is_right():
     assert values(grade.words(task, [" 4"]))["said_exactly"] == 1
 
 
-def test_translations_are_graded_by_sacrebleu_or_say_what_to_install():
+def test_translation_metrics_need_sacrebleu():
     task = tasks.Task("t", [tasks.Example(("q",), ("ein Haus am See",))] * 3, True, True)
     if importlib.util.find_spec("sacrebleu"):
         assert values(grade.words(task, ["ein Haus am See"] * 3))["chrf"] == pytest.approx(100)

@@ -1,4 +1,4 @@
-"""The order of rows: exact in the mixture, a true permutation, found at once."""
+"""Order of rows: exact mixture, keyed permutation, constant time."""
 
 import numpy as np
 import pytest
@@ -49,7 +49,7 @@ def test_the_keyed_permutation_looks_random():
     assert len(set(map(tuple, orders))) == 300
 
 
-def test_permutations_of_far_more_rows_than_memory_holds_are_found_at_once():
+def test_permutation_of_a_huge_range_is_computed_at_once():
     n = 10**14 + 7
     places = np.arange(n - 1000, n)
     found = order.permuted(places, n, ("far",))

@@ -1,4 +1,4 @@
-"""Kept prompts: only what was rated good is learned, as it was mended."""
+"""Logged prompts: only answers rated good are in the tuning set."""
 
 import pytest
 

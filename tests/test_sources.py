@@ -1,4 +1,4 @@
-"""Properties of the readers of the user's own text, and the line that each bad input gives."""
+"""Readers of text sources, and the one-line error of each invalid input."""
 
 import gzip
 import json
@@ -120,7 +120,7 @@ def test_a_language_is_a_source(tmp_path):
     )
 
 
-def test_where_it_may_go_on_only_what_is_broken_is_left(tmp_path):
+def test_only_unreadable_input_is_skipped(tmp_path):
     write_lines(tmp_path / "a.jsonl.gz", [{"text": os.urandom(50).hex()} for _ in range(2000)])
     raw = (tmp_path / "a.jsonl.gz").read_bytes()
     (tmp_path / "a.jsonl.gz").write_bytes(raw[: len(raw) // 2])

@@ -1,4 +1,4 @@
-"""Properties of datasets of TFDS, made here and read without TensorFlow or a network."""
+"""TFDS datasets, written here and read without TensorFlow or a network."""
 
 import subprocess
 import sys
@@ -24,7 +24,7 @@ def data_dir(prepared, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", str(prepared))
 
 
-def test_every_document_comes_back_once_and_in_the_same_order_each_time():
+def test_documents_are_read_once_in_a_fixed_order():
     found = list(sources.documents("tfds:my_text/train"))
     assert sorted(d.text for d in found) == sorted(text for _, text in DOCUMENTS)
     again = list(sources.documents("tfds:my_text:1.0.0/train"))
@@ -87,7 +87,7 @@ def test_what_is_not_there_is_named_in_one_line(source, words):
     assert "\n" not in str(caught.value)
 
 
-def test_an_example_that_cannot_be_read_is_left_out_where_it_may_be(tmp_path, monkeypatch):
+def test_unreadable_example_is_skipped_if_allowed(tmp_path, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
     folder = make_tfds.write_dataset("my_text", tmp_path, DOCUMENTS)
     (path,) = folder.glob("*.array_record*")

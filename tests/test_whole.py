@@ -1,4 +1,4 @@
-"""Whole rows: no document is cut at a border, all are there once, the rest counts nothing."""
+"""Packing of whole documents: no document is split, and padding has no weight."""
 
 import dataclasses
 import json
@@ -32,7 +32,7 @@ def texts():
     return [talk("p" * int(n), "a" * int(m)) for n, m in rng.integers(1, 21, (400, 2))]
 
 
-def test_every_document_stands_whole_in_one_row(texts):
+def test_every_document_is_complete_in_one_row(texts):
     rows = whole.Rows(a_file(texts), SEQ_LEN, BYTES)
     found = rows[np.arange(len(rows))]
     assert found.shape == (len(rows), SEQ_LEN + 1) and (found[:, 0] == 0).all()
@@ -51,7 +51,7 @@ def test_rows_are_nearly_full(texts):
     assert whole.weights(found, 0).sum() == n_tokens
 
 
-def test_documents_are_apart_and_begin_with_an_end(texts):
+def test_each_segment_starts_with_an_end_token(texts):
     rows_NS = whole.Rows(a_file(texts), SEQ_LEN, BYTES)[np.arange(20)]
     segments_NT = whole.segments(rows_NS, 0)
     for row_S, segments_T in zip(rows_NS, segments_NT, strict=True):
@@ -60,7 +60,7 @@ def test_documents_are_apart_and_begin_with_an_end(texts):
             assert mine[0] == 0 and (mine[1:] != 0).all()
 
 
-def test_a_long_conversation_loses_the_left_of_its_prompt_and_keeps_its_mark():
+def test_long_conversation_loses_the_left_of_its_prompt():
     long = talk("left" + "." * 60 + "right", "done")
     rows = whole.Rows(a_file([long, talk("short")]), SEQ_LEN, BYTES)
     kept = next(text for text in documents_in(rows[np.arange(len(rows))]) if "right" in text)
@@ -68,7 +68,7 @@ def test_a_long_conversation_loses_the_left_of_its_prompt_and_keeps_its_mark():
     assert (rows.n_cut, rows.n_left_out) == (1, 0)
 
 
-def test_a_conversation_whose_answer_has_no_room_is_left_out_and_counted():
+def test_conversation_with_too_long_answer_is_dropped():
     rows = whole.Rows(a_file([talk("p", "a" * 60), talk("short")]), SEQ_LEN, BYTES)
     assert documents_in(rows[np.arange(len(rows))]) == [talk("short")]
     assert (rows.n_cut, rows.n_left_out) == (0, 1)
@@ -77,7 +77,7 @@ def test_a_conversation_whose_answer_has_no_room_is_left_out_and_counted():
 
 
 @pytest.mark.parametrize("too_long, n", [("cut", 2), ("drop", 1)])
-def test_long_conversations_can_be_left_out_or_refused(too_long, n):
+def test_long_conversations_can_be_dropped_or_refused(too_long, n):
     file = a_file([talk("p" * 60), talk("short")])
     rows = whole.Rows(file, SEQ_LEN, BYTES, too_long)
     assert len(documents_in(rows[np.arange(len(rows))])) == n
