@@ -56,7 +56,7 @@ class Family:
 
     name: str  # the text that was parsed
     kind: str  # key of FAMILIES
-    dials: dict[str, tuple[int, int]]  # parameter -> (minimum, maximum)
+    ranges: dict[str, tuple[int, int]]  # parameter -> (minimum, maximum)
     megabytes: float = 0.5  # size of the documents
     seed: int = 0  # seed of the documents; a list of families uses the seed of the first
     template: str = ""  # chat template; "" writes LINES instances per document as plain text
@@ -85,7 +85,7 @@ def known_kind(name: str) -> str:
 
 def fields(kind: str) -> dict[str, uri.Field]:
     """Return the fields that only synthetic tasks of this kind have: parameters and megabytes."""
-    parameters = {dial: uri.int_range(*LIMITS[dial]) for dial in FAMILIES[kind][1]}
+    parameters = {parameter: uri.int_range(*LIMITS[parameter]) for parameter in FAMILIES[kind][1]}
     return parameters | {"megabytes": uri.number(float, 1e-6, 1e5)}
 
 
@@ -93,16 +93,16 @@ def build(name: str, values: Mapping[str, Any]) -> Family:
     """Build the task `name` from parsed field values. Absent fields have their defaults."""
     kind = known_kind(name)
     defaults = FAMILIES[kind][1]
-    dials = {dial: values.get(dial, default) for dial, default in defaults.items()}
+    ranges = {parameter: values.get(parameter, default) for parameter, default in defaults.items()}
     others = {key: values[key] for key in ("megabytes", "seed", "template") if key in values}
-    return Family(name, kind, dials, **others)
+    return Family(name, kind, ranges, **others)
 
 
 def draw(family: Family, rng: np.random.Generator) -> Instance:
     """Sample one instance, held out or not."""
     make, _ = FAMILIES[family.kind]
-    dials = {k: int(rng.integers(low, high + 1)) for k, (low, high) in family.dials.items()}
-    return make(rng, **dials)
+    parameters = {k: int(rng.integers(low, high + 1)) for k, (low, high) in family.ranges.items()}
+    return make(rng, **parameters)
 
 
 def is_heldout(instance: Instance) -> bool:
@@ -149,8 +149,8 @@ def shared(members: list[Family], unseen: str) -> list[str]:
 def _have_overlap(task: Family, member: Family) -> bool:
     """Return True if both are of one kind and the ranges of all their parameters overlap."""
     return task.kind == member.kind and all(
-        low <= task.dials[dial][1] and task.dials[dial][0] <= high
-        for dial, (low, high) in member.dials.items()
+        low <= task.ranges[parameter][1] and task.ranges[parameter][0] <= high
+        for parameter, (low, high) in member.ranges.items()
     )
 
 
