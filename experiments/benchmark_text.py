@@ -66,10 +66,12 @@ def _write(folder: Path, n_bytes: float) -> str:
 
 
 def _prepare(source: str, cache: str, knobs: dict, workers: int) -> dict:
-    from lm import config, corpus
+    from lm import config, copies, corpus
 
     data = config.Data({source: 1.0}, cache, **knobs)
-    corpus._tokenizer(data, None)  # trained before the clock starts: on no more than 32 MB
+    corpus.prepare_tokenizer(
+        data, copies.place(data)
+    )  # trained before the clock starts: on no more than 32 MB
     began, used = time.perf_counter(), _cpu_seconds()
     manifest = corpus.prepare(data, workers=workers)[source]
     seconds, used = time.perf_counter() - began, _cpu_seconds() - used

@@ -36,17 +36,18 @@ def main() -> int:
     text = data.load(run.data, run.seed, show.preparing)
     if asked:
         with jax.set_mesh(program.mesh):
-            row = exam.sit(run, program.mesh, program.score, state["params"], text.tokenizer, asked)
-        show.tasks(row)
+            params, tokenizer = state["params"], text.tokenizer
+            results = exam.sit(run, program.mesh, program.score, params, tokenizer, asked)
+        show.tasks(results)
         met = tasks.met_in_training(asked, run.data, _OVERLAP.value) if _OVERLAP.value else {}
         for name, counts in met.items():
             show.say(
                 f"{name}: {counts['n_overlap']} of the {counts['n_checkable']} examples long enough"
                 f" share {_OVERLAP.value} words in a row with the training text"
             )
-            row |= {f"task.{name}.{key}": n for key, n in counts.items()}
+            results[name] |= {key: {"value": n} for key, n in counts.items()}
         if _KEEP.value:
-            records.extend_evals(_RUN.value, int(state["step"]), row)
+            records.extend_evals(_RUN.value, int(state["step"]), exam.columns(results))
         return 0
     with jax.set_mesh(program.mesh):
         row = evaluate.evaluate(run, program.mesh, program.score, state["params"], text)

@@ -1,28 +1,71 @@
-"""Makes a TFDS dataset of a folder of text, or of any other source.
+"""Write a TFDS dataset from a folder of text, or from any other source.
 
 uv run python -m experiments.make_tfds --source=text:my/folder --name=my_text --data_dir=data/tfds
 
-TFDS_DATA_DIR=data/tfds then lets a config name it as tfds:my_text/train.
+With TFDS_DATA_DIR=data/tfds, a config reads it as tfds:my_text/train.
 """
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
 
 from absl import flags
 
 from experiments import cli, show
 
-_SOURCE = flags.DEFINE_string("source", "", "what to read: see lm/sources.py")
-_NAME = flags.DEFINE_string("name", "", "of the dataset")
+_SOURCE = flags.DEFINE_string("source", "", "source to read: see lm/sources.py")
+_NAME = flags.DEFINE_string("name", "", "name of the dataset")
 _DATA_DIR = flags.DEFINE_string("data_dir", "data/tfds", "folder of datasets")
 
 
 def main() -> int:
-    from lm import sources, tfds_text
+    from lm import sources
 
     if not _SOURCE.value:
         raise ValueError("--source=SOURCE is missing, such as --source=text:my/folder")
     documents = ((d.name, d.text) for d in sources.documents(_SOURCE.value))
-    folder = tfds_text.make(_NAME.value, _DATA_DIR.value, documents)
+    folder = write_dataset(_NAME.value, _DATA_DIR.value, documents)
     show.say(f"{folder}: read it with TFDS_DATA_DIR={_DATA_DIR.value} as tfds:{_NAME.value}/train")
     return 0
+
+
+def write_dataset(name: str, data_dir: str | Path, documents: Iterable[tuple[str, str]]) -> Path:
+    """Write (name, text) documents as the split "train" of a dataset and return its folder.
+
+    Each example has the features text and name. Raises ValueError for a name that exists, or that
+    TFDS does not allow.
+    """
+    import tensorflow_datasets as tfds
+
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+        raise ValueError(
+            f"{name!r} is not a dataset name: use a-z, 0-9 and _, starting with a letter"
+        )
+
+    class Documents(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self):
+            text = tfds.features.Text()
+            features = tfds.features.FeaturesDict({"text": text, "name": text})
+            return tfds.core.DatasetInfo(
+                builder=self, description="Documents of text.", features=features
+            )
+
+        def _split_generators(self, dl_manager):
+            return {"train": self._generate_examples()}
+
+        def _generate_examples(self):
+            for number, (document, text) in enumerate(documents):
+                yield number, {"text": text, "name": document}
+
+    Documents.name = name
+    builder = Documents(data_dir=data_dir, file_format="array_record")
+    folder = Path(builder.data_dir)
+    if folder.exists():  # TFDS would silently keep the old data
+        raise ValueError(f"{folder} exists: use another name, or remove it")
+    builder.download_and_prepare()
+    return folder
 
 
 if __name__ == "__main__":

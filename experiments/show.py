@@ -134,10 +134,10 @@ def evaluation(row: dict) -> None:
     table(lines)
 
 
-def tasks(row: dict) -> None:
-    """Print the task results of an evaluation, with the chance accuracy."""
+def tasks(task_results: dict[str, dict[str, dict[str, float]]]) -> None:
+    """Print the metrics of each task, with the chance accuracy: see exam.sit."""
     lines = []
-    for name, results in records.task_results(row).items():
+    for name, results in task_results.items():
         if "accuracy" not in results:
             continue
         values = {metric: result["value"] for metric, result in results.items()}

@@ -28,7 +28,7 @@ def main() -> int:
                 "source": source,
                 "seen before": f"{rows['epoch'][b]} times",
                 "place": f"{rows['row'][b]} of {text.n_rows[source]}",
-                "documents": _numbers(text.documents(source, int(rows["row"][b]))),
+                "documents": _numbers(data.row_documents(text, source, int(rows["row"][b]))),
                 "ends": str((batch["tokens"][b, :-1] == text.tokenizer.end).sum()),
                 "scored": str(run.data.seq_len if weights is None else int(weights[b].sum())),
             }

@@ -49,7 +49,7 @@ def check(run: config.Run) -> data.Text:
     text = data.load(run.data, run.seed)
     hosts.check_same("config", ledger.knobs_hash(run))
     hosts.check_same("prepared text", text.hash)
-    text.check(run.steps)
+    data.check_steps(text, run.steps)
     if text.tokenizer.vocab_size > run.model.vocab_size:
         raise ValueError(
             f"model.vocab_size={run.model.vocab_size} must be at least the tokenizer's"
@@ -262,7 +262,9 @@ class Attempt:
         with self.clock.of("evaluate"), jax.set_mesh(self.mesh):
             row = evaluate.evaluate(run, self.mesh, score, params, self.text)
             if is_asked:
-                row |= exam.sit(run, self.mesh, score, params, self.text.tokenizer, self.asked)
+                tokenizer = self.text.tokenizer
+                results = exam.sit(run, self.mesh, score, params, tokenizer, self.asked)
+                row |= exam.columns(results)
         self.evaluated[self.done] = {"attempt": self.number, "step": self.done} | row
         records.append(self.folder / "evals.jsonl", self.evaluated[self.done])
 

@@ -1,7 +1,7 @@
-"""What every synthetic language is in the end: states, letters, probabilities.
+"""Finite-state source of text: the common form of all synthetic languages.
 
-The letter that is written decides the next state (the source is unifilar), hence the entropy rate
-is exactly the mean entropy of a letter over the states (C. E. Shannon 1948, section 7).
+The state and the written letter determine the next state (the source is unifilar). Its entropy rate
+is therefore exactly the mean entropy of a letter over the states (C. E. Shannon 1948, section 7).
 """
 
 from typing import NamedTuple
@@ -10,14 +10,14 @@ import numpy as np
 
 
 class Automaton(NamedTuple):
-    """Documents start in state 0. S states, A letters."""
+    """Finite-state source with S states and A letters. Each document starts in state 0."""
 
     letters: str  # [A]
     p_SA: np.ndarray  # probability of each letter in each state
-    next_SA: np.ndarray  # the state after it, int64; anything where it has no probability
+    next_SA: np.ndarray  # state after the letter, int64; arbitrary where the probability is 0
 
 
 def zipf(n: int, exponent: float) -> np.ndarray:
-    """Probabilities [n] in proportion to rank^-exponent (G. K. Zipf 1935)."""
+    """Return probabilities [n] proportional to rank^-exponent (G. K. Zipf 1935)."""
     p = np.arange(1, n + 1) ** -float(exponent)
     return p / p.sum()

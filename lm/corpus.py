@@ -1,19 +1,20 @@
-"""Sources prepared once into token files, with a manifest that says what is in them.
+"""Prepare sources as token files, once, each with a manifest of its contents.
 
 manifests = prepare(config.Data(sources={"code": 0.5, "text:books": 0.5}))
 
 data/text-books-3f2a81c09d7e/
     manifest.json    counts, hashes, versions: see Manifest
-    train.bin        token ids, the tokenizer's end after each document
-    heldout.bin      the same, for the documents held out
-    tokenizer.json   what lm/tokens.py reads again, unless the tokens are bytes
+    train.bin        token ids; the tokenizer's end token follows each document
+    heldout.bin      the same for held-out documents
+    tokenizer.json   the tokenizer, unless tokens are bytes: see tokens
 data/bpe-8192-91c07d44e3b5/
     tokenizer.json   trained on the sources, for data.tokenizer="bpe:8192"
 
-A data.cache in a bucket holds the same folders: see lm/copies.py.
+A data.cache in a bucket has the same folders: see copies.
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 import re
@@ -28,158 +29,213 @@ import numpy as np
 
 from lm import config, copies, draft, fields, files, overlap, sift, sources, tokens
 
-FORMAT = 2  # part of every key: raise it when the same source would give other tokens
+FORMAT = 2  # part of every key; raise it if the same source would give other tokens
 SPLITS = draft.SPLITS
-SAMPLE_BYTES = 32_000_000  # of text, over all sources, on which a tokenizer is trained
+SAMPLE_BYTES = 32_000_000  # bytes of text, over all sources, that train a tokenizer
 
 
 @dataclasses.dataclass
 class Manifest:
-    """What one prepared source holds; equal `hash` and `tokenizer` mean equal token files."""
+    """Contents of a prepared source. Equal `hash` and `tokenizer` mean equal token files."""
 
     source: str
-    key: str  # of the text as it lies on this machine, the split and the tokenizer
-    documents: dict[str, int]  # split -> count, without duplicates
-    duplicates: int  # documents dropped because their text came before
-    bytes: dict[str, int]  # split -> bytes of text, UTF-8
-    tokens: dict[str, int]  # split -> tokens, with an END for each document
-    heldout: float  # share of documents asked for
+    key: str  # hash of the source files, the split and the tokenizer
+    documents: dict[str, int]  # split -> number of documents, without duplicates
+    duplicates: int  # documents dropped because an equal text came before
+    bytes: dict[str, int]  # split -> UTF-8 bytes of text
+    tokens: dict[str, int]  # split -> tokens, including an end token per document
+    heldout: float  # requested fraction of held-out documents
     hash: str  # SHA-256 over the documents and their splits, in order
-    tokenizer: str  # its hash
+    tokenizer: str  # hash of the tokenizer
     vocab_size: int
-    dtype: str  # of the .bin files
-    versions: dict[str, str]  # of Python, and of the packages for docs
-    # Documents left out, by reason: broken, short, symbols, repeats, overlap, near_copy.
+    dtype: str  # type of the .bin files
+    versions: dict[str, str]  # versions of Python, and of the packages for docs
+    # Rejected documents by reason: broken, short, symbols, repeats, overlap, near_copy.
     dropped: dict[str, int] = dataclasses.field(default_factory=dict)
-    # split -> bytes that its tokens stand for; not `bytes` only where a tokenizer changes text.
+    # split -> bytes that the tokens represent; differs from `bytes` if the tokenizer changes text.
     counted: dict[str, int] = dataclasses.field(default_factory=dict)
-    folder: str = ""  # where it was found; not written
+    folder: str = ""  # location; not stored in the file
 
 
-Report = Callable[[str, int, int, float], None]  # source; documents, bytes, share of it so far
+Report = Callable[[str, int, int, float], None]  # source; documents, bytes, fraction read so far
+
+
+@dataclasses.dataclass(frozen=True)
+class CorpusPlan:
+    """Everything that determines the preparation of one source, computed once."""
+
+    source: str
+    data: config.Data
+    folder: Path  # local folder of the finished corpus
+    key: str  # part of the folder name: hash of fields, tokenizer and fingerprint
+    draft_name: str  # name of the draft: does not depend on the fingerprint
+    fingerprint: list  # see sources.fingerprint
+    earlier: list[Manifest]  # sources whose documents count as duplicates
+    blocked_ngrams: Path | None  # file of n-gram hashes that training text must not contain
+
+    def is_complete(self, manifest: Manifest | None) -> bool:
+        """Return True if the folder has a manifest and, where needed, its document hashes."""
+        if manifest is None:
+            return False
+        return not self.data.drop_copies or (self.folder / "seen.sqlite").exists()
 
 
 def prepare(
     data: config.Data, report: Report | None = None, workers: int = 1
 ) -> dict[str, Manifest]:
-    """Source -> manifest, writing what data.cache does not hold yet, with `workers` processes.
+    """Return the manifest of each source. Prepare sources that data.cache does not have yet.
 
-    A second call reads manifests and takes milliseconds. Each source is written to a draft and
-    renamed whole, so a killed call leaves nothing that looks done; the next goes on after the last
-    part (file) that was saved. Of two calls at once the second to finish drops its copy. With
-    data.drop_copies a document counts as seen if it was in a source of a name before this one's.
-    ValueError for text that is missing, empty, binary or not UTF-8, for malformed JSON Lines, and
-    for a folder or disk that cannot be written. With data.broken="skip" what cannot be read is left
-    out and counted. Memory does not grow with the text.
+    If everything is prepared, this reads manifests and takes milliseconds. Each source is written
+    to a draft that is renamed when it is complete. A killed call leaves the draft, and the next
+    call resumes after the last saved part (file). Of two simultaneous calls, the slower drops its
+    copy. With data.drop_copies, the documents of sources with earlier names count as duplicates.
+    Memory use does not grow with the text.
+
+    Raises ValueError for text that is missing, empty, binary or not UTF-8, for malformed JSON
+    Lines, and for a folder or disk that cannot be written. With data.broken="skip", unreadable
+    documents are counted and skipped.
     """
-    tokenizer = _tokenizer(data, report)
-    found: dict[str, Manifest] = {}
+    cache = copies.place(data)
+    fingerprint = functools.cache(sources.fingerprint)
+    tokenizer = prepare_tokenizer(data, cache, report)
+    manifests: dict[str, Manifest] = {}
     for source in sorted(data.sources):
-        found[source] = _prepare(source, data, tokenizer, list(found.values()), report, workers)
-    return {source: found[source] for source in data.sources}
+        earlier = list(manifests.values()) if data.drop_copies else []
+        plan = _plan(source, data, cache, tokenizer, earlier, fingerprint)
+        manifests[source] = _prepare_source(plan, tokenizer, report, workers)
+    return {source: manifests[source] for source in data.sources}
 
 
-def _prepare(
+def _plan(
     source: str,
     data: config.Data,
+    cache: Path,
     tokenizer: tokens.Tokenizer,
-    before: list[Manifest],
-    report: Report | None,
-    workers: int,
-) -> Manifest:
+    earlier: list[Manifest],
+    fingerprint: Callable[[str], list],
+) -> CorpusPlan:
+    """Compute the keys and folders of a source."""
+    inputs = [(name, fingerprint(name)) for name in _decontamination_sources(data)]
     changed = list(fields.changed_for_hash(data, "corpus").items())
     facts = (FORMAT, source, data.heldout, tokenizer.hash, changed)
-    before = before if data.drop_copies else []
-    facts += (_guards(data) if data.overlap else [], [manifest.key for manifest in before])
-    prints = sources.fingerprint(source)
-    words = re.findall(r"[a-z0-9]+", source.lower())[-5:]  # the end of a path says most
-    name, key = "-".join(words)[-60:], _key(*facts, prints)
-    folder = copies.place(data) / f"{name}-{key}"
-    try:
-        copies.fetch(data, folder)
-        found = _read_manifest(folder)
-        if found and (not data.drop_copies or (folder / "seen.sqlite").exists()):
-            copies.store(data, folder)
-            return found
-        parts = sources.parts(source)
-        guarded = _guarded(data) if data.overlap else None
-        of_parts = prints if len(prints) == len(parts) else [prints] * len(parts)
-        seen_before = [Path(manifest.folder, "seen.sqlite") for manifest in before]
-        with draft.Draft(folder.parent, f"{name}-{_key(*facts)}", of_parts, seen_before) as work:
-            told = time.monotonic()
-            documents = _documents(source, data, work.part)
-            for one in sift.sifted(documents, tokenizer, data, guarded, workers):
-                if one.error and data.broken == "stop":
-                    raise ValueError(one.error)
-                work.add(one)
-                if report and time.monotonic() - told > 0.2:
-                    told = time.monotonic()
-                    report(source, *work.size, one.part / len(parts))
-            if report:
-                report(source, *work.size, 1.0)
-            manifest = _finished(source, key, work, data, tokenizer)
-            if folder.exists() and not _read_manifest(folder):
-                shutil.rmtree(folder)  # cut off while being copied here, or damaged
-            try:
-                work.move(folder)
-            except OSError:
-                if not _read_manifest(folder):  # else another process was first
-                    raise
-        copies.store(data, folder)
-    except (OSError, sqlite3.Error) as error:
-        raise _unwritable(data, error) from None
-    return dataclasses.replace(manifest, folder=str(folder))
-
-
-def _finished(source, key, work: draft.Draft, data, tokenizer) -> Manifest:
-    """Writes what belongs beside the token files of a draft. ValueError if they are empty."""
-    if not sum(work.counts["documents"].values()):
-        left = ", ".join(f"{n} {why}" for why, n in work.dropped.items())
-        why = f"nothing is left of it ({left})" if left else "is empty"
-        raise ValueError(f"data.sources: {source!r} {why}: it must hold text")
-    tokenizer.save(work.folder)
-    manifest = Manifest(
+    facts += (inputs, [manifest.key for manifest in earlier])
+    key = _key(*facts, fingerprint(source))
+    words = re.findall(r"[a-z0-9]+", source.lower())[-5:]  # the end of a path is most specific
+    name = "-".join(words)[-60:]
+    index_key = _key(FORMAT, data.overlap, data.heldout, data.protect, data.broken, inputs)
+    return CorpusPlan(
         source=source,
+        data=data,
+        folder=cache / f"{name}-{key}",
         key=key,
-        documents=work.counts["documents"],
-        bytes=work.counts["bytes"],
-        tokens=work.counts["tokens"],
-        counted=work.counts["counted"],
-        duplicates=work.duplicates,
-        heldout=data.heldout,
-        hash=work.finish(),
-        tokenizer=tokenizer.hash,
-        vocab_size=tokenizer.vocab_size,
-        dtype=np.dtype(tokenizer.dtype).name,
-        versions=sources.versions(source),
-        dropped=dict(work.dropped),
+        draft_name=f"{name}-{_key(*facts)}",
+        fingerprint=fingerprint(source),
+        earlier=earlier,
+        blocked_ngrams=cache / f"runs-{data.overlap}-{index_key}.u64" if data.overlap else None,
     )
-    values = dataclasses.asdict(manifest)
-    del values["folder"]
-    (work.folder / "manifest.json").write_text(json.dumps(values, indent=2) + "\n")
-    if not data.drop_copies:
-        (work.folder / "seen.sqlite").unlink()  # no other source will ask
+
+
+def _prepare_source(
+    plan: CorpusPlan, tokenizer: tokens.Tokenizer, report: Report | None, workers: int
+) -> Manifest:
+    """Return the manifest of a source: of the local or remote cache, or of a new preparation."""
+    try:
+        copies.fetch(plan.data, plan.folder)
+        manifest = _read_manifest(plan.folder)
+        if manifest is None or not plan.is_complete(manifest):
+            manifest = _write_corpus(plan, tokenizer, report, workers)
+        copies.store(plan.data, plan.folder)
+    except (OSError, sqlite3.Error) as error:
+        raise _unwritable(plan.data, error) from None
+    return dataclasses.replace(manifest, folder=str(plan.folder))
+
+
+def _write_corpus(
+    plan: CorpusPlan, tokenizer: tokens.Tokenizer, report: Report | None, workers: int
+) -> Manifest:
+    """Read, encode and store all documents of a source, and move the result to its folder."""
+    n_parts = len(sources.parts(plan.source))
+    prints = plan.fingerprint
+    # Where the fingerprint is not one value per part, each part depends on all of it.
+    prints = prints if len(prints) == n_parts else [prints] * n_parts
+    if plan.blocked_ngrams:
+        _write_blocked_ngrams(plan.blocked_ngrams, plan.data)
+    earlier_hashes = [Path(manifest.folder, "seen.sqlite") for manifest in plan.earlier]
+    with draft.Draft(plan.folder.parent, plan.draft_name, prints, earlier_hashes) as staged:
+        reported_at = time.monotonic()
+        documents = _documents(plan.source, plan.data, staged.part)
+        encoded = sift.sifted(documents, tokenizer, plan.data, plan.blocked_ngrams, workers)
+        for document in encoded:
+            if document.error and plan.data.broken == "stop":
+                raise ValueError(document.error)
+            staged.add(document)
+            if report and time.monotonic() - reported_at > 0.2:
+                reported_at = time.monotonic()
+                report(plan.source, *staged.size, document.part / n_parts)
+        if report:
+            report(plan.source, *staged.size, 1.0)
+        manifest = _finish(plan, staged, tokenizer)
+        if plan.folder.exists() and not plan.is_complete(_read_manifest(plan.folder)):
+            shutil.rmtree(plan.folder)  # an interrupted download, or a corrupt folder
+        try:
+            staged.move(plan.folder)
+        except OSError:
+            if not plan.is_complete(_read_manifest(plan.folder)):
+                raise  # otherwise another process was faster
     return manifest
 
 
-def _tokenizer(data: config.Data, report: Report | None) -> tokens.Tokenizer:
-    """Of data.tokenizer; one that is to be trained is looked up in data.cache first."""
+def _finish(plan: CorpusPlan, staged: draft.Draft, tokenizer: tokens.Tokenizer) -> Manifest:
+    """Write tokenizer and manifest into the draft. Raises ValueError if no document is left."""
+    if not sum(staged.counts["documents"].values()):
+        dropped = ", ".join(f"{n} {reason}" for reason, n in staged.dropped.items())
+        problem = f"nothing is left of it ({dropped})" if dropped else "is empty"
+        raise ValueError(f"data.sources: {plan.source!r} {problem}: it must hold text")
+    tokenizer.save(staged.folder)
+    manifest = Manifest(
+        source=plan.source,
+        key=plan.key,
+        documents=staged.counts["documents"],
+        bytes=staged.counts["bytes"],
+        tokens=staged.counts["tokens"],
+        counted=staged.counts["counted"],
+        duplicates=staged.duplicates,
+        heldout=plan.data.heldout,
+        hash=staged.finish(),
+        tokenizer=tokenizer.hash,
+        vocab_size=tokenizer.vocab_size,
+        dtype=np.dtype(tokenizer.dtype).name,
+        versions=sources.versions(plan.source),
+        dropped=dict(staged.dropped),
+    )
+    values = dataclasses.asdict(manifest)
+    del values["folder"]
+    (staged.folder / "manifest.json").write_text(json.dumps(values, indent=2) + "\n")
+    if not plan.data.drop_copies:
+        (staged.folder / "seen.sqlite").unlink()  # only needed to find duplicates in other sources
+    return manifest
+
+
+def prepare_tokenizer(
+    data: config.Data, cache: Path, report: Report | None = None
+) -> tokens.Tokenizer:
+    """Return the tokenizer of data.tokenizer. Train it if it is bpe:SIZE and not in the cache."""
     kind, _, size = data.tokenizer.partition(":")
     if kind != "bpe":
         return tokens.read(data.tokenizer)
     weights = sorted((name, weight) for name, weight in data.sources.items() if weight)
     prints = [(name, weight, sources.fingerprint(name)) for name, weight in weights]
     key = _key(FORMAT, size, prints, data.heldout, data.broken, SAMPLE_BYTES)
-    folder = copies.place(data) / f"bpe-{size}-{key}"
+    folder = cache / f"bpe-{size}-{key}"
     copies.fetch(data, folder)
     if not (folder / "tokenizer.json").exists():
-        temporary = _temporary(data, folder.name)
+        temporary = _new_folder(data, cache, folder.name)
         try:
             tokens.train_bpe(_sample(data, weights, report), int(size)).save(temporary)
             try:
                 temporary.rename(folder)
             except OSError:
-                if not (folder / "tokenizer.json").exists():  # else another process was first
+                if not (folder / "tokenizer.json").exists():  # otherwise another process was faster
                     raise
             copies.store(data, folder)
         except OSError as error:
@@ -190,68 +246,69 @@ def _tokenizer(data: config.Data, report: Report | None) -> tokens.Tokenizer:
 
 
 def _sample(data: config.Data, weights: list, report: Report | None) -> Iterator[str]:
-    """What a tokenizer learns from: of each source the first training documents, by its weight.
+    """Yield the texts that train a tokenizer: the first training documents of each source.
 
-    SAMPLE_BYTES in all; a source that has less gives all of it, once.
+    Each source gives a share of SAMPLE_BYTES by its weight, or all its text if it has less.
     """
     total = sum(weight for _, weight in weights)
     for source, weight in weights:
-        wanted = SAMPLE_BYTES * weight / total
-        left, n = wanted, 0
+        n_bytes = SAMPLE_BYTES * weight / total
+        n_remaining, n_documents = n_bytes, 0
         for document in _documents(source, data):
             try:
                 raw = tokens.utf8(document.text)
             except ValueError:
-                continue  # named, or counted, when the source is prepared
-            if sift.share(document, hashlib.sha256(raw).digest()) < data.heldout:
+                continue  # reported or counted when the source is prepared
+            if sift.is_heldout(document, data.heldout):
                 continue
             yield document.text
-            left, n = left - len(raw), n + 1
-            if left <= 0:
+            n_remaining, n_documents = n_remaining - len(raw), n_documents + 1
+            if n_remaining <= 0:
                 break
         if report:
-            report(f"{data.tokenizer} from {source}", n, round(wanted - left), 1.0)
+            label = f"{data.tokenizer} from {source}"
+            report(label, n_documents, round(n_bytes - n_remaining), 1.0)
 
 
-def _guards(data: config.Data) -> list:
-    """Fingerprints of all text that may hold what training must not share."""
-    names = sorted(data.sources) + ([data.protect] if data.protect else [])
-    return [(name, sources.fingerprint(name)) for name in names]
+def _decontamination_sources(data: config.Data) -> list[str]:
+    """Return the sources whose text may block n-grams; [] without data.overlap."""
+    if not data.overlap:
+        return []
+    return sorted(data.sources) + ([data.protect] if data.protect else [])
 
 
-def _guarded(data: config.Data) -> Path:
-    """The file of the runs of data.overlap words in held-out text, and in data.protect."""
-    key = _key(FORMAT, data.overlap, data.heldout, data.protect, data.broken, _guards(data))
-    path = copies.place(data) / f"runs-{data.overlap}-{key}.u64"
+def _write_blocked_ngrams(path: Path, data: config.Data) -> None:
+    """Write the hashes of data.overlap words of held-out text and of data.protect, once."""
 
-    def found() -> Iterator[np.ndarray]:
-        for source, _ in _guards(data):
+    def ngrams() -> Iterator[np.ndarray]:
+        for source in _decontamination_sources(data):
             for document in _documents(source, data):
-                raw = document.text.encode(errors="replace")
-                held = sift.share(document, hashlib.sha256(raw).digest()) < data.heldout
-                if held or source == data.protect:
+                if source == data.protect or sift.is_heldout(document, data.heldout):
                     yield overlap.runs(document.text, data.overlap)
 
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        overlap.write(path, found())
-    return path
+        overlap.write(path, ngrams())
 
 
 def _documents(source: str, data: config.Data, start: int = 0) -> Iterator[files.Document]:
-    """Of a source, from a part on; in their order, with data.broken="skip", what cannot be read."""
+    """Yield the documents of a source from part `start` on.
+
+    With data.broken="skip", a document with an `error` stands for each unreadable input, in order.
+    """
     if data.broken == "stop":
         yield from sources.documents(source, start=start)
         return
-    refused: list[str] = []
+    errors: list[str] = []
     part = start
-    for document in sources.documents(source, refused.append, start):
-        # What was refused before it may belong to the part before: a draft is then saved after it.
+    for document in sources.documents(source, errors.append, start):
+        # An error may belong to the previous part. The state is then saved one part later, which is
+        # safe.
         part = document.part
-        while refused:
-            yield files.Document("", "", part=part, error=refused.pop(0))
+        while errors:
+            yield files.Document("", "", part=part, error=errors.pop(0))
         yield document
-    for error in refused:
+    for error in errors:
         yield files.Document("", "", part=part, error=error)
 
 
@@ -259,17 +316,17 @@ def _key(*facts) -> str:
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:12]
 
 
-def _temporary(data: config.Data, name: str) -> Path:
-    """A new folder of data.cache, to be renamed when it is whole."""
+def _new_folder(data: config.Data, cache: Path, name: str) -> Path:
+    """Create a temporary folder in the cache, to be renamed when it is complete."""
     try:
-        copies.place(data).mkdir(parents=True, exist_ok=True)
-        return Path(tempfile.mkdtemp(prefix=f".{name}-", dir=copies.place(data)))
+        cache.mkdir(parents=True, exist_ok=True)
+        return Path(tempfile.mkdtemp(prefix=f".{name}-", dir=cache))
     except OSError as error:
         raise _unwritable(data, error) from None
 
 
 def _read_manifest(folder: Path) -> Manifest | None:
-    """None unless the manifest is there and its token files have the lengths that it says."""
+    """Return the manifest, or None if it is missing or its token files have other lengths."""
     try:
         manifest = Manifest(**json.loads((folder / "manifest.json").read_text()))
         width = np.dtype(manifest.dtype).itemsize
@@ -282,7 +339,7 @@ def _read_manifest(folder: Path) -> Manifest | None:
 
 
 def _unwritable(data: config.Data, error: Exception) -> ValueError:
-    why = getattr(error, "strerror", None) or error
+    reason = getattr(error, "strerror", None) or error
     return ValueError(
-        f"data.cache={data.cache!r} cannot be written ({why}): free it, or name another folder"
+        f"data.cache={data.cache!r} cannot be written ({reason}): free space or name another folder"
     )

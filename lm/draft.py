@@ -1,20 +1,19 @@
-"""A prepared source that is not whole yet: what a killed call leaves, the next one goes on with.
+"""Partially prepared source on disk. An interrupted preparation resumes from it.
 
-    with Draft(Path("data"), "wiki-91c07d44e3b5", prints) as draft:
-        for one in sifted(...):                # from the part draft.part on: the others are in it
-            draft.add(one)
+    with Draft(Path("data"), "wiki-91c07d44e3b5", fingerprints) as draft:
+        for document in sifted(...):           # from part draft.part on: earlier parts are stored
+            draft.add(document)
         draft.finish()
         draft.move(Path("data/wiki-91c07d44e3b5"))
 
 data/.wiki-91c07d44e3b5/
-    train.bin, heldout.bin    token ids up to here; what is longer than was saved is cut off
-    digests                   SHA-256 and side of each document that is kept, for the hash of all
-    seen.sqlite               what was seen, and the counts: see seen.Seen
+    train.bin, heldout.bin    token ids; bytes after the last save are truncated on resume
+    digests                   SHA-256 and split of each accepted document, for the content hash
+    seen.sqlite               document hashes, and counts at the last save: see seen.Seen
 """
 
 import collections
 import contextlib
-import fcntl
 import hashlib
 import os
 import shutil
@@ -24,44 +23,51 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
+import filelock
+
 from lm import seen, sift
 
 SPLITS = ("train", "heldout")
 FILES = ("train.bin", "heldout.bin", "digests")
-SAVE_SECONDS = 5.0  # between two savings, which are at the ends of parts
-DIGEST = 40  # bytes: SHA-256, then the side
+SAVE_SECONDS = 5.0  # minimum time between saves, which happen at the ends of parts
+DIGEST = 40  # bytes per document: SHA-256, then the split, padded
 COUNTS = ("documents", "bytes", "tokens", "counted")
 
 
 class Draft:
-    """Open for writing by one process; a second one at the same time gets a folder of its own.
+    """Staged corpus, written by one process. A second process gets a separate folder.
 
-    prints: a fingerprint of each part of the source. What was saved counts as long as the parts up
-    to there are the same; else all begins anew. before: the `seen` files of sources whose documents
-    are not to come again. Left without `move`, a draft stays for the next call if a part is saved.
+    `prints` has a fingerprint per part of the source. A stored draft is valid if the fingerprints
+    of its parts are unchanged; otherwise it is rebuilt. `before` are the `seen` files of sources
+    whose documents count as duplicates. After an error, the draft stays for the next call if a part
+    is saved.
     """
 
     def __init__(self, cache: Path, name: str, prints: list, before: Iterable[Path] = ()):
         self.prints, self.before = prints, list(before)
-        self.folder, self._lock = _claimed(cache, name)
+        self.folder, self._lock = _claim(cache, name)
+        self._is_moved = False
         try:
-            self._open()
-        except (ValueError, KeyError, sqlite3.DatabaseError):  # damaged, or of other parts
-            if self._lock is not None:
-                os.close(self._lock)
-            shutil.rmtree(self.folder, ignore_errors=True)
-            self.folder, self._lock = _claimed(cache, name)
-            self._open()
+            try:
+                self._open()
+            except (ValueError, KeyError, sqlite3.DatabaseError):  # corrupt, or of other parts
+                shutil.rmtree(self.folder, ignore_errors=True)
+                self.folder.mkdir(exist_ok=True)
+                self._open()
+        except BaseException:
+            _release(self._lock)
+            raise
         self._saved_at = time.monotonic()
 
     def _open(self) -> None:
+        """Open the files at the state of the last save. Raises ValueError if that is impossible."""
         self._seen = seen.Seen(self.folder / "seen.sqlite", self.before)
         saved = self._seen.saved()
         self.part = saved.get("part", 0)
-        if saved and saved["prints"] != self._prints_of(self.part):
-            raise ValueError("other parts")
+        if saved and saved["prints"] != self._prints_hash(self.part):
+            raise ValueError("the parts of the source have changed")
         self.counts: dict[str, dict[str, int]] = saved.get("counts") or {
-            what: dict.fromkeys(SPLITS, 0) for what in COUNTS
+            count: dict.fromkeys(SPLITS, 0) for count in COUNTS
         }
         self.duplicates: int = saved.get("duplicates", 0)
         self.dropped = collections.Counter(saved.get("dropped", {}))
@@ -69,7 +75,7 @@ class Draft:
         for name, file in self._files.items():
             size = saved.get("sizes", {}).get(name, 0)
             if os.fstat(file.fileno()).st_size < size:
-                raise ValueError("shorter than was saved")
+                raise ValueError(f"{name} is shorter than at the last save")
             file.truncate(size)
             file.seek(size)
 
@@ -77,40 +83,42 @@ class Draft:
         return self
 
     def __exit__(self, *_) -> None:
-        with contextlib.suppress(OSError, sqlite3.Error):  # of a full disk: it was told before
+        with contextlib.suppress(OSError, sqlite3.Error):  # a full disk was already reported
             self._close()
-        if self.folder.name.startswith(".") and (self._lock is None or not self.part):
+        if not self._is_moved and (self._lock is None or not self.part):
             shutil.rmtree(self.folder, ignore_errors=True)
-        if self._lock is not None:
-            os.close(self._lock)
+        _release(self._lock)
 
-    def add(self, one: sift.Sifted) -> None:
-        """Writes a document, or counts why it is left out; saves at the end of a part, at times."""
-        if one.part > self.part and time.monotonic() - self._saved_at >= SAVE_SECONDS:
-            self._save(one.part)
-        if one.error:
+    def add(self, document: sift.Sifted) -> None:
+        """Write a document or count why it is rejected. Save at the end of a part if it is due."""
+        if document.part > self.part and time.monotonic() - self._saved_at >= SAVE_SECONDS:
+            self._save(document.part)
+        if document.error:
             self.dropped["broken"] += 1
             return
-        if not self._seen.add(one.digest):
+        if not self._seen.add(document.digest):
             self.duplicates += 1
             return
-        complaint = one.complaint or ("near_copy" if self._seen.has_band(one.bands) else "")
-        if complaint:
-            self.dropped[complaint] += 1
+        is_near_duplicate = not document.complaint and self._seen.has_band(document.bands)
+        reason = "near_copy" if is_near_duplicate else document.complaint
+        if reason:
+            self.dropped[reason] += 1
             return
-        self._seen.add_bands(one.bands)
-        self._files["digests"].write((one.digest + one.split.encode()).ljust(DIGEST))
-        self._files[f"{one.split}.bin"].write(one.ids)
-        for what, n in zip(COUNTS, (1, one.n_bytes, one.n_tokens, one.n_counted), strict=True):
-            self.counts[what][one.split] += n
+        self._seen.add_bands(document.bands)
+        split = document.split
+        self._files["digests"].write((document.digest + split.encode()).ljust(DIGEST))
+        self._files[f"{split}.bin"].write(document.ids)
+        numbers = (1, document.n_bytes, document.n_tokens, document.n_counted)
+        for count, number in zip(COUNTS, numbers, strict=True):
+            self.counts[count][split] += number
 
     @property
     def size(self) -> tuple[int, int]:
-        """Documents and bytes of text that are in it."""
+        """Numbers of accepted documents and of their bytes of text."""
         return sum(self.counts["documents"].values()), sum(self.counts["bytes"].values())
 
     def finish(self) -> str:
-        """Closes the files and returns the hash over the documents and their sides, in order."""
+        """Close the files and return the hash over the documents and their splits, in order."""
         self._save(len(self.prints))
         self._close()
         content = hashlib.sha256()
@@ -121,19 +129,20 @@ class Draft:
         return content.hexdigest()
 
     def move(self, folder: Path) -> None:
-        """Gives the whole its name. OSError if there is something of that name; then it is lost."""
+        """Rename the finished draft to `folder`. Raises OSError, and loses it, if that exists."""
         self.part = 0
         self.folder.rename(folder)
-        self.folder = folder
+        self.folder, self._is_moved = folder, True
 
     def _save(self, part: int) -> None:
+        """Store the state so that a later call resumes with part number `part`."""
         for file in self._files.values():
             file.flush()
             os.fsync(file.fileno())
         self._seen.save(
             {
                 "part": part,
-                "prints": self._prints_of(part),
+                "prints": self._prints_hash(part),
                 "counts": self.counts,
                 "duplicates": self.duplicates,
                 "dropped": self.dropped,
@@ -142,7 +151,8 @@ class Draft:
         )
         self.part, self._saved_at = part, time.monotonic()
 
-    def _prints_of(self, part: int) -> str:
+    def _prints_hash(self, part: int) -> str:
+        """Return the hash of the fingerprints of all parts before `part`."""
         return hashlib.sha256(repr(self.prints[:part]).encode()).hexdigest()
 
     def _close(self) -> None:
@@ -151,20 +161,33 @@ class Draft:
         self._seen.close()
 
 
-def _claimed(cache: Path, name: str) -> tuple[Path, int | None]:
-    """The folder of a draft and the lock on it; where that is taken, a new one without a lock.
+def _claim(cache: Path, name: str) -> tuple[Path, filelock.BaseFileLock | None]:
+    """Return the folder of a draft and its lock.
 
-    The lock is on the folder itself, so it goes with the process that holds it, however it ends.
+    If another process has the lock, or the file system has no locks, return a new folder and None.
+    The system releases the lock when its process ends, however it ends.
     """
+    cache.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(cache / f".{name}.lock", timeout=0)
+    try:
+        lock.acquire()
+    except OSError:
+        return Path(tempfile.mkdtemp(prefix=f".{name}-", dir=cache)), None
     folder = cache / f".{name}"
-    while True:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = os.open(folder, os.O_RDONLY)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:  # another process has it, or this file system knows no locks
-            os.close(lock)
-            return Path(tempfile.mkdtemp(prefix=f".{name}-", dir=cache)), None
-        if folder.exists() and os.path.samestat(os.fstat(lock), folder.stat()):
-            return folder, lock
-        os.close(lock)  # it was finished, and renamed, in between
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError:
+        _release(lock)
+        raise
+    return folder, lock
+
+
+def _release(lock: filelock.BaseFileLock | None) -> None:
+    """Delete the lock file and release the lock.
+
+    The file is deleted first. A process that opens the path later creates a new file. A process
+    that already opened it detects the deletion when it gets the lock (filelock checks this).
+    """
+    if lock is not None:
+        Path(lock.lock_file).unlink(missing_ok=True)
+        lock.release()

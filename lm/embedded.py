@@ -1,9 +1,9 @@
-"""Real text that every installation already holds: Python's own source, and English docstrings.
+"""Built-in text: the source of Python's standard library, and English paragraphs of docstrings.
 
     for name, text in docs():            # "asyncio/events.py", "Event loop and ..."
         ...
 
-The text is the same wherever the versions of Python and of PACKAGES are, and needs no download.
+Equal versions of Python and of PACKAGES give equal text. Nothing is downloaded.
 """
 
 import ast
@@ -19,10 +19,8 @@ import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
-MAX_CHARACTERS = (
-    24_000_000  # of code, and of docs: what comes after is left, so that a start is quick
-)
-# Packages that lm cannot do without: folder -> the name it is distributed under.
+MAX_CHARACTERS = 24_000_000  # limit of code and of docs, so that the first run starts quickly
+# Required packages of lm: import folder -> name of the distribution.
 PACKAGES = {
     "absl": "absl-py",
     "etils": "etils",
@@ -38,9 +36,10 @@ PACKAGES = {
     "tensorflow_datasets": "tensorflow-datasets",
 }
 NOT_READ = {
-    *("ensurepip", "distutils", "idlelib", "lib2to3", "tkinter", "turtledemo"),  # not everywhere
+    # Some installations lack these.
+    *("ensurepip", "distutils", "idlelib", "lib2to3", "tkinter", "turtledemo"),
     *("test", "tests", "testing", "_vendor", "site-packages", "dist-packages", "__pycache__"),
-    *("encodings", "pydoc_data"),  # tables rather than programs
+    *("encodings", "pydoc_data"),  # these are tables, not programs
 }
 
 ROLE = re.compile(r":[\w:.+-]+:`~?([^`<]+?)(?:\s*<[^`]*>)?`")  # :class:`~lm.config.Run`
@@ -51,38 +50,39 @@ MARKUP = re.compile(r">>>|::|[|\\{}<>@]|\.\. |---|===| \* ")
 
 
 def code() -> Iterator[tuple[str, str]]:
-    """(name, source) of each file of the standard library, without tests; 7.8 MB in Python 3.11."""
+    """Yield (name, source) of the standard library without tests: 7.8 MB in Python 3.11."""
     return _capped((name, _read(path)) for name, path in _python_files())
 
 
 def docs() -> Iterator[tuple[str, str]]:
-    """(name, English of its docstrings) of each file of Python and of PACKAGES; about 4.7 MB.
+    """Yield (name, English text of the docstrings) of Python and of PACKAGES: about 4.7 MB.
 
-    A paragraph is kept where it comes first: packages repeat theirs from function to function.
+    A repeated paragraph is used once, because packages repeat paragraphs in many functions.
     """
     return _capped(_english())
 
 
 def code_versions() -> dict[str, str]:
+    """Return the Python version."""
     return {"python": platform.python_version()}
 
 
 def docs_versions() -> dict[str, str]:
-    """ValueError naming the package that is missing."""
-    found = code_versions()
+    """Return the versions of Python and of PACKAGES. Raises ValueError for a missing package."""
+    versions = code_versions()
     for distribution in PACKAGES.values():
         try:
-            found[distribution] = importlib.metadata.version(distribution)
+            versions[distribution] = importlib.metadata.version(distribution)
         except importlib.metadata.PackageNotFoundError:
             raise ValueError(f"docs: {distribution} is missing: install it, or drop docs") from None
-    return found
+    return versions
 
 
 def paragraphs(docstring: str) -> list[str]:
-    """Those of a docstring that read as English, each on one line and without markup.
+    """Return the English paragraphs of a docstring, each on one line and without markup.
 
-    A paragraph is lines of one indentation, so what is said of an argument counts and its type does
-    not; doctests, tables, formulas and lists of names are not English.
+    A paragraph consists of lines of equal indentation, so the description of an argument is
+    separate from its type. Doctests, tables, formulas and lists of names are not English.
     """
     blocks, lines, indent = [], [], 0
     for line in [*inspect.cleandoc(docstring).split("\n"), ""]:
@@ -103,7 +103,8 @@ def _plain(block: str) -> str:
 
 
 def _may_be_english(block: str) -> bool:
-    return block[-1] in ".?!)" and block.count(" ") >= 4  # most fail here, before the slow part
+    # A cheap test first: most blocks fail it.
+    return block[-1] in ".?!)" and block.count(" ") >= 4
 
 
 def _is_english(text: str) -> bool:
@@ -114,20 +115,23 @@ def _is_english(text: str) -> bool:
 
 
 def _english() -> Iterator[tuple[str, str]]:
-    seen = set()
+    seen_paragraphs = set()
     for name, path in itertools.chain(_python_files(), _packages_files()):
         text = _read(path)
-        if '"""' not in text:  # parsing is what takes the time
+        if '"""' not in text:  # parsing is slow
             continue
-        found = [p for docstring in _docstrings(ast.parse(text)) for p in paragraphs(docstring)]
-        new = [p for p in dict.fromkeys(found) if p not in seen]
-        seen.update(new)
+        english = [p for docstring in _docstrings(ast.parse(text)) for p in paragraphs(docstring)]
+        new = [p for p in dict.fromkeys(english) if p not in seen_paragraphs]
+        seen_paragraphs.update(new)
         if new:
             yield name, "\n\n".join(new)
 
 
 def _docstrings(node) -> Iterator[str]:
-    """Of a module, its classes, functions and methods, in order; none from inside a function."""
+    """Yield the docstrings of a module, its classes, functions and methods, in order.
+
+    Definitions inside a function are skipped.
+    """
     docstring = ast.get_docstring(node, clean=False)
     if docstring:
         yield docstring
@@ -149,13 +153,13 @@ def _python_files() -> Iterator[tuple[str, Path]]:
 def _packages_files() -> Iterator[tuple[str, Path]]:
     for folder in PACKAGES:
         top, _, below = folder.partition("/")
-        spec = importlib.util.find_spec(top)  # finds the package without importing it
+        spec = importlib.util.find_spec(top)  # does not import the package
         for root in sorted((spec and spec.submodule_search_locations) or []):
             yield from _package_files(folder, Path(root, below))
 
 
 def _package_files(name: str, root: Path) -> Iterator[tuple[str, Path]]:
-    """(name/below/file.py, path) of the programs below a folder, in one order everywhere."""
+    """Yield (name/path/file.py, path) of the programs below a folder, in a fixed order."""
     for folder, folders, files in os.walk(root):
         folders[:] = sorted(set(folders) - NOT_READ)
         for file in sorted(files):
@@ -168,12 +172,13 @@ def _read(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: cannot be read ({error}): is Python installed whole?") from None
+        raise ValueError(f"{path}: cannot be read ({error}): reinstall Python") from None
 
 
-def _capped(found: Iterator[tuple[str, str]]) -> Iterator[tuple[str, str]]:
+def _capped(texts: Iterator[tuple[str, str]]) -> Iterator[tuple[str, str]]:
+    """Yield (name, text) up to MAX_CHARACTERS."""
     n_characters = 0
-    for name, text in found:
+    for name, text in texts:
         n_characters += len(text)
         if n_characters > MAX_CHARACTERS:
             return

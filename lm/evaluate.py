@@ -47,15 +47,15 @@ def evaluate(run: config.Run, device_mesh, score: Callable, params: dict, text: 
     others = [source for source in text.manifests if source not in text.sources]
     for seed, source in enumerate([*text.sources, *others]):
         tokens_NT = text.heldout(source, run.eval.n_sequences)
-        batch = text.marked(tokens_NT)
+        batch = data.with_segments_and_weights(text.data, text.tokenizer, tokens_NT)
         batch.setdefault("segments", np.zeros_like(tokens_NT[:, 1:]))
         weights_NT = batch.pop("weights", np.ones(tokens_NT[:, 1:].shape))
         nats_NT, best_NT = score_all(run, device_mesh, score, params, batch)
         nats_N, targets_NT = (nats_NT * weights_NT).sum(axis=1), tokens_NT[:, 1:]
         loss[source] = ratio(nats_N, weights_NT.sum(axis=1))
-        n_bytes_N = (text.byte_lengths(source)[targets_NT] * weights_NT).sum(axis=1)
+        n_bytes_N = (data.byte_lengths(text, source)[targets_NT] * weights_NT).sum(axis=1)
         bits[source] = ratio(nats_N / np.log(2), n_bytes_N)
-        own_NT = text.own_nats(source, tokens_NT)
+        own_NT = data.source_nats(text, source, tokens_NT)
         if own_NT is not None:
             excess[source] = ratio(
                 nats_N - own_NT.sum(axis=1), np.full(len(nats_N), own_NT.shape[1])

@@ -1,19 +1,34 @@
-"""Sets tasks to a model: examples packed into the rows that it is scored on anyway.
+"""Evaluate tasks during training with the compiled program of the held-out loss.
 
-row = sit(run, device_mesh, score, params, tokenizer, [tasks.load("copy?length=4")])
-row["task.copy?length=4.accuracy"], row["task_se.copy?length=4.accuracy"]
+    results = sit(run, device_mesh, score, params, tokenizer, [tasks.load("copy?length=4")])
+    results["copy?length=4"]["accuracy"]            # {"value": 0.4, "se": 0.05}
+    columns(results)["task.copy?length=4.accuracy"]  # 0.4
 
-Every (prompt, answer) is a segment of its own in rows of data.seq_len tokens, after the token that
-ends documents, as the start of a document is in training. So tasks need no program but the one
-that gives the held-out loss. Axes: N rows, T time.
+Each (prompt, answer) is a segment of its own in rows of data.seq_len tokens. It follows the token
+that ends documents, like the start of a document in training. sample.score also computes
+log-likelihoods of answers: it shares prompts, but needs a program of its own. Axes: N rows, T time.
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
-from lm import config, evaluate, grade, sample, tasks, tokens
+from lm import config, evaluate, grade, sample, tasks, tokens, whole
+
+Pair = tuple[np.ndarray, np.ndarray]  # token ids of a prompt and of its answer
+Results = dict[str, grade.Metrics]  # task name -> metric -> {"value": ..., "se": ...}
+
+
+class EncodedTask(NamedTuple):
+    """A task with the examples that fit into a row, and counts of the others."""
+
+    task: tasks.Task
+    pairs: list[list[Pair]]  # choices of each example
+    n_cut: int  # examples whose prompts are truncated
+    n_left_out: int  # examples with an answer that is too long for a row
 
 
 def sit(
@@ -22,101 +37,129 @@ def sit(
     score: Callable,
     params: dict,
     tokenizer: tokens.Tokenizer,
-    asked: Sequence[tasks.Task],
-) -> dict[str, float]:
-    """{"task.NAME.METRIC": value, "task_se.NAME.METRIC": standard error}: see lm/grade.py.
+    task_list: Sequence[tasks.Task],
+) -> Results:
+    """Evaluate tasks and return the metrics of each: see grade.
 
-    What does not fit into data.seq_len tokens loses the left of its prompt, and n_cut counts the
-    examples; an answer that does not fit by itself leaves its example out, and n_left_out counts.
-    With eval.too_long="refuse" either is a ValueError.
+    An example longer than data.seq_len tokens loses the left end of its prompt. An example with an
+    answer that is too long by itself is dropped. Raises ValueError for both if eval.too_long is
+    "refuse".
     """
-    found, pairs, kept = {}, [], []
-    for task in asked:
-        encoded = [_encoded(example, tokenizer) for example in task.examples]
-        longest = [max(len(answer) for _, answer in pair) for pair in encoded]
-        fits = [n <= run.data.seq_len for n in longest]
-        n_cut = sum(
-            fit and max(len(p) + len(a) for p, a in pair) > run.data.seq_len + 1
-            for fit, pair in zip(fits, encoded, strict=True)
-        )
-        n_left_out = len(fits) - sum(fits)
-        if run.eval.too_long == "refuse" and (n_cut or n_left_out):
-            raise ValueError(
-                f"task {task.name}: {n_cut + n_left_out} of {len(fits)} examples are longer than "
-                f"data.seq_len={run.data.seq_len}: take fewer shots, or eval.too_long='cut'"
-            )
-        found |= {f"task.{task.name}.n_cut": n_cut, f"task.{task.name}.n_left_out": n_left_out}
-        kept.append([(e, p) for e, p, fit in zip(task.examples, encoded, fits, strict=True) if fit])
-        pairs += [pair for _, choices in kept[-1] for pair in choices]
-    said = iter(_said(run, device_mesh, score, params, tokenizer, pairs))
-    for task, chosen in zip(asked, kept, strict=True):
-        if not chosen:
-            found[f"task.{task.name}.n"] = 0
+    encoded = [_encode_task(run, task, tokenizer) for task in task_list]
+    pairs = [pair for task in encoded for choices in task.pairs for pair in choices]
+    scores = iter(_score_pairs(run, device_mesh, score, params, tokenizer.end, pairs))
+    results: Results = {}
+    for task, choices_of_examples, n_cut, n_left_out in encoded:
+        metrics: grade.Metrics = {"n_cut": {"value": n_cut}, "n_left_out": {"value": n_left_out}}
+        if not choices_of_examples:
+            metrics["n"] = {"value": 0}
+            results[task.name] = metrics
             continue
-        examples = [example for example, _ in chosen]
-        answers = [[next(said) for _ in choices] for _, choices in chosen]
-        pieces = [[tokenizer.pieces[i] for i in choices[e.right][1]] for e, choices in chosen]
-        marks = grade.likelihoods(examples, answers, pieces)
+        example_scores = [[next(scores) for _ in choices] for choices in choices_of_examples]
+        pieces = [
+            [tokenizer.pieces[i] for i in choices[example.right][1]]
+            for example, choices in zip(task.examples, choices_of_examples, strict=True)
+        ]
+        metrics |= grade.likelihoods(task.examples, example_scores, pieces)
         if task.generate:
-            prompts = [[int(i) for i in choices[0][0]] for _, choices in chosen]
-            longest = max(len(answer) for _, choices in chosen for _, answer in choices)
-            limit = sample.Sampling(max_tokens=2 * longest, stop=(task.stop,))
-            texts = sample.generate(run, device_mesh, params, prompts, tokenizer, limit)
-            asked_of = tasks.Task(task.name, examples, True, task.is_translation)
-            marks |= grade.words(asked_of, [text.text for text in texts])
-        for name, value in marks.items():
-            place = "task_se" if name.endswith("_se") else "task"
-            found[f"{place}.{task.name}.{name.removesuffix('_se')}"] = value
-    return found
+            texts = _generate(run, device_mesh, params, tokenizer, task, choices_of_examples)
+            metrics |= grade.words(task, texts)
+        results[task.name] = metrics
+    return results
 
 
-def _encoded(
-    example: tasks.Example, tokenizer: tokens.Tokenizer
-) -> list[tuple[np.ndarray, np.ndarray]]:
-    """(prompt, answer) of each choice in token ids; a prompt begins with the end of a document.
+def columns(results: Results) -> dict[str, float]:
+    """Return the columns of a record: task.NAME.METRIC, and task_se.NAME.METRIC for its error."""
+    row = {}
+    for task, metrics in results.items():
+        for metric, numbers in metrics.items():
+            row[f"task.{task}.{metric}"] = numbers["value"]
+            if "se" in numbers:
+                row[f"task_se.{task}.{metric}"] = numbers["se"]
+    return row
 
-    Encoded apart, so that where an answer begins does not depend on the answer.
+
+def packed(
+    pairs: Sequence[Pair], seq_len: int, end: int
+) -> tuple[np.ndarray, np.ndarray, list[tuple[int, int, int]]]:
+    """Pack pairs into rows. Return tokens [N, T+1], segments [N, T] and the answer positions.
+
+    The position of an answer is (row, start, stop) of its targets. Longer pairs come first, and
+    each goes into the newest row or a new one, so rows are nearly full.
     """
-    texts = tokenizer.encode_all([*example.prompts, *example.answers])
-    prompts, answers = texts[: len(example.prompts)], texts[len(example.prompts) :]
+    order = sorted(range(len(pairs)), key=lambda i: -len(pairs[i][0]) - len(pairs[i][1]))
+    prompts = {i: pairs[i][0][-max(1, seq_len + 1 - len(pairs[i][1])) :] for i in order}
+    sizes = [len(prompts[i]) + len(pairs[i][1]) for i in order]
+    rows = whole.best_fit(sizes, seq_len + 1, newest_only=True)
+    n_rows = rows.max(initial=-1) + 1
+    tokens_NT = np.full((n_rows, seq_len + 1), end, np.int32)
+    segments_NT = np.zeros((n_rows, seq_len), np.int32)
+    used, n_segments = np.zeros(n_rows, int), np.zeros(n_rows, int)
+    answer_slots = [(0, 0, 0)] * len(pairs)
+    for i, row, size in zip(order, rows.tolist(), sizes, strict=True):
+        start, stop = used[row], used[row] + size
+        n_segments[row] += 1
+        tokens_NT[row, start:stop] = np.r_[prompts[i], pairs[i][1]]
+        segments_NT[row, start : stop - 1] = n_segments[row]  # the last token is only a target
+        first = int(start) + len(prompts[i]) - 1
+        answer_slots[i] = row, first, first + len(pairs[i][1])
+        used[row] = stop
+    return tokens_NT, segments_NT, answer_slots
+
+
+def _encode_task(run: config.Run, task: tasks.Task, tokenizer: tokens.Tokenizer) -> EncodedTask:
+    """Encode the examples of a task and drop those whose answers are too long for a row."""
+    seq_len = run.data.seq_len
+    encoded = [_encode_example(example, tokenizer) for example in task.examples]
+    fits = [max(len(answer) for _, answer in pairs) <= seq_len for pairs in encoded]
+    n_cut = sum(
+        is_short and max(len(prompt) + len(answer) for prompt, answer in pairs) > seq_len + 1
+        for is_short, pairs in zip(fits, encoded, strict=True)
+    )
+    n_left_out = len(fits) - sum(fits)
+    if run.eval.too_long == "refuse" and (n_cut or n_left_out):
+        raise ValueError(
+            f"task {task.name}: {n_cut + n_left_out} of {len(fits)} examples are longer than "
+            f"data.seq_len={seq_len}: use fewer shots, or set eval.too_long='cut'"
+        )
+    examples = [e for e, is_short in zip(task.examples, fits, strict=True) if is_short]
+    pairs = [p for p, is_short in zip(encoded, fits, strict=True) if is_short]
+    return EncodedTask(dataclasses.replace(task, examples=examples), pairs, n_cut, n_left_out)
+
+
+def _encode_example(example: tasks.Example, tokenizer: tokens.Tokenizer) -> list[Pair]:
+    """Return (prompt, answer) token ids of each choice. A prompt starts with the `end` token.
+
+    Prompt and answer are encoded separately, so the answer does not change the prompt tokens.
+    """
+    ids = tokenizer.encode_all([*example.prompts, *example.answers])
+    prompts, answers = ids[: len(example.prompts)], ids[len(example.prompts) :]
     return [
         (np.r_[tokenizer.end, p].astype(np.int32), a.astype(np.int32))
         for p, a in zip(prompts, answers, strict=True)
     ]
 
 
-def packed(pairs: Sequence, seq_len: int, end: int) -> tuple[np.ndarray, np.ndarray, list]:
-    """tokens [N, T+1], segments [N, T] and, of each pair, (row, start, stop) of its answer's nats.
-
-    The longest come first and each goes to the row that is open, so rows are nearly full.
-    """
-    tokens_NT: list[np.ndarray] = []
-    segments_NT: list[np.ndarray] = []
-    places: list = [None] * len(pairs)
-    free, number = 0, 0
-    for i in sorted(range(len(pairs)), key=lambda i: -len(pairs[i][0]) - len(pairs[i][1])):
-        prompt, answer = pairs[i]
-        prompt = prompt[-max(1, seq_len + 1 - len(answer)) :]
-        size = len(prompt) + len(answer) - 1  # inputs; the last token is only a target
-        if size > free:
-            tokens_NT.append(np.full(seq_len + 1, end, np.int32))
-            segments_NT.append(np.zeros(seq_len, np.int32))
-            free, number = seq_len, 0
-        start, number = seq_len - free, number + 1
-        tokens_NT[-1][start : start + size + 1] = np.r_[prompt, answer]
-        segments_NT[-1][start : start + size] = number
-        first = start + len(prompt) - 1
-        places[i] = len(tokens_NT) - 1, first, first + len(answer)
-        free -= size + 1  # the next one begins behind the last target
-    return np.array(tokens_NT), np.array(segments_NT), places
-
-
-def _said(run, device_mesh, score, params, tokenizer, pairs) -> list[grade.Said]:
-    """Of each pair the nats and hits of its answer's tokens."""
+def _score_pairs(run, device_mesh, score, params, end: int, pairs: list[Pair]) -> list[grade.Said]:
+    """Return the nats and hits of the answer tokens of each pair."""
     if not pairs:
         return []
-    tokens_NT, segments_NT, places = packed(pairs, run.data.seq_len, tokenizer.end)
+    tokens_NT, segments_NT, answer_slots = packed(pairs, run.data.seq_len, end)
     batch = {"tokens": tokens_NT, "segments": segments_NT}
     nats_NT, best_NT = evaluate.score_all(run, device_mesh, score, params, batch)
     hits_NT = best_NT == tokens_NT[:, 1:]
-    return [grade.Said(nats_NT[r, a:b], hits_NT[r, a:b]) for r, a, b in places]
+    return [
+        grade.Said(nats_NT[row, start:stop], hits_NT[row, start:stop])
+        for row, start, stop in answer_slots
+    ]
+
+
+def _generate(
+    run, device_mesh, params, tokenizer, task: tasks.Task, pairs: list[list[Pair]]
+) -> list[str]:
+    """Return the answers that the model writes, at most twice as long as the longest answer."""
+    prompts = [[int(i) for i in choices[0][0]] for choices in pairs]
+    longest = max(len(answer) for choices in pairs for _, answer in choices)
+    limit = sample.Sampling(max_tokens=2 * longest, stop=(task.stop,))
+    generated = sample.generate(run, device_mesh, params, prompts, tokenizer, limit)
+    return [answer.text for answer in generated]

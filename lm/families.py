@@ -1,47 +1,50 @@
-"""Synthetic tasks with a dial for difficulty, whose chance levels are known.
+"""Synthetic tasks of adjustable difficulty with known chance accuracy.
 
-    family = parse("addition?digits=2-3")            # a dial takes a number or a range
+    family = parse("addition?digits=2-3")            # a parameter is a number or a range
     draw(family, np.random.default_rng(0))           # Instance("add 17+825=", "842", 0.001)
-    next(documents(parse_all("copy?length=4+sort")))   # lines to learn from: "copy kqzt=kqzt\n..."
+    next(documents(parse_all("copy?length=4+sort")))   # training text: "copy kqzt=kqzt\n..."
 
-    copy, reverse, upper, sort   length   letters, as they are, backwards, in capitals, in order
-    compose    length            two of these at once, as in "upper sort dab=ABD"
+    copy, reverse, upper, sort   length   copy, reverse, capitalize or sort letters
+    compose    length            two of these in a row, as in "upper sort dab=ABD"
     apply      order, spelling, length   one of six orders of the letters (back, left, right, swap,
-                                 tail, keep) written in one of four ways (plain, upper, next,
-                                 before): "back upper dab=BAD"; dials choose by number, from 0
-    recall     length            pairs of a letter and a digit; the digit of one letter
-    follow     length, steps     arrows between letters; where so many steps lead
-    brackets   depth             closes what is open
-    addition   digits            of two numbers
-    modular    modulus, terms    a sum, modulo
-    translate  words, lexicon    a made-up language: other words, the verb first, adjectives last
+                                 tail, keep) in one of four spellings (plain, upper, next, before):
+                                 "back upper dab=BAD"; both parameters are indices from 0
+    recall     length            pairs of a letter and a digit; the answer is the digit of a letter
+    follow     length, steps     arrows between letters; the answer is the letter `steps` arrows on
+    brackets   depth             close the open brackets
+    addition   digits            sum of two numbers
+    modular    modulus, terms    sum modulo `modulus`
+    translate  words, lexicon    invented language: other words, verb first, adjectives last
 
-Each line stands by itself or, with template=NAME (see chat), is a conversation of its own.
+A training document has LINES instances, one per line. With template=NAME (see chat) it is one
+instance, written as a conversation.
 
-A share HELDOUT of all instances, by the hash of their prompt, is in no document: tasks ask for
-these alone. Chance is what the best guess gets that has not read the question; of a rearrangement
-that is any order of the letters shown, of `recall` and `follow` any value shown.
+The fraction HELDOUT of all instances, chosen by the hash of the prompt, is in no training document.
+Evaluation tasks use only these. Chance is the accuracy of the best guess without the question: any
+order of the shown letters for a rearrangement, any shown value for `recall` and `follow`.
 """
 
 import dataclasses
 import hashlib
 import math
 import string
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from lm import chat, config
+from lm import chat, config, uri
 
 HELDOUT = 0.2
-LINES = 8  # instances in a document
+LINES = 8  # instances per document
 PAIRS = {"(": ")", "[": "]", "{": "}"}
 AZ = string.ascii_lowercase
 LETTERS, DIGITS = np.array(list(string.ascii_lowercase)), np.array(list(string.digits))
 
 
 class Instance(NamedTuple):
+    """A prompt, its answer, and the accuracy of a guess."""
+
     prompt: str
     answer: str
     chance: float
@@ -49,108 +52,122 @@ class Instance(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    name: str  # as it was asked for
-    kind: str  # a row of FAMILIES
-    dials: dict[str, tuple[int, int]]  # the least and the most of each
-    megabytes: float = 0.5  # of documents
-    seed: int = 0  # of the documents; of several families the first's
-    template: str = ""  # of chat, in which a document is one instance; "": LINES of them as text
+    """A synthetic task with its parameters."""
+
+    name: str  # the text that was parsed
+    kind: str  # key of FAMILIES
+    ranges: dict[str, tuple[int, int]]  # parameter -> (minimum, maximum)
+    megabytes: float = 0.5  # size of the documents
+    seed: int = 0  # seed of the documents; a list of families uses the seed of the first
+    template: str = ""  # chat template; "" writes LINES instances per document as plain text
 
 
 def parse(name: str) -> Family:
-    """Of "copy?length=2-5&megabytes=2"; ValueError for a family or dial that does not exist."""
-    kind, _, rest = name.partition("?")
+    """Parse a name such as "copy?length=2-5&megabytes=2".
+
+    Raises ValueError for an unknown task, an unknown field, or a value outside its limits.
+    """
+    kind = known_kind(name)
+    options = {
+        "seed": uri.count(),
+        "template": uri.choice(["", *chat.TEMPLATES]),
+    }
+    return build(name, uri.parse_uri(name, fields(kind) | options, "task ").values)
+
+
+def known_kind(name: str) -> str:
+    """Return the kind of a task name. Raises ValueError if it is not a key of FAMILIES."""
+    kind, _ = uri.split_uri(name)
     if kind not in FAMILIES:
         raise ValueError("task " + config.unknown(kind, list(FAMILIES)))
-    known = FAMILIES[kind][1]
-    dials, others = dict(known), {"megabytes": 0.5, "seed": 0, "template": ""}
-    for dial in rest.split("&") if rest else []:
-        key, _, value = dial.partition("=")
-        try:
-            if key in others:
-                others[key] = type(others[key])(value)
-            elif key in known:
-                low, _, high = value.partition("-")
-                dials[key] = int(low), int(high or low)
-            else:
-                names = ", ".join([*known, *others])
-                raise ValueError(f"task {name}: {key} does not exist: take {names}") from None
-        except ValueError as error:
-            why = f"task {name}: {key}={value} must be a number, or two such as 1-3"
-            raise ValueError(str(error) if "take" in str(error) else why) from None
-    for key, (low, high) in dials.items():
-        least, most = LIMITS[key]
-        if not least <= low <= high <= most:
-            raise ValueError(f"task {name}: {key} must be from {least} to {most}")
-    if not 0 < others["megabytes"] <= 1e5 or others["seed"] < 0:
-        raise ValueError(f"task {name}: megabytes must be above 0, and seed at least 0")
-    if others["template"] not in ("", *chat.TEMPLATES):
-        raise ValueError(f"task {name}: template must be one of {', '.join(chat.TEMPLATES)}")
-    return Family(name, kind, dials, **others)
+    return kind
+
+
+def fields(kind: str) -> dict[str, uri.Field]:
+    """Return the fields that only synthetic tasks of this kind have: parameters and megabytes."""
+    parameters = {parameter: uri.int_range(*LIMITS[parameter]) for parameter in FAMILIES[kind][1]}
+    return parameters | {"megabytes": uri.number(float, 1e-6, 1e5)}
+
+
+def build(name: str, values: Mapping[str, Any]) -> Family:
+    """Build the task `name` from parsed field values. Absent fields have their defaults."""
+    kind = known_kind(name)
+    defaults = FAMILIES[kind][1]
+    ranges = {parameter: values.get(parameter, default) for parameter, default in defaults.items()}
+    others = {key: values[key] for key in ("megabytes", "seed", "template") if key in values}
+    return Family(name, kind, ranges, **others)
 
 
 def draw(family: Family, rng: np.random.Generator) -> Instance:
-    """One instance, held out or not."""
+    """Sample one instance, held out or not."""
     make, _ = FAMILIES[family.kind]
-    dials = {k: int(rng.integers(low, high + 1)) for k, (low, high) in family.dials.items()}
-    return make(rng, **dials)
+    parameters = {k: int(rng.integers(low, high + 1)) for k, (low, high) in family.ranges.items()}
+    return make(rng, **parameters)
 
 
 def is_heldout(instance: Instance) -> bool:
-    """Whether no document holds it: by its hash, the same in every family, seed and process."""
+    """Return True if no training document contains the instance.
+
+    It depends only on the prompt: it is the same in every task, seed and process.
+    """
     digest = hashlib.sha256(instance.prompt.encode()).digest()
     return int.from_bytes(digest[:8], "big") < HELDOUT * 2**64
 
 
 def drawn(family: Family, rng: np.random.Generator, heldout: bool, n: int) -> list[Instance]:
-    """At most n different instances of one side; fewer where the family has no more."""
-    found: dict[str, Instance] = {}
+    """Sample up to n different instances, all held out or all not.
+
+    The list is shorter if the task has fewer instances.
+    """
+    instances: dict[str, Instance] = {}
     for _ in range(50 * n + 200):
-        if len(found) == n:
+        if len(instances) == n:
             break
-        one = draw(family, rng)
-        if is_heldout(one) == heldout:
-            found[one.prompt] = one
-    return list(found.values())
+        instance = draw(family, rng)
+        if is_heldout(instance) == heldout:
+            instances[instance.prompt] = instance
+    return list(instances.values())
 
 
 def parse_all(names: str) -> list[Family]:
-    """Of names with + between them; "all" stands for all families but compositions of others."""
+    """Parse names separated by "+". "all" stands for all tasks except compose and apply."""
     kinds = "+".join(kind for kind in FAMILIES if kind not in ("compose", "apply"))
     return [parse(name) for name in (kinds if names == "all" else names).split("+")]
 
 
 def shared(members: list[Family], unseen: str) -> list[str]:
-    """Those of the families named in `unseen`, with commas between, that the members can draw."""
-    asked = [parse(name) for name in unseen.split(",") if name.partition("?")[0] in FAMILIES]
+    """Return the names in `unseen` whose instances a member can sample.
+
+    `unseen` is separated by commas. Names that are not synthetic tasks are ignored.
+    """
+    excluded = [parse(name) for name in unseen.split(",") if uri.split_uri(name)[0] in FAMILIES]
     return [
-        one.name
-        for one in asked
-        if any(
-            one.kind == member.kind
-            and all(
-                low <= one.dials[dial][1] and one.dials[dial][0] <= high
-                for dial, (low, high) in member.dials.items()
-            )
-            for member in members
-        )
+        task.name for task in excluded if any(_have_overlap(task, member) for member in members)
     ]
 
 
+def _have_overlap(task: Family, member: Family) -> bool:
+    """Return True if both are of one kind and the ranges of all their parameters overlap."""
+    return task.kind == member.kind and all(
+        low <= task.ranges[parameter][1] and task.ranges[parameter][0] <= high
+        for parameter, (low, high) in member.ranges.items()
+    )
+
+
 def documents(members: list[Family]) -> Iterator[str]:
-    """Training instances of one family each, the families in turns: LINES, or a conversation."""
+    """Yield training documents of the tasks in turn, until all megabytes are written."""
     rng = np.random.default_rng((members[0].seed, 1))
-    left, turn = sum(family.megabytes for family in members) * 1e6, 0
-    while left > 0:
+    n_remaining, turn = sum(family.megabytes for family in members) * 1e6, 0
+    while n_remaining > 0:
         family = members[turn % len(members)]
-        kept = drawn(family, rng, heldout=False, n=1 if family.template else LINES)
+        instances = drawn(family, rng, heldout=False, n=1 if family.template else LINES)
         if family.template:
-            turns = [chat.Turn(one.prompt, one.answer) for one in kept]
+            turns = [chat.Turn(instance.prompt, instance.answer) for instance in instances]
             text = chat.render(family.template, turns)
         else:
-            text = "".join(f"{one.prompt}{one.answer}\n" for one in kept)
+            text = "".join(f"{instance.prompt}{instance.answer}\n" for instance in instances)
         yield text
-        left, turn = left - len(text), turn + 1
+        n_remaining, turn = n_remaining - len(text), turn + 1
 
 
 def _letters(rng, length: int) -> str:
@@ -180,7 +197,7 @@ def _compose(rng, length: int) -> Instance:
     return Instance(f"{first} {second} {text}=", answer, 1 / math.factorial(length))
 
 
-# Where the letters come from, and how they are written.
+# Order of the letters, and spelling of each letter. The names occur in prompts.
 ORDERS: dict[str, Callable[[str], str]] = {
     "keep": lambda text: text,
     "back": lambda text: text[::-1],
@@ -198,16 +215,16 @@ SPELLINGS: dict[str, Callable[[str], str]] = {
 
 
 def _apply(rng, order: int, spelling: int, length: int) -> Instance:
-    how, written = list(ORDERS)[order], list(SPELLINGS)[spelling]
+    order_name, spelling_name = list(ORDERS)[order], list(SPELLINGS)[spelling]
     text = _letters(rng, length)
-    answer = SPELLINGS[written](ORDERS[how](text))
-    return Instance(f"{how} {written} {text}=", answer, 1 / math.factorial(length))
+    answer = SPELLINGS[spelling_name](ORDERS[order_name](text))
+    return Instance(f"{order_name} {spelling_name} {text}=", answer, 1 / math.factorial(length))
 
 
 def _recall(rng, length: int) -> Instance:
     keys, values = rng.permutation(LETTERS)[:length], rng.permutation(DIGITS)[:length]
-    pairs, asked = [k + v for k, v in zip(keys, values, strict=True)], int(rng.integers(length))
-    return Instance(f"recall {' '.join(pairs)} {keys[asked]}=", str(values[asked]), 1 / length)
+    pairs, query = [k + v for k, v in zip(keys, values, strict=True)], int(rng.integers(length))
+    return Instance(f"recall {' '.join(pairs)} {keys[query]}=", str(values[query]), 1 / length)
 
 
 def _follow(rng, length: int, steps: int) -> Instance:
@@ -226,37 +243,38 @@ def _brackets(rng, depth: int) -> Instance:
             text += PAIRS[opened.pop()]
         opened.append(str(rng.choice(list(PAIRS))))
         text += opened[-1]
-    answer = "".join(PAIRS[one] for one in reversed(opened))
+    answer = "".join(PAIRS[bracket] for bracket in reversed(opened))
     return Instance(f"close {text}=", answer, len(PAIRS) ** -depth)
 
 
 def _addition(rng, digits: int) -> Instance:
     a, b = (int(n) for n in rng.integers(0, 10**digits, 2))
-    return Instance(f"add {a}+{b}=", str(a + b), 10.0**-digits)  # the likeliest sum is 99...9
+    return Instance(f"add {a}+{b}=", str(a + b), 10.0**-digits)  # the most likely sum is 99...9
 
 
 def _modular(rng, modulus: int, terms: int) -> Instance:
     numbers = [int(n) for n in rng.integers(0, modulus, terms)]
-    asked = "+".join(map(str, numbers))
-    return Instance(f"mod{modulus} {asked}=", str(sum(numbers) % modulus), 1 / modulus)
+    terms_text = "+".join(map(str, numbers))
+    return Instance(f"mod{modulus} {terms_text}=", str(sum(numbers) % modulus), 1 / modulus)
 
 
 def _translate(rng, words: int, lexicon: int) -> Instance:
-    kinds = "ANVAN"[-words:]
-    said = [(kind, int(rng.integers(lexicon))) for kind in kinds]
-    order = [one for one in said if one[0] == "V"]
-    for place, one in enumerate(said):
-        if one[0] == "N":
-            order += [one, said[place - 1]] if kinds[place - 1 : place] == "A" else [one]
-    theirs, ours = (
+    kinds = "ANVAN"[-words:]  # adjective, noun, verb, adjective, noun
+    sentence = [(kind, int(rng.integers(lexicon))) for kind in kinds]
+    translated = [word for word in sentence if word[0] == "V"]
+    for position, word in enumerate(sentence):
+        if word[0] == "N":
+            has_adjective = kinds[position - 1 : position] == "A"
+            translated += [word, sentence[position - 1]] if has_adjective else [word]
+    source, target = (
         " ".join(WORDS[kind][side][i] for kind, i in text)
-        for side, text in enumerate((said, order))
+        for side, text in enumerate((sentence, translated))
     )
-    return Instance(f"say {theirs}=", ours, float(lexicon) ** -words)
+    return Instance(f"say {source}=", target, float(lexicon) ** -words)
 
 
 def _lexicon() -> dict[str, tuple[list[str], list[str]]]:
-    """Kind of word -> 32 words of one language and, in their order, of the other."""
+    """Return, for each kind of word, 32 words of the source language and their translations."""
     rng = np.random.default_rng(7)
     words = [a + b + c for a in "bdgklmnprst" for b in "aeiou" for c in "dklmnrst"]
     words = [str(word) for word in rng.permutation(words)[: 6 * 32]]
@@ -265,8 +283,8 @@ def _lexicon() -> dict[str, tuple[list[str], list[str]]]:
 
 
 WORDS = _lexicon()
-# Name -> how an instance is made, and its dials as they are unless turned: what models of 10^5
-# parameters begin to learn. Answers of one length are far easier to learn than of several.
+# Kind -> function that makes an instance, and default ranges of its parameters. Models of 10^5
+# parameters begin to learn at the defaults. Answers of a fixed length are far easier to learn.
 FAMILIES: dict[str, tuple[Callable[..., Instance], dict[str, tuple[int, int]]]] = {
     "copy":      (_skill("copy"),    {"length": (3, 3)}),
     "reverse":   (_skill("reverse"), {"length": (3, 3)}),

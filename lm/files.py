@@ -1,6 +1,6 @@
-"""Documents from the user's own files: text, JSON Lines, Parquet; plain or packed.
+"""Readers of text files, JSON Lines and Parquet, plain or compressed.
 
-for read in jsonl("wiki/*.jsonl.gz", "text"):        # a part for each file
+for read in jsonl("wiki/*.jsonl.gz", "text"):        # one part per file
     for document in read(stop):
         print(document.name, len(document.text))
 """
@@ -17,7 +17,8 @@ from typing import IO, NamedTuple, NoReturn
 
 import zstandard
 
-PIECE_BYTES = 1 << 14  # a file becomes many documents: of one, no part could be held out
+# A text file becomes many documents, so that a part of it can be held out.
+PIECE_BYTES = 1 << 14
 TEXT_SUFFIXES = {
     *(".txt", ".text", ".md", ".markdown", ".rst", ".tex", ".org"),
     *(".py", ".pyi", ".c", ".h", ".cc", ".cpp", ".hpp", ".cu", ".java", ".js", ".ts", ".go"),
@@ -26,43 +27,47 @@ TEXT_SUFFIXES = {
 
 
 class Document(NamedTuple):
+    """A document of a source, or the error of an input that could not be read."""
+
     text: str
-    name: str  # where it comes from: a file, or a file and a place in it
-    home: str = ""  # documents of one home are held out together; "": each goes by its own text
-    part: int = 0  # of the source, from 0
-    error: str = ""  # what stood in its place could not be read
+    name: str  # origin: a file, or a file and a position in it
+    home: str = ""  # documents of one home are held out together; "": decided by the text
+    part: int = 0  # index of the part of the source
+    error: str = ""  # one-line message if the input could not be read
 
 
-Refuse = Callable[[str], None]  # told in one line what cannot be read; raises, or lets it be left
-# What a source is read in, such as a file. ValueError for what ends the reading of this part.
+# Handler of one-line error messages. It raises to stop reading, or returns to skip the input.
+Refuse = Callable[[str], None]
+# Reader of one part of a source, such as a file. A ValueError ends the reading of the part.
 Part = Callable[[Refuse], Iterable[Document]]
 
 
-def stop(what: str) -> NoReturn:
-    """The Refuse that ends the reading."""
-    raise ValueError(what) from None
+def stop(message: str) -> NoReturn:
+    """Raise ValueError: the error handler that stops at the first error."""
+    raise ValueError(message) from None
 
 
 def of_text(rest: str) -> list[Path]:
-    """A file, or all below a folder whose names end as those of text do, in one order."""
+    """Return the file, or all text files below the folder by suffix, in a fixed order."""
     top = Path(rest).expanduser()
     if top.is_file():
         return [top]
     if not top.exists():
-        raise ValueError(f"text:{rest}: there is no such file or folder")
-    found = []
+        raise ValueError(f"text:{rest}: there is no such file or folder: correct the path")
+    paths = []
     for folder, folders, files in os.walk(top, onerror=_unreadable):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         names = sorted(name for name in files if not name.startswith("."))
-        paths = (Path(folder, name) for name in names)
-        found += [p for p in paths if p.suffix.lower() in TEXT_SUFFIXES and p.is_file()]
-    if not found:
-        raise ValueError(f"text:{rest}: holds no file with {', '.join(sorted(TEXT_SUFFIXES))}")
-    return found
+        candidates = (Path(folder, name) for name in names)
+        paths += [p for p in candidates if p.suffix.lower() in TEXT_SUFFIXES and p.is_file()]
+    if not paths:
+        suffixes = ", ".join(sorted(TEXT_SUFFIXES))
+        raise ValueError(f"text:{rest}: holds no file with {suffixes}: rename the text files")
+    return paths
 
 
 def text(rest: str) -> list[Part]:
-    """Of each file of `of_text`, pieces of about PIECE_BYTES."""
+    """Return one part per file of `of_text`, read in pieces of about PIECE_BYTES."""
     return [functools.partial(_pieces, path) for path in of_text(rest)]
 
 
@@ -71,7 +76,7 @@ def _pieces(path: Path, refuse: Refuse) -> Iterator[Document]:
     for line in _lines(path):
         lines.append(line)
         end += len(line)
-        # A text without blank lines is cut too, at the end of a line.
+        # Without a blank line the piece ends at the next line after four times the size.
         if end - start >= PIECE_BYTES * (1 if not line.strip() else 4):
             yield _piece(path, lines, start)
             start, lines = end, []
@@ -84,17 +89,17 @@ def _piece(path: Path, lines: list[bytes], start: int) -> Document:
 
 
 def matching(pattern: str) -> list[Path]:
-    """The files of a glob, ** included, in one order; ValueError if there are none."""
+    """Return the files of a glob (** is recursive), sorted. Raises ValueError if none match."""
     pattern = os.path.expanduser(pattern)
-    found = [Path(name) for name in sorted(glob.glob(pattern, recursive=True))]
-    found = [path for path in found if path.is_file()]
-    if not found:
-        raise ValueError(f"data.sources: no file matches {pattern}")
-    return found
+    matches = [Path(name) for name in sorted(glob.glob(pattern, recursive=True))]
+    paths = [path for path in matches if path.is_file()]
+    if not paths:
+        raise ValueError(f"data.sources: no file matches {pattern}: correct the pattern")
+    return paths
 
 
 def jsonl(pattern: str, field: str) -> list[Part]:
-    """A line a document, of plain, .gz and .zst files; lines without text are left out."""
+    """Return one part per JSON Lines file (plain, .gz or .zst), one document per non-empty line."""
     return [functools.partial(_jsonl, path, field) for path in matching(pattern)]
 
 
@@ -114,7 +119,7 @@ def _line(line: bytes, field: str, where: str, refuse: Refuse) -> Document | Non
 
 
 def parquet(pattern: str, field: str) -> list[Part]:
-    """A row a document, a few at a time; rows without text are left out."""
+    """Return one part per Parquet file, one document per row with text, read in batches."""
     return [functools.partial(_parquet, path, field) for path in matching(pattern)]
 
 
@@ -137,18 +142,17 @@ def _parquet(path: Path, field: str, refuse: Refuse) -> Iterator[Document]:
                     stop(f"{path}: field {field!r} is {type(text).__name__}, not text")
                 if text and text.strip():
                     yield Document(newlines(text), f"{path} row {number}")
-    except (ValueError, OSError, pyarrow.ArrowException) as error:
-        why = str(error)
-        stop(why if why.startswith(str(path)) else f"{path}: cannot be read ({one_line(why)})")
+    except (OSError, UnicodeDecodeError, pyarrow.ArrowException) as error:
+        stop(f"{path}: cannot be read ({one_line(str(error))}): replace the file")
 
 
 def one_line(text: str) -> str:
-    """Other people's errors often take more."""
+    """Return the text on one line. Error messages of libraries often have several."""
     return " ".join(text.split())
 
 
 def objects(path: Path) -> Iterator[tuple[str, dict]]:
-    """(where, object) of each line of JSON Lines; ValueError naming file and line."""
+    """Yield (file and line number, object) of JSON Lines. Raises ValueError for a bad line."""
     for number, line in enumerate(_lines(path), 1):
         where = f"{path} line {number}"
         if line.strip():
@@ -176,7 +180,7 @@ def _field(text: str, field: str, where: str) -> str:
 
 
 def _lines(path: Path) -> Iterator[bytes]:
-    """Of a plain, .gz or .zst file; ValueError naming the file that cannot be read to its end."""
+    """Yield the lines of a plain, .gz or .zst file. Raises ValueError if it ends too early."""
     try:
         with open(path, "rb") as file:
             if path.suffix == ".gz":
@@ -192,12 +196,15 @@ def _lines(path: Path) -> Iterator[bytes]:
 
 
 def _unreadable(error: OSError, path: Path | None = None):
-    why = error.strerror or error
-    raise ValueError(f"{path or error.filename}: cannot be read ({why})") from None
+    reason = error.strerror or error
+    raise ValueError(f"{path or error.filename}: cannot be read ({reason})") from None
 
 
 def _zst_lines(file: IO[bytes]) -> Iterator[bytes]:
-    """Over all frames. zstandard's own reader takes a file that was cut off for a whole one."""
+    """Yield the lines of all frames.
+
+    The reader of the zstandard library does not report a truncated file.
+    """
     frame, rest = zstandard.ZstdDecompressor().decompressobj(), b""
     for chunk in iter(lambda: file.read(1 << 17), b""):
         while chunk:
@@ -207,7 +214,7 @@ def _zst_lines(file: IO[bytes]) -> Iterator[bytes]:
             yield from (line + b"\n" for line in lines)
             chunk = frame.unused_data
     if not frame.eof:
-        raise EOFError("it ends within a zstd frame")
+        raise EOFError("the file ends within a zstd frame")
     yield rest
 
 
@@ -217,10 +224,10 @@ def _decoded(raw: bytes, where: str, start: int = 0) -> str:
     try:
         return newlines(raw.decode().removeprefix("\ufeff"))
     except UnicodeDecodeError as error:
-        at = start + error.start
-        raise ValueError(f"{where}: is not UTF-8 at byte {at}: convert it") from None
+        position = start + error.start
+        raise ValueError(f"{where}: is not UTF-8 at byte {position}: convert it") from None
 
 
 def newlines(text: str) -> str:
-    """Those of all systems as \\n."""
+    """Return the text with the line ends of all systems replaced by \\n."""
     return text.replace("\r\n", "\n").replace("\r", "\n")

@@ -1,17 +1,17 @@
-"""What a line of a task's file asks, by its fields: the first row of FORMS that it has.
+"""Formats of task lines: the fields of a JSON line determine its format, the first match in FORMS.
 
 example({"question": "2+2?", "answer": "4"}, "my.jsonl line 1").answers     # (" 4",)
 
-query, choices, answer             one of several: `answer` is the place of the right one
-question, choices, answer          the same, after "Question:"
-context_options, continuation      which context goes before the continuation
-src, tgt                           translation; more references in other_references
+query, choices, answer             multiple choice: `answer` is the index of the correct choice
+question, choices, answer          multiple choice after "Question:"
+context_options, continuation      choose the context that precedes the continuation
+src, tgt                           translation; other_references may hold more references
 text, label_name                   classification into all labels of the file
 prompt, canonical_solution         code completion
 question, answer                   exact answer
 instruction, input, output         exact answer
 prompt, target                     exact answer
-context, continuation              exact answer, last word, autocompletion; more in aliases
+context, continuation              exact answer, last word, completion; aliases are also correct
 """
 
 import dataclasses
@@ -20,42 +20,49 @@ from collections.abc import Callable
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """Which of several (prompt, answer) is right; with one, its answer must be said exactly."""
+    """A task example: candidate (prompt, answer) pairs and the index of the correct pair.
+
+    With a single pair, the model must produce the answer exactly.
+    """
 
     prompts: tuple[str, ...]
     answers: tuple[str, ...]
     right: int = 0
-    chance: float = 0.0  # of guessing
-    others: tuple[str, ...] = ()  # answers as right as the right one
+    chance: float = 0.0  # accuracy of a random guess
+    others: tuple[str, ...] = ()  # other correct answers
 
 
 def example(row: dict, where: str, labels: list[str] | None = None) -> Example:
-    """A line of a file by the first form whose fields it has; ValueError naming the line."""
+    """Convert a JSON line into an example by the first matching format.
+
+    `where` names the line in error messages. Raises ValueError if no format matches or a value has
+    the wrong type.
+    """
     for fields, make in FORMS:
         if set(fields) <= set(row):
             try:
-                found = make(row, labels or [])
-                assert 0 <= found.right < len(found.answers)
-                assert all(isinstance(one, str) and one for one in found.answers)
-                assert all(isinstance(one, str) for one in found.prompts)
+                parsed = make(row, labels or [])
+                assert 0 <= parsed.right < len(parsed.answers)
+                assert all(isinstance(answer, str) and answer for answer in parsed.answers)
+                assert all(isinstance(prompt, str) for prompt in parsed.prompts)
             except (AssertionError, TypeError, IndexError, ValueError, AttributeError):
-                why = f"its {', '.join(fields)} are not what a task's are"
-                raise ValueError(f"{where}: {why}") from None
-            if not all(one.strip() for one in found.answers):
-                raise ValueError(f"{where}: an empty answer: fill it in, or leave the line out")
-            return found
+                problem = f"its {', '.join(fields)} have the wrong type or are out of range"
+                raise ValueError(f"{where}: {problem}: correct the line") from None
+            if not all(answer.strip() for answer in parsed.answers):
+                raise ValueError(f"{where}: an empty answer: fill it in, or delete the line")
+            return parsed
     known = "; ".join(", ".join(fields) for fields, _ in FORMS)
     raise ValueError(f"{where}: has fields {', '.join(row)}; a task has one of: {known}")
 
 
 def _choice(prompt: str, row: dict) -> Example:
-    answers = tuple(_after(prompt, choice) for choice in row["choices"])
+    answers = tuple(_spaced(prompt, choice) for choice in row["choices"])
     return Example((prompt,) * len(answers), answers, int(row["answer"]), 1 / len(answers))
 
 
 def _schema(row: dict, labels) -> Example:
     prompts = tuple(row["context_options"])
-    answers = tuple(_after(prompt, row["continuation"]) for prompt in prompts)
+    answers = tuple(_spaced(prompt, row["continuation"]) for prompt in prompts)
     return Example(prompts, answers, int(row["answer"]), 1 / len(prompts))
 
 
@@ -67,12 +74,12 @@ def _label(row: dict, labels: list[str]) -> Example:
 
 
 def _exact(prompt: str, answer: str, others: list[str] | None = None) -> Example:
-    said = tuple(_after(prompt, other) for other in others or ())
-    return Example((prompt,), (_after(prompt, answer),), others=said)
+    alternatives = tuple(_spaced(prompt, other) for other in others or ())
+    return Example((prompt,), (_spaced(prompt, answer),), others=alternatives)
 
 
-def _after(prompt: str, answer: str) -> str:
-    """An answer with the space that parts it from its prompt, unless one of them has its own."""
+def _spaced(prompt: str, answer: str) -> str:
+    """Return the answer with a space before it, unless the prompt or the answer has one."""
     return answer if prompt[-1:].isspace() or answer[:1].isspace() else f" {answer}"
 
 
@@ -80,20 +87,20 @@ def _translation(row: dict, labels) -> Example:
     return _exact(f"{row['src']}\n=>", row["tgt"], row.get("other_references"))
 
 
-def _asked(row: dict) -> str:
+def _question(row: dict) -> str:
     return f"Question: {row['question']}\nAnswer:"
 
 
-# Fields that a line must have -> the example it is.
+# Required fields -> function of (line, labels) that makes the example.
 FORMS: list[tuple[tuple[str, ...], Callable[[dict, list[str]], Example]]] = [
     (("query", "choices", "answer"), lambda row, _: _choice(row["query"], row)),
-    (("question", "choices", "answer"), lambda row, _: _choice(_asked(row), row)),
+    (("question", "choices", "answer"), lambda row, _: _choice(_question(row), row)),
     (("context_options", "continuation", "answer"), _schema),
     (("src", "tgt"), _translation),
     (("text", "label_name"), _label),
     (("prompt", "canonical_solution"),
      lambda row, _: Example((row["prompt"],), (row["canonical_solution"],))),
-    (("question", "answer"), lambda row, _: _exact(_asked(row), row["answer"])),
+    (("question", "answer"), lambda row, _: _exact(_question(row), row["answer"])),
     (("instruction", "input", "output"),
      lambda row, _: _exact(f"{row['instruction']}\n{row['input']} =>", row["output"])),
     (("prompt", "target"), lambda row, _: _exact(row["prompt"], row["target"])),

@@ -1,18 +1,17 @@
-"""Synthetic languages whose entropy is known, so that a fitted floor can be held against the truth.
+"""Synthetic languages of known entropy, to compare a fitted irreducible loss with the true value.
 
     language = parse("grammar?words=64&depth=2")
-    entropy(language)                    # nats a token that no model can get below
-    floor(language, seq_len=128)         # the same for rows that begin anywhere, with its error
-    nats(language, rows_NT)              # nats of each token of these very rows, [N, T-1]
+    entropy(language)                    # lower bound of the loss, nats per token
+    floor(language, seq_len=128)         # lower bound for rows with a random start; standard error
+    nats(language, rows_NT)              # nats of each token of the given rows, [N, T-1]
     block(language, 0)[0]                # "CgecUCUBDVbpnehjjeifebdeloclehjndoTAjpnjpnjpn..."
 
-    machine?states=N&...    a machine of hidden states that stores and recalls: lm/machine.py
-    grammar?words=N&...     phrases of several kinds within phrases: lm/grammar.py
+    machine?states=N&...    hidden-state machine with a memory: machine.py
+    grammar?words=N&...     nested phrases of several kinds: grammar.py
 
-Both are automata whose state and letter decide the next state: the entropy rate is then exactly the
-mean entropy of a letter over the states (C. E. Shannon 1948, section 7), and what a reader knows of
-the state is a sum of a few numbers a letter (forward filtering). S states, A letters, N rows, T
-tokens: bytes, NUL the end of a document.
+Both are finite-state sources (automaton.py), so the entropy rate is known exactly. The distribution
+of the state after a row of text follows from forward filtering: a few sums per letter. Axes: S
+states, A letters, N rows, T tokens. Tokens are bytes, and NUL ends a document.
 """
 
 import dataclasses
@@ -20,10 +19,10 @@ import functools
 
 import numpy as np
 
-from lm import automaton, grammar, machine
+from lm import automaton, config, grammar, machine, uri
 
-DOCUMENT = 4096  # letters in each
-BLOCK = 64  # documents that are written at once
+DOCUMENT = 4096  # letters per document
+BLOCK = 64  # documents that are generated together
 
 Language = machine.Machine | grammar.Grammar
 KINDS = {"machine": machine.Machine, "grammar": grammar.Grammar}
@@ -32,145 +31,146 @@ LIMITS = {machine.Machine: machine.LIMITS, grammar.Grammar: grammar.LIMITS}
 
 
 def parse(name: str) -> Language:
-    """Of "machine?states=64&zipf=1.5"; ValueError for a dial that does not exist or turn so far."""
-    kind, _, dials = name.partition("?")
+    """Parse a name such as "machine?states=64&zipf=1.5".
+
+    Raises ValueError for an unknown language, an unknown field, or a value outside its limits.
+    """
+    kind, _ = uri.split_uri(name)
     if kind not in KINDS:
-        words = " or ".join(KINDS)
-        raise ValueError(f"synthetic:{name}: {kind} does not exist: did you mean {words}?")
-    known = {field.name: type(field.default) for field in dataclasses.fields(KINDS[kind])}
-    values = {}
-    for dial in dials.split("&") if dials else []:
-        key, _, value = dial.partition("=")
-        if key not in known:
-            raise ValueError(f"synthetic:{name}: {key} does not exist: take {', '.join(known)}")
-        try:
-            values[key] = known[key](value)
-        except ValueError:
-            raise ValueError(f"synthetic:{name}: {key}={value} must be a number") from None
-    language = KINDS[kind](**values)
-    for key, (low, high) in LIMITS[KINDS[kind]].items():
-        if not low <= getattr(language, key) <= high:
-            raise ValueError(f"synthetic:{name}: {key} must be from {low} to {high}")
-    return language
+        raise ValueError(f"synthetic:{name}: {config.unknown(kind, list(KINDS))}")
+    limits = LIMITS[KINDS[kind]]
+    fields = {
+        field.name: uri.number(type(field.default), *limits[field.name])
+        for field in dataclasses.fields(KINDS[kind])
+    }
+    return KINDS[kind](**uri.parse_uri(name, fields, "synthetic:").values)
 
 
 def blocks(language: Language) -> int:
-    """How many blocks of BLOCK documents its text has; the last may have fewer."""
-    return -(-_documents(language) // BLOCK)
+    """Return the number of blocks of the text. The last block may have fewer documents."""
+    return -(-_n_documents(language) // BLOCK)
 
 
 def block(language: Language, number: int) -> list[str]:
-    """Its documents number * BLOCK and on, each DOCUMENT letters; the same on every machine."""
-    made = automaton_of(language)
-    cumulative_SA = np.cumsum(made.p_SA, axis=1)
-    # Rounding may leave a sum below 1: the last letter that there is has what is missing.
+    """Generate the documents of block `number`. The text is the same on every machine."""
+    source = automaton_of(language)
+    cumulative_SA = np.cumsum(source.p_SA, axis=1)
+    # Rounding may leave the sum below 1. The last possible letter gets the missing probability.
     cumulative_SA[cumulative_SA >= cumulative_SA[:, -1:]] = 1.0
     rng = np.random.default_rng((language.seed, number))
     state = np.zeros(BLOCK, np.int64)
     text = np.empty((BLOCK, DOCUMENT), np.int64)
     for t in range(DOCUMENT):
         text[:, t] = (rng.random(BLOCK)[:, None] >= cumulative_SA[state]).sum(axis=1)
-        state = made.next_SA[state, text[:, t]]
-    letters = np.array(list(made.letters))
-    return ["".join(letters[row]) for row in text[: _documents(language) - number * BLOCK]]
+        state = source.next_SA[state, text[:, t]]
+    letters = np.array(list(source.letters))
+    return ["".join(letters[row]) for row in text[: _n_documents(language) - number * BLOCK]]
 
 
-def _documents(language: Language) -> int:
+def _n_documents(language: Language) -> int:
     return max(1, round(language.megabytes * 1e6 / DOCUMENT))
 
 
 def entropy(language: Language) -> float:
-    """Nats a token, ends of documents included, for who has read the document from its start."""
+    """Return the entropy in nats per token, document ends included.
+
+    The reader knows the language and reads each document from its start.
+    """
     p_SA = automaton_of(language).p_SA
-    of_states_S = -np.sum(p_SA * np.log(p_SA, where=p_SA > 0, out=np.zeros_like(p_SA)), axis=1)
-    letters = stationary(language) @ of_states_S
-    share = 1 / (DOCUMENT + 1)  # of tokens that end a document, wherever they may come
-    return float((1 - share) * (letters - np.log1p(-share)) - share * np.log(share))
+    entropy_S = -np.sum(p_SA * np.log(p_SA, where=p_SA > 0, out=np.zeros_like(p_SA)), axis=1)
+    letter_entropy = stationary(language) @ entropy_S
+    p_end = 1 / (DOCUMENT + 1)  # fraction of tokens that end a document
+    return float((1 - p_end) * (letter_entropy - np.log1p(-p_end)) - p_end * np.log(p_end))
 
 
 def floor(language: Language, seq_len: int, n: int = 400) -> tuple[float, float]:
-    """Nats a token, and their standard error, of the best reader of rows that begin anywhere.
+    """Return the lowest possible loss on rows with a random start, and its standard error.
 
-    Above `entropy` by what it costs to find out the state. Over n rows drawn from the language;
-    what is averaged is the difference to a reader who knows the state, whose mean is known exactly.
+    Both are in nats per token. The value exceeds `entropy` by the cost of inferring the state. The
+    cost is estimated on n sampled rows, as the mean difference to a reader who knows the state. The
+    loss of that reader is known exactly, so the error is small.
     """
-    made = automaton_of(language)
+    source = automaton_of(language)
     rng = np.random.default_rng((language.seed, seq_len, n))
     start = stationary(language)
     extra = np.empty(n)
     for row, state in enumerate(rng.choice(len(start), size=n, p=start)):
         belief, cost = (np.flatnonzero(start), start[start > 0]), []
         for _ in range(seq_len + 1):
-            letter = rng.choice(len(made.letters), p=made.p_SA[state])
-            p, belief = _read(made, belief, letter)
-            cost.append(np.log(made.p_SA[state, letter]) - np.log(p))
-            state = made.next_SA[state, letter]
-        extra[row] = np.mean(cost[1:])  # the first token of a row is read and not predicted
+            letter = rng.choice(len(source.letters), p=source.p_SA[state])
+            p, belief = _update_belief(source, belief, letter)
+            cost.append(np.log(source.p_SA[state, letter]) - np.log(p))
+            state = source.next_SA[state, letter]
+        extra[row] = np.mean(cost[1:])  # the first token of a row is an input, not a target
     return entropy(language) + float(extra.mean()), float(extra.std(ddof=1) / n**0.5)
 
 
 def nats(language: Language, tokens_NT: np.ndarray) -> np.ndarray:
-    """Of each token but the first of rows that begin anywhere, for the best reader; [N, T-1].
+    """Return the nats of each token but the first for the best possible reader, [N, T-1].
 
-    It knows the language, and that documents have DOCUMENT letters, but not where a row begins.
-    Rows must be shorter than a document.
+    The reader knows the language and the length of documents, but not where in a document a row
+    starts. Rows must be shorter than a document.
     """
     assert tokens_NT.shape[1] <= DOCUMENT, tokens_NT.shape
-    made = automaton_of(language)
+    source = automaton_of(language)
     start = stationary(language)
-    letter_of = {ord(letter): a for a, letter in enumerate(made.letters)}
-    found_NT = np.empty(tokens_NT.shape)
-    for row_T, nats_T in zip(tokens_NT.tolist(), found_NT, strict=True):
-        belief, left = (np.flatnonzero(start), start[start > 0]), DOCUMENT + 1
+    index_of = {ord(letter): a for a, letter in enumerate(source.letters)}
+    all_nats_NT = np.empty(tokens_NT.shape)
+    for row_T, nats_T in zip(tokens_NT.tolist(), all_nats_NT, strict=True):
+        # n_offsets: positions in the document at which the row may currently be.
+        belief, n_offsets = (np.flatnonzero(start), start[start > 0]), DOCUMENT + 1
         for t, token in enumerate(row_T):
-            ends = 1 / left if left else 0.0  # of the places where the row may be in its document
-            if token in letter_of:
-                p, belief = _read(made, belief, letter_of[token])
-                nats_T[t] = -np.log(p) - np.log1p(-ends)
-                left = max(left - 1, 0)
+            p_end = 1 / n_offsets if n_offsets else 0.0
+            if token in index_of:
+                p, belief = _update_belief(source, belief, index_of[token])
+                nats_T[t] = -np.log(p) - np.log1p(-p_end)
+                n_offsets = max(n_offsets - 1, 0)
             else:
-                nats_T[t] = -np.log(ends)
-                belief, left = (np.zeros(1, np.int64), np.ones(1)), 0  # the next end is far
-    return found_NT[:, 1:]
+                nats_T[t] = -np.log(p_end)
+                # A new document starts in state 0. It cannot end within this row.
+                belief, n_offsets = (np.zeros(1, np.int64), np.ones(1)), 0
+    return all_nats_NT[:, 1:]
 
 
-Belief = tuple[np.ndarray, np.ndarray]  # states that are possible, and their probabilities
+Belief = tuple[np.ndarray, np.ndarray]  # possible states and their probabilities
 
 
-def _read(made: automaton.Automaton, belief: Belief, letter: int) -> tuple[float, Belief]:
-    """Probability of a letter under a belief, and the belief after it."""
+def _update_belief(
+    source: automaton.Automaton, belief: Belief, letter: int
+) -> tuple[float, Belief]:
+    """Return the probability of a letter under a belief, and the belief after the letter."""
     states, p = belief
-    joint = p * made.p_SA[states, letter]
-    here = joint > 0
-    joint, after = joint[here], made.next_SA[states[here], letter]
-    if len(after) > 1:
-        after, place = np.unique(after, return_inverse=True)
-        joint = np.bincount(place, joint)
+    joint = p * source.p_SA[states, letter]
+    is_possible = joint > 0
+    joint, next_states = joint[is_possible], source.next_SA[states[is_possible], letter]
+    if len(next_states) > 1:
+        next_states, inverse = np.unique(next_states, return_inverse=True)
+        joint = np.bincount(inverse, joint)
     total = float(joint.sum())
-    return total, (after, joint / total)
+    return total, (next_states, joint / total)
 
 
 @functools.lru_cache(maxsize=4)
 def automaton_of(language: Language) -> automaton.Automaton:
-    """Its states, letters and probabilities."""
+    """Return the finite-state source of a language."""
     return MADE[type(language)](language)
 
 
 @functools.lru_cache(maxsize=4)
 def stationary(language: Language) -> np.ndarray:
-    """Share of letters that are written in each state, [S].
+    """Return the fraction of letters that are written in each state, [S].
 
-    That of documents, to 1e-12: they all have DOCUMENT letters and start in the first state.
+    It is the average over documents of DOCUMENT letters that start in state 0, exact to 1e-12.
     """
-    made = automaton_of(language)
-    rows, letters = np.nonzero(made.p_SA)
-    p, after = made.p_SA[rows, letters], made.next_SA[rows, letters]
-    now_S = np.zeros(len(made.p_SA))
+    source = automaton_of(language)
+    states, letters = np.nonzero(source.p_SA)
+    p, next_states = source.p_SA[states, letters], source.next_SA[states, letters]
+    now_S = np.zeros(len(source.p_SA))
     now_S[0] = 1
-    total_S = np.zeros(len(made.p_SA))
+    total_S = np.zeros(len(source.p_SA))
     for t in range(DOCUMENT):
         total_S += now_S
-        next_S = np.bincount(after, now_S[rows] * p, len(now_S))
+        next_S = np.bincount(next_states, now_S[states] * p, len(now_S))
         if np.abs(next_S - now_S).sum() < 1e-14:
             total_S += next_S * (DOCUMENT - 1 - t)
             break

@@ -49,7 +49,7 @@ def validate_sweep(runs: list[config.Run], report: Callable | None = None) -> No
     for task_names in {run.eval.tasks for run in runs}:
         tasks.load_all(task_names)
     for run in runs:
-        data.load(run.data, run.seed, report).check(run.steps)
+        data.check_steps(data.load(run.data, run.seed, report), run.steps)
 
 
 def keep_original_configs(runs: list[config.Run]) -> list[config.Run]:

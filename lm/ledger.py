@@ -40,8 +40,8 @@ def facts(run: config.Run, text: data.Text, device_mesh: jax.sharding.Mesh, peak
     }
     found |= {f"versions.{p}": importlib.metadata.version(p) for p in packages}
     found |= {f"epochs.{source}": n for source, n in text.epochs(run.steps).items()}
-    found |= {f"floor.{source}": nats for source, (nats, _) in text.floors().items()}
-    for source, rows in text.fit.items():
+    found |= {f"floor.{source}": nats for source, (nats, _) in data.entropy_bounds(text).items()}
+    for source, rows in data.packing_stats(text).items():
         found |= {f"rows.{name}.{source}": value for name, value in rows.items()}
     return found
 

@@ -1,96 +1,100 @@
-"""Prompts and answers of any length -> few rows of one length, an equal prompt written once.
+"""Scoring requests: pack prompts and answers into few rows and write equal prompts once.
 
-    rows_, length = rows(prompts, answers, context=128)
-    batch, places = arrays(rows_[:8], answers, size=8, length=length)
+    packed_rows, length = rows(prompts, answers, context=128)
+    batch, answer_slots = arrays(packed_rows[:8], answers, size=8, length=length)
 
-A row holds items one after the other. An item is a prompt without its last token, and then for each
-of its answers that last token and the answer without its own: so each place has one target, the
-next token of the answer. Answers see the prompt and themselves.
+A row contains items. An item is a prompt without its last token, followed by each of its answers:
+the last token of the prompt and the answer without its last token. Each position of an answer thus
+has one target, the next token. An answer attends to its prompt and to itself.
 """
 
-import bisect
 import dataclasses
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+
+from lm import whole
 
 NAMES = ("tokens", "targets", "times", "segments", "roots")
 
 
 @dataclasses.dataclass
 class Item:
-    """A prompt and as many of its answers as have room in a row with it."""
+    """A prompt and as many of its answers as fit into a row with it."""
 
     prompt: tuple[int, ...]
-    answers: list[int]  # their numbers
-    length: int  # places in a row
+    answers: list[int]  # indices of the answers
+    length: int  # positions in a row
 
 
 def rows(
     prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], context: int
 ) -> tuple[list[list[Item]], int]:
-    """Rows of items, and their length: a power of two up to four items long, or the context.
+    """Pack prompts and answers. Return the rows and their length.
 
-    Prompts for which the context has no room lose their left end. An empty answer has no place.
+    The length is a power of two, at most about four items long, or the context. Prompts that are
+    too long for the context lose their left end. An empty answer takes no position.
     """
-    mine: dict[tuple[int, ...], list[int]] = {}
+    answers_of: dict[tuple[int, ...], list[int]] = {}
     for i, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
         if len(answer):
-            end = tuple(int(x) for x in prompt[-(context + 1 - len(answer)) :])
-            mine.setdefault(end, []).append(i)
-    items = [item for prompt in mine for item in _items(prompt, mine[prompt], answers, context)]
-    # With one item a row half of it might be empty; with four, a quarter.
+            truncated = tuple(int(x) for x in prompt[-(context + 1 - len(answer)) :])
+            answers_of.setdefault(truncated, []).append(i)
+    items = [
+        item
+        for prompt, indices in answers_of.items()
+        for item in _items(prompt, indices, answers, context)
+    ]
+    # With one item per row, half of the row might be empty; with four, at most a quarter.
     longest = max((item.length for item in items), default=1)
     length = min(power_of_two(4 * longest, least=32), context)
-    packed, room = [], []  # room: sorted (places left, row)
-    for item in sorted(items, key=lambda item: -item.length):  # best fit, the longest first
-        at = bisect.bisect_left(room, (item.length, -1))
-        left, row = room.pop(at) if at < len(room) else (length, len(packed))
-        if row == len(packed):
-            packed.append([])
+    items.sort(key=lambda item: -item.length)  # best fit works best on decreasing sizes
+    row_of_item = whole.best_fit([item.length for item in items], length)
+    packed: list[list[Item]] = [[] for _ in range(row_of_item.max(initial=-1) + 1)]
+    for item, row in zip(items, row_of_item, strict=True):
         packed[row].append(item)
-        bisect.insort(room, (left - item.length, row))
     return packed, length
 
 
 def arrays(
     rows: list[list[Item]], answers: Sequence[Sequence[int]], size: int, length: int
 ) -> tuple[dict[str, np.ndarray], list[tuple[int, int, int]]]:
-    """int32 [size, length] for each of NAMES, and (answer, row, place) of each answer.
+    """Return int32 [size, length] for each of NAMES, and (answer, row, position) of each answer.
 
-    times: the place in the text of a prompt with one answer. segments: numbers of prompts and
-    answers within a row; roots: the segment of the prompt of each.
+    times: position in the text of the prompt followed by one answer. segments: number of the prompt
+    or answer within its row. roots: segment of the prompt that belongs to it.
     """
     batch = {name: np.zeros((size, length), np.int32) for name in NAMES}
-    places = []
+    answer_slots = []
     for row, items in enumerate(rows):
-        at, segment = 0, 0
+        position, segment = 0, 0
         for item in items:
-            root, trunk = segment + 1, len(item.prompt) - 1
+            root, n_shared = segment + 1, len(item.prompt) - 1
             parts = [(item.prompt[:-1], None, 0)]
-            parts += [((item.prompt[-1], *answers[i][:-1]), i, trunk) for i in item.answers]
+            parts += [((item.prompt[-1], *answers[i][:-1]), i, n_shared) for i in item.answers]
             for ids, answer, time in parts:
                 segment += 1
-                span = slice(at, at + len(ids))
+                span = slice(position, position + len(ids))
                 batch["tokens"][row, span] = ids
                 batch["times"][row, span] = np.arange(time, time + len(ids))
                 batch["segments"][row, span] = segment
                 batch["roots"][row, span] = root
                 if answer is not None:
                     batch["targets"][row, span] = answers[answer]
-                    places.append((answer, row, at))
-                at += len(ids)
-    return batch, places
+                    answer_slots.append((answer, row, position))
+                position += len(ids)
+    return batch, answer_slots
 
 
 def power_of_two(n: int, least: int = 1) -> int:
-    """The smallest that is not below n: few lengths, few programs."""
+    """Return the smallest power of two that is at least n: few lengths need few programs."""
     return max(least, 1 << (int(n) - 1).bit_length())
 
 
-def _items(prompt, mine: list[int], answers, context: int) -> Iterator[Item]:
+def _items(prompt, indices: list[int], answers, context: int) -> Iterator[Item]:
+    """Yield items of a prompt, each with as many of its answers as the context has room for."""
     item = Item(prompt, [], len(prompt) - 1)
-    for i in mine:
+    for i in indices:
         if item.answers and item.length + len(answers[i]) > context:
             yield item
             item = Item(prompt, [], len(prompt) - 1)

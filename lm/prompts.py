@@ -1,11 +1,11 @@
-"""Prompts that users typed, what a model said and what they thought of it; a tuning set of these.
+"""Log of user prompts with model answers and ratings, and a tuning set of the rated answers.
 
-    kept = keep("prompts.jsonl", "Say 7 twice.", "7 7", "runs/mine")     # only when asked to
-    rate("prompts.jsonl", kept, good=True)                 # or better="7, 7": what it should say
-    tuning_set("prompts.jsonl", "prompts.tuning.jsonl")    # 1: lines for the source chat:
+    prompt_id = keep("prompts.jsonl", "Say 7 twice.", "7 7", "runs/mine")
+    rate("prompts.jsonl", prompt_id, good=True)            # or better="7, 7": a corrected answer
+    tuning_set("prompts.jsonl", "prompts.tuning.jsonl")    # 1: lines for a chat: source
 
-The file only grows; of lines with one id the last counts. Kept prompts and ratings are what
-instruction models were first tuned on (Ouyang et al. 2022, arXiv:2203.02155).
+The file is append-only: the last line of an id counts. Instruction models are tuned on such ratings
+(Ouyang et al. 2022, arXiv:2203.02155).
 """
 
 import json
@@ -16,35 +16,39 @@ from lm import files
 
 
 def keep(path: str | Path, prompt: str, answer: str, run: str) -> str:
-    """Adds a line and returns its id. OSError if the file cannot be written."""
+    """Append a prompt with its answer and return its id. Raises OSError if the write fails."""
     row = {"id": uuid.uuid4().hex, "run": run, "prompt": prompt, "target": answer, "rating": ""}
-    _add(path, row)
+    _append(path, row)
     return row["id"]
 
 
-def rate(path: str | Path, kept: str, good: bool = False, better: str = "") -> None:
-    """What a user thought of an answer; `better` replaces it. ValueError if there is none so."""
+def rate(path: str | Path, prompt_id: str, good: bool = False, better: str = "") -> None:
+    """Append the rating of an answer. `better` replaces the answer and rates it good.
+
+    Raises ValueError if the file has no prompt of this id.
+    """
     rows = read(path)
-    if kept not in rows:
-        raise ValueError(f"{path}: holds no prompt of id {kept}")
-    row = rows[kept] | {"rating": "good" if good or better else "bad"}
-    _add(path, row | ({"target": better} if better else {}))
+    if prompt_id not in rows:
+        raise ValueError(f"{path}: holds no prompt of id {prompt_id}: use an id of this file")
+    row = rows[prompt_id] | {"rating": "good" if good or better else "bad"}
+    _append(path, row | ({"target": better} if better else {}))
 
 
 def read(path: str | Path) -> dict[str, dict]:
-    """Id -> the last line of it. ValueError naming the line that is none."""
-    found = {}
+    """Return id -> its last line. Raises ValueError for a line of another format."""
+    rows = {}
     for where, row in files.objects(Path(path)):
         if not {"id", "prompt", "target", "rating"} <= row.keys():
-            raise ValueError(f"{where}: is no kept prompt: it has {', '.join(row) or 'nothing'}")
-        found[row["id"]] = row
-    return found
+            fields = ", ".join(row) or "no fields"
+            raise ValueError(f"{where}: is not a logged prompt: it has {fields}: delete the line")
+        rows[row["id"]] = row
+    return rows
 
 
 def tuning_set(path: str | Path, out: str | Path) -> int:
-    """Writes those rated good as lines of prompt and target, each pair once; returns their number.
+    """Write the answers rated good as lines of prompt and target. Return the number of lines.
 
-    ValueError if there are none.
+    Equal pairs are written once. Raises ValueError if no answer is rated good.
     """
     rows = read(path).values()
     good = {(row["prompt"], row["target"]): row for row in rows if row["rating"] == "good"}
@@ -59,6 +63,6 @@ def tuning_set(path: str | Path, out: str | Path) -> int:
     return len(lines)
 
 
-def _add(path: str | Path, row: dict) -> None:
+def _append(path: str | Path, row: dict) -> None:
     with open(path, "a", encoding="utf-8") as file:
         file.write(json.dumps(row, ensure_ascii=False) + "\n")

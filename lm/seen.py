@@ -1,12 +1,13 @@
-"""Hashes of the documents that were seen, on disk: memory does not grow with their number.
+"""Hash set of documents on disk. Memory does not grow with the number of documents.
 
-    seen = Seen("work/seen.sqlite")
-    seen.add(digest)                 # False if an equal document came before
-    seen.has_band(bands)             # True if one that is nearly the same did: see filters.bands
-    seen.save({"part": 3})           # all up to here at once; what comes after is lost by a kill
+    hashes = Seen("work/seen.sqlite")
+    hashes.add(digest)               # False if an equal document was added before
+    hashes.has_band(bands)           # True if a near-duplicate was added: see filters.bands
+    hashes.save({"part": 3})         # commit; a killed process loses only later additions
 
-A document is 64 bits of its SHA-256: among 10^9 documents one is taken for another with a
-probability of 3%. About 20 bytes of disk for each number, 64 MB of memory for any number of them.
+A document is stored as 64 bits of its SHA-256. Among 10^9 documents, two different ones have the
+same bits with a probability of 3%. The set needs about 20 bytes of disk per hash and 64 MB of
+memory.
 """
 
 import json
@@ -18,7 +19,7 @@ CACHE_KIB = 64_000
 
 
 class Seen:
-    """Holds a file open. `before` are files of sources prepared earlier, which are only read."""
+    """Document hashes in an open file. `before` are files of other sources, opened read-only."""
 
     def __init__(self, path: str | Path, before: Iterable[str | Path] = ()):
         self.path = Path(path)
@@ -35,7 +36,7 @@ class Seen:
         self._file.execute("BEGIN")
 
     def add(self, digest: bytes) -> bool:
-        """Whether no document of this digest came before; from now on one has."""
+        """Add a document. Return False if an equal document is in this file or in `before`."""
         number = _signed(digest[:8])
         query = "SELECT 1 FROM documents WHERE hash = ?"
         if any(other.execute(query, (number,)).fetchone() for other in self._before):
@@ -44,33 +45,32 @@ class Seen:
         return added.rowcount == 1
 
     def has_band(self, bands: tuple[int, ...]) -> bool:
-        """Whether a document that was added with one of these bands came before."""
+        """Return True if one of these bands was added, here or in `before`."""
         if not bands:
             return False
-        marks = ",".join("?" * len(bands))
-        query = f"SELECT 1 FROM bands WHERE hash IN ({marks}) LIMIT 1"
-        found = (file.execute(query, bands).fetchone() for file in (self._file, *self._before))
-        return any(found)
+        placeholders = ",".join("?" * len(bands))
+        query = f"SELECT 1 FROM bands WHERE hash IN ({placeholders}) LIMIT 1"
+        return any(file.execute(query, bands).fetchone() for file in (self._file, *self._before))
 
     def add_bands(self, bands: tuple[int, ...]) -> None:
-        """Those of a document that is kept."""
+        """Add the bands of an accepted document."""
         rows = ((band,) for band in bands)
         self._file.executemany("INSERT OR IGNORE INTO bands VALUES (?)", rows)
 
     def save(self, facts: dict) -> None:
-        """Makes all that was added, and these facts, lasting: both or neither."""
+        """Commit all additions together with `facts`, in one transaction."""
         self._file.execute("DELETE FROM saved")
         self._file.execute("INSERT INTO saved VALUES (?)", (json.dumps(facts),))
         self._file.execute("COMMIT")
         self._file.execute("BEGIN")
 
     def saved(self) -> dict:
-        """The facts of the last `save`, by any process; {} if there was none."""
+        """Return the facts of the last `save` of any process; {} if there is none."""
         row = self._file.execute("SELECT facts FROM saved").fetchone()
         return json.loads(row[0]) if row else {}
 
     def close(self) -> None:
-        """What was not saved is lost. One file is left, without a journal beside it."""
+        """Close the files. Additions since the last `save` are lost. No journal file remains."""
         if self._file.in_transaction:
             self._file.execute("ROLLBACK")
         self._file.execute("PRAGMA journal_mode=DELETE")

@@ -1,7 +1,7 @@
-"""Documents made ready for a token file: encoded, hashed, assigned to a side, judged; on any cores.
+"""Tokenize, hash, split and filter documents in worker processes.
 
-for one in sifted(sources.documents("code"), tokens.Bytes(), run.data):
-    one.split, one.n_tokens, one.complaint
+for document in sifted(sources.documents("code"), tokens.Bytes(), run.data):
+    document.split, document.n_tokens, document.complaint
 """
 
 import collections
@@ -17,56 +17,61 @@ import numpy as np
 
 from lm import config, files, filters, overlap, tokens
 
-CHUNK = 1 << 20  # characters that are worked on at once
+CHUNK = 1 << 20  # characters per task of a worker
 
 
 class Sifted(NamedTuple):
+    """An encoded document, or the reason why it is rejected."""
+
     name: str
-    part: int = 0  # of the source, from 0
-    error: str = ""  # why it is no text
-    complaint: str = ""  # the filter that it failed: see filters.complaint; or "overlap"
+    part: int = 0  # index of the part of the source
+    error: str = ""  # message if the document is not valid text
+    complaint: str = ""  # filter that rejects it: see filters.complaint; or "overlap"
     digest: bytes = b""  # SHA-256 of the text
     split: str = "train"  # or "heldout"
-    ids: bytes = b""  # as they stand in the token file, the end included
-    n_tokens: int = 0  # the end included
-    n_bytes: int = 0  # of the text, UTF-8
-    n_counted: int = 0  # bytes that the tokens stand for; the same for tokenizers that lose nothing
-    bands: tuple[int, ...] = ()  # see filters.bands; empty unless near copies are dropped
+    ids: bytes = b""  # token ids in the format of the token file, including the end token
+    n_tokens: int = 0  # including the end token
+    n_bytes: int = 0  # UTF-8 bytes of the text
+    n_counted: int = 0  # bytes that the tokens represent; equal to n_bytes if encoding is lossless
+    bands: tuple[int, ...] = ()  # see filters.bands; empty unless near-duplicates are dropped
 
 
 def sifted(
     documents: Iterator[files.Document],
     tokenizer: tokens.Tokenizer,
     data: config.Data,
-    guarded: Path | None = None,
+    blocked_ngrams: Path | None = None,
     workers: int = 1,
 ) -> Iterator[Sifted]:
-    """Each document that is not empty, in order; few of them are in memory at a time.
+    """Yield each non-empty document in order. Only a few are in memory at a time.
 
-    guarded: file of the runs of data.overlap words that no training document may hold: see overlap.
-    With more workers than one the program must start below `if __name__ == "__main__"`. ValueError
-    if the system kills one of them.
+    `blocked_ngrams` is a file of hashes of data.overlap words that training documents must not
+    contain: see overlap. With several workers, the program must be guarded by
+    `if __name__ == "__main__"`. Raises ValueError if the system kills a worker.
     """
-    job = (tokenizer, data, guarded)
     if workers == 1:
-        runs = _runs(guarded)
+        blocked = _open_blocked(blocked_ngrams)
         for chunk in _chunks(documents):
-            yield from sift(chunk, tokenizer, data, runs)
+            yield from sift(chunk, tokenizer, data, blocked)
         return
     pool = concurrent.futures.ProcessPoolExecutor(
-        workers, multiprocessing.get_context("spawn"), _start, job
+        workers,
+        multiprocessing.get_context("spawn"),
+        _start_worker,
+        (tokenizer, data, blocked_ngrams),
     )
-    ahead = collections.deque()
+    pending = collections.deque()
     try:
         for chunk in _chunks(documents):
-            ahead.append(pool.submit(_work, chunk))
-            if len(ahead) > 2 * workers:
-                yield from ahead.popleft().result()
-        while ahead:
-            yield from ahead.popleft().result()
+            pending.append(pool.submit(_sift_in_worker, chunk))
+            if len(pending) > 2 * workers:
+                yield from pending.popleft().result()
+        while pending:
+            yield from pending.popleft().result()
     except concurrent.futures.process.BrokenProcessPool:
         raise ValueError(
-            f"one of {workers} workers was killed, as for want of memory: try fewer"
+            f"workers={workers}: one of the processes was killed, probably for lack of memory:"
+            " use fewer workers"
         ) from None
     finally:
         pool.shutdown(cancel_futures=True)
@@ -76,51 +81,59 @@ def sift(
     documents: list[files.Document],
     tokenizer: tokens.Tokenizer,
     data: config.Data,
-    guarded: np.ndarray = overlap.NONE,
+    blocked: np.ndarray = overlap.NONE,
 ) -> list[Sifted]:
-    """What `sifted` yields for these documents, which are encoded together."""
-    found: list[Sifted] = []
-    texts: dict[int, str] = {}  # place in found -> text that is kept
+    """Encode a chunk of documents together. `blocked` are sorted hashes of n-grams."""
+    results: list[Sifted] = []
+    accepted: dict[int, str] = {}  # index in results -> text
     for document in documents:
-        blank = Sifted(document.name, document.part, document.error)
+        result = Sifted(document.name, document.part, document.error)
         try:
             raw = tokens.utf8(document.text)
         except ValueError as error:
-            blank = blank._replace(error=f"{document.name}: {error}")
-        if blank.error:
-            found.append(blank)
+            result = result._replace(error=f"{document.name}: {error}")
+        if result.error:
+            results.append(result)
             continue
         digest = hashlib.sha256(raw).digest()
-        split = "heldout" if share(document, digest) < data.heldout else "train"
+        split = "heldout" if is_heldout(document, data.heldout, digest) else "train"
         complaint = filters.complaint(document.text, data)
-        if len(guarded) and split == "train" and not complaint:
-            complaint = "overlap" if overlap.is_shared(document.text, data.overlap, guarded) else ""
+        if len(blocked) and split == "train" and not complaint:
+            complaint = "overlap" if overlap.is_shared(document.text, data.overlap, blocked) else ""
         if not complaint:
-            texts[len(found)] = document.text
-        found.append(
-            blank._replace(complaint=complaint, digest=digest, split=split, n_bytes=len(raw))
+            accepted[len(results)] = document.text
+        results.append(
+            result._replace(complaint=complaint, digest=digest, split=split, n_bytes=len(raw))
         )
     end = np.array([tokenizer.end], tokenizer.dtype).tobytes()
     lengths = tokenizer.byte_lengths()
-    encoded = tokenizer.encode_all(list(texts.values()))
-    for (place, text), ids in zip(texts.items(), encoded, strict=True):
-        found[place] = found[place]._replace(
+    encoded = tokenizer.encode_all(list(accepted.values()))
+    for (i, text), ids in zip(accepted.items(), encoded, strict=True):
+        results[i] = results[i]._replace(
             ids=ids.astype(tokenizer.dtype, copy=False).tobytes() + end,
             n_tokens=len(ids) + 1,
             n_counted=int(lengths[ids].sum()),
             bands=tuple(filters.bands(text)) if data.drop_copies else (),
         )
-    return found
+    return results
 
 
-def share(document: files.Document, digest: bytes) -> float:
-    """In [0, 1), by hash: the same for the same text in any source, on any machine."""
+def is_heldout(document: files.Document, fraction: float, digest: bytes | None = None) -> bool:
+    """Return True if a document belongs to the held-out split of this fraction.
+
+    The decision depends on the hash of the document's home, or of its text if it has no home. It is
+    the same in every source and on every machine, and a larger fraction holds out a superset.
+    `digest` is the SHA-256 of the text, if the caller has computed it.
+    """
     if document.home:
         digest = hashlib.sha256(document.home.encode()).digest()
-    return int.from_bytes(digest[:8], "big") / 2**64
+    elif digest is None:
+        digest = hashlib.sha256(document.text.encode(errors="replace")).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64 < fraction
 
 
 def _chunks(documents: Iterator[files.Document]) -> Iterator[list[files.Document]]:
+    """Group non-empty documents and errors into lists of about CHUNK characters."""
     chunk, size = [], 0
     for document in documents:
         if document.error or document.text.strip():
@@ -133,18 +146,19 @@ def _chunks(documents: Iterator[files.Document]) -> Iterator[list[files.Document
         yield chunk
 
 
-def _runs(guarded: Path | None) -> np.ndarray:
-    return overlap.NONE if guarded is None else overlap.open_sorted(guarded)
+def _open_blocked(path: Path | None) -> np.ndarray:
+    return overlap.NONE if path is None else overlap.open_sorted(path)
 
 
-_job: tuple = ()  # of a worker process
+_worker_arguments: tuple = ()  # arguments of `sift` in a worker process
 
 
-def _start(tokenizer: tokens.Tokenizer, data: config.Data, guarded: Path | None) -> None:
-    global _job
-    os.environ["RAYON_NUM_THREADS"] = "1"  # of tokenizers: the processes are the parallel part
-    _job = (tokenizer, data, _runs(guarded))
+def _start_worker(tokenizer: tokens.Tokenizer, data: config.Data, blocked: Path | None) -> None:
+    global _worker_arguments
+    # The processes already use all cores, so the tokenizers library must not start threads.
+    os.environ["RAYON_NUM_THREADS"] = "1"
+    _worker_arguments = (tokenizer, data, _open_blocked(blocked))
 
 
-def _work(chunk: list[files.Document]) -> list[Sifted]:
-    return sift(chunk, *_job)
+def _sift_in_worker(chunk: list[files.Document]) -> list[Sifted]:
+    return sift(chunk, *_worker_arguments)

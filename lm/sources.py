@@ -1,21 +1,23 @@
-"""Sources of text: a name becomes documents, in an order that is the same everywhere.
+"""Text sources: a name such as `jsonl:wiki/*.jsonl.gz` becomes documents in a fixed order.
 
     for document in documents("jsonl:wiki/*.jsonl.gz?field=body"):
         print(document.name, len(document.text))
 
-    code                     Python's standard library, a file a document (8 MB)
-    docs                     the English of docstrings, a file a document (5 MB)
-    text:PATH                a text file, or all below a folder, cut at blank lines every 16 KB
-    jsonl:GLOB[?field=NAME]  JSON Lines, plain, .gz or .zst: a line a document; the field is "text"
-    parquet:GLOB[?field=NAME]                        a row a document
-    tfds:NAME[/CONFIG][:VERSION]/SPLIT[?field=NAME]  a prepared dataset of TFDS: see tfds_text
+    code                     Python's standard library, one document per file (8 MB)
+    docs                     English paragraphs of docstrings, one document per file (5 MB)
+    text:PATH                a text file or all text files below a folder, split at blank lines
+                             about every 16 KB
+    jsonl:GLOB[?field=NAME]  JSON Lines, plain, .gz or .zst, one document per line; the default
+                             field is "text"
+    parquet:GLOB[?field=NAME]                        one document per row
+    tfds:NAME[/CONFIG][:VERSION]/SPLIT[?field=NAME]  a prepared TFDS dataset: see tfds_text
     hf:NAME[:CONFIG]/SPLIT[?field=NAME]              streamed from the Hugging Face hub (extra: hf)
-    synthetic:machine[?states=N&...]                 a language of known entropy: see languages
-    synthetic:grammar[?words=N&...]                  another, of phrases within phrases
-    chat:GLOB[?template=NAME&only=TASK,...&cap=N]    JSON Lines of prompts and answers: see chat
-    tasks:NAME[?DIAL=LOW-HIGH&...][+NAME...]         synthetic tasks to learn from: see families
+    synthetic:machine[?states=N&...]                 language of known entropy: see languages
+    synthetic:grammar[?words=N&...]                  language of nested phrases: see languages
+    chat:GLOB[?template=NAME&only=TASK,...&cap=N]    JSON Lines of conversations: see chat
+    tasks:NAME[?FIELD=LOW-HIGH&...][+NAME...]        training text of synthetic tasks: see families
 
-A new kind of source is a function here and a row in each of the tables at the end.
+A new kind of source needs one function here and one row in each of the tables at the end.
 """
 
 import functools
@@ -23,17 +25,17 @@ import importlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from lm import chat, config, embedded, families, files, languages, tfds_text
+from lm import chat, config, embedded, families, files, languages, tfds_text, uri
 
 Document = files.Document
 
 
 def documents(source: str, refuse: files.Refuse = files.stop, start: int = 0) -> Iterator[Document]:
-    """All documents of a source, newlines as \\n, duplicates included, one at a time.
+    """Yield all documents of a source, duplicates included, with newlines normalized to \\n.
 
-    refuse: called with the file and the place of what is binary, not UTF-8 or malformed. Where it
-    returns, that line of JSON is left out, or what is left of that file. start: the part to begin
-    with. ValueError for a source that is missing, whatever `refuse` does.
+    `refuse` is called with one line for each input that is binary, not UTF-8 or malformed. If it
+    returns, that JSON line, or the rest of that file, is skipped. `start` is the first part to
+    read. Raises ValueError for a missing source in any case.
     """
     for number, read in enumerate(parts(source)[start:], start):
         try:
@@ -44,42 +46,47 @@ def documents(source: str, refuse: files.Refuse = files.stop, start: int = 0) ->
 
 
 def parts(source: str) -> list[files.Part]:
-    """What a source is read in, each by itself: files, or so many examples; one if it is small."""
+    """Return the parts of a source, which can be read separately: files or blocks of examples."""
     prefix, rest = _parse(source)
     return READERS[prefix](rest)
 
 
 def fingerprint(source: str) -> list:
-    """Differs when the documents of a source do, and takes milliseconds: nothing is read.
+    """Return values that change whenever the documents of a source change.
 
-    Versions for what is embedded; path, size and time of each file for the user's own text.
+    Built-in text: package versions. Files: path, size and modification time. No text is read, so
+    this takes milliseconds.
     """
     prefix, rest = _parse(source)
     if prefix in VERSIONS:
         return list(VERSIONS[prefix]().items())
     if prefix not in FILES:
-        return [source]  # a language is its name; of what is streamed no more is known
+        return [source]  # generated text depends on its name only; streamed text is assumed fixed
     stats = [(path, path.stat()) for path in FILES[prefix](rest)]
     return [(str(path), stat.st_size, stat.st_mtime_ns) for path, stat in stats]
 
 
 def versions(source: str) -> dict[str, str]:
-    """Of what an embedded source is taken from; {} for the user's own text."""
+    """Return the package versions of a built-in source; {} for any other source."""
     return VERSIONS.get(_parse(source)[0], dict)()
 
 
 def check_unseen(source: str, unseen: str) -> None:
-    """ValueError if a source holds one of these tasks or categories, with commas between."""
+    """Raise ValueError if a source contains one of these tasks or categories.
+
+    `unseen` is a list of names separated by commas.
+    """
     prefix, rest = _parse(source)
     if unseen and prefix == "chat":
-        held = sorted(set(unseen.split(",")) & _tasks_of(rest, repr(fingerprint(source))))
-        way = f"leave it out with without={','.join(held)}"
+        forbidden = sorted(set(unseen.split(",")) & _tasks_of(rest, repr(fingerprint(source))))
+        remedy = f"exclude it with without={','.join(forbidden)}"
     elif unseen and prefix == "tasks":
-        held, way = families.shared(families.parse_all(rest), unseen), "turn its dials elsewhere"
+        forbidden = families.shared(families.parse_all(rest), unseen)
+        remedy = "choose other parameter ranges"
     else:
         return
-    if held:
-        raise ValueError(f"data.unseen: {source!r} holds {', '.join(held)}: {way}")
+    if forbidden:
+        raise ValueError(f"data.unseen: {source!r} contains {', '.join(forbidden)}: {remedy}")
 
 
 @functools.lru_cache(maxsize=64)
@@ -88,16 +95,23 @@ def _tasks_of(rest: str, fingerprint: str) -> set[str]:
 
 
 def _parse(source: str) -> tuple[str, str]:
+    """Return the prefix of a source name and the text after it."""
     prefix, _, rest = source.partition(":")
     if prefix not in USAGE:
         raise ValueError("data.sources: " + config.unknown(prefix, list(USAGE)))
-    if bool(rest) != (":" in USAGE[prefix]) or source.endswith("?field="):
-        raise ValueError(f"data.sources: {source!r} must read {USAGE[prefix]}")
+    if bool(rest) != (":" in USAGE[prefix]):
+        raise ValueError(f"data.sources: {source!r} must have the form {USAGE[prefix]}")
     return prefix, rest
 
 
+def _split(rest: str) -> tuple[str, str]:
+    """Return the path or dataset name, and the value of ?field=NAME (default "text")."""
+    name, values = uri.parse_uri(rest, {"field": uri.text("the name of a field")})
+    return name, values.get("field", "text")
+
+
 def _code(rest: str) -> list[files.Part]:
-    # The home is the file for code and docs alike: what one holds out, the other must not train on.
+    # Code and docs of a file have the same home, so both are held out or both are trained on.
     return [lambda refuse: (Document(text, name, home=name) for name, text in embedded.code())]
 
 
@@ -126,8 +140,8 @@ def _tfds_files(rest: str) -> list[Path]:
 
 
 def _hf(rest: str) -> list[files.Part]:
-    where, field = _split(rest)
-    name, _, split = where.rpartition("/")
+    dataset, field = _split(rest)
+    name, _, split = dataset.rpartition("/")
     name, _, config_name = name.partition(":")
     try:
         datasets = importlib.import_module("datasets")
@@ -136,21 +150,21 @@ def _hf(rest: str) -> list[files.Part]:
     try:
         rows = datasets.load_dataset(name, config_name or None, split=split, streaming=True)
     except (OSError, ValueError) as error:
-        raise ValueError(f"hf:{where}: {files.one_line(str(error))}") from None
+        raise ValueError(f"hf:{dataset}: {files.one_line(str(error))}") from None
 
     def read(refuse: files.Refuse) -> Iterator[Document]:
         try:
             for number, row in enumerate(rows):
                 if isinstance(row.get(field), str):
-                    yield Document(files.newlines(row[field]), f"{where} row {number}")
+                    yield Document(files.newlines(row[field]), f"{dataset} row {number}")
                 else:
                     names = ", ".join(row)
                     refuse(
-                        f"hf:{where} row {number}: has no text in {field!r} but {names}: "
+                        f"hf:{dataset} row {number}: has no text in {field!r} but {names}: "
                         f"choose with ?field="
                     )
         except OSError as error:
-            files.stop(f"hf:{where}: cannot be read to its end ({files.one_line(str(error))})")
+            files.stop(f"hf:{dataset}: reading failed ({files.one_line(str(error))}): try again")
 
     return [read]
 
@@ -167,7 +181,7 @@ def _synthetic(rest: str) -> list[files.Part]:
 
 def _chat(rest: str) -> list[files.Part]:
     chat.parse(rest)
-    return [functools.partial(chat.documents, rest)]  # one: a cap counts over all files
+    return [functools.partial(chat.documents, rest)]  # a single part: `cap` counts over all files
 
 
 def _tasks(rest: str) -> list[files.Part]:
@@ -180,12 +194,7 @@ def _tasks(rest: str) -> list[files.Part]:
     return [read]
 
 
-def _split(rest: str) -> tuple[str, str]:
-    """What stands before ?field=NAME, and the name."""
-    where, _, field = rest.partition("?field=")
-    return where, field or "text"
-
-
+# Prefix -> syntax, shown in errors. A prefix whose syntax has no ":" takes no argument.
 USAGE = {
     "code": "code",
     "docs": "docs",
@@ -196,8 +205,9 @@ USAGE = {
     "hf": "hf:NAME[:CONFIG]/SPLIT[?field=NAME]",
     "synthetic": "synthetic:machine[?states=N&...] or synthetic:grammar[?words=N&...]",
     "chat": "chat:GLOB[?template=NAME&only=TASK,...&without=TASK,...&cap=N&shots=N]",
-    "tasks": "tasks:NAME[?DIAL=LOW-HIGH&megabytes=N&seed=N][+NAME...]",
+    "tasks": "tasks:NAME[?FIELD=LOW-HIGH&megabytes=N&seed=N][+NAME...]",
 }
+# Prefix -> function that returns the parts of a source.
 READERS = {
     "code": _code,
     "docs": _docs,
@@ -210,7 +220,9 @@ READERS = {
     "chat": _chat,
     "tasks": _tasks,
 }
+# Prefix -> package versions of built-in text.
 VERSIONS = {"code": embedded.code_versions, "docs": embedded.docs_versions}
+# Prefix -> files of a source that is read from disk.
 FILES = {
     "text": files.of_text,
     "jsonl": _matching,

@@ -1,35 +1,36 @@
-"""Text from TensorFlow Datasets, without TensorFlow; and a folder of text made into such a dataset.
+"""Reader of TensorFlow Datasets without TensorFlow.
 
-    make("my_text", "data/tfds", [("a.txt", "Some text")])     # data/tfds/my_text/1.0.0/
     parts("my_text/train", "text")[0](files.stop)     # with TFDS_DATA_DIR=data/tfds
 
-Reads what `tfds build NAME --file_format=array_record` has prepared, from its folder alone: no code
-of the dataset runs, nothing is downloaded. The folder is $TFDS_DATA_DIR, or ~/tensorflow_datasets.
+Reads datasets prepared by `tfds build NAME --file_format=array_record` or by
+experiments/make_tfds.py, from their folder alone: no code of the dataset runs and nothing is
+downloaded. The folder is $TFDS_DATA_DIR, or ~/tensorflow_datasets.
 """
 
 import functools
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from lm import files as text_files
 
 BATCH = 256  # examples read at once
-PART = 64 * BATCH  # examples that are a part of a source
+PART = 64 * BATCH  # examples per part of a source
 VERSION = re.compile(r"\d+\.\d+\.\d+")
 
 
 def files(name: str) -> list[Path]:
-    """The files of the prepared dataset NAME[/CONFIG][:VERSION]/SPLIT, in one order."""
+    """Return the files of the prepared dataset NAME[/CONFIG][:VERSION]/SPLIT, sorted."""
     return sorted(path for path in _folder(name)[0].iterdir() if path.is_file())
 
 
 def parts(name: str, field: str) -> list[text_files.Part]:
-    """Parts of PART examples, an example a document; `field` is a feature, or a path such as "a/b".
+    """Return parts of PART examples, one document per example.
 
-    ValueError naming what is not there: dataset, version, split; and field, once a part is read.
+    `field` is a feature, or a path of nested features such as "a/b". Raises ValueError for a
+    missing dataset, version or split, and for a missing field when a part is read.
     """
     import tensorflow_datasets as tfds
 
@@ -37,7 +38,7 @@ def parts(name: str, field: str) -> list[text_files.Part]:
     builder: Any = tfds.builder_from_directory(folder)
     known = ", ".join(builder.info.splits) or "none"
     if split.partition("[")[0] not in builder.info.splits:
-        raise ValueError(f"tfds:{name}: has no split {split!r} but {known}")
+        raise ValueError(f"tfds:{name}: has no split {split!r} but {known}: name one of them")
     try:
         examples = builder.as_data_source(split=split)
     except (NotImplementedError, ImportError) as error:
@@ -46,8 +47,9 @@ def parts(name: str, field: str) -> list[text_files.Part]:
             f"prepare it with --file_format=array_record"
         ) from error
     except ValueError as error:
-        why = " ".join(str(error).split())
-        raise ValueError(f"tfds:{name}: split {split!r} cannot be read ({why})") from None
+        reason = text_files.one_line(str(error))
+        message = f"tfds:{name}: split {split!r} cannot be read ({reason}): correct it"
+        raise ValueError(message) from None
     starts = range(0, len(examples), PART)
     return [functools.partial(_part, name, field, examples, start) for start in starts]
 
@@ -59,10 +61,10 @@ def _part(
     for first in range(start, stop, BATCH):
         numbers = list(range(first, min(first + BATCH, stop)))
         try:
-            found = examples.__getitems__(numbers)
-        except Exception:  # the library has no narrower class: look which of them it is
-            found = [_example(name, examples, number, refuse) for number in numbers]
-        for number, example in zip(numbers, found, strict=True):
+            batch = examples.__getitems__(numbers)
+        except Exception:  # the library has no narrower class; read one by one to find the example
+            batch = [_example(name, examples, number, refuse) for number in numbers]
+        for number, example in zip(numbers, batch, strict=True):
             where = f"{name} example {number}"
             try:
                 if example is not None:
@@ -76,62 +78,25 @@ def _example(name: str, examples: Any, number: int, refuse: text_files.Refuse) -
     try:
         return examples[number]
     except Exception as error:
-        why = text_files.one_line(str(error))
-        refuse(f"tfds:{name} example {number}: cannot be read ({why})")
-
-
-def make(name: str, data_dir: str | Path, documents: Iterable[tuple[str, str]]) -> Path:
-    """Writes (name, text) documents as the split "train" of a dataset; returns its folder.
-
-    Each example has the features text and name. ValueError for a name that is taken, or that
-    TFDS does not allow.
-    """
-    import tensorflow_datasets as tfds
-
-    if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
-        raise ValueError(f"{name!r} is no name for a dataset: use a-z, 0-9 and _, a letter first")
-
-    class Documents(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-        VERSION = tfds.core.Version("1.0.0")
-
-        def _info(self):
-            text = tfds.features.Text()
-            features = tfds.features.FeaturesDict({"text": text, "name": text})
-            return tfds.core.DatasetInfo(
-                builder=self, description="Documents of text.", features=features
-            )
-
-        def _split_generators(self, dl_manager):
-            return {"train": self._generate_examples()}
-
-        def _generate_examples(self):
-            for number, (where, text) in enumerate(documents):
-                yield number, {"text": text, "name": where}
-
-    Documents.name = name
-    builder = Documents(data_dir=data_dir, file_format="array_record")
-    folder = Path(builder.data_dir)
-    if folder.exists():  # TFDS would keep what is there, without a word
-        raise ValueError(f"{folder} exists: take another name, or remove it")
-    builder.download_and_prepare()
-    return folder
+        reason = text_files.one_line(str(error))
+        refuse(f"tfds:{name} example {number}: cannot be read ({reason}): prepare it again")
 
 
 def _folder(name: str) -> tuple[Path, str]:
-    """Of a prepared dataset, and the split; the newest version unless one is named."""
+    """Return the folder of a prepared dataset, and the split. The newest version is the default."""
     dataset, _, split = name.rpartition("/")
     dataset, _, version = dataset.partition(":")
     top = Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
-    inside = sorted(p.name for p in (top / dataset).glob("*") if p.is_dir()) if dataset else []
+    folders = sorted(p.name for p in (top / dataset).glob("*") if p.is_dir()) if dataset else []
     versions = sorted(
-        (n for n in inside if VERSION.fullmatch(n)), key=lambda n: [*map(int, n.split("."))]
+        (n for n in folders if VERSION.fullmatch(n)), key=lambda n: [*map(int, n.split("."))]
     )
     if version in versions or (versions and not version):
         return top / dataset / (version or versions[-1]), split
-    if inside:
+    if folders:
         raise ValueError(
             f"tfds:{name}: {top / dataset} has no version {version or 'such as 1.0.0'} "
-            f"but {', '.join(inside)}: name NAME[/CONFIG][:VERSION]/SPLIT"
+            f"but {', '.join(folders)}: name NAME[/CONFIG][:VERSION]/SPLIT"
         )
     raise ValueError(
         f"tfds:{name}: is not in {top}: run tfds build {dataset or 'NAME'} "

@@ -1,4 +1,4 @@
-"""Conversations: marks that are tokens, answers that are learned, lines that are refused."""
+"""Conversations: special tokens, answer weights, refused lines."""
 
 import dataclasses
 import gzip
@@ -49,7 +49,7 @@ def pieces():
     return tokens.SentencePiece(made.getvalue())
 
 
-def test_what_is_said_cannot_hold_marks():
+def test_special_characters_are_removed_from_turns():
     text = chat.render("chat", [chat.Turn("a\x02b", "c\x03\0d\r\ne")])
     assert text == "\x01ab\x02cd\ne\x03"
     assert text.startswith(chat.asked("chat", "a\x02b"))
@@ -64,7 +64,7 @@ def test_a_template_holds_both_sides_and_begins_as_it_is_asked(template):
 
 
 @pytest.mark.parametrize("kind", ["bytes", "bpe", "pieces"])
-def test_a_mark_is_one_token_whatever_stands_beside_it(kind, request):
+def test_special_character_is_always_one_token(kind, request):
     tokenizer = tokens.Bytes() if kind == "bytes" else request.getfixturevalue(kind)
     ids = tokenizer.encode(chat.render("chat", [chat.Turn("Say 7.", "It is 7.")] * 2))
     marks = [int(i) for i in ids if i in tokenizer.marks]
@@ -73,7 +73,7 @@ def test_a_mark_is_one_token_whatever_stands_beside_it(kind, request):
     assert len(ids) == 6 + 2 * sum(map(len, alone))
 
 
-def test_marks_do_not_change_what_a_text_without_them_becomes(bpe):
+def test_special_characters_do_not_change_other_tokens(bpe):
     text = "Say 12. It is 12."
     np.testing.assert_array_equal(bpe.encode(text), bpe._encoded([text])[0])
     assert (
@@ -83,7 +83,7 @@ def test_marks_do_not_change_what_a_text_without_them_becomes(bpe):
 
 
 @pytest.mark.parametrize("kind", ["bytes", "bpe", "pieces"])
-def test_answers_alone_are_learned_and_text_that_is_no_conversation_whole(kind, request):
+def test_weights_select_answers_and_all_of_plain_text(kind, request):
     tokenizer = tokens.Bytes() if kind == "bytes" else request.getfixturevalue(kind)
     turns = [chat.Turn("Say 7.", "It is 7."), chat.Turn("Say 8.", "It is 8.")]
     end, talk, text = (
@@ -110,7 +110,7 @@ def test_messages_in_turns_and_what_the_system_said(tmp_path):
         texts(str(path))
 
 
-def test_every_form_of_task_is_a_conversation_of_its_right_answer(tmp_path):
+def test_task_formats_become_conversations_of_correct_answers(tmp_path):
     (tmp_path / "en_fr").mkdir()
     rows = [
         {"src": "a cat", "tgt": "un chat"},
@@ -149,7 +149,7 @@ def test_shots_are_earlier_examples_of_the_same_task(tmp_path):
 @pytest.mark.parametrize(
     "rest, words",
     [
-        ("?templat=chat", "templat does not exist: did you mean template"),
+        ("?templat=chat", "templat does not exist: use one of the fields template, only"),
         ("?template=story", "template=story must be one of chat, question"),
         ("?cap=few", "cap=few must be a whole number"),
     ],
@@ -165,7 +165,7 @@ def test_a_wrong_option_is_refused_by_name(rest, words):
         ({"prompt": "a", "target": " "}, "a.jsonl line 1: an empty answer"),
         ({"prompt": "a", "target": 3}, "line 1: answer is int, not text"),
         ({"text": "a"}, "line 1: has fields text; a task has one of: .*prompt, target"),
-        ({"messages": [3]}, "line 1: each of messages has a role and content"),
+        ({"messages": [3]}, "line 1: each of messages must have a role and content"),
     ],
 )
 def test_a_line_that_is_no_conversation_is_named_or_counted(tmp_path, line, words):
@@ -184,7 +184,7 @@ def test_a_task_declared_unseen_is_refused_in_what_is_trained_on(tmp_path):
     path.write_bytes(gzip.compress("".join(json.dumps(r) + "\n" for r in rows).encode()))
     both, asked = f"chat:{path}", f"chat:{path}?only=odd"
     wanted = config.Data({both: 1.0}, str(tmp_path / "cache"), 0.2, rows="whole", unseen="odd,nli")
-    with pytest.raises(ValueError, match="data.unseen: .* holds odd: leave it out with"):
+    with pytest.raises(ValueError, match="data.unseen: .* contains odd: exclude it with"):
         data.load(wanted, 0)
     fine = {f"{both}?without=odd": 1.0, asked: 0.0}  # held-out rows of it may be looked at
     assert len(data.load(dataclasses.replace(wanted, sources=fine), 0).heldout(asked, 9))
@@ -196,7 +196,7 @@ def test_real_instructions_are_read_and_unseen_ones_kept_out(tmp_path):
     known = f"{SHARED}/train.jsonl.gz?cap=3"
     unseen = chat.names(f"{SHARED}/test_unseen_task.jsonl.gz?without=string_and_word")
     sources.check_unseen(f"chat:{known}", ",".join(sorted(unseen)))
-    with pytest.raises(ValueError, match="holds sentiment"):
+    with pytest.raises(ValueError, match="contains sentiment"):
         sources.check_unseen(f"chat:{known}", "nli,sentiment")
     found = texts(known)
     assert 150 < len(found) and all(text[0] == "\x01" and text[-1] == "\x03" for text in found)

@@ -1,4 +1,4 @@
-"""Properties of prepared sources: whole or absent, the same everywhere, and refused in one line."""
+"""Prepared sources: complete or absent, equal on every machine, one-line errors."""
 
 import dataclasses
 import gzip
@@ -40,7 +40,7 @@ def read_back(manifest, split):
 TEXTS = [f"Document {i}: häppy " + "x" * i for i in range(200)]
 
 
-def test_every_document_is_on_one_side_once_and_in_order(tmp_path):
+def test_every_document_is_in_one_split_once_and_in_order(tmp_path):
     source = write_documents(tmp_path / "a.jsonl", TEXTS + TEXTS[:7])
     manifest = corpus.prepare(a_config(tmp_path, source))[source]
     train, heldout = (read_back(manifest, split) for split in corpus.SPLITS)
@@ -64,7 +64,7 @@ def test_the_manifest_counts_what_the_files_hold(tmp_path):
         assert manifest.bytes[split] == tokens.Bytes().byte_lengths()[ids].sum()
 
 
-def test_a_text_is_held_out_of_every_source_or_of_none(tmp_path):
+def test_a_text_has_the_same_split_in_every_source(tmp_path):
     one = write_documents(tmp_path / "a.jsonl", TEXTS)
     two = write_documents(tmp_path / "b.jsonl", TEXTS[::-2])
     found = corpus.prepare(a_config(tmp_path, one, two))
@@ -119,7 +119,7 @@ def test_a_changed_file_is_prepared_afresh_beside_the_old(tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["manifest.json", "train.bin", "shorter", "longer"])
-def test_a_cache_that_is_not_whole_is_made_again(tmp_path, damage):
+def test_incomplete_cache_is_prepared_again(tmp_path, damage):
     data = a_config(tmp_path, source := write_documents(tmp_path / "a.jsonl", TEXTS))
     first = corpus.prepare(data)[source]
     if damage == "shorter":
@@ -147,7 +147,7 @@ def test_an_interrupted_call_leaves_nothing(tmp_path, monkeypatch):
     assert corpus.prepare(data)
 
 
-def test_of_two_calls_at_once_the_slower_drops_its_copy(tmp_path, monkeypatch):
+def test_slower_of_two_simultaneous_calls_drops_its_copy(tmp_path, monkeypatch):
     data = a_config(tmp_path, source := write_documents(tmp_path / "a.jsonl", TEXTS))
     documents, inner = corpus.sources.documents, []
 
@@ -163,7 +163,7 @@ def test_of_two_calls_at_once_the_slower_drops_its_copy(tmp_path, monkeypatch):
     assert list(Path(data.cache).iterdir()) == [Path(inner[0][source].folder)]
 
 
-def test_progress_is_told_to_the_end(tmp_path):
+def test_progress_is_reported_to_the_end(tmp_path):
     told = []
     data = a_config(tmp_path, source := write_documents(tmp_path / "a.jsonl", TEXTS))
     manifest = corpus.prepare(data, lambda *what: told.append(what))[source]
@@ -191,7 +191,7 @@ def files_read(monkeypatch):
 
 
 @pytest.mark.parametrize("knobs", [{}, {"drop_copies": True, "broken": "skip"}])
-def test_a_stopped_call_goes_on_with_the_file_it_was_at(tmp_path, four_files, monkeypatch, knobs):
+def test_stopped_call_resumes_with_its_current_file(tmp_path, four_files, monkeypatch, knobs):
     whole = corpus.prepare(a_config(tmp_path / "whole", four_files, **knobs))[four_files]
     data = a_config(tmp_path, four_files, **knobs)
     jsonl = corpus.files._jsonl
@@ -219,7 +219,7 @@ def test_a_stopped_call_goes_on_with_the_file_it_was_at(tmp_path, four_files, mo
     assert list(Path(data.cache).iterdir()) == [Path(again.folder)]
 
 
-def test_a_file_that_was_mended_is_all_that_is_read_again(tmp_path, four_files, monkeypatch):
+def test_only_a_corrected_file_is_read_again(tmp_path, four_files, monkeypatch):
     data = a_config(tmp_path, four_files)
     monkeypatch.setattr(corpus.sift, "CHUNK", 100)
     good = (tmp_path / "d.jsonl").read_text()
@@ -233,7 +233,7 @@ def test_a_file_that_was_mended_is_all_that_is_read_again(tmp_path, four_files, 
 
 
 @pytest.mark.parametrize("damage", ["an earlier file", "train.bin", "seen.sqlite"])
-def test_a_draft_that_cannot_be_trusted_is_begun_anew(tmp_path, four_files, monkeypatch, damage):
+def test_invalid_draft_is_rebuilt(tmp_path, four_files, monkeypatch, damage):
     data = a_config(tmp_path, four_files)
     monkeypatch.setattr(corpus.sift, "CHUNK", 100)
     good = (tmp_path / "d.jsonl").read_text()
@@ -263,7 +263,7 @@ def words():
 WORDS = [f"{a}{b}" for a in ("ho", "mi", "ta", "ke") for b in ("lin", "rat", "üsk", "mel", "o")]
 
 
-def test_bpe_is_trained_on_the_sources_and_lies_beside_their_tokens(tmp_path, words):
+def test_bpe_is_trained_on_the_sources_and_saved_with_tokens(tmp_path, words):
     source = write_documents(tmp_path / "a.jsonl", words)
     manifest = corpus.prepare(a_config(tmp_path, source, tokenizer="bpe:290"))[source]
     tokenizer = tokens.load(manifest.folder)
@@ -278,7 +278,7 @@ def test_bpe_is_trained_on_the_sources_and_lies_beside_their_tokens(tmp_path, wo
         assert manifest.counted == manifest.bytes
 
 
-def test_a_tokenizer_never_sees_what_is_held_out(tmp_path, words, monkeypatch):
+def test_tokenizer_is_not_trained_on_heldout_text(tmp_path, words, monkeypatch):
     seen = []
     train_bpe = tokens.train_bpe
 
@@ -304,7 +304,7 @@ def test_a_tokenizer_learns_from_each_source_by_its_weight(tmp_path, words, monk
     assert 6000 <= low < 6600 and 2000 <= high < 2600
 
 
-def test_a_trained_tokenizer_is_found_again_and_another_text_trains_another(tmp_path, words):
+def test_trained_tokenizer_is_reused_until_the_text_changes(tmp_path, words):
     source = write_documents(tmp_path / "a.jsonl", words)
     data = a_config(tmp_path, source, tokenizer="bpe:290")
     first = corpus.prepare(data)[source]
@@ -316,7 +316,7 @@ def test_a_trained_tokenizer_is_found_again_and_another_text_trains_another(tmp_
     assert corpus.prepare(data)[source].tokenizer != first.tokenizer
 
 
-def test_what_other_tokenizers_made_is_kept_apart(tmp_path, words):
+def test_each_tokenizer_has_its_own_folder(tmp_path, words):
     source = write_documents(tmp_path / "a.jsonl", words)
     tokens.train_bpe(iter(words[:9]), 270).save(tmp_path)
     kinds = ("bytes", "bpe:290", "bpe:300", f"file:{tmp_path}/tokenizer.json")
@@ -327,7 +327,7 @@ def test_what_other_tokenizers_made_is_kept_apart(tmp_path, words):
     assert again == found[0]
 
 
-def test_bytes_are_those_of_the_text_where_a_tokenizer_changes_it(tmp_path):
+def test_manifest_counts_text_bytes_if_a_tokenizer_changes_it(tmp_path):
     inner = tokenizers.Tokenizer(models.WordLevel({"?": 0, "ab": 1}, unk_token="?"))
     inner.normalizer = normalizers.NFKC()
     inner.save(str(tmp_path / "tokenizer.json"))
@@ -337,7 +337,7 @@ def test_bytes_are_those_of_the_text_where_a_tokenizer_changes_it(tmp_path):
     assert manifest.bytes["train"] == 6 + 2 and manifest.counted["train"] == 2 + 2
 
 
-def test_more_processes_prepare_the_same(tmp_path, words, monkeypatch):
+def test_several_processes_give_the_same_files(tmp_path, words, monkeypatch):
     monkeypatch.setattr(corpus.sift, "CHUNK", 10_000)
     knobs = {"drop_copies": True, "overlap": 9, "min_words": 5, "tokenizer": "bpe:290"}
     source = write_documents(tmp_path / "a.jsonl", [*words, "too short", *words[:9]])
@@ -350,7 +350,7 @@ def test_more_processes_prepare_the_same(tmp_path, words, monkeypatch):
         assert raw[0] == raw[1]
 
 
-def test_broken_parts_are_skipped_and_counted_where_asked(tmp_path):
+def test_unreadable_parts_are_skipped_and_counted(tmp_path):
     for name in "abc":
         write_documents(tmp_path / f"{name}.jsonl", [text + name for text in TEXTS[:50]])
     lines = (tmp_path / "b.jsonl").read_text().splitlines()
@@ -366,7 +366,7 @@ def test_broken_parts_are_skipped_and_counted_where_asked(tmp_path):
     assert sum(manifest.documents.values()) == 50 + 48 + 50
 
 
-def test_of_many_archives_a_broken_one_in_the_middle_is_named_or_counted(tmp_path):
+def test_truncated_archive_is_named_or_counted(tmp_path):
     for i in range(21):
         rows = [{"text": os.urandom(30).hex()} for _ in range(20)]
         raw = gzip.compress("".join(json.dumps(row) + "\n" for row in rows).encode())
@@ -377,7 +377,7 @@ def test_of_many_archives_a_broken_one_in_the_middle_is_named_or_counted(tmp_pat
     assert manifest.dropped == {"broken": 1} and 400 < sum(manifest.documents.values()) < 420
 
 
-def test_of_mixed_encodings_the_file_that_is_not_utf8_is_named_or_counted(tmp_path):
+def test_file_that_is_not_utf8_is_named_or_counted(tmp_path):
     for name, encoding in (("a", "utf-8"), ("b", "utf-8-sig"), ("c", "latin-1"), ("d", "utf-16")):
         (tmp_path / f"{name}.txt").write_bytes(f"Grüße von {name}".encode(encoding))
     source = f"text:{tmp_path}"
@@ -387,7 +387,7 @@ def test_of_mixed_encodings_the_file_that_is_not_utf8_is_named_or_counted(tmp_pa
     assert read_back(manifest, "train") == ["Grüße von a", "Grüße von b"]
 
 
-def test_filters_drop_by_name_and_only_where_asked(tmp_path):
+def test_filters_count_rejections_by_name(tmp_path):
     bad = ["short", "1234 5678 ab " * 9, "again and again\n" * 9]
     source = write_documents(tmp_path / "a.jsonl", [*TEXTS, *bad])
     kept = corpus.prepare(a_config(tmp_path, source))[source]
@@ -399,7 +399,7 @@ def test_filters_drop_by_name_and_only_where_asked(tmp_path):
     refused(a_config(tmp_path / "new", source, min_words=99), "nothing is left of it (203 short)")
 
 
-def test_near_copies_are_dropped_where_asked_the_first_is_kept(tmp_path, words):
+def test_near_duplicates_are_dropped_after_the_first(tmp_path, words):
     copies = [text + " and so on" for text in words[:20]]
     source = write_documents(tmp_path / "a.jsonl", [*words, *copies])
     assert not corpus.prepare(a_config(tmp_path, source))[source].dropped
@@ -408,7 +408,7 @@ def test_near_copies_are_dropped_where_asked_the_first_is_kept(tmp_path, words):
     assert sorted(read_back(manifest, "train") + read_back(manifest, "heldout")) == sorted(words)
 
 
-def test_copies_are_dropped_across_sources_the_first_by_name_keeps_them(tmp_path, words):
+def test_first_source_by_name_keeps_shared_documents(tmp_path, words):
     one = write_documents(tmp_path / "a.jsonl", words[:60])
     copies = [*words[:20], *(text + " and so on" for text in words[20:40])]
     two = write_documents(tmp_path / "b.jsonl", [*words[60:], *copies])
@@ -423,7 +423,7 @@ def test_copies_are_dropped_across_sources_the_first_by_name_keeps_them(tmp_path
     assert corpus.prepare(a_config(tmp_path, two, one, drop_copies=True)) == found
 
 
-def test_training_shares_no_run_of_words_with_what_is_held_out(tmp_path, words):
+def test_training_shares_no_ngram_with_heldout_text(tmp_path, words):
     one = write_documents(tmp_path / "a.jsonl", words)
     held = read_back(corpus.prepare(a_config(tmp_path, one))[one], "heldout")
     leaks = [f"{i} quote: {' '.join(text.split()[9:25]).upper()}" for i, text in enumerate(held)]
@@ -435,7 +435,7 @@ def test_training_shares_no_run_of_words_with_what_is_held_out(tmp_path, words):
     assert not train & set(leaks) and train | heldout >= set(TEXTS)
 
 
-def test_training_shares_no_run_of_words_with_what_is_protected(tmp_path):
+def test_training_shares_no_ngram_with_protected_text(tmp_path):
     task = "to be or not to be that is the question whether tis nobler in the mind"
     leak, other = f"Hamlet: {task[:60]}, they say", "To be or not to be in the mind"
     source = write_documents(tmp_path / "a.jsonl", [*TEXTS, leak, other])
@@ -462,7 +462,7 @@ def test_empty_text_is_refused(tmp_path):
     refused(a_config(tmp_path, f"text:{tmp_path}/a.txt"), "a.txt' is empty: it must hold text")
 
 
-def test_bad_text_in_the_middle_leaves_nothing(tmp_path):
+def test_invalid_text_leaves_no_files(tmp_path):
     for name, bad in (("nul", "a\0b"), ("half", "a\ud800")):
         source = write_documents(tmp_path / name, [*TEXTS, bad])
         refused(a_config(tmp_path, source), f"{name} line {len(TEXTS) + 1}: is", "at character 1")

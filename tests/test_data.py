@@ -1,4 +1,4 @@
-"""Properties of the order of rows: pure in the step, exact in the mixture, whole in the epoch."""
+"""Batches: a pure function of the step, exact mixture, every row once per epoch."""
 
 import collections
 import dataclasses
@@ -71,14 +71,14 @@ def test_the_batch_size_does_not_change_the_order_of_rows(mixture, text, batch_s
     assert mine[:n] == theirs[: len(mine)]
 
 
-def test_hosts_hold_the_parts_of_the_global_batch(text):
+def test_processes_read_parts_of_the_global_batch(text):
     whole = text.batch(5)["tokens"]
     parts = [text.batch(5, slice(host, None, 2))["tokens"] for host in range(2)]
     np.testing.assert_array_equal(np.stack(parts, 1).reshape(whole.shape), whole)
     np.testing.assert_array_equal(text.batch(5, np.array([6, 1]))["tokens"], whole[[6, 1]])
 
 
-def test_a_batch_holds_the_windows_that_the_audit_names(text):
+def test_rows_of_names_the_windows_of_a_batch(text):
     for step in (0, 40, 1000):
         batch, rows = text.batch(step)["tokens"], text.rows_of(step)
         for b, (source, row) in enumerate(zip(rows["source"], rows["row"], strict=True)):
@@ -158,14 +158,14 @@ def test_fewer_tokens_than_a_row_are_refused(mixture):
     ):
         data.load(dataclasses.replace(mixture, seq_len=900), seed=1)
     with pytest.raises(
-        ValueError, match="data.heldout=0.1 of .* documents keeps .*: raise data.held"
+        ValueError, match="data.heldout=0.1 of .* documents gives .*: raise data.held"
     ):
         data.load(dataclasses.replace(mixture, seq_len=400), seed=1)
     with pytest.raises(ValueError, match="raise data.heldout"):
         data.load(dataclasses.replace(mixture, heldout=1e-9), seed=1)
 
 
-def test_nothing_held_out_is_allowed_when_asked_for(mixture):
+def test_heldout_fraction_may_be_zero(mixture):
     text = data.load(dataclasses.replace(mixture, heldout=0.0), seed=1)
     assert text.heldout(text.sources[0], 5).shape == (0, SEQ_LEN + 1)
 
@@ -178,7 +178,7 @@ def test_a_row_may_be_the_whole_of_a_source(tmp_path):
     assert text.epochs(2) == {source: 6.0}
 
 
-def test_documents_are_numbered_within_a_row_where_asked(mixture, text):
+def test_segments_number_the_documents_of_a_row(mixture, text):
     other = data.load(dataclasses.replace(mixture, across=False), seed=1)
     batch = other.batch(3)
     np.testing.assert_array_equal(batch["tokens"], text.batch(3)["tokens"])
@@ -192,7 +192,7 @@ def test_documents_are_numbered_within_a_row_where_asked(mixture, text):
     assert other.hash != text.hash
 
 
-def test_a_row_is_scored_from_a_random_place_on_where_asked(mixture, text):
+def test_continued_rows_have_weight_after_a_random_position(mixture, text):
     other = data.load(dataclasses.replace(mixture, rows="continued"), seed=1)
     weights = np.concatenate([other.batch(step)["weights"] for step in range(2000)])
     assert weights.dtype == np.float32 and set(weights.ravel()) == {0.0, 1.0}
@@ -206,7 +206,7 @@ def test_a_row_is_scored_from_a_random_place_on_where_asked(mixture, text):
     assert (reseeded.batch(0)["weights"] != other.batch(0)["weights"]).any()
 
 
-def test_a_row_is_cut_anew_in_every_epoch(mixture):
+def test_random_cut_changes_with_the_epoch(mixture):
     text = data.load(dataclasses.replace(mixture, rows="continued", batch_size=1), seed=1)
     places = collections.defaultdict(list)
     for step in range(1500):
@@ -217,7 +217,7 @@ def test_a_row_is_cut_anew_in_every_epoch(mixture):
     assert len(several) > 20 and np.mean([len(set(cuts)) > 1 for cuts in several]) > 0.95
 
 
-def test_fewer_unique_tokens_repeat_a_part_that_is_the_same_for_every_seed(mixture, text):
+def test_unique_tokens_repeat_the_same_subset_for_every_seed(mixture, text):
     few, more = (
         [data.load(dataclasses.replace(mixture, unique_tokens=n), seed=s) for s in (1, 2)]
         for n in (1000, 2000)
@@ -237,32 +237,32 @@ def test_fewer_unique_tokens_repeat_a_part_that_is_the_same_for_every_seed(mixtu
 
 
 def test_more_unique_tokens_than_there_are_is_refused(mixture):
-    with pytest.raises(
-        ValueError, match="data.unique_tokens=10000 asks .* for 468 rows .* it has 3"
-    ):
+    with pytest.raises(ValueError, match="data.unique_tokens=10000 needs 468 rows .* which has 3"):
         data.load(dataclasses.replace(mixture, unique_tokens=10_000), seed=1)
 
 
 def test_more_epochs_than_allowed_are_refused_by_name(mixture):
     text = data.load(dataclasses.replace(mixture, max_epochs=2.0), seed=1)
     steps = next(n for n in range(1000) if max(text.epochs(n).values()) > 2)
-    text.check(steps - 1)
+    data.check_steps(text, steps - 1)
     with pytest.raises(ValueError, match=f"max_epochs=2.0: steps={steps} would see jsonl:.* 2.* t"):
-        text.check(steps)
-    data.load(mixture, seed=1).check(10**6)
+        data.check_steps(text, steps)
+    data.check_steps(data.load(mixture, seed=1), 10**6)
 
 
-def test_the_audit_names_the_documents_of_a_row(text):
+def test_row_documents_names_the_documents_of_a_row(text):
     for source in text.sources:
         file = np.fromfile(f"{text.manifests[source].folder}/train.bin", np.uint8)
         number = np.cumsum(file == tokens.END) - (file == tokens.END)  # document of each byte
         for row in range(0, text.n_rows[source], 5):
             inside = file[row * SEQ_LEN :][:SEQ_LEN] == tokens.END
             first = number[row * SEQ_LEN]
-            assert list(text.documents(source, row)) == list(range(first, first + inside.sum() + 1))
+            assert list(data.row_documents(text, source, row)) == list(
+                range(first, first + inside.sum() + 1)
+            )
 
 
-def test_other_tokenizers_give_rows_of_their_tokens(mixture):
+def test_bpe_rows_have_bpe_tokens(mixture):
     text = data.load(dataclasses.replace(mixture, tokenizer="bpe:300"), seed=1)
     assert isinstance(text.tokenizer, tokens.Json) and text.bytes_per_token > 1.1
     tokens_BS = text.batch(0)["tokens"]
@@ -271,20 +271,21 @@ def test_other_tokenizers_give_rows_of_their_tokens(mixture):
     assert len(words) > 16 and set(words) <= set("0123456789abcdef")
 
 
-def test_bytes_of_text_are_counted_where_a_tokenizer_changes_it(mixture, text):
+def test_byte_lengths_are_scaled_if_a_tokenizer_changes_text(mixture, text):
     source = text.sources[0]
-    np.testing.assert_array_equal(text.byte_lengths(source), text.tokenizer.byte_lengths())
+    np.testing.assert_array_equal(data.byte_lengths(text, source), text.tokenizer.byte_lengths())
     manifest = dataclasses.replace(text.manifests[source], counted={"heldout": 1})
     other = data.Text(mixture, 1, text.manifests | {source: manifest})
-    assert other.byte_lengths(source).max() == manifest.bytes["heldout"]
+    assert data.byte_lengths(other, source).max() == manifest.bytes["heldout"]
 
 
-def test_the_floor_of_a_language_is_told_for_the_rows(mixture, tmp_path):
+def test_entropy_bound_of_a_language_is_computed_for_rows(mixture, tmp_path):
     name = "synthetic:machine?states=8&megabytes=0.1"
     small = dataclasses.replace(mixture, sources={name: 1.0}, cache=str(tmp_path), seq_len=32)
-    floor, error = data.load(small, seed=1).floors()[name]
+    floor, error = data.entropy_bounds(data.load(small, seed=1))[name]
     assert 1.86 < floor < 2.0 and 0 < error < 0.01
-    assert data.load(dataclasses.replace(small, tokenizer="bpe:300"), seed=1).floors() == {}
+    other = data.load(dataclasses.replace(small, tokenizer="bpe:300"), seed=1)
+    assert data.entropy_bounds(other) == {}
 
 
 def test_batches_are_made_at_memory_speed(text):
@@ -316,7 +317,7 @@ def test_prefetch_works_ahead_by_its_depth_and_no_more():
     steps.close()
 
 
-def test_what_a_prefetched_step_raises_arrives_in_its_turn():
+def test_prefetch_raises_at_the_failing_step():
     steps = data.prefetch(lambda step: 1 // (2 - step), 0, 5)
     assert list(itertools.islice(steps, 2)) == [0, 1]
     with pytest.raises(ZeroDivisionError):
@@ -333,4 +334,5 @@ def test_the_thread_ends_with_its_generator():
 
 def test_fewer_tokens_than_one_batch_are_refused(mixture):
     with pytest.raises(ValueError, match="data.batch_size=100000 is more than the .* rows"):
-        data.load(dataclasses.replace(mixture, batch_size=100_000), seed=1).check(steps=1)
+        text = data.load(dataclasses.replace(mixture, batch_size=100_000), seed=1)
+        data.check_steps(text, steps=1)

@@ -1,4 +1,4 @@
-"""Properties of the text that every installation holds."""
+"""Built-in text of the Python installation."""
 
 import inspect
 import itertools

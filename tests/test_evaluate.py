@@ -134,7 +134,7 @@ def test_excess_is_what_a_model_pays_above_the_best_reader_of_the_same_rows(tiny
     text, device_mesh = data.load(tiny.data, 0), mesh.make(tiny.mesh)
 
     def score(_, batch):  # a model that is .1 nats worse, everywhere
-        nats_BT = text.own_nats(name, np.asarray(batch["tokens"]))
+        nats_BT = data.source_nats(text, name, np.asarray(batch["tokens"]))
         assert nats_BT is not None
         return nats_BT + 0.1, np.zeros(nats_BT.shape, np.int32)
 
@@ -145,4 +145,5 @@ def test_excess_is_what_a_model_pays_above_the_best_reader_of_the_same_rows(tiny
 
 def test_text_of_unknown_entropy_has_no_excess(tiny):
     text = data.load(tiny.data, 0)
-    assert text.own_nats(text.sources[0], text.heldout(text.sources[0], 2)) is None
+    source = text.sources[0]
+    assert data.source_nats(text, source, text.heldout(source, 2)) is None

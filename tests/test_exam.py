@@ -1,4 +1,4 @@
-"""Tasks set to a model: packing changes nothing, and a perfect model gets everything right."""
+"""Task evaluation: packing changes no score, and a perfect model has accuracy 1."""
 
 import jax
 import numpy as np
@@ -20,7 +20,7 @@ def pairs_of(n, seed=0):
     ]
 
 
-def test_every_answer_stands_whole_behind_its_prompt_in_a_segment_of_its_own():
+def test_every_pair_is_contiguous_in_its_own_segment():
     pairs = pairs_of(50)
     tokens_NT, segments_NT, places = exam.packed(pairs, 32, end=0)
     assert tokens_NT.shape[1] == 33 and segments_NT.shape[1] == 32
@@ -37,7 +37,7 @@ def test_every_answer_stands_whole_behind_its_prompt_in_a_segment_of_its_own():
     assert seen.max() == 1
 
 
-def test_what_is_too_long_loses_its_left():
+def test_too_long_prompt_loses_its_left_end():
     prompt, answer = np.arange(1, 60), np.arange(60, 70)
     tokens_NT, _, ((row, start, stop),) = exam.packed([(prompt, answer)], 32, end=0)
     assert (tokens_NT[0] == np.arange(70 - 33, 70)).all() and stop == 32 and stop - start == 10
@@ -60,7 +60,8 @@ def test_packed_answers_have_the_likelihoods_they_have_alone(built):
     asked = [tasks.load(name) for name in NAMES]
     tokenizer = tokens.Bytes()
     with jax.set_mesh(program.mesh):
-        row = exam.sit(run, program.mesh, program.score, params, tokenizer, asked)
+        results = exam.sit(run, program.mesh, program.score, params, tokenizer, asked)
+        row = exam.columns(results)
         bits = []
         for example in asked[0].examples:
             text = "\0" + example.prompts[0] + example.answers[0]
@@ -77,7 +78,7 @@ def test_packed_answers_have_the_likelihoods_they_have_alone(built):
     assert f"task_se.{name}.accuracy" in row
 
 
-def test_a_model_that_knows_the_answers_gets_all_and_one_that_does_not_gets_none(built):
+def test_accuracy_is_one_for_a_perfect_model_and_else_zero(built):
     run, program, _ = built
 
     def sit(knows):
@@ -87,14 +88,14 @@ def test_a_model_that_knows_the_answers_gets_all_and_one_that_does_not_gets_none
             return nats_BT, targets_BT if knows else targets_BT + 1
 
         asked = [tasks.load(NAMES[0])]
-        return exam.sit(run, program.mesh, score, {}, tokens.Bytes(), asked)
+        return exam.columns(exam.sit(run, program.mesh, score, {}, tokens.Bytes(), asked))
 
     name = NAMES[0]
     assert sit(True)[f"task.{name}.accuracy"] == 1 and sit(False)[f"task.{name}.accuracy"] == 0
     assert sit(True)[f"task_se.{name}.accuracy"] == 0
 
 
-def test_what_does_not_fit_is_counted_or_refused(built, tmp_path):
+def test_examples_that_do_not_fit_are_counted_or_refused(built, tmp_path):
     run, program, params = built
     rows = ['{"context": "q", "continuation": "a"}']
     rows += ['{"context": "%s", "continuation": "a"}' % ("q" * 99)]
@@ -103,7 +104,7 @@ def test_what_does_not_fit_is_counted_or_refused(built, tmp_path):
     task = tasks.load(f"file:{tmp_path}")
     arguments = (program.mesh, program.score, params, tokens.Bytes(), [task])
     with jax.set_mesh(program.mesh):
-        row = exam.sit(run, *arguments)
+        row = exam.columns(exam.sit(run, *arguments))
     counts = [row[f"task.{task.name}.{name}"] for name in ("n", "n_cut", "n_left_out")]
     assert counts == [2, 1, 1]
     run.eval.too_long = "refuse"
@@ -112,22 +113,24 @@ def test_what_does_not_fit_is_counted_or_refused(built, tmp_path):
     run.eval.too_long = "cut"
 
 
-def test_the_loop_and_the_front_door_give_the_same_likelihoods(built):
+def test_training_and_scoring_give_the_same_likelihoods(built):
     run, program, params = built
     asked, tokenizer = tasks.load(NAMES[0]), tokens.Bytes()
     with jax.set_mesh(program.mesh):
-        row = exam.sit(run, program.mesh, program.score, params, tokenizer, [asked])
+        results = exam.sit(run, program.mesh, program.score, params, tokenizer, [asked])
+    metrics = results[asked.name]
     prompts = [[0, *e.prompts[0].encode()] for e in asked.examples]
     answers = [list(e.answers[0].encode()) for e in asked.examples]
     said = sample.score(run, program.mesh, params, prompts, answers)
     bits = [one.nats.sum() / np.log(2) / len(a) for one, a in zip(said, answers, strict=True)]
-    assert row[f"task.{asked.name}.bits_per_byte"] == pytest.approx(np.mean(bits), rel=1e-4)
-    assert row[f"task.{asked.name}.exact"] == np.mean([one.is_greedy for one in said])
+    assert metrics["bits_per_byte"]["value"] == pytest.approx(np.mean(bits), rel=1e-4)
+    assert metrics["exact"]["value"] == np.mean([one.is_greedy for one in said])
 
 
-def test_a_task_that_asks_for_it_has_its_answers_written(built):
+def test_generate_adds_metrics_of_written_answers(built):
     run, program, params = built
     asked = tasks.load("copy?length=2&n=4&generate=1")
-    row = exam.sit(run, program.mesh, program.score, params, tokens.Bytes(), [asked])
-    assert 0 <= row[f"task.{asked.name}.edit_distance"] <= 1
-    assert row[f"task.{asked.name}.said_exactly"] == row[f"task.{asked.name}.exact"]
+    results = exam.sit(run, program.mesh, program.score, params, tokens.Bytes(), [asked])
+    metrics = {name: numbers["value"] for name, numbers in results[asked.name].items()}
+    assert 0 <= metrics["edit_distance"] <= 1
+    assert metrics["said_exactly"] == metrics["exact"]

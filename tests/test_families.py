@@ -1,4 +1,4 @@
-"""Synthetic tasks: right answers, known chance, and no instance on both sides."""
+"""Synthetic tasks: correct answers, known chance, no instance in both splits."""
 
 import collections
 
@@ -60,7 +60,7 @@ def test_recall_and_follow_answer_what_they_show():
         assert at == one.answer != asked[0] and one.chance == 1 / 4
 
 
-def test_the_made_up_language_puts_the_verb_first_and_adjectives_last():
+def test_translation_puts_verb_first_and_adjectives_last():
     words = {kind: dict(zip(*pair, strict=True)) for kind, pair in families.WORDS.items()}
     assert len({w for pair in families.WORDS.values() for side in pair for w in side}) == 6 * 32
     for one in draws("translate?words=5", 20):
@@ -81,7 +81,7 @@ def test_chance_is_what_the_best_guess_gets(name):
     assert best == pytest.approx(asked[0].chance, abs=4 * (asked[0].chance / len(asked)) ** 0.5)
 
 
-def test_no_document_holds_an_instance_that_tasks_ask_for():
+def test_no_document_contains_a_heldout_instance():
     for kind in families.FAMILIES:
         name = f"{kind}?megabytes=0.01"
         shown = "\n".join(families.documents(families.parse_all(name)))
@@ -107,13 +107,13 @@ def test_documents_are_the_same_again_and_families_take_turns():
     "name, words",
     [
         ("copyy", "did you mean copy"),
-        ("copy?size=3", "size does not exist: take length"),
-        ("copy?length=x", "length=x must be a number, or two such as 1-3"),
-        ("copy?length=5-3", "length must be from 2 to 10"),
-        ("copy?megabytes=0", "megabytes must be above 0"),
+        ("copy?size=3", "size does not exist: use one of the fields length"),
+        ("copy?length=x", "length=x must be a whole number, or a range such as 2-3, from 2 to 10"),
+        ("copy?length=5-3", "length=5-3 must be a whole number, or a range .*, from 2 to 10"),
+        ("copy?megabytes=0", "megabytes=0 must be a number from 1e-06 to 1"),
     ],
 )
-def test_what_does_not_exist_is_refused_with_the_way_out(name, words):
+def test_invalid_task_name_is_refused_with_a_remedy(name, words):
     with pytest.raises(ValueError, match=words.replace("?", r"\?")):
         families.parse(name)
 
@@ -136,12 +136,12 @@ def test_a_composition_is_an_order_and_a_spelling():
     }
 
 
-def test_what_is_declared_unseen_is_refused_where_dials_reach_it():
+def test_unseen_tasks_are_refused_if_ranges_overlap():
     asked = "apply?order=2&spelling=1,copy?length=4"
     sources.check_unseen("tasks:apply?order=0-1&spelling=1+apply?order=2&spelling=2", asked)
-    with pytest.raises(ValueError, match="holds apply.order=2&spelling=1: turn its dials"):
+    with pytest.raises(ValueError, match="contains apply.order=2&spelling=1: choose other"):
         sources.check_unseen("tasks:copy?length=3+apply?order=1-2&spelling=1-3", asked)
-    with pytest.raises(ValueError, match="holds copy.length=4"):
+    with pytest.raises(ValueError, match="contains copy.length=4"):
         sources.check_unseen("tasks:copy?length=2-4", asked)
 
 
@@ -149,5 +149,5 @@ def test_with_a_template_an_instance_is_a_conversation():
     first = next(iter(families.documents(families.parse_all("upper?template=chat"))))
     prompt, answer = first.removesuffix("\x03").split("\x02")
     assert answer == prompt.removeprefix("\x01upper ").removesuffix("=").upper()
-    with pytest.raises(ValueError, match="template must be one of chat, question"):
+    with pytest.raises(ValueError, match="template=story must be one of .*chat, question"):
         families.parse("upper?template=story")

@@ -1,4 +1,4 @@
-"""Properties of what is left out of a corpus."""
+"""Quality filters and MinHash bands."""
 
 import subprocess
 import sys

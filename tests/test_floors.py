@@ -24,7 +24,7 @@ FLOORS: list[list[list[str]]] = [
             *("learned", "layers", "attention", "kernels", "moe", "model", "cache", "optim"),
         ],
         [
-            *("automaton", "machine", "grammar", "languages"),  # what is made up
+            *("uri", "automaton", "machine", "grammar", "languages"),  # what is made up
             *("tokens", "embedded", "files", "forms", "chat", "prompts"),  # how it is read
             *("tfds_text", "families", "sources"),  # what is read
             *("overlap", "filters", "sift", "seen", "draft", "copies", "corpus"),  # what is kept

@@ -1,4 +1,4 @@
-"""Every number of a task, from log-likelihoods that are known."""
+"""Task metrics from known log-likelihoods."""
 
 import importlib.util
 
@@ -12,9 +12,15 @@ def said(nats, hits=None):
     return grade.Said(np.array(nats, float), np.array(hits if hits else [False] * len(nats)))
 
 
+def values(metrics):
+    """Return metric -> value, and metric_se -> standard error."""
+    errors = {f"{name}_se": m["se"] for name, m in metrics.items() if "se" in m}
+    return {name: m["value"] for name, m in metrics.items()} | errors
+
+
 def test_choices_are_judged_raw_and_by_byte():
     example = tasks.Example(("q", "q"), ("ab", "abcdefgh"), right=1, chance=0.5)
-    row = grade.likelihoods([example], [[said([2.0]), said([3.0])]], [[b"abcdefgh"]])
+    row = values(grade.likelihoods([example], [[said([2.0]), said([3.0])]], [[b"abcdefgh"]]))
     assert row["accuracy"] == 0 and row["accuracy_bytes"] == 1  # 3 nats for four times the bytes
     p = 1 / (1 + np.e)
     assert row["p_right"] == pytest.approx(p)
@@ -26,13 +32,14 @@ def test_choices_are_judged_raw_and_by_byte():
 def test_one_answer_is_right_only_if_each_token_is_the_likeliest():
     example = tasks.Example(("q",), ("xyz",))
     pieces = [b"x", b"y", b"z"]
-    row = grade.likelihoods([example], [[said([0.1, 0.2, 0.3], [True, False, True])]], [pieces])
+    scores = said([0.1, 0.2, 0.3], [True, False, True])
+    row = values(grade.likelihoods([example], [[scores]], [pieces]))
     assert row["accuracy"] == row["exact"] == 0 and row["token_accuracy"] == pytest.approx(2 / 3)
     assert row["token_probability"] == pytest.approx(np.exp(-0.2)) and row["tokens"] == 3
     assert row["p_right"] == pytest.approx(np.exp(-0.6))
     assert row["token_probability"] ** 3 == pytest.approx(row["p_right"])
     assert "accuracy_bytes" not in row
-    row = grade.likelihoods([example], [[said([0.1, 0.2, 0.3], [True] * 3)]], [pieces])
+    row = values(grade.likelihoods([example], [[said([0.1, 0.2, 0.3], [True] * 3)]], [pieces]))
     assert row["accuracy"] == 1
 
 
@@ -42,12 +49,12 @@ def test_standard_errors_are_those_of_many_draws():
     for _ in range(200):
         hits = rng.random(60) < 0.3
         marks = [[said([0.5], [bool(hit)])] for hit in hits]
-        rows.append(grade.likelihoods([example] * 60, marks, [[b"x"]] * 60))
+        rows.append(values(grade.likelihoods([example] * 60, marks, [[b"x"]] * 60)))
     spread = np.std([row["accuracy"] for row in rows])
     assert spread == pytest.approx(np.mean([row["accuracy_se"] for row in rows]), rel=0.15)
 
 
-def test_key_presses_are_saved_from_where_the_rest_of_a_word_is_right():
+def test_keystrokes_are_saved_once_the_rest_of_a_word_is_right():
     pieces = [bytes([b]) for b in b" music x"]
     none, every = np.zeros(8, bool), np.ones(8, bool)
     assert grade.saved(none, pieces) == 0
@@ -58,19 +65,19 @@ def test_key_presses_are_saved_from_where_the_rest_of_a_word_is_right():
 
 def test_edit_distance_counts_letters_to_change():
     task = tasks.Task("t", [tasks.Example(("q",), ("sitting",)), tasks.Example(("q",), (" a",))])
-    row = grade.words(task, ["kitten", "a"])
+    row = values(grade.words(task, ["kitten", "a"]))
     assert row["edit_distance"] == pytest.approx(3 / 7 / 2) and row["said_exactly"] == 0.5
 
 
 def test_any_of_several_references_is_right():
     task = tasks.Task("t", [tasks.Example(("q",), ("vier",), others=("4",))])
-    assert grade.words(task, [" 4"])["said_exactly"] == 1
+    assert values(grade.words(task, [" 4"]))["said_exactly"] == 1
 
 
-def test_translations_are_graded_by_sacrebleu_or_say_what_to_install():
+def test_translation_metrics_need_sacrebleu():
     task = tasks.Task("t", [tasks.Example(("q",), ("ein Haus am See",))] * 3, True, True)
     if importlib.util.find_spec("sacrebleu"):
-        assert grade.words(task, ["ein Haus am See"] * 3)["chrf"] == pytest.approx(100)
+        assert values(grade.words(task, ["ein Haus am See"] * 3))["chrf"] == pytest.approx(100)
     else:
         with pytest.raises(ValueError, match="lm-scaling\\[translation\\]"):
             grade.words(task, ["ein Haus am See"] * 3)

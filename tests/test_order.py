@@ -1,4 +1,4 @@
-"""The order of rows: exact in the mixture, a true permutation, found at once."""
+"""Order of rows: exact mixture, keyed permutation, constant time."""
 
 import numpy as np
 import pytest
@@ -26,7 +26,7 @@ def test_any_prefix_holds_the_weights_to_a_row(weights):
 
 
 def test_a_share_too_small_to_be_kept_is_refused():
-    with pytest.raises(ValueError, match=r"data.sources\['b'\]=1e-05 is too small a share"):
+    with pytest.raises(ValueError, match=r"data.sources\['b'\]=1e-05 is too small a fraction"):
         order.quantised({"a": 1.0, "b": 1e-5})
 
 
@@ -49,7 +49,7 @@ def test_the_keyed_permutation_looks_random():
     assert len(set(map(tuple, orders))) == 300
 
 
-def test_permutations_of_far_more_rows_than_memory_holds_are_found_at_once():
+def test_permutation_of_a_huge_range_is_computed_at_once():
     n = 10**14 + 7
     places = np.arange(n - 1000, n)
     found = order.permuted(places, n, ("far",))

@@ -1,4 +1,4 @@
-"""Properties of the runs of words that training text must not share."""
+"""N-gram hashes for decontamination."""
 
 import numpy as np
 
@@ -23,7 +23,7 @@ def test_runs_of_different_words_differ():
     assert len(np.unique(found)) > 0.9999 * len(found)
 
 
-def test_the_file_holds_each_run_once_in_order_however_it_was_dealt(tmp_path, monkeypatch):
+def test_ngram_file_is_sorted_and_distinct(tmp_path, monkeypatch):
     parts = [overlap.runs(" ".join(RNG.choice(WORDS, n)), 2) for n in (3000, 1, 500, 3000)]
     parts.append(parts[0])
     wanted = np.unique(np.concatenate(parts))

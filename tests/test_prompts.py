@@ -1,4 +1,4 @@
-"""Kept prompts: only what was rated good is learned, as it was mended."""
+"""Logged prompts: only answers rated good are in the tuning set."""
 
 import pytest
 
@@ -29,5 +29,5 @@ def test_nothing_rated_good_and_other_files_are_refused(tmp_path):
     with pytest.raises(ValueError, match="holds no prompt of id x"):
         prompts.rate(path, "x", good=True)
     path.write_text('{"prompt": "a"}\n')
-    with pytest.raises(ValueError, match="line 1: is no kept prompt: it has prompt"):
+    with pytest.raises(ValueError, match="line 1: is not a logged prompt: it has prompt"):
         prompts.read(path)

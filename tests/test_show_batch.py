@@ -57,6 +57,6 @@ def test_a_folder_becomes_a_dataset_that_a_config_can_name(folder, text_file):
     assert done.returncode == 0 and "tfds:mine/train" in done.stdout, done.stderr
     assert "none" in done.stdout and "MB in" in done.stdout
     again = command(folder, "make_tfds", "--source=docs", "--name=mine", "--data_dir=tfds")
-    assert again.returncode == 2 and "mine/1.0.0 exists: take another name" in again.stderr
+    assert again.returncode == 2 and "mine/1.0.0 exists: use another name" in again.stderr
     missing = command(folder, "make_tfds", "--name=mine")
     assert missing.returncode == 2 and "--source=SOURCE is missing" in missing.stderr

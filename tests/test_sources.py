@@ -1,4 +1,4 @@
-"""Properties of the readers of the user's own text, and the line that each bad input gives."""
+"""Readers of text sources, and the one-line error of each invalid input."""
 
 import gzip
 import json
@@ -113,10 +113,14 @@ def test_a_language_is_a_source(tmp_path):
     name = "synthetic:machine?states=4&megabytes=0.02"
     assert [len(text) for text in texts(name)] == [4096] * 5
     assert sources.fingerprint(name) != sources.fingerprint(name + "&seed=1")
-    refused("synthetic:machine?state=4", tmp_path, "state does not exist: take states, symbols")
+    refused(
+        "synthetic:machine?state=4",
+        tmp_path,
+        "state does not exist: use one of the fields states, symbols",
+    )
 
 
-def test_where_it_may_go_on_only_what_is_broken_is_left(tmp_path):
+def test_only_unreadable_input_is_skipped(tmp_path):
     write_lines(tmp_path / "a.jsonl.gz", [{"text": os.urandom(50).hex()} for _ in range(2000)])
     raw = (tmp_path / "a.jsonl.gz").read_bytes()
     (tmp_path / "a.jsonl.gz").write_bytes(raw[: len(raw) // 2])
@@ -184,9 +188,9 @@ def refused(source, tmp_path, *words):
 def test_unknown_sources_name_the_nearest(tmp_path):
     refused("doc", tmp_path, "doc does not exist", "docs")
     refused("json:x", tmp_path, "json does not exist", "jsonl")
-    refused("text:", tmp_path, "must read text:PATH")
-    refused("code:x", tmp_path, "'code:x' must read code")
-    refused("jsonl:x?field=", tmp_path, "must read jsonl:GLOB[?field=NAME]")
+    refused("text:", tmp_path, "must have the form text:PATH")
+    refused("code:x", tmp_path, "'code:x' must have the form code")
+    refused("jsonl:x?field=", tmp_path, "x?field=: field= must be the name of a field")
 
 
 def test_missing_paths_are_named(tmp_path):

@@ -1,4 +1,4 @@
-"""Tasks from families and files: right fields, fixed shots, and errors that name the line."""
+"""Tasks from synthetic families and files: formats, fixed shots, errors that name the line."""
 
 import gzip
 import json
@@ -83,7 +83,7 @@ def test_n_examples_are_fewer_of_the_same(tmp_path):
     assert len(few) == 5 and few == more[:5]
 
 
-def test_a_synthetic_task_asks_what_is_held_out_and_shows_what_is_not():
+def test_synthetic_examples_are_held_out_and_shots_are_not():
     task = tasks.load("reverse?length=4&shots=2&n=30")
     assert len(task.examples) == 30
     for example in task.examples:
@@ -111,11 +111,11 @@ def test_choices_are_answers_of_others_and_chance_is_one_of_them():
         ("copy?size=3", "size does not exist"),
         ("file:TMP/nowhere", "did you mean file:TMP/set"),
         ("file:TMP", "has no test.jsonl; folders in it that have: set"),
-        ("file:TMP/set?digits=2", "digits does not exist: take shots"),
+        ("file:TMP/set?digits=2", "digits does not exist: use one of the fields shots"),
         ("file:TMP/set?split=dev", "has no dev.jsonl"),
     ],
 )
-def test_what_does_not_exist_is_refused_with_what_is_near(tmp_path, name, words):
+def test_unknown_names_are_refused_with_near_names(tmp_path, name, words):
     write(tmp_path / "set", [LINES["choice"]])
     with pytest.raises(ValueError) as error:
         tasks.load(name.replace("TMP", str(tmp_path)))

@@ -1,4 +1,4 @@
-"""Properties of datasets of TFDS, made here and read without TensorFlow or a network."""
+"""TFDS datasets, written here and read without TensorFlow or a network."""
 
 import subprocess
 import sys
@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from experiments import make_tfds
 from lm import sources, tfds_text
 
 DOCUMENTS = [(f"file {i}", f"Text {i}: häppy\n") for i in range(600)]
@@ -14,7 +15,7 @@ DOCUMENTS = [(f"file {i}", f"Text {i}: häppy\n") for i in range(600)]
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tfds")
-    tfds_text.make("my_text", folder, DOCUMENTS)
+    make_tfds.write_dataset("my_text", folder, DOCUMENTS)
     return folder
 
 
@@ -23,7 +24,7 @@ def data_dir(prepared, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", str(prepared))
 
 
-def test_every_document_comes_back_once_and_in_the_same_order_each_time():
+def test_documents_are_read_once_in_a_fixed_order():
     found = list(sources.documents("tfds:my_text/train"))
     assert sorted(d.text for d in found) == sorted(text for _, text in DOCUMENTS)
     again = list(sources.documents("tfds:my_text:1.0.0/train"))
@@ -42,7 +43,7 @@ def test_the_fingerprint_reads_no_dataset_and_follows_its_files(prepared, tmp_pa
     first = sources.fingerprint("tfds:my_text/train")
     assert first == sources.fingerprint("tfds:my_text/train")
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
-    tfds_text.make("my_text", tmp_path, DOCUMENTS[:50])
+    make_tfds.write_dataset("my_text", tmp_path, DOCUMENTS[:50])
     assert sources.fingerprint("tfds:my_text/train") != first
 
 
@@ -86,9 +87,9 @@ def test_what_is_not_there_is_named_in_one_line(source, words):
     assert "\n" not in str(caught.value)
 
 
-def test_an_example_that_cannot_be_read_is_left_out_where_it_may_be(tmp_path, monkeypatch):
+def test_unreadable_example_is_skipped_if_allowed(tmp_path, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
-    folder = tfds_text.make("my_text", tmp_path, DOCUMENTS)
+    folder = make_tfds.write_dataset("my_text", tmp_path, DOCUMENTS)
     (path,) = folder.glob("*.array_record*")
     raw = bytearray(path.read_bytes())
     at = raw.index(b"Text 300: ")
@@ -103,10 +104,10 @@ def test_an_example_that_cannot_be_read_is_left_out_where_it_may_be(tmp_path, mo
 
 
 def test_a_name_that_tfds_does_not_take_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="'My-Text' is no name for a dataset"):
-        tfds_text.make("My-Text", tmp_path, DOCUMENTS)
+    with pytest.raises(ValueError, match="'My-Text' is not a dataset name"):
+        make_tfds.write_dataset("My-Text", tmp_path, DOCUMENTS)
 
 
 def test_a_dataset_is_never_written_over(prepared):
-    with pytest.raises(ValueError, match="my_text/1.0.0 exists: take another name"):
-        tfds_text.make("my_text", prepared, DOCUMENTS)
+    with pytest.raises(ValueError, match="my_text/1.0.0 exists: use another name"):
+        make_tfds.write_dataset("my_text", prepared, DOCUMENTS)

@@ -1,4 +1,4 @@
-"""Properties of the tokenizers."""
+"""Tokenizers: round trips, byte lengths, published files."""
 
 import functools
 import io
@@ -57,7 +57,7 @@ def test_any_unicode_round_trips(make, text):
 @lossless
 @settings(deadline=None)
 @given(text=TEXT)
-def test_byte_lengths_of_the_tokens_add_up_to_the_bytes_of_the_text(make, text):
+def test_byte_lengths_of_tokens_add_up_to_the_text(make, text):
     tokenizer = make()
     if make is pieces:
         text = text.replace("\u2581", "_")
@@ -163,7 +163,7 @@ def of_others(tmp_path, normalizer=None, **special):
     return tokens.read(f"file:{tmp_path}/tokenizer.json")
 
 
-def test_a_file_of_others_keeps_its_own_token_that_ends_documents(tmp_path):
+def test_published_tokenizer_keeps_its_own_end_token(tmp_path):
     tokenizer = of_others(tmp_path, **{"</s>": 5})
     assert tokenizer.end == 5 and tokenizer.vocab_size == 6
     assert 5 not in tokenizer.encode("the</s>cat")  # there it is text
@@ -171,14 +171,14 @@ def test_a_file_of_others_keeps_its_own_token_that_ends_documents(tmp_path):
     assert of_others(tmp_path).vocab_size == 6
 
 
-def test_a_file_of_others_may_change_text_and_then_its_bytes_differ(tmp_path):
+def test_bytes_differ_if_a_tokenizer_changes_text(tmp_path):
     tokenizer = of_others(tmp_path, normalizers.Lowercase())
     ids = tokenizer.encode("The CAT")
     assert list(ids) == [1, 2] and tokenizer.decode(ids) == "the cat"
     assert tokenizer.byte_lengths()[ids].sum() == 8  # with the space that was put in front
 
 
-def test_the_hash_of_a_file_follows_what_it_says_and_not_its_spaces(tmp_path):
+def test_tokenizer_hash_ignores_json_formatting(tmp_path):
     first = of_others(tmp_path)
     path = tmp_path / "tokenizer.json"
     path.write_text(json.dumps(json.loads(path.read_text()), indent=7))

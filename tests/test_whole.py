@@ -1,4 +1,4 @@
-"""Whole rows: no document is cut at a border, all are there once, the rest counts nothing."""
+"""Packing of whole documents: no document is split, and padding has no weight."""
 
 import dataclasses
 import json
@@ -32,7 +32,7 @@ def texts():
     return [talk("p" * int(n), "a" * int(m)) for n, m in rng.integers(1, 21, (400, 2))]
 
 
-def test_every_document_stands_whole_in_one_row(texts):
+def test_every_document_is_complete_in_one_row(texts):
     rows = whole.Rows(a_file(texts), SEQ_LEN, BYTES)
     found = rows[np.arange(len(rows))]
     assert found.shape == (len(rows), SEQ_LEN + 1) and (found[:, 0] == 0).all()
@@ -51,7 +51,7 @@ def test_rows_are_nearly_full(texts):
     assert whole.weights(found, 0).sum() == n_tokens
 
 
-def test_documents_are_apart_and_begin_with_an_end(texts):
+def test_each_segment_starts_with_an_end_token(texts):
     rows_NS = whole.Rows(a_file(texts), SEQ_LEN, BYTES)[np.arange(20)]
     segments_NT = whole.segments(rows_NS, 0)
     for row_S, segments_T in zip(rows_NS, segments_NT, strict=True):
@@ -60,7 +60,7 @@ def test_documents_are_apart_and_begin_with_an_end(texts):
             assert mine[0] == 0 and (mine[1:] != 0).all()
 
 
-def test_a_long_conversation_loses_the_left_of_its_prompt_and_keeps_its_mark():
+def test_long_conversation_loses_the_left_of_its_prompt():
     long = talk("left" + "." * 60 + "right", "done")
     rows = whole.Rows(a_file([long, talk("short")]), SEQ_LEN, BYTES)
     kept = next(text for text in documents_in(rows[np.arange(len(rows))]) if "right" in text)
@@ -68,7 +68,7 @@ def test_a_long_conversation_loses_the_left_of_its_prompt_and_keeps_its_mark():
     assert (rows.n_cut, rows.n_left_out) == (1, 0)
 
 
-def test_a_conversation_whose_answer_has_no_room_is_left_out_and_counted():
+def test_conversation_with_too_long_answer_is_dropped():
     rows = whole.Rows(a_file([talk("p", "a" * 60), talk("short")]), SEQ_LEN, BYTES)
     assert documents_in(rows[np.arange(len(rows))]) == [talk("short")]
     assert (rows.n_cut, rows.n_left_out) == (0, 1)
@@ -77,7 +77,7 @@ def test_a_conversation_whose_answer_has_no_room_is_left_out_and_counted():
 
 
 @pytest.mark.parametrize("too_long, n", [("cut", 2), ("drop", 1)])
-def test_long_conversations_can_be_left_out_or_refused(too_long, n):
+def test_long_conversations_can_be_dropped_or_refused(too_long, n):
     file = a_file([talk("p" * 60), talk("short")])
     rows = whole.Rows(file, SEQ_LEN, BYTES, too_long)
     assert len(documents_in(rows[np.arange(len(rows))])) == n
@@ -94,6 +94,24 @@ def test_long_text_is_cut_into_pieces_and_nothing_is_lost():
         piece in text + "short" for piece in pieces
     )
     assert rows.n_cut == 0
+
+
+@pytest.mark.parametrize("options", [{}, {"max_open": 3}, {"newest_only": True}])
+def test_no_packed_row_exceeds_its_capacity(options):
+    sizes = np.random.default_rng(1).integers(1, 61, 500)
+    rows = whole.best_fit(sizes, 60, **options)
+    filled = np.bincount(rows, sizes)
+    assert (filled <= 60).all() and (filled > 0).all()
+
+
+def test_best_fit_chooses_the_fullest_row_with_room():
+    assert whole.best_fit([5, 7, 3, 4, 3, 8], 10).tolist() == [0, 1, 1, 0, 2, 3]
+    assert whole.best_fit([5, 7, 3], 10, max_open=1).tolist() == [0, 1, 0]  # closes the fullest
+
+
+def test_next_fit_uses_the_newest_row_only():
+    sizes = [5, 7, 5, 10, 5, 5, 1]
+    assert whole.best_fit(sizes, 10, newest_only=True).tolist() == [0, 1, 2, 3, 4, 4, 5]
 
 
 @pytest.fixture(scope="module")
@@ -120,11 +138,14 @@ def test_a_batch_of_a_mixture_learns_answers_and_text(mixed):
         learned = BYTES.decode(tokens_S[1:][weights_T == 1])
         assert "Say" not in learned and ("twice" not in learned)
         assert ("number" in learned) == source.startswith("jsonl")
-    heldout = text.marked(text.heldout(text.sources[0], 5))
+    heldout = data.with_segments_and_weights(
+        text.data, text.tokenizer, text.heldout(text.sources[0], 5)
+    )
     assert set(heldout) == {"tokens", "segments", "weights"}
-    assert text.fit[text.sources[0]]["n_cut"] == 0 and data.load(mixed, 1).hash == text.hash
+    stats = data.packing_stats(text)[text.sources[0]]
+    assert stats["n_cut"] == 0 and data.load(mixed, 1).hash == text.hash
 
 
 def test_too_short_a_row_for_any_conversation_is_refused(mixed):
-    with pytest.raises(ValueError, match="no conversation has room in data.seq_len=4 tokens"):
+    with pytest.raises(ValueError, match="no conversation fits into data.seq_len=4 tokens"):
         data.load(dataclasses.replace(mixed, seq_len=4), 1)

@@ -1,0 +1,120 @@
+"""Parser of `NAME?KEY=VALUE&KEY=VALUE`, the syntax of source names and task names.
+
+    fields = {"length": int_range(2, 10), "template": choice(["chat", "plain"])}
+    parse_uri("copy?length=2-5", fields)      # Uri(name="copy", values={"length": (2, 5)})
+
+Every source and task uses this parser, so all of them report the same errors.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+# The name may be a glob with a "?": fields start at the first "?" before KEY=.
+_QUERY = re.compile(r"\?(?=\w*=)")
+
+
+class Uri(NamedTuple):
+    """A parsed name with its fields."""
+
+    name: str
+    values: dict[str, Any]  # field name -> parsed value; fields that are absent have no entry
+
+
+class Field(NamedTuple):
+    """Parser of the value of one field."""
+
+    parse: Callable[[str], Any]  # raises ValueError if the value is not allowed
+    allowed: str  # description of the allowed values, for the error message
+
+
+def parse_uri(text: str, fields: Mapping[str, Field], label: str = "") -> Uri:
+    """Parse `text` into its name and the values of its fields.
+
+    `label` precedes `text` in error messages. Raises ValueError for an unknown field and for a
+    value that its field does not allow.
+    """
+    name, query = split_uri(text)
+    values: dict[str, Any] = {}
+    for item in query.split("&") if query else []:
+        key, _, value = item.partition("=")
+        if key not in fields:
+            known = ", ".join(fields)
+            raise ValueError(f"{label}{text}: {key} does not exist: use one of the fields {known}")
+        try:
+            values[key] = fields[key].parse(value)
+        except ValueError:
+            rule = fields[key].allowed
+            raise ValueError(f"{label}{text}: {key}={value} must be {rule}") from None
+    return Uri(name, values)
+
+
+def split_uri(text: str) -> tuple[str, str]:
+    """Return the name and the unparsed fields; "" if `text` has no fields."""
+    name, *rest = _QUERY.split(text, maxsplit=1)
+    return name, "".join(rest)
+
+
+def text(allowed: str = "a name") -> Field:
+    """Return a field of any non-empty string."""
+    return Field(_non_empty, allowed)
+
+
+def names() -> Field:
+    """Return a field of names separated by commas. Its value is a frozenset."""
+    return Field(lambda value: frozenset(value.split(",")), "names separated by commas")
+
+
+def choice(options: Iterable[str]) -> Field:
+    """Return a field whose value is one of `options`."""
+    allowed = list(options)
+
+    def parse(value: str) -> str:
+        if value not in allowed:
+            raise ValueError(value)
+        return value
+
+    return Field(parse, f"one of {', '.join(allowed)}")
+
+
+def count() -> Field:
+    """Return a field of a whole number, 0 or more."""
+
+    def parse(value: str) -> int:
+        if not value.isdecimal():
+            raise ValueError(value)
+        return int(value)
+
+    return Field(parse, "a whole number from 0 up")
+
+
+def number(kind: type, low: float, high: float) -> Field:
+    """Return a field of a number of type `kind` (int or float) from `low` to `high`."""
+
+    def parse(value: str) -> float:
+        parsed = kind(value)
+        if not low <= parsed <= high:
+            raise ValueError(value)
+        return parsed
+
+    word = "a whole number" if kind is int else "a number"
+    return Field(parse, f"{word} from {low} to {high}")
+
+
+def int_range(low: int, high: int) -> Field:
+    """Return a field of one integer or a range such as 2-5. Its value is (minimum, maximum)."""
+
+    def parse(value: str) -> tuple[int, int]:
+        first, _, last = value.partition("-")
+        minimum, maximum = int(first), int(last or first)
+        if not low <= minimum <= maximum <= high:
+            raise ValueError(value)
+        return minimum, maximum
+
+    return Field(parse, f"a whole number, or a range such as {low}-{low + 1}, from {low} to {high}")
+
+
+def _non_empty(value: str) -> str:
+    if not value:
+        raise ValueError(value)
+    return value
