@@ -157,10 +157,11 @@ class Checkpoints:
             raise Damaged("the manifest's checksum differs")
         if saved["step"] != step:
             raise Damaged(f"it was saved as step {saved['step']}")
+        known = config.field_types(config.Run)
         changed = [
-            f"{knob}={value!r} there, {self.knobs[knob]!r} here"
+            f"{knob}={value!r} there, {self.knobs.get(knob, 'no such field')!r} here"
             for knob, value in saved.get("config", {}).items()
-            if knob in self.knobs and self.knobs[knob] != value
+            if knob not in known or (knob in self.knobs and self.knobs[knob] != value)
         ]
         if changed:
             raise ValueError(

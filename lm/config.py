@@ -49,9 +49,7 @@ class Model:
     qk_norm: bool = field(True, "Normalize queries and keys per head (arXiv:2302.05442).")
     bias: bool = field(False, "Add biases to the projections; the head has none.")
     tied: bool = field(False, "Use the transposed embedding as the head.")
-    max_positions: int = field(
-        0, "Rows of a learned position table; 0 uses rotary positions.", ge=0, axis="positions"
-    )
+    max_positions: int = field(0, "Learned positions; 0 is rotary.", ge=0, axis="positions")
     rope_theta: float = field(10_000.0, "Base of the rotary frequencies (Su et al. 2021).", gt=0)
     logit_softcap: float = field(0.0, "Logits -> cap tanh(logits / cap); 0 is off.", ge=0)
     z_loss: float = field(0.0, "Weight of log(Z)^2 in the loss; 0 is off.", "compute", ge=0)
@@ -92,11 +90,9 @@ class Model:
     )
     normalize_experts: bool = field(True, "Scale a token's expert weights to sum to 1.")
     balance: Literal["loss", "bias", "none"] = field(
-        "loss", "Load balancing: auxiliary loss, router bias (arXiv:2408.15664) or none."
+        "loss", "Auxiliary loss, or router bias (arXiv:2408.15664)."
     )
-    balance_weight: float = field(
-        0.01, "Weight of the auxiliary loss, per layer (Fedus et al. 2021).", ge=0
-    )
+    balance_weight: float = field(0.01, "Weight per layer (Fedus et al. 2021).", ge=0)
     balance_rate: float = field(0.001, "Change of each router bias per step.", ge=0)
     router_z_loss: float = field(
         0.0, "Weight of the router's log(Z)^2, per layer; 1e-3 in arXiv:2202.08906.", ge=0
@@ -117,19 +113,20 @@ class Data:
     share `overlap` words in a row with held-out text. Exact duplicates are always dropped.
     rows: packed concatenates documents and splits them at row ends. continued also masks the loss
     before a random position. whole packs complete documents and pads; score=answers needs it.
-    too_long: cut removes the beginning of the conversation.
+    protect: such as a task's text. broken: a file or line that cannot be read.
+    too_long: cut removes the beginning, drop the conversation, refuse raises an error.
     """
 
     sources: dict[str, float] = field(
         {"code": 0.5, "docs": 0.5}, "Weight of each source URI: see lm/sources.py."
     )
     cache: str = field("data", "Folder of token files; may be gs://BUCKET/FOLDER.", "execution")
-    heldout: float = field(0.05, "Fraction of documents held out, by hash of the text.", ge=0, le=1)
+    heldout: float = field(0.05, "Fraction of documents, by hash of the text.", ge=0, le=1)
     tokenizer: str = field(
         "bytes", "bytes, bpe:SIZE (trained on the sources), file:JSON, spm:MODEL."
     )
     broken: Literal["stop", "skip"] = field(
-        "stop", "Unreadable file or line: stop with an error, or skip and count it.", "corpus"
+        "stop", "Unreadable text: stop, or skip and count.", "corpus"
     )
     min_words: int = field(0, "Smallest number of words in a document.", "corpus", ge=0)
     min_letters: float = field(
@@ -138,21 +135,19 @@ class Data:
     max_repeats: float = field(
         1.0, "Largest fraction of repeated lines in a document.", "corpus", ge=0, le=1
     )
-    drop_copies: bool = field(False, "Drop near-duplicates (MinHash, Jaccard about 0.8).", "corpus")
+    drop_copies: bool = field(False, "MinHash with Jaccard about 0.8.", "corpus")
     overlap: int = field(0, "Words per n-gram of decontamination; 0 is off.", "corpus", ge=0)
-    protect: str = field(
-        "", "Source, such as a task's text, that decontamination treats as held out.", "corpus"
-    )
+    protect: str = field("", "A source that counts as held out.", "corpus")
     seq_len: int = field(128, "Tokens of context per row.", ge=1, axis="length")
     batch_size: int = field(16, "Rows per step over all devices.", ge=1, axis="batch")
     rows: Literal["packed", "continued", "whole"] = field(
         "packed", "How documents become rows.", "batch"
     )
     score: Literal["all", "answers"] = field(
-        "all", "Tokens in the loss: all, or the answers of conversations.", "batch"
+        "all", "All tokens, or the answers of conversations.", "batch"
     )
     too_long: Literal["cut", "drop", "refuse"] = field(
-        "cut", "Conversation longer than a row: cut its beginning, drop it, or refuse.", "batch"
+        "cut", "Conversations longer than a row.", "batch"
     )
     unseen: str = field("", "Tasks and categories, comma-separated, that no source may contain.")
     across: bool = field(True, "Let attention cross document boundaries in a row.", "batch")
@@ -185,9 +180,7 @@ class Optim:
         0.1, "Decoupled, times the learning rate; never on norms.", "vmapped", "traced", ge=0
     )
     layer_decay: float = field(1.0, "Learning rate of a layer over that of the layer above.", gt=0)
-    freeze: str = field(
-        "", "Weights that are not trained: parts of paths, or axes, such as embed,mlp."
-    )
+    freeze: str = field("", "Paths or axes that are not trained, as embed,mlp.")
     clip: float = field(1.0, "Largest global gradient norm; 0 is off.", ge=0)
     accumulate: int = field(1, "Micro-batches per step.", "execution", "plan", ge=1, chunks="batch")
     nonfinite: Literal["stop", "skip", "rewind"] = field(
@@ -232,14 +225,17 @@ class Start:
         0, "Step of the parent's checkpoint; 0 is the last, or the best with patience.", ge=0
     )
     keep: Literal["weights", "state"] = field(
-        "weights", "weights (fine-tuning), or state (a cooldown branch; steps continue)."
+        "weights", "Parts of the checkpoint that are restored."
     )
 
 
 @fields.text_choices
 @dataclasses.dataclass
 class Eval:
-    """Held-out loss and tasks during training."""
+    """Held-out loss and tasks during training.
+
+    too_long: cut removes the beginning of the example, refuse raises an error.
+    """
 
     every: int = field(0, "Steps between evaluations; 0 is only at the end.", "execution", ge=0)
     patience: int = field(0, "Evaluations without a lower loss that end the run; 0 is off.", ge=0)
@@ -251,9 +247,7 @@ class Eval:
     tasks_every: int = field(
         0, "Steps between evaluations with tasks; 0 is only at the end.", "execution", ge=0
     )
-    too_long: Literal["cut", "refuse"] = field(
-        "cut", "Example longer than a row: cut its beginning, or refuse.", "execution"
-    )
+    too_long: Literal["cut", "refuse"] = field("cut", "Examples longer than a row.", "execution")
 
 
 @fields.text_choices

@@ -153,6 +153,14 @@ def test_folders_copied_by_hand_are_no_checkpoints_of_other_steps(tiny, state):
     assert (folder / "6 (copy)").is_dir() and (folder.with_name("damaged") / "9").is_dir()
 
 
+def test_checkpoint_with_an_unknown_field_is_rejected(tiny, state):
+    with checkpoint.Checkpoints(tiny) as checkpoints:
+        checkpoints.knobs = checkpoints.knobs | {"model.old": 1}
+        checkpoints.save(3, state, "batch 3", [], 0.0)
+    with pytest.raises(ValueError, match="model.old=1 there, 'no such field' here"):
+        newest(tiny, state)
+
+
 def test_a_checkpoint_of_another_run_is_named_by_its_knobs_and_left_where_it_is(tiny, state):
     other = dataclasses.replace(tiny, name="b", optim=dataclasses.replace(tiny.optim, lr=0.25))
     foreign = steps_of(other, state, 9)
