@@ -10,7 +10,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 import lm.standing
-from lm import config, records
+from lm import config
 
 console = Console()
 
