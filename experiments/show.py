@@ -9,8 +9,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
-import lm.standing
-from lm import config
+from lm import config, standing
 
 console = Console()
 
@@ -60,8 +59,8 @@ def _grid(lines: list[dict[str, str]], title: str = "") -> Table:
     return grid
 
 
-def standing(runs: list[dict], total: dict) -> Group:
-    """Return a table of the status of every run and a summary. Arguments: see lm.standing."""
+def status_view(runs: list[dict], total: dict) -> Group:
+    """Return a table of the status of every run and a summary. Arguments: see lm/standing.py."""
     lines = [
         {
             "run": run["name"],
@@ -249,5 +248,5 @@ class Standing:
     def beat(self) -> None:
         """Update the status."""
         if self.live.is_started:
-            runs = lm.standing.run_statuses(self.folder)
-            self.live.update(standing(runs, lm.standing.sweep_progress(runs)))
+            runs = standing.run_statuses(self.folder)
+            self.live.update(status_view(runs, standing.sweep_progress(runs)))

@@ -174,11 +174,11 @@ class _Answer:
     ids: list[int]  # the prompt, as much as the context has room for, and what was said
     crc: int  # of the prompt
     copy: int  # how many equal prompts came before
-    talk: talk.Talk
+    decoder: talk.Talk
 
     def add(self, token: int, nats: float) -> Said:
         self.ids.append(token)
-        return Said(self.prompt, token, nats, self.talk.add(token), self.talk.why)
+        return Said(self.prompt, token, nats, self.decoder.add(token), self.decoder.why)
 
 
 def _answer(run, device_mesh, params, answers: list[_Answer], tokenizer, sampling) -> Iterator:
@@ -209,10 +209,10 @@ def _answer(run, device_mesh, params, answers: list[_Answer], tokenizer, samplin
         return place(
             crc=np.array([one.crc for one in answers], np.uint32),
             copy=np.array([one.copy for one in answers], np.int32),
-            n_said=np.array([one.talk.n_said for one in answers], np.int32),
+            n_said=np.array([one.decoder.n_said for one in answers], np.int32),
             token=np.array([one.ids[-1] for one in answers], np.int32),
             n_kept=n_kept.astype(np.int32),
-            is_live=np.array([not one.talk.why for one in answers]),
+            is_live=np.array([not one.decoder.why for one in answers]),
         )
 
     def prompt(rows: np.ndarray, most: int) -> tuple[dict, np.ndarray]:
@@ -236,9 +236,9 @@ def _answer(run, device_mesh, params, answers: list[_Answer], tokenizer, samplin
         token_BN, nats_BN = jax.device_get(said)
         for column in range(token_BN.shape[1]):
             for row, answer in enumerate(answers):
-                if new[row] and not answer.talk.why:
+                if new[row] and not answer.decoder.why:
                     yield answer.add(int(token_BN[row, column]), float(nats_BN[row, column]))
-        live = np.array([not one.talk.why for one in answers])
+        live = np.array([not one.decoder.why for one in answers])
         if not live.any():
             return
         new = live & (n_kept == context)
@@ -248,7 +248,7 @@ def _answer(run, device_mesh, params, answers: list[_Answer], tokenizer, samplin
                 n_kept = np.where(new, lengths, n_kept)
                 kept, said = resume(params, kept, rows, state(), how, cursor)
             else:
-                left = max(one.talk.n_left for one in answers if not one.talk.why)
+                left = max(one.decoder.n_left for one in answers if not one.decoder.why)
                 n = min(decode.CHUNK, left, context - n_kept[live].max())
                 kept, said, n_done = go_on(params, kept, state(), how, cursor, n, tokenizer.end)
                 said, n_done = jax.device_get((said, n_done))
