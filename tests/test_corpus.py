@@ -11,8 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tokenizers
-from tokenizers import models, normalizers
+from tokenizers import Tokenizer, models, normalizers
 
 from lm import config, corpus, tokens
 
@@ -328,7 +327,7 @@ def test_each_tokenizer_has_its_own_folder(tmp_path, words):
 
 
 def test_manifest_counts_text_bytes_if_a_tokenizer_changes_it(tmp_path):
-    inner = tokenizers.Tokenizer(models.WordLevel({"?": 0, "ab": 1}, unk_token="?"))
+    inner = Tokenizer(models.WordLevel({"?": 0, "ab": 1}, unk_token="?"))
     inner.normalizer = normalizers.NFKC()
     inner.save(str(tmp_path / "tokenizer.json"))
     source = write_documents(tmp_path / "a.jsonl", ["\uff41\uff42", "ab"])

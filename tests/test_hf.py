@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
-import tokenizers
+from tokenizers import Tokenizer
 
 from lm import config, hf_reader, hf_writer, model, proof, records, stock, tokens, train
 
@@ -156,7 +156,7 @@ def test_what_no_stock_architecture_has_is_refused_by_its_knob(tmp_path, knobs, 
 
 def test_bytes_as_a_tokenizer_json_have_the_same_ids(tmp_path):
     written(tmp_path, {})
-    theirs = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    theirs = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
     ours = tokens.load(tmp_path)
     letters = "".join(chr(i) for i in range(1, 0x3000) if not 0xD800 <= i < 0xE000)
     for text in ("héllo  wörld\n\t", "\x01q\x02a\x03", "日本 🎉 \U0010ffff", letters, "Ā ā"):

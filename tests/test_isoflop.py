@@ -21,19 +21,19 @@ def sweep(alpha=0.31, beta=0.31, noise=0.0, shift=1.0, seed=0, sizes=9):
     return rows
 
 
-def isoflop(rows, **options):
+def fit_isoflop(rows, **options):
     return laws.isoflop(rows, **{"x": "params", "y": "loss", **options})
 
 
 @pytest.mark.parametrize("method", ["parabola", "akima"])
 def test_equal_exponents_give_the_true_line(method):
-    fit = isoflop(sweep(), method=method, points=400, bootstrap=0)
+    fit = fit_isoflop(sweep(), method=method, points=400, bootstrap=0)
     assert fit.params["exponent"] == pytest.approx(0.5, abs=1e-3)
     assert fit.predict(1e21).value == pytest.approx((1e21 / 6) ** 0.5, rel=0.01)
 
 
 def test_parameters_and_tokens_share_the_budget():
-    n, d = (isoflop(sweep(0.34, 0.28), x=x, bootstrap=0) for x in ("params", "tokens"))
+    n, d = (fit_isoflop(sweep(0.34, 0.28), x=x, bootstrap=0) for x in ("params", "tokens"))
     assert n.params["exponent"] + d.params["exponent"] == pytest.approx(1)
     assert n.predict(1e21).value * d.predict(1e21).value == pytest.approx(1e21 / 6)
     assert str(n).startswith("N* = ") and str(d).startswith("D* = ")
@@ -45,15 +45,15 @@ def test_a_vertex_outside_its_sizes_is_dropped_and_named_unless_asked_for():
         if row["flops"] == 1e19 and row["params"] < 2e9:
             row["flops"] = 0.0 if row["params"] < 1.3e9 else row["flops"]
     rows = [row for row in rows if row["flops"]]
-    fit = isoflop(rows, bootstrap=0)
+    fit = fit_isoflop(rows, bootstrap=0)
     assert fit.n == 4
     assert fit.excluded[0][0] == "1e+19 FLOPs" and "below the smallest size" in fit.excluded[0][1]
-    assert isoflop(rows, edges="keep", bootstrap=0).n == 5
+    assert fit_isoflop(rows, edges="keep", bootstrap=0).n == 5
 
 
 def test_an_akima_minimum_on_the_edge_is_dropped():
     rows = [r for r in sweep() if r["flops"] < 1e20 or r["params"] > 5e9]
-    fit = isoflop(rows, method="akima", bootstrap=0)
+    fit = fit_isoflop(rows, method="akima", bootstrap=0)
     assert fit.n == 4 and "at or below the smallest size" in dict(fit.excluded)["1e+20 FLOPs"]
 
 
@@ -62,7 +62,7 @@ def test_a_parabola_that_opens_down_is_dropped():
     for row in rows:
         if row["flops"] == 1e20:
             row["loss"] = 4 - row["loss"] / 2
-    assert dict(isoflop(rows, bootstrap=0).excluded)["1e+20 FLOPs"] == "the parabola opens down"
+    assert dict(fit_isoflop(rows, bootstrap=0).excluded)["1e+20 FLOPs"] == "the parabola opens down"
 
 
 def test_too_few_budgets_are_refused_with_the_reasons():
@@ -70,7 +70,7 @@ def test_too_few_budgets_are_refused_with_the_reasons():
     with pytest.raises(
         ValueError, match="only 1 budgets .*too few|only 1 budgets .*outside|only 1 budgets .*below"
     ):
-        isoflop(rows)
+        fit_isoflop(rows)
 
 
 def test_budgets_may_be_listed_and_rows_near_none_are_named():
@@ -78,15 +78,15 @@ def test_budgets_may_be_listed_and_rows_near_none_are_named():
         {**row, "flops": row["flops"] * (1.04 if i % 2 else 1)} for i, row in enumerate(sweep())
     ]
     rows.append({"name": "far", "flops": 5e18, "params": 1e8, "tokens": 1e9, "loss": 3.0})
-    fit = isoflop(rows, budgets=BUDGETS, bootstrap=0)
+    fit = fit_isoflop(rows, budgets=BUDGETS, bootstrap=0)
     assert fit.n == 5 and ("far", "flops is at no budget") in fit.excluded
     assert [budget.n_runs for budget in fit.budgets] == [9] * 5
 
 
 def test_only_the_nearest_runs_are_used_when_asked():
     wide, narrow = (
-        isoflop(sweep(0.4, 0.2), bootstrap=0),
-        isoflop(sweep(0.4, 0.2), nearest=3, bootstrap=0),
+        fit_isoflop(sweep(0.4, 0.2), bootstrap=0),
+        fit_isoflop(sweep(0.4, 0.2), nearest=3, bootstrap=0),
     )
     true = (2 ** (1 / 0.6)) * (1e21 / 6) ** (1 / 3)
     errors = [abs(np.log(fit.predict(1e21).value / true)) for fit in (wide, narrow)]
@@ -96,7 +96,7 @@ def test_only_the_nearest_runs_are_used_when_asked():
 def test_the_interval_covers_the_exponent():
     hits = []
     for seed in range(60):
-        lo, hi = isoflop(sweep(noise=0.002, seed=seed), bootstrap=300, seed=seed).interval(
+        lo, hi = fit_isoflop(sweep(noise=0.002, seed=seed), bootstrap=300, seed=seed).interval(
             "exponent"
         )
         hits.append(lo <= 0.5 <= hi)
@@ -104,7 +104,7 @@ def test_the_interval_covers_the_exponent():
 
 
 def test_akima_takes_its_noise_in_units_of_the_loss():
-    one, two = (isoflop(sweep(), method="akima", noise=s, bootstrap=300) for s in (0.004, 0.016))
+    one, two = (fit_isoflop(sweep(), method="akima", noise=s, bootstrap=300) for s in (0.004, 0.016))
     assert one.se["exponent"] < two.se["exponent"]
     weighted = isoflop(
         sweep(), method="akima", noise=0.01, weighted=True, median=True, bootstrap=300
@@ -117,7 +117,7 @@ def test_a_budget_that_decides_the_exponent_is_named():
     for row in rows:
         if row["flops"] == 1e20:
             row["params"] *= 2.5
-    fit = isoflop(rows)
+    fit = fit_isoflop(rows)
     assert fit.exponents_without["1e+20"] == pytest.approx(0.5, abs=1e-6)
     assert any("one budget decides: without 1e+20" in text for text in fit.warnings)
 

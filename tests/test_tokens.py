@@ -9,10 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import decoders, models, normalizers, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from lm import tokens
 
@@ -153,7 +152,7 @@ def test_the_same_texts_give_the_same_bpe_in_another_process():
 def of_others(tmp_path, normalizer=None, **special):
     """A tokenizer.json as other people make them: pieces of a word list, spaces as low lines."""
     vocab = {"[UNK]": 0, "\u2581the": 1, "\u2581cat": 2, "\u2581": 3, "s": 4} | special
-    inner = tokenizers.Tokenizer(models.WordLevel(vocab, unk_token="[UNK]"))
+    inner = Tokenizer(models.WordLevel(vocab, unk_token="[UNK]"))
     inner.pre_tokenizer = pre_tokenizers.Metaspace()
     inner.decoder = decoders.Metaspace()
     if normalizer:
