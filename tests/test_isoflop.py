@@ -106,7 +106,7 @@ def test_the_interval_covers_the_exponent():
 def test_akima_takes_its_noise_in_units_of_the_loss():
     one, two = (fit_isoflop(sweep(), method="akima", noise=s, bootstrap=300) for s in (0.004, 0.016))
     assert one.se["exponent"] < two.se["exponent"]
-    weighted = isoflop(
+    weighted = fit_isoflop(
         sweep(), method="akima", noise=0.01, weighted=True, median=True, bootstrap=300
     )
     assert weighted.params["exponent"] == pytest.approx(0.5, abs=0.05)
@@ -126,6 +126,6 @@ def test_branches_that_share_a_trunk_across_budgets_are_a_doubt():
     alone = sweep(sizes=5)
     shared = [{**row, "start.run": f"trunk-{i % 5}", "start.keep": "state"}
               for i, row in enumerate(alone)]  # fmt: skip
-    found = isoflop(shared, bootstrap=0)
+    found = fit_isoflop(shared, bootstrap=0)
     assert any("25 rows have 5 trunks" in text for text in found.warnings)
-    assert not any("trunks" in text for text in isoflop(alone, bootstrap=0).warnings)
+    assert not any("trunks" in text for text in fit_isoflop(alone, bootstrap=0).warnings)
