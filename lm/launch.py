@@ -90,6 +90,8 @@ def write_down(sweep: str, runs: list[config.Run], costs: list[dict]) -> None:
 
     Pins the checkpoints that runs of the sweep are to start from.
     """
+    if not hosts.is_first():
+        return
     place, when = folder(runs), _now()
     command = f"uv run python -m experiments.sweep --sweep={sweep}"
     names = [run.name for run in runs]
@@ -171,7 +173,7 @@ def here(
             if len(now) == 1:
                 train.train(now[0], functools.partial(stepped, now[0]))
             else:
-                train.together(now, stepped)
+                packs.together(now, stepped)
             reasons = {run.name: _reason(run) for run in now}
         except OSError:
             raise
@@ -202,7 +204,8 @@ def _mark_failed(run: config.Run, reason: str) -> None:
     if hosts.is_first():
         storage.write(where / "error.txt", traceback.format_exc())
     failed_at = [*records.read_facts(where).get("failed_at", []), time.time()]
-    records.write_facts(where, status="failed", reason=reason, failed_at=failed_at)
+    writer = records.Writer(where, hosts.is_first())
+    writer.write_facts(status="failed", reason=reason, failed_at=failed_at)
 
 
 def ready(runs: list[config.Run], retries: int, since: float) -> Iterator[config.Run]:

@@ -56,7 +56,7 @@ FLOORS: list[list[list[str]]] = [
     [
         [
             *("mirrors", "proof", "checkpoint", "lineage", "decode", "sample", "evaluate", "exam"),
-            *("programs", "packs", "coordinates", "ledger", "attempt", "train", "plan"),
+            *("programs", "coordinates", "ledger", "attempt", "train", "packs", "plan"),
             *(*QUOTES, "prediction", "launch", "workers"),
         ]
     ],
