@@ -148,25 +148,26 @@ def built(run: config.Run):
     import jax
     import numpy as np
 
-    from lm import mesh, packs
+    from lm import mesh, programs
 
     mesh.start()
     device_mesh = mesh.make(run.mesh)
     mesh.check(run, device_mesh)
-    pack = packs.Pack([run], device_mesh)
+    program = programs.build(run, device_mesh)
+    size = programs.steps_per_call(run, device_mesh)
     shape = (run.data.batch_size, run.data.seq_len + 1)
     tokens = np.random.default_rng(0).integers(run.model.vocab_size, size=shape, dtype=np.int32)
     with jax.set_mesh(device_mesh):
         batch = mesh.place(device_mesh, {"tokens": tokens})
-        compiled = pack.lowered().compile()
-        step, state = pack.called(compiled), pack.program.init(0)
+        compiled = programs.lower_steps(program, size).compile()
+        step, state = programs.call_steps(program, compiled, size), program.init(0)
 
     def once() -> None:
         nonlocal state
-        state, metrics = step(state, [[batch]] * pack.size)
+        state, metrics = step(state, [batch] * size)
         jax.block_until_ready(metrics)
 
-    return device_mesh, compiled.as_text() or "", once, pack.size
+    return device_mesh, compiled.as_text() or "", once, size
 
 
 def _put(run: config.Run, name: str, text: str) -> None:

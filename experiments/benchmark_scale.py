@@ -78,7 +78,7 @@ def measured(point: dict) -> dict:
     import jax
     import numpy as np
 
-    from lm import config, mesh, packs, roofline, targets
+    from lm import config, mesh, programs, roofline, targets
 
     d = point["d_model"]
     run = config.Run(name="cost")
@@ -90,18 +90,20 @@ def measured(point: dict) -> dict:
     run.mesh.data = min(point["devices"], point["batch_size"])
     mesh.start()
     device_mesh = mesh.make(run.mesh, jax.devices()[: run.mesh.data])
-    pack = packs.Pack([run], device_mesh)
+    program = programs.build(run, device_mesh)
+    size = programs.steps_per_call(run, device_mesh)
     tokens = np.zeros((run.data.batch_size, run.data.seq_len + 1), np.int32)
     with jax.set_mesh(device_mesh):
-        compiled, init = pack.lowered().compile(), pack.program.init.lower(0).compile()
-        step = pack.called(compiled)
+        compiled = programs.lower_steps(program, size).compile()
+        init = program.init.lower(0).compile()
+        step = programs.call_steps(program, compiled, size)
         _most()
         batch, before = mesh.place(device_mesh, {"tokens": tokens}), _most()
         state = init(0)
 
         def once() -> None:
             nonlocal state
-            state, metrics = step(state, [[batch]] * pack.size)
+            state, metrics = step(state, [batch] * size)
             jax.block_until_ready(metrics)
 
         for _ in range(2):
@@ -109,8 +111,8 @@ def measured(point: dict) -> dict:
         grown = _most() - before
     began = time.perf_counter()
     once()
-    n = pack.size * max(5, round(_SECONDS.value / (time.perf_counter() - began)))
-    taken, low, high = turns.median(turns.timed(once, n, pack.size)["seconds"])
+    n = size * max(5, round(_SECONDS.value / (time.perf_counter() - began)))
+    taken, low, high = turns.median(turns.timed(once, n, size)["seconds"])
     peak = mesh.peak_flops_per_second(device_mesh, "float32")
     target = targets.parse(f"cpu:{device_mesh.size}")
     one = dataclasses.replace(

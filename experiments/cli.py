@@ -1,6 +1,7 @@
-"""How a command begins and ends: flags, files of configs, memory settings, errors, exit status.
+"""Start and end a command: flags, config files, memory settings, errors, exit status.
 
-0 done, 1 a run failed or diverged, 2 the input cannot work, 128 + N stopped by signal N.
+Exit status: 0 done, 1 a run failed or diverged, 2 the input cannot work, 128 + N stopped by
+signal N.
 """
 
 import importlib.util
@@ -13,29 +14,32 @@ from collections.abc import Callable
 from absl import flags
 from ml_collections import config_flags
 
-from lm import checks, config
+from lm import checks, config, guard
 
-# malloc keeps the large buffers of a train step, in huge pages where the kernel allows, and what is
-# free in an arena a core: in eight, as glibc has them, a process holds a tenth more.
+# malloc keeps the large buffers of a train step, in huge pages if the kernel allows them, and free
+# memory in one arena per core: with the eight arenas per core of glibc a process has 10% more.
 MALLOC = (
     "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=33554432"
     f":glibc.malloc.trim_threshold=8589934592:glibc.malloc.arena_max={os.cpu_count()}"
 )
+# Functions of an exit status that a failed command calls before it ends: see `join`.
+EXIT_HOOKS: list[Callable[[int], None]] = []
 
 
 def start(main: Callable[[], int | None]) -> None:
-    """Parses the flags, calls main() and ends the process."""
+    """Parse the flags, call main() and end the process."""
     number = status(main, sys.argv)
-    if number and "lm.hosts" in sys.modules:
-        sys.modules["lm.hosts"].leave(number)
-    if number:  # at once: threads of a save that failed wait ten minutes for each other
+    if number:
+        for hook in EXIT_HOOKS:
+            hook(number)
+        # End at once: the threads of a failed save wait ten minutes for each other.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(number)
 
 
 def status(main: Callable[[], int | None], argv: list[str]) -> int:
-    """The exit status of main() under these arguments; what went wrong is printed as one line."""
+    """Return the exit status of main() with these arguments, and print an error as one line."""
     if {"--help", "-h", "-help", "--helpfull"} & {*argv[1:]}:
         print(_help())
         return 0
@@ -47,19 +51,21 @@ def status(main: Callable[[], int | None], argv: list[str]) -> int:
         return main() or 0
     except OSError as error:  # a disk that is full or read-only
         what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
-        return _end(2, f"{what}. What was saved stays: mend it, and the same command goes on")
+        return _end(
+            2, f"{what}. Saved files are intact: repair the disk and repeat the command to continue"
+        )
     except (flags.Error, ValueError) as error:
         return _end(2, str(error).strip().rpartition("\nValueError: ")[2])
     except KeyboardInterrupt as error:
-        named = [one for one in signal.Signals if f"stopped by {one.name} " in str(error)]
-        number = named[0] if named else signal.SIGINT
-        return _end(128 + number, f"{error or 'stopped'}: the same command goes on")
+        is_named = isinstance(error, guard.Interrupted)
+        number = signal.Signals[error.signal_name] if is_named else signal.SIGINT
+        return _end(128 + number, f"{error or 'stopped'}: repeat the command to continue")
 
 
 def tune_memory() -> None:
-    """Starts this process anew with MALLOC in its environment, unless glibc was tuned already.
+    """Restart this process with MALLOC in its environment, unless glibc is tuned already.
 
-    glibc reads it only when a process starts; a train step is 1.2 to 1.4 times as fast with it.
+    glibc reads it only when a process starts. It makes a train step 1.2 to 1.4 times as fast.
     """
     if sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ:
         os.environ["GLIBC_TUNABLES"] = MALLOC
@@ -67,24 +73,25 @@ def tune_memory() -> None:
 
 
 def host_flags() -> None:
-    """Defines the flags by which several processes find each other: see `join`."""
-    flags.DEFINE_string("coordinator", "", "host:port of process 0; auto: as the cluster says")
-    flags.DEFINE_integer("processes", 0, "how many processes train together")
-    flags.DEFINE_integer("process", -1, "which of them this one is, from 0")
+    """Define the flags by which several processes find each other: see `join`."""
+    flags.DEFINE_string("coordinator", "", "host:port of process 0; auto: ask the cluster")
+    flags.DEFINE_integer("processes", 0, "number of processes that train together")
+    flags.DEFINE_integer("process", -1, "index of this process, from 0")
 
 
 def join() -> None:
-    """Joins the other processes, by flags or SLURM's or the TPU's word; only the first prints."""
+    """Join the other processes, by flags, SLURM or TPU metadata. Only the primary prints."""
     from experiments import show
     from lm import hosts
 
     given = flags.FLAGS
     hosts.start(given.coordinator, given.processes, given.process)
+    hosts.register_exit_hook(EXIT_HOOKS)
     show.console.quiet = not hosts.is_first()
 
 
 def config_flag():
-    """Defines --config=FILE[:ARG] and --config.KNOB=VALUE, and --sources for their one dict."""
+    """Define --config=FILE[:ARG], --config.FIELD=VALUE, and --sources for the dict of sources."""
     flags.DEFINE_string("sources", None, 'JSON of sources and weights, {"text:my/folder": 1}')
     return config_flags.DEFINE_config_file(
         "config", None, "FILE[:ARG] with get_config([ARG]) that returns a run"
@@ -92,7 +99,7 @@ def config_flag():
 
 
 def load_config(flag) -> config.Run:
-    """The run of --config with its overrides; ValueError for an unknown knob or a wrong type."""
+    """Return the run of --config. Raises ValueError for an unknown field or a wrong type."""
     if flag.value is None:
         raise ValueError("--config=FILE is missing, such as --config=configs/base.py:100K")
     run = flag.value
@@ -104,7 +111,7 @@ def load_config(flag) -> config.Run:
 
 
 def parse_sources(text: str) -> dict[str, float]:
-    """JSON of sources and weights; ValueError saying what it should look like."""
+    """Parse the JSON of sources and weights. Raises ValueError that shows an example."""
     try:
         sources = json.loads(text)
         return {str(source): float(weight) for source, weight in sources.items()}
@@ -113,13 +120,13 @@ def parse_sources(text: str) -> dict[str, float]:
         raise ValueError(f"--sources={text} must be JSON such as {example}") from None
 
 
-def load_sweep(where: str) -> list[config.Run]:
-    """The runs of FILE[:ARG]; ValueError if there is no such file or it has no get_sweep."""
-    if not where:
+def load_sweep(location: str) -> list[config.Run]:
+    """Return the runs of FILE[:ARG]. Raises ValueError without the file or its get_sweep."""
+    if not location:
         raise ValueError("--sweep=FILE is missing, such as --sweep=configs/sweeps/quickstart.py")
-    path, _, arg = where.partition(":")
+    path, _, arg = location.partition(":")
     if not os.path.isfile(path):
-        raise ValueError(f"--sweep={path} is no file: the sweeps here are in configs/sweeps/")
+        raise ValueError(f"--sweep={path}: the file does not exist. Sweeps are in configs/sweeps/")
     spec = importlib.util.spec_from_file_location("sweep", path)
     assert spec and spec.loader, path
     module = importlib.util.module_from_spec(spec)
@@ -137,9 +144,10 @@ def load_sweep(where: str) -> list[config.Run]:
 
 
 def _help() -> str:
-    """What the command is for, as its file says, and its flags."""
-    ours = flags.FLAGS.flags_by_module_dict()
-    named = {flag.name: flag for name in (sys.argv[0], __name__) for flag in ours.get(name, [])}
+    """Return the docstring of the command and its flags."""
+    by_module = flags.FLAGS.flags_by_module_dict()
+    modules = (sys.argv[0], __name__)
+    named = {flag.name: flag for name in modules for flag in by_module.get(name, [])}
     width = max(map(len, named))
     lines = [
         f"  --{name:{width}}  {flag.help}"
@@ -154,12 +162,12 @@ def _help() -> str:
 
 
 def _check_knobs(arguments: list[str]) -> None:
-    """ValueError for --config.KNOB=VALUE where there is no such knob, or --config names no file."""
+    """Raise ValueError for an unknown field in --config.FIELD=VALUE, or a missing config file."""
     knobs = list(config.field_types(config.Run))
     for argument in arguments:
         name, given, value = argument.lstrip("-").partition("=")
         if name == "config" and given and not os.path.isfile(value.partition(":")[0]):
-            raise ValueError(f"{argument} names no file: the configs here are in configs/")
+            raise ValueError(f"{argument}: the file does not exist. Configs are in configs/")
         knob = name.removeprefix("config.").partition("[")[0]
         if name.startswith("config.") and knob not in knobs:
             raise ValueError("--config." + config.unknown(knob, knobs))

@@ -25,7 +25,9 @@ def main() -> int:
     if _JSON.value:
         print(json.dumps({"total": standing.sweep_progress(runs), "runs": runs}, indent=1))
     elif _WATCH.value:
-        with Live(show.status_view(runs, standing.sweep_progress(runs)), console=show.console) as live:
+        with Live(
+            show.status_view(runs, standing.sweep_progress(runs)), console=show.console
+        ) as live:
             while any(run["status"] in ("planned", "running", "stuck") for run in runs):
                 time.sleep(2)
                 runs = standing.run_statuses(_DIR.value)

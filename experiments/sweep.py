@@ -39,6 +39,7 @@ def main() -> int:
     cli.tune_memory()
     from lm import (
         exact,
+        guard,
         hosts,
         launch,
         mesh,
@@ -93,7 +94,8 @@ def main() -> int:
         with show.Standing(folder) as standing:
             statuses = workers.run_local(command, _JOBS.value, folder / "workers", standing.beat)
         if stopped := [status for status in statuses if status >= 128]:
-            raise KeyboardInterrupt(f"stopped by {signal.Signals(stopped[0] - 128).name} ")
+            name = signal.Signals(stopped[0] - 128).name
+            raise guard.Interrupted(f"stopped by {name}", name)
     elif left:
         with show.Bars() as bars:
             launch.run_pending(

@@ -1,15 +1,19 @@
-"""An attempt at a run: its claim, where it stands, and all it reads and writes on its way.
+"""One training session of a run: its lock, its restored state, and everything it writes.
 
-    with Attempt(run, text, device_mesh) as one:       from here on no other process trains it
-        one.find(program.abstract)                     its newest checkpoint, or where it starts
-        one.take(values, ...); one.log(...); one.evaluate(...); one.save(...)
+    with Attempt(run, text, device_mesh, report) as session:   no other process can train the run
+        session.restore(program.abstract, facts, peak)          the newest intact checkpoint
+        state = session.initial_state(program.init)
+        session.begin(score, state, compile_seconds)
+        session.advance(metrics)                                after each call of the step
+        session.record(values, seconds, waited)                 after the metrics were read
+        session.log(); session.evaluate(score, state); session.save(state, stop)
 
-The loop that calls these is lm/train.py's; what its rows hold is in lm/ledger.py.
+The loop that calls these methods is train.run_session. lm/ledger.py computes the rows.
 """
 
 import collections
 import contextlib
-import functools
+import dataclasses
 import hashlib
 import json
 import time
@@ -25,11 +29,13 @@ from lm import (
     config,
     data,
     evaluate,
+    exact,
     exam,
     guard,
     hosts,
     ledger,
     lineage,
+    mesh,
     mirrors,
     records,
     tasks,
@@ -39,13 +45,13 @@ MAX_REWINDS = 3  # of one run; then it has diverged
 
 
 def check(run: config.Run) -> data.Text:
-    """The run's text, prepared; ValueError for what cannot work on any devices."""
+    """Prepare and return the text of a run. Raises ValueError if the run cannot work."""
     checks.check(run)
     mirrors.check(run)
     hosts.first(lambda: records.compare(run))
     if run.start.run:
         lineage.check(run, lineage.parent(run))
-    hosts.first(lambda: data.load(run.data, run.seed) and None)  # prepared once
+    hosts.first(lambda: data.load(run.data, run.seed) and None)  # prepared by one process
     text = data.load(run.data, run.seed)
     hosts.check_same("config", ledger.knobs_hash(run))
     hosts.check_same("prepared text", text.hash)
@@ -58,280 +64,363 @@ def check(run: config.Run) -> data.Text:
     return text
 
 
-class Attempt:
-    """A context manager; guard.Taken on entry if another process trains the run.
+def make_mesh(run: config.Run) -> jax.sharding.Mesh:
+    """Return the device mesh of a run. Raises ValueError if its shapes do not divide."""
+    device_mesh = mesh.make(run.mesh)
+    mesh.check(run, device_mesh)
+    exact.check(run, device_mesh)
+    return device_mesh
 
-    until: steps at which it ends or waits; first: steps done before; done: steps done now; seconds:
-    of training, over all attempts; window: metrics of the steps since the last row; evaluated: rows
-    of evals.jsonl by step; clock: where its time goes. n: runs that are trained with it, itself
-    too; it counts an nth of all seconds, so that those of all runs add up.
+
+class Attempt:
+    """A session of a run. Entering raises guard.Taken if another process trains the run.
+
+    report   called with each row of metrics.jsonl
+    n_runs   runs in the program, this run included; each counts an equal share of the time, so
+             that the times of all runs add up
+    status   running, done, diverged, or rewound: the run continues in another session
+    reason   why the run diverged
+    restored the restored state, without its arrays once the session has begun
+    first    steps before this session
+    done     steps until now
     """
 
     def __init__(
-        self, run: config.Run, text: data.Text, device_mesh: jax.sharding.Mesh, until: int, n: int
+        self,
+        run: config.Run,
+        text: data.Text,
+        device_mesh: jax.sharding.Mesh,
+        report: Callable[[dict], None] = lambda row: None,
+        n_runs: int = 1,
     ):
-        self.run, self.text, self.mesh, self.until = run, text, device_mesh, until
-        self.clock = clock.Clock(lambda: time.perf_counter() / n)
-        self.asked = tasks.load_all(run.eval.tasks)
+        self.run, self.text, self.mesh, self.report = run, text, device_mesh, report
+        self.name = run.name
+        self.status, self.reason = "running", ""
         self.folder = records.folder(run)
+        self.folders = [self.folder]
+        self.writer = records.Writer(self.folder, hosts.is_first())
+        self.clock = clock.Clock(lambda: time.perf_counter() / n_runs)
         self.watch = guard.Guard(self.folder, run.stall_seconds, jax.process_index())
-        self.window: list[dict] = []
-        self.seconds, self._spent, self._waited, self._timed = 0.0, 0.0, 0.0, 0
-        self._recent = collections.deque(maxlen=20)
-        self._unproved = 0  # step of a checkpoint whose next loss is not known yet
+        self.tasks = tasks.load_all(run.eval.tasks)
+        self.local_rows = mesh.rows_here(device_mesh, run.data.batch_size)
+        self.window: list[dict] = []  # metrics of the steps since the last row
+        self.row_time = RowTime()
+        self.recent_rows = collections.deque(maxlen=20)
 
     def __enter__(self) -> "Attempt":
         with contextlib.ExitStack() as stack:
             hosts.first(lambda: stack.enter_context(self.watch) and None)
             if not hosts.is_first():
                 stack.enter_context(self.watch)
-            self._open = stack.enter_context(contextlib.ExitStack())  # what is written to
-            self._claimed = stack.pop_all()
+            self._writers = stack.enter_context(contextlib.ExitStack())
+            self._locked = stack.pop_all()
         return self
 
     def __exit__(self, *raised) -> None:
-        self._claimed.__exit__(*raised)
+        self._locked.__exit__(*raised)
 
-    def find(self, abstract: dict, facts: dict, peak: float) -> None:
-        """Where the run stands, and what of its state was saved; opens its records.
+    # --- Start or restart ---
 
-        facts: of the program; peak: FLOP/s of the mesh in matrix products.
+    def restore(self, abstract: dict, facts: dict, peak: float) -> None:
+        """Restore the newest intact checkpoint or the parent's, and open the records.
+
+        abstract: arrays of the train state. facts: of the program. peak: FLOP/s of the mesh in
+        matrix products.
         """
         run, self.peak = self.run, peak
-        self.checkpoints = self._open.enter_context(checkpoint.Checkpoints(run))
+        self.checkpoints = self._writers.enter_context(checkpoint.Checkpoints(run))
         self.facts = ledger.facts(run, self.text, self.mesh, peak) | facts
-        self.first, saved, proof, damage = self.checkpoints.restore_newest(abstract)
-        if not self.first and run.resume == "must":
-            raise ValueError(
-                f"resume='must', but {self.folder} has no checkpoint that proves itself"
+        restored = self.checkpoints.restore_newest(abstract)
+        self.is_restart = restored.step > 0
+        if not self.is_restart and run.resume == "must":
+            raise checkpoint.CheckpointError(
+                f"resume='must', but {self.folder} has no intact checkpoint: set resume='auto' to"
+                " start the run"
             )
-        self.resumed = self.first > 0
-        if run.start.run and not self.resumed:
+        damage = restored.damage
+        if run.start.run and not self.is_restart:
             self.facts |= lineage.facts(run)
-            self.first, saved, proof = lineage.restore(run, abstract, self.text.tokenizer)
-        self.done, self._saved, self._proof = self.first, saved, proof
-        self.number = hosts.first(lambda: records.start(run, self.facts))
+            restored = lineage.restore(run, abstract, self.text.tokenizer)
+        self.first = self.done = restored.step
+        self.attempt = hosts.first(lambda: records.start(run, self.facts))
         if hosts.is_first():
             self.text.tokenizer.save(self.folder)
-        self.tell = functools.partial(records.event, self.folder, self.number)
-        for reason in damage:
-            self.tell(self.first, "damaged", reason)
-        self.evaluated = {row["step"]: row for row in hosts.first(self._evals)}
-        found = hosts.first(lambda: records.read_facts(self.folder))
-        self._passed = found.get("passed_over", [])
+        for sentence in damage:
+            self.write_event("damaged", sentence)
+        rows = hosts.first(lambda: records.evals(self.folder))
+        stored_facts = hosts.first(lambda: records.read_facts(self.folder))
+        self.evaluated = {row["step"]: row for row in rows}
+        self.skipped_batches = stored_facts.get("passed_over", [])
+        is_rewound = any(skip["from_step"] == self.first for skip in self.skipped_batches)
+        self.restored = restored.without_expectations() if is_rewound else restored
         self.clock.rest("start")
 
-    def begin(
-        self, init: Callable[[int], dict], report: Callable[[config.Run, dict], None]
-    ) -> dict:
-        """The state to go on with: what was saved, and the rest from init(seed).
+    def initial_state(self, init: Callable[[int], dict]) -> dict:
+        """Return the restored state, with the missing parts from init(seed).
 
-        ValueError if the next batch is not the one it was when that was saved.
+        Raises checkpoint.CheckpointError if the next batch differs from the expected one.
         """
-        state, self._saved = self._saved, {}
+        state = self.restored.state
         if not self.first:
             fresh = init(self.run.seed)
             state = fresh | state | {"params": fresh["params"] | state.get("params", {})}
-        proof, is_passed = self._proof, any(p["from_step"] == self.first for p in self._passed)
-        changed = "batch" in proof and not is_passed and proof["batch"] != self._next_batch()
-        if hosts.worst("changed" if changed else ""):
-            raise ValueError(
-                f"{self.folder}: the batch after step {self.first} is not the one it was: the"
-                " prepared text has changed"
-            )
-        self._expected = None if is_passed else proof.get("next")
-        self.seconds, self.window = proof.get("seconds", 0.0), proof.get("window", [])
-        records.write_facts(self.folder, resumed_from=self.first if self.resumed else 0)
-        self._write, close = mirrors.follow(self.run, self.first)
-        self._open.callback(close)
-        self._report = report
+        self.restored = dataclasses.replace(self.restored, state={})
+        if self.restored.expected_batch_hash:
+            self.restored.verify_batch(self._next_batch_hash())
+        self.window = list(self.restored.window)
+        self.row_time.total = self.restored.seconds
+        self.writer.write_facts(resumed_from=self.first if self.is_restart else 0)
+        self.write_metrics, close = mirrors.follow(self.run, self.first, hosts.is_first())
+        self._writers.callback(close)
         self.clock.rest("compile")
         return state
 
-    def rows(self, number: int, selected: slice | np.ndarray = slice(None)) -> dict:
-        """The batch of a step; those that a rewind passed over are never seen again."""
-        number += sum(p["batches"] for p in self._passed if p["from_step"] <= number)
-        return self.text.batch(number, selected)
+    def begin(self, score: Callable, state: dict, compile_seconds: float) -> None:
+        """Evaluate the initial weights if due, and finish a run that has no step left."""
+        self.writer.write_facts(compile_seconds=compile_seconds)
+        self.evaluate(score, state)
+        if self.done >= self.run.steps:  # killed before it could write its status
+            self.finish()
 
-    # What is due after the steps that are done.
+    def load_batch(self, step: int) -> dict[str, jax.Array]:
+        """Load the batch of a step on the devices."""
+        return mesh.place(self.mesh, self.rows(step, self.local_rows))
 
-    @property
-    def until_due(self) -> int:
-        """Steps until something is due."""
-        every = (self.run.log_every, self.run.eval.every, self.run.checkpoint_every)
-        return min(self.until - self.done, *(n - self.done % n for n in every if n))
+    def rows(self, step: int, selected: slice | np.ndarray = slice(None)) -> dict:
+        """Return rows of the batch of a step. Batches before a rewind are never used again."""
+        skips = (skip for skip in self.skipped_batches if skip["from_step"] <= step)
+        return self.text.batch(step + sum(skip["batches"] for skip in skips), selected)
 
-    @property
-    def is_log(self) -> bool:
-        """Whether a row of metrics is due."""
-        return _is_due(self.done, self.run.log_every, self.until)
-
-    @property
-    def is_eval(self) -> bool:
-        """Whether an evaluation is due that is not there."""
-        due = _is_due(self.done, self.run.eval.every, self.until)
-        if self.done == self.first:  # what the start brings, or the last attempt did not come to
-            due = due if self.resumed else bool(self.run.start.run)
-        return due and self.done not in self.evaluated
+    # --- What is due after the completed steps ---
 
     @property
-    def is_save(self) -> bool:
-        """Whether a checkpoint is due, before any is for being the best."""
-        return _is_due(self.done, self.run.checkpoint_every, self.until)
+    def stop_signal(self) -> str:
+        """Return the name of the signal that asked for a stop, or ""."""
+        return self.watch.stop
+
+    @property
+    def steps_until_due(self) -> int:
+        """Return the number of steps until a log row, evaluation or checkpoint is due."""
+        intervals = (self.run.log_every, self.run.eval.every, self.run.checkpoint_every)
+        return min(self.run.steps - self.done, *(n - self.done % n for n in intervals if n))
+
+    @property
+    def is_log_due(self) -> bool:
+        """Return True if a row of metrics is due."""
+        return _is_due(self.done, self.run.log_every, self.run.steps)
+
+    @property
+    def is_evaluation_due(self) -> bool:
+        """Return True if an evaluation is due at this step and is not recorded yet."""
+        is_due = _is_due(self.done, self.run.eval.every, self.run.steps)
+        if self.done == self.first:  # initial weights, or the last session ended before it
+            is_due = is_due if self.is_restart else bool(self.run.start.run)
+        return is_due and self.done not in self.evaluated
+
+    @property
+    def is_checkpoint_due(self) -> bool:
+        """Return True if a checkpoint is due, by the interval or as the best step."""
+        if self.run.eval.patience > 0 and self._best()[0] == self.done:
+            return True
+        return self._is_checkpoint_step
+
+    @property
+    def _is_checkpoint_step(self) -> bool:
+        return _is_due(self.done, self.run.checkpoint_every, self.run.steps)
 
     @property
     def is_due(self) -> bool:
-        """Whether any of these is."""
-        return self.is_log or self.is_eval or self.is_save
+        """Return True if a log row, an evaluation or a checkpoint is due."""
+        return self.is_log_due or self.is_evaluation_due or self._is_checkpoint_step
 
-    # What the loop does with them.
+    # --- What the loop does after a call of the step ---
 
-    def prove(self, loss) -> None:
-        """ValueError if the first step after a resume does not give the loss it gave before.
+    def advance(self, metrics: list[dict]) -> None:
+        """Count completed steps, and verify the loss of the first step after a restart."""
+        self.watch.beat()
+        is_first = self.done == self.first
+        self.done += len(metrics)
+        if is_first and self.restored.expected_next_loss is not None:
+            self.restored.verify_loss(float(metrics[0]["loss"]), self._environment())
 
-        The same bits on the same devices and versions, a part in a hundred elsewhere; with
-        mesh.exact the same bits on any number of devices.
-        """
-        expected = self._expected
-        if not expected or self.done != self.first + 1:
-            return
-        loss = float(loss)
-        rtol = 0.0 if expected["where"] == self._where() else 1e-2
-        if not np.isclose(loss, expected["next_loss"], rtol=rtol, atol=0.0):
-            raise ValueError(
-                f"{self.folder}: step {self.done} gave loss {loss!r} after a resume and"
-                f" {expected['next_loss']!r}"
-                " before it: code or text have changed; pick a new name"
-            )
+    def record(self, values: list[dict], seconds: float, waited: float) -> None:
+        """Record the metrics of the last steps; end the session if they are not finite.
 
-    def take(self, values: list[dict], seconds: float, waited: float) -> str:
-        """Reads the metrics of the last steps; what is bad about them, or "".
-
-        seconds: that they took; waited: of these, for batches.
+        seconds: duration of these steps. waited: the part of it spent waiting for batches.
         """
         self.window += values
-        self._timed += len(values)  # not len(window): a resumed one has steps of another attempt
-        self.seconds, self._spent = self.seconds + seconds, self._spent + seconds
-        self._waited += waited
+        self.row_time.add(len(values), seconds, waited)
         self.clock.add("steps", seconds - waited)
         self.clock.add("input", waited)
-        self._bad = [m for m in self.window if not np.isfinite([m["loss"], m["grad_norm"]]).all()]
-        if self._bad and not self._is_skipping():
-            loss, norm = self._bad[0]["loss"], self._bad[0]["grad_norm"]
-            return f"loss {loss}, gradient norm {norm} by step {self.done}"
-        if self._unproved:
-            place = self._unproved - (self.done - len(self.window))  # of the step after it
-            loss = float(self.window[place]["loss"])
-            self.checkpoints.record_next_loss(self._unproved, loss, self._where())
-            self._unproved = 0
-        return ""
-
-    def rewind(self, words: str) -> bool:
-        """Whether the run goes back: then the batches since its last checkpoint are passed over."""
-        self.tell(self.done, "nonfinite", words)
-        if self.run.optim.nonfinite != "rewind" or len(self._passed) >= MAX_REWINDS:
-            records.write_facts(self.folder, status="diverged", reason=words)
-            return False
-        to = max(self.checkpoints.steps(), default=self.first)
-        n = self.done - to
-        passed = [*self._passed, {"from_step": to, "batches": n}]
-        records.write_facts(self.folder, passed_over=passed)
-        self.tell(self.done, "rewound", f"to step {to}; {n} batches are passed over")
-        return True
+        bad = self._nonfinite()
+        if bad and not (self.run.optim.nonfinite == "skip" and len(bad) < len(self.window)):
+            loss, norm = bad[0]["loss"], bad[0]["grad_norm"]
+            self._rewind_or_diverge(f"loss {loss}, gradient norm {norm} by step {self.done}")
+            return
+        saved = self.checkpoints.saved_step
+        first = self.done - len(values)
+        if first <= saved < self.done:
+            loss = float(values[saved - first]["loss"])
+            self.checkpoints.record_next_loss(saved, loss, self._environment())
 
     def log(self) -> None:
-        """Writes a row of metrics.jsonl, and what is odd about it."""
-        row = {"attempt": self.number, "step": self.done, "seconds": self.seconds}
+        """Write a row of metrics.jsonl if it is due, and events for unusual values."""
+        if self.status != "running" or not self.is_log_due:
+            return
+        time_ = self.row_time
+        row = {"attempt": self.attempt, "step": self.done, "seconds": time_.total}
         row |= ledger.metrics(self.run, self.text, self.window, self.done)
-        row |= ledger.speed(self.run, self._timed, self._spent, self.peak)
-        row |= {"input_wait": self._waited / self._spent} | self.clock.row()
+        row |= ledger.speed(self.run, time_.n_steps, time_.seconds, self.peak)
+        row |= {"input_wait": time_.waited / time_.seconds} | self.clock.row()
         with self.clock.of("log"):
-            records.append(self.folder / "metrics.jsonl", row)
-            self._write(row)
-            self._report(self.run, row)
-        if self._bad:
-            words = f"{len(self._bad)} updates whose loss or gradient is no number"
-            self.tell(self.done, "skipped", words)
-        for name in ledger.spikes(self._recent, row):
-            self.tell(self.done, "spike", f"{name} {row[name]:.4g}, far above the steps before")
-        self.window, self._waited, self._spent, self._timed = [], 0.0, 0.0, 0
+            self.writer.append("metrics.jsonl", row)
+            self.write_metrics(row)
+            self.report(row)
+        if n_bad := len(self._nonfinite()):
+            self.write_event("skipped", f"{n_bad} updates had a non-finite loss or gradient")
+        for name in ledger.spikes(self.recent_rows, row):
+            self.write_event("spike", f"{name} {row[name]:.4g}, far above the steps before")
+        self.window, self.row_time = [], RowTime(time_.total)
 
-    def evaluate(self, score: Callable, params: dict) -> None:
-        """Writes a row of evals.jsonl."""
-        run, is_asked = self.run, _is_due(self.done, self.run.eval.tasks_every, self.run.steps)
+    def evaluate(self, score: Callable, state: dict) -> None:
+        """Write a row of evals.jsonl if it is due."""
+        run = self.run
+        if self.status != "running" or not self.is_evaluation_due:
+            return
+        params = state["params"]
         with self.clock.of("evaluate"), jax.set_mesh(self.mesh):
             row = evaluate.evaluate(run, self.mesh, score, params, self.text)
-            if is_asked:
+            if _is_due(self.done, run.eval.tasks_every, run.steps):
                 tokenizer = self.text.tokenizer
-                results = exam.sit(run, self.mesh, score, params, tokenizer, self.asked)
+                results = exam.sit(run, self.mesh, score, params, tokenizer, self.tasks)
                 row |= exam.columns(results)
-        self.evaluated[self.done] = {"attempt": self.number, "step": self.done} | row
-        records.append(self.folder / "evals.jsonl", self.evaluated[self.done])
+        self.evaluated[self.done] = {"attempt": self.attempt, "step": self.done} | row
+        self.writer.append("evals.jsonl", self.evaluated[self.done])
 
-    def is_best(self) -> bool:
-        """Whether a checkpoint must be kept of this step, as the best so far of eval.patience."""
-        return self.run.eval.patience > 0 and self._best()[0] == self.done
+    def save(self, state: dict, stop: str) -> None:
+        """Save a checkpoint if it is due, finish a run that is over, and stop after a signal.
+
+        stop: name of the signal, or "". Raises guard.Interrupted after the save.
+        """
+        if self.status != "running":
+            return
+        is_over = self.is_over()
+        if self.is_checkpoint_due or (stop and not is_over):
+            self.write_checkpoint(state)
+        if is_over:
+            self.finish()
+        elif stop:
+            message = self.write_stopped(stop)
+            raise guard.Interrupted(f"{self.run.name} {message}", stop)
+
+    # --- What `save` consists of; lm/packs.py calls these for each run ---
 
     def is_over(self) -> bool:
-        """Whether it ends or waits here, or eval.patience is at its end."""
-        if self.done == self.until:
+        """Return True after the last step, or when eval.patience is exhausted."""
+        if self.done == self.run.steps:
             return True
         best, n_worse = self._best()
         if not 0 < self.run.eval.patience <= n_worse:
             return False
-        words = f"no evaluation since step {best} had a lower loss"
-        self.tell(self.done, "stopped early", words)
+        self.write_event("stopped early", f"no evaluation since step {best} had a lower loss")
         return True
 
-    def save(self, state: dict) -> None:
-        """Begins a checkpoint."""
+    def write_checkpoint(self, state: dict) -> None:
+        """Begin to save a checkpoint."""
         loss = self.evaluated.get(self.done, {}).get("loss")
         window = [{name: float(value) for name, value in m.items()} for m in self.window]
-        batch = self._next_batch()
+        batch_hash, seconds = self._next_batch_hash(), self.row_time.total
         with self.clock.of("save"):
-            self.checkpoints.save(self.done, state, batch, window, self.seconds, loss)
-        self._unproved = self.done
+            self.checkpoints.save(self.done, state, batch_hash, window, seconds, loss)
+
+    def write_stopped(self, stop: str) -> str:
+        """Record that a signal stopped the run, and return a sentence about it."""
+        message = f"stopped by {stop} at step {self.done} of {self.run.steps}"
+        self.writer.write_facts(status="lost", reason=f"{self.run.name} {message}")
+        return message
 
     def finish(self) -> None:
-        """Writes that the run is done, once its last checkpoint is whole."""
+        """Record that the run is done, once its last checkpoint is complete."""
+        self.status = "done"
         with self.clock.of("save"):
-            self._open.close()
+            self._writers.close()
         ends_at = self._best()[0] if self.run.eval.patience else self.done
-        tokens = self.done * self.run.data.batch_size * self.run.data.seq_len
-        cost = {"tokens": tokens, "flops": tokens * self.facts["flops_per_token.full"]}
-        words = ledger.doubt(self.run, self.evaluated, ends_at)
-        if words:
-            self.tell(self.done, "worthless", words)
-        said = {"status": "done", "reason": words, "seconds": self.seconds, "ends_at": ends_at}
-        spent = [*records.attempts(self.folder, self.number), self.clock.row()]
-        said |= clock.total(spent, self.seconds)
-        records.write_facts(self.folder, **said, **cost)
-        records.settle(self.folder)
+        n_tokens = self.done * self.run.data.batch_size * self.run.data.seq_len
+        warning = ledger.doubt(self.run, self.evaluated, ends_at)
+        if warning:
+            self.write_event("worthless", warning)
+        seconds = self.row_time.total
+        spent = [*records.attempts(self.folder, self.attempt), self.clock.row()]
+        facts = {"status": "done", "reason": warning, "seconds": seconds, "ends_at": ends_at}
+        facts |= clock.total(spent, seconds)
+        facts |= {"tokens": n_tokens, "flops": n_tokens * self.facts["flops_per_token.full"]}
+        self.writer.write_facts(**facts)
+        self.writer.settle()
 
-    def _is_skipping(self) -> bool:
-        return self.run.optim.nonfinite == "skip" and len(self._bad) < len(self.window)
+    def write_event(self, name: str, message: str) -> None:
+        """Write a line of events.jsonl."""
+        self.writer.event(self.attempt, self.done, name, message)
 
-    def _evals(self) -> list[dict]:
-        return records.evals(self.folder)
+    def _rewind_or_diverge(self, message: str) -> None:
+        """End the session after a non-finite loss or gradient.
+
+        With optim.nonfinite=rewind the run returns to its last checkpoint and skips the batches
+        since then, at most MAX_REWINDS times.
+        """
+        self.write_event("nonfinite", message)
+        run = self.run
+        if run.optim.nonfinite != "rewind" or len(self.skipped_batches) >= MAX_REWINDS:
+            self.writer.write_facts(status="diverged", reason=message)
+            self.status = "diverged"
+            self.reason = f"{run.name} diverged: {message}; try a smaller optim.lr={run.optim.lr}"
+            return
+        target = max(self.checkpoints.steps(), default=self.first)
+        n = self.done - target
+        skips = [*self.skipped_batches, {"from_step": target, "batches": n}]
+        self.writer.write_facts(passed_over=skips)
+        self.write_event("rewound", f"to step {target}; {n} batches are skipped")
+        self.status = "rewound"
+
+    def _nonfinite(self) -> list[dict]:
+        """Return the metrics since the last row whose loss or gradient norm is not finite."""
+        return [m for m in self.window if not np.isfinite([m["loss"], m["grad_norm"]]).all()]
 
     def _best(self) -> tuple[int, int]:
-        """The step of the lowest held-out loss, and how many evaluations came after it."""
+        """Return the step of the lowest held-out loss, and the number of evaluations after it."""
         steps = sorted(step for step in self.evaluated if 0 < step <= self.done)
         best = min(steps, key=lambda step: self.evaluated[step]["loss"], default=self.done)
         return best, sum(step > best for step in steps)
 
-    def _next_batch(self) -> str:
-        """Hash of the batch after the steps that are done."""
+    def _next_batch_hash(self) -> str:
+        """Return the hash of the batch after the completed steps."""
         batch = self.rows(self.done)
         return hashlib.sha256(b"".join(batch[k].tobytes() for k in sorted(batch))).hexdigest()[:16]
 
-    def _where(self) -> str:
-        """What two steps must have in common to give the same bits."""
+    def _environment(self) -> str:
+        """Return the facts on which the bits of a step depend: devices and versions."""
         start = "devices.kind" if self.run.mesh.exact else "devices"
         keys = (k for k in self.facts if k.startswith((start, "versions.")) and "peak" not in k)
         return json.dumps([self.facts[k] for k in sorted(keys)])
 
 
+class RowTime:
+    """Time of the steps since the last row of metrics.
+
+    total: seconds of training over all sessions. A restored window may have steps of an earlier
+    session, which n_steps does not count.
+    """
+
+    def __init__(self, total: float = 0.0):
+        self.total, self.n_steps, self.seconds, self.waited = total, 0, 0.0, 0.0
+
+    def add(self, n_steps: int, seconds: float, waited: float) -> None:
+        """Count steps and their duration."""
+        self.total += seconds
+        self.n_steps += n_steps
+        self.seconds += seconds
+        self.waited += waited
+
+
 def _is_due(step: int, every: int, last: int) -> bool:
-    """Every so many steps (0: never), and at the last."""
+    """Return True at every multiple of `every` (0: never), and at the last step."""
     return step == last or (every > 0 and step % every == 0)

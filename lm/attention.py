@@ -16,7 +16,9 @@ MASKED = -1e30  # a score no key survives; finite, so that its gradient is
 
 
 @jax.named_scope("attention")
-def causal(q_BTNH, k_BSKH, v_BSKH, n_blocks: int, segments_BT=None) -> jax.Array:
+def causal(
+    q_BTNH, k_BSKH, v_BSKH, n_blocks: int, segments_BT=None, rules=mesh.DEFAULT_RULES
+) -> jax.Array:
     """softmax(q k / sqrt(H)) v over the keys not later than the query, in blocks of queries.
 
     Block i of n_blocks multiplies only with the keys up to its own end, so that about half of the
@@ -31,14 +33,16 @@ def causal(q_BTNH, k_BSKH, v_BSKH, n_blocks: int, segments_BT=None) -> jax.Array
     size = t // n_blocks
     q_BKGTH = (q_BTNH * h**-0.5).reshape(b, t, k, n // k, h).transpose(0, 2, 3, 1, 4)
     blocks_CBKGTH = mesh.pieces(q_BKGTH, n_blocks, "length", axis=3)
-    whole = (mesh.constrain(x_BSKH, "batch", None, "kv_heads", None) for x_BSKH in (k_BSKH, v_BSKH))
+    whole = (
+        rules.constrain(x_BSKH, "batch", None, "kv_heads", None) for x_BSKH in (k_BSKH, v_BSKH)
+    )
     k_BKSH, v_BKSH = (mesh.in_time(x_BSKH, n_blocks).swapaxes(1, 2) for x_BSKH in whole)
     blocks = []
     for block, start in enumerate(range(0, t, size)):
         end = start + size
         seen_TS = jnp.arange(start, end)[:, None] >= jnp.arange(end)
         if segments_BT is not None:
-            mine_BT = mesh.constrain(segments_BT[:, start:end], "batch", None)  # cut where it is
+            mine_BT = rules.constrain(segments_BT[:, start:end], "batch", None)  # cut where it is
             same_BTS = mine_BT[:, :, None] == segments_BT[:, None, :end]
             seen_TS = (seen_TS & same_BTS)[:, None]
         # Added, not selected: s + 0 is s, and s + MASKED is MASKED, in one pass the fewer.

@@ -20,7 +20,9 @@ from lm import attention, config, mesh, model
 Kept = list[dict[str, jax.Array]]  # a layer each: {"key": [B, K, S, H], "value": [B, K, S, H]}
 
 
-def reader(shape: config.Model, params: dict) -> Callable:
+def reader(
+    shape: config.Model, params: dict, rules: mesh.ShardingRules = mesh.DEFAULT_RULES
+) -> Callable:
     """read(tokens_BT, times_BT, seen_BTS, kept=None, slot=0, last=False) -> (logits_BTV, kept).
 
     times_BT: the place of each token in its text. seen_BTS: whether query t sees key s: of the
@@ -31,7 +33,7 @@ def reader(shape: config.Model, params: dict) -> Callable:
     The layers are taken out of their stack here, once: a loop around `read` that slices them each
     time is half as fast on CPU. So the program grows with the depth, unlike that of training.
     """
-    decoder = model.decoder(dataclasses.replace(shape, dispatch="dropless"), params)
+    decoder = model.decoder(dataclasses.replace(shape, dispatch="dropless"), params, rules)
     layers = [jax.tree.map(lambda w, i=i: w[i], decoder.blocks) for i in range(shape.n_layers)]
     head_DV = decoder.head_weight()
 
@@ -48,7 +50,7 @@ def reader(shape: config.Model, params: dict) -> Callable:
                 old, start = kept[len(after)], (0, 0, slot, 0)
                 new = {n: jax.lax.dynamic_update_slice(old[n], new[n], start) for n in new}
             after.append(
-                {n: mesh.constrain(x, "batch", "kv_heads", None, None) for n, x in new.items()}
+                {n: rules.constrain(x, "batch", "kv_heads", None, None) for n, x in new.items()}
             )
             return masked(q_BTNH, after[-1]["key"], after[-1]["value"], seen_BTS)
 

@@ -1,16 +1,17 @@
-"""Checkpoints of a train state: saved in the background, proved when read, restored on any mesh.
+"""Save, verify and restore checkpoints of a train state, on any mesh.
 
     checkpoints/1200/state/       arrays by path: "params/blocks/mlp/gate", "opt/1/mu/...", "step"
-    checkpoints/1200/manifest/    what it must prove to be: see lm/proof.py
-    checkpoints/proofs.jsonl      step, next_loss: what the step after a checkpoint must give again
-    damaged/1200/                 what could not prove itself: set aside, never deleted
-    pins/1200-sweep-branch        a run that starts from it: it is kept
+    checkpoints/1200/manifest/    fingerprints of the arrays and the position of the run
+    checkpoints/proofs.jsonl      step, next_loss: the loss that the step after a checkpoint gave
+    damaged/1200/                 a corrupt checkpoint: moved there, never deleted
+    pins/1200-sweep-branch        a run that starts from this checkpoint, which is not deleted
 
-One thin layer over orbax's CheckpointManager, whose folders become visible under their step only
-when they are whole. Orbax has no checksums of its own: a flipped bit would be restored as it is.
+A thin layer over orbax's CheckpointManager, which renames the folder of a step to its final name
+only once it is complete. Orbax has no checksums: it would restore a flipped bit without an error.
 """
 
 import contextlib
+import dataclasses
 import errno
 import logging
 from collections.abc import Callable, Iterator, Sequence
@@ -18,72 +19,118 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy as policy
 
 from lm import config, hosts, proof, records, storage
 
-logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax says it all, and raises it as well
-SPARE_BYTES = 1 << 18  # of a checkpoint besides its arrays
-# What tensorstore says of a disk, a network or a memory that is at fault, and not the files.
-ELSEWHERE = (
+SPARE_BYTES = 1 << 18  # for the files of a checkpoint other than its arrays
+# Status codes of tensorstore for a failing disk, network or memory. They can only be found in the
+# message: tensorstore raises ValueError for every status, and orbax adds text in front of it.
+TRANSIENT_STATUSES = (
     "PERMISSION_DENIED",
     "UNAUTHENTICATED",
     "UNAVAILABLE",
     "DEADLINE",
     "RESOURCE_EXHAUSTED",
 )
+OTHER_MACHINE_RTOL = 1e-2  # relative tolerance of a loss on other devices or versions
 
-# Of an array that every device has, each writes a slice: of a small one, the programs that cut it
-# take longer to compile than its bytes to write.
-ocp.type_handlers.register_type_handler(
-    jax.Array,
-    ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=2**22),
-    override=True,
-)
+
+class CheckpointError(ValueError):
+    """A checkpoint that is missing, or that this run cannot continue from."""
 
 
 class Damaged(Exception):
-    """A checkpoint that does not prove to be what was saved; str() says what differs."""
+    """A checkpoint whose files are not what was saved. The message names the difference."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RestoredState:
+    """A restored train state, and what the step after it must reproduce.
+
+    folder: of the run. damage: a sentence for each newer checkpoint that was corrupt. seconds:
+    training time before the checkpoint. window: metrics of the steps that are not logged yet.
+    expected_batch_hash: of the next batch; "" is not compared. expected_next_loss: loss of the
+    next step, None is not compared; next_environment: devices and versions that gave it.
+    """
+
+    folder: Path
+    step: int = 0
+    state: dict = dataclasses.field(default_factory=dict)
+    expected_batch_hash: str = ""
+    expected_next_loss: float | None = None
+    next_environment: str = ""
+    seconds: float = 0.0
+    window: list[dict] = dataclasses.field(default_factory=list)
+    damage: list[str] = dataclasses.field(default_factory=list)
+
+    def without_expectations(self) -> "RestoredState":
+        """Return the same state for a run that continues with other batches."""
+        return dataclasses.replace(self, expected_batch_hash="", expected_next_loss=None)
+
+    def verify_batch(self, batch_hash: str) -> None:
+        """Raise CheckpointError in all processes if the next batch differs in one of them."""
+        is_changed = self.expected_batch_hash not in ("", batch_hash)
+        if hosts.worst("changed" if is_changed else ""):
+            raise CheckpointError(
+                f"{self.folder}: the batch after step {self.step} differs from the batch before the"
+                " restart: the prepared text has changed. Restore the text, or start a new run"
+            )
+
+    def verify_loss(self, loss: float, environment: str) -> None:
+        """Raise CheckpointError if the next step does not give the loss that it gave before.
+
+        The loss must be the same to the last bit in the same environment, and agree to a relative
+        difference of OTHER_MACHINE_RTOL in another one.
+        """
+        if self.expected_next_loss is None:
+            return
+        rtol = 0.0 if environment == self.next_environment else OTHER_MACHINE_RTOL
+        if not np.isclose(loss, self.expected_next_loss, rtol=rtol, atol=0.0):
+            raise CheckpointError(
+                f"{self.folder}: step {self.step + 1} gave loss {loss!r} after the restart and"
+                f" {self.expected_next_loss!r} before it: code or text have changed. Choose a new"
+                " name"
+            )
 
 
 class Checkpoints:
-    """The checkpoints of one run; a context manager, so that what is being saved is finished.
+    """The checkpoints of one run. Leaving the context waits for a save in progress.
 
-    read_only: of a run that another process may be training; nothing in its folder is touched.
+    read_only: for a run that another process may be training; no file in its folder changes.
+    saved_step: step of the last save by this object; -1 before the first.
     """
 
     def __init__(self, run: config.Run, read_only: bool = False):
-        self.folder = records.folder(run) / "checkpoints"
-        self.knobs = records.knobs(run)
-        # Two: the newest may be damaged.
-        kept: list = [policy.LatestN(2), _Pinned(self.folder.with_name("pins"))]
-        if run.keep_every:
-            kept.append(policy.EveryNSteps(run.keep_every))
-        if run.keep_best or run.eval.patience:
-            kept.append(
-                policy.BestN(
-                    get_metric_fn=lambda metrics: metrics["loss"],
-                    reverse=True,  # BestN keeps the last of the order
-                    n=1,
-                    keep_checkpoints_without_metrics=False,
-                )
-            )
+        logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax logs and raises each error
+        # Each device that has a copy of an array would write a slice of it. Compiling the programs
+        # that cut a small array takes longer than writing its bytes.
+        ocp.type_handlers.register_type_handler(
+            jax.Array,
+            ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=2**22),
+            override=True,
+        )
+        self.run_folder = records.folder(run)
+        self.folder = self.run_folder / "checkpoints"
+        self.fields = records.knobs(run)
+        self.saved_step = -1
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=policy.AnyPreservationPolicy(kept),
+            preservation_policy=_preservation_policy(run, self.run_folder / "pins"),
             cleanup_tmp_directories=not read_only,
             read_only=read_only,
             create=not read_only,
             save_interval_steps=0 if read_only else 1,
         )
-        here = self.folder if storage.is_remote(self.folder) else self.folder.absolute()
-        self.manager = ocp.CheckpointManager(here, options=options)
+        path = self.folder if storage.is_remote(self.folder) else self.folder.absolute()
+        self.manager = ocp.CheckpointManager(path, options=options)
 
     def __enter__(self):
         return self
 
     def __exit__(self, *_):
-        with _written():
+        with _write_errors():
             self.manager.close()
 
     def save(
@@ -95,159 +142,210 @@ class Checkpoints:
         seconds: float,
         loss: float | None = None,
     ) -> None:
-        """Copies the state and writes it in the background.
+        """Copy the state and write it in the background.
 
-        OSError if the last save failed, or if the folder cannot be written or its disk has no room
-        for this one, which then is not begun: where it fails later, orbax's threads wait ten
-        minutes for each other. batch: hash of what the next step will take; window: metrics of the
-        steps that are not logged yet; seconds: of training so far; loss: held-out, if evaluated at
-        this step.
+        batch: hash of the next batch. window: metrics of the steps that are not logged yet.
+        seconds: training time so far. loss: held-out loss, if it was evaluated at this step.
+
+        Raises OSError if the last save failed, if the folder cannot be written, or if its disk has
+        no room for this save. In the last two cases the save does not begin: after a failed write
+        the threads of orbax wait ten minutes for each other.
         """
-        needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) + SPARE_BYTES
-        hosts.first(lambda: self._check_room(needed))
+        n_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) + SPARE_BYTES
+        hosts.first(lambda: self._check_room(n_bytes))
         arrays = ocp.args.PyTreeSave(proof.by_path(state))
         position = {"batch": batch, "window": window, "seconds": seconds}
-        said = proof.manifest(step, state, position | {"config": self.knobs})
-        with _written():
+        manifest = proof.manifest(step, state, position | {"config": self.fields})
+        with _write_errors():
             self.manager.check_for_errors()
-            items = ocp.args.Composite(state=arrays, manifest=ocp.args.JsonSave(said))
+            items = ocp.args.Composite(state=arrays, manifest=ocp.args.JsonSave(manifest))
             metrics = None if loss is None else {"loss": loss}
             self.manager.save(step, args=items, metrics=metrics, force=True)
+        self.saved_step = step
 
     def steps(self) -> list[int]:
-        """Steps of the whole checkpoints on disk, oldest first, that being saved included."""
+        """Return the steps of the complete checkpoints in ascending order, after pending saves."""
         self.manager.wait_until_finished()
         return hosts.first(lambda: sorted(self.manager.all_steps(read=True)))
 
-    def restore_newest(self, abstract: dict) -> tuple[int, dict, dict, list[str]]:
-        """(step, state, manifest, reasons): the newest checkpoint that proves itself.
+    def restore_newest(self, abstract: dict) -> RestoredState:
+        """Restore the newest checkpoint that is intact; step 0 and no state if there is none.
 
-        Newer ones that do not are set aside, with the reason. Step 0 and an empty state if none is
-        left. ValueError where a checkpoint is whole and of another model.
+        Newer checkpoints that are corrupt are moved to damaged/. Raises CheckpointError for an
+        intact checkpoint of another model or run.
         """
-        reasons = []
+        damage: list[str] = []
         for step in reversed(self.steps()):
             try:
-                state, said = self.restore(step, abstract)
-                return step, state, said, reasons
+                return dataclasses.replace(self.restore(step, abstract), damage=damage)
             except Damaged as error:
-                place = self._set_aside(step)
-                reasons.append(f"checkpoint {step} is damaged ({error}): set aside in {place}")
-        return 0, {}, {}, reasons
+                target = self._set_aside(step)
+                damage.append(f"checkpoint {step} is damaged ({error}): moved to {target}")
+        return RestoredState(self.run_folder, damage=damage)
 
-    def restore(self, step: int, abstract: dict) -> tuple[dict, dict]:
-        """The state at `step`, split as `abstract` says, and its manifest.
+    def restore(self, step: int, abstract: dict) -> RestoredState:
+        """Restore the state of a step with the shardings of `abstract`.
 
-        abstract: a tree of jax.ShapeDtypeStruct with shardings; any mesh will do, and any of the
-        parts "step", "params", "opt". The manifest also has "next": see `next_loss`. ValueError
-        names an array that differs in shape or type; Damaged if the files are not what was saved.
+        abstract: a tree of jax.ShapeDtypeStruct with shardings on any mesh, with any of the parts
+        "step", "params", "opt". Raises CheckpointError if the checkpoint is missing, or if an
+        array differs in shape or type; Damaged if the files are not what was saved.
         """
         saved = self._manifest(step, abstract)
-        arrays = self._proved(step, saved, proof.by_path(abstract))
+        arrays = self._verified(step, saved, proof.by_path(abstract))
         leaves = [arrays[path] for path in proof.by_path(abstract)]
-        state = jax.tree.unflatten(jax.tree.structure(abstract), leaves)
-        return state, saved | {"next": hosts.first(lambda: self.next_loss(step))}
+        next_step = hosts.first(lambda: self.next_loss(step)) or {}
+        return RestoredState(
+            self.run_folder,
+            step,
+            jax.tree.unflatten(jax.tree.structure(abstract), leaves),
+            expected_batch_hash=saved["batch"],
+            expected_next_loss=next_step.get("next_loss"),
+            next_environment=next_step.get("where", ""),
+            seconds=saved["seconds"],
+            window=saved["window"],
+        )
 
     def _manifest(self, step: int, abstract: dict) -> dict:
-        """What a checkpoint says of itself, if it is of this run and of such arrays."""
+        """Read a manifest, and check that it is of this step, run and model."""
         if step not in (steps := self.steps()):
-            raise ValueError(f"{self.folder} has no step {step}: it has {steps}")
+            raise CheckpointError(f"{self.folder} has no step {step}: it has {steps}")
         saved = self._read(step, "manifest", ocp.args.JsonRestore())
         if saved.get("checksum") != proof.checksum(saved):
             raise Damaged("the manifest's checksum differs")
         if saved["step"] != step:
             raise Damaged(f"it was saved as step {saved['step']}")
-        known = config.field_types(config.Run)
-        changed = [
-            f"{knob}={value!r} there, {self.knobs.get(knob, 'no such field')!r} here"
-            for knob, value in saved.get("config", {}).items()
-            if knob not in known or (knob in self.knobs and self.knobs[knob] != value)
-        ]
-        if changed:
-            raise ValueError(
-                f"{self.folder / str(step)} is of another run, {'; '.join(changed)}: move it away,"
-                " or start from that run by start.run"
+        path = self.folder / str(step)
+        if saved["format"] != proof.FORMAT:
+            raise CheckpointError(
+                f"{path}: format={saved['format']} was written by version 0.1, this version reads"
+                f" format {proof.FORMAT}: use version 0.1, or start a new run"
             )
-        needed = proof.shapes(abstract)
-        parts = tuple(f"{part}/" for part in abstract)
-        there = {path for path in saved["arrays"] if f"{path}/".startswith(parts)}
-        for path in sorted(there | needed.keys()):
-            have, want = saved["arrays"].get(path), needed.get(path)
-            if have != want:
-                raise ValueError(
-                    f"{self.folder / str(step)}: {path} is {have or 'missing'}, the run needs"
-                    f" {want or 'nothing of that name'}: use the config it was saved with"
-                )
+        self._check_fields(path, saved)
+        _check_arrays(path, saved["arrays"], abstract)
         return saved
 
-    def _proved(self, step: int, saved: dict, wanted: dict) -> dict:
-        """Arrays by path, as `wanted` (abstract, by path) says; Damaged if they are not those."""
-        arrays = self._read(step, "state", _restoring(wanted))
-        for path, number in proof.fingerprints(arrays).items():
-            if number != saved["fingerprints"][path]:
+    def _check_fields(self, path: Path, saved: dict) -> None:
+        """Raise CheckpointError if the checkpoint is of a run with other fields or values."""
+        if "config" not in saved:
+            return
+        missing = "nothing"
+        changed = [
+            f"{field}={saved['config'].get(field, missing)!r} in the checkpoint,"
+            f" {self.fields.get(field, missing)!r} in this run"
+            for field in sorted(saved["config"].keys() | self.fields.keys())
+            if saved["config"].get(field, missing) != self.fields.get(field, missing)
+        ]
+        if changed:
+            raise CheckpointError(
+                f"{path} is of another run, {'; '.join(changed)}: move it away, or start from that"
+                " run by start.run"
+            )
+
+    def _verified(self, step: int, saved: dict, wanted: dict) -> dict:
+        """Read arrays by path as `wanted` (abstract, by path) describes them.
+
+        Raises Damaged if their fingerprints differ from the manifest.
+        """
+        arrays = self._read(step, "state", _restore_args(wanted))
+        for path, fingerprint in proof.fingerprints(arrays).items():
+            if fingerprint != saved["fingerprints"][path]:
                 raise Damaged(f"the numbers of {path} differ from what was saved")
         return arrays
 
     def reader(self, step: int, abstract: dict) -> Callable[[str], jax.Array]:
-        """path -> array, as `restore` would give it, read and proved each time it is asked for."""
+        """Return read(path) -> array, which reads and verifies one array on each call."""
         saved, wanted = self._manifest(step, abstract), proof.by_path(abstract)
-        return lambda path: self._proved(step, saved, {path: wanted[path]})[path]
+        return lambda path: self._verified(step, saved, {path: wanted[path]})[path]
 
-    def record_next_loss(self, step: int, loss: float, where: str) -> None:
-        """Writes down what the step after a checkpoint gave, and on which devices and versions."""
-        row = {"step": step, "next_loss": loss, "where": where}
-        records.append(self.folder / "proofs.jsonl", row)
+    def record_next_loss(self, step: int, loss: float, environment: str) -> None:
+        """Record the loss of the step after a checkpoint, with its devices and versions."""
+        row = {"step": step, "next_loss": loss, "where": environment}
+        if hosts.is_first():
+            records.append(self.folder / "proofs.jsonl", row)
 
     def next_loss(self, step: int) -> dict | None:
-        """What was written down for a checkpoint, if the run lived to see it."""
+        """Return what was recorded for a checkpoint; None if the run ended before the next step."""
         rows = records.lines(self.folder / "proofs.jsonl")
         return next((row for row in rows if row["step"] == step), None)
 
-    def _read(self, step: int, item: str, how) -> Any:
-        found, reason = None, ""
+    def _read(self, step: int, item: str, args) -> Any:
+        value, reason = None, ""
         try:
-            found = self.manager.restore(step, args=ocp.args.Composite(**{item: how}))[item]
-        except Exception as error:  # whatever orbax, tensorstore or the disk make of bad files
-            words = str(error).strip().partition("\n")[0][:120]
-            if _is_elsewhere(error):
-                words = f"cannot be read now ({words}): nothing was set aside"
-                raise OSError(f"{self.folder / str(step)} {words}") from error
-            reason = f"{item} is not readable: {type(error).__name__}: {words}"
+            value = self.manager.restore(step, args=ocp.args.Composite(**{item: args}))[item]
+        except Exception as error:  # orbax, tensorstore and the disk raise many types
+            message = str(error).strip().partition("\n")[0][:120]
+            if _is_transient(error):
+                raise OSError(
+                    f"{self.folder / str(step)} cannot be read now ({message}): no file was moved"
+                ) from error
+            reason = f"{item} is not readable: {type(error).__name__}: {message}"
         if reason := hosts.worst(reason):
             raise Damaged(reason)
-        return found
+        return value
 
-    def _check_room(self, needed: int) -> None:
+    def _check_room(self, n_bytes: int) -> None:
         storage.probe(self.folder)
-        if (free := storage.free_bytes(self.folder)) < needed:
-            words = f"no room for a checkpoint of {needed:,} bytes, {free:,} are free"
-            raise OSError(errno.ENOSPC, words, str(self.folder))
-        records.sync(self.folder.parent)  # what is logged must not be younger than the weights
+        if (free := storage.free_bytes(self.folder)) < n_bytes:
+            message = f"no room for a checkpoint of {n_bytes:,} bytes, {free:,} are free"
+            raise OSError(errno.ENOSPC, message, str(self.folder))
+        records.sync(self.run_folder)  # the logs must not be older than the weights
 
     def _set_aside(self, step: int) -> Path:
-        def move() -> str:
-            place = self.folder.with_name("damaged") / str(step)
-            place.parent.mkdir(exist_ok=True)
-            while place.exists():
-                place = place.with_name(place.name + "-again")
-            storage.move(self.folder / str(step), place)
-            return str(place)
+        """Move a corrupt checkpoint to damaged/ and return its new path."""
 
-        place = hosts.first(move)
+        def move() -> str:
+            target = self.folder.with_name("damaged") / str(step)
+            target.parent.mkdir(exist_ok=True)
+            while target.exists():
+                target = target.with_name(target.name + "-again")
+            storage.move(self.folder / str(step), target)
+            return str(target)
+
+        target = hosts.first(move)
         self.manager.reload()
-        return storage.at(place)
+        return storage.at(target)
+
+
+def _check_arrays(path: Path, saved: dict[str, str], abstract: dict) -> None:
+    """Raise CheckpointError if a saved array of the parts of `abstract` has another shape."""
+    needed = proof.shapes(abstract)
+    parts = tuple(f"{part}/" for part in abstract)
+    in_parts = {name for name in saved if f"{name}/".startswith(parts)}
+    for name in sorted(in_parts | needed.keys()):
+        if saved.get(name) != needed.get(name):
+            raise CheckpointError(
+                f"{path}: {name} is {saved.get(name) or 'missing'}, the run needs"
+                f" {needed.get(name) or 'no such array'}: use the config it was saved with"
+            )
+
+
+def _preservation_policy(run: config.Run, pins: Path) -> policy.PreservationPolicy:
+    """Return which checkpoints are not deleted."""
+    policies: list = [policy.LatestN(2), _Pinned(pins)]  # two: the newest may be damaged
+    if run.keep_every:
+        policies.append(policy.EveryNSteps(run.keep_every))
+    if run.keep_best or run.eval.patience:
+        policies.append(
+            policy.BestN(
+                get_metric_fn=lambda metrics: metrics["loss"],
+                reverse=True,  # BestN keeps the last of the order
+                n=1,
+                keep_checkpoints_without_metrics=False,
+            )
+        )
+    return policy.AnyPreservationPolicy(policies)
 
 
 def newest(run: config.Run) -> int:
-    """Step of the newest checkpoint that a run has, whether it proves itself or not; 0: none."""
+    """Return the step of the newest checkpoint of a run, intact or not; 0 if there is none."""
     names = (path.name for path in storage.listed(records.folder(run) / "checkpoints"))
     return max((int(name) for name in names if name.isdecimal()), default=0)
 
 
-def read(run: config.Run, step: int | None, abstract: dict) -> tuple[dict, dict]:
-    """`Checkpoints.restore` of a run that may be training elsewhere; step None: the newest.
+def read(run: config.Run, step: int | None, abstract: dict) -> RestoredState:
+    """Restore a checkpoint of a run that another process may be training; None: the newest.
 
-    ValueError if it has no such checkpoint, or one that does not prove itself.
+    Raises CheckpointError if the checkpoint is missing or corrupt.
     """
     with opened(run, step) as (checkpoints, step):
         return checkpoints.restore(step, abstract)
@@ -255,29 +353,33 @@ def read(run: config.Run, step: int | None, abstract: dict) -> tuple[dict, dict]
 
 @contextlib.contextmanager
 def opened(run: config.Run, step: int | None) -> Iterator[tuple[Checkpoints, int]]:
-    """The checkpoints of a run that may be training elsewhere, and the step (None: the newest)."""
+    """Open the checkpoints of a run that may be training, and yield them with the step.
+
+    step: None is the newest. Raises CheckpointError like `read`.
+    """
+    records.check_format(records.folder(run))
     folder = records.folder(run) / "checkpoints"
     if not folder.is_dir():
-        raise ValueError(f"{records.folder(run)} has no checkpoint yet")
+        raise CheckpointError(f"{records.folder(run)} has no checkpoint yet")
     with Checkpoints(run, read_only=True) as checkpoints:
         steps = checkpoints.steps()
         if not steps:
-            raise ValueError(f"{records.folder(run)} has no checkpoint yet")
+            raise CheckpointError(f"{records.folder(run)} has no checkpoint yet")
         step = steps[-1] if step is None else step
         try:
             yield checkpoints, step
         except Damaged as error:
-            raise ValueError(f"{folder / str(step)} is damaged: {error}") from error
+            raise CheckpointError(f"{folder / str(step)} is damaged: {error}") from error
 
 
-def _restoring(abstract: dict) -> ocp.args.PyTreeRestore:
-    """Those of the saved arrays that `abstract` names, each with its type and sharding."""
-    how = ocp.checkpoint_utils.construct_restore_args(abstract)
-    return ocp.args.PyTreeRestore(item=abstract, restore_args=how, partial_restore=True)
+def _restore_args(abstract: dict) -> ocp.args.PyTreeRestore:
+    """Return the arguments to read the arrays of `abstract`, each with its type and sharding."""
+    args = ocp.checkpoint_utils.construct_restore_args(abstract)
+    return ocp.args.PyTreeRestore(item=abstract, restore_args=args, partial_restore=True)
 
 
 class _Pinned(policy.PreservationPolicy):
-    """Keeps the checkpoints that other runs start from."""
+    """Preserve the checkpoints that other runs start from."""
 
     def __init__(self, pins: Path):
         self.pins = pins
@@ -285,29 +387,29 @@ class _Pinned(policy.PreservationPolicy):
     def should_preserve(self, checkpoints: Sequence, *, context) -> list[bool]:
         names = [path.name for path in storage.listed(self.pins)]
         steps = {name.partition("-")[0] for name in names}
-        return [str(one.step) in steps for one in checkpoints]
+        return [str(checkpoint.step) in steps for checkpoint in checkpoints]
 
 
 def pin(run: config.Run, step: int, by: str) -> None:
-    """Keeps a checkpoint of a run, if need be of one that has not begun, for the run named `by`."""
-    if not records.writes:
+    """Preserve a checkpoint, which need not exist yet, for the run named `by`."""
+    if not hosts.is_first():
         return
-    with contextlib.suppress(OSError):  # a folder that is only read loses nothing
+    with contextlib.suppress(OSError):  # no process deletes from a read-only folder
         storage.write(records.folder(run) / "pins" / f"{step}-{by.replace('/', '-')}", by + "\n")
 
 
-def _is_elsewhere(error: Exception) -> bool:
-    """Whether the files may well be good, and something else failed."""
+def _is_transient(error: Exception) -> bool:
+    """Return True if the files may be intact and a disk, network or memory failed."""
     if isinstance(error, OSError):
         return not isinstance(error, (FileNotFoundError, NotADirectoryError, IsADirectoryError))
-    return isinstance(error, MemoryError) or any(word in str(error) for word in ELSEWHERE)
+    return isinstance(error, MemoryError) or any(s in str(error) for s in TRANSIENT_STATUSES)
 
 
 @contextlib.contextmanager
-def _written():
-    """Whatever orbax and its threads raise of a write that failed, as an OSError of one line."""
+def _write_errors():
+    """Raise every error of orbax and its threads as an OSError of one line."""
     try:
         yield
     except Exception as error:
-        words = str(error).strip().partition("\n")[0][:200]
-        raise OSError(f"a checkpoint could not be written: {words}") from error
+        message = str(error).strip().partition("\n")[0][:200]
+        raise OSError(f"a checkpoint could not be written: {message}") from error

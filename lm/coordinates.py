@@ -39,14 +39,13 @@ def measured(
     shape = run.model
     about = {"rule": shape.parametrization, "width": shape.d_model, "depth": shape.n_layers}
     program = programs.build(run, device_mesh)
-    look = jax.jit(lambda params, tokens_BT: activations(shape, params, tokens_BT))
+    look = jax.jit(lambda params, tokens_BT: activations(shape, params, tokens_BT, program.rules))
     rows, start = [], {}
     with jax.set_mesh(device_mesh):
         state = program.init(run.seed)
         placed = [mesh.place(device_mesh, batch) for batch in batches]
         for step in range(len(batches)):
-            with mesh.rules(run.mesh):
-                seen = jax.device_get(look(state["params"], placed[0]["tokens"][:, :-1]))
+            seen = jax.device_get(look(state["params"], placed[0]["tokens"][:, :-1]))
             start = start or seen
             rows += [
                 about
@@ -55,22 +54,24 @@ def measured(
                 for part in PARTS
             ]
             if step + 1 < len(batches):
-                state, _ = program.step(state, placed[step])
+                state, _ = program.step(state, placed[step], program.inputs)
     return rows
 
 
-def activations(shape: config.Model, params: dict, tokens_BT: jax.Array) -> dict[str, jax.Array]:
+def activations(
+    shape: config.Model, params: dict, tokens_BT: jax.Array, rules: mesh.ShardingRules
+) -> dict[str, jax.Array]:
     """Each of PARTS: attention and MLP are what the last layer's give, before the branch's factor.
 
     residual: the stream that leaves the last layer, not yet normed.
     """
-    decoder = model.decoder(shape, params)
+    decoder = model.decoder(shape, params, rules)
     times_T = jnp.arange(tokens_BT.shape[1])
 
     def attend(q_BTNH, k_BTKH, v_BTKH):
         if not shape.max_positions:
             q_BTNH, k_BTKH = (model.rotary(x, shape.rope_theta, times_T) for x in (q_BTNH, k_BTKH))
-        return kernels.attend(shape, q_BTNH, k_BTKH, v_BTKH, None)
+        return kernels.attend(shape, rules, q_BTNH, k_BTKH, v_BTKH, None)
 
     def layer(x_BTD, block):
         attention_BTD = block.attention(block.attention_norm(x_BTD), attend)

@@ -22,23 +22,25 @@ def key(run: config.Run) -> str:
     return json.dumps([dataclasses.asdict(knobs) for knobs in (run.model, run.mesh)])
 
 
-def _knobs(key: str) -> tuple[config.Model, config.Mesh]:
+def _shape_and_rules(key: str) -> tuple[config.Model, mesh.ShardingRules]:
     shape, knobs = json.loads(key)
-    return config.from_dict(shape, config.Model), config.from_dict(knobs, config.Mesh)
+    rules = mesh.ShardingRules.of(config.from_dict(knobs, config.Mesh))
+    return config.from_dict(shape, config.Model), rules
 
 
 @functools.cache
 def scorer(key: str, device_mesh: jax.sharding.Mesh) -> Callable:
     """jit of (params, packing.arrays) -> nats_BT of the targets, whether each is likeliest."""
-    shape, knobs = _knobs(key)
+    shape, rules = _shape_and_rules(key)
 
-    @mesh.rules(knobs)
     def score(params: dict, batch: dict):
         segments_BT, roots_BT, t = batch["segments"], batch["roots"], batch["tokens"].shape[1]
         own_BTS = segments_BT[:, :, None] == segments_BT[:, None]
         trunk_BTS = roots_BT[:, :, None] == segments_BT[:, None]
         seen_BTS = (own_BTS | trunk_BTS) & (jnp.arange(t)[:, None] >= jnp.arange(t))
-        logits_BTV, _ = cache.reader(shape, params)(batch["tokens"], batch["times"], seen_BTS)
+        logits_BTV, _ = cache.reader(shape, params, rules)(
+            batch["tokens"], batch["times"], seen_BTS
+        )
         nats_BT, _ = model.nats(logits_BTV, batch["targets"])
         return nats_BT, jnp.argmax(logits_BTV, axis=-1) == batch["targets"]
 
@@ -50,7 +52,7 @@ def speakers(
     key: str, device_mesh, slots: int, is_random: bool, top_k: int, has_top_p: bool, n_ids: int
 ) -> tuple[Callable, Callable, Callable]:
     """Compiled: begin (read prompts), resume (read some rows anew), go_on (say up to CHUNK)."""
-    shape, knobs = _knobs(key)
+    shape, rules = _shape_and_rules(key)
     ids_V = np.arange(shape.vocab_size)
 
     def choose(logits_BV, row_keys, n_said_B, how: dict) -> tuple[jax.Array, jax.Array]:
@@ -79,26 +81,23 @@ def speakers(
         keys = fold(jax.random.key(how["seed"]), state["crc"])
         return jax.vmap(jax.random.fold_in)(keys, state["copy"])
 
-    @mesh.rules(knobs)
     def begin(params: dict, rows: dict, state: dict, how: dict):
         tokens_BT, length_B = rows["tokens"], rows["length"]
         t = tokens_BT.shape[1]
         times_BT = jnp.arange(t) - (t - length_B[:, None])
         seen_BTS = (jnp.arange(t)[:, None] >= jnp.arange(t)) & (times_BT >= 0)[:, None]
-        read = cache.reader(shape, params)
+        read = cache.reader(shape, params, rules)
         logits_B1V, kept = read(tokens_BT, times_BT, seen_BTS, last=True)
         token_B, nats_B = choose(logits_B1V[:, 0], row_keys(state, how), state["n_said"], how)
         return cache.grown(kept, slots), (token_B[:, None], nats_B[:, None])
 
-    @mesh.rules(knobs)
     def resume(params: dict, kept: cache.Kept, rows: dict, state: dict, how: dict, cursor):
         fresh, said = begin(params, rows, state, how)
         shift = cursor - rows["tokens"].shape[1]
         return cache.replaced(kept, fresh, rows["is_new"], shift), said
 
-    @mesh.rules(knobs)
     def go_on(params: dict, kept: cache.Kept, state: dict, how: dict, cursor, n, end):
-        read, keys = cache.reader(shape, params), row_keys(state, how)
+        read, keys = cache.reader(shape, params, rules), row_keys(state, how)
         rows = state["token"].shape[0]
 
         def goes_on(carry):
@@ -123,8 +122,7 @@ def speakers(
         return kept, (token_BN, nats_BN), i
 
     everywhere = mesh.sharding(device_mesh)
-    with mesh.rules(knobs):
-        kept = mesh.sharding(device_mesh, "batch", "kv_heads", None, None)
+    kept = rules.sharding(device_mesh, "batch", "kv_heads", None, None)
     return (
         jax.jit(begin, out_shardings=(kept, everywhere)),
         jax.jit(resume, out_shardings=(kept, everywhere), donate_argnums=1),

@@ -103,7 +103,7 @@ def compile_step(run: config.Run, target: targets.Target) -> Compiled:
     held = params + moments
     began = time.perf_counter()
     with jax.set_mesh(device_mesh):
-        lowered = program.step.lower(program.abstract, program.batch)
+        lowered = program.step.lower(program.abstract, program.batch, program.inputs)
         try:
             made = lowered.compile()
         except jax.errors.JaxRuntimeError as error:

@@ -16,11 +16,12 @@ WORD = np.array([chr(i).isalnum() or chr(i) == "_" or i >= 128 for i in range(25
 def scorer(run: config.Run, device_mesh: jax.sharding.Mesh) -> Callable:
     """jit of (params, batch) -> (nats_BT of each next token, best_BT the likeliest)."""
 
+    rules = mesh.ShardingRules.of(run.mesh)
+
     def score(params: dict, batch: dict):
-        with mesh.rules(run.mesh):
-            nats_BT, _, best_BT, _ = model.losses(
-                run.model, params, batch["tokens"], batch.get("segments")
-            )
+        nats_BT, _, best_BT, _ = model.losses(
+            run.model, params, batch["tokens"], batch.get("segments"), rules
+        )
         return nats_BT, best_BT
 
     whole = mesh.sharding(device_mesh)

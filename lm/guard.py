@@ -1,14 +1,15 @@
-"""What watches over a run while it trains: one process at a time, signals, and a stall.
+"""Guard a run during training: a lock against other processes, signals, and a stall watchdog.
 
     with Guard(folder, stall_seconds=600) as guard:
         while working:
-            guard.beat()                          # there was progress
-            if guard.stop: save_and_leave()       # a signal asked for it: its name
+            guard.beat()                          # progress was made
+            if guard.stop: save_and_exit()        # the name of a signal that asked for a stop
 
-Who would train a run writes a claim, lock-PID-RANDOM, into its folder, and then looks: alone, it
-holds the run. Of two at once each sees the other, and one at most stays; no lock of the filesystem
-is needed, so this holds on NFS and in a bucket too. The claim's age is the heartbeat. A claim is
-dead if its process has ended on this machine, or if its heart does not beat while it is watched.
+A process that wants to train a run writes a claim, lock-PID-RANDOM, into its folder and then lists
+the claims. Without other claims it has the lock. Two simultaneous claims see each other, and at
+most one remains. No lock of the filesystem is used, so this works on NFS and in a bucket. The age
+of a claim is its heartbeat. A claim is dead if its process has ended on this machine, or if no
+heartbeat comes while it is watched.
 """
 
 import faulthandler
@@ -28,28 +29,42 @@ from lm import storage
 
 BEAT_SECONDS = 5.0
 STALE_SECONDS = 60.0
-TRIES = 6  # at a run that another process is claiming as well
-STALLED = 124  # exit status of a process that made no progress, as of timeout(1)
-TAKEN_OVER = 75  # of one whose claim was found dead by another, as it slept: EX_TEMPFAIL
-LOST = 125  # of a process whose run lost another of its processes
+TRIES = 6  # attempts to claim a run that another process is claiming at the same time
+# Exit statuses: no progress (as timeout(1)), claim lost to another process (EX_TEMPFAIL), and loss
+# of another process of the same run.
+STALLED = 124
+TAKEN_OVER = 75
+LOST = 125
 
 
 class Taken(ValueError):
     """Another process trains the run."""
 
 
+class Interrupted(KeyboardInterrupt):
+    """A signal stopped the training. signal_name: SIGINT, SIGTERM or SIGUSR1."""
+
+    def __init__(self, message: str, signal_name: str):
+        super().__init__(message)
+        self.signal_name = signal_name
+
+
 class Guard:
-    """A context manager; Taken on entry if another process trains the run."""
+    """The guard of one run. Entering raises Taken if another process trains the run.
+
+    process: index among the processes that train the run. Only process 0 claims it.
+    stop: name of a signal that asked for a stop, or "".
+    """
 
     def __init__(self, folder: str | Path, stall_seconds: float = 0.0, process: int = 0):
-        self.process = process  # of several that train the run: the first claims it
+        self.process = process
         self.folder = storage.at(folder)
         self.claim = self.folder / f"lock-{os.getpid()}-{secrets.token_hex(4)}"
         self.stall_seconds = stall_seconds
         self.stop = ""
-        self._begun = False
-        self._beaten = time.monotonic()
-        self._left = threading.Event()
+        self._has_progress = False
+        self._last_beat = time.monotonic()
+        self._exited = threading.Event()
         self._handlers = {}
 
     def __enter__(self) -> "Guard":
@@ -63,78 +78,85 @@ class Guard:
         return self
 
     def __exit__(self, *_) -> None:
-        self._left.set()
+        self._exited.set()
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
-        self._thread.join(BEAT_SECONDS)  # else it may write the claim once more
+        self._thread.join(BEAT_SECONDS)  # it could write the claim again
         if not self.process:
             _withdraw(self.claim)
 
     def beat(self) -> None:
-        """Says that there was progress: from the first on, a signal waits for a save."""
-        self._begun, self._beaten = True, time.monotonic()
+        """Report progress. After the first progress a signal waits for a save."""
+        self._has_progress, self._last_beat = True, time.monotonic()
 
     def _caught(self, number, _) -> None:
         name = signal.Signals(number).name
-        if self.stop or not self._begun:  # asked twice, or nothing to save yet: at once
-            raise KeyboardInterrupt(f"stopped by {name}, without saving")
+        if self.stop or not self._has_progress:
+            # Second signal, or no completed step: stop without saving.
+            raise Interrupted(f"stopped by {name}, without saving", name)
         self.stop = name
 
     def _watch(self) -> None:
-        while not self._left.wait(BEAT_SECONDS):
+        while not self._exited.wait(BEAT_SECONDS):
             try:
                 if not self.process:
-                    self._hold()
+                    self._renew()
             except OSError:
-                pass  # a folder that cannot be written: the loop will say so
-            if self.stall_seconds and time.monotonic() - self._beaten > self.stall_seconds:
+                pass  # the next write of the loop raises the same error
+            if self.stall_seconds and time.monotonic() - self._last_beat > self.stall_seconds:
                 self._end(STALLED, f"no progress for {self.stall_seconds:g} seconds")
 
-    def _hold(self) -> None:
-        if not self.claim.exists() and not self._left.is_set():
-            words = "its claim is gone: another process took it over, or it was removed"
-            self._end(TAKEN_OVER, words)
-        storage.touch(self.claim, _said(held=True))
+    def _renew(self) -> None:
+        """Write a heartbeat. End the process if its claim has disappeared."""
+        if not self.claim.exists() and not self._exited.is_set():
+            message = "its claim is missing: another process took it over, or it was removed"
+            self._end(TAKEN_OVER, message)
+        storage.touch(self.claim, _claim_contents(held=True))
 
-    def _stacks(self) -> str:
+    def _stacks_file(self) -> str:
         return f"stalled-{self.process}.txt" if self.process else "stalled.txt"
 
-    def _end(self, status: int, words: str) -> None:
-        """Ends the process, its stacks in stalled.txt; within seconds, whatever the disk does."""
-        words = f"{words}: ended with status {status}"
+    def _end(self, status: int, message: str) -> None:
+        """Write all stacks to stalled.txt and end the process within seconds.
+
+        The write has a thread of its own, because a failing disk may block it.
+        """
+        message = f"{message}: ended with status {status}"
         print(
-            f"{self.folder}: {words}; stacks are in {self._stacks()}", file=sys.stderr, flush=True
+            f"{self.folder}: {message}; stacks are in {self._stacks_file()}",
+            file=sys.stderr,
+            flush=True,
         )
-        last = threading.Thread(target=self._write_stacks, args=(words,), daemon=True)
-        last.start()
-        last.join(BEAT_SECONDS)
+        writer = threading.Thread(target=self._write_stacks, args=(message,), daemon=True)
+        writer.start()
+        writer.join(BEAT_SECONDS)
         os._exit(status)
 
-    def _write_stacks(self, words: str) -> None:
+    def _write_stacks(self, message: str) -> None:
         with tempfile.TemporaryFile("w+") as file:
             faulthandler.dump_traceback(file)
             file.seek(0)
             try:
-                storage.write(self.folder / self._stacks(), f"{words}\n{file.read()}")
+                storage.write(self.folder / self._stacks_file(), f"{message}\n{file.read()}")
             except OSError:
-                pass  # the disk may be why
+                pass  # the disk may be the reason for the stall
 
 
 def is_alive(folder: str | Path) -> bool:
-    """Whether a process is training the run of this folder now, as far as clocks agree."""
+    """Return True if a process is training the run now, assuming that clocks agree."""
     return any(map(_looks_alive, _claims(storage.at(folder))))
 
 
 def _take(claim: Path) -> None:
-    """Taken unless the claim is alone, or the first of those that are made at once."""
+    """Acquire the lock. Raises Taken unless the claim is the only one, or first by name."""
     for _ in range(TRIES):
-        storage.write(claim, _said(held=False))
+        storage.write(claim, _claim_contents(held=False))
         others = [other for other in _claims(claim.parent) if other != claim]
         living = [other for other in others if _is_alive(other)]
         if not living:
             for other in others:
                 other.unlink(missing_ok=True)
-            storage.write(claim, _said(held=True))
+            storage.write(claim, _claim_contents(held=True))
             return
         if any(_read(other).get("held", True) for other in living):
             break
@@ -144,10 +166,10 @@ def _take(claim: Path) -> None:
     else:
         living = [other for other in _claims(claim.parent) if other != claim] or [claim]
     _withdraw(claim)
-    owner, age = _read(living[0]), time.time() - _beaten_at(living[0])
+    owner, age = _read(living[0]), time.time() - _last_beat_of(living[0])
     raise Taken(
         f"{claim.parent} is being trained by process {owner.get('pid')} on"
-        f" {owner.get('host')} (heartbeat {age:.0f} s ago): wait for it, or end it"
+        f" {owner.get('host')} (heartbeat {age:.0f} s ago): wait until it ends, or end it"
     )
 
 
@@ -159,32 +181,33 @@ def _withdraw(claim: Path) -> None:
     try:
         claim.unlink(missing_ok=True)
     except OSError:
-        pass  # a disk that is read-only now: it is stale soon
+        pass  # the disk became read-only: the claim expires
 
 
 def _is_alive(claim: Path) -> bool:
-    """Looks alive, or beats while it is watched: another machine's clock may be wrong."""
-    if _looks_alive(claim) or _is_here(_read(claim)):
+    """Return True if a claim is recent, or renewed during a wait: clocks may differ."""
+    if _looks_alive(claim) or _is_of_this_machine(_read(claim)):
         return _looks_alive(claim)
-    before, end = _beaten_at(claim), time.monotonic() + 3 * BEAT_SECONDS
+    before, end = _last_beat_of(claim), time.monotonic() + 3 * BEAT_SECONDS
     while time.monotonic() < end:
         time.sleep(BEAT_SECONDS / 5)
-        if _beaten_at(claim) != before:
+        if _last_beat_of(claim) != before:
             return claim.exists()
     return False
 
 
 def _looks_alive(claim: Path) -> bool:
     owner = _read(claim)
-    if _is_here(owner):
-        return _is_process(owner["pid"]) and _born(owner["pid"]) == owner["born"]
-    return abs(time.time() - _beaten_at(claim)) <= STALE_SECONDS
+    if _is_of_this_machine(owner):
+        return _is_process(owner["pid"]) and _start_time(owner["pid"]) == owner["born"]
+    return abs(time.time() - _last_beat_of(claim)) <= STALE_SECONDS
 
 
-def _said(held: bool) -> str:
+def _claim_contents(held: bool) -> str:
     pid = os.getpid()
-    who = {"host": socket.gethostname(), "machine": _machine(), "pid": pid, "born": _born(pid)}
-    return json.dumps(who | {"held": held, "time": time.time()})
+    owner = {"host": socket.gethostname(), "machine": _machine()}
+    owner |= {"pid": pid, "born": _start_time(pid)}
+    return json.dumps(owner | {"held": held, "time": time.time()})
 
 
 def _read(claim: Path) -> dict:
@@ -194,8 +217,8 @@ def _read(claim: Path) -> dict:
         return {}
 
 
-def _beaten_at(claim: Path) -> float:
-    """When the claim's heart last beat, by the clock of its machine, or of its disk's; 0: never."""
+def _last_beat_of(claim: Path) -> float:
+    """Return the time of the last heartbeat by the clock of its machine or disk; 0 for none."""
     if storage.is_remote(claim):
         return _read(claim).get("time", 0.0)
     try:
@@ -204,14 +227,14 @@ def _beaten_at(claim: Path) -> float:
         return 0.0
 
 
-def _is_here(owner: dict) -> bool:
+def _is_of_this_machine(owner: dict) -> bool:
     return owner.get("machine") == _machine()
 
 
 def _machine() -> str:
-    """Of one boot of one kernel and one table of processes: where equal, a pid means the same.
+    """Return what identifies a boot and its table of processes, in which a pid is unique.
 
-    Names of machines do not: containers share them.
+    Names of machines are not enough: containers share them.
     """
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
@@ -220,8 +243,8 @@ def _machine() -> str:
         return socket.gethostname()
 
 
-def _born(pid: int) -> str:
-    """When a process began, in ticks since boot, so that its number given again is no mistake."""
+def _start_time(pid: int) -> str:
+    """Return the start of a process in ticks since boot, which detects a reused pid."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:

@@ -70,7 +70,6 @@ def start(coordinator: str = "", processes: int = 0, process: int = -1) -> None:
         words = str(error).strip().partition("\n")[0][:200]
         where = place.coordinator or "the coordinator of this cluster"
         raise ValueError(f"--coordinator={where} was not reached: {words}") from None
-    records.writes = is_first()
     _hold_lines(place.coordinator.rpartition(":")[0] or socket.gethostname())
     sys.excepthook = _uncaught
 
@@ -218,13 +217,22 @@ def together(folders: list[Path], *shared: type[BaseException]) -> Iterator[None
             raise
         status, words = _last_words(error)
         for folder in folders:
-            records.write_facts(folder, status="lost" if status > 1 else "failed", reason=words)
+            writer = records.Writer(folder, is_first())
+            writer.write_facts(status="lost" if status > 1 else "failed", reason=words)
         print(words, file=sys.stderr)
         _exit(status)
 
 
+def register_exit_hook(hooks: list[Callable[[int], None]]) -> None:
+    """Append `leave` to the functions that a failed command calls with its exit status."""
+    hooks.append(leave)
+
+
 def leave(status: int) -> None:
-    """Ends one of several processes without waiting for the others, as the ordinary end would."""
+    """End one of several processes without waiting for the others.
+
+    Return without an effect in a single process.
+    """
     if not are_several():
         return
     lifeline.say_goodbye(_lines)

@@ -1,7 +1,7 @@
 """Which code computes attention, by the machine; and what its compiler is asked for.
 
     chosen(run, device_mesh)        # what model.attention="auto" is there: plain, cudnn or splash
-    attend(shape, q_BTNH, k_BSKH, v_BSKH, segments_BT)
+    attend(shape, rules, q_BTNH, k_BSKH, v_BSKH, segments_BT)
     options(device_mesh)            # compiler options that let collectives and products overlap
 
 plain   lm/attention.py: any device, any mesh
@@ -96,13 +96,15 @@ def _faults(run: config.Run, name: str, platform: str, is_here: bool) -> list[st
     return [words for holds, words in rules if not holds]
 
 
-def attend(shape: config.Model, q_BTNH, k_BSKH, v_BSKH, segments_BT=None) -> jax.Array:
+def attend(
+    shape: config.Model, rules: mesh.ShardingRules, q_BTNH, k_BSKH, v_BSKH, segments_BT=None
+) -> jax.Array:
     """softmax(q k / sqrt(H)) v over the keys not later than the query, of its own segment."""
     if shape.attention == "splash":
-        return splash(q_BTNH, k_BSKH, v_BSKH, segments_BT)
+        return splash(q_BTNH, k_BSKH, v_BSKH, segments_BT, rules)
     if shape.attention == "cudnn" and segments_BT is None:  # evaluation has segments
         return cudnn(q_BTNH, k_BSKH, v_BSKH)
-    return attention.causal(q_BTNH, k_BSKH, v_BSKH, shape.attention_blocks, segments_BT)
+    return attention.causal(q_BTNH, k_BSKH, v_BSKH, shape.attention_blocks, segments_BT, rules)
 
 
 @jax.named_scope("attention")
@@ -114,7 +116,9 @@ def cudnn(q_BTNH, k_BSKH, v_BSKH) -> jax.Array:
 
 
 @jax.named_scope("attention")
-def splash(q_BTNH, k_BSKH, v_BSKH, segments_BT=None, interpret: bool = False) -> jax.Array:
+def splash(
+    q_BTNH, k_BSKH, v_BSKH, segments_BT=None, rules=mesh.DEFAULT_RULES, interpret: bool = False
+) -> jax.Array:
     """Each device has its rows and heads. interpret: anywhere, step by step, for tests."""
     from jax.experimental.pallas.ops.tpu import splash_attention
 
@@ -126,7 +130,7 @@ def splash(q_BTNH, k_BSKH, v_BSKH, segments_BT=None, interpret: bool = False) ->
     )  # fmt: skip
     causal = splash_attention.CausalMask((t, t))
     kernel = splash_attention.make_splash_mha(
-        splash_attention.MultiHeadMask([causal] * (n // mesh.ways("heads"))),
+        splash_attention.MultiHeadMask([causal] * (n // rules.shard_count("heads"))),
         block_sizes=sizes,
         head_shards=1,
         q_seq_shards=1,
@@ -142,10 +146,10 @@ def splash(q_BTNH, k_BSKH, v_BSKH, segments_BT=None, interpret: bool = False) ->
     local, here = jax.vmap(of_row), jax.sharding.get_abstract_mesh()
     if here.empty or here.manual_axes:
         return local(q_BTNH, k_BSKH, v_BSKH, segments_BT)
-    heads, keys = (mesh.spec(("batch", None, name, None)) for name in ("heads", "kv_heads"))
+    heads, keys = (rules.spec(("batch", None, name, None)) for name in ("heads", "kv_heads"))
     split = jax.shard_map(
         local,
-        in_specs=(heads, keys, keys, mesh.spec(("batch", None))),
+        in_specs=(heads, keys, keys, rules.spec(("batch", None))),
         out_specs=heads,
         check_vma=False,
     )

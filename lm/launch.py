@@ -92,6 +92,8 @@ def write_sweep_files(sweep: str, runs: list[config.Run], costs: list[dict]) -> 
 
     Also protect the checkpoints from which runs of the sweep will start.
     """
+    if not hosts.is_first():
+        return
     folder = sweep_folder(runs)
     request = {
         "sweep": sweep,
@@ -262,7 +264,7 @@ def _train_group(
         if len(group) == 1:
             train.train(group[0], functools.partial(on_metrics, group[0]))
         else:
-            train.together(group, on_metrics)
+            packs.together(group, on_metrics)
         return {run.name: _recorded_reason(run) for run in group}
     except OSError:  # a disk that is full or read-only affects all runs
         raise
@@ -287,7 +289,8 @@ def _record_failure(group: list[config.Run], error: Exception, failures: _Failur
     if hosts.is_first():
         storage.write(folder / "error.txt", traceback.format_exc())
     failed_at = [*records.read_facts(folder).get("failed_at", []), time.time()]
-    records.write_facts(folder, status="failed", reason=message, failed_at=failed_at)
+    writer = records.Writer(folder, hosts.is_first())
+    writer.write_facts(status="failed", reason=message, failed_at=failed_at)
     return message
 
 

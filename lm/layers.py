@@ -3,6 +3,9 @@
 Tensor names end in their axes: B batch, T time, D d_model, F d_ff.
 """
 
+import contextlib
+from collections.abc import Iterator
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -10,14 +13,11 @@ from flax import nnx
 from lm import config, mesh
 
 
-def use_trees() -> None:
-    """Modules are pytrees, in the thread that calls this: others that trace them must do so too."""
-    nnx.set_graph_mode(False)
-    nnx.set_graph_updates(False)
-    nnx.use_eager_sharding(False)  # jit's out_shardings place the weights
-
-
-use_trees()
+@contextlib.contextmanager
+def tree_mode() -> Iterator[None]:
+    """Let Flax treat modules as pytrees, and leave the sharding of weights to jax.jit."""
+    with nnx.set_graph_mode(False), nnx.set_graph_updates(False), nnx.use_eager_sharding(False):
+        yield
 
 
 def weight(rngs: nnx.Rngs, names: tuple[str, ...], shape: tuple[int, ...], std: float) -> nnx.Param:
@@ -98,8 +98,9 @@ class MLP(nnx.Module):
     GELU by its tanh formula (Hendrycks and Gimpel 2016, arXiv:1606.08415), as in GPT-2.
     """
 
-    def __init__(self, model: config.Model, rngs: nnx.Rngs, d_ff: int):
+    def __init__(self, model: config.Model, rngs: nnx.Rngs, d_ff: int, rules: mesh.ShardingRules):
         d, f = model.d_model, d_ff
+        self.rules = rules
         gated = model.mlp == "gated"
         self.gate = weight(rngs, ("embed", "mlp"), (d, f), d**-0.5) if gated else None
         self.up = weight(rngs, ("embed", "mlp"), (d, f), d**-0.5)
@@ -116,5 +117,5 @@ class MLP(nnx.Module):
         else:
             gate_BTF = plus(project(x_BTD, self.gate[...].astype(dtype)), self.gate_bias)
             y_BTF = swiglu(gate_BTF, up_BTF)
-        y_BTF = mesh.constrain(y_BTF, "batch", "length", "mlp")
+        y_BTF = self.rules.constrain(y_BTF, "batch", "length", "mlp")
         return plus(y_BTF @ self.down[...].astype(dtype), self.down_bias)

@@ -1,17 +1,15 @@
-"""Devices as a mesh, and arrays split over it by the names of their axes.
+"""Build a device mesh and shard arrays by the names of their axes.
 
-A weight or activation is described by logical names, one an axis ("embed", "heads", ...). The table
-layout.RULES says over which mesh axes each name is split; everything else follows from it.
+A weight or activation has one logical name per axis ("embed", "heads", ...). `ShardingRules` maps
+each name to the mesh axes that split it.
 """
 
-import contextlib
-import contextvars
+import dataclasses
 import functools
 import math
 import os
 import time
 import typing
-from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -23,17 +21,66 @@ from lm import config, layout
 
 Either = typing.TypeVar("Either", jax.Array, np.ndarray)
 
-_RULES: contextvars.ContextVar[dict] = contextvars.ContextVar("rules", default=layout.RULES)
+
+@dataclasses.dataclass(frozen=True)
+class ShardingRules:
+    """The mesh axes that split each logical axis.
+
+    changes: rows that replace rows of layout.RULES, as pairs (logical axis, mesh axes). An array
+    without a row of `changes`, such as a batch, can be sharded by the functions of this module.
+    """
+
+    changes: tuple[tuple[str, tuple[str, ...]], ...] = ()
+
+    @classmethod
+    def of(cls, mesh: config.Mesh) -> "ShardingRules":
+        """Return the rules of a run: layout.RULES, changed by the field mesh.rules."""
+        rows = layout.rules(mesh.rules)
+        return cls(tuple((name, rows[name]) for name in sorted(mesh.rules)))
+
+    def mesh_axes(self, name: str) -> tuple[str, ...]:
+        """Return the mesh axes that split a logical axis; () if it is not split."""
+        return dict(self.changes).get(name, layout.RULES[name])
+
+    def spec(self, names: tuple[str | None, ...]) -> PartitionSpec:
+        """Return the partition of an array by the names of its axes.
+
+        Raises ValueError if one mesh axis would split two axes of the array.
+        """
+        split = [() if name is None else self.mesh_axes(name) for name in names]
+        used = [axis for axes in split for axis in axes]
+        for axis in used:
+            if used.count(axis) > 1:
+                both = [f"{n!r}" for n, axes in zip(names, split, strict=True) if axis in axes]
+                raise ValueError(
+                    f"mesh.rules: {axis} splits {' and '.join(both)} of one array {names}: give one"
+                    " of them another axis, or []"
+                )
+        return PartitionSpec(*(axes or None for axes in split))
+
+    def sharding(self, mesh: jax.sharding.Mesh, *names: str | None) -> NamedSharding:
+        """Return the sharding of an array by the names of its axes; no names: replicated."""
+        return NamedSharding(mesh, self.spec(names))
+
+    def constrain(self, x: jax.Array, *names: str | None) -> jax.Array:
+        """Shard an activation by the names of its axes.
+
+        Return x unchanged if no mesh is set, and inside shard_map, where a device sees only its
+        own part of x.
+        """
+        current = jax.sharding.get_abstract_mesh()
+        if current.empty or current.manual_axes:
+            return x
+        return jax.lax.with_sharding_constraint(x, self.spec(names))
+
+    def shard_count(self, name: str) -> int:
+        """Return the number of shards of an axis on the current mesh; 1 if no mesh is set."""
+        current = jax.sharding.get_abstract_mesh()
+        shape = {} if current.manual_axes else current.shape
+        return math.prod(shape.get(axis, 1) for axis in self.mesh_axes(name))
 
 
-@contextlib.contextmanager
-def rules(mesh: config.Mesh) -> Iterator[None]:
-    """Within it, arrays are split by layout.RULES with the rows of mesh.rules in their place."""
-    token = _RULES.set(layout.rules(mesh.rules))
-    try:
-        yield
-    finally:
-        _RULES.reset(token)
+DEFAULT_RULES = ShardingRules()
 
 
 def start(cache: str = "runs/.compiled") -> None:
@@ -85,41 +132,17 @@ def describe(mesh: jax.sharding.Mesh) -> str:
     )
 
 
-def spec(names: tuple[str | None, ...]) -> PartitionSpec:
-    """Logical axis names -> how the axes are split; ValueError if one mesh axis splits two."""
-    split = [() if name is None else _RULES.get()[name] for name in names]
-    used = [axis for axes in split for axis in axes]
-    for axis in used:
-        if used.count(axis) > 1:
-            both = [f"{name!r}" for name, axes in zip(names, split, strict=True) if axis in axes]
-            raise ValueError(
-                f"mesh.rules: {axis} splits {' and '.join(both)} of one array {names}: give one of"
-                " them another axis, or []"
-            )
-    return PartitionSpec(*(axes or None for axes in split))
-
-
 def sharding(mesh: jax.sharding.Mesh, *names: str | None) -> NamedSharding:
-    """The sharding of one array by its axis names; none at all: a copy on every device."""
-    return NamedSharding(mesh, spec(names))
-
-
-def constrain(x: jax.Array, *names: str | None) -> jax.Array:
-    """Splits an activation by its axis names; leaves it alone where no mesh is set.
-
-    And where a device works on its own part alone, as in lm/exact.py.
-    """
-    here = jax.sharding.get_abstract_mesh()
-    if here.empty or here.manual_axes:
-        return x
-    return jax.lax.with_sharding_constraint(x, spec(names))
+    """Return the sharding of an array by the default rules; no names: replicated."""
+    return DEFAULT_RULES.sharding(mesh, *names)
 
 
 def ways(name: str) -> int:
-    """Over how many devices of the mesh that is set an axis is split; 1 where none is."""
-    here = jax.sharding.get_abstract_mesh()
-    shape = {} if here.manual_axes else here.shape
-    return math.prod(shape.get(axis, 1) for axis in _RULES.get()[name])
+    """Return the number of shards of an axis by the default rules; 1 if no mesh is set.
+
+    No run can change the rules of "batch" and "length" (layout.FIXED).
+    """
+    return DEFAULT_RULES.shard_count(name)
 
 
 def swapped(x: Either, outer: int, inner: int, axis: int) -> Either:
@@ -180,6 +203,15 @@ def place(mesh: jax.sharding.Mesh, batch: dict[str, np.ndarray]) -> dict[str, ja
         return jax.make_array_from_callback((size, *rows.shape[1:]), split, part)
 
     return {name: put(rows) for name, rows in batch.items()}
+
+
+def replicate(mesh: jax.sharding.Mesh, tree: typing.Any) -> typing.Any:
+    """Return a tree of NumPy arrays with a copy on every device; all processes hold the same."""
+
+    def copy(x: np.ndarray) -> jax.Array:
+        return jax.make_array_from_callback(np.shape(x), sharding(mesh), lambda _: np.asarray(x))
+
+    return jax.tree.map(copy, tree)
 
 
 def n_batch_devices(mesh: jax.sharding.Mesh) -> int:

@@ -22,12 +22,14 @@ def check(run: config.Run) -> None:
         raise ValueError("wandb=True needs a package that is not here: uv sync --extra wandb")
 
 
-def follow(run: config.Run, first_step: int) -> tuple[Callable[[dict], None], Callable[[], None]]:
+def follow(
+    run: config.Run, first_step: int, is_primary: bool = True
+) -> tuple[Callable[[dict], None], Callable[[], None]]:
     """(write, close): write(row) copies the numbers of a metrics row at row["step"].
 
     Event files grow, so they come into a bucket once they are closed.
     """
-    if not records.writes:
+    if not is_primary:
         return lambda row: None, lambda: None
     write_board, close_board = _board(records.folder(run) / "tensorboard", first_step)
     cloud = _wandb(run) if run.wandb else None

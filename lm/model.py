@@ -28,7 +28,7 @@ from lm import config, kernels, layers, learned, mesh, moe, parametrization
 class Attention(nnx.Module):
     """Causal grouped-query attention (Ainslie et al. 2023, arXiv:2305.13245), QK-norm, rotary."""
 
-    def __init__(self, model: config.Model, rngs: nnx.Rngs):
+    def __init__(self, model: config.Model, rngs: nnx.Rngs, rules: mesh.ShardingRules):
         d, n, k, h = model.d_model, model.n_heads, model.n_kv_heads, model.d_head
         out = (2 * model.n_layers * n * h) ** -0.5  # so that depth adds up to unit variance
         self.query = layers.weight(rngs, ("embed", "heads", "d_head"), (d, n, h), d**-0.5)
@@ -42,6 +42,7 @@ class Attention(nnx.Module):
         self.key_bias = layers.bias(("kv_heads", "d_head"), (k, h)) if has else None
         self.value_bias = layers.bias(("kv_heads", "d_head"), (k, h)) if has else None
         self.out_bias = layers.bias(("norm",), (d,)) if has else None
+        self.rules = rules
 
     def __call__(self, x_BTD: jax.Array, attend: Callable) -> jax.Array:
         """attend: (q_BTNH, k_BSKH, v_BSKH), before rotary, -> o_BTNH; says what sees what."""
@@ -59,7 +60,7 @@ class Attention(nnx.Module):
         )
         if self.query_norm is not None and self.key_norm is not None:
             q_BTNH, k_BSKH = self.query_norm(q_BTNH), self.key_norm(k_BSKH)
-        q_BTNH = mesh.constrain(q_BTNH, "batch", "length", "heads", "d_head")
+        q_BTNH = self.rules.constrain(q_BTNH, "batch", "length", "heads", "d_head")
         o_BTNH = attend(q_BTNH, k_BSKH, v_BSKH)
         y_BTD = jnp.einsum("btnh,nhd->btd", o_BTNH, self.out[...].astype(dtype))
         return layers.plus(y_BTD, self.out_bias)
@@ -68,39 +69,43 @@ class Attention(nnx.Module):
 class Block(nnx.Module):
     """One layer: attention, then MLP or experts, each on the normed stream and added to it."""
 
-    def __init__(self, model: config.Model, rngs: nnx.Rngs):
+    def __init__(self, model: config.Model, rngs: nnx.Rngs, rules: mesh.ShardingRules):
         self.attention, self.attention_norm = (
-            Attention(model, rngs),
+            Attention(model, rngs, rules),
             layers.norm(model, model.d_model),
         )
         is_dense = model.n_experts == 0
-        self.mlp = layers.MLP(model, rngs, model.d_ff) if is_dense else moe.Experts(model, rngs)
+        self.mlp = (
+            layers.MLP(model, rngs, model.d_ff, rules)
+            if is_dense
+            else moe.Experts(model, rngs, rules)
+        )
         self.mlp_norm = layers.norm(model, model.d_model)
-        self.model = model
+        self.model, self.rules = model, rules
 
     def __call__(self, x_BTD: jax.Array, attend: Callable) -> tuple[jax.Array, dict]:
         """(x_BTD, routing): see moe.route; {} where there are no experts."""
         branch = parametrization.branch(self.model)
         x_BTD = x_BTD + branch * self.attention(self.attention_norm(x_BTD), attend)
-        x_BTD = mesh.constrain(x_BTD, "batch", "length", None)
+        x_BTD = self.rules.constrain(x_BTD, "batch", "length", None)
         y, routing = self.mlp(self.mlp_norm(x_BTD)), {}
         if isinstance(y, tuple):
             y, routing = y
-        return mesh.constrain(x_BTD + branch * y, "batch", "length", None), routing
+        return self.rules.constrain(x_BTD + branch * y, "batch", "length", None), routing
 
 
 class Decoder(nnx.Module):
     """tokens_BT -> logits_BTV in float32: the head, on the hidden states of all layers."""
 
-    def __init__(self, model: config.Model, rngs: nnx.Rngs):
+    def __init__(self, model: config.Model, rngs: nnx.Rngs, rules: mesh.ShardingRules):
         d, v = model.d_model, model.vocab_size
         self.embed = layers.weight(rngs, ("vocab", "embed"), (v, d), d**-0.5)
-        self.blocks = _stack(model, rngs)
+        self.blocks = _stack(model, rngs, rules)
         self.norm = layers.norm(model, d)
         self.head = None if model.tied else layers.weight(rngs, ("embed", "vocab"), (d, v), d**-0.5)
         axes, size = ("positions", "embed"), (model.max_positions, d)
         self.positions = layers.weight(rngs, axes, size, d**-0.5) if model.max_positions else None
-        self.model = model
+        self.model, self.rules = model, rules
 
     def __call__(self, tokens_BT: jax.Array, segments_BT: jax.Array | None) -> jax.Array:
         x_BTD, _ = self.hidden(tokens_BT, segments_BT)
@@ -113,15 +118,15 @@ class Decoder(nnx.Module):
 
         And the routing of all layers: arrays of moe.route with a leading axis, {} without experts.
         """
-        model = self.model
+        model, rules = self.model, self.rules
         times_T = mesh.dealt(np.arange(tokens_BT.shape[1]), model.attention_blocks, axis=0)
 
         def attend(q_BTNH, k_BSKH, v_BSKH):
             if not model.max_positions:
                 q_BTNH, k_BSKH = (rotary(x, model.rope_theta, times_T) for x in (q_BTNH, k_BSKH))
-            k_BSKH = mesh.constrain(k_BSKH, "batch", "length", "kv_heads", "d_head")
-            v_BSKH = mesh.constrain(v_BSKH, "batch", "length", "kv_heads", "d_head")
-            return kernels.attend(model, q_BTNH, k_BSKH, v_BSKH, segments_BT)
+            k_BSKH = rules.constrain(k_BSKH, "batch", "length", "kv_heads", "d_head")
+            v_BSKH = rules.constrain(v_BSKH, "batch", "length", "kv_heads", "d_head")
+            return kernels.attend(model, rules, q_BTNH, k_BSKH, v_BSKH, segments_BT)
 
         layer = _remat(lambda x_BTD, block: block(x_BTD, attend), model.remat)
         unroll = model.n_layers if model.n_layers <= model.unroll else 1
@@ -134,26 +139,26 @@ class Decoder(nnx.Module):
         """[B, T, D], what the first layer reads; the place of each token in its text counts only
         where positions are learned."""
         # Whole rows before the look-up: a table split both ways would be gathered on every device.
-        embed_VD = mesh.constrain(self.embed[...].astype(self.model.dtype), "vocab", None)
+        embed_VD = self.rules.constrain(self.embed[...].astype(self.model.dtype), "vocab", None)
         x_BTD = embed_VD[tokens_BT]
         if self.positions is not None:
             place_PD = self.positions[...].astype(self.model.dtype)
             x_BTD += place_PD.at[times_BT].get(mode="clip")  # of what fills a row up: any, no NaN
-        return mesh.constrain(x_BTD, "batch", "length", None)
+        return self.rules.constrain(x_BTD, "batch", "length", None)
 
     def head_weight(self) -> jax.Array:
         """[D, V], the transposed embedding if they are tied."""
         if self.head is not None:
             return self.head[...].astype(self.model.dtype)
         embed_VD = self.embed[...].astype(self.model.dtype)
-        return mesh.constrain(embed_VD, "vocab", None).T
+        return self.rules.constrain(embed_VD, "vocab", None).T
 
     def logits(self, x_BTD: jax.Array, head_DV: jax.Array) -> jax.Array:
         cap = self.model.logit_softcap
         logits_BTV = jnp.einsum("btd,dv->btv", x_BTD, head_DV, preferred_element_type=jnp.float32)
         logits_BTV *= parametrization.logits(self.model)
         logits_BTV = cap * jnp.tanh(logits_BTV / cap) if cap else logits_BTV
-        return mesh.constrain(logits_BTV, "batch", "length", "vocab")
+        return self.rules.constrain(logits_BTV, "batch", "length", "vocab")
 
 
 def within(tokens_BT: jax.Array, segments_BT: jax.Array | None) -> jax.Array:
@@ -182,7 +187,9 @@ def rotary(x_BTNH: jax.Array, theta: float, times_T: jax.Array | np.ndarray) -> 
 
 def init(model: config.Model, seed: int | jax.Array) -> dict:
     """Fresh weights: a pure function of (model, seed), the same numbers on every mesh."""
-    params = nnx.to_pure_dict(nnx.state(Decoder(model, _rngs(seed)), nnx.Param))
+    with layers.tree_mode():
+        decoder = Decoder(model, _rngs(seed), mesh.DEFAULT_RULES)
+        params = nnx.to_pure_dict(nnx.state(decoder, nnx.Param))
     names = _declared(model)
     params = jax.tree.map(
         lambda names, weight: weight * parametrization.factors(model, names).init,
@@ -215,13 +222,20 @@ def logits(
     return decoder(model, params)(tokens_BT, segments_BT)
 
 
-def decoder(model: config.Model, params: dict) -> Decoder:
-    """The modules of these weights, for use while a function is traced."""
-    return nnx.merge(_abstract(model)[0], learned.merged(model, params))
+def decoder(
+    model: config.Model, params: dict, rules: mesh.ShardingRules = mesh.DEFAULT_RULES
+) -> Decoder:
+    """Return the modules of these weights, for use while a function is traced."""
+    with layers.tree_mode():
+        return nnx.merge(_abstract(model, rules)[0], learned.merged(model, params))
 
 
 def losses(
-    model: config.Model, params: dict, tokens_BT: jax.Array, segments_BT: jax.Array | None = None
+    model: config.Model,
+    params: dict,
+    tokens_BT: jax.Array,
+    segments_BT: jax.Array | None = None,
+    rules: mesh.ShardingRules = mesh.DEFAULT_RULES,
 ) -> tuple[jax.Array, jax.Array, jax.Array, dict[str, jax.Array]]:
     """Of each token but the first, [B, T - 1]: nats, log Z of its softmax, and the likeliest.
 
@@ -230,7 +244,7 @@ def losses(
     With model.loss_chunks the logits of a chunk of each row exist at a time, in the backward pass
     too, where they are computed again.
     """
-    modules = decoder(model, params)
+    modules = decoder(model, params, rules)
     x_BTD, routing = modules.hidden(tokens_BT[:, :-1], segments_BT)
     targets_BT = mesh.dealt(tokens_BT[:, 1:], model.attention_blocks)
     head_DV = modules.head_weight()
@@ -243,7 +257,7 @@ def losses(
         all_BT = found(x_BTD, targets_BT)
     else:
         # Gathered once for all chunks, and as float32, in which their gradients are summed.
-        head_DV = mesh.constrain(head_DV, None, "vocab").astype(jnp.float32)
+        head_DV = rules.constrain(head_DV, None, "vocab").astype(jnp.float32)
         cut = [mesh.pieces(x, model.loss_chunks, "length", 1) for x in (x_BTD, targets_BT)]
         chunks = jax.lax.map(jax.checkpoint(lambda cut: found(*cut), prevent_cse=False), cut)
         all_BT = [mesh.joined(x_CBT, "length", 1) for x_CBT in chunks]
@@ -263,13 +277,13 @@ def _rngs(seed) -> nnx.Rngs:
     return nnx.Rngs(params=jax.random.key(seed))
 
 
-def _stack(model: config.Model, rngs: nnx.Rngs) -> Block:
+def _stack(model: config.Model, rngs: nnx.Rngs, rules: mesh.ShardingRules) -> Block:
     """n_layers blocks as one, every weight with a leading "layers" axis."""
 
     @nnx.vmap(in_axes=0, out_axes=0)
     @nnx.transform_metadata(in_axes=0, out_axes=0, partition="layers")
     def make(rngs: nnx.Rngs) -> Block:
-        return Block(model, rngs)
+        return Block(model, rngs, rules)
 
     return make(rngs.split(model.n_layers))
 
@@ -282,6 +296,7 @@ def _remat(layer, policy: str):
     return jax.checkpoint(layer, prevent_cse=False, policy=keep)
 
 
-def _abstract(model: config.Model):
-    """(graph definition, abstract weights) of the decoder; nothing is computed."""
-    return nnx.split(nnx.eval_shape(lambda: Decoder(model, _rngs(0))), nnx.Param)
+def _abstract(model: config.Model, rules: mesh.ShardingRules = mesh.DEFAULT_RULES):
+    """Return (graph definition, abstract weights) of the decoder without computing anything."""
+    with layers.tree_mode():
+        return nnx.split(nnx.eval_shape(lambda: Decoder(model, _rngs(0), rules)), nnx.Param)

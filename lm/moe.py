@@ -32,7 +32,7 @@ class Experts(nnx.Module):
     arXiv:2401.06066), are one MLP of their joint width.
     """
 
-    def __init__(self, model: config.Model, rngs: nnx.Rngs):
+    def __init__(self, model: config.Model, rngs: nnx.Rngs, rules: mesh.ShardingRules):
         d, e, f = model.d_model, model.n_experts, sizes.expert_width(model)
         out = (2 * model.n_layers * f) ** -0.5  # as in layers.MLP
         self.router = layers.weight(rngs, ("embed", "router"), (d, e), d**-0.5)
@@ -40,12 +40,12 @@ class Experts(nnx.Module):
         self.up = layers.weight(rngs, ("experts", "embed", "mlp"), (e, d, f), d**-0.5)
         self.down = layers.weight(rngs, ("experts", "mlp", "embed"), (e, f, d), out)
         shared = model.n_shared_experts * f
-        self.shared = layers.MLP(model, rngs, shared) if shared else None
+        self.shared = layers.MLP(model, rngs, shared, rules) if shared else None
         # No gradient reaches it, and `balanced` replaces what an optimizer makes of that. It lives
         # among the weights: whoever has them can route, and a checkpoint proves it like them.
         is_bias = model.balance == "bias"
         self.bias = nnx.Param(jnp.zeros(e), out_sharding=("balance",)) if is_bias else None
-        self.model = model
+        self.model, self.rules = model, rules
 
     def __call__(self, x_BTD: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
         """The sum of what a token's experts say, and how tokens were routed: see `route`."""
@@ -55,7 +55,7 @@ class Experts(nnx.Module):
         # Boxes fill up in the order of time, which is not that in which split rows lie.
         blocks, ways = self.model.attention_blocks, mesh.ways("length")
         tokens = [mesh.swapped(x, ways, blocks, 1) for x in (x_BTD, weight_BTK, chosen_BTK)]
-        y_BTD = mesh.swapped(mix(self.model, *tokens, *experts), blocks, ways, 1)
+        y_BTD = mesh.swapped(mix(self.model, self.rules, *tokens, *experts), blocks, ways, 1)
         return y_BTD if self.shared is None else y_BTD + self.shared(x_BTD), routing
 
 
@@ -104,7 +104,7 @@ def places(model: config.Model, n_tokens: int) -> int:
     return min(max(math.ceil(model.capacity * even), 1), n_tokens)
 
 
-def mix(model, x_BTD, weight_BTK, chosen_BTK, gate_EDF, up_EDF, down_EFD) -> jax.Array:
+def mix(model, rules, x_BTD, weight_BTK, chosen_BTK, gate_EDF, up_EDF, down_EFD) -> jax.Array:
     """y_BTD: the weighted sum of what each token's experts say of it, over whatever mesh is set.
 
     The devices that share out the experts see each other's tokens, each adds up what its own
@@ -115,9 +115,9 @@ def mix(model, x_BTD, weight_BTK, chosen_BTK, gate_EDF, up_EDF, down_EFD) -> jax
     weights = (gate_EDF, up_EDF, down_EFD)
     if jax.sharding.get_abstract_mesh().empty:
         return _mix(model, x_BTD, weight_BTK, chosen_BTK, weights, 0, (0, 1))
-    rows, experts, width = (_axes(name) for name in ("batch", "experts", "mlp"))
+    rows, experts, width = (rules.mesh_axes(name) for name in ("batch", "experts", "mlp"))
     # Boxes count a row's tokens from its start, so that who has a part of a row must see it whole.
-    times = _axes("length") if model.dispatch == "capacity" else ()
+    times = rules.mesh_axes("length") if model.dispatch == "capacity" else ()
     gathered = [(axis, 0) for axis in experts if axis in rows] + [(axis, 1) for axis in times]
 
     def here(x_BTD, weight_BTK, chosen_BTK, *weights):
@@ -133,8 +133,8 @@ def mix(model, x_BTD, weight_BTK, chosen_BTK, gate_EDF, up_EDF, down_EFD) -> jax
             y_BTD = jax.lax.psum_scatter(y_BTD, axis, scatter_dimension=dim, tiled=True)
         return jax.lax.psum(y_BTD, (*(axis for axis in experts if axis not in rows), *width))
 
-    token = mesh.spec(("batch", "length", None))
-    wide = [mesh.spec(names) for names in (("experts", None, "mlp"), ("experts", "mlp", None))]
+    token = rules.spec(("batch", "length", None))
+    wide = [rules.spec(names) for names in (("experts", None, "mlp"), ("experts", "mlp", None))]
     split = (token, token, token, wide[0], wide[0], wide[1])
     return jax.shard_map(here, in_specs=split, out_specs=token)(
         x_BTD, weight_BTK, chosen_BTK, *weights
@@ -249,9 +249,3 @@ def metrics(routing: dict) -> dict[str, jax.Array]:
     imbalance = load_LE.max(axis=-1) / load_LE.mean(axis=-1)
     means = {"imbalance": imbalance} | {k: routing[k] for k in ("balance", "z", "dropped")}
     return {f"experts.{name}": jnp.mean(value_L) for name, value_L in means.items()}
-
-
-def _axes(name: str) -> tuple[str, ...]:
-    """Mesh axes over which a logical axis is split."""
-    rule = mesh.spec((name,))[0]
-    return () if rule is None else (rule,) if isinstance(rule, str) else tuple(rule)

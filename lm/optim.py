@@ -1,7 +1,9 @@
-"""Learning-rate schedules and the optimizer of a run."""
+"""Learning-rate schedules and optimizers."""
 
 import dataclasses
 import functools
+import typing
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -12,113 +14,192 @@ import optax.contrib
 from lm import config, mesh, parametrization
 
 
-def schedule(optim: config.Optim, steps: int) -> optax.Schedule:
-    """step (0-based, traced or not) -> learning rate; warm-up is linear and starts above 0.
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class OptimizerInputs:
+    """Numbers of the optimizer that are arguments of the compiled step.
 
-    cosine    to lr * lr_end over the whole run (Loshchilov and Hutter 2017, arXiv:1608.03983)
-    linear    a straight line to lr * lr_end
-    wsd       flat, then linear to lr * lr_end over the last `decay` share (arXiv:2404.06395)
+    lr: peak learning rate, float32 []. weight_decay: a tree like the trainable weights with the
+    decay coefficient of each, float32 []. The runs of one program may differ in both: each array
+    then has a leading axis over the runs (lm/packs.py).
+    """
+
+    lr: typing.Any
+    weight_decay: typing.Any
+
+
+class Optimizer(typing.NamedTuple):
+    """The functions of an optimizer over the trainable weights.
+
+    init(weights) -> state
+    update(gradient, state, weights, inputs=OptimizerInputs) -> (change of the weights, state)
+    learning_rate(step, peak) -> learning rate
+    """
+
+    init: Callable
+    update: Callable
+    learning_rate: Callable
+
+
+def schedule(optim: config.Optim, steps: int) -> Callable:
+    """Return lr(step, peak=optim.lr), the learning rate at a step from 0.
+
+    The warm-up is linear and starts above 0. After it:
+
+    cosine    to peak * lr_end over the whole run (Loshchilov and Hutter 2017, arXiv:1608.03983)
+    linear    a straight line to peak * lr_end
+    wsd       flat, then linear to peak * lr_end over the last `decay` share (arXiv:2404.06395)
     constant  flat
     """
     warmup = round(optim.warmup * steps)
-    left = max(steps - 1 - warmup, 1)  # steps from the peak to the last
+    n_after_warmup = max(steps - 1 - warmup, 1)
     decay = max(round(optim.decay * steps), 1)
 
-    def lr(step):
-        done = jnp.clip((step - warmup) / left, 0.0, 1.0)
+    def learning_rate(step, peak=optim.lr):
+        progress = jnp.clip((step - warmup) / n_after_warmup, 0.0, 1.0)
         shape = {
-            "cosine": lambda: 0.5 + 0.5 * jnp.cos(jnp.pi * done),
-            "linear": lambda: 1 - done,
+            "cosine": lambda: 0.5 + 0.5 * jnp.cos(jnp.pi * progress),
+            "linear": lambda: 1 - progress,
             "wsd": lambda: jnp.clip((steps - 1 - step) / decay, 0.0, 1.0),
             "constant": lambda: 1.0,
         }[optim.schedule]()
         end = 1.0 if optim.schedule == "constant" else optim.lr_end
         warm = jnp.minimum((step + 1) / (warmup + 1), 1.0)
-        return optim.lr * warm * (end + (1 - end) * shape)
+        return peak * warm * (end + (1 - end) * shape)
 
-    return lr
+    return learning_rate
 
 
-def make(
-    optim: config.Optim, model: config.Model, steps: int, axes: dict
-) -> optax.GradientTransformation:
-    """The optimizer, clipped by global norm, with decoupled weight decay.
+def inputs(optim: config.Optim, model: config.Model, axes: dict) -> OptimizerInputs:
+    """Return the inputs of one run. axes: axis names of the trainable weights.
+
+    The product of weight decay and parametrization factor is rounded to float32 once, here: the
+    compiled step would round both factors and the product.
+    """
+
+    def decay(names: tuple) -> np.float32:
+        return np.float32(optim.weight_decay * parametrization.factors(model, names).decay)
+
+    return OptimizerInputs(np.float32(optim.lr), jax.tree.map(decay, axes, is_leaf=mesh.is_names))
+
+
+def make(optim: config.Optim, model: config.Model, steps: int, axes: dict) -> Optimizer:
+    """Return the optimizer of the trainable weights, with decoupled weight decay.
 
     adamw  Loshchilov and Hutter 2019, arXiv:1711.05101
-    lion   Chen et al. 2023, arXiv:2302.06675; takes a learning rate some 5 times smaller
-    muon   Jordan 2024 for the matrices between input and output, their updates scaled to the size
-           of AdamW's (Liu et al. 2025, arXiv:2502.16982), which takes the rest
+    lion   Chen et al. 2023, arXiv:2302.06675; needs a learning rate about 5 times smaller
+    muon   Jordan 2024 for the matrices between input and output, with updates scaled to the size
+           of AdamW updates (Liu et al. 2025, arXiv:2502.16982); AdamW for the other weights
 
-    axes: the tree of axis names of the weights; `parametrization` has factors for each.
+    axes: axis names of the trainable weights. `parametrization` has factors for each. The train
+    step clips the gradient before `update`, by `clip_by_global_norm` or, in deterministic mode, by
+    exact.clipped.
     """
     factors = jax.tree.map(
-        lambda names: _at_depth(optim, model, names), axes, is_leaf=mesh.is_names
+        lambda names: _layer_factors(optim, model, names), axes, is_leaf=mesh.is_names
     )
     rule = {
         "adamw": lambda: optax.scale_by_adam(optim.b1, optim.b2, optim.eps),
         "lion": lambda: optax.scale_by_lion(optim.b1, optim.b2),
         "muon": lambda: _muon(optim, axes),
     }[optim.name]()
-    return optax.chain(
-        optax.chain(
-            optax.clip_by_global_norm(optim.clip) if optim.clip else optax.identity(),
-            # A gradient that is larger by 1/f meets an epsilon that is smaller by f.
-            _each(factors, lambda update, _, factor: update / factor.epsilon),
-        ),
-        rule,
-        _each(
-            factors,
-            lambda update, weight, factor: (
-                factor.lr * (update + optim.weight_decay * factor.decay * weight)
-            ),
-        ),
-        optax.scale_by_learning_rate(schedule(optim, steps)),
+    learning_rate = schedule(optim, steps)
+    init, update = optax.chain(
+        _divide_by_epsilon(factors), rule, _add_decay(factors), _scale_by_rate(learning_rate)
+    )
+    return Optimizer(init, update, learning_rate)
+
+
+def clip_by_global_norm(gradient: dict, limit: float) -> tuple[dict, jax.Array]:
+    """Return the gradient scaled to a global norm of at most `limit`, and its norm before.
+
+    limit=0 does not clip.
+    """
+    norm = optax.tree.norm(gradient)
+    if limit:
+        gradient, _ = optax.clip_by_global_norm(limit).update(gradient, optax.EmptyState())
+    return gradient, norm
+
+
+def _layer_factors(
+    optim: config.Optim, model: config.Model, names: tuple
+) -> parametrization.Factors:
+    """Return the factors of a weight; optim.layer_decay gives each layer its own learning rate.
+
+    Lower layers learn more slowly, the embedding most slowly (Howard and Ruder 2018,
+    arXiv:1801.06146).
+    """
+    factors = parametrization.factors(model, names)
+    if optim.layer_decay == 1.0:
+        return factors
+    n_layers_above = np.zeros(1)
+    if names[0] == "layers":
+        n_layers_above = np.arange(model.n_layers - 1, -1, -1)
+        n_layers_above = n_layers_above.reshape(-1, *[1] * (len(names) - 1))
+    elif parametrization.kind(names) == "input":
+        n_layers_above = np.full(1, model.n_layers)
+    lr = (factors.lr * optim.layer_decay**n_layers_above).astype(np.float32)
+    return dataclasses.replace(factors, lr=lr)
+
+
+def _divide_by_epsilon(factors: dict) -> optax.GradientTransformation:
+    """Divide each gradient by its epsilon factor f: Adam then has an epsilon of f * optim.eps."""
+    return optax.stateless(
+        lambda gradient, _: jax.tree.map(lambda g, factor: g / factor.epsilon, gradient, factors)
     )
 
 
-def _at_depth(optim: config.Optim, model: config.Model, names: tuple) -> parametrization.Factors:
-    """Factors of a weight; with optim.layer_decay the learning rate has one for each layer.
+def _add_decay(factors: dict) -> optax.GradientTransformationExtraArgs:
+    """Add the weight decay, and multiply by the learning-rate factor of each weight."""
 
-    Lower layers learn slower, the embedding slowest (Howard and Ruder 2018, arXiv:1801.06146).
-    """
-    found = parametrization.factors(model, names)
-    if optim.layer_decay == 1.0:
-        return found
-    below = np.zeros(1)
-    if names[0] == "layers":
-        below = np.arange(model.n_layers - 1, -1, -1).reshape(-1, *[1] * (len(names) - 1))
-    elif parametrization.kind(names) == "input":
-        below = np.full(1, model.n_layers)
-    rate = (found.lr * optim.layer_decay**below).astype(np.float32)
-    return dataclasses.replace(found, lr=rate)
+    def update(updates, state, weights, *, inputs: OptimizerInputs, **_):
+        def change(update, weight, factor, decay):
+            return factor.lr * (update + decay * weight)
+
+        return jax.tree.map(change, updates, weights, factors, inputs.weight_decay), state
+
+    return optax.GradientTransformationExtraArgs(lambda _: optax.EmptyState(), update)
 
 
-def _each(factors: dict, change) -> optax.GradientTransformation:
-    """change(update, weight, factors) of every weight."""
-    return optax.stateless(lambda updates, params: jax.tree.map(change, updates, params, factors))
+def _scale_by_rate(learning_rate: Callable) -> optax.GradientTransformationExtraArgs:
+    """Multiply by minus the learning rate of the state's own count of updates."""
+
+    def init(_) -> optax.ScaleByScheduleState:
+        return optax.ScaleByScheduleState(count=jnp.zeros((), jnp.int32))
+
+    def update(updates, state, weights=None, *, inputs: OptimizerInputs, **_):
+        rate = -1 * learning_rate(state.count, inputs.lr)
+        updates = jax.tree.map(lambda u: jnp.asarray(rate, u.dtype) * u, updates)
+        return updates, optax.ScaleByScheduleState(optax.safe_increment(state.count))
+
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def _muon(optim: config.Optim, axes: dict) -> optax.GradientTransformation:
-    """Matrices have an inner and an outer side of one or several axes; layers are many matrices."""
+    """Return Muon for the matrices and Adam for the other weights.
+
+    A matrix has an input side and an output side of one or more axes; the layer and expert axes
+    number matrices.
+    """
 
     def is_matrix(names: tuple) -> bool:
         return parametrization.kind(names) in ("hidden", "back")
 
-    def sides(names: tuple, weight):
+    def dimension_numbers(names: tuple, weight):
         if not is_matrix(names):
-            return weight  # optax has put a mark there
-        places = [i for i, name in enumerate(names) if name not in ("layers", "experts")]
-        embed = tuple(i for i in places if names[i] == "embed")
-        other = tuple(i for i in places if names[i] != "embed")
+            return weight  # optax has replaced this leaf by a mask
+        sides = [i for i, name in enumerate(names) if name not in ("layers", "experts")]
+        embed = tuple(i for i in sides if names[i] == "embed")
+        other = tuple(i for i in sides if names[i] != "embed")
         inner, outer = (other, embed) if names[-1] == "embed" else (embed, other)
         return optax.contrib.MuonDimensionNumbers(inner, outer)
 
-    over = functools.partial(jax.tree.map, is_leaf=mesh.is_names)
+    map_names = functools.partial(jax.tree.map, is_leaf=mesh.is_names)
     muon = optax.contrib.muon(
-        learning_rate=-1.0,  # the schedule comes after it, and turns the sign
-        muon_weight_dimension_numbers=lambda weights: over(sides, axes, weights),
+        learning_rate=-1.0,  # the schedule follows, and changes the sign
+        muon_weight_dimension_numbers=lambda weights: map_names(dimension_numbers, axes, weights),
         consistent_rms=0.2,
     )
     adam = optax.scale_by_adam(optim.b1, optim.b2, optim.eps)
-    labels = over(lambda names: "muon" if is_matrix(names) else "adam", axes)
+    labels = map_names(lambda names: "muon" if is_matrix(names) else "adam", axes)
     return optax.partition({"muon": muon, "adam": adam}, labels)

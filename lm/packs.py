@@ -1,20 +1,20 @@
-"""Runs of one shape in one program: a step of a pack is one `vmap` of a step of each.
+"""Train several runs of one shape in one program: a `vmap` of the step over the runs.
 
-    runs = packs.choose(iter(ready), 4)             the first, and those that may go with it
-    pack = packs.Pack(runs, device_mesh)
-    state = pack.joined([state, ...])               every array with an axis in front, [K, ...]
-    state, metrics = step(state, batches)           a list of steps, each of a dict a run
-    pack.member(state, 2)                           the third run's state, as if it were alone
+    runs = choose(iter(ready), 4, alone=set())      the first run, and runs that can join it
+    reasons = together(runs)                        train them; why a run diverged, by its name
 
-What may differ between them is an input of the program: weights and batches, which a seed makes,
-and RATES. Many small runs fill an accelerator that one alone does not; see experiments/LOG.md.
-A pack of one is the run's own program: nothing is stacked.
+Each run has its own folder, records, checkpoints and end. The runs may differ in their weights and
+batches, which follow from a seed, and in the optimizer inputs. Many small runs fill an accelerator
+that a single small run does not; see experiments/LOG.md for measurements.
 
-A call does up to `size` steps in a loop whose length is an input, so the bits are the same however
-many it does. On CPU each call asks the system for the memory of all intermediate arrays anew, page
-by page; the steps of a call share it.
+The loop is that of a single run: train.run_session. `Sessions` has the methods of attempt.Attempt
+that the loop calls, each for all runs. Its train state is that of all runs: every array has a
+leading axis over the K runs.
 """
 
+import contextlib
+import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Set
 
 import jax
@@ -22,159 +22,47 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from lm import checkpoint, config, fields, mesh, programs, sizes
+from lm import attempt, checkpoint, config, fields, programs, train
 
-RATES = fields.fields_with("traced", config.Optim)
-CALL = (8, 1.5e12)  # steps and FLOPs of a call at most: a signal waits for its end
+Report = Callable[[config.Run, dict], None]
 FREE = fields.fields_with("vmapped", config.Run)
 
 
 def check(runs: list[config.Run]) -> None:
-    """ValueError naming the first knob that keeps runs from being trained in one program."""
+    """Raise ValueError that names the first field that prevents training in one program."""
     first, defaults = config.flatten(runs[0]), config.flatten(config.Run())
     for run in runs[1:]:
-        flat = config.flatten(run)
-        for knob, value in flat.items():
-            if knob not in FREE and value != first[knob]:
+        values = config.flatten(run)
+        for field, value in values.items():
+            if field not in FREE and value != first[field]:
                 raise ValueError(
-                    f"{run.name} has {knob}={value!r} and {runs[0].name} {first[knob]!r}: runs of a"
-                    f" pack may differ in {', '.join(FREE)} alone"
+                    f"{run.name} has {field}={value!r} and {runs[0].name} {first[field]!r}: runs of"
+                    f" one program may differ in {', '.join(FREE)} only"
                 )
-        for knob, info in fields.field_info(config.Run).items():
-            if info.alone and flat[knob] != defaults[knob]:
+        for field, info in fields.field_info(config.Run).items():
+            if info.alone and values[field] != defaults[field]:
                 raise ValueError(
-                    f"{run.name} has {knob}={flat[knob]!r}, and {info.alone}: train it alone, or"
-                    f" set {knob}={defaults[knob]!r}"
+                    f"{run.name} has {field}={values[field]!r}, and {info.alone}: train it alone,"
+                    f" or set {field}={defaults[field]!r}"
                 )
 
 
 def choose(runs: Iterator[config.Run], n: int, alone: Set[str]) -> list[config.Run]:
-    """The first of these runs, and up to n - 1 more that can go on with it from the same step.
+    """Return the first of the runs, and at most n - 1 runs that can continue with it.
 
-    alone: names of runs that take no other with them.
+    alone: names of runs that must be trained alone.
     """
-    found: list[config.Run] = []
-    while len(found) < n and (run := next(runs, None)):
-        if not found:
-            found.append(run)
+    chosen: list[config.Run] = []
+    while len(chosen) < n and (run := next(runs, None)):
+        if not chosen:
+            chosen.append(run)
             n = 1 if run.name in alone else n
         elif run.name not in alone:
-            found += [run] if _fits(run, found[0]) else []
-    return found
+            chosen += [run] if _can_join(run, chosen[0]) else []
+    return chosen
 
 
-def level(runs: list[config.Run]) -> tuple[list[config.Run], list[config.Run]]:
-    """Those that stand at the step of the first, and the others."""
-    steps = [checkpoint.newest(run) for run in runs]
-    at = [run for run, step in zip(runs, steps, strict=True) if step == steps[0]]
-    return at, [run for run, step in zip(runs, steps, strict=True) if step != steps[0]]
-
-
-class Pack:
-    """The programs of runs that are trained together. size: steps of a call at most."""
-
-    def __init__(self, runs: list[config.Run], device_mesh: jax.sharding.Mesh):
-        self.runs = runs
-        self.size = runs[0].steps_per_call or _size(runs, device_mesh)
-        self.program = programs.build(runs[0], device_mesh)
-        self._split = jax.tree.map(lambda leaf: leaf.sharding, self.program.abstract)
-        # Every array of the state with an axis in front that no device shares out.
-        self._abstract = jax.tree.map(self._in_front, self.program.abstract)
-        self._joined = jax.tree.map(lambda leaf: leaf.sharding, self._abstract)
-        self._take = jax.jit(
-            lambda state, place: jax.tree.map(lambda leaf: leaf[place], state),
-            out_shardings=self._split,
-        )
-
-    def compile(self, fresh: bool) -> tuple[Callable, ...]:
-        """step, score and init: see programs.compile_all."""
-        step, score, init = programs.compile_all(self.program, self.lowered(), fresh)
-        return self.called(step), score, init
-
-    def lowered(self) -> jax.stages.Lowered:
-        """The program of a call."""
-        program, everywhere = self.program, mesh.sharding(self.program.mesh)
-        steps = jax.jit(
-            self._steps,
-            in_shardings=(self._joined, None, everywhere, everywhere),
-            out_shardings=(self._joined, everywhere),
-            donate_argnums=0,
-            compiler_options=program.options,
-        )
-        batches = [[program.batch] * len(self.runs)] * self.size
-        n = jax.ShapeDtypeStruct((), jnp.int32)
-        return steps.lower(self._abstract, batches, n, self._rates())
-
-    def called(self, steps: Callable) -> Callable:
-        """(state, 1 to `size` batches) -> the next state, metrics: lists of steps, of runs."""
-        rates = jax.device_put(self._rates(), mesh.sharding(self.program.mesh))
-
-        def call(state: dict, batches: list[list[dict]]) -> tuple[dict, list[list[dict]]]:
-            n = len(batches)
-            filled = batches + batches[-1:] * (self.size - n)
-            state, metrics = steps(state, filled, np.int32(n), rates)
-            return state, metrics[:n]
-
-        return call
-
-    def joined(self, states: list[dict]) -> dict:
-        """The states of all runs as one."""
-        if len(states) == 1:
-            return states[0]
-        stack = jax.jit(
-            lambda *states: jax.tree.map(lambda *leaves: jnp.stack(leaves), *states),
-            out_shardings=self._joined,
-        )
-        return stack(*states)
-
-    def member(self, state: dict, place: int) -> dict:
-        """The state of one run, for its checkpoint and its evaluation."""
-        return state if len(self.runs) == 1 else self._take(state, place)
-
-    def _rates(self) -> dict[str, np.ndarray]:
-        if len(self.runs) == 1:
-            return {}
-        of_all = {name: [getattr(run.optim, name) for run in self.runs] for name in RATES}
-        return {name: np.array(values, np.float32) for name, values in of_all.items()}
-
-    def _steps(self, state: dict, batches: list[list[dict]], n: jax.Array, rates: dict):
-        """The first n of these steps; metrics of the others are 0."""
-        if len(batches) == 1:
-            state, metrics = self._step(state, batches[0], rates)
-            return state, [metrics]
-
-        step = jax.jit(self._step, inline=True)  # traced once for both uses
-
-        def one(place, carry):
-            state, found = carry
-            batch = jax.tree.map(lambda rows: rows[place], stacked)
-            state, metrics = step(state, batch, rates)
-            state = jax.lax.with_sharding_constraint(state, self._joined)
-            return state, jax.tree.map(lambda all_, x: all_.at[place].set(x), found, metrics)
-
-        stacked = jax.tree.map(lambda *rows: jnp.stack(rows), *batches)
-        like = jax.eval_shape(step, state, batches[0], rates)[1]
-        nothing = jax.tree.map(lambda x: jnp.zeros(len(batches), x.dtype), like)
-        state, found = jax.lax.fori_loop(0, n, one, (state, nothing))
-        return state, [jax.tree.map(lambda x, i=i: x[i], found) for i in range(len(batches))]
-
-    def _step(self, state: dict, batches: list[dict], rates: dict) -> tuple[dict, list[dict]]:
-        if len(self.runs) == 1:
-            state, metrics = self.program.plain_step(state, batches[0])
-            return state, [metrics]
-        batch = jax.tree.map(lambda *rows: jnp.stack(rows), *batches)
-        state, metrics = jax.vmap(self.program.plain_step)(state, batch, rates)
-        places = range(len(self.runs))
-        return state, [jax.tree.map(lambda x, i=i: x[i], metrics) for i in places]
-
-    def _in_front(self, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        if len(self.runs) == 1:
-            return leaf
-        split = NamedSharding(self.program.mesh, PartitionSpec(None, *leaf.sharding.spec))
-        return jax.ShapeDtypeStruct((len(self.runs), *leaf.shape), leaf.dtype, sharding=split)
-
-
-def _fits(run: config.Run, first: config.Run) -> bool:
+def _can_join(run: config.Run, first: config.Run) -> bool:
     try:
         check([first, run])
     except ValueError:
@@ -182,11 +70,206 @@ def _fits(run: config.Run, first: config.Run) -> bool:
     return checkpoint.newest(run) == checkpoint.newest(first)
 
 
-def _size(runs: list[config.Run], device_mesh: jax.sharding.Mesh) -> int:
-    """Accelerators keep the memory, and are given the next step while one is done: 1."""
-    if mesh.platform(device_mesh) != "cpu":
-        return 1
-    run, (steps, flops) = runs[0], CALL
-    tokens = len(runs) * run.data.batch_size * run.data.seq_len
-    per_step = tokens * sizes.flops_per_token(run.model, run.data.seq_len)["full"]
-    return int(min(steps, max(1, flops // per_step)))
+def level(runs: list[config.Run]) -> tuple[list[config.Run], list[config.Run]]:
+    """Return the runs whose newest checkpoint is at the step of the first run's, and the others."""
+    steps = [checkpoint.newest(run) for run in runs]
+    same = [run for run, step in zip(runs, steps, strict=True) if step == steps[0]]
+    return same, [run for run, step in zip(runs, steps, strict=True) if step != steps[0]]
+
+
+def together(runs: list[config.Run], report: Report = lambda run, row: None) -> dict[str, str]:
+    """Train runs of one shape; those whose checkpoints are at the same step, in one program.
+
+    Return the reason why a run diverged, by its name; "" for the other runs. Raises ValueError and
+    Interrupted like train.train, for all runs.
+    """
+    check(runs)
+    reasons = {run.name: "" for run in runs}
+    while runs:
+        same, others = level(runs)
+        if len(same) > 1:
+            runs = _train(same, report, reasons) + others
+            continue
+        (run,), runs = same, others
+        try:
+            train.train(run, functools.partial(report, run))
+        except train.Diverged as error:
+            reasons[run.name] = str(error)
+    return reasons
+
+
+def _train(runs: list[config.Run], report: Report, reasons: dict[str, str]) -> list[config.Run]:
+    """Train runs in one program, and return the runs that must continue in a new program.
+
+    These are all runs, if their restored steps differ; a run that rewinds; and the remaining runs
+    when at most half are left, because the program computes the ended ones too.
+    """
+    texts = [attempt.check(run) for run in runs]
+    device_mesh = attempt.make_mesh(runs[0])
+    with contextlib.ExitStack() as stack:
+        members = []
+        for run, text in zip(runs, texts, strict=True):
+            report_row = functools.partial(report, run)
+            session = attempt.Attempt(run, text, device_mesh, report_row, len(runs))
+            members.append(stack.enter_context(session))
+        program = programs.build(runs[0], device_mesh)
+        sessions = Sessions(members, program)
+        train.run_session(sessions, program, vmapped(program, runs))
+    train.raise_if_stopped(sessions)
+    reasons |= {m.run.name: m.reason for m in members if m.status == "diverged"}
+    return sessions.to_restart
+
+
+def vmapped(program: programs.Program, runs: list[config.Run]) -> programs.Program:
+    """Return the program of K runs. Its init and score remain those of one run.
+
+    Its step takes and returns lists of K batches and of K dicts of metrics.
+    """
+    inputs = [programs.optimizer_inputs(run) for run in runs]
+
+    def step(state: dict, batches: list[dict], inputs) -> tuple[dict, list[dict]]:
+        batch = jax.tree.map(lambda *rows: jnp.stack(rows), *batches)
+        state, metrics = jax.vmap(program.plain_step)(state, batch, inputs)
+        return state, [jax.tree.map(lambda x, i=i: x[i], metrics) for i in range(len(runs))]
+
+    return dataclasses.replace(
+        program,
+        abstract=_with_runs(program, len(runs)),
+        batch=[program.batch] * len(runs),
+        plain_step=step,
+        inputs=jax.tree.map(lambda *values: np.stack(values), *inputs),
+        n_runs=len(runs),
+    )
+
+
+def _with_runs(program: programs.Program, n_runs: int) -> dict:
+    """Return the abstract state with a leading axis over the runs, which no device splits."""
+
+    def add_axis(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        sharding = NamedSharding(program.mesh, PartitionSpec(None, *leaf.sharding.spec))
+        return jax.ShapeDtypeStruct((n_runs, *leaf.shape), leaf.dtype, sharding=sharding)
+
+    return jax.tree.map(add_axis, program.abstract)
+
+
+class Sessions:
+    """The sessions of several runs, with the methods that train.run_session calls.
+
+    A state has a leading axis over the runs; metrics of a step are a list with a dict per run.
+    status: running or done, for all runs. to_restart: runs that must continue in a new program.
+    """
+
+    def __init__(self, members: list[attempt.Attempt], program: programs.Program):
+        self.members = members
+        self.active = dict(enumerate(members))  # by their index in the state
+        self.run, self.mesh = members[0].run, members[0].mesh
+        self.name = ", ".join(session.run.name for session in members)
+        self.folders = [session.folder for session in members]
+        self.to_restart: list[config.Run] = []
+        stacked = jax.tree.map(lambda leaf: leaf.sharding, _with_runs(program, len(members)))
+        self._stack = jax.jit(
+            lambda *states: jax.tree.map(lambda *leaves: jnp.stack(leaves), *states),
+            out_shardings=stacked,
+        )
+        self._take = jax.jit(
+            lambda state, i: jax.tree.map(lambda leaf: leaf[i], state),
+            out_shardings=jax.tree.map(lambda leaf: leaf.sharding, program.abstract),
+        )
+
+    def restore(self, abstract: dict, facts: dict, peak: float) -> None:
+        """Restore every run. All must continue in a new program if their steps differ."""
+        for session in self.members:
+            session.restore(abstract, facts, peak)
+        self.first = self.done = self.members[0].first
+        if any(session.first != self.first for session in self.members):  # damaged checkpoints
+            self.active, self.to_restart = {}, [session.run for session in self.members]
+
+    def initial_state(self, init: Callable[[int], dict]) -> dict:
+        """Return the states of all runs as one."""
+        return self._stack(*(session.initial_state(init) for session in self.members))
+
+    def begin(self, score: Callable, state: dict, compile_seconds: float) -> None:
+        """Evaluate initial weights that are due, and finish runs that have no step left."""
+        for i, session in enumerate(self.members):
+            one_state = self._take(state, i) if session.is_evaluation_due else {}
+            session.begin(score, one_state, compile_seconds)
+        self._drop_ended()
+
+    def load_batch(self, step: int) -> list[dict[str, jax.Array]]:
+        """Load the batch of every run, ended runs included."""
+        return [session.load_batch(step) for session in self.members]
+
+    @property
+    def status(self) -> str:
+        """Return "running" as long as a run is trained."""
+        return "running" if self.active else "done"
+
+    @property
+    def stop_signal(self) -> str:
+        """Return the name of a signal that one of the guards has caught, or ""."""
+        return next((m.stop_signal for m in self.members if m.stop_signal), "")
+
+    @property
+    def steps_until_due(self) -> int:
+        """Return the number of steps until something is due for a run."""
+        return min(session.steps_until_due for session in self.active.values())
+
+    @property
+    def is_due(self) -> bool:
+        """Return True if something is due for a run."""
+        return any(session.is_due for session in self.active.values())
+
+    def advance(self, metrics: list[list[dict]]) -> None:
+        """Count completed steps of all runs."""
+        self.done += len(metrics)
+        for i, session in enumerate(self.members):
+            session.watch.beat()
+            if i in self.active:
+                session.advance([step[i] for step in metrics])
+
+    def record(self, values: list[list[dict]], seconds: float, waited: float) -> None:
+        """Record the metrics of all runs, which share the time equally."""
+        n = len(self.active)
+        for i, session in self.active.items():
+            session.record([step[i] for step in values], seconds / n, waited / n)
+        self._drop_ended()
+
+    def log(self) -> None:
+        """Write the rows that are due."""
+        for session in self.active.values():
+            session.log()
+
+    def evaluate(self, score: Callable, state: dict) -> None:
+        """Make the evaluations that are due."""
+        for i, session in self.active.items():
+            if session.is_evaluation_due:
+                session.evaluate(score, self._take(state, i))
+
+    def save(self, state: dict, stop: str) -> None:
+        """Save what is due and finish runs that are over.
+
+        After a signal, or if at most half of the runs remain, the others are saved and the session
+        ends. Raises train.Interrupted after a signal.
+        """
+        over = {i for i, session in self.active.items() if session.is_over()}
+        is_ending = bool(stop) or 2 * (len(self.active) - len(over)) <= len(self.members)
+        for i, session in self.active.items():
+            if session.is_checkpoint_due or (is_ending and i not in over):
+                session.write_checkpoint(self._take(state, i))
+        for i in sorted(over):
+            self.active.pop(i).finish()
+        if self.active and stop:
+            messages = [session.write_stopped(stop) for session in self.active.values()]
+            names = ", ".join(session.run.name for session in self.active.values())
+            raise train.Interrupted(f"{names} {messages[0]}", stop)
+        if is_ending:
+            self.to_restart += [session.run for session in self.active.values()]
+            self.active = {}
+
+    def _drop_ended(self) -> None:
+        """Remove runs that are done, have diverged, or must rewind in a new program."""
+        for i, session in list(self.active.items()):
+            if session.status != "running":
+                del self.active[i]
+            if session.status == "rewound":
+                self.to_restart.append(session.run)

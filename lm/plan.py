@@ -50,7 +50,8 @@ def step_flops(run: config.Run) -> int:
     only the blocks of scores that model.attention_blocks leaves. Nothing is computed or allocated.
     """
     program = programs.build(run, mesh.make(config.Mesh(), jax.devices()[:1]))
-    return matmul_flops(jax.make_jaxpr(program.step)(program.abstract, program.batch).jaxpr)
+    arguments = program.abstract, program.batch, program.inputs
+    return matmul_flops(jax.make_jaxpr(program.step)(*arguments).jaxpr)
 
 
 def matmul_flops(jaxpr: Jaxpr) -> int:

@@ -1,7 +1,9 @@
-"""What a checkpoint must prove: the numbers of each array, and where the run stood.
+"""The manifest of a checkpoint: fingerprints of its arrays and the position of the run.
 
-{"format": 1, "step": 1200, "arrays": {"params/embed": "float32[256, 64]"},
+{"format": 2, "step": 1200, "arrays": {"params/embed": "float32[256, 64]"},
  "fingerprints": {"params/embed": 2837465}, ..., "checksum": of all that}
+
+format 1 is of version 0.1, which has other names of fields.
 """
 
 import hashlib
@@ -10,27 +12,27 @@ import json
 import jax
 import numpy as np
 
-FORMAT = 1
-SMALL = 2**24  # bytes that NumPy adds up sooner than XLA compiles the sums
+FORMAT = 2
+SMALL = 2**24  # bytes that NumPy sums in less time than XLA needs to compile the sums
 
 
 def manifest(step: int, state: dict, position: dict) -> dict:
-    """What a checkpoint must prove, and where the run stood; JSON.
+    """Return the manifest of a state, a JSON object.
 
     {"format", "step", "arrays": {path: "float32[2, 3]"}, "fingerprints": {path: int}, the keys of
     `position`, "checksum": of all that}
     """
-    said = {
+    content = {
         "format": FORMAT,
         "step": step,
         "arrays": shapes(state),
         "fingerprints": fingerprints(by_path(state)),
     } | position
-    return said | {"checksum": checksum(said)}
+    return content | {"checksum": checksum(content)}
 
 
 def by_path(state: dict) -> dict:
-    """A nested state as one flat dict, "params/embed" -> array, in the order of its leaves."""
+    """Return a nested state as a flat dict, "params/embed" -> array, in the order of its leaves."""
     return {
         jax.tree_util.keystr(path, simple=True, separator="/"): leaf
         for path, leaf in jax.tree_util.tree_leaves_with_path(state)
@@ -38,21 +40,22 @@ def by_path(state: dict) -> dict:
 
 
 def fingerprints(arrays: dict) -> dict[str, int]:
-    """A 32-bit number for each array, the same on every mesh; a flipped bit always changes it.
+    """Return a 32-bit number for each array, equal on every mesh; a flipped bit changes it.
 
-    The sum, modulo 2^32, of each element's bits times an odd weight of its position: whole numbers
-    add up to the same in any order, and an odd weight loses no bit. Few and small arrays of a CPU
-    are read where they are: to compile the sums takes longer than all else of a small checkpoint.
+    It is the sum modulo 2^32 of each element's bits times an odd weight of its position. Integers
+    have the same sum in any order, and an odd weight loses no bit. NumPy computes it for small
+    arrays on CPU: compiling the sums would take longer than the rest of a small checkpoint.
     """
-    if sum(x.nbytes for x in arrays.values()) <= SMALL and all(map(_is_here, arrays.values())):
-        whole = {path: np.asarray(x.addressable_data(0)) for path, x in arrays.items()}
-        return {path: int(_fingerprint(x)) for path, x in whole.items()}
+    is_small = sum(x.nbytes for x in arrays.values()) <= SMALL
+    if is_small and all(map(_is_readable_by_numpy, arrays.values())):
+        local = {path: np.asarray(x.addressable_data(0)) for path, x in arrays.items()}
+        return {path: int(_fingerprint(x)) for path, x in local.items()}
     return {path: int(n) for path, n in jax.device_get(_fingerprints(arrays)).items()}
 
 
-def _is_here(x: jax.Array) -> bool:
-    """Whether NumPy can read all of it without a copy."""
-    return x.is_fully_replicated and all(one.platform == "cpu" for one in x.devices())
+def _is_readable_by_numpy(x: jax.Array) -> bool:
+    """Return True if NumPy can read the array without a copy."""
+    return x.is_fully_replicated and all(device.platform == "cpu" for device in x.devices())
 
 
 @jax.jit
@@ -61,21 +64,23 @@ def _fingerprints(arrays: dict) -> dict:
 
 
 def _fingerprint(x: jax.Array | np.ndarray) -> jax.Array | np.uint32:
-    """Of an array of JAX or of NumPy, by its own functions."""
+    """Return the fingerprint of an array of JAX or NumPy, computed by that library."""
     xp = x.__array_namespace__()
     bits = x.view({1: xp.uint8, 2: xp.uint16, 4: xp.uint32}[x.dtype.itemsize]).astype(xp.uint32)
-    place = xp.zeros(x.shape, xp.uint32)
+    position = xp.zeros(x.shape, xp.uint32)
     for axis, size in enumerate(x.shape):
-        along = [-1 if axis == one else 1 for one in range(x.ndim)]
-        place = place * xp.uint32(size) + xp.arange(size, dtype=xp.uint32).reshape(along)
-    weight = (place * xp.uint32(0x9E3779B1)) | xp.uint32(1)
+        shape = [-1 if axis == i else 1 for i in range(x.ndim)]
+        position = position * xp.uint32(size) + xp.arange(size, dtype=xp.uint32).reshape(shape)
+    weight = (position * xp.uint32(0x9E3779B1)) | xp.uint32(1)
     return xp.sum(bits * weight, dtype=xp.uint32)
 
 
 def shapes(state: dict) -> dict[str, str]:
+    """Return "float32[2, 3]", type and shape, of each array by its path."""
     return {path: f"{leaf.dtype}{list(leaf.shape)}" for path, leaf in by_path(state).items()}
 
 
-def checksum(said: dict) -> str:
-    body = {key: value for key, value in said.items() if key != "checksum"}
+def checksum(manifest: dict) -> str:
+    """Return the SHA-256 of a manifest without its own checksum."""
+    body = {key: value for key, value in manifest.items() if key != "checksum"}
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()

@@ -15,8 +15,11 @@ The status is running, done, diverged, failed (an error) or lost (killed by a si
 machine). A lost run continues when it is started again.
 JSON files are replaced atomically. Files that end in .jsonl only grow: after a resume the line of
 the last attempt counts, and an incomplete last line is dropped. A run directory may be in a bucket.
+
+Of several processes of one run, only the primary process writes: see `Writer`.
 """
 
+import dataclasses
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -25,6 +28,8 @@ from typing import NamedTuple, TypeGuard
 
 from lm import config, fields, guard, storage
 
+# Format of a run directory, the field "format" of facts.json. Version 0.1 wrote none.
+FORMAT = 2
 # Config fields that affect how a run computes or is stored, not its result.
 FREE = fields.fields_with("execution", config.Run)
 OVER = ("done", "diverged")  # final values of the status
@@ -39,7 +44,32 @@ LOSS = "eval.loss"
 BUDGET_TOLERANCE = 0.99  # token counts whose ratio is above this belong to one token budget
 
 
-writes = True  # False in all but the first of several processes: they read, and write nothing
+@dataclasses.dataclass(frozen=True)
+class Writer:
+    """The writer of one run's records. Only the primary process writes; the others do nothing."""
+
+    folder: Path
+    is_primary: bool = True
+
+    def write_facts(self, **facts) -> None:
+        """Add facts to facts.json, or replace them."""
+        if self.is_primary:
+            write_facts(self.folder, **facts)
+
+    def append(self, name: str, row: dict) -> None:
+        """Append a line to a JSONL file of the run."""
+        if self.is_primary:
+            append(self.folder / name, row)
+
+    def event(self, attempt: int, step: int, name: str, details: str) -> None:
+        """Append an event to events.jsonl."""
+        if self.is_primary:
+            event(self.folder, attempt, step, name, details)
+
+    def settle(self) -> None:
+        """Order the lines of the JSONL files."""
+        if self.is_primary:
+            settle(self.folder)
 
 
 def folder(run: config.Run) -> Path:
@@ -58,6 +88,7 @@ def read_config(path: str | Path) -> config.Run:
         raise ValueError(
             f"{path} is not a run directory: config.json is missing. Pass a directory below runs/."
         )
+    check_format(path)
     run = config.from_dict(read_json(file))
     if not str(path).endswith(run.name):
         raise ValueError(
@@ -68,6 +99,17 @@ def read_config(path: str | Path) -> config.Run:
     return run
 
 
+def check_format(path: Path) -> None:
+    """Raise ValueError if a run directory was written by version 0.1, or in a later format."""
+    facts = read_facts(path)
+    if facts and facts.get("format") != FORMAT:
+        version = facts.get("code.version", "0.1")
+        raise ValueError(
+            f"{path} was written by version {version}, format={facts.get('format')}: this version"
+            f" reads format={FORMAT}. Use that version, or start a run with a new name"
+        )
+
+
 def compare(run: config.Run) -> None:
     """Check that the run on disk, if any, has the same config. Write nothing.
 
@@ -76,6 +118,7 @@ def compare(run: config.Run) -> None:
     path = folder(run) / "config.json"
     if not path.exists():
         return
+    check_format(path.parent)
     new, old = config.flatten(run), config.flatten(config.from_dict(read_json(path)))
     changed = [
         f"{knob}={old[knob]!r}, now {value!r}"
@@ -97,7 +140,7 @@ def start(run: config.Run, facts: dict) -> int:
     settle(path)
     write_json(path / "config.json", config.to_dict(run))
     attempt = read_facts(path).get("attempts", 0) + 1
-    write_facts(path, attempts=attempt, status="running", reason="", **facts)
+    write_facts(path, format=FORMAT, attempts=attempt, status="running", reason="", **facts)
     return attempt
 
 
@@ -108,13 +151,13 @@ def knobs(run: config.Run) -> dict:
 
 def sync(path: Path) -> None:
     """Flush all lines of the run to the disk, so that they survive a power cut."""
-    for name in GROWING if writes else ():
+    for name in GROWING:
         storage.sync(path / name)
 
 
 def settle(path: Path) -> None:
     """Repair the append-only files: before an attempt and at the end of the run."""
-    for name in GROWING if writes else ():
+    for name in GROWING:
         storage.settle(path / name)
 
 
@@ -131,8 +174,7 @@ def write_facts(path: Path, **facts) -> None:
 
 def append(path: Path, row: dict) -> None:
     """Append a row to a .jsonl file."""
-    if writes:
-        storage.append(path, _dumps(row))
+    storage.append(path, _dumps(row))
 
 
 def event(path: Path, attempt: int, step: int, name: str, details: str) -> None:
@@ -292,7 +334,7 @@ def task_value(row: Mapping, task: str, metric: str = "accuracy") -> float:
 
 
 def is_finished(run: config.Run) -> bool:
-    """Return True if the run is done, diverged or stopped."""
+    """Return True if the run is done or has diverged."""
     return read_facts(folder(run)).get("status") in OVER
 
 
@@ -301,13 +343,12 @@ def read_json(path: Path) -> dict:
     try:
         return json.loads(storage.at(path).read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path} is not readable as JSON: {error}") from error
+        raise ValueError(f"{path} is not valid JSON: {error}") from error
 
 
 def write_json(path: Path, value: dict) -> None:
     """Replace a JSON file atomically: readers see the old or the new content."""
-    if writes:
-        storage.write(storage.at(path), _dumps(value, indent=1) + "\n")
+    storage.write(storage.at(path), _dumps(value, indent=1) + "\n")
 
 
 def _dumps(value, indent=None) -> str:

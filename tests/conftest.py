@@ -1,11 +1,9 @@
-"""Four devices for every test, whatever the machine, and programs that are compiled quickly.
+"""Shared fixtures: four devices on every machine, and programs that compile quickly.
 
-Most of the time of the tests is XLA's: with FAST it compiles in a third of it (experiments/LOG.md),
-and runs that differ in UNSEEN alone, which no program sees, are traced once.
+XLA takes most of the time of the tests. With FAST it compiles in a third of that time
+(experiments/LOG.md), and programs.CACHE traces runs of one shape once.
 """
 
-import copy
-import json
 import os
 import pathlib
 
@@ -15,7 +13,7 @@ import made_up_bucket
 import pytest
 from orbax.checkpoint._src.path import gcs_utils
 
-from lm import config, packs, programs, sizes
+from lm import config, programs, sizes
 
 os.environ.setdefault("MPLBACKEND", "agg")
 # XLA reads these once, when it first compiles; so do the processes that tests start.
@@ -30,29 +28,7 @@ jax.config.update("jax_compilation_cache_dir", str(CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
 
-UNSEEN = ("name", "dir", "seed", "resume", "log_every", "checkpoint_every", "data.sources")
-BUILT: dict = {}
-LOWERED: dict = {}
-_build, _lowered = programs.build, packs.Pack.lowered
-
-
-def _built_once(run: config.Run, device_mesh: jax.sharding.Mesh) -> programs.Program:
-    seen = {knob: value for knob, value in config.flatten(run).items() if knob not in UNSEEN}
-    key = json.dumps(seen, default=str), device_mesh
-    if key not in BUILT:
-        BUILT[key] = _build(copy.deepcopy(run), device_mesh)
-    return BUILT[key]
-
-
-def _lowered_once(pack: packs.Pack) -> jax.stages.Lowered:
-    key = id(pack.program), pack.size, len(pack.runs)
-    if key not in LOWERED:
-        LOWERED[key] = pack.program, _lowered(pack)  # while that is here, its id is no other's
-    return LOWERED[key][1]
-
-
-programs.build = _built_once
-packs.Pack.lowered = _lowered_once
+programs.CACHE.size = 1000
 
 LINES = "The quick brown fox jumps over the lazy dog, number {n}, and then it sleeps for a while.\n"
 
@@ -87,10 +63,10 @@ def tiny_run(text_file: pathlib.Path, folder: pathlib.Path) -> config.Run:
 
 @pytest.fixture
 def built_anew():
-    """For tests that change what programs are made of."""
-    BUILT.clear()
+    """Build programs again, for tests that change the functions that programs consist of."""
+    programs.CACHE.programs.clear()
     yield
-    BUILT.clear()
+    programs.CACHE.programs.clear()
 
 
 @pytest.fixture(scope="session")

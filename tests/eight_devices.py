@@ -54,7 +54,7 @@ def follow(program: programs.Program, step, state: dict, batch: dict) -> dict:
         state, batch = jax.device_put(state, split), mesh.place(program.mesh, batch)
         for _ in range(3):
             before = state
-            state, metrics = jax.block_until_ready(step(state, batch))
+            state, metrics = jax.block_until_ready(step(state, batch, program.inputs))
             found += [float(metrics["loss"]), float(metrics["grad_norm"])]
             given &= all(leaf.is_deleted() for leaf in jax.tree.leaves(before))
     return {"losses": found, "given": given}
@@ -72,7 +72,8 @@ def main() -> None:
         run = run_on(sizes, knobs)
         program = programs.build(run, mesh.make(run.mesh, jax.devices()[: int(np.prod(sizes))]))
         with jax.set_mesh(program.mesh):
-            ours.append((run, program, program.step.lower(program.abstract, program.batch)))
+            arguments = program.abstract, program.batch, program.inputs
+            ours.append((run, program, program.step.lower(*arguments)))
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         compiled = list(pool.map(lambda one: one[2].compile(compiler_options=FAST), ours))
     one = ours[0][1]

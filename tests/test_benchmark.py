@@ -47,7 +47,7 @@ def test_the_interval_of_a_median_holds_it_and_narrows():
 def test_every_part_of_a_step_is_found_in_its_program(tiny):
     program = programs.build(tiny, mesh.make(tiny.mesh))
     with jax.set_mesh(program.mesh):
-        lowered = program.step.lower(program.abstract, program.batch)
+        lowered = program.step.lower(program.abstract, program.batch, program.inputs)
     # Before XLA: a compiled program may come from a cache that was filled under other names.
     text = lowered.as_text(dialect="hlo", debug_info=True)
     found = set(step_profile.parts_of(text).values())

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from lm import checkpoint, config, mesh, proof, train
+from lm import checkpoint, config, mesh, proof, records, train
 
 
 @pytest.fixture
@@ -28,16 +28,16 @@ def test_what_is_saved_comes_back_in_its_own_tree(tiny, state):
         checkpoints.save(3, state, "hash", [], 0.0)
     with checkpoint.Checkpoints(tiny) as checkpoints:
         assert checkpoints.steps() == [3]
-        found, proof = checkpoints.restore(3, abstract(state))
-    assert proof["step"] == 3 and proof["batch"] == "hash"
-    assert jax.tree.structure(found) == jax.tree.structure(state)
-    jax.tree.map(np.testing.assert_array_equal, found, state)
+        restored = checkpoints.restore(3, abstract(state))
+    assert restored.step == 3 and restored.expected_batch_hash == "hash"
+    assert jax.tree.structure(restored.state) == jax.tree.structure(state)
+    jax.tree.map(np.testing.assert_array_equal, restored.state, state)
 
 
 def test_a_folder_without_checkpoints_has_no_newest(tiny):
     with checkpoint.Checkpoints(tiny) as checkpoints:
         assert checkpoints.steps() == []
-        assert checkpoints.restore_newest({}) == (0, {}, {}, [])
+        assert checkpoints.restore_newest({}) == checkpoint.RestoredState(records.folder(tiny))
 
 
 def test_two_checkpoints_stay_and_every_kept_one(tiny, state):
@@ -104,8 +104,8 @@ def test_a_fingerprint_is_the_same_on_every_mesh_and_differs_for_swapped_numbers
     assert proof.fingerprints({"x": x[::-1]}) != proof.fingerprints({"x": x})
 
 
-def test_a_checkpoint_of_the_first_version_still_opens(tmp_path):
-    """tests/data/format1 was written by version 0.1.0; every later version must read it."""
+def test_the_golden_checkpoint_still_opens(tmp_path):
+    """tests/data/format1 was written by version 0.1.0 and converted to format 2."""
     shape = {"d_model": 8, "n_layers": 2, "n_heads": 2, "n_kv_heads": 1, "d_head": 4, "d_ff": 16}
     run = config.Run(name="format1", dir=str(tmp_path), steps=3)
     run.model = config.Model(vocab_size=16, **shape)
@@ -118,6 +118,24 @@ def test_a_checkpoint_of_the_first_version_still_opens(tmp_path):
         batch = mesh.place(program.mesh, {"tokens": tokens})
         nats_BT, _ = program.score(state["params"], batch)
     assert float(nats_BT.sum()) == pytest.approx(100.726715, rel=1e-5)
+
+
+def test_a_manifest_of_version_0_1_is_refused_by_its_format(tiny, state, monkeypatch):
+    monkeypatch.setattr(proof, "FORMAT", 1)
+    steps_of(tiny, state, 3)
+    monkeypatch.setattr(proof, "FORMAT", 2)
+    with pytest.raises(checkpoint.CheckpointError, match="format=1 was written by version 0.1"):
+        newest(tiny, state)
+
+
+def test_fields_of_one_side_only_are_compared(tiny, state):
+    steps_of(tiny, state, 3)
+    with checkpoint.Checkpoints(tiny) as checkpoints:
+        checkpoints.fields["optim.beta3"] = 0.5
+        del checkpoints.fields["optim.b1"]
+        words = "optim.b1=0.9 in the checkpoint, 'nothing' in this run; optim.beta3='nothing' in"
+        with pytest.raises(checkpoint.CheckpointError, match=words):
+            checkpoints.restore(3, abstract(state))
 
 
 def test_a_disk_without_room_is_named_before_a_byte_is_written(tiny, state, monkeypatch):
@@ -139,8 +157,8 @@ def steps_of(run: config.Run, state: dict, *steps: int) -> pathlib.Path:
 
 def newest(run: config.Run, state: dict) -> tuple[int, list[str]]:
     with checkpoint.Checkpoints(run) as checkpoints:
-        step, _, _, reasons = checkpoints.restore_newest(abstract(state))
-        return step, reasons
+        restored = checkpoints.restore_newest(abstract(state))
+        return restored.step, restored.damage
 
 
 def test_folders_copied_by_hand_are_no_checkpoints_of_other_steps(tiny, state):
@@ -149,7 +167,7 @@ def test_folders_copied_by_hand_are_no_checkpoints_of_other_steps(tiny, state):
         shutil.copytree(folder / "6", folder / name)
     step, reasons = newest(tiny, state)
     assert step == 6 and len(reasons) == 1
-    assert "checkpoint 9 is damaged (it was saved as step 6): set aside" in reasons[0]
+    assert "checkpoint 9 is damaged (it was saved as step 6): moved to " in reasons[0]
     assert (folder / "6 (copy)").is_dir() and (folder.with_name("damaged") / "9").is_dir()
 
 
@@ -166,7 +184,7 @@ def test_a_checkpoint_of_another_run_is_named_by_its_knobs_and_left_where_it_is(
     foreign = steps_of(other, state, 9)
     folder = steps_of(tiny, state, 3, 6)
     shutil.copytree(foreign / "9", folder / "9")
-    with pytest.raises(ValueError, match=r"9 is of another run, optim.lr=0.25 there, .* here"):
+    with pytest.raises(ValueError, match=r"9 is of another run, optim.lr=0.25 in the checkpoint"):
         newest(tiny, state)
     assert (folder / "9").is_dir()
     moved = dataclasses.replace(tiny, name="c", log_every=7, dir=tiny.dir)
@@ -201,7 +219,7 @@ def test_what_cannot_be_read_just_now_is_not_taken_for_damage(tiny, state, monke
             raise error
 
         monkeypatch.setattr(checkpoints.manager, "restore", fail)
-        with pytest.raises(OSError, match="6 cannot be read now .*nothing was set aside"):
+        with pytest.raises(OSError, match="6 cannot be read now .*no file was moved"):
             checkpoints.restore_newest(abstract(state))
     assert sorted(p.name for p in folder.iterdir()) == ["3", "6"]
     assert not folder.with_name("damaged").exists()

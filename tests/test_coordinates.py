@@ -56,6 +56,7 @@ def test_the_parts_that_are_looked_at_end_in_the_logits_of_the_model(tiny):
     tokens_BT = np.arange(24, dtype=np.int32).reshape(2, 12)
     with jax.set_mesh(mesh.make(tiny.mesh, jax.devices()[:1])):
         params = model.init(shape, 0)
-        seen = jax.jit(lambda: coordinates.activations(shape, params, tokens_BT))()
+        rules = mesh.DEFAULT_RULES
+        seen = jax.jit(lambda: coordinates.activations(shape, params, tokens_BT, rules))()
         logits = jax.jit(lambda: model.logits(shape, params, tokens_BT))()
         np.testing.assert_allclose(seen["logits"], logits, atol=1e-5)

@@ -108,7 +108,7 @@ def test_a_sweep_from_plan_to_report_and_a_second_call(folder):
     (folder / "sweep.py").write_text(changed.replace("= 32, 8, 0.2", "= 32, 0.5, 8, 0.2"))
     refused = command(folder, "sweep", "--sweep=sweep.py")
     assert refused.returncode == 2
-    assert "s/10K was started with optim.lr=0.003, now 0.5: pick a new name" in refused.stderr
+    assert "s/10K was started with optim.lr=0.003, now 0.5: choose a new name" in refused.stderr
 
 
 def test_interrupted_by_the_keyboard_it_says_so_and_goes_on(folder):
@@ -123,7 +123,7 @@ def test_interrupted_by_the_keyboard_it_says_so_and_goes_on(folder):
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGINT, errors
-    assert "stopped by SIGINT at step" in errors and "the same command goes on" in errors
+    assert "stopped by SIGINT at step" in errors and "repeat the command to continue" in errors
     assert "Traceback" not in errors
     steps = [int(p.name) for p in (folder / "runs/s/10K/checkpoints").iterdir() if p.name.isdigit()]
     assert max(steps) >= records.metrics(folder / "runs/s/10K")[-1]["step"]
@@ -133,7 +133,7 @@ def test_interrupted_by_the_keyboard_it_says_so_and_goes_on(folder):
 @pytest.mark.parametrize(
     ("name", "arguments", "words"),
     [
-        ("sweep", ["--sweep=nowhere.py"], "--sweep=nowhere.py is no file"),
+        ("sweep", ["--sweep=nowhere.py"], "--sweep=nowhere.py: the file does not exist"),
         ("sweep", [], "--sweep=FILE is missing"),
         ("sweep", ["--sweeep=x"], "Unknown command line flag 'sweeep'. Did you mean: sweep"),
         ("sweep", ["--sweep=empty.py"], "--sweep=empty.py has no get_sweep()"),
@@ -141,7 +141,7 @@ def test_interrupted_by_the_keyboard_it_says_so_and_goes_on(folder):
         ("plan", ["--config=base.py", "--config.optim.lrr=1"], "optim.lrr does not exist"),
         ("plan", ["--config=base.py", "--config.optim.lr=fast"], "convert string to float: 'fast'"),
         ("plan", ["--config=base.py", "--config.model.n_kv_heads=3"], "model.n_heads=4 must be a"),
-        ("prepare", ["--config=nowhere.py"], "--config=nowhere.py names no file"),
+        ("prepare", ["--config=nowhere.py"], "--config=nowhere.py: the file does not exist"),
         ("prepare", ["--config=base.py", '--sources={"text:nowhere": 1}'], "text:nowhere"),
         ("prepare", ["--config=base.py", "--sources=code"], "must be JSON such as"),
         ("status", ["--dir=nowhere"], "--dir=nowhere holds no runs"),

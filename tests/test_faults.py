@@ -73,7 +73,7 @@ def test_whatever_happens_to_a_file_what_is_restored_is_what_was_saved(tiny, how
     train.train(tiny)
     program = programs.build(tiny, mesh.make(tiny.mesh))
     with checkpoint.Checkpoints(tiny) as saved:
-        truth = {step: saved.restore(step, program.abstract)[0] for step in (8, 12)}
+        truth = {step: saved.restore(step, program.abstract).state for step in (8, 12)}
         assert saved.steps() == [8, 12]
     newest = records.folder(tiny) / "checkpoints" / "12"
     names = [f.relative_to(newest) for f in sorted(newest.rglob("*")) if f.is_file()]
@@ -84,9 +84,10 @@ def test_whatever_happens_to_a_file_what_is_restored_is_what_was_saved(tiny, how
         shutil.copytree(tiny.dir, copy.dir)
         DAMAGE[how](records.folder(copy) / "checkpoints" / "12" / name)
         with checkpoint.Checkpoints(copy) as damaged:
-            step, state, _, reasons = damaged.restore_newest(program.abstract)
+            restored = damaged.restore_newest(program.abstract)
+        step, reasons = restored.step, restored.damage
         found[step] += 1
-        jax.tree.map(np.testing.assert_array_equal, state, truth[step])
+        jax.tree.map(np.testing.assert_array_equal, restored.state, truth[step])
         if step == 8:
             assert "checkpoint 12 is damaged" in reasons[0]
             assert (records.folder(copy) / "damaged" / "12").is_dir()  # never deleted
@@ -109,7 +110,7 @@ def test_a_run_goes_on_from_the_newest_checkpoint_that_proves_itself(tiny):
 
 def test_must_resume_refuses_to_start_afresh(tiny):
     tiny.resume = "must"
-    with pytest.raises(ValueError, match="resume='must', but .* has no checkpoint that proves"):
+    with pytest.raises(ValueError, match="resume='must', but .* has no intact checkpoint"):
         train.train(tiny)
     assert not (records.folder(tiny) / "config.json").exists()
 
@@ -136,7 +137,7 @@ def test_the_step_after_a_resume_must_give_the_loss_it_gave(tiny):
     with open(folder / "checkpoints" / "proofs.jsonl", "a") as file:
         (proof,) = [p for p in records.lines(pathlib.Path(file.name)) if p["step"] == 8]
         file.write(json.dumps(proof | {"next_loss": proof["next_loss"] + 1e-6}) + "\n")
-    with pytest.raises(ValueError, match="step 9 gave loss .* after a resume and .* before it"):
+    with pytest.raises(ValueError, match="step 9 gave loss .* after the restart and .* before it"):
         train.train(whole)
 
 
@@ -148,7 +149,7 @@ def test_text_that_has_changed_is_noticed_before_a_step(tiny, tmp_path):
     (binary,) = pathlib.Path(tiny.data.cache).glob("*/train.bin")
     data = np.fromfile(binary, np.uint8)
     np.where(data == ord("e"), ord("a"), data).astype(np.uint8).tofile(binary)
-    with pytest.raises(ValueError, match="the batch after step 8 is not the one it was"):
+    with pytest.raises(ValueError, match="the batch after step 8 differs from"):
         train.train(tiny)
 
 
@@ -284,7 +285,7 @@ def test_a_command_that_fails_waits_for_no_thread():
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, timeout=30
     )
-    assert done.returncode == 2 and "runs/x: Read-only file system. What was saved" in done.stderr
+    assert done.returncode == 2 and "runs/x: Read-only file system. Saved files" in done.stderr
 
 
 @pytest.fixture
@@ -358,7 +359,9 @@ def test_every_fault_many_times(tiny, disk, tmp_path):
             waits += [time.monotonic() - began] if end == signal.SIGTERM else []
             if callable(end):
                 mend(folder)
-                assert process.returncode == 2 and "the same command goes on" in errors, errors
+                assert process.returncode == 2 and "repeat the command to continue" in errors, (
+                    errors
+                )
             else:
                 assert process.returncode == (-end if end == signal.SIGKILL else 128 + end)
             if "flipped" in fault:

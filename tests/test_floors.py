@@ -56,8 +56,8 @@ FLOORS: list[list[list[str]]] = [
     [
         [
             *("mirrors", "proof", "checkpoint", "lineage", "decode", "sample", "evaluate", "exam"),
-            *("programs", "packs", "coordinates", "ledger", "attempt", "train", "plan"),
-            *(*QUOTES, "prediction", "launch", "workers", "slurm"),
+            *("programs", "coordinates", "ledger", "attempt", "train", "packs", "plan"),
+            *(*QUOTES, "prediction", "launch", "workers"),
         ]
     ],
     [["harness"], ["stock", "hf_writer", "hf_reader"]],

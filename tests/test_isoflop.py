@@ -104,7 +104,9 @@ def test_the_interval_covers_the_exponent():
 
 
 def test_akima_takes_its_noise_in_units_of_the_loss():
-    one, two = (fit_isoflop(sweep(), method="akima", noise=s, bootstrap=300) for s in (0.004, 0.016))
+    one, two = (
+        fit_isoflop(sweep(), method="akima", noise=s, bootstrap=300) for s in (0.004, 0.016)
+    )
     assert one.se["exponent"] < two.se["exponent"]
     weighted = fit_isoflop(
         sweep(), method="akima", noise=0.01, weighted=True, median=True, bootstrap=300

@@ -109,7 +109,7 @@ def test_a_kernel_that_cannot_work_is_refused_and_auto_does_without(
 def test_documents_apart_never_go_through_a_kernel_that_mixes_them(monkeypatch):
     monkeypatch.setattr(kernels, "cudnn", lambda *qkv: pytest.fail("documents were mixed"))
     shape = dataclasses.replace(config.Model(), attention="cudnn")
-    found = kernels.attend(shape, *made(), segments_BT=SEGMENTS)
+    found = kernels.attend(shape, mesh.DEFAULT_RULES, *made(), segments_BT=SEGMENTS)
     np.testing.assert_array_equal(
         found, attention.causal(*made(), n_blocks=2, segments_BT=SEGMENTS)
     )

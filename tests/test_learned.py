@@ -122,7 +122,7 @@ def test_what_is_frozen_does_not_move(parent):
         before = jax.device_get(proof.by_path(state["params"]))
         rng = np.random.default_rng(0)
         batch = {"tokens": rng.integers(1, 255, (8, 33)).astype(np.int32)}
-        state, _ = program.step(state, meshes.place(program.mesh, batch))
+        state, _ = program.step(state, meshes.place(program.mesh, batch), program.inputs)
     after = jax.device_get(proof.by_path(state["params"]))
     same = {path for path in before if (before[path] == after[path]).all()}
     assert same == {"embed", "blocks/mlp/gate", "blocks/mlp/up", "blocks/mlp/down"}
@@ -134,7 +134,8 @@ def test_lower_layers_learn_slower():
     params = some_weights(SMALL)
     made = optim.make(knobs, SMALL, 10, names)
     ones = jax.tree.map(np.ones_like, params)
-    update, _ = made.update(ones, made.init(params), params)
+    inputs = optim.inputs(knobs, SMALL, names)
+    update, _ = made.update(ones, made.init(params), params, inputs=inputs)
     query = np.abs(update["blocks"]["attention"]["query"]).mean(axis=(1, 2, 3))
     np.testing.assert_allclose(query / query[-1], [0.25, 0.5, 1.0], rtol=1e-5)
     np.testing.assert_allclose(

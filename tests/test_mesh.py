@@ -81,8 +81,8 @@ def test_pieces_take_a_share_of_every_device_and_join_again():
 def test_rules_of_a_run_split_its_weights_and_leave_other_runs_alone():
     run = config.Run(mesh=config.Mesh(fsdp=2, tensor=2, rules={"embed": [], "mlp": "fsdp"}))
     device_mesh = mesh.make(run.mesh)
-    with mesh.rules(run.mesh):
-        assert mesh.sharding(device_mesh, "embed", "mlp").spec == PartitionSpec(None, "fsdp")
+    rules = mesh.ShardingRules.of(run.mesh)
+    assert rules.sharding(device_mesh, "embed", "mlp").spec == PartitionSpec(None, "fsdp")
     assert mesh.sharding(device_mesh, "embed", "mlp").spec == PartitionSpec("fsdp", "tensor")
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from lm import cache, config, mesh, model, moe, programs, records, train
+from lm import cache, config, layers, mesh, model, moe, programs, records, train
 
 SHAPE = config.Model(
     vocab_size=32, d_model=8, n_layers=2, n_heads=2, n_kv_heads=2, d_head=4, n_experts=4, d_expert=6
@@ -22,8 +22,12 @@ CROWDED = dataclasses.replace(SHAPE, dispatch="capacity", capacity=0.5)
 
 
 def experts(shape: config.Model) -> tuple[nnx.GraphDef, dict]:
-    module = jax.jit(lambda: nnx.split(moe.Experts(shape, nnx.Rngs(params=jax.random.key(0)))))
-    graph, weights = module()
+    def split():
+        rngs = nnx.Rngs(params=jax.random.key(0))
+        with layers.tree_mode():
+            return nnx.split(moe.Experts(shape, rngs, mesh.DEFAULT_RULES))
+
+    graph, weights = jax.jit(split)()
     weights = nnx.to_pure_dict(weights)
     if "bias" in weights:
         weights["bias"] = jnp.array([0.1, -0.1, 0.05, 0.0])
@@ -264,7 +268,8 @@ def test_a_step_moves_each_bias_by_the_rate_alone_and_the_same_on_a_mesh_of_expe
         with jax.set_mesh(device_mesh):
             state, found = program.init(0), []
             for _ in range(2):
-                state, metrics = program.step(state, mesh.place(device_mesh, {"tokens": tokens}))
+                batch = mesh.place(device_mesh, {"tokens": tokens})
+                state, metrics = program.step(state, batch, program.inputs)
                 found.append([float(metrics[k]) for k in sorted(metrics)])
         bias_LE = np.asarray(state["params"]["blocks"]["mlp"]["bias"])
         seen.append((found, bias_LE))

@@ -37,9 +37,10 @@ def test_a_run_of_one_step_has_a_learning_rate():
 def test_norms_do_not_decay_and_every_other_weight_does():
     params = jax.jit(lambda: model.init(SHAPE, 0))()
     knobs = config.Optim(lr=0.1, weight_decay=0.5, warmup=0.0, schedule="constant")
-    optimizer = optim.make(knobs, SHAPE, 10, model.axes(SHAPE))
+    axes = model.axes(SHAPE)
+    optimizer, inputs = optim.make(knobs, SHAPE, 10, axes), optim.inputs(knobs, SHAPE, axes)
     zeros = jax.tree.map(jnp.zeros_like, params)
-    update, _ = optimizer.update(zeros, optimizer.init(params), params)
+    update, _ = optimizer.update(zeros, optimizer.init(params), params, inputs=inputs)
     for path, moved in jax.tree_util.tree_leaves_with_path(update):
         is_norm = "norm" in jax.tree_util.keystr(path)
         assert bool((moved == 0).all()) == is_norm, path
@@ -48,13 +49,13 @@ def test_norms_do_not_decay_and_every_other_weight_does():
 
 def test_a_large_gradient_is_clipped_by_its_global_norm():
     params = jax.jit(lambda: model.init(SHAPE, 0))()
-    optimizer = optim.make(
-        config.Optim(clip=1.0, eps=1.0, weight_decay=0.0), SHAPE, 10, model.axes(SHAPE)
-    )
+    knobs, axes = config.Optim(clip=1.0, eps=1.0, weight_decay=0.0), model.axes(SHAPE)
+    optimizer, inputs = optim.make(knobs, SHAPE, 10, axes), optim.inputs(knobs, SHAPE, axes)
 
     def update(scale: float):
         gradient = jax.tree.map(lambda x: jnp.full_like(x, scale), params)
-        return optimizer.update(gradient, optimizer.init(params), params)[0]
+        gradient, _ = optim.clip_by_global_norm(gradient, knobs.clip)
+        return optimizer.update(gradient, optimizer.init(params), params, inputs=inputs)[0]
 
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4), update(1e3), update(1e6))
 

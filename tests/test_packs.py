@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from lm import attempt, checkpoint, config, launch, mesh, packs, records, train
+from lm import checkpoint, config, launch, mesh, model, packs, programs, records, train
 
 TOLERANCE = 1e-4  # of losses after a dozen steps: products of a batch of matrices add up elsewise
 
@@ -41,7 +41,7 @@ def pair(text_file, tmp_path_factory) -> tuple[list[config.Run], list[config.Run
     for run in alone:
         train.train(run)
     seen = []
-    reasons = train.together(packed, lambda run, row: seen.append((run.name, row["step"])))
+    reasons = packs.together(packed, lambda run, row: seen.append((run.name, row["step"])))
     assert reasons == {run.name: "" for run in packed}
     assert sorted(seen) == [(run.name, step) for run in packed for step in range(2, 13, 2)]
     return alone, packed
@@ -76,7 +76,7 @@ def test_a_run_that_diverges_leaves_the_pack_and_the_others_go_on(pair, tiny):
         run.dir = alone[0].dir
     wild = copy.deepcopy(runs[0])
     wild.name, wild.optim.lr = "mixed/wild", 1e38
-    reasons = train.together([runs[0], wild, runs[1]])
+    reasons = packs.together([runs[0], wild, runs[1]])
     assert "mixed/wild diverged: loss" in reasons.pop("mixed/wild")
     assert reasons == {run.name: "" for run in runs}
     assert records.read_facts(records.folder(wild))["status"] == "diverged"
@@ -95,9 +95,9 @@ def test_a_pack_stopped_by_a_signal_goes_on_to_the_same_bits(pair, tiny):
             signal.raise_signal(signal.SIGTERM)
 
     with pytest.raises(train.Interrupted, match="stopped/2 stopped by SIGTERM at step 8 of 12"):
-        train.together(runs, stop)
+        packs.together(runs, stop)
     assert [checkpoint.newest(run) for run in runs] == [8, 8, 8]
-    train.together(runs, stop)
+    packs.together(runs, stop)
     for one, other in zip(whole, runs, strict=True):
         assert losses(one) == losses(other)
         for a, b in zip(params(one), params(other), strict=True):
@@ -115,7 +115,7 @@ def test_runs_at_different_steps_are_not_packed_and_half_a_pack_is_made_anew(tin
     with pytest.raises(train.Interrupted):
         train.train(runs[2], stop)
     assert packs.level(runs) == (runs[:2], runs[2:])
-    train.together(runs)
+    packs.together(runs)
     facts = [records.read_facts(records.folder(run)) for run in runs]
     assert [f["status"] for f in facts] == ["diverged", "done", "done"]
     assert [(f["devices.pack"], f["attempts"]) for f in facts] == [(2, 1), (1, 2), (1, 2)]
@@ -134,21 +134,24 @@ def test_a_call_of_several_steps_does_what_single_ones_do(tiny):
 
 
 def test_a_step_of_a_call_is_traced_once(tiny, monkeypatch):
-    traced, step = [], packs.Pack._step
-    monkeypatch.setattr(packs.Pack, "_step", lambda *given: traced.append(1) or step(*given))
+    traced, losses = [], model.losses
+    monkeypatch.setattr(model, "losses", lambda *given: traced.append(1) or losses(*given))
     tiny.model.d_ff = 104  # what no other test lowers
     device_mesh = mesh.make(tiny.mesh)
-    pack = packs.Pack([tiny], device_mesh)
+    program, size = programs.build(tiny, device_mesh), programs.steps_per_call(tiny, device_mesh)
     with jax.set_mesh(device_mesh):
-        pack.lowered()
-    assert pack.size > 1 and len(traced) == 1
+        programs.lower_steps(program, size)
+    assert size > 1 and len(traced) == 1
 
 
 def test_a_call_ends_where_something_is_due(tiny, monkeypatch):
-    saved, save = [], attempt.Attempt.save
-    monkeypatch.setattr(
-        attempt.Attempt, "save", lambda self, state: saved.append(self.done) or save(self, state)
-    )
+    saved, save = [], checkpoint.Checkpoints.save
+
+    def save_and_count(self, step, *given):
+        saved.append(step)
+        save(self, step, *given)
+
+    monkeypatch.setattr(checkpoint.Checkpoints, "save", save_and_count)
     tiny.log_every, tiny.eval.every, tiny.checkpoint_every = 7, 5, 4
     train.train(tiny)
     folder = records.folder(tiny)
@@ -161,9 +164,9 @@ def test_a_call_has_fewer_steps_the_longer_they_take(tiny):
     device_mesh = mesh.make(tiny.mesh)
     large = copy.deepcopy(tiny)
     large.model.d_model, large.model.d_ff, large.data.batch_size = 2048, 8192, 4096
-    assert packs.Pack([tiny], device_mesh).size == 8
-    assert packs.Pack([large], device_mesh).size == 1
-    assert packs.Pack([dataclasses.replace(large, steps_per_call=3)], device_mesh).size == 3
+    assert programs.steps_per_call(tiny, device_mesh) == 8
+    assert programs.steps_per_call(large, device_mesh) == 1
+    assert programs.steps_per_call(dataclasses.replace(large, steps_per_call=3), device_mesh) == 3
 
 
 @pytest.mark.slow
@@ -186,7 +189,7 @@ def test_runs_of_every_kind_can_be_packed(tiny, knobs):
     alone, packed = variants(tiny, "alone")[1:], variants(tiny, "packed")[1:]
     for run in alone:
         train.train(run)
-    train.together(packed)
+    packs.together(packed)
     for one, other in zip(alone, packed, strict=True):
         np.testing.assert_allclose(losses(one), losses(other), rtol=TOLERANCE)
 
@@ -195,7 +198,10 @@ def test_runs_of_every_kind_can_be_packed(tiny, knobs):
     ("change", "words"),
     [
         (lambda run: setattr(run.model, "d_ff", 64), "model.d_ff=64 and x/0 48"),
-        (lambda run: setattr(run, "steps", 9), "steps=9 and x/0 12: runs of a pack may differ in"),
+        (
+            lambda run: setattr(run, "steps", 9),
+            "steps=9 and x/0 12: runs of one program may",
+        ),
         (lambda run: setattr(run.optim, "name", "lion"), "optim.name='lion'"),
     ],
 )
@@ -203,7 +209,7 @@ def test_runs_of_another_shape_are_refused_and_never_chosen(tiny, change, words)
     runs = variants(tiny, "x")
     change(runs[1])
     with pytest.raises(ValueError, match=words):
-        train.together(runs)
+        packs.together(runs)
     assert packs.choose(iter(runs), 3, set()) == [runs[0], runs[2]]
     assert packs.choose(iter(runs[1:]), 3, set()) == [runs[1]]
     assert not pathlib.Path(tiny.dir).exists()
@@ -238,7 +244,7 @@ def test_a_sweep_packs_what_it_can_and_what_breaks_in_a_pack_is_tried_alone(tiny
         return {run.name: "" for run in some}
 
     monkeypatch.setattr(train, "train", fake)
-    monkeypatch.setattr(train, "together", fake_pack)
+    monkeypatch.setattr(packs, "together", fake_pack)
     said = []
     launch.run_pending(
         [*runs, *more], on_end=lambda run, why: said.append((run.name, why)), max_vmapped=2

@@ -56,7 +56,8 @@ def test_one_step_moves_each_kind_of_weight_by_its_own_learning_rate(name):
     params = weights(shape, "mup")
     gradient = jax.tree.map(lambda w: jax.random.normal(jax.random.key(1), w.shape), params)
     optimizer = optim.make(knobs, shape, 10, model.axes(shape))
-    moved, _ = optimizer.update(gradient, optimizer.init(params), params)
+    inputs = optim.inputs(knobs, shape, model.axes(shape))
+    moved, _ = optimizer.update(gradient, optimizer.init(params), params, inputs=inputs)
     size = {
         "input": np.sqrt(np.mean(moved["embed"] ** 2)),
         "hidden": np.sqrt(np.mean(moved["blocks"]["mlp"]["up"] ** 2)),
@@ -81,8 +82,7 @@ def test_a_larger_epsilon_means_what_it_says():
     knobs = config.Optim(lr=1.0, eps=1.0, clip=0.0, warmup=0.0, schedule="constant", b1=0.0, b2=0.0)
     params = weights(shape, "mup")
     gradient = jax.tree.map(np.ones_like, params)
-    optimizer = optim.make(
-        dataclasses.replace(knobs, weight_decay=0.0), shape, 10, model.axes(shape)
-    )
-    moved, _ = optimizer.update(gradient, optimizer.init(params), params)
+    knobs, axes = dataclasses.replace(knobs, weight_decay=0.0), model.axes(shape)
+    optimizer, inputs = optim.make(knobs, shape, 10, axes), optim.inputs(knobs, shape, axes)
+    moved, _ = optimizer.update(gradient, optimizer.init(params), params, inputs=inputs)
     np.testing.assert_allclose(moved["embed"], -1 / (1 + 1 / 4), rtol=1e-6)

@@ -58,7 +58,7 @@ def test_changed_config_field_is_refused_by_name(run):
     records.start(run, {})
     before = (records.folder(run) / "config.json").read_text()
     run.optim.lr, run.model.d_model = 0.5, 64
-    with pytest.raises(ValueError, match=r"optim.lr=0.003, now 0.5: pick a new name") as error:
+    with pytest.raises(ValueError, match=r"optim.lr=0.003, now 0.5: choose a new name") as error:
         records.start(run, {})
     assert "model.d_model=128, now 64" in str(error.value)
     assert (records.folder(run) / "config.json").read_text() == before
@@ -88,6 +88,9 @@ def test_config_is_loaded_from_a_moved_folder(run, tmp_path):
     records.folder(run).rename(moved)
     loaded = records.read_config(moved)
     assert records.folder(loaded) == moved
+
+    found = records.read_config(moved)
+    assert records.folder(found) == moved
     with pytest.raises(ValueError, match="is not a run directory: config.json is missing"):
         records.read_config(tmp_path / "nothing")
 
@@ -95,7 +98,7 @@ def test_config_is_loaded_from_a_moved_folder(run, tmp_path):
 def test_broken_json_file_is_named(run):
     records.start(run, {})
     (records.folder(run) / "facts.json").write_text("{")
-    with pytest.raises(ValueError, match="facts.json is not readable as JSON"):
+    with pytest.raises(ValueError, match="facts.json is not valid JSON"):
         records.rows(run.dir)
 
 
@@ -145,3 +148,23 @@ def test_task_results_of_rows_and_evaluations_are_nested():
     assert records.task_result(row, "copy?length=4&p=0.5", "n") == task["n"]
     assert records.task_result(row, "sort") is None
     assert math.isnan(records.task_value({"task.a.brier": "nan"}, "a", "brier"))
+
+
+def test_a_run_directory_of_version_0_1_is_refused_in_one_line(tmp_path):
+    run = config.Run(name="old", dir=str(tmp_path))
+    records.start(run, {"code.version": "0.1.0"})
+    folder = records.folder(run)
+    assert records.read_facts(folder)["format"] == records.FORMAT
+    facts = records.read_facts(folder)
+    del facts["format"]
+    records.write_json(folder / "facts.json", facts)
+    for refused in (lambda: records.compare(run), lambda: records.read_config(folder)):
+        with pytest.raises(ValueError, match="was written by version 0.1.0, format=None") as error:
+            refused()
+        assert "\n" not in str(error.value)
+
+
+def test_only_the_primary_process_writes(tmp_path):
+    records.Writer(tmp_path, is_primary=False).write_facts(status="done")
+    records.Writer(tmp_path, is_primary=False).append("evals.jsonl", {"step": 1})
+    assert not list(tmp_path.iterdir())

@@ -180,7 +180,7 @@ def test_corrupt_checkpoint_in_a_bucket_is_quarantined(remote, bucket, tmp_path)
     program = programs.build(remote, mesh.make(remote.mesh))
     with checkpoint.Checkpoints(remote) as saved:
         assert saved.steps() == [8, 12]
-        assert saved.restore_newest(program.abstract)[0] == 12
+        assert saved.restore_newest(program.abstract).step == 12
     name = max(
         bucket.names("bucket/runs/s/tiny/checkpoints/12/state/"),
         key=lambda name: len(bucket.objects[name][0]),
@@ -189,8 +189,9 @@ def test_corrupt_checkpoint_in_a_bucket_is_quarantined(remote, bucket, tmp_path)
     data[len(data) // 2] ^= 16
     bucket.put(name, bytes(data))
     with checkpoint.Checkpoints(remote) as saved:
-        step, _, _, reasons = saved.restore_newest(program.abstract)
-    assert step == 8 and "set aside in gs://bucket/runs/s/tiny/damaged/12" in reasons[0]
+        restored = saved.restore_newest(program.abstract)
+    assert restored.step == 8
+    assert "moved to gs://bucket/runs/s/tiny/damaged/12" in restored.damage[0]
     moved = name.replace("checkpoints/12", "damaged/12")
     assert bucket.objects[moved][0] == bytes(data) and name not in bucket.objects
 

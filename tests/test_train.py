@@ -160,7 +160,7 @@ def test_evaluations_come_when_due_and_a_lost_one_is_filled_in(tiny):
 def test_a_changed_config_is_refused_before_any_compute(tiny):
     train.train(tiny)
     tiny.optim.lr = 1.0
-    with pytest.raises(ValueError, match="optim.lr=0.003, now 1.0: pick a new name"):
+    with pytest.raises(ValueError, match="optim.lr=0.003, now 1.0: choose a new name"):
         train.train(tiny)
 
 
@@ -184,7 +184,7 @@ def test_only_the_continuation_of_a_cut_row_is_learned(tiny):
         nats, _ = program.score(state["params"], mesh.place(program.mesh, {"tokens": tokens}))
         nats = np.asarray(nats)
         batch = mesh.place(program.mesh, {"tokens": tokens, "weights": weights})
-        _, metrics = program.step(state, batch)
+        _, metrics = program.step(state, batch, program.inputs)
     continued = float(np.average(nats, weights=weights))
     assert float(metrics["loss"]) == pytest.approx(continued, rel=1e-5)
 
@@ -216,7 +216,7 @@ def test_the_state_is_donated(tiny):
     with jax.set_mesh(program.mesh):
         state = program.init(0)
         tokens = mesh.place(program.mesh, {"tokens": np.ones((8, 33), np.int32)})
-        program.step(state, tokens)
+        program.step(state, tokens, program.inputs)
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state["params"]))
 
 
@@ -225,7 +225,8 @@ def test_the_first_step_is_golden(tiny):
     program = programs.build(tiny, mesh.make(config.Mesh()))
     tokens = np.tile(np.arange(33, dtype=np.int32) % 7 + 97, (8, 1))
     with jax.set_mesh(program.mesh):
-        _, metrics = program.step(program.init(0), mesh.place(program.mesh, {"tokens": tokens}))
+        batch = mesh.place(program.mesh, {"tokens": tokens})
+        _, metrics = program.step(program.init(0), batch, program.inputs)
     assert float(metrics["loss"]) == pytest.approx(GOLDEN["loss"], rel=1e-5)
     assert float(metrics["grad_norm"]) == pytest.approx(GOLDEN["grad_norm"], rel=1e-4)
 
