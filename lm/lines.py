@@ -1,6 +1,6 @@
 """Log-linear fits: N* against C, tokens against parameters."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -8,7 +8,7 @@ import numpy as np
 
 from lm import estimate, fit, judge, powers, solver, table
 
-OPTIONS = ("weights", *fit.RESAMPLING_OPTIONS)
+LINE_OPTIONS = ("weights", *fit.RESAMPLING_OPTIONS)
 
 
 def loglog(rows: table.Rows, x: str | Sequence[str], y: str, **options: Any) -> fit.Fit:
@@ -20,7 +20,9 @@ def loglog(rows: table.Rows, x: str | Sequence[str], y: str, **options: Any) -> 
     resample, seed, reach.
     """
     defaults = fit.FitOptions(loss="log_squares")
-    return fit_line(rows, x, y, "loglog", fit.parse_options("loglog", options, defaults, OPTIONS))
+    return fit_line(
+        rows, x, y, "loglog", fit.parse_options("loglog", options, defaults, LINE_OPTIONS)
+    )
 
 
 def fit_line(
@@ -30,7 +32,7 @@ def fit_line(
     xs = [x] if isinstance(x, str) else list(x)
     weights = [options.weights] if options.weights else []
     data = table.read(rows, [*xs, *weights, y], options.group, options.where)
-    problem = _build_problem(data, xs, y, law)
+    problem = _build_line_problem(data, xs, y, law)
     row_weights = data.columns[options.weights] if options.weights else None
     options = replace(options, loss="log_squares", delta=1e-3, where=None)
     result = estimate.estimate(problem, data, options, row_weights)
@@ -48,7 +50,7 @@ def fit_line(
     return result
 
 
-def _build_problem(data: table.Table, xs: list[str], y: str, law: str) -> estimate.Problem:
+def _build_line_problem(data: table.Table, xs: list[str], y: str, law: str) -> estimate.Problem:
     """Return the problem of a line: theta is log y at the center of the data, and the exponents."""
     inputs = powers.letter_inputs(xs)
     letters = list(inputs)
@@ -60,6 +62,15 @@ def _build_problem(data: table.Table, xs: list[str], y: str, law: str) -> estima
     line, p = powers.term(len(log_y), columns, 0.0), len(xs) + 1
     factors = [f"{letter}^{{{name}}}" for letter, name in zip(letters, names, strict=True)]
     output = {"N": "N", "D": "D"}.get(table.letter(y, 0, [y]), "y") + "*"
+
+    def natural(theta):
+        log_k = theta[:, 0] - sum(theta[:, k + 1] * c for k, c in enumerate(centers))
+        return {**{name: theta[:, k + 1] for k, name in enumerate(names)}, "k": np.exp(log_k)}
+
+    def values(params, *points):
+        powers_of_x = [x ** params[name] for name, x in zip(names, points, strict=True)]
+        return np.asarray(params["k"] * np.prod(powers_of_x, axis=0))
+
     return estimate.Problem(
         law=law,
         formula=f"{output} = {{k}} {' '.join(factors)}",
@@ -69,27 +80,11 @@ def _build_problem(data: table.Table, xs: list[str], y: str, law: str) -> estima
         starts=np.zeros((1, p)) + np.r_[log_y.mean(), np.zeros(p - 1)],
         lower=np.full(p, -1e3),
         upper=np.full(p, 1e3),
-        natural=_natural(names, centers),
-        values=_values(names),
+        natural=natural,
+        values=values,
         free=[*names, "k"],
         derive=lambda params: {"log10_k": np.log10(params["k"])},
     )
-
-
-def _natural(names: list[str], centers: list[float]) -> Callable[..., dict[str, np.ndarray]]:
-    def natural(theta: np.ndarray) -> dict[str, np.ndarray]:
-        log_k = theta[:, 0] - sum(theta[:, k + 1] * c for k, c in enumerate(centers))
-        return {**{name: theta[:, k + 1] for k, name in enumerate(names)}, "k": np.exp(log_k)}
-
-    return natural
-
-
-def _values(names: list[str]) -> Callable[..., np.ndarray]:
-    def values(params, *points):
-        factors = [v ** params[m] for m, v in zip(names, points, strict=True)]
-        return np.asarray(params["k"] * np.prod(factors, axis=0))
-
-    return values
 
 
 def _check_independent(xs: list[str], logs: list[np.ndarray]) -> None:

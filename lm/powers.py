@@ -5,8 +5,9 @@ log N, log B - beta log D). Each term is affine in the parameters, so gradients 
 exact and fast.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -117,8 +118,7 @@ def sum_of_powers(
     if len(inputs) == 2 and _spread(data, inputs) < MIN_SPREAD:
         result.max_off_line_factor = 1.5
         result.warnings.append(
-            "N and D lie on one line: A and B cannot be separated, predictions off the line are "
-            "refused"
+            "N and D lie on one line: A and B are not separable, predictions off it are refused"
         )
     return result
 
@@ -162,9 +162,8 @@ class PowerSum:
             terms.append(term(n, {index["E"]: 1.0}, 0.0))
         elif self.has_floor and self.fixed["E"] > 0:
             terms.append(term(n, {}, np.log(self.fixed["E"])))
-        for k, (coefficient, exponent) in enumerate(
-            zip(self.coefficients, self.exponents, strict=True)
-        ):
+        names = zip(self.coefficients, self.exponents, strict=True)
+        for k, (coefficient, exponent) in enumerate(names):
             columns, offset = {}, 0.0
             centered = self.log_x[k] - (self.centers[k] if coefficient in index else 0.0)
             if coefficient in index:
@@ -213,10 +212,8 @@ class PowerSum:
     def values(self, params: Mapping[str, Any], *points: np.ndarray) -> np.ndarray:
         """Return L at the inputs."""
         total = params.get("E", 0.0)
-        for coefficient, exponent, point in zip(
-            self.coefficients, self.exponents, points, strict=True
-        ):
-            total = total + params[coefficient] * point ** -params[exponent]
+        for name, exponent, x in zip(self.coefficients, self.exponents, points, strict=True):
+            total = total + params[name] * x ** -params[exponent]
         return np.asarray(total)
 
     def bounds(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -279,7 +276,7 @@ def _build_problem(
         values=model.values,
         free=model.free,
         fixed=model.fixed,
-        derive=_derive(law, model.exponents),
+        derive=partial(_derive, law),
         watch=[name for name in model.exponents if name in model.free],
     )
 
@@ -296,26 +293,18 @@ def _formula(law: str, letters: list[str], model: PowerSum) -> str:
     floor = "{E} + " if model.has_floor else ""
     if law == "overtrained":
         return f"L(C, M) = {floor}" + "({a} M^{eta} + {b} M^-{eta}) C^-{eta}"
-    terms = [
-        f"{{{coefficient}}} {letter}^-{{{exponent}}}"
-        for coefficient, exponent, letter in zip(
-            model.coefficients, model.exponents, letters, strict=True
-        )
-    ]
+    names = zip(model.coefficients, letters, model.exponents, strict=True)
+    terms = [f"{{{coefficient}}} {x}^-{{{exponent}}}" for coefficient, x, exponent in names]
     return f"L({', '.join(letters)}) = {floor}" + " + ".join(terms)
 
 
-def _derive(law: str, exponents: list[str]) -> Callable[[dict[str, Any]], dict[str, Any]]:
-    """Return the function of the derived parameters: exponents of N* and D*, or a, b, eta."""
-
-    def derive(p: dict[str, Any]) -> dict[str, Any]:
-        if law == "overtrained":
-            eta = p["alpha"] / 2
-            return {"a": p["A"] * 6**eta, "b": p["B"] * 6**eta, "eta": eta}
-        if law == "chinchilla":
-            alpha, beta = p[exponents[0]], p[exponents[1]]
-            a = beta / np.maximum(alpha + beta, 1e-12)
-            return {"a": a, "b": 1 - a}
-        return {}
-
-    return derive
+def _derive(law: str, p: dict[str, Any]) -> dict[str, Any]:
+    """Return the derived parameters: the exponents of N* and D*, or a, b and eta."""
+    if law == "overtrained":
+        eta = p["alpha"] / 2
+        return {"a": p["A"] * 6**eta, "b": p["B"] * 6**eta, "eta": eta}
+    if law == "chinchilla":
+        alpha, beta = p["alpha"], p.get("beta", p["alpha"])
+        a = beta / np.maximum(alpha + beta, 1e-12)
+        return {"a": a, "b": 1 - a}
+    return {}

@@ -1,4 +1,4 @@
-"""From loss to accuracy, in one step and in two."""
+"""Accuracy from loss, the two-step law and the one-step law."""
 
 import json
 
@@ -21,12 +21,12 @@ def tasks(noise=0.0, seed=0, n=30):
     ]
 
 
-def test_a_sigmoid_comes_back():
+def test_a_sigmoid_is_recovered():
     fit = laws.ability(tasks(), x="loss", y="acc", chance=0.25, bootstrap=0)
     assert fit.params == pytest.approx({"a": -0.75, "x0": 0.9, "k": 4.0, "b": 1.0}, rel=1e-3)
 
 
-def test_its_bounds_are_kept():
+def test_a_sigmoid_respects_its_bounds():
     fit = laws.ability(tasks(0.02), x="loss", y="acc", chance=0.25)
     assert -1 <= fit.params["a"] <= 0 <= fit.params["b"] <= 1
     for loss in (0.01, 5.0):
@@ -52,7 +52,7 @@ def test_an_anchor_is_a_point_but_not_a_run():
     assert abs(held.predict(0.01).value - 1) <= abs(free.predict(0.01).value - 1) + 1e-9
 
 
-def test_evaluations_of_one_run_are_smoothed_and_resampled_together():
+def test_evaluations_of_a_run_are_smoothed_and_grouped():
     rng = np.random.default_rng(0)
     rows = [
         {
@@ -76,7 +76,7 @@ def test_a_task_at_chance_is_refused():
         laws.ability(rows, x="loss", y="acc", chance=0.25)
 
 
-def test_accuracies_in_per_cent_are_refused_by_name():
+def test_accuracies_in_percent_are_refused_by_name():
     rows = [{**row, "acc": 100 * row["acc"]} for row in tasks()]
     with pytest.raises(ValueError, match="between 0 and 1 .*r0"):
         laws.ability(rows, x="loss", y="acc")
@@ -95,7 +95,7 @@ def chinchilla_rows(noise=0.003):
     ]
 
 
-def test_a_chain_is_the_second_step_of_the_first_with_the_doubts_of_both():
+def test_a_chain_has_the_uncertainty_of_both_steps():
     step1 = laws.chinchilla(chinchilla_rows(), n="params", d="tokens", y="loss")
     step2 = laws.ability(tasks(0.01), x="loss", y="acc", chance=0.25)
     chain = laws.chain(step1, step2)

@@ -1,4 +1,4 @@
-"""Profiles and the next run."""
+"""Profile likelihood and the next run."""
 
 from typing import Any
 
@@ -44,13 +44,13 @@ def test_a_profile_follows_the_prediction(fit):
     assert found.predictions[-1] > found.predictions[0] and "prediction changes from" in str(found)
 
 
-def test_a_flat_valley_says_so():
+def test_a_flat_objective_is_reported():
     near = laws.power(rows()[:6], x="params", y="loss", bootstrap=0)
     found = laws.profile(near, "alpha", values=np.geomspace(0.1, 1.0, 8).tolist())
     assert found.flat and "the objective is flat" in str(found)
 
 
-def test_an_unknown_parameter_lists_the_known(fit):
+def test_an_unknown_parameter_lists_the_known_names(fit):
     with pytest.raises(ValueError, match="known: E, A, B, alpha, beta"):
         laws.profile(fit, "gamma")
     line = laws.loglog(rows(), x="params", y="loss", bootstrap=0)
@@ -58,7 +58,7 @@ def test_an_unknown_parameter_lists_the_known(fit):
         laws.profile(line, "exponent")
 
 
-def test_the_advised_run_is_within_budget_and_narrows_the_target(fit):
+def test_advice_is_within_budget_and_narrows_the_target(fit):
     target = (2e10, 4e11)
     small, large = (laws.advise(fit, c, target) for c in (1e19, 1e21))
     assert small.flops <= 1e19 * 1.001 and large.flops <= 1e21 * 1.001
@@ -66,7 +66,7 @@ def test_the_advised_run_is_within_budget_and_narrows_the_target(fit):
     assert "the standard deviation of the prediction changes from" in str(large)
 
 
-def test_the_advised_run_is_better_than_a_repeat_when_made(fit):
+def test_advice_is_better_than_a_repeat(fit):
     """Expected variance is what happens: refit with the run's expected result and measure."""
     target = (2e10, 4e11)
     advice = laws.advise(fit, 1e21, target)
@@ -89,7 +89,7 @@ def test_candidates_and_costs_may_be_given(fit):
         laws.advise(fit, 1e10, (2e10, 4e11))
 
 
-def test_the_next_run_has_tokens_a_parameter_as_the_fitted_ones_had():
+def test_advice_has_tokens_per_parameter_of_the_fitted_runs():
     rng = np.random.default_rng(0)
     sweep = [
         {"N": n, "D": n * m, "L": (1.7 + 400 * n**-0.34 + 400 * (n * m) ** -0.28) * np.exp(noise)}

@@ -1,4 +1,4 @@
-"""Uncertainty and doubt: intervals cover the truth, runs stay whole, weak data are refused."""
+"""Estimation: coverage of intervals, resampling of whole runs, diagnostics."""
 
 from typing import Any
 
@@ -34,7 +34,7 @@ def share(hits):
 
 
 @pytest.mark.slow
-def test_intervals_of_seven_runs_cover_the_next_size_in_200_draws():
+def test_intervals_of_seven_runs_cover_the_next_size():
     sizes, target = np.geomspace(3e4, 2e6, 7), 4e6
     hits = {"new": [], "alpha": [], "E": []}
     for seed in range(200):
@@ -59,7 +59,7 @@ def test_intervals_of_seven_runs_cover_the_next_size_in_200_draws():
 
 
 @pytest.mark.slow
-def test_intervals_of_a_chinchilla_sweep_cover_the_truth_in_200_draws():
+def test_intervals_of_a_chinchilla_sweep_cover_the_truth():
     start = [{"E": 1.5, "A": 200, "B": 400, "alpha": 0.3, "beta": 0.25}]
     hits = {name: [] for name in [*TRUTH, "a", "law"]}
     for seed in range(200):
@@ -77,7 +77,7 @@ def test_intervals_of_a_chinchilla_sweep_cover_the_truth_in_200_draws():
         share(found)
 
 
-def test_parameters_come_back_within_their_noise():
+def test_parameters_are_recovered_within_their_noise():
     fit = laws.chinchilla(
         design(12, (5, 20, 80, 320), 0.002, 0), n="params", d="tokens", y="loss", loss="log_squares"
     )
@@ -88,7 +88,7 @@ def test_parameters_come_back_within_their_noise():
     assert fit.params["beta"] == pytest.approx(0.3, abs=0.02)
 
 
-def test_checkpoints_of_a_run_and_branches_of_a_trunk_are_not_independent():
+def test_checkpoints_and_branches_are_resampled_together():
     rng = np.random.default_rng(0)
     rows = [
         {"run": f"{n:.3g}", "tokens": n * r, "params": n, "loss": loss(n, n * r) * np.exp(shift)}
@@ -109,7 +109,7 @@ def test_checkpoints_of_a_run_and_branches_of_a_trunk_are_not_independent():
     assert "240 rows have 40 trunks" in str(of_trunks) and "trunks" not in str(apart)
 
 
-def test_a_trunk_is_no_run_of_a_law():
+def test_a_trunk_run_is_excluded_from_a_law():
     rows = [
         {"name": f"{n:.3g}-{r}", "start.run": f"{n:.3g}-trunk", "start.keep": "state"}
         | {"params": n, "tokens": n * r, "loss": loss(n, n * r)}
@@ -125,7 +125,7 @@ def test_a_trunk_is_no_run_of_a_law():
     assert fit.n == 12 and reasons == {"trunk run, represented by its branches"}
 
 
-def test_fewer_runs_than_parameters_are_refused_and_as_many_have_no_interval():
+def test_rows_must_outnumber_parameters_for_an_interval():
     rows = design(2, (5, 320), 0.0, 0)
     with pytest.raises(ValueError, match="5 free parameters and only 4 rows"):
         laws.chinchilla(rows, n="params", d="tokens", y="loss")
@@ -134,7 +134,7 @@ def test_fewer_runs_than_parameters_are_refused_and_as_many_have_no_interval():
     assert np.isnan(fit.predict(1e9, 1e10).lo)
 
 
-def test_unknown_choices_list_the_known_ones():
+def test_unknown_choices_list_the_known_choices():
     rows = design(4, (5, 20), 0.0, 0)
     names: dict[str, Any] = {"n": "params", "d": "tokens", "y": "loss"}
     with pytest.raises(ValueError, match="known: huber, absolute, log_squares, squares"):
@@ -145,11 +145,11 @@ def test_unknown_choices_list_the_known_ones():
         laws.chinchilla(rows, **names, fixed={"gamma": 1})
 
 
-def test_an_optimiser_that_stops_short_is_named(monkeypatch):
-    whole = solver.minimise
+def test_a_fit_that_has_not_converged_has_a_warning(monkeypatch):
+    minimise = solver.minimise
 
     def short(objective, theta, lower, upper, log_y, weights=None, iterations=1, tolerance=0.0):
-        return whole(objective, theta, lower, upper, log_y, weights, 1, 0.0)
+        return minimise(objective, theta, lower, upper, log_y, weights, 1, 0.0)
 
     monkeypatch.setattr(solver, "minimise", short)
     start = [{"E": 0.5, "A": 9000, "B": 20, "alpha": 0.9, "beta": 0.1}]
@@ -158,11 +158,11 @@ def test_an_optimiser_that_stops_short_is_named(monkeypatch):
     assert any("has not converged" in text for text in fit.warnings)
 
 
-def test_a_fit_that_equals_its_start_is_named(monkeypatch):
-    whole = solver.minimise
+def test_a_fit_that_equals_its_start_has_a_warning(monkeypatch):
+    minimise = solver.minimise
 
     def still(objective, theta, lower, upper, log_y, weights=None, iterations=1, tolerance=0.0):
-        return whole(objective, theta, lower, upper, log_y, weights, 0, 0.0)
+        return minimise(objective, theta, lower, upper, log_y, weights, 0, 0.0)
 
     monkeypatch.setattr(solver, "minimise", still)
     start = [{"E": 0.5, "A": 9000, "B": 20, "alpha": 0.9, "beta": 0.1}]

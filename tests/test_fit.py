@@ -1,4 +1,4 @@
-"""What a fit says: predictions with honest intervals, a line like a paper's, plain JSON."""
+"""Output of a fit: predictions with intervals, text, JSON."""
 
 import json
 
@@ -23,20 +23,20 @@ def fit():
     return laws.power(rows(), x="params", y="loss")
 
 
-def test_it_reads_like_a_line_of_a_paper(fit):
+def test_a_fit_prints_as_a_formula_with_intervals(fit):
     line = str(fit).splitlines()[0]
     assert line.startswith("L(N) = 1.225 + 32.37 N^-0.309") and line.endswith("n = 7 runs")
     assert "alpha 0.309 [0." in line
 
 
-def test_it_names_its_columns_its_loss_and_its_back_test(fit):
+def test_a_fit_prints_its_columns_loss_and_back_test(fit):
     text = str(fit)
     assert "N = params, L = loss" in text and "log_squares" in text and "back-test:" in text
     huber = laws.power(rows(), x="params", y="loss", loss="huber", bootstrap=0)
     assert "huber delta 0.001" in str(huber)
 
 
-def test_it_turns_into_json_without_loss(fit):
+def test_a_fit_converts_to_json_exactly(fit):
     back = json.loads(json.dumps(fit.to_dict()))
     assert back["params"] == fit.params and back["n"] == 7
     assert back["intervals"]["alpha"] == list(fit.interval("alpha"))
@@ -63,7 +63,7 @@ def test_an_extrapolation_beyond_reach_is_marked(fit):
     assert far.factor == pytest.approx(100) and "100 times beyond the fitted N" in str(far)
 
 
-def test_an_input_that_is_no_size_is_refused(fit):
+def test_an_input_that_is_not_positive_is_refused(fit):
     for wrong in (0, -1, float("nan")):
         with pytest.raises(ValueError, match="must be a positive number"):
             fit.predict(wrong)
@@ -71,7 +71,7 @@ def test_an_input_that_is_no_size_is_refused(fit):
         fit.predict(1, 2)
 
 
-def test_an_unknown_interval_lists_the_known():
+def test_an_unknown_interval_lists_the_known_names():
     fit = laws.power(rows(), x="params", y="loss", bootstrap=50)
     with pytest.raises(ValueError, match="known: .*alpha"):
         fit.interval("beta")

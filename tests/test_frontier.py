@@ -1,4 +1,4 @@
-"""Envelope of curves and allocation of budgets."""
+"""Envelope of learning curves and allocation of budgets."""
 
 import numpy as np
 import pytest
@@ -37,7 +37,7 @@ def test_the_convex_envelope_is_that_of_scipy():
     assert np.allclose(sorted(np.exp(c[falling])), fit.envelope.flops)
 
 
-def test_an_envelope_on_the_edge_of_the_sweep_is_doubted():
+def test_an_envelope_at_the_edge_of_the_sweep_has_a_warning():
     fit = laws.envelope(curves(), n="params", y="loss", bootstrap=0)
     assert any("smallest or largest model" in text for text in fit.warnings)
 
@@ -55,7 +55,7 @@ def test_no_other_split_of_the_budget_has_less_loss():
         assert loss(best.n * factor, best.d / factor) > best.loss
 
 
-def test_the_runs_own_flops_per_parameter_and_token_may_be_used():
+def test_flops_per_param_token_sets_the_budget_equation():
     assert 8 * laws.allocation(LAW, 1e22, 8).n * laws.allocation(LAW, 1e22, 8).d == pytest.approx(
         1e22
     )

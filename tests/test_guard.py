@@ -71,7 +71,7 @@ def test_of_many_that_start_at_once_one_trains(folder):
 def test_the_claim_of_a_dead_process_is_taken_over(folder):
     gone = subprocess.Popen([sys.executable, "-c", ""])
     os.waitid(os.P_PID, gone.pid, os.WEXITED | os.WNOWAIT)
-    mine = json.loads(guard._said(held=True))
+    mine = json.loads(guard._claim_contents(held=True))
     claim(folder, **mine | {"pid": gone.pid})  # ended, though nobody has waited for it yet
     assert not guard.is_alive(folder)
     gone.wait()
@@ -82,7 +82,7 @@ def test_the_claim_of_a_dead_process_is_taken_over(folder):
 
 
 def test_a_process_that_sleeps_on_this_machine_keeps_its_run(folder):
-    claim(folder, age=1e6, **{**json.loads(guard._said(held=True)), "time": 0.0})
+    claim(folder, age=1e6, **{**json.loads(guard._claim_contents(held=True)), "time": 0.0})
     with pytest.raises(guard.Taken):
         guard.Guard(folder).__enter__()
 

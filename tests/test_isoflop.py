@@ -1,4 +1,4 @@
-"""IsoFLOP minima: truth, bias, and the refusal of minima that the data do not hold."""
+"""IsoFLOP law: recovery, bias, and exclusion of budgets without a minimum."""
 
 import numpy as np
 import pytest
@@ -39,7 +39,7 @@ def test_parameters_and_tokens_share_the_budget():
     assert str(n).startswith("N* = ") and str(d).startswith("D* = ")
 
 
-def test_a_vertex_outside_its_sizes_is_dropped_and_named_unless_asked_for():
+def test_a_vertex_outside_its_sizes_is_excluded_by_default():
     rows = sweep()
     for row in rows:
         if row["flops"] == 1e19 and row["params"] < 2e9:
@@ -73,7 +73,7 @@ def test_too_few_budgets_are_refused_with_the_reasons():
         fit_isoflop(rows)
 
 
-def test_budgets_may_be_listed_and_rows_near_none_are_named():
+def test_rows_near_no_listed_budget_are_excluded_by_name():
     rows = [
         {**row, "flops": row["flops"] * (1.04 if i % 2 else 1)} for i, row in enumerate(sweep())
     ]
@@ -83,7 +83,7 @@ def test_budgets_may_be_listed_and_rows_near_none_are_named():
     assert [budget.n_runs for budget in fit.budgets] == [9] * 5
 
 
-def test_only_the_nearest_runs_are_used_when_asked():
+def test_nearest_limits_the_runs_of_a_parabola():
     wide, narrow = (
         fit_isoflop(sweep(0.4, 0.2), bootstrap=0),
         fit_isoflop(sweep(0.4, 0.2), nearest=3, bootstrap=0),
@@ -114,7 +114,7 @@ def test_akima_takes_its_noise_in_units_of_the_loss():
     assert weighted.params["exponent"] == pytest.approx(0.5, abs=0.05)
 
 
-def test_a_budget_that_decides_the_exponent_is_named():
+def test_an_influential_budget_has_a_warning():
     rows = sweep(noise=0.0)
     for row in rows:
         if row["flops"] == 1e20:
@@ -124,7 +124,7 @@ def test_a_budget_that_decides_the_exponent_is_named():
     assert any("one budget decides: without 1e+20" in text for text in fit.warnings)
 
 
-def test_branches_that_share_a_trunk_across_budgets_are_a_doubt():
+def test_trunks_shared_across_budgets_have_a_warning():
     alone = sweep(sizes=5)
     shared = [{**row, "start.run": f"trunk-{i % 5}", "start.keep": "state"}
               for i, row in enumerate(alone)]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Scores on rows that a fit has not seen, forms and conventions side by side."""
+"""Back-test, hold-out, and comparison of laws and conventions."""
 
 from typing import Any
 
@@ -32,7 +32,7 @@ def fit():
     return laws.chinchilla(rows(), **NAMES, loss="log_squares")
 
 
-def test_a_back_test_predicts_only_larger_rungs(fit):
+def test_a_back_test_predicts_only_larger_levels(fit):
     score = laws.backtest(fit)
     size = {row["name"]: row["params"] * row["tokens"] for row in rows()}
     order = sorted(size, key=lambda name: size[name])
@@ -44,7 +44,7 @@ def test_a_back_test_predicts_only_larger_rungs(fit):
     assert str(score) in str(fit)
 
 
-def test_a_back_test_may_go_by_another_column(fit):
+def test_a_back_test_can_use_another_column(fit):
     score = laws.backtest(fit, by="params")
     sizes = {row["name"]: row["params"] for row in rows()}
     trained = {one["trained_on"] for one in score.predictions}
@@ -52,7 +52,7 @@ def test_a_back_test_may_go_by_another_column(fit):
     assert min(sizes[one["name"]] for one in score.predictions) > 1e7
 
 
-def test_too_few_rungs_have_no_score():
+def test_too_few_levels_have_no_score():
     few = laws.power(rows()[::6], x="params", y="loss", bootstrap=0)
     assert "none possible" in str(few.score)
 
@@ -70,7 +70,7 @@ def test_held_out_rows_are_scored_with_coverage(fit):
     assert score.mean < 0.01 and score.coverage == 1
 
 
-def test_forms_are_ranked_by_held_out_error_and_not_by_their_own(fit):
+def test_laws_are_ranked_by_held_out_error(fit):
     forms = {
         "N and D": fit,
         "N alone": laws.power(rows(), x="params", y="loss"),
@@ -82,7 +82,7 @@ def test_forms_are_ranked_by_held_out_error_and_not_by_their_own(fit):
     assert errors == sorted(errors) and "held-out error" in str(table)
 
 
-def test_conventions_stand_side_by_side():
+def test_conventions_are_rows_of_a_table():
     table = laws.conventions(laws.power, rows(), x=["params", "total"], y="loss", bootstrap=100)
     assert [row["x"] for row in table.rows] == ["params", "total"]
     assert table.rows[0]["alpha"] < table.rows[1]["alpha"]

@@ -1,7 +1,6 @@
-"""Published fits, reproduced through the public functions with the recipe as arguments.
+"""Published fits, reproduced through the public functions.
 
-The rows and the accepted numbers stand in notebooks/data/published; its README says where they come
-from.
+The rows and the accepted numbers are in notebooks/data/published. Its README lists their sources.
 """
 
 import csv
@@ -210,7 +209,7 @@ def test_the_docstring_example_compiles():
     ("law", "option", "remedy"),
     [
         (laws.power, "bootstap", "use bootstrap, the nearest"),
-        (laws.power, "tied", "use one of these names"),
+        (laws.power, "exclusions", "use one of these names"),
         (laws.chinchilla, "tie", "use tied, the nearest"),
         (laws.loglog, "weight", "use weights, the nearest"),
         (laws.isoflop, "tolerence", "use tolerance, the nearest"),
@@ -230,7 +229,7 @@ def test_try_fit_returns_the_fit_or_the_reason():
     assert fit.params["alpha"] == pytest.approx(0.3) and reason == ""
 
 
-def test_every_public_name_says_what_it_does():
+def test_all_public_names_are_documented():
     for name in laws.__all__:
         assert len(getattr(laws, name).__doc__ or "") > 80, name
         assert name in (laws.__doc__ or ""), name

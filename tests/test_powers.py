@@ -1,4 +1,4 @@
-"""Sums of power terms: known laws come back, options do what they say, weak designs are refused."""
+"""Sums of power laws: recovery of known laws, options, refusal of weak designs."""
 
 from typing import Any
 
@@ -29,7 +29,7 @@ def sweep(noise=0.0, ratios=RATIOS, seed=0):
 
 
 @pytest.mark.parametrize("loss", ["huber", "absolute", "log_squares", "squares"])
-def test_a_law_without_noise_comes_back_under_every_loss(loss):
+def test_a_law_without_noise_is_recovered_by_each_loss(loss):
     found = laws.chinchilla(sweep(), **NAMES, loss=loss, bootstrap=0).params
     for name, true in {"E": E, "A": A, "B": B, "alpha": ALPHA, "beta": BETA}.items():
         assert found[name] == pytest.approx(true, rel=1e-4)
@@ -48,7 +48,7 @@ def test_one_start_is_enough_when_it_is_the_only_one():
     assert fit.starts == 1 and fit.objective == pytest.approx(many.objective, rel=1e-6)
 
 
-def test_fixed_parameters_stay_and_the_others_answer():
+def test_fixed_parameters_are_not_fitted():
     fit = laws.chinchilla(sweep(), **NAMES, fixed={"alpha": ALPHA, "A": A}, bootstrap=50)
     assert fit.params["alpha"] == ALPHA and fit.params["A"] == A and fit.free == ["E", "B", "beta"]
     assert fit.params["B"] == pytest.approx(B, rel=1e-4)
@@ -113,7 +113,7 @@ def test_one_width_only_is_refused():
         laws.chinchilla([row for row in sweep() if row["params"] == SIZES[0]], **NAMES)
 
 
-def test_collinear_runs_predict_along_their_ray_and_nowhere_else():
+def test_collinear_runs_predict_only_along_their_line():
     fit = laws.chinchilla(sweep(0.002, ratios=(20.0,)), **NAMES, loss="log_squares", bootstrap=50)
     assert any("one line" in text for text in fit.warnings)
     assert fit.predict(2e10, 4e11).value == pytest.approx(
@@ -125,7 +125,7 @@ def test_collinear_runs_predict_along_their_ray_and_nowhere_else():
         laws.allocation(fit, 1e22)
 
 
-def test_an_exponent_that_runs_do_not_determine_is_said_to_be_so():
+def test_an_undetermined_exponent_has_a_warning():
     near = [
         r
         for n in (1e8, 1.15e8, 1.3e8)
@@ -143,6 +143,6 @@ def test_an_exponent_that_runs_do_not_determine_is_said_to_be_so():
     assert any(text.startswith("alpha ") and "determine" in text for text in fit.warnings)
 
 
-def test_starts_that_miss_a_parameter_are_refused():
+def test_starts_without_a_parameter_are_refused():
     with pytest.raises(ValueError, match="neither E nor log_E"):
         laws.power(sweep(), x="params", y="loss", starts={"A": [1.0], "alpha": [0.3]})

@@ -29,7 +29,7 @@ def rows(noise=0.0, seed=0):
     return result
 
 
-def test_the_worth_of_repeats_comes_back():
+def test_the_value_of_repeats_is_recovered():
     fit = laws.data_constrained(rows(), **NAMES, base=BASE, bootstrap=0)
     assert fit.params == pytest.approx({"R_D": 15.4, "R_N": 5.3}, rel=1e-4)
     data = rows(0.004)
@@ -41,13 +41,13 @@ def test_the_worth_of_repeats_comes_back():
     assert found.value == pytest.approx(data[3]["loss"], rel=0.02)
 
 
-def test_without_a_base_law_it_is_fitted_along():
+def test_a_missing_base_law_is_fitted_too():
     fit = laws.data_constrained(rows(0.001), **NAMES, bootstrap=0)
     assert fit.params == pytest.approx({"R_D": 15.4, "R_N": 5.3}, rel=0.1)
     assert fit.base["alpha"] == pytest.approx(0.3527, abs=0.01)
 
 
-def test_data_seen_once_are_worth_what_the_base_law_says():
+def test_data_seen_once_follow_the_base_law():
     fit = laws.data_constrained(rows(), **NAMES, base=BASE, excess=False, bootstrap=0)
     plain = 1.87 + 521 * 1e8**-0.3527 + 1488 * 1e10**-0.3527
     assert fit.predict(1e8, 1e10, 1e10).value == pytest.approx(plain)
@@ -55,7 +55,7 @@ def test_data_seen_once_are_worth_what_the_base_law_says():
     assert fit.free == ["R_D"]
 
 
-def test_a_parameter_may_be_held_and_starts_given():
+def test_r_can_be_fixed_and_starts_given():
     fit = laws.data_constrained(rows(), **NAMES, base=BASE, fixed={"R_N": 5.3}, bootstrap=0)
     assert fit.free == ["R_D"] and fit.params["R_D"] == pytest.approx(15.4, rel=1e-4)
     one = laws.data_constrained(

@@ -1,4 +1,4 @@
-"""The batched minimiser: exact gradients, bounds, stacks that do not mix, sums and not means."""
+"""Batched minimizer: exact gradients, bounds, independent problems."""
 
 import numpy as np
 import pytest
@@ -46,7 +46,7 @@ def test_the_minimum_is_not_above_that_of_scipy(loss):
     assert found.converged[0] and found.gradient[0] < 1e-4
 
 
-def test_problems_of_a_stack_do_not_touch_each_other():
+def test_problems_of_a_batch_are_independent():
     starts = np.array([[0.0, 3.0, 0.2], [0.5, -1.0, 1.0], [-1.0, 0.0, 0.05]])
     weights = np.random.default_rng(0).integers(0, 3, (3, 30)).astype(float)
     goal = objective("huber")
@@ -57,7 +57,7 @@ def test_problems_of_a_stack_do_not_touch_each_other():
         assert alone.theta[0] == pytest.approx(together.theta[i], abs=1e-7)
 
 
-def test_a_bound_is_kept_and_its_gradient_is_no_doubt():
+def test_a_parameter_at_its_bound_converges():
     found = solver.minimise(
         objective("log_squares"), START, LOWER, np.array([5.0, 40.0, 0.25]), LOG_Y
     )
@@ -65,7 +65,7 @@ def test_a_bound_is_kept_and_its_gradient_is_no_doubt():
     assert found.gradient[0] < 1e-4
 
 
-def test_least_absolute_deviations_are_the_limit_of_a_small_delta():
+def test_the_absolute_loss_is_the_limit_of_a_small_delta():
     found = solver.minimise(objective("absolute", 1e-7), START, LOWER, UPPER, LOG_Y)
     value, *_ = objective("log_squares")(found.theta, LOG_Y, None)
     assert found.value[0] == pytest.approx(
@@ -78,7 +78,7 @@ def law(theta):
     return np.exp(theta[1] - theta[2] * (np.log(N) - np.log(N).mean()))
 
 
-def test_a_curve_with_a_jacobian_finds_what_the_sum_of_exponentials_finds():
+def test_curve_and_log_sum_exp_have_the_same_minimum():
     def log_f(theta):
         floor, term = np.exp(theta[:, :1]), np.stack([law(t) for t in theta])
         away = np.log(N) - np.log(N).mean()

@@ -1,4 +1,4 @@
-"""Rows before a fit: what is left out is named, what is wrong is refused by name."""
+"""Selection of rows: exclusions are listed, wrong rows are refused by name."""
 
 import pytest
 
@@ -11,12 +11,12 @@ def fit(rows, **options):
     return laws.power(rows, x="params", y="loss", bootstrap=0, **options)
 
 
-def test_a_column_that_no_row_has_is_refused_with_the_known_ones():
+def test_an_unknown_column_is_refused_with_the_known_columns():
     with pytest.raises(ValueError, match=r"no row has a column 'flops'.*params, loss"):
         laws.power(GOOD, x="flops", y="loss")
 
 
-def test_diverged_and_unfinished_rows_are_left_out_and_named():
+def test_diverged_and_unfinished_rows_are_excluded_by_name():
     bad = [
         {"name": "boom", "params": 1e9, "loss": 9.0, "status": "diverged"},
         {"name": "empty", "params": 1e9, "loss": ""},
@@ -47,7 +47,7 @@ def test_repeats_of_one_run_are_kept_and_resampled_together():
     assert found.seed_noise == pytest.approx(0.001 / 2**0.5, rel=0.01)
 
 
-def test_an_exclusion_rule_is_an_argument_and_leaves_its_trace():
+def test_rows_excluded_by_where_are_listed_with_the_reason():
     rows = [{**row, "keep": i % 2} for i, row in enumerate(GOOD)]
     found = fit(rows, where={"keep": 1})
     assert found.n == 3 and found.excluded[0] == ("r3", "keep is 0, not 1")
@@ -66,12 +66,12 @@ def curve(losses):
     return [{"run": "a", "tokens": str(i), "loss": str(v)} for i, v in enumerate(losses)]
 
 
-def test_finals_are_the_last_row_with_means_over_the_last_evaluations():
+def test_finals_are_last_rows_with_means_of_the_last_evaluations():
     (row,) = table.finals(curve([9, 5, 4, 3]), ["loss"], last=2)
     assert (row["tokens"], row["loss"]) == ("3", 3.5)
 
 
-def test_smoothing_drops_the_first_share_rounded_up_and_then_trails():
+def test_smoothing_drops_the_start_and_takes_trailing_means():
     rows = table.smooth(curve([9, 8, 6, 4, 2]), ["loss"], drop=0.25, window=2)
     assert [row["loss"] for row in rows] == [6, 5, 3]
 

@@ -1,6 +1,6 @@
-"""Twenty-three traps of fitting scaling laws, each with the case that shows it.
+"""Twenty-three traps of fitting scaling laws, each with an example.
 
-The rows stand in notebooks/data/published.
+The rows are in notebooks/data/published.
 """
 
 import csv
@@ -16,7 +16,7 @@ from lm import laws
 
 DATA = pathlib.Path(__file__).parent.parent / "notebooks" / "data" / "published"
 NAMES: dict[str, Any] = {"n": "params", "d": "tokens", "y": "loss"}
-KEPT = {"in_fit": 1}
+INCLUDED = {"in_fit": 1}
 
 
 @functools.cache
@@ -27,7 +27,7 @@ def rows(case="chinchilla-epoch"):
 
 @functools.cache
 def headline():
-    return laws.chinchilla(rows(), **NAMES, where=KEPT)
+    return laws.chinchilla(rows(), **NAMES, where=INCLUDED)
 
 
 def made(noise=0.0, ratios=(5, 20, 80), alpha=0.34, beta=0.28, seed=0):
@@ -46,9 +46,9 @@ def made(noise=0.0, ratios=(5, 20, 80), alpha=0.34, beta=0.28, seed=0):
     ]
 
 
-def test_01_an_objective_scaled_like_a_mean_ends_at_the_same_optimum():
+def test_01_the_scale_of_the_objective_does_not_matter():
     mean = [{**row, "w": 1 / 240} for row in rows()]
-    fit = laws.chinchilla(mean, **NAMES, where=KEPT, weights="w", bootstrap=0)
+    fit = laws.chinchilla(mean, **NAMES, where=INCLUDED, weights="w", bootstrap=0)
     assert fit.params == pytest.approx(headline().params, rel=1e-5)
     assert fit.objective == pytest.approx(headline().objective / 240)
     assert fit.gradient < 1e-5
@@ -68,18 +68,18 @@ def test_01_an_objective_scaled_like_a_mean_ends_at_the_same_optimum():
     ],
 )
 def test_02_one_bad_start_still_ends_at_the_optimum(start):
-    fit = laws.chinchilla(rows(), **NAMES, where=KEPT, starts=[start], bootstrap=0)
+    fit = laws.chinchilla(rows(), **NAMES, where=INCLUDED, starts=[start], bootstrap=0)
     assert fit.starts == 1 and fit.objective <= 0.0010183
 
 
-def test_03_weights_that_scale_the_residuals_away_do_not_stop_the_fit():
+def test_03_tiny_weights_do_not_stop_the_fit():
     light = [{**row, "w": 1e-15} for row in made(0.003)]
     start = [{"E": 1.0, "A": np.exp(5), "B": np.exp(5), "alpha": 0.1, "beta": 0.1}]
     fit = laws.chinchilla(light, **NAMES, weights="w", starts=start, bootstrap=0)
     assert fit.params["alpha"] == pytest.approx(0.34, abs=0.05) and not fit.warnings
 
 
-def test_04_a_flat_valley_is_reported_as_an_interval_or_refused():
+def test_04_a_flat_objective_is_reported_or_refused():
     near = [row for row in made(0.004) if float(row["params"]) < 4e7]
     fit = laws.chinchilla(near, **NAMES, loss="log_squares")
     assert any("determine" in text for text in fit.warnings)
@@ -87,18 +87,18 @@ def test_04_a_flat_valley_is_reported_as_an_interval_or_refused():
         laws.chinchilla([row for row in near if row["params"] == near[0]["params"]], **NAMES)
 
 
-def test_05_the_width_of_huber_is_stated_and_decides_the_estimator():
+def test_05_the_huber_delta_is_shown_and_matters():
     narrow, wide = (
-        laws.chinchilla(rows(), **NAMES, where=KEPT, delta=d, bootstrap=0) for d in (1e-7, 1e1)
+        laws.chinchilla(rows(), **NAMES, where=INCLUDED, delta=d, bootstrap=0) for d in (1e-7, 1e1)
     )
-    lad = laws.chinchilla(rows(), **NAMES, where=KEPT, loss="absolute", bootstrap=0)
-    squares = laws.chinchilla(rows(), **NAMES, where=KEPT, loss="log_squares", bootstrap=0)
+    lad = laws.chinchilla(rows(), **NAMES, where=INCLUDED, loss="absolute", bootstrap=0)
+    squares = laws.chinchilla(rows(), **NAMES, where=INCLUDED, loss="log_squares", bootstrap=0)
     assert narrow.params["beta"] == pytest.approx(lad.params["beta"], abs=1e-3)
     assert wide.params == pytest.approx(squares.params, rel=1e-5)
     assert "huber delta 1e-07" in str(narrow)
 
 
-def test_06_squares_of_the_loss_and_huber_of_its_log_are_different_estimators():
+def test_06_squares_and_huber_are_different_estimators():
     huber, squares = (
         laws.chinchilla(
             rows(),
@@ -114,13 +114,13 @@ def test_06_squares_of_the_loss_and_huber_of_its_log_are_different_estimators():
     assert "sum of squares" in str(squares)
 
 
-def test_07_an_exclusion_rule_is_an_argument_and_five_runs_move_beta():
+def test_07_five_excluded_runs_change_beta():
     everything = laws.chinchilla(rows(), **NAMES, bootstrap=0)
     assert everything.params["beta"] - headline().params["beta"] == pytest.approx(0.086, abs=0.002)
     assert [reason for _, reason in headline().excluded] == ["in_fit is 0, not 1"] * 5
 
 
-def test_08_intervals_are_percentiles_and_stay_above_zero_where_b_is_skewed():
+def test_08_percentile_intervals_of_a_skewed_b_are_positive():
     fit = headline()
     lo, hi = fit.interval("B")
     assert fit.params["B"] - 1.96 * fit.se["B"] < 0 < lo
@@ -128,13 +128,13 @@ def test_08_intervals_are_percentiles_and_stay_above_zero_where_b_is_skewed():
     assert fit.se["a"] / fit.derived["a"] < 0.05 < fit.se["B"] / fit.params["B"]
 
 
-def test_09_what_n_counts_moves_the_exponent_and_one_call_shows_it():
+def test_09_the_definition_of_n_changes_the_exponent():
     own = [row for row in rows("isoflop-optima-tables") if row["table"] == "nanochat_jan26"]
     table = laws.conventions(laws.loglog, own, by="count", x="flops", y="params_opt")
     assert [round(row["exponent"], 2) for row in table.rows] == [0.54, 0.37, 0.7]
 
 
-def test_10_the_budget_is_the_one_the_runs_were_given():
+def test_10_nominal_budgets_change_the_exponent():
     own: dict[str, Any] = {"table": "nanochat_jan26", "count": "kaplan_style_projections_and_head"}
     table = laws.conventions(
         laws.loglog,
@@ -155,13 +155,13 @@ def test_11_parameters_are_stored_with_all_their_digits():
     assert np.abs(error).mean() > 1.5 * headline().mare
 
 
-def test_13_smoothing_is_an_argument_and_biases_a_falling_curve():
+def test_13_smoothing_biases_a_falling_curve():
     curve = [{"run": "a", "tokens": i, "loss": 3 - 0.1 * i} for i in range(10)]
     last, mean = (laws.finals(curve, ["loss"], last=k)[0]["loss"] for k in (1, 5))
     assert mean - last == pytest.approx(0.2)
 
 
-def test_14_curves_are_reduced_to_finals_or_resampled_as_whole_runs():
+def test_14_curves_are_reduced_or_resampled_as_whole_runs():
     train = [row for row in rows("olmo-ladder") if row["split"] == "train"]
     finals = laws.finals(train, ["c4_loss"], last=1)
     assert len(finals) == 16
@@ -174,12 +174,14 @@ def test_14_curves_are_reduced_to_finals_or_resampled_as_whole_runs():
     assert laws.holdout(ends, middle).mean > 2 * ends.mare
 
 
-def test_15_a_vertex_outside_the_sampled_sizes_is_rejected_by_name():
-    fit = laws.isoflop(rows(), x="params", y="loss", c="isoflop_budget", where=KEPT, bootstrap=0)
+def test_15_a_vertex_outside_the_sizes_is_excluded_by_name():
+    fit = laws.isoflop(
+        rows(), x="params", y="loss", c="isoflop_budget", where=INCLUDED, bootstrap=0
+    )
     assert fit.excluded[0][0] == "1e+20 FLOPs" and "below the smallest" in fit.excluded[0][1]
 
 
-def test_16_parabolas_are_biased_where_the_exponents_differ_and_narrow_windows_less():
+def test_16_parabolas_are_biased_if_the_exponents_differ():
     own = [row for row in rows("approach2-synthetic") if row["surface"] == "asymmetric"]
     sweep: dict[str, Any] = {"x": "tokens", "y": "loss", "bootstrap": 0}
     wide, narrow = laws.isoflop(own, **sweep), laws.isoflop(own, **sweep, nearest=5)
@@ -189,7 +191,7 @@ def test_16_parabolas_are_biased_where_the_exponents_differ_and_narrow_windows_l
     assert narrow.predict(1e22).value / true > 0.95
 
 
-def test_17_a_curve_that_decides_an_extrapolation_is_named():
+def test_17_an_influential_budget_has_a_warning():
     budgets = np.geomspace(6e18, 1e22, 10)
     sweep = []
     for i, c in enumerate(budgets):
@@ -203,7 +205,7 @@ def test_17_a_curve_that_decides_an_extrapolation_is_named():
     assert any("without 1e+22 FLOPs" in text for text in fit.warnings)
 
 
-def test_18_the_interpolator_is_named_and_shown_side_by_side():
+def test_18_the_interpolator_changes_the_exponent():
     table = laws.conventions(
         laws.isoflop,
         rows(),
@@ -211,14 +213,14 @@ def test_18_the_interpolator_is_named_and_shown_side_by_side():
         x="params",
         y="loss",
         c="isoflop_budget",
-        where=KEPT,
+        where=INCLUDED,
     )
     parabola, akima = (row["exponent"] for row in table.rows)
     assert 0.001 < abs(parabola - akima) < 0.05
     assert all("exponent 95%" in row for row in table.rows)
 
 
-def test_19_noise_is_in_units_of_the_loss_at_both_ends_of_the_losses():
+def test_19_noise_is_in_units_of_the_loss():
     spread = []
     for level in (1.0, 8.0):
         sweep = [
@@ -231,7 +233,7 @@ def test_19_noise_is_in_units_of_the_loss_at_both_ends_of_the_losses():
     assert spread[0] == pytest.approx(spread[1], rel=0.05)
 
 
-def test_20_abilities_are_bounded_and_tasks_at_chance_are_refused():
+def test_20_accuracy_is_bounded_and_chance_is_refused():
     train = [row for row in rows("olmo-ladder") if row["split"] == "train"]
     own: dict[str, Any] = {"x": "mmlu_bpb", "y": "mmlu_acc", "run": "run", "chance": 0.25}
     fit = laws.ability(train, **own, bootstrap=50)
@@ -242,7 +244,7 @@ def test_20_abilities_are_bounded_and_tasks_at_chance_are_refused():
         laws.ability(small, **{**own, "chance": 0.35})
 
 
-def test_21_a_small_error_of_the_fit_promises_nothing_about_others():
+def test_21_a_small_fit_error_does_not_extrapolate():
     ladder = rows("olmo-ladder")
     finals = laws.finals([row for row in ladder if row["split"] == "train"], ["c4_loss"])
     large = laws.finals([row for row in ladder if row["split"] == "target"], ["c4_loss"])
@@ -252,13 +254,13 @@ def test_21_a_small_error_of_the_fit_promises_nothing_about_others():
     assert "back-test" in str(fit)
 
 
-def test_22_collinear_runs_are_not_extrapolated_off_their_ray():
+def test_22_collinear_runs_do_not_predict_off_their_line():
     fit = laws.chinchilla(made(0.002, ratios=(20,)), **NAMES, loss="log_squares", bootstrap=0)
     with pytest.raises(ValueError, match="off it"):
         fit.predict(1e10, 1e10)
 
 
-def test_23_errors_are_recomputed_from_the_predictions_they_stand_beside():
+def test_23_errors_are_computed_from_the_predictions():
     fit = laws.chinchilla(made(0.003), **NAMES, bootstrap=0)
     large = [{"name": "a", "params": 3e9, "tokens": 6e10, "loss": 2.7}]
     (one,) = laws.holdout(fit, large).predictions
@@ -266,7 +268,7 @@ def test_23_errors_are_recomputed_from_the_predictions_they_stand_beside():
     assert one["value"] == fit.predict(3e9, 6e10).value
 
 
-def test_24_noise_between_seeds_is_the_floor_of_the_noise():
+def test_24_the_noise_is_at_least_that_between_seeds():
     rng = np.random.default_rng(0)
     seeds = [
         {
