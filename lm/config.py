@@ -317,7 +317,7 @@ def to_dict(run: Run) -> dict:
     return dataclasses.asdict(run)
 
 
-def from_dict(values: dict, kind: type = Run, where: str = ""):
+def from_dict(values: dict, kind: type = Run, where: str = "") -> Any:
     """Build a config from the dict of `to_dict`. ConfigError names an unknown field."""
     hints = typing.get_type_hints(kind)
     known = {}
