@@ -109,6 +109,7 @@ class Data:
     """Text sources, preparation, tokenization and rows.
 
     sources: code, docs, text:PATH, jsonl:GLOB[?field=NAME] and others; weight 0 is only evaluated.
+    See lm/sources.py. tokenizer: bpe trains on the sources.
     Documents are dropped outside the bounds min_words, min_letters and max_repeats, and if they
     share `overlap` words in a row with held-out text. Exact duplicates are always dropped.
     rows: packed concatenates documents and splits them at row ends. continued also masks the loss
@@ -117,24 +118,16 @@ class Data:
     too_long: cut removes the beginning, drop the conversation, refuse raises an error.
     """
 
-    sources: dict[str, float] = field(
-        {"code": 0.5, "docs": 0.5}, "Weight of each source URI: see lm/sources.py."
-    )
+    sources: dict[str, float] = field({"code": 0.5, "docs": 0.5}, "Weight of each source URI.")
     cache: str = field("data", "Folder of token files; may be gs://BUCKET/FOLDER.", "execution")
     heldout: float = field(0.05, "Fraction of documents, by hash of the text.", ge=0, le=1)
-    tokenizer: str = field(
-        "bytes", "bytes, bpe:SIZE (trained on the sources), file:JSON, spm:MODEL."
-    )
+    tokenizer: str = field("bytes", "bytes, bpe:SIZE, file:JSON or spm:MODEL.")
     broken: Literal["stop", "skip"] = field(
         "stop", "Unreadable text: stop, or skip and count.", "corpus"
     )
     min_words: int = field(0, "Smallest number of words in a document.", "corpus", ge=0)
-    min_letters: float = field(
-        0.0, "Smallest fraction of letters in a document.", "corpus", ge=0, le=1
-    )
-    max_repeats: float = field(
-        1.0, "Largest fraction of repeated lines in a document.", "corpus", ge=0, le=1
-    )
+    min_letters: float = field(0.0, "Smallest fraction of letters.", "corpus", ge=0, le=1)
+    max_repeats: float = field(1.0, "Largest fraction of repeated lines.", "corpus", ge=0, le=1)
     drop_copies: bool = field(False, "MinHash with Jaccard about 0.8.", "corpus")
     overlap: int = field(0, "Words per n-gram of decontamination; 0 is off.", "corpus", ge=0)
     protect: str = field("", "A source that counts as held out.", "corpus")
@@ -151,9 +144,7 @@ class Data:
     )
     unseen: str = field("", "Tasks and categories, comma-separated, that no source may contain.")
     across: bool = field(True, "Let attention cross document boundaries in a row.", "batch")
-    unique_tokens: int = field(
-        0, "Distinct training tokens of all sources; 0 is all.", "batch", ge=0
-    )
+    unique_tokens: int = field(0, "Distinct training tokens; 0 is all.", "batch", ge=0)
     max_epochs: float = field(0.0, "Largest number of epochs over any source; 0 is no limit.", ge=0)
     copies: str = field("data", "Local folder for the files of a remote data.cache.", "execution")
 
@@ -322,7 +313,7 @@ def to_dict(run: Run) -> dict:
     return dataclasses.asdict(run)
 
 
-def from_dict(values: dict, kind: type = Run, where: str = ""):
+def from_dict(values: dict, kind: type = Run, where: str = "") -> Any:
     """Build a config from the dict of `to_dict`. ConfigError names an unknown field."""
     hints = typing.get_type_hints(kind)
     known = {}
