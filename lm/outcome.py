@@ -116,7 +116,7 @@ def own_flops(row: dict) -> float:
 
 def laws_of(rows) -> dict[str, tuple[Any, str]]:
     """Fit every law that a sweep may determine. Return {name: (fit, "") or (None, reason)}."""
-    joint, refusal = attempt(laws.chinchilla, rows)
+    joint, refusal = laws.try_fit(laws.chinchilla, rows)
     if joint and joint.max_off_line_factor is not None:
         joint, refusal = None, "the runs lie on one line of N and D: vary the tokens of a size"
     finished = records.finished_with(rows, records.N_PARAMS, records.TOKENS)
@@ -127,21 +127,13 @@ def laws_of(rows) -> dict[str, tuple[Any, str]]:
     return {
         "compute": fit_law(rows, x=records.FLOPS),
         "size and tokens": (joint, refusal),
-        "isoFLOP": attempt(laws.isoflop, rows),
+        "isoFLOP": laws.try_fit(laws.isoflop, rows),
     }
 
 
 def fit_law(rows, x=records.N_PARAMS, y=records.LOSS) -> tuple[Any, str]:
     """Fit a power law of one input. Return (fit, "") or (None, reason)."""
-    return attempt(laws.power, rows, x=x, y=y)
-
-
-def attempt(law: Callable, rows, **options) -> tuple[Any, str]:
-    """Fit a law. Return (fit, "") or (None, reason)."""
-    try:
-        return law(rows, **options), ""
-    except ValueError as error:
-        return None, str(error)
+    return laws.try_fit(laws.power, rows, x=x, y=y)
 
 
 def headline(sweep: Sweep) -> tuple[str, str]:
