@@ -10,7 +10,7 @@ that preserves the checkpoint.
 
 import dataclasses
 
-from lm import checkpoint, config, records, sizes, storage, tokens
+from lm import checkpoint, config, proof, records, sizes, storage, tokens
 
 LORA = ("lora_rank", "lora_alpha", "lora_on")  # fields that may differ from the parent's
 # Fields of a model that its weights do not depend on.
@@ -53,9 +53,7 @@ def check(run: config.Run, parent: config.Run) -> None:
         )
 
 
-def restore(
-    run: config.Run, abstract: dict, tokenizer: tokens.Tokenizer
-) -> checkpoint.RestoredState:
+def restore(run: config.Run, abstract: dict, tokenizer: tokens.Tokenizer) -> proof.RestoredState:
     """Restore the part of a train state that the run takes over from its parent.
 
     A branch with the data of its parent also has the parent's next batch and loss to reproduce.
@@ -79,7 +77,7 @@ def restore(
     restored = checkpoint.read(source, step, wanted)
     folder = records.folder(run)
     if not is_branch:
-        return checkpoint.RestoredState(folder, state=restored.state)
+        return proof.RestoredState(folder, state=restored.state)
     if (run.data, run.seed) != (source.data, source.seed):
         restored = restored.without_expectations()
     return dataclasses.replace(restored, folder=folder, seconds=0.0, window=[])

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from lm import attempt, checkpoint, config, programs, train
+from lm import attempt, checkpoint, config, mesh, programs, train
 
 Report = Callable[[config.Run, dict], None]
 
@@ -110,7 +110,7 @@ def _train(runs: list[config.Run], report: Report, reasons: dict[str, str]) -> l
     when at most half are left, because the program computes the ended ones too.
     """
     texts = [attempt.check(run) for run in runs]
-    device_mesh = attempt.make_mesh(runs[0])
+    device_mesh = mesh.make_for(runs[0])
     with contextlib.ExitStack() as stack:
         members = []
         for run, text in zip(runs, texts, strict=True):

@@ -145,7 +145,7 @@ def test_interrupted_by_the_keyboard_it_says_so_and_goes_on(folder):
         ("prepare", ["--config=base.py", '--sources={"text:nowhere": 1}'], "text:nowhere"),
         ("prepare", ["--config=base.py", "--sources=code"], "must be JSON such as"),
         ("status", ["--dir=nowhere"], "--dir=nowhere holds no runs"),
-        ("evaluate", ["--run=nowhere"], "nowhere is no run"),
+        ("evaluate", ["--run=nowhere"], "nowhere is not a run directory"),
         ("report", ["--dir=nowhere"], "nowhere holds no runs"),
     ],
 )  # fmt: skip
