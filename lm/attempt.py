@@ -29,7 +29,6 @@ from lm import (
     config,
     data,
     evaluate,
-    exact,
     exam,
     guard,
     hosts,
@@ -37,6 +36,7 @@ from lm import (
     lineage,
     mesh,
     mirrors,
+    proof,
     records,
     tasks,
 )
@@ -62,14 +62,6 @@ def check(run: config.Run) -> data.Text:
             f" {text.tokenizer.vocab_size}"
         )
     return text
-
-
-def make_mesh(run: config.Run) -> jax.sharding.Mesh:
-    """Return the device mesh of a run. Raises ValueError if its shapes do not divide."""
-    device_mesh = mesh.make(run.mesh)
-    mesh.check(run, device_mesh)
-    exact.check(run, device_mesh)
-    return device_mesh
 
 
 class Attempt:
@@ -104,7 +96,7 @@ class Attempt:
         self.tasks = tasks.load_all(run.eval.tasks)
         self.local_rows = mesh.rows_here(device_mesh, run.data.batch_size)
         self.window: list[dict] = []  # metrics of the steps since the last row
-        self.row_time = RowTime()
+        self.row_time = ledger.RowTime()
         self.recent_rows = collections.deque(maxlen=20)
 
     def __enter__(self) -> "Attempt":
@@ -133,7 +125,7 @@ class Attempt:
         restored = self.checkpoints.restore_newest(abstract)
         self.is_restart = restored.step > 0
         if not self.is_restart and run.resume == "must":
-            raise checkpoint.CheckpointError(
+            raise proof.CheckpointError(
                 f"resume='must', but {self.folder} has no intact checkpoint: set resume='auto' to"
                 " start the run"
             )
@@ -147,9 +139,9 @@ class Attempt:
             self.text.tokenizer.save(self.folder)
         for sentence in damage:
             self.write_event("damaged", sentence)
-        rows = hosts.first(lambda: records.evals(self.folder))
+        evaluations = hosts.first(lambda: records.evals(self.folder))
+        self.evaluated = {row["step"]: row for row in evaluations}
         stored_facts = hosts.first(lambda: records.read_facts(self.folder))
-        self.evaluated = {row["step"]: row for row in rows}
         self.skipped_batches = stored_facts.get("passed_over", [])
         is_rewound = any(skip["from_step"] == self.first for skip in self.skipped_batches)
         self.restored = restored.without_expectations() if is_rewound else restored
@@ -158,7 +150,7 @@ class Attempt:
     def initial_state(self, init: Callable[[int], dict]) -> dict:
         """Return the restored state, with the missing parts from init(seed).
 
-        Raises checkpoint.CheckpointError if the next batch differs from the expected one.
+        Raises proof.CheckpointError if the next batch differs from the expected one.
         """
         state = self.restored.state
         if not self.first:
@@ -220,18 +212,14 @@ class Attempt:
     @property
     def is_checkpoint_due(self) -> bool:
         """Return True if a checkpoint is due, by the interval or as the best step."""
-        if self.run.eval.patience > 0 and self._best()[0] == self.done:
-            return True
-        return self._is_checkpoint_step
-
-    @property
-    def _is_checkpoint_step(self) -> bool:
-        return _is_due(self.done, self.run.checkpoint_every, self.run.steps)
+        is_best = self.run.eval.patience > 0 and self._best()[0] == self.done
+        return is_best or _is_due(self.done, self.run.checkpoint_every, self.run.steps)
 
     @property
     def is_due(self) -> bool:
-        """Return True if a log row, an evaluation or a checkpoint is due."""
-        return self.is_log_due or self.is_evaluation_due or self._is_checkpoint_step
+        """Return True if a log row, an evaluation or a checkpoint of the interval is due."""
+        is_checkpoint_due = _is_due(self.done, self.run.checkpoint_every, self.run.steps)
+        return self.is_log_due or self.is_evaluation_due or is_checkpoint_due
 
     # --- What the loop does after a call of the step ---
 
@@ -259,7 +247,7 @@ class Attempt:
             return
         saved = self.checkpoints.saved_step
         first = self.done - len(values)
-        if first <= saved < self.done:
+        if first <= saved < self.done:  # `values` has the step after the save
             loss = float(values[saved - first]["loss"])
             self.checkpoints.record_next_loss(saved, loss, self._environment())
 
@@ -280,7 +268,7 @@ class Attempt:
             self.write_event("skipped", f"{n_bad} updates had a non-finite loss or gradient")
         for name in ledger.spikes(self.recent_rows, row):
             self.write_event("spike", f"{name} {row[name]:.4g}, far above the steps before")
-        self.window, self.row_time = [], RowTime(time_.total)
+        self.window, self.row_time = [], ledger.RowTime(time_.total)
 
     def evaluate(self, score: Callable, state: dict) -> None:
         """Write a row of evals.jsonl if it is due."""
@@ -371,8 +359,8 @@ class Attempt:
         run = self.run
         if run.optim.nonfinite != "rewind" or len(self.skipped_batches) >= MAX_REWINDS:
             self.writer.write_facts(status="diverged", reason=message)
-            self.status = "diverged"
-            self.reason = f"{run.name} diverged: {message}; try a smaller optim.lr={run.optim.lr}"
+            remedy = f"try a smaller optim.lr={run.optim.lr}"
+            self.status, self.reason = "diverged", f"{run.name} diverged: {message}; {remedy}"
             return
         target = max(self.checkpoints.steps(), default=self.first)
         n = self.done - target
@@ -401,24 +389,6 @@ class Attempt:
         start = "devices.kind" if self.run.mesh.exact else "devices"
         keys = (k for k in self.facts if k.startswith((start, "versions.")) and "peak" not in k)
         return json.dumps([self.facts[k] for k in sorted(keys)])
-
-
-class RowTime:
-    """Time of the steps since the last row of metrics.
-
-    total: seconds of training over all sessions. A restored window may have steps of an earlier
-    session, which n_steps does not count.
-    """
-
-    def __init__(self, total: float = 0.0):
-        self.total, self.n_steps, self.seconds, self.waited = total, 0, 0.0, 0.0
-
-    def add(self, n_steps: int, seconds: float, waited: float) -> None:
-        """Count steps and their duration."""
-        self.total += seconds
-        self.n_steps += n_steps
-        self.seconds += seconds
-        self.waited += waited
 
 
 def _is_due(step: int, every: int, last: int) -> bool:

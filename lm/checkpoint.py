@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy as policy
 
@@ -35,65 +34,10 @@ TRANSIENT_STATUSES = (
     "DEADLINE",
     "RESOURCE_EXHAUSTED",
 )
-OTHER_MACHINE_RTOL = 1e-2  # relative tolerance of a loss on other devices or versions
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that is missing, or that this run cannot continue from."""
 
 
 class Damaged(Exception):
     """A checkpoint whose files are not what was saved. The message names the difference."""
-
-
-@dataclasses.dataclass(frozen=True)
-class RestoredState:
-    """A restored train state, and what the step after it must reproduce.
-
-    folder: of the run. damage: a sentence for each newer checkpoint that was corrupt. seconds:
-    training time before the checkpoint. window: metrics of the steps that are not logged yet.
-    expected_batch_hash: of the next batch; "" is not compared. expected_next_loss: loss of the
-    next step, None is not compared; next_environment: devices and versions that gave it.
-    """
-
-    folder: Path
-    step: int = 0
-    state: dict = dataclasses.field(default_factory=dict)
-    expected_batch_hash: str = ""
-    expected_next_loss: float | None = None
-    next_environment: str = ""
-    seconds: float = 0.0
-    window: list[dict] = dataclasses.field(default_factory=list)
-    damage: list[str] = dataclasses.field(default_factory=list)
-
-    def without_expectations(self) -> "RestoredState":
-        """Return the same state for a run that continues with other batches."""
-        return dataclasses.replace(self, expected_batch_hash="", expected_next_loss=None)
-
-    def verify_batch(self, batch_hash: str) -> None:
-        """Raise CheckpointError in all processes if the next batch differs in one of them."""
-        is_changed = self.expected_batch_hash not in ("", batch_hash)
-        if hosts.worst("changed" if is_changed else ""):
-            raise CheckpointError(
-                f"{self.folder}: the batch after step {self.step} differs from the batch before the"
-                " restart: the prepared text has changed. Restore the text, or start a new run"
-            )
-
-    def verify_loss(self, loss: float, environment: str) -> None:
-        """Raise CheckpointError if the next step does not give the loss that it gave before.
-
-        The loss must be the same to the last bit in the same environment, and agree to a relative
-        difference of OTHER_MACHINE_RTOL in another one.
-        """
-        if self.expected_next_loss is None:
-            return
-        rtol = 0.0 if environment == self.next_environment else OTHER_MACHINE_RTOL
-        if not np.isclose(loss, self.expected_next_loss, rtol=rtol, atol=0.0):
-            raise CheckpointError(
-                f"{self.folder}: step {self.step + 1} gave loss {loss!r} after the restart and"
-                f" {self.expected_next_loss!r} before it: code or text have changed. Choose a new"
-                " name"
-            )
 
 
 class Checkpoints:
@@ -168,7 +112,7 @@ class Checkpoints:
         self.manager.wait_until_finished()
         return hosts.first(lambda: sorted(self.manager.all_steps(read=True)))
 
-    def restore_newest(self, abstract: dict) -> RestoredState:
+    def restore_newest(self, abstract: dict) -> proof.RestoredState:
         """Restore the newest checkpoint that is intact; step 0 and no state if there is none.
 
         Newer checkpoints that are corrupt are moved to damaged/. Raises CheckpointError for an
@@ -181,9 +125,9 @@ class Checkpoints:
             except Damaged as error:
                 target = self._set_aside(step)
                 damage.append(f"checkpoint {step} is damaged ({error}): moved to {target}")
-        return RestoredState(self.run_folder, damage=damage)
+        return proof.RestoredState(self.run_folder, damage=damage)
 
-    def restore(self, step: int, abstract: dict) -> RestoredState:
+    def restore(self, step: int, abstract: dict) -> proof.RestoredState:
         """Restore the state of a step with the shardings of `abstract`.
 
         abstract: a tree of jax.ShapeDtypeStruct with shardings on any mesh, with any of the parts
@@ -194,7 +138,7 @@ class Checkpoints:
         arrays = self._verified(step, saved, proof.by_path(abstract))
         leaves = [arrays[path] for path in proof.by_path(abstract)]
         next_step = hosts.first(lambda: self.next_loss(step)) or {}
-        return RestoredState(
+        return proof.RestoredState(
             self.run_folder,
             step,
             jax.tree.unflatten(jax.tree.structure(abstract), leaves),
@@ -208,7 +152,7 @@ class Checkpoints:
     def _manifest(self, step: int, abstract: dict) -> dict:
         """Read a manifest, and check that it is of this step, run and model."""
         if step not in (steps := self.steps()):
-            raise CheckpointError(f"{self.folder} has no step {step}: it has {steps}")
+            raise proof.CheckpointError(f"{self.folder} has no step {step}: it has {steps}")
         saved = self._read(step, "manifest", ocp.args.JsonRestore())
         if saved.get("checksum") != proof.checksum(saved):
             raise Damaged("the manifest's checksum differs")
@@ -216,7 +160,7 @@ class Checkpoints:
             raise Damaged(f"it was saved as step {saved['step']}")
         path = self.folder / str(step)
         if saved["format"] != proof.FORMAT:
-            raise CheckpointError(
+            raise proof.CheckpointError(
                 f"{path}: format={saved['format']} was written by version 0.1, this version reads"
                 f" format {proof.FORMAT}: use version 0.1, or start a new run"
             )
@@ -236,7 +180,7 @@ class Checkpoints:
             if saved["config"].get(field, missing) != self.fields.get(field, missing)
         ]
         if changed:
-            raise CheckpointError(
+            raise proof.CheckpointError(
                 f"{path} is of another run, {'; '.join(changed)}: move it away, or start from that"
                 " run by start.run"
             )
@@ -313,7 +257,7 @@ def _check_arrays(path: Path, saved: dict[str, str], abstract: dict) -> None:
     in_parts = {name for name in saved if f"{name}/".startswith(parts)}
     for name in sorted(in_parts | needed.keys()):
         if saved.get(name) != needed.get(name):
-            raise CheckpointError(
+            raise proof.CheckpointError(
                 f"{path}: {name} is {saved.get(name) or 'missing'}, the run needs"
                 f" {needed.get(name) or 'no such array'}: use the config it was saved with"
             )
@@ -342,7 +286,7 @@ def newest(run: config.Run) -> int:
     return max((int(name) for name in names if name.isdecimal()), default=0)
 
 
-def read(run: config.Run, step: int | None, abstract: dict) -> RestoredState:
+def read(run: config.Run, step: int | None, abstract: dict) -> proof.RestoredState:
     """Restore a checkpoint of a run that another process may be training; None: the newest.
 
     Raises CheckpointError if the checkpoint is missing or corrupt.
@@ -360,16 +304,16 @@ def opened(run: config.Run, step: int | None) -> Iterator[tuple[Checkpoints, int
     records.check_format(records.folder(run))
     folder = records.folder(run) / "checkpoints"
     if not folder.is_dir():
-        raise CheckpointError(f"{records.folder(run)} has no checkpoint yet")
+        raise proof.CheckpointError(f"{records.folder(run)} has no checkpoint yet")
     with Checkpoints(run, read_only=True) as checkpoints:
         steps = checkpoints.steps()
         if not steps:
-            raise CheckpointError(f"{records.folder(run)} has no checkpoint yet")
+            raise proof.CheckpointError(f"{records.folder(run)} has no checkpoint yet")
         step = steps[-1] if step is None else step
         try:
             yield checkpoints, step
         except Damaged as error:
-            raise CheckpointError(f"{folder / str(step)} is damaged: {error}") from error
+            raise proof.CheckpointError(f"{folder / str(step)} is damaged: {error}") from error
 
 
 def _restore_args(abstract: dict) -> ocp.args.PyTreeRestore:

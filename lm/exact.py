@@ -1,16 +1,19 @@
-"""Exact mode: the same bits in losses and weights on 1, 2, 4, 8 ... devices (mesh.exact).
+"""Deterministic mode: the same bits in losses and weights on 1, 2, 4, 8 ... devices (mesh.exact).
 
-A batch is cut into mesh.exact logical shards, whatever devices there are. Each shard's gradient is
-computed alone, by the same instructions on the same shapes, and the shards are added up as one
-fixed binary tree: a device adds those that it holds, neighbours first, then devices exchange sums
-with partners at distance 1, 2, 4 ... (a + b and b + a are the same bits). The gradient's norm is
-a tree of additions too, and behind it the update of the weights is elementwise.
+A batch is split into mesh.exact logical shards on any number of devices. The gradient of each shard
+is computed separately, by the same instructions on the same shapes. The sum over the shards is one
+fixed binary tree: a device adds its shards, neighbors first; then devices exchange sums with
+partners at distance 1, 2, 4 ... (a + b and b + a have the same bits). The norm of the gradient is a
+tree of additions as well, and the update of the weights after it is elementwise.
 
-Two things would still make one device differ from many on CPU. A matrix product of XLA is split by
-the threads there are, which follow the devices: `fix_threads` sets their number. And XLA sees the
-program of one device whole, that of many after it was partitioned: its algebraic simplifier then
-turns quotients into products, and transposed operands are folded into products, in one and not in
-the other. OPTIONS leaves both passes out, and every product, quotient and sum is the same in all.
+Two more causes would make one device differ from several on CPU. XLA splits a matrix product by the
+number of threads, which depends on the devices: `fix_threads` sets it. XLA also optimizes the
+program of one device before partitioning and that of several devices after it. Its algebraic
+simplifier then replaces quotients by products, and folds transposes into products, in only one of
+them. OPTIONS disables both passes.
+
+The mode changes how the gradient is summed and how its norm is computed: `summed` and `clipped`
+replace their counterparts in lm/programs.py. The optimizer is the same.
 """
 
 import math
@@ -29,29 +32,29 @@ THREADS = "PJRT_NPROC"
 
 
 def fix_threads(shards: int) -> None:
-    """As many threads for matrix products as logical shards; before the first use of a device."""
+    """Set the number of threads of matrix products; call before the first use of a device."""
     if shards:
         os.environ[THREADS] = str(shards)
 
 
 def check(run: config.Run, mesh: jax.sharding.Mesh) -> None:
-    """ValueError if the mesh cannot give the bits of others."""
+    """Raise ValueError if the mesh cannot reproduce the bits of other meshes."""
     shards = run.mesh.exact
     if not shards:
         return
     platform = mesh.devices.flat[0].platform
     if platform != "cpu":
-        raise ValueError(f"mesh.exact={shards} is proved on cpu alone, not {platform}: set it to 0")
+        raise ValueError(f"mesh.exact={shards} works on cpu only, not on {platform}: set it to 0")
     for axis, size in mesh.shape.items():
         if axis not in SPLIT and size > 1:
             raise ValueError(
-                f"mesh.{axis}={size} splits sums that mesh.exact={shards} holds in one order: take"
-                f" mesh.{axis}=1, or mesh.exact=0"
+                f"mesh.{axis}={size} splits sums whose order mesh.exact={shards} fixes: set"
+                f" mesh.{axis}=1 or mesh.exact=0"
             )
     if mesh.size & (mesh.size - 1) or shards % mesh.size:
         raise ValueError(
-            f"mesh.exact={shards} shards on {mesh.size} devices: take a power of two of devices, at"
-            " most as many as shards"
+            f"mesh.exact={shards} shards on {mesh.size} devices: the number of devices must be a"
+            " power of two that divides the number of shards"
         )
     if os.environ.get(THREADS) != str(shards):
         raise ValueError(
@@ -61,9 +64,9 @@ def check(run: config.Run, mesh: jax.sharding.Mesh) -> None:
 
 
 def summed(shards: int, mesh: jax.sharding.Mesh, function: Callable) -> Callable:
-    """(same, batch) -> the sum over all shards of the tree function(same, shard).
+    """Return sum(same, batch), the sum over all shards of the tree function(same, shard).
 
-    same: a tree of which every device has a copy, as it has of the sum.
+    same: a tree with a copy on every device. The sum has a copy on every device too.
     """
     axes = [axis for axis in SPLIT if mesh.shape[axis] > 1]
 
@@ -78,10 +81,10 @@ def summed(shards: int, mesh: jax.sharding.Mesh, function: Callable) -> Callable
 
 
 def clipped(gradient, limit: float) -> tuple:
-    """(the gradient scaled to a global norm of at most `limit`, 0 for any; its norm before).
+    """Return the gradient scaled to a global norm of at most `limit` (0: any), and its norm.
 
-    As optax.clip_by_global_norm, whose sums XLA orders by what it fuses them with; here they are
-    additions of halves, one by one.
+    The counterpart of optim.clip_by_global_norm. There XLA orders the sums by the operations that
+    it fuses with them. Here each addition adds one half of the vector to the other half.
     """
     squares = jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(gradient)]) ** 2
     length = 1 << (squares.size - 1).bit_length()
@@ -96,18 +99,18 @@ def clipped(gradient, limit: float) -> tuple:
 
 
 def rowwise(shards: int, mesh: jax.sharding.Mesh, function: Callable) -> Callable:
-    """function(params, batch) -> arrays [B, ...], computed a shard at a time."""
+    """Return function(params, batch) -> arrays [B, ...], computed one shard after another."""
 
     def local(params: dict, batch: dict):
         cut = _cut(batch, shards // mesh.size)
-        found = jax.lax.map(lambda shard: function(params, shard), cut)
-        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), found)
+        rows = jax.lax.map(lambda shard: function(params, shard), cut)
+        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), rows)
 
     return _manual(local, mesh, PartitionSpec(SPLIT))
 
 
 def _manual(local: Callable, mesh: jax.sharding.Mesh, out: PartitionSpec) -> Callable:
-    """local(same, rows of this device) on every device."""
+    """Return a function that calls local(same, rows of the device) on every device."""
     specs = (PartitionSpec(), PartitionSpec(SPLIT))
     return jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=out, check_vma=False)
 
@@ -117,25 +120,26 @@ def _cut(batch: dict, n: int) -> dict:
 
 
 def _add_up(function: Callable, cut: dict, n: int):
-    """The sum of function(shard) over n shards as a balanced tree, log2(n) + 1 sums held."""
+    """Return the sum of function(shard) over n shards, a balanced tree with log2(n) + 1 sums."""
     if n == 1:
-        found = function(jax.tree.map(lambda x: x[0], cut))
-        # Not fused with what adds it up: a fused multiply-add rounds once in place of twice.
-        return jax.lax.optimization_barrier(found)
+        value = function(jax.tree.map(lambda x: x[0], cut))
+        # The barrier prevents a fused multiply-add, which rounds once instead of twice.
+        return jax.lax.optimization_barrier(value)
     halves = jax.tree.map(lambda x: x.reshape(2, n // 2, *x.shape[1:]), cut)
 
     def add(total, half):
         return jax.tree.map(jnp.add, total, _add_up(function, half, n // 2)), None
 
     shapes = jax.eval_shape(lambda: function(jax.tree.map(lambda x: x[0], cut)))
-    nothing = jax.tree.map(lambda x: jnp.full(x.shape, -0.0, x.dtype), shapes)  # -0 + x is x
-    return jax.lax.scan(add, nothing, halves)[0]
+    # -0 + x has the bits of x for every x, 0 + x does not.
+    zeros = jax.tree.map(lambda x: jnp.full(x.shape, -0.0, x.dtype), shapes)
+    return jax.lax.scan(add, zeros, halves)[0]
 
 
 def _exchange(total, axis: str, n: int):
-    """The sum over n devices of an axis, as the same tree on each."""
+    """Return the sum over the n devices of an axis, by the same tree on each device."""
     for level in range(int(math.log2(n))):
-        pairs = [(place, place ^ (1 << level)) for place in range(n)]
+        pairs = [(i, i ^ (1 << level)) for i in range(n)]
         other = jax.tree.map(lambda x, pairs=pairs: jax.lax.ppermute(x, axis, pairs), total)
         total = jax.tree.map(jnp.add, total, other)
     return total

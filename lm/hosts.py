@@ -1,12 +1,12 @@
-"""Several processes as one: how they find each other, and how they come to the same verdict.
+"""Start several processes that train together, and let them agree on decisions.
 
     start("10.0.0.1:1234", processes=2, process=0)    before the first use of a device
-    plan = first(make_plan)                           made by process 0, the same in all
-    reason = worst(reason)                            what any of them complains of, in all
+    plan = first(make_plan)                           computed by process 0, returned in all
+    reason = worst(reason)                            the first error of any process, in all
 
-In one process all of this is there and does nothing. Only process 0 writes records (lm/records.py);
-every verdict that changes what happens next is made once, or made from what all have said. What one
-of them raises alone ends it, and by that the others: see `together`.
+In a single process these functions have no effect. Process 0, the primary, writes the records
+(lm/records.py). Each decision that changes the control flow is made by the primary, or from the
+values of all processes. An exception in one process ends it, and then the others: see `together`.
 """
 
 import atexit
@@ -31,32 +31,37 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from lm import guard, lifeline, records
 
-HEARTBEAT_SECONDS = 30  # of silence, after which a process counts as lost
+HEARTBEAT_SECONDS = 30  # a process without a heartbeat for this time counts as lost
+# JAX has one type for all runtime errors, so a lost process is recognized by the message.
 SIGNS = ("Gloo", "closed by peer", "onnection reset", "oordination service", "heartbeat")
-LAG = 2  # steps after which a vote is read, when its step has ended: reading it stalls nothing
+LAG = 2  # calls after which a vote is read: its step has ended by then, so no step waits
 
 
-_lines: list[socket.socket] = []  # to the others: see lm/lifeline.py
+_lines: list[socket.socket] = []  # connections to the other processes: see lm/lifeline.py
 
 
 class Place(NamedTuple):
-    """This process among all."""
+    """Index of this process, and how to reach the coordinator.
 
-    coordinator: str  # host:port of process 0; "": as jax finds out from the cluster
+    coordinator: host:port of process 0; "" lets JAX ask the cluster. devices: local devices that
+    belong to this process; None is all.
+    """
+
+    coordinator: str
     processes: int = 0
     process: int = 0
-    devices: list[int] | None = None  # those of this machine that are its own; None: all
+    devices: list[int] | None = None
 
 
 def start(coordinator: str = "", processes: int = 0, process: int = -1) -> None:
-    """Joins the other processes, if there are any; before the first use of a device.
+    """Join the other processes, if there are any. Call before the first use of a device.
 
-    ValueError where flags are missing or the others cannot be reached.
+    Raises ValueError if flags are missing or the coordinator cannot be reached.
     """
     place = find(os.environ, coordinator, processes, process)
     if place is None:
         return
-    # jax would take SIGTERM for itself; here a signal is a vote of lm/train.py.
+    # JAX would handle SIGTERM itself; lm/train.py handles it by a vote (`ballot`).
     jax.config.update("jax_enable_preemption_service", False)
     known = {} if not place.coordinator else {
         "coordinator_address": place.coordinator,
@@ -67,9 +72,9 @@ def start(coordinator: str = "", processes: int = 0, process: int = -1) -> None:
     try:
         jax.distributed.initialize(**known, heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
     except (RuntimeError, ValueError) as error:
-        words = str(error).strip().partition("\n")[0][:200]
-        where = place.coordinator or "the coordinator of this cluster"
-        raise ValueError(f"--coordinator={where} was not reached: {words}") from None
+        message = str(error).strip().partition("\n")[0][:200]
+        address = place.coordinator or "the coordinator of this cluster"
+        raise ValueError(f"--coordinator={address} was not reached: {message}") from None
     _hold_lines(place.coordinator.rpartition(":")[0] or socket.gethostname())
     sys.excepthook = _uncaught
 
@@ -77,12 +82,12 @@ def start(coordinator: str = "", processes: int = 0, process: int = -1) -> None:
 def find(
     env: Mapping[str, str], coordinator: str = "", processes: int = 0, process: int = -1
 ) -> Place | None:
-    """The place of this process by flags, or by what a cluster sets; None: it is alone.
+    """Return the place of this process by flags or environment; None for a single process.
 
-    Kubernetes   the flags but --process, which is the index of the job's pod
-    SLURM        srun with more than one task; several tasks on a node take a device each
-    TPU          pod slices: what jax reads from the metadata. --coordinator=auto asks jax as well
-                 elsewhere (Kubernetes by its API, MPI)
+    Kubernetes   the flags except --process, which is the index of the job's pod
+    SLURM        srun with several tasks; several tasks on a node have one device each
+    TPU          pod slices, from the metadata that JAX reads. --coordinator=auto uses JAX's
+                 detection for other clusters too (Kubernetes by its API, MPI)
     """
     if coordinator == "auto":
         return Place("")
@@ -104,12 +109,12 @@ def find(
 
 
 def _slurm(env: Mapping[str, str]) -> Place:
-    """Of a step of srun: process 0 is on its first node, at a port made of the job's number."""
+    """Return the place in a step of srun. The port of process 0 follows from the job id."""
     nodes = env["SLURM_STEP_NODELIST"]  # node7, node[001-015,17],other3 ...
     first = re.sub(r"^([^,\[]*)\[(\w+)[^\]]*\]([^,]*).*$", r"\1\2\3", nodes).partition(",")[0]
     port = 61_440 + int(env["SLURM_JOB_ID"]) % 4096
     tasks = re.findall(r"(?<!x)\b\d+", env.get("SLURM_STEP_TASKS_PER_NODE", "1"))  # 2(x3),1
-    bound = "," not in env.get("CUDA_VISIBLE_DEVICES", ",")  # srun gave each its own already
+    bound = "," not in env.get("CUDA_VISIBLE_DEVICES", ",")  # srun has assigned one device each
     return Place(
         f"{first}:{port}",
         int(env["SLURM_STEP_NUM_TASKS"]),
@@ -119,55 +124,55 @@ def _slurm(env: Mapping[str, str]) -> Place:
 
 
 def are_several() -> bool:
-    """Whether there is more than this process."""
+    """Return True if more than one process trains together."""
     return jax.process_count() > 1
 
 
 def is_first() -> bool:
-    """Whether this is the process that writes."""
+    """Return True in the primary, the process that writes."""
     return jax.process_index() == 0
 
 
 def everyone(value) -> list:
-    """What each process said, in their order; any JSON. All must call it, at the same place."""
+    """Return the JSON values of all processes in order. All must call it at the same point."""
     if not are_several():
         return [value]
-    said = json.dumps(value).encode()
-    lengths = _gathered(np.array([len(said)], np.int32))[:, 0]
-    # Few lengths of rows, so that few programs are compiled.
+    encoded = json.dumps(value).encode()
+    lengths = _gathered(np.array([len(encoded)], np.int32))[:, 0]
+    # Lengths are powers of two, so that few programs are compiled.
     row = np.zeros(1 << max(10, int(lengths.max()).bit_length()), np.uint8)
-    row[: len(said)] = np.frombuffer(said, np.uint8)
-    words = zip(_gathered(row), lengths, strict=True)
-    return [json.loads(row[:length].tobytes()) for row, length in words]
+    row[: len(encoded)] = np.frombuffer(encoded, np.uint8)
+    rows = zip(_gathered(row), lengths, strict=True)
+    return [json.loads(row[:length].tobytes()) for row, length in rows]
 
 
 def first(make: Callable) -> Any:
-    """What make() returns in process 0, in all (JSON); the others wait and do not call it.
+    """Call make() in the primary and return its JSON value in all processes.
 
-    A ValueError or OSError is raised in all.
+    A ValueError or OSError of make() is raised in all processes.
     """
-    said: dict = {}
+    result: dict = {}
     error = None
     if is_first():
         try:
-            said = {"value": make()}
+            result = {"value": make()}
         except (ValueError, OSError) as raised:
-            said, error = {"error": str(raised)}, raised
-    said = everyone(said)[0] if are_several() else said
+            result, error = {"error": str(raised)}, raised
+    result = everyone(result)[0] if are_several() else result
     if error:
         raise error
-    if "error" in said:
-        raise ValueError(said["error"])
-    return said["value"]
+    if "error" in result:
+        raise ValueError(result["error"])
+    return result["value"]
 
 
 def worst(reason: str) -> str:
-    """The first complaint of any process, in all; "" where none has one."""
-    return next((one for one in everyone(reason) if one), "")
+    """Return the first non-empty reason of any process in all; "" if there is none."""
+    return next((text for text in everyone(reason) if text), "")
 
 
 def check_same(what: str, value: str) -> None:
-    """ValueError in all processes if one of them has another value."""
+    """Raise ValueError in all processes if their values differ. what: name of the value."""
     values = everyone(value)
     for process, other in enumerate(values):
         if other != values[0]:
@@ -178,10 +183,10 @@ def check_same(what: str, value: str) -> None:
 
 
 def ballot(device_mesh: Mesh) -> Callable[[str], str]:
-    """vote(name of a signal or "") -> one that any process voted for, LAG calls ago.
+    """Return vote(signal name or "") -> the signal that any process passed LAG calls before.
 
-    The answer is the same in all at the same call. The vote rides behind the step on the devices
-    and nothing waits for it. In one process the answer is the vote.
+    All processes get the same answer at the same call. The vote is a reduction on the devices that
+    runs after the step, and no step waits for it. A single process gets its own vote.
     """
     if not are_several():
         return lambda name: name
@@ -194,7 +199,7 @@ def ballot(device_mesh: Mesh) -> Callable[[str], str]:
         number = int(signal.Signals[name]) if name else 0
         cast.append(highest(_split(split, device_mesh.size, np.int32(number))))
         if on_cpu:
-            cast[-1].block_until_ready()  # as steps are: see lm/train.py
+            cast[-1].block_until_ready()  # for the reason given in lm/train.py
         answer = int(cast.popleft()) if len(cast) > LAG else 0
         return signal.Signals(answer).name if answer else ""
 
@@ -203,10 +208,11 @@ def ballot(device_mesh: Mesh) -> Callable[[str], str]:
 
 @contextlib.contextmanager
 def together(folders: list[Path], *shared: type[BaseException]) -> Iterator[None]:
-    """Within it, what one of several processes raises alone ends it at once, and so the others.
+    """End one of several processes at once if it raises an exception that the others do not.
 
-    folders: of the runs that it ends. shared: what all raise at the same place, and so may unwind.
-    The rest must not: closing a checkpoint waits for the others, who wait for this one in a step.
+    folders: of the runs that end. shared: exceptions that all processes raise at the same point.
+    Other exceptions must not unwind the stack: closing a checkpoint would wait for the other
+    processes, which wait for this one in a step.
     """
     try:
         yield
@@ -215,11 +221,11 @@ def together(folders: list[Path], *shared: type[BaseException]) -> Iterator[None
     except BaseException as error:
         if not are_several():
             raise
-        status, words = _last_words(error)
+        status, message = _exit_status_and_message(error)
         for folder in folders:
             writer = records.Writer(folder, is_first())
-            writer.write_facts(status="lost" if status > 1 else "failed", reason=words)
-        print(words, file=sys.stderr)
+            writer.write_facts(status="lost" if status > 1 else "failed", reason=message)
+        print(message, file=sys.stderr)
         _exit(status)
 
 
@@ -240,7 +246,7 @@ def leave(status: int) -> None:
 
 
 def _hold_lines(host: str) -> None:
-    """So that all know at once when one dies."""
+    """Connect to the primary, so that all processes notice at once when one dies."""
     server = lifeline.listen() if is_first() else None
     host, port = everyone([host, server.getsockname()[1]] if server else [])[0]
     try:
@@ -249,18 +255,19 @@ def _hold_lines(host: str) -> None:
         else:
             _lines.extend(lifeline.connect(host.strip("[]"), port))
     except OSError as error:
-        return print(f"no line between processes ({error}): a lost one is noticed later")
-    lifeline.hold(_lines, _me())
+        print(f"no connection between processes ({error}): a lost process is noticed later")
+        return
+    lifeline.hold(_lines, _process_name())
     atexit.register(lifeline.say_goodbye, _lines)
 
 
 def _uncaught(*raised) -> None:
-    """What no one caught ends this process, not only its main thread."""
+    """End the process after an uncaught exception, not only its main thread."""
     traceback.print_exception(*raised)
     _exit(1)
 
 
-def _me() -> str:
+def _process_name() -> str:
     return f"process {jax.process_index()} of {jax.process_count()}"
 
 
@@ -268,27 +275,26 @@ def _exit(status: int) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     if is_first():
-        time.sleep(1.0)  # with it goes the service by which the others, if they too end, do so well
+        time.sleep(1.0)  # the other processes need the primary's service to end cleanly
     os._exit(status)
 
 
-def _last_words(error: BaseException) -> tuple[int, str]:
-    """Exit status, and what to say."""
-    words = str(error).strip().partition("\n")[0][:200]
-    me = _me()
-    if isinstance(error, jax.errors.JaxRuntimeError) and any(sign in words for sign in SIGNS):
-        return guard.LOST, f"{me} lost another one; the same command goes on ({words})"
+def _exit_status_and_message(error: BaseException) -> tuple[int, str]:
+    message = str(error).strip().partition("\n")[0][:200]
+    name = _process_name()
+    if isinstance(error, jax.errors.JaxRuntimeError) and any(sign in message for sign in SIGNS):
+        return guard.LOST, f"{name} lost another one; repeat the command to continue ({message})"
     if isinstance(error, OSError):
-        return 2, f"{me}: {words or type(error).__name__}"
+        return 2, f"{name}: {message or type(error).__name__}"
     if isinstance(error, KeyboardInterrupt):
-        return 128 + signal.SIGINT, f"{me} was stopped at once"
+        return 128 + signal.SIGINT, f"{name} was stopped without saving"
     traceback.print_exception(error)
-    return 1, f"{me}: {type(error).__name__}: {words}"
+    return 1, f"{name}: {type(error).__name__}: {message}"
 
 
 def _gathered(row: np.ndarray) -> np.ndarray:
-    """The rows of all processes, stacked in their order: [processes, ...]."""
-    # One device each, whatever number of them a process has.
+    """Return the rows of all processes in order, [processes, ...]."""
+    # The mesh has one device per process.
     firsts = {device.process_index: device for device in reversed(jax.devices())}
     mesh = Mesh(np.array([firsts[process] for process in sorted(firsts)]), "processes")
     split = NamedSharding(mesh, PartitionSpec("processes"))
@@ -302,6 +308,6 @@ def _same(x: jax.Array) -> jax.Array:
 
 
 def _split(split: NamedSharding, n: int, value: np.ndarray | np.integer) -> jax.Array:
-    """An array [n, ...], a row a device, of which this process's hold `value`."""
+    """Return an array [n, ...] with one row per device; the rows of this process are `value`."""
     shape = (n, *np.shape(value))
     return jax.make_array_from_callback(shape, split, lambda _: np.asarray(value)[None])

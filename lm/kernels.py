@@ -1,8 +1,8 @@
-"""Which code computes attention, by the machine; and what its compiler is asked for.
+"""Choose the attention kernel for a machine, and the options of its compiler.
 
-    chosen(run, device_mesh)        # what model.attention="auto" is there: plain, cudnn or splash
+    chosen(run, device_mesh)        resolves model.attention="auto" to plain, cudnn or splash
     attend(shape, rules, q_BTNH, k_BSKH, v_BSKH, segments_BT)
-    options(device_mesh)            # compiler options that let collectives and products overlap
+    options(device_mesh)            compiler options that overlap collectives and matrix products
 
 plain   lm/attention.py: any device, any mesh
 cudnn   NVIDIA's flash attention, through jax.nn.dot_product_attention
@@ -19,8 +19,7 @@ import jax
 from lm import attention, config, mesh
 
 BY_PLATFORM = {"cpu": "plain", "gpu": "cudnn", "tpu": "splash"}
-# Only where there is more than one device: nothing travels on one. Of these, the TPU's are known to
-# libtpu alone.
+# For several devices only: a single device has no collectives. Only libtpu knows the TPU options.
 OPTIONS: dict[str, dict[str, bool | int]] = {
     "cpu": {},
     "gpu": {
@@ -41,49 +40,50 @@ OPTIONS: dict[str, dict[str, bool | int]] = {
 
 
 def options(device_mesh: jax.sharding.Mesh) -> dict[str, bool | int] | None:
-    """For jax.jit(compiler_options=...) of a step on these devices."""
+    """Return the compiler options of a step on these devices, for jax.jit."""
     return (OPTIONS[mesh.platform(device_mesh)] or None) if device_mesh.size > 1 else None
 
 
 def chosen(run: config.Run, device_mesh: jax.sharding.Mesh) -> str:
-    """The kernel of a run on these devices; ValueError for one asked for that cannot work there.
+    """Return the attention kernel of a run on these devices.
 
-    "auto" is the platform's kernel where the shapes are ones that it takes, and plain elsewhere.
+    "auto" is the platform's kernel if it supports the shapes, and plain otherwise. Raises
+    ValueError for another choice that the devices do not support.
     """
     platform = mesh.platform(device_mesh)
     return _chosen(run, platform, is_here=jax.default_backend() == platform)
 
 
 def chosen_there(run: config.Run, platform: str) -> str:
-    """The same on a machine that is not here: what its own process will take."""
+    """Return the attention kernel of a run on another machine of this platform."""
     return _chosen(run, platform, is_here=True)
 
 
 def _chosen(run: config.Run, platform: str, is_here: bool) -> str:
-    asked = run.model.attention
-    name = BY_PLATFORM[platform] if asked == "auto" else asked
+    choice = run.model.attention
+    name = BY_PLATFORM[platform] if choice == "auto" else choice
     faults = _faults(run, name, platform, is_here)
-    if faults and asked != "auto":
-        raise ValueError(f"model.attention={asked!r} {faults[0]}: change that, or take 'auto'")
+    if faults and choice != "auto":
+        raise ValueError(f"model.attention={choice!r} {faults[0]}: change that, or use 'auto'")
     return "plain" if faults else name
 
 
 def _faults(run: config.Run, name: str, platform: str, is_here: bool) -> list[str]:
-    """What a kernel cannot do of a run."""
+    """Return the reasons why a kernel does not support a run."""
     if name == "plain":
         return []
-    its = {"cudnn": "gpu", "splash": "tpu"}[name]
+    supported = {"cudnn": "gpu", "splash": "tpu"}[name]
     shape, t = run.model, run.data.seq_len
     rules = [
-        (platform == its, f"is for {its}, not {platform}"),
+        (platform == supported, f"is for {supported}, not {platform}"),
         (run.mesh.sequence == 1, f"takes whole rows, not mesh.sequence={run.mesh.sequence}"),
     ]
     if name == "cudnn":
-        # It asks the device what it can; a described one cannot say.
-        here = platform != its or is_here
+        # It queries the device, which a described device does not support.
+        is_present = platform != supported or is_here
         segments = not run.data.across or run.data.rows == "whole"
         rules += [
-            (here, "needs the GPU itself, not its description"),
+            (is_present, "needs the GPU itself, not its description"),
             (shape.dtype == "bfloat16", f"takes bfloat16, not model.dtype={shape.dtype!r}"),
             (
                 shape.d_head % 8 == 0 and shape.d_head <= 128,
@@ -93,13 +93,13 @@ def _faults(run: config.Run, name: str, platform: str, is_here: bool) -> list[st
         ]
     else:
         rules += [(t % 128 == 0, f"takes rows of 128, 256 ..., not data.seq_len={t}")]
-    return [words for holds, words in rules if not holds]
+    return [reason for holds, reason in rules if not holds]
 
 
 def attend(
     shape: config.Model, rules: mesh.ShardingRules, q_BTNH, k_BSKH, v_BSKH, segments_BT=None
 ) -> jax.Array:
-    """softmax(q k / sqrt(H)) v over the keys not later than the query, of its own segment."""
+    """Return softmax(q k / sqrt(H)) v over the earlier and equal keys of the same segment."""
     if shape.attention == "splash":
         return splash(q_BTNH, k_BSKH, v_BSKH, segments_BT, rules)
     if shape.attention == "cudnn" and segments_BT is None:  # evaluation has segments
@@ -109,7 +109,7 @@ def attend(
 
 @jax.named_scope("attention")
 def cudnn(q_BTNH, k_BSKH, v_BSKH) -> jax.Array:
-    """A head, or a row, never leaves its device: JAX splits the kernel by both."""
+    """Compute attention by cuDNN. JAX splits the kernel by rows and heads over the devices."""
     return jax.nn.dot_product_attention(
         q_BTNH, k_BSKH, v_BSKH, is_causal=True, implementation="cudnn"
     )
@@ -119,7 +119,10 @@ def cudnn(q_BTNH, k_BSKH, v_BSKH) -> jax.Array:
 def splash(
     q_BTNH, k_BSKH, v_BSKH, segments_BT=None, rules=mesh.DEFAULT_RULES, interpret: bool = False
 ) -> jax.Array:
-    """Each device has its rows and heads. interpret: anywhere, step by step, for tests."""
+    """Compute attention by the splash kernel, on the rows and heads of each device.
+
+    interpret: run the kernel step by step on any device, for tests.
+    """
     from jax.experimental.pallas.ops.tpu import splash_attention
 
     t, n, h = q_BTNH.shape[1:]
@@ -138,13 +141,15 @@ def splash(
     )
 
     def of_row(q_TNH, k_SKH, v_SKH, segments_T):
-        mine = None if segments_T is None else splash_attention.SegmentIds(segments_T, segments_T)
+        segment_ids = (
+            None if segments_T is None else splash_attention.SegmentIds(segments_T, segments_T)
+        )
         q_NTH, k_KSH, v_KSH = (x.swapaxes(0, 1) for x in (q_TNH * h**-0.5, k_SKH, v_SKH))
-        o_NTH = typing.cast(jax.Array, kernel(q_NTH, k_KSH, v_KSH, segment_ids=mine))
+        o_NTH = typing.cast(jax.Array, kernel(q_NTH, k_KSH, v_KSH, segment_ids=segment_ids))
         return o_NTH.swapaxes(0, 1)
 
-    local, here = jax.vmap(of_row), jax.sharding.get_abstract_mesh()
-    if here.empty or here.manual_axes:
+    local, current = jax.vmap(of_row), jax.sharding.get_abstract_mesh()
+    if current.empty or current.manual_axes:
         return local(q_BTNH, k_BSKH, v_BSKH, segments_BT)
     heads, keys = (rules.spec(("batch", None, name, None)) for name in ("heads", "kv_heads"))
     split = jax.shard_map(

@@ -1,4 +1,4 @@
-"""What layers are made of: weights that name their axes, the norms, the MLP.
+"""Parts of the layers: weights that name their axes, norms and the MLP.
 
 Tensor names end in their axes: B batch, T time, D d_model, F d_ff.
 """
@@ -21,17 +21,18 @@ def tree_mode() -> Iterator[None]:
 
 
 def weight(rngs: nnx.Rngs, names: tuple[str, ...], shape: tuple[int, ...], std: float) -> nnx.Param:
-    """A normally distributed float32 weight whose axes are called `names` (see mesh.RULES)."""
+    """Return a normally distributed float32 weight with axis names (see layout.RULES)."""
     value = std * jax.random.normal(rngs.params(), shape, jnp.float32)
     return nnx.Param(value, out_sharding=names)
 
 
 def bias(names: tuple[str, ...], shape: tuple[int, ...]) -> nnx.Param:
-    """What is added to a product, zero at first. An axis of d_model is called "norm", and whole."""
+    """Return a bias of zeros. An axis of size d_model has the name "norm", which is not split."""
     return nnx.Param(jnp.zeros(shape, jnp.float32), out_sharding=names)
 
 
 def plus(y: jax.Array, bias: nnx.Param | None) -> jax.Array:
+    """Add a bias if there is one."""
     return y if bias is None else y + bias[...].astype(y.dtype)
 
 
@@ -62,22 +63,22 @@ class LayerNorm(nnx.Module):
 
 
 def norm(model: config.Model, size: int) -> RMSNorm | LayerNorm:
-    """The norm that model.norm names, over `size` numbers."""
+    """Return the norm of model.norm over `size` numbers."""
     return {"rms": RMSNorm, "layer": LayerNorm}[model.norm](size, model.norm_eps)
 
 
 @jax.custom_vjp
 def project(x, weight) -> jax.Array:
-    """The sum over the last axis of x and the first of a weight: [..., D], [D, ...] -> [..., ...].
+    """Contract the last axis of x with the first of a weight: [..., D], [D, ...] -> [..., ...].
 
-    The left operand of the weight's gradient is x: XLA on CPU copies it into another order, once
-    for all weights that read x. Autodiff would have the gradient of each result there.
+    The left operand of the weight's gradient is x: XLA on CPU transposes it once for all weights
+    that read x. Autodiff would use the gradient of each result as the left operand.
     """
     return jnp.tensordot(x, weight, 1)
 
 
-def _project_backward(kept, dy):
-    x, weight = kept
+def _project_backward(residuals, dy):
+    x, weight = residuals
     rows, out = tuple(range(x.ndim - 1)), tuple(range(1, weight.ndim))
     dx = jnp.tensordot(dy, weight, (tuple(n - weight.ndim for n in out), out))
     return dx, jnp.tensordot(x, dy, (rows, rows))
@@ -88,7 +89,7 @@ project.defvjp(lambda x, weight: (jnp.tensordot(x, weight, 1), (x, weight)), _pr
 
 @jax.checkpoint
 def swiglu(gate, up) -> jax.Array:
-    """silu(gate) * up; the backward pass computes it again, in place of keeping two arrays more."""
+    """Return silu(gate) * up, recomputed in the backward pass to store two arrays less."""
     return jax.nn.silu(gate) * up
 
 

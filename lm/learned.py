@@ -1,12 +1,12 @@
-"""Which weights learn: all, all but those named, or low-rank additions to frozen ones (LoRA).
+"""Trainable weights: all, all except the frozen ones, or low-rank adapters (LoRA).
 
-    keep = tree(run.optim, run.model, axes)      # True for each weight that learns
-    mine, frozen = part(params, keep), part(params, keep, False)
-    joined(mine, frozen)                         # params again
-    merged(run.model, params)                    # additions added, as the decoder reads them
+    is_trainable = tree(run.optim, run.model, axes)     a boolean for each weight
+    weights, frozen = part(params, is_trainable), part(params, is_trainable, False)
+    joined(weights, frozen)                             params again
+    merged(run.model, params)                           weights with the adapters added
 
 LoRA (Hu et al. 2021, arXiv:2106.09685) replaces W by W + (alpha / rank) A B, with A of `rank`
-columns, and learns A and B alone. They lie in params["lora"] under the paths of their W.
+columns, and trains only A and B. params["lora"] has them under the path of their W.
 """
 
 import hashlib
@@ -17,101 +17,107 @@ import jax.numpy as jnp
 
 from lm import config
 
-STACKED = ("layers", "experts")  # axes that number matrices, not sides of one
+STACKED = ("layers", "experts")  # axes that number matrices and are not a side of one
 
 
 def tree(optim: config.Optim, model: config.Model, axes: dict) -> dict:
-    """Whether each weight learns. ValueError for a name in optim.freeze that no weight has.
+    """Return whether each weight is trainable, a tree of booleans.
 
-    A name is a part of a weight's path ("embed", "mlp", "query") or, if it is of none, one of its
-    axes ("heads", "vocab"). With model.lora_rank the additions alone learn.
+    A name in optim.freeze is a part of a weight's path ("embed", "mlp", "query"), or else one of
+    its axes ("heads", "vocab"). With model.lora_rank only the adapters are trainable. Raises
+    ValueError for a name that no weight has.
     """
     names = [name for name in optim.freeze.split(",") if name]
     known = {part for path, _ in _leaves(axes) for part in path}
-    by_axis = {axis for _, its in _leaves(axes) for axis in its} - known
+    by_axis = {axis for _, weight_axes in _leaves(axes) for axis in weight_axes} - known
     for name in names:
         if name not in known | by_axis:
             raise ValueError("optim.freeze: " + config.unknown(name, sorted(known | by_axis)))
 
-    def learns(path: tuple[str, ...], its: tuple) -> bool:
-        is_named = any(name in path or (name in by_axis and name in its) for name in names)
+    def is_trainable(path: tuple[str, ...], weight_axes: tuple) -> bool:
+        is_named = any(name in path or (name in by_axis and name in weight_axes) for name in names)
         return not is_named and (not model.lora_rank or path[0] == "lora")
 
-    keep = _mapped(axes, learns)
-    if not any(flag for _, flag in _leaves(keep)):
-        raise ValueError(f"optim.freeze={optim.freeze!r} leaves no weight to learn: name fewer")
-    return keep
+    flags = _mapped(axes, is_trainable)
+    if not any(flag for _, flag in _leaves(flags)):
+        raise ValueError(f"optim.freeze={optim.freeze!r} freezes all weights: list fewer names")
+    return flags
 
 
-def part(weights: dict, keep: dict, wanted: bool = True) -> dict:
-    """The weights that learn, or (wanted=False) those that do not, without empty branches."""
-    found = {}
+def part(weights: dict, is_trainable: dict, wanted: bool = True) -> dict:
+    """Return the trainable weights, or (wanted=False) the frozen ones, without empty branches."""
+    selected = {}
     for name, value in weights.items():
         if isinstance(value, dict):
-            inner = part(value, keep[name], wanted)
-            found |= {name: inner} if inner else {}
-        elif keep[name] == wanted:
-            found[name] = value
-    return found
+            inner = part(value, is_trainable[name], wanted)
+            selected |= {name: inner} if inner else {}
+        elif is_trainable[name] == wanted:
+            selected[name] = value
+    return selected
 
 
 def joined(a: dict, b: dict) -> dict:
-    """The tree of which these are two parts."""
+    """Return the union of two trees without common leaves: the inverse of `part`."""
     both = {name: joined(a[name], b[name]) for name in a.keys() & b.keys()}
     return a | b | both
 
 
 def additions(model: config.Model, axes: dict, params: dict, seed) -> dict:
-    """Fresh A (normal) and B (zero) of each weight that has an axis of model.lora_on."""
-    found: dict = {}
+    """Return initial A (normal) and B (zero) of each weight with an axis of model.lora_on."""
+    adapters: dict = {}
     for path, names in _leaves(axes):
         if _has_addition(model, names):
             shape = _at(params, path).shape
             inner, outer, stacked = _sides(names)
-            sizes = [tuple(shape[i] for i in places) for places in (stacked, inner, outer)]
+            sizes = [tuple(shape[i] for i in side) for side in (stacked, inner, outer)]
             number = int.from_bytes(hashlib.sha256("/".join(path).encode()).digest()[:4], "big")
             key = jax.random.fold_in(jax.random.key(seed), number)
             a = jax.random.normal(key, (*sizes[0], *sizes[1], model.lora_rank), jnp.float32)
             b = jnp.zeros((*sizes[0], model.lora_rank, *sizes[2]), jnp.float32)
-            _set(found, path, {"a": a * math.prod(sizes[1]) ** -0.5, "b": b})
-    return found
+            _set(adapters, path, {"a": a * math.prod(sizes[1]) ** -0.5, "b": b})
+    return adapters
 
 
 def addition_axes(model: config.Model, axes: dict) -> dict:
-    """Axis names of `additions`. ValueError where model.lora_on names no axis of a weight."""
-    found: dict = {}
+    """Return the axis names of `additions`.
+
+    Raises ValueError if model.lora_on names no axis of a weight.
+    """
+    adapters: dict = {}
     for path, names in _leaves(axes):
         if _has_addition(model, names):
             inner, outer, stacked = (tuple(names[i] for i in side) for side in _sides(names))
-            _set(found, path, {"a": (*stacked, *inner, "rank"), "b": (*stacked, "rank", *outer)})
-    if not found:
+            sides = {"a": (*stacked, *inner, "rank"), "b": (*stacked, "rank", *outer)}
+            _set(adapters, path, sides)
+    if not adapters:
         known = sorted({axis for path, names in _leaves(axes) for axis in names if len(names) > 2})
         raise ValueError(f"model.lora_on={model.lora_on!r} must name one of {', '.join(known)}")
-    return found
+    return adapters
 
 
 def merged(model: config.Model, params: dict) -> dict:
-    """The weights as the decoder reads them, without "lora"."""
+    """Return the weights with the adapters added to them, without "lora"."""
     if "lora" not in params:
         return params
-    whole = {name: value for name, value in params.items() if name != "lora"}
-    return _added(whole, params["lora"], model.lora_alpha / model.lora_rank)
+    weights = {name: value for name, value in params.items() if name != "lora"}
+    return _added(weights, params["lora"], model.lora_alpha / model.lora_rank)
 
 
 def _added(weights: dict, lora: dict, scale: float) -> dict:
-    found = dict(weights)
+    sums = dict(weights)
     for name, inner in lora.items():
         if set(inner) == {"a", "b"}:
-            found[name] = weights[name] + scale * _product(weights[name].shape, **inner)
+            sums[name] = weights[name] + scale * _product(weights[name].shape, **inner)
         else:
-            found[name] = _added(weights[name], inner, scale)
-    return found
+            sums[name] = _added(weights[name], inner, scale)
+    return sums
 
 
 def _product(shape: tuple[int, ...], a: jax.Array, b: jax.Array) -> jax.Array:
-    """A B of each matrix, in the shape of W, which begins with the axes that number matrices.
+    """Return A B of each matrix, in the shape of W.
 
-    With n of these a has n + inner + 1 axes, b has n + 1 + outer, and W n + inner + outer.
+    The first n axes of W number matrices. a has n + inner + 1 axes, b has n + 1 + outer axes, and
+    W has n + inner + outer axes.
     """
     rank, stacked = a.shape[-1], shape[: a.ndim + b.ndim - 2 - len(shape)]
     flat = a.reshape(*stacked, -1, rank) @ b.reshape(*stacked, rank, -1)
@@ -125,7 +131,7 @@ def _has_addition(model: config.Model, names: tuple) -> bool:
 
 
 def _sides(names: tuple) -> tuple[list[int], list[int], list[int]]:
-    """Places of the axes that a matrix is multiplied over, of those that it gives, of the rest."""
+    """Return the indices of the input axes, the output axes and the stacked axes of a weight."""
     stacked = [i for i, name in enumerate(names) if name in STACKED]
     embed = [i for i, name in enumerate(names) if name == "embed"]
     other = [i for i in range(len(names)) if i not in stacked + embed]

@@ -10,7 +10,7 @@ that preserves the checkpoint.
 
 import dataclasses
 
-from lm import checkpoint, config, fields, records, sizes, storage, tokens
+from lm import checkpoint, config, fields, proof, records, sizes, storage, tokens
 
 LORA = fields.fields_with("adapter", config.Model)
 COMPUTED = fields.fields_with("compute", config.Model)
@@ -52,9 +52,7 @@ def check(run: config.Run, parent: config.Run) -> None:
         )
 
 
-def restore(
-    run: config.Run, abstract: dict, tokenizer: tokens.Tokenizer
-) -> checkpoint.RestoredState:
+def restore(run: config.Run, abstract: dict, tokenizer: tokens.Tokenizer) -> proof.RestoredState:
     """Restore the part of a train state that the run takes over from its parent.
 
     A branch with the data of its parent also has the parent's next batch and loss to reproduce.
@@ -78,7 +76,7 @@ def restore(
     restored = checkpoint.read(source, step, wanted)
     folder = records.folder(run)
     if not is_branch:
-        return checkpoint.RestoredState(folder, state=restored.state)
+        return proof.RestoredState(folder, state=restored.state)
     if (run.data, run.seed) != (source.data, source.seed):
         restored = restored.without_expectations()
     return dataclasses.replace(restored, folder=folder, seconds=0.0, window=[])

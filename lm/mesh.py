@@ -17,7 +17,7 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from lm import config, layout
+from lm import config, exact, layout
 
 Either = typing.TypeVar("Either", jax.Array, np.ndarray)
 
@@ -40,7 +40,8 @@ class ShardingRules:
 
     def mesh_axes(self, name: str) -> tuple[str, ...]:
         """Return the mesh axes that split a logical axis; () if it is not split."""
-        return dict(self.changes).get(name, layout.RULES[name])
+        changes = dict(self.changes)
+        return changes[name] if name in changes else layout.RULES[name]
 
     def spec(self, names: tuple[str | None, ...]) -> PartitionSpec:
         """Return the partition of an array by the names of its axes.
@@ -84,11 +85,11 @@ DEFAULT_RULES = ShardingRules()
 
 
 def start(cache: str = "runs/.compiled") -> None:
-    """Settings that must come before the first use of a device; a second call changes nothing.
+    """Set JAX options that must come before the first use of a device.
 
-    On CPU a core becomes a device (a power of two of them, so that batches divide), which halves
-    the step time against one device with threads. Compiled programs are kept in `cache`, those
-    that compile in milliseconds too: small rungs are most of a ladder.
+    On CPU each core becomes a device, up to a power of two so that batches divide. This halves the
+    step time of one device with threads. Compiled programs are stored in `cache`, even those that
+    compile in milliseconds, because most runs of a ladder are small.
     """
     jax.config.update("jax_compilation_cache_dir", os.path.abspath(cache))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
@@ -98,33 +99,44 @@ def start(cache: str = "runs/.compiled") -> None:
 
 
 def cores() -> int:
-    """Cores that this process may use; 1 where the system does not say."""
+    """Return the number of cores that this process may use; 1 if the system does not tell."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
 
 
 def make(mesh: config.Mesh, devices: list | None = None) -> jax.sharding.Mesh:
-    """The mesh of config.Mesh over `devices` (default: all); ValueError if they do not multiply."""
+    """Return the device mesh of a run over `devices` (default: all).
+
+    Raises ValueError if the product of its axes is not the number of devices.
+    """
     devices = jax.devices() if devices is None else devices
     sizes = layout.check_devices(vars(mesh), len(devices))
-    # A side of a TPU's torus may serve two mesh axes, which jax.make_mesh refuses.
-    places = mesh_utils.create_device_mesh(
+    # One side of a TPU torus may serve two mesh axes, which jax.make_mesh refuses.
+    grid = mesh_utils.create_device_mesh(
         tuple(sizes.values()), devices, allow_split_physical_axes=True
     )
-    return jax.sharding.Mesh(places, layout.AXES, (AxisType.Auto,) * len(layout.AXES))
+    return jax.sharding.Mesh(grid, layout.AXES, (AxisType.Auto,) * len(layout.AXES))
 
 
 def check(run: config.Run, mesh: jax.sharding.Mesh) -> None:
-    """ValueError if a dimension of the run does not divide over the devices that there are."""
+    """Raise ValueError if a dimension of the run does not divide over its devices."""
     layout.check(config.flatten(run), dict(mesh.shape))
 
 
+def make_for(run: config.Run) -> jax.sharding.Mesh:
+    """Return the mesh of a run over all devices. Raises ValueError if the run does not fit it."""
+    mesh = make(run.mesh)
+    check(run, mesh)
+    exact.check(run, mesh)
+    return mesh
+
+
 def platform(mesh: jax.sharding.Mesh) -> str:
-    """cpu, gpu or tpu."""
+    """Return cpu, gpu or tpu."""
     return mesh.devices.flat[0].platform
 
 
 def describe(mesh: jax.sharding.Mesh) -> str:
-    """A few words: how many devices of which kind, and how they are laid out."""
+    """Return the number, kind and mesh axes of the devices as a short text."""
     axes = " x ".join(f"{name}={size}" for name, size in mesh.shape.items() if size > 1)
     plural = "s" if mesh.size > 1 else ""
     return f"{mesh.size} {mesh.devices.flat[0].device_kind} device{plural}" + (
@@ -146,7 +158,7 @@ def ways(name: str) -> int:
 
 
 def swapped(x: Either, outer: int, inner: int, axis: int) -> Either:
-    """An axis of outer x inner equal parts in the order inner x outer."""
+    """Reorder an axis of outer x inner equal parts as inner x outer."""
     if 1 in (outer, inner):
         return x
     shape = x.shape
@@ -155,10 +167,10 @@ def swapped(x: Either, outer: int, inner: int, axis: int) -> Either:
 
 
 def pieces(x: jax.Array, n: int, name: str, axis: int) -> jax.Array:
-    """x in n equal pieces of the axis `name`, stacked in front: [n, ...].
+    """Split the axis `name` of x into n equal pieces with a new leading axis, [n, ...].
 
-    Each device cuts its own part, so that none sends any: piece i holds the i-th nth of every
-    device's part, and is split over the devices as x was. `joined` puts them together again.
+    Each device splits its own part, without communication: piece i has the i-th of n parts of each
+    device's part, and the sharding of x. `joined` is the inverse.
     """
     x = swapped(x, ways(name), n, axis)
     x = x.reshape(*x.shape[:axis], n, -1, *x.shape[axis + 1 :])
@@ -166,28 +178,28 @@ def pieces(x: jax.Array, n: int, name: str, axis: int) -> jax.Array:
 
 
 def joined(pieces: jax.Array, name: str, axis: int) -> jax.Array:
-    """The inverse of `pieces`: the axis `axis` of the result is whole again."""
+    """Merge pieces into the axis `axis`: the inverse of `pieces`."""
     n, x = pieces.shape[0], jnp.moveaxis(pieces, 0, axis)
     x = x.reshape(*x.shape[:axis], -1, *x.shape[axis + 2 :])
     return swapped(x, n, ways(name), axis)
 
 
 def dealt(x: Either, n_blocks: int, axis: int = 1) -> Either:
-    """The order in which positions lie where rows are split: each device has some of every block.
+    """Reorder positions so that each device holds a part of every query block.
 
-    Later queries see more keys, so a device that held only the last positions would make all others
-    wait. The order of time where rows are whole.
+    Later queries attend to more keys, so a device with only the last positions would make the
+    others wait. The order does not change if no mesh axis splits the rows.
     """
     return swapped(x, n_blocks, ways("length"), axis)
 
 
 def in_time(x: jax.Array, n_blocks: int, axis: int = 1) -> jax.Array:
-    """The inverse of `dealt`."""
+    """Restore the order of time: the inverse of `dealt`."""
     return swapped(x, ways("length"), n_blocks, axis)
 
 
 def place(mesh: jax.sharding.Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-    """This process's rows of a batch (see `rows_here`) -> the global batch, split over the mesh."""
+    """Return the global sharded batch. batch: the rows of this process (see `rows_here`)."""
     split = sharding(mesh, "batch", None)
     parts = n_batch_devices(mesh)
     loaded = len(next(iter(batch.values())))
@@ -197,8 +209,8 @@ def place(mesh: jax.sharding.Mesh, batch: dict[str, np.ndarray]) -> dict[str, ja
     def put(rows: np.ndarray) -> jax.Array:
         def part(index) -> np.ndarray:
             start, stop, _ = index[0].indices(size)
-            at = np.searchsorted(numbers, start)
-            return rows[at : at + stop - start][:, *index[1:]]
+            first = np.searchsorted(numbers, start)
+            return rows[first : first + stop - start][:, *index[1:]]
 
         return jax.make_array_from_callback((size, *rows.shape[1:]), split, part)
 
@@ -215,14 +227,14 @@ def replicate(mesh: jax.sharding.Mesh, tree: typing.Any) -> typing.Any:
 
 
 def n_batch_devices(mesh: jax.sharding.Mesh) -> int:
-    """Over how many devices the rows of a batch are split: their number must be a multiple."""
+    """Return the number of shards of a batch; the batch size must be a multiple."""
     return math.prod(mesh.shape[axis] for axis in layout.RULES["batch"])
 
 
 def rows_here(mesh: jax.sharding.Mesh, batch_size: int) -> np.ndarray:
-    """The rows of a global batch that the devices of this process hold, in order.
+    """Return the indices of the rows of a global batch on the devices of this process.
 
-    Processes over which only weights are split hold the same rows; one alone holds all.
+    Processes that split only weights have the same rows. A single process has all rows.
     """
     parts = sharding(mesh, "batch").addressable_devices_indices_map((batch_size,)).values()
     rows = np.arange(batch_size)
@@ -231,7 +243,7 @@ def rows_here(mesh: jax.sharding.Mesh, batch_size: int) -> np.ndarray:
 
 @functools.cache
 def peak_flops_per_second(mesh: jax.sharding.Mesh, dtype: str, size: int = 1536) -> float:
-    """Best of 5 timed matrix products a device, all devices at once: what 100% means here."""
+    """Return the best rate of 5 timed matrix products on all devices: the peak that counts."""
     n = mesh.size
     names = PartitionSpec(mesh.axis_names)
     product = jax.jit(lambda a: a @ a, in_shardings=NamedSharding(mesh, names))
@@ -248,5 +260,5 @@ def peak_flops_per_second(mesh: jax.sharding.Mesh, dtype: str, size: int = 1536)
 
 
 def is_names(node) -> bool:
-    """Whether a node of a tree is the axis names of one array."""
+    """Return True if a node of a tree is the tuple of axis names of one array."""
     return type(node) is tuple and all(name is None or isinstance(name, str) for name in node)

@@ -116,9 +116,10 @@ def clip_by_global_norm(gradient: dict, limit: float) -> tuple[dict, jax.Array]:
     limit=0 does not clip.
     """
     norm = optax.tree.norm(gradient)
-    if limit:
-        gradient, _ = optax.clip_by_global_norm(limit).update(gradient, optax.EmptyState())
-    return gradient, norm
+    if not limit:
+        return gradient, norm
+    clipped, _ = optax.clip_by_global_norm(limit).update(gradient, optax.EmptyState())
+    return typing.cast(dict, clipped), norm
 
 
 def _layer_factors(
@@ -152,23 +153,24 @@ def _divide_by_epsilon(factors: dict) -> optax.GradientTransformation:
 def _add_decay(factors: dict) -> optax.GradientTransformationExtraArgs:
     """Add the weight decay, and multiply by the learning-rate factor of each weight."""
 
-    def update(updates, state, weights, *, inputs: OptimizerInputs, **_):
+    def update(updates, state, params=None, **extra_args):
         def change(update, weight, factor, decay):
             return factor.lr * (update + decay * weight)
 
-        return jax.tree.map(change, updates, weights, factors, inputs.weight_decay), state
+        decays = extra_args["inputs"].weight_decay
+        return jax.tree.map(change, updates, params, factors, decays), state
 
-    return optax.GradientTransformationExtraArgs(lambda _: optax.EmptyState(), update)
+    return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
 
 
 def _scale_by_rate(learning_rate: Callable) -> optax.GradientTransformationExtraArgs:
     """Multiply by minus the learning rate of the state's own count of updates."""
 
-    def init(_) -> optax.ScaleByScheduleState:
+    def init(params) -> optax.ScaleByScheduleState:
         return optax.ScaleByScheduleState(count=jnp.zeros((), jnp.int32))
 
-    def update(updates, state, weights=None, *, inputs: OptimizerInputs, **_):
-        rate = -1 * learning_rate(state.count, inputs.lr)
+    def update(updates, state, params=None, **extra_args):
+        rate = -1 * learning_rate(state.count, extra_args["inputs"].lr)
         updates = jax.tree.map(lambda u: jnp.asarray(rate, u.dtype) * u, updates)
         return updates, optax.ScaleByScheduleState(optax.safe_increment(state.count))
 

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from lm import attempt, checkpoint, config, fields, programs, train
+from lm import attempt, checkpoint, config, fields, mesh, programs, train
 
 Report = Callable[[config.Run, dict], None]
 FREE = fields.fields_with("vmapped", config.Run)
@@ -105,7 +105,7 @@ def _train(runs: list[config.Run], report: Report, reasons: dict[str, str]) -> l
     when at most half are left, because the program computes the ended ones too.
     """
     texts = [attempt.check(run) for run in runs]
-    device_mesh = attempt.make_mesh(runs[0])
+    device_mesh = mesh.make_for(runs[0])
     with contextlib.ExitStack() as stack:
         members = []
         for run, text in zip(runs, texts, strict=True):

@@ -32,6 +32,7 @@ PROGRAM_FIELDS = (
     *("steps", "model", "optim", "mesh"),
     *("data.batch_size", "data.seq_len", "data.across", "data.rows"),
 )
+ShardingRules = mesh.ShardingRules  # the field `mesh` of Program hides the module
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Program:
     """
 
     mesh: jax.sharding.Mesh
-    rules: mesh.ShardingRules
+    rules: ShardingRules
     abstract: dict
     batch: typing.Any
     init: Callable

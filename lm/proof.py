@@ -1,4 +1,6 @@
-"""The manifest of a checkpoint: fingerprints of its arrays and the position of the run.
+"""Verify checkpoints: the manifest, and the restored state with its expectations.
+
+The manifest has fingerprints of the arrays and the position of the run:
 
 {"format": 2, "step": 1200, "arrays": {"params/embed": "float32[256, 64]"},
  "fingerprints": {"params/embed": 2837465}, ..., "checksum": of all that}
@@ -6,14 +8,74 @@
 format 1 is of version 0.1, which has other names of fields.
 """
 
+import dataclasses
 import hashlib
 import json
+from pathlib import Path
 
 import jax
 import numpy as np
 
+from lm import hosts
+
 FORMAT = 2
 SMALL = 2**24  # bytes that NumPy sums in less time than XLA needs to compile the sums
+
+OTHER_MACHINE_RTOL = 1e-2  # relative tolerance of a loss on other devices or versions
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that is missing, or that this run cannot continue from."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RestoredState:
+    """A restored train state, and what the step after it must reproduce.
+
+    folder: of the run. damage: a sentence for each newer checkpoint that was corrupt. seconds:
+    training time before the checkpoint. window: metrics of the steps that are not logged yet.
+    expected_batch_hash: of the next batch; "" is not compared. expected_next_loss: loss of the
+    next step, None is not compared; next_environment: devices and versions that gave it.
+    """
+
+    folder: Path
+    step: int = 0
+    state: dict = dataclasses.field(default_factory=dict)
+    expected_batch_hash: str = ""
+    expected_next_loss: float | None = None
+    next_environment: str = ""
+    seconds: float = 0.0
+    window: list[dict] = dataclasses.field(default_factory=list)
+    damage: list[str] = dataclasses.field(default_factory=list)
+
+    def without_expectations(self) -> "RestoredState":
+        """Return the same state for a run that continues with other batches."""
+        return dataclasses.replace(self, expected_batch_hash="", expected_next_loss=None)
+
+    def verify_batch(self, batch_hash: str) -> None:
+        """Raise CheckpointError in all processes if the next batch differs in one of them."""
+        is_changed = self.expected_batch_hash not in ("", batch_hash)
+        if hosts.worst("changed" if is_changed else ""):
+            raise CheckpointError(
+                f"{self.folder}: the batch after step {self.step} differs from the batch before the"
+                " restart: the prepared text has changed. Restore the text, or start a new run"
+            )
+
+    def verify_loss(self, loss: float, environment: str) -> None:
+        """Raise CheckpointError if the next step does not give the loss that it gave before.
+
+        The loss must be the same to the last bit in the same environment, and agree to a relative
+        difference of OTHER_MACHINE_RTOL in another one.
+        """
+        if self.expected_next_loss is None:
+            return
+        rtol = 0.0 if environment == self.next_environment else OTHER_MACHINE_RTOL
+        if not np.isclose(loss, self.expected_next_loss, rtol=rtol, atol=0.0):
+            raise CheckpointError(
+                f"{self.folder}: step {self.step + 1} gave loss {loss!r} after the restart and"
+                f" {self.expected_next_loss!r} before it: code or text have changed. Choose a new"
+                " name"
+            )
 
 
 def manifest(step: int, state: dict, position: dict) -> dict:

@@ -7,6 +7,7 @@ A learning rate takes this path from config to update:
 
 import contextlib
 import time
+import typing
 from collections.abc import Callable, Iterator
 
 import jax
@@ -27,7 +28,7 @@ def train(run: config.Run, report: Callable[[dict], None] = lambda row: None) ->
     run cannot work, Diverged, or Interrupted after SIGINT, SIGTERM or SIGUSR1.
     """
     text = attempt.check(run)
-    device_mesh = attempt.make_mesh(run)
+    device_mesh = mesh.make_for(run)
     status = "rewound"
     while status == "rewound":
         with attempt.Attempt(run, text, device_mesh, report) as session:
@@ -40,12 +41,12 @@ def train(run: config.Run, report: Callable[[dict], None] = lambda row: None) ->
 
 
 def run_session(
-    session: attempt.Attempt, program: programs.Program, step_program: programs.Program
+    session: typing.Any, program: programs.Program, step_program: programs.Program
 ) -> None:
     """Train from the newest checkpoint until the session ends.
 
-    step_program: program of the step. It differs from `program` for several runs in one program,
-    whose `session` is packs.Sessions.
+    session: attempt.Attempt, or packs.Sessions for several runs in one program. step_program: the
+    program of the step, which differs from `program` for several runs.
     """
     began = time.perf_counter()
     device_mesh = program.mesh
@@ -71,7 +72,7 @@ def run_session(
 
 
 def _run_steps(
-    session: attempt.Attempt,
+    session: typing.Any,
     step: Callable,
     score: Callable,
     state: dict,
@@ -110,7 +111,7 @@ def _run_steps(
         began = time.perf_counter()
 
 
-def raise_if_stopped(session: attempt.Attempt) -> None:
+def raise_if_stopped(session: typing.Any) -> None:
     """Raise Interrupted if a signal came while the session ended.
 
     All processes call this after everything is written.

@@ -37,7 +37,7 @@ def test_what_is_saved_comes_back_in_its_own_tree(tiny, state):
 def test_a_folder_without_checkpoints_has_no_newest(tiny):
     with checkpoint.Checkpoints(tiny) as checkpoints:
         assert checkpoints.steps() == []
-        assert checkpoints.restore_newest({}) == checkpoint.RestoredState(records.folder(tiny))
+        assert checkpoints.restore_newest({}) == proof.RestoredState(records.folder(tiny))
 
 
 def test_two_checkpoints_stay_and_every_kept_one(tiny, state):
@@ -124,7 +124,7 @@ def test_a_manifest_of_version_0_1_is_refused_by_its_format(tiny, state, monkeyp
     monkeypatch.setattr(proof, "FORMAT", 1)
     steps_of(tiny, state, 3)
     monkeypatch.setattr(proof, "FORMAT", 2)
-    with pytest.raises(checkpoint.CheckpointError, match="format=1 was written by version 0.1"):
+    with pytest.raises(proof.CheckpointError, match="format=1 was written by version 0.1"):
         newest(tiny, state)
 
 
@@ -134,7 +134,7 @@ def test_fields_of_one_side_only_are_compared(tiny, state):
         checkpoints.fields["optim.beta3"] = 0.5
         del checkpoints.fields["optim.b1"]
         words = "optim.b1=0.9 in the checkpoint, 'nothing' in this run; optim.beta3='nothing' in"
-        with pytest.raises(checkpoint.CheckpointError, match=words):
+        with pytest.raises(proof.CheckpointError, match=words):
             checkpoints.restore(3, abstract(state))
 
 

@@ -97,11 +97,11 @@ def test_indivisible_size_suggests_the_nearest_that_works(values, words):
 @pytest.mark.parametrize(
     ("rules", "words"),
     [
-        ({"mlps": "tensor"}, "mesh.rules['mlps']='tensor' names no axis of a weight: those are "),
-        ({"batch": "data"}, "mesh.rules['batch']='data' names no axis of a weight: those are "),
+        ({"mlps": "tensor"}, "mesh.rules['mlps']='tensor' is not an axis of a weight: those are "),
+        ({"batch": "data"}, "mesh.rules['batch']='data' is not an axis of a weight: those are "),
         ({"mlp": "model"}, "mesh.rules['mlp']='model' must be one of data, fsdp, expert, seq"),
         ({"mlp": None}, "mesh.rules['mlp']=None must be one of data, fsdp, expert, sequence, te"),
-        ({"mlp": ["tensor", "tensor"]}, "mesh.rules['mlp']=['tensor', 'tensor'] names an axis tw"),
+        ({"mlp": ["tensor", "tensor"]}, "mesh.rules['mlp']=['tensor', 'tensor'] repeats an axis"),
     ],
 )
 def test_impossible_sharding_rule_is_rejected_by_name(rules, words):

@@ -87,7 +87,10 @@ def test_fine_tuning_can_be_interrupted_and_goes_on_from_its_own_checkpoint(trun
         (lambda r: setattr(r.start, "run", "s/nowhere"), "nowhere is not a run directory"),
         (lambda r: setattr(r.model, "d_ff", 96), "model.d_ff=48 there, 96 here"),
         (lambda r: setattr(r.model, "rope_theta", 500.0), "model.rope_theta=10000.0 there"),
-        (lambda r: setattr(r.start, "step", 40), "never reached by s/trunk: it ends at 12"),
+        (
+            lambda r: setattr(r.start, "step", 40),
+            "start.step=40 must be at most 12, the last step of s/trunk",
+        ),
         (lambda r: setattr(r.start, "step", 5), r"has no step 5: it has \[4, 8, 12\]"),
         (lambda r: setattr(r.start, "keep", "state"), "steps=12 must be above start.step=12"),
         (lambda r: setattr(r.start, "run", r.name), "is the run itself"),
