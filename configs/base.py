@@ -5,16 +5,15 @@
 Hardware and time: the 100K model trains in about 20 seconds on two CPU cores.
 """
 
-from lm import sizes
-from lm.config import Run
+from lm.config import model_sizes, schema
 
 TOKENS = 1_800_000  # equal for all sizes, so that runs differ in size only
 
 
-def get_config(size: str = "100K") -> Run:
-    """Return the recipe for a size of sizes.LADDER or sizes.EXPERTS."""
-    run = Run(name=f"base-{size}")
-    run.model = sizes.model(size)
+def get_config(size: str = "100K") -> schema.Run:
+    """Return the recipe for a size of model_sizes.LADDER or model_sizes.EXPERTS."""
+    run = schema.Run(name=f"base-{size}")
+    run.model = model_sizes.ladder_model(size)
     run.optim.lr = 0.5 / run.model.d_model  # tuned at widths 16, 48 and 96 (experiments/LOG.md)
-    run.steps = sizes.steps(run, tokens=TOKENS)
+    run.steps = model_sizes.steps_for_budget(run, tokens=TOKENS)
     return run

@@ -4,18 +4,18 @@
     uv run python -m experiments.train --config=configs/experts.py:100K,16
 
 The argument is a dense size and the number of experts. Each token selects two experts, each with
-half the width of the dense MLP. configs/base.py trains the sizes of sizes.EXPERTS. This recipe uses
+half the width of the dense MLP. configs/base.py trains the sizes of model_sizes.EXPERTS. This recipe uses
 dispatch=capacity with twice the slots of an even load: on CPU, dropless dispatch costs as much as
-all experts (lm/moe.py).
+all experts (lm/model/moe.py).
 
 Hardware and time: the 100K model trains in about half a minute on two CPU cores.
 """
 
 from configs import base
-from lm.config import Run
+from lm.config import schema
 
 
-def get_config(size: str = "100K,8") -> Run:
+def get_config(size: str = "100K,8") -> schema.Run:
     """Return the recipe for "SIZE,N_EXPERTS"."""
     dense_size, _, n_experts = size.partition(",")
     run = base.get_config(dense_size)

@@ -10,14 +10,14 @@ Hardware and time: the 100K model takes about 10 seconds on two CPU cores.
 """
 
 from configs import base
-from lm import records
-from lm.config import Run
+from lm.config import schema
+from lm.runs import records
 
 
-def get_config(parent: str = "") -> Run:
+def get_config(parent: str = "") -> schema.Run:
     """Return the recipe for a run directory; without one, the parent is base-100K."""
     run = records.read_config(parent) if parent else base.get_config()
-    tuned = Run(name=f"{run.name}-tuned", dir=run.dir, model=run.model)
+    tuned = schema.Run(name=f"{run.name}-tuned", dir=run.dir, model=run.model)
     tuned.start.run = run.name
     tuned.data = run.data
     tuned.data.sources = {"code": 1.0, "docs": 0.0}

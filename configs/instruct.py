@@ -3,7 +3,7 @@
     uv run python -m experiments.train \\
         --config=configs/instruct.py:runs/base-100K,my/instructions/train.jsonl.gz
 
-Lines have a prompt and a target, with task and category, or messages: see lm/chat.py. UNSEEN lists
+Lines have a prompt and a target, with task and category, or messages: see lm/data/sources/chat.py. UNSEEN lists
 categories that the file must not contain; the run is rejected if it does. Training documents that
 share 13 words in a row with held-out examples are dropped and counted. Without a file, the run
 tunes on synthetic tasks.
@@ -12,18 +12,18 @@ Hardware and time: the 100K model takes about 20 seconds on two CPU cores.
 """
 
 from configs import base
-from lm import records
-from lm.config import Run
+from lm.config import schema
+from lm.runs import records
 
 UNSEEN = ("paraphrase", "nli", "fact_checking", "big_bench_hard")
 SYNTHETIC = "tasks:copy?template=chat+upper?template=chat+sort?template=chat"
 
 
-def get_config(parent_and_file: str = "") -> Run:
+def get_config(parent_and_file: str = "") -> schema.Run:
     """Return the recipe for "PARENT,FILE"; both are optional."""
     parent, _, file = parent_and_file.partition(",")
     run = records.read_config(parent) if parent else base.get_config()
-    tuned = Run(name=f"{run.name}-instructed", dir=run.dir, model=run.model, optim=run.optim)
+    tuned = schema.Run(name=f"{run.name}-instructed", dir=run.dir, model=run.model, optim=run.optim)
     tuned.start.run = run.name
     tuned.data.tokenizer, tuned.data.cache = run.data.tokenizer, run.data.cache
     tuned.data.sources = {f"chat:{file}?cap=500" if file else SYNTHETIC: 0.9, "docs": 0.1}

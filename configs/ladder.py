@@ -9,8 +9,7 @@ my/corpora contains one folder per source, such as wikipedia/*.jsonl.gz: JSON Li
 Hardware and time: preparing 90 MB of text takes about two minutes on two CPU cores.
 """
 
-from lm import sizes
-from lm.config import Run
+from lm.config import model_sizes, schema
 
 WEIGHTS = {
     **{"wikipedia": 0.2, "stackoverflow": 0.15, "quora": 0.1},
@@ -19,11 +18,11 @@ WEIGHTS = {
 SKILLS = ("copy", "upper", "reverse", "sort", "recall", "brackets", "addition", "translate")
 
 
-def get_config(folder_and_size: str = "data/corpora,150K") -> Run:
+def get_config(folder_and_size: str = "data/corpora,150K") -> schema.Run:
     """Return the recipe for "FOLDER,SIZE"."""
     folder, _, size = folder_and_size.partition(",")
-    run = Run(name=f"ladder-{size}")
-    run.model = sizes.model(size or "150K", vocab_size=2048)
+    run = schema.Run(name=f"ladder-{size}")
+    run.model = model_sizes.ladder_model(size or "150K", vocab_size=2048)
     run.data.sources = {f"jsonl:{folder}/{name}/*.jsonl.gz": w for name, w in WEIGHTS.items()}
     run.data.sources["tasks:" + "+".join(SKILLS)] = 0.1
     run.data.tokenizer = "bpe:2048"
@@ -31,5 +30,5 @@ def get_config(folder_and_size: str = "data/corpora,150K") -> Run:
     run.data.overlap = 13
     run.data.seq_len, run.data.batch_size = 256, 8
     run.optim.lr = 0.5 / run.model.d_model
-    run.steps = sizes.steps(run, tokens=2_500_000)
+    run.steps = model_sizes.steps_for_budget(run, tokens=2_500_000)
     return run

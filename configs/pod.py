@@ -10,22 +10,21 @@ Hardware and time: not trained yet. `experiments.plan` estimates memory, time an
 """
 
 from configs import web
-from lm import sizes
-from lm.config import Run
+from lm.config import model_sizes, schema
 
 TOKENS_PER_PARAM = 20  # per active parameter: Hoffmann et al. 2022, arXiv:2203.15556
 
 
-def get_config(size: str = "1B") -> Run:
-    """Return the recipe for a size of sizes.LADDER or sizes.EXPERTS."""
+def get_config(size: str = "1B") -> schema.Run:
+    """Return the recipe for a size of model_sizes.LADDER or model_sizes.EXPERTS."""
     run = web.get_config(size)
     run.name = f"pod-{size}"
-    counts = sizes.counts(run.model)
+    counts = model_sizes.count_parameters(run.model)
     n = counts["total"]
     run.model.dtype = "bfloat16"
     run.model.remat = "full" if n > 8e8 else "dots"
     run.model.attention_blocks = 8
     run.data.seq_len = 8192 if n > 8e10 else 2048
     run.data.batch_size = 256
-    run.steps = sizes.steps(run, tokens=TOKENS_PER_PARAM * counts["active"])
+    run.steps = model_sizes.steps_for_budget(run, tokens=TOKENS_PER_PARAM * counts["active"])
     return run

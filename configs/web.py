@@ -11,8 +11,7 @@ Overflow) as jsonl:quora/*.jsonl.zst?field=answer.
 Hardware and time: needs the data sets on disk and an accelerator; plan it with `experiments.plan`.
 """
 
-from lm import sizes
-from lm.config import Run
+from lm.config import model_sizes, schema
 
 SOURCES = {
     "tfds:wikipedia/20230601.en/train": 0.15,
@@ -24,10 +23,10 @@ SOURCES = {
 }
 
 
-def get_config(size: str = "100M") -> Run:
-    """Return the recipe for a size of sizes.LADDER or sizes.EXPERTS."""
-    run = Run(name=f"web-{size}")
-    run.model = sizes.model(size, vocab_size=32_768)
+def get_config(size: str = "100M") -> schema.Run:
+    """Return the recipe for a size of model_sizes.LADDER or model_sizes.EXPERTS."""
+    run = schema.Run(name=f"web-{size}")
+    run.model = model_sizes.ladder_model(size, vocab_size=32_768)
     run.data.sources = dict(SOURCES)
     run.data.tokenizer = "bpe:32768"
     run.data.heldout = 0.001
@@ -38,5 +37,7 @@ def get_config(size: str = "100M") -> Run:
     run.data.overlap = 13
     run.data.seq_len, run.data.batch_size = 1024, 256
     run.data.max_epochs = 4.0  # more repeats help little: Muennighoff et al. 2023
-    run.steps = sizes.steps(run, tokens=20 * sizes.counts(run.model)["total"])
+    run.steps = model_sizes.steps_for_budget(
+        run, tokens=20 * model_sizes.count_parameters(run.model)["total"]
+    )
     return run

@@ -7,7 +7,7 @@ uv run python -m experiments.evaluate --run=runs/quickstart/600K --tasks="copy?l
 
 from absl import flags
 
-from experiments import cli, show
+from experiments.common import cli, console
 
 _RUN = flags.DEFINE_string("run", None, "folder of the run")
 _SOURCES = flags.DEFINE_string("sources", None, "JSON of sources and weights, in place of its own")
@@ -21,7 +21,11 @@ _SEQUENCES = flags.DEFINE_integer("n_sequences", None, "held-out sequences a sou
 def main() -> int:
     import jax
 
-    from lm import data, evaluate, exam, mesh, records, tasks, train
+    from lm.data import dataset
+    from lm.evaluation import contamination, heldout, task_eval, tasks
+    from lm.parallel import mesh
+    from lm.runs import records
+    from lm.training import loaded_model
 
     if not _RUN.value:
         raise ValueError("--run=FOLDER is missing, such as --run=runs/quickstart/600K")
@@ -30,30 +34,34 @@ def main() -> int:
         run.data.sources = cli.parse_sources(_SOURCES.value)
         run.data.heldout = 0.5  # all of it is new to the model: a fair half is enough
     run.eval.n_sequences = _SEQUENCES.value or run.eval.n_sequences
-    asked = tasks.load_all(_TASKS.value or "")
-    mesh.start()
-    program, state = train.restore(run, _STEP.value)
-    text = data.load(run.data, run.seed, show.preparing)
+    asked = tasks.load_tasks(_TASKS.value or "")
+    mesh.initialize_devices()
+    program, state = loaded_model.restore_model(run, _STEP.value)
+    text = dataset.open_dataset(run.data, run.seed, console.preparing)
     if asked:
         with jax.set_mesh(program.mesh):
             params, tokenizer = state["params"], text.tokenizer
-            results = exam.sit(run, program.mesh, program.score, params, tokenizer, asked)
-        show.tasks(results)
-        met = tasks.met_in_training(asked, run.data, _OVERLAP.value) if _OVERLAP.value else {}
+            results = task_eval.evaluate_tasks(
+                run, program.mesh, program.score, params, tokenizer, asked
+            )
+        console.tasks(results)
+        met = (
+            contamination.count_overlaps(asked, run.data, _OVERLAP.value) if _OVERLAP.value else {}
+        )
         for name, counts in met.items():
-            show.say(
+            console.print_line(
                 f"{name}: {counts['n_overlap']} of the {counts['n_checkable']} examples long enough"
                 f" share {_OVERLAP.value} words in a row with the training text"
             )
             results[name] |= {key: {"value": n} for key, n in counts.items()}
         if _KEEP.value:
-            records.extend_evals(_RUN.value, int(state["step"]), exam.columns(results))
+            records.extend_evals(_RUN.value, int(state["step"]), task_eval.to_columns(results))
         return 0
     with jax.set_mesh(program.mesh):
-        row = evaluate.evaluate(run, program.mesh, program.score, state["params"], text)
-    show.evaluation(row)
+        row = heldout.evaluate_heldout(run, program.mesh, program.score, state["params"], text)
+    console.evaluation(row)
     return 0
 
 
 if __name__ == "__main__":
-    cli.start(main)
+    cli.run_main(main)

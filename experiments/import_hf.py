@@ -9,7 +9,7 @@ import os
 
 from absl import flags
 
-from experiments import cli, show
+from experiments.common import cli, console
 
 _SOURCE = flags.DEFINE_string("source", None, "folder with config.json and *.safetensors")
 _RUN = flags.DEFINE_string("run", None, "folder of the new run")
@@ -20,18 +20,23 @@ _SEQ_LEN = flags.DEFINE_integer("seq_len", 0, "context of the run; 0: the model'
 def main() -> int:
     os.environ["JAX_PLATFORMS"] = "cpu"
     os.environ["JAX_NUM_CPU_DEVICES"] = "1"
-    from lm import hf_reader, records
+    from lm.runs import records
+    from lm.training import warm_start
 
     if not _SOURCE.value or not _RUN.value:
         raise ValueError(
             "--source=FOLDER and --run=FOLDER are needed: see experiments/import_hf.py"
         )
-    run = hf_reader.imported(_SOURCE.value, _RUN.value, _TOKENIZER.value, _SEQ_LEN.value)
-    facts = records.read_facts(records.folder(run))
+    run = warm_start.run_from_huggingface(
+        _SOURCE.value, _RUN.value, _TOKENIZER.value, _SEQ_LEN.value
+    )
+    facts = records.read_facts(records.run_dir(run))
     kind, n = facts["imported.family"], facts["params.total"]
-    show.say(f"{_RUN.value}: a {kind} of {n:,} parameters; its training data is not known")
+    console.print_line(
+        f"{_RUN.value}: a {kind} of {n:,} parameters; its training data is not known"
+    )
     return 0
 
 
 if __name__ == "__main__":
-    cli.start(main)
+    cli.run_main(main)

@@ -11,25 +11,29 @@ from pathlib import Path
 
 from absl import flags
 
-from experiments import cli, show
+from experiments.common import cli, console
 
-_SOURCE = flags.DEFINE_string("source", "", "source to read: see lm/sources.py")
+_SOURCE = flags.DEFINE_string("source", "", "source to read: see lm/data/sources/documents.py")
 _NAME = flags.DEFINE_string("name", "", "name of the dataset")
 _DATA_DIR = flags.DEFINE_string("data_dir", "data/tfds", "folder of datasets")
 
 
 def main() -> int:
-    from lm import sources
+    from lm.data.sources import documents
 
     if not _SOURCE.value:
         raise ValueError("--source=SOURCE is missing, such as --source=text:my/folder")
-    documents = ((d.name, d.text) for d in sources.documents(_SOURCE.value))
-    folder = write_dataset(_NAME.value, _DATA_DIR.value, documents)
-    show.say(f"{folder}: read it with TFDS_DATA_DIR={_DATA_DIR.value} as tfds:{_NAME.value}/train")
+    all_documents = ((d.name, d.text) for d in documents.open_source(_SOURCE.value))
+    folder = write_dataset(_NAME.value, _DATA_DIR.value, all_documents)
+    console.print_line(
+        f"{folder}: read it with TFDS_DATA_DIR={_DATA_DIR.value} as tfds:{_NAME.value}/train"
+    )
     return 0
 
 
-def write_dataset(name: str, data_dir: str | Path, documents: Iterable[tuple[str, str]]) -> Path:
+def write_dataset(
+    name: str, data_dir: str | Path, all_documents: Iterable[tuple[str, str]]
+) -> Path:
     """Write (name, text) documents as the split "train" of a dataset and return its folder.
 
     Each example has the features text and name. Raises ValueError for a name that exists, or that
@@ -56,7 +60,7 @@ def write_dataset(name: str, data_dir: str | Path, documents: Iterable[tuple[str
             return {"train": self._generate_examples()}
 
         def _generate_examples(self):
-            for number, (document, text) in enumerate(documents):
+            for number, (document, text) in enumerate(all_documents):
                 yield number, {"text": text, "name": document}
 
     Documents.name = name
@@ -69,4 +73,4 @@ def write_dataset(name: str, data_dir: str | Path, documents: Iterable[tuple[str
 
 
 if __name__ == "__main__":
-    cli.start(main)
+    cli.run_main(main)

@@ -13,89 +13,96 @@ import json
 
 from absl import flags
 
-from experiments import cli, show
-from lm import checks, config, targets
+from experiments.common import cli, console
+from lm.config import schema, validation
+from lm.sweeps.planning import hardware
 
 _SWEEP = flags.DEFINE_string("sweep", "", "FILE[:ARG] with get_sweep([ARG]) that yields runs")
 _CONFIG = cli.config_flag()
-_TARGET = flags.DEFINE_string("target", "here", "; ".join(targets.EXAMPLES))
+_TARGET = flags.DEFINE_string("target", "here", "; ".join(hardware.EXAMPLES))
 _SEARCH = flags.DEFINE_integer("search", 0, "so many layouts are proposed for each run", 0)
 _ESTIMATE = flags.DEFINE_bool("estimate", False, "by arithmetic; compile nothing")
 _JSON = flags.DEFINE_bool("json", False, "print the rows as JSON, and nothing else")
 
 
 def main() -> int:
-    target = None if _TARGET.value == "here" else targets.parse(_TARGET.value)
+    target = None if _TARGET.value == "here" else hardware.parse_target(_TARGET.value)
     if target is None and (_SEARCH.value or _ESTIMATE.value):
-        raise ValueError(f"--search and --estimate need a --target: {', '.join(targets.EXAMPLES)}")
+        raise ValueError(f"--search and --estimate need a --target: {', '.join(hardware.EXAMPLES)}")
     runs = cli.load_sweep(_SWEEP.value) if _SWEEP.value else [cli.load_config(_CONFIG)]
     for run in runs:
-        checks.check(run)
+        validation.validate_run(run)
     return _here(runs) if target is None else _there(runs, target)
 
 
-def _here(runs: list[config.Run]) -> int:
+def _here(runs: list[schema.Run]) -> int:
     """At the speed that is measured on these devices."""
-    from lm import mesh, plan, records
+    from lm.parallel import mesh
+    from lm.runs import records
+    from lm.sweeps.planning import cost
 
-    mesh.start()
-    device_mesh = mesh.make(config.Mesh())
+    mesh.initialize_devices()
+    device_mesh = mesh.make_mesh(schema.Mesh())
     peak = mesh.peak_flops_per_second(device_mesh, runs[0].model.dtype)
-    costs = [plan.cost(run, peak, mesh.platform(device_mesh)) for run in runs]
+    costs = [cost.estimate_cost(run, peak, mesh.device_platform(device_mesh)) for run in runs]
     if _JSON.value:
         print(json.dumps(costs, indent=1))
         return 0
-    show.say(f"{mesh.describe(device_mesh)}, {peak / 1e9:.0f} GFLOP/s in matrix products")
-    show.plan(costs, {run.name for run in runs if records.is_finished(run)})
+    console.print_line(
+        f"{mesh.describe_devices(device_mesh)}, {peak / 1e9:.0f} GFLOP/s in matrix products"
+    )
+    console.plan(costs, {run.name for run in runs if records.is_finished(run)})
     return 0
 
 
-def _there(runs: list[config.Run], target: targets.Target) -> int:
+def _there(runs: list[schema.Run], target: hardware.Target) -> int:
     """At the speed that its vendor names, in the memory that its compiler says is needed."""
-    from lm import described, quote, search
+    from lm.sweeps.planning import aot_compile, cost, layout_search
 
-    described.start(target)
-    extra = described.missing(target)
+    aot_compile.initialize_target_compiler(target)
+    extra = aot_compile.missing_extra(target)
     compiling = not (_ESTIMATE.value or extra)
     if not _JSON.value:
         if extra and not _ESTIMATE.value:
-            show.say(
+            console.print_line(
                 f"an estimate: no compiler for {target.platform} here (uv sync --extra {extra})"
             )
         _machine(target)
     rows = []
     for run in runs:
         if _SEARCH.value:
-            rows += search.best(run, target, _SEARCH.value, compiling)
+            rows += layout_search.search_layouts(run, target, _SEARCH.value, compiling)
         else:
-            rows.append(quote.row(run, target, compiling))
+            rows.append(cost.plan_run(run, target, compiling))
     if _JSON.value:
         print(json.dumps(rows, indent=1))
         return 0
-    show.table([_bytes(row) for row in rows], "GiB a device")
-    show.table([_time(row) for row in rows], "Seconds a step, and the whole run")
+    console.table([_bytes(row) for row in rows], "GiB a device")
+    console.table([_time(row) for row in rows], "Seconds a step, and the whole run")
     for row in rows:
         sent = [f"{k} {v['bytes'] / 1e9:.3g} in {v['n']:,}" for k, v in row["collectives"].items()]
         if sent:
-            show.say(f"\n{row['name']}: GB that each device sends a step: {', '.join(sent)}")
-    show.say(
+            console.print_line(
+                f"\n{row['name']}: GB that each device sends a step: {', '.join(sent)}"
+            )
+    console.print_line(
         "\nAt best: the longest of the three, at the vendor's figures. Expected: at the share of"
         f" the peak that is assumed, not measured, for a {target.platform}."
     )
     return 0
 
 
-def _machine(target: targets.Target) -> None:
+def _machine(target: hardware.Target) -> None:
     chip = target.spec
-    show.say(
-        f"{target.name}: {target.n_devices:,} devices of {chip.memory / targets.GIB:.2f} GiB,"
+    console.print_line(
+        f"{target.name}: {target.n_devices:,} devices of {chip.memory / hardware.GIB:.2f} GiB,"
         f" {chip.bfloat16 / 1e12:.4g} TFLOP/s in bfloat16 ({chip.source})"
     )
 
 
 def _bytes(row: dict) -> dict[str, str]:
     """A line of the table of memory."""
-    gib = {k: f"{v / targets.GIB:.2f}" for k, v in row.items() if k.startswith("bytes_")}
+    gib = {k: f"{v / hardware.GIB:.2f}" for k, v in row.items() if k.startswith("bytes_")}
     return {
         "run": row["name"],
         "parameters": f"{row['params_total']:.4g}",
@@ -137,4 +144,4 @@ def _time(row: dict) -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    cli.start(main)
+    cli.run_main(main)

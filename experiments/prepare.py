@@ -10,7 +10,7 @@ import time
 
 from absl import flags
 
-from experiments import cli, show
+from experiments.common import cli, console
 
 _CONFIG = cli.config_flag()
 _PROMPTS = flags.DEFINE_string("from_prompts", "", "kept by experiments.sample: those rated +")
@@ -19,15 +19,16 @@ _WORKERS = flags.DEFINE_integer("workers", 1, "processes that encode and judge",
 
 def main() -> int:
     run = cli.load_config(_CONFIG)
-    from lm import checks, corpus
+    from lm.config import validation
+    from lm.data import corpus
 
     if _PROMPTS.value:
         _take_prompts(run, _PROMPTS.value)
-    checks.check(run)
+    validation.validate_run(run)
     began = time.perf_counter()
-    manifests = corpus.prepare(run.data, show.preparing, _WORKERS.value)
+    manifests = corpus.prepare_corpus(run.data, console.preparing, _WORKERS.value)
     seconds = time.perf_counter() - began
-    show.table(
+    console.table(
         [
             {
                 "source": source if len(source) < 36 else "..." + source[-32:],
@@ -44,22 +45,22 @@ def main() -> int:
         ]
     )
     for m in manifests.values():
-        show.say(m.folder)
+        console.print_line(m.folder)
     n_bytes = sum(sum(m.bytes.values()) for m in manifests.values())
-    show.say(f"{n_bytes / 1e6:,.1f} MB in {seconds:.1f} s, {run.data.tokenizer}")
+    console.print_line(f"{n_bytes / 1e6:,.1f} MB in {seconds:.1f} s, {run.data.tokenizer}")
     return 0
 
 
 def _take_prompts(run, file: str) -> None:
     """Makes the prompts of a file, those rated good, what the run learns."""
-    from lm import prompts
+    from lm.data.sources import chat
 
     out = file.removesuffix(".jsonl") + ".tuning.jsonl"
-    n = prompts.tuning_set(file, out)
+    n = chat.write_tuning_set(file, out)
     run.data.sources = {f"chat:{out}": 1.0}
     run.data.rows, run.data.score = "whole", "answers"
-    show.say(f"{n:,} prompts rated good are in {out}: the source chat:{out}")
+    console.print_line(f"{n:,} prompts rated good are in {out}: the source chat:{out}")
 
 
 if __name__ == "__main__":
-    cli.start(main)
+    cli.run_main(main)

@@ -17,7 +17,7 @@ import time
 
 from absl import flags
 
-from experiments import cli, show
+from experiments.common import cli, console
 
 _DIR = flags.DEFINE_string("dir", "runs/quickstart", "folder of the sweep")
 _VERIFY = flags.DEFINE_string("verify", None, "a figure: does it still show what the records say?")
@@ -28,37 +28,41 @@ SHARE = 0.05  # of one core that watching may take from what trains
 
 
 def main() -> int:
-    from lm import drawings, excerpt, report
+    from lm.reports import figures, report
+    from lm.runs import archive
 
     if _VERIFY.value:
-        changed = drawings.verify(_VERIFY.value, _DIR.value)
-        show.say("\n".join(changed) or f"{_VERIFY.value} still holds")
+        changed = figures.verify_figure(_VERIFY.value, _DIR.value)
+        console.print_line("\n".join(changed) or f"{_VERIFY.value} still holds")
         return int(bool(changed))
     if _KEEP.value:
-        n_bytes = excerpt.write(_DIR.value, _KEEP.value, _MEGABYTES.value)
-        show.say(f"{_KEEP.value}: the records of {_DIR.value}, {n_bytes:,} bytes")
+        n_bytes = archive.archive_sweep(_DIR.value, _KEEP.value, _MEGABYTES.value)
+        console.print_line(f"{_KEEP.value}: the records of {_DIR.value}, {n_bytes:,} bytes")
         return 0
     if _WATCH.value:
         watch(_DIR.value)
-    show.say(str(report.write(_DIR.value)))
+    console.print_line(str(report.write_report(_DIR.value)))
     return 0
 
 
 def watch(folder: str) -> None:
     """Writes the page until no run is left that trains or was planned; the page loads itself."""
-    from lm import report, standing
+    from lm.reports import report
+    from lm.runs import status
 
     seconds = 10.0
     while any(
-        run["status"] in ("planned", "running", "stuck") for run in standing.run_statuses(folder)
+        run["status"] in ("planned", "running", "stuck") for run in status.run_statuses(folder)
     ):
         began = time.monotonic()
-        page = report.write(folder, refresh=seconds)
+        page = report.write_report(folder, refresh=seconds)
         took = time.monotonic() - began
-        show.say(f"{page}, written in {took:.0f} s; loads itself anew each {seconds:.0f} s")
+        console.print_line(
+            f"{page}, written in {took:.0f} s; loads itself anew each {seconds:.0f} s"
+        )
         seconds = max(10.0, took / SHARE)
         time.sleep(seconds)
 
 
 if __name__ == "__main__":
-    cli.start(main)
+    cli.run_main(main)

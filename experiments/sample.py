@@ -14,7 +14,7 @@ import sys
 
 from absl import flags
 
-from experiments import cli, show
+from experiments.common import cli, console
 
 _RUN = flags.DEFINE_string("run", None, "folder of the run")
 _STEP = flags.DEFINE_integer("step", None, "checkpoint; the newest if not given")
@@ -39,7 +39,13 @@ COLOURS = ((0.5, "green"), (0.1, "yellow"), (0.0, "red"))  # from this probabili
 def main() -> int:
     import jax
 
-    from lm import chat, config, mesh, prompts, records, sample, tokens, train
+    from lm.config import schema
+    from lm.data import tokenizers
+    from lm.data.sources import chat
+    from lm.evaluation import generation
+    from lm.parallel import mesh
+    from lm.runs import records
+    from lm.training import loaded_model
 
     if not _RUN.value:
         raise ValueError("--run=FOLDER is missing, such as --run=runs/quickstart/600K")
@@ -49,27 +55,27 @@ def main() -> int:
         raise ValueError(f"--keep={_KEEP.value} keeps one answer each: leave --n and --json out")
     stop = tuple(text.replace("\\n", "\n") for text in _STOP.value)
     stop += (chat.TEMPLATES[_TEMPLATE.value][1],) if _TEMPLATE.value else ()
-    sampling = sample.Sampling(
+    sampling = generation.SamplingParams(
         _MAX_TOKENS.value, _TEMPERATURE.value, _TOP_K.value, _TOP_P.value, stop, _SEED.value
     )
-    sample.check(sampling)
+    generation.validate_sampling(sampling)
     if _N.value > 1 and not _TEMPERATURE.value:
         raise ValueError(f"--n={_N.value} answers would be equal: try --temperature=0.8")
     run = records.read_config(_RUN.value)
     prompt = sys.stdin.read() if _PROMPT.value == "-" else _PROMPT.value
     if _N.value == 1:
         os.environ.setdefault("JAX_NUM_CPU_DEVICES", "1")  # one row cannot be split
-    mesh.start()
-    run.mesh = config.Mesh() if jax.default_backend() == "cpu" else run.mesh
-    tokenizer = tokens.load(_RUN.value)
-    program, saved = train.restore(run, _STEP.value)
+    mesh.initialize_devices()
+    run.mesh = schema.Mesh() if jax.default_backend() == "cpu" else run.mesh
+    tokenizer = tokenizers.load_tokenizer(_RUN.value)
+    program, saved = loaded_model.restore_model(run, _STEP.value)
 
     def answer(text: str) -> str:
-        asked = chat.asked(_TEMPLATE.value, text) if _TEMPLATE.value else text
+        asked = chat.render_prompt(_TEMPLATE.value, text) if _TEMPLATE.value else text
         ids = _ids(tokenizer, asked, run.data.seq_len, begins=bool(_TEMPLATE.value))
         given = (run, program.mesh, saved["params"], [ids] * _N.value, tokenizer, sampling)
         if _JSON.value:
-            for one in sample.generate(*given):
+            for one in generation.generate(*given):
                 shown = [
                     {"token": token, "text": tokenizer.decode([token]), "p": math.exp(-nats)}
                     for token, nats in zip(one.tokens, one.nats, strict=True)
@@ -77,23 +83,23 @@ def main() -> int:
                 line = {"prompt": text, "text": one.text, "why": one.why, "tokens": shown}
                 print(json.dumps(line, ensure_ascii=False), flush=True)
         elif _N.value > 1:
-            for number, one in enumerate(sample.generate(*given), 1):
-                show.say(f"--- {number}, {one.why}")
-                show.say(text + one.text)
+            for number, one in enumerate(generation.generate(*given), 1):
+                console.print_line(f"--- {number}, {one.why}")
+                console.print_line(text + one.text)
         else:
-            show.piece(text + ("\n" if _TEMPLATE.value else ""), "bold")
+            console.print_fragment(text + ("\n" if _TEMPLATE.value else ""), "bold")
             pieces = []
             try:
-                for said in sample.stream(*given):
+                for said in generation.stream(*given):
                     colour = next(c for least, c in COLOURS if math.exp(-said.nats) >= least)
-                    show.piece(said.text, colour if _SHOW.value else "")
+                    console.print_fragment(said.text, colour if _SHOW.value else "")
                     pieces.append(said.text)
             except KeyboardInterrupt:
                 if prompt is not None or not pieces:
                     raise
-            show.say("")
+            console.print_line("")
             if _KEEP.value:
-                return prompts.keep(_KEEP.value, text, "".join(pieces), run.name)
+                return chat.log_response(_KEEP.value, text, "".join(pieces), run.name)
         return ""
 
     if prompt is not None:
@@ -122,13 +128,15 @@ def _converse(answer) -> None:
     """
     import readline
 
-    from lm import prompts
+    from lm.data.sources import chat
 
     readline.set_history_length(1000)  # lines can be edited, and called back by the arrows
     if sys.stdin.isatty():
-        show.say("Ctrl-C stops an answer, Ctrl-D leaves.")
+        console.print_line("Ctrl-C stops an answer, Ctrl-D leaves.")
         if _KEEP.value:
-            show.say(f"Kept in {_KEEP.value}. + or - rates the last answer, = TEXT mends it.")
+            console.print_line(
+                f"Kept in {_KEEP.value}. + or - rates the last answer, = TEXT mends it."
+            )
     kept = ""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     while True:
@@ -137,16 +145,16 @@ def _converse(answer) -> None:
             if not _KEEP.value or not (line in ("+", "-") or line.startswith("= ")):
                 kept = answer(line)
             elif kept:
-                prompts.rate(_KEEP.value, kept, line == "+", line[2:])
+                chat.rate_response(_KEEP.value, kept, line == "+", line[2:])
             else:
-                show.say("There is no answer to rate yet.")
+                console.print_line("There is no answer to rate yet.")
         except KeyboardInterrupt:
-            show.say("")
+            console.print_line("")
         except EOFError:
-            return show.say("")
+            return console.print_line("")
         except ValueError as error:
-            show.say(str(error))
+            console.print_line(str(error))
 
 
 if __name__ == "__main__":
-    cli.start(main)
+    cli.run_main(main)

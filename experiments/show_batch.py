@@ -6,7 +6,7 @@ uv run python -m experiments.show_batch --run=runs/quickstart/100K --step=70 --r
 
 from absl import flags
 
-from experiments import cli, show
+from experiments.common import cli, console
 
 _CONFIG = cli.config_flag()
 _RUN = flags.DEFINE_string("run", "", "folder of a run, instead of --config")
@@ -15,20 +15,26 @@ _ROWS = flags.DEFINE_integer("rows", 4, "rows whose text is shown", lower_bound=
 
 
 def main() -> int:
-    from lm import checks, data, records
+    from lm.config import validation
+    from lm.data import dataset
+    from lm.runs import records
 
-    run = checks.check(records.read_config(_RUN.value)) if _RUN.value else cli.load_config(_CONFIG)
-    text = data.load(run.data, run.seed, show.preparing)
+    run = (
+        validation.validate_run(records.read_config(_RUN.value))
+        if _RUN.value
+        else cli.load_config(_CONFIG)
+    )
+    text = dataset.open_dataset(run.data, run.seed, console.preparing)
     batch, rows = text.batch(_STEP.value), text.rows_of(_STEP.value)
     weights = batch.get("weights")
-    show.table(
+    console.table(
         [
             {
                 "row": str(b),
                 "source": source,
                 "seen before": f"{rows['epoch'][b]} times",
                 "place": f"{rows['row'][b]} of {text.n_rows[source]}",
-                "documents": _numbers(data.row_documents(text, source, int(rows["row"][b]))),
+                "documents": _numbers(dataset.row_documents(text, source, int(rows["row"][b]))),
                 "ends": str((batch["tokens"][b, :-1] == text.tokenizer.end).sum()),
                 "scored": str(run.data.seq_len if weights is None else int(weights[b].sum())),
             }
@@ -36,7 +42,7 @@ def main() -> int:
         ],
         title=f"step {_STEP.value} of {run.steps}, seed {run.seed}, text {text.hash[:12]}",
     )
-    show.table(
+    console.table(
         [
             {
                 "source": source,
@@ -52,8 +58,8 @@ def main() -> int:
         ends = (ids == text.tokenizer.end).nonzero()[0]
         for start, stop in zip([0, *(ends + 1)], [*ends, len(ids)], strict=True):
             parts.append(text.tokenizer.decode(ids[start:stop]))
-        show.say(f"--- row {b}: {rows['source'][b]}")
-        show.say("\n--- end of a document\n".join(parts))
+        console.print_line(f"--- row {b}: {rows['source'][b]}")
+        console.print_line("\n--- end of a document\n".join(parts))
     return 0
 
 
@@ -65,4 +71,4 @@ def _numbers(documents) -> str:
 
 
 if __name__ == "__main__":
-    cli.start(main)
+    cli.run_main(main)

@@ -16,7 +16,7 @@ import time
 
 from absl import flags
 
-from experiments import cli, show
+from experiments.common import cli, console
 
 _SWEEP = flags.DEFINE_string("sweep", "", "FILE[:ARG] with get_sweep([ARG]) that yields runs")
 cli.host_flags()
@@ -37,87 +37,87 @@ _WORKER = flags.DEFINE_float("worker", 0.0, "set for the processes of --jobs and
 def main() -> int:
     runs = cli.load_sweep(_SWEEP.value)
     cli.tune_memory()
-    from lm import (
-        exact,
-        guard,
-        hosts,
-        launch,
-        mesh,
-        plan,
-        report,
-        slurm,
-        workers,
-    )  # JAX comes after memory settings
+    from lm.parallel import deterministic, distributed, mesh
+    from lm.reports import report
+    from lm.runs import lock
+    from lm.sweeps import launcher, slurm, workers
+    from lm.sweeps.planning import cost  # JAX comes after memory settings
 
     for run in runs:
         run.dir = _DIR.value or run.dir
     if _ADOPT.value:
-        runs = launch.keep_original_configs(runs)
-    mesh.start()
-    exact.fix_threads(max(run.mesh.exact for run in runs))
+        runs = launcher.keep_original_configs(runs)
+    mesh.initialize_devices()
+    deterministic.fix_threads(max(run.mesh.exact for run in runs))
     cli.join()
     if _WORKER.value:
-        with show.Bars() as bars:
-            launch.run_pending(
+        with console.ProgressBars() as bars:
+            launcher.run_pending(
                 *(runs, bars.started, bars.stepped, bars.ended),
                 retries=_RETRIES.value,
                 since=_WORKER.value,
                 max_vmapped=_PACK.value,
             )
-        if not any(launch.ready(runs, _RETRIES.value, _WORKER.value)):
-            hosts.first(lambda: report.write(launch.sweep_folder(runs)) and None)
+        if not any(launcher.ready(runs, _RETRIES.value, _WORKER.value)):
+            distributed.run_on_primary(
+                lambda: report.write_report(launcher.sweep_folder(runs)) and None
+            )
         return 0
-    if hosts.are_several() and (_JOBS.value > 1 or _ON.value != "here"):
+    if distributed.is_multiprocess() and (_JOBS.value > 1 or _ON.value != "here"):
         raise ValueError("--jobs and --on=slurm start processes of their own: leave out the others")
 
-    hosts.first(lambda: launch.validate_sweep(runs, show.preparing))
-    left = launch.pending(runs)
-    device_mesh = mesh.make(runs[0].mesh)
+    distributed.run_on_primary(lambda: launcher.validate_sweep(runs, console.preparing))
+    left = launcher.pending(runs)
+    device_mesh = mesh.make_mesh(runs[0].mesh)
     peak = mesh.peak_flops_per_second(device_mesh, runs[0].model.dtype)
-    show.say(f"{mesh.describe(device_mesh)}, {peak / 1e9:.0f} GFLOP/s in matrix products")
-    costs = [plan.cost(run, peak, mesh.platform(device_mesh)) for run in runs]
-    show.plan(costs, {run.name for run in runs} - {run.name for run in left})
-    show.epochs(launch.max_epochs_by_source(runs))
+    console.print_line(
+        f"{mesh.describe_devices(device_mesh)}, {peak / 1e9:.0f} GFLOP/s in matrix products"
+    )
+    costs = [cost.estimate_cost(run, peak, mesh.device_platform(device_mesh)) for run in runs]
+    console.plan(costs, {run.name for run in runs} - {run.name for run in left})
+    console.epochs(launcher.max_epochs_by_source(runs))
 
-    folder = launch.sweep_folder(runs)
+    folder = launcher.sweep_folder(runs)
     command = [sys.executable, *sys.orig_argv[1:], f"--worker={time.time()}"]
     if left:
-        launch.write_sweep_files(_SWEEP.value, runs, costs)
+        launcher.write_sweep_files(_SWEEP.value, runs, costs)
     else:
-        show.say(f"all {len(runs)} runs are done")
+        console.print_line(f"all {len(runs)} runs are done")
     if left and _ON.value == "slurm":
         for n, job in slurm.submit_slurm(runs, command, _JOBS.value, _SLURM.value.split()):
-            show.say(f"SLURM job {job}: {n} workers")
-        show.say(f"watch them: uv run python -m experiments.status --dir={folder} --watch")
+            console.print_line(f"SLURM job {job}: {n} workers")
+        console.print_line(
+            f"watch them: uv run python -m experiments.status --dir={folder} --watch"
+        )
         return 0
     if left and _JOBS.value > 1:
-        with show.Standing(folder) as standing:
+        with console.LiveStatus(folder) as standing:
             statuses = workers.run_local(command, _JOBS.value, folder / "workers", standing.beat)
         if stopped := [status for status in statuses if status >= 128]:
             name = signal.Signals(stopped[0] - 128).name
-            raise guard.Interrupted(f"stopped by {name}", name)
+            raise lock.Interrupted(f"stopped by {name}", name)
     elif left:
-        with show.Bars() as bars:
-            launch.run_pending(
+        with console.ProgressBars() as bars:
+            launcher.run_pending(
                 *(runs, bars.started, bars.stepped, bars.ended),
                 retries=_RETRIES.value,
                 max_vmapped=_PACK.value,
             )
-    return hosts.first(lambda: finish(folder))
+    return distributed.run_on_primary(lambda: finish(folder))
 
 
 def finish(folder) -> int:
     """The page, and what it says; the exit status."""
-    from lm import report
+    from lm.reports import report
 
-    page = report.write(folder)
+    page = report.write_report(folder)
     found = report.load(folder)
-    show.table(report.table(found.rows, found.prediction))
-    show.say(str(found.fit or f"no law: {found.refusal}"))
-    show.say(report.headline(found)[1])
-    show.say(f"report: {page}")
+    console.table(report.table(found.rows, found.prediction))
+    console.print_line(str(found.fit or f"no law: {found.refusal}"))
+    console.print_line(report.headline(found)[1])
+    console.print_line(f"report: {page}")
     return int(any(row["status"] != "done" for row in found.rows))
 
 
 if __name__ == "__main__":
-    cli.start(main)
+    cli.run_main(main)

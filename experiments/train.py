@@ -3,7 +3,7 @@
 uv run python -m experiments.train --config=configs/base.py:100K --config.optim.lr=0.01
 """
 
-from experiments import cli, show
+from experiments.common import cli, console
 
 _CONFIG = cli.config_flag()
 cli.host_flags()
@@ -12,26 +12,30 @@ cli.host_flags()
 def main() -> int:
     run = cli.load_config(_CONFIG)
     cli.tune_memory()
-    from lm import exact, hosts, mesh, records, train  # JAX comes after the memory settings
+    from lm.parallel import deterministic, distributed, mesh
+    from lm.runs import records
+    from lm.training import loop  # JAX comes after the memory settings
 
-    mesh.start()
-    exact.fix_threads(run.mesh.exact)
+    mesh.initialize_devices()
+    deterministic.fix_threads(run.mesh.exact)
     cli.join()
-    if hosts.first(lambda: records.is_finished(run)):
-        show.say(f"{records.folder(run)} is {records.read_facts(records.folder(run))['status']}")
+    if distributed.run_on_primary(lambda: records.is_finished(run)):
+        console.print_line(
+            f"{records.run_dir(run)} is {records.read_facts(records.run_dir(run))['status']}"
+        )
         return 0
     try:
-        with show.Bars() as bars:
+        with console.ProgressBars() as bars:
             bars.started(run)
-            train.train(run, lambda row: bars.stepped(run, row))
-    except train.Diverged as error:
-        show.say(str(error))
+            loop.train(run, lambda row: bars.stepped(run, row))
+    except loop.Diverged as error:
+        console.print_line(str(error))
         return 1
-    show.evaluation(records.evals(records.folder(run))[-1])
-    if words := records.read_facts(records.folder(run)).get("reason"):
-        show.say(words)
+    console.evaluation(records.load_evals(records.run_dir(run))[-1])
+    if words := records.read_facts(records.run_dir(run)).get("reason"):
+        console.print_line(words)
     return 0
 
 
 if __name__ == "__main__":
-    cli.start(main)
+    cli.run_main(main)

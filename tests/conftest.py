@@ -1,7 +1,7 @@
 """Shared fixtures: four devices on every machine, and programs that compile quickly.
 
 XLA takes most of the time of the tests. With FAST it compiles in a third of that time
-(experiments/LOG.md), and programs.CACHE traces runs of one shape once.
+(experiments/LOG.md), and step.CACHE traces runs of one shape once.
 """
 
 import os
@@ -9,11 +9,12 @@ import pathlib
 
 import fsspec
 import jax
-import made_up_bucket
 import pytest
+from fixtures import made_up_bucket
 from orbax.checkpoint._src.path import gcs_utils
 
-from lm import config, programs, sizes
+from lm.config import model_sizes, schema
+from lm.training import step
 
 os.environ.setdefault("MPLBACKEND", "agg")
 # XLA reads these once, when it first compiles; so do the processes that tests start.
@@ -28,7 +29,7 @@ jax.config.update("jax_compilation_cache_dir", str(CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
 
-programs.CACHE.size = 1000
+step.CACHE.size = 1000
 
 LINES = "The quick brown fox jumps over the lazy dog, number {n}, and then it sleeps for a while.\n"
 
@@ -45,16 +46,16 @@ def text_file(tmp_path_factory) -> pathlib.Path:
 
 
 @pytest.fixture
-def tiny(text_file, tmp_path) -> config.Run:
+def tiny(text_file, tmp_path) -> schema.Run:
     """A run that trains in a second."""
     return tiny_run(text_file, tmp_path)
 
 
-def tiny_run(text_file: pathlib.Path, folder: pathlib.Path) -> config.Run:
+def tiny_run(text_file: pathlib.Path, folder: pathlib.Path) -> schema.Run:
     """What the fixture `tiny` gives, for those that outlive one test."""
-    run = config.Run(name="tiny", dir=str(folder / "runs"), steps=12, log_every=2)
+    run = schema.Run(name="tiny", dir=str(folder / "runs"), steps=12, log_every=2)
     run.checkpoint_every = 4
-    run.model = sizes.model("10K", n_layers=2)
+    run.model = model_sizes.ladder_model("10K", n_layers=2)
     run.data.sources, run.data.cache = {f"text:{text_file}": 1.0}, str(text_file.parent / "data")
     run.data.seq_len, run.data.batch_size, run.data.heldout = 32, 8, 0.2
     run.eval.n_sequences, run.eval.n_completions = 16, 32
@@ -64,9 +65,9 @@ def tiny_run(text_file: pathlib.Path, folder: pathlib.Path) -> config.Run:
 @pytest.fixture
 def built_anew():
     """Build programs again, for tests that change the functions that programs consist of."""
-    programs.CACHE.programs.clear()
+    step.CACHE.programs.clear()
     yield
-    programs.CACHE.programs.clear()
+    step.CACHE.programs.clear()
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ Hardware and time: 16 runs, about three minutes on two idle CPU cores.
 """
 
 from configs import base
-from lm import sizes
+from lm.config import model_sizes
 
 CHANGES = {
     "base": {},
@@ -28,10 +28,10 @@ def get_sweep(tokens: str = "600_000"):
     for name, changes in CHANGES.items():
         for seed in (0, 1):
             run = base.get_config("60K")
-            run.model = sizes.model("60K", **changes)
+            run.model = model_sizes.ladder_model("60K", **changes)
             run.optim.lr = 0.5 / run.model.d_model
             run.name, run.seed = f"ablations/{name}-{seed}", seed
-            run.steps = sizes.steps(run, tokens=int(tokens))
+            run.steps = model_sizes.steps_for_budget(run, tokens=int(tokens))
             run.eval.n_sequences, run.eval.n_completions = 1024, 0
             run.checkpoint_every = run.steps
             yield run

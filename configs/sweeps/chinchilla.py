@@ -11,7 +11,7 @@ Hardware and time: about two minutes on two idle CPU cores.
 """
 
 from configs import base
-from lm import sizes
+from lm.config import model_sizes
 
 SIZES = ("10K", "15K", "25K", "40K", "60K", "100K")
 
@@ -21,7 +21,7 @@ def get_sweep(tokens_per_param: str = "20"):
     for size in SIZES:
         run = base.get_config(size)
         run.name = f"chinchilla/{size}"
-        run.steps = sizes.steps(run, tokens_per_param=float(tokens_per_param))
+        run.steps = model_sizes.steps_for_budget(run, tokens_per_param=float(tokens_per_param))
         run.eval.n_sequences, run.eval.n_completions = 1024, 0
         run.checkpoint_every = run.steps
         run.predict = size == SIZES[-1]

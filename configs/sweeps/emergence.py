@@ -12,7 +12,7 @@ Hardware and time: about four minutes on two idle CPU cores.
 """
 
 from configs import base
-from lm import sizes
+from lm.config import model_sizes
 
 SIZES = ("10K", "25K", "60K", "150K")
 SKILLS = ("copy?length=4", "upper?length=6", "reverse?length=3", "sort?length=3")
@@ -24,7 +24,7 @@ def get_sweep():
         run = base.get_config(size)
         run.name = f"emergence/{size}"
         run.data.sources = {"tasks:" + "+".join(SKILLS): 1.0}
-        run.steps = sizes.steps(run, tokens=1_200_000)
+        run.steps = model_sizes.steps_for_budget(run, tokens=1_200_000)
         run.eval.n_sequences, run.eval.n_completions = 64, 0
         run.eval.tasks = " ".join(f"{skill}&n=200" for skill in SKILLS)
         run.eval.every = run.eval.tasks_every = run.steps // 16

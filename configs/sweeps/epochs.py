@@ -4,7 +4,7 @@
     uv run python -m experiments.sweep --sweep=configs/sweeps/epochs.py:4_000_000
 
 Three sizes train on three amounts of unique text, none for more tokens than the argument.
-laws.data_constrained(records.rows("runs/epochs")) fits how fast repeats lose their value
+laws.data_constrained(records.load_runs("runs/epochs")) fits how fast repeats lose their value
 (Muennighoff et al. 2023, arXiv:2305.16264).
 
 Hardware and time: 27 runs, about three minutes on two idle CPU cores; the second command uses four
@@ -12,7 +12,7 @@ times the text.
 """
 
 from configs import base
-from lm import sizes
+from lm.config import model_sizes
 
 SIZES = ("10K", "25K", "60K")
 EPOCHS = (1, 2, 4, 8, 16)
@@ -28,7 +28,7 @@ def get_sweep(max_tokens: str = "1_048_576"):
                     run = base.get_config(size)
                     run.name = f"epochs/{size}-{unique // 1024}Ki-x{epochs}"
                     run.data.unique_tokens = unique
-                    run.steps = sizes.steps(run, tokens=unique * epochs)
+                    run.steps = model_sizes.steps_for_budget(run, tokens=unique * epochs)
                     run.eval.n_sequences, run.eval.n_completions = 512, 0
                     run.checkpoint_every = run.steps
                     yield run

@@ -10,7 +10,7 @@ Hardware and time: about eight minutes on two CPU cores.
 """
 
 from configs import base, experts
-from lm import sizes
+from lm.config import model_sizes
 
 SIZES = ("25K", "60K", "100K")
 
@@ -27,6 +27,6 @@ def get_sweep(tokens: str = "1_800_000"):
             run.name = f"experts/{size}-{balance}"
             runs.append(run)
         for run in runs:
-            run.steps = sizes.steps(run, tokens=int(tokens))
+            run.steps = model_sizes.steps_for_budget(run, tokens=int(tokens))
             run.eval.n_sequences, run.eval.n_completions = 1024, 0
             yield run

@@ -5,14 +5,14 @@
 
 Approach 2 of Hoffmann et al. 2022 (arXiv:2203.15556). The argument lists budgets in training FLOPs.
 Each budget trains every size of the ladder with FEWEST to MOST tokens per parameter.
-laws.isoflop(records.rows("runs/isoflop"), x="params.non_embedding") fits N* = k C^a, and
+laws.isoflop(records.load_runs("runs/isoflop"), x="params.non_embedding") fits N* = k C^a, and
 notebooks/isoflop.ipynb plots it.
 
 Hardware and time: 18 runs, 1.7e13 FLOPs, about eight minutes on two idle CPU cores.
 """
 
 from configs import base
-from lm import sizes
+from lm.config import model_sizes
 
 BUDGETS = "4e11,8e11,1.6e12"  # below 4e11 the best size is below the smallest of the ladder
 FEWEST, MOST = 2, 150  # tokens per parameter
@@ -21,11 +21,16 @@ FEWEST, MOST = 2, 150  # tokens per parameter
 def get_sweep(budgets: str = BUDGETS):
     """Yield one run per budget and size."""
     for flops in map(float, budgets.split(",")):
-        for size in sizes.LADDER:
+        for size in model_sizes.LADDER:
             run = base.get_config(size)
             run.name = f"isoflop/{flops:.3g}-{size}".replace("+", "")
-            run.steps = sizes.steps(run, flops=flops)
+            run.steps = model_sizes.steps_for_budget(run, n_flops=flops)
             run.eval.n_sequences, run.eval.n_completions = 1024, 0
             run.checkpoint_every = run.steps
-            if FEWEST <= sizes.tokens(run) / sizes.counts(run.model)["total"] <= MOST:
+            if (
+                FEWEST
+                <= model_sizes.training_tokens(run)
+                / model_sizes.count_parameters(run.model)["total"]
+                <= MOST
+            ):
                 yield run

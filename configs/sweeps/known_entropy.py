@@ -4,7 +4,7 @@
 
 No model can have a lower loss than the entropy of the language on the held-out rows, which is
 eval.loss - eval.excess. The interval of E in L(N, D) = E + A/N^alpha + B/D^beta should contain it:
-laws.chinchilla(records.rows("runs/known_entropy")). Six widths and four lengths of training differ
+laws.chinchilla(records.load_runs("runs/known_entropy")). Six widths and four lengths of training differ
 in N and D only. The shortest run is past the first fall of the loss, and no text is repeated.
 experiments/LOG.md has the results of this and other recipes.
 
@@ -12,7 +12,7 @@ Hardware and time: 90 million tokens, 25 minutes planned on two busy CPU cores.
 """
 
 from configs import base
-from lm import sizes
+from lm.config import model_sizes
 
 SOURCE = "synthetic:grammar?words=64&depth=2&megabytes=10"
 WIDTHS = (8, 12, 16, 24, 32, 48)
@@ -25,10 +25,12 @@ def get_sweep():
         for tokens in TOKENS:
             run = base.get_config("10K")
             run.name = f"known_entropy/{width}-{tokens / 1e6:g}M"
-            run.model = sizes.model("10K", d_model=width, d_head=width // 2, d_ff=3 * width)
+            run.model = model_sizes.ladder_model(
+                "10K", d_model=width, d_head=width // 2, d_ff=3 * width
+            )
             run.optim.lr = min(0.5 / width, 0.03)
             run.data.sources = {SOURCE: 1.0}
-            run.steps = sizes.steps(run, tokens=tokens)
+            run.steps = model_sizes.steps_for_budget(run, tokens=tokens)
             run.eval.n_sequences = 1024
             run.eval.n_completions = 0
             run.checkpoint_every = run.steps

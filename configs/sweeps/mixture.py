@@ -3,7 +3,7 @@
     uv run python -m experiments.sweep --sweep=configs/sweeps/mixture.py:my/corpora
     uv run python -m experiments.sweep --sweep=configs/sweeps/mixture.py:my/corpora,my/tasks
 
-configs/mixture.py describes my/corpora. my/tasks contains one folder per task (lm/tasks.py). The
+configs/mixture.py describes my/corpora. my/tasks contains one folder per task (lm/evaluation/tasks.py). The
 runs evaluate up to 200 examples of each task of TASKS that exists there. The vocabulary has 8192
 tokens.
 
@@ -13,7 +13,7 @@ Hardware and time: about five minutes on two CPU cores.
 import pathlib
 
 from configs import mixture
-from lm import sizes
+from lm.config import model_sizes
 
 SIZES = ("10K", "25K", "40K", "60K", "150K")
 TASKS = (
@@ -31,7 +31,7 @@ def get_sweep(folders: str = "data/corpora"):
     for size in SIZES:
         run = mixture.get_config(corpora, size)
         run.name = f"mixture/{size}"
-        run.steps = sizes.steps(run, tokens=1_000_000)
+        run.steps = model_sizes.steps_for_budget(run, tokens=1_000_000)
         run.eval.tasks = " ".join(f"file:{folder}?n=200" for folder in task_dirs)
         run.predict = size == SIZES[-1]
         yield run

@@ -11,7 +11,7 @@ Hardware and time: about three minutes on two idle CPU cores.
 """
 
 from configs import base
-from lm import sizes
+from lm.config import model_sizes
 
 # Learning rates relative to that of configs/base.py, a factor of two apart.
 RATES = {
@@ -30,7 +30,7 @@ def get_sweep(ladder: str = "10K"):
                     run = base.get_config(size)
                     run.optim.name, run.optim.lr = name, share * run.optim.lr
                     run.name, run.seed = f"optimizers/{size}-{name}-x{share:g}-{seed}", seed
-                    run.steps = sizes.steps(run, tokens=400_000)
+                    run.steps = model_sizes.steps_for_budget(run, tokens=400_000)
                     run.eval.n_sequences, run.eval.n_completions = 1024, 0
                     run.checkpoint_every = run.steps
                     yield run

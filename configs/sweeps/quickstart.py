@@ -2,7 +2,7 @@
 
     uv run python -m experiments.sweep --sweep=configs/sweeps/quickstart.py
 
-Two fifths of the text are synthetic tasks (lm/families.py). Evaluation examples are never trained
+Two fifths of the text are synthetic tasks (lm/data/sources/synthetic_tasks.py). Evaluation examples are never trained
 on. The largest run is predicted before it starts.
 """
 

@@ -9,7 +9,7 @@ at half of the steps (experiments/LOG.md). The sweep takes about four minutes on
 """
 
 from configs import base
-from lm import sizes
+from lm.config import model_sizes
 
 SHARES = (0.125, 0.25, 0.5, 1, 2, 4, 8, 16)  # of base's learning rate
 
@@ -20,7 +20,7 @@ def get_sweep(ladder: str = "10K"):
             run = base.get_config(size)
             run.optim.lr *= share
             run.name = f"rates/{size}-x{share:g}"
-            run.steps = sizes.steps(run, tokens=400_000)
+            run.steps = model_sizes.steps_for_budget(run, tokens=400_000)
             run.eval.every = run.steps // 4
             run.eval.n_sequences, run.eval.n_completions = 512, 0
             run.checkpoint_every = run.steps

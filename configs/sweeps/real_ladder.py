@@ -3,9 +3,9 @@
     uv run python -m experiments.sweep --sweep=configs/sweeps/real_ladder.py:my/corpora
     uv run python -m experiments.sweep --sweep=configs/sweeps/real_ladder.py:my/corpora,my/tasks
 
-Each size has one trunk run and one cooldown branch per budget (sizes.branches). One size has three
+Each size has one trunk run and one cooldown branch per budget (design.cooldown_branches). One size has three
 seeds. The runs of the largest size start last, after their loss is predicted. configs/ladder.py
-describes my/corpora. my/tasks contains one folder per task (lm/tasks.py); every branch evaluates
+describes my/corpora. my/tasks contains one folder per task (lm/evaluation/tasks.py); every branch evaluates
 the tasks of TASKS that exist there.
 
 Hardware and time: about an hour on two idle CPU cores. notebooks/data/real_ladder has the records
@@ -15,7 +15,7 @@ of such a sweep.
 import pathlib
 
 from configs import ladder
-from lm import sizes
+from lm.sweeps import design
 
 SIZES = ("10K", "25K", "60K", "100K", "250K", "600K", "1.5M", "4M")
 TOKENS = (1_250_000, 2_500_000)
@@ -43,7 +43,7 @@ def get_sweep(folders: str = "data/corpora"):
             run.seed, run.optim.warmup = seed, 0.02
             run.eval.n_sequences, run.eval.n_completions = 128, 512
             run.eval.tasks = " ".join([*SYNTHETIC, *(f"file:{task}?n=100" for task in task_dirs)])
-            trunk, *branches = sizes.branches(run, TOKENS)
+            trunk, *branches = design.cooldown_branches(run, TOKENS)
             trunk.eval.tasks, trunk.eval.n_completions = "", 0
             branches[-1].predict = size == SIZES[-1]
             yield from (trunk, *branches)

@@ -6,13 +6,13 @@
 
 A seed determines the initial weights and the order of the text. A difference between runs of other
 sweeps means something only if it is larger than the differences here. Laws estimate the noise from
-runs with equal inputs (lm/doubts.py).
+runs with equal inputs (lm/laws/diagnostics.py).
 
 Hardware and time: two sizes, five seeds, about a minute on two idle CPU cores.
 """
 
 from configs import base
-from lm import sizes
+from lm.config import model_sizes
 
 SIZES = ("10K", "60K")
 
@@ -23,7 +23,7 @@ def get_sweep(n_seeds: str = "5"):
         for seed in range(int(n_seeds)):
             run = base.get_config(size)
             run.name, run.seed = f"seeds/{size}-{seed}", seed
-            run.steps = sizes.steps(run, tokens=600_000)
+            run.steps = model_sizes.steps_for_budget(run, tokens=600_000)
             run.eval.n_sequences, run.eval.n_completions = 1024, 0
             run.checkpoint_every = run.steps
             yield run

@@ -22,8 +22,8 @@ import pathlib
 from collections.abc import Iterator
 
 from configs import base
-from lm import files, sizes
-from lm.config import Run
+from lm.config import model_sizes, schema
+from lm.data.sources import readers
 
 SIZES = ("10K", "25K", "60K")
 TASKS = (
@@ -49,7 +49,7 @@ def get_sweep(folder: str = ""):
     for size in SIZES:
         general = base.get_config(size)
         general.name = f"specialists/{size}-general"
-        general.steps = sizes.steps(general, tokens=PRETRAINING)
+        general.steps = model_sizes.steps_for_budget(general, tokens=PRETRAINING)
         prompted = [_with(task, f"shots={k}") for task in tasks.values() for k in (0, 2)]
         yield _set(general, prompted)
         instructed = _tuned(size, "instructed", all_sources, STEPS * len(sources))
@@ -72,7 +72,7 @@ def get_sweep(folder: str = ""):
 def _example_counts(folder: str, name: str) -> Iterator[int]:
     """Yield numbers of examples that at least double. The last may exceed the size of the task."""
     train = pathlib.Path(folder, name, "train.jsonl.gz")
-    total = sum(1 for _ in files.objects(train)) if train.exists() else EXAMPLES[-1]
+    total = sum(1 for _ in readers.read_json_lines(train)) if train.exists() else EXAMPLES[-1]
     yield from (n for n in EXAMPLES[:-1] if 2 * n <= total)
     yield EXAMPLES[-1]
 
@@ -85,7 +85,7 @@ def _source(folder: str, task: str, n: int) -> str:
     return f"tasks:{_with(task, f'megabytes={2e-5 * n:g}&template=chat')}"
 
 
-def _tuned(size: str, name: str, sources: dict, steps: int) -> Run:
+def _tuned(size: str, name: str, sources: dict, steps: int) -> schema.Run:
     """Return a run on conversations that stops when its held-out loss rises."""
     run = base.get_config(size)
     run.name, run.steps = f"specialists/{size}-{name}", steps
@@ -97,7 +97,7 @@ def _tuned(size: str, name: str, sources: dict, steps: int) -> Run:
     return run
 
 
-def _set(run: Run, tasks: list[str]) -> Run:
+def _set(run: schema.Run, tasks: list[str]) -> schema.Run:
     """Set the evaluation tasks of a run, and return it."""
     run.eval.n_sequences, run.eval.n_completions = 128, 0
     run.eval.tasks = " ".join(tasks)

@@ -6,7 +6,7 @@ Hardware and time: about a minute on two CPU cores. The models learn little.
 """
 
 from configs import base
-from lm import sizes
+from lm.config import model_sizes
 
 
 def get_sweep(tokens: str = "100_000"):
@@ -14,7 +14,7 @@ def get_sweep(tokens: str = "100_000"):
     for size in ("10K", "15K", "25K", "40K", "60K"):
         run = base.get_config(size)
         run.name = f"tiny/{size}"
-        run.steps = sizes.steps(run, tokens=int(tokens))
+        run.steps = model_sizes.steps_for_budget(run, tokens=int(tokens))
         run.checkpoint_every = 20
         run.eval.n_sequences, run.eval.n_completions = 64, 64
         run.predict = size == "60K"

@@ -10,7 +10,7 @@ Hardware and time: about ten minutes on two idle CPU cores.
 """
 
 from configs import base
-from lm import sizes
+from lm.config import model_sizes
 
 SIZES = ("10K", "15K", "25K", "60K")
 TOKENS = {8_192: 120, 32_768: 240, 131_072: 420, 327_680: 600}  # tokens of code -> max steps
@@ -23,7 +23,7 @@ def get_sweep():
         parent = base.get_config(size)
         parent.name = f"transfer/{size}-docs"
         parent.data.sources = {"docs": 1.0}
-        parent.steps = sizes.steps(parent, tokens=PRETRAINING)
+        parent.steps = model_sizes.steps_for_budget(parent, tokens=PRETRAINING)
         parent.eval.n_sequences, parent.eval.n_completions = 256, 0
         yield parent
         for tokens, steps in TOKENS.items():

@@ -13,10 +13,16 @@ Hardware and time: about eleven minutes on two idle CPU cores.
 """
 
 from configs import base
-from lm import sizes
+from lm.config import model_sizes
 
 SIZES = ("10K", "25K", "60K", "100K")
-NEW = [(1, 1), (2, 2), (3, 3), (4, 1), (5, 2)]  # (order, spelling): families.ORDERS, SPELLINGS
+NEW = [
+    (1, 1),
+    (2, 2),
+    (3, 3),
+    (4, 1),
+    (5, 2),
+]  # (order, spelling): synthetic_tasks.ORDERS, SPELLINGS
 KNOWN = [(1, 3), (2, 1), (3, 2), (4, 3), (5, 1)]
 TUNED = [
     *[(1, 2), (2, 0), (0, 3), (3, 1), (4, 0), (2, 3), (0, 1)],
@@ -50,7 +56,7 @@ def get_sweep():
         parent.name = f"unseen/{size}-pretrained"
         parent.data.sources = {source([*TUNED, *KNOWN, (0, 0)]): 0.9, "docs": 0.1}
         parent.data.unseen = ",".join(map(name_of, NEW))
-        parent.steps = sizes.steps(parent, tokens=3_000_000)
+        parent.steps = model_sizes.steps_for_budget(parent, tokens=3_000_000)
         parent.eval.n_sequences, parent.eval.n_completions = 128, 0
         parent.eval.tasks = " ".join([eval_tasks(KNOWN + NEW), eval_tasks(KNOWN + NEW, CHAT)])
         yield parent

@@ -1,0 +1,124 @@
+"""Logical axis rules: the mesh axes that shard each axis of an array. Check that they divide it.
+
+The axes of an array have logical names ("embed", "heads", ...). RULES maps each name to the mesh
+axes that shard it. A run may replace rows of RULES (mesh.rules). This file imports no JAX, so that
+an impossible mesh is rejected before any work starts.
+"""
+
+import math
+
+from lm.config import fields, schema
+
+# Devices along the last axis are nearest to each other: the axis with most traffic is last.
+MESH_AXES = ("data", "fsdp", "expert", "sequence", "tensor")
+AXIS_RULES = {
+    # logical axis   mesh axes that shard it
+    "batch":         ("data", "fsdp", "expert"),
+    "length":        ("sequence",),
+    "layers":        (),
+    "embed":         ("fsdp",),
+    "heads":         ("tensor",),
+    "kv_heads":      ("tensor",),
+    "d_head":        (),
+    "mlp":           ("tensor",),
+    "vocab":         ("tensor",),
+    "positions":     (),
+    "experts":       ("expert",),
+    "router":        (),
+    "balance":       (),
+    "rank":          (),
+    "norm":          (),
+}  # fmt: skip
+FIXED = ("batch", "length")  # a run cannot change these: batches are loaded by them
+
+
+def _axis_sizes() -> dict[str, tuple[str, tuple[str, ...]]]:
+    """Return, per logical axis, the field of its size and the fields that divide it further."""
+    infos = fields.field_info(schema.Run)
+    return {
+        info.axis: (name, tuple(n for n, other in infos.items() if other.chunks == info.axis))
+        for name, info in infos.items()
+        if info.axis
+    }
+
+
+AXIS_SIZES = _axis_sizes()
+
+
+def merged_axis_rules(changes: dict) -> dict[str, tuple[str, ...]]:
+    """Return RULES with rows replaced by mesh.rules: a mesh axis, a list of mesh axes, or []."""
+    return AXIS_RULES | {n: (a,) if isinstance(a, str) else tuple(a) for n, a in changes.items()}
+
+
+def validate_mesh_shape(values: dict, sizes: dict[str, int]) -> None:
+    """Check that the mesh divides the sizes of the run. ConfigError suggests values that work.
+
+    values: schema.flatten(run); sizes: devices along each of AXES.
+    """
+    changes = values["mesh.rules"]
+    for name, axes in changes.items():
+        row = f"mesh.rules[{name!r}]={axes!r}"
+        if name not in AXIS_RULES or name in FIXED:
+            known = ", ".join(n for n in AXIS_RULES if n not in FIXED)
+            raise schema.ConfigError(f"{row} names no axis of a weight: those are {known}")
+        listed = [axes] if isinstance(axes, str) else axes
+        if not isinstance(listed, list) or not all(axis in MESH_AXES for axis in listed):
+            allowed = f"one of {', '.join(MESH_AXES)}, a list of them, or []"
+            raise schema.ConfigError(f"{row} must be {allowed}")
+        if len(set(listed)) < len(listed):
+            raise schema.ConfigError(f"{row} names an axis twice: name it once")
+    for name, axes in merged_axis_rules(changes).items():
+        if name in AXIS_SIZES:
+            field, chunk_fields = AXIS_SIZES[name]
+            shards = {f"mesh.{axis}": sizes[axis] for axis in axes if sizes[axis] > 1}
+            _check_divisible(values, field, shards)
+            for chunks in chunk_fields:
+                _check_divisible(values, field, shards | {chunks: values[chunks]})
+
+
+def resolve_mesh_shape(mesh: dict[str, int], n_devices: int) -> dict[str, int]:
+    """Return the size of each mesh axis, with a -1 of data resolved.
+
+    ConfigError if the product of the sizes is not the number of devices.
+    """
+    inner = math.prod(mesh[axis] for axis in MESH_AXES[1:])
+    sizes = {axis: mesh[axis] for axis in MESH_AXES}
+    if mesh["data"] == -1:
+        sizes["data"] = n_devices // inner
+    if math.prod(sizes.values()) == n_devices:
+        return sizes
+    shape = " x ".join(f"mesh.{axis}={mesh[axis]}" for axis in MESH_AXES if mesh[axis] != 1)
+    raise schema.ConfigError(
+        f"{shape} must be the number of devices, {n_devices}: try {_nearest_mesh(mesh, n_devices)}"
+    )
+
+
+def _nearest_mesh(mesh: dict[str, int], n_devices: int) -> str:
+    """Suggest a change of one field after which the mesh has the right number of devices."""
+    for axis in reversed(MESH_AXES):
+        others = math.prod(
+            mesh[other] for other in MESH_AXES if other != axis and mesh[other] != -1
+        )
+        if mesh[axis] in (1, -1) or n_devices % others:
+            continue
+        size = n_devices // others
+        if mesh["data"] == -1:  # the data axis takes the devices that this axis leaves
+            size = max(n for n in range(1, size + 1) if size % n == 0 and n <= mesh[axis])
+        return f"mesh.{axis}={size}"
+    return "mesh.data=-1, which takes what is left, and 1 for every other axis"
+
+
+def _check_divisible(values: dict, field: str, parts: dict[str, int]) -> None:
+    """ConfigError unless the value of a field is a multiple of the product of `parts`."""
+    value, n_parts = values[field], math.prod(parts.values())
+    if value % n_parts == 0:
+        return
+    near = max(1, round(value / n_parts)) * n_parts
+    product = "*".join(part for part, n in parts.items() if n > 1)
+    rule = f"must be a multiple of {product}={n_parts}: try {field}={near}"
+    last, n = list(parts.items())[-1]  # only the last part is reduced
+    others = n_parts // n
+    if value % others == 0:
+        smaller = max(size for size in range(1, n) if value % (others * size) == 0)
+        rule += f" or {last}={smaller}"
+    raise schema.ConfigError(f"{field}={value} {rule}")

@@ -1,0 +1,180 @@
+"""The ladder of model sizes, with exact parameter counts and exact FLOPs per token.
+
+    model("100M").d_model                     768
+    counts(model("100M"))["non_embedding"]    99558528
+    flops_per_token(model("100M"), 1024)      {"full": ..., "causal": ..., "6N": ..., ...}
+
+A size is named after its non-embedding parameters within 5%: attention, MLP and norms, the N of
+Kaplan et al. 2020 (arXiv:2001.08361). This count does not depend on the vocabulary.
+"""
+
+import dataclasses
+from typing import Any
+
+from lm.config import flops, schema
+
+# Width grows faster than depth: d_model / n_layers rises from 5 to 240, as in published families.
+LADDER = {
+    #        d_model n_layers n_heads n_kv_heads d_head   d_ff
+    "10K":  (     16,       3,      2,         2,     8,     48),
+    "15K":  (     24,       2,      3,         3,     8,     72),
+    "25K":  (     24,       3,      3,         3,     8,     80),
+    "40K":  (     32,       3,      2,         2,    16,     96),
+    "60K":  (     32,       4,      2,         2,    16,    112),
+    "100K": (     48,       4,      3,         3,    16,    112),
+    "150K": (     48,       5,      3,         3,    16,    144),
+    "250K": (     64,       5,      4,         4,    16,    176),
+    "400K": (     80,       5,      5,         5,    16,    224),
+    "600K": (     96,       6,      3,         3,    32,    216),
+    "1M":   (    128,       5,      4,         4,    32,    352),
+    "1.5M": (    128,       7,      4,         4,    32,    384),
+    "2.5M": (    160,       8,      5,         5,    32,    432),
+    "4M":   (    192,       9,      6,         6,    32,    512),
+    "6M":   (    224,      10,      7,         7,    32,    592),
+    "10M":  (    256,      12,      8,         8,    32,    736),
+    "15M":  (    320,      12,     10,        10,    32,    896),
+    "25M":  (    384,      14,      6,         6,    64,   1024),
+    "40M":  (    512,      14,      8,         8,    64,   1152),
+    "60M":  (    576,      15,      9,         9,    64,   1536),
+    "100M": (    768,      15,     12,         6,    64,   2112),
+    "150M": (    896,      15,     14,         7,    64,   2816),
+    "250M": (   1280,      15,     20,        10,    64,   3072),
+    "400M": (   1536,      15,     12,         6,   128,   4224),
+    "600M": (   1792,      17,     14,         7,   128,   4736),
+    "1B":   (   2048,      21,     16,         8,   128,   5632),
+    "1.5B": (   2560,      22,     20,         4,   128,   6784),
+    "2.5B": (   3072,      24,     24,         8,   128,   8576),
+    "4B":   (   3584,      28,     28,         4,   128,  10496),
+    "6B":   (   4608,      28,     36,         4,   128,  12160),
+    "10B":  (   5120,      36,     40,         8,   128,  13952),
+    "15B":  (   6144,      38,     48,         8,   128,  16640),
+    "25B":  (   7168,      46,     56,         8,   128,  19840),
+    "40B":  (   8192,      52,     64,         8,   128,  25088),
+    "60B":  (  10240,      58,     80,         8,   128,  26112),
+    "100B": (  12288,      64,     96,         8,   128,  33536),
+    "150B": (  14336,      74,    112,         8,   128,  36864),
+    "250B": (  16384,      88,    128,         8,   128,  46080),
+    "400B": (  20480,      98,    160,         8,   128,  52224),
+    "600B": (  23552,     110,    184,         8,   128,  60928),
+    "1T":   (  28672,     120,    224,         8,   128,  76800),
+}  # fmt: skip
+
+
+# Mixtures of experts are named after total and active parameters, without embeddings, within 5%.
+# Below 1B, the MLP of a dense size is divided into experts. From 1B on, widths, depths and experts
+# are those of OLMoE (arXiv:2409.02060), DeepSeekMoE (2401.06066), Qwen3 (2505.09388, two sizes) and
+# Kimi K2 (2507.20534), with equal layers and the attention of lm/model/transformer.py.
+EXPERTS = {
+    #             d_model n_layers n_heads n_kv_heads d_head n_experts per_token n_shared d_expert
+    "190K-A60K":  (    32,       4,      2,         2,    16,        8,       2,       0,      56),
+    "300K-A100K": (    48,       4,      3,         3,    16,        8,       2,       0,      56),
+    "1.4M-A250K": (    64,       5,      4,         4,    16,       16,       2,       0,      88),
+    "3.2M-A600K": (    96,       6,      3,         3,    32,       16,       2,       0,     108),
+    "8.7M-A1.5M": (   128,       7,      4,         4,    32,       32,       4,       0,      96),
+    "58M-A10M":   (   256,      12,      8,         8,    32,       32,       4,       0,     184),
+    "220M-A40M":  (   512,      14,      8,         8,    64,       64,       6,       2,     144),
+    "630M-A100M": (   768,      15,     12,         6,    64,       64,       6,       2,     264),
+    "6.7B-A1.1B": (  2048,      16,     16,        16,   128,       64,       8,       0,    1024),
+    "16B-A2.4B":  (  2048,      28,     16,        16,   128,       64,       6,       2,    1408),
+    "30B-A2.7B":  (  2048,      48,     32,         4,   128,      128,       8,       0,     768),
+    "235B-A21B":  (  4096,      94,     64,         4,   128,      128,       8,       0,    1536),
+    "1T-A32B":    (  7168,      61,     64,         8,   128,      384,       8,       1,    2048),
+}  # fmt: skip
+
+
+def ladder_model(size: str, **changes: Any) -> schema.Model:
+    """Return the model of a size in LADDER or EXPERTS, with changed fields.
+
+    ValueError suggests the most similar sizes if the size is unknown.
+    """
+    if size not in LADDER and size not in EXPERTS:
+        raise ValueError("size " + schema.suggest_names(size, [*LADDER, *EXPERTS]))
+    names = ("d_model", "n_layers", "n_heads", "n_kv_heads", "d_head")
+    experts = ("n_experts", "experts_per_token", "n_shared_experts", "d_expert")
+    names += ("d_ff",) if size in LADDER else experts
+    row = LADDER[size] if size in LADDER else EXPERTS[size]
+    shape: dict[str, Any] = dict(zip(names, row, strict=True))
+    return schema.Model(**shape | changes)
+
+
+def resize_model(model: schema.Model, d_model: int, n_layers: int) -> schema.Model:
+    """Return the model with another width and depth. Heads and d_ff scale with the width.
+
+    base_width and base_depth become the old width and depth, where all parametrizations agree.
+    ValueError if the width does not give a whole number of heads.
+    """
+    ratio = d_model / model.d_model
+    scaled = {name: getattr(model, name) * ratio for name in ("n_heads", "n_kv_heads", "d_ff")}
+    if fractional := [name for name, value in scaled.items() if value != int(value)]:
+        raise ValueError(
+            f"d_model={d_model} is {ratio:g} times {model.d_model}, which makes no whole number of"
+            f" {', '.join(fractional)}: take a multiple"
+        )
+    base = {"base_width": model.d_model, "base_depth": model.n_layers}
+    counts = {name: int(value) for name, value in scaled.items()}
+    return dataclasses.replace(model, d_model=d_model, n_layers=n_layers, **counts, **base)
+
+
+def expert_width(model: schema.Model) -> int:
+    """Return the hidden width of an expert: d_expert, or d_ff divided by the experts per token."""
+    return model.d_expert or model.d_ff // (model.experts_per_token + model.n_shared_experts)
+
+
+def count_parameters(model: schema.Model) -> dict[str, int]:
+    """Count parameters by part, and four sums.
+
+    Parts: embedding (with learned positions), attention, mlp (shared experts of a mixture of
+    experts), router (with its biases), experts, norms, biases, head (0 with tied embeddings).
+    Sums: total; non_embedding, without embedding and head; active, without the experts that are not
+    selected for a token; active_non_embedding, without both.
+    """
+    d, layers, h, e = model.d_model, model.n_layers, model.d_head, model.n_experts
+    expert = 3 * d * expert_width(model)  # weights of one expert in one layer
+    matrices = 3 if model.mlp == "gated" else 2
+    norms = layers * (2 * d + 2 * h * model.qk_norm) + d
+    biases = h * (model.n_heads + 2 * model.n_kv_heads) + (matrices - 1) * model.d_ff + 2 * d
+    part = {
+        "embedding": (model.vocab_size + model.max_positions) * d,
+        "attention": layers * 2 * d * h * (model.n_heads + model.n_kv_heads),
+        "mlp": layers * (model.n_shared_experts * expert if e else matrices * d * model.d_ff),
+        "router": layers * e * (d + (model.balance == "bias")),
+        "experts": layers * e * expert,
+        "norms": norms * (2 if model.norm == "layer" else 1),
+        "biases": layers * biases if model.bias else 0,
+        "head": 0 if model.tied else d * model.vocab_size,
+    }
+    total = sum(part.values())
+    inner = total - part["embedding"] - part["head"]
+    idle = layers * (e - model.experts_per_token) * expert if e else 0
+    sums = {"total": total, "non_embedding": inner}
+    return part | sums | {"active": total - idle, "active_non_embedding": inner - idle}
+
+
+def training_tokens(run: schema.Run) -> int:
+    """Return the training tokens of the run."""
+    return run.steps * run.data.batch_size * run.data.seq_len
+
+
+def steps_for_budget(
+    run: schema.Run, *, tokens: float = 0, tokens_per_param: float = 0, n_flops: float = 0
+) -> int:
+    """Return the number of steps that spends exactly one of three budgets, rounded, at least 1.
+
+    tokens: training tokens; tokens_per_param: tokens per parameter, of all parameters (20 is
+    compute-optimal in Hoffmann et al. 2022, arXiv:2203.15556); flops: training FLOPs, convention
+    "full". ValueError unless exactly one budget is positive.
+    """
+    if sum(budget > 0 for budget in (tokens, tokens_per_param, n_flops)) != 1:
+        raise ValueError(
+            "steps needs exactly one positive budget: set tokens, tokens_per_param or flops"
+        )
+    if tokens_per_param:
+        tokens = tokens_per_param * count_parameters(run.model)["total"]
+    if n_flops:
+        tokens = n_flops / flops.flops_per_token(run.model, run.data.seq_len)["full"]
+    return max(1, round(tokens / (run.data.batch_size * run.data.seq_len)))
+
+
+def _multiple(number: int, unit: int) -> int:
+    """Round a number to a multiple of `unit`, at least one unit."""
+    return max(round(number / unit), 1) * unit

@@ -1,0 +1,335 @@
+"""The schema of a run: typed dataclasses whose defaults train a small model on a laptop.
+
+    run = Run(name="first")
+    run.model.d_model = 256
+    flatten(run)["model.d_model"]       256
+
+A declaration holds the type, the default, a description, roles and bounds: see lm/config/fields.py.
+`Literal` types list the allowed values. lm/config/validation.py checks values and combinations of values.
+"""
+
+import dataclasses
+import difflib
+import types
+import typing
+from typing import Any, Literal
+
+from lm.config import fields
+
+field = fields.field  # short, because it occurs once per field
+
+
+class ConfigError(ValueError):
+    """A config that cannot work. The message names field, value, allowed values and a remedy."""
+
+
+@fields.text_choices
+@dataclasses.dataclass
+class Model:
+    """Architecture and numerics of the network.
+
+    mlp: gated is silu(x G) (x U) D, gelu is gelu(x U) D. remat: dots stores matrix products only.
+    parametrization: see lm/model/parametrization.py. unroll: a model with at most as many layers is fully
+    unrolled. attention_blocks: a block skips the keys after its last query. lora_on: adapters
+    are trained instead of the weights. loss_chunks: logits of one chunk are in memory at a time.
+    """
+
+    vocab_size: int = field(256, "Number of token ids; 256 for bytes.", ge=2, axis="vocab")
+    d_model: int = field(128, "Width of the residual stream.", ge=1, axis="embed")
+    n_layers: int = field(4, "Number of decoder blocks.", ge=1, axis="layers")
+    n_heads: int = field(4, "Number of query heads per layer.", ge=1, axis="heads")
+    n_kv_heads: int = field(
+        4, "Key and value heads; divides n_heads (Ainslie et al. 2023).", ge=1, axis="kv_heads"
+    )
+    d_head: int = field(32, "Width of a head; even, for rotary embeddings.", ge=2, axis="d_head")
+    d_ff: int = field(384, "Hidden width of the MLP.", ge=1, axis="mlp")
+    mlp: Literal["gated", "gelu"] = field("gated", "Gated SiLU, or GELU as in GPT-2.")
+    norm: Literal["rms", "layer"] = field("rms", "RMSNorm, or LayerNorm with mean and bias.")
+    norm_eps: float = field(1e-6, "Added to the mean square, or variance, in a norm.", gt=0)
+    qk_norm: bool = field(True, "Normalize queries and keys per head (arXiv:2302.05442).")
+    bias: bool = field(False, "Add biases to the projections; the head has none.")
+    tied: bool = field(False, "Use the transposed embedding as the head.")
+    max_positions: int = field(0, "Learned positions; 0 is rotary.", ge=0, axis="positions")
+    rope_theta: float = field(10_000.0, "Base of the rotary frequencies (Su et al. 2021).", gt=0)
+    logit_softcap: float = field(0.0, "Logits -> cap tanh(logits / cap); 0 is off.", ge=0)
+    z_loss: float = field(0.0, "Weight of log(Z)^2 in the loss; 0 is off.", "compute", ge=0)
+    parametrization: Literal["standard", "mup", "completep"] = field(
+        "standard", "Scaling of initialization and learning rates with width and depth."
+    )
+    base_width: int = field(64, "d_model at which parametrizations agree.", ge=1)
+    base_depth: int = field(4, "n_layers at which parametrizations agree.", ge=1)
+    dtype: Literal["float32", "bfloat16"] = field(
+        "float32", "Type of the activations; weights are float32.", "compute"
+    )
+    remat: Literal["none", "dots", "full"] = field(
+        "none", "Recomputation in the backward pass.", "execution", "compute", "plan"
+    )
+    unroll: int = field(
+        8, "Layers per iteration of the scan over layers.", "execution", "compute", ge=1
+    )
+    lora_rank: int = field(0, "Rank of LoRA adapters; 0 is off. Needs start.run.", "adapter", ge=0)
+    lora_alpha: float = field(16.0, "Adapters are scaled by alpha / rank.", "adapter", gt=0)
+    lora_on: str = field(
+        "heads,kv_heads,mlp", "Axes of the weights that have an adapter.", "adapter"
+    )
+    attention: Literal["auto", "plain", "cudnn", "splash"] = field(
+        "auto", "Attention backend; auto: the best of the device.", "execution", "compute"
+    )
+    attention_blocks: int = field(
+        2, "Query blocks of the plain backend.", "compute", "plan", ge=1, chunks="length"
+    )
+    loss_chunks: int = field(
+        1, "Chunks of the logits of a row.", "execution", "plan", ge=1, chunks="length"
+    )
+    n_experts: int = field(0, "Experts per layer; 0 is one dense MLP.", ge=0, axis="experts")
+    experts_per_token: int = field(2, "Experts selected per token.", ge=1)
+    n_shared_experts: int = field(0, "Additional experts that process every token.", ge=0)
+    d_expert: int = field(0, "Width of an expert; 0 divides d_ff by the experts per token.", ge=0)
+    router: Literal["softmax", "sigmoid"] = field(
+        "softmax", "Function from router logits to expert scores."
+    )
+    normalize_experts: bool = field(True, "Scale a token's expert weights to sum to 1.")
+    balance: Literal["loss", "bias", "none"] = field(
+        "loss", "Auxiliary loss, or router bias (arXiv:2408.15664)."
+    )
+    balance_weight: float = field(0.01, "Weight per layer (Fedus et al. 2021).", ge=0)
+    balance_rate: float = field(0.001, "Change of each router bias per step.", ge=0)
+    router_z_loss: float = field(
+        0.0, "Weight of the router's log(Z)^2, per layer; 1e-3 in arXiv:2202.08906.", ge=0
+    )
+    dispatch: Literal["dropless", "capacity"] = field(
+        "dropless", "Process all tokens (dropless), or drop tokens beyond the capacity."
+    )
+    capacity: float = field(1.25, "Slots of an expert per row, relative to an even load.", gt=0)
+
+
+@fields.text_choices
+@dataclasses.dataclass
+class Data:
+    """Text sources, preparation, tokenization and rows.
+
+    sources: code, docs, text:PATH, jsonl:GLOB[?field=NAME] and others; weight 0 is only evaluated.
+    See lm/data/sources/documents.py. tokenizer: bpe trains on the sources.
+    Documents are dropped outside the bounds min_words, min_letters and max_repeats, and if they
+    share `overlap` words in a row with held-out text. Exact duplicates are always dropped.
+    rows: packed concatenates documents and splits them at row ends. continued also masks the loss
+    before a random position. whole packs complete documents and pads; score=answers needs it.
+    protect: such as a task's text. broken: a file or line that cannot be read.
+    too_long: cut removes the beginning, drop the conversation, refuse raises an error.
+    """
+
+    sources: dict[str, float] = field({"code": 0.5, "docs": 0.5}, "Weight of each source URI.")
+    cache: str = field("data", "Folder of token files; may be gs://BUCKET/FOLDER.", "execution")
+    heldout: float = field(0.05, "Fraction of documents, by hash of the text.", ge=0, le=1)
+    tokenizer: str = field("bytes", "bytes, bpe:SIZE, file:JSON or spm:MODEL.")
+    broken: Literal["stop", "skip"] = field(
+        "stop", "Unreadable text: stop, or skip and count.", "corpus"
+    )
+    min_words: int = field(0, "Smallest number of words in a document.", "corpus", ge=0)
+    min_letters: float = field(0.0, "Smallest fraction of letters.", "corpus", ge=0, le=1)
+    max_repeats: float = field(1.0, "Largest fraction of repeated lines.", "corpus", ge=0, le=1)
+    drop_copies: bool = field(False, "MinHash with Jaccard about 0.8.", "corpus")
+    overlap: int = field(0, "Words per n-gram of decontamination; 0 is off.", "corpus", ge=0)
+    protect: str = field("", "A source that counts as held out.", "corpus")
+    seq_len: int = field(128, "Tokens of context per row.", ge=1, axis="length")
+    batch_size: int = field(16, "Rows per step over all devices.", ge=1, axis="batch")
+    rows: Literal["packed", "continued", "whole"] = field(
+        "packed", "How documents become rows.", "batch"
+    )
+    score: Literal["all", "answers"] = field(
+        "all", "All tokens, or the answers of conversations.", "batch"
+    )
+    too_long: Literal["cut", "drop", "refuse"] = field(
+        "cut", "Conversations longer than a row.", "batch"
+    )
+    unseen: str = field("", "Tasks and categories, comma-separated, that no source may contain.")
+    across: bool = field(True, "Let attention cross document boundaries in a row.", "batch")
+    unique_tokens: int = field(0, "Distinct training tokens; 0 is all.", "batch", ge=0)
+    max_epochs: float = field(0.0, "Largest number of epochs over any source; 0 is no limit.", ge=0)
+    copies: str = field("data", "Local folder for the files of a remote data.cache.", "execution")
+
+
+@fields.text_choices
+@dataclasses.dataclass
+class Optimizer:
+    """Optimizer, learning-rate schedule and gradient handling."""
+
+    name: Literal["adamw", "lion", "muon"] = field(
+        "adamw", "Optimizer; muon updates matrices, adamw all other weights."
+    )
+    lr: float = field(3e-3, "Peak learning rate.", "vmapped", "traced", gt=0)
+    schedule: Literal["cosine", "linear", "wsd", "constant"] = field(
+        "cosine", "Learning rate after warm-up; wsd: warm-up, stable, decay."
+    )
+    warmup: float = field(0.05, "Fraction of the steps with linear warm-up.", ge=0, le=1)
+    decay: float = field(0.2, "Fraction of the steps with decay, for wsd.", ge=0, le=1)
+    lr_end: float = field(0.1, "Final learning rate as a fraction of the peak.", ge=0, le=1)
+    b1: float = field(0.9, "Decay of the first moment; 0.95 for muon's matrices.", ge=0, le=1)
+    b2: float = field(0.95, "Decay of the second moment.", ge=0, le=1)
+    eps: float = field(1e-8, "Added to the root of the second moment.", gt=0)
+    weight_decay: float = field(
+        0.1, "Decoupled, times the learning rate; never on norms.", "vmapped", "traced", ge=0
+    )
+    layer_decay: float = field(1.0, "Learning rate of a layer over that of the layer above.", gt=0)
+    freeze: str = field("", "Paths or axes that are not trained, as embed,mlp.")
+    clip: float = field(1.0, "Largest global gradient norm; 0 is off.", ge=0)
+    accumulate: int = field(1, "Micro-batches per step.", "execution", "plan", ge=1, chunks="batch")
+    nonfinite: Literal["stop", "skip", "rewind"] = field(
+        "stop", "Non-finite loss or gradient: stop, skip the update, or rewind.", "execution"
+    )
+
+
+@fields.text_choices
+@dataclasses.dataclass
+class Mesh:
+    """Devices along each mesh axis, and the sharding of weights.
+
+    exact: gradients have the same bits on any number of devices. It is a power of two.
+    """
+
+    data: int = field(-1, "Devices that split the batch; -1 uses all remaining ones.", "execution")
+    fsdp: int = field(1, "Devices that split the batch and the weights.", "execution", ge=1)
+    expert: int = field(1, "Devices that split the batch and the experts.", "execution", ge=1)
+    sequence: int = field(1, "Devices that split the positions of a row.", "execution", ge=1)
+    tensor: int = field(1, "Devices that split heads, MLP and vocabulary.", "execution", ge=1)
+    rules: dict[str, str | list[str]] = field(
+        {}, "Changes of the sharding rules, such as {'mlp': []}.", "execution"
+    )
+    exact: int = field(
+        0,
+        "Shards summed in a fixed order; 0 is off.",
+        ge=0,
+        alone="vmapped runs cannot reproduce the bits of other devices",
+    )
+
+
+@fields.text_choices
+@dataclasses.dataclass
+class Start:
+    """Initialization from the checkpoint of another run.
+
+    keep: weights is fine-tuning from step 0. state continues the steps, as a cooldown branch does.
+    """
+
+    run: str = field("", "Name, below dir, of the parent run; empty starts from random weights.")
+    step: int = field(
+        0, "Step of the parent's checkpoint; 0 is the last, or the best with patience.", ge=0
+    )
+    keep: Literal["weights", "state"] = field(
+        "weights", "Parts of the checkpoint that are restored."
+    )
+
+
+@fields.text_choices
+@dataclasses.dataclass
+class Evaluation:
+    """Held-out loss and tasks during training.
+
+    too_long: cut removes the beginning of the example, refuse raises an error.
+    """
+
+    every: int = field(0, "Steps between evaluations; 0 is only at the end.", "execution", ge=0)
+    patience: int = field(0, "Evaluations without a lower loss that end the run; 0 is off.", ge=0)
+    n_sequences: int = field(512, "Held-out rows per source.", "execution", ge=1)
+    n_completions: int = field(1024, "Words to complete, over all sources.", "execution", ge=0)
+    tasks: str = field(
+        "",
+        "Tasks, space-separated: copy?length=4 file:my/set; see lm/evaluation/tasks.py.",
+        "execution",
+    )
+    tasks_every: int = field(
+        0, "Steps between evaluations with tasks; 0 is only at the end.", "execution", ge=0
+    )
+    too_long: Literal["cut", "refuse"] = field("cut", "Examples longer than a row.", "execution")
+
+
+@fields.text_choices
+@dataclasses.dataclass
+class Run:
+    """Everything that defines a training run.
+
+    checkpoint_every: only the newest checkpoint is stored, apart from keep_every and keep_best.
+    """
+
+    name: str = field("run", "Folder of the run below dir; sweeps use SWEEP/RUN.", "vmapped")
+    dir: str = field("runs", "Folder of all runs; may be gs://BUCKET/FOLDER.", "execution")
+    seed: int = field(0, "Seed of weights and data order.", "vmapped", ge=0)
+    steps: int = field(1000, "Optimizer steps.", ge=1)
+    log_every: int = field(10, "Steps between rows of metrics.", "execution", ge=1)
+    steps_per_call: int = field(0, "Largest number of steps per call; 0 is automatic.", ge=0)
+    checkpoint_every: int = field(200, "Steps between checkpoints.", "execution", ge=1)
+    keep_every: int = field(
+        0, "Steps between checkpoints that are never deleted; 0 is off.", "execution", ge=0
+    )
+    keep_best: bool = field(False, "Store the checkpoint of the lowest held-out loss.", "execution")
+    resume: Literal["auto", "must"] = field(
+        "auto", "auto starts or resumes; must only resumes.", "execution"
+    )
+    stall_seconds: float = field(
+        1800.0, "Seconds without a step that end the process; 0 is off.", "execution", ge=0
+    )
+    wandb: bool = field(
+        False, "Also log to Weights & Biases.", "execution", alone="W&B logs one run per process"
+    )
+    predict: bool = field(
+        False, "In a sweep: start last, once the law of the others predicts it.", "execution"
+    )
+    model: Model = dataclasses.field(default_factory=Model)
+    data: Data = dataclasses.field(default_factory=Data)
+    optim: Optimizer = dataclasses.field(default_factory=Optimizer)
+    mesh: Mesh = dataclasses.field(default_factory=Mesh)
+    eval: Evaluation = dataclasses.field(default_factory=Evaluation)
+    start: Start = dataclasses.field(default_factory=Start)
+
+
+def flatten(run: Any) -> dict[str, Any]:
+    """Return {"optim.lr": 0.003, ...}, in order of declaration. A dict field is one entry."""
+    flat = {}
+    for declared in dataclasses.fields(run):
+        value = getattr(run, declared.name)
+        if dataclasses.is_dataclass(value):
+            flat |= {f"{declared.name}.{name}": v for name, v in flatten(value).items()}
+        else:
+            flat[declared.name] = value
+    return flat
+
+
+def field_types(kind: type) -> dict[str, type]:
+    """Return {"optim.lr": float, ...} for a dataclass type, in the order of `flatten`.
+
+    The type of a choice is str.
+    """
+    flat: dict[str, type] = {}
+    for name, hint in typing.get_type_hints(kind).items():
+        if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+            flat |= {f"{name}.{k}": v for k, v in field_types(hint).items()}
+        elif typing.get_origin(hint) is Literal:
+            flat[name] = str
+        else:
+            flat[name] = dict if isinstance(hint, types.GenericAlias) else hint
+    return flat
+
+
+def to_dict(run: Run) -> dict:
+    """Return a nested plain dict that JSON can store."""
+    return dataclasses.asdict(run)
+
+
+def from_dict(values: dict, kind: type = Run, where: str = "") -> Any:
+    """Build a config from the dict of `to_dict`. ConfigError names an unknown field."""
+    hints = typing.get_type_hints(kind)
+    known = {}
+    for name, value in values.items():
+        if name not in hints:
+            raise ConfigError(suggest_names(where + name, [where + k for k in hints]))
+        is_group = dataclasses.is_dataclass(hints[name])
+        if is_group and not isinstance(value, dict):
+            raise ConfigError(f"{where}{name}={value!r} must be a dict of config fields")
+        known[name] = from_dict(value, hints[name], f"{where}{name}.") if is_group else value
+    return kind(**known)
+
+
+def suggest_names(name: str, known: list[str]) -> str:
+    """Return an error message for an unknown name that suggests the most similar known names."""
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5) or known
+    return f"{name} does not exist: did you mean {', '.join(near)}?"

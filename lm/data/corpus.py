@@ -1,0 +1,353 @@
+"""Prepare sources as token files, once, each with a manifest of its contents.
+
+manifests = prepare(schema.Data(sources={"code": 0.5, "text:books": 0.5}))
+
+data/text-books-3f2a81c09d7e/
+    manifest.json    counts, hashes, versions: see Manifest
+    train.bin        token ids; the tokenizer's end token follows each document
+    heldout.bin      the same for held-out documents
+    tokenizer.json   the tokenizer, unless tokens are bytes: see tokens
+data/bpe-8192-91c07d44e3b5/
+    tokenizer.json   trained on the sources, for data.tokenizer="bpe:8192"
+
+A data.cache in a bucket has the same folders: see copies.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import re
+import shutil
+import sqlite3
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from lm.config import fields, schema
+from lm.data import preprocessing, staging, tokenizers
+from lm.data.sources import documents, readers
+
+FORMAT = 2  # part of every key; raise it if the same source would give other tokens
+SPLITS = staging.SPLITS
+SAMPLE_BYTES = 32_000_000  # bytes of text, over all sources, that train a tokenizer
+
+
+@dataclasses.dataclass
+class Manifest:
+    """Contents of a prepared source. Equal `hash` and `tokenizer` mean equal token files."""
+
+    source: str
+    key: str  # hash of the source files, the split and the tokenizer
+    documents: dict[str, int]  # split -> number of documents, without duplicates
+    duplicates: int  # documents dropped because an equal text came before
+    bytes: dict[str, int]  # split -> UTF-8 bytes of text
+    tokens: dict[str, int]  # split -> tokens, including an end token per document
+    heldout: float  # requested fraction of held-out documents
+    hash: str  # SHA-256 over the documents and their splits, in order
+    tokenizer: str  # hash of the tokenizer
+    vocab_size: int
+    dtype: str  # type of the .bin files
+    versions: dict[str, str]  # versions of Python, and of the packages for docs
+    # Rejected documents by reason: broken, short, symbols, repeats, overlap, near_copy.
+    dropped: dict[str, int] = dataclasses.field(default_factory=dict)
+    # split -> bytes that the tokens represent; differs from `bytes` if the tokenizer changes text.
+    counted: dict[str, int] = dataclasses.field(default_factory=dict)
+    folder: str = ""  # location; not stored in the file
+
+
+Report = Callable[[str, int, int, float], None]  # source; documents, bytes, fraction read so far
+
+
+@dataclasses.dataclass(frozen=True)
+class CorpusPlan:
+    """Everything that determines the preparation of one source, computed once."""
+
+    source: str
+    data: schema.Data
+    folder: Path  # local folder of the finished corpus
+    key: str  # part of the folder name: hash of fields, tokenizer and fingerprint
+    draft_name: str  # name of the draft: does not depend on the fingerprint
+    fingerprint: list  # see documents.source_fingerprint
+    earlier: list[Manifest]  # sources whose documents count as duplicates
+    blocked_ngrams: Path | None  # file of n-gram hashes that training text must not contain
+
+    def is_complete(self, manifest: Manifest | None) -> bool:
+        """Return True if the folder has a manifest and, where needed, its document hashes."""
+        if manifest is None:
+            return False
+        return not self.data.drop_copies or (self.folder / "seen.sqlite").exists()
+
+
+def prepare_corpus(
+    data: schema.Data, report: Report | None = None, workers: int = 1
+) -> dict[str, Manifest]:
+    """Return the manifest of each source. Prepare sources that data.cache does not have yet.
+
+    If everything is prepared, this reads manifests and takes milliseconds. Each source is written
+    to a draft that is renamed when it is complete. A killed call leaves the draft, and the next
+    call resumes after the last saved part (file). Of two simultaneous calls, the slower drops its
+    copy. With data.drop_copies, the documents of sources with earlier names count as duplicates.
+    Memory use does not grow with the text.
+
+    Raises ValueError for text that is missing, empty, binary or not UTF-8, for malformed JSON
+    Lines, and for a folder or disk that cannot be written. With data.broken="skip", unreadable
+    documents are counted and skipped.
+    """
+    cache = staging.local_folder(data)
+    fingerprint = functools.cache(documents.source_fingerprint)
+    tokenizer = prepare_tokenizer(data, cache, report)
+    manifests: dict[str, Manifest] = {}
+    for source in sorted(data.sources):
+        earlier = list(manifests.values()) if data.drop_copies else []
+        plan = _plan(source, data, cache, tokenizer, earlier, fingerprint)
+        manifests[source] = _prepare_source(plan, tokenizer, report, workers)
+    return {source: manifests[source] for source in data.sources}
+
+
+def _plan(
+    source: str,
+    data: schema.Data,
+    cache: Path,
+    tokenizer: tokenizers.Tokenizer,
+    earlier: list[Manifest],
+    fingerprint: Callable[[str], list],
+) -> CorpusPlan:
+    """Compute the keys and folders of a source."""
+    inputs = [(name, fingerprint(name)) for name in _decontamination_sources(data)]
+    changed = list(fields.changed_for_hash(data, "corpus").items())
+    facts = (FORMAT, source, data.heldout, tokenizer.hash, changed)
+    facts += (inputs, [manifest.key for manifest in earlier])
+    key = _key(*facts, fingerprint(source))
+    words = re.findall(r"[a-z0-9]+", source.lower())[-5:]  # the end of a path is most specific
+    name = "-".join(words)[-60:]
+    index_key = _key(FORMAT, data.overlap, data.heldout, data.protect, data.broken, inputs)
+    return CorpusPlan(
+        source=source,
+        data=data,
+        folder=cache / f"{name}-{key}",
+        key=key,
+        draft_name=f"{name}-{_key(*facts)}",
+        fingerprint=fingerprint(source),
+        earlier=earlier,
+        blocked_ngrams=cache / f"runs-{data.overlap}-{index_key}.u64" if data.overlap else None,
+    )
+
+
+def _prepare_source(
+    plan: CorpusPlan, tokenizer: tokenizers.Tokenizer, report: Report | None, workers: int
+) -> Manifest:
+    """Return the manifest of a source: of the local or remote cache, or of a new preparation."""
+    try:
+        staging.download(plan.data, plan.folder)
+        manifest = _read_manifest(plan.folder)
+        if manifest is None or not plan.is_complete(manifest):
+            manifest = _write_corpus(plan, tokenizer, report, workers)
+        staging.upload(plan.data, plan.folder)
+    except (OSError, sqlite3.Error) as error:
+        raise _unwritable(plan.data, error) from None
+    return dataclasses.replace(manifest, folder=str(plan.folder))
+
+
+def _write_corpus(
+    plan: CorpusPlan, tokenizer: tokenizers.Tokenizer, report: Report | None, workers: int
+) -> Manifest:
+    """Read, encode and store all documents of a source, and move the result to its folder."""
+    n_parts = len(documents.list_shards(plan.source))
+    prints = plan.fingerprint
+    # Where the fingerprint is not one value per part, each part depends on all of it.
+    prints = prints if len(prints) == n_parts else [prints] * n_parts
+    if plan.blocked_ngrams:
+        _write_blocked_ngrams(plan.blocked_ngrams, plan.data)
+    earlier_hashes = [Path(manifest.folder, "seen.sqlite") for manifest in plan.earlier]
+    with staging.StagedCorpus(
+        plan.folder.parent, plan.draft_name, prints, earlier_hashes
+    ) as staged:
+        reported_at = time.monotonic()
+        all_documents = _documents(plan.source, plan.data, staged.part)
+        encoded = preprocessing.encode_documents(
+            all_documents, tokenizer, plan.data, plan.blocked_ngrams, workers
+        )
+        for document in encoded:
+            if document.error and plan.data.broken == "stop":
+                raise ValueError(document.error)
+            staged.add(document)
+            if report and time.monotonic() - reported_at > 0.2:
+                reported_at = time.monotonic()
+                report(plan.source, *staged.size, document.part / n_parts)
+        if report:
+            report(plan.source, *staged.size, 1.0)
+        manifest = _finish(plan, staged, tokenizer)
+        if plan.folder.exists() and not plan.is_complete(_read_manifest(plan.folder)):
+            shutil.rmtree(plan.folder)  # an interrupted download, or a corrupt folder
+        try:
+            staged.move(plan.folder)
+        except OSError:
+            if not plan.is_complete(_read_manifest(plan.folder)):
+                raise  # otherwise another process was faster
+    return manifest
+
+
+def _finish(
+    plan: CorpusPlan, staged: staging.StagedCorpus, tokenizer: tokenizers.Tokenizer
+) -> Manifest:
+    """Write tokenizer and manifest into the draft. Raises ValueError if no document is left."""
+    if not sum(staged.counts["documents"].values()):
+        dropped = ", ".join(f"{n} {reason}" for reason, n in staged.dropped.items())
+        problem = f"nothing is left of it ({dropped})" if dropped else "is empty"
+        raise ValueError(f"data.sources: {plan.source!r} {problem}: it must hold text")
+    tokenizer.save(staged.folder)
+    manifest = Manifest(
+        source=plan.source,
+        key=plan.key,
+        documents=staged.counts["documents"],
+        bytes=staged.counts["bytes"],
+        tokens=staged.counts["tokens"],
+        counted=staged.counts["counted"],
+        duplicates=staged.duplicates,
+        heldout=plan.data.heldout,
+        hash=staged.finish(),
+        tokenizer=tokenizer.hash,
+        vocab_size=tokenizer.vocab_size,
+        dtype=np.dtype(tokenizer.dtype).name,
+        versions=documents.source_versions(plan.source),
+        dropped=dict(staged.dropped),
+    )
+    values = dataclasses.asdict(manifest)
+    del values["folder"]
+    (staged.folder / "manifest.json").write_text(json.dumps(values, indent=2) + "\n")
+    if not plan.data.drop_copies:
+        (staged.folder / "seen.sqlite").unlink()  # only needed to find duplicates in other sources
+    return manifest
+
+
+def prepare_tokenizer(
+    data: schema.Data, cache: Path, report: Report | None = None
+) -> tokenizers.Tokenizer:
+    """Return the tokenizer of data.tokenizer. Train it if it is bpe:SIZE and not in the cache."""
+    kind, _, size = data.tokenizer.partition(":")
+    if kind != "bpe":
+        return tokenizers.open_tokenizer(data.tokenizer)
+    weights = sorted((name, weight) for name, weight in data.sources.items() if weight)
+    prints = [(name, weight, documents.source_fingerprint(name)) for name, weight in weights]
+    key = _key(FORMAT, size, prints, data.heldout, data.broken, SAMPLE_BYTES)
+    folder = cache / f"bpe-{size}-{key}"
+    staging.download(data, folder)
+    if not (folder / "tokenizer.json").exists():
+        temporary = _new_folder(data, cache, folder.name)
+        try:
+            tokenizers.train_bpe(_sample(data, weights, report), int(size)).save(temporary)
+            try:
+                temporary.rename(folder)
+            except OSError:
+                if not (folder / "tokenizer.json").exists():  # otherwise another process was faster
+                    raise
+            staging.upload(data, folder)
+        except OSError as error:
+            raise _unwritable(data, error) from None
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    return tokenizers.load_tokenizer(folder)
+
+
+def _sample(data: schema.Data, weights: list, report: Report | None) -> Iterator[str]:
+    """Yield the texts that train a tokenizer: the first training documents of each source.
+
+    Each source gives a share of SAMPLE_BYTES by its weight, or all its text if it has less.
+    """
+    total = sum(weight for _, weight in weights)
+    for source, weight in weights:
+        n_bytes = SAMPLE_BYTES * weight / total
+        n_remaining, n_documents = n_bytes, 0
+        for document in _documents(source, data):
+            try:
+                raw = tokenizers.utf8(document.text)
+            except ValueError:
+                continue  # reported or counted when the source is prepared
+            if preprocessing.is_heldout(document, data.heldout):
+                continue
+            yield document.text
+            n_remaining, n_documents = n_remaining - len(raw), n_documents + 1
+            if n_remaining <= 0:
+                break
+        if report:
+            label = f"{data.tokenizer} from {source}"
+            report(label, n_documents, round(n_bytes - n_remaining), 1.0)
+
+
+def _decontamination_sources(data: schema.Data) -> list[str]:
+    """Return the sources whose text may block n-grams; [] without data.overlap."""
+    if not data.overlap:
+        return []
+    return sorted(data.sources) + ([data.protect] if data.protect else [])
+
+
+def _write_blocked_ngrams(path: Path, data: schema.Data) -> None:
+    """Write the hashes of data.overlap words of held-out text and of data.protect, once."""
+
+    def ngrams() -> Iterator[np.ndarray]:
+        for source in _decontamination_sources(data):
+            for document in _documents(source, data):
+                if source == data.protect or preprocessing.is_heldout(document, data.heldout):
+                    yield preprocessing.ngram_hashes(document.text, data.overlap)
+
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        preprocessing.write_ngram_index(path, ngrams())
+
+
+def _documents(source: str, data: schema.Data, start: int = 0) -> Iterator[readers.Document]:
+    """Yield the documents of a source from part `start` on.
+
+    With data.broken="skip", a document with an `error` stands for each unreadable input, in order.
+    """
+    if data.broken == "stop":
+        yield from documents.open_source(source, start=start)
+        return
+    errors: list[str] = []
+    part = start
+    for document in documents.open_source(source, errors.append, start):
+        # An error may belong to the previous part. The state is then saved one part later, which is
+        # safe.
+        part = document.part
+        while errors:
+            yield readers.Document("", "", part=part, error=errors.pop(0))
+        yield document
+    for error in errors:
+        yield readers.Document("", "", part=part, error=error)
+
+
+def _key(*facts) -> str:
+    return hashlib.sha256(repr(facts).encode()).hexdigest()[:12]
+
+
+def _new_folder(data: schema.Data, cache: Path, name: str) -> Path:
+    """Create a temporary folder in the cache, to be renamed when it is complete."""
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        return Path(tempfile.mkdtemp(prefix=f".{name}-", dir=cache))
+    except OSError as error:
+        raise _unwritable(data, error) from None
+
+
+def _read_manifest(folder: Path) -> Manifest | None:
+    """Return the manifest, or None if it is missing or its token files have other lengths."""
+    try:
+        manifest = Manifest(**json.loads((folder / "manifest.json").read_text()))
+        width = np.dtype(manifest.dtype).itemsize
+        for split in SPLITS:
+            if (folder / f"{split}.bin").stat().st_size != manifest.tokens[split] * width:
+                return None
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+    return dataclasses.replace(manifest, folder=str(folder))
+
+
+def _unwritable(data: schema.Data, error: Exception) -> ValueError:
+    reason = getattr(error, "strerror", None) or error
+    return ValueError(
+        f"data.cache={data.cache!r} cannot be written ({reason}): free space or name another folder"
+    )

@@ -1,0 +1,291 @@
+"""Conversations: templates, readers of JSON Lines, and loss weights of the answers.
+
+    text = render("chat", [Turn("Say it twice: ha", "haha")])    # ^A Say it twice: ha ^B haha ^C
+    asked("chat", "Say it twice: ho")                            # ^A Say it twice: ho ^B
+    weights(tokens_BS, tokenizer)                                # 1 for targets in an answer
+
+The special tokens are the control characters U+0001 (start of a user turn), U+0002 (start of an
+answer) and U+0003 (end of an answer), written ^A, ^B, ^C above. They are removed from prompts and
+answers. TEMPLATES lists the templates.
+
+A line of a file is a prompt with its target, a task line of another format (see forms), or a list
+of messages. A task without a name gets the name of its folder:
+
+    {"prompt": "...", "target": "...", "task": "rte", "category": "entailment"}
+    {"src": "...", "tgt": "..."}                    any format of forms, with its correct answer
+    {"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}
+
+Axes: B rows, S tokens of a row, T = S - 1 targets.
+"""
+
+import dataclasses
+import hashlib
+import heapq
+import json
+import uuid
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from lm.data import tokenizers
+from lm.data.sources import example_formats, readers, uri
+
+USER, ANSWER, STOP = tokenizers.CHAT_TOKENS
+# Name -> (format of the prompt, text after an answer). Text without special tokens is all learned.
+TEMPLATES = {
+    "chat":     (USER + "{}" + ANSWER,                            STOP),
+    "question": (USER + "Question: {}\nAnswer: " + ANSWER,        STOP),
+    "task":     (USER + "### Task\n{}\n### Result\n" + ANSWER,    STOP),
+    "plain":    ("{}",                                            "\n"),
+}  # fmt: skip
+_REMOVE_SPECIAL = str.maketrans("", "", "\0" + tokenizers.CHAT_TOKENS)
+_FIELDS = {
+    "template": uri.choice(TEMPLATES),
+    "only": uri.names(),
+    "without": uri.names(),
+    "cap": uri.count(),
+    "shots": uri.count(),
+}
+
+
+class Turn(NamedTuple):
+    """A prompt and its answer. Example hashes contain the names of this class and its fields."""
+
+    prompt: str
+    answer: str
+
+
+class ChatExample(NamedTuple):
+    """A conversation of a file."""
+
+    turns: list[Turn]
+    task: str
+    category: str
+    where: str  # file and line
+
+
+@dataclasses.dataclass(frozen=True)
+class ChatSource:
+    """A chat source: files, template, and which conversations are selected."""
+
+    path: str
+    template: str = "chat"
+    only: frozenset[str] = frozenset()  # tasks or categories to select; empty selects all
+    without: frozenset[str] = frozenset()  # tasks or categories to exclude
+    cap: int = 0  # examples per task, the same ones for every selection; 0: all
+    shots: int = 0  # earlier examples of the task that precede each example as turns
+
+    def takes(self, example: ChatExample) -> bool:
+        """Return True if the conversation is selected by `only` and `without`."""
+        names = {example.task, example.category}
+        return (not self.only or bool(names & self.only)) and not names & self.without
+
+
+def parse_chat_source(rest: str) -> ChatSource:
+    """Parse "PATH?template=chat&only=a,b&without=c&cap=100&shots=2". All fields are optional."""
+    path, values = uri.parse_uri(rest, _FIELDS, "chat:")
+    return ChatSource(path, **values)
+
+
+def render_conversation(template: str, turns: Iterable[Turn]) -> str:
+    """Return the text of a conversation."""
+    suffix = TEMPLATES[template][1]
+    return "".join(
+        f"{render_prompt(template, turn.prompt)}{_without_special(turn.answer)}{suffix}"
+        for turn in turns
+    )
+
+
+def render_prompt(template: str, prompt: str) -> str:
+    """Return the text of a prompt, up to the start of the answer."""
+    before, _, after = TEMPLATES[template][0].partition("{}")
+    return f"{before}{_without_special(prompt)}{after}"
+
+
+def chat_documents(rest: str, refuse: readers.ErrorHandler) -> Iterator[readers.Document]:
+    """Yield the selected conversations of a source as documents, in file order."""
+    choice = parse_chat_source(rest)
+    capped = _capped_digests(choice) if choice.cap else None
+    earlier: dict[str, list[Turn]] = {}  # task -> turns of its last `shots` examples
+    for example in chat_examples(choice, refuse):
+        if not choice.takes(example) or (capped is not None and _digest(example) not in capped):
+            continue
+        turns = [*earlier.get(example.task, []), *example.turns]
+        yield readers.Document(render_conversation(choice.template, turns), example.where)
+        earlier[example.task] = turns[-choice.shots :] if choice.shots else []
+
+
+def chat_examples(
+    choice: ChatSource, refuse: readers.ErrorHandler = readers.raise_error
+) -> Iterator[ChatExample]:
+    """Yield all conversations of the files, including those that `choice` does not select.
+
+    `refuse` is called for each line that is not a conversation or has an empty prompt or answer.
+    """
+    for path in readers.expand_glob(choice.path):
+        for where, row in readers.read_json_lines(path):
+            try:
+                task, category = row.get("task", path.parent.name), row.get("category", "")
+                yield ChatExample(_turns(row, where), str(task), str(category), where)
+            except ValueError as error:
+                refuse(str(error))
+
+
+def chat_task_names(rest: str) -> set[str]:
+    """Return the tasks and categories of a source that its `only` and `without` select."""
+    choice = parse_chat_source(rest)
+    selected = (e for e in chat_examples(choice, lambda _: None) if choice.takes(e))
+    return {name for example in selected for name in (example.task, example.category) if name}
+
+
+def matching_task_names(rest: str) -> list[Path]:
+    """Return the files of a source."""
+    return readers.expand_glob(parse_chat_source(rest).path)
+
+
+def answer_weights(tokens_BS: np.ndarray, tokenizer: tokenizers.Tokenizer) -> np.ndarray:
+    """Return float32 [B, T]: 1 for targets in answers and their end tokens, else 0.
+
+    Each document follows an `end` token, as in rows of whole documents. A document that does not
+    start with a user turn is plain text: all its targets have weight 1. An `end` token after
+    another is padding: weight 0.
+    """
+    assert tokenizer.marks is not None
+    user, answer, stop = tokenizer.marks
+    inputs_BT, targets_BT = tokens_BS[:, :-1], tokens_BS[:, 1:]
+    specials = np.array([tokenizer.end, user, answer, stop])
+    is_special_BT = np.isin(inputs_BT, specials)
+    position_BT = np.where(is_special_BT, np.arange(inputs_BT.shape[1]), 0)
+    # The last special token up to each input determines the part of the document.
+    last_BT = np.take_along_axis(inputs_BT, np.maximum.accumulate(position_BT, axis=1), axis=1)
+    starts_BT = (last_BT == tokenizer.end) & np.isin(targets_BT, (user, tokenizer.end))
+    learned_BT = ~np.isin(last_BT, (user, stop)) & ~(starts_BT & (inputs_BT == tokenizer.end))
+    return learned_BT.astype(np.float32)
+
+
+def _turns(row: dict, where: str) -> list[Turn]:
+    if "messages" in row:
+        turns = _turns_of_messages(row["messages"], where)
+    elif {"prompt", "target"} <= row.keys():
+        turns = [Turn(row["prompt"], row["target"])]
+    else:
+        labels = [row["label_name"]] if "label_name" in row else []
+        example = example_formats.parse_example(row, where, labels)
+        answer = example.answers[example.right].removeprefix(" ")
+        turns = [Turn(example.prompts[example.right], answer)]
+    for turn in turns:
+        for field, text in zip(Turn._fields, turn, strict=True):
+            if not isinstance(text, str):
+                raise ValueError(f"{where}: {field} is {type(text).__name__}, not text")
+            if not _without_special(text).strip():
+                raise ValueError(f"{where}: an empty {field}: fill it in, or data.broken='skip'")
+    return turns
+
+
+def _turns_of_messages(messages, where: str) -> list[Turn]:
+    """Pair user and assistant messages. System messages become part of the first prompt."""
+    try:
+        contents = [(message["role"], message["content"]) for message in messages]
+    except (TypeError, KeyError):
+        raise ValueError(f"{where}: each of messages must have a role and content") from None
+    system = [text for role, text in contents if role == "system"]
+    contents = [(role, text) for role, text in contents if role != "system"]
+    roles = [role for role, _ in contents]
+    if not contents or roles != ["user", "assistant"] * (len(contents) // 2):
+        raise ValueError(
+            f"{where}: roles are {', '.join(roles) or 'none'}: user and assistant must take turns,"
+            " and the last message must be the assistant's"
+        )
+    pairs = zip(contents[::2], contents[1::2], strict=True)
+    turns = [Turn(question[1], answer[1]) for question, answer in pairs]
+    return [Turn("\n\n".join([*system, turns[0].prompt]), turns[0].answer), *turns[1:]]
+
+
+def _capped_digests(choice: ChatSource) -> set[bytes]:
+    """Return the hashes of the `cap` selected examples of each task with the smallest hashes.
+
+    A smaller cap therefore selects a subset of a larger cap.
+    """
+    smallest: dict[str, list[int]] = {}
+    for example in chat_examples(choice, lambda _: None):
+        if choice.takes(example):
+            heap = smallest.setdefault(example.task, [])
+            number = -int.from_bytes(_digest(example), "big")
+            (heapq.heappush if len(heap) < choice.cap else heapq.heappushpop)(heap, number)
+    return {(-number).to_bytes(16, "big") for heap in smallest.values() for number in heap}
+
+
+def _digest(example: ChatExample) -> bytes:
+    return hashlib.blake2b(repr(example[:2]).encode(errors="replace"), digest_size=16).digest()
+
+
+def _without_special(text: str) -> str:
+    """Return the text with normalized newlines and without special tokens."""
+    return readers.normalize_newlines(text).translate(_REMOVE_SPECIAL)
+
+
+# MERGED DOCSTRING of lm.prompts:
+# """Log of user prompts with model answers and ratings, and a tuning set of the rated answers.
+#
+#     prompt_id = keep("prompts.jsonl", "Say 7 twice.", "7 7", "runs/mine")
+#     rate("prompts.jsonl", prompt_id, good=True)            # or better="7, 7": a corrected answer
+#     tuning_set("prompts.jsonl", "prompts.tuning.jsonl")    # 1: lines for a chat: source
+#
+# The file is append-only: the last line of an id counts. Instruction models are tuned on such ratings
+# (Ouyang et al. 2022, arXiv:2203.02155).
+# """
+
+
+def log_response(path: str | Path, prompt: str, answer: str, run: str) -> str:
+    """Append a prompt with its answer and return its id. Raises OSError if the write fails."""
+    row = {"id": uuid.uuid4().hex, "run": run, "prompt": prompt, "target": answer, "rating": ""}
+    _append(path, row)
+    return row["id"]
+
+
+def rate_response(path: str | Path, prompt_id: str, good: bool = False, better: str = "") -> None:
+    """Append the rating of an answer. `better` replaces the answer and rates it good.
+
+    Raises ValueError if the file has no prompt of this id.
+    """
+    rows = read_prompt_log(path)
+    if prompt_id not in rows:
+        raise ValueError(f"{path}: holds no prompt of id {prompt_id}: use an id of this file")
+    row = rows[prompt_id] | {"rating": "good" if good or better else "bad"}
+    _append(path, row | ({"target": better} if better else {}))
+
+
+def read_prompt_log(path: str | Path) -> dict[str, dict]:
+    """Return id -> its last line. Raises ValueError for a line of another format."""
+    rows = {}
+    for where, row in readers.read_json_lines(Path(path)):
+        if not {"id", "prompt", "target", "rating"} <= row.keys():
+            fields = ", ".join(row) or "no fields"
+            raise ValueError(f"{where}: is not a logged prompt: it has {fields}: delete the line")
+        rows[row["id"]] = row
+    return rows
+
+
+def write_tuning_set(path: str | Path, out: str | Path) -> int:
+    """Write the answers rated good as lines of prompt and target. Return the number of lines.
+
+    Equal pairs are written once. Raises ValueError if no answer is rated good.
+    """
+    rows = read_prompt_log(path).values()
+    good = {(row["prompt"], row["target"]): row for row in rows if row["rating"] == "good"}
+    if not good:
+        raise ValueError(f"{path}: none of {len(rows)} prompts is rated good: rate with + after it")
+    lines = [
+        {"prompt": row["prompt"], "target": row["target"], "task": "prompts"}
+        for row in good.values()
+    ]
+    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    Path(out).write_text(text, encoding="utf-8")
+    return len(lines)
+
+
+def _append(path: str | Path, row: dict) -> None:
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(json.dumps(row, ensure_ascii=False) + "\n")

@@ -1,0 +1,287 @@
+"""Tokenizers: bytes, byte-level BPE, tokenizer.json files and SentencePiece models.
+
+    ids = Bytes().encode("héllo")        # uint8 [6]; needs no training and no files
+    bpe = train_bpe(texts, 8192)         # byte-level byte-pair encoding (Sennrich et al. 2016)
+    bpe.save("data/mine"); load("data/mine").decode(bpe.encode("héllo"))    # "héllo"
+
+All have the interface of `Tokenizer`. The token `end` follows each document and represents no text.
+Encoding refuses NUL and lone surrogates. The special characters of a conversation (see chat) are
+always encoded as tokens of their own.
+"""
+
+import functools
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers, trainers
+
+from lm.runs import filesystem
+
+END = 0  # end token of bytes and of BPE trained here; the byte 0 is NUL, which occurs in no text
+CHAT_TOKENS = "\x01\x02\x03"  # special characters: user turn, answer, end of an answer
+_AT_MARKS = re.compile(f"([{CHAT_TOKENS}])")
+# Names of the end token in published vocabularies. The first name that exists is used.
+ENDS = ("\0", "<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "<|im_end|>", "[SEP]")
+
+
+class Tokenizer:
+    """Interface of all tokenizers."""
+
+    vocab_size: int
+    end: int
+    hash: str  # equal hashes mean equal tokens for any text
+
+    @property
+    def dtype(self):
+        """Smallest integer type that holds every token id."""
+        return np.min_scalar_type(self.vocab_size - 1).type
+
+    def encode(self, text: str) -> np.ndarray:
+        """Return token ids [n] without `end`. Raises ValueError for NUL or a lone surrogate."""
+        return self.encode_all([text])[0]
+
+    def encode_all(self, texts: list[str]) -> list[np.ndarray]:
+        """Encode several texts. Raises ValueError like `encode`."""
+        if self.marks is None or not any(mark in text for text in texts for mark in CHAT_TOKENS):
+            return self._encoded(texts)
+        # Even parts are text, odd parts are special characters.
+        parts_of_texts = [_AT_MARKS.split(text) for text in texts]
+        text_ids = iter(self._encoded([part for parts in parts_of_texts for part in parts[::2]]))
+        special_ids = dict(zip(CHAT_TOKENS, self.marks, strict=True))
+        encoded = []
+        for parts in parts_of_texts:
+            ids = [
+                next(text_ids) if i % 2 == 0 else np.array([special_ids[part]], self.dtype)
+                for i, part in enumerate(parts)
+            ]
+            encoded.append(np.concatenate(ids))
+        return encoded
+
+    def _encoded(self, texts: list[str]) -> list[np.ndarray]:
+        """Encode texts without special characters."""
+        raise NotImplementedError
+
+    @functools.cached_property
+    def marks(self) -> tuple[int, ...] | None:
+        """Token ids of MARKS, in order; None if the vocabulary lacks one of them."""
+        specials = {mark.encode() for mark in CHAT_TOKENS}
+        ids = {piece: i for i, piece in enumerate(self.pieces) if piece in specials}
+        return (
+            tuple(ids[mark.encode()] for mark in CHAT_TOKENS)
+            if len(ids) == len(CHAT_TOKENS)
+            else None
+        )
+
+    def decode(self, ids) -> str:
+        """Return the text of token ids; `end` becomes "", invalid UTF-8 becomes U+FFFD."""
+        return b"".join(self.pieces[i] for i in np.asarray(ids)).decode(errors="replace")
+
+    @functools.cached_property
+    def pieces(self) -> list[bytes]:
+        """Bytes of text that each token represents, [vocab_size]; b"" for tokens such as `end`.
+
+        The bytes of the tokens of a text add up to the text, except for a tokenizer from a file
+        that changes text (lower case, an inserted space). The manifest of a prepared source counts
+        both.
+        """
+        raise NotImplementedError
+
+    def byte_lengths(self) -> np.ndarray:
+        """Return the number of bytes of each token, int32 [vocab_size]; 0 for `end`."""
+        return np.array([len(piece) for piece in self.pieces], np.int32)
+
+    def save(self, folder: str | Path) -> None:
+        """Write the files that `load` reads."""
+
+
+class ByteTokenizer(Tokenizer):
+    """UTF-8 bytes as token ids."""
+
+    vocab_size = 256
+    end = END
+    hash = hashlib.sha256(b"utf-8 bytes, NUL ends a document").hexdigest()
+
+    def _encoded(self, texts: list[str]) -> list[np.ndarray]:
+        return [np.frombuffer(utf8(text), np.uint8) for text in texts]
+
+    @functools.cached_property
+    def pieces(self) -> list[bytes]:
+        return [bytes([i]) if i != END else b"" for i in range(self.vocab_size)]
+
+
+class HFTokenizer(Tokenizer):
+    """Tokenizer.json of the `tokenizers` library. Special tokens in a text are ordinary text."""
+
+    def __init__(self, text: str, where: str = "tokenizer.json"):
+        try:
+            self.text, self.inner = text, tokenizers.Tokenizer.from_str(text)
+            content = json.loads(text)
+        except Exception as error:  # the library has no narrower class
+            raise ValueError(f"{where}: is no tokenizer.json ({error}): name another") from None
+        self.inner.encode_special_tokens = True
+        self.inner.no_padding()
+        self.inner.no_truncation()
+        self.hash = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+        self.ids = self.inner.get_vocab(with_added_tokens=True)
+        size = max(self.ids.values()) + 1  # there may be unused ids
+        self.end = next((self.ids[name] for name in ENDS if name in self.ids), size)
+        self.vocab_size = max(size, self.end + 1)
+        self.is_byte_level = any(
+            '"ByteLevel"' in json.dumps(content.get(part)) for part in ("decoder", "pre_tokenizer")
+        )
+
+    def _encoded(self, texts: list[str]) -> list[np.ndarray]:
+        for text in texts:
+            utf8(text)
+        encodings = self.inner.encode_batch(texts, add_special_tokens=False)
+        return [np.array(encoding.ids, self.dtype) for encoding in encodings]
+
+    def decode(self, ids) -> str:
+        if self.is_byte_level:
+            return super().decode(ids)
+        ids = np.asarray(ids)
+        return self.inner.decode(ids[ids != self.end].tolist(), skip_special_tokens=True)
+
+    @functools.cached_property
+    def pieces(self) -> list[bytes]:
+        token_bytes = [b""] * self.vocab_size
+        added = self.inner.get_added_tokens_decoder()
+        decode = _from_byte_level if self.is_byte_level else _from_piece
+        for piece, i in self.ids.items():
+            if i not in added:
+                token_bytes[i] = decode(piece)
+            elif not added[i].special:
+                token_bytes[i] = piece.encode()
+        return token_bytes
+
+    def save(self, folder: str | Path) -> None:
+        filesystem.write_file(filesystem.open_path(folder) / "tokenizer.json", self.text)
+
+
+class SentencePieceTokenizer(Tokenizer):
+    """Model file of the `sentencepiece` library (Kudo and Richardson 2018)."""
+
+    def __init__(self, model: bytes, where: str = "tokenizer.model"):
+        try:
+            import sentencepiece
+        except ImportError:
+            raise ValueError(f"spm:{where} needs: pip install 'lm-scaling[spm]'") from None
+        try:
+            self.model = model
+            self.inner = sentencepiece.SentencePieceProcessor(model_proto=model)
+        except Exception as error:  # the library has no narrower class
+            raise ValueError(
+                f"{where}: is no SentencePiece model ({error}): name another"
+            ) from None
+        self.hash = hashlib.sha256(model).hexdigest()
+        size = self.inner.get_piece_size()
+        self.end = self.inner.eos_id() if self.inner.eos_id() >= 0 else size
+        self.vocab_size = max(size, self.end + 1)
+
+    def _encoded(self, texts: list[str]) -> list[np.ndarray]:
+        for text in texts:
+            utf8(text)
+        return [np.array(ids, self.dtype) for ids in self.inner.encode(texts, out_type=int)]
+
+    def decode(self, ids) -> str:
+        ids = np.asarray(ids)
+        return self.inner.decode(ids[ids != self.end].tolist())
+
+    @functools.cached_property
+    def pieces(self) -> list[bytes]:
+        token_bytes = [b""] * self.vocab_size
+        for i in range(self.inner.get_piece_size()):
+            if not self.inner.is_control(i) and not self.inner.is_unknown(i):
+                token_bytes[i] = _from_piece(self.inner.id_to_piece(i))
+        return token_bytes
+
+    def save(self, folder: str | Path) -> None:
+        filesystem.write_file(filesystem.open_path(folder) / "tokenizer.model", self.model)
+
+
+def train_bpe(texts: Iterator[str], vocab_size: int) -> HFTokenizer:
+    """Train byte-level BPE with GPT-2's split into words (Radford et al. 2019).
+
+    Decoding restores any text. The same texts in the same order give the same tokenizer. The
+    vocabulary is smaller than vocab_size if the texts have no more pairs to merge.
+    """
+    inner = tokenizers.Tokenizer(models.BPE())
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=["\0"],  # gets id 0, END
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    parts = (part for text in texts for part in _AT_MARKS.split(text)[::2])
+    inner.train_from_iterator(parts, trainer)
+    return HFTokenizer(inner.to_str())
+
+
+def open_tokenizer(name: str) -> Tokenizer:
+    """Open the tokenizer of a data.tokenizer value other than bpe:SIZE.
+
+    Raises ValueError if the file cannot be read or is not a tokenizer.
+    """
+    kind, _, path = name.partition(":")
+    if kind == "bytes":
+        return ByteTokenizer()
+    try:
+        raw = filesystem.open_path(path).expanduser().read_bytes()
+        return (
+            HFTokenizer(raw.decode(), path) if kind == "file" else SentencePieceTokenizer(raw, path)
+        )
+    except OSError as error:
+        reason = error.strerror or error
+        message = f"data.tokenizer={name!r}: cannot be read ({reason}): correct the path"
+        raise ValueError(message) from None
+    except UnicodeDecodeError:
+        raise ValueError(f"data.tokenizer={name!r}: is no tokenizer.json: name another") from None
+
+
+def load_tokenizer(folder: str | Path) -> Tokenizer:
+    """Load the tokenizer saved in a folder. Without a tokenizer file, return Bytes."""
+    for kind, name in (("file", "tokenizer.json"), ("spm", "tokenizer.model")):
+        if (path := filesystem.open_path(folder) / name).exists():
+            return open_tokenizer(f"{kind}:{path}")
+    return ByteTokenizer()
+
+
+def utf8(text: str) -> bytes:
+    """Return the UTF-8 bytes of a text. Raises ValueError for NUL or a lone surrogate."""
+    if "\0" in text:
+        raise ValueError(f"is binary, not text: NUL at character {text.index(chr(0))}: remove it")
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"is not Unicode: half a surrogate pair at character {error.start}: remove it"
+        ) from None
+
+
+def _from_byte_level(piece: str) -> bytes:
+    return b"".join(LETTERS.get(letter) or letter.encode() for letter in piece)
+
+
+def _from_piece(piece: str) -> bytes:
+    """Return the bytes of a SentencePiece token (U+2581 is a space) or a WordPiece token (##)."""
+    if len(piece) == 6 and piece.startswith("<0x") and piece.endswith(">"):
+        return bytes.fromhex(piece[3:5])
+    return piece.removeprefix("##").replace("\u2581", " ").encode()
+
+
+def _letters_of_bytes() -> dict[str, bytes]:
+    """Return letter -> byte. GPT-2 writes non-printable bytes as letters from U+0100 on."""
+    printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
+    others = sorted(set(range(256)) - printable)
+    letters = {chr(256 + n): bytes([byte]) for n, byte in enumerate(others)}
+    return letters | {chr(byte): bytes([byte]) for byte in printable}
+
+
+LETTERS = _letters_of_bytes()

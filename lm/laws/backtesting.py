@@ -1,0 +1,254 @@
+"""Back-test, hold-out, and comparison of laws and of counting conventions."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import product
+from typing import Any
+
+import numpy as np
+
+from lm.laws import fit, run_table
+
+
+@dataclass
+class BacktestScore:
+    """Relative errors and interval coverage of a law on rows outside its fit."""
+
+    # Keys: trained_on, name, value, lo, hi, measured, error.
+    predictions: list[dict[str, Any]] = field(default_factory=list)
+    origins: int = 0  # number of fits
+    reason: str = ""  # if there is no score
+
+    @property
+    def mean(self) -> float:
+        """Mean absolute relative error of the held-out predictions."""
+        return (
+            float(np.mean([abs(p["error"]) for p in self.predictions]))
+            if self.predictions
+            else float("nan")
+        )
+
+    @property
+    def worst(self) -> float:
+        """Largest absolute relative error."""
+        return (
+            float(np.max([abs(p["error"]) for p in self.predictions]))
+            if self.predictions
+            else float("nan")
+        )
+
+    @property
+    def coverage(self) -> float:
+        """Fraction of held-out measurements inside their 95% interval (NaN without intervals)."""
+        inside = [
+            p["lo"] <= p["measured"] <= p["hi"] for p in self.predictions if np.isfinite(p["lo"])
+        ]
+        return float(np.mean(inside)) if inside else float("nan")
+
+    def __str__(self) -> str:
+        if self.reason:
+            return f"back-test: {self.reason}"
+        inside = (
+            f", {self.coverage:.0%} inside their 95% interval" if np.isfinite(self.coverage) else ""
+        )
+        return (
+            f"back-test: {len(self.predictions)} held-out rows from {self.origins} origins, "
+            f"mean error {self.mean:.2%}, worst {self.worst:.2%}{inside}"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the score as JSON values."""
+        numbers = {"mean": self.mean, "worst": self.worst, "coverage": self.coverage}
+        numbers = {k: v if np.isfinite(v) else None for k, v in numbers.items()}
+        rows = [
+            {k: v if not isinstance(v, float) or np.isfinite(v) else None for k, v in p.items()}
+            for p in self.predictions
+        ]
+        return {"text": str(self), "origins": self.origins, **numbers, "predictions": rows}
+
+
+def backtest(
+    law_fit: fit.Fit,
+    by: str | None = None,
+    origins: int = 4,
+    bootstrap: int = 200,
+    falling: bool = False,
+) -> BacktestScore:
+    """Fit the law to the rows up to a level and predict all larger rows (rolling origin).
+
+    A level is a value of the column `by`; the default is the product of the inputs of the law (N,
+    N D, C ...). Origins start where the rows outnumber the parameters. If there are more, `origins`
+    of them are chosen between half and nine tenths of the rows. falling=True ranks levels from the
+    largest value to the smallest, for a law of the loss.
+    """
+    if law_fit.refit is None:
+        return BacktestScore(reason="a law of other laws has no back-test, see those of its parts")
+    sizes = np.prod(np.stack(law_fit.x), axis=0)
+    if by is not None:
+        sizes = np.array([run_table.to_number(row.get(by)) for row in law_fit.data.rows])
+    logs = np.round(np.log(1 / sizes if falling else sizes), 2)
+    levels, level_of_row = np.unique(logs, return_inverse=True)
+    score = BacktestScore()
+    for k in _choose_origins(level_of_row, len(levels), len(law_fit.free), origins):
+        try:
+            rows = [law_fit.data.rows[i] for i in np.flatnonzero(level_of_row <= k)]
+            part = law_fit.refit(rows, bootstrap=bootstrap)
+            larger = np.flatnonzero(level_of_row > k)
+            predictions = _predictions(part, law_fit.data, larger, law_fit.y, law_fit.x)
+        except ValueError:
+            continue  # The rows of this origin do not determine the law. Those of the next may.
+        score.origins += 1
+        score.predictions += predictions
+    if not score.predictions:
+        score.reason = (
+            f"none possible, {len(levels)} levels of {law_fit.n} rows are too few for "
+            f"{len(law_fit.free)} parameters"
+        )
+    return score
+
+
+def _choose_origins(
+    level_of_row: np.ndarray, n_levels: int, n_params: int, max_origins: int
+) -> list[int]:
+    """Return the levels up to which the law is fitted."""
+    n_rows = [int((level_of_row <= k).sum()) for k in range(n_levels)]
+    possible = [k for k in range(2, n_levels - 1) if n_rows[k] >= n_params + 1]
+    if len(possible) <= max_origins:
+        return possible
+    late = [k for k in possible if n_rows[k] >= 0.5 * len(level_of_row)] or possible
+    positions = np.linspace(0, len(late) - 1, max_origins + 2).round().astype(int)
+    return [late[i] for i in np.unique(positions)[:-1]][:max_origins]
+
+
+def holdout(law_fit: fit.Fit, rows: run_table.Rows, where: run_table.Where = None) -> BacktestScore:
+    """Return the errors of a fit, and the coverage of its intervals, on other rows.
+
+    `where` is the inclusion rule, as in the laws.
+    """
+    columns = [law_fit.columns[letter] for letter in law_fit.inputs]
+    output = law_fit.columns[law_fit.output]
+    data = run_table.select_columns(rows, [*columns, output], None, where)
+    inputs = [data.columns[column] for column in columns]
+    predictions = _predictions(law_fit, data, np.arange(len(data)), data.columns[output], inputs)
+    return BacktestScore(predictions, origins=1)
+
+
+def _predictions(
+    law_fit: fit.Fit,
+    data: run_table.RunTable,
+    index: np.ndarray,
+    measured: np.ndarray,
+    inputs: list[np.ndarray],
+) -> list[dict[str, Any]]:
+    """Return a prediction, with the measured value and the relative error, per row of index."""
+    predicted = law_fit.predict(*[x[index] for x in inputs])
+    transform = law_fit.output_transform
+    actual = measured[index] if transform is None else transform(measured[index])
+    return [
+        {
+            "trained_on": law_fit.n,
+            "name": data.names[i],
+            "value": float(value),
+            "lo": float(lo),
+            "hi": float(hi),
+            "measured": float(y),
+            "error": float(value / y - 1),
+        }
+        for i, value, lo, hi, y in zip(
+            index, predicted.value, predicted.lo, predicted.hi, actual, strict=True
+        )
+    ]
+
+
+@dataclass
+class Comparison:
+    """Table with one row per fit. `print` shows it."""
+
+    rows: list[dict[str, Any]]
+    fits: dict[str, fit.Fit] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        if not self.rows:
+            return "nothing to compare"
+        keys = list(dict.fromkeys(key for row in self.rows for key in row))
+        cells = [
+            [str(k) for k in keys],
+            *[[_cell(row.get(k, "")) for k in keys] for row in self.rows],
+        ]
+        widths = [max(len(line[i]) for line in cells) for i in range(len(keys))]
+        return "\n".join(
+            "  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip()
+            for line in cells
+        )
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, tuple):
+        return "[" + ", ".join(f"{v:.4g}" for v in value) + "]"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def compare_laws(
+    candidates: Mapping[str, fit.Fit] | Sequence[fit.Fit], by: str | None = None
+) -> Comparison:
+    """Rank laws by their mean error on held-out larger levels (see `backtest`), best first.
+
+    The error of a fit at its own rows is shown, but not used: it does not rank laws. A law without
+    a back-test is last.
+    """
+    if not isinstance(candidates, Mapping):
+        candidates = {f"{law_fit.law} {i}": law_fit for i, law_fit in enumerate(candidates)}
+    rows = []
+    for name, law_fit in candidates.items():
+        score = law_fit.score if by is None else None
+        score = backtest(law_fit, by) if score is None else score
+        rows.append(
+            {
+                "form": name,
+                "parameters": len(law_fit.free),
+                "n": law_fit.n,
+                "fit error": law_fit.mare,
+                "held-out error": score.mean,
+                "worst": score.worst,
+                "coverage": score.coverage,
+            }
+        )
+    rows.sort(
+        key=lambda row: row["held-out error"] if np.isfinite(row["held-out error"]) else np.inf
+    )
+    return Comparison(rows, dict(candidates))
+
+
+def compare_conventions(
+    law: Callable[..., fit.Fit], rows: run_table.Rows, by: str | None = None, **choices: Any
+) -> Comparison:
+    """Fit a law under several counting conventions: which N, which C, which loss.
+
+    Each keyword with a list as value is varied, the others are passed to the law:
+    `conventions(laws.isoflop, rows, x=["params.total", "params.non_embedding"], c="flops",
+    y="eval.loss")`. `by` is a column whose value is the convention of the row: the rows of each
+    value are fitted separately.
+    """
+    rows = list(rows)
+    varied = {k: v for k, v in choices.items() if isinstance(v, list)}
+    constant = {k: v for k, v in choices.items() if k not in varied}
+    groups = {"": rows}
+    if by is not None:
+        groups = {
+            str(value): [row for row in rows if row.get(by) == value]
+            for value in dict.fromkeys(row.get(by) for row in rows)
+        }
+    lines, fits = [], {}
+    for value, group in groups.items():
+        for point in product(*varied.values()):
+            label = {by: value} if by else {}
+            label |= dict(zip(varied, map(str, point), strict=True))
+            law_fit = law(group, **constant, **dict(zip(varied, point, strict=True)))
+            fits[", ".join(label.values())] = law_fit
+            line: dict[str, Any] = dict(label)
+            for name, number in {**law_fit.params, **law_fit.derived}.items():
+                line[name] = number
+                if name in law_fit.ensemble:
+                    line[f"{name} 95%"] = law_fit.interval(name)
+            lines.append({**line, "n": law_fit.n})
+    return Comparison(lines, fits)

@@ -1,0 +1,354 @@
+"""Initial values for fits of sums of power laws: given by the user, or a grid around the data."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from itertools import product
+from typing import Any
+
+import numpy as np
+
+from lm.laws import diagnostics, fit, run_table, solver
+
+
+def start_grid(starts, free, internal) -> np.ndarray:
+    """Return theta [S, p] for the user's starts: a grid {name: values}, or a list of dicts."""
+    if isinstance(starts, Mapping):
+        axes = product(*(np.atleast_1d(values) for values in starts.values()))
+        starts = [dict(zip(starts, point, strict=True)) for point in axes]
+    for name in free:
+        if name not in starts[0] and f"log_{name}" not in starts[0]:
+            raise ValueError(
+                f"starts contain {', '.join(starts[0])}, but neither {name} nor log_{name}"
+            )
+    return internal({key: np.array([start[key] for start in starts], float) for key in starts[0]})
+
+
+def default_starts(log_y, free, coefficients, exponents, scale) -> np.ndarray:
+    """Return a grid of starts from the data.
+
+    Exponents range from 0.03 to 1.5, E from 20% to 98% of the lowest loss. The rest of the loss is
+    split between the other terms.
+    """
+    lowest, middle = np.exp(log_y.min()), np.exp(np.median(log_y))
+    slopes = [name for name in dict.fromkeys(exponents) if name in free]
+    n_others = max(len(coefficients) - 1, 1)
+    thetas = []
+    for fraction in (0.2, 0.6, 0.85, 0.98) if "E" in free else (0.0,):
+        for split in [1.0] if len(coefficients) == 1 else [0.15, 0.5, 0.85]:
+            for point in product((0.03, 0.1, 0.25, 0.45, 0.8, 1.5), repeat=len(slopes)):
+                theta = dict(zip(slopes, np.array(point) * scale, strict=True))
+                theta["E"] = np.log(fraction * lowest) if fraction else 0.0
+                for k, name in enumerate(coefficients):
+                    theta[name] = np.log(
+                        (split if k == 0 else (1 - split) / n_others) * (middle - fraction * lowest)
+                    )
+                thetas.append([theta[name] for name in free])
+    return np.array(thetas)
+
+
+# MERGED DOCSTRING of lm.estimate:
+# """Fit a law to rows: multi-start optimization, bootstrap and diagnostics."""
+
+SAME_OBJECTIVE = 1e-4  # two objectives within this fraction of each other are the same optimum
+NEARBY_OPTIMUM = 1.01  # optima up to this multiple of the best objective are reported
+MIN_DISTANCE = 0.2  # between two optima, in theta of unit scale
+MIN_RESAMPLED_RUNS = 30  # with fewer runs, noise is resampled instead of runs
+
+
+@dataclass
+class FitProblem:
+    """A law to be fitted: its objective over theta of unit scale, and the map to parameters."""
+
+    law: str
+    formula: str
+    columns: dict[str, str]
+    inputs: list[str]
+    objective: Callable[[str, float], solver.Objective]  # (loss, delta) -> objective
+    starts: np.ndarray  # [S, p]
+    lower: np.ndarray
+    upper: np.ndarray
+    natural: Callable[[np.ndarray], dict[str, np.ndarray]]  # theta [S, p] -> parameters, each [S]
+    values: Callable[..., np.ndarray]  # (parameters, *inputs) -> value of the law
+    free: list[str] = field(default_factory=list)
+    fixed: dict[str, float] = field(default_factory=dict)
+    derive: Callable[[dict[str, Any]], dict[str, Any]] = lambda params: {}
+    watch: list[str] = field(default_factory=list)  # warn if their interval is wide
+    additive_noise: bool = False  # the objective compares y, not log y
+    bounds: tuple[float, float] = (0.0, float("inf"))
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def output(self) -> str:
+        """Column of the predicted quantity."""
+        return self.columns[next(k for k in self.columns if k not in self.inputs)]
+
+    def target(self, data: run_table.RunTable) -> np.ndarray:
+        """Return the values that the objective compares with: y or log y [n]."""
+        y = data.columns[self.output]
+        return y if self.additive_noise else np.log(y)
+
+
+def try_fit(law: Callable[..., Any], rows: run_table.Rows, **options: Any) -> tuple[Any, str]:
+    """Return (law(rows, **options), ""), or (None, reason) if the rows do not determine the law."""
+    try:
+        return law(rows, **options), ""
+    except ValueError as error:
+        return None, str(error)
+
+
+def fit_problem(
+    problem: FitProblem,
+    data: run_table.RunTable,
+    options: fit.FitOptions,
+    weights: np.ndarray | None = None,
+) -> fit.Fit:
+    """Fit a problem from all its starts, optimize the best further, and refit to resamples.
+
+    resample="runs" draws whole runs with replacement. resample="noise" adds Gaussian noise to the
+    fitted law. Each resample draws its scale from s^2 (n-p) / chi^2 with n - p degrees of freedom,
+    so that the intervals of few runs are as wide as those of Student's t. For rows that share a
+    run, one random factor per run multiplies its residuals. "auto" draws runs if there are at least
+    30 and at least six per parameter, else noise: with six runs and three parameters, most
+    resamples of runs cannot be fitted. Raises ValueError for fewer rows than parameters.
+    """
+    loss, resample = options.loss, options.resample
+    if loss not in solver.LOSSES:
+        raise ValueError(f"loss={loss!r} is unknown; known: {', '.join(solver.LOSSES)}")
+    if resample not in ("auto", "runs", "noise"):
+        raise ValueError(f"resample={resample!r} is unknown; known: auto, runs, noise")
+    n, p = len(data), len(problem.lower)
+    if n < p:
+        raise ValueError(
+            f"{problem.law} has {p} free parameters and only {n} rows: add runs or fix a parameter"
+        )
+    target = problem.target(data)
+    unit = 1.0 if weights is None else float(weights.mean())
+    weights = None if weights is None else weights / unit  # the fit ignores the scale of weights
+    minimum, start_agreement, optima = _search(problem, target, weights, options)
+    result = _build_fit(problem, data, options, minimum)
+    result.objective, result.start_agreement = float(minimum.value[0]) * unit, start_agreement
+    if len(optima) > 1:
+        result.optima = optima
+        result.warnings.append(_describe_optima(problem.free, optima))
+    _estimate_noise(result, p, weights)
+    if options.bootstrap and n > p:
+        _resample(problem, result, minimum.theta, weights, options)
+    elif options.bootstrap:
+        result.warnings.append(
+            f"{n} rows for {p} parameters leave no residuals to estimate the noise: no intervals"
+        )
+    result.warnings += diagnostics.diagnose(problem, minimum.theta[0], result)
+    return result
+
+
+def _build_fit(
+    problem: FitProblem, data: run_table.RunTable, options: fit.FitOptions, minimum: solver.Minimum
+) -> fit.Fit:
+    """Return the fit at a minimum, without its noise and ensemble."""
+    params = {name: float(v[0]) for name, v in problem.natural(minimum.theta).items()}
+    return fit.Fit(
+        free=problem.free,
+        fixed=problem.fixed,
+        derived={k: float(v) for k, v in problem.derive(params).items()},
+        law=problem.law,
+        formula=problem.formula,
+        columns=problem.columns,
+        inputs=problem.inputs,
+        params=params,
+        values=problem.values,
+        data=data,
+        loss=options.loss,
+        delta=options.delta,
+        objective=float(minimum.value[0]),
+        gradient=float(minimum.gradient[0]),
+        converged=bool(minimum.converged[0]),
+        starts=len(problem.starts),
+        start_agreement=1.0,
+        additive_noise=problem.additive_noise or options.loss == "squares",
+        bounds=problem.bounds,
+        reach=options.reach,
+        seed=options.seed,
+        warnings=data.warnings + problem.warnings,
+    )
+
+
+def _describe_optima(free: list[str], optima: list[dict[str, float]]) -> str:
+    best = optima[0]["objective"]
+    shown = [
+        ", ".join(f"{k} {v[k]:.3g}" for k in free) + f" (+{v['objective'] / best - 1:.2%})"
+        for v in optima[1:4]
+    ]
+    return f"other optima within 1% of the objective: {'; '.join(shown)}: report the profile"
+
+
+def _search(
+    problem: FitProblem, target: np.ndarray, weights: np.ndarray | None, options: fit.FitOptions
+) -> tuple[solver.Minimum, float, list[dict[str, float]]]:
+    """Return the best minimum, the fraction of starts that reach it, and all optima within 1%."""
+    rough, owner = _minimize_from_starts(problem, target, weights, options)
+    best = np.nanmin(rough.value)
+    if not np.isfinite(best):
+        raise ValueError(
+            f"{problem.law} cannot be evaluated at any of its {len(problem.starts)} starts"
+        )
+    rounding = 1e-10 * len(target)
+    is_best = rough.value[owner] <= best * (1 + SAME_OBJECTIVE) + rounding
+    order = np.argsort(rough.value)
+    n_near = np.searchsorted(rough.value[order], best * NEARBY_OPTIMUM + rounding, "right")
+    distinct = [order[0]]
+    for i in order[:n_near]:
+        if rough.converged[i] and _is_apart(rough.theta, i, distinct):
+            distinct.append(i)
+    chosen = np.unique([*order[:4], *distinct[:8]])
+    repeated = _repeat(weights, len(chosen))
+    final = _polish(problem, rough.theta[chosen], target, repeated, options.loss, options.delta)
+    order = np.argsort(final.value)
+    indices: list[int] = []
+    for i in order[final.value[order] <= final.value[order[0]] * NEARBY_OPTIMUM]:
+        if _is_apart(final.theta, i, indices):
+            indices.append(int(i))
+    params = problem.natural(final.theta)
+    optima = [
+        {k: float(v[i]) for k, v in params.items()} | {"objective": float(final.value[i])}
+        for i in indices
+    ]
+    first = solver.Minimum(*(column[order[:1]] for column in final))
+    return first, float(is_best.mean()), optima if best > 1e-9 else []
+
+
+def _is_apart(theta: np.ndarray, i: int, others: list[int]) -> bool:
+    """Return True if theta[i] has at least the minimum distance from the others."""
+    return all(np.abs(theta[i] - theta[j]).max() > MIN_DISTANCE for j in others)
+
+
+def _repeat(weights: np.ndarray | None, n_problems: int) -> np.ndarray | None:
+    return None if weights is None else np.broadcast_to(weights, (n_problems, len(weights)))
+
+
+def _minimize_from_starts(
+    problem: FitProblem, target: np.ndarray, weights: np.ndarray | None, options: fit.FitOptions
+) -> tuple[solver.Minimum, np.ndarray]:
+    """Return the distinct minima from all starts, and the index of the minimum of each start.
+
+    The absolute loss is approximated by Huber losses of decreasing delta. Squares of the loss
+    overflow far from the data, so they start from the minimum of squares of logs.
+    """
+    stages = [(options.loss, _huber_deltas(options.loss, options.delta)[0])] * 2
+    if stages[0][1] != options.delta:
+        stages[0] = ("huber", 1e-2)
+    elif options.loss == "squares" and not problem.additive_noise:
+        stages[0] = ("log_squares", options.delta)
+    theta, owner = problem.starts, np.arange(len(problem.starts))
+    minima = solver.Minimum(theta, np.zeros(0), np.zeros(0), np.zeros(0, bool))
+    for loss, delta in stages:
+        # Starts that became equal by the bounds or by the first stage are optimized once.
+        theta, inverse = np.unique(np.round(theta, 6), axis=0, return_inverse=True)
+        owner = inverse.ravel()[owner]
+        minima = solver.minimize(
+            problem.objective(loss, delta),
+            theta,
+            problem.lower,
+            problem.upper,
+            target,
+            _repeat(weights, len(theta)),
+            80,
+            1e-8,
+        )
+        theta = minima.theta
+    return minima, owner
+
+
+def _huber_deltas(loss: str, delta: float) -> list[float]:
+    """Return decreasing deltas. The absolute loss is approximated by a small delta."""
+    last = 1e-7 if loss == "absolute" else delta
+    if loss not in ("absolute", "huber") or last >= 1e-4:
+        return [last]
+    return [*(d for d in (1e-4, 1e-5, 1e-6) if d > 2 * last), last]
+
+
+def _polish(problem, theta, target, weights, loss, delta) -> solver.Minimum:
+    """Return the final minimum of each problem from a theta near it."""
+    minimum = solver.Minimum(theta, np.zeros(0), np.zeros(0), np.zeros(0, bool))
+    for width in _huber_deltas(loss, delta):
+        objective = problem.objective(loss, width)
+        minimum = solver.minimize(
+            objective, minimum.theta, problem.lower, problem.upper, target, weights, 200, 1e-13
+        )
+    return minimum
+
+
+def _estimate_noise(result: fit.Fit, p: int, weights: np.ndarray | None) -> None:
+    """Set the scale of the noise: that of the residuals, at least that between repeats (seeds)."""
+    residuals = diagnostics.residuals(result, result.y)
+    squares = residuals**2 if weights is None else weights * residuals**2
+    result.sigma = float(np.sqrt(squares.sum() / max(result.n - p, 1)))
+    result.seed_noise = diagnostics.seed_noise(result)
+    if result.seed_noise is not None:
+        result.sigma = max(result.sigma, result.seed_noise)
+
+
+def _resample(
+    problem: FitProblem,
+    result: fit.Fit,
+    theta: np.ndarray,
+    weights: np.ndarray | None,
+    options: fit.FitOptions,
+) -> None:
+    """Refit the law to resamples and store the parameters as the ensemble of the result."""
+    n, p, bootstrap = result.n, theta.shape[1], options.bootstrap
+    n_groups = result.n_runs
+    rng = np.random.default_rng((result.seed, 0))
+    mode = options.resample
+    if mode == "auto":
+        mode = "runs" if n_groups >= max(MIN_RESAMPLED_RUNS, 6 * p) else "noise"
+    row_weights = None if weights is None else np.broadcast_to(weights, (bootstrap, n))
+    if mode == "runs":
+        counts = rng.multinomial(n_groups, np.full(n_groups, 1 / n_groups), size=bootstrap)
+        counts = counts[:, result.data.groups]
+        row_weights = counts if row_weights is None else counts * row_weights
+        targets = np.broadcast_to(problem.target(result.data), (bootstrap, n))
+    else:
+        targets = _noisy_targets(problem, result, p, weights, bootstrap, rng)
+    thetas = theta.repeat(bootstrap, 0)
+    minima = _polish(problem, thetas, targets, row_weights, result.loss, result.delta)
+    is_valid = np.isfinite(minima.value) & np.isfinite(minima.theta).all(1)
+    if is_valid.mean() < 0.95:
+        result.warnings.append(
+            f"{1 - is_valid.mean():.0%} of the resamples could not be fitted and are excluded"
+        )
+    draws = problem.natural(minima.theta[is_valid])
+    draws |= problem.derive(draws)
+    free = {k: v for k, v in draws.items() if k not in problem.fixed}
+    result.ensemble = {k: np.broadcast_to(v, is_valid.sum()) for k, v in free.items()}
+    result.sigmas = None if result.sigmas is None else result.sigmas[is_valid]
+    result.resampling = f"{bootstrap} resamples of {mode}"
+
+
+def _noisy_targets(
+    problem: FitProblem,
+    result: fit.Fit,
+    p: int,
+    weights: np.ndarray | None,
+    bootstrap: int,
+    rng: np.random.Generator,
+) -> np.ndarray:
+    """Return targets [B, n], the law with new noise, and set the noise scale of each resample."""
+    n, n_groups = result.n, result.n_runs
+    chi = np.sqrt((n - p) / rng.chisquare(n - p, size=bootstrap))
+    result.sigmas = result.sigma * chi
+    if n_groups == n:
+        scale = (
+            result.sigma if weights is None else result.sigma * np.sqrt(weights.mean() / weights)
+        )
+        noise = chi[:, None] * scale * rng.standard_normal((bootstrap, n))
+    else:
+        factor = np.sqrt(n_groups / max(n_groups - p, 1)) * rng.standard_normal(
+            (bootstrap, n_groups)
+        )
+        noise = factor[:, result.data.groups] * diagnostics.residuals(result, result.y)
+    fitted = result.fitted
+    if problem.additive_noise:
+        return fitted + noise
+    if result.additive_noise:
+        return np.log(np.maximum(fitted + noise, 1e-3 * fitted))
+    return np.log(fitted) + noise

@@ -1,0 +1,335 @@
+"""Fitted law (`Fit`), its predictions (`Prediction`), and the options of a fit (`FitOptions`)."""
+
+import difflib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
+from typing import Any, TypeVar
+
+import numpy as np
+
+from lm.laws import run_table
+
+Ensemble = dict[str, np.ndarray]
+OptionsType = TypeVar("OptionsType", bound="FitOptions")
+FitType = TypeVar("FitType", bound="Fit")
+
+
+@dataclass(frozen=True)
+class FitOptions:
+    """Options of a fit. Each law accepts some of them and has its own defaults."""
+
+    loss: str = "huber"  # huber, absolute, log_squares or squares: see solver.LOSSES
+    delta: float = 1e-3  # width of the Huber loss, in units of log y
+    tied: bool = False  # parameters and tokens share the exponent alpha
+    fixed: Mapping[str, float] | None = None  # parameters with a given value: {"E": 1.69}
+    starts: Any = None  # initial values: {name: values} or a list of dicts; default: from the data
+    weights: str | None = None  # column of the row weights
+    group: str | None = None  # rows with the same value of this column are resampled together
+    where: run_table.Where = None  # included rows: a function of the row, or {column: value(s)}
+    bootstrap: int = 1000  # number of refits to resamples; 0 for none
+    resample: str = "auto"  # runs, noise or auto: see estimation.fit_problem
+    seed: int = 0
+    reach: float = 10.0  # factor beyond the data up to which a prediction has no note
+
+
+RESAMPLING_OPTIONS = ("group", "where", "bootstrap", "resample", "seed", "reach")
+
+
+def parse_options(
+    law: str, given: Mapping[str, Any], defaults: OptionsType, accepted: Sequence[str]
+) -> OptionsType:
+    """Return the defaults with the given options. Raise TypeError for one that is not accepted."""
+    for name in given:
+        if name not in accepted:
+            nearest = difflib.get_close_matches(name, accepted, 1)
+            remedy = f"use {nearest[0]}, the nearest name" if nearest else "use one of these names"
+            raise TypeError(
+                f"{name}={given[name]!r} is no option of {law}; allowed: {', '.join(accepted)}; "
+                f"{remedy}"
+            )
+    return replace(defaults, **given)
+
+
+@dataclass
+class Prediction:
+    """Predicted value with its interval: floats for one point, arrays for several.
+
+    `factor` is the distance from the fitted rows: 1 inside, 5 for an input five times above the
+    largest or below the smallest. `note` is a warning for a factor above the option `reach`.
+    """
+
+    value: Any
+    lo: Any
+    hi: Any
+    level: float = 0.95
+    factor: float = 1.0
+    note: str = ""
+
+    def __str__(self) -> str:
+        is_scalar = np.ndim(self.value) == 0
+        triples = zip(
+            np.atleast_1d(self.value), np.atleast_1d(self.lo), np.atleast_1d(self.hi), strict=True
+        )
+        text = ", ".join(f"{v:.4g} [{lo:.4g}, {hi:.4g}]" for v, lo, hi in triples)
+        return f"{text if is_scalar else '(' + text + ')'}  {self.level:.0%} interval" + (
+            f"; {self.note}" if self.note else ""
+        )
+
+
+@dataclass
+class Fit:
+    """Fitted law. It prints like the formula of a paper, predicts, and converts to JSON.
+
+    Intervals are percentiles of `ensemble`, the law refitted to resamples (see `resampling`). They
+    are not +- 1.96 standard errors, which reach below zero for a skewed coefficient.
+    """
+
+    law: str  # name of the function that fitted it
+    formula: str  # with {names} of parameters
+    columns: dict[str, str]  # letter of the formula -> column of the rows
+    inputs: list[str]  # letters that predict() takes, in this order
+    params: dict[str, float]
+    values: Callable[..., np.ndarray]  # (params, *inputs) -> value of the law; broadcasts
+    data: run_table.RunTable
+    loss: str
+    delta: float
+    objective: float  # sum over rows
+    gradient: float  # largest |d objective / d theta| / objective, with theta of unit scale
+    converged: bool
+    starts: int  # number of initial values
+    start_agreement: float  # fraction of starts that end within 1e-4 of the best objective
+    ensemble: Ensemble = field(default_factory=dict)
+    resampling: str = "none"  # description of the resamples
+    refit: Callable[..., "Fit"] | None = None  # (rows or None, **changed options) -> Fit
+    free: list[str] = field(default_factory=list)  # names of the fitted parameters
+    fixed: dict[str, float] = field(default_factory=dict)  # parameters with a given value
+    derived: dict[str, float] = field(default_factory=dict)  # functions of the parameters
+    output_transform: Callable[[np.ndarray], np.ndarray] | None = None  # fitted -> predicted value
+    max_off_line_factor: float | None = None  # collinear inputs: largest factor off their line
+    sigma: float = float("nan")  # noise of log y, or of y if additive_noise
+    sigmas: np.ndarray | None = None  # sigma of each resample
+    additive_noise: bool = False  # noise is added to y, not to log y
+    bounds: tuple[float, float] = (0.0, float("inf"))  # range of a predicted value
+    reach: float = 10.0  # factor beyond the data up to which a prediction has no note
+    warnings: list[str] = field(default_factory=list)
+    backtester: Callable[["Fit"], Any] | None = None  # computes the score
+    optima: list[dict[str, float]] = field(default_factory=list)  # if several are within 1%
+    seed_noise: float | None = None  # noise between rows of equal inputs, if there are such rows
+    r_squared: float | None = None  # explained fraction of the variance, if the law reports it
+    seed: int = 0
+
+    def extend(self, fit_type: type[FitType], **details: Any) -> FitType:
+        """Return this fit as a fit of a subclass, with the details of that law."""
+        return fit_type(**{f.name: getattr(self, f.name) for f in fields(Fit)}, **details)
+
+    @cached_property
+    def score(self) -> Any:
+        """Back-test (`backtesting.BacktestScore`), computed at first access and printed with each fit."""
+        return None if self.backtester is None else self.backtester(self)
+
+    @property
+    def n(self) -> int:
+        """Number of rows."""
+        return len(self.data)
+
+    @property
+    def n_runs(self) -> int:
+        """Number of groups of rows that are resampled together."""
+        return int(self.data.groups.max()) + 1
+
+    @property
+    def excluded(self) -> list[tuple[str, str]]:
+        """(name, reason) of each excluded row."""
+        return self.data.excluded
+
+    @property
+    def y(self) -> np.ndarray:
+        """Measured values."""
+        return self.data.columns[self.columns[self.output]]
+
+    @property
+    def output(self) -> str:
+        """Letter of the predicted quantity."""
+        return next(letter for letter in self.columns if letter not in self.inputs)
+
+    @property
+    def x(self) -> list[np.ndarray]:
+        """Measured inputs, in the order of `inputs`."""
+        return [self.data.columns[self.columns[letter]] for letter in self.inputs]
+
+    @property
+    def fitted(self) -> np.ndarray:
+        """Values of the law at the measured inputs."""
+        return self.values(self.params, *self.x)
+
+    @property
+    def residuals(self) -> np.ndarray:
+        """Relative error of the law at each row: law / measured - 1."""
+        return self.fitted / self.y - 1
+
+    @property
+    def mare(self) -> float:
+        """Mean absolute relative error at the fitted rows. It is no estimate for other rows."""
+        return float(np.abs(self.residuals).mean())
+
+    @property
+    def se(self) -> dict[str, float]:
+        """Standard deviation of each parameter over the resamples."""
+        return {name: float(np.std(draws)) for name, draws in self.ensemble.items()}
+
+    @property
+    def intervals(self) -> dict[str, tuple[float, float]]:
+        """95% percentile interval of each parameter."""
+        return {name: self.interval(name) for name in self.ensemble}
+
+    def interval(self, name: str, level: float = 0.95) -> tuple[float, float]:
+        """Return the percentile interval of a parameter or of a derived parameter."""
+        if name not in self.ensemble:
+            known = ", ".join(self.ensemble) or "none: fit with bootstrap=1000"
+            raise ValueError(f"no interval for {name!r}; known: {known}")
+        lo, hi = np.percentile(self.ensemble[name], [50 * (1 - level), 50 * (1 + level)])
+        return float(lo), float(hi)
+
+    def predict(self, *inputs: Any, level: float = 0.95, noise: bool = True) -> Prediction:
+        """Predict at new inputs: numbers or arrays in the order of `fit.inputs`, a row, or rows.
+
+        The interval contains a new measurement with probability `level`. With noise=False it
+        contains the value of the law. Its bounds are NaN for a fit without bootstrap.
+        """
+        points = self.points(inputs)
+        self._check_off_line_factor(points)
+        value = self.values(self.params, *points)
+        value = value if self.output_transform is None else self.output_transform(value)
+        lo = hi = np.full_like(value, np.nan)
+        if self.ensemble:
+            draws = self.draws(*points, noise=noise)
+            lo, hi = np.percentile(draws, [50 * (1 - level), 50 * (1 + level)], axis=0)
+        factor, note = self._extrapolation(points)
+        if value.ndim == 0:
+            return Prediction(float(value), float(lo), float(hi), level, factor, note)
+        return Prediction(value, lo, hi, level, factor, note)
+
+    def points(self, inputs: Sequence[Any]) -> list[np.ndarray]:
+        """Convert the inputs of `predict` to arrays. Rows are read by the columns of the fit."""
+        first = inputs[0] if len(inputs) == 1 else None
+        if isinstance(first, Mapping):
+            inputs = [
+                run_table.to_number(first.get(self.columns[letter])) for letter in self.inputs
+            ]
+        elif isinstance(first, list) and first and isinstance(first[0], Mapping):
+            columns = [self.columns[letter] for letter in self.inputs]
+            inputs = [[run_table.to_number(row.get(column)) for row in first] for column in columns]
+        if len(inputs) != len(self.inputs):
+            raise ValueError(f"predict needs {', '.join(self.inputs)}, got {len(inputs)} inputs")
+        points = [np.asarray(v, float) for v in inputs]
+        for letter, v in zip(self.inputs, points, strict=True):
+            if not (np.isfinite(v).all() and (v > 0).all()):
+                raise ValueError(
+                    f"{letter} ({self.columns[letter]}) must be a positive number, got {v}"
+                )
+        return list(np.broadcast_arrays(*points))
+
+    def draws(self, *inputs: np.ndarray, noise: bool = True) -> np.ndarray:
+        """Return the predictions of the ensemble [B, *shape of the inputs], by default noisy."""
+        points = [np.asarray(v, float)[None] for v in inputs]
+        shape = (-1,) + (1,) * (points[0].ndim - 1)
+        params: Ensemble = {name: np.asarray(value) for name, value in self.params.items()}
+        params |= {name: draws.reshape(shape) for name, draws in self.ensemble.items()}
+        values = np.asarray(self.values(params, *points), float)
+        if noise and np.isfinite(self.sigma):
+            z = np.random.default_rng((self.seed, 1)).standard_normal(values.shape)
+            sigma = (self.sigma if self.sigmas is None else self.sigmas.reshape(shape)) * z
+            values = values + sigma if self.additive_noise else values * np.exp(sigma)
+        transform = self.output_transform
+        return np.clip(values if transform is None else transform(values), *self.bounds)
+
+    def _check_off_line_factor(self, points: list[np.ndarray]) -> None:
+        """Raise ValueError for a point off the line of collinear runs: A and B are unknown."""
+        if self.max_off_line_factor is None:
+            return
+        logs = np.log(np.stack(self.x))
+        center = logs.mean(1)
+        direction = np.linalg.svd(logs - center[:, None])[0][:, 0]
+        offsets = np.log(np.stack(points)).reshape(len(center), -1) - center[:, None]
+        distance = np.abs(offsets - direction[:, None] * (direction @ offsets)).max()
+        if distance > np.log(self.max_off_line_factor):
+            raise ValueError(
+                f"{', '.join(self.inputs)} of the fitted runs lie on one line (for example, one "
+                "number of tokens per parameter) "
+                f"and this point is a factor {np.exp(distance):.3g} off it: add runs off the line "
+                "to the fit"
+            )
+
+    def _extrapolation(self, points: list[np.ndarray]) -> tuple[float, str]:
+        """Return the factor of the points beyond the data, and a note if it is above `reach`."""
+        factor, note = 1.0, ""
+        for letter, v, x in zip(self.inputs, points, self.x, strict=True):
+            beyond = float(max(np.max(v) / x.max(), x.min() / np.min(v), 1.0))
+            if beyond > max(factor, self.reach):
+                note = (
+                    f"{beyond:.3g} times beyond the fitted {letter}, more than {self.reach:g}: an "
+                    "extrapolation"
+                )
+            factor = max(factor, beyond)
+        return factor, note
+
+    def __str__(self) -> str:
+        shown = {name: f"{value:.4g}" for name, value in {**self.params, **self.derived}.items()}
+        parts = [self.formula.format(**shown).replace("- -", "+ ").replace("+ -", "- ")]
+        for name, value in {**self.params, **self.derived}.items():
+            if name in self.ensemble:
+                lo, hi = self.interval(name)
+                parts.append(f"{name} {value:.4g} [{lo:.4g}, {hi:.4g}]")
+        count = "runs" if self.n_runs == self.n else f"rows of {self.n_runs} runs"
+        lines = [", ".join(["   ".join(parts), f"n = {self.n} {count}"])]
+        columns = ", ".join(f"{letter} = {column}" for letter, column in self.columns.items())
+        delta = f" delta {self.delta:g}" if self.loss == "huber" else ""
+        lines.append(
+            f"  {columns}; sum of {self.loss}{delta} {self.objective:.4g}, gradient "
+            f"{self.gradient:.1e}, "
+            f"{self.start_agreement:.0%} of {self.starts} starts agree; 95% intervals by "
+            f"{self.resampling}"
+        )
+        if self.score is not None:
+            lines.append(f"  {self.score}")
+        if self.excluded:
+            shown_rows = [f"{name} ({reason})" for name, reason in self.excluded[:4]]
+            more = f" and {len(self.excluded) - 4} more" if len(self.excluded) > 4 else ""
+            lines.append(f"  excluded: {', '.join(shown_rows)}{more}")
+        return "\n".join(lines + [f"  warning: {text}" for text in self.warnings])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the content of a report as JSON values."""
+        return {
+            "law": self.law,
+            "text": str(self),
+            "formula": self.formula,
+            "columns": self.columns,
+            "params": {k: float(v) for k, v in self.params.items()},
+            "derived": {k: float(v) for k, v in self.derived.items()},
+            "fixed": {k: float(v) for k, v in self.fixed.items()},
+            "se": self.se,
+            "intervals": {k: list(v) for k, v in self.intervals.items()},
+            "resampling": self.resampling,
+            "loss": self.loss,
+            "delta": self.delta,
+            "objective": float(self.objective),
+            "gradient": float(self.gradient),
+            "converged": bool(self.converged),
+            "starts": int(self.starts),
+            "agree": float(self.start_agreement),
+            "sigma": _finite_or_none(self.sigma),
+            "n": self.n,
+            "n_runs": self.n_runs,
+            "names": self.data.names,
+            "residuals": [_finite_or_none(v) for v in self.residuals],
+            "mean_absolute_relative_error": _finite_or_none(self.mare),
+            "excluded": [list(pair) for pair in self.excluded],
+            "warnings": self.warnings,
+            "backtest": None if self.score is None else self.score.to_dict(),
+        }
+
+
+def _finite_or_none(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None

@@ -1,0 +1,304 @@
+"""Compute-optimal frontier: the envelope of learning curves, and the best N and D of a budget.
+
+Legend: C budget in FLOPs, N parameters, D tokens.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from lm.laws import fit, run_table
+from lm.laws.forms import log_linear
+
+OPTIONS = ("hull", "points", "edges", "where", "bootstrap", "seed", "reach")
+UNKNOWN_INTERVAL = (float("nan"), float("nan"))
+
+
+@dataclass(frozen=True)
+class EnvelopeOptions(fit.FitOptions):
+    """Options of `envelope`, which describes them."""
+
+    hull: str = "lower"
+    points: int = 1500
+    edges: str = "keep"
+
+
+@dataclass
+class Envelope:
+    """Points of an envelope, ascending in FLOPs."""
+
+    flops: np.ndarray
+    best: np.ndarray  # size (or tokens) of the run with the lowest loss
+    losses: np.ndarray
+
+
+@dataclass(kw_only=True)
+class EnvelopeFit(fit.Fit):
+    """Line through the points of an envelope."""
+
+    envelope: Envelope
+
+
+def envelope(
+    rows: run_table.Rows,
+    n: str = "params.non_embedding",
+    y: str = "eval.loss",
+    c: str = "flops",
+    run: str = "run",
+    **options: Any,
+) -> EnvelopeFit:
+    """Fit N* = k C^exponent to learning curves: the run of lowest loss per budget (approach 1).
+
+    Rows are evaluations during runs. `n` is the column of the wanted quantity (parameters, tokens,
+    tokens per parameter), `c` that of the FLOPs so far. hull="lower" takes the run with the lowest
+    curve (linear in logs between evaluations) at `points` log-spaced budgets. hull="convex" takes
+    the corners of the lower convex hull of all evaluations in logs, with decreasing loss.
+    edges="drop" excludes budgets at which the smallest or the largest model is best, because the
+    optimum may be outside the sweep. Whole runs are resampled. Parameters: exponent, k; derived:
+    log10_k. fit.envelope has the points. Under a decaying schedule, evaluations during a run are
+    above runs that end there: prefer runs of constant rate, or final rows of runs of many lengths.
+    Other options: where, bootstrap, seed, reach.
+    """
+    parsed = fit.parse_options("envelope", options, EnvelopeOptions(), OPTIONS)
+    for name, allowed in (("hull", ("lower", "convex")), ("edges", ("drop", "keep"))):
+        if getattr(parsed, name) not in allowed:
+            raise ValueError(
+                f"{name}={getattr(parsed, name)!r} is unknown; allowed: {', '.join(allowed)}"
+            )
+    data = run_table.select_columns(rows, [n, c, y], run, parsed.where)
+    log_n, log_c, log_y = (np.log(data.columns[k]) for k in (n, c, y))
+    if parsed.hull == "convex":
+        index = _lower_hull(log_c, log_y)
+        budgets, sizes, losses = log_c[index], log_n[index], log_y[index]
+        owners = data.groups[index]
+    else:
+        budgets, sizes, losses, owners = _lowest_curves(
+            log_c, log_n, log_y, data.groups, parsed.points
+        )
+    is_edge = (sizes <= log_n.min() + 1e-9) | (sizes >= log_n.max() - 1e-9)
+    is_used = ~is_edge if parsed.edges == "drop" else np.ones(len(budgets), bool)
+    n_owners = len(np.unique(owners[is_used]))
+    if n_owners < 2:
+        raise ValueError(
+            f"the envelope has {n_owners} run(s) inside the sweep: an exponent needs 2"
+        )
+    points = Envelope(budgets[is_used], sizes[is_used], losses[is_used])
+    line = _fit_line(points, owners[is_used], data, c, n, parsed)
+    line.columns["L"] = y
+    line.data.excluded[:] = data.excluded
+    if parsed.edges == "keep" and is_edge.any():
+        line.warnings.append(
+            f"{is_edge.mean():.0%} of the envelope belongs to the smallest or largest model: the "
+            "optimum may be outside the sweep"
+        )
+    corners = (np.exp(values) for values in (points.flops, points.best, points.losses))
+    return line.extend(EnvelopeFit, envelope=Envelope(*corners))
+
+
+def _fit_line(
+    logs: Envelope,
+    owners: np.ndarray,
+    data: run_table.RunTable,
+    c: str,
+    n: str,
+    options: EnvelopeOptions,
+) -> fit.Fit:
+    """Fit the line through the points of an envelope, given in logs, with their runs."""
+    points = [
+        {
+            "name": f"{data.names[int(np.flatnonzero(data.groups == g)[0])]} at {np.exp(v):.6g}",
+            "run": int(g),
+            c: float(np.exp(v)),
+            n: float(np.exp(s)),
+        }
+        for v, s, g in zip(logs.flops, logs.best, owners, strict=True)
+    ]
+    line_options = fit.FitOptions(
+        group="run",
+        bootstrap=options.bootstrap,
+        resample="runs",
+        seed=options.seed,
+        reach=options.reach,
+    )
+    return log_linear.fit_line(points, c, n, "envelope", line_options)
+
+
+def _lowest_curves(
+    log_c: np.ndarray, log_n: np.ndarray, log_y: np.ndarray, groups: np.ndarray, points: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Return log budgets, and the log size, log loss and group of the lowest curve at each."""
+    budgets = np.linspace(log_c.min(), log_c.max(), points)
+    losses = np.full((groups.max() + 1, points), np.inf)
+    sizes = np.full((groups.max() + 1, points), np.nan)
+    for g in range(len(losses)):
+        rows = np.flatnonzero(groups == g)
+        rows = rows[np.argsort(log_c[rows])]
+        losses[g] = np.interp(budgets, log_c[rows], log_y[rows], np.inf, np.inf)
+        sizes[g] = np.interp(budgets, log_c[rows], log_n[rows])
+    owners = losses.argmin(0)
+    lowest, best_sizes = losses.min(0), sizes[owners, np.arange(points)]
+    is_reached = np.isfinite(lowest)
+    return budgets[is_reached], best_sizes[is_reached], lowest[is_reached], owners[is_reached]
+
+
+def best_allocation_grid(
+    law: fit.Fit, rows: run_table.Rows, flops, points: int = 400
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return (N, D) of lowest loss by a law of N and D for each budget in FLOPs.
+
+    Unlike `allocation`, the function uses the FLOPs per token of the runs in `rows`, a quadratic in
+    log N: in small models, the vocabulary takes a large part. N is searched over the sizes of the
+    rows and a factor of three beyond.
+    """
+    n, d, c = (
+        np.log([run_table.to_number(row.get(k)) for row in rows])
+        for k in (law.columns["N"], law.columns["D"], "flops")
+    )
+    per_token = np.polynomial.Polynomial.fit(n, c - d, min(2, len(np.unique(n)) - 1))
+    grid = np.linspace(n.min() - np.log(3), n.max() + np.log(3), points)
+    tokens = np.log(np.asarray(flops, float))[:, None] - per_token(grid)
+    losses = np.asarray(law.values(law.params, np.exp(grid), np.exp(tokens)))
+    index = losses.argmin(1)
+    return np.exp(grid[index]), np.exp(tokens[np.arange(len(tokens)), index])
+
+
+def _lower_hull(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Return the corners of the lower convex hull in ascending x, as far as y decreases."""
+    corners: list[int] = []
+    for i in np.lexsort((y, x)):
+        while len(corners) > 1:
+            a, b = corners[-2:]
+            if (x[b] - x[a]) * (y[i] - y[a]) > (y[b] - y[a]) * (x[i] - x[a]):
+                break
+            corners.pop()
+        corners.append(int(i))
+    hull = np.array(corners)
+    return hull[np.r_[True, np.diff(np.minimum.accumulate(y[hull])) < 0]]
+
+
+@dataclass
+class Allocation:
+    """Best parameters and tokens of a budget, with intervals, and the loss of the law there."""
+
+    flops: float
+    n: float
+    d: float
+    n_interval: tuple[float, float]
+    d_interval: tuple[float, float]
+    loss: float
+    note: str = ""
+
+    @property
+    def tokens_per_param(self) -> float:
+        """D* / N*."""
+        return self.d / self.n
+
+    def __str__(self) -> str:
+        (n_lo, n_hi), (d_lo, d_hi) = self.n_interval, self.d_interval
+        return (
+            f"C = {self.flops:.4g}: N* = {self.n:.4g} [{n_lo:.4g}, {n_hi:.4g}], "
+            f"D* = {self.d:.4g} [{d_lo:.4g}, {d_hi:.4g}], "
+            f"{self.tokens_per_param:.3g} tokens per parameter"
+            + (f"; {self.note}" if self.note else "")
+        )
+
+
+def allocation(
+    law: fit.Fit | Mapping[str, float],
+    flops: float,
+    flops_per_param_token: float = 6.0,
+    unique_tokens: float | None = None,
+    level: float = 0.95,
+) -> Allocation:
+    """Return the N and D of lowest loss for a budget C = k N D, by default with k = 6.
+
+    For E + A N^-alpha + B D^-beta: N* = G (C/k)^(beta/(alpha+beta)), D* = (C/k) / N*, with G =
+    (alpha A / (beta B))^(1/(alpha+beta)). `law` is a fit (chinchilla, overtrained, data_constrained
+    with `unique_tokens`, or an isoflop or envelope fit of parameters or tokens) or a dict of E, A,
+    B, alpha, beta. Raises ValueError for a law of runs on one line of N and D, which does not
+    determine N*.
+    """
+    product = float(flops) / flops_per_param_token
+    if not product > 0:
+        raise ValueError(f"flops={flops} must be a positive number")
+    if isinstance(law, Mapping):
+        n = float(_best_size(law, product))
+        loss = (
+            law.get("E", 0.0)
+            + law["A"] * n ** -law["alpha"]
+            + law["B"] * (product / n) ** -law.get("beta", law["alpha"])
+        )
+        return Allocation(
+            float(flops), n, product / n, UNKNOWN_INTERVAL, UNKNOWN_INTERVAL, float(loss)
+        )
+    if law.law in ("isoflop", "envelope", "loglog"):
+        return _allocate_by_line(law, flops, product, level)
+    if "B" not in law.params and law.law != "data_constrained":
+        raise ValueError(
+            f"{law.law} of {', '.join(law.inputs)} does not split a budget: fit chinchilla"
+        )
+    if law.max_off_line_factor is not None:
+        raise ValueError(
+            "all fitted runs lie on one line of N and D, so the best split is not known: vary the "
+            "tokens per parameter"
+        )
+    sizes = _best_sizes(law, product, unique_tokens)
+    n = float(sizes[0])
+    percentiles = [50 * (1 - level), 50 * (1 + level)]
+    draws = sizes[1:] if len(sizes) > 1 else np.array([np.nan])
+    lo, hi = (float(v) for v in np.percentile(draws, percentiles))
+    inputs = (n, product / n) if law.law != "data_constrained" else (n, product / n, unique_tokens)
+    prediction = law.predict(*inputs, noise=False)
+    return Allocation(
+        float(flops),
+        n,
+        product / n,
+        (lo, hi),
+        (product / hi, product / lo),
+        float(prediction.value),
+        prediction.note,
+    )
+
+
+def _allocate_by_line(law: fit.Fit, flops: float, product: float, level: float) -> Allocation:
+    """Return the allocation of a line of N* or D* against C."""
+    best_x = law.predict(flops, level=level, noise=False)
+    values = [best_x.value, best_x.lo, best_x.hi]
+    is_of_tokens = law.output.startswith("D")
+    n, n_lo, n_hi = [product / v for v in values] if is_of_tokens else values
+    d_lo, d_hi = sorted((product / n_lo, product / n_hi))
+    n_lo, n_hi = sorted((n_lo, n_hi))
+    return Allocation(
+        float(flops), n, product / n, (n_lo, n_hi), (d_lo, d_hi), float("nan"), best_x.note
+    )
+
+
+def _best_sizes(law: fit.Fit, product: float, unique_tokens: float | None) -> np.ndarray:
+    """Return N* by the parameters of the law, followed by N* of each resample."""
+    ensemble = {
+        k: np.r_[law.params[k], law.ensemble.get(k, np.full(0, np.nan))]
+        for k in law.params
+        if k in law.ensemble or not law.ensemble
+    }
+    n_draws = len(next(iter(ensemble.values())))
+    params = {k: ensemble.get(k, np.full(n_draws, law.params[k])) for k in law.params}
+    if law.law != "data_constrained":
+        return _best_size(params, product)
+    if unique_tokens is None:
+        raise ValueError("a data_constrained law needs unique_tokens= to allocate a budget")
+    grid = np.geomspace(product**0.5 / 1e4, product**0.5 * 1e4, 4001)
+    losses = law.values(
+        {k: v[:, None] for k, v in params.items()},
+        grid,
+        product / grid,
+        np.full_like(grid, unique_tokens),
+    )
+    return grid[np.asarray(losses).argmin(1)]
+
+
+def _best_size(p: Mapping[str, Any], product: float) -> Any:
+    alpha, beta = p["alpha"], p["beta"] if "beta" in p else p["alpha"]
+    scale = (alpha * p["A"] / (beta * p["B"])) ** (1 / (alpha + beta))
+    return scale * product ** (beta / (alpha + beta))

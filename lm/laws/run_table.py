@@ -1,0 +1,257 @@
+"""Columns of a law from rows of runs: selection, exclusion and resampling groups.
+
+A row is a flat dict per run (or per checkpoint) from `records.load_runs` or `csv.DictReader`. Numbers
+may be text. A row without a result (a status other than done, an empty or non-finite value) is
+excluded, and its name and the reason are stored. A row that cannot be right (a zero or negative
+value, a duplicate) raises an error that lists the rows.
+
+A trunk run has a constant learning rate. Its cooldown branches start from its checkpoints and lower
+the learning rate to zero.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+FINISHED = ("", "done", "finished", "complete", "completed")
+Rows = Iterable[Mapping]
+Where = Callable[[Mapping], bool] | Mapping | None
+# Letters of a formula, by column. Any other column is called x.
+LETTERS = {
+    "params": "N",
+    "params.active": "N",
+    "params.non_embedding": "N",
+    "params.total": "N",
+    "params_opt": "N",
+    "tokens": "D",
+    "tokens_opt": "D",
+    "unique_tokens": "D",
+    "data.transferred": "D",
+    "flops": "C",
+    "flops_as_printed": "C",
+    "isoflop_budget": "C",
+}
+
+
+@dataclass
+class RunTable:
+    """The columns of a fit, arrays of n numbers, with the resampling group of each row."""
+
+    columns: dict[str, np.ndarray]
+    names: list[str]
+    groups: np.ndarray  # n integers: rows of one group are resampled together
+    rows: list[Mapping]  # the included rows, for refits
+    excluded: list[tuple[str, str]]  # (name, reason)
+    warnings: list[str]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def take(self, index: np.ndarray) -> "RunTable":
+        """Return the table of the rows in index."""
+        columns = {name: values[index] for name, values in self.columns.items()}
+        names, rows = [self.names[i] for i in index], [self.rows[i] for i in index]
+        return RunTable(
+            columns, names, np.unique(self.groups[index], return_inverse=True)[1], rows, [], []
+        )
+
+
+def to_number(value: object) -> float:
+    """Convert a value to float. Return NaN for None, empty text and text that is no number."""
+    try:
+        return float(str(value))
+    except ValueError:
+        return float("nan")
+
+
+def run_name(row: Mapping, index: int) -> str:
+    """Return the name of a row in messages: its name, its run, or its index in the list."""
+    return str(row.get("name") or row.get("run") or f"row {index}")
+
+
+def trunk_name(row: Mapping) -> str:
+    """Return the trunk run of a cooldown branch (start.keep=state), or "" for any other run."""
+    return str(row.get("start.run") or "") if row.get("start.keep") == "state" else ""
+
+
+def select_columns(
+    rows: Rows,
+    columns: Sequence[str],
+    group: str | None = None,
+    where: Where = None,
+    may_be_zero: Sequence[str] = (),
+) -> RunTable:
+    """Select the given columns of the finished rows.
+
+    `where` is the inclusion rule: a function of the row, or a mapping from columns to the required
+    value or list of values. Write it down: five runs can change an exponent by 0.09. Rows with the
+    same value of the column `group` are resampled together (checkpoints of a run). Without `group`,
+    rows with the same name are, and so are branches of a trunk, which share most of their training
+    and therefore its noise. The trunk itself is excluded: its learning rate never decayed. Raises
+    ValueError for a column that no row has, for values <= 0 (< 0 in `may_be_zero`) and for
+    duplicates.
+    """
+    rows = list(rows)
+    columns = list(dict.fromkeys(columns))
+    needed = [*columns, *([group] if group else [])]
+    _check_columns_exist(rows, [*needed, *(where if isinstance(where, Mapping) else [])])
+    included, values, excluded = [], [], []
+    trunks = {trunk_name(row) for row in rows} - {""}
+    for i, row in enumerate(rows):
+        is_trunk = run_name(row, i) in trunks
+        reason = "trunk run, represented by its branches" if is_trunk else ""
+        reason = reason or _exclusion_reason(row, columns, where)
+        if reason:
+            excluded.append((run_name(row, i), reason))
+        else:
+            included.append(i)
+            values.append([to_number(row[column]) for column in columns])
+    if not included:
+        raise ValueError(
+            f"no row is left to fit: {len(excluded)} are excluded, the first is {excluded[0][0]} "
+            f"({excluded[0][1]})"
+        )
+    array, names = np.array(values), [run_name(rows[i], i) for i in included]
+    for j, column in enumerate(columns):
+        is_wrong = array[:, j] < 0 if column in may_be_zero else array[:, j] <= 0
+        if is_wrong.any():
+            raise ValueError(f"{column} must be above 0: {_list(names, array[:, j], is_wrong)}")
+    included_rows = [rows[i] for i in included]
+    _check_no_duplicates(included_rows, names)
+    groups, warnings = _resampling_groups(included_rows, names, group)
+    return RunTable(
+        dict(zip(columns, array.T, strict=True)), names, groups, included_rows, excluded, warnings
+    )
+
+
+def _check_columns_exist(rows: list[Mapping], columns: Sequence[str]) -> None:
+    if not rows:
+        raise ValueError("no rows to fit: the list is empty")
+    known = list(dict.fromkeys(key for row in rows for key in row))
+    for column in columns:
+        if column not in known:
+            raise ValueError(
+                f"no row has a column {column!r}; the rows have {', '.join(map(str, known))}"
+            )
+
+
+def _resampling_groups(
+    rows: list[Mapping], names: list[str], group: str | None
+) -> tuple[np.ndarray, list[str]]:
+    """Return the group of each row, and a warning if some rows share a group."""
+    shared = [trunk_name(row) if group is None else str(row.get(group, "")) for row in rows]
+    labels = [label or name for label, name in zip(shared, names, strict=True)]
+    groups = np.unique(labels, return_inverse=True)[1]
+    n_groups = groups.max() + 1
+    if n_groups == len(rows):
+        return groups, []
+    kind = f"values of {group}" if group else "trunks" if any(shared) else "names"
+    return groups, [
+        f"{len(rows)} rows have {n_groups} {kind}: rows with the same value are resampled together"
+    ]
+
+
+def _exclusion_reason(row: Mapping, columns: Sequence[str], where: Where) -> str:
+    """Return the reason to exclude a row, or ""."""
+    status = str(row.get("status") or "").lower()
+    if status not in FINISHED:
+        return f"status is {status}"
+    if callable(where):
+        if not where(row):
+            return "excluded by the function where"
+    elif where:
+        for column, wanted in where.items():
+            value, is_list = row.get(column), isinstance(wanted, list | tuple | set)
+            if not any(_is_same(value, allowed) for allowed in (wanted if is_list else [wanted])):
+                return f"{column} is {value}, not {wanted}"
+    for column in columns:
+        if not np.isfinite(to_number(row.get(column))):
+            return f"{column} is {row.get(column)!r}" if column in row else f"has no {column}"
+    return ""
+
+
+def _is_same(value: object, wanted: object) -> bool:
+    return str(value) == str(wanted) or to_number(value) == to_number(wanted)
+
+
+def _check_no_duplicates(rows: list[Mapping], names: list[str]) -> None:
+    """Raise ValueError for rows with equal values in all columns; repeats with seeds differ."""
+    first_names: dict[tuple, str] = {}
+    for row, name in zip(rows, names, strict=True):
+        key = tuple(sorted((str(k), str(v)) for k, v in row.items()))
+        if key in first_names:
+            raise ValueError(
+                f"duplicate run: {first_names[key]} and {name} have equal values in all columns; "
+                "remove one of them"
+            )
+        first_names[key] = name
+
+
+def _list(names: list[str], values: np.ndarray, is_wrong: np.ndarray, n_shown: int = 5) -> str:
+    items = [f"{names[i]} ({values[i]:g})" for i in np.flatnonzero(is_wrong)]
+    more = f" and {len(items) - n_shown} more" if len(items) > n_shown else ""
+    return ", ".join(items[:n_shown]) + more
+
+
+def final_evaluations(
+    rows: Rows, columns: Sequence[str], run: str = "run", order: str = "tokens", last: int = 5
+) -> list[dict]:
+    """Return one row per run: its last evaluation, with means of `columns` over the last `last`.
+
+    This is step 1 of Bhagia et al. 2024 (arXiv:2412.04403). Averaging reduces noise, but across the
+    decay of a learning rate it biases the last point. Rows of a run are sorted by `order`.
+    """
+    result = []
+    for curve in learning_curves(rows, run, order):
+        row = dict(curve[-1])
+        for column in columns:
+            row[column] = float(np.mean([to_number(r.get(column)) for r in curve[-last:]]))
+        result.append(row)
+    return result
+
+
+def smooth_evaluations(
+    rows: Rows,
+    columns: Sequence[str],
+    run: str = "run",
+    order: str = "tokens",
+    drop: float = 0.1,
+    window: int = 5,
+) -> list[dict]:
+    """Return the evaluations after the first fraction `drop` of each run, as trailing means.
+
+    The number of dropped evaluations is rounded up. The mean of each of `columns` is over the last
+    `window` evaluations, fewer at the start of a run (step 2 of Bhagia et al. 2024).
+    """
+    result = []
+    for curve in learning_curves(rows, run, order):
+        late = curve[int(np.ceil(drop * len(curve))) :]
+        for i, row in enumerate(late):
+            recent = late[max(0, i + 1 - window) : i + 1]
+            means = {
+                column: float(np.mean([to_number(r.get(column)) for r in recent]))
+                for column in columns
+            }
+            result.append({**row, **means})
+    return result
+
+
+def learning_curves(rows: Rows, run: str, order: str) -> list[list[Mapping]]:
+    """Group rows by run, sorted by `order`; runs are in the order of their first row."""
+    groups: dict[str, list[Mapping]] = {}
+    for i, row in enumerate(rows):
+        if run not in row:
+            raise ValueError(
+                f"row {i} has no column {run!r}: set run= to the column with the name of the run"
+            )
+        groups.setdefault(str(row[run]), []).append(row)
+    return [sorted(group, key=lambda row: to_number(row.get(order))) for group in groups.values()]
+
+
+def column_letter(column: str, i: int, columns: Sequence[str]) -> str:
+    """Return the letter of column i in a formula: N, D or C if it is the only one, else x."""
+    same = [name for name in columns if LETTERS.get(name) == LETTERS.get(column)]
+    if column in LETTERS and same == [column]:
+        return LETTERS[column]
+    return "x" if len(columns) == 1 else f"x{i + 1}"

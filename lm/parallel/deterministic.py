@@ -1,0 +1,145 @@
+"""Deterministic mode: the same bits in losses and weights on 1, 2, 4, 8 ... devices (mesh.exact).
+
+A batch is split into mesh.exact logical shards on any number of devices. The gradient of each shard
+is computed separately, by the same instructions on the same shapes. The sum over the shards is one
+fixed binary tree: a device adds its shards, neighbors first; then devices exchange sums with
+partners at distance 1, 2, 4 ... (a + b and b + a have the same bits). The norm of the gradient is a
+tree of additions as well, and the update of the weights after it is elementwise.
+
+Two more causes would make one device differ from several on CPU. XLA splits a matrix product by the
+number of threads, which depends on the devices: `fix_threads` sets it. XLA also optimizes the
+program of one device before partitioning and that of several devices after it. Its algebraic
+simplifier then replaces quotients by products, and folds transposes into products, in only one of
+them. OPTIONS disables both passes.
+
+The mode changes how the gradient is summed and how its norm is computed: `summed` and `clipped`
+replace their counterparts in lm/training/step.py. The optimizer is the same.
+"""
+
+import math
+import os
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from lm.config import schema
+
+OPTIONS = {"xla_disable_hlo_passes": "algsimp,transpose-folding"}
+SPLIT = ("data", "fsdp")  # mesh axes that may be more than 1
+THREADS = "PJRT_NPROC"
+
+
+def fix_threads(shards: int) -> None:
+    """Set the number of threads of matrix products; call before the first use of a device."""
+    if shards:
+        os.environ[THREADS] = str(shards)
+
+
+def validate_deterministic(run: schema.Run, mesh: jax.sharding.Mesh) -> None:
+    """Raise ValueError if the mesh cannot reproduce the bits of other meshes."""
+    shards = run.mesh.exact
+    if not shards:
+        return
+    platform = mesh.devices.flat[0].platform
+    if platform != "cpu":
+        raise ValueError(f"mesh.exact={shards} works on cpu only, not on {platform}: set it to 0")
+    for axis, size in mesh.shape.items():
+        if axis not in SPLIT and size > 1:
+            raise ValueError(
+                f"mesh.{axis}={size} splits sums whose order mesh.exact={shards} fixes: set"
+                f" mesh.{axis}=1 or mesh.exact=0"
+            )
+    if mesh.size & (mesh.size - 1) or shards % mesh.size:
+        raise ValueError(
+            f"mesh.exact={shards} shards on {mesh.size} devices: the number of devices must be a"
+            " power of two that divides the number of shards"
+        )
+    if os.environ.get(THREADS) != str(shards):
+        raise ValueError(
+            f"mesh.exact={shards} needs {THREADS}={shards} in the environment before the first use"
+            " of a device"
+        )
+
+
+def sum_over_shards(shards: int, mesh: jax.sharding.Mesh, function: Callable) -> Callable:
+    """Return sum(same, batch), the sum over all shards of the tree function(same, shard).
+
+    same: a tree with a copy on every device. The sum has a copy on every device too.
+    """
+    axes = [axis for axis in SPLIT if mesh.shape[axis] > 1]
+
+    def local(same, batch: dict):
+        held = shards // mesh.size
+        total = _add_up(lambda shard: function(same, shard), _cut(batch, held), held)
+        for axis in reversed(axes):  # the last axis joins neighbours
+            total = _exchange(total, axis, mesh.shape[axis])
+        return total
+
+    return _manual(local, mesh, PartitionSpec())
+
+
+def clip_by_global_norm(gradient, limit: float) -> tuple:
+    """Return the gradient scaled to a global norm of at most `limit` (0: any), and its norm.
+
+    The counterpart of optimizer.clip_by_global_norm. There XLA orders the sums by the operations that
+    it fuses with them. Here each addition adds one half of the vector to the other half.
+    """
+    squares = jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(gradient)]) ** 2
+    length = 1 << (squares.size - 1).bit_length()
+    sums = jax.lax.optimization_barrier(jnp.pad(squares, (0, length - squares.size)))
+    while length > 1:
+        length //= 2
+        sums = sums[:length] + sums[length:]
+    norm = jnp.sqrt(sums[0])
+    if not limit:
+        return gradient, norm
+    return jax.tree.map(lambda x: jnp.where(norm < limit, x, x / norm * limit), gradient), norm
+
+
+def map_over_shards(shards: int, mesh: jax.sharding.Mesh, function: Callable) -> Callable:
+    """Return function(params, batch) -> arrays [B, ...], computed one shard after another."""
+
+    def local(params: dict, batch: dict):
+        cut = _cut(batch, shards // mesh.size)
+        rows = jax.lax.map(lambda shard: function(params, shard), cut)
+        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), rows)
+
+    return _manual(local, mesh, PartitionSpec(SPLIT))
+
+
+def _manual(local: Callable, mesh: jax.sharding.Mesh, out: PartitionSpec) -> Callable:
+    """Return a function that calls local(same, rows of the device) on every device."""
+    specs = (PartitionSpec(), PartitionSpec(SPLIT))
+    return jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=out, check_vma=False)
+
+
+def _cut(batch: dict, n: int) -> dict:
+    return jax.tree.map(lambda x: x.reshape(n, -1, *x.shape[1:]), batch)
+
+
+def _add_up(function: Callable, cut: dict, n: int):
+    """Return the sum of function(shard) over n shards, a balanced tree with log2(n) + 1 sums."""
+    if n == 1:
+        value = function(jax.tree.map(lambda x: x[0], cut))
+        # The barrier prevents a fused multiply-add, which rounds once instead of twice.
+        return jax.lax.optimization_barrier(value)
+    halves = jax.tree.map(lambda x: x.reshape(2, n // 2, *x.shape[1:]), cut)
+
+    def add(total, half):
+        return jax.tree.map(jnp.add, total, _add_up(function, half, n // 2)), None
+
+    shapes = jax.eval_shape(lambda: function(jax.tree.map(lambda x: x[0], cut)))
+    # -0 + x has the bits of x for every x, 0 + x does not.
+    zeros = jax.tree.map(lambda x: jnp.full(x.shape, -0.0, x.dtype), shapes)
+    return jax.lax.scan(add, zeros, halves)[0]
+
+
+def _exchange(total, axis: str, n: int):
+    """Return the sum over the n devices of an axis, by the same tree on each device."""
+    for level in range(int(math.log2(n))):
+        pairs = [(i, i ^ (1 << level)) for i in range(n)]
+        other = jax.tree.map(lambda x, pairs=pairs: jax.lax.ppermute(x, axis, pairs), total)
+        total = jax.tree.map(jnp.add, total, other)
+    return total

@@ -1,0 +1,269 @@
+"""Build a device mesh and shard arrays by the names of their axes.
+
+A weight or activation has one logical name per axis ("embed", "heads", ...). `ShardingRules` maps
+each name to the mesh axes that split it.
+"""
+
+import dataclasses
+import functools
+import math
+import os
+import time
+import typing
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import mesh_utils
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from lm.config import axis_rules, schema
+from lm.parallel import deterministic
+
+Either = typing.TypeVar("Either", jax.Array, np.ndarray)
+
+
+@dataclasses.dataclass(frozen=True)
+class ShardingRules:
+    """The mesh axes that split each logical axis.
+
+    changes: rows that replace rows of axis_rules.AXIS_RULES, as pairs (logical axis, mesh axes). An array
+    without a row of `changes`, such as a batch, can be sharded by the functions of this module.
+    """
+
+    changes: tuple[tuple[str, tuple[str, ...]], ...] = ()
+
+    @classmethod
+    def of(cls, mesh: schema.Mesh) -> "ShardingRules":
+        """Return the rules of a run: axis_rules.AXIS_RULES, changed by the field mesh.rules."""
+        rows = axis_rules.merged_axis_rules(mesh.rules)
+        return cls(tuple((name, rows[name]) for name in sorted(mesh.rules)))
+
+    def mesh_axes(self, name: str) -> tuple[str, ...]:
+        """Return the mesh axes that split a logical axis; () if it is not split."""
+        changes = dict(self.changes)
+        return changes[name] if name in changes else axis_rules.AXIS_RULES[name]
+
+    def spec(self, names: tuple[str | None, ...]) -> PartitionSpec:
+        """Return the partition of an array by the names of its axes.
+
+        Raises ValueError if one mesh axis would split two axes of the array.
+        """
+        split = [() if name is None else self.mesh_axes(name) for name in names]
+        used = [axis for axes in split for axis in axes]
+        for axis in used:
+            if used.count(axis) > 1:
+                both = [f"{n!r}" for n, axes in zip(names, split, strict=True) if axis in axes]
+                raise ValueError(
+                    f"mesh.rules: {axis} splits {' and '.join(both)} of one array {names}: give one"
+                    " of them another axis, or []"
+                )
+        return PartitionSpec(*(axes or None for axes in split))
+
+    def sharding(self, mesh: jax.sharding.Mesh, *names: str | None) -> NamedSharding:
+        """Return the sharding of an array by the names of its axes; no names: replicated."""
+        return NamedSharding(mesh, self.spec(names))
+
+    def constrain(self, x: jax.Array, *names: str | None) -> jax.Array:
+        """Shard an activation by the names of its axes.
+
+        Return x unchanged if no mesh is set, and inside shard_map, where a device sees only its
+        own part of x.
+        """
+        current = jax.sharding.get_abstract_mesh()
+        if current.empty or current.manual_axes:
+            return x
+        return jax.lax.with_sharding_constraint(x, self.spec(names))
+
+    def shard_count(self, name: str) -> int:
+        """Return the number of shards of an axis on the current mesh; 1 if no mesh is set."""
+        current = jax.sharding.get_abstract_mesh()
+        shape = {} if current.manual_axes else current.shape
+        return math.prod(shape.get(axis, 1) for axis in self.mesh_axes(name))
+
+
+DEFAULT_RULES = ShardingRules()
+
+
+def initialize_devices(cache: str = "runs/.compiled") -> None:
+    """Set JAX options that must come before the first use of a device.
+
+    On CPU each core becomes a device, up to a power of two so that batches divide. This halves the
+    step time of one device with threads. Compiled programs are stored in `cache`, even those that
+    compile in milliseconds, because most runs of a ladder are small.
+    """
+    jax.config.update("jax_compilation_cache_dir", os.path.abspath(cache))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+    if "JAX_NUM_CPU_DEVICES" not in os.environ and jax.config.values["jax_num_cpu_devices"] < 1:
+        jax.config.update("jax_num_cpu_devices", 1 << (count_cores().bit_length() - 1))
+
+
+def count_cores() -> int:
+    """Return the number of cores that this process may use; 1 if the system does not tell."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+
+
+def make_mesh(mesh: schema.Mesh, devices: list | None = None) -> jax.sharding.Mesh:
+    """Return the device mesh of a run over `devices` (default: all).
+
+    Raises ValueError if the product of its axes is not the number of devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    sizes = axis_rules.resolve_mesh_shape(vars(mesh), len(devices))
+    # One side of a TPU torus may serve two mesh axes, which jax.make_mesh refuses.
+    grid = mesh_utils.create_device_mesh(
+        tuple(sizes.values()), devices, allow_split_physical_axes=True
+    )
+    return jax.sharding.Mesh(
+        grid, axis_rules.MESH_AXES, (AxisType.Auto,) * len(axis_rules.MESH_AXES)
+    )
+
+
+def check_mesh_devices(run: schema.Run, mesh: jax.sharding.Mesh) -> None:
+    """Raise ValueError if a dimension of the run does not divide over its devices."""
+    axis_rules.validate_mesh_shape(schema.flatten(run), dict(mesh.shape))
+
+
+def make_for(run: schema.Run) -> jax.sharding.Mesh:
+    """Return the mesh of a run over all devices. Raises ValueError if the run does not fit it."""
+    mesh = make_mesh(run.mesh)
+    check_mesh_devices(run, mesh)
+    deterministic.validate_deterministic(run, mesh)
+    return mesh
+
+
+def device_platform(mesh: jax.sharding.Mesh) -> str:
+    """Return cpu, gpu or tpu."""
+    return mesh.devices.flat[0].platform
+
+
+def describe_devices(mesh: jax.sharding.Mesh) -> str:
+    """Return the number, kind and mesh axes of the devices as a short text."""
+    axes = " x ".join(f"{name}={size}" for name, size in mesh.shape.items() if size > 1)
+    plural = "s" if mesh.size > 1 else ""
+    return f"{mesh.size} {mesh.devices.flat[0].device_kind} device{plural}" + (
+        f" ({axes})" if axes else ""
+    )
+
+
+def named_sharding(mesh: jax.sharding.Mesh, *names: str | None) -> NamedSharding:
+    """Return the sharding of an array by the default rules; no names: replicated."""
+    return DEFAULT_RULES.sharding(mesh, *names)
+
+
+def shard_count(name: str) -> int:
+    """Return the number of shards of an axis by the default rules; 1 if no mesh is set.
+
+    No run can change the rules of "batch" and "length" (axis_rules.FIXED).
+    """
+    return DEFAULT_RULES.shard_count(name)
+
+
+def swap_blocks(x: Either, outer: int, inner: int, axis: int) -> Either:
+    """Reorder an axis of outer x inner equal parts as inner x outer."""
+    if 1 in (outer, inner):
+        return x
+    shape = x.shape
+    parts = x.reshape(*shape[:axis], outer, inner, -1, *shape[axis + 1 :])
+    return parts.swapaxes(axis, axis + 1).reshape(shape)
+
+
+def split_chunks(x: jax.Array, n: int, name: str, axis: int) -> jax.Array:
+    """Split the axis `name` of x into n equal pieces with a new leading axis, [n, ...].
+
+    Each device splits its own part, without communication: piece i has the i-th of n parts of each
+    device's part, and the sharding of x. `joined` is the inverse.
+    """
+    x = swap_blocks(x, shard_count(name), n, axis)
+    x = x.reshape(*x.shape[:axis], n, -1, *x.shape[axis + 1 :])
+    return jnp.moveaxis(x, axis, 0)
+
+
+def merge_chunks(pieces: jax.Array, name: str, axis: int) -> jax.Array:
+    """Merge pieces into the axis `axis`: the inverse of `pieces`."""
+    n, x = pieces.shape[0], jnp.moveaxis(pieces, 0, axis)
+    x = x.reshape(*x.shape[:axis], -1, *x.shape[axis + 2 :])
+    return swap_blocks(x, n, shard_count(name), axis)
+
+
+def interleave_positions(x: Either, n_blocks: int, axis: int = 1) -> Either:
+    """Reorder positions so that each device holds a part of every query block.
+
+    Later queries attend to more keys, so a device with only the last positions would make the
+    others wait. The order does not change if no mesh axis splits the rows.
+    """
+    return swap_blocks(x, n_blocks, shard_count("length"), axis)
+
+
+def restore_order(x: jax.Array, n_blocks: int, axis: int = 1) -> jax.Array:
+    """Restore the order of time: the inverse of `dealt`."""
+    return swap_blocks(x, shard_count("length"), n_blocks, axis)
+
+
+def put_batch(mesh: jax.sharding.Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+    """Return the global sharded batch. batch: the rows of this process (see `rows_here`)."""
+    split = named_sharding(mesh, "batch", None)
+    parts = n_batch_devices(mesh)
+    loaded = len(next(iter(batch.values())))
+    size = loaded // len(local_rows(mesh, parts)) * parts  # of the global batch
+    numbers = local_rows(mesh, size)
+
+    def put(rows: np.ndarray) -> jax.Array:
+        def part(index) -> np.ndarray:
+            start, stop, _ = index[0].indices(size)
+            first = np.searchsorted(numbers, start)
+            return rows[first : first + stop - start][:, *index[1:]]
+
+        return jax.make_array_from_callback((size, *rows.shape[1:]), split, part)
+
+    return {name: put(rows) for name, rows in batch.items()}
+
+
+def replicate(mesh: jax.sharding.Mesh, tree: typing.Any) -> typing.Any:
+    """Return a tree of NumPy arrays with a copy on every device; all processes hold the same."""
+
+    def copy(x: np.ndarray) -> jax.Array:
+        return jax.make_array_from_callback(
+            np.shape(x), named_sharding(mesh), lambda _: np.asarray(x)
+        )
+
+    return jax.tree.map(copy, tree)
+
+
+def n_batch_devices(mesh: jax.sharding.Mesh) -> int:
+    """Return the number of shards of a batch; the batch size must be a multiple."""
+    return math.prod(mesh.shape[axis] for axis in axis_rules.AXIS_RULES["batch"])
+
+
+def local_rows(mesh: jax.sharding.Mesh, batch_size: int) -> np.ndarray:
+    """Return the indices of the rows of a global batch on the devices of this process.
+
+    Processes that split only weights have the same rows. A single process has all rows.
+    """
+    parts = named_sharding(mesh, "batch").addressable_devices_indices_map((batch_size,)).values()
+    rows = np.arange(batch_size)
+    return np.unique(np.concatenate([rows[part] for part in parts]))
+
+
+@functools.cache
+def peak_flops_per_second(mesh: jax.sharding.Mesh, dtype: str, size: int = 1536) -> float:
+    """Return the best rate of 5 timed matrix products on all devices: the peak that counts."""
+    n = mesh.size
+    names = PartitionSpec(mesh.axis_names)
+    product = jax.jit(lambda a: a @ a, in_shardings=NamedSharding(mesh, names))
+    a = jax.jit(
+        lambda: jnp.ones((n, size, size), dtype), out_shardings=NamedSharding(mesh, names)
+    )()
+    product(a).block_until_ready()
+    seconds = []
+    for _ in range(5):
+        start = time.perf_counter()
+        product(a).block_until_ready()
+        seconds.append(time.perf_counter() - start)
+    return 2 * size**3 * n / min(seconds)
+
+
+def is_axis_names(node) -> bool:
+    """Return True if a node of a tree is the tuple of axis names of one array."""
+    return type(node) is tuple and all(name is None or isinstance(name, str) for name in node)

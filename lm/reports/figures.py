@@ -1,0 +1,157 @@
+"""Figures that a sweep has data for, their metadata, and verification of stored figures.
+
+for name, (figure, meta) in figures.all_figures(summary.load_summary("runs/quickstart")).items(): ...
+figures.verify_figure("runs/quickstart/figures/loss.svg", "runs/quickstart")   # [] if it is up to date
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from lm.reports import lr_analysis, summary, task_analysis
+from lm.reports.plots import (
+    elements,
+    goodput,
+    learning_rates,
+    loss_surface,
+    scaling,
+    style,
+    task_accuracy,
+)
+from lm.runs import provenance, records
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A figure that a sweep has data for, not drawn yet, and the law in it."""
+
+    draw: Callable[[], Figure]
+    law: Any = None
+
+
+def all_figures(sweep: summary.SweepSummary) -> dict[str, tuple[Figure, dict]]:
+    """Draw all figures that a sweep has data for. Return {name: (figure, metadata)}."""
+    return {
+        name: (drawing.draw(), figure_metadata(sweep, name, drawing.law))
+        for name, drawing in available_figures(sweep).items()
+    }
+
+
+def available_figures(sweep: summary.SweepSummary) -> dict[str, Drawing]:
+    """Return {name: figure} of all figures that a sweep has data for, without drawing them."""
+    return {
+        **_losses(sweep),
+        **_tokens_and_compute(sweep),
+        **_learning_rates(sweep),
+        **_tasks(sweep),
+    }
+
+
+def _losses(sweep: summary.SweepSummary) -> dict[str, Drawing]:
+    rows, fit, prediction, metrics = sweep.rows, sweep.fit, sweep.prediction, sweep.metrics
+    drawings: dict[str, Drawing] = {}
+    if sweep.finished:
+        draw_loss = partial(scaling.loss_vs_parameters, rows, fit, prediction)
+        drawings["loss"] = Drawing(draw_loss, fit)
+        law = sweep.laws["compute"][0]
+        draw_compute = partial(scaling.loss_vs_compute, rows, metrics, law)
+        drawings["compute"] = Drawing(draw_compute, law)
+    if fit and fit.ensemble:
+        draw_predicted = partial(scaling.predicted_against_measured, rows, fit, prediction)
+        drawings["predicted"] = Drawing(draw_predicted, fit)
+    if any(len(lines) > 1 for lines in metrics.values()):
+        drawings["curves"] = Drawing(partial(scaling.learning_curves, rows, metrics))
+    if elements.source_columns(sweep.finished):
+        drawings["sources"] = Drawing(partial(scaling.loss_by_source, rows))
+    if goodput.timed_runs(rows):
+        drawings["goodput"] = Drawing(partial(goodput.time_by_phase, rows))
+    return drawings
+
+
+def _tokens_and_compute(sweep: summary.SweepSummary) -> dict[str, Drawing]:
+    """Return the figures of sweeps that vary tokens as well as size."""
+    rows = sweep.without_trunks
+    joint, isoflop = sweep.laws["size and tokens"][0], sweep.laws["isoFLOP"][0]
+    drawings: dict[str, Drawing] = {}
+    finished = records.finished_with(rows, records.TOKENS, records.LOSS)
+    shapes = {(row[records.N_PARAMS], row[records.TOKENS]) for row in finished}
+    if len(shapes) > len({size for size, _ in shapes}):
+        drawings["tokens"] = Drawing(partial(loss_surface.loss_vs_tokens, rows, joint), joint)
+    if joint:
+        draw_frontier = partial(loss_surface.compute_optimal_frontier, rows, sweep.metrics, joint)
+        drawings["frontier"] = Drawing(draw_frontier, joint)
+        drawings["contour"] = Drawing(partial(loss_surface.loss_contours, rows, joint), joint)
+    if isoflop:
+        drawings["isoflop"] = Drawing(
+            partial(loss_surface.isoflop_parabolas, rows, isoflop), isoflop
+        )
+        draw_best_size = partial(loss_surface.optimal_size, rows, isoflop, joint)
+        drawings["best_size"] = Drawing(draw_best_size, isoflop)
+    return drawings
+
+
+def _learning_rates(sweep: summary.SweepSummary) -> dict[str, Drawing]:
+    """Return the figures of sweeps that vary the learning rate at several shapes."""
+    rows = lr_analysis.share_base_shape(sweep.finished)
+    return {
+        f"rates_by_{name}": Drawing(partial(learning_rates.loss_vs_learning_rate, rows, along))
+        for name, along in (("width", lr_analysis.WIDTH), ("depth", lr_analysis.DEPTH))
+        if lr_analysis.has_enough_rates(rows, along)
+    }
+
+
+def _tasks(sweep: summary.SweepSummary) -> dict[str, Drawing]:
+    rows = sweep.finished
+    drawings: dict[str, Drawing] = {}
+    if any(records.is_finite(row.get("eval.completion")) for row in rows):
+        drawings["ability"] = Drawing(partial(task_accuracy.accuracy_vs_size, sweep.rows))
+    if task_analysis.task_names(rows):
+        drawings["mastered"] = Drawing(partial(task_accuracy.tasks_mastered, rows))
+        drawings["emergence"] = Drawing(
+            lambda: task_accuracy.emergence(rows, task_analysis.fastest_improving(rows))
+        )
+        drawings["tasks"] = Drawing(partial(task_accuracy.task_curves, rows))
+        drawings["abilities"] = Drawing(
+            lambda: task_accuracy.accuracy_vs_loss(rows, task_analysis.accuracy_curves(rows))
+        )
+    prediction = sweep.prediction or {}
+    tasks = prediction.get("tasks", {})
+    if any("value" in task for task in tasks.values()):
+        target = sweep.target or {"name": prediction["target"]}
+        drawings["foretold"] = Drawing(partial(task_accuracy.predicted_accuracy, tasks, target))
+    return drawings
+
+
+def figure_metadata(sweep: summary.SweepSummary, name: str, fit=None) -> dict:
+    """Return the metadata of a figure: runs, law, prediction and code that it was drawn from."""
+    return {
+        "figure": name,
+        "sweep": sweep.facts.get("sweep", ""),
+        "runs": scaling.run_fingerprints(sweep.rows),
+        "law": {key: f"{value:.6g}" for key, value in fit.params.items()} if fit else {},
+        "prediction": style.hash_data(sweep.prediction),
+        "code": provenance.code_hash(__name__),
+    }
+
+
+def verify_figure(figure_path, sweep_dir) -> list[str]:
+    """Compare the metadata of a stored figure with the sweep. Return one line per difference."""
+    old = style.read_figure_metadata(figure_path)
+    sweep = summary.load_summary(sweep_dir)
+    name, drawings = str(old.get("figure")), available_figures(sweep)
+    if name not in drawings:
+        names = ", ".join(drawings) or "none"
+        return [f"figure={name!r} is not available for these runs. Available: {names}"]
+    new = figure_metadata(sweep, name, drawings[name].law)
+    lines = [f"run {run} is missing" for run in old["runs"] if run not in new["runs"]]
+    lines += [f"run {run} is new" for run in new["runs"] if run not in old["runs"]]
+    lines += [
+        f"run {run} changed: {old['runs'][run]} then, {new['runs'][run]} now"
+        for run in old["runs"]
+        if new["runs"].get(run, old["runs"][run]) != old["runs"][run]
+    ]
+    changed = [key for key in ("law", "prediction", "code") if old[key] != new[key]]
+    return lines + [f"{key}: {old[key]} then, {new[key]} now" for key in changed]

@@ -1,0 +1,170 @@
+"""HTML of a report: one self-contained page from the template report.html and its elements.
+
+The page loads nothing from a network. `paragraph`, `code`, `details`, `table` and `figure` escape
+their arguments and return HTML as Markup. No other module writes HTML.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup, escape
+from matplotlib.figure import Figure
+
+from lm.reports.plots import style
+from lm.runs import filesystem
+
+MAX_WIDTH = 8  # inches; a wider figure takes the full width of the page
+
+Format = Callable[[Any], str]
+
+_ENVIRONMENT = jinja2.Environment(
+    loader=jinja2.FileSystemLoader(Path(__file__).parent),
+    autoescape=True,
+    undefined=jinja2.StrictUndefined,
+    keep_trailing_newline=True,
+)
+_TABLE = _ENVIRONMENT.from_string(
+    """<div class="scroll"><table class="{{ css }}"><thead><tr>
+{%- for column in columns -%}
+<th scope="col"{{ column.css }}>
+{%- if css %}<button>{{ column.name }}</button>{% else %}{{ column.name }}{% endif -%}
+</th>
+{%- endfor -%}
+</tr></thead><tbody>
+{% for cells in lines -%}
+<tr>
+{%- for text, key, css in cells -%}
+<td{{ css }} data-v="{{ key }}">{{ text or "–" }}</td>
+{%- endfor -%}
+</tr>
+{% endfor -%}
+</tbody></table></div>"""
+)
+_FIGURE = _ENVIRONMENT.from_string(
+    """<figure{% if is_wide %} class="broad"{% endif %}>{{ svg }}<figcaption>{{ caption }} <span>
+{%- for suffix in suffixes -%}
+{{ " " if not loop.first }}<a href="{{ files }}.{{ suffix }}">{{ suffix | upper }}</a>
+{%- endfor -%}
+</span></figcaption></figure>"""
+)
+
+
+def write_page(path, title, headline, tiles, sections, footer, twins, refresh=0.0) -> Path:
+    """Render the page and write it. Return its path.
+
+    headline: (state, text), the state is held, missed or open. tiles: [(name, value)]. sections:
+    {heading: HTML}. twins: {color of the light theme: color of the dark theme}, see style.dark_theme_map.
+    refresh: interval in seconds at which an open page reloads, 0 for never.
+    """
+    state, text = headline
+    dark = " ".join(f"--c{light[1:]}: {color};" for light, color in twins.items())
+    html = _ENVIRONMENT.get_template("report.html").render(
+        title=title,
+        light=_css_variables(style.LIGHT),
+        dark=_css_variables(style.DARK) + dark,
+        state=state,
+        headline=text,
+        tiles=tiles,
+        sections=sections.items(),
+        footer=footer,
+        refresh=f"{refresh:g}",
+    )
+    path = filesystem.open_path(path)
+    filesystem.write_file(path, html)
+    return path
+
+
+def paragraph(text, css="") -> Markup:
+    """Return a paragraph."""
+    return Markup('<p class="{}">{}</p>').format(css, text)
+
+
+def code_block(text) -> Markup:
+    """Return preformatted text."""
+    return Markup("<pre>{}</pre>").format(str(text))
+
+
+def collapsed_section(summary, body: Markup) -> Markup:
+    """Return HTML that opens with a click on its summary."""
+    return Markup("<details><summary>{}</summary>{}</details>").format(summary, body)
+
+
+def join_html(parts) -> Markup:
+    """Concatenate HTML."""
+    return Markup("").join(parts)
+
+
+def html_table(
+    rows: Sequence[Mapping[str, Any]],
+    formats: Mapping[str, Format] | None = None,
+    sort_keys: Mapping[str, Sequence[Any]] | None = None,
+    is_sortable: bool = False,
+) -> Markup:
+    """Return a table of values, with the keys of the first row as its head.
+
+    formats: {column: function from a value to text}; other columns use str. None is an empty cell.
+    Columns of text are left-aligned, other columns right-aligned. is_sortable makes the heads
+    buttons. Rows sort by value (a tuple by its first item), or by sort_keys: {column: key per row}.
+    """
+    if not rows:
+        return paragraph("None.", "muted")
+    formats, sort_keys = formats or {}, sort_keys or {}
+    css = {name: _alignment([row[name] for row in rows]) for name in rows[0]}
+    lines = []
+    for i, row in enumerate(rows):
+        cells = []
+        for name, value in row.items():
+            text = "" if value is None else formats.get(name, str)(value)
+            key = sort_keys[name][i] if name in sort_keys else _sort_key(value)
+            cells.append((text, key, css[name]))
+        lines.append(cells)
+    columns = [{"name": name, "css": css[name]} for name in rows[0]]
+    table_css = "sortable" if is_sortable else ""
+    return Markup(_TABLE.render(columns=columns, lines=lines, css=table_css))
+
+
+def _alignment(values) -> Markup:
+    is_text = all(value is None or isinstance(value, str) for value in values)
+    return Markup(' class="words"') if is_text else Markup("")
+
+
+def _sort_key(value) -> float | str:
+    if isinstance(value, tuple):
+        value = value[0] if value else None
+    return "" if value is None or value != value else value
+
+
+def html_figure(drawn: Figure, files: str = "") -> Markup:
+    """Return a figure as inline SVG. The caption of the figure becomes HTML text.
+
+    files: path without suffix of the PNG and SVG to link to, "" for no links.
+    """
+    svg, caption = style.to_inline_svg(drawn)
+    title = drawn.axes[0].get_title(loc="left") or drawn.get_suptitle()
+    svg = svg.replace("<svg", f'<svg tabindex="0" aria-label="{escape(title)}"', 1)
+    return Markup(
+        _FIGURE.render(
+            svg=Markup(svg),
+            caption=caption,
+            files=files,
+            suffixes=("png", "svg") if files else (),
+            is_wide=drawn.get_figwidth() > MAX_WIDTH,
+        )
+    )
+
+
+def html_figures(drawn: Sequence[Markup]) -> Markup:
+    """Return figures side by side, if the page is wide enough."""
+    if not drawn:
+        return paragraph("No run has data for a figure yet.", "muted")
+    hint = "Click a figure to widen it. In a wide figure, use the wheel or + to zoom, drag to move "
+    hint += "and press 0 to reset."
+    return paragraph(hint, "hint") + Markup('<div class="figures">{}</div>').format(
+        join_html(drawn)
+    )
+
+
+def _css_variables(theme) -> str:
+    return " ".join(f"--{name}: {color};" for name, color in theme.items() if name != "sizes")

@@ -1,0 +1,315 @@
+"""Plot elements: markers of runs, fitted laws, training curves, intervals and labels.
+
+Every function takes the axes and the theme. The color of a run depends on its size. An artist
+whose `gid` starts with "tip:" gets the rest of the gid as its tooltip on an HTML page.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from lm.reports.plots import style
+from lm.runs import records
+
+LEVEL = 0.95  # level of all intervals in figures
+MAX_LABELS = 12  # labels beside markers or curves of one figure
+FILE_SOURCES = ("text", "jsonl", "parquet", "chat", "file")  # prefixes of sources that are paths
+
+Kind = Literal["filled", "open", "diamond"]
+
+
+def draw_law(axes: Axes, rows, fit, x, y, theme, prediction=None, label_offset=(6, 6)) -> None:
+    """Draw the finished runs and a fitted law of the column x with its interval.
+
+    The law is solid in the range of its runs and dashed outside. Runs outside the fit have open
+    markers. The target of the prediction is a diamond.
+    """
+    axes.set(xscale="log", yscale="log")
+    finished = records.finished_with(rows, x, y)
+    _law_points(axes, finished, fit, (x, y), style.size_colors(rows, theme), theme, prediction)
+    name_sizes(axes, finished, x, y, theme, label_offset)
+    if fit is not None:
+        _law_curve(axes, finished, fit, x, theme, prediction)
+    set_scales(axes, x, y)
+
+
+def _law_points(axes: Axes, finished, fit, columns, colors, theme, prediction) -> None:
+    x, y = columns
+    for row in finished:
+        error = records.standard_error(row, y)
+        tip = f"{short_run_name(row)}: {style.format_number(row[y])} ± {error:.2g}"
+        kind = fit_kind(row, fit)
+        kind = "diamond" if is_target(row, prediction) else kind
+        draw_point(axes, (row[x], row[y]), colors[row["name"]], theme, tip, error, kind=kind)
+
+
+def _law_curve(axes: Axes, finished, fit, x, theme, prediction) -> None:
+    """Draw the law, its interval and the predicted interval of the target."""
+    has_target = prediction and records.is_finite(prediction.get(x))
+    targets = [prediction[x]] if has_target else []
+    fitted = [row[x] for row in finished if is_in_fit(row, fit)]
+    sizes = [row[x] for row in finished] + targets
+    grid = np.geomspace(min(sizes) / 1.3, max(sizes) * 1.3, 200)
+    curve = fit.predict(grid, level=LEVEL, noise=False)
+    line = {"color": theme["ink"], "linewidth": 1.3, "zorder": 2}
+    inside = (grid > min(fitted) * 0.99) & (grid < max(fitted) * 1.01)
+    axes.plot(grid, curve.value, "--", **line)
+    axes.plot(grid[inside], curve.value[inside], label=format_formula(fit), **line)
+    for size in targets:
+        draw_interval(axes, size, prediction, theme, width=9)
+    if np.isfinite(curve.lo).all():
+        axes.set_ylim(axes.get_ylim())  # a wide interval must not compress the range of the runs
+        label = f"{LEVEL:.0%} interval of the law"
+        band = {"color": theme["band"], "linewidth": 0, "zorder": 1, "label": label}
+        axes.fill_between(grid, curve.lo, curve.hi, **band)
+
+
+def draw_interval(axes: Axes, x, prediction, theme, width) -> None:
+    """Draw a prediction at x: its interval as a bar, its value as a stroke."""
+    value, lo, hi = predicted_interval(prediction)
+    tip = f"tip:predicted {style.format_number(value)} [{style.format_number(lo)}, {style.format_number(hi)}]"
+    bar = {"linewidth": width, "solid_capstyle": "butt", "color": theme["soft"], "zorder": 1.2}
+    axes.plot([x, x], [lo, hi], gid=tip, **bar)
+    axes.plot([x], [value], "_", color=theme["accent"], markersize=1.7 * width, markeredgewidth=1.8)
+
+
+def draw_prediction_inset(axes: Axes, rows, prediction, y, theme) -> None:
+    """Draw the predicted interval beside the measured loss in an inset.
+
+    The inset is in the lower left corner, which a falling law leaves free.
+    """
+    low, high = np.log(axes.get_ylim())
+    axes.set_ylim(bottom=np.exp(low - 0.12 * (high - low)))
+    panel = axes.inset_axes((0.1, 0.09, 0.3, 0.36), facecolor=theme["paper"])
+    draw_interval(panel, 0, prediction, theme, width=11)
+    tick = "not measured"
+    for row in records.finished_with(rows, prediction["x"], y):
+        if is_target(row, prediction):
+            tick, color = "measured", style.size_colors(rows, theme)[row["name"]]
+            tip, error = f"measured {style.format_number(row[y])}", records.standard_error(row, y)
+            draw_point(panel, (1, row[y]), color, theme, tip, error, kind="diamond")
+    name = short_run_name({"name": prediction["target"]})
+    panel.set_title(name, size=8.5, color=theme["ink"], pad=4, parse_math=False)
+    panel.set_xlim(-0.6, 1.6)
+    panel.margins(y=0.18)
+    panel.set_xticks([0, 1], ["predicted", tick])
+    panel.tick_params(colors=theme["muted"], labelsize=7.5, length=2)
+    panel.locator_params(axis="y", nbins=4)
+    panel.spines[:].set_color(theme["grid"])
+
+
+def draw_point(
+    axes: Axes, point, color, theme, tip, yerr=None, xerr=None, kind: Kind = "filled"
+) -> None:
+    """Draw one run at point (x, y) with its standard errors and a tooltip.
+
+    kind: "filled" for a run in the fit, "open" for a run outside it, "diamond" for the target.
+    """
+    x, y = point
+    bars = {"fmt": "none", "color": color, "ecolor": color, "elinewidth": 1.2, "capsize": 2.5}
+    axes.errorbar([x], [y], yerr, xerr, zorder=4, **bars)
+    shape, size = ("D", 6.5) if kind == "diamond" else ("o", 7)
+    face, edge, width = (color, theme["paper"], 0.8)
+    if kind == "open":
+        face, edge, width = (theme["paper"], color, 1.5)
+    look = {"markerfacecolor": face, "markeredgecolor": edge, "markeredgewidth": width, "zorder": 5}
+    axes.plot([x], [y], shape, markersize=size, gid=f"tip:{tip}", **look)
+
+
+def draw_curves(axes: Axes, rows, metrics, x, theme, alpha=1.0) -> list[tuple[dict, float, float]]:
+    """Draw smoothed training curves. Return (row, last x, last loss) of each curve."""
+    colors, curve_ends = style.size_colors(rows, theme), []
+    for row in rows:
+        xs, losses = smooth_curve(metrics.get(row["name"], ()), x)
+        if len(xs):
+            look = {"color": colors[row["name"]], "linewidth": 1.3, "alpha": alpha, "zorder": 1.5}
+            axes.plot(xs, losses, gid=f"tip:{short_run_name(row)}, {row['status']}", **look)
+            curve_ends.append((row, xs[-1], losses[-1]))
+    return curve_ends
+
+
+def smooth_curve(metrics, x=records.TOKENS, y="loss", n_bins=80) -> tuple[np.ndarray, np.ndarray]:
+    """Return the means of x and y in at most n_bins equal intervals of log x.
+
+    Skip non-finite values. Return empty arrays for fewer than two points.
+    """
+    points = [
+        (row[x], row[y])
+        for row in metrics
+        if records.is_finite(row.get(x)) and records.is_finite(row.get(y)) and row[x] > 0
+    ]
+    if len(points) < 2:
+        return np.zeros(0), np.zeros(0)
+    columns = np.array(points, float).T
+    logs = np.log(columns[0]) - np.log(columns[0].min())
+    bins = np.minimum((n_bins * logs / max(logs.max(), 1e-9)).astype(int), n_bins - 1)
+    size = np.bincount(bins, minlength=n_bins)
+    xs, ys = (np.bincount(bins, column, n_bins)[size > 0] / size[size > 0] for column in columns)
+    return xs, ys
+
+
+def draw_means(
+    axes: Axes, rows, x, y, theme, scale=1.0, line="-", label_offset=(6, 6)
+) -> list[dict]:
+    """Draw the finished runs with errors and a line through the mean at each x.
+
+    Values of y are multiplied by `scale`. Labels are omitted if label_offset is None. Return the
+    rows that are shown, sorted by x.
+    """
+    finished, colors = records.finished_with(rows, x, y), style.size_colors(rows, theme)
+    mean_line = {"color": theme["muted"], "linewidth": 1.1, "zorder": 1}
+    axes.plot(*mean_curve(finished, x, y, scale), line, **mean_line)
+    for row in finished:
+        value, error = scale * row[y], scale * records.standard_error(row, y)
+        tip = f"{short_run_name(row)}: {style.format_number(value)} ± {error:.2g}"
+        draw_point(axes, (row[x], value), colors[row["name"]], theme, tip, error)
+    name_sizes(axes, finished, x, y, theme, label_offset, scale)
+    return finished
+
+
+def mean_curve(rows, x, y, scale=1.0) -> tuple[list[float], list[float]]:
+    """Return the distinct values of x and the mean of y at each. The rows are sorted by x."""
+    values: dict[float, list[float]] = {}
+    for row in rows:
+        values.setdefault(row[x], []).append(scale * row[y])
+    return list(values), [sum(ys) / len(ys) for ys in values.values()]
+
+
+def name_sizes(axes: Axes, rows, x, y, theme, label_offset, scale=1.0) -> None:
+    """Write every size beside its first run, unless there are more than MAX_LABELS sizes."""
+    first = {row.get(records.N_PARAMS, row[x]): row for row in reversed(rows)}
+    if not label_offset or len(first) > MAX_LABELS:
+        return
+    names, side = size_labels(rows), "right" if label_offset[0] < 0 else "left"
+    for size, row in sorted(first.items()):
+        text = names.get(size, short_run_name(row))
+        style.annotate(axes, row[x], scale * row[y], text, theme, label_offset, ha=side)
+
+
+def size_labels(rows) -> dict[float, str]:
+    """Return {size: shortest name of a run of this size}, without a suffix that all names share.
+
+    Example: 60K-2.5M, 60K-seed1-2.5M and 100K-2.5M give the names 60K and 100K.
+    """
+    parts: dict[float, list[str]] = {}
+    for row in rows:
+        size, name = row.get(records.N_PARAMS, 0), short_run_name(row).split("-")
+        parts[size] = min(parts.get(size, name), name, key=len)
+    while len(parts) > 1 and min(map(len, parts.values())) > 1:
+        if len({name[-1] for name in parts.values()}) > 1:
+            break
+        parts = {size: name[:-1] for size, name in parts.items()}
+    return {size: "-".join(name) for size, name in parts.items()}
+
+
+def set_scales(axes: Axes, x, y, right=0.07) -> None:
+    """Make the x axis logarithmic, and the y axis too if y is a loss.
+
+    right: space for labels on the right, as a fraction of the width.
+    """
+    axes.set_xscale("log")
+    low, high = np.log10(axes.get_xlim())
+    axes.set_xlim(right=10 ** (high + right * (high - low)))
+    style.log_x(axes, style.power_of_ten if x == records.FLOPS else style.format_si)
+    if y.startswith((records.LOSS, "eval.bits")):
+        style.log_y(axes)
+
+
+def label_line_ends(axes: Axes, labels: list[tuple[str, float, float]], theme, dx=8) -> None:
+    """Write labels (text, x, y) beside the last points of lines, without overlap.
+
+    dx: distance in points. The axes must have their final limits.
+    """
+    offsets = style.label_offsets(axes, [(x, y) for _, x, y in labels])
+    for (text, x, y), offset in zip(labels, offsets, strict=True):
+        style.annotate(axes, x, y, text, theme, (dx, offset - 3))
+
+
+def budget_note(selection: records.BudgetSelection) -> str:
+    """Return the caption sentence about a selection of runs, empty if all runs were selected."""
+    if selection.is_complete:
+        return ""
+    if selection.n_tokens is None:
+        return "Of each size, only the runs with the most tokens."
+    return f"Only runs on {style.format_si(selection.n_tokens)} tokens."
+
+
+def short_run_name(row: Mapping) -> str:
+    """Return the last part of the name of a run: quickstart/100K -> 100K."""
+    return row["name"].rsplit("/", 1)[-1]
+
+
+def count_label(rows: Sequence) -> str:
+    """Format a number of runs: "1 run", "6 runs"."""
+    return "1 run" if len(rows) == 1 else f"{len(rows)} runs"
+
+
+def source_columns(rows, y=records.LOSS) -> list[str]:
+    """Return the columns that hold y for a single source: eval.loss.code, eval.loss.docs."""
+    return sorted({key for row in rows for key in row if key.startswith(y + ".")})
+
+
+def source_names(columns: Sequence[str], y=records.LOSS) -> dict[str, str]:
+    """Return {column: short name of its source}.
+
+    Sources that are files get their file name. Full names are used if two short names are equal.
+    """
+    full = {column: column.removeprefix(y + ".") for column in columns}
+    brief = {column: _file_name(source) for column, source in full.items()}
+    return brief if len(set(brief.values())) == len(brief) else full
+
+
+def task_name(task: str) -> str:
+    """Return a short name of a task: file:my/tasks/piqa?shots=2&n=100 -> piqa?shots=2.
+
+    The parameters n and seed are removed, and the folder of a file.
+    """
+    source, _, query = task.partition("?")
+    options = [o for o in query.split("&") if not o.startswith(("n=", "seed="))]
+    name = _file_name(source) if source.startswith("file:") else source
+    suffix = "&".join(options)
+    return f"{name}?{suffix}" if suffix else name
+
+
+def _file_name(source: str) -> str:
+    """Return the last folder or file: jsonl:my/text/wikipedia/*.jsonl.gz?field=body -> wikipedia.
+
+    Return sources that are not files unchanged.
+    """
+    prefix, _, path = source.partition(":")
+    names = [name for name in path.partition("?")[0].split("/") if name and "*" not in name]
+    if prefix not in FILE_SOURCES or not names:
+        return source
+    return re.sub(r"([.](txt|md|jsonl|parquet|gz|zst))+$", "", names[-1]) or source
+
+
+def is_in_fit(row, fit) -> bool:
+    """Return True if the fit used the run."""
+    return row["name"] in fit.data.names
+
+
+def fit_kind(row, fit) -> Kind:
+    """Return the marker kind of a run: "open" if there is a fit that did not use the run."""
+    return "filled" if fit is None or is_in_fit(row, fit) else "open"
+
+
+def is_target(row, prediction) -> bool:
+    """Return True if the run is the target of the prediction."""
+    return bool(prediction) and row["name"] == prediction["target"]
+
+
+def predicted_interval(prediction: dict) -> tuple[float, float, float]:
+    """Return (value, lo, hi) of a stored prediction. Bounds are NaN if there is no interval."""
+    return float(prediction["value"]), float(prediction["lo"]), float(prediction["hi"])
+
+
+def format_formula(fit) -> str:
+    """Format a fitted law in one line: L(N) = 0.9 + 18 N⁻⁰·²⁵."""
+    values = {
+        name: f"{value:#.3g}".rstrip(".") if 1e-3 < abs(value) < 1e4 else style.power_of_ten(value)
+        for name, value in fit.params.items()
+    }
+    return style.format_exponents(fit.formula.format(**values))

@@ -1,0 +1,71 @@
+"""Figure and table of the time that runs spend in each phase; goodput is the share of useful steps.
+
+figure = goodput.time_by_phase(rows)     # one bar per run, divided by phase (see lm/runs/phase_timer.py)
+lines = goodput.phase_table(rows)       # seconds and shares per run
+"""
+
+from matplotlib.figure import Figure
+
+from lm.reports.plots import elements, style
+from lm.runs import phase_timer, records
+
+# Phase -> its name in figures and tables, in the order of the bars.
+PHASES = {
+    "steps": "steps",
+    "input": "waiting for input",
+    "log": "logging",
+    "save": "checkpoints",
+    "evaluate": "evaluation",
+    "compile": "compilation",
+    "start": "start",
+    "lost": "repeated steps",
+    "other": "other",
+}
+
+
+def timed_runs(rows) -> list[dict]:
+    """Return the runs that recorded their time by phase."""
+    return [row for row in rows if records.is_finite(row.get("clock.goodput"))]
+
+
+def total_seconds(row: dict) -> float:
+    """Return the wall time of a run over all attempts, in seconds."""
+    return sum(row.get(f"clock.{part}", 0.0) for part in (*phase_timer.PHASES, "lost"))
+
+
+def phase_shares(row: dict) -> dict[str, float]:
+    """Return {phase: share of the wall time of a run over all attempts}."""
+    total = total_seconds(row) or 1.0
+    return {part: row.get(f"clock.{part}", 0.0) / total for part in PHASES}
+
+
+def phase_table(rows) -> list[dict[str, str | float]]:
+    """Return one line per timed run: its name, its seconds and the share of each phase."""
+    return [
+        {"run": elements.short_run_name(row), "seconds": total_seconds(row)}
+        | {PHASES[part]: share for part, share in phase_shares(row).items()}
+        for row in timed_runs(rows)
+    ]
+
+
+def time_by_phase(rows, theme=style.LIGHT) -> Figure:
+    """Plot one bar per run, divided by phase, the smallest model at the top."""
+    rows = timed_runs(rows)
+    figure, axes = style.new_figure("Where the time went", "Share of wall time (%)", "", theme)
+    figure.set_figheight(1.7 + 0.27 * len(rows))
+    ys, starts, bars = list(range(len(rows))), [0.0] * len(rows), {}
+    for part, color in zip(PHASES, style.categorical_colors(theme, len(PHASES)), strict=True):
+        widths = [100 * phase_shares(row)[part] for row in rows]
+        if max(widths, default=0.0) >= 0.05:
+            bars[PHASES[part]] = axes.barh(ys, widths, left=starts, height=0.72, color=color)
+        starts = [start + width for start, width in zip(starts, widths, strict=True)]
+    for y, row in zip(ys, rows, strict=True):
+        style.annotate(axes, 1.0, y, f"{100 * row['clock.goodput']:.0f}%", theme, (0, -3))
+    axes.set_yticks(ys, [elements.short_run_name(row) for row in rows], parse_math=False)
+    axes.set_xlim(0, 100)
+    axes.invert_yaxis()
+    axes.grid(visible=False)
+    look = {"fontsize": 7.5, "labelcolor": theme["ink"], "frameon": False}
+    figure.legend([*bars.values()], [*bars], loc="outside right center", **look)
+    caption = f"n = {elements.count_label(rows)}, all attempts. Numbers: goodput, the share of useful steps."
+    return style.finish_figure(figure, axes, [caption], theme)

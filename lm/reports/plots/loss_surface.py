@@ -1,0 +1,223 @@
+"""Figures of sweeps that vary size and tokens: L against D, frontier, contours, isoFLOP profiles.
+
+    joint = laws.chinchilla(rows)                     # L(N, D)
+    loss_surface.loss_contours(rows, joint)
+    loss_surface.isoflop_parabolas(rows, laws.isoflop(rows))
+
+Markers and colors are those of plots.py. Compute budgets and contour levels have their own colors.
+"""
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from lm.laws.forms import compute_optimal
+from lm.reports.plots import elements, style
+from lm.runs import records
+
+BUDGET_TOLERANCE = 0.1  # relative deviation of a run's FLOPs from its isoFLOP budget
+
+
+def loss_vs_tokens(rows, fit=None, x=records.TOKENS, y=records.LOSS, theme=style.LIGHT) -> Figure:
+    """Plot, on log axes, the held-out loss against training tokens, and L(N, D) as lines."""
+    figure, axes = style.new_figure("Loss against tokens", x, y, theme)
+    finished, colors = records.finished_with(rows, x, y), style.size_colors(rows, theme)
+    labels = []
+    axes.set(xscale="log", yscale="log")
+    for size in sorted({row[records.N_PARAMS] for row in finished}):
+        same_size = [row for row in finished if row[records.N_PARAMS] == size]
+        color = colors[same_size[0]["name"]]
+        if fit is not None:
+            tokens = np.geomspace(same_size[0][x], same_size[-1][x], 40)
+            axes.plot(tokens, fit.predict(size, tokens).value, color=color, linewidth=1.2, zorder=1)
+        for row in same_size:
+            _draw_run(axes, row, (x, y), fit, color, theme)
+        labels.append((style.format_si(size), same_size[-1][x], same_size[-1][y]))
+    if finished:
+        elements.set_scales(axes, x, y, right=0.12)
+    elements.label_line_ends(axes, labels, theme, dx=7)
+    return style.finish_figure(figure, axes, _caption(rows, fit, x, y, "lines"), theme)
+
+
+def compute_optimal_frontier(
+    rows, metrics, fit, x=records.FLOPS, y=records.LOSS, theme=style.LIGHT
+) -> Figure:
+    """Plot, on log axes, the loss against compute and the compute-optimal frontier of a law.
+
+    metrics: {name of run: records.load_metrics(directory)}. fit: a law of N and D. The frontier spans
+    the budgets of the fitted runs; its band is the 95% interval.
+    """
+    figure, axes = style.new_figure("The compute-optimal frontier", x, y, theme)
+    elements.draw_curves(axes, rows, metrics, x, theme, alpha=0.35)
+    finished, colors = records.finished_with(rows, x, y), style.size_colors(rows, theme)
+    for row in finished:
+        _draw_run(axes, row, (x, y), fit, colors[row["name"]], theme)
+    fitted = [row for row in finished if elements.is_in_fit(row, fit)]
+    flops = [row[x] for row in fitted]
+    budgets = np.geomspace(min(flops), max(flops), 80)
+    best_N, best_D = compute_optimal.best_allocation_grid(fit, fitted, budgets)
+    curve = fit.predict(best_N, best_D, level=elements.LEVEL, noise=False)
+    axes.plot(budgets, curve.value, color=theme["ink"], linewidth=1.6, label="frontier of L(N, D)")
+    axes.set(xscale="log", yscale="log", xlim=(min(flops) / 3, max(flops) * 1.3))
+    losses = [row[y] for row in finished]
+    axes.set_ylim(0.94 * min(losses), 1.25 * max(losses))
+    if np.isfinite(curve.lo).all():
+        band = {"label": f"{elements.LEVEL:.0%} interval of the law", "linewidth": 0, "zorder": 1}
+        axes.fill_between(budgets, curve.lo, curve.hi, color=theme["band"], **band)
+    elements.set_scales(axes, x, y, right=0.12)
+    last = {row[records.N_PARAMS]: row for row in finished}  # the largest budget of each size
+    labels = [(style.format_si(size), row[x], row[y]) for size, row in last.items()]
+    elements.label_line_ends(axes, labels, theme, dx=7)
+    caption = [*_caption(rows, fit, x, y, "frontier"), "Thin lines: training loss."]
+    return style.finish_figure(figure, axes, caption, theme)
+
+
+def loss_contours(rows, fit, levels=8, theme=style.LIGHT) -> Figure:
+    """Plot contours of L(N, D), the runs, and the best N and D of each budget (dashed)."""
+    n_column, d_column = records.N_PARAMS, records.TOKENS
+    figure, axes = style.new_figure("Loss over parameters and tokens", n_column, d_column, theme)
+    finished = records.finished_with(rows, n_column, records.LOSS)
+    fitted = [row for row in finished if elements.is_in_fit(row, fit)]
+    logs = [np.log([row[column] for row in finished]) for column in (n_column, d_column)]
+    N, D = (np.exp(np.linspace(log.min() - 0.25, log.max() + 0.25, 120)) for log in logs)
+    losses = fit.predict(N[None, :], D[:, None]).value
+    contours = axes.contour(
+        N,
+        D,
+        losses,
+        levels=np.quantile(losses, np.linspace(0.04, 0.96, levels)),
+        colors=style.categorical_colors(theme, levels),
+        linewidths=1.4,
+    )
+    axes.set(xscale="log", yscale="log")
+    axes.clabel(contours, fmt=style.format_number, fontsize=8)
+    flops = [row[records.FLOPS] for row in fitted]
+    budgets = np.geomspace(min(flops) / 30, max(flops) * 30, 200)
+    line = {"color": theme["accent"], "linewidth": 1.6, "label": "least loss for a budget"}
+    axes.plot(*compute_optimal.best_allocation_grid(fit, fitted, budgets), "--", **line)
+    for row in finished:
+        tip = f"{elements.short_run_name(row)}, {style.format_si(row[d_column])} tokens: "
+        tip += style.format_number(row[records.LOSS])
+        point, kind = (row[n_column], row[d_column]), elements.fit_kind(row, fit)
+        elements.draw_point(axes, point, theme["ink"], theme, tip, kind=kind)
+    axes.set(xlim=(N[0], N[-1]), ylim=(D[0], D[-1]))
+    style.log_x(axes, style.format_si)
+    style.log_y(axes, style.format_si)
+    text = _caption(rows, fit, n_column, records.LOSS, "contours")
+    return style.finish_figure(figure, axes, [f"{elements.format_formula(fit)}.", *text], theme)
+
+
+def isoflop_parabolas(rows, fit, y=records.LOSS, theme=style.LIGHT) -> Figure:
+    """Plot one parabola per compute budget. A used minimum is a diamond, a rejected one a cross.
+
+    fit: result of laws.isoflop. Runs that belong to no budget are not shown.
+    """
+    x = fit.columns[fit.output]
+    figure, axes = style.new_figure("Loss against size at equal compute", x, y, theme)
+    minima = fit.budgets
+    n_runs, labels = 0, []
+    for minimum, color in zip(
+        minima, style.categorical_colors(theme, max(len(minima), 2)), strict=False
+    ):
+        runs = [
+            row
+            for row in records.finished_with(rows, x, y)
+            if abs(row[records.FLOPS] / minimum.budget - 1) <= BUDGET_TOLERANCE
+        ]
+        n_runs += len(runs)
+        for row in runs:
+            _draw_run(axes, row, (x, y), None, color, theme)
+        _draw_parabola(axes, minimum, [row[x] for row in runs], color, theme)
+        label = style.power_of_ten(minimum.budget)
+        labels += [(label, row[x], row[y]) for row in runs[-1:]]
+    if labels:
+        axes.set(xscale="log", yscale="log")
+        elements.set_scales(axes, x, y, right=0.2)
+    elements.label_line_ends(axes, labels, theme)
+    caption = [
+        f"n = {n_runs} runs at {len(minima)} budgets in FLOPs. Diamond: minimum of a parabola.",
+        "Cross: minimum outside the range of sizes, not used. Bars: one standard error.",
+    ]
+    return style.finish_figure(figure, axes, caption, theme)
+
+
+def _draw_parabola(axes: Axes, minimum, sizes, color, theme) -> None:
+    """Draw the fit of one budget and its minimum, if it is near the sizes of the runs."""
+    if not sizes:
+        return
+    if minimum.coefficients is not None:
+        grid = np.geomspace(min(sizes), max(sizes), 80)
+        parabola = np.polynomial.Polynomial(minimum.coefficients)
+        losses = parabola(np.log(grid) - minimum.center)
+        axes.plot(grid, losses, color=color, linewidth=1.2, zorder=2)
+    best = minimum.x
+    if np.isfinite(best) and min(sizes) / 2 < best < 2 * max(sizes):
+        tip = f"{style.power_of_ten(minimum.budget)} FLOPs: best {style.format_si(best)}"
+        shape = {"marker": "D" if minimum.is_used else "x", "markersize": 7, "zorder": 6}
+        axes.plot(best, minimum.loss, color=theme["accent"], gid=f"tip:{tip}", **shape)
+
+
+def optimal_size(rows, fit, joint=None, theme=style.LIGHT) -> Figure:
+    """Plot, on log axes, the best size of each budget, the isoFLOP law and the optimum of L(N, D).
+
+    fit: result of laws.isoflop. joint: a law of N and D, or None.
+    """
+    column = fit.columns[fit.output]
+    figure, axes = style.new_figure("The best size of a budget", records.FLOPS, column, theme)
+    minima = fit.budgets
+    for minimum, color in zip(
+        minima, style.categorical_colors(theme, max(len(minima), 2)), strict=False
+    ):
+        if minimum.is_used:
+            best = minimum.x
+            tip = f"{style.power_of_ten(minimum.budget)} FLOPs: {style.format_si(best)}"
+            deviation = best * minimum.log_x_sd if np.isfinite(minimum.log_x_sd) else None
+            elements.draw_point(axes, (minimum.budget, best), color, theme, tip, deviation)
+    budgets = [minimum.budget for minimum in minima]
+    grid = np.geomspace(min(budgets) / 1.5, max(budgets) * 3, 60)
+    curve = fit.predict(grid, level=elements.LEVEL, noise=False)
+    line = {
+        "color": theme["ink"],
+        "linewidth": 1.4,
+        "label": elements.format_formula(fit),
+        "zorder": 2,
+    }
+    axes.plot(grid, curve.value, **line)
+    axes.set(xscale="log", yscale="log")
+    if np.isfinite(curve.lo).all():
+        low, high = axes.get_ylim()  # a wide interval must not compress the range of the minima
+        axes.set_ylim(low / 2, high * 2)
+        band = {"color": theme["band"], "linewidth": 0, "zorder": 1}
+        label = f"{elements.LEVEL:.0%} interval of the line"
+        axes.fill_between(grid, curve.lo, curve.hi, label=label, **band)
+    if joint is not None and column == joint.columns["N"]:
+        finished = records.finished_with(rows, records.FLOPS, records.LOSS)
+        fitted = [row for row in finished if elements.is_in_fit(row, joint)]
+        line = {"color": theme["accent"], "linewidth": 1.4, "label": "by L(N, D)"}
+        axes.plot(grid, compute_optimal.best_allocation_grid(joint, fitted, grid)[0], "--", **line)
+    style.log_x(axes, style.power_of_ten)
+    style.log_y(axes, style.format_si)
+    n_used, n_runs = sum(minimum.is_used for minimum in minima), fit.n_sweep_runs
+    caption = f"n = {n_used} minima of {n_runs} runs. Bars: one standard deviation over resamples."
+    return style.finish_figure(figure, axes, [caption], theme, legend="upper left")
+
+
+def _draw_run(axes: Axes, row, columns, fit, color, theme) -> None:
+    x, y = columns
+    error = records.standard_error(row, y)
+    tokens = style.format_si(row[records.TOKENS])
+    tip = f"{elements.short_run_name(row)}, {tokens} tokens: {style.format_number(row[y])} ± {error:.2g}"
+    kind = elements.fit_kind(row, fit)
+    elements.draw_point(axes, (row[x], row[y]), color, theme, tip, error, kind=kind)
+
+
+def _caption(rows, fit, x, y, element: str) -> list[str]:
+    finished = records.finished_with(rows, x, y)
+    if fit is None:
+        return [f"n = {len(finished)} runs, no law of N and D fitted. Bars: one standard error."]
+    n_fitted = sum(elements.is_in_fit(row, fit) for row in finished)
+    return [
+        f"n = {n_fitted} runs in the fit, of {len(finished)} finished.",
+        f"The {element} show the {fit.law} law.",
+        f"Intervals: {fit.resampling}. Bars: one standard error.",
+    ]

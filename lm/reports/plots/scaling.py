@@ -1,0 +1,192 @@
+"""Figures of scaling and of task accuracy. Each function takes rows of runs and returns a Figure.
+
+    rows = records.load_runs("runs/quickstart")
+    figure = scaling.loss_vs_parameters(rows, laws.power(rows))
+    scaling.save(figure, "loss", {"runs": scaling.run_fingerprints(rows)})      # loss.png and loss.svg
+
+N: parameters without embeddings. D: training tokens. C: training FLOPs. L: held-out loss. A model
+size has the same color in every figure. Filled markers are runs in the fit, open markers are not.
+A law is solid in the range of its runs and dashed outside. A diamond is the predicted run.
+"""
+
+from matplotlib.figure import Figure
+
+from lm.reports.plots import elements, style
+from lm.runs import records
+
+LIGHT, DARK, save = style.LIGHT, style.DARK, style.save_figure  # for notebooks
+
+
+def loss_vs_parameters(
+    rows, fit=None, prediction=None, x=records.N_PARAMS, y=records.LOSS, theme=LIGHT
+) -> Figure:
+    """Plot, on log axes, the loss of every finished run against its size, and the fitted law.
+
+    fit: result of laws.power, or None. prediction: content of prediction.json, or None. An inset
+    compares the predicted interval with the measured loss. Error bars are one standard error.
+    """
+    figure, axes = style.new_figure("Loss against parameters", x, y, theme)
+    elements.draw_law(axes, rows, fit, x, y, theme, prediction)
+    if prediction and prediction["x"] == x and prediction["y"] == y:
+        elements.draw_prediction_inset(axes, rows, prediction, y, theme)
+    return style.finish_figure(figure, axes, _law_caption(rows, fit, x, y), theme)
+
+
+def loss_vs_compute(
+    rows, metrics=None, fit=None, x=records.FLOPS, y=records.LOSS, theme=LIGHT
+) -> Figure:
+    """Plot, on log axes, the training curve of each run (thin) and its final held-out loss.
+
+    metrics: {name of run: records.load_metrics(directory)}. fit: a law of x, or None.
+    """
+    figure, axes = style.new_figure("Loss against compute", x, y, theme)
+    elements.draw_curves(axes, rows, metrics or {}, x, theme, alpha=0.45)
+    elements.draw_law(axes, rows, fit, x, y, theme, label_offset=(-4, -12))
+    note = "Thin lines: training loss." if metrics else ""
+    return style.finish_figure(figure, axes, [*_law_caption(rows, fit, x, y), note], theme)
+
+
+def learning_curves(rows, metrics, x=records.TOKENS, theme=LIGHT) -> Figure:
+    """Plot, on log axes, the training loss of every run, also of unfinished and diverged runs.
+
+    Each point is a mean over an interval of log x, because single steps are noisy.
+    """
+    figure, axes = style.new_figure("Learning curves", x, "Training loss (nats per token)", theme)
+    curve_ends = elements.draw_curves(axes, rows, metrics, x, theme)
+    elements.set_scales(axes, x, records.LOSS, right=0.14)
+    elements.label_line_ends(axes, _curve_labels(curve_ends), theme, dx=5)
+    caption = f"n = {elements.count_label(curve_ends)}. Points are means over intervals of log {x}."
+    return style.finish_figure(figure, axes, [caption], theme)
+
+
+def _curve_labels(curve_ends) -> list[tuple[str, float, float]]:
+    """Return (text, x, loss) for each curve, or for the longest curve of each size if many."""
+    names = {row["name"]: elements.short_run_name(row) for row, _, _ in curve_ends}
+    if len(curve_ends) > elements.MAX_LABELS:
+        by_length = sorted(curve_ends, key=lambda end: (end[1], -len(end[0]["name"])))
+        by_size = {row.get(records.N_PARAMS, 0): (row, x, loss) for row, x, loss in by_length}
+        curve_ends = list(by_size.values())
+        sizes = elements.size_labels([row for row, _, _ in curve_ends])
+        names = {row["name"]: sizes[row.get(records.N_PARAMS, 0)] for row, _, _ in curve_ends}
+    labels = []
+    for row, x, loss in curve_ends:
+        status = "" if row["status"] == "done" else f" {row['status']}"
+        labels.append((names[row["name"]] + status, x, loss))
+    return labels
+
+
+def _emergence_task(axes, finished, task, x, color, theme) -> None:
+    points = []
+    for row in finished:
+        metrics = records.task_results(row)[task]
+        p, k = metrics["token_probability"]["value"], metrics["tokens"]["value"]
+        points.append({x: row[x], "p": p, "p^k": p**k})
+    axes.plot(*elements.mean_curve(points, x, "p", 100), ":", color=color, linewidth=1.3)
+    axes.plot(*elements.mean_curve(points, x, "p^k", 100), "--", color=color, linewidth=1.3)
+    for row, point in zip(finished, points, strict=True):
+        exact = records.task_results(row)[task]["exact"]
+        share, error = 100 * exact["value"], 100 * exact["se"]
+        tip = f"{task}, {elements.short_run_name(row)}: exact {share:.0f}%, p {point['p']:.2f}"
+        elements.draw_point(axes, (row[x], share), color, theme, tip, error)
+
+
+def loss_by_source(rows, x=records.N_PARAMS, y=records.LOSS, theme=LIGHT) -> Figure:
+    """Plot, on log axes, the held-out loss of each source against size, one line per source."""
+    selection = records.largest_token_budget(rows, x)
+    figure, axes = style.new_figure("Loss by source", x, y, theme)
+    names = elements.source_names(elements.source_columns(selection.rows, y), y)
+    labels = []
+    for i, (column, name) in enumerate(names.items()):
+        line, label_offset = ("-", "--", ":", "-.")[i % 4], None if i else (6, 6)
+        finished = elements.draw_means(
+            axes, selection.rows, x, column, theme, line=line, label_offset=label_offset
+        )
+        labels += [(style.truncate_label(name), row[x], row[column]) for row in finished[-1:]]
+    elements.set_scales(axes, x, y, right=0.25)
+    elements.label_line_ends(axes, labels, theme)
+    n_runs = elements.count_label(records.finished_with(selection.rows, x, y))
+    caption = [f"n = {n_runs}. Bars: one standard error.", elements.budget_note(selection)]
+    return style.finish_figure(figure, axes, caption, theme)
+
+
+def predicted_against_measured(rows, fit, prediction=None, theme=LIGHT) -> Figure:
+    """Plot the deviation of each measured loss from the law in percent, the largest run on top.
+
+    A bar is the interval of the law for a single measurement of the run. The stored prediction is
+    used for the target. Runs on other token budgets than the fitted runs are left out.
+    """
+    x, y = fit.columns[fit.inputs[0]], fit.columns[fit.output]
+    figure, axes = style.new_figure(
+        "Predicted against measured", "Measured loss, deviation from the law (%)", "", theme
+    )
+    comparable = _comparable_runs(rows, fit, prediction)
+    finished, colors = records.finished_with(comparable, x, y), style.size_colors(rows, theme)
+    for i, row in enumerate(finished):
+        is_target = elements.is_target(row, prediction)
+        value, lo, hi = _predicted_loss(row, fit, prediction)
+        bar = {"color": theme["soft" if is_target else "band"], "linewidth": 11, "zorder": 1}
+        span = [100 * (lo / value - 1), 100 * (hi / value - 1)]
+        axes.plot(span, [i, i], solid_capstyle="butt", **bar)
+        off = 100 * (row[y] / value - 1)
+        error = 100 * records.standard_error(row, y) / value
+        law = f"law {style.format_number(value)} [{style.format_number(lo)}, {style.format_number(hi)}]"
+        tip = f"{elements.short_run_name(row)}: measured {style.format_number(row[y])}, {law}, off {off:+.2f}%"
+        kind = "diamond" if is_target else elements.fit_kind(row, fit)
+        elements.draw_point(axes, (off, i), colors[row["name"]], theme, tip, xerr=error, kind=kind)
+    axes.axvline(0, color=theme["ink"], linewidth=1, zorder=1.5)
+    axes.set_yticks(
+        range(len(finished)), [elements.short_run_name(row) for row in finished], parse_math=False
+    )
+    axes.set_ylim(-0.6, max(len(finished), 1) - 0.4)
+    axes.grid(axis="y", visible=False)
+    caption = [
+        f"n = {elements.count_label(finished)}. Wide bar: {elements.LEVEL:.0%} interval for one measurement.",
+        "Thin bar: one standard error.",
+        "Diamond: predicted before the run started." if prediction else "",
+    ]
+    return style.finish_figure(figure, axes, caption, theme)
+
+
+def run_fingerprints(rows) -> dict[str, str]:
+    """Return {name of run: hash of its row without the directory}."""
+    contents = {row["name"]: {k: v for k, v in row.items() if k != "dir"} for row in rows}
+    return {name: style.hash_data(content) for name, content in contents.items()}
+
+
+def _comparable_runs(rows, fit, prediction) -> list[dict]:
+    """Return the runs whose token count is in the range of the fitted runs and the target."""
+    fitted = [
+        row for row in rows if elements.is_in_fit(row, fit) or elements.is_target(row, prediction)
+    ]
+    tokens = [row[records.TOKENS] for row in fitted if records.is_finite(row.get(records.TOKENS))]
+    if not tokens:
+        return list(rows)
+    low = records.BUDGET_TOLERANCE * min(tokens)
+    high = max(tokens) / records.BUDGET_TOLERANCE
+    runs = records.without_trunks(rows)
+    return [row for row in runs if low <= row.get(records.TOKENS, low) <= high]
+
+
+def _predicted_loss(row, fit, prediction) -> tuple[float, float, float]:
+    """Return (value, lo, hi) for one measurement of a run; the stored values for the target."""
+    if prediction and elements.is_target(row, prediction):
+        return elements.predicted_interval(prediction)
+    estimate = fit.predict(row, level=elements.LEVEL)
+    return estimate.value, estimate.lo, estimate.hi
+
+
+def _law_caption(rows, fit, x, y) -> list[str]:
+    finished = records.finished_with(rows, x, y)
+    if fit is None:
+        return [f"n = {elements.count_label(finished)}, no law fitted. Bars: one standard error."]
+    fitted = [row for row in finished if elements.is_in_fit(row, fit)]
+    return [
+        f"n = {elements.count_label(fitted)} in the fit, of {len(finished)} finished (open: not in it).",
+        f"Dashed: extrapolation. Intervals: {fit.resampling}. Bars: one standard error.",
+    ]
+
+
+def _range(counts) -> str:
+    """Format the range of numbers: "100", "50 to 100", or "" for no numbers."""
+    ordered = sorted(counts)
+    return " to ".join(f"{n:,.0f}" for n in dict.fromkeys(ordered[:1] + ordered[-1:]))

@@ -1,0 +1,347 @@
+"""Theme, axes, number formats and files of all figures.
+
+    figure, axes = style.new_figure("Loss against parameters", records.N_PARAMS, records.LOSS)
+    axes.plot(...)
+    style.save_figure(style.finish_figure(figure, axes, ["n = 6 runs."]), "figures/loss", {"runs": {...}})
+
+Figures are plain matplotlib objects. This module does not use pyplot and has no global state.
+"""
+
+import hashlib
+import html
+import io
+import itertools
+import json
+import math
+import pathlib
+import re
+import textwrap
+from typing import Literal
+
+import matplotlib
+import numpy as np
+from matplotlib import colors
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from PIL import Image
+
+from lm.runs import filesystem, records
+
+# "sizes" is the part of the colormap viridis that contrasts with the paper. Viridis is perceptually
+# uniform and safe for color-blind readers.
+LIGHT = {
+    "paper": "#ffffff", "ink": "#1d2733", "muted": "#5b6775", "grid": "#e6eaef",
+    "band": "#dde3ea", "accent": "#c9430b", "soft": "#f6cfbd", "raised": "#f4f6f8",
+    "good": "#1a7f4b", "sizes": (0.02, 0.76),
+}  # fmt: skip
+DARK = {
+    "paper": "#11171e", "ink": "#e8edf2", "muted": "#9aa7b4", "grid": "#25303b",
+    "band": "#303d4b", "accent": "#ff9152", "soft": "#6b3a20", "raised": "#1a222b",
+    "good": "#4cc38a", "sizes": (0.36, 0.97),
+}  # fmt: skip
+
+# Column -> axis label with the unit.
+LABELS = {
+    records.N_PARAMS: "Parameters without embeddings, N",
+    "params.total": "Parameters with embeddings",
+    records.TOKENS: "Training tokens, D",
+    records.FLOPS: "Training compute, C (FLOPs)",
+    records.LOSS: "Held-out loss, L (nats per token)",
+    "eval.bits_per_byte": "Held-out loss (bits per byte)",
+    "eval.completion": "Held-out words completed exactly (%)",
+}
+
+Corner = Literal["upper left", "upper right"]
+MAX_COLORS = 12  # categorical colors in one figure
+
+
+def axis_label(column: str) -> str:
+    """Return the axis label of a column. Return other text unchanged."""
+    return LABELS.get(column, column)
+
+
+def new_figure(title: str, x: str, y: str, theme=LIGHT) -> tuple[Figure, Axes]:
+    """Create a figure with one panel, half a page wide.
+
+    x and y are columns of a row, or labels with a unit.
+    """
+    figure = Figure(figsize=(5.4, 3.9), layout="constrained", facecolor=theme["paper"])
+    axes = figure.add_subplot(facecolor=theme["paper"])
+    axes.set_title(title, loc="left", weight="bold", size=11, color=theme["ink"], pad=9)
+    axes.set_xlabel(axis_label(x), size=9.5, color=theme["ink"], parse_math=False)
+    axes.set_ylabel(axis_label(y), size=9.5, color=theme["ink"], parse_math=False)
+    axes.tick_params(colors=theme["muted"], labelsize=9, length=3, width=0.8)
+    axes.grid(color=theme["grid"], linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(theme["muted"])
+    return figure, axes
+
+
+def new_panels(title: str, n: int, theme=LIGHT, columns=5) -> tuple[Figure, list[Axes]]:
+    """Create a figure with n small panels, a page wide, at least one panel."""
+    n_lines = max(-(-n // columns), 1)
+    size = (11, 0.7 + 1.9 * n_lines)
+    figure = Figure(figsize=size, layout="constrained", facecolor=theme["paper"])
+    figure.suptitle(title, x=0.012, ha="left", weight="bold", size=11, color=theme["ink"])
+    all_axes = [figure.add_subplot(n_lines, columns, i + 1) for i in range(max(n, 1))]
+    for axes in all_axes:
+        axes.set_facecolor(theme["paper"])
+        axes.tick_params(colors=theme["muted"], labelsize=7.5, length=2, width=0.8)
+        axes.grid(color=theme["grid"], linewidth=0.8)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.spines[["left", "bottom"]].set_color(theme["muted"])
+    return figure, all_axes
+
+
+def panel_title(axes: Axes, title: str, theme) -> None:
+    """Set the title of a small panel."""
+    axes.set_title(title, size=8.5, color=theme["ink"], loc="left", parse_math=False)
+
+
+def finish_figure(
+    figure: Figure, axes: Axes, caption: list[str], theme=LIGHT, legend: Corner = "upper right"
+) -> Figure:
+    """Finish a figure: add legend and caption, compute the layout, drop overlapping labels."""
+    add_legend(axes, theme, legend)
+    add_caption(figure, caption, theme)
+    compute_layout(figure)
+    drop_overlapping_labels(axes)
+    freeze_layout(figure)
+    return figure
+
+
+def add_legend(axes: Axes, theme=LIGHT, corner: Corner = "upper right") -> None:
+    """Add a legend if any artist has a label."""
+    handles, labels = axes.get_legend_handles_labels()
+    if handles:
+        text = {"fontsize": 8.5, "labelcolor": theme["ink"], "handlelength": 1.8}
+        frame = {"facecolor": theme["paper"], "edgecolor": "none", "framealpha": 0.75}
+        axes.legend(handles, labels, loc=corner, **text, **frame)
+
+
+def add_caption(figure: Figure, sentences: list[str], theme=LIGHT) -> None:
+    """Write the caption below a figure, wrapped to its width. Skip empty sentences."""
+    text = textwrap.fill(" ".join(filter(None, sentences)), round(17 * figure.get_figwidth()))
+    look = {"x": 0.012, "ha": "left", "size": 7.5, "color": theme["muted"], "parse_math": False}
+    figure.supxlabel(text, **look)
+
+
+def compute_layout(figure: Figure) -> None:
+    """Run the layout engine of a figure once."""
+    layout = figure.get_layout_engine()
+    assert layout, "figures of start and panels have a layout engine"
+    layout.execute(figure)
+
+
+def drop_overlapping_labels(axes: Axes) -> None:
+    """Remove labels that overlap a label that was added later. The largest sizes are added last."""
+    taken = []
+    for text in reversed(list(axes.texts)):
+        box = text.get_window_extent().padded(1, -1)
+        if any(box.overlaps(other) for other in taken):
+            text.remove()
+        else:
+            taken.append(box)
+
+
+def freeze_layout(figure: Figure) -> None:
+    """Keep the current layout: a second layout costs as much time as drawing the figure."""
+    figure.set_layout_engine(None)  # "none" would keep an engine, and savefig would draw twice
+
+
+def log_x(axes: Axes, format_tick) -> None:
+    """Make the x axis logarithmic, with round ticks. format_tick: `count` or `power_of_ten`."""
+    axes.set_xscale("log")
+    low, high = np.log10(axes.get_xlim())
+    steps = (1, 2, 5) if high - low < 1.7 else (1, 3) if high - low < 3.4 else (1,)
+    axes.xaxis.set_major_locator(LogLocator(subs=steps))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: format_tick(value)))
+    axes.xaxis.set_minor_locator(NullLocator())
+
+
+def log_y(axes: Axes, format_tick="{:.4g}".format) -> None:
+    """Make the y axis logarithmic.
+
+    Ticks are evenly spaced if the axis spans less than a decade, as losses do.
+    """
+    axes.set_yscale("log")
+    low, high = axes.get_ylim()
+    if high > 10 * low:
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 3)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: format_tick(value)))
+        return axes.yaxis.set_minor_locator(NullLocator())
+    ticks = MaxNLocator(nbins=7, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)
+    axes.yaxis.set_major_locator(FixedLocator([tick for tick in ticks if low <= tick <= high]))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: format_tick(value)))
+    axes.yaxis.set_minor_locator(NullLocator())
+
+
+def annotate(axes: Axes, x: float, y: float, text: str, theme, offset=(5, 5), **look) -> None:
+    """Write plain text beside the data point (x, y). The offset is in points."""
+    look |= {"color": theme["ink"], "size": 8.5, "parse_math": False, "textcoords": "offset points"}
+    background = {"facecolor": theme["paper"], "alpha": 0.75, "edgecolor": "none", "pad": 0.5}
+    axes.annotate(text, (x, y), xytext=offset, bbox=background, **look)
+
+
+def label_offsets(axes: Axes, points, height=10.5, width=40.0) -> list[float]:
+    """Return vertical offsets, in points, that separate the labels at data points (x, y).
+
+    height, width: size of a label in points. The axes must have their final limits.
+    """
+    if not points:
+        return []
+    page = np.array(axes.bbox.size) * 72 / axes.figure.dpi
+    positions = (axes.transScale + axes.transLimits).transform(np.array(points)) * page
+    ys, order = positions[:, 1].copy(), np.argsort(positions[:, 1], kind="stable")
+    for _ in range(50):
+        for low, high in itertools.combinations(order, 2):
+            overlap = height - (ys[high] - ys[low])
+            if overlap > 0 and abs(positions[high, 0] - positions[low, 0]) < width:
+                ys[low], ys[high] = ys[low] - overlap / 2, ys[high] + overlap / 2
+    return [float(offset) for offset in ys - positions[:, 1]]
+
+
+def size_colors(rows, theme=LIGHT) -> dict[str, str]:
+    """Return {name of run: color}, ordered by size.
+
+    Runs of the same size share a color. Runs of unknown size have the color "muted".
+    """
+    sizes = sorted({row[records.N_PARAMS] for row in rows if row.get(records.N_PARAMS)})
+    viridis, (first, last) = matplotlib.colormaps["viridis"], theme["sizes"]
+    shades = np.linspace(first, last, len(sizes)) if len(sizes) > 1 else [(first + last) / 2]
+    by_size = {n: str(colors.to_hex(viridis(s))) for n, s in zip(sizes, shades, strict=False)}
+    return {
+        row["name"]: by_size[row[records.N_PARAMS]] if row.get(records.N_PARAMS) else theme["muted"]
+        for row in rows
+    }
+
+
+def categorical_colors(theme=LIGHT, n=4) -> list[str]:
+    """Return n colors for categories that are not model sizes."""
+    viridis, (first, last) = matplotlib.colormaps["viridis"], theme["sizes"]
+    return [str(colors.to_hex(viridis(shade))) for shade in np.linspace(first, last, n)]
+
+
+def dark_theme_map(rows) -> dict[str, str]:
+    """Return {color in the LIGHT theme: color in the DARK theme} for all figures of these rows."""
+    light, dark = size_colors(rows, LIGHT), size_colors(rows, DARK)
+    pairs = {LIGHT[name]: DARK[name] for name in LIGHT if name != "sizes"}
+    for n in range(2, MAX_COLORS + 1):
+        pairs |= dict(zip(categorical_colors(LIGHT, n), categorical_colors(DARK, n), strict=True))
+    return {light[name]: dark[name] for name in light} | pairs
+
+
+# Number formats.
+
+
+def format_si(value: float) -> str:
+    """Format a count with three digits: 12_345 -> 12.3K. The suffixes are K, M, B and T.
+
+    Values outside the range of the suffixes become powers of ten.
+    """
+    for unit, size in (("", 1), ("K", 1e3), ("M", 1e6), ("B", 1e9), ("T", 1e12)):
+        if value == 0 or 1 <= abs(value) < 999.5 * size:
+            return f"{value / size:.3g}{unit}"
+    return power_of_ten(value)
+
+
+def power_of_ten(value: float) -> str:
+    """Format a number as a power of ten in plain characters: 2.5e15 -> 2.5·10¹⁵."""
+    if not value or not math.isfinite(value):
+        return str(value)
+    digits, exponent = f"{value:.2e}".split("e")
+    digits = digits.rstrip("0").rstrip(".")
+    return format_exponents(
+        f"10^{int(exponent)}" if digits == "1" else f"{digits}·10^{int(exponent)}"
+    )
+
+
+def format_exponents(text: str) -> str:
+    """Replace exponents by superscript characters: N^-0.25 -> N⁻⁰·²⁵.
+
+    The middle dot replaces the decimal point, because Unicode has no superscript period.
+    """
+    table = str.maketrans("-.0123456789", "⁻·⁰¹²³⁴⁵⁶⁷⁸⁹")
+    return re.sub(r"\^(-?[0-9.]+)", lambda match: match[1].translate(table), text)
+
+
+def truncate_label(text: str, max_length=24) -> str:
+    """Truncate a label to max_length characters."""
+    return text if len(text) <= max_length else f"{text[: max_length - 1]}…"
+
+
+def format_number(value: float) -> str:
+    """Format a number with four significant digits."""
+    return f"{value:#.4g}"
+
+
+# Metadata and files of figures.
+
+
+def hash_data(value) -> str:
+    """Return a hash of plain data, 16 hex digits. The order of keys does not matter."""
+    text = json.dumps(value, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def save_figure(figure: Figure, stem, meta: dict) -> list[pathlib.Path]:
+    """Write STEM.png and STEM.svg with the metadata `meta` (plain data). Return the two paths.
+
+    The files have no dates and no random ids, so the same figure always gives the same bytes.
+    """
+    stem = filesystem.open_path(stem)
+    png, svg = (stem.with_name(stem.name + suffix) for suffix in (".png", ".svg"))
+    metadata = {"Description": json.dumps(meta, sort_keys=True)}
+    file = io.BytesIO()
+    figure.savefig(file, dpi=200, format="png", metadata=metadata)
+    filesystem.write_file(png, file.getvalue())
+    text = io.StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": "lm"}):
+        figure.savefig(text, format="svg", metadata=metadata | {"Date": None})
+    filesystem.write_file(svg, text.getvalue())
+    return [png, svg]
+
+
+def read_figure_metadata(path) -> dict:
+    """Read the metadata that `save` stored in a PNG or SVG. Raises ValueError if there is none."""
+    path = filesystem.open_path(path)
+    try:
+        if path.suffix == ".svg":
+            text = path.read_text()
+            match = re.search(r"<dc:description>(.*?)</dc:description>", text, re.DOTALL)
+            return json.loads(html.unescape(match[1]) if match else "")
+        with Image.open(io.BytesIO(path.read_bytes())) as image:
+            return json.loads(image.info.get("Description", ""))
+    except ValueError as error:
+        raise ValueError(
+            f"{path} holds no record of its runs. Draw the figure again with `save`."
+        ) from error
+
+
+def to_inline_svg(figure: Figure) -> tuple[str, str]:
+    """Return (SVG element for an HTML page, caption). The caption is removed from the figure.
+
+    Text stays text, in the font of the page. Colors become CSS variables, --c and six hex digits,
+    so that the page can switch to the dark theme. The id "tip:TEXT" of a marker becomes its
+    <title>. All text is escaped.
+    """
+    caption = " ".join(figure.get_supxlabel().split())
+    caption_text = figure.supxlabel(figure.get_supxlabel())
+    caption_height = caption_text.get_window_extent().y1 * 72 / figure.dpi  # points
+    caption_text.set_text("")
+    file = io.StringIO()
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "lm"}):
+        figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
+    svg = file.getvalue()
+    svg = svg[svg.index("<svg") :]
+    for pattern in (r"<metadata>.*?</metadata>", r"<style.*?</style>", r"<!--.*?-->"):
+        svg = re.sub(pattern, "", svg, flags=re.DOTALL)
+    svg = re.sub(r"font-family: [^;\"]*;? ?", "", svg)
+    svg = re.sub(r'<g id="tip:([^"]*)">', r'<g class="tip"><title>\1</title>', svg)
+    svg = re.sub(r' id="[A-Za-z0-9.]+_[0-9]+"', "", svg)
+    svg = re.sub(r": #([0-9a-f]{6})\b", r": var(--c\1, #\1)", svg)
+    width, height = figure.get_size_inches() * 72
+    size = f'viewBox="0 0 {width:g} {height - caption_height:g}" role="img"'
+    return re.sub(r'width="[^"]*" height="[^"]*" viewBox="[^"]*"', size, svg, count=1), caption

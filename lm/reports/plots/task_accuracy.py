@@ -1,0 +1,198 @@
+"""Figures of task accuracy against loss, and of predicted task accuracies.
+
+    task_accuracy.accuracy_vs_loss(rows, task_analysis.accuracy_curves(rows))
+    task_accuracy.predicted_accuracy(records.read_json("runs/quickstart/prediction.json")["tasks"], row)
+
+Markers and colors are those of plots.py. A diamond is the predicted run.
+"""
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from lm.reports import task_analysis
+from lm.reports.plots import elements, scaling, style
+from lm.runs import records
+
+
+def accuracy_vs_size(rows, y="eval.completion", x=records.N_PARAMS, theme=scaling.LIGHT) -> Figure:
+    """Plot an accuracy in percent against the model size."""
+    figure, axes = style.new_figure("Accuracy against parameters", x, y, theme)
+    selection = records.largest_token_budget(rows, x)
+    finished = elements.draw_means(
+        axes, selection.rows, x, y, theme, scale=100, label_offset=(6, -11)
+    )
+    elements.set_scales(axes, x, y)
+    axes.set_ylim(bottom=0)
+    counts = {row[y + "_n"] for row in finished if records.is_finite(row.get(y + "_n"))}
+    caption = f"n = {elements.count_label(finished)}, {scaling._range(counts) or 'unknown'} questions each."
+    note = elements.budget_note(selection)
+    return style.finish_figure(figure, axes, [caption, "Bars: one standard error.", note], theme)
+
+
+def tasks_mastered(rows, x=records.N_PARAMS, theme=scaling.LIGHT) -> Figure:
+    """Plot the numbers of tasks that each run has solved and has above chance against size."""
+    selection = records.largest_token_budget(rows, x)
+    counted = task_analysis.count_tasks(selection.rows)
+    n_tasks = max((row["tasks.n"] for row in counted), default=0)
+    figure, axes = style.new_figure("Tasks solved", x, f"Tasks, of {n_tasks}", theme)
+    elements.draw_means(axes, counted, x, "tasks.above_chance", theme, line="--", label_offset=None)
+    finished = elements.draw_means(axes, counted, x, "tasks.mastered", theme, label_offset=(6, -11))
+    for column, text in (("tasks.above_chance", "above chance"), ("tasks.mastered", "solved")):
+        for row in finished[-1:]:
+            style.annotate(axes, row[x], row[column], text, theme, (8, 8))
+    elements.set_scales(axes, x, "tasks", right=0.22)
+    most = max((row["tasks.above_chance"] for row in finished), default=n_tasks)
+    axes.set_ylim(-0.12 * max(most, 4), min(1.35 * max(most, 4), n_tasks + 0.5))
+    axes.locator_params(axis="y", integer=True)
+    caption = [
+        f"n = {elements.count_label(finished)}.",
+        f"Above chance: p < {task_analysis.P_VALUE:g} in an exact binomial test. Solved: also at least",
+        f"{task_analysis.MASTERY_FRACTION:.0%} of the way from chance to 1.",
+    ]
+    return style.finish_figure(figure, axes, [*caption, elements.budget_note(selection)], theme)
+
+
+def task_curves(rows, x=records.N_PARAMS, theme=scaling.LIGHT) -> Figure:
+    """Plot the accuracy in percent against size, one small panel per task. Dotted: chance."""
+    selection = records.largest_token_budget(rows, x)
+    tasks = task_analysis.task_names(selection.rows)
+    figure, panels = style.new_panels("Accuracy by task", len(tasks), theme)
+    finished = []
+    for axes, task in zip(panels, tasks, strict=False):
+        y = records.task_column(task)
+        shown = elements.draw_means(axes, selection.rows, x, y, theme, scale=100, label_offset=None)
+        finished = shown or finished
+        chance = {row[x]: 100 * row[records.task_column(task, "chance")] for row in finished}
+        axes.plot(list(chance), list(chance.values()), ":", color=theme["muted"], linewidth=1)
+        style.panel_title(axes, style.truncate_label(elements.task_name(task)), theme)
+        elements.set_scales(axes, x, y)
+        axes.set_ylim(-4, 104)
+    counts = {
+        metrics["n"]["value"]
+        for row in finished
+        for metrics in records.task_results(row).values()
+        if "accuracy" in metrics
+    }
+    caption = [
+        f"n = {elements.count_label(finished)}, {scaling._range(counts)} questions each. Accuracy in percent.",
+        f"Horizontal: {style.axis_label(x)}. Bars: one standard error. Dotted: chance.",
+    ]
+    return style.finish_figure(
+        figure, panels[0], [*caption, elements.budget_note(selection)], theme
+    )
+
+
+def emergence(rows, tasks, x=records.N_PARAMS, theme=scaling.LIGHT) -> Figure:
+    """Plot exact match beside p and p^k, to test if a jump comes from the metric.
+
+    p is the geometric mean of the token probability (dotted), k the number of tokens of an answer,
+    p^k is dashed. If the markers follow the dashed line, exact match jumps because p^k does, while
+    p is smooth (Schaeffer et al. 2023, arXiv:2304.15004). At most four tasks.
+    """
+    selection = records.largest_token_budget(rows, x)
+    figure, axes = style.new_figure(
+        "Emergence and the choice of metric", x, "Probability (%)", theme
+    )
+    finished, labels = [], []
+    for task, color in zip(tasks, style.categorical_colors(theme), strict=False):
+        finished = records.finished_with(selection.rows, x, records.task_column(task, "exact"))
+        scaling._emergence_task(axes, finished, task, x, color, theme)
+        for row in finished[-1:]:
+            task_result = records.task_results(row)[task]
+            text = f"{elements.task_name(task)} (k = {task_result['tokens']['value']:.3g})"
+            labels.append((text, row[x], 100 * task_result["exact"]["value"]))
+    elements.set_scales(axes, x, "tasks", right=0.5)
+    axes.set_ylim(-3, 118)  # space for several labels at 100%
+    axes.set_yticks(range(0, 101, 20))
+    elements.label_line_ends(axes, labels, theme)
+    caption = [
+        f"n = {elements.count_label(finished)}. Dotted: probability p of a token (geometric mean).",
+        "Dashed: p^k. Markers: exact match with one standard error.",
+    ]
+    return style.finish_figure(figure, axes, [*caption, elements.budget_note(selection)], theme)
+
+
+def accuracy_vs_loss(rows, curves, x=records.LOSS, theme=style.LIGHT) -> Figure:
+    """Plot the accuracy in percent against the loss, which falls to the right, a panel per task.
+
+    curves: result of task_analysis.accuracy_curves. Tasks that no run has above chance are left out. Open markers
+    are runs on fewer tokens than others of their size. If they are on the curve of the filled
+    markers, the accuracy depends on the loss and not on the size.
+    """
+    all_tasks = task_analysis.task_names(rows)
+    tasks = [t for t in all_tasks if any(task_analysis.is_above_chance(row, t) for row in rows)]
+    figure, panels = style.new_panels("Accuracy against held-out loss", len(tasks), theme)
+    colors = style.size_colors(rows, theme)
+    full_budget = {row["name"] for row in records.largest_token_budget(rows).rows}
+    for axes, task in zip(panels, tasks, strict=False):
+        finished = records.finished_with(rows, x, records.task_column(task))
+        fit, _ = curves.get(task, (None, ""))
+        if fit is not None:
+            grid = np.linspace(finished[0][x], finished[-1][x], 60)
+            curve = fit.predict(grid, level=elements.LEVEL, noise=False)
+            lo, hi = 100 * curve.lo, 100 * curve.hi
+            axes.plot(grid, 100 * curve.value, color=theme["ink"], linewidth=1.1, zorder=2)
+            axes.fill_between(grid, lo, hi, color=theme["band"], linewidth=0)
+        for row in finished:
+            accuracy = records.task_result(row, task)
+            assert accuracy  # finished_with selects runs that have it
+            value, error = 100 * accuracy["value"], 100 * accuracy["se"]
+            tip = (
+                f"{elements.short_run_name(row)}: loss {style.format_number(row[x])}, {value:.0f}%"
+            )
+            kind = "filled" if row["name"] in full_budget else "open"
+            elements.draw_point(
+                axes, (row[x], value), colors[row["name"]], theme, tip, error, kind=kind
+            )
+        chance = 100 * max(records.task_value(row, task, "chance") for row in finished)
+        axes.axhline(chance, linestyle=":", color=theme["muted"], linewidth=1)
+        style.panel_title(axes, style.truncate_label(elements.task_name(task)), theme)
+        axes.locator_params(axis="x", nbins=4)
+        axes.set_ylim(-4, 104)
+        axes.invert_xaxis()
+    n_runs = elements.count_label(records.finished_with(rows, x, x))
+    caption = [
+        f"n = {n_runs}. Accuracy in percent. Horizontal: {style.axis_label(x)}.",
+        "Line and band: a sigmoid with its 95% interval. Dotted: chance. Bars: one standard error.",
+        f"Open: fewer tokens. {len(all_tasks) - len(tasks)} tasks that no run has above chance are"
+        " left out.",
+    ]
+    return style.finish_figure(figure, panels[0], caption, theme)
+
+
+def predicted_accuracy(predictions, target=None, theme=style.LIGHT) -> Figure:
+    """Plot the predicted and the measured accuracy of one run in percent, one line per task.
+
+    predictions: result of task_analysis.predict_task_accuracy. Tasks without a prediction are left out. target: the
+    row of the run, or None.
+    """
+    figure, axes = style.new_figure("Predicted task accuracy", "Accuracy (%)", "", theme)
+    predicted = {task: p for task, p in predictions.items() if "value" in p}
+    bar = {"linewidth": 9, "solid_capstyle": "butt", "color": theme["soft"], "zorder": 1}
+    stroke = {"color": theme["accent"], "markersize": 11, "markeredgewidth": 1.8}
+    for y, (task, prediction) in enumerate(reversed(predicted.items())):
+        value, lo, hi = (100 * prediction[key] for key in ("value", "lo", "hi"))
+        name = elements.task_name(task)
+        axes.plot(
+            [lo, hi], [y, y], gid=f"tip:{name}: predicted {value:.0f}% [{lo:.0f}, {hi:.0f}]", **bar
+        )
+        axes.plot([value], [y], "|", **stroke)
+        measured = records.task_result(target or {}, task)
+        if measured and np.isfinite(measured["value"]):
+            accuracy, error = 100 * measured["value"], 100 * measured["se"]
+            tip = f"{name}: measured {accuracy:.0f}%"
+            elements.draw_point(
+                axes, (accuracy, y), theme["ink"], theme, tip, xerr=error, kind="diamond"
+            )
+    names = [style.truncate_label(elements.task_name(task)) for task in reversed(predicted)]
+    axes.set_yticks(range(len(predicted)), names, parse_math=False)
+    axes.set_ylim(-0.6, max(len(predicted), 1) - 0.4)
+    axes.set_xlim(-3, 103)
+    axes.grid(axis="y", visible=False)
+    name = elements.short_run_name(target) if target else "The target is not measured"
+    caption = [
+        f"{name}: n = {len(predicted)} tasks of {len(predictions)}; no law fits the others.",
+        "Bar: 95% interval of one measurement. Stroke: predicted value. Diamond: measured value",
+        "with one standard error.",
+    ]
+    return style.finish_figure(figure, axes, caption, theme)

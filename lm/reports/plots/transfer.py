@@ -1,0 +1,274 @@
+"""Figures of fine-tuning: transfer, forgetting, task quality and compute saved.
+
+    transfer.finetuned_vs_scratch(records.load_runs("runs/transfer"))
+    transfer.task_quality_vs_data(transfer_analysis.task_quality(records.load_runs("runs/specialists")))
+
+A model size has one color. Filled markers on solid lines are runs that started from pre-trained
+weights.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from lm.reports import transfer_analysis
+from lm.reports.plots import elements, style
+from lm.runs import records
+
+LIGHT = style.LIGHT
+# Training method (see transfer_analysis.task_quality) -> line style, marker.
+WAYS = {"alone": "--", "tuned": "-", "alone, same FLOPs": "None"}
+KINDS: dict[str, elements.Kind] = {
+    "alone": "open",
+    "tuned": "filled",
+    "alone, same FLOPs": "diamond",
+}
+
+
+def finetuned_vs_scratch(rows, x="unique_tokens", y=records.LOSS, theme=LIGHT) -> Figure:
+    """Plot, on log axes, the held-out loss against the task's own data, one color per size.
+
+    Fine-tuned runs (with start.run) are solid, runs from scratch dashed. Sizes and data amounts
+    without both kinds of runs are left out.
+    """
+    figure, axes = style.new_figure("Fine-tuned and from scratch", "Tokens of the task", y, theme)
+    paired = {
+        (pair["size"], pair["tokens"]) for pair in transfer_analysis.finetune_pairs(rows, x, y)
+    }
+    finished = [
+        row
+        for row in records.finished_with(rows, x, y)
+        if (row.get(records.N_PARAMS), row[x]) in paired
+    ]
+    colors, labels = style.size_colors(rows, theme), []
+    for size in sorted({row[records.N_PARAMS] for row in finished}):
+        same_size = [row for row in finished if row[records.N_PARAMS] == size]
+        for is_tuned in (False, True):
+            line, kind = ("-", "filled") if is_tuned else ("--", "open")
+            runs = [row for row in same_size if transfer_analysis.is_finetuned(row) == is_tuned]
+            color = colors[runs[0]["name"]]
+            xs, ys = [row[x] for row in runs], [row[y] for row in runs]
+            axes.plot(xs, ys, line, color=color, linewidth=1.2)
+            for row in runs:
+                tip = f"{elements.short_run_name(row)}: {style.format_number(row[y])}"
+                error = records.standard_error(row, y)
+                elements.draw_point(axes, (row[x], row[y]), color, theme, tip, error, kind=kind)
+            if is_tuned:
+                labels.append((style.format_si(size), xs[-1], ys[-1]))
+    if finished:
+        axes.set(xscale="log", yscale="log", xlim=(None, 1.5 * max(row[x] for row in finished)))
+        style.log_x(axes, style.format_si)
+        style.log_y(axes)
+    elements.label_line_ends(axes, labels, theme)
+    caption = [
+        f"n = {elements.count_label(finished)}. Filled, solid: from pre-trained weights.",
+        "Open, dashed: from scratch. Bars: one standard error.",
+    ]
+    return style.finish_figure(figure, axes, caption, theme)
+
+
+def forgetting_vs_size(rows, theme=LIGHT) -> Figure:
+    """Plot the held-out loss on pre-training text before (dotted) and after fine-tuning.
+
+    The horizontal axis is the number of task tokens, or the size if all runs have the same number.
+    """
+    points = transfer_analysis.forgetting(rows)
+    is_by_size = len({point["tokens"] for point in points}) < 2
+    x = "size" if is_by_size else "tokens"
+    label = records.N_PARAMS if is_by_size else "Tokens of the task"
+    source = ", ".join(sorted({point["source"] for point in points}))
+    title = f"Forgetting by fine-tuning: {source}" if source else "Forgetting by fine-tuning"
+    figure, axes = style.new_figure(title, label, records.LOSS, theme)
+    labels = []
+    for size, color in _size_colors(points, theme).items():
+        same_size = sorted((p for p in points if p["size"] == size), key=lambda p: p[x])
+        _draw_forgetting(axes, same_size, x, color, theme, has_marks_before=is_by_size)
+        labels += [(style.format_si(size), p[x], p["after"]) for p in same_size[-1:]]
+    if points:
+        axes.set(xscale="log", yscale="log", xlim=(None, 1.5 * max(p[x] for p in points)))
+        style.log_x(axes, style.format_si)
+        style.log_y(axes)
+    elements.label_line_ends(axes, labels, theme)
+    before = "Open" if is_by_size else "Dotted"
+    caption = [
+        f"n = {len(points)} fine-tuned runs. {before}: before fine-tuning.",
+        "Filled: after, on the same held-out text. Bars: one standard error.",
+    ]
+    return style.finish_figure(figure, axes, caption, theme)
+
+
+def _draw_forgetting(axes, points, x, color, theme, has_marks_before) -> None:
+    xs = [point[x] for point in points]
+    before, after = ([point[key] for point in points] for key in ("before", "after"))
+    axes.plot(xs, before, color=color, linewidth=1.2, linestyle=":")
+    axes.plot(xs, after, color=color, linewidth=1.2)
+    for p in points:
+        tip = f"{style.format_si(p['size'])}: {p['before']:.3f} before, {p['after']:.3f} after"
+        elements.draw_point(axes, (p[x], p["after"]), color, theme, tip, p["after_se"])
+        if has_marks_before:
+            elements.draw_point(
+                axes, (p[x], p["before"]), color, theme, tip, p["before_se"], kind="open"
+            )
+
+
+def task_quality_vs_data(points, y="Bits per byte of the answer", theme=LIGHT) -> Figure:
+    """Plot the quality against the number of task examples, a panel per task, a color per size.
+
+    points: result of transfer_analysis.task_quality. Solid, filled: fine-tuned on the task. Dashed, open: trained
+    from scratch for the same number of steps. Diamond: from scratch, with the FLOPs of pre-training
+    and fine-tuning together. Dotted: the pre-trained model with a prompt without examples.
+    """
+    tasks = list(dict.fromkeys(point["task"] for point in points))
+    figure, panels = style.new_panels("Quality against task examples", len(tasks), theme, columns=3)
+    colors = _size_colors(points, theme)
+    for axes, task in zip(panels, tasks, strict=False):
+        task_points, labels = [p for p in points if p["task"] == task], []
+        for size, color in colors.items():
+            same_size = [p for p in task_points if p["size"] == size]
+            labels += _draw_qualities(axes, same_size, color, theme)
+        axes.set_ylim(axes.get_ylim())  # the prompted model may be far above the other values
+        for point in task_points:
+            if point["way"] == "prompted, 0 shots":
+                line = {"color": colors[point["size"]], "linewidth": 1, "linestyle": ":"}
+                axes.axhline(point["value"], **line)
+        style.panel_title(axes, task, theme)
+        axes.set(xscale="log", xlim=(None, 4 * max((x for _, x, _ in labels), default=1)))
+        style.log_x(axes, style.format_si)
+        elements.label_line_ends(axes, labels, theme)
+    n_models = len({(p["size"], p["task"], p["way"], p["examples"]) for p in points})
+    caption = [
+        f"n = {n_models} models and tasks. {y} against the number of training examples.",
+        "Filled, solid: from pre-trained weights. Open, dashed: from scratch, same steps.",
+        "Diamond: from scratch, FLOPs of pre-training and fine-tuning. Dotted: pre-trained model,",
+        "prompted, if in range. Bars: one standard error.",
+    ]
+    return style.finish_figure(figure, panels[0], caption, theme)
+
+
+def _draw_qualities(axes, points, color, theme) -> list[tuple[str, float, float]]:
+    """Draw one line per training method. Return the label of the fine-tuned line."""
+    labels = []
+    for way, line in WAYS.items():
+        curve = sorted((p for p in points if p["way"] == way), key=lambda p: p["examples"])
+        xs, ys = [p["examples"] for p in curve], [p["value"] for p in curve]
+        axes.plot(xs, ys, line, color=color, linewidth=1.2)
+        kind = KINDS[way]
+        for p in curve:
+            tip = f"{style.format_si(p['size'])} {way}: {p['value']:.2f} ± {p['se']:.2f}"
+            elements.draw_point(
+                axes, (p["examples"], p["value"]), color, theme, tip, p["se"], kind=kind
+            )
+        if way == "tuned" and curve:
+            labels.append((style.format_si(curve[0]["size"]), xs[-1], ys[-1]))
+    return labels
+
+
+def compute_saved_vs_size(points, theme=LIGHT) -> Figure:
+    """Plot, by size, the FLOPs from scratch relative to fine-tuning for an equally good model.
+
+    points: result of transfer_analysis.compute_saved. Open markers are lower bounds: no run from scratch was as good.
+    """
+    label = "FLOPs from scratch / FLOPs of fine-tuning"
+    figure, axes = style.new_figure("Compute saved by fine-tuning", records.N_PARAMS, label, theme)
+    tasks = list(dict.fromkeys(point["task"] for point in points))
+    labels = []
+    for task, color in zip(
+        tasks, style.categorical_colors(theme, max(len(tasks), 2)), strict=False
+    ):
+        curve = sorted((p for p in points if p["task"] == task), key=lambda p: p["size"])
+        sizes, ratios = [p["size"] for p in curve], [p["saved"] for p in curve]
+        axes.plot(sizes, ratios, color=color, linewidth=1)
+        for p in curve:
+            bound = "" if p["reached"] else "more than "
+            tip = f"{task}, {style.format_si(p['size'])}: {bound}{p['saved']:.1f} times"
+            kind = "filled" if p["reached"] else "open"
+            elements.draw_point(axes, (p["size"], p["saved"]), color, theme, tip, kind=kind)
+        labels.append((task, sizes[-1], ratios[-1]))
+    axes.axhline(1, color=theme["muted"], linewidth=1, linestyle=":")
+    axes.set_yscale("log")
+    if points:
+        elements.set_scales(axes, records.N_PARAMS, "saved", right=0.6)
+        style.log_y(axes)
+    elements.label_line_ends(axes, labels, theme)
+    caption = [
+        f"n = {len(points)} fine-tuned runs. FLOPs until a run from scratch has the best held-out",
+        "loss of the fine-tuned run, without pre-training. Open: lower bound, loss not reached.",
+    ]
+    return style.finish_figure(figure, axes, caption, theme)
+
+
+def unseen_task_accuracy(points, theme=LIGHT) -> Figure:
+    """Plot the accuracy of each group of tasks against size, a line per number of tuned clusters.
+
+    points: result of transfer_analysis.mean_accuracy. The line of 0 clusters is the model before fine-tuning.
+    """
+    groups = list(dict.fromkeys(point["group"] for point in points))
+    figure, panels = style.new_panels("Tuned and unseen tasks", len(groups), theme, columns=3)
+    numbers = sorted({point["n_clusters"] for point in points})
+    colors = dict(zip(numbers, [theme["muted"], *style.categorical_colors(theme)], strict=False))
+    for axes, group in zip(panels, groups, strict=False):
+        labels = []
+        for n in numbers:
+            curve = [p for p in points if (p["group"], p["n_clusters"]) == (group, n)]
+            color = colors.get(n, theme["ink"])
+            sizes, accuracies = [p["size"] for p in curve], [100 * p["value"] for p in curve]
+            axes.plot(sizes, accuracies, "-" if n else ":", color=color, linewidth=1.2)
+            for p, accuracy in zip(curve, accuracies, strict=True):
+                tip = f"{n} clusters, {style.format_si(p['size'])}: {accuracy:.0f}%"
+                elements.draw_point(axes, (p["size"], accuracy), color, theme, tip, 100 * p["se"])
+            text = f"{n} cluster{'s' if n > 1 else ''}" if n else "before"
+            labels += [(text, p["size"], 100 * p["value"]) for p in curve[-1:]]
+        style.panel_title(axes, group, theme)
+        elements.set_scales(axes, records.N_PARAMS, "tasks", right=0.3)
+        axes.set_ylim(-14, 112)
+        elements.label_line_ends(axes, labels, theme)
+    n_runs = sum({(p["size"], p["n_clusters"]): p["n_runs"] for p in points}.values())
+    caption = [
+        f"n = {n_runs} runs. Accuracy in percent against parameters without embeddings.",
+        "Bars: one standard error.",
+    ]
+    return style.finish_figure(figure, panels[0], caption, theme)
+
+
+def left_out_clusters(points, theme=LIGHT) -> Figure:
+    """Plot the accuracy on task clusters that were left out of fine-tuning, or not, by size.
+
+    points: result of transfer_analysis.leave_one_cluster_out. Small markers are clusters. Large markers are their means with
+    one standard error over clusters.
+    """
+    figure, axes = style.new_figure(
+        "Each cluster left out in turn", records.N_PARAMS, "Accuracy (%)", theme
+    )
+    labels = []
+    sizes = sorted({point["size"] for point in points})
+    lines = (("with", "tuned on", theme["ink"]), ("without", "left out", theme["accent"]))
+    for key, text, color in lines:
+        means = []
+        for size in sizes:
+            values = 100 * np.array([p[key] for p in points if p["size"] == size])
+            axes.plot([size] * len(values), values, "o", color=color, alpha=0.35, markersize=4)
+            mean = values.mean()
+            error = values.std(ddof=min(1, len(values) - 1)) / len(values) ** 0.5
+            tip = f"{text}, {style.format_si(size)}: {mean:.0f}% ± {error:.0f}"
+            elements.draw_point(axes, (size, mean), color, theme, tip, error)
+            means.append(mean)
+        axes.plot(sizes, means, "-", color=color, linewidth=1.2)
+        if sizes:
+            labels.append((text, sizes[-1], means[-1]))
+    if points:
+        elements.set_scales(axes, records.N_PARAMS, "tasks", right=0.3)
+    axes.set_ylim(-4, 106)
+    elements.label_line_ends(axes, labels, theme)
+    caption = [
+        f"n = {len(points)} runs, each without one cluster. Small: a cluster. Large: the mean",
+        "of the clusters with its standard error.",
+    ]
+    return style.finish_figure(figure, axes, caption, theme)
+
+
+def _size_colors(points: Sequence[dict], theme) -> dict[float, str]:
+    """Return {size: color}, sorted by size."""
+    rows = [{"name": str(p["size"]), records.N_PARAMS: p["size"]} for p in points]
+    colors = style.size_colors(rows, theme)
+    return {size: colors[str(size)] for size in sorted({p["size"] for p in points})}

@@ -1,0 +1,271 @@
+"""Summary of a sweep: runs, fitted laws, prediction, headline and table columns.
+
+sweep = summary.load_summary("runs/quickstart")
+state, text = summary.headline(sweep)
+lines = summary.summary_table(sweep.rows, sweep.prediction)     # the final table of a sweep, as text
+"""
+
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lm.laws import estimation
+from lm.laws.forms import isoflop, power_laws
+from lm.reports.plots import elements, style
+from lm.runs import filesystem, records
+
+
+@dataclass
+class SweepSummary:
+    """Records and fits of a sweep."""
+
+    path: Path
+    rows: list[dict]  # one per run that has started
+    missing: list[str]  # names of the runs that have not started
+    facts: dict  # sweep.json
+    prediction: dict | None  # prediction.json, None if it contains no prediction
+    refused: str  # reason for a missing prediction
+    plan: list[dict]  # plan.json
+    fit: Any  # law of the runs of the prediction, else of the largest token budget, or None
+    refusal: str  # reason for a missing fit
+    laws: dict[str, tuple[Any, str]]  # see laws_of
+
+    @functools.cached_property
+    def finished(self) -> list[dict]:
+        """Finished runs with a size and a held-out loss, sorted by size."""
+        return records.finished_with(self.rows, records.N_PARAMS, records.LOSS)
+
+    @functools.cached_property
+    def without_trunks(self) -> list[dict]:
+        """All runs except trunk runs."""
+        return records.without_trunks(self.rows)
+
+    @functools.cached_property
+    def metrics(self) -> dict[str, list[dict]]:
+        """Log steps of each run, by its name."""
+        return {row["name"]: records.load_metrics(row["dir"]) for row in self.rows}
+
+    @property
+    def target(self) -> dict | None:
+        """Row of the predicted run, None before it has started."""
+        return next((row for row in self.rows if elements.is_target(row, self.prediction)), None)
+
+    @property
+    def measured(self) -> float | None:
+        """Result of the predicted run, None before it is done."""
+        row = self.target or {}
+        value = row.get(self.prediction["y"]) if self.prediction else None
+        return value if row.get("status") == "done" and records.is_finite(value) else None
+
+
+def load_summary(sweep_dir) -> SweepSummary:
+    """Load a sweep and fit its laws.
+
+    Raises ValueError if the directory contains neither runs nor sweep.json.
+    """
+    path = filesystem.open_path(sweep_dir)
+    facts, plan, prediction = (
+        records.read_json(path / name) if (path / name).exists() else {}
+        for name in ("sweep.json", "plan.json", "prediction.json")
+    )
+    rows = [with_current_cost(row) for row in records.load_runs(path)]
+    if not rows and not facts:
+        raise ValueError(f"{path} holds no runs. Pass the directory of a sweep: runs/quickstart")
+    started = {row["name"] for row in rows}
+    fit, refusal = _prediction_law(rows, prediction)
+    return SweepSummary(
+        path=path,
+        rows=rows,
+        missing=[name for name in facts.get("runs", ()) if name not in started],
+        facts=facts,
+        prediction=prediction if "value" in prediction else None,
+        refused=prediction.get("refused", ""),
+        plan=plan.get("runs", []),
+        fit=fit,
+        refusal=refusal,
+        laws=fit_all_laws(records.without_trunks(rows)),
+    )
+
+
+def _prediction_law(rows, prediction: Mapping) -> tuple[Any, str]:
+    """Fit the law of the runs that the prediction used, or of the largest token budget."""
+    columns = {key: prediction[key] for key in ("x", "y")} if prediction else {}
+    selected = records.largest_token_budget(rows).rows
+    names = prediction.get("runs") or [row["name"] for row in selected if not row.get("predict")]
+    # Unfinished runs are passed too: the fit lists them with the reason of their exclusion.
+    runs = [row for row in rows if row["name"] in names or row["status"] != "done"]
+    return fit_law(runs, **columns)
+
+
+def with_current_cost(row: dict) -> dict:
+    """Return a row with the current cost of its run: tokens, FLOPs and seconds.
+
+    Before the end of a run, facts.json contains the planned cost.
+    """
+    if row["status"] == "done":
+        return row
+    last = (records.load_metrics(row["dir"]) or [{}])[-1]
+    costs = {key: last.get(key, 0) for key in (records.TOKENS, records.FLOPS, "seconds")}
+    return row | costs
+
+
+def incremental_flops(row: dict) -> float:
+    """Return the FLOPs of a run without those of the trunk run that it branched from."""
+    shared = row.get("parent.flops", 0) if row.get("start.keep") == "state" else 0
+    return max((row.get(records.FLOPS) or 0) - (shared or 0), 0)
+
+
+def fit_all_laws(rows) -> dict[str, tuple[Any, str]]:
+    """Fit every law that a sweep may determine. Return {name: (fit, "") or (None, reason)}."""
+    joint, refusal = estimation.try_fit(power_laws.chinchilla, rows)
+    if joint and joint.max_off_line_factor is not None:
+        joint, refusal = None, "the runs lie on one line of N and D: vary the tokens of a size"
+    finished = records.finished_with(rows, records.N_PARAMS, records.TOKENS)
+    budgets = {f"{row[records.TOKENS]:.2g}" for row in finished}
+    if joint and len(budgets) < 3:
+        joint = None
+        refusal = f"{len(budgets)} token budgets do not determine E, B and beta: use at least three"
+    return {
+        "compute": fit_law(rows, x=records.FLOPS),
+        "size and tokens": (joint, refusal),
+        "isoFLOP": estimation.try_fit(isoflop.isoflop, rows),
+    }
+
+
+def fit_law(rows, x=records.N_PARAMS, y=records.LOSS) -> tuple[Any, str]:
+    """Fit a power law of one input. Return (fit, "") or (None, reason)."""
+    return estimation.try_fit(power_laws.power, rows, x=x, y=y)
+
+
+def headline(sweep: SweepSummary) -> tuple[str, str]:
+    """Return the state of the prediction ("held", "missed" or "open") and its explanation."""
+    prediction, measured = sweep.prediction, sweep.measured
+    if not prediction:
+        n_done = sum(row["status"] == "done" for row in sweep.rows)
+        reason = sweep.refused or sweep.refusal
+        text = f"{n_done} of {len(sweep.rows) + len(sweep.missing)} runs are done. No prediction"
+        return "open", f"{text} was stored: {reason}." if reason else f"{text} was stored."
+    value, lo, hi = elements.predicted_interval(prediction)
+    text = (
+        f"The law of {len(prediction['runs'])} other runs predicted {style.format_number(value)} "
+        f"[{style.format_number(lo)}, {style.format_number(hi)}] for {prediction['target']} before it started. "
+    )
+    if measured is None:
+        status = sweep.target["status"] if sweep.target else "not started"
+        return "open", f"{text}The run has no result yet: {status}."
+    error = records.standard_error(sweep.target or {}, prediction["y"])
+    text += f"The result is {style.format_number(measured)} ± {error:.2g}, "
+    text += f"{relative_error(measured, value)} the prediction"
+    if not (records.is_finite(lo) and records.is_finite(hi)):
+        return "open", f"{text}. The prediction has no interval."
+    is_inside = lo <= measured <= hi
+    verdict = "✓ inside" if is_inside else "✗ outside"
+    text += f": {verdict} its own {prediction['level']:.0%} interval."
+    return "held" if is_inside else "missed", text
+
+
+def relative_error(measured: float, value: float) -> str:
+    """Format the relative deviation from a prediction: 0.49% below."""
+    return f"{100 * abs(measured / value - 1):.2f}% {'above' if measured > value else 'below'}"
+
+
+class Measurement(NamedTuple):
+    """A result with its standard error."""
+
+    value: float
+    standard_error: float
+
+
+@dataclass(frozen=True)
+class Column:
+    """A table column of runs: how to read the value from a row, and how to format it."""
+
+    title: str
+    value: Callable[[Mapping], Any]  # None if the row has no value
+    format: Callable[[Any], str] = str
+    sort_key: Callable[[Mapping], Any] | None = None  # the value if None
+
+    def text(self, row: Mapping) -> str:
+        """Return the formatted value of a row, "" if it has none."""
+        value = self.value(row)
+        return "" if value is None else self.format(value)
+
+
+def plain_column(title: str, key: str, format: Callable[[Any], str]) -> Column:
+    """Return a column of plain numbers."""
+    return Column(title, lambda row: row[key] if records.is_finite(row.get(key)) else None, format)
+
+
+def measured_column(title: str, key: str, scale=1, digits=4) -> Column:
+    """Return a column of results with their standard errors, multiplied by `scale`."""
+
+    def read(row: Mapping) -> Measurement | None:
+        """Return the scaled result of a row, None if it has none."""
+        if not records.is_finite(row.get(key)):
+            return None
+        return Measurement(scale * row[key], scale * records.standard_error(row, key))
+
+    return Column(title, read, lambda result: format_measurement(result, digits))
+
+
+def format_measurement(result: Measurement, digits=4) -> str:
+    """Format a result with its standard error, if it has one: 2.345 ± 0.006."""
+    text = f"{result.value:#.{digits}g}"
+    n_decimals = len(text.partition(".")[2])
+    return f"{text} ± {result.standard_error:.{n_decimals}f}" if result.standard_error else text
+
+
+def summary_table(rows, prediction=None) -> list[dict[str, str]]:
+    """Return the final table of a sweep: one dict of text per run, all with the same columns."""
+    lines = []
+    for row in rows:
+        line = {column.title: column.text(row) for column in RUN_COLUMNS[:N_SHORT]}
+        if prediction and "value" in prediction:
+            value, lo, hi = elements.predicted_interval(prediction)
+            text = f"{style.format_number(value)} [{style.format_number(lo)}, {style.format_number(hi)}]"
+            line["predicted loss"] = text if elements.is_target(row, prediction) else ""
+        lines.append(line)
+    return lines
+
+
+def run_columns(rows) -> list[Column]:
+    """Return the columns, with one for the loss of each source, that any of these runs fills."""
+    sources = elements.source_names(elements.source_columns(rows))
+    losses = [measured_column(f"loss on {name}", column) for column, name in sources.items()]
+    return [c for c in [*RUN_COLUMNS, *losses] if any(c.text(row) for row in rows)]
+
+
+def format_duration(seconds: float) -> str:
+    """Format a duration with its two largest units: 95 -> 1 min 35 s."""
+    for size, unit, part, smaller in UNITS:
+        if seconds >= size:
+            return f"{seconds // size:.0f} {unit} {seconds % size // part:.0f} {smaller}"
+    return f"{seconds:.3g} s"
+
+
+UNITS = ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s"))
+RUN_COLUMNS = (
+    Column("run", elements.short_run_name, sort_key=lambda row: row.get(records.N_PARAMS, 0)),
+    Column("status", lambda row: row["status"]),
+    plain_column("parameters", "params.total", "{:,}".format),
+    plain_column("without embeddings", records.N_PARAMS, "{:,}".format),
+    plain_column("tokens", records.TOKENS, style.format_si),
+    measured_column("loss", records.LOSS),
+    measured_column("bits per byte", "eval.bits_per_byte"),
+    measured_column("words completed (%)", "eval.completion", 100, 3),
+    plain_column("FLOPs", records.FLOPS, style.power_of_ten),
+    plain_column("time", "seconds", format_duration),
+    plain_column("width", "model.d_model", str),
+    plain_column("depth", "model.n_layers", str),
+    plain_column("learning rate", "optim.lr", "{:.3g}".format),
+    plain_column("batch", "data.batch_size", str),
+)
+N_SHORT = 8  # columns in the final table of a sweep
+# Cost of a run, in a plan and as measured.
+COSTS = (
+    plain_column("tokens", records.TOKENS, style.format_si),
+    plain_column("FLOPs", records.FLOPS, style.power_of_ten),
+    plain_column("time", "seconds", format_duration),
+)

@@ -1,0 +1,268 @@
+"""Analysis of transfer: fine-tuned against from scratch, tuned against unseen tasks, forgetting.
+
+    for pair in pairs(rows): print(pair["tokens"], pair["gain"], pair["gain_se"])
+    abilities(rows, groups)  # a dict per size, number of tuned clusters and group of tasks
+    left_out(rows)         # a dict per run that was tuned without a cluster of tasks
+    forgotten(rows)        # a dict per fine-tuned run and source: loss on the parent's text
+    qualities(rows)        # a dict per model and task: training method, examples, bits per byte
+    saved(rows, evals)     # a dict per size and task: compute saved by fine-tuning
+
+Rows are those of records.load_runs. A run with start.run is fine-tuned.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from lm.laws import run_table
+from lm.reports import task_analysis
+from lm.runs import records
+
+
+def is_finetuned(row: Mapping) -> bool:
+    """Return True if a run started from the weights of another run."""
+    return bool(row.get("start.run"))
+
+
+def n_clusters(row: Mapping) -> int:
+    """Return the number of tasks in the sources of a fine-tuned run, 0 for other runs."""
+    return len(_tuned_tasks(row)) if is_finetuned(row) else 0
+
+
+def learned(row: Mapping) -> list[str]:
+    """Return the sources with a positive weight in the training data of a run."""
+    return [source for source, weight in row["data.sources"].items() if weight]
+
+
+def task_base_name(task: str) -> str:
+    """Return the base name of a task: file:my/sst2?n=100 and file:sst2 -> sst2."""
+    return task.partition("?")[0].rpartition("/")[2].removeprefix("file:")
+
+
+def finetune_pairs(
+    rows: Sequence[Mapping], x: str = "unique_tokens", y: str = records.LOSS
+) -> list[dict]:
+    """Return, for each size and data amount x, y from scratch, y fine-tuned and the difference.
+
+    Only sizes and amounts with both kinds of runs. "gain" is scratch - tuned, positive if
+    pre-training helped. "gain_se" adds the standard errors as if they were independent, which
+    overestimates the error for losses of the same held-out text. Values of several runs are means.
+    """
+    results = []
+    finished = [row for row in rows if row["status"] == "done"]
+    for size, tokens in sorted({(row[records.N_PARAMS], row[x]) for row in finished}):
+        runs = [row for row in finished if (row[records.N_PARAMS], row[x]) == (size, tokens)]
+        scratch_runs = [row for row in runs if not is_finetuned(row)]
+        tuned_runs = [row for row in runs if is_finetuned(row)]
+        if scratch_runs and tuned_runs:
+            scratch, scratch_se = _mean(scratch_runs, y)
+            tuned, tuned_se = _mean(tuned_runs, y)
+            pair = {"size": size, "tokens": tokens, "scratch": scratch, "tuned": tuned}
+            gain_se = float(np.hypot(scratch_se, tuned_se))
+            results.append(pair | {"gain": scratch - tuned, "gain_se": gain_se})
+    return results
+
+
+def mean_accuracy(
+    rows: Sequence[Mapping], groups: Mapping[str, Sequence[str]], metric: str = "accuracy"
+) -> list[dict]:
+    """Return the mean of a metric over each group of tasks, by size and number of tuned clusters.
+
+    {"size", "n_clusters", "group", "value", "se", "n_runs"}. Tasks without a result are skipped.
+    "se" contains the sampling error of the questions and the variance between seeds.
+    """
+    points = []
+    finished = [row for row in rows if row["status"] == "done"]
+    for size, n in sorted({(row[records.N_PARAMS], n_clusters(row)) for row in finished}):
+        runs = [r for r in finished if (r[records.N_PARAMS], n_clusters(r)) == (size, n)]
+        for group, tasks in groups.items():
+            means = [_over_tasks(row, tasks, metric) for row in runs]
+            means = [mean for mean in means if mean]
+            if not means:
+                continue
+            values, errors = np.array(means).T
+            variance = values.var(ddof=1) if len(values) > 1 else 0.0
+            se = float(np.sqrt(((errors**2).mean() + variance) / len(values)))
+            point = {"size": size, "n_clusters": n, "group": group}
+            points.append(point | {"value": float(values.mean()), "se": se, "n_runs": len(values)})
+    return points
+
+
+def leave_one_cluster_out(rows: Sequence[Mapping], metric: str = "accuracy") -> list[dict]:
+    """Return, for each run that was tuned without a cluster of tasks, its gap to tuning with it.
+
+    {"size", "cluster" (the tasks), "without", "with" (mean over the runs of the same size and
+    parent that were tuned on most tasks), "gap" (with - without)}. Numbers have a NAME_se.
+    """
+    points = []
+    tuned = [row for row in rows if row["status"] == "done" and is_finetuned(row)]
+    for row in tuned:
+        key = row[records.N_PARAMS], row["start.run"]
+        siblings = [r for r in tuned if (r[records.N_PARAMS], r["start.run"]) == key]
+        most = max(map(n_clusters, siblings))
+        full = [r for r in siblings if n_clusters(r) == most]
+        unseen = {task for task in task_analysis.task_names([row]) if task not in _tuned_tasks(row)}
+        cluster = [task for task in unseen if task in _tuned_tasks(full[0])]
+        if unseen and len(cluster) == len(unseen):
+            points.append(_gap(row, full, sorted(cluster), metric))
+    return points
+
+
+def _gap(row: Mapping, full: Sequence[Mapping], cluster: list[str], metric: str) -> dict:
+    """Compare a run with the runs that were also tuned on the cluster."""
+    without, without_se = _mean_over_runs([row], cluster, metric)
+    with_cluster, with_se = _mean_over_runs(full, cluster, metric)
+    return {
+        "size": row[records.N_PARAMS],
+        "cluster": cluster,
+        "without": without,
+        "without_se": without_se,
+        "with": with_cluster,
+        "with_se": with_se,
+        "gap": with_cluster - without,
+        "gap_se": float(np.hypot(with_se, without_se)),
+    }
+
+
+def _mean_over_runs(runs: Sequence[Mapping], tasks: list[str], metric: str) -> tuple[float, float]:
+    means = [_over_tasks(run, tasks, metric) for run in runs]
+    values, errors = np.array([mean for mean in means if mean]).T
+    return float(values.mean()), float(np.sqrt((errors**2).sum())) / len(values)
+
+
+def forgetting(rows: Sequence[Mapping]) -> list[dict]:
+    """Return, for each fine-tuned run and source of its parent, the loss before and after tuning.
+
+    {"size", "source", "tokens" (unique tokens of fine-tuning), "before", "after"}, losses in nats
+    per token with a NAME_se, on the same held-out rows. Runs without their parent are skipped.
+    """
+    by_name, points = {row["name"]: row for row in rows}, []
+    for row in rows:
+        parent = by_name.get(row.get("start.run", ""))
+        if parent is None or row["status"] != "done":
+            continue
+        for source in learned(parent):
+            column = f"{records.LOSS}.{source}"
+            if column in row and column in parent:
+                points.append(
+                    {
+                        "size": row[records.N_PARAMS],
+                        "source": source,
+                        "tokens": row["unique_tokens"],
+                        "before": parent[column],
+                        "before_se": records.standard_error(parent, column),
+                        "after": row[column],
+                        "after_se": records.standard_error(row, column),
+                    }
+                )
+    return points
+
+
+def task_quality(rows: Sequence[Mapping], metric: str = "bits_per_byte") -> list[dict]:
+    """Return a metric of each model and task, with the training method.
+
+    {"size", "task", "way", "examples" (training conversations), "value", "se"}. way is "tuned"
+    (on this task), "tuned on all" (on several tasks), "alone" (from scratch), "alone, same FLOPs"
+    (from scratch, more steps than the tuned run on the same examples) or "prompted, K shots".
+    """
+    points = []
+    finished = [row for row in rows if row["status"] == "done"]
+    tuned_steps = {
+        (row[records.N_PARAMS], *learned(row)): row["steps"]
+        for row in finished
+        if is_finetuned(row)
+    }
+    for row in finished:
+        sources = learned(row)
+        counts = [row.get(f"rows.n_documents.{source}", 0) for source in sources]
+        for task in task_analysis.task_names([row]):
+            result = records.task_results(row)[task][metric]
+            points.append(
+                {
+                    "size": row[records.N_PARAMS],
+                    "task": task_base_name(task),
+                    "way": _training_method(row, task, tuned_steps),
+                    "examples": sum(run_table.to_number(count) for count in counts),
+                    "value": result["value"],
+                    "se": result["se"],
+                }
+            )
+    return points
+
+
+def _training_method(row: Mapping, task: str, tuned_steps: Mapping[tuple, int]) -> str:
+    sources = learned(row)
+    if is_finetuned(row):
+        return "tuned" if len(sources) == 1 else "tuned on all"
+    if row["data.score"] != "answers":
+        options = task.split("?")[-1].split("&")
+        shots = [o.removeprefix("shots=") for o in options if o.startswith("shots=")]
+        return f"prompted, {''.join(shots) or 0} shots"
+    is_longer = row["steps"] > tuned_steps.get((row[records.N_PARAMS], *sources), row["steps"])
+    return "alone, same FLOPs" if is_longer else "alone"
+
+
+def compute_saved(rows: Sequence[Mapping], evals: Mapping[str, Sequence[Mapping]]) -> list[dict]:
+    """Return the compute from scratch, relative to fine-tuning, for an equally good model.
+
+    A dict per size and task, at its largest number of examples: {"size", "task", "tuned" and
+    "alone" (FLOPs until the best held-out loss of the tuned run), "saved" (their ratio), "reached",
+    "pretraining" (FLOPs)}. If no run from scratch reaches the loss, "reached" is False, "alone" has
+    the FLOPs of the longest run, and "saved" is a lower bound. evals: evaluations by name of run.
+    """
+    points: dict[tuple, dict] = {}
+    finished = [row for row in rows if row["status"] == "done" and task_analysis.task_names([row])]
+    for row in sorted(finished, key=lambda row: row["unique_tokens"]):
+        key = row[records.N_PARAMS], learned(row)
+        siblings = [r for r in finished if (r[records.N_PARAMS], learned(r)) == key]
+        scratch_runs = [r for r in siblings if not is_finetuned(r)]
+        if is_finetuned(row) and scratch_runs:
+            longest = max(scratch_runs, key=lambda r: r["steps"])
+            point = _compute_saved(row, evals[row["name"]], evals[longest["name"]])
+            points[point["size"], point["task"]] = point
+    return list(points.values())
+
+
+def _compute_saved(row: Mapping, tuned_evals, scratch_evals) -> dict:
+    tuned = [(e["step"], e["loss"]) for e in tuned_evals if e["step"]]
+    scratch = [(e["step"], e["loss"]) for e in scratch_evals if e["step"]]
+    tuned_step, best_loss = min(tuned, key=lambda point: point[1])
+    equal_steps = [step for step, loss in scratch if loss <= best_loss]
+    scratch_step = min(equal_steps) if equal_steps else scratch[-1][0]
+    per_step = row["flops_per_token.full"] * row["data.batch_size"] * row["data.seq_len"]
+    tuned_flops, scratch_flops = tuned_step * per_step, scratch_step * per_step
+    return {
+        "size": row[records.N_PARAMS],
+        "task": task_base_name(task_analysis.task_names([row])[0]),
+        "tuned": tuned_flops,
+        "alone": scratch_flops,
+        "saved": scratch_flops / tuned_flops,
+        "reached": bool(equal_steps),
+        "pretraining": row.get("parent.flops", 0.0),
+    }
+
+
+def _tuned_tasks(row: Mapping) -> list[str]:
+    """Return the synthetic tasks in the sources of a run: tasks:copy+sort -> copy, sort."""
+    sources = [source for source in learned(row) if source.startswith("tasks:")]
+    return [task for source in sources for task in source.removeprefix("tasks:").split("+")]
+
+
+def _over_tasks(row: Mapping, tasks: Sequence[str], metric: str) -> tuple[float, float] | None:
+    """Return the mean of a metric over tasks and its standard error, None without results."""
+    results = [records.task_result(row, task, metric) for task in tasks]
+    values = [result["value"] for result in results if result]
+    errors = [result["se"] for result in results if result]
+    if not values:
+        return None
+    return float(np.mean(values)), float(np.sqrt(np.square(errors).sum()) / len(values))
+
+
+def _mean(rows: Sequence[Mapping], y: str) -> tuple[float, float]:
+    """Return the mean of a column and its standard error.
+
+    The error is the mean error of the runs divided by the square root of their number.
+    """
+    errors = [run_table.to_number(row.get(f"{y}_se", 0.0)) for row in rows]
+    mean = float(np.mean([run_table.to_number(row[y]) for row in rows]))
+    return mean, float(np.mean(errors)) / len(rows) ** 0.5

@@ -1,0 +1,204 @@
+"""Files on the local disk and in Google Cloud Storage (gs://), with the same functions for both.
+
+    at("runs/a"), at("gs://bucket/runs/a")     # a pathlib.Path, an etils.epath.Path: same methods
+
+A bucket has no append, no rename and no locks. An object is visible completely or not at all, and a
+listing is always consistent. In a bucket, an append-only file is stored as one object per line,
+beside an object in which `settle` gathers the earlier lines:
+
+    metrics.jsonl          metrics.jsonl.parts/00000001795478400000000000
+"""
+
+import concurrent.futures
+import os
+import shutil
+import tempfile
+import time
+import typing
+from collections.abc import Iterator
+from pathlib import Path
+
+READERS = 32  # objects that are downloaded at once
+
+
+def open_path(where: str | os.PathLike) -> Path:
+    """Return the path of a name.
+
+    Raises ValueError for an unknown scheme, or if the package for gs:// is not installed.
+    """
+    text = os.fspath(where)
+    scheme, separator, _ = text.partition("://")
+    if not separator:
+        return Path(text)
+    if scheme != "gs":
+        raise ValueError(
+            f"{text}: {scheme}:// is not known. Use a local folder or gs://BUCKET/FOLDER."
+        )
+    # Local runs do not need these packages, so they are imported only for a bucket.
+    import fsspec.config
+    from etils import epath
+
+    try:
+        fsspec.get_filesystem_class("gs")
+    except ImportError:
+        raise ValueError(
+            f"{text}: needs a package that is not installed. Run uv sync --extra gcs."
+        ) from None
+    for name in ("gs", "gcs"):  # a cached listing would hide objects that other processes write
+        fsspec.config.conf.setdefault(name, {})["use_listings_cache"] = False
+    return typing.cast(Path, epath.Path(text))  # another class with the same methods
+
+
+def is_remote(where: str | os.PathLike) -> bool:
+    """Return True if the path is in a bucket."""
+    return "://" in os.fspath(where)
+
+
+def write_file(path: Path, data: str | bytes) -> None:
+    """Replace a file atomically: after a crash it has the old or the new content."""
+    raw = data.encode() if isinstance(data, str) else data
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if is_remote(path):
+        path.write_bytes(raw)
+        return
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(raw)
+            file.flush()
+            os.fsync(file.fileno())  # otherwise a power cut may leave an empty file
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def append_line(path: Path, line: str) -> None:
+    """Append a line to a file. Only one process may write the file."""
+    if is_remote(path):
+        _parts(path).joinpath(f"{time.time_ns():023}").write_bytes(f"{line}\n".encode())
+        return
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(line + "\n")
+
+
+def read_lines(path: Path) -> list[str]:
+    """Return the lines of an append-only file in order, empty if there is no file.
+
+    An unfinished last line is included. In a bucket, the parts are read before the gathered object,
+    because `settle` may delete parts at the same time, and their lines are then in that object.
+    """
+    if not is_remote(path):
+        return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    names = sorted(list_dir(_parts(path)))
+    with concurrent.futures.ThreadPoolExecutor(READERS) as pool:
+        parts = list(pool.map(_text, names))
+    return list(dict.fromkeys([*_text(path).splitlines(), *"".join(parts).splitlines()]))
+
+
+def last_append_time(path: Path) -> float:
+    """Return the time of the last append in seconds since 1970, 0 if it is unknown."""
+    if is_remote(path):
+        return max((int(part.name) for part in list_dir(_parts(path))), default=0) / 1e9
+    return path.stat().st_mtime if path.exists() else 0.0
+
+
+def repair_append_file(path: Path) -> None:
+    """Repair an append-only file before its next writer starts.
+
+    Locally, remove an unfinished last line. In a bucket, gather the parts in one object, so that
+    a difference between the clocks of two machines cannot change their order.
+    """
+    if is_remote(path):
+        parts = list_dir(_parts(path))
+        if parts:
+            write_file(path, "".join(line + "\n" for line in read_lines(path)))
+        for part in parts:
+            part.unlink(missing_ok=True)
+    elif path.exists():
+        text = path.read_bytes()
+        end = text.rfind(b"\n") + 1
+        if end < len(text):
+            with open(path, "r+b") as file:
+                file.truncate(end)
+
+
+def sync_file(path: Path) -> None:
+    """Flush an append-only file to the disk. Objects in a bucket are always durable."""
+    if not is_remote(path) and path.exists():
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
+
+
+def refresh_mtime(path: Path, data: str) -> None:
+    """Refresh the modification time of a file. Raises OSError if the file is missing.
+
+    data: content of the file, which must be written again in a bucket. Locally only the time
+    changes, which works on a full disk.
+    """
+    if is_remote(path):
+        path.write_text(data)
+    else:
+        os.utime(path)
+
+
+def find_files(top: Path, name: str) -> list[Path]:
+    """Return the files of this name below a folder, except inside checkpoints.
+
+    The search in a bucket is limited to four levels of folders.
+    """
+    if is_remote(top):
+        return sorted(p for depth in range(5) for p in top.glob("*/" * depth + name))
+    paths = []
+    for folder, subfolders, files in os.walk(top):
+        subfolders[:] = [sub for sub in subfolders if sub not in ("checkpoints", "damaged")]
+        if name in files:
+            paths.append(Path(folder, name))
+    return sorted(paths)
+
+
+def move_dir(folder: Path, target: Path) -> None:
+    """Rename a folder. In a bucket, copy all objects before the originals are deleted."""
+    if not is_remote(folder):
+        folder.rename(target)
+        return
+    for path in _files_below(folder):
+        with path.open("rb") as file, (target / path.relative_to(folder)).open("wb") as copy:
+            shutil.copyfileobj(file, copy, 1 << 24)
+    for path in _files_below(folder):
+        path.unlink()
+
+
+def check_writable(folder: Path) -> None:
+    """Check that a folder is writable. Raises OSError if not. A bucket is not checked."""
+    if not is_remote(folder):
+        os.rmdir(tempfile.mkdtemp(prefix=".probe-", dir=folder))
+
+
+def free_bytes(folder: Path) -> float:
+    """Return the free space on the disk of a folder in bytes, infinity for a bucket."""
+    return float("inf") if is_remote(folder) else shutil.disk_usage(folder).free
+
+
+def list_dir(folder: Path) -> list[Path]:
+    """Return the direct content of a folder, empty if there is no such folder."""
+    try:
+        return list(folder.iterdir())
+    except FileNotFoundError:
+        return []
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
+    for path in list_dir(folder):
+        yield from _files_below(path) if path.is_dir() else [path]
+
+
+def _parts(path: Path) -> Path:
+    return path.with_name(path.name + ".parts")
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text()
+    except FileNotFoundError:
+        return ""

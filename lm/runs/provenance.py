@@ -1,0 +1,93 @@
+"""Provenance of results: package version, git commit, hash of the code that a module uses.
+
+provenance.code_hash("lm.drawings")       # "0.1.0 4f0c9a12": hash of lm/reports/figures.py and all its imports
+"""
+
+import ast
+import functools
+import hashlib
+import importlib.metadata
+import pathlib
+import subprocess
+
+PACKAGE = __name__.partition(".")[0]
+HERE = pathlib.Path(__file__).parents[__name__.count(".") - 1]  # the directory of the package
+DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+
+
+def package_version() -> str:
+    """Return the version of the installed package."""
+    return importlib.metadata.version("lm-scaling")
+
+
+@functools.cache
+def git_commit() -> str:
+    """Return the git commit, with a "+" if tracked files are modified, or "" without git."""
+    try:
+        revision = _git("rev-parse", "--short=12", "HEAD")
+        is_modified = bool(_git("status", "--porcelain", "-uno"))
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return f"{revision}+" if is_modified else revision
+
+
+def _git(*arguments: str) -> str:
+    command = ["git", *arguments]
+    result = subprocess.run(
+        command, cwd=HERE, capture_output=True, text=True, timeout=10, check=True
+    )
+    return result.stdout.strip()
+
+
+def code_hash(module: str) -> str:
+    """Return the version and eight digits of a hash of a module and of all modules it imports.
+
+    Comments, docstrings and formatting do not change the hash.
+    """
+    texts = source_files(module)
+    digest = hashlib.sha256("".join(texts[name] for name in sorted(texts)).encode())
+    return f"{package_version()} {digest.hexdigest()[:8]}"
+
+
+def source_files(module: str) -> dict[str, str]:
+    """Return {module: normalized source} of a module and of all modules of the package it imports.
+
+    The __init__ of a subpackage counts as imported with each of its modules. The __init__ of the
+    root package is skipped: it gives access to every module and would make all hashes equal.
+    """
+    texts: dict[str, str] = {}
+    pending = [module]
+    while pending:
+        name = pending.pop()
+        file = _file(name)
+        if name in texts or name == PACKAGE or file is None:
+            continue
+        texts[name], imported = _parse(file)
+        pending += [*imported, name.rpartition(".")[0]]
+    return texts
+
+
+def _file(module: str) -> pathlib.Path | None:
+    """Return the file of a module of the package, None if there is no such module."""
+    root, *names = module.split(".")
+    path = HERE.joinpath(*names)
+    files = (path.with_name(f"{path.name}.py"), path / "__init__.py")
+    return next((file for file in files if root == PACKAGE and file.exists()), None)
+
+
+@functools.cache
+def _parse(file: pathlib.Path) -> tuple[str, tuple[str, ...]]:
+    """Return the source without docstrings and comments, and the names that it imports.
+
+    `from lm.data import corpus` gives lm.data and lm.data.corpus.
+    """
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    names: list[str] = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        elif isinstance(node, DOCUMENTED) and ast.get_docstring(node, clean=False) is not None:
+            node.body = node.body[1:] or [ast.Pass()]
+    return ast.unparse(tree), tuple(names)

@@ -1,0 +1,138 @@
+"""Compare the final loss of cooldown branches with independently trained runs.
+
+    for branch in design.branch_agreement(records.load_runs("runs/branches")):
+        print(branch["tokens"], branch["difference"], branch["agrees"])
+
+A cooldown branch shares most of its training with a trunk run (design.cooldown_branches). An independent run
+trains from the start with the same schedule. The spread of independent runs over seeds is the noise
+of the comparison.
+"""
+
+import copy
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from scipy import stats
+
+from lm.config import model_sizes, schema
+from lm.laws import run_table
+
+
+def cooldown_branches(
+    run: schema.Run, tokens: Sequence[float], decay: float = 0.2
+) -> list[schema.Run]:
+    """Return a trunk run with constant learning rate and one cooldown branch per token budget.
+
+    All budgets together cost little more than the largest (Hägele et al. 2024, arXiv:2405.18392). A
+    branch restores the full state of the trunk and spends the last fraction `decay` of its steps on
+    the way to optim.lr_end. Names end in "-trunk", "-2M" and so on. Budgets are exact within 1%.
+    ValueError if a cooldown would begin during the warm-up of the trunk.
+    """
+    if not 0 < decay < 1 or not tokens or min(tokens) <= 0:
+        raise ValueError(
+            f"branches: tokens={list(tokens)} must be above 0, decay={decay} in (0, 1)"
+        )
+    interval = max(
+        round(0.01 * model_sizes.steps_for_budget(run, tokens=min(tokens)) * (1 - decay)), 1
+    )
+    first_steps = [
+        round(model_sizes.steps_for_budget(run, tokens=n) * (1 - decay) / interval) * interval
+        for n in sorted(tokens)
+    ]
+    trunk = copy.deepcopy(run)
+    trunk.name, trunk.steps, trunk.predict = f"{run.name}-trunk", first_steps[-1], False
+    trunk.optim.schedule = "constant"
+    n_warmup = round(trunk.optim.warmup * trunk.steps)
+    if first_steps[0] <= n_warmup:
+        raise ValueError(
+            f"branches: tokens={min(tokens):g} begins to decay at step {first_steps[0]}, within the"
+            f" {n_warmup} steps of warm-up of {trunk.name}: take a smaller optim.warmup"
+        )
+    # The trunk saves a checkpoint where each branch begins.
+    trunk.checkpoint_every = math.gcd(
+        *first_steps, model_sizes._multiple(run.checkpoint_every, interval)
+    )
+    runs = [trunk]
+    for first_step, budget in zip(first_steps, sorted(tokens), strict=True):
+        branch = copy.deepcopy(run)
+        branch.name = f"{run.name}-{budget / 1e6:g}M"
+        branch.steps = round(first_step / (1 - decay))
+        branch.optim.schedule, branch.optim.decay = "wsd", decay
+        branch.start = schema.Start(run=trunk.name, step=first_step, keep="state")
+        runs.append(branch)
+    return runs
+
+
+SIZE, TOKENS, LOSS = "params.non_embedding", "tokens", "eval.loss"  # columns
+LEVEL = 0.95  # of the intervals
+
+
+def branch_agreement(
+    rows: Sequence[Mapping], y: str = LOSS, tolerance: float = 0.02, level: float = LEVEL
+) -> list[dict]:
+    """Compare each branch with the independent runs of its size and its token budget.
+
+    Return dicts with the keys size, tokens, branch_loss, independent_loss (geometric mean),
+    n_independent, difference, lo, hi and agrees. difference: log loss of the branch minus the mean
+    log loss of the independent runs. lo, hi: interval of this difference for one more independent
+    run, by Student's t with a standard deviation over seeds pooled over all budgets. tolerance:
+    relative difference up to which budgets are equal. Raise ValueError if no branch has two
+    independent runs.
+    """
+    branches, independent = _split_rows(rows, y)
+    comparisons = []
+    residuals: list[float] = []
+    degrees = 0  # of freedom
+    for branch in sorted(branches, key=lambda row: (row[SIZE], row[TOKENS])):
+        log_losses = np.log([row[y] for row in independent if _is_same(row, branch, tolerance)])
+        if len(log_losses):
+            residuals += list(log_losses - log_losses.mean())
+            degrees += len(log_losses) - 1
+            comparisons.append(_compare(branch, y, log_losses))
+    if not degrees:
+        raise ValueError(
+            f"{len(branches)} branches, {len(independent)} independent runs: a branch needs two"
+            f" independent runs of its size and tokens with different seeds, as in"
+            f" configs/sweeps/branches.py"
+        )
+    sd = float(np.sqrt(np.square(residuals).sum() / degrees))
+    quantile = float(stats.t.ppf((1 + level) / 2, degrees))
+    for comparison in comparisons:
+        half_width = quantile * sd * (1 + 1 / comparison["n_independent"]) ** 0.5
+        comparison |= {
+            "lo": -half_width,
+            "hi": half_width,
+            "agrees": abs(comparison["difference"]) <= half_width,
+        }
+    return comparisons
+
+
+def _split_rows(rows: Sequence[Mapping], y: str) -> tuple[list[Mapping], list[Mapping]]:
+    """Return finished branches and finished independent runs with a finite loss."""
+    finished = [
+        row for row in rows if row["status"] == "done" and np.isfinite(run_table.to_number(row[y]))
+    ]
+    trunks = {run_table.trunk_name(row) for row in rows}
+    branches = [row for row in finished if run_table.trunk_name(row)]
+    independent = [
+        row for row in finished if not row.get("start.run") and row["name"] not in trunks
+    ]
+    return branches, independent
+
+
+def _compare(branch: Mapping, y: str, log_losses: np.ndarray) -> dict:
+    """Return the comparison of a branch with independent runs, without its interval."""
+    return {
+        "size": branch[SIZE],
+        "tokens": branch[TOKENS],
+        "branch_loss": branch[y],
+        "independent_loss": float(np.exp(log_losses.mean())),
+        "n_independent": len(log_losses),
+        "difference": float(np.log(branch[y]) - log_losses.mean()),
+    }
+
+
+def _is_same(row: Mapping, branch: Mapping, tolerance: float) -> bool:
+    """Return True if a run has the size and, within tolerance, the tokens of a branch."""
+    return row[SIZE] == branch[SIZE] and abs(row[TOKENS] / branch[TOKENS] - 1) <= tolerance

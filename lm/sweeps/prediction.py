@@ -1,0 +1,113 @@
+"""Predict the loss of the run with predict=True from the other runs, before it starts.
+
+    prediction.write_prediction(runs, launcher.sweep_folder(runs))
+
+prediction.json has value, lo, hi, level and fit, or the field refused with a reason.
+"""
+
+import datetime
+from collections.abc import Callable
+from pathlib import Path
+
+from lm.config import model_sizes, schema
+from lm.laws.forms import power_laws
+from lm.reports import task_analysis
+from lm.runs import records
+
+X, Y = "params.non_embedding", "eval.loss"  # input and output of the law
+BUDGET_TOLERANCE = 0.02  # relative difference up to which two token budgets are equal
+
+
+def related_runs(runs: list[schema.Run]) -> set[str]:
+    """Return the names of the predicted run, its ancestors, and all their descendants.
+
+    The law must not use these runs: a cooldown branch shares most of its training with its trunk
+    and with the other branches of the trunk. The set is empty if no run is predicted.
+    """
+    by_name = {run.name: run for run in runs}
+    line = [run for run in runs if run.predict]
+    while line and line[-1].start.run in by_name and by_name[line[-1].start.run] not in line:
+        line.append(by_name[line[-1].start.run])
+    related = {run.name for run in line}
+    while children := {run.name for run in runs if run.start.run in related} - related:
+        related |= children
+    return related
+
+
+def write_prediction(runs: list[schema.Run], folder: Path) -> None:
+    """Fit a law to finished runs and write its prediction to prediction.json in the sweep folder.
+
+    The law uses the runs of `runs_to_fit`. A sweep with several token budgets also gets a "joint"
+    prediction from L(N, D) of all unrelated runs. An existing prediction is not changed after one
+    of the related runs has started.
+    """
+    target = next(run for run in runs if run.predict)
+    related = related_runs(runs)
+    if any(records.read_facts(records.run_dir(run)) for run in runs if run.name in related):
+        return
+    rows = {row["name"]: row for row in records.load_runs(folder)}
+    same_budget, any_budget = (
+        [rows[name] for name in names if name in rows] for names in runs_to_fit(runs)
+    )
+    n_params = model_sizes.count_parameters(target.model)["non_embedding"]
+    prediction = {
+        "target": target.name,
+        "x": X,
+        "y": Y,
+        X: n_params,
+        "runs": [row["name"] for row in same_budget],
+    }
+    prediction |= _predict(lambda: power_laws.power(same_budget, x=X, y=Y), n_params)
+    if len(any_budget) > len(same_budget):
+        n_tokens = model_sizes.training_tokens(target)
+        joint = _predict(lambda: power_laws.chinchilla(any_budget, n=X, y=Y), n_params, n_tokens)
+        prediction["joint"] = joint | {"runs": [row["name"] for row in any_budget]}
+    if target.eval.tasks:
+        prediction["tasks"] = task_analysis.predict_task_accuracy(same_budget, n_params)
+    prediction["written"] = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    records.write_json(folder / "prediction.json", prediction)
+
+
+def runs_to_fit(runs: list[schema.Run]) -> tuple[list[str], list[str]]:
+    """Return the names of the runs for the law: of the target's token budget, and of any budget.
+
+    Both lists exclude related runs and trunks, because a trunk does not decay its learning rate. If
+    no run has the target's budget, the first list has the runs with its tokens per parameter: size
+    and tokens then grow in proportion.
+    """
+    target = next(run for run in runs if run.predict)
+    related = related_runs(runs)
+    trunks = {run.start.run for run in runs if run.start.keep == "state"}
+    candidates = [run for run in runs if run.name not in related | trunks]
+    same_budget = _names_like(candidates, target, model_sizes.training_tokens)
+    same_budget = same_budget or _names_like(candidates, target, _tokens_per_parameter)
+    return same_budget, sorted(run.name for run in candidates)
+
+
+def _names_like(
+    runs: list[schema.Run], target: schema.Run, measure: Callable[[schema.Run], float]
+) -> list[str]:
+    """Return the sorted names of the runs whose measure is that of the target, within tolerance."""
+    value = measure(target)
+    tolerance = BUDGET_TOLERANCE * value
+    return sorted(run.name for run in runs if abs(measure(run) - value) <= tolerance)
+
+
+def _tokens_per_parameter(run: schema.Run) -> float:
+    return model_sizes.training_tokens(run) / model_sizes.count_parameters(run.model)["total"]
+
+
+def _predict(fit_law: Callable, *inputs: float) -> dict:
+    """Return value, lo, hi, level and fit of a law at the inputs, or the reason as refused."""
+    try:
+        fit = fit_law()
+        prediction = fit.predict(*inputs)
+    except ValueError as error:
+        return {"refused": str(error)}
+    return {
+        "value": float(prediction.value),
+        "lo": float(prediction.lo),
+        "hi": float(prediction.hi),
+        "level": prediction.level,
+        "fit": fit.to_dict(),
+    }

@@ -1,0 +1,375 @@
+"""Save, verify and restore checkpoints of a train state, on any mesh.
+
+    checkpoints/1200/state/       arrays by path: "params/blocks/mlp/gate", "opt/1/mu/...", "step"
+    checkpoints/1200/manifest/    fingerprints of the arrays and the position of the run
+    checkpoints/proofs.jsonl      step, next_loss: the loss that the step after a checkpoint gave
+    damaged/1200/                 a corrupt checkpoint: moved there, never deleted
+    pins/1200-sweep-branch        a run that starts from this checkpoint, which is not deleted
+
+A thin layer over orbax's CheckpointManager, which renames the folder of a step to its final name
+only once it is complete. Orbax has no checksums: it would restore a flipped bit without an error.
+"""
+
+import contextlib
+import dataclasses
+import errno
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import preservation_policy as policy
+
+from lm.config import schema
+from lm.model import params
+from lm.parallel import distributed
+from lm.runs import filesystem, records
+from lm.training import checkpoint_manifest
+
+SPARE_BYTES = 1 << 18  # for the files of a checkpoint other than its arrays
+# Status codes of tensorstore for a failing disk, network or memory. They can only be found in the
+# message: tensorstore raises ValueError for every status, and orbax adds text in front of it.
+TRANSIENT_STATUSES = (
+    "PERMISSION_DENIED",
+    "UNAUTHENTICATED",
+    "UNAVAILABLE",
+    "DEADLINE",
+    "RESOURCE_EXHAUSTED",
+)
+
+
+class CorruptCheckpoint(Exception):
+    """A checkpoint whose files are not what was saved. The message names the difference."""
+
+
+class CheckpointStore:
+    """The checkpoints of one run. Leaving the context waits for a save in progress.
+
+    read_only: for a run that another process may be training; no file in its folder changes.
+    saved_step: step of the last save by this object; -1 before the first.
+    """
+
+    def __init__(self, run: schema.Run, read_only: bool = False):
+        logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax logs and raises each error
+        # Each device that has a copy of an array would write a slice of it. Compiling the programs
+        # that cut a small array takes longer than writing its bytes.
+        ocp.type_handlers.register_type_handler(
+            jax.Array,
+            ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=2**22),
+            override=True,
+        )
+        self.run_folder = records.run_dir(run)
+        self.folder = self.run_folder / "checkpoints"
+        self.fields = records.result_fields(run)
+        self.saved_step = -1
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=_preservation_policy(run, self.run_folder / "pins"),
+            cleanup_tmp_directories=not read_only,
+            read_only=read_only,
+            create=not read_only,
+            save_interval_steps=0 if read_only else 1,
+        )
+        path = self.folder if filesystem.is_remote(self.folder) else self.folder.absolute()
+        self.manager = ocp.CheckpointManager(path, options=options)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        with _write_errors():
+            self.manager.close()
+
+    def save(
+        self,
+        step: int,
+        state: dict,
+        batch: str,
+        window: list[dict],
+        seconds: float,
+        loss: float | None = None,
+    ) -> None:
+        """Copy the state and write it in the background.
+
+        batch: hash of the next batch. window: metrics of the steps that are not logged yet.
+        seconds: training time so far. loss: held-out loss, if it was evaluated at this step.
+
+        Raises OSError if the last save failed, if the folder cannot be written, or if its disk has
+        no room for this save. In the last two cases the save does not begin: after a failed write
+        the threads of orbax wait ten minutes for each other.
+        """
+        n_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) + SPARE_BYTES
+        distributed.run_on_primary(lambda: self._check_room(n_bytes))
+        arrays = ocp.args.PyTreeSave(params.flatten_by_path(state))
+        position = {"batch": batch, "window": window, "seconds": seconds}
+        manifest = checkpoint_manifest.build_manifest(
+            step, state, position | {"config": self.fields}
+        )
+        with _write_errors():
+            self.manager.check_for_errors()
+            items = ocp.args.Composite(state=arrays, manifest=ocp.args.JsonSave(manifest))
+            metrics = None if loss is None else {"loss": loss}
+            self.manager.save(step, args=items, metrics=metrics, force=True)
+        self.saved_step = step
+
+    def steps(self) -> list[int]:
+        """Return the steps of the complete checkpoints in ascending order, after pending saves."""
+        self.manager.wait_until_finished()
+        return distributed.run_on_primary(lambda: sorted(self.manager.all_steps(read=True)))
+
+    def restore_newest(self, abstract: dict) -> checkpoint_manifest.RestoredState:
+        """Restore the newest checkpoint that is intact; step 0 and no state if there is none.
+
+        Newer checkpoints that are corrupt are moved to damaged/. Raises CheckpointError for an
+        intact checkpoint of another model or run.
+        """
+        damage: list[str] = []
+        for step in reversed(self.steps()):
+            try:
+                return dataclasses.replace(self.restore(step, abstract), damage=damage)
+            except CorruptCheckpoint as error:
+                target = self._set_aside(step)
+                damage.append(f"checkpoint {step} is damaged ({error}): moved to {target}")
+        return checkpoint_manifest.RestoredState(self.run_folder, damage=damage)
+
+    def restore(self, step: int, abstract: dict) -> checkpoint_manifest.RestoredState:
+        """Restore the state of a step with the shardings of `abstract`.
+
+        abstract: a tree of jax.ShapeDtypeStruct with shardings on any mesh, with any of the parts
+        "step", "params", "opt". Raises CheckpointError if the checkpoint is missing, or if an
+        array differs in shape or type; Damaged if the files are not what was saved.
+        """
+        saved = self._manifest(step, abstract)
+        arrays = self._verified(step, saved, params.flatten_by_path(abstract))
+        leaves = [arrays[path] for path in params.flatten_by_path(abstract)]
+        next_step = distributed.run_on_primary(lambda: self.next_loss(step)) or {}
+        return checkpoint_manifest.RestoredState(
+            self.run_folder,
+            step,
+            jax.tree.unflatten(jax.tree.structure(abstract), leaves),
+            expected_batch_hash=saved["batch"],
+            expected_next_loss=next_step.get("next_loss"),
+            next_environment=next_step.get("where", ""),
+            seconds=saved["seconds"],
+            window=saved["window"],
+        )
+
+    def _manifest(self, step: int, abstract: dict) -> dict:
+        """Read a manifest, and check that it is of this step, run and model."""
+        if step not in (steps := self.steps()):
+            raise checkpoint_manifest.CheckpointError(
+                f"{self.folder} has no step {step}: it has {steps}"
+            )
+        saved = self._read(step, "manifest", ocp.args.JsonRestore())
+        if saved.get("checksum") != checkpoint_manifest.checksum(saved):
+            raise CorruptCheckpoint("the manifest's checksum differs")
+        if saved["step"] != step:
+            raise CorruptCheckpoint(f"it was saved as step {saved['step']}")
+        path = self.folder / str(step)
+        if saved["format"] != checkpoint_manifest.FORMAT:
+            raise checkpoint_manifest.CheckpointError(
+                f"{path}: format={saved['format']} was written by version 0.1, this version reads"
+                f" format {checkpoint_manifest.FORMAT}: use version 0.1, or start a new run"
+            )
+        self._check_fields(path, saved)
+        _check_arrays(path, saved["arrays"], abstract)
+        return saved
+
+    def _check_fields(self, path: Path, saved: dict) -> None:
+        """Raise CheckpointError if the checkpoint is of a run with other fields or values."""
+        if "config" not in saved:
+            return
+        missing = "nothing"
+        changed = [
+            f"{field}={saved['config'].get(field, missing)!r} in the checkpoint,"
+            f" {self.fields.get(field, missing)!r} in this run"
+            for field in sorted(saved["config"].keys() | self.fields.keys())
+            if saved["config"].get(field, missing) != self.fields.get(field, missing)
+        ]
+        if changed:
+            raise checkpoint_manifest.CheckpointError(
+                f"{path} is of another run, {'; '.join(changed)}: move it away, or start from that"
+                " run by start.run"
+            )
+
+    def _verified(self, step: int, saved: dict, wanted: dict) -> dict:
+        """Read arrays by path as `wanted` (abstract, by path) describes them.
+
+        Raises Damaged if their fingerprints differ from the manifest.
+        """
+        arrays = self._read(step, "state", _restore_args(wanted))
+        for path, fingerprint in checkpoint_manifest.array_checksums(arrays).items():
+            if fingerprint != saved["fingerprints"][path]:
+                raise CorruptCheckpoint(f"the numbers of {path} differ from what was saved")
+        return arrays
+
+    def reader(self, step: int, abstract: dict) -> Callable[[str], jax.Array]:
+        """Return read(path) -> array, which reads and verifies one array on each call."""
+        saved, wanted = self._manifest(step, abstract), params.flatten_by_path(abstract)
+        return lambda path: self._verified(step, saved, {path: wanted[path]})[path]
+
+    def record_next_loss(self, step: int, loss: float, environment: str) -> None:
+        """Record the loss of the step after a checkpoint, with its devices and versions."""
+        row = {"step": step, "next_loss": loss, "where": environment}
+        if distributed.is_primary():
+            records.append_record(self.folder / "proofs.jsonl", row)
+
+    def next_loss(self, step: int) -> dict | None:
+        """Return what was recorded for a checkpoint; None if the run ended before the next step."""
+        rows = records.parse_json_lines(self.folder / "proofs.jsonl")
+        return next((row for row in rows if row["step"] == step), None)
+
+    def _read(self, step: int, item: str, args) -> Any:
+        value, reason = None, ""
+        try:
+            value = self.manager.restore(step, args=ocp.args.Composite(**{item: args}))[item]
+        except Exception as error:  # orbax, tensorstore and the disk raise many types
+            message = str(error).strip().partition("\n")[0][:120]
+            if _is_transient(error):
+                raise OSError(
+                    f"{self.folder / str(step)} cannot be read now ({message}): no file was moved"
+                ) from error
+            reason = f"{item} is not readable: {type(error).__name__}: {message}"
+        if reason := distributed.first_error(reason):
+            raise CorruptCheckpoint(reason)
+        return value
+
+    def _check_room(self, n_bytes: int) -> None:
+        filesystem.check_writable(self.folder)
+        if (free := filesystem.free_bytes(self.folder)) < n_bytes:
+            message = f"no room for a checkpoint of {n_bytes:,} bytes, {free:,} are free"
+            raise OSError(errno.ENOSPC, message, str(self.folder))
+        records.sync_records(self.run_folder)  # the logs must not be older than the weights
+
+    def _set_aside(self, step: int) -> Path:
+        """Move a corrupt checkpoint to damaged/ and return its new path."""
+
+        def move() -> str:
+            target = self.folder.with_name("damaged") / str(step)
+            target.parent.mkdir(exist_ok=True)
+            while target.exists():
+                target = target.with_name(target.name + "-again")
+            filesystem.move_dir(self.folder / str(step), target)
+            return str(target)
+
+        target = distributed.run_on_primary(move)
+        self.manager.reload()
+        return filesystem.open_path(target)
+
+
+def _check_arrays(path: Path, saved: dict[str, str], abstract: dict) -> None:
+    """Raise CheckpointError if a saved array of the parts of `abstract` has another shape."""
+    needed = checkpoint_manifest.array_shapes(abstract)
+    parts = tuple(f"{part}/" for part in abstract)
+    in_parts = {name for name in saved if f"{name}/".startswith(parts)}
+    for name in sorted(in_parts | needed.keys()):
+        if saved.get(name) != needed.get(name):
+            raise checkpoint_manifest.CheckpointError(
+                f"{path}: {name} is {saved.get(name) or 'missing'}, the run needs"
+                f" {needed.get(name) or 'no such array'}: use the config it was saved with"
+            )
+
+
+def _preservation_policy(run: schema.Run, pins: Path) -> policy.PreservationPolicy:
+    """Return which checkpoints are not deleted."""
+    policies: list = [policy.LatestN(2), _Pinned(pins)]  # two: the newest may be damaged
+    if run.keep_every:
+        policies.append(policy.EveryNSteps(run.keep_every))
+    if run.keep_best or run.eval.patience:
+        policies.append(
+            policy.BestN(
+                get_metric_fn=lambda metrics: metrics["loss"],
+                reverse=True,  # BestN keeps the last of the order
+                n=1,
+                keep_checkpoints_without_metrics=False,
+            )
+        )
+    return policy.AnyPreservationPolicy(policies)
+
+
+def newest_checkpoint(run: schema.Run) -> int:
+    """Return the step of the newest checkpoint of a run, intact or not; 0 if there is none."""
+    names = (path.name for path in filesystem.list_dir(records.run_dir(run) / "checkpoints"))
+    return max((int(name) for name in names if name.isdecimal()), default=0)
+
+
+def read_checkpoint(
+    run: schema.Run, step: int | None, abstract: dict
+) -> checkpoint_manifest.RestoredState:
+    """Restore a checkpoint of a run that another process may be training; None: the newest.
+
+    Raises CheckpointError if the checkpoint is missing or corrupt.
+    """
+    with open_readonly(run, step) as (checkpoints, step):
+        return checkpoints.restore(step, abstract)
+
+
+@contextlib.contextmanager
+def open_readonly(run: schema.Run, step: int | None) -> Iterator[tuple[CheckpointStore, int]]:
+    """Open the checkpoints of a run that may be training, and yield them with the step.
+
+    step: None is the newest. Raises CheckpointError like `read`.
+    """
+    records.check_format(records.run_dir(run))
+    folder = records.run_dir(run) / "checkpoints"
+    if not folder.is_dir():
+        raise checkpoint_manifest.CheckpointError(f"{records.run_dir(run)} has no checkpoint yet")
+    with CheckpointStore(run, read_only=True) as checkpoints:
+        steps = checkpoints.steps()
+        if not steps:
+            raise checkpoint_manifest.CheckpointError(
+                f"{records.run_dir(run)} has no checkpoint yet"
+            )
+        step = steps[-1] if step is None else step
+        try:
+            yield checkpoints, step
+        except CorruptCheckpoint as error:
+            raise checkpoint_manifest.CheckpointError(
+                f"{folder / str(step)} is damaged: {error}"
+            ) from error
+
+
+def _restore_args(abstract: dict) -> ocp.args.PyTreeRestore:
+    """Return the arguments to read the arrays of `abstract`, each with its type and sharding."""
+    args = ocp.checkpoint_utils.construct_restore_args(abstract)
+    return ocp.args.PyTreeRestore(item=abstract, restore_args=args, partial_restore=True)
+
+
+class _Pinned(policy.PreservationPolicy):
+    """Preserve the checkpoints that other runs start from."""
+
+    def __init__(self, pins: Path):
+        self.pins = pins
+
+    def should_preserve(self, checkpoints: Sequence, *, context) -> list[bool]:
+        names = [path.name for path in filesystem.list_dir(self.pins)]
+        steps = {name.partition("-")[0] for name in names}
+        return [str(checkpoint.step) in steps for checkpoint in checkpoints]
+
+
+def protect(run: schema.Run, step: int, by: str) -> None:
+    """Preserve a checkpoint, which need not exist yet, for the run named `by`."""
+    if not distributed.is_primary():
+        return
+    with contextlib.suppress(OSError):  # no process deletes from a read-only folder
+        filesystem.write_file(
+            records.run_dir(run) / "pins" / f"{step}-{by.replace('/', '-')}", by + "\n"
+        )
+
+
+def _is_transient(error: Exception) -> bool:
+    """Return True if the files may be intact and a disk, network or memory failed."""
+    if isinstance(error, OSError):
+        return not isinstance(error, (FileNotFoundError, NotADirectoryError, IsADirectoryError))
+    return isinstance(error, MemoryError) or any(s in str(error) for s in TRANSIENT_STATUSES)
+
+
+@contextlib.contextmanager
+def _write_errors():
+    """Raise every error of orbax and its threads as an OSError of one line."""
+    try:
+        yield
+    except Exception as error:
+        message = str(error).strip().partition("\n")[0][:200]
+        raise OSError(f"a checkpoint could not be written: {message}") from error

@@ -1,0 +1,255 @@
+"""Learning-rate schedules and optimizers."""
+
+import dataclasses
+import functools
+import typing
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import optax.contrib
+
+from lm.config import schema
+from lm.model import lora, parametrization
+from lm.parallel import mesh
+
+
+def trainable_mask(optim: schema.Optimizer, model: schema.Model, axes: dict) -> dict:
+    """Return whether each weight is trainable, a tree of booleans.
+
+    A name in optim.freeze is a part of a weight's path ("embed", "mlp", "query"), or else one of
+    its axes ("heads", "vocab"). With model.lora_rank only the adapters are trainable. Raises
+    ValueError for a name that no weight has.
+    """
+    names = [name for name in optim.freeze.split(",") if name]
+    known = {part for path, _ in lora._leaves(axes) for part in path}
+    by_axis = {axis for _, weight_axes in lora._leaves(axes) for axis in weight_axes} - known
+    for name in names:
+        if name not in known | by_axis:
+            raise ValueError("optim.freeze: " + schema.suggest_names(name, sorted(known | by_axis)))
+
+    def is_trainable(path: tuple[str, ...], weight_axes: tuple) -> bool:
+        is_named = any(name in path or (name in by_axis and name in weight_axes) for name in names)
+        return not is_named and (not model.lora_rank or path[0] == "lora")
+
+    flags = lora._mapped(axes, is_trainable)
+    if not any(flag for _, flag in lora._leaves(flags)):
+        raise ValueError(f"optim.freeze={optim.freeze!r} freezes all weights: list fewer names")
+    return flags
+
+
+def partition(weights: dict, is_trainable: dict, wanted: bool = True) -> dict:
+    """Return the trainable weights, or (wanted=False) the frozen ones, without empty branches."""
+    selected = {}
+    for name, value in weights.items():
+        if isinstance(value, dict):
+            inner = partition(value, is_trainable[name], wanted)
+            selected |= {name: inner} if inner else {}
+        elif is_trainable[name] == wanted:
+            selected[name] = value
+    return selected
+
+
+def combine(a: dict, b: dict) -> dict:
+    """Return the union of two trees without common leaves: the inverse of `part`."""
+    both = {name: combine(a[name], b[name]) for name in a.keys() & b.keys()}
+    return a | b | both
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class OptimizerInputs:
+    """Numbers of the optimizer that are arguments of the compiled step.
+
+    lr: peak learning rate, float32 []. weight_decay: a tree like the trainable weights with the
+    decay coefficient of each, float32 []. The runs of one program may differ in both: each array
+    then has a leading axis over the runs (lm/training/vmapped_runs.py).
+    """
+
+    lr: typing.Any
+    weight_decay: typing.Any
+
+
+class Optimizer(typing.NamedTuple):
+    """The functions of an optimizer over the trainable weights.
+
+    init(weights) -> state
+    update(gradient, state, weights, inputs=OptimizerInputs) -> (change of the weights, state)
+    learning_rate(step, peak) -> learning rate
+    """
+
+    init: Callable
+    update: Callable
+    learning_rate: Callable
+
+
+def learning_rate_schedule(optim: schema.Optimizer, steps: int) -> Callable:
+    """Return lr(step, peak=optim.lr), the learning rate at a step from 0.
+
+    The warm-up is linear and starts above 0. After it:
+
+    cosine    to peak * lr_end over the whole run (Loshchilov and Hutter 2017, arXiv:1608.03983)
+    linear    a straight line to peak * lr_end
+    wsd       flat, then linear to peak * lr_end over the last `decay` share (arXiv:2404.06395)
+    constant  flat
+    """
+    warmup = round(optim.warmup * steps)
+    n_after_warmup = max(steps - 1 - warmup, 1)
+    decay = max(round(optim.decay * steps), 1)
+
+    def learning_rate(step, peak=optim.lr):
+        progress = jnp.clip((step - warmup) / n_after_warmup, 0.0, 1.0)
+        shape = {
+            "cosine": lambda: 0.5 + 0.5 * jnp.cos(jnp.pi * progress),
+            "linear": lambda: 1 - progress,
+            "wsd": lambda: jnp.clip((steps - 1 - step) / decay, 0.0, 1.0),
+            "constant": lambda: 1.0,
+        }[optim.schedule]()
+        end = 1.0 if optim.schedule == "constant" else optim.lr_end
+        warm = jnp.minimum((step + 1) / (warmup + 1), 1.0)
+        return peak * warm * (end + (1 - end) * shape)
+
+    return learning_rate
+
+
+def inputs(optim: schema.Optimizer, model: schema.Model, axes: dict) -> OptimizerInputs:
+    """Return the inputs of one run. axes: axis names of the trainable weights.
+
+    The product of weight decay and parametrization factor is rounded to float32 once, here: the
+    compiled step would round both factors and the product.
+    """
+
+    def decay(names: tuple) -> np.float32:
+        return np.float32(optim.weight_decay * parametrization.role_factors(model, names).decay)
+
+    return OptimizerInputs(
+        np.float32(optim.lr), jax.tree.map(decay, axes, is_leaf=mesh.is_axis_names)
+    )
+
+
+def make_optimizer(
+    optim: schema.Optimizer, model: schema.Model, steps: int, axes: dict
+) -> Optimizer:
+    """Return the optimizer of the trainable weights, with decoupled weight decay.
+
+    adamw  Loshchilov and Hutter 2019, arXiv:1711.05101
+    lion   Chen et al. 2023, arXiv:2302.06675; needs a learning rate about 5 times smaller
+    muon   Jordan 2024 for the matrices between input and output, with updates scaled to the size
+           of AdamW updates (Liu et al. 2025, arXiv:2502.16982); AdamW for the other weights
+
+    axes: axis names of the trainable weights. `parametrization` has factors for each. The train
+    step clips the gradient before `update`, by `clip_by_global_norm` or, in deterministic mode, by
+    deterministic.clip_by_global_norm.
+    """
+    factors = jax.tree.map(
+        lambda names: _layer_factors(optim, model, names), axes, is_leaf=mesh.is_axis_names
+    )
+    rule = {
+        "adamw": lambda: optax.scale_by_adam(optim.b1, optim.b2, optim.eps),
+        "lion": lambda: optax.scale_by_lion(optim.b1, optim.b2),
+        "muon": lambda: _muon(optim, axes),
+    }[optim.name]()
+    learning_rate = learning_rate_schedule(optim, steps)
+    init, update = optax.chain(
+        _divide_by_epsilon(factors), rule, _add_decay(factors), _scale_by_rate(learning_rate)
+    )
+    return Optimizer(init, update, learning_rate)
+
+
+def clip_by_global_norm(gradient: dict, limit: float) -> tuple[dict, jax.Array]:
+    """Return the gradient scaled to a global norm of at most `limit`, and its norm before.
+
+    limit=0 does not clip.
+    """
+    norm = optax.tree.norm(gradient)
+    if not limit:
+        return gradient, norm
+    clipped, _ = optax.clip_by_global_norm(limit).update(gradient, optax.EmptyState())
+    return typing.cast(dict, clipped), norm
+
+
+def _layer_factors(
+    optim: schema.Optimizer, model: schema.Model, names: tuple
+) -> parametrization.Factors:
+    """Return the factors of a weight; optim.layer_decay gives each layer its own learning rate.
+
+    Lower layers learn more slowly, the embedding most slowly (Howard and Ruder 2018,
+    arXiv:1801.06146).
+    """
+    factors = parametrization.role_factors(model, names)
+    if optim.layer_decay == 1.0:
+        return factors
+    n_layers_above = np.zeros(1)
+    if names[0] == "layers":
+        n_layers_above = np.arange(model.n_layers - 1, -1, -1)
+        n_layers_above = n_layers_above.reshape(-1, *[1] * (len(names) - 1))
+    elif parametrization.weight_role(names) == "input":
+        n_layers_above = np.full(1, model.n_layers)
+    lr = (factors.lr * optim.layer_decay**n_layers_above).astype(np.float32)
+    return dataclasses.replace(factors, lr=lr)
+
+
+def _divide_by_epsilon(factors: dict) -> optax.GradientTransformation:
+    """Divide each gradient by its epsilon factor f: Adam then has an epsilon of f * optim.eps."""
+    return optax.stateless(
+        lambda gradient, _: jax.tree.map(lambda g, factor: g / factor.epsilon, gradient, factors)
+    )
+
+
+def _add_decay(factors: dict) -> optax.GradientTransformationExtraArgs:
+    """Add the weight decay, and multiply by the learning-rate factor of each weight."""
+
+    def update(updates, state, params=None, **extra_args):
+        def change(update, weight, factor, decay):
+            return factor.lr * (update + decay * weight)
+
+        decays = extra_args["inputs"].weight_decay
+        return jax.tree.map(change, updates, params, factors, decays), state
+
+    return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
+
+
+def _scale_by_rate(learning_rate: Callable) -> optax.GradientTransformationExtraArgs:
+    """Multiply by minus the learning rate of the state's own count of updates."""
+
+    def init(params) -> optax.ScaleByScheduleState:
+        return optax.ScaleByScheduleState(count=jnp.zeros((), jnp.int32))
+
+    def update(updates, state, params=None, **extra_args):
+        rate = -1 * learning_rate(state.count, extra_args["inputs"].lr)
+        updates = jax.tree.map(lambda u: jnp.asarray(rate, u.dtype) * u, updates)
+        return updates, optax.ScaleByScheduleState(optax.safe_increment(state.count))
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _muon(optim: schema.Optimizer, axes: dict) -> optax.GradientTransformation:
+    """Return Muon for the matrices and Adam for the other weights.
+
+    A matrix has an input side and an output side of one or more axes; the layer and expert axes
+    number matrices.
+    """
+
+    def is_matrix(names: tuple) -> bool:
+        return parametrization.weight_role(names) in ("hidden", "back")
+
+    def dimension_numbers(names: tuple, weight):
+        if not is_matrix(names):
+            return weight  # optax has replaced this leaf by a mask
+        sides = [i for i, name in enumerate(names) if name not in ("layers", "experts")]
+        embed = tuple(i for i in sides if names[i] == "embed")
+        other = tuple(i for i in sides if names[i] != "embed")
+        inner, outer = (other, embed) if names[-1] == "embed" else (embed, other)
+        return optax.contrib.MuonDimensionNumbers(inner, outer)
+
+    map_names = functools.partial(jax.tree.map, is_leaf=mesh.is_axis_names)
+    muon = optax.contrib.muon(
+        learning_rate=-1.0,  # the schedule follows, and changes the sign
+        muon_weight_dimension_numbers=lambda weights: map_names(dimension_numbers, axes, weights),
+        consistent_rms=0.2,
+    )
+    adam = optax.scale_by_adam(optim.b1, optim.b2, optim.eps)
+    labels = map_names(lambda names: "muon" if is_matrix(names) else "adam", axes)
+    return optax.partition({"muon": muon, "adam": adam}, labels)

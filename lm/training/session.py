@@ -1,0 +1,390 @@
+"""One training session of a run: its lock, its restored state, and everything it writes.
+
+    with Attempt(run, text, device_mesh, report) as session:   no other process can train the run
+        session.restore(program.abstract, facts, peak)          the newest intact checkpoint
+        state = session.initial_state(program.init)
+        session.begin(score, state, compile_seconds)
+        session.advance(metrics)                                after each call of the step
+        session.record(values, seconds, waited)                 after the metrics were read
+        session.log(); session.evaluate(score, state); session.save(state, stop)
+
+The loop that calls these methods is loop.run_session. lm/training/metric_log.py computes the rows.
+"""
+
+import collections
+import contextlib
+import dataclasses
+import hashlib
+import json
+import time
+from collections.abc import Callable
+
+import jax
+import numpy as np
+
+from lm.config import schema, validation
+from lm.data import dataset
+from lm.evaluation import heldout, task_eval, tasks
+from lm.parallel import distributed, mesh
+from lm.runs import lock, phase_timer, records
+from lm.training import checkpoint_manifest, checkpoints, metric_log, warm_start
+
+MAX_REWINDS = 3  # of one run; then it has diverged
+
+
+def validate_session(run: schema.Run) -> dataset.TokenDataset:
+    """Prepare and return the text of a run. Raises ValueError if the run cannot work."""
+    validation.validate_run(run)
+    metric_log.check_writers(run)
+    distributed.run_on_primary(lambda: records.check_same_config(run))
+    if run.start.run:
+        warm_start.validate_start(run, warm_start.parent_run(run))
+    distributed.run_on_primary(
+        lambda: dataset.open_dataset(run.data, run.seed) and None
+    )  # prepared by one process
+    text = dataset.open_dataset(run.data, run.seed)
+    distributed.check_equal_on_all("config", metric_log.config_hash(run))
+    distributed.check_equal_on_all("prepared text", text.hash)
+    dataset.validate_steps(text, run.steps)
+    if text.tokenizer.vocab_size > run.model.vocab_size:
+        raise ValueError(
+            f"model.vocab_size={run.model.vocab_size} must be at least the tokenizer's"
+            f" {text.tokenizer.vocab_size}"
+        )
+    return text
+
+
+class TrainingSession:
+    """A session of a run. Entering raises lock.RunLocked if another process trains the run.
+
+    report   called with each row of metrics.jsonl
+    n_runs   runs in the program, this run included; each counts an equal share of the time, so
+             that the times of all runs add up
+    status   running, done, diverged, or rewound: the run continues in another session
+    reason   why the run diverged
+    restored the restored state, without its arrays once the session has begun
+    first    steps before this session
+    done     steps until now
+    """
+
+    def __init__(
+        self,
+        run: schema.Run,
+        text: dataset.TokenDataset,
+        device_mesh: jax.sharding.Mesh,
+        report: Callable[[dict], None] = lambda row: None,
+        n_runs: int = 1,
+    ):
+        self.run, self.text, self.mesh, self.report = run, text, device_mesh, report
+        self.name = run.name
+        self.status, self.reason = "running", ""
+        self.folder = records.run_dir(run)
+        self.folders = [self.folder]
+        self.writer = records.Writer(self.folder, distributed.is_primary())
+        self.clock = phase_timer.PhaseTimer(lambda: time.perf_counter() / n_runs)
+        self.watch = lock.Guard(self.folder, run.stall_seconds, jax.process_index())
+        self.tasks = tasks.load_tasks(run.eval.tasks)
+        self.local_rows = mesh.local_rows(device_mesh, run.data.batch_size)
+        self.window: list[dict] = []  # metrics of the steps since the last row
+        self.row_time = metric_log.RowTime()
+        self.recent_rows = collections.deque(maxlen=20)
+
+    def __enter__(self) -> "TrainingSession":
+        with contextlib.ExitStack() as stack:
+            distributed.run_on_primary(lambda: stack.enter_context(self.watch) and None)
+            if not distributed.is_primary():
+                stack.enter_context(self.watch)
+            self._writers = stack.enter_context(contextlib.ExitStack())
+            self._locked = stack.pop_all()
+        return self
+
+    def __exit__(self, *raised) -> None:
+        self._locked.__exit__(*raised)
+
+    # --- Start or restart ---
+
+    def restore(self, abstract: dict, facts: dict, peak: float) -> None:
+        """Restore the newest intact checkpoint or the parent's, and open the records.
+
+        abstract: arrays of the train state. facts: of the program. peak: FLOP/s of the mesh in
+        matrix products.
+        """
+        run, self.peak = self.run, peak
+        self.checkpoints = self._writers.enter_context(checkpoints.CheckpointStore(run))
+        self.facts = metric_log.collect_run_facts(run, self.text, self.mesh, peak) | facts
+        restored = self.checkpoints.restore_newest(abstract)
+        self.is_restart = restored.step > 0
+        if not self.is_restart and run.resume == "must":
+            raise checkpoint_manifest.CheckpointError(
+                f"resume='must', but {self.folder} has no intact checkpoint: set resume='auto' to"
+                " start the run"
+            )
+        damage = restored.damage
+        if run.start.run and not self.is_restart:
+            self.facts |= warm_start.parent_facts(run)
+            restored = warm_start.restore_parent(run, abstract, self.text.tokenizer)
+        self.first = self.done = restored.step
+        self.attempt = distributed.run_on_primary(lambda: records.start_run(run, self.facts))
+        if distributed.is_primary():
+            self.text.tokenizer.save(self.folder)
+        for sentence in damage:
+            self.write_event("damaged", sentence)
+        evaluations = distributed.run_on_primary(lambda: records.load_evals(self.folder))
+        self.evaluated = {row["step"]: row for row in evaluations}
+        stored_facts = distributed.run_on_primary(lambda: records.read_facts(self.folder))
+        self.skipped_batches = stored_facts.get("passed_over", [])
+        is_rewound = any(skip["from_step"] == self.first for skip in self.skipped_batches)
+        self.restored = restored.without_expectations() if is_rewound else restored
+        self.clock.rest("start")
+
+    def initial_state(self, init: Callable[[int], dict]) -> dict:
+        """Return the restored state, with the missing parts from init(seed).
+
+        Raises checkpoint_manifest.CheckpointError if the next batch differs from the expected one.
+        """
+        state = self.restored.state
+        if not self.first:
+            fresh = init(self.run.seed)
+            state = fresh | state | {"params": fresh["params"] | state.get("params", {})}
+        self.restored = dataclasses.replace(self.restored, state={})
+        if self.restored.expected_batch_hash:
+            self.restored.verify_batch(self._next_batch_hash())
+        self.window = list(self.restored.window)
+        self.row_time.total = self.restored.seconds
+        self.writer.write_facts(resumed_from=self.first if self.is_restart else 0)
+        self.write_metrics, close = metric_log.open_writers(
+            self.run, self.first, distributed.is_primary()
+        )
+        self._writers.callback(close)
+        self.clock.rest("compile")
+        return state
+
+    def begin(self, score: Callable, state: dict, compile_seconds: float) -> None:
+        """Evaluate the initial weights if due, and finish a run that has no step left."""
+        self.writer.write_facts(compile_seconds=compile_seconds)
+        self.evaluate(score, state)
+        if self.done >= self.run.steps:  # killed before it could write its status
+            self.finish()
+
+    def load_batch(self, step: int) -> dict[str, jax.Array]:
+        """Load the batch of a step on the devices."""
+        return mesh.put_batch(self.mesh, self.rows(step, self.local_rows))
+
+    def rows(self, step: int, selected: slice | np.ndarray = slice(None)) -> dict:
+        """Return rows of the batch of a step. Batches before a rewind are never used again."""
+        skips = (skip for skip in self.skipped_batches if skip["from_step"] <= step)
+        return self.text.batch(step + sum(skip["batches"] for skip in skips), selected)
+
+    # --- What is due after the completed steps ---
+
+    @property
+    def stop_signal(self) -> str:
+        """Return the name of the signal that asked for a stop, or ""."""
+        return self.watch.stop
+
+    @property
+    def steps_until_due(self) -> int:
+        """Return the number of steps until a log row, evaluation or checkpoint is due."""
+        intervals = (self.run.log_every, self.run.eval.every, self.run.checkpoint_every)
+        return min(self.run.steps - self.done, *(n - self.done % n for n in intervals if n))
+
+    @property
+    def is_log_due(self) -> bool:
+        """Return True if a row of metrics is due."""
+        return _is_due(self.done, self.run.log_every, self.run.steps)
+
+    @property
+    def is_evaluation_due(self) -> bool:
+        """Return True if an evaluation is due at this step and is not recorded yet."""
+        is_due = _is_due(self.done, self.run.eval.every, self.run.steps)
+        if self.done == self.first:  # initial weights, or the last session ended before it
+            is_due = is_due if self.is_restart else bool(self.run.start.run)
+        return is_due and self.done not in self.evaluated
+
+    @property
+    def is_checkpoint_due(self) -> bool:
+        """Return True if a checkpoint is due, by the interval or as the best step."""
+        is_best = self.run.eval.patience > 0 and self._best()[0] == self.done
+        return is_best or _is_due(self.done, self.run.checkpoint_every, self.run.steps)
+
+    @property
+    def is_due(self) -> bool:
+        """Return True if a log row, an evaluation or a checkpoint of the interval is due."""
+        is_checkpoint_due = _is_due(self.done, self.run.checkpoint_every, self.run.steps)
+        return self.is_log_due or self.is_evaluation_due or is_checkpoint_due
+
+    # --- What the loop does after a call of the step ---
+
+    def advance(self, metrics: list[dict]) -> None:
+        """Count completed steps, and verify the loss of the first step after a restart."""
+        self.watch.beat()
+        is_first = self.done == self.first
+        self.done += len(metrics)
+        if is_first and self.restored.expected_next_loss is not None:
+            self.restored.verify_loss(float(metrics[0]["loss"]), self._environment())
+
+    def record(self, values: list[dict], seconds: float, waited: float) -> None:
+        """Record the metrics of the last steps; end the session if they are not finite.
+
+        seconds: duration of these steps. waited: the part of it spent waiting for batches.
+        """
+        self.window += values
+        self.row_time.add(len(values), seconds, waited)
+        self.clock.add("steps", seconds - waited)
+        self.clock.add("input", waited)
+        bad = self._nonfinite()
+        if bad and not (self.run.optim.nonfinite == "skip" and len(bad) < len(self.window)):
+            loss, norm = bad[0]["loss"], bad[0]["grad_norm"]
+            self._rewind_or_diverge(f"loss {loss}, gradient norm {norm} by step {self.done}")
+            return
+        saved = self.checkpoints.saved_step
+        first = self.done - len(values)
+        if first <= saved < self.done:  # `values` has the step after the save
+            loss = float(values[saved - first]["loss"])
+            self.checkpoints.record_next_loss(saved, loss, self._environment())
+
+    def log(self) -> None:
+        """Write a row of metrics.jsonl if it is due, and events for unusual values."""
+        if self.status != "running" or not self.is_log_due:
+            return
+        time_ = self.row_time
+        row = {"attempt": self.attempt, "step": self.done, "seconds": time_.total}
+        row |= metric_log.step_metrics(self.run, self.text, self.window, self.done)
+        row |= metric_log.throughput(self.run, time_.n_steps, time_.seconds, self.peak)
+        row |= {"input_wait": time_.waited / time_.seconds} | self.clock.row()
+        with self.clock.of("log"):
+            self.writer.append("metrics.jsonl", row)
+            self.write_metrics(row)
+            self.report(row)
+        if n_bad := len(self._nonfinite()):
+            self.write_event("skipped", f"{n_bad} updates had a non-finite loss or gradient")
+        for name in metric_log.find_spikes(self.recent_rows, row):
+            self.write_event("spike", f"{name} {row[name]:.4g}, far above the steps before")
+        self.window, self.row_time = [], metric_log.RowTime(time_.total)
+
+    def evaluate(self, score: Callable, state: dict) -> None:
+        """Write a row of evals.jsonl if it is due."""
+        run = self.run
+        if self.status != "running" or not self.is_evaluation_due:
+            return
+        params = state["params"]
+        with self.clock.of("evaluate"), jax.set_mesh(self.mesh):
+            row = heldout.evaluate_heldout(run, self.mesh, score, params, self.text)
+            if _is_due(self.done, run.eval.tasks_every, run.steps):
+                tokenizer = self.text.tokenizer
+                results = task_eval.evaluate_tasks(
+                    run, self.mesh, score, params, tokenizer, self.tasks
+                )
+                row |= task_eval.to_columns(results)
+        self.evaluated[self.done] = {"attempt": self.attempt, "step": self.done} | row
+        self.writer.append("evals.jsonl", self.evaluated[self.done])
+
+    def save(self, state: dict, stop: str) -> None:
+        """Save a checkpoint if it is due, finish a run that is over, and stop after a signal.
+
+        stop: name of the signal, or "". Raises lock.Interrupted after the save.
+        """
+        if self.status != "running":
+            return
+        is_over = self.is_over()
+        if self.is_checkpoint_due or (stop and not is_over):
+            self.write_checkpoint(state)
+        if is_over:
+            self.finish()
+        elif stop:
+            message = self.write_stopped(stop)
+            raise lock.Interrupted(f"{self.run.name} {message}", stop)
+
+    # --- What `save` consists of; lm/training/vmapped_runs.py calls these for each run ---
+
+    def is_over(self) -> bool:
+        """Return True after the last step, or when eval.patience is exhausted."""
+        if self.done == self.run.steps:
+            return True
+        best, n_worse = self._best()
+        if not 0 < self.run.eval.patience <= n_worse:
+            return False
+        self.write_event("stopped early", f"no evaluation since step {best} had a lower loss")
+        return True
+
+    def write_checkpoint(self, state: dict) -> None:
+        """Begin to save a checkpoint."""
+        loss = self.evaluated.get(self.done, {}).get("loss")
+        window = [{name: float(value) for name, value in m.items()} for m in self.window]
+        batch_hash, seconds = self._next_batch_hash(), self.row_time.total
+        with self.clock.of("save"):
+            self.checkpoints.save(self.done, state, batch_hash, window, seconds, loss)
+
+    def write_stopped(self, stop: str) -> str:
+        """Record that a signal stopped the run, and return a sentence about it."""
+        message = f"stopped by {stop} at step {self.done} of {self.run.steps}"
+        self.writer.write_facts(status="lost", reason=f"{self.run.name} {message}")
+        return message
+
+    def finish(self) -> None:
+        """Record that the run is done, once its last checkpoint is complete."""
+        self.status = "done"
+        with self.clock.of("save"):
+            self._writers.close()
+        ends_at = self._best()[0] if self.run.eval.patience else self.done
+        n_tokens = self.done * self.run.data.batch_size * self.run.data.seq_len
+        warning = metric_log.quality_warning(self.run, self.evaluated, ends_at)
+        if warning:
+            self.write_event("worthless", warning)
+        seconds = self.row_time.total
+        spent = [*records.count_attempts(self.folder, self.attempt), self.clock.row()]
+        facts = {"status": "done", "reason": warning, "seconds": seconds, "ends_at": ends_at}
+        facts |= phase_timer.combine_attempts(spent, seconds)
+        facts |= {"tokens": n_tokens, "flops": n_tokens * self.facts["flops_per_token.full"]}
+        self.writer.write_facts(**facts)
+        self.writer.settle()
+
+    def write_event(self, name: str, message: str) -> None:
+        """Write a line of events.jsonl."""
+        self.writer.event(self.attempt, self.done, name, message)
+
+    def _rewind_or_diverge(self, message: str) -> None:
+        """End the session after a non-finite loss or gradient.
+
+        With optim.nonfinite=rewind the run returns to its last checkpoint and skips the batches
+        since then, at most MAX_REWINDS times.
+        """
+        self.write_event("nonfinite", message)
+        run = self.run
+        if run.optim.nonfinite != "rewind" or len(self.skipped_batches) >= MAX_REWINDS:
+            self.writer.write_facts(status="diverged", reason=message)
+            remedy = f"try a smaller optim.lr={run.optim.lr}"
+            self.status, self.reason = "diverged", f"{run.name} diverged: {message}; {remedy}"
+            return
+        target = max(self.checkpoints.steps(), default=self.first)
+        n = self.done - target
+        skips = [*self.skipped_batches, {"from_step": target, "batches": n}]
+        self.writer.write_facts(passed_over=skips)
+        self.write_event("rewound", f"to step {target}; {n} batches are skipped")
+        self.status = "rewound"
+
+    def _nonfinite(self) -> list[dict]:
+        """Return the metrics since the last row whose loss or gradient norm is not finite."""
+        return [m for m in self.window if not np.isfinite([m["loss"], m["grad_norm"]]).all()]
+
+    def _best(self) -> tuple[int, int]:
+        """Return the step of the lowest held-out loss, and the number of evaluations after it."""
+        steps = sorted(step for step in self.evaluated if 0 < step <= self.done)
+        best = min(steps, key=lambda step: self.evaluated[step]["loss"], default=self.done)
+        return best, sum(step > best for step in steps)
+
+    def _next_batch_hash(self) -> str:
+        """Return the hash of the batch after the completed steps."""
+        batch = self.rows(self.done)
+        return hashlib.sha256(b"".join(batch[k].tobytes() for k in sorted(batch))).hexdigest()[:16]
+
+    def _environment(self) -> str:
+        """Return the facts on which the bits of a step depend: devices and versions."""
+        start = "devices.kind" if self.run.mesh.exact else "devices"
+        keys = (k for k in self.facts if k.startswith((start, "versions.")) and "peak" not in k)
+        return json.dumps([self.facts[k] for k in sorted(keys)])
+
+
+def _is_due(step: int, every: int, last: int) -> bool:
+    """Return True at every multiple of `every` (0: never), and at the last step."""
+    return step == last or (every > 0 and step % every == 0)

@@ -1,0 +1,57 @@
+"""Names and values of fields in hashes. They stay the same when a field is renamed.
+
+A change here would build every prepared corpus again and fail every stored batch hash.
+"""
+
+from lm.config import fields, schema
+
+
+def names_in_hashes(kind: type, *roles: str) -> list[str]:
+    """Return the names that enter hashes, in order, of the fields with one of these roles."""
+    infos = fields.field_info(kind)
+    values = {name: None for name in infos if not roles or {*roles} & {*infos[name].roles}}
+    return list(fields.for_hash(values, kind))
+
+
+def test_names_in_hashes_never_change():
+    assert names_in_hashes(schema.Data, "corpus") == [
+        *("broken", "min_words", "min_letters", "max_repeats", "drop_copies", "overlap", "protect"),
+    ]
+    assert names_in_hashes(schema.Data, "batch") == [
+        *("rows", "score", "too_long", "across", "unique_tokens"),
+    ]
+    is_result = set(names_in_hashes(schema.Run)) - set(names_in_hashes(schema.Run, "execution"))
+    assert sorted(is_result) == RESULT_NAMES
+
+
+def test_values_in_hashes_never_change():
+    data = schema.Data(broken="skip", overlap=13, drop_copies=True, protect="code")
+    assert list(fields.changed_for_hash(data, "corpus").items()) == [
+        *(("broken", "skip"), ("drop_copies", True), ("overlap", 13), ("protect", "code")),
+    ]
+    data = schema.Data(rows="whole", score="answers", too_long="drop", across=False)
+    assert fields.changed_for_hash(data, "batch") == {
+        **{"rows": "whole", "score": "answers", "too_long": "drop", "across": False},
+    }
+    data = schema.Data(rows="continued", too_long="refuse")
+    assert fields.changed_for_hash(data, "batch") == {"rows": "continued", "too_long": "refuse"}
+
+
+# Names that enter the hash of a config.
+RESULT_NAMES = sorted(
+    """
+    data.across data.batch_size data.broken data.drop_copies data.heldout data.max_epochs
+    data.max_repeats data.min_letters data.min_words data.overlap data.protect data.rows data.score
+    data.seq_len data.sources data.tokenizer data.too_long data.unique_tokens data.unseen
+    eval.patience mesh.exact model.attention_blocks model.balance model.balance_rate
+    model.balance_weight model.base_depth model.base_width model.bias model.capacity model.d_expert
+    model.d_ff model.d_head model.d_model model.dispatch model.dtype model.experts_per_token
+    model.logit_softcap model.lora_alpha model.lora_on model.lora_rank model.max_positions
+    model.mlp model.n_experts model.n_heads model.n_kv_heads model.n_layers model.n_shared_experts
+    model.norm model.norm_eps model.normalize_experts model.parametrization model.qk_norm
+    model.rope_theta model.router model.router_z_loss model.tied model.vocab_size model.z_loss name
+    optim.b1 optim.b2 optim.clip optim.decay optim.eps optim.freeze optim.layer_decay optim.lr
+    optim.lr_end optim.name optim.schedule optim.warmup optim.weight_decay seed start.keep
+    start.run start.step steps steps_per_call
+    """.split()
+)

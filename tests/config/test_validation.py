@@ -1,0 +1,64 @@
+import pytest
+
+from lm.config import schema, validation
+
+
+def changed(**values) -> schema.Run:
+    """Return the default run with changed fields, named as in optim__lr."""
+    run = schema.Run()
+    for field, value in values.items():
+        *path, last = field.split("__")
+        target = run
+        for name in path:
+            target = getattr(target, name)
+        setattr(target, last, value)
+    return run
+
+
+def test_default_run_is_valid():
+    validation.validate_run(schema.Run())
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"model__n_heads": 6, "model__n_kv_heads": 4}, "model.n_heads=6 must be a multiple of"),
+        ({"model__d_head": 7}, "model.d_head=7 must be even"),
+        ({"model__dtype": "float16"}, "model.dtype='float16' must be one of float32, bfloat16"),
+        ({"model__d_model": 12.5}, "model.d_model=12.5 must be int, not float"),
+        ({"optim__lr": "fast"}, "optim.lr='fast' must be float"),
+        ({"optim__lr": float("nan")}, "optim.lr=nan must be a number"),
+        ({"optim__lr": 0.0}, "optim.lr=0.0 must be above 0"),
+        ({"optim__schedule": "exp"}, "optim.schedule='exp' must be one of"),
+        ({"optim__schedule": "wsd", "optim__decay": 0.99}, "optim.decay=0.99 plus optim.warmup"),
+        ({"data__heldout": 1.5}, "data.heldout=1.5 must be between 0 and 1"),
+        ({"data__tokenizer": "bpe"}, "data.tokenizer='bpe' must be bytes, bpe:8192, file:JSON"),
+        ({"data__tokenizer": "bytes:1"}, "data.tokenizer='bytes:1' must be bytes"),
+        ({"data__tokenizer": "bpe:9k"}, "data.tokenizer='bpe:9k' takes a size from 258"),
+        ({"data__broken": "ignore"}, "data.broken='ignore' must be one of stop, skip"),
+        ({"data__max_repeats": 2.0}, "data.max_repeats=2.0 must be between 0 and 1"),
+        ({"data__protect": "code"}, "data.protect='code' has no effect with data.overlap=0"),
+        ({"data__unique_tokens": 9}, "data.unique_tokens=9 must be at least one row of"),
+        ({"data__rows": "padded"}, "data.rows='padded' must be one of packed, continued"),
+        ({"data__score": "answers"}, "data.score='answers' needs data.rows='whole', not 'packed'"),
+        ({"data__sources": {}}, "data.sources={} is empty"),
+        ({"data__sources": {"code": -1.0}}, "data.sources['code']=-1.0 must be a weight"),
+        ({"data__sources": {"code": 0.0}}, "has only zero weights"),
+        ({"data__sources": {"code": 1.0, "docs": -1.0}}, "must be a weight: a finite number"),
+        ({"mesh__data": 0}, "mesh.data=0 must be -1"),
+        ({"model__n_experts": 1}, "model.experts_per_token=2 must not exceed model.n_experts=1"),
+        ({"model__n_experts": 6, "mesh__expert": 4}, "model.n_experts=6 must be a multiple of"),
+        ({"model__n_experts": 4, "model__d_ff": 385}, "the shared experts, or set"),
+        ({"model__n_experts": 4, "model__d_expert": 5, "mesh__tensor": 2}, "model.d_expert=5 must"),
+        ({"model__router": "linear"}, "model.router='linear' must be one of softmax, sigmoid"),
+        ({"model__capacity": 0.0}, "model.capacity=0.0 must be above 0"),
+        ({"keep_every": 300}, "keep_every=300 must be a multiple of checkpoint_every=200: try 400"),
+        ({"steps": 0}, "steps=0 must be at least 1"),
+        ({"name": "../up"}, "name='../up' takes letters"),
+        ({"name": ""}, "name='' takes letters"),
+    ],
+)  # fmt: skip
+def test_invalid_run_is_rejected_by_field_name(values, words):
+    with pytest.raises(schema.ConfigError) as error:
+        validation.validate_run(changed(**values))
+    assert words in str(error.value) and "\n" not in str(error.value)

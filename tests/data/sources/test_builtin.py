@@ -1,0 +1,91 @@
+"""Built-in text of the Python installation."""
+
+import inspect
+import itertools
+import sys
+
+import numpy as np
+
+from lm.data.sources import builtin
+
+
+def test_code_is_programs_without_tests_in_one_order():
+    found = list(builtin.python_code())
+    names = [name for name, _ in found]
+    assert (
+        names == sorted(set(names), key=names.index) == [name for name, _ in builtin.python_code()]
+    )
+    assert {"json/decoder.py", "argparse.py"} <= set(names)
+    assert not [name for name in names if "test" in name.split("/")[:-1] or "encodings" in name]
+    assert 5e6 < sum(len(text) for _, text in found) < 20e6
+
+
+def test_docs_are_mostly_plain_words_in_sentences():
+    texts = [text for _, text in itertools.islice(builtin.python_docs(), 100)]
+    words = " ".join(texts).split()
+    assert len(words) > 10_000
+    assert np.mean([word.strip(".,;:!?()\"'").isalpha() for word in words]) > 0.85
+    assert np.mean([text[-1] in ".?!)" for text in texts]) == 1
+
+
+def test_no_paragraph_comes_twice_in_docs():
+    found = [
+        p for _, text in itertools.islice(builtin.python_docs(), 100) for p in text.split("\n\n")
+    ]
+    assert len(found) == len(set(found))
+
+
+def test_docs_read_no_package_beyond_the_list(monkeypatch):
+    monkeypatch.setattr(builtin, "PACKAGES", {"absl": "absl-py"})
+    tops = {name.split("/")[0].removesuffix(".py") for name, _ in builtin.python_docs()}
+    assert "absl" in tops and tops <= sys.stdlib_module_names | {"absl"}
+
+
+def test_finding_packages_imports_none_of_them(monkeypatch):
+    before = set(sys.modules)
+    assert any(name.startswith("optax/") for name, _ in builtin._packages_files())
+    assert "optax" in before or "optax" not in sys.modules
+
+
+def test_the_cap_ends_the_text_at_a_file(monkeypatch):
+    whole = list(builtin.python_code())
+    monkeypatch.setattr(builtin, "MAX_CHARACTERS", 100_000)
+    part = list(builtin.python_code())
+    assert part == whole[: len(part)] and 0 < sum(len(text) for _, text in part) <= 100_000
+
+
+def test_paragraphs_keep_english_and_drop_everything_else():
+    docstring = """Fit a line to the given points by least squares.
+
+    The fit is that of :func:`~numpy.polyfit` with ``deg=1``, see the
+    notes below for more.
+
+    Parameters
+    ----------
+    x : array_like, shape (M,)
+        Where the points lie, in any order at all.
+    y : array_like
+
+    >>> fit([1, 2], [3, 4])
+    (1.0, 2.0)
+
+        for x in points:
+            total += x
+
+    ====  =====
+    a     1 2.
+    ====  =====
+
+    Values that lie outside are marked {out} and those inside are marked {in}.
+
+    Maps b0_x and c1_y to d2_z and e3_w or f4_v.
+
+    Args:
+      lr: The learning rate of the very first step.
+    """
+    assert builtin.paragraphs(inspect.cleandoc(docstring)) == [
+        "Fit a line to the given points by least squares.",
+        "The fit is that of polyfit with deg=1, see the notes below for more.",
+        "Where the points lie, in any order at all.",
+        "The learning rate of the very first step.",
+    ]

@@ -1,0 +1,67 @@
+"""The parser of names with fields: values, and one-line errors."""
+
+import pytest
+
+from lm.data.sources import uri
+
+FIELDS = {
+    "n": uri.count(),
+    "kind": uri.choice(["a", "b"]),
+    "only": uri.names(),
+    "field": uri.text("the name of a field"),
+    "length": uri.int_range(2, 10),
+    "share": uri.number(float, 0, 1),
+    "seed": uri.number(int, 0, 99),
+}
+
+
+def test_fields_have_their_types():
+    text = "copy?n=3&kind=b&only=x,y&field=body&length=2-5&share=0.5&seed=7"
+    assert uri.parse_uri(text, FIELDS) == (
+        "copy",
+        {
+            "n": 3,
+            "kind": "b",
+            "only": frozenset({"x", "y"}),
+            "field": "body",
+            "length": (2, 5),
+            "share": 0.5,
+            "seed": 7,
+        },
+    )
+    assert uri.parse_uri("copy?length=4", FIELDS).values == {"length": (4, 4)}
+
+
+@pytest.mark.parametrize(
+    "text, name, query",
+    [
+        ("copy", "copy", ""),
+        ("a/?.jsonl", "a/?.jsonl", ""),
+        ("a/?.jsonl?field=b", "a/?.jsonl", "field=b"),
+        ("a?x=1?y=2", "a", "x=1?y=2"),
+        ("a?field=", "a", "field="),
+    ],
+)
+def test_a_glob_may_contain_question_marks(text, name, query):
+    assert uri.split_uri(text) == (name, query)
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("copy?size=3", "task copy?size=3: size does not exist: use one of the fields n, kind"),
+        ("copy?n=-1", "n=-1 must be a whole number from 0 up"),
+        ("copy?kind=c", "kind=c must be one of a, b"),
+        ("copy?field=", "field= must be the name of a field"),
+        ("copy?length=x", "length=x must be a whole number, or a range such as 2-3, from 2 to 10"),
+        ("copy?length=5-3", "length=5-3 must be"),
+        ("copy?length=1-3", "length=1-3 must be"),
+        ("copy?share=nan", "share=nan must be a number from 0 to 1"),
+        ("copy?seed=1.5", "seed=1.5 must be a whole number from 0 to 99"),
+    ],
+)
+def test_an_error_names_text_field_value_and_allowed_values(text, words):
+    with pytest.raises(ValueError) as error:
+        uri.parse_uri(text, FIELDS, "task ")
+    assert words in str(error.value) and str(error.value).startswith(f"task {text}: ")
+    assert "\n" not in str(error.value)

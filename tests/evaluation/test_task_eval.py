@@ -1,0 +1,150 @@
+"""Task evaluation: packing changes no score, and a perfect model has accuracy 1."""
+
+import jax
+import numpy as np
+import pytest
+
+from lm.data import tokenizers
+from lm.evaluation import scoring, task_eval, tasks
+from lm.model import transformer
+from lm.parallel import mesh
+from lm.training import step
+
+NAMES = ["copy?length=4&n=9", "addition?digits=2&choices=3&n=5&shots=1"]
+
+
+def pairs_of(n, seed=0):
+    rng = np.random.default_rng(seed)
+    return [
+        (
+            np.r_[0, rng.integers(1, 256, rng.integers(1, 9))],
+            rng.integers(1, 256, rng.integers(1, 9)),
+        )
+        for _ in range(n)
+    ]
+
+
+def test_every_pair_is_contiguous_in_its_own_segment():
+    pairs = pairs_of(50)
+    tokens_NT, segments_NT, places = task_eval.pack_examples(pairs, 32, end=0)
+    assert tokens_NT.shape[1] == 33 and segments_NT.shape[1] == 32
+    used = sum(len(p) + len(a) - 1 for p, a in pairs)
+    assert used > 0.75 * segments_NT.size  # rows are nearly full
+    seen = np.zeros(segments_NT.shape, int)
+    for (prompt, answer), (row, start, stop) in zip(pairs, places, strict=True):
+        assert (tokens_NT[row, start + 1 : stop + 1] == answer).all()
+        first = start - len(prompt) + 1
+        assert (tokens_NT[row, first : start + 1] == prompt).all()
+        assert len(set(segments_NT[row, first:stop])) == 1
+        seen[row, first:stop] += 1
+        assert (segments_NT[row] == segments_NT[row, start]).sum() == stop - first
+    assert seen.max() == 1
+
+
+def test_too_long_prompt_loses_its_left_end():
+    prompt, answer = np.arange(1, 60), np.arange(60, 70)
+    tokens_NT, _, ((row, start, stop),) = task_eval.pack_examples([(prompt, answer)], 32, end=0)
+    assert (tokens_NT[0] == np.arange(70 - 33, 70)).all() and stop == 32 and stop - start == 10
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    from lm.config import model_sizes, schema
+
+    run = schema.Run(name="exam", dir=str(tmp_path_factory.mktemp("runs")))
+    run.model = model_sizes.ladder_model("10K", n_layers=2)
+    run.data.seq_len, run.data.batch_size = 48, 8
+    program = step.build_train_functions(run, mesh.make_mesh(run.mesh))
+    with jax.set_mesh(program.mesh):
+        return run, program, program.init(0)["params"]
+
+
+def test_packed_answers_have_the_likelihoods_they_have_alone(built):
+    run, program, params = built
+    asked = [tasks.load_task(name) for name in NAMES]
+    tokenizer = tokenizers.ByteTokenizer()
+    with jax.set_mesh(program.mesh):
+        results = task_eval.evaluate_tasks(
+            run, program.mesh, program.score, params, tokenizer, asked
+        )
+        row = task_eval.to_columns(results)
+        bits = []
+        for example in asked[0].examples:
+            text = "\0" + example.prompts[0] + example.answers[0]
+            ids = np.frombuffer(text.encode(), np.uint8).astype(np.int32)
+            n, k = len(ids) - 1, len(example.answers[0])
+            ids_BT = np.tile(np.pad(ids, (0, 49 - len(ids))), (8, 1))  # the mesh splits 8 rows
+            logits = transformer.compute_logits(run.model, params, ids_BT[:, :-1])
+            nats, _ = transformer.cross_entropy(logits, ids_BT[:, 1:])
+            bits.append(float(nats[0, n - k : n].sum()) / np.log(2) / k)
+    name = NAMES[0]
+    assert row[f"task.{name}.bits_per_byte"] == pytest.approx(np.mean(bits), rel=1e-4)
+    assert row[f"task.{name}.n"] == 9 and row[f"task.{name}.n_cut"] == 0
+    assert row[f"task.{NAMES[1]}.chance"] == pytest.approx(1 / 3)
+    assert f"task_se.{name}.accuracy" in row
+
+
+def test_accuracy_is_one_for_a_perfect_model_and_else_zero(built):
+    run, program, _ = built
+
+    def sit(knows):
+        def score(params, batch):
+            targets_BT = np.asarray(batch["tokens"])[:, 1:]
+            nats_BT = np.full(targets_BT.shape, 0.1)
+            return nats_BT, targets_BT if knows else targets_BT + 1
+
+        asked = [tasks.load_task(NAMES[0])]
+        return task_eval.to_columns(
+            task_eval.evaluate_tasks(
+                run, program.mesh, score, {}, tokenizers.ByteTokenizer(), asked
+            )
+        )
+
+    name = NAMES[0]
+    assert sit(True)[f"task.{name}.accuracy"] == 1 and sit(False)[f"task.{name}.accuracy"] == 0
+    assert sit(True)[f"task_se.{name}.accuracy"] == 0
+
+
+def test_examples_that_do_not_fit_are_counted_or_refused(built, tmp_path):
+    run, program, params = built
+    rows = ['{"context": "q", "continuation": "a"}']
+    rows += ['{"context": "%s", "continuation": "a"}' % ("q" * 99)]
+    rows += ['{"context": "q", "continuation": "%s"}' % ("a" * 99)]
+    (tmp_path / "test.jsonl").write_text("\n".join(rows))
+    task = tasks.load_task(f"file:{tmp_path}")
+    arguments = (program.mesh, program.score, params, tokenizers.ByteTokenizer(), [task])
+    with jax.set_mesh(program.mesh):
+        row = task_eval.to_columns(task_eval.evaluate_tasks(run, *arguments))
+    counts = [row[f"task.{task.name}.{name}"] for name in ("n", "n_cut", "n_left_out")]
+    assert counts == [2, 1, 1]
+    run.eval.too_long = "refuse"
+    with pytest.raises(ValueError, match="2 of 3 examples are longer than data.seq_len=48"):
+        task_eval.evaluate_tasks(run, *arguments)
+    run.eval.too_long = "cut"
+
+
+def test_training_and_scoring_give_the_same_likelihoods(built):
+    run, program, params = built
+    asked, tokenizer = tasks.load_task(NAMES[0]), tokenizers.ByteTokenizer()
+    with jax.set_mesh(program.mesh):
+        results = task_eval.evaluate_tasks(
+            run, program.mesh, program.score, params, tokenizer, [asked]
+        )
+    metrics = results[asked.name]
+    prompts = [[0, *e.prompts[0].encode()] for e in asked.examples]
+    answers = [list(e.answers[0].encode()) for e in asked.examples]
+    said = scoring.score_answers(run, program.mesh, params, prompts, answers)
+    bits = [one.nats.sum() / np.log(2) / len(a) for one, a in zip(said, answers, strict=True)]
+    assert metrics["bits_per_byte"]["value"] == pytest.approx(np.mean(bits), rel=1e-4)
+    assert metrics["exact"]["value"] == np.mean([one.is_greedy for one in said])
+
+
+def test_generate_adds_metrics_of_written_answers(built):
+    run, program, params = built
+    asked = tasks.load_task("copy?length=2&n=4&generate=1")
+    results = task_eval.evaluate_tasks(
+        run, program.mesh, program.score, params, tokenizers.ByteTokenizer(), [asked]
+    )
+    metrics = {name: numbers["value"] for name, numbers in results[asked.name].items()}
+    assert 0 <= metrics["edit_distance"] <= 1
+    assert metrics["said_exactly"] == metrics["exact"]

@@ -1,0 +1,85 @@
+"""Envelope of learning curves and allocation of budgets."""
+
+import numpy as np
+import pytest
+from scipy import spatial
+
+from lm.laws.forms import compute_optimal, log_linear, power_laws
+
+LAW = {"E": 1.8, "A": 300.0, "B": 700.0, "alpha": 0.34, "beta": 0.3}
+
+
+def loss(n, d):
+    return LAW["E"] + LAW["A"] * n ** -LAW["alpha"] + LAW["B"] * d ** -LAW["beta"]
+
+
+def curves():
+    return [
+        {"run": f"{n:.4g}", "params": n, "tokens": d, "flops": 6 * n * d, "loss": loss(n, d)}
+        for n in np.geomspace(1e7, 1e9, 15)
+        for d in np.geomspace(1e8, 2e11, 60)
+    ]
+
+
+@pytest.mark.parametrize("hull", ["lower", "convex"])
+def test_the_envelope_has_the_exponent_of_the_best_split(hull):
+    fit = compute_optimal.envelope(curves(), n="params", y="loss", hull=hull, edges="drop")
+    assert fit.params["exponent"] == pytest.approx(0.3 / 0.64, abs=0.02)
+    assert fit.n_runs <= 13
+
+
+def test_the_convex_envelope_is_that_of_scipy():
+    fit = compute_optimal.envelope(curves(), n="params", y="loss", hull="convex", bootstrap=0)
+    c, y = (np.log([row[k] for row in curves()]) for k in ("flops", "loss"))
+    far = [[c.max() + 1, y.max() + 1]]
+    corners = spatial.ConvexHull(np.vstack([np.stack([c, y], 1), far])).vertices
+    falling = [i for i in corners if i < len(c) and y[i] <= y[c <= c[i]].min()]
+    assert np.allclose(sorted(np.exp(c[falling])), fit.envelope.flops)
+
+
+def test_an_envelope_at_the_edge_of_the_sweep_has_a_warning():
+    fit = compute_optimal.envelope(curves(), n="params", y="loss", bootstrap=0)
+    assert any("smallest or largest model" in text for text in fit.warnings)
+
+
+def test_one_run_makes_no_envelope():
+    with pytest.raises(ValueError, match="an exponent needs 2"):
+        compute_optimal.envelope(curves()[:60], n="params", y="loss")
+
+
+def test_no_other_split_of_the_budget_has_less_loss():
+    best = compute_optimal.allocation(LAW, 1e22)
+    assert 6 * best.n * best.d == pytest.approx(1e22)
+    assert best.loss == pytest.approx(loss(best.n, best.d))
+    for factor in (0.9, 1.1):
+        assert loss(best.n * factor, best.d / factor) > best.loss
+
+
+def test_flops_per_param_token_sets_the_budget_equation():
+    assert 8 * compute_optimal.allocation(LAW, 1e22, 8).n * compute_optimal.allocation(
+        LAW, 1e22, 8
+    ).d == pytest.approx(1e22)
+
+
+def test_a_fit_allocates_with_an_interval():
+    rng = np.random.default_rng(0)
+    rows = [{**r, "loss": r["loss"] * np.exp(0.003 * rng.standard_normal()), "run": str(i)}
+            for i, r in enumerate(curves()[::13])]  # fmt: skip
+    fit = power_laws.chinchilla(rows, n="params", d="tokens", y="loss")
+    best, true = compute_optimal.allocation(fit, 1e22), compute_optimal.allocation(LAW, 1e22)
+    assert best.n_interval[0] < true.n < best.n_interval[1]
+    assert best.d_interval[0] < true.d < best.d_interval[1]
+    assert "tokens per parameter" in str(best)
+
+
+def test_lines_of_parameters_and_of_tokens_allocate_alike():
+    budgets = np.geomspace(1e18, 1e21, 5)
+    splits = [compute_optimal.allocation(LAW, c) for c in budgets]
+    rows = [
+        {"flops": c, "params": s.n, "tokens": s.d} for c, s in zip(budgets, splits, strict=True)
+    ]
+    by_n, by_d = (
+        compute_optimal.allocation(log_linear.log_linear(rows, "flops", y), 1e22)
+        for y in ("params", "tokens")
+    )
+    assert by_n.n == pytest.approx(compute_optimal.allocation(LAW, 1e22).n) == by_d.n

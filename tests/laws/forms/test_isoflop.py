@@ -1,0 +1,133 @@
+"""IsoFLOP law: recovery, bias, and exclusion of budgets without a minimum."""
+
+import numpy as np
+import pytest
+
+from lm.laws.forms import isoflop
+
+BUDGETS = (1e18, 3e18, 1e19, 3e19, 1e20)
+
+
+def sweep(alpha=0.31, beta=0.31, noise=0.0, shift=1.0, seed=0, sizes=9):
+    rng = np.random.default_rng(seed)
+    rows = []
+    for c in BUDGETS:
+        best = (alpha / beta) ** (1 / (alpha + beta)) * (c / 6) ** (beta / (alpha + beta))
+        for n in best * shift * np.geomspace(0.2, 5, sizes):
+            d = c / 6 / n
+            loss = 1.7 + 400 * n**-alpha + 400 * d**-beta
+            rows.append({"name": f"{c:g} {n:.4g}", "flops": c, "params": n, "tokens": d,
+                         "loss": loss * np.exp(noise * rng.standard_normal())})  # fmt: skip
+    return rows
+
+
+def fit_isoflop(rows, **options):
+    return isoflop.isoflop(rows, **{"x": "params", "y": "loss", **options})
+
+
+@pytest.mark.parametrize("method", ["parabola", "akima"])
+def test_equal_exponents_give_the_true_line(method):
+    fit = fit_isoflop(sweep(), method=method, points=400, bootstrap=0)
+    assert fit.params["exponent"] == pytest.approx(0.5, abs=1e-3)
+    assert fit.predict(1e21).value == pytest.approx((1e21 / 6) ** 0.5, rel=0.01)
+
+
+def test_parameters_and_tokens_share_the_budget():
+    n, d = (fit_isoflop(sweep(0.34, 0.28), x=x, bootstrap=0) for x in ("params", "tokens"))
+    assert n.params["exponent"] + d.params["exponent"] == pytest.approx(1)
+    assert n.predict(1e21).value * d.predict(1e21).value == pytest.approx(1e21 / 6)
+    assert str(n).startswith("N* = ") and str(d).startswith("D* = ")
+
+
+def test_a_vertex_outside_its_sizes_is_excluded_by_default():
+    rows = sweep()
+    for row in rows:
+        if row["flops"] == 1e19 and row["params"] < 2e9:
+            row["flops"] = 0.0 if row["params"] < 1.3e9 else row["flops"]
+    rows = [row for row in rows if row["flops"]]
+    fit = fit_isoflop(rows, bootstrap=0)
+    assert fit.n == 4
+    assert fit.excluded[0][0] == "1e+19 FLOPs" and "below the smallest size" in fit.excluded[0][1]
+    assert fit_isoflop(rows, edges="keep", bootstrap=0).n == 5
+
+
+def test_an_akima_minimum_on_the_edge_is_dropped():
+    rows = [r for r in sweep() if r["flops"] < 1e20 or r["params"] > 5e9]
+    fit = fit_isoflop(rows, method="akima", bootstrap=0)
+    assert fit.n == 4 and "at or below the smallest size" in dict(fit.excluded)["1e+20 FLOPs"]
+
+
+def test_a_parabola_that_opens_down_is_dropped():
+    rows = sweep()
+    for row in rows:
+        if row["flops"] == 1e20:
+            row["loss"] = 4 - row["loss"] / 2
+    assert dict(fit_isoflop(rows, bootstrap=0).excluded)["1e+20 FLOPs"] == "the parabola opens down"
+
+
+def test_too_few_budgets_are_refused_with_the_reasons():
+    rows = [r for r in sweep() if r["flops"] == 1e18 or r["params"] > 2e10]
+    with pytest.raises(
+        ValueError, match="only 1 budgets .*too few|only 1 budgets .*outside|only 1 budgets .*below"
+    ):
+        fit_isoflop(rows)
+
+
+def test_rows_near_no_listed_budget_are_excluded_by_name():
+    rows = [
+        {**row, "flops": row["flops"] * (1.04 if i % 2 else 1)} for i, row in enumerate(sweep())
+    ]
+    rows.append({"name": "far", "flops": 5e18, "params": 1e8, "tokens": 1e9, "loss": 3.0})
+    fit = fit_isoflop(rows, budgets=BUDGETS, bootstrap=0)
+    assert fit.n == 5 and ("far", "flops is at no budget") in fit.excluded
+    assert [budget.n_runs for budget in fit.budgets] == [9] * 5
+
+
+def test_nearest_limits_the_runs_of_a_parabola():
+    wide, narrow = (
+        fit_isoflop(sweep(0.4, 0.2), bootstrap=0),
+        fit_isoflop(sweep(0.4, 0.2), nearest=3, bootstrap=0),
+    )
+    true = (2 ** (1 / 0.6)) * (1e21 / 6) ** (1 / 3)
+    errors = [abs(np.log(fit.predict(1e21).value / true)) for fit in (wide, narrow)]
+    assert errors[1] < 0.5 * errors[0]
+
+
+def test_the_interval_covers_the_exponent():
+    hits = []
+    for seed in range(60):
+        lo, hi = fit_isoflop(sweep(noise=0.002, seed=seed), bootstrap=300, seed=seed).interval(
+            "exponent"
+        )
+        hits.append(lo <= 0.5 <= hi)
+    assert np.mean(hits) >= 0.88
+
+
+def test_akima_takes_its_noise_in_units_of_the_loss():
+    one, two = (
+        fit_isoflop(sweep(), method="akima", noise=s, bootstrap=300) for s in (0.004, 0.016)
+    )
+    assert one.se["exponent"] < two.se["exponent"]
+    weighted = fit_isoflop(
+        sweep(), method="akima", noise=0.01, weighted=True, median=True, bootstrap=300
+    )
+    assert weighted.params["exponent"] == pytest.approx(0.5, abs=0.05)
+
+
+def test_an_influential_budget_has_a_warning():
+    rows = sweep(noise=0.0)
+    for row in rows:
+        if row["flops"] == 1e20:
+            row["params"] *= 2.5
+    fit = fit_isoflop(rows)
+    assert fit.exponents_without["1e+20"] == pytest.approx(0.5, abs=1e-6)
+    assert any("one budget decides: without 1e+20" in text for text in fit.warnings)
+
+
+def test_trunks_shared_across_budgets_have_a_warning():
+    alone = sweep(sizes=5)
+    shared = [{**row, "start.run": f"trunk-{i % 5}", "start.keep": "state"}
+              for i, row in enumerate(alone)]  # fmt: skip
+    found = fit_isoflop(shared, bootstrap=0)
+    assert any("25 rows have 5 trunks" in text for text in found.warnings)
+    assert not any("trunks" in text for text in fit_isoflop(alone, bootstrap=0).warnings)

@@ -1,0 +1,91 @@
+"""Batched minimizer: exact gradients, bounds, independent problems."""
+
+import numpy as np
+import pytest
+from scipy import optimize
+
+from lm.laws import solver
+
+N = np.geomspace(1e7, 1e10, 30)
+LOG_Y = np.log(1.7 + 400 * N**-0.34) + 0.01 * np.sin(np.arange(30))
+LOWER, UPPER = np.array([-10.0, -40.0, 0.0]), np.array([5.0, 40.0, 5.0])
+START = np.array([[0.0, 3.0, 0.2]])
+
+
+def objective(loss, delta=1e-3):
+    one, away = np.ones(30), np.log(N) - np.log(N).mean()
+    terms = [
+        solver.Term([0], one[:, None], 0 * one),
+        solver.Term([1, 2], np.stack([one, -away], 1), 0 * one),
+    ]
+    return solver.log_sum_exp(terms, 3, loss, delta)
+
+
+@pytest.mark.parametrize("loss", solver.LOSSES)
+def test_gradient_and_hessian_are_those_of_the_objective(loss):
+    goal, theta, step = objective(loss, 0.1), np.array([[0.3, -0.4, 0.3]]), 1e-6
+    _, gradient, hessian, _ = goal(theta, LOG_Y, None)
+    for i, unit in enumerate(np.eye(3)):
+        up, down = (goal(theta + s * step * unit, LOG_Y, None) for s in (1, -1))
+        assert gradient[0, i] == pytest.approx((up[0][0] - down[0][0]) / (2 * step), rel=1e-5)
+        if loss != "absolute":
+            assert hessian[0, i] == pytest.approx((up[1][0] - down[1][0]) / (2 * step), rel=1e-4)
+
+
+@pytest.mark.parametrize("loss", ["huber", "squares", "log_squares"])
+def test_the_minimum_is_not_above_that_of_scipy(loss):
+    goal = objective(loss)
+    found = solver.minimize(goal, START, LOWER, UPPER, LOG_Y)
+
+    def alone(theta):
+        value, gradient, *_ = goal(theta[None], LOG_Y, None)
+        return 1e6 * value[0], 1e6 * gradient[0]
+
+    other = optimize.minimize(alone, START[0], jac=True, method="L-BFGS-B", tol=1e-14)
+    assert found.value[0] <= other.fun / 1e6 * (1 + 1e-6)
+    assert found.converged[0] and found.gradient[0] < 1e-4
+
+
+def test_problems_of_a_batch_are_independent():
+    starts = np.array([[0.0, 3.0, 0.2], [0.5, -1.0, 1.0], [-1.0, 0.0, 0.05]])
+    weights = np.random.default_rng(0).integers(0, 3, (3, 30)).astype(float)
+    goal = objective("huber")
+    together = solver.minimize(goal, starts, LOWER, UPPER, LOG_Y, weights)
+    for i in range(3):
+        one = slice(i, i + 1)
+        alone = solver.minimize(goal, starts[one], LOWER, UPPER, LOG_Y, weights[one])
+        assert alone.theta[0] == pytest.approx(together.theta[i], abs=1e-7)
+
+
+def test_a_parameter_at_its_bound_converges():
+    found = solver.minimize(
+        objective("log_squares"), START, LOWER, np.array([5.0, 40.0, 0.25]), LOG_Y
+    )
+    assert found.theta[0, 2] == 0.25
+    assert found.gradient[0] < 1e-4
+
+
+def test_the_absolute_loss_is_the_limit_of_a_small_delta():
+    found = solver.minimize(objective("absolute", 1e-7), START, LOWER, UPPER, LOG_Y)
+    value, *_ = objective("log_squares")(found.theta, LOG_Y, None)
+    assert found.value[0] == pytest.approx(
+        np.abs(LOG_Y - np.log(np.exp(found.theta[0, 0]) + law(found.theta[0]))).sum(), rel=1e-4
+    )
+    assert value[0] > 0
+
+
+def law(theta):
+    return np.exp(theta[1] - theta[2] * (np.log(N) - np.log(N).mean()))
+
+
+def test_curve_and_log_sum_exp_have_the_same_minimum():
+    def log_f(theta):
+        floor, term = np.exp(theta[:, :1]), np.stack([law(t) for t in theta])
+        away = np.log(N) - np.log(N).mean()
+        total = floor + term
+        return np.log(total), np.stack([floor / total, term / total, -away * term / total], -1)
+
+    for loss in ("huber", "log_squares"):
+        a = solver.minimize(solver.curve(log_f, loss, 1e-3), START, LOWER, UPPER, LOG_Y)
+        b = solver.minimize(objective(loss), START, LOWER, UPPER, LOG_Y)
+        assert a.value[0] == pytest.approx(b.value[0], rel=1e-6)

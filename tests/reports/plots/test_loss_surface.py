@@ -1,0 +1,108 @@
+"""Figures of size and tokens, from runs with a known L(N, D)."""
+
+import re
+
+import numpy as np
+import pytest
+from matplotlib.colors import to_hex
+
+from lm.laws.forms import compute_optimal, isoflop, power_laws
+from lm.reports.plots import loss_surface, scaling, style
+
+FLOOR, A, ALPHA, B, BETA = 0.9, 30.0, 0.35, 120.0, 0.37
+
+
+def per_token(n):
+    return 6 * n + 6 * 256 * np.sqrt(n / 24)  # small models pay for their vocabulary
+
+
+def runs() -> list[dict]:
+    """Return runs of five sizes at three budgets, without noise."""
+    rows = []
+    for n in (1e4, 3e4, 1e5, 3e5, 1e6):
+        for c in (1e12, 4e12, 1.6e13):
+            d = c / per_token(n)
+            row = {"name": f"x/{style.format_si(n)}-{c:g}", "status": "done", "eval.loss_se": 0.006}
+            row |= {"params.non_embedding": n, "tokens": d, "flops": c}
+            rows.append(row | {"eval.loss": FLOOR + A * n**-ALPHA + B * d**-BETA})
+    return rows
+
+
+@pytest.fixture(scope="module")
+def toy():
+    rows = runs()
+    noisy = [
+        row | {"eval.loss": row["eval.loss"] * (1 + 0.003 * noise)}
+        for row, noise in zip(rows, np.random.default_rng(0).standard_normal(99), strict=False)
+    ]
+    return noisy, power_laws.chinchilla(noisy, bootstrap=100), isoflop.isoflop(noisy, bootstrap=100)
+
+
+def every_figure(toy, theme=scaling.LIGHT):
+    rows, joint, isoflop = toy
+    return {
+        "tokens": loss_surface.loss_vs_tokens(rows, joint, theme=theme),
+        "frontier": loss_surface.compute_optimal_frontier(rows, {}, joint, theme=theme),
+        "contour": loss_surface.loss_contours(rows, joint, theme=theme),
+        "isoflop": loss_surface.isoflop_parabolas(rows, isoflop, theme=theme),
+        "best": loss_surface.optimal_size(rows, isoflop, joint, theme=theme),
+    }
+
+
+@pytest.mark.parametrize("theme", [scaling.LIGHT, scaling.DARK])
+def test_every_figure_states_n_and_has_log_axes(toy, theme):
+    for name, figure in every_figure(toy, theme).items():
+        axes = figure.axes[0]
+        assert re.search(r"n = [1-9]\d* ", figure.get_supxlabel()), name
+        assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log"), name
+        assert axes.get_xlabel() and axes.get_ylabel(), name
+        assert to_hex(figure.get_facecolor()) == theme["paper"]
+
+
+def test_every_color_has_a_counterpart_in_the_dark_theme(toy):
+    twins = style.dark_theme_map(toy[0])
+    for name, figure in every_figure(toy).items():
+        used = set(re.findall(r"var\(--c([0-9a-f]{6})", style.to_inline_svg(figure)[0]))
+        assert {f"#{item}" for item in used} <= set(twins), name
+
+
+def test_frontier_is_below_every_run(toy):
+    rows, joint, _ = toy
+    exact = power_laws.chinchilla(runs(), bootstrap=0)
+    curve = loss_surface.compute_optimal_frontier(runs(), {}, exact).axes[0].get_lines()
+    line = next(item for item in curve if item.get_label() == "frontier of L(N, D)")
+    budgets, losses = (np.asarray(values, float) for values in line.get_data())
+    for row in runs():
+        least = np.interp(row["flops"], budgets, losses)
+        assert least <= row["eval.loss"] * 1.001
+
+
+def test_best_allocation_equals_a_fine_grid_search():
+    fit = power_laws.chinchilla(runs(), bootstrap=0)
+    n, d = compute_optimal.best_allocation_grid(fit, runs(), [4e12])
+    np.testing.assert_allclose(per_token(n) * d, 4e12, rtol=0.02)
+    sizes = np.geomspace(1e4, 1e6, 2000)
+    losses = FLOOR + A * sizes**-ALPHA + B * (4e12 / per_token(sizes)) ** -BETA
+    np.testing.assert_allclose(n, sizes[losses.argmin()], rtol=0.1)
+
+
+def test_used_minima_are_diamonds_and_rejected_ones_crosses(toy):
+    rows, _, _ = toy
+    cut = [row for row in rows if row["flops"] > 2e12 or row["params.non_embedding"] < 9e4]
+    extra = [
+        row | {"flops": 6.4e13, "name": row["name"] + "x", "eval.loss": row["eval.loss"] * 0.93}
+        for row in rows
+        if row["flops"] == 1.6e13
+    ]
+    fit = isoflop.isoflop(cut + extra, bootstrap=50)
+    figure = loss_surface.isoflop_parabolas(cut + extra, fit)
+    markers = [line.get_marker() for line in figure.axes[0].get_lines()]
+    used = [minimum.is_used for minimum in fit.budgets]
+    assert markers.count("D") == sum(used)
+
+
+def test_loss_against_tokens_can_be_drawn_without_a_law(toy):
+    for rows in ([], toy[0][:1]):
+        figure = loss_surface.loss_vs_tokens(rows)
+        figure.draw_without_rendering()
+        assert f"n = {len(rows)} runs" in figure.get_supxlabel()

@@ -1,0 +1,130 @@
+"""Colors, number formats and metadata of figures."""
+
+import xml.etree.ElementTree as ElementTree
+
+import pytest
+from matplotlib.colors import to_rgb
+from PIL import Image
+
+from lm.reports.plots import style
+
+ROWS = [
+    {"name": "a/small", "params.non_embedding": 10},
+    {"name": "a/large", "params.non_embedding": 1000},
+    {"name": "b/small", "params.non_embedding": 10},
+    {"name": "a/unknown"},
+]
+
+
+def figure(caption_text="a name", tip="a tip"):
+    drawn, axes = style.new_figure("Title", "eval.loss", "nats")
+    axes.plot([1, 2], [3, 4], "o", color=style.LIGHT["accent"], gid=f"tip:{tip}")
+    style.annotate(axes, 1, 3, caption_text, style.LIGHT)
+    return style.finish_figure(drawn, axes, [f"n = 1 run of {caption_text}."])
+
+
+def lightness(colour) -> float:
+    return sum(w * c for w, c in zip((0.299, 0.587, 0.114), to_rgb(colour), strict=True))
+
+
+def test_counts_have_three_digits_and_a_suffix():
+    numbers = (0, 7, 999, 999.6, 12_345, 1e6, 2.5e9, 1e12, 3e17)
+    caption_text = ["0", "7", "999", "1K", "12.3K", "1M", "2.5B", "1T", "3·10¹⁷"]
+    assert [style.format_si(number) for number in numbers] == caption_text
+
+
+def test_exponents_are_superscript_characters():
+    assert [style.power_of_ten(n) for n in (1e15, 2.5e15, 1e-3)] == ["10¹⁵", "2.5·10¹⁵", "10⁻³"]
+    assert style.format_exponents("L = 1 + 2 N^-0.25") == "L = 1 + 2 N⁻⁰·²⁵"
+
+
+@pytest.mark.parametrize("theme", [style.LIGHT, style.DARK])
+def test_larger_sizes_have_lighter_colors(theme):
+    colours = style.size_colors(ROWS, theme)
+    assert lightness(colours["a/small"]) < lightness(colours["a/large"])
+    assert colours["a/small"] == colours["b/small"]
+    assert colours["a/unknown"] == theme["muted"]
+
+
+@pytest.mark.parametrize("theme", [style.LIGHT, style.DARK])
+def test_text_and_markers_contrast_with_the_paper(theme):
+    paper = lightness(theme["paper"])
+    assert min(abs(lightness(theme[name]) - paper) for name in ("ink", "muted", "accent")) > 0.35
+    assert min(abs(lightness(c) - paper) for c in style.size_colors(ROWS, theme).values()) > 0.2
+
+
+@pytest.mark.parametrize("kind", ["png", "svg"])
+def test_saved_figure_has_metadata_and_reproducible_bytes(tmp_path, kind):
+    meta = {"runs": {"a/<b>&\"c'": "0123"}, "fit": None}
+    first = style.save_figure(figure(), tmp_path / "x" / "first", meta)
+    second = style.save_figure(figure(), tmp_path / "second", meta)
+    files = [next(p for p in paths if p.suffix == f".{kind}") for paths in (first, second)]
+    assert style.read_figure_metadata(files[0]) == meta
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_picture_without_metadata_is_named(tmp_path):
+    Image.new("RGB", (2, 2)).save(tmp_path / "foreign.png")
+    (tmp_path / "foreign.svg").write_text("<svg></svg>")
+    for name in ("foreign.png", "foreign.svg"):
+        with pytest.raises(ValueError, match=f"{name} holds no record"):
+            style.read_figure_metadata(tmp_path / name)
+
+
+def test_data_hash_ignores_the_order_of_keys():
+    assert style.hash_data({"a": 1, "b": 2}) == style.hash_data({"b": 2, "a": 1})
+    assert style.hash_data({"a": 1}) != style.hash_data({"a": 1.0000001})
+
+
+def test_inline_figure_is_valid_xml_and_escapes_text():
+    hostile = "<script>alert('1')</script> $x^ & \"--> ]]>"
+    svg, caption = style.to_inline_svg(figure(hostile, hostile))
+    root = ElementTree.fromstring(svg)
+    texts = ["".join(element.itertext()) for element in root.iter() if element.tag.endswith("text")]
+    titles = [element.text for element in root.iter() if element.tag.endswith("title")]
+    assert hostile in texts and titles == [hostile]
+    assert not [element for element in root.iter() if element.tag.endswith("script")]
+    assert caption == f"n = 1 run of {hostile}." and caption not in texts
+
+
+def test_inline_figure_is_cropped_above_its_caption():
+    drawn = figure()
+    label = drawn.axes[0].xaxis.label.get_window_extent()
+    caption = drawn.supxlabel(drawn.get_supxlabel()).get_window_extent()
+    svg, _ = style.to_inline_svg(drawn)
+    box = ElementTree.fromstring(svg).attrib["viewBox"].split()
+    bottom = (drawn.bbox.height - float(box[3]) * drawn.dpi / 72, float(box[2]) * drawn.dpi / 72)
+    assert bottom == pytest.approx((caption.y1, drawn.bbox.width), abs=0.01)
+    assert label.y0 > bottom[0]
+
+
+def test_finished_figure_has_no_layout_engine():
+    assert figure().get_layout_engine() is None
+
+
+def test_every_color_of_an_inline_figure_has_a_dark_value():
+    drawn = figure()
+    for colour in style.size_colors(ROWS).values():
+        drawn.axes[0].plot([1, 2], [3, 4], color=colour)
+    svg, _ = style.to_inline_svg(drawn)
+    assert ": #" not in svg
+    used = {part[:6] for part in svg.split("var(--c")[1:]}
+    assert used <= {light[1:] for light in style.dark_theme_map(ROWS)}
+
+
+def test_overlapping_labels_are_separated():
+    _, axes = style.new_figure("Title", "x", "y")
+    axes.set(xscale="log", yscale="log", xlim=(1, 1e4), ylim=(1, 1e4))
+    lifts = style.label_offsets(
+        axes, [(100, 50), (100, 50.1), (100, 5000), (1, 50)], height=10, width=20
+    )
+    assert lifts[1] - lifts[0] == pytest.approx(10, abs=0.2)
+    assert lifts[2:] == [0, 0]
+
+
+def test_later_label_wins_over_an_overlapping_one():
+    drawn, axes = style.new_figure("Title", "x", "y")
+    for caption_text, x in (("small", 0.5), ("large", 0.501), ("far", 0.1)):
+        style.annotate(axes, x, 0.5, caption_text, style.LIGHT)
+    style.finish_figure(drawn, axes, [])
+    assert {text.get_text() for text in axes.texts} == {"large", "far"}

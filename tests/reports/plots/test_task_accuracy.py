@@ -1,0 +1,69 @@
+"""Figures of measured and predicted task accuracy."""
+
+import re
+
+import numpy as np
+import pytest
+from fixtures import made_up_sweep
+
+from lm.reports import task_analysis
+from lm.reports.plots import style, task_accuracy
+from lm.runs import records
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory) -> list[dict]:
+    return records.load_runs(made_up_sweep.sweep(tmp_path_factory.mktemp("runs")))
+
+
+def tips(figure) -> list[str]:
+    return re.findall(r"<title>(.*?)</title>", style.to_inline_svg(figure)[0])
+
+
+def test_accuracy_is_plotted_against_falling_loss_with_its_law(rows):
+    curves = task_analysis.accuracy_curves(rows, bootstrap=50)
+    figure = task_accuracy.accuracy_vs_loss(rows, curves)
+    names = [axes.get_title(loc="left") for axes in figure.axes]
+    assert names == ["copy?length=4", "sort?length=3"]  # modular never leaves chance
+    assert "1 tasks that no run has above chance" in " ".join(figure.get_supxlabel().split())
+    axes, (fit, why) = figure.axes[0], curves["copy?length=4"]
+    assert fit and not why and axes.get_xlim()[0] > axes.get_xlim()[1]
+    line = axes.get_lines()[0]
+    np.testing.assert_allclose(line.get_ydata(), 100 * fit.predict(line.get_xdata()).value)
+    assert "at chance" in curves["modular"][1] and curves["modular"][0] is None
+    predictions = [tip for tip in tips(figure) if tip.startswith("1.6M: loss")]
+    exact = [100 * rows[-1][records.task_column(task)] for task in names]
+    assert [float(tip.split()[-1][:-1]) for tip in predictions] == [round(value) for value in exact]
+
+
+def test_runs_on_fewer_tokens_have_open_markers(rows):
+    fewer = [row | {"name": row["name"] + "-short", "tokens": row["tokens"] / 2} for row in rows]
+    axes = task_accuracy.accuracy_vs_loss([*rows, *fewer], {}).axes[0]
+    faces = [line.get_markerfacecolor() for line in axes.get_lines() if line.get_gid()]
+    assert faces.count(style.LIGHT["paper"]) == len(rows) == len(faces) / 2
+
+
+def test_predicted_accuracy_is_plotted_beside_measured(rows):
+    task = "copy?length=4"
+    predictions = {task: {"value": 0.5, "lo": 0.25, "hi": 0.75}}
+    predictions["modular"] = {"refused": "at chance"}
+    figure = task_accuracy.predicted_accuracy(predictions, rows[-1])
+    measured = f"{task}: measured {100 * rows[-1][records.task_column(task)]:.0f}%"
+    assert "n = 1 tasks of 2" in figure.get_supxlabel()
+    assert tips(figure) == [f"{task}: predicted 50% [25, 75]", measured]
+    assert tips(task_accuracy.predicted_accuracy(predictions)) == [
+        f"{task}: predicted 50% [25, 75]"
+    ]
+    not_started = task_accuracy.predicted_accuracy(predictions, {"name": "toy/9M"})
+    assert tips(not_started) == tips(task_accuracy.predicted_accuracy(predictions))
+
+
+def test_figures_without_tasks_state_zero_tasks(rows):
+    for none in ([], [{k: v for k, v in row.items() if "task" not in k} for row in rows]):
+        assert (
+            "0 tasks"
+            in task_accuracy.accuracy_vs_loss(
+                none, task_analysis.accuracy_curves(none)
+            ).get_supxlabel()
+        )
+    assert "n = 0 tasks of 0" in task_accuracy.predicted_accuracy({}).get_supxlabel()

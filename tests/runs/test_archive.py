@@ -1,0 +1,160 @@
+"""Archive of a sweep: small, portable, and equivalent for analysis."""
+
+import json
+import pathlib
+
+import pytest
+from fixtures import made_up_sweep
+
+from lm.laws.forms import power_laws
+from lm.reports import summary
+from lm.runs import archive, records
+
+WHERE = "/home/somebody/text"
+
+
+@pytest.fixture
+def sweep(tmp_path) -> pathlib.Path:
+    """A finished sweep with absolute paths in its records and with weights."""
+    folder = made_up_sweep.sweep(tmp_path / "runs")
+    for size in made_up_sweep.SIZES:
+        run = folder / size
+        config = records.read_json(run / "config.json")
+        sources = {f"jsonl:{WHERE}/{name}/*.gz": 0.5 for name in ("wiki", "books")}
+        config["data"] |= {"sources": sources, "cache": "../cache", "tokenizer": "~/bpe.json"}
+        config["eval"]["tasks"] = f"copy?length=4 file:{WHERE}/tasks/piqa?n=9"
+        records.write_json(run / "config.json", config | {"dir": "gs://bucket/somebody/out"})
+        records.write_facts(run, host="vm", **{f"epochs.jsonl:{WHERE}/wiki/*.gz": 0.5})
+        row = records.load_evals(run)[-1] | {f"loss.jsonl:{WHERE}/wiki/*.gz": 2.0 + 1e-10}
+        records.append_record(
+            run / "evals.jsonl", row | {f"task.file:{WHERE}/tasks/piqa?n=9.accuracy": 1}
+        )
+        records.log_event(run, 1, 10, "damaged", f"checkpoint 10 of {WHERE}/runs/x is damaged")
+        (run / "checkpoints").mkdir()
+        (run / "checkpoints" / "weights").write_bytes(bytes(1000))
+        (run / "tokenizer.json").write_text("{}")
+    facts = records.read_json(folder / "sweep.json")
+    facts["command"] += f":{WHERE},../tasks --dir={WHERE}/runs"
+    records.write_json(folder / "sweep.json", facts)
+    return folder
+
+
+def texts(folder) -> dict[str, str]:
+    files = [path for path in folder.rglob("*") if path.is_file() and path.suffix != ".png"]
+    return {str(path.relative_to(folder)): path.read_text() for path in files}
+
+
+def test_archive_gives_the_same_rows_fits_and_headline(sweep, tmp_path):
+    archive_dir = tmp_path / "kept" / "toy"
+    assert archive.archive_sweep(sweep, archive_dir) == sum(map(len, texts(archive_dir).values()))
+    old, new = records.load_runs(sweep), records.load_runs(archive_dir)
+    for before, after in zip(old, new, strict=True):
+        numbers = {key: value for key, value in before.items() if isinstance(value, (int, float))}
+        for key in [key for key in numbers if WHERE not in key]:
+            assert after[key] == pytest.approx(numbers[key], rel=1e-6), key
+        assert (after["name"], after["status"]) == (before["name"], before["status"])
+    fits = [power_laws.power(rows, bootstrap=0).params for rows in (old, new)]
+    assert fits[1] == pytest.approx(fits[0], rel=1e-4)
+    assert summary.headline(summary.load_summary(archive_dir)) == summary.headline(
+        summary.load_summary(sweep)
+    )
+
+
+def test_archive_has_no_machine_paths_and_no_weights(sweep, tmp_path):
+    archive_dir = tmp_path / "toy"
+    archive.archive_sweep(sweep, archive_dir)
+    files = texts(archive_dir)
+    for word in ("somebody", "/home", "~", "..", "bucket", '"host"'):
+        assert not [name for name, text in files.items() if word in text], word
+    assert {pathlib.Path(name).name for name in files} <= {*archive.OF_SWEEP, *archive.OF_RUN}
+    config = records.read_json(archive_dir / "30K" / "config.json")
+    assert config["data"]["sources"] == {"jsonl:wiki/*.gz": 0.5, "jsonl:books/*.gz": 0.5}
+    assert config["eval"]["tasks"] == "copy?length=4 file:piqa?n=9"
+    assert (config["dir"], config["data"]["cache"]) == ("out", "cache")
+    row = records.load_runs(archive_dir)[0]
+    assert row["eval.loss.jsonl:wiki/*.gz"] == 2.0 and row["epochs.jsonl:wiki/*.gz"] == 0.5
+    assert row["eval.task.file:piqa?n=9.accuracy"] == 1
+    assert records.load_events(archive_dir / "30K")[0]["words"] == "checkpoint 10 of x is damaged"
+    assert ":text,tasks --dir=runs" in records.read_json(archive_dir / "sweep.json")["command"]
+
+
+def test_folders_with_the_same_name_are_numbered():
+    paths = {"/a/old/wiki", "/a/old/wiki/", "/a/new/wiki", "/a/x/*.gz", "/home/me"}
+    names = archive._shortened(paths)
+    assert (names["/a/new/wiki"], names["/a/old/wiki"]) == ("wiki", "wiki-2")
+    assert names["/a/old/wiki/"] == "wiki-2"
+    assert (names["/a/x/*.gz"], names["/home/me"]) == ("x/*.gz", "home")
+
+
+@pytest.mark.parametrize(
+    "example", ["a/b.txt", "text:my/books", "3/4 of tokens/s", "copy+sort?n=1-3"]
+)
+def test_paths_inside_the_repository_are_unchanged(example):
+    assert not archive._outside(example)
+
+
+def test_archive_is_idempotent_and_drops_deleted_runs(sweep, tmp_path):
+    first, second = tmp_path / "first" / "toy", tmp_path / "second" / "toy"
+    archive.archive_sweep(sweep, first)
+    before = texts(first)
+    archive.archive_sweep(sweep, first)
+    archive.archive_sweep(first, second)
+    assert texts(first) == texts(second) == before
+    (first / "figures").mkdir()
+    (first / "figures" / "loss.svg").write_text("drawn")
+    for file in (sweep / "30K").glob("*.json*"):
+        file.unlink()
+    archive.archive_sweep(sweep, first)
+    assert set(before) - set(texts(first)) == {name for name in before if name.startswith("30K")}
+    assert (first / "figures" / "loss.svg").exists()
+
+
+def test_log_steps_are_thinned_to_fit_the_size_limit(sweep, tmp_path):
+    archive_dir = tmp_path / "toy"
+    n_bytes = archive.archive_sweep(sweep, archive_dir)
+    n = len(records.load_metrics(archive_dir / "30K"))
+    assert archive.archive_sweep(sweep, archive_dir, megabytes=n_bytes / 2e6) < n_bytes / 2
+    old, new = records.load_metrics(sweep / "30K"), records.load_metrics(archive_dir / "30K")
+    assert len(new) < n and (old[0]["step"], old[-1]["step"]) == (new[0]["step"], new[-1]["step"])
+    before = texts(archive_dir)
+    with pytest.raises(ValueError, match="--megabytes=0.01 is too small: .* Raise it"):
+        archive.archive_sweep(sweep, archive_dir, megabytes=0.01)
+    assert texts(archive_dir) == before
+
+
+def test_folder_with_other_files_is_not_overwritten(sweep, tmp_path):
+    other = tmp_path / "mine"
+    other.mkdir()
+    (other / "thesis.tex").write_text("words")
+    with pytest.raises(ValueError, match="thesis.tex, which is not a sweep record"):
+        archive.archive_sweep(sweep, other)
+    for to in (sweep, sweep / "kept", sweep.parent):
+        with pytest.raises(ValueError, match="must lie outside"):
+            archive.archive_sweep(sweep, to)
+    with pytest.raises(ValueError, match="holds no runs"):
+        archive.archive_sweep(other, tmp_path / "new")
+
+
+def test_killed_run_is_archived_without_its_torn_line(tmp_path):
+    folder = made_up_sweep.sweep(tmp_path, status={"60K": ("running", "")}, predict=False)
+    with open(folder / "60K" / "metrics.jsonl", "a") as file:
+        file.write('{"attempt": 1, "st')
+    archive_dir = tmp_path / "kept" / "toy"
+    archive.archive_sweep(folder, archive_dir)
+    assert {row["name"]: row["status"] for row in records.load_runs(archive_dir)}[
+        "toy/60K"
+    ] == "lost"
+    lines = (archive_dir / "60K" / "metrics.jsonl").read_text().split("\n")[:-1]
+    assert all(json.loads(line) for line in lines)
+
+
+def test_committed_ladder_is_complete_small_and_portable():
+    archive_dir = pathlib.Path(__file__).parent.parent.parent / "notebooks" / "data" / "real_ladder"
+    files = {n: text for n, text in texts(archive_dir).items() if not n.startswith(archive.DRAWN)}
+    assert sum(len(text.encode()) for text in files.values()) <= 1.5e6
+    assert not [name for name, text in files.items() if archive._outside(text)]
+    facts, prediction = (json.loads(files[n]) for n in ("sweep.json", "prediction.json"))
+    rows = records.load_runs(archive_dir)
+    assert {row["name"] for row in rows} == set(facts["runs"]) and len(rows) >= 30
+    assert {row["status"] for row in rows} == {"done"}
+    assert prediction["target"] not in prediction["runs"] and prediction["value"] > 0

@@ -1,0 +1,224 @@
+"""Files on the local disk and in a bucket."""
+
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+import shutil
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from lm.config import schema
+from lm.data import corpus, staging
+from lm.parallel import mesh
+from lm.reports import report
+from lm.runs import filesystem, records
+from lm.training import checkpoint_manifest, checkpoints, loaded_model, loop, step
+
+
+@pytest.fixture(params=["here", "bucket"])
+def folder(request, tmp_path):
+    if request.param == "here":
+        return tmp_path
+    request.getfixturevalue("bucket")
+    return filesystem.open_path("gs://bucket/run")
+
+
+def test_local_and_remote_paths_are_distinguished():
+    assert filesystem.open_path("runs/a") == pathlib.Path("runs/a")
+    assert filesystem.open_path(pathlib.Path("/x")) == pathlib.Path("/x")
+    assert not filesystem.is_remote("runs/a") and filesystem.is_remote("gs://bucket/a")
+
+
+def test_unknown_storage_is_refused_by_name(monkeypatch):
+    with pytest.raises(
+        ValueError, match="s3://b/x: s3:// is not known. Use a local folder or gs://"
+    ):
+        filesystem.open_path("s3://b/x")
+    import fsspec
+
+    monkeypatch.setattr(fsspec, "get_filesystem_class", lambda name: __import__("not_here"))
+    with pytest.raises(ValueError, match="gs://b/x: needs a package .* uv sync --extra gcs"):
+        filesystem.open_path("gs://b/x")
+
+
+def test_append_only_file_keeps_its_lines_in_order(folder):
+    file = folder / "a.jsonl"
+    assert filesystem.read_lines(file) == [] and filesystem.last_append_time(file) == 0
+    filesystem.repair_append_file(file)
+    for n in range(25):
+        filesystem.append_line(file, f"line {n}")
+        if n in (9, 19):
+            filesystem.repair_append_file(file)  # another attempt
+            filesystem.sync_file(file)
+    assert filesystem.read_lines(file) == [f"line {n}" for n in range(25)]
+    assert abs(time.time() - filesystem.last_append_time(file)) < 10
+    assert filesystem.find_files(folder, "a.jsonl") == [file]
+
+
+def test_lines_in_a_bucket_are_objects_until_gathered(bucket):
+    file = filesystem.open_path("gs://bucket/run/a.jsonl")
+    for n in range(3):
+        filesystem.append_line(file, str(n))
+    assert len(bucket.names()) == 3
+    filesystem.repair_append_file(file)
+    assert bucket.names() == ["bucket/run/a.jsonl"]
+
+
+def test_reader_misses_no_line_while_lines_are_gathered(bucket, monkeypatch):
+    file = filesystem.open_path("gs://bucket/run/a.jsonl")
+    for n in range(4):
+        filesystem.append_line(file, str(n))
+    listed = filesystem.list_dir
+
+    def meanwhile(folder):
+        paths = listed(folder)
+        monkeypatch.setattr(filesystem, "list_dir", listed)
+        filesystem.repair_append_file(file)
+        return paths
+
+    monkeypatch.setattr(filesystem, "list_dir", meanwhile)
+    assert filesystem.read_lines(file) == ["0", "1", "2", "3"]
+    bucket.put("bucket/run/a.jsonl.parts/0", b"1\n")  # gathered, and its part not yet deleted
+    assert filesystem.read_lines(file) == ["0", "1", "2", "3"]
+
+
+def test_file_is_replaced_atomically(folder, monkeypatch):
+    file = folder / "below" / "a.json"
+    filesystem.write_file(file, "old")
+    filesystem.write_file(file, b"new")
+    assert file.read_text() == "new"
+    if filesystem.is_remote(folder):
+        return
+
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        filesystem.write_file(file, "newer")
+    assert file.read_text() == "new" and os.listdir(file.parent) == ["a.json"]
+
+
+def test_log_is_flushed_before_the_checkpoint(tiny, monkeypatch):
+    order, sync = [], os.fsync
+
+    def spy(number):
+        order.append(os.readlink(f"/proc/self/fd/{number}").rpartition("/")[2])
+        sync(number)
+
+    monkeypatch.setattr(os, "fsync", spy)
+    save = checkpoint_manifest.build_manifest
+    monkeypatch.setattr(
+        checkpoint_manifest, "build_manifest", lambda *a: order.append("save") or save(*a)
+    )
+    loop.train(tiny)
+    last = len(order) - order[::-1].index("save")  # the one at step 12, evaluated before
+    before = order[order.index("save") + 1 : last]
+    assert "metrics.jsonl" in order[: order.index("save")]
+    assert {"metrics.jsonl", "evals.jsonl"} <= {*before}
+
+
+@pytest.fixture
+def remote(tiny, bucket, tmp_path) -> schema.Run:
+    """The tiny run, with all its files in the bucket."""
+    copies = str(tmp_path / "copies")
+    data = dataclasses.replace(tiny.data, cache="gs://bucket/data", copies=copies)
+    return dataclasses.replace(tiny, name="s/tiny", dir="gs://bucket/runs", data=data)
+
+
+def params(run: schema.Run) -> list[np.ndarray]:
+    return [
+        np.asarray(leaf) for leaf in jax.tree.leaves(loaded_model.restore_model(run)[1]["params"])
+    ]
+
+
+def test_run_in_a_bucket_equals_the_local_run(remote, bucket, tmp_path, monkeypatch):
+    local = dataclasses.replace(remote, dir=str(tmp_path / "runs"))
+    loop.train(local)
+    loop.train(remote)
+    folder = records.run_dir(remote)
+    shutil.rmtree(tmp_path / "copies")  # another machine goes on
+    for name in bucket.names("bucket/runs/s/tiny/checkpoints/12/"):
+        del bucket.objects[name]
+    records.write_facts(folder, status="lost")
+    loop.train(remote)
+    assert records.read_facts(folder)["resumed_from"] == 8
+    for remote_leaf, local_leaf in zip(params(remote), params(local), strict=True):
+        np.testing.assert_array_equal(remote_leaf, local_leaf)
+    (row,) = records.load_runs("gs://bucket/runs/s")
+    assert (row["name"], row["status"], row["attempts"]) == ("s/tiny", "done", 2)
+    losses = [
+        [(m["step"], m["loss"]) for m in records.load_metrics(records.run_dir(r))]
+        for r in (remote, local)
+    ]
+    assert losses[0] == losses[1] and len(losses[0]) == 6
+    assert records.read_config(folder).name == remote.name
+    page = report.write_report("gs://bucket/runs/s")
+    assert "tiny" in page.read_text()
+    names = [name.removeprefix("bucket/runs/s/") for name in bucket.names("bucket/runs/s/")]
+    assert not [name for name in names if ".parts/" in name or "lock-" in name]
+    assert {"tiny/metrics.jsonl", "tiny/config.json", "report.html"} <= set(names)
+    assert any(name.startswith("tiny/tensorboard/events") for name in names)
+    assert not pathlib.Path("gs:").exists()  # no local folder of that name
+
+
+def test_corrupt_checkpoint_in_a_bucket_is_quarantined(remote, bucket, tmp_path):
+    local = dataclasses.replace(remote, dir=str(tmp_path / "runs"))
+    loop.train(local)
+    folder = records.run_dir(local)
+    for file in folder.rglob("*"):  # as by a copy by hand
+        if file.is_file():
+            bucket.put(f"bucket/runs/s/tiny/{file.relative_to(folder)}", file.read_bytes())
+    program = step.build_train_functions(remote, mesh.make_mesh(remote.mesh))
+    with checkpoints.CheckpointStore(remote) as saved:
+        assert saved.steps() == [8, 12]
+        assert saved.restore_newest(program.abstract).step == 12
+    name = max(
+        bucket.names("bucket/runs/s/tiny/checkpoints/12/state/"),
+        key=lambda name: len(bucket.objects[name][0]),
+    )
+    data = bytearray(bucket.objects[name][0])
+    data[len(data) // 2] ^= 16
+    bucket.put(name, bytes(data))
+    with checkpoints.CheckpointStore(remote) as saved:
+        restored = saved.restore_newest(program.abstract)
+    assert restored.step == 8
+    assert "moved to gs://bucket/runs/s/tiny/damaged/12" in restored.damage[0]
+    moved = name.replace("checkpoints/12", "damaged/12")
+    assert bucket.objects[moved][0] == bytes(data) and name not in bucket.objects
+
+
+def test_token_files_from_the_bucket_are_verified(remote, bucket, tmp_path):
+    remote.data.tokenizer = "bpe:300"
+    (first,) = corpus.prepare_corpus(remote.data).values()
+    puts = bucket.puts
+    other = dataclasses.replace(remote.data, copies=str(tmp_path / "other"))
+    (second,) = corpus.prepare_corpus(other).values()
+    assert bucket.puts == puts and second.hash == first.hash  # nothing was prepared again
+    for split in corpus.SPLITS:
+        first_file, two = (pathlib.Path(m.folder, f"{split}.bin") for m in (first, second))
+        assert first_file != two and first_file.read_bytes() == two.read_bytes()
+    (name,) = (n for n in bucket.names() if n.endswith("train.bin"))
+    bucket.put(name, bucket.objects[name][0][:-2] + b"zz")
+    shutil.rmtree(tmp_path / "other")
+    with pytest.raises(ValueError, match=r"train.bin is not what was prepared: .* delete gs://"):
+        corpus.prepare_corpus(other)
+    assert not list((tmp_path / "other").rglob("train.bin"))
+
+
+def test_object_name_cannot_leave_its_folder(remote, bucket, tmp_path):
+    corpus.prepare_corpus(remote.data)
+    bad = b"evil"
+    for name in [n for n in bucket.names("bucket/data/") if n.endswith(staging.LIST)]:
+        listed = {"../../out.txt": hashlib.sha256(bad).hexdigest()}
+        bucket.put(name, json.dumps(listed).encode())
+        bucket.put(name.rpartition("/")[0] + "/../../out.txt", bad)
+    shutil.rmtree(tmp_path / "copies")
+    with pytest.raises(ValueError, match="'../../out.txt' is not a file name"):
+        corpus.prepare_corpus(remote.data)
+    assert not list(tmp_path.rglob("out.txt"))

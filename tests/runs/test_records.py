@@ -1,0 +1,173 @@
+"""Run directories, rows and task results."""
+
+import json
+import math
+
+import pytest
+
+from lm.config import schema, validation
+from lm.runs import records
+
+
+@pytest.fixture
+def run(tmp_path):
+    return schema.Run(name="sweep/a", dir=str(tmp_path))
+
+
+def test_row_has_config_facts_and_the_last_evaluation(run):
+    records.start_run(run, {"params.total": 7, "tokens": 9})
+    folder = records.run_dir(run)
+    records.append_record(folder / "evals.jsonl", {"step": 10, "loss": 3.0})
+    records.append_record(folder / "evals.jsonl", {"step": 20, "loss": 2.0})
+    records.write_facts(folder, status="done")
+    (row,) = records.load_runs(run.dir)
+    assert (row["optim.lr"], row["params.total"], row["eval.loss"]) == (run.optim.lr, 7, 2.0)
+    assert (row["status"], row["name"], row["dir"]) == ("done", "sweep/a", str(folder))
+    assert records.is_finished(run)
+
+
+def test_rows_are_sorted_by_size(tmp_path):
+    for name, size in (("s/big", 30), ("s/small", 10), ("s/mid", 20)):
+        records.start_run(schema.Run(name=name, dir=str(tmp_path)), {"params.non_embedding": size})
+    assert [row["name"] for row in records.load_runs(tmp_path)] == ["s/small", "s/mid", "s/big"]
+
+
+def test_metrics_of_the_last_attempt_win(run):
+    assert records.start_run(run, {}) == 1
+    file = records.run_dir(run) / "metrics.jsonl"
+    for attempt, step in ((1, 10), (1, 20), (1, 30)):
+        records.append_record(file, {"attempt": attempt, "step": step})
+    assert records.start_run(run, {}) == 2
+    records.append_record(file, {"attempt": 2, "step": 20})
+    rows = records.load_metrics(records.run_dir(run))
+    assert [(row["step"], row["attempt"]) for row in rows] == [(10, 1), (20, 2), (30, 1)]
+
+
+def test_incomplete_last_line_is_repaired(run):
+    records.start_run(run, {})
+    file = records.run_dir(run) / "metrics.jsonl"
+    records.append_record(file, {"step": 1})
+    with open(file, "a") as torn:
+        torn.write('{"step": 2, "lo')
+    assert [row["step"] for row in records.load_metrics(file.parent)] == [1]
+    records.start_run(run, {})
+    records.append_record(file, {"step": 2})
+    assert [row["step"] for row in records.load_metrics(file.parent)] == [1, 2]
+
+
+def test_changed_config_field_is_refused_by_name(run):
+    records.start_run(run, {})
+    before = (records.run_dir(run) / "config.json").read_text()
+    run.optim.lr, run.model.d_model = 0.5, 64
+    with pytest.raises(ValueError, match=r"optim.lr=0.003, now 0.5: choose a new name") as error:
+        records.start_run(run, {})
+    assert "model.d_model=128, now 64" in str(error.value)
+    assert (records.run_dir(run) / "config.json").read_text() == before
+
+
+def test_execution_fields_may_change(run):
+    records.start_run(run, {})
+    run.log_every, run.mesh.fsdp, run.data.cache = 5, 2, "elsewhere"
+    records.start_run(run, {})
+
+
+def test_execution_fields_exist():
+    assert set(records.EXECUTION_FIELDS) <= set(schema.field_types(schema.Run))
+
+
+def test_non_finite_numbers_become_strings(run):
+    records.start_run(run, {})
+    records.append_record(records.run_dir(run) / "metrics.jsonl", {"step": 1, "loss": float("nan")})
+    line = (records.run_dir(run) / "metrics.jsonl").read_text()
+    assert json.loads(line)["loss"] == "nan"
+
+
+def test_config_is_loaded_from_a_moved_folder(run, tmp_path):
+    records.start_run(run, {})
+    moved = tmp_path / "moved" / "sweep" / "a"
+    moved.parent.mkdir(parents=True)
+    records.run_dir(run).rename(moved)
+    loaded = records.read_config(moved)
+    assert records.run_dir(loaded) == moved
+
+    found = records.read_config(moved)
+    assert records.run_dir(found) == moved
+    with pytest.raises(ValueError, match="is not a run directory: config.json is missing"):
+        records.read_config(tmp_path / "nothing")
+
+
+def test_broken_json_file_is_named(run):
+    records.start_run(run, {})
+    (records.run_dir(run) / "facts.json").write_text("{")
+    with pytest.raises(ValueError, match="facts.json is not valid JSON"):
+        records.load_runs(run.dir)
+
+
+def test_invalid_lines_and_older_attempts_are_skipped(run):
+    records.start_run(run, {})
+    file = records.run_dir(run) / "metrics.jsonl"
+    records.append_record(file, {"attempt": 2, "step": 1, "loss": 2.0})
+    file.write_text(file.read_text() + "[1, 2]\n7\nnull\n{}\n\n" + '{"step": "x"}\n')
+    records.append_record(
+        file, {"attempt": 1, "step": 1, "loss": 1.0}
+    )  # it slept, and woke too late
+    assert [row["loss"] for row in records.load_metrics(file.parent)] == [2.0]
+
+
+def test_stored_config_is_never_executed(run):
+    records.start_run(run, {})
+    file = records.run_dir(run) / "config.json"
+    content = json.loads(file.read_text())
+    content["wandb"] = "__import__('os').getcwd()"
+    content["data"]["cache"] = "$(id) `id` {0.__class__}"
+    file.write_text(json.dumps(content))
+    loaded = records.read_config(file.parent)
+    assert loaded.data.cache == "$(id) `id` {0.__class__}"
+    with pytest.raises(ValueError, match="wandb=.* must be bool, not str"):
+        validation.validate_run(loaded)
+    file.write_text(json.dumps(content | {"__class__": "os.system"}))
+    with pytest.raises(ValueError, match="__class__ does not exist"):
+        records.read_config(file.parent)
+
+
+@pytest.mark.parametrize("name", ["../out", "/etc/x", "a/../../b", "a//b", "a/", "gs://b/x", "a\n"])
+def test_run_name_cannot_leave_its_folder(run, name):
+    for knob in (run, run.start):
+        setattr(knob, "name" if knob is run else "run", name)
+        with pytest.raises(ValueError, match="takes letters, digits"):
+            validation.validate_run(run)
+        run.name = "fine"
+
+
+def test_task_results_of_rows_and_evaluations_are_nested():
+    stored = {"step": 3, "loss.docs": 1.0}
+    stored |= {"task.copy?length=4&p=0.5.accuracy": 0.5, "task.copy?length=4&p=0.5.n": 100}
+    stored["task_se.copy?length=4&p=0.5.accuracy"] = 0.1
+    task = {"accuracy": {"value": 0.5, "se": 0.1}, "n": {"value": 100.0, "se": 0.0}}
+    row = {f"eval.{key}": value for key, value in stored.items()}
+    for values in (stored, row):
+        assert records.task_results(values) == {"copy?length=4&p=0.5": task}
+    assert records.task_column("copy?length=4&p=0.5") in row
+    assert records.task_result(row, "copy?length=4&p=0.5", "n") == task["n"]
+    assert records.task_result(row, "sort") is None
+    assert math.isnan(records.task_value({"task.a.brier": "nan"}, "a", "brier"))
+
+
+def test_a_run_directory_of_version_0_1_is_refused_in_one_line(tmp_path):
+    run = schema.Run(name="old", dir=str(tmp_path))
+    records.start_run(run, {"code.version": "0.1.0"})
+    folder = records.run_dir(run)
+    assert records.read_facts(folder)["format"] == records.FORMAT
+    facts = records.read_facts(folder)
+    del facts["format"]
+    records.write_json(folder / "facts.json", facts)
+    for refused in (lambda: records.check_same_config(run), lambda: records.read_config(folder)):
+        with pytest.raises(ValueError, match="was written by version 0.1.0, format=None") as error:
+            refused()
+        assert "\n" not in str(error.value)
+
+
+def test_only_the_primary_process_writes(tmp_path):
+    records.Writer(tmp_path, is_primary=False).write_facts(status="done")
+    records.Writer(tmp_path, is_primary=False).append("evals.jsonl", {"step": 1})
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,46 @@
+"""Comparison of branches with independent runs, on synthetic losses."""
+
+import numpy as np
+import pytest
+
+from lm.sweeps import design
+
+SD = 0.004
+
+
+def rows(shift=0.0, seeds=3, trial=0) -> list[dict]:
+    """A trunk, its branches at two budgets, whose log losses lie `shift` off, and runs alone."""
+    rng = np.random.default_rng(trial)
+    found = [{"name": "b/trunk", "start.run": "", design.TOKENS: 9e5, design.LOSS: 9.0}]
+    for tokens in (3e5, 1e6):
+        middle = 1 + 20 * tokens**-0.3
+        branch = {"name": f"b/{tokens:g}", "start.run": "b/trunk", "start.keep": "state"}
+        loss = middle * np.exp(shift + SD * rng.standard_normal())
+        found.append(branch | {design.TOKENS: 1.01 * tokens, design.LOSS: loss})
+        for seed in range(seeds):
+            loss = middle * np.exp(SD * rng.standard_normal())
+            alone = {"name": f"b/alone-{seed}-{tokens:g}", "start.run": ""}
+            found.append(alone | {design.TOKENS: tokens, design.LOSS: loss})
+    return [{"status": "done", design.SIZE: 8000} | row for row in found]
+
+
+def test_agreement_rate_equals_level_under_seed_noise():
+    """Branches that differ from independent runs by seed noise alone agree in 95% of the cases."""
+    agreements = [
+        comparison["agrees"]
+        for trial in range(200)
+        for comparison in design.branch_agreement(rows(trial=trial))
+    ]
+    assert len(agreements) == 400 and 0.92 < np.mean(agreements) < 0.98
+
+
+def test_branch_far_above_seed_noise_disagrees():
+    comparisons = design.branch_agreement(rows(shift=0.05))
+    assert [c["n_independent"] for c in comparisons] == [3, 3]
+    assert not any(c["agrees"] for c in comparisons)
+    assert all(0.03 < c["difference"] < 0.07 and c["lo"] == -c["hi"] for c in comparisons)
+
+
+def test_single_independent_run_is_refused():
+    with pytest.raises(ValueError, match="2 branches, 2 independent runs: a branch needs two"):
+        design.branch_agreement(rows(seeds=1))

@@ -1,0 +1,229 @@
+import dataclasses
+import errno
+import json
+
+import pytest
+
+from lm.config import flops, model_sizes, schema
+from lm.laws.forms import power_laws
+from lm.runs import lock, records
+from lm.sweeps import design, launcher, prediction
+from lm.training import loop
+
+
+@pytest.fixture
+def sweep(tiny) -> list[schema.Run]:
+    runs = []
+    for size, d_ff in (("a", 16), ("b", 24), ("c", 32), ("d", 48), ("e", 64)):
+        model = dataclasses.replace(tiny.model, d_ff=d_ff, n_layers=1)
+        runs.append(
+            dataclasses.replace(tiny, name=f"s/{size}", model=model, steps=4, predict=size == "b")
+        )
+    return runs
+
+
+def written(sweep: list[schema.Run]) -> dict | None:
+    file = launcher.sweep_folder(sweep) / "prediction.json"
+    return records.read_json(file) if file.exists() else None
+
+
+def test_pending_runs_train_and_target_is_predicted_first(sweep, monkeypatch):
+    sweep, order, seen = sweep[:3], [], {}
+    train_one = loop.train
+
+    def spy(run, report):
+        seen[run.name] = written(sweep)
+        return train_one(run, report)
+
+    monkeypatch.setattr(loop, "train", spy)
+    launcher.validate_sweep(sweep)
+    assert [run.name for run in launcher.pending(sweep)] == ["s/a", "s/c", "s/b"]
+    launcher.run_pending(sweep, on_start=lambda run: order.append(run.name))
+    assert order == ["s/a", "s/c", "s/b"]
+    assert seen["s/c"] is None and seen["s/b"]["target"] == "s/b"
+    assert seen["s/b"]["runs"] == ["s/a", "s/c"]
+    assert (
+        seen["s/b"][prediction.X] == model_sizes.count_parameters(sweep[1].model)["non_embedding"]
+    )
+    assert seen["s/b"]["refused"]  # two runs carry no law
+    assert launcher.pending(sweep) == []
+    launcher.run_pending(sweep, on_start=lambda run: pytest.fail("all was done"))
+
+
+def test_prediction_is_of_the_law_and_fixed_after_start(sweep, monkeypatch):
+    for run, loss in zip(sweep, (3.0, 2.9, 2.8, 2.7, 2.65), strict=True):
+        if not run.predict:
+            records.start_run(run, flops.run_facts(run))
+            records.append_record(records.run_dir(run) / "evals.jsonl", {"step": 4, "loss": loss})
+            records.write_facts(records.run_dir(run), status="done")
+    target = sweep[1]
+    prediction.write_prediction(sweep, launcher.sweep_folder(sweep))
+    said = written(sweep)
+    rows = [
+        row for row in records.load_runs(launcher.sweep_folder(sweep)) if row["name"] != target.name
+    ]
+    guess = power_laws.power(rows, x=prediction.X, y=prediction.Y).predict(said[prediction.X])
+    assert (said["value"], said["lo"], said["hi"]) == (guess.value, guess.lo, guess.hi)
+    records.start_run(target, {})
+    prediction.write_prediction(sweep[:3], launcher.sweep_folder(sweep[:3]))
+    assert written(sweep) == said
+    assert "joint" not in said  # one budget
+
+
+def test_failed_law_fit_is_recorded_as_refused(sweep):
+    prediction.write_prediction([sweep[1]], launcher.sweep_folder([sweep[1]]))
+    assert written(sweep)["refused"]
+
+
+@pytest.fixture
+def branched(sweep) -> list[schema.Run]:
+    """Trunks of three sizes with cooldowns at two budgets each; the longest of the middle one."""
+    runs = []
+    for run in sweep[:3]:
+        run.steps, run.optim.warmup, run.predict = 40, 0.02, False
+        per_step = run.data.batch_size * run.data.seq_len
+        runs += design.cooldown_branches(run, (20 * per_step, 40 * per_step))
+    runs[5].predict = True
+    return runs
+
+
+def test_related_runs_wait_and_are_not_fitted(branched):
+    family = {run.name for run in branched[3:6]}
+    assert prediction.related_runs(branched) == family
+    assert {run.name for run in launcher.topological_order(branched)[-3:]} == family
+    equal, rest = prediction.runs_to_fit(branched)
+    assert equal == [branched[2].name, branched[8].name]  # the longer branches; no trunk
+    assert rest == sorted(branched[i].name for i in (1, 2, 7, 8))
+    assert not any(run.name in family for run in launcher.ready(branched, 0, 0.0))
+
+
+def test_joint_prediction_is_written_before_related_runs(branched, monkeypatch):
+    def fake(run, report):
+        seen[run.name] = written(branched)
+        records.start_run(run, flops.run_facts(run))
+        records.write_facts(records.run_dir(run), status="done")
+
+    seen = {}
+    monkeypatch.setattr(loop, "train", fake)
+    launcher.run_pending(branched)
+    names = list(seen)
+    assert all(seen[name] is None for name in names[:6])
+    assert names[6] == branched[3].name and seen[names[6]]["target"] == branched[5].name
+    assert seen[names[6]]["joint"]["runs"] == prediction.runs_to_fit(branched)[1]
+    assert "refused" in seen[names[6]]["joint"]  # there are no losses
+
+
+def test_sweep_continues_after_divergence_or_failure(sweep, monkeypatch):
+    def fake(run, report):
+        records.start_run(run, flops.run_facts(run))
+        if run.name == "s/a":
+            records.write_facts(
+                records.run_dir(run), status="diverged", reason="loss nan at step 2"
+            )
+            raise loop.Diverged("loss nan at step 2")
+        if run.name == "s/c":
+            raise RuntimeError("out of <memory>")
+        records.write_facts(records.run_dir(run), status="done")
+
+    monkeypatch.setattr(loop, "train", fake)
+    reasons = {}
+    launcher.run_pending(sweep, on_end=lambda run, reason: reasons.update({run.name: reason}))
+    assert (
+        reasons["s/a"] == "loss nan at step 2" and reasons["s/c"] == "RuntimeError: out of <memory>"
+    )
+    assert reasons["s/d"] == reasons["s/e"] == ""
+    rows = {row["name"]: row["status"] for row in records.load_runs(launcher.sweep_folder(sweep))}
+    assert rows == {"s/a": "diverged", "s/c": "failed", "s/b": "done", "s/d": "done", "s/e": "done"}
+    assert "Traceback" in (records.run_dir(sweep[2]) / "error.txt").read_text()
+    assert [run.name for run in launcher.pending(sweep)] == ["s/c"]  # failed ones are tried again
+
+
+def test_failed_run_is_retried_and_blocks_its_children(sweep, monkeypatch):
+    child = dataclasses.replace(sweep[4], start=schema.Start(run="s/c"))
+    grandchild = dataclasses.replace(sweep[3], start=schema.Start(run="s/e"))
+    sweep, tried = [*sweep[:3], grandchild, child], []
+
+    def fake(run, report):
+        records.start_run(run, flops.run_facts(run))
+        tried.append(run.name)
+        if run.name == "s/c":
+            raise RuntimeError("broken")
+        records.write_facts(records.run_dir(run), status="done")
+
+    monkeypatch.setattr(loop, "train", fake)
+    launcher.run_pending(sweep, retries=2)
+    assert tried == ["s/a", "s/c", "s/c", "s/c", "s/b"]
+    tried.clear()
+    launcher.run_pending(sweep)  # another call begins to count anew
+    assert tried == ["s/c"]
+
+
+def test_locked_runs_are_skipped_and_prediction_waits(sweep, monkeypatch):
+    tried = []
+
+    def fake(run, report):
+        records.start_run(run, flops.run_facts(run))
+        tried.append(run.name)
+        if run.name == "s/d":
+            raise lock.RunLocked("taken just now")
+        records.write_facts(records.run_dir(run), status="done")
+
+    monkeypatch.setattr(loop, "train", fake)
+    with lock.Guard(records.run_dir(sweep[0])):
+        launcher.run_pending(sweep)
+    assert tried == ["s/c", "s/d", "s/e"]
+
+
+def test_full_disk_stops_the_sweep(sweep, monkeypatch):
+    def full(run, report):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(loop, "train", full)
+    with pytest.raises(OSError, match="No space left"):
+        launcher.run_pending(sweep)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda runs: runs.clear(), "the sweep has no runs"),
+        (lambda runs: setattr(runs[1], "name", "s/a"), "name=s/a is the name of two runs"),
+        (lambda runs: setattr(runs[1], "name", "t/a"), "must be SWEEP/RUN with one SWEEP"),
+        (lambda runs: setattr(runs[1], "name", "a"), "must be SWEEP/RUN with one SWEEP"),
+        (lambda runs: setattr(runs[0], "predict", True), "predict=True in more than one run"),
+        (lambda runs: setattr(runs[4].optim, "lr", -1.0), "optim.lr=-1.0 must be above 0"),
+        (lambda runs: setattr(runs[2].data, "sources", {"text:nowhere": 1.0}), "text:nowhere"),
+        (lambda runs: setattr(runs[2].data, "batch_size", 6), "multiple of mesh.data=4"),
+        (lambda runs: setattr(runs[2].data, "sources", {"txt:x": 1.0}), "text"),
+    ],
+)
+def test_invalid_sweep_is_refused_before_it_starts(sweep, change, words):
+    for run in sweep:
+        run.optim, run.data = dataclasses.replace(run.optim), dataclasses.replace(run.data)
+    change(sweep)
+    with pytest.raises(ValueError, match=words):
+        launcher.validate_sweep(sweep)
+    assert not sweep or not records.run_dir(sweep[0]).parent.exists()
+
+
+def test_sweep_files_are_written(sweep):
+    launcher.write_sweep_files("configs/x.py", sweep, [{"name": "s/a", "seconds": 1.0}])
+    folder = launcher.sweep_folder(sweep)
+    assert json.loads((folder / "sweep.json").read_text())["runs"][0] == "s/a"
+    assert records.read_json(folder / "plan.json")["runs"][0]["seconds"] == 1.0
+
+
+def test_max_epochs_are_those_of_the_longest_run(sweep):
+    sweep[3] = dataclasses.replace(sweep[3], steps=40)
+    ((source, times),) = launcher.max_epochs_by_source(sweep).items()
+    assert source in sweep[0].data.sources
+    one = launcher.max_epochs_by_source(sweep[:1])[source]
+    assert times == pytest.approx(10 * one) and one > 0
+
+
+def test_runs_of_equal_tokens_per_parameter_are_fallback(sweep):
+    for run in sweep:
+        run.steps = model_sizes.steps_for_budget(run, tokens_per_param=3)
+    odd = dataclasses.replace(sweep[0], name="s/odd", steps=3 * sweep[0].steps)
+    equal, rest = prediction.runs_to_fit([*sweep, odd])
+    assert equal == ["s/a", "s/c", "s/d", "s/e"] and "s/odd" in rest
