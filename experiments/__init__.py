@@ -1,0 +1,1 @@
+"""Command lines. README.md in this folder lists them."""

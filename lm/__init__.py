@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from lm import laws
     from lm.config.model_sizes import ladder_model
     from lm.config.schema import Run
-    from lm.evaluation.loaded_model import LoadedModel, load_model
+    from lm.training.loaded_model import LoadedModel, load_model
     from lm.reports import plots
     from lm.reports.report import report
     from lm.runs.records import load_runs
@@ -46,10 +46,10 @@ __all__ = [
 ]
 
 _MODULES = {
-    "LoadedModel": "lm.evaluation.loaded_model",
+    "LoadedModel": "lm.training.loaded_model",
     "Run": "lm.config.schema",
     "ladder_model": "lm.config.model_sizes",
-    "load_model": "lm.evaluation.loaded_model",
+    "load_model": "lm.training.loaded_model",
     "load_runs": "lm.runs.records",
     "report": "lm.reports.report",
     "train": "lm.training.loop",

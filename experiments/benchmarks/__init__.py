@@ -1,0 +1,1 @@
+"""Benchmarks: commands that measure the speed of the code."""

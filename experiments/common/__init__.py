@@ -1,0 +1,1 @@
+"""Code that the commands share: flags and exit codes, console output."""

@@ -1,1 +1,12 @@
-"""config"""
+"""Define a run: every config field, its rules, the model sizes and the counts of a model.
+
+The package uses only the standard library. An invalid run is rejected here, before JAX is imported.
+
+    fields.py                declare a field with its description, bounds and roles
+    schema.py                the config of a run: Run, Model, Data, Optimizer, Mesh, Evaluation, Start
+    validation.py            validate_run(run)
+    model_sizes.py           the ladder of model sizes, parameter counts, training budgets
+    flops.py                 FLOPs per token and per step, by the conventions of the papers
+    axis_rules.py            logical axes -> mesh axes
+    hyperparameter_rules.py  published rules for learning rate and batch size
+"""

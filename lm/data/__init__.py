@@ -1,1 +1,13 @@
-"""data"""
+"""Turn text into batches: documents -> token files with a manifest -> TokenDataset.batch(step).
+
+A batch depends only on the config, the seed and the step. The package does not import JAX.
+
+    sources/          read documents from files, Hugging Face, TFDS and generators
+    tokenizers.py     bytes, BPE and SentencePiece
+    preprocessing.py  tokenize, hash, split, filter and decontaminate documents
+    staging.py        interrupted preparation, document hashes, copies of a remote cache
+    corpus.py         the prepared corpus and its manifest
+    mixture.py        order of sources and rows
+    packing.py        pack whole documents into rows
+    dataset.py        TokenDataset.batch(step)
+"""

@@ -1,1 +1,14 @@
-"""evaluation"""
+"""Evaluate a model: held-out loss, tasks, log-likelihood of given answers, generation.
+
+Task definitions and metrics use NumPy only; everything that runs a model uses JAX.
+
+    heldout.py          loss, bits per byte, completed words
+    tasks.py            task definitions
+    task_eval.py        evaluate tasks during training
+    task_metrics.py     accuracy, Brier score, exact match and other metrics
+    contamination.py    overlap of tasks with the training text
+    scoring.py          log-likelihood of given answers
+    generation.py       sampling, streaming, stop strings
+    decoding.py         compiled programs for scoring, prefill and decoding
+    lm_eval_harness.py  adapter for lm-evaluation-harness
+"""

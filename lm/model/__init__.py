@@ -1,1 +1,14 @@
-"""model"""
+"""The decoder-only transformer and its parts. Parameters are a nested dict of arrays.
+
+Every weight names its logical axes where it is declared. Sharding and parametrization follow them.
+
+    transformer.py      decoder, initialization, logits, losses
+    attention.py        blockwise, cuDNN and splash attention; choice of the backend
+    layers.py           norms, MLP, declaration of weights
+    moe.py              mixture of experts: router, dispatch, load balance
+    lora.py             low-rank adapters
+    parametrization.py  standard, muP, CompleteP
+    kv_cache.py         decoder with a key-value cache
+    params.py           parameter trees by path
+    hf/                 models of Hugging Face transformers
+"""

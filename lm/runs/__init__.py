@@ -1,1 +1,12 @@
-"""runs"""
+"""Read and write the files of a run: locking, atomic writes, records, status.
+
+Analysis code reads runs only through this package. It does not import JAX.
+
+    filesystem.py   local files and files in a bucket (gs://)
+    records.py      the run directory, load_runs(), column names, selection of rows
+    lock.py         one process per run
+    status.py       status and progress of the runs of a sweep
+    provenance.py   version, commit and code hash
+    phase_timer.py  seconds per phase of a run
+    archive.py      the small records of a sweep, for git
+"""

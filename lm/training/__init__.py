@@ -1,1 +1,16 @@
-"""training"""
+"""Train a run: the loop, the compiled step, the optimizer, verified checkpoints, metrics.
+
+Pre-training, fine-tuning, cooldown branches and instruction tuning use the same loop.
+
+    loop.py                 train(run)
+    session.py              restore, log, evaluate, save and finish one run
+    step.py                 compiled functions of a run
+    optimizer.py            trainable parameters, learning-rate schedule, optimizers
+    checkpoints.py          save and restore
+    checkpoint_manifest.py  checksums of a checkpoint and its verification
+    warm_start.py           start from another run or from a Hugging Face folder
+    metric_log.py           metric rows, TensorBoard, W&B
+    preemption.py           signals and the stall watchdog
+    vmapped_runs.py         several runs in one program
+    loaded_model.py         open a trained model: generate, score, params, tokenizer
+"""

@@ -1,1 +1,14 @@
-"""sources"""
+"""Read documents from a source that is named by a URI such as jsonl:notes/*.jsonl?field=text.
+
+Each source is split into shards, so that an interrupted preparation resumes after the last shard.
+
+    uri.py                   parse name?key=value
+    documents.py             source URI -> documents
+    readers.py               text, JSON Lines, Parquet, Hugging Face hub
+    tfds.py                  TensorFlow Datasets without TensorFlow
+    builtin.py               Python's standard library and its docstrings
+    synthetic_languages.py   languages of known entropy
+    synthetic_tasks.py       copy, sort, addition and other tasks
+    chat.py                  conversations, templates, answer mask, rated responses
+    example_formats.py       formats of the lines of task files
+"""

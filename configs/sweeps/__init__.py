@@ -1,0 +1,1 @@
+"""Sweeps: functions that build the configs of several runs."""
