@@ -4,9 +4,9 @@
     uv run python -m experiments.train --config=configs/experts.py:100K,16
 
 The argument is a dense size and the number of experts. Each token selects two experts, each with
-half the width of the dense MLP. configs/base.py trains the sizes of model_sizes.EXPERTS. This recipe uses
-dispatch=capacity with twice the slots of an even load: on CPU, dropless dispatch costs as much as
-all experts (lm/model/moe.py).
+half the width of the dense MLP. configs/base.py trains the sizes of model_sizes.EXPERTS. This
+recipe uses dispatch=capacity with twice the slots of an even load: on CPU, dropless dispatch costs
+as much as all experts (lm/model/moe.py).
 
 Hardware and time: the 100K model trains in about half a minute on two CPU cores.
 """
@@ -20,7 +20,7 @@ def get_config(size: str = "100K,8") -> schema.Run:
     dense_size, _, n_experts = size.partition(",")
     run = base.get_config(dense_size)
     run.model.n_experts = int(n_experts or 8)
-    run.model.balance = "bias"
-    run.model.dispatch, run.model.capacity = "capacity", 2.0
+    run.model.load_balancing = "bias"
+    run.model.dispatch, run.model.capacity_factor = "capacity", 2.0
     run.name = f"experts-{dense_size}-{run.model.n_experts}"
     return run

@@ -24,6 +24,6 @@ def get_config(parent: str = "") -> schema.Run:
     tuned.optim = run.optim
     tuned.optim.lr = run.optim.lr / 3
     tuned.steps = 400
-    tuned.eval.every, tuned.eval.patience = 40, 3
+    tuned.eval.interval, tuned.eval.patience = 40, 3
     tuned.eval.n_sequences, tuned.eval.n_completions = 256, 0
     return tuned

@@ -3,10 +3,10 @@
     uv run python -m experiments.train \\
         --config=configs/instruct.py:runs/base-100K,my/instructions/train.jsonl.gz
 
-Lines have a prompt and a target, with task and category, or messages: see lm/data/sources/chat.py. UNSEEN lists
-categories that the file must not contain; the run is rejected if it does. Training documents that
-share 13 words in a row with held-out examples are dropped and counted. Without a file, the run
-tunes on synthetic tasks.
+Lines have a prompt and a target, with task and category, or messages: see lm/data/sources/chat.py.
+UNSEEN lists categories that the file must not contain; the run is rejected if it does. Training
+documents that share 13 words in a row with held-out examples are dropped and counted. Without a
+file, the run tunes on synthetic tasks.
 
 Hardware and time: the 100K model takes about 20 seconds on two CPU cores.
 """
@@ -25,13 +25,13 @@ def get_config(parent_and_file: str = "") -> schema.Run:
     run = records.read_config(parent) if parent else base.get_config()
     tuned = schema.Run(name=f"{run.name}-instructed", dir=run.dir, model=run.model, optim=run.optim)
     tuned.start.run = run.name
-    tuned.data.tokenizer, tuned.data.cache = run.data.tokenizer, run.data.cache
+    tuned.data.tokenizer, tuned.data.cache_dir = run.data.tokenizer, run.data.cache_dir
     tuned.data.sources = {f"chat:{file}?cap=500" if file else SYNTHETIC: 0.9, "docs": 0.1}
-    tuned.data.rows, tuned.data.score = "whole", "answers"
+    tuned.data.packing, tuned.data.loss_on = "documents", "answers"
     tuned.data.seq_len, tuned.data.batch_size = run.data.seq_len, run.data.batch_size
-    tuned.data.unseen, tuned.data.overlap = ",".join(UNSEEN), 13
+    tuned.data.forbidden_tasks, tuned.data.decontaminate_ngram = ",".join(UNSEEN), 13
     tuned.optim.lr = run.optim.lr / 4
     tuned.steps = 400
-    tuned.eval.every, tuned.eval.patience = 50, 3
+    tuned.eval.interval, tuned.eval.patience = 50, 3
     tuned.eval.n_sequences, tuned.eval.n_completions = 256, 0
     return tuned

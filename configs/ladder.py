@@ -26,8 +26,8 @@ def get_config(folder_and_size: str = "data/corpora,150K") -> schema.Run:
     run.data.sources = {f"jsonl:{folder}/{name}/*.jsonl.gz": w for name, w in WEIGHTS.items()}
     run.data.sources["tasks:" + "+".join(SKILLS)] = 0.1
     run.data.tokenizer = "bpe:2048"
-    run.data.drop_copies = True
-    run.data.overlap = 13
+    run.data.drop_near_duplicates = True
+    run.data.decontaminate_ngram = 13
     run.data.seq_len, run.data.batch_size = 256, 8
     run.optim.lr = 0.5 / run.model.d_model
     run.steps = model_sizes.steps_for_budget(run, tokens=2_500_000)

@@ -20,8 +20,8 @@ def get_config(folder: str = "data/corpora", size: str = "100K") -> schema.Run:
     run.model = model_sizes.ladder_model(size, vocab_size=8192)
     run.data.sources = {f"jsonl:{folder}/{name}/*.jsonl.gz": w for name, w in WEIGHTS.items()}
     run.data.tokenizer = "bpe:8192"
-    run.data.drop_copies = True
-    run.data.overlap = 13
+    run.data.drop_near_duplicates = True
+    run.data.decontaminate_ngram = 13
     run.optim.lr = 0.5 / run.model.d_model
     run.steps = model_sizes.steps_for_budget(run, tokens=1_800_000)
     return run

@@ -23,7 +23,7 @@ def get_config(size: str = "1B") -> schema.Run:
     n = counts["total"]
     run.model.dtype = "bfloat16"
     run.model.remat = "full" if n > 8e8 else "dots"
-    run.model.attention_blocks = 8
+    run.model.attention_query_blocks = 8
     run.data.seq_len = 8192 if n > 8e10 else 2048
     run.data.batch_size = 256
     run.steps = model_sizes.steps_for_budget(run, tokens=TOKENS_PER_PARAM * counts["active"])

@@ -29,12 +29,12 @@ def get_config(size: str = "100M") -> schema.Run:
     run.model = model_sizes.ladder_model(size, vocab_size=32_768)
     run.data.sources = dict(SOURCES)
     run.data.tokenizer = "bpe:32768"
-    run.data.heldout = 0.001
-    run.data.broken = "skip"
+    run.data.heldout_fraction = 0.001
+    run.data.on_error = "skip"
     run.data.min_words = 50
     run.data.max_repeats = 0.3
-    run.data.drop_copies = True
-    run.data.overlap = 13
+    run.data.drop_near_duplicates = True
+    run.data.decontaminate_ngram = 13
     run.data.seq_len, run.data.batch_size = 1024, 256
     run.data.max_epochs = 4.0  # more repeats help little: Muennighoff et al. 2023
     run.steps = model_sizes.steps_for_budget(

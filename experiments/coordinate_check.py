@@ -1,7 +1,7 @@
 """The coordinate check: do the first steps of training do the same at every width and depth?
 
-    uv run python -m experiments.coordinate_check --config=configs/base.py:10K
-    uv run python -m experiments.coordinate_check --config=FILE --widths=64,128,256 --depths= --steps=8
+    uv run python -m experiments.coordinate_check --config=configs/base.py:10K uv run python -m
+    experiments.coordinate_check --config=FILE --widths=64,128,256 --depths= --steps=8
 
 Prints, for each parametrization, the exponents with which activations and their changes grow, and
 draws them (--out). An exponent of 0 is what lets hyperparameters transfer. The configured model is
@@ -43,7 +43,7 @@ def main() -> int:
         for rule in _RULES.value:
             for width, depth in dict.fromkeys(wide + deep):
                 shape = model_sizes.resize_model(base, width, depth)
-                shape = dataclasses.replace(shape, parametrization=rule, unroll=1)
+                shape = dataclasses.replace(shape, parametrization=rule, scan_unroll=1)
                 one = validation.validate_run(dataclasses.replace(run, model=shape, seed=seed))
                 rows += coordinate_check.measure_activations(one, batches, device_mesh)
                 console.print_line(f"seed {seed}, {rule}: width {width}, {depth} layers")

@@ -32,7 +32,7 @@ def main() -> int:
     run = records.read_config(_RUN.value)
     if _SOURCES.value:
         run.data.sources = cli.parse_sources(_SOURCES.value)
-        run.data.heldout = 0.5  # all of it is new to the model: a fair half is enough
+        run.data.heldout_fraction = 0.5  # all of it is new to the model: a fair half is enough
     run.eval.n_sequences = _SEQUENCES.value or run.eval.n_sequences
     asked = tasks.load_tasks(_TASKS.value or "")
     mesh.initialize_devices()

@@ -109,7 +109,7 @@ def _bytes(row: dict) -> dict[str, str]:
         "active": f"{row['params_active']:.4g}",
         "FLOPs": f"{row['flops']:.2e}",
         "mesh": " ".join(f"{k}={n}" for k, n in row["mesh"].items()) or "one device",
-        "pieces": str(row["optim.accumulate"]),
+        "pieces": str(row["optim.grad_accumulation_steps"]),
         "remat": row["model.remat"],
         "weights": gib["bytes_params"],
         "optimizer": gib["bytes_optimizer"],

@@ -58,7 +58,7 @@ def _take_prompts(run, file: str) -> None:
     out = file.removesuffix(".jsonl") + ".tuning.jsonl"
     n = chat.write_tuning_set(file, out)
     run.data.sources = {f"chat:{out}": 1.0}
-    run.data.rows, run.data.score = "whole", "answers"
+    run.data.packing, run.data.loss_on = "documents", "answers"
     console.print_line(f"{n:,} prompts rated good are in {out}: the source chat:{out}")
 
 

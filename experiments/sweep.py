@@ -48,7 +48,7 @@ def main() -> int:
     if _ADOPT.value:
         runs = launcher.keep_original_configs(runs)
     mesh.initialize_devices()
-    deterministic.fix_threads(max(run.mesh.exact for run in runs))
+    deterministic.fix_threads(max(run.mesh.deterministic_shards for run in runs))
     cli.join()
     if _WORKER.value:
         with console.ProgressBars() as bars:

@@ -17,7 +17,7 @@ def main() -> int:
     from lm.training import loop  # JAX comes after the memory settings
 
     mesh.initialize_devices()
-    deterministic.fix_threads(run.mesh.exact)
+    deterministic.fix_threads(run.mesh.deterministic_shards)
     cli.join()
     if distributed.run_on_primary(lambda: records.is_finished(run)):
         console.print_line(

@@ -5,7 +5,8 @@
     runs = lm.load_runs("runs/quickstart")           # list of flat dicts, one per run
     fit = lm.laws.power(runs, x="params.non_embedding", y="eval.loss")
     print(fit)                                       # formula, 95% intervals, back-test, warnings
-    fit.predict(5e6)                                 # loss at 5 million parameters, with its interval
+    fit.predict(5e6)                                 # loss at 5 million parameters, with its
+                                                     interval
     lm.plots.loss_vs_parameters(runs, fit)
 
     model = lm.load_model("runs/quickstart/600K")    # JAX is imported here
@@ -27,10 +28,10 @@ if TYPE_CHECKING:
     from lm import laws
     from lm.config.model_sizes import ladder_model
     from lm.config.schema import Run
-    from lm.training.loaded_model import LoadedModel, load_model
     from lm.reports import plots
-    from lm.reports.report import report
+    from lm.reports.report import write_report as report
     from lm.runs.records import load_runs
+    from lm.training.loaded_model import LoadedModel, load_model
     from lm.training.loop import train
 
 __all__ = [
@@ -45,26 +46,27 @@ __all__ = [
     "train",
 ]
 
-_MODULES = {
-    "LoadedModel": "lm.training.loaded_model",
-    "Run": "lm.config.schema",
-    "ladder_model": "lm.config.model_sizes",
-    "load_model": "lm.training.loaded_model",
-    "load_runs": "lm.runs.records",
-    "report": "lm.reports.report",
-    "train": "lm.training.loop",
+# Public name -> module and name in it; None for the module itself.
+_LOCATIONS: dict[str, tuple[str, str | None]] = {
+    "LoadedModel": ("lm.training.loaded_model", "LoadedModel"),
+    "Run": ("lm.config.schema", "Run"),
+    "ladder_model": ("lm.config.model_sizes", "ladder_model"),
+    "laws": ("lm.laws", None),
+    "load_model": ("lm.training.loaded_model", "load_model"),
+    "load_runs": ("lm.runs.records", "load_runs"),
+    "plots": ("lm.reports.plots", None),
+    "report": ("lm.reports.report", "write_report"),
+    "train": ("lm.training.loop", "train"),
 }
-_PACKAGES = {"laws": "lm.laws", "plots": "lm.reports.plots"}
 
 
 def __getattr__(name: str):
     """Import a public name on its first use and return it."""
-    if name in _PACKAGES:
-        value = importlib.import_module(_PACKAGES[name])
-    elif name in _MODULES:
-        value = getattr(importlib.import_module(_MODULES[name]), name)
-    else:
+    if name not in _LOCATIONS:
         raise AttributeError(f"module 'lm' has no attribute {name!r}: it has {', '.join(__all__)}")
+    module, attribute = _LOCATIONS[name]
+    value = importlib.import_module(module)
+    value = getattr(value, attribute) if attribute else value
     globals()[name] = value
     return value
 

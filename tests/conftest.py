@@ -53,11 +53,14 @@ def tiny(text_file, tmp_path) -> schema.Run:
 
 def tiny_run(text_file: pathlib.Path, folder: pathlib.Path) -> schema.Run:
     """What the fixture `tiny` gives, for those that outlive one test."""
-    run = schema.Run(name="tiny", dir=str(folder / "runs"), steps=12, log_every=2)
-    run.checkpoint_every = 4
+    run = schema.Run(name="tiny", dir=str(folder / "runs"), steps=12, log_interval=2)
+    run.checkpoint_interval = 4
     run.model = model_sizes.ladder_model("10K", n_layers=2)
-    run.data.sources, run.data.cache = {f"text:{text_file}": 1.0}, str(text_file.parent / "data")
-    run.data.seq_len, run.data.batch_size, run.data.heldout = 32, 8, 0.2
+    run.data.sources, run.data.cache_dir = (
+        {f"text:{text_file}": 1.0},
+        str(text_file.parent / "data"),
+    )
+    run.data.seq_len, run.data.batch_size, run.data.heldout_fraction = 32, 8, 0.2
     run.eval.n_sequences, run.eval.n_completions = 16, 32
     return run
 

@@ -13,7 +13,7 @@ from lm.config import model_sizes
 
 CHANGES = {
     "base": {},
-    "tied": {"tied": True},  # 8K fewer of the 76K parameters: the embedding counts once
+    "tied": {"tie_embeddings": True},  # 8K fewer of the 76K parameters: the embedding counts once
     "gqa": {"n_kv_heads": 1, "d_ff": 123},  # the MLP has the parameters that keys and values lose
     "deep": {"d_model": 24, "n_layers": 7, "n_heads": 3, "n_kv_heads": 3, "d_head": 8, "d_ff": 88},
     "wide": {"d_model": 48, "n_layers": 2, "n_heads": 3, "n_kv_heads": 3, "d_ff": 144},
@@ -33,5 +33,5 @@ def get_sweep(tokens: str = "600_000"):
             run.name, run.seed = f"ablations/{name}-{seed}", seed
             run.steps = model_sizes.steps_for_budget(run, tokens=int(tokens))
             run.eval.n_sequences, run.eval.n_completions = 1024, 0
-            run.checkpoint_every = run.steps
+            run.checkpoint_interval = run.steps
             yield run

@@ -4,7 +4,8 @@
 
 Each size has one trunk run with constant learning rate and one cooldown branch per budget (Hägele
 et al. 2024, arXiv:2405.18392). The smallest size is also trained from scratch for two budgets, with
-three seeds. A branch and a separate run should agree within the noise of seeds: see design.branch_agreement.
+three seeds. A branch and a separate run should agree within the noise of seeds: see
+design.branch_agreement.
 
 Hardware and time: about six minutes on two idle CPU cores.
 """

@@ -23,6 +23,6 @@ def get_sweep(tokens_per_param: str = "20"):
         run.name = f"chinchilla/{size}"
         run.steps = model_sizes.steps_for_budget(run, tokens_per_param=float(tokens_per_param))
         run.eval.n_sequences, run.eval.n_completions = 1024, 0
-        run.checkpoint_every = run.steps
-        run.predict = size == SIZES[-1]
+        run.checkpoint_interval = run.steps
+        run.is_prediction_target = size == SIZES[-1]
         yield run

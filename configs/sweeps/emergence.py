@@ -27,5 +27,5 @@ def get_sweep():
         run.steps = model_sizes.steps_for_budget(run, tokens=1_200_000)
         run.eval.n_sequences, run.eval.n_completions = 64, 0
         run.eval.tasks = " ".join(f"{skill}&n=200" for skill in SKILLS)
-        run.eval.every = run.eval.tasks_every = run.steps // 16
+        run.eval.interval = run.eval.task_interval = run.steps // 16
         yield run

@@ -30,5 +30,5 @@ def get_sweep(max_tokens: str = "1_048_576"):
                     run.data.unique_tokens = unique
                     run.steps = model_sizes.steps_for_budget(run, tokens=unique * epochs)
                     run.eval.n_sequences, run.eval.n_completions = 512, 0
-                    run.checkpoint_every = run.steps
+                    run.checkpoint_interval = run.steps
                     yield run

@@ -23,7 +23,7 @@ def get_sweep(tokens: str = "1_800_000"):
         runs = [dense]
         for balance in ("loss", "bias"):
             run = experts.get_config(size)
-            run.model.balance = balance
+            run.model.load_balancing = balance
             run.name = f"experts/{size}-{balance}"
             runs.append(run)
         for run in runs:

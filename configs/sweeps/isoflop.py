@@ -26,7 +26,7 @@ def get_sweep(budgets: str = BUDGETS):
             run.name = f"isoflop/{flops:.3g}-{size}".replace("+", "")
             run.steps = model_sizes.steps_for_budget(run, n_flops=flops)
             run.eval.n_sequences, run.eval.n_completions = 1024, 0
-            run.checkpoint_every = run.steps
+            run.checkpoint_interval = run.steps
             if (
                 FEWEST
                 <= model_sizes.training_tokens(run)

@@ -4,9 +4,9 @@
 
 No model can have a lower loss than the entropy of the language on the held-out rows, which is
 eval.loss - eval.excess. The interval of E in L(N, D) = E + A/N^alpha + B/D^beta should contain it:
-laws.chinchilla(records.load_runs("runs/known_entropy")). Six widths and four lengths of training differ
-in N and D only. The shortest run is past the first fall of the loss, and no text is repeated.
-experiments/LOG.md has the results of this and other recipes.
+laws.chinchilla(records.load_runs("runs/known_entropy")). Six widths and four lengths of training
+differ in N and D only. The shortest run is past the first fall of the loss, and no text is
+repeated. experiments/LOG.md has the results of this and other recipes.
 
 Hardware and time: 90 million tokens, 25 minutes planned on two busy CPU cores.
 """
@@ -33,5 +33,5 @@ def get_sweep():
             run.steps = model_sizes.steps_for_budget(run, tokens=tokens)
             run.eval.n_sequences = 1024
             run.eval.n_completions = 0
-            run.checkpoint_every = run.steps
+            run.checkpoint_interval = run.steps
             yield run

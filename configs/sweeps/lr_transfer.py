@@ -6,7 +6,8 @@
 Widths at the base depth use the standard parametrization and muP (Yang et al. 2022,
 arXiv:2203.03466). Depths at the base width use the standard one and CompleteP (Dey et al. 2025,
 arXiv:2505.01618). Each shape trains at seven learning rates. All parametrizations are equal at the
-base shape, which trains once (lr_analysis.share_base_shape). notebooks/hyperparameters.ipynb plots the results.
+base shape, which trains once (lr_analysis.share_base_shape). notebooks/hyperparameters.ipynb plots
+the results.
 
 Hardware and time: 63 runs, about ten minutes on two idle CPU cores.
 """
@@ -35,11 +36,11 @@ def get_sweep(n_seeds: str = "1"):
                     shape = model_sizes.resize_model(
                         model, wide * model.d_model, deep * model.n_layers
                     )
-                    run.model = dataclasses.replace(shape, parametrization=rule, unroll=1)
+                    run.model = dataclasses.replace(shape, parametrization=rule, scan_unroll=1)
                     run.optim.lr, run.optim.warmup, run.seed = rate, 0.1, seed
                     where = f"{run.model.d_model}x{run.model.n_layers}"
                     run.name = f"lr_transfer/{rule}-{where}-lr{rate:.2g}-{seed}"
                     run.steps = model_sizes.steps_for_budget(run, tokens=200_000)
                     run.eval.n_completions = 0
-                    run.checkpoint_every = run.steps
+                    run.checkpoint_interval = run.steps
                     yield run

@@ -3,9 +3,9 @@
     uv run python -m experiments.sweep --sweep=configs/sweeps/mixture.py:my/corpora
     uv run python -m experiments.sweep --sweep=configs/sweeps/mixture.py:my/corpora,my/tasks
 
-configs/mixture.py describes my/corpora. my/tasks contains one folder per task (lm/evaluation/tasks.py). The
-runs evaluate up to 200 examples of each task of TASKS that exists there. The vocabulary has 8192
-tokens.
+configs/mixture.py describes my/corpora. my/tasks contains one folder per task
+(lm/evaluation/tasks.py). The runs evaluate up to 200 examples of each task of TASKS that exists
+there. The vocabulary has 8192 tokens.
 
 Hardware and time: about five minutes on two CPU cores.
 """
@@ -33,5 +33,5 @@ def get_sweep(folders: str = "data/corpora"):
         run.name = f"mixture/{size}"
         run.steps = model_sizes.steps_for_budget(run, tokens=1_000_000)
         run.eval.tasks = " ".join(f"file:{folder}?n=200" for folder in task_dirs)
-        run.predict = size == SIZES[-1]
+        run.is_prediction_target = size == SIZES[-1]
         yield run

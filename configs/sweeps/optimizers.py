@@ -32,5 +32,5 @@ def get_sweep(ladder: str = "10K"):
                     run.name, run.seed = f"optimizers/{size}-{name}-x{share:g}-{seed}", seed
                     run.steps = model_sizes.steps_for_budget(run, tokens=400_000)
                     run.eval.n_sequences, run.eval.n_completions = 1024, 0
-                    run.checkpoint_every = run.steps
+                    run.checkpoint_interval = run.steps
                     yield run

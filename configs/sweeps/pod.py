@@ -19,6 +19,6 @@ def get_sweep(fsdp: str = "16"):
         run = pod.get_config(size)
         run.name = f"pod/{size}"
         run.mesh.fsdp = int(fsdp)
-        run.optim.accumulate = 4  # four rows per chip and micro-batch
-        run.predict = size == SIZES[-1]
+        run.optim.grad_accumulation_steps = 4  # four rows per chip and micro-batch
+        run.is_prediction_target = size == SIZES[-1]
         yield run

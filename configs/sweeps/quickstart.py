@@ -2,8 +2,8 @@
 
     uv run python -m experiments.sweep --sweep=configs/sweeps/quickstart.py
 
-Two fifths of the text are synthetic tasks (lm/data/sources/synthetic_tasks.py). Evaluation examples are never trained
-on. The largest run is predicted before it starts.
+Two fifths of the text are synthetic tasks (lm/data/sources/synthetic_tasks.py). Evaluation examples
+are never trained on. The largest run is predicted before it starts.
 """
 
 from configs import base
@@ -24,5 +24,5 @@ def get_sweep():
         run.data.sources = {"code": 0.3, "docs": 0.3, "tasks:" + "+".join(SKILLS): 0.4}
         run.eval.n_sequences = 1024
         run.eval.tasks = " ".join(TASKS)
-        run.predict = size == SIZES[-1]
+        run.is_prediction_target = size == SIZES[-1]
         yield run

@@ -21,7 +21,7 @@ def get_sweep(ladder: str = "10K"):
             run.optim.lr *= share
             run.name = f"rates/{size}-x{share:g}"
             run.steps = model_sizes.steps_for_budget(run, tokens=400_000)
-            run.eval.every = run.steps // 4
+            run.eval.interval = run.steps // 4
             run.eval.n_sequences, run.eval.n_completions = 512, 0
-            run.checkpoint_every = run.steps
+            run.checkpoint_interval = run.steps
             yield run

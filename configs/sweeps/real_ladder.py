@@ -3,10 +3,10 @@
     uv run python -m experiments.sweep --sweep=configs/sweeps/real_ladder.py:my/corpora
     uv run python -m experiments.sweep --sweep=configs/sweeps/real_ladder.py:my/corpora,my/tasks
 
-Each size has one trunk run and one cooldown branch per budget (design.cooldown_branches). One size has three
-seeds. The runs of the largest size start last, after their loss is predicted. configs/ladder.py
-describes my/corpora. my/tasks contains one folder per task (lm/evaluation/tasks.py); every branch evaluates
-the tasks of TASKS that exist there.
+Each size has one trunk run and one cooldown branch per budget (design.cooldown_branches). One size
+has three seeds. The runs of the largest size start last, after their loss is predicted.
+configs/ladder.py describes my/corpora. my/tasks contains one folder per task
+(lm/evaluation/tasks.py); every branch evaluates the tasks of TASKS that exist there.
 
 Hardware and time: about an hour on two idle CPU cores. notebooks/data/real_ladder has the records
 of such a sweep.
@@ -45,5 +45,5 @@ def get_sweep(folders: str = "data/corpora"):
             run.eval.tasks = " ".join([*SYNTHETIC, *(f"file:{task}?n=100" for task in task_dirs)])
             trunk, *branches = design.cooldown_branches(run, TOKENS)
             trunk.eval.tasks, trunk.eval.n_completions = "", 0
-            branches[-1].predict = size == SIZES[-1]
+            branches[-1].is_prediction_target = size == SIZES[-1]
             yield from (trunk, *branches)

@@ -25,5 +25,5 @@ def get_sweep(n_seeds: str = "5"):
             run.name, run.seed = f"seeds/{size}-{seed}", seed
             run.steps = model_sizes.steps_for_budget(run, tokens=600_000)
             run.eval.n_sequences, run.eval.n_completions = 1024, 0
-            run.checkpoint_every = run.steps
+            run.checkpoint_interval = run.steps
             yield run

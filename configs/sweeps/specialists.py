@@ -89,10 +89,10 @@ def _tuned(size: str, name: str, sources: dict, steps: int) -> schema.Run:
     """Return a run on conversations that stops when its held-out loss rises."""
     run = base.get_config(size)
     run.name, run.steps = f"specialists/{size}-{name}", steps
-    run.data.sources, run.data.heldout = dict(sources), 0.2
-    run.data.rows, run.data.score = "whole", "answers"
+    run.data.sources, run.data.heldout_fraction = dict(sources), 0.2
+    run.data.packing, run.data.loss_on = "documents", "answers"
     run.optim.lr /= 2
-    run.eval.every = run.eval.tasks_every = 30 * len(sources)
+    run.eval.interval = run.eval.task_interval = 30 * len(sources)
     run.eval.patience = 4
     return run
 

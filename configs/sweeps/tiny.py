@@ -15,7 +15,7 @@ def get_sweep(tokens: str = "100_000"):
         run = base.get_config(size)
         run.name = f"tiny/{size}"
         run.steps = model_sizes.steps_for_budget(run, tokens=int(tokens))
-        run.checkpoint_every = 20
+        run.checkpoint_interval = 20
         run.eval.n_sequences, run.eval.n_completions = 64, 64
-        run.predict = size == "60K"
+        run.is_prediction_target = size == "60K"
         yield run

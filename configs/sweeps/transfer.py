@@ -33,7 +33,7 @@ def get_sweep():
                 run.data.sources = {"code": 1.0, "docs": 0.0}  # docs measure forgetting
                 run.data.unique_tokens = tokens
                 run.steps = steps
-                run.eval.every, run.eval.patience = steps // 12, 3
+                run.eval.interval, run.eval.patience = steps // 12, 3
                 run.eval.n_sequences, run.eval.n_completions = 256, 0
                 if start == "tuned":
                     run.start.run = parent.name

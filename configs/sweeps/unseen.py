@@ -55,7 +55,7 @@ def get_sweep():
         parent = base.get_config(size)
         parent.name = f"unseen/{size}-pretrained"
         parent.data.sources = {source([*TUNED, *KNOWN, (0, 0)]): 0.9, "docs": 0.1}
-        parent.data.unseen = ",".join(map(name_of, NEW))
+        parent.data.forbidden_tasks = ",".join(map(name_of, NEW))
         parent.steps = model_sizes.steps_for_budget(parent, tokens=3_000_000)
         parent.eval.n_sequences, parent.eval.n_completions = 128, 0
         parent.eval.tasks = " ".join([eval_tasks(KNOWN + NEW), eval_tasks(KNOWN + NEW, CHAT)])
@@ -80,8 +80,8 @@ def _tuned(size: str, name: str, pairs: list, unseen: list):
     run.name = f"unseen/{size}-{name}"
     run.start.run = f"unseen/{size}-pretrained"
     run.data.sources = {source(pairs, CHAT): 0.95, "docs": 0.05}
-    run.data.unseen = ",".join(map(name_of, unseen))
-    run.data.rows, run.data.score = "whole", "answers"
+    run.data.forbidden_tasks = ",".join(map(name_of, unseen))
+    run.data.packing, run.data.loss_on = "documents", "answers"
     run.optim.lr /= 4
     run.steps = 200
     run.eval.n_sequences, run.eval.n_completions = 128, 0

@@ -1,7 +1,8 @@
 """How fast text is prepared and read again, and in how much memory: a JSON line for each.
 
 uv run python -m experiments.benchmarks.data_pipeline --megabytes=50
-RAYON_NUM_THREADS=1 uv run python -m experiments.benchmarks.data_pipeline        # one worker is one core
+RAYON_NUM_THREADS=1 uv run python -m experiments.benchmarks.data_pipeline        # one worker is one
+core
 
 The text is Python's standard library over and over, each document with a number before it, in
 gzipped JSON Lines. Every line is measured in a process of its own; peak memory is the sum over it
@@ -27,7 +28,13 @@ _MEGABYTES = flags.DEFINE_float("megabytes", 25.0, "of text", lower_bound=1.0)
 _WORKERS = flags.DEFINE_list("workers", ["1", "2"], "numbers of processes to try, in turns")
 
 FILES = 10
-ALL = {"drop_copies": True, "overlap": 13, "min_words": 5, "min_letters": 0.3, "max_repeats": 0.8}
+ALL = {
+    "drop_near_duplicates": True,
+    "decontaminate_ngram": 13,
+    "min_words": 5,
+    "min_letters": 0.3,
+    "max_repeats": 0.8,
+}
 WAYS = {
     "bytes": {},
     "bpe": {"tokenizer": "bpe:8192"},

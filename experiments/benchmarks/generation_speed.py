@@ -1,6 +1,7 @@
 """How fast text is generated here, against plain PyTorch loops with and without a cache.
 
-uv run python -m experiments.benchmarks.generation_speed                  # extra: torch; ours alone without
+uv run python -m experiments.benchmarks.generation_speed                  # extra: torch; ours alone
+without
 uv run python -m experiments.benchmarks.generation_speed --torch=path/to/python
 
 In turns, each in a process of its own, compilation not counted: the best of all turns.

@@ -1,7 +1,9 @@
 """How tokens/s and memory follow depth, width, rows, batch, vocabulary and devices: one figure.
 
-uv run python -m experiments.benchmarks.throughput_scaling                # a line of JSON a point, the figure
-uv run python -m experiments.benchmarks.throughput_scaling --draw=LINES   # the figure of lines made before
+uv run python -m experiments.benchmarks.throughput_scaling                # a line of JSON a point,
+the figure
+uv run python -m experiments.benchmarks.throughput_scaling --draw=LINES   # the figure of lines made
+before
 
 Each point is a process of its own. Beside what was measured stands the roofline: products at the
 rate of a large one, which is timed in the same process, and arrays at the rate of a large copy.

@@ -11,7 +11,8 @@ import re
 
 import jax
 
-# Part -> a scope in the name of an operation (lm/training/step.py, lm/model/transformer.py), first match counts.
+# Part -> a scope in the name of an operation (lm/training/step.py, lm/model/transformer.py), first
+# match counts.
 SCOPES = {"optimizer": "optimizer", "attention": "attention", "softmax and loss": "loss"}
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "collective-permute", "all-to-all")
 LINE = re.compile(r"^\s*(?:ROOT )?%?([\w.-]+) = .*?\b([a-z][\w-]*)\(", re.M)

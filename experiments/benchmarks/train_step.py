@@ -3,7 +3,8 @@
 uv run python -m experiments.benchmarks.train_step                                  # S, M, L
 uv run python -m experiments.benchmarks.train_step --against=torch --torch=path/to/python
 uv run python -m experiments.benchmarks.train_step --size=M --set=model.dtype=bfloat16
-uv run python -m experiments.benchmarks.train_step --size=M --profile=runs/trace    # where the time goes
+uv run python -m experiments.benchmarks.train_step --size=M --profile=runs/trace    # where the time
+goes
 
 Sizes: byte vocabulary, 256 positions, AdamW; our gated MLP has the products of a plain one 4 times
 as wide (d_ff = 8/3 d_model, rounded up to 16). Shares are of the matrix-product peak, measured in
@@ -145,7 +146,8 @@ def profiled(run: schema.Run, n: int = 2) -> dict:
 
 
 def built(run: schema.Run):
-    """(mesh, text of the program, a call of it as of lm/training/loop.py, steps that the call does)."""
+    """(mesh, text of the program, a call of it as of lm/training/loop.py, steps that the call
+    does)."""
     import jax
     import numpy as np
 

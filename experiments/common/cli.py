@@ -157,7 +157,8 @@ def _help() -> str:
     ]
     if "config" in named:
         lines += [
-            f"  --{'config.KNOB':{width}}  any knob of lm/config/schema.py, such as --config.steps=9"
+            f"  --{'config.KNOB':{width}}  any knob of lm/config/schema.py, such as"
+            f" --config.steps=9"
         ]
     return "\n".join([(sys.modules["__main__"].__doc__ or "").strip(), "", "Flags:", *lines])
 

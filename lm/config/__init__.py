@@ -3,7 +3,8 @@
 The package uses only the standard library. An invalid run is rejected here, before JAX is imported.
 
     fields.py                declare a field with its description, bounds and roles
-    schema.py                the config of a run: Run, Model, Data, Optimizer, Mesh, Evaluation, Start
+    schema.py                the config of a run: Run, Model, Data, Optimizer, Mesh, Evaluation,
+                             Start
     validation.py            validate_run(run)
     model_sizes.py           the ladder of model sizes, parameter counts, training budgets
     flops.py                 FLOPs per token and per step, by the conventions of the papers

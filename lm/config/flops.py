@@ -20,7 +20,7 @@ def flops_per_token(model: schema.Model, seq_len: int) -> dict[str, float]:
     d_attention = model.n_heads * model.d_head
     blocks = n["active_non_embedding"] - n["norms"] - n["biases"]
     # Router biases are added, not multiplied.
-    blocks -= model.n_layers * model.n_experts * (model.balance == "bias")
+    blocks -= model.n_layers * model.n_experts * (model.load_balancing == "bias")
     matrices = blocks + model.d_model * model.vocab_size
     attention = 12 * model.n_layers * d_attention  # per key: 2 products, 2 FLOPs, 3 passes
     softmax = 9 * model.n_layers * model.n_heads * seq_len

@@ -134,14 +134,14 @@ def count_parameters(model: schema.Model) -> dict[str, int]:
     norms = layers * (2 * d + 2 * h * model.qk_norm) + d
     biases = h * (model.n_heads + 2 * model.n_kv_heads) + (matrices - 1) * model.d_ff + 2 * d
     part = {
-        "embedding": (model.vocab_size + model.max_positions) * d,
+        "embedding": (model.vocab_size + model.learned_positions) * d,
         "attention": layers * 2 * d * h * (model.n_heads + model.n_kv_heads),
         "mlp": layers * (model.n_shared_experts * expert if e else matrices * d * model.d_ff),
-        "router": layers * e * (d + (model.balance == "bias")),
+        "router": layers * e * (d + (model.load_balancing == "bias")),
         "experts": layers * e * expert,
         "norms": norms * (2 if model.norm == "layer" else 1),
         "biases": layers * biases if model.bias else 0,
-        "head": 0 if model.tied else d * model.vocab_size,
+        "head": 0 if model.tie_embeddings else d * model.vocab_size,
     }
     total = sum(part.values())
     inner = total - part["embedding"] - part["head"]

@@ -5,7 +5,8 @@
     flatten(run)["model.d_model"]       256
 
 A declaration holds the type, the default, a description, roles and bounds: see lm/config/fields.py.
-`Literal` types list the allowed values. lm/config/validation.py checks values and combinations of values.
+`Literal` types list the allowed values. lm/config/validation.py checks values and combinations of
+values.
 """
 
 import dataclasses
@@ -29,9 +30,10 @@ class Model:
     """Architecture and numerics of the network.
 
     mlp: gated is silu(x G) (x U) D, gelu is gelu(x U) D. remat: dots stores matrix products only.
-    parametrization: see lm/model/parametrization.py. unroll: a model with at most as many layers is fully
-    unrolled. attention_blocks: a block skips the keys after its last query. lora_on: adapters
-    are trained instead of the weights. loss_chunks: logits of one chunk are in memory at a time.
+    parametrization: see lm/model/parametrization.py. scan_unroll: a model with at most as many layers is
+    fully unrolled. attention_query_blocks: a block skips the keys after its last query. lora_on:
+    adapters are trained instead of the weights. loss_chunks: logits of one chunk are in memory at a
+    time.
     """
 
     vocab_size: int = field(256, "Number of token ids; 256 for bytes.", ge=2, axis="vocab")
@@ -48,8 +50,12 @@ class Model:
     norm_eps: float = field(1e-6, "Added to the mean square, or variance, in a norm.", gt=0)
     qk_norm: bool = field(True, "Normalize queries and keys per head (arXiv:2302.05442).")
     bias: bool = field(False, "Add biases to the projections; the head has none.")
-    tied: bool = field(False, "Use the transposed embedding as the head.")
-    max_positions: int = field(0, "Learned positions; 0 is rotary.", ge=0, axis="positions")
+    tie_embeddings: bool = field(
+        False, "Use the transposed embedding as the head.", hash_name="tied"
+    )
+    learned_positions: int = field(
+        0, "Learned positions; 0 is rotary.", ge=0, axis="positions", hash_name="max_positions"
+    )
     rope_theta: float = field(10_000.0, "Base of the rotary frequencies (Su et al. 2021).", gt=0)
     logit_softcap: float = field(0.0, "Logits -> cap tanh(logits / cap); 0 is off.", ge=0)
     z_loss: float = field(0.0, "Weight of log(Z)^2 in the loss; 0 is off.", "compute", ge=0)
@@ -64,7 +70,7 @@ class Model:
     remat: Literal["none", "dots", "full"] = field(
         "none", "Recomputation in the backward pass.", "execution", "compute", "plan"
     )
-    unroll: int = field(
+    scan_unroll: int = field(
         8, "Layers per iteration of the scan over layers.", "execution", "compute", ge=1
     )
     lora_rank: int = field(0, "Rank of LoRA adapters; 0 is off. Needs start.run.", "adapter", ge=0)
@@ -75,8 +81,14 @@ class Model:
     attention: Literal["auto", "plain", "cudnn", "splash"] = field(
         "auto", "Attention backend; auto: the best of the device.", "execution", "compute"
     )
-    attention_blocks: int = field(
-        2, "Query blocks of the plain backend.", "compute", "plan", ge=1, chunks="length"
+    attention_query_blocks: int = field(
+        2,
+        "Query blocks of the plain backend.",
+        "compute",
+        "plan",
+        ge=1,
+        chunks="length",
+        hash_name="attention_blocks",
     )
     loss_chunks: int = field(
         1, "Chunks of the logits of a row.", "execution", "plan", ge=1, chunks="length"
@@ -88,19 +100,27 @@ class Model:
     router: Literal["softmax", "sigmoid"] = field(
         "softmax", "Function from router logits to expert scores."
     )
-    normalize_experts: bool = field(True, "Scale a token's expert weights to sum to 1.")
-    balance: Literal["loss", "bias", "none"] = field(
-        "loss", "Auxiliary loss, or router bias (arXiv:2408.15664)."
+    normalize_expert_weights: bool = field(
+        True, "Scale a token's expert weights to sum to 1.", hash_name="normalize_experts"
     )
-    balance_weight: float = field(0.01, "Weight per layer (Fedus et al. 2021).", ge=0)
-    balance_rate: float = field(0.001, "Change of each router bias per step.", ge=0)
+    load_balancing: Literal["loss", "bias", "none"] = field(
+        "loss", "Auxiliary loss, or router bias (arXiv:2408.15664).", hash_name="balance"
+    )
+    load_balancing_weight: float = field(
+        0.01, "Weight per layer (Fedus et al. 2021).", ge=0, hash_name="balance_weight"
+    )
+    router_bias_rate: float = field(
+        0.001, "Change of each router bias per step.", ge=0, hash_name="balance_rate"
+    )
     router_z_loss: float = field(
         0.0, "Weight of the router's log(Z)^2, per layer; 1e-3 in arXiv:2202.08906.", ge=0
     )
     dispatch: Literal["dropless", "capacity"] = field(
         "dropless", "Process all tokens (dropless), or drop tokens beyond the capacity."
     )
-    capacity: float = field(1.25, "Slots of an expert per row, relative to an even load.", gt=0)
+    capacity_factor: float = field(
+        1.25, "Slots of an expert per row, relative to an even load.", gt=0, hash_name="capacity"
+    )
 
 
 @fields.text_choices
@@ -109,44 +129,66 @@ class Data:
     """Text sources, preparation, tokenization and rows.
 
     sources: code, docs, text:PATH, jsonl:GLOB[?field=NAME] and others; weight 0 is only evaluated.
-    See lm/data/sources/documents.py. tokenizer: bpe trains on the sources.
-    Documents are dropped outside the bounds min_words, min_letters and max_repeats, and if they
-    share `overlap` words in a row with held-out text. Exact duplicates are always dropped.
-    rows: packed concatenates documents and splits them at row ends. continued also masks the loss
-    before a random position. whole packs complete documents and pads; score=answers needs it.
-    protect: such as a task's text. broken: a file or line that cannot be read.
-    too_long: cut removes the beginning, drop the conversation, refuse raises an error.
+    See lm/data/sources/documents.py. tokenizer: bpe trains on the sources. Documents are dropped
+    outside the bounds min_words, min_letters and max_repeats, and if they share decontaminate_ngram
+    words in a row with held-out text. Exact duplicates are always dropped. packing: packed
+    concatenates documents and splits them at row ends. continuation also masks the loss before a
+    random position. documents packs complete documents and pads; loss_on=answers needs it.
+    decontaminate_against: such as a task's text. on_error: a file or line that cannot be read.
+    on_overflow: truncate removes the beginning, drop the conversation, error raises an error.
     """
 
     sources: dict[str, float] = field({"code": 0.5, "docs": 0.5}, "Weight of each source URI.")
-    cache: str = field("data", "Folder of token files; may be gs://BUCKET/FOLDER.", "execution")
-    heldout: float = field(0.05, "Fraction of documents, by hash of the text.", ge=0, le=1)
+    cache_dir: str = field("data", "Folder of token files; may be gs://BUCKET/FOLDER.", "execution")
+    heldout_fraction: float = field(
+        0.05, "Fraction of documents, by hash of the text.", ge=0, le=1, hash_name="heldout"
+    )
     tokenizer: str = field("bytes", "bytes, bpe:SIZE, file:JSON or spm:MODEL.")
-    broken: Literal["stop", "skip"] = field(
-        "stop", "Unreadable text: stop, or skip and count.", "corpus"
+    on_error: Literal["stop", "skip"] = field(
+        "stop", "Unreadable text: stop, or skip and count.", "corpus", hash_name="broken"
     )
     min_words: int = field(0, "Smallest number of words in a document.", "corpus", ge=0)
     min_letters: float = field(0.0, "Smallest fraction of letters.", "corpus", ge=0, le=1)
     max_repeats: float = field(1.0, "Largest fraction of repeated lines.", "corpus", ge=0, le=1)
-    drop_copies: bool = field(False, "MinHash with Jaccard about 0.8.", "corpus")
-    overlap: int = field(0, "Words per n-gram of decontamination; 0 is off.", "corpus", ge=0)
-    protect: str = field("", "A source that counts as held out.", "corpus")
+    drop_near_duplicates: bool = field(
+        False, "MinHash with Jaccard about 0.8.", "corpus", hash_name="drop_copies"
+    )
+    decontaminate_ngram: int = field(
+        0, "Words per n-gram of decontamination; 0 is off.", "corpus", ge=0, hash_name="overlap"
+    )
+    decontaminate_against: str = field(
+        "", "A source that counts as held out.", "corpus", hash_name="protect"
+    )
     seq_len: int = field(128, "Tokens of context per row.", ge=1, axis="length")
     batch_size: int = field(16, "Rows per step over all devices.", ge=1, axis="batch")
-    rows: Literal["packed", "continued", "whole"] = field(
-        "packed", "How documents become rows.", "batch"
+    packing: Literal["packed", "continuation", "documents"] = field(
+        "packed",
+        "How documents become rows.",
+        "batch",
+        hash_name="rows",
+        hash_values=(("documents", "whole"), ("continuation", "continued")),
     )
-    score: Literal["all", "answers"] = field(
-        "all", "All tokens, or the answers of conversations.", "batch"
+    loss_on: Literal["all", "answers"] = field(
+        "all", "All tokens, or the answers of conversations.", "batch", hash_name="score"
     )
-    too_long: Literal["cut", "drop", "refuse"] = field(
-        "cut", "Conversations longer than a row.", "batch"
+    on_overflow: Literal["truncate", "drop", "error"] = field(
+        "truncate",
+        "Conversations longer than a row.",
+        "batch",
+        hash_name="too_long",
+        hash_values=(("truncate", "cut"), ("error", "refuse")),
     )
-    unseen: str = field("", "Tasks and categories, comma-separated, that no source may contain.")
-    across: bool = field(True, "Let attention cross document boundaries in a row.", "batch")
+    forbidden_tasks: str = field(
+        "", "Tasks and categories, comma-separated, that no source may contain.", hash_name="unseen"
+    )
+    attend_across_documents: bool = field(
+        True, "Let attention cross document boundaries in a row.", "batch", hash_name="across"
+    )
     unique_tokens: int = field(0, "Distinct training tokens; 0 is all.", "batch", ge=0)
     max_epochs: float = field(0.0, "Largest number of epochs over any source; 0 is no limit.", ge=0)
-    copies: str = field("data", "Local folder for the files of a remote data.cache.", "execution")
+    local_cache_dir: str = field(
+        "data", "Local folder for the files of a remote data.cache_dir.", "execution"
+    )
 
 
 @fields.text_choices
@@ -163,7 +205,9 @@ class Optimizer:
     )
     warmup: float = field(0.05, "Fraction of the steps with linear warm-up.", ge=0, le=1)
     decay: float = field(0.2, "Fraction of the steps with decay, for wsd.", ge=0, le=1)
-    lr_end: float = field(0.1, "Final learning rate as a fraction of the peak.", ge=0, le=1)
+    final_lr_fraction: float = field(
+        0.1, "Final learning rate as a fraction of the peak.", ge=0, le=1, hash_name="lr_end"
+    )
     b1: float = field(0.9, "Decay of the first moment; 0.95 for muon's matrices.", ge=0, le=1)
     b2: float = field(0.95, "Decay of the second moment.", ge=0, le=1)
     eps: float = field(1e-8, "Added to the root of the second moment.", gt=0)
@@ -171,10 +215,12 @@ class Optimizer:
         0.1, "Decoupled, times the learning rate; never on norms.", "vmapped", "traced", ge=0
     )
     layer_decay: float = field(1.0, "Learning rate of a layer over that of the layer above.", gt=0)
-    freeze: str = field("", "Paths or axes that are not trained, as embed,mlp.")
-    clip: float = field(1.0, "Largest global gradient norm; 0 is off.", ge=0)
-    accumulate: int = field(1, "Micro-batches per step.", "execution", "plan", ge=1, chunks="batch")
-    nonfinite: Literal["stop", "skip", "rewind"] = field(
+    frozen: str = field("", "Paths or axes that are not trained, as embed,mlp.", hash_name="freeze")
+    clip_norm: float = field(1.0, "Largest global gradient norm; 0 is off.", ge=0, hash_name="clip")
+    grad_accumulation_steps: int = field(
+        1, "Micro-batches per step.", "execution", "plan", ge=1, chunks="batch"
+    )
+    on_nonfinite: Literal["stop", "skip", "rewind"] = field(
         "stop", "Non-finite loss or gradient: stop, skip the update, or rewind.", "execution"
     )
 
@@ -184,7 +230,8 @@ class Optimizer:
 class Mesh:
     """Devices along each mesh axis, and the sharding of weights.
 
-    exact: gradients have the same bits on any number of devices. It is a power of two.
+    deterministic_shards: gradients have the same bits on any number of devices. It is a power of
+    two.
     """
 
     data: int = field(-1, "Devices that split the batch; -1 uses all remaining ones.", "execution")
@@ -195,11 +242,12 @@ class Mesh:
     rules: dict[str, str | list[str]] = field(
         {}, "Changes of the sharding rules, such as {'mlp': []}.", "execution"
     )
-    exact: int = field(
+    deterministic_shards: int = field(
         0,
         "Shards summed in a fixed order; 0 is off.",
         ge=0,
         alone="vmapped runs cannot reproduce the bits of other devices",
+        hash_name="exact",
     )
 
 
@@ -208,15 +256,19 @@ class Mesh:
 class Start:
     """Initialization from the checkpoint of another run.
 
-    keep: weights is fine-tuning from step 0. state continues the steps, as a cooldown branch does.
+    restore: weights is fine-tuning from step 0. full_state continues the steps, as a cooldown
+    branch does.
     """
 
     run: str = field("", "Name, below dir, of the parent run; empty starts from random weights.")
     step: int = field(
         0, "Step of the parent's checkpoint; 0 is the last, or the best with patience.", ge=0
     )
-    keep: Literal["weights", "state"] = field(
-        "weights", "Parts of the checkpoint that are restored."
+    restore: Literal["weights", "full_state"] = field(
+        "weights",
+        "Parts of the checkpoint that are restored.",
+        hash_name="keep",
+        hash_values=(("full_state", "state"),),
     )
 
 
@@ -225,10 +277,10 @@ class Start:
 class Evaluation:
     """Held-out loss and tasks during training.
 
-    too_long: cut removes the beginning of the example, refuse raises an error.
+    on_overflow: truncate removes the beginning of the example, error raises an error.
     """
 
-    every: int = field(0, "Steps between evaluations; 0 is only at the end.", "execution", ge=0)
+    interval: int = field(0, "Steps between evaluations; 0 is only at the end.", "execution", ge=0)
     patience: int = field(0, "Evaluations without a lower loss that end the run; 0 is off.", ge=0)
     n_sequences: int = field(512, "Held-out rows per source.", "execution", ge=1)
     n_completions: int = field(1024, "Words to complete, over all sources.", "execution", ge=0)
@@ -237,10 +289,12 @@ class Evaluation:
         "Tasks, space-separated: copy?length=4 file:my/set; see lm/evaluation/tasks.py.",
         "execution",
     )
-    tasks_every: int = field(
+    task_interval: int = field(
         0, "Steps between evaluations with tasks; 0 is only at the end.", "execution", ge=0
     )
-    too_long: Literal["cut", "refuse"] = field("cut", "Examples longer than a row.", "execution")
+    on_overflow: Literal["truncate", "error"] = field(
+        "truncate", "Examples longer than a row.", "execution"
+    )
 
 
 @fields.text_choices
@@ -248,22 +302,23 @@ class Evaluation:
 class Run:
     """Everything that defines a training run.
 
-    checkpoint_every: only the newest checkpoint is stored, apart from keep_every and keep_best.
+    checkpoint_interval: only the newest checkpoint is stored, apart from
+    permanent_checkpoint_interval and keep_best.
     """
 
     name: str = field("run", "Folder of the run below dir; sweeps use SWEEP/RUN.", "vmapped")
     dir: str = field("runs", "Folder of all runs; may be gs://BUCKET/FOLDER.", "execution")
     seed: int = field(0, "Seed of weights and data order.", "vmapped", ge=0)
     steps: int = field(1000, "Optimizer steps.", ge=1)
-    log_every: int = field(10, "Steps between rows of metrics.", "execution", ge=1)
+    log_interval: int = field(10, "Steps between rows of metrics.", "execution", ge=1)
     steps_per_call: int = field(0, "Largest number of steps per call; 0 is automatic.", ge=0)
-    checkpoint_every: int = field(200, "Steps between checkpoints.", "execution", ge=1)
-    keep_every: int = field(
+    checkpoint_interval: int = field(200, "Steps between checkpoints.", "execution", ge=1)
+    permanent_checkpoint_interval: int = field(
         0, "Steps between checkpoints that are never deleted; 0 is off.", "execution", ge=0
     )
     keep_best: bool = field(False, "Store the checkpoint of the lowest held-out loss.", "execution")
-    resume: Literal["auto", "must"] = field(
-        "auto", "auto starts or resumes; must only resumes.", "execution"
+    resume: Literal["auto", "required"] = field(
+        "auto", "auto starts or resumes; required only resumes.", "execution"
     )
     stall_seconds: float = field(
         1800.0, "Seconds without a step that end the process; 0 is off.", "execution", ge=0
@@ -271,7 +326,7 @@ class Run:
     wandb: bool = field(
         False, "Also log to Weights & Biases.", "execution", alone="W&B logs one run per process"
     )
-    predict: bool = field(
+    is_prediction_target: bool = field(
         False, "In a sweep: start last, once the law of the others predicts it.", "execution"
     )
     model: Model = dataclasses.field(default_factory=Model)
@@ -317,6 +372,11 @@ def to_dict(run: Run) -> dict:
 
 def from_dict(values: dict, kind: type = Run, where: str = "") -> Any:
     """Build a config from the dict of `to_dict`. ConfigError names an unknown field."""
+    if kind is Run and "checkpoint_every" in values:
+        rule = (
+            "is a field of version 0.1, whose runs cannot be read: use that version, or train again"
+        )
+        raise ConfigError(f"checkpoint_every={values['checkpoint_every']!r} {rule}")
     hints = typing.get_type_hints(kind)
     known = {}
     for name, value in values.items():

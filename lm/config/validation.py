@@ -63,7 +63,7 @@ def _check_names(run: schema.Run) -> None:
     if run.model.lora_rank and not run.start.run:
         _refuse("model.lora_rank", run.model.lora_rank, "adds to trained weights: set start.run")
     if not run.start.run and run.start != schema.Start():
-        _refuse("start.run", "", "is needed by start.step and start.keep: name a run below dir")
+        _refuse("start.run", "", "is needed by start.step and start.restore: name a run below dir")
 
 
 def _check_model(run: schema.Run) -> None:
@@ -74,9 +74,9 @@ def _check_model(run: schema.Run) -> None:
         _refuse("model.n_heads", model.n_heads, f"{rule}: try model.n_kv_heads={near}")
     if model.d_head % 2:
         _refuse("model.d_head", model.d_head, "must be even, for rotary embeddings")
-    if 0 < model.max_positions < seq_len:
+    if 0 < model.learned_positions < seq_len:
         rule = f"must be at least data.seq_len={seq_len}, or 0 for rotary positions"
-        _refuse("model.max_positions", model.max_positions, rule)
+        _refuse("model.learned_positions", model.learned_positions, rule)
 
 
 def _check_mesh(run: schema.Run) -> None:
@@ -85,21 +85,29 @@ def _check_mesh(run: schema.Run) -> None:
         _refuse("mesh.data", n_data, "must be -1 (all devices) or at least 1")
     sizes = {axis: max(getattr(run.mesh, axis), 1) for axis in axis_rules.MESH_AXES}
     axis_rules.validate_mesh_shape(schema.flatten(run), sizes)
-    if run.mesh.exact:
+    if run.mesh.deterministic_shards:
         _check_exact(run)
 
 
 def _check_intervals(run: schema.Run) -> None:
     """Check fields that count steps or evaluations against each other."""
-    if run.keep_every % run.checkpoint_every:
-        near = -(-run.keep_every // run.checkpoint_every) * run.checkpoint_every
-        rule = f"must be a multiple of checkpoint_every={run.checkpoint_every}: try {near}"
-        _refuse("keep_every", run.keep_every, rule)
-    if run.eval.patience and not run.eval.every:
-        _refuse("eval.patience", run.eval.patience, "counts evaluations: set eval.every")
-    if run.eval.tasks_every and (not run.eval.every or run.eval.tasks_every % run.eval.every):
-        rule = f"must be a multiple of eval.every={run.eval.every}, the steps between evaluations"
-        _refuse("eval.tasks_every", run.eval.tasks_every, rule)
+    if run.permanent_checkpoint_interval % run.checkpoint_interval:
+        near = (
+            -(-run.permanent_checkpoint_interval // run.checkpoint_interval)
+            * run.checkpoint_interval
+        )
+        rule = f"must be a multiple of checkpoint_interval={run.checkpoint_interval}: try {near}"
+        _refuse("permanent_checkpoint_interval", run.permanent_checkpoint_interval, rule)
+    if run.eval.patience and not run.eval.interval:
+        _refuse("eval.patience", run.eval.patience, "counts evaluations: set eval.interval")
+    if run.eval.task_interval and (
+        not run.eval.interval or run.eval.task_interval % run.eval.interval
+    ):
+        rule = (
+            f"must be a multiple of eval.interval={run.eval.interval}, the steps between"
+            f" evaluations"
+        )
+        _refuse("eval.task_interval", run.eval.task_interval, rule)
     optim = run.optim
     if optim.schedule == "wsd" and optim.warmup + optim.decay > 1:
         _refuse("optim.decay", optim.decay, f"plus optim.warmup={optim.warmup} must not exceed 1")
@@ -134,23 +142,23 @@ def _check_experts(model: schema.Model, mesh: schema.Mesh) -> None:
 
 
 def _check_exact(run: schema.Run) -> None:
-    n_shards, size = run.mesh.exact, run.data.batch_size
+    n_shards, size = run.mesh.deterministic_shards, run.data.batch_size
     if n_shards & (n_shards - 1):
         rule = f"must be a power of two, or 0: try {1 << n_shards.bit_length()}"
-        _refuse("mesh.exact", n_shards, rule)
-    reason = f"has no fixed order of summation with mesh.exact={n_shards}"
+        _refuse("mesh.deterministic_shards", n_shards, rule)
+    reason = f"has no fixed order of summation with mesh.deterministic_shards={n_shards}"
     if run.model.dtype != "float32":
         _refuse("model.dtype", run.model.dtype, f"{reason}: take float32")
     if run.model.n_experts:
         _refuse("model.n_experts", run.model.n_experts, f"{reason}: take 0")
     if run.optim.name == "muon":
         _refuse("optim.name", run.optim.name, f"{reason}: take adamw or lion")
-    if run.optim.accumulate > 1:
+    if run.optim.grad_accumulation_steps > 1:
         rule = f"{reason}: take 1, because each shard is already a micro-batch"
-        _refuse("optim.accumulate", run.optim.accumulate, rule)
+        _refuse("optim.grad_accumulation_steps", run.optim.grad_accumulation_steps, rule)
     if size % n_shards:
         near = -(-size // n_shards) * n_shards
-        rule = f"must be a multiple of mesh.exact={n_shards}: try {near}"
+        rule = f"must be a multiple of mesh.deterministic_shards={n_shards}: try {near}"
         _refuse("data.batch_size", size, rule)
 
 
@@ -161,10 +169,16 @@ def _check_text(data: schema.Data) -> None:
     if kind == "bpe" and not (rest.isdecimal() and 258 <= int(rest) <= 10**6):
         rule = "takes a size from 258 (256 bytes and 2 more) to 10^6, such as bpe:8192"
         _refuse("data.tokenizer", data.tokenizer, rule)
-    if data.protect and not data.overlap:
-        _refuse("data.protect", data.protect, "has no effect with data.overlap=0: try 13 words")
-    if data.score == "answers" and data.rows != "whole":
-        _refuse("data.score", data.score, f"needs data.rows='whole', not {data.rows!r}")
+    if data.decontaminate_against and not data.decontaminate_ngram:
+        _refuse(
+            "data.decontaminate_against",
+            data.decontaminate_against,
+            "has no effect with data.decontaminate_ngram=0: try 13 words",
+        )
+    if data.loss_on == "answers" and data.packing != "documents":
+        _refuse(
+            "data.loss_on", data.loss_on, f"needs data.packing='documents', not {data.packing!r}"
+        )
     if 0 < data.unique_tokens < data.seq_len:
         rule = f"must be at least one row of data.seq_len={data.seq_len}, or 0 for all"
         _refuse("data.unique_tokens", data.unique_tokens, rule)

@@ -10,7 +10,7 @@ data/text-books-3f2a81c09d7e/
 data/bpe-8192-91c07d44e3b5/
     tokenizer.json   trained on the sources, for data.tokenizer="bpe:8192"
 
-A data.cache in a bucket has the same folders: see copies.
+A data.cache_dir in a bucket has the same folders: see copies.
 """
 
 import dataclasses
@@ -79,22 +79,22 @@ class CorpusPlan:
         """Return True if the folder has a manifest and, where needed, its document hashes."""
         if manifest is None:
             return False
-        return not self.data.drop_copies or (self.folder / "seen.sqlite").exists()
+        return not self.data.drop_near_duplicates or (self.folder / "seen.sqlite").exists()
 
 
 def prepare_corpus(
     data: schema.Data, report: Report | None = None, workers: int = 1
 ) -> dict[str, Manifest]:
-    """Return the manifest of each source. Prepare sources that data.cache does not have yet.
+    """Return the manifest of each source. Prepare sources that data.cache_dir does not have yet.
 
     If everything is prepared, this reads manifests and takes milliseconds. Each source is written
     to a draft that is renamed when it is complete. A killed call leaves the draft, and the next
     call resumes after the last saved part (file). Of two simultaneous calls, the slower drops its
-    copy. With data.drop_copies, the documents of sources with earlier names count as duplicates.
-    Memory use does not grow with the text.
+    copy. With data.drop_near_duplicates, the documents of sources with earlier names count as
+    duplicates. Memory use does not grow with the text.
 
     Raises ValueError for text that is missing, empty, binary or not UTF-8, for malformed JSON
-    Lines, and for a folder or disk that cannot be written. With data.broken="skip", unreadable
+    Lines, and for a folder or disk that cannot be written. With data.on_error="skip", unreadable
     documents are counted and skipped.
     """
     cache = staging.local_folder(data)
@@ -102,7 +102,7 @@ def prepare_corpus(
     tokenizer = prepare_tokenizer(data, cache, report)
     manifests: dict[str, Manifest] = {}
     for source in sorted(data.sources):
-        earlier = list(manifests.values()) if data.drop_copies else []
+        earlier = list(manifests.values()) if data.drop_near_duplicates else []
         plan = _plan(source, data, cache, tokenizer, earlier, fingerprint)
         manifests[source] = _prepare_source(plan, tokenizer, report, workers)
     return {source: manifests[source] for source in data.sources}
@@ -119,12 +119,19 @@ def _plan(
     """Compute the keys and folders of a source."""
     inputs = [(name, fingerprint(name)) for name in _decontamination_sources(data)]
     changed = list(fields.changed_for_hash(data, "corpus").items())
-    facts = (FORMAT, source, data.heldout, tokenizer.hash, changed)
+    facts = (FORMAT, source, data.heldout_fraction, tokenizer.hash, changed)
     facts += (inputs, [manifest.key for manifest in earlier])
     key = _key(*facts, fingerprint(source))
     words = re.findall(r"[a-z0-9]+", source.lower())[-5:]  # the end of a path is most specific
     name = "-".join(words)[-60:]
-    index_key = _key(FORMAT, data.overlap, data.heldout, data.protect, data.broken, inputs)
+    index_key = _key(
+        FORMAT,
+        data.decontaminate_ngram,
+        data.heldout_fraction,
+        data.decontaminate_against,
+        data.on_error,
+        inputs,
+    )
     return CorpusPlan(
         source=source,
         data=data,
@@ -133,7 +140,9 @@ def _plan(
         draft_name=f"{name}-{_key(*facts)}",
         fingerprint=fingerprint(source),
         earlier=earlier,
-        blocked_ngrams=cache / f"runs-{data.overlap}-{index_key}.u64" if data.overlap else None,
+        blocked_ngrams=cache / f"runs-{data.decontaminate_ngram}-{index_key}.u64"
+        if data.decontaminate_ngram
+        else None,
     )
 
 
@@ -172,7 +181,7 @@ def _write_corpus(
             all_documents, tokenizer, plan.data, plan.blocked_ngrams, workers
         )
         for document in encoded:
-            if document.error and plan.data.broken == "stop":
+            if document.error and plan.data.on_error == "stop":
                 raise ValueError(document.error)
             staged.add(document)
             if report and time.monotonic() - reported_at > 0.2:
@@ -208,7 +217,7 @@ def _finish(
         tokens=staged.counts["tokens"],
         counted=staged.counts["counted"],
         duplicates=staged.duplicates,
-        heldout=plan.data.heldout,
+        heldout=plan.data.heldout_fraction,
         hash=staged.finish(),
         tokenizer=tokenizer.hash,
         vocab_size=tokenizer.vocab_size,
@@ -219,7 +228,7 @@ def _finish(
     values = dataclasses.asdict(manifest)
     del values["folder"]
     (staged.folder / "manifest.json").write_text(json.dumps(values, indent=2) + "\n")
-    if not plan.data.drop_copies:
+    if not plan.data.drop_near_duplicates:
         (staged.folder / "seen.sqlite").unlink()  # only needed to find duplicates in other sources
     return manifest
 
@@ -233,7 +242,7 @@ def prepare_tokenizer(
         return tokenizers.open_tokenizer(data.tokenizer)
     weights = sorted((name, weight) for name, weight in data.sources.items() if weight)
     prints = [(name, weight, documents.source_fingerprint(name)) for name, weight in weights]
-    key = _key(FORMAT, size, prints, data.heldout, data.broken, SAMPLE_BYTES)
+    key = _key(FORMAT, size, prints, data.heldout_fraction, data.on_error, SAMPLE_BYTES)
     folder = cache / f"bpe-{size}-{key}"
     staging.download(data, folder)
     if not (folder / "tokenizer.json").exists():
@@ -267,7 +276,7 @@ def _sample(data: schema.Data, weights: list, report: Report | None) -> Iterator
                 raw = tokenizers.utf8(document.text)
             except ValueError:
                 continue  # reported or counted when the source is prepared
-            if preprocessing.is_heldout(document, data.heldout):
+            if preprocessing.is_heldout(document, data.heldout_fraction):
                 continue
             yield document.text
             n_remaining, n_documents = n_remaining - len(raw), n_documents + 1
@@ -279,20 +288,25 @@ def _sample(data: schema.Data, weights: list, report: Report | None) -> Iterator
 
 
 def _decontamination_sources(data: schema.Data) -> list[str]:
-    """Return the sources whose text may block n-grams; [] without data.overlap."""
-    if not data.overlap:
+    """Return the sources whose text may block n-grams; [] without data.decontaminate_ngram."""
+    if not data.decontaminate_ngram:
         return []
-    return sorted(data.sources) + ([data.protect] if data.protect else [])
+    return sorted(data.sources) + (
+        [data.decontaminate_against] if data.decontaminate_against else []
+    )
 
 
 def _write_blocked_ngrams(path: Path, data: schema.Data) -> None:
-    """Write the hashes of data.overlap words of held-out text and of data.protect, once."""
+    """Write the hashes of data.decontaminate_ngram words of held-out text and of
+    data.decontaminate_against, once."""
 
     def ngrams() -> Iterator[np.ndarray]:
         for source in _decontamination_sources(data):
             for document in _documents(source, data):
-                if source == data.protect or preprocessing.is_heldout(document, data.heldout):
-                    yield preprocessing.ngram_hashes(document.text, data.overlap)
+                if source == data.decontaminate_against or preprocessing.is_heldout(
+                    document, data.heldout_fraction
+                ):
+                    yield preprocessing.ngram_hashes(document.text, data.decontaminate_ngram)
 
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -302,9 +316,10 @@ def _write_blocked_ngrams(path: Path, data: schema.Data) -> None:
 def _documents(source: str, data: schema.Data, start: int = 0) -> Iterator[readers.Document]:
     """Yield the documents of a source from part `start` on.
 
-    With data.broken="skip", a document with an `error` stands for each unreadable input, in order.
+    With data.on_error="skip", a document with an `error` stands for each unreadable input, in
+    order.
     """
-    if data.broken == "stop":
+    if data.on_error == "stop":
         yield from documents.open_source(source, start=start)
         return
     errors: list[str] = []
@@ -349,5 +364,6 @@ def _read_manifest(folder: Path) -> Manifest | None:
 def _unwritable(data: schema.Data, error: Exception) -> ValueError:
     reason = getattr(error, "strerror", None) or error
     return ValueError(
-        f"data.cache={data.cache!r} cannot be written ({reason}): free space or name another folder"
+        f"data.cache_dir={data.cache_dir!r} cannot be written ({reason}): free space or name"
+        f" another folder"
     )

@@ -4,8 +4,8 @@
     text.batch(7)["tokens"]              # int32 [B, T+1]: the rows of step 7; inputs [:, :-1]
     text.rows_of(7)                      # source, epoch and row of each of them
 
-Row b of step s is training row g = s * B + b. mixture.RowOrder maps g to a row of a token file. Row r
-of a file has the tokens r*T to r*T + T inclusive. Axes: B batch, S = T + 1 tokens, T seq_len.
+Row b of step s is training row g = s * B + b. mixture.RowOrder maps g to a row of a token file. Row
+r of a file has the tokens r*T to r*T + T inclusive. Axes: B batch, S = T + 1 tokens, T seq_len.
 """
 
 import collections
@@ -80,9 +80,9 @@ class TokenDataset:
     def batch(self, step: int, rows: slice | np.ndarray = slice(None)) -> dict[str, np.ndarray]:
         """Return {"tokens": int32 [B, T+1]} of a step. `rows` selects the rows of this process.
 
-        With data.across=False, and with whole documents, the batch also has the "segments" of
-        `with_segments_and_weights`. With data.rows="continued" it has {"weights": float32 [B, T]}
-        of the targets: 0 up to a random position, then 1.
+        With data.attend_across_documents=False, and with whole documents, the batch also has the
+        "segments" of `with_segments_and_weights`. With data.packing="continuation" it has
+        {"weights": float32 [B, T]} of the targets: 0 up to a random position, then 1.
         """
         source, epoch, row = (values[rows] for values in self._rows(step))
         tokens_BS = np.empty((len(row), self.data.seq_len + 1), np.int32)
@@ -91,7 +91,7 @@ class TokenDataset:
             if len(in_source):
                 tokens_BS[in_source] = file_rows[row[in_source]]
         batch = add_segments_and_weights(self.data, self.tokenizer, tokens_BS)
-        if self.data.rows == "continued":
+        if self.data.packing == "continuation":
             cut_B = mixture.random_cuts(source, epoch, row, self.data.seq_len, self.seed)
             batch["weights"] = (np.arange(self.data.seq_len) >= cut_B[:, None]).astype(np.float32)
         return batch
@@ -122,17 +122,17 @@ class TokenDataset:
 
 
 def open_dataset(data: schema.Data, seed: int, report: corpus.Report | None = None) -> TokenDataset:
-    """Prepare the sources that data.cache does not have yet, and open the dataset.
+    """Prepare the sources that data.cache_dir does not have yet, and open the dataset.
 
-    Only held-out rows of a source of weight 0 are used. Raises ValueError like corpus.prepare_corpus, and
-    for a source with fewer tokens than one row, in the training split or (unless data.heldout is 0)
-    in the held-out split.
+    Only held-out rows of a source of weight 0 are used. Raises ValueError like
+    corpus.prepare_corpus, and for a source with fewer tokens than one row, in the training split or
+    (unless data.heldout_fraction is 0) in the held-out split.
     """
     for source, weight in data.sources.items():
         if weight:
-            documents.validate_forbidden_tasks(source, data.unseen)
+            documents.validate_forbidden_tasks(source, data.forbidden_tasks)
     manifests = corpus.prepare_corpus(data, report)
-    if data.rows == "whole":
+    if data.packing == "documents":
         text = TokenDataset(data, seed, manifests)
         _check_whole_documents(text)
         return text
@@ -141,11 +141,12 @@ def open_dataset(data: schema.Data, seed: int, report: corpus.Report | None = No
         n_train, n_heldout = (manifest.tokens[split] for split in corpus.SPLITS)
         if data.sources[name] and n_train <= data.seq_len:
             raise ValueError(f"{name}: {n_train} training tokens are fewer than {row}: add text")
-        if data.heldout and n_heldout <= data.seq_len:
+        if data.heldout_fraction and n_heldout <= data.seq_len:
             n = sum(manifest.documents.values())
             raise ValueError(
-                f"{name}: data.heldout={data.heldout} of {n} documents gives {n_heldout} tokens, "
-                f"fewer than {row}: raise data.heldout, or add text"
+                f"{name}: data.heldout_fraction={data.heldout_fraction} of {n} documents gives"
+                f" {n_heldout} tokens, "
+                f"fewer than {row}: raise data.heldout_fraction, or add text"
             )
     return TokenDataset(data, seed, manifests)
 
@@ -172,18 +173,18 @@ def add_segments_and_weights(
     """Return rows with the segments and weights that follow from their tokens.
 
     "segments", int32 [B, T], numbers the documents of a row: attention stays within equal numbers.
-    It is present for whole documents and with data.across=False. "weights", float32 [B, T], is
-    present for whole documents: 0 for padding and, with data.score="answers", for targets outside
-    answers (see chat.answer_weights).
+    It is present for whole documents and with data.attend_across_documents=False. "weights",
+    float32 [B, T], is present for whole documents: 0 for padding and, with data.loss_on="answers",
+    for targets outside answers (see chat.answer_weights).
     """
     batch, end = {"tokens": tokens_BS}, tokenizer.end
-    if data.rows == "whole":
+    if data.packing == "documents":
         batch["segments"] = packing.packed_segment_ids(tokens_BS, end)
-        if data.score == "all":
+        if data.loss_on == "all":
             batch["weights"] = packing.packed_loss_weights(tokens_BS, end)
         else:
             batch["weights"] = chat.answer_weights(tokens_BS, tokenizer)
-    elif not data.across:
+    elif not data.attend_across_documents:
         batch["segments"] = segment_ids(tokens_BS, end)
     return batch
 
@@ -229,7 +230,7 @@ def source_nats(text: TokenDataset, source: str, tokens_NS: np.ndarray) -> np.nd
 
 def _languages(text: TokenDataset) -> dict[str, synthetic_languages.Language]:
     """Return the synthetic languages of the mixture whose rows have known probabilities."""
-    if not isinstance(text.tokenizer, tokenizers.ByteTokenizer) or text.data.rows == "whole":
+    if not isinstance(text.tokenizer, tokenizers.ByteTokenizer) or text.data.packing == "documents":
         return {}
     prefix = "synthetic:"
     names = [name for name in text.sources if name.startswith(prefix)]
@@ -290,10 +291,10 @@ def open_rows(
     data: schema.Data, manifest: corpus.Manifest, split: str, tokenizer: tokenizers.Tokenizer
 ) -> np.ndarray | packing.PackedDocuments:
     """Open the rows of a token file, [n_rows, T+1]. No row is read before it is used."""
-    if data.rows == "whole":
+    if data.packing == "documents":
         file = _open_file(manifest, split)
         return packing.PackedDocuments(
-            file, data.seq_len, tokenizer, data.too_long, manifest.source
+            file, data.seq_len, tokenizer, data.on_overflow, manifest.source
         )
     if manifest.tokens[split] <= data.seq_len:
         return np.zeros((0, data.seq_len + 1), manifest.dtype)
@@ -326,7 +327,7 @@ def _rows_per_epoch(
 
 def _check_whole_documents(text: TokenDataset) -> None:
     """Raise ValueError if no document of a source fits into a row, or answers have no tokens."""
-    if text.data.score == "answers" and text.tokenizer.marks is None:
+    if text.data.loss_on == "answers" and text.tokenizer.marks is None:
         raise ValueError(
             f"data.tokenizer={text.data.tokenizer!r} has no tokens for the special characters of a"
             " conversation, U+0001 to U+0003: use bytes, bpe:SIZE, or a vocabulary with byte"
@@ -338,9 +339,10 @@ def _check_whole_documents(text: TokenDataset) -> None:
                 f"{source}: no conversation fits into data.seq_len={text.data.seq_len} tokens:"
                 " raise it"
             )
-        if text.data.heldout and not len(text.heldout(source, 1)):
+        if text.data.heldout_fraction and not len(text.heldout(source, 1)):
             n = sum(text.manifests[source].documents.values())
             raise ValueError(
-                f"{source}: data.heldout={text.data.heldout} of {n} documents gives no row: raise"
+                f"{source}: data.heldout_fraction={text.data.heldout_fraction} of {n} documents"
+                f" gives no row: raise"
                 " it, or add text"
             )

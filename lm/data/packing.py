@@ -28,12 +28,12 @@ class PackedDocuments:
         file: np.ndarray,
         seq_len: int,
         tokenizer: tokenizers.Tokenizer,
-        too_long: str = "cut",
+        on_overflow: str = "truncate",
         name: str = "",
     ):
         """Pack the documents of `file`.
 
-        `too_long` is the treatment of conversations longer than a row: cut, drop or refuse. With
+        `on_overflow` is the treatment of conversations longer than a row: cut, drop or refuse. With
         cut, a conversation is dropped if its last answer alone is too long. Raises ValueError for
         refused conversations; `name` is the name of the file in the message.
         """
@@ -45,16 +45,16 @@ class PackedDocuments:
         is_chat = first_tokens == (tokenizer.marks[0] if tokenizer.marks else -1)
         is_long_chat = (sizes > seq_len) & is_chat
         can_cut = self._last_answer_sizes(stops) < seq_len
-        is_cut = is_long_chat & can_cut & (too_long == "cut")
+        is_cut = is_long_chat & can_cut & (on_overflow == "truncate")
         is_dropped = is_long_chat & ~is_cut
         self.n_documents = len(sizes)
         self.n_cut = int(is_cut.sum())  # conversations that lost the left part of their prompts
         self.n_left_out = int(is_dropped.sum())
-        if too_long == "refuse" and is_long_chat.any():
+        if on_overflow == "error" and is_long_chat.any():
             raise ValueError(
                 f"{name}: {int(is_long_chat.sum())} of {len(sizes)} conversations are longer than"
                 f" data.seq_len={seq_len}, the longest {sizes[is_long_chat].max()} tokens: raise"
-                " it, or set data.too_long='cut'"
+                " it, or set data.on_overflow='truncate'"
             )
         starts = np.where(is_cut, stops - (seq_len - 1), starts)
         n_pieces = np.where((sizes > seq_len) & ~is_chat, -(-sizes // seq_len), 1)

@@ -179,9 +179,9 @@ def encode_documents(
 ) -> Iterator[EncodedDocument]:
     """Yield each non-empty document in order. Only a few are in memory at a time.
 
-    `blocked_ngrams` is a file of hashes of data.overlap words that training documents must not
-    contain: see overlap. With several workers, the program must be guarded by
-    `if __name__ == "__main__"`. Raises ValueError if the system kills a worker.
+    `blocked_ngrams` is a file of hashes of data.decontaminate_ngram words that training documents
+    must not contain: see overlap. With several workers, the program must be guarded by `if __name__
+    == "__main__"`. Raises ValueError if the system kills a worker.
     """
     if workers == 1:
         blocked = _open_blocked(blocked_ngrams)
@@ -230,10 +230,12 @@ def encode_chunk(
             results.append(result)
             continue
         digest = hashlib.sha256(raw).digest()
-        split = "heldout" if is_heldout(document, data.heldout, digest) else "train"
+        split = "heldout" if is_heldout(document, data.heldout_fraction, digest) else "train"
         complaint = rejection_reason(document.text, data)
         if len(blocked) and split == "train" and not complaint:
-            complaint = "overlap" if shares_ngram(document.text, data.overlap, blocked) else ""
+            complaint = (
+                "overlap" if shares_ngram(document.text, data.decontaminate_ngram, blocked) else ""
+            )
         if not complaint:
             accepted[len(results)] = document.text
         results.append(
@@ -247,7 +249,7 @@ def encode_chunk(
             ids=ids.astype(tokenizer.dtype, copy=False).tobytes() + end,
             n_tokens=len(ids) + 1,
             n_counted=int(lengths[ids].sum()),
-            bands=tuple(minhash_bands(text)) if data.drop_copies else (),
+            bands=tuple(minhash_bands(text)) if data.drop_near_duplicates else (),
         )
     return results
 

@@ -2,7 +2,8 @@
 
     hashes = Seen("work/seen.sqlite")
     hashes.add(digest)               # False if an equal document was added before
-    hashes.has_band(bands)           # True if a near-duplicate was added: see preprocessing.minhash_bands
+    hashes.has_band(bands)           # True if a near-duplicate was added: see
+                                     preprocessing.minhash_bands
     hashes.save({"part": 3})         # commit; a killed process loses only later additions
 
 A document is stored as 64 bits of its SHA-256. Among 10^9 documents, two different ones have the
@@ -107,7 +108,7 @@ def _signed(raw: bytes) -> int:
 # data/.wiki-91c07d44e3b5/
 #     train.bin, heldout.bin    token ids; bytes after the last save are truncated on resume
 #     digests                   SHA-256 and split of each accepted document, for the content hash
-#     seen.sqlite               document hashes, and counts at the last save: see staging.DocumentHashes
+# seen.sqlite document hashes, and counts at the last save: see staging.DocumentHashes
 # """
 
 SPLITS = ("train", "heldout")
@@ -277,24 +278,25 @@ def _release(lock: filelock.BaseFileLock | None) -> None:
 
 
 # MERGED DOCSTRING of lm.copies:
-# """Remote cache of prepared text, such as data.cache="gs://bucket/data", and its local copy.
+# """Remote cache of prepared text, such as data.cache_dir="gs://bucket/data", and its local copy.
 #
 #     folder = place(data) / "docs-3f2a81c09d7e"
 #     fetch(data, folder)    # download, if only the remote cache has it
 #     store(data, folder)    # upload, if the remote cache does not have it
 #
 # A remote folder has the files of a prepared corpus (see corpus) and LIST, which is written last: a
-# folder without LIST is incomplete. If data.cache is a local folder, nothing is copied.
+# folder without LIST is incomplete. If data.cache_dir is a local folder, nothing is copied.
 # """
 
 LIST = "files.json"  # name of a file -> its SHA-256
 
 
 def local_folder(data: schema.Data) -> Path:
-    """Return the local folder of token files: data.cache, or a folder below data.copies."""
-    if not filesystem.is_remote(data.cache):
-        return Path(data.cache)
-    return Path(data.copies, data.cache.partition("://")[2])
+    """Return the local folder of token files: data.cache_dir, or a folder below
+    data.local_cache_dir."""
+    if not filesystem.is_remote(data.cache_dir):
+        return Path(data.cache_dir)
+    return Path(data.local_cache_dir, data.cache_dir.partition("://")[2])
 
 
 def download(data: schema.Data, folder: Path) -> None:
@@ -303,9 +305,9 @@ def download(data: schema.Data, folder: Path) -> None:
     Raises ValueError if a file differs from its checksum, OSError if the local disk cannot be
     written.
     """
-    if not filesystem.is_remote(data.cache) or folder.exists():
+    if not filesystem.is_remote(data.cache_dir) or folder.exists():
         return
-    remote = filesystem.open_path(data.cache) / folder.name
+    remote = filesystem.open_path(data.cache_dir) / folder.name
     if not (remote / LIST).exists():
         return
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -330,9 +332,9 @@ def download(data: schema.Data, folder: Path) -> None:
 
 def upload(data: schema.Data, folder: Path) -> None:
     """Upload a local folder to the remote cache, unless the remote cache has it."""
-    if not filesystem.is_remote(data.cache):
+    if not filesystem.is_remote(data.cache_dir):
         return
-    remote = filesystem.open_path(data.cache) / folder.name
+    remote = filesystem.open_path(data.cache_dir) / folder.name
     if (remote / LIST).exists():
         return
     paths = sorted(folder.iterdir())

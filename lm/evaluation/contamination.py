@@ -31,7 +31,7 @@ def count_overlaps(
     is_in_training = np.zeros(len(task_ngrams), bool)
     for source in data.sources if len(task_ngrams) else ():
         for document in documents.open_source(source):
-            if not preprocessing.is_heldout(document, data.heldout):
+            if not preprocessing.is_heldout(document, data.heldout_fraction):
                 hashes = preprocessing.ngram_hashes(document.text, n)
                 index = np.minimum(np.searchsorted(task_ngrams, hashes), len(task_ngrams) - 1)
                 is_in_training[index[task_ngrams[index] == hashes]] = True

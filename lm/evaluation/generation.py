@@ -57,10 +57,11 @@ class StreamingDecoder:
 # """The two questions to a model: how likely is this answer, and what would you say?
 #
 #     score(run, device_mesh, params, prompts, answers)                          [Scored, ...]
-#     generate(run, device_mesh, params, prompts, tokenizer, Sampling(stop=("\n",)))  [Generated, ...]
+# generate(run, device_mesh, params, prompts, tokenizer, Sampling(stop=("\n",))) [Generated, ...]
 #     for said in stream(...same...): print(said.text, end="")                    token by token
 #
-# Prompts and answers are token ids; what runs on the devices is lm/evaluation/decoding.py. Tensor names end in
+# Prompts and answers are token ids; what runs on the devices is lm/evaluation/decoding.py. Tensor
+# names end in
 # their axes: B rows, T time, N tokens of a chunk.
 # """
 
@@ -132,7 +133,7 @@ def stream(
     ValueError for an empty prompt, or knobs that cannot work.
     """
     validate_sampling(sampling)
-    _check_prompts(prompts)
+    scoring.validate_prompts(prompts)
     copies: collections.Counter[bytes] = collections.Counter()
     answers = []
     for i, prompt in enumerate(prompts):
@@ -251,9 +252,3 @@ def _answer(run, device_mesh, params, answers: list[_Answer], tokenizer, samplin
                 said, n_done = jax.device_get((said, n_done))
                 said = tuple(x_BN[:, :n_done] for x_BN in said)
                 cursor, n_kept, new = cursor + n_done, n_kept + n_done, live
-
-
-def _check_prompts(prompts: Sequence[Sequence[int]]) -> None:
-    for i, prompt in enumerate(prompts):
-        if not len(prompt):
-            raise ValueError(f"prompts[{i}] is empty: begin it with the tokenizer's end")

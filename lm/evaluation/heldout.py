@@ -28,9 +28,9 @@ def make_scorer(run: schema.Run, device_mesh: jax.sharding.Mesh) -> Callable:
         return nats_BT, best_BT
 
     whole = mesh.named_sharding(device_mesh)
-    if not run.mesh.exact:
+    if not run.mesh.deterministic_shards:
         return jax.jit(score, out_shardings=whole)
-    by_shard = deterministic.map_over_shards(run.mesh.exact, device_mesh, score)
+    by_shard = deterministic.map_over_shards(run.mesh.deterministic_shards, device_mesh, score)
     return jax.jit(by_shard, out_shardings=whole, compiler_options=deterministic.OPTIONS)
 
 

@@ -38,7 +38,7 @@ def adapter(
 
         def loglikelihood(self, requests, disable_tqdm: bool = False) -> list[tuple[float, bool]]:
             """(log p, whether it is greedy) of each (context, continuation)."""
-            asked = [_parted(tokenizer, *request.args) for request in requests]
+            asked = [scoring.encode_pair(tokenizer, *request.args) for request in requests]
             scored = scoring.score_answers(*given, [a for a, _ in asked], [b for _, b in asked])
             self.n_cut += sum(one.n_cut > 0 for one in scored)
             return [(-float(one.nats.sum()), one.is_greedy) for one in scored]
@@ -67,28 +67,13 @@ def adapter(
                 alike.setdefault(_sampling(request.args[1]), []).append(i)
             found = [""] * len(requests)
             for sampling, places in alike.items():
-                prompts = [_ids(tokenizer, requests[i].args[0]) for i in places]
+                prompts = [scoring.encode_prompt(tokenizer, requests[i].args[0]) for i in places]
                 said = generation.generate(*given, prompts, tokenizer, sampling)
                 for i, one in zip(places, said, strict=True):
                     found[i], self.n_cut = one.text, self.n_cut + (one.n_cut > 0)
             return found
 
     return Adapter()
-
-
-def _ids(tokenizer: tokenizers.Tokenizer, text: str) -> list[int]:
-    """Of a context; none is the beginning of a document."""
-    return [int(i) for i in tokenizer.encode(text)] or [tokenizer.end]
-
-
-def _parted(tokenizer, context: str, continuation: str) -> tuple[list[int], list[int]]:
-    """Their tokens, as they are where the whole is one text: spaces belong to the continuation."""
-    bare = context.rstrip() if tokenizer.vocab_size > 256 else context
-    continuation = context[len(bare) :] + continuation
-    before = _ids(tokenizer, bare)
-    if not bare:
-        return before, [int(i) for i in tokenizer.encode(continuation)]
-    return before, [int(i) for i in tokenizer.encode(bare + continuation)][len(before) :]
 
 
 def _sampling(knobs: dict) -> generation.SamplingParams:

@@ -15,8 +15,8 @@ import jax
 import numpy as np
 
 from lm.config import schema
-from lm.data import packing
-from lm.evaluation import decoding, generation
+from lm.data import packing, tokenizers
+from lm.evaluation import decoding
 from lm.parallel import mesh
 
 NAMES = ("tokens", "targets", "times", "segments", "roots")
@@ -132,7 +132,7 @@ def score_answers(
     than data.seq_len.
     """
     context = run.data.seq_len
-    generation._check_prompts(prompts)
+    validate_prompts(prompts)
     for i, answer in enumerate(answers):
         if len(answer) > context:
             raise ValueError(
@@ -156,3 +156,31 @@ def score_answers(
             found[i].nats = nats_BT[row, span].astype(np.float64)
             found[i].is_greedy = bool(is_best_BT[row, span].all())
     return found
+
+
+def encode_prompt(tokenizer: tokenizers.Tokenizer, text: str) -> list[int]:
+    """Return the token ids of a prompt. An empty prompt is the start of a document."""
+    return [int(i) for i in tokenizer.encode(text)] or [tokenizer.end]
+
+
+def encode_pair(
+    tokenizer: tokenizers.Tokenizer, prompt: str, answer: str
+) -> tuple[list[int], list[int]]:
+    """Return the token ids of a prompt and of its answer, encoded as one text.
+
+    With a subword tokenizer, spaces at the end of the prompt become part of the answer, because
+    tokens begin with a space.
+    """
+    bare = prompt.rstrip() if tokenizer.vocab_size > 256 else prompt
+    answer = prompt[len(bare) :] + answer
+    prompt_ids = encode_prompt(tokenizer, bare)
+    if not bare:
+        return prompt_ids, [int(i) for i in tokenizer.encode(answer)]
+    return prompt_ids, [int(i) for i in tokenizer.encode(bare + answer)][len(prompt_ids) :]
+
+
+def validate_prompts(prompts: Sequence[Sequence[int]]) -> None:
+    """Raise ValueError if a prompt has no token."""
+    for i, prompt in enumerate(prompts):
+        if not len(prompt):
+            raise ValueError(f"prompts[{i}] is empty: start it with the tokenizer's end token")

@@ -44,7 +44,7 @@ def evaluate_tasks(
     """Evaluate tasks and return the metrics of each: see grade.
 
     An example longer than data.seq_len tokens loses the left end of its prompt. An example with an
-    answer that is too long by itself is dropped. Raises ValueError for both if eval.too_long is
+    answer that is too long by itself is dropped. Raises ValueError for both if eval.on_overflow is
     "refuse".
     """
     encoded = [_encode_task(run, task, tokenizer) for task in task_list]
@@ -122,10 +122,10 @@ def _encode_task(run: schema.Run, task: tasks.Task, tokenizer: tokenizers.Tokeni
         for is_short, pairs in zip(fits, encoded, strict=True)
     )
     n_left_out = len(fits) - sum(fits)
-    if run.eval.too_long == "refuse" and (n_cut or n_left_out):
+    if run.eval.on_overflow == "error" and (n_cut or n_left_out):
         raise ValueError(
             f"task {task.name}: {n_cut + n_left_out} of {len(fits)} examples are longer than "
-            f"data.seq_len={seq_len}: use fewer shots, or set eval.too_long='cut'"
+            f"data.seq_len={seq_len}: use fewer shots, or set eval.on_overflow='truncate'"
         )
     examples = [e for e, is_short in zip(task.examples, fits, strict=True) if is_short]
     pairs = [p for p, is_short in zip(encoded, fits, strict=True) if is_short]

@@ -125,7 +125,8 @@ class Fit:
 
     @cached_property
     def score(self) -> Any:
-        """Back-test (`backtesting.BacktestScore`), computed at first access and printed with each fit."""
+        """Back-test (`backtesting.BacktestScore`), computed at first access and printed with each
+        fit."""
         return None if self.backtester is None else self.backtester(self)
 
     @property

@@ -1,8 +1,8 @@
 """Columns of a law from rows of runs: selection, exclusion and resampling groups.
 
-A row is a flat dict per run (or per checkpoint) from `records.load_runs` or `csv.DictReader`. Numbers
-may be text. A row without a result (a status other than done, an empty or non-finite value) is
-excluded, and its name and the reason are stored. A row that cannot be right (a zero or negative
+A row is a flat dict per run (or per checkpoint) from `records.load_runs` or `csv.DictReader`.
+Numbers may be text. A row without a result (a status other than done, an empty or non-finite value)
+is excluded, and its name and the reason are stored. A row that cannot be right (a zero or negative
 value, a duplicate) raises an error that lists the rows.
 
 A trunk run has a constant learning rate. Its cooldown branches start from its checkpoints and lower
@@ -71,8 +71,9 @@ def run_name(row: Mapping, index: int) -> str:
 
 
 def trunk_name(row: Mapping) -> str:
-    """Return the trunk run of a cooldown branch (start.keep=state), or "" for any other run."""
-    return str(row.get("start.run") or "") if row.get("start.keep") == "state" else ""
+    """Return the trunk run of a cooldown branch (start.restore=full_state), or "" for any other
+    run."""
+    return str(row.get("start.run") or "") if row.get("start.restore") == "full_state" else ""
 
 
 def select_columns(

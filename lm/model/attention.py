@@ -28,8 +28,9 @@ def blockwise_attention(
     masked scores are never computed; the result does not depend on n_blocks. segments_BT: numbers
     of documents, in the order of time; a query sees the keys of its own alone.
 
-    Where rows are split over devices, q, k, v and the result are in the order of `mesh.interleave_positions`:
-    every device has an equal share of every block, and so of the work. It gathers all keys.
+    Where rows are split over devices, q, k, v and the result are in the order of
+    `mesh.interleave_positions`: every device has an equal share of every block, and so of the work.
+    It gathers all keys.
     """
     b, t, n, h = q_BTNH.shape
     k = k_BSKH.shape[2]
@@ -120,7 +121,8 @@ _block.defvjp(_forward, _backward)
 # cudnn   NVIDIA's flash attention, through jax.nn.dot_product_attention
 # splash  flash attention for TPU, a Pallas kernel that comes with JAX
 #
-# Tensor names end in their axes: B batch, T query time, S key time, N query heads, K key/value heads,
+# Tensor names end in their axes: B batch, T query time, S key time, N query heads, K key/value
+# heads,
 # H d_head.
 # """
 
@@ -164,7 +166,7 @@ def _faults(run: schema.Run, name: str, platform: str, is_here: bool) -> list[st
     if name == "cudnn":
         # It queries the device, which a described device does not support.
         is_present = platform != supported or is_here
-        segments = not run.data.across or run.data.rows == "whole"
+        segments = not run.data.attend_across_documents or run.data.packing == "documents"
         rules += [
             (is_present, "needs the GPU itself, not its description"),
             (shape.dtype == "bfloat16", f"takes bfloat16, not model.dtype={shape.dtype!r}"),
@@ -172,7 +174,10 @@ def _faults(run: schema.Run, name: str, platform: str, is_here: bool) -> list[st
                 shape.d_head % 8 == 0 and shape.d_head <= 128,
                 f"takes heads of 8, 16 ... 128, not model.d_head={shape.d_head}",
             ),
-            (not segments, "lets documents of a row see each other, unlike data.across=False"),
+            (
+                not segments,
+                "lets documents of a row see each other, unlike data.attend_across_documents=False",
+            ),
         ]
     else:
         rules += [(t % 128 == 0, f"takes rows of 128, 256 ..., not data.seq_len={t}")]
@@ -187,7 +192,9 @@ def attend(
         return splash_attention(q_BTNH, k_BSKH, v_BSKH, segments_BT, rules)
     if shape.attention == "cudnn" and segments_BT is None:  # evaluation has segments
         return cudnn_attention(q_BTNH, k_BSKH, v_BSKH)
-    return blockwise_attention(q_BTNH, k_BSKH, v_BSKH, shape.attention_blocks, segments_BT, rules)
+    return blockwise_attention(
+        q_BTNH, k_BSKH, v_BSKH, shape.attention_query_blocks, segments_BT, rules
+    )
 
 
 @jax.named_scope("attention")

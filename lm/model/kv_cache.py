@@ -1,7 +1,8 @@
 """The decoder, reading with any mask and through a cache of keys and values.
 
-Tensor names end in their axes as in lm/model/transformer.py: B batch, T query time, S key time or slot,
-D d_model, N query heads, K key/value heads, G query heads a key/value head, H d_head, V vocabulary.
+Tensor names end in their axes as in lm/model/transformer.py: B batch, T query time, S key time or
+slot, D d_model, N query heads, K key/value heads, G query heads a key/value head, H d_head, V
+vocabulary.
 
     read = kv_cache.cached_decoder(model, params)                       # while a function is traced
     logits_BTV, kept = read(tokens_BT, times_BT, seen_BTS)   # kept: a layer's {"key", "value"} each
@@ -45,7 +46,7 @@ def cached_decoder(
         after: KVCache = []
 
         def attend(q_BTNH, k_BTKH, v_BTKH):
-            if not shape.max_positions:
+            if not shape.learned_positions:
                 q_BTNH, k_BTKH = (
                     transformer.rotary_embedding(x, shape.rope_theta, times_BT)
                     for x in (q_BTNH, k_BTKH)

@@ -45,7 +45,7 @@ class Experts(nnx.Module):
         self.shared = layers.MLP(model, rngs, shared, rules) if shared else None
         # No gradient reaches it, and `balanced` replaces what an optimizer makes of that. It lives
         # among the weights: whoever has them can route, and a checkpoint proves it like them.
-        is_bias = model.balance == "bias"
+        is_bias = model.load_balancing == "bias"
         self.bias = nnx.Param(jnp.zeros(e), out_sharding=("balance",)) if is_bias else None
         self.model, self.rules = model, rules
 
@@ -55,7 +55,7 @@ class Experts(nnx.Module):
         weight_BTK, chosen_BTK, routing = route_tokens(self.model, x_BTD, self.router[...], bias_E)
         experts = [w[...].astype(x_BTD.dtype) for w in (self.gate, self.up, self.down)]
         # Boxes fill up in the order of time, which is not that in which split rows lie.
-        blocks, ways = self.model.attention_blocks, mesh.shard_count("length")
+        blocks, ways = self.model.attention_query_blocks, mesh.shard_count("length")
         tokens = [mesh.swap_blocks(x, ways, blocks, 1) for x in (x_BTD, weight_BTK, chosen_BTK)]
         y_BTD = mesh.swap_blocks(
             apply_experts(self.model, self.rules, *tokens, *experts), blocks, ways, 1
@@ -87,7 +87,7 @@ def route_tokens(
     _, chosen_BTK = jax.lax.top_k(preferred_BTE, k)
     is_BTKE = chosen_BTK[..., None] == jnp.arange(e)
     weight_BTK = jnp.sum(is_BTKE * score_BTE[:, :, None], axis=-1)  # a gather whose gradient is one
-    if model.normalize_experts:
+    if model.normalize_expert_weights:
         weight_BTK = weight_BTK / weight_BTK.sum(axis=-1, keepdims=True)
     count_BE = jnp.sum(is_BTKE, axis=(1, 2))
     load_E = jnp.sum(count_BE, axis=0) / chosen_BTK.size
@@ -107,7 +107,7 @@ def expert_capacity(model: schema.Model, n_tokens: int) -> int:
     if model.dispatch == "dropless":
         return n_tokens
     even = n_tokens * model.experts_per_token / model.n_experts
-    return min(max(math.ceil(model.capacity * even), 1), n_tokens)
+    return min(max(math.ceil(model.capacity_factor * even), 1), n_tokens)
 
 
 def apply_experts(
@@ -168,7 +168,7 @@ def _mix(model, x_BTD, weight_BTK, chosen_BTK, weights, first, part) -> jax.Arra
         row_M = jnp.arange(b).repeat(t * k)
         # Where devices share a row, its positions do not lie in the order of time: model._dealt.
         time_T = mesh.swap_blocks(
-            jnp.arange(t), model.attention_blocks, mesh.shard_count("length"), 0
+            jnp.arange(t), model.attention_query_blocks, mesh.shard_count("length"), 0
         )
         time_M = jnp.tile(jnp.repeat(time_T, k), b)
         choice_P, place_M = capacity_slots(
@@ -241,18 +241,18 @@ permute_rows.defvjp(
 
 def auxiliary_loss(model: schema.Model, routing: dict) -> jax.Array:
     """What routing adds to the training loss; arrays of `routing` have a leading layers axis."""
-    weight = model.balance_weight if model.balance == "loss" else 0.0
+    weight = model.load_balancing_weight if model.load_balancing == "loss" else 0.0
     return weight * jnp.sum(routing["balance"]) + model.router_z_loss * jnp.sum(routing["z"])
 
 
 def apply_router_bias_update(model: schema.Model, update: Any, routing: dict) -> dict:
     """An optimizer's update of the weights, with that of the biases in place of what it made of it.
 
-    Each moves by balance_rate, up where the load is below even: a rule without gradient (Wang et
-    al. 2024, arXiv:2408.15664, algorithm 1).
+    Each moves by router_bias_rate, up where the load is below even: a rule without gradient (Wang
+    et al. 2024, arXiv:2408.15664, algorithm 1).
     """
     load_LE = routing["load_E"]
-    step_LE = model.balance_rate * jnp.sign(load_LE.mean(axis=-1, keepdims=True) - load_LE)
+    step_LE = model.router_bias_rate * jnp.sign(load_LE.mean(axis=-1, keepdims=True) - load_LE)
     blocks = update["blocks"]
     return update | {"blocks": blocks | {"mlp": blocks["mlp"] | {"bias": step_LE}}}
 

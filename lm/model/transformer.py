@@ -104,31 +104,39 @@ class Decoder(nnx.Module):
         self.embed = layers.weight(rngs, ("vocab", "embed"), (v, d), d**-0.5)
         self.blocks = _stack(model, rngs, rules)
         self.norm = layers.make_norm(model, d)
-        self.head = None if model.tied else layers.weight(rngs, ("embed", "vocab"), (d, v), d**-0.5)
-        axes, size = ("positions", "embed"), (model.max_positions, d)
-        self.positions = layers.weight(rngs, axes, size, d**-0.5) if model.max_positions else None
+        self.head = (
+            None
+            if model.tie_embeddings
+            else layers.weight(rngs, ("embed", "vocab"), (d, v), d**-0.5)
+        )
+        axes, size = ("positions", "embed"), (model.learned_positions, d)
+        self.positions = (
+            layers.weight(rngs, axes, size, d**-0.5) if model.learned_positions else None
+        )
         self.model, self.rules = model, rules
 
     def __call__(self, tokens_BT: jax.Array, segments_BT: jax.Array | None) -> jax.Array:
         x_BTD, _ = self.hidden(tokens_BT, segments_BT)
         return self.logits(
-            mesh.restore_order(x_BTD, self.model.attention_blocks), self.head_weight()
+            mesh.restore_order(x_BTD, self.model.attention_query_blocks), self.head_weight()
         )
 
     def hidden(
         self, tokens_BT: jax.Array, segments_BT: jax.Array | None
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """What the last layer leaves, normed: [B, T, D], positions in the order of `mesh.interleave_positions`.
+        """What the last layer leaves, normed: [B, T, D], positions in the order of
+        `mesh.interleave_positions`.
 
-        And the routing of all layers: arrays of moe.route_tokens with a leading axis, {} without experts.
+        And the routing of all layers: arrays of moe.route_tokens with a leading axis, {} without
+        experts.
         """
         model, rules = self.model, self.rules
         times_T = mesh.interleave_positions(
-            np.arange(tokens_BT.shape[1]), model.attention_blocks, axis=0
+            np.arange(tokens_BT.shape[1]), model.attention_query_blocks, axis=0
         )
 
         def attend(q_BTNH, k_BSKH, v_BSKH):
-            if not model.max_positions:
+            if not model.learned_positions:
                 q_BTNH, k_BSKH = (
                     rotary_embedding(x, model.rope_theta, times_T) for x in (q_BTNH, k_BSKH)
                 )
@@ -137,12 +145,12 @@ class Decoder(nnx.Module):
             return attention.attend(model, rules, q_BTNH, k_BSKH, v_BSKH, segments_BT)
 
         layer = _remat(lambda x_BTD, block: block(x_BTD, attend), model.remat)
-        unroll = model.n_layers if model.n_layers <= model.unroll else 1
+        unroll = model.n_layers if model.n_layers <= model.scan_unroll else 1
         times_BT = mesh.interleave_positions(
-            positions_in_segment(tokens_BT, segments_BT), model.attention_blocks
+            positions_in_segment(tokens_BT, segments_BT), model.attention_query_blocks
         )
         x_BTD = self.embedded(
-            mesh.interleave_positions(tokens_BT, model.attention_blocks), times_BT
+            mesh.interleave_positions(tokens_BT, model.attention_query_blocks), times_BT
         )
         x_BTD, routing = jax.lax.scan(layer, x_BTD, self.blocks, unroll=unroll)
         return self.norm(x_BTD), routing
@@ -258,7 +266,7 @@ def token_losses(
     """
     modules = make_decoder(model, params, rules)
     x_BTD, routing = modules.hidden(tokens_BT[:, :-1], segments_BT)
-    targets_BT = mesh.interleave_positions(tokens_BT[:, 1:], model.attention_blocks)
+    targets_BT = mesh.interleave_positions(tokens_BT[:, 1:], model.attention_query_blocks)
     head_DV = modules.head_weight()
 
     def found(x_BTD, targets_BT):
@@ -274,7 +282,7 @@ def token_losses(
         chunks = jax.lax.map(jax.checkpoint(lambda cut: found(*cut), prevent_cse=False), cut)
         all_BT = [mesh.merge_chunks(x_CBT, "length", 1) for x_CBT in chunks]
     nats_BT, log_z_BT, best_BT = (
-        mesh.restore_order(x_BT, model.attention_blocks) for x_BT in all_BT
+        mesh.restore_order(x_BT, model.attention_query_blocks) for x_BT in all_BT
     )
     return nats_BT, log_z_BT, best_BT, routing
 

@@ -1,10 +1,12 @@
-"""Deterministic mode: the same bits in losses and weights on 1, 2, 4, 8 ... devices (mesh.exact).
+"""Deterministic mode: the same bits in losses and weights on 1, 2, 4, 8 ... devices
+(mesh.deterministic_shards).
 
-A batch is split into mesh.exact logical shards on any number of devices. The gradient of each shard
-is computed separately, by the same instructions on the same shapes. The sum over the shards is one
-fixed binary tree: a device adds its shards, neighbors first; then devices exchange sums with
-partners at distance 1, 2, 4 ... (a + b and b + a have the same bits). The norm of the gradient is a
-tree of additions as well, and the update of the weights after it is elementwise.
+A batch is split into mesh.deterministic_shards logical shards on any number of devices. The
+gradient of each shard is computed separately, by the same instructions on the same shapes. The sum
+over the shards is one fixed binary tree: a device adds its shards, neighbors first; then devices
+exchange sums with partners at distance 1, 2, 4 ... (a + b and b + a have the same bits). The norm
+of the gradient is a tree of additions as well, and the update of the weights after it is
+elementwise.
 
 Two more causes would make one device differ from several on CPU. XLA splits a matrix product by the
 number of threads, which depends on the devices: `fix_threads` sets it. XLA also optimizes the
@@ -39,26 +41,31 @@ def fix_threads(shards: int) -> None:
 
 def validate_deterministic(run: schema.Run, mesh: jax.sharding.Mesh) -> None:
     """Raise ValueError if the mesh cannot reproduce the bits of other meshes."""
-    shards = run.mesh.exact
+    shards = run.mesh.deterministic_shards
     if not shards:
         return
     platform = mesh.devices.flat[0].platform
     if platform != "cpu":
-        raise ValueError(f"mesh.exact={shards} works on cpu only, not on {platform}: set it to 0")
+        raise ValueError(
+            f"mesh.deterministic_shards={shards} works on cpu only, not on {platform}: set it to 0"
+        )
     for axis, size in mesh.shape.items():
         if axis not in SPLIT and size > 1:
             raise ValueError(
-                f"mesh.{axis}={size} splits sums whose order mesh.exact={shards} fixes: set"
-                f" mesh.{axis}=1 or mesh.exact=0"
+                f"mesh.{axis}={size} splits sums whose order mesh.deterministic_shards={shards}"
+                f" fixes: set"
+                f" mesh.{axis}=1 or mesh.deterministic_shards=0"
             )
     if mesh.size & (mesh.size - 1) or shards % mesh.size:
         raise ValueError(
-            f"mesh.exact={shards} shards on {mesh.size} devices: the number of devices must be a"
+            f"mesh.deterministic_shards={shards} shards on {mesh.size} devices: the number of"
+            f" devices must be a"
             " power of two that divides the number of shards"
         )
     if os.environ.get(THREADS) != str(shards):
         raise ValueError(
-            f"mesh.exact={shards} needs {THREADS}={shards} in the environment before the first use"
+            f"mesh.deterministic_shards={shards} needs {THREADS}={shards} in the environment"
+            f" before the first use"
             " of a device"
         )
 
@@ -83,8 +90,8 @@ def sum_over_shards(shards: int, mesh: jax.sharding.Mesh, function: Callable) ->
 def clip_by_global_norm(gradient, limit: float) -> tuple:
     """Return the gradient scaled to a global norm of at most `limit` (0: any), and its norm.
 
-    The counterpart of optimizer.clip_by_global_norm. There XLA orders the sums by the operations that
-    it fuses with them. Here each addition adds one half of the vector to the other half.
+    The counterpart of optimizer.clip_by_global_norm. There XLA orders the sums by the operations
+    that it fuses with them. Here each addition adds one half of the vector to the other half.
     """
     squares = jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(gradient)]) ** 2
     length = 1 << (squares.size - 1).bit_length()

@@ -104,7 +104,8 @@ def _end(name: str) -> None:
 #     reason = worst(reason)                            the first error of any process, in all
 #
 # In a single process these functions have no effect. Process 0, the primary, writes the records
-# (lm/runs/records.py). Each decision that changes the control flow is made by the primary, or from the
+# (lm/runs/records.py). Each decision that changes the control flow is made by the primary, or from
+# the
 # values of all processes. An exception in one process ends it, and then the others: see `together`.
 # """
 

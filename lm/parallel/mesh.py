@@ -27,8 +27,9 @@ Either = typing.TypeVar("Either", jax.Array, np.ndarray)
 class ShardingRules:
     """The mesh axes that split each logical axis.
 
-    changes: rows that replace rows of axis_rules.AXIS_RULES, as pairs (logical axis, mesh axes). An array
-    without a row of `changes`, such as a batch, can be sharded by the functions of this module.
+    changes: rows that replace rows of axis_rules.AXIS_RULES, as pairs (logical axis, mesh axes). An
+    array without a row of `changes`, such as a batch, can be sharded by the functions of this
+    module.
     """
 
     changes: tuple[tuple[str, tuple[str, ...]], ...] = ()

@@ -1,7 +1,9 @@
 """Figures that a sweep has data for, their metadata, and verification of stored figures.
 
-for name, (figure, meta) in figures.all_figures(summary.load_summary("runs/quickstart")).items(): ...
-figures.verify_figure("runs/quickstart/figures/loss.svg", "runs/quickstart")   # [] if it is up to date
+for name, (figure, meta) in figures.all_figures(summary.load_summary("runs/quickstart")).items():
+...
+figures.verify_figure("runs/quickstart/figures/loss.svg", "runs/quickstart")   # [] if it is up to
+date
 """
 
 from collections.abc import Callable

@@ -55,8 +55,8 @@ def write_page(path, title, headline, tiles, sections, footer, twins, refresh=0.
     """Render the page and write it. Return its path.
 
     headline: (state, text), the state is held, missed or open. tiles: [(name, value)]. sections:
-    {heading: HTML}. twins: {color of the light theme: color of the dark theme}, see style.dark_theme_map.
-    refresh: interval in seconds at which an open page reloads, 0 for never.
+    {heading: HTML}. twins: {color of the light theme: color of the dark theme}, see
+    style.dark_theme_map. refresh: interval in seconds at which an open page reloads, 0 for never.
     """
     state, text = headline
     dark = " ".join(f"--c{light[1:]}: {color};" for light, color in twins.items())

@@ -1,8 +1,11 @@
 """Analysis of learning-rate transfer: best learning rate and activation scale against model shape.
 
-    optima = lr_analysis.optimal_lr(records.load_runs("runs/lr_transfer"))  # a dict per parametrization and shape
-    lr_analysis.lr_exponents(optima, "model.d_model")        # exponent of the best rate against width
-    lr_analysis.activation_exponents(rows, "width")                 # activation exponents, of coordinate_check.measure_activations
+    optima = lr_analysis.optimal_lr(records.load_runs("runs/lr_transfer"))  # a dict per
+    parametrization and shape
+    lr_analysis.lr_exponents(optima, "model.d_model")        # exponent of the best rate against
+    width
+    lr_analysis.activation_exponents(rows, "width")                 # activation exponents, of
+    coordinate_check.measure_activations
 
 The learning rate is the config field optim.lr, the rate at the base shape. The parametrization
 scales it for other shapes.

@@ -1,6 +1,7 @@
 """Write the HTML report of a sweep: prediction, result, laws, figures and every run.
 
-    path = report.write_report("runs/quickstart")   # report.html, and figures/NAME.png and .svg beside it
+    path = report.write_report("runs/quickstart")   # report.html, and figures/NAME.png and .svg
+    beside it
 
 The page also names what is missing: unfinished runs, laws that could not be fitted, predictions
 outside their interval. It reads records only and can be written at any time. With
@@ -46,7 +47,8 @@ def write_report(sweep_dir, refresh: float = 0.0) -> Path:
         headline=summary.headline(sweep),
         tiles=_tiles(sweep),
         sections=sections,
-        footer=f"lm-scaling {provenance.package_version()}, from the records of {len(sweep.rows)} runs.",
+        footer=f"lm-scaling {provenance.package_version()}, from the records of {len(sweep.rows)}"
+        f" runs.",
         twins=style.dark_theme_map(sweep.rows),
         refresh=refresh,
     )

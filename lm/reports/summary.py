@@ -2,7 +2,8 @@
 
 sweep = summary.load_summary("runs/quickstart")
 state, text = summary.headline(sweep)
-lines = summary.summary_table(sweep.rows, sweep.prediction)     # the final table of a sweep, as text
+lines = summary.summary_table(sweep.rows, sweep.prediction)     # the final table of a sweep, as
+text
 """
 
 import functools
@@ -93,7 +94,9 @@ def _prediction_law(rows, prediction: Mapping) -> tuple[Any, str]:
     """Fit the law of the runs that the prediction used, or of the largest token budget."""
     columns = {key: prediction[key] for key in ("x", "y")} if prediction else {}
     selected = records.largest_token_budget(rows).rows
-    names = prediction.get("runs") or [row["name"] for row in selected if not row.get("predict")]
+    names = prediction.get("runs") or [
+        row["name"] for row in selected if not row.get("is_prediction_target")
+    ]
     # Unfinished runs are passed too: the fit lists them with the reason of their exclusion.
     runs = [row for row in rows if row["name"] in names or row["status"] != "done"]
     return fit_law(runs, **columns)
@@ -113,7 +116,7 @@ def with_current_cost(row: dict) -> dict:
 
 def incremental_flops(row: dict) -> float:
     """Return the FLOPs of a run without those of the trunk run that it branched from."""
-    shared = row.get("parent.flops", 0) if row.get("start.keep") == "state" else 0
+    shared = row.get("parent.flops", 0) if row.get("start.restore") == "full_state" else 0
     return max((row.get(records.FLOPS) or 0) - (shared or 0), 0)
 
 
@@ -150,7 +153,8 @@ def headline(sweep: SweepSummary) -> tuple[str, str]:
     value, lo, hi = elements.predicted_interval(prediction)
     text = (
         f"The law of {len(prediction['runs'])} other runs predicted {style.format_number(value)} "
-        f"[{style.format_number(lo)}, {style.format_number(hi)}] for {prediction['target']} before it started. "
+        f"[{style.format_number(lo)}, {style.format_number(hi)}] for {prediction['target']}"
+        f" before it started. "
     )
     if measured is None:
         status = sweep.target["status"] if sweep.target else "not started"
@@ -224,7 +228,10 @@ def summary_table(rows, prediction=None) -> list[dict[str, str]]:
         line = {column.title: column.text(row) for column in RUN_COLUMNS[:N_SHORT]}
         if prediction and "value" in prediction:
             value, lo, hi = elements.predicted_interval(prediction)
-            text = f"{style.format_number(value)} [{style.format_number(lo)}, {style.format_number(hi)}]"
+            text = (
+                f"{style.format_number(value)} [{style.format_number(lo)},"
+                f" {style.format_number(hi)}]"
+            )
             line["predicted loss"] = text if elements.is_target(row, prediction) else ""
         lines.append(line)
     return lines

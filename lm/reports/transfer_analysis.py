@@ -194,7 +194,7 @@ def _training_method(row: Mapping, task: str, tuned_steps: Mapping[tuple, int]) 
     sources = learned(row)
     if is_finetuned(row):
         return "tuned" if len(sources) == 1 else "tuned on all"
-    if row["data.score"] != "answers":
+    if row["data.loss_on"] != "answers":
         options = task.split("?")[-1].split("&")
         shots = [o.removeprefix("shots=") for o in options if o.startswith("shots=")]
         return f"prompted, {''.join(shots) or 0} shots"

@@ -1,7 +1,8 @@
 """Archive of a sweep: its small records in a separate folder that can be committed to git.
 
     archive.archive_sweep("runs/quickstart", "notebooks/data/quickstart")     # number of bytes
-    rows = records.load_runs("notebooks/data/quickstart")                  # as for the original folder
+    rows = records.load_runs("notebooks/data/quickstart")                  # as for the original
+    folder
 
 The archive contains the config, facts, evaluations and events of every run, thinned log steps, the
 plan and the prediction. It contains no weights, tokenizers or TensorBoard files. Numbers of lines

@@ -1,6 +1,7 @@
 """Provenance of results: package version, git commit, hash of the code that a module uses.
 
-provenance.code_hash("lm.drawings")       # "0.1.0 4f0c9a12": hash of lm/reports/figures.py and all its imports
+provenance.code_hash("lm.drawings")       # "0.1.0 4f0c9a12": hash of lm/reports/figures.py and all
+                                          its imports
 """
 
 import ast

@@ -222,6 +222,7 @@ def load_runs(path: str | Path) -> list[dict]:
     """
     runs = []
     for file in filesystem.find_files(filesystem.open_path(path), "config.json"):
+        check_format(file.parent)
         facts, evaluations = read_facts(file.parent), load_evals(file.parent)
         fields = schema.flatten(schema.from_dict(read_json(file)))
         final = [row for row in evaluations if row["step"] == facts.get("ends_at")]
@@ -256,7 +257,7 @@ def without_trunks(runs: Iterable[dict]) -> list[dict]:
     final loss is above the losses that a scaling law describes.
     """
     runs = list(runs)
-    trunks = {row.get("start.run") for row in runs if row.get("start.keep") == "state"}
+    trunks = {row.get("start.run") for row in runs if row.get("start.restore") == "full_state"}
     return [row for row in runs if row["name"] not in trunks]
 
 

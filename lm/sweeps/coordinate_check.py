@@ -1,7 +1,9 @@
 """The coordinate check: how large activations are in the first steps, and how far they move.
 
-    rows = coordinate_check.measure_activations(run, batches, device_mesh)    # a row a step and part
-    lr_analysis.activation_exponents(rows, "width")                              # exponents, from those of many shapes
+    rows = coordinate_check.measure_activations(run, batches, device_mesh)    # a row a step and
+    part
+    lr_analysis.activation_exponents(rows, "width")                              # exponents, from
+    those of many shapes
 
 Where a parametrization lets hyperparameters transfer, what a few steps change in an activation does
 not grow with width (Yang et al. 2022, arXiv:2203.03466, section D.1) or depth (Dey et al. 2025,
@@ -37,7 +39,7 @@ def measure_activations(
     """
     run = dataclasses.replace(run, steps=max(len(batches), 2))
     run.optim = dataclasses.replace(
-        run.optim, warmup=0.0, schedule="constant", weight_decay=0.0, clip=0.0
+        run.optim, warmup=0.0, schedule="constant", weight_decay=0.0, clip_norm=0.0
     )
     shape = run.model
     about = {"rule": shape.parametrization, "width": shape.d_model, "depth": shape.n_layers}
@@ -74,7 +76,7 @@ def collect_activations(
     times_T = jnp.arange(tokens_BT.shape[1])
 
     def attend(q_BTNH, k_BTKH, v_BTKH):
-        if not shape.max_positions:
+        if not shape.learned_positions:
             q_BTNH, k_BTKH = (
                 transformer.rotary_embedding(x, shape.rope_theta, times_T) for x in (q_BTNH, k_BTKH)
             )

@@ -3,9 +3,9 @@
     for branch in design.branch_agreement(records.load_runs("runs/branches")):
         print(branch["tokens"], branch["difference"], branch["agrees"])
 
-A cooldown branch shares most of its training with a trunk run (design.cooldown_branches). An independent run
-trains from the start with the same schedule. The spread of independent runs over seeds is the noise
-of the comparison.
+A cooldown branch shares most of its training with a trunk run (design.cooldown_branches). An
+independent run trains from the start with the same schedule. The spread of independent runs over
+seeds is the noise of the comparison.
 """
 
 import copy
@@ -26,8 +26,8 @@ def cooldown_branches(
 
     All budgets together cost little more than the largest (Hägele et al. 2024, arXiv:2405.18392). A
     branch restores the full state of the trunk and spends the last fraction `decay` of its steps on
-    the way to optim.lr_end. Names end in "-trunk", "-2M" and so on. Budgets are exact within 1%.
-    ValueError if a cooldown would begin during the warm-up of the trunk.
+    the way to optim.final_lr_fraction. Names end in "-trunk", "-2M" and so on. Budgets are exact
+    within 1%. ValueError if a cooldown would begin during the warm-up of the trunk.
     """
     if not 0 < decay < 1 or not tokens or min(tokens) <= 0:
         raise ValueError(
@@ -41,7 +41,11 @@ def cooldown_branches(
         for n in sorted(tokens)
     ]
     trunk = copy.deepcopy(run)
-    trunk.name, trunk.steps, trunk.predict = f"{run.name}-trunk", first_steps[-1], False
+    trunk.name, trunk.steps, trunk.is_prediction_target = (
+        f"{run.name}-trunk",
+        first_steps[-1],
+        False,
+    )
     trunk.optim.schedule = "constant"
     n_warmup = round(trunk.optim.warmup * trunk.steps)
     if first_steps[0] <= n_warmup:
@@ -50,8 +54,8 @@ def cooldown_branches(
             f" {n_warmup} steps of warm-up of {trunk.name}: take a smaller optim.warmup"
         )
     # The trunk saves a checkpoint where each branch begins.
-    trunk.checkpoint_every = math.gcd(
-        *first_steps, model_sizes._multiple(run.checkpoint_every, interval)
+    trunk.checkpoint_interval = math.gcd(
+        *first_steps, model_sizes._multiple(run.checkpoint_interval, interval)
     )
     runs = [trunk]
     for first_step, budget in zip(first_steps, sorted(tokens), strict=True):
@@ -59,7 +63,7 @@ def cooldown_branches(
         branch.name = f"{run.name}-{budget / 1e6:g}M"
         branch.steps = round(first_step / (1 - decay))
         branch.optim.schedule, branch.optim.decay = "wsd", decay
-        branch.start = schema.Start(run=trunk.name, step=first_step, keep="state")
+        branch.start = schema.Start(run=trunk.name, step=first_step, restore="full_state")
         runs.append(branch)
     return runs
 

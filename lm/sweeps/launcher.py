@@ -26,8 +26,10 @@ def validate_sweep(runs: list[schema.Run], report: Callable | None = None) -> No
     report: progress callback of the preparation, see corpus.prepare_corpus.
     """
     _validate_names(runs)
-    if sum(run.predict for run in runs) > 1:
-        raise ValueError("predict=True in more than one run. A sweep predicts at most one run.")
+    if sum(run.is_prediction_target for run in runs) > 1:
+        raise ValueError(
+            "is_prediction_target=True in more than one run. A sweep predicts at most one run."
+        )
     by_name = {run.name: run for run in runs}
     for run in topological_order(runs):
         validation.validate_run(run)
@@ -154,7 +156,8 @@ def run_pending(
 
     on_metrics: receives each row of metrics.jsonl. on_end: receives the reason of an early end, or
     "". retries: additional attempts after a failure. since: Unix time in seconds, earlier failures
-    do not count, default now. max_vmapped: number of runs in one program, at most (lm/training/vmapped_runs.py).
+    do not count, default now. max_vmapped: number of runs in one program, at most
+    (lm/training/vmapped_runs.py).
     """
     since = time.time() if since is None else since
     failures = _Failures()

@@ -1,4 +1,4 @@
-"""Predict the loss of the run with predict=True from the other runs, before it starts.
+"""Predict the loss of the run with is_prediction_target=True from the other runs, before it starts.
 
     prediction.write_prediction(runs, launcher.sweep_folder(runs))
 
@@ -25,7 +25,7 @@ def related_runs(runs: list[schema.Run]) -> set[str]:
     and with the other branches of the trunk. The set is empty if no run is predicted.
     """
     by_name = {run.name: run for run in runs}
-    line = [run for run in runs if run.predict]
+    line = [run for run in runs if run.is_prediction_target]
     while line and line[-1].start.run in by_name and by_name[line[-1].start.run] not in line:
         line.append(by_name[line[-1].start.run])
     related = {run.name for run in line}
@@ -41,7 +41,7 @@ def write_prediction(runs: list[schema.Run], folder: Path) -> None:
     prediction from L(N, D) of all unrelated runs. An existing prediction is not changed after one
     of the related runs has started.
     """
-    target = next(run for run in runs if run.predict)
+    target = next(run for run in runs if run.is_prediction_target)
     related = related_runs(runs)
     if any(records.read_facts(records.run_dir(run)) for run in runs if run.name in related):
         return
@@ -75,9 +75,9 @@ def runs_to_fit(runs: list[schema.Run]) -> tuple[list[str], list[str]]:
     no run has the target's budget, the first list has the runs with its tokens per parameter: size
     and tokens then grow in proportion.
     """
-    target = next(run for run in runs if run.predict)
+    target = next(run for run in runs if run.is_prediction_target)
     related = related_runs(runs)
-    trunks = {run.start.run for run in runs if run.start.keep == "state"}
+    trunks = {run.start.run for run in runs if run.start.restore == "full_state"}
     candidates = [run for run in runs if run.name not in related | trunks]
     same_budget = _names_like(candidates, target, model_sizes.training_tokens)
     same_budget = same_budget or _names_like(candidates, target, _tokens_per_parameter)

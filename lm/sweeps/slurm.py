@@ -1,8 +1,8 @@
 """Train the pending runs of a sweep in jobs of a SLURM cluster.
 
-Each task of a job runs the command of the sweep with --worker (lm/sweeps/workers.py). The jobs of submitit
-are not used: they unpickle a function, and they catch the signals that a run needs to save its
-state.
+Each task of a job runs the command of the sweep with --worker (lm/sweeps/workers.py). The jobs of
+submitit are not used: they unpickle a function, and they catch the signals that a run needs to save
+its state.
 """
 
 import os

@@ -274,8 +274,8 @@ def _check_arrays(path: Path, saved: dict[str, str], abstract: dict) -> None:
 def _preservation_policy(run: schema.Run, pins: Path) -> policy.PreservationPolicy:
     """Return which checkpoints are not deleted."""
     policies: list = [policy.LatestN(2), _Pinned(pins)]  # two: the newest may be damaged
-    if run.keep_every:
-        policies.append(policy.EveryNSteps(run.keep_every))
+    if run.permanent_checkpoint_interval:
+        policies.append(policy.EveryNSteps(run.permanent_checkpoint_interval))
     if run.keep_best or run.eval.patience:
         policies.append(
             policy.BestN(

@@ -1,45 +1,140 @@
+"""Open a trained model from its run directory, to generate and to score text.
+
+model = load_model("runs/quickstart/600K")
+model.generate("def ", temperature=0.8).text
+model.score("2+2=", "4").nats            # float64 [n], one number per token of the answer
+model.params["blocks/mlp/up"]            # an array; the keys are paths
+"""
+
 import contextlib
-from collections.abc import Callable, Iterator
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import overload
 
 import jax
 
 from lm.config import schema
+from lm.data import tokenizers
+from lm.evaluation import generation, scoring
+from lm.model import params
 from lm.parallel import mesh
 from lm.runs import records
 from lm.training import checkpoints, step
 
 
-def restore_model(
-    run: schema.Run, step_index: int | None = None, parts: tuple[str, ...] = ("step", "params")
-) -> tuple[step.TrainFunctions, dict]:
-    """Return the functions of a run and parts of its state at a checkpoint.
+class LoadedModel:
+    """The weights of a run at one checkpoint, its tokenizer, and the devices that hold it.
 
-    step: None is the step that a finished run ended with, or else the newest.
+    Attributes: run (schema.Run), step (int), tokenizer, weights (nested dict of arrays) and
+    device_mesh (jax.sharding.Mesh).
     """
-    program = step.build_train_functions(run, mesh.make_mesh(run.mesh))
-    wanted = {part: program.abstract[part] for part in parts}
-    return program, checkpoints.read_checkpoint(run, _final_step(run, step_index), wanted).state
+
+    def __init__(
+        self,
+        run: schema.Run,
+        step_number: int,
+        weights: dict,
+        tokenizer: tokenizers.Tokenizer,
+        device_mesh: jax.sharding.Mesh,
+    ):
+        self.run, self.step, self.weights = run, step_number, weights
+        self.tokenizer, self.device_mesh = tokenizer, device_mesh
+
+    def __repr__(self) -> str:
+        n_params = sum(array.size for array in self.params.values())
+        return f"LoadedModel({self.run.name!r}, step={self.step}, parameters={n_params:,})"
+
+    @functools.cached_property
+    def params(self) -> Mapping[str, jax.Array]:
+        """Return the weights by path, such as "blocks/mlp/up"."""
+        return params.flatten_by_path(self.weights)
+
+    @overload
+    def generate(self, prompt: str, **sampling) -> generation.Generated: ...
+    @overload
+    def generate(self, prompt: Sequence[str], **sampling) -> list[generation.Generated]: ...
+    def generate(self, prompt, **sampling):
+        """Continue a prompt, or each prompt of a list.
+
+        sampling: fields of generation.SamplingParams, such as max_tokens, temperature, top_p, stop
+        and seed. Raises ValueError for a value that is not allowed.
+        """
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        results = generation.generate(
+            self.run,
+            self.device_mesh,
+            self.weights,
+            [scoring.encode_prompt(self.tokenizer, text) for text in prompts],
+            self.tokenizer,
+            generation.SamplingParams(**sampling),
+        )
+        return results[0] if isinstance(prompt, str) else results
+
+    @overload
+    def score(self, prompt: str, answer: str) -> scoring.ScoredAnswer: ...
+    @overload
+    def score(self, prompt: str, answer: Sequence[str]) -> list[scoring.ScoredAnswer]: ...
+    def score(self, prompt, answer):
+        """Return the log-likelihood of an answer after a prompt, or of each answer of a list."""
+        answers = [answer] if isinstance(answer, str) else list(answer)
+        pairs = [scoring.encode_pair(self.tokenizer, prompt, text) for text in answers]
+        results = scoring.score_answers(
+            self.run,
+            self.device_mesh,
+            self.weights,
+            [prompt_ids for prompt_ids, _ in pairs],
+            [answer_ids for _, answer_ids in pairs],
+        )
+        return results[0] if isinstance(answer, str) else results
+
+
+def load_model(path: str | Path, step_number: int | None = None) -> LoadedModel:
+    """Load the model of a run directory on the devices of this machine.
+
+    step_number: a saved step; None is the last step of a finished run, else the newest checkpoint.
+    A run that was sharded over more devices than this machine has is loaded unsharded. Raises
+    ValueError if the path is not a run directory or has no such checkpoint.
+    """
+    run = records.read_config(path)
+    mesh.initialize_devices()
+    if jax.default_backend() == "cpu":
+        run.mesh = schema.Mesh()
+    functions, state = restore_model(run, step_number)
+    tokenizer = tokenizers.load_tokenizer(path)
+    return LoadedModel(run, int(state["step"]), state["params"], tokenizer, functions.mesh)
+
+
+def restore_model(
+    run: schema.Run, step_number: int | None = None, parts: tuple[str, ...] = ("step", "params")
+) -> tuple[step.TrainFunctions, dict]:
+    """Return the compiled functions of a run and parts of its state at a checkpoint.
+
+    step_number: None is the step at which a finished run ended, else the newest step.
+    """
+    functions = step.build_train_functions(run, mesh.make_mesh(run.mesh))
+    wanted = {part: functions.abstract[part] for part in parts}
+    restored = checkpoints.read_checkpoint(run, _final_step(run, step_number), wanted)
+    return functions, restored.state
 
 
 @contextlib.contextmanager
 def open_weights(
-    run: schema.Run, step_index: int | None = None
+    run: schema.Run, step_number: int | None = None
 ) -> Iterator[tuple[Callable[[str], jax.Array], int]]:
-    """Yield read(path) -> weight, which reads one weight of a checkpoint, and the step.
+    """Yield a function that reads one weight by its path, and the step of the checkpoint.
 
-    step: see `restore`.
+    step_number: see `restore_model`.
     """
-    wanted = {
-        "params": step.build_train_functions(run, mesh.make_mesh(run.mesh)).abstract["params"]
-    }
-    with checkpoints.open_readonly(run, _final_step(run, step_index)) as (store, step_index):
-        read = store.reader(step_index, wanted)
-        yield lambda path: read(f"params/{path}"), step_index
+    functions = step.build_train_functions(run, mesh.make_mesh(run.mesh))
+    wanted = {"params": functions.abstract["params"]}
+    final_step = _final_step(run, step_number)
+    with checkpoints.open_readonly(run, final_step) as (store, stored_step):
+        read = store.reader(stored_step, wanted)
+        yield lambda path: read(f"params/{path}"), stored_step
 
 
-def _final_step(run: schema.Run, step_index: int | None) -> int | None:
-    return (
-        records.read_facts(records.run_dir(run)).get("ends_at")
-        if step_index is None
-        else step_index
-    )
+def _final_step(run: schema.Run, step_number: int | None) -> int | None:
+    if step_number is None:
+        return records.read_facts(records.run_dir(run)).get("ends_at")
+    return step_number

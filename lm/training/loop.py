@@ -49,8 +49,8 @@ def run_session(
 ) -> None:
     """Train from the newest checkpoint until the session ends.
 
-    session: session.TrainingSession, or vmapped_runs.VmappedSessions for several runs in one program. step_program: the
-    program of the step, which differs from `program` for several runs.
+    session: session.TrainingSession, or vmapped_runs.VmappedSessions for several runs in one
+    program. step_program: the program of the step, which differs from `program` for several runs.
     """
     began = time.perf_counter()
     device_mesh = program.mesh

@@ -149,7 +149,7 @@ def collect_run_facts(
         "devices.kind": device.device_kind,
         "devices.mesh": dict(device_mesh.shape),
         "devices.cut": [
-            run.optim.accumulate,
+            run.optim.grad_accumulation_steps,
             run.model.loss_chunks,
             run.model.remat,
             run.mesh.rules,

@@ -19,16 +19,16 @@ from lm.parallel import mesh
 def trainable_mask(optim: schema.Optimizer, model: schema.Model, axes: dict) -> dict:
     """Return whether each weight is trainable, a tree of booleans.
 
-    A name in optim.freeze is a part of a weight's path ("embed", "mlp", "query"), or else one of
+    A name in optim.frozen is a part of a weight's path ("embed", "mlp", "query"), or else one of
     its axes ("heads", "vocab"). With model.lora_rank only the adapters are trainable. Raises
     ValueError for a name that no weight has.
     """
-    names = [name for name in optim.freeze.split(",") if name]
+    names = [name for name in optim.frozen.split(",") if name]
     known = {part for path, _ in lora._leaves(axes) for part in path}
     by_axis = {axis for _, weight_axes in lora._leaves(axes) for axis in weight_axes} - known
     for name in names:
         if name not in known | by_axis:
-            raise ValueError("optim.freeze: " + schema.suggest_names(name, sorted(known | by_axis)))
+            raise ValueError("optim.frozen: " + schema.suggest_names(name, sorted(known | by_axis)))
 
     def is_trainable(path: tuple[str, ...], weight_axes: tuple) -> bool:
         is_named = any(name in path or (name in by_axis and name in weight_axes) for name in names)
@@ -36,7 +36,7 @@ def trainable_mask(optim: schema.Optimizer, model: schema.Model, axes: dict) -> 
 
     flags = lora._mapped(axes, is_trainable)
     if not any(flag for _, flag in lora._leaves(flags)):
-        raise ValueError(f"optim.freeze={optim.freeze!r} freezes all weights: list fewer names")
+        raise ValueError(f"optim.frozen={optim.frozen!r} freezes all weights: list fewer names")
     return flags
 
 
@@ -90,9 +90,11 @@ def learning_rate_schedule(optim: schema.Optimizer, steps: int) -> Callable:
 
     The warm-up is linear and starts above 0. After it:
 
-    cosine    to peak * lr_end over the whole run (Loshchilov and Hutter 2017, arXiv:1608.03983)
-    linear    a straight line to peak * lr_end
-    wsd       flat, then linear to peak * lr_end over the last `decay` share (arXiv:2404.06395)
+    cosine    to peak * final_lr_fraction over the whole run (Loshchilov and Hutter 2017,
+              arXiv:1608.03983)
+    linear    a straight line to peak * final_lr_fraction
+    wsd       flat, then linear to peak * final_lr_fraction over the last `decay` share
+              (arXiv:2404.06395)
     constant  flat
     """
     warmup = round(optim.warmup * steps)
@@ -107,7 +109,7 @@ def learning_rate_schedule(optim: schema.Optimizer, steps: int) -> Callable:
             "wsd": lambda: jnp.clip((steps - 1 - step) / decay, 0.0, 1.0),
             "constant": lambda: 1.0,
         }[optim.schedule]()
-        end = 1.0 if optim.schedule == "constant" else optim.lr_end
+        end = 1.0 if optim.schedule == "constant" else optim.final_lr_fraction
         warm = jnp.minimum((step + 1) / (warmup + 1), 1.0)
         return peak * warm * (end + (1 - end) * shape)
 

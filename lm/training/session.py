@@ -114,9 +114,10 @@ class TrainingSession:
         self.facts = metric_log.collect_run_facts(run, self.text, self.mesh, peak) | facts
         restored = self.checkpoints.restore_newest(abstract)
         self.is_restart = restored.step > 0
-        if not self.is_restart and run.resume == "must":
+        if not self.is_restart and run.resume == "required":
             raise checkpoint_manifest.CheckpointError(
-                f"resume='must', but {self.folder} has no intact checkpoint: set resume='auto' to"
+                f"resume='required', but {self.folder} has no intact checkpoint: set"
+                f" resume='auto' to"
                 " start the run"
             )
         damage = restored.damage
@@ -185,18 +186,18 @@ class TrainingSession:
     @property
     def steps_until_due(self) -> int:
         """Return the number of steps until a log row, evaluation or checkpoint is due."""
-        intervals = (self.run.log_every, self.run.eval.every, self.run.checkpoint_every)
+        intervals = (self.run.log_interval, self.run.eval.interval, self.run.checkpoint_interval)
         return min(self.run.steps - self.done, *(n - self.done % n for n in intervals if n))
 
     @property
     def is_log_due(self) -> bool:
         """Return True if a row of metrics is due."""
-        return _is_due(self.done, self.run.log_every, self.run.steps)
+        return _is_due(self.done, self.run.log_interval, self.run.steps)
 
     @property
     def is_evaluation_due(self) -> bool:
         """Return True if an evaluation is due at this step and is not recorded yet."""
-        is_due = _is_due(self.done, self.run.eval.every, self.run.steps)
+        is_due = _is_due(self.done, self.run.eval.interval, self.run.steps)
         if self.done == self.first:  # initial weights, or the last session ended before it
             is_due = is_due if self.is_restart else bool(self.run.start.run)
         return is_due and self.done not in self.evaluated
@@ -205,12 +206,12 @@ class TrainingSession:
     def is_checkpoint_due(self) -> bool:
         """Return True if a checkpoint is due, by the interval or as the best step."""
         is_best = self.run.eval.patience > 0 and self._best()[0] == self.done
-        return is_best or _is_due(self.done, self.run.checkpoint_every, self.run.steps)
+        return is_best or _is_due(self.done, self.run.checkpoint_interval, self.run.steps)
 
     @property
     def is_due(self) -> bool:
         """Return True if a log row, an evaluation or a checkpoint of the interval is due."""
-        is_checkpoint_due = _is_due(self.done, self.run.checkpoint_every, self.run.steps)
+        is_checkpoint_due = _is_due(self.done, self.run.checkpoint_interval, self.run.steps)
         return self.is_log_due or self.is_evaluation_due or is_checkpoint_due
 
     # --- What the loop does after a call of the step ---
@@ -233,7 +234,7 @@ class TrainingSession:
         self.clock.add("steps", seconds - waited)
         self.clock.add("input", waited)
         bad = self._nonfinite()
-        if bad and not (self.run.optim.nonfinite == "skip" and len(bad) < len(self.window)):
+        if bad and not (self.run.optim.on_nonfinite == "skip" and len(bad) < len(self.window)):
             loss, norm = bad[0]["loss"], bad[0]["grad_norm"]
             self._rewind_or_diverge(f"loss {loss}, gradient norm {norm} by step {self.done}")
             return
@@ -270,7 +271,7 @@ class TrainingSession:
         params = state["params"]
         with self.clock.of("evaluate"), jax.set_mesh(self.mesh):
             row = heldout.evaluate_heldout(run, self.mesh, score, params, self.text)
-            if _is_due(self.done, run.eval.tasks_every, run.steps):
+            if _is_due(self.done, run.eval.task_interval, run.steps):
                 tokenizer = self.text.tokenizer
                 results = task_eval.evaluate_tasks(
                     run, self.mesh, score, params, tokenizer, self.tasks
@@ -346,12 +347,12 @@ class TrainingSession:
     def _rewind_or_diverge(self, message: str) -> None:
         """End the session after a non-finite loss or gradient.
 
-        With optim.nonfinite=rewind the run returns to its last checkpoint and skips the batches
+        With optim.on_nonfinite=rewind the run returns to its last checkpoint and skips the batches
         since then, at most MAX_REWINDS times.
         """
         self.write_event("nonfinite", message)
         run = self.run
-        if run.optim.nonfinite != "rewind" or len(self.skipped_batches) >= MAX_REWINDS:
+        if run.optim.on_nonfinite != "rewind" or len(self.skipped_batches) >= MAX_REWINDS:
             self.writer.write_facts(status="diverged", reason=message)
             remedy = f"try a smaller optim.lr={run.optim.lr}"
             self.status, self.reason = "diverged", f"{run.name} diverged: {message}; {remedy}"
@@ -380,7 +381,7 @@ class TrainingSession:
 
     def _environment(self) -> str:
         """Return the facts on which the bits of a step depend: devices and versions."""
-        start = "devices.kind" if self.run.mesh.exact else "devices"
+        start = "devices.kind" if self.run.mesh.deterministic_shards else "devices"
         keys = (k for k in self.facts if k.startswith((start, "versions.")) and "peak" not in k)
         return json.dumps([self.facts[k] for k in sorted(keys)])
 

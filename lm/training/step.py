@@ -34,7 +34,7 @@ MAX_STEPS_PER_CALL, MAX_FLOPS_PER_CALL = 8, 1.5e12
 # Fields of a run that its program depends on.
 PROGRAM_FIELDS = (
     *("steps", "model", "optim", "mesh"),
-    *("data.batch_size", "data.seq_len", "data.across", "data.rows"),
+    *("data.batch_size", "data.seq_len", "data.attend_across_documents", "data.packing"),
 )
 ShardingRules = mesh.ShardingRules  # the field `mesh` of Program hides the module
 
@@ -122,7 +122,11 @@ def build_train_functions(
     rows = mesh.named_sharding(device_mesh, "batch", None)
     replicated = mesh.named_sharding(device_mesh)
     on_cpu = mesh.device_platform(device_mesh) == "cpu"
-    options = deterministic.OPTIONS if run.mesh.exact else xla_flags.compiler_options(device_mesh)
+    options = (
+        deterministic.OPTIONS
+        if run.mesh.deterministic_shards
+        else xla_flags.compiler_options(device_mesh)
+    )
     program = TrainFunctions(
         mesh=device_mesh,
         rules=rules,
@@ -173,7 +177,11 @@ def _step_function(
     """Return step(state, batch, inputs) -> (next state, metrics)."""
     gradients = _gradient_function(run, device_mesh, rules)
     # The sums of the gradient norm need a fixed order in deterministic mode.
-    clip = deterministic.clip_by_global_norm if run.mesh.exact else optimizer.clip_by_global_norm
+    clip = (
+        deterministic.clip_by_global_norm
+        if run.mesh.deterministic_shards
+        else optimizer.clip_by_global_norm
+    )
 
     def step(state: dict, batch: dict, inputs: optimizer.OptimizerInputs):
         weights, frozen = (
@@ -181,9 +189,9 @@ def _step_function(
         )
         nats, routing, gradient = gradients(weights, frozen, batch)
         with jax.named_scope("optimizer"):
-            gradient, grad_norm = clip(gradient, run.optim.clip)
+            gradient, grad_norm = clip(gradient, run.optim.clip_norm)
             update, opt = transformation.update(gradient, state["opt"], weights, inputs=inputs)
-            if routing and run.model.balance == "bias" and not frozen:
+            if routing and run.model.load_balancing == "bias" and not frozen:
                 update = moe.apply_router_bias_update(run.model, update, routing)
             weights = typing.cast(dict, optax.apply_updates(weights, update))
         params = optimizer.combine(weights, frozen)
@@ -192,7 +200,7 @@ def _step_function(
         if routing:
             metrics |= moe.routing_metrics(routing)
         after = {"step": state["step"] + 1, "params": params, "opt": opt}
-        if run.optim.nonfinite == "skip":
+        if run.optim.on_nonfinite == "skip":
             is_finite = jnp.isfinite(nats) & jnp.isfinite(grad_norm)
             before = state | {"step": state["step"] + 1}
             after = jax.tree.map(lambda new, old: jnp.where(is_finite, new, old), after, before)
@@ -207,7 +215,7 @@ def _gradient_function(
     """Return gradients(weights, frozen, batch) -> (nats, routing, gradient).
 
     They are sums over the pieces of the batch: the logical shards of deterministic mode, or the
-    optim.accumulate pieces that are computed one after another.
+    optim.grad_accumulation_steps pieces that are computed one after another.
     """
     loss = _loss_function(run, rules)
 
@@ -222,18 +230,19 @@ def _gradient_function(
             (_, (nats, routing)), gradient = loss_and_gradient(weights, frozen, piece, n, total)
             return nats, routing, gradient
 
-        if run.mesh.exact:
-            return deterministic.sum_over_shards(run.mesh.exact, device_mesh, piece_gradient)(
-                shared, batch
-            )
-        if run.optim.accumulate == 1:
+        if run.mesh.deterministic_shards:
+            return deterministic.sum_over_shards(
+                run.mesh.deterministic_shards, device_mesh, piece_gradient
+            )(shared, batch)
+        if run.optim.grad_accumulation_steps == 1:
             return piece_gradient(shared, batch)
 
         def add(sums, piece):
             return jax.tree.map(jnp.add, sums, piece_gradient(shared, piece)), None
 
         pieces = {
-            k: mesh.split_chunks(v, run.optim.accumulate, "batch", 0) for k, v in batch.items()
+            k: mesh.split_chunks(v, run.optim.grad_accumulation_steps, "batch", 0)
+            for k, v in batch.items()
         }
         first = {k: v[0] for k, v in pieces.items()}
         shapes = jax.eval_shape(lambda: piece_gradient(shared, first))
@@ -305,9 +314,9 @@ def _names_of_moments(opt, params: dict, axes: dict):
 def _abstract_batch(data: schema.Data, sharding: jax.sharding.NamedSharding) -> dict:
     b, t = data.batch_size, data.seq_len
     arrays = {"tokens": ((b, t + 1), jnp.int32)}
-    if not data.across or data.rows == "whole":
+    if not data.attend_across_documents or data.packing == "documents":
         arrays["segments"] = ((b, t), jnp.int32)
-    if data.rows in ("continued", "whole"):
+    if data.packing in ("continuation", "documents"):
         arrays["weights"] = ((b, t), jnp.float32)
     return {k: jax.ShapeDtypeStruct(*v, sharding=sharding) for k, v in arrays.items()}
 

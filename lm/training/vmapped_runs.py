@@ -7,9 +7,9 @@ Each run has its own folder, records, checkpoints and end. The runs may differ i
 batches, which follow from a seed, and in the optimizer inputs. Many small runs fill an accelerator
 that a single small run does not; see experiments/LOG.md for measurements.
 
-The loop is that of a single run: loop.run_session. `Sessions` has the methods of session.TrainingSession
-that the loop calls, each for all runs. Its train state is that of all runs: every array has a
-leading axis over the K runs.
+The loop is that of a single run: loop.run_session. `Sessions` has the methods of
+session.TrainingSession that the loop calls, each for all runs. Its train state is that of all runs:
+every array has a leading axis over the K runs.
 """
 
 import contextlib

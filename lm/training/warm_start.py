@@ -1,8 +1,9 @@
 """Start a run from the checkpoint of another run, its parent.
 
     run.start.run, run.start.step = "pretrained/25M", 4000
-    run.start.keep = "weights"    # fine-tuning: a new optimizer state, step 0
-    run.start.keep = "state"      # a branch: optimizer state and step continue, as in a cooldown
+    run.start.restore = "weights"    # fine-tuning: a new optimizer state, step 0
+    run.start.restore = "full_state"      # a branch: optimizer state and step continue, as in a
+    cooldown
 
 The parent must have the same model and tokenizer. Nothing is written to its folder except a pin
 that preserves the checkpoint.
@@ -86,7 +87,7 @@ def start_step(run: schema.Run, parent: schema.Run) -> int:
 def validate_start(run: schema.Run, parent: schema.Run) -> None:
     """Raise ValueError if the run cannot start from this parent; read no checkpoint."""
     model = vars(run.model)
-    may_differ = () if parent.model.lora_rank or run.start.keep == "state" else LORA
+    may_differ = () if parent.model.lora_rank or run.start.restore == "full_state" else LORA
     changed = [
         f"model.{field}={value!r} there, {model[field]!r} here"
         for field, value in vars(parent.model).items()
@@ -99,7 +100,7 @@ def validate_start(run: schema.Run, parent: schema.Run) -> None:
         raise ValueError(
             f"start.step={step} must be at most {parent.steps}, the last step of {parent.name}"
         )
-    if run.start.keep == "state" and run.steps <= step:
+    if run.start.restore == "full_state" and run.steps <= step:
         raise ValueError(
             f"steps={run.steps} must be above start.step={step}: a branch continues to count"
         )
@@ -122,7 +123,7 @@ def restore_parent(
             f"{run.data.tokenizer!r}: use the one saved in {folder}"
         )
     step = start_step(run, source)
-    is_branch = run.start.keep == "state"
+    is_branch = run.start.restore == "full_state"
     checkpoints.protect(source, step, run.name)
     params = abstract["params"]
     if run.model.lora_rank and not source.model.lora_rank:
@@ -150,6 +151,6 @@ def parent_facts(run: schema.Run) -> dict:
     n_flops = n_tokens * flops.flops_per_token(source.model, source.data.seq_len)["full"]
     facts = {"parent.step": step, "parent.tokens": n_tokens, "parent.flops": n_flops}
     skips = records.read_facts(records.run_dir(source)).get("passed_over", [])
-    if run.start.keep == "state" and skips:
+    if run.start.restore == "full_state" and skips:
         facts["passed_over"] = [skip for skip in skips if skip["from_step"] < step]
     return facts

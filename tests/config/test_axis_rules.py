@@ -39,14 +39,16 @@ def test_wrong_mesh_product_suggests_the_nearest_mesh(sizes, words):
             " or mesh.data=3",
         ),
         (
-            {"mesh.fsdp": 2, "optim.accumulate": 5, "data.batch_size": 8},
-            "data.batch_size=8 must be a multiple of mesh.fsdp*optim.accumulate=10: try"
-            " data.batch_size=10 or optim.accumulate=4",
+            {"mesh.fsdp": 2, "optim.grad_accumulation_steps": 5, "data.batch_size": 8},
+            "data.batch_size=8 must be a multiple of mesh.fsdp*optim.grad_accumulation_steps=10:"
+            " try"
+            " data.batch_size=10 or optim.grad_accumulation_steps=4",
         ),
         (
-            {"data.seq_len": 30, "model.attention_blocks": 4},
-            "data.seq_len=30 must be a multiple of model.attention_blocks=4: try data.seq_len=32"
-            " or model.attention_blocks=3",
+            {"data.seq_len": 30, "model.attention_query_blocks": 4},
+            "data.seq_len=30 must be a multiple of model.attention_query_blocks=4: try"
+            " data.seq_len=32"
+            " or model.attention_query_blocks=3",
         ),
         (
             {"mesh.sequence": 3},
@@ -110,15 +112,15 @@ def test_impossible_sharding_rule_is_rejected_by_name(rules, words):
 
 def test_axis_sizes_come_from_the_declared_fields():
     assert axis_rules.AXIS_SIZES == {
-        "batch": ("data.batch_size", ("optim.accumulate",)),
-        "length": ("data.seq_len", ("model.attention_blocks", "model.loss_chunks")),
+        "batch": ("data.batch_size", ("optim.grad_accumulation_steps",)),
+        "length": ("data.seq_len", ("model.attention_query_blocks", "model.loss_chunks")),
         "embed": ("model.d_model", ()),
         "heads": ("model.n_heads", ()),
         "kv_heads": ("model.n_kv_heads", ()),
         "d_head": ("model.d_head", ()),
         "mlp": ("model.d_ff", ()),
         "vocab": ("model.vocab_size", ()),
-        "positions": ("model.max_positions", ()),
+        "positions": ("model.learned_positions", ()),
         "layers": ("model.n_layers", ()),
         "experts": ("model.n_experts", ()),
     }

@@ -25,15 +25,22 @@ def test_names_in_hashes_never_change():
 
 
 def test_values_in_hashes_never_change():
-    data = schema.Data(broken="skip", overlap=13, drop_copies=True, protect="code")
+    data = schema.Data(
+        on_error="skip",
+        decontaminate_ngram=13,
+        drop_near_duplicates=True,
+        decontaminate_against="code",
+    )
     assert list(fields.changed_for_hash(data, "corpus").items()) == [
         *(("broken", "skip"), ("drop_copies", True), ("overlap", 13), ("protect", "code")),
     ]
-    data = schema.Data(rows="whole", score="answers", too_long="drop", across=False)
+    data = schema.Data(
+        packing="documents", loss_on="answers", on_overflow="drop", attend_across_documents=False
+    )
     assert fields.changed_for_hash(data, "batch") == {
         **{"rows": "whole", "score": "answers", "too_long": "drop", "across": False},
     }
-    data = schema.Data(rows="continued", too_long="refuse")
+    data = schema.Data(packing="continuation", on_overflow="error")
     assert fields.changed_for_hash(data, "batch") == {"rows": "continued", "too_long": "refuse"}
 
 

@@ -11,7 +11,7 @@ from lm.sweeps.planning import cost
 
 UNITS = {"K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
 RUNGS = [*model_sizes.LADDER, *model_sizes.EXPERTS]
-GPT2 = {"norm": "layer", "mlp": "gelu", "bias": True, "qk_norm": False, "max_positions": 128}
+GPT2 = {"norm": "layer", "mlp": "gelu", "bias": True, "qk_norm": False, "learned_positions": 128}
 VARIANTS = [GPT2, {"qk_norm": False}, {"bias": True, "norm": "layer"}]
 
 
@@ -37,7 +37,7 @@ def test_a_rung_is_what_its_name_says_and_can_run(size):
 
 
 @pytest.mark.parametrize("size", RUNGS)
-@pytest.mark.parametrize("knobs", [{}, {"tied": True, "balance": "bias"}])
+@pytest.mark.parametrize("knobs", [{}, {"tie_embeddings": True, "load_balancing": "bias"}])
 def test_counts_equal_the_real_tree(size, knobs):
     shape = model_sizes.ladder_model(size, vocab_size=512, **knobs)
     tree = jax.eval_shape(lambda: transformer.init_params(shape, 0))
@@ -58,7 +58,7 @@ def test_counts_equal_the_real_tree(size, knobs):
 
 @pytest.mark.parametrize("knobs", VARIANTS)
 def test_counts_and_flops_of_a_variant_are_those_of_its_program(knobs):
-    shape = model_sizes.ladder_model("60K", attention_blocks=1, **knobs)
+    shape = model_sizes.ladder_model("60K", attention_query_blocks=1, **knobs)
     tree = params.flatten_by_path(jax.eval_shape(lambda: transformer.init_params(shape, 0)))
     counted = dict.fromkeys(("norms", "biases", "embedding"), 0)
     for path, leaf in tree.items():
@@ -90,9 +90,9 @@ def test_what_is_active_leaves_out_the_experts_that_a_token_does_not_pass():
 
 
 @pytest.mark.parametrize("size", ["10K", "250K", "100M", "300K-A100K", "630M-A100M"])
-@pytest.mark.parametrize("knobs", [{}, {"tied": True, "balance": "bias"}])
+@pytest.mark.parametrize("knobs", [{}, {"tie_embeddings": True, "load_balancing": "bias"}])
 def test_flops_equal_those_of_the_real_train_step(size, knobs):
-    run = schema.Run(model=model_sizes.ladder_model(size, attention_blocks=1, **knobs))
+    run = schema.Run(model=model_sizes.ladder_model(size, attention_query_blocks=1, **knobs))
     run.data.seq_len, run.data.batch_size = 64, 2
     per_step = flops.flops_per_token(run.model, 64)["full"] * 2 * 64
     assert cost.count_step_flops(run) == per_step
@@ -129,15 +129,15 @@ def test_an_unknown_size_is_refused_with_the_nearest():
 
 def test_branches_begin_where_the_trunk_saves_and_meet_their_budgets():
     run = schema.Run(name="s/x")
-    run.optim.warmup, run.checkpoint_every = 0.02, 7
+    run.optim.warmup, run.checkpoint_interval = 0.02, 7
     budgets = (400_000, 1_000_000, 3_000_000)
     trunk, *branches = design.cooldown_branches(run, budgets[::-1], decay=0.25)
     assert [b.name for b in branches] == ["s/x-0.4M", "s/x-1M", "s/x-3M"]
     assert trunk.optim.schedule == "constant" and trunk.steps == branches[-1].start.step
     for branch, budget in zip(branches, budgets, strict=True):
         validation.validate_run(branch)
-        assert branch.start.run == trunk.name and branch.start.keep == "state"
-        assert branch.start.step % trunk.checkpoint_every == 0
+        assert branch.start.run == trunk.name and branch.start.restore == "full_state"
+        assert branch.start.step % trunk.checkpoint_interval == 0
         assert branch.start.step == pytest.approx(0.75 * branch.steps, abs=1)
         assert model_sizes.training_tokens(branch) == pytest.approx(budget, rel=0.01)
     with pytest.raises(ValueError, match="within the 70 steps of warm-up of s/x-trunk"):

@@ -56,9 +56,15 @@ def test_roles_select_the_expected_fields():
     assert fields.fields_with("traced", schema.Optimizer) == ("lr", "weight_decay")
     assert fields.fields_with("adapter", schema.Model) == ("lora_rank", "lora_alpha", "lora_on")
     assert set(fields.fields_with("compute", schema.Model)) == {
-        *("dtype", "remat", "unroll", "attention", "attention_blocks", "z_loss"),
+        *("dtype", "remat", "scan_unroll", "attention", "attention_query_blocks", "z_loss"),
     }
     alone = {name for name, info in fields.field_info(schema.Run).items() if info.alone}
-    assert alone == {"wandb", "mesh.exact"}
+    assert alone == {"wandb", "mesh.deterministic_shards"}
     is_result = set(schema.flatten(schema.Run())) - set(fields.fields_with("execution", schema.Run))
-    assert {"seed", "steps", "model.dtype", "eval.patience", "mesh.exact"} <= is_result
+    assert {
+        "seed",
+        "steps",
+        "model.dtype",
+        "eval.patience",
+        "mesh.deterministic_shards",
+    } <= is_result

@@ -27,7 +27,9 @@ def write_documents(path, texts):
 
 def a_config(tmp_path, *sources, heldout=0.2, **knobs):
     weights = {s: 1.0 for s in sources}
-    return schema.Data(weights, cache=str(tmp_path / "cache"), heldout=heldout, **knobs)
+    return schema.Data(
+        weights, cache_dir=str(tmp_path / "cache"), heldout_fraction=heldout, **knobs
+    )
 
 
 def read_back(manifest, split):
@@ -146,7 +148,7 @@ def test_an_interrupted_call_leaves_nothing(tmp_path, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(documents, "open_source", interrupted)
         corpus.prepare_corpus(data)
-    assert list(Path(data.cache).iterdir()) == []
+    assert list(Path(data.cache_dir).iterdir()) == []
     assert corpus.prepare_corpus(data)
 
 
@@ -163,7 +165,7 @@ def test_slower_of_two_simultaneous_calls_drops_its_copy(tmp_path, monkeypatch):
 
     monkeypatch.setattr(documents, "open_source", overtaken)
     assert corpus.prepare_corpus(data) == inner[0]
-    assert list(Path(data.cache).iterdir()) == [Path(inner[0][source].folder)]
+    assert list(Path(data.cache_dir).iterdir()) == [Path(inner[0][source].folder)]
 
 
 def test_progress_is_reported_to_the_end(tmp_path):
@@ -193,7 +195,7 @@ def files_read(monkeypatch):
     return read
 
 
-@pytest.mark.parametrize("knobs", [{}, {"drop_copies": True, "broken": "skip"}])
+@pytest.mark.parametrize("knobs", [{}, {"drop_near_duplicates": True, "on_error": "skip"}])
 def test_stopped_call_resumes_with_its_current_file(tmp_path, four_files, monkeypatch, knobs):
     whole = corpus.prepare_corpus(a_config(tmp_path / "whole", four_files, **knobs))[four_files]
     data = a_config(tmp_path, four_files, **knobs)
@@ -209,7 +211,7 @@ def test_stopped_call_resumes_with_its_current_file(tmp_path, four_files, monkey
         patch.setattr(readers, "_jsonl", stopped)
         patch.setattr(preprocessing, "CHARACTERS_PER_TASK", 100)
         corpus.prepare_corpus(data)
-    (folder,) = Path(data.cache).iterdir()
+    (folder,) = Path(data.cache_dir).iterdir()
     assert folder.name.startswith(".")
     read = files_read(monkeypatch)
     again = corpus.prepare_corpus(data)[four_files]
@@ -219,7 +221,7 @@ def test_stopped_call_resumes_with_its_current_file(tmp_path, four_files, monkey
     for split in corpus.SPLITS:
         raw = [Path(m.folder, f"{split}.bin").read_bytes() for m in (again, whole)]
         assert raw[0] == raw[1]
-    assert list(Path(data.cache).iterdir()) == [Path(again.folder)]
+    assert list(Path(data.cache_dir).iterdir()) == [Path(again.folder)]
 
 
 def test_only_a_corrected_file_is_read_again(tmp_path, four_files, monkeypatch):
@@ -244,7 +246,7 @@ def test_invalid_draft_is_rebuilt(tmp_path, four_files, monkeypatch, damage):
     with pytest.raises(ValueError):
         corpus.prepare_corpus(data)
     (tmp_path / "d.jsonl").write_text(good)
-    (folder,) = Path(data.cache).iterdir()
+    (folder,) = Path(data.cache_dir).iterdir()
     if damage == "an earlier file":
         write_documents(tmp_path / "b.jsonl", TEXTS[:3])
     elif damage == "train.bin":
@@ -311,7 +313,7 @@ def test_trained_tokenizer_is_reused_until_the_text_changes(tmp_path, words):
     source = write_documents(tmp_path / "a.jsonl", words)
     data = a_config(tmp_path, source, tokenizer="bpe:290")
     first = corpus.prepare_corpus(data)[source]
-    (folder,) = Path(data.cache).glob("bpe-290-*")
+    (folder,) = Path(data.cache_dir).glob("bpe-290-*")
     before = (folder / "tokenizer.json").stat().st_mtime_ns
     assert corpus.prepare_corpus(data)[source] == first
     assert (folder / "tokenizer.json").stat().st_mtime_ns == before
@@ -344,7 +346,12 @@ def test_manifest_counts_text_bytes_if_a_tokenizer_changes_it(tmp_path):
 
 def test_several_processes_give_the_same_files(tmp_path, words, monkeypatch):
     monkeypatch.setattr(preprocessing, "CHARACTERS_PER_TASK", 10_000)
-    knobs = {"drop_copies": True, "overlap": 9, "min_words": 5, "tokenizer": "bpe:290"}
+    knobs = {
+        "drop_near_duplicates": True,
+        "decontaminate_ngram": 9,
+        "min_words": 5,
+        "tokenizer": "bpe:290",
+    }
     source = write_documents(tmp_path / "a.jsonl", [*words, "too short", *words[:9]])
     one = corpus.prepare_corpus(a_config(tmp_path, source, **knobs))[source]
     other = a_config(tmp_path / "other", source, **knobs)
@@ -366,7 +373,7 @@ def test_unreadable_parts_are_skipped_and_counted(tmp_path):
     (tmp_path / "d.jsonl.gz").write_bytes(whole[: len(whole) // 2])
     source = f"jsonl:{tmp_path}/*.jsonl*"
     refused(a_config(tmp_path, source), "b.jsonl line 4: is not JSON")
-    manifest = corpus.prepare_corpus(a_config(tmp_path, source, broken="skip"))[source]
+    manifest = corpus.prepare_corpus(a_config(tmp_path, source, on_error="skip"))[source]
     assert manifest.dropped == {"broken": 4}  # two lines of b, that of c, the end of d
     assert sum(manifest.documents.values()) == 50 + 48 + 50
 
@@ -378,7 +385,7 @@ def test_truncated_archive_is_named_or_counted(tmp_path):
         (tmp_path / f"{i:02}.jsonl.gz").write_bytes(raw[:-200] if i == 10 else raw)
     source = f"jsonl:{tmp_path}/*.jsonl.gz"
     refused(a_config(tmp_path, source), "10.jsonl.gz: cannot be read to its end")
-    manifest = corpus.prepare_corpus(a_config(tmp_path, source, broken="skip"))[source]
+    manifest = corpus.prepare_corpus(a_config(tmp_path, source, on_error="skip"))[source]
     assert manifest.dropped == {"broken": 1} and 400 < sum(manifest.documents.values()) < 420
 
 
@@ -387,7 +394,9 @@ def test_file_that_is_not_utf8_is_named_or_counted(tmp_path):
         (tmp_path / f"{name}.txt").write_bytes(f"Grüße von {name}".encode(encoding))
     source = f"text:{tmp_path}"
     refused(a_config(tmp_path, source, heldout=0.0), "c.txt: is not UTF-8 at byte 2: convert it")
-    manifest = corpus.prepare_corpus(a_config(tmp_path, source, heldout=0.0, broken="skip"))[source]
+    manifest = corpus.prepare_corpus(a_config(tmp_path, source, heldout=0.0, on_error="skip"))[
+        source
+    ]
     assert manifest.dropped == {"broken": 2}
     assert read_back(manifest, "train") == ["Grüße von a", "Grüße von b"]
 
@@ -408,7 +417,7 @@ def test_near_duplicates_are_dropped_after_the_first(tmp_path, words):
     copies = [text + " and so on" for text in words[:20]]
     source = write_documents(tmp_path / "a.jsonl", [*words, *copies])
     assert not corpus.prepare_corpus(a_config(tmp_path, source))[source].dropped
-    manifest = corpus.prepare_corpus(a_config(tmp_path, source, drop_copies=True))[source]
+    manifest = corpus.prepare_corpus(a_config(tmp_path, source, drop_near_duplicates=True))[source]
     assert manifest.dropped == {"near_copy": 20}
     assert sorted(read_back(manifest, "train") + read_back(manifest, "heldout")) == sorted(words)
 
@@ -419,13 +428,13 @@ def test_first_source_by_name_keeps_shared_documents(tmp_path, words):
     two = write_documents(tmp_path / "b.jsonl", [*words[60:], *copies])
     apart = corpus.prepare_corpus(a_config(tmp_path, two, one))
     assert not apart[two].duplicates and not apart[two].dropped
-    found = corpus.prepare_corpus(a_config(tmp_path, two, one, drop_copies=True))
+    found = corpus.prepare_corpus(a_config(tmp_path, two, one, drop_near_duplicates=True))
     assert list(found) == [two, one] and found[one].hash == apart[one].hash
     assert found[two].duplicates == 20 and found[two].dropped == {"near_copy": 20}
-    alone = corpus.prepare_corpus(a_config(tmp_path, two, drop_copies=True))
+    alone = corpus.prepare_corpus(a_config(tmp_path, two, drop_near_duplicates=True))
     assert alone[two].hash == apart[two].hash and alone[two].key != found[two].key
     Path(found[one].folder, "seen.sqlite").unlink()
-    assert corpus.prepare_corpus(a_config(tmp_path, two, one, drop_copies=True)) == found
+    assert corpus.prepare_corpus(a_config(tmp_path, two, one, drop_near_duplicates=True)) == found
 
 
 def test_training_shares_no_ngram_with_heldout_text(tmp_path, words):
@@ -433,7 +442,7 @@ def test_training_shares_no_ngram_with_heldout_text(tmp_path, words):
     held = read_back(corpus.prepare_corpus(a_config(tmp_path, one))[one], "heldout")
     leaks = [f"{i} quote: {' '.join(text.split()[9:25]).upper()}" for i, text in enumerate(held)]
     two = write_documents(tmp_path / "b.jsonl", [*TEXTS, *leaks])
-    found = corpus.prepare_corpus(a_config(tmp_path, one, two, overlap=13))
+    found = corpus.prepare_corpus(a_config(tmp_path, one, two, decontaminate_ngram=13))
     assert found[one].dropped == {}
     train, heldout = (set(read_back(found[two], split)) for split in corpus.SPLITS)
     assert found[two].dropped == {"overlap": len(set(leaks) - heldout)} and len(leaks) > 10
@@ -446,7 +455,13 @@ def test_training_shares_no_ngram_with_protected_text(tmp_path):
     source = write_documents(tmp_path / "a.jsonl", [*TEXTS, leak, other])
     protect = write_documents(tmp_path / "task.jsonl", [task])
     for n_words, left in ((13, {leak}), (5, {leak, other}), (15, set())):
-        data = a_config(tmp_path, source, heldout=0.0, overlap=n_words, protect=protect)
+        data = a_config(
+            tmp_path,
+            source,
+            heldout=0.0,
+            decontaminate_ngram=n_words,
+            decontaminate_against=protect,
+        )
         manifest = corpus.prepare_corpus(data)[source]
         assert {*TEXTS, leak, other} - set(read_back(manifest, "train")) == left
         assert manifest.dropped == ({"overlap": len(left)} if left else {})
@@ -458,7 +473,7 @@ def refused(data, *words):
     assert "\n" not in str(caught.value)
     for word in words:
         assert word in str(caught.value), caught.value
-    cache = Path(data.cache)
+    cache = Path(data.cache_dir)
     assert not cache.is_dir() or not any(cache.iterdir())
 
 
@@ -476,7 +491,7 @@ def test_invalid_text_leaves_no_files(tmp_path):
 def test_a_cache_that_cannot_be_written_is_named(tmp_path):
     source = write_documents(tmp_path / "a.jsonl", TEXTS)
     (tmp_path / "cache").write_text("a file where a folder should be")
-    with pytest.raises(ValueError, match="data.cache=.*cannot be written .*another folder"):
+    with pytest.raises(ValueError, match="data.cache_dir=.*cannot be written .*another folder"):
         corpus.prepare_corpus(a_config(tmp_path, source))
 
 
@@ -485,7 +500,7 @@ def test_a_full_disk_is_named_and_leaves_nothing(tmp_path):
     data = a_config(tmp_path, source)
     script = (
         "import sys; from lm.config import schema; from lm.data import corpus\n"
-        "try: corpus.prepare_corpus(schema.Data({sys.argv[1]: 1.0}, cache=sys.argv[2]))\n"
+        "try: corpus.prepare_corpus(schema.Data({sys.argv[1]: 1.0}, cache_dir=sys.argv[2]))\n"
         "except ValueError as error: print(error)"
     )
 
@@ -493,14 +508,14 @@ def test_a_full_disk_is_named_and_leaves_nothing(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 
     done = subprocess.run(
-        [sys.executable, "-B", "-c", script, source, data.cache],
+        [sys.executable, "-B", "-c", script, source, data.cache_dir],
         capture_output=True,
         text=True,
         preexec_fn=small_files_only,
         cwd=Path(__file__).parent.parents[1],
     )
-    assert done.stdout.startswith(f"data.cache={data.cache!r} cannot be written ("), done
-    assert list(Path(data.cache).iterdir()) == []
+    assert done.stdout.startswith(f"data.cache_dir={data.cache_dir!r} cannot be written ("), done
+    assert list(Path(data.cache_dir).iterdir()) == []
 
 
 def test_real_text_is_prepared_as_its_files_say(tmp_path):

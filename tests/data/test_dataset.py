@@ -144,7 +144,7 @@ def test_the_hash_follows_weights_text_and_rows(mixture, text):
     changed = [
         dataclasses.replace(mixture, sources={small: 0.5, large: 0.5}),
         dataclasses.replace(mixture, seq_len=8),
-        dataclasses.replace(mixture, heldout=0.2),
+        dataclasses.replace(mixture, heldout_fraction=0.2),
     ]
     hashes = [dataset.open_dataset(other, seed=1).hash for other in changed]
     assert len({text.hash, *hashes}) == 4
@@ -165,15 +165,15 @@ def test_fewer_tokens_than_a_row_are_refused(mixture):
     ):
         dataset.open_dataset(dataclasses.replace(mixture, seq_len=900), seed=1)
     with pytest.raises(
-        ValueError, match="data.heldout=0.1 of .* documents gives .*: raise data.held"
+        ValueError, match="data.heldout_fraction=0.1 of .* documents gives .*: raise data.held"
     ):
         dataset.open_dataset(dataclasses.replace(mixture, seq_len=400), seed=1)
-    with pytest.raises(ValueError, match="raise data.heldout"):
-        dataset.open_dataset(dataclasses.replace(mixture, heldout=1e-9), seed=1)
+    with pytest.raises(ValueError, match="raise data.heldout_fraction"):
+        dataset.open_dataset(dataclasses.replace(mixture, heldout_fraction=1e-9), seed=1)
 
 
 def test_heldout_fraction_may_be_zero(mixture):
-    text = dataset.open_dataset(dataclasses.replace(mixture, heldout=0.0), seed=1)
+    text = dataset.open_dataset(dataclasses.replace(mixture, heldout_fraction=0.0), seed=1)
     assert text.heldout(text.sources[0], 5).shape == (0, SEQ_LEN + 1)
 
 
@@ -188,7 +188,9 @@ def test_a_row_may_be_the_whole_of_a_source(tmp_path):
 
 
 def test_segments_number_the_documents_of_a_row(mixture, text):
-    other = dataset.open_dataset(dataclasses.replace(mixture, across=False), seed=1)
+    other = dataset.open_dataset(
+        dataclasses.replace(mixture, attend_across_documents=False), seed=1
+    )
     batch = other.batch(3)
     np.testing.assert_array_equal(batch["tokens"], text.batch(3)["tokens"])
     assert "segments" not in text.batch(3) and batch["segments"].dtype == np.int32
@@ -202,7 +204,7 @@ def test_segments_number_the_documents_of_a_row(mixture, text):
 
 
 def test_continued_rows_have_weight_after_a_random_position(mixture, text):
-    other = dataset.open_dataset(dataclasses.replace(mixture, rows="continued"), seed=1)
+    other = dataset.open_dataset(dataclasses.replace(mixture, packing="continuation"), seed=1)
     weights = np.concatenate([other.batch(step)["weights"] for step in range(2000)])
     assert weights.dtype == np.float32 and set(weights.ravel()) == {0.0, 1.0}
     assert (np.diff(weights, axis=1) >= 0).all() and (weights[:, -1] == 1).all()
@@ -210,16 +212,16 @@ def test_continued_rows_have_weight_after_a_random_position(mixture, text):
     assert lengths[0] == 0 and np.abs(lengths[1:] / 1000 - 1).max() < 0.2  # each as often
     np.testing.assert_array_equal(other.batch(7)["tokens"], text.batch(7)["tokens"])
     again = dataset.open_dataset(
-        dataclasses.replace(mixture, rows="continued", batch_size=4), seed=1
+        dataclasses.replace(mixture, packing="continuation", batch_size=4), seed=1
     )
     np.testing.assert_array_equal(again.batch(15)["weights"], other.batch(7)["weights"][4:])
-    reseeded = dataset.open_dataset(dataclasses.replace(mixture, rows="continued"), seed=2)
+    reseeded = dataset.open_dataset(dataclasses.replace(mixture, packing="continuation"), seed=2)
     assert (reseeded.batch(0)["weights"] != other.batch(0)["weights"]).any()
 
 
 def test_random_cut_changes_with_the_epoch(mixture):
     text = dataset.open_dataset(
-        dataclasses.replace(mixture, rows="continued", batch_size=1), seed=1
+        dataclasses.replace(mixture, packing="continuation", batch_size=1), seed=1
     )
     places = collections.defaultdict(list)
     for step in range(1500):
@@ -299,7 +301,7 @@ def test_byte_lengths_are_scaled_if_a_tokenizer_changes_text(mixture, text):
 
 def test_entropy_bound_of_a_language_is_computed_for_rows(mixture, tmp_path):
     name = "synthetic:machine?states=8&megabytes=0.1"
-    small = dataclasses.replace(mixture, sources={name: 1.0}, cache=str(tmp_path), seq_len=32)
+    small = dataclasses.replace(mixture, sources={name: 1.0}, cache_dir=str(tmp_path), seq_len=32)
     floor, error = dataset.entropy_bounds(dataset.open_dataset(small, seed=1))[name]
     assert 1.86 < floor < 2.0 and 0 < error < 0.01
     other = dataset.open_dataset(dataclasses.replace(small, tokenizer="bpe:300"), seed=1)

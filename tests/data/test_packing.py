@@ -78,13 +78,13 @@ def test_conversation_with_too_long_answer_is_dropped():
     assert fits.n_cut == 1 and len(documents_in(fits[np.arange(1)])[0]) == SEQ_LEN - 1
 
 
-@pytest.mark.parametrize("too_long, n", [("cut", 2), ("drop", 1)])
-def test_long_conversations_can_be_dropped_or_refused(too_long, n):
+@pytest.mark.parametrize("on_overflow, n", [("truncate", 2), ("drop", 1)])
+def test_long_conversations_can_be_dropped_or_refused(on_overflow, n):
     file = a_file([talk("p" * 60), talk("short")])
-    rows = packing.PackedDocuments(file, SEQ_LEN, BYTES, too_long)
+    rows = packing.PackedDocuments(file, SEQ_LEN, BYTES, on_overflow)
     assert len(documents_in(rows[np.arange(len(rows))])) == n
     with pytest.raises(ValueError, match="src: 1 of 2 conversations are longer .* longest 67 tok"):
-        packing.PackedDocuments(file, SEQ_LEN, BYTES, "refuse", "src")
+        packing.PackedDocuments(file, SEQ_LEN, BYTES, "error", "src")
 
 
 def test_long_text_is_cut_into_pieces_and_nothing_is_lost():
@@ -126,7 +126,7 @@ def mixed(tmp_path_factory):
         "".join(json.dumps({"text": f"A line, number {n}."}) + "\n" for n in range(200))
     )
     names = {f"chat:{folder}/talk.jsonl": 0.5, f"jsonl:{folder}/text.jsonl": 0.5}
-    knobs = {"rows": "whole", "score": "answers", "seq_len": 64, "batch_size": 8}
+    knobs = {"packing": "documents", "loss_on": "answers", "seq_len": 64, "batch_size": 8}
     return schema.Data(names, str(folder / "cache"), 0.2, **knobs)
 
 

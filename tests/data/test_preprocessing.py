@@ -77,7 +77,8 @@ def test_long_texts_are_hashed_in_parts_and_give_the_same(monkeypatch):
 
 def test_hashes_are_the_same_in_every_process():
     code = (
-        "from lm.data import preprocessing\nprint(preprocessing.minhash_bands('one two three four five six'))\n"
+        "from lm.data import preprocessing\nprint(preprocessing.minhash_bands('one two three four"
+        " five six'))\n"
         "print(preprocessing.ngram_hashes('one two three', 2).tolist())"
     )
     root = Path(__file__).parent.parents[1]

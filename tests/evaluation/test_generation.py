@@ -91,7 +91,7 @@ def test_what_the_model_says_it_scores_as_greedy(params):
     "knobs, tolerance",
     [
         ({}, 2e-5),
-        ({"n_kv_heads": 4, "tied": True, "logit_softcap": 3.0}, 2e-5),
+        ({"n_kv_heads": 4, "tie_embeddings": True, "logit_softcap": 3.0}, 2e-5),
         ({"dtype": "bfloat16"}, 0.15),
     ],
 )
@@ -211,7 +211,7 @@ def test_knobs_and_prompts_that_cannot_work_are_refused_in_a_line(params):
 
 def test_learned_positions_are_read_through_the_cache_as_without():
     shape = dataclasses.replace(
-        SHAPE, norm="layer", mlp="gelu", bias=True, qk_norm=False, max_positions=32
+        SHAPE, norm="layer", mlp="gelu", bias=True, qk_norm=False, learned_positions=32
     )
     run = dataclasses.replace(RUN, model=shape)
     params = jax.tree.map(

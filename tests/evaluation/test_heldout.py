@@ -137,7 +137,7 @@ def test_sources_are_weighed_as_in_training(tiny, text_file, tmp_path):
 
 def test_excess_is_what_a_model_pays_above_the_best_reader_of_the_same_rows(tiny, tmp_path):
     name = "synthetic:grammar?words=8&kinds=2&depth=1&megabytes=0.1"
-    tiny.data.sources, tiny.data.cache = {name: 1.0}, str(tmp_path)
+    tiny.data.sources, tiny.data.cache_dir = {name: 1.0}, str(tmp_path)
     text, device_mesh = dataset.open_dataset(tiny.data, 0), mesh.make_mesh(tiny.mesh)
 
     def score(_, batch):  # a model that is .1 nats worse, everywhere

@@ -130,7 +130,7 @@ def test_its_answers_are_what_we_say(given, results):
 
 def test_spaces_between_context_and_answer_belong_to_the_answer():
     bpe = tokenizers.train_bpe(iter(["one two three four"] * 9), 290)
-    before, after = lm_eval_harness._parted(bpe, "one two ", "three")
+    before, after = scoring.encode_pair(bpe, "one two ", "three")
     assert bpe.decode(before) == "one two" and bpe.decode(after) == " three"
     assert [*before, *after] == bpe.encode("one two three").tolist()
 

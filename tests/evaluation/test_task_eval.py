@@ -117,10 +117,10 @@ def test_examples_that_do_not_fit_are_counted_or_refused(built, tmp_path):
         row = task_eval.to_columns(task_eval.evaluate_tasks(run, *arguments))
     counts = [row[f"task.{task.name}.{name}"] for name in ("n", "n_cut", "n_left_out")]
     assert counts == [2, 1, 1]
-    run.eval.too_long = "refuse"
+    run.eval.on_overflow = "error"
     with pytest.raises(ValueError, match="2 of 3 examples are longer than data.seq_len=48"):
         task_eval.evaluate_tasks(run, *arguments)
-    run.eval.too_long = "cut"
+    run.eval.on_overflow = "truncate"
 
 
 def test_training_and_scoring_give_the_same_likelihoods(built):

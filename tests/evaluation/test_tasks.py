@@ -151,12 +151,12 @@ def test_overlap_finds_the_examples_that_training_text_holds(tmp_path):
     (tmp_path / "seen.txt").write_text(f"before it {long} and after it\n")
     rows = [{"context": long, "continuation": "x"}, {"context": long[::-1], "continuation": "x"}]
     task = tasks.load_task(f"file:{write(tmp_path / 'set', [*rows, LINES['exact']])}")
-    data = schema.Data(sources={f"text:{tmp_path}/seen.txt": 1.0}, heldout=0.0)
+    data = schema.Data(sources={f"text:{tmp_path}/seen.txt": 1.0}, heldout_fraction=0.0)
     assert contamination.count_overlaps([task], data)[task.name] == {
         "n_overlap": 1,
         "n_checkable": 2,
     }
-    other = schema.Data(sources={f"text:{tmp_path}/seen.txt": 1.0}, heldout=1.0)
+    other = schema.Data(sources={f"text:{tmp_path}/seen.txt": 1.0}, heldout_fraction=1.0)
     assert (
         contamination.count_overlaps([task], other)[task.name]["n_overlap"] == 0
     )  # what is held out is not trained on

@@ -25,12 +25,18 @@ def test_our_mlp_has_the_products_of_a_plain_one_four_times_as_wide(size):
 
 
 def test_knobs_are_set_by_their_type_and_checked():
-    run = train_step.reference("S", ["model.dtype=bfloat16", "optim.clip=0", "data.across=false"])
-    assert (run.model.dtype, run.optim.clip, run.data.across) == ("bfloat16", 0.0, False)
+    run = train_step.reference(
+        "S", ["model.dtype=bfloat16", "optim.clip_norm=0", "data.attend_across_documents=false"]
+    )
+    assert (run.model.dtype, run.optim.clip_norm, run.data.attend_across_documents) == (
+        "bfloat16",
+        0.0,
+        False,
+    )
     with pytest.raises(ValueError, match="model.unrolll does not exist"):
         train_step.reference("S", ["model.unrolll=2"])
-    with pytest.raises(ValueError, match="model.unroll=0 must be at least 1"):
-        train_step.reference("S", ["model.unroll=0"])
+    with pytest.raises(ValueError, match="model.scan_unroll=0 must be at least 1"):
+        train_step.reference("S", ["model.scan_unroll=0"])
 
 
 def test_a_side_answers_and_says_why_it_ended():

@@ -19,13 +19,11 @@ from lm.config import model_sizes; from lm.config import schema
 
 def get_sweep(steps="8"):
     for size in ("10K", "15K"):
-        run = schema.Run(name=f"s/{{size}}", steps=int(steps), log_every=2, checkpoint_every=4)
-        run.model = model_sizes.ladder_model(size, n_layers=1)
-        run.data.sources, run.data.cache = {{"text:{text}": 1.0}}, "{text}/../data"
-        run.data.seq_len, run.data.batch_size, run.data.heldout = 32, 8, 0.2
-        run.eval.n_sequences, run.eval.n_completions = 16, 16
-        run.predict = size == "15K"
-        yield run
+        run = schema.Run(name=f"s/{{size}}", steps=int(steps), log_interval=2,
+        checkpoint_interval=4) run.model = model_sizes.ladder_model(size, n_layers=1)
+        run.data.sources, run.data.cache_dir = {{"text:{text}": 1.0}}, "{text}/../data"
+        run.data.seq_len, run.data.batch_size, run.data.heldout_fraction = 32, 8, 0.2
+        run.eval.n_sequences, run.eval.n_completions = 16, 16 run.predict = size == "15K" yield run
 """
 
 
@@ -95,7 +93,7 @@ def test_a_sweep_from_plan_to_report_and_a_second_call(folder):
     )
     assert talk.returncode == 0 and "no answer to rate" in talk.stdout, talk.stderr
     assert "prompt of 40 tokens, more than data.seq_len=32 of this run" in talk.stdout
-    kept = ("--config=base.py", "--config.data.cache=kept", "--from_prompts=kept.jsonl")
+    kept = ("--config=base.py", "--config.data.cache_dir=kept", "--from_prompts=kept.jsonl")
     (folder / "base.py").write_text(BASE)
     prepared = command(folder, "prepare", *kept)
     assert prepared.returncode == 0 and "1 prompts rated good are in" in prepared.stdout

@@ -35,7 +35,7 @@ def test_the_quickstart_is_a_ladder():
     runs = list(quickstart.get_sweep())
     n = [model_sizes.count_parameters(run.model)["non_embedding"] for run in runs]
     assert len(n) >= 6 and n == sorted(n) and n[-1] / n[0] > 50
-    assert [run.predict for run in runs] == [False] * (len(runs) - 1) + [True]
+    assert [run.is_prediction_target for run in runs] == [False] * (len(runs) - 1) + [True]
 
 
 def test_isoflop_spends_each_budget_on_several_sizes():
@@ -100,8 +100,8 @@ def test_each_cluster_is_left_out_once_and_neither_tuned_on_nor_declared_seen():
     )
     for run, cluster in zip(left, asked, strict=True):
         assert set(task.partition("&template")[0] for task in cluster) <= set(
-            run.data.unseen.split(",")
+            run.data.forbidden_tasks.split(",")
         )
         for source in run.data.sources:
             assert not any(task in source for task in cluster)
-            documents.validate_forbidden_tasks(source, run.data.unseen)
+            documents.validate_forbidden_tasks(source, run.data.forbidden_tasks)

@@ -106,8 +106,8 @@ def test_a_run_goes_on_from_the_newest_checkpoint_that_proves_itself(tiny):
 
 
 def test_must_resume_refuses_to_start_afresh(tiny):
-    tiny.resume = "must"
-    with pytest.raises(ValueError, match="resume='must', but .* has no intact checkpoint"):
+    tiny.resume = "required"
+    with pytest.raises(ValueError, match="resume='required', but .* has no intact checkpoint"):
         loop.train(tiny)
     assert not (records.run_dir(tiny) / "config.json").exists()
 
@@ -139,11 +139,11 @@ def test_the_step_after_a_resume_must_give_the_loss_it_gave(tiny):
 
 
 def test_text_that_has_changed_is_noticed_before_a_step(tiny, tmp_path):
-    tiny.data.cache = str(tmp_path / "data")
+    tiny.data.cache_dir = str(tmp_path / "data")
     loop.train(tiny)
     folder = records.run_dir(tiny)
     shutil.rmtree(folder / "checkpoints" / "12")
-    (binary,) = pathlib.Path(tiny.data.cache).glob("*/train.bin")
+    (binary,) = pathlib.Path(tiny.data.cache_dir).glob("*/train.bin")
     data = np.fromfile(binary, np.uint8)
     np.where(data == ord("e"), ord("a"), data).astype(np.uint8).tofile(binary)
     with pytest.raises(ValueError, match="the batch after step 8 differs from"):
@@ -160,7 +160,7 @@ def poisoned(tiny, built_anew, monkeypatch) -> schema.Run:
         return jnp.where(targets[:, 3].sum() % 8 == 1, jnp.nan, found), log_z
 
     monkeypatch.setattr(transformer, "cross_entropy", sick)
-    tiny.steps, tiny.log_every, tiny.checkpoint_every = 24, 4, 4
+    tiny.steps, tiny.log_interval, tiny.checkpoint_interval = 24, 4, 4
     return tiny
 
 
@@ -171,7 +171,7 @@ def test_stop_ends_a_run_at_the_first_number_that_is_none(poisoned):
 
 
 def test_skip_leaves_the_weights_and_goes_on(poisoned):
-    poisoned.optim.nonfinite = "skip"
+    poisoned.optim.on_nonfinite = "skip"
     loop.train(poisoned)
     assert records.read_facts(records.run_dir(poisoned))["status"] == "done"
     assert "skipped" in events(poisoned)
@@ -180,7 +180,7 @@ def test_skip_leaves_the_weights_and_goes_on(poisoned):
 
 
 def test_rewind_goes_back_and_passes_over_the_batches(poisoned):
-    poisoned.optim.nonfinite = "rewind"
+    poisoned.optim.on_nonfinite = "rewind"
     try:
         loop.train(poisoned)
     except loop.Diverged:
@@ -240,7 +240,7 @@ def kill(process: subprocess.Popen, rng: np.random.Generator, number: int, most:
 
 
 def test_killed_at_random_moments_it_ends_with_the_same_bits(tiny, tmp_path):
-    tiny.steps, tiny.checkpoint_every, tiny.log_every = 300, 20, 10
+    tiny.steps, tiny.checkpoint_interval, tiny.log_interval = 300, 20, 10
     whole = dataclasses.replace(tiny, name="whole")
     loop.train(whole)
     rng = np.random.default_rng()
@@ -333,7 +333,7 @@ TRIES = dict.fromkeys(FAULTS, 6) | {"SIGKILL": 14, "SIGTERM": 8, "one of these":
 def test_every_fault_many_times(tiny, disk, tmp_path):
     """A run for each fault is interrupted as often as TRIES says, and then compared."""
     tiny.dir = str(disk / "runs")
-    tiny.steps, tiny.checkpoint_every, tiny.log_every = 2400, 20, 10
+    tiny.steps, tiny.checkpoint_interval, tiny.log_interval = 2400, 20, 10
     whole = dataclasses.replace(tiny, name="whole")
     loop.train(whole)
     seed = int(time.time())

@@ -19,14 +19,11 @@ from lm.training import loop
 ROOT = pathlib.Path(__file__).parent.parent.parent
 CACHE = ROOT / ".pytest_cache" / "compiled"
 SCRIPT = """
-import json, sys, jax
-words, cache, devices, place, processes, process = sys.argv[1:]
-jax.config.update("jax_num_cpu_devices", int(devices))
-from lm.config import schema; from lm.parallel import distributed; from lm.parallel import mesh; from lm.training import loop
-mesh.initialize_devices(cache)
-mesh.peak_flops_per_second = lambda *_: 1e9  # seconds, which no test looks at
-distributed.initialize_processes(place, int(processes), int(process))
-try:
+import json, sys, jax words, cache, devices, place, processes, process = sys.argv[1:]
+jax.config.update("jax_num_cpu_devices", int(devices)) from lm.config import schema; from
+lm.parallel import distributed; from lm.parallel import mesh; from lm.training import loop
+mesh.initialize_devices(cache) mesh.peak_flops_per_second = lambda *_: 1e9  # seconds, which no test
+looks at distributed.initialize_processes(place, int(processes), int(process)) try:
     loop.train(schema.from_dict(json.loads(words)), lambda row: print(row["step"], flush=True))
 except (loop.Interrupted, ValueError) as error:
     print(type(error).__name__, error, file=sys.stderr)
@@ -69,9 +66,9 @@ def losses(run: schema.Run) -> dict[int, float]:
 @pytest.mark.timeout(180)
 def test_two_processes_die_and_one_goes_on_to_the_same_losses(tiny):
     """Killed one by one with SIGKILL and SIGTERM; then 1 process of 2 devices ends the run."""
-    whole = dataclasses.replace(tiny, name="whole", log_every=1)
+    whole = dataclasses.replace(tiny, name="whole", log_interval=1)
     loop.train(whole)
-    tiny.mesh, tiny.log_every, tiny.steps = schema.Mesh(fsdp=2), 1, 12
+    tiny.mesh, tiny.log_interval, tiny.steps = schema.Mesh(fsdp=2), 1, 12
     folder = records.run_dir(tiny)
 
     started = start(tiny)

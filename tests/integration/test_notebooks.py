@@ -158,7 +158,7 @@ def test_checkpoints_opens_a_run_goes_on_with_it_and_hands_it_over(tiny, monkeyp
     folder = records.run_dir(tiny)
     before = sorted(file for file in folder.rglob("*") if "pins" not in file.parts)
     monkeypatch.setenv("RUN", str(folder))
-    monkeypatch.setenv("DATA", tiny.data.cache)
+    monkeypatch.setenv("DATA", tiny.data.cache_dir)
     shown = outputs(path, folder, monkeypatch)
     text = text_of(shown)
     assert n_figures(shown) == 2

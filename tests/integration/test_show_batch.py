@@ -13,8 +13,8 @@ from lm.config import Run
 
 def get_config():
     run = Run(name="a", steps=100)
-    run.data.sources, run.data.cache = {SOURCES}, "data"
-    run.data.seq_len, run.data.batch_size, run.data.heldout = 32, 8, 0.2
+    run.data.sources, run.data.cache_dir = {SOURCES}, "data"
+    run.data.seq_len, run.data.batch_size, run.data.heldout_fraction = 32, 8, 0.2
     return run
 """
 

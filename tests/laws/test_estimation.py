@@ -99,10 +99,10 @@ def test_checkpoints_and_branches_are_resampled_together():
     ]
     names: dict[str, Any] = {"n": "params", "d": "tokens", "y": "loss", "bootstrap": 300}
     together = power_laws.chinchilla(rows, **names, group="run")
-    branches = [{"start.run": row["run"], "start.keep": "state", **row, "run": i}
+    branches = [{"start.run": row["run"], "start.restore": "full_state", **row, "run": i}
                 for i, row in enumerate(rows)]  # fmt: skip
     of_trunks = power_laws.chinchilla(branches, **names)
-    tuned = [{**row, "start.keep": "weights"} for row in branches]  # a fresh start: on their own
+    tuned = [{**row, "start.restore": "weights"} for row in branches]  # a fresh start: on their own
     apart = power_laws.chinchilla(tuned, **names)
     assert (together.n_runs, of_trunks.n_runs, apart.n_runs) == (40, 40, 240)
     assert together.se["E"] > 1.5 * apart.se["E"]
@@ -112,7 +112,7 @@ def test_checkpoints_and_branches_are_resampled_together():
 
 def test_a_trunk_run_is_excluded_from_a_law():
     rows = [
-        {"name": f"{n:.3g}-{r}", "start.run": f"{n:.3g}-trunk", "start.keep": "state"}
+        {"name": f"{n:.3g}-{r}", "start.run": f"{n:.3g}-trunk", "start.restore": "full_state"}
         | {"params": n, "tokens": n * r, "loss": loss(n, n * r)}
         for n in np.geomspace(1e7, 1e9, 4)
         for r in (5, 20, 80)

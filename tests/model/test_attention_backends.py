@@ -95,7 +95,12 @@ def test_auto_is_the_kernel_of_the_platform(platform, name, on):
         ("gpu", "cudnn", {"model__dtype": "float32"}, "takes bfloat16, not model.dtype='float32'"),
         ("gpu", "cudnn", {"model__d_head": 20}, "takes heads of 8, 16 ... 128, not model.d_head="),
         ("gpu", "cudnn", {"model__d_head": 256}, "takes heads of 8, 16 ... 128"),
-        ("gpu", "cudnn", {"data__across": False}, "unlike data.across=False"),
+        (
+            "gpu",
+            "cudnn",
+            {"data__attend_across_documents": False},
+            "unlike data.attend_across_documents=False",
+        ),
         ("gpu", "cudnn", {"mesh__sequence": 2}, "takes whole rows, not mesh.sequence=2"),
         ("tpu", "splash", {"data__seq_len": 100}, "takes rows of 128, 256 ..., not data.seq_len"),
         ("cpu", "splash", {}, "is for tpu, not cpu"),

@@ -20,7 +20,7 @@ def keep(freeze="", **knobs):
     shape = schema.Model(**vars(SMALL) | knobs)
     return params.flatten_by_path(
         optimizer.trainable_mask(
-            schema.Optimizer(freeze=freeze), shape, transformer.param_axes(shape)
+            schema.Optimizer(frozen=freeze), shape, transformer.param_axes(shape)
         )
     )
 
@@ -46,7 +46,7 @@ def test_weights_are_frozen_by_path_or_axis(freeze, frozen):
 
 
 def test_a_name_of_nothing_and_a_freeze_of_everything_are_refused():
-    with pytest.raises(ValueError, match="optim.freeze: heds does not exist: did you mean head"):
+    with pytest.raises(ValueError, match="optim.frozen: heds does not exist: did you mean head"):
         keep("heds")
     with pytest.raises(ValueError, match="freezes all weights"):
         keep("embed,blocks,norm,head")
@@ -66,7 +66,7 @@ def test_with_additions_they_alone_learn_and_only_where_asked():
 def test_parts_join_to_the_whole():
     params = some_weights(SMALL)
     flags = optimizer.trainable_mask(
-        schema.Optimizer(freeze="mlp,norm"), SMALL, transformer.param_axes(SMALL)
+        schema.Optimizer(frozen="mlp,norm"), SMALL, transformer.param_axes(SMALL)
     )
     both = optimizer.partition(params, flags), optimizer.partition(params, flags, False)
     assert jax.tree.structure(optimizer.combine(*both)) == jax.tree.structure(params)
@@ -124,7 +124,7 @@ def test_a_low_rank_child_starts_as_its_parent_and_moves_additions_alone(parent)
 
 def test_what_is_frozen_does_not_move(parent):
     run = child(parent, "frozen")
-    run.optim.freeze, run.steps = "embed,mlp", 2
+    run.optim.frozen, run.steps = "embed,mlp", 2
     program = step.build_train_functions(run, mesh.make_mesh(run.mesh))
     with jax.set_mesh(program.mesh):
         state = program.init(0)
@@ -138,7 +138,7 @@ def test_what_is_frozen_does_not_move(parent):
 
 
 def test_lower_layers_learn_slower():
-    knobs = schema.Optimizer(layer_decay=0.5, clip=0.0, weight_decay=0.0, warmup=0.0)
+    knobs = schema.Optimizer(layer_decay=0.5, clip_norm=0.0, weight_decay=0.0, warmup=0.0)
     names = transformer.param_axes(SMALL)
     params = some_weights(SMALL)
     made = optimizer.make_optimizer(knobs, SMALL, 10, names)

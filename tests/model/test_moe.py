@@ -18,11 +18,15 @@ from lm.training import loaded_model, loop, step
 SHAPE = schema.Model(
     vocab_size=32, d_model=8, n_layers=2, n_heads=2, n_kv_heads=2, d_head=4, n_experts=4, d_expert=6
 )
-DROPLESS = dataclasses.replace(SHAPE, n_shared_experts=1, balance="bias")
+DROPLESS = dataclasses.replace(SHAPE, n_shared_experts=1, load_balancing="bias")
 ROOMY = dataclasses.replace(  # a place for every token, whichever expert it goes to
-    SHAPE, dispatch="capacity", capacity=2.0, router="sigmoid", normalize_experts=False
+    SHAPE,
+    dispatch="capacity",
+    capacity_factor=2.0,
+    router="sigmoid",
+    normalize_expert_weights=False,
 )
-CROWDED = dataclasses.replace(SHAPE, dispatch="capacity", capacity=0.5)
+CROWDED = dataclasses.replace(SHAPE, dispatch="capacity", capacity_factor=0.5)
 
 
 def experts(shape: schema.Model) -> tuple[nnx.GraphDef, dict]:
@@ -44,7 +48,7 @@ def dense_loop(shape: schema.Model, weights: dict, x_BTD: jax.Array) -> jax.Arra
     scores = jax.nn.softmax(scores) if shape.router == "softmax" else jax.nn.sigmoid(scores)
     _, best = jax.lax.top_k(scores + weights.get("bias", 0.0), shape.experts_per_token)
     chosen = jax.nn.one_hot(best, shape.n_experts).sum(axis=-2) * scores
-    if shape.normalize_experts:
+    if shape.normalize_expert_weights:
         chosen = chosen / chosen.sum(axis=-1, keepdims=True)
 
     def mlp(gate, up, down):
@@ -212,7 +216,7 @@ def test_the_balance_loss_is_one_where_even_and_pushes_down_what_is_full():
 
 
 def test_biases_even_out_the_load_and_never_count_in_the_sum(x_BTD):
-    shape = dataclasses.replace(SHAPE, balance="bias", balance_rate=0.01)
+    shape = dataclasses.replace(SHAPE, load_balancing="bias", router_bias_rate=0.01)
     x_BTD = x_BTD + 0.5
     router = jax.random.normal(jax.random.key(3), (8, 4)).at[:, 0].add(1.0)  # many like the first
     bias_E, imbalance = jnp.zeros(4), []
@@ -264,7 +268,7 @@ def test_scan_and_recomputation_change_neither_gradients_nor_routing():
 
 @pytest.fixture
 def run(tiny) -> schema.Run:
-    knobs = {"n_experts": 4, "d_expert": 8, "balance": "bias", "router_z_loss": 1e-3}
+    knobs = {"n_experts": 4, "d_expert": 8, "load_balancing": "bias", "router_z_loss": 1e-3}
     tiny.model = dataclasses.replace(tiny.model, **knobs)
     return tiny
 
@@ -287,7 +291,7 @@ def test_a_step_moves_each_bias_by_the_rate_alone_and_the_same_on_a_mesh_of_expe
         seen.append((found, bias_LE))
     np.testing.assert_allclose(seen[0][0], seen[1][0], rtol=2e-5)
     np.testing.assert_array_equal(seen[0][1], seen[1][1])
-    steps_LE = bias_LE / run.model.balance_rate
+    steps_LE = bias_LE / run.model.router_bias_rate
     np.testing.assert_allclose(steps_LE, np.round(steps_LE), atol=1e-4)
     assert steps_LE.any() and np.abs(steps_LE).max() <= 2.001
     assert metrics["experts.imbalance"] >= 1 and metrics["experts.z"] > 0

@@ -93,7 +93,7 @@ def test_decay_stays_put_where_the_learning_rate_falls():
 def test_a_larger_epsilon_means_what_it_says():
     shape = dataclasses.replace(WIDE, parametrization="mup")  # epsilon / 4 for every weight
     knobs = schema.Optimizer(
-        lr=1.0, eps=1.0, clip=0.0, warmup=0.0, schedule="constant", b1=0.0, b2=0.0
+        lr=1.0, eps=1.0, clip_norm=0.0, warmup=0.0, schedule="constant", b1=0.0, b2=0.0
     )
     params = weights(shape, "mup")
     gradient = jax.tree.map(np.ones_like, params)

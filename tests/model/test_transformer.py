@@ -41,7 +41,7 @@ def test_no_position_sees_a_later_token(params, tokens_BT):
         """Logits at t when the embeddings of the text are moved by offset."""
         table = jnp.concatenate([embed, offset_TD + embed[tokens_BT[0]]])
         moved = params | {"embed": table}
-        wide = dataclasses.replace(SHAPE, vocab_size=64 + 16, tied=False)
+        wide = dataclasses.replace(SHAPE, vocab_size=64 + 16, tie_embeddings=False)
         moved["head"] = jnp.pad(params["head"], ((0, 0), (0, 16)))
         return transformer.compute_logits(wide, moved, 64 + jnp.arange(16)[None])[0, t].sum()
 
@@ -52,7 +52,8 @@ def test_no_position_sees_a_later_token(params, tokens_BT):
 
 
 @pytest.mark.parametrize(
-    "knobs", [{"unroll": 1}, {"remat": "full"}, {"remat": "dots"}, {"attention_blocks": 1}]
+    "knobs",
+    [{"scan_unroll": 1}, {"remat": "full"}, {"remat": "dots"}, {"attention_query_blocks": 1}],
 )
 def test_knobs_of_speed_change_no_gradient(params, tokens_BT, knobs):
     def loss(shape):
@@ -79,7 +80,7 @@ def loss_of(shape: schema.Model):
 
 @pytest.mark.parametrize("tied", [False, True])
 def test_a_loss_in_chunks_is_the_loss(tied):
-    shape = dataclasses.replace(SHAPE, logit_softcap=3.0, tied=tied)
+    shape = dataclasses.replace(SHAPE, logit_softcap=3.0, tie_embeddings=tied)
     tokens_BT = jax.random.randint(jax.random.key(1), (2, 17), 0, 64)
     (whole, best), slope = loss_of(shape)(weights(shape), tokens_BT)
     cut = dataclasses.replace(shape, loss_chunks=4)
@@ -104,7 +105,7 @@ def test_a_loss_in_chunks_holds_a_chunk_of_the_logits():
 
 def test_recomputing_more_holds_less():
     def temporary(remat):
-        shape = dataclasses.replace(SHAPE, n_layers=12, unroll=1, remat=remat)
+        shape = dataclasses.replace(SHAPE, n_layers=12, scan_unroll=1, remat=remat)
         tree = jax.eval_shape(lambda: transformer.init_params(shape, 0))
         tokens = jax.ShapeDtypeStruct((4, 129), "int32")
         memory = loss_of(shape).lower(tree, tokens).compile().memory_analysis()
@@ -116,13 +117,13 @@ def test_recomputing_more_holds_less():
 
 @pytest.mark.parametrize("n_blocks", [1, 4])
 def test_within_segments_a_document_is_read_as_if_it_were_alone(params, n_blocks):
-    shape = dataclasses.replace(SHAPE, attention_blocks=n_blocks)
+    shape = dataclasses.replace(SHAPE, attention_query_blocks=n_blocks)
     tokens_BT = jax.random.randint(jax.random.key(2), (2, 16), 0, 64)
     segments_BT = jnp.array([[0] * 4 + [1] * 12, [0] * 16])
     together = jax.jit(lambda p: transformer.compute_logits(shape, p, tokens_BT, segments_BT))(
         params
     )
-    alone = logits(dataclasses.replace(shape, attention_blocks=1), params, tokens_BT[:1, 4:])
+    alone = logits(dataclasses.replace(shape, attention_query_blocks=1), params, tokens_BT[:1, 4:])
     np.testing.assert_allclose(together[0, 4:], alone[0], atol=2e-5)
     whole = logits(shape, params, tokens_BT)
     np.testing.assert_allclose(together[1], whole[1], atol=1e-5)
@@ -187,7 +188,7 @@ def test_a_soft_cap_bounds_the_logits(params, tokens_BT):
 
 
 def test_a_tied_head_is_the_embedding(params, tokens_BT):
-    tied = dataclasses.replace(SHAPE, tied=True)
+    tied = dataclasses.replace(SHAPE, tie_embeddings=True)
     own = weights(tied)
     assert "head" not in own
     same = logits(SHAPE, own | {"head": own["embed"].T}, tokens_BT)
@@ -214,7 +215,7 @@ def test_weights_are_named_axis_by_axis():
 
 def test_a_deep_stack_is_no_longer_program():
     def lines(n_layers):
-        shape = dataclasses.replace(SHAPE, n_layers=n_layers, unroll=1)
+        shape = dataclasses.replace(SHAPE, n_layers=n_layers, scan_unroll=1)
         tree = jax.eval_shape(lambda: transformer.init_params(shape, 0))
         tokens = jax.ShapeDtypeStruct((2, 16), "int32")
         lowered = jax.jit(lambda p, t: transformer.compute_logits(shape, p, t)).lower(tree, tokens)
@@ -226,7 +227,7 @@ def test_a_deep_stack_is_no_longer_program():
 @pytest.mark.slow
 def test_a_deep_stack_compiles_about_as_fast():
     def seconds(n_layers):
-        shape = dataclasses.replace(SHAPE, n_layers=n_layers, unroll=1)
+        shape = dataclasses.replace(SHAPE, n_layers=n_layers, scan_unroll=1)
         tree = jax.eval_shape(lambda: transformer.init_params(shape, 0))
         tokens = jax.ShapeDtypeStruct((2, 17), "int32")
         start = time.process_time()
@@ -245,7 +246,7 @@ def test_a_deep_stack_compiles_about_as_fast():
 
 
 def test_the_count_of_a_program_sees_loops_and_recomputation():
-    run = schema.Run(model=dataclasses.replace(SHAPE, unroll=1, attention_blocks=1))
+    run = schema.Run(model=dataclasses.replace(SHAPE, scan_unroll=1, attention_query_blocks=1))
     run.data.seq_len, run.data.batch_size = 16, 2
     once = cost.count_step_flops(run)
     run.model.n_layers = 4
@@ -256,7 +257,13 @@ def test_the_count_of_a_program_sees_loops_and_recomputation():
 
 
 GPT2 = dataclasses.replace(
-    SHAPE, norm="layer", mlp="gelu", bias=True, qk_norm=False, max_positions=24, tied=True
+    SHAPE,
+    norm="layer",
+    mlp="gelu",
+    bias=True,
+    qk_norm=False,
+    learned_positions=24,
+    tie_embeddings=True,
 )
 
 
@@ -273,7 +280,7 @@ def test_learned_positions_count_from_the_beginning_of_a_document(tokens_BT):
 
 @pytest.mark.parametrize("shape", [GPT2, dataclasses.replace(SHAPE, bias=True, qk_norm=False)])
 def test_every_variant_is_the_same_on_a_split_mesh(shape, tokens_BT):
-    shape = dataclasses.replace(shape, attention_blocks=2)
+    shape = dataclasses.replace(shape, attention_query_blocks=2)
     params = jax.tree.map(lambda w: w + 0.01, weights(shape))  # biases that do something
     device_mesh = mesh.make_mesh(schema.Mesh(sequence=2, tensor=2))
     placed = jax.tree.map(
@@ -298,7 +305,7 @@ def test_norms_biases_and_scales_never_decay_and_tables_of_positions_do():
 
 
 def test_more_context_than_learned_positions_is_refused():
-    with pytest.raises(ValueError, match="max_positions=24 must be at least data.seq_len=128"):
+    with pytest.raises(ValueError, match="learned_positions=24 must be at least data.seq_len=128"):
         validation.validate_run(schema.Run(model=GPT2))
 
 

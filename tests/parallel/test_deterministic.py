@@ -19,15 +19,15 @@ ROOT = pathlib.Path(__file__).parent.parent.parent
 CACHE = ROOT / ".pytest_cache" / "compiled"
 # Trains on the first so many devices, again on fewer, and from the middle on others still.
 SCRIPT = """
-import dataclasses, json, shutil, sys, jax
-jax.config.update("jax_num_cpu_devices", 8)
-from lm.config import schema; from lm.config import validation; from lm.parallel import deterministic; from lm.parallel import mesh; from lm.runs import records; from lm.training import checkpoints; from lm.training import loaded_model; from lm.training import loop
-import numpy as np
+import dataclasses, json, shutil, sys, jax jax.config.update("jax_num_cpu_devices", 8) from
+lm.config import schema; from lm.config import validation; from lm.parallel import deterministic;
+from lm.parallel import mesh; from lm.runs import records; from lm.training import checkpoints; from
+lm.training import loaded_model; from lm.training import loop import numpy as np
 
 words, cache, *numbers = sys.argv[1:]
 base = schema.from_dict(json.loads(words))
 mesh.initialize_devices(cache)
-deterministic.fix_threads(base.mesh.exact)
+deterministic.fix_threads(base.mesh.deterministic_shards)
 mesh.peak_flops_per_second = lambda *_: 1e9
 make = mesh.make_mesh
 
@@ -67,8 +67,8 @@ def trained(run: schema.Run, others: list) -> float:
 
 @pytest.fixture
 def one_order(tiny) -> schema.Run:
-    tiny.mesh.exact, tiny.log_every, tiny.steps = 8, 1, 8
-    tiny.data.rows, tiny.model.z_loss = "continued", 1e-3
+    tiny.mesh.deterministic_shards, tiny.log_interval, tiny.steps = 8, 1, 8
+    tiny.data.packing, tiny.model.z_loss = "continuation", 1e-3
     return tiny
 
 
@@ -81,21 +81,27 @@ def test_one_device_and_a_resume_on_two_give_the_bits_of_eight(one_order):
 @pytest.mark.timeout(900)
 def test_every_number_of_devices_gives_the_same_bits(one_order):
     one_order.model.n_layers, one_order.model.remat = 3, "dots"
-    one_order.data.across, one_order.optim.nonfinite = False, "skip"
+    one_order.data.attend_across_documents, one_order.optim.on_nonfinite = False, "skip"
     trained(one_order, [(n, fsdp, "") for n in (1, 2, 4, 8) for fsdp in (1, n) if n * fsdp > 1])
 
 
 @pytest.mark.parametrize(
     ("shape", "words"),
     [
-        ({"tensor": 2}, "mesh.tensor=2 splits sums that mesh.exact=8 holds in one order"),
-        ({"exact": 2}, "mesh.exact=2 shards on 4 devices: take a power of two"),
-        ({}, "mesh.exact=8 needs PJRT_NPROC=8 in the environment before"),
+        (
+            {"tensor": 2},
+            "mesh.tensor=2 splits sums whose order mesh.deterministic_shards=8 fixes",
+        ),
+        (
+            {"deterministic_shards": 2},
+            "mesh.deterministic_shards=2 shards on 4 devices: the number of devices must be",
+        ),
+        ({}, "mesh.deterministic_shards=8 needs PJRT_NPROC=8 in the environment before"),
     ],
 )
 def test_what_cannot_keep_the_order_is_refused(shape, words, monkeypatch):
     monkeypatch.delenv(deterministic.THREADS, raising=False)
-    run = schema.Run(mesh=schema.Mesh(**{"exact": 8} | shape))
+    run = schema.Run(mesh=schema.Mesh(**{"deterministic_shards": 8} | shape))
     with pytest.raises(ValueError, match=words):
         deterministic.validate_deterministic(run, mesh.make_mesh(run.mesh, jax.devices()))
 
@@ -105,14 +111,16 @@ def test_what_cannot_keep_the_order_is_refused(shape, words, monkeypatch):
     [
         ("model.dtype", "bfloat16", "float32"),
         ("optim.name", "muon", "adamw or lion"),
-        ("optim.accumulate", 2, "1, as shards are pieces"),
+        ("optim.grad_accumulation_steps", 2, "1, because each shard"),
     ],
 )
 def test_what_has_no_order_yet_is_refused(knob, value, way_out):
-    run = schema.Run(mesh=schema.Mesh(exact=8))
+    run = schema.Run(mesh=schema.Mesh(deterministic_shards=8))
     group, name = knob.split(".")
     setattr(getattr(run, group), name, value)
-    with pytest.raises(ValueError, match=f"{knob}={value!r} .* mesh.exact=8: take {way_out}"):
+    with pytest.raises(
+        ValueError, match=f"{knob}={value!r} .* mesh.deterministic_shards=8: take {way_out}"
+    ):
         validation.validate_run(run)
 
 
@@ -128,7 +136,7 @@ def test_a_gradient_is_clipped_as_optax_does():
 
 @pytest.mark.parametrize(("shards", "batch"), [(6, 12), (8, 12)])
 def test_shards_that_do_not_divide_are_refused(shards, batch):
-    run = schema.Run(mesh=schema.Mesh(exact=shards))
+    run = schema.Run(mesh=schema.Mesh(deterministic_shards=shards))
     run.data.batch_size = batch
-    with pytest.raises(ValueError, match=f"mesh.exact={shards}.*: try (8|16)"):
+    with pytest.raises(ValueError, match=f"mesh.deterministic_shards={shards}.*: try (8|16)"):
         validation.validate_run(run)

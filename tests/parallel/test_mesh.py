@@ -111,7 +111,7 @@ def test_every_axis_name_of_the_model_has_a_rule():
     assert {axis for axes in axis_rules.AXIS_RULES.values() for axis in axes} == set(
         axis_rules.MESH_AXES
     )
-    assert set(axis_rules.MESH_AXES) == set(vars(schema.Mesh())) - {"rules", "exact"}
+    assert set(axis_rules.MESH_AXES) == set(vars(schema.Mesh())) - {"rules", "deterministic_shards"}
 
 
 def test_placed_rows_are_the_rows_and_are_split():

@@ -197,7 +197,7 @@ def test_trunk_run_is_excluded_and_its_cost_counted_once(tmp_path, page_only):
     folder = made_up_sweep.sweep(tmp_path, predict=False)
     flops = records.read_facts(folder / "30K")["flops"]
     config = records.read_json(folder / "60K" / "config.json")
-    config["start"] |= {"run": "toy/30K", "keep": "state"}
+    config["start"] |= {"run": "toy/30K", "restore": "full_state"}
     records.write_json(folder / "60K" / "config.json", config)
     total_flops = records.read_facts(folder / "60K")["flops"]
     records.write_facts(folder / "60K", **{"parent.flops": flops})

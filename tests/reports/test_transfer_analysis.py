@@ -89,7 +89,7 @@ def specialist(size, n, way, bits, steps=300, **more):
     columns = {"eval.task.file:my/sums?n=9&template=chat.bits_per_byte": bits}
     columns["eval.task.file:my/sums?n=9&template=chat.accuracy"] = 0.5
     columns["eval.task_se.file:my/sums?n=9&template=chat.bits_per_byte"] = 0.1
-    knobs = {"data.sources": {source: 1.0}, "data.score": "answers", "steps": steps}
+    knobs = {"data.sources": {source: 1.0}, "data.loss_on": "answers", "steps": steps}
     facts = {f"rows.n_documents.{source}": n, "flops_per_token.full": 10.0, "parent.flops": 7e6}
     batch = {"data.batch_size": 2, "data.seq_len": 5, "name": f"s/{size}-{n}-{way}-{steps}"}
     made = row(size, n, 2.0, "s/parent" if is_tuned else "")
@@ -99,7 +99,7 @@ def specialist(size, n, way, bits, steps=300, **more):
 def general(size):
     tasks = {f"eval.task.file:my/sums?n=9&shots={k}.bits_per_byte": 5.0 - k for k in (0, 2)}
     tasks |= {f"eval.task.file:my/sums?n=9&shots={k}.accuracy": 0.1 for k in (0, 2)}
-    return row(size, 0, 2.0) | tasks | {"name": "s/parent", "data.score": "all", "steps": 9}
+    return row(size, 0, 2.0) | tasks | {"name": "s/parent", "data.loss_on": "all", "steps": 9}
 
 
 SPECIALISTS = [

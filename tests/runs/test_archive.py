@@ -21,7 +21,7 @@ def sweep(tmp_path) -> pathlib.Path:
         run = folder / size
         config = records.read_json(run / "config.json")
         sources = {f"jsonl:{WHERE}/{name}/*.gz": 0.5 for name in ("wiki", "books")}
-        config["data"] |= {"sources": sources, "cache": "../cache", "tokenizer": "~/bpe.json"}
+        config["data"] |= {"sources": sources, "cache_dir": "../cache", "tokenizer": "~/bpe.json"}
         config["eval"]["tasks"] = f"copy?length=4 file:{WHERE}/tasks/piqa?n=9"
         records.write_json(run / "config.json", config | {"dir": "gs://bucket/somebody/out"})
         records.write_facts(run, host="vm", **{f"epochs.jsonl:{WHERE}/wiki/*.gz": 0.5})
@@ -70,7 +70,7 @@ def test_archive_has_no_machine_paths_and_no_weights(sweep, tmp_path):
     config = records.read_json(archive_dir / "30K" / "config.json")
     assert config["data"]["sources"] == {"jsonl:wiki/*.gz": 0.5, "jsonl:books/*.gz": 0.5}
     assert config["eval"]["tasks"] == "copy?length=4 file:piqa?n=9"
-    assert (config["dir"], config["data"]["cache"]) == ("out", "cache")
+    assert (config["dir"], config["data"]["cache_dir"]) == ("out", "cache")
     row = records.load_runs(archive_dir)[0]
     assert row["eval.loss.jsonl:wiki/*.gz"] == 2.0 and row["epochs.jsonl:wiki/*.gz"] == 0.5
     assert row["eval.task.file:piqa?n=9.accuracy"] == 1

@@ -127,7 +127,7 @@ def test_log_is_flushed_before_the_checkpoint(tiny, monkeypatch):
 def remote(tiny, bucket, tmp_path) -> schema.Run:
     """The tiny run, with all its files in the bucket."""
     copies = str(tmp_path / "copies")
-    data = dataclasses.replace(tiny.data, cache="gs://bucket/data", copies=copies)
+    data = dataclasses.replace(tiny.data, cache_dir="gs://bucket/data", local_cache_dir=copies)
     return dataclasses.replace(tiny, name="s/tiny", dir="gs://bucket/runs", data=data)
 
 
@@ -197,7 +197,7 @@ def test_token_files_from_the_bucket_are_verified(remote, bucket, tmp_path):
     remote.data.tokenizer = "bpe:300"
     (first,) = corpus.prepare_corpus(remote.data).values()
     puts = bucket.puts
-    other = dataclasses.replace(remote.data, copies=str(tmp_path / "other"))
+    other = dataclasses.replace(remote.data, local_cache_dir=str(tmp_path / "other"))
     (second,) = corpus.prepare_corpus(other).values()
     assert bucket.puts == puts and second.hash == first.hash  # nothing was prepared again
     for split in corpus.SPLITS:

@@ -138,7 +138,7 @@ def test_whose_claim_was_taken_over_while_it_slept_ends_before_it_writes_more(tm
     done = subprocess.run(
         [sys.executable, "-c", script, tmp_path], capture_output=True, text=True, timeout=30
     )
-    assert done.returncode == lock.EXIT_LOCK_LOST == 75 and "its claim is gone" in done.stderr
+    assert done.returncode == lock.EXIT_LOCK_LOST == 75 and "its claim is missing" in done.stderr
 
 
 def test_before_the_first_step_a_signal_ends_it_at_once(tmp_path):
@@ -181,7 +181,8 @@ def test_a_process_without_progress_ends_with_its_own_status_and_its_stacks(tmp_
 
 def test_a_stall_that_the_disk_causes_still_ends(tmp_path):
     script = (
-        "import sys, time; from lm.runs import filesystem; from lm.runs import lock; lock.BEAT_SECONDS = 0.05\n"
+        "import sys, time; from lm.runs import filesystem; from lm.runs import lock;"
+        " lock.BEAT_SECONDS = 0.05\n"
         "with lock.Guard(sys.argv[1], stall_seconds=0.2) as watch:\n"
         "    filesystem.write_file = lambda *_: time.sleep(60)\n"
         "    time.sleep(60)\n"

@@ -67,7 +67,7 @@ def test_changed_config_field_is_refused_by_name(run):
 
 def test_execution_fields_may_change(run):
     records.start_run(run, {})
-    run.log_every, run.mesh.fsdp, run.data.cache = 5, 2, "elsewhere"
+    run.log_interval, run.mesh.fsdp, run.data.cache_dir = 5, 2, "elsewhere"
     records.start_run(run, {})
 
 
@@ -119,10 +119,10 @@ def test_stored_config_is_never_executed(run):
     file = records.run_dir(run) / "config.json"
     content = json.loads(file.read_text())
     content["wandb"] = "__import__('os').getcwd()"
-    content["data"]["cache"] = "$(id) `id` {0.__class__}"
+    content["data"]["cache_dir"] = "$(id) `id` {0.__class__}"
     file.write_text(json.dumps(content))
     loaded = records.read_config(file.parent)
-    assert loaded.data.cache == "$(id) `id` {0.__class__}"
+    assert loaded.data.cache_dir == "$(id) `id` {0.__class__}"
     with pytest.raises(ValueError, match="wandb=.* must be bool, not str"):
         validation.validate_run(loaded)
     file.write_text(json.dumps(content | {"__class__": "os.system"}))

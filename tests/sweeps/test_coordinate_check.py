@@ -20,7 +20,7 @@ STEPS = 2
 def exponents(text_file, tmp_path_factory):
     """Of the last step's changes, under a rule, from the base shape to another."""
     tiny = conftest.tiny_run(text_file, tmp_path_factory.mktemp("coordinates"))
-    tiny.model, tiny.optim.lr = dataclasses.replace(tiny.model, unroll=1), 0.01
+    tiny.model, tiny.optim.lr = dataclasses.replace(tiny.model, scan_unroll=1), 0.01
     # Rows that no name of a folder decides: few as they are, others would have other exponents.
     text = np.frombuffer(text_file.joinpath("7.txt").read_bytes(), np.uint8).astype(np.int32)
     starts = np.random.default_rng(0).integers(0, len(text) - 33, (STEPS + 1, 8))

@@ -14,7 +14,7 @@ def rows(shift=0.0, seeds=3, trial=0) -> list[dict]:
     found = [{"name": "b/trunk", "start.run": "", design.TOKENS: 9e5, design.LOSS: 9.0}]
     for tokens in (3e5, 1e6):
         middle = 1 + 20 * tokens**-0.3
-        branch = {"name": f"b/{tokens:g}", "start.run": "b/trunk", "start.keep": "state"}
+        branch = {"name": f"b/{tokens:g}", "start.run": "b/trunk", "start.restore": "full_state"}
         loss = middle * np.exp(shift + SD * rng.standard_normal())
         found.append(branch | {design.TOKENS: 1.01 * tokens, design.LOSS: loss})
         for seed in range(seeds):

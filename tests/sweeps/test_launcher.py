@@ -17,7 +17,9 @@ def sweep(tiny) -> list[schema.Run]:
     for size, d_ff in (("a", 16), ("b", 24), ("c", 32), ("d", 48), ("e", 64)):
         model = dataclasses.replace(tiny.model, d_ff=d_ff, n_layers=1)
         runs.append(
-            dataclasses.replace(tiny, name=f"s/{size}", model=model, steps=4, predict=size == "b")
+            dataclasses.replace(
+                tiny, name=f"s/{size}", model=model, steps=4, is_prediction_target=size == "b"
+            )
         )
     return runs
 
@@ -52,7 +54,7 @@ def test_pending_runs_train_and_target_is_predicted_first(sweep, monkeypatch):
 
 def test_prediction_is_of_the_law_and_fixed_after_start(sweep, monkeypatch):
     for run, loss in zip(sweep, (3.0, 2.9, 2.8, 2.7, 2.65), strict=True):
-        if not run.predict:
+        if not run.is_prediction_target:
             records.start_run(run, flops.run_facts(run))
             records.append_record(records.run_dir(run) / "evals.jsonl", {"step": 4, "loss": loss})
             records.write_facts(records.run_dir(run), status="done")
@@ -80,10 +82,10 @@ def branched(sweep) -> list[schema.Run]:
     """Trunks of three sizes with cooldowns at two budgets each; the longest of the middle one."""
     runs = []
     for run in sweep[:3]:
-        run.steps, run.optim.warmup, run.predict = 40, 0.02, False
+        run.steps, run.optim.warmup, run.is_prediction_target = 40, 0.02, False
         per_step = run.data.batch_size * run.data.seq_len
         runs += design.cooldown_branches(run, (20 * per_step, 40 * per_step))
-    runs[5].predict = True
+    runs[5].is_prediction_target = True
     return runs
 
 
@@ -190,7 +192,10 @@ def test_full_disk_stops_the_sweep(sweep, monkeypatch):
         (lambda runs: setattr(runs[1], "name", "s/a"), "name=s/a is the name of two runs"),
         (lambda runs: setattr(runs[1], "name", "t/a"), "must be SWEEP/RUN with one SWEEP"),
         (lambda runs: setattr(runs[1], "name", "a"), "must be SWEEP/RUN with one SWEEP"),
-        (lambda runs: setattr(runs[0], "predict", True), "predict=True in more than one run"),
+        (
+            lambda runs: setattr(runs[0], "is_prediction_target", True),
+            "is_prediction_target=True in more than one run",
+        ),
         (lambda runs: setattr(runs[4].optim, "lr", -1.0), "optim.lr=-1.0 must be above 0"),
         (lambda runs: setattr(runs[2].data, "sources", {"text:nowhere": 1.0}), "text:nowhere"),
         (lambda runs: setattr(runs[2].data, "batch_size", 6), "multiple of mesh.data=4"),

@@ -19,7 +19,9 @@ def names_by_level(runs: list[schema.Run]) -> list[list[str]]:
 def test_parents_come_before_children_and_prediction_last(tiny):
     def run(name: str, parent: str = "", predict: bool = False) -> schema.Run:
         start = schema.Start(run=parent)
-        return dataclasses.replace(tiny, name=f"s/{name}", start=start, predict=predict)
+        return dataclasses.replace(
+            tiny, name=f"s/{name}", start=start, is_prediction_target=predict
+        )
 
     runs = [run("p", predict=True), run("b", "s/a"), run("c", "s/b"), run("a"), run("d")]
     assert names_by_level(runs) == [["s/a", "s/d"], ["s/b"], ["s/c"], ["s/p"]]

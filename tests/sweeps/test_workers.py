@@ -19,10 +19,10 @@ from lm.config import model_sizes; from lm.config import schema
 def get_sweep(n="30"):
     for number in range(int(n)):
         run = schema.Run(name=f"s/{{number:02}}", seed=number, steps=120)
-        run.log_every, run.checkpoint_every = 10, 20
+        run.log_interval, run.checkpoint_interval = 10, 20
         run.model = model_sizes.ladder_model("10K", n_layers=1 + number % 2)
-        run.data.sources, run.data.cache = {{"text:{text}": 1.0}}, "{text}/../data"
-        run.data.seq_len, run.data.batch_size, run.data.heldout = 32, 8, 0.2
+        run.data.sources, run.data.cache_dir = {{"text:{text}": 1.0}}, "{text}/../data"
+        run.data.seq_len, run.data.batch_size, run.data.heldout_fraction = 32, 8, 0.2
         run.eval.n_sequences, run.eval.n_completions = 16, 0
         if number == 3:
             run.start.run = "s/01"  # of its shape

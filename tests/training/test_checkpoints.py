@@ -45,7 +45,7 @@ def test_a_folder_without_checkpoints_has_no_newest(tiny):
 
 
 def test_two_checkpoints_stay_and_every_kept_one(tiny, state):
-    tiny.keep_every = 8
+    tiny.permanent_checkpoint_interval = 8
     with checkpoints.CheckpointStore(tiny) as store:
         for step in range(4, 32, 4):
             store.save(step, state, "hash", [], 0.0)
@@ -202,7 +202,7 @@ def test_a_checkpoint_of_another_run_is_named_by_its_knobs_and_left_where_it_is(
     with pytest.raises(ValueError, match=r"9 is of another run, optim.lr=0.25 in the checkpoint"):
         newest(tiny, state)
     assert (folder / "9").is_dir()
-    moved = dataclasses.replace(tiny, name="c", log_every=7, dir=tiny.dir)
+    moved = dataclasses.replace(tiny, name="c", log_interval=7, dir=tiny.dir)
     shutil.copytree(folder, pathlib.Path(tiny.dir) / "c" / "checkpoints")
     shutil.rmtree(pathlib.Path(tiny.dir) / "c" / "checkpoints" / "9")
     assert newest(moved, state) == (6, [])  # what changes no result may differ

@@ -42,7 +42,7 @@ def test_a_run_writes_what_it_is_and_how_it_went(tiny):
 
 
 def test_training_learns_what_repeats(tiny):
-    tiny.steps, tiny.optim.lr, tiny.log_every, tiny.checkpoint_every = 150, 0.02, 50, 150
+    tiny.steps, tiny.optim.lr, tiny.log_interval, tiny.checkpoint_interval = 150, 0.02, 50, 150
     loop.train(tiny)
     (row,) = records.load_runs(records.run_dir(tiny))
     assert row["eval.loss"] < 0.8 and row["eval.completion"] > 0.5
@@ -58,7 +58,7 @@ def test_the_same_run_twice_is_the_same_bits(tiny):
 
 
 def test_stopped_by_a_signal_it_saves_and_goes_on_to_the_same_bits(tiny):
-    tiny.log_every, tiny.steps_per_call = 3, 2
+    tiny.log_interval, tiny.steps_per_call = 3, 2
     whole = dataclasses.replace(tiny, name="whole")
     loop.train(whole)
 
@@ -99,7 +99,7 @@ def test_a_run_goes_on_in_other_pieces(tiny):
 
     with pytest.raises(loop.Interrupted):
         loop.train(stopped, stop_at_six)
-    stopped.optim = dataclasses.replace(tiny.optim, accumulate=2)
+    stopped.optim = dataclasses.replace(tiny.optim, grad_accumulation_steps=2)
     stopped.model = dataclasses.replace(tiny.model, loss_chunks=4, remat="full")
     loop.train(stopped)
     assert list(losses(stopped)) == list(losses(whole))
@@ -129,7 +129,7 @@ def test_a_checkpoint_is_restored_on_another_mesh(tiny):
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_as_diverged(tiny):
-    tiny.optim.lr, tiny.optim.clip, tiny.optim.warmup = 1e30, 0.0, 0.0
+    tiny.optim.lr, tiny.optim.clip_norm, tiny.optim.warmup = 1e30, 0.0, 0.0
     with pytest.raises(loop.Diverged, match="tiny diverged: loss .* by step"):
         loop.train(tiny)
     facts = records.read_facts(records.run_dir(tiny))
@@ -138,7 +138,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_as_diverged(tiny):
 
 
 def test_evaluations_come_when_due_and_a_lost_one_is_filled_in(tiny):
-    tiny.eval.every, tiny.log_every = 3, 1
+    tiny.eval.interval, tiny.log_interval = 3, 1
 
     def stop_at_three(row):
         if row["step"] == 2 and row["attempt"] == 1:
@@ -169,7 +169,7 @@ def test_a_vocabulary_that_is_too_small_is_refused(tiny):
 
 
 def test_only_the_continuation_of_a_cut_row_is_learned(tiny):
-    tiny.data.rows = "continued"
+    tiny.data.packing = "continuation"
     program = step.build_train_functions(tiny, mesh.make_mesh(tiny.mesh))
     rng = np.random.default_rng(0)
     tokens = rng.integers(1, 256, (8, 33)).astype(np.int32)
@@ -184,7 +184,10 @@ def test_only_the_continuation_of_a_cut_row_is_learned(tiny):
     assert float(metrics["loss"]) == pytest.approx(continued, rel=1e-5)
 
 
-@pytest.mark.parametrize("knobs", [{"across": False}, {"rows": "continued"}, {"rows": "whole"}])
+@pytest.mark.parametrize(
+    "knobs",
+    [{"attend_across_documents": False}, {"packing": "continuation"}, {"packing": "documents"}],
+)
 def test_a_run_trains_on_rows_of_every_kind(tiny, knobs):
     tiny.data = dataclasses.replace(tiny.data, **knobs)
     loop.train(tiny)
@@ -239,7 +242,7 @@ def test_a_checkpoint_of_another_model_is_refused_by_the_leaf(tiny):
 
 
 def test_a_run_without_progress_ends_and_its_best_checkpoint_is_what_it_gives(tiny, monkeypatch):
-    tiny.eval.every, tiny.eval.patience, tiny.log_every = 1, 2, 5
+    tiny.eval.interval, tiny.eval.patience, tiny.log_interval = 1, 2, 5
     losses = dict(zip(range(1, 13), (5.0, 4.0, 4.5, 3.0, 3.1, 3.0, 2.0), strict=False))
     calls = iter(losses)
     monkeypatch.setattr(

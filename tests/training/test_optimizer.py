@@ -17,7 +17,7 @@ SHAPE = schema.Model(
 
 @pytest.mark.parametrize("name", fields.choices(schema.Optimizer)["schedule"])
 def test_a_schedule_warms_up_peaks_and_ends_where_it_says(name):
-    knobs = schema.Optimizer(lr=2.0, schedule=name, warmup=0.1, decay=0.3, lr_end=0.25)
+    knobs = schema.Optimizer(lr=2.0, schedule=name, warmup=0.1, decay=0.3, final_lr_fraction=0.25)
     lr = np.array(optimizer.learning_rate_schedule(knobs, 100)(np.arange(100)))
     assert (np.diff(lr[:11]) > 0).all() and lr[0] > 0
     assert lr[10] == pytest.approx(2.0) and lr.max() == pytest.approx(2.0)
@@ -60,7 +60,7 @@ def test_norms_do_not_decay_and_every_other_weight_does():
 def test_a_large_gradient_is_clipped_by_its_global_norm():
     params = jax.jit(lambda: transformer.init_params(SHAPE, 0))()
     knobs, axes = (
-        schema.Optimizer(clip=1.0, eps=1.0, weight_decay=0.0),
+        schema.Optimizer(clip_norm=1.0, eps=1.0, weight_decay=0.0),
         transformer.param_axes(SHAPE),
     )
     transformation, inputs = (
@@ -70,7 +70,7 @@ def test_a_large_gradient_is_clipped_by_its_global_norm():
 
     def update(scale: float):
         gradient = jax.tree.map(lambda x: jnp.full_like(x, scale), params)
-        gradient, _ = optimizer.clip_by_global_norm(gradient, knobs.clip)
+        gradient, _ = optimizer.clip_by_global_norm(gradient, knobs.clip_norm)
         return transformation.update(gradient, transformation.init(params), params, inputs=inputs)[
             0
         ]

@@ -23,7 +23,7 @@ def variants(run: schema.Run, folder: str) -> list[schema.Run]:
     """Of one shape: another seed, another learning rate, both and another weight decay."""
     runs = [copy.deepcopy(run) for _ in range(3)]
     for number, one in enumerate(runs):
-        one.checkpoint_every, one.eval.n_completions = 12, 0
+        one.checkpoint_interval, one.eval.n_completions = 12, 0
         one.name, one.seed, one.optim.lr = f"{folder}/{number}", number % 2, 3e-3 * (1 + number)
     runs[2].optim.weight_decay = 0.3
     return runs
@@ -43,7 +43,7 @@ def params(run: schema.Run) -> list[np.ndarray]:
 def pair(text_file, tmp_path_factory) -> tuple[list[schema.Run], list[schema.Run]]:
     """The same three runs, trained alone and together."""
     tiny = conftest.tiny_run(text_file, tmp_path_factory.mktemp("packs"))
-    tiny.eval.every = 6
+    tiny.eval.interval = 6
     alone, packed = variants(tiny, "alone"), variants(tiny, "packed")
     for run in alone:
         loop.train(run)
@@ -97,7 +97,7 @@ def test_a_pack_stopped_by_a_signal_goes_on_to_the_same_bits(pair, tiny):
     _, whole = pair
     runs = variants(tiny, "stopped")
     for run in runs:
-        run.dir, run.eval.every = whole[0].dir, 6
+        run.dir, run.eval.interval = whole[0].dir, 6
 
     def stop(run, row):
         if row["step"] == 6 and run is runs[0] and row["attempt"] == 1:
@@ -132,7 +132,7 @@ def test_runs_at_different_steps_are_not_packed_and_half_a_pack_is_made_anew(tin
 
 def test_a_call_of_several_steps_does_what_single_ones_do(tiny):
     single, several = (
-        dataclasses.replace(tiny, name=f"calls/{size}", log_every=6, steps_per_call=size)
+        dataclasses.replace(tiny, name=f"calls/{size}", log_interval=6, steps_per_call=size)
         for size in (1, 4)
     )
     loop.train(single)
@@ -166,7 +166,7 @@ def test_a_call_ends_where_something_is_due(tiny, monkeypatch):
         save(self, step, *given)
 
     monkeypatch.setattr(checkpoints.CheckpointStore, "save", save_and_count)
-    tiny.log_every, tiny.eval.every, tiny.checkpoint_every = 7, 5, 4
+    tiny.log_interval, tiny.eval.interval, tiny.checkpoint_interval = 7, 5, 4
     loop.train(tiny)
     folder = records.run_dir(tiny)
     assert [row["step"] for row in records.load_metrics(folder)] == [7, 12]
@@ -188,7 +188,7 @@ def test_a_call_has_fewer_steps_the_longer_they_take(tiny):
     "knobs",
     [
         {"optim.name": "muon"},
-        {"optim.accumulate": 2},
+        {"optim.grad_accumulation_steps": 2},
         {"model.n_experts": 4, "model.d_expert": 16},
         {"model.n_experts": 4, "model.d_expert": 16, "model.dispatch": "capacity"},
         {"mesh.data": 1, "mesh.fsdp": 2, "mesh.tensor": 2},
@@ -229,11 +229,13 @@ def test_runs_of_another_shape_are_refused_and_never_chosen(tiny, change, words)
     assert not pathlib.Path(tiny.dir).exists()
 
 
-@pytest.mark.parametrize(("knob", "value"), [("mesh.exact", 4), ("wandb", True)])
+@pytest.mark.parametrize(("knob", "value"), [("mesh.deterministic_shards", 4), ("wandb", True)])
 def test_some_runs_are_trained_alone(tiny, knob, value):
     runs = variants(tiny, "x")
     for run in runs:
-        setattr(run.mesh if knob == "mesh.exact" else run, knob.split(".")[-1], value)
+        setattr(
+            run.mesh if knob == "mesh.deterministic_shards" else run, knob.split(".")[-1], value
+        )
     assert vmapped_runs.select_compatible(iter(runs), 3, set()) == runs[:1]
     with pytest.raises(ValueError, match=f"{knob}={value}, and "):
         vmapped_runs.check_compatible(runs)

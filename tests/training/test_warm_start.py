@@ -15,7 +15,7 @@ from lm.training import checkpoints, loaded_model, loop, warm_start
 def trunk(text_file, tmp_path_factory) -> schema.Run:
     """A finished run of constant learning rate with checkpoints at 4, 8 and 12."""
     run = conftest.tiny_run(text_file, tmp_path_factory.mktemp("trunk"))
-    run.name, run.optim.schedule, run.keep_every = "s/trunk", "constant", 4
+    run.name, run.optim.schedule, run.permanent_checkpoint_interval = "s/trunk", "constant", 4
     loop.train(run)
     return run
 
@@ -36,7 +36,7 @@ def losses(run: schema.Run) -> dict[int, float]:
 
 
 def test_a_branch_that_changes_nothing_is_the_trunk_bit_for_bit(trunk):
-    branch = child(trunk, "same", step=4, keep="state")
+    branch = child(trunk, "same", step=4, restore="full_state")
     loop.train(branch)
     for a, b in zip(weights(trunk), weights(branch), strict=True):
         np.testing.assert_array_equal(a, b)
@@ -48,8 +48,8 @@ def test_a_branch_that_changes_nothing_is_the_trunk_bit_for_bit(trunk):
 
 
 def test_a_cooldown_differs_from_the_trunk_only_after_the_branch(trunk):
-    branch = child(trunk, "cooldown", step=8, keep="state")
-    branch.optim.schedule, branch.optim.decay, branch.optim.lr_end = "linear", 0.3, 0.0
+    branch = child(trunk, "cooldown", step=8, restore="full_state")
+    branch.optim.schedule, branch.optim.decay, branch.optim.final_lr_fraction = "linear", 0.3, 0.0
     loop.train(branch)
     assert sorted(losses(branch)) == [10, 12] and losses(branch)[12] != losses(trunk)[12]
     rows = records.load_metrics(records.run_dir(branch))
@@ -95,7 +95,10 @@ def test_fine_tuning_can_be_interrupted_and_goes_on_from_its_own_checkpoint(trun
             "start.step=40 must be at most 12, the last step of s/trunk",
         ),
         (lambda r: setattr(r.start, "step", 5), r"has no step 5: it has \[4, 8, 12\]"),
-        (lambda r: setattr(r.start, "keep", "state"), "steps=12 must be above start.step=12"),
+        (
+            lambda r: setattr(r.start, "restore", "full_state"),
+            "steps=12 must be above start.step=12",
+        ),
         (lambda r: setattr(r.start, "run", r.name), "is the run itself"),
     ],
 )
@@ -117,7 +120,7 @@ def test_weights_of_another_tokenizer_are_refused(trunk):
 
 def test_a_child_runs_after_its_parent_and_circles_are_refused(trunk):
     a, b = child(trunk, "a"), child(trunk, "b")
-    a.start.run, a.predict = "s/b", False
+    a.start.run, a.is_prediction_target = "s/b", False
     assert [run.name for run in launcher.topological_order([a, b, trunk])] == [
         "s/trunk",
         "s/b",
@@ -131,7 +134,7 @@ def test_a_child_runs_after_its_parent_and_circles_are_refused(trunk):
 def test_a_checkpoint_that_a_sweep_will_need_is_kept_from_when_it_is_planned(text_file, tmp_path):
     parent = conftest.tiny_run(text_file, tmp_path)
     parent.name = "s/parent"
-    branch = child(parent, "branch", step=4, keep="state")
+    branch = child(parent, "branch", step=4, restore="full_state")
     launcher.write_sweep_files("x.py", [parent, branch], [])
     loop.train(parent)
     folder = records.run_dir(parent)

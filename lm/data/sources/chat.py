@@ -180,7 +180,7 @@ def _turns(row: dict, where: str) -> list[Turn]:
             if not isinstance(text, str):
                 raise ValueError(f"{where}: {field} is {type(text).__name__}, not text")
             if not _without_special(text).strip():
-                raise ValueError(f"{where}: an empty {field}: fill it in, or data.broken='skip'")
+                raise ValueError(f"{where}: an empty {field}: fill it in, or data.on_error='skip'")
     return turns
 
 
@@ -233,7 +233,8 @@ def _without_special(text: str) -> str:
 #     rate("prompts.jsonl", prompt_id, good=True)            # or better="7, 7": a corrected answer
 #     tuning_set("prompts.jsonl", "prompts.tuning.jsonl")    # 1: lines for a chat: source
 #
-# The file is append-only: the last line of an id counts. Instruction models are tuned on such ratings
+# The file is append-only: the last line of an id counts. Instruction models are tuned on such
+# ratings
 # (Ouyang et al. 2022, arXiv:2203.02155).
 # """
 

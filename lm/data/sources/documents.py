@@ -91,7 +91,9 @@ def validate_forbidden_tasks(source: str, unseen: str) -> None:
     else:
         return
     if forbidden:
-        raise ValueError(f"data.unseen: {source!r} contains {', '.join(forbidden)}: {remedy}")
+        raise ValueError(
+            f"data.forbidden_tasks: {source!r} contains {', '.join(forbidden)}: {remedy}"
+        )
 
 
 @functools.lru_cache(maxsize=64)

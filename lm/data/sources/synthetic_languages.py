@@ -34,7 +34,8 @@ def zipf_probabilities(n: int, exponent: float) -> np.ndarray:
 #
 #     made(Machine(states=16)).p_SA.shape        # (64, 16)
 #
-# The machine is in one of `states` and stores one of `memory` values. Each state ranks the letters in
+# The machine is in one of `states` and stores one of `memory` values. Each state ranks the letters
+# in
 # its own order and writes the letter of rank r with probability proportional to r^-zipf. The letter
 # determines the next state. Some states store the letter (modulo `memory`). In others the stored
 # value rotates the ranks, so a letter affects text far ahead. States differ in how often they are
@@ -100,7 +101,8 @@ def build_machine(machine: MachineParameters) -> FiniteStateSource:
 #
 #     made(Grammar(words=100)).p_SA.shape        # (10115, 24)
 #
-# A word has three letters from a to p. All kinds share one lexicon, and each kind ranks it in its own
+# A word has three letters from a to p. All kinds share one lexicon, and each kind ranks it in its
+# own
 # order: the word of rank r has probability proportional to r^-zipf. A phrase of kind 0 opens with A
 # and closes with S, kind 1 with B and T, and so on. After an inner phrase has closed, words and
 # closing letter are those of the outer phrase again, however far back it was opened.
@@ -206,14 +208,15 @@ def _word_transitions(
 #
 #     language = parse("grammar?words=64&depth=2")
 #     entropy(language)                    # lower bound of the loss, nats per token
-#     floor(language, seq_len=128)         # lower bound for rows with a random start; standard error
+# floor(language, seq_len=128) # lower bound for rows with a random start; standard error
 #     nats(language, rows_NT)              # nats of each token of the given rows, [N, T-1]
 #     block(language, 0)[0]                # "CgecUCUBDVbpnehjjeifebdeloclehjndoTAjpnjpnjpn..."
 #
 #     machine?states=N&...    hidden-state machine with a memory: machine.py
 #     grammar?words=N&...     nested phrases of several kinds: grammar.py
 #
-# Both are finite-state sources (automaton.py), so the entropy rate is known exactly. The distribution
+# Both are finite-state sources (automaton.py), so the entropy rate is known exactly. The
+# distribution
 # of the state after a row of text follows from forward filtering: a few sums per letter. Axes: S
 # states, A letters, N rows, T tokens. Tokens are bytes, and NUL ends a document.
 # """

@@ -1,10 +1,10 @@
 """The scaling laws, one family per file.
 
-    power_laws.py        power, chinchilla, overtrained
-    log_linear.py        a line in logs
-    isoflop_minima.py    the minimum of one compute budget
-    isoflop.py           the isoFLOP law through these minima
-    compute_optimal.py   lower envelope of learning curves, best allocation of a budget
-    data_constrained.py  repeated data; data that pre-training replaces
-    downstream.py        loss -> accuracy, in one or two steps
+power_laws.py        power, chinchilla, overtrained
+log_linear.py        a line in logs
+isoflop_minima.py    the minimum of one compute budget
+isoflop.py           the isoFLOP law through these minima
+compute_optimal.py   lower envelope of learning curves, best allocation of a budget
+data_constrained.py  repeated data; data that pre-training replaces
+downstream.py        loss -> accuracy, in one or two steps
 """

@@ -83,7 +83,7 @@ def _fit_repeats(
         )
     problem = _build_problem(RepeatedData(params, names, fixed, n, d, unique), columns, options)
     result = estimation.fit_problem(problem, data, options).extend(DataConstrainedFit, base=params)
-    same = replace(options, where=None)  # data.rows are the included rows
+    same = replace(options, where=None)  # data.packing are the included rows
 
     def refit(rows: run_table.Rows | None = None, **changes: Any) -> fit.Fit:
         rows = data.rows if rows is None else rows

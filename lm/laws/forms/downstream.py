@@ -59,11 +59,11 @@ def accuracy_from_loss(
 
     `run` is the column of the run if rows are evaluations during runs. The first fraction `drop` of
     each run, sorted by `order`, is excluded, both columns become trailing means over `window`
-    evaluations (see `run_table.smooth_evaluations`), and whole runs are resampled. `anchor` adds a point (loss,
-    accuracy), such as (0, 1). `chance` is the accuracy of guessing: predictions are in [chance, 1].
-    `loss` is squares, huber or absolute, of the accuracy. `predict(L)`. Other options: delta,
-    where, bootstrap, resample, seed, reach. Raises ValueError for accuracies that do not exceed
-    chance, and for accuracies or losses that are all equal.
+    evaluations (see `run_table.smooth_evaluations`), and whole runs are resampled. `anchor` adds a
+    point (loss, accuracy), such as (0, 1). `chance` is the accuracy of guessing: predictions are in
+    [chance, 1]. `loss` is squares, huber or absolute, of the accuracy. `predict(L)`. Other options:
+    delta, where, bootstrap, resample, seed, reach. Raises ValueError for accuracies that do not
+    exceed chance, and for accuracies or losses that are all equal.
     """
     if form not in FORMS:
         raise ValueError(f"form={form!r} is unknown; known: {', '.join(FORMS)}")
@@ -96,7 +96,9 @@ def _fit_curve(rows, x, y, form, chance, anchor, run, options: AbilityOptions) -
         result.warnings.append(
             f"the loss explains only {result.r_squared:.0%} of the variance of the accuracy"
         )
-    same = replace(options, where=None, drop=0.0, window=1)  # data.rows are selected and smoothed
+    same = replace(
+        options, where=None, drop=0.0, window=1
+    )  # data.packing are selected and smoothed
 
     def refit(rows: run_table.Rows | None = None, **changes: Any) -> fit.Fit:
         rows = data.rows if rows is None else rows

@@ -51,10 +51,10 @@ def isoflop(
     line more than their noise explains. median=True takes the median of the resamples as x*.
     weighted=True weights budgets by 1 / var(log x*).
 
-    Parameters: exponent, k; derived: log10_k. fit.budgets has a `isoflop_minima.BudgetMinimum` per budget.
-    Other options: where, bootstrap, seed, reach. Approach 2 is biased unless the two exponents of
-    the loss are equal and the sizes are centered: prefer `chinchilla` if both are possible. Raises
-    ValueError for fewer than two usable budgets.
+    Parameters: exponent, k; derived: log10_k. fit.budgets has a `isoflop_minima.BudgetMinimum` per
+    budget. Other options: where, bootstrap, seed, reach. Approach 2 is biased unless the two
+    exponents of the loss are equal and the sizes are centered: prefer `chinchilla` if both are
+    possible. Raises ValueError for fewer than two usable budgets.
     """
     parsed = fit.parse_options("isoflop", options, isoflop_minima.IsoflopOptions(), OPTIONS)
     _check_choices(parsed)

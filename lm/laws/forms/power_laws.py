@@ -109,7 +109,7 @@ def sum_of_powers(
     problem = _build_problem(data, inputs, y, law, has_floor, replace(options, fixed=fixed))
     row_weights = data.columns[options.weights] if options.weights else None
     result = estimation.fit_problem(problem, data, options, row_weights)
-    same = replace(options, fixed=fixed, where=None)  # data.rows are the included rows
+    same = replace(options, fixed=fixed, where=None)  # data.packing are the included rows
 
     def refit(rows: run_table.Rows | None = None, **changes: Any) -> fit.Fit:
         rows = data.rows if rows is None else rows

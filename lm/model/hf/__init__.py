@@ -1,6 +1,6 @@
 """Read and write models in the format of Hugging Face transformers.
 
-    architectures.py  tensor names and config fields of Llama, Qwen3, Qwen3-MoE and GPT-2
-    load.py           read a folder
-    export.py         write a folder
+architectures.py  tensor names and config fields of Llama, Qwen3, Qwen3-MoE and GPT-2
+load.py           read a folder
+export.py         write a folder
 """

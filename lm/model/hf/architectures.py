@@ -3,8 +3,8 @@
     family(run.model)                   "qwen3"
     tensors(run.model, "qwen3")         what its files hold, and the parts of ours that lie in each
 
-TENSORS and KNOBS are read both ways, by lm/model/hf/export.py and lm/model/hf/load.py. A model is of the
-family whose knobs are its own; one that is of none is refused with the knob to blame.
+TENSORS and KNOBS are read both ways, by lm/model/hf/export.py and lm/model/hf/load.py. A model is
+of the family whose knobs are its own; one that is of none is refused with the knob to blame.
 """
 
 import dataclasses
@@ -82,7 +82,8 @@ TENSORS = {
 _ROTARY = {
     "vocab_size": "vocab_size", "d_model": "hidden_size", "n_layers": "num_hidden_layers",
     "n_heads": "num_attention_heads", "n_kv_heads": "num_key_value_heads", "d_head": "head_dim",
-    "d_ff": "intermediate_size", "norm_eps": "rms_norm_eps", "tied": "tie_word_embeddings",
+    "d_ff": "intermediate_size", "norm_eps": "rms_norm_eps",
+    "tie_embeddings": "tie_word_embeddings",
     "rope_theta": "rope_theta",
 }  # fmt: skip
 # Knobs of ours -> of their config.json.
@@ -91,16 +92,16 @@ FIELD_NAMES = {
     "qwen3": _ROTARY,
     "qwen3_moe": _ROTARY | {
         "d_expert": "moe_intermediate_size", "n_experts": "num_experts",
-        "experts_per_token": "num_experts_per_tok", "normalize_experts": "norm_topk_prob",
+        "experts_per_token": "num_experts_per_tok", "normalize_expert_weights": "norm_topk_prob",
     },
     "gpt2": {
         "vocab_size": "vocab_size", "d_model": "n_embd", "n_layers": "n_layer",
-        "n_heads": "n_head", "d_ff": "n_inner", "max_positions": "n_positions",
-        "norm_eps": "layer_norm_epsilon", "tied": "tie_word_embeddings",
+        "n_heads": "n_head", "d_ff": "n_inner", "learned_positions": "n_positions",
+        "norm_eps": "layer_norm_epsilon", "tie_embeddings": "tie_word_embeddings",
     },
 }  # fmt: skip
 _PLAIN = {"logit_softcap": 0.0, "n_experts": 0}
-_RMS = _PLAIN | {"norm": "rms", "mlp": "gated", "bias": False, "max_positions": 0}
+_RMS = _PLAIN | {"norm": "rms", "mlp": "gated", "bias": False, "learned_positions": 0}
 # What makes a model one of a family.
 REQUIRED_FIELDS: dict[str, dict[str, Any]] = {
     "qwen3_moe": {name: value for name, value in _RMS.items() if name != "n_experts"}
@@ -130,10 +131,15 @@ CLASSES = {
 }
 # Where their config.json may leave a knob out.
 DEFAULTS = {
-    **{"tied": False, "norm_eps": 1e-6, "rope_theta": 10_000.0, "normalize_experts": False},
+    **{
+        "tie_embeddings": False,
+        "norm_eps": 1e-6,
+        "rope_theta": 10_000.0,
+        "normalize_expert_weights": False,
+    },
     **{"experts_per_token": 8, "n_kv_heads": None, "d_head": None, "d_ff": None},
 }
-GPT2_DEFAULTS = DEFAULTS | {"tied": True, "norm_eps": 1e-5, "max_positions": 1024}
+GPT2_DEFAULTS = DEFAULTS | {"tie_embeddings": True, "norm_eps": 1e-5, "learned_positions": 1024}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,9 +169,9 @@ def _differing(name: str, shape: schema.Model) -> list[str]:
     needed = dict(REQUIRED_FIELDS[name])
     if name == "gpt2":
         needed |= {"n_kv_heads": shape.n_heads, "d_head": shape.d_model / shape.n_heads}
-        needed |= {} if shape.max_positions else {"max_positions": "a table"}
+        needed |= {} if shape.learned_positions else {"learned_positions": "a table"}
     if name == "qwen3_moe":
-        needed |= {"balance": "loss"} if shape.balance == "bias" else {}
+        needed |= {"load_balancing": "loss"} if shape.load_balancing == "bias" else {}
         needed |= {} if shape.n_experts else {"n_experts": "some"}
     return [
         f"model.{knob}={getattr(shape, knob)!r}, not {value!r}"

@@ -34,9 +34,9 @@ def export_model(
 ) -> str:
     """Writes a folder that `transformers` opens, float32; returns the name of its class.
 
-    params: the tree, or what gives a weight by its path (loaded_model.open_weights). Low-rank additions are
-    added up; what a parametrization multiplies branches and logits with goes into the weights
-    before them. ValueError for a model of no family, or a folder that is not empty.
+    params: the tree, or what gives a weight by its path (loaded_model.open_weights). Low-rank
+    additions are added up; what a parametrization multiplies branches and logits with goes into the
+    weights before them. ValueError for a model of no family, or a folder that is not empty.
     """
     shape = dataclasses.replace(run.model, lora_rank=0)
     name, folder = architectures.architecture_of(shape), Path(folder)

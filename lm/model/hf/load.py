@@ -54,7 +54,8 @@ def read_shape(folder: str | Path) -> tuple[schema.Model, str, int]:
     for ours in ("vocab_size", "d_model", "n_layers", "n_heads"):
         if not isinstance(knobs[ours], int) or knobs[ours] < 1:
             raise ValueError(
-                f"{file}: {architectures.FIELD_NAMES[name][ours]}={knobs[ours]!r} must be a whole number"
+                f"{file}: {architectures.FIELD_NAMES[name][ours]}={knobs[ours]!r} must be a whole"
+                f" number"
             )
     knobs["d_head"] = knobs.get("d_head") or knobs["d_model"] // knobs["n_heads"]
     knobs["n_kv_heads"] = knobs.get("n_kv_heads") or knobs["n_heads"]
@@ -145,7 +146,7 @@ def _check_names(folder: Path, there: dict, wanted: dict, shape: schema.Model) -
             f" ({len(missing)} tensors are)"
         )
     # A tied head may be written out; buffers of old versions are no weights.
-    ignored = ("lm_head.weight",) if shape.tied else ()
+    ignored = ("lm_head.weight",) if shape.tie_embeddings else ()
     buffers = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")
     extra = [n for n in there if n not in (*wanted, *ignored) and not n.endswith(buffers)]
     if extra:

@@ -1,11 +1,74 @@
 """Figures of scaling experiments. Every function returns a matplotlib Figure.
 
-    style.py           theme, axes, number formats, saving
-    elements.py        markers, curves, intervals, labels
-    scaling.py         loss against parameters, compute and sources
-    loss_surface.py    loss against tokens, L(N, D) contours, isoFLOP
-    task_accuracy.py   accuracy, mastered tasks, emergence
-    transfer.py        fine-tuning, forgetting, compute saved
-    learning_rates.py  loss against learning rate, coordinate check
-    goodput.py         time by phase
+style.py           theme, axes, number formats, saving
+elements.py        markers, curves, intervals, labels
+scaling.py         loss against parameters, compute and sources
+loss_surface.py    loss against tokens, L(N, D) contours, isoFLOP
+task_accuracy.py   accuracy, mastered tasks, emergence
+transfer.py        fine-tuning, forgetting, compute saved
+learning_rates.py  loss against learning rate, coordinate check
+goodput.py         time by phase
 """
+
+from lm.reports.plots.goodput import time_by_phase
+from lm.reports.plots.learning_rates import activation_changes, loss_vs_learning_rate
+from lm.reports.plots.loss_surface import (
+    compute_optimal_frontier,
+    isoflop_parabolas,
+    loss_contours,
+    loss_vs_tokens,
+    optimal_size,
+)
+from lm.reports.plots.scaling import (
+    learning_curves,
+    loss_by_source,
+    loss_vs_compute,
+    loss_vs_parameters,
+    predicted_against_measured,
+)
+from lm.reports.plots.style import save_figure
+from lm.reports.plots.task_accuracy import (
+    accuracy_vs_loss,
+    accuracy_vs_size,
+    emergence,
+    predicted_accuracy,
+    task_curves,
+    tasks_mastered,
+)
+from lm.reports.plots.transfer import (
+    compute_saved_vs_size,
+    finetuned_vs_scratch,
+    forgetting_vs_size,
+    left_out_clusters,
+    task_quality_vs_data,
+    unseen_task_accuracy,
+)
+
+__all__ = [
+    "accuracy_vs_loss",
+    "accuracy_vs_size",
+    "activation_changes",
+    "compute_optimal_frontier",
+    "compute_saved_vs_size",
+    "emergence",
+    "finetuned_vs_scratch",
+    "forgetting_vs_size",
+    "isoflop_parabolas",
+    "learning_curves",
+    "left_out_clusters",
+    "loss_by_source",
+    "loss_contours",
+    "loss_vs_compute",
+    "loss_vs_learning_rate",
+    "loss_vs_parameters",
+    "loss_vs_tokens",
+    "optimal_size",
+    "predicted_accuracy",
+    "predicted_against_measured",
+    "save_figure",
+    "task_curves",
+    "task_quality_vs_data",
+    "tasks_mastered",
+    "time_by_phase",
+    "unseen_task_accuracy",
+]

@@ -70,7 +70,10 @@ def _law_curve(axes: Axes, finished, fit, x, theme, prediction) -> None:
 def draw_interval(axes: Axes, x, prediction, theme, width) -> None:
     """Draw a prediction at x: its interval as a bar, its value as a stroke."""
     value, lo, hi = predicted_interval(prediction)
-    tip = f"tip:predicted {style.format_number(value)} [{style.format_number(lo)}, {style.format_number(hi)}]"
+    tip = (
+        f"tip:predicted {style.format_number(value)} [{style.format_number(lo)},"
+        f" {style.format_number(hi)}]"
+    )
     bar = {"linewidth": width, "solid_capstyle": "butt", "color": theme["soft"], "zorder": 1.2}
     axes.plot([x, x], [lo, hi], gid=tip, **bar)
     axes.plot([x], [value], "_", color=theme["accent"], markersize=1.7 * width, markeredgewidth=1.8)

@@ -1,6 +1,7 @@
 """Figure and table of the time that runs spend in each phase; goodput is the share of useful steps.
 
-figure = goodput.time_by_phase(rows)     # one bar per run, divided by phase (see lm/runs/phase_timer.py)
+figure = goodput.time_by_phase(rows)     # one bar per run, divided by phase (see
+lm/runs/phase_timer.py)
 lines = goodput.phase_table(rows)       # seconds and shares per run
 """
 
@@ -67,5 +68,8 @@ def time_by_phase(rows, theme=style.LIGHT) -> Figure:
     axes.grid(visible=False)
     look = {"fontsize": 7.5, "labelcolor": theme["ink"], "frameon": False}
     figure.legend([*bars.values()], [*bars], loc="outside right center", **look)
-    caption = f"n = {elements.count_label(rows)}, all attempts. Numbers: goodput, the share of useful steps."
+    caption = (
+        f"n = {elements.count_label(rows)}, all attempts. Numbers: goodput, the share of"
+        f" useful steps."
+    )
     return style.finish_figure(figure, axes, [caption], theme)

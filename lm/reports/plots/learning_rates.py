@@ -1,7 +1,9 @@
 """Figures of hyperparameter transfer: coordinate check, loss against learning rate.
 
-scaling.save(learning_rates.activation_changes(rows), "coordinates", {...})      # of coordinate_check.measure_activations
-learning_rates.loss_vs_learning_rate(rows, "model.d_model")                    # of records.load_runs
+scaling.save(learning_rates.activation_changes(rows), "coordinates", {...})      # of
+coordinate_check.measure_activations
+learning_rates.loss_vs_learning_rate(rows, "model.d_model")                    # of
+records.load_runs
 """
 
 from collections.abc import Mapping, Sequence
@@ -84,8 +86,9 @@ def loss_vs_learning_rate(rows, along, theme=style.LIGHT, optima=None) -> Figure
     """Plot, on log axes, the loss against the learning rate, a panel per parametrization.
 
     along: model.d_model or model.n_layers, with one line per value. The other column is fixed at
-    the value that has most values of `along`. optima: result of lr_analysis.optimal_lr, or None. A diamond is
-    the minimum of a parabola with its interval. The title has the exponent of the best rate.
+    the value that has most values of `along`. optima: result of lr_analysis.optimal_lr, or None. A
+    diamond is the minimum of a parabola with its interval. The title has the exponent of the best
+    rate.
     """
     rows = lr_analysis.share_base_shape([row for row in rows if row["status"] == "done"])
     optima = rows_along(lr_analysis.optimal_lr(rows) if optima is None else optima, along)

@@ -44,8 +44,8 @@ def compute_optimal_frontier(
 ) -> Figure:
     """Plot, on log axes, the loss against compute and the compute-optimal frontier of a law.
 
-    metrics: {name of run: records.load_metrics(directory)}. fit: a law of N and D. The frontier spans
-    the budgets of the fitted runs; its band is the 95% interval.
+    metrics: {name of run: records.load_metrics(directory)}. fit: a law of N and D. The frontier
+    spans the budgets of the fitted runs; its band is the 95% interval.
     """
     figure, axes = style.new_figure("The compute-optimal frontier", x, y, theme)
     elements.draw_curves(axes, rows, metrics, x, theme, alpha=0.35)
@@ -206,7 +206,10 @@ def _draw_run(axes: Axes, row, columns, fit, color, theme) -> None:
     x, y = columns
     error = records.standard_error(row, y)
     tokens = style.format_si(row[records.TOKENS])
-    tip = f"{elements.short_run_name(row)}, {tokens} tokens: {style.format_number(row[y])} ± {error:.2g}"
+    tip = (
+        f"{elements.short_run_name(row)}, {tokens} tokens: {style.format_number(row[y])} ±"
+        f" {error:.2g}"
+    )
     kind = elements.fit_kind(row, fit)
     elements.draw_point(axes, (row[x], row[y]), color, theme, tip, error, kind=kind)
 

@@ -2,7 +2,8 @@
 
     rows = records.load_runs("runs/quickstart")
     figure = scaling.loss_vs_parameters(rows, laws.power(rows))
-    scaling.save(figure, "loss", {"runs": scaling.run_fingerprints(rows)})      # loss.png and loss.svg
+    scaling.save(figure, "loss", {"runs": scaling.run_fingerprints(rows)})      # loss.png and
+    loss.svg
 
 N: parameters without embeddings. D: training tokens. C: training FLOPs. L: held-out loss. A model
 size has the same color in every figure. Filled markers are runs in the fit, open markers are not.
@@ -129,8 +130,14 @@ def predicted_against_measured(rows, fit, prediction=None, theme=LIGHT) -> Figur
         axes.plot(span, [i, i], solid_capstyle="butt", **bar)
         off = 100 * (row[y] / value - 1)
         error = 100 * records.standard_error(row, y) / value
-        law = f"law {style.format_number(value)} [{style.format_number(lo)}, {style.format_number(hi)}]"
-        tip = f"{elements.short_run_name(row)}: measured {style.format_number(row[y])}, {law}, off {off:+.2f}%"
+        law = (
+            f"law {style.format_number(value)} [{style.format_number(lo)},"
+            f" {style.format_number(hi)}]"
+        )
+        tip = (
+            f"{elements.short_run_name(row)}: measured {style.format_number(row[y])}, {law},"
+            f" off {off:+.2f}%"
+        )
         kind = "diamond" if is_target else elements.fit_kind(row, fit)
         elements.draw_point(axes, (off, i), colors[row["name"]], theme, tip, xerr=error, kind=kind)
     axes.axvline(0, color=theme["ink"], linewidth=1, zorder=1.5)
@@ -140,7 +147,8 @@ def predicted_against_measured(rows, fit, prediction=None, theme=LIGHT) -> Figur
     axes.set_ylim(-0.6, max(len(finished), 1) - 0.4)
     axes.grid(axis="y", visible=False)
     caption = [
-        f"n = {elements.count_label(finished)}. Wide bar: {elements.LEVEL:.0%} interval for one measurement.",
+        f"n = {elements.count_label(finished)}. Wide bar: {elements.LEVEL:.0%} interval for one"
+        f" measurement.",
         "Thin bar: one standard error.",
         "Diamond: predicted before the run started." if prediction else "",
     ]
@@ -181,7 +189,8 @@ def _law_caption(rows, fit, x, y) -> list[str]:
         return [f"n = {elements.count_label(finished)}, no law fitted. Bars: one standard error."]
     fitted = [row for row in finished if elements.is_in_fit(row, fit)]
     return [
-        f"n = {elements.count_label(fitted)} in the fit, of {len(finished)} finished (open: not in it).",
+        f"n = {elements.count_label(fitted)} in the fit, of {len(finished)} finished (open: not"
+        f" in it).",
         f"Dashed: extrapolation. Intervals: {fit.resampling}. Bars: one standard error.",
     ]
 

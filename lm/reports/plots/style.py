@@ -1,8 +1,8 @@
 """Theme, axes, number formats and files of all figures.
 
     figure, axes = style.new_figure("Loss against parameters", records.N_PARAMS, records.LOSS)
-    axes.plot(...)
-    style.save_figure(style.finish_figure(figure, axes, ["n = 6 runs."]), "figures/loss", {"runs": {...}})
+    axes.plot(...) style.save_figure(style.finish_figure(figure, axes, ["n = 6 runs."]),
+    "figures/loss", {"runs": {...}})
 
 Figures are plain matplotlib objects. This module does not use pyplot and has no global state.
 """

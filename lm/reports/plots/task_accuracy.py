@@ -1,7 +1,8 @@
 """Figures of task accuracy against loss, and of predicted task accuracies.
 
     task_accuracy.accuracy_vs_loss(rows, task_analysis.accuracy_curves(rows))
-    task_accuracy.predicted_accuracy(records.read_json("runs/quickstart/prediction.json")["tasks"], row)
+    task_accuracy.predicted_accuracy(records.read_json("runs/quickstart/prediction.json")["tasks"],
+    row)
 
 Markers and colors are those of plots.py. A diamond is the predicted run.
 """
@@ -24,7 +25,10 @@ def accuracy_vs_size(rows, y="eval.completion", x=records.N_PARAMS, theme=scalin
     elements.set_scales(axes, x, y)
     axes.set_ylim(bottom=0)
     counts = {row[y + "_n"] for row in finished if records.is_finite(row.get(y + "_n"))}
-    caption = f"n = {elements.count_label(finished)}, {scaling._range(counts) or 'unknown'} questions each."
+    caption = (
+        f"n = {elements.count_label(finished)}, {scaling._range(counts) or 'unknown'}"
+        f" questions each."
+    )
     note = elements.budget_note(selection)
     return style.finish_figure(figure, axes, [caption, "Bars: one standard error.", note], theme)
 
@@ -46,7 +50,8 @@ def tasks_mastered(rows, x=records.N_PARAMS, theme=scaling.LIGHT) -> Figure:
     axes.locator_params(axis="y", integer=True)
     caption = [
         f"n = {elements.count_label(finished)}.",
-        f"Above chance: p < {task_analysis.P_VALUE:g} in an exact binomial test. Solved: also at least",
+        f"Above chance: p < {task_analysis.P_VALUE:g} in an exact binomial test. Solved: also at"
+        f" least",
         f"{task_analysis.MASTERY_FRACTION:.0%} of the way from chance to 1.",
     ]
     return style.finish_figure(figure, axes, [*caption, elements.budget_note(selection)], theme)
@@ -74,7 +79,8 @@ def task_curves(rows, x=records.N_PARAMS, theme=scaling.LIGHT) -> Figure:
         if "accuracy" in metrics
     }
     caption = [
-        f"n = {elements.count_label(finished)}, {scaling._range(counts)} questions each. Accuracy in percent.",
+        f"n = {elements.count_label(finished)}, {scaling._range(counts)} questions each. Accuracy"
+        f" in percent.",
         f"Horizontal: {style.axis_label(x)}. Bars: one standard error. Dotted: chance.",
     ]
     return style.finish_figure(
@@ -115,9 +121,9 @@ def emergence(rows, tasks, x=records.N_PARAMS, theme=scaling.LIGHT) -> Figure:
 def accuracy_vs_loss(rows, curves, x=records.LOSS, theme=style.LIGHT) -> Figure:
     """Plot the accuracy in percent against the loss, which falls to the right, a panel per task.
 
-    curves: result of task_analysis.accuracy_curves. Tasks that no run has above chance are left out. Open markers
-    are runs on fewer tokens than others of their size. If they are on the curve of the filled
-    markers, the accuracy depends on the loss and not on the size.
+    curves: result of task_analysis.accuracy_curves. Tasks that no run has above chance are left
+    out. Open markers are runs on fewer tokens than others of their size. If they are on the curve
+    of the filled markers, the accuracy depends on the loss and not on the size.
     """
     all_tasks = task_analysis.task_names(rows)
     tasks = [t for t in all_tasks if any(task_analysis.is_above_chance(row, t) for row in rows)]
@@ -163,8 +169,8 @@ def accuracy_vs_loss(rows, curves, x=records.LOSS, theme=style.LIGHT) -> Figure:
 def predicted_accuracy(predictions, target=None, theme=style.LIGHT) -> Figure:
     """Plot the predicted and the measured accuracy of one run in percent, one line per task.
 
-    predictions: result of task_analysis.predict_task_accuracy. Tasks without a prediction are left out. target: the
-    row of the run, or None.
+    predictions: result of task_analysis.predict_task_accuracy. Tasks without a prediction are left
+    out. target: the row of the run, or None.
     """
     figure, axes = style.new_figure("Predicted task accuracy", "Accuracy (%)", "", theme)
     predicted = {task: p for task, p in predictions.items() if "value" in p}

@@ -115,9 +115,10 @@ def _draw_forgetting(axes, points, x, color, theme, has_marks_before) -> None:
 def task_quality_vs_data(points, y="Bits per byte of the answer", theme=LIGHT) -> Figure:
     """Plot the quality against the number of task examples, a panel per task, a color per size.
 
-    points: result of transfer_analysis.task_quality. Solid, filled: fine-tuned on the task. Dashed, open: trained
-    from scratch for the same number of steps. Diamond: from scratch, with the FLOPs of pre-training
-    and fine-tuning together. Dotted: the pre-trained model with a prompt without examples.
+    points: result of transfer_analysis.task_quality. Solid, filled: fine-tuned on the task. Dashed,
+    open: trained from scratch for the same number of steps. Diamond: from scratch, with the FLOPs
+    of pre-training and fine-tuning together. Dotted: the pre-trained model with a prompt without
+    examples.
     """
     tasks = list(dict.fromkeys(point["task"] for point in points))
     figure, panels = style.new_panels("Quality against task examples", len(tasks), theme, columns=3)
@@ -167,7 +168,8 @@ def _draw_qualities(axes, points, color, theme) -> list[tuple[str, float, float]
 def compute_saved_vs_size(points, theme=LIGHT) -> Figure:
     """Plot, by size, the FLOPs from scratch relative to fine-tuning for an equally good model.
 
-    points: result of transfer_analysis.compute_saved. Open markers are lower bounds: no run from scratch was as good.
+    points: result of transfer_analysis.compute_saved. Open markers are lower bounds: no run from
+    scratch was as good.
     """
     label = "FLOPs from scratch / FLOPs of fine-tuning"
     figure, axes = style.new_figure("Compute saved by fine-tuning", records.N_PARAMS, label, theme)
@@ -201,7 +203,8 @@ def compute_saved_vs_size(points, theme=LIGHT) -> Figure:
 def unseen_task_accuracy(points, theme=LIGHT) -> Figure:
     """Plot the accuracy of each group of tasks against size, a line per number of tuned clusters.
 
-    points: result of transfer_analysis.mean_accuracy. The line of 0 clusters is the model before fine-tuning.
+    points: result of transfer_analysis.mean_accuracy. The line of 0 clusters is the model before
+    fine-tuning.
     """
     groups = list(dict.fromkeys(point["group"] for point in points))
     figure, panels = style.new_panels("Tuned and unseen tasks", len(groups), theme, columns=3)
@@ -234,8 +237,8 @@ def unseen_task_accuracy(points, theme=LIGHT) -> Figure:
 def left_out_clusters(points, theme=LIGHT) -> Figure:
     """Plot the accuracy on task clusters that were left out of fine-tuning, or not, by size.
 
-    points: result of transfer_analysis.leave_one_cluster_out. Small markers are clusters. Large markers are their means with
-    one standard error over clusters.
+    points: result of transfer_analysis.leave_one_cluster_out. Small markers are clusters. Large
+    markers are their means with one standard error over clusters.
     """
     figure, axes = style.new_figure(
         "Each cluster left out in turn", records.N_PARAMS, "Accuracy (%)", theme

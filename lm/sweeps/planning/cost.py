@@ -27,7 +27,7 @@ def estimate_cost(run: schema.Run, peak_flops_per_second: float, platform: str =
     steps, and flops_shared those of the run that it goes on from.
     """
     facts = flops.run_facts(run)
-    shared = run.start.step / run.steps if run.start.keep == "state" else 0.0
+    shared = run.start.step / run.steps if run.start.restore == "full_state" else 0.0
     n_flops = facts["flops"] * (1 - shared)
     top, half = ASSUMED_MFU.get(platform, ASSUMED_MFU["gpu"])
     reached = top * run.model.d_model / (run.model.d_model + half)
@@ -50,7 +50,8 @@ def count_step_flops(run: schema.Run) -> int:
     """FLOPs of the matrix products in one real train step, walked through its jaxpr.
 
     Unlike flops.flops_per_token this counts what is executed: recomputation under model.remat, and
-    only the blocks of scores that model.attention_blocks leaves. Nothing is computed or allocated.
+    only the blocks of scores that model.attention_query_blocks leaves. Nothing is computed or
+    allocated.
     """
     program = step.build_train_functions(run, mesh.make_mesh(schema.Mesh(), jax.devices()[:1]))
     arguments = program.abstract, program.batch, program.inputs
@@ -127,7 +128,8 @@ def plan_run(run: schema.Run, target: hardware.Target, compiling: bool = True) -
     roofline_seconds  of a step at best: the longest of compute_, memory_ and network_seconds, all
                       else hidden behind it, everything at the vendor's speed; None where it cannot
                       run. compute_ and memory_seconds are arithmetic in either case
-    step_seconds      expected: at the share of the peak that cost.ASSUMED_MFU assumes, and not below
+    step_seconds      expected: at the share of the peak that cost.ASSUMED_MFU assumes, and not
+                      below
                       the roofline; hours and device_hours are of the whole run at this rate
     """
     shape = axis_rules.resolve_mesh_shape(vars(run.mesh), target.n_devices)

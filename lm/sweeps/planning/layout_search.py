@@ -1,6 +1,7 @@
 """Mesh, pieces of a batch and remat policy with which a run fits a machine and is fastest there.
 
-Arithmetic (lm/sweeps/planning/roofline.py) goes through all of them; the target's compiler judges the best few.
+Arithmetic (lm/sweeps/planning/roofline.py) goes through all of them; the target's compiler judges
+the best few.
 """
 
 import copy
@@ -38,7 +39,7 @@ def list_candidates(run: schema.Run, target: hardware.Target) -> list[Candidate]
         pieces = [n for n in divisors(rows) if n & (n - 1) == 0]  # powers of two
         for accumulate, remat in itertools.product(pieces, POLICIES):
             other = copy.deepcopy(run)
-            other.optim.accumulate = accumulate
+            other.optim.grad_accumulation_steps = accumulate
             other.model.remat = remat
             for axis, size in sizes.items():
                 setattr(other.mesh, axis, size)
@@ -94,6 +95,6 @@ def search_layouts(
         over = (least - target.spec.memory) / hardware.GIB
         raise ValueError(
             f"{run.name} fits {target.name} in no layout: {over:.1f} GiB too much in the smallest;"
-            " try more devices, model.attention_blocks, model.loss_chunks or a smaller batch"
+            " try more devices, model.attention_query_blocks, model.loss_chunks or a smaller batch"
         )
     return sorted(rows, key=lambda r: (r["bytes_over"] > 0, r["roofline_seconds"] or 0.0))

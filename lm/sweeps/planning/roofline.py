@@ -104,7 +104,7 @@ def executed_flops(run: schema.Run) -> float:
 
 def causal_score_fraction(shape: schema.Model) -> float:
     """Share of all scores that blocks of queries leave to compute."""
-    return (shape.attention_blocks + 1) / (2 * shape.attention_blocks)
+    return (shape.attention_query_blocks + 1) / (2 * shape.attention_query_blocks)
 
 
 class ShardedShapes:
@@ -115,7 +115,7 @@ class ShardedShapes:
         axis_rules.validate_mesh_shape(schema.flatten(run), self.sizes)
         self.rules, self.target = axis_rules.merged_axis_rules(run.mesh.rules), target
         self.n_bytes = 2 if run.model.dtype == "bfloat16" else FLOAT32
-        self.rows = run.data.batch_size / self.ways("batch") / run.optim.accumulate
+        self.rows = run.data.batch_size / self.ways("batch") / run.optim.grad_accumulation_steps
         self.tokens = self.rows * run.data.seq_len / self.ways("length")  # of a piece, a device
 
     def axes(self, *names: str | None) -> list[str]:
@@ -159,7 +159,7 @@ def activation_bytes(run: schema.Run, here: ShardedShapes, of: list[Weight]) -> 
     """Bytes on top of the state: gradients, kept activations, one layer at work, logits."""
     shape, a = run.model, here.n_bytes
     gradients = FLOAT32 * sum(w.n / here.ways(*w.names) for w in of)
-    gradients *= 2 if run.optim.accumulate > 1 else 1
+    gradients *= 2 if run.optim.grad_accumulation_steps > 1 else 1
     stream = here.tokens * shape.d_model
     heads = here.tokens * shape.n_heads * shape.d_head / here.ways("heads")
     keys = here.tokens * 2 * shape.n_kv_heads * shape.d_head / here.ways("kv_heads")
@@ -188,7 +188,7 @@ def memory_traffic(run: schema.Run, here: ShardedShapes, of: list[Weight]) -> fl
     """Bytes a step between a device and its memory."""
     shape, a = run.model, here.n_bytes
     passes = {"none": 3, "dots": 3, "full": 4}[shape.remat]  # forward; backward counts twice
-    tokens = here.tokens * run.optim.accumulate
+    tokens = here.tokens * run.optim.grad_accumulation_steps
     width = 8 * shape.d_model
     width += 4 * (shape.n_heads + shape.n_kv_heads) * shape.d_head / here.ways("heads")
     width += (6 if shape.mlp == "gated" else 4) * mlp_width(shape) / here.ways("mlp")
@@ -197,13 +197,13 @@ def memory_traffic(run: schema.Run, here: ShardedShapes, of: list[Weight]) -> fl
     update = sum(
         2 * (2 + optimizer_state_size(run, w)) * FLOAT32 * w.n / here.ways(*w.names) for w in of
     )
-    used = passes * a * run.optim.accumulate * sum(here.whole(w) for w in of)
+    used = passes * a * run.optim.grad_accumulation_steps * sum(here.whole(w) for w in of)
     return tokens * (shape.n_layers * per_layer + logits) + used + update
 
 
 def network_traffic(run: schema.Run, here: ShardedShapes, of: list[Weight]) -> float:
     """Seconds a step of all that travels, one after another."""
-    shape, a, pieces = run.model, here.n_bytes, run.optim.accumulate
+    shape, a, pieces = run.model, here.n_bytes, run.optim.grad_accumulation_steps
     again = shape.remat == "full"
     seconds = 0.0
     for w in of:
@@ -248,11 +248,11 @@ def mlp_width(shape: schema.Model) -> float:
 
 def padded_expert_width(shape: schema.Model) -> float:
     """Width, for each token, of the places in its experts' boxes that stay empty."""
-    return (shape.capacity - 1) * shape.experts_per_token * model_sizes.expert_width(shape)
+    return (shape.capacity_factor - 1) * shape.experts_per_token * model_sizes.expert_width(shape)
 
 
 def dispatched_tokens(run: schema.Run, here: ShardedShapes) -> float:
     """Rows that the experts of a device have room for: all that a group could send if dropless."""
     shape = run.model
-    room = here.ways("experts") if shape.dispatch == "dropless" else shape.capacity
+    room = here.ways("experts") if shape.dispatch == "dropless" else shape.capacity_factor
     return here.tokens * shape.experts_per_token * room if shape.n_experts else 0.0

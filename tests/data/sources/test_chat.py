@@ -178,10 +178,10 @@ def test_a_wrong_option_is_refused_by_name(rest, words):
 )
 def test_a_line_that_is_no_conversation_is_named_or_counted(tmp_path, line, words):
     path = write(tmp_path / "a.jsonl", [line, *[row(n) for n in range(40)]])
-    wanted = schema.Data({f"chat:{path}": 1.0}, str(tmp_path / "cache"), 0.2, rows="whole")
+    wanted = schema.Data({f"chat:{path}": 1.0}, str(tmp_path / "cache"), 0.2, packing="documents")
     with pytest.raises(ValueError, match=words):
         dataset.open_dataset(wanted, 0)
-    text = dataset.open_dataset(dataclasses.replace(wanted, broken="skip"), 0)
+    text = dataset.open_dataset(dataclasses.replace(wanted, on_error="skip"), 0)
     manifest = text.manifests[f"chat:{path}"]
     assert manifest.dropped == {"broken": 1} and sum(manifest.documents.values()) == 40
 
@@ -191,8 +191,10 @@ def test_a_task_declared_unseen_is_refused_in_what_is_trained_on(tmp_path):
     path = tmp_path / "a.jsonl.gz"
     path.write_bytes(gzip.compress("".join(json.dumps(r) + "\n" for r in rows).encode()))
     both, asked = f"chat:{path}", f"chat:{path}?only=odd"
-    wanted = schema.Data({both: 1.0}, str(tmp_path / "cache"), 0.2, rows="whole", unseen="odd,nli")
-    with pytest.raises(ValueError, match="data.unseen: .* contains odd: exclude it with"):
+    wanted = schema.Data(
+        {both: 1.0}, str(tmp_path / "cache"), 0.2, packing="documents", forbidden_tasks="odd,nli"
+    )
+    with pytest.raises(ValueError, match="data.forbidden_tasks: .* contains odd: exclude it with"):
         dataset.open_dataset(wanted, 0)
     fine = {f"{both}?without=odd": 1.0, asked: 0.0}  # held-out rows of it may be looked at
     assert len(dataset.open_dataset(dataclasses.replace(wanted, sources=fine), 0).heldout(asked, 9))

@@ -126,7 +126,7 @@ def test_an_influential_budget_has_a_warning():
 
 def test_trunks_shared_across_budgets_have_a_warning():
     alone = sweep(sizes=5)
-    shared = [{**row, "start.run": f"trunk-{i % 5}", "start.keep": "state"}
+    shared = [{**row, "start.run": f"trunk-{i % 5}", "start.restore": "full_state"}
               for i, row in enumerate(alone)]  # fmt: skip
     found = fit_isoflop(shared, bootstrap=0)
     assert any("25 rows have 5 trunks" in text for text in found.warnings)

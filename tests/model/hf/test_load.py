@@ -26,15 +26,15 @@ SHAPE = schema.Model(
 )
 GPT2 = {
     **{"norm": "layer", "mlp": "gelu", "bias": True, "qk_norm": False},
-    **{"max_positions": 32, "n_kv_heads": 2},
+    **{"learned_positions": 32, "n_kv_heads": 2},
 }
 SHAPES = {
     "qwen3": {},
-    "qwen3-tied": {"tied": True, "n_kv_heads": 2},
+    "qwen3-tied": {"tie_embeddings": True, "n_kv_heads": 2},
     "llama": {"qk_norm": False, "norm_eps": 1e-5, "rope_theta": 5e5},
     "gpt2": GPT2,
-    "gpt2-tied": GPT2 | {"tied": True},
-    "qwen3_moe": {"n_experts": 3, "d_expert": 12, "normalize_experts": False},
+    "gpt2-tied": GPT2 | {"tie_embeddings": True},
+    "qwen3_moe": {"n_experts": 3, "d_expert": 12, "normalize_expert_weights": False},
 }
 
 
@@ -71,7 +71,7 @@ def test_logits_are_those_of_transformers(name):
     loaded = load.read_weights(HERE / name, shape, kind)
     parameters = nested(jax.eval_shape(lambda: transformer.init_params(shape, 0)), loaded)
     expected = np.load(HERE / name / "expected.npz")
-    shape = dataclasses.replace(shape, attention_blocks=1)
+    shape = dataclasses.replace(shape, attention_query_blocks=1)
     for what in ("every", "repeated", "one"):
         ours = jax.jit(lambda ids: transformer.compute_logits(shape, parameters, ids))(
             expected[what]
@@ -116,7 +116,9 @@ def test_pieces_of_any_size_are_the_same_file(tmp_path, piece, monkeypatch):
 
 
 @pytest.mark.parametrize("rule", ["mup", "completep"])
-@pytest.mark.parametrize("knobs", [{}, GPT2 | {"tied": True}, {"n_experts": 3, "d_expert": 12}])
+@pytest.mark.parametrize(
+    "knobs", [{}, GPT2 | {"tie_embeddings": True}, {"n_experts": 3, "d_expert": 12}]
+)
 def test_what_a_parametrization_multiplies_is_in_the_weights(tmp_path, rule, knobs):
     run, parameters = written(tmp_path, knobs | {"parametrization": rule})
     shape, name, _ = load.read_shape(tmp_path)
@@ -126,7 +128,7 @@ def test_what_a_parametrization_multiplies_is_in_the_weights(tmp_path, rule, kno
     ours, folded = (
         jax.jit(
             lambda p, s=s: transformer.compute_logits(
-                dataclasses.replace(s, attention_blocks=1), p, ids
+                dataclasses.replace(s, attention_query_blocks=1), p, ids
             )
         )(p)
         for s, p in ((run.model, parameters), (shape, plain))
@@ -156,11 +158,11 @@ def test_additions_are_added_up(tmp_path):
     [
         ({"logit_softcap": 30.0}, "model.logit_softcap=30.0, not 0.0: .* nearest is Qwen3For"),
         ({"bias": True}, "model.bias=True, not False"),
-        ({"max_positions": 64}, "model.max_positions=64, not 0"),
+        ({"learned_positions": 64}, "model.learned_positions=64, not 0"),
         (GPT2 | {"n_kv_heads": 1}, "model.n_kv_heads=1, not 2: .* GPT2LMHeadModel"),
-        (GPT2 | {"max_positions": 0}, "model.max_positions=0, not 'a table'"),
+        (GPT2 | {"learned_positions": 0}, "model.learned_positions=0, not 'a table'"),
         ({"n_experts": 4, "n_shared_experts": 1}, "model.n_shared_experts=1, not 0"),
-        ({"n_experts": 4, "balance": "bias"}, "model.balance='bias', not 'loss'"),
+        ({"n_experts": 4, "load_balancing": "bias"}, "model.load_balancing='bias', not 'loss'"),
         ({"n_experts": 4, "dispatch": "capacity"}, "model.dispatch='capacity', not 'dropless'"),
     ],
 )
@@ -292,7 +294,7 @@ def test_transformers_opens_it_with_the_same_logits(tmp_path, knobs):
     there = transformers.AutoModelForCausalLM.from_pretrained(
         tmp_path, attn_implementation="eager"
     ).eval()
-    shape = dataclasses.replace(run.model, attention_blocks=1)
+    shape = dataclasses.replace(run.model, attention_query_blocks=1)
     for ids in (np.arange(256).reshape(8, 32), np.full((1, 32), 7), np.array([[255]])):
         ours = jax.jit(lambda ids: transformer.compute_logits(shape, parameters, ids))(ids)
         with torch.no_grad():

@@ -18,7 +18,7 @@ def toy(tmp_path_factory):
     status = {"60K": ("diverged", "loss is nan at step 7")}
     folder = made_up_sweep.sweep(tmp_path_factory.mktemp("runs"), status=status)
     rows = records.load_runs(folder)
-    fit = power_laws.power([row for row in rows if not row["predict"]])
+    fit = power_laws.power([row for row in rows if not row["is_prediction_target"]])
     metrics = {row["name"]: records.load_metrics(row["dir"]) for row in rows}
     return rows, fit, records.read_json(folder / "prediction.json"), metrics
 
@@ -72,7 +72,9 @@ def test_curve_is_the_law_and_band_is_its_interval(toy):
     axes = scaling.loss_vs_parameters(rows, fit, prediction).axes[0]
     xs, ys = map(np.asarray, line(axes, elements.format_formula(fit)).get_data())
     np.testing.assert_allclose(ys, fit.predict(xs).value)
-    names = [row["name"] for row in rows if row["status"] == "done" and not row["predict"]]
+    names = [
+        row["name"] for row in rows if row["status"] == "done" and not row["is_prediction_target"]
+    ]
     assert sorted(fit.data.names) == sorted(names)
     seen = [row["params.non_embedding"] for row in rows if row["name"] in names]
     assert min(seen) * 0.95 < min(xs) and max(xs) < max(seen) * 1.05  # solid only where it saw runs
@@ -103,7 +105,7 @@ def test_target_shows_predicted_and_measured_loss(toy):
     labels = (
         f"predicted {prediction['value']:#.4g} [{prediction['lo']:#.4g}, {prediction['hi']:#.4g}]"
     )
-    measured = next(row["eval.loss"] for row in rows if row["predict"])
+    measured = next(row["eval.loss"] for row in rows if row["is_prediction_target"])
     assert tooltips.count(labels) == 2  # on the curve and in the inset
     assert f"measured {measured:#.4g}" in tooltips
 
@@ -196,7 +198,9 @@ def ladder() -> list[dict]:
         for seed in ("", "-seed1") if i == 1 else ("",):
             trunk = f"ladder/{size}{seed}-trunk"
             for budget, tokens in BUDGETS.items():
-                branch = {"start.run": trunk, "start.keep": "state"} if budget != "trunk" else {}
+                branch = (
+                    {"start.run": trunk, "start.restore": "full_state"} if budget != "trunk" else {}
+                )
                 loss = made_up_sweep.loss(n) * (1 + 1e5 / tokens) + 0.01 * bool(seed)
                 row = {"name": f"ladder/{size}{seed}-{budget}", "status": "done", "tokens": tokens}
                 row |= {"params.non_embedding": n, "flops": 6 * n * tokens, "eval.loss": loss}

@@ -38,7 +38,7 @@ def test_blocks_of_attention_execute_less_than_is_counted_as_work():
     run = schema.Run(model=model_sizes.ladder_model("100K"))
     work = flops.flops_per_token(run.model, run.data.seq_len)
     per_step = run.data.batch_size * run.data.seq_len
-    run.model.attention_blocks = 1
+    run.model.attention_query_blocks = 1
     assert cost.count_step_flops(run) == work["full"] * per_step
-    run.model.attention_blocks = 4
+    run.model.attention_query_blocks = 4
     assert work["causal"] * per_step < cost.count_step_flops(run) < work["full"] * per_step

@@ -35,7 +35,7 @@ def test_where_only_arithmetic_is_slow_nothing_is_computed_twice():
 
 def test_where_the_network_is_slow_weights_stay_where_they_are():
     (row,) = layout_search.search_layouts(run(), machine(link=1e6), 1, compiling=False)
-    assert row["mesh"] == {"data": 8} and row["optim.accumulate"] == 1
+    assert row["mesh"] == {"data": 8} and row["optim.grad_accumulation_steps"] == 1
 
 
 def test_where_memory_is_short_weights_are_split_and_the_batch_cut():

@@ -6,11 +6,11 @@ from lm.config import model_sizes, schema
 from lm.sweeps.planning import aot_compile, cost, hardware, roofline
 
 SHAPES = {
-    "full": {"remat": "full", "attention_blocks": 2},
-    "dots": {"remat": "dots", "attention_blocks": 4, "loss_chunks": 4},
-    "none": {"remat": "none", "attention_blocks": 1},
+    "full": {"remat": "full", "attention_query_blocks": 2},
+    "dots": {"remat": "dots", "attention_query_blocks": 4, "loss_chunks": 4},
+    "none": {"remat": "none", "attention_query_blocks": 1},
 }
-PLAIN = {"mlp": "gelu", "norm": "layer", "bias": True, "max_positions": 256, "qk_norm": False}
+PLAIN = {"mlp": "gelu", "norm": "layer", "bias": True, "learned_positions": 256, "qk_norm": False}
 
 
 def small(**knobs) -> schema.Run:
@@ -53,7 +53,7 @@ def test_more_devices_hold_less_each_and_smaller_pieces_need_less():
     assert many.params < few.params and many.bytes < few.bytes
     run.mesh.fsdp, run.data.batch_size = 2, 64
     whole = roofline.estimate_step(run, hardware.parse_target("cpu:4"), of)
-    run.optim.accumulate = 8
+    run.optim.grad_accumulation_steps = 8
     pieces = roofline.estimate_step(run, hardware.parse_target("cpu:4"), of)
     assert pieces.temporaries < whole.temporaries / 3
     assert pieces.flops == whole.flops and pieces.network_seconds > whole.network_seconds
