@@ -1,12 +1,12 @@
-"""Scaling laws: fits with intervals, back-tests, and reasons if rows do not determine a law.
+"""Scaling laws: fits with intervals, back-tests and warnings. No JAX is imported.
 
-Example (no JAX is imported):
+Example:
 
-    from lm import laws; from lm.runs import records
+    import lm
 
-    rows = records.load_runs("runs/quickstart")  # or list(csv.DictReader(open("data.csv")))
-    fit = laws.power(rows, x="params.non_embedding", y="eval.loss")
-    print(fit)  # L(N) = 1.69 + 406 N^-0.34   alpha 0.34 [0.31, 0.37], ...
+    runs = lm.load_runs("runs/quickstart")        # or list(csv.DictReader(open("data.csv")))
+    fit = lm.laws.power(runs, x="params.non_embedding", y="eval.loss")
+    print(fit)                                    # L(N) = 1.69 + 406 N^-0.34, with intervals
     prediction = fit.predict(1e9)
     print(prediction.value, prediction.lo, prediction.hi)
     print(fit.params["alpha"], fit.interval("alpha"), fit.excluded, fit.warnings)
@@ -14,39 +14,39 @@ Example (no JAX is imported):
 Rows are flat dicts, one per run or one per evaluation. Numbers may be text. The arguments of a law
 name its columns.
 
-Laws, from rows to a `Fit` (see `lm/laws/fit.py`):
+Laws: functions from rows to a `fit.Fit`
 
-    power             L = E + A x^-alpha in N, D, C or several inputs; E is free, given or absent
-    chinchilla        L(N, D) = E + A N^-alpha + B D^-beta (approach 3)
-    overtrained       L(C, M) = E + (a M^eta + b M^-eta) C^-eta (Gadre et al. 2024)
-    data_constrained  L(N, D, U) with repeated epochs (Muennighoff et al. 2023)
-    log_linear        y = k x^exponent, a line in logs
-    isoflop           minimum per budget (parabola or Akima), then a line in logs (approach 2)
-    envelope          lower hull of learning curves, then a line in logs (approach 1)
-    accuracy_from_loss  loss or bits per byte -> accuracy, a bounded sigmoid or an exponential
-    two_step          N, D -> loss of a task -> accuracy (Bhagia et al. 2024)
-    one_step          C -> accuracy (Krajewski et al. 2026)
-    transfer          data that pre-training replaces (Hernandez et al. 2021)
-    try_fit           (fit, "") of any law, or (None, reason)
+    power               L = E + A x^-alpha of one input or several; E is free, given or absent
+    chinchilla          L(N, D) = E + A N^-alpha + B D^-beta (approach 3)
+    overtrained         L(C, M) = E + (a M^eta + b M^-eta) C^-eta (Gadre et al. 2024)
+    data_constrained    L(N, D, U) with repeated epochs (Muennighoff et al. 2023)
+    log_linear          y = k x^exponent, a line in logs
+    isoflop             minimum of each budget, then a line in logs (approach 2)
+    envelope            lower hull of learning curves, then a line in logs (approach 1)
+    accuracy_from_loss  loss or bits per byte -> accuracy, a sigmoid or an exponential
+    two_step            N, D -> loss of a task -> accuracy (Bhagia et al. 2024)
+    one_step            C -> accuracy (Krajewski et al. 2026)
+    transfer            data that pre-training replaces (Hernandez et al. 2021)
+    try_fit             (fit, "") of any law, or (None, reason)
 
-Functions of fits:
+Functions of fits
 
-    allocation(fit, flops)           best N and D of a budget, with intervals
-    backtest(fit)                    errors and interval coverage on larger rows outside the fit
-    holdout(fit, rows)               errors and interval coverage on other rows
-    compare_laws({name: fit, ...})   laws ranked by held-out error
-    compare_conventions(law, rows, n=[...])  exponents by the definition of N, D, C or the loss
-    profile(fit, "E", at=(N, D))     profile likelihood of a parameter, with the prediction along it
-    advise(fit, budget, target)      run that narrows the prediction at the target the most
+    allocation           best N and D of a budget, with intervals
+    backtest             errors and interval coverage on larger rows outside the fit
+    holdout              errors and interval coverage on other rows
+    compare_laws         table of laws, ranked by held-out error
+    compare_conventions  table of exponents by the definition of N, D, C or the loss
+    profile              profile likelihood of a parameter
+    advise               next run: the run that narrows a prediction the most
 
-Rows before a fit:
+Preparation of rows
 
-    final_evaluations(rows, columns)  last evaluation per run, or the mean of the last few
-    smooth_evaluations(rows, columns)  evaluations without the start of each run, as trailing means
+    final_evaluations   last evaluation of each run, or the mean of the last few
+    smooth_evaluations  evaluations without the start of each run, as trailing means
 
-Rows that do not determine a law raise ValueError with the reason. `fit.warnings` has the reasons
-not to trust a fit, and `print(fit)` shows them. `solver.LOSSES` lists the losses, `fit.FitOptions`
-the options, and `estimation.fit_problem` describes the intervals.
+A law raises ValueError with the reason if the rows do not determine it. `fit.warnings` lists the
+reasons not to trust a fit, and `print(fit)` shows them. `fit.FitOptions` lists the options,
+`solver.LOSSES` the losses, and `estimation.fit_problem` describes the intervals.
 """
 
 from lm.laws.backtesting import backtest, compare_conventions, compare_laws, holdout

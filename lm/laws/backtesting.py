@@ -14,7 +14,7 @@ from lm.laws import fit, run_table
 class BacktestScore:
     """Relative errors and interval coverage of a law on rows outside its fit."""
 
-    # Keys: trained_on, name, value, lo, hi, measured, error.
+    # Each dict has trained_on, name, value, lo, hi, measured and error.
     predictions: list[dict[str, Any]] = field(default_factory=list)
     origins: int = 0  # number of fits
     reason: str = ""  # if there is no score
@@ -77,12 +77,12 @@ def backtest(
     """Fit the law to the rows up to a level and predict all larger rows (rolling origin).
 
     A level is a value of the column `by`; the default is the product of the inputs of the law (N,
-    N D, C ...). Origins start where the rows outnumber the parameters. If there are more, `origins`
-    of them are chosen between half and nine tenths of the rows. falling=True ranks levels from the
-    largest value to the smallest, for a law of the loss.
+    N D, C ...). An origin needs more rows than parameters. At most `origins` origins are used, the
+    first at half of the rows or later. falling=True ranks levels from the largest value to the
+    smallest, for a law of the loss.
     """
     if law_fit.refit is None:
-        return BacktestScore(reason="a law of other laws has no back-test, see those of its parts")
+        return BacktestScore(reason="a law made of other laws has no back-test: see its parts")
     sizes = np.prod(np.stack(law_fit.x), axis=0)
     if by is not None:
         sizes = np.array([run_table.to_number(row.get(by)) for row in law_fit.data.rows])
@@ -96,7 +96,7 @@ def backtest(
             larger = np.flatnonzero(level_of_row > k)
             predictions = _predictions(part, law_fit.data, larger, law_fit.y, law_fit.x)
         except ValueError:
-            continue  # The rows of this origin do not determine the law. Those of the next may.
+            continue  # Too few rows for the law; the next origin has more.
         score.origins += 1
         score.predictions += predictions
     if not score.predictions:
@@ -162,7 +162,7 @@ def _predictions(
 
 @dataclass
 class Comparison:
-    """Table with one row per fit. `print` shows it."""
+    """Table with one row per fit, printed with aligned columns."""
 
     rows: list[dict[str, Any]]
     fits: dict[str, fit.Fit] = field(default_factory=dict)
@@ -193,8 +193,8 @@ def compare_laws(
 ) -> Comparison:
     """Rank laws by their mean error on held-out larger levels (see `backtest`), best first.
 
-    The error of a fit at its own rows is shown, but not used: it does not rank laws. A law without
-    a back-test is last.
+    The table also has the error of each fit at its own rows, which is no basis for a ranking. A law
+    without a back-test is last. `by` is the column of the levels.
     """
     if not isinstance(candidates, Mapping):
         candidates = {f"{law_fit.law} {i}": law_fit for i, law_fit in enumerate(candidates)}
@@ -222,12 +222,11 @@ def compare_laws(
 def compare_conventions(
     law: Callable[..., fit.Fit], rows: run_table.Rows, by: str | None = None, **choices: Any
 ) -> Comparison:
-    """Fit a law under several counting conventions: which N, which C, which loss.
+    """Fit a law under several counting conventions: definitions of N, D, C or of the loss.
 
-    Each keyword with a list as value is varied, the others are passed to the law:
-    `conventions(laws.isoflop, rows, x=["params.total", "params.non_embedding"], c="flops",
-    y="eval.loss")`. `by` is a column whose value is the convention of the row: the rows of each
-    value are fitted separately.
+    A keyword with a list as value is varied. All other keywords are passed to the law. `by` is a
+    column that names the convention of each row: the rows of each value are fitted separately.
+    Example: `compare_conventions(isoflop, rows, x=["params.total", "params.non_embedding"])`.
     """
     rows = list(rows)
     varied = {k: v for k, v in choices.items() if isinstance(v, list)}

@@ -1,4 +1,8 @@
-"""Initial values for fits of sums of power laws: given by the user, or a grid around the data."""
+"""Fit of a law to rows: initial values, multi-start optimization, bootstrap and diagnostics.
+
+Legend: S starts, B resamples, n rows, p free parameters. theta is the vector of the free parameters
+in unit scale.
+"""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -9,9 +13,17 @@ import numpy as np
 
 from lm.laws import diagnostics, fit, run_table, solver
 
+SAME_OBJECTIVE = 1e-4  # two objectives within this fraction of each other are the same optimum
+NEARBY_OPTIMUM = 1.01  # optima up to this multiple of the best objective are reported
+MIN_DISTANCE = 0.2  # between two optima, in theta
+MIN_RESAMPLED_RUNS = 30  # with fewer runs, noise is resampled instead of runs
+
 
 def start_grid(starts, free, internal) -> np.ndarray:
-    """Return theta [S, p] for the user's starts: a grid {name: values}, or a list of dicts."""
+    """Return theta [S, p] of given starts: a grid {name: values}, or a list of dicts.
+
+    `free` lists the names of the free parameters. `internal` converts parameters to theta.
+    """
     if isinstance(starts, Mapping):
         axes = product(*(np.atleast_1d(values) for values in starts.values()))
         starts = [dict(zip(starts, point, strict=True)) for point in axes]
@@ -24,9 +36,9 @@ def start_grid(starts, free, internal) -> np.ndarray:
 
 
 def default_starts(log_y, free, coefficients, exponents, scale) -> np.ndarray:
-    """Return a grid of starts from the data.
+    """Return theta [S, p] of a grid of starts around the data of a sum of power laws.
 
-    Exponents range from 0.03 to 1.5, E from 20% to 98% of the lowest loss. The rest of the loss is
+    Exponents range from 0.03 to 1.5, E from 20% to 98% of the lowest loss. The remaining loss is
     split between the other terms.
     """
     lowest, middle = np.exp(log_y.min()), np.exp(np.median(log_y))
@@ -46,18 +58,9 @@ def default_starts(log_y, free, coefficients, exponents, scale) -> np.ndarray:
     return np.array(thetas)
 
 
-# MERGED DOCSTRING of lm.estimate:
-# """Fit a law to rows: multi-start optimization, bootstrap and diagnostics."""
-
-SAME_OBJECTIVE = 1e-4  # two objectives within this fraction of each other are the same optimum
-NEARBY_OPTIMUM = 1.01  # optima up to this multiple of the best objective are reported
-MIN_DISTANCE = 0.2  # between two optima, in theta of unit scale
-MIN_RESAMPLED_RUNS = 30  # with fewer runs, noise is resampled instead of runs
-
-
 @dataclass
 class FitProblem:
-    """A law to be fitted: its objective over theta of unit scale, and the map to parameters."""
+    """Law to be fitted: its objective over theta, and the map from theta to parameters."""
 
     law: str
     formula: str
@@ -102,14 +105,14 @@ def fit_problem(
     options: fit.FitOptions,
     weights: np.ndarray | None = None,
 ) -> fit.Fit:
-    """Fit a problem from all its starts, optimize the best further, and refit to resamples.
+    """Fit a problem from all its starts, refine the best minima, and refit to resamples.
 
     resample="runs" draws whole runs with replacement. resample="noise" adds Gaussian noise to the
-    fitted law. Each resample draws its scale from s^2 (n-p) / chi^2 with n - p degrees of freedom,
-    so that the intervals of few runs are as wide as those of Student's t. For rows that share a
-    run, one random factor per run multiplies its residuals. "auto" draws runs if there are at least
-    30 and at least six per parameter, else noise: with six runs and three parameters, most
-    resamples of runs cannot be fitted. Raises ValueError for fewer rows than parameters.
+    fitted law. Its variance in each resample is s^2 (n - p) / chi^2 with n - p degrees of freedom,
+    so the intervals of few runs are as wide as those of Student's t. If rows share a run, one
+    random factor per run multiplies its residuals. "auto" draws runs if there are at least 30 and
+    at least six per parameter, else noise: with six runs and three parameters, most resamples of
+    runs cannot be fitted. Raises ValueError if there are fewer rows than parameters.
     """
     loss, resample = options.loss, options.resample
     if loss not in solver.LOSSES:

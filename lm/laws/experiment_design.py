@@ -8,8 +8,13 @@ import numpy as np
 
 from lm.laws import fit
 
-PROFILED_LAWS = ("power", "chinchilla", "overtrained", "data_constrained")  # those with fixed=
-COSTS = {"C": lambda c: c, "N": lambda n: 120 * n**2}  # FLOPs by inputs; 6 N D for others
+PROFILED_LAWS = (
+    "power",
+    "chinchilla",
+    "overtrained",
+    "data_constrained",
+)  # laws with the option `fixed`
+COSTS = {"C": lambda c: c, "N": lambda n: 120 * n**2}  # FLOPs by inputs; the default is 6 N D
 N_CANDIDATES = 40  # per input
 
 
@@ -21,14 +26,14 @@ class Profile:
     values: np.ndarray
     objective: np.ndarray
     best: float
-    # 95% by likelihood ratio. A bound that is not reached is the end of the grid.
+    # 95% interval by likelihood ratio. A bound outside the grid is replaced by the end of the grid.
     interval: tuple[float, float]
     predictions: np.ndarray | None = None  # of the law at the inputs `at`, for each value
     refits: list[fit.Fit] = field(default_factory=list)
 
     @property
     def flat(self) -> bool:
-        """True if the interval reaches an end of the grid: the runs do not determine it."""
+        """Return True if the interval reaches an end of the grid: the parameter is undetermined."""
         return self.interval[0] <= self.values[0] or self.interval[1] >= self.values[-1]
 
     def __str__(self) -> str:
@@ -55,15 +60,16 @@ def profile(
 
     S is the objective. For a fit by squares of n rows and p free parameters, the 95% region is
     S / S_min <= 1 + t^2 / (n - p), with t of Student's distribution with n - p degrees of freedom.
-    For Huber and absolute losses (Laplace noise) it is 2 n log(S / S_min) <= 3.84. `at` has inputs
-    at which the law predicts for each value. The default values are around the bootstrap interval
-    and three times as wide.
+    For Huber and absolute losses (Laplace noise) it is 2 n log(S / S_min) <= 3.84. `at` is a point
+    of inputs, at which the law predicts for each value of the parameter. The default values cover
+    the bootstrap interval and its surroundings. Raises ValueError for a law without the option
+    `fixed`, for an unknown parameter, and if the rows do not outnumber the parameters.
     """
     from scipy import special  # its import takes longer than that of all laws
 
     if law_fit.refit is None or law_fit.law not in PROFILED_LAWS:
         raise ValueError(
-            f"{law_fit.law} cannot fix a parameter; profile takes {', '.join(PROFILED_LAWS)}"
+            f"{law_fit.law} cannot fix a parameter; profile accepts {', '.join(PROFILED_LAWS)}"
         )
     if name not in law_fit.free:
         raise ValueError(
@@ -105,7 +111,7 @@ def _default_grid(law_fit: fit.Fit, name: str) -> list[float]:
 def _refit_along(
     law_fit: fit.Fit, refit: Callable[..., fit.Fit], name: str, grid: np.ndarray
 ) -> list[fit.Fit]:
-    """Refit with the parameter fixed at each value, outward from the best, from the last refit."""
+    """Return refits with the parameter fixed at each value; each refit starts from its neighbor."""
     middle = int(np.searchsorted(grid, law_fit.params[name]).clip(0, len(grid) - 1))
     refits: dict[int, fit.Fit] = {}
     for path in (range(middle, len(grid)), range(middle - 1, -1, -1)):
@@ -149,7 +155,8 @@ def advise(
     with noise s leaves the expected variance var(t) - cov(t, u)^2 / (var(u) + s^2). `cost` maps
     inputs to FLOPs; the default is 6 N D, C for a law of C, and 120 N^2 (20 tokens per parameter)
     for a law of N. `candidates` are points of inputs. The default is a grid from the smallest
-    fitted run to the budget, with the range of tokens per parameter of the fitted runs.
+    fitted run to 30 times the largest, with the tokens per parameter of the fitted runs. Raises
+    ValueError for a fit without bootstrap, and if no candidate is within the budget.
     """
     if not law_fit.ensemble:
         raise ValueError("advise needs an ensemble: fit with bootstrap=1000")
@@ -191,7 +198,7 @@ def _default_candidates(law_fit: fit.Fit) -> np.ndarray:
     axes = [
         np.geomspace(x.min(), max(x.max(), x.min() * 1.01) * 30, N_CANDIDATES) for x in law_fit.x
     ]
-    points = np.stack([mesh.ravel() for mesh in np.meshgrid(*axes, indexing="ij")])
+    points = np.stack([values.ravel() for values in np.meshgrid(*axes, indexing="ij")])
     if law_fit.inputs != ["N", "D"]:
         return points
     fitted_ratio, ratio = law_fit.x[1] / law_fit.x[0], points[1] / points[0]

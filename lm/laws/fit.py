@@ -39,7 +39,7 @@ RESAMPLING_OPTIONS = ("group", "where", "bootstrap", "resample", "seed", "reach"
 def parse_options(
     law: str, given: Mapping[str, Any], defaults: OptionsType, accepted: Sequence[str]
 ) -> OptionsType:
-    """Return the defaults with the given options. Raise TypeError for one that is not accepted."""
+    """Return the defaults, updated with the given options. Raises TypeError for other names."""
     for name in given:
         if name not in accepted:
             nearest = difflib.get_close_matches(name, accepted, 1)
@@ -79,10 +79,10 @@ class Prediction:
 
 @dataclass
 class Fit:
-    """Fitted law. It prints like the formula of a paper, predicts, and converts to JSON.
+    """Fitted law, with its formula, intervals, predictions and JSON form.
 
-    Intervals are percentiles of `ensemble`, the law refitted to resamples (see `resampling`). They
-    are not +- 1.96 standard errors, which reach below zero for a skewed coefficient.
+    Intervals are percentiles of `ensemble`, the parameters of refits to resamples. An interval of
+    1.96 standard errors would reach below zero for a skewed coefficient.
     """
 
     law: str  # name of the function that fitted it
@@ -125,8 +125,7 @@ class Fit:
 
     @cached_property
     def score(self) -> Any:
-        """Back-test (`backtesting.BacktestScore`), computed at first access and printed with each
-        fit."""
+        """Back-test of the law, a `backtesting.BacktestScore`, computed at first access."""
         return None if self.backtester is None else self.backtester(self)
 
     @property
@@ -171,7 +170,7 @@ class Fit:
 
     @property
     def mare(self) -> float:
-        """Mean absolute relative error at the fitted rows. It is no estimate for other rows."""
+        """Mean absolute relative error at the fitted rows. Other rows have larger errors."""
         return float(np.abs(self.residuals).mean())
 
     @property
@@ -195,8 +194,9 @@ class Fit:
     def predict(self, *inputs: Any, level: float = 0.95, noise: bool = True) -> Prediction:
         """Predict at new inputs: numbers or arrays in the order of `fit.inputs`, a row, or rows.
 
-        The interval contains a new measurement with probability `level`. With noise=False it
-        contains the value of the law. Its bounds are NaN for a fit without bootstrap.
+        The interval contains a new measurement with probability `level`. With noise=False, it
+        contains the value of the law. Its bounds are NaN for a fit without bootstrap. Raises
+        ValueError for inputs that are not positive, and for a point off the line of collinear runs.
         """
         points = self.points(inputs)
         self._check_off_line_factor(points)
@@ -212,7 +212,7 @@ class Fit:
         return Prediction(value, lo, hi, level, factor, note)
 
     def points(self, inputs: Sequence[Any]) -> list[np.ndarray]:
-        """Convert the inputs of `predict` to arrays. Rows are read by the columns of the fit."""
+        """Convert the inputs of `predict` to arrays of one shape."""
         first = inputs[0] if len(inputs) == 1 else None
         if isinstance(first, Mapping):
             inputs = [
@@ -232,7 +232,7 @@ class Fit:
         return list(np.broadcast_arrays(*points))
 
     def draws(self, *inputs: np.ndarray, noise: bool = True) -> np.ndarray:
-        """Return the predictions of the ensemble [B, *shape of the inputs], by default noisy."""
+        """Return the predictions of the ensemble [B, *shape of inputs], with noise or without."""
         points = [np.asarray(v, float)[None] for v in inputs]
         shape = (-1,) + (1,) * (points[0].ndim - 1)
         params: Ensemble = {name: np.asarray(value) for name, value in self.params.items()}
@@ -246,7 +246,7 @@ class Fit:
         return np.clip(values if transform is None else transform(values), *self.bounds)
 
     def _check_off_line_factor(self, points: list[np.ndarray]) -> None:
-        """Raise ValueError for a point off the line of collinear runs: A and B are unknown."""
+        """Raise ValueError for a point off the line of collinear runs, where the law is unknown."""
         if self.max_off_line_factor is None:
             return
         logs = np.log(np.stack(self.x))
@@ -301,7 +301,7 @@ class Fit:
         return "\n".join(lines + [f"  warning: {text}" for text in self.warnings])
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the content of a report as JSON values."""
+        """Return the parameters, intervals, diagnostics and back-test as JSON values."""
         return {
             "law": self.law,
             "text": str(self),

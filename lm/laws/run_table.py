@@ -58,7 +58,7 @@ class RunTable:
 
 
 def to_number(value: object) -> float:
-    """Convert a value to float. Return NaN for None, empty text and text that is no number."""
+    """Convert a value to float. Return NaN for None and for text that is no number."""
     try:
         return float(str(value))
     except ValueError:
@@ -71,8 +71,7 @@ def run_name(row: Mapping, index: int) -> str:
 
 
 def trunk_name(row: Mapping) -> str:
-    """Return the trunk run of a cooldown branch (start.restore=full_state), or "" for any other
-    run."""
+    """Return the name of the trunk run of a cooldown branch, "" for any other run."""
     return str(row.get("start.run") or "") if row.get("start.restore") == "full_state" else ""
 
 
@@ -86,10 +85,10 @@ def select_columns(
     """Select the given columns of the finished rows.
 
     `where` is the inclusion rule: a function of the row, or a mapping from columns to the required
-    value or list of values. Write it down: five runs can change an exponent by 0.09. Rows with the
-    same value of the column `group` are resampled together (checkpoints of a run). Without `group`,
-    rows with the same name are, and so are branches of a trunk, which share most of their training
-    and therefore its noise. The trunk itself is excluded: its learning rate never decayed. Raises
+    value or list of values. Report the rule: five runs can change an exponent by 0.09. Rows with
+    the same value of the column `group` are resampled together (checkpoints of a run). Without
+    `group`, rows with the same name are resampled together, and so are the branches of a trunk run,
+    which share its noise. The trunk run is excluded because its learning rate never decays. Raises
     ValueError for a column that no row has, for values <= 0 (< 0 in `may_be_zero`) and for
     duplicates.
     """
@@ -200,8 +199,8 @@ def final_evaluations(
 ) -> list[dict]:
     """Return one row per run: its last evaluation, with means of `columns` over the last `last`.
 
-    This is step 1 of Bhagia et al. 2024 (arXiv:2412.04403). Averaging reduces noise, but across the
-    decay of a learning rate it biases the last point. Rows of a run are sorted by `order`.
+    This is step 1 of Bhagia et al. 2024 (arXiv:2412.04403). The mean reduces noise, but it has a
+    bias if the loss still falls. Rows of a run are sorted by `order`.
     """
     result = []
     for curve in learning_curves(rows, run, order):

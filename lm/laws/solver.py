@@ -1,4 +1,4 @@
-"""Batched damped Newton method: many small fits, from several starts or to several resamples.
+"""Batched damped Newton method for many small fits: several starts, or several resamples.
 
 Legend: S problems solved together (starts or resamples), n rows, p parameters, K terms of a sum.
 Each objective is a SUM over rows. The mean of a Huber loss with delta 1e-3 is so flat that an
@@ -9,7 +9,7 @@ An objective is a function (theta_Sp, log_y, weights) -> value_S, gradient_Sp, h
 majorizer_Spp. log_y is [n] or [S, n]. weights are [S, n] (the counts of a resample) or None. The
 majorizer is the Gauss-Newton matrix with the weights of iteratively reweighted least squares: it is
 positive semidefinite and a good model far from the minimum. The exact Hessian is good near it.
-`minimise` blends the two.
+`minimize` blends the two.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-# Summands of the objective, with the law f and the measured value y. delta is in units of log y.
+# Each loss is the summand of a row: f is the law, y the measured value, delta in units of log y.
 LOSSES = {
     "huber": "Huber(log f - log y, delta): r^2/2 within delta, else delta (|r| - delta/2)",
     "absolute": "|log f - log y|, least absolute deviations",
@@ -25,15 +25,15 @@ LOSSES = {
     "squares": "(f - y)^2, of the loss itself",
 }
 
-DIAGONAL = 1e-3  # diagonal part of the damping; with more, steps cannot follow a valley
-ROUNDING = 1e-26  # squared relative error per row that is only rounding
+DIAGONAL = 1e-3  # diagonal part of the damping; a larger one prevents steps along a valley
+ROUNDING = 1e-26  # squared relative error per row that rounding explains
 ROWS_PER_BLOCK = 40_000  # a block of problems fits the cache of the processor
 
 Objective = Callable[[np.ndarray, np.ndarray, np.ndarray | None], tuple[np.ndarray, ...]]
 
 
 class Term(NamedTuple):
-    """A term exp(X theta[columns] + offset) of a law that is a sum of such terms."""
+    """Term exp(X theta[columns] + offset) of a law that is a sum of such terms."""
 
     columns: list[int]
     X: np.ndarray  # [n, len(columns)]

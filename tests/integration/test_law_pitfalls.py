@@ -1,6 +1,6 @@
-"""Twenty-three traps of fitting scaling laws, each with an example.
+"""Twenty-three pitfalls of fitting scaling laws, one test each.
 
-The rows are in notebooks/data/published.
+The rows are in notebooks/data/published, or synthetic.
 """
 
 import csv
@@ -31,7 +31,7 @@ def headline():
     return power_laws.chinchilla(rows(), **NAMES, where=INCLUDED)
 
 
-def made(noise=0.0, ratios=(5, 20, 80), alpha=0.34, beta=0.28, seed=0):
+def synthetic_rows(noise=0.0, ratios=(5, 20, 80), alpha=0.34, beta=0.28, seed=0):
     rng = np.random.default_rng(seed)
     return [
         {
@@ -48,8 +48,8 @@ def made(noise=0.0, ratios=(5, 20, 80), alpha=0.34, beta=0.28, seed=0):
 
 
 def test_01_the_scale_of_the_objective_does_not_matter():
-    mean = [{**row, "w": 1 / 240} for row in rows()]
-    fit = power_laws.chinchilla(mean, **NAMES, where=INCLUDED, weights="w", bootstrap=0)
+    weighted = [{**row, "w": 1 / 240} for row in rows()]
+    fit = power_laws.chinchilla(weighted, **NAMES, where=INCLUDED, weights="w", bootstrap=0)
     assert fit.params == pytest.approx(headline().params, rel=1e-5)
     assert fit.objective == pytest.approx(headline().objective / 240)
     assert fit.gradient < 1e-5
@@ -68,36 +68,36 @@ def test_01_the_scale_of_the_objective_does_not_matter():
         {"log_A": 0, "log_B": 0, "log_E": 0, "alpha": 0.5, "beta": 0.5},
     ],
 )
-def test_02_one_bad_start_still_ends_at_the_optimum(start):
+def test_02_single_bad_start_reaches_the_optimum(start):
     fit = power_laws.chinchilla(rows(), **NAMES, where=INCLUDED, starts=[start], bootstrap=0)
     assert fit.starts == 1 and fit.objective <= 0.0010183
 
 
 def test_03_tiny_weights_do_not_stop_the_fit():
-    light = [{**row, "w": 1e-15} for row in made(0.003)]
+    weighted = [{**row, "w": 1e-15} for row in synthetic_rows(0.003)]
     start = [{"E": 1.0, "A": np.exp(5), "B": np.exp(5), "alpha": 0.1, "beta": 0.1}]
-    fit = power_laws.chinchilla(light, **NAMES, weights="w", starts=start, bootstrap=0)
+    fit = power_laws.chinchilla(weighted, **NAMES, weights="w", starts=start, bootstrap=0)
     assert fit.params["alpha"] == pytest.approx(0.34, abs=0.05) and not fit.warnings
 
 
-def test_04_a_flat_objective_is_reported_or_refused():
-    near = [row for row in made(0.004) if float(row["params"]) < 4e7]
-    fit = power_laws.chinchilla(near, **NAMES, loss="log_squares")
+def test_04_flat_objective_has_a_warning_or_an_error():
+    narrow = [row for row in synthetic_rows(0.004) if float(row["params"]) < 4e7]
+    fit = power_laws.chinchilla(narrow, **NAMES, loss="log_squares")
     assert any("determine" in text for text in fit.warnings)
     with pytest.raises(ValueError, match="in every row"):
-        power_laws.chinchilla([row for row in near if row["params"] == near[0]["params"]], **NAMES)
+        power_laws.chinchilla(narrow[:3], **NAMES)
 
 
-def test_05_the_huber_delta_is_shown_and_matters():
+def test_05_huber_delta_is_printed_and_changes_the_fit():
     narrow, wide = (
         power_laws.chinchilla(rows(), **NAMES, where=INCLUDED, delta=d, bootstrap=0)
         for d in (1e-7, 1e1)
     )
-    lad = power_laws.chinchilla(rows(), **NAMES, where=INCLUDED, loss="absolute", bootstrap=0)
+    absolute = power_laws.chinchilla(rows(), **NAMES, where=INCLUDED, loss="absolute", bootstrap=0)
     squares = power_laws.chinchilla(
         rows(), **NAMES, where=INCLUDED, loss="log_squares", bootstrap=0
     )
-    assert narrow.params["beta"] == pytest.approx(lad.params["beta"], abs=1e-3)
+    assert narrow.params["beta"] == pytest.approx(absolute.params["beta"], abs=1e-3)
     assert wide.params == pytest.approx(squares.params, rel=1e-5)
     assert "huber delta 1e-07" in str(narrow)
 
@@ -119,8 +119,8 @@ def test_06_squares_and_huber_are_different_estimators():
 
 
 def test_07_five_excluded_runs_change_beta():
-    everything = power_laws.chinchilla(rows(), **NAMES, bootstrap=0)
-    assert everything.params["beta"] - headline().params["beta"] == pytest.approx(0.086, abs=0.002)
+    all_runs = power_laws.chinchilla(rows(), **NAMES, bootstrap=0)
+    assert all_runs.params["beta"] - headline().params["beta"] == pytest.approx(0.086, abs=0.002)
     assert [reason for _, reason in headline().excluded] == ["in_fit is 0, not 1"] * 5
 
 
@@ -133,26 +133,29 @@ def test_08_percentile_intervals_of_a_skewed_b_are_positive():
 
 
 def test_09_the_definition_of_n_changes_the_exponent():
-    own = [row for row in rows("isoflop-optima-tables") if row["table"] == "nanochat_jan26"]
+    optima = [row for row in rows("isoflop-optima-tables") if row["table"] == "nanochat_jan26"]
     table = backtesting.compare_conventions(
-        log_linear.log_linear, own, by="count", x="flops", y="params_opt"
+        log_linear.log_linear, optima, by="count", x="flops", y="params_opt"
     )
     assert [round(row["exponent"], 2) for row in table.rows] == [0.54, 0.37, 0.7]
 
 
 def test_10_nominal_budgets_change_the_exponent():
-    own: dict[str, Any] = {"table": "nanochat_jan26", "count": "kaplan_style_projections_and_head"}
+    where: dict[str, Any] = {
+        "table": "nanochat_jan26",
+        "count": "kaplan_style_projections_and_head",
+    }
     table = backtesting.compare_conventions(
         log_linear.log_linear,
         rows("isoflop-optima-tables"),
         x=["flops", "flops_as_printed"],
         y="params_opt",
-        where=own,
+        where=where,
     )
     assert [round(row["exponent"], 3) for row in table.rows] == [0.536, 0.524]
 
 
-def test_11_parameters_are_stored_with_all_their_digits():
+def test_11_parameters_are_stored_with_all_digits():
     stored = json.loads(json.dumps(headline().to_dict()))["params"]
     assert stored == headline().params
     rounded = {k: float(f"{v:.2g}") for k, v in stored.items()}
@@ -161,7 +164,7 @@ def test_11_parameters_are_stored_with_all_their_digits():
     assert np.abs(error).mean() > 1.5 * headline().mare
 
 
-def test_13_smoothing_biases_a_falling_curve():
+def test_13_mean_of_a_falling_curve_has_a_bias():
     curve = [{"run": "a", "tokens": i, "loss": 3 - 0.1 * i} for i in range(10)]
     last, mean = (run_table.final_evaluations(curve, ["loss"], last=k)[0]["loss"] for k in (1, 5))
     assert mean - last == pytest.approx(0.2)
@@ -172,15 +175,15 @@ def test_14_curves_are_reduced_or_resampled_as_whole_runs():
     finals = run_table.final_evaluations(train, ["c4_loss"], last=1)
     assert len(finals) == 16
     names: dict[str, Any] = {"n": "params", "d": "tokens", "y": "c4_loss"}
-    ends = power_laws.chinchilla(finals, **names, bootstrap=0)
+    final_fit = power_laws.chinchilla(finals, **names, bootstrap=0)
     late = [row for row in train if int(row["ckpt"]) > 0.5 * int(row["n_ckpts"])]
-    curves = power_laws.chinchilla(late, **names, group="run", bootstrap=50)
-    assert curves.n_runs == 16
+    curve_fit = power_laws.chinchilla(late, **names, group="run", bootstrap=50)
+    assert curve_fit.n_runs == 16
     middle = [row for row in late if int(row["ckpt"]) < 0.7 * int(row["n_ckpts"])]
-    assert backtesting.holdout(ends, middle).mean > 2 * ends.mare
+    assert backtesting.holdout(final_fit, middle).mean > 2 * final_fit.mare
 
 
-def test_15_a_vertex_outside_the_sizes_is_excluded_by_name():
+def test_15_minimum_outside_the_sizes_is_excluded():
     fit = isoflop.isoflop(
         rows(), x="params", y="loss", c="isoflop_budget", where=INCLUDED, bootstrap=0
     )
@@ -188,16 +191,17 @@ def test_15_a_vertex_outside_the_sizes_is_excluded_by_name():
 
 
 def test_16_parabolas_are_biased_if_the_exponents_differ():
-    own = [row for row in rows("approach2-synthetic") if row["surface"] == "asymmetric"]
+    asymmetric = [row for row in rows("approach2-synthetic") if row["surface"] == "asymmetric"]
     sweep: dict[str, Any] = {"x": "tokens", "y": "loss", "bootstrap": 0}
-    wide, narrow = isoflop.isoflop(own, **sweep), isoflop.isoflop(own, **sweep, nearest=5)
-    law = power_laws.chinchilla(own, **NAMES, bootstrap=0)
+    wide = isoflop.isoflop(asymmetric, **sweep)
+    narrow = isoflop.isoflop(asymmetric, **sweep, nearest=5)
+    law = power_laws.chinchilla(asymmetric, **NAMES, bootstrap=0)
     true = compute_optimal.allocation(law, 1e22).d
     assert wide.predict(1e22).value / true == pytest.approx(0.769, abs=0.01)
     assert narrow.predict(1e22).value / true > 0.95
 
 
-def test_17_an_influential_budget_has_a_warning():
+def test_17_influential_budget_has_a_warning():
     budgets = np.geomspace(6e18, 1e22, 10)
     sweep = []
     for i, c in enumerate(budgets):
@@ -239,18 +243,18 @@ def test_19_noise_is_in_units_of_the_loss():
     assert spread[0] == pytest.approx(spread[1], rel=0.05)
 
 
-def test_20_accuracy_is_bounded_and_chance_is_refused():
+def test_20_accuracy_is_bounded_and_chance_raises():
     train = [row for row in rows("olmo-ladder") if row["split"] == "train"]
-    own: dict[str, Any] = {"x": "mmlu_bpb", "y": "mmlu_acc", "run": "run", "chance": 0.25}
-    fit = downstream.accuracy_from_loss(train, **own, bootstrap=50)
+    names: dict[str, Any] = {"x": "mmlu_bpb", "y": "mmlu_acc", "run": "run", "chance": 0.25}
+    fit = downstream.accuracy_from_loss(train, **names, bootstrap=50)
     far = fit.predict([0.05, 4.0])
     assert (far.hi <= 1).all() and (far.lo >= 0.25).all()
     small = [row for row in train if row["model"] == "190M"]
     with pytest.raises(ValueError, match="mmlu_acc is at chance"):
-        downstream.accuracy_from_loss(small, **{**own, "chance": 0.35})
+        downstream.accuracy_from_loss(small, **{**names, "chance": 0.35})
 
 
-def test_21_a_small_fit_error_does_not_extrapolate():
+def test_21_small_fit_error_does_not_extrapolate():
     ladder = rows("olmo-ladder")
     finals = run_table.final_evaluations(
         [row for row in ladder if row["split"] == "train"], ["c4_loss"]
@@ -265,30 +269,33 @@ def test_21_a_small_fit_error_does_not_extrapolate():
 
 
 def test_22_collinear_runs_do_not_predict_off_their_line():
-    fit = power_laws.chinchilla(made(0.002, ratios=(20,)), **NAMES, loss="log_squares", bootstrap=0)
+    fit = power_laws.chinchilla(
+        synthetic_rows(0.002, ratios=(20,)), **NAMES, loss="log_squares", bootstrap=0
+    )
     with pytest.raises(ValueError, match="off it"):
         fit.predict(1e10, 1e10)
 
 
 def test_23_errors_are_computed_from_the_predictions():
-    fit = power_laws.chinchilla(made(0.003), **NAMES, bootstrap=0)
+    fit = power_laws.chinchilla(synthetic_rows(0.003), **NAMES, bootstrap=0)
     large = [{"name": "a", "params": 3e9, "tokens": 6e10, "loss": 2.7}]
-    (one,) = backtesting.holdout(fit, large).predictions
-    assert one["measured"] == 2.7 and one["error"] == one["value"] / 2.7 - 1
-    assert one["value"] == fit.predict(3e9, 6e10).value
+    (prediction,) = backtesting.holdout(fit, large).predictions
+    assert prediction["measured"] == 2.7
+    assert prediction["error"] == prediction["value"] / 2.7 - 1
+    assert prediction["value"] == fit.predict(3e9, 6e10).value
 
 
-def test_24_the_noise_is_at_least_that_between_seeds():
+def test_24_noise_is_at_least_that_between_seeds():
     rng = np.random.default_rng(0)
-    seeds = [
+    repeats = [
         {
             **row,
             "name": f"{row['name']} seed {s}",
             "loss": row["loss"] * np.exp(0.004 * rng.standard_normal()),
         }
-        for row in made()
+        for row in synthetic_rows()
         for s in range(4)
     ]
-    fit = power_laws.chinchilla(seeds, **NAMES, loss="log_squares", bootstrap=0)
+    fit = power_laws.chinchilla(repeats, **NAMES, loss="log_squares", bootstrap=0)
     assert fit.seed_noise == pytest.approx(0.004, rel=0.25)
     assert fit.sigma >= fit.seed_noise

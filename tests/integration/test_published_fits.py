@@ -22,6 +22,7 @@ from lm.laws.forms import compute_optimal, downstream, isoflop, log_linear, powe
 DATA = pathlib.Path(__file__).parent.parent.parent / "notebooks" / "data" / "published"
 EXPECTED = json.loads((DATA / "expected.json").read_text())
 NAMES: dict[str, Any] = {"n": "params", "d": "tokens", "y": "loss"}
+INCLUDED = {"in_fit": 1}
 GRID: dict[str, Any] = {
     "log_A": np.arange(0, 30, 5.0),
     "log_B": np.arange(0, 30, 5.0),
@@ -37,71 +38,70 @@ def rows(case):
         return list(csv.DictReader(file))
 
 
-def below_1e21(row):
+def is_below_1e21(row):
     return row["in_fit"] == "1" and float(row["flops"]) < 1e21
 
 
 @functools.cache
 def surface(name):
-    own = [row for row in rows("approach2-synthetic") if row["surface"] == name]
-    two = isoflop.isoflop(own, x="tokens", y="loss", c="flops", bootstrap=0)
-    three = power_laws.chinchilla(own, **NAMES, bootstrap=0)
-    found = {"approach2_b": two.params["exponent"], "approach2_log10_b0": two.derived["log10_k"]}
-    return found | {f"approach3_{key}": value for key, value in three.params.items()}
+    surface_rows = [row for row in rows("approach2-synthetic") if row["surface"] == name]
+    line = isoflop.isoflop(surface_rows, x="tokens", y="loss", c="flops", bootstrap=0)
+    law = power_laws.chinchilla(surface_rows, **NAMES, bootstrap=0)
+    results = {
+        "approach2_b": line.params["exponent"],
+        "approach2_log10_b0": line.derived["log10_k"],
+    }
+    return results | {f"approach3_{key}": value for key, value in law.params.items()}
 
 
 @functools.cache
 def headline():
-    chosen = {"in_fit": 1}
     return power_laws.chinchilla(
-        rows("chinchilla-epoch"), **NAMES, where=chosen, loss="absolute", bootstrap=0
+        rows("chinchilla-epoch"), **NAMES, where=INCLUDED, loss="absolute", bootstrap=0
     )
 
 
 @functools.cache
 def chinchilla(name):
-    data, chosen = rows("chinchilla-epoch"), {"in_fit": 1}
+    data = rows("chinchilla-epoch")
     if name == "huber_1e-3_240":
         fit = power_laws.chinchilla(
-            data, **NAMES, where=chosen, delta=1e-3, starts=GRID, bootstrap=0
+            data, **NAMES, where=INCLUDED, delta=1e-3, starts=GRID, bootstrap=0
         )
         assert fit.starts == 4500
         return fit.params | {"objective": fit.objective}
     if name == "headline_table":
         return headline().params
     if name == "bootstrap_4000":
-        fit = power_laws.chinchilla(data, **NAMES, where=chosen, bootstrap=4000)
-        edges = {f"ci95_{k}_lo": fit.interval(k)[0] for k in fit.params}
-        edges |= {f"ci95_{k}_hi": fit.interval(k)[1] for k in fit.params}
-        return {f"se_{k}": fit.se[k] for k in fit.params} | edges
+        fit = power_laws.chinchilla(data, **NAMES, where=INCLUDED, bootstrap=4000)
+        bounds = {f"ci95_{k}_lo": fit.interval(k)[0] for k in fit.params}
+        bounds |= {f"ci95_{k}_hi": fit.interval(k)[1] for k in fit.params}
+        return {f"se_{k}": fit.se[k] for k in fit.params} | bounds
     if name == "headline_with_outliers_245":
         return power_laws.chinchilla(data, **NAMES, loss="absolute", bootstrap=0).params
     if name == "least_squares_C_lt_1e21":
-        fit = power_laws.chinchilla(data, **NAMES, where=below_1e21, loss="squares", bootstrap=0)
+        fit = power_laws.chinchilla(data, **NAMES, where=is_below_1e21, loss="squares", bootstrap=0)
         return fit.params | {"rss": fit.objective, "train_mare": fit.mare}
     if name == "extrapolate_to_C_ge_1e21":
-        large = [row for row in data if row["in_fit"] == "1" and not below_1e21(row)]
-        found = {}
+        large = [row for row in data if row["in_fit"] == "1" and not is_below_1e21(row)]
+        errors = {}
         for key, loss in (("huber", "huber"), ("least_squares", "squares")):
-            fit = power_laws.chinchilla(data, **NAMES, where=below_1e21, loss=loss, bootstrap=0)
-            found[f"{key}_test_mare"] = backtesting.holdout(fit, large).mean
-        return found
+            fit = power_laws.chinchilla(data, **NAMES, where=is_below_1e21, loss=loss, bootstrap=0)
+            errors[f"{key}_test_mare"] = backtesting.holdout(fit, large).mean
+        return errors
     if name == "approach2_isoflop":
         sweep: dict[str, Any] = {
             "x": "params",
             "y": "loss",
             "c": "isoflop_budget",
-            "where": chosen,
+            "where": INCLUDED,
             "bootstrap": 0,
         }
-        inside, everything = (
-            isoflop.isoflop(data, **sweep),
-            isoflop.isoflop(data, **sweep, edges="keep"),
-        )
-        exponent = "exponent"
+        inside_only = isoflop.isoflop(data, **sweep)
+        all_budgets = isoflop.isoflop(data, **sweep, edges="keep")
         return {
-            "a_inside_only": inside.params[exponent],
-            "a_all_budgets": everything.params[exponent],
+            "a_inside_only": inside_only.params["exponent"],
+            "a_all_budgets": all_budgets.params["exponent"],
         }
     best = compute_optimal.allocation(headline(), 5.76e23)
     return {"tokens_per_param": best.tokens_per_param, "N": best.n}
@@ -111,20 +111,20 @@ def chinchilla(name):
 def optima(name):
     data = rows("isoflop-optima-tables")
     if name == "chinchilla_tokens_vs_params":
-        chosen = {"table": "chinchilla_approach2"}
-        fit = log_linear.log_linear(data, x="params_opt", y="tokens_opt", where=chosen)
+        where = {"table": "chinchilla_approach2"}
+        fit = log_linear.log_linear(data, x="params_opt", y="tokens_opt", where=where)
         return {
             "slope": fit.params["exponent"],
             "intercept_log10": fit.derived["log10_k"],
             "tokens_for_124M": fit.predict(124e6).value,
             "a_implied_6ND": 1 / (1 + fit.params["exponent"]),
         }
-    chosen = {"table": "nanochat_jan26", "count": name}
-    found = {}
+    where = {"table": "nanochat_jan26", "count": name}
+    exponents = {}
     for letter, column in (("N", "params_opt"), ("D", "tokens_opt")):
-        fit = log_linear.log_linear(data, x="flops", y=column, where=chosen)
-        found[f"{letter}_exponent"] = fit.params["exponent"]
-    return found
+        fit = log_linear.log_linear(data, x="flops", y=column, where=where)
+        exponents[f"{letter}_exponent"] = fit.params["exponent"]
+    return exponents
 
 
 @functools.cache
@@ -149,23 +149,23 @@ def ladder(task):
         "anchor": (0, 1),
     }
     step2 = downstream.accuracy_from_loss(train, x=bpb, y=acc, chance=0.25, bootstrap=0, **recipe)
-    both = downstream.two_step(step1, step2)
-    large, larger = target("7B", [bpb, acc]), target("13B", [bpb, acc])
+    two_step = downstream.two_step(step1, step2)
+    target_7b, target_13b = target("7B", [bpb, acc]), target("13B", [bpb, acc])
     return {
-        "T13B_step1_bpb_pred": step1.predict(larger).value,
-        "T13B_step2_acc": step2.predict(larger[bpb]).value,
-        "T13B_chained_acc": both.predict(larger).value,
-        "T7B_chained_abs_rel_err": abs(both.predict(large).value / large[acc] - 1),
+        "T13B_step1_bpb_pred": step1.predict(target_13b).value,
+        "T13B_step2_acc": step2.predict(target_13b[bpb]).value,
+        "T13B_chained_acc": two_step.predict(target_13b).value,
+        "T7B_chained_abs_rel_err": abs(two_step.predict(target_7b).value / target_7b[acc] - 1),
         "step1_train_mean_rel_err": step1.mare,
     }
 
 
 def target(model, columns):
-    own = [row for row in rows("olmo-ladder") if row["model"] == model]
-    return run_table.final_evaluations(own, columns, last=5)[0]
+    model_rows = [row for row in rows("olmo-ladder") if row["model"] == model]
+    return run_table.final_evaluations(model_rows, columns, last=5)[0]
 
 
-OURS = {
+REPRODUCTIONS = {
     "approach2-synthetic": surface,
     "chinchilla-epoch": chinchilla,
     "isoflop-optima-tables": optima,
@@ -180,17 +180,17 @@ CASES = [
 
 
 @pytest.mark.parametrize(("case", "name", "key"), CASES)
-def test_a_published_number_is_reproduced(case, name, key):
+def test_published_number_is_reproduced(case, name, key):
     rule = EXPECTED[case]["fits"][name]["accept"][key]
-    ours = OURS[case](name)[key]
+    value = REPRODUCTIONS[case](name)[key]
     if "max" in rule:
-        assert ours <= rule["max"]
+        assert value <= rule["max"]
     else:
-        room = rule["abs"] if "abs" in rule else rule["rel"] * abs(rule["target"])
-        assert ours == pytest.approx(rule["target"], rel=0, abs=room)
+        tolerance = rule["abs"] if "abs" in rule else rule["rel"] * abs(rule["target"])
+        assert value == pytest.approx(rule["target"], rel=0, abs=tolerance)
 
 
-def test_compute_alone_chains_to_its_published_accuracy():
+def test_two_step_from_compute_has_published_accuracy():
     train = [row for row in rows("olmo-ladder") if row["split"] == "train"]
     for task in ("mmlu", "hellaswag", "arc_challenge", "openbookqa"):
         bpb, acc = f"{task}_bpb", f"{task}_acc"
@@ -205,12 +205,12 @@ def test_compute_alone_chains_to_its_published_accuracy():
         }
         step2 = downstream.accuracy_from_loss(train, x=bpb, y=acc, **recipe)
         published = EXPECTED["olmo-ladder"]["fits"][task]["published"]["T13B"]
-        ours = downstream.two_step(step1, step2).predict(target("13B", [bpb])).value
-        assert ours == pytest.approx(published["flops_chained_acc_pred"], abs=1e-4)
+        predicted = downstream.two_step(step1, step2).predict(target("13B", [bpb])).value
+        assert predicted == pytest.approx(published["flops_chained_acc_pred"], abs=1e-4)
 
 
-def test_the_docstring_example_compiles():
-    example = (laws.__doc__ or "").split("Example (no JAX is imported):")[1].split("\nRows are")[0]
+def test_docstring_example_compiles():
+    example = (laws.__doc__ or "").split("Example:")[1].split("\nRows are")[0]
     compile(textwrap.dedent(example), "laws.__doc__", "exec")
 
 
@@ -225,7 +225,7 @@ def test_the_docstring_example_compiles():
         (downstream.accuracy_from_loss, "windows", "use window, the nearest"),
     ],
 )
-def test_unknown_option_is_refused_with_the_nearest(law, option, remedy):
+def test_unknown_option_raises_with_the_nearest_name(law, option, remedy):
     columns = {"y": "b"} if law is power_laws.chinchilla else {"x": "a", "y": "b"}
     with pytest.raises(TypeError, match=f"{option}=3 is no option of .*{remedy}"):
         law([], **columns, **{option: 3})
@@ -244,12 +244,15 @@ def test_all_public_names_are_documented():
         assert name in (laws.__doc__ or ""), name
 
 
-def test_the_published_notebook_runs_and_draws_its_figures(monkeypatch):
+def test_published_notebook_draws_its_figures(monkeypatch):
     path = DATA.parent.parent / "published.ipynb"
     monkeypatch.setenv("PYTHONPATH", str(path.parent.parent))
     notebook = nbformat.read(path, as_version=4)
-    where = {"metadata": {"path": str(path.parent)}}
-    nbclient.NotebookClient(notebook, timeout=120, kernel_name="python3", resources=where).execute()
-    shown = [output for cell in notebook.cells for output in cell.get("outputs", ())]
-    assert sum("image/png" in output.get("data", {}) for output in shown) == 2
-    assert "477.84" in str(shown) and "477.83" in str(shown)
+    resources = {"metadata": {"path": str(path.parent)}}
+    client = nbclient.NotebookClient(
+        notebook, timeout=120, kernel_name="python3", resources=resources
+    )
+    client.execute()
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
+    assert sum("image/png" in output.get("data", {}) for output in outputs) == 2
+    assert "477.84" in str(outputs) and "477.83" in str(outputs)

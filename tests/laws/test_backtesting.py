@@ -1,4 +1,4 @@
-"""Back-test, hold-out, and comparison of laws and conventions."""
+"""Tests of back-tests, hold-outs, and comparisons of laws and counting conventions."""
 
 from typing import Any
 
@@ -33,33 +33,33 @@ def fit():
     return power_laws.chinchilla(rows(), **NAMES, loss="log_squares")
 
 
-def test_a_back_test_predicts_only_larger_levels(fit):
+def test_backtest_predicts_only_larger_levels(fit):
     score = backtesting.backtest(fit)
-    size = {row["name"]: row["params"] * row["tokens"] for row in rows()}
-    order = sorted(size, key=lambda name: size[name])
-    for one in score.predictions:
-        assert order.index(one["name"]) >= one["trained_on"]
-        assert one["error"] == pytest.approx(one["value"] / one["measured"] - 1)
+    products = {row["name"]: row["params"] * row["tokens"] for row in rows()}
+    ascending_names = sorted(products, key=lambda name: products[name])
+    for prediction in score.predictions:
+        assert ascending_names.index(prediction["name"]) >= prediction["trained_on"]
+        relative_error = prediction["value"] / prediction["measured"] - 1
+        assert prediction["error"] == pytest.approx(relative_error)
     assert score.origins >= 3 and score.mean < 0.02
     assert 0.8 <= score.coverage <= 1
     assert str(score) in str(fit)
 
 
-def test_a_back_test_can_use_another_column(fit):
+def test_backtest_ranks_by_a_given_column(fit):
     score = backtesting.backtest(fit, by="params")
     sizes = {row["name"]: row["params"] for row in rows()}
-    trained = {one["trained_on"] for one in score.predictions}
-    assert all(n % 3 == 0 for n in trained)
-    assert min(sizes[one["name"]] for one in score.predictions) > 1e7
+    assert all(prediction["trained_on"] % 3 == 0 for prediction in score.predictions)
+    assert min(sizes[prediction["name"]] for prediction in score.predictions) > 1e7
 
 
-def test_too_few_levels_have_no_score():
+def test_backtest_of_too_few_levels_has_a_reason():
     few = power_laws.power(rows()[::6], x="params", y="loss", bootstrap=0)
     assert "none possible" in str(few.score)
 
 
-def test_held_out_rows_are_scored_with_coverage(fit):
-    new = [
+def test_holdout_returns_error_and_coverage(fit):
+    larger_runs = [
         {
             "name": "big",
             "params": 4e9,
@@ -67,30 +67,30 @@ def test_held_out_rows_are_scored_with_coverage(fit):
             "loss": 1.8 + 300 * 4e9**-0.34 + 700 * 8e10**-0.28,
         }
     ]
-    score = backtesting.holdout(fit, new)
+    score = backtesting.holdout(fit, larger_runs)
     assert score.mean < 0.01 and score.coverage == 1
 
 
-def test_laws_are_ranked_by_held_out_error(fit):
-    forms = {
+def test_compare_laws_ranks_by_held_out_error(fit):
+    candidates = {
         "N and D": fit,
         "N alone": power_laws.power(rows(), x="params", y="loss"),
         "C alone": power_laws.power(rows(), x="flops", y="loss"),
     }
-    table = backtesting.compare_laws(forms)
+    table = backtesting.compare_laws(candidates)
     assert table.rows[0]["form"] == "N and D"
     errors = [row["held-out error"] for row in table.rows]
     assert errors == sorted(errors) and "held-out error" in str(table)
 
 
-def test_conventions_are_rows_of_a_table():
+def test_compare_conventions_has_a_row_per_convention():
     table = backtesting.compare_conventions(
         power_laws.power, rows(), x=["params", "total"], y="loss", bootstrap=100
     )
     assert [row["x"] for row in table.rows] == ["params", "total"]
     assert table.rows[0]["alpha"] < table.rows[1]["alpha"]
     assert "alpha 95%" in str(table)
-    split = backtesting.compare_conventions(
+    by_set = backtesting.compare_conventions(
         power_laws.power,
         [{**r, "set": k} for r in rows() for k in "ab"],
         by="set",
@@ -98,4 +98,4 @@ def test_conventions_are_rows_of_a_table():
         y="loss",
         bootstrap=0,
     )
-    assert [row["set"] for row in split.rows] == ["a", "b"]
+    assert [row["set"] for row in by_set.rows] == ["a", "b"]

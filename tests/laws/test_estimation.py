@@ -1,4 +1,4 @@
-"""Estimation: coverage of intervals, resampling of whole runs, diagnostics."""
+"""Tests of interval coverage, resampling of whole runs, and warnings of a fit."""
 
 from typing import Any
 
@@ -29,15 +29,15 @@ def design(sizes, ratios, noise, seed):
     ]
 
 
-def share(hits):
-    """Hits in 200 draws: 90% to 98% of them are what 95% intervals may have."""
+def check_coverage(hits):
+    """Check the fraction of 200 intervals of 95% that contain the truth."""
     assert 0.90 <= np.mean(hits) <= 0.985, np.mean(hits)
 
 
 @pytest.mark.slow
-def test_intervals_of_seven_runs_cover_the_next_size():
+def test_intervals_of_seven_runs_cover_a_larger_run():
     sizes, target = np.geomspace(3e4, 2e6, 7), 4e6
-    hits = {"new": [], "alpha": [], "E": []}
+    hits = {"measurement": [], "alpha": [], "E": []}
     for seed in range(200):
         rng = np.random.default_rng(seed)
         rows = [
@@ -49,14 +49,14 @@ def test_intervals_of_seven_runs_cover_the_next_size():
             for i, n in enumerate(sizes)
         ]
         fit = power_laws.power(rows, x="params", y="loss", bootstrap=300, seed=seed)
-        found = fit.predict(target)
-        new = (1.2 + 30 * target**-0.3) * np.exp(0.005 * rng.standard_normal())
-        hits["new"].append(found.lo <= new <= found.hi)
+        prediction = fit.predict(target)
+        measured = (1.2 + 30 * target**-0.3) * np.exp(0.005 * rng.standard_normal())
+        hits["measurement"].append(prediction.lo <= measured <= prediction.hi)
         for name, true in (("alpha", 0.3), ("E", 1.2)):
             lo, hi = fit.interval(name)
             hits[name].append(lo <= true <= hi)
-    for found in hits.values():
-        share(found)
+    for results in hits.values():
+        check_coverage(results)
 
 
 @pytest.mark.slow
@@ -68,14 +68,14 @@ def test_intervals_of_a_chinchilla_sweep_cover_the_truth():
         fit = power_laws.chinchilla(
             rows, n="params", d="tokens", y="loss", bootstrap=300, seed=seed, starts=start
         )
-        found = fit.predict(4e9, 8e10, noise=False)
-        hits["law"].append(found.lo <= loss(4e9, 8e10) <= found.hi)
+        prediction = fit.predict(4e9, 8e10, noise=False)
+        hits["law"].append(prediction.lo <= loss(4e9, 8e10) <= prediction.hi)
         a = TRUTH["beta"] / (TRUTH["alpha"] + TRUTH["beta"])
         for name, true in {**TRUTH, "a": a}.items():
             lo, hi = fit.interval(name)
             hits[name].append(lo <= true <= hi)
-    for found in hits.values():
-        share(found)
+    for results in hits.values():
+        check_coverage(results)
 
 
 def test_parameters_are_recovered_within_their_noise():
@@ -89,7 +89,7 @@ def test_parameters_are_recovered_within_their_noise():
     assert fit.params["beta"] == pytest.approx(0.3, abs=0.02)
 
 
-def test_checkpoints_and_branches_are_resampled_together():
+def test_rows_of_a_run_or_trunk_are_resampled_together():
     rng = np.random.default_rng(0)
     rows = [
         {"run": f"{n:.3g}", "tokens": n * r, "params": n, "loss": loss(n, n * r) * np.exp(shift)}
@@ -98,19 +98,19 @@ def test_checkpoints_and_branches_are_resampled_together():
         for r in (5, 10, 20, 40, 80, 160)
     ]
     names: dict[str, Any] = {"n": "params", "d": "tokens", "y": "loss", "bootstrap": 300}
-    together = power_laws.chinchilla(rows, **names, group="run")
+    by_run = power_laws.chinchilla(rows, **names, group="run")
     branches = [{"start.run": row["run"], "start.restore": "full_state", **row, "run": i}
                 for i, row in enumerate(rows)]  # fmt: skip
-    of_trunks = power_laws.chinchilla(branches, **names)
-    tuned = [{**row, "start.restore": "weights"} for row in branches]  # a fresh start: on their own
-    apart = power_laws.chinchilla(tuned, **names)
-    assert (together.n_runs, of_trunks.n_runs, apart.n_runs) == (40, 40, 240)
-    assert together.se["E"] > 1.5 * apart.se["E"]
-    assert of_trunks.se == together.se
-    assert "240 rows have 40 trunks" in str(of_trunks) and "trunks" not in str(apart)
+    by_trunk = power_laws.chinchilla(branches, **names)
+    finetuned = [{**row, "start.restore": "weights"} for row in branches]  # no cooldown branches
+    separate = power_laws.chinchilla(finetuned, **names)
+    assert (by_run.n_runs, by_trunk.n_runs, separate.n_runs) == (40, 40, 240)
+    assert by_run.se["E"] > 1.5 * separate.se["E"]
+    assert by_trunk.se == by_run.se
+    assert "240 rows have 40 trunks" in str(by_trunk) and "trunks" not in str(separate)
 
 
-def test_a_trunk_run_is_excluded_from_a_law():
+def test_trunk_runs_are_excluded():
     rows = [
         {"name": f"{n:.3g}-{r}", "start.run": f"{n:.3g}-trunk", "start.restore": "full_state"}
         | {"params": n, "tokens": n * r, "loss": loss(n, n * r)}
@@ -126,7 +126,7 @@ def test_a_trunk_run_is_excluded_from_a_law():
     assert fit.n == 12 and reasons == {"trunk run, represented by its branches"}
 
 
-def test_rows_must_outnumber_parameters_for_an_interval():
+def test_intervals_need_more_rows_than_parameters():
     rows = design(2, (5, 320), 0.0, 0)
     with pytest.raises(ValueError, match="5 free parameters and only 4 rows"):
         power_laws.chinchilla(rows, n="params", d="tokens", y="loss")
@@ -137,7 +137,7 @@ def test_rows_must_outnumber_parameters_for_an_interval():
     assert np.isnan(fit.predict(1e9, 1e10).lo)
 
 
-def test_unknown_choices_list_the_known_choices():
+def test_unknown_option_values_list_the_known_values():
     rows = design(4, (5, 20), 0.0, 0)
     names: dict[str, Any] = {"n": "params", "d": "tokens", "y": "loss"}
     with pytest.raises(ValueError, match="known: huber, absolute, log_squares, squares"):
@@ -148,26 +148,26 @@ def test_unknown_choices_list_the_known_choices():
         power_laws.chinchilla(rows, **names, fixed={"gamma": 1})
 
 
-def test_a_fit_that_has_not_converged_has_a_warning(monkeypatch):
-    minimise = solver.minimize
+def test_unconverged_fit_has_a_warning(monkeypatch):
+    minimize = solver.minimize
 
-    def short(objective, theta, lower, upper, log_y, weights=None, iterations=1, tolerance=0.0):
-        return minimise(objective, theta, lower, upper, log_y, weights, 1, 0.0)
+    def one_step(objective, theta, lower, upper, log_y, weights=None, iterations=1, tolerance=0.0):
+        return minimize(objective, theta, lower, upper, log_y, weights, 1, 0.0)
 
-    monkeypatch.setattr(solver, "minimize", short)
+    monkeypatch.setattr(solver, "minimize", one_step)
     start = [{"E": 0.5, "A": 9000, "B": 20, "alpha": 0.9, "beta": 0.1}]
     rows = design(5, (5, 20, 80), 0.004, 0)
     fit = power_laws.chinchilla(rows, n="params", d="tokens", y="loss", bootstrap=0, starts=start)
     assert any("has not converged" in text for text in fit.warnings)
 
 
-def test_a_fit_that_equals_its_start_has_a_warning(monkeypatch):
-    minimise = solver.minimize
+def test_fit_equal_to_its_start_has_a_warning(monkeypatch):
+    minimize = solver.minimize
 
-    def still(objective, theta, lower, upper, log_y, weights=None, iterations=1, tolerance=0.0):
-        return minimise(objective, theta, lower, upper, log_y, weights, 0, 0.0)
+    def no_step(objective, theta, lower, upper, log_y, weights=None, iterations=1, tolerance=0.0):
+        return minimize(objective, theta, lower, upper, log_y, weights, 0, 0.0)
 
-    monkeypatch.setattr(solver, "minimize", still)
+    monkeypatch.setattr(solver, "minimize", no_step)
     start = [{"E": 0.5, "A": 9000, "B": 20, "alpha": 0.9, "beta": 0.1}]
     rows = design(5, (5, 20, 80), 0.004, 0)
     fit = power_laws.chinchilla(rows, n="params", d="tokens", y="loss", bootstrap=0, starts=start)

@@ -1,4 +1,4 @@
-"""Profile likelihood and the next run."""
+"""Tests of profile likelihoods and of the advised next run."""
 
 from typing import Any
 
@@ -31,35 +31,36 @@ def fit():
     return power_laws.chinchilla(rows(), **NAMES, loss="log_squares")
 
 
-def test_a_profile_agrees_with_the_bootstrap(fit):
-    found = experiment_design.profile(fit, "E")
+def test_profile_agrees_with_the_bootstrap(fit):
+    profile = experiment_design.profile(fit, "E")
     lo, hi = fit.interval("E")
-    assert not found.flat and found.objective.min() >= fit.objective * (1 - 1e-9)
-    assert found.interval[0] == pytest.approx(lo, abs=0.6 * (hi - lo))
-    assert found.interval[1] == pytest.approx(hi, abs=0.6 * (hi - lo))
+    assert not profile.flat and profile.objective.min() >= fit.objective * (1 - 1e-9)
+    assert profile.interval[0] == pytest.approx(lo, abs=0.6 * (hi - lo))
+    assert profile.interval[1] == pytest.approx(hi, abs=0.6 * (hi - lo))
 
 
-def test_a_profile_follows_the_prediction(fit):
-    found = experiment_design.profile(fit, "E", at=(1e11, 2e12))
-    assert found.predictions is not None and len(found.predictions) == len(found.values)
-    assert found.predictions[-1] > found.predictions[0] and "prediction changes from" in str(found)
+def test_profile_has_a_prediction_per_value(fit):
+    profile = experiment_design.profile(fit, "E", at=(1e11, 2e12))
+    assert profile.predictions is not None and len(profile.predictions) == len(profile.values)
+    assert profile.predictions[-1] > profile.predictions[0]
+    assert "prediction changes from" in str(profile)
 
 
-def test_a_flat_objective_is_reported():
-    near = power_laws.power(rows()[:6], x="params", y="loss", bootstrap=0)
-    found = experiment_design.profile(near, "alpha", values=np.geomspace(0.1, 1.0, 8).tolist())
-    assert found.flat and "the objective is flat" in str(found)
+def test_profile_reports_a_flat_objective():
+    fit = power_laws.power(rows()[:6], x="params", y="loss", bootstrap=0)
+    profile = experiment_design.profile(fit, "alpha", values=np.geomspace(0.1, 1.0, 8).tolist())
+    assert profile.flat and "the objective is flat" in str(profile)
 
 
-def test_an_unknown_parameter_lists_the_known_names(fit):
+def test_profile_rejects_an_unknown_parameter(fit):
     with pytest.raises(ValueError, match="known: E, A, B, alpha, beta"):
         experiment_design.profile(fit, "gamma")
     line = log_linear.log_linear(rows(), x="params", y="loss", bootstrap=0)
-    with pytest.raises(ValueError, match="loglog cannot fix a parameter"):
+    with pytest.raises(ValueError, match="log_linear cannot fix a parameter"):
         experiment_design.profile(line, "exponent")
 
 
-def test_advice_is_within_budget_and_narrows_the_target(fit):
+def test_advised_run_is_within_budget_and_reduces_the_error(fit):
     target = (2e10, 4e11)
     small, large = (experiment_design.advise(fit, c, target) for c in (1e19, 1e21))
     assert small.flops <= 1e19 * 1.001 and large.flops <= 1e21 * 1.001
@@ -67,21 +68,21 @@ def test_advice_is_within_budget_and_narrows_the_target(fit):
     assert "the standard deviation of the prediction changes from" in str(large)
 
 
-def test_advice_is_better_than_a_repeat(fit):
-    """Expected variance is what happens: refit with the run's expected result and measure."""
+def test_advised_run_is_better_than_a_repeat(fit):
+    """Add a run with its expected result, refit, and compare the width of the prediction."""
     target = (2e10, 4e11)
     advice = experiment_design.advise(fit, 1e21, target)
     n, d = advice.inputs["N"], advice.inputs["D"]
 
-    def width(run):
-        made = {"name": "next", "params": run[0], "tokens": run[1], "loss": fit.predict(*run).value}
-        again = power_laws.chinchilla([*rows(), made], **NAMES, loss="log_squares")
-        return np.std(again.draws(*map(np.asarray, target), noise=False))
+    def width_with(n, d):
+        new_run = {"name": "next", "params": n, "tokens": d, "loss": fit.predict(n, d).value}
+        refit = power_laws.chinchilla([*rows(), new_run], **NAMES, loss="log_squares")
+        return np.std(refit.draws(*map(np.asarray, target), noise=False))
 
-    assert width((n, d)) < 0.95 * width((1.1e7, 2.2e8))
+    assert width_with(n, d) < 0.95 * width_with(1.1e7, 2.2e8)
 
 
-def test_candidates_and_costs_may_be_given(fit):
+def test_advise_accepts_candidates_and_a_cost(fit):
     advice = experiment_design.advise(
         fit, 5.0, (2e10, 4e11), candidates=[(1e9, 1e10), (3e9, 1e11)], cost=lambda n, d: n / 1e9
     )
@@ -90,7 +91,7 @@ def test_candidates_and_costs_may_be_given(fit):
         experiment_design.advise(fit, 1e10, (2e10, 4e11))
 
 
-def test_advice_has_tokens_per_parameter_of_the_fitted_runs():
+def test_advised_tokens_per_parameter_are_in_range():
     rng = np.random.default_rng(0)
     sweep = [
         {"N": n, "D": n * m, "L": (1.7 + 400 * n**-0.34 + 400 * (n * m) ** -0.28) * np.exp(noise)}
@@ -98,5 +99,5 @@ def test_advice_has_tokens_per_parameter_of_the_fitted_runs():
         for m, noise in zip((5, 20, 80), rng.normal(0, 0.002, 3), strict=True)
     ]
     fit = power_laws.chinchilla(sweep, n="N", d="D", y="L", bootstrap=200)
-    found = experiment_design.advise(fit, budget=1e21, target=(1e10, 2e11))
-    assert all(4.99 <= row["D"] / row["N"] <= 80.01 for row in found.table)
+    advice = experiment_design.advise(fit, budget=1e21, target=(1e10, 2e11))
+    assert all(4.99 <= row["D"] / row["N"] <= 80.01 for row in advice.table)

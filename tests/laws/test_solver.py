@@ -1,4 +1,4 @@
-"""Batched minimizer: exact gradients, bounds, independent problems."""
+"""Tests of the batched minimizer: gradients, bounds, independence of problems."""
 
 import numpy as np
 import pytest
@@ -13,63 +13,63 @@ START = np.array([[0.0, 3.0, 0.2]])
 
 
 def objective(loss, delta=1e-3):
-    one, away = np.ones(30), np.log(N) - np.log(N).mean()
+    ones, centered = np.ones(30), np.log(N) - np.log(N).mean()
     terms = [
-        solver.Term([0], one[:, None], 0 * one),
-        solver.Term([1, 2], np.stack([one, -away], 1), 0 * one),
+        solver.Term([0], ones[:, None], 0 * ones),
+        solver.Term([1, 2], np.stack([ones, -centered], 1), 0 * ones),
     ]
     return solver.log_sum_exp(terms, 3, loss, delta)
 
 
 @pytest.mark.parametrize("loss", solver.LOSSES)
-def test_gradient_and_hessian_are_those_of_the_objective(loss):
-    goal, theta, step = objective(loss, 0.1), np.array([[0.3, -0.4, 0.3]]), 1e-6
-    _, gradient, hessian, _ = goal(theta, LOG_Y, None)
+def test_gradient_and_hessian_equal_finite_differences(loss):
+    function, theta, step = objective(loss, 0.1), np.array([[0.3, -0.4, 0.3]]), 1e-6
+    _, gradient, hessian, _ = function(theta, LOG_Y, None)
     for i, unit in enumerate(np.eye(3)):
-        up, down = (goal(theta + s * step * unit, LOG_Y, None) for s in (1, -1))
+        up, down = (function(theta + s * step * unit, LOG_Y, None) for s in (1, -1))
         assert gradient[0, i] == pytest.approx((up[0][0] - down[0][0]) / (2 * step), rel=1e-5)
         if loss != "absolute":
             assert hessian[0, i] == pytest.approx((up[1][0] - down[1][0]) / (2 * step), rel=1e-4)
 
 
 @pytest.mark.parametrize("loss", ["huber", "squares", "log_squares"])
-def test_the_minimum_is_not_above_that_of_scipy(loss):
-    goal = objective(loss)
-    found = solver.minimize(goal, START, LOWER, UPPER, LOG_Y)
+def test_minimum_is_not_above_that_of_scipy(loss):
+    function = objective(loss)
+    minimum = solver.minimize(function, START, LOWER, UPPER, LOG_Y)
 
-    def alone(theta):
-        value, gradient, *_ = goal(theta[None], LOG_Y, None)
+    def scaled(theta):
+        value, gradient, *_ = function(theta[None], LOG_Y, None)
         return 1e6 * value[0], 1e6 * gradient[0]
 
-    other = optimize.minimize(alone, START[0], jac=True, method="L-BFGS-B", tol=1e-14)
-    assert found.value[0] <= other.fun / 1e6 * (1 + 1e-6)
-    assert found.converged[0] and found.gradient[0] < 1e-4
+    reference = optimize.minimize(scaled, START[0], jac=True, method="L-BFGS-B", tol=1e-14)
+    assert minimum.value[0] <= reference.fun / 1e6 * (1 + 1e-6)
+    assert minimum.converged[0] and minimum.gradient[0] < 1e-4
 
 
 def test_problems_of_a_batch_are_independent():
     starts = np.array([[0.0, 3.0, 0.2], [0.5, -1.0, 1.0], [-1.0, 0.0, 0.05]])
     weights = np.random.default_rng(0).integers(0, 3, (3, 30)).astype(float)
-    goal = objective("huber")
-    together = solver.minimize(goal, starts, LOWER, UPPER, LOG_Y, weights)
+    function = objective("huber")
+    batch = solver.minimize(function, starts, LOWER, UPPER, LOG_Y, weights)
     for i in range(3):
-        one = slice(i, i + 1)
-        alone = solver.minimize(goal, starts[one], LOWER, UPPER, LOG_Y, weights[one])
-        assert alone.theta[0] == pytest.approx(together.theta[i], abs=1e-7)
+        part = slice(i, i + 1)
+        single = solver.minimize(function, starts[part], LOWER, UPPER, LOG_Y, weights[part])
+        assert single.theta[0] == pytest.approx(batch.theta[i], abs=1e-7)
 
 
-def test_a_parameter_at_its_bound_converges():
-    found = solver.minimize(
+def test_parameter_at_its_bound_converges():
+    minimum = solver.minimize(
         objective("log_squares"), START, LOWER, np.array([5.0, 40.0, 0.25]), LOG_Y
     )
-    assert found.theta[0, 2] == 0.25
-    assert found.gradient[0] < 1e-4
+    assert minimum.theta[0, 2] == 0.25
+    assert minimum.gradient[0] < 1e-4
 
 
-def test_the_absolute_loss_is_the_limit_of_a_small_delta():
-    found = solver.minimize(objective("absolute", 1e-7), START, LOWER, UPPER, LOG_Y)
-    value, *_ = objective("log_squares")(found.theta, LOG_Y, None)
-    assert found.value[0] == pytest.approx(
-        np.abs(LOG_Y - np.log(np.exp(found.theta[0, 0]) + law(found.theta[0]))).sum(), rel=1e-4
+def test_absolute_loss_is_the_limit_of_a_small_delta():
+    minimum = solver.minimize(objective("absolute", 1e-7), START, LOWER, UPPER, LOG_Y)
+    value, *_ = objective("log_squares")(minimum.theta, LOG_Y, None)
+    assert minimum.value[0] == pytest.approx(
+        np.abs(LOG_Y - np.log(np.exp(minimum.theta[0, 0]) + law(minimum.theta[0]))).sum(), rel=1e-4
     )
     assert value[0] > 0
 
@@ -81,11 +81,11 @@ def law(theta):
 def test_curve_and_log_sum_exp_have_the_same_minimum():
     def log_f(theta):
         floor, term = np.exp(theta[:, :1]), np.stack([law(t) for t in theta])
-        away = np.log(N) - np.log(N).mean()
+        centered = np.log(N) - np.log(N).mean()
         total = floor + term
-        return np.log(total), np.stack([floor / total, term / total, -away * term / total], -1)
+        return np.log(total), np.stack([floor / total, term / total, -centered * term / total], -1)
 
     for loss in ("huber", "log_squares"):
-        a = solver.minimize(solver.curve(log_f, loss, 1e-3), START, LOWER, UPPER, LOG_Y)
-        b = solver.minimize(objective(loss), START, LOWER, UPPER, LOG_Y)
-        assert a.value[0] == pytest.approx(b.value[0], rel=1e-6)
+        by_curve = solver.minimize(solver.curve(log_f, loss, 1e-3), START, LOWER, UPPER, LOG_Y)
+        by_terms = solver.minimize(objective(loss), START, LOWER, UPPER, LOG_Y)
+        assert by_curve.value[0] == pytest.approx(by_terms.value[0], rel=1e-6)

@@ -57,9 +57,9 @@ def envelope(
     the corners of the lower convex hull of all evaluations in logs, with decreasing loss.
     edges="drop" excludes budgets at which the smallest or the largest model is best, because the
     optimum may be outside the sweep. Whole runs are resampled. Parameters: exponent, k; derived:
-    log10_k. fit.envelope has the points. Under a decaying schedule, evaluations during a run are
-    above runs that end there: prefer runs of constant rate, or final rows of runs of many lengths.
-    Other options: where, bootstrap, seed, reach.
+    log10_k. fit.envelope has the points. Under a decaying schedule, an evaluation during a run has
+    a higher loss than a run that ends there: prefer a constant learning rate, or the final rows of
+    runs of many lengths. Other options: where, bootstrap, seed, reach.
     """
     parsed = fit.parse_options("envelope", options, EnvelopeOptions(), OPTIONS)
     for name, allowed in (("hull", ("lower", "convex")), ("edges", ("drop", "keep"))):
@@ -149,8 +149,8 @@ def best_allocation_grid(
     """Return (N, D) of lowest loss by a law of N and D for each budget in FLOPs.
 
     Unlike `allocation`, the function uses the FLOPs per token of the runs in `rows`, a quadratic in
-    log N: in small models, the vocabulary takes a large part. N is searched over the sizes of the
-    rows and a factor of three beyond.
+    log N, because the vocabulary is a large part of a small model. N is searched over the sizes of
+    the rows and a factor of three beyond.
     """
     n, d, c = (
         np.log([run_table.to_number(row.get(k)) for row in rows])
@@ -233,7 +233,7 @@ def allocation(
         return Allocation(
             float(flops), n, product / n, UNKNOWN_INTERVAL, UNKNOWN_INTERVAL, float(loss)
         )
-    if law.law in ("isoflop", "envelope", "loglog"):
+    if law.law in ("isoflop", "envelope", "log_linear"):
         return _allocate_by_line(law, flops, product, level)
     if "B" not in law.params and law.law != "data_constrained":
         raise ValueError(

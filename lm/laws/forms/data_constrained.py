@@ -14,8 +14,8 @@ from lm.laws.forms import log_linear, power_laws
 
 BASE = ("E", "A", "B", "alpha", "beta")
 OPTIONS = ("tied", "loss", "delta", "fixed", "starts", *fit.RESAMPLING_OPTIONS)
-MAX_ROUNDS = 60  # of alternating fits of the base law and of R
-MIN_SINGLE_EPOCH_ROWS = 6  # to start the base law from them alone
+MAX_ROUNDS = 60  # alternating fits of the base law and of R
+MIN_SINGLE_EPOCH_ROWS = 6  # with fewer, the base law starts from all rows
 
 
 @dataclass(kw_only=True)
@@ -83,7 +83,7 @@ def _fit_repeats(
         )
     problem = _build_problem(RepeatedData(params, names, fixed, n, d, unique), columns, options)
     result = estimation.fit_problem(problem, data, options).extend(DataConstrainedFit, base=params)
-    same = replace(options, where=None)  # data.packing are the included rows
+    same = replace(options, where=None)  # data.rows are the included rows
 
     def refit(rows: run_table.Rows | None = None, **changes: Any) -> fit.Fit:
         rows = data.rows if rows is None else rows
@@ -106,7 +106,7 @@ def _base_params(base: fit.Fit | Mapping[str, float]) -> dict[str, float]:
 
 @dataclass
 class RepeatedData:
-    """Law of repeated data over theta, the logs of the free R, at the rows of the fit."""
+    """Law of repeated data at the rows of the fit. theta has the logs of the free R_D and R_N."""
 
     base: dict[str, float]
     names: list[str]  # R_D, or R_D and R_N

@@ -1,6 +1,7 @@
-"""Accuracy of a task as a bounded curve of the loss.
+"""Accuracy of a task from its loss, and from N, D or C in one or two steps.
 
-Legend: L loss or bits per byte of the task, acc accuracy between chance and 1.
+Legend: L loss or bits per byte of the task, acc accuracy between chance and 1, N parameters, D
+tokens, C FLOPs.
 """
 
 from collections.abc import Sequence
@@ -25,8 +26,8 @@ OPTIONS = (
 
 
 @dataclass(frozen=True)
-class AbilityOptions(fit.FitOptions):
-    """Options of `ability`, which describes them."""
+class AccuracyOptions(fit.FitOptions):
+    """Options of `accuracy_from_loss`, which describes them."""
 
     loss: str = "squares"
     order: str = "tokens"
@@ -35,7 +36,7 @@ class AbilityOptions(fit.FitOptions):
 
 
 @dataclass(kw_only=True)
-class AbilityFit(fit.Fit):
+class AccuracyFit(fit.Fit):
     """Fitted curve of accuracy against loss."""
 
     chance: float | None = None  # accuracy of guessing
@@ -50,7 +51,7 @@ def accuracy_from_loss(
     anchor: Sequence[float] | None = None,
     run: str | None = None,
     **options: Any,
-) -> AbilityFit:
+) -> AccuracyFit:
     """Fit the accuracy as a function of the loss or of bits per byte of the task.
 
     form="sigmoid": acc = a / (1 + exp(-k (L - x0))) + b with a in [-1, 0], b in [0, 1], k and x0 >=
@@ -67,12 +68,12 @@ def accuracy_from_loss(
     """
     if form not in FORMS:
         raise ValueError(f"form={form!r} is unknown; known: {', '.join(FORMS)}")
-    parsed = fit.parse_options("ability", options, AbilityOptions(), OPTIONS)
+    parsed = fit.parse_options("accuracy_from_loss", options, AccuracyOptions(), OPTIONS)
     return _fit_curve(rows, x, y, form, chance, anchor, run, parsed)
 
 
-def _fit_curve(rows, x, y, form, chance, anchor, run, options: AbilityOptions) -> AbilityFit:
-    """Fit the curve of `ability`."""
+def _fit_curve(rows, x, y, form, chance, anchor, run, options: AccuracyOptions) -> AccuracyFit:
+    """Fit the curve of `accuracy_from_loss`."""
     if run is not None:
         selected = run_table.select_columns(list(rows), [x, y], run, options.where, [x, y]).rows
         rows = run_table.smooth_evaluations(
@@ -87,7 +88,7 @@ def _fit_curve(rows, x, y, form, chance, anchor, run, options: AbilityOptions) -
     build_problem = _sigmoid if form == "sigmoid" else _exponential
     problem = build_problem(points.columns[x], points.columns[y], {"L": x, "acc": y})
     problem.bounds = (0.0 if chance is None else chance, 1.0)
-    result = estimation.fit_problem(problem, points, options).extend(AbilityFit, chance=chance)
+    result = estimation.fit_problem(problem, points, options).extend(AccuracyFit, chance=chance)
     result.data = data  # the anchor is not a measurement: it is only in the objective
     residuals = result.fitted - accuracies
     variation = ((accuracies - accuracies.mean()) ** 2).sum()
@@ -96,9 +97,8 @@ def _fit_curve(rows, x, y, form, chance, anchor, run, options: AbilityOptions) -
         result.warnings.append(
             f"the loss explains only {result.r_squared:.0%} of the variance of the accuracy"
         )
-    same = replace(
-        options, where=None, drop=0.0, window=1
-    )  # data.packing are selected and smoothed
+    # The rows of the table are already selected and smoothed.
+    same = replace(options, where=None, drop=0.0, window=1)
 
     def refit(rows: run_table.Rows | None = None, **changes: Any) -> fit.Fit:
         rows = data.rows if rows is None else rows
@@ -126,7 +126,7 @@ def _check_above_chance(
         raise ValueError(
             f"{y} is at chance: nine tenths of the rows are below {chance + 0.02:.2f} where "
             f"guessing gives {chance:g}; "
-            "take larger models, an easier task, or its loss"
+            "use larger models, an easier task, or its loss"
         )
     if np.ptp(accuracies) < 1e-9 or np.ptp(losses) < 1e-9:
         raise ValueError(f"{y} or its loss is the same in every row: no curve can be fitted")
@@ -181,7 +181,7 @@ def _sigmoid(losses: np.ndarray, accuracies: np.ndarray, columns: dict) -> estim
     midpoints = [(v - center) / width for v in np.quantile(losses, [0, 0.25, 0.5, 0.9])]
     starts = product((-0.9, -0.6, -0.3), (0.7, 2.0, 5.0), midpoints, (1.0, 0.8))
     return estimation.FitProblem(
-        law="ability",
+        law="accuracy_from_loss",
         formula=FORMS["sigmoid"],
         columns=columns,
         inputs=["L"],
@@ -224,7 +224,7 @@ def _exponential(
 
     end_values = float(accuracies[losses.argmin()]), float(accuracies[losses.argmax()])
     return estimation.FitProblem(
-        law="ability",
+        law="accuracy_from_loss",
         formula=FORMS["exponential"],
         columns=columns,
         inputs=["L"],
@@ -239,10 +239,6 @@ def _exponential(
     )
 
 
-# MERGED DOCSTRING of lm.chain:
-# """Accuracy from compute: the two-step law, and the one-step law."""
-
-
 @dataclass(kw_only=True)
 class TwoStepFit(fit.Fit):
     """Two fits in sequence: a law of the loss, and the accuracy as a function of that loss."""
@@ -252,7 +248,7 @@ class TwoStepFit(fit.Fit):
 
 
 def two_step(step1: fit.Fit, step2: fit.Fit) -> TwoStepFit:
-    """Predict accuracy from N and D (or C): `step2`, an ability, of `step1`, a law of its loss.
+    """Predict accuracy from N and D (or C): `step2` (accuracy_from_loss) of `step1`.
 
     The ensembles are paired draw by draw, and the parameters of step 1 vary through step 2, so that
     the interval contains the uncertainty of both steps (Bhagia et al. 2024, arXiv:2412.04403).
@@ -261,7 +257,8 @@ def two_step(step1: fit.Fit, step2: fit.Fit) -> TwoStepFit:
     """
     if step2.inputs != ["L"]:
         raise ValueError(
-            f"step2 must be an ability of a loss, it is {step2.law} of {', '.join(step2.inputs)}"
+            f"step2 must be a fit of accuracy_from_loss, it is {step2.law} of "
+            f"{', '.join(step2.inputs)}"
         )
     loss, accuracy = step1.columns[step1.output], step2.columns["acc"]
     if loss != step2.columns["L"]:
@@ -285,7 +282,7 @@ def two_step(step1: fit.Fit, step2: fit.Fit) -> TwoStepFit:
     result = step1.extend(TwoStepFit, step1=step1, step2=step2)
     return replace(
         result,
-        law="chain",
+        law="two_step",
         formula=formula,
         params=params,
         values=values,
@@ -352,7 +349,7 @@ def one_step(
     This is the direct law of Krajewski et al. (arXiv:2512.08894) for runs with the same number of
     tokens per parameter, by least squares of log(-log q). x is the column of FLOPs, or any column
     or columns of `power`. Rows at or below chance have no logarithm and are excluded. `predict(C)`
-    returns the accuracy. Parameters: A, alpha. Options are those of `power`.
+    returns the accuracy. Parameters: A, alpha. It has the options of `power`.
     """
     parsed = fit.parse_options(
         "one_step", options, fit.FitOptions(loss="log_squares"), power_laws.OPTIONS

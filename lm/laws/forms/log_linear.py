@@ -21,15 +21,14 @@ def log_linear(rows: run_table.Rows, x: str | Sequence[str], y: str, **options: 
     resample, seed, reach.
     """
     defaults = fit.FitOptions(loss="log_squares")
-    return fit_line(
-        rows, x, y, "loglog", fit.parse_options("loglog", options, defaults, LINE_OPTIONS)
-    )
+    parsed = fit.parse_options("log_linear", options, defaults, LINE_OPTIONS)
+    return fit_line(rows, x, y, "log_linear", parsed)
 
 
 def fit_line(
     rows: run_table.Rows, x: str | Sequence[str], y: str, law: str, options: fit.FitOptions
 ) -> fit.Fit:
-    """Fit the line of `loglog` for the given law."""
+    """Fit the line of `log_linear` under the name of a law."""
     xs = [x] if isinstance(x, str) else list(x)
     weights = [options.weights] if options.weights else []
     data = run_table.select_columns(rows, [*xs, *weights, y], options.group, options.where)

@@ -29,7 +29,7 @@ def power(
     """Fit L(x) = E + A x^-alpha, by default by least squares on log L.
 
     x is one column (parameters, tokens, FLOPs) or several: L = E + A x1^-alpha + B x2^-beta + C
-    x3^-gamma. floor=False removes E, a number sets it. Parameters: E, A, alpha. Options
+    x3^-gamma. floor=False removes E, a number fixes E. Parameters: E, A, alpha. Options
     (`fit.FitOptions`): loss, delta, fixed, starts, weights, group, where, bootstrap, resample,
     seed, reach. In simulated sweeps of six to eight runs, the 95% interval of a prediction at twice
     the largest N contained the truth in 96-99% (see `estimation.fit_problem`).
@@ -39,7 +39,7 @@ def power(
 
 
 def letter_inputs(x: str | Sequence[str]) -> dict[str, str]:
-    """Return letter -> column of a column or columns."""
+    """Return {letter in the formula: column} of one or several columns."""
     columns = [x] if isinstance(x, str) else list(x)
     return {run_table.column_letter(column, i, columns): column for i, column in enumerate(columns)}
 
@@ -58,7 +58,7 @@ def chinchilla(
     loss="absolute" is the objective of Besiroglu et al. 2024 (arXiv:2404.10102), loss="squares" is
     least squares on L. tied=True uses one exponent alpha. Parameters: E, A, B, alpha, beta;
     derived: a = beta / (alpha + beta) and b = 1 - a, the exponents of N* ~ C^a and D* ~ C^b.
-    Options: tied, and those of `power`.
+    Options: tied and the options of `power`.
     """
     parsed = fit.parse_options("chinchilla", options, fit.FitOptions(), ("tied", *OPTIONS))
     return sum_of_powers(rows, {"N": n, "D": d}, y, "chinchilla", floor, parsed)
@@ -76,7 +76,7 @@ def overtrained(
 
     arXiv:2403.08540. The law equals E + A N^-alpha + B D^-alpha with one exponent: eta = alpha / 2,
     a = A 6^eta, b = B 6^eta. The default is least squares on L, as in the paper. `predict(N, D)`.
-    Parameters: E, A, B, alpha; derived: a, b, eta. Options are those of `power`.
+    Parameters: E, A, B, alpha; derived: a, b, eta. It has the options of `power`.
     """
     defaults = fit.FitOptions(loss="squares", tied=True)
     parsed = fit.parse_options("overtrained", options, defaults, OPTIONS)
@@ -109,7 +109,7 @@ def sum_of_powers(
     problem = _build_problem(data, inputs, y, law, has_floor, replace(options, fixed=fixed))
     row_weights = data.columns[options.weights] if options.weights else None
     result = estimation.fit_problem(problem, data, options, row_weights)
-    same = replace(options, fixed=fixed, where=None)  # data.packing are the included rows
+    same = replace(options, fixed=fixed, where=None)  # data.rows are the included rows
 
     def refit(rows: run_table.Rows | None = None, **changes: Any) -> fit.Fit:
         rows = data.rows if rows is None else rows
@@ -120,7 +120,7 @@ def sum_of_powers(
     if len(inputs) == 2 and _spread(data, inputs) < MIN_SPREAD:
         result.max_off_line_factor = 1.5
         result.warnings.append(
-            "N and D lie on one line: A and B are not separable, predictions off it are refused"
+            "N and D lie on one line: A and B are not separable, and predict refuses points off it"
         )
     return result
 
@@ -134,7 +134,7 @@ def _spread(data: run_table.RunTable, inputs: Mapping[str, str]) -> float:
 
 @dataclass
 class PowerSum:
-    """A sum of power laws in theta of unit scale.
+    """Sum of power laws over theta of unit scale.
 
     theta contains the free parameters: log E, log coefficients at the center of the data, and
     exponents times the spread of the data.
@@ -239,9 +239,9 @@ def _build_problem(
     has_floor: bool,
     options: fit.FitOptions,
 ) -> estimation.FitProblem:
-    """Return the problem of a sum of power laws after checks of its columns and fixed names."""
+    """Check the columns and the fixed names, and return the problem of a sum of power laws."""
     if len(inputs) > len(COEFFICIENTS):
-        raise ValueError(f"{law} takes at most {len(COEFFICIENTS)} inputs, got {len(inputs)}")
+        raise ValueError(f"{law} accepts at most {len(COEFFICIENTS)} inputs, got {len(inputs)}")
     log_y = np.log(data.columns[y])
     log_x = [np.log(data.columns[column]) for column in inputs.values()]
     if len(data) > 1 and np.ptp(log_y) < 1e-9:

@@ -1,4 +1,4 @@
-"""Envelope of learning curves and allocation of budgets."""
+"""Tests of the envelope of learning curves and of the allocation of budgets."""
 
 import numpy as np
 import pytest
@@ -22,32 +22,32 @@ def curves():
 
 
 @pytest.mark.parametrize("hull", ["lower", "convex"])
-def test_the_envelope_has_the_exponent_of_the_best_split(hull):
+def test_envelope_has_the_exponent_of_the_best_split(hull):
     fit = compute_optimal.envelope(curves(), n="params", y="loss", hull=hull, edges="drop")
     assert fit.params["exponent"] == pytest.approx(0.3 / 0.64, abs=0.02)
     assert fit.n_runs <= 13
 
 
-def test_the_convex_envelope_is_that_of_scipy():
+def test_convex_envelope_equals_that_of_scipy():
     fit = compute_optimal.envelope(curves(), n="params", y="loss", hull="convex", bootstrap=0)
     c, y = (np.log([row[k] for row in curves()]) for k in ("flops", "loss"))
-    far = [[c.max() + 1, y.max() + 1]]
-    corners = spatial.ConvexHull(np.vstack([np.stack([c, y], 1), far])).vertices
+    upper_right = [[c.max() + 1, y.max() + 1]]
+    corners = spatial.ConvexHull(np.vstack([np.stack([c, y], 1), upper_right])).vertices
     falling = [i for i in corners if i < len(c) and y[i] <= y[c <= c[i]].min()]
     assert np.allclose(sorted(np.exp(c[falling])), fit.envelope.flops)
 
 
-def test_an_envelope_at_the_edge_of_the_sweep_has_a_warning():
+def test_envelope_at_the_edge_has_a_warning():
     fit = compute_optimal.envelope(curves(), n="params", y="loss", bootstrap=0)
     assert any("smallest or largest model" in text for text in fit.warnings)
 
 
-def test_one_run_makes_no_envelope():
+def test_envelope_of_a_single_run_raises():
     with pytest.raises(ValueError, match="an exponent needs 2"):
         compute_optimal.envelope(curves()[:60], n="params", y="loss")
 
 
-def test_no_other_split_of_the_budget_has_less_loss():
+def test_allocation_has_the_lowest_loss():
     best = compute_optimal.allocation(LAW, 1e22)
     assert 6 * best.n * best.d == pytest.approx(1e22)
     assert best.loss == pytest.approx(loss(best.n, best.d))
@@ -56,12 +56,11 @@ def test_no_other_split_of_the_budget_has_less_loss():
 
 
 def test_flops_per_param_token_sets_the_budget_equation():
-    assert 8 * compute_optimal.allocation(LAW, 1e22, 8).n * compute_optimal.allocation(
-        LAW, 1e22, 8
-    ).d == pytest.approx(1e22)
+    best = compute_optimal.allocation(LAW, 1e22, 8)
+    assert 8 * best.n * best.d == pytest.approx(1e22)
 
 
-def test_a_fit_allocates_with_an_interval():
+def test_allocation_of_a_fit_has_intervals():
     rng = np.random.default_rng(0)
     rows = [{**r, "loss": r["loss"] * np.exp(0.003 * rng.standard_normal()), "run": str(i)}
             for i, r in enumerate(curves()[::13])]  # fmt: skip
@@ -72,7 +71,7 @@ def test_a_fit_allocates_with_an_interval():
     assert "tokens per parameter" in str(best)
 
 
-def test_lines_of_parameters_and_of_tokens_allocate_alike():
+def test_allocations_by_parameters_and_tokens_agree():
     budgets = np.geomspace(1e18, 1e21, 5)
     splits = [compute_optimal.allocation(LAW, c) for c in budgets]
     rows = [

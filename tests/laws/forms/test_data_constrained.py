@@ -1,4 +1,4 @@
-"""Repeated data and transferred data."""
+"""Tests of the laws of repeated data and of transferred data."""
 
 from typing import Any
 
@@ -11,8 +11,8 @@ BASE: dict[str, Any] = {"E": 1.87, "A": 521.0, "B": 1488.0, "alpha": 0.3527, "be
 NAMES: dict[str, Any] = {"n": "params", "d": "tokens", "unique": "unique", "y": "loss"}
 
 
-def worth(u, ratio, star):
-    return u * (1 + star * (1 - np.exp(-(ratio - 1) / star)))
+def effective(unique, ratio, r):
+    return unique * (1 + r * (1 - np.exp(-(ratio - 1) / r)))
 
 
 def rows(noise=0.0, seed=0):
@@ -22,14 +22,15 @@ def rows(noise=0.0, seed=0):
         for u in (1e8, 1.5e9, 1.2e10):
             for epochs in (1, 3, 10, 40):
                 useful = min(n, scale * scale * u)
-                size, seen = worth(useful, n / useful, 5.3), worth(u, epochs, 15.4)
-                loss = 1.87 + 521 * size**-0.3527 + 1488 * seen**-0.3527
+                size = effective(useful, n / useful, 5.3)
+                tokens = effective(u, epochs, 15.4)
+                loss = 1.87 + 521 * size**-0.3527 + 1488 * tokens**-0.3527
                 result.append({"params": n, "tokens": u * epochs, "unique": u,
                                "loss": loss * np.exp(noise * rng.standard_normal())})  # fmt: skip
     return result
 
 
-def test_the_value_of_repeats_is_recovered():
+def test_r_of_tokens_and_of_parameters_is_recovered():
     fit = data_constrained.data_constrained(rows(), **NAMES, base=BASE, bootstrap=0)
     assert fit.params == pytest.approx({"R_D": 15.4, "R_N": 5.3}, rel=1e-4)
     data = rows(0.004)
@@ -37,39 +38,38 @@ def test_the_value_of_repeats_is_recovered():
     for name, true in (("R_D", 15.4), ("R_N", 5.3)):
         lo, hi = fit.interval(name)
         assert lo * 0.98 < true < hi * 1.02
-    found = fit.predict(data[3])
-    assert found.value == pytest.approx(data[3]["loss"], rel=0.02)
+    assert fit.predict(data[3]).value == pytest.approx(data[3]["loss"], rel=0.02)
 
 
-def test_a_missing_base_law_is_fitted_too():
+def test_missing_base_law_is_fitted():
     fit = data_constrained.data_constrained(rows(0.001), **NAMES, bootstrap=0)
     assert fit.params == pytest.approx({"R_D": 15.4, "R_N": 5.3}, rel=0.1)
     assert fit.base["alpha"] == pytest.approx(0.3527, abs=0.01)
 
 
-def test_data_seen_once_follow_the_base_law():
+def test_single_epoch_follows_the_base_law():
     fit = data_constrained.data_constrained(rows(), **NAMES, base=BASE, excess=False, bootstrap=0)
-    plain = 1.87 + 521 * 1e8**-0.3527 + 1488 * 1e10**-0.3527
-    assert fit.predict(1e8, 1e10, 1e10).value == pytest.approx(plain)
-    assert fit.predict(1e8, 1e10, 1e8).value > plain
+    base_loss = 1.87 + 521 * 1e8**-0.3527 + 1488 * 1e10**-0.3527
+    assert fit.predict(1e8, 1e10, 1e10).value == pytest.approx(base_loss)
+    assert fit.predict(1e8, 1e10, 1e8).value > base_loss
     assert fit.free == ["R_D"]
 
 
-def test_r_can_be_fixed_and_starts_given():
+def test_r_can_be_fixed_and_have_starts():
     fit = data_constrained.data_constrained(
         rows(), **NAMES, base=BASE, fixed={"R_N": 5.3}, bootstrap=0
     )
     assert fit.free == ["R_D"] and fit.params["R_D"] == pytest.approx(15.4, rel=1e-4)
-    one = data_constrained.data_constrained(
+    fit = data_constrained.data_constrained(
         rows(), **NAMES, base=BASE, starts={"R_D": [10.0], "R_N": [10.0]}, bootstrap=0
     )
-    assert one.starts == 1 and one.params["R_D"] == pytest.approx(15.4, rel=1e-4)
+    assert fit.starts == 1 and fit.params["R_D"] == pytest.approx(15.4, rel=1e-4)
 
 
-def test_rows_that_repeat_nothing_are_refused():
-    once = [row for row in rows() if row["tokens"] == row["unique"]]
+def test_rows_without_repeats_or_base_raise():
+    single_epoch = [row for row in rows() if row["tokens"] == row["unique"]]
     with pytest.raises(ValueError, match="no row repeats data"):
-        data_constrained.data_constrained(once, **NAMES, base=BASE)
+        data_constrained.data_constrained(single_epoch, **NAMES, base=BASE)
     with pytest.raises(ValueError, match="it lacks B"):
         data_constrained.data_constrained(
             rows(), **NAMES, base={k: v for k, v in BASE.items() if k != "B"}
@@ -78,39 +78,39 @@ def test_rows_that_repeat_nothing_are_refused():
 
 def test_repeats_change_the_allocation():
     fit = data_constrained.data_constrained(rows(), **NAMES, base=BASE, bootstrap=0)
-    plenty, scarce = (compute_optimal.allocation(fit, 1e21, unique_tokens=u) for u in (1e13, 1e8))
-    assert plenty.n == pytest.approx(compute_optimal.allocation(BASE, 1e21).n, rel=0.02)
-    assert scarce.d > plenty.d and scarce.n < plenty.n
+    abundant, scarce = (compute_optimal.allocation(fit, 1e21, unique_tokens=u) for u in (1e13, 1e8))
+    assert abundant.n == pytest.approx(compute_optimal.allocation(BASE, 1e21).n, rel=0.02)
+    assert scarce.d > abundant.d and scarce.n < abundant.n
     with pytest.raises(ValueError, match="unique_tokens="):
         compute_optimal.allocation(fit, 1e21)
 
 
-def scratch():
-    made = [
+def scratch_law():
+    rows = [
         {"params": n, "tokens": d, "loss": 1.5 + 300 * n**-0.34 + 900 * d**-0.3}
         for n in (1e7, 1e8, 1e9) for d in (1e8, 1e9, 1e10, 1e11)
     ]  # fmt: skip
     return power_laws.chinchilla(
-        made, n="params", d="tokens", y="loss", loss="log_squares", bootstrap=0
+        rows, n="params", d="tokens", y="loss", loss="log_squares", bootstrap=0
     )
 
 
-def test_transferred_data_follow_from_the_law_from_scratch():
-    law = scratch()
-    tuned = [
+def test_transferred_data_is_computed_from_scratch_law():
+    law = scratch_law()
+    finetuned = [
         {"name": f"{n:g} {d:g}", "params": n, "tokens": d,
          "loss": float(law.values(law.params, n, d + 20 * d**0.3 * n**0.5))}
         for n in (1e7, 1e8, 1e9) for d in (1e6, 1e7, 1e8)
     ]  # fmt: skip
-    tuned.append({"name": "worse", "params": 1e8, "tokens": 1e8,
+    finetuned.append({"name": "worse", "params": 1e8, "tokens": 1e8,
                   "loss": float(law.values(law.params, 1e8, 5e7))})  # fmt: skip
-    tuned.append({"name": "beyond", "params": 1e8, "tokens": 1e8, "loss": 1.0})
-    fit = data_constrained.transfer(tuned, d="tokens", n="params", y="loss", scratch=law)
+    finetuned.append({"name": "beyond", "params": 1e8, "tokens": 1e8, "loss": 1.0})
+    fit = data_constrained.transfer(finetuned, d="tokens", n="params", y="loss", scratch=law)
     assert fit.params == pytest.approx({"exponent": 0.3, "exponent2": 0.5, "k": 20}, rel=1e-3)
     assert [name for name, _ in fit.excluded] == ["worse", "beyond"]
 
 
-def test_transferred_data_may_be_a_column():
+def test_transferred_data_can_be_a_column():
     rows = [
         {"tokens": d, "params": n, "dt": 5 * d**0.2 * n**0.4}
         for d in (1e6, 1e8)

@@ -1,4 +1,4 @@
-"""Accuracy from loss, the two-step law and the one-step law."""
+"""Tests of accuracy from loss, of the two-step law and of the one-step law."""
 
 import json
 
@@ -21,20 +21,20 @@ def tasks(noise=0.0, seed=0, n=30):
     ]
 
 
-def test_a_sigmoid_is_recovered():
+def test_sigmoid_is_recovered():
     fit = downstream.accuracy_from_loss(tasks(), x="loss", y="acc", chance=0.25, bootstrap=0)
     assert fit.params == pytest.approx({"a": -0.75, "x0": 0.9, "k": 4.0, "b": 1.0}, rel=1e-3)
 
 
-def test_a_sigmoid_respects_its_bounds():
+def test_sigmoid_is_within_its_bounds():
     fit = downstream.accuracy_from_loss(tasks(0.02), x="loss", y="acc", chance=0.25)
     assert -1 <= fit.params["a"] <= 0 <= fit.params["b"] <= 1
     for loss in (0.01, 5.0):
-        found = fit.predict(loss)
-        assert 0.25 <= found.lo <= found.hi <= 1
+        prediction = fit.predict(loss)
+        assert 0.25 <= prediction.lo <= prediction.hi <= 1
 
 
-def test_an_exponential_fits_errors_and_accuracies():
+def test_exponential_fits_errors_and_accuracies():
     rows = [{"loss": x, "err": 0.8 - 2.5 * np.exp(-0.9 * x)} for x in np.linspace(2, 4, 6)]
     fit = downstream.accuracy_from_loss(rows, x="loss", y="err", form="exponential")
     assert fit.params == pytest.approx({"eps": 0.8, "k": 2.5, "gamma": 0.9}, rel=1e-4)
@@ -44,12 +44,12 @@ def test_an_exponential_fits_errors_and_accuracies():
     assert mirror.predict(2.5).value == pytest.approx(1 - fit.predict(2.5).value)
 
 
-def test_an_anchor_is_a_point_but_not_a_run():
+def test_anchor_is_not_counted_as_a_run():
     rows = tasks(0.01)[:10]
     free = downstream.accuracy_from_loss(rows, x="loss", y="acc", bootstrap=0)
-    held = downstream.accuracy_from_loss(rows, x="loss", y="acc", anchor=(0, 1), bootstrap=0)
-    assert held.n == free.n == 10
-    assert abs(held.predict(0.01).value - 1) <= abs(free.predict(0.01).value - 1) + 1e-9
+    anchored = downstream.accuracy_from_loss(rows, x="loss", y="acc", anchor=(0, 1), bootstrap=0)
+    assert anchored.n == free.n == 10
+    assert abs(anchored.predict(0.01).value - 1) <= abs(free.predict(0.01).value - 1) + 1e-9
 
 
 def test_evaluations_of_a_run_are_smoothed_and_grouped():
@@ -69,14 +69,14 @@ def test_evaluations_of_a_run_are_smoothed_and_grouped():
     assert (fit.n, fit.n_runs) == (12 * 18, 12)
 
 
-def test_a_task_at_chance_is_refused():
+def test_task_at_chance_raises():
     rng = np.random.default_rng(0)
     rows = [{"loss": x, "acc": 0.25 + 0.005 * rng.standard_normal()} for x in np.linspace(3, 2, 20)]
     with pytest.raises(ValueError, match="acc is at chance"):
         downstream.accuracy_from_loss(rows, x="loss", y="acc", chance=0.25)
 
 
-def test_accuracies_in_percent_are_refused_by_name():
+def test_accuracies_in_percent_raise_with_their_rows():
     rows = [{**row, "acc": 100 * row["acc"]} for row in tasks()]
     with pytest.raises(ValueError, match="between 0 and 1 .*r0"):
         downstream.accuracy_from_loss(rows, x="loss", y="acc")
@@ -95,32 +95,32 @@ def chinchilla_rows(noise=0.003):
     ]
 
 
-def test_a_chain_has_the_uncertainty_of_both_steps():
+def test_two_step_has_the_uncertainty_of_both_steps():
     step1 = power_laws.chinchilla(chinchilla_rows(), n="params", d="tokens", y="loss")
     step2 = downstream.accuracy_from_loss(tasks(0.01), x="loss", y="acc", chance=0.25)
-    chain = downstream.two_step(step1, step2)
-    found = chain.predict(5e9, 5e11)
+    law = downstream.two_step(step1, step2)
+    both = law.predict(5e9, 5e11)
     loss = step1.predict(5e9, 5e11, noise=False)
-    assert found.value == pytest.approx(step2.predict(loss.value).value)
-    alone = step2.predict(loss.value)
-    assert found.hi - found.lo > 0.95 * (alone.hi - alone.lo)
-    assert found.lo < found.value < found.hi and str(chain).startswith("L(N, D) = ")
-    assert "step 2: back-test: " in str(chain) and chain.output == "acc"
-    json.dumps(chain.to_dict(), allow_nan=False)
+    second_only = step2.predict(loss.value)
+    assert both.value == pytest.approx(second_only.value)
+    assert both.hi - both.lo > 0.95 * (second_only.hi - second_only.lo)
+    assert both.lo < both.value < both.hi and str(law).startswith("L(N, D) = ")
+    assert "step 2: back-test: " in str(law) and law.output == "acc"
+    json.dumps(law.to_dict(), allow_nan=False)
 
 
-def test_a_chain_of_different_losses_is_refused():
+def test_two_steps_with_different_losses_raise():
     step1 = power_laws.chinchilla(chinchilla_rows(), n="params", d="tokens", y="loss", bootstrap=0)
     rows = [{"bpb": row["loss"], "acc": row["acc"]} for row in tasks()]
     with pytest.raises(ValueError, match="step1 predicts loss but step2 reads bpb"):
         downstream.two_step(
             step1, downstream.accuracy_from_loss(rows, x="bpb", y="acc", bootstrap=0)
         )
-    with pytest.raises(ValueError, match="must be an ability"):
+    with pytest.raises(ValueError, match="must be a fit of accuracy_from_loss"):
         downstream.two_step(step1, step1)
 
 
-def test_one_step_goes_from_compute_to_accuracy():
+def test_one_step_predicts_accuracy_from_compute():
     rows = [
         {"name": str(c), "flops": c, "acc": 0.25 + 0.75 * np.exp(-50 * c**-0.1)}
         for c in np.geomspace(1e18, 1e22, 8)

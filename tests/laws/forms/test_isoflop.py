@@ -1,4 +1,4 @@
-"""IsoFLOP law: recovery, bias, and exclusion of budgets without a minimum."""
+"""Tests of the isoFLOP law: recovery, bias, and budgets without a minimum."""
 
 import numpy as np
 import pytest
@@ -26,7 +26,7 @@ def fit_isoflop(rows, **options):
 
 
 @pytest.mark.parametrize("method", ["parabola", "akima"])
-def test_equal_exponents_give_the_true_line(method):
+def test_equal_exponents_have_no_bias(method):
     fit = fit_isoflop(sweep(), method=method, points=400, bootstrap=0)
     assert fit.params["exponent"] == pytest.approx(0.5, abs=1e-3)
     assert fit.predict(1e21).value == pytest.approx((1e21 / 6) ** 0.5, rel=0.01)
@@ -39,7 +39,7 @@ def test_parameters_and_tokens_share_the_budget():
     assert str(n).startswith("N* = ") and str(d).startswith("D* = ")
 
 
-def test_a_vertex_outside_its_sizes_is_excluded_by_default():
+def test_minimum_outside_the_sizes_is_excluded():
     rows = sweep()
     for row in rows:
         if row["flops"] == 1e19 and row["params"] < 2e9:
@@ -51,13 +51,13 @@ def test_a_vertex_outside_its_sizes_is_excluded_by_default():
     assert fit_isoflop(rows, edges="keep", bootstrap=0).n == 5
 
 
-def test_an_akima_minimum_on_the_edge_is_dropped():
+def test_akima_minimum_at_the_edge_is_excluded():
     rows = [r for r in sweep() if r["flops"] < 1e20 or r["params"] > 5e9]
     fit = fit_isoflop(rows, method="akima", bootstrap=0)
     assert fit.n == 4 and "at or below the smallest size" in dict(fit.excluded)["1e+20 FLOPs"]
 
 
-def test_a_parabola_that_opens_down_is_dropped():
+def test_parabola_that_opens_down_is_excluded():
     rows = sweep()
     for row in rows:
         if row["flops"] == 1e20:
@@ -65,7 +65,7 @@ def test_a_parabola_that_opens_down_is_dropped():
     assert dict(fit_isoflop(rows, bootstrap=0).excluded)["1e+20 FLOPs"] == "the parabola opens down"
 
 
-def test_too_few_budgets_are_refused_with_the_reasons():
+def test_too_few_budgets_raise_with_the_reasons():
     rows = [r for r in sweep() if r["flops"] == 1e18 or r["params"] > 2e10]
     with pytest.raises(
         ValueError, match="only 1 budgets .*too few|only 1 budgets .*outside|only 1 budgets .*below"
@@ -73,7 +73,7 @@ def test_too_few_budgets_are_refused_with_the_reasons():
         fit_isoflop(rows)
 
 
-def test_rows_near_no_listed_budget_are_excluded_by_name():
+def test_rows_outside_the_budgets_are_excluded():
     rows = [
         {**row, "flops": row["flops"] * (1.04 if i % 2 else 1)} for i, row in enumerate(sweep())
     ]
@@ -93,7 +93,7 @@ def test_nearest_limits_the_runs_of_a_parabola():
     assert errors[1] < 0.5 * errors[0]
 
 
-def test_the_interval_covers_the_exponent():
+def test_interval_covers_the_exponent():
     hits = []
     for seed in range(60):
         lo, hi = fit_isoflop(sweep(noise=0.002, seed=seed), bootstrap=300, seed=seed).interval(
@@ -103,18 +103,18 @@ def test_the_interval_covers_the_exponent():
     assert np.mean(hits) >= 0.88
 
 
-def test_akima_takes_its_noise_in_units_of_the_loss():
-    one, two = (
+def test_akima_noise_is_in_units_of_the_loss():
+    small, large = (
         fit_isoflop(sweep(), method="akima", noise=s, bootstrap=300) for s in (0.004, 0.016)
     )
-    assert one.se["exponent"] < two.se["exponent"]
+    assert small.se["exponent"] < large.se["exponent"]
     weighted = fit_isoflop(
         sweep(), method="akima", noise=0.01, weighted=True, median=True, bootstrap=300
     )
     assert weighted.params["exponent"] == pytest.approx(0.5, abs=0.05)
 
 
-def test_an_influential_budget_has_a_warning():
+def test_influential_budget_has_a_warning():
     rows = sweep(noise=0.0)
     for row in rows:
         if row["flops"] == 1e20:
@@ -124,10 +124,10 @@ def test_an_influential_budget_has_a_warning():
     assert any("one budget decides: without 1e+20" in text for text in fit.warnings)
 
 
-def test_trunks_shared_across_budgets_have_a_warning():
-    alone = sweep(sizes=5)
+def test_shared_trunk_runs_have_a_warning():
+    independent = sweep(sizes=5)
     shared = [{**row, "start.run": f"trunk-{i % 5}", "start.restore": "full_state"}
-              for i, row in enumerate(alone)]  # fmt: skip
-    found = fit_isoflop(shared, bootstrap=0)
-    assert any("25 rows have 5 trunks" in text for text in found.warnings)
-    assert not any("trunks" in text for text in fit_isoflop(alone, bootstrap=0).warnings)
+              for i, row in enumerate(independent)]  # fmt: skip
+    fit = fit_isoflop(shared, bootstrap=0)
+    assert any("25 rows have 5 trunks" in text for text in fit.warnings)
+    assert not any("trunks" in text for text in fit_isoflop(independent, bootstrap=0).warnings)

@@ -1,4 +1,4 @@
-"""Log-linear fits."""
+"""Tests of log-linear fits."""
 
 import numpy as np
 import pytest
@@ -9,14 +9,14 @@ from lm.laws.forms import log_linear
 ROWS = [{"flops": c, "params": 0.1 * c**0.5, "w": 1.0} for c in np.geomspace(1e17, 1e21, 5)]
 
 
-def test_an_exact_line_is_recovered():
+def test_exact_line_is_recovered():
     fit = log_linear.log_linear(ROWS, x="flops", y="params")
     assert fit.params == pytest.approx({"exponent": 0.5, "k": 0.1})
     assert fit.derived["log10_k"] == pytest.approx(-1) and fit.r_squared == pytest.approx(1)
     assert str(fit).startswith("N* = 0.1 C^0.5") and not fit.warnings
 
 
-def test_loglog_is_least_squares_with_the_interval_of_student():
+def test_fit_is_least_squares_with_intervals_of_student():
     rng = np.random.default_rng(0)
     rows = [
         {"flops": c, "params": 0.1 * c**0.5 * np.exp(0.1 * rng.standard_normal())}
@@ -30,15 +30,14 @@ def test_loglog_is_least_squares_with_the_interval_of_student():
     assert hi - lo == pytest.approx(2 * stats.t.ppf(0.975, 4) * covariance[0, 0] ** 0.5, rel=0.05)
 
 
-def test_loglog_respects_weights():
+def test_weights_change_the_fit():
     rows = [dict(row) for row in ROWS]
     rows[-1] |= {"params": 3 * rows[-1]["params"], "w": 1e-9}
-    assert log_linear.log_linear(rows, x="flops", y="params", weights="w").params[
-        "exponent"
-    ] == pytest.approx(0.5)
+    fit = log_linear.log_linear(rows, x="flops", y="params", weights="w")
+    assert fit.params["exponent"] == pytest.approx(0.5)
 
 
-def test_collinear_inputs_are_refused():
+def test_collinear_inputs_raise():
     rows = [{**row, "tokens": 20 * row["params"]} for row in ROWS]
     with pytest.raises(ValueError, match="lie on one line"):
         log_linear.log_linear(rows, x=["params", "tokens"], y="flops")

@@ -1,4 +1,4 @@
-"""Sums of power laws: recovery of known laws, options, refusal of weak designs."""
+"""Tests of sums of power laws: recovery of known laws, options, weak designs."""
 
 from typing import Any
 
@@ -29,19 +29,19 @@ def sweep(noise=0.0, ratios=RATIOS, seed=0):
 
 
 @pytest.mark.parametrize("loss", ["huber", "absolute", "log_squares", "squares"])
-def test_a_law_without_noise_is_recovered_by_each_loss(loss):
-    found = power_laws.chinchilla(sweep(), **NAMES, loss=loss, bootstrap=0).params
+def test_each_loss_recovers_a_law_without_noise(loss):
+    params = power_laws.chinchilla(sweep(), **NAMES, loss=loss, bootstrap=0).params
     for name, true in {"E": E, "A": A, "B": B, "alpha": ALPHA, "beta": BETA}.items():
-        assert found[name] == pytest.approx(true, rel=1e-4)
+        assert params[name] == pytest.approx(true, rel=1e-4)
 
 
-def test_derived_exponents_are_those_of_the_best_split():
+def test_derived_exponents_equal_the_best_split():
     fit = power_laws.chinchilla(sweep(), **NAMES, bootstrap=0)
     assert fit.derived["a"] == pytest.approx(BETA / (ALPHA + BETA), rel=1e-5)
     assert fit.derived["a"] + fit.derived["b"] == pytest.approx(1)
 
 
-def test_one_start_is_enough_when_it_is_the_only_one():
+def test_single_start_reaches_the_optimum():
     start = [{"E": 1.0, "A": 1.0, "B": 1.0, "alpha": 0.5, "beta": 0.5}]
     fit = power_laws.chinchilla(sweep(0.003), **NAMES, starts=start, bootstrap=0)
     many = power_laws.chinchilla(sweep(0.003), **NAMES, bootstrap=0)
@@ -53,20 +53,20 @@ def test_fixed_parameters_are_not_fitted():
     assert fit.params["alpha"] == ALPHA and fit.params["A"] == A and fit.free == ["E", "B", "beta"]
     assert fit.params["B"] == pytest.approx(B, rel=1e-4)
     assert "alpha" not in fit.ensemble
-    found = fit.predict(1e10, 1e11)
-    assert found.lo <= found.value <= found.hi
+    prediction = fit.predict(1e10, 1e11)
+    assert prediction.lo <= prediction.value <= prediction.hi
 
 
-def test_a_floor_is_free_given_or_absent():
+def test_irreducible_loss_is_free_given_or_absent():
     rows = sweep(0.002)
     free = power_laws.power(rows, x="params", y="loss", bootstrap=0)
     given = power_laws.power(rows, x="params", y="loss", floor=1.69, bootstrap=0)
-    none = power_laws.power(rows, x="params", y="loss", floor=False, bootstrap=0)
-    assert given.params["E"] == 1.69 and "E" not in none.params
-    assert free.objective <= min(given.objective, none.objective)
+    absent = power_laws.power(rows, x="params", y="loss", floor=False, bootstrap=0)
+    assert given.params["E"] == 1.69 and "E" not in absent.params
+    assert free.objective <= min(given.objective, absent.objective)
 
 
-def test_several_inputs_have_a_term_each():
+def test_each_input_has_a_term():
     rng = np.random.default_rng(0)
     rows = [
         {
@@ -84,36 +84,39 @@ def test_several_inputs_have_a_term_each():
     assert fit.inputs == ["x1", "x2", "D"]
 
 
-def test_tied_exponents_are_the_law_of_overtraining():
-    tied = power_laws.chinchilla(sweep(0.002), **NAMES, tied=True, loss="squares", bootstrap=0)
-    over = power_laws.overtrained(sweep(0.002), **NAMES, bootstrap=0)
-    eta = over.derived["eta"]
-    assert eta == pytest.approx(tied.params["alpha"] / 2)
+def test_tied_exponents_equal_the_overtrained_law():
+    chinchilla = power_laws.chinchilla(
+        sweep(0.002), **NAMES, tied=True, loss="squares", bootstrap=0
+    )
+    fit = power_laws.overtrained(sweep(0.002), **NAMES, bootstrap=0)
+    eta = fit.derived["eta"]
+    assert eta == pytest.approx(chinchilla.params["alpha"] / 2)
     n, m = 3e9, 64.0
     c = 6 * n * n * m
-    paper = over.params["E"] + (over.derived["a"] * m**eta + over.derived["b"] * m**-eta) * c**-eta
-    assert over.predict(n, n * m).value == pytest.approx(paper) == tied.predict(n, n * m).value
-    assert str(over).startswith("L(C, M) = ")
+    loss = fit.params["E"] + (fit.derived["a"] * m**eta + fit.derived["b"] * m**-eta) * c**-eta
+    assert fit.predict(n, n * m).value == pytest.approx(loss)
+    assert chinchilla.predict(n, n * m).value == pytest.approx(loss)
+    assert str(fit).startswith("L(C, M) = ")
 
 
-def test_weights_of_any_scale_give_the_same_fit():
+def test_scale_of_weights_does_not_change_the_fit():
     rows = [
         {**row, "w": 1 + i % 3, "tiny": 1e-12 * (1 + i % 3)} for i, row in enumerate(sweep(0.01))
     ]
-    one = power_laws.chinchilla(rows, **NAMES, weights="w", bootstrap=0)
+    unit = power_laws.chinchilla(rows, **NAMES, weights="w", bootstrap=0)
     tiny = power_laws.chinchilla(rows, **NAMES, weights="tiny", bootstrap=0)
-    none = power_laws.chinchilla(rows, **NAMES, bootstrap=0)
-    assert one.params == pytest.approx(tiny.params, rel=1e-6)
-    assert tiny.objective == pytest.approx(1e-12 * one.objective)
-    assert one.params != pytest.approx(none.params, rel=1e-3)
+    unweighted = power_laws.chinchilla(rows, **NAMES, bootstrap=0)
+    assert unit.params == pytest.approx(tiny.params, rel=1e-6)
+    assert tiny.objective == pytest.approx(1e-12 * unit.objective)
+    assert unit.params != pytest.approx(unweighted.params, rel=1e-3)
 
 
-def test_one_width_only_is_refused():
+def test_constant_input_raises():
     with pytest.raises(ValueError, match=r"params is 1e\+07 in every row: no exponent of N"):
         power_laws.chinchilla([row for row in sweep() if row["params"] == SIZES[0]], **NAMES)
 
 
-def test_collinear_runs_predict_only_along_their_line():
+def test_collinear_runs_predict_only_on_their_line():
     fit = power_laws.chinchilla(
         sweep(0.002, ratios=(20.0,)), **NAMES, loss="log_squares", bootstrap=50
     )
@@ -127,8 +130,8 @@ def test_collinear_runs_predict_only_along_their_line():
         compute_optimal.allocation(fit, 1e22)
 
 
-def test_an_undetermined_exponent_has_a_warning():
-    near = [
+def test_undetermined_exponent_has_a_warning():
+    rows = [
         r
         for n in (1e8, 1.15e8, 1.3e8)
         for r in [
@@ -141,10 +144,10 @@ def test_an_undetermined_exponent_has_a_warning():
             for m in (5, 20, 81, 320)
         ]
     ]
-    fit = power_laws.chinchilla(near, **NAMES)
+    fit = power_laws.chinchilla(rows, **NAMES)
     assert any(text.startswith("alpha ") and "determine" in text for text in fit.warnings)
 
 
-def test_starts_without_a_parameter_are_refused():
+def test_starts_without_a_parameter_raise():
     with pytest.raises(ValueError, match="neither E nor log_E"):
         power_laws.power(sweep(), x="params", y="loss", starts={"A": [1.0], "alpha": [0.3]})
