@@ -16,7 +16,7 @@ class BacktestScore:
 
     # Each dict has trained_on, name, value, lo, hi, measured and error.
     predictions: list[dict[str, Any]] = field(default_factory=list)
-    origins: int = 0  # number of fits
+    n_origins: int = 0  # number of fits
     reason: str = ""  # if there is no score
 
     @property
@@ -52,7 +52,7 @@ class BacktestScore:
             f", {self.coverage:.0%} inside their 95% interval" if np.isfinite(self.coverage) else ""
         )
         return (
-            f"back-test: {len(self.predictions)} held-out rows from {self.origins} origins, "
+            f"back-test: {len(self.predictions)} held-out rows from {self.n_origins} origins, "
             f"mean error {self.mean:.2%}, worst {self.worst:.2%}{inside}"
         )
 
@@ -64,7 +64,7 @@ class BacktestScore:
             {k: v if not isinstance(v, float) or np.isfinite(v) else None for k, v in p.items()}
             for p in self.predictions
         ]
-        return {"text": str(self), "origins": self.origins, **numbers, "predictions": rows}
+        return {"text": str(self), "origins": self.n_origins, **numbers, "predictions": rows}
 
 
 def backtest(
@@ -77,9 +77,9 @@ def backtest(
     """Fit the law to the rows up to a level and predict all larger rows (rolling origin).
 
     A level is a value of the column `by`; the default is the product of the inputs of the law (N,
-    N D, C ...). An origin needs more rows than parameters. At most `origins` origins are used, the
-    first at half of the rows or later. falling=True ranks levels from the largest value to the
-    smallest, for a law of the loss.
+    N D, C ...). An origin needs more rows than parameters. If more than `origins` origins are
+    possible, that number is chosen from the second half of the rows. falling=True ranks levels from
+    the largest value to the smallest, for a law of the loss.
     """
     if law_fit.refit is None:
         return BacktestScore(reason="a law made of other laws has no back-test: see its parts")
@@ -97,7 +97,7 @@ def backtest(
             predictions = _predictions(part, law_fit.data, larger, law_fit.y, law_fit.x)
         except ValueError:
             continue  # Too few rows for the law; the next origin has more.
-        score.origins += 1
+        score.n_origins += 1
         score.predictions += predictions
     if not score.predictions:
         score.reason = (
@@ -130,7 +130,7 @@ def holdout(law_fit: fit.Fit, rows: run_table.Rows, where: run_table.Where = Non
     data = run_table.select_columns(rows, [*columns, output], None, where)
     inputs = [data.columns[column] for column in columns]
     predictions = _predictions(law_fit, data, np.arange(len(data)), data.columns[output], inputs)
-    return BacktestScore(predictions, origins=1)
+    return BacktestScore(predictions, n_origins=1)
 
 
 def _predictions(
@@ -173,7 +173,7 @@ class Comparison:
         keys = list(dict.fromkeys(key for row in self.rows for key in row))
         cells = [
             [str(k) for k in keys],
-            *[[_cell(row.get(k, "")) for k in keys] for row in self.rows],
+            *[[_format_cell(row.get(k, "")) for k in keys] for row in self.rows],
         ]
         widths = [max(len(line[i]) for line in cells) for i in range(len(keys))]
         return "\n".join(
@@ -182,7 +182,7 @@ class Comparison:
         )
 
 
-def _cell(value: Any) -> str:
+def _format_cell(value: Any) -> str:
     if isinstance(value, tuple):
         return "[" + ", ".join(f"{v:.4g}" for v in value) + "]"
     return f"{value:.4g}" if isinstance(value, float) else str(value)

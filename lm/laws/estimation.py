@@ -165,7 +165,7 @@ def _build_fit(
         objective=float(minimum.value[0]),
         gradient=float(minimum.gradient[0]),
         converged=bool(minimum.converged[0]),
-        starts=len(problem.starts),
+        n_starts=len(problem.starts),
         start_agreement=1.0,
         additive_noise=problem.additive_noise or options.loss == "squares",
         bounds=problem.bounds,

@@ -8,12 +8,8 @@ import numpy as np
 
 from lm.laws import fit
 
-PROFILED_LAWS = (
-    "power",
-    "chinchilla",
-    "overtrained",
-    "data_constrained",
-)  # laws with the option `fixed`
+# `profile` needs the option `fixed`, which only these laws have.
+PROFILED_LAWS = ("power", "chinchilla", "overtrained", "data_constrained")
 COSTS = {"C": lambda c: c, "N": lambda n: 120 * n**2}  # FLOPs by inputs; the default is 6 N D
 N_CANDIDATES = 40  # per input
 
@@ -32,7 +28,7 @@ class Profile:
     refits: list[fit.Fit] = field(default_factory=list)
 
     @property
-    def flat(self) -> bool:
+    def is_flat(self) -> bool:
         """Return True if the interval reaches an end of the grid: the parameter is undetermined."""
         return self.interval[0] <= self.values[0] or self.interval[1] >= self.values[-1]
 
@@ -41,7 +37,7 @@ class Profile:
             f"{self.name} = {self.best:.4g}, 95% by profile [{self.interval[0]:.4g}, "
             f"{self.interval[1]:.4g}]"
         )
-        if self.flat:
+        if self.is_flat:
             text += " (open: the objective is flat up to the end of the grid)"
         if self.predictions is not None:
             inside = (self.values >= self.interval[0]) & (self.values <= self.interval[1])

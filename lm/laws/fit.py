@@ -97,7 +97,7 @@ class Fit:
     objective: float  # sum over rows
     gradient: float  # largest |d objective / d theta| / objective, with theta of unit scale
     converged: bool
-    starts: int  # number of initial values
+    n_starts: int  # number of initial values
     start_agreement: float  # fraction of starts that end within 1e-4 of the best objective
     ensemble: Ensemble = field(default_factory=dict)
     resampling: str = "none"  # description of the resamples
@@ -170,7 +170,7 @@ class Fit:
 
     @property
     def mare(self) -> float:
-        """Mean absolute relative error at the fitted rows. Other rows have larger errors."""
+        """Mean absolute relative error at the fitted rows. Other rows usually have larger ones."""
         return float(np.abs(self.residuals).mean())
 
     @property
@@ -289,7 +289,7 @@ class Fit:
         lines.append(
             f"  {columns}; sum of {self.loss}{delta} {self.objective:.4g}, gradient "
             f"{self.gradient:.1e}, "
-            f"{self.start_agreement:.0%} of {self.starts} starts agree; 95% intervals by "
+            f"{self.start_agreement:.0%} of {self.n_starts} starts agree; 95% intervals by "
             f"{self.resampling}"
         )
         if self.score is not None:
@@ -318,7 +318,7 @@ class Fit:
             "objective": float(self.objective),
             "gradient": float(self.gradient),
             "converged": bool(self.converged),
-            "starts": int(self.starts),
+            "starts": int(self.n_starts),
             "agree": float(self.start_agreement),
             "sigma": _finite_or_none(self.sigma),
             "n": self.n,

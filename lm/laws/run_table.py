@@ -116,7 +116,9 @@ def select_columns(
     for j, column in enumerate(columns):
         is_wrong = array[:, j] < 0 if column in may_be_zero else array[:, j] <= 0
         if is_wrong.any():
-            raise ValueError(f"{column} must be above 0: {_list(names, array[:, j], is_wrong)}")
+            raise ValueError(
+                f"{column} must be above 0: {_list_values(names, array[:, j], is_wrong)}"
+            )
     included_rows = [rows[i] for i in included]
     _check_no_duplicates(included_rows, names)
     groups, warnings = _resampling_groups(included_rows, names, group)
@@ -188,7 +190,9 @@ def _check_no_duplicates(rows: list[Mapping], names: list[str]) -> None:
         first_names[key] = name
 
 
-def _list(names: list[str], values: np.ndarray, is_wrong: np.ndarray, n_shown: int = 5) -> str:
+def _list_values(
+    names: list[str], values: np.ndarray, is_wrong: np.ndarray, n_shown: int = 5
+) -> str:
     items = [f"{names[i]} ({values[i]:g})" for i in np.flatnonzero(is_wrong)]
     more = f" and {len(items) - n_shown} more" if len(items) > n_shown else ""
     return ", ".join(items[:n_shown]) + more

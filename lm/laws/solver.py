@@ -181,17 +181,17 @@ def _descend(objective, theta, lower, upper, log_y, weights, iterations, toleran
     is_active = np.isfinite(value)
     identity = np.eye(theta.shape[1])
     for _ in range(iterations):
-        a = np.flatnonzero(is_active)
-        if len(a) == 0:
+        active = np.flatnonzero(is_active)
+        if len(active) == 0:
             break
-        g, current = gradient[a], theta[a]
+        g, current = gradient[active], theta[active]
         # A parameter at its bound with an outward gradient stays at its bound.
         is_fixed = ((current <= lower) & (g > 0)) | ((current >= upper) & (g < 0))
         g = np.where(is_fixed, 0.0, g)
-        scale = np.einsum("spp->sp", majorizer[a])
+        scale = np.einsum("spp->sp", majorizer[active])
         ridge = 1e-10 * scale.max(1, keepdims=True) + 1e-300
-        matrix = hessian[a] + damping[a, None, None] * (
-            majorizer[a] + DIAGONAL * (scale + ridge)[:, :, None] * identity
+        matrix = hessian[active] + damping[active, None, None] * (
+            majorizer[active] + DIAGONAL * (scale + ridge)[:, :, None] * identity
         )
         free = ~is_fixed
         matrix = np.where(
@@ -202,19 +202,22 @@ def _descend(objective, theta, lower, upper, log_y, weights, iterations, toleran
         downhill = decrease > 0
         with np.errstate(all="ignore"):
             trial = np.clip(current + np.where(downhill[:, None], step, 0.0), lower, upper)
-            y, w = log_y if log_y.ndim == 1 else log_y[a], None if weights is None else weights[a]
+            y = log_y if log_y.ndim == 1 else log_y[active]
+            w = None if weights is None else weights[active]
             new = objective(trial, y, w)
-        is_better = downhill & (new[0] < value[a]) & np.isfinite(new[1]).all(1)
-        is_done = (np.abs(decrease) <= tolerance * value[a] + ROUNDING * log_y.shape[-1]) & (
-            damping[a] < 1e3
+        is_better = downhill & (new[0] < value[active]) & np.isfinite(new[1]).all(1)
+        is_done = (np.abs(decrease) <= tolerance * value[active] + ROUNDING * log_y.shape[-1]) & (
+            damping[active] < 1e3
         )
-        improved = a[is_better]
+        improved = active[is_better]
         theta[improved] = trial[is_better]
         for array, update in zip((value, gradient, hessian, majorizer), new, strict=True):
             array[improved] = update[is_better]
-        damping[a] = np.where(is_better, np.maximum(damping[a] * 0.2, 1e-9), damping[a] * 6.0)
-        converged[a[is_done]] = True
-        is_active[a[is_done | (damping[a] > 1e12)]] = False
+        damping[active] = np.where(
+            is_better, np.maximum(damping[active] * 0.2, 1e-9), damping[active] * 6.0
+        )
+        converged[active[is_done]] = True
+        is_active[active[is_done | (damping[active] > 1e12)]] = False
     is_fixed = ((theta <= lower) & (gradient > 0)) | ((theta >= upper) & (gradient < 0))
     norm = np.abs(np.where(is_fixed, 0.0, gradient)).max(1) / (value + 1e-12)
     return Minimum(theta, value, norm, converged)

@@ -70,7 +70,7 @@ def test_01_the_scale_of_the_objective_does_not_matter():
 )
 def test_02_single_bad_start_reaches_the_optimum(start):
     fit = power_laws.chinchilla(rows(), **NAMES, where=INCLUDED, starts=[start], bootstrap=0)
-    assert fit.starts == 1 and fit.objective <= 0.0010183
+    assert fit.n_starts == 1 and fit.objective <= 0.0010183
 
 
 def test_03_tiny_weights_do_not_stop_the_fit():

@@ -68,7 +68,7 @@ def chinchilla(name):
         fit = power_laws.chinchilla(
             data, **NAMES, where=INCLUDED, delta=1e-3, starts=GRID, bootstrap=0
         )
-        assert fit.starts == 4500
+        assert fit.n_starts == 4500
         return fit.params | {"objective": fit.objective}
     if name == "headline_table":
         return headline().params
@@ -254,5 +254,5 @@ def test_published_notebook_draws_its_figures(monkeypatch):
     )
     client.execute()
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
-    assert sum("image/png" in output.get("data", {}) for output in outputs) == 2
+    assert sum("image/png" in output.get("data", {}) for output in outputs) == 3
     assert "477.84" in str(outputs) and "477.83" in str(outputs)

@@ -41,7 +41,7 @@ def test_backtest_predicts_only_larger_levels(fit):
         assert ascending_names.index(prediction["name"]) >= prediction["trained_on"]
         relative_error = prediction["value"] / prediction["measured"] - 1
         assert prediction["error"] == pytest.approx(relative_error)
-    assert score.origins >= 3 and score.mean < 0.02
+    assert score.n_origins >= 3 and score.mean < 0.02
     assert 0.8 <= score.coverage <= 1
     assert str(score) in str(fit)
 

@@ -34,7 +34,7 @@ def fit():
 def test_profile_agrees_with_the_bootstrap(fit):
     profile = experiment_design.profile(fit, "E")
     lo, hi = fit.interval("E")
-    assert not profile.flat and profile.objective.min() >= fit.objective * (1 - 1e-9)
+    assert not profile.is_flat and profile.objective.min() >= fit.objective * (1 - 1e-9)
     assert profile.interval[0] == pytest.approx(lo, abs=0.6 * (hi - lo))
     assert profile.interval[1] == pytest.approx(hi, abs=0.6 * (hi - lo))
 
@@ -49,7 +49,7 @@ def test_profile_has_a_prediction_per_value(fit):
 def test_profile_reports_a_flat_objective():
     fit = power_laws.power(rows()[:6], x="params", y="loss", bootstrap=0)
     profile = experiment_design.profile(fit, "alpha", values=np.geomspace(0.1, 1.0, 8).tolist())
-    assert profile.flat and "the objective is flat" in str(profile)
+    assert profile.is_flat and "the objective is flat" in str(profile)
 
 
 def test_profile_rejects_an_unknown_parameter(fit):

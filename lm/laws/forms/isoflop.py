@@ -36,25 +36,24 @@ def isoflop(
 ) -> IsoflopFit:
     """Fit x* = k C^exponent: the best x (parameters or tokens) of each budget, a line in logs.
 
-    budgets lists the budgets; a row belongs to one if its `c` is within `tolerance` of it. Without
-    budgets, rows with values of `c` within `tolerance` form a budget. method="parabola" fits L by
-    a parabola in log x (of the `nearest` runs around the best, if given) by least squares and takes
-    its vertex. method="akima" interpolates log L in log x (the lowest L of repeated x) and takes
-    the lowest of `points` grid points per gap (Porian et al. 2024, arXiv:2406.19146). log_loss
-    selects log L or L; the default is log L for akima only. A budget is excluded if it has fewer
-    than three sizes, if its parabola opens down, or if x* is outside its sizes (edges="keep"
-    includes the last).
+    A row belongs to a budget of the list `budgets` if its `c` is within the fraction `tolerance` of
+    the budget. Without `budgets`, rows with values of `c` within `tolerance` form a budget.
+    method="parabola" fits L by a parabola in log x, by least squares, and uses its vertex.
+    `nearest` limits that fit to a number of runs around the best. method="akima" interpolates log L
+    in log x (the lowest L of repeated x) and uses the lowest of `points` grid points per gap
+    (Porian et al. 2024, arXiv:2406.19146). log_loss selects log L or L; the default is log L for
+    akima only. A budget is excluded if it has fewer than three sizes, if its parabola opens down,
+    or if x* is outside its sizes (edges="keep" includes a budget with x* outside).
 
-    The ensemble adds noise to the runs of each budget: the pooled scale of the residuals, or
-    `noise` in units of the loss, needed for akima if there are no parabolas with residuals.
-    resample="runs" draws runs within a budget. The ensemble is widened if the x* scatter around the
-    line more than their noise explains. median=True takes the median of the resamples as x*.
-    weighted=True weights budgets by 1 / var(log x*).
+    The ensemble adds noise to the runs of each budget. Its scale is that of the pooled residuals,
+    or `noise` in units of the loss. resample="runs" draws runs within a budget instead. The
+    ensemble is widened if the x* scatter around the line more than the noise explains. median=True
+    uses the median of the resamples as x*. weighted=True weights budgets by 1 / var(log x*).
 
-    Parameters: exponent, k; derived: log10_k. fit.budgets has a `isoflop_minima.BudgetMinimum` per
+    Parameters: exponent, k; derived: log10_k. fit.budgets has an `isoflop_minima.BudgetMinimum` per
     budget. Other options: where, bootstrap, seed, reach. Approach 2 is biased unless the two
     exponents of the loss are equal and the sizes are centered: prefer `chinchilla` if both are
-    possible. Raises ValueError for fewer than two usable budgets.
+    possible. Raises ValueError if fewer than two budgets have a minimum.
     """
     parsed = fit.parse_options("isoflop", options, isoflop_minima.IsoflopOptions(), OPTIONS)
     _check_choices(parsed)

@@ -32,7 +32,7 @@ class IsoflopOptions(fit.FitOptions):
 
 @dataclass
 class BudgetMinimum:
-    """Minimum of one budget: the best size x, its loss, and the reason if it is not used.
+    """Minimum of one budget: the best size x and its loss, or the reason to exclude it.
 
     The parabola is c0 + c1 t + c2 t^2 with t = log x - center.
     """
@@ -46,7 +46,7 @@ class BudgetMinimum:
     opens_up: bool = False
     is_inside: bool = False  # x is inside the sizes of the runs
     is_used: bool = False  # the budget is a point of the line
-    reason: str = ""  # if it is not used
+    reason: str = ""  # reason to exclude the budget
     log_x_sd: float = float("nan")  # standard deviation of log x over resamples
     center: float | None = None
     coefficients: list[float] | None = None  # of the parabola
@@ -135,7 +135,7 @@ def bootstrap_minimum(
 ) -> np.ndarray:
     """Return the best size in each resample of the runs of a budget [B].
 
-    It is NaN if the resample has no minimum inside its sizes.
+    A value is NaN if its resample has no minimum inside the sizes.
     """
     bootstrap, design = options.bootstrap, minimum.design
     if design is None or minimum.center is None or not bootstrap:

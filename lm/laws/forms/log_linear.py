@@ -1,4 +1,4 @@
-"""Log-linear fits: N* against C, tokens against parameters."""
+"""Log-linear fits, such as N* against C or tokens against parameters."""
 
 from collections.abc import Sequence
 from dataclasses import replace

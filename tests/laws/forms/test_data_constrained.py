@@ -63,7 +63,7 @@ def test_r_can_be_fixed_and_have_starts():
     fit = data_constrained.data_constrained(
         rows(), **NAMES, base=BASE, starts={"R_D": [10.0], "R_N": [10.0]}, bootstrap=0
     )
-    assert fit.starts == 1 and fit.params["R_D"] == pytest.approx(15.4, rel=1e-4)
+    assert fit.n_starts == 1 and fit.params["R_D"] == pytest.approx(15.4, rel=1e-4)
 
 
 def test_rows_without_repeats_or_base_raise():

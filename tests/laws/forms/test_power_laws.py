@@ -45,7 +45,7 @@ def test_single_start_reaches_the_optimum():
     start = [{"E": 1.0, "A": 1.0, "B": 1.0, "alpha": 0.5, "beta": 0.5}]
     fit = power_laws.chinchilla(sweep(0.003), **NAMES, starts=start, bootstrap=0)
     many = power_laws.chinchilla(sweep(0.003), **NAMES, bootstrap=0)
-    assert fit.starts == 1 and fit.objective == pytest.approx(many.objective, rel=1e-6)
+    assert fit.n_starts == 1 and fit.objective == pytest.approx(many.objective, rel=1e-6)
 
 
 def test_fixed_parameters_are_not_fitted():
