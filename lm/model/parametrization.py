@@ -1,8 +1,8 @@
 """Scaling of initialization, learning rate, weight decay and epsilon with width and depth.
 
 Let m = d_model / base_width and l = n_layers / base_depth. Each value is the standard value times a
-power of m and a power of l. All parametrizations agree at the base shape. Under mup and completep, the best
-learning rate of the base shape is also the best of larger shapes.
+power of m and a power of l. All parametrizations agree at the base shape. Under mup and completep,
+the best learning rate of the base shape is also the best of larger shapes.
 
 standard   one learning rate for all weights
 mup        scales with width, for AdamW (maximal update: Yang et al. 2022, arXiv:2203.03466,
