@@ -4,7 +4,7 @@ Config fields select LayerNorm, learned positions, a GELU MLP, biases, or no QK-
 Qwen3 and GPT-2 architectures are special cases.
 
     params = init_params(model, seed=0)           {"embed": [V, D], "blocks": {...: [L, ...]}, ...}
-    axes = param_axes(model)                      the same tree with a tuple of axis names per weight
+    axes = param_axes(model)                      the same tree, a tuple of axis names per weight
     logits_BTV = compute_logits(model, params, tokens_BT)
     nats_BT, log_z_BT, best_BT, routing = token_losses(model, params, tokens_BT)
 
@@ -165,8 +165,8 @@ class Decoder(nnx.Module):
 
         times_BT: position of each token in its text, used only for learned positions.
         """
-        # The columns are gathered first, because a lookup in a table that is split in both axes
-        # would gather the complete table on every device.
+        # The "embed" axis is gathered before the lookup, because a lookup in a table that is split
+        # in both axes would gather the complete table on every device.
         embed_VD = self.rules.constrain(self.embed[...].astype(self.model.dtype), "vocab", None)
         x_BTD = embed_VD[tokens_BT]
         if self.positions is not None:
