@@ -1,6 +1,7 @@
 """The decoder-only transformer and its parts. Parameters are a nested dict of arrays.
 
-Every weight names its logical axes where it is declared. Sharding and parametrization follow them.
+Every weight names its logical axes where it is declared; these names determine its sharding and
+parametrization. Files in reading order:
 
     transformer.py      decoder, initialization, logits, losses
     attention.py        blockwise, cuDNN and splash attention; choice of the backend

@@ -1,10 +1,15 @@
-"""Causal attention in plain JAX: any device, any mesh, blocks of queries.
+"""Causal attention: a blockwise kernel in plain JAX, cuDNN, splash, and the choice between them.
 
-    o_BTNH = causal(q_BTNH, k_BSKH, v_BSKH, n_blocks=2)
+    model.attention = select_backend(run, device_mesh)      resolves "auto"
+    o_BTNH = attend(model, rules, q_BTNH, k_BSKH, v_BSKH, segments_BT)
+
+plain   `blockwise_attention`: any device, any mesh
+cudnn   flash attention of NVIDIA cuDNN, through jax.nn.dot_product_attention
+splash  flash attention for TPU, a Pallas kernel that is part of JAX
 
 Tensor names end in their axes: B batch, T query time, S key time, N query heads, K key/value heads,
-G query heads a key/value head, M the queries of a key/value head (G x T of them), H d_head,
-C blocks of queries.
+G query heads per key/value head, M the G x T queries of a key/value head, H d_head, C blocks of
+queries.
 """
 
 import typing
@@ -15,182 +20,200 @@ import jax.numpy as jnp
 from lm.config import schema
 from lm.parallel import mesh
 
-MASK_VALUE = -1e30  # a score no key survives; finite, so that its gradient is
+MASK_VALUE = -1e30  # finite, because the gradient of -inf is NaN
+BACKEND_BY_PLATFORM = {"cpu": "plain", "gpu": "cudnn", "tpu": "splash"}
 
 
 @jax.named_scope("attention")
 def blockwise_attention(
     q_BTNH, k_BSKH, v_BSKH, n_blocks: int, segments_BT=None, rules=mesh.DEFAULT_RULES
 ) -> jax.Array:
-    """softmax(q k / sqrt(H)) v over the keys not later than the query, in blocks of queries.
+    """Return softmax(q k / sqrt(H)) v over the earlier and equal keys, [B, T, N, H].
 
-    Block i of n_blocks multiplies only with the keys up to its own end, so that about half of the
-    masked scores are never computed; the result does not depend on n_blocks. segments_BT: numbers
-    of documents, in the order of time; a query sees the keys of its own alone.
+    Block i of n_blocks multiplies only with the keys up to its own end. About half of the masked
+    scores are therefore never computed. The result does not depend on n_blocks.
 
-    Where rows are split over devices, q, k, v and the result are in the order of
-    `mesh.interleave_positions`: every device has an equal share of every block, and so of the work.
-    It gathers all keys.
+    segments_BT: document numbers in the original order of time. A query attends only to the keys
+    of its own document.
+
+    If the rows are split over devices, q, k, v and the result are in the order of
+    `mesh.interleave_positions`. Each device then has an equal part of every block, and all devices
+    do the same work. The keys and values of a row are gathered on every device.
     """
     b, t, n, h = q_BTNH.shape
     k = k_BSKH.shape[2]
-    size = t // n_blocks
+    block_size = t // n_blocks
     q_BKGTH = (q_BTNH * h**-0.5).reshape(b, t, k, n // k, h).transpose(0, 2, 3, 1, 4)
     blocks_CBKGTH = mesh.split_chunks(q_BKGTH, n_blocks, "length", axis=3)
-    whole = (
+    gathered = (
         rules.constrain(x_BSKH, "batch", None, "kv_heads", None) for x_BSKH in (k_BSKH, v_BSKH)
     )
-    k_BKSH, v_BKSH = (mesh.restore_order(x_BSKH, n_blocks).swapaxes(1, 2) for x_BSKH in whole)
-    blocks = []
-    for block, start in enumerate(range(0, t, size)):
-        end = start + size
-        seen_TS = jnp.arange(start, end)[:, None] >= jnp.arange(end)
+    k_BKSH, v_BKSH = (mesh.restore_order(x_BSKH, n_blocks).swapaxes(1, 2) for x_BSKH in gathered)
+    outputs = []
+    for block, start in enumerate(range(0, t, block_size)):
+        end = start + block_size
+        mask_TS = jnp.arange(start, end)[:, None] >= jnp.arange(end)
         if segments_BT is not None:
-            mine_BT = rules.constrain(segments_BT[:, start:end], "batch", None)  # cut where it is
-            same_BTS = mine_BT[:, :, None] == segments_BT[:, None, :end]
-            seen_TS = (seen_TS & same_BTS)[:, None]
-        # Added, not selected: s + 0 is s, and s + MASKED is MASKED, in one pass the fewer.
-        hidden_TS = jnp.where(seen_TS, 0.0, MASK_VALUE)
-        hidden_MS = jnp.concatenate([hidden_TS] * (n // k), axis=-2)
-        o_BKMH = _block(
-            blocks_CBKGTH[block].reshape(b, k, n // k * size, h),
+            query_segments_BT = rules.constrain(segments_BT[:, start:end], "batch", None)
+            is_same_BTS = query_segments_BT[:, :, None] == segments_BT[:, None, :end]
+            mask_TS = (mask_TS & is_same_BTS)[:, None]
+        # An added bias needs one pass over the scores less than a selection. s + MASK_VALUE is
+        # MASK_VALUE in float32.
+        bias_TS = jnp.where(mask_TS, 0.0, MASK_VALUE)
+        bias_MS = jnp.concatenate([bias_TS] * (n // k), axis=-2)
+        o_BKMH = _biased_attention(
+            blocks_CBKGTH[block].reshape(b, k, n // k * block_size, h),
             k_BKSH[:, :, :end],
             v_BKSH[:, :, :end],
-            hidden_MS,
+            bias_MS,
         )
-        blocks.append(o_BKMH.reshape(b, k, n // k, size, h))
-    o_BKGTH = mesh.merge_chunks(jnp.stack(blocks), "length", axis=3)
+        outputs.append(o_BKMH.reshape(b, k, n // k, block_size, h))
+    o_BKGTH = mesh.merge_chunks(jnp.stack(outputs), "length", axis=3)
     return o_BKGTH.transpose(0, 3, 1, 2, 4).reshape(b, t, n, h)
 
 
 @jax.custom_vjp
-def _block(q_BKMH, k_BKSH, v_BKSH, hidden_MS) -> jax.Array:
-    """softmax(q k + hidden) v. Its gradient is written out for CPU: see `_small`."""
-    return _forward(q_BKMH, k_BKSH, v_BKSH, hidden_MS)[0]
+def _biased_attention(q_BKMH, k_BKSH, v_BKSH, bias_MS) -> jax.Array:
+    """Return softmax(q k + bias) v, [B, K, M, H].
+
+    The gradient is explicit because the gradient of autodiff is slow on CPU: see
+    `_sum_over_queries`.
+    """
+    return _forward(q_BKMH, k_BKSH, v_BKSH, bias_MS)[0]
 
 
-def _forward(q_BKMH, k_BKSH, v_BKSH, hidden_MS):
-    score_BKMS = _product("bkmh,bksh->bkms", q_BKMH, k_BKSH) + hidden_MS
+def _forward(q_BKMH, k_BKSH, v_BKSH, bias_MS):
+    """Return the output of `_biased_attention` and the residuals of `_backward`."""
+    score_BKMS = _product("bkmh,bksh->bkms", q_BKMH, k_BKSH) + bias_MS
     exp_BKMS = jnp.exp(score_BKMS - score_BKMS.max(axis=-1, keepdims=True))
     sum_BKM1 = exp_BKMS.sum(axis=-1, keepdims=True)
     exp_BKMS = exp_BKMS.astype(v_BKSH.dtype)
-    # Divided after the product, not before: H numbers a query in place of S.
+    # Dividing the product costs H divisions per query, dividing the scores would cost S.
     o_BKMH = (_product("bkms,bksh->bkmh", exp_BKMS, v_BKSH) / sum_BKM1).astype(v_BKSH.dtype)
     return o_BKMH, (q_BKMH, k_BKSH, v_BKSH, exp_BKMS, sum_BKM1, o_BKMH)
 
 
-def _backward(kept, do_BKMH):
-    """With p = exp / sum: dv = p do, ds = p (do v - do o), dq = ds k, dk = ds q."""
-    q_BKMH, k_BKSH, v_BKSH, exp_BKMS, sum_BKM1, o_BKMH = kept
+def _backward(residuals, do_BKMH):
+    """Return dq, dk, dv and None for the bias, from the gradient of the output.
+
+    With p = exp / sum: dv = p do, ds = p (do v - do o), dq = ds k, dk = ds q.
+    """
+    q_BKMH, k_BKSH, v_BKSH, exp_BKMS, sum_BKM1, o_BKMH = residuals
     do_BKMH = do_BKMH / sum_BKM1
     inner_BKM1 = (do_BKMH * o_BKMH).sum(axis=-1, keepdims=True)
     do_BKMH = do_BKMH.astype(v_BKSH.dtype)
     dexp_BKMS = _product("bkmh,bksh->bkms", do_BKMH, v_BKSH)
     ds_BKMS = (exp_BKMS * (dexp_BKMS - inner_BKM1)).astype(q_BKMH.dtype)
     dq_BKMH = _product("bkms,bksh->bkmh", ds_BKMS, k_BKSH)
-    dk_BKSH, dv_BKSH = _small(q_BKMH, ds_BKMS), _small(do_BKMH, exp_BKMS)
+    dk_BKSH, dv_BKSH = _sum_over_queries(q_BKMH, ds_BKMS), _sum_over_queries(do_BKMH, exp_BKMS)
     return *(dx.astype(q_BKMH.dtype) for dx in (dq_BKMH, dk_BKSH, dv_BKSH)), None
 
 
-def _small(x_BKMH, score_BKMS) -> jax.Array:
-    """The sum over queries of score x: [B, K, S, H].
+def _sum_over_queries(x_BKMH, score_BKMS) -> jax.Array:
+    """Return the sum over queries of score times x, [B, K, S, H].
 
-    XLA on CPU brings the left operand of a product into the order in which it is read. Scores there
-    cost four times the product itself, so x is there, and the barrier keeps XLA from turning the
-    product round again.
+    XLA on CPU copies the left operand of a product into the order in which it is read. A copy of
+    the scores costs four times the product itself, so x is the left operand. The barrier prevents
+    XLA from exchanging the operands.
     """
-    found_BKHS = _product("bkmh,bkms->bkhs", x_BKMH, score_BKMS)
-    return jax.lax.optimization_barrier(found_BKHS).swapaxes(2, 3)
+    sum_BKHS = _product("bkmh,bkms->bkhs", x_BKMH, score_BKMS)
+    return jax.lax.optimization_barrier(sum_BKHS).swapaxes(2, 3)
 
 
 def _product(axes: str, left, right) -> jax.Array:
+    """Return the einsum of two arrays, accumulated in float32."""
     return jnp.einsum(axes, left, right, preferred_element_type=jnp.float32)
 
 
-_block.defvjp(_forward, _backward)
-
-
-# MERGED DOCSTRING of lm.kernels:
-# """Choose the attention kernel for a machine, and the options of its compiler.
-#
-#     chosen(run, device_mesh)        resolves model.attention="auto" to plain, cudnn or splash
-#     attend(shape, rules, q_BTNH, k_BSKH, v_BSKH, segments_BT)
-#     options(device_mesh)            compiler options that overlap collectives and matrix products
-#
-# plain   lm/model/attention.py: any device, any mesh
-# cudnn   NVIDIA's flash attention, through jax.nn.dot_product_attention
-# splash  flash attention for TPU, a Pallas kernel that comes with JAX
-#
-# Tensor names end in their axes: B batch, T query time, S key time, N query heads, K key/value
-# heads,
-# H d_head.
-# """
-
-BY_PLATFORM = {"cpu": "plain", "gpu": "cudnn", "tpu": "splash"}
+_biased_attention.defvjp(_forward, _backward)
 
 
 def select_backend(run: schema.Run, device_mesh: jax.sharding.Mesh) -> str:
-    """Return the attention kernel of a run on these devices.
+    """Return the attention backend of a run on these devices: plain, cudnn or splash.
 
-    "auto" is the platform's kernel if it supports the shapes, and plain otherwise. Raises
-    ValueError for another choice that the devices do not support.
+    "auto" selects the backend of the platform if it supports the run, and plain otherwise. Raises
+    ValueError if model.attention names a backend that does not support the run.
     """
     platform = mesh.device_platform(device_mesh)
-    return _chosen(run, platform, is_here=jax.default_backend() == platform)
+    return _select(run, platform, is_present=jax.default_backend() == platform)
 
 
 def select_backend_for(run: schema.Run, platform: str) -> str:
-    """Return the attention kernel of a run on another machine of this platform."""
-    return _chosen(run, platform, is_here=True)
+    """Return the attention backend of a run on another machine of this platform.
+
+    platform: cpu, gpu or tpu. Raises ValueError like `select_backend`.
+    """
+    return _select(run, platform, is_present=True)
 
 
-def _chosen(run: schema.Run, platform: str, is_here: bool) -> str:
+def _select(run: schema.Run, platform: str, is_present: bool) -> str:
+    """Return the backend of a run; is_present: the devices are attached, not only described."""
     choice = run.model.attention
-    name = BY_PLATFORM[platform] if choice == "auto" else choice
-    faults = _faults(run, name, platform, is_here)
-    if faults and choice != "auto":
-        raise ValueError(f"model.attention={choice!r} {faults[0]}: change that, or use 'auto'")
-    return "plain" if faults else name
+    backend = BACKEND_BY_PLATFORM[platform] if choice == "auto" else choice
+    reasons = _unsupported_reasons(run, backend, platform, is_present)
+    if reasons and choice != "auto":
+        raise ValueError(
+            f"model.attention={choice!r} {reasons[0]}: change that or set model.attention='auto'"
+        )
+    return "plain" if reasons else backend
 
 
-def _faults(run: schema.Run, name: str, platform: str, is_here: bool) -> list[str]:
-    """Return the reasons why a kernel does not support a run."""
-    if name == "plain":
+def _unsupported_reasons(
+    run: schema.Run, backend: str, platform: str, is_present: bool
+) -> list[str]:
+    """Return the reasons why a backend does not support a run; empty if it does."""
+    if backend == "plain":
         return []
-    supported = {"cudnn": "gpu", "splash": "tpu"}[name]
-    shape, t = run.model, run.data.seq_len
+    supported = {"cudnn": "gpu", "splash": "tpu"}[backend]
+    model, seq_len = run.model, run.data.seq_len
     rules = [
-        (platform == supported, f"is for {supported}, not {platform}"),
-        (run.mesh.sequence == 1, f"takes whole rows, not mesh.sequence={run.mesh.sequence}"),
+        (platform == supported, f"runs on {supported}, not on {platform}"),
+        (
+            run.mesh.sequence == 1,
+            f"cannot split rows: mesh.sequence must be 1, not mesh.sequence={run.mesh.sequence}",
+        ),
     ]
-    if name == "cudnn":
-        # It queries the device, which a described device does not support.
-        is_present = platform != supported or is_here
-        segments = not run.data.attend_across_documents or run.data.packing == "documents"
+    if backend == "cudnn":
+        has_segments = not run.data.attend_across_documents or run.data.packing == "documents"
         rules += [
-            (is_present, "needs the GPU itself, not its description"),
-            (shape.dtype == "bfloat16", f"takes bfloat16, not model.dtype={shape.dtype!r}"),
+            # JAX queries the device, which the description of an absent device does not support.
+            (platform != supported or is_present, "cannot be compiled for an absent GPU"),
             (
-                shape.d_head % 8 == 0 and shape.d_head <= 128,
-                f"takes heads of 8, 16 ... 128, not model.d_head={shape.d_head}",
+                model.dtype == "bfloat16",
+                f"computes in bfloat16 only, not in model.dtype={model.dtype!r}",
             ),
             (
-                not segments,
-                "lets documents of a row see each other, unlike data.attend_across_documents=False",
+                model.d_head % 8 == 0 and model.d_head <= 128,
+                "supports head sizes that are multiples of 8 up to 128, not"
+                f" model.d_head={model.d_head}",
+            ),
+            (
+                not has_segments,
+                "has no document mask, which data.attend_across_documents=False or"
+                " data.packing='documents' requires",
             ),
         ]
     else:
-        rules += [(t % 128 == 0, f"takes rows of 128, 256 ..., not data.seq_len={t}")]
-    return [reason for holds, reason in rules if not holds]
+        rules += [
+            (
+                seq_len % 128 == 0,
+                f"supports row lengths that are multiples of 128, not data.seq_len={seq_len}",
+            )
+        ]
+    return [reason for is_met, reason in rules if not is_met]
 
 
 def attend(
     shape: schema.Model, rules: mesh.ShardingRules, q_BTNH, k_BSKH, v_BSKH, segments_BT=None
 ) -> jax.Array:
-    """Return softmax(q k / sqrt(H)) v over the earlier and equal keys of the same segment."""
+    """Return softmax(q k / sqrt(H)) v over the earlier and equal keys of the same segment.
+
+    The backend is shape.attention. The result is [B, T, N, H].
+    """
     if shape.attention == "splash":
         return splash_attention(q_BTNH, k_BSKH, v_BSKH, segments_BT, rules)
-    if shape.attention == "cudnn" and segments_BT is None:  # evaluation has segments
+    # Evaluation has segments even if training has none.
+    if shape.attention == "cudnn" and segments_BT is None:
         return cudnn_attention(q_BTNH, k_BSKH, v_BSKH)
     return blockwise_attention(
         q_BTNH, k_BSKH, v_BSKH, shape.attention_query_blocks, segments_BT, rules
@@ -199,7 +222,10 @@ def attend(
 
 @jax.named_scope("attention")
 def cudnn_attention(q_BTNH, k_BSKH, v_BSKH) -> jax.Array:
-    """Compute attention by cuDNN. JAX splits the kernel by rows and heads over the devices."""
+    """Return causal attention by cuDNN, [B, T, N, H].
+
+    JAX runs the kernel on the rows and heads of each device.
+    """
     return jax.nn.dot_product_attention(
         q_BTNH, k_BSKH, v_BSKH, is_causal=True, implementation="cudnn"
     )
@@ -209,9 +235,10 @@ def cudnn_attention(q_BTNH, k_BSKH, v_BSKH) -> jax.Array:
 def splash_attention(
     q_BTNH, k_BSKH, v_BSKH, segments_BT=None, rules=mesh.DEFAULT_RULES, interpret: bool = False
 ) -> jax.Array:
-    """Compute attention by the splash kernel, on the rows and heads of each device.
+    """Return causal attention by the splash kernel, [B, T, N, H].
 
-    interpret: run the kernel step by step on any device, for tests.
+    The kernel runs on the rows and heads of each device. interpret: emulate the kernel on any
+    device, for tests.
     """
     from jax.experimental.pallas.ops.tpu import splash_attention
 
@@ -230,7 +257,7 @@ def splash_attention(
         interpret=interpret,
     )
 
-    def of_row(q_TNH, k_SKH, v_SKH, segments_T):
+    def attend_row(q_TNH, k_SKH, v_SKH, segments_T):
         segment_ids = (
             None if segments_T is None else splash_attention.SegmentIds(segments_T, segments_T)
         )
@@ -238,14 +265,14 @@ def splash_attention(
         o_NTH = typing.cast(jax.Array, kernel(q_NTH, k_KSH, v_KSH, segment_ids=segment_ids))
         return o_NTH.swapaxes(0, 1)
 
-    local, current = jax.vmap(of_row), jax.sharding.get_abstract_mesh()
-    if current.empty or current.manual_axes:
-        return local(q_BTNH, k_BSKH, v_BSKH, segments_BT)
-    heads, keys = (rules.spec(("batch", None, name, None)) for name in ("heads", "kv_heads"))
-    split = jax.shard_map(
-        local,
-        in_specs=(heads, keys, keys, rules.spec(("batch", None))),
-        out_specs=heads,
+    attend_rows, current_mesh = jax.vmap(attend_row), jax.sharding.get_abstract_mesh()
+    if current_mesh.empty or current_mesh.manual_axes:
+        return attend_rows(q_BTNH, k_BSKH, v_BSKH, segments_BT)
+    q_spec, kv_spec = (rules.spec(("batch", None, name, None)) for name in ("heads", "kv_heads"))
+    attend_shards = jax.shard_map(
+        attend_rows,
+        in_specs=(q_spec, kv_spec, kv_spec, rules.spec(("batch", None))),
+        out_specs=q_spec,
         check_vma=False,
     )
-    return split(q_BTNH, k_BSKH, v_BSKH, segments_BT)
+    return attend_shards(q_BTNH, k_BSKH, v_BSKH, segments_BT)

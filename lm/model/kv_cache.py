@@ -1,13 +1,13 @@
-"""The decoder, reading with any mask and through a cache of keys and values.
+"""The decoder with an arbitrary attention mask and a cache of keys and values.
 
 Tensor names end in their axes as in lm/model/transformer.py: B batch, T query time, S key time or
-slot, D d_model, N query heads, K key/value heads, G query heads a key/value head, H d_head, V
-vocabulary.
+cache slot, D d_model, N query heads, K key/value heads, G query heads per key/value head, M the
+G x T queries of a key/value head, H d_head, V vocabulary.
 
-    read = kv_cache.cached_decoder(model, params)                       # while a function is traced
-    logits_BTV, kept = read(tokens_BT, times_BT, seen_BTS)   # kept: a layer's {"key", "value"} each
-    kept = kv_cache.extend(kept, 128)                            # room for 128 tokens, [B, K, S, H]
-    logits_B1V, kept = read(token_B1, time_B1, seen_B1S, kept, slot)
+    decode = kv_cache.cached_decoder(model, params)             inside a traced function
+    logits_BTV, cache = decode(tokens_BT, positions_BT, mask_BTS)
+    cache = kv_cache.extend(cache, 128)                         pads the cache to 128 slots
+    logits_B1V, cache = decode(token_B1, position_B1, mask_B1S, cache, slot)
 """
 
 import dataclasses
@@ -20,21 +20,26 @@ from lm.config import schema
 from lm.model import attention, transformer
 from lm.parallel import mesh
 
-KVCache = list[dict[str, jax.Array]]  # a layer each: {"key": [B, K, S, H], "value": [B, K, S, H]}
+KVCache = list[dict[str, jax.Array]]  # per layer {"key": [B, K, S, H], "value": [B, K, S, H]}
 
 
 def cached_decoder(
     shape: schema.Model, params: dict, rules: mesh.ShardingRules = mesh.DEFAULT_RULES
 ) -> Callable:
-    """read(tokens_BT, times_BT, seen_BTS, kept=None, slot=0, last=False) -> (logits_BTV, kept).
+    """Return decode(tokens_BT, positions_BT, mask_BTS, cache=None, slot=0, last=False).
 
-    times_BT: the place of each token in its text. seen_BTS: whether query t sees key s: of the
-    same tokens, or, with `kept`, of its slots, into which the tokens are written from `slot` on.
-    last: logits of the last position alone, [B, 1, V]. Experts drop no token here: what is dropped
-    would depend on how a text is cut into reads.
+    `decode` returns (logits_BTV, cache). Use it only inside the traced function that made it.
 
-    The layers are taken out of their stack here, once: a loop around `read` that slices them each
-    time is half as fast on CPU. So the program grows with the depth, unlike that of training.
+    positions_BT: position of each token in its text. mask_BTS: true where query t attends to key s.
+    Without `cache`, the keys are those of the same tokens. With `cache`, the keys are its slots,
+    and `decode` writes the tokens to the slots from `slot` on. last: return the logits of the last
+    position only, [B, 1, V].
+
+    Experts drop no token here. With a capacity, the dropped tokens would depend on how a text is
+    divided into calls.
+
+    The layers are sliced from their stacked weights once, because a loop that slices them in each
+    iteration is half as fast on CPU. The size of the program therefore grows with the depth.
     """
     decoder = transformer.make_decoder(
         dataclasses.replace(shape, dispatch="dropless"), params, rules
@@ -42,60 +47,69 @@ def cached_decoder(
     layers = [jax.tree.map(lambda w, i=i: w[i], decoder.blocks) for i in range(shape.n_layers)]
     head_DV = decoder.head_weight()
 
-    def read(tokens_BT, times_BT, seen_BTS, kept: KVCache | None = None, slot=0, last=False):
-        after: KVCache = []
+    def decode(tokens_BT, positions_BT, mask_BTS, cache: KVCache | None = None, slot=0, last=False):
+        new_cache: KVCache = []
 
         def attend(q_BTNH, k_BTKH, v_BTKH):
             if not shape.learned_positions:
                 q_BTNH, k_BTKH = (
-                    transformer.rotary_embedding(x, shape.rope_theta, times_BT)
+                    transformer.rotary_embedding(x, shape.rope_theta, positions_BT)
                     for x in (q_BTNH, k_BTKH)
                 )
-            new = {"key": k_BTKH.swapaxes(1, 2), "value": v_BTKH.swapaxes(1, 2)}
-            if kept is not None:
-                old, start = kept[len(after)], (0, 0, slot, 0)
-                new = {n: jax.lax.dynamic_update_slice(old[n], new[n], start) for n in new}
-            after.append(
-                {n: rules.constrain(x, "batch", "kv_heads", None, None) for n, x in new.items()}
+            entry = {"key": k_BTKH.swapaxes(1, 2), "value": v_BTKH.swapaxes(1, 2)}
+            if cache is not None:
+                old, start = cache[len(new_cache)], (0, 0, slot, 0)
+                entry = {
+                    name: jax.lax.dynamic_update_slice(old[name], entry[name], start)
+                    for name in entry
+                }
+            new_cache.append(
+                {
+                    name: rules.constrain(x_BKSH, "batch", "kv_heads", None, None)
+                    for name, x_BKSH in entry.items()
+                }
             )
-            return masked_attention(q_BTNH, after[-1]["key"], after[-1]["value"], seen_BTS)
+            return masked_attention(q_BTNH, new_cache[-1]["key"], new_cache[-1]["value"], mask_BTS)
 
-        x_BTD = decoder.embedded(tokens_BT, times_BT)
+        x_BTD = decoder.embedded(tokens_BT, positions_BT)
         for block in layers:
             x_BTD, _ = block(x_BTD, attend)
         x_BTD = x_BTD[:, -1:] if last else x_BTD
-        return decoder.logits(decoder.norm(x_BTD), head_DV), after
+        return decoder.logits(decoder.norm(x_BTD), head_DV), new_cache
 
-    return read
+    return decode
 
 
-def masked_attention(q_BTNH, k_BKSH, v_BKSH, seen_BTS) -> jax.Array:
-    """softmax(q k / sqrt(H)) v over the keys that are seen; [B, T, N, H]."""
+def masked_attention(q_BTNH, k_BKSH, v_BKSH, mask_BTS) -> jax.Array:
+    """Return softmax(q k / sqrt(H)) v over the keys where the mask is true, [B, T, N, H]."""
     b, t, n, h = q_BTNH.shape
     k, s = k_BKSH.shape[1:3]
-    # M: the queries of a key head, G x T of them; as one axis, for CPUs take no other in bfloat16.
+    # G and T are one axis because matrix products on CPU support no other layout in bfloat16.
     q_BKMH = (q_BTNH * h**-0.5).reshape(b, t, k, n // k, h).transpose(0, 2, 3, 1, 4)
     q_BKMH = q_BKMH.reshape(b, k, n // k * t, h)
     score_BKMS = jnp.einsum("bkmh,bksh->bkms", q_BKMH, k_BKSH, preferred_element_type=jnp.float32)
     score_BKGTS = score_BKMS.reshape(b, k, n // k, t, s)
-    score_BKGTS = jnp.where(seen_BTS[:, None, None], score_BKGTS, attention.MASK_VALUE)
-    share_BKGTS = jax.nn.softmax(score_BKGTS, axis=-1).astype(v_BKSH.dtype)
-    share_BKMS = share_BKGTS.reshape(b, k, n // k * t, s)
-    o_BKMH = jnp.einsum("bkms,bksh->bkmh", share_BKMS, v_BKSH, preferred_element_type=jnp.float32)
+    score_BKGTS = jnp.where(mask_BTS[:, None, None], score_BKGTS, attention.MASK_VALUE)
+    weight_BKGTS = jax.nn.softmax(score_BKGTS, axis=-1).astype(v_BKSH.dtype)
+    weight_BKMS = weight_BKGTS.reshape(b, k, n // k * t, s)
+    o_BKMH = jnp.einsum("bkms,bksh->bkmh", weight_BKMS, v_BKSH, preferred_element_type=jnp.float32)
     o_BTKGH = o_BKMH.astype(v_BKSH.dtype).reshape(b, k, n // k, t, h).transpose(0, 3, 1, 2, 4)
     return o_BTKGH.reshape(b, t, n, h)
 
 
-def extend(kept: KVCache, slots: int) -> KVCache:
-    """With empty slots behind, `slots` in all."""
+def extend(cache: KVCache, slots: int) -> KVCache:
+    """Return the cache padded with empty slots to `slots` slots in total."""
     return jax.tree.map(
-        lambda x: jnp.pad(x, [(0, 0)] * 2 + [(0, slots - x.shape[2]), (0, 0)]), kept
+        lambda x: jnp.pad(x, [(0, 0)] * 2 + [(0, slots - x.shape[2]), (0, 0)]), cache
     )
 
 
-def replace_rows(kept: KVCache, fresh: KVCache, rows_B: jax.Array, shift: jax.Array) -> KVCache:
-    """`kept`, with the rows that are marked from `fresh`, whose slots are turned by `shift`."""
+def replace_rows(cache: KVCache, fresh: KVCache, rows_B: jax.Array, shift: jax.Array) -> KVCache:
+    """Return the cache with the rows where rows_B is true replaced by those of `fresh`.
+
+    The slots of `fresh` are rotated by `shift` to higher slots.
+    """
     rows_B111 = rows_B[:, None, None, None]
     return jax.tree.map(
-        lambda old, new: jnp.where(rows_B111, jnp.roll(new, shift, axis=2), old), kept, fresh
+        lambda old, new: jnp.where(rows_B111, jnp.roll(new, shift, axis=2), old), cache, fresh
     )

@@ -1,52 +1,59 @@
-"""Trainable weights: all, all except the frozen ones, or low-rank adapters (LoRA).
+"""Low-rank adapters, LoRA (Hu et al. 2021, arXiv:2106.09685).
 
-    is_trainable = tree(run.optim, run.model, axes)     a boolean for each weight
-    weights, frozen = part(params, is_trainable), part(params, is_trainable, False)
-    joined(weights, frozen)                             params again
-    merged(run.model, params)                           weights with the adapters added
+    params["lora"] = init_lora(model, axes, params, seed)
+    weights = merge_lora(model, params)                     the adapters are added to their weights
 
-LoRA (Hu et al. 2021, arXiv:2106.09685) replaces W by W + (alpha / rank) A B, with A of `rank`
-columns, and trains only A and B. params["lora"] has them under the path of their W.
+LoRA replaces W by W + (alpha / rank) A B, with A of `rank` columns, and trains only A and B.
+params["lora"] contains {"a": A, "b": B} under the path of W. lm/training/optimizer.py decides which
+weights are trainable.
 """
 
 import hashlib
 import math
+import typing
 
 import jax
 import jax.numpy as jnp
 
 from lm.config import schema
 
-STACKED = ("layers", "experts")  # axes that number matrices and are not a side of one
+STACKED = ("layers", "experts")  # axes that count matrices; the other axes belong to a matrix
 
 
 def init_lora(model: schema.Model, axes: dict, params: dict, seed) -> dict:
-    """Return initial A (normal) and B (zero) of each weight with an axis of model.lora_on."""
+    """Return initial adapters: A normal, B zero, for each weight with an axis of model.lora_on.
+
+    axes: the tree of axis names. params: arrays or their shapes. The result has the nesting of
+    params, with {"a": A, "b": B} in the position of each adapted weight.
+    """
     adapters: dict = {}
     for path, names in _leaves(axes):
-        if _has_addition(model, names):
-            shape = _at(params, path).shape
-            inner, outer, stacked = _sides(names)
-            sizes = [tuple(shape[i] for i in side) for side in (stacked, inner, outer)]
-            number = int.from_bytes(hashlib.sha256("/".join(path).encode()).digest()[:4], "big")
-            key = jax.random.fold_in(jax.random.key(seed), number)
-            a = jax.random.normal(key, (*sizes[0], *sizes[1], model.lora_rank), jnp.float32)
-            b = jnp.zeros((*sizes[0], model.lora_rank, *sizes[2]), jnp.float32)
-            _set(adapters, path, {"a": a * math.prod(sizes[1]) ** -0.5, "b": b})
+        if _has_adapter(model, names):
+            shape = _get_path(params, path).shape
+            stacked, inner, outer = (
+                tuple(shape[i] for i in indices) for indices in _matrix_axes(names)
+            )
+            path_hash = int.from_bytes(hashlib.sha256("/".join(path).encode()).digest()[:4], "big")
+            key = jax.random.fold_in(jax.random.key(seed), path_hash)
+            a = jax.random.normal(key, (*stacked, *inner, model.lora_rank), jnp.float32)
+            b = jnp.zeros((*stacked, model.lora_rank, *outer), jnp.float32)
+            _set_path(adapters, path, {"a": a * math.prod(inner) ** -0.5, "b": b})
     return adapters
 
 
 def lora_axes(model: schema.Model, axes: dict) -> dict:
-    """Return the axis names of `additions`.
+    """Return the tree of `init_lora` with the axis names of each A and B.
 
     Raises ValueError if model.lora_on names no axis of a weight.
     """
     adapters: dict = {}
     for path, names in _leaves(axes):
-        if _has_addition(model, names):
-            inner, outer, stacked = (tuple(names[i] for i in side) for side in _sides(names))
-            sides = {"a": (*stacked, *inner, "rank"), "b": (*stacked, "rank", *outer)}
-            _set(adapters, path, sides)
+        if _has_adapter(model, names):
+            stacked, inner, outer = (
+                tuple(names[i] for i in indices) for indices in _matrix_axes(names)
+            )
+            adapter_axes = {"a": (*stacked, *inner, "rank"), "b": (*stacked, "rank", *outer)}
+            _set_path(adapters, path, adapter_axes)
     if not adapters:
         known = sorted({axis for path, names in _leaves(axes) for axis in names if len(names) > 2})
         raise ValueError(f"model.lora_on={model.lora_on!r} must name one of {', '.join(known)}")
@@ -54,27 +61,31 @@ def lora_axes(model: schema.Model, axes: dict) -> dict:
 
 
 def merge_lora(model: schema.Model, params: dict) -> dict:
-    """Return the weights with the adapters added to them, without "lora"."""
+    """Return W + (alpha / rank) A B for each adapted weight, without the key "lora".
+
+    Return params unchanged if it has no adapters.
+    """
     if "lora" not in params:
         return params
     weights = {name: value for name, value in params.items() if name != "lora"}
-    return _added(weights, params["lora"], model.lora_alpha / model.lora_rank)
+    return _add_adapters(weights, params["lora"], model.lora_alpha / model.lora_rank)
 
 
-def _added(weights: dict, lora: dict, scale: float) -> dict:
+def _add_adapters(weights: dict, adapters: dict, scale: float) -> dict:
+    """Return weights + scale A B, recursively over the nested adapters."""
     sums = dict(weights)
-    for name, inner in lora.items():
-        if set(inner) == {"a", "b"}:
-            sums[name] = weights[name] + scale * _product(weights[name].shape, **inner)
+    for name, adapter in adapters.items():
+        if set(adapter) == {"a", "b"}:
+            sums[name] = weights[name] + scale * _low_rank_product(weights[name].shape, **adapter)
         else:
-            sums[name] = _added(weights[name], inner, scale)
+            sums[name] = _add_adapters(weights[name], adapter, scale)
     return sums
 
 
-def _product(shape: tuple[int, ...], a: jax.Array, b: jax.Array) -> jax.Array:
-    """Return A B of each matrix, in the shape of W.
+def _low_rank_product(shape: tuple[int, ...], a: jax.Array, b: jax.Array) -> jax.Array:
+    """Return the product A B of each stacked matrix, in the shape of W.
 
-    The first n axes of W number matrices. a has n + inner + 1 axes, b has n + 1 + outer axes, and
+    The first n axes of W are stacked. Array a has n + inner + 1 axes, b has n + 1 + outer axes, and
     W has n + inner + outer axes.
     """
     rank, stacked = a.shape[-1], shape[: a.ndim + b.ndim - 2 - len(shape)]
@@ -82,21 +93,23 @@ def _product(shape: tuple[int, ...], a: jax.Array, b: jax.Array) -> jax.Array:
     return flat.reshape(shape)
 
 
-def _has_addition(model: schema.Model, names: tuple) -> bool:
-    on = set(model.lora_on.split(","))
-    matrix = [name for name in names if name not in STACKED]
-    return len(matrix) > 1 and "embed" in matrix and bool(on & set(names))
+def _has_adapter(model: schema.Model, names: tuple) -> bool:
+    """Return True if a weight with these axes is a matrix with an axis of model.lora_on."""
+    adapted_axes = set(model.lora_on.split(","))
+    matrix_axes = [name for name in names if name not in STACKED]
+    return len(matrix_axes) > 1 and "embed" in matrix_axes and bool(adapted_axes & set(names))
 
 
-def _sides(names: tuple) -> tuple[list[int], list[int], list[int]]:
-    """Return the indices of the input axes, the output axes and the stacked axes of a weight."""
+def _matrix_axes(names: tuple) -> tuple[list[int], list[int], list[int]]:
+    """Return the indices of the stacked axes, the input axes and the output axes of a weight."""
     stacked = [i for i, name in enumerate(names) if name in STACKED]
     embed = [i for i, name in enumerate(names) if name == "embed"]
     other = [i for i in range(len(names)) if i not in stacked + embed]
-    return (other, embed, stacked) if names[-1] == "embed" else (embed, other, stacked)
+    return (stacked, other, embed) if names[-1] == "embed" else (stacked, embed, other)
 
 
 def _leaves(tree: dict, path: tuple[str, ...] = ()):
+    """Yield (path, leaf) of a nested dict; a tuple or an array is a leaf."""
     for name, value in tree.items():
         if isinstance(value, dict):
             yield from _leaves(value, (*path, name))
@@ -104,21 +117,26 @@ def _leaves(tree: dict, path: tuple[str, ...] = ()):
             yield (*path, name), value
 
 
-def _mapped(tree: dict, change, path: tuple[str, ...] = ()) -> dict:
+def _mapped(tree: dict, function, path: tuple[str, ...] = ()) -> dict:
+    """Return the nested dict with function(path, leaf) in place of each leaf."""
     return {
-        name: _mapped(value, change, (*path, name))
+        name: _mapped(value, function, (*path, name))
         if isinstance(value, dict)
-        else change((*path, name), value)
+        else function((*path, name), value)
         for name, value in tree.items()
     }
 
 
-def _at(tree: dict, path: tuple[str, ...]) -> jax.Array:
-    first, *rest = path
-    return _at(tree[first], tuple(rest)) if rest else tree[first]
+def _get_path(tree: dict, path: tuple[str, ...]) -> jax.Array:
+    """Return the leaf of a nested dict at a path."""
+    node: typing.Any = tree
+    for name in path:
+        node = node[name]
+    return node
 
 
-def _set(tree: dict, path: tuple[str, ...], value) -> None:
+def _set_path(tree: dict, path: tuple[str, ...], value) -> None:
+    """Set the leaf of a nested dict at a path; create missing dicts."""
     for name in path[:-1]:
         tree = tree.setdefault(name, {})
     tree[path[-1]] = value

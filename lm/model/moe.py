@@ -1,18 +1,19 @@
-"""Experts: many small MLPs in the place of one, of which a router picks a few for every token.
+"""Mixture of experts: a router selects a few of many small MLPs for every token.
+
+    y_BTD, routing = Experts(model, rngs, rules)(x_BTD)        replaces layers.MLP
+    loss += auxiliary_loss(model, routing)                     load balance and z-loss, all layers
+    update = apply_router_bias_update(model, update, routing)  for load balancing by biases
 
 Tensor names end in their axes: B batch, T time, D d_model, F width of an expert, E experts, K
-experts a token, M choices (B x T x K), P places where experts read tokens, G boxes of C places.
+experts per token, M assignments of a token to an expert (B x T x K), P slots, G pairs of expert and
+batch row, C slots per pair.
 
-    y_BTD, routing = Experts(model, rngs)(x_BTD)       a drop-in for layers.MLP
-    loss += penalty(model, routing)                    balance and z-loss, of all layers
-    update = balanced(model, update, routing)          moves the biases that even out the load
+Each assignment is permuted to a slot of its expert, and the result is permuted back. The two
+dispatch methods sort the assignments by expert and differ in the slots of an expert:
 
-A choice (token, expert) is carried to a place of its expert and back. Both ways to lay out the
-places sort the choices by expert; they differ in what an expert reads:
-
-    dropless   a run of rows as long as it happens to be (jax.lax.ragged_dot); nothing is dropped
-    capacity   a box of a fixed number of places for every row of the batch. What comes when the
-               box is full is dropped: later tokens never displace earlier ones, nor rows each other
+    dropless   as many slots as the expert has assignments (jax.lax.ragged_dot); no drops
+    capacity   a fixed number of slots per expert and batch row. Assignments that exceed the
+               capacity are dropped, the latest tokens first. Rows do not affect each other.
 """
 
 import math
@@ -28,10 +29,10 @@ from lm.parallel import mesh
 
 
 class Experts(nnx.Module):
-    """Token-choice routing to the best k of E gated MLPs (Shazeer et al. 2017, arXiv:1701.06538).
+    """Token-choice routing to the top k of E gated MLPs (Shazeer et al. 2017, arXiv:1701.06538).
 
-    The router is computed in float32. Shared experts, which every token passes (Dai et al. 2024,
-    arXiv:2401.06066), are one MLP of their joint width.
+    The router is computed in float32. Shared experts process every token (Dai et al. 2024,
+    arXiv:2401.06066); they are one MLP of their joint width.
     """
 
     def __init__(self, model: schema.Model, rngs: nnx.Rngs, rules: mesh.ShardingRules):
@@ -41,24 +42,26 @@ class Experts(nnx.Module):
         self.gate = layers.weight(rngs, ("experts", "embed", "mlp"), (e, d, f), d**-0.5)
         self.up = layers.weight(rngs, ("experts", "embed", "mlp"), (e, d, f), d**-0.5)
         self.down = layers.weight(rngs, ("experts", "mlp", "embed"), (e, f, d), out)
-        shared = model.n_shared_experts * f
-        self.shared = layers.MLP(model, rngs, shared, rules) if shared else None
-        # No gradient reaches it, and `balanced` replaces what an optimizer makes of that. It lives
-        # among the weights: whoever has them can route, and a checkpoint proves it like them.
-        is_bias = model.load_balancing == "bias"
-        self.bias = nnx.Param(jnp.zeros(e), out_sharding=("balance",)) if is_bias else None
+        shared_width = model.n_shared_experts * f
+        self.shared = layers.MLP(model, rngs, shared_width, rules) if shared_width else None
+        # The bias has no gradient, and `apply_router_bias_update` replaces the optimizer's update.
+        # It is a parameter because routing needs it and checkpoints must verify it.
+        has_bias = model.load_balancing == "bias"
+        self.bias = nnx.Param(jnp.zeros(e), out_sharding=("balance",)) if has_bias else None
         self.model, self.rules = model, rules
 
     def __call__(self, x_BTD: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """The sum of what a token's experts say, and how tokens were routed: see `route`."""
+        """Return the weighted sum of the expert outputs, and the statistics of `route_tokens`."""
         bias_E = None if self.bias is None else self.bias[...]
-        weight_BTK, chosen_BTK, routing = route_tokens(self.model, x_BTD, self.router[...], bias_E)
+        weight_BTK, expert_BTK, routing = route_tokens(self.model, x_BTD, self.router[...], bias_E)
         experts = [w[...].astype(x_BTD.dtype) for w in (self.gate, self.up, self.down)]
-        # Boxes fill up in the order of time, which is not that in which split rows lie.
-        blocks, ways = self.model.attention_query_blocks, mesh.shard_count("length")
-        tokens = [mesh.swap_blocks(x, ways, blocks, 1) for x in (x_BTD, weight_BTK, chosen_BTK)]
+        # Slots are assigned in the order of time, but the positions of split rows are interleaved.
+        n_blocks, n_shards = self.model.attention_query_blocks, mesh.shard_count("length")
+        inputs = [
+            mesh.swap_blocks(x, n_shards, n_blocks, 1) for x in (x_BTD, weight_BTK, expert_BTK)
+        ]
         y_BTD = mesh.swap_blocks(
-            apply_experts(self.model, self.rules, *tokens, *experts), blocks, ways, 1
+            apply_experts(self.model, self.rules, *inputs, *experts), n_blocks, n_shards, 1
         )
         return y_BTD if self.shared is None else y_BTD + self.shared(x_BTD), routing
 
@@ -66,123 +69,138 @@ class Experts(nnx.Module):
 def route_tokens(
     model: schema.Model, x_BTD, router_DE, bias_E=None
 ) -> tuple[jax.Array, jax.Array, dict]:
-    """(weight_BTK, chosen_BTK, routing): each token's experts, what each counts, and float32 sums.
+    """Return (weight_BTK, expert_BTK, routing).
 
-    load_E     share of all choices that fell on each expert
-    balance    E x sum over experts of load x mean score: 1 where even, up to E (Fedus et al. 2021,
-               arXiv:2101.03961, equation 4); only the scores carry a gradient
+    weight_BTK: float32 weight of each expert output. expert_BTK: index of each selected expert.
+    bias_E is added to the scores that select experts, not to the weights (Wang et al. 2024,
+    arXiv:2408.15664, equation 3). routing has float32 statistics:
+
+    load_E     fraction of all assignments to each expert
+    balance    E x sum over experts of load x mean score: 1 for an even load, at most E (Fedus et
+               al. 2021, arXiv:2101.03961, equation 4); only the scores have a gradient
     z          mean of log(sum(exp(logits)))^2 (Zoph et al. 2022, arXiv:2202.08906, equation 5)
-    dropped    share of choices for which no place was left
-
-    bias_E is added to the scores for the choice, never to what a choice counts (Wang et al. 2024,
-    arXiv:2408.15664, equation 3).
+    dropped    fraction of assignments that exceed the capacity
     """
     e, k = model.n_experts, model.experts_per_token
     logits_BTE = jnp.einsum(
         "btd,de->bte", x_BTD.astype(jnp.float32), router_DE, precision=jax.lax.Precision.HIGHEST
     )
-    softmax = model.router == "softmax"
-    score_BTE = jax.nn.softmax(logits_BTE) if softmax else jax.nn.sigmoid(logits_BTE)
-    preferred_BTE = jax.lax.stop_gradient(score_BTE if bias_E is None else score_BTE + bias_E)
-    _, chosen_BTK = jax.lax.top_k(preferred_BTE, k)
-    is_BTKE = chosen_BTK[..., None] == jnp.arange(e)
-    weight_BTK = jnp.sum(is_BTKE * score_BTE[:, :, None], axis=-1)  # a gather whose gradient is one
+    is_softmax = model.router == "softmax"
+    score_BTE = jax.nn.softmax(logits_BTE) if is_softmax else jax.nn.sigmoid(logits_BTE)
+    selection_BTE = jax.lax.stop_gradient(score_BTE if bias_E is None else score_BTE + bias_E)
+    _, expert_BTK = jax.lax.top_k(selection_BTE, k)
+    one_hot_BTKE = expert_BTK[..., None] == jnp.arange(e)
+    # The product selects scores like a gather, but its gradient is not a scatter.
+    weight_BTK = jnp.sum(one_hot_BTKE * score_BTE[:, :, None], axis=-1)
     if model.normalize_expert_weights:
         weight_BTK = weight_BTK / weight_BTK.sum(axis=-1, keepdims=True)
-    count_BE = jnp.sum(is_BTKE, axis=(1, 2))
-    load_E = jnp.sum(count_BE, axis=0) / chosen_BTK.size
-    share_BTE = score_BTE if softmax else score_BTE / score_BTE.sum(axis=-1, keepdims=True)
-    over_BE = jnp.maximum(count_BE - expert_capacity(model, x_BTD.shape[1]), 0)
+    count_BE = jnp.sum(one_hot_BTKE, axis=(1, 2))
+    load_E = jnp.sum(count_BE, axis=0) / expert_BTK.size
+    share_BTE = score_BTE if is_softmax else score_BTE / score_BTE.sum(axis=-1, keepdims=True)
+    n_dropped_BE = jnp.maximum(count_BE - expert_capacity(model, x_BTD.shape[1]), 0)
     routing = {
         "load_E": load_E,
         "balance": e * jnp.sum(load_E * share_BTE.mean(axis=(0, 1))),
         "z": jnp.mean(jax.nn.logsumexp(logits_BTE, axis=-1) ** 2),
-        "dropped": jnp.sum(over_BE) / chosen_BTK.size,
+        "dropped": jnp.sum(n_dropped_BE) / expert_BTK.size,
     }
-    return weight_BTK, chosen_BTK, routing
+    return weight_BTK, expert_BTK, routing
 
 
 def expert_capacity(model: schema.Model, n_tokens: int) -> int:
-    """Places that an expert has for a row of the batch; all that a row can ask for if dropless."""
+    """Return the number of slots of an expert per batch row of n_tokens tokens.
+
+    Dropless dispatch has n_tokens slots, because a token selects an expert at most once.
+    """
     if model.dispatch == "dropless":
         return n_tokens
-    even = n_tokens * model.experts_per_token / model.n_experts
-    return min(max(math.ceil(model.capacity_factor * even), 1), n_tokens)
+    even_load = n_tokens * model.experts_per_token / model.n_experts
+    return min(max(math.ceil(model.capacity_factor * even_load), 1), n_tokens)
 
 
 def apply_experts(
-    model, rules, x_BTD, weight_BTK, chosen_BTK, gate_EDF, up_EDF, down_EFD
+    model, rules, x_BTD, weight_BTK, expert_BTK, gate_EDF, up_EDF, down_EFD
 ) -> jax.Array:
-    """y_BTD: the weighted sum of what each token's experts say of it, over whatever mesh is set.
+    """Return y_BTD, the weighted sum of the outputs of each token's experts, on the current mesh.
 
-    The devices that share out the experts see each other's tokens, each adds up what its own
-    experts say, and the sums are scattered back. For a token of d_model numbers that sends
-    2 x (devices - 1), where an all-to-all would send about 2 x experts_per_token, but to places
-    whose number no shape can say beforehand.
+    Devices that split the experts all-gather their tokens, apply their own experts, and
+    reduce-scatter the sums. This sends 2 x (devices - 1) copies of a token. An all-to-all would
+    send about 2 x experts_per_token, but the shapes of its messages depend on the routing.
     """
     weights = (gate_EDF, up_EDF, down_EFD)
     if jax.sharding.get_abstract_mesh().empty:
-        return _mix(model, x_BTD, weight_BTK, chosen_BTK, weights, 0, (0, 1))
-    rows, experts, width = (rules.mesh_axes(name) for name in ("batch", "experts", "mlp"))
-    # Boxes count a row's tokens from its start, so that who has a part of a row must see it whole.
-    times = rules.mesh_axes("length") if model.dispatch == "capacity" else ()
-    gathered = [(axis, 0) for axis in experts if axis in rows] + [(axis, 1) for axis in times]
+        return _combine_local(model, x_BTD, weight_BTK, expert_BTK, weights, 0, (0, 1))
+    batch_axes, expert_axes, mlp_axes = (
+        rules.mesh_axes(name) for name in ("batch", "experts", "mlp")
+    )
+    # The capacity counts the tokens of a row from its start, so a device needs complete rows.
+    length_axes = rules.mesh_axes("length") if model.dispatch == "capacity" else ()
+    gathered = [(axis, 0) for axis in expert_axes if axis in batch_axes]
+    gathered += [(axis, 1) for axis in length_axes]
 
-    def here(x_BTD, weight_BTK, chosen_BTK, *weights):
+    def local(x_BTD, weight_BTK, expert_BTK, *weights):
         for axis, dim in reversed(gathered):
-            x_BTD, weight_BTK, chosen_BTK = (
-                jax.lax.all_gather(a, axis, axis=dim, tiled=True)
-                for a in (x_BTD, weight_BTK, chosen_BTK)
+            x_BTD, weight_BTK, expert_BTK = (
+                jax.lax.all_gather(x, axis, axis=dim, tiled=True)
+                for x in (x_BTD, weight_BTK, expert_BTK)
             )
-        first = jax.lax.axis_index(experts) * weights[0].shape[0] if experts else 0
-        part = (jax.lax.axis_index(times), jax.lax.axis_size(times)) if times else (0, 1)
-        y_BTD = _mix(model, x_BTD, weight_BTK, chosen_BTK, weights, first, part)
+        first = jax.lax.axis_index(expert_axes) * weights[0].shape[0] if expert_axes else 0
+        part = (
+            (jax.lax.axis_index(length_axes), jax.lax.axis_size(length_axes))
+            if length_axes
+            else (0, 1)
+        )
+        y_BTD = _combine_local(model, x_BTD, weight_BTK, expert_BTK, weights, first, part)
         for axis, dim in gathered:
             y_BTD = jax.lax.psum_scatter(y_BTD, axis, scatter_dimension=dim, tiled=True)
-        return jax.lax.psum(y_BTD, (*(axis for axis in experts if axis not in rows), *width))
+        return jax.lax.psum(
+            y_BTD, (*(axis for axis in expert_axes if axis not in batch_axes), *mlp_axes)
+        )
 
     token = rules.spec(("batch", "length", None))
-    wide = [rules.spec(names) for names in (("experts", None, "mlp"), ("experts", "mlp", None))]
-    split = (token, token, token, wide[0], wide[0], wide[1])
-    return jax.shard_map(here, in_specs=split, out_specs=token)(
-        x_BTD, weight_BTK, chosen_BTK, *weights
+    up = rules.spec(("experts", None, "mlp"))
+    down = rules.spec(("experts", "mlp", None))
+    in_specs = (token, token, token, up, up, down)
+    return jax.shard_map(local, in_specs=in_specs, out_specs=token)(
+        x_BTD, weight_BTK, expert_BTK, *weights
     )
 
 
-def _mix(model, x_BTD, weight_BTK, chosen_BTK, weights, first, part) -> jax.Array:
-    """What the experts numbered first, first + 1, ... say of tokens; zero where they are not asked.
+def _combine_local(model, x_BTD, weight_BTK, expert_BTK, weights, first, part) -> jax.Array:
+    """Return the weighted sum of the outputs of the experts first, first + 1, ..., [B, T, D].
 
-    part: (i, n) where n devices have the same tokens and experts: of every box this one fills the
-    i-th of n parts.
+    A token of other experts only gets zeros. weights: gate, up and down of these experts. part:
+    (i, n) if n devices have the same tokens and experts. This device then fills the i-th of n
+    parts of the slots of each expert and row.
     """
     gate_EDF, up_EDF, down_EFD = weights
-    (b, t, d), k, e = x_BTD.shape, chosen_BTK.shape[2], gate_EDF.shape[0]
-    expert_BTK = chosen_BTK - first
-    expert_M = jnp.where((expert_BTK >= 0) & (expert_BTK < e), expert_BTK, e).reshape(-1)
+    (b, t, d), k, e = x_BTD.shape, expert_BTK.shape[2], gate_EDF.shape[0]
+    local_BTK = expert_BTK - first
+    expert_M = jnp.where((local_BTK >= 0) & (local_BTK < e), local_BTK, e).reshape(-1)
     if model.dispatch == "dropless":
-        choice_P, place_M, size_E = dropless_permutation(expert_M, e)
+        assignment_P, slot_M, size_E = dropless_permutation(expert_M, e)
 
         def product(a_PX, w_EXY):
             return jax.lax.ragged_dot(a_PX, w_EXY, size_E)
     else:
         row_M = jnp.arange(b).repeat(t * k)
-        # Where devices share a row, its positions do not lie in the order of time: model._dealt.
+        # The positions of split rows are interleaved: see Decoder.hidden.
         time_T = mesh.swap_blocks(
             jnp.arange(t), model.attention_query_blocks, mesh.shard_count("length"), 0
         )
         time_M = jnp.tile(jnp.repeat(time_T, k), b)
-        choice_P, place_M = capacity_slots(
+        assignment_P, slot_M = capacity_slots(
             expert_M, row_M, time_M, e, b, expert_capacity(model, t), part
         )
 
         def product(a_PX, w_EXY):
-            a_EXX = a_PX.reshape(e, -1, a_PX.shape[1])
-            return jnp.einsum("epx,exy->epy", a_EXX, w_EXY).reshape(-1, w_EXY.shape[2])
+            a_EPX = a_PX.reshape(e, -1, a_PX.shape[1])
+            return jnp.einsum("epx,exy->epy", a_EPX, w_EXY).reshape(-1, w_EXY.shape[2])
 
     x_MD = jnp.repeat(x_BTD.reshape(-1, d), k, axis=0)
-    x_PD = permute_rows(x_MD, choice_P, place_M)
+    x_PD = permute_rows(x_MD, assignment_P, slot_M)
     y_PF = jax.nn.silu(product(x_PD, gate_EDF)) * product(x_PD, up_EDF)
-    y_MD = permute_rows(product(y_PF, down_EFD), place_M, choice_P)
+    y_MD = permute_rows(product(y_PF, down_EFD), slot_M, assignment_P)
     y_BTKD = y_MD.reshape(b, t, k, d).astype(jnp.float32)
     return jnp.sum(y_BTKD * weight_BTK[..., None], axis=2).astype(x_BTD.dtype)
 
@@ -190,66 +208,79 @@ def _mix(model, x_BTD, weight_BTK, chosen_BTK, weights, first, part) -> jax.Arra
 def dropless_permutation(
     expert_M: jax.Array, n_experts: int
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """(choice_P, place_M, size_E): choices in a run an expert, those of other devices after all.
+    """Return (assignment_P, slot_M, size_E): the assignments sorted by expert, with P = M.
 
-    choice_P: of each place, the choice that it holds; place_M: its inverse, the place of each
-    choice. M stands for none in both.
+    expert_M: index of a local expert, or n_experts for an expert of another device.
+    assignment_P: the assignment in each slot. slot_M: its inverse, the slot of each assignment. In
+    both, the value M means that there is none. size_E: number of assignments per expert.
     """
     m = expert_M.shape[0]
     size_E = jnp.sum(expert_M[:, None] == jnp.arange(n_experts), axis=0, dtype=jnp.int32)
-    choice_M = jnp.argsort(expert_M, stable=True)
-    place_M = jnp.where(expert_M < n_experts, jnp.argsort(choice_M), m)
-    return jnp.where(jnp.arange(m) < jnp.sum(size_E), choice_M, m), place_M, size_E
+    order_M = jnp.argsort(expert_M, stable=True)
+    slot_M = jnp.where(expert_M < n_experts, jnp.argsort(order_M), m)
+    return jnp.where(jnp.arange(m) < jnp.sum(size_E), order_M, m), slot_M, size_E
 
 
-def capacity_slots(expert_M, row_M, time_M, n_experts: int, n_rows: int, size: int, part) -> tuple:
-    """(choice_P, place_M) as in `runs`, P being expert, row, and `size` places for the earliest.
+def capacity_slots(
+    expert_M, row_M, time_M, n_experts: int, n_rows: int, capacity: int, part: tuple
+) -> tuple[jax.Array, jax.Array]:
+    """Return (assignment_P, slot_M) as `dropless_permutation`, with a capacity.
 
-    Only the part (i, n) of every box is laid out: places i x s to (i + 1) x s, s = size / n.
+    Each pair of expert and batch row has `capacity` slots for its earliest assignments; P runs over
+    expert, row, slot. In assignment_P, the value M means an empty slot. In slot_M, the value P
+    means a dropped assignment or an expert of another device. part: (i, n) selects the i-th of n
+    parts of the slots of each pair.
     """
-    m, n_boxes, here = expert_M.shape[0], n_experts * n_rows, -(-size // part[1])
-    is_mine_M = expert_M < n_experts
-    box_M = jnp.where(is_mine_M, expert_M * n_rows + row_M, n_boxes)
-    choice_M = jnp.lexsort((time_M, box_M))  # of a box by time, then by preference
-    start_G = jnp.searchsorted(box_M[choice_M], jnp.arange(n_boxes + 1))
-    rank_M = jnp.argsort(choice_M) - start_G[box_M] - part[0] * here
-    last = jnp.minimum(here, size - part[0] * here)
-    kept_M = is_mine_M & (rank_M >= 0) & (rank_M < last)
-    place_M = jnp.where(kept_M, box_M * here + rank_M, n_boxes * here)
-    rank_GC = part[0] * here + jnp.arange(here)
-    sorted_GC = start_G[:-1, None] + rank_GC
-    is_used_GC = (sorted_GC < start_G[1:, None]) & (rank_GC < size)
-    choice_P = jnp.where(is_used_GC, choice_M.at[sorted_GC].get(mode="clip"), m).reshape(-1)
-    return choice_P, place_M
+    m, n_pairs = expert_M.shape[0], n_experts * n_rows
+    n_slots = -(-capacity // part[1])  # of this part
+    first_slot = part[0] * n_slots
+    is_local_M = expert_M < n_experts
+    pair_M = jnp.where(is_local_M, expert_M * n_rows + row_M, n_pairs)
+    # Sorted by pair, then by time, then by the preference of the token.
+    order_M = jnp.lexsort((time_M, pair_M))
+    start_G = jnp.searchsorted(pair_M[order_M], jnp.arange(n_pairs + 1))
+    rank_M = jnp.argsort(order_M) - start_G[pair_M] - first_slot
+    end = jnp.minimum(n_slots, capacity - first_slot)
+    has_slot_M = is_local_M & (rank_M >= 0) & (rank_M < end)
+    slot_M = jnp.where(has_slot_M, pair_M * n_slots + rank_M, n_pairs * n_slots)
+    rank_C = first_slot + jnp.arange(n_slots)
+    sorted_GC = start_G[:-1, None] + rank_C
+    is_used_GC = (sorted_GC < start_G[1:, None]) & (rank_C < capacity)
+    assignment_P = jnp.where(is_used_GC, order_M.at[sorted_GC].get(mode="clip"), m).reshape(-1)
+    return assignment_P, slot_M
 
 
 @jax.custom_vjp
-def permute_rows(x, to, back) -> jax.Array:
-    """Rows x[to], zeros where `to` is past the end; `back` is its inverse, past the end for none.
+def permute_rows(x, source, inverse) -> jax.Array:
+    """Return the rows x[source], with zeros where `source` is past the end of x.
 
-    Each row goes to one place at most, so that the gradient is a look-up as well: left to itself
-    it would be a scatter, which on CPU takes a loop over rows.
+    inverse: the row of the result to which each row of x moves, past its end if to none. The
+    gradient is therefore a gather by `inverse`. Autodiff would use a scatter, which is a loop over
+    rows on CPU.
     """
-    return x.at[to].get(mode="fill", fill_value=0)
+    return x.at[source].get(mode="fill", fill_value=0)
 
 
 permute_rows.defvjp(
-    lambda x, to, back: (permute_rows(x, to, back), (to, back)),
-    lambda kept, dy: (permute_rows(dy, kept[1], kept[0]), None, None),
+    lambda x, source, inverse: (permute_rows(x, source, inverse), (source, inverse)),
+    lambda residuals, dy: (permute_rows(dy, residuals[1], residuals[0]), None, None),
 )
 
 
 def auxiliary_loss(model: schema.Model, routing: dict) -> jax.Array:
-    """What routing adds to the training loss; arrays of `routing` have a leading layers axis."""
+    """Return the load balancing loss plus the z-loss of the router, summed over layers.
+
+    routing: the statistics of `route_tokens` with a leading axis of layers.
+    """
     weight = model.load_balancing_weight if model.load_balancing == "loss" else 0.0
     return weight * jnp.sum(routing["balance"]) + model.router_z_loss * jnp.sum(routing["z"])
 
 
 def apply_router_bias_update(model: schema.Model, update: Any, routing: dict) -> dict:
-    """An optimizer's update of the weights, with that of the biases in place of what it made of it.
+    """Return an optimizer's update of the weights with the update of the router biases replaced.
 
-    Each moves by router_bias_rate, up where the load is below even: a rule without gradient (Wang
-    et al. 2024, arXiv:2408.15664, algorithm 1).
+    Each bias moves by router_bias_rate: up if the load of its expert is below the mean, down if it
+    is above (Wang et al. 2024, arXiv:2408.15664, algorithm 1).
     """
     load_LE = routing["load_E"]
     step_LE = model.router_bias_rate * jnp.sign(load_LE.mean(axis=-1, keepdims=True) - load_LE)
@@ -258,8 +289,12 @@ def apply_router_bias_update(model: schema.Model, update: Any, routing: dict) ->
 
 
 def routing_metrics(routing: dict) -> dict[str, jax.Array]:
-    """Of a step, means over layers. experts.imbalance is the largest load over the mean load."""
+    """Return the routing metrics of a step, as means over layers.
+
+    experts.imbalance is the largest load divided by the mean load. The others are statistics of
+    `route_tokens`.
+    """
     load_LE = routing["load_E"]
-    imbalance = load_LE.max(axis=-1) / load_LE.mean(axis=-1)
-    means = {"imbalance": imbalance} | {k: routing[k] for k in ("balance", "z", "dropped")}
+    imbalance_L = load_LE.max(axis=-1) / load_LE.mean(axis=-1)
+    means = {"imbalance": imbalance_L} | {k: routing[k] for k in ("balance", "z", "dropped")}
     return {f"experts.{name}": jnp.mean(value_L) for name, value_L in means.items()}

@@ -1,8 +1,8 @@
 """Scaling of initialization, learning rate, weight decay and epsilon with width and depth.
 
 Let m = d_model / base_width and l = n_layers / base_depth. Each value is the standard value times a
-power of m and a power of l. All rules agree at the base shape. Under mup and completep, the best
-learning rate of the base shape is also the best of larger shapes.
+power of m and a power of l. All parametrizations agree at the base shape. Under mup and completep,
+the best learning rate of the base shape is also the best of larger shapes.
 
 standard   one learning rate for all weights
 mup        scales with width, for AdamW (maximal update: Yang et al. 2022, arXiv:2203.03466,
@@ -17,9 +17,9 @@ import numpy as np
 
 from lm.config import schema
 
-# Exponents of (m, l).
+# Exponents of (m, l) for each pair (parametrization, role of a weight).
 SCALING_RULES = {
-    # rule         kind        init       learning rate   decay     epsilon
+    # name         role        init       learning rate   decay     epsilon
     ("mup",       "input"):  ((0.5, 0.0), ( 0.0, 0.0), (0.0, 0.0), (-1.0,  0.0)),
     ("mup",       "hidden"): ((0.0, 0.0), (-1.0, 0.0), (1.0, 0.0), (-1.0,  0.0)),
     ("mup",       "back"):   ((0.0, 0.0), (-1.0, 0.0), (1.0, 0.0), (-1.0,  0.0)),
@@ -31,26 +31,26 @@ SCALING_RULES = {
     ("completep", "output"): ((0.5, 0.0), ( 0.0, 0.0), (0.0, 0.0), (-1.0,  0.0)),
     ("completep", "norm"):   ((0.0, 0.0), ( 0.0, 0.0), (0.0, 0.0), (-1.0, -1.0)),
 }  # fmt: skip
-# Exponents of the factors of the forward pass.
+# Exponents of (m, l) of two factors in the forward pass: residual branches, and logits.
 BRANCH = {"standard": (0.0, 0.0), "mup": (0.0, 0.0), "completep": (0.0, -1.0)}
 LOGITS = {"standard": (0.0, 0.0), "mup": (-1.0, 0.0), "completep": (-1.0, 0.0)}
 
 
 @dataclasses.dataclass(frozen=True)
 class Factors:
-    """Factors of the standard values of a weight."""
+    """Factors that multiply the standard values of a weight."""
 
     init: float  # factor of the standard deviation; the scale of a norm always starts at 1
-    lr: "float | np.ndarray"  # an array has one factor per layer: see optim.layer_decay
-    decay: float  # 0 turns weight decay off
+    lr: float | np.ndarray  # an array has one factor per layer: see optim.layer_decay
+    decay: float  # 0 disables weight decay
     epsilon: float  # factor of Adam's epsilon
 
 
 def weight_role(names: tuple) -> str:
-    """Return the role of a weight by its axes: input, hidden, back, output or norm.
+    """Return the role of a weight with the logical axes `names`.
 
-    back: weights that project into the residual stream. Biases, also those of the router, are
-    vectors and count as norms.
+    Roles: input, hidden, back (projects into the residual stream), output, norm. All biases are
+    vectors and have the role norm.
     """
     if not {"embed", "rank"} & set(names):
         return "norm"
@@ -72,7 +72,7 @@ def role_factors(model: schema.Model, names: tuple) -> Factors:
 
 
 def residual_scale(model: schema.Model) -> float:
-    """Return the factor of the output of attention and MLP in the residual stream."""
+    """Return the factor of the outputs of attention and MLP before the residual addition."""
     return _power(model, BRANCH[model.parametrization])
 
 
@@ -82,5 +82,6 @@ def logit_scale(model: schema.Model) -> float:
 
 
 def _power(model: schema.Model, powers: tuple[float, float]) -> float:
+    """Return m^powers[0] * l^powers[1]."""
     width, depth = model.d_model / model.base_width, model.n_layers / model.base_depth
     return width ** powers[0] * depth ** powers[1]

@@ -1,7 +1,9 @@
 """Device meshes, sharding by logical axis names, and runs of several processes.
 
+Files in reading order:
+
 mesh.py           build a mesh, shard arrays, permute positions
 xla_flags.py      compiler options of a platform
 distributed.py    start of several processes, collectives, detection of dead processes
-deterministic.py  sums that do not depend on the number of devices
+deterministic.py  gradient sums that do not depend on the number of devices
 """

@@ -1,9 +1,18 @@
-"""Detect the death of another process through an open TCP connection.
+"""Runs of several processes: start, collective decisions, detection of dead processes.
 
-Process 0 listens and the other processes connect to it. The kernel closes the connections of a
-killed process. Process 0 notices at once and ends itself, which ends all others. A process that
-ends normally sends a byte before. A machine that loses power closes no connection: JAX's heartbeats
-detect it, later.
+    initialize_processes("10.0.0.1:1234", 2, 0)          before the first use of a device
+    plan = run_on_primary(make_plan)                     computed by process 0, returned in all
+    reason = first_error(reason)                         the first error of any process, in all
+
+In a single process these functions have no effect. Process 0, the primary, writes the records
+(lm/runs/records.py). Each decision that changes the control flow is made by the primary, or from
+the values of all processes. An exception in one process ends it, and then the others: see
+`fail_together`.
+
+Every other process has an open TCP connection to the primary, because the kernel closes the
+connections of a killed process. The primary then ends at once, which ends all others. A process
+that ends normally sends a byte before. A machine that loses power closes no connection; JAX's
+heartbeats detect its death later.
 """
 
 import atexit
@@ -30,176 +39,177 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from lm.runs import lock, records
 
-BYE = b"."
-SECONDS = 60  # timeout of a connection
+NORMAL_END = b"."  # sent by a process that ends normally
+CONNECT_SECONDS = 60  # timeout of a connection between processes
+HEARTBEAT_SECONDS = 30  # a process without a heartbeat for this time is dead
+# JAX has one type for all runtime errors, so only the message shows the death of a process.
+PEER_ERROR_SIGNS = ("Gloo", "closed by peer", "onnection reset", "oordination service", "heartbeat")
+# Calls after which a vote is read. Its step has ended by then, so no step waits for the vote.
+VOTE_LAG = 2
 
 
-def listen_for_peers() -> socket.socket:
+class ProcessInfo(NamedTuple):
+    """Index of this process, and the address of the coordinator.
+
+    coordinator: host:port of process 0; "" lets JAX detect the cluster. device_ids: local devices
+    of this process; None for all.
+    """
+
+    coordinator: str
+    n_processes: int = 0
+    process_id: int = 0
+    device_ids: list[int] | None = None
+
+
+class PeerConnections:
+    """Open TCP connections between the primary and the other processes."""
+
+    def __init__(self):
+        self._sockets: list[socket.socket] = []
+
+    def open(self, host: str) -> None:
+        """Connect to the primary at `host`, and watch the connections in a thread.
+
+        Call in all processes at the same point. If the connection fails, print the reason;
+        heartbeats still detect a dead process.
+        """
+        server = _listen() if is_primary() else None
+        address = [host, server.getsockname()[1]] if server else []
+        host, port = all_gather_objects(address)[0]
+        try:
+            if server:
+                server.settimeout(CONNECT_SECONDS)
+                self._sockets += [server.accept()[0] for _ in range(jax.process_count() - 1)]
+            else:
+                address = (host.strip("[]"), port)
+                self._sockets.append(socket.create_connection(address, timeout=CONNECT_SECONDS))
+        except OSError as error:
+            print(f"no connection between processes ({error}): a dead process is detected later")
+            return
+        name = _process_name()
+        threading.Thread(target=self._watch, args=(name,), daemon=True, name="peers").start()
+        atexit.register(self.announce_end)
+
+    def announce_end(self) -> None:
+        """Announce to the other processes that this process ends normally."""
+        for connection in self._sockets:
+            try:
+                connection.sendall(NORMAL_END)
+            except OSError:
+                pass  # the other process has ended
+
+    def _watch(self, process_name: str) -> None:
+        """End this process with status EXIT_PEER_DIED when a connection breaks."""
+        selector = selectors.DefaultSelector()
+        for connection in self._sockets:
+            connection.settimeout(None)
+            selector.register(connection, selectors.EVENT_READ)
+        while selector.get_map():
+            for key, _ in selector.select():
+                if _receive_byte(key.fileobj) != NORMAL_END:
+                    _end_after_peer_death(process_name)
+                selector.unregister(key.fileobj)
+
+
+_peers = PeerConnections()  # of this process; `exit_process` has no other access to them
+
+
+def _listen() -> socket.socket:
     """Return a server at a free port of this machine."""
     if socket.has_dualstack_ipv6():
         return socket.create_server(("", 0), family=socket.AF_INET6, dualstack_ipv6=True)
     return socket.create_server(("", 0))
 
 
-def accept_peer(server: socket.socket, n: int) -> list[socket.socket]:
-    """Accept the connections of n other processes."""
-    server.settimeout(SECONDS)
-    return [server.accept()[0] for _ in range(n)]
-
-
-def connect_to_peer(host: str, port: int) -> list[socket.socket]:
-    """Connect to process 0."""
-    return [socket.create_connection((host, port), timeout=SECONDS)]
-
-
-def watch_peers(lines: list[socket.socket], name: str) -> None:
-    """Watch connections in a thread. One that breaks ends this process with status LOST.
-
-    name: of this process, for the message.
-    """
-    selector = selectors.DefaultSelector()
-    for line in lines:
-        line.settimeout(None)
-        selector.register(line, selectors.EVENT_READ)
-
-    def watch() -> None:
-        while selector.get_map():
-            for key, _ in selector.select():
-                if _received(key.fileobj) != BYE:
-                    _end(name)
-                selector.unregister(key.fileobj)
-
-    threading.Thread(target=watch, daemon=True, name="lifeline").start()
-
-
-def close_peer_connections(lines: list[socket.socket]) -> None:
-    """Announce a normal end to the other processes."""
-    for line in lines:
-        try:
-            line.sendall(BYE)
-        except OSError:
-            pass  # the other process has ended
-
-
-def _received(line) -> bytes:
+def _receive_byte(connection) -> bytes:
+    """Return the next byte of a connection; b"" if it is closed or broken."""
     try:
-        return line.recv(1)
+        return connection.recv(1)
     except OSError:
         return b""
 
 
-def _end(name: str) -> None:
-    message = (
-        f"{name}: another one was lost, ended with status {lock.EXIT_PEER_DIED}; see its messages."
-    )
-    print(f"{message} Repeat the command to continue", file=sys.stderr, flush=True)
+def _end_after_peer_death(process_name: str) -> None:
+    """Print a message and end this process at once."""
+    message = f"{process_name}: another process died; see its messages."
+    status = f"This process ends with status {lock.EXIT_PEER_DIED}."
+    print(f"{message} {status} Repeat the command to continue", file=sys.stderr, flush=True)
     os._exit(lock.EXIT_PEER_DIED)
 
 
-# MERGED DOCSTRING of lm.hosts:
-# """Start several processes that train together, and let them agree on decisions.
-#
-#     start("10.0.0.1:1234", processes=2, process=0)    before the first use of a device
-#     plan = first(make_plan)                           computed by process 0, returned in all
-#     reason = worst(reason)                            the first error of any process, in all
-#
-# In a single process these functions have no effect. Process 0, the primary, writes the records
-# (lm/runs/records.py). Each decision that changes the control flow is made by the primary, or from
-# the
-# values of all processes. An exception in one process ends it, and then the others: see `together`.
-# """
-
-HEARTBEAT_SECONDS = 30  # a process without a heartbeat for this time counts as lost
-# JAX has one type for all runtime errors, so a lost process is recognized by the message.
-SIGNS = ("Gloo", "closed by peer", "onnection reset", "oordination service", "heartbeat")
-LAG = 2  # calls after which a vote is read: its step has ended by then, so no step waits
-
-
-_lines: list[
-    socket.socket
-] = []  # connections to the other processes: see lm/parallel/distributed.py
-
-
-class ProcessInfo(NamedTuple):
-    """Index of this process, and how to reach the coordinator.
-
-    coordinator: host:port of process 0; "" lets JAX ask the cluster. devices: local devices that
-    belong to this process; None is all.
-    """
-
-    coordinator: str
-    processes: int = 0
-    process: int = 0
-    devices: list[int] | None = None
-
-
-def initialize_processes(coordinator: str = "", processes: int = 0, process: int = -1) -> None:
+def initialize_processes(coordinator: str = "", n_processes: int = 0, process_id: int = -1) -> None:
     """Join the other processes, if there are any. Call before the first use of a device.
 
-    Raises ValueError if flags are missing or the coordinator cannot be reached.
+    Raises ValueError if arguments are missing or the coordinator cannot be reached.
     """
-    place = find_processes(os.environ, coordinator, processes, process)
-    if place is None:
+    info = find_processes(os.environ, coordinator, n_processes, process_id)
+    if info is None:
         return
-    # JAX would handle SIGTERM itself; lm/training/loop.py handles it by a vote (`ballot`).
+    # lm/training/loop.py handles SIGTERM, by `signal_consensus`.
     jax.config.update("jax_enable_preemption_service", False)
-    known = {} if not place.coordinator else {
-        "coordinator_address": place.coordinator,
-        "num_processes": place.processes,
-        "process_id": place.process,
-        "local_device_ids": place.devices,
+    known = {} if not info.coordinator else {
+        "coordinator_address": info.coordinator,
+        "num_processes": info.n_processes,
+        "process_id": info.process_id,
+        "local_device_ids": info.device_ids,
     }  # fmt: skip
     try:
         jax.distributed.initialize(**known, heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
     except (RuntimeError, ValueError) as error:
         message = str(error).strip().partition("\n")[0][:200]
-        address = place.coordinator or "the coordinator of this cluster"
-        raise ValueError(f"--coordinator={address} was not reached: {message}") from None
-    _hold_lines(place.coordinator.rpartition(":")[0] or socket.gethostname())
-    sys.excepthook = _uncaught
+        address = info.coordinator or "the coordinator of this cluster"
+        raise ValueError(f"--coordinator={address} cannot be reached: {message}") from None
+    _peers.open(info.coordinator.rpartition(":")[0] or socket.gethostname())
+    sys.excepthook = _exit_after_exception
 
 
 def find_processes(
-    env: Mapping[str, str], coordinator: str = "", processes: int = 0, process: int = -1
+    env: Mapping[str, str], coordinator: str = "", n_processes: int = 0, process_id: int = -1
 ) -> ProcessInfo | None:
-    """Return the place of this process by flags or environment; None for a single process.
+    """Return the processes of a run by arguments or environment; None for a single process.
 
-    Kubernetes   the flags except --process, which is the index of the job's pod
+    Kubernetes   the arguments except process_id, which is the index of the job's pod
     SLURM        srun with several tasks; several tasks on a node have one device each
-    TPU          pod slices, from the metadata that JAX reads. --coordinator=auto uses JAX's
+    TPU          pod slices, from the metadata that JAX reads. coordinator="auto" uses JAX's
                  detection for other clusters too (Kubernetes by its API, MPI)
+
+    Raises ValueError if the arguments are invalid or incomplete.
     """
     if coordinator == "auto":
         return ProcessInfo("")
-    if coordinator or processes or process >= 0:
-        if process < 0:
-            process = int(env.get("JOB_COMPLETION_INDEX", -1))
+    if coordinator or n_processes or process_id >= 0:
+        if process_id < 0:
+            process_id = int(env.get("JOB_COMPLETION_INDEX", -1))
         if not re.fullmatch(r"[^\s:]+:\d+|\[[\da-fA-F:]+\]:\d+", coordinator):
             raise ValueError(f"--coordinator={coordinator} must be host:port of process 0, or auto")
-        if not 0 <= process < processes:
+        if not 0 <= process_id < n_processes:
             raise ValueError(
-                f"--process={process} must be from 0 to --processes={processes} less one"
+                f"--process={process_id} must be at least 0 and below --processes={n_processes}"
             )
-        return ProcessInfo(coordinator, processes, process) if processes > 1 else None
+        return ProcessInfo(coordinator, n_processes, process_id) if n_processes > 1 else None
     if int(env.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
-        return _slurm(env)
+        return _slurm_processes(env)
     if "," in env.get("TPU_WORKER_HOSTNAMES", "") or int(env.get("MEGASCALE_NUM_SLICES", 1)) > 1:
         return ProcessInfo("")
     return None
 
 
-def _slurm(env: Mapping[str, str]) -> ProcessInfo:
-    """Return the place in a step of srun. The port of process 0 follows from the job id."""
+def _slurm_processes(env: Mapping[str, str]) -> ProcessInfo:
+    """Return the processes of a step of srun. The port of process 0 follows from the job id."""
     nodes = env["SLURM_STEP_NODELIST"]  # node7, node[001-015,17],other3 ...
-    first = re.sub(r"^([^,\[]*)\[(\w+)[^\]]*\]([^,]*).*$", r"\1\2\3", nodes).partition(",")[0]
+    first_node = re.sub(r"^([^,\[]*)\[(\w+)[^\]]*\]([^,]*).*$", r"\1\2\3", nodes).partition(",")[0]
     port = 61_440 + int(env["SLURM_JOB_ID"]) % 4096
-    tasks = re.findall(r"(?<!x)\b\d+", env.get("SLURM_STEP_TASKS_PER_NODE", "1"))  # 2(x3),1
-    bound = "," not in env.get("CUDA_VISIBLE_DEVICES", ",")  # srun has assigned one device each
+    tasks_per_node = re.findall(
+        r"(?<!x)\b\d+", env.get("SLURM_STEP_TASKS_PER_NODE", "1")
+    )  # 2(x3),1
+    # If only one device is visible, srun has assigned a device to each task.
+    has_own_device = "," not in env.get("CUDA_VISIBLE_DEVICES", ",")
+    uses_all = has_own_device or max(map(int, tasks_per_node)) == 1
     return ProcessInfo(
-        f"{first}:{port}",
+        f"{first_node}:{port}",
         int(env["SLURM_STEP_NUM_TASKS"]),
         int(env["SLURM_PROCID"]),
-        None if bound or max(map(int, tasks)) == 1 else [int(env["SLURM_LOCALID"])],
+        None if uses_all else [int(env["SLURM_LOCALID"])],
     )
 
 
@@ -214,22 +224,22 @@ def is_primary() -> bool:
 
 
 def all_gather_objects(value) -> list:
-    """Return the JSON values of all processes in order. All must call it at the same point."""
+    """Return the JSON values of all processes in order. Call in all at the same point."""
     if not is_multiprocess():
         return [value]
     encoded = json.dumps(value).encode()
-    lengths = _gathered(np.array([len(encoded)], np.int32))[:, 0]
-    # Lengths are powers of two, so that few programs are compiled.
+    lengths = _gather_rows(np.array([len(encoded)], np.int32))[:, 0]
+    # Lengths are rounded up to powers of two, so that few programs are compiled.
     row = np.zeros(1 << max(10, int(lengths.max()).bit_length()), np.uint8)
     row[: len(encoded)] = np.frombuffer(encoded, np.uint8)
-    rows = zip(_gathered(row), lengths, strict=True)
+    rows = zip(_gather_rows(row), lengths, strict=True)
     return [json.loads(row[:length].tobytes()) for row, length in rows]
 
 
 def run_on_primary(make: Callable) -> Any:
     """Call make() in the primary and return its JSON value in all processes.
 
-    A ValueError or OSError of make() is raised in all processes.
+    A ValueError or OSError of make() is raised in all processes, as ValueError in those without it.
     """
     result: dict = {}
     error = None
@@ -247,52 +257,53 @@ def run_on_primary(make: Callable) -> Any:
 
 
 def first_error(reason: str) -> str:
-    """Return the first non-empty reason of any process in all; "" if there is none."""
+    """Return in all processes the first non-empty reason of any process; "" if all are empty."""
     return next((text for text in all_gather_objects(reason) if text), "")
 
 
-def check_equal_on_all(what: str, value: str) -> None:
-    """Raise ValueError in all processes if their values differ. what: name of the value."""
+def check_equal_on_all(name: str, value: str) -> None:
+    """Raise ValueError in all processes if their values differ. name: of the value."""
     values = all_gather_objects(value)
     for process, other in enumerate(values):
         if other != values[0]:
             raise ValueError(
-                f"process {process} has another {what} than process 0, {other} in place of"
-                f" {values[0]}: start all with the same command on the same files"
+                f"{name}={other} of process {process} differs from {name}={values[0]} of process"
+                " 0: start all processes with the same command on the same files"
             )
 
 
 def signal_consensus(device_mesh: Mesh) -> Callable[[str], str]:
-    """Return vote(signal name or "") -> the signal that any process passed LAG calls before.
+    """Return vote(name), which returns the signal that any process passed VOTE_LAG calls before.
 
-    All processes get the same answer at the same call. The vote is a reduction on the devices that
-    runs after the step, and no step waits for it. A single process gets its own vote.
+    name: name of a signal, "" for none. All processes get the same result at the same call. The
+    vote is a reduction on the devices that runs after the step, and no step waits for it. In a
+    single process, vote returns its argument.
     """
     if not is_multiprocess():
         return lambda name: name
-    split = NamedSharding(device_mesh, PartitionSpec(device_mesh.axis_names))
+    sharding = NamedSharding(device_mesh, PartitionSpec(device_mesh.axis_names))
     highest = jax.jit(jnp.max, out_shardings=NamedSharding(device_mesh, PartitionSpec()))
     on_cpu = device_mesh.devices.flat[0].platform == "cpu"
-    cast: collections.deque[jax.Array] = collections.deque()
+    pending: collections.deque[jax.Array] = collections.deque()
 
     def vote(name: str) -> str:
         number = int(signal.Signals[name]) if name else 0
-        cast.append(highest(_split(split, device_mesh.size, np.int32(number))))
+        pending.append(highest(_row_per_device(sharding, device_mesh.size, np.int32(number))))
         if on_cpu:
-            cast[-1].block_until_ready()  # for the reason given in lm/training/loop.py
-        answer = int(cast.popleft()) if len(cast) > LAG else 0
-        return signal.Signals(answer).name if answer else ""
+            pending[-1].block_until_ready()  # lm/training/loop.py gives the reason
+        agreed = int(pending.popleft()) if len(pending) > VOTE_LAG else 0
+        return signal.Signals(agreed).name if agreed else ""
 
     return vote
 
 
 @contextlib.contextmanager
 def fail_together(folders: list[Path], *shared: type[BaseException]) -> Iterator[None]:
-    """End one of several processes at once if it raises an exception that the others do not.
+    """End this process at once if it alone of several processes raises an exception.
 
-    folders: of the runs that end. shared: exceptions that all processes raise at the same point.
-    Other exceptions must not unwind the stack: closing a checkpoint would wait for the other
-    processes, which wait for this one in a step.
+    folders: the run directories, in which the failure is recorded. shared: exceptions that all
+    processes raise at the same point. Other exceptions must not unwind the stack: closing a
+    checkpoint would wait for the other processes, which wait for this process in a step.
     """
     try:
         yield
@@ -310,40 +321,24 @@ def fail_together(folders: list[Path], *shared: type[BaseException]) -> Iterator
 
 
 def register_exit_hook(hooks: list[Callable[[int], None]]) -> None:
-    """Append `leave` to the functions that a failed command calls with its exit status."""
+    """Append `exit_process` to the functions that a failed command calls with its exit status."""
     hooks.append(exit_process)
 
 
 def exit_process(status: int) -> None:
     """End one of several processes without waiting for the others.
 
-    Return without an effect in a single process.
+    In a single process, return without an effect.
     """
     if not is_multiprocess():
         return
-    close_peer_connections(_lines)
+    _peers.announce_end()
     _exit(status)
 
 
-def _hold_lines(host: str) -> None:
-    """Connect to the primary, so that all processes notice at once when one dies."""
-    server = listen_for_peers() if is_primary() else None
-    host, port = all_gather_objects([host, server.getsockname()[1]] if server else [])[0]
-    try:
-        if server:
-            _lines.extend(accept_peer(server, jax.process_count() - 1))
-        else:
-            _lines.extend(connect_to_peer(host.strip("[]"), port))
-    except OSError as error:
-        print(f"no connection between processes ({error}): a lost process is noticed later")
-        return
-    watch_peers(_lines, _process_name())
-    atexit.register(close_peer_connections, _lines)
-
-
-def _uncaught(*raised) -> None:
+def _exit_after_exception(*exception_info) -> None:
     """End the process after an uncaught exception, not only its main thread."""
-    traceback.print_exception(*raised)
+    traceback.print_exception(*exception_info)
     _exit(1)
 
 
@@ -352,20 +347,23 @@ def _process_name() -> str:
 
 
 def _exit(status: int) -> None:
+    """End the process without waiting for other threads or processes."""
     sys.stdout.flush()
     sys.stderr.flush()
     if is_primary():
-        time.sleep(1.0)  # the other processes need the primary's service to end cleanly
+        time.sleep(1.0)  # the other processes need the coordinator to end cleanly
     os._exit(status)
 
 
 def _exit_status_and_message(error: BaseException) -> tuple[int, str]:
+    """Return the exit status and a one-line message; print the trace of an unexpected error."""
     message = str(error).strip().partition("\n")[0][:200]
     name = _process_name()
-    if isinstance(error, jax.errors.JaxRuntimeError) and any(sign in message for sign in SIGNS):
+    is_jax_error = isinstance(error, jax.errors.JaxRuntimeError)
+    if is_jax_error and any(sign in message for sign in PEER_ERROR_SIGNS):
         return (
             lock.EXIT_PEER_DIED,
-            f"{name} lost another one; repeat the command to continue ({message})",
+            f"{name}: another process died; repeat the command to continue ({message})",
         )
     if isinstance(error, OSError):
         return 2, f"{name}: {message or type(error).__name__}"
@@ -375,22 +373,24 @@ def _exit_status_and_message(error: BaseException) -> tuple[int, str]:
     return 1, f"{name}: {type(error).__name__}: {message}"
 
 
-def _gathered(row: np.ndarray) -> np.ndarray:
+def _gather_rows(row: np.ndarray) -> np.ndarray:
     """Return the rows of all processes in order, [processes, ...]."""
-    # The mesh has one device per process.
-    firsts = {device.process_index: device for device in reversed(jax.devices())}
-    mesh = Mesh(np.array([firsts[process] for process in sorted(firsts)]), "processes")
-    split = NamedSharding(mesh, PartitionSpec("processes"))
-    copied = jax.jit(_same, out_shardings=NamedSharding(mesh, PartitionSpec()))
+    first_devices = {device.process_index: device for device in reversed(jax.devices())}
+    devices = [first_devices[process] for process in sorted(first_devices)]
+    mesh = Mesh(np.array(devices), "processes")
+    sharding = NamedSharding(mesh, PartitionSpec("processes"))
+    replicate = jax.jit(_identity, out_shardings=NamedSharding(mesh, PartitionSpec()))
     with jax.set_mesh(mesh):
-        return np.asarray(copied(_split(split, mesh.size, row)))
+        return np.asarray(replicate(_row_per_device(sharding, mesh.size, row)))
 
 
-def _same(x: jax.Array) -> jax.Array:
-    return x
+def _identity(x: jax.Array) -> jax.Array:
+    return x  # a named function, so that jax.jit compiles it once
 
 
-def _split(split: NamedSharding, n: int, value: np.ndarray | np.integer) -> jax.Array:
-    """Return an array [n, ...] with one row per device; the rows of this process are `value`."""
-    shape = (n, *np.shape(value))
-    return jax.make_array_from_callback(shape, split, lambda _: np.asarray(value)[None])
+def _row_per_device(
+    sharding: NamedSharding, n_devices: int, value: np.ndarray | np.integer
+) -> jax.Array:
+    """Return an array [devices, ...] with one row per device; the rows of this process: `value`."""
+    shape = (n_devices, *np.shape(value))
+    return jax.make_array_from_callback(shape, sharding, lambda _: np.asarray(value)[None])

@@ -1,4 +1,4 @@
-"""Build a device mesh and shard arrays by the names of their axes.
+"""Device meshes, and sharding of arrays by the names of their axes.
 
 A weight or activation has one logical name per axis ("embed", "heads", ...). `ShardingRules` maps
 each name to the mesh axes that split it.
@@ -27,9 +27,7 @@ Either = typing.TypeVar("Either", jax.Array, np.ndarray)
 class ShardingRules:
     """The mesh axes that split each logical axis.
 
-    changes: rows that replace rows of axis_rules.AXIS_RULES, as pairs (logical axis, mesh axes). An
-    array without a row of `changes`, such as a batch, can be sharded by the functions of this
-    module.
+    changes: rows that replace rows of axis_rules.AXIS_RULES, as pairs (logical axis, mesh axes).
     """
 
     changes: tuple[tuple[str, tuple[str, ...]], ...] = ()
@@ -46,40 +44,40 @@ class ShardingRules:
         return changes[name] if name in changes else axis_rules.AXIS_RULES[name]
 
     def spec(self, names: tuple[str | None, ...]) -> PartitionSpec:
-        """Return the partition of an array by the names of its axes.
+        """Return the partition of an array by the names of its axes; None: not split.
 
         Raises ValueError if one mesh axis would split two axes of the array.
         """
-        split = [() if name is None else self.mesh_axes(name) for name in names]
-        used = [axis for axes in split for axis in axes]
+        mesh_axes = [() if name is None else self.mesh_axes(name) for name in names]
+        used = [axis for axes in mesh_axes for axis in axes]
         for axis in used:
             if used.count(axis) > 1:
-                both = [f"{n!r}" for n, axes in zip(names, split, strict=True) if axis in axes]
+                both = [f"{n!r}" for n, axes in zip(names, mesh_axes, strict=True) if axis in axes]
                 raise ValueError(
-                    f"mesh.rules: {axis} splits {' and '.join(both)} of one array {names}: give one"
-                    " of them another axis, or []"
+                    f"mesh.rules: {axis} splits {' and '.join(both)} of one array {names}: assign"
+                    " another mesh axis, or [], to one of them"
                 )
-        return PartitionSpec(*(axes or None for axes in split))
+        return PartitionSpec(*(axes or None for axes in mesh_axes))
 
     def sharding(self, mesh: jax.sharding.Mesh, *names: str | None) -> NamedSharding:
         """Return the sharding of an array by the names of its axes; no names: replicated."""
         return NamedSharding(mesh, self.spec(names))
 
     def constrain(self, x: jax.Array, *names: str | None) -> jax.Array:
-        """Shard an activation by the names of its axes.
+        """Return an activation, sharded by the names of its axes.
 
-        Return x unchanged if no mesh is set, and inside shard_map, where a device sees only its
-        own part of x.
+        Return x unchanged if no mesh is set, and inside shard_map, where a device has only its own
+        part of x.
         """
-        current = jax.sharding.get_abstract_mesh()
-        if current.empty or current.manual_axes:
+        current_mesh = jax.sharding.get_abstract_mesh()
+        if current_mesh.empty or current_mesh.manual_axes:
             return x
         return jax.lax.with_sharding_constraint(x, self.spec(names))
 
     def shard_count(self, name: str) -> int:
         """Return the number of shards of an axis on the current mesh; 1 if no mesh is set."""
-        current = jax.sharding.get_abstract_mesh()
-        shape = {} if current.manual_axes else current.shape
+        current_mesh = jax.sharding.get_abstract_mesh()
+        shape = {} if current_mesh.manual_axes else current_mesh.shape
         return math.prod(shape.get(axis, 1) for axis in self.mesh_axes(name))
 
 
@@ -101,7 +99,7 @@ def initialize_devices(cache: str = "runs/.compiled") -> None:
 
 
 def count_cores() -> int:
-    """Return the number of cores that this process may use; 1 if the system does not tell."""
+    """Return the number of cores that this process may use; 1 if the system does not report it."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
 
 
@@ -112,7 +110,7 @@ def make_mesh(mesh: schema.Mesh, devices: list | None = None) -> jax.sharding.Me
     """
     devices = jax.devices() if devices is None else devices
     sizes = axis_rules.resolve_mesh_shape(vars(mesh), len(devices))
-    # One side of a TPU torus may serve two mesh axes, which jax.make_mesh refuses.
+    # jax.make_mesh does not allow one side of a TPU torus to serve two mesh axes.
     grid = mesh_utils.create_device_mesh(
         tuple(sizes.values()), devices, allow_split_physical_axes=True
     )
@@ -127,7 +125,10 @@ def check_mesh_devices(run: schema.Run, mesh: jax.sharding.Mesh) -> None:
 
 
 def make_for(run: schema.Run) -> jax.sharding.Mesh:
-    """Return the mesh of a run over all devices. Raises ValueError if the run does not fit it."""
+    """Return the mesh of a run over all devices.
+
+    Raises ValueError if the run cannot be divided over them, or cannot be deterministic on them.
+    """
     mesh = make_mesh(run.mesh)
     check_mesh_devices(run, mesh)
     deterministic.validate_deterministic(run, mesh)
@@ -135,12 +136,12 @@ def make_for(run: schema.Run) -> jax.sharding.Mesh:
 
 
 def device_platform(mesh: jax.sharding.Mesh) -> str:
-    """Return cpu, gpu or tpu."""
+    """Return the platform of the devices: cpu, gpu or tpu."""
     return mesh.devices.flat[0].platform
 
 
 def describe_devices(mesh: jax.sharding.Mesh) -> str:
-    """Return the number, kind and mesh axes of the devices as a short text."""
+    """Return the number, kind and mesh axes of the devices: "8 cpu devices (data=8)"."""
     axes = " x ".join(f"{name}={size}" for name, size in mesh.shape.items() if size > 1)
     plural = "s" if mesh.size > 1 else ""
     return f"{mesh.size} {mesh.devices.flat[0].device_kind} device{plural}" + (
@@ -162,7 +163,7 @@ def shard_count(name: str) -> int:
 
 
 def swap_blocks(x: Either, outer: int, inner: int, axis: int) -> Either:
-    """Reorder an axis of outer x inner equal parts as inner x outer."""
+    """Return x with an axis of outer x inner equal parts reordered as inner x outer."""
     if 1 in (outer, inner):
         return x
     shape = x.shape
@@ -171,58 +172,66 @@ def swap_blocks(x: Either, outer: int, inner: int, axis: int) -> Either:
 
 
 def split_chunks(x: jax.Array, n: int, name: str, axis: int) -> jax.Array:
-    """Split the axis `name` of x into n equal pieces with a new leading axis, [n, ...].
+    """Split an axis of x into n equal chunks with a new leading axis, [n, ...].
 
-    Each device splits its own part, without communication: piece i has the i-th of n parts of each
-    device's part, and the sharding of x. `joined` is the inverse.
+    name: logical axis. axis: its index in x. Each device splits its own part, without
+    communication. Chunk i has the i-th of n parts of each device's part, and the sharding of x.
+    `merge_chunks` is the inverse.
     """
     x = swap_blocks(x, shard_count(name), n, axis)
     x = x.reshape(*x.shape[:axis], n, -1, *x.shape[axis + 1 :])
     return jnp.moveaxis(x, axis, 0)
 
 
-def merge_chunks(pieces: jax.Array, name: str, axis: int) -> jax.Array:
-    """Merge pieces into the axis `axis`: the inverse of `pieces`."""
-    n, x = pieces.shape[0], jnp.moveaxis(pieces, 0, axis)
+def merge_chunks(chunks: jax.Array, name: str, axis: int) -> jax.Array:
+    """Merge the leading axis of chunks into an axis: the inverse of `split_chunks`."""
+    n, x = chunks.shape[0], jnp.moveaxis(chunks, 0, axis)
     x = x.reshape(*x.shape[:axis], -1, *x.shape[axis + 2 :])
     return swap_blocks(x, n, shard_count(name), axis)
 
 
 def interleave_positions(x: Either, n_blocks: int, axis: int = 1) -> Either:
-    """Reorder positions so that each device holds a part of every query block.
+    """Reorder positions so that each device has a part of every query block.
 
-    Later queries attend to more keys, so a device with only the last positions would make the
-    others wait. The order does not change if no mesh axis splits the rows.
+    Later queries attend to more keys, so the other devices would wait for a device with only the
+    last positions. The order does not change if no mesh axis splits the rows. `restore_order` is
+    the inverse.
     """
     return swap_blocks(x, n_blocks, shard_count("length"), axis)
 
 
 def restore_order(x: jax.Array, n_blocks: int, axis: int = 1) -> jax.Array:
-    """Restore the order of time: the inverse of `dealt`."""
+    """Restore the original order of positions: the inverse of `interleave_positions`."""
     return swap_blocks(x, shard_count("length"), n_blocks, axis)
 
 
 def put_batch(mesh: jax.sharding.Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-    """Return the global sharded batch. batch: the rows of this process (see `rows_here`)."""
-    split = named_sharding(mesh, "batch", None)
-    parts = n_batch_devices(mesh)
-    loaded = len(next(iter(batch.values())))
-    size = loaded // len(local_rows(mesh, parts)) * parts  # of the global batch
-    numbers = local_rows(mesh, size)
+    """Return the global sharded batch.
+
+    batch: arrays with the rows of this process, in the order of `local_rows`.
+    """
+    sharding = named_sharding(mesh, "batch", None)
+    n_shards = n_batch_devices(mesh)
+    n_local = len(next(iter(batch.values())))
+    batch_size = n_local // len(local_rows(mesh, n_shards)) * n_shards
+    row_indices = local_rows(mesh, batch_size)
 
     def put(rows: np.ndarray) -> jax.Array:
-        def part(index) -> np.ndarray:
-            start, stop, _ = index[0].indices(size)
-            first = np.searchsorted(numbers, start)
+        def shard(index) -> np.ndarray:
+            start, stop, _ = index[0].indices(batch_size)
+            first = np.searchsorted(row_indices, start)
             return rows[first : first + stop - start][:, *index[1:]]
 
-        return jax.make_array_from_callback((size, *rows.shape[1:]), split, part)
+        return jax.make_array_from_callback((batch_size, *rows.shape[1:]), sharding, shard)
 
     return {name: put(rows) for name, rows in batch.items()}
 
 
 def replicate(mesh: jax.sharding.Mesh, tree: typing.Any) -> typing.Any:
-    """Return a tree of NumPy arrays with a copy on every device; all processes hold the same."""
+    """Return a tree of NumPy arrays as JAX arrays with a copy on every device.
+
+    All processes must pass the same values.
+    """
 
     def copy(x: np.ndarray) -> jax.Array:
         return jax.make_array_from_callback(
@@ -233,7 +242,7 @@ def replicate(mesh: jax.sharding.Mesh, tree: typing.Any) -> typing.Any:
 
 
 def n_batch_devices(mesh: jax.sharding.Mesh) -> int:
-    """Return the number of shards of a batch; the batch size must be a multiple."""
+    """Return the number of shards of a batch. The batch size must be a multiple of it."""
     return math.prod(mesh.shape[axis] for axis in axis_rules.AXIS_RULES["batch"])
 
 
@@ -242,27 +251,27 @@ def local_rows(mesh: jax.sharding.Mesh, batch_size: int) -> np.ndarray:
 
     Processes that split only weights have the same rows. A single process has all rows.
     """
-    parts = named_sharding(mesh, "batch").addressable_devices_indices_map((batch_size,)).values()
+    slices = named_sharding(mesh, "batch").addressable_devices_indices_map((batch_size,)).values()
     rows = np.arange(batch_size)
-    return np.unique(np.concatenate([rows[part] for part in parts]))
+    return np.unique(np.concatenate([rows[index] for index in slices]))
 
 
 @functools.cache
 def peak_flops_per_second(mesh: jax.sharding.Mesh, dtype: str, size: int = 1536) -> float:
-    """Return the best rate of 5 timed matrix products on all devices: the peak that counts."""
-    n = mesh.size
-    names = PartitionSpec(mesh.axis_names)
-    product = jax.jit(lambda a: a @ a, in_shardings=NamedSharding(mesh, names))
-    a = jax.jit(
-        lambda: jnp.ones((n, size, size), dtype), out_shardings=NamedSharding(mesh, names)
-    )()
+    """Return the measured peak of all devices together: the best of 5 timed matrix products.
+
+    size: rows and columns of the matrix of each device. MFU is relative to this rate.
+    """
+    sharding = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+    product = jax.jit(lambda a: a @ a, in_shardings=sharding)
+    a = jax.jit(lambda: jnp.ones((mesh.size, size, size), dtype), out_shardings=sharding)()
     product(a).block_until_ready()
     seconds = []
     for _ in range(5):
         start = time.perf_counter()
         product(a).block_until_ready()
         seconds.append(time.perf_counter() - start)
-    return 2 * size**3 * n / min(seconds)
+    return 2 * size**3 * mesh.size / min(seconds)
 
 
 def is_axis_names(node) -> bool:

@@ -1,19 +1,22 @@
+"""XLA compiler options that overlap collectives with computation, for each platform."""
+
 import jax
 
 from lm.parallel import mesh
 
-# For several devices only: a single device has no collectives. Only libtpu knows the TPU options.
+# The options are for several devices, because a single device has no collectives. Only libtpu
+# accepts the TPU options.
 COMPILER_OPTIONS: dict[str, dict[str, bool | int]] = {
     "cpu": {},
     "gpu": {
-        "xla_gpu_enable_latency_hiding_scheduler": True,  # starts collectives early
-        "xla_gpu_enable_pipelined_all_gather": True,  # of the next layer, while one computes
+        "xla_gpu_enable_latency_hiding_scheduler": True,  # early start of collectives
+        "xla_gpu_enable_pipelined_all_gather": True,  # of the next layer, during a layer
         "xla_gpu_enable_pipelined_reduce_scatter": True,
-        "xla_gpu_enable_while_loop_double_buffering": True,  # layers in a scan, two at a time
-        "xla_gpu_all_reduce_combine_threshold_bytes": 2**27,  # gradients, in few messages
+        "xla_gpu_enable_while_loop_double_buffering": True,  # two layers of a scan
+        "xla_gpu_all_reduce_combine_threshold_bytes": 2**27,  # few messages for gradients
     },
     "tpu": {
-        "xla_tpu_enable_async_collective_fusion": True,  # collectives beside products
+        "xla_tpu_enable_async_collective_fusion": True,  # collectives during products
         "xla_tpu_enable_async_collective_fusion_fuse_all_gather": True,
         "xla_tpu_enable_async_collective_fusion_multiple_steps": True,
         "xla_tpu_overlap_compute_collective_tc": True,
@@ -23,9 +26,7 @@ COMPILER_OPTIONS: dict[str, dict[str, bool | int]] = {
 
 
 def compiler_options(device_mesh: jax.sharding.Mesh) -> dict[str, bool | int] | None:
-    """Return the compiler options of a step on these devices, for jax.jit."""
-    return (
-        (COMPILER_OPTIONS[mesh.device_platform(device_mesh)] or None)
-        if device_mesh.size > 1
-        else None
-    )
+    """Return the compiler options of a step on these devices, for jax.jit; None if it has none."""
+    if device_mesh.size == 1:
+        return None
+    return COMPILER_OPTIONS[mesh.device_platform(device_mesh)] or None

@@ -75,7 +75,7 @@ def test_two_processes_die_and_one_goes_on_to_the_same_losses(tiny):
     await_step(started[0], 6)
     started[1].kill()
     (status, _), (said, _) = ends(started)
-    assert status == lock.EXIT_PEER_DIED and "process 0 of 2: another one was lost" in said, said
+    assert status == lock.EXIT_PEER_DIED and "process 0 of 2: another process died" in said, said
     (row,) = records.load_runs(folder)
     assert row["status"] == "lost"
 
@@ -139,7 +139,7 @@ def test_a_process_finds_its_place_by_flags_and_clusters(env, flags, place):
     ("flags", "words"),
     [
         (("h", 2, 0), "--coordinator=h must be host:port of process 0, or auto"),
-        (("h:1", 2, 2), "--process=2 must be from 0 to --processes=2 less one"),
+        (("h:1", 2, 2), "--process=2 must be at least 0 and below --processes=2"),
         (("h:1", 2), "--process=-1 must be"),
         (("", 2, 0), "--coordinator= must be"),
     ],

@@ -1,3 +1,5 @@
+"""Tests of routing, dispatch, load balancing and training of a mixture of experts."""
+
 import collections
 import contextlib
 import dataclasses
@@ -19,17 +21,19 @@ SHAPE = schema.Model(
     vocab_size=32, d_model=8, n_layers=2, n_heads=2, n_kv_heads=2, d_head=4, n_experts=4, d_expert=6
 )
 DROPLESS = dataclasses.replace(SHAPE, n_shared_experts=1, load_balancing="bias")
-ROOMY = dataclasses.replace(  # a place for every token, whichever expert it goes to
+AMPLE_CAPACITY = dataclasses.replace(  # a slot for every token in every expert
     SHAPE,
     dispatch="capacity",
     capacity_factor=2.0,
     router="sigmoid",
     normalize_expert_weights=False,
 )
-CROWDED = dataclasses.replace(SHAPE, dispatch="capacity", capacity_factor=0.5)
+SMALL_CAPACITY = dataclasses.replace(SHAPE, dispatch="capacity", capacity_factor=0.5)
 
 
-def experts(shape: schema.Model) -> tuple[nnx.GraphDef, dict]:
+def init_experts(shape: schema.Model) -> tuple[nnx.GraphDef, dict]:
+    """Return (graph definition, weights) of an Experts module."""
+
     def split():
         rngs = nnx.Rngs(params=jax.random.key(0))
         with layers.tree_mode():
@@ -42,31 +46,34 @@ def experts(shape: schema.Model) -> tuple[nnx.GraphDef, dict]:
     return graph, weights
 
 
-def dense_loop(shape: schema.Model, weights: dict, x_BTD: jax.Array) -> jax.Array:
-    """Every expert on every token, weighted by what the router gives it."""
-    scores = x_BTD @ weights["router"]
-    scores = jax.nn.softmax(scores) if shape.router == "softmax" else jax.nn.sigmoid(scores)
-    _, best = jax.lax.top_k(scores + weights.get("bias", 0.0), shape.experts_per_token)
-    chosen = jax.nn.one_hot(best, shape.n_experts).sum(axis=-2) * scores
+def dense_experts(shape: schema.Model, weights: dict, x_BTD: jax.Array) -> jax.Array:
+    """Return the output of Experts, computed by all experts on all tokens."""
+    score_BTE = x_BTD @ weights["router"]
+    is_softmax = shape.router == "softmax"
+    score_BTE = jax.nn.softmax(score_BTE) if is_softmax else jax.nn.sigmoid(score_BTE)
+    _, expert_BTK = jax.lax.top_k(score_BTE + weights.get("bias", 0.0), shape.experts_per_token)
+    weight_BTE = jax.nn.one_hot(expert_BTK, shape.n_experts).sum(axis=-2) * score_BTE
     if shape.normalize_expert_weights:
-        chosen = chosen / chosen.sum(axis=-1, keepdims=True)
+        weight_BTE = weight_BTE / weight_BTE.sum(axis=-1, keepdims=True)
 
     def mlp(gate, up, down):
         return (jax.nn.silu(x_BTD @ gate) * (x_BTD @ up)) @ down
 
     y_BTD = mlp(**weights["shared"]) if "shared" in weights else 0.0
     for e in range(shape.n_experts):
-        mine = (weights[name][e] for name in ("gate", "up", "down"))
-        y_BTD += chosen[..., e, None] * mlp(*mine)
+        expert = (weights[name][e] for name in ("gate", "up", "down"))
+        y_BTD += weight_BTE[..., e, None] * mlp(*expert)
     return y_BTD
 
 
 def with_gradients(function):
-    def value(weights, x_BTD):
+    """Return a compiled function of the loss, the output, and both gradients."""
+
+    def loss(weights, x_BTD):
         y_BTD = function(weights, x_BTD)
         return jnp.sin(y_BTD).sum(), y_BTD
 
-    return jax.jit(jax.value_and_grad(value, argnums=(0, 1), has_aux=True))
+    return jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))
 
 
 def assert_close(a, b):
@@ -83,11 +90,11 @@ def x_BTD():
     [
         (DROPLESS, {}),
         (DROPLESS, {"expert": 2, "sequence": 2}),
-        (ROOMY, {}),
-        (ROOMY, {"expert": 2, "sequence": 2}),
+        (AMPLE_CAPACITY, {}),
+        (AMPLE_CAPACITY, {"expert": 2, "sequence": 2}),
         *(
             pytest.param(shape, axes, marks=pytest.mark.slow)
-            for shape in (DROPLESS, ROOMY)
+            for shape in (DROPLESS, AMPLE_CAPACITY)
             for axes in (
                 {"data": 2, "expert": 2},
                 {"expert": 4},
@@ -99,9 +106,10 @@ def x_BTD():
         ),
     ],
 )
-def test_experts_and_their_gradients_are_those_of_a_dense_loop(shape, axes, x_BTD):
-    graph, weights = experts(shape)
-    expected = with_gradients(lambda w, x: dense_loop(shape, w, x))(weights, x_BTD)
+def test_experts_equal_a_dense_computation(shape, axes, x_BTD):
+    """The gradients are equal too, on one device and on each kind of mesh."""
+    graph, weights = init_experts(shape)
+    expected = with_gradients(lambda w, x: dense_experts(shape, w, x))(weights, x_BTD)
     layer = with_gradients(lambda w, x: nnx.merge(graph, w)(x)[0])
     with contextlib.ExitStack() as stack:
         if axes:
@@ -111,20 +119,21 @@ def test_experts_and_their_gradients_are_those_of_a_dense_loop(shape, axes, x_BT
         jax.tree.map(assert_close, layer(weights, x_BTD), expected)
 
 
-def test_what_is_dropped_comes_last_in_its_row_and_changes_nothing_before(x_BTD):
-    graph, weights = experts(CROWDED)
+def test_dropped_tokens_are_the_latest_of_their_row(x_BTD):
+    """Neither later tokens nor other rows change the output of a token."""
+    graph, weights = init_experts(SMALL_CAPACITY)
     layer = jax.jit(lambda x: nnx.merge(graph, weights)(x))
     y_BTD, routing = layer(x_BTD)
     assert 0.2 < routing["dropped"] < 0.9
     for t in (3, 6):
         later_BTD = x_BTD.at[:, t:].set(-x_BTD[:, t:] + 1.0)
         np.testing.assert_array_equal(layer(later_BTD)[0][:, :t], y_BTD[:, :t])
-    others_BTD = x_BTD.at[1:].set(0.5)
-    np.testing.assert_array_equal(layer(others_BTD)[0][0], y_BTD[0])
+    other_rows_BTD = x_BTD.at[1:].set(0.5)
+    np.testing.assert_array_equal(layer(other_rows_BTD)[0][0], y_BTD[0])
 
 
-@pytest.mark.parametrize("shape", [SHAPE, CROWDED], ids=["dropless", "capacity"])
-def test_a_decoder_of_experts_sees_no_later_token(shape):
+@pytest.mark.parametrize("shape", [SHAPE, SMALL_CAPACITY], ids=["dropless", "capacity"])
+def test_decoder_with_experts_is_causal(shape):
     params = jax.jit(lambda: transformer.init_params(shape, 0))()
     tokens_BT = jax.random.randint(jax.random.key(2), (2, 16), 0, 32)
     logits = jax.jit(lambda tokens_BT: transformer.compute_logits(shape, params, tokens_BT))
@@ -134,126 +143,126 @@ def test_a_decoder_of_experts_sees_no_later_token(shape):
     assert float(jnp.abs(before[:, 9:] - after[:, 9:]).max()) > 1e-3
 
 
-def test_devices_that_share_a_row_drop_what_one_device_drops():
-    params = jax.jit(lambda: transformer.init_params(CROWDED, 0))()
+def test_split_rows_drop_the_same_tokens():
+    params = jax.jit(lambda: transformer.init_params(SMALL_CAPACITY, 0))()
     tokens_BT = jax.random.randint(jax.random.key(2), (2, 16), 0, 32)
 
-    def logits():
-        return jax.jit(lambda tokens_BT: transformer.compute_logits(CROWDED, params, tokens_BT))(
-            tokens_BT
-        )
+    def compute_logits():
+        return jax.jit(lambda x: transformer.compute_logits(SMALL_CAPACITY, params, x))(tokens_BT)
 
-    whole = logits()
+    expected = compute_logits()
     with jax.set_mesh(mesh.make_mesh(schema.Mesh(data=1, expert=2, sequence=2))):
-        np.testing.assert_allclose(logits(), whole, atol=2e-5)
+        np.testing.assert_allclose(compute_logits(), expected, atol=2e-5)
 
 
-def test_a_text_read_in_pieces_is_read_without_drops():
-    params = jax.jit(lambda: transformer.init_params(CROWDED, 0))()
+def test_cached_decoder_drops_no_token():
+    params = jax.jit(lambda: transformer.init_params(SMALL_CAPACITY, 0))()
     tokens_BT = jax.random.randint(jax.random.key(2), (2, 8), 0, 32)
-    whole_BTV = jax.jit(lambda params: transformer.compute_logits(SHAPE, params, tokens_BT))(params)
+    expected = jax.jit(lambda params: transformer.compute_logits(SHAPE, params, tokens_BT))(params)
 
     @jax.jit
-    def in_pieces(params):
-        read, (times_T, slots_S) = (
-            kv_cache.cached_decoder(CROWDED, params),
-            (jnp.arange(8), jnp.arange(8)),
-        )
-        seen_BTS = jnp.broadcast_to(times_T[:, None] >= slots_S, (2, 8, 8))
-        times_BT = jnp.broadcast_to(times_T, (2, 8))
-        first, kept = read(tokens_BT[:, :5], times_BT[:, :5], seen_BTS[:, :5, :5])
-        rest = (tokens_BT[:, 5:], times_BT[:, 5:], seen_BTS[:, 5:])
-        return first, read(*rest, kv_cache.extend(kept, 8), 5)[0]
+    def decode_in_two_calls(params):
+        decode = kv_cache.cached_decoder(SMALL_CAPACITY, params)
+        mask_BTS = jnp.broadcast_to(jnp.arange(8)[:, None] >= jnp.arange(8), (2, 8, 8))
+        positions_BT = jnp.broadcast_to(jnp.arange(8), (2, 8))
+        first, cache = decode(tokens_BT[:, :5], positions_BT[:, :5], mask_BTS[:, :5, :5])
+        second = (tokens_BT[:, 5:], positions_BT[:, 5:], mask_BTS[:, 5:])
+        return first, decode(*second, kv_cache.extend(cache, 8), 5)[0]
 
-    np.testing.assert_allclose(jnp.concatenate(in_pieces(params), 1), whole_BTV, atol=2e-5)
+    actual = jnp.concatenate(decode_in_two_calls(params), axis=1)
+    np.testing.assert_allclose(actual, expected, atol=2e-5)
 
 
 @pytest.mark.parametrize("n_parts", [1, 3])
-def test_a_box_holds_the_first_of_a_row_and_no_choice_twice(n_parts):
-    rng, size, n_rows, t = np.random.default_rng(0), 4, 3, 20
-    expert_M = rng.integers(0, 3, n_rows * t)  # the third belongs to another device
+def test_capacity_slots_contain_the_earliest_assignments(n_parts):
+    """Each of them is in one slot of one part."""
+    rng, capacity, n_rows, t = np.random.default_rng(0), 4, 3, 20
+    expert_M = rng.integers(0, 3, n_rows * t)  # expert 2 belongs to another device
     row_M = np.arange(n_rows).repeat(t)
     time_M = np.tile(np.arange(t).reshape(2, -1).T.ravel(), n_rows)  # not in order
-    seen, kept = collections.Counter(), []
+    counts, expected = collections.Counter(), []
     for i in np.lexsort((time_M, row_M)):
-        box = (expert_M[i], row_M[i])
-        seen[box] += 1
-        if box[0] < 2 and seen[box] <= size:
-            kept.append(i)
-    found = []
+        pair = (expert_M[i], row_M[i])
+        counts[pair] += 1
+        if pair[0] < 2 and counts[pair] <= capacity:
+            expected.append(i)
+    actual = []
     for part in range(n_parts):
-        ids = (jnp.array(expert_M), jnp.array(row_M), jnp.array(time_M), 2, n_rows, size)
-        choice_P, place_M = (np.asarray(a) for a in moe.capacity_slots(*ids, (part, n_parts)))
-        here = choice_P[choice_P < len(expert_M)]
-        np.testing.assert_array_equal(choice_P[place_M[here]], here)
-        assert (place_M < len(choice_P)).sum() == len(here)
-        found += here.tolist()
-    assert sorted(found) == sorted(kept) and len(kept) < (expert_M < 2).sum()
+        inputs = (jnp.array(expert_M), jnp.array(row_M), jnp.array(time_M), 2, n_rows, capacity)
+        slots = moe.capacity_slots(*inputs, (part, n_parts))
+        assignment_P, slot_M = (np.asarray(array) for array in slots)
+        assignments = assignment_P[assignment_P < len(expert_M)]
+        np.testing.assert_array_equal(assignment_P[slot_M[assignments]], assignments)
+        assert (slot_M < len(assignment_P)).sum() == len(assignments)
+        actual += assignments.tolist()
+    assert sorted(actual) == sorted(expected) and len(expected) < (expert_M < 2).sum()
 
 
-def test_dropped_counts_the_choices_without_a_place(x_BTD):
-    _, weights = experts(CROWDED)
-    _, chosen_BTK, routing = moe.route_tokens(CROWDED, x_BTD, weights["router"])
-    size = moe.expert_capacity(CROWDED, x_BTD.shape[1])
-    lost = sum(max(n - size, 0) for row in chosen_BTK for n in np.bincount(np.ravel(row)))
-    assert float(routing["dropped"]) == pytest.approx(lost / chosen_BTK.size)
+def test_dropped_is_the_fraction_of_assignments_without_slot(x_BTD):
+    _, weights = init_experts(SMALL_CAPACITY)
+    _, expert_BTK, routing = moe.route_tokens(SMALL_CAPACITY, x_BTD, weights["router"])
+    capacity = moe.expert_capacity(SMALL_CAPACITY, x_BTD.shape[1])
+    n_dropped = sum(max(n - capacity, 0) for row in expert_BTK for n in np.bincount(np.ravel(row)))
+    assert float(routing["dropped"]) == pytest.approx(n_dropped / expert_BTK.size)
     assert moe.route_tokens(SHAPE, x_BTD, weights["router"])[2]["dropped"] == 0
 
 
-def test_the_balance_loss_is_one_where_even_and_pushes_down_what_is_full():
-    even = jnp.eye(4)[None]  # every token has an expert of its own
-    one = dataclasses.replace(SHAPE, experts_per_token=1)
+def test_balance_is_one_for_even_and_four_for_one_expert():
+    """Its gradient lowers the scores of the overloaded expert."""
+    x_BTD = jnp.eye(4)[None]
+    shape = dataclasses.replace(SHAPE, experts_per_token=1)
 
     @jax.jit
-    def balance(x, router):
-        return moe.route_tokens(one, x, router)[2]["balance"]
+    def balance(x_BTD, router_DE):
+        return moe.route_tokens(shape, x_BTD, router_DE)[2]["balance"]
 
-    assert float(balance(even, 9 * jnp.eye(4))) == pytest.approx(1.0)
-    full = jnp.zeros((4, 4)).at[:, 2].set(9.0)
-    assert float(balance(even, full)) == pytest.approx(4.0, rel=1e-2)
-    slope_E = jax.grad(balance, argnums=1)(even, full / 9).sum(axis=0)
-    assert slope_E[2] > 0 > slope_E[0]
+    even_router_DE = 9 * jnp.eye(4)  # each of the 4 tokens selects another expert
+    assert float(balance(x_BTD, even_router_DE)) == pytest.approx(1.0)
+    skewed_router_DE = jnp.zeros((4, 4)).at[:, 2].set(9.0)  # all tokens select expert 2
+    assert float(balance(x_BTD, skewed_router_DE)) == pytest.approx(4.0, rel=1e-2)
+    gradient_E = jax.grad(balance, argnums=1)(x_BTD, skewed_router_DE / 9).sum(axis=0)
+    assert gradient_E[2] > 0 > gradient_E[0]
 
 
-def test_biases_even_out_the_load_and_never_count_in_the_sum(x_BTD):
+def test_router_biases_even_out_the_load(x_BTD):
+    """The biases do not change the weights of the expert outputs."""
     shape = dataclasses.replace(SHAPE, load_balancing="bias", router_bias_rate=0.01)
     x_BTD = x_BTD + 0.5
-    router = jax.random.normal(jax.random.key(3), (8, 4)).at[:, 0].add(1.0)  # many like the first
+    # Most tokens prefer expert 0.
+    router_DE = jax.random.normal(jax.random.key(3), (8, 4)).at[:, 0].add(1.0)
     bias_E, imbalance = jnp.zeros(4), []
     for _ in range(80):
-        weight_BTK, chosen_BTK, routing = moe.route_tokens(shape, x_BTD, router, bias_E)
+        weight_BTK, expert_BTK, routing = moe.route_tokens(shape, x_BTD, router_DE, bias_E)
         imbalance.append(float(routing["load_E"].max() * 4))
         update = {"blocks": {"mlp": {"bias": jnp.full((1, 4), 9.0), "gate": 3.0}}}
-        after = moe.apply_router_bias_update(shape, update, {"load_E": routing["load_E"][None]})[
-            "blocks"
-        ]["mlp"]
-        assert after["gate"] == 3.0
-        bias_E += after["bias"][0]
+        layered = {"load_E": routing["load_E"][None]}
+        update = moe.apply_router_bias_update(shape, update, layered)["blocks"]["mlp"]
+        assert update["gate"] == 3.0
+        bias_E += update["bias"][0]
     assert imbalance[0] > 1.5 and max(imbalance[-10:]) < 1.3
-    scores = jnp.take_along_axis(jax.nn.softmax(x_BTD @ router), chosen_BTK, axis=-1)
-    np.testing.assert_allclose(weight_BTK, scores / scores.sum(-1, keepdims=True), atol=1e-5)
+    score_BTK = jnp.take_along_axis(jax.nn.softmax(x_BTD @ router_DE), expert_BTK, axis=-1)
+    np.testing.assert_allclose(weight_BTK, score_BTK / score_BTK.sum(-1, keepdims=True), atol=1e-5)
 
 
-def test_the_router_computes_in_float32(x_BTD):
+def test_router_computes_in_float32(x_BTD):
     half_BTD = x_BTD.astype(jnp.bfloat16)
-    _, weights = experts(SHAPE)
-    low, full = (
+    graph, weights = init_experts(SHAPE)
+    half_weights, weights_BTK = (
         moe.route_tokens(SHAPE, x, weights["router"])[0]
         for x in (half_BTD, half_BTD.astype(jnp.float32))
     )
-    assert low.dtype == jnp.float32
-    np.testing.assert_array_equal(low, full)
-    graph, _ = experts(SHAPE)
+    assert half_weights.dtype == jnp.float32
+    np.testing.assert_array_equal(half_weights, weights_BTK)
     assert nnx.merge(graph, weights)(half_BTD)[0].dtype == jnp.bfloat16
 
 
 @pytest.mark.slow
-def test_scan_and_recomputation_change_neither_gradients_nor_routing():
+def test_execution_fields_do_not_change_gradients_or_routing():
     tokens_BT = jax.random.randint(jax.random.key(2), (2, 9), 0, 32)
     params = jax.jit(lambda: transformer.init_params(SHAPE, 0))()
 
-    def gradient(**knobs):
-        shape = dataclasses.replace(SHAPE, **knobs)
+    def gradient_and_routing(**fields):
+        shape = dataclasses.replace(SHAPE, **fields)
 
         def loss(params):
             nats_BT, _, _, routing = transformer.token_losses(shape, params, tokens_BT)
@@ -261,36 +270,37 @@ def test_scan_and_recomputation_change_neither_gradients_nor_routing():
 
         return jax.jit(jax.grad(loss, has_aux=True))(params)
 
-    plain, other = gradient(), gradient(unroll=1, remat="full")
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), plain, other)
-    assert plain[1]["load_E"].shape == (2, 4)
+    expected, actual = gradient_and_routing(), gradient_and_routing(scan_unroll=1, remat="full")
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), actual, expected)
+    assert expected[1]["load_E"].shape == (2, 4)
 
 
 @pytest.fixture
 def run(tiny) -> schema.Run:
-    knobs = {"n_experts": 4, "d_expert": 8, "load_balancing": "bias", "router_z_loss": 1e-3}
-    tiny.model = dataclasses.replace(tiny.model, **knobs)
+    fields = {"n_experts": 4, "d_expert": 8, "load_balancing": "bias", "router_z_loss": 1e-3}
+    tiny.model = dataclasses.replace(tiny.model, **fields)
     return tiny
 
 
-def test_a_step_moves_each_bias_by_the_rate_alone_and_the_same_on_a_mesh_of_experts(run):
+def test_step_changes_each_router_bias_by_its_rate(run):
+    """Weight decay does not change the biases, and a mesh of experts gives the same update."""
     tokens = np.random.default_rng(0).integers(1, 256, (8, 33)).astype(np.int32)
-    run.optim.weight_decay, seen = 0.9, []
+    run.optim.weight_decay, results = 0.9, []
     for device_mesh in (
         mesh.make_mesh(schema.Mesh(), jax.devices()[:1]),
         mesh.make_mesh(schema.Mesh(data=1, expert=2, tensor=2)),
     ):
         program = step.build_train_functions(run, device_mesh)
         with jax.set_mesh(device_mesh):
-            state, found = program.init(0), []
+            state, metrics_of_steps = program.init(0), []
             for _ in range(2):
                 batch = mesh.put_batch(device_mesh, {"tokens": tokens})
                 state, metrics = program.step(state, batch, program.inputs)
-                found.append([float(metrics[k]) for k in sorted(metrics)])
+                metrics_of_steps.append([float(metrics[name]) for name in sorted(metrics)])
         bias_LE = np.asarray(state["params"]["blocks"]["mlp"]["bias"])
-        seen.append((found, bias_LE))
-    np.testing.assert_allclose(seen[0][0], seen[1][0], rtol=2e-5)
-    np.testing.assert_array_equal(seen[0][1], seen[1][1])
+        results.append((metrics_of_steps, bias_LE))
+    np.testing.assert_allclose(results[0][0], results[1][0], rtol=2e-5)
+    np.testing.assert_array_equal(results[0][1], results[1][1])
     steps_LE = bias_LE / run.model.router_bias_rate
     np.testing.assert_allclose(steps_LE, np.round(steps_LE), atol=1e-4)
     assert steps_LE.any() and np.abs(steps_LE).max() <= 2.001
@@ -300,27 +310,24 @@ def test_a_step_moves_each_bias_by_the_rate_alone_and_the_same_on_a_mesh_of_expe
 
 
 @pytest.mark.slow
-def test_a_run_of_experts_stopped_by_a_signal_goes_on_to_the_same_bits(run):
-    whole = dataclasses.replace(run, name="whole")
-    loop.train(whole)
+def test_interrupted_run_of_experts_ends_with_the_same_bits(run):
+    uninterrupted = dataclasses.replace(run, name="uninterrupted")
+    loop.train(uninterrupted)
 
-    def stop_at_six(row):
+    def stop_at_step_6(row):
         if row["step"] == 6 and row["attempt"] == 1:
             signal.raise_signal(signal.SIGTERM)
 
     with pytest.raises(loop.Interrupted):
-        loop.train(run, stop_at_six)
-    loop.train(run, stop_at_six)
-    ends = [loaded_model.restore_model(r)[1]["params"] for r in (whole, run)]
-    jax.tree.map(np.testing.assert_array_equal, *ends)
-    assert jnp.abs(ends[0]["blocks"]["mlp"]["bias"]).max() > 0
-    rows = [
-        {
-            step["step"]: step["experts.imbalance"]
-            for step in records.load_metrics(records.run_dir(r))
-        }
-        for r in (whole, run)
+        loop.train(run, stop_at_step_6)
+    loop.train(run, stop_at_step_6)
+    params = [loaded_model.restore_model(r)[1]["params"] for r in (uninterrupted, run)]
+    jax.tree.map(np.testing.assert_array_equal, *params)
+    assert jnp.abs(params[0]["blocks"]["mlp"]["bias"]).max() > 0
+    imbalances = [
+        {row["step"]: row["experts.imbalance"] for row in records.load_metrics(records.run_dir(r))}
+        for r in (uninterrupted, run)
     ]
-    assert rows[0] == rows[1] and len(rows[0]) == 6
+    assert imbalances[0] == imbalances[1] and len(imbalances[0]) == 6
     (row,) = records.load_runs(records.run_dir(run))
     assert row["params.active"] < row["params.total"] and row["status"] == "done"

@@ -1,3 +1,5 @@
+"""Tests of the scaling of weights, learning rates, decay and epsilon with width and depth."""
+
 import dataclasses
 
 import jax
@@ -12,17 +14,20 @@ BASE = schema.Model(d_model=16, n_layers=2, n_heads=2, n_kv_heads=2, d_head=8, d
 BASE.base_width, BASE.base_depth = 16, 2
 WIDE = dataclasses.replace(BASE, d_model=64, n_heads=8, n_kv_heads=8, d_ff=128)
 DEEP = dataclasses.replace(BASE, n_layers=8)
-RULES = ("standard", "mup", "completep")
 
 
-def weights(shape: schema.Model, rule: str) -> dict:
-    return jax.jit(
-        lambda: transformer.init_params(dataclasses.replace(shape, parametrization=rule), 0)
-    )()
+def init_params(shape: schema.Model, name: str) -> dict:
+    shape = dataclasses.replace(shape, parametrization=name)
+    return jax.jit(lambda: transformer.init_params(shape, 0))()
 
 
-def spread(shape: schema.Model, rule: str) -> dict[str, float]:
-    params = weights(shape, rule)
+def axes_of_weights(shape: schema.Model) -> list[tuple]:
+    return jax.tree.leaves(transformer.param_axes(shape), is_leaf=lambda n: isinstance(n, tuple))
+
+
+def init_std(shape: schema.Model, name: str) -> dict[str, float]:
+    """Return the standard deviation of one initial weight of each role."""
+    params = init_params(shape, name)
     return {
         "input": float(params["embed"].std()),
         "hidden": float(params["blocks"]["mlp"]["up"].std()),
@@ -31,76 +36,68 @@ def spread(shape: schema.Model, rule: str) -> dict[str, float]:
     }
 
 
-@pytest.mark.parametrize("rule", RULES[1:])
-def test_at_the_base_shape_every_rule_is_the_standard_one(rule):
-    jax.tree.map(np.testing.assert_array_equal, weights(BASE, "standard"), weights(BASE, rule))
-    shape = dataclasses.replace(BASE, parametrization=rule)
-    assert parametrization.residual_scale(shape) == parametrization.logit_scale(shape) == 1
-    for names in jax.tree.leaves(
-        transformer.param_axes(BASE), is_leaf=lambda n: isinstance(n, tuple)
-    ):
-        assert parametrization.role_factors(shape, names) == parametrization.role_factors(
-            BASE, names
-        )
-
-
-def test_widths_and_depths_change_the_init_as_the_papers_say():
-    base, mup, deep = spread(BASE, "mup"), spread(WIDE, "mup"), spread(DEEP, "completep")
-    near = {"rel": 0.05}
-    assert mup["input"] == pytest.approx(base["input"], **near)  # not 1 / sqrt(width)
-    assert mup["output"] == pytest.approx(base["output"], **near)
-    assert mup["hidden"] == pytest.approx(base["hidden"] / 2, **near)  # a quarter of the variance
-    assert mup["back"] == pytest.approx(base["back"] / 2, **near)
-    assert deep["back"] == pytest.approx(base["back"], **near)  # the branch is divided instead
-    assert spread(DEEP, "standard")["back"] == pytest.approx(base["back"] / 2, **near)
-    shape = dataclasses.replace(WIDE, n_layers=8, parametrization="completep")
-    assert (
-        parametrization.residual_scale(shape) == 1 / 4
-        and parametrization.logit_scale(shape) == 1 / 4
+@pytest.mark.parametrize("name", ["mup", "completep"])
+def test_parametrizations_agree_at_the_base_shape(name):
+    jax.tree.map(
+        np.testing.assert_array_equal, init_params(BASE, "standard"), init_params(BASE, name)
     )
+    shape = dataclasses.replace(BASE, parametrization=name)
+    assert parametrization.residual_scale(shape) == parametrization.logit_scale(shape) == 1
+    for names in axes_of_weights(BASE):
+        expected = parametrization.role_factors(BASE, names)
+        assert parametrization.role_factors(shape, names) == expected
+
+
+def test_initialization_scales_with_width_and_depth():
+    """The scales are those of tables 8 (muP) and 1 (CompleteP) of the papers."""
+    base, wide, deep = init_std(BASE, "mup"), init_std(WIDE, "mup"), init_std(DEEP, "completep")
+    near = {"rel": 0.05}
+    assert wide["input"] == pytest.approx(base["input"], **near)  # not 1 / sqrt(width)
+    assert wide["output"] == pytest.approx(base["output"], **near)
+    assert wide["hidden"] == pytest.approx(base["hidden"] / 2, **near)  # 4 times the width
+    assert wide["back"] == pytest.approx(base["back"] / 2, **near)
+    assert deep["back"] == pytest.approx(base["back"], **near)  # CompleteP scales the branch
+    assert init_std(DEEP, "standard")["back"] == pytest.approx(base["back"] / 2, **near)
+    shape = dataclasses.replace(WIDE, n_layers=8, parametrization="completep")
+    assert parametrization.residual_scale(shape) == 1 / 4
+    assert parametrization.logit_scale(shape) == 1 / 4
 
 
 @pytest.mark.parametrize("name", fields.choices(schema.Optimizer)["name"])
-def test_one_step_moves_each_kind_of_weight_by_its_own_learning_rate(name):
+def test_step_sizes_follow_the_learning_rate_of_each_role(name):
     shape = dataclasses.replace(WIDE, parametrization="mup")
-    knobs = schema.Optimizer(name=name, lr=0.01, weight_decay=0.0, warmup=0.0, schedule="constant")
-    params = weights(shape, "mup")
+    optim = schema.Optimizer(name=name, lr=0.01, weight_decay=0.0, warmup=0.0, schedule="constant")
+    params = init_params(shape, "mup")
     gradient = jax.tree.map(lambda w: jax.random.normal(jax.random.key(1), w.shape), params)
-    transformation = optimizer.make_optimizer(knobs, shape, 10, transformer.param_axes(shape))
-    inputs = optimizer.inputs(knobs, shape, transformer.param_axes(shape))
-    moved, _ = transformation.update(gradient, transformation.init(params), params, inputs=inputs)
-    size = {
-        "input": np.sqrt(np.mean(moved["embed"] ** 2)),
-        "hidden": np.sqrt(np.mean(moved["blocks"]["mlp"]["up"] ** 2)),
-        "back": np.sqrt(np.mean(moved["blocks"]["attention"]["out"] ** 2)),
+    transformation = optimizer.make_optimizer(optim, shape, 10, transformer.param_axes(shape))
+    inputs = optimizer.inputs(optim, shape, transformer.param_axes(shape))
+    update, _ = transformation.update(gradient, transformation.init(params), params, inputs=inputs)
+    rms = {
+        "input": np.sqrt(np.mean(update["embed"] ** 2)),
+        "hidden": np.sqrt(np.mean(update["blocks"]["mlp"]["up"] ** 2)),
+        "back": np.sqrt(np.mean(update["blocks"]["attention"]["out"] ** 2)),
     }
-    ratio = {"muon": 0.2}.get(name, 1.0)  # Muon's steps have that share of the size
-    assert size["input"] == pytest.approx(0.01, rel=0.01)
-    assert size["hidden"] == pytest.approx(ratio * 0.01 / 4, rel=0.2)
-    assert size["back"] == pytest.approx(ratio * 0.01 / 4, rel=0.2)
-    assert np.vdot(moved["head"], gradient["head"]) < 0
+    ratio = {"muon": 0.2}.get(name, 1.0)  # size of an update of Muon relative to Adam
+    assert rms["input"] == pytest.approx(0.01, rel=0.01)
+    assert rms["hidden"] == pytest.approx(ratio * 0.01 / 4, rel=0.2)
+    assert rms["back"] == pytest.approx(ratio * 0.01 / 4, rel=0.2)
+    assert np.vdot(update["head"], gradient["head"]) < 0
 
 
-def test_decay_stays_put_where_the_learning_rate_falls():
+def test_learning_rate_times_decay_does_not_depend_on_width():
     shape = dataclasses.replace(WIDE, parametrization="mup")
-    for names in jax.tree.leaves(
-        transformer.param_axes(shape), is_leaf=lambda n: isinstance(n, tuple)
-    ):
+    for names in axes_of_weights(shape):
         factors = parametrization.role_factors(shape, names)
         assert factors.lr * factors.decay == (0 if "norm" in names else 1)
 
 
-def test_a_larger_epsilon_means_what_it_says():
+def test_epsilon_of_adam_scales_with_width():
     shape = dataclasses.replace(WIDE, parametrization="mup")  # epsilon / 4 for every weight
-    knobs = schema.Optimizer(
-        lr=1.0, eps=1.0, clip_norm=0.0, warmup=0.0, schedule="constant", b1=0.0, b2=0.0
-    )
-    params = weights(shape, "mup")
+    optim = schema.Optimizer(lr=1.0, eps=1.0, b1=0.0, b2=0.0, clip_norm=0.0, weight_decay=0.0)
+    optim.warmup, optim.schedule = 0.0, "constant"
+    params, axes = init_params(shape, "mup"), transformer.param_axes(shape)
     gradient = jax.tree.map(np.ones_like, params)
-    knobs, axes = dataclasses.replace(knobs, weight_decay=0.0), transformer.param_axes(shape)
-    transformation, inputs = (
-        optimizer.make_optimizer(knobs, shape, 10, axes),
-        optimizer.inputs(knobs, shape, axes),
-    )
-    moved, _ = transformation.update(gradient, transformation.init(params), params, inputs=inputs)
-    np.testing.assert_allclose(moved["embed"], -1 / (1 + 1 / 4), rtol=1e-6)
+    transformation = optimizer.make_optimizer(optim, shape, 10, axes)
+    inputs = optimizer.inputs(optim, shape, axes)
+    update, _ = transformation.update(gradient, transformation.init(params), params, inputs=inputs)
+    np.testing.assert_allclose(update["embed"], -1 / (1 + 1 / 4), rtol=1e-6)

@@ -1,4 +1,7 @@
-"""The same bits on any number of devices, in processes of their own: threads come at the start."""
+"""Tests of equal bits on any number of devices.
+
+Training runs in processes, because a process fixes its number of threads at its start.
+"""
 
 import json
 import os
@@ -15,78 +18,102 @@ import pytest
 from lm.config import schema, validation
 from lm.parallel import deterministic, mesh
 
-ROOT = pathlib.Path(__file__).parent.parent.parent
+ROOT = pathlib.Path(__file__).parents[2]
 CACHE = ROOT / ".pytest_cache" / "compiled"
-# Trains on the first so many devices, again on fewer, and from the middle on others still.
+# Train on 8 devices. Then train again on each other number of devices, from the start or from a
+# checkpoint of the first run, and compare losses, state and evaluation. Print the evaluation loss.
 SCRIPT = """
-import dataclasses, json, shutil, sys, jax jax.config.update("jax_num_cpu_devices", 8) from
-lm.config import schema; from lm.config import validation; from lm.parallel import deterministic;
-from lm.parallel import mesh; from lm.runs import records; from lm.training import checkpoints; from
-lm.training import loaded_model; from lm.training import loop import numpy as np
+import dataclasses
+import json
+import shutil
+import sys
 
-words, cache, *numbers = sys.argv[1:]
-base = schema.from_dict(json.loads(words))
+import jax
+
+jax.config.update("jax_num_cpu_devices", 8)
+
+import numpy as np
+
+from lm.config import schema
+from lm.parallel import deterministic, mesh
+from lm.runs import records
+from lm.training import loaded_model, loop
+
+config, cache, other_meshes = sys.argv[1:]
+base = schema.from_dict(json.loads(config))
 mesh.initialize_devices(cache)
 deterministic.fix_threads(base.mesh.deterministic_shards)
 mesh.peak_flops_per_second = lambda *_: 1e9
-make = mesh.make_mesh
+make_mesh = mesh.make_mesh
 
-def bits(name, n, fsdp, start=""):
-    mesh.make_mesh = lambda shape: make(shape, jax.devices()[:n])
+
+def train(name, n_devices, fsdp, parent=""):
+    mesh.make_mesh = lambda shape: make_mesh(shape, jax.devices()[:n_devices])
     run = dataclasses.replace(base, name=name, mesh=dataclasses.replace(base.mesh, fsdp=fsdp))
-    if start:
-        shutil.copytree(f"{run.dir}/{start}", f"{run.dir}/{name}")
-        shutil.rmtree(f"{run.dir}/{name}/checkpoints/{run.steps}")
-        knobs = records.read_json(f"{run.dir}/{name}/config.json") | {"name": name}
-        records.write_json(f"{run.dir}/{name}/config.json", knobs)
-        (records.run_dir(run) / "evals.jsonl").unlink()
-    loop.train(run)
     folder = records.run_dir(run)
+    if parent:
+        shutil.copytree(f"{run.dir}/{parent}", folder)
+        shutil.rmtree(folder / "checkpoints" / str(run.steps))
+        config = records.read_json(folder / "config.json") | {"name": name}
+        records.write_json(folder / "config.json", config)
+        (folder / "evals.jsonl").unlink()
+    loop.train(run)
     rows = [(row["step"], row["loss"], row["grad_norm"]) for row in records.load_metrics(folder)]
     state = loaded_model.restore_model(run, parts=("step", "params", "opt"))[1]
     leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(state)]
-    assert records.read_facts(folder)["resumed_from"] == (run.steps - 4 if start else 0)
+    assert records.read_facts(folder)["resumed_from"] == (run.steps - 4 if parent else 0)
     return rows, [leaf.tobytes().hex() for leaf in leaves], records.load_evals(folder)[-1]["loss"]
 
-whole = bits("whole", 8, 1)
-for number, (n, fsdp, start) in enumerate(json.loads(numbers[0])):
-    assert bits(f"{n}-{number}", n, fsdp, start and "whole") == whole, (n, fsdp, start)
-print(whole[2])
+
+expected = train("reference", 8, 1)
+for i, (n_devices, fsdp, parent) in enumerate(json.loads(other_meshes)):
+    actual = train(f"{n_devices}-{i}", n_devices, fsdp, parent)
+    assert actual == expected, (n_devices, fsdp, parent)
+print(expected[2])
 """
 
 
-def trained(run: schema.Run, others: list) -> float:
-    words = (json.dumps(schema.to_dict(run)), str(CACHE), json.dumps(others))
-    command = [sys.executable, "-c", SCRIPT, *words]
-    # As users compile: the flags of the tests are not those that make the bits equal.
-    env = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=env)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return float(done.stdout.split()[-1])
+def train_on_meshes(run: schema.Run, other_meshes: list[tuple[int, int, str]]) -> float:
+    """Run SCRIPT; other_meshes: (devices, fsdp, parent run or ""). Return the evaluation loss."""
+    arguments = (json.dumps(schema.to_dict(run)), str(CACHE), json.dumps(other_meshes))
+    # The test must compile like users do, without the flags for fast compilation of other tests.
+    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    completed = subprocess.run(
+        [sys.executable, "-c", SCRIPT, *arguments],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=environment,
+    )
+    assert completed.returncode == 0, completed.stderr[-2000:]
+    return float(completed.stdout.split()[-1])
 
 
 @pytest.fixture
-def one_order(tiny) -> schema.Run:
+def deterministic_run(tiny) -> schema.Run:
     tiny.mesh.deterministic_shards, tiny.log_interval, tiny.steps = 8, 1, 8
     tiny.data.packing, tiny.model.z_loss = "continuation", 1e-3
     return tiny
 
 
 @pytest.mark.timeout(180)
-def test_one_device_and_a_resume_on_two_give_the_bits_of_eight(one_order):
-    assert 1 < trained(one_order, [(1, 1, ""), (2, 2, "whole")]) < 7
+def test_one_device_gives_the_bits_of_eight(deterministic_run):
+    """A run that is interrupted and continues on two devices gives them too."""
+    assert 1 < train_on_meshes(deterministic_run, [(1, 1, ""), (2, 2, "reference")]) < 7
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_every_number_of_devices_gives_the_same_bits(one_order):
-    one_order.model.n_layers, one_order.model.remat = 3, "dots"
-    one_order.data.attend_across_documents, one_order.optim.on_nonfinite = False, "skip"
-    trained(one_order, [(n, fsdp, "") for n in (1, 2, 4, 8) for fsdp in (1, n) if n * fsdp > 1])
+def test_every_number_of_devices_gives_the_same_bits(deterministic_run):
+    run = deterministic_run
+    run.model.n_layers, run.model.remat = 3, "dots"
+    run.data.attend_across_documents, run.optim.on_nonfinite = False, "skip"
+    meshes = [(n, fsdp, "") for n in (1, 2, 4, 8) for fsdp in (1, n) if n * fsdp > 1]
+    train_on_meshes(run, meshes)
 
 
 @pytest.mark.parametrize(
-    ("shape", "words"),
+    ("fields", "message"),
     [
         (
             {"tensor": 2},
@@ -96,47 +123,47 @@ def test_every_number_of_devices_gives_the_same_bits(one_order):
             {"deterministic_shards": 2},
             "mesh.deterministic_shards=2 shards on 4 devices: the number of devices must be",
         ),
-        ({}, "mesh.deterministic_shards=8 needs PJRT_NPROC=8 in the environment before"),
+        ({}, "mesh.deterministic_shards=8 requires PJRT_NPROC=8 in the environment before"),
     ],
 )
-def test_what_cannot_keep_the_order_is_refused(shape, words, monkeypatch):
+def test_mesh_without_a_fixed_order_is_refused(fields, message, monkeypatch):
     monkeypatch.delenv(deterministic.THREADS, raising=False)
-    run = schema.Run(mesh=schema.Mesh(**{"deterministic_shards": 8} | shape))
-    with pytest.raises(ValueError, match=words):
+    run = schema.Run(mesh=schema.Mesh(**{"deterministic_shards": 8} | fields))
+    with pytest.raises(ValueError, match=message):
         deterministic.validate_deterministic(run, mesh.make_mesh(run.mesh, jax.devices()))
 
 
 @pytest.mark.parametrize(
-    ("knob", "value", "way_out"),
+    ("field", "value", "allowed"),
     [
         ("model.dtype", "bfloat16", "float32"),
         ("optim.name", "muon", "adamw or lion"),
         ("optim.grad_accumulation_steps", 2, "1, because each shard"),
     ],
 )
-def test_what_has_no_order_yet_is_refused(knob, value, way_out):
+def test_field_without_a_fixed_order_is_refused(field, value, allowed):
     run = schema.Run(mesh=schema.Mesh(deterministic_shards=8))
-    group, name = knob.split(".")
+    group, name = field.split(".")
     setattr(getattr(run, group), name, value)
     with pytest.raises(
-        ValueError, match=f"{knob}={value!r} .* mesh.deterministic_shards=8: take {way_out}"
+        ValueError, match=f"{field}={value!r} .* mesh.deterministic_shards=8: .*{allowed}"
     ):
         validation.validate_run(run)
 
 
-def test_a_gradient_is_clipped_as_optax_does():
+def test_gradient_is_clipped_as_by_optax():
     gradient = {"a": jnp.arange(12.0).reshape(3, 4), "b": jnp.ones(5)}
     for limit in (1.0, 100.0, 0.0):
-        found, norm = deterministic.clip_by_global_norm(gradient, limit)
+        actual, norm = deterministic.clip_by_global_norm(gradient, limit)
         clip = optax.clip_by_global_norm(limit) if limit else optax.identity()
-        wanted, _ = clip.update(gradient, clip.init(gradient))
-        jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6), found, wanted)
+        expected, _ = clip.update(gradient, clip.init(gradient))
+        jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6), actual, expected)
         assert float(norm) == pytest.approx(float(optax.tree.norm(gradient)), rel=1e-6)
 
 
-@pytest.mark.parametrize(("shards", "batch"), [(6, 12), (8, 12)])
-def test_shards_that_do_not_divide_are_refused(shards, batch):
+@pytest.mark.parametrize(("shards", "batch_size"), [(6, 12), (8, 12)])
+def test_shards_that_do_not_divide_are_refused(shards, batch_size):
     run = schema.Run(mesh=schema.Mesh(deterministic_shards=shards))
-    run.data.batch_size = batch
+    run.data.batch_size = batch_size
     with pytest.raises(ValueError, match=f"mesh.deterministic_shards={shards}.*: try (8|16)"):
         validation.validate_run(run)

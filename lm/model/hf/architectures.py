@@ -1,10 +1,10 @@
-"""The stock architectures of `transformers`: what makes a model one, and where each weight lies.
+"""Tables of the architectures of Hugging Face transformers: tensors, fields, required values.
 
-    family(run.model)                   "qwen3"
-    tensors(run.model, "qwen3")         what its files hold, and the parts of ours that lie in each
+    name = architecture_of(run.model)            "qwen3"
+    tensors = tensor_table(run.model, name)      the tensors of its files and the weights in each
 
-TENSORS and KNOBS are read both ways, by lm/model/hf/export.py and lm/model/hf/load.py. A model is
-of the family whose knobs are its own; one that is of none is refused with the knob to blame.
+lm/model/hf/export.py and lm/model/hf/load.py read the same tables in opposite directions. A model
+has an architecture if its fields have the values in REQUIRED_FIELDS.
 """
 
 import dataclasses
@@ -19,12 +19,12 @@ from lm.config import schema
 from lm.model import lora, params, transformer
 from lm.parallel import mesh
 
-# Where weights lie in a folder: in one file, or in several that an index names.
-INDEX, ONE = "model.safetensors.index.json", "model.safetensors"
+# The weights of a folder are in one file, or in several files that an index lists.
+INDEX_FILE, WEIGHTS_FILE = "model.safetensors.index.json", "model.safetensors"
 
 _L, _H = "model.layers.{layers}.", "transformer.h.{layers}."
 _DECODER = (
-    # their tensor                        ours                          axes of theirs
+    # tensor of transformers              weight                        axes of the tensor
     ("model.embed_tokens.weight",          "embed",                      "vocab embed"),
     ("model.norm.weight",                  "norm/scale",                 "norm"),
     ("lm_head.weight",                     "head",                       "vocab embed"),
@@ -71,8 +71,8 @@ _GPT2_TENSORS = (
     (_H + "mlp.c_proj.weight",             "mlp/down",                   "mlp embed"),
     (_H + "mlp.c_proj.bias",               "mlp/down_bias",              "norm"),
 )  # fmt: skip
-# Rows of one tensor of theirs: ours lie in it one after another along its last axis. Axes joined
-# by + are one of theirs; a weight that a model does not have (a tied head) has no row.
+# Weights of rows with the same tensor are concatenated along its last axis. Axes joined by + form
+# one axis of the tensor. A row applies only to models that have its weight, unlike a tied head.
 TENSORS = {
     "llama": (*_DECODER, *_MLP),
     "qwen3": (*_DECODER, *_MLP),
@@ -86,7 +86,7 @@ _ROTARY = {
     "tie_embeddings": "tie_word_embeddings",
     "rope_theta": "rope_theta",
 }  # fmt: skip
-# Knobs of ours -> of their config.json.
+# Fields of schema.Model -> keys of config.json, for each architecture.
 FIELD_NAMES = {
     "llama": _ROTARY,
     "qwen3": _ROTARY,
@@ -100,17 +100,17 @@ FIELD_NAMES = {
         "norm_eps": "layer_norm_epsilon", "tie_embeddings": "tie_word_embeddings",
     },
 }  # fmt: skip
-_PLAIN = {"logit_softcap": 0.0, "n_experts": 0}
-_RMS = _PLAIN | {"norm": "rms", "mlp": "gated", "bias": False, "learned_positions": 0}
-# What makes a model one of a family.
+_DENSE = {"logit_softcap": 0.0, "n_experts": 0}
+_RMS = _DENSE | {"norm": "rms", "mlp": "gated", "bias": False, "learned_positions": 0}
+# Values of fields of schema.Model that an architecture requires.
 REQUIRED_FIELDS: dict[str, dict[str, Any]] = {
     "qwen3_moe": {name: value for name, value in _RMS.items() if name != "n_experts"}
     | {"qk_norm": True, "router": "softmax", "n_shared_experts": 0, "dispatch": "dropless"},
     "qwen3": _RMS | {"qk_norm": True},
     "llama": _RMS | {"qk_norm": False},
-    "gpt2": _PLAIN | {"norm": "layer", "mlp": "gelu", "bias": True, "qk_norm": False},
+    "gpt2": _DENSE | {"norm": "layer", "mlp": "gelu", "bias": True, "qk_norm": False},
 }
-# What their config.json must say, if it says anything: all else is another model.
+# Values that config.json must have where it has the key. Other values are another model.
 REQUIRED_HF_CONFIG = {
     "llama": {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False},
     "qwen3": {"hidden_act": "silu", "attention_bias": False, "use_sliding_window": False},
@@ -129,97 +129,121 @@ CLASSES = {
     "qwen3_moe": "Qwen3MoeForCausalLM",
     "gpt2": "GPT2LMHeadModel",
 }
-# Where their config.json may leave a knob out.
+# Values of fields whose key config.json may omit. None: read_shape derives the value.
 DEFAULTS = {
-    **{
-        "tie_embeddings": False,
-        "norm_eps": 1e-6,
-        "rope_theta": 10_000.0,
-        "normalize_expert_weights": False,
-    },
-    **{"experts_per_token": 8, "n_kv_heads": None, "d_head": None, "d_ff": None},
+    "tie_embeddings": False,
+    "norm_eps": 1e-6,
+    "rope_theta": 10_000.0,
+    "normalize_expert_weights": False,
+    "experts_per_token": 8,
+    "n_kv_heads": None,
+    "d_head": None,
+    "d_ff": None,
 }
 GPT2_DEFAULTS = DEFAULTS | {"tie_embeddings": True, "norm_eps": 1e-5, "learned_positions": 1024}
 
 
 @dataclasses.dataclass(frozen=True)
+class Part:
+    """A weight, or one matrix of a stacked weight, as a part of a tensor.
+
+    path: path of the weight. index: its indices on the stacked axes. order: the order of its other
+    axes in the tensor. sizes: the sizes of these axes in that order.
+    """
+
+    path: str
+    index: tuple[int, ...]
+    order: tuple[int, ...]
+    sizes: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
 class Tensor:
-    """One tensor of theirs, and the parts of ours that lie in it."""
+    """A tensor of transformers, and its parts, concatenated along the last axis."""
 
     name: str
     shape: tuple[int, ...]
-    parts: tuple[tuple[str, tuple[int, ...], tuple[int, ...], tuple[int, ...]], ...]
-    # (path, place in the stack, order of the axes, sizes in that order) of each
+    parts: tuple[Part, ...]
 
 
 def architecture_of(shape: schema.Model) -> str:
-    """llama, qwen3, qwen3_moe or gpt2. ValueError naming the knobs that none of them has."""
-    wrong = {name: _differing(name, shape) for name in REQUIRED_FIELDS}
-    nearest = min(wrong, key=lambda name: len(wrong[name]))
-    if wrong[nearest]:
+    """Return the architecture of a model: llama, qwen3, qwen3_moe or gpt2.
+
+    Raises ValueError with the fields that prevent the nearest architecture if it has none.
+    """
+    mismatches = {name: _mismatches(name, shape) for name in REQUIRED_FIELDS}
+    nearest = min(mismatches, key=lambda name: len(mismatches[name]))
+    if mismatches[nearest]:
         raise ValueError(
-            f"{'; '.join(wrong[nearest])}: no stock architecture of transformers has that (the"
-            f" nearest is {CLASSES[nearest]})"
+            f"{'; '.join(mismatches[nearest])}: transformers has no architecture with the present"
+            f" values (the nearest is {CLASSES[nearest]})"
         )
     return nearest
 
 
-def _differing(name: str, shape: schema.Model) -> list[str]:
-    """What keeps a model out of a family."""
-    needed = dict(REQUIRED_FIELDS[name])
+def _mismatches(name: str, shape: schema.Model) -> list[str]:
+    """Return the fields of a model that differ from an architecture, with the required values."""
+    required = dict(REQUIRED_FIELDS[name])
     if name == "gpt2":
-        needed |= {"n_kv_heads": shape.n_heads, "d_head": shape.d_model / shape.n_heads}
-        needed |= {} if shape.learned_positions else {"learned_positions": "a table"}
-    if name == "qwen3_moe":
-        needed |= {"load_balancing": "loss"} if shape.load_balancing == "bias" else {}
-        needed |= {} if shape.n_experts else {"n_experts": "some"}
-    return [
-        f"model.{knob}={getattr(shape, knob)!r}, not {value!r}"
-        for knob, value in needed.items()
-        if getattr(shape, knob) != value
+        required |= {"n_kv_heads": shape.n_heads, "d_head": shape.d_model / shape.n_heads}
+    mismatches = [
+        f"model.{field}={getattr(shape, field)!r} must be {value!r}"
+        for field, value in required.items()
+        if getattr(shape, field) != value
     ]
+    if name == "gpt2" and not shape.learned_positions:
+        mismatches.append("model.learned_positions=0 must be at least 1")
+    if name == "qwen3_moe" and shape.load_balancing == "bias":
+        mismatches.append("model.load_balancing='bias' must be 'loss' or 'none'")
+    if name == "qwen3_moe" and not shape.n_experts:
+        mismatches.append("model.n_experts=0 must be at least 1")
+    return mismatches
 
 
 def tensor_table(shape: schema.Model, name: str) -> list[Tensor]:
-    """Every tensor of a model of the family `name`, in the order of the table."""
-    whole = params.flatten_by_path(jax.eval_shape(lambda: transformer.init_params(shape, 0)))
+    """Return every tensor of a model of the architecture `name`, in the order of TENSORS."""
+    weights = params.flatten_by_path(jax.eval_shape(lambda: transformer.init_params(shape, 0)))
     leaves = jax.tree_util.tree_leaves_with_path(
         transformer.param_axes(shape), is_leaf=mesh.is_axis_names
     )
     axes = {jax.tree_util.keystr(p, simple=True, separator="/"): names for p, names in leaves}
     rows: dict[str, list[tuple[str, list[list[str]]]]] = {}
-    for theirs, ours, said in TENSORS[name]:
-        path = f"blocks/{ours}" if "{" in theirs else ours
+    for template, weight_name, tensor_axes in TENSORS[name]:
+        path = f"blocks/{weight_name}" if "{" in template else weight_name
         if path in axes:
-            groups = [group.split("+") for group in said.split()]
-            rows.setdefault(theirs, []).append((path, groups))
-    assert sum(len(parts) for parts in rows.values()) == len(axes), "a weight has no row"
-    found = []
-    for theirs, parts in rows.items():
-        stacked = [axis for axis in axes[parts[0][0]] if axis in lora.STACKED]
-        sizes_of = [
-            dict(zip(axes[path], whole[path].shape, strict=True)) | {"": 1} for path, _ in parts
+            groups = [group.split("+") for group in tensor_axes.split()]
+            rows.setdefault(template, []).append((path, groups))
+    assert sum(len(row) for row in rows.values()) == len(axes), "a weight has no row"
+    tensors = []
+    for template, row in rows.items():
+        sizes = {path: dict(zip(axes[path], weights[path].shape, strict=True)) for path, _ in row}
+        part_shapes = [
+            [math.prod(sizes[path][axis] for axis in group) for group in groups]
+            for path, groups in row
         ]
-        ends = [
-            [math.prod(size[axis] for axis in group) for group in groups]
-            for size, (_, groups) in zip(sizes_of, parts, strict=True)
-        ]
-        shape_of = (*ends[0][:-1], sum(end[-1] for end in ends))
-        for place in itertools.product(*(range(sizes_of[0][axis]) for axis in stacked)):
-            mine = []
-            for size, (path, groups) in zip(sizes_of, parts, strict=True):
-                flat = [axis for group in groups for axis in group]
-                kept = [axis for axis in axes[path] if axis not in stacked]
-                order = tuple(kept.index(axis) for axis in flat)
-                mine.append((path, place, order, tuple(size[axis] for axis in flat)))
-            numbers = dict(zip(stacked, place, strict=True))
-            found.append(Tensor(theirs.format(**numbers), shape_of, tuple(mine)))
-    return found
+        tensor_shape = (*part_shapes[0][:-1], sum(part_shape[-1] for part_shape in part_shapes))
+        first_path = row[0][0]
+        stacked = [axis for axis in axes[first_path] if axis in lora.STACKED]
+        for index in itertools.product(*(range(sizes[first_path][axis]) for axis in stacked)):
+            parts = tuple(_make_part(path, index, groups, sizes[path]) for path, groups in row)
+            numbers = dict(zip(stacked, index, strict=True))
+            tensors.append(Tensor(template.format(**numbers), tensor_shape, parts))
+    return tensors
+
+
+def _make_part(
+    path: str, index: tuple[int, ...], groups: list[list[str]], sizes: dict[str, int]
+) -> Part:
+    """Return a part; groups: its axes per axis of the tensor; sizes: all axes of the weight."""
+    tensor_axes = [axis for group in groups for axis in group]
+    weight_axes = [axis for axis in sizes if axis not in lora.STACKED]
+    order = tuple(weight_axes.index(axis) for axis in tensor_axes)
+    return Part(path, index, order, tuple(sizes[axis] for axis in tensor_axes))
 
 
 def tensor_parts(tensor: Tensor, weights: dict[str, np.ndarray]) -> list[np.ndarray]:
-    """Ours as they lie in theirs, without copying a number."""
+    """Return the parts of a tensor in its layout, without a copy; weights: by path."""
     return [
-        weights[path][place].transpose(order).reshape(*tensor.shape[:-1], -1)
-        for path, place, order, _ in tensor.parts
+        weights[part.path][part.index].transpose(part.order).reshape(*tensor.shape[:-1], -1)
+        for part in tensor.parts
     ]

@@ -1,10 +1,10 @@
-"""Models written as Hugging Face `transformers` keeps them.
+"""Export of a model to a folder of Hugging Face transformers.
 
-    export(run, params, tokenizer, "out")                 a folder that AutoModelForCausalLM opens
+    export_model(run, params, tokenizer, "out")      AutoModelForCausalLM.from_pretrained("out")
 
-Weights are files of safetensors: the length of a header, the header (JSON: name -> type, shape,
-place), the numbers. They are written a few rows at a time, so that beside the weight at hand
-next to nothing is held. Which tensor is which weight says lm/model/hf/architectures.py.
+A safetensors file is the length of a header, the header (JSON: name -> dtype, shape, byte offsets),
+and the numbers. The numbers are written a few rows at a time, so memory holds little more than one
+weight. lm/model/hf/architectures.py maps weights to tensors.
 """
 
 import dataclasses
@@ -21,8 +21,8 @@ from lm.data import tokenizers
 from lm.model import lora, parametrization, params
 from lm.model.hf import architectures
 
-PIECE_BYTES = 1 << 24  # written at once
-SHARD_BYTES = 5 * 10**9  # of a file; more go into several, and an index says which is where
+WRITE_BYTES = 1 << 24  # bytes per write
+SHARD_BYTES = 5 * 10**9  # maximum bytes per file; a larger model has several files and an index
 
 
 def export_model(
@@ -32,11 +32,14 @@ def export_model(
     folder: str | Path,
     shard_bytes: int = SHARD_BYTES,
 ) -> str:
-    """Writes a folder that `transformers` opens, float32; returns the name of its class.
+    """Write a model in float32 to a new folder, and return the name of its transformers class.
 
-    params: the tree, or what gives a weight by its path (loaded_model.open_weights). Low-rank
-    additions are added up; what a parametrization multiplies branches and logits with goes into the
-    weights before them. ValueError for a model of no family, or a folder that is not empty.
+    parameters: the tree of weights, or a function from path to weight (loaded_model.open_weights).
+    LoRA adapters are merged into their weights. The factors of a parametrization for branches and
+    logits are multiplied into the preceding weights.
+
+    Raises ValueError if transformers has no architecture for the model, or if the folder is not
+    empty.
     """
     shape = dataclasses.replace(run.model, lora_rank=0)
     name, folder = architectures.architecture_of(shape), Path(folder)
@@ -45,18 +48,19 @@ def export_model(
     folder.mkdir(parents=True, exist_ok=True)
     if not callable(parameters):
         parameters = params.flatten_by_path(lora.merge_lora(run.model, parameters)).__getitem__
-    # All tensors of a weight after one another: it is read once.
-    these = sorted(architectures.tensor_table(shape, name), key=lambda tensor: tensor.parts[0][0])
-    _write_weights(folder, these, parameters, _factors(shape), shard_bytes)
-    _write_json(folder / "config.json", _their_config(shape, name, run.data.seq_len, tokenizer.end))
-    ends = {f"{word}_token_id": tokenizer.end for word in ("bos", "eos", "pad")}
-    _write_json(folder / "generation_config.json", ends)
+    # The tensors of one weight are consecutive, so that each weight is read once.
+    tensors = sorted(
+        architectures.tensor_table(shape, name), key=lambda tensor: tensor.parts[0].path
+    )
+    _write_weights(folder, tensors, parameters, _weight_factors(shape), shard_bytes)
+    _write_json(folder / "config.json", _hf_config(shape, name, run.data.seq_len, tokenizer.end))
+    _write_json(folder / "generation_config.json", _special_token_ids(tokenizer.end))
     _write_tokenizer(folder, tokenizer, run.data.seq_len)
     return architectures.CLASSES[name]
 
 
-def _factors(shape: schema.Model) -> Callable[[str], float]:
-    """What a weight is multiplied with, so that nothing else has to be."""
+def _weight_factors(shape: schema.Model) -> Callable[[str], float]:
+    """Return a function from the path of a weight to the factor that replaces a parametrization."""
     branch, logits = parametrization.residual_scale(shape), parametrization.logit_scale(shape)
 
     def factor(path: str) -> float:
@@ -70,87 +74,101 @@ def _factors(shape: schema.Model) -> Callable[[str], float]:
 
 
 def _write_weights(
-    folder, these: list[architectures.Tensor], weight, factor, shard_bytes: int
+    folder, tensors: list[architectures.Tensor], read_weight, factor, shard_bytes: int
 ) -> None:
+    """Write all tensors to one or more files, and the index if there are several."""
     shards: list[list[architectures.Tensor]] = [[]]
-    room = shard_bytes
-    for tensor in these:
-        size = 4 * math.prod(tensor.shape)
-        if size > room and shards[-1]:
+    free_bytes = shard_bytes
+    for tensor in tensors:
+        n_bytes = _n_bytes(tensor)
+        if n_bytes > free_bytes and shards[-1]:
             shards.append([])
-            room = shard_bytes
+            free_bytes = shard_bytes
         shards[-1].append(tensor)
-        room -= size
+        free_bytes -= n_bytes
     names = [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
-    names = [architectures.ONE] if len(shards) == 1 else names
+    names = [architectures.WEIGHTS_FILE] if len(shards) == 1 else names
     for file, shard in zip(names, shards, strict=True):
-        _write_shard(folder / file, shard, weight, factor)
+        _write_shard(folder / file, shard, read_weight, factor)
     if len(shards) > 1:
-        where = {t.name: file for file, shard in zip(names, shards, strict=True) for t in shard}
-        total = sum(4 * math.prod(tensor.shape) for tensor in these)
-        index = {"metadata": {"total_size": total}, "weight_map": where}
-        _write_json(folder / architectures.INDEX, index)
+        file_of = {t.name: file for file, shard in zip(names, shards, strict=True) for t in shard}
+        total_bytes = sum(_n_bytes(tensor) for tensor in tensors)
+        index = {"metadata": {"total_size": total_bytes}, "weight_map": file_of}
+        _write_json(folder / architectures.INDEX_FILE, index)
 
 
-def _write_shard(path: Path, these: list[architectures.Tensor], weight, factor) -> None:
-    """One file of safetensors, a few rows of a tensor at a time."""
+def _n_bytes(tensor: architectures.Tensor) -> int:
+    """Return the size of a tensor in float32."""
+    return 4 * math.prod(tensor.shape)
+
+
+def _write_shard(path: Path, tensors: list[architectures.Tensor], read_weight, factor) -> None:
+    """Write one safetensors file, a few rows of a tensor at a time."""
     header: dict[str, dict] = {"__metadata__": {"format": "pt"}}
-    at = 0
-    for tensor in these:
-        end = at + 4 * math.prod(tensor.shape)
-        header[tensor.name] = {"dtype": "F32", "shape": tensor.shape, "data_offsets": [at, end]}
-        at = end
+    offset = 0
+    for tensor in tensors:
+        end = offset + _n_bytes(tensor)
+        header[tensor.name] = {"dtype": "F32", "shape": tensor.shape, "data_offsets": [offset, end]}
+        offset = end
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
-        held: dict[str, np.ndarray] = {}
-        for tensor in these:
-            missing = {path for path, *_ in tensor.parts} - held.keys()
-            if missing:
-                held, parts = {}, []  # first, so that two are never there
-                held = {path: np.asarray(weight(path)) for path, *_ in tensor.parts}
-            parts, scale = architectures.tensor_parts(tensor, held), factor(tensor.parts[0][0])
-            rows = max(1, PIECE_BYTES * len(parts[0]) // (4 * math.prod(tensor.shape)))
-            rows = rows if len(tensor.shape) > 1 else len(parts[0])
-            for start in range(0, len(parts[0]), rows):
-                piece = [part[start : start + rows] for part in parts]
-                whole = np.concatenate(piece, axis=-1) if len(piece) > 1 else piece[0]
-                whole = whole * np.float32(scale) if scale != 1 else whole
-                file.write(np.ascontiguousarray(whole, "<f4").data)
+        weights: dict[str, np.ndarray] = {}
+        for tensor in tensors:
+            if {part.path for part in tensor.parts} - weights.keys():
+                # The old weights are freed before new ones are read, to halve the peak memory.
+                weights, arrays = {}, []
+                weights = {part.path: np.asarray(read_weight(part.path)) for part in tensor.parts}
+            arrays = architectures.tensor_parts(tensor, weights)
+            scale, n_rows = factor(tensor.parts[0].path), len(arrays[0])
+            step = max(1, WRITE_BYTES * n_rows // _n_bytes(tensor))
+            step = step if len(tensor.shape) > 1 else n_rows
+            for start in range(0, n_rows, step):
+                slices = [array[start : start + step] for array in arrays]
+                rows = np.concatenate(slices, axis=-1) if len(slices) > 1 else slices[0]
+                rows = rows * np.float32(scale) if scale != 1 else rows
+                file.write(np.ascontiguousarray(rows, "<f4").data)
 
 
-def _their_config(shape: schema.Model, name: str, seq_len: int, end: int) -> dict:
-    said = {
-        theirs: getattr(shape, ours) for ours, theirs in architectures.FIELD_NAMES[name].items()
-    }
+def _hf_config(shape: schema.Model, name: str, seq_len: int, end: int) -> dict:
+    """Return the content of config.json. end: id of the token that ends a document."""
+    fields = {key: getattr(shape, field) for field, key in architectures.FIELD_NAMES[name].items()}
     if name == "qwen3_moe":
-        said["moe_intermediate_size"] = model_sizes.expert_width(shape)
+        fields["moe_intermediate_size"] = model_sizes.expert_width(shape)
     if name != "gpt2":
-        said["rope_parameters"] = {"rope_type": "default", "rope_theta": shape.rope_theta}
-        said["max_position_embeddings"] = seq_len
-    ends = {f"{word}_token_id": end for word in ("bos", "eos", "pad")}
+        fields["rope_parameters"] = {"rope_type": "default", "rope_theta": shape.rope_theta}
+        fields["max_position_embeddings"] = seq_len
     kind = {"architectures": [architectures.CLASSES[name]], "model_type": name, "dtype": "float32"}
-    return kind | said | architectures.REQUIRED_HF_CONFIG[name] | ends
+    return kind | fields | architectures.REQUIRED_HF_CONFIG[name] | _special_token_ids(end)
+
+
+def _special_token_ids(end: int) -> dict[str, int]:
+    """Return the ids of the special tokens, all of which are the end of a document."""
+    return {f"{name}_token_id": end for name in ("bos", "eos", "pad")}
 
 
 def _write_tokenizer(folder: Path, tokenizer: tokenizers.Tokenizer, seq_len: int) -> None:
+    """Write the tokenizer file and tokenizer_config.json."""
     if isinstance(tokenizer, tokenizers.ByteTokenizer):
         _write_json(folder / "tokenizer.json", _byte_tokenizer())
         end = "\0"
     else:
         tokenizer.save(folder)
-        names = getattr(tokenizer, "ids", {})
-        end = next((piece for piece, i in names.items() if i == tokenizer.end), None)
+        token_ids = getattr(tokenizer, "ids", {})
+        end = next((token for token, i in token_ids.items() if i == tokenizer.end), None)
     kind = "PreTrainedTokenizerFast" if (folder / "tokenizer.json").exists() else "LlamaTokenizer"
-    said: dict = {"tokenizer_class": kind, "model_max_length": seq_len}
-    said |= {"clean_up_tokenization_spaces": False}
-    said |= {} if end is None else {"eos_token": end, "pad_token": end}
-    _write_json(folder / "tokenizer_config.json", said)
+    config: dict = {"tokenizer_class": kind, "model_max_length": seq_len}
+    config |= {"clean_up_tokenization_spaces": False}
+    config |= {} if end is None else {"eos_token": end, "pad_token": end}
+    _write_json(folder / "tokenizer_config.json", config)
 
 
 def _byte_tokenizer() -> dict:
-    """tokenizers.ByteTokenizer as a tokenizer.json: the same ids, and NUL ends a document."""
+    """Return the content of a tokenizer.json with the ids of tokenizers.ByteTokenizer.
+
+    The character NUL is the end of a document.
+    """
     letters = {byte[0]: letter for letter, byte in tokenizers.LETTERS.items()} | {
         tokenizers.END: "\0"
     }
@@ -167,4 +185,5 @@ def _byte_tokenizer() -> dict:
 
 
 def _write_json(path: Path, value: dict) -> None:
+    """Write a dict as indented ASCII JSON."""
     path.write_text(json.dumps(value, indent=2, ensure_ascii=True) + "\n", encoding="utf-8")

@@ -1,14 +1,15 @@
-"""Models as Hugging Face `transformers` keeps them, made into runs.
+"""Reading of a model from a folder of Hugging Face transformers.
 
-    run = imported("Qwen3-0.6B", "runs/pretrained/qwen")  a run to evaluate, sample, start from
+    model, name, context = read_shape("Qwen3-0.6B")
+    weights = read_weights("Qwen3-0.6B", model, name)      {path: float32 array}
 
-Which tensor is which weight says lm/model/hf/architectures.py.
+lm/model/hf/architectures.py maps tensors to weights. lm/training/warm_start.py makes a run of them.
 """
 
 import contextlib
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -19,138 +20,184 @@ from lm.model import params, transformer
 from lm.model.hf import architectures
 from lm.runs import records
 
-TOKENIZERS = ("tokenizer.json", "tokenizer.model")  # files, the first that is there counts
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")  # in order of preference
+# Buffers of old versions of transformers, which are not weights.
+BUFFER_SUFFIXES = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")
 
 
 def read_shape(folder: str | Path) -> tuple[schema.Model, str, int]:
-    """(the model that a folder's config.json describes, its family, its longest context).
+    """Return (model, architecture, maximum context) from the config.json of a folder.
 
-    ValueError naming what lm/model/transformer.py cannot compute.
+    Raises ValueError with the key that lm/model/transformer.py cannot reproduce.
     """
     file = Path(folder) / "config.json"
     if not file.exists():
-        raise ValueError(f"{folder} has no config.json: name a folder that transformers wrote")
-    said = records.read_json(file)
-    name = said.get("model_type")
+        raise ValueError(f"{folder} has no config.json: use a folder that transformers wrote")
+    config = records.read_json(file)
+    name = config.get("model_type")
     if name not in architectures.TENSORS:
         raise ValueError(
             f"{file}: model_type={name!r} must be one of {', '.join(architectures.TENSORS)}"
         )
-    for key, needed in architectures.REQUIRED_HF_CONFIG[name].items():
-        if said.get(key, needed) not in (needed, None):
-            raise ValueError(f"{file}: {key}={said[key]!r} must be {needed!r}")
-    rope = said.get("rope_parameters") or said.get("rope_scaling") or {}
+    for key, required in architectures.REQUIRED_HF_CONFIG[name].items():
+        if config.get(key, required) not in (required, None):
+            raise ValueError(f"{file}: {key}={config[key]!r} must be {required!r}")
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     if rope.get("rope_type", rope.get("type", "default")) != "default":
-        raise ValueError(f"{file}: rope_parameters={rope} must be of rope_type 'default'")
-    said = {key: rope[key] for key in ("rope_theta",) if key in rope} | {
-        key: value for key, value in said.items() if value is not None
+        raise ValueError(f"{file}: rope_parameters={rope} must have the rope_type 'default'")
+    config = {key: rope[key] for key in ("rope_theta",) if key in rope} | {
+        key: value for key, value in config.items() if value is not None
     }
     defaults = architectures.GPT2_DEFAULTS if name == "gpt2" else architectures.DEFAULTS
-    knobs: dict[str, Any] = {
-        ours: said.get(theirs, defaults.get(ours))
-        for ours, theirs in architectures.FIELD_NAMES[name].items()
+    keys = architectures.FIELD_NAMES[name]
+    fields: dict[str, Any] = {
+        field: config.get(key, defaults.get(field)) for field, key in keys.items()
     }
-    needs = {k: v for k, v in architectures.REQUIRED_FIELDS[name].items() if k not in knobs}
-    for ours in ("vocab_size", "d_model", "n_layers", "n_heads"):
-        if not isinstance(knobs[ours], int) or knobs[ours] < 1:
-            raise ValueError(
-                f"{file}: {architectures.FIELD_NAMES[name][ours]}={knobs[ours]!r} must be a whole"
-                f" number"
-            )
-    knobs["d_head"] = knobs.get("d_head") or knobs["d_model"] // knobs["n_heads"]
-    knobs["n_kv_heads"] = knobs.get("n_kv_heads") or knobs["n_heads"]
-    knobs["d_ff"] = knobs["d_ff"] or 4 * knobs["d_model"]
-    context = said.get("max_position_embeddings", said.get("n_positions", 1024))
-    return schema.Model(**knobs | needs), name, context
+    required_fields = {
+        field: value
+        for field, value in architectures.REQUIRED_FIELDS[name].items()
+        if field not in fields
+    }
+    for field in ("vocab_size", "d_model", "n_layers", "n_heads"):
+        if not isinstance(fields[field], int) or fields[field] < 1:
+            raise ValueError(f"{file}: {keys[field]}={fields[field]!r} must be a positive integer")
+    fields["d_head"] = fields.get("d_head") or fields["d_model"] // fields["n_heads"]
+    fields["n_kv_heads"] = fields.get("n_kv_heads") or fields["n_heads"]
+    fields["d_ff"] = fields["d_ff"] or 4 * fields["d_model"]
+    context = config.get("max_position_embeddings", config.get("n_positions", 1024))
+    return schema.Model(**fields | required_fields), name, context
 
 
 def _tokenizer_in(folder: Path) -> str:
-    for kind, file in zip(("file", "spm"), TOKENIZERS, strict=True):
+    """Return the field data.tokenizer for the tokenizer file of a folder.
+
+    Raises ValueError if the folder has no tokenizer file.
+    """
+    for kind, file in zip(("file", "spm"), TOKENIZER_FILES, strict=True):
         if (folder / file).exists():
             return f"{kind}:{folder / file}"
-    raise ValueError(f"{folder} has no {' or '.join(TOKENIZERS)}: name one by --tokenizer")
+    raise ValueError(f"{folder} has no {' or '.join(TOKENIZER_FILES)}: set --tokenizer")
 
 
 def _saved_as(tokenizer: tokenizers.Tokenizer) -> str:
-    return TOKENIZERS[isinstance(tokenizer, tokenizers.SentencePieceTokenizer)]
+    """Return the name of the file that tokenizer.save writes."""
+    return TOKENIZER_FILES[isinstance(tokenizer, tokenizers.SentencePieceTokenizer)]
 
 
 def read_weights(folder: str | Path, shape: schema.Model, name: str) -> dict[str, np.ndarray]:
-    """{path: float32 array} of all weights; ValueError naming file, tensor and shape expected."""
+    """Return {path: float32 array} of all weights of a model of the architecture `name`.
+
+    Raises ValueError with the file, the tensor and the expected shape if the folder has other
+    tensors.
+    """
     folder = Path(folder)
-    whole = params.flatten_by_path(jax.eval_shape(lambda: transformer.init_params(shape, 0)))
-    weights = {path: np.empty(leaf.shape, np.float32) for path, leaf in whole.items()}
-    files = _files(folder)
+    shapes = params.flatten_by_path(jax.eval_shape(lambda: transformer.init_params(shape, 0)))
+    weights = {path: np.empty(leaf.shape, np.float32) for path, leaf in shapes.items()}
     with contextlib.ExitStack() as stack:
-        there: dict[str, tuple[str, Any]] = {}
-        for file in files:
-            opened = _open(stack, folder / file)
-            there |= {_full(key, name): (file, (key, opened)) for key in opened.keys()}
-        wanted = {tensor.name: tensor for tensor in architectures.tensor_table(shape, name)}
-        _check_names(folder, there, wanted, shape)
-        for tensor in wanted.values():
-            file, (key, opened) = there[tensor.name]
-            found = tuple(opened.get_slice(key).get_shape())
-            if found != tensor.shape:
-                raise ValueError(
-                    f"{folder / file}: {key} is {list(found)}, config.json needs"
-                    f" {list(tensor.shape)}"
+        stored: dict[str, _StoredTensor] = {}
+        for file in _weight_files(folder):
+            reader = _open(stack, folder / file)
+            for key in reader.keys():
+                stored[_full_name(key, name)] = _StoredTensor(folder / file, key, reader)
+        expected = {tensor.name: tensor for tensor in architectures.tensor_table(shape, name)}
+        _check_names(folder, stored, expected, shape)
+        for tensor in expected.values():
+            array = stored[tensor.name].read(tensor.shape)
+            part_sizes = np.array([math.prod(part.sizes) for part in tensor.parts])
+            splits = np.cumsum(part_sizes)[:-1] // math.prod(tensor.shape[:-1])
+            arrays = np.split(array, splits, axis=-1)
+            for part, part_array in zip(tensor.parts, arrays, strict=True):
+                inverse_order = np.argsort(part.order)
+                weights[part.path][part.index] = part_array.reshape(part.sizes).transpose(
+                    inverse_order
                 )
-            theirs = np.asarray(opened.get_tensor(key))
-            if theirs.dtype.kind not in "fV":
-                raise ValueError(f"{folder / file}: {key} is {theirs.dtype}, not of floats")
-            cuts = np.cumsum([math.prod(sizes) for *_, sizes in tensor.parts])
-            last = math.prod(tensor.shape[:-1])
-            pieces = np.split(theirs, cuts[:-1] // last, axis=-1)
-            for (path, place, order, lengths), piece in zip(tensor.parts, pieces, strict=True):
-                back = np.argsort(order)
-                weights[path][place] = piece.reshape(lengths).transpose(back)
     return weights
 
 
-def _files(folder: Path) -> list[str]:
-    if (folder / architectures.INDEX).exists():
-        index = records.read_json(folder / architectures.INDEX)
+class _StoredTensor(NamedTuple):
+    """A tensor in an open safetensors file."""
+
+    path: Path
+    key: str
+    reader: Any
+
+    def read(self, shape: tuple[int, ...]) -> np.ndarray:
+        """Return the tensor. Raises ValueError if it has another shape or is not of floats."""
+        stored_shape = tuple(self.reader.get_slice(self.key).get_shape())
+        if stored_shape != shape:
+            raise ValueError(
+                f"{self.path}: {self.key} has the shape {list(stored_shape)}, config.json requires"
+                f" {list(shape)}"
+            )
+        array = np.asarray(self.reader.get_tensor(self.key))
+        # NumPy shows bfloat16 as the kind V.
+        if array.dtype.kind not in "fV":
+            raise ValueError(
+                f"{self.path}: {self.key} has the dtype {array.dtype}: it must be of floats"
+            )
+        return array
+
+
+def _weight_files(folder: Path) -> list[str]:
+    """Return the names of the safetensors files of a folder. Raises ValueError if one is absent."""
+    if (folder / architectures.INDEX_FILE).exists():
+        index = records.read_json(folder / architectures.INDEX_FILE)
         files = sorted(set(index.get("weight_map", {}).values()))
         for file in files:
             if not (folder / file).exists():
-                raise ValueError(f"{folder / architectures.INDEX} names {file}, which is not there")
+                raise ValueError(
+                    f"{folder / architectures.INDEX_FILE} lists {file}, which does not exist"
+                )
         return files
-    if not (folder / architectures.ONE).exists():
-        raise ValueError(f"{folder} has neither {architectures.ONE} nor {architectures.INDEX}")
-    return [architectures.ONE]
+    if not (folder / architectures.WEIGHTS_FILE).exists():
+        raise ValueError(
+            f"{folder} has neither {architectures.WEIGHTS_FILE} nor {architectures.INDEX_FILE}"
+        )
+    return [architectures.WEIGHTS_FILE]
 
 
 def _open(stack: contextlib.ExitStack, path: Path):
+    """Return a reader of a safetensors file that `stack` closes."""
     try:
         import safetensors
     except ImportError:
-        raise ValueError(f"{path} needs: pip install 'lm-scaling[hf]'") from None
+        raise ValueError(
+            f"{path} requires the package safetensors: pip install 'lm-scaling[hf]'"
+        ) from None
     try:
         return stack.enter_context(safetensors.safe_open(path, "numpy"))
     except (safetensors.SafetensorError, OSError) as error:
-        raise ValueError(f"{path}: is no whole file of safetensors ({error})") from None
+        raise ValueError(f"{path}: is not a complete safetensors file ({error})") from None
 
 
-def _full(key: str, name: str) -> str:
-    """A tensor's name with its prefix, which files of a bare GPT-2 leave out."""
+def _full_name(key: str, name: str) -> str:
+    """Return the name of a tensor with its prefix, which files of a bare GPT-2 omit."""
     is_bare = name == "gpt2" and not key.startswith(("transformer.", "lm_head."))
     return f"transformer.{key}" if is_bare else key
 
 
-def _check_names(folder: Path, there: dict, wanted: dict, shape: schema.Model) -> None:
-    missing = [name for name in wanted if name not in there]
+def _check_names(
+    folder: Path,
+    stored: dict[str, _StoredTensor],
+    expected: dict[str, architectures.Tensor],
+    shape: schema.Model,
+) -> None:
+    """Raise ValueError if expected tensors are missing or other tensors are stored."""
+    missing = [name for name in expected if name not in stored]
     if missing:
         raise ValueError(
-            f"{folder}: {missing[0]} {list(wanted[missing[0]].shape)} is missing"
-            f" ({len(missing)} tensors are)"
+            f"{folder}: {missing[0]} {list(expected[missing[0]].shape)} is missing"
+            f" ({len(missing)} missing tensors)"
         )
-    # A tied head may be written out; buffers of old versions are no weights.
+    # A file may contain a tied head, which is a copy of the embedding.
     ignored = ("lm_head.weight",) if shape.tie_embeddings else ()
-    buffers = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")
-    extra = [n for n in there if n not in (*wanted, *ignored) and not n.endswith(buffers)]
+    extra = [
+        name
+        for name in stored
+        if name not in (*expected, *ignored) and not name.endswith(BUFFER_SUFFIXES)
+    ]
     if extra:
-        file = there[extra[0]][0]
         raise ValueError(
-            f"{folder / file}: {extra[0]} is no weight of this model ({len(extra)} tensors are not)"
+            f"{stored[extra[0]].path}: {extra[0]} is not a weight of this model"
+            f" ({len(extra)} unknown tensors)"
         )

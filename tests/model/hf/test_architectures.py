@@ -1,0 +1,41 @@
+"""Tests of the choice of the transformers architecture of a model."""
+
+import dataclasses
+
+import pytest
+from fixtures.hf import random_models
+
+from lm.model.hf import architectures
+
+
+@pytest.mark.parametrize("name", random_models.VARIANTS)
+def test_architecture_of_each_variant(name):
+    shape = dataclasses.replace(random_models.SHAPE, **random_models.VARIANTS[name])
+    assert architectures.architecture_of(shape) == name.removesuffix("-tied")
+
+
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        ({"logit_softcap": 30.0}, "model.logit_softcap=30.0 must be 0.0: .* nearest is Qwen3For"),
+        ({"bias": True}, "model.bias=True must be False"),
+        ({"learned_positions": 64}, "model.learned_positions=64 must be 0"),
+        (
+            random_models.GPT2_FIELDS | {"n_kv_heads": 1},
+            "model.n_kv_heads=1 must be 2: .* GPT2LMHeadModel",
+        ),
+        (
+            random_models.GPT2_FIELDS | {"learned_positions": 0},
+            "model.learned_positions=0 must be at least 1",
+        ),
+        ({"n_experts": 4, "n_shared_experts": 1}, "model.n_shared_experts=1 must be 0"),
+        (
+            {"n_experts": 4, "load_balancing": "bias"},
+            "model.load_balancing='bias' must be 'loss' or 'none'",
+        ),
+        ({"n_experts": 4, "dispatch": "capacity"}, "model.dispatch='capacity' must be 'dropless'"),
+    ],
+)
+def test_model_without_architecture_is_refused_by_field(fields, message):
+    with pytest.raises(ValueError, match=message):
+        architectures.architecture_of(dataclasses.replace(random_models.SHAPE, **fields))
