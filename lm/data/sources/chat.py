@@ -49,7 +49,7 @@ TEMPLATES = {
     "task":     (USER + "### Task\n{}\n### Result\n" + ANSWER,    STOP),
     "plain":    ("{}",                                            "\n"),
 }  # fmt: skip
-_SPECIAL_TO_NOTHING = str.maketrans("", "", "\0" + tokenizers.CHAT_TOKENS)
+_REMOVAL_TABLE = str.maketrans("", "", "\0" + tokenizers.CHAT_TOKENS)
 _FIELDS = {
     "template": uri.choice(TEMPLATES),
     "only": uri.names(),
@@ -244,7 +244,7 @@ def _digest(example: ChatExample) -> bytes:
 
 def _remove_special(text: str) -> str:
     """Return the text with normalized newlines and without special tokens."""
-    return readers.normalize_newlines(text).translate(_SPECIAL_TO_NOTHING)
+    return readers.normalize_newlines(text).translate(_REMOVAL_TABLE)
 
 
 def log_response(path: str | Path, prompt: str, answer: str, run: str) -> str:
