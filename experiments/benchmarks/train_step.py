@@ -35,16 +35,16 @@ SHAPES = {
     "M": (256, 4, 4, 16),
     "L": (512, 8, 8, 8),
 }
-_SIZES = flags.DEFINE_multi_string("size", list(SHAPES), "model size: S, M or L; repeatable")
+_SIZES = flags.DEFINE_multi_string("size", list(SHAPES), "model size: S, M or L")
 _AGAINST = flags.DEFINE_enum("against", None, ["torch"], "baseline to measure as well")
 _TORCH = flags.DEFINE_string("torch", sys.executable, "Python executable that has torch")
 _KINDS = flags.DEFINE_multi_string(
-    "kind", ["eager", "compiled"], "mode of the PyTorch baseline: eager or compiled; repeatable"
+    "kind", ["eager", "compiled"], "mode of the PyTorch baseline: eager or compiled"
 )
 _ROUNDS = flags.DEFINE_integer("rounds", 10, "number of times to measure each program")
 _SECONDS = flags.DEFINE_float("seconds", 1.0, "approximate seconds per program and round")
 _SET = flags.DEFINE_multi_string(
-    "set", [], "FIELD=VALUE of the run, such as model.dtype=bfloat16; repeatable"
+    "set", [], "FIELD=VALUE of the run, such as model.dtype=bfloat16"
 )
 _PROFILE = flags.DEFINE_string("profile", "", "folder for a trace of the step; no timing rounds")
 _WORKER = flags.DEFINE_bool(
