@@ -21,9 +21,7 @@ _ROWS = flags.DEFINE_multi_integer("rows", [1, 16], "number of prompts per batch
 _TOKENS = flags.DEFINE_integer("tokens", 200, "number of tokens to generate after each prompt")
 _ROUNDS = flags.DEFINE_integer("rounds", 3, "number of times to measure each program")
 _TORCH = flags.DEFINE_string("torch", sys.executable, "Python executable that has torch")
-_DEVICES = flags.DEFINE_multi_integer(
-    "devices", [1, 2], "number of CPU devices of this repository"
-)
+_DEVICES = flags.DEFINE_multi_integer("devices", [1, 2], "number of CPU devices of this repository")
 _WORKER = flags.DEFINE_bool(
     "worker", False, "measure this repository in this process (internal: set for child processes)"
 )

@@ -1,9 +1,11 @@
 """Breakdown of the time of a train step: the share of each part, from a profiler trace.
 
-with jax.profiler.trace(folder):
-    ...                                          # some steps
-time_shares(folder, compiled.as_text(), wall_seconds, n_devices)
-    # {"matmul": 0.55, "attention": 0.21, ..., "dispatch and waiting": 0.06}
+    with jax.profiler.trace(folder):
+        ...                                          # some steps
+    time_shares(folder, compiled.as_text(), wall_seconds, n_devices)
+        # {"matmul": 0.55, "attention": 0.21, ..., "dispatch and waiting": 0.06}
+
+The scopes in the names of operations determine the parts: see SCOPES.
 """
 
 import pathlib

@@ -43,9 +43,7 @@ _KINDS = flags.DEFINE_multi_string(
 )
 _ROUNDS = flags.DEFINE_integer("rounds", 10, "number of times to measure each program")
 _SECONDS = flags.DEFINE_float("seconds", 1.0, "approximate seconds per program and round")
-_SET = flags.DEFINE_multi_string(
-    "set", [], "FIELD=VALUE of the run, such as model.dtype=bfloat16"
-)
+_SET = flags.DEFINE_multi_string("set", [], "FIELD=VALUE of the run, such as model.dtype=bfloat16")
 _PROFILE = flags.DEFINE_string("profile", "", "folder for a trace of the step; no timing rounds")
 _WORKER = flags.DEFINE_bool(
     "worker", False, "answer timing requests on stdin (internal: set for child processes)"

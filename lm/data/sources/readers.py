@@ -1,8 +1,10 @@
 """Readers of text files, JSON Lines and Parquet, plain or compressed.
 
-for read_shard in jsonl_files("wiki/*.jsonl.gz", "text"):        # one shard per file
-    for document in read_shard(raise_error):
-        print(document.name, len(document.text))
+    for read_shard in jsonl_files("wiki/*.jsonl.gz", "text"):        # one shard per file
+        for document in read_shard(raise_error):
+            print(document.name, len(document.text))
+
+Each reader calls its error handler with a one-line message for each input that it cannot read.
 """
 
 import functools
