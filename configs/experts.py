@@ -3,10 +3,10 @@
     uv run python -m experiments.train --config=configs/experts.py:100K
     uv run python -m experiments.train --config=configs/experts.py:100K,16
 
-The argument is a dense size and the number of experts. Each token selects two experts, each with
-half the width of the dense MLP. configs/base.py trains the sizes of model_sizes.EXPERTS. This
-recipe uses dispatch=capacity with twice the slots of an even load: on CPU, dropless dispatch costs
-as much as all experts (lm/model/moe.py).
+The argument is a dense size and the number of experts. The router selects two experts per token,
+each with half the width of the dense MLP. For the sizes of model_sizes.EXPERTS, use
+configs/base.py. This recipe uses dispatch=capacity with twice the slots of an even load: on CPU,
+dropless dispatch costs as much as all experts (lm/model/moe.py).
 
 Hardware and time: the 100K model trains in about half a minute on two CPU cores.
 """

@@ -4,7 +4,7 @@
         --sources='{"text:my/folder": 1, "code": 0}'
 
 The model is the model of the parent run. Sources with weight 0 are evaluated but not
-trained on: they show how much the model forgets.
+trained on. Their loss measures how much the model forgets.
 
 Hardware and time: the 100K model takes about 10 seconds on two CPU cores.
 """
@@ -15,7 +15,7 @@ from lm.runs import records
 
 
 def get_config(parent: str = "") -> schema.Run:
-    """Return the recipe for a run directory; without one, the parent is base-100K."""
+    """Return the recipe for a run directory. The default parent run is base-100K."""
     run = records.read_config(parent) if parent else base.get_config()
     tuned = schema.Run(name=f"{run.name}-tuned", dir=run.dir, model=run.model)
     tuned.start.run = run.name

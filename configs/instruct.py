@@ -4,7 +4,7 @@
         --config=configs/instruct.py:runs/base-100K,my/instructions/train.jsonl.gz
 
 Lines have a prompt and a target, with task and category, or messages: see lm/data/sources/chat.py.
-UNSEEN lists categories that the file must not contain; the run is rejected if it does. Training
+FORBIDDEN lists categories that the file must not contain, else the run is rejected. Training
 documents that share 13 words in a row with held-out examples are dropped and counted. Without a
 file, the run tunes on synthetic tasks.
 
@@ -15,12 +15,12 @@ from configs import base
 from lm.config import schema
 from lm.runs import records
 
-UNSEEN = ("paraphrase", "nli", "fact_checking", "big_bench_hard")
+FORBIDDEN = ("paraphrase", "nli", "fact_checking", "big_bench_hard")
 SYNTHETIC = "tasks:copy?template=chat+upper?template=chat+sort?template=chat"
 
 
 def get_config(parent_and_file: str = "") -> schema.Run:
-    """Return the recipe for "PARENT,FILE"; both are optional."""
+    """Return the recipe for "PARENT,FILE": a run directory and a file. Both are optional."""
     parent, _, file = parent_and_file.partition(",")
     run = records.read_config(parent) if parent else base.get_config()
     tuned = schema.Run(name=f"{run.name}-instructed", dir=run.dir, model=run.model, optim=run.optim)
@@ -29,7 +29,7 @@ def get_config(parent_and_file: str = "") -> schema.Run:
     tuned.data.sources = {f"chat:{file}?cap=500" if file else SYNTHETIC: 0.9, "docs": 0.1}
     tuned.data.packing, tuned.data.loss_on = "documents", "answers"
     tuned.data.seq_len, tuned.data.batch_size = run.data.seq_len, run.data.batch_size
-    tuned.data.forbidden_tasks, tuned.data.decontaminate_ngram = ",".join(UNSEEN), 13
+    tuned.data.forbidden_tasks, tuned.data.decontaminate_ngram = ",".join(FORBIDDEN), 13
     tuned.optim.lr = run.optim.lr / 4
     tuned.steps = 400
     tuned.eval.interval, tuned.eval.patience = 50, 3

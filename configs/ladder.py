@@ -1,4 +1,4 @@
-"""Train on six kinds of real text and on synthetic tasks, with a vocabulary of 2048.
+"""Train on six kinds of real text and on synthetic tasks, with a BPE vocabulary of 2048.
 
     uv run python -m experiments.prepare --config=configs/ladder.py:my/corpora
     uv run python -m experiments.train --config=configs/ladder.py:my/corpora,150K

@@ -1,4 +1,4 @@
-"""Train on five kinds of text below one folder, with a vocabulary of 8192 trained on them.
+"""Train on five kinds of text in one folder, with a BPE vocabulary of 8192 trained on them.
 
     uv run python -m experiments.prepare --config=configs/mixture.py:my/corpora
     uv run python -m experiments.train --config=configs/mixture.py:my/corpora

@@ -1,14 +1,18 @@
-"""Train on web text, Wikipedia, news, Reddit, code, questions and books from TensorFlow Datasets.
+"""Train on web text, Wikipedia, news, Reddit, code and books from TensorFlow Datasets.
 
     uv run python -m experiments.prepare --config=configs/web.py --workers=16
     uv run python -m experiments.train --config=configs/web.py:100M
 
-Build each data set once, on a machine with TensorFlow and Apache Beam, then copy the folder:
-tfds build wikipedia/20230601.en --file_format=array_record --data_dir=D. Set TFDS_DATA_DIR=D here.
-dolma contains code, Stack Exchange, Common Crawl, papers and books. Add your own dump (Quora, Stack
-Overflow) as jsonl:quora/*.jsonl.zst?field=answer.
+Build each data set once on a machine with TensorFlow and Apache Beam, copy its folder, and set
+TFDS_DATA_DIR to the folder of all data sets:
 
-Hardware and time: needs the data sets on disk and an accelerator; plan it with `experiments.plan`.
+    tfds build wikipedia/20230601.en --file_format=array_record --data_dir=my/tfds
+
+dolma contains code, Stack Exchange, Common Crawl, papers and books. Add other dumps (Quora, Stack
+Overflow) as sources such as jsonl:quora/*.jsonl.zst?field=answer.
+
+Hardware and time: needs the data sets on disk and an accelerator. `experiments.plan` estimates its
+time and memory.
 """
 
 from lm.config import model_sizes, schema
@@ -36,7 +40,9 @@ def get_config(size: str = "100M") -> schema.Run:
     run.data.drop_near_duplicates = True
     run.data.decontaminate_ngram = 13
     run.data.seq_len, run.data.batch_size = 1024, 256
-    run.data.max_epochs = 4.0  # more repeats help little: Muennighoff et al. 2023
+    run.data.max_epochs = (
+        4.0  # further epochs help little: Muennighoff et al. 2023, arXiv:2305.16264
+    )
     run.steps = model_sizes.steps_for_budget(
         run, tokens=20 * model_sizes.count_parameters(run.model)["total"]
     )

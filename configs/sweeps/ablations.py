@@ -13,8 +13,8 @@ from lm.config import model_sizes
 
 CHANGES = {
     "base": {},
-    "tied": {"tie_embeddings": True},  # 8K fewer of the 76K parameters: the embedding counts once
-    "gqa": {"n_kv_heads": 1, "d_ff": 123},  # the MLP has the parameters that keys and values lose
+    "tied": {"tie_embeddings": True},  # 8K of the 76K parameters fewer: one embedding matrix
+    "gqa": {"n_kv_heads": 1, "d_ff": 123},  # the MLP gets the parameters of keys and values
     "deep": {"d_model": 24, "n_layers": 7, "n_heads": 3, "n_kv_heads": 3, "d_head": 8, "d_ff": 88},
     "wide": {"d_model": 48, "n_layers": 2, "n_heads": 3, "n_kv_heads": 3, "d_ff": 144},
     "heads": {"n_heads": 4, "n_kv_heads": 4, "d_head": 8},  # more and narrower heads

@@ -19,7 +19,7 @@ TOKENS = (300_000, 600_000, 1_200_000, 1_800_000)
 
 
 def get_sweep():
-    """Yield trunks and branches, then the separate runs."""
+    """Yield trunk runs and their cooldown branches, then the separate runs."""
     for size in SIZES:
         run = base.get_config(size)
         run.name, run.optim.warmup = f"branches/{size}", 0.02

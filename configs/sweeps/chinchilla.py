@@ -4,8 +4,8 @@
     uv run python -m experiments.sweep --sweep=configs/sweeps/chinchilla.py:40
 
 20 tokens per parameter is close to the optimum of Hoffmann et al. 2022 (arXiv:2203.15556). N and D
-are proportional in this sweep. It therefore determines L(C), laws.power(rows, x="flops"), but not
-the separate effects of N and D. The largest run is predicted before it starts.
+are proportional in this sweep. It therefore determines L(C), fitted by laws.power(rows, x="flops"),
+but not the separate effects of N and D. The largest run is predicted before it starts.
 
 Hardware and time: about two minutes on two idle CPU cores.
 """

@@ -2,13 +2,13 @@
 
     uv run python -m experiments.sweep --sweep=configs/sweeps/known_entropy.py
 
-No model can have a lower loss than the entropy of the language on the held-out rows, which is
-eval.loss - eval.excess. The interval of E in L(N, D) = E + A/N^alpha + B/D^beta should contain it:
-laws.chinchilla(records.load_runs("runs/known_entropy")). Six widths and four lengths of training
-differ in N and D only. The shortest run is past the first fall of the loss, and no text is
-repeated. experiments/LOG.md has the results of this and other recipes.
+No model can have a lower loss than the entropy of the language. On the held-out rows, this entropy
+is eval.loss - eval.excess. It should be in the interval of E in L(N, D) = E + A/N^alpha +
+B/D^beta, fitted by laws.chinchilla(records.load_runs("runs/known_entropy")). The runs have six
+widths and four numbers of tokens, and differ in N and D only. The shortest run continues after the
+first fall of the loss, and no text is repeated. experiments/LOG.md has the results.
 
-Hardware and time: 90 million tokens, 25 minutes planned on two busy CPU cores.
+Hardware and time: 90 million tokens, about 25 minutes on two busy CPU cores (planned).
 """
 
 from configs import base

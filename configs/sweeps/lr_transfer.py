@@ -1,7 +1,7 @@
 """Measure whether the best learning rate stays constant when models become wider or deeper.
 
     uv run python -m experiments.sweep --sweep=configs/sweeps/lr_transfer.py
-    uv run python -m experiments.sweep --sweep=configs/sweeps/lr_transfer.py:3      # seeds
+    uv run python -m experiments.sweep --sweep=configs/sweeps/lr_transfer.py:3      # three seeds
 
 Widths at the base depth use the standard parametrization and muP (Yang et al. 2022,
 arXiv:2203.03466). Depths at the base width use the standard one and CompleteP (Dey et al. 2025,
@@ -28,18 +28,18 @@ SHAPES = {  # multiples of the base width and of the base depth
 def get_sweep(n_seeds: str = "1"):
     """Yield one run per parametrization, shape, learning rate and seed."""
     for rule, shapes in SHAPES.items():
-        for wide, deep in shapes:
+        for width_factor, depth_factor in shapes:
             for rate in RATES:
                 for seed in range(int(n_seeds)):
                     run = base.get_config("10K")
                     model = run.model
                     shape = model_sizes.resize_model(
-                        model, wide * model.d_model, deep * model.n_layers
+                        model, width_factor * model.d_model, depth_factor * model.n_layers
                     )
                     run.model = dataclasses.replace(shape, parametrization=rule, scan_unroll=1)
                     run.optim.lr, run.optim.warmup, run.seed = rate, 0.1, seed
-                    where = f"{run.model.d_model}x{run.model.n_layers}"
-                    run.name = f"lr_transfer/{rule}-{where}-lr{rate:.2g}-{seed}"
+                    shape_name = f"{run.model.d_model}x{run.model.n_layers}"
+                    run.name = f"lr_transfer/{rule}-{shape_name}-lr{rate:.2g}-{seed}"
                     run.steps = model_sizes.steps_for_budget(run, tokens=200_000)
                     run.eval.n_completions = 0
                     run.checkpoint_interval = run.steps

@@ -23,15 +23,13 @@ TASKS = (
 
 
 def get_sweep(folders: str = "data/corpora"):
+    """Yield one run per size for "CORPORA,TASKS". TASKS is optional."""
     corpora, _, tasks = folders.partition(",")
-    """Yield one run per size for "CORPORA,TASKS"."""
-    task_dirs = [
-        f"{tasks}/{name}" for name in TASKS if tasks and pathlib.Path(tasks, name).is_dir()
-    ]
+    task_names = [name for name in TASKS if tasks and pathlib.Path(tasks, name).is_dir()]
     for size in SIZES:
         run = mixture.get_config(corpora, size)
         run.name = f"mixture/{size}"
         run.steps = model_sizes.steps_for_budget(run, tokens=1_000_000)
-        run.eval.tasks = " ".join(f"file:{folder}?n=200" for folder in task_dirs)
+        run.eval.tasks = " ".join(f"file:{tasks}/{name}?n=200" for name in task_names)
         run.is_prediction_target = size == SIZES[-1]
         yield run

@@ -4,6 +4,8 @@
 
 Two fifths of the text are synthetic tasks (lm/data/sources/synthetic_tasks.py). Evaluation examples
 are never trained on. The largest run is predicted before it starts.
+
+Hardware and time: four to seven minutes on two CPU cores.
 """
 
 from configs import base

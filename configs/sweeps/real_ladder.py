@@ -8,8 +8,9 @@ has three seeds. The runs of the largest size start last, after their loss is pr
 configs/ladder.py describes my/corpora. my/tasks contains one folder per task
 (lm/evaluation/tasks.py); every branch evaluates the tasks of TASKS that exist there.
 
-Hardware and time: about an hour on two idle CPU cores. notebooks/data/real_ladder has the records
-of such a sweep.
+notebooks/data/real_ladder has the records of such a sweep.
+
+Hardware and time: about an hour on two idle CPU cores.
 """
 
 import pathlib
@@ -31,18 +32,17 @@ SYNTHETIC = (
 
 
 def get_sweep(folders: str = "data/corpora"):
+    """Yield trunk runs and cooldown branches for "CORPORA,TASKS". TASKS is optional."""
     corpora, _, tasks = folders.partition(",")
-    """Yield trunks and branches for "CORPORA,TASKS"."""
-    task_dirs = [
-        f"{tasks}/{name}" for name in TASKS if tasks and pathlib.Path(tasks, name).is_dir()
-    ]
+    task_names = [name for name in TASKS if tasks and pathlib.Path(tasks, name).is_dir()]
+    file_tasks = [f"file:{tasks}/{name}?n=100" for name in task_names]
     for size in SIZES:
         for seed in SEEDS.get(size, (0,)):
             run = ladder.get_config(f"{corpora},{size}")
             run.name = f"real_ladder/{size}" + f"-seed{seed}" * (seed > 0)
             run.seed, run.optim.warmup = seed, 0.02
             run.eval.n_sequences, run.eval.n_completions = 128, 512
-            run.eval.tasks = " ".join([*SYNTHETIC, *(f"file:{task}?n=100" for task in task_dirs)])
+            run.eval.tasks = " ".join([*SYNTHETIC, *file_tasks])
             trunk, *branches = design.cooldown_branches(run, TOKENS)
             trunk.eval.tasks, trunk.eval.n_completions = "", 0
             branches[-1].is_prediction_target = size == SIZES[-1]

@@ -5,8 +5,8 @@
     uv run python -m experiments.sweep --sweep=configs/sweeps/seeds.py --pack=5    # one program
 
 A seed determines the initial weights and the order of the text. A difference between runs of other
-sweeps means something only if it is larger than the differences here. Laws estimate the noise from
-runs with equal inputs (lm/laws/diagnostics.py).
+sweeps means something only if it is larger than the differences between these seeds. Laws estimate
+the noise from runs with equal inputs (lm/laws/estimation.py).
 
 Hardware and time: two sizes, five seeds, about a minute on two idle CPU cores.
 """

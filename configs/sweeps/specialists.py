@@ -45,28 +45,28 @@ def get_sweep(folder: str = ""):
         for name, task in tasks.items()
     }
     all_sources = {task_sources[-1]: 1.0 for task_sources in sources.values()}
-    chat = {name: _with(task, "template=chat") for name, task in tasks.items()}
+    chat = {name: _add_parameters(task, "template=chat") for name, task in tasks.items()}
     for size in SIZES:
         general = base.get_config(size)
         general.name = f"specialists/{size}-general"
         general.steps = model_sizes.steps_for_budget(general, tokens=PRETRAINING)
-        prompted = [_with(task, f"shots={k}") for task in tasks.values() for k in (0, 2)]
-        yield _set(general, prompted)
+        prompted = [_add_parameters(task, f"shots={k}") for task in tasks.values() for k in (0, 2)]
+        yield _with_tasks(general, prompted)
         instructed = _tuned(size, "instructed", all_sources, STEPS * len(sources))
         instructed.start.run = general.name
-        yield _set(instructed, list(chat.values()))
+        yield _with_tasks(instructed, list(chat.values()))
         for name, task_sources in sources.items():
             for i, source in enumerate(task_sources):
                 tuned = _tuned(size, f"{name}-{i}-tuned", {source: 1.0}, STEPS)
                 tuned.start.run = general.name
-                yield _set(tuned, [chat[name]])
-                budgets = {"alone": STEPS}
+                yield _with_tasks(tuned, [chat[name]])
+                max_steps = {"alone": STEPS}
                 if source == task_sources[-1]:
-                    budgets["alone-same-flops"] = STEPS + general.steps
-                for suffix, steps in budgets.items():
+                    max_steps["alone-same-flops"] = STEPS + general.steps
+                for suffix, steps in max_steps.items():
                     alone = _tuned(size, f"{name}-{i}-{suffix}", {source: 1.0}, steps)
                     alone.optim.lr *= 2
-                    yield _set(alone, [chat[name]])
+                    yield _with_tasks(alone, [chat[name]])
 
 
 def _example_counts(folder: str, name: str) -> Iterator[int]:
@@ -82,7 +82,7 @@ def _source(folder: str, task: str, n: int) -> str:
     if task.startswith("file:"):
         name = pathlib.Path(task.partition("?")[0]).name
         return f"chat:{folder}/{name}/train.jsonl.gz?cap={n}"
-    return f"tasks:{_with(task, f'megabytes={2e-5 * n:g}&template=chat')}"
+    return f"tasks:{_add_parameters(task, f'megabytes={2e-5 * n:g}&template=chat')}"
 
 
 def _tuned(size: str, name: str, sources: dict, steps: int) -> schema.Run:
@@ -97,13 +97,13 @@ def _tuned(size: str, name: str, sources: dict, steps: int) -> schema.Run:
     return run
 
 
-def _set(run: schema.Run, tasks: list[str]) -> schema.Run:
+def _with_tasks(run: schema.Run, tasks: list[str]) -> schema.Run:
     """Set the evaluation tasks of a run, and return it."""
     run.eval.n_sequences, run.eval.n_completions = 128, 0
     run.eval.tasks = " ".join(tasks)
     return run
 
 
-def _with(task: str, parameters: str) -> str:
-    """Append parameters to a task."""
+def _add_parameters(task: str, parameters: str) -> str:
+    """Append parameters to the name of a task."""
     return f"{task}{'&' if '?' in task else '?'}{parameters}"

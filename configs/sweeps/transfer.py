@@ -1,9 +1,9 @@
-"""Measure the value of pre-training on English for code: fine-tuned runs against runs from scratch.
+"""Measure the value of pre-training on English for code: fine-tuned against from-scratch runs.
 
     uv run python -m experiments.sweep --sweep=configs/sweeps/transfer.py
 
-For each size, a model trains on docstrings. For each amount of code, one run starts from it and one
-from random weights. Both stop when the held-out loss on code rises (Hernandez et al. 2021,
+For each size, a model trains on docstrings. For each amount of code, one run starts from this model
+and one from random weights. Both stop when the held-out loss on code rises (Hernandez et al. 2021,
 arXiv:2102.01293). notebooks/transfer.ipynb fits D_T = k D_F^a N^b.
 
 Hardware and time: about ten minutes on two idle CPU cores.

@@ -1,10 +1,10 @@
-"""How fast text is generated here, against plain PyTorch loops with and without a cache.
+"""Time text generation, against plain PyTorch loops with and without a key-value cache.
 
-uv run python -m experiments.benchmarks.generation_speed                  # extra: torch; ours alone
-without
-uv run python -m experiments.benchmarks.generation_speed --torch=path/to/python
+    uv run python -m experiments.benchmarks.generation_speed
+    uv run python -m experiments.benchmarks.generation_speed --torch=path/to/python
 
-In turns, each in a process of its own, compilation not counted: the best of all turns.
+Programs run in interleaved rounds, each in its own process, without counting compilation. The table
+shows the best round of each. Without torch (extra: torch), only this repository is measured.
 """
 
 import os
@@ -17,51 +17,78 @@ from absl import flags
 
 from experiments.common import cli, console
 
-_ROWS = flags.DEFINE_multi_integer("rows", [1, 16], "prompts at a time")
-_TOKENS = flags.DEFINE_integer("tokens", 200, "tokens said after each")
-_TURNS = flags.DEFINE_integer("turns", 3, "times that each is measured")
-_TORCH = flags.DEFINE_string("torch", sys.executable, "a Python that has torch")
-_DEVICES = flags.DEFINE_multi_integer("devices", [1, 2], "CPU devices of ours")
-_OURS = flags.DEFINE_bool("ours", False, "measure ours, in this process")
+_ROWS = flags.DEFINE_multi_integer("rows", [1, 16], "number of prompts per batch")
+_TOKENS = flags.DEFINE_integer("tokens", 200, "number of tokens to generate after each prompt")
+_ROUNDS = flags.DEFINE_integer("rounds", 3, "number of times to measure each program")
+_TORCH = flags.DEFINE_string("torch", sys.executable, "Python executable that has torch")
+_DEVICES = flags.DEFINE_multi_integer("devices", [1, 2], "number of CPU devices of this repository")
+_WORKER = flags.DEFINE_bool(
+    "worker", False, "measure this repository in this process (internal: set for child processes)"
+)
+
+Programs = dict[str, tuple[list[str], dict[str, str]]]  # name -> (command, environment)
 
 
 def main() -> int:
-    if _OURS.value:
-        print(ours(_ROWS.value[0], _TOKENS.value))
+    """Measure all programs and print a table of milliseconds per token."""
+    if _WORKER.value:
+        print(measure_generation(_ROWS.value[0], _TOKENS.value))
         return 0
-    loop = [_TORCH.value, str(pathlib.Path(__file__).parent / "torch_loop.py")]
-    mine = [sys.executable, "-m", "experiments.benchmarks.generation_speed", "--ours"]
     lines = []
-    for rows in _ROWS.value:
-        sides = {
-            f"ours, {n} device{'s'[: n > 1]}": (
-                [*mine, f"--rows={rows}", f"--tokens={_TOKENS.value}"],
-                {"JAX_NUM_CPU_DEVICES": str(n), "GLIBC_TUNABLES": cli.MALLOC},
-            )
-            for n in _DEVICES.value
-        }
-        for kind in ("cached", "uncached"):
-            sides[f"PyTorch, {kind}"] = ([*loop, str(rows), str(_TOKENS.value), kind], {})
-        best = dict.fromkeys(sides, float("inf"))
-        for _ in range(_TURNS.value):
-            for name, (command, environment) in sides.items():
-                done = subprocess.run(
-                    command, capture_output=True, text=True, env=os.environ | environment
-                )
-                if done.returncode == 0:
-                    best[name] = min(best[name], float(done.stdout.split()[-1]))
-        fastest = min(seconds for name, seconds in best.items() if name.startswith("ours"))
-        for name, seconds in best.items():
-            if seconds < float("inf"):
-                step = f"{1000 * seconds / _TOKENS.value:.3f}"
-                line = {"prompts": str(rows), "with": name, "ms a step": step}
-                lines.append(line | {"times the best of ours": f"{seconds / fastest:.2f}"})
+    for n_rows in _ROWS.value:
+        best_seconds = _time_programs(_programs(n_rows))
+        repository_seconds = min(
+            seconds for name, seconds in best_seconds.items() if name.startswith("this repository")
+        )
+        lines += [
+            {
+                "prompts": str(n_rows),
+                "program": name,
+                "ms per token": f"{1000 * seconds / _TOKENS.value:.3f}",
+                "relative to this repository": f"{seconds / repository_seconds:.2f}",
+            }
+            for name, seconds in best_seconds.items()
+            if seconds < float("inf")
+        ]
     console.table(lines, title=f"{_TOKENS.value} tokens, greedy, 3.5 M parameters, float32")
     return 0
 
 
-def ours(rows: int, n: int) -> float:
-    """Seconds of the best of 3 calls of generation.generate, from ids to ids and text."""
+def _programs(n_rows: int) -> Programs:
+    """Return the command and environment of each program for batches of n_rows prompts."""
+    module = "experiments.benchmarks.generation_speed"
+    shape = [f"--rows={n_rows}", f"--tokens={_TOKENS.value}"]
+    programs: Programs = {}
+    for n in _DEVICES.value:
+        environment = {"JAX_NUM_CPU_DEVICES": str(n), "GLIBC_TUNABLES": cli.MALLOC}
+        name = f"this repository, {n} device{'s'[: n > 1]}"
+        programs[name] = ([sys.executable, "-m", module, "--worker", *shape], environment)
+    script = str(pathlib.Path(__file__).parent / "torch_generate.py")
+    for kind in ("cached", "uncached"):
+        command = [_TORCH.value, script, str(n_rows), str(_TOKENS.value), kind]
+        programs[f"PyTorch, {kind}"] = (command, {})
+    return programs
+
+
+def _time_programs(programs: Programs) -> dict[str, float]:
+    """Return the seconds of each program in its best round; inf if it never succeeds."""
+    best_seconds = dict.fromkeys(programs, float("inf"))
+    for _ in range(_ROUNDS.value):
+        for name, (command, environment) in programs.items():
+            result = subprocess.run(
+                command, capture_output=True, text=True, env=os.environ | environment
+            )
+            if result.returncode == 0:
+                seconds = float(result.stdout.split()[-1])
+                best_seconds[name] = min(best_seconds[name], seconds)
+    return best_seconds
+
+
+def measure_generation(n_rows: int, n_tokens: int) -> float:
+    """Return the seconds of the fastest of 4 calls of generation.generate.
+
+    A call converts token ids to token ids and text. The first call includes compilation.
+    """
     import jax
 
     from lm.config import schema
@@ -77,18 +104,21 @@ def ours(rows: int, n: int) -> float:
     )
     run.data.seq_len = 256
 
-    class Endless(tokenizers.ByteTokenizer):
-        end = 256  # which nothing says
+    class EndlessTokenizer(tokenizers.ByteTokenizer):
+        """Byte tokenizer whose end token is outside the vocabulary, so generation never stops."""
+
+        end = 256
 
     device_mesh, seconds = mesh.make_mesh(run.mesh), []
-    everywhere = mesh.named_sharding(device_mesh)
-    params = jax.jit(lambda: transformer.init_params(run.model, 0), out_shardings=everywhere)()
-    prompts, sampling = [[1]] * rows, generation.SamplingParams(max_tokens=n)
+    replicated = mesh.named_sharding(device_mesh)
+    params = jax.jit(lambda: transformer.init_params(run.model, 0), out_shardings=replicated)()
+    prompts, sampling = [[1]] * n_rows, generation.SamplingParams(max_tokens=n_tokens)
+    tokenizer = EndlessTokenizer()
     for _ in range(4):
         start = time.perf_counter()
-        found = generation.generate(run, device_mesh, params, prompts, Endless(), sampling)
+        answers = generation.generate(run, device_mesh, params, prompts, tokenizer, sampling)
         seconds.append(time.perf_counter() - start)
-    assert all(len(one.tokens) == n for one in found)
+        assert all(len(answer.tokens) == n_tokens for answer in answers)
     return min(seconds)
 
 

@@ -1,9 +1,11 @@
-"""Where the time of a train step goes: the operations of a trace, by what they are part of.
+"""Breakdown of the time of a train step: the share of each part, from a profiler trace.
 
-with jax.profiler.trace(folder):
-    ...steps...
-shares(folder, compiled.as_text(), wall_seconds, n_devices)
-    {"matmul": 0.55, "attention": 0.21, ..., "dispatch and waiting": 0.06}
+    with jax.profiler.trace(folder):
+        ...                                          # some steps
+    time_shares(folder, compiled.as_text(), wall_seconds, n_devices)
+        # {"matmul": 0.55, "attention": 0.21, ..., "dispatch and waiting": 0.06}
+
+The scopes in the names of operations determine the parts: see SCOPES.
 """
 
 import pathlib
@@ -11,59 +13,67 @@ import re
 
 import jax
 
-# Part -> a scope in the name of an operation (lm/training/step.py, lm/model/transformer.py), first
-# match counts.
+# Part -> scope in the name of an operation (lm/training/step.py, lm/model/transformer.py). The
+# first match determines the part.
 SCOPES = {"optimizer": "optimizer", "attention": "attention", "softmax and loss": "loss"}
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "collective-permute", "all-to-all")
-LINE = re.compile(r"^\s*(?:ROOT )?%?([\w.-]+) = .*?\b([a-z][\w-]*)\(", re.M)
+OTHER = "norms, rotation, gates, adding"
+INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?([\w.-]+) = .*?\b([a-z][\w-]*)\(", re.M)
 
 
-def shares(folder: str, hlo: str, seconds: float, n_devices: int) -> dict[str, float]:
-    """Part -> share of `seconds` on n_devices; what no operation took is dispatch and waiting."""
-    parts, spent = parts_of(hlo), {}
-    for name, took in operations(folder):
-        part = parts.get(name, "norms, rotation, gates, adding")
-        spent[part] = spent.get(part, 0.0) + took
-    found = {part: took / seconds / n_devices for part, took in spent.items()}
-    found = dict(sorted(found.items(), key=lambda item: -item[1]))
-    return found | {"dispatch and waiting": max(0.0, 1 - sum(found.values()))}
+def time_shares(folder: str, hlo: str, seconds: float, n_devices: int) -> dict[str, float]:
+    """Return part -> share of `seconds` on n_devices, largest first.
+
+    Time without any operation is "dispatch and waiting".
+    """
+    parts, part_seconds = operation_parts(hlo), {}
+    for name, own_seconds in operation_seconds(folder):
+        part = parts.get(name, OTHER)
+        part_seconds[part] = part_seconds.get(part, 0.0) + own_seconds
+    shares = {part: total / seconds / n_devices for part, total in part_seconds.items()}
+    shares = dict(sorted(shares.items(), key=lambda item: -item[1]))
+    return shares | {"dispatch and waiting": max(0.0, 1 - sum(shares.values()))}
 
 
-def parts_of(hlo: str) -> dict[str, str]:
-    """Name of an operation -> its part, for those that have one."""
-    found = {}
+def operation_parts(hlo: str) -> dict[str, str]:
+    """Return operation name -> part, for operations of a known part."""
+    parts = {}
     for line in hlo.splitlines():
-        said = LINE.match(line)
-        if not said:
+        instruction = INSTRUCTION.match(line)
+        if not instruction:
             continue
-        name, kind = said[1], said[2]
+        name, kind = instruction[1], instruction[2]
         scope = re.search(r'op_name="([^"]*)"', line)
         scope = scope[1] if scope else ""
         part = next((p for p, word in SCOPES.items() if re.search(rf"\b{word}\b", scope)), "")
         is_product = kind in ("dot", "convolution") or scope.endswith("dot_general")
         if kind.removesuffix("-start").removesuffix("-done") in COLLECTIVES:
-            found[name] = "collectives"
+            parts[name] = "collectives"
         elif is_product and part != "attention":
-            found[name] = "matmul"
+            parts[name] = "matmul"
         elif part:
-            found[name] = part
-    return found
+            parts[name] = part
+    return parts
 
 
-def operations(folder: str) -> list[tuple[str, float]]:
-    """(name, seconds without those of operations within it) of each operation in the last trace."""
+def operation_seconds(folder: str) -> list[tuple[str, float]]:
+    """Return (operation name, seconds) of the newest trace in a folder.
+
+    The seconds of an operation exclude the operations within it.
+    """
     path = max(pathlib.Path(folder).rglob("*.xplane.pb"), key=lambda path: path.stat().st_mtime)
-    found = []
+    operations = []
     for plane in jax.profiler.ProfileData.from_file(str(path)).planes:
         for line in plane.lines:
-            events = [e for e in line.events if "hlo_op" in dict(e.stats)]
+            events = [event for event in line.events if "hlo_op" in dict(event.stats)]
             events.sort(key=lambda event: (event.start_ns, -event.duration_ns))
-            open_, own = [], [event.duration_ns for event in events]
-            for place, event in enumerate(events):
-                while open_ and events[open_[-1]].end_ns <= event.start_ns:
-                    open_.pop()
-                if open_:
-                    own[open_[-1]] -= event.duration_ns
-                open_.append(place)
-            found += [(e.name, ns / 1e9) for e, ns in zip(events, own, strict=True)]
-    return found
+            own_ns = [event.duration_ns for event in events]
+            stack = []  # indices of the events that contain the current event
+            for i, event in enumerate(events):
+                while stack and events[stack[-1]].end_ns <= event.start_ns:
+                    stack.pop()
+                if stack:
+                    own_ns[stack[-1]] -= event.duration_ns
+                stack.append(i)
+            operations += [(e.name, ns / 1e9) for e, ns in zip(events, own_ns, strict=True)]
+    return operations

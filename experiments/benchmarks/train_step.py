@@ -1,15 +1,18 @@
-"""How fast a train step is here: one JSON line a size, alone or against PyTorch, in turns.
+"""Time the train step, alone or interleaved with a PyTorch baseline: one JSON line per program.
 
-uv run python -m experiments.benchmarks.train_step                                  # S, M, L
-uv run python -m experiments.benchmarks.train_step --against=torch --torch=path/to/python
-uv run python -m experiments.benchmarks.train_step --size=M --set=model.dtype=bfloat16
-uv run python -m experiments.benchmarks.train_step --size=M --profile=runs/trace    # where the time
-goes
+    uv run python -m experiments.benchmarks.train_step
+    uv run python -m experiments.benchmarks.train_step --against=torch --torch=path/to/python
+    uv run python -m experiments.benchmarks.train_step --size=M --set=model.dtype=bfloat16
+    uv run python -m experiments.benchmarks.train_step --size=M --profile=runs/trace
 
-Sizes: byte vocabulary, 256 positions, AdamW; our gated MLP has the products of a plain one 4 times
-as wide (d_ff = 8/3 d_model, rounded up to 16). Shares are of the matrix-product peak, measured in
-the same process in each turn; model FLOPs count attention over all positions. On a shared machine
-the best step says most: others have taken nothing from it.
+Models have a byte vocabulary, 256 positions and AdamW. The gated MLP of this repository has
+d_ff = 8/3 d_model, rounded up to a multiple of 16. It has as many multiplications as the plain MLP
+of the baseline, which is 4 times as wide.
+
+Shares of peak are relative to the rate of a large matrix product, measured in the same process in
+each round. Model FLOPs count attention over all positions. On a shared machine, compare the best
+steps: other processes slowed them least. With --profile, the JSON line has the share of the time of
+each part of the step.
 """
 
 import dataclasses
@@ -17,6 +20,8 @@ import json
 import pathlib
 import sys
 import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 from absl import flags
 
@@ -30,124 +35,169 @@ SHAPES = {
     "M": (256, 4, 4, 16),
     "L": (512, 8, 8, 8),
 }
-_SIZES = flags.DEFINE_multi_string("size", list(SHAPES), "S, M or L")
-_AGAINST = flags.DEFINE_enum(
-    "against", None, ["torch"], "what else is measured, in turns with ours"
+_SIZES = flags.DEFINE_multi_string("size", list(SHAPES), "model size: S, M or L")
+_AGAINST = flags.DEFINE_enum("against", None, ["torch"], "baseline to measure as well")
+_TORCH = flags.DEFINE_string("torch", sys.executable, "Python executable that has torch")
+_KINDS = flags.DEFINE_multi_string(
+    "kind", ["eager", "compiled"], "mode of the PyTorch baseline: eager or compiled"
 )
-_TORCH = flags.DEFINE_string("torch", sys.executable, "a Python that has torch")
-_KINDS = flags.DEFINE_multi_string("kind", ["eager", "compiled"], "of PyTorch")
-_TURNS = flags.DEFINE_integer("turns", 10, "times that each side is measured")
-_SECONDS = flags.DEFINE_float("seconds", 1.0, "that a side's turn takes, about")
-_SET = flags.DEFINE_multi_string("set", [], "KNOB=VALUE of the run, such as model.dtype=bfloat16")
-_PROFILE = flags.DEFINE_string("profile", "", "a folder for a trace of ours, whose parts are told")
-_OURS = flags.DEFINE_bool("ours", False, "be our side, in this process")
+_ROUNDS = flags.DEFINE_integer("rounds", 10, "number of times to measure each program")
+_SECONDS = flags.DEFINE_float("seconds", 1.0, "approximate seconds per program and round")
+_SET = flags.DEFINE_multi_string("set", [], "FIELD=VALUE of the run, such as model.dtype=bfloat16")
+_PROFILE = flags.DEFINE_string("profile", "", "folder for a trace of the step; no timing rounds")
+_WORKER = flags.DEFINE_bool(
+    "worker", False, "answer timing requests on stdin (internal: set for child processes)"
+)
 
 
-def reference(size: str, knobs: list[str]) -> schema.Run:
-    """The run of a size, with KNOB=VALUE in place of its own."""
-    d, layers, heads, batch = SHAPES[size]
+def benchmark_run(size: str, assignments: list[str]) -> schema.Run:
+    """Return the run of a size of SHAPES, changed by FIELD=VALUE assignments.
+
+    Raises ValueError for an unknown field or an invalid value.
+    """
+    d_model, n_layers, n_heads, batch_size = SHAPES[size]
     run = schema.Run(name=f"benchmark-{size}")
     run.model = schema.Model(
-        d_model=d, n_layers=layers, n_heads=heads, n_kv_heads=heads, d_head=d // heads,
-        d_ff=-(-8 * d // 3 // 16) * 16,
+        d_model=d_model, n_layers=n_layers, n_heads=n_heads, n_kv_heads=n_heads,
+        d_head=d_model // n_heads, d_ff=-(-8 * d_model // 3 // 16) * 16,
     )  # fmt: skip
-    run.data.seq_len, run.data.batch_size = 256, batch
-    for knob in knobs:
-        _put(run, *knob.split("=", 1))
+    run.data.seq_len, run.data.batch_size = 256, batch_size
+    for assignment in assignments:
+        _set_field(run, *assignment.split("=", 1))
     return validation.validate_run(run)
 
 
 def main() -> int:
-    if _OURS.value:
-        return ours(reference(_SIZES.value[0], _SET.value))
+    """Print one JSON line per program, or the profile, of each size."""
+    if _WORKER.value:
+        return serve_timings(benchmark_run(_SIZES.value[0], _SET.value))
     if _PROFILE.value:
         cli.tune_memory()
-        for size in _SIZES.value:
-            print(json.dumps({"size": size} | profiled(reference(size, _SET.value))), flush=True)
-        return 0
     for size in _SIZES.value:
-        for line in measured(size):
+        if _PROFILE.value:
+            lines = [{"size": size} | profile_step(benchmark_run(size, _SET.value))]
+        else:
+            lines = measure_size(size)
+        for line in lines:
             print(json.dumps(line), flush=True)
     return 0
 
 
-def measured(size: str) -> list[dict]:
-    """A line a side; of ours the ratio of tokens/s to each of the others, in the same turns."""
-    run = reference(size, _SET.value)
-    mine = [sys.executable, "-m", "experiments.benchmarks.train_step", "--ours", f"--size={size}"]
-    mine += [f"--set={knob}" for knob in _SET.value]
-    sides = [interleaved.Side("ours", mine, {"GLIBC_TUNABLES": cli.MALLOC})]
-    if _AGAINST.value:
-        shape = dataclasses.asdict(run.model) | dataclasses.asdict(run.data)
-        loop = str(pathlib.Path(__file__).parent / "torch_train.py")
-        for kind in _KINDS.value:
-            command = [_TORCH.value, loop, json.dumps(shape), kind, run.model.dtype]
-            sides.append(interleaved.Side(f"torch {kind}", command))
-    found = interleaved.in_turns(sides, _TURNS.value, _SECONDS.value)
-    tokens = run.data.batch_size * run.data.seq_len
-    per_token = flops.flops_per_token(run.model, run.data.seq_len)["full"]
-    peaks = [answer["peak"] for answer in found[0]]
-    lines = []
-    for side, answers in zip(sides, found, strict=True):
-        medians = [sorted(a["seconds"])[len(a["seconds"]) // 2] for a in answers]
-        step_index, low, high = interleaved.median(medians)
-        share = [tokens * per_token / s / peak for s, peak in zip(medians, peaks, strict=True)]
+def measure_size(size: str) -> list[dict]:
+    """Return the results of this repository, then of each baseline.
+
+    The lines of baselines have the speedup of this repository in tokens per second, as the median
+    ratio of equal rounds and its 95% interval.
+    """
+    run = benchmark_run(size, _SET.value)
+    programs = _programs(size, run)
+    answers = interleaved.time_interleaved(programs, _ROUNDS.value, _SECONDS.value)
+    peaks = [answer["peak"] for answer in answers[0]]
+    lines, round_seconds = [], []
+    for program, program_answers in zip(programs, answers, strict=True):
+        medians = [sorted(a["seconds"])[len(a["seconds"]) // 2] for a in program_answers]
+        round_seconds.append(medians)
         line = {
             "size": size,
-            "side": side.name,
-            "first_step_seconds": round(side.first, 2),
-            "step_ms": round(1e3 * step_index, 2),
-            "step_ms_interval": [round(1e3 * low, 2), round(1e3 * high, 2)],
-            "best_step_ms": round(1e3 * min(min(a["seconds"]) for a in answers), 2),
-            "tokens_per_second": round(tokens / step_index),
-            "cpu_ms": round(1e3 * interleaved.median([a["cpu"] for a in answers])[0], 2),
-            "gflops_per_second": round(tokens * per_token / step_index / 1e9, 1),
-            "peak_gflops_per_second": round(interleaved.median(peaks)[0] / 1e9, 1),
-            "share_of_peak": [round(x, 3) for x in interleaved.median(share)],
-            "peak_memory_mib": round(answers[-1]["memory"] / 2**20),
+            "program": program.name,
+            "first_step_seconds": round(program.first_step_seconds, 2),
         }
-        lines.append(line | {"seconds": medians})
-    for line in lines[1:]:
-        ratio = [b / a for a, b in zip(lines[0]["seconds"], line["seconds"], strict=True)]
-        line["ours_is_faster"] = [round(x, 2) for x in interleaved.median(ratio)]
-        line["ours_is_faster_at_best"] = round(line["best_step_ms"] / lines[0]["best_step_ms"], 2)
-        line["ours_takes_less_cpu"] = round(line["cpu_ms"] / lines[0]["cpu_ms"], 2)
-    return [{k: v for k, v in line.items() if k != "seconds"} for line in lines]
+        lines.append(line | _summary(run, program_answers, medians, peaks))
+    for line, medians in zip(lines[1:], round_seconds[1:], strict=True):
+        ratios = [b / a for a, b in zip(round_seconds[0], medians, strict=True)]
+        line["speedup"] = [round(x, 2) for x in interleaved.median(ratios)]
+        line["best_step_speedup"] = round(line["best_step_ms"] / lines[0]["best_step_ms"], 2)
+        line["cpu_ratio"] = round(line["cpu_ms"] / lines[0]["cpu_ms"], 2)
+    return lines
 
 
-def ours(run: schema.Run) -> int:
-    """Our side: answers on stdout as interleaved.Side asks."""
-    device_mesh, _, once, size = built(run)
+def _programs(size: str, run: schema.Run) -> list[interleaved.Program]:
+    """Return this repository and the requested baselines as programs."""
+    command = [sys.executable, "-m", "experiments.benchmarks.train_step", "--worker"]
+    command += [f"--size={size}", *(f"--set={assignment}" for assignment in _SET.value)]
+    environment = {"GLIBC_TUNABLES": cli.MALLOC}
+    programs = [interleaved.Program("this repository", command, environment)]
+    if _AGAINST.value:
+        shape = json.dumps(dataclasses.asdict(run.model) | dataclasses.asdict(run.data))
+        script = str(pathlib.Path(__file__).parent / "torch_train.py")
+        for kind in _KINDS.value:
+            command = [_TORCH.value, script, shape, kind, run.model.dtype]
+            programs.append(interleaved.Program(f"torch {kind}", command))
+    return programs
+
+
+def _summary(
+    run: schema.Run, answers: list[dict], round_seconds: list[float], peaks: list[float]
+) -> dict:
+    """Return time per step, rates and memory of one program.
+
+    round_seconds: median seconds per step of each round. peaks: measured FLOP/s of each round.
+    """
+    n_tokens = run.data.batch_size * run.data.seq_len
+    step_flops = n_tokens * flops.flops_per_token(run.model, run.data.seq_len)["full"]
+    step_seconds, low, high = interleaved.median(round_seconds)
+    shares = [step_flops / s / peak for s, peak in zip(round_seconds, peaks, strict=True)]
+    return {
+        "step_ms": round(1e3 * step_seconds, 2),
+        "step_ms_interval": [round(1e3 * low, 2), round(1e3 * high, 2)],
+        "best_step_ms": round(1e3 * min(min(a["seconds"]) for a in answers), 2),
+        "tokens_per_second": round(n_tokens / step_seconds),
+        "cpu_ms": round(1e3 * interleaved.median([a["cpu"] for a in answers])[0], 2),
+        "gflops_per_second": round(step_flops / step_seconds / 1e9, 1),
+        "peak_gflops_per_second": round(interleaved.median(peaks)[0] / 1e9, 1),
+        "share_of_peak": [round(x, 3) for x in interleaved.median(shares)],
+        "peak_memory_mib": round(answers[-1]["memory"] / 2**20),
+    }
+
+
+def serve_timings(run: schema.Run) -> int:
+    """Time steps of a run on request, by the protocol of interleaved.py.
+
+    Each answer also has the peak FLOP/s of the devices, measured after the steps.
+    """
+    training = compile_training(run)
     from lm.parallel import mesh
 
-    once()
+    training.call()
     print(json.dumps({"now": time.time()}), flush=True)
     for line in sys.stdin:
-        answer = interleaved.timed(once, int(line), size)
+        answer = interleaved.timed(training.call, int(line), training.steps_per_call)
         mesh.peak_flops_per_second.cache_clear()
-        answer["peak"] = mesh.peak_flops_per_second(device_mesh, "float32")
+        answer["peak"] = mesh.peak_flops_per_second(training.device_mesh, "float32")
         print(json.dumps(answer), flush=True)
     return 0
 
 
-def profiled(run: schema.Run, n: int = 2) -> dict:
-    """Shares of the time of n calls, whose trace is written into --profile."""
+def profile_step(run: schema.Run, n_calls: int = 2) -> dict:
+    """Write a trace of n_calls calls to --profile. Return the share of the time of each part."""
     import jax
 
     from experiments.benchmarks import trace_breakdown
 
-    device_mesh, text, once, size = built(run)
-    once()
+    training = compile_training(run)
+    training.call()
+    n_steps = n_calls * training.steps_per_call
     with jax.profiler.trace(_PROFILE.value):
-        seconds = size * sum(interleaved.timed(once, n * size, size)["seconds"])
-    found = trace_breakdown.shares(_PROFILE.value, text, seconds, device_mesh.size)
-    step_ms = round(1e3 * seconds / n / size, 2)
-    return {"step_ms": step_ms} | {k: round(v, 3) for k, v in found.items()}
+        answer = interleaved.timed(training.call, n_steps, training.steps_per_call)
+    seconds = training.steps_per_call * sum(answer["seconds"])
+    shares = trace_breakdown.time_shares(
+        _PROFILE.value, training.hlo, seconds, training.device_mesh.size
+    )
+    step_ms = round(1e3 * seconds / n_steps, 2)
+    return {"step_ms": step_ms} | {part: round(share, 3) for part, share in shares.items()}
 
 
-def built(run: schema.Run):
-    """(mesh, text of the program, a call of it as of lm/training/loop.py, steps that the call
-    does)."""
+class CompiledTraining(NamedTuple):
+    """The compiled train step of a run with its state."""
+
+    device_mesh: Any
+    hlo: str  # text of the compiled program
+    call: Callable[[], None]  # trains steps_per_call steps, as lm/training/loop.py does
+    steps_per_call: int
+
+
+def compile_training(run: schema.Run) -> CompiledTraining:
+    """Compile the train step of a run, and initialize its state. Batches are random tokens."""
     import jax
     import numpy as np
 
@@ -164,26 +214,28 @@ def built(run: schema.Run):
     with jax.set_mesh(device_mesh):
         batch = mesh.put_batch(device_mesh, {"tokens": tokens})
         compiled = step.lower_steps(program, size).compile()
-        step_index, state = step.call_steps(program, compiled, size), program.init(0)
+        train_steps, state = step.call_steps(program, compiled, size), program.init(0)
 
-    def once() -> None:
+    def call() -> None:
         nonlocal state
-        state, metrics = step_index(state, [batch] * size)
+        state, metrics = train_steps(state, [batch] * size)
         jax.block_until_ready(metrics)
 
-    return device_mesh, compiled.as_text() or "", once, size
+    return CompiledTraining(device_mesh, compiled.as_text() or "", call, size)
 
 
-def _put(run: schema.Run, name: str, text: str) -> None:
-    kinds = schema.field_types(schema.Run)
-    if name not in kinds:
-        raise ValueError(f"--set={name}: {schema.suggest_names(name, list(kinds))}")
-    *groups, knob = name.split(".")
-    kind = kinds[name]
-    group = run
-    for one in groups:
-        group = getattr(group, one)
-    setattr(group, knob, json.loads(text.lower()) if kind in (bool, dict) else kind(text))
+def _set_field(run: schema.Run, name: str, text: str) -> None:
+    """Set the field `name`, such as "model.dtype", to the value of `text`."""
+    field_types = schema.field_types(schema.Run)
+    if name not in field_types:
+        raise ValueError(f"--set={name}: {schema.suggest_names(name, list(field_types))}")
+    *groups, field = name.split(".")
+    field_type = field_types[name]
+    parent = run
+    for group in groups:
+        parent = getattr(parent, group)
+    is_json = field_type in (bool, dict)
+    setattr(parent, field, json.loads(text.lower()) if is_json else field_type(text))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Built-in text: the source of Python's standard library, and English paragraphs of docstrings.
 
-    for name, text in docs():            # "asyncio/events.py", "Event loop and ..."
-        ...
+    for name, text in python_docs():
+        ...                              # "asyncio/events.py", "Event loop and ..."
 
 Equal versions of Python and of PACKAGES give equal text. Nothing is downloaded.
 """
@@ -35,7 +35,7 @@ PACKAGES = {
     "scipy": "scipy",
     "tensorflow_datasets": "tensorflow-datasets",
 }
-NOT_READ = {
+SKIPPED_FOLDERS = {
     # Some installations lack these.
     *("ensurepip", "distutils", "idlelib", "lib2to3", "tkinter", "turtledemo"),
     *("test", "tests", "testing", "_vendor", "site-packages", "dist-packages", "__pycache__"),
@@ -51,7 +51,7 @@ MARKUP = re.compile(r">>>|::|[|\\{}<>@]|\.\. |---|===| \* ")
 
 def python_code() -> Iterator[tuple[str, str]]:
     """Yield (name, source) of the standard library without tests: 7.8 MB in Python 3.11."""
-    return _capped((name, _read(path)) for name, path in _python_files())
+    return _truncate((name, _read(path)) for name, path in _python_files())
 
 
 def python_docs() -> Iterator[tuple[str, str]]:
@@ -59,7 +59,7 @@ def python_docs() -> Iterator[tuple[str, str]]:
 
     A repeated paragraph is used once, because packages repeat paragraphs in many functions.
     """
-    return _capped(_english())
+    return _truncate(_english_documents())
 
 
 def code_versions() -> dict[str, str]:
@@ -93,17 +93,19 @@ def paragraphs(docstring: str) -> list[str]:
         if text:
             lines.append(text)
             indent = depth
-    return [text for text in map(_plain, filter(_may_be_english, blocks)) if _is_english(text)]
+    return [
+        text for text in map(_remove_markup, filter(_may_be_english, blocks)) if _is_english(text)
+    ]
 
 
-def _plain(block: str) -> str:
+def _remove_markup(block: str) -> str:
     block = ROLE.sub(lambda match: match[1].rpartition(".")[2] or match[1], block)
     block = LITERAL.sub(r"\1", block).replace("**", "")
     return LABEL.sub("", " ".join(block.split()), count=1)
 
 
 def _may_be_english(block: str) -> bool:
-    # A cheap test first: most blocks fail it.
+    # Most blocks fail this cheap test, so the expensive test runs rarely.
     return block[-1] in ".?!)" and block.count(" ") >= 4
 
 
@@ -114,15 +116,16 @@ def _is_english(text: str) -> bool:
     return sum(WORD.fullmatch(word) is not None for word in words) >= 0.7 * len(words)
 
 
-def _english() -> Iterator[tuple[str, str]]:
-    seen_paragraphs = set()
+def _english_documents() -> Iterator[tuple[str, str]]:
+    """Yield (name, new English paragraphs) of each file with docstrings."""
+    used_paragraphs = set()
     for name, path in itertools.chain(_python_files(), _packages_files()):
         text = _read(path)
-        if '"""' not in text:  # parsing is slow
+        if '"""' not in text:  # skips the slow parser
             continue
         english = [p for docstring in _docstrings(ast.parse(text)) for p in paragraphs(docstring)]
-        new = [p for p in dict.fromkeys(english) if p not in seen_paragraphs]
-        seen_paragraphs.update(new)
+        new = [p for p in dict.fromkeys(english) if p not in used_paragraphs]
+        used_paragraphs.update(new)
         if new:
             yield name, "\n\n".join(new)
 
@@ -142,8 +145,9 @@ def _docstrings(node) -> Iterator[str]:
 
 
 def _python_files() -> Iterator[tuple[str, Path]]:
+    """Yield (name, path) of the programs of the standard library."""
     root = Path(sysconfig.get_paths()["stdlib"])
-    for name in sorted(sys.stdlib_module_names - NOT_READ):
+    for name in sorted(sys.stdlib_module_names - SKIPPED_FOLDERS):
         if (root / f"{name}.py").is_file():
             yield f"{name}.py", root / f"{name}.py"
         else:
@@ -151,9 +155,10 @@ def _python_files() -> Iterator[tuple[str, Path]]:
 
 
 def _packages_files() -> Iterator[tuple[str, Path]]:
+    """Yield (name, path) of the programs of PACKAGES, without importing them."""
     for folder in PACKAGES:
         top, _, below = folder.partition("/")
-        spec = importlib.util.find_spec(top)  # does not import the package
+        spec = importlib.util.find_spec(top)
         for root in sorted((spec and spec.submodule_search_locations) or []):
             yield from _package_files(folder, Path(root, below))
 
@@ -161,7 +166,7 @@ def _packages_files() -> Iterator[tuple[str, Path]]:
 def _package_files(name: str, root: Path) -> Iterator[tuple[str, Path]]:
     """Yield (name/path/file.py, path) of the programs below a folder, in a fixed order."""
     for folder, folders, files in os.walk(root):
-        folders[:] = sorted(set(folders) - NOT_READ)
+        folders[:] = sorted(set(folders) - SKIPPED_FOLDERS)
         for file in sorted(files):
             if file.endswith(".py") and not file.endswith("_test.py") and file[:5] != "test_":
                 path = Path(folder, file)
@@ -175,8 +180,8 @@ def _read(path: Path) -> str:
         raise ValueError(f"{path}: cannot be read ({error}): reinstall Python") from None
 
 
-def _capped(texts: Iterator[tuple[str, str]]) -> Iterator[tuple[str, str]]:
-    """Yield (name, text) up to MAX_CHARACTERS."""
+def _truncate(texts: Iterator[tuple[str, str]]) -> Iterator[tuple[str, str]]:
+    """Yield (name, text) until the next text would exceed MAX_CHARACTERS."""
     n_characters = 0
     for name, text in texts:
         n_characters += len(text)

@@ -1,19 +1,27 @@
-"""Conversations: templates, readers of JSON Lines, and loss weights of the answers.
+"""Conversations: templates, readers of JSON Lines, answer mask, and rated responses.
 
-    text = render("chat", [Turn("Say it twice: ha", "haha")])    # ^A Say it twice: ha ^B haha ^C
-    asked("chat", "Say it twice: ho")                            # ^A Say it twice: ho ^B
-    weights(tokens_BS, tokenizer)                                # 1 for targets in an answer
+    render_conversation("chat", [Turn("Double: ha", "haha")])    # ^ADouble: ha^Bhaha^C
+    render_prompt("chat", "Double: ho")                          # ^ADouble: ho^B
+    answer_weights(tokens_BS, tokenizer)                         # 1 for targets in an answer
 
 The special tokens are the control characters U+0001 (start of a user turn), U+0002 (start of an
 answer) and U+0003 (end of an answer), written ^A, ^B, ^C above. They are removed from prompts and
 answers. TEMPLATES lists the templates.
 
-A line of a file is a prompt with its target, a task line of another format (see forms), or a list
-of messages. A task without a name gets the name of its folder:
+A line of a file is a prompt with its target, a task line of another format (example_formats.py), or
+a list of messages. A task without a name gets the name of its folder:
 
     {"prompt": "...", "target": "...", "task": "rte", "category": "entailment"}
-    {"src": "...", "tgt": "..."}                    any format of forms, with its correct answer
+    {"src": "...", "tgt": "..."}                    any format, with its correct answer
     {"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}
+
+Prompts of users are logged with the responses of a model and their ratings. The file is
+append-only: the last line of an id counts. Responses that are rated good become a tuning set for
+instruction tuning (Ouyang et al. 2022, arXiv:2203.02155):
+
+    prompt_id = log_response("prompts.jsonl", "Repeat 7 twice.", "7 7", "runs/mine")
+    rate_response("prompts.jsonl", prompt_id, good=True)         # or better="7, 7": a correction
+    write_tuning_set("prompts.jsonl", "tuning.jsonl")            # 1 line for a chat: source
 
 Axes: B rows, S tokens of a row, T = S - 1 targets.
 """
@@ -33,14 +41,15 @@ from lm.data import tokenizers
 from lm.data.sources import example_formats, readers, uri
 
 USER, ANSWER, STOP = tokenizers.CHAT_TOKENS
-# Name -> (format of the prompt, text after an answer). Text without special tokens is all learned.
+# Name -> (format of the prompt, text after an answer). Without special tokens, every token of a
+# conversation is a target of the loss.
 TEMPLATES = {
     "chat":     (USER + "{}" + ANSWER,                            STOP),
     "question": (USER + "Question: {}\nAnswer: " + ANSWER,        STOP),
     "task":     (USER + "### Task\n{}\n### Result\n" + ANSWER,    STOP),
     "plain":    ("{}",                                            "\n"),
 }  # fmt: skip
-_REMOVE_SPECIAL = str.maketrans("", "", "\0" + tokenizers.CHAT_TOKENS)
+_REMOVAL_TABLE = str.maketrans("", "", "\0" + tokenizers.CHAT_TOKENS)
 _FIELDS = {
     "template": uri.choice(TEMPLATES),
     "only": uri.names(),
@@ -77,80 +86,85 @@ class ChatSource:
     cap: int = 0  # examples per task, the same ones for every selection; 0: all
     shots: int = 0  # earlier examples of the task that precede each example as turns
 
-    def takes(self, example: ChatExample) -> bool:
-        """Return True if the conversation is selected by `only` and `without`."""
+    def is_selected(self, example: ChatExample) -> bool:
+        """Return True if `only` and `without` select the conversation."""
         names = {example.task, example.category}
         return (not self.only or bool(names & self.only)) and not names & self.without
 
 
-def parse_chat_source(rest: str) -> ChatSource:
-    """Parse "PATH?template=chat&only=a,b&without=c&cap=100&shots=2". All fields are optional."""
-    path, values = uri.parse_uri(rest, _FIELDS, "chat:")
+def parse_chat_source(argument: str) -> ChatSource:
+    """Parse "PATH?template=chat&only=a,b&without=c&cap=100&shots=2". All fields are optional.
+
+    Raises ValueError for an unknown field or value.
+    """
+    path, values = uri.parse_uri(argument, _FIELDS, "chat:")
     return ChatSource(path, **values)
 
 
 def render_conversation(template: str, turns: Iterable[Turn]) -> str:
-    """Return the text of a conversation."""
+    """Return the text of a conversation in the format of a template."""
     suffix = TEMPLATES[template][1]
     return "".join(
-        f"{render_prompt(template, turn.prompt)}{_without_special(turn.answer)}{suffix}"
+        f"{render_prompt(template, turn.prompt)}{_remove_special(turn.answer)}{suffix}"
         for turn in turns
     )
 
 
 def render_prompt(template: str, prompt: str) -> str:
-    """Return the text of a prompt, up to the start of the answer."""
+    """Return the text of a prompt in the format of a template, up to the start of the answer."""
     before, _, after = TEMPLATES[template][0].partition("{}")
-    return f"{before}{_without_special(prompt)}{after}"
+    return f"{before}{_remove_special(prompt)}{after}"
 
 
-def chat_documents(rest: str, refuse: readers.ErrorHandler) -> Iterator[readers.Document]:
+def chat_documents(argument: str, on_error: readers.ErrorHandler) -> Iterator[readers.Document]:
     """Yield the selected conversations of a source as documents, in file order."""
-    choice = parse_chat_source(rest)
-    capped = _capped_digests(choice) if choice.cap else None
-    earlier: dict[str, list[Turn]] = {}  # task -> turns of its last `shots` examples
-    for example in chat_examples(choice, refuse):
-        if not choice.takes(example) or (capped is not None and _digest(example) not in capped):
+    source = parse_chat_source(argument)
+    capped_digests = _capped_digests(source) if source.cap else None
+    earlier_turns: dict[str, list[Turn]] = {}  # task -> its last `shots` turns
+    for example in chat_examples(source, on_error):
+        is_capped = capped_digests is not None and _digest(example) not in capped_digests
+        if is_capped or not source.is_selected(example):
             continue
-        turns = [*earlier.get(example.task, []), *example.turns]
-        yield readers.Document(render_conversation(choice.template, turns), example.where)
-        earlier[example.task] = turns[-choice.shots :] if choice.shots else []
+        turns = [*earlier_turns.get(example.task, []), *example.turns]
+        yield readers.Document(render_conversation(source.template, turns), example.where)
+        earlier_turns[example.task] = turns[-source.shots :] if source.shots else []
 
 
 def chat_examples(
-    choice: ChatSource, refuse: readers.ErrorHandler = readers.raise_error
+    source: ChatSource, on_error: readers.ErrorHandler = readers.raise_error
 ) -> Iterator[ChatExample]:
-    """Yield all conversations of the files, including those that `choice` does not select.
+    """Yield all conversations of the files, including conversations that are not selected.
 
-    `refuse` is called for each line that is not a conversation or has an empty prompt or answer.
+    `on_error` is called for each line that is not a conversation or has an empty prompt or answer.
     """
-    for path in readers.expand_glob(choice.path):
+    for path in readers.expand_glob(source.path):
         for where, row in readers.read_json_lines(path):
             try:
                 task, category = row.get("task", path.parent.name), row.get("category", "")
                 yield ChatExample(_turns(row, where), str(task), str(category), where)
             except ValueError as error:
-                refuse(str(error))
+                on_error(str(error))
 
 
-def chat_task_names(rest: str) -> set[str]:
-    """Return the tasks and categories of a source that its `only` and `without` select."""
-    choice = parse_chat_source(rest)
-    selected = (e for e in chat_examples(choice, lambda _: None) if choice.takes(e))
+def chat_task_names(argument: str) -> set[str]:
+    """Return the tasks and categories of the selected conversations of a source."""
+    source = parse_chat_source(argument)
+    selected = (e for e in chat_examples(source, lambda _: None) if source.is_selected(e))
     return {name for example in selected for name in (example.task, example.category) if name}
 
 
-def matching_task_names(rest: str) -> list[Path]:
-    """Return the files of a source."""
-    return readers.expand_glob(parse_chat_source(rest).path)
+def chat_files(argument: str) -> list[Path]:
+    """Return the files of a source. Raises ValueError if no file matches."""
+    return readers.expand_glob(parse_chat_source(argument).path)
 
 
 def answer_weights(tokens_BS: np.ndarray, tokenizer: tokenizers.Tokenizer) -> np.ndarray:
-    """Return float32 [B, T]: 1 for targets in answers and their end tokens, else 0.
+    """Return loss weights of the targets, float32 [B, T].
 
-    Each document follows an `end` token, as in rows of whole documents. A document that does not
+    The weight is 1 for targets in answers and for the tokens that end an answer, else 0. Each
+    document must follow an `end` token, as in rows of whole documents. A document that does not
     start with a user turn is plain text: all its targets have weight 1. An `end` token after
-    another is padding: weight 0.
+    another is padding and has weight 0.
     """
     assert tokenizer.marks is not None
     user, answer, stop = tokenizer.marks
@@ -161,11 +175,12 @@ def answer_weights(tokens_BS: np.ndarray, tokenizer: tokenizers.Tokenizer) -> np
     # The last special token up to each input determines the part of the document.
     last_BT = np.take_along_axis(inputs_BT, np.maximum.accumulate(position_BT, axis=1), axis=1)
     starts_BT = (last_BT == tokenizer.end) & np.isin(targets_BT, (user, tokenizer.end))
-    learned_BT = ~np.isin(last_BT, (user, stop)) & ~(starts_BT & (inputs_BT == tokenizer.end))
-    return learned_BT.astype(np.float32)
+    is_target_BT = ~np.isin(last_BT, (user, stop)) & ~(starts_BT & (inputs_BT == tokenizer.end))
+    return is_target_BT.astype(np.float32)
 
 
 def _turns(row: dict, where: str) -> list[Turn]:
+    """Return the turns of a line. Raises ValueError for another format or an empty text."""
     if "messages" in row:
         turns = _turns_of_messages(row["messages"], where)
     elif {"prompt", "target"} <= row.keys():
@@ -179,7 +194,7 @@ def _turns(row: dict, where: str) -> list[Turn]:
         for field, text in zip(Turn._fields, turn, strict=True):
             if not isinstance(text, str):
                 raise ValueError(f"{where}: {field} is {type(text).__name__}, not text")
-            if not _without_special(text).strip():
+            if not _remove_special(text).strip():
                 raise ValueError(f"{where}: an empty {field}: fill it in, or data.on_error='skip'")
     return turns
 
@@ -195,71 +210,67 @@ def _turns_of_messages(messages, where: str) -> list[Turn]:
     roles = [role for role, _ in contents]
     if not contents or roles != ["user", "assistant"] * (len(contents) // 2):
         raise ValueError(
-            f"{where}: roles are {', '.join(roles) or 'none'}: user and assistant must take turns,"
-            " and the last message must be the assistant's"
+            f"{where}: roles are {', '.join(roles) or 'none'}: user and assistant must alternate,"
+            " and the last message must have the role assistant"
         )
     pairs = zip(contents[::2], contents[1::2], strict=True)
-    turns = [Turn(question[1], answer[1]) for question, answer in pairs]
+    turns = [Turn(prompt, answer) for (_, prompt), (_, answer) in pairs]
     return [Turn("\n\n".join([*system, turns[0].prompt]), turns[0].answer), *turns[1:]]
 
 
-def _capped_digests(choice: ChatSource) -> set[bytes]:
-    """Return the hashes of the `cap` selected examples of each task with the smallest hashes.
+def _capped_digests(source: ChatSource) -> set[bytes]:
+    """Return the `cap` smallest hashes of the selected examples of each task.
 
     A smaller cap therefore selects a subset of a larger cap.
     """
-    smallest: dict[str, list[int]] = {}
-    for example in chat_examples(choice, lambda _: None):
-        if choice.takes(example):
-            heap = smallest.setdefault(example.task, [])
-            number = -int.from_bytes(_digest(example), "big")
-            (heapq.heappush if len(heap) < choice.cap else heapq.heappushpop)(heap, number)
-    return {(-number).to_bytes(16, "big") for heap in smallest.values() for number in heap}
+    heaps: dict[
+        str, list[int]
+    ] = {}  # task -> its smallest hashes, negated: heapq pops the smallest
+    for example in chat_examples(source, lambda _: None):
+        if source.is_selected(example):
+            heap = heaps.setdefault(example.task, [])
+            negated_hash = -int.from_bytes(_digest(example), "big")
+            if len(heap) < source.cap:
+                heapq.heappush(heap, negated_hash)
+            else:
+                heapq.heappushpop(heap, negated_hash)
+    return {(-negated).to_bytes(16, "big") for heap in heaps.values() for negated in heap}
 
 
 def _digest(example: ChatExample) -> bytes:
+    """Return a hash of the turns and the task."""
     return hashlib.blake2b(repr(example[:2]).encode(errors="replace"), digest_size=16).digest()
 
 
-def _without_special(text: str) -> str:
+def _remove_special(text: str) -> str:
     """Return the text with normalized newlines and without special tokens."""
-    return readers.normalize_newlines(text).translate(_REMOVE_SPECIAL)
-
-
-# MERGED DOCSTRING of lm.prompts:
-# """Log of user prompts with model answers and ratings, and a tuning set of the rated answers.
-#
-#     prompt_id = keep("prompts.jsonl", "Say 7 twice.", "7 7", "runs/mine")
-#     rate("prompts.jsonl", prompt_id, good=True)            # or better="7, 7": a corrected answer
-#     tuning_set("prompts.jsonl", "prompts.tuning.jsonl")    # 1: lines for a chat: source
-#
-# The file is append-only: the last line of an id counts. Instruction models are tuned on such
-# ratings
-# (Ouyang et al. 2022, arXiv:2203.02155).
-# """
+    return readers.normalize_newlines(text).translate(_REMOVAL_TABLE)
 
 
 def log_response(path: str | Path, prompt: str, answer: str, run: str) -> str:
-    """Append a prompt with its answer and return its id. Raises OSError if the write fails."""
+    """Append a prompt with its answer to the log, and return its id.
+
+    Raises OSError if the write fails.
+    """
     row = {"id": uuid.uuid4().hex, "run": run, "prompt": prompt, "target": answer, "rating": ""}
     _append(path, row)
     return row["id"]
 
 
 def rate_response(path: str | Path, prompt_id: str, good: bool = False, better: str = "") -> None:
-    """Append the rating of an answer. `better` replaces the answer and rates it good.
+    """Append the rating of an answer: good or bad. `better` replaces the answer and rates it good.
 
     Raises ValueError if the file has no prompt of this id.
     """
     rows = read_prompt_log(path)
     if prompt_id not in rows:
-        raise ValueError(f"{path}: holds no prompt of id {prompt_id}: use an id of this file")
+        raise ValueError(f"{path}: contains no prompt of id {prompt_id}: use an id of this file")
     row = rows[prompt_id] | {"rating": "good" if good or better else "bad"}
     _append(path, row | ({"target": better} if better else {}))
 
 
 def read_prompt_log(path: str | Path) -> dict[str, dict]:
-    """Return id -> its last line. Raises ValueError for a line of another format."""
+    """Return prompt id -> last line of the id. Raises ValueError for a line of another format."""
     rows = {}
     for where, row in readers.read_json_lines(Path(path)):
         if not {"id", "prompt", "target", "rating"} <= row.keys():

@@ -1,7 +1,9 @@
-"""Text sources: a name such as `jsonl:wiki/*.jsonl.gz` becomes documents in a fixed order.
+"""Readers of text sources: a name such as `jsonl:wiki/*.jsonl.gz` determines documents.
 
-    for document in documents("jsonl:wiki/*.jsonl.gz?field=body"):
+    for document in open_source("jsonl:wiki/*.jsonl.gz?field=body"):
         print(document.name, len(document.text))
+
+The documents of a source have a fixed order. These names exist:
 
     code                     Python's standard library, one document per file (8 MB)
     docs                     English paragraphs of docstrings, one document per file (5 MB)
@@ -10,14 +12,15 @@
     jsonl:GLOB[?field=NAME]  JSON Lines, plain, .gz or .zst, one document per line; the default
                              field is "text"
     parquet:GLOB[?field=NAME]                        one document per row
-    tfds:NAME[/CONFIG][:VERSION]/SPLIT[?field=NAME]  a prepared TFDS dataset: see tfds_text
+    tfds:NAME[/CONFIG][:VERSION]/SPLIT[?field=NAME]  a prepared TFDS dataset: see tfds.py
     hf:NAME[:CONFIG]/SPLIT[?field=NAME]              streamed from the Hugging Face hub (extra: hf)
-    synthetic:machine[?states=N&...]                 language of known entropy: see languages
-    synthetic:grammar[?words=N&...]                  language of nested phrases: see languages
-    chat:GLOB[?template=NAME&only=TASK,...&cap=N]    JSON Lines of conversations: see chat
-    tasks:NAME[?FIELD=LOW-HIGH&...][+NAME...]        training text of synthetic tasks: see families
+    synthetic:machine[?states=N&...]                 language of a hidden-state machine:
+    synthetic:grammar[?words=N&...]                  or of nested phrases: synthetic_languages.py
+    chat:GLOB[?template=NAME&only=TASK,...&cap=N]    JSON Lines of conversations: see chat.py
+    tasks:NAME[?FIELD=LOW-HIGH&...][+NAME...]        training text of tasks: synthetic_tasks.py
 
-A new kind of source needs one function here and one row in each of the tables at the end.
+A new kind of source needs a reader function in this file and a row in USAGE and READERS. A source
+of files also needs a row in FILES, so that a changed file is prepared again.
 """
 
 import functools
@@ -32,147 +35,149 @@ Document = readers.Document
 
 
 def open_source(
-    source: str, refuse: readers.ErrorHandler = readers.raise_error, start: int = 0
+    source: str, on_error: readers.ErrorHandler = readers.raise_error, start: int = 0
 ) -> Iterator[Document]:
-    """Yield all documents of a source, duplicates included, with newlines normalized to \\n.
+    """Yield all documents of a source from shard `start` on, duplicates included.
 
-    `refuse` is called with one line for each input that is binary, not UTF-8 or malformed. If it
-    returns, that JSON line, or the rest of that file, is skipped. `start` is the first part to
-    read. Raises ValueError for a missing source in any case.
+    Newlines are normalized to \\n. `on_error` is called with a one-line message for each input
+    that is binary, not UTF-8 or malformed. If it returns, the JSON line or the remaining shard is
+    skipped. Raises ValueError for a missing source, also if `on_error` returns.
     """
-    for number, read in enumerate(list_shards(source)[start:], start):
+    for number, read_shard in enumerate(list_shards(source)[start:], start):
         try:
-            for document in read(refuse):
+            for document in read_shard(on_error):
                 yield document._replace(part=number)
         except ValueError as error:
-            refuse(str(error))
+            on_error(str(error))
 
 
 def list_shards(source: str) -> list[readers.Shard]:
-    """Return the parts of a source, which can be read separately: files or blocks of examples."""
-    prefix, rest = _parse(source)
-    return READERS[prefix](rest)
+    """Return readers of the shards of a source: files, or blocks of examples."""
+    prefix, argument = _parse_source(source)
+    return READERS[prefix](argument)
 
 
 def source_fingerprint(source: str) -> list:
     """Return values that change whenever the documents of a source change.
 
-    Built-in text: package versions. Files: path, size and modification time. No text is read, so
-    this takes milliseconds.
+    The values of built-in text are package versions. The values of files are path, size and
+    modification time. No text is read, so a call takes milliseconds.
     """
-    prefix, rest = _parse(source)
+    prefix, argument = _parse_source(source)
     if prefix in VERSIONS:
         return list(VERSIONS[prefix]().items())
     if prefix not in FILES:
-        return [source]  # generated text depends on its name only; streamed text is assumed fixed
-    stats = [(path, path.stat()) for path in FILES[prefix](rest)]
+        # Generated text depends only on the source name. Streamed text is assumed not to change.
+        return [source]
+    stats = [(path, path.stat()) for path in FILES[prefix](argument)]
     return [(str(path), stat.st_size, stat.st_mtime_ns) for path, stat in stats]
 
 
 def source_versions(source: str) -> dict[str, str]:
     """Return the package versions of a built-in source; {} for any other source."""
-    return VERSIONS.get(_parse(source)[0], dict)()
+    return VERSIONS.get(_parse_source(source)[0], dict)()
 
 
-def validate_forbidden_tasks(source: str, unseen: str) -> None:
-    """Raise ValueError if a source contains one of these tasks or categories.
+def validate_forbidden_tasks(source: str, forbidden: str) -> None:
+    """Raise ValueError if a source contains a forbidden task or category.
 
-    `unseen` is a list of names separated by commas.
+    `forbidden` is a list of names separated by commas. Only chat: and tasks: sources can fail.
     """
-    prefix, rest = _parse(source)
-    if unseen and prefix == "chat":
-        forbidden = sorted(
-            set(unseen.split(",")) & _tasks_of(rest, repr(source_fingerprint(source)))
-        )
-        remedy = f"exclude it with without={','.join(forbidden)}"
-    elif unseen and prefix == "tasks":
-        forbidden = synthetic_tasks.overlapping_tasks(synthetic_tasks.parse_tasks(rest), unseen)
+    prefix, argument = _parse_source(source)
+    if forbidden and prefix == "chat":
+        names = _chat_task_names(argument, repr(source_fingerprint(source)))
+        conflicts = sorted(set(forbidden.split(",")) & names)
+        remedy = f"exclude it with without={','.join(conflicts)}"
+    elif forbidden and prefix == "tasks":
+        tasks = synthetic_tasks.parse_tasks(argument)
+        conflicts = synthetic_tasks.overlapping_tasks(tasks, forbidden)
         remedy = "choose other parameter ranges"
     else:
         return
-    if forbidden:
+    if conflicts:
         raise ValueError(
-            f"data.forbidden_tasks: {source!r} contains {', '.join(forbidden)}: {remedy}"
+            f"data.forbidden_tasks: {source!r} contains {', '.join(conflicts)}: {remedy}"
         )
 
 
 @functools.lru_cache(maxsize=64)
-def _tasks_of(rest: str, fingerprint: str) -> set[str]:
-    return chat.chat_task_names(rest)
+def _chat_task_names(argument: str, fingerprint: str) -> set[str]:
+    """Return the task names of a chat source. A new fingerprint reads the files again."""
+    return chat.chat_task_names(argument)
 
 
-def _parse(source: str) -> tuple[str, str]:
-    """Return the prefix of a source name and the text after it."""
-    prefix, _, rest = source.partition(":")
+def _parse_source(source: str) -> tuple[str, str]:
+    """Return the prefix of a source name and its argument: the text after the first colon."""
+    prefix, _, argument = source.partition(":")
     if prefix not in USAGE:
         raise ValueError("data.sources: " + schema.suggest_names(prefix, list(USAGE)))
-    if bool(rest) != (":" in USAGE[prefix]):
+    if bool(argument) != (":" in USAGE[prefix]):
         raise ValueError(f"data.sources: {source!r} must have the form {USAGE[prefix]}")
-    return prefix, rest
+    return prefix, argument
 
 
-def _split(rest: str) -> tuple[str, str]:
+def _split_field(argument: str) -> tuple[str, str]:
     """Return the path or dataset name, and the value of ?field=NAME (default "text")."""
-    name, values = uri.parse_uri(rest, {"field": uri.text("the name of a field")})
+    name, values = uri.parse_uri(argument, {"field": uri.text("the name of a field")})
     return name, values.get("field", "text")
 
 
-def _code(rest: str) -> list[readers.Shard]:
+def _code(argument: str) -> list[readers.Shard]:
     # Code and docs of a file have the same home, so both are held out or both are trained on.
     return [
-        lambda refuse: (Document(text, name, home=name) for name, text in builtin.python_code())
+        lambda on_error: (Document(text, name, home=name) for name, text in builtin.python_code())
     ]
 
 
-def _docs(rest: str) -> list[readers.Shard]:
+def _docs(argument: str) -> list[readers.Shard]:
     return [
-        lambda refuse: (Document(text, name, home=name) for name, text in builtin.python_docs())
+        lambda on_error: (Document(text, name, home=name) for name, text in builtin.python_docs())
     ]
 
 
-def _jsonl(rest: str) -> list[readers.Shard]:
-    return readers.jsonl_files(*_split(rest))
+def _jsonl(argument: str) -> list[readers.Shard]:
+    return readers.jsonl_files(*_split_field(argument))
 
 
-def _parquet(rest: str) -> list[readers.Shard]:
-    return readers.parquet_files(*_split(rest))
+def _parquet(argument: str) -> list[readers.Shard]:
+    return readers.parquet_files(*_split_field(argument))
 
 
-def _matching(rest: str) -> list[Path]:
-    return readers.expand_glob(_split(rest)[0])
+def _glob_files(argument: str) -> list[Path]:
+    return readers.expand_glob(_split_field(argument)[0])
 
 
-def _tfds(rest: str) -> list[readers.Shard]:
-    return tfds.tfds_shards(*_split(rest))
+def _tfds(argument: str) -> list[readers.Shard]:
+    return tfds.tfds_shards(*_split_field(argument))
 
 
-def _tfds_files(rest: str) -> list[Path]:
-    return tfds.tfds_files(_split(rest)[0])
+def _tfds_files(argument: str) -> list[Path]:
+    return tfds.tfds_files(_split_field(argument)[0])
 
 
-def _hf(rest: str) -> list[readers.Shard]:
-    dataset, field = _split(rest)
+def _hf(argument: str) -> list[readers.Shard]:
+    """Return one shard that streams a split of a dataset from the Hugging Face hub."""
+    dataset, field = _split_field(argument)
     name, _, split = dataset.rpartition("/")
     name, _, config_name = name.partition(":")
     try:
         datasets = importlib.import_module("datasets")
     except ImportError:
-        raise ValueError(f"hf:{rest} needs: pip install 'lm-scaling[hf]'") from None
+        raise ValueError(f"hf:{argument} needs: pip install 'lm-scaling[hf]'") from None
     try:
         rows = datasets.load_dataset(name, config_name or None, split=split, streaming=True)
     except (OSError, ValueError) as error:
         raise ValueError(f"hf:{dataset}: {readers.first_line(str(error))}") from None
 
-    def read(refuse: readers.ErrorHandler) -> Iterator[Document]:
+    def read(on_error: readers.ErrorHandler) -> Iterator[Document]:
         try:
             for number, row in enumerate(rows):
                 if isinstance(row.get(field), str):
-                    yield Document(
-                        readers.normalize_newlines(row[field]), f"{dataset} row {number}"
-                    )
+                    text = readers.normalize_newlines(row[field])
+                    yield Document(text, f"{dataset} row {number}")
                 else:
                     names = ", ".join(row)
-                    refuse(
+                    on_error(
                         f"hf:{dataset} row {number}: has no text in {field!r} but {names}: "
                         f"choose with ?field="
                     )
@@ -184,34 +189,32 @@ def _hf(rest: str) -> list[readers.Shard]:
     return [read]
 
 
-def _synthetic(rest: str) -> list[readers.Shard]:
-    language = synthetic_languages.parse_language(rest)
+def _synthetic(argument: str) -> list[readers.Shard]:
+    """Return one shard per block of documents of a synthetic language."""
+    language = synthetic_languages.parse_language(argument)
 
-    def read(block: int, refuse: readers.ErrorHandler) -> Iterator[Document]:
-        texts = enumerate(
-            synthetic_languages.generate_block(language, block), block * synthetic_languages.BLOCK
-        )
-        return (Document(text, f"{rest} document {number}") for number, text in texts)
+    def read(block: int, on_error: readers.ErrorHandler) -> Iterator[Document]:
+        first = block * synthetic_languages.BLOCK
+        texts = enumerate(synthetic_languages.generate_block(language, block), first)
+        return (Document(text, f"{argument} document {number}") for number, text in texts)
 
-    return [
-        functools.partial(read, block)
-        for block in range(synthetic_languages.generate_blocks(language))
-    ]
+    n_blocks = synthetic_languages.count_blocks(language)
+    return [functools.partial(read, block) for block in range(n_blocks)]
 
 
-def _chat(rest: str) -> list[readers.Shard]:
-    chat.parse_chat_source(rest)
-    return [
-        functools.partial(chat.chat_documents, rest)
-    ]  # a single part: `cap` counts over all files
+def _chat(argument: str) -> list[readers.Shard]:
+    """Return one shard of all conversations, because `cap` counts over all files."""
+    chat.parse_chat_source(argument)
+    return [functools.partial(chat.chat_documents, argument)]
 
 
-def _tasks(rest: str) -> list[readers.Shard]:
-    members = synthetic_tasks.parse_tasks(rest)
+def _tasks(argument: str) -> list[readers.Shard]:
+    """Return one shard of the training documents of synthetic tasks."""
+    tasks = synthetic_tasks.parse_tasks(argument)
 
-    def read(refuse: readers.ErrorHandler) -> Iterator[Document]:
-        texts = enumerate(synthetic_tasks.task_documents(members))
-        return (Document(text, f"{rest} document {number}") for number, text in texts)
+    def read(on_error: readers.ErrorHandler) -> Iterator[Document]:
+        texts = enumerate(synthetic_tasks.task_documents(tasks))
+        return (Document(text, f"{argument} document {number}") for number, text in texts)
 
     return [read]
 
@@ -229,7 +232,7 @@ USAGE = {
     "chat": "chat:GLOB[?template=NAME&only=TASK,...&without=TASK,...&cap=N&shots=N]",
     "tasks": "tasks:NAME[?FIELD=LOW-HIGH&megabytes=N&seed=N][+NAME...]",
 }
-# Prefix -> function that returns the parts of a source.
+# Prefix -> function of the argument that returns the shards of a source.
 READERS = {
     "code": _code,
     "docs": _docs,
@@ -242,13 +245,13 @@ READERS = {
     "chat": _chat,
     "tasks": _tasks,
 }
-# Prefix -> package versions of built-in text.
+# Prefix -> function that returns the package versions of built-in text.
 VERSIONS = {"code": builtin.code_versions, "docs": builtin.docs_versions}
-# Prefix -> files of a source that is read from disk.
+# Prefix -> function of the argument that returns the files of a source on disk.
 FILES = {
     "text": readers.text_files,
-    "jsonl": _matching,
-    "parquet": _matching,
+    "jsonl": _glob_files,
+    "parquet": _glob_files,
     "tfds": _tfds_files,
-    "chat": chat.matching_task_names,
+    "chat": chat.chat_files,
 }

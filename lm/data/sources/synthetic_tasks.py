@@ -1,27 +1,29 @@
 """Synthetic tasks of adjustable difficulty with known chance accuracy.
 
-    family = parse("addition?digits=2-3")            # a parameter is a number or a range
-    draw(family, np.random.default_rng(0))           # Instance("add 17+825=", "842", 0.001)
-    next(documents(parse_all("copy?length=4+sort")))   # training text: "copy kqzt=kqzt\n..."
+    task = parse_task("addition?digits=2-3")           # a parameter is a number or a range
+    sample_instance(task, np.random.default_rng(0))    # Instance("add 636+511=", "1147", 0.001)
+    tasks = parse_tasks("copy?length=4+sort")
+    next(task_documents(tasks))                        # training text: "copy lrvq=lrvq\n..."
 
     copy, reverse, upper, sort   length   copy, reverse, capitalize or sort letters
     compose    length            two of these in a row, as in "upper sort dab=ABD"
-    apply      order, spelling, length   one of six orders of the letters (back, left, right, swap,
-                                 tail, keep) in one of four spellings (plain, upper, next, before):
+    apply      order, spelling, length   one of six orders of the letters (keep, back, left, right,
+                                 swap, tail) in one of four spellings (plain, upper, next, before):
                                  "back upper dab=BAD"; both parameters are indices from 0
     recall     length            pairs of a letter and a digit; the answer is the digit of a letter
-    follow     length, steps     arrows between letters; the answer is the letter `steps` arrows on
+    follow     length, steps     arrows between letters; the answer follows `steps` arrows
     brackets   depth             close the open brackets
     addition   digits            sum of two numbers
     modular    modulus, terms    sum modulo `modulus`
     translate  words, lexicon    invented language: other words, verb first, adjectives last
 
-A training document has LINES instances, one per line. With template=NAME (see chat) it is one
-instance, written as a conversation.
+A training document has LINES instances, one per line. With template=NAME (chat.py), a document is
+one instance, written as a conversation.
 
-The fraction HELDOUT of all instances, chosen by the hash of the prompt, is in no training document.
-Evaluation tasks use only these. Chance is the accuracy of the best guess without the question: any
-order of the shown letters for a rearrangement, any shown value for `recall` and `follow`.
+The fraction HELDOUT of all instances is in no training document. The hash of the prompt selects the
+held-out instances, and evaluation tasks use only these. Chance is the accuracy of the best guess
+without the question. Such a guess is any order of the shown letters for a rearrangement, and any
+shown value for `recall` and `follow`.
 """
 
 import dataclasses
@@ -44,11 +46,11 @@ LETTERS, DIGITS = np.array(list(string.ascii_lowercase)), np.array(list(string.d
 
 
 class Instance(NamedTuple):
-    """A prompt, its answer, and the accuracy of a guess."""
+    """A prompt and its answer."""
 
     prompt: str
     answer: str
-    chance: float
+    chance: float  # accuracy of the best guess without the question
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,10 +58,10 @@ class SyntheticTask:
     """A synthetic task with its parameters."""
 
     name: str  # the text that was parsed
-    kind: str  # key of FAMILIES
+    kind: str  # key of TASKS
     ranges: dict[str, tuple[int, int]]  # parameter -> (minimum, maximum)
     megabytes: float = 0.5  # size of the documents
-    seed: int = 0  # seed of the documents; a list of families uses the seed of the first
+    seed: int = 0  # seed of the documents; a list of tasks uses the seed of the first
     template: str = ""  # chat template; "" writes LINES instances per document as plain text
 
 
@@ -68,16 +70,13 @@ def parse_task(name: str) -> SyntheticTask:
 
     Raises ValueError for an unknown task, an unknown field, or a value outside its limits.
     """
-    kind = known_kind(name)
-    options = {
-        "seed": uri.count(),
-        "template": uri.choice(["", *chat.TEMPLATES]),
-    }
-    return build_task(name, uri.parse_uri(name, task_fields(kind) | options, "task ").values)
+    fields = task_fields(_task_kind(name))
+    fields |= {"seed": uri.count(), "template": uri.choice(["", *chat.TEMPLATES])}
+    return build_task(name, uri.parse_uri(name, fields, "task ").values)
 
 
-def known_kind(name: str) -> str:
-    """Return the kind of a task name. Raises ValueError if it is not a key of FAMILIES."""
+def _task_kind(name: str) -> str:
+    """Return the kind of a task name. Raises ValueError if it is not a key of TASKS."""
     kind, _ = uri.split_uri(name)
     if kind not in TASKS:
         raise ValueError("task " + schema.suggest_names(kind, list(TASKS)))
@@ -85,7 +84,7 @@ def known_kind(name: str) -> str:
 
 
 def task_fields(kind: str) -> dict[str, uri.Field]:
-    """Return the fields that only synthetic tasks of this kind have: parameters and megabytes."""
+    """Return the fields that only tasks of this kind have: their parameters, and megabytes."""
     parameters = {
         parameter: uri.int_range(*PARAMETER_LIMITS[parameter]) for parameter in TASKS[kind][1]
     }
@@ -93,34 +92,34 @@ def task_fields(kind: str) -> dict[str, uri.Field]:
 
 
 def build_task(name: str, values: Mapping[str, Any]) -> SyntheticTask:
-    """Build the task `name` from parsed field values. Absent fields have their defaults."""
-    kind = known_kind(name)
+    """Build the task `name` from parsed field values. Absent fields get their defaults."""
+    kind = _task_kind(name)
     defaults = TASKS[kind][1]
     ranges = {parameter: values.get(parameter, default) for parameter, default in defaults.items()}
-    others = {key: values[key] for key in ("megabytes", "seed", "template") if key in values}
-    return SyntheticTask(name, kind, ranges, **others)
+    options = {key: values[key] for key in ("megabytes", "seed", "template") if key in values}
+    return SyntheticTask(name, kind, ranges, **options)
 
 
-def sample_instance(family: SyntheticTask, rng: np.random.Generator) -> Instance:
-    """Sample one instance, held out or not."""
-    make, _ = TASKS[family.kind]
-    parameters = {k: int(rng.integers(low, high + 1)) for k, (low, high) in family.ranges.items()}
+def sample_instance(task: SyntheticTask, rng: np.random.Generator) -> Instance:
+    """Sample one instance, held out or not, with parameters from the ranges of the task."""
+    make, _ = TASKS[task.kind]
+    parameters = {k: int(rng.integers(low, high + 1)) for k, (low, high) in task.ranges.items()}
     return make(rng, **parameters)
 
 
 def is_heldout_instance(instance: Instance) -> bool:
     """Return True if no training document contains the instance.
 
-    It depends only on the prompt: it is the same in every task, seed and process.
+    The result depends only on the prompt, so it is equal in every task, seed and process.
     """
     digest = hashlib.sha256(instance.prompt.encode()).digest()
     return int.from_bytes(digest[:8], "big") < HELDOUT * 2**64
 
 
 def sample_distinct(
-    family: SyntheticTask, rng: np.random.Generator, heldout: bool, n: int
+    task: SyntheticTask, rng: np.random.Generator, heldout: bool, n: int
 ) -> list[Instance]:
-    """Sample up to n different instances, all held out or all not.
+    """Sample up to n different instances, either all held out or all not held out.
 
     The list is shorter if the task has fewer instances.
     """
@@ -128,54 +127,60 @@ def sample_distinct(
     for _ in range(50 * n + 200):
         if len(instances) == n:
             break
-        instance = sample_instance(family, rng)
+        instance = sample_instance(task, rng)
         if is_heldout_instance(instance) == heldout:
             instances[instance.prompt] = instance
     return list(instances.values())
 
 
 def parse_tasks(names: str) -> list[SyntheticTask]:
-    """Parse names separated by "+". "all" stands for all tasks except compose and apply."""
+    """Parse names separated by "+". The name "all" means all tasks except compose and apply.
+
+    Raises ValueError for an invalid name.
+    """
     kinds = "+".join(kind for kind in TASKS if kind not in ("compose", "apply"))
     return [parse_task(name) for name in (kinds if names == "all" else names).split("+")]
 
 
-def overlapping_tasks(members: list[SyntheticTask], unseen: str) -> list[str]:
-    """Return the names in `unseen` whose instances a member can sample.
+def overlapping_tasks(tasks: list[SyntheticTask], forbidden: str) -> list[str]:
+    """Return the names in `forbidden` whose instances one of the tasks can sample.
 
-    `unseen` is separated by commas. Names that are not synthetic tasks are ignored.
+    `forbidden` is separated by commas. Names that are not synthetic tasks are ignored.
     """
-    excluded = [parse_task(name) for name in unseen.split(",") if uri.split_uri(name)[0] in TASKS]
+    names = [name for name in forbidden.split(",") if uri.split_uri(name)[0] in TASKS]
     return [
-        task.name for task in excluded if any(_have_overlap(task, member) for member in members)
+        forbidden_task.name
+        for forbidden_task in map(parse_task, names)
+        if any(_have_overlap(forbidden_task, task) for task in tasks)
     ]
 
 
-def _have_overlap(task: SyntheticTask, member: SyntheticTask) -> bool:
-    """Return True if both are of one kind and the ranges of all their parameters overlap."""
-    return task.kind == member.kind and all(
-        low <= task.ranges[parameter][1] and task.ranges[parameter][0] <= high
-        for parameter, (low, high) in member.ranges.items()
+def _have_overlap(a: SyntheticTask, b: SyntheticTask) -> bool:
+    """Return True if both tasks are of one kind and the ranges of all their parameters overlap."""
+    return a.kind == b.kind and all(
+        low <= a.ranges[parameter][1] and a.ranges[parameter][0] <= high
+        for parameter, (low, high) in b.ranges.items()
     )
 
 
-def task_documents(members: list[SyntheticTask]) -> Iterator[str]:
-    """Yield training documents of the tasks in turn, until all megabytes are written."""
-    rng = np.random.default_rng((members[0].seed, 1))
-    n_remaining, turn = sum(family.megabytes for family in members) * 1e6, 0
-    while n_remaining > 0:
-        family = members[turn % len(members)]
-        instances = sample_distinct(family, rng, heldout=False, n=1 if family.template else LINES)
-        if family.template:
+def task_documents(tasks: list[SyntheticTask]) -> Iterator[str]:
+    """Yield training documents, one per task in rotation, until all megabytes are written."""
+    rng = np.random.default_rng((tasks[0].seed, 1))
+    n_bytes_left, n_documents = sum(task.megabytes for task in tasks) * 1e6, 0
+    while n_bytes_left > 0:
+        task = tasks[n_documents % len(tasks)]
+        instances = sample_distinct(task, rng, heldout=False, n=1 if task.template else LINES)
+        if task.template:
             turns = [chat.Turn(instance.prompt, instance.answer) for instance in instances]
-            text = chat.render_conversation(family.template, turns)
+            text = chat.render_conversation(task.template, turns)
         else:
             text = "".join(f"{instance.prompt}{instance.answer}\n" for instance in instances)
         yield text
-        n_remaining, turn = n_remaining - len(text), turn + 1
+        n_bytes_left, n_documents = n_bytes_left - len(text), n_documents + 1
 
 
 def _letters(rng, length: int) -> str:
+    """Return different random letters."""
     return "".join(rng.permutation(LETTERS)[:length])
 
 
@@ -188,6 +193,8 @@ SKILLS: dict[str, Callable[[str], str]] = {
 
 
 def _skill(name: str) -> Callable[..., Instance]:
+    """Return a function that makes instances of a skill of SKILLS."""
+
     def make(rng, length: int) -> Instance:
         text = _letters(rng, length)
         return Instance(f"{name} {text}=", SKILLS[name](text), 1 / math.factorial(length))
@@ -233,6 +240,7 @@ def _recall(rng, length: int) -> Instance:
 
 
 def _follow(rng, length: int, steps: int) -> Instance:
+    # The arrows form a ring. Fewer steps than its length never return to the start.
     ring = rng.permutation(LETTERS)[:length]
     arrows = [f"{a}{b}" for a, b in zip(ring, np.roll(ring, -1), strict=True)]
     start, steps = int(rng.integers(length)), min(steps, length - 1)
@@ -272,8 +280,8 @@ def _translate(rng, words: int, lexicon: int) -> Instance:
             has_adjective = kinds[position - 1 : position] == "A"
             translated += [word, sentence[position - 1]] if has_adjective else [word]
     source, target = (
-        " ".join(WORDS[kind][side][i] for kind, i in text)
-        for side, text in enumerate((sentence, translated))
+        " ".join(WORDS[kind][language][i] for kind, i in text)
+        for language, text in enumerate((sentence, translated))
     )
     return Instance(f"say {source}=", target, float(lexicon) ** -words)
 

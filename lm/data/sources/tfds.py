@@ -1,10 +1,12 @@
 """Reader of TensorFlow Datasets without TensorFlow.
 
-    parts("my_text/train", "text")[0](readers.raise_error)     # with TFDS_DATA_DIR=data/tfds
+    shards = tfds_shards("my_text/train", "text")              # with TFDS_DATA_DIR=data/tfds
+    for document in shards[0](readers.raise_error):
+        print(document.name, len(document.text))
 
-Reads datasets prepared by `tfds build NAME --file_format=array_record` or by
-experiments/make_tfds.py, from their folder alone: no code of the dataset runs and nothing is
-downloaded. The folder is $TFDS_DATA_DIR, or ~/tensorflow_datasets.
+Datasets must be prepared by `tfds build NAME --file_format=array_record` or by
+experiments/make_tfds.py. Only their files are read: no code of the dataset runs and nothing is
+downloaded. The folder of all datasets is $TFDS_DATA_DIR, or ~/tensorflow_datasets.
 """
 
 import functools
@@ -17,24 +19,24 @@ from typing import Any
 from lm.data.sources import readers
 
 BATCH = 256  # examples read at once
-PART = 64 * BATCH  # examples per part of a source
+SHARD = 64 * BATCH  # examples per shard
 VERSION = re.compile(r"\d+\.\d+\.\d+")
 
 
 def tfds_files(name: str) -> list[Path]:
     """Return the files of the prepared dataset NAME[/CONFIG][:VERSION]/SPLIT, sorted."""
-    return sorted(path for path in _folder(name)[0].iterdir() if path.is_file())
+    return sorted(path for path in _find_dataset(name)[0].iterdir() if path.is_file())
 
 
 def tfds_shards(name: str, field: str) -> list[readers.Shard]:
-    """Return parts of PART examples, one document per example.
+    """Return shards of SHARD examples, one document per example.
 
     `field` is a feature, or a path of nested features such as "a/b". Raises ValueError for a
-    missing dataset, version or split, and for a missing field when a part is read.
+    missing dataset, version or split, and for a missing field when a shard is read.
     """
     import tensorflow_datasets as tfds
 
-    folder, split = _folder(name)
+    folder, split = _find_dataset(name)
     builder: Any = tfds.builder_from_directory(folder)
     known = ", ".join(builder.info.splits) or "none"
     if split.partition("[")[0] not in builder.info.splits:
@@ -50,40 +52,49 @@ def tfds_shards(name: str, field: str) -> list[readers.Shard]:
         reason = readers.first_line(str(error))
         message = f"tfds:{name}: split {split!r} cannot be read ({reason}): correct it"
         raise ValueError(message) from None
-    starts = range(0, len(examples), PART)
-    return [functools.partial(_part, name, field, examples, start) for start in starts]
+    starts = range(0, len(examples), SHARD)
+    return [functools.partial(_read_shard, name, field, examples, start) for start in starts]
 
 
-def _part(
-    name: str, field: str, examples: Any, start: int, refuse: readers.ErrorHandler
+def _read_shard(
+    name: str, field: str, examples: Any, start: int, on_error: readers.ErrorHandler
 ) -> Iterator[readers.Document]:
-    stop = min(start + PART, len(examples))
+    """Yield the documents of the SHARD examples from `start` on."""
+    stop = min(start + SHARD, len(examples))
     for first in range(start, stop, BATCH):
         numbers = list(range(first, min(first + BATCH, stop)))
         try:
             batch = examples.__getitems__(numbers)
-        except Exception:  # the library has no narrower class; read one by one to find the example
-            batch = [_example(name, examples, number, refuse) for number in numbers]
+        except Exception:
+            # The library has no narrower class. Reading one by one finds the corrupt example.
+            batch = [_read_example(name, examples, number, on_error) for number in numbers]
         for number, example in zip(numbers, batch, strict=True):
             where = f"{name} example {number}"
             try:
                 if example is not None:
-                    text = readers.normalize_newlines(_field(example, field, where))
+                    text = readers.normalize_newlines(_text_field(example, field, where))
                     yield readers.Document(text, where)
             except ValueError as error:
-                refuse(str(error))
+                on_error(str(error))
 
 
-def _example(name: str, examples: Any, number: int, refuse: readers.ErrorHandler) -> dict | None:
+def _read_example(
+    name: str, examples: Any, number: int, on_error: readers.ErrorHandler
+) -> dict | None:
+    """Return an example; None if it cannot be read and `on_error` returns."""
     try:
         return examples[number]
     except Exception as error:
         reason = readers.first_line(str(error))
-        refuse(f"tfds:{name} example {number}: cannot be read ({reason}): prepare it again")
+        on_error(f"tfds:{name} example {number}: cannot be read ({reason}): prepare it again")
 
 
-def _folder(name: str) -> tuple[Path, str]:
-    """Return the folder of a prepared dataset, and the split. The newest version is the default."""
+def _find_dataset(name: str) -> tuple[Path, str]:
+    """Return the folder of a prepared dataset, and the split.
+
+    A name without a version means the newest version. Raises ValueError for a missing dataset or
+    version.
+    """
     dataset, _, split = name.rpartition("/")
     dataset, _, version = dataset.partition(":")
     top = Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
@@ -104,13 +115,14 @@ def _folder(name: str) -> tuple[Path, str]:
     )
 
 
-def _field(example: dict, field: str, where: str) -> str:
+def _text_field(example: dict, field: str, where: str) -> str:
+    """Return the text of a field, or of a path of nested fields."""
     value = example
-    for part in field.split("/"):
-        if not isinstance(value, dict) or part not in value:
+    for key in field.split("/"):
+        if not isinstance(value, dict) or key not in value:
             names = ", ".join(example)
             raise ValueError(f"{where}: has no field {field!r} but {names}: choose with ?field=")
-        value = value[part]
+        value = value[key]
     if isinstance(value, bytes):
         try:
             return value.decode()

@@ -1,4 +1,4 @@
-"""Built-in text of the Python installation."""
+"""Built-in text: code and docstrings of the Python installation."""
 
 import inspect
 import itertools
@@ -9,18 +9,17 @@ import numpy as np
 from lm.data.sources import builtin
 
 
-def test_code_is_programs_without_tests_in_one_order():
-    found = list(builtin.python_code())
-    names = [name for name, _ in found]
-    assert (
-        names == sorted(set(names), key=names.index) == [name for name, _ in builtin.python_code()]
-    )
+def test_code_has_programs_without_tests_in_a_fixed_order():
+    programs = list(builtin.python_code())
+    names = [name for name, _ in programs]
+    assert len(names) == len(set(names))
+    assert names == [name for name, _ in builtin.python_code()]
     assert {"json/decoder.py", "argparse.py"} <= set(names)
     assert not [name for name in names if "test" in name.split("/")[:-1] or "encodings" in name]
-    assert 5e6 < sum(len(text) for _, text in found) < 20e6
+    assert 5e6 < sum(len(text) for _, text in programs) < 20e6
 
 
-def test_docs_are_mostly_plain_words_in_sentences():
+def test_docs_are_mostly_words_in_sentences():
     texts = [text for _, text in itertools.islice(builtin.python_docs(), 100)]
     words = " ".join(texts).split()
     assert len(words) > 10_000
@@ -28,33 +27,34 @@ def test_docs_are_mostly_plain_words_in_sentences():
     assert np.mean([text[-1] in ".?!)" for text in texts]) == 1
 
 
-def test_no_paragraph_comes_twice_in_docs():
-    found = [
+def test_docs_contain_each_paragraph_once():
+    paragraphs = [
         p for _, text in itertools.islice(builtin.python_docs(), 100) for p in text.split("\n\n")
     ]
-    assert len(found) == len(set(found))
+    assert len(paragraphs) == len(set(paragraphs))
 
 
-def test_docs_read_no_package_beyond_the_list(monkeypatch):
+def test_docs_read_only_the_listed_packages(monkeypatch):
     monkeypatch.setattr(builtin, "PACKAGES", {"absl": "absl-py"})
-    tops = {name.split("/")[0].removesuffix(".py") for name, _ in builtin.python_docs()}
-    assert "absl" in tops and tops <= sys.stdlib_module_names | {"absl"}
+    packages = {name.split("/")[0].removesuffix(".py") for name, _ in builtin.python_docs()}
+    assert "absl" in packages and packages <= sys.stdlib_module_names | {"absl"}
 
 
-def test_finding_packages_imports_none_of_them(monkeypatch):
-    before = set(sys.modules)
+def test_packages_are_located_without_importing_them():
+    modules_before = set(sys.modules)
     assert any(name.startswith("optax/") for name, _ in builtin._packages_files())
-    assert "optax" in before or "optax" not in sys.modules
+    assert "optax" in modules_before or "optax" not in sys.modules
 
 
-def test_the_cap_ends_the_text_at_a_file(monkeypatch):
-    whole = list(builtin.python_code())
+def test_text_is_truncated_at_a_file(monkeypatch):
+    all_programs = list(builtin.python_code())
     monkeypatch.setattr(builtin, "MAX_CHARACTERS", 100_000)
-    part = list(builtin.python_code())
-    assert part == whole[: len(part)] and 0 < sum(len(text) for _, text in part) <= 100_000
+    programs = list(builtin.python_code())
+    assert programs == all_programs[: len(programs)]
+    assert 0 < sum(len(text) for _, text in programs) <= 100_000
 
 
-def test_paragraphs_keep_english_and_drop_everything_else():
+def test_paragraphs_contain_only_english():
     docstring = """Fit a line to the given points by least squares.
 
     The fit is that of :func:`~numpy.polyfit` with ``deg=1``, see the

@@ -1,4 +1,4 @@
-"""Conversations: special tokens, answer weights, refused lines."""
+"""Conversations: special tokens, answer weights, rejected lines, rated responses."""
 
 import dataclasses
 import gzip
@@ -46,15 +46,15 @@ def pieces():
     import io
 
     lines = [f"Say {n}. It is {n}, and so on." for n in range(300)]
-    made = io.BytesIO()
+    model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(lines),
-        model_writer=made,
+        model_writer=model,
         vocab_size=320,
         byte_fallback=True,
         minloglevel=2,
     )
-    return tokenizers.SentencePieceTokenizer(made.getvalue())
+    return tokenizers.SentencePieceTokenizer(model.getvalue())
 
 
 def test_special_characters_are_removed_from_turns():
@@ -64,7 +64,7 @@ def test_special_characters_are_removed_from_turns():
 
 
 @pytest.mark.parametrize("template", chat.TEMPLATES)
-def test_a_template_holds_both_sides_and_begins_as_it_is_asked(template):
+def test_conversation_starts_with_its_rendered_prompt(template):
     turn = chat.Turn("What {is} it?", "A {thing}.")
     text = chat.render_conversation(template, [turn])
     assert text.startswith(chat.render_prompt(template, turn.prompt)) and turn.answer in text
@@ -72,13 +72,13 @@ def test_a_template_holds_both_sides_and_begins_as_it_is_asked(template):
 
 
 @pytest.mark.parametrize("kind", ["bytes", "bpe", "pieces"])
-def test_special_character_is_always_one_token(kind, request):
+def test_special_character_is_one_token(kind, request):
     tokenizer = tokenizers.ByteTokenizer() if kind == "bytes" else request.getfixturevalue(kind)
     ids = tokenizer.encode(chat.render_conversation("chat", [chat.Turn("Say 7.", "It is 7.")] * 2))
-    marks = [int(i) for i in ids if i in tokenizer.marks]
-    assert [tokenizer.pieces[i] for i in marks] == [b"\x01", b"\x02", b"\x03"] * 2
-    alone = [tokenizer.encode(text) for text in ("Say 7.", "It is 7.")]
-    assert len(ids) == 6 + 2 * sum(map(len, alone))
+    special_ids = [int(i) for i in ids if i in tokenizer.marks]
+    assert [tokenizer.pieces[i] for i in special_ids] == [b"\x01", b"\x02", b"\x03"] * 2
+    encoded_texts = [tokenizer.encode(text) for text in ("Say 7.", "It is 7.")]
+    assert len(ids) == 6 + 2 * sum(map(len, encoded_texts))
 
 
 def test_special_characters_do_not_change_other_tokens(bpe):
@@ -91,34 +91,33 @@ def test_special_characters_do_not_change_other_tokens(bpe):
 
 
 @pytest.mark.parametrize("kind", ["bytes", "bpe", "pieces"])
-def test_weights_select_answers_and_all_of_plain_text(kind, request):
+def test_weights_select_answers_and_plain_text(kind, request):
     tokenizer = tokenizers.ByteTokenizer() if kind == "bytes" else request.getfixturevalue(kind)
     turns = [chat.Turn("Say 7.", "It is 7."), chat.Turn("Say 8.", "It is 8.")]
-    end, talk, text = (
-        np.array([tokenizer.end]),
-        tokenizer.encode(chat.render_conversation("chat", turns)),
-        tokenizer.encode("Say 12."),
-    )
-    row_S = np.concatenate([end, talk, end, text, end, end, end])[None].astype(np.int32)
-    weights_T = chat.answer_weights(row_S, tokenizer)[0]
-    learned = tokenizer.decode(row_S[0, 1:][weights_T == 1])
-    assert [part.strip() for part in learned.split("\x03")] == ["It is 7.", "It is 8.", "Say 12."]
-    assert row_S[0, 1:][weights_T == 1][-1] == tokenizer.end  # of the text: it learns to stop
+    end = np.array([tokenizer.end])
+    conversation = tokenizer.encode(chat.render_conversation("chat", turns))
+    text = tokenizer.encode("Say 12.")
+    row_BS = np.concatenate([end, conversation, end, text, end, end, end])[None].astype(np.int32)
+    weights_T = chat.answer_weights(row_BS, tokenizer)[0]
+    targets = row_BS[0, 1:][weights_T == 1]
+    parts = tokenizer.decode(targets).split("\x03")
+    assert [part.strip() for part in parts] == ["It is 7.", "It is 8.", "Say 12."]
+    assert targets[-1] == tokenizer.end  # plain text must learn to stop
     assert weights_T[-2:].sum() == 0 and weights_T.dtype == np.float32
 
 
-def test_messages_in_turns_and_what_the_system_said(tmp_path):
-    said = [("system", "Be brief."), ("user", "a"), ("assistant", "b"), ("user", "c")]
-    messages = [{"role": role, "content": text} for role, text in said]
+def test_messages_become_turns_after_the_system_message(tmp_path):
+    contents = [("system", "Be brief."), ("user", "a"), ("assistant", "b"), ("user", "c")]
+    messages = [{"role": role, "content": text} for role, text in contents]
     last = {"role": "assistant", "content": "d"}
     path = write(tmp_path / "a.jsonl", [{"messages": [*messages, last]}])
     assert texts(str(path)) == ["\x01Be brief.\n\na\x02b\x03\x01c\x02d\x03"]
     write(path, [{"messages": messages}])
-    with pytest.raises(ValueError, match="roles are user, assistant, user: .* take turns"):
+    with pytest.raises(ValueError, match="roles are user, assistant, user: .* must alternate"):
         texts(str(path))
 
 
-def test_task_formats_become_conversations_of_correct_answers(tmp_path):
+def test_task_lines_become_conversations_of_correct_answers(tmp_path):
     (tmp_path / "en_fr").mkdir()
     rows = [
         {"src": "a cat", "tgt": "un chat"},
@@ -126,49 +125,49 @@ def test_task_formats_become_conversations_of_correct_answers(tmp_path):
         {"text": "Fine.", "label_name": "good"},
     ]
     path = str(write(tmp_path / "en_fr" / "train.jsonl", rows))
-    wanted = [("a cat\n=>", "un chat"), ("Which?", "that"), ("Fine.\nLabel:", "good")]
-    assert texts(path) == [chat.render_conversation("chat", [chat.Turn(*turn)]) for turn in wanted]
+    turns = [("a cat\n=>", "un chat"), ("Which?", "that"), ("Fine.\nLabel:", "good")]
+    assert texts(path) == [chat.render_conversation("chat", [chat.Turn(*turn)]) for turn in turns]
     assert chat.chat_task_names(path) == {"en_fr"}
-    task = tasks.load_task(f"file:{path}?template=chat")  # it is asked as it was taught
-    asked = {e.prompts[e.right] + e.answers[e.right] for e in task.examples}
-    assert {texts(path)[1], texts(path)[2]} < asked | {texts(path)[0]}
+    task = tasks.load_task(f"file:{path}?template=chat")  # evaluation has the format of training
+    task_texts = {e.prompts[e.right] + e.answers[e.right] for e in task.examples}
+    assert {texts(path)[1], texts(path)[2]} < task_texts | {texts(path)[0]}
 
 
-def test_tasks_are_chosen_by_name_or_category_and_capped(tmp_path):
+def test_tasks_are_selected_by_name_or_category_and_capped(tmp_path):
     rows = [row(n, f"t{n % 3}", "even" if n % 3 else "odd") for n in range(30)]
     path = str(write(tmp_path / "a.jsonl", rows))
-    every = texts(path)
-    assert len(every) == 30
-    assert texts(f"{path}?only=odd") == every[::3] == texts(f"{path}?without=t1,t2")
+    all_texts = texts(path)
+    assert len(all_texts) == 30
+    assert texts(f"{path}?only=odd") == all_texts[::3] == texts(f"{path}?without=t1,t2")
     two, four = texts(f"{path}?cap=2"), texts(f"{path}?cap=4")
     assert len(two) == 6 and len(four) == 12 and set(two) < set(four)
-    assert set(texts(f"{path}?cap=4&only=t2")) == set(four) & set(every[2::3])
+    assert set(texts(f"{path}?cap=4&only=t2")) == set(four) & set(all_texts[2::3])
     assert chat.chat_task_names(f"{path}?without=even") == {"t0", "odd"}
 
 
 def test_shots_are_earlier_examples_of_the_same_task(tmp_path):
     path = str(write(tmp_path / "a.jsonl", [row(n, f"t{n % 2}") for n in range(6)]))
-    found = texts(f"{path}?shots=2")
-    assert found[0] == chat.render_conversation("chat", [chat.Turn("Say 0.", "It is 0.")])
-    wanted = [chat.Turn(f"Say {n}.", f"It is {n}.") for n in (1, 3, 5)]
-    assert found[5] == chat.render_conversation("chat", wanted)
+    conversations = texts(f"{path}?shots=2")
+    assert conversations[0] == chat.render_conversation("chat", [chat.Turn("Say 0.", "It is 0.")])
+    turns = [chat.Turn(f"Say {n}.", f"It is {n}.") for n in (1, 3, 5)]
+    assert conversations[5] == chat.render_conversation("chat", turns)
 
 
 @pytest.mark.parametrize(
-    "rest, words",
+    "fields, message",
     [
         ("?templat=chat", "templat does not exist: use one of the fields template, only"),
         ("?template=story", "template=story must be one of chat, question"),
         ("?cap=few", "cap=few must be a whole number"),
     ],
 )
-def test_a_wrong_option_is_refused_by_name(rest, words):
-    with pytest.raises(ValueError, match=words):
-        documents.list_shards(f"chat:x.jsonl{rest}")
+def test_invalid_field_error_names_the_field(fields, message):
+    with pytest.raises(ValueError, match=message):
+        documents.list_shards(f"chat:x.jsonl{fields}")
 
 
 @pytest.mark.parametrize(
-    "line, words",
+    "line, message",
     [
         ({"prompt": "a", "target": " "}, "a.jsonl line 1: an empty answer"),
         ({"prompt": "a", "target": 3}, "line 1: answer is int, not text"),
@@ -176,71 +175,71 @@ def test_a_wrong_option_is_refused_by_name(rest, words):
         ({"messages": [3]}, "line 1: each of messages must have a role and content"),
     ],
 )
-def test_a_line_that_is_no_conversation_is_named_or_counted(tmp_path, line, words):
+def test_invalid_line_is_reported_or_counted(tmp_path, line, message):
     path = write(tmp_path / "a.jsonl", [line, *[row(n) for n in range(40)]])
-    wanted = schema.Data({f"chat:{path}": 1.0}, str(tmp_path / "cache"), 0.2, packing="documents")
-    with pytest.raises(ValueError, match=words):
-        dataset.open_dataset(wanted, 0)
-    text = dataset.open_dataset(dataclasses.replace(wanted, on_error="skip"), 0)
+    data = schema.Data({f"chat:{path}": 1.0}, str(tmp_path / "cache"), 0.2, packing="documents")
+    with pytest.raises(ValueError, match=message):
+        dataset.open_dataset(data, 0)
+    text = dataset.open_dataset(dataclasses.replace(data, on_error="skip"), 0)
     manifest = text.manifests[f"chat:{path}"]
     assert manifest.dropped == {"broken": 1} and sum(manifest.documents.values()) == 40
 
 
-def test_a_task_declared_unseen_is_refused_in_what_is_trained_on(tmp_path):
+def test_forbidden_task_is_rejected_in_trained_sources(tmp_path):
     rows = [row(n, f"t{n % 2}", "odd" if n % 2 else "even") for n in range(60)]
     path = tmp_path / "a.jsonl.gz"
     path.write_bytes(gzip.compress("".join(json.dumps(r) + "\n" for r in rows).encode()))
-    both, asked = f"chat:{path}", f"chat:{path}?only=odd"
-    wanted = schema.Data(
-        {both: 1.0}, str(tmp_path / "cache"), 0.2, packing="documents", forbidden_tasks="odd,nli"
+    all_tasks, odd_tasks = f"chat:{path}", f"chat:{path}?only=odd"
+    data = schema.Data(
+        {all_tasks: 1.0},
+        str(tmp_path / "cache"),
+        0.2,
+        packing="documents",
+        forbidden_tasks="odd,nli",
     )
     with pytest.raises(ValueError, match="data.forbidden_tasks: .* contains odd: exclude it with"):
-        dataset.open_dataset(wanted, 0)
-    fine = {f"{both}?without=odd": 1.0, asked: 0.0}  # held-out rows of it may be looked at
-    assert len(dataset.open_dataset(dataclasses.replace(wanted, sources=fine), 0).heldout(asked, 9))
+        dataset.open_dataset(data, 0)
+    # A forbidden task may be in a source that is evaluated but not trained on.
+    sources = {f"{all_tasks}?without=odd": 1.0, odd_tasks: 0.0}
+    tokens = dataset.open_dataset(dataclasses.replace(data, sources=sources), 0)
+    assert len(tokens.heldout(odd_tasks, 9))
 
 
-def test_real_instructions_are_read_and_unseen_ones_kept_out(tmp_path):
+def test_real_instructions_do_not_contain_forbidden_tasks(tmp_path):
     if not SHARED.exists():
-        pytest.skip("no shared instructions here")
-    known = f"{SHARED}/train.jsonl.gz?cap=3"
-    unseen = chat.chat_task_names(f"{SHARED}/test_unseen_task.jsonl.gz?without=string_and_word")
-    documents.validate_forbidden_tasks(f"chat:{known}", ",".join(sorted(unseen)))
+        pytest.skip("the shared instructions are missing")
+    train = f"{SHARED}/train.jsonl.gz?cap=3"
+    forbidden = chat.chat_task_names(f"{SHARED}/test_unseen_task.jsonl.gz?without=string_and_word")
+    documents.validate_forbidden_tasks(f"chat:{train}", ",".join(sorted(forbidden)))
     with pytest.raises(ValueError, match="contains sentiment"):
-        documents.validate_forbidden_tasks(f"chat:{known}", "nli,sentiment")
-    found = texts(known)
-    assert 150 < len(found) and all(text[0] == "\x01" and text[-1] == "\x03" for text in found)
+        documents.validate_forbidden_tasks(f"chat:{train}", "nli,sentiment")
+    conversations = texts(train)
+    assert 150 < len(conversations)
+    assert all(text[0] == "\x01" and text[-1] == "\x03" for text in conversations)
 
 
-# MERGED DOCSTRING of tests.test_prompts:
-# """Logged prompts: only answers rated good are in the tuning set."""
-
-
-def test_rated_prompts_become_a_tuning_set(tmp_path):
+def test_only_answers_rated_good_are_in_the_tuning_set(tmp_path):
     path, out = tmp_path / "prompts.jsonl", tmp_path / "tuning.jsonl"
-    good, bad, mended, unrated = (
+    good, bad, corrected, unrated = (
         chat.log_response(path, f"Say {n}.", f"It is {n}…", "s/run") for n in range(4)
     )
     chat.rate_response(path, good, good=True)
     chat.rate_response(path, bad)
-    chat.rate_response(path, mended, better="Two.")
-    assert (
-        chat.read_prompt_log(path)[bad]["rating"] == "bad"
-        and not chat.read_prompt_log(path)[unrated]["rating"]
-    )
+    chat.rate_response(path, corrected, better="Two.")
+    rows = chat.read_prompt_log(path)
+    assert rows[bad]["rating"] == "bad" and not rows[unrated]["rating"]
     assert chat.write_tuning_set(path, out) == 2
-    texts = [document.text for document in chat.chat_documents(str(out), readers.raise_error)]
-    assert texts == ["\x01Say 0.\x02It is 0…\x03", "\x01Say 2.\x02Two.\x03"]
+    assert texts(str(out)) == ["\x01Say 0.\x02It is 0…\x03", "\x01Say 2.\x02Two.\x03"]
     chat.rate_response(path, good)  # the last rating counts
     assert chat.write_tuning_set(path, out) == 1
 
 
-def test_nothing_rated_good_and_other_files_are_refused(tmp_path):
+def test_missing_ratings_and_other_files_are_rejected(tmp_path):
     path = tmp_path / "prompts.jsonl"
     chat.log_response(path, "a", "b", "s/run")
     with pytest.raises(ValueError, match="none of 1 prompts is rated good"):
         chat.write_tuning_set(path, tmp_path / "out.jsonl")
-    with pytest.raises(ValueError, match="holds no prompt of id x"):
+    with pytest.raises(ValueError, match="contains no prompt of id x"):
         chat.rate_response(path, "x", good=True)
     path.write_text('{"prompt": "a"}\n')
     with pytest.raises(ValueError, match="line 1: is not a logged prompt: it has prompt"):

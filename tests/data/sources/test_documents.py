@@ -1,4 +1,4 @@
-"""Readers of text sources, and the one-line error of each invalid input."""
+"""Readers of text sources and their one-line errors."""
 
 import gzip
 import json
@@ -31,7 +31,7 @@ def write_lines(path, rows):
     path.write_bytes(raw)
 
 
-def test_a_folder_is_read_whole_in_the_order_of_its_names(tmp_path):
+def test_folder_is_read_in_the_order_of_its_names(tmp_path):
     for name in (
         "b.txt",
         "a/z.md",
@@ -45,32 +45,27 @@ def test_a_folder_is_read_whole_in_the_order_of_its_names(tmp_path):
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True)
         path.write_text(f"text of {name}")
-    below = ["text of c/1.c", "text of d/1.c"]
-    assert texts(f"text:{tmp_path}") == [
-        "text of b.txt",
-        "text of a/y.PY",
-        "text of a/z.md",
-        *below,
-    ]
+    names = ["b.txt", "a/y.PY", "a/z.md", "c/1.c", "d/1.c"]
+    assert texts(f"text:{tmp_path}") == [f"text of {name}" for name in names]
 
 
-def test_newlines_of_all_systems_and_byte_order_marks_are_one(tmp_path):
+def test_newlines_and_byte_order_marks_are_normalized(tmp_path):
     (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfone\r\ntwo\rthree\n")
     assert texts(f"text:{tmp_path}") == ["one\ntwo\nthree"]
 
 
 @pytest.mark.parametrize("gap", ["\n\n", "\n"])
-def test_a_long_file_is_cut_into_documents_and_nothing_is_lost(tmp_path, gap):
+def test_long_file_is_split_without_loss_of_text(tmp_path, gap):
     parts = [f"paragraph {i} äöü " * 20 for i in range(1000)]
     (tmp_path / "long.txt").write_text(gap.join(parts), encoding="utf-8")
-    found = texts(f"text:{tmp_path}/long.txt")
-    assert gap.join(found) == gap.join(parts)
-    assert len(found) > 5
-    assert max(len(text.encode()) for text in found) < 5 * readers.PIECE_BYTES
+    split_texts = texts(f"text:{tmp_path}/long.txt")
+    assert gap.join(split_texts) == gap.join(parts)
+    assert len(split_texts) > 5
+    assert max(len(text.encode()) for text in split_texts) < 5 * readers.PIECE_BYTES
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz", ".jsonl.zst"])
-def test_json_lines_read_the_same_plain_and_packed(tmp_path, suffix):
+def test_compressed_json_lines_have_the_same_documents(tmp_path, suffix):
     rows = [{"text": f"line {i}\r\n", "body": f"body {i}"} for i in range(3000)]
     write_lines(tmp_path / f"b{suffix}", rows[1500:])
     write_lines(tmp_path / f"a{suffix}", rows[:1500])
@@ -78,7 +73,7 @@ def test_json_lines_read_the_same_plain_and_packed(tmp_path, suffix):
     assert texts(f"jsonl:{tmp_path}/?{suffix}?field=body") == [f"body {i}" for i in range(3000)]
 
 
-def test_parquet_is_read_in_order_and_by_field(tmp_path):
+def test_parquet_is_read_in_order_by_field(tmp_path):
     for name, start in (("b", 1500), ("a", 0)):
         rows = range(start, start + 1500)
         table = {"text": [f"line {i}\r\n" for i in rows], "body": [f"body {i}" for i in rows]}
@@ -89,31 +84,31 @@ def test_parquet_is_read_in_order_and_by_field(tmp_path):
     assert texts(f"parquet:{tmp_path}/*.parquet?field=body") == bodies
 
 
-def test_the_hub_is_streamed_by_name_part_split_and_field(monkeypatch):
-    asked = []
+def test_hub_is_streamed_by_name_config_split_and_field(monkeypatch):
+    calls = []
 
-    def load_dataset(*where, **how):
-        asked.append((where, how))
+    def load_dataset(*arguments, **options):
+        calls.append((arguments, options))
         return iter([{"text": "one\r\n", "id": 5}, {"text": "two", "id": 6}])
 
     monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load_dataset))
     assert texts("hf:owner/name:part/train") == ["one\n", "two"]
-    assert asked == [(("owner/name", "part"), {"split": "train", "streaming": True})]
+    assert calls == [(("owner/name", "part"), {"split": "train", "streaming": True})]
     with pytest.raises(ValueError, match="hf:owner/name/train row 0: has no text in 'id' but text"):
         texts("hf:owner/name/train?field=id")
-    told = []
-    assert not list(documents.open_source("hf:owner/name/train?field=id", told.append))
-    assert len(told) == 2 and "row 1: has no text in 'id'" in told[1]
+    errors = []
+    assert not list(documents.open_source("hf:owner/name/train?field=id", errors.append))
+    assert len(errors) == 2 and "row 1: has no text in 'id'" in errors[1]
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(ValueError, match=r"needs: pip install 'lm-scaling\[hf\]'"):
         texts("hf:owner/name/train")
 
 
-def test_a_language_is_a_source(tmp_path):
+def test_synthetic_language_is_a_source(tmp_path):
     name = "synthetic:machine?states=4&megabytes=0.02"
     assert [len(text) for text in texts(name)] == [4096] * 5
     assert documents.source_fingerprint(name) != documents.source_fingerprint(name + "&seed=1")
-    refused(
+    check_error(
         "synthetic:machine?state=4",
         tmp_path,
         "state does not exist: use one of the fields states, symbols",
@@ -125,23 +120,23 @@ def test_only_unreadable_input_is_skipped(tmp_path):
     raw = (tmp_path / "a.jsonl.gz").read_bytes()
     (tmp_path / "a.jsonl.gz").write_bytes(raw[: len(raw) // 2])
     (tmp_path / "b.jsonl").write_text('{"text": "one"}\n{\n{"text": "two"}\n')
-    told = []
-    found = [d.text for d in documents.open_source(f"jsonl:{tmp_path}/*", told.append)]
-    assert found[-2:] == ["one", "two"] and 100 < len(found) < 1900
-    assert len(told) == 2 and "cannot be read to its end" in told[0] and "line 2" in told[1]
+    errors = []
+    lines = [d.text for d in documents.open_source(f"jsonl:{tmp_path}/*", errors.append)]
+    assert lines[-2:] == ["one", "two"] and 100 < len(lines) < 1900
+    assert len(errors) == 2 and "cannot be read to its end" in errors[0] and "line 2" in errors[1]
     (tmp_path / "c.txt").write_bytes(b"good\n\n" * readers.PIECE_BYTES + b"\xff")
-    told.clear()
-    assert len(list(documents.open_source(f"text:{tmp_path}/c.txt", told.append))) > 2
-    assert len(told) == 1 and "c.txt: is not UTF-8" in told[0]
+    errors.clear()
+    assert len(list(documents.open_source(f"text:{tmp_path}/c.txt", errors.append))) > 2
+    assert len(errors) == 1 and "c.txt: is not UTF-8" in errors[0]
     table = pyarrow.table({"text": ["one"] * 9})
     parquet.write_table(table, tmp_path / "e.parquet")
     (tmp_path / "d.parquet").write_bytes(b"PAR1 and no more")
-    told.clear()
-    found = list(documents.open_source(f"parquet:{tmp_path}/*.parquet", told.append))
-    assert len(found) == 9 and "d.parquet: cannot be read" in told[0] and len(told) == 1
+    errors.clear()
+    rows = list(documents.open_source(f"parquet:{tmp_path}/*.parquet", errors.append))
+    assert len(rows) == 9 and "d.parquet: cannot be read" in errors[0] and len(errors) == 1
 
 
-def test_a_source_can_be_read_from_any_part_on(tmp_path):
+def test_source_can_be_read_from_any_shard_on(tmp_path):
     for name in "abc":
         (tmp_path / f"{name}.txt").write_text(name)
     source = f"text:{tmp_path}"
@@ -151,17 +146,17 @@ def test_a_source_can_be_read_from_any_part_on(tmp_path):
         ("c", 2),
     ]
     name = "synthetic:machine?states=4&megabytes=1"
-    whole = [document.text for document in documents.open_source(name)]
-    assert [document.text for document in documents.open_source(name, start=2)] == whole[128:]
+    all_texts = [document.text for document in documents.open_source(name)]
+    assert [document.text for document in documents.open_source(name, start=2)] == all_texts[128:]
 
 
-def test_several_zstd_frames_in_a_file_are_all_read(tmp_path):
+def test_all_zstd_frames_of_a_file_are_read(tmp_path):
     frames = [zstandard.compress(b'{"text": "%d"}\n' % i) for i in range(3)]
     (tmp_path / "a.jsonl.zst").write_bytes(b"".join(frames))
     assert texts(f"jsonl:{tmp_path}/a.jsonl.zst") == ["0", "1", "2"]
 
 
-def test_the_fingerprint_follows_the_files(tmp_path):
+def test_fingerprint_changes_with_the_files(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("one")
     source = f"text:{tmp_path}"
@@ -179,53 +174,56 @@ def test_code_and_docs_of_one_file_share_a_home():
     assert docs.home and code[docs.name] == docs.home
 
 
-def refused(source, tmp_path, *words):
-    with pytest.raises(ValueError) as caught:
+def check_error(source, tmp_path, *fragments):
+    """Check that reading fails with a one-line message that contains the fragments."""
+    with pytest.raises(ValueError) as error:
         read(source)
-    line = str(caught.value).replace(str(tmp_path), "TMP")
+    line = str(error.value).replace(str(tmp_path), "TMP")
     assert "\n" not in line
-    for word in words:
-        assert word in line, line
+    for fragment in fragments:
+        assert fragment in line, line
 
 
-def test_unknown_sources_name_the_nearest(tmp_path):
-    refused("doc", tmp_path, "doc does not exist", "docs")
-    refused("json:x", tmp_path, "json does not exist", "jsonl")
-    refused("text:", tmp_path, "must have the form text:PATH")
-    refused("code:x", tmp_path, "'code:x' must have the form code")
-    refused("jsonl:x?field=", tmp_path, "x?field=: field= must be the name of a field")
+def test_unknown_source_error_suggests_the_nearest_name(tmp_path):
+    check_error("doc", tmp_path, "doc does not exist", "docs")
+    check_error("json:x", tmp_path, "json does not exist", "jsonl")
+    check_error("text:", tmp_path, "must have the form text:PATH")
+    check_error("code:x", tmp_path, "'code:x' must have the form code")
+    check_error("jsonl:x?field=", tmp_path, "x?field=: field= must be the name of a field")
 
 
-def test_missing_paths_are_named(tmp_path):
-    refused(f"text:{tmp_path}/no", tmp_path, "text:TMP/no: there is no such file or folder")
-    refused(f"jsonl:{tmp_path}/*.jsonl", tmp_path, "no file matches TMP/*.jsonl")
-    refused(f"text:{tmp_path}", tmp_path, "text:TMP: holds no file with", ".txt")
+def test_missing_path_error_names_the_path(tmp_path):
+    check_error(f"text:{tmp_path}/no", tmp_path, "text:TMP/no: there is no such file or folder")
+    check_error(f"jsonl:{tmp_path}/*.jsonl", tmp_path, "no file matches TMP/*.jsonl")
+    check_error(f"text:{tmp_path}", tmp_path, "text:TMP: contains no file with", ".txt")
 
 
-def test_parquet_without_the_field_names_those_it_has(tmp_path):
+def test_parquet_error_lists_the_existing_fields(tmp_path):
     parquet.write_table(pyarrow.table({"body": ["a"], "id": [5]}), tmp_path / "a.parquet")
     source = f"parquet:{tmp_path}/a.parquet"
-    refused(source, tmp_path, "TMP/a.parquet: has no field 'text' but body, id: choose with")
-    refused(f"{source}?field=id", tmp_path, "TMP/a.parquet: field 'id' is int, not text")
-    refused(f"parquet:{tmp_path}/*.pq", tmp_path, "no file matches TMP/*.pq")
+    check_error(source, tmp_path, "TMP/a.parquet: has no field 'text' but body, id: choose with")
+    check_error(f"{source}?field=id", tmp_path, "TMP/a.parquet: field 'id' is int, not text")
+    check_error(f"parquet:{tmp_path}/*.pq", tmp_path, "no file matches TMP/*.pq")
 
 
-def test_binary_files_are_named_with_the_place(tmp_path):
+def test_binary_file_error_has_the_byte_position(tmp_path):
     (tmp_path / "a.txt").write_bytes(b"ab\n\n" * readers.PIECE_BYTES + b"\0")
-    at = 4 * readers.PIECE_BYTES
-    refused(f"text:{tmp_path}", tmp_path, f"TMP/a.txt: is binary, not text: NUL at byte {at}")
+    position = 4 * readers.PIECE_BYTES
+    check_error(
+        f"text:{tmp_path}", tmp_path, f"TMP/a.txt: is binary, not text: NUL at byte {position}"
+    )
 
 
-def test_files_that_are_not_utf8_are_named_with_the_byte(tmp_path):
+def test_utf8_error_has_the_byte_position(tmp_path):
     (tmp_path / "a.txt").write_bytes(
         "äb\n\n".encode() * readers.PIECE_BYTES + "é".encode("latin-1")
     )
-    at = 5 * readers.PIECE_BYTES
-    refused(f"text:{tmp_path}", tmp_path, f"TMP/a.txt: is not UTF-8 at byte {at}")
+    position = 5 * readers.PIECE_BYTES
+    check_error(f"text:{tmp_path}", tmp_path, f"TMP/a.txt: is not UTF-8 at byte {position}")
 
 
 @pytest.mark.parametrize(
-    "line, words",
+    "line, fragments",
     [
         (b'{"text": "a"', ["TMP/a.jsonl line 2: is not JSON"]),
         (b'{"body": "a", "id": 1}', ["line 2: has no field 'text' but body, id", "?field=NAME"]),
@@ -237,16 +235,16 @@ def test_files_that_are_not_utf8_are_named_with_the_byte(tmp_path):
         (b"[" * 100_000, ["line 2: is not JSON"]),
     ],
 )
-def test_bad_lines_are_named_by_file_and_number(tmp_path, line, words):
+def test_invalid_line_error_has_file_and_number(tmp_path, line, fragments):
     (tmp_path / "a.jsonl").write_bytes(b'{"text": "good"}\n' + line + b"\n")
-    refused(f"jsonl:{tmp_path}/a.jsonl", tmp_path, *words)
+    check_error(f"jsonl:{tmp_path}/a.jsonl", tmp_path, *fragments)
 
 
 @pytest.mark.parametrize("suffix", [".gz", ".zst"])
-@pytest.mark.parametrize("damage", ["cut", "not packed"])
-def test_broken_archives_are_named(tmp_path, suffix, damage):
+@pytest.mark.parametrize("damage", ["truncated", "not compressed"])
+def test_corrupt_compressed_file_error_has_its_path(tmp_path, suffix, damage):
     path = tmp_path / f"a.jsonl{suffix}"
     write_lines(path, [{"text": os.urandom(50).hex()} for _ in range(2000)])
     raw = path.read_bytes()
-    path.write_bytes(raw[: len(raw) // 2] if damage == "cut" else b"plain text, in fact")
-    refused(f"jsonl:{path}", tmp_path, f"TMP/a.jsonl{suffix}: cannot be read")
+    path.write_bytes(raw[: len(raw) // 2] if damage == "truncated" else b"plain text, in fact")
+    check_error(f"jsonl:{path}", tmp_path, f"TMP/a.jsonl{suffix}: cannot be read")

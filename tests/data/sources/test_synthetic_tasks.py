@@ -1,4 +1,4 @@
-"""Synthetic tasks: correct answers, known chance, no instance in both splits."""
+"""Synthetic tasks: correct answers, known chance accuracy, no instance in both splits."""
 
 import collections
 
@@ -7,7 +7,7 @@ import pytest
 
 from lm.data.sources import documents, synthetic_tasks
 
-RIGHT = {
+EXAMPLES = {
     "copy": ("copy dab=", "dab"),
     "reverse": ("reverse dab=", "bad"),
     "upper": ("upper dab=", "DAB"),
@@ -15,100 +15,99 @@ RIGHT = {
 }
 
 
-def draws(name, n, seed=0):
-    family, rng = synthetic_tasks.parse_task(name), np.random.default_rng(seed)
-    return [synthetic_tasks.sample_instance(family, rng) for _ in range(n)]
+def sample(name, n, seed=0):
+    """Return n sampled instances of a task."""
+    task, rng = synthetic_tasks.parse_task(name), np.random.default_rng(seed)
+    return [synthetic_tasks.sample_instance(task, rng) for _ in range(n)]
 
 
-@pytest.mark.parametrize("name", RIGHT)
-def test_a_skill_does_what_its_name_says(name):
-    for one in draws(f"{name}?length=3", 20):
-        text = one.prompt.removeprefix(f"{name} ").removesuffix("=")
-        assert one.answer == synthetic_tasks.SKILLS[name](text)
-    prompt, answer = RIGHT[name]
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_skill_answers_are_correct(name):
+    for instance in sample(f"{name}?length=3", 20):
+        text = instance.prompt.removeprefix(f"{name} ").removesuffix("=")
+        assert instance.answer == synthetic_tasks.SKILLS[name](text)
+    prompt, answer = EXAMPLES[name]
     assert synthetic_tasks.SKILLS[name](prompt.split()[1][:-1]) == answer
 
 
-def test_sums_are_right_and_have_their_digits():
-    for one in draws("addition?digits=2", 200):
-        a, b = one.prompt.removeprefix("add ").removesuffix("=").split("+")
-        assert int(one.answer) == int(a) + int(b) and len(a) <= 2
-    for one in draws("modular?modulus=7&terms=3", 50):
-        numbers = one.prompt.split()[1].removesuffix("=").split("+")
-        assert int(one.answer) == sum(map(int, numbers)) % 7 and len(numbers) == 3
+def test_sums_are_correct_and_have_the_requested_digits():
+    for instance in sample("addition?digits=2", 200):
+        a, b = instance.prompt.removeprefix("add ").removesuffix("=").split("+")
+        assert int(instance.answer) == int(a) + int(b) and len(a) <= 2
+    for instance in sample("modular?modulus=7&terms=3", 50):
+        numbers = instance.prompt.split()[1].removesuffix("=").split("+")
+        assert int(instance.answer) == sum(map(int, numbers)) % 7 and len(numbers) == 3
 
 
-def test_brackets_close_what_is_open_in_its_order():
-    for one in draws("brackets?depth=4", 100):
-        text = one.prompt.removeprefix("close ").removesuffix("=") + one.answer
+def test_brackets_answer_closes_all_open_brackets():
+    for instance in sample("brackets?depth=4", 100):
+        text = instance.prompt.removeprefix("close ").removesuffix("=") + instance.answer
         while text:
             shorter = text.replace("()", "").replace("[]", "").replace("{}", "")
-            assert shorter != text, one
+            assert shorter != text, instance
             text = shorter
-        assert len(one.answer) == 4
+        assert len(instance.answer) == 4
 
 
-def test_recall_and_follow_answer_what_they_show():
-    for one in draws("recall?length=5", 50):
-        *pairs, asked = one.prompt.removeprefix("recall ").removesuffix("=").split()
-        assert dict(pairs)[asked] == one.answer and one.chance == 1 / len(pairs)
-    for one in draws("follow?length=5&steps=3", 50):
-        *arrows, asked = one.prompt.removeprefix("follow ").removesuffix("=").split()
-        at = asked[0]
-        for _ in range(int(asked[1])):
-            at = dict(arrows)[at]
-        assert at == one.answer != asked[0] and one.chance == 1 / 4
+def test_recall_and_follow_answers_match_their_prompts():
+    for instance in sample("recall?length=5", 50):
+        *pairs, query = instance.prompt.removeprefix("recall ").removesuffix("=").split()
+        assert dict(pairs)[query] == instance.answer and instance.chance == 1 / len(pairs)
+    for instance in sample("follow?length=5&steps=3", 50):
+        *arrows, query = instance.prompt.removeprefix("follow ").removesuffix("=").split()
+        letter = query[0]
+        for _ in range(int(query[1])):
+            letter = dict(arrows)[letter]
+        assert letter == instance.answer != query[0] and instance.chance == 1 / 4
 
 
-def test_translation_puts_verb_first_and_adjectives_last():
+def test_translation_has_verb_first_and_adjectives_last():
     words = {kind: dict(zip(*pair, strict=True)) for kind, pair in synthetic_tasks.WORDS.items()}
-    assert (
-        len({w for pair in synthetic_tasks.WORDS.values() for side in pair for w in side}) == 6 * 32
-    )
-    for one in draws("translate?words=5", 20):
-        a, n, v, a2, n2 = one.prompt.removeprefix("say ").removesuffix("=").split()
+    word_lists = [word_list for pair in synthetic_tasks.WORDS.values() for word_list in pair]
+    assert len({word for word_list in word_lists for word in word_list}) == 6 * 32
+    for instance in sample("translate?words=5", 20):
+        a, n, v, a2, n2 = instance.prompt.removeprefix("say ").removesuffix("=").split()
         A, N, V = (words[kind] for kind in "ANV")
-        assert one.answer.split() == [V[v], N[n], A[a], N[n2], A[a2]]
+        assert instance.answer.split() == [V[v], N[n], A[a], N[n2], A[a2]]
 
 
 @pytest.mark.parametrize(
     "name", ["addition?digits=1", "modular?modulus=5", "brackets?depth=2", "recall?length=2"]
 )
-def test_chance_is_what_the_best_guess_gets(name):
-    asked = draws(name, 4000)
-    counts = collections.Counter(one.answer for one in asked)
-    best = counts.most_common(1)[0][1] / len(asked)
-    if name.startswith("recall"):  # a value shown, at random
-        best = np.mean([one.prompt.split()[1][1] == one.answer for one in asked])
-    assert best == pytest.approx(asked[0].chance, abs=4 * (asked[0].chance / len(asked)) ** 0.5)
+def test_chance_equals_accuracy_of_the_best_guess(name):
+    instances = sample(name, 4000)
+    counts = collections.Counter(instance.answer for instance in instances)
+    accuracy = counts.most_common(1)[0][1] / len(instances)
+    if name.startswith("recall"):  # the best guess is any shown value, here the first
+        accuracy = np.mean([i.prompt.split()[1][1] == i.answer for i in instances])
+    chance = instances[0].chance
+    assert accuracy == pytest.approx(chance, abs=4 * (chance / len(instances)) ** 0.5)
 
 
 def test_no_document_contains_a_heldout_instance():
     for kind in synthetic_tasks.TASKS:
         name = f"{kind}?megabytes=0.01"
-        shown = "\n".join(synthetic_tasks.task_documents(synthetic_tasks.parse_tasks(name)))
-        lines = set(shown.split("\n"))
-        family = synthetic_tasks.parse_task(kind)
-        asked = synthetic_tasks.sample_distinct(
-            family, np.random.default_rng(1), heldout=True, n=50
-        )
-        assert len(asked) > 5
-        assert not {one.prompt + one.answer for one in asked} & lines
-        share = np.mean([synthetic_tasks.is_heldout_instance(one) for one in draws(kind, 300)])
-        assert 0.05 < share < 0.4
+        text = "\n".join(synthetic_tasks.task_documents(synthetic_tasks.parse_tasks(name)))
+        lines = set(text.split("\n"))
+        task, rng = synthetic_tasks.parse_task(kind), np.random.default_rng(1)
+        heldout = synthetic_tasks.sample_distinct(task, rng, heldout=True, n=50)
+        assert len(heldout) > 5
+        assert not {instance.prompt + instance.answer for instance in heldout} & lines
+        is_heldout = [synthetic_tasks.is_heldout_instance(i) for i in sample(kind, 300)]
+        assert 0.05 < np.mean(is_heldout) < 0.4
 
 
-def test_documents_are_the_same_again_and_families_take_turns():
+def test_documents_are_reproducible_and_tasks_alternate():
     name = "tasks:copy?megabytes=0.005+sort?megabytes=0.005"
-    first = [document.text for document in documents.open_source(name)]
-    assert first == [document.text for document in documents.open_source(name)]
-    assert [text.split()[0] for text in first[:4]] == ["copy", "sort", "copy", "sort"]
-    assert 0.009e6 < sum(map(len, first)) < 0.012e6
+    texts = [document.text for document in documents.open_source(name)]
+    assert texts == [document.text for document in documents.open_source(name)]
+    assert [text.split()[0] for text in texts[:4]] == ["copy", "sort", "copy", "sort"]
+    assert 0.009e6 < sum(map(len, texts)) < 0.012e6
     assert len(synthetic_tasks.parse_tasks("all")) == len(synthetic_tasks.TASKS) - 2
 
 
 @pytest.mark.parametrize(
-    "name, words",
+    "name, message",
     [
         ("copyy", "did you mean copy"),
         ("copy?size=3", "size does not exist: use one of the fields length"),
@@ -117,20 +116,20 @@ def test_documents_are_the_same_again_and_families_take_turns():
         ("copy?megabytes=0", "megabytes=0 must be a number from 1e-06 to 1"),
     ],
 )
-def test_invalid_task_name_is_refused_with_a_remedy(name, words):
-    with pytest.raises(ValueError, match=words.replace("?", r"\?")):
+def test_invalid_task_name_is_rejected_with_a_remedy(name, message):
+    with pytest.raises(ValueError, match=message.replace("?", r"\?")):
         synthetic_tasks.parse_task(name)
 
 
-def test_a_composition_is_an_order_and_a_spelling():
-    said = {}
+def test_apply_combines_an_order_and_a_spelling():
+    answers = {}
     for order, spelling in ((0, 0), (1, 1), (2, 2), (3, 3), (4, 0), (5, 0)):
-        family = synthetic_tasks.parse_task(f"apply?order={order}&spelling={spelling}")
-        one = synthetic_tasks.sample_instance(family, np.random.default_rng(1))
-        said |= {one.prompt.rpartition(" ")[0]: one.answer}
-    text = one.prompt.rpartition(" ")[2].removesuffix("=")
+        task = synthetic_tasks.parse_task(f"apply?order={order}&spelling={spelling}")
+        instance = synthetic_tasks.sample_instance(task, np.random.default_rng(1))
+        answers |= {instance.prompt.rpartition(" ")[0]: instance.answer}
+    text = instance.prompt.rpartition(" ")[2].removesuffix("=")
     shifted = {n: "".join(chr((ord(c) - 97 + n) % 26 + 97) for c in text) for n in (1, -1)}
-    assert said == {
+    assert answers == {
         "keep plain": text,
         "back upper": text[::-1].upper(),
         "left next": shifted[1][1:] + shifted[1][0],
@@ -140,24 +139,23 @@ def test_a_composition_is_an_order_and_a_spelling():
     }
 
 
-def test_unseen_tasks_are_refused_if_ranges_overlap():
-    asked = "apply?order=2&spelling=1,copy?length=4"
+def test_forbidden_tasks_are_rejected_if_ranges_overlap():
+    forbidden = "apply?order=2&spelling=1,copy?length=4"
     documents.validate_forbidden_tasks(
-        "tasks:apply?order=0-1&spelling=1+apply?order=2&spelling=2", asked
+        "tasks:apply?order=0-1&spelling=1+apply?order=2&spelling=2", forbidden
     )
     with pytest.raises(ValueError, match="contains apply.order=2&spelling=1: choose other"):
         documents.validate_forbidden_tasks(
-            "tasks:copy?length=3+apply?order=1-2&spelling=1-3", asked
+            "tasks:copy?length=3+apply?order=1-2&spelling=1-3", forbidden
         )
     with pytest.raises(ValueError, match="contains copy.length=4"):
-        documents.validate_forbidden_tasks("tasks:copy?length=2-4", asked)
+        documents.validate_forbidden_tasks("tasks:copy?length=2-4", forbidden)
 
 
-def test_with_a_template_an_instance_is_a_conversation():
-    first = next(
-        iter(synthetic_tasks.task_documents(synthetic_tasks.parse_tasks("upper?template=chat")))
-    )
-    prompt, answer = first.removesuffix("\x03").split("\x02")
+def test_instance_with_a_template_is_a_conversation():
+    tasks = synthetic_tasks.parse_tasks("upper?template=chat")
+    text = next(iter(synthetic_tasks.task_documents(tasks)))
+    prompt, answer = text.removesuffix("\x03").split("\x02")
     assert answer == prompt.removeprefix("\x01upper ").removesuffix("=").upper()
     with pytest.raises(ValueError, match="template=story must be one of .*chat, question"):
         synthetic_tasks.parse_task("upper?template=story")

@@ -1,4 +1,4 @@
-"""The parser of names with fields: values, and one-line errors."""
+"""Parser of names with fields: values and one-line errors."""
 
 import pytest
 
@@ -42,12 +42,12 @@ def test_fields_have_their_types():
         ("a?field=", "a", "field="),
     ],
 )
-def test_a_glob_may_contain_question_marks(text, name, query):
+def test_glob_may_contain_question_marks(text, name, query):
     assert uri.split_uri(text) == (name, query)
 
 
 @pytest.mark.parametrize(
-    "text, words",
+    "text, message",
     [
         ("copy?size=3", "task copy?size=3: size does not exist: use one of the fields n, kind"),
         ("copy?n=-1", "n=-1 must be a whole number from 0 up"),
@@ -60,8 +60,8 @@ def test_a_glob_may_contain_question_marks(text, name, query):
         ("copy?seed=1.5", "seed=1.5 must be a whole number from 0 to 99"),
     ],
 )
-def test_an_error_names_text_field_value_and_allowed_values(text, words):
+def test_error_names_text_field_value_and_allowed_values(text, message):
     with pytest.raises(ValueError) as error:
         uri.parse_uri(text, FIELDS, "task ")
-    assert words in str(error.value) and str(error.value).startswith(f"task {text}: ")
+    assert message in str(error.value) and str(error.value).startswith(f"task {text}: ")
     assert "\n" not in str(error.value)
