@@ -114,7 +114,7 @@ def test_choices_are_answers_of_others_and_chance_is_one_of_them():
         ("copy?shots=x", "shots=x must be a whole number"),
         ("copy?size=3", "size does not exist"),
         ("file:TMP/nowhere", "did you mean file:TMP/set"),
-        ("file:TMP", "has no test.jsonl; folders in it that have: set"),
+        ("file:TMP", "has no test.jsonl; subfolders that have it: set"),
         ("file:TMP/set?digits=2", "digits does not exist: use one of the fields shots"),
         ("file:TMP/set?split=dev", "has no dev.jsonl"),
     ],
