@@ -62,9 +62,11 @@ class Model(NamedTuple):
 
 
 def main() -> int:
+    if not _RUN.value:
+        raise ValueError("--run=FOLDER is missing, such as --run=runs/quickstart/600K")
     sampling = _sampling_params()
     prompt = sys.stdin.read() if _PROMPT.value == "-" else _PROMPT.value
-    model = _load_model(sampling)
+    model = _load_model(_RUN.value, sampling)
     if prompt is None:
         _converse(model)
     elif _JSON.value or _N.value > 1:
@@ -79,8 +81,6 @@ def _sampling_params():
     from lm.data.sources import chat
     from lm.evaluation import generation
 
-    if not _RUN.value:
-        raise ValueError("--run=FOLDER is missing, such as --run=runs/quickstart/600K")
     if _TEMPLATE.value not in ("", *chat.TEMPLATES):
         raise ValueError(f"--template={_TEMPLATE.value} must be one of {', '.join(chat.TEMPLATES)}")
     if _FEEDBACK_FILE.value and (_N.value > 1 or _JSON.value):
@@ -99,8 +99,8 @@ def _sampling_params():
     return sampling
 
 
-def _load_model(sampling) -> Model:
-    """Load the model of --run on the devices of this machine; on CPU it is not sharded."""
+def _load_model(folder: str, sampling) -> Model:
+    """Load the model of a run on the devices of this machine; on CPU it is not sharded."""
     import jax
 
     from lm.config import schema
@@ -109,12 +109,12 @@ def _load_model(sampling) -> Model:
     from lm.runs import records
     from lm.training import loaded_model
 
-    run = records.read_config(_RUN.value)
+    run = records.read_config(folder)
     if _N.value == 1:
         os.environ.setdefault("JAX_NUM_CPU_DEVICES", "1")  # one row cannot be split
     mesh.initialize_devices()
     run.mesh = schema.Mesh() if jax.default_backend() == "cpu" else run.mesh
-    tokenizer = tokenizers.load_tokenizer(_RUN.value)
+    tokenizer = tokenizers.load_tokenizer(folder)
     program, state = loaded_model.restore_model(run, _STEP.value)
     return Model(run, program.mesh, state["params"], tokenizer, sampling)
 

@@ -156,7 +156,7 @@ class _Generator:
         cursor: jax.Array,
         n_tokens: jax.Array,
         end: jax.Array,
-    ) -> tuple[kv_cache.KVCache, SampledTokens, jax.Array]:
+    ) -> tuple[kv_cache.KVCache, SampledTokens, jax.typing.ArrayLike]:
         """Generate up to n_tokens tokens per row; stop when all rows have generated `end`.
 
         Return the cache, the tokens [B, CHUNK_SIZE], and the number of columns that are filled.

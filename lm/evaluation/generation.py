@@ -42,7 +42,7 @@ class SamplingParams:
 
 @dataclasses.dataclass
 class GeneratedToken:
-    """One token of an answer, as it is streamed."""
+    """A streamed token of an answer."""
 
     prompt_index: int  # index of the prompt
     token: int  # token id
@@ -53,7 +53,7 @@ class GeneratedToken:
 
 @dataclasses.dataclass
 class Generated:
-    """One answer. str() returns its text."""
+    """An answer. str() returns its text."""
 
     tokens: list[int]  # all token ids, with tokenizer.end or the tokens of the stop string
     nats: list[float]  # of each token: see GeneratedToken
@@ -62,6 +62,7 @@ class Generated:
     n_truncated: int = 0  # tokens removed from the beginning of the prompt
 
     def __str__(self) -> str:
+        """Return the text."""
         return self.text
 
 

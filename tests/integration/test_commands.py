@@ -27,7 +27,7 @@ def get_sweep(steps="8"):
 """
 
 
-BASE = "from lm.config import Run\n\ndef get_config():\n    return Run()\n"
+BASE = "from lm import Run\n\ndef get_config():\n    return Run()\n"
 
 
 @pytest.fixture

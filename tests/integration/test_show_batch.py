@@ -9,7 +9,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 CONFIG = """
-from lm.config import Run
+from lm import Run
 
 def get_config():
     run = Run(name="a", steps=100)
