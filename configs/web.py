@@ -1,6 +1,6 @@
 """Train on web text, Wikipedia, news, Reddit, code and books from TensorFlow Datasets.
 
-    uv run python -m experiments.prepare --config=configs/web.py --workers=16
+    uv run python -m experiments.prepare --config=configs/web.py --num_workers=16
     uv run python -m experiments.train --config=configs/web.py:100M
 
 Build each data set once on a machine with TensorFlow and Apache Beam, copy its folder, and set

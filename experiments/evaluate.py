@@ -1,4 +1,4 @@
-"""Evaluates the newest checkpoint of a run again, on held-out text of its own or other sources.
+"""Evaluate the last checkpoint of a run on held-out text or on tasks.
 
 uv run python -m experiments.evaluate --run=runs/quickstart/600K
 uv run python -m experiments.evaluate --run=runs/quickstart/600K --sources='{"text:my/folder": 1}'
@@ -10,19 +10,23 @@ from absl import flags
 from experiments.common import cli, console
 
 _RUN = flags.DEFINE_string("run", None, "folder of the run")
-_SOURCES = flags.DEFINE_string("sources", None, "JSON of sources and weights, in place of its own")
-_STEP = flags.DEFINE_integer("step", None, "checkpoint; the newest if not given")
-_TASKS = flags.DEFINE_string("tasks", None, "names with spaces between, in place of held-out text")
-_OVERLAP = flags.DEFINE_integer("overlap", 0, "words in a row that tasks may share with training")
-_KEEP = flags.DEFINE_bool("keep", False, "add what the tasks gave to the run's records")
-_SEQUENCES = flags.DEFINE_integer("n_sequences", None, "held-out sequences a source")
+_SOURCES = flags.DEFINE_string("sources", None, "JSON of sources and weights; default: of the run")
+_STEP = flags.DEFINE_integer("step", None, "step of the checkpoint; default: the last")
+_TASKS = flags.DEFINE_string("tasks", None, "space-separated tasks, instead of held-out text")
+_OVERLAP = flags.DEFINE_integer(
+    "overlap", 0, "count examples that share this number of consecutive words with training text"
+)
+_KEEP = flags.DEFINE_bool("keep", False, "add the task results to the records of the run")
+_SEQUENCES = flags.DEFINE_integer(
+    "n_sequences", None, "held-out sequences per source; default: eval.n_sequences of the run"
+)
 
 
 def main() -> int:
     import jax
 
     from lm.data import dataset
-    from lm.evaluation import contamination, heldout, task_eval, tasks
+    from lm.evaluation import heldout, tasks
     from lm.parallel import mesh
     from lm.runs import records
     from lm.training import loaded_model
@@ -32,35 +36,44 @@ def main() -> int:
     run = records.read_config(_RUN.value)
     if _SOURCES.value:
         run.data.sources = cli.parse_sources(_SOURCES.value)
-        run.data.heldout_fraction = 0.5  # all of it is new to the model: a fair half is enough
+        # The model was not trained on these sources, so any part is held out: half is enough.
+        run.data.heldout_fraction = 0.5
     run.eval.n_sequences = _SEQUENCES.value or run.eval.n_sequences
-    asked = tasks.load_tasks(_TASKS.value or "")
+    task_list = tasks.load_tasks(_TASKS.value or "")
     mesh.initialize_devices()
     program, state = loaded_model.restore_model(run, _STEP.value)
     text = dataset.open_dataset(run.data, run.seed, console.preparing)
-    if asked:
-        with jax.set_mesh(program.mesh):
-            params, tokenizer = state["params"], text.tokenizer
-            results = task_eval.evaluate_tasks(
-                run, program.mesh, program.score, params, tokenizer, asked
-            )
-        console.tasks(results)
-        met = (
-            contamination.count_overlaps(asked, run.data, _OVERLAP.value) if _OVERLAP.value else {}
-        )
-        for name, counts in met.items():
-            console.print_line(
-                f"{name}: {counts['n_overlap']} of the {counts['n_checkable']} examples long enough"
-                f" share {_OVERLAP.value} words in a row with the training text"
-            )
-            results[name] |= {key: {"value": n} for key, n in counts.items()}
-        if _KEEP.value:
-            records.extend_evals(_RUN.value, int(state["step"]), task_eval.to_columns(results))
+    if task_list:
+        _evaluate_tasks(run, program, state, text, task_list)
         return 0
     with jax.set_mesh(program.mesh):
         row = heldout.evaluate_heldout(run, program.mesh, program.score, state["params"], text)
     console.evaluation(row)
     return 0
+
+
+def _evaluate_tasks(run, program, state: dict, text, task_list: list) -> None:
+    """Evaluate tasks, print the results, and add them to the records of the run with --keep."""
+    import jax
+
+    from lm.evaluation import contamination, task_eval
+    from lm.runs import records
+
+    with jax.set_mesh(program.mesh):
+        results = task_eval.evaluate_tasks(
+            run, program.mesh, program.score, state["params"], text.tokenizer, task_list
+        )
+    console.tasks(results)
+    n_words = _OVERLAP.value
+    overlaps = contamination.count_overlaps(task_list, run.data, n_words) if n_words else {}
+    for name, counts in overlaps.items():
+        console.print_line(
+            f"{name}: {counts['n_overlap']} of {counts['n_checkable']} examples with at least"
+            f" {n_words} words share {n_words} consecutive words with the training text"
+        )
+        results[name] |= {key: {"value": n} for key, n in counts.items()}
+    if _KEEP.value:
+        records.extend_evals(_RUN.value, int(state["step"]), task_eval.to_columns(results))
 
 
 if __name__ == "__main__":

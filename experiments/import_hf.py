@@ -1,4 +1,4 @@
-"""Makes a run of a Llama, Qwen3 or GPT-2 that Hugging Face `transformers` wrote.
+"""Import a Llama, Qwen3 or GPT-2 model of Hugging Face `transformers` as a run.
 
 uv run python -m experiments.import_hf --source=Qwen3-0.6B --run=runs/pretrained/qwen3-0.6B
 uv run python -m experiments.sample    --run=runs/pretrained/qwen3-0.6B --prompt="Once"
@@ -13,8 +13,8 @@ from experiments.common import cli, console
 
 _SOURCE = flags.DEFINE_string("source", None, "folder with config.json and *.safetensors")
 _RUN = flags.DEFINE_string("run", None, "folder of the new run")
-_TOKENIZER = flags.DEFINE_string("tokenizer", "", "as data.tokenizer says it, if not the folder's")
-_SEQ_LEN = flags.DEFINE_integer("seq_len", 0, "context of the run; 0: the model's, up to 1024")
+_TOKENIZER = flags.DEFINE_string("tokenizer", "", "as data.tokenizer; default: that of the folder")
+_SEQ_LEN = flags.DEFINE_integer("seq_len", 0, "context in tokens; 0: as the model, up to 1024")
 
 
 def main() -> int:
@@ -25,16 +25,16 @@ def main() -> int:
 
     if not _SOURCE.value or not _RUN.value:
         raise ValueError(
-            "--source=FOLDER and --run=FOLDER are needed: see experiments/import_hf.py"
+            "--source=FOLDER and --run=FOLDER are required, such as"
+            " --source=Qwen3-0.6B --run=runs/pretrained/qwen3-0.6B"
         )
     run = warm_start.run_from_huggingface(
         _SOURCE.value, _RUN.value, _TOKENIZER.value, _SEQ_LEN.value
     )
     facts = records.read_facts(records.run_dir(run))
-    kind, n = facts["imported.family"], facts["params.total"]
-    console.print_line(
-        f"{_RUN.value}: a {kind} of {n:,} parameters; its training data is not known"
-    )
+    architecture, n_params = facts["imported.family"], facts["params.total"]
+    console.print_line("training data: unknown")
+    console.print_line(f"{_RUN.value}: {architecture} with {n_params:,} parameters")
     return 0
 
 

@@ -1,8 +1,8 @@
-"""Write a TFDS dataset from a folder of text, or from any other source.
+"""Write a TensorFlow dataset (TFDS) from a folder of text, or from any other source.
 
 uv run python -m experiments.make_tfds --source=text:my/folder --name=my_text --data_dir=data/tfds
 
-With TFDS_DATA_DIR=data/tfds, a config reads it as tfds:my_text/train.
+With TFDS_DATA_DIR=data/tfds, a config reads the dataset as tfds:my_text/train.
 """
 
 import re
@@ -13,9 +13,11 @@ from absl import flags
 
 from experiments.common import cli, console
 
-_SOURCE = flags.DEFINE_string("source", "", "source to read: see lm/data/sources/documents.py")
+_SOURCE = flags.DEFINE_string(
+    "source", "", "source, such as text:my/folder: see lm/data/sources/documents.py"
+)
 _NAME = flags.DEFINE_string("name", "", "name of the dataset")
-_DATA_DIR = flags.DEFINE_string("data_dir", "data/tfds", "folder of datasets")
+_DATA_DIR = flags.DEFINE_string("data_dir", "data/tfds", "folder of the datasets")
 
 
 def main() -> int:
@@ -36,14 +38,14 @@ def write_dataset(
 ) -> Path:
     """Write (name, text) documents as the split "train" of a dataset and return its folder.
 
-    Each example has the features text and name. Raises ValueError for a name that exists, or that
-    TFDS does not allow.
+    Each example has the features text and name. Raises ValueError if the dataset exists, or if TFDS
+    does not allow its name.
     """
     import tensorflow_datasets as tfds
 
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
         raise ValueError(
-            f"{name!r} is not a dataset name: use a-z, 0-9 and _, starting with a letter"
+            f"--name={name!r} is not a dataset name: use a-z, 0-9 and _, starting with a letter"
         )
 
     class Documents(tfds.core.GeneratorBasedBuilder, skip_registration=True):
@@ -66,8 +68,8 @@ def write_dataset(
     Documents.name = name
     builder = Documents(data_dir=data_dir, file_format="array_record")
     folder = Path(builder.data_dir)
-    if folder.exists():  # TFDS would silently keep the old data
-        raise ValueError(f"{folder} exists: use another name, or remove it")
+    if folder.exists():  # TFDS would use the old data without a warning
+        raise ValueError(f"{folder} exists: use another name, or remove the folder")
     builder.download_and_prepare()
     return folder
 

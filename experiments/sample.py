@@ -1,9 +1,9 @@
-"""Lets a run's model go on with a text: as it comes, or a conversation where no --prompt is given.
+"""Generate text with the model of a run, for one prompt or in a conversation.
 
 uv run python -m experiments.sample --run=runs/quickstart/600K --prompt="def f("
 uv run python -m experiments.sample --run=runs/quickstart/600K --temperature=0.8 --top_p=0.95
 uv run python -m experiments.sample --run=runs/quickstart/600K --prompt="import " --n=4 --json
-uv run python -m experiments.sample --run=runs/mine-instructed --template=chat --keep=prompts.jsonl
+uv run python -m experiments.sample --run=runs/chat --template=chat --feedback_file=feedback.jsonl
 """
 
 import json
@@ -11,48 +11,83 @@ import math
 import os
 import signal
 import sys
+from typing import Any, NamedTuple
 
 from absl import flags
 
 from experiments.common import cli, console
 
 _RUN = flags.DEFINE_string("run", None, "folder of the run")
-_STEP = flags.DEFINE_integer("step", None, "checkpoint; the newest if not given")
-_PROMPT = flags.DEFINE_string("prompt", None, "text to go on with; - reads it from the input")
-_N = flags.DEFINE_integer("n", 1, "answers to a prompt", lower_bound=1)
-_MAX_TOKENS = flags.DEFINE_integer("max_tokens", 200, "tokens of an answer")
-_TEMPERATURE = flags.DEFINE_float("temperature", 0.0, "0 takes the likeliest token")
-_TOP_K = flags.DEFINE_integer("top_k", 0, "draw from so many likeliest tokens; 0: all")
-_TOP_P = flags.DEFINE_float("top_p", 1.0, "draw from the fewest likeliest that hold this share")
-_STOP = flags.DEFINE_multi_string("stop", [], "end before this string, may be repeated")
-_TEMPLATE = flags.DEFINE_string("template", "", "of a model tuned on conversations, such as chat")
-_KEEP = flags.DEFINE_string("keep", "", "file for prompts and answers, to be rated")
-_SEED = flags.DEFINE_integer("seed", 0, "of the draws")
-_JSON = flags.DEFINE_bool("json", False, "a line an answer: text, why it ended, each token's p")
+_STEP = flags.DEFINE_integer("step", None, "step of the checkpoint; default: the last")
+_PROMPT = flags.DEFINE_string(
+    "prompt", None, "text to continue; - reads it from standard input; default: a conversation"
+)
+_N = flags.DEFINE_integer("n", 1, "answers per prompt", lower_bound=1)
+_MAX_TOKENS = flags.DEFINE_integer("max_tokens", 200, "largest number of tokens per answer")
+_TEMPERATURE = flags.DEFINE_float(
+    "temperature", 0.0, "divisor of the logits; 0 selects the most likely token"
+)
+_TOP_K = flags.DEFINE_integer("top_k", 0, "sample from the k most likely tokens; 0: from all")
+_TOP_P = flags.DEFINE_float(
+    "top_p", 1.0, "sample from the fewest most likely tokens with this total probability"
+)
+_STOP = flags.DEFINE_multi_string("stop", [], "string that ends an answer; may be repeated")
+_TEMPLATE = flags.DEFINE_string(
+    "template", "", "chat template of a model trained on conversations, such as chat"
+)
+_FEEDBACK_FILE = flags.DEFINE_string(
+    "feedback_file", "", "file that stores prompts, answers and your ratings"
+)
+_SEED = flags.DEFINE_integer("seed", 0, "random seed of sampling")
+_JSON = flags.DEFINE_bool(
+    "json", False, "print one JSON line per answer: text, finish_reason, probability of each token"
+)
 _SHOW = flags.DEFINE_bool(
-    "show_probabilities", False, "colour what is likely green, what is not red"
+    "show_probabilities",
+    False,
+    "color tokens by their probability: from 0.5 green, 0.1 yellow, lower red",
 )
 
-COLOURS = ((0.5, "green"), (0.1, "yellow"), (0.0, "red"))  # from this probability on
+COLORS = ((0.5, "green"), (0.1, "yellow"), (0.0, "red"))  # smallest probability -> color
+
+
+class Model(NamedTuple):
+    """Everything that generates answers."""
+
+    run: Any  # schema.Run
+    mesh: Any  # jax.sharding.Mesh
+    params: dict
+    tokenizer: Any  # tokenizers.Tokenizer
+    sampling: Any  # generation.SamplingParams
 
 
 def main() -> int:
-    import jax
-
-    from lm.config import schema
-    from lm.data import tokenizers
-    from lm.data.sources import chat
-    from lm.evaluation import generation
-    from lm.parallel import mesh
-    from lm.runs import records
-    from lm.training import loaded_model
-
     if not _RUN.value:
         raise ValueError("--run=FOLDER is missing, such as --run=runs/quickstart/600K")
+    sampling = _sampling_params()
+    prompt = sys.stdin.read() if _PROMPT.value == "-" else _PROMPT.value
+    model = _load_model(_RUN.value, sampling)
+    if prompt is None:
+        _converse(model)
+    elif _JSON.value or _N.value > 1:
+        _print_answers(model, prompt)
+    else:
+        _stream_answer(model, prompt)
+    return 0
+
+
+def _sampling_params():
+    """Return the sampling options of the flags. Raises ValueError for flags that cannot work."""
+    from lm.data.sources import chat
+    from lm.evaluation import generation
+
     if _TEMPLATE.value not in ("", *chat.TEMPLATES):
         raise ValueError(f"--template={_TEMPLATE.value} must be one of {', '.join(chat.TEMPLATES)}")
-    if _KEEP.value and (_N.value > 1 or _JSON.value):
-        raise ValueError(f"--keep={_KEEP.value} keeps one answer each: leave --n and --json out")
+    if _FEEDBACK_FILE.value and (_N.value > 1 or _JSON.value):
+        raise ValueError(
+            f"--feedback_file={_FEEDBACK_FILE.value} stores one answer per prompt:"
+            " remove --n and --json"
+        )
     stop = tuple(text.replace("\\n", "\n") for text in _STOP.value)
     stop += (chat.TEMPLATES[_TEMPLATE.value][1],) if _TEMPLATE.value else ()
     sampling = generation.SamplingParams(
@@ -60,92 +95,132 @@ def main() -> int:
     )
     generation.validate_sampling(sampling)
     if _N.value > 1 and not _TEMPERATURE.value:
-        raise ValueError(f"--n={_N.value} answers would be equal: try --temperature=0.8")
-    run = records.read_config(_RUN.value)
-    prompt = sys.stdin.read() if _PROMPT.value == "-" else _PROMPT.value
+        raise ValueError(f"--n={_N.value} answers would be equal: add --temperature=0.8")
+    return sampling
+
+
+def _load_model(folder: str, sampling) -> Model:
+    """Load the model of a run on the devices of this machine; on CPU it is not sharded."""
+    import jax
+
+    from lm.config import schema
+    from lm.data import tokenizers
+    from lm.parallel import mesh
+    from lm.runs import records
+    from lm.training import loaded_model
+
+    run = records.read_config(folder)
     if _N.value == 1:
         os.environ.setdefault("JAX_NUM_CPU_DEVICES", "1")  # one row cannot be split
     mesh.initialize_devices()
     run.mesh = schema.Mesh() if jax.default_backend() == "cpu" else run.mesh
-    tokenizer = tokenizers.load_tokenizer(_RUN.value)
-    program, saved = loaded_model.restore_model(run, _STEP.value)
-
-    def answer(text: str) -> str:
-        asked = chat.render_prompt(_TEMPLATE.value, text) if _TEMPLATE.value else text
-        ids = _ids(tokenizer, asked, run.data.seq_len, begins=bool(_TEMPLATE.value))
-        given = (run, program.mesh, saved["params"], [ids] * _N.value, tokenizer, sampling)
-        if _JSON.value:
-            for one in generation.generate(*given):
-                shown = [
-                    {"token": token, "text": tokenizer.decode([token]), "p": math.exp(-nats)}
-                    for token, nats in zip(one.tokens, one.nats, strict=True)
-                ]
-                line = {"prompt": text, "text": one.text, "why": one.why, "tokens": shown}
-                print(json.dumps(line, ensure_ascii=False), flush=True)
-        elif _N.value > 1:
-            for number, one in enumerate(generation.generate(*given), 1):
-                console.print_line(f"--- {number}, {one.why}")
-                console.print_line(text + one.text)
-        else:
-            console.print_fragment(text + ("\n" if _TEMPLATE.value else ""), "bold")
-            pieces = []
-            try:
-                for said in generation.stream(*given):
-                    colour = next(c for least, c in COLOURS if math.exp(-said.nats) >= least)
-                    console.print_fragment(said.text, colour if _SHOW.value else "")
-                    pieces.append(said.text)
-            except KeyboardInterrupt:
-                if prompt is not None or not pieces:
-                    raise
-            console.print_line("")
-            if _KEEP.value:
-                return chat.log_response(_KEEP.value, text, "".join(pieces), run.name)
-        return ""
-
-    if prompt is not None:
-        answer(prompt)
-    else:
-        _converse(answer)
-    return 0
+    tokenizer = tokenizers.load_tokenizer(folder)
+    program, state = loaded_model.restore_model(run, _STEP.value)
+    return Model(run, program.mesh, state["params"], tokenizer, sampling)
 
 
-def _ids(tokenizer, text: str, context: int, begins: bool) -> list[int]:
-    """Of a prompt; none is the beginning of a document. ValueError if the context has no room."""
+def _generation_arguments(model: Model, text: str) -> tuple:
+    """Return the arguments of generation.generate for --n answers to a prompt."""
+    from lm.data.sources import chat
+
+    prompt = chat.render_prompt(_TEMPLATE.value, text) if _TEMPLATE.value else text
+    context, tokenizer = model.run.data.seq_len, model.tokenizer
+    ids = _encode_prompt(tokenizer, prompt, context, starts_document=bool(_TEMPLATE.value))
+    return model.run, model.mesh, model.params, [ids] * _N.value, tokenizer, model.sampling
+
+
+def _encode_prompt(tokenizer, text: str, context: int, starts_document: bool) -> list[int]:
+    """Return the token ids of a prompt.
+
+    An empty prompt, or a prompt that starts a document, begins with the token that ends documents.
+    Raises ValueError if there are more than `context` tokens.
+    """
     ids = [int(i) for i in tokenizer.encode(text)]
-    ids = [tokenizer.end, *ids] if begins or not ids else ids
+    ids = [tokenizer.end, *ids] if starts_document or not ids else ids
     if len(ids) > context:
         raise ValueError(
-            f"prompt of {len(ids)} tokens, more than data.seq_len={context} of this run: cut it"
+            f"prompt of {len(ids)} tokens, more than data.seq_len={context} of this run: shorten it"
         )
     return ids
 
 
-def _converse(answer) -> None:
-    """Prompt after prompt: Ctrl-C ends an answer, Ctrl-D the conversation.
+def _print_answers(model: Model, text: str) -> None:
+    """Print the answers to a prompt: as JSON lines with --json, else with a heading each."""
+    from lm.evaluation import generation
 
-    With --keep, which also keeps answers that were ended so, a line of + or - rates the last one,
-    and "= text" says what it should have been.
+    answers = generation.generate(*_generation_arguments(model, text))
+    for number, answer in enumerate(answers, 1):
+        if not _JSON.value:
+            console.print_line(f"--- {number}, {answer.finish_reason}")
+            console.print_line(text + answer.text)
+            continue
+        tokens = [
+            {"token": token, "text": model.tokenizer.decode([token]), "p": math.exp(-nats)}
+            for token, nats in zip(answer.tokens, answer.nats, strict=True)
+        ]
+        line = {"prompt": text, "text": answer.text}
+        line |= {"finish_reason": answer.finish_reason, "tokens": tokens}
+        print(json.dumps(line, ensure_ascii=False), flush=True)
+
+
+def _stream_answer(model: Model, text: str) -> str:
+    """Print the answer to a prompt token by token.
+
+    Return the id of the answer in --feedback_file, or "" without it. In a conversation, Ctrl-C ends
+    an answer that has begun.
+    """
+    from lm.data.sources import chat
+    from lm.evaluation import generation
+
+    arguments = _generation_arguments(model, text)
+    console.print_fragment(text + ("\n" if _TEMPLATE.value else ""), "bold")
+    pieces = []
+    try:
+        for token in generation.stream(*arguments):
+            p = math.exp(-token.nats)
+            color = next(name for threshold, name in COLORS if p >= threshold)
+            console.print_fragment(token.text, color if _SHOW.value else "")
+            pieces.append(token.text)
+    except KeyboardInterrupt:
+        if _PROMPT.value is not None or not pieces:
+            raise
+    console.print_line("")
+    if not _FEEDBACK_FILE.value:
+        return ""
+    return chat.log_response(_FEEDBACK_FILE.value, text, "".join(pieces), model.run.name)
+
+
+def _converse(model: Model) -> None:
+    """Answer prompts from standard input until Ctrl-D. Ctrl-C ends an answer.
+
+    With --feedback_file, a line of + or - rates the last answer, and "= TEXT" stores a better
+    answer. Answers that were ended by Ctrl-C are stored too.
     """
     import readline
 
     from lm.data.sources import chat
 
-    readline.set_history_length(1000)  # lines can be edited, and called back by the arrows
-    if sys.stdin.isatty():
-        console.print_line("Ctrl-C stops an answer, Ctrl-D leaves.")
-        if _KEEP.value:
+    file, is_terminal = _FEEDBACK_FILE.value, sys.stdin.isatty()
+    readline.set_history_length(1000)  # the import makes lines editable, with a history
+    if is_terminal:
+        console.print_line("Ctrl-C ends an answer. Ctrl-D ends the conversation.")
+        if file:
             console.print_line(
-                f"Kept in {_KEEP.value}. + or - rates the last answer, = TEXT mends it."
+                f"Answers are stored in {file}. Type + or - to rate the last answer,"
+                " or = TEXT to store a better answer."
             )
-    kept = ""
+    last_answer_id = ""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     while True:
         try:
-            line = input("> " if sys.stdin.isatty() else "")
-            if not _KEEP.value or not (line in ("+", "-") or line.startswith("= ")):
-                kept = answer(line)
-            elif kept:
-                chat.rate_response(_KEEP.value, kept, line == "+", line[2:])
+            line = input("> " if is_terminal else "")
+            is_rating = bool(file) and (line in ("+", "-") or line.startswith("= "))
+            if not is_rating and (_JSON.value or _N.value > 1):
+                _print_answers(model, line)
+            elif not is_rating:
+                last_answer_id = _stream_answer(model, line)
+            elif last_answer_id:
+                chat.rate_response(file, last_answer_id, line == "+", line[2:])
             else:
                 console.print_line("There is no answer to rate yet.")
         except KeyboardInterrupt:

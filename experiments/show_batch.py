@@ -1,4 +1,6 @@
-"""Shows the rows of a step: source, epoch, place, documents and text, from the config alone.
+"""Show the rows of a training step: source, epoch, row number, documents and text.
+
+Only the config is needed, because a batch depends on the config, the seed and the step alone.
 
 uv run python -m experiments.show_batch --config=configs/base.py:100K --step=70
 uv run python -m experiments.show_batch --run=runs/quickstart/100K --step=70 --rows=2
@@ -10,8 +12,8 @@ from experiments.common import cli, console
 
 _CONFIG = cli.config_flag()
 _RUN = flags.DEFINE_string("run", "", "folder of a run, instead of --config")
-_STEP = flags.DEFINE_integer("step", 0, "step, from 0", lower_bound=0)
-_ROWS = flags.DEFINE_integer("rows", 4, "rows whose text is shown", lower_bound=0)
+_STEP = flags.DEFINE_integer("step", 0, "training step, from 0", lower_bound=0)
+_ROWS = flags.DEFINE_integer("rows", 4, "number of rows whose text is printed", lower_bound=0)
 
 
 def main() -> int:
@@ -19,11 +21,10 @@ def main() -> int:
     from lm.data import dataset
     from lm.runs import records
 
-    run = (
-        validation.validate_run(records.read_config(_RUN.value))
-        if _RUN.value
-        else cli.load_config(_CONFIG)
-    )
+    if _RUN.value:
+        run = validation.validate_run(records.read_config(_RUN.value))
+    else:
+        run = cli.load_config(_CONFIG)
     text = dataset.open_dataset(run.data, run.seed, console.preparing)
     batch, rows = text.batch(_STEP.value), text.rows_of(_STEP.value)
     weights = batch.get("weights")
@@ -32,42 +33,48 @@ def main() -> int:
             {
                 "row": str(b),
                 "source": source,
-                "seen before": f"{rows['epoch'][b]} times",
-                "place": f"{rows['row'][b]} of {text.n_rows[source]}",
-                "documents": _numbers(dataset.row_documents(text, source, int(rows["row"][b]))),
-                "ends": str((batch["tokens"][b, :-1] == text.tokenizer.end).sum()),
-                "scored": str(run.data.seq_len if weights is None else int(weights[b].sum())),
+                "epoch": str(rows["epoch"][b]),
+                "row of source": f"{rows['row'][b]} of {text.n_rows[source]}",
+                "documents": _ranges(dataset.row_documents(text, source, int(rows["row"][b]))),
+                "document ends": str((batch["tokens"][b, :-1] == text.tokenizer.end).sum()),
+                "targets": str(run.data.seq_len if weights is None else int(weights[b].sum())),
             }
             for b, source in enumerate(rows["source"])
         ],
         title=f"step {_STEP.value} of {run.steps}, seed {run.seed}, text {text.hash[:12]}",
     )
+    epochs, last_epochs = text.epochs(_STEP.value), text.epochs(run.steps)
     console.table(
         [
             {
                 "source": source,
-                "rows": f"{n:,}",
-                "seen by this step": f"{text.epochs(_STEP.value)[source]:.3f} times",
-                "by the end": f"{text.epochs(run.steps)[source]:.3f} times",
+                "rows": f"{n_rows:,}",
+                "epochs before this step": f"{epochs[source]:.3f}",
+                "epochs of the run": f"{last_epochs[source]:.3f}",
             }
-            for source, n in text.n_rows.items()
+            for source, n_rows in text.n_rows.items()
         ]
     )
     for b in range(min(_ROWS.value, len(batch["tokens"]))):
-        parts, ids = [], batch["tokens"][b]
-        ends = (ids == text.tokenizer.end).nonzero()[0]
-        for start, stop in zip([0, *(ends + 1)], [*ends, len(ids)], strict=True):
-            parts.append(text.tokenizer.decode(ids[start:stop]))
         console.print_line(f"--- row {b}: {rows['source'][b]}")
-        console.print_line("\n--- end of a document\n".join(parts))
+        documents = _split_documents(batch["tokens"][b], text.tokenizer)
+        console.print_line("\n--- end of a document\n".join(documents))
     return 0
 
 
-def _numbers(documents) -> str:
-    first, last = documents.min(), documents.max()
-    if len(documents) == last - first + 1:
+def _split_documents(ids, tokenizer) -> list[str]:
+    """Return the text of a row, split at the tokens that end documents."""
+    ends = (ids == tokenizer.end).nonzero()[0]
+    spans = zip([0, *(ends + 1)], [*ends, len(ids)], strict=True)
+    return [tokenizer.decode(ids[start:stop]) for start, stop in spans]
+
+
+def _ranges(numbers) -> str:
+    """Format document numbers: "3 to 5" if they are consecutive, else a list."""
+    first, last = numbers.min(), numbers.max()
+    if len(numbers) == last - first + 1:
         return f"{first} to {last}"
-    return ", ".join(map(str, documents))
+    return ", ".join(map(str, numbers))
 
 
 if __name__ == "__main__":

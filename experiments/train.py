@@ -1,4 +1,4 @@
-"""Trains one run to its end, or goes on with it.
+"""Train a run, or resume it from its last checkpoint.
 
 uv run python -m experiments.train --config=configs/base.py:100K --config.optim.lr=0.01
 """
@@ -12,17 +12,17 @@ cli.host_flags()
 def main() -> int:
     run = cli.load_config(_CONFIG)
     cli.tune_memory()
+    # tune_memory restarts the process, so JAX is imported after it.
     from lm.parallel import deterministic, distributed, mesh
     from lm.runs import records
-    from lm.training import loop  # JAX comes after the memory settings
+    from lm.training import loop
 
     mesh.initialize_devices()
     deterministic.fix_threads(run.mesh.deterministic_shards)
     cli.join()
     if distributed.run_on_primary(lambda: records.is_finished(run)):
-        console.print_line(
-            f"{records.run_dir(run)} is {records.read_facts(records.run_dir(run))['status']}"
-        )
+        folder = records.run_dir(run)
+        console.print_line(f"{folder}: {records.read_facts(folder)['status']}")
         return 0
     try:
         with console.ProgressBars() as bars:
@@ -32,8 +32,9 @@ def main() -> int:
         console.print_line(str(error))
         return 1
     console.evaluation(records.load_evals(records.run_dir(run))[-1])
-    if words := records.read_facts(records.run_dir(run)).get("reason"):
-        console.print_line(words)
+    reason = records.read_facts(records.run_dir(run)).get("reason")
+    if reason:
+        console.print_line(reason)
     return 0
 
 

@@ -1,8 +1,8 @@
 """Evaluate a model: held-out loss, tasks, log-likelihood of given answers, generation.
 
-Task definitions and metrics use NumPy only; everything that runs a model uses JAX.
+Task definitions and metrics use NumPy only. The modules that run a model use JAX.
 
-    heldout.py          loss, bits per byte, completed words
+    heldout.py          loss, bits per byte, word completion
     tasks.py            task definitions
     task_eval.py        evaluate tasks during training
     task_metrics.py     accuracy, Brier score, exact match and other metrics

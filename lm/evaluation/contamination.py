@@ -1,3 +1,11 @@
+"""Count the task examples that share text with the training data.
+
+overlaps = contamination.count_overlaps(task_list, run.data, n=13)
+overlaps["file:my/set"]                  # {"n_overlap": 3, "n_checkable": 500}
+"""
+
+from collections.abc import Sequence
+
 import numpy as np
 
 from lm.config import schema
@@ -7,27 +15,25 @@ from lm.evaluation import tasks
 
 
 def count_overlaps(
-    tasks: list[tasks.Task], data: schema.Data, n: int = 13
+    task_list: Sequence[tasks.Task], data: schema.Data, n: int = 13
 ) -> dict[str, dict[str, int]]:
     """Count the examples of each task that share n consecutive words with the training text.
 
-    Returns {task: {"n_overlap": examples that do, "n_checkable": examples of at least n words}}.
-    Reads all sources once.
+    Returns n_overlap and n_checkable by task: examples that share n words, and examples of at least
+    n words. An example is its prompt followed by the correct answer. Reads all sources of `data`
+    once, without their held-out documents.
     """
-    ngrams = {
+    example_ngrams = {
         task.name: [
             preprocessing.ngram_hashes(
                 example.prompts[example.right] + example.answers[example.right], n
             )
             for example in task.examples
         ]
-        for task in tasks
+        for task in task_list
     }
-    task_ngrams = np.unique(
-        np.concatenate(
-            [preprocessing.NONE, *(hashes for rows in ngrams.values() for hashes in rows)]
-        )
-    )
+    hash_arrays = [hashes for arrays in example_ngrams.values() for hashes in arrays]
+    task_ngrams = np.unique(np.concatenate([np.zeros(0, np.uint64), *hash_arrays]))
     is_in_training = np.zeros(len(task_ngrams), bool)
     for source in data.sources if len(task_ngrams) else ():
         for document in documents.open_source(source):
@@ -36,10 +42,10 @@ def count_overlaps(
                 index = np.minimum(np.searchsorted(task_ngrams, hashes), len(task_ngrams) - 1)
                 is_in_training[index[task_ngrams[index] == hashes]] = True
     counts = {}
-    for name, rows in ngrams.items():
+    for name, arrays in example_ngrams.items():
         has_overlap = [
             bool(is_in_training[np.searchsorted(task_ngrams, hashes)].any())
-            for hashes in rows
+            for hashes in arrays
             if len(hashes)
         ]
         counts[name] = {"n_overlap": sum(has_overlap), "n_checkable": len(has_overlap)}

@@ -1,9 +1,13 @@
-"""What can be shown of an answer while its tokens come: whole characters, and no stop string.
+"""Generate answers to prompts: sampling, streaming and stop strings.
 
-talk = Talk(tokenizer, stop=("\\n",), max_tokens=50)
-for token in ...:
-    print(talk.add(token), end="")
-    if talk.why: break                 # end, stop or length
+    sampling = generation.SamplingParams(max_tokens=50, temperature=0.8, stop=("\\n",))
+    answers = generation.generate(run, device_mesh, params, prompts, tokenizer, sampling)
+    answers[0].text, answers[0].finish_reason
+    for token in generation.stream(run, device_mesh, params, prompts, tokenizer, sampling):
+        print(token.text, end="")
+
+Prompts are token ids: see scoring.encode_prompt. The compiled programs are in decoding.py. Tensor
+names end in their axes: B rows, T time, N tokens of a chunk.
 """
 
 import codecs
@@ -18,85 +22,93 @@ import numpy as np
 from lm.config import schema
 from lm.data import tokenizers
 from lm.evaluation import decoding, scoring
+from lm.model import kv_cache
 from lm.parallel import mesh
 
-
-class StreamingDecoder:
-    """The text of one answer. A stop string may begin and end within tokens."""
-
-    def __init__(self, tokenizer: tokenizers.Tokenizer, stop: tuple[str, ...], max_tokens: int):
-        self.pieces, self.end, self.n_left = tokenizer.pieces, tokenizer.end, max_tokens
-        self.stops = [text.encode() for text in stop]
-        self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self.held = b""  # said, and perhaps the beginning of a stop string
-        self.n_said, self.why = 0, ""
-
-    def add(self, token: int) -> str:
-        """What one more token lets be shown; sets `why` if it was the last."""
-        self.n_said, self.n_left = self.n_said + 1, self.n_left - 1
-        self.held += self.pieces[token]
-        found = [at for stop in self.stops if (at := self.held.find(stop)) >= 0]
-        if found:
-            self.why, self.held = "stop", self.held[: min(found)]
-        elif token == self.end:
-            self.why = "end"
-        elif not self.n_left:
-            self.why = "length"
-        open_at = len(self.held) if self.why else len(self.held) - self._n_open()
-        shown, self.held = self.held[:open_at], self.held[open_at:]
-        return self.decoder.decode(shown, final=bool(self.why))
-
-    def _n_open(self) -> int:
-        """Bytes at the end of what is held that a stop string may begin with."""
-        longest = max((len(stop) - 1 for stop in self.stops), default=0)
-        ends = range(min(longest, len(self.held)), 0, -1)
-        return next((n for n in ends if any(s.startswith(self.held[-n:]) for s in self.stops)), 0)
-
-
-# MERGED DOCSTRING of lm.sample:
-# """The two questions to a model: how likely is this answer, and what would you say?
-#
-#     score(run, device_mesh, params, prompts, answers)                          [Scored, ...]
-# generate(run, device_mesh, params, prompts, tokenizer, Sampling(stop=("\n",))) [Generated, ...]
-#     for said in stream(...same...): print(said.text, end="")                    token by token
-#
-# Prompts and answers are token ids; what runs on the devices is lm/evaluation/decoding.py. Tensor
-# names end in
-# their axes: B rows, T time, N tokens of a chunk.
-# """
-
-ROWS = 64  # prompts that are answered at a time
+MAX_PROMPTS = 64  # largest number of prompts in one batch
 
 
 @dataclasses.dataclass(frozen=True)
 class SamplingParams:
-    max_tokens: int = 128  # of an answer
-    temperature: float = 0.0  # logits are divided by it; 0 takes the likeliest token
-    top_k: int = 0  # of the likeliest tokens alone; 0: all
-    top_p: float = 1.0  # of the fewest likeliest that hold this share (Holtzman et al. 2020)
-    stop: tuple[str, ...] = ()  # strings before which an answer ends
+    """Options of generation."""
+
+    max_tokens: int = 128  # largest number of tokens per answer
+    temperature: float = 0.0  # divisor of the logits; 0 selects the most likely token
+    top_k: int = 0  # sample from the k most likely tokens; 0: from all tokens
+    top_p: float = 1.0  # sample from the fewest most likely tokens with this total probability
+    stop: tuple[str, ...] = ()  # strings that end an answer and are removed from its text
     seed: int = 0
 
 
 @dataclasses.dataclass
 class GeneratedToken:
-    prompt: int  # whose answer it belongs to
-    token: int
-    nats: float  # -log p under the model itself: temperature 1, all tokens
-    text: str  # what can be shown now: whole characters that are no part of a stop string
-    why: str = ""  # of the last token: end (tokenizer.end), stop (a stop string), length
+    """A streamed token of an answer."""
+
+    prompt_index: int  # index of the prompt
+    token: int  # token id
+    nats: float  # -log p at temperature 1, over all tokens
+    text: str  # text to print now: complete characters that cannot be part of a stop string
+    finish_reason: str = ""  # last token only: end (tokenizer.end), stop (stop string) or length
 
 
 @dataclasses.dataclass
 class Generated:
-    tokens: list[int]  # as they were said: with `end`, or what completes a stop string
-    nats: list[float]  # of each; see Said
-    text: str  # without the stop string
-    why: str  # see Said
-    n_cut: int = 0  # tokens cut off the left of the prompt
+    """An answer. str() returns its text."""
+
+    tokens: list[int]  # all token ids, with tokenizer.end or the tokens of the stop string
+    nats: list[float]  # of each token: see GeneratedToken
+    text: str  # text without the stop string
+    finish_reason: str  # end, stop or length: see GeneratedToken
+    n_truncated: int = 0  # tokens removed from the beginning of the prompt
+
+    def __str__(self) -> str:
+        """Return the text."""
+        return self.text
 
 
-# --- What would you say? ---
+class StreamingDecoder:
+    """Convert the tokens of one answer to text that can be printed.
+
+    Text is delayed until its characters are complete and it cannot be part of a stop string. A stop
+    string may begin and end inside of tokens.
+
+        decoder = StreamingDecoder(tokenizer, stop=("\\n",), max_tokens=50)
+        for token in ...:
+            print(decoder.add(token), end="")
+            if decoder.finish_reason:
+                break                          # end, stop or length
+    """
+
+    def __init__(self, tokenizer: tokenizers.Tokenizer, stop: tuple[str, ...], max_tokens: int):
+        self.pieces, self.end, self.max_tokens = tokenizer.pieces, tokenizer.end, max_tokens
+        self.stops = [text.encode() for text in stop]
+        self.utf8_decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self.buffer = b""  # bytes that are not printed yet
+        self.n_generated, self.finish_reason = 0, ""
+
+    def add(self, token: int) -> str:
+        """Add a token and return the text to print. Set finish_reason if the token is the last."""
+        self.n_generated += 1
+        self.buffer += self.pieces[token]
+        positions = [p for stop in self.stops if (p := self.buffer.find(stop)) >= 0]
+        if positions:
+            self.finish_reason, self.buffer = "stop", self.buffer[: min(positions)]
+        elif token == self.end:
+            self.finish_reason = "end"
+        elif self.n_generated == self.max_tokens:
+            self.finish_reason = "length"
+        n_delayed = 0 if self.finish_reason else self._stop_prefix_size()
+        n_printed = len(self.buffer) - n_delayed
+        printed, self.buffer = self.buffer[:n_printed], self.buffer[n_printed:]
+        return self.utf8_decoder.decode(printed, final=bool(self.finish_reason))
+
+    def _stop_prefix_size(self) -> int:
+        """Return the size in bytes of the longest buffer end that is the start of a stop string."""
+        longest = max((len(stop) - 1 for stop in self.stops), default=0)
+        for size in range(min(longest, len(self.buffer)), 0, -1):
+            if any(stop.startswith(self.buffer[-size:]) for stop in self.stops):
+                return size
+        return 0
 
 
 def generate(
@@ -107,15 +119,16 @@ def generate(
     tokenizer: tokenizers.Tokenizer,
     sampling: SamplingParams = SamplingParams(),
 ) -> list[Generated]:
-    """An answer to each prompt; see `stream`."""
+    """Return an answer to each prompt: see `stream`."""
     context = run.data.seq_len
-    found = [Generated([], [], "", "", max(0, len(p) - context)) for p in prompts]
-    for said in stream(run, device_mesh, params, prompts, tokenizer, sampling):
-        one = found[said.prompt]
-        one.tokens.append(said.token)
-        one.nats.append(said.nats)
-        one.text, one.why = one.text + said.text, said.why
-    return found
+    answers = [Generated([], [], "", "", max(0, len(p) - context)) for p in prompts]
+    for token in stream(run, device_mesh, params, prompts, tokenizer, sampling):
+        answer = answers[token.prompt_index]
+        answer.tokens.append(token.token)
+        answer.nats.append(token.nats)
+        answer.text += token.text
+        answer.finish_reason = token.finish_reason
+    return answers
 
 
 def stream(
@@ -126,129 +139,199 @@ def stream(
     tokenizer: tokenizers.Tokenizer,
     sampling: SamplingParams = SamplingParams(),
 ) -> Iterator[GeneratedToken]:
-    """The tokens of the answers as they come, those of several prompts in turns.
+    """Yield the tokens of the answers; tokens of different prompts are interleaved.
 
-    An answer is a function of its prompt, the seed and how many equal prompts came before; not of
-    the other prompts. Where the context, data.seq_len, is full, it goes on from its later half.
-    ValueError for an empty prompt, or knobs that cannot work.
+    An answer depends on its prompt, the seed and the number of equal prompts before it, but not on
+    the other prompts. When prompt and answer fill the context of data.seq_len tokens, generation
+    continues from the second half of the context. Raises ValueError for an empty prompt or a
+    sampling option that is out of range.
     """
     validate_sampling(sampling)
     scoring.validate_prompts(prompts)
-    copies: collections.Counter[bytes] = collections.Counter()
+    n_equal: collections.Counter[bytes] = collections.Counter()
     answers = []
     for i, prompt in enumerate(prompts):
         content = np.asarray(prompt, np.int32).tobytes()
         ids = [int(x) for x in prompt[-run.data.seq_len :]]
-        said = StreamingDecoder(tokenizer, sampling.stop, sampling.max_tokens)
-        answers.append(_Answer(i, ids, zlib.crc32(content), copies[content], said))
-        copies[content] += 1
+        decoder = StreamingDecoder(tokenizer, sampling.stop, sampling.max_tokens)
+        answers.append(_Answer(i, ids, zlib.crc32(content), n_equal[content], decoder))
+        n_equal[content] += 1
     answers.sort(key=lambda answer: -len(answer.ids))
-    for start in range(0, len(answers), ROWS):
-        here = answers[start : start + ROWS]
-        yield from _answer(run, device_mesh, params, here, tokenizer, sampling)
+    for start in range(0, len(answers), MAX_PROMPTS):
+        batch = answers[start : start + MAX_PROMPTS]
+        yield from _AnswerBatch(run, device_mesh, params, batch, tokenizer, sampling).generate()
 
 
 def validate_sampling(sampling: SamplingParams) -> None:
-    """ValueError for a knob that cannot work."""
-    for name, is_good, rule in (
+    """Raise ValueError if a sampling option is out of range."""
+    for name, is_valid, rule in (
         ("max_tokens", sampling.max_tokens >= 1, "must be at least 1"),
         ("temperature", sampling.temperature >= 0, "must be at least 0"),
         ("top_k", sampling.top_k >= 0, "must be at least 0"),
-        ("top_p", 0 < sampling.top_p <= 1, "is a share: above 0, up to 1"),
-        ("stop", all(sampling.stop), "must hold no empty string"),
+        ("top_p", 0 < sampling.top_p <= 1, "must be above 0 and at most 1"),
+        ("stop", all(sampling.stop), "must not contain an empty string"),
         ("seed", sampling.seed >= 0, "must be at least 0"),
     ):
-        if not is_good:
+        if not is_valid:
             raise ValueError(f"{name}={getattr(sampling, name)!r} {rule}")
 
 
 @dataclasses.dataclass
 class _Answer:
-    """One prompt, and what follows it so far."""
+    """A prompt and its answer during generation."""
 
-    prompt: int
-    ids: list[int]  # the prompt, as much as the context has room for, and what was said
-    crc: int  # of the prompt
-    copy: int  # how many equal prompts came before
+    prompt_index: int
+    ids: list[int]  # the prompt, truncated to the context, and the tokens generated after it
+    prompt_crc: int  # CRC-32 of the prompt
+    copy_index: int  # number of equal prompts before this prompt
     decoder: StreamingDecoder
 
+    @property
+    def is_active(self) -> bool:
+        """Return True if the answer needs more tokens."""
+        return not self.decoder.finish_reason
+
     def add(self, token: int, nats: float) -> GeneratedToken:
+        """Append a token and return it with its text."""
         self.ids.append(token)
-        return GeneratedToken(self.prompt, token, nats, self.decoder.add(token), self.decoder.why)
+        text = self.decoder.add(token)
+        return GeneratedToken(self.prompt_index, token, nats, text, self.decoder.finish_reason)
 
 
-def _answer(run, device_mesh, params, answers: list[_Answer], tokenizer, sampling) -> Iterator:
-    """The answers of one batch of prompts, which are sorted by length, the longest first.
+class _AnswerBatch:
+    """Generate several answers together, with one key-value cache on the devices.
 
-    Rows lie side by side so that all say their next token into the same slot: the last token of
-    each prompt is in the same column. `cursor` is that column; slots are used again in turns.
+    answers: sorted by prompt length, the longest first. Prompts are aligned to the right, so all
+    rows write their next token into the same cache slot, `cursor`. The cache is a ring buffer.
     """
-    context, longest = run.data.seq_len, len(answers[0].ids)
-    split = mesh.n_batch_devices(device_mesh)
-    size = split * scoring.next_power_of_two(-(-len(answers) // split))
-    slots = min(scoring.next_power_of_two(longest + sampling.max_tokens, 32), context)
-    knobs = (sampling.temperature > 0, sampling.top_k, sampling.top_p < 1, tokenizer.vocab_size)
-    begin, resume, go_on = decoding.generation_programs(
-        decoding.program_cache_key(run), device_mesh, slots, *knobs
-    )
-    here = mesh.local_rows(device_mesh, size)
 
-    def place(**arrays) -> dict:
-        """Arrays [answers, ...] -> [size, ...], split over the mesh."""
-        split, placed = mesh.named_sharding(device_mesh, "batch"), {}
-        for name, array in arrays.items():
-            rows = np.concatenate(
-                [array, np.zeros((size - len(array), *array.shape[1:]), array.dtype)]
+    def __init__(
+        self,
+        run: schema.Run,
+        device_mesh: jax.sharding.Mesh,
+        params: dict,
+        answers: list[_Answer],
+        tokenizer: tokenizers.Tokenizer,
+        sampling: SamplingParams,
+    ):
+        self.device_mesh, self.params, self.answers = device_mesh, params, answers
+        self.context, self.end = run.data.seq_len, tokenizer.end
+        self.max_tokens = sampling.max_tokens
+        n_devices = mesh.n_batch_devices(device_mesh)
+        rows_per_device = scoring.next_power_of_two(-(-len(answers) // n_devices))
+        self.n_rows = n_devices * rows_per_device
+        longest = len(answers[0].ids) + sampling.max_tokens
+        self.options = decoding.ProgramOptions(
+            n_slots=min(scoring.next_power_of_two(longest, 32), self.context),
+            is_random=sampling.temperature > 0,
+            top_k=sampling.top_k,
+            has_top_p=sampling.top_p < 1,
+            n_ids=tokenizer.vocab_size,
+        )
+        self.programs = decoding.generation_programs(
+            decoding.program_cache_key(run), device_mesh, self.options
+        )
+        self.scalars = {
+            "seed": sampling.seed,
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+        }
+        self.n_cached = np.zeros(len(answers), int)  # tokens of each answer in the cache
+        self.cursor = 0
+        self.cache: kv_cache.KVCache = []
+
+    def generate(self) -> Iterator[GeneratedToken]:
+        """Yield tokens until every answer has a finish reason."""
+        is_sampled = np.ones(len(self.answers), bool)  # answers that receive the sampled tokens
+        sampled = self._prefill()
+        while True:
+            yield from self._add_tokens(sampled, is_sampled)
+            is_active = np.array([answer.is_active for answer in self.answers])
+            if not is_active.any():
+                return
+            is_full = is_active & (self.n_cached == self.context)
+            if is_full.any():
+                is_sampled, sampled = is_full, self._reprefill(is_full)
+            else:
+                is_sampled, sampled = is_active, self._decode_chunk(is_active)
+
+    def _prefill(self) -> decoding.SampledTokens:
+        """Fill the cache from all prompts. Return the first token of each answer."""
+        is_new = np.ones(len(self.answers), bool)
+        with jax.set_mesh(self.device_mesh):
+            rows, self.n_cached = self._prompt_arrays(is_new, self.context)
+            self.cache, sampled = self.programs.prefill(
+                self.params, rows, self._state_arrays(), self.scalars
             )
-            placed[name] = jax.make_array_from_process_local_data(split, rows[here])
-        return placed
+        self.cursor = rows["tokens"].shape[1]
+        return sampled
 
-    def state() -> dict:
-        return place(
-            crc=np.array([one.crc for one in answers], np.uint32),
-            copy=np.array([one.copy for one in answers], np.int32),
-            n_said=np.array([one.decoder.n_said for one in answers], np.int32),
-            token=np.array([one.ids[-1] for one in answers], np.int32),
-            n_kept=n_kept.astype(np.int32),
-            is_live=np.array([not one.decoder.why for one in answers]),
+    def _reprefill(self, is_full: np.ndarray) -> decoding.SampledTokens:
+        """Restart full answers from the second half of their context. Return their next token."""
+        with jax.set_mesh(self.device_mesh):
+            rows, lengths = self._prompt_arrays(is_full, max(1, self.context // 2))
+            self.n_cached = np.where(is_full, lengths, self.n_cached)
+            self.cache, sampled = self.programs.reprefill(
+                self.params, self.cache, rows, self._state_arrays(), self.scalars, self.cursor
+            )
+        return sampled
+
+    def _decode_chunk(self, is_active: np.ndarray) -> decoding.SampledTokens:
+        """Return the next tokens of each answer, until a row is full or all have ended."""
+        n_generated = min(a.decoder.n_generated for a in self.answers if a.is_active)
+        room = self.context - int(self.n_cached[is_active].max())
+        n_tokens = min(decoding.CHUNK_SIZE, self.max_tokens - n_generated, room)
+        with jax.set_mesh(self.device_mesh):
+            arrays = (self._state_arrays(), self.scalars, self.cursor, n_tokens, self.end)
+            self.cache, sampled, n_filled = self.programs.decode_chunk(
+                self.params, self.cache, *arrays
+            )
+            (token_BN, nats_BN), n_filled = jax.device_get((sampled, n_filled))
+        self.cursor += int(n_filled)
+        self.n_cached = self.n_cached + int(n_filled)
+        return token_BN[:, :n_filled], nats_BN[:, :n_filled]
+
+    def _add_tokens(
+        self, sampled: decoding.SampledTokens, is_sampled: np.ndarray
+    ) -> Iterator[GeneratedToken]:
+        """Append sampled tokens to the active answers in is_sampled and yield them."""
+        token_BN, nats_BN = jax.device_get(sampled)
+        for column in range(token_BN.shape[1]):
+            for row, answer in enumerate(self.answers):
+                if is_sampled[row] and answer.is_active:
+                    yield answer.add(int(token_BN[row, column]), float(nats_BN[row, column]))
+
+    def _prompt_arrays(self, is_new: np.ndarray, max_length: int) -> tuple[dict, np.ndarray]:
+        """Return decoding's `rows` and the lengths: the last tokens of the answers in is_new."""
+        ids = [
+            answer.ids[-max_length:] if selected else [0]
+            for answer, selected in zip(self.answers, is_new, strict=True)
+        ]
+        lengths = np.array([len(row) for row in ids], np.int32)
+        width = min(scoring.next_power_of_two(max(lengths), 32), self.options.n_slots)
+        tokens_BT = np.zeros((len(ids), width), np.int32)
+        for i, row in enumerate(ids):
+            tokens_BT[i, width - len(row) :] = row
+        return self._shard_rows(tokens=tokens_BT, length=lengths, is_new=is_new), lengths
+
+    def _state_arrays(self) -> dict:
+        """Return decoding's `state`."""
+        answers = self.answers
+        return self._shard_rows(
+            prompt_crc=np.array([answer.prompt_crc for answer in answers], np.uint32),
+            copy_index=np.array([answer.copy_index for answer in answers], np.int32),
+            n_generated=np.array([answer.decoder.n_generated for answer in answers], np.int32),
+            last_token=np.array([answer.ids[-1] for answer in answers], np.int32),
+            n_cached=self.n_cached.astype(np.int32),
+            is_active=np.array([answer.is_active for answer in answers]),
         )
 
-    def prompt(rows: np.ndarray, most: int) -> tuple[dict, np.ndarray]:
-        """The last tokens of the answers that are marked, each row's at its right end."""
-        ids = [a.ids[-most:] if mark else [0] for a, mark in zip(answers, rows, strict=True)]
-        lengths = np.array([len(one) for one in ids], np.int32)
-        width = min(scoring.next_power_of_two(max(lengths), 32), slots)
-        tokens_BT = np.zeros((len(ids), width), np.int32)
-        for row, one in enumerate(ids):
-            tokens_BT[row, width - len(one) :] = one
-        return place(tokens=tokens_BT, length=lengths, is_new=rows), lengths
-
-    how = {"seed": sampling.seed, "temperature": sampling.temperature, "top_p": sampling.top_p}
-    n_kept = np.zeros(len(answers), int)  # tokens of each row that the cache holds
-    everyone = np.ones(len(answers), bool)
-    with jax.set_mesh(device_mesh):
-        rows, n_kept = prompt(everyone, context)
-        kept, said = begin(params, rows, state(), how)
-    cursor, new = rows["tokens"].shape[1], everyone
-    while True:
-        token_BN, nats_BN = jax.device_get(said)
-        for column in range(token_BN.shape[1]):
-            for row, answer in enumerate(answers):
-                if new[row] and not answer.decoder.why:
-                    yield answer.add(int(token_BN[row, column]), float(nats_BN[row, column]))
-        live = np.array([not one.decoder.why for one in answers])
-        if not live.any():
-            return
-        new = live & (n_kept == context)
-        with jax.set_mesh(device_mesh):
-            if new.any():
-                rows, lengths = prompt(new, max(1, context // 2))
-                n_kept = np.where(new, lengths, n_kept)
-                kept, said = resume(params, kept, rows, state(), how, cursor)
-            else:
-                left = max(one.decoder.n_left for one in answers if not one.decoder.why)
-                n = min(decoding.CHUNK, left, context - n_kept[live].max())
-                kept, said, n_done = go_on(params, kept, state(), how, cursor, n, tokenizer.end)
-                said, n_done = jax.device_get((said, n_done))
-                said = tuple(x_BN[:, :n_done] for x_BN in said)
-                cursor, n_kept, new = cursor + n_done, n_kept + n_done, live
+    def _shard_rows(self, **arrays: np.ndarray) -> dict:
+        """Pad arrays [answers, ...] with zeros to [n_rows, ...] and split them over the mesh."""
+        sharding = mesh.named_sharding(self.device_mesh, "batch")
+        local_rows, sharded = mesh.local_rows(self.device_mesh, self.n_rows), {}
+        for name, array in arrays.items():
+            padding = np.zeros((self.n_rows - len(array), *array.shape[1:]), array.dtype)
+            rows = np.concatenate([array, padding])[local_rows]
+            sharded[name] = jax.make_array_from_process_local_data(sharding, rows)
+        return sharded

@@ -1,9 +1,14 @@
-"""What a model can do on text it has not seen: loss, bits per byte, and completing words.
+"""Evaluate a model on held-out text: loss, bits per byte, word completion.
+
+    score = heldout.make_scorer(run, device_mesh)
+    row = heldout.evaluate_heldout(run, device_mesh, score, params, text)
+    row["loss"], row["loss_se"]                 # nats per token, standard error
 
 Tensor names end in their axes: B batch, N sequences, T time, V vocabulary.
 """
 
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -13,147 +18,205 @@ from lm.data import dataset, tokenizers
 from lm.model import transformer
 from lm.parallel import deterministic, mesh
 
-WORD = np.array([chr(i).isalnum() or chr(i) == "_" or i >= 128 for i in range(256)])  # word bytes
+# True for bytes of a word: letters, digits, "_" and all non-ASCII bytes.
+WORD = np.array([chr(i).isalnum() or chr(i) == "_" or i >= 128 for i in range(256)])
+
+Estimate = tuple[float, float]  # value, standard error
+WordMasks = tuple[np.ndarray, np.ndarray]  # see word_token_masks
+
+
+class SourceScores(NamedTuple):
+    """Nats and greedy predictions of the held-out sequences of one source."""
+
+    tokens_NT: np.ndarray  # the sequences; one token more than the other arrays
+    weights_NT: np.ndarray  # weight of each target
+    nats_NT: np.ndarray  # -log p of each target
+    best_NT: np.ndarray  # most likely next token
 
 
 def make_scorer(run: schema.Run, device_mesh: jax.sharding.Mesh) -> Callable:
-    """jit of (params, batch) -> (nats_BT of each next token, best_BT the likeliest)."""
+    """Return the jitted function (params, batch) -> (nats_BT, best_BT).
 
+    batch: tokens [B, T+1] and, optionally, segments [B, T]. nats_BT are -log p of each next token,
+    best_BT the most likely next token.
+    """
     rules = mesh.ShardingRules.of(run.mesh)
 
-    def score(params: dict, batch: dict):
+    def score(params: dict, batch: dict) -> tuple[jax.Array, jax.Array]:
         nats_BT, _, best_BT, _ = transformer.token_losses(
             run.model, params, batch["tokens"], batch.get("segments"), rules
         )
         return nats_BT, best_BT
 
-    whole = mesh.named_sharding(device_mesh)
+    replicated = mesh.named_sharding(device_mesh)
     if not run.mesh.deterministic_shards:
-        return jax.jit(score, out_shardings=whole)
+        return jax.jit(score, out_shardings=replicated)
     by_shard = deterministic.map_over_shards(run.mesh.deterministic_shards, device_mesh, score)
-    return jax.jit(by_shard, out_shardings=whole, compiler_options=deterministic.OPTIONS)
+    return jax.jit(by_shard, out_shardings=replicated, compiler_options=deterministic.OPTIONS)
 
 
 def evaluate_heldout(
-    run: schema.Run, device_mesh, score: Callable, params: dict, text: dataset.TokenDataset
+    run: schema.Run,
+    device_mesh: jax.sharding.Mesh,
+    score: Callable,
+    params: dict,
+    text: dataset.TokenDataset,
 ) -> dict:
-    """One row of evals.jsonl: every number with its standard error and its n.
+    """Return one row of evals.jsonl from the first eval.n_sequences sequences of each source.
 
-    loss            nats a token over the first eval.n_sequences held-out sequences of each source,
-                    sources weighted as in training; loss.SOURCE for each alone, those of weight 0
-                    too: what a fine-tuned model forgets
-    bits_per_byte   the same in bits for a byte of text (end-of-document marks are no text)
-    excess          nats a token above the best reader of the same rows, where all of the text is of
-                    languages whose probabilities are known; what is luck of these rows is not in it
-    completion      share of cut words (see `completions`) that the model finishes exactly
+    loss            nats per token, averaged over sources with their training weights; loss.SOURCE
+                    of each source, with sources of weight 0, whose loss measures forgetting
+    bits_per_byte   bits per byte of text, without tokens that end documents
+    excess          nats per token above the entropy of the same rows; only if the probabilities of
+                    all sources are known: see dataset.source_nats
+    completion      fraction of words that greedy decoding completes: see completion_cuts
+    completion_n    number of these words
+
+    loss_se, loss_se.SOURCE, bits_per_byte_se, excess_se and completion_se are standard errors.
     """
-    loss, bits, excess, done = {}, {}, {}, []
+    loss, bits, excess, completed = {}, {}, {}, []
     words = word_token_masks(text.tokenizer)
     n_words = -(-run.eval.n_completions // len(text.sources))
     others = [source for source in text.manifests if source not in text.sources]
     for seed, source in enumerate([*text.sources, *others]):
-        tokens_NT = text.heldout(source, run.eval.n_sequences)
-        batch = dataset.add_segments_and_weights(text.data, text.tokenizer, tokens_NT)
-        batch.setdefault("segments", np.zeros_like(tokens_NT[:, 1:]))
-        weights_NT = batch.pop("weights", np.ones(tokens_NT[:, 1:].shape))
-        nats_NT, best_NT = score_rows(run, device_mesh, score, params, batch)
-        nats_N, targets_NT = (nats_NT * weights_NT).sum(axis=1), tokens_NT[:, 1:]
-        loss[source] = ratio_with_error(nats_N, weights_NT.sum(axis=1))
-        n_bytes_N = (dataset.byte_lengths(text, source)[targets_NT] * weights_NT).sum(axis=1)
+        scores = _score_source(run, device_mesh, score, params, text, source)
+        nats_N = (scores.nats_NT * scores.weights_NT).sum(axis=1)
+        loss[source] = ratio_with_error(nats_N, scores.weights_NT.sum(axis=1))
+        bytes_NT = dataset.byte_lengths(text, source)[scores.tokens_NT[:, 1:]]
+        n_bytes_N = (bytes_NT * scores.weights_NT).sum(axis=1)
         bits[source] = ratio_with_error(nats_N / np.log(2), n_bytes_N)
-        own_NT = dataset.source_nats(text, source, tokens_NT)
-        if own_NT is not None:
-            excess[source] = ratio_with_error(
-                nats_N - own_NT.sum(axis=1), np.full(len(nats_N), own_NT.shape[1])
-            )
-        done += [
-            is_word_completed(tokens_NT[row], best_NT[row], cut, end, words)
-            for row, cut, end in completion_cuts(tokens_NT, n_words, seed, words)
-            if source in text.shares
-        ]
-    row = {"n_sequences": run.eval.n_sequences}
+        entropy_NT = dataset.source_nats(text, source, scores.tokens_NT)
+        if entropy_NT is not None:
+            n_tokens_N = np.full(len(nats_N), entropy_NT.shape[1])
+            excess[source] = ratio_with_error(nats_N - entropy_NT.sum(axis=1), n_tokens_N)
+        if source in text.shares:
+            completed += [
+                is_word_completed(scores.tokens_NT[row], scores.best_NT[row], cut, end, words)
+                for row, cut, end in completion_cuts(scores.tokens_NT, n_words, seed, words)
+            ]
     shares = dict.fromkeys(others, 0.0) | text.shares
-    columns = {"loss": loss, "bits_per_byte": bits, "excess": excess}
-    for name, by_source in columns.items():
-        if len(by_source) < len(loss):
-            continue  # not all of the text is of known entropy
-        row[name] = sum(shares[s] * mean for s, (mean, _) in by_source.items())
-        row[f"{name}_se"] = sum((shares[s] * se) ** 2 for s, (_, se) in by_source.items()) ** 0.5
+    row = {"n_sequences": run.eval.n_sequences}
+    row |= _weighted_mean("loss", loss, shares) | _weighted_mean("bits_per_byte", bits, shares)
+    if len(excess) == len(loss):
+        row |= _weighted_mean("excess", excess, shares)
     for source, (mean, se) in loss.items():
         row |= {f"loss.{source}": mean, f"loss_se.{source}": se}
-    if done:
-        share = float(np.mean(done))
-        row |= {"completion": share, "completion_se": (share * (1 - share) / len(done)) ** 0.5}
-    return row | {"completion_n": len(done)}
+    if completed:
+        p = float(np.mean(completed))
+        row |= {"completion": p, "completion_se": (p * (1 - p) / len(completed)) ** 0.5}
+    return row | {"completion_n": len(completed)}
 
 
-def ratio_with_error(sums_N: np.ndarray, sizes_N: np.ndarray) -> tuple[float, float]:
-    """sum(sums) / sum(sizes) and its standard error over sequences (delta method)."""
+def _score_source(
+    run: schema.Run,
+    device_mesh: jax.sharding.Mesh,
+    score: Callable,
+    params: dict,
+    text: dataset.TokenDataset,
+    source: str,
+) -> SourceScores:
+    """Score the held-out sequences of one source, with its segments and target weights."""
+    tokens_NT = text.heldout(source, run.eval.n_sequences)
+    batch = dataset.add_segments_and_weights(text.data, text.tokenizer, tokens_NT)
+    batch.setdefault("segments", np.zeros_like(tokens_NT[:, 1:]))
+    weights_NT = batch.pop("weights", np.ones(tokens_NT[:, 1:].shape))
+    nats_NT, best_NT = score_rows(run, device_mesh, score, params, batch)
+    return SourceScores(tokens_NT, weights_NT, nats_NT, best_NT)
+
+
+def _weighted_mean(
+    name: str, by_source: dict[str, Estimate], shares: dict[str, float]
+) -> dict[str, float]:
+    """Return the columns of a metric: its weighted mean over sources and the standard error."""
+    mean = sum(shares[source] * value for source, (value, _) in by_source.items())
+    variance = sum((shares[source] * se) ** 2 for source, (_, se) in by_source.items())
+    return {name: mean, f"{name}_se": variance**0.5}
+
+
+def ratio_with_error(sums_N: np.ndarray, sizes_N: np.ndarray) -> Estimate:
+    """Return sum(sums) / sum(sizes) and its standard error over sequences (delta method)."""
     mean = sums_N.sum() / sizes_N.sum()
-    spread = sums_N - mean * sizes_N
-    return float(mean), float(np.sqrt((spread**2).sum()) / sizes_N.sum())
+    residuals_N = sums_N - mean * sizes_N
+    return float(mean), float(np.sqrt((residuals_N**2).sum()) / sizes_N.sum())
 
 
-def word_token_masks(tokenizer: tokenizers.Tokenizer) -> tuple[np.ndarray, np.ndarray]:
-    """Of each token [V]: whether it holds a byte of a word, and whether it goes on with one.
+def word_token_masks(tokenizer: tokenizers.Tokenizer) -> WordMasks:
+    """Return two masks over the vocabulary, bool [V].
 
-    "cat" and " cat" hold one; only "cat" goes on with the word that a text before it may end in.
+    has_word_V: the token contains a byte of a word. continues_word_V: the token begins with a byte
+    of a word. "cat" and " cat" both contain a word, but only "cat" continues the word before it.
     """
-    holds_V = np.array([any(WORD[byte] for byte in piece) for piece in tokenizer.pieces])
-    goes_on_V = np.array([bool(piece) and WORD[piece[0]] for piece in tokenizer.pieces])
-    return holds_V, goes_on_V
+    has_word_V = np.array([any(WORD[byte] for byte in piece) for piece in tokenizer.pieces])
+    continues_word_V = np.array([bool(piece) and WORD[piece[0]] for piece in tokenizer.pieces])
+    return has_word_V, continues_word_V
 
 
 def completion_cuts(
-    tokens_NT: np.ndarray, n: int, seed: int, words: tuple[np.ndarray, np.ndarray]
+    tokens_NT: np.ndarray, n: int, seed: int, words: WordMasks
 ) -> Iterator[tuple[int, int, int]]:
-    """At most n (sequence, cut, end): text cut at a random place in a word, and where that ends.
+    """Yield up to n random positions in words, as (sequence, cut, end).
 
-    The cut lies in the later half of the sequence, before any token of a word: at its first, the
-    whole word is to be said. Sequences take turns; no place is used twice. A pure function of the
-    arguments, so that models of every size complete the same words. With tokens of many bytes
-    fewer places in a word can be cut: compare shares of one tokenizer only.
+    The model receives the tokens before `cut` and must generate the rest of the word, the tokens
+    from `cut` to `end`. Cuts are in the second half of a sequence, before any token that contains a
+    byte of a word. Sequences alternate, and no cut is repeated. The result depends only on the
+    arguments, so models of all sizes complete the same words. A tokenizer with longer tokens has
+    fewer cuts per word: compare fractions for equal tokenizers only.
     """
     rng = np.random.default_rng((seed, n))
-    holds_NT, goes_on_NT = (part_V[tokens_NT] for part_V in words)
+    has_word_NT, continues_word_NT = (mask_V[tokens_NT] for mask_V in words)
     half = tokens_NT.shape[1] // 2
-    places = []
-    for holds_T, goes_on_T in zip(holds_NT, goes_on_NT, strict=True):
-        ends = np.flatnonzero(~goes_on_T)
-        last = ends[-1] if len(ends) else 0  # the word after it has no end in this sequence
-        places.append(rng.permutation(half + np.flatnonzero(holds_T[half:last])))
-    turns = max((len(p) for p in places), default=0)
-    cuts = (
-        (row, p[turn]) for turn in range(turns) for row, p in enumerate(places) if turn < len(p)
+    candidates = []
+    for has_word_T, continues_word_T in zip(has_word_NT, continues_word_NT, strict=True):
+        boundaries = np.flatnonzero(~continues_word_T)
+        last = boundaries[-1] if len(boundaries) else 0  # a later word is cut off by the sequence
+        candidates.append(rng.permutation(half + np.flatnonzero(has_word_T[half:last])))
+    n_rounds = max((len(cuts) for cuts in candidates), default=0)
+    in_order = (
+        (row, cuts[i])
+        for i in range(n_rounds)
+        for row, cuts in enumerate(candidates)
+        if i < len(cuts)
     )
-    for (row, cut), _ in zip(cuts, range(n), strict=False):
-        yield row, int(cut), int(cut + 1 + np.argmin(goes_on_NT[row, cut + 1 :]))
+    for (row, cut), _ in zip(in_order, range(n), strict=False):
+        yield row, int(cut), int(cut + 1 + np.argmin(continues_word_NT[row, cut + 1 :]))
 
 
 def is_word_completed(
-    tokens_T: np.ndarray, best_T: np.ndarray, cut: int, end: int, words: tuple
+    tokens_T: np.ndarray, best_T: np.ndarray, cut: int, end: int, words: WordMasks
 ) -> bool:
-    """Whether the likeliest continuation of tokens[:cut] is the word up to `end`, and then stops.
+    """Return True if greedy decoding after tokens[:cut] gives the word up to `end` and ends it.
 
-    best_T[t] is the likeliest token after tokens[:t + 1]. As long as it is the true one, the model
-    sees what it would have said itself: one forward pass answers for greedy generation. A word that
-    is said in other tokens than the tokenizer's own is counted as wrong, so with tokens of many
-    bytes the share is a lower bound of that of right words.
+    best_T[t] is the most likely token after tokens[:t + 1]. While it equals the true token, the
+    model input is the same as in greedy decoding, so one forward pass is enough. A word in other
+    tokens than those of the tokenizer counts as wrong. With long tokens, the fraction of completed
+    words is thus a lower bound.
     """
-    _, goes_on_V = words
-    said, true = best_T[cut - 1 : end], tokens_T[cut:end]
-    stops = said[-1] >= len(goes_on_V) or not goes_on_V[said[-1]]  # the head may be wider
-    return bool((said[:-1] == true).all() and stops)
+    _, continues_word_V = words
+    predicted, expected = best_T[cut - 1 : end], tokens_T[cut:end]
+    following = predicted[-1]
+    # The model may have more logits than the tokenizer has tokens.
+    is_ended = following >= len(continues_word_V) or not continues_word_V[following]
+    return bool((predicted[:-1] == expected).all() and is_ended)
 
 
-def score_rows(run, device_mesh, score, params, batch: dict) -> tuple[np.ndarray, np.ndarray]:
-    """score() over sequences of any number, in batches of the run's size."""
+def score_rows(
+    run: schema.Run,
+    device_mesh: jax.sharding.Mesh,
+    score: Callable,
+    params: dict,
+    batch: dict[str, np.ndarray],
+) -> tuple[np.ndarray, np.ndarray]:
+    """Apply `score` to any number of sequences, in batches of data.batch_size.
+
+    score: see make_scorer. Returns float64 nats and the most likely next tokens, [N, T].
+    """
     size, nats, best = run.data.batch_size, [], []
     n = len(batch["tokens"])
     for start in range(0, n, size):
-        rows = (start + mesh.local_rows(device_mesh, size)) % n  # the last ones: again
-        here = {name: array[rows] for name, array in batch.items()}
-        nats_BT, best_BT = jax.device_get(score(params, mesh.put_batch(device_mesh, here)))
+        # The last batch is filled with sequences from the beginning.
+        rows = (start + mesh.local_rows(device_mesh, size)) % n
+        local_batch = {name: array[rows] for name, array in batch.items()}
+        nats_BT, best_BT = jax.device_get(score(params, mesh.put_batch(device_mesh, local_batch)))
         nats.append(nats_BT.astype(np.float64))
         best.append(best_BT)
     return np.concatenate(nats)[:n], np.concatenate(best)[:n]

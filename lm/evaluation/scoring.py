@@ -1,11 +1,13 @@
-"""Scoring requests: pack prompts and answers into few rows and write equal prompts once.
+"""Compute the log-likelihood of given answers.
 
-    packed_rows, length = rows(prompts, answers, context=128)
-    batch, answer_slots = arrays(packed_rows[:8], answers, size=8, length=length)
+    scored = scoring.score_answers(run, device_mesh, params, prompts, answers)
+    -scored[0].nats.sum(), scored[0].is_greedy     # log-likelihood; True if greedy decoding agrees
 
-A row contains items. An item is a prompt without its last token, followed by each of its answers:
-the last token of the prompt and the answer without its last token. Each position of an answer thus
-has one target, the next token. An answer attends to its prompt and to itself.
+Prompts and answers are token ids: see encode_pair. Requests are packed into few rows, and equal
+prompts are computed once. Each request in a row is a prompt without its last token, followed by
+each of its answers: the last token of the prompt and the answer without its last token. So each
+position of an answer has one target, the next token. An answer attends to its prompt and to itself.
+Tensor names end in their axes: B rows, T time.
 """
 
 import dataclasses
@@ -19,63 +21,115 @@ from lm.data import packing, tokenizers
 from lm.evaluation import decoding
 from lm.parallel import mesh
 
-NAMES = ("tokens", "targets", "times", "segments", "roots")
+BATCH_NAMES = ("tokens", "targets", "times", "segments", "roots")  # arrays of a batch
 
 
 @dataclasses.dataclass
 class ScoringRequest:
-    """A prompt and as many of its answers as fit into a row with it."""
+    """A prompt and those of its answers that fit into one row with it."""
 
     prompt: tuple[int, ...]
     answers: list[int]  # indices of the answers
-    length: int  # positions in a row
+    length: int  # number of positions that the request occupies in a row
+
+
+@dataclasses.dataclass
+class ScoredAnswer:
+    """The log-likelihood of one answer."""
+
+    nats: np.ndarray  # float64 [n]: -log p of each token of the answer
+    is_greedy: bool  # True if each token is the most likely token, also for an empty answer
+    n_truncated: int = 0  # tokens removed from the beginning of the prompt, to fit into the context
+
+
+def score_answers(
+    run: schema.Run,
+    device_mesh: jax.sharding.Mesh,
+    params: dict,
+    prompts: Sequence[Sequence[int]],
+    answers: Sequence[Sequence[int]],
+) -> list[ScoredAnswer]:
+    """Return the nats of the tokens of each answer after its prompt.
+
+    One call uses one compiled program. Its row length is a power of two or data.seq_len. Raises
+    ValueError for an empty prompt, or an answer of more than data.seq_len tokens.
+    """
+    context = run.data.seq_len
+    validate_prompts(prompts)
+    for i, answer in enumerate(answers):
+        if len(answer) > context:
+            raise ValueError(
+                f"answers[{i}] has {len(answer)} tokens, more than data.seq_len={context}:"
+                " shorten it"
+            )
+    rows, length = pack_requests(prompts, answers, context)
+    excess = [len(p) + len(a) - 1 - context for p, a in zip(prompts, answers, strict=True)]
+    results = [ScoredAnswer(np.zeros(0), True, max(0, n)) for n in excess]
+    n_devices = mesh.n_batch_devices(device_mesh)
+    # A batch has as many tokens as in training, but not more rows than the requests need.
+    size = n_devices * max(1, run.data.batch_size * context // length // n_devices)
+    size = min(size, n_devices * next_power_of_two(-(-len(rows) // n_devices)))
+    program = decoding.scoring_program(decoding.program_cache_key(run), device_mesh)
+    for start in range(0, len(rows), size):
+        batch, answer_slots = to_arrays(rows[start : start + size], answers, size, length)
+        local_rows = mesh.local_rows(device_mesh, size)
+        local_batch = {name: array[local_rows] for name, array in batch.items()}
+        with jax.set_mesh(device_mesh):
+            scores = program(params, mesh.put_batch(device_mesh, local_batch))
+        nats_BT, is_greedy_BT = jax.device_get(scores)
+        for i, row, position in answer_slots:
+            span = slice(position, position + len(answers[i]))
+            results[i].nats = nats_BT[row, span].astype(np.float64)
+            results[i].is_greedy = bool(is_greedy_BT[row, span].all())
+    return results
 
 
 def pack_requests(
     prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], context: int
 ) -> tuple[list[list[ScoringRequest]], int]:
-    """Pack prompts and answers. Return the rows and their length.
+    """Pack pairs of a prompt and an answer. Return the requests of each row and the row length.
 
-    The length is a power of two, at most about four items long, or the context. Prompts that are
-    too long for the context lose their left end. An empty answer takes no position.
+    The length is the context, or a smaller power of two. A prompt that is too long for the context
+    is truncated at its beginning. An empty answer is skipped.
     """
     answers_of: dict[tuple[int, ...], list[int]] = {}
     for i, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
         if len(answer):
             truncated = tuple(int(x) for x in prompt[-(context + 1 - len(answer)) :])
             answers_of.setdefault(truncated, []).append(i)
-    items = [
-        item
+    requests = [
+        request
         for prompt, indices in answers_of.items()
-        for item in _items(prompt, indices, answers, context)
+        for request in _split_requests(prompt, indices, answers, context)
     ]
-    # With one item per row, half of the row might be empty; with four, at most a quarter.
-    longest = max((item.length for item in items), default=1)
+    # With one request per row, half of the row might be empty; with four, at most a quarter.
+    longest = max((request.length for request in requests), default=1)
     length = min(next_power_of_two(4 * longest, least=32), context)
-    items.sort(key=lambda item: -item.length)  # best fit works best on decreasing sizes
-    row_of_item = packing.best_fit([item.length for item in items], length)
-    packed: list[list[ScoringRequest]] = [[] for _ in range(row_of_item.max(initial=-1) + 1)]
-    for item, row in zip(items, row_of_item, strict=True):
-        packed[row].append(item)
-    return packed, length
+    requests.sort(key=lambda request: -request.length)  # best fit works best on decreasing sizes
+    row_indices = packing.best_fit([request.length for request in requests], length)
+    rows: list[list[ScoringRequest]] = [[] for _ in range(row_indices.max(initial=-1) + 1)]
+    for request, row in zip(requests, row_indices, strict=True):
+        rows[row].append(request)
+    return rows, length
 
 
 def to_arrays(
     rows: list[list[ScoringRequest]], answers: Sequence[Sequence[int]], size: int, length: int
 ) -> tuple[dict[str, np.ndarray], list[tuple[int, int, int]]]:
-    """Return int32 [size, length] for each of NAMES, and (answer, row, position) of each answer.
+    """Return a batch and the (answer index, row, first position) of each answer.
 
-    times: position in the text of the prompt followed by one answer. segments: number of the prompt
-    or answer within its row. roots: segment of the prompt that belongs to it.
+    The batch has an int32 array [size, length] for each of BATCH_NAMES. times: position in the text
+    of the prompt followed by one answer. segments: number of the prompt or answer within its row.
+    roots: segment of the prompt to which a position belongs.
     """
-    batch = {name: np.zeros((size, length), np.int32) for name in NAMES}
+    batch = {name: np.zeros((size, length), np.int32) for name in BATCH_NAMES}
     answer_slots = []
-    for row, items in enumerate(rows):
+    for row, requests in enumerate(rows):
         position, segment = 0, 0
-        for item in items:
-            root, n_shared = segment + 1, len(item.prompt) - 1
-            parts = [(item.prompt[:-1], None, 0)]
-            parts += [((item.prompt[-1], *answers[i][:-1]), i, n_shared) for i in item.answers]
+        for request in requests:
+            root, prompt = segment + 1, request.prompt
+            parts = [(prompt[:-1], None, 0)]
+            parts += [((prompt[-1], *answers[i][:-1]), i, len(prompt) - 1) for i in request.answers]
             for ids, answer, time in parts:
                 segment += 1
                 span = slice(position, position + len(ids))
@@ -91,75 +145,29 @@ def to_arrays(
 
 
 def next_power_of_two(n: int, least: int = 1) -> int:
-    """Return the smallest power of two that is at least n: few lengths need few programs."""
+    """Return the smallest power of two that is at least n, or `least` if that is larger.
+
+    Sizes are rounded up with it, so that few programs are compiled.
+    """
     return max(least, 1 << (int(n) - 1).bit_length())
 
 
-def _items(prompt, indices: list[int], answers, context: int) -> Iterator[ScoringRequest]:
-    """Yield items of a prompt, each with as many of its answers as the context has room for."""
-    item = ScoringRequest(prompt, [], len(prompt) - 1)
+def _split_requests(
+    prompt: tuple[int, ...], indices: list[int], answers: Sequence[Sequence[int]], context: int
+) -> Iterator[ScoringRequest]:
+    """Yield requests of a prompt, each with as many of its answers as fit into the context."""
+    request = ScoringRequest(prompt, [], len(prompt) - 1)
     for i in indices:
-        if item.answers and item.length + len(answers[i]) > context:
-            yield item
-            item = ScoringRequest(prompt, [], len(prompt) - 1)
-        item.answers.append(i)
-        item.length += len(answers[i])
-    yield item
-
-
-@dataclasses.dataclass
-class ScoredAnswer:
-    nats: np.ndarray  # float64 [n]: -log p of each token of the answer
-    is_greedy: bool  # whether each is the likeliest
-    n_cut: int = 0  # tokens cut off the left of the prompt, for which the context has no room
-
-
-# --- How likely is this answer? ---
-
-
-def score_answers(
-    run: schema.Run,
-    device_mesh: jax.sharding.Mesh,
-    params: dict,
-    prompts: Sequence[Sequence[int]],
-    answers: Sequence[Sequence[int]],
-) -> list[ScoredAnswer]:
-    """The nats of each answer after its prompt.
-
-    Equal prompts are computed once: a row holds a prompt and then all of its answers, each of which
-    sees the prompt and itself alone, and as many such items as fit. One program a call, whose row
-    length is a power of two or data.seq_len. ValueError for an empty prompt, or an answer longer
-    than data.seq_len.
-    """
-    context = run.data.seq_len
-    validate_prompts(prompts)
-    for i, answer in enumerate(answers):
-        if len(answer) > context:
-            raise ValueError(
-                f"answers[{i}] has {len(answer)} tokens, more than data.seq_len={context}: cut it"
-            )
-    rows, length = pack_requests(prompts, answers, context)
-    cut = [max(0, len(p) + len(a) - 1 - context) for p, a in zip(prompts, answers, strict=True)]
-    found = [ScoredAnswer(np.zeros(0), True, n) for n in cut]
-    split = mesh.n_batch_devices(device_mesh)
-    size = split * max(1, run.data.batch_size * context // length // split)
-    size = min(size, split * next_power_of_two(-(-len(rows) // split)))
-    program = decoding.scoring_program(decoding.program_cache_key(run), device_mesh)
-    for start in range(0, len(rows), size):
-        batch, places = to_arrays(rows[start : start + size], answers, size, length)
-        here = {name: array[mesh.local_rows(device_mesh, size)] for name, array in batch.items()}
-        with jax.set_mesh(device_mesh):
-            said = program(params, mesh.put_batch(device_mesh, here))
-        nats_BT, is_best_BT = jax.device_get(said)
-        for i, row, place in places:
-            span = slice(place, place + len(answers[i]))
-            found[i].nats = nats_BT[row, span].astype(np.float64)
-            found[i].is_greedy = bool(is_best_BT[row, span].all())
-    return found
+        if request.answers and request.length + len(answers[i]) > context:
+            yield request
+            request = ScoringRequest(prompt, [], len(prompt) - 1)
+        request.answers.append(i)
+        request.length += len(answers[i])
+    yield request
 
 
 def encode_prompt(tokenizer: tokenizers.Tokenizer, text: str) -> list[int]:
-    """Return the token ids of a prompt. An empty prompt is the start of a document."""
+    """Return the token ids of a prompt. An empty prompt becomes the token that ends documents."""
     return [int(i) for i in tokenizer.encode(text)] or [tokenizer.end]
 
 
@@ -168,8 +176,8 @@ def encode_pair(
 ) -> tuple[list[int], list[int]]:
     """Return the token ids of a prompt and of its answer, encoded as one text.
 
-    With a subword tokenizer, spaces at the end of the prompt become part of the answer, because
-    tokens begin with a space.
+    With a subword tokenizer, white space at the end of the prompt is encoded with the answer,
+    because its tokens begin with a space.
     """
     bare = prompt.rstrip() if tokenizer.vocab_size > 256 else prompt
     answer = prompt[len(bare) :] + answer
@@ -183,4 +191,4 @@ def validate_prompts(prompts: Sequence[Sequence[int]]) -> None:
     """Raise ValueError if a prompt has no token."""
     for i, prompt in enumerate(prompts):
         if not len(prompt):
-            raise ValueError(f"prompts[{i}] is empty: start it with the tokenizer's end token")
+            raise ValueError(f"prompts[{i}] is empty: use [tokenizer.end] to start a new document")

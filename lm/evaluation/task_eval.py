@@ -1,12 +1,14 @@
 """Evaluate tasks during training with the compiled program of the held-out loss.
 
-    results = sit(run, device_mesh, score, params, tokenizer, [tasks.load_task("copy?length=4")])
-    results["copy?length=4"]["accuracy"]            # {"value": 0.4, "se": 0.05}
-    columns(results)["task.copy?length=4.accuracy"]  # 0.4
+    task_list = [tasks.load_task("copy?length=4")]
+    results = task_eval.evaluate_tasks(run, device_mesh, score, params, tokenizer, task_list)
+    results["copy?length=4"]["accuracy"]                         # {"value": 0.4, "se": 0.05}
+    task_eval.to_columns(results)["task.copy?length=4.accuracy"]  # 0.4
 
-Each (prompt, answer) is a segment of its own in rows of data.seq_len tokens. It follows the token
-that ends documents, like the start of a document in training. scoring.score_answers also computes
-log-likelihoods of answers: it shares prompts, but needs a program of its own. Axes: N rows, T time.
+Each pair of prompt and answer is a separate segment in rows of data.seq_len tokens. It follows the
+token that ends documents, like the start of a document in training. scoring.score_answers also
+computes log-likelihoods: it computes equal prompts once, but needs an additional program. Tensor
+names end in their axes: N rows, T time.
 """
 
 import dataclasses
@@ -25,12 +27,12 @@ Results = dict[str, task_metrics.Metrics]  # task name -> metric -> {"value": ..
 
 
 class EncodedTask(NamedTuple):
-    """A task with the examples that fit into a row, and counts of the others."""
+    """A task with the examples that fit into a row, and counts of the other examples."""
 
     task: tasks.Task
-    pairs: list[list[Pair]]  # choices of each example
-    n_cut: int  # examples whose prompts are truncated
-    n_left_out: int  # examples with an answer that is too long for a row
+    pairs: list[list[Pair]]  # pairs[i][c]: choice c of example i
+    n_truncated: int  # examples with a truncated prompt
+    n_skipped: int  # examples with an answer that is too long for a row
 
 
 def evaluate_tasks(
@@ -41,20 +43,20 @@ def evaluate_tasks(
     tokenizer: tokenizers.Tokenizer,
     task_list: Sequence[tasks.Task],
 ) -> Results:
-    """Evaluate tasks and return the metrics of each: see grade.
+    """Return the metrics of each task: see task_metrics.
 
-    An example longer than data.seq_len tokens loses the left end of its prompt. An example with an
-    answer that is too long by itself is dropped. Raises ValueError for both if eval.on_overflow is
-    "refuse".
+    score: see heldout.make_scorer. If an example is longer than data.seq_len tokens, its prompt is
+    truncated at the beginning (counted in n_cut). If an answer alone is longer, the example is
+    skipped (counted in n_left_out). Raises ValueError in both cases if eval.on_overflow is "error".
     """
     encoded = [_encode_task(run, task, tokenizer) for task in task_list]
     pairs = [pair for task in encoded for choices in task.pairs for pair in choices]
     scores = iter(_score_pairs(run, device_mesh, score, params, tokenizer.end, pairs))
     results: Results = {}
-    for task, choices_of_examples, n_cut, n_left_out in encoded:
+    for task, choices_of_examples, n_truncated, n_skipped in encoded:
         metrics: task_metrics.Metrics = {
-            "n_cut": {"value": n_cut},
-            "n_left_out": {"value": n_left_out},
+            "n_cut": {"value": n_truncated},
+            "n_left_out": {"value": n_skipped},
         }
         if not choices_of_examples:
             metrics["n"] = {"value": 0}
@@ -74,7 +76,7 @@ def evaluate_tasks(
 
 
 def to_columns(results: Results) -> dict[str, float]:
-    """Return the columns of a record: task.NAME.METRIC, and task_se.NAME.METRIC for its error."""
+    """Return results as columns: task.NAME.METRIC, and task_se.NAME.METRIC for standard errors."""
     row = {}
     for task, metrics in results.items():
         for metric, numbers in metrics.items():
@@ -87,10 +89,11 @@ def to_columns(results: Results) -> dict[str, float]:
 def pack_examples(
     pairs: Sequence[Pair], seq_len: int, end: int
 ) -> tuple[np.ndarray, np.ndarray, list[tuple[int, int, int]]]:
-    """Pack pairs into rows. Return tokens [N, T+1], segments [N, T] and the answer positions.
+    """Pack pairs into rows. Return tokens [N, T+1], segments [N, T] and the answer slots.
 
-    The position of an answer is (row, start, stop) of its targets. Longer pairs come first, and
-    each goes into the newest row or a new one, so rows are nearly full.
+    seq_len: T. end: token id of the padding. The slot of an answer is (row, start, stop) of its
+    targets. Pairs are sorted by decreasing length. Each is placed in the newest row, or in a new
+    row if it does not fit, so rows are nearly full.
     """
     order = sorted(range(len(pairs)), key=lambda i: -len(pairs[i][0]) - len(pairs[i][1]))
     prompts = {i: pairs[i][0][-max(1, seq_len + 1 - len(pairs[i][1])) :] for i in order}
@@ -113,27 +116,30 @@ def pack_examples(
 
 
 def _encode_task(run: schema.Run, task: tasks.Task, tokenizer: tokenizers.Tokenizer) -> EncodedTask:
-    """Encode the examples of a task and drop those whose answers are too long for a row."""
+    """Encode the examples of a task and skip those whose answers are too long for a row."""
     seq_len = run.data.seq_len
-    encoded = [_encode_example(example, tokenizer) for example in task.examples]
-    fits = [max(len(answer) for _, answer in pairs) <= seq_len for pairs in encoded]
-    n_cut = sum(
-        is_short and max(len(prompt) + len(answer) for prompt, answer in pairs) > seq_len + 1
-        for is_short, pairs in zip(fits, encoded, strict=True)
+    encoded = [(example, _encode_example(example, tokenizer)) for example in task.examples]
+    fitting = [
+        (example, pairs)
+        for example, pairs in encoded
+        if max(len(answer) for _, answer in pairs) <= seq_len
+    ]
+    n_truncated = sum(
+        max(len(prompt) + len(answer) for prompt, answer in pairs) > seq_len + 1
+        for _, pairs in fitting
     )
-    n_left_out = len(fits) - sum(fits)
-    if run.eval.on_overflow == "error" and (n_cut or n_left_out):
+    n_skipped = len(encoded) - len(fitting)
+    if run.eval.on_overflow == "error" and (n_truncated or n_skipped):
         raise ValueError(
-            f"task {task.name}: {n_cut + n_left_out} of {len(fits)} examples are longer than "
-            f"data.seq_len={seq_len}: use fewer shots, or set eval.on_overflow='truncate'"
+            f"task {task.name}: {n_truncated + n_skipped} of {len(encoded)} examples are longer "
+            f"than data.seq_len={seq_len}: use fewer shots, or set eval.on_overflow='truncate'"
         )
-    examples = [e for e, is_short in zip(task.examples, fits, strict=True) if is_short]
-    pairs = [p for p, is_short in zip(encoded, fits, strict=True) if is_short]
-    return EncodedTask(dataclasses.replace(task, examples=examples), pairs, n_cut, n_left_out)
+    fitting_task = dataclasses.replace(task, examples=[example for example, _ in fitting])
+    return EncodedTask(fitting_task, [pairs for _, pairs in fitting], n_truncated, n_skipped)
 
 
 def _encode_example(example: tasks.Example, tokenizer: tokenizers.Tokenizer) -> list[Pair]:
-    """Return (prompt, answer) token ids of each choice. A prompt starts with the `end` token.
+    """Return (prompt, answer) token ids of each choice. A prompt starts with tokenizer.end.
 
     Prompt and answer are encoded separately, so the answer does not change the prompt tokens.
     """
@@ -146,9 +152,14 @@ def _encode_example(example: tasks.Example, tokenizer: tokenizers.Tokenizer) -> 
 
 
 def _score_pairs(
-    run, device_mesh, score, params, end: int, pairs: list[Pair]
+    run: schema.Run,
+    device_mesh: jax.sharding.Mesh,
+    score: Callable,
+    params: dict,
+    end: int,
+    pairs: list[Pair],
 ) -> list[task_metrics.TokenScores]:
-    """Return the nats and hits of the answer tokens of each pair."""
+    """Return the scores of the answer tokens of each pair."""
     if not pairs:
         return []
     tokens_NT, segments_NT, answer_slots = pack_examples(pairs, run.data.seq_len, end)
@@ -162,11 +173,16 @@ def _score_pairs(
 
 
 def _generate(
-    run, device_mesh, params, tokenizer, task: tasks.Task, pairs: list[list[Pair]]
+    run: schema.Run,
+    device_mesh: jax.sharding.Mesh,
+    params: dict,
+    tokenizer: tokenizers.Tokenizer,
+    task: tasks.Task,
+    pairs: list[list[Pair]],
 ) -> list[str]:
-    """Return the answers that the model writes, at most twice as long as the longest answer."""
+    """Generate an answer to each example, with up to twice the tokens of the longest answer."""
     prompts = [[int(i) for i in choices[0][0]] for choices in pairs]
     longest = max(len(answer) for choices in pairs for _, answer in choices)
-    limit = generation.SamplingParams(max_tokens=2 * longest, stop=(task.stop,))
-    generated = generation.generate(run, device_mesh, params, prompts, tokenizer, limit)
+    sampling = generation.SamplingParams(max_tokens=2 * longest, stop=(task.stop,))
+    generated = generation.generate(run, device_mesh, params, prompts, tokenizer, sampling)
     return [answer.text for answer in generated]

@@ -1,21 +1,21 @@
 """Task metrics, from the log-likelihoods of answers and from generated answers.
 
-    metrics = likelihoods(task.examples, scores, pieces)
-    metrics["accuracy"]                                    # {"value": 0.4, "se": 0.05}
-    metrics |= words(task, ["vier", "fünf"])                # from answers that the model wrote
+    metrics = task_metrics.likelihood_metrics(task.examples, scores, pieces)
+    metrics["accuracy"]                                             # {"value": 0.4, "se": 0.05}
+    metrics |= task_metrics.text_metrics(task, ["vier", "fünf"])    # from generated answers
 
-All metrics of `likelihoods` come from the same log-likelihoods, so they can be compared:
+All metrics of likelihood_metrics come from the same log-likelihoods, so they can be compared:
 
-    accuracy           several choices: the most likely one is correct; a single answer: each token
-                       is the most likely token
+    accuracy           several choices: the most likely choice is correct; a single answer: each
+                       token is the most likely token
     accuracy_bytes     accuracy by nats per byte of the answer (several choices only)
     p_right            probability of the correct answer, among the choices if there are several
     bits_per_byte      bits of the correct answer per byte
     brier              Brier score: sum over choices of the squared error, or (1 - p)^2
     exact              each token of the correct answer is the most likely token
-    token_accuracy     fraction of its tokens that are the most likely token
-    token_probability  geometric mean of the probabilities of its tokens
-    keystrokes_saved   fraction of key presses that word completion would save: see `saved`
+    token_accuracy     fraction of answer tokens that are the most likely token
+    token_probability  geometric mean of the probabilities of the answer tokens
+    keystrokes_saved   fraction of key presses that word completion saves (single answers only)
 
 "se" is the standard error over examples. Counts and chance have no "se".
 """
@@ -48,11 +48,15 @@ def likelihood_metrics(
     scores: Sequence[Sequence[TokenScores]],
     pieces: Sequence[Sequence[bytes]],
 ) -> Metrics:
-    """Return the mean metrics over examples.
+    """Return the mean metrics over examples, and the columns n, chance and tokens.
 
-    scores[i][c] belongs to choice c of example i. pieces[i] are the tokens of its correct answer.
+    scores[i][c]: scores of choice c of example i. pieces[i]: bytes of each token of its correct
+    answer.
     """
-    rows = [_example_metrics(e, s, p) for e, s, p in zip(examples, scores, pieces, strict=True)]
+    rows = [
+        _example_metrics(example, choice_scores, answer_pieces)
+        for example, choice_scores, answer_pieces in zip(examples, scores, pieces, strict=True)
+    ]
     metrics: Metrics = {
         "n": {"value": len(examples)},
         "chance": {"value": float(np.mean([example.chance for example in examples]))},
@@ -67,12 +71,17 @@ def likelihood_metrics(
 
 
 def text_metrics(task: tasks.Task, texts: Sequence[str]) -> Metrics:
-    """Return metrics of generated answers.
+    """Return metrics of generated answers, one text per example.
 
-    edit_distance is a fraction of the longer text; said_exactly is exact match. Translations also
-    have chrF and BLEU of sacrebleu (Post 2018), 0 to 100 over all examples.
+    edit_distance: Levenshtein distance to the nearest reference, as a fraction of the longer text.
+    said_exactly: exact match with a reference. Translations also have chrF and BLEU of sacrebleu
+    (Post 2018, arXiv 1804.08771), 0 to 100 over all examples. Raises ValueError if they need
+    sacrebleu and it is not installed.
     """
-    references = [[a.strip() for a in (e.answers[e.right], *e.others)] for e in task.examples]
+    references = [
+        [answer.strip() for answer in (example.answers[example.right], *example.others)]
+        for example in task.examples
+    ]
     outputs = [text.strip() for text in texts]
     pairs = list(zip(outputs, references, strict=True))
     distances = [
@@ -90,12 +99,12 @@ def text_metrics(task: tasks.Task, texts: Sequence[str]) -> Metrics:
 
 
 def _translation_metrics(name: str, outputs: list[str], references: list[list[str]]) -> Metrics:
+    """Return chrF and BLEU of the outputs. references[i]: all references of output i."""
     try:
         sacrebleu = importlib.import_module("sacrebleu")
     except ImportError:
-        needs = "needs: pip install 'lm-scaling[translation]'"
-        raise ValueError(f"task {name} {needs}") from None
-    # sacrebleu expects one list per reference number; the last reference fills missing ones.
+        raise ValueError(f"task {name} needs: pip install 'lm-scaling[translation]'") from None
+    # sacrebleu expects one list per reference number. The last reference fills the gaps.
     n_references = max(map(len, references))
     by_number = [[r[min(i, len(r) - 1)] for r in references] for i in range(n_references)]
     return {
@@ -105,10 +114,11 @@ def _translation_metrics(name: str, outputs: list[str], references: list[list[st
 
 
 def keystrokes_saved(hits: np.ndarray, pieces: Sequence[bytes]) -> float:
-    """Return the fraction of key presses saved if a correct completion takes one key press.
+    """Return the fraction of key presses that word completion saves.
 
-    The model offers the rest of the word at every token. The user accepts it as soon as all of it
-    is correct. A word extends from a token that starts with white space to the next such token.
+    hits: True where a token is the most likely token. The model predicts the rest of the word at
+    every token. The user accepts a prediction by one key press as soon as all of it is correct. A
+    word extends from a token that starts with white space to the next such token.
     """
     starts = [i for i, piece in enumerate(pieces) if i == 0 or piece[:1].isspace()]
     n_typed, n_total = 0, 0
@@ -125,7 +135,10 @@ def keystrokes_saved(hits: np.ndarray, pieces: Sequence[bytes]) -> float:
 def _example_metrics(
     example: tasks.Example, scores: Sequence[TokenScores], pieces: Sequence[bytes]
 ) -> dict[str, float]:
-    """Return the metrics of one example. accuracy_bytes needs several choices."""
+    """Return the metrics of one example: see the module docstring.
+
+    scores: of each choice. pieces: bytes of each token of the correct answer.
+    """
     right, n_bytes = scores[example.right], np.array([len(a.encode()) for a in example.answers])
     nats = np.array([score.nats.sum() for score in scores])
     exact = float(np.all(right.hits))

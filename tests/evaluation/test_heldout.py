@@ -1,3 +1,5 @@
+"""Held-out loss and word completion, with models whose predictions are known."""
+
 import jax
 import numpy as np
 import pytest
@@ -12,67 +14,63 @@ WORDS = heldout.word_token_masks(tokenizers.ByteTokenizer())
 TOKENS_NT = np.tile(TEXT.astype(np.int32), (5, 1))
 
 
-def test_cuts_lie_in_words_of_the_later_half_and_end_where_the_word_does():
-    found = list(heldout.completion_cuts(TOKENS_NT, 60, seed=0, words=WORDS))
-    assert len(found) == 60 == len({(row, cut) for row, cut, _ in found})
-    for row, cut, end in found:
+def test_cuts_are_in_words_of_the_second_half():
+    cuts = list(heldout.completion_cuts(TOKENS_NT, 60, seed=0, words=WORDS))
+    assert len(cuts) == 60 == len({(row, cut) for row, cut, _ in cuts})
+    for row, cut, end in cuts:
         assert cut >= TOKENS_NT.shape[1] // 2
         assert heldout.WORD[TOKENS_NT[row, cut:end]].all() and end > cut
         assert not heldout.WORD[TOKENS_NT[row, end]]
 
 
-def test_sequences_take_turns_and_the_same_words_come_again():
-    found = list(heldout.completion_cuts(TOKENS_NT, 5, seed=3, words=WORDS))
-    assert sorted(row for row, _, _ in found) == [0, 1, 2, 3, 4]
-    assert found == list(heldout.completion_cuts(TOKENS_NT, 5, seed=3, words=WORDS))
-    assert found != list(heldout.completion_cuts(TOKENS_NT, 5, seed=4, words=WORDS))
+def test_cuts_are_reproducible_and_alternate_sequences():
+    cuts = list(heldout.completion_cuts(TOKENS_NT, 5, seed=3, words=WORDS))
+    assert sorted(row for row, _, _ in cuts) == [0, 1, 2, 3, 4]
+    assert cuts == list(heldout.completion_cuts(TOKENS_NT, 5, seed=3, words=WORDS))
+    assert cuts != list(heldout.completion_cuts(TOKENS_NT, 5, seed=4, words=WORDS))
 
 
-def test_text_without_words_has_nothing_to_complete():
-    assert not list(heldout.completion_cuts(np.full((3, 20), ord(".")), 9, seed=0, words=WORDS))
-    assert not list(
-        heldout.completion_cuts(np.full((3, 20), ord("a")), 9, seed=0, words=WORDS)
-    )  # no word ends
+@pytest.mark.parametrize("letter", [".", "a"])
+def test_text_without_complete_words_has_no_cuts(letter):
+    """ "..." has no word, and the word "aaa" does not end in the sequence."""
+    tokens_NT = np.full((3, 20), ord(letter))
+    assert not list(heldout.completion_cuts(tokens_NT, 9, seed=0, words=WORDS))
 
 
-def test_a_word_is_complete_only_if_all_of_it_and_its_end_are_right():
+@pytest.mark.parametrize(
+    "predicted, is_completed", [("at ", True), ("ab ", False), ("ats", False), ("at,", True)]
+)
+def test_completed_word_needs_all_letters_and_its_end(predicted, is_completed):
+    """The model receives "the c". The word is "cat", before any byte that is not of a word."""
     tokens_T = np.frombuffer(b"the cat sat", np.uint8)
     best_T = np.append(tokens_T[1:], 0)
-    assert heldout.is_word_completed(
-        tokens_T, best_T, cut=5, end=7, words=WORDS
-    )  # "c" + "at" + " "
-    wrong = best_T.copy()
-    wrong[5] = ord("b")  # "c" + "ab"
-    assert not heldout.is_word_completed(tokens_T, wrong, cut=5, end=7, words=WORDS)
-    longer = best_T.copy()
-    longer[6] = ord("s")  # "c" + "ats"
-    assert not heldout.is_word_completed(tokens_T, longer, cut=5, end=7, words=WORDS)
-    other_end = best_T.copy()
-    other_end[6] = ord(",")  # "c" + "at,": the word is right
-    assert heldout.is_word_completed(tokens_T, other_end, cut=5, end=7, words=WORDS)
+    best_T[4:7] = list(predicted.encode())
+    result = heldout.is_word_completed(tokens_T, best_T, cut=5, end=7, words=WORDS)
+    assert result == is_completed
 
 
-def test_words_in_larger_tokens_are_cut_and_completed_between_tokens():
+def test_words_of_subword_tokens_are_cut_between_tokens():
     bpe = tokenizers.train_bpe(iter(["the cat sat on the mat, then the catalogue sat"] * 9), 300)
     words = heldout.word_token_masks(bpe)
     ids = bpe.encode("the cat sat on the mat, then the cat; sat on the catmat, on the mat the")
-    found = list(heldout.completion_cuts(ids[None], 99, 0, words))
-    assert len(found) > 5
-    for _, cut, end in found:
-        asked = bpe.decode(ids[cut:end])
-        assert asked.strip().isalpha() and asked.strip() == asked[asked.startswith(" ") :]
+    cuts = list(heldout.completion_cuts(ids[None], 99, 0, words))
+    assert len(cuts) > 5
+    for _, cut, end in cuts:
+        expected = bpe.decode(ids[cut:end])
+        assert expected.strip().isalpha()
+        assert expected.strip() == expected[expected.startswith(" ") :]
         assert not bpe.decode(ids[end:])[0].isalpha()
         best = np.append(ids[1:], 0)
         assert heldout.is_word_completed(ids, best, cut, end, words)
         best[end - 1] = bpe.pieces.index(b"a")
         assert not heldout.is_word_completed(ids, best, cut, end, words)
-        best[end - 1] = bpe.vocab_size + 5  # no token at all
+        best[end - 1] = bpe.vocab_size + 5  # a logit without a token
         assert heldout.is_word_completed(ids, best, cut, end, words)
-    inside = [bpe.decode(ids[cut:end]) for _, cut, end in found]
-    assert "mat" in inside and " catmat" in inside, inside
+    completions = [bpe.decode(ids[cut:end]) for _, cut, end in cuts]
+    assert "mat" in completions and " catmat" in completions, completions
 
 
-def test_the_error_of_a_ratio_is_that_of_many_draws():
+def test_error_of_a_ratio_matches_repeated_sampling():
     rng = np.random.default_rng(0)
     draws = []
     for _ in range(400):
@@ -83,64 +81,60 @@ def test_the_error_of_a_ratio_is_that_of_many_draws():
     assert means.mean() == pytest.approx(2.0, abs=0.01)
 
 
-def test_a_model_that_knows_the_text_has_no_loss_and_completes_all(tiny):
+def test_perfect_model_has_no_loss_and_completes_all_words(tiny):
     text = dataset.open_dataset(tiny.data, tiny.seed)
 
     def score(params, batch):
         tokens_BT = np.asarray(batch["tokens"])
         return np.zeros((len(tokens_BT), tokens_BT.shape[1] - 1)), tokens_BT[:, 1:]
 
-    tiny.eval.n_sequences = 13  # no multiple of the batch
+    tiny.eval.n_sequences = 13  # not a multiple of the batch size
     row = heldout.evaluate_heldout(tiny, mesh.make_mesh(tiny.mesh), score, {}, text)
-    assert (
-        row["loss"] == row["loss_se"] == 0 and row["completion"] == 1 and row["completion_n"] == 32
-    )
+    assert row["loss"] == row["loss_se"] == 0
+    assert row["completion"] == 1 and row["completion_n"] == 32
     assert row["n_sequences"] == 13
 
 
-def test_the_score_of_a_model_is_its_loss(tiny):
+def test_heldout_loss_is_the_mean_of_the_scores(tiny):
     program = step.build_train_functions(tiny, mesh.make_mesh(tiny.mesh))
     text = dataset.open_dataset(tiny.data, tiny.seed)
     source = text.sources[0]
     with jax.set_mesh(program.mesh):
         state = program.init(0)
         row = heldout.evaluate_heldout(tiny, program.mesh, program.score, state["params"], text)
-        tokens = mesh.put_batch(program.mesh, {"tokens": text.heldout(source, 16)[:8]})
-        other = mesh.put_batch(program.mesh, {"tokens": text.heldout(source, 16)[8:]})
-        losses = [float(np.mean(program.score(state["params"], t)[0])) for t in (tokens, other)]
+        halves = text.heldout(source, 16)[:8], text.heldout(source, 16)[8:]
+        batches = [mesh.put_batch(program.mesh, {"tokens": tokens}) for tokens in halves]
+        losses = [float(np.mean(program.score(state["params"], batch)[0])) for batch in batches]
     assert row["loss"] == pytest.approx(np.mean(losses), rel=1e-5)
     assert row["loss"] == row[f"loss.{source}"]
     n_bytes = (text.heldout(source, 16)[:, 1:] > 0).sum()
     assert row["bits_per_byte"] == pytest.approx(row["loss"] * 16 * 32 / np.log(2) / n_bytes)
 
 
-def test_sources_are_weighed_as_in_training(tiny, text_file, tmp_path):
+def test_sources_have_their_training_weights(tiny, text_file, tmp_path):
     other = tmp_path / "other"
     other.mkdir()
     for number in range(40):
         (other / f"{number}.txt").write_text(f"{number * 7} zzz qqq " * 40)
-    mine = f"text:{text_file}"
-    tiny.data.sources = {mine: 3.0, f"text:{other}": 1.0}
+    first, second = f"text:{text_file}", f"text:{other}"
+    tiny.data.sources = {first: 3.0, second: 1.0}
     program = step.build_train_functions(tiny, mesh.make_mesh(tiny.mesh))
     text = dataset.open_dataset(tiny.data, tiny.seed)
     with jax.set_mesh(program.mesh):
         row = heldout.evaluate_heldout(
             tiny, program.mesh, program.score, program.init(0)["params"], text
         )
-    assert row["loss"] == pytest.approx(
-        0.75 * row[f"loss.{mine}"] + 0.25 * row[f"loss.text:{other}"]
-    )
-    assert row["loss_se"] == pytest.approx(
-        np.hypot(0.75 * row[f"loss_se.{mine}"], 0.25 * row[f"loss_se.text:{other}"])
-    )
+    mean = 0.75 * row[f"loss.{first}"] + 0.25 * row[f"loss.{second}"]
+    error = np.hypot(0.75 * row[f"loss_se.{first}"], 0.25 * row[f"loss_se.{second}"])
+    assert row["loss"] == pytest.approx(mean) and row["loss_se"] == pytest.approx(error)
 
 
-def test_excess_is_what_a_model_pays_above_the_best_reader_of_the_same_rows(tiny, tmp_path):
+def test_excess_is_the_loss_above_the_entropy_of_the_rows(tiny, tmp_path):
     name = "synthetic:grammar?words=8&kinds=2&depth=1&megabytes=0.1"
     tiny.data.sources, tiny.data.cache_dir = {name: 1.0}, str(tmp_path)
     text, device_mesh = dataset.open_dataset(tiny.data, 0), mesh.make_mesh(tiny.mesh)
 
-    def score(_, batch):  # a model that is .1 nats worse, everywhere
+    def score(_, batch):  # 0.1 nats per token above the best possible model
         nats_BT = dataset.source_nats(text, name, np.asarray(batch["tokens"]))
         assert nats_BT is not None
         return nats_BT + 0.1, np.zeros(nats_BT.shape, np.int32)

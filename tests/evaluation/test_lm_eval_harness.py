@@ -1,4 +1,4 @@
-"""lm-evaluation-harness itself, on tasks from files made here: uv run --extra harness pytest ..."""
+"""Results of lm-evaluation-harness equal those of scoring and generation (extra: harness)."""
 
 import json
 import os
@@ -49,7 +49,7 @@ doc_to_text: ""
 doc_to_target: "{{text}}"
 metric_list: [{metric: bits_per_byte}]
 """
-SAYS = """output_type: generate_until
+GENERATION = """output_type: generate_until
 doc_to_text: "{{q}}"
 doc_to_target: "x"
 generation_kwargs: {until: ["e"], max_gen_toks: 9}
@@ -57,88 +57,85 @@ metric_list: [{metric: exact_match}]
 """
 
 
-def ids(text: str) -> list[int]:
+def encode(text: str) -> list[int]:
     return BYTES.encode(text).tolist()
 
 
 @pytest.fixture(scope="module")
-def given():
+def model():
+    """Return (run, device mesh, params) of a model with random weights."""
     device_mesh = mesh.make_mesh(schema.Mesh())
-    made = jax.jit(
+    params = jax.jit(
         lambda: transformer.init_params(RUN.model, 0),
         out_shardings=mesh.named_sharding(device_mesh),
     )()
-    return RUN, device_mesh, jax.tree.map(lambda w: 2 * w, made)
+    return RUN, device_mesh, jax.tree.map(lambda w: 2 * w, params)
 
 
 @pytest.fixture(scope="module")
-def results(given, tmp_path_factory):
+def results(model, tmp_path_factory):
+    """Evaluate one task per kind of request with the harness."""
     from lm_eval.tasks import TaskManager
 
     folder = tmp_path_factory.mktemp("tasks")
     os.environ["HF_HOME"] = str(folder / "cache")
     (folder / "d.jsonl").write_text("".join(json.dumps(item) + "\n" for item in ITEMS))
-    for name, body in (("choice", CHOICE), ("rolling", ROLLING), ("says", SAYS)):
+    for name, body in (("choice", CHOICE), ("rolling", ROLLING), ("generation", GENERATION)):
         head = TASK.format(name=name, file=folder / "d.jsonl")
         (folder / f"{name}.yaml").write_text(head + body)
     return lm_eval.simple_evaluate(
-        model=lm_eval_harness.adapter(*given, BYTES),
-        tasks=["choice", "rolling", "says"],
+        model=lm_eval_harness.make_adapter(*model, BYTES),
+        tasks=["choice", "rolling", "generation"],
         task_manager=TaskManager(include_path=str(folder), include_defaults=False),
         bootstrap_iters=0,
         log_samples=True,
     )
 
 
-def test_its_choices_are_those_of_our_score(given, results):
+def test_choices_equal_those_of_score_answers(model, results):
     pairs = [(item["q"], choice) for item in ITEMS for choice in item["choices"]]
-    prompts, answers = ([ids(x) for x in column] for column in zip(*pairs, strict=True))
-    nats = [one.nats.sum() for one in scoring.score_answers(*given, prompts, answers)]
-    right = [a < b for a, b in zip(nats[::2], nats[1::2], strict=True)]
-    norm = [
+    prompts, answers = ([encode(text) for text in column] for column in zip(*pairs, strict=True))
+    scored = scoring.score_answers(*model, prompts, answers)
+    nats = [answer.nats.sum() for answer in scored]
+    is_correct = [a < b for a, b in zip(nats[::2], nats[1::2], strict=True)]
+    is_correct_per_byte = [
         a / len(x) < b / len(y)
         for a, b, x, y in zip(nats[::2], nats[1::2], answers[::2], answers[1::2], strict=True)
     ]
-    assert results["results"]["choice"]["acc,none"] == np.mean(right)
-    assert results["results"]["choice"]["acc_norm,none"] == np.mean(norm)
-    theirs = [pair[0] for s in results["samples"]["choice"] for pair in s["filtered_resps"]]
-    np.testing.assert_allclose([float(x) for x in theirs], -np.array(nats), atol=1e-4)
+    assert results["results"]["choice"]["acc,none"] == np.mean(is_correct)
+    assert results["results"]["choice"]["acc_norm,none"] == np.mean(is_correct_per_byte)
+    samples = results["samples"]["choice"]
+    log_p = [float(pair[0]) for sample in samples for pair in sample["filtered_resps"]]
+    np.testing.assert_allclose(log_p, -np.array(nats), atol=1e-4)
 
 
-def test_its_bits_of_a_long_text_are_the_sum_over_its_windows(given, results):
-    total = 0.0
+def test_bits_of_a_long_text_are_summed_over_windows(model, results):
+    total_nats = 0.0
     for item in ITEMS:
-        text = [BYTES.end, *ids(item["text"])]
-        for start in range(1, len(text), 32):
-            answer = text[start : start + 32]
-            (one,) = scoring.score_answers(*given, [text[:start]], [answer])
-            total += one.nats.sum()
+        ids = [BYTES.end, *encode(item["text"])]
+        for start in range(1, len(ids), 32):
+            (scored,) = scoring.score_answers(*model, [ids[:start]], [ids[start : start + 32]])
+            total_nats += scored.nats.sum()
     n_bytes = sum(len(item["text"]) for item in ITEMS)
     assert max(len(item["text"]) for item in ITEMS) > 32
     bits = results["results"]["rolling"]["bits_per_byte,none"]
-    assert bits == pytest.approx(total / np.log(2) / n_bytes, rel=1e-5)
+    assert bits == pytest.approx(total_nats / np.log(2) / n_bytes, rel=1e-5)
 
 
-def test_its_answers_are_what_we_say(given, results):
+def test_answers_equal_those_of_generate(model, results):
     sampling = generation.SamplingParams(max_tokens=9, stop=("e",))
-    said = generation.generate(*given, [ids(i["q"]) for i in ITEMS], BYTES, sampling)
-    theirs = [
-        s["resps"][0][0] for s in sorted(results["samples"]["says"], key=lambda s: s["doc_id"])
-    ]
-    assert theirs == [one.text for one in said]
+    prompts = [encode(item["q"]) for item in ITEMS]
+    answers = generation.generate(*model, prompts, BYTES, sampling)
+    samples = sorted(results["samples"]["generation"], key=lambda sample: sample["doc_id"])
+    assert [sample["resps"][0][0] for sample in samples] == [answer.text for answer in answers]
 
 
-def test_spaces_between_context_and_answer_belong_to_the_answer():
-    bpe = tokenizers.train_bpe(iter(["one two three four"] * 9), 290)
-    before, after = scoring.encode_pair(bpe, "one two ", "three")
-    assert bpe.decode(before) == "one two" and bpe.decode(after) == " three"
-    assert [*before, *after] == bpe.encode("one two three").tolist()
-
-
-def test_knobs_of_generation_are_read_or_refused():
-    assert lm_eval_harness._sampling({"until": "\n", "do_sample": False, "temperature": 0.7}) == (
-        generation.SamplingParams(256, stop=("\n",))
+def test_generation_kwargs_are_converted_or_rejected():
+    greedy = lm_eval_harness._to_sampling_params(
+        {"until": "\n", "do_sample": False, "temperature": 0.7}
     )
-    assert lm_eval_harness._sampling({"temperature": 0.7, "max_gen_toks": 5}).temperature == 0.7
+    assert greedy == generation.SamplingParams(256, stop=("\n",))
+    random = lm_eval_harness._to_sampling_params({"temperature": 0.7, "max_gen_toks": 5})
+    assert random.temperature == 0.7 and random.max_tokens == 5
     with pytest.raises(ValueError, match="num_beams"):
-        lm_eval_harness._sampling({"num_beams": 4})
+        lm_eval_harness._to_sampling_params({"num_beams": 4})

@@ -26,22 +26,22 @@ def pairs_of(n, seed=0):
 
 def test_every_pair_is_contiguous_in_its_own_segment():
     pairs = pairs_of(50)
-    tokens_NT, segments_NT, places = task_eval.pack_examples(pairs, 32, end=0)
+    tokens_NT, segments_NT, answer_slots = task_eval.pack_examples(pairs, 32, end=0)
     assert tokens_NT.shape[1] == 33 and segments_NT.shape[1] == 32
-    used = sum(len(p) + len(a) - 1 for p, a in pairs)
-    assert used > 0.75 * segments_NT.size  # rows are nearly full
-    seen = np.zeros(segments_NT.shape, int)
-    for (prompt, answer), (row, start, stop) in zip(pairs, places, strict=True):
+    n_used = sum(len(prompt) + len(answer) - 1 for prompt, answer in pairs)
+    assert n_used > 0.75 * segments_NT.size  # rows are nearly full
+    n_pairs_NT = np.zeros(segments_NT.shape, int)
+    for (prompt, answer), (row, start, stop) in zip(pairs, answer_slots, strict=True):
         assert (tokens_NT[row, start + 1 : stop + 1] == answer).all()
         first = start - len(prompt) + 1
         assert (tokens_NT[row, first : start + 1] == prompt).all()
         assert len(set(segments_NT[row, first:stop])) == 1
-        seen[row, first:stop] += 1
+        n_pairs_NT[row, first:stop] += 1
         assert (segments_NT[row] == segments_NT[row, start]).sum() == stop - first
-    assert seen.max() == 1
+    assert n_pairs_NT.max() == 1
 
 
-def test_too_long_prompt_loses_its_left_end():
+def test_too_long_prompt_is_truncated_at_its_beginning():
     prompt, answer = np.arange(1, 60), np.arange(60, 70)
     tokens_NT, _, ((row, start, stop),) = task_eval.pack_examples([(prompt, answer)], 32, end=0)
     assert (tokens_NT[0] == np.arange(70 - 33, 70)).all() and stop == 32 and stop - start == 10
@@ -59,17 +59,17 @@ def built(tmp_path_factory):
         return run, program, program.init(0)["params"]
 
 
-def test_packed_answers_have_the_likelihoods_they_have_alone(built):
+def test_packed_answers_score_as_single_answers(built):
     run, program, params = built
-    asked = [tasks.load_task(name) for name in NAMES]
+    task_list = [tasks.load_task(name) for name in NAMES]
     tokenizer = tokenizers.ByteTokenizer()
     with jax.set_mesh(program.mesh):
         results = task_eval.evaluate_tasks(
-            run, program.mesh, program.score, params, tokenizer, asked
+            run, program.mesh, program.score, params, tokenizer, task_list
         )
         row = task_eval.to_columns(results)
         bits = []
-        for example in asked[0].examples:
+        for example in task_list[0].examples:
             text = "\0" + example.prompts[0] + example.answers[0]
             ids = np.frombuffer(text.encode(), np.uint8).astype(np.int32)
             n, k = len(ids) - 1, len(example.answers[0])
@@ -84,28 +84,26 @@ def test_packed_answers_have_the_likelihoods_they_have_alone(built):
     assert f"task_se.{name}.accuracy" in row
 
 
-def test_accuracy_is_one_for_a_perfect_model_and_else_zero(built):
+def test_accuracy_is_one_for_a_perfect_model_only(built):
     run, program, _ = built
+    name, tokenizer = NAMES[0], tokenizers.ByteTokenizer()
 
-    def sit(knows):
+    def columns(is_perfect: bool) -> dict:
         def score(params, batch):
             targets_BT = np.asarray(batch["tokens"])[:, 1:]
             nats_BT = np.full(targets_BT.shape, 0.1)
-            return nats_BT, targets_BT if knows else targets_BT + 1
+            return nats_BT, targets_BT if is_perfect else targets_BT + 1
 
-        asked = [tasks.load_task(NAMES[0])]
-        return task_eval.to_columns(
-            task_eval.evaluate_tasks(
-                run, program.mesh, score, {}, tokenizers.ByteTokenizer(), asked
-            )
-        )
+        task_list = [tasks.load_task(name)]
+        results = task_eval.evaluate_tasks(run, program.mesh, score, {}, tokenizer, task_list)
+        return task_eval.to_columns(results)
 
-    name = NAMES[0]
-    assert sit(True)[f"task.{name}.accuracy"] == 1 and sit(False)[f"task.{name}.accuracy"] == 0
-    assert sit(True)[f"task_se.{name}.accuracy"] == 0
+    assert columns(is_perfect=True)[f"task.{name}.accuracy"] == 1
+    assert columns(is_perfect=True)[f"task_se.{name}.accuracy"] == 0
+    assert columns(is_perfect=False)[f"task.{name}.accuracy"] == 0
 
 
-def test_examples_that_do_not_fit_are_counted_or_refused(built, tmp_path):
+def test_too_long_examples_are_counted_or_rejected(built, tmp_path):
     run, program, params = built
     rows = ['{"context": "q", "continuation": "a"}']
     rows += ['{"context": "%s", "continuation": "a"}' % ("q" * 99)]
@@ -123,28 +121,28 @@ def test_examples_that_do_not_fit_are_counted_or_refused(built, tmp_path):
     run.eval.on_overflow = "truncate"
 
 
-def test_training_and_scoring_give_the_same_likelihoods(built):
+def test_task_eval_and_scoring_agree(built):
     run, program, params = built
-    asked, tokenizer = tasks.load_task(NAMES[0]), tokenizers.ByteTokenizer()
+    task, tokenizer = tasks.load_task(NAMES[0]), tokenizers.ByteTokenizer()
     with jax.set_mesh(program.mesh):
         results = task_eval.evaluate_tasks(
-            run, program.mesh, program.score, params, tokenizer, [asked]
+            run, program.mesh, program.score, params, tokenizer, [task]
         )
-    metrics = results[asked.name]
-    prompts = [[0, *e.prompts[0].encode()] for e in asked.examples]
-    answers = [list(e.answers[0].encode()) for e in asked.examples]
-    said = scoring.score_answers(run, program.mesh, params, prompts, answers)
-    bits = [one.nats.sum() / np.log(2) / len(a) for one, a in zip(said, answers, strict=True)]
+    metrics = results[task.name]
+    prompts = [[0, *example.prompts[0].encode()] for example in task.examples]
+    answers = [list(example.answers[0].encode()) for example in task.examples]
+    scored = scoring.score_answers(run, program.mesh, params, prompts, answers)
+    bits = [s.nats.sum() / np.log(2) / len(a) for s, a in zip(scored, answers, strict=True)]
     assert metrics["bits_per_byte"]["value"] == pytest.approx(np.mean(bits), rel=1e-4)
-    assert metrics["exact"]["value"] == np.mean([one.is_greedy for one in said])
+    assert metrics["exact"]["value"] == np.mean([s.is_greedy for s in scored])
 
 
-def test_generate_adds_metrics_of_written_answers(built):
+def test_generate_adds_metrics_of_generated_answers(built):
     run, program, params = built
-    asked = tasks.load_task("copy?length=2&n=4&generate=1")
+    task = tasks.load_task("copy?length=2&n=4&generate=1")
     results = task_eval.evaluate_tasks(
-        run, program.mesh, program.score, params, tokenizers.ByteTokenizer(), [asked]
+        run, program.mesh, program.score, params, tokenizers.ByteTokenizer(), [task]
     )
-    metrics = {name: numbers["value"] for name, numbers in results[asked.name].items()}
+    metrics = {name: numbers["value"] for name, numbers in results[task.name].items()}
     assert 0 <= metrics["edit_distance"] <= 1
     assert metrics["said_exactly"] == metrics["exact"]

@@ -8,7 +8,7 @@ import pytest
 from lm.evaluation import task_metrics, tasks
 
 
-def said(nats, hits=None):
+def token_scores(nats, hits=None):
     return task_metrics.TokenScores(
         np.array(nats, float), np.array(hits if hits else [False] * len(nats))
     )
@@ -20,11 +20,10 @@ def values(metrics):
     return {name: m["value"] for name, m in metrics.items()} | errors
 
 
-def test_choices_are_judged_raw_and_by_byte():
+def test_choices_are_compared_by_nats_and_nats_per_byte():
     example = tasks.Example(("q", "q"), ("ab", "abcdefgh"), right=1, chance=0.5)
-    row = values(
-        task_metrics.likelihood_metrics([example], [[said([2.0]), said([3.0])]], [[b"abcdefgh"]])
-    )
+    scores = [[token_scores([2.0]), token_scores([3.0])]]
+    row = values(task_metrics.likelihood_metrics([example], scores, [[b"abcdefgh"]]))
     assert row["accuracy"] == 0 and row["accuracy_bytes"] == 1  # 3 nats for four times the bytes
     p = 1 / (1 + np.e)
     assert row["p_right"] == pytest.approx(p)
@@ -33,38 +32,38 @@ def test_choices_are_judged_raw_and_by_byte():
     assert row["chance"] == 0.5 and row["n"] == 1
 
 
-def test_one_answer_is_right_only_if_each_token_is_the_likeliest():
+def test_single_answer_needs_every_token_most_likely():
     example = tasks.Example(("q",), ("xyz",))
     pieces = [b"x", b"y", b"z"]
-    scores = said([0.1, 0.2, 0.3], [True, False, True])
+    scores = token_scores([0.1, 0.2, 0.3], [True, False, True])
     row = values(task_metrics.likelihood_metrics([example], [[scores]], [pieces]))
     assert row["accuracy"] == row["exact"] == 0 and row["token_accuracy"] == pytest.approx(2 / 3)
     assert row["token_probability"] == pytest.approx(np.exp(-0.2)) and row["tokens"] == 3
     assert row["p_right"] == pytest.approx(np.exp(-0.6))
     assert row["token_probability"] ** 3 == pytest.approx(row["p_right"])
     assert "accuracy_bytes" not in row
-    row = values(
-        task_metrics.likelihood_metrics([example], [[said([0.1, 0.2, 0.3], [True] * 3)]], [pieces])
-    )
+    scores = token_scores([0.1, 0.2, 0.3], [True] * 3)
+    row = values(task_metrics.likelihood_metrics([example], [[scores]], [pieces]))
     assert row["accuracy"] == 1
 
 
-def test_standard_errors_are_those_of_many_draws():
+def test_standard_errors_match_repeated_sampling():
     rng, example = np.random.default_rng(0), tasks.Example(("q",), ("x",))
     rows = []
     for _ in range(200):
         hits = rng.random(60) < 0.3
-        marks = [[said([0.5], [bool(hit)])] for hit in hits]
-        rows.append(values(task_metrics.likelihood_metrics([example] * 60, marks, [[b"x"]] * 60)))
-    spread = np.std([row["accuracy"] for row in rows])
-    assert spread == pytest.approx(np.mean([row["accuracy_se"] for row in rows]), rel=0.15)
+        scores = [[token_scores([0.5], [bool(hit)])] for hit in hits]
+        rows.append(values(task_metrics.likelihood_metrics([example] * 60, scores, [[b"x"]] * 60)))
+    deviation = np.std([row["accuracy"] for row in rows])
+    assert deviation == pytest.approx(np.mean([row["accuracy_se"] for row in rows]), rel=0.15)
 
 
-def test_keystrokes_are_saved_once_the_rest_of_a_word_is_right():
+def test_keystrokes_are_saved_when_a_word_ends_correctly():
     pieces = [bytes([b]) for b in b" music x"]
-    none, every = np.zeros(8, bool), np.ones(8, bool)
-    assert task_metrics.keystrokes_saved(none, pieces) == 0
-    assert task_metrics.keystrokes_saved(every, pieces) == pytest.approx(1 - 2 / 8)  # a key a word
+    no_hits, all_hits = np.zeros(8, bool), np.ones(8, bool)
+    assert task_metrics.keystrokes_saved(no_hits, pieces) == 0
+    per_word = task_metrics.keystrokes_saved(all_hits, pieces)  # one key press per word
+    assert per_word == pytest.approx(1 - 2 / 8)
     hits = np.array([0, 0, 1, 1, 1, 1, 0, 0], bool)
     assert task_metrics.keystrokes_saved(hits, pieces) == pytest.approx(1 - (2 + 1 + 2) / 8)
 
@@ -75,7 +74,7 @@ def test_edit_distance_counts_letters_to_change():
     assert row["edit_distance"] == pytest.approx(3 / 7 / 2) and row["said_exactly"] == 0.5
 
 
-def test_any_of_several_references_is_right():
+def test_answer_may_match_any_reference():
     task = tasks.Task("t", [tasks.Example(("q",), ("vier",), others=("4",))])
     assert values(task_metrics.text_metrics(task, [" 4"]))["said_exactly"] == 1
 

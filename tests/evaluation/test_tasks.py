@@ -1,4 +1,4 @@
-"""Tasks from synthetic families and files: formats, fixed shots, errors that name the line."""
+"""Synthetic tasks and tasks from files: formats, reproducible shots, errors that name the line."""
 
 import gzip
 import json
@@ -6,11 +6,10 @@ import pathlib
 
 import pytest
 
-from lm.config import schema
 from lm.data.sources import synthetic_tasks
-from lm.evaluation import contamination, tasks
+from lm.evaluation import tasks
 
-SHARED = pathlib.Path(__file__).parent.parent.parent.parent / "shared" / "tasks"
+SHARED_TASKS = pathlib.Path(__file__).parent.parent.parent.parent / "shared" / "tasks"
 LINES = {
     "choice": {"query": "q", "choices": ["a", "b"], "answer": 1},
     "mmlu": {"question": "q", "choices": ["a", "b"], "answer": 1, "subject": "s"},
@@ -32,7 +31,7 @@ def write(folder, rows, name="test.jsonl.gz"):
 
 
 @pytest.mark.parametrize("kind", LINES)
-def test_the_fields_of_a_line_say_what_it_asks(tmp_path, kind):
+def test_fields_of_a_line_determine_its_format(tmp_path, kind):
     task = tasks.load_task(f"file:{write(tmp_path / kind, [LINES[kind]])}")
     (example,) = task.examples
     assert example.answers[example.right].strip() == "b"
@@ -42,65 +41,65 @@ def test_the_fields_of_a_line_say_what_it_asks(tmp_path, kind):
     assert task.is_translation == task.generate == (kind == "translation")
 
 
-def test_the_labels_of_a_file_are_the_choices_of_each_line(tmp_path):
+def test_labels_of_a_file_are_choices_of_each_line(tmp_path):
     rows = [{"text": f"t{label}", "label_name": label} for label in ("good", "bad", "good")]
     for example in tasks.load_task(f"file:{write(tmp_path / 'x', rows)}").examples:
         assert example.answers == (" bad", " good") and example.chance == 0.5
         assert example.prompts[0].startswith(f"t{example.answers[example.right].strip()}")
 
 
-def test_an_answer_is_parted_from_its_prompt_by_one_space(tmp_path):
+def test_one_space_separates_prompt_and_answer(tmp_path):
     rows = [{"context": "a", "continuation": c} for c in ("b", " b", "\nb")]
     rows += [{"context": "a\n", "continuation": "b"}]
-    found = tasks.load_task(f"file:{write(tmp_path / 'x', rows)}").examples
-    said = {e.prompts[0] + e.answers[0] for e in found}
-    assert said == {"a b", "a\nb"}
+    examples = tasks.load_task(f"file:{write(tmp_path / 'x', rows)}").examples
+    texts = {example.prompts[0] + example.answers[0] for example in examples}
+    assert texts == {"a b", "a\nb"}
 
 
-def test_shots_are_solved_training_examples_and_the_same_again(tmp_path):
+def test_shots_are_reproducible_training_examples(tmp_path):
     rows = [{"context": f"q{i}", "continuation": f"a{i}"} for i in range(20)]
     folder = write(tmp_path / "x", rows[:5])
     write(folder, rows[5:], "train.jsonl")
     name = f"file:{folder}?shots=2"
-    found = tasks.load_task(name).examples
-    assert found == tasks.load_task(name).examples
-    assert found != tasks.load_task(f"{name}&seed=1").examples
-    for example in found:
-        *shots, asked = example.prompts[0].split("\n\n")
-        assert len(shots) == 2 and asked in {f"q{i}" for i in range(5)}
+    examples = tasks.load_task(name).examples
+    assert examples == tasks.load_task(name).examples
+    assert examples != tasks.load_task(f"{name}&seed=1").examples
+    for example in examples:
+        *shots, question = example.prompts[0].split("\n\n")
+        assert len(shots) == 2 and question in {f"q{i}" for i in range(5)}
         assert all(shot in {f"q{i} a{i}" for i in range(5, 20)} for shot in shots)
 
 
-def test_without_a_training_part_no_example_is_its_own_shot(tmp_path):
+def test_no_example_is_its_own_shot_without_training_file(tmp_path):
     rows = [{"context": f"q{i}", "continuation": f"a{i}"} for i in range(4)]
     for example in tasks.load_task(f"file:{write(tmp_path / 'x', rows)}?shots=3").examples:
-        *shots, asked = example.prompts[0].split("\n\n")
-        assert len(shots) == 3 and not any(shot.startswith(asked) for shot in shots)
+        *shots, question = example.prompts[0].split("\n\n")
+        assert len(shots) == 3 and not any(shot.startswith(question) for shot in shots)
 
 
-def test_n_examples_are_fewer_of_the_same(tmp_path):
+def test_smaller_n_selects_a_prefix_of_the_examples(tmp_path):
     rows = [{"context": f"q{i}", "continuation": f"a{i}"} for i in range(30)]
     folder = write(tmp_path / "x", rows, "valid.jsonl")
-    few, more = (tasks.load_task(f"file:{folder}?n={n}").examples for n in (5, 20))
-    assert len(few) == 5 and few == more[:5]
+    five, twenty = (tasks.load_task(f"file:{folder}?n={n}").examples for n in (5, 20))
+    assert len(five) == 5 and five == twenty[:5]
 
 
 def test_synthetic_examples_are_held_out_and_shots_are_not():
     task = tasks.load_task("reverse?length=4&shots=2&n=30")
     assert len(task.examples) == 30
     for example in task.examples:
-        *shots, asked = example.prompts[0].split("\n")
-        assert synthetic_tasks.is_heldout_instance(synthetic_tasks.Instance(asked, "", 0))
+        *shots, question = example.prompts[0].split("\n")
+        assert synthetic_tasks.is_heldout_instance(synthetic_tasks.Instance(question, "", 0))
         for shot in shots:
             prompt, answer = shot.split("=")
             assert not synthetic_tasks.is_heldout_instance(
                 synthetic_tasks.Instance(prompt + "=", "", 0)
             )
             assert answer == prompt.split()[1][::-1]
-        assert example.answers[0] == asked.split()[1][-2::-1] + "\n"
+        assert example.answers[0] == question.split()[1][-2::-1] + "\n"
 
 
-def test_choices_are_answers_of_others_and_chance_is_one_of_them():
+def test_wrong_choices_are_answers_of_other_examples():
     for example in tasks.load_task("addition?digits=2&choices=4&n=20").examples:
         a, b = example.prompts[0].removeprefix("add ").removesuffix("=").split("+")
         assert len(set(example.answers)) == 4 and example.chance == 0.25
@@ -108,26 +107,26 @@ def test_choices_are_answers_of_others_and_chance_is_one_of_them():
 
 
 @pytest.mark.parametrize(
-    "name, words",
+    "name, message",
     [
         ("additoin?digits=2", "task additoin does not exist: did you mean addition"),
         ("copy?shots=x", "shots=x must be a whole number"),
         ("copy?size=3", "size does not exist"),
         ("file:TMP/nowhere", "did you mean file:TMP/set"),
-        ("file:TMP", "has no test.jsonl; folders in it that have: set"),
+        ("file:TMP", "has no test.jsonl; subfolders that have it: set"),
         ("file:TMP/set?digits=2", "digits does not exist: use one of the fields shots"),
         ("file:TMP/set?split=dev", "has no dev.jsonl"),
     ],
 )
-def test_unknown_names_are_refused_with_near_names(tmp_path, name, words):
+def test_unknown_name_is_rejected_with_similar_names(tmp_path, name, message):
     write(tmp_path / "set", [LINES["choice"]])
     with pytest.raises(ValueError) as error:
         tasks.load_task(name.replace("TMP", str(tmp_path)))
-    assert words in str(error.value).replace(str(tmp_path), "TMP")
+    assert message in str(error.value).replace(str(tmp_path), "TMP")
 
 
 @pytest.mark.parametrize(
-    "line, words",
+    "line, message",
     [
         (b'{"query": ', "line 2: is not JSON"),
         (b"[1]", "line 2: must be a JSON object"),
@@ -137,35 +136,19 @@ def test_unknown_names_are_refused_with_near_names(tmp_path, name, words):
         (b'{"context": "q", "continuation": " "}', "line 2: an empty answer: fill it in"),
     ],
 )
-def test_a_line_that_is_no_example_is_named(tmp_path, line, words):
+def test_error_names_the_invalid_line(tmp_path, line, message):
     write(tmp_path / "set", [LINES["choice"]], "test.jsonl")
     with open(tmp_path / "set" / "test.jsonl", "ab") as file:
         file.write(line + b"\n")
     with pytest.raises(ValueError) as error:
         tasks.load_task(f"file:{tmp_path / 'set'}")
-    assert words in str(error.value) and "test.jsonl" in str(error.value)
+    assert message in str(error.value) and "test.jsonl" in str(error.value)
 
 
-def test_overlap_finds_the_examples_that_training_text_holds(tmp_path):
-    long = " ".join(f"word{i}" for i in range(30))
-    (tmp_path / "seen.txt").write_text(f"before it {long} and after it\n")
-    rows = [{"context": long, "continuation": "x"}, {"context": long[::-1], "continuation": "x"}]
-    task = tasks.load_task(f"file:{write(tmp_path / 'set', [*rows, LINES['exact']])}")
-    data = schema.Data(sources={f"text:{tmp_path}/seen.txt": 1.0}, heldout_fraction=0.0)
-    assert contamination.count_overlaps([task], data)[task.name] == {
-        "n_overlap": 1,
-        "n_checkable": 2,
-    }
-    other = schema.Data(sources={f"text:{tmp_path}/seen.txt": 1.0}, heldout_fraction=1.0)
-    assert (
-        contamination.count_overlaps([task], other)[task.name]["n_overlap"] == 0
-    )  # what is held out is not trained on
-
-
-@pytest.mark.skipif(not SHARED.exists(), reason="the real tasks are not here")
-def test_real_sets_load(tmp_path):
+@pytest.mark.skipif(not SHARED_TASKS.exists(), reason="the real task files are missing")
+def test_real_task_files_load():
     loaded = []
-    for folder in sorted(SHARED.iterdir()):
+    for folder in sorted(SHARED_TASKS.iterdir()):
         if (folder / "test.jsonl.gz").exists() and folder.name != "wikitext2":
             loaded.append(tasks.load_task(f"file:{folder}?n=3&shots=1"))
     assert len(loaded) > 20 and all(len(task.examples) == 3 for task in loaded)

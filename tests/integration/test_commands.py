@@ -27,7 +27,7 @@ def get_sweep(steps="8"):
 """
 
 
-BASE = "from lm.config import Run\n\ndef get_config():\n    return Run()\n"
+BASE = "from lm import Run\n\ndef get_config():\n    return Run()\n"
 
 
 @pytest.fixture
@@ -82,14 +82,15 @@ def test_a_sweep_from_plan_to_report_and_a_second_call(folder):
     said = command(folder, "sample", "--run=runs/s/10K", *options)
     assert said.returncode == 0, said.stderr
     answer = json.loads(said.stdout)
-    assert answer["why"] == "length" and all(0 < t["p"] <= 1 for t in answer["tokens"])
+    assert answer["finish_reason"] == "length" and all(0 < t["p"] <= 1 for t in answer["tokens"])
     assert answer["text"] == "".join(t["text"] for t in answer["tokens"])
     (row, _) = records.load_runs(folder / "runs")
     assert f"{row['eval.loss']:.4f}" in evaluate.stdout
 
     typed = "+\nThe quick\n- \nThe\n= brown fox\nquick\n-\n" + 40 * "x" + "\n"
     talk = command(
-        *(folder, "sample", "--run=runs/s/10K", "--max_tokens=3", "--keep=kept.jsonl"), input=typed
+        *(folder, "sample", "--run=runs/s/10K", "--max_tokens=3", "--feedback_file=kept.jsonl"),
+        input=typed,
     )
     assert talk.returncode == 0 and "no answer to rate" in talk.stdout, talk.stderr
     assert "prompt of 40 tokens, more than data.seq_len=32 of this run" in talk.stdout

@@ -1,4 +1,4 @@
-"""The commands that show a step and that make a dataset of a folder, as a user types them."""
+"""The commands show_batch and make_tfds, run in a new process."""
 
 import os
 import pathlib
@@ -9,7 +9,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 CONFIG = """
-from lm.config import Run
+from lm import Run
 
 def get_config():
     run = Run(name="a", steps=100)
@@ -19,7 +19,7 @@ def get_config():
 """
 
 
-def command(folder, name, *arguments):
+def run_command(folder, name, *arguments):
     environment = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "200"}
     environment["TFDS_DATA_DIR"] = str(folder / "tfds")
     return subprocess.run(
@@ -35,28 +35,30 @@ def folder(tmp_path, text_file) -> pathlib.Path:
     return tmp_path
 
 
-def test_the_rows_of_a_step_are_shown_with_their_documents_and_epochs(folder):
-    done = command(folder, "show_batch", "--config=base.py", "--step=70", "--rows=2")
-    assert done.returncode == 0, done.stderr
-    for words in ("step 70 of 100", "seen before", "documents", "by the end", "--- row 1: text:"):
-        assert words in done.stdout, words
-    assert "--- row 2" not in done.stdout
-    shown = done.stdout.partition("--- row 0")[2]
-    assert sum(word in shown for word in ("quick", "jumps", "lazy", "number", "sleeps")) > 0
-    again = command(folder, "show_batch", "--config=base.py", "--step=70", "--rows=2")
-    assert again.stdout == done.stdout
+def test_show_batch_prints_documents_and_epochs_of_rows(folder):
+    result = run_command(folder, "show_batch", "--config=base.py", "--step=70", "--rows=2")
+    assert result.returncode == 0, result.stderr
+    heads = ("epoch", "row of source", "documents", "epochs of the run")
+    for phrase in ("step 70 of 100", *heads, "--- row 1: text:"):
+        assert phrase in result.stdout, phrase
+    assert "--- row 2" not in result.stdout
+    printed_text = result.stdout.partition("--- row 0")[2]
+    assert any(word in printed_text for word in ("quick", "jumps", "lazy", "number", "sleeps"))
+    second = run_command(folder, "show_batch", "--config=base.py", "--step=70", "--rows=2")
+    assert second.stdout == result.stdout
 
 
-def test_a_folder_becomes_a_dataset_that_a_config_can_name(folder, text_file):
-    made = command(
+def test_make_tfds_writes_a_dataset_that_prepare_reads(folder, text_file):
+    created = run_command(
         folder, "make_tfds", f"--source=text:{text_file}", "--name=mine", "--data_dir=tfds"
     )
-    assert made.returncode == 0 and "tfds:mine/train" in made.stdout, made.stderr
+    assert created.returncode == 0 and "tfds:mine/train" in created.stdout, created.stderr
     (folder / "base.py").write_text(CONFIG.replace("{SOURCES}", '{"tfds:mine/train": 1.0}'))
-    done = command(folder, "prepare", "--config=base.py", "--config.data.tokenizer=bpe:300")
-    assert done.returncode == 0 and "tfds:mine/train" in done.stdout, done.stderr
-    assert "none" in done.stdout and "MB in" in done.stdout
-    again = command(folder, "make_tfds", "--source=docs", "--name=mine", "--data_dir=tfds")
-    assert again.returncode == 2 and "mine/1.0.0 exists: use another name" in again.stderr
-    missing = command(folder, "make_tfds", "--name=mine")
-    assert missing.returncode == 2 and "--source=SOURCE is missing" in missing.stderr
+    prepared = run_command(folder, "prepare", "--config=base.py", "--config.data.tokenizer=bpe:300")
+    assert prepared.returncode == 0 and "tfds:mine/train" in prepared.stdout, prepared.stderr
+    assert "none" in prepared.stdout and "MB in" in prepared.stdout
+    duplicate = run_command(folder, "make_tfds", "--source=docs", "--name=mine", "--data_dir=tfds")
+    assert duplicate.returncode == 2 and "mine/1.0.0 exists: use another name" in duplicate.stderr
+    without_source = run_command(folder, "make_tfds", "--name=mine")
+    assert without_source.returncode == 2
+    assert "--source=SOURCE is missing" in without_source.stderr
