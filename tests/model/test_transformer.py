@@ -311,5 +311,5 @@ def test_more_context_than_learned_positions_is_refused():
 
 @pytest.mark.parametrize("knobs", [{"mlp": "gelu"}, {"bias": True}])
 def test_experts_have_one_kind_of_mlp(knobs):
-    with pytest.raises(ValueError, match="is not for experts: take"):
+    with pytest.raises(ValueError, match="is not implemented for experts: set"):
         validation.validate_run(schema.Run(model=model_sizes.ladder_model("300K-A100K", **knobs)))
