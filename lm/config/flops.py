@@ -22,19 +22,20 @@ def flops_per_token(model: schema.Model, seq_len: int) -> dict[str, float]:
     Only the selected experts count. Recomputation by model.remat and empty expert slots do not
     count, because they are not part of the function of the model.
     """
-    n = model_sizes.count_parameters(model)
+    counts = model_sizes.count_parameters(model)
     d_attention = model.n_heads * model.d_head
-    blocks = n["active_non_embedding"] - n["norms"] - n["biases"]
+    blocks = counts["active_non_embedding"] - counts["norms"] - counts["biases"]
     # A router bias is added to a score, so it has no multiply-add.
     blocks -= model.n_layers * model.n_experts * (model.load_balancing == "bias")
     matrices = blocks + model.d_model * model.vocab_size
-    attention = 12 * model.n_layers * d_attention  # per key: 2 products, 2 FLOPs, 3 passes
+    # Per key: 2 products, 2 FLOPs per multiply-add, and 3 passes (forward, 2 of backward).
+    attention = 12 * model.n_layers * d_attention
     softmax = 9 * model.n_layers * model.n_heads * seq_len
     look_up = 6 * model.vocab_size * model.d_model
     return {
         "full": 6 * matrices + attention * seq_len,
         "causal": 6 * matrices + attention * (seq_len + 1) / 2,
-        "6N": 6 * n["active"],
+        "6N": 6 * counts["active"],
         "kaplan": 6 * blocks + attention * seq_len / 2,
         "chinchilla": 6 * matrices + attention * seq_len + softmax + look_up,
     }

@@ -128,26 +128,32 @@ def count_parameters(model: schema.Model) -> dict[str, int]:
     Sums: total; non_embedding, without embedding and head; active, without the experts that are not
     selected for a token; active_non_embedding, without both.
     """
-    d, layers, h, e = model.d_model, model.n_layers, model.d_head, model.n_experts
+    d, n_layers, d_head, n_experts = model.d_model, model.n_layers, model.d_head, model.n_experts
     expert = 3 * d * expert_width(model)  # weights of one expert in one layer
-    matrices = 3 if model.mlp == "gated" else 2
-    norms = layers * (2 * d + 2 * h * model.qk_norm) + d
-    biases = h * (model.n_heads + 2 * model.n_kv_heads) + (matrices - 1) * model.d_ff + 2 * d
-    part = {
+    n_matrices = 3 if model.mlp == "gated" else 2
+    norms = n_layers * (2 * d + 2 * d_head * model.qk_norm) + d
+    biases = d_head * (model.n_heads + 2 * model.n_kv_heads)
+    biases += (n_matrices - 1) * model.d_ff + 2 * d
+    mlp = model.n_shared_experts * expert if n_experts else n_matrices * d * model.d_ff
+    parts = {
         "embedding": (model.vocab_size + model.learned_positions) * d,
-        "attention": layers * 2 * d * h * (model.n_heads + model.n_kv_heads),
-        "mlp": layers * (model.n_shared_experts * expert if e else matrices * d * model.d_ff),
-        "router": layers * e * (d + (model.load_balancing == "bias")),
-        "experts": layers * e * expert,
+        "attention": n_layers * 2 * d * d_head * (model.n_heads + model.n_kv_heads),
+        "mlp": n_layers * mlp,
+        "router": n_layers * n_experts * (d + (model.load_balancing == "bias")),
+        "experts": n_layers * n_experts * expert,
         "norms": norms * (2 if model.norm == "layer" else 1),
-        "biases": layers * biases if model.bias else 0,
+        "biases": n_layers * biases if model.bias else 0,
         "head": 0 if model.tie_embeddings else d * model.vocab_size,
     }
-    total = sum(part.values())
-    inner = total - part["embedding"] - part["head"]
-    idle = layers * (e - model.experts_per_token) * expert if e else 0
-    sums = {"total": total, "non_embedding": inner}
-    return part | sums | {"active": total - idle, "active_non_embedding": inner - idle}
+    total = sum(parts.values())
+    non_embedding = total - parts["embedding"] - parts["head"]
+    unselected = n_layers * (n_experts - model.experts_per_token) * expert if n_experts else 0
+    return parts | {
+        "total": total,
+        "non_embedding": non_embedding,
+        "active": total - unselected,
+        "active_non_embedding": non_embedding - unselected,
+    }
 
 
 def training_tokens(run: schema.Run) -> int:

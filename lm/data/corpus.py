@@ -75,7 +75,7 @@ class CorpusPlan:
     key: str  # part of the folder name: hash of fields, tokenizer and fingerprint
     staging_name: str  # name of the staged corpus: does not depend on the fingerprint
     fingerprint: list  # see documents.source_fingerprint
-    earlier: list[Manifest]  # manifests of the sources whose documents count as duplicates
+    earlier_manifests: list[Manifest]  # sources whose documents count as duplicates
     blocked_ngrams: Path | None  # index of n-grams that training text must not contain
 
     def is_complete(self, manifest: Manifest | None) -> bool:
@@ -108,25 +108,25 @@ def prepare_corpus(
     tokenizer = prepare_tokenizer(data, cache, report)
     manifests: dict[str, Manifest] = {}
     for source in sorted(data.sources):
-        earlier = list(manifests.values()) if data.drop_near_duplicates else []
-        plan = _plan(source, data, cache, tokenizer, earlier, fingerprint)
+        earlier_manifests = list(manifests.values()) if data.drop_near_duplicates else []
+        plan = _plan_corpus(source, data, cache, tokenizer, earlier_manifests, fingerprint)
         manifests[source] = _prepare_source(plan, tokenizer, report, workers)
     return {source: manifests[source] for source in data.sources}
 
 
-def _plan(
+def _plan_corpus(
     source: str,
     data: schema.Data,
     cache: Path,
     tokenizer: tokenizers.Tokenizer,
-    earlier: list[Manifest],
+    earlier_manifests: list[Manifest],
     fingerprint: Callable[[str], list],
 ) -> CorpusPlan:
     """Compute the keys and folders of a source."""
     inputs = [(name, fingerprint(name)) for name in _decontamination_sources(data)]
     changed = list(fields.changed_for_hash(data, "corpus").items())
     facts = (FORMAT, source, data.heldout_fraction, tokenizer.hash, changed)
-    facts += (inputs, [manifest.key for manifest in earlier])
+    facts += (inputs, [manifest.key for manifest in earlier_manifests])
     key = _key(*facts, fingerprint(source))
     # The end of a path is its most specific part.
     name = "-".join(re.findall(r"[a-z0-9]+", source.lower())[-5:])[-60:]
@@ -145,7 +145,7 @@ def _plan(
         key=key,
         staging_name=f"{name}-{_key(*facts)}",
         fingerprint=fingerprint(source),
-        earlier=earlier,
+        earlier_manifests=earlier_manifests,
         blocked_ngrams=cache / f"runs-{data.decontaminate_ngram}-{index_key}.u64"
         if data.decontaminate_ngram
         else None,
@@ -177,7 +177,7 @@ def _write_corpus(
         fingerprints = [fingerprints] * n_parts
     if plan.blocked_ngrams:
         _write_blocked_ngrams(plan.blocked_ngrams, plan.data)
-    earlier_paths = [Path(manifest.folder, "seen.sqlite") for manifest in plan.earlier]
+    earlier_paths = [Path(manifest.folder, "seen.sqlite") for manifest in plan.earlier_manifests]
     with staging.StagedCorpus(
         plan.folder.parent, plan.staging_name, fingerprints, earlier_paths
     ) as staged:

@@ -142,8 +142,8 @@ def open_dataset(
     """Prepare the sources that data.cache_dir does not contain yet, and open the dataset.
 
     A source of weight 0 has held-out rows only. Raises ValueError like corpus.prepare_corpus, and
-    for a source with fewer tokens than one row in the training split. The same holds for the
-    held-out split, unless data.heldout_fraction is 0.
+    for a source with fewer tokens than one row in the training split. The same applies to
+    the held-out split, unless data.heldout_fraction is 0.
     """
     for source, weight in data.sources.items():
         if weight:
