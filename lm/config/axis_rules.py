@@ -129,10 +129,10 @@ def _check_divisible(values: dict, field: str, parts: dict[str, int]) -> None:
         return
     near = max(1, round(value / n_parts)) * n_parts
     product = "*".join(part for part, n in parts.items() if n > 1)
-    rule = f"must be a multiple of {product}={n_parts}: try {field}={near}"
+    problem = f"must be a multiple of {product}={n_parts}: try {field}={near}"
     last, n = list(parts.items())[-1]  # the second suggestion reduces the last part
     others = n_parts // n
     if value % others == 0:
         smaller = max(size for size in range(1, n) if value % (others * size) == 0)
-        rule += f" or {last}={smaller}"
-    raise schema.ConfigError(f"{field}={value} {rule}")
+        problem += f" or {last}={smaller}"
+    raise schema.ConfigError(f"{field}={value} {problem}")

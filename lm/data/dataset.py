@@ -50,12 +50,12 @@ class TokenDataset:
 
     @property
     def shares(self) -> dict[str, float]:
-        """{source: fraction of the training rows}."""
+        """Fractions of the training rows, {source: fraction}."""
         return {name: weight / mixture.PATTERN for name, weight in self.weights.items()}
 
     @property
     def n_rows(self) -> dict[str, int]:
-        """{source: training rows per epoch}."""
+        """Training rows per epoch, {source: number}."""
         return dict(zip(self.sources, self._order.n_rows, strict=True))
 
     @property
@@ -142,8 +142,8 @@ def open_dataset(
     """Prepare the sources that data.cache_dir does not contain yet, and open the dataset.
 
     A source of weight 0 has held-out rows only. Raises ValueError like corpus.prepare_corpus, and
-    for a source with fewer tokens than one row in the training split. The same applies to
-    the held-out split, unless data.heldout_fraction is 0.
+    for a source with fewer tokens than one row in the training split. The same applies to the
+    held-out split, unless data.heldout_fraction is 0.
     """
     for source, weight in data.sources.items():
         if weight:

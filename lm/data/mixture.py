@@ -102,8 +102,8 @@ def quantize_weights(weights: dict[str, float]) -> dict[str, int]:
     for name, count in rows.items():
         if not count:
             raise ValueError(
-                f"data.sources[{name!r}]={weights[name]} is too small a fraction of all weights, "
-                f"{float(exact[name] / PATTERN):.1e}: raise it to 1/{PATTERN}, or set it to 0"
+                f"data.sources[{name!r}]={weights[name]} is too small a fraction of all weights,"
+                f" {float(exact[name] / PATTERN):.1e}: raise that to 1/{PATTERN}, or set weight 0"
             )
     return rows
 
