@@ -1,15 +1,18 @@
-"""Logical axis rules: the mesh axes that shard each axis of an array. Check that they divide it.
+"""Logical axis rules: the mesh axes that shard each axis of an array, and their validation.
 
-The axes of an array have logical names ("embed", "heads", ...). RULES maps each name to the mesh
-axes that shard it. A run may replace rows of RULES (mesh.rules). This file imports no JAX, so that
-an impossible mesh is rejected before any work starts.
+    merged_axis_rules({"mlp": []})["heads"]           ("tensor",)
+    resolve_mesh_shape(vars(run.mesh), n_devices)     {"data": 4, "fsdp": 1, ...}
+
+The axes of an array have logical names ("embed", "heads", ...). AXIS_RULES maps each name to the
+mesh axes that shard it. The field mesh.rules replaces rows of AXIS_RULES. This file does not import
+JAX, so that an invalid mesh is rejected before JAX starts.
 """
 
 import math
 
 from lm.config import fields, schema
 
-# Devices along the last axis are nearest to each other: the axis with most traffic is last.
+# Devices along the last axis are nearest to each other, so the axis with most traffic is last.
 MESH_AXES = ("data", "fsdp", "expert", "sequence", "tensor")
 AXIS_RULES = {
     # logical axis   mesh axes that shard it
@@ -29,11 +32,11 @@ AXIS_RULES = {
     "rank":          (),
     "norm":          (),
 }  # fmt: skip
-FIXED = ("batch", "length")  # a run cannot change these: batches are loaded by them
+FIXED = ("batch", "length")  # mesh.rules cannot replace them: they load the batches
 
 
 def _axis_sizes() -> dict[str, tuple[str, tuple[str, ...]]]:
-    """Return, per logical axis, the field of its size and the fields that divide it further."""
+    """Return {logical axis: (field of its size, fields that divide it further)}."""
     infos = fields.field_info(schema.Run)
     return {
         info.axis: (name, tuple(n for n, other in infos.items() if other.chunks == info.axis))
@@ -46,27 +49,34 @@ AXIS_SIZES = _axis_sizes()
 
 
 def merged_axis_rules(changes: dict) -> dict[str, tuple[str, ...]]:
-    """Return RULES with rows replaced by mesh.rules: a mesh axis, a list of mesh axes, or []."""
-    return AXIS_RULES | {n: (a,) if isinstance(a, str) else tuple(a) for n, a in changes.items()}
+    """Return AXIS_RULES with the rows of `changes` replaced.
+
+    changes: mesh.rules, {logical axis: a mesh axis, a list of mesh axes, or []}.
+    """
+    rows = {
+        name: (axes,) if isinstance(axes, str) else tuple(axes) for name, axes in changes.items()
+    }
+    return AXIS_RULES | rows
 
 
 def validate_mesh_shape(values: dict, sizes: dict[str, int]) -> None:
-    """Check that the mesh divides the sizes of the run. ConfigError suggests values that work.
+    """Check that mesh.rules is valid and that the mesh divides the sizes of the run.
 
-    values: schema.flatten(run); sizes: devices along each of AXES.
+    values: schema.flatten(run). sizes: number of devices along each of MESH_AXES. Raises
+    ConfigError, which suggests values that work.
     """
     changes = values["mesh.rules"]
     for name, axes in changes.items():
         row = f"mesh.rules[{name!r}]={axes!r}"
         if name not in AXIS_RULES or name in FIXED:
             known = ", ".join(n for n in AXIS_RULES if n not in FIXED)
-            raise schema.ConfigError(f"{row} names no axis of a weight: those are {known}")
+            raise schema.ConfigError(f"{row} is not an axis of a weight: the axes are {known}")
         listed = [axes] if isinstance(axes, str) else axes
         if not isinstance(listed, list) or not all(axis in MESH_AXES for axis in listed):
             allowed = f"one of {', '.join(MESH_AXES)}, a list of them, or []"
             raise schema.ConfigError(f"{row} must be {allowed}")
         if len(set(listed)) < len(listed):
-            raise schema.ConfigError(f"{row} names an axis twice: name it once")
+            raise schema.ConfigError(f"{row} repeats an axis: remove the repetition")
     for name, axes in merged_axis_rules(changes).items():
         if name in AXIS_SIZES:
             field, chunk_fields = AXIS_SIZES[name]
@@ -77,9 +87,10 @@ def validate_mesh_shape(values: dict, sizes: dict[str, int]) -> None:
 
 
 def resolve_mesh_shape(mesh: dict[str, int], n_devices: int) -> dict[str, int]:
-    """Return the size of each mesh axis, with a -1 of data resolved.
+    """Return {mesh axis: number of devices}, where the data axis has all remaining devices if -1.
 
-    ConfigError if the product of the sizes is not the number of devices.
+    mesh: fields of the config group mesh. Raises ConfigError if the product of the numbers is not
+    n_devices.
     """
     inner = math.prod(mesh[axis] for axis in MESH_AXES[1:])
     sizes = {axis: mesh[axis] for axis in MESH_AXES}
@@ -94,7 +105,7 @@ def resolve_mesh_shape(mesh: dict[str, int], n_devices: int) -> dict[str, int]:
 
 
 def _nearest_mesh(mesh: dict[str, int], n_devices: int) -> str:
-    """Suggest a change of one field after which the mesh has the right number of devices."""
+    """Return a field and value, as text, with which the mesh has n_devices devices."""
     for axis in reversed(MESH_AXES):
         others = math.prod(
             mesh[other] for other in MESH_AXES if other != axis and mesh[other] != -1
@@ -102,23 +113,26 @@ def _nearest_mesh(mesh: dict[str, int], n_devices: int) -> str:
         if mesh[axis] in (1, -1) or n_devices % others:
             continue
         size = n_devices // others
-        if mesh["data"] == -1:  # the data axis takes the devices that this axis leaves
+        if mesh["data"] == -1:  # the data axis gets the remaining devices
             size = max(n for n in range(1, size + 1) if size % n == 0 and n <= mesh[axis])
         return f"mesh.{axis}={size}"
-    return "mesh.data=-1, which takes what is left, and 1 for every other axis"
+    return "mesh.data=-1 for all remaining devices, and 1 for every other axis"
 
 
 def _check_divisible(values: dict, field: str, parts: dict[str, int]) -> None:
-    """ConfigError unless the value of a field is a multiple of the product of `parts`."""
+    """Raise ConfigError unless the value of a field is a multiple of the product of `parts`.
+
+    parts: {name of a field that divides the value: its value}.
+    """
     value, n_parts = values[field], math.prod(parts.values())
     if value % n_parts == 0:
         return
     near = max(1, round(value / n_parts)) * n_parts
     product = "*".join(part for part, n in parts.items() if n > 1)
-    rule = f"must be a multiple of {product}={n_parts}: try {field}={near}"
-    last, n = list(parts.items())[-1]  # only the last part is reduced
+    problem = f"must be a multiple of {product}={n_parts}: try {field}={near}"
+    last, n = list(parts.items())[-1]  # the second suggestion reduces the last part
     others = n_parts // n
     if value % others == 0:
         smaller = max(size for size in range(1, n) if value % (others * size) == 0)
-        rule += f" or {last}={smaller}"
-    raise schema.ConfigError(f"{field}={value} {rule}")
+        problem += f" or {last}={smaller}"
+    raise schema.ConfigError(f"{field}={value} {problem}")

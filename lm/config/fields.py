@@ -1,10 +1,10 @@
-"""Declare config fields and query what their declarations say.
+"""Declare config fields, and query their descriptions, bounds, choices and roles.
 
     lr: float = field(3e-3, "Peak learning rate.", "vmapped", "traced", gt=0)
 
-    field_info(Optim)["lr"].description      "Peak learning rate."
-    fields_with("traced", Optim)             ("lr", "weight_decay")
-    choices(Optim)["name"]                   ("adamw", "lion", "muon")
+    field_info(Optimizer)["lr"].description      "Peak learning rate."
+    fields_with("traced", Optimizer)             ("lr", "weight_decay")
+    choices(Optimizer)["name"]                   ("adamw", "lion", "muon")
 
 Roles replace lists of field names in other files: a query returns all fields with a role.
 """
@@ -30,22 +30,25 @@ Group = TypeVar("Group")
 
 @dataclasses.dataclass(frozen=True)
 class FieldInfo:
-    """Description, bounds and roles of a config field."""
+    """Description, bounds, roles and hash names of a config field."""
 
     description: str
     roles: tuple[Role, ...] = ()
     ge: float | None = None  # smallest allowed value
-    gt: float | None = None  # the value must be above this bound
+    gt: float | None = None  # lower bound that is not allowed itself
     le: float | None = None  # largest allowed value
     axis: str = ""  # logical axis whose size is this field
-    chunks: str = ""  # logical axis that this field divides further on each device
+    chunks: str = ""  # logical axis that this field splits into chunks on each device
     alone: str = ""  # reason why a run with another value than the default is never vmapped
-    hash_name: str = ""  # name of the field in hashes; empty if the field was never renamed
-    hash_values: tuple[tuple[str, str], ...] = ()  # (value, value in hashes) where these differ
+    hash_name: str = ""  # name of the field in hashes; empty if it is the name of the field
+    hash_values: tuple[tuple[str, str], ...] = ()  # (value, value in hashes) where they differ
 
 
 def field(default: Any, description: str, *roles: Role, **rules: Any) -> Any:
-    """Declare a config field: default, description, roles, and further entries of FieldInfo."""
+    """Return a dataclass field with its FieldInfo.
+
+    default: a dict is copied for each instance. rules: the other entries of FieldInfo, such as ge.
+    """
     metadata = {"info": FieldInfo(description, roles, **rules)}
     if isinstance(default, dict):
         return dataclasses.field(default_factory=default.copy, metadata=metadata)
@@ -53,7 +56,7 @@ def field(default: Any, description: str, *roles: Role, **rules: Any) -> Any:
 
 
 def text_choices(kind: type[Group]) -> type[Group]:
-    """Declare the `Literal` fields of a dataclass as str: the flag parser rejects `Literal`."""
+    """Return the dataclass, with its `Literal` fields declared as str for the flag parser."""
     for declared in dataclasses.fields(typing.cast(Any, kind)):
         if typing.get_origin(declared.type) is Literal:
             declared.type = str
@@ -80,7 +83,7 @@ def fields_with(role: Role, kind: type) -> tuple[str, ...]:
 
 @functools.cache
 def choices(kind: type) -> dict[str, tuple[Any, ...]]:
-    """Return {"optim.name": ("adamw", "lion", "muon"), ...}: the allowed values of each choice."""
+    """Return the allowed values of each choice, {"optim.name": ("adamw", "lion", "muon"), ...}."""
     flat = {}
     for name, hint in typing.get_type_hints(kind).items():
         if dataclasses.is_dataclass(hint):
@@ -92,9 +95,9 @@ def choices(kind: type) -> dict[str, tuple[Any, ...]]:
 
 
 def for_hash(values: dict[str, Any], kind: type) -> dict[str, Any]:
-    """Replace the names and values of fields by those that enter hashes, in the same order.
+    """Return `values` with the field names and choices that enter hashes, in the same order.
 
-    These names and values never change. Hashes therefore stay equal when a field is renamed.
+    These names and choices never change. Hashes therefore stay equal when a field is renamed.
 
     values: {"optim.lr": 0.003, ...}, any fields of the dataclass type `kind`.
     """
@@ -108,7 +111,7 @@ def for_hash(values: dict[str, Any], kind: type) -> dict[str, Any]:
 
 
 def changed_for_hash(group: Any, role: Role) -> dict[str, Any]:
-    """Return the fields of a group with a role that differ from their defaults, named for hashes.
+    """Return the fields with a role that differ from their defaults, by their names in hashes.
 
     group: an instance of a dataclass without nested groups.
     """

@@ -1,41 +1,51 @@
+"""Training FLOPs per token by the conventions of the papers, and the counts of a run.
+
+flops_per_token(model_sizes.ladder_model("100M"), 1024)    {"full": ..., "6N": ..., ...}
+run_facts(run)["flops"]                                    training FLOPs of the run
+"""
+
 from lm.config import model_sizes, schema
 
 
 def flops_per_token(model: schema.Model, seq_len: int) -> dict[str, float]:
-    """Return training FLOPs per token (forward and backward, 2 per multiply-add), by convention.
+    """Return {convention: training FLOPs per token}, forward and backward, 2 per multiply-add.
 
     full        every matrix product of the program, attention over all seq_len keys: the
                 "model FLOPs" of Chowdhery et al. 2022, arXiv:2204.02311, appendix B
     causal      the same, but attention over (seq_len + 1) / 2 keys, the average of a causal mask
     6N          6 x all active parameters
-    kaplan      6 N + 6 n_layers seq_len d_attention, N without embeddings and head (Kaplan et al.
-                2020, arXiv:2001.08361, equation 2.2, times 3)
+    kaplan      6 N + 6 n_layers seq_len d_attention, with N without embeddings and head (Kaplan et
+                al. 2020, arXiv:2001.08361, equation 2.2, times 3)
     chinchilla  full, plus softmax and the embedding look-up as a matrix product (Hoffmann et al.
                 2022, arXiv:2203.15556, appendix F), with three MLP matrices instead of two
 
-    Only selected experts count. Recomputation by model.remat and empty expert slots do not count:
-    they cost time but are no work of the model.
+    Only the selected experts count. Recomputation by model.remat and empty expert slots do not
+    count, because they are not part of the function of the model.
     """
-    n = model_sizes.count_parameters(model)
+    counts = model_sizes.count_parameters(model)
     d_attention = model.n_heads * model.d_head
-    blocks = n["active_non_embedding"] - n["norms"] - n["biases"]
-    # Router biases are added, not multiplied.
+    blocks = counts["active_non_embedding"] - counts["norms"] - counts["biases"]
+    # A router bias is added to a score, so it has no multiply-add.
     blocks -= model.n_layers * model.n_experts * (model.load_balancing == "bias")
     matrices = blocks + model.d_model * model.vocab_size
-    attention = 12 * model.n_layers * d_attention  # per key: 2 products, 2 FLOPs, 3 passes
+    # Per key: 2 products, 2 FLOPs per multiply-add, and 3 passes (forward, 2 of backward).
+    attention = 12 * model.n_layers * d_attention
     softmax = 9 * model.n_layers * model.n_heads * seq_len
     look_up = 6 * model.vocab_size * model.d_model
     return {
         "full": 6 * matrices + attention * seq_len,
         "causal": 6 * matrices + attention * (seq_len + 1) / 2,
-        "6N": 6 * n["active"],
+        "6N": 6 * counts["active"],
         "kaplan": 6 * blocks + attention * seq_len / 2,
         "chinchilla": 6 * matrices + attention * seq_len + softmax + look_up,
     }
 
 
 def run_facts(run: schema.Run) -> dict:
-    """Return params.*, flops_per_token.*, tokens and flops (convention "full") of a run."""
+    """Return the counts of a run: params.PART, flops_per_token.CONVENTION, tokens and flops.
+
+    The training FLOPs `flops` follow the convention "full".
+    """
     per_token = flops_per_token(run.model, run.data.seq_len)
     return (
         {f"params.{part}": n for part, n in model_sizes.count_parameters(run.model).items()}

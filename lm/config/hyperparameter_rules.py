@@ -1,6 +1,6 @@
 """Published rules for learning rate and batch size as functions of size, data and compute.
 
-    step_law(n=1e9, d=20e9)         Choice(lr=0.00094..., batch_tokens=443000...)
+    step_law(n=1e9, d=20e9)         RecommendedRates(lr=0.000996..., batch_tokens=441892...)
     deepseek(flops=1e20), porian(n=1e8), kaplan_lr(n=1e8), kaplan_batch(loss=3.0)
 
 Each rule was fitted to one recipe (tokenizer, schedule, optimizer, decay). Use a rule to choose the
@@ -17,26 +17,26 @@ from typing import NamedTuple
 class RecommendedRates(NamedTuple):
     """Recommended learning rate and batch size."""
 
-    lr: float  # peak learning rate
+    lr: float  # peak learning rate of Adam or AdamW
     batch_tokens: float  # tokens per step
 
 
 def kaplan_lr(n: float) -> float:
     """Return lr = 0.003239 - 0.0001395 ln N (Kaplan et al. 2020, arXiv:2001.08361, appendix D.6).
 
-    n: parameters without embeddings. ValueError from 1.2e10 on, where lr would be negative.
+    n: parameters without embeddings. Raises ValueError from 1.2e10, where lr is not positive.
     """
     lr = 0.003239 - 0.0001395 * math.log(_positive("n", n))
     if lr <= 0:
-        raise ValueError(f"n={n:g} is beyond the rule, which ends at n=1.2e10: see mup")
+        raise ValueError(f"n={n:g} must be below 1.2e10, where lr is 0: use step_law")
     return lr
 
 
 def kaplan_batch(loss: float) -> float:
     """Return the critical batch size in tokens, 2e8 / L^(1/0.21) (Kaplan et al. 2020, eq. 1.4).
 
-    loss: training loss. With this batch size, a run reaches the loss with twice the minimum number
-    of steps and twice the minimum number of tokens.
+    loss: training loss in nats per token. With this batch size, a run reaches the loss with twice
+    the minimum number of steps and twice the minimum number of tokens.
     """
     return 2e8 / _positive("loss", loss) ** (1 / 0.21)
 
@@ -44,7 +44,7 @@ def kaplan_batch(loss: float) -> float:
 def deepseek(flops: float) -> RecommendedRates:
     """Return lr = 0.3118 C^-0.1250, batch = 0.2920 C^0.3271 (Bi et al. 2024, arXiv:2401.02954).
 
-    flops: training FLOPs C without those of the vocabulary. The source is equation 1.
+    flops: training FLOPs C without those of embedding and head. The source is equation 1.
     """
     c = _positive("flops", flops)
     return RecommendedRates(0.3118 * c**-0.1250, 0.2920 * c**0.3271)
@@ -53,7 +53,7 @@ def deepseek(flops: float) -> RecommendedRates:
 def porian(n: float) -> RecommendedRates:
     """Return lr = 3.7 N^-0.36, batch = 0.7576 N^0.703 (Porian et al. 2024, arXiv:2406.19146).
 
-    n: parameters with the head, without the embedding. The rule is for compute-optimal runs.
+    n: parameters with the head, without the embedding. The rule holds for compute-optimal runs.
     """
     return RecommendedRates(3.7 * _positive("n", n) ** -0.36, 0.7576 * n**0.703)
 
@@ -68,6 +68,7 @@ def step_law(n: float, d: float) -> RecommendedRates:
 
 
 def _positive(name: str, value: float) -> float:
+    """Return the value. Raises ValueError unless it is finite and above 0."""
     if not value > 0 or math.isinf(value):
         raise ValueError(f"{name}={value!r} must be a finite number above 0")
     return value

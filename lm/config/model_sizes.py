@@ -1,11 +1,11 @@
-"""The ladder of model sizes, with exact parameter counts and exact FLOPs per token.
+"""Ladder of model sizes, exact parameter counts, and training budgets.
 
-    model("100M").d_model                     768
-    counts(model("100M"))["non_embedding"]    99558528
-    flops_per_token(model("100M"), 1024)      {"full": ..., "causal": ..., "6N": ..., ...}
+    ladder_model("100M").d_model                               768
+    count_parameters(ladder_model("100M"))["non_embedding"]    99558528
+    steps_for_budget(run, tokens_per_param=20)                 number of optimizer steps
 
-A size is named after its non-embedding parameters within 5%: attention, MLP and norms, the N of
-Kaplan et al. 2020 (arXiv:2001.08361). This count does not depend on the vocabulary.
+The name of a size is its number of non-embedding parameters within 5%: attention, MLP and norms,
+the N of Kaplan et al. 2020 (arXiv:2001.08361). This number does not depend on the vocabulary.
 """
 
 import dataclasses
@@ -60,7 +60,7 @@ LADDER = {
 }  # fmt: skip
 
 
-# Mixtures of experts are named after total and active parameters, without embeddings, within 5%.
+# The names of mixtures of experts state total and active parameters, without embeddings, within 5%.
 # Below 1B, the MLP of a dense size is divided into experts. From 1B on, widths, depths and experts
 # are those of OLMoE (arXiv:2409.02060), DeepSeekMoE (2401.06066), Qwen3 (2505.09388, two sizes) and
 # Kimi K2 (2507.20534), with equal layers and the attention of lm/model/transformer.py.
@@ -85,13 +85,13 @@ EXPERTS = {
 def ladder_model(size: str, **changes: Any) -> schema.Model:
     """Return the model of a size in LADDER or EXPERTS, with changed fields.
 
-    ValueError suggests the most similar sizes if the size is unknown.
+    changes: fields of schema.Model. Raises ValueError for an unknown size, with similar sizes.
     """
     if size not in LADDER and size not in EXPERTS:
         raise ValueError("size " + schema.suggest_names(size, [*LADDER, *EXPERTS]))
     names = ("d_model", "n_layers", "n_heads", "n_kv_heads", "d_head")
-    experts = ("n_experts", "experts_per_token", "n_shared_experts", "d_expert")
-    names += ("d_ff",) if size in LADDER else experts
+    expert_names = ("n_experts", "experts_per_token", "n_shared_experts", "d_expert")
+    names += ("d_ff",) if size in LADDER else expert_names
     row = LADDER[size] if size in LADDER else EXPERTS[size]
     shape: dict[str, Any] = dict(zip(names, row, strict=True))
     return schema.Model(**shape | changes)
@@ -101,14 +101,14 @@ def resize_model(model: schema.Model, d_model: int, n_layers: int) -> schema.Mod
     """Return the model with another width and depth. Heads and d_ff scale with the width.
 
     base_width and base_depth become the old width and depth, where all parametrizations agree.
-    ValueError if the width does not give a whole number of heads.
+    Raises ValueError if the number of heads or d_ff would not be an integer.
     """
     ratio = d_model / model.d_model
     scaled = {name: getattr(model, name) * ratio for name in ("n_heads", "n_kv_heads", "d_ff")}
     if fractional := [name for name, value in scaled.items() if value != int(value)]:
         raise ValueError(
-            f"d_model={d_model} is {ratio:g} times {model.d_model}, which makes no whole number of"
-            f" {', '.join(fractional)}: take a multiple"
+            f"d_model={d_model} is {ratio:g} times {model.d_model}, which gives fractional"
+            f" {', '.join(fractional)}: set a multiple of {model.d_model}"
         )
     base = {"base_width": model.d_model, "base_depth": model.n_layers}
     counts = {name: int(value) for name, value in scaled.items()}
@@ -121,52 +121,59 @@ def expert_width(model: schema.Model) -> int:
 
 
 def count_parameters(model: schema.Model) -> dict[str, int]:
-    """Count parameters by part, and four sums.
+    """Return the number of parameters of each part, and four sums.
 
-    Parts: embedding (with learned positions), attention, mlp (shared experts of a mixture of
+    Parts: embedding (with learned positions), attention, mlp (shared experts in a mixture of
     experts), router (with its biases), experts, norms, biases, head (0 with tied embeddings).
     Sums: total; non_embedding, without embedding and head; active, without the experts that are not
     selected for a token; active_non_embedding, without both.
     """
-    d, layers, h, e = model.d_model, model.n_layers, model.d_head, model.n_experts
+    d, n_layers, d_head, n_experts = model.d_model, model.n_layers, model.d_head, model.n_experts
     expert = 3 * d * expert_width(model)  # weights of one expert in one layer
-    matrices = 3 if model.mlp == "gated" else 2
-    norms = layers * (2 * d + 2 * h * model.qk_norm) + d
-    biases = h * (model.n_heads + 2 * model.n_kv_heads) + (matrices - 1) * model.d_ff + 2 * d
-    part = {
+    n_matrices = 3 if model.mlp == "gated" else 2
+    norms = n_layers * (2 * d + 2 * d_head * model.qk_norm) + d
+    biases = d_head * (model.n_heads + 2 * model.n_kv_heads)
+    biases += (n_matrices - 1) * model.d_ff + 2 * d
+    mlp = model.n_shared_experts * expert if n_experts else n_matrices * d * model.d_ff
+    parts = {
         "embedding": (model.vocab_size + model.learned_positions) * d,
-        "attention": layers * 2 * d * h * (model.n_heads + model.n_kv_heads),
-        "mlp": layers * (model.n_shared_experts * expert if e else matrices * d * model.d_ff),
-        "router": layers * e * (d + (model.load_balancing == "bias")),
-        "experts": layers * e * expert,
+        "attention": n_layers * 2 * d * d_head * (model.n_heads + model.n_kv_heads),
+        "mlp": n_layers * mlp,
+        "router": n_layers * n_experts * (d + (model.load_balancing == "bias")),
+        "experts": n_layers * n_experts * expert,
         "norms": norms * (2 if model.norm == "layer" else 1),
-        "biases": layers * biases if model.bias else 0,
+        "biases": n_layers * biases if model.bias else 0,
         "head": 0 if model.tie_embeddings else d * model.vocab_size,
     }
-    total = sum(part.values())
-    inner = total - part["embedding"] - part["head"]
-    idle = layers * (e - model.experts_per_token) * expert if e else 0
-    sums = {"total": total, "non_embedding": inner}
-    return part | sums | {"active": total - idle, "active_non_embedding": inner - idle}
+    total = sum(parts.values())
+    non_embedding = total - parts["embedding"] - parts["head"]
+    unselected = n_layers * (n_experts - model.experts_per_token) * expert if n_experts else 0
+    return parts | {
+        "total": total,
+        "non_embedding": non_embedding,
+        "active": total - unselected,
+        "active_non_embedding": non_embedding - unselected,
+    }
 
 
 def training_tokens(run: schema.Run) -> int:
-    """Return the training tokens of the run."""
+    """Return the number of training tokens of the run, with repetitions."""
     return run.steps * run.data.batch_size * run.data.seq_len
 
 
 def steps_for_budget(
     run: schema.Run, *, tokens: float = 0, tokens_per_param: float = 0, n_flops: float = 0
 ) -> int:
-    """Return the number of steps that spends exactly one of three budgets, rounded, at least 1.
+    """Return the number of optimizer steps for a budget, rounded, at least 1.
 
-    tokens: training tokens; tokens_per_param: tokens per parameter, of all parameters (20 is
-    compute-optimal in Hoffmann et al. 2022, arXiv:2203.15556); flops: training FLOPs, convention
-    "full". ValueError unless exactly one budget is positive.
+    tokens: training tokens. tokens_per_param: training tokens per parameter, of all parameters; 20
+    is compute-optimal in Hoffmann et al. 2022, arXiv:2203.15556. n_flops: training FLOPs,
+    convention "full". Raises ValueError unless exactly one of the three is positive.
     """
     if sum(budget > 0 for budget in (tokens, tokens_per_param, n_flops)) != 1:
         raise ValueError(
-            "steps needs exactly one positive budget: set tokens, tokens_per_param or flops"
+            f"tokens={tokens}, tokens_per_param={tokens_per_param}, n_flops={n_flops}: exactly one"
+            " must be positive"
         )
     if tokens_per_param:
         tokens = tokens_per_param * count_parameters(run.model)["total"]
@@ -176,5 +183,5 @@ def steps_for_budget(
 
 
 def _multiple(number: int, unit: int) -> int:
-    """Round a number to a multiple of `unit`, at least one unit."""
+    """Return the multiple of `unit` that is nearest to a number, at least one unit."""
     return max(round(number / unit), 1) * unit

@@ -4,9 +4,9 @@
     run.model.d_model = 256
     flatten(run)["model.d_model"]       256
 
-A declaration holds the type, the default, a description, roles and bounds: see lm/config/fields.py.
-`Literal` types list the allowed values. lm/config/validation.py checks values and combinations of
-values.
+A declaration contains type, default, description, roles and bounds: see lm/config/fields.py. The
+description states the unit; ge, gt and le state the range. `Literal` types list the allowed values.
+lm/config/validation.py checks values and combinations of values.
 """
 
 import dataclasses
@@ -17,11 +17,11 @@ from typing import Any, Literal
 
 from lm.config import fields
 
-field = fields.field  # short, because it occurs once per field
+field = fields.field  # A short name, because it occurs once per field.
 
 
 class ConfigError(ValueError):
-    """A config that cannot work. The message names field, value, allowed values and a remedy."""
+    """An invalid config. The message states field, value, allowed values and a remedy."""
 
 
 @fields.text_choices
@@ -29,17 +29,17 @@ class ConfigError(ValueError):
 class Model:
     """Architecture and numerics of the network.
 
-    mlp: gated is silu(x G) (x U) D, gelu is gelu(x U) D. remat: dots stores matrix products only.
-    parametrization: see lm/model/parametrization.py. scan_unroll: a model with at most as many layers is
-    fully unrolled. attention_query_blocks: a block skips the keys after its last query. lora_on:
-    adapters are trained instead of the weights. loss_chunks: logits of one chunk are in memory at a
-    time.
+    mlp: gated is (silu(x G) * (x U)) D, gelu is gelu(x U) D. remat: dots stores only the results of
+    matrix products, full stores only the input of each layer. parametrization: see
+    lm/model/parametrization.py. scan_unroll: a model with at most that number of layers has no
+    loop. attention_query_blocks: a block skips the keys after its last query. lora_on: adapters are
+    trained instead of the weights. loss_chunks: the logits of one chunk are in memory at a time.
     """
 
     vocab_size: int = field(256, "Number of token ids; 256 for bytes.", ge=2, axis="vocab")
     d_model: int = field(128, "Width of the residual stream.", ge=1, axis="embed")
     n_layers: int = field(4, "Number of decoder blocks.", ge=1, axis="layers")
-    n_heads: int = field(4, "Number of query heads per layer.", ge=1, axis="heads")
+    n_heads: int = field(4, "Query heads per layer.", ge=1, axis="heads")
     n_kv_heads: int = field(
         4, "Key and value heads; divides n_heads (Ainslie et al. 2023).", ge=1, axis="kv_heads"
     )
@@ -57,18 +57,18 @@ class Model:
         0, "Learned positions; 0 is rotary.", ge=0, axis="positions", hash_name="max_positions"
     )
     rope_theta: float = field(10_000.0, "Base of the rotary frequencies (Su et al. 2021).", gt=0)
-    logit_softcap: float = field(0.0, "Logits -> cap tanh(logits / cap); 0 is off.", ge=0)
+    logit_softcap: float = field(0.0, "Cap in cap tanh(logits / cap); 0 is off.", ge=0)
     z_loss: float = field(0.0, "Weight of log(Z)^2 in the loss; 0 is off.", "compute", ge=0)
     parametrization: Literal["standard", "mup", "completep"] = field(
         "standard", "Scaling of initialization and learning rates with width and depth."
     )
-    base_width: int = field(64, "d_model at which parametrizations agree.", ge=1)
-    base_depth: int = field(4, "n_layers at which parametrizations agree.", ge=1)
+    base_width: int = field(64, "Value of d_model at which all parametrizations agree.", ge=1)
+    base_depth: int = field(4, "Value of n_layers at which all parametrizations agree.", ge=1)
     dtype: Literal["float32", "bfloat16"] = field(
         "float32", "Type of the activations; weights are float32.", "compute"
     )
     remat: Literal["none", "dots", "full"] = field(
-        "none", "Recomputation in the backward pass.", "execution", "compute", "plan"
+        "none", "Activations that the backward pass recomputes.", "execution", "compute", "plan"
     )
     scan_unroll: int = field(
         8, "Layers per iteration of the scan over layers.", "execution", "compute", ge=1
@@ -76,14 +76,14 @@ class Model:
     lora_rank: int = field(0, "Rank of LoRA adapters; 0 is off. Needs start.run.", "adapter", ge=0)
     lora_alpha: float = field(16.0, "Adapters are scaled by alpha / rank.", "adapter", gt=0)
     lora_on: str = field(
-        "heads,kv_heads,mlp", "Axes of the weights that have an adapter.", "adapter"
+        "heads,kv_heads,mlp", "Axes of the weights with an adapter, comma-separated.", "adapter"
     )
     attention: Literal["auto", "plain", "cudnn", "splash"] = field(
-        "auto", "Attention backend; auto: the best of the device.", "execution", "compute"
+        "auto", "Attention backend; auto is the fastest of the device.", "execution", "compute"
     )
     attention_query_blocks: int = field(
         2,
-        "Query blocks of the plain backend.",
+        "Query blocks per row of the plain backend.",
         "compute",
         "plan",
         ge=1,
@@ -91,12 +91,12 @@ class Model:
         hash_name="attention_blocks",
     )
     loss_chunks: int = field(
-        1, "Chunks of the logits of a row.", "execution", "plan", ge=1, chunks="length"
+        1, "Chunks of a row for the logits.", "execution", "plan", ge=1, chunks="length"
     )
     n_experts: int = field(0, "Experts per layer; 0 is one dense MLP.", ge=0, axis="experts")
     experts_per_token: int = field(2, "Experts selected per token.", ge=1)
     n_shared_experts: int = field(0, "Additional experts that process every token.", ge=0)
-    d_expert: int = field(0, "Width of an expert; 0 divides d_ff by the experts per token.", ge=0)
+    d_expert: int = field(0, "Width of an expert; 0 is d_ff / (experts per token).", ge=0)
     router: Literal["softmax", "sigmoid"] = field(
         "softmax", "Function from router logits to expert scores."
     )
@@ -107,7 +107,7 @@ class Model:
         "loss", "Auxiliary loss, or router bias (arXiv:2408.15664).", hash_name="balance"
     )
     load_balancing_weight: float = field(
-        0.01, "Weight per layer (Fedus et al. 2021).", ge=0, hash_name="balance_weight"
+        0.01, "Weight of the loss per layer (Fedus et al. 2021).", ge=0, hash_name="balance_weight"
     )
     router_bias_rate: float = field(
         0.001, "Change of each router bias per step.", ge=0, hash_name="balance_rate"
@@ -119,7 +119,7 @@ class Model:
         "dropless", "Process all tokens (dropless), or drop tokens beyond the capacity."
     )
     capacity_factor: float = field(
-        1.25, "Slots of an expert per row, relative to an even load.", gt=0, hash_name="capacity"
+        1.25, "Slots of an expert, relative to an even load.", gt=0, hash_name="capacity"
     )
 
 
@@ -128,52 +128,54 @@ class Model:
 class Data:
     """Text sources, preparation, tokenization and rows.
 
-    sources: code, docs, text:PATH, jsonl:GLOB[?field=NAME] and others; weight 0 is only evaluated.
-    See lm/data/sources/documents.py. tokenizer: bpe trains on the sources. Documents are dropped
-    outside the bounds min_words, min_letters and max_repeats, and if they share decontaminate_ngram
-    words in a row with held-out text. Exact duplicates are always dropped. packing: packed
-    concatenates documents and splits them at row ends. continuation also masks the loss before a
-    random position. documents packs complete documents and pads; loss_on=answers needs it.
-    decontaminate_against: such as a task's text. on_error: a file or line that cannot be read.
-    on_overflow: truncate removes the beginning, drop the conversation, error raises an error.
+    sources: code, docs, text:PATH, jsonl:GLOB[?field=NAME] and others, see
+    lm/data/sources/documents.py; a source of weight 0 is only evaluated. tokenizer: bpe trains on
+    the sources. heldout_fraction: a hash of the text decides. Documents are dropped if they share
+    decontaminate_ngram consecutive words with held-out text. Exact duplicates are always dropped.
+    packing: packed concatenates documents and splits them at row ends; continuation also masks the
+    loss before a random position; documents packs complete documents and pads. loss_on=answers
+    needs packing=documents. on_overflow: truncate removes the beginning, drop removes the
+    conversation, error raises an error.
     """
 
-    sources: dict[str, float] = field({"code": 0.5, "docs": 0.5}, "Weight of each source URI.")
+    sources: dict[str, float] = field({"code": 0.5, "docs": 0.5}, "Weight of each source, >= 0.")
     cache_dir: str = field("data", "Folder of token files; may be gs://BUCKET/FOLDER.", "execution")
     heldout_fraction: float = field(
-        0.05, "Fraction of documents, by hash of the text.", ge=0, le=1, hash_name="heldout"
+        0.05, "Fraction of held-out documents.", ge=0, le=1, hash_name="heldout"
     )
-    tokenizer: str = field("bytes", "bytes, bpe:SIZE, file:JSON or spm:MODEL.")
+    tokenizer: str = field("bytes", "Tokenizer: bytes, bpe:SIZE, file:JSON or spm:MODEL.")
     on_error: Literal["stop", "skip"] = field(
         "stop", "Unreadable text: stop, or skip and count.", "corpus", hash_name="broken"
     )
-    min_words: int = field(0, "Smallest number of words in a document.", "corpus", ge=0)
-    min_letters: float = field(0.0, "Smallest fraction of letters.", "corpus", ge=0, le=1)
-    max_repeats: float = field(1.0, "Largest fraction of repeated lines.", "corpus", ge=0, le=1)
+    min_words: int = field(0, "Smallest number of words in a document; 0 is off.", "corpus", ge=0)
+    min_letters: float = field(0.0, "Smallest fraction of letters; 0 is off.", "corpus", ge=0, le=1)
+    max_repeats: float = field(
+        1.0, "Largest fraction of repeated lines; 1 is off.", "corpus", ge=0, le=1
+    )
     drop_near_duplicates: bool = field(
-        False, "MinHash with Jaccard about 0.8.", "corpus", hash_name="drop_copies"
+        False, "Drop near-duplicates, Jaccard above about 0.8.", "corpus", hash_name="drop_copies"
     )
     decontaminate_ngram: int = field(
         0, "Words per n-gram of decontamination; 0 is off.", "corpus", ge=0, hash_name="overlap"
     )
     decontaminate_against: str = field(
-        "", "A source that counts as held out.", "corpus", hash_name="protect"
+        "", "Source URI whose text counts as held out; empty is off.", "corpus", hash_name="protect"
     )
     seq_len: int = field(128, "Tokens of context per row.", ge=1, axis="length")
     batch_size: int = field(16, "Rows per step over all devices.", ge=1, axis="batch")
     packing: Literal["packed", "continuation", "documents"] = field(
         "packed",
-        "How documents become rows.",
+        "Method that makes rows of documents.",
         "batch",
         hash_name="rows",
         hash_values=(("documents", "whole"), ("continuation", "continued")),
     )
     loss_on: Literal["all", "answers"] = field(
-        "all", "All tokens, or the answers of conversations.", "batch", hash_name="score"
+        "all", "Targets with loss: all, or answers of conversations.", "batch", hash_name="score"
     )
     on_overflow: Literal["truncate", "drop", "error"] = field(
         "truncate",
-        "Conversations longer than a row.",
+        "Treatment of conversations longer than a row.",
         "batch",
         hash_name="too_long",
         hash_values=(("truncate", "cut"), ("error", "refuse")),
@@ -184,7 +186,7 @@ class Data:
     attend_across_documents: bool = field(
         True, "Let attention cross document boundaries in a row.", "batch", hash_name="across"
     )
-    unique_tokens: int = field(0, "Distinct training tokens; 0 is all.", "batch", ge=0)
+    unique_tokens: int = field(0, "Number of distinct training tokens; 0 is all.", "batch", ge=0)
     max_epochs: float = field(0.0, "Largest number of epochs over any source; 0 is no limit.", ge=0)
     local_cache_dir: str = field(
         "data", "Local folder for the files of a remote data.cache_dir.", "execution"
@@ -201,20 +203,20 @@ class Optimizer:
     )
     lr: float = field(3e-3, "Peak learning rate.", "vmapped", "traced", gt=0)
     schedule: Literal["cosine", "linear", "wsd", "constant"] = field(
-        "cosine", "Learning rate after warm-up; wsd: warm-up, stable, decay."
+        "cosine", "Learning rate after warm-up; wsd is warm-up, stable, decay."
     )
     warmup: float = field(0.05, "Fraction of the steps with linear warm-up.", ge=0, le=1)
-    decay: float = field(0.2, "Fraction of the steps with decay, for wsd.", ge=0, le=1)
+    decay: float = field(0.2, "Fraction of the steps with decay, for wsd only.", ge=0, le=1)
     final_lr_fraction: float = field(
         0.1, "Final learning rate as a fraction of the peak.", ge=0, le=1, hash_name="lr_end"
     )
     b1: float = field(0.9, "Decay of the first moment; 0.95 for muon's matrices.", ge=0, le=1)
     b2: float = field(0.95, "Decay of the second moment.", ge=0, le=1)
-    eps: float = field(1e-8, "Added to the root of the second moment.", gt=0)
+    eps: float = field(1e-8, "Constant added to the root of the second moment.", gt=0)
     weight_decay: float = field(
-        0.1, "Decoupled, times the learning rate; never on norms.", "vmapped", "traced", ge=0
+        0.1, "Decoupled decay, times the learning rate; not on norms.", "vmapped", "traced", ge=0
     )
-    layer_decay: float = field(1.0, "Learning rate of a layer over that of the layer above.", gt=0)
+    layer_decay: float = field(1.0, "Learning rate of a layer, relative to the layer above.", gt=0)
     frozen: str = field("", "Paths or axes that are not trained, as embed,mlp.", hash_name="freeze")
     clip_norm: float = field(1.0, "Largest global gradient norm; 0 is off.", ge=0, hash_name="clip")
     grad_accumulation_steps: int = field(
@@ -230,11 +232,10 @@ class Optimizer:
 class Mesh:
     """Devices along each mesh axis, and the sharding of weights.
 
-    deterministic_shards: gradients have the same bits on any number of devices. It is a power of
-    two.
+    deterministic_shards: a power of two. Gradients have the same bits on any number of devices.
     """
 
-    data: int = field(-1, "Devices that split the batch; -1 uses all remaining ones.", "execution")
+    data: int = field(-1, "Devices that split the batch; -1 is all remaining ones.", "execution")
     fsdp: int = field(1, "Devices that split the batch and the weights.", "execution", ge=1)
     expert: int = field(1, "Devices that split the batch and the experts.", "execution", ge=1)
     sequence: int = field(1, "Devices that split the positions of a row.", "execution", ge=1)
@@ -256,11 +257,11 @@ class Mesh:
 class Start:
     """Initialization from the checkpoint of another run.
 
-    restore: weights is fine-tuning from step 0. full_state continues the steps, as a cooldown
-    branch does.
+    restore: weights starts at step 0, for fine-tuning. full_state continues the steps, for a
+    cooldown branch.
     """
 
-    run: str = field("", "Name, below dir, of the parent run; empty starts from random weights.")
+    run: str = field("", "Name of the parent run below dir; empty starts from random weights.")
     step: int = field(
         0, "Step of the parent's checkpoint; 0 is the last, or the best with patience.", ge=0
     )
@@ -293,7 +294,7 @@ class Evaluation:
         0, "Steps between evaluations with tasks; 0 is only at the end.", "execution", ge=0
     )
     on_overflow: Literal["truncate", "error"] = field(
-        "truncate", "Examples longer than a row.", "execution"
+        "truncate", "Treatment of examples longer than a row.", "execution"
     )
 
 
@@ -302,23 +303,23 @@ class Evaluation:
 class Run:
     """Everything that defines a training run.
 
-    checkpoint_interval: only the newest checkpoint is stored, apart from
-    permanent_checkpoint_interval and keep_best.
+    checkpoint_interval: a new checkpoint replaces the last, except by permanent_checkpoint_interval
+    and keep_best.
     """
 
     name: str = field("run", "Folder of the run below dir; sweeps use SWEEP/RUN.", "vmapped")
     dir: str = field("runs", "Folder of all runs; may be gs://BUCKET/FOLDER.", "execution")
-    seed: int = field(0, "Seed of weights and data order.", "vmapped", ge=0)
-    steps: int = field(1000, "Optimizer steps.", ge=1)
+    seed: int = field(0, "Seed of the initial weights and of the data order.", "vmapped", ge=0)
+    steps: int = field(1000, "Number of optimizer steps.", ge=1)
     log_interval: int = field(10, "Steps between rows of metrics.", "execution", ge=1)
-    steps_per_call: int = field(0, "Largest number of steps per call; 0 is automatic.", ge=0)
+    steps_per_call: int = field(0, "Most steps per compiled call; 0 is automatic.", ge=0)
     checkpoint_interval: int = field(200, "Steps between checkpoints.", "execution", ge=1)
     permanent_checkpoint_interval: int = field(
         0, "Steps between checkpoints that are never deleted; 0 is off.", "execution", ge=0
     )
     keep_best: bool = field(False, "Store the checkpoint of the lowest held-out loss.", "execution")
     resume: Literal["auto", "required"] = field(
-        "auto", "auto starts or resumes; required only resumes.", "execution"
+        "auto", "Auto starts or resumes a run; required only resumes.", "execution"
     )
     stall_seconds: float = field(
         1800.0, "Seconds without a step that end the process; 0 is off.", "execution", ge=0
@@ -327,7 +328,7 @@ class Run:
         False, "Also log to Weights & Biases.", "execution", alone="W&B logs one run per process"
     )
     is_prediction_target: bool = field(
-        False, "In a sweep: start last, once the law of the others predicts it.", "execution"
+        False, "In a sweep: start last, after the other runs predict it.", "execution"
     )
     model: Model = dataclasses.field(default_factory=Model)
     data: Data = dataclasses.field(default_factory=Data)
@@ -338,7 +339,7 @@ class Run:
 
 
 def flatten(run: Any) -> dict[str, Any]:
-    """Return {"optim.lr": 0.003, ...}, in order of declaration. A dict field is one entry."""
+    """Return {"optim.lr": 0.003, ...} in order of declaration. A dict field is one entry."""
     flat = {}
     for declared in dataclasses.fields(run):
         value = getattr(run, declared.name)
@@ -371,12 +372,15 @@ def to_dict(run: Run) -> dict:
 
 
 def from_dict(values: dict, kind: type = Run, where: str = "") -> Any:
-    """Build a config from the dict of `to_dict`. ConfigError names an unknown field."""
+    """Return the config of a dict of `to_dict`. Raises ConfigError for an unknown field.
+
+    kind: dataclass of the result. where: prefix of the field names in messages.
+    """
     if kind is Run and "checkpoint_every" in values:
-        rule = (
-            "is a field of version 0.1, whose runs cannot be read: use that version, or train again"
+        raise ConfigError(
+            f"checkpoint_every={values['checkpoint_every']!r} is a field of version 0.1, whose runs"
+            " cannot be read: use that version, or train again"
         )
-        raise ConfigError(f"checkpoint_every={values['checkpoint_every']!r} {rule}")
     hints = typing.get_type_hints(kind)
     known = {}
     for name, value in values.items():
@@ -390,6 +394,6 @@ def from_dict(values: dict, kind: type = Run, where: str = "") -> Any:
 
 
 def suggest_names(name: str, known: list[str]) -> str:
-    """Return an error message for an unknown name that suggests the most similar known names."""
+    """Return the error message for an unknown name. It suggests the most similar known names."""
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.5) or known
     return f"{name} does not exist: did you mean {', '.join(near)}?"

@@ -5,9 +5,9 @@ A batch depends only on the config, the seed and the step. The package does not 
     sources/          read documents from files, Hugging Face, TFDS and generators
     tokenizers.py     bytes, BPE and SentencePiece
     preprocessing.py  tokenize, hash, split, filter and decontaminate documents
-    staging.py        interrupted preparation, document hashes, copies of a remote cache
+    staging.py        interrupted preparation, document hashes, local copy of a remote cache
     corpus.py         the prepared corpus and its manifest
     mixture.py        order of sources and rows
-    packing.py        pack whole documents into rows
-    dataset.py        TokenDataset.batch(step)
+    packing.py        pack complete documents into rows
+    dataset.py        open_dataset(data, seed), TokenDataset.batch(step)
 """

@@ -1,16 +1,17 @@
-"""Prepare sources as token files, once, each with a manifest of its contents.
+"""Prepare each source once as token files, with a manifest of their contents.
 
-manifests = prepare(schema.Data(sources={"code": 0.5, "text:books": 0.5}))
+    manifests = prepare_corpus(schema.Data(sources={"code": 0.5, "text:books": 0.5}))
 
 data/text-books-3f2a81c09d7e/
     manifest.json    counts, hashes, versions: see Manifest
     train.bin        token ids; the tokenizer's end token follows each document
     heldout.bin      the same for held-out documents
-    tokenizer.json   the tokenizer, unless tokens are bytes: see tokens
+    tokenizer.json   tokenizer, unless tokens are bytes: see tokenizers.py
+    seen.sqlite      document hashes, only with data.drop_near_duplicates
 data/bpe-8192-91c07d44e3b5/
     tokenizer.json   trained on the sources, for data.tokenizer="bpe:8192"
 
-A data.cache_dir in a bucket has the same folders: see copies.
+A data.cache_dir in a bucket has the same folders: see staging.py.
 """
 
 import dataclasses
@@ -31,19 +32,20 @@ from lm.config import fields, schema
 from lm.data import preprocessing, staging, tokenizers
 from lm.data.sources import documents, readers
 
-FORMAT = 2  # part of every key; raise it if the same source would give other tokens
+FORMAT = 2  # Part of every key. Increase it if the same source would give other tokens.
 SPLITS = staging.SPLITS
 SAMPLE_BYTES = 32_000_000  # bytes of text, over all sources, that train a tokenizer
+REPORT_SECONDS = 0.2  # minimum time between progress reports
 
 
 @dataclasses.dataclass
 class Manifest:
-    """Contents of a prepared source. Equal `hash` and `tokenizer` mean equal token files."""
+    """Description of a prepared source. Equal `hash` and `tokenizer` mean equal token files."""
 
     source: str
     key: str  # hash of the source files, the split and the tokenizer
     documents: dict[str, int]  # split -> number of documents, without duplicates
-    duplicates: int  # documents dropped because an equal text came before
+    duplicates: int  # documents dropped because an earlier document has the same text
     bytes: dict[str, int]  # split -> UTF-8 bytes of text
     tokens: dict[str, int]  # split -> tokens, including an end token per document
     heldout: float  # requested fraction of held-out documents
@@ -51,7 +53,7 @@ class Manifest:
     tokenizer: str  # hash of the tokenizer
     vocab_size: int
     dtype: str  # type of the .bin files
-    versions: dict[str, str]  # versions of Python, and of the packages for docs
+    versions: dict[str, str]  # versions of Python, and of the packages of the source docs
     # Rejected documents by reason: broken, short, symbols, repeats, overlap, near_copy.
     dropped: dict[str, int] = dataclasses.field(default_factory=dict)
     # split -> bytes that the tokens represent; differs from `bytes` if the tokenizer changes text.
@@ -59,7 +61,8 @@ class Manifest:
     folder: str = ""  # location; not stored in the file
 
 
-Report = Callable[[str, int, int, float], None]  # source; documents, bytes, fraction read so far
+# Called with the source, and the documents, bytes and fraction of it that are read so far.
+ProgressCallback = Callable[[str, int, int, float], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,10 +73,10 @@ class CorpusPlan:
     data: schema.Data
     folder: Path  # local folder of the finished corpus
     key: str  # part of the folder name: hash of fields, tokenizer and fingerprint
-    draft_name: str  # name of the draft: does not depend on the fingerprint
+    staging_name: str  # name of the staged corpus: does not depend on the fingerprint
     fingerprint: list  # see documents.source_fingerprint
-    earlier: list[Manifest]  # sources whose documents count as duplicates
-    blocked_ngrams: Path | None  # file of n-gram hashes that training text must not contain
+    earlier_manifests: list[Manifest]  # sources whose documents count as duplicates
+    blocked_ngrams: Path | None  # index of n-grams that training text must not contain
 
     def is_complete(self, manifest: Manifest | None) -> bool:
         """Return True if the folder has a manifest and, where needed, its document hashes."""
@@ -83,15 +86,18 @@ class CorpusPlan:
 
 
 def prepare_corpus(
-    data: schema.Data, report: Report | None = None, workers: int = 1
+    data: schema.Data, report: ProgressCallback | None = None, workers: int = 1
 ) -> dict[str, Manifest]:
-    """Return the manifest of each source. Prepare sources that data.cache_dir does not have yet.
+    """Return {source: manifest}. Prepare the sources that data.cache_dir does not contain yet.
 
-    If everything is prepared, this reads manifests and takes milliseconds. Each source is written
-    to a draft that is renamed when it is complete. A killed call leaves the draft, and the next
-    call resumes after the last saved part (file). Of two simultaneous calls, the slower drops its
-    copy. With data.drop_near_duplicates, the documents of sources with earlier names count as
-    duplicates. Memory use does not grow with the text.
+    report: called about 5 times per second. workers: number of processes that encode text.
+
+    A prepared source is not read again: the call reads manifests and needs milliseconds. A new
+    source is staged in a temporary folder, which is renamed when it is complete. After a killed
+    call, the next call resumes after the last saved part (file). If two calls prepare the same
+    source at the same time, the slower call deletes its copy. With data.drop_near_duplicates, the
+    documents of sources with alphabetically earlier names count as duplicates. Memory use does not
+    grow with the amount of text.
 
     Raises ValueError for text that is missing, empty, binary or not UTF-8, for malformed JSON
     Lines, and for a folder or disk that cannot be written. With data.on_error="skip", unreadable
@@ -102,28 +108,28 @@ def prepare_corpus(
     tokenizer = prepare_tokenizer(data, cache, report)
     manifests: dict[str, Manifest] = {}
     for source in sorted(data.sources):
-        earlier = list(manifests.values()) if data.drop_near_duplicates else []
-        plan = _plan(source, data, cache, tokenizer, earlier, fingerprint)
+        earlier_manifests = list(manifests.values()) if data.drop_near_duplicates else []
+        plan = _plan_corpus(source, data, cache, tokenizer, earlier_manifests, fingerprint)
         manifests[source] = _prepare_source(plan, tokenizer, report, workers)
     return {source: manifests[source] for source in data.sources}
 
 
-def _plan(
+def _plan_corpus(
     source: str,
     data: schema.Data,
     cache: Path,
     tokenizer: tokenizers.Tokenizer,
-    earlier: list[Manifest],
+    earlier_manifests: list[Manifest],
     fingerprint: Callable[[str], list],
 ) -> CorpusPlan:
     """Compute the keys and folders of a source."""
     inputs = [(name, fingerprint(name)) for name in _decontamination_sources(data)]
     changed = list(fields.changed_for_hash(data, "corpus").items())
     facts = (FORMAT, source, data.heldout_fraction, tokenizer.hash, changed)
-    facts += (inputs, [manifest.key for manifest in earlier])
+    facts += (inputs, [manifest.key for manifest in earlier_manifests])
     key = _key(*facts, fingerprint(source))
-    words = re.findall(r"[a-z0-9]+", source.lower())[-5:]  # the end of a path is most specific
-    name = "-".join(words)[-60:]
+    # The end of a path is its most specific part.
+    name = "-".join(re.findall(r"[a-z0-9]+", source.lower())[-5:])[-60:]
     index_key = _key(
         FORMAT,
         data.decontaminate_ngram,
@@ -137,9 +143,9 @@ def _plan(
         data=data,
         folder=cache / f"{name}-{key}",
         key=key,
-        draft_name=f"{name}-{_key(*facts)}",
+        staging_name=f"{name}-{_key(*facts)}",
         fingerprint=fingerprint(source),
-        earlier=earlier,
+        earlier_manifests=earlier_manifests,
         blocked_ngrams=cache / f"runs-{data.decontaminate_ngram}-{index_key}.u64"
         if data.decontaminate_ngram
         else None,
@@ -147,9 +153,9 @@ def _plan(
 
 
 def _prepare_source(
-    plan: CorpusPlan, tokenizer: tokenizers.Tokenizer, report: Report | None, workers: int
+    plan: CorpusPlan, tokenizer: tokenizers.Tokenizer, report: ProgressCallback | None, workers: int
 ) -> Manifest:
-    """Return the manifest of a source: of the local or remote cache, or of a new preparation."""
+    """Return the manifest of a source from the local or remote cache, or prepare the source."""
     try:
         staging.download(plan.data, plan.folder)
         manifest = _read_manifest(plan.folder)
@@ -162,29 +168,32 @@ def _prepare_source(
 
 
 def _write_corpus(
-    plan: CorpusPlan, tokenizer: tokenizers.Tokenizer, report: Report | None, workers: int
+    plan: CorpusPlan, tokenizer: tokenizers.Tokenizer, report: ProgressCallback | None, workers: int
 ) -> Manifest:
     """Read, encode and store all documents of a source, and move the result to its folder."""
     n_parts = len(documents.list_shards(plan.source))
-    prints = plan.fingerprint
-    # Where the fingerprint is not one value per part, each part depends on all of it.
-    prints = prints if len(prints) == n_parts else [prints] * n_parts
+    fingerprints = plan.fingerprint
+    if len(fingerprints) != n_parts:  # not one value per part: each part depends on all values
+        fingerprints = [fingerprints] * n_parts
     if plan.blocked_ngrams:
         _write_blocked_ngrams(plan.blocked_ngrams, plan.data)
-    earlier_hashes = [Path(manifest.folder, "seen.sqlite") for manifest in plan.earlier]
+    earlier_paths = [Path(manifest.folder, "seen.sqlite") for manifest in plan.earlier_manifests]
     with staging.StagedCorpus(
-        plan.folder.parent, plan.draft_name, prints, earlier_hashes
+        plan.folder.parent, plan.staging_name, fingerprints, earlier_paths
     ) as staged:
         reported_at = time.monotonic()
-        all_documents = _documents(plan.source, plan.data, staged.part)
         encoded = preprocessing.encode_documents(
-            all_documents, tokenizer, plan.data, plan.blocked_ngrams, workers
+            _read_documents(plan.source, plan.data, staged.part),
+            tokenizer,
+            plan.data,
+            plan.blocked_ngrams,
+            workers,
         )
         for document in encoded:
             if document.error and plan.data.on_error == "stop":
                 raise ValueError(document.error)
             staged.add(document)
-            if report and time.monotonic() - reported_at > 0.2:
+            if report and time.monotonic() - reported_at > REPORT_SECONDS:
                 reported_at = time.monotonic()
                 report(plan.source, *staged.size, document.part / n_parts)
         if report:
@@ -196,18 +205,21 @@ def _write_corpus(
             staged.move(plan.folder)
         except OSError:
             if not plan.is_complete(_read_manifest(plan.folder)):
-                raise  # otherwise another process was faster
+                raise  # otherwise another process has prepared the source
     return manifest
 
 
 def _finish(
     plan: CorpusPlan, staged: staging.StagedCorpus, tokenizer: tokenizers.Tokenizer
 ) -> Manifest:
-    """Write tokenizer and manifest into the draft. Raises ValueError if no document is left."""
+    """Write tokenizer and manifest into the staged folder, and return the manifest.
+
+    Raises ValueError if no document was accepted.
+    """
     if not sum(staged.counts["documents"].values()):
         dropped = ", ".join(f"{n} {reason}" for reason, n in staged.dropped.items())
-        problem = f"nothing is left of it ({dropped})" if dropped else "is empty"
-        raise ValueError(f"data.sources: {plan.source!r} {problem}: it must hold text")
+        problem = f"has no accepted document ({dropped})" if dropped else "is empty"
+        raise ValueError(f"data.sources: {plan.source!r} {problem}: add text, or remove the source")
     tokenizer.save(staged.folder)
     manifest = Manifest(
         source=plan.source,
@@ -229,31 +241,35 @@ def _finish(
     del values["folder"]
     (staged.folder / "manifest.json").write_text(json.dumps(values, indent=2) + "\n")
     if not plan.data.drop_near_duplicates:
-        (staged.folder / "seen.sqlite").unlink()  # only needed to find duplicates in other sources
+        (staged.folder / "seen.sqlite").unlink()  # only needed for duplicates in other sources
     return manifest
 
 
 def prepare_tokenizer(
-    data: schema.Data, cache: Path, report: Report | None = None
+    data: schema.Data, cache: Path, report: ProgressCallback | None = None
 ) -> tokenizers.Tokenizer:
-    """Return the tokenizer of data.tokenizer. Train it if it is bpe:SIZE and not in the cache."""
+    """Return the tokenizer of data.tokenizer. Train bpe:SIZE if `cache` does not contain it.
+
+    cache: local folder of all prepared text.
+    """
     kind, _, size = data.tokenizer.partition(":")
     if kind != "bpe":
         return tokenizers.open_tokenizer(data.tokenizer)
     weights = sorted((name, weight) for name, weight in data.sources.items() if weight)
-    prints = [(name, weight, documents.source_fingerprint(name)) for name, weight in weights]
-    key = _key(FORMAT, size, prints, data.heldout_fraction, data.on_error, SAMPLE_BYTES)
+    inputs = [(name, weight, documents.source_fingerprint(name)) for name, weight in weights]
+    key = _key(FORMAT, size, inputs, data.heldout_fraction, data.on_error, SAMPLE_BYTES)
     folder = cache / f"bpe-{size}-{key}"
     staging.download(data, folder)
     if not (folder / "tokenizer.json").exists():
         temporary = _new_folder(data, cache, folder.name)
         try:
-            tokenizers.train_bpe(_sample(data, weights, report), int(size)).save(temporary)
+            texts = _tokenizer_sample(data, weights, report)
+            tokenizers.train_bpe(texts, int(size)).save(temporary)
             try:
                 temporary.rename(folder)
             except OSError:
-                if not (folder / "tokenizer.json").exists():  # otherwise another process was faster
-                    raise
+                if not (folder / "tokenizer.json").exists():
+                    raise  # otherwise another process has trained the tokenizer
             staging.upload(data, folder)
         except OSError as error:
             raise _unwritable(data, error) from None
@@ -262,20 +278,23 @@ def prepare_tokenizer(
     return tokenizers.load_tokenizer(folder)
 
 
-def _sample(data: schema.Data, weights: list, report: Report | None) -> Iterator[str]:
+def _tokenizer_sample(
+    data: schema.Data, weights: list[tuple[str, float]], report: ProgressCallback | None
+) -> Iterator[str]:
     """Yield the texts that train a tokenizer: the first training documents of each source.
 
-    Each source gives a share of SAMPLE_BYTES by its weight, or all its text if it has less.
+    weights: (source, weight) pairs. Each source gives a fraction of SAMPLE_BYTES by its weight, or
+    all its text if it has less.
     """
     total = sum(weight for _, weight in weights)
     for source, weight in weights:
         n_bytes = SAMPLE_BYTES * weight / total
-        n_remaining, n_documents = n_bytes, 0
-        for document in _documents(source, data):
+        n_remaining, n_documents = n_bytes, 0  # bytes to read, documents read
+        for document in _read_documents(source, data):
             try:
                 raw = tokenizers.utf8(document.text)
             except ValueError:
-                continue  # reported or counted when the source is prepared
+                continue  # an error is reported or counted when the source is prepared
             if preprocessing.is_heldout(document, data.heldout_fraction):
                 continue
             yield document.text
@@ -288,7 +307,7 @@ def _sample(data: schema.Data, weights: list, report: Report | None) -> Iterator
 
 
 def _decontamination_sources(data: schema.Data) -> list[str]:
-    """Return the sources whose text may block n-grams; [] without data.decontaminate_ngram."""
+    """Return the sources that may contain blocked n-grams; [] without data.decontaminate_ngram."""
     if not data.decontaminate_ngram:
         return []
     return sorted(data.sources) + (
@@ -297,12 +316,14 @@ def _decontamination_sources(data: schema.Data) -> list[str]:
 
 
 def _write_blocked_ngrams(path: Path, data: schema.Data) -> None:
-    """Write the hashes of data.decontaminate_ngram words of held-out text and of
-    data.decontaminate_against, once."""
+    """Write the index of the n-grams that training text must not contain, if `path` is missing.
 
-    def ngrams() -> Iterator[np.ndarray]:
+    They are the n-grams of held-out text and of data.decontaminate_against.
+    """
+
+    def blocked_hashes() -> Iterator[np.ndarray]:
         for source in _decontamination_sources(data):
-            for document in _documents(source, data):
+            for document in _read_documents(source, data):
                 if source == data.decontaminate_against or preprocessing.is_heldout(
                     document, data.heldout_fraction
                 ):
@@ -310,14 +331,13 @@ def _write_blocked_ngrams(path: Path, data: schema.Data) -> None:
 
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        preprocessing.write_ngram_index(path, ngrams())
+        preprocessing.write_ngram_index(path, blocked_hashes())
 
 
-def _documents(source: str, data: schema.Data, start: int = 0) -> Iterator[readers.Document]:
-    """Yield the documents of a source from part `start` on.
+def _read_documents(source: str, data: schema.Data, start: int = 0) -> Iterator[readers.Document]:
+    """Yield the documents of a source, beginning with part number `start`.
 
-    With data.on_error="skip", a document with an `error` stands for each unreadable input, in
-    order.
+    With data.on_error="skip", each unreadable input gives a document with an `error`, in order.
     """
     if data.on_error == "stop":
         yield from documents.open_source(source, start=start)
@@ -336,11 +356,12 @@ def _documents(source: str, data: schema.Data, start: int = 0) -> Iterator[reade
 
 
 def _key(*facts) -> str:
+    """Return 12 hexadecimal digits that name a folder by everything its contents depend on."""
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:12]
 
 
 def _new_folder(data: schema.Data, cache: Path, name: str) -> Path:
-    """Create a temporary folder in the cache, to be renamed when it is complete."""
+    """Create a temporary folder in the cache. The caller renames it when it is complete."""
     try:
         cache.mkdir(parents=True, exist_ok=True)
         return Path(tempfile.mkdtemp(prefix=f".{name}-", dir=cache))
@@ -349,7 +370,7 @@ def _new_folder(data: schema.Data, cache: Path, name: str) -> Path:
 
 
 def _read_manifest(folder: Path) -> Manifest | None:
-    """Return the manifest, or None if it is missing or its token files have other lengths."""
+    """Return the manifest, or None if it is missing, invalid, or a token file has another size."""
     try:
         manifest = Manifest(**json.loads((folder / "manifest.json").read_text()))
         width = np.dtype(manifest.dtype).itemsize
@@ -362,8 +383,9 @@ def _read_manifest(folder: Path) -> Manifest | None:
 
 
 def _unwritable(data: schema.Data, error: Exception) -> ValueError:
+    """Return the error that data.cache_dir cannot be written."""
     reason = getattr(error, "strerror", None) or error
     return ValueError(
-        f"data.cache_dir={data.cache_dir!r} cannot be written ({reason}): free space or name"
-        f" another folder"
+        f"data.cache_dir={data.cache_dir!r} cannot be written ({reason}): free disk space, or"
+        " set another folder"
     )

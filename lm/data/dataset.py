@@ -1,11 +1,12 @@
 """Token dataset: the batch of any training step as a pure function of config, seed and step.
 
-    text = load(run.data, run.seed)
-    text.batch(7)["tokens"]              # int32 [B, T+1]: the rows of step 7; inputs [:, :-1]
-    text.rows_of(7)                      # source, epoch and row of each of them
+    dataset = open_dataset(run.data, run.seed)
+    dataset.batch(7)["tokens"]     # int32 [B, T+1], the rows of step 7; inputs are [:, :-1]
+    dataset.rows_of(7)             # source, epoch and row number of each row of step 7
 
 Row b of step s is training row g = s * B + b. mixture.RowOrder maps g to a row of a token file. Row
-r of a file has the tokens r*T to r*T + T inclusive. Axes: B batch, S = T + 1 tokens, T seq_len.
+r of a file contains the tokens r*T to r*T + T inclusive. Legend: B batch, T seq_len, S = T + 1
+tokens, N rows.
 """
 
 import collections
@@ -21,11 +22,15 @@ from lm.config import fields, schema
 from lm.data import corpus, mixture, packing, tokenizers
 from lm.data.sources import chat, documents, synthetic_languages
 
-_CHUNK = 1 << 24  # tokens that are read at once
+TOKENS_PER_READ = 1 << 24
 
 
 class TokenDataset:
-    """Open token files of a mixture. Every method is a pure function of its arguments."""
+    """Batches of a mixture of token files. Every method is a pure function of its arguments.
+
+    Attributes: data, the config; sources, the sources with training rows, sorted; weights, {source:
+    rows per mixture.PATTERN rows}; manifests, {source: manifest}; train_files, {source: rows}.
+    """
 
     def __init__(self, data: schema.Data, seed: int, manifests: dict[str, corpus.Manifest]):
         self.data, self.seed, self.manifests = data, seed, manifests
@@ -45,22 +50,22 @@ class TokenDataset:
 
     @property
     def shares(self) -> dict[str, float]:
-        """Source -> fraction of the training rows."""
+        """Fractions of the training rows, {source: fraction}."""
         return {name: weight / mixture.PATTERN for name, weight in self.weights.items()}
 
     @property
     def n_rows(self) -> dict[str, int]:
-        """Source -> rows per epoch."""
+        """Training rows per epoch, {source: number}."""
         return dict(zip(self.sources, self._order.n_rows, strict=True))
 
     @property
     def unique_tokens(self) -> int:
-        """Training tokens in one epoch of all sources, after the limit data.unique_tokens."""
+        """Number of training tokens in one epoch of all sources, limited by data.unique_tokens."""
         return sum(self._order.n_rows) * self.data.seq_len
 
     @property
     def hash(self) -> str:
-        """Hash over sources, weights and prepared text. Equal hashes and seeds: equal batches."""
+        """Hash of sources, weights and prepared text. Equal hash and seed mean equal batches."""
         facts: list = []
         for name, weight in self.weights.items():
             manifest = self.manifests[name]
@@ -71,18 +76,20 @@ class TokenDataset:
 
     @property
     def bytes_per_token(self) -> float:
-        """Mean bytes of text per token of the training mixture."""
+        """Mean number of bytes of text per token of the training mixture."""
         return sum(
             share * self.manifests[name].bytes["train"] / self.manifests[name].tokens["train"]
             for name, share in self.shares.items()
         )
 
     def batch(self, step: int, rows: slice | np.ndarray = slice(None)) -> dict[str, np.ndarray]:
-        """Return {"tokens": int32 [B, T+1]} of a step. `rows` selects the rows of this process.
+        """Return the batch of a step, {"tokens": int32 [B, T+1], ...}.
 
-        With data.attend_across_documents=False, and with whole documents, the batch also has the
-        "segments" of `with_segments_and_weights`. With data.packing="continuation" it has
-        {"weights": float32 [B, T]} of the targets: 0 up to a random position, then 1.
+        rows: the rows of the global batch that this process needs.
+
+        add_segments_and_weights describes the entries "segments" and "weights". In addition,
+        data.packing="continuation" adds "weights", float32 [B, T]: 0 for the targets before a
+        random position, 1 from there on.
         """
         source, epoch, row = (values[rows] for values in self._rows(step))
         tokens_BS = np.empty((len(row), self.data.seq_len + 1), np.int32)
@@ -97,85 +104,97 @@ class TokenDataset:
         return batch
 
     def rows_of(self, step: int) -> dict[str, np.ndarray]:
-        """Return source, epoch (from 0) and row of the token file of each row of a step [B]."""
+        """Return the origin of each row of a step.
+
+        The result has the arrays [B] "source" (name), "epoch" (from 0) and "row" (number of the row
+        in the token file).
+        """
         source, epoch, row = self._rows(step)
         return {"source": np.array(self.sources)[source], "epoch": epoch, "row": row}
 
     def epochs(self, step: int) -> dict[str, float]:
-        """Return source -> epochs of it in the first `step` steps."""
+        """Return {source: epochs over it in the first `step` steps}."""
         return self._order.epochs(step * self.data.batch_size)
 
     def heldout(self, source: str, n: int) -> np.ndarray:
-        """Return up to n held-out rows of a source, int32 [n', T+1]: equal for all seeds, steps."""
+        """Return up to n held-out rows of a source, int32 [N, T+1], the same for all seeds.
+
+        Raises ValueError for an unknown source.
+        """
         if source not in self._heldout_files:
             raise ValueError(schema.suggest_names(source, list(self._heldout_files)))
         rows = self._heldout_files[source]
         if not len(rows):
             return np.zeros((0, self.data.seq_len + 1), np.int32)
-        first = np.arange(min(n, len(rows)))
-        chosen = mixture.keyed_permutation(first, len(rows), ("heldout", source))
-        return rows[chosen].astype(np.int32)
+        positions = np.arange(min(n, len(rows)))
+        selected = mixture.keyed_permutation(positions, len(rows), ("heldout", source))
+        return rows[selected].astype(np.int32)
 
     def _rows(self, step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return source index, epoch and row of each row of a step [B]."""
         start = step * self.data.batch_size
         return self._order.rows(start, start + self.data.batch_size)
 
 
-def open_dataset(data: schema.Data, seed: int, report: corpus.Report | None = None) -> TokenDataset:
-    """Prepare the sources that data.cache_dir does not have yet, and open the dataset.
+def open_dataset(
+    data: schema.Data, seed: int, report: corpus.ProgressCallback | None = None
+) -> TokenDataset:
+    """Prepare the sources that data.cache_dir does not contain yet, and open the dataset.
 
-    Only held-out rows of a source of weight 0 are used. Raises ValueError like
-    corpus.prepare_corpus, and for a source with fewer tokens than one row, in the training split or
-    (unless data.heldout_fraction is 0) in the held-out split.
+    A source of weight 0 has held-out rows only. Raises ValueError like corpus.prepare_corpus, and
+    for a source with fewer tokens than one row in the training split. The same applies to the
+    held-out split, unless data.heldout_fraction is 0.
     """
     for source, weight in data.sources.items():
         if weight:
             documents.validate_forbidden_tasks(source, data.forbidden_tasks)
     manifests = corpus.prepare_corpus(data, report)
     if data.packing == "documents":
-        text = TokenDataset(data, seed, manifests)
-        _check_whole_documents(text)
-        return text
+        dataset = TokenDataset(data, seed, manifests)
+        _check_packed_documents(dataset)
+        return dataset
     row = f"one row of data.seq_len={data.seq_len} + 1"
     for name, manifest in manifests.items():
         n_train, n_heldout = (manifest.tokens[split] for split in corpus.SPLITS)
         if data.sources[name] and n_train <= data.seq_len:
             raise ValueError(f"{name}: {n_train} training tokens are fewer than {row}: add text")
         if data.heldout_fraction and n_heldout <= data.seq_len:
-            n = sum(manifest.documents.values())
             raise ValueError(
-                f"{name}: data.heldout_fraction={data.heldout_fraction} of {n} documents gives"
-                f" {n_heldout} tokens, "
-                f"fewer than {row}: raise data.heldout_fraction, or add text"
+                f"{name}: {_heldout_split(data, manifest)} gives {n_heldout} tokens, fewer than"
+                f" {row}: raise data.heldout_fraction, or add text"
             )
     return TokenDataset(data, seed, manifests)
 
 
-def validate_steps(text: TokenDataset, steps: int) -> None:
-    """Raise ValueError for less text than one batch, or more epochs than data.max_epochs."""
-    size, n_rows, limit = text.data.batch_size, sum(text.n_rows.values()), text.data.max_epochs
-    if n_rows < size:
+def validate_steps(dataset: TokenDataset, steps: int) -> None:
+    """Raise ValueError if the text is less than one batch, or repeated above data.max_epochs."""
+    data, n_rows = dataset.data, sum(dataset.n_rows.values())
+    if n_rows < data.batch_size:
         raise ValueError(
-            f"data.batch_size={size} is more than the {n_rows} training rows of "
-            f"{text.data.seq_len} tokens: add text, or use a smaller batch"
+            f"data.batch_size={data.batch_size} is more than the {n_rows} training rows of"
+            f" {data.seq_len} tokens: add text, or use a smaller batch"
         )
-    for source, n_epochs in text.epochs(steps).items():
-        if limit and n_epochs > limit * (1 + 1e-9):
+    for source, n_epochs in dataset.epochs(steps).items():
+        if data.max_epochs and n_epochs > data.max_epochs * (1 + 1e-9):
             raise ValueError(
-                f"data.max_epochs={limit}: steps={steps} would see {source} {n_epochs:.3g} times: "
-                f"use fewer steps, a smaller weight or more text, or raise data.max_epochs"
+                f"data.max_epochs={data.max_epochs}: steps={steps} give {n_epochs:.3g} epochs of"
+                f" {source}: use fewer steps, a smaller weight or more text, or raise"
+                " data.max_epochs"
             )
 
 
 def add_segments_and_weights(
     data: schema.Data, tokenizer: tokenizers.Tokenizer, tokens_BS: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """Return rows with the segments and weights that follow from their tokens.
+    """Return a batch: the tokens, and the segments and weights that follow from them.
 
-    "segments", int32 [B, T], numbers the documents of a row: attention stays within equal numbers.
-    It is present for whole documents and with data.attend_across_documents=False. "weights",
-    float32 [B, T], is present for whole documents: 0 for padding and, with data.loss_on="answers",
-    for targets outside answers (see chat.answer_weights).
+    "segments", int32 [B, T], numbers the documents of a row. Attention is restricted to equal
+    numbers. The entry exists with data.packing="documents" and with
+    data.attend_across_documents=False.
+
+    "weights", float32 [B, T], are the loss weights of the targets: 0 for padding and, with
+    data.loss_on="answers", for targets outside answers (see chat.answer_weights), else 1. The entry
+    exists with data.packing="documents".
     """
     batch, end = {"tokens": tokens_BS}, tokenizer.end
     if data.packing == "documents":
@@ -198,80 +217,87 @@ def segment_ids(tokens_BS: np.ndarray, end: int) -> np.ndarray:
     return (is_end_BT.cumsum(axis=1) - is_end_BT).astype(np.int32)
 
 
-def packing_stats(text: TokenDataset) -> dict[str, dict[str, float]]:
-    """Return n_documents, n_cut, n_left_out and fill of each source; {} without whole documents."""
+def packing_stats(dataset: TokenDataset) -> dict[str, dict[str, float]]:
+    """Return {source: {"n_documents", "n_cut", "n_left_out", "fill": number}}.
+
+    packing.PackedDocuments describes the numbers. The result is {} unless data.packing is
+    "documents".
+    """
     names = ("n_documents", "n_cut", "n_left_out", "fill")
     return {
         source: {name: getattr(rows, name) for name in names}
-        for source, rows in text.train_files.items()
+        for source, rows in dataset.train_files.items()
         if isinstance(rows, packing.PackedDocuments)
     }
 
 
-def entropy_bounds(text: TokenDataset) -> dict[str, tuple[float, float]]:
-    """Return, for each synthetic source, the lowest possible loss on its rows and its error.
+def entropy_bounds(dataset: TokenDataset) -> dict[str, tuple[float, float]]:
+    """Return {source: (entropy bound, standard error)} of the synthetic languages.
 
-    Both are in nats per token: see synthetic_languages.entropy_bound.
+    The entropy bound is the lowest possible loss on rows of the source. Both numbers are in nats
+    per token: see synthetic_languages.entropy_bound.
     """
     return {
-        source: synthetic_languages.entropy_bound(language, text.data.seq_len)
-        for source, language in _languages(text).items()
+        source: synthetic_languages.entropy_bound(language, dataset.data.seq_len)
+        for source, language in _languages(dataset).items()
     }
 
 
-def source_nats(text: TokenDataset, source: str, tokens_NS: np.ndarray) -> np.ndarray | None:
-    """Return the nats of each token but the first for the best possible reader, [N, T].
+def source_nats(dataset: TokenDataset, source: str, tokens_NS: np.ndarray) -> np.ndarray | None:
+    """Return the loss of the best possible model for each token but the first, nats [N, T].
 
-    None if the probabilities of the source are unknown: see synthetic_languages.token_nats.
+    Return None if the probabilities of the source are unknown: see synthetic_languages.token_nats.
     """
-    language = _languages(text).get(source)
+    language = _languages(dataset).get(source)
     return None if language is None else synthetic_languages.token_nats(language, tokens_NS)
 
 
-def _languages(text: TokenDataset) -> dict[str, synthetic_languages.Language]:
+def _languages(dataset: TokenDataset) -> dict[str, synthetic_languages.Language]:
     """Return the synthetic languages of the mixture whose rows have known probabilities."""
-    if not isinstance(text.tokenizer, tokenizers.ByteTokenizer) or text.data.packing == "documents":
+    if (
+        not isinstance(dataset.tokenizer, tokenizers.ByteTokenizer)
+        or dataset.data.packing == "documents"
+    ):
         return {}
     prefix = "synthetic:"
-    names = [name for name in text.sources if name.startswith(prefix)]
+    names = [name for name in dataset.sources if name.startswith(prefix)]
     return {name: synthetic_languages.parse_language(name.removeprefix(prefix)) for name in names}
 
 
-def byte_lengths(text: TokenDataset, source: str) -> np.ndarray:
-    """Return the bytes of held-out text per token of the vocabulary, float64 [vocab_size].
+def byte_lengths(dataset: TokenDataset, source: str) -> np.ndarray:
+    """Return the bytes of held-out text that each token represents, float64 [vocab_size].
 
-    If the tokenizer changes text, the values are scaled so that they add up to the bytes of the
-    text.
+    If the tokenizer changes text, the values are scaled so that their sum over the held-out tokens
+    is the number of bytes of the original text.
     """
-    n_bytes, counted = text.manifests[source].bytes, text.manifests[source].counted
+    n_bytes, counted = dataset.manifests[source].bytes, dataset.manifests[source].counted
     scale = n_bytes["heldout"] / counted["heldout"] if counted.get("heldout") else 1.0
-    return text.tokenizer.byte_lengths() * scale
+    return dataset.tokenizer.byte_lengths() * scale
 
 
-def row_documents(text: TokenDataset, source: str, row: int) -> np.ndarray:
+def row_documents(dataset: TokenDataset, source: str, row: int) -> np.ndarray:
     """Return the numbers of the training documents in a row of a source, from 0.
 
-    Documents are numbered in the order of reading, without rejected ones. This reads the token file
-    up to the row.
+    Accepted documents are numbered in the order of reading. The token file is read up to the row.
     """
-    rows = text.train_files[source]
+    rows = dataset.train_files[source]
     if isinstance(rows, packing.PackedDocuments):
         return rows.document[rows.items(row)]
-    seq_len, end = text.data.seq_len, text.tokenizer.end
-    file = _open_file(text.manifests[source], "train")
+    seq_len, end = dataset.data.seq_len, dataset.tokenizer.end
+    file = _open_file(dataset.manifests[source], "train")
     start = row * seq_len
-    first = 0
-    for chunk_start in range(0, start, _CHUNK):
-        chunk = file[chunk_start : min(chunk_start + _CHUNK, start)]
-        first += int(np.count_nonzero(chunk == end))
+    n_earlier_ends = 0
+    for chunk_start in range(0, start, TOKENS_PER_READ):
+        chunk = file[chunk_start : min(chunk_start + TOKENS_PER_READ, start)]
+        n_earlier_ends += int(np.count_nonzero(chunk == end))
     n_ends = int(np.count_nonzero(file[start : start + seq_len] == end))
-    return np.arange(first, first + n_ends + 1)
+    return n_earlier_ends + np.arange(n_ends + 1)
 
 
 def prefetch_batches(make: Callable, start: int, stop: int, depth: int = 2) -> Generator:
-    """Yield make(start) to make(stop - 1), computed by one thread up to `depth` values ahead.
+    """Yield make(start) to make(stop - 1), computed by a thread up to `depth` values ahead.
 
-    An exception of `make` is raised at its position. Closing the generator ends the thread.
+    An exception of `make` is raised when its value is due. Closing the generator ends the thread.
     """
     thread = concurrent.futures.ThreadPoolExecutor(1, "prefetch")
     try:
@@ -290,7 +316,7 @@ def prefetch_batches(make: Callable, start: int, stop: int, depth: int = 2) -> G
 def open_rows(
     data: schema.Data, manifest: corpus.Manifest, split: str, tokenizer: tokenizers.Tokenizer
 ) -> np.ndarray | packing.PackedDocuments:
-    """Open the rows of a token file, [n_rows, T+1]. No row is read before it is used."""
+    """Return the rows of a token file, [N, T+1]. A row is read from disk when it is indexed."""
     if data.packing == "documents":
         file = _open_file(manifest, split)
         return packing.PackedDocuments(
@@ -303,6 +329,7 @@ def open_rows(
 
 
 def _open_file(manifest: corpus.Manifest, split: str) -> np.ndarray:
+    """Map a token file into memory, [n_tokens]."""
     if not manifest.tokens[split]:
         return np.zeros(0, manifest.dtype)  # an empty file cannot be mapped
     return np.memmap(Path(manifest.folder, f"{split}.bin"), manifest.dtype, "r")
@@ -311,7 +338,10 @@ def _open_file(manifest: corpus.Manifest, split: str) -> np.ndarray:
 def _rows_per_epoch(
     data: schema.Data, weights: dict[str, int], n_rows_in_file: list[int]
 ) -> list[int]:
-    """Return the rows of each source per epoch: all, or its share of data.unique_tokens."""
+    """Return the rows of each source per epoch: all, or its fraction of data.unique_tokens.
+
+    weights: {source: rows per mixture.PATTERN rows}. Raises ValueError if a file has too few rows.
+    """
     if not data.unique_tokens:
         return n_rows_in_file
     n_blocks = data.unique_tokens / data.seq_len / mixture.PATTERN
@@ -320,29 +350,35 @@ def _rows_per_epoch(
         if n > available:
             raise ValueError(
                 f"data.unique_tokens={data.unique_tokens} needs {n} rows of data.seq_len="
-                f"{data.seq_len} of {name}, which has {available}: lower it, or add text"
+                f"{data.seq_len} of {name}, which has {available}: lower data.unique_tokens, or add"
+                " text"
             )
     return n_rows
 
 
-def _check_whole_documents(text: TokenDataset) -> None:
-    """Raise ValueError if no document of a source fits into a row, or answers have no tokens."""
-    if text.data.loss_on == "answers" and text.tokenizer.marks is None:
+def _check_packed_documents(dataset: TokenDataset) -> None:
+    """Raise ValueError if a split has no row, or if the tokenizer cannot mark answers."""
+    data = dataset.data
+    if data.loss_on == "answers" and dataset.tokenizer.marks is None:
         raise ValueError(
-            f"data.tokenizer={text.data.tokenizer!r} has no tokens for the special characters of a"
+            f"data.tokenizer={data.tokenizer!r} has no tokens for the special characters of a"
             " conversation, U+0001 to U+0003: use bytes, bpe:SIZE, or a vocabulary with byte"
             " fallback"
         )
-    for source, n_rows in text.n_rows.items():
+    for source, n_rows in dataset.n_rows.items():
         if not n_rows:
             raise ValueError(
-                f"{source}: no conversation fits into data.seq_len={text.data.seq_len} tokens:"
-                " raise it"
+                f"{source}: no conversation fits into data.seq_len={data.seq_len} tokens: raise"
+                " data.seq_len"
             )
-        if text.data.heldout_fraction and not len(text.heldout(source, 1)):
-            n = sum(text.manifests[source].documents.values())
+        if data.heldout_fraction and not len(dataset.heldout(source, 1)):
             raise ValueError(
-                f"{source}: data.heldout_fraction={text.data.heldout_fraction} of {n} documents"
-                f" gives no row: raise"
-                " it, or add text"
+                f"{source}: {_heldout_split(data, dataset.manifests[source])} gives no row: raise"
+                " data.heldout_fraction, or add text"
             )
+
+
+def _heldout_split(data: schema.Data, manifest: corpus.Manifest) -> str:
+    """Return the held-out fraction and its base for an error message."""
+    n_documents = sum(manifest.documents.values())
+    return f"data.heldout_fraction={data.heldout_fraction} of {n_documents} documents"

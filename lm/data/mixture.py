@@ -1,10 +1,10 @@
 """Order of training rows: mixture of sources, keyed permutation of rows, random cuts.
 
-    pattern([3, 1])                              source of each of 4 rows, for two sources
-    permuted(np.arange(5), 1000, (0, "docs"))    first five of 1000 rows in a keyed random order
-    RowOrder(weights, seed, ...).rows(0, 16)     source, epoch and row of training rows 0 to 15
+    source_pattern([3, 1])                              source of each of 4 rows, for two sources
+    keyed_permutation(np.arange(5), 1000, (0, "docs"))  first 5 of 1000 rows, in a random order
+    RowOrder(weights, seed, ...).rows(0, 16)            source, epoch and row of training rows 0-15
 
-Everything is computed from the arguments alone, for any position. There is no state to save.
+Every result depends on the arguments alone, for any position. No state is saved.
 """
 
 import functools
@@ -14,10 +14,10 @@ from fractions import Fraction
 
 import numpy as np
 
-PATTERN = 4096  # the order of sources repeats after 4096 rows: weights are multiples of 1 / 4096
-ROUNDS = (
-    8  # of the Feistel network; 4 suffice for long halves (Luby and Rackoff 1988), not short ones
-)
+PATTERN = 4096  # The order of sources repeats after 4096 rows: weights are multiples of 1 / 4096.
+# Rounds of the Feistel network. 4 are sufficient for long halves (Luby and Rackoff 1988), but not
+# for short halves.
+ROUNDS = 8
 
 
 class RowOrder:
@@ -37,38 +37,41 @@ class RowOrder:
     ):
         """Compute the pattern of sources.
 
-        `weights` are rows per PATTERN: see `quantised`. `n_rows` are the rows per epoch of each
-        source, `n_rows_in_file` the rows of its token file. If an epoch has fewer rows than the
-        file, they are a random subset that is the same for every seed. A smaller subset is part of
-        a larger one.
+        weights: rows per PATTERN rows, see quantize_weights. n_rows: rows per epoch of each source.
+        n_rows_in_file: rows of each token file. If an epoch has fewer rows than the file, its rows
+        are a random subset, the same for every seed. A smaller subset is part of a larger subset.
         """
         self.weights, self.seed, self.sources = weights, seed, list(weights)
         self.n_rows, self._n_rows_in_file = list(n_rows), list(n_rows_in_file)
         self._pattern = source_pattern(list(self.weights.values()))
         one_hot = self._pattern[:, None] == np.arange(len(self.sources))
-        self._earlier = np.cumsum(one_hot, axis=0) - one_hot  # [PATTERN, n_sources]
+        # Rows of each source before each position of the pattern, [PATTERN, n_sources].
+        self._n_earlier = np.cumsum(one_hot, axis=0) - one_hot
         self._block = functools.lru_cache(maxsize=2)(self._compute_block)
 
     def rows(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return source index, epoch and row of the training rows from start to stop - 1."""
+        """Return source index, epoch and row of the training rows start to stop - 1, each [B]."""
         parts = []
         for block in range(start // PATTERN, (stop - 1) // PATTERN + 1):
-            inside = slice(max(start - block * PATTERN, 0), stop - block * PATTERN)
-            parts.append([values[inside] for values in self._block(block)])
+            in_range = slice(max(start - block * PATTERN, 0), stop - block * PATTERN)
+            parts.append([values[in_range] for values in self._block(block)])
         source, epoch, row = (np.concatenate(values) for values in zip(*parts, strict=True))
         return source, epoch, row
 
     def epochs(self, n_training_rows: int) -> dict[str, float]:
-        """Return source -> epochs of it among the first n_training_rows rows."""
-        blocks, within = divmod(n_training_rows, PATTERN)
-        n_seen = blocks * np.array(list(self.weights.values())) + self._earlier[within]
+        """Return {source: epochs over it in the first n_training_rows training rows}."""
+        n_blocks, n_in_block = divmod(n_training_rows, PATTERN)
+        counts = n_blocks * np.array(list(self.weights.values())) + self._n_earlier[n_in_block]
         return {
             name: float(count / n)
-            for name, count, n in zip(self.sources, n_seen, self.n_rows, strict=True)
+            for name, count, n in zip(self.sources, counts, self.n_rows, strict=True)
         }
 
     def _compute_block(self, block: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return source, epoch and row of the PATTERN rows from block * PATTERN on."""
+        """Return source, epoch and row of the training rows of a block, each [PATTERN].
+
+        Block number b consists of the training rows b * PATTERN to (b + 1) * PATTERN - 1.
+        """
         epoch, row = np.empty(PATTERN, np.int64), np.empty(PATTERN, np.int64)
         for source, (name, weight) in enumerate(self.weights.items()):
             in_source = np.flatnonzero(self._pattern == source)
@@ -86,9 +89,9 @@ class RowOrder:
 
 
 def quantize_weights(weights: dict[str, float]) -> dict[str, int]:
-    """Return the rows of each source per PATTERN rows, by the largest remainder method.
+    """Return {source: rows per PATTERN rows}, by the largest remainder method.
 
-    Raises ValueError for a weight that is too small for a single row.
+    Raises ValueError for a weight that is too small for one row.
     """
     total = sum(Fraction(w) for w in weights.values())
     exact = {name: PATTERN * Fraction(w) / total for name, w in weights.items()}
@@ -99,27 +102,28 @@ def quantize_weights(weights: dict[str, float]) -> dict[str, int]:
     for name, count in rows.items():
         if not count:
             raise ValueError(
-                f"data.sources[{name!r}]={weights[name]} is too small a fraction of all weights, "
-                f"{float(exact[name] / PATTERN):.1e}: raise it to 1/{PATTERN}, or set it to 0"
+                f"data.sources[{name!r}]={weights[name]} is too small a fraction of all weights,"
+                f" {float(exact[name] / PATTERN):.1e}: raise that to 1/{PATTERN}, or set weight 0"
             )
     return rows
 
 
 def source_pattern(counts: list[int]) -> np.ndarray:
-    """Return the source of each row [sum(counts)]; every prefix has the right mixture within a row.
+    """Return the index of the source of each row, [sum(counts)].
 
-    Chairman assignment of R. Tijdeman (1980), Discrete Mathematics 32. Of the n
-    sources, those that are owed at least 1 / (2n - 2) of a row are candidates. The next row goes to
-    the candidate that would soonest be owed a full row.
+    counts: rows of each source. In every prefix, the rows of a source deviate from its fraction by
+    less than one row. Chairman assignment (Tijdeman 1980, Discrete Mathematics 32): a source of n
+    is a candidate if it lacks at least 1 / (2n - 2) of a row. The next row goes to the candidate
+    that would lack a full row first.
     """
     rates = np.array(counts) / sum(counts)
     slack = 1 / max(2 * len(counts) - 2, 1)
     n_assigned = np.zeros(len(counts), np.int64)
     sources = np.empty(sum(counts), np.int64)
     for i in range(len(sources)):
-        owed = rates * (i + 1) - n_assigned
-        # 1e-9 is above the rounding error and below any real difference.
-        deadline = np.where(owed >= slack - 1e-9, (1 - slack - owed) / rates, np.inf)
+        lacking = rates * (i + 1) - n_assigned
+        # 1e-9 is larger than the rounding error and smaller than any real difference.
+        deadline = np.where(lacking >= slack - 1e-9, (1 - slack - lacking) / rates, np.inf)
         sources[i] = deadline.argmin()
         n_assigned[sources[i]] += 1
     return sources
@@ -128,20 +132,20 @@ def source_pattern(counts: list[int]) -> np.ndarray:
 def keyed_permutation(positions: np.ndarray, n: int, key: tuple) -> np.ndarray:
     """Return the images of `positions` under a random permutation of range(n), int64.
 
-    The permutation is not stored. It is a Feistel network over the fewest bits that hold n,
-    followed along its cycle until the value is below n (J. Black and P. Rogaway 2002, Ciphers with
-    Arbitrary Finite Domains). Different keys give unrelated permutations; a key needs a unique
-    repr.
+    key: determines the permutation by its repr. Different keys give unrelated permutations. The
+    permutation is not stored. It is a Feistel network over the fewest bits that represent n - 1. It
+    is applied again while the value is not below n (Black and Rogaway 2002, Ciphers with Arbitrary
+    Finite Domains).
     """
     bits = max(2, (n - 1).bit_length())
     n_high, n_low = bits // 2, bits - bits // 2
     digest = hashlib.blake2b(repr(key).encode(), digest_size=8 * ROUNDS).digest()
     keys = np.frombuffer(digest, "<u8")
     result = np.array(positions, np.uint64)
-    outside = np.arange(len(result))
-    while len(outside):
-        result[outside] = _feistel(result[outside], n_high, n_low, keys)
-        outside = outside[result[outside] >= n]
+    pending = np.arange(len(result))  # indices of values that may not be below n
+    while len(pending):
+        result[pending] = _feistel(result[pending], n_high, n_low, keys)
+        pending = pending[result[pending] >= n]
     return result.astype(np.int64)
 
 
@@ -155,14 +159,20 @@ def _feistel(x: np.ndarray, n_high: int, n_low: int, keys: np.ndarray) -> np.nda
 
 
 def _mix_bits(x: np.ndarray) -> np.ndarray:
-    """Mix 64 bits so that each depends on all (finalizer of SplitMix64, Steele et al. 2014)."""
+    """Mix 64 bits: each result bit depends on all (SplitMix64 finalizer, Steele et al. 2014)."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))
 
 
-def random_cuts(source, epoch, row, n: int, seed: int) -> np.ndarray:
-    """Return a random position in range(n) for each row [B], fixed within an epoch; int64."""
+def random_cuts(
+    source: np.ndarray, epoch: np.ndarray, row: np.ndarray, n: int, seed: int
+) -> np.ndarray:
+    """Return a random position in range(n) for each row, int64 [B].
+
+    source, epoch, row: integers [B], as returned by RowOrder.rows. They and the seed determine the
+    position.
+    """
     digest = hashlib.blake2b(repr((seed, "cut")).encode(), digest_size=24).digest()
     mixed = np.zeros(len(row), np.uint64)
     for value, key in zip((source, epoch, row), np.frombuffer(digest, "<u8"), strict=True):

@@ -1,12 +1,13 @@
-"""Pack whole documents into fixed-length rows and pad the rest.
+"""Pack complete documents into fixed-length rows, and pad the rows.
 
-    rows = Rows(token_file, seq_len=128, tokenizer=tokenizer)
+    rows = PackedDocuments(token_file, seq_len=128, tokenizer=tokenizer)
     rows[np.array([0, 7])]              # int32 [2, T+1]
     rows.fill                           # fraction of the targets that belong to documents
 
 A row is an `end` token, documents with their `end` tokens, and padding with `end` tokens. Each
-document therefore follows an `end` token, which marks its start. A document that is longer than a
-row is split into pieces if it is text. A conversation loses the left part of its prompts instead.
+document therefore follows an `end` token, which marks its start. A text that is longer than a row
+is split into pieces. A conversation is truncated: it loses the left part of its prompts.
+Legend: B rows, T seq_len, S = T + 1 tokens.
 """
 
 import bisect
@@ -16,12 +17,20 @@ import numpy as np
 
 from lm.data import tokenizers
 
-OPEN = 256  # maximum number of rows that wait for another document
-CHUNK = 1 << 24  # tokens that are searched at once
+MAX_OPEN_ROWS = 256  # maximum number of rows that can receive another document
+TOKENS_PER_SEARCH = 1 << 24  # tokens in memory during the search for a token
 
 
 class PackedDocuments:
-    """Rows of a token file. len() is their number; indexing with row numbers returns tokens."""
+    """Rows of a token file. len() is the number of rows. An array of row numbers gives tokens.
+
+    An item is what a row contains: a document, a piece of a text or a truncated conversation.
+
+    Attributes: start, stop, document and is_cut of each item: its first token in the file, the
+    token after its last, the number of its document, and True for truncated conversations.
+    n_documents, documents in the file; n_cut, truncated conversations; n_left_out, dropped
+    conversations; fill, fraction of the targets that belong to documents.
+    """
 
     def __init__(
         self,
@@ -31,11 +40,11 @@ class PackedDocuments:
         on_overflow: str = "truncate",
         name: str = "",
     ):
-        """Pack the documents of `file`.
+        """Pack the documents of `file`, token ids [n_tokens].
 
-        `on_overflow` is the treatment of conversations longer than a row: cut, drop or refuse. With
-        cut, a conversation is dropped if its last answer alone is too long. Raises ValueError for
-        refused conversations; `name` is the name of the file in the message.
+        on_overflow: truncate, drop or error, for conversations longer than a row. truncate drops a
+        conversation if its last answer alone is too long. name: name of the file in the error.
+        Raises ValueError for a too long conversation if on_overflow is error.
         """
         self.file, self.seq_len, self.tokenizer = file, seq_len, tokenizer
         stops = _positions(file, tokenizer.end) + 1
@@ -44,17 +53,17 @@ class PackedDocuments:
         first_tokens = file[starts] if len(starts) else np.zeros(0, int)
         is_chat = first_tokens == (tokenizer.marks[0] if tokenizer.marks else -1)
         is_long_chat = (sizes > seq_len) & is_chat
-        can_cut = self._last_answer_sizes(stops) < seq_len
-        is_cut = is_long_chat & can_cut & (on_overflow == "truncate")
+        fits_if_cut = self._last_answer_sizes(stops) < seq_len
+        is_cut = is_long_chat & fits_if_cut & (on_overflow == "truncate")
         is_dropped = is_long_chat & ~is_cut
         self.n_documents = len(sizes)
-        self.n_cut = int(is_cut.sum())  # conversations that lost the left part of their prompts
+        self.n_cut = int(is_cut.sum())
         self.n_left_out = int(is_dropped.sum())
         if on_overflow == "error" and is_long_chat.any():
             raise ValueError(
                 f"{name}: {int(is_long_chat.sum())} of {len(sizes)} conversations are longer than"
-                f" data.seq_len={seq_len}, the longest {sizes[is_long_chat].max()} tokens: raise"
-                " it, or set data.on_overflow='truncate'"
+                f" data.seq_len={seq_len}, the longest {sizes[is_long_chat].max()} tokens:"
+                " raise data.seq_len, or set data.on_overflow='truncate'"
             )
         starts = np.where(is_cut, stops - (seq_len - 1), starts)
         n_pieces = np.where((sizes > seq_len) & ~is_chat, -(-sizes // seq_len), 1)
@@ -65,17 +74,19 @@ class PackedDocuments:
         self.stop = np.minimum(stops[self.document], self.start + seq_len)
         self.is_cut = is_cut[self.document]
         n_tokens = self.stop - self.start + self.is_cut
-        row_of_item = best_fit(n_tokens, seq_len, OPEN)
+        row_of_item = best_fit(n_tokens, seq_len, MAX_OPEN_ROWS)
         self._items = np.argsort(row_of_item, kind="stable")
         n_rows = row_of_item.max(initial=-1) + 1
-        self._first = np.searchsorted(row_of_item[self._items], np.arange(n_rows + 1))
+        self._first_item = np.searchsorted(row_of_item[self._items], np.arange(n_rows + 1))
         self.fill = float(n_tokens.sum() / max(len(self) * seq_len, 1))
 
     def __len__(self) -> int:
-        return len(self._first) - 1
+        return len(self._first_item) - 1
 
     def __getitem__(self, rows: np.ndarray) -> np.ndarray:
-        user = (self.tokenizer.marks or (0,))[0]  # a truncated conversation also starts with it
+        """Return the tokens of these rows, int32 [B, T+1]."""
+        # A truncated conversation also starts with the special token of a user turn.
+        user = (self.tokenizer.marks or (0,))[0]
         tokens_BS = np.full((len(rows), self.seq_len + 1), self.tokenizer.end, np.int32)
         for tokens_S, row in zip(tokens_BS, rows, strict=True):
             position = 1
@@ -88,11 +99,14 @@ class PackedDocuments:
         return tokens_BS
 
     def items(self, row: int) -> np.ndarray:
-        """Return the items of a row: indices into start, stop, document and is_cut."""
-        return self._items[self._first[row] : self._first[row + 1]]
+        """Return the items of a row: indices of start, stop, document and is_cut."""
+        return self._items[self._first_item[row] : self._first_item[row + 1]]
 
     def _last_answer_sizes(self, stops: np.ndarray) -> np.ndarray:
-        """Return, for each document, the tokens from its last answer token to its end."""
+        """Return the number of tokens from the last answer token of each document to its end.
+
+        stops: position after the last token of each document.
+        """
         marks = self.tokenizer.marks
         answers = _positions(self.file, marks[1]) if marks else stops[:0]
         last = np.searchsorted(answers, stops) - 1
@@ -107,13 +121,13 @@ def best_fit(
 ) -> np.ndarray:
     """Assign items to rows of `capacity` and return the row of each item, int64.
 
-    Items are placed in the given order, each into the fullest open row that has room for it, or
-    else into a new row. If more than `max_open` rows are open, the fullest is closed (None: no
-    limit). With `newest_only` a new row closes all others, which is next fit. Task evaluation packs
-    by next fit, because another composition of rows changes the last digits of its scores.
+    Each item, in the given order, goes to the open row with the least free space that is enough, or
+    else to a new row. max_open: number of open rows above which the fullest is closed; None is no
+    limit. newest_only: a new row closes all others, which is next fit. Task evaluation uses next
+    fit: another composition of rows changes the last digits of its scores.
     """
     row_of_item = np.zeros(len(sizes), np.int64)
-    open_rows: list[tuple[int, int]] = []  # (free space, row), sorted
+    open_rows: list[tuple[int, int]] = []  # sorted pairs (free space, row)
     n_rows = 0
     for item, size in enumerate(map(int, sizes)):
         i = bisect.bisect_left(open_rows, (size, -1))
@@ -132,7 +146,7 @@ def best_fit(
 
 
 def packed_segment_ids(tokens_BS: np.ndarray, end: int) -> np.ndarray:
-    """Return the document number of each input in its row, int32 [B, T].
+    """Return the number of the document of each input within its row, int32 [B, T].
 
     An `end` token belongs to the document that follows it.
     """
@@ -140,15 +154,15 @@ def packed_segment_ids(tokens_BS: np.ndarray, end: int) -> np.ndarray:
 
 
 def packed_loss_weights(tokens_BS: np.ndarray, end: int) -> np.ndarray:
-    """Return float32 [B, T]: 1 for the targets of documents, 0 for padding."""
+    """Return loss weights of the targets, float32 [B, T]: 1 in documents, 0 in padding."""
     is_end_BS = tokens_BS == end
     return (~(is_end_BS[:, :-1] & is_end_BS[:, 1:])).astype(np.float32)
 
 
 def _positions(file: np.ndarray, token: int) -> np.ndarray:
-    """Return the positions of a token, int64. Only a part of the file is in memory at a time."""
+    """Return the positions of a token in a file, int64. Memory use does not grow with the file."""
     parts = [
-        start + np.flatnonzero(file[start : start + CHUNK] == token)
-        for start in range(0, len(file), CHUNK)
+        start + np.flatnonzero(file[start : start + TOKENS_PER_SEARCH] == token)
+        for start in range(0, len(file), TOKENS_PER_SEARCH)
     ]
     return np.concatenate([np.zeros(0, np.int64), *parts]).astype(np.int64)

@@ -1,9 +1,18 @@
-"""Quality filters and MinHash of near-duplicates.
+"""Tokenize, hash, split, filter and decontaminate documents, in this or in worker processes.
 
-    complaint(text, run.data)              # "short", "symbols", "repeats", or "" for good text
-    set(bands(a)) & set(bands(b))          # not empty if the texts are nearly equal
+    documents = open_source("code")                            # see lm/data/sources/documents.py
+    for document in encode_documents(documents, tokenizer, run.data):
+        document.split, document.n_tokens, document.rejection
 
-All hashes are the same in every process and on every machine.
+    rejection_reason(text, run.data)             # "short", "symbols", "repeats" or ""
+    set(minhash_bands(a)) & set(minhash_bands(b))     # not empty if the texts are nearly equal
+
+    write_ngram_index(path, (ngram_hashes(text, 13) for text in heldout_texts))
+    shares_ngram(text, 13, open_ngram_index(path))
+
+Hashes are the same in every process and on every machine. The n-gram index is a sorted file of
+64-bit hashes that all worker processes map into memory. Its memory use grows neither with the
+number of n-grams nor with the number of workers.
 """
 
 import collections
@@ -24,15 +33,40 @@ from lm.config import schema
 from lm.data import tokenizers
 from lm.data.sources import readers
 
-SHINGLE = 5  # words per shingle
+SHINGLE_WORDS = 5
 # 16 bands of 8 hashes detect 95% of the pairs whose shingles have a Jaccard similarity of 0.8.
-BANDS, ROWS = 16, 8
-SHINGLES_PER_CHUNK = 4096  # shingles hashed at once, to bound memory
-_KEYS = np.random.default_rng(0).integers(0, 2**64, (2, BANDS * ROWS), np.uint64) | np.uint64(1)
+N_BANDS, HASHES_PER_BAND = 16, 8
+SHINGLES_PER_CHUNK = 4096  # shingles that are hashed at once, which bounds the memory use
+_KEYS = np.random.default_rng(0).integers(
+    0, 2**64, (2, N_BANDS * HASHES_PER_BAND), np.uint64
+) | np.uint64(1)
+WORD_PATTERN = re.compile(r"\w+")
+NONE = np.zeros(0, np.uint64)  # empty n-gram index
+N_BUCKETS = 256  # buckets by the first byte of the hash; one bucket is sorted in memory at a time
+HASHES_IN_MEMORY = 1 << 22  # hashes in memory before they are written to the buckets
+CHARACTERS_PER_TASK = 1 << 20  # characters of text per task of a worker process
+
+
+class EncodedDocument(NamedTuple):
+    """An encoded document, or the reason of its rejection."""
+
+    name: str
+    part: int = 0  # index of the part of the source
+    error: str = ""  # error message if the document is not valid text
+    rejection: str = ""  # result of rejection_reason, or "overlap" for a blocked n-gram
+    digest: bytes = b""  # SHA-256 of the text
+    split: str = "train"  # or "heldout"
+    ids: bytes = b""  # token ids in the format of the token file, including the end token
+    n_tokens: int = 0  # including the end token
+    n_bytes: int = 0  # UTF-8 bytes of the text
+    n_counted: int = 0  # bytes that the tokens represent; equal to n_bytes if encoding is lossless
+    bands: tuple[int, ...] = ()  # see minhash_bands; empty unless data.drop_near_duplicates
 
 
 def rejection_reason(text: str, data: schema.Data) -> str:
-    """Return the first filter that rejects the text, or "" (after J. Rae et al. 2021, A1.1).
+    """Return the name of the first filter that rejects the text, or "".
+
+    The filters follow Rae et al. 2021, arXiv:2112.11446, appendix A1.1:
 
     short    fewer than data.min_words words
     symbols  the fraction of letters among non-space characters is below data.min_letters
@@ -52,47 +86,31 @@ def rejection_reason(text: str, data: schema.Data) -> str:
 
 
 def minhash_bands(text: str) -> list[int]:
-    """Return BANDS integers of 63 bits. Near-duplicates share at least one, other texts rarely do.
+    """Return N_BANDS integers of 63 bits. Near-duplicates share at least one, other texts rarely.
 
-    MinHash (A. Broder 1997) of shingles of 5 words. Two texts whose shingles have Jaccard
-    similarity J share an integer with probability 1 - (1 - J^8)^16. This is 0.06 at J = 0.5, 0.95
-    at 0.8 and 1 - 1e-4 at 0.9.
+    MinHash (Broder 1997) of shingles of 5 words. Two texts whose shingles have Jaccard similarity J
+    share an integer with probability 1 - (1 - J^8)^16. This is 0.06 at J = 0.5, 0.95 at 0.8 and
+    1 - 1e-4 at 0.9. A text of fewer than 5 words is one shingle.
     """
-    shingles = ngram_hashes(text, SHINGLE)
+    shingles = ngram_hashes(text, SHINGLE_WORDS)
     if not len(shingles):
-        shingles = ngram_hashes(text, max(len(WORD.findall(text)), 1))
-    minima = np.full(BANDS * ROWS, np.iinfo(np.uint64).max, np.uint64)
+        shingles = ngram_hashes(text, max(len(WORD_PATTERN.findall(text)), 1))
+    minima = np.full(N_BANDS * HASHES_PER_BAND, np.iinfo(np.uint64).max, np.uint64)
     for start in range(0, len(shingles), SHINGLES_PER_CHUNK):
         mixed = shingles[start : start + SHINGLES_PER_CHUNK, None] * _KEYS[0] + _KEYS[1]
         mixed ^= mixed >> np.uint64(29)
         np.minimum(minima, (mixed * np.uint64(0xBF58476D1CE4E5B9)).min(axis=0), out=minima)
-    band_hashes = (minima * _KEYS[0]).reshape(BANDS, ROWS).sum(axis=1) + _KEYS[1, :BANDS]
+    band_hashes = (minima * _KEYS[0]).reshape(N_BANDS, HASHES_PER_BAND).sum(axis=1)
+    band_hashes = band_hashes + _KEYS[1, :N_BANDS]
     return (band_hashes >> np.uint64(1)).tolist()
 
 
-# MERGED DOCSTRING of lm.overlap:
-# """N-gram hashes of words, to remove training text that shares them with held-out text.
-#
-#     write("data/runs.u64", (runs(text, 13) for text in heldout_texts))
-#     blocked = open_sorted("data/runs.u64")
-#     is_shared(text, 13, blocked)
-#
-# A hash has 64 bits. The hashes are sorted in a file that all worker processes map into memory.
-# Memory use grows neither with the number of n-grams nor with the number of workers.
-# """
-
-WORD = re.compile(r"\w+")
-NONE = np.zeros(0, np.uint64)
-BUCKETS = 256  # buckets by the first byte of the hash; one bucket is sorted in memory at a time
-HELD = 1 << 22  # hashes in memory before they are written to the buckets
-
-
 def ngram_hashes(text: str, n: int) -> np.ndarray:
-    """Return the hashes of all n consecutive words, uint64 [n_words - n + 1].
+    """Return the hashes of all sequences of n consecutive words, uint64 [n_words - n + 1].
 
-    Case and the characters between words do not matter. Empty for fewer than n words.
+    Case and the characters between words do not matter. The result is empty for fewer than n words.
     """
-    words = " ".join(WORD.findall(text.lower())).encode().split()
+    words = " ".join(WORD_PATTERN.findall(text.lower())).encode().split()
     word_hashes = np.fromiter(map(zlib.crc32, words), np.uint64, len(words))
     hashes = np.zeros(max(len(words) - n + 1, 0), np.uint64)
     for i in range(n):
@@ -102,19 +120,19 @@ def ngram_hashes(text: str, n: int) -> np.ndarray:
 
 
 def write_ngram_index(path: Path, hashes: Iterable[np.ndarray]) -> None:
-    """Write the distinct hashes to a file, sorted, as uint64. Raises OSError if a write fails."""
+    """Write the distinct hashes to a file as sorted uint64. Raises OSError if a write fails."""
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".runs-") as folder:
         pending, n_pending = [], 0
         for array in hashes:
             pending.append(array)
             n_pending += len(array)
-            if n_pending >= HELD:
+            if n_pending >= HASHES_IN_MEMORY:
                 _append_to_buckets(np.concatenate(pending), Path(folder))
                 pending, n_pending = [], 0
         _append_to_buckets(np.concatenate([NONE, *pending]), Path(folder))
         complete = Path(folder, "sorted")
         with open(complete, "wb") as file:
-            for bucket in range(BUCKETS):
+            for bucket in range(N_BUCKETS):
                 part = Path(folder, str(bucket))
                 if part.exists():
                     np.unique(np.fromfile(part, np.uint64)).tofile(file)
@@ -122,52 +140,28 @@ def write_ngram_index(path: Path, hashes: Iterable[np.ndarray]) -> None:
 
 
 def open_ngram_index(path: Path) -> np.ndarray:
-    """Map the file of `write` into memory."""
+    """Map a file of write_ngram_index into memory and return its hashes, uint64 [n], sorted."""
     return np.memmap(path, np.uint64, "r") if path.stat().st_size else NONE
 
 
 def shares_ngram(text: str, n: int, blocked: np.ndarray) -> bool:
-    """Return True if n consecutive words of the text have a hash in the sorted array `blocked`."""
+    """Return True if n consecutive words of the text have a hash in `blocked`.
+
+    blocked: sorted hashes of n-grams, uint64, not empty.
+    """
     hashes = ngram_hashes(text, n)
     index = np.searchsorted(blocked, hashes)
     return bool((blocked[np.minimum(index, len(blocked) - 1)] == hashes).any())
 
 
 def _append_to_buckets(hashes: np.ndarray, folder: Path) -> None:
+    """Append the distinct hashes to one file per first byte, named by the byte."""
     hashes = np.unique(hashes)
-    edges = np.searchsorted(hashes >> np.uint64(56), np.arange(BUCKETS + 1))
+    edges = np.searchsorted(hashes >> np.uint64(56), np.arange(N_BUCKETS + 1))
     for bucket, (start, stop) in enumerate(zip(edges, edges[1:], strict=False)):
         if stop > start:
             with open(folder / str(bucket), "ab") as file:
                 hashes[start:stop].tofile(file)
-
-
-# MERGED DOCSTRING of lm.sift:
-# """Tokenize, hash, split and filter documents in worker processes.
-#
-# for document in sifted(documents.open_source("code"), tokenizers.ByteTokenizer(), run.data):
-#     document.split, document.n_tokens, document.complaint
-# """
-
-CHARACTERS_PER_TASK = 1 << 20  # characters per task of a worker
-
-
-class EncodedDocument(NamedTuple):
-    """An encoded document, or the reason why it is rejected."""
-
-    name: str
-    part: int = 0  # index of the part of the source
-    error: str = ""  # message if the document is not valid text
-    complaint: str = ""  # filter that rejects it: see preprocessing.rejection_reason; or "overlap"
-    digest: bytes = b""  # SHA-256 of the text
-    split: str = "train"  # or "heldout"
-    ids: bytes = b""  # token ids in the format of the token file, including the end token
-    n_tokens: int = 0  # including the end token
-    n_bytes: int = 0  # UTF-8 bytes of the text
-    n_counted: int = 0  # bytes that the tokens represent; equal to n_bytes if encoding is lossless
-    bands: tuple[
-        int, ...
-    ] = ()  # see preprocessing.minhash_bands; empty unless near-duplicates are dropped
 
 
 def encode_documents(
@@ -177,15 +171,16 @@ def encode_documents(
     blocked_ngrams: Path | None = None,
     workers: int = 1,
 ) -> Iterator[EncodedDocument]:
-    """Yield each non-empty document in order. Only a few are in memory at a time.
+    """Yield each non-empty document and each error, in order.
 
-    `blocked_ngrams` is a file of hashes of data.decontaminate_ngram words that training documents
-    must not contain: see overlap. With several workers, the program must be guarded by `if __name__
-    == "__main__"`. Raises ValueError if the system kills a worker.
+    blocked_ngrams: n-gram index of data.decontaminate_ngram words that training documents must not
+    contain. workers: number of processes; with more than 1, the main module must protect its code
+    by `if __name__ == "__main__"`. Memory use does not grow with the number of documents. Raises
+    ValueError if the operating system kills a worker process.
     """
     if workers == 1:
-        blocked = _open_blocked(blocked_ngrams)
-        for chunk in _chunks(documents):
+        blocked = _open_optional_index(blocked_ngrams)
+        for chunk in _split_into_chunks(documents):
             yield from encode_chunk(chunk, tokenizer, data, blocked)
         return
     pool = concurrent.futures.ProcessPoolExecutor(
@@ -196,16 +191,16 @@ def encode_documents(
     )
     pending = collections.deque()
     try:
-        for chunk in _chunks(documents):
-            pending.append(pool.submit(_sift_in_worker, chunk))
+        for chunk in _split_into_chunks(documents):
+            pending.append(pool.submit(_encode_chunk_in_worker, chunk))
             if len(pending) > 2 * workers:
                 yield from pending.popleft().result()
         while pending:
             yield from pending.popleft().result()
     except concurrent.futures.process.BrokenProcessPool:
         raise ValueError(
-            f"workers={workers}: one of the processes was killed, probably for lack of memory:"
-            " use fewer workers"
+            f"workers={workers}: the operating system killed a worker process, probably for lack of"
+            " memory: use fewer workers"
         ) from None
     finally:
         pool.shutdown(cancel_futures=True)
@@ -217,7 +212,10 @@ def encode_chunk(
     data: schema.Data,
     blocked: np.ndarray = NONE,
 ) -> list[EncodedDocument]:
-    """Encode a chunk of documents together. `blocked` are sorted hashes of n-grams."""
+    """Return the encoded documents of a chunk, in order. One call of the tokenizer encodes all.
+
+    blocked: sorted hashes of n-grams that training documents must not contain, uint64.
+    """
     results: list[EncodedDocument] = []
     accepted: dict[int, str] = {}  # index in results -> text
     for document in documents:
@@ -231,15 +229,14 @@ def encode_chunk(
             continue
         digest = hashlib.sha256(raw).digest()
         split = "heldout" if is_heldout(document, data.heldout_fraction, digest) else "train"
-        complaint = rejection_reason(document.text, data)
-        if len(blocked) and split == "train" and not complaint:
-            complaint = (
-                "overlap" if shares_ngram(document.text, data.decontaminate_ngram, blocked) else ""
-            )
-        if not complaint:
+        rejection = rejection_reason(document.text, data)
+        is_checked = len(blocked) and split == "train" and not rejection
+        if is_checked and shares_ngram(document.text, data.decontaminate_ngram, blocked):
+            rejection = "overlap"
+        if not rejection:
             accepted[len(results)] = document.text
         results.append(
-            result._replace(complaint=complaint, digest=digest, split=split, n_bytes=len(raw))
+            result._replace(rejection=rejection, digest=digest, split=split, n_bytes=len(raw))
         )
     end = np.array([tokenizer.end], tokenizer.dtype).tobytes()
     lengths = tokenizer.byte_lengths()
@@ -255,11 +252,11 @@ def encode_chunk(
 
 
 def is_heldout(document: readers.Document, fraction: float, digest: bytes | None = None) -> bool:
-    """Return True if a document belongs to the held-out split of this fraction.
+    """Return True if the document belongs to the held-out split.
 
-    The decision depends on the hash of the document's home, or of its text if it has no home. It is
-    the same in every source and on every machine, and a larger fraction holds out a superset.
-    `digest` is the SHA-256 of the text, if the caller has computed it.
+    fraction: fraction of held-out documents. digest: SHA-256 of the text, or None to compute it.
+    The decision depends only on the hash of the document's home, or of its text if it has no home.
+    It is the same in every source and on every machine. A larger fraction holds out a superset.
     """
     if document.home:
         digest = hashlib.sha256(document.home.encode()).digest()
@@ -268,8 +265,8 @@ def is_heldout(document: readers.Document, fraction: float, digest: bytes | None
     return int.from_bytes(digest[:8], "big") / 2**64 < fraction
 
 
-def _chunks(documents: Iterator[readers.Document]) -> Iterator[list[readers.Document]]:
-    """Group non-empty documents and errors into lists of about CHUNK characters."""
+def _split_into_chunks(documents: Iterator[readers.Document]) -> Iterator[list[readers.Document]]:
+    """Yield lists of non-empty documents and errors with about CHARACTERS_PER_TASK characters."""
     chunk, size = [], 0
     for document in documents:
         if document.error or document.text.strip():
@@ -282,19 +279,20 @@ def _chunks(documents: Iterator[readers.Document]) -> Iterator[list[readers.Docu
         yield chunk
 
 
-def _open_blocked(path: Path | None) -> np.ndarray:
+def _open_optional_index(path: Path | None) -> np.ndarray:
     return NONE if path is None else open_ngram_index(path)
 
 
-_worker_arguments: tuple = ()  # arguments of `sift` in a worker process
+_worker_arguments: tuple = ()  # arguments of encode_chunk after the first, in a worker process
 
 
 def _start_worker(tokenizer: tokenizers.Tokenizer, data: schema.Data, blocked: Path | None) -> None:
+    """Open the n-gram index once in a new worker process."""
     global _worker_arguments
     # The processes already use all cores, so the tokenizers library must not start threads.
     os.environ["RAYON_NUM_THREADS"] = "1"
-    _worker_arguments = (tokenizer, data, _open_blocked(blocked))
+    _worker_arguments = (tokenizer, data, _open_optional_index(blocked))
 
 
-def _sift_in_worker(chunk: list[readers.Document]) -> list[EncodedDocument]:
+def _encode_chunk_in_worker(chunk: list[readers.Document]) -> list[EncodedDocument]:
     return encode_chunk(chunk, *_worker_arguments)

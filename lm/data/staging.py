@@ -1,14 +1,22 @@
-"""Hash set of documents on disk. Memory does not grow with the number of documents.
+"""Store a corpus while it is prepared: document hashes, interrupted preparation, remote cache.
 
-    hashes = Seen("work/seen.sqlite")
-    hashes.add(digest)               # False if an equal document was added before
-    hashes.has_band(bands)           # True if a near-duplicate was added: see
-                                     preprocessing.minhash_bands
-    hashes.save({"part": 3})         # commit; a killed process loses only later additions
+    fingerprints = documents.source_fingerprint(source)
+    with StagedCorpus(Path("data"), "wiki-91c07d44e3b5", fingerprints) as staged:
+        for document in preprocessing.encode_documents(...):   # from part `staged.part` on
+            staged.add(document)
+        staged.finish()
+        staged.move(Path("data/wiki-91c07d44e3b5"))
 
-A document is stored as 64 bits of its SHA-256. Among 10^9 documents, two different ones have the
-same bits with a probability of 3%. The set needs about 20 bytes of disk per hash and 64 MB of
-memory.
+A part is a file or a block of a source that can be read separately. The folder of a staged corpus:
+
+data/.wiki-91c07d44e3b5/
+    train.bin, heldout.bin    token ids; bytes after the last save are truncated on resume
+    digests                   SHA-256 and split of each accepted document, for the content hash
+    seen.sqlite               document hashes, and the state at the last save
+
+If data.cache_dir is remote, such as gs://bucket/data, `download` and `upload` copy finished folders
+between it and a local folder. CHECKSUM_FILE is uploaded last: a remote folder without it is
+incomplete. If data.cache_dir is a local folder, nothing is copied.
 """
 
 import collections
@@ -29,107 +37,122 @@ from lm.config import schema
 from lm.data import preprocessing
 from lm.runs import filesystem, records
 
-CACHE_KIB = 64_000
+SPLITS = ("train", "heldout")
+STAGED_FILES = ("train.bin", "heldout.bin", "digests")
+SAVE_SECONDS = 5.0  # Minimum time between saves. A save happens only at the end of a part.
+DIGEST_BYTES = 40  # bytes per document in `digests`: SHA-256, then the split, padded
+COUNT_NAMES = ("documents", "bytes", "tokens", "counted")  # names in the manifest
+SQLITE_CACHE_KIB = 64_000
+COPY_BYTES = 1 << 24  # bytes of a file in memory during a copy
+CHECKSUM_FILE = "files.json"  # file name -> SHA-256
 
 
 class DocumentHashes:
-    """Document hashes in an open file. `before` are files of other sources, opened read-only."""
+    """Hash set of documents on disk. Memory use does not grow with the number of documents.
 
-    def __init__(self, path: str | Path, before: Iterable[str | Path] = ()):
+        hashes = DocumentHashes("folder/seen.sqlite")
+        hashes.add(digest)             # False if an equal document was added before
+        hashes.has_band(bands)         # True if a near-duplicate was added
+        hashes.save({"part": 3})       # a killed process loses only later additions
+
+    A document is stored as 64 bits of its SHA-256. Among 10^9 documents, two different documents
+    have equal bits with a probability of 3%. The set needs about 20 bytes of disk per hash and
+    64 MB of memory.
+    """
+
+    def __init__(self, path: str | Path, earlier_paths: Iterable[str | Path] = ()):
+        """Open or create the file `path`. Open `earlier_paths`, files of other sources, to read."""
         self.path = Path(path)
-        self._file = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-        for pragma in (f"cache_size=-{CACHE_KIB}", "journal_mode=WAL", "synchronous=NORMAL"):
-            self._file.execute(f"PRAGMA {pragma}")
+        self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        settings = (f"cache_size=-{SQLITE_CACHE_KIB}", "journal_mode=WAL", "synchronous=NORMAL")
+        for setting in settings:
+            self._connection.execute(f"PRAGMA {setting}")
         for table in ("documents", "bands"):
-            self._file.execute(f"CREATE TABLE IF NOT EXISTS {table} (hash INTEGER PRIMARY KEY)")
-        self._file.execute("CREATE TABLE IF NOT EXISTS saved (facts TEXT)")
-        self._before = [
+            create = f"CREATE TABLE IF NOT EXISTS {table} (hash INTEGER PRIMARY KEY)"
+            self._connection.execute(create)
+        self._connection.execute("CREATE TABLE IF NOT EXISTS saved (facts TEXT)")
+        self._earlier_connections = [
             sqlite3.connect(f"{Path(other).absolute().as_uri()}?mode=ro&immutable=1", uri=True)
-            for other in before
+            for other in earlier_paths
         ]
-        self._file.execute("BEGIN")
+        self._connection.execute("BEGIN")
 
     def add(self, digest: bytes) -> bool:
-        """Add a document. Return False if an equal document is in this file or in `before`."""
-        number = _signed(digest[:8])
+        """Add a document. Return False if this file or an earlier one contains an equal document.
+
+        digest: SHA-256 of the text.
+        """
+        number = _first_int64(digest)
         query = "SELECT 1 FROM documents WHERE hash = ?"
-        if any(other.execute(query, (number,)).fetchone() for other in self._before):
+        if any(other.execute(query, (number,)).fetchone() for other in self._earlier_connections):
             return False
-        added = self._file.execute("INSERT OR IGNORE INTO documents VALUES (?)", (number,))
-        return added.rowcount == 1
+        insert = "INSERT OR IGNORE INTO documents VALUES (?)"
+        return self._connection.execute(insert, (number,)).rowcount == 1
 
     def has_band(self, bands: tuple[int, ...]) -> bool:
-        """Return True if one of these bands was added, here or in `before`."""
+        """Return True if this file or an earlier one contains one of these bands.
+
+        bands: result of preprocessing.minhash_bands. Near-duplicates have a common band.
+        """
         if not bands:
             return False
         placeholders = ",".join("?" * len(bands))
         query = f"SELECT 1 FROM bands WHERE hash IN ({placeholders}) LIMIT 1"
-        return any(file.execute(query, bands).fetchone() for file in (self._file, *self._before))
+        connections = (self._connection, *self._earlier_connections)
+        return any(connection.execute(query, bands).fetchone() for connection in connections)
 
     def add_bands(self, bands: tuple[int, ...]) -> None:
         """Add the bands of an accepted document."""
         rows = ((band,) for band in bands)
-        self._file.executemany("INSERT OR IGNORE INTO bands VALUES (?)", rows)
+        self._connection.executemany("INSERT OR IGNORE INTO bands VALUES (?)", rows)
 
-    def save(self, facts: dict) -> None:
-        """Commit all additions together with `facts`, in one transaction."""
-        self._file.execute("DELETE FROM saved")
-        self._file.execute("INSERT INTO saved VALUES (?)", (json.dumps(facts),))
-        self._file.execute("COMMIT")
-        self._file.execute("BEGIN")
+    def save(self, state: dict) -> None:
+        """Commit all additions together with `state`, a JSON object, in one transaction."""
+        self._connection.execute("DELETE FROM saved")
+        self._connection.execute("INSERT INTO saved VALUES (?)", (json.dumps(state),))
+        self._connection.execute("COMMIT")
+        self._connection.execute("BEGIN")
 
-    def saved(self) -> dict:
-        """Return the facts of the last `save` of any process; {} if there is none."""
-        row = self._file.execute("SELECT facts FROM saved").fetchone()
+    def saved_state(self) -> dict:
+        """Return the state of the last `save`, by this or another process; {} without a save."""
+        row = self._connection.execute("SELECT facts FROM saved").fetchone()
         return json.loads(row[0]) if row else {}
 
     def close(self) -> None:
-        """Close the files. Additions since the last `save` are lost. No journal file remains."""
-        if self._file.in_transaction:
-            self._file.execute("ROLLBACK")
-        self._file.execute("PRAGMA journal_mode=DELETE")
-        for file in (self._file, *self._before):
-            file.close()
+        """Close the files and delete the journal. Additions since the last `save` are lost."""
+        if self._connection.in_transaction:
+            self._connection.execute("ROLLBACK")
+        self._connection.execute("PRAGMA journal_mode=DELETE")
+        for connection in (self._connection, *self._earlier_connections):
+            connection.close()
 
 
-def _signed(raw: bytes) -> int:
-    return int.from_bytes(raw, "big", signed=True)
-
-
-# MERGED DOCSTRING of lm.draft:
-# """Partially prepared source on disk. An interrupted preparation resumes from it.
-#
-#     with Draft(Path("data"), "wiki-91c07d44e3b5", fingerprints) as draft:
-#         for document in sifted(...):           # from part draft.part on: earlier parts are stored
-#             draft.add(document)
-#         draft.finish()
-#         draft.move(Path("data/wiki-91c07d44e3b5"))
-#
-# data/.wiki-91c07d44e3b5/
-#     train.bin, heldout.bin    token ids; bytes after the last save are truncated on resume
-#     digests                   SHA-256 and split of each accepted document, for the content hash
-# seen.sqlite document hashes, and counts at the last save: see staging.DocumentHashes
-# """
-
-SPLITS = ("train", "heldout")
-FILES = ("train.bin", "heldout.bin", "digests")
-SAVE_SECONDS = 5.0  # minimum time between saves, which happen at the ends of parts
-DIGEST = 40  # bytes per document: SHA-256, then the split, padded
-COUNTS = ("documents", "bytes", "tokens", "counted")
+def _first_int64(digest: bytes) -> int:
+    """Return the first 8 bytes of a digest as a signed integer, the widest type of SQLite."""
+    return int.from_bytes(digest[:8], "big", signed=True)
 
 
 class StagedCorpus:
-    """Staged corpus, written by one process. A second process gets a separate folder.
+    """Corpus in a temporary folder, written by one process.
 
-    `prints` has a fingerprint per part of the source. A stored draft is valid if the fingerprints
-    of its parts are unchanged; otherwise it is rebuilt. `before` are the `seen` files of sources
-    whose documents count as duplicates. After an error, the draft stays for the next call if a part
-    is saved.
+    A second process that prepares the same corpus gets a separate folder. After an error, the
+    folder remains for the next call if at least one part is saved and the folder is not separate.
+
+    Attributes: folder; part, the first part that is not saved; counts, {count name: {split:
+    number}}; duplicates, number of dropped equal documents; dropped, {reason: number}.
     """
 
-    def __init__(self, cache: Path, name: str, prints: list, before: Iterable[Path] = ()):
-        self.prints, self.before = prints, list(before)
-        self.folder, self._lock = _claim(cache, name)
+    def __init__(
+        self, cache: Path, name: str, fingerprints: list, earlier_paths: Iterable[Path] = ()
+    ):
+        """Open the staged corpus `name` in the folder `cache`, or create it.
+
+        fingerprints: one value per part of the source. A saved state is valid if the fingerprints
+        of the saved parts are unchanged. Otherwise the corpus is staged again from the start.
+        earlier_paths: files of DocumentHashes of the sources whose documents count as duplicates.
+        """
+        self._fingerprints, self._earlier_paths = fingerprints, list(earlier_paths)
+        self.folder, self._lock = _lock_folder(cache, name)
         self._is_moved = False
         try:
             try:
@@ -145,19 +168,19 @@ class StagedCorpus:
 
     def _open(self) -> None:
         """Open the files at the state of the last save. Raises ValueError if that is impossible."""
-        self._seen = DocumentHashes(self.folder / "seen.sqlite", self.before)
-        saved = self._seen.saved()
-        self.part = saved.get("part", 0)
-        if saved and saved["prints"] != self._prints_hash(self.part):
+        self._hashes = DocumentHashes(self.folder / "seen.sqlite", self._earlier_paths)
+        state = self._hashes.saved_state()
+        self.part = state.get("part", 0)
+        if state and state["prints"] != self._fingerprint_hash(self.part):
             raise ValueError("the parts of the source have changed")
-        self.counts: dict[str, dict[str, int]] = saved.get("counts") or {
-            count: dict.fromkeys(SPLITS, 0) for count in COUNTS
+        self.counts: dict[str, dict[str, int]] = state.get("counts") or {
+            count: dict.fromkeys(SPLITS, 0) for count in COUNT_NAMES
         }
-        self.duplicates: int = saved.get("duplicates", 0)
-        self.dropped = collections.Counter(saved.get("dropped", {}))
-        self._files = {name: open(self.folder / name, "ab") for name in FILES}
+        self.duplicates: int = state.get("duplicates", 0)
+        self.dropped = collections.Counter(state.get("dropped", {}))
+        self._files = {name: open(self.folder / name, "ab") for name in STAGED_FILES}
         for name, file in self._files.items():
-            size = saved.get("sizes", {}).get(name, 0)
+            size = state.get("sizes", {}).get(name, 0)
             if os.fstat(file.fileno()).st_size < size:
                 raise ValueError(f"{name} is shorter than at the last save")
             file.truncate(size)
@@ -174,46 +197,52 @@ class StagedCorpus:
         _release(self._lock)
 
     def add(self, document: preprocessing.EncodedDocument) -> None:
-        """Write a document or count why it is rejected. Save at the end of a part if it is due."""
+        """Write a document, or count the reason of its rejection.
+
+        The first document of a part first saves the state, if the last save is SAVE_SECONDS old.
+        """
         if document.part > self.part and time.monotonic() - self._saved_at >= SAVE_SECONDS:
             self._save(document.part)
         if document.error:
             self.dropped["broken"] += 1
             return
-        if not self._seen.add(document.digest):
+        if not self._hashes.add(document.digest):
             self.duplicates += 1
             return
-        is_near_duplicate = not document.complaint and self._seen.has_band(document.bands)
-        reason = "near_copy" if is_near_duplicate else document.complaint
+        is_near_duplicate = not document.rejection and self._hashes.has_band(document.bands)
+        reason = "near_copy" if is_near_duplicate else document.rejection
         if reason:
             self.dropped[reason] += 1
             return
-        self._seen.add_bands(document.bands)
+        self._hashes.add_bands(document.bands)
         split = document.split
-        self._files["digests"].write((document.digest + split.encode()).ljust(DIGEST))
+        self._files["digests"].write((document.digest + split.encode()).ljust(DIGEST_BYTES))
         self._files[f"{split}.bin"].write(document.ids)
         numbers = (1, document.n_bytes, document.n_tokens, document.n_counted)
-        for count, number in zip(COUNTS, numbers, strict=True):
+        for count, number in zip(COUNT_NAMES, numbers, strict=True):
             self.counts[count][split] += number
 
     @property
     def size(self) -> tuple[int, int]:
-        """Numbers of accepted documents and of their bytes of text."""
+        """Number of accepted documents and number of bytes of their text."""
         return sum(self.counts["documents"].values()), sum(self.counts["bytes"].values())
 
     def finish(self) -> str:
         """Close the files and return the hash over the documents and their splits, in order."""
-        self._save(len(self.prints))
+        self._save(len(self._fingerprints))
         self._close()
         content = hashlib.sha256()
         with open(self.folder / "digests", "rb") as file:
-            while row := file.read(DIGEST):
+            while row := file.read(DIGEST_BYTES):
                 content.update(row.rstrip())
         (self.folder / "digests").unlink()
         return content.hexdigest()
 
     def move(self, folder: Path) -> None:
-        """Rename the finished draft to `folder`. Raises OSError, and loses it, if that exists."""
+        """Rename the finished corpus to `folder`.
+
+        Raises OSError if `folder` exists. The staged corpus is then deleted on exit.
+        """
         self.part = 0
         self.folder.rename(folder)
         self.folder, self._is_moved = folder, True
@@ -223,10 +252,10 @@ class StagedCorpus:
         for file in self._files.values():
             file.flush()
             os.fsync(file.fileno())
-        self._seen.save(
+        self._hashes.save(
             {
                 "part": part,
-                "prints": self._prints_hash(part),
+                "prints": self._fingerprint_hash(part),
                 "counts": self.counts,
                 "duplicates": self.duplicates,
                 "dropped": self.dropped,
@@ -235,21 +264,21 @@ class StagedCorpus:
         )
         self.part, self._saved_at = part, time.monotonic()
 
-    def _prints_hash(self, part: int) -> str:
+    def _fingerprint_hash(self, part: int) -> str:
         """Return the hash of the fingerprints of all parts before `part`."""
-        return hashlib.sha256(repr(self.prints[:part]).encode()).hexdigest()
+        return hashlib.sha256(repr(self._fingerprints[:part]).encode()).hexdigest()
 
     def _close(self) -> None:
         for file in self._files.values():
             file.close()
-        self._seen.close()
+        self._hashes.close()
 
 
-def _claim(cache: Path, name: str) -> tuple[Path, filelock.BaseFileLock | None]:
-    """Return the folder of a draft and its lock.
+def _lock_folder(cache: Path, name: str) -> tuple[Path, filelock.BaseFileLock | None]:
+    """Return the folder of a staged corpus and its lock.
 
     If another process has the lock, or the file system has no locks, return a new folder and None.
-    The system releases the lock when its process ends, however it ends.
+    The operating system releases the lock when its process ends for any reason.
     """
     cache.mkdir(parents=True, exist_ok=True)
     lock = filelock.FileLock(cache / f".{name}.lock", timeout=0)
@@ -277,30 +306,19 @@ def _release(lock: filelock.BaseFileLock | None) -> None:
         lock.release()
 
 
-# MERGED DOCSTRING of lm.copies:
-# """Remote cache of prepared text, such as data.cache_dir="gs://bucket/data", and its local copy.
-#
-#     folder = place(data) / "docs-3f2a81c09d7e"
-#     fetch(data, folder)    # download, if only the remote cache has it
-#     store(data, folder)    # upload, if the remote cache does not have it
-#
-# A remote folder has the files of a prepared corpus (see corpus) and LIST, which is written last: a
-# folder without LIST is incomplete. If data.cache_dir is a local folder, nothing is copied.
-# """
-
-LIST = "files.json"  # name of a file -> its SHA-256
-
-
 def local_folder(data: schema.Data) -> Path:
-    """Return the local folder of token files: data.cache_dir, or a folder below
-    data.local_cache_dir."""
+    """Return the local folder of all prepared text.
+
+    The folder is data.cache_dir if that is local. Otherwise it is a folder below
+    data.local_cache_dir, named by the bucket and the path of data.cache_dir.
+    """
     if not filesystem.is_remote(data.cache_dir):
         return Path(data.cache_dir)
     return Path(data.local_cache_dir, data.cache_dir.partition("://")[2])
 
 
 def download(data: schema.Data, folder: Path) -> None:
-    """Download a folder that the remote cache has and this machine does not.
+    """Download `folder` if it is complete in the remote cache and does not exist locally.
 
     Raises ValueError if a file differs from its checksum, OSError if the local disk cannot be
     written.
@@ -308,19 +326,23 @@ def download(data: schema.Data, folder: Path) -> None:
     if not filesystem.is_remote(data.cache_dir) or folder.exists():
         return
     remote = filesystem.open_path(data.cache_dir) / folder.name
-    if not (remote / LIST).exists():
+    if not (remote / CHECKSUM_FILE).exists():
         return
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
-        for name, digest in records.read_json(remote / LIST).items():
+        for name, checksum in records.read_json(remote / CHECKSUM_FILE).items():
             if Path(name).name != name:
-                raise ValueError(f"{remote / LIST}: {name!r} is not a file name: delete {remote}")
+                raise ValueError(
+                    f"{remote / CHECKSUM_FILE}: {name!r} is not a file name: delete {remote}"
+                )
             with (remote / name).open("rb") as file, open(temporary / name, "wb") as copy:
-                shutil.copyfileobj(file, copy, 1 << 24)
-            if _digest(temporary / name) != digest:
-                problem = f"is not what was prepared: its SHA-256 differs from that in {LIST}"
-                raise ValueError(f"{remote / name} {problem}: delete {remote} to prepare it again")
+                shutil.copyfileobj(file, copy, COPY_BYTES)
+            if _file_sha256(temporary / name) != checksum:
+                raise ValueError(
+                    f"{remote / name} is not what was prepared: its SHA-256 differs from that in"
+                    f" {CHECKSUM_FILE}: delete {remote} to prepare it again"
+                )
         try:
             temporary.rename(folder)
         except OSError:
@@ -331,19 +353,19 @@ def download(data: schema.Data, folder: Path) -> None:
 
 
 def upload(data: schema.Data, folder: Path) -> None:
-    """Upload a local folder to the remote cache, unless the remote cache has it."""
+    """Upload the local `folder` to the remote cache, unless it is complete there."""
     if not filesystem.is_remote(data.cache_dir):
         return
     remote = filesystem.open_path(data.cache_dir) / folder.name
-    if (remote / LIST).exists():
+    if (remote / CHECKSUM_FILE).exists():
         return
     paths = sorted(folder.iterdir())
     for path in paths:
         with open(path, "rb") as file, (remote / path.name).open("wb") as copy:
-            shutil.copyfileobj(file, copy, 1 << 24)
-    records.write_json(remote / LIST, {path.name: _digest(path) for path in paths})
+            shutil.copyfileobj(file, copy, COPY_BYTES)
+    records.write_json(remote / CHECKSUM_FILE, {path.name: _file_sha256(path) for path in paths})
 
 
-def _digest(path: Path) -> str:
+def _file_sha256(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

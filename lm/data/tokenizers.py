@@ -1,12 +1,13 @@
 """Tokenizers: bytes, byte-level BPE, tokenizer.json files and SentencePiece models.
 
-    ids = Bytes().encode("héllo")        # uint8 [6]; needs no training and no files
-    bpe = train_bpe(texts, 8192)         # byte-level byte-pair encoding (Sennrich et al. 2016)
-    bpe.save("data/mine"); load("data/mine").decode(bpe.encode("héllo"))    # "héllo"
+    ids = ByteTokenizer().encode("héllo")    # uint8 [6]; needs no training and no files
+    bpe = train_bpe(texts, 8192)             # byte-level byte-pair encoding (Sennrich et al. 2016)
+    bpe.save("my/folder")
+    load_tokenizer("my/folder").decode(bpe.encode("héllo"))    # "héllo"
 
-All have the interface of `Tokenizer`. The token `end` follows each document and represents no text.
-Encoding refuses NUL and lone surrogates. The special characters of a conversation (see chat) are
-always encoded as tokens of their own.
+All classes have the interface of `Tokenizer`. The token `end` follows each document and represents
+no text. Text with NUL or a lone surrogate is rejected. The special characters of a conversation
+(see lm/data/sources/chat.py) are always encoded as separate tokens.
 """
 
 import functools
@@ -22,23 +23,32 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from lm.runs import filesystem
 
-END = 0  # end token of bytes and of BPE trained here; the byte 0 is NUL, which occurs in no text
+END = 0  # end token of bytes and of train_bpe; the byte 0 is NUL, which occurs in no text
 CHAT_TOKENS = "\x01\x02\x03"  # special characters: user turn, answer, end of an answer
-_AT_MARKS = re.compile(f"([{CHAT_TOKENS}])")
+_SPECIAL_PATTERN = re.compile(f"([{CHAT_TOKENS}])")
 # Names of the end token in published vocabularies. The first name that exists is used.
-ENDS = ("\0", "<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "<|im_end|>", "[SEP]")
+END_TOKENS = (
+    "\0",
+    "<|endoftext|>",
+    "<|end_of_text|>",
+    "</s>",
+    "<eos>",
+    "<|eos|>",
+    "<|im_end|>",
+    "[SEP]",
+)
 
 
 class Tokenizer:
-    """Interface of all tokenizers."""
+    """Interface of all tokenizers. Subclasses define `_encode_text` and `pieces`."""
 
-    vocab_size: int
-    end: int
+    vocab_size: int  # token ids are 0 to vocab_size - 1
+    end: int  # id of the end token
     hash: str  # equal hashes mean equal tokens for any text
 
     @property
     def dtype(self):
-        """Smallest integer type that holds every token id."""
+        """Smallest unsigned NumPy type that represents every token id."""
         return np.min_scalar_type(self.vocab_size - 1).type
 
     def encode(self, text: str) -> np.ndarray:
@@ -46,12 +56,15 @@ class Tokenizer:
         return self.encode_all([text])[0]
 
     def encode_all(self, texts: list[str]) -> list[np.ndarray]:
-        """Encode several texts. Raises ValueError like `encode`."""
-        if self.marks is None or not any(mark in text for text in texts for mark in CHAT_TOKENS):
-            return self._encoded(texts)
+        """Return the token ids of each text. Raises ValueError like `encode`."""
+        has_special = any(special in text for text in texts for special in CHAT_TOKENS)
+        if self.marks is None or not has_special:
+            return self._encode_text(texts)
         # Even parts are text, odd parts are special characters.
-        parts_of_texts = [_AT_MARKS.split(text) for text in texts]
-        text_ids = iter(self._encoded([part for parts in parts_of_texts for part in parts[::2]]))
+        parts_of_texts = [_SPECIAL_PATTERN.split(text) for text in texts]
+        text_ids = iter(
+            self._encode_text([part for parts in parts_of_texts for part in parts[::2]])
+        )
         special_ids = dict(zip(CHAT_TOKENS, self.marks, strict=True))
         encoded = []
         for parts in parts_of_texts:
@@ -62,32 +75,28 @@ class Tokenizer:
             encoded.append(np.concatenate(ids))
         return encoded
 
-    def _encoded(self, texts: list[str]) -> list[np.ndarray]:
-        """Encode texts without special characters."""
+    def _encode_text(self, texts: list[str]) -> list[np.ndarray]:
+        """Return the token ids of texts in which special characters are ordinary text."""
         raise NotImplementedError
 
     @functools.cached_property
     def marks(self) -> tuple[int, ...] | None:
-        """Token ids of MARKS, in order; None if the vocabulary lacks one of them."""
-        specials = {mark.encode() for mark in CHAT_TOKENS}
+        """Token ids of CHAT_TOKENS, in order; None if the vocabulary does not contain all."""
+        specials = [special.encode() for special in CHAT_TOKENS]
         ids = {piece: i for i, piece in enumerate(self.pieces) if piece in specials}
-        return (
-            tuple(ids[mark.encode()] for mark in CHAT_TOKENS)
-            if len(ids) == len(CHAT_TOKENS)
-            else None
-        )
+        return tuple(ids[special] for special in specials) if len(ids) == len(specials) else None
 
     def decode(self, ids) -> str:
-        """Return the text of token ids; `end` becomes "", invalid UTF-8 becomes U+FFFD."""
+        """Return the text of token ids [n]; `end` becomes "", invalid UTF-8 becomes U+FFFD."""
         return b"".join(self.pieces[i] for i in np.asarray(ids)).decode(errors="replace")
 
     @functools.cached_property
     def pieces(self) -> list[bytes]:
         """Bytes of text that each token represents, [vocab_size]; b"" for tokens such as `end`.
 
-        The bytes of the tokens of a text add up to the text, except for a tokenizer from a file
-        that changes text (lower case, an inserted space). The manifest of a prepared source counts
-        both.
+        The bytes of the tokens of a text are the bytes of the text. The exception is a tokenizer
+        file that changes text, for example to lower case. The manifest of a prepared source
+        contains both numbers of bytes.
         """
         raise NotImplementedError
 
@@ -96,7 +105,7 @@ class Tokenizer:
         return np.array([len(piece) for piece in self.pieces], np.int32)
 
     def save(self, folder: str | Path) -> None:
-        """Write the files that `load` reads."""
+        """Write the file that load_tokenizer reads; bytes need no file."""
 
 
 class ByteTokenizer(Tokenizer):
@@ -106,7 +115,7 @@ class ByteTokenizer(Tokenizer):
     end = END
     hash = hashlib.sha256(b"utf-8 bytes, NUL ends a document").hexdigest()
 
-    def _encoded(self, texts: list[str]) -> list[np.ndarray]:
+    def _encode_text(self, texts: list[str]) -> list[np.ndarray]:
         return [np.frombuffer(utf8(text), np.uint8) for text in texts]
 
     @functools.cached_property
@@ -115,27 +124,33 @@ class ByteTokenizer(Tokenizer):
 
 
 class HFTokenizer(Tokenizer):
-    """Tokenizer.json of the `tokenizers` library. Special tokens in a text are ordinary text."""
+    """Tokenizer of the `tokenizers` library. Names of special tokens in a text are ordinary text.
+
+    Attributes: text, the contents of tokenizer.json; inner, the tokenizer of the library.
+    """
 
     def __init__(self, text: str, where: str = "tokenizer.json"):
+        """Read the contents of tokenizer.json. Raises ValueError, naming the file `where`."""
         try:
             self.text, self.inner = text, tokenizers.Tokenizer.from_str(text)
             content = json.loads(text)
         except Exception as error:  # the library has no narrower class
-            raise ValueError(f"{where}: is no tokenizer.json ({error}): name another") from None
+            raise ValueError(
+                f"{where} is not a tokenizer.json file ({error}): set another data.tokenizer"
+            ) from None
         self.inner.encode_special_tokens = True
         self.inner.no_padding()
         self.inner.no_truncation()
         self.hash = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
         self.ids = self.inner.get_vocab(with_added_tokens=True)
-        size = max(self.ids.values()) + 1  # there may be unused ids
-        self.end = next((self.ids[name] for name in ENDS if name in self.ids), size)
+        size = max(self.ids.values()) + 1  # a vocabulary may have unused ids
+        self.end = next((self.ids[name] for name in END_TOKENS if name in self.ids), size)
         self.vocab_size = max(size, self.end + 1)
         self.is_byte_level = any(
             '"ByteLevel"' in json.dumps(content.get(part)) for part in ("decoder", "pre_tokenizer")
         )
 
-    def _encoded(self, texts: list[str]) -> list[np.ndarray]:
+    def _encode_text(self, texts: list[str]) -> list[np.ndarray]:
         for text in texts:
             utf8(text)
         encodings = self.inner.encode_batch(texts, add_special_tokens=False)
@@ -164,26 +179,32 @@ class HFTokenizer(Tokenizer):
 
 
 class SentencePieceTokenizer(Tokenizer):
-    """Model file of the `sentencepiece` library (Kudo and Richardson 2018)."""
+    """Tokenizer of the `sentencepiece` library (Kudo and Richardson 2018, arXiv:1808.06226).
+
+    Attributes: model, the contents of the model file; inner, the processor of the library.
+    """
 
     def __init__(self, model: bytes, where: str = "tokenizer.model"):
+        """Read the contents of a model file. Raises ValueError, naming the file `where`."""
         try:
             import sentencepiece
         except ImportError:
-            raise ValueError(f"spm:{where} needs: pip install 'lm-scaling[spm]'") from None
+            raise ValueError(
+                f"data.tokenizer='spm:{where}' needs: pip install 'lm-scaling[spm]'"
+            ) from None
         try:
             self.model = model
             self.inner = sentencepiece.SentencePieceProcessor(model_proto=model)
         except Exception as error:  # the library has no narrower class
             raise ValueError(
-                f"{where}: is no SentencePiece model ({error}): name another"
+                f"{where} is not a SentencePiece model ({error}): set another data.tokenizer"
             ) from None
         self.hash = hashlib.sha256(model).hexdigest()
         size = self.inner.get_piece_size()
         self.end = self.inner.eos_id() if self.inner.eos_id() >= 0 else size
         self.vocab_size = max(size, self.end + 1)
 
-    def _encoded(self, texts: list[str]) -> list[np.ndarray]:
+    def _encode_text(self, texts: list[str]) -> list[np.ndarray]:
         for text in texts:
             utf8(text)
         return [np.array(ids, self.dtype) for ids in self.inner.encode(texts, out_type=int)]
@@ -205,27 +226,27 @@ class SentencePieceTokenizer(Tokenizer):
 
 
 def train_bpe(texts: Iterator[str], vocab_size: int) -> HFTokenizer:
-    """Train byte-level BPE with GPT-2's split into words (Radford et al. 2019).
+    """Train a byte-level BPE tokenizer that splits words like GPT-2 (Radford et al. 2019).
 
     Decoding restores any text. The same texts in the same order give the same tokenizer. The
-    vocabulary is smaller than vocab_size if the texts have no more pairs to merge.
+    vocabulary is smaller than vocab_size if the texts have too few pairs to merge.
     """
     inner = tokenizers.Tokenizer(models.BPE())
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     inner.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
-        special_tokens=["\0"],  # gets id 0, END
+        special_tokens=["\0"],  # the first token has the id 0, which is END
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    parts = (part for text in texts for part in _AT_MARKS.split(text)[::2])
+    parts = (part for text in texts for part in _SPECIAL_PATTERN.split(text)[::2])
     inner.train_from_iterator(parts, trainer)
     return HFTokenizer(inner.to_str())
 
 
 def open_tokenizer(name: str) -> Tokenizer:
-    """Open the tokenizer of a data.tokenizer value other than bpe:SIZE.
+    """Return the tokenizer of data.tokenizer=name: bytes, file:JSON or spm:MODEL.
 
     Raises ValueError if the file cannot be read or is not a tokenizer.
     """
@@ -239,14 +260,15 @@ def open_tokenizer(name: str) -> Tokenizer:
         )
     except OSError as error:
         reason = error.strerror or error
-        message = f"data.tokenizer={name!r}: cannot be read ({reason}): correct the path"
+        message = f"data.tokenizer={name!r} cannot be read ({reason}): correct the path"
         raise ValueError(message) from None
     except UnicodeDecodeError:
-        raise ValueError(f"data.tokenizer={name!r}: is no tokenizer.json: name another") from None
+        message = f"data.tokenizer={name!r} is not UTF-8, as tokenizer.json is: set another file"
+        raise ValueError(message) from None
 
 
 def load_tokenizer(folder: str | Path) -> Tokenizer:
-    """Load the tokenizer saved in a folder. Without a tokenizer file, return Bytes."""
+    """Return the tokenizer that is saved in a folder; ByteTokenizer if no file is there."""
     for kind, name in (("file", "tokenizer.json"), ("spm", "tokenizer.model")):
         if (path := filesystem.open_path(folder) / name).exists():
             return open_tokenizer(f"{kind}:{path}")
@@ -266,6 +288,7 @@ def utf8(text: str) -> bytes:
 
 
 def _from_byte_level(piece: str) -> bytes:
+    """Return the bytes of a byte-level token."""
     return b"".join(LETTERS.get(letter) or letter.encode() for letter in piece)
 
 
@@ -277,7 +300,7 @@ def _from_piece(piece: str) -> bytes:
 
 
 def _letters_of_bytes() -> dict[str, bytes]:
-    """Return letter -> byte. GPT-2 writes non-printable bytes as letters from U+0100 on."""
+    """Return {letter: byte}. GPT-2 represents non-printable bytes by letters from U+0100 on."""
     printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
     others = sorted(set(range(256)) - printable)
     letters = {chr(256 + n): bytes([byte]) for n, byte in enumerate(others)}

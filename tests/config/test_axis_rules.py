@@ -1,10 +1,12 @@
+"""Sharding rules and mesh shapes are validated, and messages suggest values that work."""
+
 import pytest
 
 from lm.config import axis_rules, schema, validation
 
 
 def rejection(values: dict) -> str:
-    """Return the error message of a run with these fields."""
+    """Return the error message for a run with these fields."""
     run = schema.Run()
     for field, value in values.items():
         group, name = field.split(".")
@@ -16,22 +18,22 @@ def rejection(values: dict) -> str:
 
 
 @pytest.mark.parametrize(
-    ("sizes", "words"),
+    ("sizes", "message"),
     [
         ({"data": 3}, "mesh.data=3 must be the number of devices, 4: try mesh.data=4"),
         ({"fsdp": 2, "tensor": 3}, "mesh.fsdp=2 x mesh.tensor=3 .*, 4: try mesh.tensor=2"),
         ({"data": 2, "sequence": 4}, "mesh.data=2 x mesh.sequence=4 .*: try mesh.sequence=2"),
         ({"data": 2, "tensor": 4}, "mesh.data=2 x mesh.tensor=4 .*: try mesh.tensor=2"),
-        ({"fsdp": 3, "tensor": 3}, "try mesh.data=-1, which takes what is left, and 1 for every"),
+        ({"fsdp": 3, "tensor": 3}, "try mesh.data=-1 for all remaining devices, and 1 for every"),
     ],
 )
-def test_wrong_mesh_product_suggests_the_nearest_mesh(sizes, words):
-    with pytest.raises(schema.ConfigError, match=words):
+def test_wrong_mesh_product_suggests_the_nearest_mesh(sizes, message):
+    with pytest.raises(schema.ConfigError, match=message):
         axis_rules.resolve_mesh_shape(vars(schema.Mesh(**sizes)), 4)
 
 
 @pytest.mark.parametrize(
-    ("values", "words"),
+    ("values", "message"),
     [
         (
             {"mesh.data": 4, "data.batch_size": 6},
@@ -41,14 +43,12 @@ def test_wrong_mesh_product_suggests_the_nearest_mesh(sizes, words):
         (
             {"mesh.fsdp": 2, "optim.grad_accumulation_steps": 5, "data.batch_size": 8},
             "data.batch_size=8 must be a multiple of mesh.fsdp*optim.grad_accumulation_steps=10:"
-            " try"
-            " data.batch_size=10 or optim.grad_accumulation_steps=4",
+            " try data.batch_size=10 or optim.grad_accumulation_steps=4",
         ),
         (
             {"data.seq_len": 30, "model.attention_query_blocks": 4},
             "data.seq_len=30 must be a multiple of model.attention_query_blocks=4: try"
-            " data.seq_len=32"
-            " or model.attention_query_blocks=3",
+            " data.seq_len=32 or model.attention_query_blocks=3",
         ),
         (
             {"mesh.sequence": 3},
@@ -92,22 +92,25 @@ def test_wrong_mesh_product_suggests_the_nearest_mesh(sizes, words):
         ),
     ],
 )
-def test_indivisible_size_suggests_the_nearest_that_works(values, words):
-    assert rejection(values) == words
+def test_indivisible_size_suggests_the_nearest_valid_size(values, message):
+    assert rejection(values) == message
 
 
 @pytest.mark.parametrize(
-    ("rules", "words"),
+    ("rules", "message"),
     [
-        ({"mlps": "tensor"}, "mesh.rules['mlps']='tensor' is not an axis of a weight: those are "),
-        ({"batch": "data"}, "mesh.rules['batch']='data' is not an axis of a weight: those are "),
+        (
+            {"mlps": "tensor"},
+            "mesh.rules['mlps']='tensor' is not an axis of a weight: the axes are ",
+        ),
+        ({"batch": "data"}, "mesh.rules['batch']='data' is not an axis of a weight: the axes are "),
         ({"mlp": "model"}, "mesh.rules['mlp']='model' must be one of data, fsdp, expert, seq"),
         ({"mlp": None}, "mesh.rules['mlp']=None must be one of data, fsdp, expert, sequence, te"),
         ({"mlp": ["tensor", "tensor"]}, "mesh.rules['mlp']=['tensor', 'tensor'] repeats an axis"),
     ],
 )
-def test_impossible_sharding_rule_is_rejected_by_name(rules, words):
-    assert rejection({"mesh.rules": rules}).startswith(words)
+def test_invalid_sharding_rule_is_named_in_the_error(rules, message):
+    assert rejection({"mesh.rules": rules}).startswith(message)
 
 
 def test_axis_sizes_come_from_the_declared_fields():

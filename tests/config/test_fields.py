@@ -1,13 +1,13 @@
-"""Names and values of fields in hashes. They stay the same when a field is renamed.
+"""Names and values of fields in hashes stay the same when a field is renamed.
 
-A change here would build every prepared corpus again and fail every stored batch hash.
+A change of a name in this file would prepare every corpus again and invalidate stored hashes.
 """
 
 from lm.config import fields, schema
 
 
 def names_in_hashes(kind: type, *roles: str) -> list[str]:
-    """Return the names that enter hashes, in order, of the fields with one of these roles."""
+    """Return the names in hashes of the fields with one of these roles, or of all fields."""
     infos = fields.field_info(kind)
     values = {name: None for name in infos if not roles or {*roles} & {*infos[name].roles}}
     return list(fields.for_hash(values, kind))
@@ -20,8 +20,8 @@ def test_names_in_hashes_never_change():
     assert names_in_hashes(schema.Data, "batch") == [
         *("rows", "score", "too_long", "across", "unique_tokens"),
     ]
-    is_result = set(names_in_hashes(schema.Run)) - set(names_in_hashes(schema.Run, "execution"))
-    assert sorted(is_result) == RESULT_NAMES
+    names = set(names_in_hashes(schema.Run)) - set(names_in_hashes(schema.Run, "execution"))
+    assert sorted(names) == RESULT_NAMES
 
 
 def test_values_in_hashes_never_change():
@@ -44,7 +44,7 @@ def test_values_in_hashes_never_change():
     assert fields.changed_for_hash(data, "batch") == {"rows": "continued", "too_long": "refuse"}
 
 
-# Names that enter the hash of a config.
+# Names that enter the hash of a config: fields without the role "execution".
 RESULT_NAMES = sorted(
     """
     data.across data.batch_size data.broken data.drop_copies data.heldout data.max_epochs

@@ -1,3 +1,5 @@
+"""The config converts to dicts and flags, and every field is fully declared."""
+
 import dataclasses
 import json
 
@@ -27,14 +29,42 @@ def test_flatten_types_and_infos_have_the_same_names():
 
 def test_runs_do_not_share_dict_fields():
     first, second = schema.Run(), schema.Run()
-    first.data.sources["more"] = 1.0
-    assert "more" not in second.data.sources
+    first.data.sources["text:a.txt"] = 1.0
+    assert "text:a.txt" not in second.data.sources
 
 
-def test_every_field_has_a_plain_sentence():
+def test_every_field_has_a_description_sentence():
+    """A description begins with a capital letter, ends with a full stop and has 2 to 25 words."""
     for name, info in fields.field_info(schema.Run).items():
         words = info.description.split()
-        assert words and info.description.endswith(".") and len(words) <= 25, name
+        assert info.description[0].isupper() and info.description.endswith("."), name
+        assert info.description == " ".join(words) and 2 <= len(words) <= 25, name
+
+
+def test_every_number_has_a_range_that_contains_its_default():
+    """Each number declares a lower bound, except mesh.data, which is -1 or at least 1."""
+    defaults, kinds = schema.flatten(schema.Run()), schema.field_types(schema.Run)
+    for name, info in fields.field_info(schema.Run).items():
+        if kinds[name] in (int, float) and name != "mesh.data":
+            assert (info.ge is None) != (info.gt is None), name
+            assert info.ge is None or info.ge <= defaults[name], name
+            assert info.gt is None or info.gt < defaults[name], name
+            assert info.le is None or defaults[name] <= info.le, name
+        else:
+            assert info.ge is info.gt is info.le is None, name
+
+
+def test_description_states_a_special_meaning_of_zero():
+    explained = {
+        name for name, info in fields.field_info(schema.Run).items() if "0 is" in info.description
+    }
+    assert explained >= {
+        *("model.logit_softcap", "model.z_loss", "model.lora_rank", "model.n_experts"),
+        *("model.learned_positions", "model.d_expert", "data.decontaminate_ngram"),
+        *("data.unique_tokens", "data.max_epochs", "optim.clip_norm", "mesh.deterministic_shards"),
+        *("eval.interval", "eval.task_interval", "eval.patience", "start.step", "stall_seconds"),
+        *("steps_per_call", "permanent_checkpoint_interval"),
+    }
 
 
 def test_roles_and_axes_of_declarations_are_known():
@@ -60,11 +90,7 @@ def test_roles_select_the_expected_fields():
     }
     alone = {name for name, info in fields.field_info(schema.Run).items() if info.alone}
     assert alone == {"wandb", "mesh.deterministic_shards"}
-    is_result = set(schema.flatten(schema.Run())) - set(fields.fields_with("execution", schema.Run))
-    assert {
-        "seed",
-        "steps",
-        "model.dtype",
-        "eval.patience",
-        "mesh.deterministic_shards",
-    } <= is_result
+    execution = set(fields.fields_with("execution", schema.Run))
+    assert not execution & {
+        *("seed", "steps", "model.dtype", "eval.patience", "mesh.deterministic_shards"),
+    }

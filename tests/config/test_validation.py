@@ -1,9 +1,11 @@
+"""An invalid config is rejected in one line that names the field."""
+
 import pytest
 
 from lm.config import schema, validation
 
 
-def changed(**values) -> schema.Run:
+def changed_run(**values) -> schema.Run:
     """Return the default run with changed fields, named as in optim__lr."""
     run = schema.Run()
     for field, value in values.items():
@@ -20,10 +22,10 @@ def test_default_run_is_valid():
 
 
 @pytest.mark.parametrize(
-    ("values", "words"),
+    ("values", "message"),
     [
         ({"model__n_heads": 6, "model__n_kv_heads": 4}, "model.n_heads=6 must be a multiple of"),
-        ({"model__d_head": 7}, "model.d_head=7 must be even"),
+        ({"model__d_head": 7}, "model.d_head=7 must be even, for rotary embeddings: try 8"),
         ({"model__dtype": "float16"}, "model.dtype='float16' must be one of float32, bfloat16"),
         ({"model__d_model": 12.5}, "model.d_model=12.5 must be int, not float"),
         ({"optim__lr": "fast"}, "optim.lr='fast' must be float"),
@@ -34,7 +36,7 @@ def test_default_run_is_valid():
         ({"data__heldout_fraction": 1.5}, "data.heldout_fraction=1.5 must be between 0 and 1"),
         ({"data__tokenizer": "bpe"}, "data.tokenizer='bpe' must be bytes, bpe:8192, file:JSON"),
         ({"data__tokenizer": "bytes:1"}, "data.tokenizer='bytes:1' must be bytes"),
-        ({"data__tokenizer": "bpe:9k"}, "data.tokenizer='bpe:9k' takes a size from 258"),
+        ({"data__tokenizer": "bpe:9k"}, "data.tokenizer='bpe:9k' must have a size from 258"),
         ({"data__on_error": "ignore"}, "data.on_error='ignore' must be one of stop, skip"),
         ({"data__max_repeats": 2.0}, "data.max_repeats=2.0 must be between 0 and 1"),
         ({"data__decontaminate_against": "code"}, "data.decontaminate_against='code' has no"
@@ -47,8 +49,8 @@ def test_default_run_is_valid():
         ({"data__sources": {"code": -1.0}}, "data.sources['code']=-1.0 must be a weight"),
         ({"data__sources": {"code": 0.0}}, "has only zero weights"),
         ({"data__sources": {"code": 1.0, "docs": -1.0}}, "must be a weight: a finite number"),
-        ({"mesh__data": 0}, "mesh.data=0 must be -1"),
-        ({"model__n_experts": 1}, "model.experts_per_token=2 must not exceed model.n_experts=1"),
+        ({"mesh__data": 0}, "mesh.data=0 must be at least 1, or -1"),
+        ({"model__n_experts": 1}, "model.experts_per_token=2 must not exceed model.n_experts=1:"),
         ({"model__n_experts": 6, "mesh__expert": 4}, "model.n_experts=6 must be a multiple of"),
         ({"model__n_experts": 4, "model__d_ff": 385}, "the shared experts, or set"),
         ({"model__n_experts": 4, "model__d_expert": 5, "mesh__tensor": 2}, "model.d_expert=5 must"),
@@ -57,11 +59,11 @@ def test_default_run_is_valid():
         ({"permanent_checkpoint_interval": 300}, "permanent_checkpoint_interval=300 must be a"
                                                  " multiple of checkpoint_interval=200: try 400"),
         ({"steps": 0}, "steps=0 must be at least 1"),
-        ({"name": "../up"}, "name='../up' takes letters"),
-        ({"name": ""}, "name='' takes letters"),
+        ({"name": "../up"}, "name='../up' must consist of letters"),
+        ({"name": ""}, "name='' must consist of letters"),
     ],
 )  # fmt: skip
-def test_invalid_run_is_rejected_by_field_name(values, words):
+def test_invalid_run_is_rejected_by_field_name(values, message):
     with pytest.raises(schema.ConfigError) as error:
-        validation.validate_run(changed(**values))
-    assert words in str(error.value) and "\n" not in str(error.value)
+        validation.validate_run(changed_run(**values))
+    assert message in str(error.value) and "\n" not in str(error.value)

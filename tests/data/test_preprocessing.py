@@ -1,4 +1,4 @@
-"""Quality filters and MinHash bands."""
+"""Quality filters, MinHash bands of near-duplicates, and n-gram hashes for decontamination."""
 
 import subprocess
 import sys
@@ -10,16 +10,16 @@ import pytest
 from lm.config import schema
 from lm.data import preprocessing
 
-RNG = np.random.default_rng(0)
-WORDS = [f"w{i}" for i in range(5000)]
+VOCABULARY = [f"w{i}" for i in range(5000)]
 
 
-def a_text(n=400):
-    return list(RNG.choice(WORDS, n))
+def random_words(rng: np.random.Generator, n: int) -> list[str]:
+    """Return n words of the vocabulary."""
+    return list(rng.choice(VOCABULARY, n))
 
 
 @pytest.mark.parametrize(
-    "knobs, bad, good",
+    "changes, bad_text, good_text",
     [
         ({"min_words": 3}, "two words", "now three words"),
         ({"min_letters": 0.5}, "1 2 3 ab", "1 2 3 abc"),
@@ -27,116 +27,105 @@ def a_text(n=400):
     ],
     ids=["short", "symbols", "repeats"],
 )
-def test_a_filter_drops_what_it_names_and_only_where_asked(knobs, bad, good, request):
-    data = schema.Data(**knobs)
-    assert preprocessing.rejection_reason(bad, data) in request.node.callspec.id
-    assert preprocessing.rejection_reason(bad, data) and not preprocessing.rejection_reason(
-        good, data
-    )
-    assert not preprocessing.rejection_reason(bad, schema.Data())
+def test_filter_rejects_by_name_and_only_if_enabled(changes, bad_text, good_text, request):
+    data = schema.Data(**changes)
+    assert preprocessing.rejection_reason(bad_text, data) == request.node.callspec.id
+    assert preprocessing.rejection_reason(good_text, data) == ""
+    assert preprocessing.rejection_reason(bad_text, schema.Data()) == ""
 
 
-def near(words, share):
-    """Words of which some are changed, so that `share` of the shingles of both agree (Jaccard)."""
-    kept = 2 * share / (1 + share)  # of the shingles of one that are in the other
-    words = list(words)
-    for i in np.flatnonzero(RNG.random(len(words)) > kept ** (1 / preprocessing.SHINGLE)):
-        words[i] = f"new{RNG.integers(10**9)}"
-    return words
+def similar_words(rng: np.random.Generator, words: list[str], jaccard: float) -> list[str]:
+    """Return a copy with changed words, whose shingles have this Jaccard similarity on average."""
+    common_fraction = 2 * jaccard / (1 + jaccard)  # of the shingles of one text
+    changed = rng.random(len(words)) > common_fraction ** (1 / preprocessing.SHINGLE_WORDS)
+    return [
+        f"new{rng.integers(10**9)}" if is_changed else word
+        for word, is_changed in zip(words, changed, strict=True)
+    ]
 
 
-@pytest.mark.parametrize("share, wanted", [(0.9, 0.99), (0.8, 0.93), (0.5, 0.08), (0.2, 0.0)])
-def test_near_copies_share_a_band_as_often_as_is_said(share, wanted):
-    hits = 0
+@pytest.mark.parametrize("jaccard, expected", [(0.9, 0.99), (0.8, 0.93), (0.5, 0.08), (0.2, 0.0)])
+def test_near_duplicates_share_a_band_as_often_as_documented(jaccard, expected):
+    rng = np.random.default_rng(0)
+    n_hits = 0
     for _ in range(300):
-        words = a_text(1000)
-        mine, other = (
-            preprocessing.minhash_bands(" ".join(words)),
-            preprocessing.minhash_bands(" ".join(near(words, share))),
-        )
-        hits += bool(set(mine) & set(other))
-    assert hits / 300 == pytest.approx(wanted, abs=0.07)
+        words = random_words(rng, 1000)
+        other_words = similar_words(rng, words, jaccard)
+        bands = preprocessing.minhash_bands(" ".join(words))
+        n_hits += bool(set(bands) & set(preprocessing.minhash_bands(" ".join(other_words))))
+    assert n_hits / 300 == pytest.approx(expected, abs=0.07)
 
 
-def test_texts_of_few_words_are_near_copies_only_if_equal():
-    assert preprocessing.minhash_bands("two words") == preprocessing.minhash_bands("Two words!")
-    assert not set(preprocessing.minhash_bands("two words")) & set(
-        preprocessing.minhash_bands("two birds")
-    )
-    assert not set(preprocessing.minhash_bands("a b c d e")) & set(
-        preprocessing.minhash_bands("...")
-    )
+def test_short_texts_share_a_band_only_if_words_are_equal():
+    bands = preprocessing.minhash_bands("two words")
+    assert bands == preprocessing.minhash_bands("Two words!")
+    assert not set(bands) & set(preprocessing.minhash_bands("two birds"))
+    letter_bands = preprocessing.minhash_bands("a b c d e")
+    assert not set(letter_bands) & set(preprocessing.minhash_bands("..."))
 
 
-def test_long_texts_are_hashed_in_parts_and_give_the_same(monkeypatch):
-    text = " ".join(a_text(3000))
-    whole = preprocessing.minhash_bands(text)
+def test_bands_do_not_depend_on_the_chunk_size(monkeypatch):
+    text = " ".join(random_words(np.random.default_rng(0), 3000))
+    bands = preprocessing.minhash_bands(text)
     monkeypatch.setattr(preprocessing, "SHINGLES_PER_CHUNK", 100)
-    assert preprocessing.minhash_bands(text) == whole
+    assert preprocessing.minhash_bands(text) == bands
 
 
 def test_hashes_are_the_same_in_every_process():
     code = (
-        "from lm.data import preprocessing\nprint(preprocessing.minhash_bands('one two three four"
-        " five six'))\n"
+        "from lm.data import preprocessing\n"
+        "print(preprocessing.minhash_bands('one two three four five six'))\n"
         "print(preprocessing.ngram_hashes('one two three', 2).tolist())"
     )
-    root = Path(__file__).parent.parents[1]
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=root, check=True
+    process = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[2],
+        check=True,
     )
     bands = preprocessing.minhash_bands("one two three four five six")
-    assert done.stdout == f"{bands}\n{preprocessing.ngram_hashes('one two three', 2).tolist()}\n"
+    hashes = preprocessing.ngram_hashes("one two three", 2).tolist()
+    assert process.stdout == f"{bands}\n{hashes}\n"
 
 
-# MERGED DOCSTRING of tests.test_overlap:
-# """N-gram hashes for decontamination."""
-
-RNG_OVERLAP = np.random.default_rng(0)
-WORDS_OVERLAP = [f"w{i}" for i in range(5000)]
-
-
-def test_runs_ignore_case_and_marks_but_not_order():
-    text = "One two, three (four) FIVE six"
-    assert len(preprocessing.ngram_hashes(text, 5)) == 2
-    np.testing.assert_array_equal(
-        preprocessing.ngram_hashes("one two three four... five six!", 5),
-        preprocessing.ngram_hashes(text, 5),
-    )
-    assert preprocessing.ngram_hashes("two one three four five", 5)[
-        0
-    ] not in preprocessing.ngram_hashes(text, 5)
+def test_ngram_hashes_depend_on_words_and_their_order_only():
+    hashes = preprocessing.ngram_hashes("One two, three (four) FIVE six", 5)
+    assert len(hashes) == 2
+    same_words = preprocessing.ngram_hashes("one two three four... five six!", 5)
+    np.testing.assert_array_equal(same_words, hashes)
+    assert preprocessing.ngram_hashes("two one three four five", 5)[0] not in hashes
     assert len(preprocessing.ngram_hashes("too short", 5)) == 0
 
 
-def test_runs_of_different_words_differ():
-    found = preprocessing.ngram_hashes(" ".join(RNG_OVERLAP.choice(WORDS_OVERLAP, 100_000)), 3)
-    assert len(np.unique(found)) > 0.9999 * len(found)
+def test_different_ngrams_have_different_hashes():
+    text = " ".join(random_words(np.random.default_rng(0), 100_000))
+    hashes = preprocessing.ngram_hashes(text, 3)
+    assert len(np.unique(hashes)) > 0.9999 * len(hashes)
 
 
-def test_ngram_file_is_sorted_and_distinct(tmp_path, monkeypatch):
-    parts = [
-        preprocessing.ngram_hashes(" ".join(RNG_OVERLAP.choice(WORDS_OVERLAP, n)), 2)
-        for n in (3000, 1, 500, 3000)
+@pytest.mark.parametrize("n_in_memory", [1 << 22, 1000])
+def test_ngram_index_is_sorted_and_distinct(tmp_path, monkeypatch, n_in_memory):
+    rng = np.random.default_rng(0)
+    arrays = [
+        preprocessing.ngram_hashes(" ".join(random_words(rng, n)), 2) for n in (3000, 1, 500, 3000)
     ]
-    parts.append(parts[0])
-    wanted = np.unique(np.concatenate(parts))
-    for held in (1 << 22, 1000):
-        monkeypatch.setattr(preprocessing, "HELD", held)
-        preprocessing.write_ngram_index(tmp_path / f"{held}.u64", iter(parts))
-        np.testing.assert_array_equal(
-            preprocessing.open_ngram_index(tmp_path / f"{held}.u64"), wanted
-        )
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["1000.u64", "4194304.u64"]
+    arrays.append(arrays[0])
+    monkeypatch.setattr(preprocessing, "HASHES_IN_MEMORY", n_in_memory)
+    preprocessing.write_ngram_index(tmp_path / "index.u64", iter(arrays))
+    index = preprocessing.open_ngram_index(tmp_path / "index.u64")
+    np.testing.assert_array_equal(index, np.unique(np.concatenate(arrays)))
+    assert [path.name for path in tmp_path.iterdir()] == ["index.u64"]
 
 
-def test_no_runs_make_an_empty_file_that_no_text_shares(tmp_path):
-    preprocessing.write_ngram_index(tmp_path / "runs.u64", iter([]))
-    assert len(preprocessing.open_ngram_index(tmp_path / "runs.u64")) == 0
+def test_index_without_ngrams_is_empty(tmp_path):
+    preprocessing.write_ngram_index(tmp_path / "index.u64", iter([]))
+    assert len(preprocessing.open_ngram_index(tmp_path / "index.u64")) == 0
 
 
-def test_a_text_shares_a_run_wherever_it_stands():
-    guarded = np.unique(preprocessing.ngram_hashes("to be or not to be that is the question", 5))
-    assert preprocessing.shares_ngram("he said: To be, or not to... and left", 5, guarded)
-    assert not preprocessing.shares_ngram("to be or to be not that is a question", 5, guarded)
-    assert not preprocessing.shares_ngram("not to be", 5, guarded)
+def test_shared_ngram_is_detected_at_any_position():
+    text = "to be or not to be that is the question"
+    blocked = np.unique(preprocessing.ngram_hashes(text, 5))
+    assert preprocessing.shares_ngram("he said: To be, or not to... and left", 5, blocked)
+    assert not preprocessing.shares_ngram("to be or to be not that is a question", 5, blocked)
+    assert not preprocessing.shares_ngram("not to be", 5, blocked)

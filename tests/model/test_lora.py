@@ -53,7 +53,7 @@ def test_unknown_names_and_no_trainable_weight_are_refused():
         trainable_by_path("embed,blocks,norm,head")
     with pytest.raises(ValueError, match="model.lora_on='vocabulary' must name one of .*heads"):
         trainable_by_path(lora_rank=2, lora_on="vocabulary")
-    with pytest.raises(ValueError, match="model.lora_rank=4 adds to trained weights: set start"):
+    with pytest.raises(ValueError, match="model.lora_rank=4 needs the trained weights .*: set start"):
         validation.validate_run(schema.Run(model=schema.Model(lora_rank=4)))
 
 

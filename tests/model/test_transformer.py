@@ -324,5 +324,5 @@ def test_row_longer_than_the_learned_positions_is_refused():
 
 @pytest.mark.parametrize("fields", [{"mlp": "gelu"}, {"bias": True}])
 def test_experts_with_another_mlp_are_refused(fields):
-    with pytest.raises(ValueError, match="is not for experts: take"):
+    with pytest.raises(ValueError, match="is not implemented for experts: set"):
         validation.validate_run(schema.Run(model=model_sizes.ladder_model("300K-A100K", **fields)))

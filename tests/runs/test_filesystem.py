@@ -214,7 +214,7 @@ def test_token_files_from_the_bucket_are_verified(remote, bucket, tmp_path):
 def test_object_name_cannot_leave_its_folder(remote, bucket, tmp_path):
     corpus.prepare_corpus(remote.data)
     bad = b"evil"
-    for name in [n for n in bucket.names("bucket/data/") if n.endswith(staging.LIST)]:
+    for name in [n for n in bucket.names("bucket/data/") if n.endswith(staging.CHECKSUM_FILE)]:
         listed = {"../../out.txt": hashlib.sha256(bad).hexdigest()}
         bucket.put(name, json.dumps(listed).encode())
         bucket.put(name.rpartition("/")[0] + "/../../out.txt", bad)

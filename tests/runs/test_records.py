@@ -134,7 +134,7 @@ def test_stored_config_is_never_executed(run):
 def test_run_name_cannot_leave_its_folder(run, name):
     for knob in (run, run.start):
         setattr(knob, "name" if knob is run else "run", name)
-        with pytest.raises(ValueError, match="takes letters, digits"):
+        with pytest.raises(ValueError, match="must consist of letters, digits"):
             validation.validate_run(run)
         run.name = "fine"
 

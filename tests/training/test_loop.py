@@ -204,7 +204,7 @@ def test_a_run_keeps_what_its_token_ids_mean(tiny):
 
 def test_more_epochs_than_allowed_are_refused_before_any_compute(tiny):
     tiny.data.max_epochs = 0.01
-    with pytest.raises(ValueError, match="data.max_epochs=0.01: steps=12 would see"):
+    with pytest.raises(ValueError, match="data.max_epochs=0.01: steps=12 give"):
         loop.train(tiny)
     assert not records.run_dir(tiny).exists()
 
