@@ -89,7 +89,7 @@ def measured(point: dict) -> dict:
     from lm.config import schema
     from lm.parallel import mesh
     from lm.sweeps.planning import hardware, roofline
-    from lm.training import step
+    from lm.training import loop, step
 
     d = point["d_model"]
     run = schema.Run(name="cost")
@@ -102,12 +102,12 @@ def measured(point: dict) -> dict:
     mesh.initialize_devices()
     device_mesh = mesh.make_mesh(run.mesh, jax.devices()[: run.mesh.data])
     program = step.build_train_functions(run, device_mesh)
-    size = step.steps_per_call(run, device_mesh)
+    size = loop.steps_per_call(run, device_mesh)
     tokens = np.zeros((run.data.batch_size, run.data.seq_len + 1), np.int32)
     with jax.set_mesh(device_mesh):
-        compiled = step.lower_steps(program, size).compile()
+        compiled = loop.lower_steps(program, size).compile()
         init = program.init.lower(0).compile()
-        step_index = step.call_steps(program, compiled, size)
+        step_index = loop.make_steps_call(program, compiled, size)
         _most()
         batch, before = mesh.put_batch(device_mesh, {"tokens": tokens}), _most()
         state = init(0)

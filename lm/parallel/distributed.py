@@ -28,8 +28,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from lm.runs import lock, records
+from lm.runs import records
 
+EXIT_PEER_DIED = 125  # exit status after another process of the same run was lost
 BYE = b"."
 SECONDS = 60  # timeout of a connection
 
@@ -90,10 +91,10 @@ def _received(line) -> bytes:
 
 def _end(name: str) -> None:
     message = (
-        f"{name}: another one was lost, ended with status {lock.EXIT_PEER_DIED}; see its messages."
+        f"{name}: another one was lost, ended with status {EXIT_PEER_DIED}; see its messages."
     )
     print(f"{message} Repeat the command to continue", file=sys.stderr, flush=True)
-    os._exit(lock.EXIT_PEER_DIED)
+    os._exit(EXIT_PEER_DIED)
 
 
 # MERGED DOCSTRING of lm.hosts:
@@ -364,7 +365,7 @@ def _exit_status_and_message(error: BaseException) -> tuple[int, str]:
     name = _process_name()
     if isinstance(error, jax.errors.JaxRuntimeError) and any(sign in message for sign in SIGNS):
         return (
-            lock.EXIT_PEER_DIED,
+            EXIT_PEER_DIED,
             f"{name} lost another one; repeat the command to continue ({message})",
         )
     if isinstance(error, OSError):
