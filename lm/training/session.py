@@ -136,7 +136,7 @@ class TrainingSession:
         self.skipped_batches = stored_facts.get("passed_over", [])
         is_rewound = any(skip["from_step"] == self.first for skip in self.skipped_batches)
         self.restored = restored.without_expectations() if is_rewound else restored
-        self.clock.rest("start")
+        self.clock.assign_rest("start")
 
     def initial_state(self, init: Callable[[int], dict]) -> dict:
         """Return the restored state; init(seed) computes its missing parts.
@@ -157,7 +157,7 @@ class TrainingSession:
             self.run, self.first, distributed.is_primary()
         )
         self._writers.callback(close)
-        self.clock.rest("compile")
+        self.clock.assign_rest("compile")
         return state
 
     def begin(self, score: Callable, state: dict, compile_seconds: float) -> None:

@@ -105,7 +105,7 @@ def test_a_fingerprint_is_the_same_on_every_mesh_and_differs_for_swapped_numbers
     assert checkpoint_manifest.array_checksums({"x": split}) == checkpoint_manifest.array_checksums(
         {"x": x}
     )
-    many = {"x": x, "large": jnp.ones(checkpoint_manifest.SMALL)}  # too much for NumPy
+    many = {"x": x, "large": jnp.ones(checkpoint_manifest.SMALL_BYTES)}  # too much for NumPy
     assert (
         checkpoint_manifest.array_checksums(many)["x"]
         == checkpoint_manifest.array_checksums({"x": x})["x"]
