@@ -67,8 +67,8 @@ def combine_attempts(rows: Iterable[dict], useful_seconds: float) -> dict[str, f
 
     clock.lost are the seconds of repeated steps, which follow the last checkpoint of an interrupted
     attempt. clock.goodput is the fraction of all seconds that were spent in useful steps, without
-    the wait for input. useful_seconds: seconds of the steps that were not repeated, with their wait for
-    input.
+    the wait for input. useful_seconds: seconds of the steps that were not repeated, with their wait
+    for input.
     """
     rows = list(rows)
     seconds: dict[str, float] = {
