@@ -118,7 +118,7 @@ def test_a_low_rank_child_starts_as_its_parent_and_moves_additions_alone(parent)
     assert sum(moments) == 2 * n_lora  # Adam's two
     grand = child(run, "grand")
     grand.model.lora_rank = 0
-    with pytest.raises(ValueError, match="model.lora_rank=2 there, 0 here"):
+    with pytest.raises(ValueError, match="model.lora_rank=2 in the parent, 0 in this run"):
         warm_start.validate_start(grand, run)
 
 
