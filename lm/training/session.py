@@ -1,4 +1,4 @@
-"""One training session of a run: its lock, its restored state, and all files that it writes.
+"""Training session of one run: its lock, its restored state, and the files that it writes.
 
     with TrainingSession(run, text, device_mesh, report) as session:
         session.restore(functions.abstract_saved, facts, peak)  restore the newest intact checkpoint

@@ -25,15 +25,15 @@ COMPUTE_FIELDS = fields.fields_with("compute", schema.Model)
 
 
 def run_from_huggingface(
-    folder: str | Path, place: str | Path, tokenizer: str = "", seq_len: int = 0
+    folder: str | Path, run_folder: str | Path, tokenizer: str = "", seq_len: int = 0
 ) -> schema.Run:
     """Write a run with one checkpoint at step 1 from a folder that `transformers` wrote.
 
-    place: the new run directory. tokenizer: a value of data.tokenizer; "" is the tokenizer of the
+    run_folder: the new run directory. tokenizer: a value of data.tokenizer; "" is the tokenizer of the
     folder. seq_len: context length of the run; 0 is that of the model, at most 1024. Raises
-    ValueError if a file is corrupt, if the model is not supported, or if `place` is not empty.
+    ValueError if a file is corrupt, if the model is not supported, or if run_folder is not empty.
     """
-    folder, run_folder = Path(folder), Path(place)
+    folder, run_folder = Path(folder), Path(run_folder)
     shape, architecture, context = load.read_shape(folder)
     run = schema.Run(name=run_folder.name, dir=str(run_folder.parent), steps=1, model=shape)
     run.data.seq_len = seq_len or min(context, 1024)
