@@ -29,8 +29,8 @@ def run_from_huggingface(
 ) -> schema.Run:
     """Write a run with one checkpoint at step 1 from a folder that `transformers` wrote.
 
-    run_folder: the new run directory. tokenizer: a value of data.tokenizer; "" is the tokenizer of the
-    folder. seq_len: context length of the run; 0 is that of the model, at most 1024. Raises
+    run_folder: path of the new run. tokenizer: a value of data.tokenizer; "" is the tokenizer of
+    the folder. seq_len: context length of the run; 0 is that of the model, at most 1024. Raises
     ValueError if a file is corrupt, if the model is not supported, or if run_folder is not empty.
     """
     folder, run_folder = Path(folder), Path(run_folder)
