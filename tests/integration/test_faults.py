@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 
+import conftest
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -247,13 +248,13 @@ def wait_and_signal(
         pytest.param([signal.SIGTERM, signal.SIGKILL, signal.SIGKILL], marks=pytest.mark.slow),
     ],
 )
-def test_killed_run_resumes_to_the_same_bits(tiny, signals, tmp_path):
-    tiny.steps, tiny.checkpoint_interval, tiny.log_interval = 300, 20, 10
+def test_killed_run_resumes_to_the_same_bits(tiny, signals):
+    tiny.steps, tiny.checkpoint_interval, tiny.log_interval = 40 + 80 * len(signals), 10, 5
     uninterrupted = dataclasses.replace(tiny, name="uninterrupted")
     loop.train(uninterrupted)
     rng = np.random.default_rng()
     for number in signals:
-        wait_and_signal(start(tiny, tmp_path / "cache"), rng, number, max_rows=10)
+        wait_and_signal(start(tiny, conftest.CACHE), rng, number, max_rows=10)
     loop.train(tiny)
     assert_same_bits(tiny, uninterrupted)
 

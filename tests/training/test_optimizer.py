@@ -73,8 +73,15 @@ def test_large_gradient_is_clipped_by_its_global_norm(params):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4), update(1e3), update(1e6))
 
 
-@pytest.mark.parametrize("name", fields.choices(schema.Optimizer)["name"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if name == "adamw" else [])
+        for name in fields.choices(schema.Optimizer)["name"]
+    ],
+)
 def test_optimizer_trains_and_resumes_on_a_sharded_mesh(tiny, name):
+    """AdamW is slow to test here and is a part of Muon, for the weights that are no matrices."""
     tiny.optim.name, tiny.mesh = name, schema.Mesh(data=2, fsdp=2)
     tiny.optim.lr = 3e-3 if name == "lion" else 3e-2
     tiny.eval.n_completions, tiny.steps = 0, 12
