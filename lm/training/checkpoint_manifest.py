@@ -76,7 +76,7 @@ class RestoredState:
         rtol = 0.0 if environment == self.next_environment else OTHER_MACHINE_RTOL
         if not np.isclose(loss, self.expected_next_loss, rtol=rtol, atol=0.0):
             raise CheckpointError(
-                f"{self.folder}: step {self.step + 1} gave loss {loss!r} after the restart and"
+                f"{self.folder}: step {self.step + 1} has loss {loss!r} after the restart and"
                 f" {self.expected_next_loss!r} before it: code or text have changed. Choose a new"
                 " name"
             )

@@ -133,7 +133,7 @@ def test_changed_loss_after_a_resume_is_rejected(finished_copy):
     (row,) = [row for row in records.parse_json_lines(file) if row["step"] == 8]
     changed = row | {"next_loss": row["next_loss"] + 1e-6}
     file.write_text(f"{file.read_text()}{json.dumps(changed)}\n")
-    with pytest.raises(ValueError, match="step 9 gave loss .* after the restart and .* before it"):
+    with pytest.raises(ValueError, match="step 9 has loss .* after the restart and .* before it"):
         loop.train(finished_copy)
 
 
