@@ -39,9 +39,9 @@ def main() -> int:
     cli.tune_memory()
     from lm.parallel import deterministic, distributed, mesh
     from lm.reports import report
-    from lm.runs import lock
     from lm.sweeps import launcher, slurm, workers
     from lm.sweeps.planning import cost  # JAX comes after memory settings
+    from lm.training import preemption
 
     for run in runs:
         run.dir = _DIR.value or run.dir
@@ -95,7 +95,7 @@ def main() -> int:
             statuses = workers.run_local(command, _JOBS.value, folder / "workers", standing.beat)
         if stopped := [status for status in statuses if status >= 128]:
             name = signal.Signals(stopped[0] - 128).name
-            raise lock.Interrupted(f"stopped by {name}", name)
+            raise preemption.Interrupted(f"stopped by {name}", name)
     elif left:
         with console.ProgressBars() as bars:
             launcher.run_pending(

@@ -1,11 +1,13 @@
-"""Shared fixtures: four devices on every machine, and programs that compile quickly.
+"""Shared fixtures of the tests: four devices on every machine, and fast compilation.
 
-XLA takes most of the time of the tests. With FAST it compiles in a third of that time
+Compilation takes most of the time of the tests. The flags FAST_COMPILATION reduce it to a third
 (experiments/LOG.md), and step.CACHE traces runs of one shape once.
 """
 
+import copy
 import os
 import pathlib
+import shutil
 
 import fsspec
 import jax
@@ -14,15 +16,16 @@ from fixtures import made_up_bucket
 from orbax.checkpoint._src.path import gcs_utils
 
 from lm.config import model_sizes, schema
-from lm.training import step
+from lm.runs import records
+from lm.training import loop, step
 
 os.environ.setdefault("MPLBACKEND", "agg")
-# XLA reads these once, when it first compiles; so do the processes that tests start.
-FAST = (
+# XLA reads the flags when it first compiles, also in the processes that tests start.
+FAST_COMPILATION = (
     "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
     " --xla_cpu_use_fusion_emitters=false"
 )
-os.environ.setdefault("XLA_FLAGS", FAST)
+os.environ.setdefault("XLA_FLAGS", FAST_COMPILATION)
 jax.config.update("jax_num_cpu_devices", 4)
 CACHE = pathlib.Path(__file__).parent.parent / ".pytest_cache" / "compiled"
 jax.config.update("jax_compilation_cache_dir", str(CACHE))
@@ -36,7 +39,7 @@ LINES = "The quick brown fox jumps over the lazy dog, number {n}, and then it sl
 
 @pytest.fixture(scope="session")
 def text_file(tmp_path_factory) -> pathlib.Path:
-    """Real words, enough for a few hundred rows, in documents of their own."""
+    """Write a folder of 80 documents, enough text for a few hundred rows."""
     folder = tmp_path_factory.mktemp("text")
     for number in range(80):
         start = 37 * number
@@ -47,12 +50,12 @@ def text_file(tmp_path_factory) -> pathlib.Path:
 
 @pytest.fixture
 def tiny(text_file, tmp_path) -> schema.Run:
-    """A run that trains in a second."""
+    """Return a run that trains in a second."""
     return tiny_run(text_file, tmp_path)
 
 
 def tiny_run(text_file: pathlib.Path, folder: pathlib.Path) -> schema.Run:
-    """What the fixture `tiny` gives, for those that outlive one test."""
+    """Return the run of the fixture `tiny`, for fixtures with a wider scope."""
     run = schema.Run(name="tiny", dir=str(folder / "runs"), steps=12, log_interval=2)
     run.checkpoint_interval = 4
     run.model = model_sizes.ladder_model("10K", n_layers=2)
@@ -65,9 +68,26 @@ def tiny_run(text_file: pathlib.Path, folder: pathlib.Path) -> schema.Run:
     return run
 
 
+@pytest.fixture(scope="session")
+def finished_run(text_file, tmp_path_factory) -> schema.Run:
+    """Return the run of `tiny` after its training. Tests must not change its files."""
+    run = tiny_run(text_file, tmp_path_factory.mktemp("finished"))
+    loop.train(run)
+    return run
+
+
+@pytest.fixture
+def finished_copy(finished_run, tmp_path) -> schema.Run:
+    """Return a copy of the finished run with its files, which a test may change."""
+    run = copy.deepcopy(finished_run)
+    run.dir = str(tmp_path / "runs")
+    shutil.copytree(records.run_dir(finished_run), records.run_dir(run))
+    return run
+
+
 @pytest.fixture
 def built_anew():
-    """Build programs again, for tests that change the functions that programs consist of."""
+    """Clear the cache of functions before and after tests that replace parts of the functions."""
     step.CACHE.programs.clear()
     yield
     step.CACHE.programs.clear()
@@ -75,7 +95,7 @@ def built_anew():
 
 @pytest.fixture(scope="session")
 def bucket_server():
-    """Tensorstore reads the address once."""
+    """Start a server of a fake bucket. Tensorstore reads its address once per process."""
     address, server = made_up_bucket.serve()
     os.environ["TENSORSTORE_GCS_HTTP_URL"] = address
     os.environ["GOOGLE_AUTH_TOKEN_FOR_TESTING"] = "none"
@@ -87,8 +107,8 @@ def bucket_server():
 
 @pytest.fixture
 def bucket(bucket_server, monkeypatch) -> made_up_bucket.Objects:
-    """gs://bucket, empty: whatever etils, orbax and tensorstore do with gs:// they do to it."""
+    """Return an empty fake bucket, gs://bucket, for etils, orbax and tensorstore."""
     made_up_bucket.STORE.objects.clear()
-    # Asks a package of Google's, which is no part of the tests, what kind of bucket it is.
+    # The function needs a package of Google that the tests do not install.
     monkeypatch.setattr(gcs_utils, "is_hierarchical_namespace_enabled", lambda path: False)
     return made_up_bucket.STORE

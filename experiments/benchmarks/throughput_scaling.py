@@ -155,17 +155,17 @@ def _compile_and_warm_up(run: schema.Run, n_devices: int) -> _Training:
     import numpy as np
 
     from lm.parallel import mesh
-    from lm.training import step
+    from lm.training import loop, step
 
     mesh.initialize_devices()
     device_mesh = mesh.make_mesh(run.mesh, jax.devices()[: run.mesh.data])
     program = step.build_train_functions(run, device_mesh)
-    size = step.steps_per_call(run, device_mesh)
+    size = loop.steps_per_call(run, device_mesh)
     tokens = np.zeros((run.data.batch_size, run.data.seq_len + 1), np.int32)
     with jax.set_mesh(device_mesh):
-        compiled = step.lower_steps(program, size).compile()
+        compiled = loop.lower_steps(program, size).compile()
         init = program.init.lower(0).compile()
-        train_steps = step.call_steps(program, compiled, size)
+        train_steps = loop.make_steps_call(program, compiled, size)
         _peak_bytes()
         batch, bytes_before = mesh.put_batch(device_mesh, {"tokens": tokens}), _peak_bytes()
         state = init(0)

@@ -202,19 +202,19 @@ def compile_training(run: schema.Run) -> CompiledTraining:
     import numpy as np
 
     from lm.parallel import mesh
-    from lm.training import step
+    from lm.training import loop, step
 
     mesh.initialize_devices()
     device_mesh = mesh.make_mesh(run.mesh)
     mesh.check_mesh_devices(run, device_mesh)
     program = step.build_train_functions(run, device_mesh)
-    size = step.steps_per_call(run, device_mesh)
+    size = loop.steps_per_call(run, device_mesh)
     shape = (run.data.batch_size, run.data.seq_len + 1)
     tokens = np.random.default_rng(0).integers(run.model.vocab_size, size=shape, dtype=np.int32)
     with jax.set_mesh(device_mesh):
         batch = mesh.put_batch(device_mesh, {"tokens": tokens})
-        compiled = step.lower_steps(program, size).compile()
-        train_steps, state = step.call_steps(program, compiled, size), program.init(0)
+        compiled = loop.lower_steps(program, size).compile()
+        train_steps, state = loop.make_steps_call(program, compiled, size), program.init(0)
 
     def call() -> None:
         nonlocal state

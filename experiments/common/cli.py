@@ -15,7 +15,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from lm.config import schema, validation
-from lm.runs import lock
+from lm.training import preemption
 
 # malloc keeps the large buffers of a train step, in huge pages if the kernel allows them, and free
 # memory in one arena per core: with the eight arenas per core of glibc a process has 10% more.
@@ -58,7 +58,7 @@ def status(main: Callable[[], int | None], argv: list[str]) -> int:
     except (flags.Error, ValueError) as error:
         return _end(2, str(error).strip().rpartition("\nValueError: ")[2])
     except KeyboardInterrupt as error:
-        is_named = isinstance(error, lock.Interrupted)
+        is_named = isinstance(error, preemption.Interrupted)
         number = signal.Signals[error.signal_name] if is_named else signal.SIGINT
         return _end(128 + number, f"{error or 'stopped'}: repeat the command to continue")
 

@@ -37,8 +37,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from lm.runs import lock, records
+from lm.runs import records
 
+EXIT_PEER_DIED = 125  # exit status after another process of the same run died
 NORMAL_END = b"."  # sent by a process that ends normally
 CONNECT_SECONDS = 60  # timeout of a connection between processes
 HEARTBEAT_SECONDS = 30  # a process without a heartbeat for this time is dead
@@ -132,9 +133,9 @@ def _receive_byte(connection) -> bytes:
 def _end_after_peer_death(process_name: str) -> None:
     """Print a message and end this process at once."""
     message = f"{process_name}: another process died; see its messages."
-    status = f"This process ends with status {lock.EXIT_PEER_DIED}."
+    status = f"This process ends with status {EXIT_PEER_DIED}."
     print(f"{message} {status} Repeat the command to continue", file=sys.stderr, flush=True)
-    os._exit(lock.EXIT_PEER_DIED)
+    os._exit(EXIT_PEER_DIED)
 
 
 def initialize_processes(coordinator: str = "", n_processes: int = 0, process_id: int = -1) -> None:
@@ -362,7 +363,7 @@ def _exit_status_and_message(error: BaseException) -> tuple[int, str]:
     is_jax_error = isinstance(error, jax.errors.JaxRuntimeError)
     if is_jax_error and any(sign in message for sign in PEER_ERROR_SIGNS):
         return (
-            lock.EXIT_PEER_DIED,
+            EXIT_PEER_DIED,
             f"{name}: another process died; repeat the command to continue ({message})",
         )
     if isinstance(error, OSError):

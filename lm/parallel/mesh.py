@@ -4,6 +4,7 @@ A weight or activation has one logical name per axis ("embed", "heads", ...). `S
 each name to the mesh axes that split it.
 """
 
+import contextlib
 import dataclasses
 import functools
 import math
@@ -85,17 +86,21 @@ DEFAULT_RULES = ShardingRules()
 
 
 def initialize_devices(cache: str = "runs/.compiled") -> None:
-    """Set JAX options that must come before the first use of a device.
+    """Set JAX options for the devices and the compilation cache of this process.
 
     On CPU each core becomes a device, up to a power of two so that batches divide. This halves the
-    step time of one device with threads. Compiled programs are stored in `cache`, even those that
-    compile in milliseconds, because most runs of a ladder are small.
+    step time of one device with threads. The number of devices does not change after the first use
+    of a device. Compiled programs are stored in the folder `cache`, unless a cache folder is set
+    already. Programs that compile in milliseconds are stored too, because most runs of a ladder are
+    small.
     """
-    jax.config.update("jax_compilation_cache_dir", os.path.abspath(cache))
+    if not jax.config.values["jax_compilation_cache_dir"]:
+        jax.config.update("jax_compilation_cache_dir", os.path.abspath(cache))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
     if "JAX_NUM_CPU_DEVICES" not in os.environ and jax.config.values["jax_num_cpu_devices"] < 1:
-        jax.config.update("jax_num_cpu_devices", 1 << (count_cores().bit_length() - 1))
+        with contextlib.suppress(RuntimeError):  # a device is in use: the number is fixed
+            jax.config.update("jax_num_cpu_devices", 1 << (count_cores().bit_length() - 1))
 
 
 def count_cores() -> int:

@@ -1,15 +1,15 @@
-"""Guard a run during training: a lock against other processes, signals, and a stall watchdog.
+"""Lock of a run directory: at most one process trains a run.
 
-    with Guard(folder, stall_seconds=600) as guard:
-        while working:
-            guard.beat()                          # progress was made
-            if guard.stop: save_and_exit()        # the name of a signal that asked for a stop
+    with RunLock(folder):        raises RunLocked if another process trains the run
+        ...
 
-A process that wants to train a run writes a claim, lock-PID-RANDOM, into its folder and then lists
-the claims. Without other claims it has the lock. Two simultaneous claims see each other, and at
-most one remains. No lock of the filesystem is used, so this works on NFS and in a bucket. The age
-of a claim is its heartbeat. A claim is dead if its process has ended on this machine, or if no
-heartbeat comes while it is watched.
+A process that wants to train a run writes a lock file, lock-PID-RANDOM, into its folder and then
+lists all lock files. Without other lock files it has acquired the lock. Two processes that write
+at the same time see each other's file, and at most one file remains. No lock of the filesystem is
+used, so this works on NFS and in a bucket.
+
+The process rewrites its lock file as a heartbeat. A lock is dead if its process has ended on this
+machine, or if no heartbeat comes while another process watches it.
 """
 
 import faulthandler
@@ -17,7 +17,6 @@ import json
 import os
 import random
 import secrets
-import signal
 import socket
 import sys
 import tempfile
@@ -27,216 +26,192 @@ from pathlib import Path
 
 from lm.runs import filesystem
 
-BEAT_SECONDS = 5.0
+HEARTBEAT_SECONDS = 5.0
 STALE_SECONDS = 60.0
-TRIES = 6  # attempts to claim a run that another process is claiming at the same time
-# Exit statuses: no progress (as timeout(1)), claim lost to another process (EX_TEMPFAIL), and loss
-# of another process of the same run.
-EXIT_STALLED = 124
-EXIT_LOCK_LOST = 75
-EXIT_PEER_DIED = 125
+MAX_ATTEMPTS = 6  # to acquire a lock that another process is acquiring at the same time
+EXIT_LOCK_LOST = 75  # exit status EX_TEMPFAIL: another process took the lock over
 
 
 class RunLocked(ValueError):
     """Another process trains the run."""
 
 
-class Interrupted(KeyboardInterrupt):
-    """A signal stopped the training. signal_name: SIGINT, SIGTERM or SIGUSR1."""
+class RunLock:
+    """The lock of one run, with a heartbeat in a thread.
 
-    def __init__(self, message: str, signal_name: str):
-        super().__init__(message)
-        self.signal_name = signal_name
-
-
-class Guard:
-    """The guard of one run. Entering raises Taken if another process trains the run.
-
-    process: index among the processes that train the run. Only process 0 claims it.
-    stop: name of a signal that asked for a stop, or "".
+    Entering raises RunLocked if another process trains the run. If the lock file disappears, the
+    process ends with status EXIT_LOCK_LOST. path: the lock file.
     """
 
-    def __init__(self, folder: str | Path, stall_seconds: float = 0.0, process: int = 0):
-        self.process = process
+    def __init__(self, folder: str | Path):
         self.folder = filesystem.open_path(folder)
-        self.claim = self.folder / f"lock-{os.getpid()}-{secrets.token_hex(4)}"
-        self.stall_seconds = stall_seconds
-        self.stop = ""
-        self._has_progress = False
-        self._last_beat = time.monotonic()
+        self.path = self.folder / f"lock-{os.getpid()}-{secrets.token_hex(4)}"
         self._exited = threading.Event()
-        self._handlers = {}
 
-    def __enter__(self) -> "Guard":
-        if not self.process:
-            _take(self.claim)
-        self._thread = threading.Thread(target=self._watch, daemon=True, name="guard")
+    def __enter__(self) -> "RunLock":
+        _acquire(self.path)
+        self._thread = threading.Thread(target=self._send_heartbeats, daemon=True, name="lock")
         self._thread.start()
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-                self._handlers[number] = signal.signal(number, self._caught)
         return self
 
     def __exit__(self, *_) -> None:
         self._exited.set()
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
-        self._thread.join(BEAT_SECONDS)  # it could write the claim again
-        if not self.process:
-            _withdraw(self.claim)
+        self._thread.join(HEARTBEAT_SECONDS)  # the thread could write the lock file again
+        _release(self.path)
 
-    def beat(self) -> None:
-        """Report progress. After the first progress a signal waits for a save."""
-        self._has_progress, self._last_beat = True, time.monotonic()
-
-    def _caught(self, number, _) -> None:
-        name = signal.Signals(number).name
-        if self.stop or not self._has_progress:
-            # Second signal, or no completed step: stop without saving.
-            raise Interrupted(f"stopped by {name}, without saving", name)
-        self.stop = name
-
-    def _watch(self) -> None:
-        while not self._exited.wait(BEAT_SECONDS):
+    def _send_heartbeats(self) -> None:
+        while not self._exited.wait(HEARTBEAT_SECONDS):
             try:
-                if not self.process:
-                    self._renew()
+                self._renew()
             except OSError:
-                pass  # the next write of the loop raises the same error
-            if self.stall_seconds and time.monotonic() - self._last_beat > self.stall_seconds:
-                self._end(EXIT_STALLED, f"no progress for {self.stall_seconds:g} seconds")
+                pass  # the next write of the training loop raises the same error
 
     def _renew(self) -> None:
-        """Write a heartbeat. End the process if its claim has disappeared."""
-        if not self.claim.exists() and not self._exited.is_set():
-            message = "its claim is missing: another process took it over, or it was removed"
-            self._end(EXIT_LOCK_LOST, message)
-        filesystem.refresh_mtime(self.claim, _claim_contents(held=True))
-
-    def _stacks_file(self) -> str:
-        return f"stalled-{self.process}.txt" if self.process else "stalled.txt"
-
-    def _end(self, status: int, message: str) -> None:
-        """Write all stacks to stalled.txt and end the process within seconds.
-
-        The write has a thread of its own, because a failing disk may block it.
-        """
-        message = f"{message}: ended with status {status}"
-        print(
-            f"{self.folder}: {message}; stacks are in {self._stacks_file()}",
-            file=sys.stderr,
-            flush=True,
-        )
-        writer = threading.Thread(target=self._write_stacks, args=(message,), daemon=True)
-        writer.start()
-        writer.join(BEAT_SECONDS)
-        os._exit(status)
-
-    def _write_stacks(self, message: str) -> None:
-        with tempfile.TemporaryFile("w+") as file:
-            faulthandler.dump_traceback(file)
-            file.seek(0)
-            try:
-                filesystem.write_file(
-                    self.folder / self._stacks_file(), f"{message}\n{file.read()}"
-                )
-            except OSError:
-                pass  # the disk may be the reason for the stall
+        """Write a heartbeat. End the process if its lock file has disappeared."""
+        if not self.path.exists() and not self._exited.is_set():
+            message = "its lock file is missing: another process took it over, or it was removed"
+            exit_with_stacks(self.folder / "stalled.txt", EXIT_LOCK_LOST, message)
+        filesystem.refresh_mtime(self.path, _lock_contents(held=True))
 
 
 def is_alive(folder: str | Path) -> bool:
     """Return True if a process is training the run now, assuming that clocks agree."""
-    return any(map(_looks_alive, _claims(filesystem.open_path(folder))))
+    return any(map(_is_recent, _lock_files(filesystem.open_path(folder))))
 
 
-def _take(claim: Path) -> None:
-    """Acquire the lock. Raises Taken unless the claim is the only one, or first by name."""
-    for _ in range(TRIES):
-        filesystem.write_file(claim, _claim_contents(held=False))
-        others = [other for other in _claims(claim.parent) if other != claim]
+def exit_with_stacks(file: Path, status: int, message: str) -> None:
+    """Write the stacks of all threads to a file and end the process with an exit status.
+
+    The write runs in a thread, because a failing disk may block it. The process ends after
+    HEARTBEAT_SECONDS at the latest.
+    """
+    message = f"{message}: ended with status {status}"
+    print(f"{file.parent}: {message}; stacks are in {file.name}", file=sys.stderr, flush=True)
+    writer = threading.Thread(target=_write_stacks, args=(file, message), daemon=True)
+    writer.start()
+    writer.join(HEARTBEAT_SECONDS)
+    os._exit(status)
+
+
+def _write_stacks(file: Path, message: str) -> None:
+    with tempfile.TemporaryFile("w+") as stacks:
+        faulthandler.dump_traceback(stacks)
+        stacks.seek(0)
+        try:
+            filesystem.write_file(file, f"{message}\n{stacks.read()}")
+        except OSError:
+            pass  # the disk may be the reason for the exit
+
+
+def _acquire(path: Path) -> None:
+    """Acquire the lock with the lock file `path`.
+
+    The lock is acquired once no other lock is alive. Of several processes that acquire it at the
+    same time, only the first by file name retains its file. Raises RunLocked if another process
+    has the lock, or after MAX_ATTEMPTS attempts.
+    """
+    for _ in range(MAX_ATTEMPTS):
+        filesystem.write_file(path, _lock_contents(held=False))
+        others = _other_lock_files(path)
         living = [other for other in others if _is_alive(other)]
         if not living:
             for other in others:
                 other.unlink(missing_ok=True)
-            filesystem.write_file(claim, _claim_contents(held=True))
+            filesystem.write_file(path, _lock_contents(held=True))
             return
-        if any(_read(other).get("held", True) for other in living):
+        if any(_read_owner(other).get("held", True) for other in living):
             break
-        if claim.name > min(living).name:
-            _withdraw(claim)
+        if path.name > min(living).name:
+            _release(path)
         time.sleep(random.uniform(0.1, 0.5))
     else:
-        living = [other for other in _claims(claim.parent) if other != claim] or [claim]
-    _withdraw(claim)
-    owner, age = _read(living[0]), time.time() - _last_beat_of(living[0])
+        living = _other_lock_files(path) or [path]
+    _release(path)
+    owner, age = _read_owner(living[0]), time.time() - _last_heartbeat(living[0])
     raise RunLocked(
-        f"{claim.parent} is being trained by process {owner.get('pid')} on"
+        f"{path.parent} is being trained by process {owner.get('pid')} on"
         f" {owner.get('host')} (heartbeat {age:.0f} s ago): wait until it ends, or end it"
     )
 
 
-def _claims(folder: Path) -> list[Path]:
+def _lock_files(folder: Path) -> list[Path]:
     return sorted(path for path in filesystem.list_dir(folder) if path.name.startswith("lock-"))
 
 
-def _withdraw(claim: Path) -> None:
+def _other_lock_files(path: Path) -> list[Path]:
+    return [other for other in _lock_files(path.parent) if other != path]
+
+
+def _release(path: Path) -> None:
     try:
-        claim.unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
     except OSError:
-        pass  # the disk became read-only: the claim expires
+        pass  # the disk became read-only: the lock expires without heartbeats
 
 
-def _is_alive(claim: Path) -> bool:
-    """Return True if a claim is recent, or renewed during a wait: clocks may differ."""
-    if _looks_alive(claim) or _is_of_this_machine(_read(claim)):
-        return _looks_alive(claim)
-    before, end = _last_beat_of(claim), time.monotonic() + 3 * BEAT_SECONDS
-    while time.monotonic() < end:
-        time.sleep(BEAT_SECONDS / 5)
-        if _last_beat_of(claim) != before:
-            return claim.exists()
+def _is_alive(path: Path) -> bool:
+    """Return True if a lock is recent, or renewed during a wait.
+
+    The wait is for clocks that differ between machines.
+    """
+    if _is_recent(path) or _is_of_this_machine(_read_owner(path)):
+        return _is_recent(path)
+    before, deadline = _last_heartbeat(path), time.monotonic() + 3 * HEARTBEAT_SECONDS
+    while time.monotonic() < deadline:
+        time.sleep(HEARTBEAT_SECONDS / 5)
+        if _last_heartbeat(path) != before:
+            return path.exists()
     return False
 
 
-def _looks_alive(claim: Path) -> bool:
-    owner = _read(claim)
+def _is_recent(path: Path) -> bool:
+    """Return True if the process of a lock runs on this machine, or has sent a heartbeat lately."""
+    owner = _read_owner(path)
     if _is_of_this_machine(owner):
         return _is_process(owner["pid"]) and _start_time(owner["pid"]) == owner["born"]
-    return abs(time.time() - _last_beat_of(claim)) <= STALE_SECONDS
+    return abs(time.time() - _last_heartbeat(path)) <= STALE_SECONDS
 
 
-def _claim_contents(held: bool) -> str:
+def _lock_contents(held: bool) -> str:
+    """Return the JSON of a lock file of this process.
+
+    held: False while the process still acquires the lock.
+    """
     pid = os.getpid()
-    owner = {"host": socket.gethostname(), "machine": _machine()}
+    owner = {"host": socket.gethostname(), "machine": _machine_id()}
     owner |= {"pid": pid, "born": _start_time(pid)}
     return json.dumps(owner | {"held": held, "time": time.time()})
 
 
-def _read(claim: Path) -> dict:
+def _read_owner(path: Path) -> dict:
+    """Return the contents of a lock file; {} if it is missing or not readable."""
     try:
-        return json.loads(claim.read_text())
+        return json.loads(path.read_text())
     except (OSError, ValueError):
         return {}
 
 
-def _last_beat_of(claim: Path) -> float:
-    """Return the time of the last heartbeat by the clock of its machine or disk; 0 for none."""
-    if filesystem.is_remote(claim):
-        return _read(claim).get("time", 0.0)
+def _last_heartbeat(path: Path) -> float:
+    """Return the time of the last heartbeat in seconds since 1970; 0 if there is none.
+
+    The clock is that of the disk or, for a bucket, of the machine that wrote the heartbeat.
+    """
+    if filesystem.is_remote(path):
+        return _read_owner(path).get("time", 0.0)
     try:
-        return claim.stat().st_mtime
+        return path.stat().st_mtime
     except OSError:
         return 0.0
 
 
 def _is_of_this_machine(owner: dict) -> bool:
-    return owner.get("machine") == _machine()
+    return owner.get("machine") == _machine_id()
 
 
-def _machine() -> str:
-    """Return what identifies a boot and its table of processes, in which a pid is unique.
+def _machine_id() -> str:
+    """Return an identifier of the current boot and its process table, in which a pid is unique.
 
-    Names of machines are not enough: containers share them.
+    Host names are not enough: containers share them.
     """
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()

@@ -1,17 +1,21 @@
-"""Timer of the phases of a run, and goodput: the share of time spent in useful steps.
+"""Seconds per phase of a run, and goodput: the fraction of time spent in useful steps.
 
-    clock = Clock()                       at the start of an attempt
-    with clock.of("evaluate"): ...        or clock.add("steps", seconds)
-    clock.row()                           {"clock.steps": 41.0, ..., "clock.other": 0.3}
-    total([row, row], useful=40.2)        all attempts; repeated steps count as lost
+    clock = PhaseTimer()                                 at the start of an attempt
+    with clock.of("evaluate"):                           or clock.add("steps", seconds)
+        ...
+    clock.row()                                          {"clock.steps": 41.0, ...}
+    combine_attempts([row, row], useful_seconds=40.2)    all attempts; repeated steps are lost
 
-The phases of an attempt add up to its wall time:
+An attempt is one training session of the run. Its phases add up to its wall time:
 
-start     data, lock, reading a checkpoint      log       fetching and writing metrics
-compile   from there to the first step          evaluate  held-out loss and tasks
-steps     without the wait for input            save      waiting for checkpoints, including the
-input     waiting for the next batch                      last one at the end
-other     the rest
+start     prepare the text, acquire the lock, read a checkpoint
+compile   compile, up to the first step
+steps     compute steps, without the wait for input
+input     wait for the next batch
+log       fetch and write metrics
+evaluate  held-out loss and tasks
+save      wait for checkpoints, including the last checkpoint at the end
+other     all remaining time
 """
 
 import contextlib
@@ -22,7 +26,7 @@ PHASES = ("start", "compile", "steps", "input", "log", "evaluate", "save", "othe
 
 
 class PhaseTimer:
-    """Timer of one attempt. It starts when it is created.
+    """Timer of one attempt. The timer starts when it is created.
 
     now: function that returns the seconds of a monotonic clock.
     """
@@ -32,49 +36,50 @@ class PhaseTimer:
         self._seconds = dict.fromkeys(PHASES, 0.0)
 
     @contextlib.contextmanager
-    def of(self, part: str) -> Iterator[None]:
-        """Add the time of the context to a phase."""
+    def of(self, phase: str) -> Iterator[None]:
+        """Add the duration of the context to a phase."""
         start = self._now()
         try:
             yield
         finally:
-            self.add(part, self._now() - start)
+            self.add(phase, self._now() - start)
 
-    def add(self, part: str, seconds: float) -> None:
+    def add(self, phase: str, seconds: float) -> None:
         """Add seconds to a phase."""
-        assert part in PHASES, part
-        self._seconds[part] += seconds
+        assert phase in PHASES, phase
+        self._seconds[phase] += seconds
 
-    def rest(self, part: str) -> None:
+    def assign_rest(self, phase: str) -> None:
         """Add all time until now that belongs to no phase to this phase."""
-        self.add(part, self._unassigned())
+        self.add(phase, self._unassigned())
 
     def row(self) -> dict[str, float]:
-        """Return the seconds of each phase. They add up to the time since the start."""
-        seconds = {f"clock.{part}": self._seconds[part] for part in PHASES[:-1]}
+        """Return {"clock.PHASE": seconds}. The values add up to the time since the start."""
+        seconds = {f"clock.{phase}": self._seconds[phase] for phase in PHASES[:-1]}
         return seconds | {"clock.other": self._unassigned()}
 
     def _unassigned(self) -> float:
         return self._now() - self._start - sum(self._seconds.values())
 
 
-def combine_attempts(rows: Iterable[dict], useful: float) -> dict[str, float]:
-    """Combine the rows of all attempts of a run.
+def combine_attempts(rows: Iterable[dict], useful_seconds: float) -> dict[str, float]:
+    """Add up the rows of all attempts of a run, and return them with two more columns.
 
-    useful: seconds of steps that were not repeated. clock.lost are the seconds of repeated steps,
-    those after the last checkpoint of an interrupted attempt. clock.goodput is the share of all
-    seconds in useful steps, without the wait for input.
+    clock.lost are the seconds of repeated steps, which follow the last checkpoint of an interrupted
+    attempt. clock.goodput is the fraction of all seconds that were spent in useful steps, without
+    the wait for input. useful_seconds: seconds of the steps that were not repeated, with their wait
+    for input.
     """
     rows = list(rows)
     seconds: dict[str, float] = {
-        f"clock.{part}": sum(row.get(f"clock.{part}", 0.0) for row in rows) for part in PHASES
+        f"clock.{phase}": sum(row.get(f"clock.{phase}", 0.0) for row in rows) for phase in PHASES
     }
-    stepped = seconds["clock.steps"] + seconds["clock.input"]
-    lost = max(0.0, stepped - useful)
-    useful_share = 1 - lost / stepped if stepped else 0.0
+    step_seconds = seconds["clock.steps"] + seconds["clock.input"]
+    lost = max(0.0, step_seconds - useful_seconds)
+    useful_fraction = 1 - lost / step_seconds if step_seconds else 0.0
     wall_time = sum(seconds.values())
-    for part in ("steps", "input"):
-        seconds[f"clock.{part}"] *= useful_share
+    for phase in ("steps", "input"):
+        seconds[f"clock.{phase}"] *= useful_fraction
     seconds["clock.lost"] = lost
     seconds["clock.goodput"] = seconds["clock.steps"] / wall_time if wall_time else 0.0
     return seconds

@@ -1,8 +1,8 @@
-"""Train a run: the loop, the compiled step, the optimizer, verified checkpoints, metrics.
+"""Training: the loop, the compiled step, the optimizer, verified checkpoints, metrics.
 
 Pre-training, fine-tuning, cooldown branches and instruction tuning use the same loop.
 
-    loop.py                 train(run)
+    loop.py                 train(run), and calls of several steps
     session.py              restore, log, evaluate, save and finish one run
     step.py                 compiled functions of a run
     optimizer.py            trainable parameters, learning-rate schedule, optimizers

@@ -1,11 +1,11 @@
-"""Verify checkpoints: the manifest, and the restored state with its expectations.
+"""Manifest of a checkpoint, and verification of a restored state.
 
-The manifest has fingerprints of the arrays and the position of the run:
+The manifest is a JSON object with the checksums of the arrays and the position of the run:
 
 {"format": 2, "step": 1200, "arrays": {"params/embed": "float32[256, 64]"},
- "fingerprints": {"params/embed": 2837465}, ..., "checksum": of all that}
+ "fingerprints": {"params/embed": 2837465}, ..., "checksum": SHA-256 of the other keys}
 
-format 1 is of version 0.1, which has other names of fields.
+Format 1 was written by version 0.1, which has other field names.
 """
 
 import dataclasses
@@ -20,23 +20,26 @@ from lm.model import params
 from lm.parallel import distributed
 
 FORMAT = 2
-SMALL = 2**24  # bytes that NumPy sums in less time than XLA needs to compile the sums
-
+SMALL_BYTES = 2**24  # that NumPy sums in less time than XLA needs to compile the sums
 OTHER_MACHINE_RTOL = 1e-2  # relative tolerance of a loss on other devices or versions
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that is missing, or that this run cannot continue from."""
+    """The checkpoint is missing, or this run cannot continue from it."""
 
 
 @dataclasses.dataclass(frozen=True)
 class RestoredState:
-    """A restored train state, and what the step after it must reproduce.
+    """A restored train state, with the batch and the loss that the next step must reproduce.
 
-    folder: of the run. damage: a sentence for each newer checkpoint that was corrupt. seconds:
-    training time before the checkpoint. window: metrics of the steps that are not logged yet.
-    expected_batch_hash: of the next batch; "" is not compared. expected_next_loss: loss of the
-    next step, None is not compared; next_environment: devices and versions that gave it.
+    folder               run directory
+    step, state          number of completed steps, and the train state or parts of it
+    expected_batch_hash  hash of the next batch; "" is not compared
+    expected_next_loss   loss of the next step; None is not compared
+    next_environment     devices and versions that computed expected_next_loss
+    seconds              training time before the checkpoint
+    window               metrics of the steps that are not logged yet
+    damage               a message for each newer checkpoint that was corrupt
     """
 
     folder: Path
@@ -50,7 +53,7 @@ class RestoredState:
     damage: list[str] = dataclasses.field(default_factory=list)
 
     def without_expectations(self) -> "RestoredState":
-        """Return the same state for a run that continues with other batches."""
+        """Return the same state without expectations, to continue with other batches."""
         return dataclasses.replace(self, expected_batch_hash="", expected_next_loss=None)
 
     def verify_batch(self, batch_hash: str) -> None:
@@ -63,17 +66,17 @@ class RestoredState:
             )
 
     def verify_loss(self, loss: float, environment: str) -> None:
-        """Raise CheckpointError if the next step does not give the loss that it gave before.
+        """Raise CheckpointError if the next step does not reproduce its stored loss.
 
-        The loss must be the same to the last bit in the same environment, and agree to a relative
-        difference of OTHER_MACHINE_RTOL in another one.
+        The loss must be bit-identical in the same environment. In another environment its relative
+        difference must be at most OTHER_MACHINE_RTOL.
         """
         if self.expected_next_loss is None:
             return
         rtol = 0.0 if environment == self.next_environment else OTHER_MACHINE_RTOL
         if not np.isclose(loss, self.expected_next_loss, rtol=rtol, atol=0.0):
             raise CheckpointError(
-                f"{self.folder}: step {self.step + 1} gave loss {loss!r} after the restart and"
+                f"{self.folder}: step {self.step + 1} has loss {loss!r} after the restart and"
                 f" {self.expected_next_loss!r} before it: code or text have changed. Choose a new"
                 " name"
             )
@@ -82,8 +85,7 @@ class RestoredState:
 def build_manifest(step: int, state: dict, position: dict) -> dict:
     """Return the manifest of a state, a JSON object.
 
-    {"format", "step", "arrays": {path: "float32[2, 3]"}, "fingerprints": {path: int}, the keys of
-    `position`, "checksum": of all that}
+    position: further keys with the position of the run, see CheckpointStore.save.
     """
     content = {
         "format": FORMAT,
@@ -95,17 +97,18 @@ def build_manifest(step: int, state: dict, position: dict) -> dict:
 
 
 def array_checksums(arrays: dict) -> dict[str, int]:
-    """Return a 32-bit number for each array, equal on every mesh; a flipped bit changes it.
+    """Return a 32-bit checksum of each array by its path.
 
-    It is the sum modulo 2^32 of each element's bits times an odd weight of its position. Integers
-    have the same sum in any order, and an odd weight loses no bit. NumPy computes it for small
+    The checksum is the sum modulo 2^32 of each element's bits times an odd weight of its position.
+    It is equal on every mesh, because the sum of integers does not depend on their order. A flipped
+    bit changes it, because an odd weight preserves every bit. NumPy computes the checksums of small
     arrays on CPU: compiling the sums would take longer than the rest of a small checkpoint.
     """
-    is_small = sum(x.nbytes for x in arrays.values()) <= SMALL
+    is_small = sum(x.nbytes for x in arrays.values()) <= SMALL_BYTES
     if is_small and all(map(_is_readable_by_numpy, arrays.values())):
         local = {path: np.asarray(x.addressable_data(0)) for path, x in arrays.items()}
-        return {path: int(_fingerprint(x)) for path, x in local.items()}
-    return {path: int(n) for path, n in jax.device_get(_fingerprints(arrays)).items()}
+        return {path: int(_array_checksum(x)) for path, x in local.items()}
+    return {path: int(n) for path, n in jax.device_get(_compiled_checksums(arrays)).items()}
 
 
 def _is_readable_by_numpy(x: jax.Array) -> bool:
@@ -114,12 +117,12 @@ def _is_readable_by_numpy(x: jax.Array) -> bool:
 
 
 @jax.jit
-def _fingerprints(arrays: dict) -> dict:
-    return {path: _fingerprint(x) for path, x in arrays.items()}
+def _compiled_checksums(arrays: dict) -> dict:
+    return {path: _array_checksum(x) for path, x in arrays.items()}
 
 
-def _fingerprint(x: jax.Array | np.ndarray) -> jax.Array | np.uint32:
-    """Return the fingerprint of an array of JAX or NumPy, computed by that library."""
+def _array_checksum(x: jax.Array | np.ndarray) -> jax.Array | np.uint32:
+    """Return the checksum of an array of JAX or NumPy, computed by that library."""
     xp = x.__array_namespace__()
     bits = x.view({1: xp.uint8, 2: xp.uint16, 4: xp.uint32}[x.dtype.itemsize]).astype(xp.uint32)
     position = xp.zeros(x.shape, xp.uint32)
@@ -131,7 +134,7 @@ def _fingerprint(x: jax.Array | np.ndarray) -> jax.Array | np.uint32:
 
 
 def array_shapes(state: dict) -> dict[str, str]:
-    """Return "float32[2, 3]", type and shape, of each array by its path."""
+    """Return the type and shape of each array by its path, such as "float32[2, 3]"."""
     return {
         path: f"{leaf.dtype}{list(leaf.shape)}"
         for path, leaf in params.flatten_by_path(state).items()

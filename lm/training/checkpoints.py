@@ -1,13 +1,14 @@
 """Save, verify and restore checkpoints of a train state, on any mesh.
 
     checkpoints/1200/state/       arrays by path: "params/blocks/mlp/gate", "opt/1/mu/...", "step"
-    checkpoints/1200/manifest/    fingerprints of the arrays and the position of the run
-    checkpoints/proofs.jsonl      step, next_loss: the loss that the step after a checkpoint gave
-    damaged/1200/                 a corrupt checkpoint: moved there, never deleted
-    pins/1200-sweep-branch        a run that starts from this checkpoint, which is not deleted
+    checkpoints/1200/manifest/    checksums of the arrays and the position of the run
+    checkpoints/proofs.jsonl      step and next_loss, the loss of the step after a checkpoint
+    damaged/1200/                 a corrupt checkpoint; it is moved there and never deleted
+    pins/1200-sweep-branch        name of a run that starts from this checkpoint, which is preserved
 
 A thin layer over orbax's CheckpointManager, which renames the folder of a step to its final name
-only once it is complete. Orbax has no checksums: it would restore a flipped bit without an error.
+once the folder is complete. Orbax has no checksums: it would restore a flipped bit without an
+error.
 """
 
 import contextlib
@@ -29,8 +30,8 @@ from lm.runs import filesystem, records
 from lm.training import checkpoint_manifest
 
 SPARE_BYTES = 1 << 18  # for the files of a checkpoint other than its arrays
-# Status codes of tensorstore for a failing disk, network or memory. They can only be found in the
-# message: tensorstore raises ValueError for every status, and orbax adds text in front of it.
+# Status codes of tensorstore for a failing disk, network or memory. They are only in the message:
+# tensorstore raises ValueError for every status, and orbax prepends text.
 TRANSIENT_STATUSES = (
     "PERMISSION_DENIED",
     "UNAUTHENTICATED",
@@ -41,20 +42,21 @@ TRANSIENT_STATUSES = (
 
 
 class CorruptCheckpoint(Exception):
-    """A checkpoint whose files are not what was saved. The message names the difference."""
+    """The files of a checkpoint differ from the saved ones. The message names the difference."""
 
 
 class CheckpointStore:
     """The checkpoints of one run. Leaving the context waits for a save in progress.
 
-    read_only: for a run that another process may be training; no file in its folder changes.
-    saved_step: step of the last save by this object; -1 before the first.
+    read_only: True for a run that another process may be training; no file in its folder changes.
+    saved_step: step of the last save by this object; -1 before the first save.
     """
 
     def __init__(self, run: schema.Run, read_only: bool = False):
-        logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax logs and raises each error
-        # Each device that has a copy of an array would write a slice of it. Compiling the programs
-        # that cut a small array takes longer than writing its bytes.
+        # Orbax logs each error and raises it.
+        logging.getLogger("absl").setLevel(logging.CRITICAL)
+        # By default each device with a copy of an array writes a slice. For a small array,
+        # compiling the programs that slice it takes longer than writing its bytes.
         ocp.type_handlers.register_type_handler(
             jax.Array,
             ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=2**22),
@@ -85,24 +87,24 @@ class CheckpointStore:
         self,
         step: int,
         state: dict,
-        batch: str,
+        batch_hash: str,
         window: list[dict],
         seconds: float,
         loss: float | None = None,
     ) -> None:
         """Copy the state and write it in the background.
 
-        batch: hash of the next batch. window: metrics of the steps that are not logged yet.
+        batch_hash: hash of the next batch. window: metrics of the steps that are not logged yet.
         seconds: training time so far. loss: held-out loss, if it was evaluated at this step.
 
         Raises OSError if the last save failed, if the folder cannot be written, or if its disk has
-        no room for this save. In the last two cases the save does not begin: after a failed write
-        the threads of orbax wait ten minutes for each other.
+        no room for this save. In the last two cases the save does not begin, because after a failed
+        write the threads of orbax wait ten minutes for each other.
         """
         n_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) + SPARE_BYTES
         distributed.run_on_primary(lambda: self._check_room(n_bytes))
         arrays = ocp.args.PyTreeSave(params.flatten_by_path(state))
-        position = {"batch": batch, "window": window, "seconds": seconds}
+        position = {"batch": batch_hash, "window": window, "seconds": seconds}
         manifest = checkpoint_manifest.build_manifest(
             step, state, position | {"config": self.fields}
         )
@@ -114,22 +116,23 @@ class CheckpointStore:
         self.saved_step = step
 
     def steps(self) -> list[int]:
-        """Return the steps of the complete checkpoints in ascending order, after pending saves."""
+        """Wait for pending saves, and return the steps of the complete checkpoints in order."""
         self.manager.wait_until_finished()
         return distributed.run_on_primary(lambda: sorted(self.manager.all_steps(read=True)))
 
     def restore_newest(self, abstract: dict) -> checkpoint_manifest.RestoredState:
-        """Restore the newest checkpoint that is intact; step 0 and no state if there is none.
+        """Restore the newest intact checkpoint.
 
-        Newer checkpoints that are corrupt are moved to damaged/. Raises CheckpointError for an
-        intact checkpoint of another model or run.
+        If no checkpoint is intact, the result has step 0 and an empty state. Newer, corrupt
+        checkpoints are moved to damaged/. Raises CheckpointError for an intact checkpoint of
+        another model or run.
         """
         damage: list[str] = []
         for step in reversed(self.steps()):
             try:
                 return dataclasses.replace(self.restore(step, abstract), damage=damage)
             except CorruptCheckpoint as error:
-                target = self._set_aside(step)
+                target = self._quarantine(step)
                 damage.append(f"checkpoint {step} is damaged ({error}): moved to {target}")
         return checkpoint_manifest.RestoredState(self.run_folder, damage=damage)
 
@@ -138,10 +141,10 @@ class CheckpointStore:
 
         abstract: a tree of jax.ShapeDtypeStruct with shardings on any mesh, with any of the parts
         "step", "params", "opt". Raises CheckpointError if the checkpoint is missing, or if an
-        array differs in shape or type; Damaged if the files are not what was saved.
+        array differs in shape or type. Raises CorruptCheckpoint if the files were changed.
         """
-        saved = self._manifest(step, abstract)
-        arrays = self._verified(step, saved, params.flatten_by_path(abstract))
+        saved = self._read_manifest(step, abstract)
+        arrays = self._read_arrays(step, saved, params.flatten_by_path(abstract))
         leaves = [arrays[path] for path in params.flatten_by_path(abstract)]
         next_step = distributed.run_on_primary(lambda: self.next_loss(step)) or {}
         return checkpoint_manifest.RestoredState(
@@ -155,8 +158,8 @@ class CheckpointStore:
             window=saved["window"],
         )
 
-    def _manifest(self, step: int, abstract: dict) -> dict:
-        """Read a manifest, and check that it is of this step, run and model."""
+    def _read_manifest(self, step: int, abstract: dict) -> dict:
+        """Read a manifest, and check that it belongs to this step, run and model."""
         if step not in (steps := self.steps()):
             raise checkpoint_manifest.CheckpointError(
                 f"{self.folder} has no step {step}: it has {steps}"
@@ -177,10 +180,10 @@ class CheckpointStore:
         return saved
 
     def _check_fields(self, path: Path, saved: dict) -> None:
-        """Raise CheckpointError if the checkpoint is of a run with other fields or values."""
+        """Raise CheckpointError if the checkpoint belongs to a run with other fields or values."""
         if "config" not in saved:
             return
-        missing = "nothing"
+        missing = "no such field"
         changed = [
             f"{field}={saved['config'].get(field, missing)!r} in the checkpoint,"
             f" {self.fields.get(field, missing)!r} in this run"
@@ -189,38 +192,47 @@ class CheckpointStore:
         ]
         if changed:
             raise checkpoint_manifest.CheckpointError(
-                f"{path} is of another run, {'; '.join(changed)}: move it away, or start from that"
-                " run by start.run"
+                f"{path} belongs to another run, {'; '.join(changed)}: move the checkpoint away, or"
+                " start from that run with start.run"
             )
 
-    def _verified(self, step: int, saved: dict, wanted: dict) -> dict:
-        """Read arrays by path as `wanted` (abstract, by path) describes them.
+    def _read_arrays(self, step: int, saved: dict, abstract: dict) -> dict:
+        """Read arrays by path and verify their checksums.
 
-        Raises Damaged if their fingerprints differ from the manifest.
+        saved: the manifest. abstract: jax.ShapeDtypeStruct with a sharding by path. Raises
+        CorruptCheckpoint if a checksum differs from the manifest.
         """
-        arrays = self._read(step, "state", _restore_args(wanted))
-        for path, fingerprint in checkpoint_manifest.array_checksums(arrays).items():
-            if fingerprint != saved["fingerprints"][path]:
-                raise CorruptCheckpoint(f"the numbers of {path} differ from what was saved")
+        arrays = self._read(step, "state", _restore_args(abstract))
+        for path, checksum in checkpoint_manifest.array_checksums(arrays).items():
+            if checksum != saved["fingerprints"][path]:
+                raise CorruptCheckpoint(f"the numbers of {path} differ from the saved ones")
         return arrays
 
     def reader(self, step: int, abstract: dict) -> Callable[[str], jax.Array]:
         """Return read(path) -> array, which reads and verifies one array on each call."""
-        saved, wanted = self._manifest(step, abstract), params.flatten_by_path(abstract)
-        return lambda path: self._verified(step, saved, {path: wanted[path]})[path]
+        saved, by_path = self._read_manifest(step, abstract), params.flatten_by_path(abstract)
+        return lambda path: self._read_arrays(step, saved, {path: by_path[path]})[path]
 
     def record_next_loss(self, step: int, loss: float, environment: str) -> None:
-        """Record the loss of the step after a checkpoint, with its devices and versions."""
+        """Record the loss of the step after a checkpoint.
+
+        environment: devices and versions that computed the loss.
+        """
         row = {"step": step, "next_loss": loss, "where": environment}
         if distributed.is_primary():
             records.append_record(self.folder / "proofs.jsonl", row)
 
     def next_loss(self, step: int) -> dict | None:
-        """Return what was recorded for a checkpoint; None if the run ended before the next step."""
+        """Return the row of `record_next_loss`; None if the run ended before the next step."""
         rows = records.parse_json_lines(self.folder / "proofs.jsonl")
         return next((row for row in rows if row["step"] == step), None)
 
     def _read(self, step: int, item: str, args) -> Any:
+        """Read an item of a checkpoint, "state" or "manifest".
+
+        Raises OSError if the disk, network or memory failed, else CorruptCheckpoint in all
+        processes.
+        """
         value, reason = None, ""
         try:
             value = self.manager.restore(step, args=ocp.args.Composite(**{item: args}))[item]
@@ -236,13 +248,14 @@ class CheckpointStore:
         return value
 
     def _check_room(self, n_bytes: int) -> None:
+        """Raise OSError if the folder cannot be written or has no room for n_bytes."""
         filesystem.check_writable(self.folder)
         if (free := filesystem.free_bytes(self.folder)) < n_bytes:
             message = f"no room for a checkpoint of {n_bytes:,} bytes, {free:,} are free"
             raise OSError(errno.ENOSPC, message, str(self.folder))
         records.sync_records(self.run_folder)  # the logs must not be older than the weights
 
-    def _set_aside(self, step: int) -> Path:
+    def _quarantine(self, step: int) -> Path:
         """Move a corrupt checkpoint to damaged/ and return its new path."""
 
         def move() -> str:
@@ -272,15 +285,16 @@ def _check_arrays(path: Path, saved: dict[str, str], abstract: dict) -> None:
 
 
 def _preservation_policy(run: schema.Run, pins: Path) -> policy.PreservationPolicy:
-    """Return which checkpoints are not deleted."""
-    policies: list = [policy.LatestN(2), _Pinned(pins)]  # two: the newest may be damaged
+    """Return the policy that selects the checkpoints that are not deleted."""
+    # Two checkpoints are preserved, because the newest may be corrupt.
+    policies: list = [policy.LatestN(2), _Pinned(pins)]
     if run.permanent_checkpoint_interval:
         policies.append(policy.EveryNSteps(run.permanent_checkpoint_interval))
     if run.keep_best or run.eval.patience:
         policies.append(
             policy.BestN(
                 get_metric_fn=lambda metrics: metrics["loss"],
-                reverse=True,  # BestN keeps the last of the order
+                reverse=True,  # BestN preserves the last checkpoint of the order
                 n=1,
                 keep_checkpoints_without_metrics=False,
             )
@@ -289,7 +303,7 @@ def _preservation_policy(run: schema.Run, pins: Path) -> policy.PreservationPoli
 
 
 def newest_checkpoint(run: schema.Run) -> int:
-    """Return the step of the newest checkpoint of a run, intact or not; 0 if there is none."""
+    """Return the step of the newest checkpoint of a run, intact or not; 0 if the run has none."""
     names = (path.name for path in filesystem.list_dir(records.run_dir(run) / "checkpoints"))
     return max((int(name) for name in names if name.isdecimal()), default=0)
 
@@ -297,33 +311,35 @@ def newest_checkpoint(run: schema.Run) -> int:
 def read_checkpoint(
     run: schema.Run, step: int | None, abstract: dict
 ) -> checkpoint_manifest.RestoredState:
-    """Restore a checkpoint of a run that another process may be training; None: the newest.
+    """Restore a checkpoint of a run that another process may be training.
 
-    Raises CheckpointError if the checkpoint is missing or corrupt.
+    step: None is the newest checkpoint. Raises CheckpointError if the checkpoint is missing or
+    corrupt.
     """
-    with open_readonly(run, step) as (checkpoints, step):
-        return checkpoints.restore(step, abstract)
+    with open_readonly(run, step) as (store, step):
+        return store.restore(step, abstract)
 
 
 @contextlib.contextmanager
 def open_readonly(run: schema.Run, step: int | None) -> Iterator[tuple[CheckpointStore, int]]:
-    """Open the checkpoints of a run that may be training, and yield them with the step.
+    """Open the checkpoints of a run that another process may be training. Yield (store, step).
 
-    step: None is the newest. Raises CheckpointError like `read`.
+    step: None is the newest checkpoint. Raises CheckpointError if the run has no checkpoint, or if
+    the checkpoint that is read in the context is corrupt.
     """
     records.check_format(records.run_dir(run))
     folder = records.run_dir(run) / "checkpoints"
     if not folder.is_dir():
         raise checkpoint_manifest.CheckpointError(f"{records.run_dir(run)} has no checkpoint yet")
-    with CheckpointStore(run, read_only=True) as checkpoints:
-        steps = checkpoints.steps()
+    with CheckpointStore(run, read_only=True) as store:
+        steps = store.steps()
         if not steps:
             raise checkpoint_manifest.CheckpointError(
                 f"{records.run_dir(run)} has no checkpoint yet"
             )
         step = steps[-1] if step is None else step
         try:
-            yield checkpoints, step
+            yield store, step
         except CorruptCheckpoint as error:
             raise checkpoint_manifest.CheckpointError(
                 f"{folder / str(step)} is damaged: {error}"
@@ -331,7 +347,7 @@ def open_readonly(run: schema.Run, step: int | None) -> Iterator[tuple[Checkpoin
 
 
 def _restore_args(abstract: dict) -> ocp.args.PyTreeRestore:
-    """Return the arguments to read the arrays of `abstract`, each with its type and sharding."""
+    """Return the orbax arguments that read each array with its type and sharding."""
     args = ocp.checkpoint_utils.construct_restore_args(abstract)
     return ocp.args.PyTreeRestore(item=abstract, restore_args=args, partial_restore=True)
 
@@ -349,17 +365,19 @@ class _Pinned(policy.PreservationPolicy):
 
 
 def protect(run: schema.Run, step: int, by: str) -> None:
-    """Preserve a checkpoint, which need not exist yet, for the run named `by`."""
+    """Preserve a checkpoint, which need not exist yet, for another run.
+
+    by: name of the run that starts from the checkpoint.
+    """
     if not distributed.is_primary():
         return
-    with contextlib.suppress(OSError):  # no process deletes from a read-only folder
-        filesystem.write_file(
-            records.run_dir(run) / "pins" / f"{step}-{by.replace('/', '-')}", by + "\n"
-        )
+    pin = records.run_dir(run) / "pins" / f"{step}-{by.replace('/', '-')}"
+    with contextlib.suppress(OSError):  # no process deletes checkpoints of a read-only folder
+        filesystem.write_file(pin, by + "\n")
 
 
 def _is_transient(error: Exception) -> bool:
-    """Return True if the files may be intact and a disk, network or memory failed."""
+    """Return True if the files may be intact, but a disk, network or memory failed."""
     if isinstance(error, OSError):
         return not isinstance(error, (FileNotFoundError, NotADirectoryError, IsADirectoryError))
     return isinstance(error, MemoryError) or any(s in str(error) for s in TRANSIENT_STATUSES)

@@ -1,4 +1,4 @@
-"""Open a trained model from its run directory, to generate and to score text.
+"""Trained models, loaded from their run directories to generate and to score text.
 
 model = load_model("runs/quickstart/600K")
 model.generate("def ", temperature=0.8).text
@@ -24,10 +24,13 @@ from lm.training import checkpoints, step
 
 
 class LoadedModel:
-    """The weights of a run at one checkpoint, its tokenizer, and the devices that hold it.
+    """A trained model: the weights of a run at one checkpoint, and its tokenizer.
 
-    Attributes: run (schema.Run), step (int), tokenizer, weights (nested dict of arrays) and
-    device_mesh (jax.sharding.Mesh).
+    run          config of the run
+    step         number of training steps before the checkpoint
+    weights      nested dict of arrays
+    tokenizer    tokenizer of the run
+    device_mesh  mesh of the devices that have the weights
     """
 
     def __init__(
@@ -55,7 +58,7 @@ class LoadedModel:
     @overload
     def generate(self, prompt: Sequence[str], **sampling) -> list[generation.Generated]: ...
     def generate(self, prompt, **sampling):
-        """Continue a prompt, or each prompt of a list.
+        """Continue a prompt, or each prompt of a list. Return a result or a list of results.
 
         sampling: fields of generation.SamplingParams, such as max_tokens, temperature, top_p, stop
         and seed. Raises ValueError for a value that is not allowed.
@@ -76,7 +79,10 @@ class LoadedModel:
     @overload
     def score(self, prompt: str, answer: Sequence[str]) -> list[scoring.ScoredAnswer]: ...
     def score(self, prompt, answer):
-        """Return the log-likelihood of an answer after a prompt, or of each answer of a list."""
+        """Compute the log-likelihood of an answer after a prompt, or of each answer of a list.
+
+        Return a result or a list of results.
+        """
         answers = [answer] if isinstance(answer, str) else list(answer)
         pairs = [scoring.encode_pair(self.tokenizer, prompt, text) for text in answers]
         results = scoring.score_answers(
@@ -92,29 +98,41 @@ class LoadedModel:
 def load_model(path: str | Path, step_number: int | None = None) -> LoadedModel:
     """Load the model of a run directory on the devices of this machine.
 
-    step_number: a saved step; None is the last step of a finished run, else the newest checkpoint.
-    A run that was sharded over more devices than this machine has is loaded unsharded. Raises
-    ValueError if the path is not a run directory or has no such checkpoint.
+    step_number: step of a checkpoint; None is the final step of a finished run, else the newest
+    checkpoint. The weights are replicated on every device if this machine has only CPUs, or if
+    run.mesh does not fit its devices. Raises ValueError if the path is not a run directory or has
+    no such checkpoint.
     """
     run = records.read_config(path)
     mesh.initialize_devices()
-    if jax.default_backend() == "cpu":
+    if not _has_devices_for(run):
         run.mesh = schema.Mesh()
     functions, state = restore_model(run, step_number)
-    tokenizer = tokenizers.load_tokenizer(path)
+    tokenizer = tokenizers.load_tokenizer(records.run_dir(run))
     return LoadedModel(run, int(state["step"]), state["params"], tokenizer, functions.mesh)
+
+
+def _has_devices_for(run: schema.Run) -> bool:
+    """Return True if this machine has accelerators that run.mesh fits."""
+    try:
+        mesh.make_mesh(run.mesh)
+    except ValueError:
+        return False
+    return jax.default_backend() != "cpu"
 
 
 def restore_model(
     run: schema.Run, step_number: int | None = None, parts: tuple[str, ...] = ("step", "params")
 ) -> tuple[step.TrainFunctions, dict]:
-    """Return the compiled functions of a run and parts of its state at a checkpoint.
+    """Return the functions of a run on all devices, and parts of its state at a checkpoint.
 
-    step_number: None is the step at which a finished run ended, else the newest step.
+    step_number: step of a checkpoint; None is the final step of a finished run, else the newest
+    checkpoint. parts: keys of the state, of "step", "params" and "opt". Raises CheckpointError if
+    the checkpoint is missing or corrupt.
     """
     functions = step.build_train_functions(run, mesh.make_mesh(run.mesh))
-    wanted = {part: functions.abstract[part] for part in parts}
-    restored = checkpoints.read_checkpoint(run, _final_step(run, step_number), wanted)
+    abstract = {part: functions.abstract[part] for part in parts}
+    restored = checkpoints.read_checkpoint(run, _checkpoint_step(run, step_number), abstract)
     return functions, restored.state
 
 
@@ -124,17 +142,18 @@ def open_weights(
 ) -> Iterator[tuple[Callable[[str], jax.Array], int]]:
     """Yield a function that reads one weight by its path, and the step of the checkpoint.
 
+    The function reads a weight on each call, so that the whole model need not fit in memory.
     step_number: see `restore_model`.
     """
     functions = step.build_train_functions(run, mesh.make_mesh(run.mesh))
-    wanted = {"params": functions.abstract["params"]}
-    final_step = _final_step(run, step_number)
-    with checkpoints.open_readonly(run, final_step) as (store, stored_step):
-        read = store.reader(stored_step, wanted)
+    abstract = {"params": functions.abstract["params"]}
+    with checkpoints.open_readonly(run, _checkpoint_step(run, step_number)) as (store, stored_step):
+        read = store.reader(stored_step, abstract)
         yield lambda path: read(f"params/{path}"), stored_step
 
 
-def _final_step(run: schema.Run, step_number: int | None) -> int | None:
+def _checkpoint_step(run: schema.Run, step_number: int | None) -> int | None:
+    """Return step_number, or the final step of a finished run; None is the newest checkpoint."""
     if step_number is None:
         return records.read_facts(records.run_dir(run)).get("ends_at")
     return step_number

@@ -2,23 +2,31 @@
 
 A learning rate takes this path from config to update:
 
-    train -> step.build_train_functions -> optimizer.make_optimizer -> optim.schedule
+    train -> step.build_train_functions -> optimizer.make_optimizer
+          -> optimizer.learning_rate_schedule
+
+A call of the compiled function computes several steps. The number of steps is an argument of the
+function, so that it does not change the numeric results. On CPU each call allocates the memory of
+all intermediate arrays again, page by page; the steps of one call share this memory.
 """
 
 import contextlib
+import functools
 import time
 import typing
 from collections.abc import Callable, Iterator
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
-from lm.config import schema
+from lm.config import flops, schema
 from lm.data import dataset
 from lm.parallel import distributed, mesh
-from lm.runs import lock
-from lm.training import session, step
+from lm.training import preemption, session, step
 
-Interrupted = lock.Interrupted
+# Limits of one call, in steps and in FLOPs: a signal waits for the end of the call.
+MAX_STEPS_PER_CALL, MAX_FLOPS_PER_CALL = 8, 1.5e12
 
 
 class Diverged(Exception):
@@ -29,83 +37,76 @@ def train(run: schema.Run, report: Callable[[dict], None] = lambda row: None) ->
     """Train a run to its end, from its newest checkpoint if there is one.
 
     report: called with each row of metrics.jsonl. Raises ValueError before any computation if the
-    run cannot work, Diverged, or Interrupted after SIGINT, SIGTERM or SIGUSR1.
+    run cannot work; Diverged if the loss or the gradient is not finite; preemption.Interrupted
+    after SIGINT, SIGTERM or SIGUSR1.
     """
     text = session.validate_session(run)
     device_mesh = mesh.make_for(run)
     status = "rewound"
     while status == "rewound":
         with session.TrainingSession(run, text, device_mesh, report) as active_session:
-            program = step.build_train_functions(run, device_mesh)
-            run_session(active_session, program, program)
+            run_session(active_session, step.build_train_functions(run, device_mesh))
         raise_if_stopped(active_session)
         status = active_session.status
     if status == "diverged":
         raise Diverged(active_session.reason)
 
 
-def run_session(
-    active_session: typing.Any, program: step.TrainFunctions, step_program: step.TrainFunctions
-) -> None:
+def run_session(active_session: typing.Any, functions: step.TrainFunctions) -> None:
     """Train from the newest checkpoint until the session ends.
 
-    session: session.TrainingSession, or vmapped_runs.VmappedSessions for several runs in one
-    program. step_program: the program of the step, which differs from `program` for several runs.
+    active_session: session.TrainingSession, or an object with the same methods.
     """
     began = time.perf_counter()
-    device_mesh = program.mesh
-    size = step.steps_per_call(active_session.run, device_mesh, step_program.n_runs)
-    facts = {"params.learned": program.n_learned, "devices.pack": step_program.n_runs}
-    facts["devices.steps_per_call"] = size
-    peak = mesh.peak_flops_per_second(device_mesh, active_session.run.model.dtype)
-    with distributed.fail_together(active_session.folders, Interrupted, ValueError):
+    run, device_mesh = active_session.run, functions.mesh
+    n_steps = steps_per_call(run, device_mesh, functions.n_runs)
+    facts = {"params.learned": functions.n_learned, "devices.pack": functions.n_runs}
+    facts["devices.steps_per_call"] = n_steps
+    peak = mesh.peak_flops_per_second(device_mesh, run.model.dtype)
+    with distributed.fail_together(active_session.folders, preemption.Interrupted, ValueError):
         with jax.set_mesh(device_mesh):
-            active_session.restore(program.abstract, facts, peak)
+            active_session.restore(functions.abstract_saved, facts, peak)
             if active_session.status != "running":
                 return
-            steps = step.lower_steps(step_program, size)
-            steps, score, init = step.compile_all(program, steps, fresh=not active_session.first)
-            step_index = step.call_steps(step_program, steps, size)
+            lowered = lower_steps(functions, n_steps)
+            is_fresh = not active_session.first
+            compiled, score, init = step.compile_all(functions, lowered, is_fresh)
+            call_steps = make_steps_call(functions, compiled, n_steps)
             state = active_session.initial_state(init)
         active_session.begin(score, state, time.perf_counter() - began)
         batches = dataset.prefetch_batches(
-            active_session.load_batch,
-            active_session.first,
-            active_session.run.steps,
-            depth=2 * size,
+            active_session.load_batch, active_session.first, run.steps, depth=2 * n_steps
         )
         with contextlib.closing(batches):
-            _run_steps(active_session, step_index, score, state, batches, size)
+            _run_steps(active_session, call_steps, score, state, batches, n_steps)
 
 
 def _run_steps(
     active_session: typing.Any,
-    step_index: Callable,
+    call_steps: Callable,
     score: Callable,
     state: dict,
     batches: Iterator[dict],
-    size: int,
+    max_steps: int,
 ) -> None:
-    """Compute steps until the session ends. size: most steps of one call."""
+    """Compute steps until the session ends. max_steps: largest number of steps of one call."""
     signal_of_all = distributed.signal_consensus(active_session.mesh)
     metrics, waited, began = [], 0.0, time.perf_counter()
     while active_session.status == "running":
-        # --- Compute until something is due. The first step alone: its loss is verified. ---
-        n = (
-            1
-            if active_session.done == active_session.first
-            else min(size, active_session.steps_until_due)
-        )
+        # --- Compute steps until something is due ---
+        n_steps = min(max_steps, active_session.steps_until_due)
+        if active_session.done == active_session.first:
+            n_steps = 1  # the loss of the first step after a restart is verified
         wait_began = time.perf_counter()
-        next_batches = [next(batches) for _ in range(n)]
+        next_batches = [next(batches) for _ in range(n_steps)]
         waited += time.perf_counter() - wait_began
-        state, new_metrics = step_index(state, next_batches)
+        state, new_metrics = call_steps(state, next_batches)
         metrics += new_metrics
         if jax.default_backend() == "cpu":
             # Queued collectives of more devices than cores can wait for each other forever.
             jax.block_until_ready(new_metrics)
         active_session.advance(new_metrics)
-        # Read once: a signal after this line is handled after the next call.
+        # Read the signal once: a later signal is handled after the next call.
         stop = signal_of_all(active_session.stop_signal)
         if not (stop or active_session.is_due):
             continue
@@ -125,7 +126,94 @@ def _run_steps(
 def raise_if_stopped(active_session: typing.Any) -> None:
     """Raise Interrupted if a signal came while the session ended.
 
-    All processes call this after everything is written.
+    All processes call this function after all files are written.
     """
     if stop := distributed.first_error(active_session.stop_signal):
-        raise Interrupted(f"stopped by {stop} at the end of {active_session.name}", stop)
+        message = f"stopped by {stop} at the end of {active_session.name}"
+        raise preemption.Interrupted(message, stop)
+
+
+# --- Calls of several steps ---
+
+
+def steps_per_call(run: schema.Run, device_mesh: jax.sharding.Mesh, n_runs: int = 1) -> int:
+    """Return the largest number of steps of one call.
+
+    The number is run.steps_per_call if it is set. Otherwise it is 1 on accelerators, which retain
+    memory between calls and receive the next step during the current step. On CPU it follows from
+    the FLOPs of a step. n_runs: number of runs that a step trains.
+    """
+    if run.steps_per_call:
+        return run.steps_per_call
+    if mesh.device_platform(device_mesh) != "cpu":
+        return 1
+    n_tokens = n_runs * run.data.batch_size * run.data.seq_len
+    n_flops = n_tokens * flops.flops_per_token(run.model, run.data.seq_len)["full"]
+    return int(min(MAX_STEPS_PER_CALL, max(1, MAX_FLOPS_PER_CALL // n_flops)))
+
+
+def lower_steps(functions: step.TrainFunctions, max_steps: int) -> jax.stages.Lowered:
+    """Return the lowered function of up to `max_steps` steps.
+
+    Its arguments are the state, a list of `max_steps` batches, the number of steps, int32 [], and
+    the optimizer inputs. It returns the state and a list of `max_steps` metrics.
+    """
+    key = functions.n_runs, max_steps
+    if key not in functions.lowered:
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, functions.abstract)
+        replicated = mesh.named_sharding(functions.mesh)
+        steps = jax.jit(
+            functools.partial(_compute_steps, functions.plain_step, shardings),
+            in_shardings=(shardings, None, replicated, replicated),
+            out_shardings=(shardings, replicated),
+            donate_argnums=0,
+            compiler_options=functions.options,
+        )
+        n_steps = jax.ShapeDtypeStruct((), jnp.int32)
+        batches = [functions.batch] * max_steps
+        lowered = steps.lower(functions.abstract, batches, n_steps, functions.inputs)
+        functions.lowered[key] = lowered
+    return functions.lowered[key]
+
+
+def make_steps_call(
+    functions: step.TrainFunctions, compiled: Callable, max_steps: int
+) -> Callable[[dict, list], tuple[dict, list]]:
+    """Return call(state, batches) -> (state, metrics), which computes one step per batch.
+
+    compiled: the compiled function of lower_steps. The number of batches is 1 to `max_steps`.
+    metrics: a list with an element per step.
+    """
+    inputs = mesh.replicate(functions.mesh, functions.inputs)
+
+    def call(state: dict, batches: list) -> tuple[dict, list]:
+        n_steps = len(batches)
+        padded = batches + batches[-1:] * (max_steps - n_steps)
+        state, metrics = compiled(state, padded, np.int32(n_steps), inputs)
+        return state, metrics[:n_steps]
+
+    return call
+
+
+def _compute_steps(
+    compute_step: Callable, shardings: dict, state: dict, batches: list, n_steps: jax.Array, inputs
+) -> tuple[dict, list]:
+    """Compute the first n_steps steps; the metrics of the other steps are 0."""
+    if len(batches) == 1:
+        state, metrics = compute_step(state, batches[0], inputs)
+        return state, [metrics]
+
+    compute_step = jax.jit(compute_step, inline=True)  # traced once for both uses
+
+    def body(i, carry):
+        state, metrics = carry
+        batch = jax.tree.map(lambda rows: rows[i], stacked)
+        state, new_metrics = compute_step(state, batch, inputs)
+        state = jax.lax.with_sharding_constraint(state, shardings)
+        return state, jax.tree.map(lambda array, x: array.at[i].set(x), metrics, new_metrics)
+
+    stacked = jax.tree.map(lambda *rows: jnp.stack(rows), *batches)
+    shapes = jax.eval_shape(compute_step, state, batches[0], inputs)[1]
+    zeros = jax.tree.map(lambda x: jnp.zeros(len(batches), x.dtype), shapes)
+    state, metrics = jax.lax.fori_loop(0, n_steps, body, (state, zeros))
+    return state, [jax.tree.map(lambda x, i=i: x[i], metrics) for i in range(len(batches))]

@@ -1,6 +1,10 @@
-"""Metrics for other people's viewers: TensorBoard event files, and Weights & Biases on request.
+"""Facts and metric rows of a run, and their copies for TensorBoard and Weights & Biases.
 
-metrics.jsonl is the record; these are copies of it and are never read back.
+    write, close = open_writers(run, first_step)
+    row = step_metrics(run, text, window, done) | throughput(run, n_steps, seconds, peak)
+    write(row)
+
+The loop writes each row to metrics.jsonl. The copies are never read back.
 """
 
 import collections
@@ -25,55 +29,65 @@ from lm.data import dataset
 from lm.model import attention
 from lm.runs import filesystem, provenance, records
 
-FLUSH_SECONDS = 30.0  # between what a viewer sees
+FLUSH_SECONDS = 30.0  # time between two flushes of an event file
 
 
 def check_writers(run: schema.Run) -> None:
-    """ValueError if the run asks for a viewer whose package is not there."""
+    """Raise ValueError if the package of a writer that the run uses is not installed."""
     if run.wandb and importlib.util.find_spec("wandb") is None:
-        raise ValueError("wandb=True needs a package that is not here: uv sync --extra wandb")
+        raise ValueError(
+            "wandb=True needs the package wandb, which is not installed: run"
+            " `uv sync --extra wandb`, or set wandb=False"
+        )
 
 
 def open_writers(
     run: schema.Run, first_step: int, is_primary: bool = True
 ) -> tuple[Callable[[dict], None], Callable[[], None]]:
-    """(write, close): write(row) copies the numbers of a metrics row at row["step"].
+    """Open the writers of a run and return (write, close).
 
-    Event files grow, so they come into a bucket once they are closed.
+    write(row) copies the numbers of a metrics row at row["step"]. first_step: number of steps
+    before this session; its rows replace later rows of older sessions. is_primary: False returns
+    functions without an effect.
     """
     if not is_primary:
         return lambda row: None, lambda: None
-    write_board, close_board = _board(records.run_dir(run) / "tensorboard", first_step)
-    cloud = _wandb(run) if run.wandb else None
+    folder = records.run_dir(run) / "tensorboard"
+    write_event, close_events = _open_tensorboard(folder, first_step)
+    wandb_run = _open_wandb(run) if run.wandb else None
 
     def write(row: dict) -> None:
         numbers = {k: v for k, v in row.items() if isinstance(v, (int, float)) and k != "step"}
-        write_board(row["step"], numbers)
-        if cloud:
-            cloud.log(numbers, step=row["step"])
+        write_event(row["step"], numbers)
+        if wandb_run:
+            wandb_run.log(numbers, step=row["step"])
 
     def close() -> None:
-        close_board()
-        if cloud:
-            cloud.finish()
+        close_events()
+        if wandb_run:
+            wandb_run.finish()
 
     return write, close
 
 
-def _board(place: Path, first_step: int) -> tuple[Callable[[int, dict], None], Callable[[], None]]:
-    """(write, close) of an event file whose steps from the first on replace those of older ones.
+def _open_tensorboard(
+    folder: Path, first_step: int
+) -> tuple[Callable[[int, dict], None], Callable[[], None]]:
+    """Open a TensorBoard event file and return (write, close).
 
-    Without tensorboardX's SummaryWriter: its thread ends on a full disk, and then its queue, once
-    full, stops the training for ever. OSError here instead.
+    write(step, numbers) raises OSError on a full disk. SummaryWriter of tensorboardX is not used:
+    its thread ends on a full disk, and later its full queue blocks the training forever. An event
+    file grows, so its copy in a bucket is written by close().
     """
-    from tensorboardX.event_file_writer import EventsWriter  # most of lm does without it
+    from tensorboardX.event_file_writer import EventsWriter  # slow import
 
-    event_pb2 = importlib.import_module("tensorboardX.proto.event_pb2")  # names made as it loads
+    # Protocol buffers define their names at import, so a type checker does not know them.
+    event_pb2 = importlib.import_module("tensorboardX.proto.event_pb2")
     summary_pb2 = importlib.import_module("tensorboardX.proto.summary_pb2")
     Event, Summary, SessionLog = event_pb2.Event, summary_pb2.Summary, event_pb2.SessionLog
-    here = Path(tempfile.mkdtemp()) if filesystem.is_remote(place) else place
-    here.mkdir(parents=True, exist_ok=True)
-    file = EventsWriter(str(here / "events"), f".{time.time_ns()}")
+    local_folder = Path(tempfile.mkdtemp()) if filesystem.is_remote(folder) else folder
+    local_folder.mkdir(parents=True, exist_ok=True)
+    file = EventsWriter(str(local_folder / "events"), f".{time.time_ns()}")
     start = SessionLog(status=SessionLog.START)
     file.write_event(Event(wall_time=time.time(), step=first_step, session_log=start))
     flushed = time.monotonic()
@@ -89,16 +103,16 @@ def _board(place: Path, first_step: int) -> tuple[Callable[[int, dict], None], C
 
     def close() -> None:
         file.close()
-        if here != place:
-            for path in here.iterdir():
-                filesystem.write_file(place / path.name, path.read_bytes())
-            shutil.rmtree(here)
+        if local_folder != folder:
+            for path in local_folder.iterdir():
+                filesystem.write_file(folder / path.name, path.read_bytes())
+            shutil.rmtree(local_folder)
 
     return write, close
 
 
-def _wandb(run: schema.Run):
-    wandb = importlib.import_module("wandb")  # an extra
+def _open_wandb(run: schema.Run):
+    wandb = importlib.import_module("wandb")  # an optional dependency
     return wandb.init(
         project=run.name.split("/")[0],
         name=run.name,
@@ -108,22 +122,19 @@ def _wandb(run: schema.Run):
     )
 
 
-# MERGED DOCSTRING of lm.ledger:
-# """Compute the facts and metric rows of a run: counts, costs, speed, spikes, warnings."""
-
-
 class RowTime:
     """Time of the steps since the last row of metrics.
 
-    total: seconds of training over all sessions. A restored window may have steps of an earlier
-    session, which n_steps does not count.
+    total: seconds of training over all sessions. n_steps: number of steps of this session; steps
+    of an earlier session in a restored window are not counted. seconds: duration of these steps.
+    waited: seconds of it that were spent waiting for batches.
     """
 
     def __init__(self, total: float = 0.0):
         self.total, self.n_steps, self.seconds, self.waited = total, 0, 0.0, 0.0
 
     def add(self, n_steps: int, seconds: float, waited: float) -> None:
-        """Count steps and their duration."""
+        """Add a number of steps and their duration."""
         self.total += seconds
         self.n_steps += n_steps
         self.seconds += seconds
@@ -133,7 +144,7 @@ class RowTime:
 def collect_run_facts(
     run: schema.Run, text: dataset.TokenDataset, device_mesh: jax.sharding.Mesh, peak: float
 ) -> dict:
-    """Return the facts of a run, so that analysis need not rebuild it.
+    """Return the facts of a run that its analysis needs: counts, costs, text, devices, versions.
 
     peak: FLOP/s of the mesh in matrix products.
     """
@@ -169,16 +180,20 @@ def collect_run_facts(
 
 
 def config_hash(run: schema.Run) -> str:
-    """Return a hash of all fields that determine what the run learns."""
-    knobs = {k: v for k, v in schema.flatten(run).items() if k not in records.EXECUTION_FIELDS}
-    knobs = fields.for_hash(knobs, schema.Run)
-    return hashlib.sha256(json.dumps(knobs, sort_keys=True).encode()).hexdigest()[:16]
+    """Return a hash of all fields that determine the result of a run, 16 hexadecimal digits."""
+    values = {k: v for k, v in schema.flatten(run).items() if k not in records.EXECUTION_FIELDS}
+    values = fields.for_hash(values, schema.Run)
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def step_metrics(
     run: schema.Run, text: dataset.TokenDataset, values: list[dict], done: int
 ) -> dict:
-    """Return a metrics row: loss and gradient norm are means over the steps since the last row."""
+    """Return the columns of a metrics row that follow from the metrics of its steps.
+
+    values: metrics of the steps since the last row; losses and norms are averaged over them. done:
+    number of completed steps.
+    """
     tokens = done * run.data.batch_size * run.data.seq_len
     loss, grad_norm = (_mean([m[name] for m in values]) for name in ("loss", "grad_norm"))
     return {
@@ -192,9 +207,12 @@ def step_metrics(
     } | {name: _mean([m[name] for m in values]) for name in values[0] if "experts." in name}
 
 
-def throughput(run: schema.Run, steps: int, seconds: float, peak: float) -> dict:
-    """Return the throughput of the steps of a row, also as a share of the measured peak."""
-    tokens_per_second = steps * run.data.batch_size * run.data.seq_len / seconds
+def throughput(run: schema.Run, n_steps: int, seconds: float, peak: float) -> dict:
+    """Return tokens per second, FLOP/s and the fraction of the peak over some steps.
+
+    seconds: duration of the steps. peak: FLOP/s of the mesh in matrix products.
+    """
+    tokens_per_second = n_steps * run.data.batch_size * run.data.seq_len / seconds
     n_flops = tokens_per_second * flops.flops_per_token(run.model, run.data.seq_len)["full"]
     return {
         "tokens_per_second": tokens_per_second,
@@ -204,9 +222,10 @@ def throughput(run: schema.Run, steps: int, seconds: float, peak: float) -> dict
 
 
 def find_spikes(recent: collections.deque, row: dict) -> list[str]:
-    """Return the metrics that are 6 standard deviations above their last 20 rows.
+    """Return the metrics of a row that are more than 6 standard deviations above their mean.
 
-    Append the row to `recent`.
+    The metrics are "loss" and "grad_norm". recent: the rows before, of which at least 10 are
+    needed. The row is appended to `recent`.
     """
     names = []
     for name in ("loss", "grad_norm"):
@@ -220,14 +239,15 @@ def find_spikes(recent: collections.deque, row: dict) -> list[str]:
 def quality_warning(run: schema.Run, evaluated: dict[int, dict], ends_at: int) -> str:
     """Return a warning of one line if the final loss is worse than a simple baseline, else "".
 
-    The baselines are a uniform guess among all tokens and, for fine-tuning, the initial weights: a
-    learning rate for one kind of text may be too high for another.
+    The baselines are a uniform guess among all tokens and, for fine-tuning, the initial weights.
+    evaluated: rows of evals.jsonl by step. ends_at: the final step.
     """
     if ends_at not in evaluated:
         return ""
-    loss, guess = float(evaluated[ends_at]["loss"]), math.log(run.model.vocab_size)
-    started = float(evaluated[0]["loss"]) if run.start.run and 0 in evaluated else math.inf
-    lowest, baseline = min((guess, "guessing"), (started, "the weights it started from"))
+    loss, guess_loss = float(evaluated[ends_at]["loss"]), math.log(run.model.vocab_size)
+    has_initial_loss = bool(run.start.run) and 0 in evaluated
+    initial_loss = float(evaluated[0]["loss"]) if has_initial_loss else math.inf
+    lowest, baseline = min((guess_loss, "a uniform guess"), (initial_loss, "the initial weights"))
     if loss <= lowest:
         return ""
     return (
@@ -236,6 +256,6 @@ def quality_warning(run: schema.Run, evaluated: dict[int, dict], ends_at: int) -
 
 
 def _mean(values: list) -> float:
-    """Return the mean of the finite values: skipped updates have none."""
-    numbers = np.array(values, np.float64)
-    return float(np.mean(numbers[np.isfinite(numbers)]))
+    """Return the mean of the finite values; skipped updates have values that are not finite."""
+    array = np.array(values, np.float64)
+    return float(np.mean(array[np.isfinite(array)]))

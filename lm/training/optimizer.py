@@ -1,4 +1,4 @@
-"""Learning-rate schedules and optimizers."""
+"""Trainable weights, learning-rate schedules and optimizers."""
 
 import dataclasses
 import functools
@@ -17,21 +17,25 @@ from lm.parallel import mesh
 
 
 def trainable_mask(optim: schema.Optimizer, model: schema.Model, axes: dict) -> dict:
-    """Return whether each weight is trainable, a tree of booleans.
+    """Return the mask of the trainable weights, a tree of booleans. axes: axis names by weight.
 
     A name in optim.frozen is a part of a weight's path ("embed", "mlp", "query"), or else one of
     its axes ("heads", "vocab"). With model.lora_rank only the adapters are trainable. Raises
     ValueError for a name that no weight has.
     """
     names = [name for name in optim.frozen.split(",") if name]
-    known = {part for path, _ in lora._leaves(axes) for part in path}
-    by_axis = {axis for _, weight_axes in lora._leaves(axes) for axis in weight_axes} - known
+    path_parts = {part for path, _ in lora._leaves(axes) for part in path}
+    axis_names = {axis for _, weight_axes in lora._leaves(axes) for axis in weight_axes}
+    axis_names -= path_parts
+    allowed = sorted(path_parts | axis_names)
     for name in names:
-        if name not in known | by_axis:
-            raise ValueError("optim.frozen: " + schema.suggest_names(name, sorted(known | by_axis)))
+        if name not in allowed:
+            raise ValueError("optim.frozen: " + schema.suggest_names(name, allowed))
 
     def is_trainable(path: tuple[str, ...], weight_axes: tuple) -> bool:
-        is_named = any(name in path or (name in by_axis and name in weight_axes) for name in names)
+        is_named = any(
+            name in path or (name in axis_names and name in weight_axes) for name in names
+        )
         return not is_named and (not model.lora_rank or path[0] == "lora")
 
     flags = lora._mapped(axes, is_trainable)
@@ -41,7 +45,11 @@ def trainable_mask(optim: schema.Optimizer, model: schema.Model, axes: dict) -> 
 
 
 def partition(weights: dict, is_trainable: dict, wanted: bool = True) -> dict:
-    """Return the trainable weights, or (wanted=False) the frozen ones, without empty branches."""
+    """Return the trainable weights, or the frozen weights, without empty branches of the tree.
+
+    is_trainable: see `trainable_mask`. wanted: True for the trainable weights, False for the
+    frozen weights.
+    """
     selected = {}
     for name, value in weights.items():
         if isinstance(value, dict):
@@ -53,9 +61,9 @@ def partition(weights: dict, is_trainable: dict, wanted: bool = True) -> dict:
 
 
 def combine(a: dict, b: dict) -> dict:
-    """Return the union of two trees without common leaves: the inverse of `part`."""
-    both = {name: combine(a[name], b[name]) for name in a.keys() & b.keys()}
-    return a | b | both
+    """Return the union of two trees without common leaves. The inverse of `partition`."""
+    branches = {name: combine(a[name], b[name]) for name in a.keys() & b.keys()}
+    return a | b | branches
 
 
 @jax.tree_util.register_dataclass
@@ -64,8 +72,8 @@ class OptimizerInputs:
     """Numbers of the optimizer that are arguments of the compiled step.
 
     lr: peak learning rate, float32 []. weight_decay: a tree like the trainable weights with the
-    decay coefficient of each, float32 []. The runs of one program may differ in both: each array
-    then has a leading axis over the runs (lm/training/vmapped_runs.py).
+    decay coefficient of each weight, float32 []. For vmapped runs, which may differ in both, each
+    array has a leading axis over the runs (lm/training/vmapped_runs.py).
     """
 
     lr: typing.Any
@@ -86,16 +94,17 @@ class Optimizer(typing.NamedTuple):
 
 
 def learning_rate_schedule(optim: schema.Optimizer, steps: int) -> Callable:
-    """Return lr(step, peak=optim.lr), the learning rate at a step from 0.
+    """Return lr(step, peak=optim.lr), the learning rate at a step that counts from 0.
 
-    The warm-up is linear and starts above 0. After it:
+    steps: number of steps of the run. The warm-up is linear and starts above 0. Schedules after
+    the warm-up:
 
-    cosine    to peak * final_lr_fraction over the whole run (Loshchilov and Hutter 2017,
+    cosine    half a cosine from peak to peak * final_lr_fraction (Loshchilov and Hutter 2017,
               arXiv:1608.03983)
-    linear    a straight line to peak * final_lr_fraction
-    wsd       flat, then linear to peak * final_lr_fraction over the last `decay` share
-              (arXiv:2404.06395)
-    constant  flat
+    linear    linear decay from peak to peak * final_lr_fraction
+    wsd       constant, then linear decay to peak * final_lr_fraction over the last fraction
+              optim.decay of the steps (Hu et al. 2024, arXiv:2404.06395)
+    constant  constant
     """
     warmup = round(optim.warmup * steps)
     n_after_warmup = max(steps - 1 - warmup, 1)
@@ -109,17 +118,17 @@ def learning_rate_schedule(optim: schema.Optimizer, steps: int) -> Callable:
             "wsd": lambda: jnp.clip((steps - 1 - step) / decay, 0.0, 1.0),
             "constant": lambda: 1.0,
         }[optim.schedule]()
-        end = 1.0 if optim.schedule == "constant" else optim.final_lr_fraction
-        warm = jnp.minimum((step + 1) / (warmup + 1), 1.0)
-        return peak * warm * (end + (1 - end) * shape)
+        final = 1.0 if optim.schedule == "constant" else optim.final_lr_fraction
+        warmup_factor = jnp.minimum((step + 1) / (warmup + 1), 1.0)
+        return peak * warmup_factor * (final + (1 - final) * shape)
 
     return learning_rate
 
 
 def inputs(optim: schema.Optimizer, model: schema.Model, axes: dict) -> OptimizerInputs:
-    """Return the inputs of one run. axes: axis names of the trainable weights.
+    """Return the optimizer inputs of one run. axes: axis names of the trainable weights.
 
-    The product of weight decay and parametrization factor is rounded to float32 once, here: the
+    This function rounds the product of weight decay and parametrization factor to float32 once. The
     compiled step would round both factors and the product.
     """
 
@@ -138,12 +147,11 @@ def make_optimizer(
 
     adamw  Loshchilov and Hutter 2019, arXiv:1711.05101
     lion   Chen et al. 2023, arXiv:2302.06675; needs a learning rate about 5 times smaller
-    muon   Jordan 2024 for the matrices between input and output, with updates scaled to the size
-           of AdamW updates (Liu et al. 2025, arXiv:2502.16982); AdamW for the other weights
+    muon   Jordan 2024 for the hidden matrices, with updates scaled to the size of AdamW updates
+           (Liu et al. 2025, arXiv:2502.16982); AdamW for the other weights
 
-    axes: axis names of the trainable weights. `parametrization` has factors for each. The train
-    step clips the gradient before `update`, by `clip_by_global_norm` or, in deterministic mode, by
-    deterministic.clip_by_global_norm.
+    axes: axis names of the trainable weights, which determine the parametrization factors of each
+    weight. The train step clips the gradient before `update`.
     """
     factors = jax.tree.map(
         lambda names: _layer_factors(optim, model, names), axes, is_leaf=mesh.is_axis_names
@@ -161,9 +169,9 @@ def make_optimizer(
 
 
 def clip_by_global_norm(gradient: dict, limit: float) -> tuple[dict, jax.Array]:
-    """Return the gradient scaled to a global norm of at most `limit`, and its norm before.
+    """Return the gradient, scaled to a global norm of at most `limit`, and its original norm.
 
-    limit=0 does not clip.
+    limit: 0 does not clip.
     """
     norm = optax.tree.norm(gradient)
     if not limit:
@@ -175,10 +183,10 @@ def clip_by_global_norm(gradient: dict, limit: float) -> tuple[dict, jax.Array]:
 def _layer_factors(
     optim: schema.Optimizer, model: schema.Model, names: tuple
 ) -> parametrization.Factors:
-    """Return the factors of a weight; optim.layer_decay gives each layer its own learning rate.
+    """Return the factors of a weight, with the layer-wise learning rates of optim.layer_decay.
 
-    Lower layers learn more slowly, the embedding most slowly (Howard and Ruder 2018,
-    arXiv:1801.06146).
+    The learning rate of a layer is multiplied by layer_decay for each layer above it, and that of
+    the embedding by layer_decay ** n_layers (Howard and Ruder 2018, arXiv:1801.06146).
     """
     factors = parametrization.role_factors(model, names)
     if optim.layer_decay == 1.0:
@@ -201,20 +209,20 @@ def _divide_by_epsilon(factors: dict) -> optax.GradientTransformation:
 
 
 def _add_decay(factors: dict) -> optax.GradientTransformationExtraArgs:
-    """Add the weight decay, and multiply by the learning-rate factor of each weight."""
+    """Add the weight decay and multiply by the learning-rate factor of each weight."""
 
     def update(updates, state, params=None, **extra_args):
-        def change(update, weight, factor, decay):
+        def add_decay(update, weight, factor, decay):
             return factor.lr * (update + decay * weight)
 
         decays = extra_args["inputs"].weight_decay
-        return jax.tree.map(change, updates, params, factors, decays), state
+        return jax.tree.map(add_decay, updates, params, factors, decays), state
 
     return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
 
 
 def _scale_by_rate(learning_rate: Callable) -> optax.GradientTransformationExtraArgs:
-    """Multiply by minus the learning rate of the state's own count of updates."""
+    """Multiply by the negative learning rate. The state counts the updates."""
 
     def init(params) -> optax.ScaleByScheduleState:
         return optax.ScaleByScheduleState(count=jnp.zeros((), jnp.int32))
@@ -228,10 +236,10 @@ def _scale_by_rate(learning_rate: Callable) -> optax.GradientTransformationExtra
 
 
 def _muon(optim: schema.Optimizer, axes: dict) -> optax.GradientTransformation:
-    """Return Muon for the matrices and Adam for the other weights.
+    """Return Muon for the hidden matrices and Adam for the other weights.
 
-    A matrix has an input side and an output side of one or more axes; the layer and expert axes
-    number matrices.
+    A matrix has an input side and an output side with one or more axes each. Layer and expert axes
+    are batch axes.
     """
 
     def is_matrix(names: tuple) -> bool:
@@ -239,7 +247,7 @@ def _muon(optim: schema.Optimizer, axes: dict) -> optax.GradientTransformation:
 
     def dimension_numbers(names: tuple, weight):
         if not is_matrix(names):
-            return weight  # optax has replaced this leaf by a mask
+            return weight  # optax has replaced this leaf with a mask
         sides = [i for i, name in enumerate(names) if name not in ("layers", "experts")]
         embed = tuple(i for i in sides if names[i] == "embed")
         other = tuple(i for i in sides if names[i] != "embed")
@@ -248,7 +256,7 @@ def _muon(optim: schema.Optimizer, axes: dict) -> optax.GradientTransformation:
 
     map_names = functools.partial(jax.tree.map, is_leaf=mesh.is_axis_names)
     muon = optax.contrib.muon(
-        learning_rate=-1.0,  # the schedule follows, and changes the sign
+        learning_rate=-1.0,  # the learning rate is applied later, with its sign
         muon_weight_dimension_numbers=lambda weights: map_names(dimension_numbers, axes, weights),
         consistent_rms=0.2,
     )

@@ -1,14 +1,14 @@
-"""One training session of a run: its lock, its restored state, and everything it writes.
+"""Training session of one run: its lock, its restored state, and the files that it writes.
 
-    with Attempt(run, text, device_mesh, report) as session:   no other process can train the run
-        session.restore(program.abstract, facts, peak)          the newest intact checkpoint
-        state = session.initial_state(program.init)
+    with TrainingSession(run, text, device_mesh, report) as session:
+        session.restore(functions.abstract_saved, facts, peak)  restore the newest intact checkpoint
+        state = session.initial_state(functions.init)
         session.begin(score, state, compile_seconds)
         session.advance(metrics)                                after each call of the step
         session.record(values, seconds, waited)                 after the metrics were read
         session.log(); session.evaluate(score, state); session.save(state, stop)
 
-The loop that calls these methods is loop.run_session. lm/training/metric_log.py computes the rows.
+loop.run_session calls these methods. lm/training/metric_log.py computes the rows.
 """
 
 import collections
@@ -27,9 +27,9 @@ from lm.data import dataset
 from lm.evaluation import heldout, task_eval, tasks
 from lm.parallel import distributed, mesh
 from lm.runs import lock, phase_timer, records
-from lm.training import checkpoint_manifest, checkpoints, metric_log, warm_start
+from lm.training import checkpoint_manifest, checkpoints, metric_log, preemption, warm_start
 
-MAX_REWINDS = 3  # of one run; then it has diverged
+MAX_REWINDS = 3  # limit of a run, which then has diverged
 
 
 def validate_session(run: schema.Run) -> dataset.TokenDataset:
@@ -39,9 +39,8 @@ def validate_session(run: schema.Run) -> dataset.TokenDataset:
     distributed.run_on_primary(lambda: records.check_same_config(run))
     if run.start.run:
         warm_start.validate_start(run, warm_start.parent_run(run))
-    distributed.run_on_primary(
-        lambda: dataset.open_dataset(run.data, run.seed) and None
-    )  # prepared by one process
+    # The primary prepares the text before the other processes open it.
+    distributed.run_on_primary(lambda: dataset.open_dataset(run.data, run.seed) and None)
     text = dataset.open_dataset(run.data, run.seed)
     distributed.check_equal_on_all("config", metric_log.config_hash(run))
     distributed.check_equal_on_all("prepared text", text.hash)
@@ -57,14 +56,13 @@ def validate_session(run: schema.Run) -> dataset.TokenDataset:
 class TrainingSession:
     """A session of a run. Entering raises lock.RunLocked if another process trains the run.
 
-    report   called with each row of metrics.jsonl
-    n_runs   runs in the program, this run included; each counts an equal share of the time, so
-             that the times of all runs add up
-    status   running, done, diverged, or rewound: the run continues in another session
-    reason   why the run diverged
-    restored the restored state, without its arrays once the session has begun
-    first    steps before this session
-    done     steps until now
+    report    function that is called with each row of metrics.jsonl
+    n_runs    number of runs that share the time of this process; their times add up to it
+    status    running, done, diverged, or rewound: the run continues in another session
+    reason    reason why the run diverged
+    restored  restored state, without its arrays after `initial_state`
+    first     number of steps before this session
+    done      number of completed steps
     """
 
     def __init__(
@@ -82,7 +80,10 @@ class TrainingSession:
         self.folders = [self.folder]
         self.writer = records.Writer(self.folder, distributed.is_primary())
         self.clock = phase_timer.PhaseTimer(lambda: time.perf_counter() / n_runs)
-        self.watch = lock.Guard(self.folder, run.stall_seconds, jax.process_index())
+        self.lock = lock.RunLock(self.folder)
+        process = jax.process_index()
+        self.watchdog = preemption.StallWatchdog(self.folder, run.stall_seconds, process)
+        self.signals = preemption.SignalHandler()
         self.tasks = tasks.load_tasks(run.eval.tasks)
         self.local_rows = mesh.local_rows(device_mesh, run.data.batch_size)
         self.window: list[dict] = []  # metrics of the steps since the last row
@@ -91,23 +92,23 @@ class TrainingSession:
 
     def __enter__(self) -> "TrainingSession":
         with contextlib.ExitStack() as stack:
-            distributed.run_on_primary(lambda: stack.enter_context(self.watch) and None)
-            if not distributed.is_primary():
-                stack.enter_context(self.watch)
+            distributed.run_on_primary(lambda: stack.enter_context(self.lock) and None)
+            stack.enter_context(self.watchdog)
+            stack.enter_context(self.signals)
             self._writers = stack.enter_context(contextlib.ExitStack())
-            self._locked = stack.pop_all()
+            self._contexts = stack.pop_all()
         return self
 
     def __exit__(self, *raised) -> None:
-        self._locked.__exit__(*raised)
+        self._contexts.__exit__(*raised)
 
     # --- Start or restart ---
 
     def restore(self, abstract: dict, facts: dict, peak: float) -> None:
-        """Restore the newest intact checkpoint or the parent's, and open the records.
+        """Restore the newest intact checkpoint, or that of the parent run, and open the records.
 
-        abstract: arrays of the train state. facts: of the program. peak: FLOP/s of the mesh in
-        matrix products.
+        abstract: abstract arrays of the train state. facts: facts of the compiled functions, stored
+        with the run. peak: FLOP/s of the mesh in matrix products.
         """
         run, self.peak = self.run, peak
         self.checkpoints = self._writers.enter_context(checkpoints.CheckpointStore(run))
@@ -116,9 +117,8 @@ class TrainingSession:
         self.is_restart = restored.step > 0
         if not self.is_restart and run.resume == "required":
             raise checkpoint_manifest.CheckpointError(
-                f"resume='required', but {self.folder} has no intact checkpoint: set"
-                f" resume='auto' to"
-                " start the run"
+                f"resume='required', but {self.folder} has no intact checkpoint: set resume='auto'"
+                " to start the run"
             )
         damage = restored.damage
         if run.start.run and not self.is_restart:
@@ -128,18 +128,18 @@ class TrainingSession:
         self.attempt = distributed.run_on_primary(lambda: records.start_run(run, self.facts))
         if distributed.is_primary():
             self.text.tokenizer.save(self.folder)
-        for sentence in damage:
-            self.write_event("damaged", sentence)
+        for message in damage:
+            self.write_event("damaged", message)
         evaluations = distributed.run_on_primary(lambda: records.load_evals(self.folder))
         self.evaluated = {row["step"]: row for row in evaluations}
         stored_facts = distributed.run_on_primary(lambda: records.read_facts(self.folder))
         self.skipped_batches = stored_facts.get("passed_over", [])
         is_rewound = any(skip["from_step"] == self.first for skip in self.skipped_batches)
         self.restored = restored.without_expectations() if is_rewound else restored
-        self.clock.rest("start")
+        self.clock.assign_rest("start")
 
     def initial_state(self, init: Callable[[int], dict]) -> dict:
-        """Return the restored state, with the missing parts from init(seed).
+        """Return the restored state; init(seed) computes its missing parts.
 
         Raises checkpoint_manifest.CheckpointError if the next batch differs from the expected one.
         """
@@ -157,14 +157,14 @@ class TrainingSession:
             self.run, self.first, distributed.is_primary()
         )
         self._writers.callback(close)
-        self.clock.rest("compile")
+        self.clock.assign_rest("compile")
         return state
 
     def begin(self, score: Callable, state: dict, compile_seconds: float) -> None:
         """Evaluate the initial weights if due, and finish a run that has no step left."""
         self.writer.write_facts(compile_seconds=compile_seconds)
         self.evaluate(score, state)
-        if self.done >= self.run.steps:  # killed before it could write its status
+        if self.done >= self.run.steps:  # the last session was killed before it wrote its status
             self.finish()
 
     def load_batch(self, step: int) -> dict[str, jax.Array]:
@@ -172,7 +172,10 @@ class TrainingSession:
         return mesh.put_batch(self.mesh, self.rows(step, self.local_rows))
 
     def rows(self, step: int, selected: slice | np.ndarray = slice(None)) -> dict:
-        """Return rows of the batch of a step. Batches before a rewind are never used again."""
+        """Return rows of the batch of a step. Batches before a rewind are not used again.
+
+        selected: indices of the rows within the batch.
+        """
         skips = (skip for skip in self.skipped_batches if skip["from_step"] <= step)
         return self.text.batch(step + sum(skip["batches"] for skip in skips), selected)
 
@@ -180,8 +183,8 @@ class TrainingSession:
 
     @property
     def stop_signal(self) -> str:
-        """Return the name of the signal that asked for a stop, or ""."""
-        return self.watch.stop
+        """Return the name of the signal that requested a stop, or ""."""
+        return self.signals.stop
 
     @property
     def steps_until_due(self) -> int:
@@ -198,7 +201,7 @@ class TrainingSession:
     def is_evaluation_due(self) -> bool:
         """Return True if an evaluation is due at this step and is not recorded yet."""
         is_due = _is_due(self.done, self.run.eval.interval, self.run.steps)
-        if self.done == self.first:  # initial weights, or the last session ended before it
+        if self.done == self.first:  # initial weights, or an evaluation that was interrupted
             is_due = is_due if self.is_restart else bool(self.run.start.run)
         return is_due and self.done not in self.evaluated
 
@@ -218,29 +221,35 @@ class TrainingSession:
 
     def advance(self, metrics: list[dict]) -> None:
         """Count completed steps, and verify the loss of the first step after a restart."""
-        self.watch.beat()
+        self.record_progress()
         is_first = self.done == self.first
         self.done += len(metrics)
         if is_first and self.restored.expected_next_loss is not None:
             self.restored.verify_loss(float(metrics[0]["loss"]), self._environment())
 
+    def record_progress(self) -> None:
+        """Report to the watchdog and the signal handler that a step was completed."""
+        self.watchdog.record_progress()
+        self.signals.record_progress()
+
     def record(self, values: list[dict], seconds: float, waited: float) -> None:
         """Record the metrics of the last steps; end the session if they are not finite.
 
-        seconds: duration of these steps. waited: the part of it spent waiting for batches.
+        seconds: duration of these steps. waited: seconds of it that were spent waiting for batches.
         """
         self.window += values
         self.row_time.add(len(values), seconds, waited)
         self.clock.add("steps", seconds - waited)
         self.clock.add("input", waited)
-        bad = self._nonfinite()
-        if bad and not (self.run.optim.on_nonfinite == "skip" and len(bad) < len(self.window)):
-            loss, norm = bad[0]["loss"], bad[0]["grad_norm"]
+        nonfinite = self._nonfinite()
+        may_skip = self.run.optim.on_nonfinite == "skip" and len(nonfinite) < len(self.window)
+        if nonfinite and not may_skip:
+            loss, norm = nonfinite[0]["loss"], nonfinite[0]["grad_norm"]
             self._rewind_or_diverge(f"loss {loss}, gradient norm {norm} by step {self.done}")
             return
         saved = self.checkpoints.saved_step
         first = self.done - len(values)
-        if first <= saved < self.done:  # `values` has the step after the save
+        if first <= saved < self.done:  # the step after the save is in `values`
             loss = float(values[saved - first]["loss"])
             self.checkpoints.record_next_loss(saved, loss, self._environment())
 
@@ -248,20 +257,20 @@ class TrainingSession:
         """Write a row of metrics.jsonl if it is due, and events for unusual values."""
         if self.status != "running" or not self.is_log_due:
             return
-        time_ = self.row_time
-        row = {"attempt": self.attempt, "step": self.done, "seconds": time_.total}
+        timer = self.row_time
+        row = {"attempt": self.attempt, "step": self.done, "seconds": timer.total}
         row |= metric_log.step_metrics(self.run, self.text, self.window, self.done)
-        row |= metric_log.throughput(self.run, time_.n_steps, time_.seconds, self.peak)
-        row |= {"input_wait": time_.waited / time_.seconds} | self.clock.row()
+        row |= metric_log.throughput(self.run, timer.n_steps, timer.seconds, self.peak)
+        row |= {"input_wait": timer.waited / timer.seconds} | self.clock.row()
         with self.clock.of("log"):
             self.writer.append("metrics.jsonl", row)
             self.write_metrics(row)
             self.report(row)
-        if n_bad := len(self._nonfinite()):
-            self.write_event("skipped", f"{n_bad} updates had a non-finite loss or gradient")
+        if n_skipped := len(self._nonfinite()):
+            self.write_event("skipped", f"{n_skipped} updates had a non-finite loss or gradient")
         for name in metric_log.find_spikes(self.recent_rows, row):
             self.write_event("spike", f"{name} {row[name]:.4g}, far above the steps before")
-        self.window, self.row_time = [], metric_log.RowTime(time_.total)
+        self.window, self.row_time = [], metric_log.RowTime(timer.total)
 
     def evaluate(self, score: Callable, state: dict) -> None:
         """Write a row of evals.jsonl if it is due."""
@@ -283,7 +292,7 @@ class TrainingSession:
     def save(self, state: dict, stop: str) -> None:
         """Save a checkpoint if it is due, finish a run that is over, and stop after a signal.
 
-        stop: name of the signal, or "". Raises lock.Interrupted after the save.
+        stop: name of the signal, or "". Raises preemption.Interrupted after the save.
         """
         if self.status != "running":
             return
@@ -294,9 +303,9 @@ class TrainingSession:
             self.finish()
         elif stop:
             message = self.write_stopped(stop)
-            raise lock.Interrupted(f"{self.run.name} {message}", stop)
+            raise preemption.Interrupted(f"{self.run.name} {message}", stop)
 
-    # --- What `save` consists of; lm/training/vmapped_runs.py calls these for each run ---
+    # --- Parts of `save` ---
 
     def is_over(self) -> bool:
         """Return True after the last step, or when eval.patience is exhausted."""
@@ -317,7 +326,7 @@ class TrainingSession:
             self.checkpoints.save(self.done, state, batch_hash, window, seconds, loss)
 
     def write_stopped(self, stop: str) -> str:
-        """Record that a signal stopped the run, and return a sentence about it."""
+        """Record that a signal stopped the run, and return the message."""
         message = f"stopped by {stop} at step {self.done} of {self.run.steps}"
         self.writer.write_facts(status="lost", reason=f"{self.run.name} {message}")
         return message
@@ -333,9 +342,9 @@ class TrainingSession:
         if warning:
             self.write_event("worthless", warning)
         seconds = self.row_time.total
-        spent = [*records.count_attempts(self.folder, self.attempt), self.clock.row()]
+        clock_rows = [*records.count_attempts(self.folder, self.attempt), self.clock.row()]
         facts = {"status": "done", "reason": warning, "seconds": seconds, "ends_at": ends_at}
-        facts |= phase_timer.combine_attempts(spent, seconds)
+        facts |= phase_timer.combine_attempts(clock_rows, seconds)
         facts |= {"tokens": n_tokens, "flops": n_tokens * self.facts["flops_per_token.full"]}
         self.writer.write_facts(**facts)
         self.writer.settle()
@@ -348,7 +357,7 @@ class TrainingSession:
         """End the session after a non-finite loss or gradient.
 
         With optim.on_nonfinite=rewind the run returns to its last checkpoint and skips the batches
-        since then, at most MAX_REWINDS times.
+        since then, at most MAX_REWINDS times. Otherwise the run has diverged.
         """
         self.write_event("nonfinite", message)
         run = self.run
@@ -381,11 +390,11 @@ class TrainingSession:
 
     def _environment(self) -> str:
         """Return the facts on which the bits of a step depend: devices and versions."""
-        start = "devices.kind" if self.run.mesh.deterministic_shards else "devices"
-        keys = (k for k in self.facts if k.startswith((start, "versions.")) and "peak" not in k)
+        prefix = "devices.kind" if self.run.mesh.deterministic_shards else "devices"
+        keys = (k for k in self.facts if k.startswith((prefix, "versions.")) and "peak" not in k)
         return json.dumps([self.facts[k] for k in sorted(keys)])
 
 
-def _is_due(step: int, every: int, last: int) -> bool:
-    """Return True at every multiple of `every` (0: never), and at the last step."""
-    return step == last or (every > 0 and step % every == 0)
+def _is_due(step: int, interval: int, last_step: int) -> bool:
+    """Return True at every multiple of an interval (0: never), and at the last step."""
+    return step == last_step or (interval > 0 and step % interval == 0)

@@ -1,15 +1,15 @@
 """Train several runs of one shape in one program: a `vmap` of the step over the runs.
 
-    runs = choose(iter(ready), 4, alone=set())      the first run, and runs that can join it
-    reasons = together(runs)                        train them; why a run diverged, by its name
+    runs = select_compatible(iter(ready_runs), 4, alone=set())
+    reasons = train_vmapped(runs)                   {name: reason why the run diverged, or ""}
 
 Each run has its own folder, records, checkpoints and end. The runs may differ in their weights and
 batches, which follow from a seed, and in the optimizer inputs. Many small runs fill an accelerator
 that a single small run does not; see experiments/LOG.md for measurements.
 
-The loop is that of a single run: loop.run_session. `Sessions` has the methods of
-session.TrainingSession that the loop calls, each for all runs. Its train state is that of all runs:
-every array has a leading axis over the K runs.
+The loop is that of a single run: loop.run_session. `VmappedSessions` has the methods of
+session.TrainingSession that the loop calls, and each method acts on all runs. Every array of its
+train state has a leading axis over the runs.
 """
 
 import contextlib
@@ -24,10 +24,10 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from lm.config import fields, schema
 from lm.parallel import mesh
-from lm.training import checkpoints, loop, session, step
+from lm.training import checkpoints, loop, preemption, session, step
 
 Report = Callable[[schema.Run, dict], None]
-FREE = fields.fields_with("vmapped", schema.Run)
+VMAPPED_FIELDS = fields.fields_with("vmapped", schema.Run)  # may differ between the runs
 
 
 def check_compatible(runs: list[schema.Run]) -> None:
@@ -36,10 +36,10 @@ def check_compatible(runs: list[schema.Run]) -> None:
     for run in runs[1:]:
         values = schema.flatten(run)
         for field, value in values.items():
-            if field not in FREE and value != first[field]:
+            if field not in VMAPPED_FIELDS and value != first[field]:
                 raise ValueError(
                     f"{run.name} has {field}={value!r} and {runs[0].name} {first[field]!r}: runs of"
-                    f" one program may differ in {', '.join(FREE)} only"
+                    f" one program may differ in {', '.join(VMAPPED_FIELDS)} only"
                 )
         for field, info in fields.field_info(schema.Run).items():
             if info.alone and values[field] != defaults[field]:
@@ -50,18 +50,19 @@ def check_compatible(runs: list[schema.Run]) -> None:
 
 
 def select_compatible(runs: Iterator[schema.Run], n: int, alone: Set[str]) -> list[schema.Run]:
-    """Return the first of the runs, and at most n - 1 runs that can continue with it.
+    """Return the first run, and at most n - 1 other runs that can be trained with it.
 
-    alone: names of runs that must be trained alone.
+    Runs are read from the iterator only until n runs are selected. alone: names of runs that must
+    be trained alone.
     """
-    chosen: list[schema.Run] = []
-    while len(chosen) < n and (run := next(runs, None)):
-        if not chosen:
-            chosen.append(run)
+    selected: list[schema.Run] = []
+    while len(selected) < n and (run := next(runs, None)):
+        if not selected:
+            selected.append(run)
             n = 1 if run.name in alone else n
         elif run.name not in alone:
-            chosen += [run] if _can_join(run, chosen[0]) else []
-    return chosen
+            selected += [run] if _can_join(run, selected[0]) else []
+    return selected
 
 
 def _can_join(run: schema.Run, first: schema.Run) -> bool:
@@ -73,26 +74,28 @@ def _can_join(run: schema.Run, first: schema.Run) -> bool:
 
 
 def split_by_step(runs: list[schema.Run]) -> tuple[list[schema.Run], list[schema.Run]]:
-    """Return the runs whose newest checkpoint is at the step of the first run's, and the others."""
-    steps = [checkpoints.newest_checkpoint(run) for run in runs]
-    same = [run for run, step_index in zip(runs, steps, strict=True) if step_index == steps[0]]
-    return same, [
-        run for run, step_index in zip(runs, steps, strict=True) if step_index != steps[0]
-    ]
+    """Split runs by their newest checkpoint: at the step of the first run, and at other steps."""
+    first_step = checkpoints.newest_checkpoint(runs[0])
+    same, others = [], []
+    for run in runs:
+        is_same = checkpoints.newest_checkpoint(run) == first_step
+        (same if is_same else others).append(run)
+    return same, others
 
 
 def train_vmapped(runs: list[schema.Run], report: Report = lambda run, row: None) -> dict[str, str]:
-    """Train runs of one shape; those whose checkpoints are at the same step, in one program.
+    """Train runs of one shape to their end. Return {name: reason}.
 
-    Return the reason why a run diverged, by its name; "" for the other runs. Raises ValueError and
-    Interrupted like loop.train, for all runs.
+    Runs whose checkpoints are at the same step are trained in one program. reason: why a run
+    diverged, "" for the other runs. report: called with a run and a row of its metrics.jsonl.
+    Raises ValueError and preemption.Interrupted like loop.train, for all runs.
     """
     check_compatible(runs)
     reasons = {run.name: "" for run in runs}
     while runs:
         same, others = split_by_step(runs)
         if len(same) > 1:
-            runs = _train(same, report, reasons) + others
+            runs = _train_in_one_program(same, report, reasons) + others
             continue
         (run,), runs = same, others
         try:
@@ -102,11 +105,15 @@ def train_vmapped(runs: list[schema.Run], report: Report = lambda run, row: None
     return reasons
 
 
-def _train(runs: list[schema.Run], report: Report, reasons: dict[str, str]) -> list[schema.Run]:
+def _train_in_one_program(
+    runs: list[schema.Run], report: Report, reasons: dict[str, str]
+) -> list[schema.Run]:
     """Train runs in one program, and return the runs that must continue in a new program.
 
-    These are all runs, if their restored steps differ; a run that rewinds; and the remaining runs
-    when at most half are left, because the program computes the ended ones too.
+    All runs continue in new programs if their restored steps differ. A run continues after a
+    rewind. The remaining runs continue when at most half of the runs are active, because the
+    program also computes the steps of the inactive runs. reasons: receives the reason of each run
+    that diverged.
     """
     texts = [session.validate_session(run) for run in runs]
     device_mesh = mesh.make_for(runs[0])
@@ -114,175 +121,177 @@ def _train(runs: list[schema.Run], report: Report, reasons: dict[str, str]) -> l
         members = []
         for run, text in zip(runs, texts, strict=True):
             report_row = functools.partial(report, run)
-            active_session = session.TrainingSession(run, text, device_mesh, report_row, len(runs))
-            members.append(stack.enter_context(active_session))
-        program = step.build_train_functions(runs[0], device_mesh)
-        sessions = VmappedSessions(members, program)
-        loop.run_session(sessions, program, vmap_train_functions(program, runs))
+            member = session.TrainingSession(run, text, device_mesh, report_row, len(runs))
+            members.append(stack.enter_context(member))
+        functions = step.build_train_functions(runs[0], device_mesh)
+        sessions = VmappedSessions(members, functions)
+        loop.run_session(sessions, vmap_train_functions(functions, runs))
     loop.raise_if_stopped(sessions)
     reasons |= {m.run.name: m.reason for m in members if m.status == "diverged"}
     return sessions.to_restart
 
 
 def vmap_train_functions(
-    program: step.TrainFunctions, runs: list[schema.Run]
+    functions: step.TrainFunctions, runs: list[schema.Run]
 ) -> step.TrainFunctions:
-    """Return the program of K runs. Its init and score remain those of one run.
+    """Return functions whose step trains several runs. init and score remain those of one run.
 
-    Its step takes and returns lists of K batches and of K dicts of metrics.
+    functions: the functions of any of the runs. The step accepts a list with a batch per run and
+    returns a list with the metrics of each run.
     """
     inputs = [step.optimizer_inputs(run) for run in runs]
 
-    def step_index(state: dict, batches: list[dict], inputs) -> tuple[dict, list[dict]]:
+    def vmapped_step(state: dict, batches: list[dict], inputs) -> tuple[dict, list[dict]]:
         batch = jax.tree.map(lambda *rows: jnp.stack(rows), *batches)
-        state, metrics = jax.vmap(program.plain_step)(state, batch, inputs)
+        state, metrics = jax.vmap(functions.plain_step)(state, batch, inputs)
         return state, [jax.tree.map(lambda x, i=i: x[i], metrics) for i in range(len(runs))]
 
     return dataclasses.replace(
-        program,
-        abstract=_with_runs(program, len(runs)),
-        batch=[program.batch] * len(runs),
-        plain_step=step_index,
+        functions,
+        abstract=_add_run_axis(functions, len(runs)),
+        batch=[functions.batch] * len(runs),
+        plain_step=vmapped_step,
         inputs=jax.tree.map(lambda *values: np.stack(values), *inputs),
         n_runs=len(runs),
     )
 
 
-def _with_runs(program: step.TrainFunctions, n_runs: int) -> dict:
-    """Return the abstract state with a leading axis over the runs, which no device splits."""
+def _add_run_axis(functions: step.TrainFunctions, n_runs: int) -> dict:
+    """Return the abstract state with a leading axis over the runs, which is not sharded."""
 
     def add_axis(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        sharding = NamedSharding(program.mesh, PartitionSpec(None, *leaf.sharding.spec))
+        sharding = NamedSharding(functions.mesh, PartitionSpec(None, *leaf.sharding.spec))
         return jax.ShapeDtypeStruct((n_runs, *leaf.shape), leaf.dtype, sharding=sharding)
 
-    return jax.tree.map(add_axis, program.abstract)
+    return jax.tree.map(add_axis, functions.abstract)
 
 
 class VmappedSessions:
     """The sessions of several runs, with the methods that loop.run_session calls.
 
-    A state has a leading axis over the runs; metrics of a step are a list with a dict per run.
-    status: running or done, for all runs. to_restart: runs that must continue in a new program.
+    Every array of a state has a leading axis over the runs. The metrics of a step are a list with
+    a dict per run.
+
+    members     sessions of all runs
+    active      sessions of the runs that are still trained, by the index of the run in the state
+    first       number of steps of each run before this session
+    done        number of completed steps of each active run
+    to_restart  runs that must continue in a new program
     """
 
-    def __init__(self, members: list[session.TrainingSession], program: step.TrainFunctions):
+    def __init__(self, members: list[session.TrainingSession], functions: step.TrainFunctions):
         self.members = members
-        self.active = dict(enumerate(members))  # by their index in the state
+        self.active = dict(enumerate(members))
         self.run, self.mesh = members[0].run, members[0].mesh
-        self.name = ", ".join(active_session.run.name for active_session in members)
-        self.folders = [active_session.folder for active_session in members]
+        self.name = ", ".join(member.run.name for member in members)
+        self.folders = [member.folder for member in members]
         self.to_restart: list[schema.Run] = []
-        stacked = jax.tree.map(lambda leaf: leaf.sharding, _with_runs(program, len(members)))
-        self._stack = jax.jit(
+        abstract = _add_run_axis(functions, len(members))
+        self._stack_states = jax.jit(
             lambda *states: jax.tree.map(lambda *leaves: jnp.stack(leaves), *states),
-            out_shardings=stacked,
+            out_shardings=jax.tree.map(lambda leaf: leaf.sharding, abstract),
         )
-        self._take = jax.jit(
+        self._select_run = jax.jit(
             lambda state, i: jax.tree.map(lambda leaf: leaf[i], state),
-            out_shardings=jax.tree.map(lambda leaf: leaf.sharding, program.abstract),
+            out_shardings=jax.tree.map(lambda leaf: leaf.sharding, functions.abstract),
         )
 
     def restore(self, abstract: dict, facts: dict, peak: float) -> None:
-        """Restore every run. All must continue in a new program if their steps differ."""
-        for active_session in self.members:
-            active_session.restore(abstract, facts, peak)
+        """Restore every run. All runs must continue in new programs if their steps differ."""
+        for member in self.members:
+            member.restore(abstract, facts, peak)
         self.first = self.done = self.members[0].first
-        if any(
-            active_session.first != self.first for active_session in self.members
-        ):  # damaged checkpoints
-            self.active, self.to_restart = (
-                {},
-                [active_session.run for active_session in self.members],
-            )
+        # The steps differ if the newest checkpoint of a run is damaged.
+        if any(member.first != self.first for member in self.members):
+            self.to_restart = [member.run for member in self.members]
+            self.active = {}
 
     def initial_state(self, init: Callable[[int], dict]) -> dict:
-        """Return the states of all runs as one."""
-        return self._stack(*(active_session.initial_state(init) for active_session in self.members))
+        """Return the initial states of all runs as one state."""
+        return self._stack_states(*(member.initial_state(init) for member in self.members))
 
     def begin(self, score: Callable, state: dict, compile_seconds: float) -> None:
         """Evaluate initial weights that are due, and finish runs that have no step left."""
-        for i, active_session in enumerate(self.members):
-            one_state = self._take(state, i) if active_session.is_evaluation_due else {}
-            active_session.begin(score, one_state, compile_seconds)
-        self._drop_ended()
+        for i, member in enumerate(self.members):
+            run_state = self._select_run(state, i) if member.is_evaluation_due else {}
+            member.begin(score, run_state, compile_seconds)
+        self._drop_inactive()
 
-    def load_batch(self, step_index: int) -> list[dict[str, jax.Array]]:
-        """Load the batch of every run, ended runs included."""
-        return [active_session.load_batch(step_index) for active_session in self.members]
+    def load_batch(self, step_number: int) -> list[dict[str, jax.Array]]:
+        """Load the batch of every run, inactive runs included."""
+        return [member.load_batch(step_number) for member in self.members]
 
     @property
     def status(self) -> str:
-        """Return "running" as long as a run is trained."""
+        """Return "running" while a run is active, then "done"."""
         return "running" if self.active else "done"
 
     @property
     def stop_signal(self) -> str:
-        """Return the name of a signal that one of the guards has caught, or ""."""
+        """Return the name of a signal that a session has received, or ""."""
         return next((m.stop_signal for m in self.members if m.stop_signal), "")
 
     @property
     def steps_until_due(self) -> int:
-        """Return the number of steps until something is due for a run."""
-        return min(active_session.steps_until_due for active_session in self.active.values())
+        """Return the number of steps until a log row, evaluation or checkpoint of a run is due."""
+        return min(member.steps_until_due for member in self.active.values())
 
     @property
     def is_due(self) -> bool:
-        """Return True if something is due for a run."""
-        return any(active_session.is_due for active_session in self.active.values())
+        """Return True if a log row, an evaluation or a checkpoint of a run is due."""
+        return any(member.is_due for member in self.active.values())
 
     def advance(self, metrics: list[list[dict]]) -> None:
-        """Count completed steps of all runs."""
+        """Count completed steps of the active runs."""
         self.done += len(metrics)
-        for i, active_session in enumerate(self.members):
-            active_session.watch.beat()
+        for i, member in enumerate(self.members):
+            member.record_progress()
             if i in self.active:
-                active_session.advance([step_index[i] for step_index in metrics])
+                member.advance([by_run[i] for by_run in metrics])
 
     def record(self, values: list[list[dict]], seconds: float, waited: float) -> None:
-        """Record the metrics of all runs, which share the time equally."""
+        """Record the metrics of the active runs, which share the time equally."""
         n = len(self.active)
-        for i, active_session in self.active.items():
-            active_session.record([step_index[i] for step_index in values], seconds / n, waited / n)
-        self._drop_ended()
+        for i, member in self.active.items():
+            member.record([by_run[i] for by_run in values], seconds / n, waited / n)
+        self._drop_inactive()
 
     def log(self) -> None:
-        """Write the rows that are due."""
-        for active_session in self.active.values():
-            active_session.log()
+        """Write the rows of metrics that are due."""
+        for member in self.active.values():
+            member.log()
 
     def evaluate(self, score: Callable, state: dict) -> None:
-        """Make the evaluations that are due."""
-        for i, active_session in self.active.items():
-            if active_session.is_evaluation_due:
-                active_session.evaluate(score, self._take(state, i))
+        """Write the rows of evaluations that are due."""
+        for i, member in self.active.items():
+            if member.is_evaluation_due:
+                member.evaluate(score, self._select_run(state, i))
 
     def save(self, state: dict, stop: str) -> None:
-        """Save what is due and finish runs that are over.
+        """Save the checkpoints that are due and finish runs that are over.
 
-        After a signal, or if at most half of the runs remain, the others are saved and the session
-        ends. Raises loop.Interrupted after a signal.
+        After a signal, or if at most half of the runs are active, the active runs are saved and the
+        session ends. stop: name of the signal, or "". Raises preemption.Interrupted after a signal.
         """
-        over = {i for i, active_session in self.active.items() if active_session.is_over()}
+        over = {i for i, member in self.active.items() if member.is_over()}
         is_ending = bool(stop) or 2 * (len(self.active) - len(over)) <= len(self.members)
-        for i, active_session in self.active.items():
-            if active_session.is_checkpoint_due or (is_ending and i not in over):
-                active_session.write_checkpoint(self._take(state, i))
+        for i, member in self.active.items():
+            if member.is_checkpoint_due or (is_ending and i not in over):
+                member.write_checkpoint(self._select_run(state, i))
         for i in sorted(over):
             self.active.pop(i).finish()
         if self.active and stop:
-            messages = [
-                active_session.write_stopped(stop) for active_session in self.active.values()
-            ]
-            names = ", ".join(active_session.run.name for active_session in self.active.values())
-            raise loop.Interrupted(f"{names} {messages[0]}", stop)
+            messages = [member.write_stopped(stop) for member in self.active.values()]
+            names = ", ".join(member.run.name for member in self.active.values())
+            raise preemption.Interrupted(f"{names} {messages[0]}", stop)
         if is_ending:
-            self.to_restart += [active_session.run for active_session in self.active.values()]
+            self.to_restart += [member.run for member in self.active.values()]
             self.active = {}
 
-    def _drop_ended(self) -> None:
+    def _drop_inactive(self) -> None:
         """Remove runs that are done, have diverged, or must rewind in a new program."""
-        for i, active_session in list(self.active.items()):
-            if active_session.status != "running":
+        for i, member in list(self.active.items()):
+            if member.status != "running":
                 del self.active[i]
-            if active_session.status == "rewound":
-                self.to_restart.append(active_session.run)
+            if member.status == "rewound":
+                self.to_restart.append(member.run)

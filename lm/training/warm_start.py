@@ -1,11 +1,10 @@
-"""Start a run from the checkpoint of another run, its parent.
+"""Initialize a run from the checkpoint of its parent run, or from a Hugging Face folder.
 
     run.start.run, run.start.step = "pretrained/25M", 4000
-    run.start.restore = "weights"    # fine-tuning: a new optimizer state, step 0
-    run.start.restore = "full_state"      # a branch: optimizer state and step continue, as in a
-    cooldown
+    run.start.restore = "weights"       # fine-tuning: new optimizer state, step 0
+    run.start.restore = "full_state"    # cooldown branch: optimizer state and step continue
 
-The parent must have the same model and tokenizer. Nothing is written to its folder except a pin
+The parent run must have the same model and tokenizer. Its folder does not change, except for a pin
 that preserves the checkpoint.
 """
 
@@ -21,57 +20,55 @@ from lm.model.hf import load
 from lm.runs import filesystem, records
 from lm.training import checkpoint_manifest, checkpoints
 
+ADAPTER_FIELDS = fields.fields_with("adapter", schema.Model)
+COMPUTE_FIELDS = fields.fields_with("compute", schema.Model)
+
 
 def run_from_huggingface(
-    folder: str | Path, place: str | Path, tokenizer: str = "", seq_len: int = 0
+    folder: str | Path, run_folder: str | Path, tokenizer: str = "", seq_len: int = 0
 ) -> schema.Run:
-    """Makes a run, with one checkpoint at step 1, of a folder that `transformers` wrote.
+    """Write a run with one checkpoint at step 1 from a folder that `transformers` wrote.
 
-    tokenizer: as data.tokenizer says it; "": the folder's. seq_len: the run's context; 0: the
-    model's, but no more than 1024. ValueError for a file that is damaged, or not of this model.
+    run_folder: path of the new run. tokenizer: a value of data.tokenizer; "" is the tokenizer of
+    the folder. seq_len: context length of the run; 0 is that of the model, at most 1024. Raises
+    ValueError if a file is corrupt, if the model is not supported, or if run_folder is not empty.
     """
-    folder, place = Path(folder), Path(place)
-    shape, name, context = load.read_shape(folder)
-    run = schema.Run(name=place.name, dir=str(place.parent), steps=1, model=shape)
+    folder, run_folder = Path(folder), Path(run_folder)
+    shape, architecture, context = load.read_shape(folder)
+    run = schema.Run(name=run_folder.name, dir=str(run_folder.parent), steps=1, model=shape)
     run.data.seq_len = seq_len or min(context, 1024)
-    if place.exists() and any(place.iterdir()):
-        raise ValueError(f"--run={place} is not empty: name a new folder")
+    if run_folder.exists() and any(run_folder.iterdir()):
+        raise ValueError(f"--run={run_folder} is not empty: name a new folder")
     run.data.tokenizer = tokenizer or load._tokenizer_in(folder)
-    known = tokenizers.open_tokenizer(run.data.tokenizer)
-    if known.vocab_size > shape.vocab_size:
+    run_tokenizer = tokenizers.open_tokenizer(run.data.tokenizer)
+    if run_tokenizer.vocab_size > shape.vocab_size:
         raise ValueError(
-            f"{folder}: vocab_size={shape.vocab_size} is less than the {known.vocab_size} of"
-            f" {run.data.tokenizer}: name the model's own by --tokenizer"
+            f"{folder}: vocab_size={shape.vocab_size} is less than the {run_tokenizer.vocab_size}"
+            f" of {run.data.tokenizer}: pass the tokenizer of the model by --tokenizer"
         )
     validation.validate_run(run)
-    weights = load.read_weights(folder, shape, name)
-    place.mkdir(parents=True, exist_ok=True)
-    known.save(place)
+    weights = load.read_weights(folder, shape, architecture)
+    run_folder.mkdir(parents=True, exist_ok=True)
+    run_tokenizer.save(run_folder)
     kind, _, path = run.data.tokenizer.partition(":")
     if path:
-        run.data.tokenizer = f"{kind}:{place / Path(load._saved_as(known))}"
-    about = flops.run_facts(run)
-    unknown = ("tokens", "flops")  # of its training
-    facts = {key: value for key, value in about.items() if key not in unknown}
-    records.start_run(run, facts | {"imported.family": name, "imported.from": folder.name})
-    tree = jax.eval_shape(lambda: transformer.init_params(shape, 0))
-    parameters = jax.tree.unflatten(
-        jax.tree.structure(tree),
-        [jax.numpy.asarray(weights.pop(path)) for path in params.flatten_by_path(tree)],
-    )
+        run.data.tokenizer = f"{kind}:{run_folder / Path(load._saved_as(run_tokenizer))}"
+    # The tokens and FLOPs of the original training are unknown.
+    facts = {k: v for k, v in flops.run_facts(run).items() if k not in ("tokens", "flops")}
+    facts |= {"imported.family": architecture, "imported.from": folder.name}
+    records.start_run(run, facts)
+    abstract = jax.eval_shape(lambda: transformer.init_params(shape, 0))
+    leaves = [jax.numpy.asarray(weights.pop(path)) for path in params.flatten_by_path(abstract)]
+    parameters = jax.tree.unflatten(jax.tree.structure(abstract), leaves)
     state = {"step": jax.numpy.ones((), jax.numpy.int32), "params": parameters}
     with checkpoints.CheckpointStore(run) as store:
         store.save(1, state, "", [], 0.0)
-    records.write_facts(place, status="done", ends_at=1, seconds=0.0)
+    records.write_facts(run_folder, status="done", ends_at=1, seconds=0.0)
     return run
 
 
-LORA = fields.fields_with("adapter", schema.Model)
-COMPUTED = fields.fields_with("compute", schema.Model)
-
-
 def parent_run(run: schema.Run) -> schema.Run:
-    """Load the parent of a run. Raises ValueError if there is no run of that name."""
+    """Load the parent of a run. Raises ValueError if its directory is not a run directory."""
     try:
         return records.read_config(filesystem.open_path(run.dir) / run.start.run)
     except ValueError as error:
@@ -79,22 +76,24 @@ def parent_run(run: schema.Run) -> schema.Run:
 
 
 def start_step(run: schema.Run, parent: schema.Run) -> int:
-    """Return the step of the parent at which the run starts."""
+    """Return the step of the parent run at which the run starts; default: its final step."""
     ends_at = records.read_facts(records.run_dir(parent)).get("ends_at")
     return run.start.step or ends_at or parent.steps
 
 
 def validate_start(run: schema.Run, parent: schema.Run) -> None:
-    """Raise ValueError if the run cannot start from this parent; read no checkpoint."""
+    """Raise ValueError if the run cannot start from this parent. Read no checkpoint."""
     model = vars(run.model)
-    may_differ = () if parent.model.lora_rank or run.start.restore == "full_state" else LORA
+    may_differ = (
+        () if parent.model.lora_rank or run.start.restore == "full_state" else ADAPTER_FIELDS
+    )
     changed = [
-        f"model.{field}={value!r} there, {model[field]!r} here"
+        f"model.{field}={value!r} in the parent, {model[field]!r} in this run"
         for field, value in vars(parent.model).items()
-        if field not in (*COMPUTED, *may_differ) and model[field] != value
+        if field not in (*COMPUTE_FIELDS, *may_differ) and model[field] != value
     ]
     if changed:
-        raise ValueError(f"start.run={parent.name!r} is another model: {'; '.join(changed)}")
+        raise ValueError(f"start.run={parent.name!r} has another model: {'; '.join(changed)}")
     step = start_step(run, parent)
     if step > parent.steps:
         raise ValueError(
@@ -109,48 +108,52 @@ def validate_start(run: schema.Run, parent: schema.Run) -> None:
 def restore_parent(
     run: schema.Run, abstract: dict, tokenizer: tokenizers.Tokenizer
 ) -> checkpoint_manifest.RestoredState:
-    """Restore the part of a train state that the run takes over from its parent.
+    """Restore the parts of a train state that the run inherits from its parent.
 
-    A branch with the data of its parent also has the parent's next batch and loss to reproduce.
-    Raises ValueError if the checkpoint is missing, corrupt, or of another tokenizer.
+    Fine-tuning inherits the weights. A branch inherits the full state and, with the data and seed
+    of its parent, must reproduce the next batch and the next loss of the parent. abstract: abstract
+    arrays of the train state. tokenizer: tokenizer of the run. Raises ValueError if the checkpoint
+    is missing or corrupt, or if the parent has another tokenizer.
     """
-    source = parent_run(run)
-    validate_start(run, source)
-    folder = records.run_dir(source)
-    if tokenizers.load_tokenizer(folder).hash != tokenizer.hash:
+    parent = parent_run(run)
+    validate_start(run, parent)
+    parent_folder = records.run_dir(parent)
+    if tokenizers.load_tokenizer(parent_folder).hash != tokenizer.hash:
         raise ValueError(
-            f"start.run={source.name!r} has another tokenizer than data.tokenizer="
-            f"{run.data.tokenizer!r}: use the one saved in {folder}"
+            f"start.run={parent.name!r} has another tokenizer than data.tokenizer="
+            f"{run.data.tokenizer!r}: use the tokenizer that is saved in {parent_folder}"
         )
-    step = start_step(run, source)
+    step = start_step(run, parent)
     is_branch = run.start.restore == "full_state"
-    checkpoints.protect(source, step, run.name)
-    params = abstract["params"]
-    if run.model.lora_rank and not source.model.lora_rank:
-        params = {name: value for name, value in params.items() if name != "lora"}
-    wanted = abstract if is_branch else {"params": params}
-    restored = checkpoints.read_checkpoint(source, step, wanted)
+    checkpoints.protect(parent, step, run.name)
+    weights = abstract["params"]
+    if run.model.lora_rank and not parent.model.lora_rank:
+        weights = {name: value for name, value in weights.items() if name != "lora"}
+    inherited = abstract if is_branch else {"params": weights}
+    restored = checkpoints.read_checkpoint(parent, step, inherited)
     folder = records.run_dir(run)
     if not is_branch:
         return checkpoint_manifest.RestoredState(folder, state=restored.state)
-    if (run.data, run.seed) != (source.data, source.seed):
+    if (run.data, run.seed) != (parent.data, parent.seed):
         restored = restored.without_expectations()
     return dataclasses.replace(restored, folder=folder, seconds=0.0, window=[])
 
 
 def parent_facts(run: schema.Run) -> dict:
-    """Return step, tokens and FLOPs (convention "full") of the parent before the start.
+    """Return the facts of a run about its parent, {} without a parent.
 
-    The tokens and flops of a branch include the steps of its parent; those of fine-tuning do not.
+    The facts are the steps, tokens and FLOPs (convention "full") of the parent before the start,
+    and for a branch the batches that the parent skipped. The columns "tokens" and "flops" of a
+    branch include the steps of its parent; those of fine-tuning do not.
     """
     if not run.start.run:
         return {}
-    source = parent_run(run)
-    step = start_step(run, source)
-    n_tokens = step * source.data.batch_size * source.data.seq_len
-    n_flops = n_tokens * flops.flops_per_token(source.model, source.data.seq_len)["full"]
+    parent = parent_run(run)
+    step = start_step(run, parent)
+    n_tokens = step * parent.data.batch_size * parent.data.seq_len
+    n_flops = n_tokens * flops.flops_per_token(parent.model, parent.data.seq_len)["full"]
     facts = {"parent.step": step, "parent.tokens": n_tokens, "parent.flops": n_flops}
-    skips = records.read_facts(records.run_dir(source)).get("passed_over", [])
+    skips = records.read_facts(records.run_dir(parent)).get("passed_over", [])
     if run.start.restore == "full_state" and skips:
         facts["passed_over"] = [skip for skip in skips if skip["from_step"] < step]
     return facts

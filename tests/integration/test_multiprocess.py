@@ -1,4 +1,4 @@
-"""Several processes as one: the same verdicts, the same losses, and no waiting for the dead."""
+"""Several processes that train one run: equal decisions, equal losses, detection of dead peers."""
 
 import dataclasses
 import json
@@ -13,39 +13,45 @@ import pytest
 
 from lm.config import schema
 from lm.parallel import distributed, mesh
-from lm.runs import lock, records
+from lm.runs import records
 from lm.training import loop
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 CACHE = ROOT / ".pytest_cache" / "compiled"
+# The measurement of the peak takes seconds, and no test uses its result.
 SCRIPT = """
-import json, sys, jax words, cache, devices, place, processes, process = sys.argv[1:]
-jax.config.update("jax_num_cpu_devices", int(devices)) from lm.config import schema; from
-lm.parallel import distributed; from lm.parallel import mesh; from lm.training import loop
-mesh.initialize_devices(cache) mesh.peak_flops_per_second = lambda *_: 1e9  # seconds, which no test
-looks at distributed.initialize_processes(place, int(processes), int(process)) try:
-    loop.train(schema.from_dict(json.loads(words)), lambda row: print(row["step"], flush=True))
-except (loop.Interrupted, ValueError) as error:
+import json, sys, jax
+config, cache, devices, coordinator, processes, process = sys.argv[1:]
+jax.config.update("jax_num_cpu_devices", int(devices))
+from lm.config import schema
+from lm.parallel import distributed, mesh
+from lm.training import loop, preemption
+mesh.initialize_devices(cache)
+mesh.peak_flops_per_second = lambda *_: 1e9
+distributed.initialize_processes(coordinator, int(processes), int(process))
+try:
+    loop.train(schema.from_dict(json.loads(config)), lambda row: print(row["step"], flush=True))
+except (preemption.Interrupted, ValueError) as error:
     print(type(error).__name__, error, file=sys.stderr)
     distributed.exit_process(9)
 """
 
 
-def start(run: schema.Run, other: schema.Run | None = None) -> list[subprocess.Popen]:
-    """The run in 2 processes of 4 devices; a line on stdout each log step."""
+def start(run: schema.Run) -> list[subprocess.Popen]:
+    """Train the run in 2 processes of 4 devices, which print a line per log step."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
-        place = f"localhost:{free.getsockname()[1]}"
-    started = []
-    for process, mine in enumerate((run, other or run)):
-        words = (json.dumps(schema.to_dict(mine)), CACHE, 4, place, 2, process)
-        command = [sys.executable, "-c", SCRIPT, *map(str, words)]
+        coordinator = f"localhost:{free.getsockname()[1]}"
+    processes = []
+    for process in range(2):
+        arguments = (json.dumps(schema.to_dict(run)), CACHE, 4, coordinator, 2, process)
+        command = [sys.executable, "-c", SCRIPT, *map(str, arguments)]
         pipe = subprocess.PIPE
-        started.append(subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, cwd=ROOT))
-    return started
+        processes.append(subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, cwd=ROOT))
+    return processes
 
 
-def await_step(process: subprocess.Popen, step: int) -> None:
+def wait_for_step(process: subprocess.Popen, step: int) -> None:
     assert process.stdout
     for line in process.stdout:
         if line.strip() == str(step):
@@ -53,10 +59,10 @@ def await_step(process: subprocess.Popen, step: int) -> None:
     pytest.fail(process.communicate()[1][-2000:])
 
 
-def ends(started: list[subprocess.Popen]) -> tuple[list[int], list[str]]:
-    """Exit statuses, and what was said on stderr; none may hang."""
-    said = [process.communicate(timeout=60)[1] for process in started]
-    return [process.returncode for process in started], said
+def wait_for_exit(processes: list[subprocess.Popen]) -> tuple[list[int], list[str]]:
+    """Return the exit statuses and the text on stderr. Fail if a process hangs."""
+    errors = [process.communicate(timeout=60)[1] for process in processes]
+    return [process.returncode for process in processes], errors
 
 
 def losses(run: schema.Run) -> dict[int, float]:
@@ -64,36 +70,38 @@ def losses(run: schema.Run) -> dict[int, float]:
 
 
 @pytest.mark.timeout(180)
-def test_two_processes_die_and_one_goes_on_to_the_same_losses(tiny):
-    """Killed one by one with SIGKILL and SIGTERM; then 1 process of 2 devices ends the run."""
-    whole = dataclasses.replace(tiny, name="whole", log_interval=1)
-    loop.train(whole)
+def test_killed_processes_are_resumed_by_one_process(tiny):
+    """One of two processes gets SIGKILL, then SIGTERM; then a single process finishes the run."""
+    uninterrupted = dataclasses.replace(tiny, name="uninterrupted", log_interval=1)
+    loop.train(uninterrupted)
     tiny.mesh, tiny.log_interval, tiny.steps = schema.Mesh(fsdp=2), 1, 12
     folder = records.run_dir(tiny)
 
-    started = start(tiny)
-    await_step(started[0], 6)
-    started[1].kill()
-    (status, _), (said, _) = ends(started)
-    assert status == lock.EXIT_PEER_DIED and "process 0 of 2: another process died" in said, said
+    processes = start(tiny)
+    wait_for_step(processes[0], 6)
+    processes[1].kill()
+    (status, _), (errors, _) = wait_for_exit(processes)
+    assert status == distributed.EXIT_PEER_DIED, errors
+    assert "process 0 of 2: another process died" in errors
     (row,) = records.load_runs(folder)
     assert row["status"] == "lost"
 
-    started = start(tiny)
-    await_step(started[0], 8)
-    started[1].send_signal(signal.SIGTERM)  # to one: both stop, at the same step
-    statuses, said = ends(started)
-    assert statuses == [9, 9] and said[0].strip() == said[1].strip(), said
+    processes = start(tiny)
+    wait_for_step(processes[0], 8)
+    processes[1].send_signal(signal.SIGTERM)  # both processes stop at the same step
+    statuses, errors = wait_for_exit(processes)
+    assert statuses == [9, 9] and errors[0].strip() == errors[1].strip(), errors
     facts = records.read_facts(folder)
     assert "stopped by SIGTERM at step" in facts["reason"]
-    assert facts["resumed_from"] in (0, 4)  # the save at 4 may not have been whole at the kill
+    assert facts["resumed_from"] in (0, 4)  # the kill may have interrupted the save at step 4
     assert facts["devices"] == 8 and facts["attempts"] == 2
 
     tiny.mesh = schema.Mesh()
     loop.train(tiny)
     assert records.read_facts(folder)["attempts"] == 3
     assert list(losses(tiny)) == list(range(1, 13))
-    np.testing.assert_allclose(list(losses(tiny).values()), list(losses(whole).values()), rtol=1e-4)
+    resumed, expected = losses(tiny), losses(uninterrupted)
+    np.testing.assert_allclose([*resumed.values()], [*expected.values()], rtol=1e-4)
     assert len(records.parse_json_lines(folder / "evals.jsonl")) == 1
 
 
@@ -108,7 +116,7 @@ SLURM = {
 
 
 @pytest.mark.parametrize(
-    ("env", "flags", "place"),
+    ("env", "flags", "info"),
     [
         ({}, (), None),
         ({}, ("h:1", 2, 1), distributed.ProcessInfo("h:1", 2, 1)),
@@ -131,12 +139,12 @@ SLURM = {
         ({"TPU_WORKER_HOSTNAMES": "t-0"}, (), None),
     ],
 )
-def test_a_process_finds_its_place_by_flags_and_clusters(env, flags, place):
-    assert distributed.find_processes(env, *flags) == place
+def test_process_is_found_by_flags_and_environment(env, flags, info):
+    assert distributed.find_processes(env, *flags) == info
 
 
 @pytest.mark.parametrize(
-    ("flags", "words"),
+    ("flags", "message"),
     [
         (("h", 2, 0), "--coordinator=h must be host:port of process 0, or auto"),
         (("h:1", 2, 2), "--process=2 must be at least 0 and below --processes=2"),
@@ -144,24 +152,24 @@ def test_a_process_finds_its_place_by_flags_and_clusters(env, flags, place):
         (("", 2, 0), "--coordinator= must be"),
     ],
 )
-def test_half_a_place_is_refused(flags, words):
-    with pytest.raises(ValueError, match=words):
+def test_incomplete_flags_are_rejected(flags, message):
+    with pytest.raises(ValueError, match=message):
         distributed.find_processes({}, *flags)
 
 
-class Split:
-    """A sharding as a process with some of the devices of a mesh sees it."""
+class PartialSharding:
+    """The sharding of a mesh in a process that has only some of its devices."""
 
-    def __init__(self, whole, mine):
-        self.whole, self.mine = whole, mine
+    def __init__(self, sharding, devices):
+        self.sharding, self.devices = sharding, devices
 
     def addressable_devices_indices_map(self, shape):
-        parts = self.whole.devices_indices_map(shape)
-        return {device: parts[device] for device in self.mine}
+        indices = self.sharding.devices_indices_map(shape)
+        return {device: indices[device] for device in self.devices}
 
 
 @pytest.mark.parametrize(
-    ("shape", "mine", "rows"),
+    ("shape", "device_ids", "rows"),
     [
         ({"data": 4}, [0, 1], [0, 1, 2, 3]),
         ({"data": 4}, [3], [6, 7]),  # processes of 3 devices and 1
@@ -172,9 +180,11 @@ class Split:
         ({"data": 4}, [0, 3], [0, 1, 6, 7]),
     ],
 )
-def test_a_process_loads_the_rows_of_its_devices(shape, mine, rows, monkeypatch):
+def test_process_loads_the_rows_of_its_devices(shape, device_ids, rows, monkeypatch):
     device_mesh = mesh.make_mesh(schema.Mesh(**shape))
-    sharding = mesh.named_sharding
-    devices = [device_mesh.devices.flat[place] for place in mine]
-    monkeypatch.setattr(mesh, "named_sharding", lambda *names: Split(sharding(*names), devices))
+    named_sharding = mesh.named_sharding
+    devices = [device_mesh.devices.flat[i] for i in device_ids]
+    monkeypatch.setattr(
+        mesh, "named_sharding", lambda *names: PartialSharding(named_sharding(*names), devices)
+    )
     assert mesh.local_rows(device_mesh, 8).tolist() == rows

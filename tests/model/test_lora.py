@@ -53,7 +53,9 @@ def test_unknown_names_and_no_trainable_weight_are_refused():
         trainable_by_path("embed,blocks,norm,head")
     with pytest.raises(ValueError, match="model.lora_on='vocabulary' must name one of .*heads"):
         trainable_by_path(lora_rank=2, lora_on="vocabulary")
-    with pytest.raises(ValueError, match="model.lora_rank=4 needs the trained weights .*: set start"):
+    with pytest.raises(
+        ValueError, match="model.lora_rank=4 needs the trained weights .*: set start"
+    ):
         validation.validate_run(schema.Run(model=schema.Model(lora_rank=4)))
 
 
@@ -126,7 +128,7 @@ def test_lora_run_starts_at_its_parent_and_trains_adapters(parent):
     assert sum(moment_sizes) == 2 * n_lora  # Adam has two moments per weight.
     grandchild = child_run(run, "grandchild")
     grandchild.model.lora_rank = 0
-    with pytest.raises(ValueError, match="model.lora_rank=2 there, 0 here"):
+    with pytest.raises(ValueError, match="model.lora_rank=2 in the parent, 0 in this run"):
         warm_start.validate_start(grandchild, run)
 
 

@@ -15,7 +15,7 @@ from lm.config import schema
 from lm.model import kv_cache, layers, moe, transformer
 from lm.parallel import mesh
 from lm.runs import records
-from lm.training import loaded_model, loop, step
+from lm.training import loaded_model, loop, preemption, step
 
 SHAPE = schema.Model(
     vocab_size=32, d_model=8, n_layers=2, n_heads=2, n_kv_heads=2, d_head=4, n_experts=4, d_expert=6
@@ -318,7 +318,7 @@ def test_interrupted_run_of_experts_ends_with_the_same_bits(run):
         if row["step"] == 6 and row["attempt"] == 1:
             signal.raise_signal(signal.SIGTERM)
 
-    with pytest.raises(loop.Interrupted):
+    with pytest.raises(preemption.Interrupted):
         loop.train(run, stop_at_step_6)
     loop.train(run, stop_at_step_6)
     params = [loaded_model.restore_model(r)[1]["params"] for r in (uninterrupted, run)]

@@ -25,7 +25,7 @@ def test_statuses_of_a_half_done_sweep(tmp_path):
 def test_run_without_new_metrics_is_stuck(tmp_path):
     folder = made_up_sweep.sweep(tmp_path, predict=False)
     records.write_facts(folder / "30K", status="running")
-    (folder / "30K" / "lock-1-a").write_text(lock._claim_contents(held=True))
+    (folder / "30K" / "lock-1-a").write_text(lock._lock_contents(held=True))
     named = {run["name"]: run["status"] for run in status.run_statuses(folder)}
     assert named["toy/30K"] == "running"
     long_ago = time.time() - 1e5

@@ -171,7 +171,7 @@ def test_locked_runs_are_skipped_and_prediction_waits(sweep, monkeypatch):
         records.write_facts(records.run_dir(run), status="done")
 
     monkeypatch.setattr(loop, "train", fake)
-    with lock.Guard(records.run_dir(sweep[0])):
+    with lock.RunLock(records.run_dir(sweep[0])):
         launcher.run_pending(sweep)
     assert tried == ["s/c", "s/d", "s/e"]
 

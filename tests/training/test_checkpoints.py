@@ -1,3 +1,5 @@
+"""Save, verify and restore checkpoints."""
+
 import dataclasses
 import pathlib
 import shutil
@@ -27,7 +29,26 @@ def abstract(state):
     )
 
 
-def test_what_is_saved_comes_back_in_its_own_tree(tiny, state):
+def save_steps(run: schema.Run, state: dict, *steps: int) -> pathlib.Path:
+    """Save a checkpoint at each step, and return the folder of the checkpoints."""
+    with checkpoints.CheckpointStore(run) as store:
+        for step in steps:
+            store.save(step, state, "hash", [], 0.0)
+        return store.folder
+
+
+def restore_newest(run: schema.Run, state: dict) -> tuple[int, list[str]]:
+    """Return the step of the newest intact checkpoint, and the messages about corrupt ones."""
+    with checkpoints.CheckpointStore(run) as store:
+        restored = store.restore_newest(abstract(state))
+        return restored.step, restored.damage
+
+
+def saved_steps(folder: pathlib.Path) -> list[int]:
+    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit())
+
+
+def test_restored_state_equals_the_saved_state(tiny, state):
     with checkpoints.CheckpointStore(tiny) as store:
         store.save(3, state, "hash", [], 0.0)
     with checkpoints.CheckpointStore(tiny) as store:
@@ -38,22 +59,19 @@ def test_what_is_saved_comes_back_in_its_own_tree(tiny, state):
     jax.tree.map(np.testing.assert_array_equal, restored.state, state)
 
 
-def test_a_folder_without_checkpoints_has_no_newest(tiny):
+def test_empty_folder_restores_no_state(tiny):
     with checkpoints.CheckpointStore(tiny) as store:
         assert store.steps() == []
         assert store.restore_newest({}) == checkpoint_manifest.RestoredState(records.run_dir(tiny))
 
 
-def test_two_checkpoints_stay_and_every_kept_one(tiny, state):
+def test_two_newest_and_permanent_checkpoints_are_preserved(tiny, state):
     tiny.permanent_checkpoint_interval = 8
-    with checkpoints.CheckpointStore(tiny) as store:
-        for step in range(4, 32, 4):
-            store.save(step, state, "hash", [], 0.0)
-    kept = sorted(int(p.name) for p in store.folder.iterdir() if p.name.isdigit())
-    assert kept == [8, 16, 24, 28]
+    folder = save_steps(tiny, state, *range(4, 32, 4))
+    assert saved_steps(folder) == [8, 16, 24, 28]
 
 
-def test_the_best_checkpoint_stays(tiny, state):
+def test_best_checkpoint_is_preserved(tiny, state):
     tiny.keep_best = True
     losses = {4: 3.0, 8: 1.0, 12: 2.0, 16: None, 20: 1.5, 24: 1.2}
     with checkpoints.CheckpointStore(tiny) as store:
@@ -63,7 +81,7 @@ def test_the_best_checkpoint_stays(tiny, state):
         assert store.steps() == [8, 20, 24]
 
 
-def test_arrays_that_differ_are_named(tiny, state):
+def test_error_names_the_array_that_differs(tiny, state):
     with checkpoints.CheckpointStore(tiny) as store:
         store.save(3, state, "hash", [], 0.0)
     with checkpoints.CheckpointStore(tiny) as store:
@@ -79,44 +97,39 @@ def test_arrays_that_differ_are_named(tiny, state):
             store.restore(4, abstract(state))
 
 
-def test_paths_name_every_array_once(state):
+def test_every_array_has_a_path_of_its_own(state):
     paths = list(params.flatten_by_path(state))
     assert len(paths) == len(set(paths)) == len(jax.tree.leaves(state))
     assert {"step", "params/w", "params/b"} < set(paths)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int32", "uint8"])
-def test_a_flipped_bit_anywhere_changes_the_fingerprint(dtype):
+def test_flipped_bit_changes_the_checksum(dtype):
     x = np.random.default_rng(0).normal(size=(3, 5, 7)).astype(jnp.dtype(dtype))
     (before,) = checkpoint_manifest.array_checksums({"x": jnp.asarray(x)}).values()
-    for place in range(0, x.nbytes, 11):
+    for byte in range(0, x.nbytes, 11):
         for bit in (0, 7):
             raw = bytearray(x.tobytes())
-            raw[place] ^= 1 << bit
+            raw[byte] ^= 1 << bit
             flipped = np.frombuffer(bytes(raw), x.dtype).reshape(x.shape)
             assert checkpoint_manifest.array_checksums({"x": jnp.asarray(flipped)})["x"] != before
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int32", "uint8"])
-def test_a_fingerprint_is_the_same_on_every_mesh_and_differs_for_swapped_numbers(dtype):
+def test_checksum_depends_on_order_and_not_on_the_mesh(dtype):
+    """NumPy computes the checksums of small arrays, and XLA those of large arrays."""
     x = jnp.arange(-5, 27).astype(dtype).reshape(4, 8)
     device_mesh = mesh.make_mesh(schema.Mesh(data=1, fsdp=2, tensor=2))
-    split = jax.device_put(x, mesh.named_sharding(device_mesh, "embed", "mlp"))
-    assert checkpoint_manifest.array_checksums({"x": split}) == checkpoint_manifest.array_checksums(
-        {"x": x}
-    )
-    many = {"x": x, "large": jnp.ones(checkpoint_manifest.SMALL)}  # too much for NumPy
-    assert (
-        checkpoint_manifest.array_checksums(many)["x"]
-        == checkpoint_manifest.array_checksums({"x": x})["x"]
-    )
-    assert checkpoint_manifest.array_checksums(
-        {"x": x[::-1]}
-    ) != checkpoint_manifest.array_checksums({"x": x})
+    sharded = jax.device_put(x, mesh.named_sharding(device_mesh, "embed", "mlp"))
+    expected = checkpoint_manifest.array_checksums({"x": x})
+    assert checkpoint_manifest.array_checksums({"x": sharded}) == expected
+    large = {"x": x, "large": jnp.ones(checkpoint_manifest.SMALL_BYTES)}
+    assert checkpoint_manifest.array_checksums(large)["x"] == expected["x"]
+    assert checkpoint_manifest.array_checksums({"x": x[::-1]}) != expected
 
 
-def test_the_golden_checkpoint_still_opens(tmp_path):
-    """tests/data/format1 was written by version 0.1.0 and converted to format 2."""
+def test_golden_checkpoint_has_the_golden_loss(tmp_path):
+    """tests/fixtures/format1 was written by version 0.1.0 and converted to format 2."""
     shape = {"d_model": 8, "n_layers": 2, "n_heads": 2, "n_kv_heads": 1, "d_head": 4, "d_ff": 16}
     run = schema.Run(name="format1", dir=str(tmp_path), steps=3)
     run.model = schema.Model(vocab_size=16, **shape)
@@ -124,36 +137,38 @@ def test_the_golden_checkpoint_still_opens(tmp_path):
     shutil.copytree(
         pathlib.Path(__file__).parents[1] / "fixtures" / "format1", tmp_path / "format1"
     )
-    program, state = loaded_model.restore_model(run)
+    functions, state = loaded_model.restore_model(run)
     assert int(state["step"]) == 1
-    with jax.set_mesh(program.mesh):
+    with jax.set_mesh(functions.mesh):
         tokens = np.arange(36, dtype=np.int32).reshape(4, 9) % 16
-        batch = mesh.put_batch(program.mesh, {"tokens": tokens})
-        nats_BT, _ = program.score(state["params"], batch)
+        batch = mesh.put_batch(functions.mesh, {"tokens": tokens})
+        nats_BT, _ = functions.score(state["params"], batch)
     assert float(nats_BT.sum()) == pytest.approx(100.726715, rel=1e-5)
 
 
-def test_a_manifest_of_version_0_1_is_refused_by_its_format(tiny, state, monkeypatch):
+def test_manifest_of_version_0_1_is_rejected(tiny, state, monkeypatch):
     monkeypatch.setattr(checkpoint_manifest, "FORMAT", 1)
-    steps_of(tiny, state, 3)
+    save_steps(tiny, state, 3)
     monkeypatch.setattr(checkpoint_manifest, "FORMAT", 2)
-    with pytest.raises(
-        checkpoint_manifest.CheckpointError, match="format=1 was written by version 0.1"
-    ):
-        newest(tiny, state)
+    message = "format=1 was written by version 0.1"
+    with pytest.raises(checkpoint_manifest.CheckpointError, match=message):
+        restore_newest(tiny, state)
 
 
-def test_fields_of_one_side_only_are_compared(tiny, state):
-    steps_of(tiny, state, 3)
+def test_field_missing_on_one_side_is_rejected(tiny, state):
+    save_steps(tiny, state, 3)
     with checkpoints.CheckpointStore(tiny) as store:
         store.fields["optim.beta3"] = 0.5
         del store.fields["optim.b1"]
-        words = "optim.b1=0.9 in the checkpoint, 'nothing' in this run; optim.beta3='nothing' in"
-        with pytest.raises(checkpoint_manifest.CheckpointError, match=words):
+        message = (
+            "optim.b1=0.9 in the checkpoint, 'no such field' in this run;"
+            " optim.beta3='no such field' in the checkpoint, 0.5 in this run"
+        )
+        with pytest.raises(checkpoint_manifest.CheckpointError, match=message):
             store.restore(3, abstract(state))
 
 
-def test_a_disk_without_room_is_named_before_a_byte_is_written(tiny, state, monkeypatch):
+def test_full_disk_is_reported_before_a_save(tiny, state, monkeypatch):
     usage = shutil.disk_usage(tiny.dir.rpartition("/")[0])
     with checkpoints.CheckpointStore(tiny) as store:
         monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
@@ -162,59 +177,50 @@ def test_a_disk_without_room_is_named_before_a_byte_is_written(tiny, state, monk
         assert store.steps() == []
 
 
-def steps_of(run: schema.Run, state: dict, *steps: int) -> pathlib.Path:
-    """Saves them; the folder of checkpoints."""
-    with checkpoints.CheckpointStore(run) as store:
-        for step in steps:
-            store.save(step, state, "hash", [], 0.0)
-        return store.folder
-
-
-def newest(run: schema.Run, state: dict) -> tuple[int, list[str]]:
-    with checkpoints.CheckpointStore(run) as store:
-        restored = store.restore_newest(abstract(state))
-        return restored.step, restored.damage
-
-
-def test_folders_copied_by_hand_are_no_checkpoints_of_other_steps(tiny, state):
-    folder = steps_of(tiny, state, 3, 6)
+def test_copied_folder_is_no_checkpoint_of_another_step(tiny, state):
+    folder = save_steps(tiny, state, 3, 6)
     for name in ("9", "6 (copy)", "6.bak", "old"):
         shutil.copytree(folder / "6", folder / name)
-    step, reasons = newest(tiny, state)
-    assert step == 6 and len(reasons) == 1
-    assert "checkpoint 9 is damaged (it was saved as step 6): moved to " in reasons[0]
+    step, messages = restore_newest(tiny, state)
+    assert step == 6 and len(messages) == 1
+    assert "checkpoint 9 is damaged (it was saved as step 6): moved to " in messages[0]
     assert (folder / "6 (copy)").is_dir() and (folder.with_name("damaged") / "9").is_dir()
 
 
 def test_checkpoint_with_an_unknown_field_is_rejected(tiny, state):
     with checkpoints.CheckpointStore(tiny) as store:
-        store.knobs = store.knobs | {"model.old": 1}
+        store.fields = store.fields | {"model.old": 1}
         store.save(3, state, "batch 3", [], 0.0)
-    with pytest.raises(ValueError, match="model.old=1 there, 'no such field' here"):
-        newest(tiny, state)
+    message = "model.old=1 in the checkpoint, 'no such field' in this run"
+    with pytest.raises(ValueError, match=message):
+        restore_newest(tiny, state)
 
 
-def test_a_checkpoint_of_another_run_is_named_by_its_knobs_and_left_where_it_is(tiny, state):
+def test_checkpoint_of_another_run_is_rejected_and_not_moved(tiny, state):
     other = dataclasses.replace(tiny, name="b", optim=dataclasses.replace(tiny.optim, lr=0.25))
-    foreign = steps_of(other, state, 9)
-    folder = steps_of(tiny, state, 3, 6)
-    shutil.copytree(foreign / "9", folder / "9")
-    with pytest.raises(ValueError, match=r"9 is of another run, optim.lr=0.25 in the checkpoint"):
-        newest(tiny, state)
+    other_folder = save_steps(other, state, 9)
+    folder = save_steps(tiny, state, 3, 6)
+    shutil.copytree(other_folder / "9", folder / "9")
+    message = r"9 belongs to another run, optim.lr=0.25 in the checkpoint, 0.003 in this run"
+    with pytest.raises(ValueError, match=message):
+        restore_newest(tiny, state)
     assert (folder / "9").is_dir()
-    moved = dataclasses.replace(tiny, name="c", log_interval=7, dir=tiny.dir)
+
+
+def test_checkpoint_accepts_other_execution_fields(tiny, state):
+    folder = save_steps(tiny, state, 3, 6)
+    renamed = dataclasses.replace(tiny, name="c", log_interval=7, dir=tiny.dir)
     shutil.copytree(folder, pathlib.Path(tiny.dir) / "c" / "checkpoints")
-    shutil.rmtree(pathlib.Path(tiny.dir) / "c" / "checkpoints" / "9")
-    assert newest(moved, state) == (6, [])  # what changes no result may differ
+    assert restore_newest(renamed, state) == (6, [])
 
 
-@pytest.mark.parametrize("gone", ["", "state", "manifest"])
-def test_a_folder_that_was_emptied_is_passed_over(tiny, state, gone):
-    folder = steps_of(tiny, state, 3, 6)
-    shutil.rmtree(folder / "6" / gone)
-    (folder / "6" / gone).mkdir()
-    step, reasons = newest(tiny, state)
-    assert step == 3 and "checkpoint 6 is damaged" in reasons[0]
+@pytest.mark.parametrize("subfolder", ["", "state", "manifest"])
+def test_emptied_checkpoint_folder_is_skipped(tiny, state, subfolder):
+    folder = save_steps(tiny, state, 3, 6)
+    shutil.rmtree(folder / "6" / subfolder)
+    (folder / "6" / subfolder).mkdir()
+    step, messages = restore_newest(tiny, state)
+    assert step == 3 and "checkpoint 6 is damaged" in messages[0]
 
 
 @pytest.mark.parametrize(
@@ -226,8 +232,8 @@ def test_a_folder_that_was_emptied_is_passed_over(tiny, state, gone):
         ValueError("RESOURCE_EXHAUSTED: Error opening: Too many open files"),
     ],
 )
-def test_what_cannot_be_read_just_now_is_not_taken_for_damage(tiny, state, monkeypatch, error):
-    folder = steps_of(tiny, state, 3, 6)
+def test_transient_error_moves_no_checkpoint(tiny, state, monkeypatch, error):
+    folder = save_steps(tiny, state, 3, 6)
     with checkpoints.CheckpointStore(tiny) as store:
 
         def fail(*_, **__):
@@ -236,16 +242,17 @@ def test_what_cannot_be_read_just_now_is_not_taken_for_damage(tiny, state, monke
         monkeypatch.setattr(store.manager, "restore", fail)
         with pytest.raises(OSError, match="6 cannot be read now .*no file was moved"):
             store.restore_newest(abstract(state))
-    assert sorted(p.name for p in folder.iterdir()) == ["3", "6"]
+    assert sorted(path.name for path in folder.iterdir()) == ["3", "6"]
     assert not folder.with_name("damaged").exists()
 
 
-def test_what_another_run_starts_from_is_kept(tiny, state):
-    checkpoints.protect(tiny, 6, "s/branch")  # before there is a folder: a sweep that is planned
-    folder = steps_of(tiny, state, 3, 6, 9, 12)
+def test_checkpoint_of_a_child_run_is_preserved(tiny, state):
+    """A checkpoint can be protected before the run starts."""
+    checkpoints.protect(tiny, 6, "s/branch")
+    folder = save_steps(tiny, state, 3, 6, 9, 12)
     checkpoints.protect(tiny, 9, "s/other")
-    steps_of(tiny, state, 15, 18)
-    assert sorted(int(p.name) for p in folder.iterdir()) == [6, 9, 15, 18]
+    save_steps(tiny, state, 15, 18)
+    assert saved_steps(folder) == [6, 9, 15, 18]
     (folder.with_name("pins") / "6-s-branch").unlink()
-    steps_of(tiny, state, 21)
-    assert sorted(int(p.name) for p in folder.iterdir()) == [9, 18, 21]
+    save_steps(tiny, state, 21)
+    assert saved_steps(folder) == [9, 18, 21]

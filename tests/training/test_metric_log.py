@@ -1,3 +1,5 @@
+"""Metric rows for TensorBoard and Weights & Biases."""
+
 import importlib.util
 import struct
 import sys
@@ -11,45 +13,46 @@ from lm.runs import records
 from lm.training import metric_log
 
 
-def test_every_number_of_a_row_is_in_the_event_file(tiny):
+def test_event_file_contains_every_number_of_a_row(tiny):
     write, close = metric_log.open_writers(tiny, 0)
-    write({"attempt": 1, "step": 5, "loss": 2.5, "words": "no number"})
+    write({"attempt": 1, "step": 5, "loss": 2.5, "text": "no number"})
     close()
     (file,) = (records.run_dir(tiny) / "tensorboard").glob("events*")
     content = file.read_bytes()
-    assert b"loss" in content and b"attempt" in content and b"words" not in content
+    assert b"loss" in content and b"attempt" in content and b"text" not in content
 
 
-def test_a_viewer_finds_the_steps_and_where_an_attempt_began(tiny):
+def test_event_file_records_steps_and_session_start(tiny):
     write, close = metric_log.open_writers(tiny, 40)
     write({"step": 50, "loss": 2.5})
     close()
     (file,) = (records.run_dir(tiny) / "tensorboard").glob("events*")
-    data, found = file.read_bytes(), []
-    while data:  # length, its checksum, the event, its checksum
+    data, events = file.read_bytes(), []
+    while data:  # each record has a length, its checksum, the event, and its checksum
         (size,) = struct.unpack("<Q", data[:8])
-        found.append(event_pb2.Event.FromString(data[12 : 12 + size]))
+        events.append(event_pb2.Event.FromString(data[12 : 12 + size]))
         data = data[16 + size :]
-    assert found[0].file_version == "brain.Event:2"
-    assert (found[1].step, found[1].session_log.status) == (40, event_pb2.SessionLog.START)
-    (value,) = found[2].summary.value
-    assert (found[2].step, value.tag, value.simple_value) == (50, "loss", 2.5)
+    version, start, metrics = events
+    assert version.file_version == "brain.Event:2"
+    assert (start.step, start.session_log.status) == (40, event_pb2.SessionLog.START)
+    (value,) = metrics.summary.value
+    assert (metrics.step, value.tag, value.simple_value) == (50, "loss", 2.5)
 
 
 @pytest.mark.timeout(20)
-def test_a_full_disk_is_an_error_and_no_standstill(tiny, monkeypatch):
+def test_full_disk_raises_an_error_and_does_not_block(tiny, monkeypatch):
     write, _ = metric_log.open_writers(tiny, 0)
 
-    def full(*_):
+    def raise_full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(event_file_writer.EventsWriter, "_write_serialized_event", full)
+    monkeypatch.setattr(event_file_writer.EventsWriter, "_write_serialized_event", raise_full)
     with pytest.raises(OSError, match="No space left"):
         for step in range(100):
             write({"step": step, "loss": 2.5})
 
 
-def test_a_viewer_that_is_not_installed_is_refused_with_the_extra(tiny, monkeypatch):
+def test_missing_wandb_package_is_rejected(tiny, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     tiny.wandb = True
     with pytest.raises(ValueError, match="uv sync --extra wandb"):
@@ -58,16 +61,16 @@ def test_a_viewer_that_is_not_installed_is_refused_with_the_extra(tiny, monkeypa
     metric_log.check_writers(tiny)
 
 
-def test_weights_and_biases_gets_each_row_at_its_step(tiny, monkeypatch):
-    seen = []
-    cloud = types.SimpleNamespace(
-        log=lambda row, step: seen.append((step, row)), finish=lambda: seen.append("finished")
+def test_wandb_receives_each_row_at_its_step(tiny, monkeypatch):
+    calls = []
+    wandb_run = types.SimpleNamespace(
+        log=lambda row, step: calls.append((step, row)), finish=lambda: calls.append("finished")
     )
     fake = types.ModuleType("wandb")
-    fake.__dict__["init"] = lambda **kwargs: seen.append(kwargs["name"]) or cloud
+    fake.__dict__["init"] = lambda **kwargs: calls.append(kwargs["name"]) or wandb_run
     monkeypatch.setitem(sys.modules, "wandb", fake)
     tiny.wandb = True
     write, close = metric_log.open_writers(tiny, 0)
     write({"step": 5, "loss": 2.5})
     close()
-    assert seen == [tiny.name, (5, {"loss": 2.5}), "finished"]
+    assert calls == [tiny.name, (5, {"loss": 2.5}), "finished"]

@@ -1,3 +1,5 @@
+"""Several runs that are trained in one program."""
+
 import copy
 import dataclasses
 import json
@@ -14,17 +16,18 @@ from lm.model import transformer
 from lm.parallel import mesh
 from lm.runs import records
 from lm.sweeps import launcher
-from lm.training import checkpoints, loaded_model, loop, step, vmapped_runs
+from lm.training import checkpoints, loaded_model, loop, preemption, step, vmapped_runs
 
-TOLERANCE = 1e-4  # of losses after a dozen steps: products of a batch of matrices add up elsewise
+# Relative tolerance of losses after 12 steps: batched matrix products sum in another order.
+TOLERANCE = 1e-4
 
 
 def variants(run: schema.Run, folder: str) -> list[schema.Run]:
-    """Of one shape: another seed, another learning rate, both and another weight decay."""
+    """Return three runs of one shape with different seeds, learning rates and weight decays."""
     runs = [copy.deepcopy(run) for _ in range(3)]
-    for number, one in enumerate(runs):
-        one.checkpoint_interval, one.eval.n_completions = 12, 0
-        one.name, one.seed, one.optim.lr = f"{folder}/{number}", number % 2, 3e-3 * (1 + number)
+    for i, variant in enumerate(runs):
+        variant.checkpoint_interval, variant.eval.n_completions = 12, 0
+        variant.name, variant.seed, variant.optim.lr = f"{folder}/{i}", i % 2, 3e-3 * (1 + i)
     runs[2].optim.weight_decay = 0.3
     return runs
 
@@ -40,88 +43,91 @@ def params(run: schema.Run) -> list[np.ndarray]:
 
 
 @pytest.fixture(scope="module")
-def pair(text_file, tmp_path_factory) -> tuple[list[schema.Run], list[schema.Run]]:
-    """The same three runs, trained alone and together."""
-    tiny = conftest.tiny_run(text_file, tmp_path_factory.mktemp("packs"))
+def single_and_vmapped(text_file, tmp_path_factory) -> tuple[list[schema.Run], list[schema.Run]]:
+    """Train the same three runs in programs of their own and in one program."""
+    tiny = conftest.tiny_run(text_file, tmp_path_factory.mktemp("vmapped"))
     tiny.eval.interval = 6
-    alone, packed = variants(tiny, "alone"), variants(tiny, "packed")
-    for run in alone:
+    singles, vmapped = variants(tiny, "single"), variants(tiny, "vmapped")
+    for run in singles:
         loop.train(run)
-    seen = []
+    reported = []
     reasons = vmapped_runs.train_vmapped(
-        packed, lambda run, row: seen.append((run.name, row["step"]))
+        vmapped, lambda run, row: reported.append((run.name, row["step"]))
     )
-    assert reasons == {run.name: "" for run in packed}
-    assert sorted(seen) == [(run.name, step) for run in packed for step in range(2, 13, 2)]
-    return alone, packed
+    assert reasons == {run.name: "" for run in vmapped}
+    assert sorted(reported) == [(run.name, step) for run in vmapped for step in range(2, 13, 2)]
+    return singles, vmapped
 
 
-def test_runs_of_a_pack_come_out_as_if_each_was_alone(pair):
-    for one, other in zip(*pair, strict=True):
-        np.testing.assert_allclose(losses(one), losses(other), rtol=TOLERANCE)
-        for a, b in zip(params(one), params(other), strict=True):
+def test_vmapped_run_equals_the_run_alone(single_and_vmapped):
+    singles, vmapped = single_and_vmapped
+    for single, run in zip(singles, vmapped, strict=True):
+        np.testing.assert_allclose(losses(single), losses(run), rtol=TOLERANCE)
+        for a, b in zip(params(single), params(run), strict=True):
             np.testing.assert_allclose(a, b, atol=3e-4)
-        mine, theirs = (records.load_evals(records.run_dir(run)) for run in (one, other))
-        assert [row["step"] for row in mine] == [row["step"] for row in theirs] == [6, 12]
-        assert mine[-1]["loss"] == pytest.approx(theirs[-1]["loss"], rel=TOLERANCE)
-    ends = [records.load_evals(records.run_dir(run))[-1]["loss"] for run in pair[1]]
-    assert min(abs(a - b) for a, b in zip(ends, ends[1:], strict=False)) > 1e-3  # no mix-up
+        expected, evals = (records.load_evals(records.run_dir(r)) for r in (single, run))
+        assert [row["step"] for row in expected] == [row["step"] for row in evals] == [6, 12]
+        assert expected[-1]["loss"] == pytest.approx(evals[-1]["loss"], rel=TOLERANCE)
+    final = [records.load_evals(records.run_dir(run))[-1]["loss"] for run in vmapped]
+    assert min(abs(a - b) for a, b in zip(final, final[1:], strict=False)) > 1e-3  # no mix-up
 
 
-def test_each_run_of_a_pack_has_records_of_its_own(pair):
-    for one, other in zip(*pair, strict=True):
-        mine, theirs = (records.read_facts(records.run_dir(run)) for run in (one, other))
-        assert theirs["status"] == "done" and theirs["attempts"] == 1
-        assert (mine["devices.pack"], theirs["devices.pack"]) == (1, 3)
-        assert (mine["tokens"], mine["flops"]) == (theirs["tokens"], theirs["flops"])
-        assert mine.keys() == theirs.keys()
-        assert checkpoints.newest_checkpoint(other) == 12
+def test_each_vmapped_run_has_its_own_records(single_and_vmapped):
+    for single, run in zip(*single_and_vmapped, strict=True):
+        expected, facts = (records.read_facts(records.run_dir(r)) for r in (single, run))
+        assert facts["status"] == "done" and facts["attempts"] == 1
+        assert (expected["devices.pack"], facts["devices.pack"]) == (1, 3)
+        assert (expected["tokens"], expected["flops"]) == (facts["tokens"], facts["flops"])
+        assert expected.keys() == facts.keys()
+        assert checkpoints.newest_checkpoint(run) == 12
 
 
-def test_a_run_that_diverges_leaves_the_pack_and_the_others_go_on(pair, tiny):
-    alone, _ = pair
+def test_other_runs_continue_after_one_diverges(single_and_vmapped, tiny):
+    singles, _ = single_and_vmapped
     runs = variants(tiny, "mixed")[:2]
     for run in runs:
-        run.dir = alone[0].dir
-    wild = copy.deepcopy(runs[0])
-    wild.name, wild.optim.lr = "mixed/wild", 1e38
-    reasons = vmapped_runs.train_vmapped([runs[0], wild, runs[1]])
-    assert "mixed/wild diverged: loss" in reasons.pop("mixed/wild")
+        run.dir = singles[0].dir
+    diverging = copy.deepcopy(runs[0])
+    diverging.name, diverging.optim.lr = "mixed/diverging", 1e38
+    reasons = vmapped_runs.train_vmapped([runs[0], diverging, runs[1]])
+    assert "mixed/diverging diverged: loss" in reasons.pop("mixed/diverging")
     assert reasons == {run.name: "" for run in runs}
-    assert records.read_facts(records.run_dir(wild))["status"] == "diverged"
-    for one, other in zip(alone[:2], runs, strict=True):
-        np.testing.assert_allclose(losses(one), losses(other), rtol=TOLERANCE)
+    assert records.read_facts(records.run_dir(diverging))["status"] == "diverged"
+    for single, run in zip(singles[:2], runs, strict=True):
+        np.testing.assert_allclose(losses(single), losses(run), rtol=TOLERANCE)
 
 
-def test_a_pack_stopped_by_a_signal_goes_on_to_the_same_bits(pair, tiny):
-    _, whole = pair
+def test_stopped_vmapped_runs_resume_to_the_same_bits(single_and_vmapped, tiny):
+    _, uninterrupted = single_and_vmapped
     runs = variants(tiny, "stopped")
     for run in runs:
-        run.dir, run.eval.interval = whole[0].dir, 6
+        run.dir, run.eval.interval = uninterrupted[0].dir, 6
 
     def stop(run, row):
         if row["step"] == 6 and run is runs[0] and row["attempt"] == 1:
             signal.raise_signal(signal.SIGTERM)
 
-    with pytest.raises(loop.Interrupted, match="stopped/2 stopped by SIGTERM at step 8 of 12"):
+    message = "stopped/2 stopped by SIGTERM at step 8 of 12"
+    with pytest.raises(preemption.Interrupted, match=message):
         vmapped_runs.train_vmapped(runs, stop)
     assert [checkpoints.newest_checkpoint(run) for run in runs] == [8, 8, 8]
     vmapped_runs.train_vmapped(runs, stop)
-    for one, other in zip(whole, runs, strict=True):
-        assert losses(one) == losses(other)
-        for a, b in zip(params(one), params(other), strict=True):
+    for expected, run in zip(uninterrupted, runs, strict=True):
+        assert losses(expected) == losses(run)
+        for a, b in zip(params(expected), params(run), strict=True):
             np.testing.assert_array_equal(a, b)
 
 
-def test_runs_at_different_steps_are_not_packed_and_half_a_pack_is_made_anew(tiny):
+def test_runs_at_different_steps_are_trained_separately(tiny):
+    """The first run diverges, so that only one of two vmapped runs remains: it trains alone."""
     runs = variants(tiny, "steps")
-    runs[0].optim.lr = 1e38  # diverges, and leaves one of two
+    runs[0].optim.lr = 1e38
 
     def stop(row):
         if row["step"] == 4:
             signal.raise_signal(signal.SIGTERM)
 
-    with pytest.raises(loop.Interrupted):
+    with pytest.raises(preemption.Interrupted):
         loop.train(runs[2], stop)
     assert vmapped_runs.split_by_step(runs) == (runs[:2], runs[2:])
     vmapped_runs.train_vmapped(runs)
@@ -130,7 +136,7 @@ def test_runs_at_different_steps_are_not_packed_and_half_a_pack_is_made_anew(tin
     assert [(f["devices.pack"], f["attempts"]) for f in facts] == [(2, 1), (1, 2), (1, 2)]
 
 
-def test_a_call_of_several_steps_does_what_single_ones_do(tiny):
+def test_call_of_several_steps_equals_single_steps(tiny):
     single, several = (
         dataclasses.replace(tiny, name=f"calls/{size}", log_interval=6, steps_per_call=size)
         for size in (1, 4)
@@ -142,50 +148,48 @@ def test_a_call_of_several_steps_does_what_single_ones_do(tiny):
     np.testing.assert_allclose(losses(single), losses(several), rtol=TOLERANCE)
 
 
-def test_a_step_of_a_call_is_traced_once(tiny, monkeypatch):
-    traced, losses = [], transformer.token_losses
+def test_call_of_several_steps_traces_a_step_once(tiny, monkeypatch):
+    traces, token_losses = [], transformer.token_losses
     monkeypatch.setattr(
-        transformer, "token_losses", lambda *given: traced.append(1) or losses(*given)
+        transformer, "token_losses", lambda *args: traces.append(1) or token_losses(*args)
     )
-    tiny.model.d_ff = 104  # what no other test lowers
+    tiny.model.d_ff = 104  # a shape that no other test lowers
     device_mesh = mesh.make_mesh(tiny.mesh)
-    program, size = (
-        step.build_train_functions(tiny, device_mesh),
-        step.steps_per_call(tiny, device_mesh),
-    )
+    functions = step.build_train_functions(tiny, device_mesh)
+    n_steps = loop.steps_per_call(tiny, device_mesh)
     with jax.set_mesh(device_mesh):
-        step.lower_steps(program, size)
-    assert size > 1 and len(traced) == 1
+        loop.lower_steps(functions, n_steps)
+    assert n_steps > 1 and len(traces) == 1
 
 
-def test_a_call_ends_where_something_is_due(tiny, monkeypatch):
-    saved, save = [], checkpoints.CheckpointStore.save
+def test_call_ends_when_a_record_is_due(tiny, monkeypatch):
+    saved_steps, save = [], checkpoints.CheckpointStore.save
 
-    def save_and_count(self, step, *given):
-        saved.append(step)
-        save(self, step, *given)
+    def save_and_record(self, step_number, *args):
+        saved_steps.append(step_number)
+        save(self, step_number, *args)
 
-    monkeypatch.setattr(checkpoints.CheckpointStore, "save", save_and_count)
+    monkeypatch.setattr(checkpoints.CheckpointStore, "save", save_and_record)
     tiny.log_interval, tiny.eval.interval, tiny.checkpoint_interval = 7, 5, 4
     loop.train(tiny)
     folder = records.run_dir(tiny)
     assert [row["step"] for row in records.load_metrics(folder)] == [7, 12]
     assert [row["step"] for row in records.load_evals(folder)] == [5, 10, 12]
-    assert saved == [4, 8, 12]
+    assert saved_steps == [4, 8, 12]
 
 
-def test_a_call_has_fewer_steps_the_longer_they_take(tiny):
+def test_call_has_fewer_steps_of_a_larger_model(tiny):
     device_mesh = mesh.make_mesh(tiny.mesh)
     large = copy.deepcopy(tiny)
     large.model.d_model, large.model.d_ff, large.data.batch_size = 2048, 8192, 4096
-    assert step.steps_per_call(tiny, device_mesh) == 8
-    assert step.steps_per_call(large, device_mesh) == 1
-    assert step.steps_per_call(dataclasses.replace(large, steps_per_call=3), device_mesh) == 3
+    assert loop.steps_per_call(tiny, device_mesh) == 8
+    assert loop.steps_per_call(large, device_mesh) == 1
+    assert loop.steps_per_call(dataclasses.replace(large, steps_per_call=3), device_mesh) == 3
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "knobs",
+    "changes",
     [
         {"optim.name": "muon"},
         {"optim.grad_accumulation_steps": 2},
@@ -195,21 +199,21 @@ def test_a_call_has_fewer_steps_the_longer_they_take(tiny):
         {"mesh.data": 2, "mesh.sequence": 2},
     ],
 )
-def test_runs_of_every_kind_can_be_packed(tiny, knobs):
-    for knob, value in knobs.items():
-        group, name = knob.split(".")
+def test_runs_of_every_kind_can_be_vmapped(tiny, changes):
+    for field, value in changes.items():
+        group, name = field.split(".")
         setattr(getattr(tiny, group), name, value)
     tiny.steps = 4
-    alone, packed = variants(tiny, "alone")[1:], variants(tiny, "packed")[1:]
-    for run in alone:
+    singles, vmapped = variants(tiny, "single")[1:], variants(tiny, "vmapped")[1:]
+    for run in singles:
         loop.train(run)
-    vmapped_runs.train_vmapped(packed)
-    for one, other in zip(alone, packed, strict=True):
-        np.testing.assert_allclose(losses(one), losses(other), rtol=TOLERANCE)
+    vmapped_runs.train_vmapped(vmapped)
+    for single, run in zip(singles, vmapped, strict=True):
+        np.testing.assert_allclose(losses(single), losses(run), rtol=TOLERANCE)
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("change", "message"),
     [
         (lambda run: setattr(run.model, "d_ff", 64), "model.d_ff=64 and x/0 48"),
         (
@@ -219,60 +223,62 @@ def test_runs_of_every_kind_can_be_packed(tiny, knobs):
         (lambda run: setattr(run.optim, "name", "lion"), "optim.name='lion'"),
     ],
 )
-def test_runs_of_another_shape_are_refused_and_never_chosen(tiny, change, words):
+def test_runs_of_another_shape_are_not_vmapped(tiny, change, message):
     runs = variants(tiny, "x")
     change(runs[1])
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(ValueError, match=message):
         vmapped_runs.train_vmapped(runs)
     assert vmapped_runs.select_compatible(iter(runs), 3, set()) == [runs[0], runs[2]]
     assert vmapped_runs.select_compatible(iter(runs[1:]), 3, set()) == [runs[1]]
     assert not pathlib.Path(tiny.dir).exists()
 
 
-@pytest.mark.parametrize(("knob", "value"), [("mesh.deterministic_shards", 4), ("wandb", True)])
-def test_some_runs_are_trained_alone(tiny, knob, value):
+@pytest.mark.parametrize(("field", "value"), [("mesh.deterministic_shards", 4), ("wandb", True)])
+def test_runs_with_some_fields_are_trained_alone(tiny, field, value):
     runs = variants(tiny, "x")
+    group, _, name = field.rpartition(".")
     for run in runs:
-        setattr(
-            run.mesh if knob == "mesh.deterministic_shards" else run, knob.split(".")[-1], value
-        )
+        setattr(getattr(run, group) if group else run, name, value)
     assert vmapped_runs.select_compatible(iter(runs), 3, set()) == runs[:1]
-    with pytest.raises(ValueError, match=f"{knob}={value}, and "):
+    with pytest.raises(ValueError, match=f"{field}={value}, and "):
         vmapped_runs.check_compatible(runs)
 
 
-def test_a_sweep_packs_what_it_can_and_what_breaks_in_a_pack_is_tried_alone(tiny, monkeypatch):
-    runs, packed = variants(tiny, "s"), []
-    more = [copy.deepcopy(run) for run in runs]
-    for run in more:
+def test_sweep_retries_failed_vmapped_runs_alone(tiny, monkeypatch):
+    """The first three runs have another shape than the last three, of which one fails."""
+    runs, groups = variants(tiny, "s"), []
+    wider = [copy.deepcopy(run) for run in runs]
+    for run in wider:
         run.name, run.model.d_ff = run.name + "b", 64
 
-    def fake(run, report):
+    def fake_train(run, report):
         if run.name == "s/1b":
             raise RuntimeError("broken")
         records.start_run(run, {})
         records.write_facts(records.run_dir(run), status="done")
 
-    def fake_pack(some, report):
-        packed.append([run.name for run in some])
-        for run in some:
-            fake(run, report)
-        return {run.name: "" for run in some}
+    def fake_train_vmapped(group, report):
+        groups.append([run.name for run in group])
+        for run in group:
+            fake_train(run, report)
+        return {run.name: "" for run in group}
 
-    monkeypatch.setattr(loop, "train", fake)
-    monkeypatch.setattr(vmapped_runs, "train_vmapped", fake_pack)
-    said = []
+    monkeypatch.setattr(loop, "train", fake_train)
+    monkeypatch.setattr(vmapped_runs, "train_vmapped", fake_train_vmapped)
+    ended = []
     launcher.run_pending(
-        [*runs, *more], on_end=lambda run, why: said.append((run.name, why)), max_vmapped=2
+        [*runs, *wider],
+        on_end=lambda run, reason: ended.append((run.name, reason)),
+        max_vmapped=2,
     )
-    assert packed == [["s/0", "s/1"], ["s/0b", "s/1b"]]  # s/2 is left alone
-    broken = [why for name, why in said if name == "s/1b"]
-    assert broken == [
+    assert groups == [["s/0", "s/1"], ["s/0b", "s/1b"]]  # s/2 is trained alone
+    assert [reason for name, reason in ended if name == "s/1b"] == [
         "will be trained in its own program after RuntimeError: broken",
         "RuntimeError: broken",
     ]
-    status = {
-        run.name: records.read_facts(records.run_dir(run))["status"] for run in [*runs, *more]
+    statuses = {
+        run.name: records.read_facts(records.run_dir(run))["status"] for run in [*runs, *wider]
     }
-    assert [name for name, one in status.items() if one != "done"] == ["s/1b"]
-    assert json.loads((records.run_dir(more[1]) / "facts.json").read_text())["status"] == "failed"
+    assert [name for name, status in statuses.items() if status != "done"] == ["s/1b"]
+    facts = json.loads((records.run_dir(wider[1]) / "facts.json").read_text())
+    assert facts["status"] == "failed"

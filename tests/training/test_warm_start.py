@@ -1,3 +1,5 @@
+"""Runs that start from the checkpoint of a parent run."""
+
 import copy
 
 import conftest
@@ -13,7 +15,7 @@ from lm.training import checkpoints, loaded_model, loop, warm_start
 
 @pytest.fixture(scope="module")
 def trunk(text_file, tmp_path_factory) -> schema.Run:
-    """A finished run of constant learning rate with checkpoints at 4, 8 and 12."""
+    """Return a finished run of constant learning rate with checkpoints at 4, 8 and 12."""
     run = conftest.tiny_run(text_file, tmp_path_factory.mktemp("trunk"))
     run.name, run.optim.schedule, run.permanent_checkpoint_interval = "s/trunk", "constant", 4
     loop.train(run)
@@ -21,6 +23,7 @@ def trunk(text_file, tmp_path_factory) -> schema.Run:
 
 
 def child(trunk: schema.Run, name: str, **start) -> schema.Run:
+    """Return a copy of the run that starts from it. start: fields of schema.Start."""
     run = copy.deepcopy(trunk)
     run.name, run.start = f"s/{name}", schema.Start(run=trunk.name, **start)
     return run
@@ -35,19 +38,18 @@ def losses(run: schema.Run) -> dict[int, float]:
     return {row["step"]: row["loss"] for row in records.load_metrics(records.run_dir(run))}
 
 
-def test_a_branch_that_changes_nothing_is_the_trunk_bit_for_bit(trunk):
+def test_unchanged_branch_has_the_bits_of_the_trunk(trunk):
     branch = child(trunk, "same", step=4, restore="full_state")
     loop.train(branch)
     for a, b in zip(weights(trunk), weights(branch), strict=True):
         np.testing.assert_array_equal(a, b)
-    kept = {step: loss for step, loss in losses(trunk).items() if step > 4}
-    assert losses(branch) == kept
+    assert losses(branch) == {step: loss for step, loss in losses(trunk).items() if step > 4}
     facts = records.read_facts(records.run_dir(branch))
     assert facts["parent.step"] == 4 and facts["parent.tokens"] == 4 * 8 * 32
     assert facts["resumed_from"] == 0 and facts["tokens"] == 12 * 8 * 32
 
 
-def test_a_cooldown_differs_from_the_trunk_only_after_the_branch(trunk):
+def test_cooldown_branch_decays_the_learning_rate_to_zero(trunk):
     branch = child(trunk, "cooldown", step=8, restore="full_state")
     branch.optim.schedule, branch.optim.decay, branch.optim.final_lr_fraction = "linear", 0.3, 0.0
     loop.train(branch)
@@ -56,7 +58,7 @@ def test_a_cooldown_differs_from_the_trunk_only_after_the_branch(trunk):
     assert rows[-1]["lr"] == pytest.approx(0.0, abs=1e-9)
 
 
-def test_fine_tuning_starts_at_what_the_parent_ended_with(trunk):
+def test_fine_tuning_starts_with_the_final_loss_of_its_parent(trunk):
     tuned = child(trunk, "tuned", step=0)
     tuned.steps, tuned.optim.lr = 4, 1e-4
     loop.train(tuned)
@@ -66,30 +68,30 @@ def test_fine_tuning_starts_at_what_the_parent_ended_with(trunk):
     assert max(losses(tuned)) == 4 and int(loaded_model.restore_model(tuned)[1]["step"]) == 4
 
 
-def test_fine_tuning_can_be_interrupted_and_goes_on_from_its_own_checkpoint(trunk):
-    whole, cut = child(trunk, "whole"), child(trunk, "cut")
-    for run in (whole, cut):
+def test_fine_tuning_resumes_from_its_own_checkpoint(trunk):
+    uninterrupted, interrupted = child(trunk, "uninterrupted"), child(trunk, "interrupted")
+    for run in (uninterrupted, interrupted):
         run.steps, run.optim.lr = 8, 1e-3
-    loop.train(whole)
+    loop.train(uninterrupted)
 
     def stop(row):
         if row["step"] == 4 and row["attempt"] == 1:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        loop.train(cut, stop)
-    loop.train(cut, stop)
-    assert losses(cut) == losses(whole)
-    for a, b in zip(weights(cut), weights(whole), strict=True):
+        loop.train(interrupted, stop)
+    loop.train(interrupted, stop)
+    assert losses(interrupted) == losses(uninterrupted)
+    for a, b in zip(weights(interrupted), weights(uninterrupted), strict=True):
         np.testing.assert_array_equal(a, b)
 
 
 @pytest.mark.parametrize(
-    "change, words",
+    "change, message",
     [
         (lambda r: setattr(r.start, "run", "s/nowhere"), "nowhere is not a run directory"),
-        (lambda r: setattr(r.model, "d_ff", 96), "model.d_ff=48 there, 96 here"),
-        (lambda r: setattr(r.model, "rope_theta", 500.0), "model.rope_theta=10000.0 there"),
+        (lambda r: setattr(r.model, "d_ff", 96), "model.d_ff=48 in the parent, 96 in this run"),
+        (lambda r: setattr(r.model, "rope_theta", 500.0), "model.rope_theta=10000.0 in the parent"),
         (
             lambda r: setattr(r.start, "step", 40),
             "start.step=40 must be at most 12, the last step of s/trunk",
@@ -102,15 +104,15 @@ def test_fine_tuning_can_be_interrupted_and_goes_on_from_its_own_checkpoint(trun
         (lambda r: setattr(r.start, "run", r.name), "is the run itself"),
     ],
 )
-def test_what_cannot_be_started_from_is_refused_by_name_and_writes_nothing(trunk, change, words):
+def test_invalid_start_is_rejected_and_writes_nothing(trunk, change, message):
     run = child(trunk, "wrong")
     change(run)
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(ValueError, match=message):
         loop.train(run)
     assert not (records.run_dir(run) / "config.json").exists()
 
 
-def test_weights_of_another_tokenizer_are_refused(trunk):
+def test_parent_with_another_tokenizer_is_rejected(trunk):
     run = child(trunk, "other")
     folder = records.run_dir(trunk)
     with pytest.raises(ValueError, match="another tokenizer than data.tokenizer='bytes'"):
@@ -118,37 +120,40 @@ def test_weights_of_another_tokenizer_are_refused(trunk):
     assert folder.exists()
 
 
-def test_a_child_runs_after_its_parent_and_circles_are_refused(trunk):
+def test_child_runs_after_its_parent(trunk):
     a, b = child(trunk, "a"), child(trunk, "b")
-    a.start.run, a.is_prediction_target = "s/b", False
-    assert [run.name for run in launcher.topological_order([a, b, trunk])] == [
-        "s/trunk",
-        "s/b",
-        "s/a",
-    ]
+    a.start.run = "s/b"
+    order = [run.name for run in launcher.topological_order([a, b, trunk])]
+    assert order == ["s/trunk", "s/b", "s/a"]
+
+
+def test_circle_of_parents_is_rejected(trunk):
+    a, b = child(trunk, "a"), child(trunk, "b")
+    a.start.run = "s/b"
     b.start.run = "s/a"
     with pytest.raises(ValueError, match="makes a circle: s/a <- s/b <- s/a"):
         launcher.topological_order([a, b])
 
 
-def test_a_checkpoint_that_a_sweep_will_need_is_kept_from_when_it_is_planned(text_file, tmp_path):
+def test_planned_sweep_preserves_the_checkpoint_of_a_branch(text_file, tmp_path):
     parent = conftest.tiny_run(text_file, tmp_path)
     parent.name = "s/parent"
     branch = child(parent, "branch", step=4, restore="full_state")
     launcher.write_sweep_files("x.py", [parent, branch], [])
     loop.train(parent)
     folder = records.run_dir(parent)
-    kept = sorted(int(p.name) for p in (folder / "checkpoints").iterdir() if p.name.isdecimal())
-    assert kept == [4, 8, 12]
+    names = [path.name for path in (folder / "checkpoints").iterdir()]
+    assert sorted(int(name) for name in names if name.isdecimal()) == [4, 8, 12]
     assert [pin.name for pin in (folder / "pins").iterdir()] == ["4-s-branch"]
 
 
-def test_a_run_that_starts_pins_what_it_starts_from_where_it_may(trunk, monkeypatch):
-    loop.train(tuned := child(trunk, "pinning", step=8))
-    assert (records.run_dir(trunk) / "pins" / f"8-s-{tuned.name[2:]}").exists()
+def test_run_pins_the_checkpoint_that_it_starts_from(trunk, monkeypatch):
+    """A parent in a read-only folder needs no pin."""
+    loop.train(child(trunk, "pinning", step=8))
+    assert (records.run_dir(trunk) / "pins" / "8-s-pinning").exists()
 
     def refuse(*_):
         raise OSError(30, "Read-only file system")
 
     monkeypatch.setattr(filesystem, "write_file", refuse)
-    checkpoints.protect(trunk, 4, "s/other")  # a model that is only read can be started from
+    checkpoints.protect(trunk, 4, "s/other")
