@@ -17,8 +17,8 @@ from experiments.common import cli, console
 from lm.config import schema
 
 _CONFIG = cli.config_flag()
-_WIDTHS = flags.DEFINE_list("widths", ["1", "2", "4", "8"], "widths as multiples of the config's")
-_DEPTHS = flags.DEFINE_list("depths", ["1", "2", "4", "8"], "depths as multiples of the config's")
+_WIDTHS = flags.DEFINE_list("widths", ["1", "2", "4", "8"], "multiples of the configured width")
+_DEPTHS = flags.DEFINE_list("depths", ["1", "2", "4", "8"], "multiples of the configured depth")
 _RULES = flags.DEFINE_list("rules", ["standard", "mup", "completep"], "parametrizations")
 _STEPS = flags.DEFINE_integer("steps", 6, "number of training steps", 1)
 _SEEDS = flags.DEFINE_integer("seeds", 2, "number of seeds of weights and text", 1)

@@ -2,7 +2,7 @@
 
     uv run python -m experiments.sweep --sweep=configs/sweeps/quickstart.py
     uv run python -m experiments.sweep --sweep=FILE --jobs=4           # 4 processes, a device each
-    uv run python -m experiments.sweep --sweep=FILE --max_vmapped=4    # 4 seeds in one program
+    uv run python -m experiments.sweep --sweep=FILE --max_vmapped=4    # 4 runs in one program
     uv run python -m experiments.sweep --sweep=FILE --on=slurm --jobs=16 \\
         --slurm="--partition=gpu --gres=gpu:1 --time=4:00:00"
 

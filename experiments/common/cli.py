@@ -163,20 +163,21 @@ def _help_text(main: Callable) -> str:
     flags_by_module = flags.FLAGS.flags_by_module_dict()
     modules = (sys.argv[0], __name__)  # absl uses the path of the command as its module name
     named = {flag.name: flag for name in modules for flag in flags_by_module.get(name, [])}
-    width = max(map(len, named))
-    lines = [
-        f"  --{name:{width}}  {flag.help}"
-        + (f" (default: {flag.default})" if flag.default not in (None, "", False) else "")
-        for name, flag in sorted(named.items())
-    ]
+    descriptions = {name: _describe_flag(flag) for name, flag in sorted(named.items())}
     if "config" in named:
-        lines += [
-            f"  --{'config.FIELD':{width}}  any field of lm/config/schema.py, such as"
-            " --config.steps=9"
-        ]
+        example = "such as --config.steps=9"
+        descriptions["config.FIELD"] = f"any field of lm/config/schema.py, {example}"
+    width = max(map(len, descriptions))
+    lines = [f"  --{name:{width}}  {text}" for name, text in descriptions.items()]
     module = inspect.getmodule(main)
     docstring = (module.__doc__ if module else None) or ""
     return "\n".join([docstring.strip(), "", "Flags:", *lines])
+
+
+def _describe_flag(flag: flags.Flag) -> str:
+    """Return the help text of a flag, with its default unless that is empty or False."""
+    default = ",".join(flag.default) if isinstance(flag.default, list) else flag.default
+    return f"{flag.help} (default: {default})" if default not in (None, "", False) else flag.help
 
 
 def _check_config_flags(arguments: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""The commands as a user types them, in processes of their own."""
+"""The commands in separate processes, with the arguments of a user."""
 
 import json
 import os
@@ -15,15 +15,18 @@ from lm.runs import records
 ROOT = pathlib.Path(__file__).parent.parent.parent
 
 SWEEP = """
-from lm.config import model_sizes; from lm.config import schema
+from lm.config import model_sizes, schema
 
 def get_sweep(steps="8"):
     for size in ("10K", "15K"):
-        run = schema.Run(name=f"s/{{size}}", steps=int(steps), log_interval=2,
-        checkpoint_interval=4) run.model = model_sizes.ladder_model(size, n_layers=1)
+        run = schema.Run(name=f"s/{{size}}", steps=int(steps), log_interval=2)
+        run.checkpoint_interval = 4
+        run.model = model_sizes.ladder_model(size, n_layers=1)
         run.data.sources, run.data.cache_dir = {{"text:{text}": 1.0}}, "{text}/../data"
         run.data.seq_len, run.data.batch_size, run.data.heldout_fraction = 32, 8, 0.2
-        run.eval.n_sequences, run.eval.n_completions = 16, 16 run.predict = size == "15K" yield run
+        run.eval.n_sequences, run.eval.n_completions = 16, 16
+        run.is_prediction_target = size == "15K"
+        yield run
 """
 
 
@@ -37,11 +40,7 @@ def folder(tmp_path, text_file) -> pathlib.Path:
 
 
 def environment() -> dict:
-    return os.environ | {
-        "PYTHONPATH": str(ROOT),
-        "JAX_NUM_CPU_DEVICES": "2",
-        "COLUMNS": "200",
-    }
+    return os.environ | {"PYTHONPATH": str(ROOT), "JAX_NUM_CPU_DEVICES": "2", "COLUMNS": "200"}
 
 
 def command(folder, name, *arguments, **kwargs) -> subprocess.CompletedProcess:
@@ -51,31 +50,37 @@ def command(folder, name, *arguments, **kwargs) -> subprocess.CompletedProcess:
     )  # fmt: skip
 
 
-def test_a_sweep_from_plan_to_report_and_a_second_call(folder):
+PRINTED_BY_SWEEP = (
+    *("width", "without embeddings", "pending runs: 2 of 2", "training FLOPs: "),
+    *("epochs over text:", "tokens/s", "MFU"),
+)
+
+
+def test_commands_train_a_sweep_and_use_its_runs(folder):
+    """A second sweep command trains nothing. A changed config is refused."""
     first = command(folder, "sweep", "--sweep=sweep.py")
     assert first.returncode == 0, first.stderr
-    for words in (
-        "width",
-        "without embeddings",
-        "2 of 2 runs left",
-        "tokens/s",
-        "of peak",
-        "report:",
-    ):
-        assert words in first.stdout, words
+    for text in PRINTED_BY_SWEEP:
+        assert text in first.stdout, text
+    assert first.stdout.splitlines()[-1] == "report: runs/s/report.html"
     assert [row["status"] for row in records.load_runs(folder / "runs")] == ["done", "done"]
     assert (folder / "runs/s/report.html").stat().st_size > 10_000
     assert list((folder / "runs/s/figures").glob("*.png"))
     assert records.read_json(folder / "runs/s/prediction.json")["target"] == "s/15K"
 
-    again = command(folder, "sweep", "--sweep=sweep.py")
-    assert again.returncode == 0 and "all 2 runs are done" in again.stdout
+    second = command(folder, "sweep", "--sweep=sweep.py")
+    assert second.returncode == 0 and "all 2 runs are done" in second.stdout
     assert records.load_runs(folder / "runs")[0]["attempts"] == 1
 
     status = command(folder, "status", "--dir=runs/s")
     assert status.returncode == 0 and status.stdout.count("8 of 8") == 2
+    assert "runs done: 2 of 2" in status.stdout
     report = command(folder, "report", "--dir=runs/s")
     assert report.returncode == 0 and "report.html" in report.stdout
+    archive = command(folder, "report", "--dir=runs/s", "--archive_to=archive")
+    assert archive.returncode == 0, archive.stderr
+    assert archive.stdout.splitlines()[-1] == "archive: archive"
+    assert len(records.load_runs(folder / "archive")) == 2
     evaluate = command(folder, "evaluate", "--run=runs/s/10K")
     assert evaluate.returncode == 0, evaluate.stderr
     options = ("--prompt=The quick", "--max_tokens=3", "--stop=zzz", "--json")
@@ -109,7 +114,7 @@ def test_a_sweep_from_plan_to_report_and_a_second_call(folder):
     assert "s/10K was started with optim.lr=0.003, now 0.5: choose a new name" in refused.stderr
 
 
-def test_interrupted_by_the_keyboard_it_says_so_and_goes_on(folder):
+def test_interrupted_sweep_saves_and_exits_with_130(folder):
     process = subprocess.Popen(
         [sys.executable, "-m", "experiments.sweep", "--sweep=sweep.py:100000"],
         cwd=folder, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -129,7 +134,7 @@ def test_interrupted_by_the_keyboard_it_says_so_and_goes_on(folder):
 
 
 @pytest.mark.parametrize(
-    ("name", "arguments", "words"),
+    ("name", "arguments", "message"),
     [
         ("sweep", ["--sweep=nowhere.py"], "--sweep=nowhere.py: the file does not exist"),
         ("sweep", [], "--sweep=FILE is missing"),
@@ -142,38 +147,39 @@ def test_interrupted_by_the_keyboard_it_says_so_and_goes_on(folder):
         ("prepare", ["--config=nowhere.py"], "--config=nowhere.py: the file does not exist"),
         ("prepare", ["--config=base.py", '--sources={"text:nowhere": 1}'], "text:nowhere"),
         ("prepare", ["--config=base.py", "--sources=code"], "must be JSON such as"),
-        ("status", ["--dir=nowhere"], "--dir=nowhere holds no runs"),
+        ("status", ["--dir=nowhere"], "--dir=nowhere contains no runs"),
         ("evaluate", ["--run=nowhere"], "nowhere is not a run directory"),
         ("report", ["--dir=nowhere"], "nowhere holds no runs"),
     ],
 )  # fmt: skip
-def test_bad_input_is_one_line_and_status_2(folder, name, arguments, words):
+def test_invalid_input_is_one_line_and_status_2(folder, name, arguments, message):
     (folder / "empty.py").write_text("x = 1\n")
     (folder / "base.py").write_text(BASE)
-    before = {*folder.iterdir()}
-    done = command(folder, name, *arguments)
-    assert done.returncode == 2, done.stdout + done.stderr
-    assert words in done.stderr and done.stderr.startswith("error: ")
-    assert "Traceback" not in done.stderr and len(done.stderr.strip().splitlines()) == 1
-    assert {*folder.iterdir()} - before <= {folder / "__pycache__"}
+    files_before = {*folder.iterdir()}
+    result = command(folder, name, *arguments)
+    assert result.returncode == 2, result.stdout + result.stderr
+    assert message in result.stderr and result.stderr.startswith("error: ")
+    assert "Traceback" not in result.stderr and len(result.stderr.strip().splitlines()) == 1
+    assert {*folder.iterdir()} - files_before <= {folder / "__pycache__"}
 
 
-def test_a_plan_counts_and_trains_nothing(folder):
-    done = command(folder, "plan", "--sweep=sweep.py")
-    assert done.returncode == 0 and "2 of 2 runs left" in done.stdout
+def test_plan_prints_costs_and_trains_nothing(folder):
+    result = command(folder, "plan", "--sweep=sweep.py")
+    assert result.returncode == 0 and "pending runs: 2 of 2" in result.stdout
     assert not (folder / "runs/s").exists()
 
 
-def test_text_that_is_given_is_prepared_and_counted(folder, text_file):
+def test_prepare_uses_the_sources_flag(folder, text_file):
     (folder / "base.py").write_text(BASE)
     sources = json.dumps({f"text:{text_file}": 1})
-    done = command(folder, "prepare", "--config=base.py", f"--sources={sources}")
-    assert done.returncode == 0 and "held out" in done.stdout
+    result = command(folder, "prepare", "--config=base.py", f"--sources={sources}")
+    assert result.returncode == 0 and "held out" in result.stdout
     assert list((folder / "data").glob("*/manifest.json"))
 
 
-@pytest.mark.parametrize("name, flag", [("sweep", "--retries"), ("train", "--config.KNOB")])
-def test_help_says_what_a_command_is_for_and_lists_its_flags(tmp_path, name, flag):
-    found = command(tmp_path, name, "--help")
-    assert found.returncode == 0
-    assert "uv run python -m experiments." + name in found.stdout and f"  {flag}" in found.stdout
+@pytest.mark.parametrize("name, flag", [("sweep", "--max_vmapped"), ("train", "--config.FIELD")])
+def test_help_prints_the_purpose_and_the_flags(tmp_path, name, flag):
+    result = command(tmp_path, name, "--help")
+    assert result.returncode == 0
+    assert "uv run python -m experiments." + name in result.stdout
+    assert f"  {flag}" in result.stdout
