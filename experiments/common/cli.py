@@ -116,7 +116,7 @@ def load_config(flag) -> schema.Run:
         raise ValueError("--config=FILE is missing, such as --config=configs/base.py:100K")
     run = flag.value
     if not isinstance(run, schema.Run):
-        raise ValueError(f"--config: get_config() must return lm.config.Run, not {run!r:.60}")
+        raise ValueError(f"--config: get_config() must return lm.Run, not {run!r:.60}")
     if flags.FLAGS.sources:
         run.data.sources = parse_sources(flags.FLAGS.sources)
     return validation.validate_run(run)
@@ -152,9 +152,7 @@ def load_sweep(location: str) -> list[schema.Run]:
     runs = list(get_sweep(*[arg] if arg else []))
     for run in runs:
         if not isinstance(run, schema.Run):
-            raise ValueError(
-                f"--sweep={path}: get_sweep() must yield lm.config.Run, not {run!r:.60}"
-            )
+            raise ValueError(f"--sweep={path}: get_sweep() must yield lm.Run, not {run!r:.60}")
     return runs
 
 

@@ -30,7 +30,7 @@ def get_sweep(steps="8"):
 """
 
 
-BASE = "from lm.config import Run\n\ndef get_config():\n    return Run()\n"
+BASE = "from lm.config import schema\n\ndef get_config():\n    return schema.Run()\n"
 
 
 @pytest.fixture
@@ -50,68 +50,94 @@ def command(folder, name, *arguments, **kwargs) -> subprocess.CompletedProcess:
     )  # fmt: skip
 
 
-PRINTED_BY_SWEEP = (
-    *("width", "without embeddings", "pending runs: 2 of 2", "training FLOPs: "),
-    *("epochs over text:", "tokens/s", "MFU"),
-)
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, text_file) -> tuple[pathlib.Path, subprocess.CompletedProcess]:
+    """Train the sweep once. Return its folder and the finished command."""
+    folder = tmp_path_factory.mktemp("trained")
+    (folder / "sweep.py").write_text(SWEEP.format(text=text_file))
+    (folder / "base.py").write_text(BASE)
+    result = command(folder, "sweep", "--sweep=sweep.py")
+    assert result.returncode == 0, result.stderr
+    return folder, result
 
 
-def test_commands_train_a_sweep_and_use_its_runs(folder):
-    """A second sweep command trains nothing. A changed config is refused."""
-    first = command(folder, "sweep", "--sweep=sweep.py")
-    assert first.returncode == 0, first.stderr
-    for text in PRINTED_BY_SWEEP:
-        assert text in first.stdout, text
-    assert first.stdout.splitlines()[-1] == "report: runs/s/report.html"
+def test_sweep_trains_predicts_and_writes_a_report(trained):
+    folder, sweep = trained
+    for text in (
+        *("width", "without embeddings", "pending runs: 2 of 2", "training FLOPs: "),
+        *("epochs over text:", "tokens/s", "MFU"),
+    ):
+        assert text in sweep.stdout, text
+    assert sweep.stdout.splitlines()[-1] == "report: runs/s/report.html"
     assert [row["status"] for row in records.load_runs(folder / "runs")] == ["done", "done"]
     assert (folder / "runs/s/report.html").stat().st_size > 10_000
     assert list((folder / "runs/s/figures").glob("*.png"))
     assert records.read_json(folder / "runs/s/prediction.json")["target"] == "s/15K"
 
+
+def test_second_sweep_command_trains_nothing(trained):
+    folder, _ = trained
     second = command(folder, "sweep", "--sweep=sweep.py")
     assert second.returncode == 0 and "all 2 runs are done" in second.stdout
     assert records.load_runs(folder / "runs")[0]["attempts"] == 1
 
+
+def test_status_and_report_read_the_records(trained):
+    folder, _ = trained
     status = command(folder, "status", "--dir=runs/s")
     assert status.returncode == 0 and status.stdout.count("8 of 8") == 2
     assert "runs done: 2 of 2" in status.stdout
     report = command(folder, "report", "--dir=runs/s")
-    assert report.returncode == 0 and "report.html" in report.stdout
+    assert report.returncode == 0 and report.stdout == "report: runs/s/report.html\n"
     archive = command(folder, "report", "--dir=runs/s", "--archive_to=archive")
     assert archive.returncode == 0, archive.stderr
     assert archive.stdout.splitlines()[-1] == "archive: archive"
     assert len(records.load_runs(folder / "archive")) == 2
+
+
+def test_evaluate_repeats_the_final_loss(trained):
+    folder, _ = trained
     evaluate = command(folder, "evaluate", "--run=runs/s/10K")
     assert evaluate.returncode == 0, evaluate.stderr
-    options = ("--prompt=The quick", "--max_tokens=3", "--stop=zzz", "--json")
-    said = command(folder, "sample", "--run=runs/s/10K", *options)
-    assert said.returncode == 0, said.stderr
-    answer = json.loads(said.stdout)
-    assert answer["why"] == "length" and all(0 < t["p"] <= 1 for t in answer["tokens"])
-    assert answer["text"] == "".join(t["text"] for t in answer["tokens"])
     (row, _) = records.load_runs(folder / "runs")
     assert f"{row['eval.loss']:.4f}" in evaluate.stdout
 
+
+def test_sample_prints_tokens_as_json(trained):
+    folder, _ = trained
+    options = ("--prompt=The quick", "--max_tokens=3", "--stop=zzz", "--json")
+    sample = command(folder, "sample", "--run=runs/s/10K", *options)
+    assert sample.returncode == 0, sample.stderr
+    answer = json.loads(sample.stdout)
+    assert answer["why"] == "length" and all(0 < t["p"] <= 1 for t in answer["tokens"])
+    assert answer["text"] == "".join(t["text"] for t in answer["tokens"])
+
+
+def test_rated_conversation_becomes_a_tuning_set(trained):
+    """A prompt that is too long is refused in one line, and the conversation continues."""
+    folder, _ = trained
     typed = "+\nThe quick\n- \nThe\n= brown fox\nquick\n-\n" + 40 * "x" + "\n"
-    talk = command(
-        *(folder, "sample", "--run=runs/s/10K", "--max_tokens=3", "--keep=kept.jsonl"), input=typed
+    sample = command(
+        *(folder, "sample", "--run=runs/s/10K", "--max_tokens=3", "--keep=rated.jsonl"), input=typed
     )
-    assert talk.returncode == 0 and "no answer to rate" in talk.stdout, talk.stderr
-    assert "prompt of 40 tokens, more than data.seq_len=32 of this run" in talk.stdout
-    kept = ("--config=base.py", "--config.data.cache_dir=kept", "--from_prompts=kept.jsonl")
-    (folder / "base.py").write_text(BASE)
-    prepared = command(folder, "prepare", *kept)
-    assert prepared.returncode == 0 and "1 prompts rated good are in" in prepared.stdout
-    tuning = json.loads((folder / "kept.tuning.jsonl").read_text())
+    assert sample.returncode == 0 and "no answer to rate" in sample.stdout, sample.stderr
+    assert "prompt of 40 tokens, more than data.seq_len=32 of this run" in sample.stdout
+    rated = ("--config=base.py", "--config.data.cache_dir=rated", "--from_prompts=rated.jsonl")
+    prepare = command(folder, "prepare", *rated)
+    assert prepare.returncode == 0, prepare.stderr
+    assert "1 prompts rated good are in" in prepare.stdout
+    tuning = json.loads((folder / "rated.tuning.jsonl").read_text())
     assert tuning == {"prompt": "The", "target": "brown fox", "task": "prompts"}
 
-    changed = (
-        (folder / "sweep.py").read_text().replace("seq_len, run", "seq_len, run.optim.lr, run")
-    )
-    (folder / "sweep.py").write_text(changed.replace("= 32, 8, 0.2", "= 32, 0.5, 8, 0.2"))
-    refused = command(folder, "sweep", "--sweep=sweep.py")
+
+def test_changed_config_of_a_started_run_is_refused(trained):
+    folder, _ = trained
+    text = (folder / "sweep.py").read_text()
+    changed = text.replace("seq_len, run", "seq_len, run.optim.lr, run")
+    (folder / "changed.py").write_text(changed.replace("= 32, 8, 0.2", "= 32, 0.5, 8, 0.2"))
+    refused = command(folder, "sweep", "--sweep=changed.py")
     assert refused.returncode == 2
-    assert "s/10K was started with optim.lr=0.003, now 0.5: choose a new name" in refused.stderr
+    assert "s/10K was started with optim.lr=0.003, now 0.5" in refused.stderr
 
 
 def test_interrupted_sweep_saves_and_exits_with_130(folder):
