@@ -1,11 +1,12 @@
-"""The coordinate check: do the first steps of training do the same at every width and depth?
+"""Coordinate check: compare the first training steps across widths and depths.
 
-    uv run python -m experiments.coordinate_check --config=configs/base.py:10K uv run python -m
-    experiments.coordinate_check --config=FILE --widths=64,128,256 --depths= --steps=8
+    uv run python -m experiments.coordinate_check --config=configs/base.py:10K
+    uv run python -m experiments.coordinate_check --config=FILE --widths=1,4,16 --depths= --steps=8
 
-Prints, for each parametrization, the exponents with which activations and their changes grow, and
-draws them (--out). An exponent of 0 is what lets hyperparameters transfer. The configured model is
-the base; --config.optim.lr its learning rate. About four minutes on two idle CPU cores.
+The command prints, for each parametrization, the exponents with which activations and their changes
+grow with width and depth. Hyperparameters transfer between sizes if the exponents of the changes
+are near 0. The configured model is the base shape, and --config.optim.lr is its learning rate. With
+the defaults, the command takes about four minutes on two idle CPU cores. --out names the figure.
 """
 
 import dataclasses
@@ -13,67 +14,91 @@ import dataclasses
 from absl import flags
 
 from experiments.common import cli, console
+from lm.config import schema
 
 _CONFIG = cli.config_flag()
-_WIDTHS = flags.DEFINE_list("widths", ["1", "2", "4", "8"], "times that of the config")
-_DEPTHS = flags.DEFINE_list("depths", ["1", "2", "4", "8"], "times that of the config")
+_WIDTHS = flags.DEFINE_list("widths", ["1", "2", "4", "8"], "multiples of the configured width")
+_DEPTHS = flags.DEFINE_list("depths", ["1", "2", "4", "8"], "multiples of the configured depth")
 _RULES = flags.DEFINE_list("rules", ["standard", "mup", "completep"], "parametrizations")
-_STEPS = flags.DEFINE_integer("steps", 6, "steps between the first look and the last", 1)
-_SEEDS = flags.DEFINE_integer("seeds", 2, "draws of the weights, and of the text", 1)
-_OUT = flags.DEFINE_string("out", "figures/coordinates", "the figure, without its ending")
+_STEPS = flags.DEFINE_integer("steps", 6, "number of training steps", 1)
+_SEEDS = flags.DEFINE_integer("seeds", 2, "number of seeds of weights and text", 1)
+_OUT = flags.DEFINE_string("out", "figures/coordinates", "path of the figure, without suffix")
 
 
 def main() -> int:
     run = cli.load_config(_CONFIG)
     cli.tune_memory()
-    from lm.config import model_sizes, validation
-    from lm.data import dataset
-    from lm.parallel import mesh
-    from lm.reports import lr_analysis
-    from lm.reports.plots import learning_rates, scaling, style
-    from lm.sweeps import coordinate_check
-
-    device_mesh = mesh.make_mesh(run.mesh)
-    base, rows, n_steps = run.model, [], _STEPS.value + 1
-    wide = [(int(times) * base.d_model, base.n_layers) for times in _WIDTHS.value]
-    deep = [(base.d_model, int(times) * base.n_layers) for times in _DEPTHS.value]
-    for seed in range(_SEEDS.value):
-        text = dataset.open_dataset(run.data, seed, console.preparing)
-        batches = [text.batch(step) for step in range(n_steps)]
-        for rule in _RULES.value:
-            for width, depth in dict.fromkeys(wide + deep):
-                shape = model_sizes.resize_model(base, width, depth)
-                shape = dataclasses.replace(shape, parametrization=rule, scan_unroll=1)
-                one = validation.validate_run(dataclasses.replace(run, model=shape, seed=seed))
-                rows += coordinate_check.measure_activations(one, batches, device_mesh)
-                console.print_line(f"seed {seed}, {rule}: width {width}, {depth} layers")
-    for along in ("width", "depth"):
-        for rule in _RULES.value:
-            mine = learning_rates.rows_along([row for row in rows if row["rule"] == rule], along)
-            if mine:
-                lines = [_line(one) for one in lr_analysis.activation_exponents(mine, along)]
-                console.table(lines, title=f"{rule}: exponents of {along}")
+    rows = measure(run)
+    print_exponents(rows)
     if _OUT.value:
-        for ending, theme in (("", style.LIGHT), ("-dark", style.DARK)):
-            meta = {"figure": "coordinates", "rows": style.hash_data(rows)}
-            scaling.save(
-                learning_rates.activation_changes(rows, theme), f"{_OUT.value}{ending}", meta
-            )
-        console.print_line(f"figure: {_OUT.value}.png, .svg and the same for dark pages")
+        save_figures(rows)
     return 0
 
 
-def _line(one: dict) -> dict[str, str]:
+def measure(run: schema.Run) -> list[dict]:
+    """Train every seed, parametrization and shape for a few steps. Return rows of all of them."""
+    from lm.config import model_sizes, validation
+    from lm.data import dataset
+    from lm.parallel import mesh
+    from lm.sweeps import coordinate_check
+
+    device_mesh = mesh.make_mesh(run.mesh)
+    base = run.model
+    wide_shapes = [(int(factor) * base.d_model, base.n_layers) for factor in _WIDTHS.value]
+    deep_shapes = [(base.d_model, int(factor) * base.n_layers) for factor in _DEPTHS.value]
+    rows = []
+    for seed in range(_SEEDS.value):
+        text = dataset.open_dataset(run.data, seed, console.preparing)
+        batches = [text.batch(step) for step in range(_STEPS.value + 1)]
+        for rule in _RULES.value:
+            for width, depth in dict.fromkeys(wide_shapes + deep_shapes):
+                model = model_sizes.resize_model(base, width, depth)
+                model = dataclasses.replace(model, parametrization=rule, scan_unroll=1)
+                resized = dataclasses.replace(run, model=model, seed=seed)
+                validation.validate_run(resized)
+                rows += coordinate_check.measure_activations(resized, batches, device_mesh)
+                console.print_line(f"measured: seed {seed}, {rule}, width {width}, {depth} layers")
+    return rows
+
+
+def print_exponents(rows: list[dict]) -> None:
+    """Print a table of exponents for each direction and parametrization."""
+    from lm.reports import lr_analysis
+    from lm.reports.plots import learning_rates
+
+    for along in ("width", "depth"):
+        for rule in _RULES.value:
+            rule_rows = [row for row in rows if row["rule"] == rule]
+            selected = learning_rates.rows_along(rule_rows, along)
+            if selected:
+                exponents = lr_analysis.activation_exponents(selected, along)
+                lines = [_table_line(exponent) for exponent in exponents]
+                console.table(lines, title=f"{rule}: exponents of {along}")
+
+
+def save_figures(rows: list[dict]) -> None:
+    """Draw the changes of activations, in a light and a dark theme. Print the written files."""
+    from lm.reports.plots import learning_rates, style
+
+    metadata = {"figure": "coordinates", "rows": style.hash_data(rows)}
+    for suffix, theme in (("-dark", style.DARK), ("", style.LIGHT)):
+        figure = learning_rates.activation_changes(rows, theme)
+        for path in style.save_figure(figure, f"{_OUT.value}{suffix}", metadata):
+            console.print_line(f"figure: {path}")
+
+
+def _table_line(exponent: dict) -> dict[str, str]:
+    has_change = exponent["step"] > 0
     return {
-        "step": str(one["step"]),
-        "part": one["part"],
-        "scale": _with_error(one["rms"], one["rms_se"]),
-        "change": _with_error(one["change"], one["change_se"]) if one["step"] else "",
+        "step": str(exponent["step"]),
+        "part": exponent["part"],
+        "scale": _with_error(exponent["rms"], exponent["rms_se"]),
+        "change": _with_error(exponent["change"], exponent["change_se"]) if has_change else "",
     }
 
 
 def _with_error(slope: float, error: float) -> str:
-    """One seed has no error."""
+    """Format a slope with its standard error, which is NaN for one seed."""
     return f"{slope:+.2f}" + (f" ± {error:.2f}" if error == error else "")
 
 

@@ -1,16 +1,17 @@
-"""Writes the report of a sweep again, from its records alone.
+"""Write the report of a sweep from its records, archive the records, or verify a figure.
 
     uv run python -m experiments.report --dir=runs/quickstart
-    uv run python -m experiments.report --dir=runs/quickstart --watch      # until all have ended
+    uv run python -m experiments.report --dir=runs/quickstart --watch      # until all runs ended
     uv run python -m experiments.report --dir=runs/quickstart \\
         --verify=runs/quickstart/figures/loss.png
-    uv run python -m experiments.report --dir=runs/quickstart --keep=notebooks/data/quickstart
+    uv run python -m experiments.report --dir=runs/quickstart \\
+        --archive_to=notebooks/data/quickstart
 
---keep copies the small records, without weights or paths of this machine, to a folder that can be
-committed and that notebooks, laws and reports open like the sweep's own.
+--archive_to copies the small records of a sweep to a folder that can be committed to git. The copy
+has no weights and no paths of this machine. Notebooks, laws and reports read it like the original.
 
---verify says which runs, which law and which code are no longer those that the figure was drawn
-from, and ends with status 1 if any.
+--verify lists the runs, the law and the code that have changed since a figure was drawn. The exit
+status is 1 if there are any.
 """
 
 import time
@@ -20,48 +21,65 @@ from absl import flags
 from experiments.common import cli, console
 
 _DIR = flags.DEFINE_string("dir", "runs/quickstart", "folder of the sweep")
-_VERIFY = flags.DEFINE_string("verify", None, "a figure: does it still show what the records say?")
-_WATCH = flags.DEFINE_bool("watch", False, "write it again and again while runs are left")
-_KEEP = flags.DEFINE_string("keep", None, "a folder for the small records; no page is written")
-_MEGABYTES = flags.DEFINE_float("megabytes", 1.5, "the most that --keep may write")
-SHARE = 0.05  # of one core that watching may take from what trains
+_VERIFY = flags.DEFINE_string("verify", None, "figure to compare with the records of the sweep")
+_WATCH = flags.DEFINE_bool("watch", False, "write the report repeatedly until all runs have ended")
+_ARCHIVE_TO = flags.DEFINE_string("archive_to", None, "folder of the archive; writes no report")
+_MEGABYTES = flags.DEFINE_float("megabytes", 1.5, "largest size of the archive in MB")
+MIN_WATCH_SECONDS = 10.0
+MAX_CPU_FRACTION = 0.05  # of one core, used by --watch while runs are in training
 
 
 def main() -> int:
-    from lm.reports import figures, report
-    from lm.runs import archive
-
     if _VERIFY.value:
-        changed = figures.verify_figure(_VERIFY.value, _DIR.value)
-        console.print_line("\n".join(changed) or f"{_VERIFY.value} still holds")
-        return int(bool(changed))
-    if _KEEP.value:
-        n_bytes = archive.archive_sweep(_DIR.value, _KEEP.value, _MEGABYTES.value)
-        console.print_line(f"{_KEEP.value}: the records of {_DIR.value}, {n_bytes:,} bytes")
+        return verify(_VERIFY.value, _DIR.value)
+    if _ARCHIVE_TO.value:
+        archive_records(_DIR.value, _ARCHIVE_TO.value)
         return 0
+
+    from lm.reports import report
+
     if _WATCH.value:
         watch(_DIR.value)
-    console.print_line(str(report.write_report(_DIR.value)))
+    console.print_line(f"report: {report.write_report(_DIR.value)}")
     return 0
 
 
+def verify(figure: str, folder: str) -> int:
+    """Print the differences between a figure and the records. Return 1 if there are any, else 0."""
+    from lm.reports import figures
+
+    differences = figures.verify_figure(figure, folder)
+    for difference in differences:
+        console.print_line(difference)
+    if not differences:
+        console.print_line(f"{figure} agrees with the records of {folder}")
+    return int(bool(differences))
+
+
+def archive_records(folder: str, archive_folder: str) -> None:
+    """Copy the small records of a sweep to a folder and print their size."""
+    from lm.runs import archive
+
+    n_bytes = archive.archive_sweep(folder, archive_folder, _MEGABYTES.value)
+    console.print_line(f"archived records of {folder}: {n_bytes:,} bytes")
+    console.print_line(f"archive: {archive_folder}")
+
+
 def watch(folder: str) -> None:
-    """Writes the page until no run is left that trains or was planned; the page loads itself."""
+    """Write a report that reloads itself, repeatedly, while any run is planned or running."""
     from lm.reports import report
     from lm.runs import status
 
-    seconds = 10.0
+    interval = MIN_WATCH_SECONDS
     while any(
         run["status"] in ("planned", "running", "stuck") for run in status.run_statuses(folder)
     ):
-        began = time.monotonic()
-        page = report.write_report(folder, refresh=seconds)
-        took = time.monotonic() - began
-        console.print_line(
-            f"{page}, written in {took:.0f} s; loads itself anew each {seconds:.0f} s"
-        )
-        seconds = max(10.0, took / SHARE)
-        time.sleep(seconds)
+        start_time = time.monotonic()
+        page = report.write_report(folder, refresh=interval)
+        seconds = time.monotonic() - start_time
+        console.print_line(f"written in {seconds:.0f} s, reloads every {interval:.0f} s: {page}")
+        interval = max(MIN_WATCH_SECONDS, seconds / MAX_CPU_FRACTION)
+        time.sleep(interval)
 
 
 if __name__ == "__main__":

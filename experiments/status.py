@@ -1,8 +1,11 @@
-"""Where every run of a folder stands.
+"""Show the status, progress and remaining time of every run of a folder.
 
+    uv run python -m experiments.status --dir=runs/quickstart
     uv run python -m experiments.status --dir=runs/quickstart --watch
+    uv run python -m experiments.status --dir=runs/quickstart --json
 
---json prints one object for scripts: {"total": {...}, "runs": [...]}, see lm/runs/status.py.
+--json prints one object for scripts: {"total": {...}, "runs": [...]}. Its keys are described in
+lm/runs/status.py.
 """
 
 import json
@@ -14,27 +17,36 @@ from rich.live import Live
 from experiments.common import cli, console
 from lm.runs import status
 
-_DIR = flags.DEFINE_string("dir", "runs", "folder of runs")
-_WATCH = flags.DEFINE_bool("watch", False, "show it again every two seconds, until Ctrl-C")
-_JSON = flags.DEFINE_bool("json", False, "print JSON")
+_DIR = flags.DEFINE_string("dir", "runs", "folder of a sweep, or of several sweeps")
+_WATCH = flags.DEFINE_bool("watch", False, "update every two seconds until all runs have ended")
+_JSON = flags.DEFINE_bool("json", False, "print JSON instead of a table")
+WATCH_SECONDS = 2
 
 
 def main() -> int:
-    if not (runs := status.run_statuses(_DIR.value)):
-        raise ValueError(f"--dir={_DIR.value} holds no runs")
+    runs = status.run_statuses(_DIR.value)
+    if not runs:
+        raise ValueError(
+            f"--dir={_DIR.value} contains no runs. Name the folder of a sweep, such as"
+            " --dir=runs/quickstart"
+        )
     if _JSON.value:
         print(json.dumps({"total": status.sweep_progress(runs), "runs": runs}, indent=1))
     elif _WATCH.value:
-        with Live(
-            console.status_view(runs, status.sweep_progress(runs)), console=console.console
-        ) as live:
-            while any(run["status"] in ("planned", "running", "stuck") for run in runs):
-                time.sleep(2)
-                runs = status.run_statuses(_DIR.value)
-                live.update(console.status_view(runs, status.sweep_progress(runs)))
+        watch(runs)
     else:
-        console.wide().print(console.status_view(runs, status.sweep_progress(runs)))
+        console.wide_console().print(console.status_view(runs, status.sweep_progress(runs)))
     return 0
+
+
+def watch(runs: list[dict]) -> None:
+    """Show the status until no run is planned, running or stuck. runs: the current statuses."""
+    view = console.status_view(runs, status.sweep_progress(runs))
+    with Live(view, console=console.console) as live:
+        while any(run["status"] in ("planned", "running", "stuck") for run in runs):
+            time.sleep(WATCH_SECONDS)
+            runs = status.run_statuses(_DIR.value)
+            live.update(console.status_view(runs, status.sweep_progress(runs)))
 
 
 if __name__ == "__main__":

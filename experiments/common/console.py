@@ -1,4 +1,4 @@
-"""Console output of the commands: plans, progress and tables."""
+"""Console output of the commands: cost estimates, progress and tables."""
 
 import time
 
@@ -14,10 +14,10 @@ from lm.runs import status
 
 console = Console()
 
-# Task metric -> column head in the table of an evaluation.
+# Task metric -> column title in the table of task results.
 TASK_METRICS = {
-    "accuracy_bytes": "by byte",
-    "p_right": "p right",
+    "accuracy_bytes": "accuracy per byte",
+    "p_right": "p(correct)",
     "bits_per_byte": "bits per byte",
     "token_accuracy": "token accuracy",
     "keystrokes_saved": "keystrokes saved",
@@ -41,10 +41,10 @@ def print_fragment(text: str, style: str = "") -> None:
 def table(lines: list[dict[str, str]], title: str = "") -> None:
     """Print dicts with equal keys as a table. Rows are not wrapped on a narrow screen."""
     if lines:
-        wide().print(_grid(lines, title), highlight=False)
+        wide_console().print(_grid(lines, title), highlight=False)
 
 
-def wide() -> Console:
+def wide_console() -> Console:
     """Return a console that is wide enough for tables, also for files and pipes."""
     if console.is_terminal:
         return console
@@ -52,6 +52,7 @@ def wide() -> Console:
 
 
 def _grid(lines: list[dict[str, str]], title: str = "") -> Table:
+    """Return a table with one row per dict. The first column is aligned to the left."""
     grid = Table(title=title or None, title_justify="left", box=None, pad_edge=False)
     for i, name in enumerate(lines[0]):
         grid.add_column(name, justify="right" if i else "left", no_wrap=True)
@@ -60,39 +61,50 @@ def _grid(lines: list[dict[str, str]], title: str = "") -> Table:
     return grid
 
 
-def status_view(runs: list[dict], total: dict) -> Group:
-    """Return a table of the status of every run and a summary. Arguments: see lm/runs/status.py."""
+def status_view(runs: list[dict], progress: dict) -> Group:
+    """Return a table of the status of every run, a progress bar and totals.
+
+    runs, progress: see status.run_statuses and status.sweep_progress.
+    """
     lines = [
         {
             "run": run["name"],
             "status": run["status"],
             "step": f"{run['step']:,} of {run['steps']:,}" if run["steps"] else "",
-            "loss": _optional(run["loss"], "{:.3f}"),
-            "tokens/s": _optional(run["tokens_per_second"], "{:,.0f}"),
-            "of peak": _optional(run["peak_share"], "{:.0%}"),
-            "trained": seconds(run["seconds"]),
-            "left": "" if run["seconds_left"] is None else seconds(run["seconds_left"]),
-            "saved at": _optional(run["checkpoint"], "{:,}"),
-            "where": run["where"],
+            "loss": _format_optional(run["loss"], "{:.3f}"),
+            "tokens/s": _format_optional(run["tokens_per_second"], "{:,.0f}"),
+            "MFU": _format_optional(run["peak_share"], "{:.0%}"),
+            "training time": format_duration(run["seconds"]),
+            "time left": (
+                "" if run["seconds_left"] is None else format_duration(run["seconds_left"])
+            ),
+            "checkpoint": _format_optional(run["checkpoint"], "{:,}"),
+            "host": run["where"],
             "attempts": run["attempts"],
             "reason": run["reason"],
         }
         for run in runs
     ]
-    summary = f"{total['done']} of {total['runs']} runs done, {total['share']:.0%} of the"
-    summary += f" FLOPs; device-hours: {total['device_hours_used']:.2f} used"
-    if total["device_hours_left"] is not None:
-        summary += f", {total['device_hours_left']:.2f} left"
-    bar = ProgressBar(total=1.0, completed=total["share"], width=60)
-    return Group(_grid(lines), bar, summary)
+    totals = [
+        f"runs done: {progress['done']} of {progress['runs']}",
+        f"FLOPs done: {progress['share']:.0%}",
+        f"device-hours used: {progress['device_hours_used']:.2f}",
+    ]
+    if progress["device_hours_left"] is not None:
+        totals.append(f"device-hours left: {progress['device_hours_left']:.2f}")
+    bar = ProgressBar(total=1.0, completed=progress["share"], width=60)
+    return Group(_grid(lines), bar, *totals)
 
 
-def _optional(value, template: str) -> str:
+def _format_optional(value, template: str) -> str:
     return "" if value is None else template.format(value)
 
 
-def plan(costs: list[dict], finished: set[str]) -> None:
-    """Print the shape, parameter counts and cost of each run, and the cost of the pending runs."""
+def print_plan(costs: list[dict], finished: set[str]) -> None:
+    """Print the shape, parameter counts and cost of each run, and the cost of the pending runs.
+
+    costs: rows of cost.estimate_cost. finished: names of runs.
+    """
     lines = [
         {
             "run": cost["name"],
@@ -103,41 +115,45 @@ def plan(costs: list[dict], finished: set[str]) -> None:
             "without embeddings": f"{cost['params_non_embedding']:,}",
             "tokens": f"{cost['tokens']:,}",
             "FLOPs": f"{cost['flops']:.2e}",
-            "expected": "done" if cost["name"] in finished else seconds(cost["seconds"]),
+            "expected time": (
+                "done" if cost["name"] in finished else format_duration(cost["seconds"])
+            ),
         }
         for cost in costs
     ]
     table(lines)
     pending = [cost for cost in costs if cost["name"] not in finished]
     if pending:
-        flops = sum(cost["flops"] for cost in pending)
-        duration = seconds(sum(cost["seconds"] for cost in pending))
-        print_line(
-            f"{len(pending)} of {len(costs)} runs left: {flops:.2e} FLOPs,"
-            f" {duration} of training expected"
-        )
+        print_line(f"pending runs: {len(pending)} of {len(costs)}")
+        print_line(f"training FLOPs: {sum(cost['flops'] for cost in pending):.2e}")
+        duration = format_duration(sum(cost["seconds"] for cost in pending))
+        print_line(f"expected training time: {duration}")
     shared = sum(cost.get("flops_shared", 0.0) for cost in costs)
     if shared:
         separate = shared + sum(cost["flops"] for cost in costs)
         print_line(
-            f"branches share {shared:.2e} FLOPs: {shared / separate:.0%} less than separate runs"
+            f"FLOPs shared by cooldown branches: {shared:.2e},"
+            f" {shared / separate:.0%} less than separate runs"
         )
 
 
 def evaluation(row: dict) -> None:
-    """Print the results of an evaluation that have a standard error."""
+    """Print the metrics of an evaluation that have a standard error."""
     lines = []
     for name, value in row.items():
-        measure, dot, source = name.partition(".")
-        error = row.get(f"{measure}_se{dot}{source}")
-        if error is not None and measure != "task":
-            line = {"": name, "value": f"{value:.4f}", "standard error": f"{error:.4f}"}
+        metric, dot, source = name.partition(".")
+        error = row.get(f"{metric}_se{dot}{source}")
+        if error is not None and metric != "task":
+            line = {"metric": name, "value": f"{value:.4f}", "standard error": f"{error:.4f}"}
             lines.append(line)
     table(lines)
 
 
 def tasks(task_results: dict[str, dict[str, dict[str, float]]]) -> None:
-    """Print the metrics of each task, with the chance accuracy: see task_eval.evaluate_tasks."""
+    """Print the metrics of each task and its chance accuracy.
+
+    task_results: {task: {metric: {"value", "se"}}}, see task_eval.evaluate_tasks.
+    """
     lines = []
     for name, results in task_results.items():
         if "accuracy" not in results:
@@ -150,16 +166,20 @@ def tasks(task_results: dict[str, dict[str, dict[str, float]]]) -> None:
             "chance": f"{values['chance']:.3g}",
             "accuracy": f"{values['accuracy']:.3f} ± {results['accuracy']['se']:.3f}",
         }
-        for metric, head in TASK_METRICS.items():
-            line[head] = f"{values[metric]:.3f}" if metric in values else ""
-        line["truncated, left out"] = f"{values['n_cut']:.0f}, {values['n_left_out']:.0f}"
+        for metric, title in TASK_METRICS.items():
+            line[title] = f"{values[metric]:.3f}" if metric in values else ""
+        line["truncated"] = f"{values['n_cut']:.0f}"
+        line["skipped"] = f"{values['n_left_out']:.0f}"
         lines.append(line)
-    filled = [head for head in lines[0] if any(line[head] for line in lines)] if lines else []
-    table([{head: line[head] for head in filled} for line in lines])
+    filled = [title for title in lines[0] if any(line[title] for line in lines)] if lines else []
+    table([{title: line[title] for title in filled} for line in lines])
 
 
 def preparing(source: str, documents: int, n_bytes: int, share: float) -> None:
-    """Show the progress of preparing a source on one line. share: fraction of its parts, 0 to 1."""
+    """Show the progress of preparing a source, on one line of a terminal.
+
+    n_bytes: of the text. share: fraction of the parts of the source, 0 to 1.
+    """
     if console.is_terminal:
         n_full = round(24 * share)
         bar = "━" * n_full + "╌" * (24 - n_full)
@@ -168,14 +188,15 @@ def preparing(source: str, documents: int, n_bytes: int, share: float) -> None:
         console.print(line.ljust(console.width - 1), markup=False, highlight=False, end="\r")
 
 
-def epochs(times: dict[str, float]) -> None:
+def print_epochs(max_epochs: dict[str, float]) -> None:
     """Print the largest number of epochs over each source."""
-    print_line("epochs at most: " + ", ".join(f"{source} {n:.2g}" for source, n in times.items()))
+    for source, n_epochs in max_epochs.items():
+        print_line(f"epochs over {source}: at most {n_epochs:.2g}")
 
 
-def seconds(value: float) -> str:
-    """Format a duration: 0:42, 3:05 or 2:03:05."""
-    minutes, second = divmod(round(value), 60)
+def format_duration(seconds: float) -> str:
+    """Format a duration as m:ss or h:mm:ss: 0:42, 3:05 or 2:03:05."""
+    minutes, second = divmod(round(seconds), 60)
     hours, minute = divmod(minutes, 60)
     return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
 
@@ -184,7 +205,7 @@ class ProgressBars:
     """Context manager that shows a progress bar per run, or lines without a terminal."""
 
     def __init__(self):
-        self.live = console.is_terminal
+        self.has_terminal = console.is_terminal
         self.progress = Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
@@ -192,7 +213,7 @@ class ProgressBars:
             TextColumn("{task.fields[state]}", markup=False),
             TimeElapsedColumn(),
             console=console,
-            disable=not self.live,
+            disable=not self.has_terminal,
         )
         self.bars: dict[str, TaskID] = {}
         self.last_line_time = 0.0
@@ -209,21 +230,21 @@ class ProgressBars:
         self.bars[run.name] = self.progress.add_task(run.name, total=run.steps, state="compiling")
 
     def stepped(self, run: schema.Run, row: dict) -> None:
-        """Update the bar of a run to a row of metrics."""
+        """Show a row of metrics.jsonl in the bar of its run."""
         tokens_left = (run.steps - row["step"]) * run.data.batch_size * run.data.seq_len
         state = (
             f"loss {row['loss']:.3f}  {row['tokens_per_second']:,.0f} tokens/s"
-            f"  {row['peak_share']:.0%} of peak"
-            f"  {seconds(tokens_left / row['tokens_per_second'])} left"
+            f"  {row['peak_share']:.0%} MFU"
+            f"  {format_duration(tokens_left / row['tokens_per_second'])} left"
         )
         self.progress.update(self.bars[run.name], completed=row["step"], state=state)
         is_due = time.monotonic() - self.last_line_time > SECONDS_PER_LINE
-        if not self.live and (is_due or row["step"] == run.steps):
+        if not self.has_terminal and (is_due or row["step"] == run.steps):
             self.last_line_time = time.monotonic()
             print_line(f"{run.name}  step {row['step']} of {run.steps}  {state}")
 
     def ended(self, run: schema.Run, reason: str) -> None:
-        """Show the reason if a run ended early."""
+        """Show the reason if a run ended early. reason: "" for a run that is done."""
         if reason:
             self.progress.update(self.bars[run.name], state=reason)
             self.note(f"{run.name}: {reason}")
@@ -248,8 +269,8 @@ class LiveStatus:
     def __exit__(self, *_):
         self.live.stop()
 
-    def beat(self) -> None:
-        """Update the status."""
+    def update(self) -> None:
+        """Show the current status."""
         if self.live.is_started:
             runs = status.run_statuses(self.folder)
             self.live.update(status_view(runs, status.sweep_progress(runs)))

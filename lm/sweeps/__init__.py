@@ -1,9 +1,9 @@
-"""Many runs: estimate their cost, launch them here or on SLURM, predict the target run.
+"""Sweeps of runs: estimate the cost, train locally or on SLURM, predict the target run.
 
-design.py            cooldown branches of a trunk run, and whether they agree with separate runs
-planning/            time, memory and cost of a run on any hardware
+design.py            cooldown branches of a trunk run, compared with independent runs
+planning/            time, memory and cost of a run, also on absent hardware
 launcher.py          order of the runs, pending runs, run_pending
-workers.py           local worker processes
+workers.py           worker processes on this machine
 slurm.py             the batch script and the queue
 prediction.py        predict the target run before it starts
 coordinate_check.py  activation scale against width and depth

@@ -1,16 +1,16 @@
-"""The coordinate check: how large activations are in the first steps, and how far they move.
+"""Coordinate check: scale and change of activations in the first training steps.
 
-    rows = coordinate_check.measure_activations(run, batches, device_mesh)    # a row a step and
-    part
-    lr_analysis.activation_exponents(rows, "width")                              # exponents, from
-    those of many shapes
+    rows = coordinate_check.measure_activations(run, batches, device_mesh)
+    lr_analysis.activation_exponents(rows, "width")      # from the rows of several widths
 
-Where a parametrization lets hyperparameters transfer, what a few steps change in an activation does
-not grow with width (Yang et al. 2022, arXiv:2203.03466, section D.1) or depth (Dey et al. 2025,
-arXiv:2505.01618). At small widths and in the first steps much of a change is a sum of random signs,
-which falls as a root: exponents between -0.5 and 0. The logits are the last to leave it.
+Hyperparameters transfer between sizes if the change of an activation after a few steps does not
+grow with width (Yang et al. 2022, arXiv:2203.03466, section D.1) or with depth (Dey et al. 2025,
+arXiv:2505.01618). At small widths and in the first steps, a large part of the change is a sum of
+terms with random signs. This part decreases with the square root of the width, so exponents are
+between -0.5 and 0. The logits approach 0 last.
 
-Tensor names end in their axes: B batch, T time, D d_model, V vocabulary, L layers.
+Tensor names end in their axes: B batch, T time, D d_model, V vocabulary, L layers, N heads, K
+key-value heads, H d_head.
 """
 
 import dataclasses
@@ -31,73 +31,83 @@ PARTS = ("embedding", "attention", "mlp", "residual", "logits")
 def measure_activations(
     run: schema.Run, batches: Sequence[dict], device_mesh: jax.sharding.Mesh
 ) -> list[dict]:
-    """Trains on each of `batches` but the last, and looks at the first before, between and after.
+    """Train on all batches except the last, and measure activations on the first batch.
 
-    A row a step and part: {"rule", "width", "depth", "seed", "step", "part", "rms", "change"}, with
-    the root mean square of an activation, and of its difference from step 0. The learning rate is
-    run.optim.lr at once, without decay of any kind: that of the schedule would hide what is asked.
+    The activations are measured before the first step and after each step. Return one row per step
+    and part: {"rule", "width", "depth", "seed", "step", "part", "rms", "change"}. rms: root mean
+    square of the activation. change: root mean square of its difference from step 0. The learning
+    rate is run.optim.lr in all steps, without warm-up, decay, weight decay or clipping, because a
+    schedule would hide the effect of the rate.
     """
     run = dataclasses.replace(run, steps=max(len(batches), 2))
     run.optim = dataclasses.replace(
         run.optim, warmup=0.0, schedule="constant", weight_decay=0.0, clip_norm=0.0
     )
-    shape = run.model
-    about = {"rule": shape.parametrization, "width": shape.d_model, "depth": shape.n_layers}
+    model = run.model
+    shared_columns = {
+        "rule": model.parametrization,
+        "width": model.d_model,
+        "depth": model.n_layers,
+        "seed": run.seed,
+    }
     program = step.build_train_functions(run, device_mesh)
-    look = jax.jit(
-        lambda params, tokens_BT: collect_activations(shape, params, tokens_BT, program.rules)
+    collect = jax.jit(
+        lambda params, tokens_BT: collect_activations(model, params, tokens_BT, program.rules)
     )
-    rows, start = [], {}
+    rows = []
+    initial: dict[str, np.ndarray] = {}
     with jax.set_mesh(device_mesh):
         state = program.init(run.seed)
-        placed = [mesh.put_batch(device_mesh, batch) for batch in batches]
+        device_batches = [mesh.put_batch(device_mesh, batch) for batch in batches]
+        tokens_BT = device_batches[0]["tokens"][:, :-1]
         for step_index in range(len(batches)):
-            seen = jax.device_get(look(state["params"], placed[0]["tokens"][:, :-1]))
-            start = start or seen
-            rows += [
-                about
-                | {"seed": run.seed, "step": step_index, "part": part}
-                | {"rms": _rms(seen[part]), "change": _rms(seen[part] - start[part])}
-                for part in PARTS
-            ]
+            activations = jax.device_get(collect(state["params"], tokens_BT))
+            initial = initial or activations
+            for part in PARTS:
+                rms = _root_mean_square(activations[part])
+                change = _root_mean_square(activations[part] - initial[part])
+                row = {"step": step_index, "part": part, "rms": rms, "change": change}
+                rows.append(shared_columns | row)
             if step_index + 1 < len(batches):
-                state, _ = program.step(state, placed[step_index], program.inputs)
+                state, _ = program.step(state, device_batches[step_index], program.inputs)
     return rows
 
 
 def collect_activations(
-    shape: schema.Model, params: dict, tokens_BT: jax.Array, rules: mesh.ShardingRules
+    model: schema.Model, params: dict, tokens_BT: jax.Array, rules: mesh.ShardingRules
 ) -> dict[str, jax.Array]:
-    """Each of PARTS: attention and MLP are what the last layer's give, before the branch's factor.
+    """Return the activations of each of PARTS.
 
-    residual: the stream that leaves the last layer, not yet normed.
+    attention, mlp: outputs of the last layer's branches, without the residual scale. residual: the
+    residual stream after the last layer, before the final norm.
     """
-    decoder = transformer.make_decoder(shape, params, rules)
-    times_T = jnp.arange(tokens_BT.shape[1])
+    decoder = transformer.make_decoder(model, params, rules)
+    positions_T = jnp.arange(tokens_BT.shape[1])
 
     def attend(q_BTNH, k_BTKH, v_BTKH):
-        if not shape.learned_positions:
+        if not model.learned_positions:
             q_BTNH, k_BTKH = (
-                transformer.rotary_embedding(x, shape.rope_theta, times_T) for x in (q_BTNH, k_BTKH)
+                transformer.rotary_embedding(x, model.rope_theta, positions_T)
+                for x in (q_BTNH, k_BTKH)
             )
-        return attention.attend(shape, rules, q_BTNH, k_BTKH, v_BTKH, None)
+        return attention.attend(model, rules, q_BTNH, k_BTKH, v_BTKH, None)
 
     def layer(x_BTD, block):
         attention_BTD = block.attention(block.attention_norm(x_BTD), attend)
-        after_BTD, _ = block(x_BTD, attend)
-        branches_BTD = (after_BTD - x_BTD) / parametrization.residual_scale(shape)
-        return after_BTD, (attention_BTD, branches_BTD - attention_BTD)
+        output_BTD, _ = block(x_BTD, attend)
+        branches_BTD = (output_BTD - x_BTD) / parametrization.residual_scale(model)
+        return output_BTD, (attention_BTD, branches_BTD - attention_BTD)
 
-    first_BTD = decoder.embedded(tokens_BT, transformer.positions_in_segment(tokens_BT, None))
-    last_BTD, (attention_LBTD, mlp_LBTD) = jax.lax.scan(layer, first_BTD, decoder.blocks)
+    embedding_BTD = decoder.embedded(tokens_BT, transformer.positions_in_segment(tokens_BT, None))
+    residual_BTD, (attention_LBTD, mlp_LBTD) = jax.lax.scan(layer, embedding_BTD, decoder.blocks)
     return {
-        "embedding": first_BTD,
+        "embedding": embedding_BTD,
         "attention": attention_LBTD[-1],
         "mlp": mlp_LBTD[-1],
-        "residual": last_BTD,
-        "logits": decoder.logits(decoder.norm(last_BTD), decoder.head_weight()),
+        "residual": residual_BTD,
+        "logits": decoder.logits(decoder.norm(residual_BTD), decoder.head_weight()),
     }
 
 
-def _rms(x: np.ndarray) -> float:
+def _root_mean_square(x: np.ndarray) -> float:
     return float(np.sqrt(np.mean(np.square(x, dtype=np.float64))))

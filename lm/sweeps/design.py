@@ -1,11 +1,13 @@
-"""Compare the final loss of cooldown branches with independently trained runs.
+"""Create cooldown branches, and compare their final loss with independently trained runs.
 
+    runs = design.cooldown_branches(run, tokens=[1e6, 2e6, 4e6])
     for branch in design.branch_agreement(records.load_runs("runs/branches")):
         print(branch["tokens"], branch["difference"], branch["agrees"])
 
-A cooldown branch shares most of its training with a trunk run (design.cooldown_branches). An
-independent run trains from the start with the same schedule. The spread of independent runs over
-seeds is the noise of the comparison.
+A trunk run has a constant learning rate after its warm-up. A cooldown branch starts from a
+checkpoint of the trunk run and decays the learning rate. An independent run trains from the first
+step with the schedule of a branch. The spread of independent runs over seeds is the noise of the
+comparison.
 """
 
 import copy
@@ -18,20 +20,24 @@ from scipy import stats
 from lm.config import model_sizes, schema
 from lm.laws import run_table
 
+SIZE, TOKENS, LOSS = "params.non_embedding", "tokens", "eval.loss"  # columns
+LEVEL = 0.95  # confidence level of the intervals
+
 
 def cooldown_branches(
     run: schema.Run, tokens: Sequence[float], decay: float = 0.2
 ) -> list[schema.Run]:
     """Return a trunk run with constant learning rate and one cooldown branch per token budget.
 
-    All budgets together cost little more than the largest (Hägele et al. 2024, arXiv:2405.18392). A
-    branch restores the full state of the trunk and spends the last fraction `decay` of its steps on
-    the way to optim.final_lr_fraction. Names end in "-trunk", "-2M" and so on. Budgets are exact
-    within 1%. ValueError if a cooldown would begin during the warm-up of the trunk.
+    All budgets together cost little more than the largest one (Hägele et al. 2024,
+    arXiv:2405.18392). A branch restores the full state of the trunk. In the last fraction `decay`
+    of its steps, the learning rate decays to optim.final_lr_fraction. Names end in "-trunk", "-2M"
+    and so on. Budgets are exact within 1%. Raises ValueError for an invalid budget or decay, and if
+    a cooldown would begin during the warm-up of the trunk.
     """
     if not 0 < decay < 1 or not tokens or min(tokens) <= 0:
         raise ValueError(
-            f"branches: tokens={list(tokens)} must be above 0, decay={decay} in (0, 1)"
+            f"branches: tokens={list(tokens)} must be above 0, and decay={decay} in (0, 1)"
         )
     interval = max(
         round(0.01 * model_sizes.steps_for_budget(run, tokens=min(tokens)) * (1 - decay)), 1
@@ -41,17 +47,15 @@ def cooldown_branches(
         for n in sorted(tokens)
     ]
     trunk = copy.deepcopy(run)
-    trunk.name, trunk.steps, trunk.is_prediction_target = (
-        f"{run.name}-trunk",
-        first_steps[-1],
-        False,
-    )
+    trunk.name = f"{run.name}-trunk"
+    trunk.steps = first_steps[-1]
+    trunk.is_prediction_target = False
     trunk.optim.schedule = "constant"
     n_warmup = round(trunk.optim.warmup * trunk.steps)
     if first_steps[0] <= n_warmup:
         raise ValueError(
-            f"branches: tokens={min(tokens):g} begins to decay at step {first_steps[0]}, within the"
-            f" {n_warmup} steps of warm-up of {trunk.name}: take a smaller optim.warmup"
+            f"branches: the cooldown of tokens={min(tokens):g} begins at step {first_steps[0]},"
+            f" within the {n_warmup} steps of warm-up of {trunk.name}. Use a smaller optim.warmup."
         )
     # The trunk saves a checkpoint where each branch begins.
     trunk.checkpoint_interval = math.gcd(
@@ -66,10 +70,6 @@ def cooldown_branches(
         branch.start = schema.Start(run=trunk.name, step=first_step, restore="full_state")
         runs.append(branch)
     return runs
-
-
-SIZE, TOKENS, LOSS = "params.non_embedding", "tokens", "eval.loss"  # columns
-LEVEL = 0.95  # of the intervals
 
 
 def branch_agreement(

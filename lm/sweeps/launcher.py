@@ -1,5 +1,8 @@
 """Train the pending runs of a sweep.
 
+    launcher.validate_sweep(runs)
+    launcher.run_pending(runs, retries=2)
+
 The state of a sweep is its folder: `run_pending` continues where an earlier call ended.
 """
 
@@ -21,7 +24,10 @@ from lm.training import checkpoints, loop, metric_log, vmapped_runs, warm_start
 
 
 def validate_sweep(runs: list[schema.Run], report: Callable | None = None) -> None:
-    """Raise ValueError for the first problem that would stop a run, and prepare all text.
+    """Validate all runs and prepare their text.
+
+    Raises ValueError for the first problem that would stop a run.
+
 
     report: progress callback of the preparation, see corpus.prepare_corpus.
     """
@@ -45,9 +51,9 @@ def validate_sweep(runs: list[schema.Run], report: Callable | None = None) -> No
 
 
 def keep_original_configs(runs: list[schema.Run]) -> list[schema.Run]:
-    """Return the runs with the stored config in place of the given one for each started run.
+    """Return the runs, with the stored config of each run that has started.
 
-    A sweep that was edited after its start can continue with the result.
+    With these configs, a sweep whose file was edited after its start can continue.
     """
     folders = [records.run_dir(run) for run in runs]
     return [
@@ -86,7 +92,8 @@ def sweep_folder(runs: list[schema.Run]) -> Path:
 def write_sweep_files(sweep: str, runs: list[schema.Run], costs: list[dict]) -> None:
     """Write sweep.json (the request) and plan.json (the estimated costs).
 
-    Also protect the checkpoints from which runs of the sweep will start.
+    Also protect from deletion the checkpoints from which runs of the sweep will start. sweep:
+    value of the flag --sweep. costs: rows of cost.estimate_cost.
     """
     if not distributed.is_primary():
         return
@@ -206,6 +213,7 @@ def ready(runs: list[schema.Run], retries: int, since: float) -> Iterator[schema
 
 
 def _validate_names(runs: list[schema.Run]) -> None:
+    """Raise ValueError for an empty sweep, a name that is not SWEEP/RUN, or a duplicate name."""
     if not runs:
         raise ValueError("the sweep has no runs. get_sweep must yield at least one run.")
     sweep_folder(runs)
@@ -218,7 +226,7 @@ def _validate_names(runs: list[schema.Run]) -> None:
 
 
 def _parent(run: schema.Run, by_name: dict[str, schema.Run]) -> schema.Run:
-    """Return the parent run, from the sweep if it is there, otherwise from disk."""
+    """Return the parent run from the sweep, or from disk if the sweep does not contain it."""
     return by_name.get(run.start.run) or warm_start.parent_run(run)
 
 
@@ -227,15 +235,18 @@ def _ancestors(run: schema.Run, by_name: dict[str, schema.Run]) -> list[schema.R
 
     Raise ValueError if a run is its own ancestor.
     """
-    line = [run]
-    while line[-1].start.run in by_name:
-        parent = by_name[line[-1].start.run]
-        names = [descendant.name for descendant in line]
+    lineage = [run]
+    while lineage[-1].start.run in by_name:
+        parent = by_name[lineage[-1].start.run]
+        names = [descendant.name for descendant in lineage]
         if parent.name in names:
             circle = " <- ".join((*names[names.index(parent.name) :], parent.name))
-            raise ValueError(f"start.run={parent.start.run!r} makes a circle: {circle}")
-        line.append(parent)
-    return line[::-1]
+            raise ValueError(
+                f"start.run={parent.start.run!r} makes a circle: {circle}. Start one of these runs"
+                " without a parent run."
+            )
+        lineage.append(parent)
+    return lineage[::-1]
 
 
 def _select_next(

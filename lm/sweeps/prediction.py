@@ -2,7 +2,7 @@
 
     prediction.write_prediction(runs, launcher.sweep_folder(runs))
 
-prediction.json has value, lo, hi, level and fit, or the field refused with a reason.
+prediction.json contains value, lo, hi, level and fit, or the field refused with a reason.
 """
 
 import datetime
@@ -25,10 +25,13 @@ def related_runs(runs: list[schema.Run]) -> set[str]:
     and with the other branches of the trunk. The set is empty if no run is predicted.
     """
     by_name = {run.name: run for run in runs}
-    line = [run for run in runs if run.is_prediction_target]
-    while line and line[-1].start.run in by_name and by_name[line[-1].start.run] not in line:
-        line.append(by_name[line[-1].start.run])
-    related = {run.name for run in line}
+    lineage = [run for run in runs if run.is_prediction_target]
+    while lineage:
+        parent = by_name.get(lineage[-1].start.run)
+        if parent is None or parent in lineage:
+            break
+        lineage.append(parent)
+    related = {run.name for run in lineage}
     while children := {run.name for run in runs if run.start.run in related} - related:
         related |= children
     return related
@@ -37,9 +40,9 @@ def related_runs(runs: list[schema.Run]) -> set[str]:
 def write_prediction(runs: list[schema.Run], folder: Path) -> None:
     """Fit a law to finished runs and write its prediction to prediction.json in the sweep folder.
 
-    The law uses the runs of `runs_to_fit`. A sweep with several token budgets also gets a "joint"
-    prediction from L(N, D) of all unrelated runs. An existing prediction is not changed after one
-    of the related runs has started.
+    The law uses the runs of `runs_to_fit`. For a sweep with several token budgets, the field joint
+    contains a second prediction, from the law L(N, D) of all unrelated runs. An existing prediction
+    is not changed after one of the related runs has started.
     """
     target = next(run for run in runs if run.is_prediction_target)
     related = related_runs(runs)
@@ -69,11 +72,11 @@ def write_prediction(runs: list[schema.Run], folder: Path) -> None:
 
 
 def runs_to_fit(runs: list[schema.Run]) -> tuple[list[str], list[str]]:
-    """Return the names of the runs for the law: of the target's token budget, and of any budget.
+    """Return the names of runs with the target's token budget, and of runs with any budget.
 
-    Both lists exclude related runs and trunks, because a trunk does not decay its learning rate. If
-    no run has the target's budget, the first list has the runs with its tokens per parameter: size
-    and tokens then grow in proportion.
+    The laws are fitted to these runs. Both lists exclude related runs. They also exclude trunk
+    runs, because a trunk run does not decay its learning rate. If no run has the target's budget,
+    the first list contains the runs with the target's tokens per parameter.
     """
     target = next(run for run in runs if run.is_prediction_target)
     related = related_runs(runs)
@@ -87,7 +90,7 @@ def runs_to_fit(runs: list[schema.Run]) -> tuple[list[str], list[str]]:
 def _names_like(
     runs: list[schema.Run], target: schema.Run, measure: Callable[[schema.Run], float]
 ) -> list[str]:
-    """Return the sorted names of the runs whose measure is that of the target, within tolerance."""
+    """Return the sorted names of the runs whose measure equals the target's within tolerance."""
     value = measure(target)
     tolerance = BUDGET_TOLERANCE * value
     return sorted(run.name for run in runs if abs(measure(run) - value) <= tolerance)

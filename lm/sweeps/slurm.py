@@ -1,7 +1,10 @@
 """Train the pending runs of a sweep in jobs of a SLURM cluster.
 
-Each task of a job runs the command of the sweep with --worker (lm/sweeps/workers.py). The jobs of
-submitit are not used: they unpickle a function, and they catch the signals that a run needs to save
+    for n_workers, job_id in slurm.submit_slurm(runs, command, 16, ["--partition=gpu"]):
+        print(job_id, n_workers)
+
+Each task of a job runs the command of the sweep with --worker (lm/sweeps/workers.py). The package
+submitit is not used: its jobs unpickle a function, and they catch the signals on which a run saves
 its state.
 """
 
@@ -14,7 +17,8 @@ from pathlib import Path
 from lm.config import schema
 from lm.sweeps import launcher, prediction
 
-MAX_REQUEUES = 20  # per task, or a run that always exceeds its memory would be requeued forever
+# A task that always exceeds its memory would otherwise be requeued without end.
+MAX_REQUEUES = 20
 # SLURM sends USR1 90 seconds before the time limit and at preemption, so that a run can save its
 # state. A task is requeued if it was interrupted: the exit status is 124 after a stall and 128 + N
 # after signal N (experiments/common/cli.py).
@@ -41,8 +45,9 @@ def submit_slurm(
 ) -> list[tuple[int, str]]:
     """Submit one job per dependency level. Return (number of workers, job id) of each job.
 
-    A job starts when the job before it has ended. options: of sbatch, such as --partition=gpu.
-    Scripts and logs are in SWEEP/slurm. Raise ValueError if sbatch is missing or refuses a job.
+    A job starts when the previous job has ended. command: of one worker. options: of sbatch, such
+    as --partition=gpu. Scripts and logs are written to SWEEP/slurm. Raises ValueError if sbatch is
+    missing or refuses a job.
     """
     if not shutil.which("sbatch"):
         raise ValueError("--on=slurm: sbatch is not installed on this machine. Use --on=here.")
@@ -60,7 +65,7 @@ def submit_slurm(
 
 
 def dependency_levels(runs: list[schema.Run]) -> list[list[schema.Run]]:
-    """Return the pending runs by level: no run depends on a run of its own or a later level.
+    """Return the pending runs by level: a run depends only on runs of earlier levels.
 
     The predicted run and its related runs come after all other runs.
     """

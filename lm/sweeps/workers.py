@@ -21,9 +21,9 @@ def run_local(
 ) -> list[int]:
     """Run worker processes until all have ended. Return their exit statuses.
 
-    Each worker has an equal share of the CPU cores and one accelerator. Worker i writes its output
-    to log_folder/i.log. on_poll is called twice per second. A signal to this process is sent to
-    each worker: the workers save their runs and exit.
+    command: of one worker. Each worker has an equal share of the CPU cores and one accelerator.
+    Worker i appends its output to log_folder/i.log. on_poll: called twice per second. A signal to
+    this process is sent to each worker: the workers save their runs and exit.
     """
     log_folder.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
@@ -40,13 +40,14 @@ def run_local(
 
 
 def _start_worker(command: list[str], index: int, n_workers: int, log: TextIO) -> subprocess.Popen:
+    """Start the process of a worker. index: 0 to n_workers - 1."""
     with _share_of_cores(index, n_workers):
         return subprocess.Popen(
             command,
             stdout=log,
             stderr=subprocess.STDOUT,
             env=os.environ | _visible_devices(index),
-            # Ctrl-C reaches a worker once: it is forwarded, and not sent by the terminal as well.
+            # A worker receives Ctrl-C from this process only, and not from the terminal as well.
             start_new_session=True,
         )
 

@@ -1,4 +1,4 @@
-"""The commands as a user types them, in processes of their own."""
+"""The commands in separate processes, with the arguments of a user."""
 
 import json
 import os
@@ -15,19 +15,22 @@ from lm.runs import records
 ROOT = pathlib.Path(__file__).parent.parent.parent
 
 SWEEP = """
-from lm.config import model_sizes; from lm.config import schema
+from lm.config import model_sizes, schema
 
 def get_sweep(steps="8"):
     for size in ("10K", "15K"):
-        run = schema.Run(name=f"s/{{size}}", steps=int(steps), log_interval=2,
-        checkpoint_interval=4) run.model = model_sizes.ladder_model(size, n_layers=1)
+        run = schema.Run(name=f"s/{{size}}", steps=int(steps), log_interval=2)
+        run.checkpoint_interval = 4
+        run.model = model_sizes.ladder_model(size, n_layers=1)
         run.data.sources, run.data.cache_dir = {{"text:{text}": 1.0}}, "{text}/../data"
         run.data.seq_len, run.data.batch_size, run.data.heldout_fraction = 32, 8, 0.2
-        run.eval.n_sequences, run.eval.n_completions = 16, 16 run.predict = size == "15K" yield run
+        run.eval.n_sequences, run.eval.n_completions = 16, 16
+        run.is_prediction_target = size == "15K"
+        yield run
 """
 
 
-BASE = "from lm import Run\n\ndef get_config():\n    return Run()\n"
+BASE = "from lm.config import schema\n\ndef get_config():\n    return schema.Run()\n"
 
 
 @pytest.fixture
@@ -37,11 +40,7 @@ def folder(tmp_path, text_file) -> pathlib.Path:
 
 
 def environment() -> dict:
-    return os.environ | {
-        "PYTHONPATH": str(ROOT),
-        "JAX_NUM_CPU_DEVICES": "2",
-        "COLUMNS": "200",
-    }
+    return os.environ | {"PYTHONPATH": str(ROOT), "JAX_NUM_CPU_DEVICES": "2", "COLUMNS": "200"}
 
 
 def command(folder, name, *arguments, **kwargs) -> subprocess.CompletedProcess:
@@ -51,66 +50,98 @@ def command(folder, name, *arguments, **kwargs) -> subprocess.CompletedProcess:
     )  # fmt: skip
 
 
-def test_a_sweep_from_plan_to_report_and_a_second_call(folder):
-    first = command(folder, "sweep", "--sweep=sweep.py")
-    assert first.returncode == 0, first.stderr
-    for words in (
-        "width",
-        "without embeddings",
-        "2 of 2 runs left",
-        "tokens/s",
-        "of peak",
-        "report:",
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, text_file) -> tuple[pathlib.Path, subprocess.CompletedProcess]:
+    """Train the sweep once. Return its folder and the finished command."""
+    folder = tmp_path_factory.mktemp("trained")
+    (folder / "sweep.py").write_text(SWEEP.format(text=text_file))
+    (folder / "base.py").write_text(BASE)
+    result = command(folder, "sweep", "--sweep=sweep.py")
+    assert result.returncode == 0, result.stderr
+    return folder, result
+
+
+def test_sweep_trains_predicts_and_writes_a_report(trained):
+    folder, sweep = trained
+    for text in (
+        *("width", "without embeddings", "pending runs: 2 of 2", "training FLOPs: "),
+        *("epochs over text:", "tokens/s", "MFU"),
     ):
-        assert words in first.stdout, words
+        assert text in sweep.stdout, text
+    assert sweep.stdout.splitlines()[-1] == "report: runs/s/report.html"
     assert [row["status"] for row in records.load_runs(folder / "runs")] == ["done", "done"]
     assert (folder / "runs/s/report.html").stat().st_size > 10_000
     assert list((folder / "runs/s/figures").glob("*.png"))
     assert records.read_json(folder / "runs/s/prediction.json")["target"] == "s/15K"
 
-    again = command(folder, "sweep", "--sweep=sweep.py")
-    assert again.returncode == 0 and "all 2 runs are done" in again.stdout
+
+def test_second_sweep_command_trains_nothing(trained):
+    folder, _ = trained
+    second = command(folder, "sweep", "--sweep=sweep.py")
+    assert second.returncode == 0 and "all 2 runs are done" in second.stdout
     assert records.load_runs(folder / "runs")[0]["attempts"] == 1
 
+
+def test_status_and_report_read_the_records(trained):
+    folder, _ = trained
     status = command(folder, "status", "--dir=runs/s")
     assert status.returncode == 0 and status.stdout.count("8 of 8") == 2
+    assert "runs done: 2 of 2" in status.stdout
     report = command(folder, "report", "--dir=runs/s")
-    assert report.returncode == 0 and "report.html" in report.stdout
+    assert report.returncode == 0 and report.stdout == "report: runs/s/report.html\n"
+    archive = command(folder, "report", "--dir=runs/s", "--archive_to=archive")
+    assert archive.returncode == 0, archive.stderr
+    assert archive.stdout.splitlines()[-1] == "archive: archive"
+    assert len(records.load_runs(folder / "archive")) == 2
+
+
+def test_evaluate_repeats_the_final_loss(trained):
+    folder, _ = trained
     evaluate = command(folder, "evaluate", "--run=runs/s/10K")
     assert evaluate.returncode == 0, evaluate.stderr
-    options = ("--prompt=The quick", "--max_tokens=3", "--stop=zzz", "--json")
-    said = command(folder, "sample", "--run=runs/s/10K", *options)
-    assert said.returncode == 0, said.stderr
-    answer = json.loads(said.stdout)
-    assert answer["finish_reason"] == "length" and all(0 < t["p"] <= 1 for t in answer["tokens"])
-    assert answer["text"] == "".join(t["text"] for t in answer["tokens"])
     (row, _) = records.load_runs(folder / "runs")
     assert f"{row['eval.loss']:.4f}" in evaluate.stdout
 
+
+def test_sample_prints_tokens_as_json(trained):
+    folder, _ = trained
+    options = ("--prompt=The quick", "--max_tokens=3", "--stop=zzz", "--json")
+    sample = command(folder, "sample", "--run=runs/s/10K", *options)
+    assert sample.returncode == 0, sample.stderr
+    answer = json.loads(sample.stdout)
+    assert answer["finish_reason"] == "length" and all(0 < t["p"] <= 1 for t in answer["tokens"])
+    assert answer["text"] == "".join(t["text"] for t in answer["tokens"])
+
+
+def test_rated_conversation_becomes_a_tuning_set(trained):
+    """A prompt that is too long is refused in one line, and the conversation continues."""
+    folder, _ = trained
     typed = "+\nThe quick\n- \nThe\n= brown fox\nquick\n-\n" + 40 * "x" + "\n"
-    talk = command(
-        *(folder, "sample", "--run=runs/s/10K", "--max_tokens=3", "--feedback_file=kept.jsonl"),
+    sample = command(
+        *(folder, "sample", "--run=runs/s/10K", "--max_tokens=3", "--feedback_file=rated.jsonl"),
         input=typed,
     )
-    assert talk.returncode == 0 and "no answer to rate" in talk.stdout, talk.stderr
-    assert "prompt of 40 tokens, more than data.seq_len=32 of this run" in talk.stdout
-    kept = ("--config=base.py", "--config.data.cache_dir=kept", "--from_prompts=kept.jsonl")
-    (folder / "base.py").write_text(BASE)
-    prepared = command(folder, "prepare", *kept)
-    assert prepared.returncode == 0 and "1 prompts rated good are in" in prepared.stdout
-    tuning = json.loads((folder / "kept.tuning.jsonl").read_text())
+    assert sample.returncode == 0 and "no answer to rate" in sample.stdout, sample.stderr
+    assert "prompt of 40 tokens, more than data.seq_len=32 of this run" in sample.stdout
+    rated = ("--config=base.py", "--config.data.cache_dir=rated", "--from_prompts=rated.jsonl")
+    prepare = command(folder, "prepare", *rated)
+    assert prepare.returncode == 0, prepare.stderr
+    assert "1 prompts rated good are in" in prepare.stdout
+    tuning = json.loads((folder / "rated.tuning.jsonl").read_text())
     assert tuning == {"prompt": "The", "target": "brown fox", "task": "prompts"}
 
-    changed = (
-        (folder / "sweep.py").read_text().replace("seq_len, run", "seq_len, run.optim.lr, run")
-    )
-    (folder / "sweep.py").write_text(changed.replace("= 32, 8, 0.2", "= 32, 0.5, 8, 0.2"))
-    refused = command(folder, "sweep", "--sweep=sweep.py")
+
+def test_changed_config_of_a_started_run_is_refused(trained):
+    folder, _ = trained
+    text = (folder / "sweep.py").read_text()
+    changed = text.replace("seq_len, run", "seq_len, run.optim.lr, run")
+    (folder / "changed.py").write_text(changed.replace("= 32, 8, 0.2", "= 32, 0.5, 8, 0.2"))
+    refused = command(folder, "sweep", "--sweep=changed.py")
     assert refused.returncode == 2
-    assert "s/10K was started with optim.lr=0.003, now 0.5: choose a new name" in refused.stderr
+    assert "s/10K was started with optim.lr=0.003, now 0.5" in refused.stderr
 
 
-def test_interrupted_by_the_keyboard_it_says_so_and_goes_on(folder):
+def test_interrupted_sweep_saves_and_exits_with_130(folder):
     process = subprocess.Popen(
         [sys.executable, "-m", "experiments.sweep", "--sweep=sweep.py:100000"],
         cwd=folder, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -130,7 +161,7 @@ def test_interrupted_by_the_keyboard_it_says_so_and_goes_on(folder):
 
 
 @pytest.mark.parametrize(
-    ("name", "arguments", "words"),
+    ("name", "arguments", "message"),
     [
         ("sweep", ["--sweep=nowhere.py"], "--sweep=nowhere.py: the file does not exist"),
         ("sweep", [], "--sweep=FILE is missing"),
@@ -143,38 +174,39 @@ def test_interrupted_by_the_keyboard_it_says_so_and_goes_on(folder):
         ("prepare", ["--config=nowhere.py"], "--config=nowhere.py: the file does not exist"),
         ("prepare", ["--config=base.py", '--sources={"text:nowhere": 1}'], "text:nowhere"),
         ("prepare", ["--config=base.py", "--sources=code"], "must be JSON such as"),
-        ("status", ["--dir=nowhere"], "--dir=nowhere holds no runs"),
+        ("status", ["--dir=nowhere"], "--dir=nowhere contains no runs"),
         ("evaluate", ["--run=nowhere"], "nowhere is not a run directory"),
         ("report", ["--dir=nowhere"], "nowhere holds no runs"),
     ],
 )  # fmt: skip
-def test_bad_input_is_one_line_and_status_2(folder, name, arguments, words):
+def test_invalid_input_is_one_line_and_status_2(folder, name, arguments, message):
     (folder / "empty.py").write_text("x = 1\n")
     (folder / "base.py").write_text(BASE)
-    before = {*folder.iterdir()}
-    done = command(folder, name, *arguments)
-    assert done.returncode == 2, done.stdout + done.stderr
-    assert words in done.stderr and done.stderr.startswith("error: ")
-    assert "Traceback" not in done.stderr and len(done.stderr.strip().splitlines()) == 1
-    assert {*folder.iterdir()} - before <= {folder / "__pycache__"}
+    files_before = {*folder.iterdir()}
+    result = command(folder, name, *arguments)
+    assert result.returncode == 2, result.stdout + result.stderr
+    assert message in result.stderr and result.stderr.startswith("error: ")
+    assert "Traceback" not in result.stderr and len(result.stderr.strip().splitlines()) == 1
+    assert {*folder.iterdir()} - files_before <= {folder / "__pycache__"}
 
 
-def test_a_plan_counts_and_trains_nothing(folder):
-    done = command(folder, "plan", "--sweep=sweep.py")
-    assert done.returncode == 0 and "2 of 2 runs left" in done.stdout
+def test_plan_prints_costs_and_trains_nothing(folder):
+    result = command(folder, "plan", "--sweep=sweep.py")
+    assert result.returncode == 0 and "pending runs: 2 of 2" in result.stdout
     assert not (folder / "runs/s").exists()
 
 
-def test_text_that_is_given_is_prepared_and_counted(folder, text_file):
+def test_prepare_uses_the_sources_flag(folder, text_file):
     (folder / "base.py").write_text(BASE)
     sources = json.dumps({f"text:{text_file}": 1})
-    done = command(folder, "prepare", "--config=base.py", f"--sources={sources}")
-    assert done.returncode == 0 and "held out" in done.stdout
+    result = command(folder, "prepare", "--config=base.py", f"--sources={sources}")
+    assert result.returncode == 0 and "held out" in result.stdout
     assert list((folder / "data").glob("*/manifest.json"))
 
 
-@pytest.mark.parametrize("name, flag", [("sweep", "--retries"), ("train", "--config.KNOB")])
-def test_help_says_what_a_command_is_for_and_lists_its_flags(tmp_path, name, flag):
-    found = command(tmp_path, name, "--help")
-    assert found.returncode == 0
-    assert "uv run python -m experiments." + name in found.stdout and f"  {flag}" in found.stdout
+@pytest.mark.parametrize("name, flag", [("sweep", "--max_vmapped"), ("train", "--config.FIELD")])
+def test_help_prints_the_purpose_and_the_flags(tmp_path, name, flag):
+    result = command(tmp_path, name, "--help")
+    assert result.returncode == 0
+    assert "uv run python -m experiments." + name in result.stdout
+    assert f"  {flag}" in result.stdout

@@ -9,19 +9,22 @@ SD = 0.004
 
 
 def rows(shift=0.0, seeds=3, trial=0) -> list[dict]:
-    """A trunk, its branches at two budgets, whose log losses lie `shift` off, and runs alone."""
+    """Return rows of a trunk run, of a branch per token budget, and of independent runs.
+
+    shift: difference of log losses between branches and independent runs, without noise.
+    """
     rng = np.random.default_rng(trial)
-    found = [{"name": "b/trunk", "start.run": "", design.TOKENS: 9e5, design.LOSS: 9.0}]
+    all_rows = [{"name": "b/trunk", "start.run": "", design.TOKENS: 9e5, design.LOSS: 9.0}]
     for tokens in (3e5, 1e6):
-        middle = 1 + 20 * tokens**-0.3
+        mean_loss = 1 + 20 * tokens**-0.3
         branch = {"name": f"b/{tokens:g}", "start.run": "b/trunk", "start.restore": "full_state"}
-        loss = middle * np.exp(shift + SD * rng.standard_normal())
-        found.append(branch | {design.TOKENS: 1.01 * tokens, design.LOSS: loss})
+        loss = mean_loss * np.exp(shift + SD * rng.standard_normal())
+        all_rows.append(branch | {design.TOKENS: 1.01 * tokens, design.LOSS: loss})
         for seed in range(seeds):
-            loss = middle * np.exp(SD * rng.standard_normal())
-            alone = {"name": f"b/alone-{seed}-{tokens:g}", "start.run": ""}
-            found.append(alone | {design.TOKENS: tokens, design.LOSS: loss})
-    return [{"status": "done", design.SIZE: 8000} | row for row in found]
+            loss = mean_loss * np.exp(SD * rng.standard_normal())
+            independent = {"name": f"b/alone-{seed}-{tokens:g}", "start.run": ""}
+            all_rows.append(independent | {design.TOKENS: tokens, design.LOSS: loss})
+    return [{"status": "done", design.SIZE: 8000} | row for row in all_rows]
 
 
 def test_agreement_rate_equals_level_under_seed_noise():

@@ -1,3 +1,5 @@
+"""Order, prediction, failures and files of a sweep."""
+
 import dataclasses
 import errno
 import json
@@ -24,35 +26,36 @@ def sweep(tiny) -> list[schema.Run]:
     return runs
 
 
-def written(sweep: list[schema.Run]) -> dict | None:
+def read_prediction(sweep: list[schema.Run]) -> dict | None:
     file = launcher.sweep_folder(sweep) / "prediction.json"
     return records.read_json(file) if file.exists() else None
 
 
 def test_pending_runs_train_and_target_is_predicted_first(sweep, monkeypatch):
-    sweep, order, seen = sweep[:3], [], {}
-    train_one = loop.train
+    sweep, order = sweep[:3], []
+    prediction_at_start = {}
+    train = loop.train
 
     def spy(run, report):
-        seen[run.name] = written(sweep)
-        return train_one(run, report)
+        prediction_at_start[run.name] = read_prediction(sweep)
+        return train(run, report)
 
     monkeypatch.setattr(loop, "train", spy)
     launcher.validate_sweep(sweep)
     assert [run.name for run in launcher.pending(sweep)] == ["s/a", "s/c", "s/b"]
     launcher.run_pending(sweep, on_start=lambda run: order.append(run.name))
     assert order == ["s/a", "s/c", "s/b"]
-    assert seen["s/c"] is None and seen["s/b"]["target"] == "s/b"
-    assert seen["s/b"]["runs"] == ["s/a", "s/c"]
-    assert (
-        seen["s/b"][prediction.X] == model_sizes.count_parameters(sweep[1].model)["non_embedding"]
-    )
-    assert seen["s/b"]["refused"]  # two runs carry no law
+    stored = prediction_at_start["s/b"]
+    assert prediction_at_start["s/c"] is None and stored["target"] == "s/b"
+    assert stored["runs"] == ["s/a", "s/c"]
+    n_params = model_sizes.count_parameters(sweep[1].model)["non_embedding"]
+    assert stored[prediction.X] == n_params
+    assert stored["refused"]  # two runs do not determine a law
     assert launcher.pending(sweep) == []
-    launcher.run_pending(sweep, on_start=lambda run: pytest.fail("all was done"))
+    launcher.run_pending(sweep, on_start=lambda run: pytest.fail("a finished run was started"))
 
 
-def test_prediction_is_of_the_law_and_fixed_after_start(sweep, monkeypatch):
+def test_prediction_is_of_the_law_and_fixed_after_start(sweep):
     for run, loss in zip(sweep, (3.0, 2.9, 2.8, 2.7, 2.65), strict=True):
         if not run.is_prediction_target:
             records.start_run(run, flops.run_facts(run))
@@ -60,26 +63,31 @@ def test_prediction_is_of_the_law_and_fixed_after_start(sweep, monkeypatch):
             records.write_facts(records.run_dir(run), status="done")
     target = sweep[1]
     prediction.write_prediction(sweep, launcher.sweep_folder(sweep))
-    said = written(sweep)
+    stored = read_prediction(sweep)
     rows = [
         row for row in records.load_runs(launcher.sweep_folder(sweep)) if row["name"] != target.name
     ]
-    guess = power_laws.power(rows, x=prediction.X, y=prediction.Y).predict(said[prediction.X])
-    assert (said["value"], said["lo"], said["hi"]) == (guess.value, guess.lo, guess.hi)
+    law = power_laws.power(rows, x=prediction.X, y=prediction.Y)
+    predicted = law.predict(stored[prediction.X])
+    expected = (predicted.value, predicted.lo, predicted.hi)
+    assert (stored["value"], stored["lo"], stored["hi"]) == expected
     records.start_run(target, {})
     prediction.write_prediction(sweep[:3], launcher.sweep_folder(sweep[:3]))
-    assert written(sweep) == said
-    assert "joint" not in said  # one budget
+    assert read_prediction(sweep) == stored
+    assert "joint" not in stored  # the sweep has one token budget
 
 
 def test_failed_law_fit_is_recorded_as_refused(sweep):
     prediction.write_prediction([sweep[1]], launcher.sweep_folder([sweep[1]]))
-    assert written(sweep)["refused"]
+    assert read_prediction(sweep)["refused"]
 
 
 @pytest.fixture
 def branched(sweep) -> list[schema.Run]:
-    """Trunks of three sizes with cooldowns at two budgets each; the longest of the middle one."""
+    """Return trunk runs of three sizes, each followed by its cooldown branches at two budgets.
+
+    The longer branch of the second size is the predicted run.
+    """
     runs = []
     for run in sweep[:3]:
         run.steps, run.optim.warmup, run.is_prediction_target = 40, 0.02, False
@@ -90,29 +98,32 @@ def branched(sweep) -> list[schema.Run]:
 
 
 def test_related_runs_wait_and_are_not_fitted(branched):
-    family = {run.name for run in branched[3:6]}
-    assert prediction.related_runs(branched) == family
-    assert {run.name for run in launcher.topological_order(branched)[-3:]} == family
-    equal, rest = prediction.runs_to_fit(branched)
-    assert equal == [branched[2].name, branched[8].name]  # the longer branches; no trunk
-    assert rest == sorted(branched[i].name for i in (1, 2, 7, 8))
-    assert not any(run.name in family for run in launcher.ready(branched, 0, 0.0))
+    """The law with the target's budget uses the longer branches of the other sizes, no trunks."""
+    related = {run.name for run in branched[3:6]}
+    assert prediction.related_runs(branched) == related
+    assert {run.name for run in launcher.topological_order(branched)[-3:]} == related
+    same_budget, any_budget = prediction.runs_to_fit(branched)
+    assert same_budget == [branched[2].name, branched[8].name]
+    assert any_budget == sorted(branched[i].name for i in (1, 2, 7, 8))
+    assert not any(run.name in related for run in launcher.ready(branched, 0, 0.0))
 
 
 def test_joint_prediction_is_written_before_related_runs(branched, monkeypatch):
+    prediction_at_start = {}
+
     def fake(run, report):
-        seen[run.name] = written(branched)
+        prediction_at_start[run.name] = read_prediction(branched)
         records.start_run(run, flops.run_facts(run))
         records.write_facts(records.run_dir(run), status="done")
 
-    seen = {}
     monkeypatch.setattr(loop, "train", fake)
     launcher.run_pending(branched)
-    names = list(seen)
-    assert all(seen[name] is None for name in names[:6])
-    assert names[6] == branched[3].name and seen[names[6]]["target"] == branched[5].name
-    assert seen[names[6]]["joint"]["runs"] == prediction.runs_to_fit(branched)[1]
-    assert "refused" in seen[names[6]]["joint"]  # there are no losses
+    names = list(prediction_at_start)
+    assert all(prediction_at_start[name] is None for name in names[:6])
+    stored = prediction_at_start[names[6]]
+    assert names[6] == branched[3].name and stored["target"] == branched[5].name
+    assert stored["joint"]["runs"] == prediction.runs_to_fit(branched)[1]
+    assert "refused" in stored["joint"]  # the runs have no losses
 
 
 def test_sweep_continues_after_divergence_or_failure(sweep, monkeypatch):
@@ -137,43 +148,45 @@ def test_sweep_continues_after_divergence_or_failure(sweep, monkeypatch):
     rows = {row["name"]: row["status"] for row in records.load_runs(launcher.sweep_folder(sweep))}
     assert rows == {"s/a": "diverged", "s/c": "failed", "s/b": "done", "s/d": "done", "s/e": "done"}
     assert "Traceback" in (records.run_dir(sweep[2]) / "error.txt").read_text()
-    assert [run.name for run in launcher.pending(sweep)] == ["s/c"]  # failed ones are tried again
+    assert [run.name for run in launcher.pending(sweep)] == [
+        "s/c"
+    ]  # a new call retries failed runs
 
 
 def test_failed_run_is_retried_and_blocks_its_children(sweep, monkeypatch):
     child = dataclasses.replace(sweep[4], start=schema.Start(run="s/c"))
     grandchild = dataclasses.replace(sweep[3], start=schema.Start(run="s/e"))
-    sweep, tried = [*sweep[:3], grandchild, child], []
+    sweep, started = [*sweep[:3], grandchild, child], []
 
     def fake(run, report):
         records.start_run(run, flops.run_facts(run))
-        tried.append(run.name)
+        started.append(run.name)
         if run.name == "s/c":
             raise RuntimeError("broken")
         records.write_facts(records.run_dir(run), status="done")
 
     monkeypatch.setattr(loop, "train", fake)
     launcher.run_pending(sweep, retries=2)
-    assert tried == ["s/a", "s/c", "s/c", "s/c", "s/b"]
-    tried.clear()
-    launcher.run_pending(sweep)  # another call begins to count anew
-    assert tried == ["s/c"]
+    assert started == ["s/a", "s/c", "s/c", "s/c", "s/b"]
+    started.clear()
+    launcher.run_pending(sweep)  # failures before this call do not count
+    assert started == ["s/c"]
 
 
 def test_locked_runs_are_skipped_and_prediction_waits(sweep, monkeypatch):
-    tried = []
+    started = []
 
     def fake(run, report):
         records.start_run(run, flops.run_facts(run))
-        tried.append(run.name)
+        started.append(run.name)
         if run.name == "s/d":
-            raise lock.RunLocked("taken just now")
+            raise lock.RunLocked("another process has the lock")
         records.write_facts(records.run_dir(run), status="done")
 
     monkeypatch.setattr(loop, "train", fake)
     with lock.RunLock(records.run_dir(sweep[0])):
         launcher.run_pending(sweep)
-    assert tried == ["s/c", "s/d", "s/e"]
+    assert started == ["s/c", "s/d", "s/e"]
 
 
 def test_full_disk_stops_the_sweep(sweep, monkeypatch):
@@ -186,7 +199,7 @@ def test_full_disk_stops_the_sweep(sweep, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("change", "message"),
     [
         (lambda runs: runs.clear(), "the sweep has no runs"),
         (lambda runs: setattr(runs[1], "name", "s/a"), "name=s/a is the name of two runs"),
@@ -202,11 +215,11 @@ def test_full_disk_stops_the_sweep(sweep, monkeypatch):
         (lambda runs: setattr(runs[2].data, "sources", {"txt:x": 1.0}), "text"),
     ],
 )
-def test_invalid_sweep_is_refused_before_it_starts(sweep, change, words):
+def test_invalid_sweep_is_refused_before_it_starts(sweep, change, message):
     for run in sweep:
         run.optim, run.data = dataclasses.replace(run.optim), dataclasses.replace(run.data)
     change(sweep)
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(ValueError, match=message):
         launcher.validate_sweep(sweep)
     assert not sweep or not records.run_dir(sweep[0]).parent.exists()
 
@@ -220,15 +233,15 @@ def test_sweep_files_are_written(sweep):
 
 def test_max_epochs_are_those_of_the_longest_run(sweep):
     sweep[3] = dataclasses.replace(sweep[3], steps=40)
-    ((source, times),) = launcher.max_epochs_by_source(sweep).items()
+    ((source, max_epochs),) = launcher.max_epochs_by_source(sweep).items()
     assert source in sweep[0].data.sources
-    one = launcher.max_epochs_by_source(sweep[:1])[source]
-    assert times == pytest.approx(10 * one) and one > 0
+    n_epochs = launcher.max_epochs_by_source(sweep[:1])[source]
+    assert max_epochs == pytest.approx(10 * n_epochs) and n_epochs > 0
 
 
 def test_runs_of_equal_tokens_per_parameter_are_fallback(sweep):
     for run in sweep:
         run.steps = model_sizes.steps_for_budget(run, tokens_per_param=3)
-    odd = dataclasses.replace(sweep[0], name="s/odd", steps=3 * sweep[0].steps)
-    equal, rest = prediction.runs_to_fit([*sweep, odd])
-    assert equal == ["s/a", "s/c", "s/d", "s/e"] and "s/odd" in rest
+    longer = dataclasses.replace(sweep[0], name="s/longer", steps=3 * sweep[0].steps)
+    same_ratio, any_ratio = prediction.runs_to_fit([*sweep, longer])
+    assert same_ratio == ["s/a", "s/c", "s/d", "s/e"] and "s/longer" in any_ratio

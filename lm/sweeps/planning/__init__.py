@@ -1,8 +1,8 @@
-"""Estimate the time, memory and cost of a run, also for hardware that is not present.
+"""Estimate the time, memory and cost of a run, also on hardware that is not present.
 
-hardware.py       data of TPUs and GPUs; parse a target such as v5e:4x4
-roofline.py       memory and time of a step by arithmetic
-aot_compile.py    compile for absent hardware; collectives of the compiled program
+hardware.py       data of TPUs and GPUs; parse a target such as tpu:v5e:4x4
+roofline.py       analytic memory and time of a step
+aot_compile.py    ahead-of-time compilation; collectives of a compiled program
 cost.py           time and cost of a run
-layout_search.py  search mesh, rematerialization and gradient accumulation
+layout_search.py  search mesh, rematerialization policy and gradient accumulation steps
 """

@@ -1,7 +1,13 @@
-"""What a compiled program sends between devices, read from its text (HLO).
+"""Ahead-of-time compilation of a train step for hardware that is not present.
 
-found = collectives(compiled.as_text(), n_devices=16)
-found[0].kind, found[0].n, found[0].bytes       "all-gather", times a step, bytes each time
+    target = hardware.parse_target("tpu:v5p:8x16x16")
+    aot_compile.initialize_target_compiler(target)
+    compiled = aot_compile.compile_step(run, target)
+    compiled.bytes, compiled.collectives, compiled.seconds
+
+The compiler of the target runs without a device and allocates no arrays. TPU needs libtpu (extra:
+tpu), GPU needs JAX's CUDA plugin (extra: gpu). `find_collectives` reads the collectives of any
+compiled program from its text (HLO).
 """
 
 import dataclasses
@@ -24,160 +30,15 @@ KINDS = (
 )
 BITS = {"pred": 8, "s4": 4, "u4": 4, "s8": 8, "u8": 8, "s16": 16, "u16": 16, "bf16": 16, "f16": 16}
 BITS |= {"s32": 32, "u32": 32, "f32": 32, "s64": 64, "u64": 64, "f64": 64, "c64": 64, "c128": 128}
-HEAD = re.compile(r"^(?:ENTRY )?%?([^\s(]+) \(.*\{$")
-LINE = re.compile(r"^\s+(?:ROOT )?%?([^\s=]+) = (.*?) ([a-z][a-z0-9-]*)\(")
+COMPUTATION = re.compile(r"^(?:ENTRY )?%?([^\s(]+) \(.*\{$")
+INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([^\s=]+) = (.*?) ([a-z][a-z0-9-]*)\(")
 CALLED = re.compile(r"(?:calls|to_apply|called_computation|async_execution_thread)=%?([^\s,}]+)")
 LOOP = re.compile(r"condition=%?([^\s,]+), body=%?([^\s,]+)")
 BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
-TRIPS = re.compile(r'known_trip_count":\{"n":"(\d+)"')
+TRIP_COUNT = re.compile(r'known_trip_count":\{"n":"(\d+)"')
 CHANNEL = re.compile(r"channel_id=(\d+)")
 
-
-@dataclasses.dataclass
-class Collective:
-    kind: str  # one of KINDS
-    n: int  # times a step: once a pass through every loop around it
-    bytes: float  # that leave a device each time, in rings: all but its own share
-    group: tuple[int, ...]  # places in the mesh of one group of those that take part
-
-
-def find_collectives(text: str, n_devices: int) -> list[Collective]:
-    """Every collective that an optimised program runs, loops unrolled in the count.
-
-    One that is split into a start, steps within other work and an end is counted once. A TPU's
-    all-reduce that keeps only a slice counts as the reduce-scatter that it is.
-    """
-    bodies, entry = _computations(text)
-    found: dict[str, Collective] = {}
-    _walk(bodies, entry, 1, n_devices, found)
-    return list(found.values())
-
-
-def total_traffic(found: list[Collective]) -> dict[str, dict[str, float]]:
-    """Kind -> how many a step and how many bytes they send from each device, most bytes first."""
-    rows = {}
-    for kind in KINDS:
-        mine = [one for one in found if one.kind == kind]
-        if mine:
-            sent = sum(one.n * one.bytes for one in mine)
-            rows[kind] = {"n": sum(one.n for one in mine), "bytes": sent}
-    return dict(sorted(rows.items(), key=lambda row: -row[1]["bytes"]))
-
-
-def _computations(text: str) -> tuple[dict[str, list[str]], str]:
-    """Lines of each computation by its name, and the name of the first to run."""
-    bodies: dict[str, list[str]] = {}
-    entry, lines = "", []
-    for line in text.splitlines():
-        head = HEAD.match(line)
-        if head and not line.startswith("HloModule"):
-            bodies[head[1]] = lines = []
-            entry = head[1] if line.startswith("ENTRY") else entry
-        elif line.startswith(" "):
-            lines.append(line)
-    return bodies, entry
-
-
-def _walk(bodies, name: str, times: int, n_devices: int, found: dict[str, Collective]) -> None:
-    for line in bodies.get(name, []):
-        parsed = LINE.match(line)
-        if not parsed:
-            continue
-        _, shape, operation = parsed.groups()
-        kind = operation.removesuffix("-start")
-        if operation == "while":
-            loop = LOOP.search(line)
-            assert loop, line
-            _walk(bodies, loop[2], times * _trips(bodies, line, loop[1]), n_devices, found)
-        elif kind in KINDS:
-            channel = CHANNEL.search(line)
-            key = channel[1] if channel else f"{name}/{parsed[1]}"
-            if key not in found:
-                group = _group(line, n_devices)
-                sliced = kind == "all-reduce" and name.startswith("all-reduce-scatter")
-                sent = _sent(kind, shape, len(group), operation.endswith("-start"))
-                kind, sent = ("reduce-scatter", sent / 2) if sliced else (kind, sent)
-                found[key] = Collective(kind, times, sent, group)
-        elif operation == "conditional":
-            branches = BRANCHES.search(line)
-            for branch in branches[1].split(",") if branches else []:
-                _walk(bodies, branch.strip().lstrip("%"), times, n_devices, found)
-        elif operation in ("fusion", "call", "async-start"):
-            for called in CALLED.findall(line):
-                _walk(bodies, called, times, n_devices, found)
-
-
-def _trips(bodies: dict[str, list[str]], line: str, condition: str) -> int:
-    """How often a loop runs: as the compiler says, or the number its counter is held against."""
-    known = TRIPS.search(line)
-    if known:
-        return int(known[1])
-    numbers = re.findall(r"[su]32\[\]\S* constant\((\d+)\)", "\n".join(bodies.get(condition, [])))
-    return max((int(number) for number in numbers), default=1)
-
-
-def _sent(kind: str, shape: str, size: int, started: bool) -> float:
-    """Bytes that a ring sends from each device for a result of this shape (of a start: in, out)."""
-    parts = [
-        math.prod(int(n) for n in sides.split(",") if n) * BITS.get(dtype, 8) / 8
-        for dtype, sides in re.findall(r"\b([a-z]+\d*)\[([\d,]*)\]", shape)
-    ]
-    total, others = sum(parts), (size - 1) / size
-    if kind == "collective-permute":
-        return max(parts)
-    if kind == "all-gather":
-        return others * (total * size / (size + 1) if started else total)
-    if kind == "reduce-scatter":  # its result is a share of what each brings
-        return (size - 1) * (total / (size + 1) if started else total)
-    return others * total * (2 if kind == "all-reduce" else 1)
-
-
-def _group(line: str, n_devices: int) -> tuple[int, ...]:
-    """The first group of replica_groups, which is written in four ways, or of a permutation."""
-    pairs = re.search(r"source_target_pairs=\{\{(\d+),(\d+)\}", line)
-    if pairs:
-        return int(pairs[1]), int(pairs[2])
-    listed = re.search(r"replica_groups=\{\{([\d,]+)\}", line)
-    if listed:
-        return tuple(int(n) for n in listed[1].split(","))
-    counted = re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", line)
-    if counted:
-        size = int(counted[1].split(",")[-1])
-        sides = [int(n) for n in counted[2].split(",")]
-        order = [int(n) for n in counted[3].split(",")] if counted[3] else range(len(sides))
-        return tuple(_transposed(sides, list(order), i) for i in range(size))
-    named = re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", line)
-    if named:
-        sides = [(a, int(n)) for a, n in re.findall(r"'([^']+)'=(\d+)", named[1])]
-        places = [0]
-        stride = math.prod(size for _, size in sides)
-        for axis, size in sides:
-            stride //= size
-            if f"'{axis}'" in named[2]:
-                places = [place + i * stride for place in places for i in range(size)]
-        return tuple(places)
-    return tuple(range(n_devices))
-
-
-def _transposed(sides: list[int], order: list[int], place: int) -> int:
-    """The number at `place` of 0, 1, 2 ... laid out by `sides`, its axes then put in `order`."""
-    number = 0
-    for axis in reversed(order):
-        place, at = divmod(place, sides[axis])
-        number += at * math.prod(sides[axis + 1 :])
-    return number
-
-
-# MERGED DOCSTRING of lm.described:
-# """A train step compiled for devices that are not here, by their own compiler: nothing allocated.
-#
-#     found = compile_step(run, hardware.parse_target("tpu:v5p:8x16x16"))
-#     found.bytes, found.collectives, found.seconds
-#
-# TPU needs libtpu (extra: tpu), GPU JAX's CUDA plugin (extra: gpu); neither needs a device.
-# """
-
-# What libtpu would otherwise ask a metadata server for, or hold a lock over.
+# libtpu would otherwise query a metadata server for these values, and hold a lock.
 TPU_ENVIRONMENT = {
     "TPU_SKIP_MDS_QUERY": "1",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
@@ -186,7 +47,8 @@ TPU_ENVIRONMENT = {
     "TPU_WORKER_ID": "0",
 }
 MODULES = {"tpu": ("libtpu",), "gpu": ("jax_cuda12_plugin", "jax_cuda13_plugin")}
-# Of a card: cores, compute capability, L2 bytes, GHz (NVIDIA's datasheets and tuning guides).
+# Cores, compute capability, bytes of the L2 cache and clock rate in GHz of each card, from NVIDIA's
+# datasheets and tuning guides.
 CARDS = {
     "a100": (108, (8, 0), 40 * 2**20, 1.41),
     "h100": (132, (9, 0), 50 * 2**20, 1.98),
@@ -197,16 +59,26 @@ UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
 @dataclasses.dataclass
+class Collective:
+    """A collective operation of a compiled program."""
+
+    kind: str  # an element of KINDS
+    n: int  # executions per step, counting each iteration of the loops around it
+    bytes: float  # sent by each device per execution, with a ring algorithm
+    group: tuple[int, ...]  # positions in the mesh of the devices of the first group
+
+
+@dataclasses.dataclass
 class Compiled:
-    """Of one device, in bytes: what is held, what comes on top, and how much too much that is."""
+    """Memory of one device in bytes, and collectives of a compiled train step."""
 
     params: float
     optimizer: float
-    temporaries: float  # activations, gradients, gathered weights, all else of a step
-    over: float  # above hardware.Accelerator.memory; 0: it fits
+    temporaries: float  # activations, gradients, gathered weights and all other arrays of a step
+    over: float  # bytes above hardware.Accelerator.memory_bytes; 0 if the step fits
     collectives: list[Collective]
-    network_seconds: float  # of the collectives one after another
-    seconds: float  # that compiling took
+    network_seconds: float  # per step, all collectives executed one after another
+    seconds: float  # duration of the compilation
 
     @property
     def bytes(self) -> float:
@@ -214,7 +86,10 @@ class Compiled:
 
 
 def initialize_target_compiler(target: hardware.Target) -> None:
-    """Settings that must come before the first use of a device; this process computes on CPU."""
+    """Configure this process to compile for a target and to compute on CPU.
+
+    Call this function before the first use of a device.
+    """
     for name, value in TPU_ENVIRONMENT.items() if target.platform == "tpu" else ():
         os.environ.setdefault(name, value)
     jax.config.update("jax_platforms", "cpu")
@@ -223,102 +98,272 @@ def initialize_target_compiler(target: hardware.Target) -> None:
 
 
 def missing_extra(target: hardware.Target) -> str:
-    """The extra that the target's compiler comes with, where it is not installed; else ""."""
+    """Return the name of the extra with the target's compiler, or "" if it is installed."""
     modules = MODULES.get(target.platform, ("jax",))
-    is_there = any(importlib.util.find_spec(module) for module in modules)
-    return "" if is_there else target.platform
+    is_installed = any(importlib.util.find_spec(module) for module in modules)
+    return "" if is_installed else target.platform
 
 
 def target_devices(target: hardware.Target) -> list:
-    """Descriptions of the target's devices; ValueError for a slice that does not exist."""
+    """Return descriptions of the target's devices, from which a mesh can be made.
+
+    Raises ValueError if the compiler refuses the shape of the target, or if a CPU target has more
+    devices than this process.
+    """
     from jax.experimental import topologies
 
     if target.platform == "cpu":
-        here = jax.devices("cpu")
-        if len(here) < target.n_devices:
-            raise ValueError(f"--target={target.name}: this process has {len(here)} CPU devices")
-        return here[: target.n_devices]
+        cpu_devices = jax.devices("cpu")
+        if len(cpu_devices) < target.n_devices:
+            raise ValueError(
+                f"--target={target.name}: this process has {len(cpu_devices)} CPU devices. Set"
+                f" JAX_NUM_CPU_DEVICES={target.n_devices}, or name a smaller target."
+            )
+        return cpu_devices[: target.n_devices]
     shape = "x".join(map(str, target.shape))
     try:
         if target.platform == "tpu":
             name = f"{target.chip}:{shape}"
             return list(topologies.get_topology_desc(name, platform="tpu").devices)
-        each, nodes = (*target.shape, 1)[:2]
-        described = topologies.get_topology_desc(
-            f"1x{nodes}x{each}", platform="cuda", target_config=_card(target),
-            topology=f"1x{nodes}x{each}",
-        )  # fmt: skip
-        return list(described.devices)
+        n_per_node, n_nodes = (*target.shape, 1)[:2]
+        topology = f"1x{n_nodes}x{n_per_node}"
+        description = topologies.get_topology_desc(
+            topology, platform="cuda", target_config=_gpu_config(target), topology=topology
+        )
+        return list(description.devices)
     except (RuntimeError, ValueError) as error:
-        what = str(error).strip().splitlines()[0][:200]
-        raise ValueError(f"--target={target.name} is no machine to its compiler: {what}") from error
+        reason = str(error).strip().splitlines()[0][:200]
+        raise ValueError(
+            f"--target={target.name}: the compiler refuses this hardware: {reason}. Name a shape"
+            f" that exists, such as {', '.join(hardware.EXAMPLES[1:])}."
+        ) from error
 
 
 def compile_step(run: schema.Run, target: hardware.Target) -> Compiled:
-    """The train step as the target's compiler makes it. Too little memory is an answer: over."""
+    """Compile the train step of a run with the target's compiler.
+
+    A step that exceeds the memory is not an error: `Compiled.over` has the missing bytes.
+    """
     device_mesh = mesh.make_mesh(run.mesh, target_devices(target))
     mesh.check_mesh_devices(run, device_mesh)
     program = step.build_train_functions(run, device_mesh)
-    params, moments = (_bytes_a_device(program.abstract[part]) for part in ("params", "opt"))
-    held = params + moments
-    began = time.perf_counter()
+    params, optimizer = (_bytes_per_device(program.abstract[part]) for part in ("params", "opt"))
+    state = params + optimizer
+    start_time = time.perf_counter()
     with jax.set_mesh(device_mesh):
         lowered = program.step.lower(program.abstract, program.batch, program.inputs)
         try:
-            made = lowered.compile()
+            executable = lowered.compile()
         except jax.errors.JaxRuntimeError as error:
-            needed = _needed(str(error), held, target.spec.memory)
+            needed = _needed_bytes(str(error), state, target.spec.memory_bytes)
             if not needed:
                 raise
-            took = time.perf_counter() - began
-            over = needed - target.spec.memory
-            return Compiled(params, moments, needed - held, over, [], float("nan"), took)
-    took = time.perf_counter() - began
-    memory = made.memory_analysis()
+            seconds = time.perf_counter() - start_time
+            over = needed - target.spec.memory_bytes
+            return Compiled(params, optimizer, needed - state, over, [], float("nan"), seconds)
+    seconds = time.perf_counter() - start_time
+    memory = executable.memory_analysis()
     needed = memory.argument_size_in_bytes + memory.temp_size_in_bytes
     needed += memory.output_size_in_bytes - memory.alias_size_in_bytes
-    found = find_collectives(made.as_text(), device_mesh.size)
-    over = max(0.0, needed - target.spec.memory)
-    network = network_seconds(found, target, device_mesh)
-    return Compiled(params, moments, needed - held, over, found, network, took)
+    collectives = find_collectives(executable.as_text(), device_mesh.size)
+    over = max(0.0, needed - target.spec.memory_bytes)
+    network = collective_seconds(collectives, target, device_mesh)
+    return Compiled(params, optimizer, needed - state, over, collectives, network, seconds)
 
 
-def network_seconds(found: list[Collective], target, device_mesh) -> float:
-    """Seconds a step for all collectives, each at the speed of the links that its group spans."""
-    flat = list(device_mesh.devices.flat)
-    seconds, speeds = 0.0, {}
-    for one in found:
-        if one.group not in speeds:
-            places = [_place(flat[i], target) for i in one.group]
-            speeds[one.group] = hardware.link_bandwidth(target, places)
-        seconds += one.n * one.bytes / speeds[one.group]
+def find_collectives(text: str, n_devices: int) -> list[Collective]:
+    """Return the collectives of an optimized program, with loop iterations included in the count.
+
+    A collective that the compiler has divided into several instructions counts once. An all-reduce
+    of a TPU program whose result is sliced counts as a reduce-scatter, which it is on the device.
+    """
+    bodies, entry = _parse_computations(text)
+    collectives: dict[str, Collective] = {}
+    _collect(bodies, entry, 1, n_devices, collectives)
+    return list(collectives.values())
+
+
+def total_traffic(collectives: list[Collective]) -> dict[str, dict[str, float]]:
+    """Return, for each kind, the executions per step and the bytes that each device sends.
+
+    The kind with the largest traffic comes first.
+    """
+    totals = {}
+    for kind in KINDS:
+        same_kind = [collective for collective in collectives if collective.kind == kind]
+        if same_kind:
+            n_bytes = sum(collective.n * collective.bytes for collective in same_kind)
+            n = sum(collective.n for collective in same_kind)
+            totals[kind] = {"n": n, "bytes": n_bytes}
+    return dict(sorted(totals.items(), key=lambda item: -item[1]["bytes"]))
+
+
+def collective_seconds(collectives: list[Collective], target, device_mesh) -> float:
+    """Return the seconds per step of all collectives, each at the bandwidth of its group."""
+    devices = list(device_mesh.devices.flat)
+    seconds = 0.0
+    bandwidths: dict[tuple[int, ...], float] = {}
+    for collective in collectives:
+        group = collective.group
+        if group not in bandwidths:
+            coordinates = [_coordinates(devices[i], target) for i in group]
+            bandwidths[group] = hardware.link_bandwidth(target, coordinates)
+        seconds += collective.n * collective.bytes / bandwidths[group]
     return seconds
 
 
-def _place(device, target: hardware.Target) -> tuple[int, ...]:
+def _parse_computations(text: str) -> tuple[dict[str, list[str]], str]:
+    """Return the lines of each computation by its name, and the name of the entry computation."""
+    bodies: dict[str, list[str]] = {}
+    entry, lines = "", []
+    for line in text.splitlines():
+        header = COMPUTATION.match(line)
+        if header and not line.startswith("HloModule"):
+            bodies[header[1]] = lines = []
+            entry = header[1] if line.startswith("ENTRY") else entry
+        elif line.startswith(" "):
+            lines.append(line)
+    return bodies, entry
+
+
+def _collect(
+    bodies: dict[str, list[str]],
+    name: str,
+    n_executions: int,
+    n_devices: int,
+    collectives: dict[str, Collective],
+) -> None:
+    """Add the collectives of a computation, and of those that it calls, to `collectives`."""
+    for line in bodies.get(name, []):
+        instruction = INSTRUCTION.match(line)
+        if not instruction:
+            continue
+        _, shape, operation = instruction.groups()
+        kind = operation.removesuffix("-start")
+        if operation == "while":
+            loop = LOOP.search(line)
+            assert loop, line
+            n_iterations = _iteration_count(bodies, line, loop[1])
+            _collect(bodies, loop[2], n_executions * n_iterations, n_devices, collectives)
+        elif kind in KINDS:
+            channel = CHANNEL.search(line)
+            key = channel[1] if channel else f"{name}/{instruction[1]}"
+            if key not in collectives:
+                group = _first_group(line, n_devices)
+                is_sliced = kind == "all-reduce" and name.startswith("all-reduce-scatter")
+                sent = _sent_bytes(kind, shape, len(group), operation.endswith("-start"))
+                kind, sent = ("reduce-scatter", sent / 2) if is_sliced else (kind, sent)
+                collectives[key] = Collective(kind, n_executions, sent, group)
+        elif operation == "conditional":
+            branches = BRANCHES.search(line)
+            for branch in branches[1].split(",") if branches else []:
+                _collect(bodies, branch.strip().lstrip("%"), n_executions, n_devices, collectives)
+        elif operation in ("fusion", "call", "async-start"):
+            for called in CALLED.findall(line):
+                _collect(bodies, called, n_executions, n_devices, collectives)
+
+
+def _iteration_count(bodies: dict[str, list[str]], line: str, condition: str) -> int:
+    """Return the number of iterations of a loop.
+
+    If the compiler does not state the number, the largest constant in the loop's condition is used.
+    """
+    known = TRIP_COUNT.search(line)
+    if known:
+        return int(known[1])
+    numbers = re.findall(r"[su]32\[\]\S* constant\((\d+)\)", "\n".join(bodies.get(condition, [])))
+    return max((int(number) for number in numbers), default=1)
+
+
+def _sent_bytes(kind: str, shape: str, group_size: int, is_start: bool) -> float:
+    """Return the bytes that a device sends in a ring algorithm, for a result of this HLO shape.
+
+    is_start: the shape is that of an asynchronous start, which contains both input and output.
+    """
+    array_bytes = [
+        math.prod(int(n) for n in dimensions.split(",") if n) * BITS.get(dtype, 8) / 8
+        for dtype, dimensions in re.findall(r"\b([a-z]+\d*)\[([\d,]*)\]", shape)
+    ]
+    total = sum(array_bytes)
+    fraction = (group_size - 1) / group_size
+    if kind == "collective-permute":
+        return max(array_bytes)
+    if kind == "all-gather":
+        return fraction * (total * group_size / (group_size + 1) if is_start else total)
+    if kind == "reduce-scatter":  # the result is one share of the input of a device
+        return (group_size - 1) * (total / (group_size + 1) if is_start else total)
+    return fraction * total * (2 if kind == "all-reduce" else 1)
+
+
+def _first_group(line: str, n_devices: int) -> tuple[int, ...]:
+    """Return the first group of replica_groups, or the first pair of a permutation.
+
+    HLO has four notations of replica_groups: a list, an iota with a transposition, mesh axes and an
+    empty list, which means all devices.
+    """
+    pair = re.search(r"source_target_pairs=\{\{(\d+),(\d+)\}", line)
+    if pair:
+        return int(pair[1]), int(pair[2])
+    explicit = re.search(r"replica_groups=\{\{([\d,]+)\}", line)
+    if explicit:
+        return tuple(int(n) for n in explicit[1].split(","))
+    iota = re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", line)
+    if iota:
+        size = int(iota[1].split(",")[-1])
+        shape = [int(n) for n in iota[2].split(",")]
+        order = [int(n) for n in iota[3].split(",")] if iota[3] else list(range(len(shape)))
+        return tuple(_transposed_index(shape, order, i) for i in range(size))
+    mesh_axes = re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", line)
+    if mesh_axes:
+        axis_sizes = [(a, int(n)) for a, n in re.findall(r"'([^']+)'=(\d+)", mesh_axes[1])]
+        positions = [0]
+        stride = math.prod(size for _, size in axis_sizes)
+        for axis, size in axis_sizes:
+            stride //= size
+            if f"'{axis}'" in mesh_axes[2]:
+                positions = [first + i * stride for first in positions for i in range(size)]
+        return tuple(positions)
+    return tuple(range(n_devices))
+
+
+def _transposed_index(shape: list[int], order: list[int], index: int) -> int:
+    """Return element `index` of arange(prod(shape)).reshape(shape).transpose(order).ravel()."""
+    element = 0
+    for axis in reversed(order):
+        index, position = divmod(index, shape[axis])
+        element += position * math.prod(shape[axis + 1 :])
+    return element
+
+
+def _coordinates(device, target: hardware.Target) -> tuple[int, ...]:
+    """Return the coordinates of a device of a compilation target."""
     if target.platform == "tpu":
         return tuple(device.coords[: len(target.shape)])
-    return hardware.place(target, device.id)
+    return hardware.device_coordinates(target, device.id)
 
 
-def _bytes_a_device(tree) -> float:
+def _bytes_per_device(tree) -> float:
+    """Return the bytes of a tree of sharded abstract arrays on one device."""
     leaves = jax.tree.leaves(tree)
     shapes = [leaf.sharding.shard_shape(leaf.shape) for leaf in leaves]
     sizes = [math.prod(shape) for shape in shapes]
     return float(sum(n * leaf.dtype.itemsize for n, leaf in zip(sizes, leaves, strict=True)))
 
 
-def _needed(message: str, held: float, memory: float) -> float:
-    """Bytes a device needs where a compiler says that memory is too small; 0: it says else."""
-    said = re.search(r"xceeded \w+ capacity by ([\d.]+)([KMGT]?)", message)
-    if said:
-        return memory + float(said[1]) * UNITS[said[2]]
-    said = re.search(r"temporaries \(([\d.]+)([KMGT]?)\) exceeds", message)
-    return held + float(said[1]) * UNITS[said[2]] if said else 0.0
+def _needed_bytes(message: str, state: float, memory: float) -> float:
+    """Return the bytes that a device needs, from the out-of-memory message of a compiler.
+
+    state: bytes of parameters and optimizer state. Return 0 for any other message.
+    """
+    excess = re.search(r"xceeded \w+ capacity by ([\d.]+)([KMGT]?)", message)
+    if excess:
+        return memory + float(excess[1]) * UNITS[excess[2]]
+    temporaries = re.search(r"temporaries \(([\d.]+)([KMGT]?)\) exceeds", message)
+    return state + float(temporaries[1]) * UNITS[temporaries[2]] if temporaries else 0.0
 
 
-def _card(target: hardware.Target) -> str:
-    """The text by which XLA knows a card without having one."""
+def _gpu_config(target: hardware.Target) -> str:
+    """Return the description by which XLA compiles for a card that is not present."""
     cores, (major, minor), cache, clock = CARDS[target.chip]
     feature = "feature_extension: ACCELERATED_FEATURES" if major >= 9 else ""
     shared = 232_448 if major >= 9 else 166_912
@@ -326,7 +371,7 @@ def _card(target: hardware.Target) -> str:
 gpu_device_info {{
   core_count: {cores} fpus_per_core: {128 if major >= 9 else 64} clock_rate_ghz: {clock}
   l2_cache_size: {cache} memory_bandwidth: {round(target.spec.memory_speed)}
-  device_memory_size: {round(target.spec.memory)} device_address_bits: 64
+  device_memory_size: {round(target.spec.memory_bytes)} device_address_bits: 64
   threads_per_warp: 32 threads_per_block_limit: 1024 threads_per_core_limit: 2048
   shared_memory_per_block: 49152 shared_memory_per_block_optin: {shared}
   shared_memory_per_core: {shared + 1024}

@@ -1,4 +1,11 @@
-"""What a run will cost, before paying for it; and FLOPs counted from a real program."""
+"""Cost estimate of a run: FLOPs, memory, time and device-hours.
+
+    cost.estimate_cost(run, peak_flops_per_second=1e12)["seconds"]      on the local devices
+    row = cost.plan_run(run, hardware.parse_target("tpu:v5p:8x16x16"))  on target hardware
+    row["bytes_over"]                                                   0.0 if the run fits
+
+`count_step_flops` counts the FLOPs of a traced train step.
+"""
 
 import math
 
@@ -10,10 +17,10 @@ from lm.parallel import mesh
 from lm.sweeps.planning import aot_compile, hardware, roofline
 from lm.training import step
 
-# Share of the matmul peak a train step reaches, by width: top * d_model / (d_model + half). Fitted
-# to runs on two cores (CPU); assumed, not measured, elsewhere.
+# MFU (model FLOPs utilization) of a train step: limit * d_model / (d_model + half_width). The
+# values of cpu are fitted to runs on two cores. The others are assumed, not measured.
 ASSUMED_MFU = {
-    #        top   half
+    #      limit  half_width
     "cpu":  (0.60,   90),
     "gpu":  (0.50,  700),
     "tpu":  (0.55,  700),
@@ -21,16 +28,16 @@ ASSUMED_MFU = {
 
 
 def estimate_cost(run: schema.Run, peak_flops_per_second: float, platform: str = "cpu") -> dict:
-    """One row of a plan: shape, exact counts, and the seconds of training it should take.
+    """Return one row of a plan: shape, exact counts, and the expected seconds of training.
 
-    tokens are all that the model has seen; of a branch, flops and seconds are those of its own
-    steps, and flops_shared those of the run that it goes on from.
+    tokens: all tokens on which the final model was trained. flops and seconds: of the run's own
+    steps. flops_shared: of the steps of the trunk run from which a cooldown branch starts.
     """
     facts = flops.run_facts(run)
     shared = run.start.step / run.steps if run.start.restore == "full_state" else 0.0
     n_flops = facts["flops"] * (1 - shared)
-    top, half = ASSUMED_MFU.get(platform, ASSUMED_MFU["gpu"])
-    reached = top * run.model.d_model / (run.model.d_model + half)
+    limit, half_width = ASSUMED_MFU.get(platform, ASSUMED_MFU["gpu"])
+    mfu = limit * run.model.d_model / (run.model.d_model + half_width)
     return {
         "name": run.name,
         "d_model": run.model.d_model,
@@ -42,16 +49,16 @@ def estimate_cost(run: schema.Run, peak_flops_per_second: float, platform: str =
         "tokens": facts["tokens"],
         "flops": n_flops,
         "flops_shared": facts["flops"] * shared,
-        "seconds": n_flops / (peak_flops_per_second * reached),
+        "seconds": n_flops / (peak_flops_per_second * mfu),
     }
 
 
 def count_step_flops(run: schema.Run) -> int:
-    """FLOPs of the matrix products in one real train step, walked through its jaxpr.
+    """Return the FLOPs of the matrix products in one traced train step.
 
-    Unlike flops.flops_per_token this counts what is executed: recomputation under model.remat, and
-    only the blocks of scores that model.attention_query_blocks leaves. Nothing is computed or
-    allocated.
+    Unlike flops.flops_per_token, the result counts executed products: also the recomputation of
+    model.remat, and only the blocks of scores that model.attention_query_blocks computes. Nothing
+    is computed or allocated.
     """
     program = step.build_train_functions(run, mesh.make_mesh(schema.Mesh(), jax.devices()[:1]))
     arguments = program.abstract, program.batch, program.inputs
@@ -59,10 +66,10 @@ def count_step_flops(run: schema.Run) -> int:
 
 
 def matmul_flops(jaxpr: Jaxpr) -> int:
-    """2 x multiply-adds of every dot_general, loop bodies times their length.
+    """Return two FLOPs per multiply-add of all matrix products, with all loop iterations.
 
-    A ragged_dot counts each row once, with its own group: what an accelerator does. XLA's own
-    cost_analysis() counts the body of a scan once, whatever its length.
+    Each row of a ragged_dot counts once, with the matrix of its own group, as an accelerator
+    executes it. XLA's cost_analysis() is not used: it counts the body of a scan only once.
     """
     total = 0
     for equation in jaxpr.eqns:
@@ -72,118 +79,113 @@ def matmul_flops(jaxpr: Jaxpr) -> int:
             total += 2 * depth * math.prod(_shape(equation.outvars[0]))
         if equation.primitive.name == "ragged_dot_general":
             total += _ragged_flops(equation)
-        times = _times(equation)
-        for inner in _jaxprs_in(list(equation.params.values())):
-            total += times * matmul_flops(inner)
+        n_executions = _execution_count(equation)
+        for inner in _inner_jaxprs(list(equation.params.values())):
+            total += n_executions * matmul_flops(inner)
     return total
 
 
-def _times(equation) -> int:
-    """How often the body of an equation runs: turns of a loop, devices of a shard_map."""
+def _execution_count(equation) -> int:
+    """Return the number of scan iterations or shard_map devices that execute the inner jaxprs."""
     if equation.primitive.name == "shard_map":
         return math.prod(equation.params["mesh"].shape.values())
     return equation.params["length"] if equation.primitive.name == "scan" else 1
 
 
 def _ragged_flops(equation) -> int:
-    """Of a product in which each row meets the matrix of its own group alone."""
+    """Return the FLOPs of a product that multiplies each row by the matrix of its group."""
     dims = equation.params["ragged_dot_dimension_numbers"]
     (contracted, _), _ = dims.dot_dimension_numbers
     depth = math.prod(_shape(equation.invars[0])[axis] for axis in contracted)
-    once = 2 * depth * math.prod(_shape(equation.outvars[0]))
-    # Where rows are summed over, the result has an axis of groups: a row counts in one of them.
+    n_flops = 2 * depth * math.prod(_shape(equation.outvars[0]))
+    # If the product sums over rows, the result has an axis of groups. Each row adds to one group.
     is_summed = dims.lhs_ragged_dimensions[0] in contracted
-    return once // _shape(equation.invars[2])[-1] if is_summed else once
+    return n_flops // _shape(equation.invars[2])[-1] if is_summed else n_flops
 
 
 def _shape(variable) -> tuple[int, ...]:
     return variable.aval.shape
 
 
-def _jaxprs_in(values: list) -> list[Jaxpr]:
-    found = []
+def _inner_jaxprs(values: list) -> list[Jaxpr]:
+    """Return all jaxprs in the parameters of an equation, also in nested sequences."""
+    jaxprs = []
     for value in values:
         if isinstance(value, ClosedJaxpr):
-            found.append(value.jaxpr)
+            jaxprs.append(value.jaxpr)
         elif isinstance(value, Jaxpr):
-            found.append(value)
+            jaxprs.append(value)
         elif isinstance(value, (tuple, list)):
-            found += _jaxprs_in(list(value))
-    return found
+            jaxprs += _inner_jaxprs(list(value))
+    return jaxprs
 
 
-# MERGED DOCSTRING of lm.quote:
-# """What a run would cost on a named machine: a flat row of bytes, seconds and device-hours.
-#
-# row(run, hardware.parse_target("tpu:v5p:8x16x16"))["bytes_over"]        0.0: it fits
-# """
+def plan_run(run: schema.Run, target: hardware.Target, should_compile: bool = True) -> dict:
+    """Return one row of a plan for target hardware: a flat dict of bytes, seconds and hours.
 
-
-def plan_run(run: schema.Run, target: hardware.Target, compiling: bool = True) -> dict:
-    """One row of a plan.
-
-    how               "compiled": bytes and collectives are those of the target's own compiler;
-                      "estimate": roofline.estimate_step's (no compiler here, or none asked for)
-    bytes_*           of one device; bytes_over is what is too much for it, 0 if it fits
-    roofline_seconds  of a step at best: the longest of compute_, memory_ and network_seconds, all
-                      else hidden behind it, everything at the vendor's speed; None where it cannot
-                      run. compute_ and memory_seconds are arithmetic in either case
-    step_seconds      expected: at the share of the peak that cost.ASSUMED_MFU assumes, and not
-                      below
-                      the roofline; hours and device_hours are of the whole run at this rate
+    method: "compiled" if bytes and collectives are those of the target's compiler, "estimate" if
+    they are those of roofline.estimate_step, with should_compile=False.
+    bytes_*: of one device. bytes_over: missing memory, 0 if the run fits.
+    compute_seconds, memory_seconds, network_seconds: of a step, if only this resource limited it.
+    The first two are analytic in either case. bound: the resource with the longest time.
+    roofline_seconds: of a step at best, the longest of the three times at the vendor's peaks. None
+    if the run does not fit.
+    step_seconds: expected, at the MFU that ASSUMED_MFU assumes, and at least roofline_seconds.
+    mfu: model FLOPs utilization at this speed, a fraction.
+    hours, device_hours: of the whole run at this speed.
     """
-    shape = axis_rules.resolve_mesh_shape(vars(run.mesh), target.n_devices)
-    guess = roofline.estimate_step(run, target, roofline.list_weights(run.model))
-    return combine_estimates(
-        run, target, shape, guess, aot_compile.compile_step(run, target) if compiling else None
-    )
+    axis_sizes = axis_rules.resolve_mesh_shape(vars(run.mesh), target.n_devices)
+    estimate = roofline.estimate_step(run, target, roofline.list_weights(run.model))
+    compiled = aot_compile.compile_step(run, target) if should_compile else None
+    return combine_estimates(run, target, axis_sizes, estimate, compiled)
 
 
 def combine_estimates(
     run: schema.Run,
     target: hardware.Target,
-    shape: dict[str, int],
-    guess: roofline.Estimate,
-    made: aot_compile.Compiled | None,
+    axis_sizes: dict[str, int],
+    estimate: roofline.Estimate,
+    compiled: aot_compile.Compiled | None,
 ) -> dict:
-    """The row of an estimate and, where there is one, of what the compiler made."""
-    facts, knobs = flops.run_facts(run), schema.flatten(run)
-    best = made or guess
-    over = made.over if made else max(0.0, guess.bytes - target.spec.memory)
+    """Combine the analytic estimate with the compiler's result, if any. Row: see `plan_run`."""
+    facts, config = flops.run_facts(run), schema.flatten(run)
+    best = compiled or estimate
+    missing_bytes = max(0.0, estimate.bytes - target.spec.memory_bytes)
+    over = compiled.over if compiled else missing_bytes
     seconds = {
-        "compute": guess.compute_seconds,
-        "memory": guess.memory_seconds,
-        "network": best.network_seconds if over == 0 else guess.network_seconds,
+        "compute": estimate.compute_seconds,
+        "memory": estimate.memory_seconds,
+        "network": best.network_seconds if over == 0 else estimate.network_seconds,
     }
-    bound = max(seconds, key=lambda part: seconds[part])
+    bound = max(seconds, key=lambda resource: seconds[resource])
     cost = estimate_cost(run, target.peak(run.model.dtype), target.platform)
-    step = max(cost["seconds"] / run.steps, seconds[bound])
-    hours = step * run.steps / 3600
+    step_seconds = max(cost["seconds"] / run.steps, seconds[bound])
+    hours = step_seconds * run.steps / 3600
     return {
         "name": run.name,
         "target": target.name,
         "devices": target.n_devices,
-        "how": "compiled" if made else "estimate",
-        "mesh": {axis: size for axis, size in shape.items() if size > 1},
-        **{name: knobs[name] for name in fields.fields_with("plan", schema.Run)},
+        "method": "compiled" if compiled else "estimate",
+        "mesh": {axis: size for axis, size in axis_sizes.items() if size > 1},
+        **{name: config[name] for name in fields.fields_with("plan", schema.Run)},
         "params_total": facts["params.total"],
         "params_active": facts["params.active"],
         "tokens": facts["tokens"],
         "flops": facts["flops"],
-        "step_flops": guess.flops,
+        "step_flops": estimate.flops,
         "bytes_params": best.params,
         "bytes_optimizer": best.optimizer,
         "bytes_temporaries": best.temporaries,
         "bytes_needed": best.bytes,
-        "bytes_memory": target.spec.memory,
+        "bytes_memory": target.spec.memory_bytes,
         "bytes_over": over,
-        "collectives": aot_compile.total_traffic(made.collectives) if made else {},
-        **{f"{part}_seconds": value for part, value in seconds.items()},
+        "collectives": aot_compile.total_traffic(compiled.collectives) if compiled else {},
+        **{f"{resource}_seconds": value for resource, value in seconds.items()},
         "bound": bound,
         "roofline_seconds": None if over else seconds[bound],
-        "step_seconds": None if over else step,
-        "reached": facts["flops"] / run.steps / target.peak(run.model.dtype) / step,
+        "step_seconds": None if over else step_seconds,
+        "mfu": facts["flops"] / run.steps / target.peak(run.model.dtype) / step_seconds,
         "hours": None if over else hours,
         "device_hours": None if over else hours * target.n_devices,
-        "compile_seconds": made.seconds if made else None,
+        "compile_seconds": compiled.seconds if compiled else None,
     }

@@ -1,7 +1,8 @@
-"""Mesh, pieces of a batch and remat policy with which a run fits a machine and is fastest there.
+"""Search for the fastest layout of a run that fits into the memory of target hardware.
 
-Arithmetic (lm/sweeps/planning/roofline.py) goes through all of them; the target's compiler judges
-the best few.
+A layout is a mesh, a number of gradient accumulation steps and a rematerialization policy. The
+analytic estimate (lm/sweeps/planning/roofline.py) ranks all layouts. The target's compiler then
+checks the best of them.
 """
 
 import copy
@@ -17,84 +18,96 @@ POLICIES = fields.choices(schema.Run)["model.remat"]
 
 @dataclasses.dataclass
 class Candidate:
+    """A run with one layout, and its analytic estimate."""
+
     run: schema.Run
-    guess: roofline.Estimate
+    estimate: roofline.Estimate
 
     @property
-    def order(self) -> tuple[float, float]:
-        """Seconds at best, to a part in fifty; among equals, those with the rest shortest."""
-        parts = (
-            self.guess.compute_seconds,
-            self.guess.memory_seconds,
-            self.guess.network_seconds,
+    def rank(self) -> tuple[float, float]:
+        """Sort key: the longest time of a resource to two digits, then the sum of all times."""
+        times = (
+            self.estimate.compute_seconds,
+            self.estimate.memory_seconds,
+            self.estimate.network_seconds,
         )
-        return float(f"{max(parts):.2g}"), sum(parts)
+        return float(f"{max(times):.2g}"), sum(times)
 
 
 def list_candidates(run: schema.Run, target: hardware.Target) -> list[Candidate]:
-    """Every mesh, number of pieces and remat policy that the run's sizes allow, fastest first."""
-    of, found = roofline.list_weights(run.model), []
-    for sizes in list_meshes(run, target.n_devices):
-        rows = run.data.batch_size // (sizes["data"] * sizes["fsdp"] * sizes["expert"])
-        pieces = [n for n in divisors(rows) if n & (n - 1) == 0]  # powers of two
-        for accumulate, remat in itertools.product(pieces, POLICIES):
-            other = copy.deepcopy(run)
-            other.optim.grad_accumulation_steps = accumulate
-            other.model.remat = remat
-            for axis, size in sizes.items():
-                setattr(other.mesh, axis, size)
+    """Return all layouts that the sizes of the run allow, fastest first."""
+    weights = roofline.list_weights(run.model)
+    candidates = []
+    for axis_sizes in list_meshes(run, target.n_devices):
+        n_batch_shards = axis_sizes["data"] * axis_sizes["fsdp"] * axis_sizes["expert"]
+        n_rows = run.data.batch_size // n_batch_shards
+        powers_of_two = [n for n in divisors(n_rows) if n & (n - 1) == 0]
+        for n_steps, remat in itertools.product(powers_of_two, POLICIES):
+            candidate = copy.deepcopy(run)
+            candidate.optim.grad_accumulation_steps = n_steps
+            candidate.model.remat = remat
+            for axis, size in axis_sizes.items():
+                setattr(candidate.mesh, axis, size)
             try:
-                found.append(Candidate(other, roofline.estimate_step(other, target, of)))
-            except ValueError:  # a dimension that does not divide
+                estimate = roofline.estimate_step(candidate, target, weights)
+            except ValueError:  # the mesh does not divide a dimension of the model
                 continue
-    return sorted(found, key=lambda one: one.order)
+            candidates.append(Candidate(candidate, estimate))
+    return sorted(candidates, key=lambda candidate: candidate.rank)
 
 
 def list_meshes(run: schema.Run, n_devices: int) -> Iterator[dict[str, int]]:
-    """Every way to lay out the devices along the mesh axes that the run can use."""
+    """Yield the sizes of the mesh axes of all meshes that the run can use."""
     for tensor in divisors(n_devices, run.model.n_kv_heads):
         for sequence in divisors(n_devices // tensor, run.data.seq_len // 1024):
             for expert in divisors(n_devices // tensor // sequence, run.model.n_experts):
-                rest = n_devices // tensor // sequence // expert
-                for fsdp in divisors(rest):
-                    sizes = (rest // fsdp, fsdp, expert, sequence, tensor)
+                n_data_and_fsdp = n_devices // tensor // sequence // expert
+                for fsdp in divisors(n_data_and_fsdp):
+                    sizes = (n_data_and_fsdp // fsdp, fsdp, expert, sequence, tensor)
                     yield dict(zip(axis_rules.MESH_AXES, sizes, strict=True))
 
 
-def divisors(n: int, most: int | None = None) -> list[int]:
-    """Of n, up to `most` and at least 1."""
-    return [i for i in range(1, n + 1) if n % i == 0 and i <= max(1, n if most is None else most)]
+def divisors(n: int, limit: int | None = None) -> list[int]:
+    """Return the divisors of n up to max(limit, 1), or all of them without a limit."""
+    return [i for i in range(1, n + 1) if n % i == 0 and i <= max(1, n if limit is None else limit)]
 
 
 def search_layouts(
-    run: schema.Run, target: hardware.Target, n: int, compiling: bool = True
+    run: schema.Run, target: hardware.Target, n: int, should_compile: bool = True
 ) -> list[dict]:
-    """cost.plan_run of the n that promise most, fastest first, those that do not fit last.
+    """Return the rows of cost.plan_run for the n most promising layouts.
 
-    Where the compiler finds that a policy takes more than was guessed, what is left is judged by
-    that. ValueError if nothing fits even by arithmetic.
+    Layouts that fit come first, sorted by time. If the compiler needs more temporaries for a
+    rematerialization policy than estimated, the estimates of the remaining layouts with this policy
+    are scaled up. Raises ValueError if no layout fits by the analytic estimate.
     """
-    left, rows = list_candidates(run, target), []
-    factor = dict.fromkeys(POLICIES, 1.0)  # compiled over guessed temporaries
-    least = min((one.guess.bytes for one in left), default=float("inf"))
+    candidates, rows = list_candidates(run, target), []
+    temporaries_factor = dict.fromkeys(POLICIES, 1.0)  # compiled divided by estimated
+    min_bytes = min((candidate.estimate.bytes for candidate in candidates), default=float("inf"))
 
-    def fits(one: Candidate) -> bool:
-        guess = one.guess
-        more = (factor[one.run.model.remat] - 1) * guess.temporaries
-        return guess.bytes + more <= target.spec.memory
+    def fits(candidate: Candidate) -> bool:
+        factor = temporaries_factor[candidate.run.model.remat]
+        correction = (factor - 1) * candidate.estimate.temporaries
+        return candidate.estimate.bytes + correction <= target.spec.memory_bytes
 
-    while len(rows) < n and (left := [one for one in left if fits(one)]):
-        one = left.pop(0)
-        sizes = axis_rules.resolve_mesh_shape(vars(one.run.mesh), target.n_devices)
-        made = aot_compile.compile_step(one.run, target) if compiling else None
-        rows.append(cost.combine_estimates(one.run, target, sizes, one.guess, made))
-        if made:
-            policy = one.run.model.remat
-            factor[policy] = max(factor[policy], made.temporaries / one.guess.temporaries)
+    while len(rows) < n:
+        candidates = [candidate for candidate in candidates if fits(candidate)]
+        if not candidates:
+            break
+        best = candidates.pop(0)
+        axis_sizes = axis_rules.resolve_mesh_shape(vars(best.run.mesh), target.n_devices)
+        compiled = aot_compile.compile_step(best.run, target) if should_compile else None
+        row = cost.combine_estimates(best.run, target, axis_sizes, best.estimate, compiled)
+        rows.append(row)
+        if compiled:
+            policy = best.run.model.remat
+            factor = compiled.temporaries / best.estimate.temporaries
+            temporaries_factor[policy] = max(temporaries_factor[policy], factor)
     if not rows:
-        over = (least - target.spec.memory) / hardware.GIB
+        over = (min_bytes - target.spec.memory_bytes) / hardware.GIB
         raise ValueError(
-            f"{run.name} fits {target.name} in no layout: {over:.1f} GiB too much in the smallest;"
-            " try more devices, model.attention_query_blocks, model.loss_chunks or a smaller batch"
+            f"--target={target.name}: {run.name} fits in no layout. The smallest layout exceeds the"
+            f" memory of a device by {over:.1f} GiB. Use more devices, a larger"
+            " model.attention_query_blocks or model.loss_chunks, or a smaller data.batch_size."
         )
-    return sorted(rows, key=lambda r: (r["bytes_over"] > 0, r["roofline_seconds"] or 0.0))
+    return sorted(rows, key=lambda row: (row["bytes_over"] > 0, row["roofline_seconds"] or 0.0))

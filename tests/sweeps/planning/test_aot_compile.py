@@ -1,4 +1,7 @@
-"""Compilers of machines that are not here; each test needs the extra with that machine's."""
+"""Collectives of HLO programs, and compilation for absent TPUs and GPUs.
+
+A test of an absent TPU or GPU needs the extra with its compiler.
+"""
 
 import json
 import os
@@ -54,25 +57,30 @@ ENTRY %main (x: bf16[64,32]) -> bf16[64,32] {
 """
 
 
-def test_what_runs_in_a_loop_counts_as_often_as_the_loop_runs():
-    found = aot_compile.total_traffic(aot_compile.find_collectives(TPU, 64))
-    assert found["collective-permute"] == {"n": 5, "bytes": 5 * 4 * 4 * 2}
+def find_kind(kind: str) -> list[aot_compile.Collective]:
+    collectives = aot_compile.find_collectives(TPU, 64)
+    return [collective for collective in collectives if collective.kind == kind]
 
 
-def test_a_collective_in_several_steps_counts_once():
-    found = [one for one in aot_compile.find_collectives(TPU, 64) if one.kind == "all-gather"]
-    assert [(one.n, one.bytes) for one in found] == [(1, 64 * 32 * 2 * 7 / 8)]
-    assert found[0].group == tuple(range(0, 64, 8))
+def test_collective_in_a_loop_counts_each_iteration():
+    totals = aot_compile.total_traffic(aot_compile.find_collectives(TPU, 64))
+    assert totals["collective-permute"] == {"n": 5, "bytes": 5 * 4 * 4 * 2}
 
 
-def test_an_all_reduce_of_which_a_slice_is_kept_is_a_reduce_scatter():
-    found = [one for one in aot_compile.find_collectives(TPU, 64) if one.kind == "reduce-scatter"]
-    assert [(one.n, one.bytes) for one in found] == [(5, 64 * 32 * 2 * 7 / 8)]
-    assert found[0].group == tuple(range(0, 64, 8))
+def test_collective_in_several_instructions_counts_once():
+    (gather,) = find_kind("all-gather")
+    assert (gather.n, gather.bytes) == (1, 64 * 32 * 2 * 7 / 8)
+    assert gather.group == tuple(range(0, 64, 8))
+
+
+def test_sliced_all_reduce_counts_as_reduce_scatter():
+    (scatter,) = find_kind("reduce-scatter")
+    assert (scatter.n, scatter.bytes) == (5, 64 * 32 * 2 * 7 / 8)
+    assert scatter.group == tuple(range(0, 64, 8))
 
 
 @pytest.mark.parametrize(
-    ("written", "group"),
+    ("notation", "group"),
     [
         ("replica_groups={{0,2},{1,3}}", (0, 2)),
         ("replica_groups=[2,4]<=[8]", (0, 1, 2, 3)),
@@ -81,30 +89,31 @@ def test_an_all_reduce_of_which_a_slice_is_kept_is_a_reduce_scatter():
         ("replica_groups={}", tuple(range(8))),
     ],
 )
-def test_groups_are_read_in_every_way_that_they_are_written(written, group):
-    line = f"  %r = f32[8]{{0}} all-reduce(%x), channel_id=1, {written}, to_apply=%s"
+def test_replica_groups_are_parsed_in_all_notations(notation, group):
+    line = f"  %r = f32[8]{{0}} all-reduce(%x), channel_id=1, {notation}, to_apply=%s"
     text = f"ENTRY %main (x: f32[8]) -> f32[8] {{\n{line}\n}}\n"
-    (found,) = aot_compile.find_collectives(text, 8)
-    assert found.group == group
-    assert found.bytes == 2 * 32 * (len(group) - 1) / len(group)
+    (collective,) = aot_compile.find_collectives(text, 8)
+    assert collective.group == group
+    assert collective.bytes == 2 * 32 * (len(group) - 1) / len(group)
 
 
-def test_a_real_program_sends_what_its_splits_make_it_send():
+def test_compiled_program_all_gathers_in_each_iteration():
+    """The body of a loop of length 5 replicates an array that is sharded over four devices."""
     auto = (jax.sharding.AxisType.Auto,)
     mesh = jax.make_mesh((4,), ("x",), auto, devices=jax.devices()[:4])
-    rows, whole = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("x",), ()))
-    a = jax.ShapeDtypeStruct((8, 128), jnp.float32, sharding=rows)
+    sharded, replicated = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("x",), ()))
+    a = jax.ShapeDtypeStruct((8, 128), jnp.float32, sharding=sharded)
 
     def five_times(a):
         def body(x, _):
-            x = jax.lax.with_sharding_constraint(jnp.sin(x), whole)
-            return jax.lax.with_sharding_constraint(x * x.sum(), rows), None
+            x = jax.lax.with_sharding_constraint(jnp.sin(x), replicated)
+            return jax.lax.with_sharding_constraint(x * x.sum(), sharded), None
 
         return jax.lax.scan(body, a, length=5)[0]
 
-    text = jax.jit(five_times, out_shardings=rows).lower(a).compile().as_text()
-    gathered = aot_compile.total_traffic(aot_compile.find_collectives(text, 4))["all-gather"]
-    assert gathered == {"n": 5, "bytes": 5 * 8 * 128 * 4 * 3 / 4}
+    text = jax.jit(five_times, out_shardings=sharded).lower(a).compile().as_text()
+    totals = aot_compile.total_traffic(aot_compile.find_collectives(text, 4))
+    assert totals["all-gather"] == {"n": 5, "bytes": 5 * 8 * 128 * 4 * 3 / 4}
 
 
 @pytest.mark.parametrize(
@@ -117,27 +126,27 @@ def test_a_real_program_sends_what_its_splits_make_it_send():
         ("INVALID_ARGUMENT: something else", 0.0),
     ],
 )  # fmt: skip
-def test_what_a_compiler_says_of_memory_is_understood(message, needed):
-    found = aot_compile._needed(message, held=2**30, memory=16 * 2**30)
-    assert found == pytest.approx(needed)
+def test_needed_bytes_are_parsed_from_compiler_messages(message, needed):
+    parsed = aot_compile._needed_bytes(message, state=2**30, memory=16 * 2**30)
+    assert parsed == pytest.approx(needed)
 
 
-def test_more_devices_than_this_process_has_are_refused():
+def test_cpu_target_with_too_many_devices_is_refused():
     with pytest.raises(ValueError, match="this process has"):
         aot_compile.target_devices(hardware.parse_target("cpu:64"))
 
 
 @pytest.mark.parametrize(("name", "extra"), [("tpu:v5e:2x2", "tpu"), ("gpu:h100:4", "gpu")])
-def test_a_step_compiles_for_a_machine_that_is_not_here(name, extra, tmp_path):
+def test_step_compiles_for_absent_hardware(name, extra, tmp_path):
     if aot_compile.missing_extra(hardware.parse_target(name)):
         pytest.skip(f"the extra {extra} is not installed")
     command = [sys.executable, "-m", "experiments.plan", "--config=configs/base.py:10K", "--json"]
     environment = os.environ | {"PYTHONPATH": os.getcwd()}
-    done = subprocess.run(
+    result = subprocess.run(
         [*command, f"--target={name}", "--config.mesh.fsdp=4"],
         env=environment, capture_output=True, text=True, timeout=250,
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    (row,) = json.loads(done.stdout)
-    assert row["how"] == "compiled" and row["bytes_over"] == 0 and row["devices"] == 4
+    assert result.returncode == 0, result.stderr
+    (row,) = json.loads(result.stdout)
+    assert row["method"] == "compiled" and row["bytes_over"] == 0 and row["devices"] == 4
     assert row["collectives"] and row["compile_seconds"] > 0

@@ -1,3 +1,5 @@
+"""Cost estimates, and FLOPs counted in traced programs."""
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -6,7 +8,7 @@ from lm.config import flops, model_sizes, schema
 from lm.sweeps.planning import cost
 
 
-def test_a_row_of_the_plan_is_exact_where_it_can_be():
+def test_plan_row_has_exact_counts():
     run = schema.Run(name="s/a", model=model_sizes.ladder_model("1B"), steps=100)
     row = cost.estimate_cost(run, peak_flops_per_second=1e12)
     assert row["params_total"] == model_sizes.count_parameters(run.model)["total"]
@@ -14,7 +16,7 @@ def test_a_row_of_the_plan_is_exact_where_it_can_be():
     assert row["seconds"] > row["flops"] / 1e12
 
 
-def test_seconds_shrink_with_the_peak_and_grow_with_the_steps():
+def test_seconds_are_proportional_to_steps_over_peak():
     run = schema.Run(model=model_sizes.ladder_model("1M"), steps=100)
     seconds = cost.estimate_cost(run, 1e11)["seconds"]
     assert cost.estimate_cost(run, 2e11)["seconds"] == pytest.approx(seconds / 2)
@@ -22,23 +24,24 @@ def test_seconds_shrink_with_the_peak_and_grow_with_the_steps():
     assert cost.estimate_cost(run, 1e11)["seconds"] == pytest.approx(3 * seconds)
 
 
-def test_every_product_is_counted_as_often_as_it_runs():
-    def twice_five_times(a, b):
+def test_matmul_flops_count_loop_iterations_and_batches():
+    def two_products_five_times(a, b):
         body = jax.jit(lambda x, _: (x @ b @ b.T, None))
         return jax.lax.scan(body, a, length=5)[0]
 
     a, b = jnp.ones((3, 7)), jnp.ones((7, 4))
-    jaxpr = jax.make_jaxpr(twice_five_times)(a, b).jaxpr
+    jaxpr = jax.make_jaxpr(two_products_five_times)(a, b).jaxpr
     assert cost.matmul_flops(jaxpr) == 5 * 2 * (2 * 3 * 7 * 4)
     batched = jax.make_jaxpr(lambda x, y: jnp.einsum("bij,bjk->bik", x, y))
     assert cost.matmul_flops(batched(jnp.ones((6, 2, 3)), jnp.ones((6, 3, 5))).jaxpr) == 2 * 180
 
 
-def test_blocks_of_attention_execute_less_than_is_counted_as_work():
+def test_query_blocks_reduce_the_executed_flops():
     run = schema.Run(model=model_sizes.ladder_model("100K"))
-    work = flops.flops_per_token(run.model, run.data.seq_len)
-    per_step = run.data.batch_size * run.data.seq_len
+    per_token = flops.flops_per_token(run.model, run.data.seq_len)
+    n_tokens = run.data.batch_size * run.data.seq_len
     run.model.attention_query_blocks = 1
-    assert cost.count_step_flops(run) == work["full"] * per_step
+    assert cost.count_step_flops(run) == per_token["full"] * n_tokens
     run.model.attention_query_blocks = 4
-    assert work["causal"] * per_step < cost.count_step_flops(run) < work["full"] * per_step
+    executed = cost.count_step_flops(run)
+    assert per_token["causal"] * n_tokens < executed < per_token["full"] * n_tokens

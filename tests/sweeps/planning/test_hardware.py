@@ -1,9 +1,11 @@
+"""Names of targets, data of accelerators and the bandwidth of device groups."""
+
 import pytest
 
 from lm.sweeps.planning import hardware
 
 
-def test_a_name_says_how_many_devices_of_what():
+def test_target_name_gives_number_and_shape_of_devices():
     for name, n, shape in (
         ("cpu:8", 8, (8,)),
         ("tpu:v5e:4x4", 16, (4, 4)),
@@ -17,7 +19,7 @@ def test_a_name_says_how_many_devices_of_what():
 
 
 @pytest.mark.parametrize(
-    ("name", "near"),
+    ("name", "suggestion"),
     [
         ("tpu:v5x:4x4", "v5"),
         ("gpu:h300:8", "h200"),
@@ -29,37 +31,39 @@ def test_a_name_says_how_many_devices_of_what():
         ("abacus", "here"),
     ],
 )
-def test_what_is_no_machine_is_refused_with_what_is_nearest(name, near):
-    with pytest.raises(ValueError, match=near):
+def test_unknown_target_is_refused_with_a_suggestion(name, suggestion):
+    with pytest.raises(ValueError, match=suggestion):
         hardware.parse_target(name)
 
 
-def test_every_chip_belongs_to_a_platform_and_is_of_a_plausible_make():
-    named = [chip for chips, _ in hardware.KINDS.values() for chip in chips]
-    assert sorted(named) == sorted(hardware.ACCELERATORS)
+def test_each_chip_has_a_platform_and_plausible_data():
+    chips = [chip for platform_chips, _ in hardware.PLATFORMS.values() for chip in platform_chips]
+    assert sorted(chips) == sorted(hardware.ACCELERATORS)
     for chip in hardware.ACCELERATORS.values():
-        assert chip.bfloat16 >= chip.float32 > chip.memory_speed > chip.link > chip.far >= 0
-        assert chip.memory > hardware.GIB and chip.source
+        assert chip.bfloat16 >= chip.float32 > chip.memory_speed
+        assert chip.memory_speed > chip.link_speed > chip.internode_speed >= 0
+        assert chip.memory_bytes > hardware.GIB and chip.source
 
 
-def test_devices_of_one_node_talk_faster_than_those_of_two():
+def test_gpus_of_one_node_have_more_bandwidth_than_of_two():
+    """All cards of a node send at the same time: a group of two full nodes has eight links."""
     target = hardware.parse_target("gpu:h100:8x2")
-    inside = [hardware.place(target, i) for i in range(8)]
-    across = [hardware.place(target, i) for i in (0, 8)]
-    everywhere = [hardware.place(target, i) for i in range(16)]
-    assert hardware.link_bandwidth(target, inside) == target.spec.link
-    assert hardware.link_bandwidth(target, across) == target.spec.far
-    assert (
-        hardware.link_bandwidth(target, everywhere) == 8 * target.spec.far
-    )  # all cards of a node send
+    one_node = [hardware.device_coordinates(target, i) for i in range(8)]
+    two_nodes = [hardware.device_coordinates(target, i) for i in (0, 8)]
+    all_devices = [hardware.device_coordinates(target, i) for i in range(16)]
+    assert hardware.link_bandwidth(target, one_node) == target.spec.link_speed
+    assert hardware.link_bandwidth(target, two_nodes) == target.spec.internode_speed
+    assert hardware.link_bandwidth(target, all_devices) == 8 * target.spec.internode_speed
 
 
-def test_a_group_of_a_torus_uses_the_links_of_the_sides_that_it_spans():
+def test_torus_group_uses_the_links_of_the_sides_it_spans():
+    """A ring has two links per device. The sides of a 4x4 slice are lines, with one link."""
     target = hardware.parse_target("tpu:v5p:8x16x16")
-    link = target.spec.link
-    line = [hardware.place(target, i) for i in range(16)]
-    plane = [hardware.place(target, i) for i in range(256)]
-    assert hardware.link_bandwidth(target, line) == 2 * link  # both ways round a ring
-    assert hardware.link_bandwidth(target, plane) == 4 * link
-    small = hardware.parse_target("tpu:v5e:4x4")  # its sides are lines: rings only come with 16
-    assert hardware.link_bandwidth(small, [hardware.place(small, i) for i in range(4)]) == 50e9
+    link_speed = target.spec.link_speed
+    side = [hardware.device_coordinates(target, i) for i in range(16)]
+    plane = [hardware.device_coordinates(target, i) for i in range(256)]
+    assert hardware.link_bandwidth(target, side) == 2 * link_speed
+    assert hardware.link_bandwidth(target, plane) == 4 * link_speed
+    small = hardware.parse_target("tpu:v5e:4x4")
+    small_side = [hardware.device_coordinates(small, i) for i in range(4)]
+    assert hardware.link_bandwidth(small, small_side) == 50e9

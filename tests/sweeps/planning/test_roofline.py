@@ -1,3 +1,5 @@
+"""The analytic estimate against traced programs and against the compiler of the CPU."""
+
 import dataclasses
 
 import pytest
@@ -10,73 +12,85 @@ SHAPES = {
     "dots": {"remat": "dots", "attention_query_blocks": 4, "loss_chunks": 4},
     "none": {"remat": "none", "attention_query_blocks": 1},
 }
-PLAIN = {"mlp": "gelu", "norm": "layer", "bias": True, "learned_positions": 256, "qk_norm": False}
+GPT2 = {"mlp": "gelu", "norm": "layer", "bias": True, "learned_positions": 256, "qk_norm": False}
 
 
-def small(**knobs) -> schema.Run:
-    run = schema.Run(model=model_sizes.ladder_model("1M", n_layers=10, vocab_size=4096, **knobs))
+def small_run(**model_fields) -> schema.Run:
+    model = model_sizes.ladder_model("1M", n_layers=10, vocab_size=4096, **model_fields)
+    run = schema.Run(model=model)
     run.data.batch_size, run.data.seq_len = 8, 256
     run.mesh.fsdp = 2
     run.mesh.tensor = 2
     return run
 
 
-@pytest.mark.parametrize("knobs", [*SHAPES.values(), PLAIN | SHAPES["full"]], ids=[*SHAPES, "gpt2"])
-def test_flops_by_arithmetic_are_those_of_the_program(knobs):
-    run = small(**knobs)
+def estimate(run: schema.Run, target: str | hardware.Target) -> roofline.Estimate:
+    target = hardware.parse_target(target) if isinstance(target, str) else target
+    return roofline.estimate_step(run, target, roofline.list_weights(run.model))
+
+
+@pytest.mark.parametrize(
+    "model_fields", [*SHAPES.values(), GPT2 | SHAPES["full"]], ids=[*SHAPES, "gpt2"]
+)
+def test_analytic_flops_equal_those_of_the_traced_program(model_fields):
+    run = small_run(**model_fields)
     assert roofline.executed_flops(run) == pytest.approx(cost.count_step_flops(run), rel=1e-3)
 
 
 @pytest.mark.parametrize("policy", ["full", "none"])
-def test_bytes_by_arithmetic_are_near_those_of_the_compiler(policy):
-    run, target = small(**SHAPES[policy]), hardware.parse_target("cpu:4")
-    # Too little memory is an answer in bytes, not an error.
-    tight = dataclasses.replace(target, spec=dataclasses.replace(target.spec, memory=1e5))
-    guess = roofline.estimate_step(run, target, roofline.list_weights(run.model))
-    made = aot_compile.compile_step(run, tight)
-    assert guess.params == made.params
-    assert guess.optimizer == pytest.approx(made.optimizer, rel=1e-3)  # but for its counters
-    assert 1 / 2 < guess.temporaries / made.temporaries < 2
-    plain = dataclasses.replace(run.model, **PLAIN)
-    less = roofline.estimate_step(
-        dataclasses.replace(run, model=plain), target, roofline.list_weights(plain)
+def test_estimated_bytes_are_near_those_of_the_compiler(policy):
+    """Parameters are equal, and the optimizer state except for its counters.
+
+    A step that exceeds the memory returns the missing bytes and raises no error.
+    """
+    run, target = small_run(**SHAPES[policy]), hardware.parse_target("cpu:4")
+    small_memory = dataclasses.replace(
+        target, spec=dataclasses.replace(target.spec, memory_bytes=1e5)
     )
-    assert less.temporaries <= guess.temporaries and less.memory_seconds < guess.memory_seconds
-    assert made.over == made.bytes - 1e5 > 0 and made.network_seconds > 0
+    estimated = estimate(run, target)
+    compiled = aot_compile.compile_step(run, small_memory)
+    assert estimated.params == compiled.params
+    assert estimated.optimizer == pytest.approx(compiled.optimizer, rel=1e-3)
+    assert 1 / 2 < estimated.temporaries / compiled.temporaries < 2
+    gpt2 = estimate(dataclasses.replace(run, model=dataclasses.replace(run.model, **GPT2)), target)
+    assert gpt2.temporaries <= estimated.temporaries
+    assert gpt2.memory_seconds < estimated.memory_seconds
+    assert compiled.over == compiled.bytes - 1e5 > 0 and compiled.network_seconds > 0
 
 
-def test_more_devices_hold_less_each_and_smaller_pieces_need_less():
-    run, of = small(), roofline.list_weights(small().model)
-    few = roofline.estimate_step(run, hardware.parse_target("cpu:4"), of)
+def test_more_devices_and_micro_batches_need_less_memory():
+    run = small_run()
+    few_devices = estimate(run, "cpu:4")
     run.mesh.fsdp = 8
-    many = roofline.estimate_step(run, hardware.parse_target("cpu:16"), of)
-    assert many.params < few.params and many.bytes < few.bytes
+    many_devices = estimate(run, "cpu:16")
+    assert many_devices.params < few_devices.params and many_devices.bytes < few_devices.bytes
     run.mesh.fsdp, run.data.batch_size = 2, 64
-    whole = roofline.estimate_step(run, hardware.parse_target("cpu:4"), of)
+    one_batch = estimate(run, "cpu:4")
     run.optim.grad_accumulation_steps = 8
-    pieces = roofline.estimate_step(run, hardware.parse_target("cpu:4"), of)
-    assert pieces.temporaries < whole.temporaries / 3
-    assert pieces.flops == whole.flops and pieces.network_seconds > whole.network_seconds
+    micro_batches = estimate(run, "cpu:4")
+    assert micro_batches.temporaries < one_batch.temporaries / 3
+    assert micro_batches.flops == one_batch.flops
+    assert micro_batches.network_seconds > one_batch.network_seconds
 
 
 @pytest.mark.parametrize("name", ["tpu:v5e:2x2", "gpu:h200:4"])
-def test_a_kernel_of_the_machine_leaves_no_scores_in_memory(name):
-    run, target = small(dtype="bfloat16", remat="none"), hardware.parse_target(name)
-    of = roofline.list_weights(run.model)
-    kernel = roofline.estimate_step(run, target, of)
-    plain = dataclasses.replace(run, model=dataclasses.replace(run.model, attention="plain"))
-    scores = roofline.estimate_step(plain, target, of)
-    assert kernel.temporaries < scores.temporaries
-    assert kernel.memory_seconds < scores.memory_seconds
-    run.data.seq_len = 200  # of which splash takes none, and cuDNN any
-    kept = roofline.stored_attention_scores(run, roofline.ShardedShapes(run, target))
-    assert (kept == 0) == name.startswith("gpu")
+def test_fused_attention_stores_no_scores(name):
+    """With sequences of 200 tokens, cuDNN still applies, and splash does not."""
+    run, target = small_run(dtype="bfloat16", remat="none"), hardware.parse_target(name)
+    fused = estimate(run, target)
+    plain = estimate(
+        dataclasses.replace(run, model=dataclasses.replace(run.model, attention="plain")), target
+    )
+    assert fused.temporaries < plain.temporaries
+    assert fused.memory_seconds < plain.memory_seconds
+    run.data.seq_len = 200
+    n_scores = roofline.stored_attention_scores(run, roofline.ShardedShapes(run, target))
+    assert (n_scores == 0) == name.startswith("gpu")
 
 
 def test_one_device_sends_nothing():
-    run = small()
+    run = small_run()
     run.mesh.fsdp = run.mesh.tensor = 1
-    guess = roofline.estimate_step(
-        run, hardware.parse_target("cpu:1"), roofline.list_weights(run.model)
-    )
-    assert guess.network_seconds == 0 and guess.compute_seconds > 0 and guess.memory_seconds > 0
+    estimated = estimate(run, "cpu:1")
+    assert estimated.network_seconds == 0
+    assert estimated.compute_seconds > 0 and estimated.memory_seconds > 0
