@@ -49,7 +49,7 @@ BUDGET_TOLERANCE = 0.99  # token counts whose ratio is above this belong to one 
 
 @dataclasses.dataclass(frozen=True)
 class Writer:
-    """Writer of the records of one run. Its methods do nothing in the other processes of the run."""
+    """Writer of the records of one run. Its methods do nothing unless is_primary is True."""
 
     folder: Path
     is_primary: bool = True

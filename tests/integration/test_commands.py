@@ -144,7 +144,7 @@ def test_interrupted_by_the_keyboard_it_says_so_and_goes_on(folder):
         ("prepare", ["--config=base.py", "--sources=code"], "must be JSON such as"),
         ("status", ["--dir=nowhere"], "--dir=nowhere holds no runs"),
         ("evaluate", ["--run=nowhere"], "nowhere is not a run directory"),
-        ("report", ["--dir=nowhere"], "nowhere holds no runs"),
+        ("report", ["--dir=nowhere"], "nowhere contains no runs"),
     ],
 )  # fmt: skip
 def test_bad_input_is_one_line_and_status_2(folder, name, arguments, words):

@@ -117,7 +117,7 @@ def loss_vs_learning_rate(rows, along, theme=style.LIGHT, optima=None) -> Figure
     panels[0].set_ylabel(style.axis_label(lr_analysis.LOSS), size=8.5, color=theme["ink"])
     caption = [
         f"n = {len({row['name'] for row in rows})} runs. Small: runs. Line: means.",
-        f"Diamond: minimum of a parabola with its {lr_analysis.LEVEL:.0%} interval.",
+        f"Diamond: minimum of a parabola with its {lr_analysis.INTERVAL_LEVEL:.0%} interval.",
         f"Title: doublings of the best rate per doubling of {NAMES[along]}.",
     ]
     return style.finish_figure(figure, panels[0], caption, theme)
