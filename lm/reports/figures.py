@@ -63,7 +63,7 @@ def _loss_figures(sweep: summary.SweepSummary) -> dict[str, Drawing]:
         draw_compute = partial(scaling.loss_vs_compute, rows, metrics, law)
         drawings["compute"] = Drawing(draw_compute, law)
     if fit and fit.ensemble:
-        draw_predicted = partial(scaling.predicted_against_measured, rows, fit, prediction)
+        draw_predicted = partial(scaling.predicted_vs_measured, rows, fit, prediction)
         drawings["predicted"] = Drawing(draw_predicted, fit)
     if any(len(lines) > 1 for lines in metrics.values()):
         drawings["curves"] = Drawing(partial(scaling.learning_curves, rows, metrics))

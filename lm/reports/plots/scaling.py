@@ -111,7 +111,7 @@ def loss_by_source(rows, x=records.N_PARAMS, y=records.LOSS, theme=style.LIGHT) 
     return style.finish_figure(figure, axes, caption, theme)
 
 
-def predicted_against_measured(rows, fit, prediction=None, theme=style.LIGHT) -> Figure:
+def predicted_vs_measured(rows, fit, prediction=None, theme=style.LIGHT) -> Figure:
     """Plot the deviation of each measured loss from a law in percent, one line per run.
 
     The largest run is at the top. fit: a law of one column. A wide bar is the interval of the law

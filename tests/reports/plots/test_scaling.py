@@ -33,7 +33,7 @@ def every_figure(toy, theme=scaling.LIGHT):
         "curves": scaling.learning_curves(rows, metrics, theme=theme),
         "ability": task_accuracy.accuracy_vs_size(rows, theme=theme),
         "sources": scaling.loss_by_source(rows, theme=theme),
-        "predicted": scaling.predicted_against_measured(rows, fit, prediction, theme=theme),
+        "predicted": scaling.predicted_vs_measured(rows, fit, prediction, theme=theme),
         "mastered": task_accuracy.tasks_mastered(rows, theme=theme),
         "tasks": task_accuracy.task_curves(rows, theme=theme),
         "emergence": task_accuracy.emergence(rows, ["copy?length=4"], theme=theme),
@@ -268,7 +268,7 @@ def test_predictions_are_compared_on_the_fitted_token_budget(ladder):
     fit = power_laws.power(records.largest_token_budget(ladder).rows, bootstrap=200)
     names = [
         label.get_text()
-        for label in scaling.predicted_against_measured(ladder, fit).axes[0].get_yticklabels()
+        for label in scaling.predicted_vs_measured(ladder, fit).axes[0].get_yticklabels()
     ]
     assert len(names) == 7 and all(name.endswith("2M") for name in names)
 
