@@ -114,7 +114,7 @@ def _predictions(sweep: summary.SweepSummary) -> Markup:
             notes.append(f"The law of {law} was fitted to {runs}.")
         elif prediction:
             notes.append(f"The law of {law} gave no prediction: {prediction.get('refused', '')}.")
-    interval_columns = [name for name in lines[0] if name.endswith("interval")]
+    interval_columns = [name for name in lines[0] if name.endswith("% interval")]
     formats = {"predicted": style.format_number} | dict.fromkeys(interval_columns, _format_bounds)
     paragraphs = [html.paragraph(note, "muted") for note in notes]
     return html.join_html([html.html_table(lines, formats), *paragraphs])
