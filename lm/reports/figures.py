@@ -1,9 +1,12 @@
 """Figures that a sweep has data for, their metadata, and verification of stored figures.
 
-sweep = summary.load_summary("runs/quickstart")
-for name, (figure, meta) in figures.all_figures(sweep).items():
-    style.save_figure(figure, f"runs/quickstart/figures/{name}", meta)
-figures.verify_figure("runs/quickstart/figures/loss.svg", "runs/quickstart")   # [] if unchanged
+    sweep = summary.load_summary("runs/quickstart")
+    for name, (figure, meta) in figures.all_figures(sweep).items():
+        style.save_figure(figure, f"runs/quickstart/figures/{name}", meta)
+    figures.verify_figure("runs/quickstart/figures/loss.svg", "runs/quickstart")
+
+The metadata of a figure contain hashes of its runs, law, prediction and code. verify_figure
+compares them with the current records.
 """
 
 from collections.abc import Callable
@@ -86,13 +89,13 @@ def _token_figures(sweep: summary.SweepSummary) -> dict[str, Drawing]:
     if joint:
         draw_frontier = partial(loss_surface.compute_optimal_frontier, rows, sweep.metrics, joint)
         drawings["frontier"] = Drawing(draw_frontier, joint)
-        drawings["contour"] = Drawing(partial(loss_surface.loss_contours, rows, joint), joint)
+        drawings["contours"] = Drawing(partial(loss_surface.loss_contours, rows, joint), joint)
     if isoflop:
         drawings["isoflop"] = Drawing(
             partial(loss_surface.isoflop_parabolas, rows, isoflop), isoflop
         )
-        draw_best_size = partial(loss_surface.optimal_size, rows, isoflop, joint)
-        drawings["best_size"] = Drawing(draw_best_size, isoflop)
+        draw_optimal_size = partial(loss_surface.optimal_size, rows, isoflop, joint)
+        drawings["optimal_size"] = Drawing(draw_optimal_size, isoflop)
     return drawings
 
 
@@ -111,14 +114,14 @@ def _task_figures(sweep: summary.SweepSummary) -> dict[str, Drawing]:
     rows = sweep.finished
     drawings: dict[str, Drawing] = {}
     if any(records.is_finite(row.get("eval.completion")) for row in rows):
-        drawings["ability"] = Drawing(partial(task_accuracy.accuracy_vs_size, sweep.rows))
+        drawings["completion"] = Drawing(partial(task_accuracy.accuracy_vs_size, sweep.rows))
     if task_analysis.task_names(rows):
         drawings["mastered"] = Drawing(partial(task_accuracy.tasks_mastered, rows))
         drawings["emergence"] = Drawing(
             lambda: task_accuracy.emergence(rows, task_analysis.fastest_improving(rows))
         )
         drawings["tasks"] = Drawing(partial(task_accuracy.task_curves, rows))
-        drawings["abilities"] = Drawing(
+        drawings["tasks_vs_loss"] = Drawing(
             lambda: task_accuracy.accuracy_vs_loss(rows, task_analysis.accuracy_curves(rows))
         )
     prediction = sweep.prediction or {}

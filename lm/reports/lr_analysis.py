@@ -66,10 +66,15 @@ def optimal_lr(
     data change the loss at every rate. The interval comes from `bootstrap` resamples with normal
     noise, whose standard deviation is that of the residuals in all groups.
 
-    Return a dict per group: the columns of `by`, "n_runs", "lr" with its interval "lo" and "hi",
-    "loss" (at lr), "rate_range" (lowest and highest rate of the parabola), "log2_lr_resamples" and
-    "warning" ("" if the minimum is reliable). Without a minimum, "lr" is the rate of least mean
-    loss, and "lo" and "hi" are NaN.
+    Return a dict per group:
+
+    the columns of `by`, "n_runs"
+    "lr", "lo", "hi"     best rate and its interval. Without a minimum, "lr" is the rate with the
+                         least mean loss, and "lo" and "hi" are NaN
+    "loss"               loss at this rate
+    "rate_range"         lowest and highest rate of the parabola
+    "log2_lr_resamples"  array [bootstrap]
+    "warning"            "" if the minimum is reliable
     """
     finished = [
         row for row in rows if row["status"] == "done" and np.isfinite(run_table.to_number(row[y]))
@@ -161,10 +166,10 @@ def activation_exponents(rows: Sequence[Mapping], along: str) -> list[dict]:
     """Fit the exponents of activations against "width" or "depth".
 
     rows: result of coordinate_check.measure_activations. Return a dict per rule, step and part of
-    the model: {"rule", "step", "part", "rms", "rms_se", "change", "change_se", "n"}. "rms" and
-    "change" are slopes of the log of the scale and of the change against log `along`, as means over
-    n seeds with standard errors. Errors are NaN for a single seed. Slopes are NaN if an activation
-    does not change, as at step 0.
+    the model: {"rule", "step", "part", "rms", "rms_se", "change", "change_se", "n"}. "rms" is the
+    slope of the log scale against log `along`, and "change" that of the log change. Both are means
+    over n seeds with standard errors. Errors are NaN for a single seed. Slopes are NaN if an
+    activation does not change, as at step 0.
     """
     exponents = []
     keys = {(row["rule"], row["step"], row["part"]) for row in rows}

@@ -1,8 +1,9 @@
 """Sections of the HTML report: laws, predictions, tasks, runs, events, cost, reproduction.
 
-    for heading, body in report_sections.all_sections(summary.load_summary("runs/toy")).items(): ...
+    sections = report_sections.all_sections(summary.load_summary("runs/quickstart"))
+    sections["Runs"]                               # HTML of the table of all runs
 
-Each private function returns the HTML of one section, or of one row of its table as values.
+Each private function returns the HTML of one section, or one row of its table as values.
 """
 
 from typing import Any
@@ -70,6 +71,7 @@ def _law(sweep: summary.SweepSummary) -> Markup:
 
 
 def _format_interval(interval: tuple[float, float]) -> str:
+    """Format the interval of a parameter, "none" if it is NaN."""
     lo, hi = interval
     return f"{lo:.4g} to {hi:.4g}" if records.is_finite(lo) else "none"
 
@@ -145,6 +147,7 @@ def _prediction(sweep: summary.SweepSummary, law: str, prediction: dict) -> dict
 
 
 def _format_bounds(interval: tuple[float, float]) -> str:
+    """Format the interval of a predicted loss."""
     lo, hi = interval
     return f"{style.format_number(lo)} to {style.format_number(hi)}"
 

@@ -1,8 +1,11 @@
 """Summary of a sweep: runs, fitted laws, prediction, headline and table columns.
 
-sweep = summary.load_summary("runs/quickstart")
-state, text = summary.headline(sweep)
-lines = summary.summary_table(sweep.rows, sweep.prediction)     # final table, as text
+    sweep = summary.load_summary("runs/quickstart")
+    state, text = summary.headline(sweep)
+    lines = summary.summary_table(sweep.rows, sweep.prediction)     # final table, as text
+
+A sweep is a directory of runs with the files sweep.json, plan.json and prediction.json. Each of the
+three files may be missing.
 """
 
 import functools

@@ -8,8 +8,8 @@
 
 `rows` are those of records.load_runs. `evals` is {name of run: records.load_evals(row["dir"])}.
 
-Definitions. A task is above chance if its number of correct answers is significant (one-sided exact
-binomial test, p < P_VALUE) against chance accuracy, which is at least MIN_CHANCE. A task is
+Definitions. A task is above chance if a one-sided exact binomial test of its number of correct
+answers gives p < P_VALUE against chance accuracy, which is at least MIN_CHANCE. A task is
 mastered if it is above chance and its accuracy has covered at least MASTERY_FRACTION of the
 distance from chance to 1.
 """
@@ -101,6 +101,7 @@ def task_verdicts(rows: Sequence[dict], evals: Mapping[str, Sequence[dict]] = {}
 
 
 def _verdict(rows: Sequence[dict], task: str, evals: Mapping[str, Sequence[dict]]) -> dict:
+    """Return the dict of `task_verdicts` for one task."""
     evaluated = [row for row in rows if records.task_value(row, task) >= 0]
     sizes = sorted({row[records.N_PARAMS] for row in evaluated})
     groups = [[row for row in evaluated if row[records.N_PARAMS] == size] for size in sizes]
@@ -221,8 +222,8 @@ def predict_task_accuracy(
     Return {task: {"value", "lo", "hi"}}, or {task: {"refused": reason}}. The prediction has two
     steps (Bhagia et al. 2024, arXiv:2412.04403): a power law from size to the bits per byte of the
     task, and a sigmoid from bits per byte to accuracy. The 95% intervals contain the uncertainty of
-    both steps. A task is refused if no run of the two largest sizes is above chance, because a
-    sigmoid that is fitted to noise may rise at any size.
+    both steps. A task is refused if no run of the two largest sizes is above chance: a sigmoid that
+    is fitted to noise may rise at any size.
     """
     sizes = sorted({row[records.N_PARAMS] for row in rows})
     largest = [row for row in rows if row[records.N_PARAMS] in sizes[-2:]]
@@ -230,6 +231,7 @@ def predict_task_accuracy(
 
 
 def _predict(rows, largest, task: str, size: float, bootstrap: int) -> dict:
+    """Predict one task. largest: the runs of the two largest sizes."""
     if not any(is_above_chance(row, task) for row in largest):
         reason = f"{task}: no run of the two largest sizes is above chance (p < {P_VALUE:g})"
         return {"refused": f"{reason}; use more questions or larger models"}
@@ -282,6 +284,7 @@ def largest_jumps(rows: Sequence[dict], n: int = 3) -> list[dict]:
 
 
 def _largest_jump(rows: Sequence[dict], task: str) -> dict:
+    """Return the dict of `largest_jumps` for one task."""
     evaluated = [row for row in rows if records.task_result(row, task, "exact")]
     evaluated = sorted(evaluated, key=lambda row: row[records.N_PARAMS])
     rises = np.diff([records.task_value(row, task, "exact") for row in evaluated])

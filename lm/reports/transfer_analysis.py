@@ -227,8 +227,8 @@ def compute_saved(rows: Sequence[Mapping], evals: Mapping[str, Sequence[Mapping]
     largest number of examples: {"size", "task", "tuned_flops", "scratch_flops", "flops_ratio",
     "is_loss_reached", "pretraining_flops"}.
 
-    tuned_flops are the FLOPs until the best held-out loss of the fine-tuned run, scratch_flops
-    those until the longest run from scratch reaches this loss, and flops_ratio is scratch / tuned.
+    tuned_flops are the FLOPs until the best held-out loss of the fine-tuned run. scratch_flops are
+    the FLOPs until the longest run from scratch reaches this loss. flops_ratio is scratch / tuned.
     If the run from scratch does not reach the loss, scratch_flops are its total FLOPs and
     flops_ratio is a lower bound.
     """

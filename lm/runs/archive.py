@@ -31,9 +31,9 @@ HOME_DIR = re.compile(r"^(?:~|/root|/(?:home|Users)/[^/]+)(?=/|$)")
 def archive_sweep(sweep_dir, archive_dir, megabytes: float = 1.5) -> int:
     """Replace the content of archive_dir by the records of a sweep. Return their number of bytes.
 
-    megabytes: limit of the size of all records. Raises ValueError if the sweep contains no runs, if
-    archive_dir contains other files than records, or if the records exceed the limit even with the
-    smallest number of log steps.
+    megabytes: limit of the size of all records. Raises ValueError if the sweep contains no runs, or
+    if archive_dir contains other files than records. Also raises it if the records exceed the limit
+    even with the smallest number of log steps.
     """
     path, archive_dir = filesystem.open_path(sweep_dir), filesystem.open_path(archive_dir)
     _check_target(path, archive_dir)
@@ -128,6 +128,7 @@ def _rounded(line: dict) -> dict:
 
 
 def _n_bytes(files: dict[str, str]) -> int:
+    """Return the size of all files."""
     return sum(len(text.encode()) for text in files.values())
 
 

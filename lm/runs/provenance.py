@@ -1,6 +1,8 @@
 """Provenance of results: package version, git commit, hash of the code that a module uses.
 
-provenance.code_hash("lm.reports.figures")     # "0.2.0 4f0c9a12": the module and its imports
+    provenance.code_hash("lm.reports.figures")     # "0.2.0 4f0c9a12": the module and its imports
+
+A stored figure contains this hash, so `figures.verify_figure` detects changed code.
 """
 
 import ast

@@ -224,9 +224,9 @@ def extend_evals(path: str | Path, step: int, results: dict) -> None:
 def load_runs(path: str | Path) -> list[dict]:
     """Load all runs below `path` as flat dicts, smallest model first.
 
-    The keys of a dict are "name", "dir", every config field ("optim.lr"), every entry of facts.json
-    ("params.total", "tokens", "flops", "status", "seconds", ...) and every result of the final
-    evaluation ("eval.loss", "eval.loss_se", ...). With eval.patience the final evaluation is that
+    The keys are "name", "dir" and all config fields ("optim.lr"), all entries of facts.json
+    ("params.total", "tokens", "flops", "status", "seconds"), and all results of the final
+    evaluation ("eval.loss", "eval.loss_se"). With eval.patience the final evaluation is that
     of the best checkpoint. Raises ValueError if another version wrote one of the runs.
     """
     runs = []

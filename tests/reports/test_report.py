@@ -12,8 +12,8 @@ from lm.runs import provenance, records
 
 HOSTILE = "<img src=x onerror=alert(1)>"
 FIGURES = {
-    *("loss", "compute", "curves", "ability", "sources", "predicted"),
-    *("mastered", "emergence", "tasks", "abilities", "goodput"),
+    *("loss", "compute", "curves", "completion", "sources", "predicted"),
+    *("mastered", "emergence", "tasks", "tasks_vs_loss", "goodput"),
 }
 
 

@@ -1,17 +1,19 @@
 """Figures of scaling experiments. Every function except save_figure returns a matplotlib Figure.
 
-runs = lm.load_runs("runs/quickstart")
-figure = lm.plots.loss_vs_parameters(runs, lm.laws.power(runs))
-lm.plots.save_figure(figure, "loss", {"sweep": "quickstart"})     # loss.png and loss.svg
+    runs = lm.load_runs("runs/quickstart")
+    figure = lm.plots.loss_vs_parameters(runs, lm.laws.power(runs))
+    lm.plots.save_figure(figure, "loss", {"sweep": "quickstart"})     # loss.png and loss.svg
 
-style.py           theme, axes, number formats, saving
-elements.py        markers, curves, intervals, labels
-scaling.py         loss against parameters, compute and sources; conventions of all figures
-loss_surface.py    loss against tokens, L(N, D) contours, isoFLOP
-task_accuracy.py   accuracy, mastered tasks, emergence
-transfer.py        fine-tuning, forgetting, compute saved
-learning_rates.py  loss against learning rate, coordinate check
-goodput.py         time by phase
+The files, in reading order:
+
+    style.py           theme, axes, number formats, saving
+    elements.py        markers, curves, intervals, labels
+    scaling.py         loss against parameters, compute and sources; conventions of all figures
+    loss_surface.py    loss against tokens, L(N, D) contours, isoFLOP
+    task_accuracy.py   accuracy, mastered tasks, emergence
+    transfer.py        fine-tuning, forgetting, compute saved
+    learning_rates.py  loss against learning rate, coordinate check
+    goodput.py         time by phase
 """
 
 from lm.reports.plots.goodput import time_by_phase

@@ -1,9 +1,12 @@
 """Figures of hyperparameter transfer: coordinate check, loss against learning rate.
 
-rows = coordinate_check.measure_activations(run, batches, mesh)
-learning_rates.activation_changes(rows)
-runs = records.load_runs("runs/lr_transfer")
-learning_rates.loss_vs_learning_rate(runs, lr_analysis.WIDTH)
+    rows = coordinate_check.measure_activations(run, batches, mesh)
+    learning_rates.activation_changes(rows)
+    runs = records.load_runs("runs/lr_transfer")
+    learning_rates.loss_vs_learning_rate(runs, lr_analysis.WIDTH)
+
+A parametrization is called rule. Lines of different widths, depths or model parts have different
+colors. The colors are not those of model sizes in the other figures.
 """
 
 from collections.abc import Mapping, Sequence
