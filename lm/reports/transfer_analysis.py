@@ -101,7 +101,7 @@ def leave_one_cluster_out(rows: Sequence[Mapping], metric: str = "accuracy") -> 
     Return a list of {"size", "cluster" (its tasks), "without", "without_se", "with", "with_se",
     "gap", "gap_se"}. "without" is the mean metric of the run over the cluster. "with" is the mean
     over the runs of the same size and parent that were tuned on the largest number of clusters.
-    "gap" is with - without. Runs that were not evaluated on the cluster alone are skipped.
+    "gap" is with - without. A run is skipped if it was also evaluated on other unseen tasks.
     """
     points = []
     tuned_runs = [row for row in rows if row["status"] == "done" and is_finetuned(row)]

@@ -5,8 +5,8 @@
     runs = records.load_runs("runs/lr_transfer")
     learning_rates.loss_vs_learning_rate(runs, lr_analysis.WIDTH)
 
-A parametrization is called rule. Lines of different widths, depths or model parts have different
-colors. The colors are not those of model sizes in the other figures.
+A parametrization is called rule. A color is a width, a depth or a part of the model, not a model
+size as in the other figures.
 """
 
 from collections.abc import Mapping, Sequence

@@ -4,8 +4,8 @@
     loss_surface.loss_contours(rows, joint)
     loss_surface.isoflop_parabolas(rows, laws.isoflop(rows))
 
-Only finished runs are shown. Markers, colors and arguments are explained in scaling.py. Compute
-budgets and contour levels have other colors than model sizes.
+Only finished runs are shown. Markers, colors and arguments are explained in scaling.py. In isoFLOP
+figures a color is a compute budget, and in contour figures a loss.
 """
 
 import numpy as np
