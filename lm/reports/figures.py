@@ -1,9 +1,12 @@
 """Figures that a sweep has data for, their metadata, and verification of stored figures.
 
-for name, (figure, meta) in figures.all_figures(summary.load_summary("runs/quickstart")).items():
-...
-figures.verify_figure("runs/quickstart/figures/loss.svg", "runs/quickstart")   # [] if it is up to
-date
+    sweep = summary.load_summary("runs/quickstart")
+    for name, (figure, meta) in figures.all_figures(sweep).items():
+        style.save_figure(figure, f"runs/quickstart/figures/{name}", meta)
+    figures.verify_figure("runs/quickstart/figures/loss.svg", "runs/quickstart")
+
+The metadata of a figure contain hashes of its runs, law, prediction and code. verify_figure
+compares them with the current records.
 """
 
 from collections.abc import Callable
@@ -28,7 +31,7 @@ from lm.runs import provenance, records
 
 @dataclass(frozen=True)
 class Drawing:
-    """A figure that a sweep has data for, not drawn yet, and the law in it."""
+    """Function that draws a figure, and the law in the figure or None."""
 
     draw: Callable[[], Figure]
     law: Any = None
@@ -43,16 +46,17 @@ def all_figures(sweep: summary.SweepSummary) -> dict[str, tuple[Figure, dict]]:
 
 
 def available_figures(sweep: summary.SweepSummary) -> dict[str, Drawing]:
-    """Return {name: figure} of all figures that a sweep has data for, without drawing them."""
+    """Return {name: drawing} of all figures that a sweep has data for, without drawing them."""
     return {
-        **_losses(sweep),
-        **_tokens_and_compute(sweep),
-        **_learning_rates(sweep),
-        **_tasks(sweep),
+        **_loss_figures(sweep),
+        **_token_figures(sweep),
+        **_learning_rate_figures(sweep),
+        **_task_figures(sweep),
     }
 
 
-def _losses(sweep: summary.SweepSummary) -> dict[str, Drawing]:
+def _loss_figures(sweep: summary.SweepSummary) -> dict[str, Drawing]:
+    """Return the figures of loss against size and compute, of training curves and of time."""
     rows, fit, prediction, metrics = sweep.rows, sweep.fit, sweep.prediction, sweep.metrics
     drawings: dict[str, Drawing] = {}
     if sweep.finished:
@@ -62,7 +66,7 @@ def _losses(sweep: summary.SweepSummary) -> dict[str, Drawing]:
         draw_compute = partial(scaling.loss_vs_compute, rows, metrics, law)
         drawings["compute"] = Drawing(draw_compute, law)
     if fit and fit.ensemble:
-        draw_predicted = partial(scaling.predicted_against_measured, rows, fit, prediction)
+        draw_predicted = partial(scaling.predicted_vs_measured, rows, fit, prediction)
         drawings["predicted"] = Drawing(draw_predicted, fit)
     if any(len(lines) > 1 for lines in metrics.values()):
         drawings["curves"] = Drawing(partial(scaling.learning_curves, rows, metrics))
@@ -73,30 +77,30 @@ def _losses(sweep: summary.SweepSummary) -> dict[str, Drawing]:
     return drawings
 
 
-def _tokens_and_compute(sweep: summary.SweepSummary) -> dict[str, Drawing]:
-    """Return the figures of sweeps that vary tokens as well as size."""
+def _token_figures(sweep: summary.SweepSummary) -> dict[str, Drawing]:
+    """Return the figures of sweeps that vary both size and tokens."""
     rows = sweep.without_trunks
     joint, isoflop = sweep.laws["size and tokens"][0], sweep.laws["isoFLOP"][0]
     drawings: dict[str, Drawing] = {}
     finished = records.finished_with(rows, records.TOKENS, records.LOSS)
-    shapes = {(row[records.N_PARAMS], row[records.TOKENS]) for row in finished}
-    if len(shapes) > len({size for size, _ in shapes}):
+    pairs = {(row[records.N_PARAMS], row[records.TOKENS]) for row in finished}
+    if len(pairs) > len({size for size, _ in pairs}):
         drawings["tokens"] = Drawing(partial(loss_surface.loss_vs_tokens, rows, joint), joint)
     if joint:
         draw_frontier = partial(loss_surface.compute_optimal_frontier, rows, sweep.metrics, joint)
         drawings["frontier"] = Drawing(draw_frontier, joint)
-        drawings["contour"] = Drawing(partial(loss_surface.loss_contours, rows, joint), joint)
+        drawings["contours"] = Drawing(partial(loss_surface.loss_contours, rows, joint), joint)
     if isoflop:
         drawings["isoflop"] = Drawing(
             partial(loss_surface.isoflop_parabolas, rows, isoflop), isoflop
         )
-        draw_best_size = partial(loss_surface.optimal_size, rows, isoflop, joint)
-        drawings["best_size"] = Drawing(draw_best_size, isoflop)
+        draw_optimal_size = partial(loss_surface.optimal_size, rows, isoflop, joint)
+        drawings["optimal_size"] = Drawing(draw_optimal_size, isoflop)
     return drawings
 
 
-def _learning_rates(sweep: summary.SweepSummary) -> dict[str, Drawing]:
-    """Return the figures of sweeps that vary the learning rate at several shapes."""
+def _learning_rate_figures(sweep: summary.SweepSummary) -> dict[str, Drawing]:
+    """Return the figures of sweeps that vary the learning rate at several model shapes."""
     rows = lr_analysis.share_base_shape(sweep.finished)
     return {
         f"rates_by_{name}": Drawing(partial(learning_rates.loss_vs_learning_rate, rows, along))
@@ -105,30 +109,32 @@ def _learning_rates(sweep: summary.SweepSummary) -> dict[str, Drawing]:
     }
 
 
-def _tasks(sweep: summary.SweepSummary) -> dict[str, Drawing]:
+def _task_figures(sweep: summary.SweepSummary) -> dict[str, Drawing]:
+    """Return the figures of task accuracy and of predicted task accuracy."""
     rows = sweep.finished
     drawings: dict[str, Drawing] = {}
     if any(records.is_finite(row.get("eval.completion")) for row in rows):
-        drawings["ability"] = Drawing(partial(task_accuracy.accuracy_vs_size, sweep.rows))
+        drawings["completion"] = Drawing(partial(task_accuracy.accuracy_vs_size, sweep.rows))
     if task_analysis.task_names(rows):
         drawings["mastered"] = Drawing(partial(task_accuracy.tasks_mastered, rows))
         drawings["emergence"] = Drawing(
             lambda: task_accuracy.emergence(rows, task_analysis.fastest_improving(rows))
         )
         drawings["tasks"] = Drawing(partial(task_accuracy.task_curves, rows))
-        drawings["abilities"] = Drawing(
+        drawings["tasks_vs_loss"] = Drawing(
             lambda: task_accuracy.accuracy_vs_loss(rows, task_analysis.accuracy_curves(rows))
         )
     prediction = sweep.prediction or {}
     tasks = prediction.get("tasks", {})
     if any("value" in task for task in tasks.values()):
         target = sweep.target or {"name": prediction["target"]}
-        drawings["foretold"] = Drawing(partial(task_accuracy.predicted_accuracy, tasks, target))
+        drawing = partial(task_accuracy.predicted_accuracy, tasks, target)
+        drawings["predicted_tasks"] = Drawing(drawing)
     return drawings
 
 
 def figure_metadata(sweep: summary.SweepSummary, name: str, fit=None) -> dict:
-    """Return the metadata of a figure: runs, law, prediction and code that it was drawn from."""
+    """Return the metadata of a figure: hashes of its runs, law, prediction and code."""
     return {
         "figure": name,
         "sweep": sweep.facts.get("sweep", ""),
@@ -140,20 +146,24 @@ def figure_metadata(sweep: summary.SweepSummary, name: str, fit=None) -> dict:
 
 
 def verify_figure(figure_path, sweep_dir) -> list[str]:
-    """Compare the metadata of a stored figure with the sweep. Return one line per difference."""
-    old = style.read_figure_metadata(figure_path)
+    """Compare the metadata of a stored figure with the sweep. Return one line per difference.
+
+    Raises ValueError if the file contains no metadata.
+    """
+    stored = style.read_figure_metadata(figure_path)
     sweep = summary.load_summary(sweep_dir)
-    name, drawings = str(old.get("figure")), available_figures(sweep)
+    name, drawings = str(stored.get("figure")), available_figures(sweep)
     if name not in drawings:
         names = ", ".join(drawings) or "none"
         return [f"figure={name!r} is not available for these runs. Available: {names}"]
-    new = figure_metadata(sweep, name, drawings[name].law)
-    lines = [f"run {run} is missing" for run in old["runs"] if run not in new["runs"]]
-    lines += [f"run {run} is new" for run in new["runs"] if run not in old["runs"]]
+    current = figure_metadata(sweep, name, drawings[name].law)
+    old_runs, new_runs = stored["runs"], current["runs"]
+    lines = [f"run {run} is missing" for run in old_runs if run not in new_runs]
+    lines += [f"run {run} is new" for run in new_runs if run not in old_runs]
     lines += [
-        f"run {run} changed: {old['runs'][run]} then, {new['runs'][run]} now"
-        for run in old["runs"]
-        if new["runs"].get(run, old["runs"][run]) != old["runs"][run]
+        f"run {run} changed: {old_hash} then, {new_runs[run]} now"
+        for run, old_hash in old_runs.items()
+        if run in new_runs and new_runs[run] != old_hash
     ]
-    changed = [key for key in ("law", "prediction", "code") if old[key] != new[key]]
-    return lines + [f"{key}: {old[key]} then, {new[key]} now" for key in changed]
+    changed = [key for key in ("law", "prediction", "code") if stored[key] != current[key]]
+    return lines + [f"{key}: {stored[key]} then, {current[key]} now" for key in changed]

@@ -1,7 +1,11 @@
-"""HTML of a report: one self-contained page from the template report.html and its elements.
+"""HTML of a report: elements, and one self-contained page from the template report.html.
 
-The page loads nothing from a network. `paragraph`, `code`, `details`, `table` and `figure` escape
-their arguments and return HTML as Markup. No other module writes HTML.
+    table = html.html_table([{"run": "100K", "loss": 2.1}, {"run": "300K", "loss": 1.9}])
+    sections = {"Runs": html.join_html([html.paragraph("Two runs are done."), table])}
+    html.write_page("a.html", "toy", ("open", "No result yet."), [], sections, "footer", {})
+
+The page loads nothing from a network. All functions escape text arguments and return HTML as
+Markup, except write_page. No other module writes HTML.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +19,7 @@ from matplotlib.figure import Figure
 from lm.reports.plots import style
 from lm.runs import filesystem
 
-MAX_WIDTH = 8  # inches; a wider figure takes the full width of the page
+MAX_WIDTH = 8  # inches; a wider figure gets the full width of the page
 
 Format = Callable[[Any], str]
 
@@ -51,15 +55,15 @@ _FIGURE = _ENVIRONMENT.from_string(
 )
 
 
-def write_page(path, title, headline, tiles, sections, footer, twins, refresh=0.0) -> Path:
+def write_page(path, title, headline, tiles, sections, footer, dark_colors, refresh=0.0) -> Path:
     """Render the page and write it. Return its path.
 
-    headline: (state, text), the state is held, missed or open. tiles: [(name, value)]. sections:
-    {heading: HTML}. twins: {color of the light theme: color of the dark theme}, see
+    headline: (state, text) with the state held, missed or open. tiles: [(name, value)]. sections:
+    {heading: HTML}. dark_colors: {color of the light theme: color of the dark theme}, see
     style.dark_theme_map. refresh: interval in seconds at which an open page reloads, 0 for never.
     """
     state, text = headline
-    dark = " ".join(f"--c{light[1:]}: {color};" for light, color in twins.items())
+    dark = " ".join(f"--c{light[1:]}: {color};" for light, color in dark_colors.items())
     html = _ENVIRONMENT.get_template("report.html").render(
         title=title,
         light=_css_variables(style.LIGHT),
@@ -77,7 +81,7 @@ def write_page(path, title, headline, tiles, sections, footer, twins, refresh=0.
 
 
 def paragraph(text, css="") -> Markup:
-    """Return a paragraph."""
+    """Return a paragraph of text. css: class of the paragraph."""
     return Markup('<p class="{}">{}</p>').format(css, text)
 
 
@@ -87,12 +91,12 @@ def code_block(text) -> Markup:
 
 
 def collapsed_section(summary, body: Markup) -> Markup:
-    """Return HTML that opens with a click on its summary."""
+    """Return a summary that shows its body after a click."""
     return Markup("<details><summary>{}</summary>{}</details>").format(summary, body)
 
 
 def join_html(parts) -> Markup:
-    """Concatenate HTML."""
+    """Concatenate pieces of HTML. Plain text is escaped."""
     return Markup("").join(parts)
 
 
@@ -102,11 +106,12 @@ def html_table(
     sort_keys: Mapping[str, Sequence[Any]] | None = None,
     is_sortable: bool = False,
 ) -> Markup:
-    """Return a table of values, with the keys of the first row as its head.
+    """Return a table whose columns are the keys of the first row.
 
     formats: {column: function from a value to text}; other columns use str. None is an empty cell.
-    Columns of text are left-aligned, other columns right-aligned. is_sortable makes the heads
-    buttons. Rows sort by value (a tuple by its first item), or by sort_keys: {column: key per row}.
+    Columns of text are left-aligned, other columns right-aligned. If is_sortable, a click on a
+    heading sorts the rows by value (a tuple by its first item), or by sort_keys: {column: key per
+    row}.
     """
     if not rows:
         return paragraph("None.", "muted")
@@ -126,23 +131,25 @@ def html_table(
 
 
 def _alignment(values) -> Markup:
+    """Return the class attribute of a column: left-aligned if all values are text or None."""
     is_text = all(value is None or isinstance(value, str) for value in values)
-    return Markup(' class="words"') if is_text else Markup("")
+    return Markup(' class="text"') if is_text else Markup("")
 
 
 def _sort_key(value) -> float | str:
+    """Return the number or text that a column is sorted by, "" for None and NaN."""
     if isinstance(value, tuple):
         value = value[0] if value else None
     return "" if value is None or value != value else value
 
 
-def html_figure(drawn: Figure, files: str = "") -> Markup:
+def html_figure(figure: Figure, files: str = "") -> Markup:
     """Return a figure as inline SVG. The caption of the figure becomes HTML text.
 
     files: path without suffix of the PNG and SVG to link to, "" for no links.
     """
-    svg, caption = style.to_inline_svg(drawn)
-    title = drawn.axes[0].get_title(loc="left") or drawn.get_suptitle()
+    svg, caption = style.to_inline_svg(figure)
+    title = figure.axes[0].get_title(loc="left") or figure.get_suptitle()
     svg = svg.replace("<svg", f'<svg tabindex="0" aria-label="{escape(title)}"', 1)
     return Markup(
         _FIGURE.render(
@@ -150,21 +157,22 @@ def html_figure(drawn: Figure, files: str = "") -> Markup:
             caption=caption,
             files=files,
             suffixes=("png", "svg") if files else (),
-            is_wide=drawn.get_figwidth() > MAX_WIDTH,
+            is_wide=figure.get_figwidth() > MAX_WIDTH,
         )
     )
 
 
-def html_figures(drawn: Sequence[Markup]) -> Markup:
-    """Return figures side by side, if the page is wide enough."""
-    if not drawn:
+def html_figures(figures: Sequence[Markup]) -> Markup:
+    """Return figures in a grid, with a hint how to zoom. A wide page shows several per row."""
+    if not figures:
         return paragraph("No run has data for a figure yet.", "muted")
     hint = "Click a figure to widen it. In a wide figure, use the wheel or + to zoom, drag to move "
     hint += "and press 0 to reset."
     return paragraph(hint, "hint") + Markup('<div class="figures">{}</div>').format(
-        join_html(drawn)
+        join_html(figures)
     )
 
 
 def _css_variables(theme) -> str:
+    """Return the colors of a theme as CSS variables: --ink: #1d2733;."""
     return " ".join(f"--{name}: {color};" for name, color in theme.items() if name != "sizes")

@@ -1,9 +1,11 @@
 """Summary of a sweep: runs, fitted laws, prediction, headline and table columns.
 
-sweep = summary.load_summary("runs/quickstart")
-state, text = summary.headline(sweep)
-lines = summary.summary_table(sweep.rows, sweep.prediction)     # the final table of a sweep, as
-text
+    sweep = summary.load_summary("runs/quickstart")
+    state, text = summary.headline(sweep)
+    lines = summary.summary_table(sweep.rows, sweep.prediction)     # final table, as text
+
+A sweep is a directory of runs with the files sweep.json, plan.json and prediction.json. Each of the
+three files may be missing.
 """
 
 import functools
@@ -27,11 +29,11 @@ class SweepSummary:
     missing: list[str]  # names of the runs that have not started
     facts: dict  # sweep.json
     prediction: dict | None  # prediction.json, None if it contains no prediction
-    refused: str  # reason for a missing prediction
-    plan: list[dict]  # plan.json
+    refused: str  # reason for a missing prediction, "" if unknown
+    plan: list[dict]  # plan.json: planned cost of each run
     fit: Any  # law of the runs of the prediction, else of the largest token budget, or None
     refusal: str  # reason for a missing fit
-    laws: dict[str, tuple[Any, str]]  # see laws_of
+    laws: dict[str, tuple[Any, str]]  # result of fit_all_laws
 
     @functools.cached_property
     def finished(self) -> list[dict]:
@@ -45,12 +47,12 @@ class SweepSummary:
 
     @functools.cached_property
     def metrics(self) -> dict[str, list[dict]]:
-        """Log steps of each run, by its name."""
+        """{name of run: its log steps}."""
         return {row["name"]: records.load_metrics(row["dir"]) for row in self.rows}
 
     @property
     def target(self) -> dict | None:
-        """Row of the predicted run, None before it has started."""
+        """Row of the predicted run, None before it starts."""
         return next((row for row in self.rows if elements.is_target(row, self.prediction)), None)
 
     @property
@@ -73,7 +75,7 @@ def load_summary(sweep_dir) -> SweepSummary:
     )
     rows = [with_current_cost(row) for row in records.load_runs(path)]
     if not rows and not facts:
-        raise ValueError(f"{path} holds no runs. Pass the directory of a sweep: runs/quickstart")
+        raise ValueError(f"{path} contains no runs. Pass the directory of a sweep: runs/quickstart")
     started = {row["name"] for row in rows}
     fit, refusal = _prediction_law(rows, prediction)
     return SweepSummary(
@@ -91,21 +93,25 @@ def load_summary(sweep_dir) -> SweepSummary:
 
 
 def _prediction_law(rows, prediction: Mapping) -> tuple[Any, str]:
-    """Fit the law of the runs that the prediction used, or of the largest token budget."""
+    """Fit the law of the runs that the prediction used, or of the largest token budget.
+
+    Return (fit, "") or (None, reason).
+    """
     columns = {key: prediction[key] for key in ("x", "y")} if prediction else {}
     selected = records.largest_token_budget(rows).rows
     names = prediction.get("runs") or [
         row["name"] for row in selected if not row.get("is_prediction_target")
     ]
-    # Unfinished runs are passed too: the fit lists them with the reason of their exclusion.
+    # The fit excludes unfinished runs and lists them with a reason.
     runs = [row for row in rows if row["name"] in names or row["status"] != "done"]
     return fit_law(runs, **columns)
 
 
 def with_current_cost(row: dict) -> dict:
-    """Return a row with the current cost of its run: tokens, FLOPs and seconds.
+    """Return a row in which tokens, FLOPs and seconds are those of the last log step.
 
-    Before the end of a run, facts.json contains the planned cost.
+    Before the end of a run, facts.json contains the planned cost. The row of a finished run is
+    returned unchanged.
     """
     if row["status"] == "done":
         return row
@@ -121,10 +127,13 @@ def incremental_flops(row: dict) -> float:
 
 
 def fit_all_laws(rows) -> dict[str, tuple[Any, str]]:
-    """Fit every law that a sweep may determine. Return {name: (fit, "") or (None, reason)}."""
+    """Fit every law that a sweep may determine. Return {name: (fit, "") or (None, reason)}.
+
+    The names are "compute", "size and tokens" and "isoFLOP".
+    """
     joint, refusal = estimation.try_fit(power_laws.chinchilla, rows)
     if joint and joint.max_off_line_factor is not None:
-        joint, refusal = None, "the runs lie on one line of N and D: vary the tokens of a size"
+        joint, refusal = None, "all runs have the same relation of N and D: vary tokens per size"
     finished = records.finished_with(rows, records.N_PARAMS, records.TOKENS)
     budgets = {f"{row[records.TOKENS]:.2g}" for row in finished}
     if joint and len(budgets) < 3:
@@ -148,8 +157,9 @@ def headline(sweep: SweepSummary) -> tuple[str, str]:
     if not prediction:
         n_done = sum(row["status"] == "done" for row in sweep.rows)
         reason = sweep.refused or sweep.refusal
-        text = f"{n_done} of {len(sweep.rows) + len(sweep.missing)} runs are done. No prediction"
-        return "open", f"{text} was stored: {reason}." if reason else f"{text} was stored."
+        n_runs = len(sweep.rows) + len(sweep.missing)
+        text = f"{n_done} of {n_runs} runs are done. No prediction was stored"
+        return "open", f"{text}: {reason}." if reason else f"{text}."
     value, lo, hi = elements.predicted_interval(prediction)
     text = (
         f"The law of {len(prediction['runs'])} other runs predicted {style.format_number(value)} "
@@ -171,7 +181,7 @@ def headline(sweep: SweepSummary) -> tuple[str, str]:
 
 
 def relative_error(measured: float, value: float) -> str:
-    """Format the relative deviation from a prediction: 0.49% below."""
+    """Format the deviation of a measured value from a predicted value: 0.49% below."""
     return f"{100 * abs(measured / value - 1):.2f}% {'above' if measured > value else 'below'}"
 
 
@@ -184,12 +194,12 @@ class Measurement(NamedTuple):
 
 @dataclass(frozen=True)
 class Column:
-    """A table column of runs: how to read the value from a row, and how to format it."""
+    """Table column of runs: a function that reads the value of a row, and its format."""
 
     title: str
     value: Callable[[Mapping], Any]  # None if the row has no value
     format: Callable[[Any], str] = str
-    sort_key: Callable[[Mapping], Any] | None = None  # the value if None
+    sort_key: Callable[[Mapping], Any] | None = None  # None to sort by value
 
     def text(self, row: Mapping) -> str:
         """Return the formatted value of a row, "" if it has none."""
@@ -198,12 +208,12 @@ class Column:
 
 
 def plain_column(title: str, key: str, format: Callable[[Any], str]) -> Column:
-    """Return a column of plain numbers."""
+    """Return a column of numbers without standard errors, stored as `key`."""
     return Column(title, lambda row: row[key] if records.is_finite(row.get(key)) else None, format)
 
 
 def measured_column(title: str, key: str, scale=1, digits=4) -> Column:
-    """Return a column of results with their standard errors, multiplied by `scale`."""
+    """Return a column of results with their standard errors, both multiplied by `scale`."""
 
     def read(row: Mapping) -> Measurement | None:
         """Return the scaled result of a row, None if it has none."""
@@ -215,43 +225,50 @@ def measured_column(title: str, key: str, scale=1, digits=4) -> Column:
 
 
 def format_measurement(result: Measurement, digits=4) -> str:
-    """Format a result with its standard error, if it has one: 2.345 ± 0.006."""
+    """Format a result with its standard error, if that is not 0: 2.345 ± 0.006."""
     text = f"{result.value:#.{digits}g}"
     n_decimals = len(text.partition(".")[2])
     return f"{text} ± {result.standard_error:.{n_decimals}f}" if result.standard_error else text
 
 
 def summary_table(rows, prediction=None) -> list[dict[str, str]]:
-    """Return the final table of a sweep: one dict of text per run, all with the same columns."""
+    """Return the final table of a sweep: {column: text} per run, all with the same columns.
+
+    prediction: content of prediction.json, or None. It adds the column "predicted loss".
+    """
     lines = []
     for row in rows:
-        line = {column.title: column.text(row) for column in RUN_COLUMNS[:N_SHORT]}
+        line = {column.title: column.text(row) for column in RUN_COLUMNS[:N_FINAL_COLUMNS]}
         if prediction and "value" in prediction:
             value, lo, hi = elements.predicted_interval(prediction)
-            text = (
-                f"{style.format_number(value)} [{style.format_number(lo)},"
-                f" {style.format_number(hi)}]"
-            )
+            bounds = f"[{style.format_number(lo)}, {style.format_number(hi)}]"
+            text = f"{style.format_number(value)} {bounds}"
             line["predicted loss"] = text if elements.is_target(row, prediction) else ""
         lines.append(line)
     return lines
 
 
 def run_columns(rows) -> list[Column]:
-    """Return the columns, with one for the loss of each source, that any of these runs fills."""
+    """Return the columns that have a value in at least one row.
+
+    They are RUN_COLUMNS and a column for the loss on each source.
+    """
     sources = elements.source_names(elements.source_columns(rows))
     losses = [measured_column(f"loss on {name}", column) for column, name in sources.items()]
-    return [c for c in [*RUN_COLUMNS, *losses] if any(c.text(row) for row in rows)]
+    columns = [*RUN_COLUMNS, *losses]
+    return [column for column in columns if any(column.text(row) for row in rows)]
 
 
 def format_duration(seconds: float) -> str:
     """Format a duration with its two largest units: 95 -> 1 min 35 s."""
-    for size, unit, part, smaller in UNITS:
+    for size, unit, small_size, small_unit in UNITS:
         if seconds >= size:
-            return f"{seconds // size:.0f} {unit} {seconds % size // part:.0f} {smaller}"
+            n_small = seconds % size // small_size
+            return f"{seconds // size:.0f} {unit} {n_small:.0f} {small_unit}"
     return f"{seconds:.3g} s"
 
 
+# (seconds per unit, unit, seconds per smaller unit, smaller unit).
 UNITS = ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s"))
 RUN_COLUMNS = (
     Column("run", elements.short_run_name, sort_key=lambda row: row.get(records.N_PARAMS, 0)),
@@ -269,9 +286,8 @@ RUN_COLUMNS = (
     plain_column("learning rate", "optim.lr", "{:.3g}".format),
     plain_column("batch", "data.batch_size", str),
 )
-N_SHORT = 8  # columns in the final table of a sweep
-# Cost of a run, in a plan and as measured.
-COSTS = (
+N_FINAL_COLUMNS = 8  # the final table of a sweep has the first of RUN_COLUMNS
+COST_COLUMNS = (
     plain_column("tokens", records.TOKENS, style.format_si),
     plain_column("FLOPs", records.FLOPS, style.power_of_ten),
     plain_column("time", "seconds", format_duration),

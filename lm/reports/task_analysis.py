@@ -1,16 +1,17 @@
 """Statistics of task results over a ladder of models: chance, noise, metrics, predictions, jumps.
 
-    tally(rows)            # one dict per run: tasks above chance, tasks solved, tasks evaluated
-    verdicts(rows, evals)  # one dict per task: signal, noise, "predictable from 60K on", ...
-    correlations(rows)     # {metric: {task: rank correlation with accuracy over the ladder}}
-    curves(rows)           # {task: (law from held-out loss to accuracy or None, reason)}
-    foretell(rows, 6e5)    # {task: predicted accuracy of a model of this size, or a reason}
+    task_analysis.count_tasks(rows)                 # tasks mastered and above chance, per run
+    task_analysis.task_verdicts(rows, evals)        # signal, noise and reliability, per task
+    task_analysis.correlations(rows)                # metrics that order the models as accuracy does
+    task_analysis.accuracy_curves(rows)             # laws from held-out loss to accuracy
+    task_analysis.predict_task_accuracy(rows, 6e5)  # predicted accuracies of a model of this size
 
-Rows are those of records.load_runs. `evals` is {name of run: records.load_evals(row["dir"])}.
+`rows` are those of records.load_runs. `evals` is {name of run: records.load_evals(row["dir"])}.
 
-Definitions. A task is above chance if an exact binomial test of its correct answers against chance
-accuracy (at least LUCK) gives p < LEVEL, one-sided. A task is solved if it is above chance and its
-accuracy has covered at least SHARE of the distance from chance to 1.
+Definitions. A task is above chance if a one-sided exact binomial test of its number of correct
+answers gives p < P_VALUE against chance accuracy, which is at least MIN_CHANCE. A task is
+mastered if it is above chance and its accuracy has covered at least MASTERY_FRACTION of the
+distance from chance to 1.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,12 +24,12 @@ from lm.laws.forms import downstream, power_laws
 from lm.runs import records
 
 P_VALUE, MASTERY_FRACTION = 0.01, 0.5
-# Least chance accuracy: always giving the most frequent answer is sometimes right, even if the
-# stored chance accuracy of a task is 0.
+# Smallest chance accuracy of the test. A model that always gives the most frequent answer is
+# sometimes correct, even if the stored chance accuracy of a task is 0.
 MIN_CHANCE = 0.01
-TAIL = 1 / 3  # last fraction of a run, in which accuracy is a linear trend plus noise
+TAIL_FRACTION = 1 / 3  # last part of a run, in which accuracy is a linear trend plus noise
 # Metrics that improve smoothly -> expected sign of their correlation with accuracy.
-CONTINUOUS = {
+CONTINUOUS_METRICS = {
     "p_right": 1, "bits_per_byte": -1, "brier": -1, "token_accuracy": 1, "token_probability": 1,
     "keystrokes_saved": 1,
 }  # fmt: skip
@@ -46,7 +47,7 @@ def task_names(rows: Sequence[Mapping]) -> list[str]:
 
 
 def is_above_chance(row: Mapping, task: str) -> bool:
-    """Return True if the accuracy is above chance by an exact binomial test with p < LEVEL."""
+    """Return True if an exact binomial test against chance gives p < P_VALUE."""
     accuracy, n = records.task_value(row, task), records.task_value(row, task, "n")
     if not n > 0 or not np.isfinite(accuracy):
         return False
@@ -55,7 +56,7 @@ def is_above_chance(row: Mapping, task: str) -> bool:
 
 
 def is_mastered(row: Mapping, task: str) -> bool:
-    """Return True if the task is solved: above chance, and SHARE of the way from chance to 1."""
+    """Return True if the task is above chance and covers MASTERY_FRACTION from chance to 1."""
     if not is_above_chance(row, task):
         return False
     accuracy, chance = records.task_value(row, task), records.task_value(row, task, "chance")
@@ -63,9 +64,9 @@ def is_mastered(row: Mapping, task: str) -> bool:
 
 
 def count_tasks(rows: Sequence[dict]) -> list[dict]:
-    """Return the rows with task results, smallest model first, with numbers of tasks added.
+    """Return the rows with task results, smallest model first, with counts of tasks added.
 
-    The added columns are tasks.mastered (solved tasks), tasks.above_chance and tasks.n.
+    The added columns are tasks.mastered, tasks.above_chance and tasks.n (evaluated tasks).
     """
     names = task_names(rows)
     evaluated = [row for row in rows if task_names([row])]
@@ -81,94 +82,106 @@ def count_tasks(rows: Sequence[dict]) -> list[dict]:
 
 
 def task_verdicts(rows: Sequence[dict], evals: Mapping[str, Sequence[dict]] = {}) -> list[dict]:
-    """Return, for each task, how reliable its accuracies over the ladder are.
+    """Assess how reliable the accuracies of each task are over the ladder. Return a dict per task.
 
-    signal      standard deviation, over sizes, of the mean accuracy of each size
+    task, chance     name, and mean chance accuracy over the runs
+    best_accuracy    highest mean accuracy of a size
+    signal           standard deviation, over sizes, of the mean accuracy of each size
     sampling, checkpoint, seed
-                standard deviations of the noise components, see `noises`
-    noise       standard deviation of one accuracy: root of the sum of squares of sampling and the
-                larger of checkpoint and seed (seed noise includes checkpoint noise)
-    to_noise    signal / noise (Heineman et al. 2025, arXiv:2508.13144)
-    verdict     "at chance": no size is above chance. "predictable from SIZE on": this size and all
-                larger ones, at least three, are above chance, and none is more than 2 noise below
-                the best smaller one. "noisy": all other tasks, and signal < 2 noise
+                     standard deviations of the noise components, see `noise_components`
+    noise            standard deviation of one accuracy: root of the sum of squares of sampling and
+                     the larger of checkpoint and seed (seed noise includes checkpoint noise)
+    signal_to_noise  signal / noise (Heineman et al. 2025, arXiv:2508.13144)
+    verdict          "at chance": no size is above chance. "predictable from SIZE on": SIZE and all
+                     larger sizes, at least three, are above chance, and no accuracy is more than
+                     2 noise below that of a smaller size. "noisy": all other tasks, and all tasks
+                     with signal < 2 noise
     """
     return [_verdict(rows, task, evals) for task in task_names(rows)]
 
 
 def _verdict(rows: Sequence[dict], task: str, evals: Mapping[str, Sequence[dict]]) -> dict:
+    """Return the dict of `task_verdicts` for one task."""
     evaluated = [row for row in rows if records.task_value(row, task) >= 0]
     sizes = sorted({row[records.N_PARAMS] for row in evaluated})
     groups = [[row for row in evaluated if row[records.N_PARAMS] == size] for size in sizes]
-    means = np.array([np.mean([records.task_value(row, task) for row in g]) for g in groups])
-    parts = noise_components(evaluated, task, evals)
-    between_checkpoints = max(parts["checkpoint"] or 0.0, parts["seed"] or 0.0)
-    noise = max(float(np.hypot(parts["sampling"], between_checkpoints)), 1e-9)
+    means = np.array(
+        [np.mean([records.task_value(row, task) for row in group]) for group in groups]
+    )
+    components = noise_components(evaluated, task, evals)
+    training_noise = max(components["checkpoint"] or 0.0, components["seed"] or 0.0)
+    noise = max(float(np.hypot(components["sampling"], training_noise)), 1e-9)
     signal = float(np.std(means))
     chances = [records.task_value(row, task, "chance") for row in evaluated]
     return {
         "task": task,
         "chance": float(np.mean(chances)),
-        "best": float(means.max()),
+        "best_accuracy": float(means.max()),
         "signal": signal,
-        **parts,
+        **components,
         "noise": noise,
-        "to_noise": signal / noise,
+        "signal_to_noise": signal / noise,
         "verdict": _verdict_text(groups, means, task, signal, noise),
     }
 
 
 def _verdict_text(groups, means, task: str, signal: float, noise: float) -> str:
-    above = [all(is_above_chance(row, task) for row in group) for group in groups]
-    if not any(above):
+    """Return the verdict of `task_verdicts` from the rows and the mean accuracy of each size."""
+    are_above = [all(is_above_chance(row, task) for row in group) for group in groups]
+    if not any(are_above):
         return "at chance"
-    best = np.maximum.accumulate(means)
-    is_good = [a and m >= b - 2 * noise for a, m, b in zip(above, means, best, strict=True)]
-    last_bad = max((i for i, good in enumerate(is_good) if not good), default=-1)
-    first = last_bad + 1
+    best_means = np.maximum.accumulate(means)
+    are_reliable = [
+        is_above and mean >= best - 2 * noise
+        for is_above, mean, best in zip(are_above, means, best_means, strict=True)
+    ]
+    first = 1 + max(
+        (i for i, is_reliable in enumerate(are_reliable) if not is_reliable), default=-1
+    )
     if len(groups) - first < 3 or signal < 2 * noise:
         return "noisy"
     return f"predictable from {groups[first][0]['name'].rsplit('/', 1)[-1]} on"
 
 
 def noise_components(rows: Sequence[dict], task: str, evals: Mapping[str, Sequence[dict]]) -> dict:
-    """Return the standard deviations of the noise components of an accuracy, None if unknown.
+    """Estimate the standard deviations of the noise components of an accuracy, None if unknown.
 
     sampling    choice of examples: root mean square of the standard errors
-    checkpoint  choice of the checkpoint: deviations from a line through the evaluations in the last
-                TAIL of a run, at least three, pooled over runs. The examples are the same, so
-                sampling noise is not included
+    checkpoint  choice of the checkpoint: deviations of at least three evaluations in the last
+                TAIL_FRACTION of a run from a line, pooled over runs. The examples are the same, and
+                therefore sampling noise is not included
     seed        difference between runs that have the same config except for the seed, pooled
     """
     results = [records.task_result(row, task) for row in rows]
     errors = [result["se"] if result else 0.0 for result in results]
-    trends = []
+    deviations = []
     for row in rows:
-        steps, values = _tail(evals.get(row["name"], ()), task)
+        steps, values = _last_accuracies(evals.get(row["name"], ()), task)
         if len(steps) > 2:
-            trends.append((values - np.polyval(np.polyfit(steps, values, 1), steps), 2))
+            deviations.append((values - np.polyval(np.polyfit(steps, values, 1), steps), 2))
     replicates: dict[str, list[float]] = {}
     for row in rows:
         replicates.setdefault(_without_seed(row), []).append(records.task_value(row, task))
     groups = [np.array(values) for values in replicates.values() if len(values) > 1]
     return {
         "sampling": float(np.sqrt(np.mean(np.square(errors)))),
-        "checkpoint": _pooled(trends),
-        "seed": _pooled([(values - np.mean(values), 1) for values in groups]),
+        "checkpoint": _pooled_sd(deviations),
+        "seed": _pooled_sd([(values - np.mean(values), 1) for values in groups]),
     }
 
 
 def correlations(rows: Sequence[dict]) -> dict[str, dict[str, float]]:
     """Return {metric: {task: Spearman rank correlation with accuracy over the runs}}.
 
-    The sign is such that 1 means that a metric orders the runs as accuracy does. Skip tasks whose
-    accuracies are all equal and tasks that no run has above chance.
+    The correlation is 1 if a metric orders the runs as accuracy does: it is multiplied by the
+    sign in CONTINUOUS_METRICS. Skip tasks whose accuracies are all equal and tasks that no run has
+    above chance.
     """
-    by_metric: dict[str, dict[str, float]] = {metric: {} for metric in CONTINUOUS}
+    by_metric: dict[str, dict[str, float]] = {metric: {} for metric in CONTINUOUS_METRICS}
     for task in task_names(rows):
         if not any(is_above_chance(row, task) for row in rows):
             continue
-        for metric, sign in CONTINUOUS.items():
+        for metric, sign in CONTINUOUS_METRICS.items():
             results = [
                 (records.task_result(row, task), records.task_result(row, task, metric))
                 for row in rows
@@ -185,7 +198,8 @@ def accuracy_curves(
 ) -> dict[str, tuple]:
     """Fit the accuracy of each task against the column x.
 
-    Return {task: (laws.ability fit, "")}, or {task: (None, reason)} if no law can be fitted.
+    Return {task: (fit, "")} with fits of laws.accuracy_from_loss, or {task: (None, reason)} if the
+    law cannot be fitted.
     """
     fits: dict[str, tuple] = {}
     for task in task_names(rows):
@@ -195,8 +209,8 @@ def accuracy_curves(
                 downstream.accuracy_from_loss(rows, x, y, chance=chance, bootstrap=bootstrap),
                 "",
             )
-        except ValueError as refusal:
-            fits[task] = None, str(refusal)
+        except ValueError as error:
+            fits[task] = None, str(error)
     return fits
 
 
@@ -205,11 +219,11 @@ def predict_task_accuracy(
 ) -> dict[str, dict]:
     """Predict the accuracy of each task for a model size.
 
-    Return {task: {"value", "lo", "hi"}}, or {task: {"refused": reason}}. Two steps (Bhagia et al.
-    2024, arXiv:2412.04403): a power law from size to the bits per byte of the task, and a sigmoid
-    from bits per byte to accuracy. The 95% intervals contain the uncertainty of both. A task is
-    refused if no run of the two largest sizes is above chance, because a sigmoid through noise may
-    rise anywhere.
+    Return {task: {"value", "lo", "hi"}}, or {task: {"refused": reason}}. The prediction has two
+    steps (Bhagia et al. 2024, arXiv:2412.04403): a power law from size to the bits per byte of the
+    task, and a sigmoid from bits per byte to accuracy. The 95% intervals contain the uncertainty of
+    both steps. A task is refused if no run of the two largest sizes is above chance: a sigmoid that
+    is fitted to noise may rise at any size.
     """
     sizes = sorted({row[records.N_PARAMS] for row in rows})
     largest = [row for row in rows if row[records.N_PARAMS] in sizes[-2:]]
@@ -217,56 +231,60 @@ def predict_task_accuracy(
 
 
 def _predict(rows, largest, task: str, size: float, bootstrap: int) -> dict:
+    """Predict one task. largest: the runs of the two largest sizes."""
     if not any(is_above_chance(row, task) for row in largest):
         reason = f"{task}: no run of the two largest sizes is above chance (p < {P_VALUE:g})"
         return {"refused": f"{reason}; use more questions or larger models"}
     bits, accuracy = records.task_column(task, "bits_per_byte"), records.task_column(task)
     chance = _chance(rows, task)
     try:
-        step1 = power_laws.power(rows, x=records.N_PARAMS, y=bits, bootstrap=bootstrap)
-        step2 = downstream.accuracy_from_loss(
+        bits_from_size = power_laws.power(rows, x=records.N_PARAMS, y=bits, bootstrap=bootstrap)
+        accuracy_from_bits = downstream.accuracy_from_loss(
             rows, bits, accuracy, chance=chance, bootstrap=bootstrap
         )
-        estimate = downstream.two_step(step1, step2).predict(size)
-    except ValueError as refusal:
-        return {"refused": str(refusal)}
+        estimate = downstream.two_step(bits_from_size, accuracy_from_bits).predict(size)
+    except ValueError as error:
+        return {"refused": str(error)}
     return {"value": float(estimate.value), "lo": float(estimate.lo), "hi": float(estimate.hi)}
 
 
 def median(values) -> float:
-    """Return the median of any collection of numbers."""
+    """Return the median of an iterable of numbers."""
     return float(np.median(list(values)))
 
 
 def fastest_improving(rows: Sequence[dict], n: int = 3) -> list[str]:
-    """Return the n tasks whose exact match grows most over the rows.
+    """Return the n tasks with the largest increase of exact match over the rows.
 
     Only tasks whose answers have at least three tokens are considered.
     """
     growth = {}
     for task in task_names(rows):
-        long = [row for row in rows if records.task_value(row, task, "tokens") >= 3]
-        exact = [records.task_value(row, task, "exact") for row in long]
+        long_answers = [row for row in rows if records.task_value(row, task, "tokens") >= 3]
+        exact = [records.task_value(row, task, "exact") for row in long_answers]
         if exact:
             growth[task] = max(exact) - min(exact)
     return sorted(growth, key=lambda task: -growth[task])[:n]
 
 
 def largest_jumps(rows: Sequence[dict], n: int = 3) -> list[dict]:
-    """Return the largest rise of exact match between neighboring sizes for the steepest tasks.
+    """Return the largest rise of exact match between neighboring sizes for the n fastest tasks.
 
-    {"task", "tokens" (k, tokens per answer), "from", "to" (names of runs)} and, each as a pair of
-    values before and after: "exact", "exact_lo", "exact_hi" (95% Wilson interval), "p" (of a
-    token), "power" (p^k) and "p_right" (probability of a whole answer, mean over examples).
+    Return a dict per task of `fastest_improving`: {"task", "k" (tokens per answer), "from", "to"
+    (names of the two runs)}. The other entries are pairs of values before and after the rise:
+    "exact", "exact_lo", "exact_hi" (95% Wilson interval), "p" (probability of a token, geometric
+    mean), "p_power_k" (p^k) and "p_right" (probability of the complete answer, mean over examples).
 
-    If exact match follows p^k and p rises less, the jump comes from the metric (arXiv:2304.15004).
-    If p_right is far above p^k, the tokens of an answer are correct together. If exact match is far
-    above p_right, the most likely token becomes correct before it has a high probability.
+    If exact match follows p^k and p rises less, the jump comes from the metric (Schaeffer et al.
+    2023, arXiv:2304.15004). If p_right is far above p^k, the tokens of an answer are correct
+    together. If exact match is far above p_right, the most likely token becomes correct before it
+    has a high probability.
     """
-    return [_jump(rows, task) for task in fastest_improving(rows, n)]
+    return [_largest_jump(rows, task) for task in fastest_improving(rows, n)]
 
 
-def _jump(rows: Sequence[dict], task: str) -> dict:
+def _largest_jump(rows: Sequence[dict], task: str) -> dict:
+    """Return the dict of `largest_jumps` for one task."""
     evaluated = [row for row in rows if records.task_result(row, task, "exact")]
     evaluated = sorted(evaluated, key=lambda row: row[records.N_PARAMS])
     rises = np.diff([records.task_value(row, task, "exact") for row in evaluated])
@@ -283,14 +301,14 @@ def _jump(rows: Sequence[dict], task: str) -> dict:
     k = values["tokens"][0]
     return {
         "task": task,
-        "tokens": k,
+        "k": k,
         "from": pair[0]["name"],
         "to": pair[1]["name"],
         "exact_lo": [float(interval.low) for interval in intervals],
         "exact_hi": [float(interval.high) for interval in intervals],
         "exact": values["exact"],
         "p": values["token_probability"],
-        "power": [p**k for p in values["token_probability"]],
+        "p_power_k": [p**k for p in values["token_probability"]],
         "p_right": values["p_right"],
     }
 
@@ -301,11 +319,11 @@ def _chance(rows: Sequence[Mapping], task: str) -> float:
     return max((result["value"] for result in results if result), default=0.0)
 
 
-def _tail(evaluations: Sequence[dict], task: str) -> tuple[list[float], list[float]]:
-    """Return steps and accuracies of the evaluations in the last TAIL of a run."""
+def _last_accuracies(evaluations: Sequence[dict], task: str) -> tuple[list[float], list[float]]:
+    """Return steps and accuracies of the evaluations in the last TAIL_FRACTION of a run."""
     results = [(row["step"], records.task_result(row, task)) for row in evaluations]
     points = [(step, result["value"]) for step, result in results if result]
-    last = [(step, value) for step, value in points if step >= (1 - TAIL) * points[-1][0]]
+    last = [(step, value) for step, value in points if step >= (1 - TAIL_FRACTION) * points[-1][0]]
     return [step for step, _ in last], [value for _, value in last]
 
 
@@ -315,8 +333,11 @@ def _without_seed(row: dict) -> str:
     return repr([row.get(records.N_PARAMS), *((name, row.get(name)) for name in sorted(fields))])
 
 
-def _pooled(residuals: list) -> float | None:
-    """Return the pooled standard deviation of pairs (residuals, number of fitted parameters)."""
+def _pooled_sd(residuals: list) -> float | None:
+    """Return the pooled standard deviation of pairs (residuals, number of fitted parameters).
+
+    Return None for an empty list.
+    """
     if not residuals:
         return None
     degrees = sum(len(values) - n_fitted for values, n_fitted in residuals)

@@ -1,13 +1,15 @@
 """Analysis of transfer: fine-tuned against from scratch, tuned against unseen tasks, forgetting.
 
-    for pair in pairs(rows): print(pair["tokens"], pair["gain"], pair["gain_se"])
-    abilities(rows, groups)  # a dict per size, number of tuned clusters and group of tasks
-    left_out(rows)         # a dict per run that was tuned without a cluster of tasks
-    forgotten(rows)        # a dict per fine-tuned run and source: loss on the parent's text
-    qualities(rows)        # a dict per model and task: training method, examples, bits per byte
-    saved(rows, evals)     # a dict per size and task: compute saved by fine-tuning
+    for pair in transfer_analysis.finetune_pairs(rows):
+        print(pair["tokens"], pair["gain"], pair["gain_se"])
+    transfer_analysis.mean_accuracy(rows, groups)       # accuracy of tuned and unseen tasks
+    transfer_analysis.leave_one_cluster_out(rows)       # tuning with and without a task cluster
+    transfer_analysis.forgetting(rows)                  # loss on the parent's text
+    transfer_analysis.task_quality(rows)                # quality by training method and examples
+    transfer_analysis.compute_saved(rows, evals)        # compute saved by fine-tuning
 
-Rows are those of records.load_runs. A run with start.run is fine-tuned.
+`rows` are those of records.load_runs. A run with start.run is fine-tuned. All functions use the
+runs with status "done". NAME_se is the standard error of NAME.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,28 +27,32 @@ def is_finetuned(row: Mapping) -> bool:
 
 
 def n_clusters(row: Mapping) -> int:
-    """Return the number of tasks in the sources of a fine-tuned run, 0 for other runs."""
+    """Return the number of task clusters that a run was fine-tuned on, 0 for other runs.
+
+    A cluster is a task in the sources of the run: tasks:copy+sort has two.
+    """
     return len(_tuned_tasks(row)) if is_finetuned(row) else 0
 
 
 def learned(row: Mapping) -> list[str]:
-    """Return the sources with a positive weight in the training data of a run."""
+    """Return the sources whose weight in the training data of a run is not zero."""
     return [source for source, weight in row["data.sources"].items() if weight]
 
 
 def task_base_name(task: str) -> str:
-    """Return the base name of a task: file:my/sst2?n=100 and file:sst2 -> sst2."""
+    """Return the name of a task without folder and options: file:my/sst2?n=100 -> sst2."""
     return task.partition("?")[0].rpartition("/")[2].removeprefix("file:")
 
 
 def finetune_pairs(
     rows: Sequence[Mapping], x: str = "unique_tokens", y: str = records.LOSS
 ) -> list[dict]:
-    """Return, for each size and data amount x, y from scratch, y fine-tuned and the difference.
+    """Compare runs from scratch and fine-tuned runs of the same size and data amount x.
 
-    Only sizes and amounts with both kinds of runs. "gain" is scratch - tuned, positive if
-    pre-training helped. "gain_se" adds the standard errors as if they were independent, which
-    overestimates the error for losses of the same held-out text. Values of several runs are means.
+    Return a dict per size and amount that has both kinds of runs: {"size", "tokens" (value of x),
+    "scratch", "tuned" (means of y), "gain", "gain_se"}. "gain" is scratch - tuned, positive if
+    pre-training helped. "gain_se" adds the standard errors as if they were independent. This
+    overestimates the error, because both losses are measured on the same held-out text.
     """
     results = []
     finished = [row for row in rows if row["status"] == "done"]
@@ -66,17 +72,18 @@ def finetune_pairs(
 def mean_accuracy(
     rows: Sequence[Mapping], groups: Mapping[str, Sequence[str]], metric: str = "accuracy"
 ) -> list[dict]:
-    """Return the mean of a metric over each group of tasks, by size and number of tuned clusters.
+    """Average a metric over each group of tasks, by size and number of tuned clusters.
 
-    {"size", "n_clusters", "group", "value", "se", "n_runs"}. Tasks without a result are skipped.
-    "se" contains the sampling error of the questions and the variance between seeds.
+    groups: {name of group: tasks}. Return a list of {"size", "n_clusters", "group", "value", "se",
+    "n_runs"}. Tasks without a result are skipped. "se" contains the sampling error of the questions
+    and the variance between seeds.
     """
     points = []
     finished = [row for row in rows if row["status"] == "done"]
     for size, n in sorted({(row[records.N_PARAMS], n_clusters(row)) for row in finished}):
-        runs = [r for r in finished if (r[records.N_PARAMS], n_clusters(r)) == (size, n)]
+        runs = [row for row in finished if (row[records.N_PARAMS], n_clusters(row)) == (size, n)]
         for group, tasks in groups.items():
-            means = [_over_tasks(row, tasks, metric) for row in runs]
+            means = [_mean_over_tasks(row, tasks, metric) for row in runs]
             means = [mean for mean in means if mean]
             if not means:
                 continue
@@ -89,29 +96,33 @@ def mean_accuracy(
 
 
 def leave_one_cluster_out(rows: Sequence[Mapping], metric: str = "accuracy") -> list[dict]:
-    """Return, for each run that was tuned without a cluster of tasks, its gap to tuning with it.
+    """Compare each run that was tuned without a cluster of tasks with runs tuned on all clusters.
 
-    {"size", "cluster" (the tasks), "without", "with" (mean over the runs of the same size and
-    parent that were tuned on most tasks), "gap" (with - without)}. Numbers have a NAME_se.
+    Return a list of {"size", "cluster" (its tasks), "without", "without_se", "with", "with_se",
+    "gap", "gap_se"}. "without" is the mean metric of the run over the cluster. "with" is the mean
+    over the runs of the same size and parent that were tuned on the largest number of clusters.
+    "gap" is with - without. A run is skipped if it was also evaluated on other unseen tasks.
     """
     points = []
-    tuned = [row for row in rows if row["status"] == "done" and is_finetuned(row)]
-    for row in tuned:
+    tuned_runs = [row for row in rows if row["status"] == "done" and is_finetuned(row)]
+    for row in tuned_runs:
         key = row[records.N_PARAMS], row["start.run"]
-        siblings = [r for r in tuned if (r[records.N_PARAMS], r["start.run"]) == key]
-        most = max(map(n_clusters, siblings))
-        full = [r for r in siblings if n_clusters(r) == most]
+        siblings = [r for r in tuned_runs if (r[records.N_PARAMS], r["start.run"]) == key]
+        max_clusters = max(map(n_clusters, siblings))
+        full_runs = [sibling for sibling in siblings if n_clusters(sibling) == max_clusters]
         unseen = {task for task in task_analysis.task_names([row]) if task not in _tuned_tasks(row)}
-        cluster = [task for task in unseen if task in _tuned_tasks(full[0])]
+        cluster = [task for task in unseen if task in _tuned_tasks(full_runs[0])]
         if unseen and len(cluster) == len(unseen):
-            points.append(_gap(row, full, sorted(cluster), metric))
+            points.append(_cluster_gap(row, full_runs, sorted(cluster), metric))
     return points
 
 
-def _gap(row: Mapping, full: Sequence[Mapping], cluster: list[str], metric: str) -> dict:
-    """Compare a run with the runs that were also tuned on the cluster."""
+def _cluster_gap(
+    row: Mapping, full_runs: Sequence[Mapping], cluster: list[str], metric: str
+) -> dict:
+    """Return the dict of `leave_one_cluster_out` for one run."""
     without, without_se = _mean_over_runs([row], cluster, metric)
-    with_cluster, with_se = _mean_over_runs(full, cluster, metric)
+    with_cluster, with_se = _mean_over_runs(full_runs, cluster, metric)
     return {
         "size": row[records.N_PARAMS],
         "cluster": cluster,
@@ -125,16 +136,18 @@ def _gap(row: Mapping, full: Sequence[Mapping], cluster: list[str], metric: str)
 
 
 def _mean_over_runs(runs: Sequence[Mapping], tasks: list[str], metric: str) -> tuple[float, float]:
-    means = [_over_tasks(run, tasks, metric) for run in runs]
+    """Return the mean of a metric over runs and tasks, and its standard error."""
+    means = [_mean_over_tasks(run, tasks, metric) for run in runs]
     values, errors = np.array([mean for mean in means if mean]).T
     return float(values.mean()), float(np.sqrt((errors**2).sum())) / len(values)
 
 
 def forgetting(rows: Sequence[Mapping]) -> list[dict]:
-    """Return, for each fine-tuned run and source of its parent, the loss before and after tuning.
+    """Compare the loss on each source of the parent run before and after fine-tuning.
 
-    {"size", "source", "tokens" (unique tokens of fine-tuning), "before", "after"}, losses in nats
-    per token with a NAME_se, on the same held-out rows. Runs without their parent are skipped.
+    Return a dict per fine-tuned run and source: {"size", "source", "tokens" (unique tokens of
+    fine-tuning), "before", "before_se", "after", "after_se"}. Losses are in nats per token on the
+    same held-out rows. Runs whose parent is not in `rows` are skipped.
     """
     by_name, points = {row["name"]: row for row in rows}, []
     for row in rows:
@@ -161,9 +174,13 @@ def forgetting(rows: Sequence[Mapping]) -> list[dict]:
 def task_quality(rows: Sequence[Mapping], metric: str = "bits_per_byte") -> list[dict]:
     """Return a metric of each model and task, with the training method.
 
-    {"size", "task", "way", "examples" (training conversations), "value", "se"}. way is "tuned"
-    (on this task), "tuned on all" (on several tasks), "alone" (from scratch), "alone, same FLOPs"
-    (from scratch, more steps than the tuned run on the same examples) or "prompted, K shots".
+    Return a list of {"size", "task", "method", "n_examples" (training conversations), "value",
+    "se"}. The methods are:
+
+    "tuned", "tuned on all"     fine-tuned on this task, on several tasks
+    "from scratch"              trained from scratch on this task
+    "from scratch, same FLOPs"  with more steps than the fine-tuned run on the same examples
+    "prompted, K shots"         not trained on answers: K examples in the prompt
     """
     points = []
     finished = [row for row in rows if row["status"] == "done"]
@@ -181,8 +198,8 @@ def task_quality(rows: Sequence[Mapping], metric: str = "bits_per_byte") -> list
                 {
                     "size": row[records.N_PARAMS],
                     "task": task_base_name(task),
-                    "way": _training_method(row, task, tuned_steps),
-                    "examples": sum(run_table.to_number(count) for count in counts),
+                    "method": _training_method(row, task, tuned_steps),
+                    "n_examples": sum(run_table.to_number(count) for count in counts),
                     "value": result["value"],
                     "se": result["se"],
                 }
@@ -191,39 +208,45 @@ def task_quality(rows: Sequence[Mapping], metric: str = "bits_per_byte") -> list
 
 
 def _training_method(row: Mapping, task: str, tuned_steps: Mapping[tuple, int]) -> str:
+    """Return the method of a run, see `task_quality`. tuned_steps: {(size, *sources): steps}."""
     sources = learned(row)
     if is_finetuned(row):
         return "tuned" if len(sources) == 1 else "tuned on all"
     if row["data.loss_on"] != "answers":
         options = task.split("?")[-1].split("&")
-        shots = [o.removeprefix("shots=") for o in options if o.startswith("shots=")]
+        shots = [text.removeprefix("shots=") for text in options if text.startswith("shots=")]
         return f"prompted, {''.join(shots) or 0} shots"
     is_longer = row["steps"] > tuned_steps.get((row[records.N_PARAMS], *sources), row["steps"])
-    return "alone, same FLOPs" if is_longer else "alone"
+    return "from scratch, same FLOPs" if is_longer else "from scratch"
 
 
 def compute_saved(rows: Sequence[Mapping], evals: Mapping[str, Sequence[Mapping]]) -> list[dict]:
-    """Return the compute from scratch, relative to fine-tuning, for an equally good model.
+    """Compute the FLOPs from scratch, relative to fine-tuning, for an equal held-out loss.
 
-    A dict per size and task, at its largest number of examples: {"size", "task", "tuned" and
-    "alone" (FLOPs until the best held-out loss of the tuned run), "saved" (their ratio), "reached",
-    "pretraining" (FLOPs)}. If no run from scratch reaches the loss, "reached" is False, "alone" has
-    the FLOPs of the longest run, and "saved" is a lower bound. evals: evaluations by name of run.
+    evals: {name of run: records.load_evals(row["dir"])}. Return a dict per size and task, at its
+    largest number of examples: {"size", "task", "tuned_flops", "scratch_flops", "flops_ratio",
+    "is_loss_reached", "pretraining_flops"}.
+
+    tuned_flops are the FLOPs until the best held-out loss of the fine-tuned run. scratch_flops are
+    the FLOPs until the longest run from scratch reaches this loss. flops_ratio is scratch / tuned.
+    If the run from scratch does not reach the loss, scratch_flops are its total FLOPs and
+    flops_ratio is a lower bound.
     """
     points: dict[tuple, dict] = {}
     finished = [row for row in rows if row["status"] == "done" and task_analysis.task_names([row])]
     for row in sorted(finished, key=lambda row: row["unique_tokens"]):
         key = row[records.N_PARAMS], learned(row)
         siblings = [r for r in finished if (r[records.N_PARAMS], learned(r)) == key]
-        scratch_runs = [r for r in siblings if not is_finetuned(r)]
+        scratch_runs = [sibling for sibling in siblings if not is_finetuned(sibling)]
         if is_finetuned(row) and scratch_runs:
-            longest = max(scratch_runs, key=lambda r: r["steps"])
+            longest = max(scratch_runs, key=lambda run: run["steps"])
             point = _compute_saved(row, evals[row["name"]], evals[longest["name"]])
             points[point["size"], point["task"]] = point
     return list(points.values())
 
 
 def _compute_saved(row: Mapping, tuned_evals, scratch_evals) -> dict:
+    """Return the dict of `compute_saved` for one fine-tuned run."""
     tuned = [(e["step"], e["loss"]) for e in tuned_evals if e["step"]]
     scratch = [(e["step"], e["loss"]) for e in scratch_evals if e["step"]]
     tuned_step, best_loss = min(tuned, key=lambda point: point[1])
@@ -234,11 +257,11 @@ def _compute_saved(row: Mapping, tuned_evals, scratch_evals) -> dict:
     return {
         "size": row[records.N_PARAMS],
         "task": task_base_name(task_analysis.task_names([row])[0]),
-        "tuned": tuned_flops,
-        "alone": scratch_flops,
-        "saved": scratch_flops / tuned_flops,
-        "reached": bool(equal_steps),
-        "pretraining": row.get("parent.flops", 0.0),
+        "tuned_flops": tuned_flops,
+        "scratch_flops": scratch_flops,
+        "flops_ratio": scratch_flops / tuned_flops,
+        "is_loss_reached": bool(equal_steps),
+        "pretraining_flops": row.get("parent.flops", 0.0),
     }
 
 
@@ -248,7 +271,7 @@ def _tuned_tasks(row: Mapping) -> list[str]:
     return [task for source in sources for task in source.removeprefix("tasks:").split("+")]
 
 
-def _over_tasks(row: Mapping, tasks: Sequence[str], metric: str) -> tuple[float, float] | None:
+def _mean_over_tasks(row: Mapping, tasks: Sequence[str], metric: str) -> tuple[float, float] | None:
     """Return the mean of a metric over tasks and its standard error, None without results."""
     results = [records.task_result(row, task, metric) for task in tasks]
     values = [result["value"] for result in results if result]

@@ -1,6 +1,6 @@
-"""Read and write the files of a run: locking, atomic writes, records, status.
+"""Read and write the files of a run: records, locks, atomic writes, status.
 
-Analysis code reads runs only through this package. It does not import JAX.
+Analysis code reads runs only through this package. The package does not import JAX.
 
     filesystem.py   local files and files in a bucket (gs://)
     records.py      the run directory, load_runs(), column names, selection of rows

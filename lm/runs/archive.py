@@ -1,14 +1,13 @@
 """Archive of a sweep: its small records in a separate folder that can be committed to git.
 
-    archive.archive_sweep("runs/quickstart", "notebooks/data/quickstart")     # number of bytes
-    rows = records.load_runs("notebooks/data/quickstart")                  # as for the original
-    folder
+    n_bytes = archive.archive_sweep("runs/quickstart", "notebooks/data/quickstart")
+    rows = records.load_runs("notebooks/data/quickstart")      # the rows of the original sweep
 
 The archive contains the config, facts, evaluations and events of every run, thinned log steps, the
-plan and the prediction. It contains no weights, tokenizers or TensorBoard files. Numbers of lines
-are rounded to seven digits. Records contain paths as the user wrote them, so paths that lead out of
-the repository (/..., ~/..., ../..., gs://...) are shortened:
-jsonl:/home/me/text/books/*.gz becomes jsonl:books/*.gz.
+plan and the prediction. It contains no weights, tokenizers or TensorBoard files. Numbers in .jsonl
+files are rounded to seven digits. Records contain paths as the user wrote them, and an archive must
+not reveal them. Therefore paths outside the repository (/..., ~/..., ../..., gs://...) are
+shortened: jsonl:/home/me/text/books/*.gz becomes jsonl:books/*.gz.
 """
 
 import json
@@ -18,100 +17,110 @@ from typing import Any
 
 from lm.runs import filesystem, records
 
-OF_SWEEP = ("sweep.json", "plan.json", "prediction.json")
-OF_RUN = ("config.json", "facts.json", "metrics.jsonl", "evals.jsonl", "events.jsonl")
-DRAWN = ("report.html", "figures")  # files of a report, which may be in the archive folder
-LEFT_OUT = ("host",)  # facts that identify a machine
-LINES = (128, 64, 32, 16)  # log steps per run: the largest number that fits is used
+SWEEP_FILES = ("sweep.json", "plan.json", "prediction.json")
+RUN_FILES = ("config.json", "facts.json", "metrics.jsonl", "evals.jsonl", "events.jsonl")
+REPORT_FILES = ("report.html", "figures")  # may be in the archive folder and are not changed
+MACHINE_FACTS = ("host",)  # facts that identify a machine are not archived
+MAX_LOG_STEPS = (128, 64, 32, 16)  # log steps per run: the largest number that fits is used
 DIGITS = 7
+# A path outside the repository: it begins with /, ~/, ../ or gs://.
 OUTSIDE = re.compile(r"""(?<![\w.*~/])(?:gs:/|~|\.\.(?:/\.\.)*)?(?:/[^\s/:;,?&"'()]+)+/?""")
-HOMES = re.compile(r"^(?:~|/root|/(?:home|Users)/[^/]+)(?=/|$)")
+HOME_DIR = re.compile(r"^(?:~|/root|/(?:home|Users)/[^/]+)(?=/|$)")
 
 
-def archive_sweep(sweep_dir, to, megabytes: float = 1.5) -> int:
-    """Replace the folder `to` by the records of a sweep. Return their number of bytes.
+def archive_sweep(sweep_dir, archive_dir, megabytes: float = 1.5) -> int:
+    """Replace the content of archive_dir by the records of a sweep. Return their number of bytes.
 
-    Raises ValueError if the sweep holds no runs, if `to` contains other files than records, or if
-    the records exceed `megabytes` even with the smallest number of LINES.
+    megabytes: limit of the size of all records. Raises ValueError if the sweep contains no runs, or
+    if archive_dir contains other files than records. Also raises it if the records exceed the limit
+    even with the smallest number of log steps.
     """
-    path, to = filesystem.open_path(sweep_dir), filesystem.open_path(to)
-    _check_target(path, to)
-    contents = _read(path)
+    path, archive_dir = filesystem.open_path(sweep_dir), filesystem.open_path(archive_dir)
+    _check_target(path, archive_dir)
+    contents = _read_records(path)
     files = _fitting_files(path, contents, megabytes)
-    for stale in set(_archived_files(to)) - set(files):
-        (to / stale).unlink()
+    for stale in set(_archived_files(archive_dir)) - set(files):
+        (archive_dir / stale).unlink()
     for name, text in files.items():
-        filesystem.write_file(to / name, text)
+        filesystem.write_file(archive_dir / name, text)
     return _n_bytes(files)
 
 
 def _fitting_files(path: Path, contents: dict, megabytes: float) -> dict[str, str]:
     """Return {file: text} with the largest number of log steps that fits into `megabytes`."""
-    paths = set().union(*(_outside(value) for value in contents.values()))
-    short_names = _shortened(paths)
-    portable = {name: _renamed(value, short_names) for name, value in contents.items()}
+    paths = set().union(*(_outside_paths(value) for value in contents.values()))
+    short_names = _short_names(paths)
+    portable = {name: _replace_paths(value, short_names) for name, value in contents.items()}
     files: dict[str, str] = {}
-    for max_lines in LINES:
-        files = {name: _text(name, value, max_lines) for name, value in portable.items()}
+    for n_steps in MAX_LOG_STEPS:
+        files = {name: _file_text(name, value, n_steps) for name, value in portable.items()}
         if _n_bytes(files) <= megabytes * 1e6:
             return files
     raise ValueError(
-        f"--megabytes={megabytes:g} is too small: the records of {path} take "
-        f"{_n_bytes(files) / 1e6:.1f} MB with {LINES[-1]} log steps per run. "
+        f"--megabytes={megabytes:g} is too small: the records of {path} need "
+        f"{_n_bytes(files) / 1e6:.1f} MB with {MAX_LOG_STEPS[-1]} log steps per run. "
         "Raise it or archive fewer runs."
     )
 
 
-def _check_target(path: Path, to: Path) -> None:
-    source, target = Path(path).absolute(), Path(to).absolute()
+def _check_target(path: Path, archive_dir: Path) -> None:
+    """Raise ValueError if writing the archive could overwrite other files."""
+    source, target = Path(path).absolute(), Path(archive_dir).absolute()
     if source == target or source in target.parents or target in source.parents:
         raise ValueError(
-            f"--keep={to} must lie outside of the sweep directory {path} and must not contain it."
-            " Pass another folder."
+            f"--keep={archive_dir} must be outside the sweep directory {path} and must not contain"
+            " it. Pass another folder."
         )
-    others = [name for name in _archived_files(to) if Path(name).name not in OF_SWEEP + OF_RUN]
+    files = _archived_files(archive_dir)
+    others = [name for name in files if Path(name).name not in SWEEP_FILES + RUN_FILES]
     if others:
         raise ValueError(
-            f"--keep={to} contains {others[0]}, which is not a sweep record."
+            f"--keep={archive_dir} contains {others[0]}, which is not a sweep record."
             " Pass a new or empty folder."
         )
 
 
-def _archived_files(to: Path) -> list[str]:
+def _archived_files(archive_dir: Path) -> list[str]:
     """Return the files below the folder except those of a report, as relative paths."""
-    files = [file.relative_to(to) for file in to.glob("**/*") if file.is_file()]
-    return sorted(file.as_posix() for file in files if file.parts[0] not in DRAWN)
+    files = [file.relative_to(archive_dir) for file in archive_dir.glob("**/*") if file.is_file()]
+    return sorted(file.as_posix() for file in files if file.parts[0] not in REPORT_FILES)
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """Return {file relative to the sweep: content}."""
+def _read_records(path: Path) -> dict[str, Any]:
+    """Return {file relative to the sweep: content} of all records that are archived."""
     contents: dict[str, Any] = {
-        name: records.read_json(path / name) for name in OF_SWEEP if (path / name).exists()
+        name: records.read_json(path / name) for name in SWEEP_FILES if (path / name).exists()
     }
-    runs = [file.parent for file in filesystem.find_files(path, "config.json")]
-    if not runs:
-        raise ValueError(f"{path} holds no runs. Pass the directory of a sweep: runs/quickstart")
-    for run in runs:
-        folder = PurePosixPath(run.relative_to(path))
-        facts = {k: v for k, v in records.read_facts(run).items() if k not in LEFT_OUT}
-        lines = (records.load_metrics(run), records.load_evals(run), records.load_events(run))
-        values = (records.read_json(run / "config.json"), facts, *lines)
-        for file, value in zip(OF_RUN, values, strict=True):
+    run_dirs = [file.parent for file in filesystem.find_files(path, "config.json")]
+    if not run_dirs:
+        raise ValueError(f"{path} contains no runs. Pass the directory of a sweep: runs/quickstart")
+    for run_dir in run_dirs:
+        folder = PurePosixPath(run_dir.relative_to(path))
+        facts = records.read_facts(run_dir)
+        values = (
+            records.read_json(run_dir / "config.json"),
+            {key: value for key, value in facts.items() if key not in MACHINE_FACTS},
+            records.load_metrics(run_dir),
+            records.load_evals(run_dir),
+            records.load_events(run_dir),
+        )
+        for file, value in zip(RUN_FILES, values, strict=True):
             if value:
                 contents[str(folder / file)] = value
     return contents
 
 
-def _text(name: str, value, max_lines: int) -> str:
-    """Return the text of a file. Thin out metrics.jsonl to max_lines lines."""
+def _file_text(name: str, value, n_steps: int) -> str:
+    """Return the text of a file. Select n_steps evenly spaced lines of metrics.jsonl."""
     if isinstance(value, dict):
         return json.dumps(value, indent=1) + "\n"
-    if name.endswith("metrics.jsonl") and len(value) > max_lines:
-        value = [value[round(i * (len(value) - 1) / (max_lines - 1))] for i in range(max_lines)]
+    if name.endswith("metrics.jsonl") and len(value) > n_steps:
+        value = [value[round(i * (len(value) - 1) / (n_steps - 1))] for i in range(n_steps)]
     return "".join(json.dumps(_rounded(line), separators=(",", ":")) + "\n" for line in value)
 
 
 def _rounded(line: dict) -> dict:
+    """Round the floats of a line to DIGITS significant digits."""
     return {
         key: float(f"{value:.{DIGITS}g}") if isinstance(value, float) else value
         for key, value in line.items()
@@ -119,49 +128,52 @@ def _rounded(line: dict) -> dict:
 
 
 def _n_bytes(files: dict[str, str]) -> int:
+    """Return the size of all files."""
     return sum(len(text.encode()) for text in files.values())
 
 
-def _outside(value) -> set[str]:
-    """Return all paths in plain data that lead out of the repository."""
+def _outside_paths(value) -> set[str]:
+    """Return all paths in plain data that are outside the repository."""
     if isinstance(value, dict):
-        return set().union(*(_outside(part) for pair in value.items() for part in pair))
+        return set().union(*(_outside_paths(item) for pair in value.items() for item in pair))
     if isinstance(value, (list, tuple)):
-        return set().union(*map(_outside, value))
+        return set().union(*map(_outside_paths, value))
     return set(OUTSIDE.findall(value)) if isinstance(value, str) else set()
 
 
-def _shortened(paths: set[str]) -> dict[str, str]:
-    """Return {path: its last name}, with the folder before a pattern.
+def _short_names(paths: set[str]) -> dict[str, str]:
+    """Return {path: its last component}, or the last two components if the last is a pattern.
 
-    Different paths with the same last name are numbered.
+    Different paths with the same short name are numbered.
     """
-    short_names, taken = {}, {}
+    short_names, same_names = {}, {}
     for path in sorted(paths):
-        names = _names(path)
-        first, *rest = names[-2:] if "*" in names[-1] else names[-1:]
-        same_name = taken.setdefault((first, *rest), [])
-        if names not in same_name:
-            same_name.append(names)
-        number = same_name.index(names) + 1
-        short_names[path] = "/".join([f"{first}-{number}" if number > 1 else first, *rest])
+        components = _components(path)
+        first, *others = components[-2:] if "*" in components[-1] else components[-1:]
+        same_name = same_names.setdefault((first, *others), [])
+        if components not in same_name:
+            same_name.append(components)
+        number = same_name.index(components) + 1
+        short_names[path] = "/".join([f"{first}-{number}" if number > 1 else first, *others])
     return short_names
 
 
-def _names(path: str) -> list[str]:
+def _components(path: str) -> list[str]:
     """Return the folders and the file of a path, with "home" for a home directory."""
-    inside = HOMES.sub("home", path).removeprefix("gs:/").rstrip("/")
-    return [name for name in inside.split("/") if name not in ("", "..")] or ["folder"]
+    path = HOME_DIR.sub("home", path).removeprefix("gs:/").rstrip("/")
+    return [name for name in path.split("/") if name not in ("", "..")] or ["folder"]
 
 
-def _renamed(value, names: dict[str, str]):
-    """Replace every path in plain data, also in keys."""
+def _replace_paths(value, names: dict[str, str]):
+    """Replace every outside path in plain data, also in keys."""
     if isinstance(value, dict):
-        new = {_renamed(key, names): _renamed(part, names) for key, part in value.items()}
+        new = {
+            _replace_paths(key, names): _replace_paths(item, names) for key, item in value.items()
+        }
         if len(new) < len(value):
             keys = ", ".join(value)
             raise ValueError(f"two of {keys} have the same name without their folders. Rename one.")
         return new
     if isinstance(value, (list, tuple)):
-        return [_renamed(part, names) for part in value]
+        return [_replace_paths(item, names) for item in value]
     return OUTSIDE.sub(lambda match: names[match[0]], value) if isinstance(value, str) else value

@@ -1,10 +1,11 @@
 """Files on the local disk and in Google Cloud Storage (gs://), with the same functions for both.
 
-    at("runs/a"), at("gs://bucket/runs/a")     # a pathlib.Path, an etils.epath.Path: same methods
+    path = filesystem.open_path("gs://bucket/runs/a")      # has the methods of a pathlib.Path
+    filesystem.append_line(path / "metrics.jsonl", "{}")
 
 A bucket has no append, no rename and no locks. An object is visible completely or not at all, and a
-listing is always consistent. In a bucket, an append-only file is stored as one object per line,
-beside an object in which `settle` gathers the earlier lines:
+listing is always consistent. In a bucket, an append-only file is stored as one object per line.
+`repair_append_file` collects these objects in a single object:
 
     metrics.jsonl          metrics.jsonl.parts/00000001795478400000000000
 """
@@ -18,21 +19,22 @@ import typing
 from collections.abc import Iterator
 from pathlib import Path
 
-READERS = 32  # objects that are downloaded at once
+N_READERS = 32  # objects that are downloaded at the same time
+SKIPPED_FOLDERS = ("checkpoints", "damaged")  # folders that `find_files` does not search
 
 
-def open_path(where: str | os.PathLike) -> Path:
-    """Return the path of a name.
+def open_path(name: str | os.PathLike) -> Path:
+    """Return a pathlib.Path for a local name, or an etils.epath.Path for gs://BUCKET/FOLDER.
 
     Raises ValueError for an unknown scheme, or if the package for gs:// is not installed.
     """
-    text = os.fspath(where)
+    text = os.fspath(name)
     scheme, separator, _ = text.partition("://")
     if not separator:
         return Path(text)
     if scheme != "gs":
         raise ValueError(
-            f"{text}: {scheme}:// is not known. Use a local folder or gs://BUCKET/FOLDER."
+            f"{text}: {scheme}:// is not supported. Use a local folder or gs://BUCKET/FOLDER."
         )
     # Local runs do not need these packages, so they are imported only for a bucket.
     import fsspec.config
@@ -42,16 +44,17 @@ def open_path(where: str | os.PathLike) -> Path:
         fsspec.get_filesystem_class("gs")
     except ImportError:
         raise ValueError(
-            f"{text}: needs a package that is not installed. Run uv sync --extra gcs."
+            f"{text}: gs:// needs a package that is not installed. Run uv sync --extra gcs."
         ) from None
-    for name in ("gs", "gcs"):  # a cached listing would hide objects that other processes write
-        fsspec.config.conf.setdefault(name, {})["use_listings_cache"] = False
+    for protocol in ("gs", "gcs"):
+        # A cached listing would hide objects that other processes write.
+        fsspec.config.conf.setdefault(protocol, {})["use_listings_cache"] = False
     return typing.cast(Path, epath.Path(text))  # another class with the same methods
 
 
-def is_remote(where: str | os.PathLike) -> bool:
+def is_remote(path: str | os.PathLike) -> bool:
     """Return True if the path is in a bucket."""
-    return "://" in os.fspath(where)
+    return "://" in os.fspath(path)
 
 
 def write_file(path: Path, data: str | bytes) -> None:
@@ -76,41 +79,43 @@ def write_file(path: Path, data: str | bytes) -> None:
 def append_line(path: Path, line: str) -> None:
     """Append a line to a file. Only one process may write the file."""
     if is_remote(path):
-        _parts(path).joinpath(f"{time.time_ns():023}").write_bytes(f"{line}\n".encode())
+        _parts_dir(path).joinpath(f"{time.time_ns():023}").write_bytes(f"{line}\n".encode())
         return
     with open(path, "a", encoding="utf-8") as file:
         file.write(line + "\n")
 
 
 def read_lines(path: Path) -> list[str]:
-    """Return the lines of an append-only file in order, empty if there is no file.
+    """Return the lines of an append-only file in order, an empty list if there is no file.
 
-    An unfinished last line is included. In a bucket, the parts are read before the gathered object,
-    because `settle` may delete parts at the same time, and their lines are then in that object.
+    An unfinished last line is included. In a bucket, the parts are read before the collected
+    object. `repair_append_file` may delete parts at the same time, and their lines are then in the
+    collected object.
     """
     if not is_remote(path):
         return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    names = sorted(list_dir(_parts(path)))
-    with concurrent.futures.ThreadPoolExecutor(READERS) as pool:
-        parts = list(pool.map(_text, names))
-    return list(dict.fromkeys([*_text(path).splitlines(), *"".join(parts).splitlines()]))
+    names = sorted(list_dir(_parts_dir(path)))
+    with concurrent.futures.ThreadPoolExecutor(N_READERS) as pool:
+        parts = list(pool.map(_text_or_empty, names))
+    lines = [*_text_or_empty(path).splitlines(), *"".join(parts).splitlines()]
+    return list(dict.fromkeys(lines))  # a line may be in a part and in the collected object
 
 
 def last_append_time(path: Path) -> float:
     """Return the time of the last append in seconds since 1970, 0 if it is unknown."""
     if is_remote(path):
-        return max((int(part.name) for part in list_dir(_parts(path))), default=0) / 1e9
+        return max((int(part.name) for part in list_dir(_parts_dir(path))), default=0) / 1e9
     return path.stat().st_mtime if path.exists() else 0.0
 
 
 def repair_append_file(path: Path) -> None:
     """Repair an append-only file before its next writer starts.
 
-    Locally, remove an unfinished last line. In a bucket, gather the parts in one object, so that
-    a difference between the clocks of two machines cannot change their order.
+    Locally, remove an unfinished last line. In a bucket, collect the parts in one object. Their
+    names are times, and the clock of the next machine may be behind.
     """
     if is_remote(path):
-        parts = list_dir(_parts(path))
+        parts = list_dir(_parts_dir(path))
         if parts:
             write_file(path, "".join(line + "\n" for line in read_lines(path)))
         for part in parts:
@@ -131,10 +136,10 @@ def sync_file(path: Path) -> None:
 
 
 def refresh_mtime(path: Path, data: str) -> None:
-    """Refresh the modification time of a file. Raises OSError if the file is missing.
+    """Refresh the modification time of a file. Raises OSError if a local file is missing.
 
-    data: content of the file, which must be written again in a bucket. Locally only the time
-    changes, which works on a full disk.
+    data: content of the file. A bucket requires writing it again. Locally only the time changes,
+    which works on a full disk.
     """
     if is_remote(path):
         path.write_text(data)
@@ -143,7 +148,7 @@ def refresh_mtime(path: Path, data: str) -> None:
 
 
 def find_files(top: Path, name: str) -> list[Path]:
-    """Return the files of this name below a folder, except inside checkpoints.
+    """Return the sorted paths of the files `name` below a folder, except inside checkpoints.
 
     The search in a bucket is limited to four levels of folders.
     """
@@ -151,14 +156,15 @@ def find_files(top: Path, name: str) -> list[Path]:
         return sorted(p for depth in range(5) for p in top.glob("*/" * depth + name))
     paths = []
     for folder, subfolders, files in os.walk(top):
-        subfolders[:] = [sub for sub in subfolders if sub not in ("checkpoints", "damaged")]
+        # os.walk descends only into the folders that remain in this list.
+        subfolders[:] = [sub for sub in subfolders if sub not in SKIPPED_FOLDERS]
         if name in files:
             paths.append(Path(folder, name))
     return sorted(paths)
 
 
 def move_dir(folder: Path, target: Path) -> None:
-    """Rename a folder. In a bucket, copy all objects before the originals are deleted."""
+    """Rename a folder. In a bucket, copy all its objects and then delete the originals."""
     if not is_remote(folder):
         folder.rename(target)
         return
@@ -170,7 +176,7 @@ def move_dir(folder: Path, target: Path) -> None:
 
 
 def check_writable(folder: Path) -> None:
-    """Check that a folder is writable. Raises OSError if not. A bucket is not checked."""
+    """Raise OSError if a local folder is not writable. A bucket is not checked."""
     if not is_remote(folder):
         os.rmdir(tempfile.mkdtemp(prefix=".probe-", dir=folder))
 
@@ -181,7 +187,7 @@ def free_bytes(folder: Path) -> float:
 
 
 def list_dir(folder: Path) -> list[Path]:
-    """Return the direct content of a folder, empty if there is no such folder."""
+    """Return the paths directly in a folder, an empty list if there is no such folder."""
     try:
         return list(folder.iterdir())
     except FileNotFoundError:
@@ -189,15 +195,18 @@ def list_dir(folder: Path) -> list[Path]:
 
 
 def _files_below(folder: Path) -> Iterator[Path]:
+    """Yield all files below a folder."""
     for path in list_dir(folder):
         yield from _files_below(path) if path.is_dir() else [path]
 
 
-def _parts(path: Path) -> Path:
+def _parts_dir(path: Path) -> Path:
+    """Return the folder in a bucket with the lines of an append-only file."""
     return path.with_name(path.name + ".parts")
 
 
-def _text(path: Path) -> str:
+def _text_or_empty(path: Path) -> str:
+    """Return the text of a file, "" if there is no file."""
     try:
         return path.read_text()
     except FileNotFoundError:

@@ -1,7 +1,8 @@
 """Provenance of results: package version, git commit, hash of the code that a module uses.
 
-provenance.code_hash("lm.drawings")       # "0.1.0 4f0c9a12": hash of lm/reports/figures.py and all
-                                          its imports
+    provenance.code_hash("lm.reports.figures")     # "0.2.0 4f0c9a12": the module and its imports
+
+A stored figure contains this hash, so `figures.verify_figure` detects changed code.
 """
 
 import ast
@@ -12,7 +13,7 @@ import pathlib
 import subprocess
 
 PACKAGE = __name__.partition(".")[0]
-HERE = pathlib.Path(__file__).parents[__name__.count(".") - 1]  # the directory of the package
+PACKAGE_DIR = pathlib.Path(__file__).parents[__name__.count(".") - 1]
 DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
@@ -23,7 +24,10 @@ def package_version() -> str:
 
 @functools.cache
 def git_commit() -> str:
-    """Return the git commit, with a "+" if tracked files are modified, or "" without git."""
+    """Return twelve digits of the git commit, with a "+" if tracked files are modified.
+
+    Return "" outside a git repository.
+    """
     try:
         revision = _git("rev-parse", "--short=12", "HEAD")
         is_modified = bool(_git("status", "--porcelain", "-uno"))
@@ -33,17 +37,19 @@ def git_commit() -> str:
 
 
 def _git(*arguments: str) -> str:
+    """Return the output of a git command in the directory of the package."""
     command = ["git", *arguments]
     result = subprocess.run(
-        command, cwd=HERE, capture_output=True, text=True, timeout=10, check=True
+        command, cwd=PACKAGE_DIR, capture_output=True, text=True, timeout=10, check=True
     )
     return result.stdout.strip()
 
 
 def code_hash(module: str) -> str:
-    """Return the version and eight digits of a hash of a module and of all modules it imports.
+    """Return the package version and eight digits of a hash of a module and all its imports.
 
-    Comments, docstrings and formatting do not change the hash.
+    Imports from other packages are not hashed. Comments, docstrings and formatting do not change
+    the hash.
     """
     texts = source_files(module)
     digest = hashlib.sha256("".join(texts[name] for name in sorted(texts)).encode())
@@ -51,16 +57,16 @@ def code_hash(module: str) -> str:
 
 
 def source_files(module: str) -> dict[str, str]:
-    """Return {module: normalized source} of a module and of all modules of the package it imports.
+    """Return {module: normalized source} of a module and of all modules of lm that it imports.
 
-    The __init__ of a subpackage counts as imported with each of its modules. The __init__ of the
-    root package is skipped: it gives access to every module and would make all hashes equal.
+    An import of a module also imports the __init__ of its subpackage. The __init__ of lm is
+    skipped: it gives access to every module and would make all hashes equal.
     """
     texts: dict[str, str] = {}
     pending = [module]
     while pending:
         name = pending.pop()
-        file = _file(name)
+        file = _module_file(name)
         if name in texts or name == PACKAGE or file is None:
             continue
         texts[name], imported = _parse(file)
@@ -68,10 +74,10 @@ def source_files(module: str) -> dict[str, str]:
     return texts
 
 
-def _file(module: str) -> pathlib.Path | None:
+def _module_file(module: str) -> pathlib.Path | None:
     """Return the file of a module of the package, None if there is no such module."""
     root, *names = module.split(".")
-    path = HERE.joinpath(*names)
+    path = PACKAGE_DIR.joinpath(*names)
     files = (path.with_name(f"{path.name}.py"), path / "__init__.py")
     return next((file for file in files if root == PACKAGE and file.exists()), None)
 

@@ -1,4 +1,6 @@
-"""Run directories: write the records of a run, read all runs of a folder as rows, select rows.
+"""Run directories: write the records of a run, load all runs of a folder as rows, select rows.
+
+    rows = records.load_runs("runs/quickstart")      # one flat dict per run
 
     runs/quickstart/100K/
         config.json       every field of the config
@@ -9,14 +11,14 @@
         tokenizer.json    the tokenizer; absent for bytes
         checkpoints/      weights and optimizer state
         tensorboard/      a copy of the metrics for TensorBoard
-    runs/quickstart/      also holds sweep.json, plan.json, prediction.json and report.html
+    runs/quickstart/      also contains sweep.json, plan.json, prediction.json and report.html
 
 The status is running, done, diverged, failed (an error) or lost (killed by a signal or with its
 machine). A lost run continues when it is started again.
-JSON files are replaced atomically. Files that end in .jsonl only grow: after a resume the line of
-the last attempt counts, and an incomplete last line is dropped. A run directory may be in a bucket.
 
-Of several processes of one run, only the primary process writes: see `Writer`.
+JSON files are replaced atomically. Files that end in .jsonl are append-only. If two attempts wrote
+a line for the same step, readers use the line of the later attempt. Readers skip an incomplete last
+line. A run directory may be in a bucket. Only the primary process of a run writes: see `Writer`.
 """
 
 import dataclasses
@@ -29,14 +31,14 @@ from typing import NamedTuple, TypeGuard
 from lm.config import fields, schema
 from lm.runs import filesystem, lock
 
-# Format of a run directory, the field "format" of facts.json. Version 0.1 wrote none.
+# Format of a run directory, the field "format" of facts.json. Version 0.1 did not write it.
 FORMAT = 2
 # Config fields that affect how a run computes or is stored, not its result.
 EXECUTION_FIELDS = fields.fields_with("execution", schema.Run)
 TERMINAL_STATUSES = ("done", "diverged")  # final values of the status
-GROWING = ("metrics.jsonl", "evals.jsonl", "events.jsonl", "checkpoints/proofs.jsonl")
+APPEND_ONLY = ("metrics.jsonl", "evals.jsonl", "events.jsonl", "checkpoints/proofs.jsonl")
 
-# Columns of the rows that `rows` returns.
+# Columns of the rows that `load_runs` returns.
 N_PARAMS = "params.non_embedding"
 TOKENS = "tokens"
 FLOPS = "flops"
@@ -47,41 +49,41 @@ BUDGET_TOLERANCE = 0.99  # token counts whose ratio is above this belong to one 
 
 @dataclasses.dataclass(frozen=True)
 class Writer:
-    """The writer of one run's records. Only the primary process writes; the others do nothing."""
+    """Writer of the records of one run. Its methods do nothing unless is_primary is True."""
 
     folder: Path
     is_primary: bool = True
 
     def write_facts(self, **facts) -> None:
-        """Add facts to facts.json, or replace them."""
+        """Add or replace entries of facts.json."""
         if self.is_primary:
             write_facts(self.folder, **facts)
 
     def append(self, name: str, row: dict) -> None:
-        """Append a line to a JSONL file of the run."""
+        """Append a row to the .jsonl file `name` of the run."""
         if self.is_primary:
             append_record(self.folder / name, row)
 
     def event(self, attempt: int, step: int, name: str, details: str) -> None:
-        """Append an event to events.jsonl."""
+        """Append an event to events.jsonl, see `log_event`."""
         if self.is_primary:
             log_event(self.folder, attempt, step, name, details)
 
     def settle(self) -> None:
-        """Order the lines of the JSONL files."""
+        """Repair the append-only files, see `repair_records`."""
         if self.is_primary:
             repair_records(self.folder)
 
 
 def run_dir(run: schema.Run) -> Path:
-    """Return the directory of the run."""
+    """Return the directory of the run: run.dir/run.name."""
     return filesystem.open_path(run.dir) / run.name
 
 
 def read_config(path: str | Path) -> schema.Run:
     """Load the config of a run directory and set its `dir` to the current location.
 
-    Raises ValueError if the directory holds no run, or a run of another name.
+    Raises ValueError if the directory contains no run, or a run of another name or format.
     """
     path = filesystem.open_path(path)
     file = path / "config.json"
@@ -93,7 +95,7 @@ def read_config(path: str | Path) -> schema.Run:
     run = schema.from_dict(read_json(file))
     if not str(path).endswith(run.name):
         raise ValueError(
-            f"{path} holds the run {run.name}: the path must end in the name of the run."
+            f"{path} contains the run {run.name}: the path must end in the name of the run."
             " Rename the folder."
         )
     run.dir = str(path).removesuffix(run.name) or "."
@@ -101,20 +103,21 @@ def read_config(path: str | Path) -> schema.Run:
 
 
 def check_format(path: Path) -> None:
-    """Raise ValueError if a run directory was written by version 0.1, or in a later format."""
+    """Raise ValueError if version 0.1 or a later version with another format wrote the run."""
     facts = read_facts(path)
     if facts and facts.get("format") != FORMAT:
         version = facts.get("code.version", "0.1")
         raise ValueError(
             f"{path} was written by version {version}, format={facts.get('format')}: this version"
-            f" reads format={FORMAT}. Use that version, or start a run with a new name"
+            f" reads format={FORMAT}. Use that version, or start a run with a new name."
         )
 
 
 def check_same_config(run: schema.Run) -> None:
     """Check that the run on disk, if any, has the same config. Write nothing.
 
-    Raises ValueError that names each field with another value.
+    Raises ValueError that names each changed field with its old and its new value. The fields in
+    EXECUTION_FIELDS may change.
     """
     path = run_dir(run) / "config.json"
     if not path.exists():
@@ -122,57 +125,61 @@ def check_same_config(run: schema.Run) -> None:
     check_format(path.parent)
     new, old = schema.flatten(run), schema.flatten(schema.from_dict(read_json(path)))
     changed = [
-        f"{knob}={old[knob]!r}, now {value!r}"
-        for knob, value in new.items()
-        if knob not in EXECUTION_FIELDS and old[knob] != value
+        f"{field}={old[field]!r}, now {value!r}"
+        for field, value in new.items()
+        if field not in EXECUTION_FIELDS and old[field] != value
     ]
     if changed:
         raise ValueError(
-            f"{path.parent} was started with {'; '.join(changed)}: pick a new name,"
+            f"{path.parent} was started with {'; '.join(changed)}: choose a new name,"
             " or pass --adopt to a sweep to continue with the stored values"
         )
 
 
 def start_run(run: schema.Run, facts: dict) -> int:
-    """Open the run directory for the next attempt. Return the number of the attempt, from 1."""
+    """Prepare the run directory for the next attempt. Return the number of the attempt, from 1.
+
+    Write config.json, repair the append-only files, and add `facts` to facts.json. Raises
+    ValueError if the directory has another config or another format.
+    """
     check_same_config(run)
     path = run_dir(run)
     path.mkdir(parents=True, exist_ok=True)
     repair_records(path)
     write_json(path / "config.json", schema.to_dict(run))
     attempt = read_facts(path).get("attempts", 0) + 1
-    write_facts(path, format=FORMAT, attempts=attempt, status="running", reason="", **facts)
+    write_facts(path, attempts=attempt, status="running", reason="", **facts)
     return attempt
 
 
 def result_fields(run: schema.Run) -> dict:
-    """Return the config fields that determine the weights: all except FREE and the name."""
-    return {
-        k: v for k, v in schema.flatten(run).items() if k not in EXECUTION_FIELDS and k != "name"
-    }
+    """Return {field: value} of the config without EXECUTION_FIELDS and without the name."""
+    excluded = {*EXECUTION_FIELDS, "name"}
+    return {field: value for field, value in schema.flatten(run).items() if field not in excluded}
 
 
 def sync_records(path: Path) -> None:
-    """Flush all lines of the run to the disk, so that they survive a power cut."""
-    for name in GROWING:
+    """Flush the append-only files to the disk, which protects their lines from a power cut."""
+    for name in APPEND_ONLY:
         filesystem.sync_file(path / name)
 
 
 def repair_records(path: Path) -> None:
-    """Repair the append-only files: before an attempt and at the end of the run."""
-    for name in GROWING:
+    """Repair the append-only files. Call it before an attempt and at the end of a run."""
+    for name in APPEND_ONLY:
         filesystem.repair_append_file(path / name)
 
 
 def read_facts(path: Path) -> dict:
-    """Return facts.json as a flat dict, empty before the first start."""
+    """Load facts.json as a flat dict. Return an empty dict before the first start."""
     file = filesystem.open_path(path) / "facts.json"
     return read_json(file) if file.exists() else {}
 
 
 def write_facts(path: Path, **facts) -> None:
-    """Update entries of facts.json."""
-    write_json(filesystem.open_path(path) / "facts.json", read_facts(path) | facts)
+    """Add or replace entries of facts.json. A new file gets the entry "format"."""
+    stored = read_facts(path) or {"format": FORMAT}
+    write_json(filesystem.open_path(path) / "facts.json", stored | facts)
 
 
 def append_record(path: Path, row: dict) -> None:
@@ -181,7 +188,7 @@ def append_record(path: Path, row: dict) -> None:
 
 
 def log_event(path: Path, attempt: int, step: int, name: str, details: str) -> None:
-    """Append an event to events.jsonl: damaged, nonfinite, skipped, rewound, spike."""
+    """Append an event to events.jsonl, named damaged, nonfinite, skipped, rewound or spike."""
     row = {"attempt": attempt, "step": step, "event": name, "words": details}
     append_record(path / "events.jsonl", row)
 
@@ -192,12 +199,12 @@ def load_events(path: str | Path) -> list[dict]:
 
 
 def load_metrics(path: str | Path) -> list[dict]:
-    """Load the log steps of a run in order, for each step the line of the last attempt."""
+    """Load metrics.jsonl in order of steps, with the row of the last attempt for each step."""
     return parse_json_lines(filesystem.open_path(path) / "metrics.jsonl")
 
 
 def load_evals(path: str | Path) -> list[dict]:
-    """Load the evaluations of a run in order, for each step the line of the last attempt."""
+    """Load evals.jsonl in order of steps, with the row of the last attempt for each step."""
     return parse_json_lines(filesystem.open_path(path) / "evals.jsonl")
 
 
@@ -208,17 +215,19 @@ def count_attempts(path: str | Path, before: int) -> list[dict]:
 
 
 def extend_evals(path: str | Path, step: int, results: dict) -> None:
-    """Add later results to the evaluation of a step, by a line that replaces the old line."""
-    old = {row["step"]: row for row in load_evals(path)}.get(step, {"attempt": 0, "step": step})
-    append_record(Path(path) / "evals.jsonl", old | results)
+    """Add results to the evaluation of a step. Append a line that replaces the old line."""
+    evaluations = {row["step"]: row for row in load_evals(path)}
+    old = evaluations.get(step, {"attempt": 0, "step": step})
+    append_record(filesystem.open_path(path) / "evals.jsonl", old | results)
 
 
 def load_runs(path: str | Path) -> list[dict]:
     """Load all runs below `path` as flat dicts, smallest model first.
 
-    Keys: "name", "dir", every config field ("optim.lr"), every entry of facts.json ("params.total",
-    "tokens", "flops", "status", "seconds", ...) and the last evaluation ("eval.loss",
-    "eval.loss_se", ...). With eval.patience the last evaluation is the best one.
+    The keys are "name", "dir" and all config fields ("optim.lr"), all entries of facts.json
+    ("params.total", "tokens", "flops", "status", "seconds"), and all results of the final
+    evaluation ("eval.loss", "eval.loss_se"). With eval.patience the final evaluation is that
+    of the best checkpoint. Raises ValueError if another version wrote one of the runs.
     """
     runs = []
     for file in filesystem.find_files(filesystem.open_path(path), "config.json"):
@@ -241,10 +250,7 @@ def is_finite(value: object) -> TypeGuard[float]:
 
 
 def finished_with(runs: Iterable[dict], x: str, y: str) -> list[dict]:
-    """Return the finished runs with finite values in the columns x and y, sorted by x.
-
-    Trunk runs are excluded.
-    """
+    """Return the finished runs, except trunk runs, with finite columns x and y, sorted by x."""
     finished = [row for row in without_trunks(runs) if row["status"] == "done"]
     complete = [row for row in finished if is_finite(row.get(x)) and is_finite(row.get(y))]
     return sorted(complete, key=lambda row: row[x])
@@ -253,8 +259,8 @@ def finished_with(runs: Iterable[dict], x: str, y: str) -> list[dict]:
 def without_trunks(runs: Iterable[dict]) -> list[dict]:
     """Return all runs except trunk runs.
 
-    A trunk run has a constant learning rate, and cooldown branches start from its checkpoints. Its
-    final loss is above the losses that a scaling law describes.
+    A trunk run has a constant learning rate, and cooldown branches start from its checkpoints. A
+    scaling law does not describe its final loss, which is higher than the loss after a cooldown.
     """
     runs = list(runs)
     trunks = {row.get("start.run") for row in runs if row.get("start.restore") == "full_state"}
@@ -270,10 +276,11 @@ class BudgetSelection(NamedTuple):
 
 
 def largest_token_budget(runs: Sequence[dict], x: str = N_PARAMS) -> BudgetSelection:
-    """Select the runs that a plot against x may join with a line.
+    """Select runs with comparable token budgets, which a plot against x may join with a line.
 
-    If every size has a single token budget, return all runs. Otherwise return the runs of the
-    largest budget. If fewer than half of the sizes have it, return the largest budget of each size.
+    If every size has a single token budget, select all runs. Otherwise select the finished runs of
+    the largest budget. If fewer than half of the sizes have a run of this budget, select the runs
+    of the largest budget of each size.
     """
     finished = [row for row in finished_with(runs, x, x) if is_finite(row.get(TOKENS))]
     largest = {row[x]: row[TOKENS] for row in sorted(finished, key=lambda row: row[TOKENS])}
@@ -289,7 +296,7 @@ def largest_token_budget(runs: Sequence[dict], x: str = N_PARAMS) -> BudgetSelec
 
 
 def standard_error(row: Mapping, column: str) -> float:
-    """Return the standard error of a result, 0 if the row has none.
+    """Return the standard error of a result, 0 if the row does not contain it.
 
     The error of eval.loss is stored in eval.loss_se, that of eval.loss.code in eval.loss_se.code.
     """
@@ -300,7 +307,7 @@ def standard_error(row: Mapping, column: str) -> float:
 
 
 def task_column(task: str, metric: str = "accuracy") -> str:
-    """Return the column of a task result in the rows of `rows`."""
+    """Return the column of a task result in the rows of `load_runs`."""
     return f"eval.task.{task}.{metric}"
 
 
@@ -322,7 +329,7 @@ def task_results(row: Mapping) -> dict[str, dict[str, dict[str, float]]]:
 
 
 def task_result(row: Mapping, task: str, metric: str = "accuracy") -> dict[str, float] | None:
-    """Return {"value": value, "se": standard error} of a row or an evaluation, None if missing."""
+    """Return {"value": value, "se": standard error} of a task result, None if it is missing."""
     for prefix in ("eval.", ""):
         value = row.get(f"{prefix}task.{task}.{metric}")
         if value is not None:
@@ -356,24 +363,24 @@ def write_json(path: Path, value: dict) -> None:
 
 
 def _dumps(value, indent=None) -> str:
-    return json.dumps(_finite(value), indent=indent, allow_nan=False)
+    return json.dumps(_without_nan(value), indent=indent, allow_nan=False)
 
 
-def _finite(value):
+def _without_nan(value):
     """Replace NaN and infinity by their names, because JSON has no such numbers."""
     if isinstance(value, dict):
-        return {k: _finite(v) for k, v in value.items()}
+        return {key: _without_nan(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_finite(v) for v in value]
+        return [_without_nan(item) for item in value]
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def parse_json_lines(path: Path) -> list[dict]:
-    """Load a .jsonl file in order of steps, for each step the last row of the last attempt."""
+    """Load a .jsonl file in order of steps, with the last row of the last attempt for each step."""
     by_step: dict[int, dict] = {}
     for row in _parsed(path):
-        old = by_step.get(row["step"], row)
-        if row.get("attempt", 0) >= old.get("attempt", 0):
+        previous = by_step.get(row["step"], row)
+        if row.get("attempt", 0) >= previous.get("attempt", 0):
             by_step[row["step"]] = row
     return [by_step[step] for step in sorted(by_step)]
 

@@ -1,11 +1,12 @@
-"""Report the status, progress and remaining cost of every run in a sweep.
+"""Status, progress and remaining cost of every run in a sweep.
 
     statuses = status.run_statuses("runs/quickstart")
-    for run in statuses: print(run["name"], run["status"], run["step"])
+    for run in statuses:
+        print(run["name"], run["status"], run["step"])
     status.sweep_progress(statuses)["share"]      # fraction of all FLOPs, 0 to 1
 
-The report reads only the records, and other processes can train meanwhile. Runs that were planned
-and have not started are known from plan.json.
+The functions read only the records, so other processes can train at the same time. The file
+plan.json lists the runs that have not started.
 """
 
 import time
@@ -18,11 +19,18 @@ STUCK_INTERVALS = 10  # a run is stuck after this many intervals between its row
 
 
 def run_statuses(folder: str | Path) -> list[dict]:
-    """Return one JSON dict per run. Most values of a run that has not started are None.
+    """Return one dict per run that JSON can store. Unknown values are None.
 
-    status: planned, running, stuck (running, but without new metrics), done, diverged, failed or
-    lost. share: fraction of the steps. seconds: training time. seconds_left: at the speed of the
-    last row, or as planned. devices: count. where: host name. checkpoint: step of the newest.
+    name, loss (training loss of the last log step), flops (of the whole run), attempts, reason
+    status            planned, running, stuck, done, diverged, failed or lost. A stuck run has a
+                      living process and writes no metrics
+    step, steps       last logged step, planned number of steps
+    share             fraction of the steps that are done, 0 to 1
+    tokens_per_second, peak_share     speed and fraction of peak FLOPs at the last log step
+    seconds           training time
+    seconds_left      remaining time at the speed of the last log step, or as planned
+    devices, where    number of devices, host name
+    checkpoint        step of the newest checkpoint
     """
     statuses = {row["name"]: _started_status(row) for row in records.load_runs(folder)}
     plan_file = filesystem.open_path(folder) / "plan.json"
@@ -35,8 +43,8 @@ def run_statuses(folder: str | Path) -> list[dict]:
 def sweep_progress(statuses: list[dict]) -> dict:
     """Return totals over the dicts of `run_statuses`.
 
-    share: fraction of the FLOPs that are done. device_hours_left: None if the remaining time of any
-    run is unknown.
+    runs, done: numbers of runs. share: fraction of the FLOPs that are done. device_hours_used.
+    device_hours_left: None if the remaining time of any run is unknown.
     """
     flops = sum(run["flops"] or 0 for run in statuses)
     flops_done = sum((run["flops"] or 0) * run["share"] for run in statuses)
@@ -117,11 +125,11 @@ def _started_status(row: dict) -> dict:
 def _is_stuck(folder: Path, metrics: list[dict]) -> bool:
     """Return True if the last row of metrics is much older than the interval between rows."""
     interval = metrics[-1]["seconds"] - (metrics[-2]["seconds"] if len(metrics) > 1 else 0.0)
-    silence = time.time() - filesystem.last_append_time(folder / "metrics.jsonl")
-    return silence > max(MIN_STUCK_SECONDS, STUCK_INTERVALS * interval)
+    seconds_since_append = time.time() - filesystem.last_append_time(folder / "metrics.jsonl")
+    return seconds_since_append > max(MIN_STUCK_SECONDS, STUCK_INTERVALS * interval)
 
 
 def _newest_checkpoint(folder: Path) -> int | None:
-    """Return the step of the newest checkpoint, or None."""
+    """Return the step of the newest checkpoint, or None if there is no checkpoint."""
     steps = (int(path.name) for path in filesystem.list_dir(folder) if path.name.isdecimal())
     return max(steps, default=None)

@@ -176,7 +176,7 @@ def test_interrupted_sweep_saves_and_exits_with_130(folder):
         ("prepare", ["--config=base.py", "--sources=code"], "must be JSON such as"),
         ("status", ["--dir=nowhere"], "--dir=nowhere contains no runs"),
         ("evaluate", ["--run=nowhere"], "nowhere is not a run directory"),
-        ("report", ["--dir=nowhere"], "nowhere holds no runs"),
+        ("report", ["--dir=nowhere"], "nowhere contains no runs"),
     ],
 )  # fmt: skip
 def test_invalid_input_is_one_line_and_status_2(folder, name, arguments, message):

@@ -8,8 +8,8 @@ from lm.reports.plots import style
 HOSTILE = "</td><script>alert(1)</script>\"'&{{ title }}{% x %}"
 
 
-class Seen(HTMLParser):
-    """Parser that collects tags with attributes, and text, as a browser reads them."""
+class PageParser(HTMLParser):
+    """Parser that collects the tags with their attributes, and the text."""
 
     def __init__(self, text):
         super().__init__()
@@ -32,17 +32,18 @@ def test_elements_escape_their_arguments():
         html.html_table([{HOSTILE: 1.0}], {HOSTILE: lambda value: HOSTILE}, is_sortable=True),
         html.html_table([{"a": 1.0}], sort_keys={"a": [HOSTILE]}) + html.paragraph(HOSTILE),
     ):
-        seen = Seen(piece)
-        assert HOSTILE in seen.text
-        assert not [tag for tag, _ in seen.tags if tag == "script"]
+        parsed = PageParser(piece)
+        assert HOSTILE in parsed.text
+        assert not [tag for tag, _ in parsed.tags if tag == "script"]
 
 
-def test_cells_carry_their_sort_keys():
+def test_cells_contain_their_sort_keys():
     rows = [{"loss": (2.1, 0.1)}, {"loss": None}]
-    seen = Seen(html.html_table(rows, {"loss": "{0[0]} ± {0[1]}".format}, is_sortable=True))
-    cells = [attrs["data-v"] for tag, attrs in seen.tags if tag == "td"]
-    assert cells == ["2.1", ""] and "–" in seen.text
-    assert [tag for tag, _ in seen.tags].count("button") == 1
+    formats = {"loss": "{0[0]} ± {0[1]}".format}
+    parsed = PageParser(html.html_table(rows, formats, is_sortable=True))
+    sort_keys = [attrs["data-v"] for tag, attrs in parsed.tags if tag == "td"]
+    assert sort_keys == ["2.1", ""] and "–" in parsed.text
+    assert [tag for tag, _ in parsed.tags].count("button") == 1
 
 
 def test_empty_table_is_a_sentence():
@@ -57,14 +58,11 @@ def test_page_escapes_its_arguments_and_loads_nothing(tmp_path):
         tiles=[(HOSTILE, HOSTILE)],
         sections={HOSTILE: html.paragraph(HOSTILE)},
         footer=HOSTILE,
-        twins=style.dark_theme_map([]),
+        dark_colors=style.dark_theme_map([]),
     )
-    seen = Seen(path.read_text(encoding="utf-8"))
-    assert (
-        seen.text.count(HOSTILE) == 8
-    )  # title, heading, headline, tile twice, section twice, footer
-    assert [tag for tag, _ in seen.tags].count("script") == 1
-    loads = [
-        attrs for tag, attrs in seen.tags if tag in ("link", "img", "iframe") or "src" in attrs
-    ]
-    assert not loads
+    parsed = PageParser(path.read_text(encoding="utf-8"))
+    # Title, heading, headline, tile twice, section twice, footer.
+    assert parsed.text.count(HOSTILE) == 8
+    assert [tag for tag, _ in parsed.tags].count("script") == 1
+    assert not [tag for tag, _ in parsed.tags if tag in ("link", "img", "iframe")]
+    assert not [attrs for _, attrs in parsed.tags if "src" in attrs]

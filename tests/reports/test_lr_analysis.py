@@ -8,10 +8,10 @@ from lm.reports import lr_analysis
 NOISE = 0.003
 
 
-def run(rule, width, depth, rate, seed=0, at=-5.0, noise=NOISE) -> dict:
-    """Return a row whose log loss is a parabola in log2 of the rate, with its vertex at `at`."""
+def run(rule, width, depth, rate, seed=0, log2_best=-5.0, noise=NOISE) -> dict:
+    """Return a row whose log loss is a parabola in log2 of the rate with a known vertex."""
     rng = np.random.default_rng([width, depth, round(1e6 * rate), seed, len(rule)])
-    log_loss = 0.9 + 0.02 * (np.log2(rate) - at) ** 2 + noise * rng.standard_normal()
+    log_loss = 0.9 + 0.02 * (np.log2(rate) - log2_best) ** 2 + noise * rng.standard_normal()
     row = {"name": f"s/{rule}-{width}x{depth}-{rate}-{seed}", "status": "done", "seed": seed}
     row |= {
         lr_analysis.RULE: rule,
@@ -27,6 +27,7 @@ def run(rule, width, depth, rate, seed=0, at=-5.0, noise=NOISE) -> dict:
 def sweep(
     slope=-1.0, rule="standard", seeds=(0, 1), widths=(16, 32, 64), noise=NOISE
 ) -> list[dict]:
+    """Return runs whose best rate is 2^-5 at width 16 and grows as the width to the slope."""
     return [
         run(rule, width, 2, 2.0**-power, seed, -5 + slope * np.log2(width / 16), noise)
         for width in widths
@@ -40,60 +41,67 @@ def test_known_best_rate_is_within_its_interval():
         known = 2 ** (-5 - np.log2(optimum[lr_analysis.WIDTH] / 16))
         assert optimum["lo"] < known < optimum["hi"] < 1.3 * optimum["lo"]
         assert optimum["lr"] == pytest.approx(known, 0.1)
-        assert optimum["loss"] == pytest.approx(np.exp(0.9), rel=0.01) and optimum["n"] == 12
+        assert optimum["loss"] == pytest.approx(np.exp(0.9), rel=0.01) and optimum["n_runs"] == 12
+
+
+def width_exponent(optima) -> dict:
+    """Return the only exponent of the best rate against the width."""
+    (exponent,) = lr_analysis.lr_exponents(optima, lr_analysis.WIDTH)
+    return exponent
 
 
 def test_rate_exponents_are_recovered():
-    (line,) = lr_analysis.lr_exponents(lr_analysis.optimal_lr(sweep(-1.0)), lr_analysis.WIDTH)
-    assert line["lo"] < -1 < line["hi"] < -0.8 and line["values"] == [16, 32, 64]
-    (line,) = lr_analysis.lr_exponents(lr_analysis.optimal_lr(sweep(0.0, "mup")), lr_analysis.WIDTH)
-    assert line["lo"] < 0 < line["hi"] and line["hi"] - line["lo"] < 0.3 and not line["doubts"]
+    exponent = width_exponent(lr_analysis.optimal_lr(sweep(-1.0)))
+    assert exponent["lo"] < -1 < exponent["hi"] < -0.8 and exponent["values"] == [16, 32, 64]
+    exponent = width_exponent(lr_analysis.optimal_lr(sweep(0.0, "mup")))
+    assert exponent["lo"] < 0 < exponent["hi"] and exponent["hi"] - exponent["lo"] < 0.3
+    assert not exponent["warnings"]
 
 
 def test_exponent_intervals_have_their_nominal_coverage():
-    inside = 0
+    n_inside = 0
     for trial in range(40):
         rows = sweep(-0.5, seeds=(100 + 2 * trial, 101 + 2 * trial), noise=0.01)
-        (line,) = lr_analysis.lr_exponents(
-            lr_analysis.optimal_lr(rows, bootstrap=300), lr_analysis.WIDTH
-        )
-        inside += line["lo"] < -0.5 < line["hi"]
-    assert inside >= 34  # of 40, at 95%
+        exponent = width_exponent(lr_analysis.optimal_lr(rows, bootstrap=300))
+        n_inside += exponent["lo"] < -0.5 < exponent["hi"]
+    assert n_inside >= 34  # of 40, for 95% intervals
 
 
 def test_seed_offsets_do_not_widen_intervals():
     rows = sweep()
-    apart = [
+    shifted_rows = [
         row | {lr_analysis.LOSS: row[lr_analysis.LOSS] * (1.1 if row["seed"] else 1)}
         for row in rows
     ]
-    for a, b in zip(lr_analysis.optimal_lr(rows), lr_analysis.optimal_lr(apart), strict=True):
-        assert [a[k] for k in ("lr", "lo", "hi")] == pytest.approx(
-            [b[k] for k in ("lr", "lo", "hi")]
-        )
-        assert b["loss"] == pytest.approx(1.1**0.5 * a["loss"])
+    optima, shifted_optima = lr_analysis.optimal_lr(rows), lr_analysis.optimal_lr(shifted_rows)
+    for optimum, shifted in zip(optima, shifted_optima, strict=True):
+        for key in ("lr", "lo", "hi"):
+            assert shifted[key] == pytest.approx(optimum[key])
+        assert shifted["loss"] == pytest.approx(1.1**0.5 * optimum["loss"])
 
 
 def test_three_runs_do_not_determine_the_noise():
     rows = [row for row in sweep(0.0, seeds=(0,)) if 2.0**-6 <= row[lr_analysis.RATE] <= 2.0**-4]
-    assert all("noise" in optimum["doubt"] for optimum in lr_analysis.optimal_lr(rows))
+    assert all("noise" in optimum["warning"] for optimum in lr_analysis.optimal_lr(rows))
 
 
 def test_minimum_at_the_edge_is_excluded_from_exponents():
     rows = [row for row in sweep() if row[lr_analysis.RATE] <= 2.0**-5]
     optima = {optimum[lr_analysis.WIDTH]: optimum for optimum in lr_analysis.optimal_lr(rows)}
-    assert "the largest rate, 0.03125" in optima[16]["doubt"] and not optima[64]["doubt"]
-    (line,) = lr_analysis.lr_exponents(list(optima.values()), lr_analysis.WIDTH)
-    assert line["values"] == [32, 64] and "model.d_model=16" in line["doubts"][0]
-    (line,) = lr_analysis.lr_exponents([optima[16], optima[64]], lr_analysis.WIDTH)
-    assert np.isnan(line["slope"]) and "two best rates" in line["doubts"][-1]
+    assert "the largest rate, 0.03125" in optima[16]["warning"] and not optima[64]["warning"]
+    exponent = width_exponent(list(optima.values()))
+    assert exponent["values"] == [32, 64] and "model.d_model=16" in exponent["warnings"][0]
+    exponent = width_exponent([optima[16], optima[64]])
+    assert np.isnan(exponent["slope"]) and "two best rates" in exponent["warnings"][-1]
 
 
 def test_unfinished_runs_do_not_change_the_best_rate():
     rows = sweep()
-    broken = [row | {"status": "diverged", lr_analysis.LOSS: 0.1} for row in rows[:3]]
-    a, b = (lr_analysis.optimal_lr(some)[1] for some in (rows, [*broken, *rows]))
-    assert a["lr"] == b["lr"] and a["n"] == b["n"]
+    diverged = [row | {"status": "diverged", lr_analysis.LOSS: 0.1} for row in rows[:3]]
+    optimum = lr_analysis.optimal_lr(rows)[1]
+    optimum_with_diverged = lr_analysis.optimal_lr([*diverged, *rows])[1]
+    for key in ("lr", "n_runs"):
+        assert optimum_with_diverged[key] == optimum[key]
 
 
 def test_base_shape_runs_represent_every_parametrization():
@@ -111,6 +119,7 @@ def test_activation_exponents_are_recovered():
         for width in (16, 64)
         for seed in (0, 1)
     ]
-    (optimum,) = lr_analysis.activation_exponents(rows, "width")
-    assert optimum["change"] == pytest.approx(0.55) and optimum["change_se"] == pytest.approx(0.05)
-    assert optimum["rms"] == pytest.approx(0) and optimum["n"] == 2
+    (exponent,) = lr_analysis.activation_exponents(rows, "width")
+    assert exponent["change"] == pytest.approx(0.55)
+    assert exponent["change_se"] == pytest.approx(0.05)
+    assert exponent["rms"] == pytest.approx(0) and exponent["n"] == 2

@@ -7,44 +7,58 @@ import pytest
 from fixtures import made_up_sweep
 
 from lm.reports import figures, report, summary
-from lm.reports.plots import scaling, style
+from lm.reports.plots import style
 from lm.runs import provenance, records
 
 HOSTILE = "<img src=x onerror=alert(1)>"
 FIGURES = {
-    *("loss", "compute", "curves", "ability", "sources", "predicted"),
-    *("mastered", "emergence", "tasks", "abilities", "goodput"),
+    *("loss", "compute", "curves", "completion", "sources", "predicted"),
+    *("mastered", "emergence", "tasks", "tasks_vs_loss", "goodput"),
 }
 
 
 @pytest.fixture(scope="module")
-def done(tmp_path_factory):
+def finished(tmp_path_factory):
+    """Return the folder of a finished sweep and the text of its page."""
     folder = made_up_sweep.sweep(tmp_path_factory.mktemp("runs"))
     return folder, report.write_report(folder).read_text(encoding="utf-8")
 
 
 @pytest.fixture
 def page_only(monkeypatch):
-    """Skip the files of figures, which take most of the time and have their own test."""
-    monkeypatch.setattr(scaling, "save", lambda figure, stem, meta: [])
+    """Do not write the files of figures, which require most of the time and have their own test."""
+    monkeypatch.setattr(style, "save_figure", lambda figure, stem, meta: [])
 
 
-def visible(text: str) -> str:
-    return re.sub(r"<(script|style)>.*?</\1>|<[^>]*>", " ", text, flags=re.DOTALL)
+def visible_text(text: str) -> str:
+    """Return the text of a page without tags, scripts and styles, with single spaces."""
+    text = re.sub(r"<(script|style)>.*?</\1>|<[^>]*>", " ", text, flags=re.DOTALL)
+    return " ".join(text.split())
 
 
-def test_page_states_prediction_and_result(done):
-    folder, text = done
-    _, expected = report.headline(report.load(folder))
-    assert expected in visible(text) and "inside its own 95% interval" in expected
+def page_text(folder) -> str:
+    """Write the report of a sweep and return its visible text."""
+    return visible_text(report.write_report(folder).read_text(encoding="utf-8"))
+
+
+def test_report_path_may_be_text(tmp_path, page_only):
+    folder = made_up_sweep.sweep(tmp_path)
+    assert report.write_report(str(folder)) == folder / "report.html"
+    assert (folder / "report.html").exists()
+
+
+def test_page_states_prediction_and_result(finished):
+    folder, text = finished
+    _, expected = summary.headline(summary.load_summary(folder))
+    assert expected in visible_text(text) and "inside its own 95% interval" in expected
     for name in made_up_sweep.SIZES:
-        assert name in visible(text)
-    for fact in ("python -m experiments.sweep", "0123456789abcdef", "versions.jax", "1.25×"):
-        assert fact in visible(text)
+        assert name in visible_text(text)
+    for phrase in ("python -m experiments.sweep", "0123456789abcdef", "versions.jax", "1.25×"):
+        assert phrase in visible_text(text)
 
 
-def test_page_has_task_verdicts_and_correlations(done):
-    text = " ".join(visible(done[1]).split())
+def test_page_has_task_verdicts_and_correlations(finished):
+    text = visible_text(finished[1])
     expected = ("copy?length=4", "at chance", "predictable from", "p_right", "rank correlation")
     assert [phrase for phrase in expected if phrase not in text.replace("Rank", "rank")] == []
 
@@ -52,31 +66,31 @@ def test_page_has_task_verdicts_and_correlations(done):
 def test_page_has_predicted_task_accuracies(tmp_path, page_only):
     folder = made_up_sweep.sweep(tmp_path)
     prediction = {"copy?length=4": {"value": 0.87, "lo": 0.7, "hi": 1.0}}
-    prediction["modular"] = {"refused": "why"}
-    written = records.read_json(folder / "prediction.json")
-    records.write_json(folder / "prediction.json", written | {"tasks": prediction})
-    text = visible(report.write_report(folder).read_text(encoding="utf-8"))
-    assert "foretold" in figures.all_figures(summary.load_summary(folder))
+    prediction["modular"] = {"refused": "at chance"}
+    stored = records.read_json(folder / "prediction.json")
+    records.write_json(folder / "prediction.json", stored | {"tasks": prediction})
+    text = page_text(folder)
+    assert "predicted_tasks" in figures.all_figures(summary.load_summary(folder))
     assert "0.87 [0.70, 1.00]" in text and "predicted for the target" in text
 
 
-def test_figures_are_in_the_page_and_in_files(done):
-    folder, text = done
+def test_figures_are_in_the_page_and_in_files(finished):
+    folder, text = finished
     files = {path.name for path in (folder / "figures").iterdir()}
     assert files == {f"{name}.{kind}" for name in FIGURES for kind in ("png", "svg")}
     assert text.count("<svg") == text.count("<figcaption") == len(FIGURES)
 
 
-def test_page_loads_nothing_from_a_network(done):
-    _, text = done
+def test_page_loads_nothing_from_a_network(finished):
+    _, text = finished
     addresses = set(re.findall(r"https?://[^\s\"'<)]+", text))
     assert addresses <= {"http://www.w3.org/1999/xlink", "http://www.w3.org/2000/svg"}
     assert not re.search(r"<(link|img|iframe)|@import|url\((?!#)|\bsrc=", text)
     assert "default-src 'none'" in text
 
 
-def test_every_color_of_the_page_has_a_dark_value(done):
-    folder, text = done
+def test_every_color_of_the_page_has_a_dark_value(finished):
+    folder, text = finished
     used = set(re.findall(r"var\(--c([0-9a-f]{6})", text))
     assert used <= set(re.findall(r"--c([0-9a-f]{6}): #", text))
 
@@ -84,20 +98,20 @@ def test_every_color_of_the_page_has_a_dark_value(done):
 def test_unfinished_sweep_is_reported_with_reasons(tmp_path, page_only):
     status = {"60K": ("diverged", "loss is nan at step 731"), "700K": ("failed", "disk is full")}
     folder = made_up_sweep.sweep(tmp_path, status=status, missing=("1.6M",))
-    text = visible(report.write_report(folder).read_text(encoding="utf-8"))
+    text = page_text(folder)
     for expected in ("not started", "loss is nan at step 731", "disk is full", "3 of 6", "missing"):
         assert expected in text
 
 
-def test_sweep_of_one_run_states_why_there_is_no_law(tmp_path, page_only):
+def test_sweep_of_one_run_has_a_reason_instead_of_a_law(tmp_path, page_only):
     folder = made_up_sweep.sweep(tmp_path, missing=tuple(made_up_sweep.SIZES)[1:], predict=False)
-    text = visible(report.write_report(folder).read_text(encoding="utf-8"))
+    text = page_text(folder)
     assert "No law could be fitted" in text and "No prediction was stored" in text
 
 
 def test_sweep_without_runs_is_a_page_of_missing_runs(tmp_path):
     folder = made_up_sweep.sweep(tmp_path, missing=tuple(made_up_sweep.SIZES), predict=False)
-    text = visible(report.write_report(folder).read_text(encoding="utf-8"))
+    text = page_text(folder)
     assert text.count("not started") == 6 and "0 of 6" in text
     assert "No run has data for a figure yet" in text
 
@@ -105,8 +119,8 @@ def test_sweep_without_runs_is_a_page_of_missing_runs(tmp_path):
 def test_hostile_names_and_reasons_are_escaped(tmp_path, page_only):
     folder = made_up_sweep.sweep(tmp_path, status={"60K": ("diverged", HOSTILE)})
     for name in ("sweep.json", "prediction.json", "plan.json"):
-        written = (folder / name).read_text(encoding="utf-8").replace("toy/30K", f"toy/{HOSTILE}")
-        (folder / name).write_text(written, encoding="utf-8")
+        stored = (folder / name).read_text(encoding="utf-8").replace("toy/30K", f"toy/{HOSTILE}")
+        (folder / name).write_text(stored, encoding="utf-8")
     sweep = records.read_json(folder / "sweep.json")
     records.write_json(folder / "sweep.json", sweep | {"command": HOSTILE, "created": HOSTILE})
     config = records.read_json(folder / "120K" / "config.json") | {"name": f"toy/120K{HOSTILE}"}
@@ -116,27 +130,23 @@ def test_hostile_names_and_reasons_are_escaped(tmp_path, page_only):
     assert text.count("&lt;img src=x onerror=alert(1)&gt;") > 5
 
 
-def test_changed_law_is_reported(done, tmp_path, page_only):
+def test_changed_law_is_reported(finished, tmp_path, page_only):
     folder = made_up_sweep.sweep(tmp_path)
     expected = "runs changed after the prediction"
-    assert expected not in done[1]
-    written = records.load_evals(folder / "30K")[-1]
-    records.append_record(
-        folder / "30K" / "evals.jsonl", written | {"loss": written["loss"] * 1.02}
-    )
+    assert expected not in finished[1]
+    stored = records.load_evals(folder / "30K")[-1]
+    records.append_record(folder / "30K" / "evals.jsonl", stored | {"loss": stored["loss"] * 1.02})
     assert expected in report.write_report(folder).read_text(encoding="utf-8")
 
 
-def test_verify_finds_changed_runs(done, tmp_path):
-    folder, _ = done
+def test_verify_finds_changed_runs(finished, tmp_path):
+    folder, _ = finished
     figure = folder / "figures" / "loss.svg"
     assert figures.verify_figure(figure, folder) == []
     changed = shutil.copytree(folder, tmp_path / "toy")
-    assert figures.verify_figure(figure, changed) == []  # where it lies does not matter
-    written = records.load_evals(changed / "30K")[-1]
-    records.append_record(
-        changed / "30K" / "evals.jsonl", written | {"loss": written["loss"] * 1.02}
-    )
+    assert figures.verify_figure(figure, changed) == []  # the folder may be moved
+    stored = records.load_evals(changed / "30K")[-1]
+    records.append_record(changed / "30K" / "evals.jsonl", stored | {"loss": stored["loss"] * 1.02})
     lines = figures.verify_figure(figure, changed)
     assert [line.split(":")[0] for line in lines] == ["run toy/30K changed", "law"]
     style.save_figure(
@@ -147,12 +157,12 @@ def test_verify_finds_changed_runs(done, tmp_path):
     assert "'y'" in figures.verify_figure(tmp_path / "x.png", folder)[0]
 
 
-def test_verify_finds_missing_runs_and_changed_code(done, tmp_path, monkeypatch):
-    folder, _ = done
-    fewer = shutil.copytree(folder, tmp_path / "toy")
-    shutil.rmtree(fewer / "60K")
+def test_verify_finds_missing_runs_and_changed_code(finished, tmp_path, monkeypatch):
+    folder, _ = finished
+    incomplete = shutil.copytree(folder, tmp_path / "toy")
+    shutil.rmtree(incomplete / "60K")
     monkeypatch.setattr(provenance, "code_hash", lambda name: "0.2.0 00000000")
-    lines = figures.verify_figure(folder / "figures" / "loss.png", fewer)
+    lines = figures.verify_figure(folder / "figures" / "loss.png", incomplete)
     assert lines[0] == "run toy/60K is missing"
     assert lines[-1].startswith("code: 0.1.0") and lines[-1].endswith("0.2.0 00000000 now")
 
@@ -162,13 +172,13 @@ def test_live_report_reloads_and_has_no_broken_links(tmp_path):
     text = report.write_report(folder, refresh=12).read_text(encoding="utf-8")
     assert 'data-refresh="12"' in text and "figures/loss.png" not in text
     assert not (folder / "figures").exists()
-    assert "50% of its tokens" in visible(text)
+    assert "50% of its tokens" in visible_text(text)
 
 
-def test_every_law_has_intervals_or_a_reason(done):
-    text = " ".join(visible(done[1]).split())
+def test_every_law_has_intervals_or_a_reason(finished):
+    text = visible_text(finished[1])
     assert re.search(r"compute L\(C\) = .* alpha 0\.\d+ \[0\.\d+, 0\.\d+\]", text)
-    assert "refused: the runs lie on one line of N and D" in text
+    assert "refused: all runs have the same relation of N and D" in text
     assert "refused: only 0 budgets have a minimum" in text
 
 
@@ -177,20 +187,20 @@ def test_events_are_listed_and_escaped(tmp_path, page_only):
     assert "No events." in report.write_report(folder).read_text(encoding="utf-8")
     records.log_event(folder / "30K", 2, 40, "damaged", f"checkpoint 40 is damaged {HOSTILE}")
     text = report.write_report(folder).read_text(encoding="utf-8")
-    assert "checkpoint 40 is damaged" in visible(text) and HOSTILE not in text
+    assert "checkpoint 40 is damaged" in visible_text(text) and HOSTILE not in text
 
 
 def test_joint_prediction_is_listed_beside_that_of_size(tmp_path, page_only):
     folder = made_up_sweep.sweep(tmp_path)
-    written = records.read_json(folder / "prediction.json")
+    stored = records.read_json(folder / "prediction.json")
     joint = {"value": 1.4, "lo": 1.3, "hi": 1.5, "level": 0.95, "runs": ["toy/30K", "toy/60K"]}
-    records.write_json(folder / "prediction.json", written | {"joint": joint})
-    text = " ".join(visible(report.write_report(folder).read_text(encoding="utf-8")).split())
+    records.write_json(folder / "prediction.json", stored | {"joint": joint})
+    text = page_text(folder)
     assert "size and tokens Held-out loss, L (nats per token) 1.400 1.300 to 1.500" in text
-    assert "By size and tokens: from toy/30K, toy/60K." in text
-    records.write_json(folder / "prediction.json", written | {"joint": {"refused": "too few"}})
-    text = visible(report.write_report(folder).read_text(encoding="utf-8"))
-    assert "By size and tokens: none, too few." in text
+    assert "The law of size and tokens was fitted to toy/30K, toy/60K." in text
+    records.write_json(folder / "prediction.json", stored | {"joint": {"refused": "too few"}})
+    text = page_text(folder)
+    assert "The law of size and tokens gave no prediction: too few." in text
 
 
 def test_trunk_run_is_excluded_and_its_cost_counted_once(tmp_path, page_only):
@@ -201,8 +211,8 @@ def test_trunk_run_is_excluded_and_its_cost_counted_once(tmp_path, page_only):
     records.write_json(folder / "60K" / "config.json", config)
     total_flops = records.read_facts(folder / "60K")["flops"]
     records.write_facts(folder / "60K", **{"parent.flops": flops})
-    text = " ".join(visible(report.write_report(folder).read_text(encoding="utf-8")).split())
-    assert re.search(r"30K done a trunk( run)?: \w+", text)
+    text = page_text(folder)
+    assert "30K done a trunk run: see its cooldown branches" in text
     assert style.power_of_ten(total_flops - flops) in text
     row = next(row for row in summary.load_summary(folder).rows if row["name"] == "toy/60K")
     assert summary.incremental_flops(row) == total_flops - flops
@@ -216,7 +226,7 @@ def test_runs_on_other_token_budgets_are_excluded(tmp_path, page_only):
         records.write_json(folder / f"{size}-short" / "config.json", config)
         records.write_facts(folder / f"{size}-short", tokens=1_000_000)
         records.write_facts(folder / size, tokens=2_000_000)
-    text = " ".join(visible(report.write_report(folder).read_text(encoding="utf-8")).split())
+    text = page_text(folder)
     assert "300K-short done trained on 1M tokens; the law is for 2M" in text
 
 

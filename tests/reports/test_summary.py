@@ -7,7 +7,7 @@ from lm.reports import summary
 from lm.runs import records
 
 
-def test_headline_of_a_correct_prediction_says_inside(tmp_path):
+def test_headline_of_a_correct_prediction_contains_inside(tmp_path):
     sweep = summary.load_summary(made_up_sweep.sweep(tmp_path))
     state, text = summary.headline(sweep)
     assert sweep.target and sweep.prediction
@@ -18,13 +18,14 @@ def test_headline_of_a_correct_prediction_says_inside(tmp_path):
 
 
 @pytest.mark.parametrize("miss, side", [(0.05, "above"), (-0.05, "below")])
-def test_headline_of_a_wrong_prediction_says_outside(tmp_path, miss, side):
+def test_headline_of_a_wrong_prediction_contains_outside(tmp_path, miss, side):
     state, text = summary.headline(summary.load_summary(made_up_sweep.sweep(tmp_path, miss=miss)))
     assert state == "missed" and "outside its own 95% interval" in text and side in text
 
 
 def test_unfinished_target_leaves_the_prediction_open(tmp_path):
-    running = made_up_sweep.sweep(tmp_path, "a", status={"1.6M": ("running", "")})  # by no process
+    # No process holds the lock of the running target, so its status is lost.
+    running = made_up_sweep.sweep(tmp_path, "a", status={"1.6M": ("running", "")})
     missing = made_up_sweep.sweep(tmp_path, "b", missing=("1.6M",))
     for folder, text in ((running, "lost"), (missing, "not started")):
         sweep = summary.load_summary(folder)
@@ -47,7 +48,7 @@ def test_law_uses_the_runs_of_the_prediction(tmp_path):
     assert sorted(sweep.fit.data.names) == sorted(sweep.prediction["runs"])
     assert sweep.fit.params == pytest.approx(sweep.prediction["fit"]["params"])
     alone = summary.load_summary(made_up_sweep.sweep(tmp_path, "alone", predict=False))
-    assert "alone/1.6M" not in alone.fit.data.names  # the target is no part of its own law
+    assert "alone/1.6M" not in alone.fit.data.names  # the target is not in its own law
 
 
 def test_final_table_has_the_same_columns_in_every_line(tmp_path):
@@ -78,18 +79,12 @@ def test_runs_that_have_not_started_are_missing(tmp_path):
 
 
 def test_folder_without_runs_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=f"{tmp_path} holds no runs"):
+    with pytest.raises(ValueError, match=f"{tmp_path} contains no runs"):
         summary.load_summary(tmp_path)
 
 
 def test_durations_have_two_units():
-    text = [summary.format_duration(seconds) for seconds in (0.5, 59, 60, 95, 3599, 7260, 100_000)]
-    assert text == [
-        "0.5 s",
-        "59 s",
-        "1 min 0 s",
-        "1 min 35 s",
-        "59 min 59 s",
-        "2 h 1 min",
-        "1 d 3 h",
-    ]
+    durations = {0.5: "0.5 s", 59: "59 s", 60: "1 min 0 s", 95: "1 min 35 s"}
+    durations |= {3599: "59 min 59 s", 7260: "2 h 1 min", 100_000: "1 d 3 h"}
+    for seconds, text in durations.items():
+        assert summary.format_duration(seconds) == text

@@ -9,7 +9,7 @@ SIZES = (1e4, 3e4, 1e5, 3e5, 1e6)
 
 
 def rows(accuracies, chance=0.25, n=200, task="t", **metrics):
-    """Return one run per size, with the accuracy of one task."""
+    """Return one run per size, with the accuracy and other metrics of one task."""
     results = []
     for i, (size, accuracy) in enumerate(zip(SIZES, accuracies, strict=False)):
         row = {"name": f"s/{size:g}", "params.non_embedding": size, "status": "done"}
@@ -33,15 +33,15 @@ def test_one_correct_answer_in_a_hundred_is_not_above_chance():
     assert task_analysis.is_above_chance(rows([0.06], chance=0.0, n=100)[0], "t")
 
 
-def test_solved_means_half_the_way_from_chance_to_one():
+def test_mastery_is_half_the_distance_from_chance_to_one():
     assert not task_analysis.is_mastered(rows([0.60])[0], "t")
     assert task_analysis.is_above_chance(rows([0.60])[0], "t")
     assert task_analysis.is_mastered(rows([0.65])[0], "t")
     assert not task_analysis.is_mastered(rows([1.0], chance=1.0)[0], "t")
-    assert not task_analysis.is_mastered(rows([1.0], n=2)[0], "t")  # two right answers may be luck
+    assert not task_analysis.is_mastered(rows([1.0], n=2)[0], "t")  # not significant
 
 
-def test_tally_counts_tasks_per_run():
+def test_tasks_are_counted_per_run():
     both = [a | b for a, b in zip(rows([0.3, 0.9]), rows([0.9, 0.9], task="u"), strict=True)]
     counted = task_analysis.count_tasks(both)
     assert [row["tasks.mastered"] for row in counted] == [1, 2]
@@ -54,74 +54,73 @@ def test_tally_counts_tasks_per_run():
         ((0.25, 0.26, 0.24, 0.25, 0.27), "at chance"),
         ((0.25, 0.26, 0.45, 0.60, 0.80), "predictable from 100000 on"),
         ((0.40, 0.50, 0.60, 0.70, 0.80), "predictable from 10000 on"),
-        ((0.25, 0.26, 0.24, 0.25, 0.60), "noisy"),  # one size says nothing of the next
+        ((0.25, 0.26, 0.24, 0.25, 0.60), "noisy"),  # one size does not predict the next
         ((0.40, 0.80, 0.45, 0.80, 0.45), "noisy"),
-        ((0.50, 0.51, 0.50, 0.52, 0.51), "noisy"),  # size changes nothing
+        ((0.50, 0.51, 0.50, 0.52, 0.51), "noisy"),  # size has no effect
     ],
 )
 def test_verdict_matches_the_accuracies_of_the_ladder(accuracies, verdict):
-    (results,) = task_analysis.task_verdicts(rows(accuracies))
-    assert results["verdict"] == verdict
+    (result,) = task_analysis.task_verdicts(rows(accuracies))
+    assert result["verdict"] == verdict
 
 
 def test_seed_noise_uses_runs_that_differ_only_in_seed():
     assert task_analysis.task_verdicts(rows([0.4, 0.6, 0.8]))[0]["seed"] is None
-    twice = rows([0.4, 0.6, 0.8]) + rows([0.5, 0.6, 0.8])
-    results = task_analysis.task_verdicts(twice)[0]
-    assert results["seed"] == pytest.approx((0.1**2 / 2 / 3) ** 0.5)
-    assert results["noise"] == pytest.approx(np.hypot(results["seed"], results["sampling"]))
-    assert results["to_noise"] == pytest.approx(results["signal"] / results["noise"])
-    tuned = [row | {"optim.lr": 0.1} for row in twice[3:]]
-    assert task_analysis.task_verdicts(twice[:3] + tuned)[0]["seed"] is None
+    two_seeds = rows([0.4, 0.6, 0.8]) + rows([0.5, 0.6, 0.8])
+    verdict = task_analysis.task_verdicts(two_seeds)[0]
+    assert verdict["seed"] == pytest.approx((0.1**2 / 2 / 3) ** 0.5)
+    assert verdict["noise"] == pytest.approx(np.hypot(verdict["seed"], verdict["sampling"]))
+    assert verdict["signal_to_noise"] == pytest.approx(verdict["signal"] / verdict["noise"])
+    other_config = [row | {"optim.lr": 0.1} for row in two_seeds[3:]]
+    assert task_analysis.task_verdicts(two_seeds[:3] + other_config)[0]["seed"] is None
 
 
 def test_noise_components_are_separated():
     """The accuracies have known sampling, checkpoint and seed noise."""
-    rng, n, evals, results = np.random.default_rng(0), 400, {}, []
+    rng, n, evals, runs = np.random.default_rng(0), 400, {}, []
     steps = np.arange(1, 31)
     for seed in range(200):
-        drift = 0.1 * steps / 30  # still learning
-        values = 0.5 + 0.05 * rng.standard_normal() + drift + 0.02 * rng.standard_normal(30)
+        trend = 0.1 * steps / 30
+        values = 0.5 + 0.05 * rng.standard_normal() + trend + 0.02 * rng.standard_normal(30)
         (row,) = rows([float(values[-1])], n=n)
-        results.append(row | {"name": f"s/{seed}", "seed": seed})
-        lines = [
-            {"step": int(s), "task.t.accuracy": float(v)}
-            for s, v in zip(steps, values, strict=True)
+        runs.append(row | {"name": f"s/{seed}", "seed": seed})
+        evals[f"s/{seed}"] = [
+            {"step": int(step), "task.t.accuracy": float(value)}
+            for step, value in zip(steps, values, strict=True)
         ]
-        evals[f"s/{seed}"] = lines
-    noises = task_analysis.noise_components(results, "t", evals)
-    assert noises["sampling"] == pytest.approx((0.6 * 0.4 / n) ** 0.5, rel=0.05)
-    assert noises["checkpoint"] == pytest.approx(0.02, rel=0.1)
-    assert noises["seed"] == pytest.approx(np.hypot(0.05, 0.02), rel=0.15)
-    assert task_analysis.noise_components(results, "t", {})["checkpoint"] is None
+    components = task_analysis.noise_components(runs, "t", evals)
+    assert components["sampling"] == pytest.approx((0.6 * 0.4 / n) ** 0.5, rel=0.05)
+    assert components["checkpoint"] == pytest.approx(0.02, rel=0.1)
+    assert components["seed"] == pytest.approx(np.hypot(0.05, 0.02), rel=0.15)
+    assert task_analysis.noise_components(runs, "t", {})["checkpoint"] is None
 
 
 def test_checkpoint_noise_makes_a_task_noisy():
     ladder = rows((0.40, 0.50, 0.60, 0.70, 0.80), n=5000)
     assert task_analysis.task_verdicts(ladder)[0]["verdict"].startswith("predictable")
-    shaky = [{"step": s, "task.t.accuracy": 0.5 + 0.3 * (-1) ** s} for s in range(20, 31)]
-    evals = {row["name"]: shaky for row in ladder}
+    alternating = [{"step": s, "task.t.accuracy": 0.5 + 0.3 * (-1) ** s} for s in range(20, 31)]
+    evals = {row["name"]: alternating for row in ladder}
     assert task_analysis.task_verdicts(ladder, evals)[0]["verdict"] == "noisy"
 
 
 def test_correlation_measures_the_order_of_runs():
     accuracies = (0.3, 0.5, 0.6, 0.7, 0.9)
-    results = rows(
+    ladder = rows(
         accuracies, p_right=(1, 2, 3, 4, 5), bits_per_byte=(5, 4, 3, 2, 1), brier=(1, 2, 3, 4, 5)
     )
-    correlations = task_analysis.correlations(results)
+    correlations = task_analysis.correlations(ladder)
     assert correlations["p_right"]["t"] == correlations["bits_per_byte"]["t"] == pytest.approx(1)
     assert correlations["brier"]["t"] == pytest.approx(-1)
     at_chance = rows((0.25, 0.24, 0.26), p_right=(1, 2, 3))
     assert task_analysis.correlations(at_chance) == {}
 
 
-def test_steepest_tasks_have_long_answers_and_grow_most():
-    parts = [
+def test_fastest_improving_tasks_have_long_answers():
+    by_task = [
         rows((0.1, 0.9), task=name, exact=exact, tokens=(k, k))
         for name, exact, k in (("a", (0, 0.9), 4), ("b", (0, 0.5), 5), ("short", (0, 1), 1))
     ]
-    both = [a | b | c for a, b, c in zip(*parts, strict=True)]
+    both = [a | b | c for a, b, c in zip(*by_task, strict=True)]
     assert task_analysis.fastest_improving(both) == ["a", "b"]
 
 
@@ -129,8 +128,8 @@ def test_known_laws_predict_the_next_size_or_refuse_the_task():
     bits = [0.5 + 60 * size**-0.4 for size in SIZES]
     accuracies = [0.25 + 0.75 / (1 + np.exp(3 * (b - 1.2))) for b in bits]
     known = rows(accuracies, bits_per_byte=bits)
-    none = rows([0.25] * 5, task="u", bits_per_byte=bits)
-    both = [a | b for a, b in zip(known, none, strict=True)]
+    constant = rows([0.25] * 5, task="u", bits_per_byte=bits)
+    both = [a | b for a, b in zip(known, constant, strict=True)]
     predictions = task_analysis.predict_task_accuracy(both[:4], 1e6, bootstrap=50)
     assert predictions["t"]["value"] == pytest.approx(accuracies[4], abs=0.02)
     assert predictions["t"]["lo"] <= accuracies[4] <= predictions["t"]["hi"]
@@ -140,17 +139,15 @@ def test_known_laws_predict_the_next_size_or_refuse_the_task():
 def test_jump_has_an_interval_and_the_power_of_p():
     shares = (0.0, 0.02, 0.9, 0.95, 1.0)
     smooth = [share**0.25 for share in shares]
-    results = rows(shares, task="a", exact=shares, tokens=[4] * 5, token_probability=smooth)
-    (jump,) = task_analysis.largest_jumps(results)
+    ladder = rows(shares, task="a", exact=shares, tokens=[4] * 5, token_probability=smooth)
+    (jump,) = task_analysis.largest_jumps(ladder)
     assert (jump["from"], jump["to"]) == ("s/30000", "s/100000")
-    assert jump["exact"] == [0.02, 0.9] and jump["power"] == pytest.approx(jump["exact"])
-    assert jump["p"][1] - jump["p"][0] < 0.7 * (0.9 - 0.02)  # p itself rises less
+    assert jump["exact"] == [0.02, 0.9] and jump["p_power_k"] == pytest.approx(jump["exact"])
+    assert jump["p"][1] - jump["p"][0] < 0.7 * (0.9 - 0.02)  # p rises less than p^k
     assert jump["exact_lo"][0] < 0.02 < jump["exact_hi"][0] < jump["exact_lo"][1] < 0.9
 
 
 def test_accuracies_explained_by_guessing_give_no_prediction():
     falling = rows((0.36, 0.33, 0.28, 0.26), n=100, bits_per_byte=(3.0, 2.5, 2.0, 1.5))
-    assert (
-        "is above chance"
-        in task_analysis.predict_task_accuracy(falling, 1e6, bootstrap=50)["t"]["refused"]
-    )
+    predictions = task_analysis.predict_task_accuracy(falling, 1e6, bootstrap=50)
+    assert "is above chance" in predictions["t"]["refused"]

@@ -10,31 +10,31 @@ from lm.laws.forms import power_laws
 from lm.reports import summary
 from lm.runs import archive, records
 
-WHERE = "/home/somebody/text"
+TEXT_DIR = "/home/somebody/text"  # a path that an archive must not contain
 
 
 @pytest.fixture
 def sweep(tmp_path) -> pathlib.Path:
-    """A finished sweep with absolute paths in its records and with weights."""
+    """Write a finished sweep with absolute paths in its records and with weights."""
     folder = made_up_sweep.sweep(tmp_path / "runs")
     for size in made_up_sweep.SIZES:
         run = folder / size
         config = records.read_json(run / "config.json")
-        sources = {f"jsonl:{WHERE}/{name}/*.gz": 0.5 for name in ("wiki", "books")}
+        sources = {f"jsonl:{TEXT_DIR}/{name}/*.gz": 0.5 for name in ("wiki", "books")}
         config["data"] |= {"sources": sources, "cache_dir": "../cache", "tokenizer": "~/bpe.json"}
-        config["eval"]["tasks"] = f"copy?length=4 file:{WHERE}/tasks/piqa?n=9"
+        config["eval"]["tasks"] = f"copy?length=4 file:{TEXT_DIR}/tasks/piqa?n=9"
         records.write_json(run / "config.json", config | {"dir": "gs://bucket/somebody/out"})
-        records.write_facts(run, host="vm", **{f"epochs.jsonl:{WHERE}/wiki/*.gz": 0.5})
-        row = records.load_evals(run)[-1] | {f"loss.jsonl:{WHERE}/wiki/*.gz": 2.0 + 1e-10}
+        records.write_facts(run, host="vm", **{f"epochs.jsonl:{TEXT_DIR}/wiki/*.gz": 0.5})
+        row = records.load_evals(run)[-1] | {f"loss.jsonl:{TEXT_DIR}/wiki/*.gz": 2.0 + 1e-10}
         records.append_record(
-            run / "evals.jsonl", row | {f"task.file:{WHERE}/tasks/piqa?n=9.accuracy": 1}
+            run / "evals.jsonl", row | {f"task.file:{TEXT_DIR}/tasks/piqa?n=9.accuracy": 1}
         )
-        records.log_event(run, 1, 10, "damaged", f"checkpoint 10 of {WHERE}/runs/x is damaged")
+        records.log_event(run, 1, 10, "damaged", f"checkpoint 10 of {TEXT_DIR}/runs/x is damaged")
         (run / "checkpoints").mkdir()
         (run / "checkpoints" / "weights").write_bytes(bytes(1000))
         (run / "tokenizer.json").write_text("{}")
     facts = records.read_json(folder / "sweep.json")
-    facts["command"] += f":{WHERE},../tasks --dir={WHERE}/runs"
+    facts["command"] += f":{TEXT_DIR},../tasks --dir={TEXT_DIR}/runs"
     records.write_json(folder / "sweep.json", facts)
     return folder
 
@@ -45,12 +45,12 @@ def texts(folder) -> dict[str, str]:
 
 
 def test_archive_gives_the_same_rows_fits_and_headline(sweep, tmp_path):
-    archive_dir = tmp_path / "kept" / "toy"
+    archive_dir = tmp_path / "archive" / "toy"
     assert archive.archive_sweep(sweep, archive_dir) == sum(map(len, texts(archive_dir).values()))
     old, new = records.load_runs(sweep), records.load_runs(archive_dir)
     for before, after in zip(old, new, strict=True):
         numbers = {key: value for key, value in before.items() if isinstance(value, (int, float))}
-        for key in [key for key in numbers if WHERE not in key]:
+        for key in [key for key in numbers if TEXT_DIR not in key]:
             assert after[key] == pytest.approx(numbers[key], rel=1e-6), key
         assert (after["name"], after["status"]) == (before["name"], before["status"])
     fits = [power_laws.power(rows, bootstrap=0).params for rows in (old, new)]
@@ -64,9 +64,12 @@ def test_archive_has_no_machine_paths_and_no_weights(sweep, tmp_path):
     archive_dir = tmp_path / "toy"
     archive.archive_sweep(sweep, archive_dir)
     files = texts(archive_dir)
-    for word in ("somebody", "/home", "~", "..", "bucket", '"host"'):
-        assert not [name for name, text in files.items() if word in text], word
-    assert {pathlib.Path(name).name for name in files} <= {*archive.OF_SWEEP, *archive.OF_RUN}
+    for fragment in ("somebody", "/home", "~", "..", "bucket", '"host"'):
+        assert not [name for name, text in files.items() if fragment in text], fragment
+    assert {pathlib.Path(name).name for name in files} <= {
+        *archive.SWEEP_FILES,
+        *archive.RUN_FILES,
+    }
     config = records.read_json(archive_dir / "30K" / "config.json")
     assert config["data"]["sources"] == {"jsonl:wiki/*.gz": 0.5, "jsonl:books/*.gz": 0.5}
     assert config["eval"]["tasks"] == "copy?length=4 file:piqa?n=9"
@@ -80,7 +83,7 @@ def test_archive_has_no_machine_paths_and_no_weights(sweep, tmp_path):
 
 def test_folders_with_the_same_name_are_numbered():
     paths = {"/a/old/wiki", "/a/old/wiki/", "/a/new/wiki", "/a/x/*.gz", "/home/me"}
-    names = archive._shortened(paths)
+    names = archive._short_names(paths)
     assert (names["/a/new/wiki"], names["/a/old/wiki"]) == ("wiki", "wiki-2")
     assert names["/a/old/wiki/"] == "wiki-2"
     assert (names["/a/x/*.gz"], names["/home/me"]) == ("x/*.gz", "home")
@@ -90,7 +93,7 @@ def test_folders_with_the_same_name_are_numbered():
     "example", ["a/b.txt", "text:my/books", "3/4 of tokens/s", "copy+sort?n=1-3"]
 )
 def test_paths_inside_the_repository_are_unchanged(example):
-    assert not archive._outside(example)
+    assert not archive._outside_paths(example)
 
 
 def test_archive_is_idempotent_and_drops_deleted_runs(sweep, tmp_path):
@@ -101,7 +104,7 @@ def test_archive_is_idempotent_and_drops_deleted_runs(sweep, tmp_path):
     archive.archive_sweep(first, second)
     assert texts(first) == texts(second) == before
     (first / "figures").mkdir()
-    (first / "figures" / "loss.svg").write_text("drawn")
+    (first / "figures" / "loss.svg").write_text("<svg/>")
     for file in (sweep / "30K").glob("*.json*"):
         file.unlink()
     archive.archive_sweep(sweep, first)
@@ -123,37 +126,40 @@ def test_log_steps_are_thinned_to_fit_the_size_limit(sweep, tmp_path):
 
 
 def test_folder_with_other_files_is_not_overwritten(sweep, tmp_path):
-    other = tmp_path / "mine"
+    other = tmp_path / "other"
     other.mkdir()
-    (other / "thesis.tex").write_text("words")
+    (other / "thesis.tex").write_text("text")
     with pytest.raises(ValueError, match="thesis.tex, which is not a sweep record"):
         archive.archive_sweep(sweep, other)
-    for to in (sweep, sweep / "kept", sweep.parent):
-        with pytest.raises(ValueError, match="must lie outside"):
-            archive.archive_sweep(sweep, to)
-    with pytest.raises(ValueError, match="holds no runs"):
+    for archive_dir in (sweep, sweep / "archive", sweep.parent):
+        with pytest.raises(ValueError, match="must be outside"):
+            archive.archive_sweep(sweep, archive_dir)
+    with pytest.raises(ValueError, match="contains no runs"):
         archive.archive_sweep(other, tmp_path / "new")
 
 
-def test_killed_run_is_archived_without_its_torn_line(tmp_path):
+def test_killed_run_is_archived_without_its_cut_line(tmp_path):
     folder = made_up_sweep.sweep(tmp_path, status={"60K": ("running", "")}, predict=False)
     with open(folder / "60K" / "metrics.jsonl", "a") as file:
         file.write('{"attempt": 1, "st')
-    archive_dir = tmp_path / "kept" / "toy"
+    archive_dir = tmp_path / "archive" / "toy"
     archive.archive_sweep(folder, archive_dir)
-    assert {row["name"]: row["status"] for row in records.load_runs(archive_dir)}[
-        "toy/60K"
-    ] == "lost"
+    statuses = {row["name"]: row["status"] for row in records.load_runs(archive_dir)}
+    assert statuses["toy/60K"] == "lost"
     lines = (archive_dir / "60K" / "metrics.jsonl").read_text().split("\n")[:-1]
     assert all(json.loads(line) for line in lines)
 
 
 def test_committed_ladder_is_complete_small_and_portable():
     archive_dir = pathlib.Path(__file__).parent.parent.parent / "notebooks" / "data" / "real_ladder"
-    files = {n: text for n, text in texts(archive_dir).items() if not n.startswith(archive.DRAWN)}
+    files = {
+        name: text
+        for name, text in texts(archive_dir).items()
+        if not name.startswith(archive.REPORT_FILES)
+    }
     assert sum(len(text.encode()) for text in files.values()) <= 1.5e6
-    assert not [name for name, text in files.items() if archive._outside(text)]
-    facts, prediction = (json.loads(files[n]) for n in ("sweep.json", "prediction.json"))
+    assert not [name for name, text in files.items() if archive._outside_paths(text)]
+    facts, prediction = (json.loads(files[name]) for name in ("sweep.json", "prediction.json"))
     rows = records.load_runs(archive_dir)
     assert {row["name"] for row in rows} == set(facts["runs"]) and len(rows) >= 30
     assert {row["status"] for row in rows} == {"done"}

@@ -20,9 +20,10 @@ from lm.runs import filesystem, records
 from lm.training import checkpoint_manifest, checkpoints, loaded_model, loop, step
 
 
-@pytest.fixture(params=["here", "bucket"])
+@pytest.fixture(params=["local", "bucket"])
 def folder(request, tmp_path):
-    if request.param == "here":
+    """Return a folder on the local disk, and then one in the bucket."""
+    if request.param == "local":
         return tmp_path
     request.getfixturevalue("bucket")
     return filesystem.open_path("gs://bucket/run")
@@ -36,31 +37,31 @@ def test_local_and_remote_paths_are_distinguished():
 
 def test_unknown_storage_is_refused_by_name(monkeypatch):
     with pytest.raises(
-        ValueError, match="s3://b/x: s3:// is not known. Use a local folder or gs://"
+        ValueError, match="s3://b/x: s3:// is not supported. Use a local folder or gs://"
     ):
         filesystem.open_path("s3://b/x")
     import fsspec
 
     monkeypatch.setattr(fsspec, "get_filesystem_class", lambda name: __import__("not_here"))
-    with pytest.raises(ValueError, match="gs://b/x: needs a package .* uv sync --extra gcs"):
+    with pytest.raises(ValueError, match="gs://b/x: gs:// needs a package .* uv sync --extra gcs"):
         filesystem.open_path("gs://b/x")
 
 
-def test_append_only_file_keeps_its_lines_in_order(folder):
+def test_append_only_file_has_its_lines_in_order(folder):
     file = folder / "a.jsonl"
     assert filesystem.read_lines(file) == [] and filesystem.last_append_time(file) == 0
     filesystem.repair_append_file(file)
     for n in range(25):
         filesystem.append_line(file, f"line {n}")
         if n in (9, 19):
-            filesystem.repair_append_file(file)  # another attempt
+            filesystem.repair_append_file(file)  # as at the start of another attempt
             filesystem.sync_file(file)
     assert filesystem.read_lines(file) == [f"line {n}" for n in range(25)]
     assert abs(time.time() - filesystem.last_append_time(file)) < 10
     assert filesystem.find_files(folder, "a.jsonl") == [file]
 
 
-def test_lines_in_a_bucket_are_objects_until_gathered(bucket):
+def test_lines_in_a_bucket_are_objects_until_collected(bucket):
     file = filesystem.open_path("gs://bucket/run/a.jsonl")
     for n in range(3):
         filesystem.append_line(file, str(n))
@@ -69,21 +70,22 @@ def test_lines_in_a_bucket_are_objects_until_gathered(bucket):
     assert bucket.names() == ["bucket/run/a.jsonl"]
 
 
-def test_reader_misses_no_line_while_lines_are_gathered(bucket, monkeypatch):
+def test_reader_misses_no_line_while_lines_are_collected(bucket, monkeypatch):
     file = filesystem.open_path("gs://bucket/run/a.jsonl")
     for n in range(4):
         filesystem.append_line(file, str(n))
-    listed = filesystem.list_dir
+    list_dir = filesystem.list_dir
 
-    def meanwhile(folder):
-        paths = listed(folder)
-        monkeypatch.setattr(filesystem, "list_dir", listed)
+    def list_then_repair(folder):
+        """List the parts, and let another process collect them before they are read."""
+        paths = list_dir(folder)
+        monkeypatch.setattr(filesystem, "list_dir", list_dir)
         filesystem.repair_append_file(file)
         return paths
 
-    monkeypatch.setattr(filesystem, "list_dir", meanwhile)
+    monkeypatch.setattr(filesystem, "list_dir", list_then_repair)
     assert filesystem.read_lines(file) == ["0", "1", "2", "3"]
-    bucket.put("bucket/run/a.jsonl.parts/0", b"1\n")  # gathered, and its part not yet deleted
+    bucket.put("bucket/run/a.jsonl.parts/0", b"1\n")  # collected, and its part not yet deleted
     assert filesystem.read_lines(file) == ["0", "1", "2", "3"]
 
 
@@ -95,37 +97,38 @@ def test_file_is_replaced_atomically(folder, monkeypatch):
     if filesystem.is_remote(folder):
         return
 
-    def full(_):
+    def raise_disk_full(_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", raise_disk_full)
     with pytest.raises(OSError, match="No space"):
         filesystem.write_file(file, "newer")
     assert file.read_text() == "new" and os.listdir(file.parent) == ["a.json"]
 
 
 def test_log_is_flushed_before_the_checkpoint(tiny, monkeypatch):
-    order, sync = [], os.fsync
+    order, fsync, build_manifest = [], os.fsync, checkpoint_manifest.build_manifest
 
-    def spy(number):
-        order.append(os.readlink(f"/proc/self/fd/{number}").rpartition("/")[2])
-        sync(number)
+    def record_fsync(descriptor):
+        order.append(os.readlink(f"/proc/self/fd/{descriptor}").rpartition("/")[2])
+        fsync(descriptor)
 
-    monkeypatch.setattr(os, "fsync", spy)
-    save = checkpoint_manifest.build_manifest
-    monkeypatch.setattr(
-        checkpoint_manifest, "build_manifest", lambda *a: order.append("save") or save(*a)
-    )
+    def record_save(*arguments):
+        order.append("save")
+        return build_manifest(*arguments)
+
+    monkeypatch.setattr(os, "fsync", record_fsync)
+    monkeypatch.setattr(checkpoint_manifest, "build_manifest", record_save)
     loop.train(tiny)
-    last = len(order) - order[::-1].index("save")  # the one at step 12, evaluated before
-    before = order[order.index("save") + 1 : last]
-    assert "metrics.jsonl" in order[: order.index("save")]
-    assert {"metrics.jsonl", "evals.jsonl"} <= {*before}
+    first_save = order.index("save")
+    last_save = len(order) - order[::-1].index("save")  # at step 12, after an evaluation
+    assert "metrics.jsonl" in order[:first_save]
+    assert {"metrics.jsonl", "evals.jsonl"} <= {*order[first_save + 1 : last_save]}
 
 
 @pytest.fixture
 def remote(tiny, bucket, tmp_path) -> schema.Run:
-    """The tiny run, with all its files in the bucket."""
+    """Return the config of the tiny run with all its files in the bucket."""
     copies = str(tmp_path / "copies")
     data = dataclasses.replace(tiny.data, cache_dir="gs://bucket/data", local_cache_dir=copies)
     return dataclasses.replace(tiny, name="s/tiny", dir="gs://bucket/runs", data=data)
@@ -142,7 +145,7 @@ def test_run_in_a_bucket_equals_the_local_run(remote, bucket, tmp_path, monkeypa
     loop.train(local)
     loop.train(remote)
     folder = records.run_dir(remote)
-    shutil.rmtree(tmp_path / "copies")  # another machine goes on
+    shutil.rmtree(tmp_path / "copies")  # another machine, which resumes the run, has no copies
     for name in bucket.names("bucket/runs/s/tiny/checkpoints/12/"):
         del bucket.objects[name]
     records.write_facts(folder, status="lost")
@@ -171,7 +174,7 @@ def test_corrupt_checkpoint_in_a_bucket_is_quarantined(remote, bucket, tmp_path)
     local = dataclasses.replace(remote, dir=str(tmp_path / "runs"))
     loop.train(local)
     folder = records.run_dir(local)
-    for file in folder.rglob("*"):  # as by a copy by hand
+    for file in folder.rglob("*"):
         if file.is_file():
             bucket.put(f"bucket/runs/s/tiny/{file.relative_to(folder)}", file.read_bytes())
     program = step.build_train_functions(remote, mesh.make_mesh(remote.mesh))
@@ -201,8 +204,8 @@ def test_token_files_from_the_bucket_are_verified(remote, bucket, tmp_path):
     (second,) = corpus.prepare_corpus(other).values()
     assert bucket.puts == puts and second.hash == first.hash  # nothing was prepared again
     for split in corpus.SPLITS:
-        first_file, two = (pathlib.Path(m.folder, f"{split}.bin") for m in (first, second))
-        assert first_file != two and first_file.read_bytes() == two.read_bytes()
+        files = [pathlib.Path(manifest.folder, f"{split}.bin") for manifest in (first, second)]
+        assert files[0] != files[1] and files[0].read_bytes() == files[1].read_bytes()
     (name,) = (n for n in bucket.names() if n.endswith("train.bin"))
     bucket.put(name, bucket.objects[name][0][:-2] + b"zz")
     shutil.rmtree(tmp_path / "other")
@@ -213,11 +216,11 @@ def test_token_files_from_the_bucket_are_verified(remote, bucket, tmp_path):
 
 def test_object_name_cannot_leave_its_folder(remote, bucket, tmp_path):
     corpus.prepare_corpus(remote.data)
-    bad = b"evil"
+    content = b"outside"
+    checksums = {"../../out.txt": hashlib.sha256(content).hexdigest()}
     for name in [n for n in bucket.names("bucket/data/") if n.endswith(staging.CHECKSUM_FILE)]:
-        listed = {"../../out.txt": hashlib.sha256(bad).hexdigest()}
-        bucket.put(name, json.dumps(listed).encode())
-        bucket.put(name.rpartition("/")[0] + "/../../out.txt", bad)
+        bucket.put(name, json.dumps(checksums).encode())
+        bucket.put(name.rpartition("/")[0] + "/../../out.txt", content)
     shutil.rmtree(tmp_path / "copies")
     with pytest.raises(ValueError, match="'../../out.txt' is not a file name"):
         corpus.prepare_corpus(remote.data)

@@ -8,15 +8,16 @@ from lm.runs import provenance
 
 
 def test_code_hash_covers_exactly_the_imported_modules():
-    needed = set(provenance.source_files("lm.drawings"))
-    names = {"drawings", "plots", "powers", "ability", "records", "config"}
-    assert {f"lm.{name}" for name in names} <= needed
-    assert not {"lm", "lm.train", "lm.model", "lm.report"} & needed
+    modules = set(provenance.source_files("lm.reports.figures"))
+    imported = {"reports.plots.scaling", "laws.forms.power_laws", "runs.records", "config.schema"}
+    assert {f"lm.{name}" for name in imported} <= modules
+    others = {"lm", "lm.training.loop", "lm.model.transformer", "lm.reports.report"}
+    assert not others & modules
 
 
 @pytest.fixture
 def package(tmp_path, monkeypatch):
-    """A package with subpackages, in place of lm."""
+    """Replace lm by a package with two subpackages. Return its directory."""
     files = {
         "__init__.py": "from lm import everything",
         "everything.py": "",
@@ -31,14 +32,14 @@ def package(tmp_path, monkeypatch):
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
-    monkeypatch.setattr(provenance, "HERE", tmp_path)
+    monkeypatch.setattr(provenance, "PACKAGE_DIR", tmp_path)
     provenance._parse.cache_clear()
     return tmp_path
 
 
 def test_imports_are_followed_through_packages(package):
-    needed = {"data.corpus", "data.hashing", "data", "config", "config.schema", "config.base"}
-    assert set(provenance.source_files("lm.data.corpus")) == {f"lm.{name}" for name in needed}
+    names = {"data.corpus", "data.hashing", "data", "config", "config.schema", "config.base"}
+    assert set(provenance.source_files("lm.data.corpus")) == {f"lm.{name}" for name in names}
 
 
 def test_code_hash_ignores_docstrings_and_comments_only(package):
@@ -54,15 +55,15 @@ def test_code_hash_ignores_docstrings_and_comments_only(package):
 
 
 def test_commit_is_empty_outside_a_repository(tmp_path, monkeypatch):
-    ask = provenance.git_commit.__wrapped__
-    monkeypatch.setattr(provenance, "HERE", tmp_path)
-    assert ask() == ""
+    git_commit = provenance.git_commit.__wrapped__
+    monkeypatch.setattr(provenance, "PACKAGE_DIR", tmp_path)
+    assert git_commit() == ""
     subprocess.run(["git", "init", "-q", tmp_path], check=True)
-    me = ["-c", "user.name=x", "-c", "user.email=x@example"]
+    author = ["-c", "user.name=x", "-c", "user.email=x@example"]
     (tmp_path / "file").write_text("one")
     subprocess.run(["git", "-C", tmp_path, "add", "."], check=True)
-    subprocess.run(["git", "-C", tmp_path, *me, "commit", "-qm", "one"], check=True)
-    clean = ask()
-    assert len(clean) == 12
+    subprocess.run(["git", "-C", tmp_path, *author, "commit", "-qm", "one"], check=True)
+    commit = git_commit()
+    assert len(commit) == 12
     (tmp_path / "file").write_text("two")
-    assert ask() == clean + "+"
+    assert git_commit() == commit + "+"

@@ -32,7 +32,7 @@ def test_rows_are_sorted_by_size(tmp_path):
     assert [row["name"] for row in records.load_runs(tmp_path)] == ["s/small", "s/mid", "s/big"]
 
 
-def test_metrics_of_the_last_attempt_win(run):
+def test_metrics_of_the_last_attempt_replace_older_ones(run):
     assert records.start_run(run, {}) == 1
     file = records.run_dir(run) / "metrics.jsonl"
     for attempt, step in ((1, 10), (1, 20), (1, 30)):
@@ -47,8 +47,8 @@ def test_incomplete_last_line_is_repaired(run):
     records.start_run(run, {})
     file = records.run_dir(run) / "metrics.jsonl"
     records.append_record(file, {"step": 1})
-    with open(file, "a") as torn:
-        torn.write('{"step": 2, "lo')
+    with open(file, "a") as metrics:
+        metrics.write('{"step": 2, "lo')
     assert [row["step"] for row in records.load_metrics(file.parent)] == [1]
     records.start_run(run, {})
     records.append_record(file, {"step": 2})
@@ -87,11 +87,7 @@ def test_config_is_loaded_from_a_moved_folder(run, tmp_path):
     moved = tmp_path / "moved" / "sweep" / "a"
     moved.parent.mkdir(parents=True)
     records.run_dir(run).rename(moved)
-    loaded = records.read_config(moved)
-    assert records.run_dir(loaded) == moved
-
-    found = records.read_config(moved)
-    assert records.run_dir(found) == moved
+    assert records.run_dir(records.read_config(moved)) == moved
     with pytest.raises(ValueError, match="is not a run directory: config.json is missing"):
         records.read_config(tmp_path / "nothing")
 
@@ -108,9 +104,8 @@ def test_invalid_lines_and_older_attempts_are_skipped(run):
     file = records.run_dir(run) / "metrics.jsonl"
     records.append_record(file, {"attempt": 2, "step": 1, "loss": 2.0})
     file.write_text(file.read_text() + "[1, 2]\n7\nnull\n{}\n\n" + '{"step": "x"}\n')
-    records.append_record(
-        file, {"attempt": 1, "step": 1, "loss": 1.0}
-    )  # it slept, and woke too late
+    # A suspended process of an older attempt may write after its successor.
+    records.append_record(file, {"attempt": 1, "step": 1, "loss": 1.0})
     assert [row["loss"] for row in records.load_metrics(file.parent)] == [2.0]
 
 
@@ -132,11 +127,11 @@ def test_stored_config_is_never_executed(run):
 
 @pytest.mark.parametrize("name", ["../out", "/etc/x", "a/../../b", "a//b", "a/", "gs://b/x", "a\n"])
 def test_run_name_cannot_leave_its_folder(run, name):
-    for knob in (run, run.start):
-        setattr(knob, "name" if knob is run else "run", name)
+    for group, field in ((run, "name"), (run.start, "run")):
+        setattr(group, field, name)
         with pytest.raises(ValueError, match="must consist of letters, digits"):
             validation.validate_run(run)
-        run.name = "fine"
+        run.name = "valid"
 
 
 def test_task_results_of_rows_and_evaluations_are_nested():
@@ -153,7 +148,8 @@ def test_task_results_of_rows_and_evaluations_are_nested():
     assert math.isnan(records.task_value({"task.a.brier": "nan"}, "a", "brier"))
 
 
-def test_a_run_directory_of_version_0_1_is_refused_in_one_line(tmp_path):
+def test_runs_of_version_0_1_are_refused_in_one_line(tmp_path):
+    """facts.json of version 0.1 has no format."""
     run = schema.Run(name="old", dir=str(tmp_path))
     records.start_run(run, {"code.version": "0.1.0"})
     folder = records.run_dir(run)
@@ -161,10 +157,27 @@ def test_a_run_directory_of_version_0_1_is_refused_in_one_line(tmp_path):
     facts = records.read_facts(folder)
     del facts["format"]
     records.write_json(folder / "facts.json", facts)
-    for refused in (lambda: records.check_same_config(run), lambda: records.read_config(folder)):
+    for read in (
+        lambda: records.check_same_config(run),
+        lambda: records.read_config(folder),
+        lambda: records.load_runs(tmp_path),
+    ):
         with pytest.raises(ValueError, match="was written by version 0.1.0, format=None") as error:
-            refused()
-        assert "\n" not in str(error.value)
+            read()
+        assert str(folder) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_config_of_version_0_1_is_refused_without_facts(tmp_path):
+    """A run of version 0.1 that stopped before it wrote facts.json has only a config."""
+    records.write_json(tmp_path / "old" / "config.json", {"name": "old", "checkpoint_every": 4})
+    with pytest.raises(ValueError, match="checkpoint_every=4 is a field of version 0.1") as error:
+        records.load_runs(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_first_facts_of_a_run_contain_the_format(tmp_path):
+    records.write_facts(tmp_path, status="done")
+    assert records.read_facts(tmp_path) == {"format": records.FORMAT, "status": "done"}
 
 
 def test_only_the_primary_process_writes(tmp_path):

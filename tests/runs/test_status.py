@@ -1,3 +1,5 @@
+"""Status and progress of the runs of a sweep."""
+
 import os
 import time
 
@@ -16,25 +18,25 @@ def test_statuses_of_a_half_done_sweep(tmp_path):
     assert runs["60K"]["status"] == "lost" and runs["60K"]["reason"] == "SIGTERM"
     assert runs["1.6M"]["status"] == "planned" and runs["1.6M"]["seconds_left"] > 0
     assert runs["1.6M"]["loss"] is None
-    total = status.sweep_progress(list(runs.values()))
-    assert total["runs"] == 6 and total["done"] == 3
-    assert 0 < total["share"] < 0.5  # the two that are missing are the largest
-    assert total["device_hours_left"] > 0
+    totals = status.sweep_progress(list(runs.values()))
+    assert totals["runs"] == 6 and totals["done"] == 3
+    assert 0 < totals["share"] < 0.5  # the two runs that have not started are the largest
+    assert totals["device_hours_left"] > 0
 
 
 def test_run_without_new_metrics_is_stuck(tmp_path):
     folder = made_up_sweep.sweep(tmp_path, predict=False)
     records.write_facts(folder / "30K", status="running")
     (folder / "30K" / "lock-1-a").write_text(lock._lock_contents(held=True))
-    named = {run["name"]: run["status"] for run in status.run_statuses(folder)}
-    assert named["toy/30K"] == "running"
+    statuses = {run["name"]: run["status"] for run in status.run_statuses(folder)}
+    assert statuses["toy/30K"] == "running"
     long_ago = time.time() - 1e5
     os.utime(folder / "30K" / "metrics.jsonl", (long_ago, long_ago))
-    named = {run["name"]: run["status"] for run in status.run_statuses(folder)}
-    assert named["toy/30K"] == "stuck" and named["toy/60K"] == "done"
+    statuses = {run["name"]: run["status"] for run in status.run_statuses(folder)}
+    assert statuses["toy/30K"] == "stuck" and statuses["toy/60K"] == "done"
 
 
-def test_hours_left_are_unknown_if_any_speed_is(tmp_path):
+def test_hours_left_are_unknown_if_a_speed_is_unknown(tmp_path):
     folder = made_up_sweep.sweep(tmp_path, status={"30K": ("running", "")}, predict=False)
     (folder / "30K" / "metrics.jsonl").unlink()
     runs = status.run_statuses(folder)

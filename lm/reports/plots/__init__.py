@@ -1,13 +1,19 @@
-"""Figures of scaling experiments. Every function returns a matplotlib Figure.
+"""Figures of scaling experiments. Every function except save_figure returns a matplotlib Figure.
 
-style.py           theme, axes, number formats, saving
-elements.py        markers, curves, intervals, labels
-scaling.py         loss against parameters, compute and sources
-loss_surface.py    loss against tokens, L(N, D) contours, isoFLOP
-task_accuracy.py   accuracy, mastered tasks, emergence
-transfer.py        fine-tuning, forgetting, compute saved
-learning_rates.py  loss against learning rate, coordinate check
-goodput.py         time by phase
+    runs = lm.load_runs("runs/quickstart")
+    figure = lm.plots.loss_vs_parameters(runs, lm.laws.power(runs))
+    lm.plots.save_figure(figure, "loss", {"sweep": "quickstart"})     # loss.png and loss.svg
+
+The files, in reading order:
+
+    style.py           theme, axes, number formats, saving
+    elements.py        markers, curves, intervals, labels
+    scaling.py         loss against parameters, compute and sources; conventions of all figures
+    loss_surface.py    loss against tokens, L(N, D) contours, isoFLOP
+    task_accuracy.py   accuracy, mastered tasks, emergence
+    transfer.py        fine-tuning, forgetting, compute saved
+    learning_rates.py  loss against learning rate, coordinate check
+    goodput.py         time by phase
 """
 
 from lm.reports.plots.goodput import time_by_phase
@@ -24,7 +30,7 @@ from lm.reports.plots.scaling import (
     loss_by_source,
     loss_vs_compute,
     loss_vs_parameters,
-    predicted_against_measured,
+    predicted_vs_measured,
 )
 from lm.reports.plots.style import save_figure
 from lm.reports.plots.task_accuracy import (
@@ -64,7 +70,7 @@ __all__ = [
     "loss_vs_tokens",
     "optimal_size",
     "predicted_accuracy",
-    "predicted_against_measured",
+    "predicted_vs_measured",
     "save_figure",
     "task_curves",
     "task_quality_vs_data",

@@ -1,7 +1,8 @@
 """Plot elements: markers of runs, fitted laws, training curves, intervals and labels.
 
-Every function takes the axes and the theme. The color of a run depends on its size. An artist
-whose `gid` starts with "tip:" gets the rest of the gid as its tooltip on an HTML page.
+Arguments of most functions: axes, rows of records.load_runs, columns x and y of the rows, and a
+theme (style.LIGHT or style.DARK). The color of a run depends on its size. If the `gid` of an artist
+starts with "tip:", the text after the colon is its tooltip on an HTML page.
 """
 
 import re
@@ -11,6 +12,7 @@ from typing import Literal
 import numpy as np
 from matplotlib.axes import Axes
 
+from lm.laws import run_table
 from lm.reports.plots import style
 from lm.runs import records
 
@@ -18,6 +20,7 @@ LEVEL = 0.95  # level of all intervals in figures
 MAX_LABELS = 12  # labels beside markers or curves of one figure
 FILE_SOURCES = ("text", "jsonl", "parquet", "chat", "file")  # prefixes of sources that are paths
 
+# Marker of a run: "filled" if the fit used it, "open" if not, "diamond" for the predicted run.
 Kind = Literal["filled", "open", "diamond"]
 
 
@@ -25,8 +28,11 @@ def draw_law(axes: Axes, rows, fit, x, y, theme, prediction=None, label_offset=(
     """Draw the finished runs and a fitted law of the column x with its interval.
 
     The law is solid in the range of its runs and dashed outside. Runs outside the fit have open
-    markers. The target of the prediction is a diamond.
+    markers. The target of the prediction is a diamond. Raises ValueError if the law was fitted to
+    other columns.
     """
+    if fit is not None:
+        _check_columns(fit, x, y)
     axes.set(xscale="log", yscale="log")
     finished = records.finished_with(rows, x, y)
     _law_points(axes, finished, fit, (x, y), style.size_colors(rows, theme), theme, prediction)
@@ -36,7 +42,18 @@ def draw_law(axes: Axes, rows, fit, x, y, theme, prediction=None, label_offset=(
     set_scales(axes, x, y)
 
 
+def _check_columns(fit, x, y) -> None:
+    """Raise ValueError unless the fit is a law of the single column x for the column y."""
+    inputs, output = [fit.columns[name] for name in fit.inputs], fit.columns[fit.output]
+    if (inputs, output) != ([x], y):
+        raise ValueError(
+            f"fit is a law of {' and '.join(inputs)} for {output}, but the plot shows {y} against"
+            f" {x}: pass a law of {x} for {y}, or set x and y to the columns of the law."
+        )
+
+
 def _law_points(axes: Axes, finished, fit, columns, colors, theme, prediction) -> None:
+    """Draw the finished runs with their standard errors and tooltips."""
     x, y = columns
     for row in finished:
         error = records.standard_error(row, y)
@@ -50,16 +67,16 @@ def _law_curve(axes: Axes, finished, fit, x, theme, prediction) -> None:
     """Draw the law, its interval and the predicted interval of the target."""
     has_target = prediction and records.is_finite(prediction.get(x))
     targets = [prediction[x]] if has_target else []
-    fitted = [row[x] for row in finished if is_in_fit(row, fit)]
-    sizes = [row[x] for row in finished] + targets
+    fitted = [run_table.to_number(row[x]) for row in fit.data.rows]
+    sizes = [row[x] for row in finished] + targets or fitted
     grid = np.geomspace(min(sizes) / 1.3, max(sizes) * 1.3, 200)
     curve = fit.predict(grid, level=LEVEL, noise=False)
     line = {"color": theme["ink"], "linewidth": 1.3, "zorder": 2}
     inside = (grid > min(fitted) * 0.99) & (grid < max(fitted) * 1.01)
     axes.plot(grid, curve.value, "--", **line)
     axes.plot(grid[inside], curve.value[inside], label=format_formula(fit), **line)
-    for size in targets:
-        draw_interval(axes, size, prediction, theme, width=9)
+    if has_target:
+        draw_interval(axes, prediction[x], prediction, theme, width=9)
     if np.isfinite(curve.lo).all():
         axes.set_ylim(axes.get_ylim())  # a wide interval must not compress the range of the runs
         label = f"{LEVEL:.0%} interval of the law"
@@ -68,21 +85,22 @@ def _law_curve(axes: Axes, finished, fit, x, theme, prediction) -> None:
 
 
 def draw_interval(axes: Axes, x, prediction, theme, width) -> None:
-    """Draw a prediction at x: its interval as a bar, its value as a stroke."""
+    """Draw a prediction at x: its interval as a bar of this width in points, its value as a stroke.
+
+    prediction: a dict with "value", "lo" and "hi".
+    """
     value, lo, hi = predicted_interval(prediction)
-    tip = (
-        f"tip:predicted {style.format_number(value)} [{style.format_number(lo)},"
-        f" {style.format_number(hi)}]"
-    )
+    bounds = f"[{style.format_number(lo)}, {style.format_number(hi)}]"
+    gid = f"tip:predicted {style.format_number(value)} {bounds}"
     bar = {"linewidth": width, "solid_capstyle": "butt", "color": theme["soft"], "zorder": 1.2}
-    axes.plot([x, x], [lo, hi], gid=tip, **bar)
+    axes.plot([x, x], [lo, hi], gid=gid, **bar)
     axes.plot([x], [value], "_", color=theme["accent"], markersize=1.7 * width, markeredgewidth=1.8)
 
 
 def draw_prediction_inset(axes: Axes, rows, prediction, y, theme) -> None:
     """Draw the predicted interval beside the measured loss in an inset.
 
-    The inset is in the lower left corner, which a falling law leaves free.
+    The inset is in the lower left corner, where a falling law leaves space.
     """
     low, high = np.log(axes.get_ylim())
     axes.set_ylim(bottom=np.exp(low - 0.12 * (high - low)))
@@ -107,9 +125,9 @@ def draw_prediction_inset(axes: Axes, rows, prediction, y, theme) -> None:
 def draw_point(
     axes: Axes, point, color, theme, tip, yerr=None, xerr=None, kind: Kind = "filled"
 ) -> None:
-    """Draw one run at point (x, y) with its standard errors and a tooltip.
+    """Draw one marker at point (x, y) with a tooltip.
 
-    kind: "filled" for a run in the fit, "open" for a run outside it, "diamond" for the target.
+    yerr, xerr: standard errors of the point, or None for no error bar.
     """
     x, y = point
     bars = {"fmt": "none", "color": color, "ecolor": color, "elinewidth": 1.2, "capsize": 2.5}
@@ -123,7 +141,10 @@ def draw_point(
 
 
 def draw_curves(axes: Axes, rows, metrics, x, theme, alpha=1.0) -> list[tuple[dict, float, float]]:
-    """Draw smoothed training curves. Return (row, last x, last loss) of each curve."""
+    """Draw the smoothed training curve of each run. Return (row, last x, last loss) of each curve.
+
+    metrics: {name of run: records.load_metrics(directory)}. Runs without metrics are skipped.
+    """
     colors, curve_ends = style.size_colors(rows, theme), []
     for row in rows:
         xs, losses = smooth_curve(metrics.get(row["name"], ()), x)
@@ -137,7 +158,8 @@ def draw_curves(axes: Axes, rows, metrics, x, theme, alpha=1.0) -> list[tuple[di
 def smooth_curve(metrics, x=records.TOKENS, y="loss", n_bins=80) -> tuple[np.ndarray, np.ndarray]:
     """Return the means of x and y in at most n_bins equal intervals of log x.
 
-    Skip non-finite values. Return empty arrays for fewer than two points.
+    metrics: rows of records.load_metrics. Skip non-finite values and x <= 0. Return empty arrays
+    for fewer than two points.
     """
     points = [
         (row[x], row[y])
@@ -159,8 +181,8 @@ def draw_means(
 ) -> list[dict]:
     """Draw the finished runs with errors and a line through the mean at each x.
 
-    Values of y are multiplied by `scale`. Labels are omitted if label_offset is None. Return the
-    rows that are shown, sorted by x.
+    scale: factor of y and its error. line: line style. label_offset: offset of the labels of the
+    sizes in points, or None for no labels. Return the finished rows, sorted by x.
     """
     finished, colors = records.finished_with(rows, x, y), style.size_colors(rows, theme)
     mean_line = {"color": theme["muted"], "linewidth": 1.1, "zorder": 1}
@@ -174,7 +196,10 @@ def draw_means(
 
 
 def mean_curve(rows, x, y, scale=1.0) -> tuple[list[float], list[float]]:
-    """Return the distinct values of x and the mean of y at each. The rows are sorted by x."""
+    """Return the distinct values of x, and the mean of scale * y at each of them.
+
+    The rows must be sorted by x.
+    """
     values: dict[float, list[float]] = {}
     for row in rows:
         values.setdefault(row[x], []).append(scale * row[y])
@@ -182,14 +207,17 @@ def mean_curve(rows, x, y, scale=1.0) -> tuple[list[float], list[float]]:
 
 
 def name_sizes(axes: Axes, rows, x, y, theme, label_offset, scale=1.0) -> None:
-    """Write every size beside its first run, unless there are more than MAX_LABELS sizes."""
-    first = {row.get(records.N_PARAMS, row[x]): row for row in reversed(rows)}
-    if not label_offset or len(first) > MAX_LABELS:
+    """Write the name of every size beside its first run.
+
+    Write nothing if label_offset is None or if there are more than MAX_LABELS sizes.
+    """
+    first_rows = {row.get(records.N_PARAMS, row[x]): row for row in reversed(rows)}
+    if not label_offset or len(first_rows) > MAX_LABELS:
         return
-    names, side = size_labels(rows), "right" if label_offset[0] < 0 else "left"
-    for size, row in sorted(first.items()):
+    names, alignment = size_labels(rows), "right" if label_offset[0] < 0 else "left"
+    for size, row in sorted(first_rows.items()):
         text = names.get(size, short_run_name(row))
-        style.annotate(axes, row[x], scale * row[y], text, theme, label_offset, ha=side)
+        style.annotate(axes, row[x], scale * row[y], text, theme, label_offset, ha=alignment)
 
 
 def size_labels(rows) -> dict[float, str]:
@@ -197,15 +225,15 @@ def size_labels(rows) -> dict[float, str]:
 
     Example: 60K-2.5M, 60K-seed1-2.5M and 100K-2.5M give the names 60K and 100K.
     """
-    parts: dict[float, list[str]] = {}
+    shortest: dict[float, list[str]] = {}  # names, split at hyphens
     for row in rows:
-        size, name = row.get(records.N_PARAMS, 0), short_run_name(row).split("-")
-        parts[size] = min(parts.get(size, name), name, key=len)
-    while len(parts) > 1 and min(map(len, parts.values())) > 1:
-        if len({name[-1] for name in parts.values()}) > 1:
+        size, parts = row.get(records.N_PARAMS, 0), short_run_name(row).split("-")
+        shortest[size] = min(shortest.get(size, parts), parts, key=len)
+    while len(shortest) > 1 and min(map(len, shortest.values())) > 1:
+        if len({parts[-1] for parts in shortest.values()}) > 1:
             break
-        parts = {size: name[:-1] for size, name in parts.items()}
-    return {size: "-".join(name) for size, name in parts.items()}
+        shortest = {size: parts[:-1] for size, parts in shortest.items()}
+    return {size: "-".join(parts) for size, parts in shortest.items()}
 
 
 def set_scales(axes: Axes, x, y, right=0.07) -> None:
@@ -232,11 +260,11 @@ def label_line_ends(axes: Axes, labels: list[tuple[str, float, float]], theme, d
 
 
 def budget_note(selection: records.BudgetSelection) -> str:
-    """Return the caption sentence about a selection of runs, empty if all runs were selected."""
+    """Return the caption sentence about a selection of runs, "" if all runs were selected."""
     if selection.is_complete:
         return ""
     if selection.n_tokens is None:
-        return "Of each size, only the runs with the most tokens."
+        return "Only the runs of each size with the most tokens."
     return f"Only runs on {style.format_si(selection.n_tokens)} tokens."
 
 
@@ -251,36 +279,38 @@ def count_label(rows: Sequence) -> str:
 
 
 def source_columns(rows, y=records.LOSS) -> list[str]:
-    """Return the columns that hold y for a single source: eval.loss.code, eval.loss.docs."""
+    """Return the sorted columns with y for a single source: eval.loss.code, eval.loss.docs."""
     return sorted({key for row in rows for key in row if key.startswith(y + ".")})
 
 
 def source_names(columns: Sequence[str], y=records.LOSS) -> dict[str, str]:
     """Return {column: short name of its source}.
 
-    Sources that are files get their file name. Full names are used if two short names are equal.
+    The short name of a file is its last folder or file name. If two short names are equal, return
+    the full names.
     """
-    full = {column: column.removeprefix(y + ".") for column in columns}
-    brief = {column: _file_name(source) for column, source in full.items()}
-    return brief if len(set(brief.values())) == len(brief) else full
+    full_names = {column: column.removeprefix(y + ".") for column in columns}
+    short_names = {column: _file_name(source) for column, source in full_names.items()}
+    are_unique = len(set(short_names.values())) == len(short_names)
+    return short_names if are_unique else full_names
 
 
 def task_name(task: str) -> str:
     """Return a short name of a task: file:my/tasks/piqa?shots=2&n=100 -> piqa?shots=2.
 
-    The parameters n and seed are removed, and the folder of a file.
+    The short name has no options n and seed, and no folder of a file.
     """
     source, _, query = task.partition("?")
-    options = [o for o in query.split("&") if not o.startswith(("n=", "seed="))]
+    options = [text for text in query.split("&") if not text.startswith(("n=", "seed="))]
     name = _file_name(source) if source.startswith("file:") else source
     suffix = "&".join(options)
     return f"{name}?{suffix}" if suffix else name
 
 
 def _file_name(source: str) -> str:
-    """Return the last folder or file: jsonl:my/text/wikipedia/*.jsonl.gz?field=body -> wikipedia.
+    """Return the last folder or file of a source, or a source that is not a file unchanged.
 
-    Return sources that are not files unchanged.
+    Example: jsonl:my/text/wikipedia/*.jsonl.gz?field=body -> wikipedia.
     """
     prefix, _, path = source.partition(":")
     names = [name for name in path.partition("?")[0].split("/") if name and "*" not in name]

@@ -1,8 +1,10 @@
-"""Figure and table of the time that runs spend in each phase; goodput is the share of useful steps.
+"""Figure and table of the wall time of runs by phase.
 
-figure = goodput.time_by_phase(rows)     # one bar per run, divided by phase (see
-lm/runs/phase_timer.py)
-lines = goodput.phase_table(rows)       # seconds and shares per run
+    figure = goodput.time_by_phase(rows)     # one bar per run
+    lines = goodput.phase_table(rows)        # seconds and shares per run
+
+The phases are those of lm/runs/phase_timer.py. Goodput is the share of the wall time that training
+steps use, without steps that were repeated after a restart.
 """
 
 from matplotlib.figure import Figure
@@ -50,9 +52,13 @@ def phase_table(rows) -> list[dict[str, str | float]]:
 
 
 def time_by_phase(rows, theme=style.LIGHT) -> Figure:
-    """Plot one bar per run, divided by phase, the smallest model at the top."""
+    """Plot the share of the wall time of each phase in percent, as one divided bar per run.
+
+    The smallest model is at the top. Runs without recorded phases are not shown. A number in a bar
+    is the goodput in percent.
+    """
     rows = timed_runs(rows)
-    figure, axes = style.new_figure("Where the time went", "Share of wall time (%)", "", theme)
+    figure, axes = style.new_figure("Time by phase", "Share of wall time (%)", "", theme)
     figure.set_figheight(1.7 + 0.27 * len(rows))
     ys, starts, bars = list(range(len(rows))), [0.0] * len(rows), {}
     for part, color in zip(PHASES, style.categorical_colors(theme, len(PHASES)), strict=True):
@@ -69,7 +75,7 @@ def time_by_phase(rows, theme=style.LIGHT) -> Figure:
     look = {"fontsize": 7.5, "labelcolor": theme["ink"], "frameon": False}
     figure.legend([*bars.values()], [*bars], loc="outside right center", **look)
     caption = (
-        f"n = {elements.count_label(rows)}, all attempts. Numbers: goodput, the share of"
-        f" useful steps."
+        f"n = {elements.count_label(rows)}, all attempts. Numbers: goodput, the share of time in"
+        " useful steps."
     )
     return style.finish_figure(figure, axes, [caption], theme)

@@ -1,9 +1,12 @@
 """Figures of hyperparameter transfer: coordinate check, loss against learning rate.
 
-scaling.save(learning_rates.activation_changes(rows), "coordinates", {...})      # of
-coordinate_check.measure_activations
-learning_rates.loss_vs_learning_rate(rows, "model.d_model")                    # of
-records.load_runs
+    rows = coordinate_check.measure_activations(run, batches, mesh)
+    learning_rates.activation_changes(rows)
+    runs = records.load_runs("runs/lr_transfer")
+    learning_rates.loss_vs_learning_rate(runs, lr_analysis.WIDTH)
+
+A parametrization is called rule. A color is a width, a depth or a part of the model, not a model
+size as in the other figures.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,6 +18,7 @@ from matplotlib.figure import Figure
 from lm.reports import lr_analysis
 from lm.reports.plots import elements, style
 
+# Pairs of columns: of coordinate_check.measure_activations, and of records.load_runs.
 DIRECTIONS = (("width", "depth"), (lr_analysis.WIDTH, lr_analysis.DEPTH))
 NAMES = {
     lr_analysis.WIDTH: "width",
@@ -25,11 +29,12 @@ NAMES = {
 
 
 def activation_changes(rows, theme=style.LIGHT) -> Figure:
-    """Plot, on log axes, the change of activations against width and depth.
+    """Plot the change of activations between the first and the last step against width and depth.
 
-    The change is that between the first and the last step. There is one panel per parametrization
-    and direction, and one line per part of the model (mean over seeds). The label of a line is its
-    exponent: 0 if a step has the same effect at any shape. Rows vary either width or depth.
+    rows: results of coordinate_check.measure_activations for several shapes and seeds. There is one
+    panel per parametrization and direction (width or depth), and one line per part of the model,
+    the mean over seeds. Axes are logarithmic. The label of a line is its exponent, which is 0 if a
+    step has the same effect at any shape.
     """
     last_step = max((row["step"] for row in rows), default=0)
     rules = list(dict.fromkeys(row["rule"] for row in rows))
@@ -65,7 +70,10 @@ def activation_changes(rows, theme=style.LIGHT) -> Figure:
 
 def _draw_coordinates(axes: Axes, rows, along, step, colors, theme) -> list:
     """Draw one line per part of the model. Return the labels of the lines."""
-    exponents = {(e["step"], e["part"]): e for e in lr_analysis.activation_exponents(rows, along)}
+    exponents = {
+        (exponent["step"], exponent["part"]): exponent
+        for exponent in lr_analysis.activation_exponents(rows, along)
+    }
     shapes, labels = sorted({row[along] for row in rows}), []
     for part, color in colors.items():
         changes: dict[int, list[float]] = {shape: [] for shape in shapes}
@@ -77,18 +85,19 @@ def _draw_coordinates(axes: Axes, rows, along, step, colors, theme) -> list:
             tip = f"{rows[0]['rule']}, {along} {shape}, {part}: {style.format_number(float(mean))}"
             elements.draw_point(axes, (shape, mean), color, theme, tip)
         axes.plot(shapes, means, color=color, linewidth=1.3)
-        text = f"{part} {_exponent(exponents[step, part])}"
+        text = f"{part} {_exponent_text(exponents[step, part])}"
         labels.append((text, shapes[-1], float(means[-1])))
     return labels
 
 
 def loss_vs_learning_rate(rows, along, theme=style.LIGHT, optima=None) -> Figure:
-    """Plot, on log axes, the loss against the learning rate, a panel per parametrization.
+    """Plot the loss of finished runs against the learning rate, on log axes.
 
-    along: model.d_model or model.n_layers, with one line per value. The other column is fixed at
-    the value that has most values of `along`. optima: result of lr_analysis.optimal_lr, or None. A
-    diamond is the minimum of a parabola with its interval. The title has the exponent of the best
-    rate.
+    There is one panel per parametrization with at least two values of the column `along`, and one
+    line per value. along: lr_analysis.WIDTH or lr_analysis.DEPTH. The other of the two columns is
+    fixed at the value that has the largest number of values of `along`. optima: result of
+    lr_analysis.optimal_lr, or None to compute it. A diamond is the minimum of a parabola with its
+    interval. The title of a panel contains the exponent of the best rate.
     """
     rows = lr_analysis.share_base_shape([row for row in rows if row["status"] == "done"])
     optima = rows_along(lr_analysis.optimal_lr(rows) if optima is None else optima, along)
@@ -111,13 +120,13 @@ def loss_vs_learning_rate(rows, along, theme=style.LIGHT, optima=None) -> Figure
             subset = [r for r in rows if (r[lr_analysis.RULE], r[along]) == (rule, value)]
             labels.append(_draw_losses(axes, subset, name, colors[value], theme))
             _draw_minimum(axes, optimum, name, theme)
-        style.panel_title(axes, f"{rule}: {_shift(exponents.get(rule))}", theme)
-        _rate_axes(axes, rows, theme)
+        style.panel_title(axes, f"{rule}: {_lr_exponent_text(exponents.get(rule))}", theme)
+        _set_rate_axes(axes, rows, theme)
         elements.label_line_ends(axes, labels, theme)
     panels[0].set_ylabel(style.axis_label(lr_analysis.LOSS), size=8.5, color=theme["ink"])
     caption = [
         f"n = {len({row['name'] for row in rows})} runs. Small: runs. Line: means.",
-        f"Diamond: minimum of a parabola with its {lr_analysis.LEVEL:.0%} interval.",
+        f"Diamond: minimum of a parabola with its {lr_analysis.INTERVAL_LEVEL:.0%} interval.",
         f"Title: doublings of the best rate per doubling of {NAMES[along]}.",
     ]
     return style.finish_figure(figure, panels[0], caption, theme)
@@ -141,7 +150,7 @@ def _draw_losses(axes: Axes, rows, name, color, theme) -> tuple[str, float, floa
 
 def _draw_minimum(axes: Axes, optimum, name, theme) -> None:
     """Draw the best learning rate with its interval, unless it has a warning."""
-    if optimum["doubt"]:
+    if optimum["warning"]:
         return
     rate, lo, hi, loss = (optimum[key] for key in ("lr", "lo", "hi", "loss"))
     bar = {"color": theme["accent"], "linewidth": 2, "zorder": 4.5, "solid_capstyle": "butt"}
@@ -150,11 +159,10 @@ def _draw_minimum(axes: Axes, optimum, name, theme) -> None:
     elements.draw_point(axes, (rate, loss), theme["accent"], theme, tip, kind="diamond")
 
 
-def _rate_axes(axes: Axes, rows, theme) -> None:
-    rates, losses = (
-        sorted({row[lr_analysis.RATE] for row in rows}),
-        [row[lr_analysis.LOSS] for row in rows],
-    )
+def _set_rate_axes(axes: Axes, rows, theme) -> None:
+    """Set labels, ticks and limits. Losses above 1.5 times the smallest are cut off."""
+    rates = sorted({row[lr_analysis.RATE] for row in rows})
+    losses = [row[lr_analysis.LOSS] for row in rows]
     axes.set_xscale("log", base=2)
     axes.set_xlabel("Peak learning rate at the base shape", size=8.5, color=theme["ink"])
     axes.set_xticks(rates[::2], [f"{rate:.3g}" for rate in rates[::2]])
@@ -163,7 +171,7 @@ def _rate_axes(axes: Axes, rows, theme) -> None:
     style.log_y(axes)
 
 
-def _shift(line) -> str:
+def _lr_exponent_text(line) -> str:
     """Format the exponent of the best learning rate with its interval."""
     if line is None or not np.isfinite(line["slope"]):
         return "exponent not determined"
@@ -171,31 +179,35 @@ def _shift(line) -> str:
 
 
 def rows_along(rows: Sequence[Mapping], along: str) -> list:
-    """Return the rows along one direction, width or depth, at a fixed value of the other.
+    """Return the rows that vary along one direction, at a fixed value of the other direction.
 
-    The fixed value is the one with most values of `along`. Return no rows if it has only one.
+    along: width or depth, as a column in DIRECTIONS. The fixed value is the value that occurs with
+    the largest number of values of `along`. Return an empty list if that number is below two.
     """
     pair = next(pair for pair in DIRECTIONS if along in pair)
     fixed = pair[1] if pair[0] == along else pair[0]
     values: dict = {}
     for row in rows:
         values.setdefault(row[fixed], set()).add(row[along])
-    best = max(values, key=lambda value: (len(values[value]), -value), default=None)
-    if len(values.get(best, ())) < 2:
+    fixed_value = max(values, key=lambda value: (len(values[value]), -value), default=None)
+    if len(values.get(fixed_value, ())) < 2:
         return []
-    return [row for row in rows if row[fixed] == best]
+    return [row for row in rows if row[fixed] == fixed_value]
 
 
 def _standard_first(rule: str) -> tuple:
+    """Return a sort key that puts the standard parametrization first."""
     return rule != "standard", rule
 
 
-def _exponent(exponents) -> str:
+def _exponent_text(exponents) -> str:
+    """Format the exponent of the change of an activation with its standard error."""
     error = f" ± {exponents['change_se']:.2f}" if np.isfinite(exponents["change_se"]) else ""
     return f"{round(exponents['change'], 2) + 0.0:+.2f}{error}"  # + 0.0 turns -0.0 into 0.0
 
 
 def _shape_axis(axes: Axes, shapes, right) -> None:
+    """Make the x axis logarithmic, with ticks at the shapes. right: factor of space for labels."""
     axes.set_xscale("log", base=2)
     axes.set_xlim(shapes[0] / 1.15, shapes[-1] * (shapes[-1] / shapes[0]) ** 0.1 * right)
     axes.set_xticks(shapes, [str(shape) for shape in shapes])

@@ -4,7 +4,8 @@
     loss_surface.loss_contours(rows, joint)
     loss_surface.isoflop_parabolas(rows, laws.isoflop(rows))
 
-Markers and colors are those of plots.py. Compute budgets and contour levels have their own colors.
+Only finished runs are shown. Markers, colors and arguments are explained in scaling.py. In isoFLOP
+figures a color is a compute budget, and in contour figures a loss.
 """
 
 import numpy as np
@@ -19,7 +20,10 @@ BUDGET_TOLERANCE = 0.1  # relative deviation of a run's FLOPs from its isoFLOP b
 
 
 def loss_vs_tokens(rows, fit=None, x=records.TOKENS, y=records.LOSS, theme=style.LIGHT) -> Figure:
-    """Plot, on log axes, the held-out loss against training tokens, and L(N, D) as lines."""
+    """Plot the held-out loss against training tokens, a color per size, on log axes.
+
+    fit: a law of N and D such as laws.chinchilla, or None. It adds a line per size.
+    """
     figure, axes = style.new_figure("Loss against tokens", x, y, theme)
     finished, colors = records.finished_with(rows, x, y), style.size_colors(rows, theme)
     labels = []
@@ -36,16 +40,17 @@ def loss_vs_tokens(rows, fit=None, x=records.TOKENS, y=records.LOSS, theme=style
     if finished:
         elements.set_scales(axes, x, y, right=0.12)
     elements.label_line_ends(axes, labels, theme, dx=7)
-    return style.finish_figure(figure, axes, _caption(rows, fit, x, y, "lines"), theme)
+    return style.finish_figure(figure, axes, _caption(rows, fit, x, y, "lines show"), theme)
 
 
 def compute_optimal_frontier(
     rows, metrics, fit, x=records.FLOPS, y=records.LOSS, theme=style.LIGHT
 ) -> Figure:
-    """Plot, on log axes, the loss against compute and the compute-optimal frontier of a law.
+    """Plot the loss against compute and the compute-optimal frontier of a law, on log axes.
 
-    metrics: {name of run: records.load_metrics(directory)}. fit: a law of N and D. The frontier
-    spans the budgets of the fitted runs; its band is the 95% interval.
+    metrics: {name of run: records.load_metrics(row["dir"])}, for the training curves. It may be
+    empty. fit: a law of N and D such as laws.chinchilla. The frontier is the least loss of the law
+    for a budget. It spans the budgets of the fitted runs, and its band is the 95% interval.
     """
     figure, axes = style.new_figure("The compute-optimal frontier", x, y, theme)
     elements.draw_curves(axes, rows, metrics, x, theme, alpha=0.35)
@@ -68,12 +73,16 @@ def compute_optimal_frontier(
     last = {row[records.N_PARAMS]: row for row in finished}  # the largest budget of each size
     labels = [(style.format_si(size), row[x], row[y]) for size, row in last.items()]
     elements.label_line_ends(axes, labels, theme, dx=7)
-    caption = [*_caption(rows, fit, x, y, "frontier"), "Thin lines: training loss."]
+    caption = [*_caption(rows, fit, x, y, "frontier is that of"), "Thin lines: training loss."]
     return style.finish_figure(figure, axes, caption, theme)
 
 
 def loss_contours(rows, fit, levels=8, theme=style.LIGHT) -> Figure:
-    """Plot contours of L(N, D), the runs, and the best N and D of each budget (dashed)."""
+    """Plot contours of L(N, D) over parameters and tokens, and the runs, on log axes.
+
+    fit: a law of N and D such as laws.chinchilla. levels: number of contours. A dashed line is the
+    compute-optimal N and D of each budget.
+    """
     n_column, d_column = records.N_PARAMS, records.TOKENS
     figure, axes = style.new_figure("Loss over parameters and tokens", n_column, d_column, theme)
     finished = records.finished_with(rows, n_column, records.LOSS)
@@ -103,14 +112,15 @@ def loss_contours(rows, fit, levels=8, theme=style.LIGHT) -> Figure:
     axes.set(xlim=(N[0], N[-1]), ylim=(D[0], D[-1]))
     style.log_x(axes, style.format_si)
     style.log_y(axes, style.format_si)
-    text = _caption(rows, fit, n_column, records.LOSS, "contours")
+    text = _caption(rows, fit, n_column, records.LOSS, "contours show")
     return style.finish_figure(figure, axes, [f"{elements.format_formula(fit)}.", *text], theme)
 
 
 def isoflop_parabolas(rows, fit, y=records.LOSS, theme=style.LIGHT) -> Figure:
-    """Plot one parabola per compute budget. A used minimum is a diamond, a rejected one a cross.
+    """Plot the loss against size, with one parabola per compute budget, on log axes.
 
-    fit: result of laws.isoflop. Runs that belong to no budget are not shown.
+    fit: result of laws.isoflop. A minimum that the law uses is a diamond, a rejected minimum a
+    cross. Runs that do not belong to a budget of the fit are not shown.
     """
     x = fit.columns[fit.output]
     figure, axes = style.new_figure("Loss against size at equal compute", x, y, theme)
@@ -142,7 +152,7 @@ def isoflop_parabolas(rows, fit, y=records.LOSS, theme=style.LIGHT) -> Figure:
 
 
 def _draw_parabola(axes: Axes, minimum, sizes, color, theme) -> None:
-    """Draw the fit of one budget and its minimum, if it is near the sizes of the runs."""
+    """Draw the parabola of one budget, and its minimum if it is near the sizes of the runs."""
     if not sizes:
         return
     if minimum.coefficients is not None:
@@ -150,17 +160,18 @@ def _draw_parabola(axes: Axes, minimum, sizes, color, theme) -> None:
         parabola = np.polynomial.Polynomial(minimum.coefficients)
         losses = parabola(np.log(grid) - minimum.center)
         axes.plot(grid, losses, color=color, linewidth=1.2, zorder=2)
-    best = minimum.x
-    if np.isfinite(best) and min(sizes) / 2 < best < 2 * max(sizes):
-        tip = f"{style.power_of_ten(minimum.budget)} FLOPs: best {style.format_si(best)}"
-        shape = {"marker": "D" if minimum.is_used else "x", "markersize": 7, "zorder": 6}
-        axes.plot(best, minimum.loss, color=theme["accent"], gid=f"tip:{tip}", **shape)
+    best_size = minimum.x
+    if np.isfinite(best_size) and min(sizes) / 2 < best_size < 2 * max(sizes):
+        tip = f"{style.power_of_ten(minimum.budget)} FLOPs: best {style.format_si(best_size)}"
+        look = {"marker": "D" if minimum.is_used else "x", "markersize": 7, "zorder": 6}
+        axes.plot(best_size, minimum.loss, color=theme["accent"], gid=f"tip:{tip}", **look)
 
 
 def optimal_size(rows, fit, joint=None, theme=style.LIGHT) -> Figure:
-    """Plot, on log axes, the best size of each budget, the isoFLOP law and the optimum of L(N, D).
+    """Plot the compute-optimal size of each budget and the isoFLOP law, on log axes.
 
-    fit: result of laws.isoflop. joint: a law of N and D, or None.
+    fit: result of laws.isoflop. joint: a law of N and D such as laws.chinchilla, or None. It adds
+    its own compute-optimal size as a dashed line.
     """
     column = fit.columns[fit.output]
     figure, axes = style.new_figure("The best size of a budget", records.FLOPS, column, theme)
@@ -169,10 +180,10 @@ def optimal_size(rows, fit, joint=None, theme=style.LIGHT) -> Figure:
         minima, style.categorical_colors(theme, max(len(minima), 2)), strict=False
     ):
         if minimum.is_used:
-            best = minimum.x
-            tip = f"{style.power_of_ten(minimum.budget)} FLOPs: {style.format_si(best)}"
-            deviation = best * minimum.log_x_sd if np.isfinite(minimum.log_x_sd) else None
-            elements.draw_point(axes, (minimum.budget, best), color, theme, tip, deviation)
+            best_size = minimum.x
+            tip = f"{style.power_of_ten(minimum.budget)} FLOPs: {style.format_si(best_size)}"
+            sd = best_size * minimum.log_x_sd if np.isfinite(minimum.log_x_sd) else None
+            elements.draw_point(axes, (minimum.budget, best_size), color, theme, tip, sd)
     budgets = [minimum.budget for minimum in minima]
     grid = np.geomspace(min(budgets) / 1.5, max(budgets) * 3, 60)
     curve = fit.predict(grid, level=elements.LEVEL, noise=False)
@@ -203,24 +214,23 @@ def optimal_size(rows, fit, joint=None, theme=style.LIGHT) -> Figure:
 
 
 def _draw_run(axes: Axes, row, columns, fit, color, theme) -> None:
+    """Draw a run at its columns (x, y) with its standard error and a tooltip."""
     x, y = columns
     error = records.standard_error(row, y)
-    tokens = style.format_si(row[records.TOKENS])
-    tip = (
-        f"{elements.short_run_name(row)}, {tokens} tokens: {style.format_number(row[y])} ±"
-        f" {error:.2g}"
-    )
+    name, tokens = elements.short_run_name(row), style.format_si(row[records.TOKENS])
+    tip = f"{name}, {tokens} tokens: {style.format_number(row[y])} ± {error:.2g}"
     kind = elements.fit_kind(row, fit)
     elements.draw_point(axes, (row[x], row[y]), color, theme, tip, error, kind=kind)
 
 
-def _caption(rows, fit, x, y, element: str) -> list[str]:
+def _caption(rows, fit, x, y, subject: str) -> list[str]:
+    """Return the caption sentences. subject: subject and verb of the sentence on the law."""
     finished = records.finished_with(rows, x, y)
     if fit is None:
         return [f"n = {len(finished)} runs, no law of N and D fitted. Bars: one standard error."]
     n_fitted = sum(elements.is_in_fit(row, fit) for row in finished)
     return [
         f"n = {n_fitted} runs in the fit, of {len(finished)} finished.",
-        f"The {element} show the {fit.law} law.",
+        f"The {subject} the {fit.law} law.",
         f"Intervals: {fit.resampling}. Bars: one standard error.",
     ]

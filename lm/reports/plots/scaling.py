@@ -1,13 +1,15 @@
-"""Figures of scaling and of task accuracy. Each function takes rows of runs and returns a Figure.
+"""Figures of the loss against parameters, compute, training tokens and sources.
 
-    rows = records.load_runs("runs/quickstart")
-    figure = scaling.loss_vs_parameters(rows, laws.power(rows))
-    scaling.save(figure, "loss", {"runs": scaling.run_fingerprints(rows)})      # loss.png and
-    loss.svg
+    rows = lm.load_runs("runs/quickstart")
+    figure = scaling.loss_vs_parameters(rows, lm.laws.power(rows))
+    style.save_figure(figure, "loss", {"runs": scaling.run_fingerprints(rows)})  # PNG and SVG
 
-N: parameters without embeddings. D: training tokens. C: training FLOPs. L: held-out loss. A model
-size has the same color in every figure. Filled markers are runs in the fit, open markers are not.
-A law is solid in the range of its runs and dashed outside. A diamond is the predicted run.
+Symbols: N parameters without embeddings, D training tokens, C training FLOPs, L held-out loss.
+
+Conventions of all figures: A model size has the same color in every figure. A filled marker is a
+run in the fit, an open marker a run outside it, and a diamond the predicted run. A law is solid in
+the range of its runs and dashed outside. Error bars are one standard error. Arguments x and y are
+columns of the rows, and theme is style.LIGHT or style.DARK.
 """
 
 from matplotlib.figure import Figure
@@ -15,16 +17,19 @@ from matplotlib.figure import Figure
 from lm.reports.plots import elements, style
 from lm.runs import records
 
-LIGHT, DARK, save = style.LIGHT, style.DARK, style.save_figure  # for notebooks
+save = style.save_figure  # experiments/coordinate_check.py saves its figure with this name
 
 
 def loss_vs_parameters(
-    rows, fit=None, prediction=None, x=records.N_PARAMS, y=records.LOSS, theme=LIGHT
+    rows, fit=None, prediction=None, x=records.N_PARAMS, y=records.LOSS, theme=style.LIGHT
 ) -> Figure:
-    """Plot, on log axes, the loss of every finished run against its size, and the fitted law.
+    """Plot the loss of every finished run against its size, and the fitted law, on log axes.
 
-    fit: result of laws.power, or None. prediction: content of prediction.json, or None. An inset
-    compares the predicted interval with the measured loss. Error bars are one standard error.
+    Unfinished runs and trunk runs are not shown. fit: result of laws.power for the columns x and y,
+    or None. prediction: content of prediction.json, or None. An inset compares its interval with
+    the measured loss.
+
+    Raises ValueError if the law was fitted to other columns than x and y.
     """
     figure, axes = style.new_figure("Loss against parameters", x, y, theme)
     elements.draw_law(axes, rows, fit, x, y, theme, prediction)
@@ -34,11 +39,13 @@ def loss_vs_parameters(
 
 
 def loss_vs_compute(
-    rows, metrics=None, fit=None, x=records.FLOPS, y=records.LOSS, theme=LIGHT
+    rows, metrics=None, fit=None, x=records.FLOPS, y=records.LOSS, theme=style.LIGHT
 ) -> Figure:
-    """Plot, on log axes, the training curve of each run (thin) and its final held-out loss.
+    """Plot the final held-out loss of every finished run against compute, on log axes.
 
-    metrics: {name of run: records.load_metrics(directory)}. fit: a law of x, or None.
+    metrics: {name of run: records.load_metrics(row["dir"])}, or None. It adds the training curve of
+    each run as a thin line, also of unfinished runs. fit: result of laws.power for the columns x
+    and y, or None.
     """
     figure, axes = style.new_figure("Loss against compute", x, y, theme)
     elements.draw_curves(axes, rows, metrics or {}, x, theme, alpha=0.45)
@@ -47,10 +54,12 @@ def loss_vs_compute(
     return style.finish_figure(figure, axes, [*_law_caption(rows, fit, x, y), note], theme)
 
 
-def learning_curves(rows, metrics, x=records.TOKENS, theme=LIGHT) -> Figure:
-    """Plot, on log axes, the training loss of every run, also of unfinished and diverged runs.
+def learning_curves(rows, metrics, x=records.TOKENS, theme=style.LIGHT) -> Figure:
+    """Plot the training loss of every run against x, also of unfinished runs, on log axes.
 
-    Each point is a mean over an interval of log x, because single steps are noisy.
+    metrics: {name of run: records.load_metrics(row["dir"])}. x: a column of the metrics: tokens,
+    flops, step or seconds. Each point is a mean over an interval of log x, because single steps are
+    noisy.
     """
     figure, axes = style.new_figure("Learning curves", x, "Training loss (nats per token)", theme)
     curve_ends = elements.draw_curves(axes, rows, metrics, x, theme)
@@ -61,7 +70,10 @@ def learning_curves(rows, metrics, x=records.TOKENS, theme=LIGHT) -> Figure:
 
 
 def _curve_labels(curve_ends) -> list[tuple[str, float, float]]:
-    """Return (text, x, loss) for each curve, or for the longest curve of each size if many."""
+    """Return (text, x, loss) for each curve.
+
+    If there are more than MAX_LABELS curves, only the longest curve of each size is labeled.
+    """
     names = {row["name"]: elements.short_run_name(row) for row, _, _ in curve_ends}
     if len(curve_ends) > elements.MAX_LABELS:
         by_length = sorted(curve_ends, key=lambda end: (end[1], -len(end[0]["name"])))
@@ -76,23 +88,12 @@ def _curve_labels(curve_ends) -> list[tuple[str, float, float]]:
     return labels
 
 
-def _emergence_task(axes, finished, task, x, color, theme) -> None:
-    points = []
-    for row in finished:
-        metrics = records.task_results(row)[task]
-        p, k = metrics["token_probability"]["value"], metrics["tokens"]["value"]
-        points.append({x: row[x], "p": p, "p^k": p**k})
-    axes.plot(*elements.mean_curve(points, x, "p", 100), ":", color=color, linewidth=1.3)
-    axes.plot(*elements.mean_curve(points, x, "p^k", 100), "--", color=color, linewidth=1.3)
-    for row, point in zip(finished, points, strict=True):
-        exact = records.task_results(row)[task]["exact"]
-        share, error = 100 * exact["value"], 100 * exact["se"]
-        tip = f"{task}, {elements.short_run_name(row)}: exact {share:.0f}%, p {point['p']:.2f}"
-        elements.draw_point(axes, (row[x], share), color, theme, tip, error)
+def loss_by_source(rows, x=records.N_PARAMS, y=records.LOSS, theme=style.LIGHT) -> Figure:
+    """Plot the held-out loss of each source against size, one line per source, on log axes.
 
-
-def loss_by_source(rows, x=records.N_PARAMS, y=records.LOSS, theme=LIGHT) -> Figure:
-    """Plot, on log axes, the held-out loss of each source against size, one line per source."""
+    Only finished runs of the largest token budget are shown, see records.largest_token_budget. A
+    line connects the means of the runs of equal size.
+    """
     selection = records.largest_token_budget(rows, x)
     figure, axes = style.new_figure("Loss by source", x, y, theme)
     names = elements.source_names(elements.source_columns(selection.rows, y), y)
@@ -110,11 +111,13 @@ def loss_by_source(rows, x=records.N_PARAMS, y=records.LOSS, theme=LIGHT) -> Fig
     return style.finish_figure(figure, axes, caption, theme)
 
 
-def predicted_against_measured(rows, fit, prediction=None, theme=LIGHT) -> Figure:
-    """Plot the deviation of each measured loss from the law in percent, the largest run on top.
+def predicted_vs_measured(rows, fit, prediction=None, theme=style.LIGHT) -> Figure:
+    """Plot the deviation of each measured loss from a law in percent, one line per run.
 
-    A bar is the interval of the law for a single measurement of the run. The stored prediction is
-    used for the target. Runs on other token budgets than the fitted runs are left out.
+    The largest run is at the top. fit: a law of one column. A wide bar is the interval of the law
+    for a single measurement of the run. prediction: content of prediction.json, or None. It
+    replaces the law for the predicted run. Only finished runs whose token counts are in the range
+    of the fitted runs are shown.
     """
     x, y = fit.columns[fit.inputs[0]], fit.columns[fit.output]
     figure, axes = style.new_figure(
@@ -128,18 +131,16 @@ def predicted_against_measured(rows, fit, prediction=None, theme=LIGHT) -> Figur
         bar = {"color": theme["soft" if is_target else "band"], "linewidth": 11, "zorder": 1}
         span = [100 * (lo / value - 1), 100 * (hi / value - 1)]
         axes.plot(span, [i, i], solid_capstyle="butt", **bar)
-        off = 100 * (row[y] / value - 1)
+        deviation = 100 * (row[y] / value - 1)
         error = 100 * records.standard_error(row, y) / value
-        law = (
-            f"law {style.format_number(value)} [{style.format_number(lo)},"
-            f" {style.format_number(hi)}]"
-        )
+        bounds = f"[{style.format_number(lo)}, {style.format_number(hi)}]"
         tip = (
-            f"{elements.short_run_name(row)}: measured {style.format_number(row[y])}, {law},"
-            f" off {off:+.2f}%"
+            f"{elements.short_run_name(row)}: measured {style.format_number(row[y])},"
+            f" law {style.format_number(value)} {bounds}, deviation {deviation:+.2f}%"
         )
         kind = "diamond" if is_target else elements.fit_kind(row, fit)
-        elements.draw_point(axes, (off, i), colors[row["name"]], theme, tip, xerr=error, kind=kind)
+        point = (deviation, i)
+        elements.draw_point(axes, point, colors[row["name"]], theme, tip, xerr=error, kind=kind)
     axes.axvline(0, color=theme["ink"], linewidth=1, zorder=1.5)
     axes.set_yticks(
         range(len(finished)), [elements.short_run_name(row) for row in finished], parse_math=False
@@ -184,18 +185,13 @@ def _predicted_loss(row, fit, prediction) -> tuple[float, float, float]:
 
 
 def _law_caption(rows, fit, x, y) -> list[str]:
+    """Return the caption sentences about the runs, the law and its intervals."""
     finished = records.finished_with(rows, x, y)
     if fit is None:
         return [f"n = {elements.count_label(finished)}, no law fitted. Bars: one standard error."]
     fitted = [row for row in finished if elements.is_in_fit(row, fit)]
     return [
         f"n = {elements.count_label(fitted)} in the fit, of {len(finished)} finished (open: not"
-        f" in it).",
+        " in the fit).",
         f"Dashed: extrapolation. Intervals: {fit.resampling}. Bars: one standard error.",
     ]
-
-
-def _range(counts) -> str:
-    """Format the range of numbers: "100", "50 to 100", or "" for no numbers."""
-    ordered = sorted(counts)
-    return " to ".join(f"{n:,.0f}" for n in dict.fromkeys(ordered[:1] + ordered[-1:]))

@@ -1,8 +1,9 @@
 """Theme, axes, number formats and files of all figures.
 
     figure, axes = style.new_figure("Loss against parameters", records.N_PARAMS, records.LOSS)
-    axes.plot(...) style.save_figure(style.finish_figure(figure, axes, ["n = 6 runs."]),
-    "figures/loss", {"runs": {...}})
+    axes.plot([1e5, 1e6], [3.1, 2.5])
+    style.finish_figure(figure, axes, ["n = 6 runs."])
+    style.save_figure(figure, "figures/loss", {"figure": "loss"})     # loss.png and loss.svg
 
 Figures are plain matplotlib objects. This module does not use pyplot and has no global state.
 """
@@ -28,8 +29,8 @@ from PIL import Image
 
 from lm.runs import filesystem, records
 
-# "sizes" is the part of the colormap viridis that contrasts with the paper. Viridis is perceptually
-# uniform and safe for color-blind readers.
+# Theme: name of a color -> hex code. "sizes" is the range of the colormap viridis that contrasts
+# with the paper. Viridis is perceptually uniform and safe for color-blind readers.
 LIGHT = {
     "paper": "#ffffff", "ink": "#1d2733", "muted": "#5b6775", "grid": "#e6eaef",
     "band": "#dde3ea", "accent": "#c9430b", "soft": "#f6cfbd", "raised": "#f4f6f8",
@@ -57,14 +58,14 @@ MAX_COLORS = 12  # categorical colors in one figure
 
 
 def axis_label(column: str) -> str:
-    """Return the axis label of a column. Return other text unchanged."""
+    """Return the axis label of a column with its unit. Return other text unchanged."""
     return LABELS.get(column, column)
 
 
 def new_figure(title: str, x: str, y: str, theme=LIGHT) -> tuple[Figure, Axes]:
-    """Create a figure with one panel, half a page wide.
+    """Create a figure with one panel, half a page wide. Return the figure and its axes.
 
-    x and y are columns of a row, or labels with a unit.
+    x, y: columns of a row, or axis labels with a unit.
     """
     figure = Figure(figsize=(5.4, 3.9), layout="constrained", facecolor=theme["paper"])
     axes = figure.add_subplot(facecolor=theme["paper"])
@@ -80,7 +81,10 @@ def new_figure(title: str, x: str, y: str, theme=LIGHT) -> tuple[Figure, Axes]:
 
 
 def new_panels(title: str, n: int, theme=LIGHT, columns=5) -> tuple[Figure, list[Axes]]:
-    """Create a figure with n small panels, a page wide, at least one panel."""
+    """Create a figure with n small panels, a page wide. Return the figure and the axes.
+
+    The figure has at least one panel. columns: number of panels per line.
+    """
     n_lines = max(-(-n // columns), 1)
     size = (11, 0.7 + 1.9 * n_lines)
     figure = Figure(figsize=size, layout="constrained", facecolor=theme["paper"])
@@ -103,7 +107,10 @@ def panel_title(axes: Axes, title: str, theme) -> None:
 def finish_figure(
     figure: Figure, axes: Axes, caption: list[str], theme=LIGHT, legend: Corner = "upper right"
 ) -> Figure:
-    """Finish a figure: add legend and caption, compute the layout, drop overlapping labels."""
+    """Add legend and caption, compute the layout and drop overlapping labels. Return the figure.
+
+    axes: the panel with the legend and the labels. caption: sentences. legend: its corner.
+    """
     add_legend(axes, theme, legend)
     add_caption(figure, caption, theme)
     compute_layout(figure)
@@ -131,28 +138,28 @@ def add_caption(figure: Figure, sentences: list[str], theme=LIGHT) -> None:
 def compute_layout(figure: Figure) -> None:
     """Run the layout engine of a figure once."""
     layout = figure.get_layout_engine()
-    assert layout, "figures of start and panels have a layout engine"
+    assert layout, "new_figure and new_panels set a layout engine"
     layout.execute(figure)
 
 
 def drop_overlapping_labels(axes: Axes) -> None:
     """Remove labels that overlap a label that was added later. The largest sizes are added last."""
-    taken = []
+    visible_boxes = []
     for text in reversed(list(axes.texts)):
         box = text.get_window_extent().padded(1, -1)
-        if any(box.overlaps(other) for other in taken):
+        if any(box.overlaps(other) for other in visible_boxes):
             text.remove()
         else:
-            taken.append(box)
+            visible_boxes.append(box)
 
 
 def freeze_layout(figure: Figure) -> None:
-    """Keep the current layout: a second layout costs as much time as drawing the figure."""
-    figure.set_layout_engine(None)  # "none" would keep an engine, and savefig would draw twice
+    """Remove the layout engine, because a second layout takes as long as drawing the figure."""
+    figure.set_layout_engine(None)  # the engine "none" would make savefig draw the figure twice
 
 
 def log_x(axes: Axes, format_tick) -> None:
-    """Make the x axis logarithmic, with round ticks. format_tick: `count` or `power_of_ten`."""
+    """Make the x axis logarithmic, with round ticks. format_tick: format_si or power_of_ten."""
     axes.set_xscale("log")
     low, high = np.log10(axes.get_xlim())
     steps = (1, 2, 5) if high - low < 1.7 else (1, 3) if high - low < 3.4 else (1,)
@@ -164,7 +171,8 @@ def log_x(axes: Axes, format_tick) -> None:
 def log_y(axes: Axes, format_tick="{:.4g}".format) -> None:
     """Make the y axis logarithmic.
 
-    Ticks are evenly spaced if the axis spans less than a decade, as losses do.
+    If the axis spans less than a factor of ten, as for losses, the values of the ticks are evenly
+    spaced.
     """
     axes.set_yscale("log")
     low, high = axes.get_ylim()
@@ -179,7 +187,10 @@ def log_y(axes: Axes, format_tick="{:.4g}".format) -> None:
 
 
 def annotate(axes: Axes, x: float, y: float, text: str, theme, offset=(5, 5), **look) -> None:
-    """Write plain text beside the data point (x, y). The offset is in points."""
+    """Write plain text beside the data point (x, y).
+
+    offset: (right, up) in points. look: further arguments of matplotlib's annotate.
+    """
     look |= {"color": theme["ink"], "size": 8.5, "parse_math": False, "textcoords": "offset points"}
     background = {"facecolor": theme["paper"], "alpha": 0.75, "edgecolor": "none", "pad": 0.5}
     axes.annotate(text, (x, y), xytext=offset, bbox=background, **look)
@@ -204,9 +215,9 @@ def label_offsets(axes: Axes, points, height=10.5, width=40.0) -> list[float]:
 
 
 def size_colors(rows, theme=LIGHT) -> dict[str, str]:
-    """Return {name of run: color}, ordered by size.
+    """Return {name of run: color}. Larger models have lighter colors.
 
-    Runs of the same size share a color. Runs of unknown size have the color "muted".
+    Runs of the same size share a color. Runs of unknown size have the theme's color "muted".
     """
     sizes = sorted({row[records.N_PARAMS] for row in rows if row.get(records.N_PARAMS)})
     viridis, (first, last) = matplotlib.colormaps["viridis"], theme["sizes"]
@@ -281,15 +292,16 @@ def format_number(value: float) -> str:
 
 
 def hash_data(value) -> str:
-    """Return a hash of plain data, 16 hex digits. The order of keys does not matter."""
+    """Return 16 hex digits of a SHA-256 hash of plain data, independent of the order of keys."""
     text = json.dumps(value, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def save_figure(figure: Figure, stem, meta: dict) -> list[pathlib.Path]:
-    """Write STEM.png and STEM.svg with the metadata `meta` (plain data). Return the two paths.
+    """Write STEM.png and STEM.svg. Return their two paths.
 
-    The files have no dates and no random ids, so the same figure always gives the same bytes.
+    meta: plain data that is stored in both files. The files contain no dates and no random ids, so
+    the same figure always gives the same bytes.
     """
     stem = filesystem.open_path(stem)
     png, svg = (stem.with_name(stem.name + suffix) for suffix in (".png", ".svg"))
@@ -305,7 +317,10 @@ def save_figure(figure: Figure, stem, meta: dict) -> list[pathlib.Path]:
 
 
 def read_figure_metadata(path) -> dict:
-    """Read the metadata that `save` stored in a PNG or SVG. Raises ValueError if there is none."""
+    """Read the metadata that `save_figure` stored in a PNG or SVG.
+
+    Raises ValueError if the file contains no metadata.
+    """
     path = filesystem.open_path(path)
     try:
         if path.suffix == ".svg":
@@ -316,16 +331,16 @@ def read_figure_metadata(path) -> dict:
             return json.loads(image.info.get("Description", ""))
     except ValueError as error:
         raise ValueError(
-            f"{path} holds no record of its runs. Draw the figure again with `save`."
+            f"{path} contains no metadata of its runs. Save the figure again with save_figure."
         ) from error
 
 
 def to_inline_svg(figure: Figure) -> tuple[str, str]:
-    """Return (SVG element for an HTML page, caption). The caption is removed from the figure.
+    """Return (SVG element for an HTML page, caption). Remove the caption from the figure.
 
-    Text stays text, in the font of the page. Colors become CSS variables, --c and six hex digits,
-    so that the page can switch to the dark theme. The id "tip:TEXT" of a marker becomes its
-    <title>. All text is escaped.
+    Text is stored as text and uses the font of the page. Colors become CSS variables, --c and six
+    hex digits, so that the page can switch to the dark theme. The id "tip:TEXT" of a marker becomes
+    its <title>. All text is escaped.
     """
     caption = " ".join(figure.get_supxlabel().split())
     caption_text = figure.supxlabel(figure.get_supxlabel())

@@ -1,22 +1,27 @@
-"""Figures of task accuracy against loss, and of predicted task accuracies.
+"""Figures of task accuracy against size and loss, and of predicted task accuracies.
 
     task_accuracy.accuracy_vs_loss(rows, task_analysis.accuracy_curves(rows))
-    task_accuracy.predicted_accuracy(records.read_json("runs/quickstart/prediction.json")["tasks"],
-    row)
+    predictions = records.read_json("runs/quickstart/prediction.json")["tasks"]
+    task_accuracy.predicted_accuracy(predictions, rows[-1])
 
-Markers and colors are those of plots.py. A diamond is the predicted run.
+Figures against size show the finished runs of the largest token budget, see
+records.largest_token_budget. Markers, colors and arguments are explained in scaling.py.
 """
 
 import numpy as np
 from matplotlib.figure import Figure
 
 from lm.reports import task_analysis
-from lm.reports.plots import elements, scaling, style
+from lm.reports.plots import elements, style
 from lm.runs import records
 
 
-def accuracy_vs_size(rows, y="eval.completion", x=records.N_PARAMS, theme=scaling.LIGHT) -> Figure:
-    """Plot an accuracy in percent against the model size."""
+def accuracy_vs_size(rows, y="eval.completion", x=records.N_PARAMS, theme=style.LIGHT) -> Figure:
+    """Plot an accuracy in percent against the model size.
+
+    y: a column with a fraction from 0 to 1. The default is the fraction of held-out words that the
+    model completes exactly.
+    """
     figure, axes = style.new_figure("Accuracy against parameters", x, y, theme)
     selection = records.largest_token_budget(rows, x)
     finished = elements.draw_means(
@@ -26,39 +31,45 @@ def accuracy_vs_size(rows, y="eval.completion", x=records.N_PARAMS, theme=scalin
     axes.set_ylim(bottom=0)
     counts = {row[y + "_n"] for row in finished if records.is_finite(row.get(y + "_n"))}
     caption = (
-        f"n = {elements.count_label(finished)}, {scaling._range(counts) or 'unknown'}"
+        f"n = {elements.count_label(finished)}, {_format_range(counts) or 'unknown'}"
         f" questions each."
     )
     note = elements.budget_note(selection)
     return style.finish_figure(figure, axes, [caption, "Bars: one standard error.", note], theme)
 
 
-def tasks_mastered(rows, x=records.N_PARAMS, theme=scaling.LIGHT) -> Figure:
-    """Plot the numbers of tasks that each run has solved and has above chance against size."""
+def tasks_mastered(rows, x=records.N_PARAMS, theme=style.LIGHT) -> Figure:
+    """Plot the number of mastered tasks and of tasks above chance against size.
+
+    The definitions are those of task_analysis. The line of mastered tasks is solid, that of tasks
+    above chance dashed.
+    """
     selection = records.largest_token_budget(rows, x)
     counted = task_analysis.count_tasks(selection.rows)
     n_tasks = max((row["tasks.n"] for row in counted), default=0)
-    figure, axes = style.new_figure("Tasks solved", x, f"Tasks, of {n_tasks}", theme)
+    figure, axes = style.new_figure("Mastered tasks", x, f"Tasks, of {n_tasks}", theme)
     elements.draw_means(axes, counted, x, "tasks.above_chance", theme, line="--", label_offset=None)
     finished = elements.draw_means(axes, counted, x, "tasks.mastered", theme, label_offset=(6, -11))
-    for column, text in (("tasks.above_chance", "above chance"), ("tasks.mastered", "solved")):
+    for column, text in (("tasks.above_chance", "above chance"), ("tasks.mastered", "mastered")):
         for row in finished[-1:]:
             style.annotate(axes, row[x], row[column], text, theme, (8, 8))
     elements.set_scales(axes, x, "tasks", right=0.22)
-    most = max((row["tasks.above_chance"] for row in finished), default=n_tasks)
-    axes.set_ylim(-0.12 * max(most, 4), min(1.35 * max(most, 4), n_tasks + 0.5))
+    max_count = max((row["tasks.above_chance"] for row in finished), default=n_tasks)
+    axes.set_ylim(-0.12 * max(max_count, 4), min(1.35 * max(max_count, 4), n_tasks + 0.5))
     axes.locator_params(axis="y", integer=True)
     caption = [
         f"n = {elements.count_label(finished)}.",
-        f"Above chance: p < {task_analysis.P_VALUE:g} in an exact binomial test. Solved: also at"
-        f" least",
-        f"{task_analysis.MASTERY_FRACTION:.0%} of the way from chance to 1.",
+        f"Above chance: p < {task_analysis.P_VALUE:g} in an exact binomial test. Mastered: also",
+        f"at least {task_analysis.MASTERY_FRACTION:.0%} of the distance from chance to 1.",
     ]
     return style.finish_figure(figure, axes, [*caption, elements.budget_note(selection)], theme)
 
 
-def task_curves(rows, x=records.N_PARAMS, theme=scaling.LIGHT) -> Figure:
-    """Plot the accuracy in percent against size, one small panel per task. Dotted: chance."""
+def task_curves(rows, x=records.N_PARAMS, theme=style.LIGHT) -> Figure:
+    """Plot the accuracy in percent against size, one small panel per task.
+
+    A dotted line is the chance accuracy.
+    """
     selection = records.largest_token_budget(rows, x)
     tasks = task_analysis.task_names(selection.rows)
     figure, panels = style.new_panels("Accuracy by task", len(tasks), theme)
@@ -79,7 +90,7 @@ def task_curves(rows, x=records.N_PARAMS, theme=scaling.LIGHT) -> Figure:
         if "accuracy" in metrics
     }
     caption = [
-        f"n = {elements.count_label(finished)}, {scaling._range(counts)} questions each. Accuracy"
+        f"n = {elements.count_label(finished)}, {_format_range(counts)} questions each. Accuracy"
         f" in percent.",
         f"Horizontal: {style.axis_label(x)}. Bars: one standard error. Dotted: chance.",
     ]
@@ -88,12 +99,13 @@ def task_curves(rows, x=records.N_PARAMS, theme=scaling.LIGHT) -> Figure:
     )
 
 
-def emergence(rows, tasks, x=records.N_PARAMS, theme=scaling.LIGHT) -> Figure:
-    """Plot exact match beside p and p^k, to test if a jump comes from the metric.
+def emergence(rows, tasks, x=records.N_PARAMS, theme=style.LIGHT) -> Figure:
+    """Plot exact match, p and p^k against size in percent, a color per task, at most four tasks.
 
-    p is the geometric mean of the token probability (dotted), k the number of tokens of an answer,
-    p^k is dashed. If the markers follow the dashed line, exact match jumps because p^k does, while
-    p is smooth (Schaeffer et al. 2023, arXiv:2304.15004). At most four tasks.
+    tasks: names as in task_analysis.task_names. p is the geometric mean of the probability of an
+    answer token (dotted), k the number of tokens per answer, and p^k is dashed. If the markers of
+    exact match follow the dashed line while p is smooth, a jump comes from the metric (Schaeffer et
+    al. 2023, arXiv:2304.15004).
     """
     selection = records.largest_token_budget(rows, x)
     figure, axes = style.new_figure(
@@ -102,7 +114,7 @@ def emergence(rows, tasks, x=records.N_PARAMS, theme=scaling.LIGHT) -> Figure:
     finished, labels = [], []
     for task, color in zip(tasks, style.categorical_colors(theme), strict=False):
         finished = records.finished_with(selection.rows, x, records.task_column(task, "exact"))
-        scaling._emergence_task(axes, finished, task, x, color, theme)
+        _draw_emergence(axes, finished, task, x, color, theme)
         for row in finished[-1:]:
             task_result = records.task_results(row)[task]
             text = f"{elements.task_name(task)} (k = {task_result['tokens']['value']:.3g})"
@@ -118,15 +130,34 @@ def emergence(rows, tasks, x=records.N_PARAMS, theme=scaling.LIGHT) -> Figure:
     return style.finish_figure(figure, axes, [*caption, elements.budget_note(selection)], theme)
 
 
-def accuracy_vs_loss(rows, curves, x=records.LOSS, theme=style.LIGHT) -> Figure:
-    """Plot the accuracy in percent against the loss, which falls to the right, a panel per task.
+def _draw_emergence(axes, finished, task, x, color, theme) -> None:
+    """Draw exact match, p and p^k of one task for the finished runs."""
+    points = []
+    for row in finished:
+        metrics = records.task_results(row)[task]
+        p, k = metrics["token_probability"]["value"], metrics["tokens"]["value"]
+        points.append({x: row[x], "p": p, "p^k": p**k})
+    axes.plot(*elements.mean_curve(points, x, "p", 100), ":", color=color, linewidth=1.3)
+    axes.plot(*elements.mean_curve(points, x, "p^k", 100), "--", color=color, linewidth=1.3)
+    for row, point in zip(finished, points, strict=True):
+        exact = records.task_results(row)[task]["exact"]
+        share, error = 100 * exact["value"], 100 * exact["se"]
+        tip = f"{task}, {elements.short_run_name(row)}: exact {share:.0f}%, p {point['p']:.2f}"
+        elements.draw_point(axes, (row[x], share), color, theme, tip, error)
 
-    curves: result of task_analysis.accuracy_curves. Tasks that no run has above chance are left
-    out. Open markers are runs on fewer tokens than others of their size. If they are on the curve
-    of the filled markers, the accuracy depends on the loss and not on the size.
+
+def accuracy_vs_loss(rows, curves, x=records.LOSS, theme=style.LIGHT) -> Figure:
+    """Plot the accuracy in percent against the loss, a panel per task. The loss falls to the right.
+
+    curves: result of task_analysis.accuracy_curves. Tasks that no run has above chance are not
+    shown. All finished runs are shown. Open markers are runs on fewer tokens than other runs of
+    their size. If they are on the curve of the filled markers, the accuracy depends on the loss and
+    not on the size.
     """
     all_tasks = task_analysis.task_names(rows)
-    tasks = [t for t in all_tasks if any(task_analysis.is_above_chance(row, t) for row in rows)]
+    tasks = [
+        task for task in all_tasks if any(task_analysis.is_above_chance(row, task) for row in rows)
+    ]
     figure, panels = style.new_panels("Accuracy against held-out loss", len(tasks), theme)
     colors = style.size_colors(rows, theme)
     full_budget = {row["name"] for row in records.largest_token_budget(rows).rows}
@@ -141,11 +172,10 @@ def accuracy_vs_loss(rows, curves, x=records.LOSS, theme=style.LIGHT) -> Figure:
             axes.fill_between(grid, lo, hi, color=theme["band"], linewidth=0)
         for row in finished:
             accuracy = records.task_result(row, task)
-            assert accuracy  # finished_with selects runs that have it
+            assert accuracy, "finished_with selects runs with an accuracy"
             value, error = 100 * accuracy["value"], 100 * accuracy["se"]
-            tip = (
-                f"{elements.short_run_name(row)}: loss {style.format_number(row[x])}, {value:.0f}%"
-            )
+            name = elements.short_run_name(row)
+            tip = f"{name}: loss {style.format_number(row[x])}, {value:.0f}%"
             kind = "filled" if row["name"] in full_budget else "open"
             elements.draw_point(
                 axes, (row[x], value), colors[row["name"]], theme, tip, error, kind=kind
@@ -161,7 +191,7 @@ def accuracy_vs_loss(rows, curves, x=records.LOSS, theme=style.LIGHT) -> Figure:
         f"n = {n_runs}. Accuracy in percent. Horizontal: {style.axis_label(x)}.",
         "Line and band: a sigmoid with its 95% interval. Dotted: chance. Bars: one standard error.",
         f"Open: fewer tokens. {len(all_tasks) - len(tasks)} tasks that no run has above chance are"
-        " left out.",
+        " not shown.",
     ]
     return style.finish_figure(figure, panels[0], caption, theme)
 
@@ -169,8 +199,8 @@ def accuracy_vs_loss(rows, curves, x=records.LOSS, theme=style.LIGHT) -> Figure:
 def predicted_accuracy(predictions, target=None, theme=style.LIGHT) -> Figure:
     """Plot the predicted and the measured accuracy of one run in percent, one line per task.
 
-    predictions: result of task_analysis.predict_task_accuracy. Tasks without a prediction are left
-    out. target: the row of the run, or None.
+    predictions: result of task_analysis.predict_task_accuracy. Tasks without a prediction are not
+    shown. target: the row of the predicted run, or None if it is not measured.
     """
     figure, axes = style.new_figure("Predicted task accuracy", "Accuracy (%)", "", theme)
     predicted = {task: p for task, p in predictions.items() if "value" in p}
@@ -179,9 +209,8 @@ def predicted_accuracy(predictions, target=None, theme=style.LIGHT) -> Figure:
     for y, (task, prediction) in enumerate(reversed(predicted.items())):
         value, lo, hi = (100 * prediction[key] for key in ("value", "lo", "hi"))
         name = elements.task_name(task)
-        axes.plot(
-            [lo, hi], [y, y], gid=f"tip:{name}: predicted {value:.0f}% [{lo:.0f}, {hi:.0f}]", **bar
-        )
+        gid = f"tip:{name}: predicted {value:.0f}% [{lo:.0f}, {hi:.0f}]"
+        axes.plot([lo, hi], [y, y], gid=gid, **bar)
         axes.plot([value], [y], "|", **stroke)
         measured = records.task_result(target or {}, task)
         if measured and np.isfinite(measured["value"]):
@@ -202,3 +231,9 @@ def predicted_accuracy(predictions, target=None, theme=style.LIGHT) -> Figure:
         "with one standard error.",
     ]
     return style.finish_figure(figure, axes, caption, theme)
+
+
+def _format_range(counts) -> str:
+    """Format the range of numbers: "100", "50 to 100", or "" for no numbers."""
+    ordered = sorted(counts)
+    return " to ".join(f"{n:,.0f}" for n in dict.fromkeys(ordered[:1] + ordered[-1:]))

@@ -1,10 +1,12 @@
 """Figures of fine-tuning: transfer, forgetting, task quality and compute saved.
 
     transfer.finetuned_vs_scratch(records.load_runs("runs/transfer"))
-    transfer.task_quality_vs_data(transfer_analysis.task_quality(records.load_runs("runs/specialists")))
+    points = transfer_analysis.task_quality(records.load_runs("runs/specialists"))
+    transfer.task_quality_vs_data(points)
 
-A model size has one color. Filled markers on solid lines are runs that started from pre-trained
-weights.
+A model size has the same color in every figure. Filled markers on solid lines are fine-tuned runs
+(with start.run), open markers on dashed lines are runs from scratch. Only finished runs are shown.
+Error bars are one standard error.
 """
 
 from collections.abc import Sequence
@@ -16,21 +18,20 @@ from lm.reports import transfer_analysis
 from lm.reports.plots import elements, style
 from lm.runs import records
 
-LIGHT = style.LIGHT
-# Training method (see transfer_analysis.task_quality) -> line style, marker.
-WAYS = {"alone": "--", "tuned": "-", "alone, same FLOPs": "None"}
-KINDS: dict[str, elements.Kind] = {
-    "alone": "open",
+# Training method (see transfer_analysis.task_quality) -> line style, kind of marker.
+METHOD_LINES = {"from scratch": "--", "tuned": "-", "from scratch, same FLOPs": "None"}
+METHOD_MARKERS: dict[str, elements.Kind] = {
+    "from scratch": "open",
     "tuned": "filled",
-    "alone, same FLOPs": "diamond",
+    "from scratch, same FLOPs": "diamond",
 }
 
 
-def finetuned_vs_scratch(rows, x="unique_tokens", y=records.LOSS, theme=LIGHT) -> Figure:
-    """Plot, on log axes, the held-out loss against the task's own data, one color per size.
+def finetuned_vs_scratch(rows, x="unique_tokens", y=records.LOSS, theme=style.LIGHT) -> Figure:
+    """Plot the held-out loss of fine-tuned runs and runs from scratch against x, on log axes.
 
-    Fine-tuned runs (with start.run) are solid, runs from scratch dashed. Sizes and data amounts
-    without both kinds of runs are left out.
+    x: a column with the number of unique tokens of the task. Sizes and values of x without both
+    kinds of runs are not shown.
     """
     figure, axes = style.new_figure("Fine-tuned and from scratch", "Tokens of the task", y, theme)
     paired = {
@@ -68,10 +69,11 @@ def finetuned_vs_scratch(rows, x="unique_tokens", y=records.LOSS, theme=LIGHT) -
     return style.finish_figure(figure, axes, caption, theme)
 
 
-def forgetting_vs_size(rows, theme=LIGHT) -> Figure:
-    """Plot the held-out loss on pre-training text before (dotted) and after fine-tuning.
+def forgetting_vs_size(rows, theme=style.LIGHT) -> Figure:
+    """Plot the held-out loss on pre-training text before and after fine-tuning, on log axes.
 
-    The horizontal axis is the number of task tokens, or the size if all runs have the same number.
+    rows: fine-tuned runs and their parents. The horizontal axis is the number of task tokens, or
+    the size if all fine-tuned runs have the same number. The loss before fine-tuning is dotted.
     """
     points = transfer_analysis.forgetting(rows)
     is_by_size = len({point["tokens"] for point in points}) < 2
@@ -83,7 +85,7 @@ def forgetting_vs_size(rows, theme=LIGHT) -> Figure:
     labels = []
     for size, color in _size_colors(points, theme).items():
         same_size = sorted((p for p in points if p["size"] == size), key=lambda p: p[x])
-        _draw_forgetting(axes, same_size, x, color, theme, has_marks_before=is_by_size)
+        _draw_forgetting(axes, same_size, x, color, theme, has_markers_before=is_by_size)
         labels += [(style.format_si(size), p[x], p["after"]) for p in same_size[-1:]]
     if points:
         axes.set(xscale="log", yscale="log", xlim=(None, 1.5 * max(p[x] for p in points)))
@@ -98,7 +100,8 @@ def forgetting_vs_size(rows, theme=LIGHT) -> Figure:
     return style.finish_figure(figure, axes, caption, theme)
 
 
-def _draw_forgetting(axes, points, x, color, theme, has_marks_before) -> None:
+def _draw_forgetting(axes, points, x, color, theme, has_markers_before) -> None:
+    """Draw the losses of one size before and after fine-tuning."""
     xs = [point[x] for point in points]
     before, after = ([point[key] for point in points] for key in ("before", "after"))
     axes.plot(xs, before, color=color, linewidth=1.2, linestyle=":")
@@ -106,19 +109,19 @@ def _draw_forgetting(axes, points, x, color, theme, has_marks_before) -> None:
     for p in points:
         tip = f"{style.format_si(p['size'])}: {p['before']:.3f} before, {p['after']:.3f} after"
         elements.draw_point(axes, (p[x], p["after"]), color, theme, tip, p["after_se"])
-        if has_marks_before:
+        if has_markers_before:
             elements.draw_point(
                 axes, (p[x], p["before"]), color, theme, tip, p["before_se"], kind="open"
             )
 
 
-def task_quality_vs_data(points, y="Bits per byte of the answer", theme=LIGHT) -> Figure:
-    """Plot the quality against the number of task examples, a panel per task, a color per size.
+def task_quality_vs_data(points, y="Bits per byte of the answer", theme=style.LIGHT) -> Figure:
+    """Plot a metric against the number of training examples, a panel per task, a color per size.
 
-    points: result of transfer_analysis.task_quality. Solid, filled: fine-tuned on the task. Dashed,
-    open: trained from scratch for the same number of steps. Diamond: from scratch, with the FLOPs
-    of pre-training and fine-tuning together. Dotted: the pre-trained model with a prompt without
-    examples.
+    points: result of transfer_analysis.task_quality. y: name of the metric, for the caption.
+    Solid, filled: fine-tuned on the task. Dashed, open: trained from scratch for the same number of
+    steps. Diamond: from scratch, with the FLOPs of pre-training and fine-tuning together. Dotted:
+    the pre-trained model, prompted without examples.
     """
     tasks = list(dict.fromkeys(point["task"] for point in points))
     figure, panels = style.new_panels("Quality against task examples", len(tasks), theme, columns=3)
@@ -127,17 +130,17 @@ def task_quality_vs_data(points, y="Bits per byte of the answer", theme=LIGHT) -
         task_points, labels = [p for p in points if p["task"] == task], []
         for size, color in colors.items():
             same_size = [p for p in task_points if p["size"] == size]
-            labels += _draw_qualities(axes, same_size, color, theme)
+            labels += _draw_methods(axes, same_size, color, theme)
         axes.set_ylim(axes.get_ylim())  # the prompted model may be far above the other values
         for point in task_points:
-            if point["way"] == "prompted, 0 shots":
+            if point["method"] == "prompted, 0 shots":
                 line = {"color": colors[point["size"]], "linewidth": 1, "linestyle": ":"}
                 axes.axhline(point["value"], **line)
         style.panel_title(axes, task, theme)
         axes.set(xscale="log", xlim=(None, 4 * max((x for _, x, _ in labels), default=1)))
         style.log_x(axes, style.format_si)
         elements.label_line_ends(axes, labels, theme)
-    n_models = len({(p["size"], p["task"], p["way"], p["examples"]) for p in points})
+    n_models = len({(p["size"], p["task"], p["method"], p["n_examples"]) for p in points})
     caption = [
         f"n = {n_models} models and tasks. {y} against the number of training examples.",
         "Filled, solid: from pre-trained weights. Open, dashed: from scratch, same steps.",
@@ -147,29 +150,28 @@ def task_quality_vs_data(points, y="Bits per byte of the answer", theme=LIGHT) -
     return style.finish_figure(figure, panels[0], caption, theme)
 
 
-def _draw_qualities(axes, points, color, theme) -> list[tuple[str, float, float]]:
-    """Draw one line per training method. Return the label of the fine-tuned line."""
+def _draw_methods(axes, points, color, theme) -> list[tuple[str, float, float]]:
+    """Draw one line per training method. Return a list with the label of the fine-tuned line."""
     labels = []
-    for way, line in WAYS.items():
-        curve = sorted((p for p in points if p["way"] == way), key=lambda p: p["examples"])
-        xs, ys = [p["examples"] for p in curve], [p["value"] for p in curve]
+    for method, line in METHOD_LINES.items():
+        curve = [point for point in points if point["method"] == method]
+        curve = sorted(curve, key=lambda point: point["n_examples"])
+        xs, ys = [p["n_examples"] for p in curve], [p["value"] for p in curve]
         axes.plot(xs, ys, line, color=color, linewidth=1.2)
-        kind = KINDS[way]
-        for p in curve:
-            tip = f"{style.format_si(p['size'])} {way}: {p['value']:.2f} ± {p['se']:.2f}"
-            elements.draw_point(
-                axes, (p["examples"], p["value"]), color, theme, tip, p["se"], kind=kind
-            )
-        if way == "tuned" and curve:
+        kind = METHOD_MARKERS[method]
+        for x, p in zip(xs, curve, strict=True):
+            tip = f"{style.format_si(p['size'])} {method}: {p['value']:.2f} ± {p['se']:.2f}"
+            elements.draw_point(axes, (x, p["value"]), color, theme, tip, p["se"], kind=kind)
+        if method == "tuned" and curve:
             labels.append((style.format_si(curve[0]["size"]), xs[-1], ys[-1]))
     return labels
 
 
-def compute_saved_vs_size(points, theme=LIGHT) -> Figure:
-    """Plot, by size, the FLOPs from scratch relative to fine-tuning for an equally good model.
+def compute_saved_vs_size(points, theme=style.LIGHT) -> Figure:
+    """Plot the ratio of FLOPs from scratch and of fine-tuning against size, a line per task.
 
-    points: result of transfer_analysis.compute_saved. Open markers are lower bounds: no run from
-    scratch was as good.
+    Both reach the same held-out loss. points: result of transfer_analysis.compute_saved. An open
+    marker is a lower bound: no run from scratch reached the loss.
     """
     label = "FLOPs from scratch / FLOPs of fine-tuning"
     figure, axes = style.new_figure("Compute saved by fine-tuning", records.N_PARAMS, label, theme)
@@ -179,32 +181,33 @@ def compute_saved_vs_size(points, theme=LIGHT) -> Figure:
         tasks, style.categorical_colors(theme, max(len(tasks), 2)), strict=False
     ):
         curve = sorted((p for p in points if p["task"] == task), key=lambda p: p["size"])
-        sizes, ratios = [p["size"] for p in curve], [p["saved"] for p in curve]
+        sizes, ratios = [p["size"] for p in curve], [p["flops_ratio"] for p in curve]
         axes.plot(sizes, ratios, color=color, linewidth=1)
         for p in curve:
-            bound = "" if p["reached"] else "more than "
-            tip = f"{task}, {style.format_si(p['size'])}: {bound}{p['saved']:.1f} times"
-            kind = "filled" if p["reached"] else "open"
-            elements.draw_point(axes, (p["size"], p["saved"]), color, theme, tip, kind=kind)
+            ratio, is_exact = p["flops_ratio"], p["is_loss_reached"]
+            bound = "" if is_exact else "more than "
+            tip = f"{task}, {style.format_si(p['size'])}: {bound}{ratio:.1f} times"
+            kind = "filled" if is_exact else "open"
+            elements.draw_point(axes, (p["size"], ratio), color, theme, tip, kind=kind)
         labels.append((task, sizes[-1], ratios[-1]))
     axes.axhline(1, color=theme["muted"], linewidth=1, linestyle=":")
     axes.set_yscale("log")
     if points:
-        elements.set_scales(axes, records.N_PARAMS, "saved", right=0.6)
+        elements.set_scales(axes, records.N_PARAMS, "flops_ratio", right=0.6)
         style.log_y(axes)
     elements.label_line_ends(axes, labels, theme)
     caption = [
         f"n = {len(points)} fine-tuned runs. FLOPs until a run from scratch has the best held-out",
-        "loss of the fine-tuned run, without pre-training. Open: lower bound, loss not reached.",
+        "loss of the fine-tuned run. FLOPs of fine-tuning exclude pre-training. Open: lower bound.",
     ]
     return style.finish_figure(figure, axes, caption, theme)
 
 
-def unseen_task_accuracy(points, theme=LIGHT) -> Figure:
-    """Plot the accuracy of each group of tasks against size, a line per number of tuned clusters.
+def unseen_task_accuracy(points, theme=style.LIGHT) -> Figure:
+    """Plot the accuracy in percent against size, a panel per group of tasks.
 
-    points: result of transfer_analysis.mean_accuracy. The line of 0 clusters is the model before
-    fine-tuning.
+    There is one line per number of task clusters that the model was fine-tuned on. The line of the
+    model before fine-tuning is dotted. points: result of transfer_analysis.mean_accuracy.
     """
     groups = list(dict.fromkeys(point["group"] for point in points))
     figure, panels = style.new_panels("Tuned and unseen tasks", len(groups), theme, columns=3)
@@ -234,11 +237,11 @@ def unseen_task_accuracy(points, theme=LIGHT) -> Figure:
     return style.finish_figure(figure, panels[0], caption, theme)
 
 
-def left_out_clusters(points, theme=LIGHT) -> Figure:
-    """Plot the accuracy on task clusters that were left out of fine-tuning, or not, by size.
+def left_out_clusters(points, theme=style.LIGHT) -> Figure:
+    """Plot the accuracy on a task cluster, included in or left out of fine-tuning, against size.
 
-    points: result of transfer_analysis.leave_one_cluster_out. Small markers are clusters. Large
-    markers are their means with one standard error over clusters.
+    points: result of transfer_analysis.leave_one_cluster_out. A small marker is a cluster. A large
+    marker is the mean over clusters with one standard error.
     """
     figure, axes = style.new_figure(
         "Each cluster left out in turn", records.N_PARAMS, "Accuracy (%)", theme
@@ -271,7 +274,7 @@ def left_out_clusters(points, theme=LIGHT) -> Figure:
 
 
 def _size_colors(points: Sequence[dict], theme) -> dict[float, str]:
-    """Return {size: color}, sorted by size."""
+    """Return {size: color} of points with the key "size", sorted by size."""
     rows = [{"name": str(p["size"]), records.N_PARAMS: p["size"]} for p in points]
     colors = style.size_colors(rows, theme)
     return {size: colors[str(size)] for size in sorted({p["size"] for p in points})}

@@ -12,9 +12,9 @@ def test_finished_with_skips_incomplete_runs_and_sorts():
     rows = [
         {"name": "c", "status": "done", "x": 3, "y": 1.0},
         {"name": "a", "status": "done", "x": 1, "y": 3.0},
-        {"name": "half", "status": "running", "x": 2, "y": 2.0},
+        {"name": "unfinished", "status": "running", "x": 2, "y": 2.0},
         {"name": "nan", "status": "done", "x": 2, "y": math.nan},
-        {"name": "words", "status": "done", "x": 2, "y": "nan"},
+        {"name": "text", "status": "done", "x": 2, "y": "nan"},
         {"name": "empty", "status": "done", "x": 2},
     ]
     assert [row["name"] for row in records.finished_with(rows, "x", "y")] == ["a", "c"]
@@ -23,20 +23,19 @@ def test_finished_with_skips_incomplete_runs_and_sorts():
 def test_smoothing_preserves_a_power_law_and_reduces_noise():
     xs = np.geomspace(1e3, 1e7, 4000)
     noise = 0.05 * np.random.default_rng(0).standard_normal(len(xs))
-    lines = [{"tokens": x, "loss": 9 * x**-0.1 + e} for x, e in zip(xs, noise, strict=True)]
-    xs_mean, losses = elements.smooth_curve(lines, n_bins=40)
-    assert len(xs_mean) == 40
-    np.testing.assert_allclose(losses, 9 * xs_mean**-0.1, atol=0.03)
+    metrics = [{"tokens": x, "loss": 9 * x**-0.1 + e} for x, e in zip(xs, noise, strict=True)]
+    mean_xs, mean_losses = elements.smooth_curve(metrics, n_bins=40)
+    assert len(mean_xs) == 40
+    np.testing.assert_allclose(mean_losses, 9 * mean_xs**-0.1, atol=0.03)
 
 
 def test_smoothing_skips_non_finite_values():
-    lines = [{"tokens": 10.0**i, "loss": 3.0} for i in range(1, 5)]
-    broken = [{"tokens": 100.0, "loss": "nan"}, {"tokens": 200.0, "loss": math.inf}, {"tokens": 0}]
-    for plain, both in zip(
-        elements.smooth_curve(lines), elements.smooth_curve(lines + broken), strict=True
-    ):
-        np.testing.assert_allclose(plain, both)
-    assert len(elements.smooth_curve(broken)[0]) == 0
+    finite = [{"tokens": 10.0**i, "loss": 3.0} for i in range(1, 5)]
+    invalid = [{"tokens": 100.0, "loss": "nan"}, {"tokens": 200.0, "loss": math.inf}, {"tokens": 0}]
+    np.testing.assert_allclose(
+        elements.smooth_curve(finite + invalid), elements.smooth_curve(finite)
+    )
+    assert len(elements.smooth_curve(invalid)[0]) == 0
 
 
 def test_standard_error_is_read_from_the_matching_column():

@@ -7,12 +7,13 @@ from matplotlib.colors import to_hex
 from reports import test_lr_analysis
 
 from lm.reports import figures, lr_analysis, summary
-from lm.reports.plots import learning_rates, scaling
+from lm.reports.plots import learning_rates, style
 
 ROWS = [*test_lr_analysis.sweep(), *test_lr_analysis.sweep(0.0, "mup", widths=(32, 64))]
 
 
-def looks(width_exponent=1.0) -> list[dict]:
+def activation_rows(width_exponent=1.0) -> list[dict]:
+    """Return rows of measure_activations whose change grows with width under "standard" only."""
     return [
         {"rule": rule, "width": width, "depth": depth, "seed": seed, "step": step}
         | {
@@ -28,22 +29,22 @@ def looks(width_exponent=1.0) -> list[dict]:
     ]
 
 
-def words(axes) -> str:
+def label_text(axes) -> str:
     return " ".join(artist.get_text() for artist in axes.texts)
 
 
-@pytest.mark.parametrize("theme", [scaling.LIGHT, scaling.DARK])
+@pytest.mark.parametrize("theme", [style.LIGHT, style.DARK])
 def test_learning_rate_panels_mark_the_optimum_and_its_interval(theme):
     figure = learning_rates.loss_vs_learning_rate(ROWS, lr_analysis.WIDTH, theme)
     assert [axes.get_title(loc="left").split(":")[0] for axes in figure.axes] == ["standard", "mup"]
-    assert "n = 60 runs" in figure.get_supxlabel()  # those of the base shape once
+    assert "n = 60 runs" in figure.get_supxlabel()  # runs of the base shape count once
     assert to_hex(figure.get_facecolor()) == theme["paper"]
     for axes, slope in zip(figure.axes, (-1, 0), strict=True):
         bars = [line for line in axes.get_lines() if line.get_color() == theme["accent"]]
-        spans = [line.get_xdata() for line in bars if len(line.get_xdata()) == 2]
-        known = [2 ** (-5 + slope * i) for i in range(3)]
-        assert all(lo < rate < hi for (lo, hi), rate in zip(spans, known, strict=True))
-        assert "width 64" in words(axes)
+        intervals = [line.get_xdata() for line in bars if len(line.get_xdata()) == 2]
+        known_rates = [2 ** (-5 + slope * i) for i in range(3)]
+        assert all(lo < rate < hi for (lo, hi), rate in zip(intervals, known_rates, strict=True))
+        assert "width 64" in label_text(axes)
 
 
 def test_optimum_at_the_edge_is_not_marked():
@@ -55,20 +56,22 @@ def test_optimum_at_the_edge_is_not_marked():
 
 
 def test_coordinate_check_labels_lines_with_exponents():
-    figure = learning_rates.activation_changes(looks())
-    standard, mup, deep, _ = figure.axes
-    assert "mlp +1.00" in words(standard) and "mlp +0.00" in words(mup)
-    assert "mlp +0.00" in words(deep) and deep.get_xlabel() == "Depth, layers"
+    figure = learning_rates.activation_changes(activation_rows())
+    standard, mup, standard_by_depth, _ = figure.axes
+    assert "mlp +1.00" in label_text(standard) and "mlp +0.00" in label_text(mup)
+    assert "mlp +0.00" in label_text(standard_by_depth)
+    assert standard_by_depth.get_xlabel() == "Depth, layers"
     assert "n = 2 seeds" in figure.get_supxlabel() and "in 2 steps" in figure.get_supxlabel()
     lines = [line for line in standard.get_lines() if len(line.get_xdata()) == 2]
     np.testing.assert_allclose(lines[0].get_ydata(), [2 * 16, 2 * 32])
 
 
 def test_rate_figures_need_several_rates_at_several_shapes(tmp_path):
-    available = figures._learning_rates(summary.load_summary(made_up_sweep.rates(tmp_path)))
+    available = figures._learning_rate_figures(summary.load_summary(made_up_sweep.rates(tmp_path)))
     assert list(available) == ["rates_by_width", "rates_by_depth"]
     assert len(available["rates_by_depth"].draw().axes) == 2
-    assert not figures._learning_rates(summary.load_summary(made_up_sweep.sweep(tmp_path)))
+    sweep = summary.load_summary(made_up_sweep.sweep(tmp_path))
+    assert not figures._learning_rate_figures(sweep)
 
 
 def test_rate_figures_of_no_runs_can_be_drawn():

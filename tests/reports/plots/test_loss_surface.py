@@ -7,13 +7,14 @@ import pytest
 from matplotlib.colors import to_hex
 
 from lm.laws.forms import compute_optimal, isoflop, power_laws
-from lm.reports.plots import loss_surface, scaling, style
+from lm.reports.plots import loss_surface, style
 
-FLOOR, A, ALPHA, B, BETA = 0.9, 30.0, 0.35, 120.0, 0.37
+E, A, ALPHA, B, BETA = 0.9, 30.0, 0.35, 120.0, 0.37
 
 
-def per_token(n):
-    return 6 * n + 6 * 256 * np.sqrt(n / 24)  # small models pay for their vocabulary
+def flops_per_token(n):
+    """Return the FLOPs of a size with an output layer of 256 tokens."""
+    return 6 * n + 6 * 256 * np.sqrt(n / 24)
 
 
 def runs() -> list[dict]:
@@ -21,15 +22,16 @@ def runs() -> list[dict]:
     rows = []
     for n in (1e4, 3e4, 1e5, 3e5, 1e6):
         for c in (1e12, 4e12, 1.6e13):
-            d = c / per_token(n)
+            d = c / flops_per_token(n)
             row = {"name": f"x/{style.format_si(n)}-{c:g}", "status": "done", "eval.loss_se": 0.006}
             row |= {"params.non_embedding": n, "tokens": d, "flops": c}
-            rows.append(row | {"eval.loss": FLOOR + A * n**-ALPHA + B * d**-BETA})
+            rows.append(row | {"eval.loss": E + A * n**-ALPHA + B * d**-BETA})
     return rows
 
 
 @pytest.fixture(scope="module")
 def toy():
+    """Return noisy runs, their L(N, D) and their isoFLOP law."""
     rows = runs()
     noisy = [
         row | {"eval.loss": row["eval.loss"] * (1 + 0.003 * noise)}
@@ -38,18 +40,19 @@ def toy():
     return noisy, power_laws.chinchilla(noisy, bootstrap=100), isoflop.isoflop(noisy, bootstrap=100)
 
 
-def every_figure(toy, theme=scaling.LIGHT):
-    rows, joint, isoflop = toy
+def every_figure(toy, theme=style.LIGHT):
+    """Return {name: figure} of all figures of size and tokens."""
+    rows, joint, isoflop_law = toy
     return {
         "tokens": loss_surface.loss_vs_tokens(rows, joint, theme=theme),
         "frontier": loss_surface.compute_optimal_frontier(rows, {}, joint, theme=theme),
         "contour": loss_surface.loss_contours(rows, joint, theme=theme),
-        "isoflop": loss_surface.isoflop_parabolas(rows, isoflop, theme=theme),
-        "best": loss_surface.optimal_size(rows, isoflop, joint, theme=theme),
+        "isoflop": loss_surface.isoflop_parabolas(rows, isoflop_law, theme=theme),
+        "best": loss_surface.optimal_size(rows, isoflop_law, joint, theme=theme),
     }
 
 
-@pytest.mark.parametrize("theme", [scaling.LIGHT, scaling.DARK])
+@pytest.mark.parametrize("theme", [style.LIGHT, style.DARK])
 def test_every_figure_states_n_and_has_log_axes(toy, theme):
     for name, figure in every_figure(toy, theme).items():
         axes = figure.axes[0]
@@ -60,42 +63,43 @@ def test_every_figure_states_n_and_has_log_axes(toy, theme):
 
 
 def test_every_color_has_a_counterpart_in_the_dark_theme(toy):
-    twins = style.dark_theme_map(toy[0])
+    dark_colors = style.dark_theme_map(toy[0])
     for name, figure in every_figure(toy).items():
         used = set(re.findall(r"var\(--c([0-9a-f]{6})", style.to_inline_svg(figure)[0]))
-        assert {f"#{item}" for item in used} <= set(twins), name
+        assert {f"#{code}" for code in used} <= set(dark_colors), name
 
 
-def test_frontier_is_below_every_run(toy):
-    rows, joint, _ = toy
+def test_frontier_is_below_every_run():
     exact = power_laws.chinchilla(runs(), bootstrap=0)
-    curve = loss_surface.compute_optimal_frontier(runs(), {}, exact).axes[0].get_lines()
-    line = next(item for item in curve if item.get_label() == "frontier of L(N, D)")
-    budgets, losses = (np.asarray(values, float) for values in line.get_data())
+    lines = loss_surface.compute_optimal_frontier(runs(), {}, exact).axes[0].get_lines()
+    frontier = next(line for line in lines if line.get_label() == "frontier of L(N, D)")
+    budgets, losses = (np.asarray(values, float) for values in frontier.get_data())
     for row in runs():
-        least = np.interp(row["flops"], budgets, losses)
-        assert least <= row["eval.loss"] * 1.001
+        least_loss = np.interp(row["flops"], budgets, losses)
+        assert least_loss <= row["eval.loss"] * 1.001
 
 
 def test_best_allocation_equals_a_fine_grid_search():
     fit = power_laws.chinchilla(runs(), bootstrap=0)
     n, d = compute_optimal.best_allocation_grid(fit, runs(), [4e12])
-    np.testing.assert_allclose(per_token(n) * d, 4e12, rtol=0.02)
+    np.testing.assert_allclose(flops_per_token(n) * d, 4e12, rtol=0.02)
     sizes = np.geomspace(1e4, 1e6, 2000)
-    losses = FLOOR + A * sizes**-ALPHA + B * (4e12 / per_token(sizes)) ** -BETA
+    losses = E + A * sizes**-ALPHA + B * (4e12 / flops_per_token(sizes)) ** -BETA
     np.testing.assert_allclose(n, sizes[losses.argmin()], rtol=0.1)
 
 
 def test_used_minima_are_diamonds_and_rejected_ones_crosses(toy):
     rows, _, _ = toy
-    cut = [row for row in rows if row["flops"] > 2e12 or row["params.non_embedding"] < 9e4]
-    extra = [
+    without_large = [
+        row for row in rows if row["flops"] > 2e12 or row["params.non_embedding"] < 9e4
+    ]
+    fourth_budget = [
         row | {"flops": 6.4e13, "name": row["name"] + "x", "eval.loss": row["eval.loss"] * 0.93}
         for row in rows
         if row["flops"] == 1.6e13
     ]
-    fit = isoflop.isoflop(cut + extra, bootstrap=50)
-    figure = loss_surface.isoflop_parabolas(cut + extra, fit)
+    fit = isoflop.isoflop(without_large + fourth_budget, bootstrap=50)
+    figure = loss_surface.isoflop_parabolas(without_large + fourth_budget, fit)
     markers = [line.get_marker() for line in figure.axes[0].get_lines()]
     used = [minimum.is_used for minimum in fit.budgets]
     assert markers.count("D") == sum(used)

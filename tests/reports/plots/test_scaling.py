@@ -7,6 +7,8 @@ import pytest
 from fixtures import made_up_sweep
 from matplotlib.colors import to_hex
 
+import lm
+from lm.config import schema
 from lm.laws.forms import power_laws
 from lm.reports import summary
 from lm.reports.plots import elements, scaling, style, task_accuracy
@@ -15,6 +17,7 @@ from lm.runs import records
 
 @pytest.fixture(scope="module")
 def toy(tmp_path_factory):
+    """Return rows, fit, prediction and metrics of a sweep with a diverged run."""
     status = {"60K": ("diverged", "loss is nan at step 7")}
     folder = made_up_sweep.sweep(tmp_path_factory.mktemp("runs"), status=status)
     rows = records.load_runs(folder)
@@ -23,7 +26,8 @@ def toy(tmp_path_factory):
     return rows, fit, records.read_json(folder / "prediction.json"), metrics
 
 
-def every_figure(toy, theme=scaling.LIGHT):
+def every_figure(toy, theme=style.LIGHT):
+    """Return {name: figure} of all figures against size and compute."""
     rows, fit, prediction, metrics = toy
     return {
         "params": scaling.loss_vs_parameters(rows, fit, prediction, theme=theme),
@@ -33,7 +37,7 @@ def every_figure(toy, theme=scaling.LIGHT):
         "curves": scaling.learning_curves(rows, metrics, theme=theme),
         "ability": task_accuracy.accuracy_vs_size(rows, theme=theme),
         "sources": scaling.loss_by_source(rows, theme=theme),
-        "predicted": scaling.predicted_against_measured(rows, fit, prediction, theme=theme),
+        "predicted": scaling.predicted_vs_measured(rows, fit, prediction, theme=theme),
         "mastered": task_accuracy.tasks_mastered(rows, theme=theme),
         "tasks": task_accuracy.task_curves(rows, theme=theme),
         "emergence": task_accuracy.emergence(rows, ["copy?length=4"], theme=theme),
@@ -41,15 +45,16 @@ def every_figure(toy, theme=scaling.LIGHT):
 
 
 def tips(figure) -> list[str]:
+    """Return the tooltips of a figure."""
     svg, _ = style.to_inline_svg(figure)
     return re.findall(r"<title>(.*?)</title>", svg)
 
 
-def line(axes, label):
+def line_with_label(axes, label):
     return next(artist for artist in axes.get_lines() if artist.get_label() == label)
 
 
-@pytest.mark.parametrize("theme", [scaling.LIGHT, scaling.DARK])
+@pytest.mark.parametrize("theme", [style.LIGHT, style.DARK])
 def test_every_figure_states_n_and_units_and_uses_its_theme(toy, theme):
     for name, figure in every_figure(toy, theme).items():
         axes = figure.axes[0]
@@ -70,19 +75,42 @@ def test_losses_have_log_axes(toy):
 def test_curve_is_the_law_and_band_is_its_interval(toy):
     rows, fit, prediction, _ = toy
     axes = scaling.loss_vs_parameters(rows, fit, prediction).axes[0]
-    xs, ys = map(np.asarray, line(axes, elements.format_formula(fit)).get_data())
+    xs, ys = map(np.asarray, line_with_label(axes, elements.format_formula(fit)).get_data())
     np.testing.assert_allclose(ys, fit.predict(xs).value)
-    names = [
-        row["name"] for row in rows if row["status"] == "done" and not row["is_prediction_target"]
-    ]
-    assert sorted(fit.data.names) == sorted(names)
-    seen = [row["params.non_embedding"] for row in rows if row["name"] in names]
-    assert min(seen) * 0.95 < min(xs) and max(xs) < max(seen) * 1.05  # solid only where it saw runs
+    fitted = [row for row in rows if row["status"] == "done" and not row["is_prediction_target"]]
+    assert sorted(fit.data.names) == sorted(row["name"] for row in fitted)
+    sizes = [row["params.non_embedding"] for row in fitted]  # the law is solid in their range
+    assert min(sizes) * 0.95 < min(xs) and max(xs) < max(sizes) * 1.05
     band = next(artist for artist in axes.collections if "95% interval" in str(artist.get_label()))
     corners = np.asarray(band.get_paths()[0].vertices)
     for x in xs[::20]:
-        limits, edge = fit.predict(x, noise=False), corners[np.isclose(corners[:, 0], x), 1]
-        np.testing.assert_allclose([edge.min(), edge.max()], [limits.lo, limits.hi])
+        interval, edges = fit.predict(x, noise=False), corners[np.isclose(corners[:, 0], x), 1]
+        np.testing.assert_allclose([edges.min(), edges.max()], [interval.lo, interval.hi])
+
+
+def test_example_of_the_facade_works_for_an_unfinished_sweep(tmp_path):
+    status = {"60K": ("running", ""), "120K": ("failed", "disk is full")}
+    folder = made_up_sweep.sweep(tmp_path, status=status, missing=("1.6M",), predict=False)
+    records.write_json(folder / "new" / "config.json", schema.to_dict(schema.Run(name="toy/new")))
+    runs = lm.load_runs(str(folder))
+    fit = lm.laws.power(runs, x="params.non_embedding", y="eval.loss")
+    figure = lm.plots.loss_vs_parameters(runs, fit)
+    figure.draw_without_rendering()
+    assert "n = 3 runs in the fit, of 3 finished" in figure.get_supxlabel()
+
+
+def test_law_of_other_runs_can_be_drawn(toy):
+    rows, fit, _, _ = toy
+    for runs in ([], [row | {"name": f"other/{i}"} for i, row in enumerate(rows)]):
+        scaling.loss_vs_parameters(runs, fit).draw_without_rendering()
+
+
+def test_law_of_other_columns_is_refused(toy):
+    rows, fit, _, _ = toy
+    with pytest.raises(ValueError, match="fit is a law of flops for eval.loss"):
+        scaling.loss_vs_parameters(rows, power_laws.power(rows, "flops", bootstrap=0))
+    with pytest.raises(ValueError, match="but the plot shows eval.bits_per_byte against params"):
+        scaling.loss_vs_parameters(rows, fit, y="eval.bits_per_byte")
 
 
 def test_wide_interval_does_not_compress_the_runs(toy):
@@ -102,11 +130,9 @@ def test_diverged_run_has_a_curve_but_no_point(toy):
 def test_target_shows_predicted_and_measured_loss(toy):
     rows, fit, prediction, _ = toy
     tooltips = tips(scaling.loss_vs_parameters(rows, fit, prediction))
-    labels = (
-        f"predicted {prediction['value']:#.4g} [{prediction['lo']:#.4g}, {prediction['hi']:#.4g}]"
-    )
+    value, lo, hi = (f"{prediction[key]:#.4g}" for key in ("value", "lo", "hi"))
     measured = next(row["eval.loss"] for row in rows if row["is_prediction_target"])
-    assert tooltips.count(labels) == 2  # on the curve and in the inset
+    assert tooltips.count(f"predicted {value} [{lo}, {hi}]") == 2  # on the curve and in the inset
     assert f"measured {measured:#.4g}" in tooltips
 
 
@@ -119,16 +145,15 @@ def test_target_is_drawn_before_it_starts(toy):
 
 
 def test_size_has_one_color_in_every_figure(toy):
-    colour = style.size_colors(toy[0])["toy/700K"]
+    color = style.size_colors(toy[0])["toy/700K"]
     figures = every_figure(toy)
     for name in ("params", "compute", "ability", "sources", "predicted"):
         lines = [artist for axes in figures[name].axes for artist in axes.get_lines()]
-        marked = [artist for artist in lines if str(artist.get_gid()).startswith("tip:700K:")]
-        assert {artist.get_markerfacecolor() for artist in marked} == {colour}, name
-    curve = next(
-        x for x in figures["curves"].axes[0].get_lines() if x.get_gid() == "tip:700K, done"
-    )
-    assert curve.get_color() == colour
+        markers = [artist for artist in lines if str(artist.get_gid()).startswith("tip:700K:")]
+        assert {artist.get_markerfacecolor() for artist in markers} == {color}, name
+    curves = figures["curves"].axes[0].get_lines()
+    curve = next(artist for artist in curves if artist.get_gid() == "tip:700K, done")
+    assert curve.get_color() == color
 
 
 def test_open_markers_are_runs_outside_the_fit(toy):
@@ -136,12 +161,12 @@ def test_open_markers_are_runs_outside_the_fit(toy):
     fit = power_laws.power([row for row in rows if row["name"] not in ("toy/30K", "toy/1.6M")])
     axes = scaling.loss_vs_parameters(rows, fit).axes[0]
     faces = {
-        str(li.get_gid()).split(":")[1]: li.get_markerfacecolor()
-        for li in axes.get_lines()
-        if li.get_gid()
+        str(artist.get_gid()).split(":")[1]: artist.get_markerfacecolor()
+        for artist in axes.get_lines()
+        if artist.get_gid()
     }
-    is_open = {name for name, face in faces.items() if face == scaling.LIGHT["paper"]}
-    assert is_open == {"30K", "1.6M"}
+    open_names = {name for name, face in faces.items() if face == style.LIGHT["paper"]}
+    assert open_names == {"30K", "1.6M"}
 
 
 def test_scaling_figures_of_no_runs_can_be_drawn():
@@ -178,7 +203,7 @@ def test_emergence_plots_power_of_p_beside_exact_match(toy):
     np.testing.assert_allclose(power / 100, sorted(exact))
 
 
-def test_solved_tasks_are_counted_among_all_evaluated_tasks(toy):
+def test_mastered_tasks_are_counted_among_evaluated_tasks(toy):
     axes = task_accuracy.tasks_mastered(toy[0]).axes[0]
     assert axes.get_ylabel() == "Tasks, of 3"
     lines = [artist for artist in axes.get_lines() if len(artist.get_xdata()) > 1]
@@ -220,34 +245,32 @@ def test_figures_against_size_use_one_token_budget_and_no_trunks(ladder):
     assert {row["name"].rpartition("-")[2] for row in selection.rows} == {"2M"}
     assert len(selection.rows) == 7
     assert elements.budget_note(selection) == "Only runs on 2M tokens."
-    begun = [row for row in ladder if row["name"].endswith("1M") or "30K-" in row["name"]]
-    selection = records.largest_token_budget(begun)
+    incomplete = [row for row in ladder if row["name"].endswith("1M") or "30K-" in row["name"]]
+    selection = records.largest_token_budget(incomplete)
     assert len(selection.rows) == 7
-    assert elements.budget_note(selection) == "Of each size, only the runs with the most tokens."
-    alone = [row for row in ladder if row["name"].endswith("1M")]
-    selection = records.largest_token_budget(alone)
-    assert selection.rows == alone and elements.budget_note(selection) == ""
-    figures = (
+    note = "Only the runs of each size with the most tokens."
+    assert elements.budget_note(selection) == note
+    single_budget = [row for row in ladder if row["name"].endswith("1M")]
+    selection = records.largest_token_budget(single_budget)
+    assert selection.rows == single_budget and elements.budget_note(selection) == ""
+    plots = (
         task_accuracy.accuracy_vs_size,
         scaling.loss_by_source,
         task_accuracy.tasks_mastered,
         task_accuracy.task_curves,
     )
-    for draw in figures:
-        caption = draw(ladder).get_supxlabel()
+    for plot in plots:
+        caption = plot(ladder).get_supxlabel()
         assert "n = 7 runs" in caption and "Only runs on 2M tokens." in " ".join(caption.split())
 
 
 def test_line_passes_through_the_mean_of_seeds(ladder):
-    axes = task_accuracy.accuracy_vs_size(ladder).axes[0]
-    line = axes.get_lines()[0].get_ydata()
-    twins = [row["eval.completion"] for row in ladder if row["name"].startswith("ladder/60K")]
-    assert len(line) == 6
-    np.testing.assert_allclose(line[1], 100 * np.mean([twins[2], twins[5]]))
-    assert (
-        len([tip for tip in tips(task_accuracy.accuracy_vs_size(ladder)) if tip.startswith("60K")])
-        == 2
-    )
+    figure = task_accuracy.accuracy_vs_size(ladder)
+    means = figure.axes[0].get_lines()[0].get_ydata()
+    seeds = [row["eval.completion"] for row in ladder if row["name"].startswith("ladder/60K")]
+    assert len(means) == 6
+    np.testing.assert_allclose(means[1], 100 * np.mean([seeds[2], seeds[5]]))
+    assert len([tip for tip in tips(figure) if tip.startswith("60K")]) == 2
 
 
 def test_size_labels_omit_the_shared_suffix(ladder):
@@ -261,32 +284,30 @@ def test_longest_curve_of_each_size_is_labeled(ladder):
     metrics = {row["name"]: lines[: 3 if row["tokens"] < 2e6 else 5] for row in ladder}
     axes = scaling.learning_curves(ladder, metrics).axes[0]
     labels = [text.get_text() for text in axes.texts]
-    assert 1 <= len(labels) <= 6 and all(len(word.split("-")) <= 2 for word in labels)
+    assert 1 <= len(labels) <= 6 and all(len(label.split("-")) <= 2 for label in labels)
 
 
 def test_predictions_are_compared_on_the_fitted_token_budget(ladder):
     fit = power_laws.power(records.largest_token_budget(ladder).rows, bootstrap=200)
-    names = [
-        label.get_text()
-        for label in scaling.predicted_against_measured(ladder, fit).axes[0].get_yticklabels()
-    ]
+    axes = scaling.predicted_vs_measured(ladder, fit).axes[0]
+    names = [label.get_text() for label in axes.get_yticklabels()]
     assert len(names) == 7 and all(name.endswith("2M") for name in names)
 
 
 def test_file_sources_and_tasks_have_short_names():
-    named = elements.source_names([f"eval.loss.{source}" for source in SOURCES])
-    assert list(named.values()) == ["books", "code", "docs"]
-    alike = [f"eval.loss.text:{folder}/x.txt" for folder in "ab"]
-    assert list(elements.source_names(alike).values()) == ["text:a/x.txt", "text:b/x.txt"]
+    names = elements.source_names([f"eval.loss.{source}" for source in SOURCES])
+    assert list(names.values()) == ["books", "code", "docs"]
+    same_names = [f"eval.loss.text:{folder}/x.txt" for folder in "ab"]
+    assert list(elements.source_names(same_names).values()) == ["text:a/x.txt", "text:b/x.txt"]
     assert elements.task_name("file:/my/tasks/piqa?shots=2&n=100") == "piqa?shots=2"
     assert elements.task_name("copy?length=4&n=200") == "copy?length=4"
 
 
 def test_law_of_size_and_tokens_needs_three_budgets(ladder):
     assert "use at least three" in summary.fit_all_laws(ladder)["size and tokens"][1]
-    longer = [
+    third_budget = [
         row | {"tokens": 4e6, "eval.loss": row["eval.loss"] - 0.01, "name": row["name"] + "4"}
         for row in ladder
         if row["name"].endswith("2M")
     ]
-    assert summary.fit_all_laws([*ladder, *longer])["size and tokens"][0]
+    assert summary.fit_all_laws([*ladder, *third_budget])["size and tokens"][0]

@@ -16,21 +16,22 @@ ROWS = [
 ]
 
 
-def figure(caption_text="a name", tip="a tip"):
-    drawn, axes = style.new_figure("Title", "eval.loss", "nats")
+def toy_figure(label="a name", tip="a tip"):
+    """Return a figure with two markers that have a tooltip, a label and a caption."""
+    figure, axes = style.new_figure("Title", "eval.loss", "nats")
     axes.plot([1, 2], [3, 4], "o", color=style.LIGHT["accent"], gid=f"tip:{tip}")
-    style.annotate(axes, 1, 3, caption_text, style.LIGHT)
-    return style.finish_figure(drawn, axes, [f"n = 1 run of {caption_text}."])
+    style.annotate(axes, 1, 3, label, style.LIGHT)
+    return style.finish_figure(figure, axes, [f"n = 1 run of {label}."])
 
 
-def lightness(colour) -> float:
-    return sum(w * c for w, c in zip((0.299, 0.587, 0.114), to_rgb(colour), strict=True))
+def lightness(color) -> float:
+    return sum(w * c for w, c in zip((0.299, 0.587, 0.114), to_rgb(color), strict=True))
 
 
 def test_counts_have_three_digits_and_a_suffix():
     numbers = (0, 7, 999, 999.6, 12_345, 1e6, 2.5e9, 1e12, 3e17)
-    caption_text = ["0", "7", "999", "1K", "12.3K", "1M", "2.5B", "1T", "3·10¹⁷"]
-    assert [style.format_si(number) for number in numbers] == caption_text
+    texts = ["0", "7", "999", "1K", "12.3K", "1M", "2.5B", "1T", "3·10¹⁷"]
+    assert [style.format_si(number) for number in numbers] == texts
 
 
 def test_exponents_are_superscript_characters():
@@ -40,10 +41,10 @@ def test_exponents_are_superscript_characters():
 
 @pytest.mark.parametrize("theme", [style.LIGHT, style.DARK])
 def test_larger_sizes_have_lighter_colors(theme):
-    colours = style.size_colors(ROWS, theme)
-    assert lightness(colours["a/small"]) < lightness(colours["a/large"])
-    assert colours["a/small"] == colours["b/small"]
-    assert colours["a/unknown"] == theme["muted"]
+    colors = style.size_colors(ROWS, theme)
+    assert lightness(colors["a/small"]) < lightness(colors["a/large"])
+    assert colors["a/small"] == colors["b/small"]
+    assert colors["a/unknown"] == theme["muted"]
 
 
 @pytest.mark.parametrize("theme", [style.LIGHT, style.DARK])
@@ -56,18 +57,18 @@ def test_text_and_markers_contrast_with_the_paper(theme):
 @pytest.mark.parametrize("kind", ["png", "svg"])
 def test_saved_figure_has_metadata_and_reproducible_bytes(tmp_path, kind):
     meta = {"runs": {"a/<b>&\"c'": "0123"}, "fit": None}
-    first = style.save_figure(figure(), tmp_path / "x" / "first", meta)
-    second = style.save_figure(figure(), tmp_path / "second", meta)
+    first = style.save_figure(toy_figure(), tmp_path / "x" / "first", meta)
+    second = style.save_figure(toy_figure(), tmp_path / "second", meta)
     files = [next(p for p in paths if p.suffix == f".{kind}") for paths in (first, second)]
     assert style.read_figure_metadata(files[0]) == meta
     assert files[0].read_bytes() == files[1].read_bytes()
 
 
-def test_picture_without_metadata_is_named(tmp_path):
+def test_image_without_metadata_is_named(tmp_path):
     Image.new("RGB", (2, 2)).save(tmp_path / "foreign.png")
     (tmp_path / "foreign.svg").write_text("<svg></svg>")
     for name in ("foreign.png", "foreign.svg"):
-        with pytest.raises(ValueError, match=f"{name} holds no record"):
+        with pytest.raises(ValueError, match=f"{name} contains no metadata"):
             style.read_figure_metadata(tmp_path / name)
 
 
@@ -78,7 +79,7 @@ def test_data_hash_ignores_the_order_of_keys():
 
 def test_inline_figure_is_valid_xml_and_escapes_text():
     hostile = "<script>alert('1')</script> $x^ & \"--> ]]>"
-    svg, caption = style.to_inline_svg(figure(hostile, hostile))
+    svg, caption = style.to_inline_svg(toy_figure(hostile, hostile))
     root = ElementTree.fromstring(svg)
     texts = ["".join(element.itertext()) for element in root.iter() if element.tag.endswith("text")]
     titles = [element.text for element in root.iter() if element.tag.endswith("title")]
@@ -88,25 +89,26 @@ def test_inline_figure_is_valid_xml_and_escapes_text():
 
 
 def test_inline_figure_is_cropped_above_its_caption():
-    drawn = figure()
-    label = drawn.axes[0].xaxis.label.get_window_extent()
-    caption = drawn.supxlabel(drawn.get_supxlabel()).get_window_extent()
-    svg, _ = style.to_inline_svg(drawn)
-    box = ElementTree.fromstring(svg).attrib["viewBox"].split()
-    bottom = (drawn.bbox.height - float(box[3]) * drawn.dpi / 72, float(box[2]) * drawn.dpi / 72)
-    assert bottom == pytest.approx((caption.y1, drawn.bbox.width), abs=0.01)
-    assert label.y0 > bottom[0]
+    figure = toy_figure()
+    axis_label = figure.axes[0].xaxis.label.get_window_extent()
+    caption = figure.supxlabel(figure.get_supxlabel()).get_window_extent()
+    svg, _ = style.to_inline_svg(figure)
+    view_box = ElementTree.fromstring(svg).attrib["viewBox"].split()
+    width, height = (float(points) * figure.dpi / 72 for points in view_box[2:])
+    bottom = figure.bbox.height - height
+    assert (bottom, width) == pytest.approx((caption.y1, figure.bbox.width), abs=0.01)
+    assert axis_label.y0 > bottom
 
 
 def test_finished_figure_has_no_layout_engine():
-    assert figure().get_layout_engine() is None
+    assert toy_figure().get_layout_engine() is None
 
 
 def test_every_color_of_an_inline_figure_has_a_dark_value():
-    drawn = figure()
-    for colour in style.size_colors(ROWS).values():
-        drawn.axes[0].plot([1, 2], [3, 4], color=colour)
-    svg, _ = style.to_inline_svg(drawn)
+    figure = toy_figure()
+    for color in style.size_colors(ROWS).values():
+        figure.axes[0].plot([1, 2], [3, 4], color=color)
+    svg, _ = style.to_inline_svg(figure)
     assert ": #" not in svg
     used = {part[:6] for part in svg.split("var(--c")[1:]}
     assert used <= {light[1:] for light in style.dark_theme_map(ROWS)}
@@ -115,16 +117,15 @@ def test_every_color_of_an_inline_figure_has_a_dark_value():
 def test_overlapping_labels_are_separated():
     _, axes = style.new_figure("Title", "x", "y")
     axes.set(xscale="log", yscale="log", xlim=(1, 1e4), ylim=(1, 1e4))
-    lifts = style.label_offsets(
-        axes, [(100, 50), (100, 50.1), (100, 5000), (1, 50)], height=10, width=20
-    )
-    assert lifts[1] - lifts[0] == pytest.approx(10, abs=0.2)
-    assert lifts[2:] == [0, 0]
+    points = [(100, 50), (100, 50.1), (100, 5000), (1, 50)]
+    offsets = style.label_offsets(axes, points, height=10, width=20)
+    assert offsets[1] - offsets[0] == pytest.approx(10, abs=0.2)
+    assert offsets[2:] == [0, 0]
 
 
-def test_later_label_wins_over_an_overlapping_one():
-    drawn, axes = style.new_figure("Title", "x", "y")
-    for caption_text, x in (("small", 0.5), ("large", 0.501), ("far", 0.1)):
-        style.annotate(axes, x, 0.5, caption_text, style.LIGHT)
-    style.finish_figure(drawn, axes, [])
+def test_later_label_replaces_an_overlapping_label():
+    figure, axes = style.new_figure("Title", "x", "y")
+    for label, x in (("small", 0.5), ("large", 0.501), ("far", 0.1)):
+        style.annotate(axes, x, 0.5, label, style.LIGHT)
+    style.finish_figure(figure, axes, [])
     assert {text.get_text() for text in axes.texts} == {"large", "far"}
