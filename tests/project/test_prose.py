@@ -1,0 +1,217 @@
+"""Rules of language and structure that a script can check."""
+
+import ast
+import collections
+import io
+import json
+import pathlib
+import re
+import textwrap
+import tokenize
+
+import pytest
+
+from lm.config import schema
+
+ROOT = pathlib.Path(__file__).parents[2]
+FILES = sorted(p for top in ("lm", "experiments", "configs") for p in (ROOT / top).rglob("*.py"))
+TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in FILES}
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
+PAGES += [*ROOT.glob("experiments/*.md"), *ROOT.glob("configs/*.md")]
+NOTEBOOKS = sorted(ROOT.glob("notebooks/*.ipynb"))
+FORBIDDEN_OPENINGS = {"Of", "What", "Whether", "Those", "Where", "How"}
+CODE_START = re.compile(r"(import |from \S+ import |[\w.]+(, [\w.]+)* = |[\w.]+\(|with |for )")
+# Words of version 0.1 that have no meaning in this field. They may not return as names or messages.
+PRIVATE_TERMS = frozenset(
+    "foretell foretold beforehand doubt doubts said asked mine ours theirs anew rung rungs kin"
+    " mastery_share sift sifted exam sit lifeline lineage twins lifts speakers go_on ballot everyone"
+    " whoever alike dial dials knob knobs afresh luck lever trunkless wire wire_speed mirrors ledger"
+    " excerpt judged gains talk boxes dealt in_time swapped at_hand thrown_out passed_over"
+    " sayings spoken stands came awaited settle settled halve halving grown".split()
+)
+FILE_ENDINGS = {"py", "json", "jsonl", "md", "html", "csv", "bin", "model", "png", "svg", "txt", "sh"}
+
+
+def relative(path: pathlib.Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def docstring_nodes(tree: ast.Module):
+    """Yield the module and each class and function that has a docstring."""
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+            if ast.get_docstring(node):
+                yield node
+
+
+def identifiers(tree: ast.Module):
+    """Yield every name that the code binds or uses."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name):
+            yield node.id
+        elif isinstance(node, ast.arg):
+            yield node.arg
+        elif isinstance(node, ast.Attribute):
+            yield node.attr
+        elif isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            yield node.name
+
+
+def messages(tree: ast.Module):
+    """Yield every string constant that is not a docstring."""
+    docstrings = {id(node.body[0].value) for node in docstring_nodes(tree)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            if id(node) not in docstrings:
+                yield node.value
+
+
+def comments(path: pathlib.Path):
+    """Yield the comments of a file."""
+    tokens = tokenize.generate_tokens(io.StringIO(path.read_text(encoding="utf-8")).readline)
+    return [token.string for token in tokens if token.type == tokenize.COMMENT]
+
+
+@pytest.mark.parametrize("path", FILES, ids=relative)
+def test_docstrings_open_with_a_plain_word(path):
+    nodes = docstring_nodes(TREES[path])
+    first_words = {(ast.get_docstring(node) or "").split()[0] for node in nodes}
+    assert not first_words & FORBIDDEN_OPENINGS
+
+
+def test_every_file_has_a_docstring():
+    assert not [relative(path) for path, tree in TREES.items() if not ast.get_docstring(tree)]
+
+
+@pytest.mark.parametrize("path", FILES, ids=relative)
+def test_private_terms_are_not_used(path):
+    names = {name.lower().strip("_") for name in identifiers(TREES[path])}
+    words = {word.lower() for text in messages(TREES[path]) for word in re.findall(r"\w+", text)}
+    assert not names & PRIVATE_TERMS
+    assert not words & PRIVATE_TERMS
+
+
+def test_public_names_are_unique_in_a_package():
+    counts: dict[str, collections.Counter] = collections.defaultdict(collections.Counter)
+    for path, tree in TREES.items():
+        parts = path.relative_to(ROOT).parts
+        if parts[0] != "lm" or len(parts) < 3:
+            continue
+        for node in tree.body:
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_"):
+                counts[parts[1]][node.name] += 1
+    repeated = [f"{package}.{n}" for package, c in counts.items() for n, k in c.items() if k > 1]
+    assert not repeated
+
+
+def test_file_names_are_unique_in_lm():
+    names = collections.Counter(path.stem for path in FILES if path.is_relative_to(ROOT / "lm"))
+    del names["__init__"]
+    assert not [name for name, count in names.items() if count > 1]
+
+
+@pytest.mark.parametrize("path", FILES, ids=relative)
+def test_files_and_functions_are_short(path):
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 400
+    for node in ast.walk(TREES[path]):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            assert (node.end_lineno or 0) - node.lineno < 60, node.name
+
+
+@pytest.mark.parametrize("path", FILES, ids=relative)
+def test_imports_have_no_alias(path):
+    for node in ast.walk(TREES[path]):
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            aliases = {(name.name, name.asname) for name in node.names if name.asname}
+            assert aliases <= {("numpy", "np"), ("jax.numpy", "jnp"), ("write_report", "report")}
+
+
+def test_readme_is_short():
+    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    assert len(lines) <= 180
+    assert not [line for line in lines if len(line) > 120]
+
+
+# --- References in prose ---
+
+
+def module_names() -> dict[str, set[str]]:
+    """Return the names that each file of lm defines or imports, by the name of the file."""
+    names: dict[str, set[str]] = {}
+    for path, tree in TREES.items():
+        if not path.is_relative_to(ROOT / "lm"):
+            continue
+        module = path.parent.name if path.stem == "__init__" else path.stem
+        defined = names.setdefault(module, set())
+        for node in tree.body:
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+                defined.add(node.name)
+            elif isinstance(node, (ast.Import, ast.ImportFrom)):
+                defined |= {alias.asname or alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, (ast.Assign, ast.AnnAssign)):
+                targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+                defined |= {n.id for t in targets for n in ast.walk(t) if isinstance(n, ast.Name)}
+        if path.stem == "__init__":
+            defined |= {p.stem for p in path.parent.iterdir()}
+    return names
+
+
+NAMES = module_names()
+CONFIG_FIELDS = set(schema.flatten(schema.Run()))
+REFERENCE = re.compile(r"(?<![\w./-])([a-z_]+)\.([A-Za-z_]\w*)")
+PATH = re.compile(r"(?<![\w/.*-])((?:lm|tests|experiments|configs|notebooks)/[\w/.-]*\w)")
+
+
+def unresolved(text: str) -> list[str]:
+    """Return the references module.name, and paths of the repository, that do not exist."""
+    missing = []
+    for module, name in REFERENCE.findall(text):
+        reference = f"{module}.{name}"
+        is_config = any(f"{field}.".startswith(f"{reference}.") for field in CONFIG_FIELDS)
+        if module in NAMES and name not in NAMES[module] | FILE_ENDINGS and not is_config:
+            missing.append(reference)
+    missing += [path for path in PATH.findall(text) if not (ROOT / path).exists()]
+    return missing
+
+
+# Words before a dot that are a variable, a column or a config group in prose, not a module.
+VARIABLES = {"fit", "run", "data", "model", "optim", "eval", "step", "sweep", "report", "runs", "laws"}
+
+
+@pytest.mark.parametrize("path", FILES, ids=relative)
+def test_references_in_docstrings_and_comments_exist(path):
+    texts = [ast.get_docstring(node) or "" for node in docstring_nodes(TREES[path])]
+    missing = [r for text in [*texts, *comments(path)] for r in unresolved(text)]
+    assert not [r for r in missing if r.split(".")[0] not in VARIABLES]
+
+
+@pytest.mark.parametrize("path", PAGES, ids=relative)
+def test_references_in_pages_exist(path):
+    text = re.sub(r"```.*?```", "", path.read_text(encoding="utf-8"), flags=re.DOTALL)
+    if path.name == "CHANGELOG.md":  # it names what was removed
+        text = "\n".join(PATH.findall(text))
+    quoted = "\n".join(re.findall(r"`([^`]*)`", text)) + "\n" + "\n".join(PATH.findall(text))
+    assert not [r for r in unresolved(quoted) if r.split(".")[0] not in VARIABLES]
+
+
+@pytest.mark.parametrize("path", FILES, ids=relative)
+def test_code_in_docstrings_compiles(path):
+    for node in docstring_nodes(TREES[path]):
+        text = ast.get_docstring(node) or ""
+        for block in re.findall(r"(?:^(?: {4}.*)?\n)+|(?:^ {4}.*(?:\n|\Z))+", text + "\n", re.MULTILINE):
+            code = textwrap.dedent(block).strip("\n")
+            if CODE_START.match(code):
+                ast.parse(code)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=relative)
+def test_notebooks_name_existing_modules(path):
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    code = "".join("".join(c["source"]) + "\n" for c in cells if c["cell_type"] == "code")
+    code = re.sub(r"^%.*$", "", code, flags=re.MULTILINE)
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "lm":
+            package = ROOT / (node.module or "").replace(".", "/")
+            for alias in node.names:
+                is_module = (package / f"{alias.name}.py").exists() or (package / alias.name).is_dir()
+                assert is_module or alias.name in NAMES[package.name], alias.name
