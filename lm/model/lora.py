@@ -85,8 +85,8 @@ def _add_adapters(weights: dict, adapters: dict, scale: float) -> dict:
 def _low_rank_product(shape: tuple[int, ...], a: jax.Array, b: jax.Array) -> jax.Array:
     """Return the product A B of each stacked matrix, in the shape of W.
 
-    The first n axes of W are stacked. Array a has n + inner + 1 axes, b has n + 1 + outer axes, and
-    W has n + inner + outer axes.
+    The first n axes of W are stacked. A has n + inner + 1 axes, and B has n + 1 + outer axes. W has
+    n + inner + outer axes.
     """
     rank, stacked = a.shape[-1], shape[: a.ndim + b.ndim - 2 - len(shape)]
     flat = a.reshape(*stacked, -1, rank) @ b.reshape(*stacked, rank, -1)
