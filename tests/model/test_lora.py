@@ -52,7 +52,7 @@ def test_a_name_of_nothing_and_a_freeze_of_everything_are_refused():
         keep("embed,blocks,norm,head")
     with pytest.raises(ValueError, match="model.lora_on='vocabulary' must name one of .*heads"):
         keep(lora_rank=2, lora_on="vocabulary")
-    with pytest.raises(ValueError, match="model.lora_rank=4 needs the trained weights .*: set start"):
+    with pytest.raises(ValueError, match="model.lora_rank=4 needs .*: set start.run"):
         validation.validate_run(schema.Run(model=schema.Model(lora_rank=4)))
 
 
