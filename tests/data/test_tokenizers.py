@@ -157,9 +157,12 @@ def test_bpe_depends_on_its_texts():
 
 
 def published_tokenizer(
-    tmp_path: Path, normalizer: normalizers.Normalizer | None = None, **special: int
+    tmp_path: Path,
+    normalizer: normalizers.Normalizer | None = None,
+    special_tokens: dict[str, int] | None = None,
 ) -> tokenizers.Tokenizer:
     """Open a tokenizer.json in the style of published ones: a word list, U+2581 for spaces."""
+    special = special_tokens or {}
     vocab = {"[UNK]": 0, "\u2581the": 1, "\u2581cat": 2, "\u2581": 3, "s": 4} | special
     inner = Tokenizer(models.WordLevel(vocab, unk_token="[UNK]"))
     inner.pre_tokenizer = pre_tokenizers.Metaspace()
@@ -172,7 +175,7 @@ def published_tokenizer(
 
 
 def test_published_tokenizer_uses_its_own_end_token(tmp_path):
-    tokenizer = published_tokenizer(tmp_path, **{"</s>": 5})
+    tokenizer = published_tokenizer(tmp_path, special_tokens={"</s>": 5})
     assert tokenizer.end == 5 and tokenizer.vocab_size == 6
     assert 5 not in tokenizer.encode("the</s>cat")
 
