@@ -213,7 +213,7 @@ def ready(runs: list[schema.Run], retries: int, since: float) -> Iterator[schema
 
 
 def _validate_names(runs: list[schema.Run]) -> None:
-    """Raises ValueError for an empty sweep, a name that is not SWEEP/RUN, or a duplicate name."""
+    """Check that a sweep has runs with unique names SWEEP/RUN. Raises ValueError otherwise."""
     if not runs:
         raise ValueError("the sweep has no runs. get_sweep must yield at least one run.")
     sweep_folder(runs)
