@@ -179,7 +179,10 @@ def _describe_flag(flag: flags.Flag) -> str:
 
 
 def _check_config_flags(arguments: list[str]) -> None:
-    """Raise ValueError for an unknown field in --config.FIELD=VALUE, or a missing config file."""
+    """Check that the config file and the fields of --config.FIELD=VALUE exist.
+
+    Raises ValueError with the most similar fields, or with the name of the missing file.
+    """
     known_fields = list(schema.field_types(schema.Run))
     for argument in arguments:
         name, has_value, value = argument.lstrip("-").partition("=")

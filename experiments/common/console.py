@@ -5,6 +5,7 @@ import time
 from rich.console import Console, Group
 from rich.live import Live
 from rich.markup import escape
+from rich.padding import Padding
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -93,7 +94,7 @@ def status_view(runs: list[dict], progress: dict) -> Group:
     if progress["device_hours_left"] is not None:
         totals.append(f"device-hours left: {progress['device_hours_left']:.2f}")
     bar = ProgressBar(total=1.0, completed=progress["share"], width=60)
-    return Group(_grid(lines), bar, *totals)
+    return Group(_grid(lines), Padding(bar, 0), *totals)  # Padding ends the line of the bar
 
 
 def _format_optional(value, template: str) -> str:

@@ -81,7 +81,7 @@ def branch_agreement(
     n_independent, difference, lo, hi and agrees. difference: log loss of the branch minus the mean
     log loss of the independent runs. lo, hi: interval of this difference for one more independent
     run, by Student's t with a standard deviation over seeds pooled over all budgets. tolerance:
-    relative difference up to which budgets are equal. Raise ValueError if no branch has two
+    relative difference up to which budgets are equal. Raises ValueError if no branch has two
     independent runs.
     """
     branches, independent = _split_rows(rows, y)

@@ -74,7 +74,7 @@ def max_epochs_by_source(runs: list[schema.Run]) -> dict[str, float]:
 def sweep_folder(runs: list[schema.Run]) -> Path:
     """Return the common folder DIR/SWEEP of runs that are named SWEEP/RUN.
 
-    Raise ValueError if a name has another form or if the runs have different folders.
+    Raises ValueError if a name has another form or if the runs have different folders.
     """
     folders = {
         str(filesystem.open_path(run.dir) / run.name.split("/")[0])
@@ -127,7 +127,7 @@ def pending(runs: list[schema.Run]) -> list[schema.Run]:
 def topological_order(runs: list[schema.Run]) -> list[schema.Run]:
     """Return the runs with each parent run before its children.
 
-    The predicted run and its related runs come last. Raise ValueError for circular parents.
+    The predicted run and its related runs come last. Raises ValueError for circular parents.
     """
     by_name = {run.name: run for run in runs}
     related = prediction.related_runs(runs)
@@ -213,7 +213,7 @@ def ready(runs: list[schema.Run], retries: int, since: float) -> Iterator[schema
 
 
 def _validate_names(runs: list[schema.Run]) -> None:
-    """Raise ValueError for an empty sweep, a name that is not SWEEP/RUN, or a duplicate name."""
+    """Check that a sweep has runs with unique names SWEEP/RUN. Raises ValueError otherwise."""
     if not runs:
         raise ValueError("the sweep has no runs. get_sweep must yield at least one run.")
     sweep_folder(runs)
@@ -233,7 +233,7 @@ def _parent(run: schema.Run, by_name: dict[str, schema.Run]) -> schema.Run:
 def _ancestors(run: schema.Run, by_name: dict[str, schema.Run]) -> list[schema.Run]:
     """Return the run and its ancestors in the sweep, oldest first.
 
-    Raise ValueError if a run is its own ancestor.
+    Raises ValueError if a run is its own ancestor.
     """
     lineage = [run]
     while lineage[-1].start.run in by_name:

@@ -158,8 +158,8 @@ def combine_estimates(
         "network": best.network_seconds if over == 0 else estimate.network_seconds,
     }
     bound = max(seconds, key=lambda resource: seconds[resource])
-    cost = estimate_cost(run, target.peak(run.model.dtype), target.platform)
-    step_seconds = max(cost["seconds"] / run.steps, seconds[bound])
+    expected = estimate_cost(run, target.peak(run.model.dtype), target.platform)
+    step_seconds = max(expected["seconds"] / run.steps, seconds[bound])
     hours = step_seconds * run.steps / 3600
     return {
         "name": run.name,
