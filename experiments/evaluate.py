@@ -44,7 +44,9 @@ def main() -> int:
     program, state = loaded_model.restore_model(run, _STEP.value)
     text = dataset.open_dataset(run.data, run.seed, console.preparing)
     if task_list:
-        _evaluate_tasks(run, program, state, text, task_list)
+        row = _evaluate_tasks(run, program, state, text, task_list)
+        if _KEEP.value:
+            records.extend_evals(_RUN.value, int(state["step"]), row)
         return 0
     with jax.set_mesh(program.mesh):
         row = heldout.evaluate_heldout(run, program.mesh, program.score, state["params"], text)
@@ -52,12 +54,11 @@ def main() -> int:
     return 0
 
 
-def _evaluate_tasks(run, program, state: dict, text, task_list: list) -> None:
-    """Evaluate tasks, print the results, and add them to the records of the run with --keep."""
+def _evaluate_tasks(run, program, state: dict, text, task_list: list) -> dict[str, float]:
+    """Evaluate tasks, print the results, and return them as columns of a record."""
     import jax
 
     from lm.evaluation import contamination, task_eval
-    from lm.runs import records
 
     with jax.set_mesh(program.mesh):
         results = task_eval.evaluate_tasks(
@@ -72,10 +73,7 @@ def _evaluate_tasks(run, program, state: dict, text, task_list: list) -> None:
             f" {n_words} words share {n_words} consecutive words with the training text"
         )
         results[name] |= {key: {"value": n} for key, n in counts.items()}
-    if _KEEP.value:
-        records.extend_evals(
-            records.run_dir(run), int(state["step"]), task_eval.to_columns(results)
-        )
+    return task_eval.to_columns(results)
 
 
 if __name__ == "__main__":
