@@ -265,7 +265,7 @@ def _excluded_runs(sweep: summary.SweepSummary) -> Markup:
 def _reason_outside_fit(sweep: summary.SweepSummary, row: dict) -> str:
     """Return the reason why a finished run is not in the law."""
     if row not in sweep.without_trunks:
-        return "a trunk run: see its cooldown branches"
+        return "trunk run, represented by its cooldown branches"
     fitted = [r for r in sweep.rows if elements.is_in_fit(r, sweep.fit)]
     budgets = {style.format_si(r[records.TOKENS]) for r in fitted}
     tokens = row.get(records.TOKENS)
