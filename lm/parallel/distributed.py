@@ -321,11 +321,6 @@ def fail_together(folders: list[Path], *shared: type[BaseException]) -> Iterator
         _exit(status)
 
 
-def register_exit_hook(hooks: list[Callable[[int], None]]) -> None:
-    """Append `exit_process` to the functions that a failed command calls with its exit status."""
-    hooks.append(exit_process)
-
-
 def exit_process(status: int) -> None:
     """End one of several processes without waiting for the others.
 

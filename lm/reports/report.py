@@ -14,7 +14,6 @@ from lm.reports.plots import style
 from lm.runs import provenance, records
 
 # experiments/sweep.py prints these results after the page is written.
-load, headline, table = summary.load_summary, summary.headline, summary.summary_table
 
 
 def write_report(sweep_dir: str | Path, refresh: float = 0.0) -> Path:

@@ -68,14 +68,14 @@ def _check_target(path: Path, archive_dir: Path) -> None:
     source, target = Path(path).absolute(), Path(archive_dir).absolute()
     if source == target or source in target.parents or target in source.parents:
         raise ValueError(
-            f"--keep={archive_dir} must be outside the sweep directory {path} and must not contain"
-            " it. Pass another folder."
+            f"--archive_to={archive_dir} must be outside the sweep directory {path} and must not"
+            " contain it. Pass another folder."
         )
     files = _archived_files(archive_dir)
     others = [name for name in files if Path(name).name not in SWEEP_FILES + RUN_FILES]
     if others:
         raise ValueError(
-            f"--keep={archive_dir} contains {others[0]}, which is not a sweep record."
+            f"--archive_to={archive_dir} contains {others[0]}, which is not a sweep record."
             " Pass a new or empty folder."
         )
 

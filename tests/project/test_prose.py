@@ -29,7 +29,20 @@ PRIVATE_TERMS = frozenset(
     " excerpt judged gains talk boxes dealt in_time swapped at_hand thrown_out passed_over"
     " sayings spoken stands came awaited settle settled halve halving grown".split()
 )
-FILE_ENDINGS = {"py", "json", "jsonl", "md", "html", "csv", "bin", "model", "png", "svg", "txt", "sh"}
+FILE_ENDINGS = {
+    "py",
+    "json",
+    "jsonl",
+    "md",
+    "html",
+    "csv",
+    "bin",
+    "model",
+    "png",
+    "svg",
+    "txt",
+    "sh",
+}
 
 
 def relative(path: pathlib.Path) -> str:
@@ -175,7 +188,19 @@ def unresolved(text: str) -> list[str]:
 
 
 # Words before a dot that are a variable, a column or a config group in prose, not a module.
-VARIABLES = {"fit", "run", "data", "model", "optim", "eval", "step", "sweep", "report", "runs", "laws"}
+VARIABLES = {
+    "fit",
+    "run",
+    "data",
+    "model",
+    "optim",
+    "eval",
+    "step",
+    "sweep",
+    "report",
+    "runs",
+    "laws",
+}
 
 
 @pytest.mark.parametrize("path", FILES, ids=relative)
@@ -198,7 +223,9 @@ def test_references_in_pages_exist(path):
 def test_code_in_docstrings_compiles(path):
     for node in docstring_nodes(TREES[path]):
         text = ast.get_docstring(node) or ""
-        for block in re.findall(r"(?:^(?: {4}.*)?\n)+|(?:^ {4}.*(?:\n|\Z))+", text + "\n", re.MULTILINE):
+        for block in re.findall(
+            r"(?:^(?: {4}.*)?\n)+|(?:^ {4}.*(?:\n|\Z))+", text + "\n", re.MULTILINE
+        ):
             code = textwrap.dedent(block).strip("\n")
             if CODE_START.match(code):
                 ast.parse(code)
@@ -213,5 +240,7 @@ def test_notebooks_name_existing_modules(path):
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "lm":
             package = ROOT / (node.module or "").replace(".", "/")
             for alias in node.names:
-                is_module = (package / f"{alias.name}.py").exists() or (package / alias.name).is_dir()
+                is_module = (package / f"{alias.name}.py").exists() or (
+                    package / alias.name
+                ).is_dir()
                 assert is_module or alias.name in NAMES[package.name], alias.name

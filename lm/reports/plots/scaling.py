@@ -17,8 +17,6 @@ from matplotlib.figure import Figure
 from lm.reports.plots import elements, style
 from lm.runs import records
 
-save = style.save_figure  # experiments/coordinate_check.py saves its figure with this name
-
 
 def loss_vs_parameters(
     rows, fit=None, prediction=None, x=records.N_PARAMS, y=records.LOSS, theme=style.LIGHT
