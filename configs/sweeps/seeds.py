@@ -2,7 +2,7 @@
 
     uv run python -m experiments.sweep --sweep=configs/sweeps/seeds.py
     uv run python -m experiments.sweep --sweep=configs/sweeps/seeds.py:10
-    uv run python -m experiments.sweep --sweep=configs/sweeps/seeds.py --max_vmapped=5    # one program
+    uv run python -m experiments.sweep --sweep=configs/sweeps/seeds.py --max_vmapped=5 # one program
 
 A seed determines the initial weights and the order of the text. A difference between runs of other
 sweeps means something only if it is larger than the differences between these seeds. Laws estimate

@@ -1,8 +1,8 @@
 """Runs of several processes: start, collective decisions, detection of dead processes.
 
-    initialize_processes("10.0.0.1:1234", 2, 0)          before the first use of a device
-    plan = run_on_primary(make_plan)                     computed by process 0, returned in all
-    reason = first_error(reason)                         the first error of any process, in all
+    initialize_processes("10.0.0.1:1234", 2, 0)          # before the first use of a device
+    plan = run_on_primary(make_plan)                     # computed by process 0, returned in all
+    reason = first_error(reason)                         # the first error of any process, in all
 
 In a single process these functions have no effect. Process 0, the primary, writes the records
 (lm/runs/records.py). Each decision that changes the control flow is made by the primary, or from

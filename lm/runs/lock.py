@@ -1,6 +1,6 @@
 """Lock of a run directory: at most one process trains a run.
 
-    with RunLock(folder):        raises RunLocked if another process trains the run
+    with RunLock(folder):        # raises RunLocked if another process trains the run
         ...
 
 A process that wants to train a run writes a lock file, lock-PID-RANDOM, into its folder and then
