@@ -16,8 +16,8 @@
     lm.train(run)
     lm.report("runs/quickstart")                     # writes report.html
 
-The names below are imported on first use. The packages, in import order: config, runs, data,
-parallel, model, evaluation, training, laws, reports, sweeps.
+The public names are in `__all__` and are imported on first use. The packages, in import order:
+config, runs, data, parallel, model, evaluation, training, laws, reports, sweeps.
 """
 
 import importlib

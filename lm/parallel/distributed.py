@@ -9,10 +9,10 @@ In a single process these functions have no effect. Process 0, the primary, writ
 the values of all processes. An exception in one process ends it, and then the others: see
 `fail_together`.
 
-Every other process has an open TCP connection to the primary, because the kernel closes the
-connections of a killed process. The primary then ends at once, which ends all others. A process
-that ends normally sends a byte before. A machine that loses power closes no connection; JAX's
-heartbeats detect its death later.
+Every other process has an open TCP connection to the primary. The kernel closes the connection of a
+killed process; the primary then ends at once, and its end ends all others. A process that ends
+normally sends a byte before its connection closes. A machine that loses power closes no connection;
+JAX's heartbeats detect its death later.
 """
 
 import atexit
