@@ -80,7 +80,8 @@ def identifiers(tree: ast.Module):
 
 def messages(tree: ast.Module):
     """Yield every string constant that is not a docstring."""
-    docstrings = {id(node.body[0].value) for node in docstring_nodes(tree)}
+    first_statements = [node.body[0] for node in docstring_nodes(tree)]
+    docstrings = {id(first.value) for first in first_statements if isinstance(first, ast.Expr)}
     for node in ast.walk(tree):
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
             if id(node) not in docstrings:
