@@ -41,20 +41,20 @@ def write_dataset(
     Each example has the features text and name. Raises ValueError if the dataset exists, or if TFDS
     does not allow its name.
     """
-    import tensorflow_datasets as tfds
+    import tensorflow_datasets
 
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
         raise ValueError(
             f"--name={name!r} is not a dataset name: use a-z, 0-9 and _, starting with a letter"
         )
 
-    class Documents(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-        VERSION = tfds.core.Version("1.0.0")
+    class Documents(tensorflow_datasets.core.GeneratorBasedBuilder, skip_registration=True):
+        VERSION = tensorflow_datasets.core.Version("1.0.0")
 
         def _info(self):
-            text = tfds.features.Text()
-            features = tfds.features.FeaturesDict({"text": text, "name": text})
-            return tfds.core.DatasetInfo(
+            text = tensorflow_datasets.features.Text()
+            features = tensorflow_datasets.features.FeaturesDict({"text": text, "name": text})
+            return tensorflow_datasets.core.DatasetInfo(
                 builder=self, description="Documents of text.", features=features
             )
 

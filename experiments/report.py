@@ -4,8 +4,8 @@
     uv run python -m experiments.report --dir=runs/quickstart --watch      # until all runs ended
     uv run python -m experiments.report --dir=runs/quickstart \\
         --verify=runs/quickstart/figures/loss.png
-    uv run python -m experiments.report --dir=runs/quickstart \\
-        --archive_to=notebooks/data/quickstart
+    uv run python -m experiments.report --dir=runs/real_ladder \\
+        --archive_to=notebooks/data/real_ladder
 
 --archive_to copies the small records of a sweep to a folder that can be committed to git. The copy
 has no weights and no paths of this machine. Notebooks, laws and reports read it like the original.

@@ -5,8 +5,7 @@
     runs = lm.load_runs("runs/quickstart")           # list of flat dicts, one per run
     fit = lm.laws.power(runs, x="params.non_embedding", y="eval.loss")
     print(fit)                                       # formula, 95% intervals, back-test, warnings
-    fit.predict(5e6)                                 # loss at 5 million parameters, with its
-                                                     interval
+    fit.predict(5e6)                                 # loss at 5 million parameters, interval
     lm.plots.loss_vs_parameters(runs, fit)
 
     model = lm.load_model("runs/quickstart/600K")    # JAX is imported here
@@ -17,8 +16,8 @@
     lm.train(run)
     lm.report("runs/quickstart")                     # writes report.html
 
-The names below are imported on first use. The packages, in import order: config, runs, data,
-parallel, model, evaluation, training, laws, reports, sweeps.
+The public names are in `__all__` and are imported on first use. The packages, in import order:
+config, runs, data, parallel, model, evaluation, training, laws, reports, sweeps.
 """
 
 import importlib

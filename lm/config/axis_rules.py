@@ -1,7 +1,7 @@
 """Logical axis rules: the mesh axes that shard each axis of an array, and their validation.
 
-    merged_axis_rules({"mlp": []})["heads"]           ("tensor",)
-    resolve_mesh_shape(vars(run.mesh), n_devices)     {"data": 4, "fsdp": 1, ...}
+    merged_axis_rules({"mlp": []})["heads"]           # ("tensor",)
+    resolve_mesh_shape(vars(run.mesh), n_devices)     # {"data": 4, "fsdp": 1, ...}
 
 The axes of an array have logical names ("embed", "heads", ...). AXIS_RULES maps each name to the
 mesh axes that shard it. The field mesh.rules replaces rows of AXIS_RULES. This file does not import

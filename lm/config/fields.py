@@ -2,9 +2,9 @@
 
     lr: float = field(3e-3, "Peak learning rate.", "vmapped", "traced", gt=0)
 
-    field_info(Optimizer)["lr"].description      "Peak learning rate."
-    fields_with("traced", Optimizer)             ("lr", "weight_decay")
-    choices(Optimizer)["name"]                   ("adamw", "lion", "muon")
+    field_info(Optimizer)["lr"].description      # "Peak learning rate."
+    fields_with("traced", Optimizer)             # ("lr", "weight_decay")
+    choices(Optimizer)["name"]                   # ("adamw", "lion", "muon")
 
 Roles replace lists of field names in other files: a query returns all fields with a role.
 """

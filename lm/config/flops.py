@@ -1,7 +1,9 @@
 """Training FLOPs per token by the conventions of the papers, and the counts of a run.
 
-flops_per_token(model_sizes.ladder_model("100M"), 1024)    {"full": ..., "6N": ..., ...}
-run_facts(run)["flops"]                                    training FLOPs of the run
+Example:
+
+    flops_per_token(model_sizes.ladder_model("100M"), 1024)    # {"full": ..., "6N": ..., ...}
+    run_facts(run)["flops"]                                    # training FLOPs of the run
 """
 
 from lm.config import model_sizes, schema
@@ -42,8 +44,9 @@ def flops_per_token(model: schema.Model, seq_len: int) -> dict[str, float]:
 
 
 def run_facts(run: schema.Run) -> dict:
-    """Return the counts of a run: params.PART, flops_per_token.CONVENTION, tokens and flops.
+    """Return the counts of a run, such as params.total, flops_per_token.6N, tokens and flops.
 
+    There is one count of parameters per part of the model, and one count of FLOPs per convention.
     The training FLOPs `flops` follow the convention "full".
     """
     per_token = flops_per_token(run.model, run.data.seq_len)

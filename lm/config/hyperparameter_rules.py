@@ -1,6 +1,6 @@
 """Published rules for learning rate and batch size as functions of size, data and compute.
 
-    step_law(n=1e9, d=20e9)         RecommendedRates(lr=0.000996..., batch_tokens=441892...)
+    step_law(n=1e9, d=20e9)         # RecommendedRates(lr=0.000996..., batch_tokens=441892...)
     deepseek(flops=1e20), porian(n=1e8), kaplan_lr(n=1e8), kaplan_batch(loss=3.0)
 
 Each rule was fitted to one recipe (tokenizer, schedule, optimizer, decay). Use a rule to choose the

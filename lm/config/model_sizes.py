@@ -1,8 +1,8 @@
 """Ladder of model sizes, exact parameter counts, and training budgets.
 
-    ladder_model("100M").d_model                               768
-    count_parameters(ladder_model("100M"))["non_embedding"]    99558528
-    steps_for_budget(run, tokens_per_param=20)                 number of optimizer steps
+    ladder_model("100M").d_model                               # 768
+    count_parameters(ladder_model("100M"))["non_embedding"]    # 99558528
+    steps_for_budget(run, tokens_per_param=20)                 # number of optimizer steps
 
 The name of a size is its number of non-embedding parameters within 5%: attention, MLP and norms,
 the N of Kaplan et al. 2020 (arXiv:2001.08361). This number does not depend on the vocabulary.

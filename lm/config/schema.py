@@ -2,7 +2,7 @@
 
     run = Run(name="first")
     run.model.d_model = 256
-    flatten(run)["model.d_model"]       256
+    flatten(run)["model.d_model"]       # 256
 
 A declaration contains type, default, description, roles and bounds: see lm/config/fields.py. The
 description states the unit; ge, gt and le state the range. `Literal` types list the allowed values.

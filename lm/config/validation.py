@@ -1,4 +1,4 @@
-"""Validate the config of a run: types, choices, bounds and combinations of fields. Needs no JAX.
+"""Validate the config of a run: types, choices, bounds and combinations of fields, without JAX.
 
     validate_run(run)     # returns run, or raises schema.ConfigError
 

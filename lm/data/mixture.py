@@ -1,8 +1,8 @@
 """Order of training rows: mixture of sources, keyed permutation of rows, random cuts.
 
-    source_pattern([3, 1])                              source of each of 4 rows, for two sources
-    keyed_permutation(np.arange(5), 1000, (0, "docs"))  first 5 of 1000 rows, in a random order
-    RowOrder(weights, seed, ...).rows(0, 16)            source, epoch and row of training rows 0-15
+    source_pattern([3, 1])                              # source of each of 4 rows, for two sources
+    keyed_permutation(np.arange(5), 1000, (0, "docs"))  # first 5 of 1000 rows, in a random order
+    RowOrder(weights, seed, ...).rows(0, 16)            # source, epoch and row of the rows 0-15
 
 Every result depends on the arguments alone, for any position. No state is saved.
 """

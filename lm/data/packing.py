@@ -6,7 +6,7 @@
 
 A row is an `end` token, documents with their `end` tokens, and padding with `end` tokens. Each
 document therefore follows an `end` token, which marks its start. A text that is longer than a row
-is split into pieces. A conversation is truncated: it loses the left part of its prompts.
+is split into several rows. A conversation is truncated: it loses the left part of its prompts.
 Legend: B rows, T seq_len, S = T + 1 tokens.
 """
 

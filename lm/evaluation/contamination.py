@@ -1,7 +1,9 @@
 """Count the task examples that share text with the training data.
 
-overlaps = contamination.count_overlaps(task_list, run.data, n=13)
-overlaps["file:my/set"]                  # {"n_overlap": 3, "n_checkable": 500}
+Example:
+
+    overlaps = contamination.count_overlaps(task_list, run.data, n=13)
+    overlaps["file:my/set"]                  # {"n_overlap": 3, "n_checkable": 500}
 """
 
 from collections.abc import Sequence

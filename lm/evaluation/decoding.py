@@ -1,4 +1,4 @@
-"""Compiled programs for scoring (one) and for generation (prefill, reprefill, decode_chunk).
+"""Compiled programs: score for scoring; prefill, reprefill and decode_chunk for generation.
 
 Tensor names end in their axes: B rows, T time, S cache slot, V vocabulary, N tokens of a chunk.
 

@@ -2,8 +2,8 @@
 
 A row is a flat dict per run (or per checkpoint) from `records.load_runs` or `csv.DictReader`.
 Numbers may be text. A row without a result (a status other than done, an empty or non-finite value)
-is excluded, and its name and the reason are stored. A row that cannot be right (a zero or negative
-value, a duplicate) raises an error that lists the rows.
+is excluded, and its name and the reason are stored. An invalid row (a zero or negative value, a
+duplicate) raises an error that lists the rows.
 
 A trunk run has a constant learning rate. Its cooldown branches start from its checkpoints and lower
 the learning rate to zero.

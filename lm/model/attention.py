@@ -1,7 +1,9 @@
 """Causal attention: a blockwise kernel in plain JAX, cuDNN, splash, and the choice between them.
 
-    model.attention = select_backend(run, device_mesh)      resolves "auto"
+    model.attention = select_backend(run, device_mesh)      # resolves "auto"
     o_BTNH = attend(model, rules, q_BTNH, k_BSKH, v_BSKH, segments_BT)
+
+Backends:
 
 plain   `blockwise_attention`: any device, any mesh
 cudnn   flash attention of NVIDIA cuDNN, through jax.nn.dot_product_attention

@@ -4,9 +4,9 @@ Tensor names end in their axes as in lm/model/transformer.py: B batch, T query t
 cache slot, D d_model, N query heads, K key/value heads, G query heads per key/value head, M the
 G x T queries of a key/value head, H d_head, V vocabulary.
 
-    decode = kv_cache.cached_decoder(model, params)             inside a traced function
+    decode = kv_cache.cached_decoder(model, params)             # inside a traced function
     logits_BTV, cache = decode(tokens_BT, positions_BT, mask_BTS)
-    cache = kv_cache.extend(cache, 128)                         pads the cache to 128 slots
+    cache = kv_cache.extend(cache, 128)                         # pads the cache to 128 slots
     logits_B1V, cache = decode(token_B1, position_B1, mask_B1S, cache, slot)
 """
 

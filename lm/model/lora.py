@@ -1,7 +1,7 @@
 """Low-rank adapters, LoRA (Hu et al. 2021, arXiv:2106.09685).
 
     params["lora"] = init_lora(model, axes, params, seed)
-    weights = merge_lora(model, params)                     the adapters are added to their weights
+    weights = merge_lora(model, params)                     # each weight plus its adapter
 
 LoRA replaces W by W + (alpha / rank) A B, with A of `rank` columns, and trains only A and B.
 params["lora"] contains {"a": A, "b": B} under the path of W. lm/training/optimizer.py decides which

@@ -1,8 +1,8 @@
 """Mixture of experts: a router selects a few of many small MLPs for every token.
 
-    y_BTD, routing = Experts(model, rngs, rules)(x_BTD)        replaces layers.MLP
-    loss += auxiliary_loss(model, routing)                     load balance and z-loss, all layers
-    update = apply_router_bias_update(model, update, routing)  for load balancing by biases
+    y_BTD, routing = Experts(model, rngs, rules)(x_BTD)        # replaces layers.MLP
+    loss += auxiliary_loss(model, routing)                     # load balance and z-loss, all layers
+    update = apply_router_bias_update(model, update, routing)  # load balancing by biases
 
 Tensor names end in their axes: B batch, T time, D d_model, F width of an expert, E experts, K
 experts per token, M assignments of a token to an expert (B x T x K), P slots, G pairs of expert and

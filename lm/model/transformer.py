@@ -3,8 +3,8 @@
 Config fields select LayerNorm, learned positions, a GELU MLP, biases, or no QK-norm. The Llama,
 Qwen3 and GPT-2 architectures are special cases.
 
-    params = init_params(model, seed=0)           {"embed": [V, D], "blocks": {...: [L, ...]}, ...}
-    axes = param_axes(model)                      the same tree, a tuple of axis names per weight
+    params = init_params(model, seed=0)           # {"embed": [V, D], "blocks": {...: [L, ...]}}
+    axes = param_axes(model)                      # the same tree, a tuple of axis names per weight
     logits_BTV = compute_logits(model, params, tokens_BT)
     nats_BT, log_z_BT, best_BT, routing = token_losses(model, params, tokens_BT)
 

@@ -1,18 +1,18 @@
 """Runs of several processes: start, collective decisions, detection of dead processes.
 
-    initialize_processes("10.0.0.1:1234", 2, 0)          before the first use of a device
-    plan = run_on_primary(make_plan)                     computed by process 0, returned in all
-    reason = first_error(reason)                         the first error of any process, in all
+    initialize_processes("10.0.0.1:1234", 2, 0)          # before the first use of a device
+    plan = run_on_primary(make_plan)                     # computed by process 0, returned in all
+    reason = first_error(reason)                         # the first error of any process, in all
 
 In a single process these functions have no effect. Process 0, the primary, writes the records
 (lm/runs/records.py). Each decision that changes the control flow is made by the primary, or from
 the values of all processes. An exception in one process ends it, and then the others: see
 `fail_together`.
 
-Every other process has an open TCP connection to the primary, because the kernel closes the
-connections of a killed process. The primary then ends at once, which ends all others. A process
-that ends normally sends a byte before. A machine that loses power closes no connection; JAX's
-heartbeats detect its death later.
+Every other process has an open TCP connection to the primary. The kernel closes the connection of a
+killed process; the primary then ends at once, and its end ends all others. A process that ends
+normally sends a byte before its connection closes. A machine that loses power closes no connection;
+JAX's heartbeats detect its death later.
 """
 
 import atexit

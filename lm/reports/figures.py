@@ -58,45 +58,45 @@ def available_figures(sweep: summary.SweepSummary) -> dict[str, Drawing]:
 def _loss_figures(sweep: summary.SweepSummary) -> dict[str, Drawing]:
     """Return the figures of loss against size and compute, of training curves and of time."""
     rows, fit, prediction, metrics = sweep.rows, sweep.fit, sweep.prediction, sweep.metrics
-    drawings: dict[str, Drawing] = {}
+    figures: dict[str, Drawing] = {}
     if sweep.finished:
         draw_loss = partial(scaling.loss_vs_parameters, rows, fit, prediction)
-        drawings["loss"] = Drawing(draw_loss, fit)
+        figures["loss"] = Drawing(draw_loss, fit)
         law = sweep.laws["compute"][0]
         draw_compute = partial(scaling.loss_vs_compute, rows, metrics, law)
-        drawings["compute"] = Drawing(draw_compute, law)
+        figures["compute"] = Drawing(draw_compute, law)
     if fit and fit.ensemble:
         draw_predicted = partial(scaling.predicted_vs_measured, rows, fit, prediction)
-        drawings["predicted"] = Drawing(draw_predicted, fit)
+        figures["predicted"] = Drawing(draw_predicted, fit)
     if any(len(lines) > 1 for lines in metrics.values()):
-        drawings["curves"] = Drawing(partial(scaling.learning_curves, rows, metrics))
+        figures["curves"] = Drawing(partial(scaling.learning_curves, rows, metrics))
     if elements.source_columns(sweep.finished):
-        drawings["sources"] = Drawing(partial(scaling.loss_by_source, rows))
+        figures["sources"] = Drawing(partial(scaling.loss_by_source, rows))
     if goodput.timed_runs(rows):
-        drawings["goodput"] = Drawing(partial(goodput.time_by_phase, rows))
-    return drawings
+        figures["goodput"] = Drawing(partial(goodput.time_by_phase, rows))
+    return figures
 
 
 def _token_figures(sweep: summary.SweepSummary) -> dict[str, Drawing]:
     """Return the figures of sweeps that vary both size and tokens."""
     rows = sweep.without_trunks
     joint, isoflop = sweep.laws["size and tokens"][0], sweep.laws["isoFLOP"][0]
-    drawings: dict[str, Drawing] = {}
+    figures: dict[str, Drawing] = {}
     finished = records.finished_with(rows, records.TOKENS, records.LOSS)
     pairs = {(row[records.N_PARAMS], row[records.TOKENS]) for row in finished}
     if len(pairs) > len({size for size, _ in pairs}):
-        drawings["tokens"] = Drawing(partial(loss_surface.loss_vs_tokens, rows, joint), joint)
+        figures["tokens"] = Drawing(partial(loss_surface.loss_vs_tokens, rows, joint), joint)
     if joint:
         draw_frontier = partial(loss_surface.compute_optimal_frontier, rows, sweep.metrics, joint)
-        drawings["frontier"] = Drawing(draw_frontier, joint)
-        drawings["contours"] = Drawing(partial(loss_surface.loss_contours, rows, joint), joint)
+        figures["frontier"] = Drawing(draw_frontier, joint)
+        figures["contours"] = Drawing(partial(loss_surface.loss_contours, rows, joint), joint)
     if isoflop:
-        drawings["isoflop"] = Drawing(
+        figures["isoflop"] = Drawing(
             partial(loss_surface.isoflop_parabolas, rows, isoflop), isoflop
         )
         draw_optimal_size = partial(loss_surface.optimal_size, rows, isoflop, joint)
-        drawings["optimal_size"] = Drawing(draw_optimal_size, isoflop)
-    return drawings
+        figures["optimal_size"] = Drawing(draw_optimal_size, isoflop)
+    return figures
 
 
 def _learning_rate_figures(sweep: summary.SweepSummary) -> dict[str, Drawing]:
@@ -112,16 +112,16 @@ def _learning_rate_figures(sweep: summary.SweepSummary) -> dict[str, Drawing]:
 def _task_figures(sweep: summary.SweepSummary) -> dict[str, Drawing]:
     """Return the figures of task accuracy and of predicted task accuracy."""
     rows = sweep.finished
-    drawings: dict[str, Drawing] = {}
+    figures: dict[str, Drawing] = {}
     if any(records.is_finite(row.get("eval.completion")) for row in rows):
-        drawings["completion"] = Drawing(partial(task_accuracy.accuracy_vs_size, sweep.rows))
+        figures["completion"] = Drawing(partial(task_accuracy.accuracy_vs_size, sweep.rows))
     if task_analysis.task_names(rows):
-        drawings["mastered"] = Drawing(partial(task_accuracy.tasks_mastered, rows))
-        drawings["emergence"] = Drawing(
+        figures["mastered"] = Drawing(partial(task_accuracy.tasks_mastered, rows))
+        figures["emergence"] = Drawing(
             lambda: task_accuracy.emergence(rows, task_analysis.fastest_improving(rows))
         )
-        drawings["tasks"] = Drawing(partial(task_accuracy.task_curves, rows))
-        drawings["tasks_vs_loss"] = Drawing(
+        figures["tasks"] = Drawing(partial(task_accuracy.task_curves, rows))
+        figures["tasks_vs_loss"] = Drawing(
             lambda: task_accuracy.accuracy_vs_loss(rows, task_analysis.accuracy_curves(rows))
         )
     prediction = sweep.prediction or {}
@@ -129,8 +129,8 @@ def _task_figures(sweep: summary.SweepSummary) -> dict[str, Drawing]:
     if any("value" in task for task in tasks.values()):
         target = sweep.target or {"name": prediction["target"]}
         drawing = partial(task_accuracy.predicted_accuracy, tasks, target)
-        drawings["predicted_tasks"] = Drawing(drawing)
-    return drawings
+        figures["predicted_tasks"] = Drawing(drawing)
+    return figures
 
 
 def figure_metadata(sweep: summary.SweepSummary, name: str, fit=None) -> dict:
@@ -152,11 +152,11 @@ def verify_figure(figure_path, sweep_dir) -> list[str]:
     """
     stored = style.read_figure_metadata(figure_path)
     sweep = summary.load_summary(sweep_dir)
-    name, drawings = str(stored.get("figure")), available_figures(sweep)
-    if name not in drawings:
-        names = ", ".join(drawings) or "none"
+    name, figures = str(stored.get("figure")), available_figures(sweep)
+    if name not in figures:
+        names = ", ".join(figures) or "none"
         return [f"figure={name!r} is not available for these runs. Available: {names}"]
-    current = figure_metadata(sweep, name, drawings[name].law)
+    current = figure_metadata(sweep, name, figures[name].law)
     old_runs, new_runs = stored["runs"], current["runs"]
     lines = [f"run {run} is missing" for run in old_runs if run not in new_runs]
     lines += [f"run {run} is new" for run in new_runs if run not in old_runs]

@@ -1,7 +1,7 @@
 """Archive of a sweep: its small records in a separate folder that can be committed to git.
 
-    n_bytes = archive.archive_sweep("runs/quickstart", "notebooks/data/quickstart")
-    rows = records.load_runs("notebooks/data/quickstart")      # the rows of the original sweep
+    n_bytes = archive.archive_sweep("runs/real_ladder", "notebooks/data/real_ladder")
+    rows = records.load_runs("notebooks/data/real_ladder")      # the rows of the original sweep
 
 The archive contains the config, facts, evaluations and events of every run, thinned log steps, the
 plan and the prediction. It contains no weights, tokenizers or TensorBoard files. Numbers in .jsonl

@@ -1,15 +1,15 @@
 """Lock of a run directory: at most one process trains a run.
 
-    with RunLock(folder):        raises RunLocked if another process trains the run
+    with RunLock(folder):        # raises RunLocked if another process trains the run
         ...
 
 A process that wants to train a run writes a lock file, lock-PID-RANDOM, into its folder and then
-lists all lock files. Without other lock files it has acquired the lock. Two processes that write
-at the same time see each other's file, and at most one file remains. No lock of the filesystem is
-used, so this works on NFS and in a bucket.
+lists all lock files. If no other lock file exists, it has acquired the lock. Two processes that
+write at the same time see each other's file, and at most one file remains. No lock of the
+filesystem is used, so the method works on NFS and in a bucket.
 
 The process rewrites its lock file as a heartbeat. A lock is dead if its process has ended on this
-machine, or if no heartbeat comes while another process watches it.
+machine, or if it misses its heartbeats while another process watches it.
 """
 
 import faulthandler

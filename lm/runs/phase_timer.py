@@ -1,10 +1,10 @@
 """Seconds per phase of a run, and goodput: the fraction of time spent in useful steps.
 
-    clock = PhaseTimer()                                 at the start of an attempt
-    with clock.of("evaluate"):                           or clock.add("steps", seconds)
+    clock = PhaseTimer()                                 # at the start of an attempt
+    with clock.of("evaluate"):                           # or clock.add("steps", seconds)
         ...
-    clock.row()                                          {"clock.steps": 41.0, ...}
-    combine_attempts([row, row], useful_seconds=40.2)    all attempts; repeated steps are lost
+    clock.row()                                          # {"clock.steps": 41.0, ...}
+    combine_attempts([row, row], useful_seconds=40.2)    # all attempts; repeated steps are lost
 
 An attempt is one training session of the run. Its phases add up to its wall time:
 

@@ -2,6 +2,7 @@
 
     rows = records.load_runs("runs/quickstart")      # one flat dict per run
 
+The files of a run:
     runs/quickstart/100K/
         config.json       every field of the config
         facts.json        metadata: status, counts, FLOPs, devices, versions, corpus
@@ -69,7 +70,7 @@ class Writer:
         if self.is_primary:
             log_event(self.folder, attempt, step, name, details)
 
-    def settle(self) -> None:
+    def repair(self) -> None:
         """Repair the append-only files, see `repair_records`."""
         if self.is_primary:
             repair_records(self.folder)

@@ -235,18 +235,18 @@ def _ancestors(run: schema.Run, by_name: dict[str, schema.Run]) -> list[schema.R
 
     Raises ValueError if a run is its own ancestor.
     """
-    lineage = [run]
-    while lineage[-1].start.run in by_name:
-        parent = by_name[lineage[-1].start.run]
-        names = [descendant.name for descendant in lineage]
+    ancestors = [run]
+    while ancestors[-1].start.run in by_name:
+        parent = by_name[ancestors[-1].start.run]
+        names = [descendant.name for descendant in ancestors]
         if parent.name in names:
             circle = " <- ".join((*names[names.index(parent.name) :], parent.name))
             raise ValueError(
                 f"start.run={parent.start.run!r} makes a circle: {circle}. Start one of these runs"
                 " without a parent run."
             )
-        lineage.append(parent)
-    return lineage[::-1]
+        ancestors.append(parent)
+    return ancestors[::-1]
 
 
 def _select_next(

@@ -25,13 +25,13 @@ def related_runs(runs: list[schema.Run]) -> set[str]:
     and with the other branches of the trunk. The set is empty if no run is predicted.
     """
     by_name = {run.name: run for run in runs}
-    lineage = [run for run in runs if run.is_prediction_target]
-    while lineage:
-        parent = by_name.get(lineage[-1].start.run)
-        if parent is None or parent in lineage:
+    ancestors = [run for run in runs if run.is_prediction_target]
+    while ancestors:
+        parent = by_name.get(ancestors[-1].start.run)
+        if parent is None or parent in ancestors:
             break
-        lineage.append(parent)
-    related = {run.name for run in lineage}
+        ancestors.append(parent)
+    related = {run.name for run in ancestors}
     while children := {run.name for run in runs if run.start.run in related} - related:
         related |= children
     return related

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import orbax.checkpoint as ocp
-from orbax.checkpoint.checkpoint_managers import preservation_policy as policy
+import orbax.checkpoint
+from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from lm.config import schema
 from lm.model import params
@@ -57,16 +57,16 @@ class CheckpointStore:
         logging.getLogger("absl").setLevel(logging.CRITICAL)
         # By default each device with a copy of an array writes a slice. For a small array,
         # compiling the programs that slice it takes longer than writing its bytes.
-        ocp.type_handlers.register_type_handler(
+        orbax.checkpoint.type_handlers.register_type_handler(
             jax.Array,
-            ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=2**22),
+            orbax.checkpoint.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=2**22),
             override=True,
         )
         self.run_folder = records.run_dir(run)
         self.folder = self.run_folder / "checkpoints"
         self.fields = records.result_fields(run)
         self.saved_step = -1
-        options = ocp.CheckpointManagerOptions(
+        options = orbax.checkpoint.CheckpointManagerOptions(
             preservation_policy=_preservation_policy(run, self.run_folder / "pins"),
             cleanup_tmp_directories=not read_only,
             read_only=read_only,
@@ -74,7 +74,7 @@ class CheckpointStore:
             save_interval_steps=0 if read_only else 1,
         )
         path = self.folder if filesystem.is_remote(self.folder) else self.folder.absolute()
-        self.manager = ocp.CheckpointManager(path, options=options)
+        self.manager = orbax.checkpoint.CheckpointManager(path, options=options)
 
     def __enter__(self):
         return self
@@ -103,14 +103,16 @@ class CheckpointStore:
         """
         n_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) + SPARE_BYTES
         distributed.run_on_primary(lambda: self._check_room(n_bytes))
-        arrays = ocp.args.PyTreeSave(params.flatten_by_path(state))
+        arrays = orbax.checkpoint.args.PyTreeSave(params.flatten_by_path(state))
         position = {"batch": batch_hash, "window": window, "seconds": seconds}
         manifest = checkpoint_manifest.build_manifest(
             step, state, position | {"config": self.fields}
         )
         with _write_errors():
             self.manager.check_for_errors()
-            items = ocp.args.Composite(state=arrays, manifest=ocp.args.JsonSave(manifest))
+            items = orbax.checkpoint.args.Composite(
+                state=arrays, manifest=orbax.checkpoint.args.JsonSave(manifest)
+            )
             metrics = None if loss is None else {"loss": loss}
             self.manager.save(step, args=items, metrics=metrics, force=True)
         self.saved_step = step
@@ -164,7 +166,7 @@ class CheckpointStore:
             raise checkpoint_manifest.CheckpointError(
                 f"{self.folder} has no step {step}: it has {steps}"
             )
-        saved = self._read(step, "manifest", ocp.args.JsonRestore())
+        saved = self._read(step, "manifest", orbax.checkpoint.args.JsonRestore())
         if saved.get("checksum") != checkpoint_manifest.checksum(saved):
             raise CorruptCheckpoint("the manifest's checksum differs")
         if saved["step"] != step:
@@ -235,7 +237,9 @@ class CheckpointStore:
         """
         value, reason = None, ""
         try:
-            value = self.manager.restore(step, args=ocp.args.Composite(**{item: args}))[item]
+            value = self.manager.restore(
+                step, args=orbax.checkpoint.args.Composite(**{item: args})
+            )[item]
         except Exception as error:  # orbax, tensorstore and the disk raise many types
             message = str(error).strip().partition("\n")[0][:120]
             if _is_transient(error):
@@ -284,22 +288,22 @@ def _check_arrays(path: Path, saved: dict[str, str], abstract: dict) -> None:
             )
 
 
-def _preservation_policy(run: schema.Run, pins: Path) -> policy.PreservationPolicy:
+def _preservation_policy(run: schema.Run, pins: Path) -> preservation_policy.PreservationPolicy:
     """Return the policy that selects the checkpoints that are not deleted."""
     # Two checkpoints are preserved, because the newest may be corrupt.
-    policies: list = [policy.LatestN(2), _Pinned(pins)]
+    policies: list = [preservation_policy.LatestN(2), _Pinned(pins)]
     if run.permanent_checkpoint_interval:
-        policies.append(policy.EveryNSteps(run.permanent_checkpoint_interval))
+        policies.append(preservation_policy.EveryNSteps(run.permanent_checkpoint_interval))
     if run.keep_best or run.eval.patience:
         policies.append(
-            policy.BestN(
+            preservation_policy.BestN(
                 get_metric_fn=lambda metrics: metrics["loss"],
                 reverse=True,  # BestN preserves the last checkpoint of the order
                 n=1,
                 keep_checkpoints_without_metrics=False,
             )
         )
-    return policy.AnyPreservationPolicy(policies)
+    return preservation_policy.AnyPreservationPolicy(policies)
 
 
 def newest_checkpoint(run: schema.Run) -> int:
@@ -346,13 +350,15 @@ def open_readonly(run: schema.Run, step: int | None) -> Iterator[tuple[Checkpoin
             ) from error
 
 
-def _restore_args(abstract: dict) -> ocp.args.PyTreeRestore:
+def _restore_args(abstract: dict) -> orbax.checkpoint.args.PyTreeRestore:
     """Return the orbax arguments that read each array with its type and sharding."""
-    args = ocp.checkpoint_utils.construct_restore_args(abstract)
-    return ocp.args.PyTreeRestore(item=abstract, restore_args=args, partial_restore=True)
+    args = orbax.checkpoint.checkpoint_utils.construct_restore_args(abstract)
+    return orbax.checkpoint.args.PyTreeRestore(
+        item=abstract, restore_args=args, partial_restore=True
+    )
 
 
-class _Pinned(policy.PreservationPolicy):
+class _Pinned(preservation_policy.PreservationPolicy):
     """Preserve the checkpoints that other runs start from."""
 
     def __init__(self, pins: Path):

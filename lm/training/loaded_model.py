@@ -1,9 +1,11 @@
 """Trained models, loaded from their run directories to generate and to score text.
 
-model = load_model("runs/quickstart/600K")
-model.generate("def ", temperature=0.8).text
-model.score("2+2=", "4").nats            # float64 [n], one number per token of the answer
-model.params["blocks/mlp/up"]            # an array; the keys are paths
+Example:
+
+    model = load_model("runs/quickstart/600K")
+    model.generate("def ", temperature=0.8).text
+    model.score("2+2=", "4").nats            # float64 [n], one number per token of the answer
+    model.params["blocks/mlp/up"]            # an array; the keys are paths
 """
 
 import contextlib

@@ -248,9 +248,9 @@ def _muon(optim: schema.Optimizer, axes: dict) -> optax.GradientTransformation:
     def dimension_numbers(names: tuple, weight):
         if not is_matrix(names):
             return weight  # optax has replaced this leaf with a mask
-        sides = [i for i, name in enumerate(names) if name not in ("layers", "experts")]
-        embed = tuple(i for i in sides if names[i] == "embed")
-        other = tuple(i for i in sides if names[i] != "embed")
+        matrix_axes = [i for i, name in enumerate(names) if name not in ("layers", "experts")]
+        embed = tuple(i for i in matrix_axes if names[i] == "embed")
+        other = tuple(i for i in matrix_axes if names[i] != "embed")
         inner, outer = (other, embed) if names[-1] == "embed" else (embed, other)
         return optax.contrib.MuonDimensionNumbers(inner, outer)
 

@@ -4,7 +4,7 @@
         while working:
             signals.record_progress()
             watchdog.record_progress()
-            if signals.stop:                    name of a signal that requested a stop
+            if signals.stop:                    # name of a signal that requested a stop
                 save_and_exit()
 
 This file does not import JAX, so that commands can use its exceptions before they load JAX.

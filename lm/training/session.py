@@ -1,11 +1,11 @@
 """Training session of one run: its lock, its restored state, and the files that it writes.
 
     with TrainingSession(run, text, device_mesh, report) as session:
-        session.restore(functions.abstract_saved, facts, peak)  restore the newest intact checkpoint
+        session.restore(functions.abstract_saved, facts, peak)  # newest intact checkpoint
         state = session.initial_state(functions.init)
         session.begin(score, state, compile_seconds)
-        session.advance(metrics)                                after each call of the step
-        session.record(values, seconds, waited)                 after the metrics were read
+        session.advance(metrics)                                # after each call of the step
+        session.record(values, seconds, waited)                 # after the metrics were read
         session.log(); session.evaluate(score, state); session.save(state, stop)
 
 loop.run_session calls these methods. lm/training/metric_log.py computes the rows.
@@ -347,7 +347,7 @@ class TrainingSession:
         facts |= phase_timer.combine_attempts(clock_rows, seconds)
         facts |= {"tokens": n_tokens, "flops": n_tokens * self.facts["flops_per_token.full"]}
         self.writer.write_facts(**facts)
-        self.writer.settle()
+        self.writer.repair()
 
     def write_event(self, name: str, message: str) -> None:
         """Write a line of events.jsonl."""

@@ -1,7 +1,7 @@
 """Train several runs of one shape in one program: a `vmap` of the step over the runs.
 
     runs = select_compatible(iter(ready_runs), 4, alone=set())
-    reasons = train_vmapped(runs)                   {name: reason why the run diverged, or ""}
+    reasons = train_vmapped(runs)                   # {name: reason why the run diverged, or ""}
 
 Each run has its own folder, records, checkpoints and end. The runs may differ in their weights and
 batches, which follow from a seed, and in the optimizer inputs. Many small runs fill an accelerator

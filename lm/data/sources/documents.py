@@ -1,9 +1,9 @@
-"""Readers of text sources: a name such as `jsonl:wiki/*.jsonl.gz` determines documents.
+"""Readers of text sources, each named by a URI such as `jsonl:wiki/*.jsonl.gz`.
 
     for document in open_source("jsonl:wiki/*.jsonl.gz?field=body"):
         print(document.name, len(document.text))
 
-The documents of a source have a fixed order. These names exist:
+The documents of a source have a fixed order. Supported URIs:
 
     code                     Python's standard library, one document per file (8 MB)
     docs                     English paragraphs of docstrings, one document per file (5 MB)

@@ -6,6 +6,8 @@
     token_nats(language, rows_NT)        # nats of each token of the given rows, [N, T-1]
     generate_block(language, 0)[0]       # "CgecUCUBDVbpnehjjeifebdeloclehjndoTAjpnjpnjpn..."
 
+Names of languages:
+
     machine?states=N&...                 hidden-state machine with a memory: MachineParameters
     grammar?words=N&...                  nested phrases of several kinds: GrammarParameters
 

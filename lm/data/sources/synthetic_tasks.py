@@ -6,7 +6,8 @@
     next(task_documents(tasks))                        # training text: "copy lrvq=lrvq\n..."
 
     copy, reverse, upper, sort   length   copy, reverse, capitalize or sort letters
-    compose    length            two of these in a row, as in "upper sort dab=ABD"
+    compose    length            two of reverse, upper and sort, the right one first, as in
+                                 "upper sort dab=ABD"
     apply      order, spelling, length   one of six orders of the letters (keep, back, left, right,
                                  swap, tail) in one of four spellings (plain, upper, next, before):
                                  "back upper dab=BAD"; both parameters are indices from 0

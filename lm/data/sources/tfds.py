@@ -34,10 +34,10 @@ def tfds_shards(name: str, field: str) -> list[readers.Shard]:
     `field` is a feature, or a path of nested features such as "a/b". Raises ValueError for a
     missing dataset, version or split, and for a missing field when a shard is read.
     """
-    import tensorflow_datasets as tfds
+    import tensorflow_datasets
 
     folder, split = _find_dataset(name)
-    builder: Any = tfds.builder_from_directory(folder)
+    builder: Any = tensorflow_datasets.builder_from_directory(folder)
     known = ", ".join(builder.info.splits) or "none"
     if split.partition("[")[0] not in builder.info.splits:
         raise ValueError(f"tfds:{name}: has no split {split!r} but {known}: name one of them")

@@ -1,7 +1,7 @@
 """Tables of the architectures of Hugging Face transformers: tensors, fields, required values.
 
-    name = architecture_of(run.model)            "qwen3"
-    tensors = tensor_table(run.model, name)      the tensors of its files and the weights in each
+    name = architecture_of(run.model)            # "qwen3"
+    tensors = tensor_table(run.model, name)      # the tensors of its files, the weights of each
 
 lm/model/hf/export.py and lm/model/hf/load.py read the same tables in opposite directions. A model
 has an architecture if its fields have the values in REQUIRED_FIELDS.

@@ -1,10 +1,11 @@
 """Export of a model to a folder of Hugging Face transformers.
 
-    export_model(run, params, tokenizer, "out")      AutoModelForCausalLM.from_pretrained("out")
+    export_model(run, params, tokenizer, "out")
+    transformers.AutoModelForCausalLM.from_pretrained("out")
 
 A safetensors file is the length of a header, the header (JSON: name -> dtype, shape, byte offsets),
-and the numbers. The numbers are written a few rows at a time, so memory holds little more than one
-weight. lm/model/hf/architectures.py maps weights to tensors.
+and the numbers. The numbers are written a few rows at a time, so the export needs little more
+memory than one weight. lm/model/hf/architectures.py maps weights to tensors.
 """
 
 import dataclasses

@@ -1,9 +1,10 @@
-"""Reading of a model from a folder of Hugging Face transformers.
+"""Read a model from a folder of Hugging Face transformers.
 
     model, name, context = read_shape("Qwen3-0.6B")
-    weights = read_weights("Qwen3-0.6B", model, name)      {path: float32 array}
+    weights = read_weights("Qwen3-0.6B", model, name)      # {path: float32 array}
 
-lm/model/hf/architectures.py maps tensors to weights. lm/training/warm_start.py makes a run of them.
+lm/model/hf/architectures.py maps tensors to weights. lm/training/warm_start.py starts a run from
+the weights.
 """
 
 import contextlib

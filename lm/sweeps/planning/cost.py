@@ -1,8 +1,8 @@
 """Cost estimate of a run: FLOPs, memory, time and device-hours.
 
-    cost.estimate_cost(run, peak_flops_per_second=1e12)["seconds"]      on the local devices
-    row = cost.plan_run(run, hardware.parse_target("tpu:v5p:8x16x16"))  on target hardware
-    row["bytes_over"]                                                   0.0 if the run fits
+    cost.estimate_cost(run, peak_flops_per_second=1e12)["seconds"]      # on the local devices
+    row = cost.plan_run(run, hardware.parse_target("tpu:v5p:8x16x16"))  # on target hardware
+    row["bytes_over"]                                                   # 0.0 if the run fits
 
 `count_step_flops` counts the FLOPs of a traced train step.
 """

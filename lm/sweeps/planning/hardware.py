@@ -5,7 +5,7 @@ cpu:8               eight CPU devices
 tpu:v5e:4x4         a slice of a TPU pod with its shape: 16 chips
 gpu:h200:8x16       devices per node x nodes: 128 cards; gpu:h100:8 is one node
 
-hardware.parse_target("tpu:v5p:8x16x16").n_devices      2048
+    hardware.parse_target("tpu:v5p:8x16x16").n_devices      # 2048
 """
 
 import dataclasses
