@@ -121,10 +121,11 @@ def expert_width(model: schema.Model) -> int:
 
 
 def count_parameters(model: schema.Model) -> dict[str, int]:
-    """Return the number of parameters of each part, and four sums.
+    """Return the number of parameters of each part of a model, and four sums.
 
     Parts: embedding (with learned positions), attention, mlp (shared experts in a mixture of
-    experts), router (with its biases), experts, norms, biases, head (0 with tied embeddings).
+    experts), router (with biases), experts, norms, biases, head (0 with tied embeddings).
+
     Sums: total; non_embedding, without embedding and head; active, without the experts that are not
     selected for a token; active_non_embedding, without both.
     """

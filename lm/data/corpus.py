@@ -79,7 +79,11 @@ class CorpusPlan:
     blocked_ngrams: Path | None  # index of n-grams that training text must not contain
 
     def is_complete(self, manifest: Manifest | None) -> bool:
-        """Return True if the folder has a manifest and, where needed, its document hashes."""
+        """Return True if the folder has a manifest and, where needed, its document hashes.
+
+        manifest: manifest of the folder, None if it has none. The hashes are needed with
+        data.drop_near_duplicates.
+        """
         if manifest is None:
             return False
         return not self.data.drop_near_duplicates or (self.folder / "seen.sqlite").exists()
@@ -99,9 +103,9 @@ def prepare_corpus(
     documents of sources with alphabetically earlier names count as duplicates. Memory use does not
     grow with the amount of text.
 
-    Raises ValueError for text that is missing, empty, binary or not UTF-8, for malformed JSON
-    Lines, and for a folder or disk that cannot be written. With data.on_error="skip", unreadable
-    documents are counted and skipped.
+    Raises ValueError for text that is missing, empty, binary or not UTF-8, and for malformed JSON
+    Lines. A folder or disk that cannot be written also raises ValueError. With
+    data.on_error="skip", unreadable documents are counted and skipped.
     """
     cache = staging.local_folder(data)
     fingerprint = functools.cache(documents.source_fingerprint)

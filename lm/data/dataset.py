@@ -76,7 +76,7 @@ class TokenDataset:
 
     @property
     def bytes_per_token(self) -> float:
-        """Mean number of bytes of text per token of the training mixture."""
+        """Mean number of text bytes per training token, weighted by the share of each source."""
         return sum(
             share * self.manifests[name].bytes["train"] / self.manifests[name].tokens["train"]
             for name, share in self.shares.items()
@@ -104,16 +104,16 @@ class TokenDataset:
         return batch
 
     def rows_of(self, step: int) -> dict[str, np.ndarray]:
-        """Return the origin of each row of a step.
+        """Return the origin of each row of the batch of a step.
 
-        The result has the arrays [B] "source" (name), "epoch" (from 0) and "row" (number of the row
-        in the token file).
+        The result has three arrays [B]: "source" (name), "epoch" (from 0) and "row" (index of the
+        row in the token file).
         """
         source, epoch, row = self._rows(step)
         return {"source": np.array(self.sources)[source], "epoch": epoch, "row": row}
 
     def epochs(self, step: int) -> dict[str, float]:
-        """Return {source: epochs over it in the first `step` steps}."""
+        """Return {source: epochs over the source in the first `step` steps}, as fractions."""
         return self._order.epochs(step * self.data.batch_size)
 
     def heldout(self, source: str, n: int) -> np.ndarray:
@@ -244,9 +244,10 @@ def entropy_bounds(dataset: TokenDataset) -> dict[str, tuple[float, float]]:
 
 
 def source_nats(dataset: TokenDataset, source: str, tokens_NS: np.ndarray) -> np.ndarray | None:
-    """Return the loss of the best possible model for each token but the first, nats [N, T].
+    """Return the loss of the best possible model for each target, float64 [N, T] in nats.
 
-    Return None if the probabilities of the source are unknown: see synthetic_languages.token_nats.
+    source: name of a source in the mixture. tokens_NS: rows of that source, [N, T+1]. Return None
+    if the probabilities of the source are unknown. See synthetic_languages.token_nats.
     """
     language = _languages(dataset).get(source)
     return None if language is None else synthetic_languages.token_nats(language, tokens_NS)
@@ -267,8 +268,8 @@ def _languages(dataset: TokenDataset) -> dict[str, synthetic_languages.Language]
 def byte_lengths(dataset: TokenDataset, source: str) -> np.ndarray:
     """Return the bytes of held-out text that each token represents, float64 [vocab_size].
 
-    If the tokenizer changes text, the values are scaled so that their sum over the held-out tokens
-    is the number of bytes of the original text.
+    If the tokenizer changes text, the values are scaled. Their sum over the held-out tokens is then
+    the number of bytes of the original text.
     """
     n_bytes, counted = dataset.manifests[source].bytes, dataset.manifests[source].counted
     scale = n_bytes["heldout"] / counted["heldout"] if counted.get("heldout") else 1.0

@@ -112,9 +112,11 @@ def source_pattern(counts: list[int]) -> np.ndarray:
     """Return the index of the source of each row, [sum(counts)].
 
     counts: rows of each source. In every prefix, the rows of a source deviate from its fraction by
-    less than one row. Chairman assignment (Tijdeman 1980, Discrete Mathematics 32): a source of n
-    is a candidate if it lacks at least 1 / (2n - 2) of a row. The next row goes to the candidate
-    that would lack a full row first.
+    less than one row.
+
+    The method is chairman assignment (Tijdeman 1980, Discrete Mathematics 32). A source of n is a
+    candidate if it lacks at least 1 / (2n - 2) of a row. The next row goes to the candidate that
+    would lack a full row first.
     """
     rates = np.array(counts) / sum(counts)
     slack = 1 / max(2 * len(counts) - 2, 1)

@@ -146,15 +146,20 @@ def best_fit(
 
 
 def packed_segment_ids(tokens_BS: np.ndarray, end: int) -> np.ndarray:
-    """Return the number of the document of each input within its row, int32 [B, T].
+    """Return the segment id of each input token, int32 [B, T].
 
-    An `end` token belongs to the document that follows it.
+    A segment id is the number of the document in its row. tokens_BS: packed rows, [B, T+1]. end: id
+    of the `end` token. An `end` token belongs to the document that follows it.
     """
     return (tokens_BS[:, :-1] == end).cumsum(axis=1, dtype=np.int32)
 
 
 def packed_loss_weights(tokens_BS: np.ndarray, end: int) -> np.ndarray:
-    """Return loss weights of the targets, float32 [B, T]: 1 in documents, 0 in padding."""
+    """Return the loss weight of each target, float32 [B, T]: 1 in documents, 0 in padding.
+
+    tokens_BS: packed rows, [B, T+1]. end: id of the `end` token. The `end` token after a document
+    is a target with weight 1.
+    """
     is_end_BS = tokens_BS == end
     return (~(is_end_BS[:, :-1] & is_end_BS[:, 1:])).astype(np.float32)
 

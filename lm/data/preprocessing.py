@@ -120,7 +120,10 @@ def ngram_hashes(text: str, n: int) -> np.ndarray:
 
 
 def write_ngram_index(path: Path, hashes: Iterable[np.ndarray]) -> None:
-    """Write the distinct hashes to a file as sorted uint64. Raises OSError if a write fails."""
+    """Write the distinct hashes of all arrays to a file as sorted uint64.
+
+    hashes: uint64 arrays [n], which may repeat values. Raises OSError if a write fails.
+    """
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".runs-") as folder:
         pending, n_pending = [], 0
         for array in hashes:

@@ -318,10 +318,11 @@ def local_folder(data: schema.Data) -> Path:
 
 
 def download(data: schema.Data, folder: Path) -> None:
-    """Download `folder` if it is complete in the remote cache and does not exist locally.
+    """Copy a prepared corpus from the remote data.cache_dir to the local path `folder`.
 
-    Raises ValueError if a file differs from its checksum, OSError if the local disk cannot be
-    written.
+    Nothing is copied if data.cache_dir is local, if `folder` exists, or if the remote copy is
+    missing or incomplete. Raises ValueError if a file differs from its checksum, and OSError if the
+    local disk cannot be written.
     """
     if not filesystem.is_remote(data.cache_dir) or folder.exists():
         return

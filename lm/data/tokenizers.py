@@ -56,7 +56,10 @@ class Tokenizer:
         return self.encode_all([text])[0]
 
     def encode_all(self, texts: list[str]) -> list[np.ndarray]:
-        """Return the token ids of each text. Raises ValueError like `encode`."""
+        """Return the token ids of each text, arrays [n] without `end`.
+
+        Raises ValueError for NUL or a lone surrogate.
+        """
         has_special = any(special in text for text in texts for special in CHAT_TOKENS)
         if self.marks is None or not has_special:
             return self._encode_text(texts)

@@ -123,7 +123,8 @@ def _choose_origins(
 def holdout(law_fit: fit.Fit, rows: run_table.Rows, where: run_table.Where = None) -> BacktestScore:
     """Return the errors of a fit, and the coverage of its intervals, on other rows.
 
-    `where` is the inclusion rule, as in the laws.
+    rows: rows outside the fit, with the columns of the law. where: inclusion rule, see
+    run_table.select_columns.
     """
     columns = [law_fit.columns[letter] for letter in law_fit.inputs]
     output = law_fit.columns[law_fit.output]
@@ -193,8 +194,9 @@ def compare_laws(
 ) -> Comparison:
     """Rank laws by their mean error on held-out larger levels (see `backtest`), best first.
 
-    The table also has the error of each fit at its own rows, which is no basis for a ranking. A law
-    without a back-test is last. `by` is the column of the levels.
+    candidates: {name: fit}, or a list of fits. by: column of the levels. The table also has the
+    error of each fit at its own rows. Do not rank by that error: it rewards overfitting. A law
+    without a back-test is last.
     """
     if not isinstance(candidates, Mapping):
         candidates = {f"{law_fit.law} {i}": law_fit for i, law_fit in enumerate(candidates)}

@@ -107,12 +107,15 @@ def fit_problem(
 ) -> fit.Fit:
     """Fit a problem from all its starts, refine the best minima, and refit to resamples.
 
-    resample="runs" draws whole runs with replacement. resample="noise" adds Gaussian noise to the
-    fitted law. Its variance in each resample is s^2 (n - p) / chi^2 with n - p degrees of freedom,
-    so the intervals of few runs are as wide as those of Student's t. If rows share a run, one
-    random factor per run multiplies its residuals. "auto" draws runs if there are at least 30 and
-    at least six per parameter, else noise: with six runs and three parameters, most resamples of
-    runs cannot be fitted. Raises ValueError if there are fewer rows than parameters.
+    weights: weight of each row, [n]; their scale does not matter. resample="runs" draws whole runs
+    with replacement. resample="noise" adds Gaussian noise to the fitted law. Its variance in each
+    resample is s^2 (n - p) / chi^2 with n - p degrees of freedom. The intervals of few runs are
+    therefore as wide as those of Student's t. If rows share a run, one random factor per run
+    multiplies its residuals.
+
+    resample="auto" draws runs if there are at least MIN_RESAMPLED_RUNS and at least six per
+    parameter. Otherwise it adds noise: with six runs and three parameters, most resamples of runs
+    cannot be fitted. Raises ValueError if there are fewer rows than parameters.
     """
     loss, resample = options.loss, options.resample
     if loss not in solver.LOSSES:

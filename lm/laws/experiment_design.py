@@ -54,12 +54,17 @@ def profile(
 ) -> Profile:
     """Compute the profile likelihood of a parameter, such as E.
 
-    S is the objective. For a fit by squares of n rows and p free parameters, the 95% region is
-    S / S_min <= 1 + t^2 / (n - p), with t of Student's distribution with n - p degrees of freedom.
-    For Huber and absolute losses (Laplace noise) it is 2 n log(S / S_min) <= 3.84. `at` is a point
-    of inputs, at which the law predicts for each value of the parameter. The default values cover
-    the bootstrap interval and its surroundings. Raises ValueError for a law without the option
-    `fixed`, for an unknown parameter, and if the rows do not outnumber the parameters.
+    values: grid of the parameter. The default grid covers the bootstrap interval and its
+    surroundings. at: inputs of the law; the profile then has the prediction there for each value of
+    the grid.
+
+    S is the objective, n the number of rows, and p the number of free parameters. t is the 97.5%
+    quantile of Student's distribution with n - p degrees of freedom. For least squares, the 95%
+    region is S / S_min <= 1 + t^2 / (n - p). For Huber and absolute losses (Laplace noise), the
+    region is 2 n log(S / S_min) <= 3.84.
+
+    Raises ValueError for a law without the option `fixed`, for an unknown parameter, and for n <=
+    p.
     """
     from scipy import special  # its import takes longer than that of all laws
 
@@ -147,12 +152,15 @@ def advise(
 ) -> Advice:
     """Return the run within the budget (FLOPs) that narrows the prediction at `target` the most.
 
+    target: inputs of the law, in the order of `law_fit.inputs`. candidates: list of such inputs. By
+    default, candidates are a grid from the smallest fitted run to 30 times the largest. The grid
+    has the tokens per parameter of the fitted runs. cost: function from inputs to FLOPs. The
+    default is 6 N D, C for a law of C, and 120 N^2 for a law of N (20 tokens per parameter).
+
     Over the ensemble, t is the law at the target and u the law at a candidate. A measurement of u
-    with noise s leaves the expected variance var(t) - cov(t, u)^2 / (var(u) + s^2). `cost` maps
-    inputs to FLOPs; the default is 6 N D, C for a law of C, and 120 N^2 (20 tokens per parameter)
-    for a law of N. `candidates` are points of inputs. The default is a grid from the smallest
-    fitted run to 30 times the largest, with the tokens per parameter of the fitted runs. Raises
-    ValueError for a fit without bootstrap, and if no candidate is within the budget.
+    with noise s leaves the expected variance var(t) - cov(t, u)^2 / (var(u) + s^2).
+
+    Raises ValueError for a fit without bootstrap, and if no candidate is within the budget.
     """
     if not law_fit.ensemble:
         raise ValueError("advise needs an ensemble: fit with bootstrap=1000")

@@ -135,7 +135,11 @@ class Fit:
 
     @property
     def n_runs(self) -> int:
-        """Number of groups of rows that are resampled together."""
+        """Number of resampling groups.
+
+        By default, a group is all rows of a run, or of all branches of a trunk run. See
+        run_table.select_columns.
+        """
         return int(self.data.groups.max()) + 1
 
     @property
@@ -170,7 +174,10 @@ class Fit:
 
     @property
     def mare(self) -> float:
-        """Mean absolute relative error at the fitted rows. Other rows usually have larger ones."""
+        """Mean absolute relative error at the fitted rows.
+
+        The error at other rows is usually larger.
+        """
         return float(np.abs(self.residuals).mean())
 
     @property
@@ -180,7 +187,7 @@ class Fit:
 
     @property
     def intervals(self) -> dict[str, tuple[float, float]]:
-        """95% percentile interval of each parameter."""
+        """95% percentile interval (low, high) of each parameter over the resamples."""
         return {name: self.interval(name) for name in self.ensemble}
 
     def interval(self, name: str, level: float = 0.95) -> tuple[float, float]:
@@ -212,7 +219,10 @@ class Fit:
         return Prediction(value, lo, hi, level, factor, note)
 
     def points(self, inputs: Sequence[Any]) -> list[np.ndarray]:
-        """Convert the inputs of `predict` to arrays of one shape."""
+        """Convert the inputs of `predict` to float arrays of one shape, in the order of `inputs`.
+
+        Raises ValueError for a wrong number of inputs, and for values that are not positive.
+        """
         first = inputs[0] if len(inputs) == 1 else None
         if isinstance(first, Mapping):
             inputs = [
@@ -232,7 +242,11 @@ class Fit:
         return list(np.broadcast_arrays(*points))
 
     def draws(self, *inputs: np.ndarray, noise: bool = True) -> np.ndarray:
-        """Return the predictions of the ensemble [B, *shape of inputs], with noise or without."""
+        """Return one prediction per resample at the inputs, [B, *shape of an input].
+
+        inputs: arrays of one shape, in the order of `inputs`. noise: add the noise of a measurement
+        to each prediction.
+        """
         points = [np.asarray(v, float)[None] for v in inputs]
         shape = (-1,) + (1,) * (points[0].ndim - 1)
         params: Ensemble = {name: np.asarray(value) for name, value in self.params.items()}

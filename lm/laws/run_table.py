@@ -49,7 +49,7 @@ class RunTable:
         return len(self.names)
 
     def take(self, index: np.ndarray) -> "RunTable":
-        """Return the table of the rows in index."""
+        """Return a table of the rows with the numbers in `index`, integers [k]. Rows may repeat."""
         columns = {name: values[index] for name, values in self.columns.items()}
         names, rows = [self.names[i] for i in index], [self.rows[i] for i in index]
         return RunTable(

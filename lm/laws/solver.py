@@ -71,10 +71,10 @@ def penalty(
 
 
 def log_sum_exp(terms: Sequence[Term], n_params: int, loss: str, delta: float) -> Objective:
-    """Return the objective of log f = log sum_k exp(X_k theta + offset_k), exact derivatives.
+    """Return the objective of log f = log sum_k exp(X_k theta + offset_k), with exact derivatives.
 
-    With p_k the fraction of term k, the gradient of log f is J = sum_k p_k X_k and its Hessian is
-    sum_k p_k X_k X_k^T - J J^T. X does not depend on theta, so each sum over rows is one matrix
+    p_k is the fraction of term k in f. The gradient of log f is J = sum_k p_k X_k, and its Hessian
+    is sum_k p_k X_k X_k^T - J J^T. X does not depend on theta, so each sum over rows is one matrix
     product.
     """
     pairs = [

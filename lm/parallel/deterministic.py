@@ -43,7 +43,12 @@ def fix_threads(shards: int) -> None:
 
 
 def validate_deterministic(run: schema.Run, mesh: jax.sharding.Mesh) -> None:
-    """Raise ValueError if the mesh cannot reproduce the bits of other meshes."""
+    """Raise ValueError if mesh.deterministic_shards of a run cannot work on the mesh.
+
+    The platform must be cpu, and only the mesh axes in SPLIT may be larger than 1. The number of
+    devices must be a power of two that divides mesh.deterministic_shards. The environment variable
+    THREADS must be set, see `fix_threads`. Without mesh.deterministic_shards, nothing is checked.
+    """
     shards = run.mesh.deterministic_shards
     if not shards:
         return

@@ -46,7 +46,7 @@ def all_figures(sweep: summary.SweepSummary) -> dict[str, tuple[Figure, dict]]:
 
 
 def available_figures(sweep: summary.SweepSummary) -> dict[str, Drawing]:
-    """Return {name: drawing} of all figures that a sweep has data for, without drawing them."""
+    """Return {name: drawing} of all figures for which a sweep has data. No figure is drawn yet."""
     return {
         **_loss_figures(sweep),
         **_token_figures(sweep),

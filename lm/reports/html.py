@@ -86,7 +86,7 @@ def paragraph(text, css="") -> Markup:
 
 
 def code_block(text) -> Markup:
-    """Return preformatted text."""
+    """Return a text or object as a preformatted block of HTML. Special characters are escaped."""
     return Markup("<pre>{}</pre>").format(str(text))
 
 
@@ -163,7 +163,7 @@ def html_figure(figure: Figure, files: str = "") -> Markup:
 
 
 def html_figures(figures: Sequence[Markup]) -> Markup:
-    """Return figures in a grid, with a hint how to zoom. A wide page shows several per row."""
+    """Return figures in a grid, with a hint on how to zoom. A wide page shows several per row."""
     if not figures:
         return paragraph("No run has data for a figure yet.", "muted")
     hint = "Click a figure to widen it. In a wide figure, use the wheel or + to zoom, drag to move "

@@ -41,7 +41,7 @@ def share_base_shape(rows: Sequence[Mapping]) -> list[dict]:
 def has_enough_rates(rows: Sequence[Mapping], along: str) -> bool:
     """Return True if at least two values of the column `along` have three learning rates each.
 
-    The other GROUP_COLUMNS of the two values must be equal.
+    The two values are compared within runs that are equal in all other GROUP_COLUMNS.
     """
     others = [column for column in GROUP_COLUMNS if column != along]
     groups: dict[tuple, dict] = {}
@@ -117,14 +117,14 @@ def lr_exponents(
 ) -> list[dict]:
     """Fit the exponent of the best learning rate against the column `along`.
 
-    The exponent is the slope of log2 lr against log2 of the column: 0 if the best rate is constant,
-    -1 if it halves when the column doubles. optima: result of `optimal_lr`. Optima with a warning
-    are excluded. The others are weighted by their inverse variance. The interval comes from the
-    resamples. It is wider if the optima scatter more than their own intervals explain.
+    The exponent is the slope of log2 lr against log2 of the column. A constant best rate gives 0. A
+    rate that halves when the column doubles gives -1. optima: result of `optimal_lr`. Optima with a
+    warning are excluded. The others are weighted by their inverse variance. The interval comes from
+    the resamples. It is wider if the optima scatter more than their own intervals explain.
 
-    Return a dict for each combination of the other columns of `by` with at least two values: these
-    columns, "along", "values" (of the used optima), "slope" with its interval "lo" and "hi", and
-    "warnings". "slope" is NaN if fewer than two optima can be used.
+    Return a dict for each combination of the other columns of `by` with at least two values of
+    `along`. The dict has these columns, "along", "values" (of the used optima), "slope" with its
+    interval "lo" and "hi", and "warnings". "slope" is NaN if fewer than two optima can be used.
     """
     others = [column for column in by if column != along]
     lines: dict[tuple, list[Mapping]] = {}

@@ -19,8 +19,8 @@ from lm.runs import provenance, records
 def write_report(sweep_dir: str | Path, refresh: float = 0.0) -> Path:
     """Write report.html and figures/ into the directory of a sweep. Return the path of the page.
 
-    refresh: interval in seconds at which an open page reloads, 0 for never. With a refresh the
-    files in figures/ are not written, because they require most of the time.
+    refresh: interval in seconds at which an open page reloads, 0 for never. With a refresh, no
+    files are written to figures/, which saves most of the time.
 
     Raises ValueError if the directory contains neither runs nor sweep.json, or runs of another
     version.

@@ -82,7 +82,9 @@ def count_tasks(rows: Sequence[dict]) -> list[dict]:
 
 
 def task_verdicts(rows: Sequence[dict], evals: Mapping[str, Sequence[dict]] = {}) -> list[dict]:
-    """Assess how reliable the accuracies of each task are over the ladder. Return a dict per task.
+    """Return the signal, noise and reliability of the accuracy of each task, a dict per task.
+
+    evals: {name of run: rows of records.load_evals}. The entries of a dict are:
 
     task, chance     name, and mean chance accuracy over the runs
     best_accuracy    highest mean accuracy of a size
@@ -93,7 +95,7 @@ def task_verdicts(rows: Sequence[dict], evals: Mapping[str, Sequence[dict]] = {}
                      the larger of checkpoint and seed (seed noise includes checkpoint noise)
     signal_to_noise  signal / noise (Heineman et al. 2025, arXiv:2508.13144)
     verdict          "at chance": no size is above chance. "predictable from SIZE on": SIZE and all
-                     larger sizes, at least three, are above chance, and no accuracy is more than
+                     larger sizes, at least three, are above chance. Also, no accuracy is more than
                      2 noise below that of a smaller size. "noisy": all other tasks, and all tasks
                      with signal < 2 noise
     """
@@ -198,8 +200,8 @@ def accuracy_curves(
 ) -> dict[str, tuple]:
     """Fit the accuracy of each task against the column x.
 
-    Return {task: (fit, "")} with fits of laws.accuracy_from_loss, or {task: (None, reason)} if the
-    law cannot be fitted.
+    bootstrap: number of resamples. Return {task: (fit, "")} with fits of laws.accuracy_from_loss,
+    or {task: (None, reason)} if the law cannot be fitted.
     """
     fits: dict[str, tuple] = {}
     for task in task_names(rows):
@@ -219,11 +221,13 @@ def predict_task_accuracy(
 ) -> dict[str, dict]:
     """Predict the accuracy of each task for a model size.
 
-    Return {task: {"value", "lo", "hi"}}, or {task: {"refused": reason}}. The prediction has two
-    steps (Bhagia et al. 2024, arXiv:2412.04403): a power law from size to the bits per byte of the
-    task, and a sigmoid from bits per byte to accuracy. The 95% intervals contain the uncertainty of
-    both steps. A task is refused if no run of the two largest sizes is above chance: a sigmoid that
-    is fitted to noise may rise at any size.
+    size: number of parameters without embeddings. bootstrap: number of resamples. Return {task:
+    {"value", "lo", "hi"}}, or {task: {"refused": reason}}.
+
+    The prediction has two steps (Bhagia et al. 2024, arXiv:2412.04403). A power law predicts the
+    bits per byte of the task from size, and a sigmoid predicts accuracy from bits per byte. The 95%
+    intervals contain the uncertainty of both steps. A task is refused if no run of the two largest
+    sizes is above chance. A sigmoid fitted to noise may rise at any size.
     """
     sizes = sorted({row[records.N_PARAMS] for row in rows})
     largest = [row for row in rows if row[records.N_PARAMS] in sizes[-2:]]
@@ -272,8 +276,9 @@ def largest_jumps(rows: Sequence[dict], n: int = 3) -> list[dict]:
 
     Return a dict per task of `fastest_improving`: {"task", "k" (tokens per answer), "from", "to"
     (names of the two runs)}. The other entries are pairs of values before and after the rise:
-    "exact", "exact_lo", "exact_hi" (95% Wilson interval), "p" (probability of a token, geometric
-    mean), "p_power_k" (p^k) and "p_right" (probability of the complete answer, mean over examples).
+    "exact", "exact_lo", "exact_hi" (exact match with its 95% Wilson interval),
+    "p" (probability of a token, geometric mean), "p_power_k" (p^k), and
+    "p_right" (probability of the complete answer, mean over examples).
 
     If exact match follows p^k and p rises less, the jump comes from the metric (Schaeffer et al.
     2023, arXiv:2304.15004). If p_right is far above p^k, the tokens of an answer are correct

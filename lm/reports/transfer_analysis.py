@@ -35,7 +35,7 @@ def n_clusters(row: Mapping) -> int:
 
 
 def learned(row: Mapping) -> list[str]:
-    """Return the sources whose weight in the training data of a run is not zero."""
+    """Return the sources with a positive weight in the training data of a run."""
     return [source for source, weight in row["data.sources"].items() if weight]
 
 
@@ -72,11 +72,11 @@ def finetune_pairs(
 def mean_accuracy(
     rows: Sequence[Mapping], groups: Mapping[str, Sequence[str]], metric: str = "accuracy"
 ) -> list[dict]:
-    """Average a metric over each group of tasks, by size and number of tuned clusters.
+    """Average a metric over each group of tasks, by model size and number of tuned clusters.
 
     groups: {name of group: tasks}. Return a list of {"size", "n_clusters", "group", "value", "se",
-    "n_runs"}. Tasks without a result are skipped. "se" contains the sampling error of the questions
-    and the variance between seeds.
+    "n_runs"}; for the clusters see `n_clusters`. Tasks without a result are skipped. "se" contains
+    the sampling error of the questions and the variance between seeds.
     """
     points = []
     finished = [row for row in rows if row["status"] == "done"]

@@ -77,7 +77,7 @@ def write_file(path: Path, data: str | bytes) -> None:
 
 
 def append_line(path: Path, line: str) -> None:
-    """Append a line to a file. Only one process may write the file."""
+    """Append a line, without its line end, to a file. Only one process may write the file."""
     if is_remote(path):
         _parts_dir(path).joinpath(f"{time.time_ns():023}").write_bytes(f"{line}\n".encode())
         return
@@ -86,11 +86,11 @@ def append_line(path: Path, line: str) -> None:
 
 
 def read_lines(path: Path) -> list[str]:
-    """Return the lines of an append-only file in order, an empty list if there is no file.
+    """Return the lines of an append-only file in order. The list is empty if there is no file.
 
-    An unfinished last line is included. In a bucket, the parts are read before the collected
-    object. `repair_append_file` may delete parts at the same time, and their lines are then in the
-    collected object.
+    An unfinished last line is included. In a bucket, equal lines are returned once. There, the
+    parts are read before the collected object, because `repair_append_file` may move lines from the
+    parts to that object at the same time.
     """
     if not is_remote(path):
         return path.read_text(encoding="utf-8").splitlines() if path.exists() else []

@@ -37,7 +37,7 @@ class PhaseTimer:
 
     @contextlib.contextmanager
     def of(self, phase: str) -> Iterator[None]:
-        """Add the duration of the context to a phase."""
+        """Add the duration of the context to a phase, a name in PHASES."""
         start = self._now()
         try:
             yield

@@ -61,7 +61,7 @@ class Writer:
             write_facts(self.folder, **facts)
 
     def append(self, name: str, row: dict) -> None:
-        """Append a row to the .jsonl file `name` of the run."""
+        """Append a row to the .jsonl file `name` of the run. Only the primary process writes."""
         if self.is_primary:
             append_record(self.folder / name, row)
 
@@ -184,7 +184,7 @@ def write_facts(path: Path, **facts) -> None:
 
 
 def append_record(path: Path, row: dict) -> None:
-    """Append a row to a .jsonl file."""
+    """Append a row to a .jsonl file, as one line of JSON."""
     filesystem.append_line(path, _dumps(row))
 
 
@@ -205,7 +205,7 @@ def load_metrics(path: str | Path) -> list[dict]:
 
 
 def load_evals(path: str | Path) -> list[dict]:
-    """Load evals.jsonl in order of steps, with the row of the last attempt for each step."""
+    """Load evals.jsonl of a run folder by step, with the row of the last attempt for each step."""
     return parse_json_lines(filesystem.open_path(path) / "evals.jsonl")
 
 
@@ -225,10 +225,10 @@ def extend_evals(path: str | Path, step: int, results: dict) -> None:
 def load_runs(path: str | Path) -> list[dict]:
     """Load all runs below `path` as flat dicts, smallest model first.
 
-    The keys are "name", "dir" and all config fields ("optim.lr"), all entries of facts.json
-    ("params.total", "tokens", "flops", "status", "seconds"), and all results of the final
-    evaluation ("eval.loss", "eval.loss_se"). With eval.patience the final evaluation is that
-    of the best checkpoint. Raises ValueError if another version wrote one of the runs.
+    The keys are "name", "dir" and all config fields ("optim.lr"). All entries of facts.json are
+    keys too ("params.total", "status"). The results of the final evaluation have the prefix "eval."
+    ("eval.loss"). With eval.patience, the final evaluation is that of the best checkpoint. Raises
+    ValueError if another version wrote one of the runs.
     """
     runs = []
     for file in filesystem.find_files(filesystem.open_path(path), "config.json"):
@@ -330,7 +330,7 @@ def task_results(row: Mapping) -> dict[str, dict[str, dict[str, float]]]:
 
 
 def task_result(row: Mapping, task: str, metric: str = "accuracy") -> dict[str, float] | None:
-    """Return {"value": value, "se": standard error} of a task result, None if it is missing."""
+    """Return {"value", "se"} of a task in a row or an evaluation, None if it is missing."""
     for prefix in ("eval.", ""):
         value = row.get(f"{prefix}task.{task}.{metric}")
         if value is not None:
@@ -340,7 +340,7 @@ def task_result(row: Mapping, task: str, metric: str = "accuracy") -> dict[str, 
 
 
 def task_value(row: Mapping, task: str, metric: str = "accuracy") -> float:
-    """Return the value of a task result, NaN if it is missing."""
+    """Return the value of a metric of a task, NaN if it is missing. row: see `task_result`."""
     result = task_result(row, task, metric)
     return math.nan if result is None else result["value"]
 

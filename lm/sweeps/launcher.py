@@ -24,12 +24,10 @@ from lm.training import checkpoints, loop, metric_log, vmapped_runs, warm_start
 
 
 def validate_sweep(runs: list[schema.Run], report: Callable | None = None) -> None:
-    """Validate all runs and prepare their text.
+    """Validate all runs of a sweep, and prepare their training text.
 
-    Raises ValueError for the first problem that would stop a run.
-
-
-    report: progress callback of the preparation, see corpus.prepare_corpus.
+    report: progress callback of the preparation, see corpus.prepare_corpus. Raises ValueError for
+    the first problem that would stop a run.
     """
     _validate_names(runs)
     if sum(run.is_prediction_target for run in runs) > 1:
@@ -157,14 +155,15 @@ def run_pending(
 ) -> None:
     """Train runs in this process, one after another, until no run is ready.
 
-    Any number of processes may call this at the same time: the process with the lock of a run
-    trains it. A run that diverges or fails is recorded as such, and the sweep continues. A signal,
-    a full disk or a read-only disk stops the sweep. The same call continues it.
+    Any number of processes may call this function at the same time. The process that holds the lock
+    of a run trains it. A run that diverges or fails is recorded as such, and the sweep continues. A
+    signal, a full disk or a read-only disk stops the sweep. The same call continues it.
 
-    on_metrics: receives each row of metrics.jsonl. on_end: receives the reason of an early end, or
-    "". retries: additional attempts after a failure. since: Unix time in seconds, earlier failures
-    do not count, default now. max_vmapped: number of runs in one program, at most
-    (lm/training/vmapped_runs.py).
+    on_start: called with each run before its training. on_metrics: called with the run and each row
+    of metrics.jsonl. on_end: called with the run and the reason of an early end, or "". retries:
+    additional attempts after a failure. since: Unix time in seconds before which failures do not
+    count, by default now. max_vmapped: maximum number of runs in one program, see
+    lm/training/vmapped_runs.py.
     """
     since = time.time() if since is None else since
     failures = _Failures()

@@ -21,8 +21,9 @@ BUDGET_TOLERANCE = 0.02  # relative difference up to which two token budgets are
 def related_runs(runs: list[schema.Run]) -> set[str]:
     """Return the names of the predicted run, its ancestors, and all their descendants.
 
-    The law must not use these runs: a cooldown branch shares most of its training with its trunk
-    and with the other branches of the trunk. The set is empty if no run is predicted.
+    The law must not use these runs, because a cooldown branch shares most of its training with its
+    trunk run. It shares as much with the other branches of that run. The set is empty if no run is
+    predicted.
     """
     by_name = {run.name: run for run in runs}
     ancestors = [run for run in runs if run.is_prediction_target]

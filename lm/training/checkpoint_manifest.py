@@ -134,7 +134,7 @@ def _array_checksum(x: jax.Array | np.ndarray) -> jax.Array | np.uint32:
 
 
 def array_shapes(state: dict) -> dict[str, str]:
-    """Return the type and shape of each array by its path, such as "float32[2, 3]"."""
+    """Return {path: "dtype[shape]"} of each array of a nested dict, such as "float32[2, 3]"."""
     return {
         path: f"{leaf.dtype}{list(leaf.shape)}"
         for path, leaf in params.flatten_by_path(state).items()

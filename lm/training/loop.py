@@ -37,8 +37,8 @@ def train(run: schema.Run, report: Callable[[dict], None] = lambda row: None) ->
     """Train a run to its end, from its newest checkpoint if there is one.
 
     report: called with each row of metrics.jsonl. Raises ValueError before any computation if the
-    run cannot work; Diverged if the loss or the gradient is not finite; preemption.Interrupted
-    after SIGINT, SIGTERM or SIGUSR1.
+    run cannot work. Raises Diverged if the loss or the gradient is not finite. Raises
+    preemption.Interrupted after SIGINT, SIGTERM or SIGUSR1.
     """
     text = session.validate_session(run)
     device_mesh = mesh.make_for(run)

@@ -146,7 +146,8 @@ def collect_run_facts(
 ) -> dict:
     """Return the facts of a run that its analysis needs: counts, costs, text, devices, versions.
 
-    peak: FLOP/s of the mesh in matrix products.
+    text: dataset of the run. device_mesh: mesh on which the run trains. peak: peak FLOP/s of the
+    mesh in matrix products.
     """
     device = device_mesh.devices.flat[0]
     packages = ("jax", "flax", "optax", "orbax-checkpoint", "numpy")

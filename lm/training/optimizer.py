@@ -126,10 +126,10 @@ def learning_rate_schedule(optim: schema.Optimizer, steps: int) -> Callable:
 
 
 def inputs(optim: schema.Optimizer, model: schema.Model, axes: dict) -> OptimizerInputs:
-    """Return the optimizer inputs of one run. axes: axis names of the trainable weights.
+    """Return the optimizer inputs of one run: learning rate and weight decay per array, in float32.
 
-    This function rounds the product of weight decay and parametrization factor to float32 once. The
-    compiled step would round both factors and the product.
+    axes: axis names of the trainable weights. The product of weight decay and parametrization
+    factor is rounded to float32 once. The compiled step would round both factors and the product.
     """
 
     def decay(names: tuple) -> np.float32:
@@ -185,8 +185,8 @@ def _layer_factors(
 ) -> parametrization.Factors:
     """Return the factors of a weight, with the layer-wise learning rates of optim.layer_decay.
 
-    The learning rate of a layer is multiplied by layer_decay for each layer above it, and that of
-    the embedding by layer_decay ** n_layers (Howard and Ruder 2018, arXiv:1801.06146).
+    The learning rate of a layer is multiplied by layer_decay for each layer above it. The factor of
+    the embedding is layer_decay ** n_layers (Howard and Ruder 2018, arXiv:1801.06146).
     """
     factors = parametrization.role_factors(model, names)
     if optim.layer_decay == 1.0:

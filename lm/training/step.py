@@ -351,11 +351,11 @@ def _n_trainable(params: dict, is_trainable: dict) -> int:
 def compile_all(
     functions: TrainFunctions, steps: jax.stages.Lowered, is_fresh: bool
 ) -> tuple[Callable, Callable, Callable]:
-    """Return compiled steps, score and init.
+    """Return the compiled functions (steps, score, init).
 
-    steps: see loop.lower_steps. is_fresh: True if the run starts at step 0; otherwise init is not
-    compiled. All functions are compiled at once: no single compilation uses all cores, and a
-    function is compiled while the next function is traced.
+    steps: result of loop.lower_steps. is_fresh: True if the run starts at step 0; otherwise init is
+    not compiled. The functions are compiled in parallel, because one compilation does not use all
+    cores. A function is compiled while the next function is traced.
     """
     with concurrent.futures.ThreadPoolExecutor() as pool:
         compiled_steps = pool.submit(steps.compile)

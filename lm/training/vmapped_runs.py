@@ -211,14 +211,18 @@ class VmappedSessions:
         return self._stack_states(*(member.initial_state(init) for member in self.members))
 
     def begin(self, score: Callable, state: dict, compile_seconds: float) -> None:
-        """Evaluate initial weights that are due, and finish runs that have no step left."""
+        """Evaluate runs at the initial weights if due, and finish runs that have no step left.
+
+        score: compiled evaluation. state: state of all runs, stacked. compile_seconds: time of the
+        compilation.
+        """
         for i, member in enumerate(self.members):
             run_state = self._select_run(state, i) if member.is_evaluation_due else {}
             member.begin(score, run_state, compile_seconds)
         self._drop_inactive()
 
     def load_batch(self, step_number: int) -> list[dict[str, jax.Array]]:
-        """Load the batch of every run, inactive runs included."""
+        """Load the batch of every run for a step. Inactive runs are included."""
         return [member.load_batch(step_number) for member in self.members]
 
     @property

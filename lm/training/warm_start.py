@@ -110,10 +110,10 @@ def restore_parent(
 ) -> checkpoint_manifest.RestoredState:
     """Restore the parts of a train state that the run inherits from its parent.
 
-    Fine-tuning inherits the weights. A branch inherits the full state and, with the data and seed
-    of its parent, must reproduce the next batch and the next loss of the parent. abstract: abstract
-    arrays of the train state. tokenizer: tokenizer of the run. Raises ValueError if the checkpoint
-    is missing or corrupt, or if the parent has another tokenizer.
+    Fine-tuning inherits the weights. A branch inherits the full state. With the data and seed of
+    its parent, a branch must reproduce the next batch and the next loss of the parent. abstract:
+    abstract arrays of the train state. tokenizer: tokenizer of the run. Raises ValueError if the
+    checkpoint is missing or corrupt, or if the parent has another tokenizer.
     """
     parent = parent_run(run)
     validate_start(run, parent)
@@ -142,8 +142,8 @@ def restore_parent(
 def parent_facts(run: schema.Run) -> dict:
     """Return the facts of a run about its parent, {} without a parent.
 
-    The facts are the steps, tokens and FLOPs (convention "full") of the parent before the start,
-    and for a branch the batches that the parent skipped. The columns "tokens" and "flops" of a
+    The facts are the steps, tokens and FLOPs (convention "full") of the parent before the start. A
+    branch also has the batches that the parent skipped. The columns "tokens" and "flops" of a
     branch include the steps of its parent; those of fine-tuning do not.
     """
     if not run.start.run:

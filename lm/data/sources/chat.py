@@ -102,7 +102,7 @@ def parse_chat_source(argument: str) -> ChatSource:
 
 
 def render_conversation(template: str, turns: Iterable[Turn]) -> str:
-    """Return the text of a conversation in the format of a template."""
+    """Return the text of a conversation in the format of a template, a name in TEMPLATES."""
     suffix = TEMPLATES[template][1]
     return "".join(
         f"{render_prompt(template, turn.prompt)}{_remove_special(turn.answer)}{suffix}"
@@ -111,7 +111,11 @@ def render_conversation(template: str, turns: Iterable[Turn]) -> str:
 
 
 def render_prompt(template: str, prompt: str) -> str:
-    """Return the text of a prompt in the format of a template, up to the start of the answer."""
+    """Return the text of a prompt in the format of a template. The answer follows directly.
+
+    template: a name in TEMPLATES. prompt: text of one user turn, without earlier turns. Special
+    characters in the prompt are removed.
+    """
     before, _, after = TEMPLATES[template][0].partition("{}")
     return f"{before}{_remove_special(prompt)}{after}"
 

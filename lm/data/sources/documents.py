@@ -74,7 +74,7 @@ def source_fingerprint(source: str) -> list:
 
 
 def source_versions(source: str) -> dict[str, str]:
-    """Return the package versions of a built-in source; {} for any other source."""
+    """Return {package: version} of the packages in a built-in source, {} for other sources."""
     return VERSIONS.get(_parse_source(source)[0], dict)()
 
 

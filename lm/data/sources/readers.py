@@ -45,7 +45,10 @@ Shard = Callable[[ErrorHandler], Iterable[Document]]
 
 
 def raise_error(message: str) -> NoReturn:
-    """Raise ValueError: the error handler that stops at the first error."""
+    """Raise ValueError with the message.
+
+    With this error handler, a reader stops at the first error.
+    """
     raise ValueError(message) from None
 
 
@@ -111,7 +114,8 @@ def expand_glob(pattern: str) -> list[Path]:
 def jsonl_files(pattern: str, field: str) -> list[Shard]:
     """Return one shard per JSON Lines file (plain, .gz or .zst).
 
-    Each non-empty line is a document, whose text is the value of `field`.
+    pattern: glob of the files. Each non-empty line is a document, whose text is the value of
+    `field`. Raises ValueError if no file matches.
     """
     return [functools.partial(_jsonl, path, field) for path in expand_glob(pattern)]
 
@@ -135,7 +139,11 @@ def _line_document(line: bytes, field: str, where: str, on_error: ErrorHandler) 
 
 
 def parquet_files(pattern: str, field: str) -> list[Shard]:
-    """Return one shard per Parquet file, read in batches. Each row with text is a document."""
+    """Return one shard per Parquet file. A shard reads its file in batches of rows.
+
+    pattern: glob of the files. field: column of the text. Each row with text is a document. Raises
+    ValueError if no file matches.
+    """
     return [functools.partial(_parquet, path, field) for path in expand_glob(pattern)]
 
 

@@ -56,12 +56,15 @@ def split_uri(text: str) -> tuple[str, str]:
 
 
 def text(allowed: str = "a name") -> Field:
-    """Return a field of any non-empty string."""
+    """Return a field whose value is a non-empty string.
+
+    allowed: description of the allowed values for the error message.
+    """
     return Field(_non_empty, allowed)
 
 
 def names() -> Field:
-    """Return a field of names separated by commas. Its value is a frozenset."""
+    """Return a field whose value is a frozenset of names, written with commas."""
     return Field(lambda value: frozenset(value.split(",")), "names separated by commas")
 
 
@@ -78,7 +81,7 @@ def choice(options: Iterable[str]) -> Field:
 
 
 def count() -> Field:
-    """Return a field of a whole number, 0 or more."""
+    """Return a field whose value is a whole number, 0 or more."""
 
     def parse(value: str) -> int:
         if not value.isdecimal():
@@ -89,7 +92,10 @@ def count() -> Field:
 
 
 def number(kind: type, low: float, high: float) -> Field:
-    """Return a field of a number of type `kind` (int or float) from `low` to `high`."""
+    """Return a field whose value is a number from `low` to `high`, both included.
+
+    kind: type of the value, int or float.
+    """
 
     def parse(value: str) -> float:
         parsed = kind(value)

@@ -51,15 +51,21 @@ def envelope(
 ) -> EnvelopeFit:
     """Fit N* = k C^exponent to learning curves: the run of lowest loss per budget (approach 1).
 
-    Rows are evaluations during runs. `n` is the column of the wanted quantity (parameters, tokens,
-    tokens per parameter), `c` that of the FLOPs so far. hull="lower" takes the run with the lowest
-    curve (linear in logs between evaluations) at `points` log-spaced budgets. hull="convex" takes
-    the corners of the lower convex hull of all evaluations in logs, with decreasing loss.
-    edges="drop" excludes budgets at which the smallest or the largest model is best, because the
-    optimum may be outside the sweep. Whole runs are resampled. Parameters: exponent, k; derived:
-    log10_k. fit.envelope has the points. Under a decaying schedule, an evaluation during a run has
-    a higher loss than a run that ends there: prefer a constant learning rate, or the final rows of
-    runs of many lengths. Other options: where, bootstrap, seed, reach.
+    Rows are evaluations during runs. n: column of the wanted quantity, such as parameters, tokens
+    or tokens per parameter. y: column of the loss. c: column of the FLOPs so far. run: column of
+    the run.
+
+    hull="lower" takes the run with the lowest curve (linear in logs between evaluations) at
+    `points` log-spaced budgets. hull="convex" takes the corners of the lower convex hull of all
+    evaluations in logs, with decreasing loss. edges="drop" excludes budgets at which the smallest
+    or the largest model is best, because the optimum may be outside the sweep. Whole runs are
+    resampled.
+
+    Under a decaying schedule, an evaluation during a run has a higher loss than a run that ends
+    there. Prefer a constant learning rate, or the final rows of runs of many lengths.
+
+    Parameters: exponent, k; derived: log10_k. fit.envelope has the points. Other options: where,
+    bootstrap, seed, reach.
     """
     parsed = fit.parse_options("envelope", options, EnvelopeOptions(), OPTIONS)
     for name, allowed in (("hull", ("lower", "convex")), ("edges", ("drop", "keep"))):
@@ -148,9 +154,10 @@ def best_allocation_grid(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return (N, D) of lowest loss by a law of N and D for each budget in FLOPs.
 
-    Unlike `allocation`, the function uses the FLOPs per token of the runs in `rows`, a quadratic in
-    log N, because the vocabulary is a large part of a small model. N is searched over the sizes of
-    the rows and a factor of three beyond.
+    flops: budgets, [n]. Return two arrays [n]. points: number of sizes in the search. The FLOPs per
+    token are those of the runs in `rows`, fitted by a quadratic in log N. They replace the 6 N of
+    `allocation`, because the vocabulary is a large part of a small model. N is searched over the
+    sizes of the rows and a factor of three beyond.
     """
     n, d, c = (
         np.log([run_table.to_number(row.get(k)) for row in rows])
@@ -214,11 +221,13 @@ def allocation(
 ) -> Allocation:
     """Return the N and D of lowest loss for a budget C = k N D, by default with k = 6.
 
+    law: a fit, or a dict of E, A, B, alpha, beta. A fit is of chinchilla, overtrained,
+    data_constrained (with `unique_tokens`), isoflop or envelope. flops: budget C.
+    flops_per_param_token: k. level: level of the intervals.
+
     For E + A N^-alpha + B D^-beta: N* = G (C/k)^(beta/(alpha+beta)), D* = (C/k) / N*, with G =
-    (alpha A / (beta B))^(1/(alpha+beta)). `law` is a fit (chinchilla, overtrained, data_constrained
-    with `unique_tokens`, or an isoflop or envelope fit of parameters or tokens) or a dict of E, A,
-    B, alpha, beta. Raises ValueError for a law of runs on one line of N and D, which does not
-    determine N*.
+    (alpha A / (beta B))^(1/(alpha+beta)). Raises ValueError for a law of runs on one line of N and
+    D, which does not determine N*.
     """
     product = float(flops) / flops_per_param_token
     if not product > 0:

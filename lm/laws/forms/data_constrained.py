@@ -37,16 +37,17 @@ def data_constrained(
 ) -> DataConstrainedFit:
     """Fit L(N, D, U) = E + A N'^-alpha + B D'^-beta for repeated data (Muennighoff et al. 2023).
 
-    arXiv:2305.16264. D' = U + U R_D (1 - exp(-(D/U - 1) / R_D)). With U_N = min(N, best N for U
-    tokens) = min(N, G (G U)^(beta/alpha)) and G = (alpha A / (beta B))^(1/(alpha+beta)),
-    N' = U_N + U_N R_N (1 - exp(-(N/U_N - 1) / R_N)). excess=False uses N' = N.
+    The equations are from arXiv:2305.16264. D' = U + U R_D (1 - exp(-(D/U - 1) / R_D)).
+    N' = U_N + U_N R_N (1 - exp(-(N/U_N - 1) / R_N)), and N' = N with excess=False.
+    U_N = min(N, best N for U tokens) = min(N, G (G U)^(beta/alpha)).
+    G = (alpha A / (beta B))^(1/(alpha+beta)).
 
-    R_D and R_N are fitted for a given `base` law: a dict of E, A, B, alpha, beta (default: beta =
-    alpha), or a chinchilla or overtrained fit. Without base, the base law (with one exponent if
-    tied=True, the default) and R are fitted alternately until the objective is constant. Intervals
-    are conditional on the base law.
+    R_D and R_N are fitted for a given `base` law. base: a dict of E, A, B, alpha, beta (default:
+    beta = alpha), or a chinchilla or overtrained fit. Without base, the base law and R are fitted
+    alternately until the objective is constant. That base law has one exponent if tied=True, the
+    default. Intervals are conditional on the base law.
 
-    `predict(N, D, U)`. Parameters: R_D, R_N (R* in the paper: the repeats, and the excess
+    `predict(N, D, U)` returns L. Parameters: R_D, R_N (R* in the paper: the repeats, and the excess
     parameters, that have value). The objective is often flat: fit.optima has other optima within
     1%. fixed has R_D or R_N; starts is a grid {"R_D": [...], "R_N": [...]}. Options: tied, loss,
     delta, fixed, starts, group, where, bootstrap, resample, seed, reach.
@@ -121,7 +122,11 @@ class RepeatedData:
         self.parts = _parts(self.base, self.n, self.d, self.unique)
 
     def log_f(self, theta: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return log L [S, n] and its Jacobian [S, n, p]."""
+        """Return log L [S, n] and its Jacobian [S, n, p].
+
+        theta: logs of the free parameters, [S, p]. S: parameter vectors, n: rows, p: free
+        parameters.
+        """
         base = self.base
         r = {
             k: np.exp(theta[:, self.index[k], None]) if k in self.index else float(self.fixed[k])
@@ -259,14 +264,18 @@ def transfer(
     effective: str | None = None,
     **options: Any,
 ) -> fit.Fit:
-    """Fit D_T = k D_F^alpha N^beta: the data that pre-training replaces (Hernandez et al. 2021).
+    """Fit D_T = k D_F^alpha N^beta: the number of tokens that pre-training replaces.
 
-    arXiv:2102.01293. Rows are fine-tuned runs with D_F tokens (column `d`) and N parameters. n=None
-    removes N from the law. D_T is the column `effective`, or is computed from `scratch`, a fit of
-    (N, D) or D to runs from scratch: D_T = D_E - D_F, where D_E tokens from scratch reach the same
-    loss. Rows below the irreducible loss of the scratch law, and rows without a gain, are excluded.
-    Least squares in logs. Parameters: exponent (alpha), exponent2 (beta), k. `predict(D_F, N)`
-    returns D_T. Options: group, where, bootstrap, resample, seed, reach.
+    This is the law of Hernandez et al. (2021, arXiv:2102.01293), by least squares on log D_T. Rows
+    are fine-tuned runs with D_F tokens (column `d`) and N parameters. n=None removes N from the
+    law.
+
+    Give either `effective`, the column of D_T, or `scratch`, a fit of (N, D) or D to runs from
+    scratch. With `scratch`, D_T = D_E - D_F, where D_E tokens from scratch reach the same loss.
+    Rows below the irreducible loss of that fit, and rows with D_T <= 0, are excluded.
+
+    Parameters: exponent (alpha), exponent2 (beta), k. `predict(D_F, N)` returns D_T. Options:
+    group, where, bootstrap, resample, seed, reach.
     """
     defaults = fit.FitOptions()
     parsed = fit.parse_options("transfer", options, defaults, fit.RESAMPLING_OPTIONS)

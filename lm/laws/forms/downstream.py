@@ -54,17 +54,20 @@ def accuracy_from_loss(
 ) -> AccuracyFit:
     """Fit the accuracy as a function of the loss or of bits per byte of the task.
 
-    form="sigmoid": acc = a / (1 + exp(-k (L - x0))) + b with a in [-1, 0], b in [0, 1], k and x0 >=
-    0 (step 2 of Bhagia et al. 2024, arXiv:2412.04403). form="exponential": y = eps - k exp(-gamma
-    L), for an error (k > 0, Gadre et al. 2024, arXiv:2403.08540) or an accuracy (k < 0).
+    x: column of the loss. y: column of the accuracy, a fraction. chance: accuracy of guessing;
+    predictions are in [chance, 1]. anchor: an additional point (loss, accuracy), such as (0, 1).
+    run: column of the run if rows are evaluations during runs.
 
-    `run` is the column of the run if rows are evaluations during runs. The first fraction `drop` of
-    each run, sorted by `order`, is excluded, both columns become trailing means over `window`
-    evaluations (see `run_table.smooth_evaluations`), and whole runs are resampled. `anchor` adds a
-    point (loss, accuracy), such as (0, 1). `chance` is the accuracy of guessing: predictions are in
-    [chance, 1]. `loss` is squares, huber or absolute, of the accuracy. `predict(L)`. Other options:
-    delta, where, bootstrap, resample, seed, reach. Raises ValueError for accuracies that do not
-    exceed chance, and for accuracies or losses that are all equal.
+    form="sigmoid": acc = a / (1 + exp(-k (L - x0))) + b, step 2 of Bhagia et al. (2024,
+    arXiv:2412.04403). a is in [-1, 0], b in [0, 1], and k and x0 are at least 0.
+    form="exponential": y = eps - k exp(-gamma L), for an error (k > 0, Gadre et al. 2024,
+    arXiv:2403.08540) or an accuracy (k < 0).
+
+    With `run`, the first fraction `drop` of each run, sorted by `order`, is excluded. Both columns
+    become trailing means over `window` evaluations (see `run_table.smooth_evaluations`), and whole
+    runs are resampled. loss: squares, huber or absolute, of the accuracy. Other options: delta,
+    where, bootstrap, resample, seed, reach. `predict(L)` returns the accuracy. Raises ValueError
+    for accuracies that do not exceed chance, and for accuracies or losses that are all equal.
     """
     if form not in FORMS:
         raise ValueError(f"form={form!r} is unknown; known: {', '.join(FORMS)}")
@@ -250,10 +253,10 @@ class TwoStepFit(fit.Fit):
 def two_step(step1: fit.Fit, step2: fit.Fit) -> TwoStepFit:
     """Predict accuracy from N and D (or C): `step2` (accuracy_from_loss) of `step1`.
 
-    The ensembles are paired draw by draw, and the parameters of step 1 vary through step 2, so that
-    the interval contains the uncertainty of both steps (Bhagia et al. 2024, arXiv:2412.04403).
-    `predict` takes the inputs of step 1. Parameters are those of both fits, named step1_E and
-    step2_k. Raises ValueError if the loss of step 1 is not the loss of step 2.
+    step1: fit of the loss. step2: fit of the accuracy to the same loss. `predict` takes the inputs
+    of step 1. Parameters are those of both fits, named step1_E and step2_k. The ensembles are
+    paired draw by draw, so that the interval contains the uncertainty of both steps (Bhagia et al.
+    2024, arXiv:2412.04403). Raises ValueError if the loss of step 1 is not the loss of step 2.
     """
     if step2.inputs != ["L"]:
         raise ValueError(
@@ -344,12 +347,15 @@ def one_step(
     chance: float = 0.0,
     **options: Any,
 ) -> fit.Fit:
-    """Fit -log q = A C^-alpha with q = (acc - chance) / (1 - chance): accuracy from compute.
+    """Fit -log q = A C^-alpha, with q = (acc - chance) / (1 - chance): accuracy from compute.
 
     This is the direct law of Krajewski et al. (arXiv:2512.08894) for runs with the same number of
-    tokens per parameter, by least squares of log(-log q). x is the column of FLOPs, or any column
-    or columns of `power`. Rows at or below chance have no logarithm and are excluded. `predict(C)`
-    returns the accuracy. Parameters: A, alpha. It has the options of `power`.
+    tokens per parameter. The fit is by least squares on log(-log q).
+
+    x: column of FLOPs, or other columns as in `power_laws.power`. y: column of the accuracy.
+    chance: accuracy of random answers, a fraction. Rows at or below chance, or at accuracy 1, have
+    no logarithm and are excluded. Parameters: A, alpha. `predict(C)` returns the accuracy. The
+    options are those of `power_laws.power`.
     """
     parsed = fit.parse_options(
         "one_step", options, fit.FitOptions(loss="log_squares"), power_laws.OPTIONS

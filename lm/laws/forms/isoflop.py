@@ -36,14 +36,15 @@ def isoflop(
 ) -> IsoflopFit:
     """Fit x* = k C^exponent: the best x (parameters or tokens) of each budget, a line in logs.
 
-    A row belongs to a budget of the list `budgets` if its `c` is within the fraction `tolerance` of
-    the budget. Without `budgets`, rows with values of `c` within `tolerance` form a budget.
-    method="parabola" fits L by a parabola in log x, by least squares, and uses its vertex.
-    `nearest` limits that fit to a number of runs around the best. method="akima" interpolates log L
-    in log x (the lowest L of repeated x) and uses the lowest of `points` grid points per gap
-    (Porian et al. 2024, arXiv:2406.19146). log_loss selects log L or L; the default is log L for
-    akima only. A budget is excluded if it has fewer than three sizes, if its parabola opens down,
-    or if x* is outside its sizes (edges="keep" includes a budget with x* outside).
+    c: column of the FLOPs. A row belongs to a budget of the list `budgets` if its `c` is within the
+    fraction `tolerance` of the budget. Without `budgets`, rows with values of `c` within
+    `tolerance` form a budget. method="parabola" fits L by a parabola in log x, by least squares,
+    and uses its vertex. `nearest` limits that fit to a number of runs around the best.
+    method="akima" interpolates log L in log x, with the lowest L of repeated x. It uses the lowest
+    of `points` grid points per gap (Porian et al. 2024, arXiv:2406.19146). log_loss selects log L
+    or L; the default is log L for akima only. A budget is excluded if it has fewer than three
+    sizes, or if its parabola opens down. A budget with x* outside its sizes is also excluded,
+    unless edges="keep".
 
     The ensemble adds noise to the runs of each budget. Its scale is that of the pooled residuals,
     or `noise` in units of the loss. resample="runs" draws runs within a budget instead. The

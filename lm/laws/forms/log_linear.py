@@ -28,7 +28,11 @@ def log_linear(rows: run_table.Rows, x: str | Sequence[str], y: str, **options: 
 def fit_line(
     rows: run_table.Rows, x: str | Sequence[str], y: str, law: str, options: fit.FitOptions
 ) -> fit.Fit:
-    """Fit the line of `log_linear` under the name of a law."""
+    """Fit the law y = k x^exponent of `log_linear`, under the name of another law.
+
+    x: one or several columns. law: name of the law in the result and in messages. options: parsed
+    options of the law.
+    """
     xs = [x] if isinstance(x, str) else list(x)
     weights = [options.weights] if options.weights else []
     data = run_table.select_columns(rows, [*xs, *weights, y], options.group, options.where)

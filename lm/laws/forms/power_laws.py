@@ -28,11 +28,13 @@ def power(
 ) -> fit.Fit:
     """Fit L(x) = E + A x^-alpha, by default by least squares on log L.
 
-    x is one column (parameters, tokens, FLOPs) or several: L = E + A x1^-alpha + B x2^-beta + C
-    x3^-gamma. floor=False removes E, a number fixes E. Parameters: E, A, alpha. Options
-    (`fit.FitOptions`): loss, delta, fixed, starts, weights, group, where, bootstrap, resample,
-    seed, reach. In simulated sweeps of six to eight runs, the 95% interval of a prediction at twice
-    the largest N contained the truth in 96-99% (see `estimation.fit_problem`).
+    x: one column (parameters, tokens, FLOPs) or several: L = E + A x1^-alpha + B x2^-beta + C
+    x3^-gamma. y: column of the loss. floor: False removes E, a number fixes E. Parameters: E, A,
+    alpha. `predict(x)` returns L. Options (`fit.FitOptions`): loss, delta, fixed, starts, weights,
+    group, where, bootstrap, resample, seed, reach.
+
+    In simulated sweeps of six to eight runs, the 95% interval at twice the largest N contained the
+    truth in 96-99% (see `estimation.fit_problem`).
     """
     parsed = fit.parse_options("power", options, fit.FitOptions(loss="log_squares"), OPTIONS)
     return sum_of_powers(rows, letter_inputs(x), y, "power", floor, parsed)
@@ -54,11 +56,14 @@ def chinchilla(
 ) -> fit.Fit:
     """Fit L(N, D) = E + A N^-alpha + B D^-beta (approach 3 of Hoffmann et al. 2022).
 
-    arXiv:2203.15556. The default objective is the SUM of Huber losses (delta=1e-3) on log L.
-    loss="absolute" is the objective of Besiroglu et al. 2024 (arXiv:2404.10102), loss="squares" is
-    least squares on L. tied=True uses one exponent alpha. Parameters: E, A, B, alpha, beta;
-    derived: a = beta / (alpha + beta) and b = 1 - a, the exponents of N* ~ C^a and D* ~ C^b.
-    Options: tied and the options of `power`.
+    The law is that of arXiv:2203.15556. n, d, y: columns of N, D and L. The default objective is
+    the SUM of Huber losses (delta=1e-3) on log L. loss="absolute" is the objective of Besiroglu et
+    al. 2024 (arXiv:2404.10102), loss="squares" is least squares on L. tied=True uses one exponent
+    alpha. floor: see `power`.
+
+    `predict(N, D)` returns L. Parameters: E, A, B, alpha, beta. Derived parameters are the
+    exponents of N* ~ C^a and D* ~ C^b: a = beta / (alpha + beta), b = 1 - a. Options: tied and the
+    options of `power`.
     """
     parsed = fit.parse_options("chinchilla", options, fit.FitOptions(), ("tied", *OPTIONS))
     return sum_of_powers(rows, {"N": n, "D": d}, y, "chinchilla", floor, parsed)
@@ -74,9 +79,10 @@ def overtrained(
 ) -> fit.Fit:
     """Fit L(C, M) = E + (a M^eta + b M^-eta) C^-eta, C = 6 N D, M = D / N (Gadre et al. 2024).
 
-    arXiv:2403.08540. The law equals E + A N^-alpha + B D^-alpha with one exponent: eta = alpha / 2,
-    a = A 6^eta, b = B 6^eta. The default is least squares on L, as in the paper. `predict(N, D)`.
-    Parameters: E, A, B, alpha; derived: a, b, eta. It has the options of `power`.
+    The law is that of arXiv:2403.08540. It equals E + A N^-alpha + B D^-alpha: eta = alpha / 2, a =
+    A 6^eta, b = B 6^eta. n, d, y: columns of N, D and L. floor: see `power`. The default is least
+    squares on L, as in the paper. `predict(N, D)` returns L. Parameters: E, A, B, alpha; derived:
+    a, b, eta. Options: those of `power`.
     """
     defaults = fit.FitOptions(loss="squares", tied=True)
     parsed = fit.parse_options("overtrained", options, defaults, OPTIONS)
@@ -219,7 +225,7 @@ class PowerSum:
         return np.asarray(total)
 
     def bounds(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return the lower and upper bound of theta, and the lower bound of its starts."""
+        """Return the lower and upper bounds of theta, and the lower bounds of starts, each [p]."""
         low, high = self.log_y.min(), self.log_y.max()
         is_signed = not self.has_floor and len(self.coefficients) == 1
         slope = -10 * self.scale if is_signed else 0.0

@@ -158,8 +158,8 @@ def draw_curves(axes: Axes, rows, metrics, x, theme, alpha=1.0) -> list[tuple[di
 def smooth_curve(metrics, x=records.TOKENS, y="loss", n_bins=80) -> tuple[np.ndarray, np.ndarray]:
     """Return the means of x and y in at most n_bins equal intervals of log x.
 
-    metrics: rows of records.load_metrics. Skip non-finite values and x <= 0. Return empty arrays
-    for fewer than two points.
+    metrics: rows of records.load_metrics. Rows with a non-finite value or x <= 0 are skipped. Both
+    arrays are empty for fewer than two points.
     """
     points = [
         (row[x], row[y])
@@ -274,7 +274,7 @@ def short_run_name(row: Mapping) -> str:
 
 
 def count_label(rows: Sequence) -> str:
-    """Format a number of runs: "1 run", "6 runs"."""
+    """Return the number of rows as text: "1 run", "6 runs"."""
     return "1 run" if len(rows) == 1 else f"{len(rows)} runs"
 
 
@@ -284,10 +284,11 @@ def source_columns(rows, y=records.LOSS) -> list[str]:
 
 
 def source_names(columns: Sequence[str], y=records.LOSS) -> dict[str, str]:
-    """Return {column: short name of its source}.
+    """Return {column: name of its source in a figure}.
 
-    The short name of a file is its last folder or file name. If two short names are equal, return
-    the full names.
+    columns: names such as "eval.loss.SOURCE". y: prefix of the columns, without the dot. The name
+    of a file is shortened to its last folder or file name. If two short names are equal, all names
+    are full names.
     """
     full_names = {column: column.removeprefix(y + ".") for column in columns}
     short_names = {column: _file_name(source) for column, source in full_names.items()}
@@ -330,7 +331,7 @@ def fit_kind(row, fit) -> Kind:
 
 
 def is_target(row, prediction) -> bool:
-    """Return True if the run is the target of the prediction."""
+    """Return True if the run is the target of the prediction, False if prediction is None."""
     return bool(prediction) and row["name"] == prediction["target"]
 
 

@@ -53,11 +53,11 @@ def loss_vs_compute(
 
 
 def learning_curves(rows, metrics, x=records.TOKENS, theme=style.LIGHT) -> Figure:
-    """Plot the training loss of every run against x, also of unfinished runs, on log axes.
+    """Plot the training loss of all runs against x, on log axes. Unfinished runs are included.
 
-    metrics: {name of run: records.load_metrics(row["dir"])}. x: a column of the metrics: tokens,
-    flops, step or seconds. Each point is a mean over an interval of log x, because single steps are
-    noisy.
+    rows: those of records.load_runs. metrics: {name of run: records.load_metrics(row["dir"])}. x: a
+    column of the metrics: tokens, flops, step or seconds. Each point is a mean over an interval of
+    log x, because single steps are noisy.
     """
     figure, axes = style.new_figure("Learning curves", x, "Training loss (nats per token)", theme)
     curve_ends = elements.draw_curves(axes, rows, metrics, x, theme)
@@ -89,8 +89,9 @@ def _curve_labels(curve_ends) -> list[tuple[str, float, float]]:
 def loss_by_source(rows, x=records.N_PARAMS, y=records.LOSS, theme=style.LIGHT) -> Figure:
     """Plot the held-out loss of each source against size, one line per source, on log axes.
 
-    Only finished runs of the largest token budget are shown, see records.largest_token_budget. A
-    line connects the means of the runs of equal size.
+    rows: those of records.load_runs. x: column of the size. y: column of the loss; the columns
+    "y.SOURCE" have the loss of each source. Only finished runs of the largest token budget are
+    shown, see records.largest_token_budget. A line connects the means of the runs of equal size.
     """
     selection = records.largest_token_budget(rows, x)
     figure, axes = style.new_figure("Loss by source", x, y, theme)

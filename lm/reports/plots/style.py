@@ -81,9 +81,10 @@ def new_figure(title: str, x: str, y: str, theme=LIGHT) -> tuple[Figure, Axes]:
 
 
 def new_panels(title: str, n: int, theme=LIGHT, columns=5) -> tuple[Figure, list[Axes]]:
-    """Create a figure with n small panels, a page wide. Return the figure and the axes.
+    """Create a figure with n small panels. Return the figure and the list of its axes.
 
-    The figure has at least one panel. columns: number of panels per line.
+    title: title of the figure. n: number of panels; 0 gives one panel. theme: LIGHT or DARK.
+    columns: number of panels per line. The figure is 11 inches wide.
     """
     n_lines = max(-(-n // columns), 1)
     size = (11, 0.7 + 1.9 * n_lines)
@@ -187,9 +188,10 @@ def log_y(axes: Axes, format_tick="{:.4g}".format) -> None:
 
 
 def annotate(axes: Axes, x: float, y: float, text: str, theme, offset=(5, 5), **look) -> None:
-    """Write plain text beside the data point (x, y).
+    """Write text beside the data point (x, y), without interpretation of $ as math.
 
-    offset: (right, up) in points. look: further arguments of matplotlib's annotate.
+    theme: LIGHT or DARK. offset: (right, up) in points. look: further arguments of matplotlib's
+    annotate, such as ha="right".
     """
     look |= {"color": theme["ink"], "size": 8.5, "parse_math": False, "textcoords": "offset points"}
     background = {"facecolor": theme["paper"], "alpha": 0.75, "edgecolor": "none", "pad": 0.5}

@@ -30,6 +30,7 @@ ASSUMED_MFU = {
 def estimate_cost(run: schema.Run, peak_flops_per_second: float, platform: str = "cpu") -> dict:
     """Return one row of a plan: shape, exact counts, and the expected seconds of training.
 
+    peak_flops_per_second: peak in matrix products, of all devices. platform: a key of ASSUMED_MFU.
     tokens: all tokens on which the final model was trained. flops and seconds: of the run's own
     steps. flops_shared: of the steps of the trunk run from which a cooldown branch starts.
     """
@@ -54,11 +55,11 @@ def estimate_cost(run: schema.Run, peak_flops_per_second: float, platform: str =
 
 
 def count_step_flops(run: schema.Run) -> int:
-    """Return the FLOPs of the matrix products in one traced train step.
+    """Return the FLOPs of the matrix products in one train step, counted in its traced program.
 
-    Unlike flops.flops_per_token, the result counts executed products: also the recomputation of
-    model.remat, and only the blocks of scores that model.attention_query_blocks computes. Nothing
-    is computed or allocated.
+    The result includes the recomputation of model.remat. It counts only the blocks of attention
+    scores that model.attention_query_blocks computes. flops.flops_per_token differs in both
+    respects. The step is not compiled or run, and no array is allocated.
     """
     program = step.build_train_functions(run, mesh.make_mesh(schema.Mesh(), jax.devices()[:1]))
     arguments = program.abstract, program.batch, program.inputs
@@ -147,7 +148,12 @@ def combine_estimates(
     estimate: roofline.Estimate,
     compiled: aot_compile.Compiled | None,
 ) -> dict:
-    """Combine the analytic estimate with the compiler's result, if any. Row: see `plan_run`."""
+    """Return one row of a plan from the analytic estimate and the result of the compiler.
+
+    axis_sizes: {mesh axis: number of devices}. estimate: analytic estimate of one step. compiled:
+    result of the compiler; None uses the estimate alone. The columns of the row are those of
+    `plan_run`.
+    """
     facts, config = flops.run_facts(run), schema.flatten(run)
     best = compiled or estimate
     missing_bytes = max(0.0, estimate.bytes - target.spec.memory_bytes)

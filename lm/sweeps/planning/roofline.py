@@ -133,7 +133,10 @@ class ShardedShapes:
         self.n_tokens = self.n_rows * run.data.seq_len / self.shard_count("length")
 
     def mesh_axes(self, *names: str | None) -> list[str]:
-        """Return the mesh axes with several devices that shard any of the named array axes."""
+        """Return the mesh axes of size > 1 that shard any of the named array axes.
+
+        names: array axes; None is an axis without a name, which is not sharded.
+        """
         used = {axis for name in names if name is not None for axis in self.rules[name]}
         return [a for a in axis_rules.MESH_AXES if a in used and self.axis_sizes[a] > 1]
 
