@@ -17,6 +17,7 @@ import sys
 import typing
 
 import pytest
+from fixtures import made_up_sweep
 
 from lm.config import model_sizes, schema, validation
 from lm.training import loop
@@ -29,6 +30,7 @@ PAGES = [
 ]
 COMMAND = re.compile(r"uv run (?:--extra \w+ )*python -m experiments\.(\S+)(.*)")
 PLACEHOLDERS = ("NAME", "FOLDER", "FILE")
+SHOWN_FILE = "my_sweep.py"  # its code is in README.md
 # Parses the flags of each command in a new process, because a flag can be defined once per process.
 PARSER = """
 import importlib, json, sys
@@ -64,8 +66,10 @@ def code_blocks(text: str, language: str = "") -> list[str]:
 
 
 def page_commands(text: str) -> list[Command]:
-    """Return the commands of experiments in the code blocks of a page, in order."""
+    """Return the commands of experiments in the code blocks of a page, then those in sentences."""
     lines = "".join(code_blocks(text)).replace("\\\n", " ").splitlines()
+    sentences = re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE)
+    lines += re.findall(r"`(uv run [^`]*)`", sentences)
     matches = [match for line in lines if (match := COMMAND.search(line))]
     return [Command(match[1], shlex.split(match[2], comments=True)) for match in matches]
 
@@ -75,7 +79,7 @@ def flag_errors(commands: list[Command]) -> list[str]:
     inputs = [
         (command.module, [x for x in command.arguments if not x.startswith("--config")])
         for command in commands
-        if command.module not in PLACEHOLDERS
+        if not command.module.endswith(PLACEHOLDERS)
     ]
     finished = subprocess.run(
         [sys.executable, "-c", PARSER],
@@ -89,7 +93,7 @@ def flag_errors(commands: list[Command]) -> list[str]:
     return json.loads(finished.stdout.splitlines()[-1])
 
 
-def config_errors(commands: list[Command], shown_files: tuple[str, ...] = ()) -> list[str]:
+def config_errors(commands: list[Command]) -> list[str]:
     """Return the errors of the config fields, config files and sweep files of commands."""
     fields, errors = schema.field_types(schema.Run), []
     for argument in [argument for command in commands for argument in command.arguments]:
@@ -99,7 +103,7 @@ def config_errors(commands: list[Command], shown_files: tuple[str, ...] = ()) ->
             field = name.removeprefix("config.").partition("[")[0]
             errors += [] if field in fields else [f"{argument}: no such field"]
         elif name in ("config", "sweep") and pathlib.Path(file).stem not in PLACEHOLDERS:
-            is_present = file in shown_files or (ROOT / file).is_file()
+            is_present = file == SHOWN_FILE or (ROOT / file).is_file()
             errors += [] if is_present else [f"{argument}: no such file"]
     return errors
 
@@ -141,7 +145,7 @@ def test_pytest_commands_name_files_that_exist():
 
 
 def sweep_example() -> str:
-    """Return the code of my_sweep.py."""
+    """Return the code of SHOWN_FILE."""
     return next(code for code in code_blocks(README.read_text(), "python") if "get_sweep" in code)
 
 
@@ -153,37 +157,33 @@ def test_sweep_example_yields_valid_runs():
     assert [run.is_prediction_target for run in runs] == [False] * (len(runs) - 1) + [True]
 
 
-def small_run(name: str, size: str, text_file: pathlib.Path) -> schema.Run:
+def small_run(name: str, text_file: pathlib.Path) -> schema.Run:
     """Return a run below runs/ that trains in a second, with the text of `text_file`."""
-    run = schema.Run(name=name, steps=24, log_interval=8)
-    run.model = model_sizes.ladder_model(size, n_layers=1)
+    run = schema.Run(name=name, steps=12, log_interval=4)
+    run.model = model_sizes.ladder_model("10K", n_layers=1)
     run.data.sources = {f"text:{text_file}": 1.0}
     run.data.seq_len, run.data.batch_size, run.data.heldout_fraction = 32, 8, 0.2
     run.eval.n_sequences, run.eval.n_completions = 16, 8
     return run
 
 
-def test_python_example_runs_on_a_trained_sweep(text_file, tmp_path, monkeypatch):
-    """The run that the example trains gets a small config, because its defaults take a minute."""
+def test_python_example_runs_on_a_sweep(text_file, tmp_path, monkeypatch):
+    """The sweep is simulated, except the run whose model is loaded.
+
+    The run that the example trains gets a small config, because its defaults take a minute.
+    """
     monkeypatch.chdir(tmp_path)
-    for name, size in {
-        "10K": "10K",
-        "25K": "25K",
-        "60K": "60K",
-        "100K": "100K",
-        "600K": "150K",
-    }.items():
-        loop.train(small_run(f"quickstart/{name}", size, text_file))
+    made_up_sweep.sweep("runs", name="quickstart")
+    loop.train(small_run("quickstart/600K", text_file))
     (example,) = [code for code in code_blocks(README.read_text(), "python") if "load_runs" in code]
     definition = 'run = lm.Run(name="mine", model=lm.ladder_model("100K"))\n'
     assert example.count(definition) == 1
-    small = "run.steps, run.data, run.eval = 2, small.data, small.eval\n"
-    example = example.replace(definition, definition + small)
-    namespace: dict = {"small": small_run("small", "10K", text_file)}
-    exec(example, namespace)
+    change = "run.model, run.steps, run.data, run.eval = small.model, 12, small.data, small.eval\n"
+    namespace: dict = {"small": small_run("small", text_file)}
+    exec(example.replace(definition, definition + change), namespace)
     assert namespace["fit"].predict(5e6).value > 0
     assert pathlib.Path("runs/quickstart/report.html").stat().st_size > 10_000
-    assert pathlib.Path("runs/mine").is_dir()
+    assert pathlib.Path("runs/mine/config.json").is_file()
 
 
 # --- All commands of README.md ---
@@ -218,7 +218,7 @@ def write_user_files(folder: pathlib.Path) -> None:
     (folder / "configs/sweeps/quickstart.py").write_text(SMALL_QUICKSTART)
     base = folder / "configs/base.py"
     base.write_text(base.read_text().replace("TOKENS = 1_800_000", "TOKENS = 10_000"))
-    (folder / "my_sweep.py").write_text(sweep_example())
+    (folder / SHOWN_FILE).write_text(sweep_example())
     for name in ("my/books", "my/folder", "my/set", "my/unseen", "dump"):
         (folder / name).mkdir(parents=True)
     for name in ("my/books/book.txt", "my/folder/notes.txt"):
@@ -243,7 +243,6 @@ def test_every_command_of_readme_succeeds(tmp_path):
     write_user_files(tmp_path)
     environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_NUM_CPU_DEVICES": "2"}
     commands = page_commands(README.read_text(encoding="utf-8"))
-    commands.append(Command("sweep", ["--sweep=my_sweep.py"]))
     for command in commands:
         names = {"--source=FOLDER": "--source=out/600K"}
         arguments = [names.get(argument, argument) for argument in command.arguments]
