@@ -1,9 +1,10 @@
-"""The commands and examples of README.md, CONTRIBUTING.md and the pages of the folders.
+"""The commands and examples of README.md, CONTRIBUTING.md, other pages and docstrings.
 
 The fast tests check names: modules, flags, config fields and files. The slow test runs every
 command of README.md on small models.
 """
 
+import ast
 import functools
 import gzip
 import json
@@ -110,8 +111,12 @@ def config_errors(commands: list[Command]) -> list[str]:
 
 @functools.cache
 def all_commands() -> list[Command]:
-    """Return the commands of all pages."""
-    return [c for path in PAGES for c in page_commands(path.read_text(encoding="utf-8"))]
+    """Return the commands of all pages, and of the docstrings of commands and configs."""
+    texts = [path.read_text(encoding="utf-8") for path in PAGES]
+    for path in (path for top in ("experiments", "configs") for path in (ROOT / top).rglob("*.py")):
+        docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+        texts.append(f"```\n{docstring}\n```\n")
+    return [command for text in texts for command in page_commands(text)]
 
 
 def test_readme_shows_every_kind_of_command():
@@ -129,7 +134,6 @@ def test_commands_name_fields_and_files_that_exist():
 
 
 def test_wrong_names_in_a_command_are_detected():
-    """Each changed name is one error, so the two tests above cannot pass by an empty list."""
     block = "```\nuv run python -m experiments.{} --run=r\n```\n"
     assert flag_errors(page_commands(block.format("sample --feedback=f"))) != []
     assert flag_errors(page_commands(block.format("sampler"))) != []
@@ -239,7 +243,10 @@ def write_user_files(folder: pathlib.Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_every_command_of_readme_succeeds(tmp_path):
-    """The commands run in order in one folder, so that each finds the runs of those before it."""
+    """The commands run in order in one folder, so that each finds the runs of earlier commands.
+
+    All runs are done when the command with --on=slurm starts, so it submits no job.
+    """
     write_user_files(tmp_path)
     environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_NUM_CPU_DEVICES": "2"}
     commands = page_commands(README.read_text(encoding="utf-8"))
