@@ -41,7 +41,10 @@ errors = []
 for module, arguments in json.load(sys.stdin):
     try:
         importlib.import_module(f"experiments.{module}")
-        rest = flags.FLAGS([module, *arguments])[1:]
+        configs = [x for x in arguments if x.startswith("--config")]
+        if configs and "config" not in flags.FLAGS:
+            errors.append(f"{module}: {configs[0]}, but the command has no --config")
+        rest = flags.FLAGS([module, *(x for x in arguments if x not in configs)])[1:]
         errors += [f"{module}: {argument} is not a flag" for argument in rest]
     except (ImportError, flags.Error) as error:
         errors.append(f"{module}: {error}")
@@ -76,12 +79,11 @@ def page_commands(text: str) -> list[Command]:
 
 
 def flag_errors(commands: list[Command]) -> list[str]:
-    """Return the errors of the modules and flags of commands. Flags of configs are not parsed."""
-    inputs = [
-        (command.module, [x for x in command.arguments if not x.startswith("--config")])
-        for command in commands
-        if not command.module.endswith(PLACEHOLDERS)
-    ]
+    """Return the errors of the modules and flags of commands.
+
+    The values of --config are not parsed, because their files may read runs.
+    """
+    inputs = [command for command in commands if not command.module.endswith(PLACEHOLDERS)]
     finished = subprocess.run(
         [sys.executable, "-c", PARSER],
         input=json.dumps(inputs),
@@ -137,6 +139,7 @@ def test_wrong_names_in_a_command_are_detected():
     block = "```\nuv run python -m experiments.{} --run=r\n```\n"
     assert flag_errors(page_commands(block.format("sample --feedback=f"))) != []
     assert flag_errors(page_commands(block.format("sampler"))) != []
+    assert flag_errors(page_commands(block.format("status --config=configs/base.py"))) != []
     assert flag_errors(page_commands(block.format("sample --n=many"))) != []
     assert len(config_errors(page_commands(block.format("train --config.optim.rate=1")))) == 1
     assert len(config_errors(page_commands(block.format("sweep --sweep=missing.py")))) == 1
