@@ -1,4 +1,8 @@
-"""The worked additions of CONTRIBUTING.md: what is shown there is enough, and it runs."""
+"""The worked additions of CONTRIBUTING.md, applied to a copy of the code.
+
+Each example has a diff and code that runs after the diff is applied. NAMES lists the name that each
+diff adds.
+"""
 
 import os
 import pathlib
@@ -9,52 +13,86 @@ import sys
 
 import pytest
 
-ROOT = pathlib.Path(__file__).parent.parent.parent
-TEXT = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-DIFFS = re.findall(r"```diff\n(.*?)```", TEXT, re.DOTALL)
-CODE = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
-ADDED = ("csv", "count", "800K", "sqrt", "semilog")
+ROOT = pathlib.Path(__file__).parents[2]
+PAGE = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+DIFFS = re.findall(r"```diff\n(.*?)```", PAGE, re.DOTALL)
+EXAMPLES = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+NAMES = ("csv", "count", "800K", "sqrt", "semilog")
 
 
-def apply(diff: str, folder: pathlib.Path) -> None:
-    """Changes the files below a folder as a diff says; each place must be there exactly once."""
+def apply_diff(diff: str, folder: pathlib.Path) -> None:
+    """Apply the hunks of a diff to the files below a folder.
+
+    The old text of each hunk must occur exactly once in its file.
+    """
     for part in re.split(r"^# (?=lm/)", diff, flags=re.MULTILINE)[1:]:
         name, _, hunks = part.partition("\n")
         path = folder / name
-        text = path.read_text(encoding="utf-8")
+        text = "\n" + path.read_text(encoding="utf-8")
         for hunk in hunks.split("@@\n"):
-            lines = [(line[:1], line[1:] + "\n") for line in hunk.splitlines()]
-            old, new = ("".join(x for sign, x in lines if sign != off) for off in ("+", "-"))
-            assert ("\n" + text).count("\n" + old) == 1, f"{name} has not one place of:\n{old}"
-            text = ("\n" + text).replace("\n" + old, "\n" + new)[1:]
-        path.write_text(text, encoding="utf-8")
+            lines = [(line[:1], f"{line[1:]}\n") for line in hunk.splitlines()]
+            old = "\n" + "".join(line for sign, line in lines if sign != "+")
+            new = "\n" + "".join(line for sign, line in lines if sign != "-")
+            assert text.count(old) == 1, f"{name} does not contain this text exactly once:{old}"
+            text = text.replace(old, new)
+        path.write_text(text[1:], encoding="utf-8")
 
 
-def run(folder: pathlib.Path, *command: str) -> str:
-    done = subprocess.run(
-        command, cwd=folder, env=os.environ | {"PYTHONPATH": str(folder)},
-        capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
-    return done.stdout + done.stderr if done.returncode else ""
+def run_python(root: pathlib.Path, folder: pathlib.Path, *arguments: str) -> str:
+    """Run Python in a folder with the `lm` of a root. Return the output if it fails, else ""."""
+    finished = subprocess.run(
+        [sys.executable, *arguments],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(root)},
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    return finished.stdout + finished.stderr if finished.returncode else ""
+
+
+def check_location(root: pathlib.Path) -> str:
+    """Return code that fails unless `lm` is imported from a root."""
+    return f"import lm; assert lm.__file__ == {str(root / 'lm/__init__.py')!r}, lm.__file__\n"
 
 
 @pytest.fixture(scope="module")
-def copy(tmp_path_factory) -> pathlib.Path:
-    folder = tmp_path_factory.mktemp("clone")
-    shutil.copytree(ROOT / "lm", folder / "lm", ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(ROOT / "pyproject.toml", folder)
-    return folder
-
-
-def test_a_source_a_task_a_size_a_schedule_and_a_law_are_added_as_shown(copy):
-    assert len(DIFFS) == len(CODE) == len(ADDED)
+def changed_copy(tmp_path_factory) -> pathlib.Path:
+    """Return a copy of the code with all diffs applied."""
+    copy = tmp_path_factory.mktemp("clone")
+    shutil.copytree(ROOT / "lm", copy / "lm", ignore=shutil.ignore_patterns("__pycache__"))
+    (copy / "tests" / "project").mkdir(parents=True)
+    shutil.copy(ROOT / "tests" / "project" / "test_imports.py", copy / "tests" / "project")
+    shutil.copy(ROOT / "pyproject.toml", copy)
+    (copy / "notebooks").symlink_to(ROOT / "notebooks")
     for diff in DIFFS:
-        apply(diff, copy)
-    where = f"import lm.config; assert lm.config.__file__.startswith({str(copy)!r})\n"
-    assert run(copy, sys.executable, "-c", where + "\n".join(CODE)) == ""
-    assert run(copy, sys.executable, "-m", "ruff", "check", "-q", "lm") == ""
+        apply_diff(diff, copy)
+    return copy
 
 
-@pytest.mark.parametrize("code, word", list(zip(CODE, ADDED, strict=True)), ids=ADDED)
-def test_without_the_addition_the_code_below_it_fails_by_its_name(code, word, tmp_path):
-    assert word in run(tmp_path, sys.executable, "-c", code).rstrip().rpartition("\n")[2]
+def test_every_example_has_a_diff():
+    assert len(DIFFS) == len(EXAMPLES) == len(NAMES)
+
+
+def test_examples_run_after_their_diffs(changed_copy, tmp_path):
+    code = check_location(changed_copy) + "\n".join(EXAMPLES)
+    assert run_python(changed_copy, tmp_path, "-c", code) == ""
+
+
+@pytest.mark.parametrize("example, name", list(zip(EXAMPLES, NAMES, strict=True)), ids=NAMES)
+def test_example_fails_without_its_diff(example, name, tmp_path):
+    """The last line of the error contains the name that the diff adds."""
+    output = run_python(ROOT, tmp_path, "-c", check_location(ROOT) + example)
+    assert name in output.rstrip().rpartition("\n")[2]
+
+
+def test_changed_code_is_formatted(changed_copy):
+    for arguments in (("check", "-q", "lm"), ("format", "--check", "lm")):
+        assert run_python(changed_copy, changed_copy, "-m", "ruff", *arguments) == ""
+
+
+def test_facade_tests_pass_after_the_diffs(changed_copy):
+    """The copied tests import the changed code. The import contracts take too long to check."""
+    options = ("-n0", "-q", "--noconftest", "-p", "no:cacheprovider", "-k", "not contracts")
+    output = run_python(changed_copy, changed_copy, "-m", "pytest", *options, "tests/project")
+    assert output == ""
