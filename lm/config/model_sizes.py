@@ -183,6 +183,6 @@ def steps_for_budget(
     return max(1, round(tokens / (run.data.batch_size * run.data.seq_len)))
 
 
-def _multiple(number: int, unit: int) -> int:
+def round_to_multiple(number: int, unit: int) -> int:
     """Return the multiple of `unit` that is nearest to a number, at least one unit."""
     return max(round(number / unit), 1) * unit

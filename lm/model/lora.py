@@ -27,7 +27,7 @@ def init_lora(model: schema.Model, axes: dict, params: dict, seed) -> dict:
     params, with {"a": A, "b": B} in the position of each adapted weight.
     """
     adapters: dict = {}
-    for path, names in _leaves(axes):
+    for path, names in iterate_leaves(axes):
         if _has_adapter(model, names):
             shape = _get_path(params, path).shape
             stacked, inner, outer = (
@@ -47,7 +47,7 @@ def lora_axes(model: schema.Model, axes: dict) -> dict:
     Raises ValueError if model.lora_on names no axis of a weight.
     """
     adapters: dict = {}
-    for path, names in _leaves(axes):
+    for path, names in iterate_leaves(axes):
         if _has_adapter(model, names):
             stacked, inner, outer = (
                 tuple(names[i] for i in indices) for indices in _matrix_axes(names)
@@ -55,7 +55,9 @@ def lora_axes(model: schema.Model, axes: dict) -> dict:
             adapter_axes = {"a": (*stacked, *inner, "rank"), "b": (*stacked, "rank", *outer)}
             _set_path(adapters, path, adapter_axes)
     if not adapters:
-        known = sorted({axis for path, names in _leaves(axes) for axis in names if len(names) > 2})
+        known = sorted(
+            {axis for path, names in iterate_leaves(axes) for axis in names if len(names) > 2}
+        )
         raise ValueError(f"model.lora_on={model.lora_on!r} must name one of {', '.join(known)}")
     return adapters
 
@@ -108,19 +110,19 @@ def _matrix_axes(names: tuple) -> tuple[list[int], list[int], list[int]]:
     return (stacked, other, embed) if names[-1] == "embed" else (stacked, embed, other)
 
 
-def _leaves(tree: dict, path: tuple[str, ...] = ()):
+def iterate_leaves(tree: dict, path: tuple[str, ...] = ()):
     """Yield (path, leaf) of a nested dict; a tuple or an array is a leaf."""
     for name, value in tree.items():
         if isinstance(value, dict):
-            yield from _leaves(value, (*path, name))
+            yield from iterate_leaves(value, (*path, name))
         else:
             yield (*path, name), value
 
 
-def _mapped(tree: dict, function, path: tuple[str, ...] = ()) -> dict:
+def map_leaves(tree: dict, function, path: tuple[str, ...] = ()) -> dict:
     """Return the nested dict with function(path, leaf) in place of each leaf."""
     return {
-        name: _mapped(value, function, (*path, name))
+        name: map_leaves(value, function, (*path, name))
         if isinstance(value, dict)
         else function((*path, name), value)
         for name, value in tree.items()

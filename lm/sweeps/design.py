@@ -59,7 +59,7 @@ def cooldown_branches(
         )
     # The trunk saves a checkpoint where each branch begins.
     trunk.checkpoint_interval = math.gcd(
-        *first_steps, model_sizes._multiple(run.checkpoint_interval, interval)
+        *first_steps, model_sizes.round_to_multiple(run.checkpoint_interval, interval)
     )
     runs = [trunk]
     for first_step, budget in zip(first_steps, sorted(tokens), strict=True):

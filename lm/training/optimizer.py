@@ -24,8 +24,8 @@ def trainable_mask(optim: schema.Optimizer, model: schema.Model, axes: dict) -> 
     ValueError for a name that no weight has.
     """
     names = [name for name in optim.frozen.split(",") if name]
-    path_parts = {part for path, _ in lora._leaves(axes) for part in path}
-    axis_names = {axis for _, weight_axes in lora._leaves(axes) for axis in weight_axes}
+    path_parts = {part for path, _ in lora.iterate_leaves(axes) for part in path}
+    axis_names = {axis for _, weight_axes in lora.iterate_leaves(axes) for axis in weight_axes}
     axis_names -= path_parts
     allowed = sorted(path_parts | axis_names)
     for name in names:
@@ -38,8 +38,8 @@ def trainable_mask(optim: schema.Optimizer, model: schema.Model, axes: dict) -> 
         )
         return not is_named and (not model.lora_rank or path[0] == "lora")
 
-    flags = lora._mapped(axes, is_trainable)
-    if not any(flag for _, flag in lora._leaves(flags)):
+    flags = lora.map_leaves(axes, is_trainable)
+    if not any(flag for _, flag in lora.iterate_leaves(flags)):
         raise ValueError(f"optim.frozen={optim.frozen!r} freezes all weights: list fewer names")
     return flags
 

@@ -39,7 +39,7 @@ def run_from_huggingface(
     run.data.seq_len = seq_len or min(context, 1024)
     if run_folder.exists() and any(run_folder.iterdir()):
         raise ValueError(f"--run={run_folder} is not empty: name a new folder")
-    run.data.tokenizer = tokenizer or load._tokenizer_in(folder)
+    run.data.tokenizer = tokenizer or load.find_tokenizer(folder)
     run_tokenizer = tokenizers.open_tokenizer(run.data.tokenizer)
     if run_tokenizer.vocab_size > shape.vocab_size:
         raise ValueError(
@@ -52,7 +52,7 @@ def run_from_huggingface(
     run_tokenizer.save(run_folder)
     kind, _, path = run.data.tokenizer.partition(":")
     if path:
-        run.data.tokenizer = f"{kind}:{run_folder / Path(load._saved_as(run_tokenizer))}"
+        run.data.tokenizer = f"{kind}:{run_folder / Path(load.tokenizer_file_name(run_tokenizer))}"
     # The tokens and FLOPs of the original training are unknown.
     facts = {k: v for k, v in flops.run_facts(run).items() if k not in ("tokens", "flops")}
     facts |= {"imported.family": architecture, "imported.from": folder.name}

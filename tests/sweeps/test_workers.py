@@ -101,7 +101,7 @@ def test_local_workers_share_a_sweep(folder):
 @pytest.mark.timeout(1200)
 @pytest.mark.skipif(
     not shutil.which("sinfo") or subprocess.run(["sinfo"], capture_output=True).returncode != 0,
-    reason="no SLURM is running: tests/slurm_here.sh start, and export what it prints",
+    reason="no SLURM is running: tests/fixtures/slurm_here.sh start, and export what it prints",
 )
 def test_slurm_sweep_survives_two_killed_jobs(folder):
     slurm_flags = ("--on=slurm", "--jobs=2", "--slurm=--cpus-per-task=1")

@@ -155,7 +155,7 @@ def test_missing_evaluation_is_repeated_after_a_restart(tiny):
 
 def test_changed_config_is_rejected_before_training(finished_copy):
     finished_copy.optim.lr = 1.0
-    with pytest.raises(ValueError, match="optim.lr=0.003, now 1.0: pick a new name"):
+    with pytest.raises(ValueError, match="optim.lr=0.003, now 1.0: choose a new name"):
         loop.train(finished_copy)
 
 

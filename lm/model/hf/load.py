@@ -69,7 +69,7 @@ def read_shape(folder: str | Path) -> tuple[schema.Model, str, int]:
     return schema.Model(**fields | required_fields), name, context
 
 
-def _tokenizer_in(folder: Path) -> str:
+def find_tokenizer(folder: Path) -> str:
     """Return the field data.tokenizer for the tokenizer file of a folder.
 
     Raises ValueError if the folder has no tokenizer file.
@@ -80,7 +80,7 @@ def _tokenizer_in(folder: Path) -> str:
     raise ValueError(f"{folder} has no {' or '.join(TOKENIZER_FILES)}: set --tokenizer")
 
 
-def _saved_as(tokenizer: tokenizers.Tokenizer) -> str:
+def tokenizer_file_name(tokenizer: tokenizers.Tokenizer) -> str:
     """Return the name of the file that tokenizer.save writes."""
     return TOKENIZER_FILES[isinstance(tokenizer, tokenizers.SentencePieceTokenizer)]
 
