@@ -57,7 +57,7 @@ def program_cache_key(run: schema.Run) -> str:
 def _model_and_rules(key: str) -> tuple[schema.Model, mesh.ShardingRules]:
     """Return the model config and the sharding rules of a cache key."""
     model_fields, mesh_fields = json.loads(key)
-    rules = mesh.ShardingRules.of(schema.from_dict(mesh_fields, schema.Mesh))
+    rules = mesh.ShardingRules.from_config(schema.from_dict(mesh_fields, schema.Mesh))
     return schema.from_dict(model_fields, schema.Model), rules
 
 

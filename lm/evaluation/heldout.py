@@ -40,7 +40,7 @@ def make_scorer(run: schema.Run, device_mesh: jax.sharding.Mesh) -> Callable:
     batch: tokens [B, T+1] and, optionally, segments [B, T]. nats_BT are -log p of each next token,
     best_BT the most likely next token.
     """
-    rules = mesh.ShardingRules.of(run.mesh)
+    rules = mesh.ShardingRules.from_config(run.mesh)
 
     def score(params: dict, batch: dict) -> tuple[jax.Array, jax.Array]:
         nats_BT, _, best_BT, _ = transformer.token_losses(

@@ -34,7 +34,7 @@ class ShardingRules:
     changes: tuple[tuple[str, tuple[str, ...]], ...] = ()
 
     @classmethod
-    def of(cls, mesh: schema.Mesh) -> "ShardingRules":
+    def from_config(cls, mesh: schema.Mesh) -> "ShardingRules":
         """Return the rules of a run: axis_rules.AXIS_RULES, changed by the field mesh.rules."""
         rows = axis_rules.merged_axis_rules(mesh.rules)
         return cls(tuple((name, rows[name]) for name in sorted(mesh.rules)))
@@ -129,7 +129,7 @@ def check_mesh_devices(run: schema.Run, mesh: jax.sharding.Mesh) -> None:
     axis_rules.validate_mesh_shape(schema.flatten(run), dict(mesh.shape))
 
 
-def make_for(run: schema.Run) -> jax.sharding.Mesh:
+def make_run_mesh(run: schema.Run) -> jax.sharding.Mesh:
     """Return the mesh of a run over all devices.
 
     Raises ValueError if the run cannot be divided over them, or cannot be deterministic on them.

@@ -41,7 +41,7 @@ def train(run: schema.Run, report: Callable[[dict], None] = lambda row: None) ->
     preemption.Interrupted after SIGINT, SIGTERM or SIGUSR1.
     """
     text = session.validate_session(run)
-    device_mesh = mesh.make_for(run)
+    device_mesh = mesh.make_run_mesh(run)
     status = "rewound"
     while status == "rewound":
         with session.TrainingSession(run, text, device_mesh, report) as active_session:

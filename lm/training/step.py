@@ -112,7 +112,7 @@ def build_train_functions(
         return cache.programs[key]
     backend = attention.select_backend(run, device_mesh)
     run = dataclasses.replace(run, model=dataclasses.replace(run.model, attention=backend))
-    rules = mesh.ShardingRules.of(run.mesh)
+    rules = mesh.ShardingRules.from_config(run.mesh)
     is_trainable, axes = trainable_axes(run)
     transformation = optimizer.make_optimizer(run.optim, run.model, run.steps, axes)
 

@@ -116,7 +116,7 @@ def _train_in_one_program(
     that diverged.
     """
     texts = [session.validate_session(run) for run in runs]
-    device_mesh = mesh.make_for(runs[0])
+    device_mesh = mesh.make_run_mesh(runs[0])
     with contextlib.ExitStack() as stack:
         members = []
         for run, text in zip(runs, texts, strict=True):

@@ -86,6 +86,7 @@ def test_scaling_curves_draws_a_finished_sweep(tmp_path, monkeypatch):
     assert any("inside its own" in text for text in markdown_texts(outputs))
 
 
+@pytest.mark.slow
 def test_scaling_curves_explains_an_unfinished_sweep(tmp_path, monkeypatch):
     outputs = execute(path_of("scaling_curves"), started_sweep(tmp_path), monkeypatch)
     assert any("No law:" in output.get("text", "") for output in outputs)
@@ -108,12 +109,14 @@ def test_abilities_follows_the_tasks_of_a_sweep(tmp_path, monkeypatch):
     assert "p_right" in metrics and "predictable from" in metrics
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["isoflop", "transfer"])
 def test_law_notebooks_explain_a_missing_sweep(name, tmp_path, monkeypatch):
     text = printed_text(execute(path_of(name), tmp_path, monkeypatch))
     assert "0 runs" in text and "the list is empty" in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["abilities", "emergence"])
 def test_task_notebooks_explain_an_unfinished_sweep(name, tmp_path, monkeypatch):
     text = printed_text(execute(path_of(name), started_sweep(tmp_path), monkeypatch))

@@ -91,6 +91,7 @@ def test_changed_code_is_formatted(changed_copy):
         assert run_python(changed_copy, changed_copy, "-m", "ruff", *arguments) == ""
 
 
+@pytest.mark.slow
 def test_facade_tests_pass_after_the_diffs(changed_copy):
     """The copied tests import the changed code. The import contracts take too long to check."""
     options = ("-n0", "-q", "--noconftest", "-p", "no:cacheprovider", "-k", "not contracts")

@@ -96,6 +96,7 @@ def deterministic_run(tiny) -> schema.Run:
     return tiny
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(180)
 def test_one_device_gives_the_bits_of_eight(deterministic_run):
     """A run that is interrupted and continues on two devices gives them too."""

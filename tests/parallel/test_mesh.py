@@ -91,7 +91,7 @@ def test_chunks_contain_a_part_of_every_device():
 def test_mesh_rules_apply_only_to_their_run():
     run = schema.Run(mesh=schema.Mesh(fsdp=2, tensor=2, rules={"embed": [], "mlp": "fsdp"}))
     device_mesh = mesh.make_mesh(run.mesh)
-    rules = mesh.ShardingRules.of(run.mesh)
+    rules = mesh.ShardingRules.from_config(run.mesh)
     assert rules.sharding(device_mesh, "embed", "mlp").spec == PartitionSpec(None, "fsdp")
     assert mesh.named_sharding(device_mesh, "embed", "mlp").spec == PartitionSpec("fsdp", "tensor")
 
