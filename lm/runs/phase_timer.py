@@ -1,9 +1,9 @@
 """Seconds per phase of a run, and goodput: the fraction of time spent in useful steps.
 
-    clock = PhaseTimer()                                 # at the start of an attempt
-    with clock.of("evaluate"):                           # or clock.add("steps", seconds)
+    timer = PhaseTimer()                                 # at the start of an attempt
+    with timer.phase("evaluate"):                        # or timer.add("steps", seconds)
         ...
-    clock.row()                                          # {"clock.steps": 41.0, ...}
+    timer.as_metrics()                                   # {"clock.steps": 41.0, ...}
     combine_attempts([row, row], useful_seconds=40.2)    # all attempts; repeated steps are lost
 
 An attempt is one training session of the run. Its phases add up to its wall time:
@@ -36,24 +36,24 @@ class PhaseTimer:
         self._seconds = dict.fromkeys(PHASES, 0.0)
 
     @contextlib.contextmanager
-    def of(self, phase: str) -> Iterator[None]:
+    def phase(self, name: str) -> Iterator[None]:
         """Add the duration of the context to a phase, a name in PHASES."""
         start = self._now()
         try:
             yield
         finally:
-            self.add(phase, self._now() - start)
+            self.add(name, self._now() - start)
 
     def add(self, phase: str, seconds: float) -> None:
         """Add seconds to a phase."""
         assert phase in PHASES, phase
         self._seconds[phase] += seconds
 
-    def assign_rest(self, phase: str) -> None:
+    def assign_remainder(self, phase: str) -> None:
         """Add all time until now that belongs to no phase to this phase."""
         self.add(phase, self._unassigned())
 
-    def row(self) -> dict[str, float]:
+    def as_metrics(self) -> dict[str, float]:
         """Return {"clock.PHASE": seconds}. The values add up to the time since the start."""
         seconds = {f"clock.{phase}": self._seconds[phase] for phase in PHASES[:-1]}
         return seconds | {"clock.other": self._unassigned()}

@@ -209,7 +209,7 @@ def load_evals(path: str | Path) -> list[dict]:
     return parse_json_lines(filesystem.open_path(path) / "evals.jsonl")
 
 
-def count_attempts(path: str | Path, before: int) -> list[dict]:
+def attempt_metrics(path: str | Path, before: int) -> list[dict]:
     """Return the last log step of each attempt whose number is below `before`."""
     last = {row["attempt"]: row for row in _parsed(filesystem.open_path(path) / "metrics.jsonl")}
     return [row for number, row in sorted(last.items()) if number < before]

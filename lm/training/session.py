@@ -79,7 +79,7 @@ class TrainingSession:
         self.folder = records.run_dir(run)
         self.folders = [self.folder]
         self.writer = records.Writer(self.folder, distributed.is_primary())
-        self.clock = phase_timer.PhaseTimer(lambda: time.perf_counter() / n_runs)
+        self.timer = phase_timer.PhaseTimer(lambda: time.perf_counter() / n_runs)
         self.lock = lock.RunLock(self.folder)
         process = jax.process_index()
         self.watchdog = preemption.StallWatchdog(self.folder, run.stall_seconds, process)
@@ -136,7 +136,7 @@ class TrainingSession:
         self.skipped_batches = stored_facts.get("passed_over", [])
         is_rewound = any(skip["from_step"] == self.first for skip in self.skipped_batches)
         self.restored = restored.without_expectations() if is_rewound else restored
-        self.clock.assign_rest("start")
+        self.timer.assign_remainder("start")
 
     def initial_state(self, init: Callable[[int], dict]) -> dict:
         """Return the restored state; init(seed) computes its missing parts.
@@ -157,7 +157,7 @@ class TrainingSession:
             self.run, self.first, distributed.is_primary()
         )
         self._writers.callback(close)
-        self.clock.assign_rest("compile")
+        self.timer.assign_remainder("compile")
         return state
 
     def begin(self, score: Callable, state: dict, compile_seconds: float) -> None:
@@ -239,8 +239,8 @@ class TrainingSession:
         """
         self.window += values
         self.row_time.add(len(values), seconds, waited)
-        self.clock.add("steps", seconds - waited)
-        self.clock.add("input", waited)
+        self.timer.add("steps", seconds - waited)
+        self.timer.add("input", waited)
         nonfinite = self._nonfinite()
         may_skip = self.run.optim.on_nonfinite == "skip" and len(nonfinite) < len(self.window)
         if nonfinite and not may_skip:
@@ -261,8 +261,8 @@ class TrainingSession:
         row = {"attempt": self.attempt, "step": self.done, "seconds": timer.total}
         row |= metric_log.step_metrics(self.run, self.text, self.window, self.done)
         row |= metric_log.throughput(self.run, timer.n_steps, timer.seconds, self.peak)
-        row |= {"input_wait": timer.waited / timer.seconds} | self.clock.row()
-        with self.clock.of("log"):
+        row |= {"input_wait": timer.waited / timer.seconds} | self.timer.as_metrics()
+        with self.timer.phase("log"):
             self.writer.append("metrics.jsonl", row)
             self.write_metrics(row)
             self.report(row)
@@ -278,7 +278,7 @@ class TrainingSession:
         if self.status != "running" or not self.is_evaluation_due:
             return
         params = state["params"]
-        with self.clock.of("evaluate"), jax.set_mesh(self.mesh):
+        with self.timer.phase("evaluate"), jax.set_mesh(self.mesh):
             row = heldout.evaluate_heldout(run, self.mesh, score, params, self.text)
             if _is_due(self.done, run.eval.task_interval, run.steps):
                 tokenizer = self.text.tokenizer
@@ -322,7 +322,7 @@ class TrainingSession:
         loss = self.evaluated.get(self.done, {}).get("loss")
         window = [{name: float(value) for name, value in m.items()} for m in self.window]
         batch_hash, seconds = self._next_batch_hash(), self.row_time.total
-        with self.clock.of("save"):
+        with self.timer.phase("save"):
             self.checkpoints.save(self.done, state, batch_hash, window, seconds, loss)
 
     def write_stopped(self, stop: str) -> str:
@@ -334,7 +334,7 @@ class TrainingSession:
     def finish(self) -> None:
         """Record that the run is done, once its last checkpoint is complete."""
         self.status = "done"
-        with self.clock.of("save"):
+        with self.timer.phase("save"):
             self._writers.close()
         ends_at = self._best()[0] if self.run.eval.patience else self.done
         n_tokens = self.done * self.run.data.batch_size * self.run.data.seq_len
@@ -342,9 +342,9 @@ class TrainingSession:
         if warning:
             self.write_event("worthless", warning)
         seconds = self.row_time.total
-        clock_rows = [*records.count_attempts(self.folder, self.attempt), self.clock.row()]
+        attempts = records.attempt_metrics(self.folder, self.attempt)
         facts = {"status": "done", "reason": warning, "seconds": seconds, "ends_at": ends_at}
-        facts |= phase_timer.combine_attempts(clock_rows, seconds)
+        facts |= phase_timer.combine_attempts([*attempts, self.timer.as_metrics()], seconds)
         facts |= {"tokens": n_tokens, "flops": n_tokens * self.facts["flops_per_token.full"]}
         self.writer.write_facts(**facts)
         self.writer.repair()

@@ -27,12 +27,12 @@ def test_phases_add_up_to_wall_time():
     clock = FakeClock()
     timer = phase_timer.PhaseTimer(clock)
     clock.seconds = 2.0
-    timer.assign_rest("start")
-    with pytest.raises(OSError), timer.of("save"):
+    timer.assign_remainder("start")
+    with pytest.raises(OSError), timer.phase("save"):
         clock.seconds = 5.0
         raise OSError
     clock.seconds = 6.0
-    row = timer.row()
+    row = timer.as_metrics()
     assert (row["clock.start"], row["clock.save"], row["clock.other"]) == (2.0, 3.0, 1.0)
     assert sum(row.values()) == 6.0
 
@@ -50,7 +50,7 @@ def test_repeated_steps_and_input_waits_reduce_goodput():
 def test_attempts_returns_the_last_step_of_each_attempt(tmp_path):
     rows = [{"attempt": a, "step": step} for a, step in [(1, 2), (1, 4), (2, 4), (3, 6)]]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert records.count_attempts(tmp_path, before=3) == [rows[1], rows[2]]
+    assert records.attempt_metrics(tmp_path, before=3) == [rows[1], rows[2]]
 
 
 def test_run_records_its_time_by_phase(tiny):
