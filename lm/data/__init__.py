@@ -4,7 +4,8 @@ A batch depends only on the config, the seed and the step. The package does not 
 
     sources/          read documents from files, Hugging Face, TFDS and generators
     tokenizers.py     bytes, BPE and SentencePiece
-    preprocessing.py  tokenize, hash, split, filter and decontaminate documents
+    splits.py         the rule for held-out documents
+    preprocessing.py  tokenize, hash, filter and decontaminate documents
     staging.py        interrupted preparation, document hashes, local copy of a remote cache
     corpus.py         the prepared corpus and its manifest
     mixture.py        order of sources and rows

@@ -29,7 +29,7 @@ from pathlib import Path
 import numpy as np
 
 from lm.config import fields, schema
-from lm.data import preprocessing, staging, tokenizers
+from lm.data import preprocessing, splits, staging, tokenizers
 from lm.data.sources import documents, readers
 
 FORMAT = 2  # Part of every key. Increase it if the same source would give other tokens.
@@ -299,7 +299,7 @@ def _tokenizer_sample(
                 raw = tokenizers.utf8(document.text)
             except ValueError:
                 continue  # an error is reported or counted when the source is prepared
-            if preprocessing.is_heldout(document, data.heldout_fraction):
+            if splits.is_heldout(document, data.heldout_fraction):
                 continue
             yield document.text
             n_remaining, n_documents = n_remaining - len(raw), n_documents + 1
@@ -328,7 +328,7 @@ def _write_blocked_ngrams(path: Path, data: schema.Data) -> None:
     def blocked_hashes() -> Iterator[np.ndarray]:
         for source in _decontamination_sources(data):
             for document in _read_documents(source, data):
-                if source == data.decontaminate_against or preprocessing.is_heldout(
+                if source == data.decontaminate_against or splits.is_heldout(
                     document, data.heldout_fraction
                 ):
                     yield preprocessing.ngram_hashes(document.text, data.decontaminate_ngram)

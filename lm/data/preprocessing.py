@@ -30,7 +30,7 @@ from typing import NamedTuple
 import numpy as np
 
 from lm.config import schema
-from lm.data import tokenizers
+from lm.data import splits, tokenizers
 from lm.data.sources import readers
 
 SHINGLE_WORDS = 5
@@ -231,7 +231,7 @@ def encode_chunk(
             results.append(result)
             continue
         digest = hashlib.sha256(raw).digest()
-        split = "heldout" if is_heldout(document, data.heldout_fraction, digest) else "train"
+        split = "heldout" if splits.is_heldout(document, data.heldout_fraction, digest) else "train"
         rejection = rejection_reason(document.text, data)
         is_checked = len(blocked) and split == "train" and not rejection
         if is_checked and shares_ngram(document.text, data.decontaminate_ngram, blocked):
@@ -252,20 +252,6 @@ def encode_chunk(
             bands=tuple(minhash_bands(text)) if data.drop_near_duplicates else (),
         )
     return results
-
-
-def is_heldout(document: readers.Document, fraction: float, digest: bytes | None = None) -> bool:
-    """Return True if the document belongs to the held-out split.
-
-    fraction: fraction of held-out documents. digest: SHA-256 of the text, or None to compute it.
-    The decision depends only on the hash of the document's home, or of its text if it has no home.
-    It is the same in every source and on every machine. A larger fraction holds out a superset.
-    """
-    if document.home:
-        digest = hashlib.sha256(document.home.encode()).digest()
-    elif digest is None:
-        digest = hashlib.sha256(document.text.encode(errors="replace")).digest()
-    return int.from_bytes(digest[:8], "big") / 2**64 < fraction
 
 
 def _split_into_chunks(documents: Iterator[readers.Document]) -> Iterator[list[readers.Document]]:

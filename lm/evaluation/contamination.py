@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from lm.config import schema
-from lm.data import preprocessing
+from lm.data import preprocessing, splits
 from lm.data.sources import documents
 from lm.evaluation import tasks
 
@@ -39,7 +39,7 @@ def count_overlaps(
     is_in_training = np.zeros(len(task_ngrams), bool)
     for source in data.sources if len(task_ngrams) else ():
         for document in documents.open_source(source):
-            if not preprocessing.is_heldout(document, data.heldout_fraction):
+            if not splits.is_heldout(document, data.heldout_fraction):
                 hashes = preprocessing.ngram_hashes(document.text, n)
                 index = np.minimum(np.searchsorted(task_ngrams, hashes), len(task_ngrams) - 1)
                 is_in_training[index[task_ngrams[index] == hashes]] = True
