@@ -151,7 +151,7 @@ def test_interrupted_sweep_saves_and_exits_with_130(folder):
     while not metrics.exists() and time.monotonic() < deadline:
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=200)
     assert process.returncode == 128 + signal.SIGINT, errors
     assert "stopped by SIGINT at step" in errors and "repeat the command to continue" in errors
     assert "Traceback" not in errors

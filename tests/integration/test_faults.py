@@ -296,7 +296,7 @@ def test_failed_command_does_not_wait_for_threads():
         "cli.run_main(main)\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, timeout=30
+        [sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, timeout=120
     )
     assert done.returncode == 2 and "runs/x: Read-only file system. Saved files" in done.stderr
 

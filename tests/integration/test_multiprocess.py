@@ -61,7 +61,7 @@ def wait_for_step(process: subprocess.Popen, step: int) -> None:
 
 def wait_for_exit(processes: list[subprocess.Popen]) -> tuple[list[int], list[str]]:
     """Return the exit statuses and the text on stderr. Fail if a process hangs."""
-    errors = [process.communicate(timeout=60)[1] for process in processes]
+    errors = [process.communicate(timeout=200)[1] for process in processes]
     return [process.returncode for process in processes], errors
 
 

@@ -134,13 +134,13 @@ def test_unreadable_lock_is_respected_until_it_is_stale(tmp_path, monkeypatch):
 
 def test_process_exits_when_its_lock_is_taken_over(tmp_path):
     script = (
-        "import sys, time; from lm.runs import lock; lock.HEARTBEAT_SECONDS = 0.05\n"
+        "import sys, time; from lm.runs import lock; lock.HEARTBEAT_SECONDS = 1.0\n"
         "with lock.RunLock(sys.argv[1]) as run_lock:\n"
         "    run_lock.path.unlink()\n"
         "    time.sleep(60)\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", script, tmp_path], capture_output=True, text=True, timeout=30
+        [sys.executable, "-c", script, tmp_path], capture_output=True, text=True, timeout=120
     )
     assert done.returncode == lock.EXIT_LOCK_LOST == 75
     assert "its lock file is missing" in done.stderr

@@ -9,10 +9,10 @@ import pytest
 from lm.runs import lock
 from lm.training import preemption
 
-# Both checks and the write of the stacks are fast in the processes that these tests start.
+# The watchdog checks often in the processes that these tests start.
 IMPORTS = (
     "import sys, time; from lm.runs import filesystem, lock; from lm.training import preemption\n"
-    "lock.HEARTBEAT_SECONDS = preemption.CHECK_SECONDS = 0.05\n"
+    "preemption.CHECK_SECONDS = 0.05\n"
 )
 
 
@@ -38,7 +38,7 @@ def test_first_signal_sets_stop_and_second_interrupts(number):
 def test_stalled_process_exits_and_writes_its_stacks(tmp_path):
     script = IMPORTS + (
         "run_lock = lock.RunLock(sys.argv[1])\n"
-        "with run_lock, preemption.StallWatchdog(sys.argv[1], 0.6) as watchdog:\n"
+        "with run_lock, preemption.StallWatchdog(sys.argv[1], 2.0) as watchdog:\n"
         "    for _ in range(15):\n"
         "        time.sleep(0.1); watchdog.record_progress()\n"
         "    print('was alive', flush=True)\n"
@@ -46,10 +46,10 @@ def test_stalled_process_exits_and_writes_its_stacks(tmp_path):
         "    stuck_function()\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", script, tmp_path], capture_output=True, text=True, timeout=30
+        [sys.executable, "-c", script, tmp_path], capture_output=True, text=True, timeout=120
     )
     assert done.returncode == preemption.EXIT_STALLED == 124
-    assert done.stdout == "was alive\n" and "no progress for 0.6 seconds" in done.stderr
+    assert done.stdout == "was alive\n" and "no progress for 2 seconds" in done.stderr
     assert "stuck_function" in (tmp_path / "stalled.txt").read_text()
     with lock.RunLock(tmp_path):  # the lock of the ended process is dead
         pass
@@ -57,12 +57,13 @@ def test_stalled_process_exits_and_writes_its_stacks(tmp_path):
 
 def test_stalled_process_exits_while_its_disk_blocks(tmp_path):
     script = IMPORTS + (
+        "lock.HEARTBEAT_SECONDS = 0.05\n"
         "with preemption.StallWatchdog(sys.argv[1], 0.2, process=1):\n"
         "    filesystem.write_file = lambda *_: time.sleep(60)\n"
         "    time.sleep(60)\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", script, tmp_path], capture_output=True, text=True, timeout=30
+        [sys.executable, "-c", script, tmp_path], capture_output=True, text=True, timeout=120
     )
     assert done.returncode == preemption.EXIT_STALLED and "stalled-1.txt" in done.stderr
 
