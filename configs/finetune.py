@@ -3,27 +3,42 @@
     uv run python -m experiments.train --config=configs/finetune.py:runs/base-100K \\
         --sources='{"text:my/folder": 1, "code": 0}'
 
-The model is the model of the parent run. Sources with weight 0 are evaluated but not
-trained on. Their loss measures how much the model forgets.
+The model and the tokenizer are those of the parent run. The new run is runs/tuned/PARENT. Sources
+with weight 0 are evaluated but not trained on. Their loss measures how much the model forgets.
 
 Hardware and time: the 100K model takes about 10 seconds on two CPU cores.
 """
 
 from configs import base
-from lm.config import schema
+from lm.config import hyperparameter_rules, model_sizes, schema
+from lm.data import run_tokenizer
 from lm.runs import records
 
 
 def get_config(parent: str = "") -> schema.Run:
     """Return the recipe for a run directory. The default parent run is base-100K."""
-    run = records.read_config(parent) if parent else base.get_config()
-    tuned = schema.Run(name=f"{run.name}-tuned", dir=run.dir, model=run.model)
-    tuned.start.run = run.name
-    tuned.data = run.data
+    tuned = start_from(parent, lr_fraction=1 / 3)
     tuned.data.sources = {"code": 1.0, "docs": 0.0}
-    tuned.optim = run.optim
-    tuned.optim.lr = run.optim.lr / 3
     tuned.steps = 400
     tuned.eval.interval, tuned.eval.patience = 40, 3
     tuned.eval.n_sequences, tuned.eval.n_completions = 256, 0
     return tuned
+
+
+def start_from(parent_folder: str, lr_fraction: float) -> schema.Run:
+    """Return a run named tuned/PARENT that starts from the weights of a parent run.
+
+    The run has the model, data fields and optimizer of its parent. Its learning rate is that of the
+    parent times lr_fraction, or hyperparameter_rules.finetuning_lr for an imported model.
+    parent_folder: a run directory; "" is the run of configs/base.py.
+    """
+    parent = records.read_config(parent_folder) if parent_folder else base.get_config()
+    tuned = schema.Run(name=f"tuned/{parent.name.replace('/', '-')}", dir=parent.dir)
+    tuned.model, tuned.data, tuned.optim = parent.model, parent.data, parent.optim
+    tuned.start.run = parent.name
+    if parent_folder and "imported.family" in records.read_facts(records.run_dir(parent)):
+        n_params = model_sizes.count_parameters(parent.model)["active_non_embedding"]
+        tuned.optim.lr = hyperparameter_rules.finetuning_lr(n_params)
+    else:
+        tuned.optim.lr = parent.optim.lr * lr_fraction
+    return run_tokenizer.resolve_tokenizer(tuned)

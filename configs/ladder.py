@@ -22,7 +22,7 @@ def get_config(folder_and_size: str = "data/corpora,150K") -> schema.Run:
     """Return the recipe for "FOLDER,SIZE"."""
     folder, _, size = folder_and_size.partition(",")
     run = schema.Run(name=f"ladder-{size}")
-    run.model = model_sizes.ladder_model(size or "150K", vocab_size=2048)
+    run.model = model_sizes.ladder_model(size or "150K")
     run.data.sources = {f"jsonl:{folder}/{name}/*.jsonl.gz": w for name, w in WEIGHTS.items()}
     run.data.sources["tasks:" + "+".join(SKILLS)] = 0.1
     run.data.tokenizer = "bpe:2048"

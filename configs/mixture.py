@@ -17,7 +17,7 @@ WEIGHTS = {"wikipedia": 0.25, "stackoverflow": 0.2, "quora": 0.1, "github": 0.2,
 def get_config(folder: str = "data/corpora", size: str = "100K") -> schema.Run:
     """Return the recipe for a folder of sources and a size."""
     run = schema.Run(name=f"mixture-{size}")
-    run.model = model_sizes.ladder_model(size, vocab_size=8192)
+    run.model = model_sizes.ladder_model(size)
     run.data.sources = {f"jsonl:{folder}/{name}/*.jsonl.gz": w for name, w in WEIGHTS.items()}
     run.data.tokenizer = "bpe:8192"
     run.data.drop_near_duplicates = True

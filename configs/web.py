@@ -15,7 +15,7 @@ Hardware and time: needs the data sets on disk and an accelerator. `experiments.
 time and memory.
 """
 
-from lm.config import model_sizes, schema
+from lm.config import hyperparameter_rules, model_sizes, schema
 
 SOURCES = {
     "tfds:wikipedia/20230601.en/train": 0.15,
@@ -30,7 +30,7 @@ SOURCES = {
 def get_config(size: str = "100M") -> schema.Run:
     """Return the recipe for a size of model_sizes.LADDER or model_sizes.EXPERTS."""
     run = schema.Run(name=f"web-{size}")
-    run.model = model_sizes.ladder_model(size, vocab_size=32_768)
+    run.model = model_sizes.ladder_model(size)
     run.data.sources = dict(SOURCES)
     run.data.tokenizer = "bpe:32768"
     run.data.heldout_fraction = 0.001
@@ -39,11 +39,10 @@ def get_config(size: str = "100M") -> schema.Run:
     run.data.max_repeats = 0.3
     run.data.drop_near_duplicates = True
     run.data.decontaminate_ngram = 13
-    run.data.seq_len, run.data.batch_size = 1024, 256
-    run.data.max_epochs = (
-        4.0  # further epochs help little: Muennighoff et al. 2023, arXiv:2305.16264
-    )
-    run.steps = model_sizes.steps_for_budget(
-        run, tokens=20 * model_sizes.count_parameters(run.model)["total"]
-    )
+    run.data.seq_len = 1024
+    # Further epochs help little: Muennighoff et al. 2023, arXiv:2305.16264.
+    run.data.max_epochs = 4.0
+    # 20 tokens per active parameter: Hoffmann et al. 2022, arXiv:2203.15556.
+    n_params = model_sizes.count_parameters(model_sizes.resolved_model(run))["active"]
+    hyperparameter_rules.apply_step_law(run, n_tokens=20 * n_params)
     return run

@@ -2,7 +2,7 @@
 
 uv run python -m experiments.import_hf --source=Qwen3-0.6B --run=runs/pretrained/qwen3-0.6B
 uv run python -m experiments.sample    --run=runs/pretrained/qwen3-0.6B --prompt="Once"
-uv run python -m experiments.train     --config=configs/base.py --config.start.run=pretrained/...
+uv run python -m experiments.train     --config=configs/finetune.py:runs/pretrained/qwen3-0.6B
 """
 
 import os

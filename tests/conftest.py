@@ -58,7 +58,7 @@ def tiny_run(text_file: pathlib.Path, folder: pathlib.Path) -> schema.Run:
     """Return the run of the fixture `tiny`, for fixtures with a wider scope."""
     run = schema.Run(name="tiny", dir=str(folder / "runs"), steps=12, log_interval=2)
     run.checkpoint_interval = 4
-    run.model = model_sizes.ladder_model("10K", n_layers=2)
+    run.model = model_sizes.ladder_model("10K", n_layers=2, vocab_size=256)
     run.data.sources, run.data.cache_dir = (
         {f"text:{text_file}": 1.0},
         str(text_file.parent / "data"),

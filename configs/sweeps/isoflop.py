@@ -27,7 +27,7 @@ def get_sweep(budgets: str = BUDGETS):
             run.steps = model_sizes.steps_for_budget(run, n_flops=n_flops)
             run.eval.n_sequences, run.eval.n_completions = 1024, 0
             run.checkpoint_interval = run.steps
-            n_params = model_sizes.count_parameters(run.model)["total"]
+            n_params = model_sizes.count_parameters(model_sizes.resolved_model(run))["total"]
             tokens_per_param = model_sizes.training_tokens(run) / n_params
             if MIN_TOKENS_PER_PARAM <= tokens_per_param <= MAX_TOKENS_PER_PARAM:
                 yield run

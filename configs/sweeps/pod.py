@@ -19,6 +19,7 @@ def get_sweep(fsdp: str = "16"):
         run = pod.get_config(size)
         run.name = f"pod/{size}"
         run.mesh.fsdp = int(fsdp)
-        run.optim.grad_accumulation_steps = 4  # four rows per chip and micro-batch
+        # A micro-batch has at most four rows per device.
+        run.optim.grad_accumulation_steps = max(run.data.batch_size // (4 * int(fsdp)), 1)
         run.is_prediction_target = size == SIZES[-1]
         yield run

@@ -16,6 +16,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from lm.config import schema, validation
+from lm.data import run_tokenizer
 from lm.training import preemption
 
 # malloc reuses the large buffers of a train step, in huge pages if the kernel allows them. Free
@@ -119,7 +120,7 @@ def load_config(flag) -> schema.Run:
         raise ValueError(f"--config: get_config() must return lm.Run, not {run!r:.60}")
     if flags.FLAGS.sources:
         run.data.sources = parse_sources(flags.FLAGS.sources)
-    return validation.validate_run(run)
+    return validation.validate_run(run_tokenizer.resolve_tokenizer(run))
 
 
 def parse_sources(text: str) -> dict[str, float]:
@@ -153,6 +154,7 @@ def load_sweep(location: str) -> list[schema.Run]:
     for run in runs:
         if not isinstance(run, schema.Run):
             raise ValueError(f"--sweep={path}: get_sweep() must yield lm.Run, not {run!r:.60}")
+        run_tokenizer.resolve_tokenizer(run)
     return runs
 
 

@@ -2,8 +2,8 @@
 
 Example:
 
-    flops_per_token(model_sizes.ladder_model("100M"), 1024)    # {"full": ..., "6N": ..., ...}
-    run_facts(run)["flops"]                                    # training FLOPs of the run
+    flops_per_token(model, seq_len=1024)    # {"full": ..., "6N": ..., ...}
+    run_facts(run)["flops"]                 # training FLOPs of the run
 """
 
 from lm.config import model_sizes, schema
@@ -49,9 +49,10 @@ def run_facts(run: schema.Run) -> dict:
     There is one count of parameters per part of the model, and one count of FLOPs per convention.
     The training FLOPs `flops` follow the convention "full".
     """
-    per_token = flops_per_token(run.model, run.data.seq_len)
+    model = model_sizes.resolved_model(run)
+    per_token = flops_per_token(model, run.data.seq_len)
     return (
-        {f"params.{part}": n for part, n in model_sizes.count_parameters(run.model).items()}
+        {f"params.{part}": n for part, n in model_sizes.count_parameters(model).items()}
         | {f"flops_per_token.{convention}": n for convention, n in per_token.items()}
         | {
             "tokens": model_sizes.training_tokens(run),

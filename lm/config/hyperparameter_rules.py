@@ -2,6 +2,7 @@
 
     step_law(n=1e9, d=20e9)         # RecommendedRates(lr=0.000996..., batch_tokens=441892...)
     deepseek(flops=1e20), porian(n=1e8), kaplan_lr(n=1e8), kaplan_batch(loss=3.0)
+    apply_step_law(run, n_tokens)   # sets learning rate, batch size, warm-up and steps of a run
 
 Each rule was fitted to one recipe (tokenizer, schedule, optimizer, decay). Use a rule to choose the
 range of a sweep, not instead of a sweep. The rules disagree by factors of two and more. All are for
@@ -12,6 +13,10 @@ Units: batch sizes in tokens, losses in nats per token, peak learning rates of A
 
 import math
 from typing import NamedTuple
+
+from lm.config import model_sizes, schema
+
+WARMUP_TOKENS = 375e6
 
 
 class RecommendedRates(NamedTuple):
@@ -65,6 +70,33 @@ def step_law(n: float, d: float) -> RecommendedRates:
     """
     lr = 1.79 * _positive("n", n) ** -0.713 * _positive("d", d) ** 0.307
     return RecommendedRates(lr, 0.58 * d**0.571)
+
+
+def finetuning_lr(n: float) -> float:
+    """Return the learning rate for all weights of a model that others have pre-trained.
+
+    The rate is a thirtieth of the Step Law rate at 20 tokens per parameter. It is 1.6e-5 at 7e9
+    parameters, where Touvron et al. 2023 (arXiv:2307.09288, section 3.1) use 2e-5. n: parameters
+    without embedding and head. The factor is a convention and not a fit.
+    """
+    return step_law(n, 20 * n).lr / 30
+
+
+def apply_step_law(run: schema.Run, n_tokens: float) -> None:
+    """Set learning rate, batch size, warm-up and steps of a run by the Step Law.
+
+    The batch size is the power of two that is nearest to the rule, so that a mesh can divide it.
+    The warm-up lasts 375 million tokens (Brown et al. 2020, arXiv:2005.14165, appendix B), or 5% of
+    the steps of a shorter run. A mixture of experts counts its active parameters. n_tokens:
+    training tokens. The law was fitted to 60 million to one billion parameters and up to 100
+    billion tokens; above, it is an extrapolation.
+    """
+    n_params = model_sizes.count_parameters(model_sizes.resolved_model(run))["active_non_embedding"]
+    rates = step_law(n_params, n_tokens)
+    run.optim.lr = rates.lr
+    run.data.batch_size = 2 ** max(round(math.log2(rates.batch_tokens / run.data.seq_len)), 0)
+    run.optim.warmup = min(0.05, WARMUP_TOKENS / n_tokens)
+    run.steps = model_sizes.steps_for_budget(run, tokens=n_tokens)
 
 
 def _positive(name: str, value: float) -> float:

@@ -1,8 +1,8 @@
 """Ladder of model sizes, exact parameter counts, and training budgets.
 
-    ladder_model("100M").d_model                               # 768
-    count_parameters(ladder_model("100M"))["non_embedding"]    # 99558528
-    steps_for_budget(run, tokens_per_param=20)                 # number of optimizer steps
+    ladder_model("100M").d_model                                           # 768
+    count_parameters(ladder_model("100M", vocab_size=256))["total"]        # 99951744
+    steps_for_budget(run, tokens_per_param=20)                             # optimizer steps
 
 The name of a size is its number of non-embedding parameters within 5%: attention, MLP and norms,
 the N of Kaplan et al. 2020 (arXiv:2001.08361). This number does not depend on the vocabulary.
@@ -120,6 +120,28 @@ def expert_width(model: schema.Model) -> int:
     return model.d_expert or model.d_ff // (model.experts_per_token + model.n_shared_experts)
 
 
+def named_vocab_size(tokenizer: str) -> int:
+    """Return the vocabulary size that a value of data.tokenizer states; 0 if a file states it."""
+    kind, _, rest = tokenizer.partition(":")
+    if kind == "bpe" and rest.isdecimal():
+        return int(rest)
+    return 256 if tokenizer == "bytes" else 0
+
+
+def resolved_model(run: schema.Run) -> schema.Model:
+    """Return the model of a run, with the vocabulary size of data.tokenizer instead of 0.
+
+    Raises ConfigError if the size is in a tokenizer file, which is read when the run starts.
+    """
+    vocab_size = run.model.vocab_size or named_vocab_size(run.data.tokenizer)
+    if not vocab_size:
+        raise schema.ConfigError(
+            f"model.vocab_size=0 needs the file of data.tokenizer={run.data.tokenizer!r}: set"
+            " model.vocab_size, or call tokenizers.resolve_vocab_size(run)"
+        )
+    return dataclasses.replace(run.model, vocab_size=vocab_size)
+
+
 def count_parameters(model: schema.Model) -> dict[str, int]:
     """Return the number of parameters of each part of a model, and four sums.
 
@@ -127,8 +149,13 @@ def count_parameters(model: schema.Model) -> dict[str, int]:
     experts), router (with biases), experts, norms, biases, head (0 with tied embeddings).
 
     Sums: total; non_embedding, without embedding and head; active, without the experts that are not
-    selected for a token; active_non_embedding, without both.
+    selected for a token; active_non_embedding, without both. Raises ConfigError if vocab_size is 0.
     """
+    if not model.vocab_size:
+        raise schema.ConfigError(
+            "model.vocab_size=0 has no number of parameters: set it, or pass"
+            " model_sizes.resolved_model(run), which takes it from data.tokenizer"
+        )
     d, n_layers, d_head, n_experts = model.d_model, model.n_layers, model.d_head, model.n_experts
     expert = 3 * d * expert_width(model)  # weights of one expert in one layer
     n_matrices = 3 if model.mlp == "gated" else 2
@@ -177,9 +204,9 @@ def steps_for_budget(
             " must be positive"
         )
     if tokens_per_param:
-        tokens = tokens_per_param * count_parameters(run.model)["total"]
+        tokens = tokens_per_param * count_parameters(resolved_model(run))["total"]
     if n_flops:
-        tokens = n_flops / flops.flops_per_token(run.model, run.data.seq_len)["full"]
+        tokens = n_flops / flops.flops_per_token(resolved_model(run), run.data.seq_len)["full"]
     return max(1, round(tokens / (run.data.batch_size * run.data.seq_len)))
 
 

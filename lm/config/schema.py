@@ -36,7 +36,7 @@ class Model:
     trained instead of the weights. loss_chunks: the logits of one chunk are in memory at a time.
     """
 
-    vocab_size: int = field(256, "Number of token ids; 256 for bytes.", ge=2, axis="vocab")
+    vocab_size: int = field(0, "Number of token ids; 0 is the tokenizer's.", ge=0, axis="vocab")
     d_model: int = field(128, "Width of the residual stream.", ge=1, axis="embed")
     n_layers: int = field(4, "Number of decoder blocks.", ge=1, axis="layers")
     n_heads: int = field(4, "Query heads per layer.", ge=1, axis="heads")

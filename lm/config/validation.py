@@ -1,6 +1,6 @@
 """Validate the config of a run: types, choices, bounds and combinations of fields, without JAX.
 
-    validate_run(run)     # returns run, or raises schema.ConfigError
+    validate_run(run)     # returns the validated run, or raises schema.ConfigError
 
 Each message has one line: field=value, the problem, the allowed values, a remedy.
 """
@@ -9,14 +9,20 @@ import math
 import re
 from typing import Any, NoReturn
 
-from lm.config import axis_rules, fields, schema
+from lm.config import axis_rules, fields, model_sizes, schema
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9_.+-]+(/[A-Za-z0-9_.+-]+)*")
 
 
 def validate_run(run: schema.Run) -> schema.Run:
-    """Return `run` unchanged. Raises ConfigError for an invalid field or combination of fields."""
+    """Return the run, with model.vocab_size=0 replaced by the size that data.tokenizer states.
+
+    A tokenizer file states its size when the run starts. Raises ConfigError for an invalid field or
+    an invalid combination of fields.
+    """
     _check_values(run)
+    stated_size = model_sizes.named_vocab_size(run.data.tokenizer)
+    run.model.vocab_size = run.model.vocab_size or stated_size
     _check_names(run)
     _check_model(run)
     _check_mesh(run)

@@ -4,6 +4,7 @@ A batch depends only on the config, the seed and the step. The package does not 
 
     sources/          read documents from files, Hugging Face, TFDS and generators
     tokenizers.py     bytes, BPE and SentencePiece
+    run_tokenizer.py  tokenizer and vocabulary size of a run
     splits.py         the rule for held-out documents
     preprocessing.py  tokenize, hash, filter and decontaminate documents
     staging.py        interrupted preparation, document hashes, local copy of a remote cache

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from lm.config import schema, validation
-from lm.data import dataset
+from lm.data import dataset, run_tokenizer
 from lm.evaluation import tasks
 from lm.parallel import distributed, mesh
 from lm.runs import filesystem, lock, records
@@ -36,7 +36,7 @@ def validate_sweep(runs: list[schema.Run], report: Callable | None = None) -> No
         )
     by_name = {run.name: run for run in runs}
     for run in topological_order(runs):
-        validation.validate_run(run)
+        validation.validate_run(run_tokenizer.resolve_tokenizer(run))
         metric_log.check_writers(run)
         records.check_same_config(run)
         mesh.check_mesh_devices(run, mesh.make_mesh(run.mesh))

@@ -53,7 +53,7 @@ def write_prediction(runs: list[schema.Run], folder: Path) -> None:
     same_budget, any_budget = (
         [rows[name] for name in names if name in rows] for names in runs_to_fit(runs)
     )
-    n_params = model_sizes.count_parameters(target.model)["non_embedding"]
+    n_params = model_sizes.count_parameters(model_sizes.resolved_model(target))["non_embedding"]
     prediction = {
         "target": target.name,
         "x": X,
@@ -98,7 +98,10 @@ def _names_like(
 
 
 def _tokens_per_parameter(run: schema.Run) -> float:
-    return model_sizes.training_tokens(run) / model_sizes.count_parameters(run.model)["total"]
+    return (
+        model_sizes.training_tokens(run)
+        / model_sizes.count_parameters(model_sizes.resolved_model(run))["total"]
+    )
 
 
 def _predict(fit_law: Callable, *inputs: float) -> dict:

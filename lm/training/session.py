@@ -23,7 +23,7 @@ import jax
 import numpy as np
 
 from lm.config import schema, validation
-from lm.data import dataset
+from lm.data import dataset, run_tokenizer
 from lm.evaluation import heldout, task_eval, tasks
 from lm.parallel import distributed, mesh
 from lm.runs import lock, phase_timer, records
@@ -34,7 +34,7 @@ MAX_REWINDS = 3  # limit of a run, which then has diverged
 
 def validate_session(run: schema.Run) -> dataset.TokenDataset:
     """Prepare and return the text of a run. Raises ValueError if the run cannot work."""
-    validation.validate_run(run)
+    validation.validate_run(run_tokenizer.resolve_tokenizer(run))
     metric_log.check_writers(run)
     distributed.run_on_primary(lambda: records.check_same_config(run))
     if run.start.run:
@@ -48,7 +48,7 @@ def validate_session(run: schema.Run) -> dataset.TokenDataset:
     if text.tokenizer.vocab_size > run.model.vocab_size:
         raise ValueError(
             f"model.vocab_size={run.model.vocab_size} must be at least the tokenizer's"
-            f" {text.tokenizer.vocab_size}"
+            f" {text.tokenizer.vocab_size}: set 0 for the same size"
         )
     return text
 

@@ -30,7 +30,7 @@ def test_ladder_spans_eight_decades_in_order():
 
 @pytest.mark.parametrize("size", SIZES)
 def test_size_has_the_parameters_of_its_name_and_is_valid(size):
-    model = model_sizes.ladder_model(size)
+    model = model_sizes.ladder_model(size, vocab_size=256)
     counts = model_sizes.count_parameters(model)
     total, _, active = size.partition("-A")
     assert abs(counts["non_embedding"] / parse_size(total) - 1) < 0.05
@@ -60,7 +60,7 @@ def test_counts_equal_the_parameters_of_the_model(size, changes):
 
 @pytest.mark.parametrize("changes", VARIANTS)
 def test_counts_and_flops_of_a_variant_match_its_program(changes):
-    model = model_sizes.ladder_model("60K", attention_query_blocks=1, **changes)
+    model = model_sizes.ladder_model("60K", vocab_size=256, attention_query_blocks=1, **changes)
     leaves = params.flatten_by_path(jax.eval_shape(lambda: transformer.init_params(model, 0)))
     expected = dict.fromkeys(("norms", "biases", "embedding"), 0)
     for path, leaf in leaves.items():
@@ -77,7 +77,7 @@ def test_counts_and_flops_of_a_variant_match_its_program(changes):
 
 def test_active_parameters_exclude_unselected_experts():
     """The router of the large model has 384 - 8 more columns than that of the small model."""
-    model = model_sizes.ladder_model("1T-A32B")
+    model = model_sizes.ladder_model("1T-A32B", vocab_size=256)
     selected_only = dataclasses.replace(model, n_experts=model.experts_per_token)
     n_router_columns = 61 * 7168 * (384 - 8)
     expected = model_sizes.count_parameters(selected_only)["total"] + n_router_columns
@@ -86,16 +86,20 @@ def test_active_parameters_exclude_unselected_experts():
 
 def test_active_parameters_of_experts_equal_the_dense_model():
     """With experts of d_ff / 2 and two per token, a token uses as many MLP weights as before."""
-    dense = model_sizes.count_parameters(model_sizes.ladder_model("100K"))
+    dense = model_sizes.count_parameters(model_sizes.ladder_model("100K", vocab_size=256))
     assert dense["active"] == dense["total"] and dense["router"] == dense["experts"] == 0
-    experts = model_sizes.count_parameters(model_sizes.ladder_model("100K", n_experts=8))
+    experts = model_sizes.count_parameters(
+        model_sizes.ladder_model("100K", vocab_size=256, n_experts=8)
+    )
     assert experts["active"] - experts["router"] == dense["active"] < experts["total"]
 
 
 @pytest.mark.parametrize("size", ["10K", "250K", "100M", "300K-A100K", "630M-A100M"])
 @pytest.mark.parametrize("changes", [{}, TIED])
 def test_flops_equal_those_of_the_train_step(size, changes):
-    run = schema.Run(model=model_sizes.ladder_model(size, attention_query_blocks=1, **changes))
+    run = schema.Run(
+        model=model_sizes.ladder_model(size, attention_query_blocks=1, vocab_size=256, **changes)
+    )
     run.data.seq_len, run.data.batch_size = 64, 2
     n_flops = flops.flops_per_token(run.model, 64)["full"] * 2 * 64
     assert cost.count_step_flops(run) == n_flops
@@ -113,7 +117,7 @@ def test_flop_conventions_differ_as_defined():
 
 
 def test_steps_spend_exactly_one_budget():
-    run = schema.Run(model=model_sizes.ladder_model("1M"))
+    run = schema.Run(model=model_sizes.ladder_model("1M", vocab_size=256))
     tokens_per_step = run.data.batch_size * run.data.seq_len
     assert model_sizes.steps_for_budget(run, tokens=1e6) == round(1e6 / tokens_per_step)
     n_tokens = 20 * model_sizes.count_parameters(run.model)["total"]

@@ -52,7 +52,7 @@ def built(tmp_path_factory):
     from lm.config import model_sizes, schema
 
     run = schema.Run(name="exam", dir=str(tmp_path_factory.mktemp("runs")))
-    run.model = model_sizes.ladder_model("10K", n_layers=2)
+    run.model = model_sizes.ladder_model("10K", n_layers=2, vocab_size=256)
     run.data.seq_len, run.data.batch_size = 48, 8
     program = step.build_train_functions(run, mesh.make_mesh(run.mesh))
     with jax.set_mesh(program.mesh):

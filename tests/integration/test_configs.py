@@ -33,7 +33,10 @@ def test_quickstart_covers_a_wide_range_of_sizes():
     from lm.config import model_sizes
 
     runs = list(quickstart.get_sweep())
-    n = [model_sizes.count_parameters(run.model)["non_embedding"] for run in runs]
+    n = [
+        model_sizes.count_parameters(model_sizes.resolved_model(run))["non_embedding"]
+        for run in runs
+    ]
     assert len(n) >= 6 and n == sorted(n) and n[-1] / n[0] > 50
     assert [run.is_prediction_target for run in runs] == [False] * (len(runs) - 1) + [True]
 
@@ -57,7 +60,7 @@ def test_ablations_have_equal_parameter_counts():
     from lm.config import model_sizes
 
     n = {
-        run.name: model_sizes.count_parameters(run.model)["non_embedding"]
+        run.name: model_sizes.count_parameters(model_sizes.resolved_model(run))["non_embedding"]
         for run in ablations.get_sweep()
     }
     assert list(n.values()) == pytest.approx([n["ablations/base-0"]] * len(n), rel=0.02)
@@ -108,3 +111,54 @@ def test_unseen_leaves_out_each_cluster_once():
         for source in run.data.sources:
             assert not any(task in source for task in cluster)
             documents.validate_forbidden_tasks(source, run.data.forbidden_tasks)
+
+
+SIZES_BY_RECIPE = {
+    "base": ("10K", "600K", "10M"), "experts": ("25K,8", "250K,8"),
+    "ladder": ("x,10K", "x,4M"), "web": ("60M", "1B", "10B"),
+    "pod": ("60M", "400M", "1B", "100B", "1T"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", sorted(SIZES_BY_RECIPE))
+def test_learning_rate_of_a_recipe_falls_with_width(name):
+    """The rate that reaches hidden matrices counts, with the factor of the parametrization."""
+    from lm.config import schema
+    from lm.model import parametrization
+
+    module, rates = importlib.import_module(f"configs.{name}"), []
+    for size in SIZES_BY_RECIPE[name]:
+        run = module.get_config(size)
+        assert run.optim.lr != schema.Optimizer().lr
+        factors = parametrization.role_factors(run.model, ("layers", "embed", "mlp"))
+        rates.append(run.optim.lr * factors.lr)
+    assert rates == sorted(rates, reverse=True) and rates[-1] < 0.7 * rates[0]
+
+
+@pytest.mark.parametrize("name", SWEEPS)
+def test_larger_models_of_a_sweep_have_no_larger_rate(name):
+    """Sweeps over learning rates are compared at equal multiples of the rate."""
+    from lm.model import parametrization
+
+    by_kind = {}
+    for run in importlib.import_module(f"configs.sweeps.{name}").get_sweep():
+        size, _, kind = run.name.partition("/")[2].partition("-")
+        if name in ("isoflop", "known_entropy", "lr_transfer"):
+            kind = {"isoflop": size, "known_entropy": kind, "lr_transfer": run.name}[name]
+        factors = parametrization.role_factors(run.model, ("layers", "embed", "mlp"))
+        by_kind.setdefault(kind, []).append((run.model.d_model, run.optim.lr * factors.lr))
+    for pairs in by_kind.values():
+        rates = [rate for _, rate in sorted(pairs, key=lambda pair: (pair[0], -pair[1]))]
+        assert rates == sorted(rates, reverse=True)
+
+
+def test_pod_recipe_follows_the_step_law():
+    """Li et al. 2025, arXiv:2503.04715: 1e-3 and 0.44 million tokens for 1B and 20B tokens."""
+    from configs import pod
+    from lm.config import model_sizes
+
+    run = pod.get_config("1B")
+    assert run.optim.lr == pytest.approx(1e-3, rel=0.1)
+    assert run.data.batch_size * run.data.seq_len == 2**19
+    assert run.optim.warmup * model_sizes.training_tokens(run) == pytest.approx(375e6, rel=0.01)
+    assert pod.get_config("1T").optim.lr < 7e-5

@@ -13,7 +13,7 @@ from lm.parallel import mesh
 from lm.runs import records
 from lm.training import loaded_model, loop, optimizer, step, warm_start
 
-SMALL = schema.Model(d_model=16, n_layers=3, n_heads=2, n_kv_heads=1, d_head=8, d_ff=32)
+SMALL = schema.Model(256, d_model=16, n_layers=3, n_heads=2, n_kv_heads=1, d_head=8, d_ff=32)
 
 
 def trainable_by_path(frozen="", **fields) -> dict[str, bool]:

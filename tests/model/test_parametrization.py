@@ -10,7 +10,7 @@ from lm.config import fields, schema
 from lm.model import parametrization, transformer
 from lm.training import optimizer
 
-BASE = schema.Model(d_model=16, n_layers=2, n_heads=2, n_kv_heads=2, d_head=8, d_ff=32)
+BASE = schema.Model(256, d_model=16, n_layers=2, n_heads=2, n_kv_heads=2, d_head=8, d_ff=32)
 BASE.base_width, BASE.base_depth = 16, 2
 WIDE = dataclasses.replace(BASE, d_model=64, n_heads=8, n_kv_heads=8, d_ff=128)
 DEEP = dataclasses.replace(BASE, n_layers=8)

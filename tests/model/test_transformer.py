@@ -188,7 +188,7 @@ def test_rotary_scores_depend_only_on_distance():
 
 
 def test_initial_loss_is_near_that_of_uniform_predictions():
-    shape = model_sizes.ladder_model("100K")
+    shape = model_sizes.ladder_model("100K", vocab_size=256)
     tokens_BT = jax.random.randint(jax.random.key(0), (4, 32), 0, 256)
     nats_BT, _ = transformer.cross_entropy(
         compute_logits(shape, init_params(shape), tokens_BT), tokens_BT

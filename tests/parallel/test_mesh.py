@@ -104,7 +104,7 @@ def test_mesh_axis_used_twice_in_one_array_is_refused():
 
 def test_initialization_never_gathers_the_state_on_a_device():
     run = schema.Run(mesh=schema.Mesh(data=1, fsdp=4))
-    run.model = schema.Model(d_model=64, n_layers=8, d_ff=256)
+    run.model = schema.Model(256, d_model=64, n_layers=8, d_ff=256)
     program = step.build_train_functions(validation.validate_run(run), mesh.make_mesh(run.mesh))
     memory = program.init.lower(0).compile().memory_analysis()
     state_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(program.abstract))

@@ -9,7 +9,7 @@ from lm.sweeps.planning import cost
 
 
 def test_plan_row_has_exact_counts():
-    run = schema.Run(name="s/a", model=model_sizes.ladder_model("1B"), steps=100)
+    run = schema.Run(name="s/a", model=model_sizes.ladder_model("1B", vocab_size=256), steps=100)
     row = cost.estimate_cost(run, peak_flops_per_second=1e12)
     assert row["params_total"] == model_sizes.count_parameters(run.model)["total"]
     assert row["tokens"] == 100 * 16 * 128 and row["flops"] == flops.run_facts(run)["flops"]
@@ -17,7 +17,7 @@ def test_plan_row_has_exact_counts():
 
 
 def test_seconds_are_proportional_to_steps_over_peak():
-    run = schema.Run(model=model_sizes.ladder_model("1M"), steps=100)
+    run = schema.Run(model=model_sizes.ladder_model("1M", vocab_size=256), steps=100)
     seconds = cost.estimate_cost(run, 1e11)["seconds"]
     assert cost.estimate_cost(run, 2e11)["seconds"] == pytest.approx(seconds / 2)
     run.steps = 300
@@ -37,7 +37,7 @@ def test_matmul_flops_count_loop_iterations_and_batches():
 
 
 def test_query_blocks_reduce_the_executed_flops():
-    run = schema.Run(model=model_sizes.ladder_model("100K"))
+    run = schema.Run(model=model_sizes.ladder_model("100K", vocab_size=256))
     per_token = flops.flops_per_token(run.model, run.data.seq_len)
     n_tokens = run.data.batch_size * run.data.seq_len
     run.model.attention_query_blocks = 1
