@@ -162,3 +162,34 @@ def test_pod_recipe_follows_the_step_law():
     assert run.data.batch_size * run.data.seq_len == 2**19
     assert run.optim.warmup * model_sizes.training_tokens(run) == pytest.approx(375e6, rel=0.01)
     assert pod.get_config("1T").optim.lr < 7e-5
+
+
+@pytest.mark.parametrize("name, fraction", [("finetune", 1 / 3), ("instruct", 1 / 4)])
+def test_tuned_run_inherits_model_tokenizer_and_rate(name, fraction, tmp_path):
+    """The run is in runs/tuned, so it is in no sweep."""
+    from configs import base
+    from lm.data import tokenizers
+    from lm.runs import records
+
+    parent = base.get_config("10K")
+    parent.name, parent.dir, parent.data.tokenizer = "sweep/10K", str(tmp_path), "bpe:300"
+    records.start_run(validation.validate_run(parent), {})
+    tokenizers.train_bpe(iter(["a cat and a dog"] * 9), 262).save(records.run_dir(parent))
+    tuned = importlib.import_module(f"configs.{name}").get_config(f"{tmp_path}/sweep/10K")
+    assert tuned.name.startswith("tuned/sweep-10K") and tuned.start.run == "sweep/10K"
+    assert tuned.data.tokenizer == f"file:{tmp_path}/sweep/10K/tokenizer.json"
+    assert tuned.model == parent.model
+    assert tuned.optim.lr == pytest.approx(parent.optim.lr * fraction)
+
+
+@pytest.mark.parametrize("name", ["finetune", "instruct"])
+def test_imported_model_is_tuned_at_a_small_rate(name, tmp_path):
+    """An imported run has no learning rate of its own. 1e-3 ruins a pre-trained Llama."""
+    from lm.config import model_sizes, schema
+    from lm.runs import records
+
+    model = model_sizes.ladder_model("6B", vocab_size=32_000)
+    imported = schema.Run(name="llama", dir=str(tmp_path), model=model)
+    records.start_run(imported, {"imported.family": "llama"})
+    tuned = importlib.import_module(f"configs.{name}").get_config(f"{tmp_path}/llama")
+    assert 1e-5 < tuned.optim.lr < 2e-5
