@@ -1,0 +1,175 @@
+"""The examples of README.md and of `--help`, run in order in one folder as a reader would.
+
+The quick test runs all commands in one process, with the smaller models of SMALL_BASE. The slow
+test runs them exactly as printed, in a clean clone.
+"""
+
+import importlib
+import json
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+import time
+
+import pytest
+from fixtures import documentation
+
+# The recipes of the quick test keep their names, widths and sources. Their models have one layer.
+SMALL_BASE = """
+
+_full_config = get_config
+
+
+def get_config(size="100K"):
+    run = _full_config(size)
+    run.model.n_layers, run.steps = 1, 6
+    run.data.seq_len, run.data.batch_size = 32, 8
+    return run
+"""
+# Part of a command -> arguments that make it smaller in the quick test.
+SMALL_ARGUMENTS = {
+    "experiments.train": (
+        *("--config.steps=4", "--config.eval.interval=2", "--config.eval.n_sequences=16"),
+        *("--config.data.seq_len=32", "--config.data.batch_size=8"),
+    ),
+    "experiments.sample": ("--max_tokens=8",),
+    "experiments.evaluate": ("--n_sequences=16",),
+}
+REPLACED = {
+    "configs/base.py": [("", "", SMALL_BASE)],
+    "configs/sweeps/quickstart.py": [
+        ("run.eval.n_sequences = 1024", "run.eval.n_sequences, run.eval.n_completions = 16, 4", ""),
+        ('" ".join(TASKS)', '" ".join(f"{task}{chr(38) if chr(63) in task else chr(63)}n=4"'
+         " for task in TASKS[:3])", ""),
+        ('"tasks:" + "+".join(SKILLS): 0.4', '"tasks:copy?megabytes=0.1": 0.4', ""),
+    ],
+}  # fmt: skip
+NOT_A_NUMBER = re.compile(r"(?<![\w.-])(nan|inf)(?![\w(-])|Traceback", re.IGNORECASE)
+WRITTEN = re.compile(r"(?:runs|out|notebooks)/[\w./+-]+\.(?:html|jsonl|json|png|svg|safetensors)\b")
+
+
+def check_output(example: documentation.Example, output: str, folder: pathlib.Path) -> None:
+    """Check that an output has no NaN, and that the files that it names exist."""
+    assert not NOT_A_NUMBER.search(output), (example, output[-2000:])
+    for path in set(WRITTEN.findall(output)):
+        assert (folder / path).exists(), (example, path)
+
+
+def law_sentences(report: pathlib.Path) -> list[str]:
+    """Return the formulas of laws in a report."""
+    return re.findall(r"L\([NCD, ]+\) = [^<\n]*", report.read_text(encoding="utf-8"))
+
+
+def check_results(folder: pathlib.Path, laws: list[str]) -> None:
+    """Check the results after all examples. laws: those of the report after the quickstart."""
+    report = folder / "runs/quickstart/report.html"
+    assert laws and law_sentences(report) == laws
+    text = report.read_text(encoding="utf-8")
+    assert not re.search(r"(?<![\w.-])(nan|inf)(?![\w(-])", re.sub(r"<svg.*?</svg>", "", text))
+    for configs in (folder / "runs").rglob("config.json"):
+        facts = json.loads((configs.parent / "facts.json").read_text())
+        assert facts["status"] == "done", configs
+
+
+def write_small_configs(folder: pathlib.Path) -> None:
+    """Copy the files of the repository that examples read, with smaller recipes."""
+    for name in ("configs", "notebooks/data/examples"):
+        shutil.copytree(documentation.ROOT / name, folder / name)
+    (folder / "lm").symlink_to(documentation.ROOT / "lm")
+    for name, changes in REPLACED.items():
+        text = (folder / name).read_text()
+        for old, new, appended in changes:
+            assert old in text, (name, old)
+            text = (text.replace(old, new, 1) if old else text) + appended
+        (folder / name).write_text(text)
+
+
+def small_command(text: str) -> str:
+    """Return a command with the arguments of SMALL_ARGUMENTS."""
+    added = [arguments for part, arguments in SMALL_ARGUMENTS.items() if part in text]
+    return " ".join([text, *(argument for arguments in added for argument in arguments)])
+
+
+@pytest.fixture
+def small_folder(tmp_path, monkeypatch) -> pathlib.Path:
+    """Return the current folder of a reader, who has the small recipes."""
+    write_small_configs(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GLIBC_TUNABLES", "")  # commands restart their process without it
+    monkeypatch.syspath_prepend(str(tmp_path))
+    names = [name for name in sys.modules if name.partition(".")[0] == "configs"]
+    for name in names:
+        monkeypatch.delitem(sys.modules, name)
+    importlib.invalidate_caches()
+    yield tmp_path
+    for name in [name for name in sys.modules if name.partition(".")[0] == "configs"]:
+        del sys.modules[name]
+
+
+def test_examples_of_readme_run_in_order(small_folder):
+    laws = []
+    for example in documentation.page_examples(documentation.README):
+        began = time.perf_counter()
+        if documentation.reason_not_run(example):
+            continue
+        if example.language == "python" and "get_sweep" in example.text:
+            (small_folder / documentation.SHOWN_FILE).write_text(
+                example.text.replace("steps = f", "_steps = f").replace(", 300", ", 6")
+            )
+        elif example.language == "python":
+            exec(small_python(example.text), {})
+        else:
+            status, output = documentation.run_in_process(small_command(example.text))
+            assert status == 0, (example, output[-3000:])
+            check_output(example, output, small_folder)
+        report = small_folder / "runs/quickstart/report.html"
+        laws = laws or (law_sentences(report) if report.exists() else [])
+        print(f"{time.perf_counter() - began:.1f}", example.text[:100], flush=True)
+    check_results(small_folder, laws)
+
+
+def small_python(code: str) -> str:
+    """Return the notebook example with a smaller run. Its other lines are unchanged."""
+    line = 'run = lm.Run(name="mine", model=lm.ladder_model("100K"))\n'
+    assert code.count(line) == 1
+    return code.replace(line, line + "run.model.n_layers, run.steps, run.data.seq_len = 1, 4, 32\n")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_examples_run_as_printed_in_a_clean_clone(tmp_path):
+    """All examples of README.md, then those of `--help`, in one clone with its own environment."""
+    clone = tmp_path / "clone"
+    subprocess.run(["git", "clone", "-q", documentation.ROOT, clone], check=True)
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("PYTEST", "XLA_FLAGS"))}
+    environment.pop("PYTHONPATH", None)
+    environment.pop("VIRTUAL_ENV", None)
+    laws, seconds = [], []
+    examples = documentation.page_examples(documentation.README) + documentation.help_examples()
+    for example in examples:
+        if documentation.reason_not_run(example):
+            continue
+        began = time.perf_counter()
+        if example.language == "python" and "get_sweep" in example.text:
+            (clone / documentation.SHOWN_FILE).write_text(example.text)
+            continue
+        command = ["bash", "-c", example.text]
+        if example.language == "python":
+            (clone / "notebook.py").write_text(example.text)
+            command = ["uv", "run", "python", "notebook.py"]
+        finished = subprocess.run(
+            command, cwd=clone, env=environment, capture_output=True, text=True,
+            stdin=subprocess.DEVNULL, timeout=1800,
+        )  # fmt: skip
+        output = finished.stdout + finished.stderr
+        seconds.append((time.perf_counter() - began, example.text[:90]))
+        print(f"{seconds[-1][0]:6.1f} s  {seconds[-1][1]}", flush=True)
+        assert finished.returncode == 0, (example, output[-3000:])
+        check_output(example, output, clone)
+        report = clone / "runs/quickstart/report.html"
+        laws = laws or (law_sentences(report) if report.exists() else [])
+    check_results(clone, laws)
+    assert (clone / "runs/quickstart/report.html").read_text().count("quickstart/600K")
