@@ -5,8 +5,11 @@ A batch depends only on the config, the seed and the step. The package does not 
     sources/          read documents from files, Hugging Face, TFDS and generators
     tokenizers.py     bytes, BPE and SentencePiece
     splits.py         the rule for held-out documents
-    preprocessing.py  tokenize, hash, filter and decontaminate documents
+    ngrams.py         words, n-gram hashes and their sorted files
+    decontamination.py  cut text that is shared with held-out text out of documents
+    preprocessing.py  tokenize, hash and filter documents
     staging.py        interrupted preparation, document hashes, local copy of a remote cache
+    blocked_ngrams.py n-grams that decontamination cuts
     corpus.py         the prepared corpus and its manifest
     mixture.py        order of sources and rows
     packing.py        pack complete documents into rows

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lm.config import schema
-from lm.data import preprocessing
+from lm.data import ngrams, preprocessing
 
 VOCABULARY = [f"w{i}" for i in range(5000)]
 
@@ -75,7 +75,7 @@ def test_hashes_are_the_same_in_every_process():
     code = (
         "from lm.data import preprocessing\n"
         "print(preprocessing.minhash_bands('one two three four five six'))\n"
-        "print(preprocessing.ngram_hashes('one two three', 2).tolist())"
+        "print(ngrams.ngram_hashes('one two three', 2).tolist())"
     )
     process = subprocess.run(
         [sys.executable, "-c", code],
@@ -85,22 +85,22 @@ def test_hashes_are_the_same_in_every_process():
         check=True,
     )
     bands = preprocessing.minhash_bands("one two three four five six")
-    hashes = preprocessing.ngram_hashes("one two three", 2).tolist()
+    hashes = ngrams.ngram_hashes("one two three", 2).tolist()
     assert process.stdout == f"{bands}\n{hashes}\n"
 
 
 def test_ngram_hashes_depend_on_words_and_their_order_only():
-    hashes = preprocessing.ngram_hashes("One two, three (four) FIVE six", 5)
+    hashes = ngrams.ngram_hashes("One two, three (four) FIVE six", 5)
     assert len(hashes) == 2
-    same_words = preprocessing.ngram_hashes("one two three four... five six!", 5)
+    same_words = ngrams.ngram_hashes("one two three four... five six!", 5)
     np.testing.assert_array_equal(same_words, hashes)
-    assert preprocessing.ngram_hashes("two one three four five", 5)[0] not in hashes
-    assert len(preprocessing.ngram_hashes("too short", 5)) == 0
+    assert ngrams.ngram_hashes("two one three four five", 5)[0] not in hashes
+    assert len(ngrams.ngram_hashes("too short", 5)) == 0
 
 
 def test_different_ngrams_have_different_hashes():
     text = " ".join(random_words(np.random.default_rng(0), 100_000))
-    hashes = preprocessing.ngram_hashes(text, 3)
+    hashes = ngrams.ngram_hashes(text, 3)
     assert len(np.unique(hashes)) > 0.9999 * len(hashes)
 
 
@@ -108,7 +108,7 @@ def test_different_ngrams_have_different_hashes():
 def test_ngram_index_is_sorted_and_distinct(tmp_path, monkeypatch, n_in_memory):
     rng = np.random.default_rng(0)
     arrays = [
-        preprocessing.ngram_hashes(" ".join(random_words(rng, n)), 2) for n in (3000, 1, 500, 3000)
+        ngrams.ngram_hashes(" ".join(random_words(rng, n)), 2) for n in (3000, 1, 500, 3000)
     ]
     arrays.append(arrays[0])
     monkeypatch.setattr(preprocessing, "HASHES_IN_MEMORY", n_in_memory)
@@ -125,7 +125,7 @@ def test_index_without_ngrams_is_empty(tmp_path):
 
 def test_shared_ngram_is_detected_at_any_position():
     text = "to be or not to be that is the question"
-    blocked = np.unique(preprocessing.ngram_hashes(text, 5))
+    blocked = np.unique(ngrams.ngram_hashes(text, 5))
     assert preprocessing.shares_ngram("he said: To be, or not to... and left", 5, blocked)
     assert not preprocessing.shares_ngram("to be or to be not that is a question", 5, blocked)
     assert not preprocessing.shares_ngram("not to be", 5, blocked)
