@@ -8,6 +8,8 @@ data/text-books-3f2a81c09d7e/
     heldout.bin      the same for held-out documents
     tokenizer.json   tokenizer, unless tokens are bytes: see tokenizers.py
     seen.sqlite      document hashes, only with data.drop_near_duplicates
+data/blocked-13-0d6f2c81b9a4.u64
+                     n-grams that decontamination cuts: see blocked_ngrams.py
 data/bpe-8192-91c07d44e3b5/
     tokenizer.json   trained on the sources, for data.tokenizer="bpe:8192"
 
@@ -241,14 +243,12 @@ def _finish(
         problem = f"has no accepted document ({dropped})" if dropped else "is empty"
         raise ValueError(f"data.sources: {plan.source!r} {problem}: add text, or remove the source")
     tokenizer.save(staged.folder)
-    counts, fraction = staged.counts, plan.data.heldout_fraction
-    n_heldout, n_groups = counts["documents"]["heldout"], counts["groups"]["heldout"]
     manifest = Manifest(
         source=plan.source,
         key=plan.key,
-        **counts,
+        **staged.counts,
         duplicates=staged.duplicates,
-        heldout=fraction,
+        heldout=plan.data.heldout_fraction,
         hash=staged.finish(),
         tokenizer=tokenizer.hash,
         vocab_size=tokenizer.vocab_size,
@@ -256,7 +256,7 @@ def _finish(
         versions=documents.source_versions(plan.source),
         dropped=dict(staged.dropped),
         cuts=staged.cut_costs.summary(),
-        warning=splits.heldout_warning(plan.source, n_heldout, n_groups, fraction),
+        warning=splits.heldout_warning(plan.source, staged.counts, plan.data.heldout_fraction),
     )
     values = dataclasses.asdict(manifest)
     del values["folder"]

@@ -78,8 +78,10 @@ def ngram_hashes(text: str, n: int) -> np.ndarray:
     Case and the characters between words do not matter. The result is empty for fewer than n words.
     """
     words = " ".join(split_words(text)).lower().encode().split()
+    if len(words) < n:
+        return EMPTY_INDEX
     word_hashes = np.fromiter(map(zlib.crc32, words), np.uint64, len(words))
-    hashes = np.zeros(max(len(words) - n + 1, 0), np.uint64)
+    hashes = np.zeros(len(words) - n + 1, np.uint64)
     for i in range(n):
         hashes = hashes * np.uint64(0x9E3779B97F4A7C15) + word_hashes[i : len(hashes) + i]
     hashes ^= hashes >> np.uint64(32)

@@ -124,18 +124,23 @@ def describe_heldout(source: str, n_documents: int, n_groups: int) -> str:
     return _count(n_documents, "document")
 
 
-def heldout_warning(source: str, n_documents: int, n_groups: int, fraction: float) -> str:
-    """Return a warning if a source has fewer than MIN_HELDOUT_GROUPS held-out documents, or "".
+def heldout_warning(source: str, counts: dict[str, dict[str, int]], fraction: float) -> str:
+    """Return a warning if a source has fewer than MIN_HELDOUT_GROUPS held-out groups, or "".
 
-    n_documents: held-out documents. n_groups: groups of them that are independent of each other.
+    counts: {"documents": {split: number}, "groups": {split: number}, ...}. Groups of documents are
+    independent of each other.
     """
-    if not fraction or n_groups >= MIN_HELDOUT_GROUPS:
+    groups = counts["groups"]
+    if not fraction or groups["heldout"] >= MIN_HELDOUT_GROUPS:
         return ""
     unit = "files" if source.startswith(FILE_PREFIX) else "documents"
+    remedy = f"add {unit}"
+    if sum(groups.values()) >= MIN_HELDOUT_GROUPS:
+        remedy += f", or raise data.heldout_fraction={fraction:g}"
+    size = describe_heldout(source, counts["documents"]["heldout"], groups["heldout"])
     return (
-        f"{source}: held-out split: {describe_heldout(source, n_documents, n_groups)}. Fewer than"
-        f" {MIN_HELDOUT_GROUPS} independent {unit} make standard errors too small: add {unit}, or"
-        f" raise data.heldout_fraction={fraction:g}"
+        f"{source}: held-out split: {size}. Fewer than {MIN_HELDOUT_GROUPS} independent {unit} make"
+        f" standard errors too small: {remedy}"
     )
 
 
