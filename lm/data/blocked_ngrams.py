@@ -39,13 +39,11 @@ def write_blocked_ngrams(path: Path, data: schema.Data, read: ReadSource, worker
     if path.exists():
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    source_splits = {name: splits.plan_split(name, data.heldout_fraction) for name in data.sources}
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".blocked-") as folder:
         candidates = Path(folder, "candidates")
-        heldout_hashes = _heldout_hashes(data, read, source_splits, workers)
-        ngrams.write_ngram_index(candidates, heldout_hashes)
+        ngrams.write_ngram_index(candidates, _heldout_hashes(data, read))
         index = ngrams.open_ngram_index(candidates)
-        n_documents = _count_documents(index, candidates, data, read, source_splits, workers)
+        n_documents = _count_documents(index, candidates, data, read, workers)
         blocked = Path(folder, "blocked")
         with open(blocked, "wb") as file:
             for start in range(0, len(index), HASHES_PER_WRITE):
@@ -55,31 +53,27 @@ def write_blocked_ngrams(path: Path, data: schema.Data, read: ReadSource, worker
         blocked.rename(path)
 
 
-def _heldout_hashes(
-    data: schema.Data, read: ReadSource, source_splits: dict[str, splits.Split], workers: int
-) -> Iterator[np.ndarray]:
+def _heldout_hashes(data: schema.Data, read: ReadSource) -> Iterator[np.ndarray]:
     """Yield the n-gram hashes of held-out documents and of data.decontaminate_against."""
-    everything = splits.Split(1.0)
-    for source in decontamination_sources(data):
-        is_protected = source == data.decontaminate_against
-        split = everything if is_protected else source_splits[source]
-        arguments = (split, data.decontaminate_ngram)
-        yield from preprocessing.map_chunks(hash_heldout, read(source), arguments, workers)
+    for document in _documents_of_split(data, read, is_heldout=True):
+        yield ngrams.ngram_hashes(document.text, data.decontaminate_ngram)
+    for document in read(data.decontaminate_against) if data.decontaminate_against else ():
+        yield ngrams.ngram_hashes(document.text, data.decontaminate_ngram)
 
 
-def hash_heldout(chunk: list[readers.Document], split: splits.Split, n: int) -> np.ndarray:
-    """Return the hashes of the n-grams of the held-out documents of a chunk, uint64."""
-    texts = [document.text for document in chunk if split.is_heldout(document)]
-    return np.concatenate([ngrams.EMPTY_INDEX, *(ngrams.ngram_hashes(text, n) for text in texts)])
+def _documents_of_split(
+    data: schema.Data, read: ReadSource, is_heldout: bool
+) -> Iterator[readers.Document]:
+    """Yield the held-out or the training documents of all sources."""
+    for source in sorted(data.sources):
+        split = splits.plan_split(source, data.heldout_fraction)
+        for document in read(source):
+            if split.is_heldout(document) == is_heldout:
+                yield document
 
 
 def _count_documents(
-    index: np.ndarray,
-    path: Path,
-    data: schema.Data,
-    read: ReadSource,
-    source_splits: dict[str, splits.Split],
-    workers: int,
+    index: np.ndarray, path: Path, data: schema.Data, read: ReadSource, workers: int
 ) -> np.ndarray:
     """Return the number of different training documents with each n-gram, uint8, at most 255.
 
@@ -90,25 +84,24 @@ def _count_documents(
         return np.zeros(0, np.uint8)
     counts = np.memmap(path.with_suffix(".counts"), np.uint8, "w+", shape=(len(index),))
     counted_documents = staging.DocumentHashes(path.with_suffix(".sqlite"))
-    for source in sorted(data.sources):
-        arguments = (source_splits[source], data.decontaminate_ngram, path)
-        for matches in preprocessing.map_chunks(match_ngrams, read(source), arguments, workers):
-            for digest, positions in matches:
-                if counted_documents.add(digest):
-                    counts[positions] = np.minimum(counts[positions], 254) + 1
+    training_documents = _documents_of_split(data, read, is_heldout=False)
+    arguments = (data.decontaminate_ngram, path)
+    for matches in preprocessing.map_chunks(match_ngrams, training_documents, arguments, workers):
+        for digest, positions in matches:
+            if counted_documents.add(digest):
+                counts[positions] = np.minimum(counts[positions], 254) + 1
     counted_documents.close()
     return counts
 
 
 def match_ngrams(
-    chunk: list[readers.Document], split: splits.Split, n: int, index_path: Path
+    chunk: list[readers.Document], n: int, index_path: Path
 ) -> list[tuple[bytes, np.ndarray]]:
-    """Return the key and the positions in the index of each training document with a match."""
+    """Return the hash of each document of a chunk with a match, and its positions in the index."""
     index, matches = ngrams.open_ngram_index(index_path), []
     for document in chunk:
-        if not split.is_heldout(document):
-            positions = ngrams.positions_in_index(ngrams.ngram_hashes(document.text, n), index)
-            if (positions >= 0).any():
-                digest = splits.text_key(document.text)
-                matches.append((digest, np.unique(positions[positions >= 0])))
+        positions = ngrams.positions_in_index(ngrams.ngram_hashes(document.text, n), index)
+        if (positions >= 0).any():
+            digest = splits.text_key(document.text)
+            matches.append((digest, np.unique(positions[positions >= 0])))
     return matches

@@ -40,15 +40,14 @@ def test_equal_documents_count_once(tmp_path):
     assert len(write_index(tmp_path, [f"{SHARED} again"] * 20)) == 1
 
 
-def test_heldout_documents_do_not_count(tmp_path):
-    chunk = [readers.Document(f"{SHARED} {i}", "a") for i in range(40)]
-    path = tmp_path / "index"
-    ngrams.write_ngram_index(path, [ngrams.ngram_hashes(SHARED, 13)])
-    split = splits.Split(0.5)
-    heldout = [document for document in chunk if split.is_heldout(document)]
-    matches = blocked_ngrams.match_ngrams(chunk, split, 13, path)
-    assert 0 < len(heldout) < 40 and len(matches) == 40 - len(heldout)
-    assert len(blocked_ngrams.hash_heldout(chunk, split, 13)) == 2 * len(heldout)
+def test_only_training_documents_count(tmp_path):
+    texts = [f"{SHARED} {i}" for i in range(40)]
+    documents = [readers.Document(text, "a") for text in texts]
+    n_heldout = sum(splits.is_heldout(document, 0.8) for document in documents)
+    assert 30 <= n_heldout < 40
+    data = data_config(tmp_path, "train", heldout_fraction=0.8, decontaminate_ngram=13)
+    blocked_ngrams.write_blocked_ngrams(tmp_path / "a", data, lambda source: iter(documents))
+    assert len(ngrams.open_ngram_index(tmp_path / "a")) == 1
 
 
 def test_existing_index_is_not_written_again(tmp_path):
