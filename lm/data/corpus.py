@@ -8,8 +8,7 @@ data/text-books-3f2a81c09d7e/
     heldout.bin      the same for held-out documents
     tokenizer.json   tokenizer, unless tokens are bytes: see tokenizers.py
     seen.sqlite      document hashes, only with data.drop_near_duplicates
-data/blocked-13-0d6f2c81b9a4.u64
-                     n-grams that decontamination cuts: see blocked_ngrams.py
+data/blocked-13-0d6f2c81b9a4.u64    n-grams that decontamination cuts: see blocked_ngrams.py
 data/bpe-8192-91c07d44e3b5/
     tokenizer.json   trained on the sources, for data.tokenizer="bpe:8192"
 
@@ -246,7 +245,11 @@ def _finish(
     manifest = Manifest(
         source=plan.source,
         key=plan.key,
-        **staged.counts,
+        documents=staged.counts["documents"],
+        bytes=staged.counts["bytes"],
+        tokens=staged.counts["tokens"],
+        counted=staged.counts["counted"],
+        groups=staged.counts["groups"],
         duplicates=staged.duplicates,
         heldout=plan.data.heldout_fraction,
         hash=staged.finish(),
@@ -268,11 +271,8 @@ def _finish(
 
 def corpus_notes(manifests: dict[str, Manifest]) -> list[str]:
     """Return lines on the cost of decontamination, then warnings of small held-out splits."""
-    costs = [
-        f"{source}: {decontamination.describe_costs(manifest.cuts)}"
-        for source, manifest in manifests.items()
-        if manifest.cuts
-    ]
+    cuts_by_source = {name: m.cuts for name, m in manifests.items() if m.cuts}
+    costs = [f"{name}: {decontamination.describe_costs(c)}" for name, c in cuts_by_source.items()]
     return costs + [f"warning: {m.warning}" for m in manifests.values() if m.warning]
 
 
