@@ -24,7 +24,7 @@ _NUM_WORKERS = flags.DEFINE_integer(
 def main() -> int:
     run = cli.load_config(_CONFIG)
     from lm.config import validation
-    from lm.data import corpus
+    from lm.data import corpus, splits
 
     if _PROMPTS.value:
         _use_feedback(run, _PROMPTS.value)
@@ -38,7 +38,9 @@ def main() -> int:
                 "source": source if len(source) < 36 else "..." + source[-32:],
                 "weight": f"{run.data.sources[source]:g}",
                 "documents": f"{m.documents['train']:,}",
-                "held out": f"{m.documents['heldout']:,}",
+                "held out": splits.describe_heldout(
+                    source, m.documents["heldout"], m.groups["heldout"]
+                ),
                 "duplicates": f"{m.duplicates:,}",
                 "rejected": ", ".join(f"{n:,} {why}" for why, n in m.dropped.items()) or "none",
                 "bytes": f"{m.bytes['train']:,}",
@@ -50,6 +52,8 @@ def main() -> int:
     )
     n_bytes = sum(sum(m.bytes.values()) for m in manifests.values())
     console.print_line(f"{n_bytes / 1e6:,.1f} MB in {seconds:.1f} s, {run.data.tokenizer}")
+    for line in corpus.corpus_notes(manifests):
+        console.print_line(line)
     for m in manifests.values():
         console.print_line(m.folder)
     return 0

@@ -93,6 +93,8 @@ def print_cost(runs: list[schema.Run], pending: list[schema.Run]) -> list[dict]:
     costs = [cost.estimate_cost(run, peak, mesh.device_platform(device_mesh)) for run in runs]
     console.print_plan(costs, {run.name for run in runs} - {run.name for run in pending})
     console.print_epochs(launcher.max_epochs_by_source(runs))
+    for line in launcher.corpus_notes(runs):
+        console.print_line(line)
     return costs
 
 

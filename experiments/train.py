@@ -32,9 +32,11 @@ def main() -> int:
         console.print_line(str(error))
         return 1
     console.evaluation(records.load_evals(records.run_dir(run))[-1])
-    reason = records.read_facts(records.run_dir(run)).get("reason")
-    if reason:
-        console.print_line(reason)
+    facts = records.read_facts(records.run_dir(run))
+    for warning in facts.get("corpus.warnings", []):
+        console.print_line(f"warning: {warning}")
+    if facts.get("reason"):
+        console.print_line(facts["reason"])
     return 0
 
 

@@ -6,8 +6,11 @@ A batch depends only on the config, the seed and the step. The package does not 
     tokenizers.py     bytes, BPE and SentencePiece
     run_tokenizer.py  tokenizer and vocabulary size of a run
     splits.py         the rule for held-out documents
-    preprocessing.py  tokenize, hash, filter and decontaminate documents
+    ngrams.py         words, n-gram hashes and their sorted files
+    decontamination.py  cut text that is shared with held-out text out of documents
+    preprocessing.py  tokenize, hash and filter documents
     staging.py        interrupted preparation, document hashes, local copy of a remote cache
+    blocked_ngrams.py n-grams that decontamination cuts
     corpus.py         the prepared corpus and its manifest
     mixture.py        order of sources and rows
     packing.py        pack complete documents into rows

@@ -8,6 +8,7 @@ data/text-books-3f2a81c09d7e/
     heldout.bin      the same for held-out documents
     tokenizer.json   tokenizer, unless tokens are bytes: see tokenizers.py
     seen.sqlite      document hashes, only with data.drop_near_duplicates
+data/blocked-13-0d6f2c81b9a4.u64    n-grams that decontamination cuts: see blocked_ngrams.py
 data/bpe-8192-91c07d44e3b5/
     tokenizer.json   trained on the sources, for data.tokenizer="bpe:8192"
 
@@ -29,10 +30,11 @@ from pathlib import Path
 import numpy as np
 
 from lm.config import fields, schema
-from lm.data import preprocessing, splits, staging, tokenizers
+from lm.data import blocked_ngrams, decontamination, preprocessing, splits, staging, tokenizers
 from lm.data.sources import documents, readers
 
 FORMAT = 2  # Part of every key. Increase it if the same source would give other tokens.
+WORD_FORMAT = 2  # The same for the rules that count words: filters, near-duplicates, n-grams.
 SPLITS = staging.SPLITS
 SAMPLE_BYTES = 32_000_000  # bytes of text, over all sources, that train a tokenizer
 REPORT_SECONDS = 0.2  # minimum time between progress reports
@@ -58,6 +60,11 @@ class Manifest:
     dropped: dict[str, int] = dataclasses.field(default_factory=dict)
     # split -> bytes that the tokens represent; differs from `bytes` if the tokenizer changes text.
     counted: dict[str, int] = dataclasses.field(default_factory=dict)
+    # split -> number of independent groups of documents, such as the files of a text source.
+    groups: dict[str, int] = dataclasses.field(default_factory=dict)
+    # Cost of decontamination, see decontamination.CutCosts.summary.
+    cuts: dict[str, int | str] = dataclasses.field(default_factory=dict)
+    warning: str = ""  # too few held-out documents, see splits.heldout_warning
     folder: str = ""  # location; not stored in the file
 
 
@@ -76,7 +83,7 @@ class CorpusPlan:
     staging_name: str  # name of the staged corpus: does not depend on the fingerprint
     fingerprint: list  # see documents.source_fingerprint
     earlier_manifests: list[Manifest]  # sources whose documents count as duplicates
-    blocked_ngrams: Path | None  # index of n-grams that training text must not contain
+    blocked_ngrams: Path | None  # index of n-grams that are cut out of training text
 
     def is_complete(self, manifest: Manifest | None) -> bool:
         """Return True if the folder has a manifest and, where needed, its document hashes.
@@ -127,15 +134,22 @@ def _plan_corpus(
     fingerprint: Callable[[str], list],
 ) -> CorpusPlan:
     """Compute the keys and folders of a source."""
-    inputs = [(name, fingerprint(name)) for name in _decontamination_sources(data)]
+    inputs = [
+        (name, fingerprint(name), *splits.split_facts(name))
+        for name in blocked_ngrams.decontamination_sources(data)
+    ]
     changed = list(fields.changed_for_hash(data, "corpus").items())
     facts = (FORMAT, source, data.heldout_fraction, tokenizer.hash, changed)
     facts += (inputs, [manifest.key for manifest in earlier_manifests])
+    facts += splits.split_facts(source)
+    if data.min_words or data.drop_near_duplicates or data.decontaminate_ngram:
+        facts += (WORD_FORMAT,)
     key = _key(*facts, fingerprint(source))
     # The end of a path is its most specific part.
     name = "-".join(re.findall(r"[a-z0-9]+", source.lower())[-5:])[-60:]
     index_key = _key(
         FORMAT,
+        WORD_FORMAT,
         data.decontaminate_ngram,
         data.heldout_fraction,
         data.decontaminate_against,
@@ -150,7 +164,7 @@ def _plan_corpus(
         staging_name=f"{name}-{_key(*facts)}",
         fingerprint=fingerprint(source),
         earlier_manifests=earlier_manifests,
-        blocked_ngrams=cache / f"runs-{data.decontaminate_ngram}-{index_key}.u64"
+        blocked_ngrams=cache / f"blocked-{data.decontaminate_ngram}-{index_key}.u64"
         if data.decontaminate_ngram
         else None,
     )
@@ -176,11 +190,13 @@ def _write_corpus(
 ) -> Manifest:
     """Read, encode and store all documents of a source, and move the result to its folder."""
     n_parts = len(documents.list_shards(plan.source))
+    split = splits.plan_split(plan.source, plan.data.heldout_fraction)
     fingerprints = plan.fingerprint
-    if len(fingerprints) != n_parts:  # not one value per part: each part depends on all values
-        fingerprints = [fingerprints] * n_parts
+    if len(fingerprints) != n_parts or split.depends_on_all_files:
+        fingerprints = [fingerprints] * n_parts  # each part depends on all values
     if plan.blocked_ngrams:
-        _write_blocked_ngrams(plan.blocked_ngrams, plan.data)
+        read = functools.partial(_read_documents, data=plan.data)
+        blocked_ngrams.write_blocked_ngrams(plan.blocked_ngrams, plan.data, read, workers)
     earlier_paths = [Path(manifest.folder, "seen.sqlite") for manifest in plan.earlier_manifests]
     with staging.StagedCorpus(
         plan.folder.parent, plan.staging_name, fingerprints, earlier_paths
@@ -190,6 +206,7 @@ def _write_corpus(
             _read_documents(plan.source, plan.data, staged.part),
             tokenizer,
             plan.data,
+            split,
             plan.blocked_ngrams,
             workers,
         )
@@ -232,6 +249,7 @@ def _finish(
         bytes=staged.counts["bytes"],
         tokens=staged.counts["tokens"],
         counted=staged.counts["counted"],
+        groups=staged.counts["groups"],
         duplicates=staged.duplicates,
         heldout=plan.data.heldout_fraction,
         hash=staged.finish(),
@@ -240,6 +258,8 @@ def _finish(
         dtype=np.dtype(tokenizer.dtype).name,
         versions=documents.source_versions(plan.source),
         dropped=dict(staged.dropped),
+        cuts=staged.cut_costs.summary(),
+        warning=splits.heldout_warning(plan.source, staged.counts, plan.data.heldout_fraction),
     )
     values = dataclasses.asdict(manifest)
     del values["folder"]
@@ -247,6 +267,13 @@ def _finish(
     if not plan.data.drop_near_duplicates:
         (staged.folder / "seen.sqlite").unlink()  # only needed for duplicates in other sources
     return manifest
+
+
+def corpus_notes(manifests: dict[str, Manifest]) -> list[str]:
+    """Return lines on the cost of decontamination, then warnings of small held-out splits."""
+    cuts_by_source = {name: m.cuts for name, m in manifests.items() if m.cuts}
+    costs = [f"{name}: {decontamination.describe_costs(c)}" for name, c in cuts_by_source.items()]
+    return costs + [f"warning: {m.warning}" for m in manifests.values() if m.warning]
 
 
 def prepare_tokenizer(
@@ -260,7 +287,10 @@ def prepare_tokenizer(
     if kind != "bpe":
         return tokenizers.open_tokenizer(data.tokenizer)
     weights = sorted((name, weight) for name, weight in data.sources.items() if weight)
-    inputs = [(name, weight, documents.source_fingerprint(name)) for name, weight in weights]
+    inputs = [
+        (name, weight, documents.source_fingerprint(name), *splits.split_facts(name))
+        for name, weight in weights
+    ]
     key = _key(FORMAT, size, inputs, data.heldout_fraction, data.on_error, SAMPLE_BYTES)
     folder = cache / f"bpe-{size}-{key}"
     staging.download(data, folder)
@@ -293,13 +323,14 @@ def _tokenizer_sample(
     total = sum(weight for _, weight in weights)
     for source, weight in weights:
         n_bytes = SAMPLE_BYTES * weight / total
+        split = splits.plan_split(source, data.heldout_fraction)
         n_remaining, n_documents = n_bytes, 0  # bytes to read, documents read
         for document in _read_documents(source, data):
             try:
                 raw = tokenizers.utf8(document.text)
             except ValueError:
                 continue  # an error is reported or counted when the source is prepared
-            if splits.is_heldout(document, data.heldout_fraction):
+            if split.is_heldout(document):
                 continue
             yield document.text
             n_remaining, n_documents = n_remaining - len(raw), n_documents + 1
@@ -308,34 +339,6 @@ def _tokenizer_sample(
         if report:
             label = f"{data.tokenizer} from {source}"
             report(label, n_documents, round(n_bytes - n_remaining), 1.0)
-
-
-def _decontamination_sources(data: schema.Data) -> list[str]:
-    """Return the sources that may contain blocked n-grams; [] without data.decontaminate_ngram."""
-    if not data.decontaminate_ngram:
-        return []
-    return sorted(data.sources) + (
-        [data.decontaminate_against] if data.decontaminate_against else []
-    )
-
-
-def _write_blocked_ngrams(path: Path, data: schema.Data) -> None:
-    """Write the index of the n-grams that training text must not contain, if `path` is missing.
-
-    They are the n-grams of held-out text and of data.decontaminate_against.
-    """
-
-    def blocked_hashes() -> Iterator[np.ndarray]:
-        for source in _decontamination_sources(data):
-            for document in _read_documents(source, data):
-                if source == data.decontaminate_against or splits.is_heldout(
-                    document, data.heldout_fraction
-                ):
-                    yield preprocessing.ngram_hashes(document.text, data.decontaminate_ngram)
-
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        preprocessing.write_ngram_index(path, blocked_hashes())
 
 
 def _read_documents(source: str, data: schema.Data, start: int = 0) -> Iterator[readers.Document]:

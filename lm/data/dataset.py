@@ -29,7 +29,8 @@ class TokenDataset:
     """Batches of a mixture of token files. Every method is a pure function of its arguments.
 
     Attributes: data, the config; sources, the sources with training rows, sorted; weights, {source:
-    rows per mixture.PATTERN rows}; manifests, {source: manifest}; train_files, {source: rows}.
+    rows per mixture.PATTERN rows}; manifests, {source: manifest}; train_files and heldout_files,
+    {source: rows}.
     """
 
     def __init__(self, data: schema.Data, seed: int, manifests: dict[str, corpus.Manifest]):
@@ -40,7 +41,7 @@ class TokenDataset:
         self.train_files: dict[str, np.ndarray | packing.PackedDocuments] = {
             name: open_rows(data, manifests[name], "train", self.tokenizer) for name in self.sources
         }
-        self._heldout_files = {
+        self.heldout_files = {
             name: open_rows(data, manifest, "heldout", self.tokenizer)
             for name, manifest in manifests.items()
         }
@@ -121,9 +122,9 @@ class TokenDataset:
 
         Raises ValueError for an unknown source.
         """
-        if source not in self._heldout_files:
-            raise ValueError(schema.suggest_names(source, list(self._heldout_files)))
-        rows = self._heldout_files[source]
+        if source not in self.heldout_files:
+            raise ValueError(schema.suggest_names(source, list(self.heldout_files)))
+        rows = self.heldout_files[source]
         if not len(rows):
             return np.zeros((0, self.data.seq_len + 1), np.int32)
         positions = np.arange(min(n, len(rows)))
@@ -143,7 +144,7 @@ def open_dataset(
 
     A source of weight 0 has held-out rows only. Raises ValueError like corpus.prepare_corpus, and
     for a source with fewer tokens than one row in the training split. The same applies to the
-    held-out split, unless data.heldout_fraction is 0.
+    held-out split, unless data.heldout_fraction is 0: such a dataset has no held-out rows.
     """
     for source, weight in data.sources.items():
         if weight:
@@ -157,12 +158,11 @@ def open_dataset(
     for name, manifest in manifests.items():
         n_train, n_heldout = (manifest.tokens[split] for split in corpus.SPLITS)
         if data.sources[name] and n_train <= data.seq_len:
-            raise ValueError(f"{name}: {n_train} training tokens are fewer than {row}: add text")
+            problem = f"{n_train} training tokens are fewer than {row}"
+            raise _split_error(data, manifest, problem, "lower")
         if data.heldout_fraction and n_heldout <= data.seq_len:
-            raise ValueError(
-                f"{name}: {_heldout_split(data, manifest)} gives {n_heldout} tokens, fewer than"
-                f" {row}: raise data.heldout_fraction, or add text"
-            )
+            problem = f"{n_heldout} held-out tokens are fewer than {row}"
+            raise _split_error(data, manifest, problem, "raise")
     return TokenDataset(data, seed, manifests)
 
 
@@ -276,16 +276,17 @@ def byte_lengths(dataset: TokenDataset, source: str) -> np.ndarray:
     return dataset.tokenizer.byte_lengths() * scale
 
 
-def row_documents(dataset: TokenDataset, source: str, row: int) -> np.ndarray:
-    """Return the numbers of the training documents in a row of a source, from 0.
+def row_documents(dataset: TokenDataset, source: str, row: int, split: str = "train") -> np.ndarray:
+    """Return the numbers of the documents of a split in a row of a source, from 0.
 
     Accepted documents are numbered in the order of reading. The token file is read up to the row.
     """
-    rows = dataset.train_files[source]
+    files = dataset.train_files if split == "train" else dataset.heldout_files
+    rows = files[source]
     if isinstance(rows, packing.PackedDocuments):
         return rows.document[rows.items(row)]
     seq_len, end = dataset.data.seq_len, dataset.tokenizer.end
-    file = _open_file(dataset.manifests[source], "train")
+    file = _open_file(dataset.manifests[source], split)
     start = row * seq_len
     n_earlier_ends = 0
     for chunk_start in range(0, start, TOKENS_PER_READ):
@@ -373,13 +374,21 @@ def _check_packed_documents(dataset: TokenDataset) -> None:
                 " data.seq_len"
             )
         if data.heldout_fraction and not len(dataset.heldout(source, 1)):
-            raise ValueError(
-                f"{source}: {_heldout_split(data, dataset.manifests[source])} gives no row: raise"
-                " data.heldout_fraction, or add text"
-            )
+            raise _split_error(data, dataset.manifests[source], "no held-out row", "raise")
 
 
-def _heldout_split(data: schema.Data, manifest: corpus.Manifest) -> str:
-    """Return the held-out fraction and its base for an error message."""
+def _split_error(
+    data: schema.Data, manifest: corpus.Manifest, problem: str, change: str
+) -> ValueError:
+    """Return the error that one side of a source has too little text.
+
+    change: raise or lower the fraction, which has no effect on a source of one document.
+    """
     n_documents = sum(manifest.documents.values())
-    return f"data.heldout_fraction={data.heldout_fraction} of {n_documents} documents"
+    noun = "document" if n_documents == 1 else "documents"
+    remedy = f"{change} data.heldout_fraction, add text" if n_documents > 1 else "add documents"
+    remedy += ", or set data.heldout_fraction=0 to train without held-out text"
+    return ValueError(
+        f"{manifest.source}: data.heldout_fraction={data.heldout_fraction} of {n_documents} {noun}:"
+        f" {problem}: {remedy if 0 < data.heldout_fraction < 1 else 'add text'}"
+    )

@@ -7,12 +7,7 @@
     rejection_reason(text, run.data)             # "short", "symbols", "repeats" or ""
     set(minhash_bands(a)) & set(minhash_bands(b))     # not empty if the texts are nearly equal
 
-    write_ngram_index(path, (ngram_hashes(text, 13) for text in heldout_texts))
-    shares_ngram(text, 13, open_ngram_index(path))
-
-Hashes are the same in every process and on every machine. The n-gram index is a sorted file of
-64-bit hashes that all worker processes map into memory. Its memory use grows neither with the
-number of n-grams nor with the number of workers.
+Hashes are the same in every process and on every machine.
 """
 
 import collections
@@ -20,17 +15,14 @@ import concurrent.futures
 import hashlib
 import multiprocessing
 import os
-import re
-import tempfile
-import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from lm.config import schema
-from lm.data import splits, tokenizers
+from lm.data import decontamination, ngrams, splits, tokenizers
 from lm.data.sources import readers
 
 SHINGLE_WORDS = 5
@@ -40,10 +32,6 @@ SHINGLES_PER_CHUNK = 4096  # shingles that are hashed at once, which bounds the 
 _KEYS = np.random.default_rng(0).integers(
     0, 2**64, (2, N_BANDS * HASHES_PER_BAND), np.uint64
 ) | np.uint64(1)
-WORD_PATTERN = re.compile(r"\w+")
-NONE = np.zeros(0, np.uint64)  # empty n-gram index
-N_BUCKETS = 256  # buckets by the first byte of the hash; one bucket is sorted in memory at a time
-HASHES_IN_MEMORY = 1 << 22  # hashes in memory before they are written to the buckets
 CHARACTERS_PER_TASK = 1 << 20  # characters of text per task of a worker process
 
 
@@ -53,9 +41,12 @@ class EncodedDocument(NamedTuple):
     name: str
     part: int = 0  # index of the part of the source
     error: str = ""  # error message if the document is not valid text
-    rejection: str = ""  # result of rejection_reason, or "overlap" for a blocked n-gram
+    rejection: str = ""  # result of rejection_reason, or "overlap" for blocked n-grams
     digest: bytes = b""  # SHA-256 of the text
     split: str = "train"  # or "heldout"
+    group: bytes = b""  # equal for documents that are not independent: see splits.Split.group
+    # Cuts of the document, in its first piece; other pieces have None.
+    cuts: decontamination.Cuts | None = None
     ids: bytes = b""  # token ids in the format of the token file, including the end token
     n_tokens: int = 0  # including the end token
     n_bytes: int = 0  # UTF-8 bytes of the text
@@ -72,7 +63,7 @@ def rejection_reason(text: str, data: schema.Data) -> str:
     symbols  the fraction of letters among non-space characters is below data.min_letters
     repeats  the fraction of non-empty lines that repeat an earlier line is above data.max_repeats
     """
-    if data.min_words and len(text.split(None, data.min_words)) < data.min_words:
+    if data.min_words and ngrams.count_words(text, data.min_words) < data.min_words:
         return "short"
     if data.min_letters:
         characters = "".join(text.split())
@@ -92,9 +83,9 @@ def minhash_bands(text: str) -> list[int]:
     share an integer with probability 1 - (1 - J^8)^16. This is 0.06 at J = 0.5, 0.95 at 0.8 and
     1 - 1e-4 at 0.9. A text of fewer than 5 words is one shingle.
     """
-    shingles = ngram_hashes(text, SHINGLE_WORDS)
+    shingles = ngrams.ngram_hashes(text, SHINGLE_WORDS)
     if not len(shingles):
-        shingles = ngram_hashes(text, max(len(WORD_PATTERN.findall(text)), 1))
+        shingles = ngrams.ngram_hashes(text, max(len(ngrams.split_words(text)), 1))
     minima = np.full(N_BANDS * HASHES_PER_BAND, np.iinfo(np.uint64).max, np.uint64)
     for start in range(0, len(shingles), SHINGLES_PER_CHUNK):
         mixed = shingles[start : start + SHINGLES_PER_CHUNK, None] * _KEYS[0] + _KEYS[1]
@@ -105,101 +96,53 @@ def minhash_bands(text: str) -> list[int]:
     return (band_hashes >> np.uint64(1)).tolist()
 
 
-def ngram_hashes(text: str, n: int) -> np.ndarray:
-    """Return the hashes of all sequences of n consecutive words, uint64 [n_words - n + 1].
-
-    Case and the characters between words do not matter. The result is empty for fewer than n words.
-    """
-    words = " ".join(WORD_PATTERN.findall(text.lower())).encode().split()
-    word_hashes = np.fromiter(map(zlib.crc32, words), np.uint64, len(words))
-    hashes = np.zeros(max(len(words) - n + 1, 0), np.uint64)
-    for i in range(n):
-        hashes = hashes * np.uint64(0x9E3779B97F4A7C15) + word_hashes[i : len(hashes) + i]
-    hashes ^= hashes >> np.uint64(32)
-    return hashes * np.uint64(0xD6E8FEB86659FD93)
-
-
-def write_ngram_index(path: Path, hashes: Iterable[np.ndarray]) -> None:
-    """Write the distinct hashes of all arrays to a file as sorted uint64.
-
-    hashes: uint64 arrays [n], which may repeat values. Raises OSError if a write fails.
-    """
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".runs-") as folder:
-        pending, n_pending = [], 0
-        for array in hashes:
-            pending.append(array)
-            n_pending += len(array)
-            if n_pending >= HASHES_IN_MEMORY:
-                _append_to_buckets(np.concatenate(pending), Path(folder))
-                pending, n_pending = [], 0
-        _append_to_buckets(np.concatenate([NONE, *pending]), Path(folder))
-        complete = Path(folder, "sorted")
-        with open(complete, "wb") as file:
-            for bucket in range(N_BUCKETS):
-                part = Path(folder, str(bucket))
-                if part.exists():
-                    np.unique(np.fromfile(part, np.uint64)).tofile(file)
-        complete.rename(path)
-
-
-def open_ngram_index(path: Path) -> np.ndarray:
-    """Map a file of write_ngram_index into memory and return its hashes, uint64 [n], sorted."""
-    return np.memmap(path, np.uint64, "r") if path.stat().st_size else NONE
-
-
-def shares_ngram(text: str, n: int, blocked: np.ndarray) -> bool:
-    """Return True if n consecutive words of the text have a hash in `blocked`.
-
-    blocked: sorted hashes of n-grams, uint64, not empty.
-    """
-    hashes = ngram_hashes(text, n)
-    index = np.searchsorted(blocked, hashes)
-    return bool((blocked[np.minimum(index, len(blocked) - 1)] == hashes).any())
-
-
-def _append_to_buckets(hashes: np.ndarray, folder: Path) -> None:
-    """Append the distinct hashes to one file per first byte, named by the byte."""
-    hashes = np.unique(hashes)
-    edges = np.searchsorted(hashes >> np.uint64(56), np.arange(N_BUCKETS + 1))
-    for bucket, (start, stop) in enumerate(zip(edges, edges[1:], strict=False)):
-        if stop > start:
-            with open(folder / str(bucket), "ab") as file:
-                hashes[start:stop].tofile(file)
-
-
 def encode_documents(
     documents: Iterator[readers.Document],
     tokenizer: tokenizers.Tokenizer,
     data: schema.Data,
+    split: splits.Split | None = None,
     blocked_ngrams: Path | None = None,
     workers: int = 1,
 ) -> Iterator[EncodedDocument]:
     """Yield each non-empty document and each error, in order.
 
-    blocked_ngrams: n-gram index of data.decontaminate_ngram words that training documents must not
-    contain. workers: number of processes; with more than 1, the main module must protect its code
-    by `if __name__ == "__main__"`. Memory use does not grow with the number of documents. Raises
+    split: rule of the source, by default the hash of each document. blocked_ngrams: index of
+    n-grams of data.decontaminate_ngram words that are cut out of training documents. workers:
+    number of processes, see map_chunks.
+    """
+    split = split or splits.Split(data.heldout_fraction)
+    arguments = (tokenizer, data, split, blocked_ngrams)
+    for results in map_chunks(encode_chunk, documents, arguments, workers):
+        yield from results
+
+
+def map_chunks(
+    function: Callable,
+    documents: Iterator[readers.Document],
+    arguments: tuple,
+    workers: int = 1,
+) -> Iterator[Any]:
+    """Yield function(chunk, *arguments) for lists of non-empty documents and errors, in order.
+
+    workers: number of processes; with more than 1, the main module must protect its code by
+    `if __name__ == "__main__"`. Memory use does not grow with the number of documents. Raises
     ValueError if the operating system kills a worker process.
     """
     if workers == 1:
-        blocked = _open_optional_index(blocked_ngrams)
         for chunk in _split_into_chunks(documents):
-            yield from encode_chunk(chunk, tokenizer, data, blocked)
+            yield function(chunk, *arguments)
         return
     pool = concurrent.futures.ProcessPoolExecutor(
-        workers,
-        multiprocessing.get_context("spawn"),
-        _start_worker,
-        (tokenizer, data, blocked_ngrams),
+        workers, multiprocessing.get_context("spawn"), _start_worker, (function, arguments)
     )
     pending = collections.deque()
     try:
         for chunk in _split_into_chunks(documents):
-            pending.append(pool.submit(_encode_chunk_in_worker, chunk))
+            pending.append(pool.submit(_call_in_worker, chunk))
             if len(pending) > 2 * workers:
-                yield from pending.popleft().result()
+                yield pending.popleft().result()
         while pending:
-            yield from pending.popleft().result()
+            yield pending.popleft().result()
     except concurrent.futures.process.BrokenProcessPool:
         raise ValueError(
             f"workers={workers}: the operating system killed a worker process, probably for lack of"
@@ -213,12 +156,14 @@ def encode_chunk(
     documents: list[readers.Document],
     tokenizer: tokenizers.Tokenizer,
     data: schema.Data,
-    blocked: np.ndarray = NONE,
+    split: splits.Split,
+    blocked_ngrams: Path | None = None,
 ) -> list[EncodedDocument]:
     """Return the encoded documents of a chunk, in order. One call of the tokenizer encodes all.
 
-    blocked: sorted hashes of n-grams that training documents must not contain, uint64.
+    A document from which blocked n-grams are cut gives one result per remaining piece.
     """
+    blocked = ngrams.open_ngram_index(blocked_ngrams)
     results: list[EncodedDocument] = []
     accepted: dict[int, str] = {}  # index in results -> text
     for document in documents:
@@ -231,16 +176,55 @@ def encode_chunk(
             results.append(result)
             continue
         digest = hashlib.sha256(raw).digest()
-        split = "heldout" if splits.is_heldout(document, data.heldout_fraction, digest) else "train"
-        rejection = rejection_reason(document.text, data)
-        is_checked = len(blocked) and split == "train" and not rejection
-        if is_checked and shares_ngram(document.text, data.decontaminate_ngram, blocked):
-            rejection = "overlap"
-        if not rejection:
-            accepted[len(results)] = document.text
-        results.append(
-            result._replace(rejection=rejection, digest=digest, split=split, n_bytes=len(raw))
+        result = result._replace(
+            split="heldout" if split.is_heldout(document, digest) else "train",
+            group=split.group(document, digest),
+            rejection=rejection_reason(document.text, data),
+            digest=digest,
+            n_bytes=len(raw),
         )
+        for text, piece in _cut_pieces(document.text, result, data.decontaminate_ngram, blocked):
+            if not piece.rejection:
+                accepted[len(results)] = text
+            results.append(piece)
+    _encode_accepted(results, accepted, tokenizer, data)
+    return results
+
+
+def _cut_pieces(
+    text: str, result: EncodedDocument, n: int, blocked: np.ndarray
+) -> Iterator[tuple[str, EncodedDocument]]:
+    """Yield the text and the result of each piece of a document without its blocked n-grams.
+
+    n: words per n-gram. A held-out or rejected document is one piece.
+    """
+    cuts = None
+    if len(blocked) and result.split == "train" and not result.rejection:
+        cuts = decontamination.cut_blocked_ngrams(text, n, blocked)
+    if cuts is None:
+        yield text, result
+    elif not cuts.pieces:
+        yield text, result._replace(rejection="overlap", cuts=cuts)
+    else:
+        for number, piece in enumerate(cuts.pieces):
+            raw = piece.encode()
+            yield (
+                piece,
+                result._replace(
+                    digest=hashlib.sha256(raw).digest(),
+                    n_bytes=len(raw),
+                    cuts=None if number else cuts._replace(pieces=()),
+                ),
+            )
+
+
+def _encode_accepted(
+    results: list[EncodedDocument],
+    accepted: dict[int, str],
+    tokenizer: tokenizers.Tokenizer,
+    data: schema.Data,
+) -> None:
+    """Add the tokens to the accepted results. accepted: {index in results: text}."""
     end = np.array([tokenizer.end], tokenizer.dtype).tobytes()
     lengths = tokenizer.byte_lengths()
     encoded = tokenizer.encode_all(list(accepted.values()))
@@ -251,7 +235,6 @@ def encode_chunk(
             n_counted=int(lengths[ids].sum()),
             bands=tuple(minhash_bands(text)) if data.drop_near_duplicates else (),
         )
-    return results
 
 
 def _split_into_chunks(documents: Iterator[readers.Document]) -> Iterator[list[readers.Document]]:
@@ -268,20 +251,17 @@ def _split_into_chunks(documents: Iterator[readers.Document]) -> Iterator[list[r
         yield chunk
 
 
-def _open_optional_index(path: Path | None) -> np.ndarray:
-    return NONE if path is None else open_ngram_index(path)
+_worker_call: tuple = ()  # function and arguments of map_chunks, in a worker process
 
 
-_worker_arguments: tuple = ()  # arguments of encode_chunk after the first, in a worker process
-
-
-def _start_worker(tokenizer: tokenizers.Tokenizer, data: schema.Data, blocked: Path | None) -> None:
-    """Open the n-gram index once in a new worker process."""
-    global _worker_arguments
+def _start_worker(function: Callable, arguments: tuple) -> None:
+    """Store the function of map_chunks and its arguments in a new worker process."""
+    global _worker_call
     # The processes already use all cores, so the tokenizers library must not start threads.
     os.environ["RAYON_NUM_THREADS"] = "1"
-    _worker_arguments = (tokenizer, data, _open_optional_index(blocked))
+    _worker_call = (function, arguments)
 
 
-def _encode_chunk_in_worker(chunk: list[readers.Document]) -> list[EncodedDocument]:
-    return encode_chunk(chunk, *_worker_arguments)
+def _call_in_worker(chunk: list[readers.Document]) -> Any:
+    function, arguments = _worker_call
+    return function(chunk, *arguments)

@@ -34,14 +34,14 @@ from pathlib import Path
 import filelock
 
 from lm.config import schema
-from lm.data import preprocessing
+from lm.data import decontamination, preprocessing
 from lm.runs import filesystem, records
 
 SPLITS = ("train", "heldout")
 STAGED_FILES = ("train.bin", "heldout.bin", "digests")
 SAVE_SECONDS = 5.0  # Minimum time between saves. A save happens only at the end of a part.
 DIGEST_BYTES = 40  # bytes per document in `digests`: SHA-256, then the split, padded
-COUNT_NAMES = ("documents", "bytes", "tokens", "counted")  # names in the manifest
+COUNT_NAMES = ("documents", "bytes", "tokens", "counted", "groups")  # names in the manifest
 SQLITE_CACHE_KIB = 64_000
 COPY_BYTES = 1 << 24  # bytes of a file in memory during a copy
 CHECKSUM_FILE = "files.json"  # file name -> SHA-256
@@ -139,7 +139,8 @@ class StagedCorpus:
     folder remains for the next call if at least one part is saved and the folder is not separate.
 
     Attributes: folder; part, the first part that is not saved; counts, {count name: {split:
-    number}}; duplicates, number of dropped equal documents; dropped, {reason: number}.
+    number}}; duplicates, number of dropped equal documents; dropped, {reason: number}; cut_costs,
+    cost of decontamination.
     """
 
     def __init__(
@@ -178,6 +179,8 @@ class StagedCorpus:
         }
         self.duplicates: int = state.get("duplicates", 0)
         self.dropped = collections.Counter(state.get("dropped", {}))
+        self.cut_costs = decontamination.CutCosts(state.get("cut_costs"))
+        self._last_group: dict[str, bytes] = {}  # split -> group of its last document
         self._files = {name: open(self.folder / name, "ab") for name in STAGED_FILES}
         for name, file in self._files.items():
             size = state.get("sizes", {}).get(name, 0)
@@ -209,6 +212,8 @@ class StagedCorpus:
         if not self._hashes.add(document.digest):
             self.duplicates += 1
             return
+        if document.cuts:
+            self.cut_costs.add(document.cuts)
         is_near_duplicate = not document.rejection and self._hashes.has_band(document.bands)
         reason = "near_copy" if is_near_duplicate else document.rejection
         if reason:
@@ -218,7 +223,10 @@ class StagedCorpus:
         split = document.split
         self._files["digests"].write((document.digest + split.encode()).ljust(DIGEST_BYTES))
         self._files[f"{split}.bin"].write(document.ids)
-        numbers = (1, document.n_bytes, document.n_tokens, document.n_counted)
+        # The documents of a group are consecutive and in one part, so no set of groups is needed.
+        is_new_group = self._last_group.get(split) != document.group
+        self._last_group[split] = document.group
+        numbers = (1, document.n_bytes, document.n_tokens, document.n_counted, int(is_new_group))
         for count, number in zip(COUNT_NAMES, numbers, strict=True):
             self.counts[count][split] += number
 
@@ -259,6 +267,7 @@ class StagedCorpus:
                 "counts": self.counts,
                 "duplicates": self.duplicates,
                 "dropped": self.dropped,
+                "cut_costs": self.cut_costs.state,
                 "sizes": {name: file.tell() for name, file in self._files.items()},
             }
         )

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from lm.config import schema
-from lm.data import preprocessing, splits
+from lm.data import ngrams, splits
 from lm.data.sources import documents
 from lm.evaluation import tasks
 
@@ -27,9 +27,7 @@ def count_overlaps(
     """
     example_ngrams = {
         task.name: [
-            preprocessing.ngram_hashes(
-                example.prompts[example.right] + example.answers[example.right], n
-            )
+            ngrams.ngram_hashes(example.prompts[example.right] + example.answers[example.right], n)
             for example in task.examples
         ]
         for task in task_list
@@ -38,9 +36,10 @@ def count_overlaps(
     task_ngrams = np.unique(np.concatenate([np.zeros(0, np.uint64), *hash_arrays]))
     is_in_training = np.zeros(len(task_ngrams), bool)
     for source in data.sources if len(task_ngrams) else ():
+        split = splits.plan_split(source, data.heldout_fraction)
         for document in documents.open_source(source):
-            if not splits.is_heldout(document, data.heldout_fraction):
-                hashes = preprocessing.ngram_hashes(document.text, n)
+            if not split.is_heldout(document):
+                hashes = ngrams.ngram_hashes(document.text, n)
                 index = np.minimum(np.searchsorted(task_ngrams, hashes), len(task_ngrams) - 1)
                 is_in_training[index[task_ngrams[index] == hashes]] = True
     counts = {}

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from lm.config import schema, validation
-from lm.data import dataset, run_tokenizer
+from lm.data import corpus, dataset, run_tokenizer
 from lm.evaluation import tasks
 from lm.parallel import distributed, mesh
 from lm.runs import filesystem, lock, records
@@ -67,6 +67,12 @@ def max_epochs_by_source(runs: list[schema.Run]) -> dict[str, float]:
         for source, n_epochs in dataset.open_dataset(run.data, run.seed).epochs(run.steps).items():
             max_epochs[source] = max(n_epochs, max_epochs.get(source, 0.0))
     return max_epochs
+
+
+def corpus_notes(runs: list[schema.Run]) -> list[str]:
+    """Return the notes on the prepared text of all runs, without repetition."""
+    notes = [corpus.corpus_notes(corpus.prepare_corpus(run.data)) for run in runs]
+    return list(dict.fromkeys(line for lines in notes for line in lines))
 
 
 def sweep_folder(runs: list[schema.Run]) -> Path:

@@ -156,6 +156,7 @@ def collect_run_facts(
         "corpus.hash": text.hash,
         "unique_tokens": text.unique_tokens,
         "corpus.bytes_per_token": text.bytes_per_token,
+        "corpus.warnings": [m.warning for m in text.manifests.values() if m.warning],
         "host": platform.node(),
         "devices": device_mesh.size,
         "devices.kind": device.device_kind,
@@ -175,6 +176,9 @@ def collect_run_facts(
     facts |= {f"versions.{p}": importlib.metadata.version(p) for p in packages}
     facts |= {f"epochs.{source}": n for source, n in text.epochs(run.steps).items()}
     facts |= {f"floor.{source}": nats for source, (nats, _) in dataset.entropy_bounds(text).items()}
+    for source, manifest in text.manifests.items():
+        facts[f"heldout.documents.{source}"] = manifest.documents["heldout"]
+        facts[f"heldout.groups.{source}"] = manifest.groups.get("heldout", 0)
     for source, rows in dataset.packing_stats(text).items():
         facts |= {f"rows.{name}.{source}": value for name, value in rows.items()}
     return facts

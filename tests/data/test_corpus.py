@@ -1,6 +1,7 @@
 """Prepared sources are complete, equal on every machine, and counted in their manifest."""
 
 import gzip
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -18,7 +19,7 @@ from fixtures.text_corpora import (
 )
 from tokenizers import Tokenizer, models, normalizers
 
-from lm.data import corpus, preprocessing, tokenizers
+from lm.data import corpus, preprocessing, staging, tokenizers
 from lm.data.sources import documents
 
 CORPORA = Path(__file__).parents[3] / "shared" / "corpora"
@@ -290,37 +291,53 @@ def test_first_source_by_name_contains_shared_documents(tmp_path):
     assert corpus.prepare_corpus(data) == joint
 
 
-def test_training_shares_no_ngram_with_heldout_text(tmp_path):
-    first = write_documents(tmp_path / "a.jsonl", word_texts())
-    manifest = corpus.prepare_corpus(data_config(tmp_path, first))[first]
-    leaks = [
-        f"{i} quote: {' '.join(text.split()[9:25]).upper()}"
-        for i, text in enumerate(read_split(manifest, "heldout"))
-    ]
-    second = write_documents(tmp_path / "b.jsonl", [*TEXTS, *leaks])
-    data = data_config(tmp_path, first, second, decontaminate_ngram=13)
-    manifests = corpus.prepare_corpus(data)
-    assert manifests[first].dropped == {}
-    train, heldout = (set(read_split(manifests[second], split)) for split in corpus.SPLITS)
-    assert manifests[second].dropped == {"overlap": len(set(leaks) - heldout)} and len(leaks) > 10
-    assert not train & set(leaks) and train | heldout >= set(TEXTS)
+def test_pieces_of_a_file_are_in_one_split_and_counted(tmp_path):
+    (tmp_path / "text").mkdir()
+    for i in range(12):
+        lines = [f"{' '.join(word_texts()[i].split()[:9])} {i} {j}\n\n" for j in range(600)]
+        (tmp_path / "text" / f"{i}.txt").write_text("".join(lines))
+    source = f"text:{tmp_path}/text"
+    manifest = corpus.prepare_corpus(data_config(tmp_path, source, tokenizer="bpe:290"))[source]
+    files = {
+        split: [text.split("\n")[0].split()[-2] for text in read_split(manifest, split)]
+        for split in corpus.SPLITS
+    }
+    assert not set(files["train"]) & set(files["heldout"])
+    assert manifest.groups == {split: len(set(numbers)) for split, numbers in files.items()}
+    assert sum(manifest.groups.values()) == 12 and manifest.groups["heldout"] >= 1
+    n_pieces, n_files = len(files["heldout"]), manifest.groups["heldout"]
+    assert n_pieces > n_files
+    assert f"held-out split: {n_pieces} pieces of {n_files} file" in manifest.warning
+    assert corpus.corpus_notes({source: manifest}) == [f"warning: {manifest.warning}"]
 
 
-LONG_LEAK = "Hamlet: to be or not to be that is the question whether tis nobler i, they say"
-SHORT_LEAK = "To be or not to be in the mind"
-
-
-@pytest.mark.parametrize("n, leaks", [(13, {LONG_LEAK}), (5, {LONG_LEAK, SHORT_LEAK}), (15, set())])
-def test_training_shares_no_ngram_with_protected_text(tmp_path, n, leaks):
-    task = "to be or not to be that is the question whether tis nobler in the mind"
-    texts = [*TEXTS, LONG_LEAK, SHORT_LEAK]
+def test_unspaced_text_is_not_short(tmp_path):
+    texts = ["人人生而自由在尊严和权利上一律平等" * 3 + str(i) for i in range(9)]
     source = write_documents(tmp_path / "a.jsonl", texts)
-    protected = write_documents(tmp_path / "task.jsonl", [task])
-    changes = {"decontaminate_ngram": n, "decontaminate_against": protected}
-    data = data_config(tmp_path, source, heldout_fraction=0.0, **changes)
+    data = data_config(tmp_path, source, heldout_fraction=0.0, min_words=50)
+    assert corpus.prepare_corpus(data)[source].documents["train"] == 9
+
+
+def test_added_file_may_change_the_split_of_a_staged_corpus(tmp_path, monkeypatch):
+    """Of two files, the smaller is held out, until a third file has a smaller hash."""
+    (tmp_path / "text").mkdir()
+    for name, n in (("a", 900), ("b", 1000), ("c", 10)):
+        lines = [f"file {name} line {j} of the text\n\n" for j in range(n)]
+        (tmp_path / "text" / f"{name}.txt").write_text("".join(lines))
+    (tmp_path / "text" / "c.txt").write_bytes(b"\xff")
+    monkeypatch.setattr(staging, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(preprocessing, "CHARACTERS_PER_TASK", 1000)
+    source = f"text:{tmp_path}/text"
+    data = data_config(tmp_path, source, heldout_fraction=1e-6)
+    with pytest.raises(ValueError, match="c.txt"):
+        corpus.prepare_corpus(data)
+    candidates = [f"file c {i}" for i in range(200)]
+    smallest = min(candidates, key=lambda text: hashlib.sha256(text.encode()).digest())
+    (tmp_path / "text" / "c.txt").write_text(smallest)
     manifest = corpus.prepare_corpus(data)[source]
-    assert set(texts) - set(read_split(manifest, "train")) == leaks
-    assert manifest.dropped == ({"overlap": len(leaks)} if leaks else {})
+    assert read_split(manifest, "heldout") == [smallest]
+    new_data = data_config(tmp_path / "new", source, heldout_fraction=1e-6)
+    assert_equal_corpora(manifest, corpus.prepare_corpus(new_data)[source])
 
 
 def test_empty_text_is_rejected(tmp_path):

@@ -169,8 +169,12 @@ def test_bytes_per_token_excludes_end_tokens(token_dataset):
     "changes, message",
     [
         ({"seq_len": 900}, "training tokens are fewer than one row of data.seq_len=900"),
-        ({"seq_len": 400}, "data.heldout_fraction=0.1 of .* documents gives .*: raise data.held"),
+        (
+            {"seq_len": 400},
+            "=0.1 of .* documents: .* held-out tokens are fewer .*: raise data.held",
+        ),
         ({"heldout_fraction": 1e-9}, "raise data.heldout_fraction"),
+        ({"heldout_fraction": 0.99}, "lower data.heldout_fraction, add text, or set"),
     ],
 )
 def test_split_with_fewer_tokens_than_a_row_is_rejected(data, changes, message):
@@ -178,9 +182,32 @@ def test_split_with_fewer_tokens_than_a_row_is_rejected(data, changes, message):
         open_dataset(data, **changes)
 
 
-def test_heldout_fraction_may_be_zero(data):
-    token_dataset = open_dataset(data, heldout_fraction=0.0)
-    assert token_dataset.heldout(token_dataset.sources[0], 5).shape == (0, SEQ_LEN + 1)
+@pytest.mark.parametrize("fraction", [0.05, 0.95])
+def test_one_document_cannot_be_in_both_splits(tmp_path, fraction):
+    (tmp_path / "a.txt").write_text("one short text on one line")
+    config = schema.Data({f"text:{tmp_path}/a.txt": 1.0}, str(tmp_path), fraction, seq_len=8)
+    message = "of 1 document: 0 .*: add documents, or set data.heldout_fraction=0 to train"
+    with pytest.raises(ValueError, match=message):
+        dataset.open_dataset(config, 0)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"packing": "documents"},
+        {"packing": "continuation"},
+        {"decontaminate_ngram": 13},
+        {"attend_across_documents": False},
+    ],
+)
+def test_heldout_fraction_may_be_zero(data, changes):
+    token_dataset = open_dataset(data, heldout_fraction=0.0, **changes)
+    source = token_dataset.sources[0]
+    assert token_dataset.heldout(source, 5).shape == (0, SEQ_LEN + 1)
+    assert token_dataset.batch(3)["tokens"].shape == (8, SEQ_LEN + 1)
+    assert token_dataset.manifests[source].warning == ""
+    assert dataset.byte_lengths(token_dataset, source).shape == (256,)
 
 
 def test_source_may_consist_of_one_row(tmp_path):
@@ -294,6 +321,9 @@ def test_row_documents_returns_the_documents_of_a_row(token_dataset):
             n_ends = is_end[row * SEQ_LEN :][:SEQ_LEN].sum()
             numbers = dataset.row_documents(token_dataset, source, row)
             assert list(numbers) == list(range(first, first + n_ends + 1))
+        n_rows = len(token_dataset.heldout_files[source])
+        numbers = dataset.row_documents(token_dataset, source, n_rows - 1, "heldout")
+        assert numbers[-1] < token_dataset.manifests[source].documents["heldout"]
 
 
 def test_bpe_rows_have_bpe_tokens(data):

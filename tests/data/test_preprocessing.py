@@ -1,4 +1,4 @@
-"""Quality filters, MinHash bands of near-duplicates, and n-gram hashes for decontamination."""
+"""Quality filters, MinHash bands of near-duplicates, and encoding of documents."""
 
 import subprocess
 import sys
@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from lm.config import schema
-from lm.data import preprocessing
+from lm.data import ngrams, preprocessing, splits, tokenizers
+from lm.data.sources import readers
 
 VOCABULARY = [f"w{i}" for i in range(5000)]
 
@@ -22,14 +23,16 @@ def random_words(rng: np.random.Generator, n: int) -> list[str]:
     "changes, bad_text, good_text",
     [
         ({"min_words": 3}, "two words", "now three words"),
+        ({"min_words": 5}, "日本 go。", "日本語 go ok"),
         ({"min_letters": 0.5}, "1 2 3 ab", "1 2 3 abc"),
         ({"max_repeats": 0.3}, "a\n\na\nb\n a", "a\nb\nc\na"),
     ],
-    ids=["short", "symbols", "repeats"],
+    ids=["short", "unspaced short", "symbols", "repeats"],
 )
 def test_filter_rejects_by_name_and_only_if_enabled(changes, bad_text, good_text, request):
     data = schema.Data(**changes)
-    assert preprocessing.rejection_reason(bad_text, data) == request.node.callspec.id
+    reason = request.node.callspec.id.split()[-1]
+    assert preprocessing.rejection_reason(bad_text, data) == reason
     assert preprocessing.rejection_reason(good_text, data) == ""
     assert preprocessing.rejection_reason(bad_text, schema.Data()) == ""
 
@@ -73,9 +76,9 @@ def test_bands_do_not_depend_on_the_chunk_size(monkeypatch):
 
 def test_hashes_are_the_same_in_every_process():
     code = (
-        "from lm.data import preprocessing\n"
+        "from lm.data import ngrams, preprocessing\n"
         "print(preprocessing.minhash_bands('one two three four five six'))\n"
-        "print(preprocessing.ngram_hashes('one two three', 2).tolist())"
+        "print(ngrams.ngram_hashes('one two three', 2).tolist())"
     )
     process = subprocess.run(
         [sys.executable, "-c", code],
@@ -85,47 +88,39 @@ def test_hashes_are_the_same_in_every_process():
         check=True,
     )
     bands = preprocessing.minhash_bands("one two three four five six")
-    hashes = preprocessing.ngram_hashes("one two three", 2).tolist()
+    hashes = ngrams.ngram_hashes("one two three", 2).tolist()
     assert process.stdout == f"{bands}\n{hashes}\n"
 
 
-def test_ngram_hashes_depend_on_words_and_their_order_only():
-    hashes = preprocessing.ngram_hashes("One two, three (four) FIVE six", 5)
-    assert len(hashes) == 2
-    same_words = preprocessing.ngram_hashes("one two three four... five six!", 5)
-    np.testing.assert_array_equal(same_words, hashes)
-    assert preprocessing.ngram_hashes("two one three four five", 5)[0] not in hashes
-    assert len(preprocessing.ngram_hashes("too short", 5)) == 0
+CHINESE = "春眠不觉晓处处闻啼鸟夜来风雨声花落知多少"  # Meng Haoran, 20 characters
 
 
-def test_different_ngrams_have_different_hashes():
-    text = " ".join(random_words(np.random.default_rng(0), 100_000))
-    hashes = preprocessing.ngram_hashes(text, 3)
-    assert len(np.unique(hashes)) > 0.9999 * len(hashes)
+def test_near_duplicates_are_detected_in_unspaced_text():
+    line = "我们在北京的一所大学里学习自然语言处理和机器学习的基本方法与应用"
+    text = "。".join(f"{line}{character}" for character in CHINESE)
+    bands = set(preprocessing.minhash_bands(text))
+    assert bands & set(preprocessing.minhash_bands(text + "。完"))
+    assert not bands & set(preprocessing.minhash_bands(CHINESE))
 
 
-@pytest.mark.parametrize("n_in_memory", [1 << 22, 1000])
-def test_ngram_index_is_sorted_and_distinct(tmp_path, monkeypatch, n_in_memory):
+def test_cut_document_gives_one_result_per_piece(tmp_path):
     rng = np.random.default_rng(0)
-    arrays = [
-        preprocessing.ngram_hashes(" ".join(random_words(rng, n)), 2) for n in (3000, 1, 500, 3000)
-    ]
-    arrays.append(arrays[0])
-    monkeypatch.setattr(preprocessing, "HASHES_IN_MEMORY", n_in_memory)
-    preprocessing.write_ngram_index(tmp_path / "index.u64", iter(arrays))
-    index = preprocessing.open_ngram_index(tmp_path / "index.u64")
-    np.testing.assert_array_equal(index, np.unique(np.concatenate(arrays)))
-    assert [path.name for path in tmp_path.iterdir()] == ["index.u64"]
-
-
-def test_index_without_ngrams_is_empty(tmp_path):
-    preprocessing.write_ngram_index(tmp_path / "index.u64", iter([]))
-    assert len(preprocessing.open_ngram_index(tmp_path / "index.u64")) == 0
-
-
-def test_shared_ngram_is_detected_at_any_position():
-    text = "to be or not to be that is the question"
-    blocked = np.unique(preprocessing.ngram_hashes(text, 5))
-    assert preprocessing.shares_ngram("he said: To be, or not to... and left", 5, blocked)
-    assert not preprocessing.shares_ngram("to be or to be not that is a question", 5, blocked)
-    assert not preprocessing.shares_ngram("not to be", 5, blocked)
+    before, shared, after = (" ".join(random_words(rng, n)) for n in (200, 20, 150))
+    index = tmp_path / "index.u64"
+    ngrams.write_ngram_index(index, [ngrams.ngram_hashes(shared, 13)])
+    data = schema.Data(decontaminate_ngram=13)
+    document = readers.Document(f"{before} {shared} {after}", "a")
+    tokenizer = tokenizers.ByteTokenizer()
+    first, second = preprocessing.encode_documents(
+        iter([document]), tokenizer, data, splits.Split(0.0), index
+    )
+    texts = [tokenizer.decode(np.frombuffer(r.ids, np.uint8)[:-1]) for r in (first, second)]
+    assert before.startswith(texts[0]) and after.endswith(texts[1]) and all(texts)
+    assert [first.n_bytes, second.n_bytes] == [len(text) for text in texts]
+    assert first.group == second.group and first.digest != second.digest
+    assert first.cuts and first.cuts.n_removed_bytes == len(document.text) - sum(map(len, texts))
+    assert second.cuts is None and not first.rejection
+    (heldout,) = preprocessing.encode_documents(
+        iter([document]), tokenizer, data, splits.Split(1.0), index
+    )
+    assert heldout.cuts is None and heldout.n_bytes == len(document.text)

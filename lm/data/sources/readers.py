@@ -77,7 +77,16 @@ def text_files(path: str) -> list[Path]:
 
 def read_text(path: str) -> list[Shard]:
     """Return one shard per file of `text_files`, with documents of about PIECE_BYTES."""
-    return [functools.partial(_text_documents, file) for file in text_files(path)]
+    return [functools.partial(_file_pieces, file) for file in text_files(path)]
+
+
+def _file_pieces(path: Path, on_error: ErrorHandler) -> Iterator[Document]:
+    """Yield the documents of a text file. The first text is the home of all later documents."""
+    home = ""
+    for document in _text_documents(path, on_error):
+        yield document._replace(home=home)
+        if not home and document.text.strip():
+            home = document.text
 
 
 def _text_documents(path: Path, on_error: ErrorHandler) -> Iterator[Document]:
