@@ -22,8 +22,8 @@ def count_overlaps(
     """Count the examples of each task that share n consecutive words with the training text.
 
     Returns n_overlap and n_checkable by task: examples that share n words, and examples of at least
-    n words. An example is its prompt followed by the correct answer. Reads all sources of `data`
-    once, without their held-out documents.
+    n words. An example is its prompt followed by the correct answer. Reads the trained sources of
+    `data` once, without their held-out documents.
     """
     example_ngrams = {
         task.name: [
@@ -37,7 +37,8 @@ def count_overlaps(
     hash_arrays = [hashes for arrays in example_ngrams.values() for hashes in arrays]
     task_ngrams = np.unique(np.concatenate([np.zeros(0, np.uint64), *hash_arrays]))
     is_in_training = np.zeros(len(task_ngrams), bool)
-    for source in data.sources if len(task_ngrams) else ():
+    trained_sources = [source for source, weight in data.sources.items() if weight > 0]
+    for source in trained_sources if len(task_ngrams) else ():
         for document in documents.open_source(source):
             if not splits.is_heldout(document, data.heldout_fraction):
                 hashes = preprocessing.ngram_hashes(document.text, n)

@@ -34,3 +34,8 @@ def test_examples_in_training_text_are_counted(task, sources):
 def test_heldout_documents_are_not_training_text(task, sources):
     data = schema.Data(sources=sources, heldout_fraction=1.0)
     assert contamination.count_overlaps([task], data)[task.name]["n_overlap"] == 0
+
+
+def test_source_of_weight_zero_is_no_training_text(task, sources):
+    data = schema.Data(sources=dict.fromkeys(sources, 0.0), heldout_fraction=0.0)
+    assert contamination.count_overlaps([task], data)[task.name]["n_overlap"] == 0

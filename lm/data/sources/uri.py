@@ -6,7 +6,9 @@
 Every source and task uses this parser, so all of them report the same errors.
 """
 
+import difflib
 import re
+import shlex
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -39,8 +41,10 @@ def parse_uri(text: str, fields: Mapping[str, Field], label: str = "") -> Uri:
     for item in query.split("&") if query else []:
         key, _, value = item.partition("=")
         if key not in fields:
+            near = difflib.get_close_matches(key, fields, n=1)
+            hint = f"did you mean {near[0]}? The fields are" if near else "use one of the fields"
             known = ", ".join(fields)
-            raise ValueError(f"{label}{text}: {key} does not exist: use one of the fields {known}")
+            raise ValueError(f"{label}{text}: {key} does not exist: {hint} {known}")
         try:
             values[key] = fields[key].parse(value)
         except ValueError:
@@ -53,6 +57,23 @@ def split_uri(text: str) -> tuple[str, str]:
     """Return the name and the unparsed fields; "" if `text` has no fields."""
     name, *rest = _QUERY.split(text, maxsplit=1)
     return name, "".join(rest)
+
+
+def split_names(text: str) -> list[str]:
+    """Split a list of names at white space. A name or a part of it may be in quotes.
+
+    For example, 'copy "file:my set?n=9"' and 'copy file:"my set"?n=9' are the same two names.
+    Raises ValueError if a quote is not closed.
+    """
+    lexer = shlex.shlex(text, posix=True)
+    lexer.whitespace_split, lexer.commenters, lexer.escape = True, "", ""
+    try:
+        return list(lexer)
+    except ValueError:
+        raise ValueError(
+            f"{text}: a quote is not closed: write a name that contains a quote between quotes"
+            " of the other kind"
+        ) from None
 
 
 def text(allowed: str = "a name") -> Field:
