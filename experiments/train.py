@@ -31,7 +31,9 @@ def main() -> int:
     except loop.Diverged as error:
         console.print_line(str(error))
         return 1
-    console.evaluation(records.load_evals(records.run_dir(run))[-1])
+    last_eval = records.load_evals(records.run_dir(run))[-1]
+    console.evaluation(last_eval)
+    console.tasks(records.task_results(last_eval))
     reason = records.read_facts(records.run_dir(run)).get("reason")
     if reason:
         console.print_line(reason)

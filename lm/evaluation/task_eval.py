@@ -42,10 +42,12 @@ def evaluate_tasks(
     params: dict,
     tokenizer: tokenizers.Tokenizer,
     task_list: Sequence[tasks.Task],
+    answers: list[dict] | None = None,
 ) -> Results:
     """Return the metrics of each task: see task_metrics.
 
-    score: see heldout.make_scorer. If an example is longer than data.seq_len tokens, its prompt is
+    score: see heldout.make_scorer. answers: list that receives the generated answers, see
+    task_metrics.answer_rows. If an example is longer than data.seq_len tokens, its prompt is
     truncated at the beginning (counted in n_cut). If an answer alone is longer, the example is
     skipped (counted in n_left_out). Raises ValueError in both cases if eval.on_overflow is "error".
     """
@@ -71,6 +73,8 @@ def evaluate_tasks(
         if task.generate:
             texts = _generate(run, device_mesh, params, tokenizer, task, choices_of_examples)
             metrics |= task_metrics.text_metrics(task, texts)
+            if answers is not None:
+                answers += task_metrics.answer_rows(task, texts)
         results[task.name] = metrics
     return results
 

@@ -112,12 +112,7 @@ def text_metrics(task: tasks.Task, texts: Sequence[str]) -> Metrics:
     all examples, with bootstrap standard errors. Raises ValueError if they need sacrebleu and it is
     not installed.
     """
-    references = [
-        [answer.removesuffix(task.stop).strip() for answer in answers]
-        for answers in (
-            (example.answers[example.right], *example.others) for example in task.examples
-        )
-    ]
+    references = [_references(task, example) for example in task.examples]
     outputs = [text.strip() for text in texts]
     rows = [
         _answer_metrics(output, correct, task.match)
@@ -127,6 +122,25 @@ def text_metrics(task: tasks.Task, texts: Sequence[str]) -> Metrics:
     if task.is_translation:
         metrics |= _translation_metrics(task.name, outputs, references)
     return metrics
+
+
+def answer_rows(task: tasks.Task, texts: Sequence[str]) -> list[dict]:
+    """Return a record of each generated answer: task, prompt, answer and references."""
+    return [
+        {
+            "task": task.name,
+            "prompt": example.prompts[0],
+            "answer": text,
+            "references": _references(task, example),
+        }
+        for example, text in zip(task.examples, texts, strict=True)
+    ]
+
+
+def _references(task: tasks.Task, example: tasks.Example) -> list[str]:
+    """Return the correct answers without the mark or newline that ends them."""
+    answers = (example.answers[example.right], *example.others)
+    return [answer.removesuffix(task.stop).strip() for answer in answers]
 
 
 def normalize_answer(text: str) -> str:

@@ -141,7 +141,7 @@ def _synthetic_task(name: str, values: dict[str, Any]) -> Task:
             others = [str(a) for a in rng.permutation(answers) if a != instance.answer]
             candidates, chance = [*candidates, *others[: n_choices - 1]], 1 / n_choices
         lines = tuple(f"{answer}\n" for answer in candidates)
-        examples.append(Example((prompt,) * len(lines), lines, 0, chance))
+        examples.append(Example((prompt,) * len(lines), lines, 0, chance, shots=prefix))
     return Task(name, examples)
 
 
@@ -203,25 +203,25 @@ def _load_set(name: str, path: Path, values: dict[str, Any]) -> tuple[list[Examp
     labels = _labels_by_task(name, [*lines, *train_lines])
     examples = _parse_lines(lines, labels)
     _validate_prompts(name, examples, values)
-    solved = _parse_lines(train_lines, labels) if n_shots else []
-    pools: dict[str, list[Example]] = {}
-    for line, example in zip(train_lines, solved, strict=bool(n_shots)):
-        pools.setdefault(line.task, []).append(example)
+    pools: dict[str, list[Line]] = {}
+    for line in train_lines:
+        pools.setdefault(line.task, []).append(line)
     selected = []
     order = np.random.default_rng((seed, 3)).permutation(len(examples))
     for i in order[: values.get("n") or None]:
         task_name = lines[i].task
         pool = pools.get(task_name, [])
         order_of_pool = np.random.default_rng((seed, 4, int(i))).permutation(len(pool))
+        solved = (_parse_line(pool[j], labels) for j in order_of_pool)
         # A training line may be equal to the example.
-        others = (pool[j] for j in order_of_pool if pool[j].prompts != examples[i].prompts)
+        others = (shot for shot in solved if shot.prompts != examples[i].prompts)
         shots = list(itertools.islice(others, n_shots))
         train_name = train_files[0] if train_files else f"{path}, which has no train.jsonl"
         suffix = f" of {task_name}" if task_name else ""
         _validate_shots(name, n_shots, len(shots), f"lines{suffix} in {train_name}")
         prefix = "".join(f"{e.prompts[e.right]}{e.answers[e.right]}\n\n" for e in shots)
         prompts = tuple(prefix + prompt for prompt in examples[i].prompts)
-        selected.append(dataclasses.replace(examples[i], prompts=prompts))
+        selected.append(dataclasses.replace(examples[i], prompts=prompts, shots=prefix))
     return selected, all("tgt" in line.row for line in lines)
 
 
@@ -285,18 +285,22 @@ def _labels_by_task(name: str, lines: list[Line]) -> dict[str, list[str]]:
     return {task_name: sorted(values) for task_name, values in labels.items()}
 
 
+def _parse_line(line: Line, labels: dict[str, list[str]]) -> Example:
+    return example_formats.parse_example(line.row, line.where, labels.get(line.task))
+
+
 def _parse_lines(lines: list[Line], labels: dict[str, list[str]]) -> list[Example]:
     """Return the examples of lines. Mark multiple choices that are equal in all lines of a task."""
-    examples = [
-        example_formats.parse_example(row, where, labels.get(task)) for where, row, task in lines
-    ]
+    examples = [_parse_line(line, labels) for line in lines]
     choices: dict[str, list[frozenset[str]]] = {}
     for line, example in zip(lines, examples, strict=True):
         if len(example.answers) > 1:
             choices.setdefault(line.task, []).append(frozenset(example.answers))
     fixed = {task for task, sets in choices.items() if len(sets) > 1 and len(set(sets)) == 1}
     return [
-        dataclasses.replace(example, has_fixed_choices=True) if line.task in fixed else example
+        dataclasses.replace(example, has_fixed_choices=True)
+        if line.task in fixed and len(example.answers) > 1
+        else example
         for line, example in zip(lines, examples, strict=True)
     ]
 

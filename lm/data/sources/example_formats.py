@@ -46,6 +46,7 @@ class TaskExample:
     right: int = 0  # index of the correct pair
     chance: float = 0.0  # accuracy of a random guess
     others: tuple[str, ...] = ()  # other correct answers
+    shots: str = ""  # solved examples at the beginning of each prompt
     has_fixed_choices: bool = False  # the choices are the labels of a classification
     group: str = ""  # member of a group of tasks: see tasks.py
 

@@ -8,7 +8,7 @@ import pathlib
 import numpy as np
 import pytest
 
-from lm.config import schema
+from lm.config import schema, validation
 from lm.data import dataset, splits, tokenizers
 from lm.data.sources import chat, documents, readers
 from lm.evaluation import tasks
@@ -196,6 +196,15 @@ def test_no_heldout_answer_is_in_the_training_text_of_shots(tmp_path):
         assert 0.5 * fraction < len(heldout_answers) / 400 < 1.5 * fraction
         assert not any(answer in sides[False] for answer in heldout_answers)
         assert "".join(sides.values()).count("\x03") == 1200
+
+
+def test_shots_need_half_of_the_examples_for_training():
+    run = schema.Run(name="x")
+    run.data.sources, run.data.heldout_fraction = {"chat:a.jsonl?cap=3&shots=2": 1.0}, 0.6
+    with pytest.raises(schema.ConfigError, match="heldout_fraction=0.6 must be at most 0.5 for"):
+        validation.validate_run(run)
+    run.data.sources = {"chat:a.jsonl?shots=0": 1.0}
+    validation.validate_run(run)
 
 
 def test_example_is_on_the_same_side_with_and_without_shots(tmp_path):
