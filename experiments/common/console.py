@@ -13,6 +13,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 from lm.config import schema
+from lm.data.sources import uri
 from lm.runs import status
 
 console = Console()
@@ -35,7 +36,7 @@ ANSWER_METRICS = {
     "chrf": "chrF",
     "bleu": "BLEU",
 }
-MAX_TASK_NAME = 29
+MAX_TASK_NAME = 36
 SECONDS_PER_LINE = 10  # interval of progress lines without a terminal
 
 
@@ -59,7 +60,7 @@ def wide_console() -> Console:
     """Return a console that is wide enough for tables, also for files and pipes."""
     if console.is_terminal:
         return console
-    return Console(width=max(console.width, 160), quiet=console.quiet)
+    return Console(width=max(console.width, 200), quiet=console.quiet)
 
 
 def _grid(lines: list[dict[str, str]], title: str = "") -> Table:
@@ -168,7 +169,7 @@ def tasks(task_results: dict[str, dict[str, dict[str, float]]]) -> None:
     """
     lines, answer_lines = [], []
     for name, results in task_results.items():
-        short_name = f"...{name[-27:]}" if len(name) > MAX_TASK_NAME else name
+        short_name = _short_task_name(name)
         line = {
             "task": short_name,
             "n": _task_cell(results, "n", "{:.0f}"),
@@ -189,6 +190,16 @@ def tasks(task_results: dict[str, dict[str, dict[str, float]]]) -> None:
     for rows in (lines, answer_lines):
         filled = [title for title in rows[0] if any(row[title] for row in rows)] if rows else []
         table([{title: row[title] for title in filled} for row in rows])
+
+
+def _short_task_name(name: str) -> str:
+    """Return the name of a task without the folders before it, if the full name is too long."""
+    if len(name) > MAX_TASK_NAME:
+        path, query = uri.split_uri(name)
+        folders = path.split("/")
+        name = "/".join(folders[-2:] if "*" in folders[-1] else folders[-1:])
+        name += f"?{query}" if query else ""
+    return name if len(name) <= MAX_TASK_NAME else f"{name[: MAX_TASK_NAME - 3]}..."
 
 
 def _task_cell(results: dict[str, dict[str, float]], metric: str, template: str) -> str:

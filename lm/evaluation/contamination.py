@@ -22,8 +22,8 @@ def count_overlaps(
     """Count the examples of each task that share n consecutive words with the training text.
 
     Returns n_overlap and n_checkable by task: examples that share n words, and examples of at least
-    n words. An example is its prompt without shots, followed by the correct answer. Reads the trained sources of
-    `data` once, without their held-out documents.
+    n words. An example is its prompt without shots, followed by the correct answer. Reads the
+    trained sources of `data` once, without their held-out documents.
     """
     example_ngrams = {
         task.name: [

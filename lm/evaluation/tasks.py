@@ -315,11 +315,12 @@ def _split_file(name: str, folder: Path, split: str) -> Path:
             if (folder / f"{stem}{suffix}").exists():
                 return folder / f"{stem}{suffix}"
     if folder.is_dir() and not split:
-        subfolders = [p.parent.name for s in SUFFIXES for p in folder.glob(f"*/test{s}")]
-        names = ", ".join(sorted(subfolders)) or "none"
+        subfolders = sorted({p.parent.name for s in SUFFIXES for p in folder.glob(f"*/test{s}")})
+        names = ", ".join(subfolders[:5]) or "none"
+        names += f" and {len(subfolders) - 5} more" if len(subfolders) > 5 else ""
+        group = f" (file:{folder}/* is the group of all)" if subfolders else ""
         raise ValueError(
-            f"task {name}: {folder} has no test.jsonl; subfolders that have it: {names}"
-            f" (file:{folder}/* is the group of all)"
+            f"task {name}: {folder} has no test.jsonl; subfolders that have it: {names}{group}"
         )
     if not folder.is_dir():
         siblings = [f"file:{p}" for p in sorted(folder.parent.glob("*"))]

@@ -38,3 +38,12 @@ def test_task_table_shows_the_records_of_a_run(capsys):
 def test_run_without_tasks_prints_no_task_table(capsys):
     console.tasks(records.task_results({"step": 100, "loss": 2.5}))
     assert capsys.readouterr().out == ""
+
+
+def test_long_task_name_loses_its_folders(capsys):
+    results = {"accuracy": {"value": 0.5, "se": 0.1}}
+    folder = "/home/somebody/a/folder/with/a/long/name"
+    names = [f"file:{folder}/piqa?shots=2", f"file:{folder}/blimp/*?n=10", "apply?" + "x" * 50]
+    console.tasks(dict.fromkeys(names, results))
+    titles = [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:]]
+    assert titles == ["piqa?shots=2", "blimp/*?n=10", "apply?" + "x" * 27 + "..."]

@@ -33,8 +33,8 @@ class Field(NamedTuple):
 def parse_uri(text: str, fields: Mapping[str, Field], label: str = "") -> Uri:
     """Parse `text` into its name and the values of its fields.
 
-    `label` precedes `text` in error messages. Raises ValueError for an unknown field and for a
-    value that its field does not allow.
+    `label` precedes `text` in error messages. Raises ValueError for an unknown field, a field that
+    is given twice, and a value that its field does not allow.
     """
     name, query = split_uri(text)
     values: dict[str, Any] = {}
@@ -45,6 +45,8 @@ def parse_uri(text: str, fields: Mapping[str, Field], label: str = "") -> Uri:
             hint = f"did you mean {near[0]}? The fields are" if near else "use one of the fields"
             known = ", ".join(fields)
             raise ValueError(f"{label}{text}: {key} does not exist: {hint} {known}")
+        if key in values:
+            raise ValueError(f"{label}{text}: {key} is given twice: remove one of its values")
         try:
             values[key] = fields[key].parse(value)
         except ValueError:
@@ -86,7 +88,9 @@ def text(allowed: str = "a name") -> Field:
 
 def names() -> Field:
     """Return a field whose value is a frozenset of names, written with commas."""
-    return Field(lambda value: frozenset(value.split(",")), "names separated by commas")
+    return Field(
+        lambda value: frozenset(map(_non_empty, value.split(","))), "names separated by commas"
+    )
 
 
 def choice(options: Iterable[str]) -> Field:
@@ -132,8 +136,8 @@ def int_range(low: int, high: int) -> Field:
     """Return a field of one integer or a range such as 2-5. Its value is (minimum, maximum)."""
 
     def parse(value: str) -> tuple[int, int]:
-        first, _, last = value.partition("-")
-        minimum, maximum = int(first), int(last or first)
+        first, dash, last = value.partition("-")
+        minimum, maximum = int(first), int(last if dash else first)
         if not low <= minimum <= maximum <= high:
             raise ValueError(value)
         return minimum, maximum

@@ -71,6 +71,10 @@ def test_open_quote_is_rejected():
     [
         ("copy?lenght=3", "lenght does not exist: did you mean length? The fields are n, kind"),
         ("copy?size=3", "task copy?size=3: size does not exist: use one of the fields n, kind"),
+        ("copy?n=1&n=2", "n is given twice: remove one"),
+        ("copy?only=", "only= must be names separated by commas"),
+        ("copy?only=a,,b", "only=a,,b must be names separated by commas"),
+        ("copy?length=5-", "length=5- must be a whole number, or a range"),
         ("copy?n=-1", "n=-1 must be a whole number from 0 up"),
         ("copy?kind=c", "kind=c must be one of a, b"),
         ("copy?field=", "field= must be the name of a field"),
