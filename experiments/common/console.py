@@ -21,6 +21,7 @@ console = Console()
 # Task metric -> column title in the table of task results.
 TASK_METRICS = {
     "accuracy_bytes": "accuracy per byte",
+    "acc_norm": "acc_norm",
     "p_right": "p(correct)",
     "bits_per_byte": "bits per byte",
     "token_accuracy": "token accuracy",

@@ -8,8 +8,9 @@ All metrics of likelihood_metrics come from the same log-likelihoods, so they ca
 
     accuracy           several choices: the most likely choice is correct; a single answer: each
                        token is the most likely token. Choices of equal likelihood share the point
-    accuracy_bytes     accuracy by nats per byte of the bare choice, without the white space around
-                       it (several choices only)
+    acc_norm           accuracy by nats per character of the bare choice, without the white space
+                       around it, as in lm-evaluation-harness (several choices only)
+    accuracy_bytes     accuracy by nats per byte of the bare choice (several choices only)
     p_right            probability of the correct answer, among the choices if there are several
     bits_per_byte      bits of the correct answer per byte
     brier              Brier score: sum over choices of the squared error, or (1 - p)^2
@@ -41,6 +42,10 @@ import numpy as np
 from lm.data import tokenizers
 from lm.evaluation import tasks
 
+METRICS = (
+    *("accuracy", "acc_norm", "accuracy_bytes", "p_right", "bits_per_byte", "brier", "exact"),
+    *("token_accuracy", "token_probability", "keystrokes_saved"),
+)
 N_BOOTSTRAP = 1000  # resamples of the examples for the standard errors of chrF and BLEU
 _NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 
@@ -76,7 +81,8 @@ def likelihood_metrics(
         "chance": {"value": chance_accuracy(examples)},
         "tokens": {"value": float(np.mean([len(tokens) for tokens in pieces]))},
     }
-    return metrics | _mean_over_groups([example.group for example in examples], rows)
+    means = _mean_over_groups([example.group for example in examples], rows)
+    return metrics | {name: means[name] for name in METRICS if name in means}
 
 
 def chance_accuracy(examples: Sequence[tasks.Example]) -> float:
@@ -277,12 +283,14 @@ def _example_metrics(
     pairs = list(zip(example.prompts, example.answers, strict=True))
     nats = nats[[pairs.index(pair) for pair in pairs]]
     bare = [answer.strip(tokenizers.CHAT_TOKENS).strip() for answer in example.answers]
+    n_bare_characters = np.array([len(answer) for answer in bare])
     n_bare_bytes = np.array([len(answer.encode()) for answer in bare])
     p = np.exp(nats.min() - nats)
     p /= p.sum()
     one_hot = np.arange(len(p)) == example.right
     return metrics | {
         "accuracy": _share_of_point(nats, example.right),
+        "acc_norm": _share_of_point(nats / n_bare_characters, example.right),
         "accuracy_bytes": _share_of_point(nats / n_bare_bytes, example.right),
         "p_right": float(p[example.right]),
         "brier": float(((p - one_hot) ** 2).sum()),

@@ -114,6 +114,10 @@ def test_bytes_of_a_choice_exclude_space_and_template_mark():
         scores = [[token_scores([1.0]), token_scores([4.0])]]
         row = values(task_metrics.likelihood_metrics([example], scores, [[b" abcdef"]]))
         assert row["accuracy_bytes"] == 1 and row["accuracy"] == 0  # 1.0 and 0.67 nats per byte
+    example = tasks.Example(("q", "q"), (" é", " ab"), right=0, chance=0.5)
+    scores = [[token_scores([1.5]), token_scores([2.0])]]
+    row = values(task_metrics.likelihood_metrics([example], scores, [[b" ab"]]))
+    assert row["acc_norm"] == 0 and row["accuracy_bytes"] == 1  # 1.5 and 1.0 nats per character
 
 
 def test_chance_is_the_accuracy_of_the_best_constant_answer():
