@@ -5,6 +5,8 @@ uv run python -m experiments.evaluate --run=runs/quickstart/600K --sources='{"te
 uv run python -m experiments.evaluate --run=runs/quickstart/600K --tasks="copy?length=4 file:my/set"
 """
 
+import pathlib
+
 from absl import flags
 
 from experiments.common import cli, console
@@ -12,11 +14,14 @@ from experiments.common import cli, console
 _RUN = flags.DEFINE_string("run", None, "folder of the run")
 _SOURCES = flags.DEFINE_string("sources", None, "JSON of sources and weights; default: of the run")
 _STEP = flags.DEFINE_integer("step", None, "step of the checkpoint; default: the last")
-_TASKS = flags.DEFINE_string("tasks", None, "space-separated tasks, instead of held-out text")
+_TASKS = flags.DEFINE_string(
+    "tasks", None, "space-separated tasks instead of held-out text; quote a name with a space"
+)
 _OVERLAP = flags.DEFINE_integer(
     "overlap", 0, "count examples that share this number of consecutive words with training text"
 )
 _KEEP = flags.DEFINE_bool("keep", False, "add the task results to the records of the run")
+_ANSWERS = flags.DEFINE_string("answers", None, "JSON Lines file for the generated answers")
 _SEQUENCES = flags.DEFINE_integer(
     "n_sequences", None, "held-out sequences per source; default: eval.n_sequences of the run"
 )
@@ -40,6 +45,10 @@ def main() -> int:
         run.data.heldout_fraction = 0.5
     run.eval.n_sequences = _SEQUENCES.value or run.eval.n_sequences
     task_list = tasks.load_tasks(_TASKS.value or "")
+    if _ANSWERS.value and not any(task.generate for task in task_list):
+        raise ValueError("--answers needs --tasks with a task that generates: add ?generate=1")
+    if _ANSWERS.value and not pathlib.Path(_ANSWERS.value).parent.is_dir():
+        raise ValueError(f"--answers={_ANSWERS.value}: its folder does not exist: create it")
     mesh.initialize_devices()
     program, state = loaded_model.restore_model(run, _STEP.value)
     text = dataset.open_dataset(run.data, run.seed, console.preparing)
@@ -60,11 +69,14 @@ def _evaluate_tasks(run, program, state: dict, text, task_list: list) -> dict[st
 
     from lm.evaluation import contamination, task_eval
 
+    answers: list[dict] = []
     with jax.set_mesh(program.mesh):
         results = task_eval.evaluate_tasks(
-            run, program.mesh, program.score, state["params"], text.tokenizer, task_list
+            run, program.mesh, program.score, state["params"], text.tokenizer, task_list, answers
         )
     console.tasks(results)
+    if _ANSWERS.value:
+        console.write_json_lines(_ANSWERS.value, answers)
     n_words = _OVERLAP.value
     overlaps = contamination.count_overlaps(task_list, run.data, n_words) if n_words else {}
     for name, counts in overlaps.items():

@@ -31,7 +31,9 @@ def main() -> int:
     except loop.Diverged as error:
         console.print_line(str(error))
         return 1
-    console.evaluation(records.load_evals(records.run_dir(run))[-1])
+    evaluation = records.load_evals(records.run_dir(run))[-1]
+    console.evaluation(evaluation)
+    console.tasks(records.task_results(evaluation))
     facts = records.read_facts(records.run_dir(run))
     for warning in facts.get("corpus.warnings", []):
         console.print_line(f"warning: {warning}")

@@ -1,6 +1,8 @@
 """Console output of the commands: cost estimates, progress and tables."""
 
+import json
 import time
+from pathlib import Path
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -11,6 +13,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 from lm.config import schema
+from lm.data.sources import uri
 from lm.runs import status
 
 console = Console()
@@ -18,14 +21,23 @@ console = Console()
 # Task metric -> column title in the table of task results.
 TASK_METRICS = {
     "accuracy_bytes": "accuracy per byte",
+    "acc_norm": "acc_norm",
     "p_right": "p(correct)",
     "bits_per_byte": "bits per byte",
     "token_accuracy": "token accuracy",
     "keystrokes_saved": "keystrokes saved",
-    "edit_distance": "edit distance",
-    "chrf": "chrf",
 }
-MAX_TASK_NAME = 29
+# Metric of generated answers -> column title in a second table, where values have standard errors.
+ANSWER_METRICS = {
+    "said_exactly": "exact match",
+    "normalized_match": "normalized match",
+    "f1": "F1",
+    "number_match": "number match",
+    "edit_distance": "edit distance",
+    "chrf": "chrF",
+    "bleu": "BLEU",
+}
+MAX_TASK_NAME = 36
 SECONDS_PER_LINE = 10  # interval of progress lines without a terminal
 
 
@@ -49,7 +61,7 @@ def wide_console() -> Console:
     """Return a console that is wide enough for tables, also for files and pipes."""
     if console.is_terminal:
         return console
-    return Console(width=max(console.width, 160), quiet=console.quiet)
+    return Console(width=max(console.width, 200), quiet=console.quiet)
 
 
 def _grid(lines: list[dict[str, str]], title: str = "") -> Table:
@@ -151,29 +163,57 @@ def evaluation(row: dict) -> None:
 
 
 def tasks(task_results: dict[str, dict[str, dict[str, float]]]) -> None:
-    """Print the metrics of each task and its chance accuracy.
+    """Print the metrics of each task, its chance accuracy, and the metrics of generated answers.
 
-    task_results: {task: {metric: {"value", "se"}}}, see task_eval.evaluate_tasks.
+    task_results: {task: {metric: {"value", "se"}}}, see task_eval.evaluate_tasks. For a stored
+    evaluation, it is the value of records.task_results.
     """
-    lines = []
+    lines, answer_lines = [], []
     for name, results in task_results.items():
-        if "accuracy" not in results:
-            continue
-        values = {metric: result["value"] for metric, result in results.items()}
-        is_long = len(name) > MAX_TASK_NAME
+        short_name = _short_task_name(name)
         line = {
-            "task": f"...{name[-27:]}" if is_long else name,
-            "n": f"{values['n']:.0f}",
-            "chance": f"{values['chance']:.3g}",
-            "accuracy": f"{values['accuracy']:.3f} ± {results['accuracy']['se']:.3f}",
+            "task": short_name,
+            "n": _task_cell(results, "n", "{:.0f}"),
+            "chance": _task_cell(results, "chance", "{:.3g}"),
+            "accuracy": _task_cell(results, "accuracy", "{:.3f} ± {:.3f}"),
         }
         for metric, title in TASK_METRICS.items():
-            line[title] = f"{values[metric]:.3f}" if metric in values else ""
-        line["truncated"] = f"{values['n_cut']:.0f}"
-        line["skipped"] = f"{values['n_left_out']:.0f}"
+            line[title] = _task_cell(results, metric, "{:.3f}")
+        line["truncated"] = _task_cell(results, "n_cut", "{:.0f}")
+        line["skipped"] = _task_cell(results, "n_left_out", "{:.0f}")
         lines.append(line)
-    filled = [title for title in lines[0] if any(line[title] for line in lines)] if lines else []
-    table([{title: line[title] for title in filled} for line in lines])
+        if "edit_distance" in results:
+            cells = {
+                title: _task_cell(results, metric, "{:.3f} ± {:.3f}")
+                for metric, title in ANSWER_METRICS.items()
+            }
+            answer_lines.append({"generated answers of task": short_name} | cells)
+    for rows in (lines, answer_lines):
+        filled = [title for title in rows[0] if any(row[title] for row in rows)] if rows else []
+        table([{title: row[title] for title in filled} for row in rows])
+
+
+def _short_task_name(name: str) -> str:
+    """Return the name of a task without the folders before it, if the full name is too long."""
+    if len(name) > MAX_TASK_NAME:
+        path, query = uri.split_uri(name)
+        folders = path.split("/")
+        name = "/".join(folders[-2:] if "*" in folders[-1] else folders[-1:])
+        name += f"?{query}" if query else ""
+    return name if len(name) <= MAX_TASK_NAME else f"{name[: MAX_TASK_NAME - 3]}..."
+
+
+def _task_cell(results: dict[str, dict[str, float]], metric: str, template: str) -> str:
+    """Return the value of a metric and its standard error as text, "" if it is missing."""
+    result = results.get(metric)
+    return template.format(result["value"], result.get("se", 0.0)) if result else ""
+
+
+def write_json_lines(path: str, rows: list[dict]) -> None:
+    """Write one JSON object per line, and print the name of the file."""
+    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+    Path(path).write_text("".join(lines), encoding="utf-8")
+    print_line(f"generated answers: {len(rows)}, written to {path}")
 
 
 def preparing(source: str, documents: int, n_bytes: int, share: float) -> None:

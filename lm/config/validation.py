@@ -135,6 +135,10 @@ def _check_sources(data: schema.Data) -> None:
         if not isinstance(weight, (int, float)) or not 0 <= weight < float("inf"):
             problem = "must be a weight: a finite number of at least 0"
             _reject(f"data.sources[{source!r}]", weight, problem)
+    chat_shots = [name for name in data.sources if re.match(r"chat:.*[?&]shots=0*[1-9]", name)]
+    if chat_shots and data.heldout_fraction > 0.5:
+        problem = f"must be at most 0.5 for shots in {chat_shots[0]}: lower it, or remove shots"
+        _reject("data.heldout_fraction", data.heldout_fraction, problem)
 
 
 def _check_experts(model: schema.Model, mesh: schema.Mesh) -> None:

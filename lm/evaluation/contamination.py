@@ -22,12 +22,16 @@ def count_overlaps(
     """Count the examples of each task that share n consecutive words with the training text.
 
     Returns n_overlap and n_checkable by task: examples that share n words, and examples of at least
-    n words. An example is its prompt followed by the correct answer. Reads all sources of `data`
-    once, without their held-out documents.
+    n words. An example is its prompt without shots, followed by the correct answer. Reads the
+    trained sources of `data` once, without their held-out documents.
     """
     example_ngrams = {
         task.name: [
-            ngrams.ngram_hashes(example.prompts[example.right] + example.answers[example.right], n)
+            ngrams.ngram_hashes(
+                example.prompts[example.right].replace(example.shots, "", 1)
+                + example.answers[example.right],
+                n,
+            )
             for example in task.examples
         ]
         for task in task_list
@@ -35,7 +39,8 @@ def count_overlaps(
     hash_arrays = [hashes for arrays in example_ngrams.values() for hashes in arrays]
     task_ngrams = np.unique(np.concatenate([np.zeros(0, np.uint64), *hash_arrays]))
     is_in_training = np.zeros(len(task_ngrams), bool)
-    for source in data.sources if len(task_ngrams) else ():
+    trained_sources = [source for source, weight in data.sources.items() if weight > 0]
+    for source in trained_sources if len(task_ngrams) else ():
         split = splits.plan_split(source, data.heldout_fraction)
         for document in documents.open_source(source):
             if not split.is_heldout(document):

@@ -42,16 +42,18 @@ def evaluate_tasks(
     params: dict,
     tokenizer: tokenizers.Tokenizer,
     task_list: Sequence[tasks.Task],
+    answers: list[dict] | None = None,
 ) -> Results:
     """Return the metrics of each task: see task_metrics.
 
-    score: see heldout.make_scorer. If an example is longer than data.seq_len tokens, its prompt is
+    score: see heldout.make_scorer. answers: list that receives the generated answers, see
+    task_metrics.answer_rows. If an example is longer than data.seq_len tokens, its prompt is
     truncated at the beginning (counted in n_cut). If an answer alone is longer, the example is
     skipped (counted in n_left_out). Raises ValueError in both cases if eval.on_overflow is "error".
     """
     encoded = [_encode_task(run, task, tokenizer) for task in task_list]
     pairs = [pair for task in encoded for choices in task.pairs for pair in choices]
-    scores = iter(_score_pairs(run, device_mesh, score, params, tokenizer.end, pairs))
+    scores = iter(_score_pairs(run, device_mesh, score, params, tokenizer, pairs))
     results: Results = {}
     for task, choices_of_examples, n_truncated, n_skipped in encoded:
         metrics: task_metrics.Metrics = {
@@ -71,6 +73,8 @@ def evaluate_tasks(
         if task.generate:
             texts = _generate(run, device_mesh, params, tokenizer, task, choices_of_examples)
             metrics |= task_metrics.text_metrics(task, texts)
+            if answers is not None:
+                answers += task_metrics.answer_rows(task, texts)
         results[task.name] = metrics
     return results
 
@@ -108,7 +112,7 @@ def pack_examples(
         start, stop = used[row], used[row] + size
         n_segments[row] += 1
         tokens_NT[row, start:stop] = np.r_[prompts[i], pairs[i][1]]
-        segments_NT[row, start : stop - 1] = n_segments[row]  # the last token is only a target
+        segments_NT[row, start:stop] = n_segments[row]
         first = int(start) + len(prompts[i]) - 1
         answer_slots[i] = row, first, first + len(pairs[i][1])
         used[row] = stop
@@ -156,18 +160,27 @@ def _score_pairs(
     device_mesh: jax.sharding.Mesh,
     score: Callable,
     params: dict,
-    end: int,
+    tokenizer: tokenizers.Tokenizer,
     pairs: list[Pair],
 ) -> list[task_metrics.TokenScores]:
     """Return the scores of the answer tokens of each pair."""
     if not pairs:
         return []
-    tokens_NT, segments_NT, answer_slots = pack_examples(pairs, run.data.seq_len, end)
+    tokens_NT, segments_NT, answer_slots = pack_examples(pairs, run.data.seq_len, tokenizer.end)
     batch = {"tokens": tokens_NT, "segments": segments_NT}
     nats_NT, best_NT = heldout.score_rows(run, device_mesh, score, params, batch)
     hits_NT = best_NT == tokens_NT[:, 1:]
+    _, continues_word_V = heldout.word_token_masks(tokenizer)
+    # The model may have more logits than the tokenizer has tokens. These end a word.
+    ends_word_V = np.append(~continues_word_V, True)
+    ends_word_NT = ends_word_V[np.minimum(best_NT, len(continues_word_V))]
     return [
-        task_metrics.TokenScores(nats_NT[row, start:stop], hits_NT[row, start:stop])
+        task_metrics.TokenScores(
+            nats_NT[row, start:stop],
+            hits_NT[row, start:stop],
+            # The prediction after the last token of a row is unknown: this slice is then shorter.
+            ends_word_NT[row, start + 1 : stop + 1],
+        )
         for row, start, stop in answer_slots
     ]
 

@@ -7,8 +7,10 @@
 All metrics of likelihood_metrics come from the same log-likelihoods, so they can be compared:
 
     accuracy           several choices: the most likely choice is correct; a single answer: each
-                       token is the most likely token
-    accuracy_bytes     accuracy by nats per byte of the answer (several choices only)
+                       token is the most likely token. Choices of equal likelihood share the point
+    acc_norm           accuracy by nats per character of the bare choice, without the white space
+                       around it, as in lm-evaluation-harness (several choices only)
+    accuracy_bytes     accuracy by nats per byte of the bare choice (several choices only)
     p_right            probability of the correct answer, among the choices if there are several
     bits_per_byte      bits of the correct answer per byte
     brier              Brier score: sum over choices of the squared error, or (1 - p)^2
@@ -17,21 +19,35 @@ All metrics of likelihood_metrics come from the same log-likelihoods, so they ca
     token_probability  geometric mean of the probabilities of the answer tokens
     keystrokes_saved   fraction of key presses that word completion saves (single answers only)
 
-"se" is the standard error over examples. Counts and chance have no "se".
+"chance" is the accuracy of the better of two guesses: a random choice, or the most frequent answer
+of a classification. Labels are a classification, and so are choices that are equal in all examples,
+such as yes and no. The most frequent answer is that of the evaluated examples.
+
+"se" is the standard error over examples. Counts and chance have no "se". In a group of tasks, each
+value is the mean of the members' values with equal weights. Its standard error treats the members
+as fixed: it is the root of the sum of their squared standard errors, divided by their number. n and
+tokens are the total number of examples and the mean number of tokens.
 """
 
+import collections
 import importlib
-from collections.abc import Sequence
+import json
+import re
+import string
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
+from lm.data import tokenizers
 from lm.evaluation import tasks
 
 METRICS = (
-    *("accuracy", "accuracy_bytes", "p_right", "bits_per_byte", "brier", "exact"),
+    *("accuracy", "acc_norm", "accuracy_bytes", "p_right", "bits_per_byte", "brier", "exact"),
     *("token_accuracy", "token_probability", "keystrokes_saved"),
 )
+N_BOOTSTRAP = 1000  # resamples of the examples for the standard errors of chrF and BLEU
+_NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 
 Metrics = dict[str, dict[str, float]]  # metric -> {"value": mean, "se": standard error}
 
@@ -41,6 +57,9 @@ class TokenScores(NamedTuple):
 
     nats: np.ndarray  # -log p
     hits: np.ndarray  # True where the token is the most likely token
+    # True where the most likely token after this token does not continue a word. The entry of the
+    # last token may be missing. None: only `hits` are known.
+    ends_word: np.ndarray | None = None
 
 
 def likelihood_metrics(
@@ -59,77 +78,184 @@ def likelihood_metrics(
     ]
     metrics: Metrics = {
         "n": {"value": len(examples)},
-        "chance": {"value": float(np.mean([example.chance for example in examples]))},
+        "chance": {"value": chance_accuracy(examples)},
         "tokens": {"value": float(np.mean([len(tokens) for tokens in pieces]))},
     }
-    for name in METRICS:
-        values = np.array([row[name] for row in rows if name in row], float)
-        if len(values):
-            se = float(values.std(ddof=min(1, len(values) - 1)) / len(values) ** 0.5)
-            metrics[name] = {"value": float(values.mean()), "se": se}
-    return metrics
+    means = _mean_over_groups([example.group for example in examples], rows)
+    return metrics | {name: means[name] for name in METRICS if name in means}
+
+
+def chance_accuracy(examples: Sequence[tasks.Example]) -> float:
+    """Return the accuracy that is possible without the question: see the module docstring."""
+    rights: dict[tuple[str, frozenset[str]], list[str]] = {}
+    chances: dict[str, list[float]] = {}
+    for example in examples:
+        if example.has_fixed_choices:
+            key = example.group, frozenset(example.answers)
+            rights.setdefault(key, []).append(example.answers[example.right])
+        else:
+            chances.setdefault(example.group, []).append(example.chance)
+    for (group, choices), answers in rights.items():
+        n_most_frequent = max(collections.Counter(answers).values())
+        chance = max(n_most_frequent / len(answers), 1 / len(choices))
+        chances.setdefault(group, []).extend([chance] * len(answers))
+    return float(np.mean([np.mean(values) for values in chances.values()]))
 
 
 def text_metrics(task: tasks.Task, texts: Sequence[str]) -> Metrics:
     """Return metrics of generated answers, one text per example.
 
     edit_distance: Levenshtein distance to the nearest reference, as a fraction of the longer text.
-    said_exactly: exact match with a reference. Translations also have chrF and BLEU of sacrebleu
-    (Post 2018, arXiv 1804.08771), 0 to 100 over all examples. Raises ValueError if they need
-    sacrebleu and it is not installed.
+    said_exactly: exact match with a reference, without the white space around both. Then, by
+    `match` of the task, the best value over the references:
+
+        squad     normalized_match and f1: exact match and the F1 score of the words after
+                  normalize_answer (Rajpurkar et al. 2016, arXiv 1606.05250)
+        number    number_match: the last number of the text is that of the reference, without
+                  thousands separators (GSM8K, Cobbe et al. 2021, arXiv 2110.14168)
+
+    Translations also have chrF and BLEU of sacrebleu (Post 2018, arXiv 1804.08771), 0 to 100 over
+    all examples, with bootstrap standard errors. Raises ValueError if they need sacrebleu and it is
+    not installed.
     """
-    references = [
-        [answer.strip() for answer in (example.answers[example.right], *example.others)]
-        for example in task.examples
-    ]
+    references = [_references(task, example) for example in task.examples]
     outputs = [text.strip() for text in texts]
-    pairs = list(zip(outputs, references, strict=True))
-    distances = [
-        min(_edit_distance(output, r) / max(len(output), len(r), 1) for r in correct)
-        for output, correct in pairs
+    rows = [
+        _answer_metrics(output, correct, task.match)
+        for output, correct in zip(outputs, references, strict=True)
     ]
-    exact = [float(output in correct) for output, correct in pairs]
-    metrics: Metrics = {
-        name: {"value": float(np.mean(values)), "se": float(np.std(values) / len(values) ** 0.5)}
-        for name, values in (("edit_distance", distances), ("said_exactly", exact))
-    }
+    metrics = _mean_over_groups([example.group for example in task.examples], rows)
     if task.is_translation:
         metrics |= _translation_metrics(task.name, outputs, references)
     return metrics
 
 
+def answer_rows(task: tasks.Task, texts: Sequence[str]) -> list[dict]:
+    """Return a record of each generated answer: task, prompt, answer and references."""
+    return [
+        {
+            "task": task.name,
+            "prompt": example.prompts[0],
+            "answer": text,
+            "references": _references(task, example),
+        }
+        for example, text in zip(task.examples, texts, strict=True)
+    ]
+
+
+def _references(task: tasks.Task, example: tasks.Example) -> list[str]:
+    """Return the correct answers without the mark or newline that ends them."""
+    answers = (example.answers[example.right], *example.others)
+    return [answer.removesuffix(task.stop).strip() for answer in answers]
+
+
+def normalize_answer(text: str) -> str:
+    """Return the text in lower case, without punctuation, English articles and extra spaces.
+
+    This is the normalization of SQuAD (Rajpurkar et al. 2016, arXiv 1606.05250) and TriviaQA.
+    """
+    letters = "".join(letter for letter in text.lower() if letter not in string.punctuation)
+    return " ".join(word for word in letters.split() if word not in ("a", "an", "the"))
+
+
+def _answer_metrics(output: str, references: list[str], match: str) -> dict[str, float]:
+    """Return the metrics of one generated answer: see text_metrics."""
+    distances = [_edit_distance(output, r) / max(len(output), len(r), 1) for r in references]
+    metrics = {"edit_distance": min(distances), "said_exactly": float(output in references)}
+    if match == "squad":
+        answer, correct = normalize_answer(output), [normalize_answer(r) for r in references]
+        metrics["normalized_match"] = float(answer in correct)
+        metrics["f1"] = max(_word_f1(answer, reference) for reference in correct)
+    elif match == "number":
+        number = _last_number(output)
+        is_equal = number is not None and number in [_last_number(r) for r in references]
+        metrics["number_match"] = float(is_equal)
+    return metrics
+
+
+def _word_f1(answer: str, reference: str) -> float:
+    """Return the F1 score of the words of the answer; 1 if both texts are empty."""
+    words, correct = collections.Counter(answer.split()), collections.Counter(reference.split())
+    n_words = words.total() + correct.total()
+    return 2 * (words & correct).total() / n_words if n_words else 1.0
+
+
+def _last_number(text: str) -> float | None:
+    """Return the last number of a text, None if it has none. Commas are thousands separators."""
+    numbers = _NUMBER.findall(text)
+    return float(numbers[-1].replace(",", "")) if numbers else None
+
+
 def _translation_metrics(name: str, outputs: list[str], references: list[list[str]]) -> Metrics:
     """Return chrF and BLEU of the outputs. references[i]: all references of output i."""
     try:
-        sacrebleu = importlib.import_module("sacrebleu")
+        metrics = importlib.import_module("sacrebleu.metrics")
     except ImportError:
         raise ValueError(f"task {name} needs: pip install 'lm-scaling[translation]'") from None
     # sacrebleu expects one list per reference number. The last reference fills the gaps.
     n_references = max(map(len, references))
     by_number = [[r[min(i, len(r) - 1)] for r in references] for i in range(n_references)]
-    return {
-        "chrf": {"value": float(sacrebleu.corpus_chrf(outputs, by_number).score)},
-        "bleu": {"value": float(sacrebleu.corpus_bleu(outputs, by_number).score)},
-    }
+    results: Metrics = {}
+    for name, metric in (("chrf", metrics.CHRF()), ("bleu", metrics.BLEU())):
+        score = metric.corpus_score(outputs, by_number, n_bootstrap=N_BOOTSTRAP)
+        signature = str(metric.get_signature())
+        # The half width of the 95% interval of the resamples is 1.96 standard errors. It is missing
+        # if the score is 0 in all resamples.
+        report = json.loads(score.format(width=9, signature=signature, is_json=True))
+        se = report.get("confidence_var", 0.0) / 1.96
+        results[name] = {"value": float(score.score), "se": se}
+    return results
 
 
-def keystrokes_saved(hits: np.ndarray, pieces: Sequence[bytes]) -> float:
+def _mean_over_groups(groups: Sequence[str], rows: Sequence[Mapping[str, float]]) -> Metrics:
+    """Return the mean and standard error of each metric: see the module docstring.
+
+    groups[i]: name of the group member of example i. A metric may be missing in some rows.
+    """
+    values: dict[str, dict[str, list[float]]] = {}
+    for group, row in zip(groups, rows, strict=True):
+        for metric, value in row.items():
+            values.setdefault(metric, {}).setdefault(group, []).append(value)
+    metrics = {}
+    for metric, by_group in values.items():
+        arrays = [np.array(numbers, float) for numbers in by_group.values()]
+        variances = [array.var(ddof=min(1, len(array) - 1)) / len(array) for array in arrays]
+        metrics[metric] = {
+            "value": float(np.mean([array.mean() for array in arrays])),
+            "se": float(np.sum(variances) ** 0.5 / len(arrays)),
+        }
+    return metrics
+
+
+def keystrokes_saved(
+    hits: np.ndarray, pieces: Sequence[bytes], ends_word: np.ndarray | None = None
+) -> float:
     """Return the fraction of key presses that word completion saves.
 
-    hits: True where a token is the most likely token. The model predicts the rest of the word at
-    every token. The user accepts a prediction by one key press as soon as all of it is correct. A
-    word extends from a token that starts with white space to the next such token.
+    hits, ends_word: see TokenScores. The model predicts the rest of the word at every token. The
+    user accepts a prediction by one key press as soon as all of it is correct, with the end of the
+    word: a model that continues "car" as "carpet" saves nothing. A word extends from a token that
+    starts with white space to the next such token. A key press is a character, not a byte.
+
+    Without `ends_word`, a word is ended if the next token is the most likely token. The last word
+    is left out if its end is not known. Returns NaN if no word remains.
     """
-    starts = [i for i, piece in enumerate(pieces) if i == 0 or piece[:1].isspace()]
+    # Control characters, such as those of chat templates, also separate words.
+    starts = [i for i, piece in enumerate(pieces) if i == 0 or b"" < piece[:1] <= b" "]
+    is_hit = np.asarray(hits, bool)
+    is_end = is_hit[1:] if ends_word is None else np.asarray(ends_word, bool)
+    # Each character has one byte that is not 0b10xxxxxx in UTF-8.
+    n_keys = np.array([sum(byte & 0xC0 != 0x80 for byte in piece) for piece in pieces])
     n_typed, n_total = 0, 0
     for start, end in zip(starts, [*starts[1:], len(pieces)], strict=True):
-        sizes = [max(len(piece), 1) for piece in pieces[start:end]]
-        wrong = np.flatnonzero(~np.asarray(hits[start:end], bool))
-        first_completed = int(wrong[-1]) + 1 if len(wrong) else 0
-        n_completed = sum(sizes[first_completed:])
-        n_typed += sum(sizes[:first_completed]) + min(1, n_completed)
-        n_total += sum(sizes)
-    return 1 - n_typed / n_total
+        if end > len(is_end):
+            continue
+        wrong = np.flatnonzero(~is_hit[start:end])
+        accepted = start + int(wrong[-1]) + 1 if len(wrong) else start
+        accepted = accepted if is_end[end - 1] else end
+        n_typed += int(n_keys[start:accepted].sum() + min(1, n_keys[accepted:end].sum()))
+        n_total += int(n_keys[start:end].sum())
+    return 1 - n_typed / n_total if n_total else float("nan")
 
 
 def _example_metrics(
@@ -151,16 +277,30 @@ def _example_metrics(
     if len(scores) == 1:
         p = float(np.exp(-nats[0]))
         metrics |= {"accuracy": exact, "p_right": p, "brier": (1 - p) ** 2}
-        return metrics | {"keystrokes_saved": keystrokes_saved(right.hits, pieces)}
+        saved = keystrokes_saved(right.hits, pieces, right.ends_word)
+        return metrics if np.isnan(saved) else metrics | {"keystrokes_saved": saved}
+    # Equal choices have equal likelihoods, which may be computed with different rounding.
+    pairs = list(zip(example.prompts, example.answers, strict=True))
+    nats = nats[[pairs.index(pair) for pair in pairs]]
+    bare = [answer.strip(tokenizers.CHAT_TOKENS).strip() for answer in example.answers]
+    n_bare_characters = np.array([len(answer) for answer in bare])
+    n_bare_bytes = np.array([len(answer.encode()) for answer in bare])
     p = np.exp(nats.min() - nats)
     p /= p.sum()
     one_hot = np.arange(len(p)) == example.right
     return metrics | {
-        "accuracy": float(nats.argmin() == example.right),
-        "accuracy_bytes": float((nats / n_bytes).argmin() == example.right),
+        "accuracy": _share_of_point(nats, example.right),
+        "acc_norm": _share_of_point(nats / n_bare_characters, example.right),
+        "accuracy_bytes": _share_of_point(nats / n_bare_bytes, example.right),
         "p_right": float(p[example.right]),
         "brier": float(((p - one_hot) ** 2).sum()),
     }
+
+
+def _share_of_point(nats: np.ndarray, right: int) -> float:
+    """Return 1 / n if the correct choice is among the n choices of the least nats, else 0."""
+    is_best = nats == nats.min()
+    return float(is_best[right] / max(is_best.sum(), 1))  # no choice is the best if nats are NaN
 
 
 def _edit_distance(a: str, b: str) -> int:

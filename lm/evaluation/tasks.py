@@ -2,28 +2,42 @@
 
     task = tasks.load_task("addition?digits=2&shots=2&n=100")   # synthetic: see synthetic_tasks.py
     task = tasks.load_task("file:my/hellaswag?shots=2&n=500")   # folder or file of JSON Lines
+    task = tasks.load_task("file:my/blimp/*?n=100")             # group of folders: one mean
     task.examples[0].prompts, task.examples[0].answers, task.examples[0].right
 
 A folder contains test.jsonl (or valid.jsonl; .gz and .zst too), and train.jsonl for the shots. The
-fields of a line determine its format: see lm/data/sources/example_formats.py.
+fields of a line determine its format: see lm/data/sources/example_formats.py. A list of tasks is
+separated by white space. A name with a space is written in quotes: 'copy "file:my set?n=9"'.
+
+A path with *, ? or [ ] is a group: each folder that matches is a member. The metrics of a group are
+the means of the metrics of its members, each with the same weight (task_metrics.py).
 
 Fields of every task (default):
     shots      solved examples before each example (0)
-    n          number of examples (100 of a synthetic task, all of a file)
+    n          largest number of examples, of each member of a group (100 of a synthetic task, all
+               of a file)
     seed       seed of the choice of examples (0)
     template   chat template: the task becomes a conversation
-    generate   1: answers are also generated (0; 1 for translations)
+    generate   1: answers are also generated (0; 1 for translations and with `match`)
 Fields of synthetic tasks: their parameters, and
     choices    number of candidate answers (1: the answer must be produced). Wrong candidates are
                answers of other examples. The chance accuracy is 1 / choices.
 Fields of files:
     split      name of the file (test)
-    only       tasks or categories, separated by commas
+    only       tasks, subjects or categories, separated by commas
+    match      squad or number: rule that compares generated answers, see task_metrics.py
+
+Shots of a synthetic task are instances that are not held out. Shots of a file are lines of
+train.jsonl with the same task, subject or category. Labels of a classification are those of the
+test and training lines of its task.
 """
 
 import dataclasses
+import difflib
+import glob
+import itertools
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -32,18 +46,30 @@ from lm.data.sources import chat, example_formats, readers, synthetic_tasks, uri
 
 SPLITS = ("test", "valid")
 SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
+MATCHES = ("strict", "squad", "number")
 DEFAULT_SYNTHETIC_EXAMPLES = 100
 _FIELDS = {
     "shots": uri.count(),
     "n": uri.count(),
     "seed": uri.count(),
     "template": uri.choice(["", *chat.TEMPLATES]),
-    "generate": uri.count(),
+    "generate": uri.number(int, 0, 1),
 }
-_FILE_FIELDS = {"split": uri.text("the name of a split"), "only": uri.names()}
-
+_FILE_FIELDS = {
+    "split": uri.text("the name of a split"),
+    "only": uri.names(),
+    "match": uri.choice(MATCHES),
+}
 
 Example = example_formats.TaskExample
+
+
+class Line(NamedTuple):
+    """A line of a task file."""
+
+    where: str  # file and line
+    row: dict
+    task: str  # most specific name of its task, "" if it has none
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +81,7 @@ class Task:
     generate: bool = False  # answers are also generated
     is_translation: bool = False
     stop: str = "\n"  # stop string of generated answers
+    match: str = "strict"  # rule that compares generated answers: one of MATCHES
 
 
 def load_task(name: str) -> Task:
@@ -65,23 +92,27 @@ def load_task(name: str) -> Task:
     kind, _ = uri.split_uri(name)
     if kind.startswith("file:"):
         path, values = uri.parse_uri(name, _FIELDS | _FILE_FIELDS, "task ")
-        task = _from_files(name, Path(path.removeprefix("file:")).expanduser(), values)
+        task = _load_files(name, Path(path.removeprefix("file:")).expanduser(), values)
     elif kind in synthetic_tasks.TASKS:
         fields = _FIELDS | synthetic_tasks.task_fields(kind) | {"choices": uri.count()}
         _, values = uri.parse_uri(name, fields, "task ")
         task = _synthetic_task(name, values)
     else:
+        near = difflib.get_close_matches(kind, synthetic_tasks.TASKS, n=1)
         raise ValueError(
-            "task " + schema.suggest_names(kind, [*synthetic_tasks.TASKS, "file:FOLDER"])
+            f"task {kind} does not exist: {f'did you mean {near[0]}? ' if near else ''}Built-in"
+            f" tasks are synthetic ({', '.join(synthetic_tasks.TASKS)}). Real tasks are"
+            " file:FOLDER, or those of the lm-evaluation-harness (lm/evaluation/lm_eval_harness.py)"
         )
-    should_generate = bool(values.get("generate", task.is_translation))
-    task = dataclasses.replace(task, generate=should_generate)
+    match = values.get("match", "strict")
+    should_generate = bool(values.get("generate", task.is_translation or match != "strict"))
+    task = dataclasses.replace(task, generate=should_generate, match=match)
     return _apply_chat_template(task, values.get("template", ""))
 
 
 def load_tasks(names: str) -> list[Task]:
-    """Load the tasks of run.eval.tasks: names separated by white space."""
-    return [load_task(name) for name in names.split()]
+    """Load the tasks of run.eval.tasks: names separated by white space, see the docstring above."""
+    return [load_task(name) for name in uri.split_names(names)]
 
 
 def _synthetic_task(name: str, values: dict[str, Any]) -> Task:
@@ -103,13 +134,14 @@ def _synthetic_task(name: str, values: dict[str, Any]) -> Task:
     examples = []
     for instance in instances:
         shots = synthetic_tasks.sample_distinct(generator, rng, heldout=False, n=n_shots)
+        _validate_shots(name, n_shots, len(shots), "instances that are not held out")
         prefix = "".join(f"{shot.prompt}{shot.answer}\n" for shot in shots)
         prompt, candidates, chance = prefix + instance.prompt, [instance.answer], instance.chance
         if n_choices > 1:
             others = [str(a) for a in rng.permutation(answers) if a != instance.answer]
             candidates, chance = [*candidates, *others[: n_choices - 1]], 1 / n_choices
         lines = tuple(f"{answer}\n" for answer in candidates)
-        examples.append(Example((prompt,) * len(lines), lines, 0, chance))
+        examples.append(Example((prompt,) * len(lines), lines, 0, chance, shots=prefix))
     return Task(name, examples)
 
 
@@ -134,35 +166,143 @@ def _apply_chat_template(task: Task, template: str) -> Task:
     return dataclasses.replace(task, examples=examples, stop=suffix)
 
 
-def _from_files(name: str, path: Path, values: dict[str, Any]) -> Task:
-    """Read the examples of a file or folder, select n of them, and put shots before each."""
+def _load_files(name: str, path: Path, values: dict[str, Any]) -> Task:
+    """Load a file, a folder, or all folders and files that match a pattern, as members of a group.
+
+    Raises ValueError if nothing matches, or a folder that matches has no test.jsonl.
+    """
+    is_group = glob.has_magic(str(path)) and not path.exists()
+    matches = [Path(match) for match in sorted(glob.glob(str(path)))] if is_group else [path]
+    members = [member for member in matches if member.is_dir() or _is_task_file(member)]
+    if is_group and not members:
+        raise ValueError(f"task {name}: no folder matches {path}: correct the pattern")
+    examples, is_translation = [], True
+    for member in members if is_group else matches:
+        selected, has_translations = _load_set(name, member, values)
+        group = member.name if is_group else ""
+        examples += [dataclasses.replace(example, group=group) for example in selected]
+        is_translation = is_translation and has_translations
+    return Task(name, examples, is_translation=is_translation)
+
+
+def _is_task_file(path: Path) -> bool:
+    return path.is_file() and path.name.endswith(SUFFIXES)
+
+
+def _load_set(name: str, path: Path, values: dict[str, Any]) -> tuple[list[Example], bool]:
+    """Return the selected examples of a file or folder, and True if they are translations."""
     only, n_shots, seed = values.get("only"), values.get("shots", 0), values.get("seed", 0)
     file = path if path.is_file() else _split_file(name, path, values.get("split", ""))
-    rows = list(readers.read_json_lines(file))
-    if only:
-        rows = [
-            (where, row) for where, row in rows if {row.get("task"), row.get("category")} & only
-        ]
-    if not rows:
+    lines = _read_lines(file, only)
+    if not lines:
         selection = f" of {','.join(sorted(only))}" if only else ""
         raise ValueError(f"task {name}: {file} has no examples{selection}: use another file")
-    labels = sorted({row["label_name"] for _, row in rows if "label_name" in row})
-    examples = [example_formats.parse_example(row, where, labels) for where, row in rows]
-    train_files = [file for s in SUFFIXES if (file := path / f"train{s}").exists()]
-    train_rows = readers.read_json_lines(train_files[0]) if train_files and n_shots else ()
-    solved = [example_formats.parse_example(row, where, labels) for where, row in train_rows]
+    train_files = [train for suffix in SUFFIXES if (train := path / f"train{suffix}").exists()]
+    is_train_needed = n_shots or any("label_name" in line.row for line in lines)
+    train_lines = _read_lines(train_files[0], only) if train_files and is_train_needed else []
+    labels = _labels_by_task(name, [*lines, *train_lines])
+    examples = _parse_lines(lines, labels)
+    _validate_prompts(name, examples, values)
+    pools: dict[str, list[Line]] = {}
+    for line in train_lines:
+        pools.setdefault(line.task, []).append(line)
     selected = []
     order = np.random.default_rng((seed, 3)).permutation(len(examples))
     for i in order[: values.get("n") or None]:
-        pool = solved or examples
+        task_name = lines[i].task
+        pool = pools.get(task_name, [])
         order_of_pool = np.random.default_rng((seed, 4, int(i))).permutation(len(pool))
-        # Without a training file, an example must not be its own shot.
-        candidates = [pool[j] for j in order_of_pool[: n_shots + 1] if solved or j != i]
-        shots = candidates[:n_shots]
+        solved = (_parse_line(pool[j], labels) for j in order_of_pool)
+        # A training line may be equal to the example.
+        others = (shot for shot in solved if shot.prompts != examples[i].prompts)
+        shots = list(itertools.islice(others, n_shots))
+        train_name = train_files[0] if train_files else f"{path}, which has no train.jsonl"
+        suffix = f" of {task_name}" if task_name else ""
+        _validate_shots(name, n_shots, len(shots), f"lines{suffix} in {train_name}")
         prefix = "".join(f"{e.prompts[e.right]}{e.answers[e.right]}\n\n" for e in shots)
         prompts = tuple(prefix + prompt for prompt in examples[i].prompts)
-        selected.append(dataclasses.replace(examples[i], prompts=prompts))
-    return Task(name, selected, is_translation="tgt" in rows[0][1])
+        selected.append(dataclasses.replace(examples[i], prompts=prompts, shots=prefix))
+    return selected, all("tgt" in line.row for line in lines)
+
+
+def _validate_prompts(name: str, examples: list[Example], values: dict[str, Any]) -> None:
+    """Raise ValueError if a field needs one prompt per example, and an example has another number.
+
+    Minimal pairs have no prompt. The candidates of a choice of contexts have different prompts.
+    """
+    no_prompt = any(not example.prompts[0] for example in examples)
+    fields = [field for field in ("shots", "template") if values.get(field)]
+    if no_prompt and fields:
+        raise ValueError(
+            f"task {name}: minimal pairs have no prompt: remove {' and '.join(fields)}"
+        )
+    should_generate = values.get("generate", values.get("match", "strict") != "strict")
+    if should_generate and (no_prompt or any(len(set(e.prompts)) > 1 for e in examples)):
+        raise ValueError(
+            f"task {name}: answers cannot be generated, because its examples have no prompt or"
+            " several prompts: remove generate and match"
+        )
+
+
+def _validate_shots(name: str, n_shots: int, n_available: int, source: str) -> None:
+    """Raise ValueError if there are fewer training examples than shots."""
+    if n_available < n_shots:
+        raise ValueError(
+            f"task {name}: shots={n_shots} needs {n_shots} training examples, but there are"
+            f" {n_available} {source}: use shots={n_available}"
+        )
+
+
+def _read_lines(file: Path, only: frozenset[str] | None) -> list[Line]:
+    """Return the lines of a file. If `only` is given, select the lines of these tasks."""
+    lines = []
+    for where, row in readers.read_json_lines(file):
+        names = list(example_formats.task_names(row).values())
+        if not only or only & set(names):
+            lines.append(Line(where, row, names[0] if names else ""))
+    return lines
+
+
+def _labels_by_task(name: str, lines: list[Line]) -> dict[str, list[str]]:
+    """Return the sorted labels of each classification task, by the name of the task.
+
+    Raises ValueError if a task has only one label.
+    """
+    labels: dict[str, set[str]] = {}
+    for where, row, task_name in lines:
+        if "label_name" in row:
+            try:
+                labels.setdefault(task_name, set()).add(example_formats.label(row))
+            except ValueError as error:
+                raise ValueError(f"{where}: {error}: correct the line") from None
+    for task_name, values in labels.items():
+        if len(values) < 2:
+            suffix = f" of {task_name}" if task_name else ""
+            raise ValueError(
+                f"task {name}: all lines{suffix} have the label {', '.join(values)}: a"
+                " classification needs at least two labels"
+            )
+    return {task_name: sorted(values) for task_name, values in labels.items()}
+
+
+def _parse_line(line: Line, labels: dict[str, list[str]]) -> Example:
+    return example_formats.parse_example(line.row, line.where, labels.get(line.task))
+
+
+def _parse_lines(lines: list[Line], labels: dict[str, list[str]]) -> list[Example]:
+    """Return the examples of lines. Mark multiple choices that are equal in all lines of a task."""
+    examples = [_parse_line(line, labels) for line in lines]
+    choices: dict[str, list[frozenset[str]]] = {}
+    for line, example in zip(lines, examples, strict=True):
+        if len(example.answers) > 1:
+            choices.setdefault(line.task, []).append(frozenset(example.answers))
+    fixed = {task for task, sets in choices.items() if len(sets) > 1 and len(set(sets)) == 1}
+    return [
+        dataclasses.replace(example, has_fixed_choices=True)
+        if line.task in fixed and len(example.answers) > 1
+        else example
+        for line, example in zip(lines, examples, strict=True)
+    ]
 
 
 def _split_file(name: str, folder: Path, split: str) -> Path:
@@ -175,14 +315,18 @@ def _split_file(name: str, folder: Path, split: str) -> Path:
             if (folder / f"{stem}{suffix}").exists():
                 return folder / f"{stem}{suffix}"
     if folder.is_dir() and not split:
-        subfolders = [p.parent.name for s in SUFFIXES for p in folder.glob(f"*/test{s}")]
-        names = ", ".join(sorted(subfolders)) or "none"
+        subfolders = sorted({p.parent.name for s in SUFFIXES for p in folder.glob(f"*/test{s}")})
+        names = ", ".join(subfolders[:5]) or "none"
+        names += f" and {len(subfolders) - 5} more" if len(subfolders) > 5 else ""
+        group = f" (file:{folder}/* is the group of all)" if subfolders else ""
         raise ValueError(
-            f"task {name}: {folder} has no test.jsonl; subfolders that have it: {names}"
+            f"task {name}: {folder} has no test.jsonl; subfolders that have it: {names}{group}"
         )
     if not folder.is_dir():
         siblings = [f"file:{p}" for p in sorted(folder.parent.glob("*"))]
-        raise ValueError(
-            "task " + schema.suggest_names(f"file:{folder}", siblings or ["file:FOLDER"])
-        )
+        message = "task " + schema.suggest_names(f"file:{folder}", siblings or ["file:FOLDER"])
+        with_space = [p for p in siblings if p.startswith(f"file:{folder} ")]
+        if with_space:
+            message += f" A name with a space needs quotes: '\"{with_space[0]}\"'"
+        raise ValueError(message)
     raise ValueError(f"task {name}: {folder} has no {split}.jsonl: use another split")

@@ -37,7 +37,9 @@ def test_every_pair_is_contiguous_in_its_own_segment():
         assert (tokens_NT[row, first : start + 1] == prompt).all()
         assert len(set(segments_NT[row, first:stop])) == 1
         n_pairs_NT[row, first:stop] += 1
-        assert (segments_NT[row] == segments_NT[row, start]).sum() == stop - first
+        # The last token of the answer is an input, except in the last column.
+        is_input = int(stop < segments_NT.shape[1])
+        assert (segments_NT[row] == segments_NT[row, start]).sum() == stop - first + is_input
     assert n_pairs_NT.max() == 1
 
 
@@ -103,6 +105,25 @@ def test_accuracy_is_one_for_a_perfect_model_only(built):
     assert columns(is_perfect=False)[f"task.{name}.accuracy"] == 0
 
 
+@pytest.mark.parametrize("following, saved", [("p", 0), (".", 1 - 1 / 4), ("\0", 1 - 1 / 4)])
+def test_keystrokes_need_the_prediction_of_a_word_end(built, tmp_path, following, saved):
+    """The model predicts " car" and, after it, `following`."""
+    run, program, _ = built
+
+    def score(params, batch):
+        tokens_BT = np.asarray(batch["tokens"])
+        best_BT = tokens_BT[:, 1:].copy()
+        best_BT[tokens_BT[:, :-1] == ord("r")] = ord(following)
+        return np.full(best_BT.shape, 0.1), best_BT
+
+    (tmp_path / "test.jsonl").write_text('{"context": "My", "continuation": "car"}')
+    task = tasks.load_task(f"file:{tmp_path}")
+    arguments = (program.mesh, score, {}, tokenizers.ByteTokenizer(), [task])
+    metrics = task_eval.evaluate_tasks(run, *arguments)[task.name]
+    assert metrics["keystrokes_saved"]["value"] == saved
+    assert metrics["accuracy"]["value"] == 1
+
+
 def test_too_long_examples_are_counted_or_rejected(built, tmp_path):
     run, program, params = built
     rows = ['{"context": "q", "continuation": "a"}']
@@ -140,9 +161,12 @@ def test_task_eval_and_scoring_agree(built):
 def test_generate_adds_metrics_of_generated_answers(built):
     run, program, params = built
     task = tasks.load_task("copy?length=2&n=4&generate=1")
+    answers = []
     results = task_eval.evaluate_tasks(
-        run, program.mesh, program.score, params, tokenizers.ByteTokenizer(), [task]
+        run, program.mesh, program.score, params, tokenizers.ByteTokenizer(), [task], answers
     )
+    assert [answer["prompt"] for answer in answers] == [e.prompts[0] for e in task.examples]
+    assert [[a["references"][0] + "\n"] for a in answers] == [[*e.answers] for e in task.examples]
     metrics = {name: numbers["value"] for name, numbers in results[task.name].items()}
     assert 0 <= metrics["edit_distance"] <= 1
     assert metrics["said_exactly"] == metrics["exact"]

@@ -48,6 +48,15 @@ def test_labels_of_a_file_are_choices_of_each_line(tmp_path):
         assert example.prompts[0].startswith(f"t{example.answers[example.right].strip()}")
 
 
+def test_invalid_classification_is_rejected(tmp_path):
+    rows = [{"text": "x", "label_name": "good"}, {"text": None, "label_name": "good"}]
+    with pytest.raises(ValueError, match="all lines have the label good: .* at least two labels"):
+        tasks.load_task(f"file:{write(tmp_path / 'x', rows)}")
+    write(tmp_path / "x", [{"text": "x", "label_name": "bad"}], "train.jsonl")
+    with pytest.raises(ValueError, match="line 2: text is NoneType, not text"):
+        tasks.load_task(f"file:{tmp_path / 'x'}")
+
+
 def test_one_space_separates_prompt_and_answer(tmp_path):
     rows = [{"context": "a", "continuation": c} for c in ("b", " b", "\nb")]
     rows += [{"context": "a\n", "continuation": "b"}]
@@ -70,11 +79,111 @@ def test_shots_are_reproducible_training_examples(tmp_path):
         assert all(shot in {f"q{i} a{i}" for i in range(5, 20)} for shot in shots)
 
 
-def test_no_example_is_its_own_shot_without_training_file(tmp_path):
-    rows = [{"context": f"q{i}", "continuation": f"a{i}"} for i in range(4)]
-    for example in tasks.load_task(f"file:{write(tmp_path / 'x', rows)}?shots=3").examples:
+def test_shots_are_lines_of_the_same_task_and_labels(tmp_path):
+    test = [
+        {"text": f"{t} {i}", "label_name": f"{t}{i % 2}", "task": t} for t in "ab" for i in (0, 1)
+    ]
+    train = [
+        {"text": f"{t} {i}", "label_name": f"{t}{i % 3}", "task": t} for t in "ba" for i in range(9)
+    ]
+    folder = write(tmp_path / "x", test)
+    write(folder, train, "train.jsonl")
+    for selection, n in (("", 4), ("&only=a", 2)):
+        examples = tasks.load_task(f"file:{folder}?shots=3{selection}").examples
+        assert len(examples) == n
+        for example in examples:
+            *shots, question = example.prompts[0].split("\n\n")
+            assert len(shots) == 3 and {shot[0] for shot in shots} == {question[0]}
+            assert example.answers == tuple(f" {question[0]}{i}" for i in range(3))
+
+
+def test_subject_of_a_line_selects_it_and_its_shots(tmp_path):
+    rows = [
+        LINES["mmlu"] | {"subject": s, "question": f"{s}{i}"} for s in ("law", "art") for i in "12"
+    ]
+    folder = write(tmp_path / "x", rows)
+    write(folder, [row | {"question": row["question"] + "!"} for row in rows], "train.jsonl")
+    examples = tasks.load_task(f"file:{folder}?only=art&shots=2").examples
+    assert len(examples) == 2 and not any("law" in example.prompts[0] for example in examples)
+
+
+def test_more_shots_than_training_lines_are_rejected(tmp_path):
+    rows = [{"context": f"q{i}", "continuation": f"a{i}"} for i in range(3)]
+    folder = write(tmp_path / "x", rows)
+    with pytest.raises(ValueError, match="shots=2 needs 2 .* there are 0 .* has no train.jsonl"):
+        tasks.load_task(f"file:{folder}?shots=2")
+    with pytest.raises(ValueError, match="there are 0 lines in .*test.jsonl.gz"):
+        tasks.load_task(f"file:{folder}/test.jsonl.gz?shots=1")
+    write(folder, [rows[0], {"context": "q4", "continuation": "a4"}], "train.jsonl")
+    # The first training line is a test line, so it is no shot of this line.
+    with pytest.raises(ValueError, match=r"shots=2 needs 2 .* there are 1 lines .*: use shots=1"):
+        tasks.load_task(f"file:{folder}?shots=2")
+    for example in tasks.load_task(f"file:{folder}?shots=1").examples:
         *shots, question = example.prompts[0].split("\n\n")
-        assert len(shots) == 3 and not any(shot.startswith(question) for shot in shots)
+        assert len(shots) == 1 and not shots[0].startswith(question)
+
+
+def test_more_shots_than_synthetic_instances_are_rejected():
+    with pytest.raises(
+        ValueError, match=r"shots=9 needs 9 .* there are 2 instances .* use shots=2"
+    ):
+        tasks.load_task("brackets?depth=1&shots=9")
+
+
+def test_minimal_pair_has_no_prompt_and_no_space(tmp_path):
+    row = {"sentence_good": "He runs.", "sentence_bad": "He run.", "UID": "agreement"}
+    (example,) = tasks.load_task(f"file:{write(tmp_path / 'x', [row])}").examples
+    assert example.prompts == ("", "") and example.answers == ("He runs.", "He run.")
+    assert example.right == 0 and example.chance == 0.5
+    for field, message in (("shots=1", "remove shots"), ("template=chat", "remove template")):
+        write(tmp_path / "x", [row], "train.jsonl")
+        with pytest.raises(ValueError, match=message):
+            tasks.load_task(f"file:{tmp_path / 'x'}?{field}")
+    with pytest.raises(ValueError, match="cannot be generated"):
+        tasks.load_task(f"file:{tmp_path / 'x'}?generate=1")
+
+
+def test_pattern_is_a_group_of_folders(tmp_path):
+    for name, n in (("b", 2), ("a", 5), ("[c]", 3)):
+        rows = [{"context": f"{name}{i}", "continuation": "x"} for i in range(n)]
+        write(tmp_path / name, rows)
+    (tmp_path / "README.md").write_text("no task")
+    (task,) = tasks.load_tasks(f"file:{tmp_path}/*?n=3")
+    assert [example.group for example in task.examples] == ["[c]"] * 3 + ["a"] * 3 + ["b"] * 2
+    (example, *_) = tasks.load_task(f"file:{tmp_path}/[c]").examples
+    assert example.group == "" and example.prompts[0].startswith("[c]")
+    with pytest.raises(ValueError, match="no folder matches"):
+        tasks.load_task(f"file:{tmp_path}/x*")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="empty has no test.jsonl"):
+        tasks.load_task(f"file:{tmp_path}/*")
+
+
+def test_name_with_a_space_is_quoted(tmp_path):
+    folder = write(tmp_path / "my set", [LINES["choice"]])
+    (task, copy) = tasks.load_tasks(f'"file:{folder}?n=1" copy?n=2')
+    assert task.name == f"file:{folder}?n=1" and copy.name == "copy?n=2"
+    with pytest.raises(ValueError, match="A name with a space needs quotes"):
+        tasks.load_tasks(f"file:{folder}")
+
+
+def test_passage_and_aliases_are_used(tmp_path):
+    row = {"question": "Who?", "passage": "Ann met Bob.", "answer": "Ann", "aliases": "Ann, of X"}
+    (example,) = tasks.load_task(f"file:{write(tmp_path / 'x', [row])}").examples
+    assert example.prompts == ("Ann met Bob.\nQuestion: Who?\nAnswer:",)
+    assert example.others == (" Ann, of X",)
+    row = LINES["choice"] | {"context": "Ann met Bob."}
+    (example,) = tasks.load_task(f"file:{write(tmp_path / 'y', [row])}").examples
+    assert example.prompts == ("Ann met Bob.\nq",) * 2
+    row = {"src": "Hallo", "tgt": "Hello", "other_references": "Hi there"}
+    (example,) = tasks.load_task(f"file:{write(tmp_path / 'z', [row])}").examples
+    assert example.others == (" Hi there",)
+
+
+def test_template_mark_ends_each_answer(tmp_path):
+    folder = write(tmp_path / "x", [LINES["translation"]])
+    task = tasks.load_task(f"file:{folder}?template=chat")
+    assert task.examples[0].answers == ("b\x03",) and task.stop == "\x03"
 
 
 def test_smaller_n_selects_a_prefix_of_the_examples(tmp_path):
@@ -110,6 +219,10 @@ def test_wrong_choices_are_answers_of_other_examples():
     "name, message",
     [
         ("additoin?digits=2", "task additoin does not exist: did you mean addition"),
+        ("hellaswag", "Built-in tasks are synthetic (copy, reverse"),
+        ("hellaswag", "Real tasks are file:FOLDER, or those of the lm-evaluation-harness"),
+        ("copy?lenght=4", "did you mean length? The fields are shots, n, seed, template, generate"),
+        ("copy?megabytes=4", "megabytes does not exist"),
         ("copy?shots=x", "shots=x must be a whole number"),
         ("copy?size=3", "size does not exist"),
         ("file:TMP/nowhere", "did you mean file:TMP/set"),
@@ -131,8 +244,18 @@ def test_unknown_name_is_rejected_with_similar_names(tmp_path, name, message):
         (b'{"query": ', "line 2: is not JSON"),
         (b"[1]", "line 2: must be a JSON object"),
         (b'{"a": 1}', "line 2: has fields a; a task has one of: query, choices, answer"),
-        (b'{"query": "q", "choices": ["a"], "answer": 1}', "line 2: its query, choices, answer"),
-        (b'{"context": "q", "continuation": 5}', "line 2: its context, continuation"),
+        (b'{"query": "q", "choices": ["a"], "answer": 1}', "line 2: choices has 1 texts: it mu"),
+        (b'{"query": "q", "choices": ["a", "b"], "answer": 2}', "answer=2 must be the index"),
+        (b'{"query": "q", "choices": ["a", "b"], "answer": true}', "answer=True must be the index"),
+        (b'{"query": "q", "choices": ["a", "b"], "answer": "B"}', "answer='B' must be the index"),
+        (b'{"query": "q", "choices": "ab", "answer": 1}', "choices is str, not a list of texts"),
+        (b'{"query": "q", "choices": {"a": "b"}, "answer": 0}', "choices is dict, not a list"),
+        (b'{"query": null, "choices": ["a", "b"], "answer": 0}', "query is NoneType, not text"),
+        (b'{"context": "q", "continuation": 5}', "line 2: continuation is int, not text"),
+        (b'{"context": "q", "continuation": "b", "aliases": 3}', "aliases is int, not a list"),
+        (b'{"context": "q", "continuation": "b", "aliases": [" "]}', "an empty answer"),
+        (b'{"prompt": "q", "target": "b", "passage": "c"}', "passage is not used by the format"),
+        (b'{"text": "q", "label_name": ["a"]}', "label_name is list, not text"),
         (b'{"context": "q", "continuation": " "}', "line 2: an empty answer: fill it in"),
     ],
 )
@@ -150,5 +273,12 @@ def test_real_task_files_load():
     loaded = []
     for folder in sorted(SHARED_TASKS.iterdir()):
         if (folder / "test.jsonl.gz").exists() and folder.name != "wikitext2":
-            loaded.append(tasks.load_task(f"file:{folder}?n=3&shots=1"))
+            n_shots = int((folder / "train.jsonl.gz").exists())
+            loaded.append(tasks.load_task(f"file:{folder}?n=3&shots={n_shots}"))
     assert len(loaded) > 20 and all(len(task.examples) == 3 for task in loaded)
+
+
+@pytest.mark.skipif(not SHARED_TASKS.exists(), reason="the real task files are missing")
+def test_real_minimal_pairs_are_one_group():
+    task = tasks.load_task(f"file:{SHARED_TASKS}/blimp/principle_*?n=2")
+    assert len({example.group for example in task.examples}) == len(task.examples) / 2 > 3

@@ -15,6 +15,14 @@ a list of messages. A task without a name gets the name of its folder:
     {"src": "...", "tgt": "..."}                    any format, with its correct answer
     {"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}
 
+The content of a message is a text or a list of text parts. A system message becomes the beginning
+of the prompt that follows it.
+
+With shots=N, the N latest earlier examples of the task precede each example; the first examples
+have later ones. No held-out answer becomes part of training text: the hash of the last example
+alone puts a conversation into the training or the held-out split, and shots have a hash that is in
+the training split for all data.heldout_fraction up to MAX_HELDOUT_FRACTION.
+
 Prompts of users are logged with the responses of a model and their ratings. The file is
 append-only: the last line of an id counts. Responses that are rated good become a tuning set for
 instruction tuning (Ouyang et al. 2022, arXiv:2203.02155):
@@ -31,7 +39,7 @@ import hashlib
 import heapq
 import json
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -50,6 +58,8 @@ TEMPLATES = {
     "plain":    ("{}",                                            "\n"),
 }  # fmt: skip
 _REMOVAL_TABLE = str.maketrans("", "", "\0" + tokenizers.CHAT_TOKENS)
+# Examples whose hash is below this fraction are no shots. It is half of all examples.
+MAX_HELDOUT_FRACTION = 0.5
 _FIELDS = {
     "template": uri.choice(TEMPLATES),
     "only": uri.names(),
@@ -84,7 +94,7 @@ class ChatSource:
     only: frozenset[str] = frozenset()  # tasks or categories to select; empty selects all
     without: frozenset[str] = frozenset()  # tasks or categories to exclude
     cap: int = 0  # examples per task, the same ones for every selection; 0: all
-    shots: int = 0  # earlier examples of the task that precede each example as turns
+    shots: int = 0  # examples of the task that precede each example as turns
 
     def is_selected(self, example: ChatExample) -> bool:
         """Return True if `only` and `without` select the conversation."""
@@ -121,17 +131,65 @@ def render_prompt(template: str, prompt: str) -> str:
 
 
 def chat_documents(argument: str, on_error: readers.ErrorHandler) -> Iterator[readers.Document]:
-    """Yield the selected conversations of a source as documents, in file order."""
+    """Yield the selected conversations of a source as documents, in file order.
+
+    `on_error` is also called for each example of a task that has too few examples for its shots.
+    """
     source = parse_chat_source(argument)
     capped_digests = _capped_digests(source) if source.cap else None
-    earlier_turns: dict[str, list[Turn]] = {}  # task -> its last `shots` turns
-    for example in chat_examples(source, on_error):
+
+    def is_used(example: ChatExample) -> bool:
         is_capped = capped_digests is not None and _digest(example) not in capped_digests
-        if is_capped or not source.is_selected(example):
+        return not is_capped and source.is_selected(example)
+
+    latest_shots = _first_shots(source, is_used) if source.shots else {}
+    for example in chat_examples(source, on_error):
+        if not is_used(example):
             continue
-        turns = [*earlier_turns.get(example.task, []), *example.turns]
-        yield readers.Document(render_conversation(source.template, turns), example.where)
-        earlier_turns[example.task] = turns[-source.shots :] if source.shots else []
+        text = render_conversation(source.template, example.turns)
+        if not source.shots:
+            yield readers.Document(text, example.where)
+            continue
+        candidates = latest_shots.setdefault(example.task, {})
+        shots = [turns for home, turns in candidates.items() if home != text][-source.shots :]
+        if len(shots) < source.shots:
+            on_error(
+                f"{example.where}: shots={source.shots} needs {source.shots} other training"
+                f" examples of the task {example.task!r}, but there are {len(shots)}: use"
+                f" shots={len(shots)}, or exclude the task by without="
+            )
+            continue
+        turns = [turn for shot in shots for turn in shot]
+        prefix = render_conversation(source.template, turns)
+        yield readers.Document(prefix + text, example.where, home=text)
+        _add_shot(candidates, text, example, source.shots)
+
+
+def _first_shots(
+    source: ChatSource, is_used: Callable[[ChatExample], bool]
+) -> dict[str, dict[str, list[Turn]]]:
+    """Return the first shots + 1 examples of each task that may be shots, as {task: {text: turns}}.
+
+    One more than `shots`, because an example is not its own shot.
+    """
+    first_shots: dict[str, dict[str, list[Turn]]] = {}
+    for example in chat_examples(source, lambda _: None):
+        candidates = first_shots.setdefault(example.task, {})
+        if len(candidates) <= source.shots and is_used(example):
+            text = render_conversation(source.template, example.turns)
+            _add_shot(candidates, text, example, source.shots)
+    return first_shots
+
+
+def _add_shot(
+    candidates: dict[str, list[Turn]], text: str, example: ChatExample, n_shots: int
+) -> None:
+    """Make an example the latest of the n_shots + 1 candidates, if it may be a shot."""
+    if _hash_fraction(text) >= MAX_HELDOUT_FRACTION:
+        candidates.pop(text, None)
+        candidates[text] = example.turns
+        if len(candidates) > n_shots + 1:
+            del candidates[next(iter(candidates))]
 
 
 def chat_examples(
@@ -144,8 +202,10 @@ def chat_examples(
     for path in readers.expand_glob(source.path):
         for where, row in readers.read_json_lines(path):
             try:
-                task, category = row.get("task", path.parent.name), row.get("category", "")
-                yield ChatExample(_turns(row, where), str(task), str(category), where)
+                names = example_formats.task_names(row)
+                task = names.get("task", path.parent.name)
+                category = names.get("category", names.get("subject", ""))
+                yield ChatExample(_turns(row, where), task, category, where)
             except ValueError as error:
                 on_error(str(error))
 
@@ -186,11 +246,13 @@ def answer_weights(tokens_BS: np.ndarray, tokenizer: tokenizers.Tokenizer) -> np
 def _turns(row: dict, where: str) -> list[Turn]:
     """Return the turns of a line. Raises ValueError for another format or an empty text."""
     if "messages" in row:
-        turns = _turns_of_messages(row["messages"], where)
+        turns = [Turn(*pair) for pair in example_formats.message_pairs(row["messages"], where)]
     elif {"prompt", "target"} <= row.keys():
+        used = ("prompt", "target", *example_formats.ALIASES)
+        example_formats.check_unused_fields(row, where, used)
         turns = [Turn(row["prompt"], row["target"])]
     else:
-        labels = [row["label_name"]] if "label_name" in row else []
+        labels = [str(row["label_name"])] if "label_name" in row else []
         example = example_formats.parse_example(row, where, labels)
         answer = example.answers[example.right].removeprefix(" ")
         turns = [Turn(example.prompts[example.right], answer)]
@@ -201,25 +263,6 @@ def _turns(row: dict, where: str) -> list[Turn]:
             if not _remove_special(text).strip():
                 raise ValueError(f"{where}: an empty {field}: fill it in, or data.on_error='skip'")
     return turns
-
-
-def _turns_of_messages(messages, where: str) -> list[Turn]:
-    """Pair user and assistant messages. System messages become part of the first prompt."""
-    try:
-        contents = [(message["role"], message["content"]) for message in messages]
-    except (TypeError, KeyError):
-        raise ValueError(f"{where}: each of messages must have a role and content") from None
-    system = [text for role, text in contents if role == "system"]
-    contents = [(role, text) for role, text in contents if role != "system"]
-    roles = [role for role, _ in contents]
-    if not contents or roles != ["user", "assistant"] * (len(contents) // 2):
-        raise ValueError(
-            f"{where}: roles are {', '.join(roles) or 'none'}: user and assistant must alternate,"
-            " and the last message must have the role assistant"
-        )
-    pairs = zip(contents[::2], contents[1::2], strict=True)
-    turns = [Turn(prompt, answer) for (_, prompt), (_, answer) in pairs]
-    return [Turn("\n\n".join([*system, turns[0].prompt]), turns[0].answer), *turns[1:]]
 
 
 def _capped_digests(source: ChatSource) -> set[bytes]:
@@ -244,6 +287,12 @@ def _capped_digests(source: ChatSource) -> set[bytes]:
 def _digest(example: ChatExample) -> bytes:
     """Return a hash of the turns and the task."""
     return hashlib.blake2b(repr(example[:2]).encode(errors="replace"), digest_size=16).digest()
+
+
+def _hash_fraction(text: str) -> float:
+    """Return the hash that splits.py compares with data.heldout_fraction, from 0 to 1."""
+    digest = hashlib.sha256(text.encode(errors="replace")).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64
 
 
 def _remove_special(text: str) -> str:

@@ -72,7 +72,8 @@ def parse_task(name: str) -> SyntheticTask:
     Raises ValueError for an unknown task, an unknown field, or a value outside its limits.
     """
     fields = task_fields(_task_kind(name))
-    fields |= {"seed": uri.count(), "template": uri.choice(["", *chat.TEMPLATES])}
+    fields |= {"megabytes": uri.number(float, 1e-6, 1e5), "seed": uri.count()}
+    fields["template"] = uri.choice(["", *chat.TEMPLATES])
     return build_task(name, uri.parse_uri(name, fields, "task ").values)
 
 
@@ -85,11 +86,8 @@ def _task_kind(name: str) -> str:
 
 
 def task_fields(kind: str) -> dict[str, uri.Field]:
-    """Return the fields that only tasks of this kind have: their parameters, and megabytes."""
-    parameters = {
-        parameter: uri.int_range(*PARAMETER_LIMITS[parameter]) for parameter in TASKS[kind][1]
-    }
-    return parameters | {"megabytes": uri.number(float, 1e-6, 1e5)}
+    """Return the fields of the parameters of this kind of task."""
+    return {parameter: uri.int_range(*PARAMETER_LIMITS[parameter]) for parameter in TASKS[kind][1]}
 
 
 def build_task(name: str, values: Mapping[str, Any]) -> SyntheticTask:

@@ -6,7 +6,9 @@
 Every source and task uses this parser, so all of them report the same errors.
 """
 
+import difflib
 import re
+import shlex
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -31,16 +33,20 @@ class Field(NamedTuple):
 def parse_uri(text: str, fields: Mapping[str, Field], label: str = "") -> Uri:
     """Parse `text` into its name and the values of its fields.
 
-    `label` precedes `text` in error messages. Raises ValueError for an unknown field and for a
-    value that its field does not allow.
+    `label` precedes `text` in error messages. Raises ValueError for an unknown field, a field that
+    is given twice, and a value that its field does not allow.
     """
     name, query = split_uri(text)
     values: dict[str, Any] = {}
     for item in query.split("&") if query else []:
         key, _, value = item.partition("=")
         if key not in fields:
+            near = difflib.get_close_matches(key, fields, n=1)
+            hint = f"did you mean {near[0]}? The fields are" if near else "use one of the fields"
             known = ", ".join(fields)
-            raise ValueError(f"{label}{text}: {key} does not exist: use one of the fields {known}")
+            raise ValueError(f"{label}{text}: {key} does not exist: {hint} {known}")
+        if key in values:
+            raise ValueError(f"{label}{text}: {key} is given twice: remove one of its values")
         try:
             values[key] = fields[key].parse(value)
         except ValueError:
@@ -55,6 +61,23 @@ def split_uri(text: str) -> tuple[str, str]:
     return name, "".join(rest)
 
 
+def split_names(text: str) -> list[str]:
+    """Split a list of names at white space. A name or a part of it may be in quotes.
+
+    For example, 'copy "file:my set?n=9"' and 'copy file:"my set"?n=9' are the same two names.
+    Raises ValueError if a quote is not closed.
+    """
+    lexer = shlex.shlex(text, posix=True)
+    lexer.whitespace_split, lexer.commenters, lexer.escape = True, "", ""
+    try:
+        return list(lexer)
+    except ValueError:
+        raise ValueError(
+            f"{text}: a quote is not closed: write a name that contains a quote between quotes"
+            " of the other kind"
+        ) from None
+
+
 def text(allowed: str = "a name") -> Field:
     """Return a field whose value is a non-empty string.
 
@@ -65,7 +88,9 @@ def text(allowed: str = "a name") -> Field:
 
 def names() -> Field:
     """Return a field whose value is a frozenset of names, written with commas."""
-    return Field(lambda value: frozenset(value.split(",")), "names separated by commas")
+    return Field(
+        lambda value: frozenset(map(_non_empty, value.split(","))), "names separated by commas"
+    )
 
 
 def choice(options: Iterable[str]) -> Field:
@@ -111,8 +136,8 @@ def int_range(low: int, high: int) -> Field:
     """Return a field of one integer or a range such as 2-5. Its value is (minimum, maximum)."""
 
     def parse(value: str) -> tuple[int, int]:
-        first, _, last = value.partition("-")
-        minimum, maximum = int(first), int(last or first)
+        first, dash, last = value.partition("-")
+        minimum, maximum = int(first), int(last if dash else first)
         if not low <= minimum <= maximum <= high:
             raise ValueError(value)
         return minimum, maximum

@@ -8,8 +8,8 @@ import pathlib
 import numpy as np
 import pytest
 
-from lm.config import schema
-from lm.data import dataset, tokenizers
+from lm.config import schema, validation
+from lm.data import dataset, splits, tokenizers
 from lm.data.sources import chat, documents, readers
 from lm.evaluation import tasks
 
@@ -29,6 +29,11 @@ def row(n, task="t", category="c"):
 
 def texts(rest):
     return [document.text for document in chat.chat_documents(rest, readers.raise_error)]
+
+
+def messages(*roles_and_contents):
+    pairs = zip(roles_and_contents[::2], roles_and_contents[1::2], strict=True)
+    return {"messages": [{"role": role, "content": content} for role, content in pairs]}
 
 
 @pytest.fixture(scope="module")
@@ -113,8 +118,28 @@ def test_messages_become_turns_after_the_system_message(tmp_path):
     path = write(tmp_path / "a.jsonl", [{"messages": [*messages, last]}])
     assert texts(str(path)) == ["\x01Be brief.\n\na\x02b\x03\x01c\x02d\x03"]
     write(path, [{"messages": messages}])
-    with pytest.raises(ValueError, match="roles are user, assistant, user: .* must alternate"):
+    with pytest.raises(
+        ValueError, match="roles are system, user, assistant, user: .* must alternate"
+    ):
         texts(str(path))
+
+
+def test_content_may_be_a_list_of_text_parts(tmp_path):
+    parts = [{"type": "text", "text": "Say "}, {"text": "it."}, " Now."]
+    path = write(tmp_path / "a.jsonl", [messages("system", None, "user", parts, "assistant", "b")])
+    assert texts(str(path)) == ["\x01Say it. Now.\x02b\x03"]
+
+
+def test_system_message_begins_the_prompt_after_it(tmp_path):
+    turns = ("user", "a", "assistant", "b", "system", "Be brief.", "user", "c", "assistant", "d")
+    path = write(tmp_path / "a.jsonl", [messages(*turns)])
+    assert texts(str(path)) == ["\x01a\x02b\x03\x01Be brief.\n\nc\x02d\x03"]
+
+
+def test_passage_of_a_question_is_part_of_the_prompt(tmp_path):
+    line = {"question": "Who?", "context": "Ann met Bob.", "answer": "Ann"}
+    path = write(tmp_path / "a.jsonl", [line])
+    assert texts(str(path)) == ["\x01Ann met Bob.\nQuestion: Who?\nAnswer:\x02Ann\x03"]
 
 
 def test_task_lines_become_conversations_of_correct_answers(tmp_path):
@@ -123,9 +148,11 @@ def test_task_lines_become_conversations_of_correct_answers(tmp_path):
         {"src": "a cat", "tgt": "un chat"},
         {"query": "Which?", "choices": ["this", "that"], "answer": 1},
         {"text": "Fine.", "label_name": "good"},
+        {"text": "No.", "label_name": "bad"},
     ]
     path = str(write(tmp_path / "en_fr" / "train.jsonl", rows))
     turns = [("a cat\n=>", "un chat"), ("Which?", "that"), ("Fine.\nLabel:", "good")]
+    turns.append(("No.\nLabel:", "bad"))
     assert texts(path) == [chat.render_conversation("chat", [chat.Turn(*turn)]) for turn in turns]
     assert chat.chat_task_names(path) == {"en_fr"}
     task = tasks.load_task(f"file:{path}?template=chat")  # evaluation has the format of training
@@ -145,18 +172,64 @@ def test_tasks_are_selected_by_name_or_category_and_capped(tmp_path):
     assert chat.chat_task_names(f"{path}?without=even") == {"t0", "odd"}
 
 
-def test_shots_are_earlier_examples_of_the_same_task(tmp_path):
-    path = str(write(tmp_path / "a.jsonl", [row(n, f"t{n % 2}") for n in range(6)]))
-    conversations = texts(f"{path}?shots=2")
-    assert conversations[0] == chat.render_conversation("chat", [chat.Turn("Say 0.", "It is 0.")])
-    turns = [chat.Turn(f"Say {n}.", f"It is {n}.") for n in (1, 3, 5)]
-    assert conversations[5] == chat.render_conversation("chat", turns)
+def test_shots_are_training_examples_of_the_same_task(tmp_path):
+    path = str(write(tmp_path / "a.jsonl", [row(n, f"t{n % 2}") for n in range(40)]))
+    for n, conversation in enumerate(texts(f"{path}?shots=2")):
+        *shots, last = conversation.split("\x03")[:-1]
+        assert last == f"\x01Say {n}.\x02It is {n}." and len(set(shots)) == 2
+        for shot in shots:
+            number = int(shot.split(".")[0].removeprefix("\x01Say "))
+            assert number % 2 == n % 2 and number != n
+
+
+def test_no_heldout_answer_is_in_the_training_text_of_shots(tmp_path):
+    names = [f"{n:03}" for n in range(400)]  # each answer occurs in one line
+    rows = [{"prompt": f"Say {name}.", "target": f"[{name}]", "task": "t"} for name in names]
+    path = write(tmp_path / "a.jsonl", rows)
+    for fraction in (0.1, 0.5):
+        sides = {True: "", False: ""}
+        heldout_answers = []
+        for document in documents.open_source(f"chat:{path}?shots=2"):
+            is_heldout = splits.is_heldout(document, fraction)
+            sides[is_heldout] += document.text
+            heldout_answers += [document.text[-6:-1]] if is_heldout else []
+        assert 0.5 * fraction < len(heldout_answers) / 400 < 1.5 * fraction
+        assert not any(answer in sides[False] for answer in heldout_answers)
+        assert "".join(sides.values()).count("\x03") == 1200
+
+
+def test_shots_need_half_of_the_examples_for_training():
+    run = schema.Run(name="x")
+    run.data.sources, run.data.heldout_fraction = {"chat:a.jsonl?cap=3&shots=2": 1.0}, 0.6
+    with pytest.raises(schema.ConfigError, match="heldout_fraction=0.6 must be at most 0.5 for"):
+        validation.validate_run(run)
+    run.data.sources = {"chat:a.jsonl?shots=0": 1.0}
+    validation.validate_run(run)
+
+
+def test_example_is_on_the_same_side_with_and_without_shots(tmp_path):
+    path = write(tmp_path / "a.jsonl", [row(n) for n in range(60)])
+    sides = [
+        [splits.is_heldout(document, 0.3) for document in documents.open_source(source)]
+        for source in (f"chat:{path}", f"chat:{path}?shots=3")
+    ]
+    assert sides[0] == sides[1] and 5 < sum(sides[0]) < 30
+
+
+def test_task_with_too_few_shots_is_rejected_or_left_out(tmp_path):
+    rows = [row(0, "rare"), *[row(n, "common") for n in range(1, 30)]]
+    path = write(tmp_path / "a.jsonl", rows)
+    with pytest.raises(ValueError, match="line 1: shots=2 needs 2 .* task 'rare', but there are 0"):
+        texts(f"{path}?shots=2")
+    errors = []
+    assert len(list(chat.chat_documents(f"{path}?shots=2", errors.append))) == 29
+    assert len(errors) == 1
 
 
 @pytest.mark.parametrize(
     "fields, message",
     [
-        ("?templat=chat", "templat does not exist: use one of the fields template, only"),
+        ("?templat=chat", "templat does not exist: did you mean template.* template, only"),
         ("?template=story", "template=story must be one of chat, question"),
         ("?cap=few", "cap=few must be a whole number"),
     ],
@@ -173,6 +246,24 @@ def test_invalid_field_error_names_the_field(fields, message):
         ({"prompt": "a", "target": 3}, "line 1: answer is int, not text"),
         ({"text": "a"}, "line 1: has fields text; a task has one of: .*prompt, target"),
         ({"messages": [3]}, "line 1: each of messages must have a role and content"),
+        ({"messages": "hello"}, "line 1: each of messages must have a role and content"),
+        (
+            messages("user", "a", "assistant", None),
+            r"message 2 \(assistant\): .* NoneType, not text",
+        ),
+        (
+            messages("user", [{"type": "image_url"}], "assistant", "b"),
+            "content is image_url, not te",
+        ),
+        (messages("user", [{"type": "text"}], "assistant", "b"), "its content is text, not text"),
+        (messages(None, "a", "assistant", "b"), "roles are None, assistant"),
+        (messages("user", "a", "system", "s", "assistant", "b"), "user must follow system"),
+        (messages("user", "a", "assistant", "b", "system", "s"), "user must follow system"),
+        ({"question": "q", "answer": "a", "context": 3}, "context is int, not text"),
+        (
+            {"prompt": "q", "target": "a", "passage": "p"},
+            "passage is not used by the format prompt",
+        ),
     ],
 )
 def test_invalid_line_is_reported_or_counted(tmp_path, line, message):

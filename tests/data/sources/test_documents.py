@@ -111,7 +111,7 @@ def test_synthetic_language_is_a_source(tmp_path):
     check_error(
         "synthetic:machine?state=4",
         tmp_path,
-        "state does not exist: use one of the fields states, symbols",
+        "state does not exist: did you mean states",
     )
 
 

@@ -47,9 +47,34 @@ def test_glob_may_contain_question_marks(text, name, query):
 
 
 @pytest.mark.parametrize(
+    "text, names",
+    [
+        ("", []),
+        (" copy?n=3\n sort ", ["copy?n=3", "sort"]),
+        ('copy "file:my set?n=3"', ["copy", "file:my set?n=3"]),
+        ("file:'my set'?n=3 copy", ["file:my set?n=3", "copy"]),
+        ('"file:Bob\'s set"', ["file:Bob's set"]),
+        ("file:C:\\my\\#1", ["file:C:\\my\\#1"]),
+    ],
+)
+def test_quotes_protect_spaces_in_a_list_of_names(text, names):
+    assert uri.split_names(text) == names
+
+
+def test_open_quote_is_rejected():
+    with pytest.raises(ValueError, match="file:my's: a quote is not closed"):
+        uri.split_names("file:my's")
+
+
+@pytest.mark.parametrize(
     "text, message",
     [
+        ("copy?lenght=3", "lenght does not exist: did you mean length? The fields are n, kind"),
         ("copy?size=3", "task copy?size=3: size does not exist: use one of the fields n, kind"),
+        ("copy?n=1&n=2", "n is given twice: remove one"),
+        ("copy?only=", "only= must be names separated by commas"),
+        ("copy?only=a,,b", "only=a,,b must be names separated by commas"),
+        ("copy?length=5-", "length=5- must be a whole number, or a range"),
         ("copy?n=-1", "n=-1 must be a whole number from 0 up"),
         ("copy?kind=c", "kind=c must be one of a, b"),
         ("copy?field=", "field= must be the name of a field"),
