@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from lm.config import schema
-from lm.parallel import distributed, mesh
+from lm.parallel import cluster, distributed, mesh
 from lm.runs import records
 from lm.training import loop
 
@@ -119,28 +119,28 @@ SLURM = {
     ("env", "flags", "info"),
     [
         ({}, (), None),
-        ({}, ("h:1", 2, 1), distributed.ProcessInfo("h:1", 2, 1)),
+        ({}, ("h:1", 2, 1), cluster.ProcessInfo("h:1", 2, 1)),
         ({}, ("h:1", 1, 0), None),
-        ({}, ("auto",), distributed.ProcessInfo("")),
+        ({}, ("auto",), cluster.ProcessInfo("")),
         (
             {"JOB_COMPLETION_INDEX": "3"},
             ("job-0.net:9", 4),
-            distributed.ProcessInfo("job-0.net:9", 4, 3),
+            cluster.ProcessInfo("job-0.net:9", 4, 3),
         ),
-        (SLURM, (), distributed.ProcessInfo("rack07:61441", 4, 3, [1])),
-        (SLURM | {"CUDA_VISIBLE_DEVICES": "1"}, (), distributed.ProcessInfo("rack07:61441", 4, 3)),
+        (SLURM, (), cluster.ProcessInfo("rack07:61441", 4, 3, [1])),
+        (SLURM | {"CUDA_VISIBLE_DEVICES": "1"}, (), cluster.ProcessInfo("rack07:61441", 4, 3)),
         (
             SLURM | {"SLURM_STEP_TASKS_PER_NODE": "1(x4)", "SLURM_STEP_NODELIST": "a-1,b-2"},
             (),
-            distributed.ProcessInfo("a-1:61441", 4, 3),
+            cluster.ProcessInfo("a-1:61441", 4, 3),
         ),
         (SLURM | {"SLURM_STEP_NUM_TASKS": "1"}, (), None),
-        ({"TPU_WORKER_HOSTNAMES": "t-0,t-1"}, (), distributed.ProcessInfo("")),
+        ({"TPU_WORKER_HOSTNAMES": "t-0,t-1"}, (), cluster.ProcessInfo("")),
         ({"TPU_WORKER_HOSTNAMES": "t-0"}, (), None),
     ],
 )
 def test_process_is_found_by_flags_and_environment(env, flags, info):
-    assert distributed.find_processes(env, *flags) == info
+    assert cluster.find_processes(env, *flags) == info
 
 
 @pytest.mark.parametrize(
@@ -154,7 +154,7 @@ def test_process_is_found_by_flags_and_environment(env, flags, info):
 )
 def test_incomplete_flags_are_rejected(flags, message):
     with pytest.raises(ValueError, match=message):
-        distributed.find_processes({}, *flags)
+        cluster.find_processes({}, *flags)
 
 
 class PartialSharding:
