@@ -28,7 +28,7 @@ from lm.sweeps import prediction, run_order
 from lm.training import checkpoints, loop, metric_log, vmapped_runs, warm_start
 
 WAIT_SECONDS = 3.0  # between two checks of a process that waits for other processes
-MAX_CRASHES = 3  # after this many deaths of its process in one submission, a run has failed
+MAX_CRASHES = 3  # restarts of a run in one submission after its process died without a record
 
 
 def validate_sweep(runs: list[schema.Run], report: Callable | None = None) -> None:
@@ -258,8 +258,10 @@ def _run_states(runs: list[schema.Run], options: WorkerOptions) -> Iterator[tupl
     unreachable: set[str] = set()
     has_unrelated_pending = False
     for run in run_order.topological_order(runs):
-        facts = records.read_facts(records.run_dir(run))
-        if run.start.run in unreachable or _has_failed(facts, options):
+        folder = records.run_dir(run)
+        facts = records.read_facts(folder)
+        is_training = facts.get("status") == "running" and lock.is_alive(folder)
+        if run.start.run in unreachable or (not is_training and _has_failed(facts, options)):
             unreachable.add(run.name)
             continue
         if records.is_finished(run):
@@ -267,7 +269,7 @@ def _run_states(runs: list[schema.Run], options: WorkerOptions) -> Iterator[tupl
         parent = by_name.get(run.start.run)
         is_related = run.name in related
         has_unrelated_pending = has_unrelated_pending or not is_related
-        if lock.is_alive(records.run_dir(run)):
+        if is_training or lock.is_alive(folder):
             yield run, "training"
         elif is_related and has_unrelated_pending:
             yield run, "related"
@@ -369,8 +371,12 @@ def _recorded_reason(run: schema.Run) -> str:
 
 
 def _has_failed(facts: dict, options: WorkerOptions) -> bool:
-    """Return True if a run has diverged or has used all its attempts of this submission."""
+    """Return True if a run has diverged or has used all its attempts of this submission.
+
+    facts: of a run that is not in training. With the status running, its last process died too.
+    """
     n_failed = facts.get("failed_in", []).count(options.submission)
     n_crashed = facts.get("crashed_in", []).count(options.submission)
-    is_used_up = n_failed > options.retries or n_crashed > MAX_CRASHES
+    is_used_up = n_failed > options.retries
+    is_used_up |= n_crashed >= MAX_CRASHES and facts.get("status") == "running"
     return is_used_up or facts.get("status") == "diverged"

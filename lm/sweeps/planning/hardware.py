@@ -97,7 +97,8 @@ def parse_target(name: str) -> Target:
     sides = shape[0].split("x") if shape else []
     are_positive = all(re.fullmatch("[1-9][0-9]*", side) for side in sides)
     if not are_positive or len(sides) not in allowed_n_sides:
-        example = next(e for e in reversed(EXAMPLES) if e.startswith(f"{platform}:"))
+        examples = [e for e in reversed(EXAMPLES) if e.startswith(f"{platform}:")]
+        example = next((e for e in examples if chip in e), examples[0])
         raise ValueError(
             f"--target={name}: the part after {chip} must be {SHAPE_RULES[platform]}, as in"
             f" {example}"
