@@ -17,6 +17,7 @@ import secrets
 import signal
 import sys
 from pathlib import Path
+from typing import Literal
 
 from absl import flags
 
@@ -145,7 +146,11 @@ def print_cost(runs: list[schema.Run], pending: list[str]) -> list[dict]:
     return costs
 
 
-def train_pending(runs: list[schema.Run], submission: str = "", wait: str = "never") -> None:
+def train_pending(
+    runs: list[schema.Run],
+    submission: str = "",
+    wait: Literal["never", "children", "always"] = "never",
+) -> None:
     """Train the pending runs in this process. submission, wait: see launcher.WorkerOptions."""
     from lm.sweeps import launcher
 

@@ -17,6 +17,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Literal
 
 from lm.config import axis_rules, schema, validation
 from lm.data import dataset, tokenizers
@@ -195,7 +196,7 @@ class WorkerOptions:
     submission: str = dataclasses.field(default_factory=lambda: secrets.token_hex(4))
     retries: int = 0
     max_vmapped: int = 1
-    wait: str = "never"
+    wait: Literal["never", "children", "always"] = "never"
 
 
 def run_pending(
