@@ -64,7 +64,7 @@ def main() -> int:
         )
     distributed.run_on_primary(lambda: launcher.validate_sweep(runs, console.preparing))
     pending = launcher.pending(runs)
-    costs = print_cost(runs, pending)
+    costs = console.print_cost(runs, pending)
     folder = launcher.sweep_folder(runs)
     if not pending:
         console.print_line(f"all {len(runs)} runs are done")
@@ -80,22 +80,6 @@ def main() -> int:
     return distributed.run_on_primary(lambda: print_results(folder))
 
 
-def print_cost(runs: list[schema.Run], pending: list[schema.Run]) -> list[dict]:
-    """Print the devices, the estimated cost of the sweep and its epochs. Return the estimates."""
-    from lm.parallel import mesh
-    from lm.sweeps import launcher
-    from lm.sweeps.planning import cost
-
-    device_mesh = mesh.make_mesh(runs[0].mesh)
-    peak = mesh.peak_flops_per_second(device_mesh, runs[0].model.dtype)
-    console.print_line(f"devices: {mesh.describe_devices(device_mesh)}")
-    console.print_line(f"measured peak of matrix products: {peak / 1e9:.0f} GFLOP/s")
-    costs = [cost.estimate_cost(run, peak, mesh.device_platform(device_mesh)) for run in runs]
-    console.print_plan(costs, {run.name for run in runs} - {run.name for run in pending})
-    console.print_epochs(launcher.max_epochs_by_source(runs))
-    return costs
-
-
 def train_pending(runs: list[schema.Run], since: float | None) -> None:
     """Train the pending runs in this process. since: see launcher.run_pending."""
     from lm.sweeps import launcher
@@ -109,6 +93,7 @@ def train_pending(runs: list[schema.Run], since: float | None) -> None:
             retries=_RETRIES.value,
             since=since,
             max_vmapped=_MAX_VMAPPED.value,
+            on_evaluation=bars.evaluated,
         )
 
 

@@ -20,21 +20,43 @@ def main() -> int:
     mesh.initialize_devices()
     deterministic.fix_threads(run.mesh.deterministic_shards)
     cli.join()
-    if distributed.run_on_primary(lambda: records.is_finished(run)):
-        folder = records.run_dir(run)
-        console.print_line(f"{folder}: {records.read_facts(folder)['status']}")
-        return 0
-    try:
-        with console.ProgressBars() as bars:
-            bars.started(run)
-            loop.train(run, lambda row: bars.stepped(run, row))
-    except loop.Diverged as error:
-        console.print_line(str(error))
+    distributed.run_on_primary(lambda: records.check_same_config(run))
+    if not distributed.run_on_primary(lambda: records.is_finished(run)):
+        loop.validate_session(run, console.preparing)
+        console.print_cost([run], [run])
+        try:
+            with console.ProgressBars() as bars:
+                bars.started(run)
+                loop.train(
+                    run, lambda row: bars.stepped(run, row), lambda row: bars.evaluated(run, row)
+                )
+        except loop.Diverged as error:
+            console.print_line(str(error))
+            return 1
+    return distributed.run_on_primary(lambda: _print_result(run))
+
+
+def _print_result(run) -> int:
+    """Print the result of a finished run and its directory. Return 1 if the run has diverged."""
+    from lm.runs import records
+
+    folder = records.run_dir(run)
+    facts = records.read_facts(folder)
+    if facts["status"] == "diverged":
+        console.print_line(f"{folder}: diverged, {facts['reason']}: choose a new name")
         return 1
-    console.evaluation(records.load_evals(records.run_dir(run))[-1])
-    reason = records.read_facts(records.run_dir(run)).get("reason")
-    if reason:
-        console.print_line(reason)
+    step = facts["ends_at"]
+    evaluation = {row["step"]: row for row in records.load_evals(folder)}.get(step, {})
+    if "loss" in evaluation:
+        console.print_line(f"evaluation of the checkpoint of step {step}:")
+        console.evaluation(evaluation)
+    else:
+        console.print_line(f"no held-out loss: data.heldout_fraction={run.data.heldout_fraction}")
+    if facts["reason"]:
+        console.print_line(facts["reason"])
+    prompt = "uv run python -m experiments.sample --run="
+    console.print_line(f"next: {prompt}{folder}")
+    console.print_line(f"run directory: {folder}")
     return 0
 
 

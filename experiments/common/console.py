@@ -189,6 +189,25 @@ def preparing(source: str, documents: int, n_bytes: int, share: float) -> None:
         console.print(line.ljust(console.width - 1), markup=False, highlight=False, end="\r")
 
 
+def print_cost(runs: list[schema.Run], pending: list[schema.Run]) -> list[dict]:
+    """Print devices, sizes, tokens, expected time and epochs of runs. Return the estimates.
+
+    pending: the runs that are not finished.
+    """
+    from lm.parallel import mesh
+    from lm.sweeps import launcher
+    from lm.sweeps.planning import cost
+
+    device_mesh = mesh.make_mesh(runs[0].mesh)
+    peak = mesh.peak_flops_per_second(device_mesh, runs[0].model.dtype)
+    print_line(f"devices: {mesh.describe_devices(device_mesh)}")
+    print_line(f"measured peak of matrix products: {peak / 1e9:.0f} GFLOP/s")
+    costs = [cost.estimate_cost(run, peak, mesh.device_platform(device_mesh)) for run in runs]
+    print_plan(costs, {run.name for run in runs} - {run.name for run in pending})
+    print_epochs(launcher.max_epochs_by_source(runs))
+    return costs
+
+
 def print_epochs(max_epochs: dict[str, float]) -> None:
     """Print the largest number of epochs over each source."""
     for source, n_epochs in max_epochs.items():
@@ -227,7 +246,9 @@ class ProgressBars:
         self.progress.stop()
 
     def started(self, run: schema.Run) -> None:
-        """Add the bar of a run."""
+        """Add the bar of a run; without a terminal, print that the run begins."""
+        if not self.has_terminal:
+            print_line(f"{run.name}: begins")
         self.bars[run.name] = self.progress.add_task(run.name, total=run.steps, state="compiling")
 
     def stepped(self, run: schema.Run, row: dict) -> None:
@@ -244,11 +265,20 @@ class ProgressBars:
             self.last_line_time = time.monotonic()
             print_line(f"{run.name}  step {row['step']} of {run.steps}  {state}")
 
+    def evaluated(self, run: schema.Run, row: dict) -> None:
+        """Print the held-out loss of a row of evals.jsonl."""
+        if "loss" in row:
+            self.note(
+                f"{run.name}  step {row['step']} of {run.steps}  held-out loss"
+                f" {row['loss']:.3f} ± {row['loss_se']:.3f}"
+            )
+
     def ended(self, run: schema.Run, reason: str) -> None:
-        """Show the reason if a run ended early. reason: "" for a run that is done."""
+        """Print the end of a run. reason: the reason of an early end, "" for a run that is done."""
         if reason:
             self.progress.update(self.bars[run.name], state=reason)
-            self.note(f"{run.name}: {reason}")
+        if reason or not self.has_terminal:
+            self.note(f"{run.name}: {reason or 'done'}")
 
     def note(self, text: str) -> None:
         """Print a line above the bars."""

@@ -45,7 +45,7 @@ def validate_sweep(runs: list[schema.Run], report: Callable | None = None) -> No
     for task_names in {run.eval.tasks for run in runs}:
         tasks.load_tasks(task_names)
     for run in runs:
-        dataset.validate_steps(dataset.open_dataset(run.data, run.seed, report), run.steps)
+        loop.validate_text(run, dataset.open_dataset(run.data, run.seed, report))
 
 
 def keep_original_configs(runs: list[schema.Run]) -> list[schema.Run]:
@@ -147,11 +147,12 @@ class _Failures:
 def run_pending(
     runs: list[schema.Run],
     on_start: Callable[[schema.Run], None] = lambda run: None,
-    on_metrics: Callable[[schema.Run, dict], None] = lambda run, row: None,
+    on_metrics: vmapped_runs.Report = vmapped_runs.ignore_run_row,
     on_end: Callable[[schema.Run, str], None] = lambda run, reason: None,
     retries: int = 0,
     since: float | None = None,
     max_vmapped: int = 1,
+    on_evaluation: vmapped_runs.Report = vmapped_runs.ignore_run_row,
 ) -> None:
     """Train runs in this process, one after another, until no run is ready.
 
@@ -163,7 +164,7 @@ def run_pending(
     of metrics.jsonl. on_end: called with the run and the reason of an early end, or "". retries:
     additional attempts after a failure. since: Unix time in seconds before which failures do not
     count, by default now. max_vmapped: maximum number of runs in one program, see
-    lm/training/vmapped_runs.py.
+    lm/training/vmapped_runs.py. on_evaluation: called with the run and each row of evals.jsonl.
     """
     since = time.time() if since is None else since
     failures = _Failures()
@@ -176,7 +177,7 @@ def run_pending(
         group = [by_name[name] for name in names]
         for run in group:
             on_start(run)
-        reasons = _train_group(group, on_metrics, failures)
+        reasons = _train_group(group, (on_metrics, on_evaluation), failures)
         for run in group:
             on_end(run, reasons[run.name])
 
@@ -265,15 +266,15 @@ def _select_next(
 
 def _train_group(
     group: list[schema.Run],
-    on_metrics: Callable[[schema.Run, dict], None],
+    reports: tuple[vmapped_runs.Report, vmapped_runs.Report],
     failures: _Failures,
 ) -> dict[str, str]:
     """Train runs in one program. Return, for each name, the reason of an early end, or ""."""
     try:
         if len(group) == 1:
-            loop.train(group[0], functools.partial(on_metrics, group[0]))
+            loop.train(group[0], *(functools.partial(report, group[0]) for report in reports))
         else:
-            vmapped_runs.train_vmapped(group, on_metrics)
+            vmapped_runs.train_vmapped(group, *reports)
         return {run.name: _recorded_reason(run) for run in group}
     except OSError:  # a disk that is full or read-only affects all runs
         raise

@@ -251,16 +251,16 @@ def test_sweep_retries_failed_vmapped_runs_alone(tiny, monkeypatch):
     for run in wider:
         run.name, run.model.d_ff = run.name + "b", 64
 
-    def fake_train(run, report):
+    def fake_train(run, *reports):
         if run.name == "s/1b":
             raise RuntimeError("broken")
         records.start_run(run, {})
         records.write_facts(records.run_dir(run), status="done")
 
-    def fake_train_vmapped(group, report):
+    def fake_train_vmapped(group, *reports):
         groups.append([run.name for run in group])
         for run in group:
-            fake_train(run, report)
+            fake_train(run)
         return {run.name: "" for run in group}
 
     monkeypatch.setattr(loop, "train", fake_train)
