@@ -287,9 +287,9 @@ class TrainingSession:
 
     def evaluate(self, score: Callable, state: dict) -> None:
         """Write a row of evals.jsonl if it is due."""
-        run, params, row = self.run, state.get("params"), {}
         if self.status != "running" or not self.is_evaluation_due:
             return
+        run, params, row = self.run, state["params"], {}
         with self.timer.phase("evaluate"), jax.set_mesh(self.mesh):
             if self.evaluations.has_heldout:
                 row |= heldout.evaluate_heldout(run, self.mesh, score, params, self.text)

@@ -129,8 +129,10 @@ def _train_in_one_program(
     with contextlib.ExitStack() as stack:
         members = []
         for run, text in zip(runs, texts, strict=True):
-            member_reports = (functools.partial(report, run) for report in reports)
-            member = session.TrainingSession(run, text, device_mesh, *member_reports, len(runs))
+            report, report_evaluation = (functools.partial(report, run) for report in reports)
+            member = session.TrainingSession(
+                run, text, device_mesh, report, report_evaluation, len(runs)
+            )
             members.append(stack.enter_context(member))
         functions = step.build_train_functions(runs[0], device_mesh)
         sessions = VmappedSessions(members, functions)
