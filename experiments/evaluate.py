@@ -141,7 +141,9 @@ def _evaluate_tasks(run) -> None:
         )
         results[name] |= {key: {"value": n} for key, n in counts.items()}
     if _KEEP.value:
-        records.extend_evals(records.run_dir(run), int(state["step"]), task_eval.to_columns(results))
+        records.extend_evals(
+            records.run_dir(run), int(state["step"]), task_eval.to_columns(results)
+        )
 
 
 if __name__ == "__main__":

@@ -106,8 +106,6 @@ def open_evaluation_text(
                 f"{name}: {part} give no row of data.seq_len={data.seq_len} tokens: add text, or"
                 " use a smaller data.seq_len"
             )
-    if data.loss_on == "answers" and not _has_answers(text):
-        text.data = dataclasses.replace(data, loss_on="all")
     return EvaluationText(text, parts)
 
 
@@ -138,13 +136,3 @@ def _without_filters(data: schema.Data) -> schema.Data:
     names = set(fields.fields_with("corpus", schema.Data)) - {"on_error"}
     filters = {name: getattr(defaults, name) for name in names}
     return dataclasses.replace(data, **filters, forbidden_tasks="", unique_tokens=0)
-
-
-def _has_answers(text: dataset.TokenDataset) -> bool:
-    """Return True if the held-out rows of each source contain answers of conversations."""
-    for source in text.manifests:
-        rows = text.heldout(source, 64)
-        batch = dataset.add_segments_and_weights(text.data, text.tokenizer, rows)
-        if not batch["weights"].any():
-            return False
-    return True
