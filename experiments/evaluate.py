@@ -50,7 +50,7 @@ def main() -> int:
     sources = cli.parse_sources(_SOURCES.value) if _SOURCES.value else None
     run = _evaluated_run(stored_run, sources)
     if _TASKS.value:
-        _evaluate_tasks(run)
+        _evaluate_tasks(run, _TASKS.value)
     else:
         _evaluate_text(stored_run, run, sources)
     return 0
@@ -106,12 +106,10 @@ def _evaluate_text(stored_run, run, sources: dict[str, float] | None) -> None:
             f"{source}: {part}, {n_documents:,} documents; evaluated: {n_rows:,} sequences of"
             f" {run.data.seq_len} tokens"
         )
-    if text.data.loss_on != run.data.loss_on:
-        console.print_line("loss on all tokens, because the text has no answers of conversations")
     console.evaluation(row)
 
 
-def _evaluate_tasks(run) -> None:
+def _evaluate_tasks(run, names: str) -> None:
     """Evaluate tasks, print the results, and add them to the records with --keep."""
     import jax
 
@@ -121,7 +119,7 @@ def _evaluate_tasks(run) -> None:
     from lm.runs import records
     from lm.training import loaded_model
 
-    task_list = tasks.load_tasks(_TASKS.value)
+    task_list = tasks.load_tasks(names)
     tokenizer = evaluation_text.load_run_tokenizer(run)
     task_eval.validate_task_lengths(run, tokenizer, task_list)
     mesh.initialize_devices()
@@ -141,9 +139,8 @@ def _evaluate_tasks(run) -> None:
         )
         results[name] |= {key: {"value": n} for key, n in counts.items()}
     if _KEEP.value:
-        records.extend_evals(
-            records.run_dir(run), int(state["step"]), task_eval.to_columns(results)
-        )
+        columns = task_eval.to_columns(results)
+        records.extend_evals(records.run_dir(run), int(state["step"]), columns)
 
 
 if __name__ == "__main__":

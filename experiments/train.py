@@ -21,7 +21,9 @@ def main() -> int:
     deterministic.fix_threads(run.mesh.deterministic_shards)
     cli.join()
     distributed.run_on_primary(lambda: records.check_same_config(run))
-    if not distributed.run_on_primary(lambda: records.is_finished(run)):
+    if distributed.run_on_primary(lambda: records.is_finished(run)):
+        _print_ignored_fields(run)
+    else:
         loop.validate_session(run, console.preparing)
         console.print_cost([run], [run])
         try:
@@ -34,6 +36,22 @@ def main() -> int:
             console.print_line(str(error))
             return 1
     return distributed.run_on_primary(lambda: _print_result(run))
+
+
+def _print_ignored_fields(run) -> None:
+    """Print that the run is finished, and each changed eval field, which has no effect on it."""
+    from lm.config import schema
+    from lm.runs import records
+
+    folder = records.run_dir(run)
+    console.print_line(f"{folder} is finished: no step is trained")
+    stored = schema.flatten(records.read_config(folder))
+    for field, value in schema.flatten(run).items():
+        if field.startswith("eval.") and value != stored[field]:
+            console.print_line(
+                f"{field}={value!r} has no effect on a finished run, which has {stored[field]!r}:"
+                " use experiments.evaluate"
+            )
 
 
 def _print_result(run) -> int:

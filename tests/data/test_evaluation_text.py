@@ -101,7 +101,7 @@ def test_sentencepiece_run_uses_its_own_model(run, other_text, tmp_path):
     corpus = tmp_path / "corpus.txt"
     corpus.write_text("".join(file.read_text() for file in sorted(other_text.iterdir())))
     sentencepiece.SentencePieceTrainer.train(
-        input=str(corpus), model_prefix=str(tmp_path / "spm"), vocab_size=40, minloglevel=2
+        input=str(corpus), model_prefix=str(tmp_path / "spm"), vocab_size=26, minloglevel=2
     )
     run.data.tokenizer = f"spm:{tmp_path / 'spm.model'}"
     tokenizers.open_tokenizer(run.data.tokenizer).save(records.run_dir(run))
@@ -116,12 +116,6 @@ def test_filters_of_the_training_text_are_not_applied(run, other_text):
     source = f"text:{other_text}"
     text, _ = evaluation_text.open_evaluation_text(run, {source: 1.0})
     assert text.manifests[source].documents["heldout"] == 12
-
-
-def test_loss_is_on_all_tokens_of_text_without_answers(run, other_text):
-    run.data.packing, run.data.loss_on = "documents", "answers"
-    text, _ = evaluation_text.open_evaluation_text(run, {f"text:{other_text}": 1.0})
-    assert text.data.loss_on == "all"
 
 
 def test_run_without_heldout_text_needs_other_text(run, other_text):
