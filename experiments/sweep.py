@@ -64,7 +64,7 @@ def main() -> int:
         )
     distributed.run_on_primary(lambda: launcher.validate_sweep(runs, console.preparing))
     pending = launcher.pending(runs)
-    costs = console.print_cost(runs, pending)
+    costs = print_cost(runs, pending)
     folder = launcher.sweep_folder(runs)
     if not pending:
         console.print_line(f"all {len(runs)} runs are done")
@@ -78,6 +78,23 @@ def main() -> int:
         else:
             train_pending(runs, since=None)
     return distributed.run_on_primary(lambda: print_results(folder))
+
+
+def print_cost(runs: list[schema.Run], pending: list[schema.Run]) -> list[dict]:
+    """Print the devices, the estimated cost of the sweep and its epochs. Return the estimates."""
+    from lm.parallel import mesh
+    from lm.sweeps import launcher
+    from lm.sweeps.planning import cost
+
+    device_mesh = mesh.make_mesh(runs[0].mesh)
+    peak = mesh.peak_flops_per_second(device_mesh, runs[0].model.dtype)
+    console.print_line(f"devices: {mesh.describe_devices(device_mesh)}")
+    console.print_line(f"measured peak of matrix products: {peak / 1e9:.0f} GFLOP/s")
+    costs = [cost.estimate_cost(run, peak, mesh.device_platform(device_mesh)) for run in runs]
+    console.print_plan(costs, {run.name for run in runs} - {run.name for run in pending})
+    console.print_epochs(launcher.max_epochs_by_source(runs))
+    console.print_text(runs)
+    return costs
 
 
 def train_pending(runs: list[schema.Run], since: float | None) -> None:

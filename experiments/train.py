@@ -24,8 +24,8 @@ def main() -> int:
     if distributed.run_on_primary(lambda: records.is_finished(run)):
         _print_ignored_fields(run)
     else:
-        loop.validate_session(run, console.preparing)
-        console.print_cost([run], [run])
+        text = loop.validate_session(run, console.preparing)
+        _print_header(run, text)
         try:
             with console.ProgressBars() as bars:
                 bars.started(run)
@@ -36,6 +36,23 @@ def main() -> int:
             console.print_line(str(error))
             return 1
     return distributed.run_on_primary(lambda: _print_result(run))
+
+
+def _print_header(run, text) -> None:
+    """Print devices, size, expected time and text of a run, in the form of experiments.sweep."""
+    from lm.parallel import mesh
+    from lm.sweeps.planning import cost
+
+    device_mesh = mesh.make_run_mesh(run)
+    peak = mesh.peak_flops_per_second(device_mesh, run.model.dtype)
+    console.print_line(f"devices: {mesh.describe_devices(device_mesh)}")
+    console.print_line(f"measured peak of matrix products: {peak / 1e9:.0f} GFLOP/s")
+    expected = cost.estimate_cost(run, peak, mesh.device_platform(device_mesh))
+    console.print_plan([expected], set())
+    console.print_epochs(text.epochs(run.steps))
+    console.print_text([run])
+    if not run.data.heldout_fraction:
+        console.print_line("data.heldout_fraction=0: no held-out loss is computed")
 
 
 def _print_ignored_fields(run) -> None:

@@ -190,23 +190,28 @@ def preparing(source: str, documents: int, n_bytes: int, share: float) -> None:
         console.print(line.ljust(console.width - 1), markup=False, highlight=False, end="\r")
 
 
-def print_cost(runs: list[schema.Run], pending: list[schema.Run]) -> list[dict]:
-    """Print devices, sizes, tokens, expected time and epochs of runs. Return the estimates.
+def print_text(runs: list[schema.Run]) -> None:
+    """Print the documents of each prepared source, and the conversations that do not fit a row.
 
-    pending: the runs that are not finished.
+    Runs with the same text are printed once.
     """
-    from lm.parallel import mesh
-    from lm.sweeps import launcher
-    from lm.sweeps.planning import cost
+    from lm.data import dataset
 
-    device_mesh = mesh.make_mesh(runs[0].mesh)
-    peak = mesh.peak_flops_per_second(device_mesh, runs[0].model.dtype)
-    print_line(f"devices: {mesh.describe_devices(device_mesh)}")
-    print_line(f"measured peak of matrix products: {peak / 1e9:.0f} GFLOP/s")
-    costs = [cost.estimate_cost(run, peak, mesh.device_platform(device_mesh)) for run in runs]
-    print_plan(costs, {run.name for run in runs} - {run.name for run in pending})
-    print_epochs(launcher.max_epochs_by_source(runs))
-    return costs
+    lines = []
+    for run in runs:
+        text = dataset.open_dataset(run.data, run.seed)
+        for source, manifest in text.manifests.items():
+            n_train, n_heldout = manifest.documents["train"], manifest.documents["heldout"]
+            lines.append(f"{source}: {n_train:,} training documents, {n_heldout:,} held out")
+        for source, counts in dataset.packing_stats(text).items():
+            if counts["n_cut"] or counts["n_left_out"]:
+                lines.append(
+                    f"{source}: of {counts['n_documents']:,} documents, {counts['n_cut']:,} are"
+                    f" truncated and {counts['n_left_out']:,} dropped, because they are longer than"
+                    f" data.seq_len={run.data.seq_len}"
+                )
+    for line in dict.fromkeys(lines):
+        print_line(line)
 
 
 def print_epochs(max_epochs: dict[str, float]) -> None:
