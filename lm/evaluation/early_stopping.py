@@ -73,7 +73,7 @@ class EvaluationHistory:
         row = self.rows[best_step]
         return (
             f"{end} at step {step}: the best evaluation is step {best_step} with"
-            f" {self._loss(best_step):.3f} ± {row['loss_se']:.3f}, this checkpoint is kept"
+            f" {self._loss(best_step):.3f} ± {row['loss_se']:.3f}, whose checkpoint is the result"
         )
 
     def _loss(self, step: int) -> float:

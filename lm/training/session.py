@@ -354,6 +354,8 @@ class TrainingSession:
         facts = {"status": "done", "reason": reason, "seconds": seconds, "ends_at": ends_at}
         facts |= phase_timer.combine_attempts([*attempts, self.timer.as_metrics()], seconds)
         facts |= {"tokens": n_tokens, "flops": n_tokens * self.facts["flops_per_token.full"]}
+        if distributed.is_primary():
+            records.sync_records(self.folder)  # facts of a finished run must not be newer
         self.writer.write_facts(**facts)
         self.writer.repair()
 

@@ -72,8 +72,8 @@ def test_row_without_a_loss_is_no_evaluation():
 def test_stop_message_states_the_best_evaluation():
     evaluations = history(400, 40, 3, at200=1.8112, at240=1.82, at280=1.83, at320=1.834)
     assert evaluations.stop_message(320) == (
-        "stopped early at step 320: the best evaluation is step 200 with 1.811 ± 0.024, this"
-        " checkpoint is kept"
+        "stopped early at step 320: the best evaluation is step 200 with 1.811 ± 0.024, whose"
+        " checkpoint is the result"
     )
     assert evaluations.stop_message(400).startswith("ended at step 400: the best evaluation is")
     assert evaluations.stop_message(200) == "" and history(9, 3, at3=1.0).stop_message(9) == ""
