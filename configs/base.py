@@ -14,7 +14,7 @@ def get_config(size: str = "100K") -> schema.Run:
     """Return the recipe for a size of model_sizes.LADDER or model_sizes.EXPERTS."""
     run = schema.Run(name=f"base-{size}")
     run.model = model_sizes.ladder_model(size)
-    # The rate of hidden matrices falls with 1 / width (Yang et al. 2022, arXiv:2203.03466, table 8).
+    # Hidden matrices need a rate of 1 / width (Yang et al. 2022, arXiv:2203.03466, table 8).
     # The factor was tuned at widths 16, 48 and 96 (experiments/LOG.md).
     run.optim.lr = 0.5 / run.model.d_model
     run.steps = model_sizes.steps_for_budget(run, tokens=TOKENS)

@@ -1,10 +1,15 @@
-"""Evaluate the last checkpoint of a run on held-out text or on tasks.
+"""Evaluate a checkpoint of a run on its held-out text, on other text or on tasks.
 
 uv run python -m experiments.evaluate --run=runs/quickstart/600K
 uv run python -m experiments.evaluate --run=runs/quickstart/600K --sources='{"text:my/folder": 1}'
 uv run python -m experiments.evaluate --run=runs/quickstart/600K --tasks="copy?length=4 file:my/set"
+
+The text is encoded by the tokenizer in the run directory. All documents of a source are evaluated;
+of a source that the run was trained on, only its held-out part. The records of the run change only
+with --keep.
 """
 
+import dataclasses
 import pathlib
 
 from absl import flags
@@ -18,61 +23,124 @@ _TASKS = flags.DEFINE_string(
     "tasks", None, "space-separated tasks instead of held-out text; quote a name with a space"
 )
 _OVERLAP = flags.DEFINE_integer(
-    "overlap", 0, "count examples that share this number of consecutive words with training text"
+    "overlap",
+    0,
+    "count examples that share this number of consecutive words with training text",
+    lower_bound=0,
 )
 _KEEP = flags.DEFINE_bool("keep", False, "add the task results to the records of the run")
 _ANSWERS = flags.DEFINE_string("answers", None, "JSON Lines file for the generated answers")
 _SEQUENCES = flags.DEFINE_integer(
-    "n_sequences", None, "held-out sequences per source; default: eval.n_sequences of the run"
+    "n_sequences",
+    None,
+    "held-out sequences per source; default: eval.n_sequences of the run",
+    lower_bound=1,
+)
+_SEQ_LEN = flags.DEFINE_integer(
+    "seq_len",
+    None,
+    "tokens of context per sequence; default: data.seq_len of the run",
+    lower_bound=1,
 )
 
 
 def main() -> int:
+    from lm.runs import records
+
+    if not _RUN.value:
+        raise ValueError("--run=FOLDER is missing, such as --run=runs/quickstart/600K")
+    _check_flags()
+    stored_run = records.read_config(_RUN.value)
+    sources = cli.parse_sources(_SOURCES.value) if _SOURCES.value else None
+    run = _evaluated_run(stored_run, sources)
+    if _TASKS.value:
+        _evaluate_tasks(run, _TASKS.value)
+    else:
+        _evaluate_text(stored_run, run, sources)
+    return 0
+
+
+def _check_flags() -> None:
+    """Check the combinations of flags. Raises ValueError for a flag without effect."""
+    text_flags = {"--sources": _SOURCES.value, "--n_sequences": _SEQUENCES.value}
+    task_flags = {
+        "--overlap": _OVERLAP.value,
+        "--keep": _KEEP.value,
+        "--answers": _ANSWERS.value,
+    }
+    unused, needed = (text_flags, "without") if _TASKS.value else (task_flags, "with")
+    for name, value in unused.items():
+        if value:
+            raise ValueError(f"{name}={value} has an effect only {needed} --tasks: remove it")
+    if _ANSWERS.value and not pathlib.Path(_ANSWERS.value).parent.is_dir():
+        raise ValueError(f"--answers={_ANSWERS.value}: its folder does not exist: create it")
+
+
+def _evaluated_run(stored_run, sources: dict[str, float] | None):
+    """Return the config of the run with the values of the flags. Raises ValueError if invalid."""
+    from lm.config import validation
+
+    data = dataclasses.replace(
+        stored_run.data,
+        sources=stored_run.data.sources if sources is None else sources,
+        seq_len=_SEQ_LEN.value or stored_run.data.seq_len,
+    )
+    n_sequences = _SEQUENCES.value or stored_run.eval.n_sequences
+    settings = dataclasses.replace(stored_run.eval, n_sequences=n_sequences)
+    run = dataclasses.replace(stored_run, data=data, eval=settings)
+    validation.validate_evaluation(run)
+    return run
+
+
+def _evaluate_text(stored_run, run, sources: dict[str, float] | None) -> None:
+    """Evaluate held-out text and print the results."""
     import jax
 
-    from lm.data import dataset
-    from lm.evaluation import heldout, tasks
+    from lm.data import evaluation_text
+    from lm.evaluation import heldout
+    from lm.parallel import mesh
+    from lm.training import loaded_model
+
+    stored_run.data = dataclasses.replace(stored_run.data, seq_len=run.data.seq_len)
+    text, parts = evaluation_text.open_evaluation_text(stored_run, sources, console.preparing)
+    mesh.initialize_devices()
+    run = loaded_model.fit_to_devices(run, is_sharded_on_cpu=True)
+    program, state = loaded_model.restore_model(run, _STEP.value)
+    with jax.set_mesh(program.mesh):
+        row = heldout.evaluate_heldout(run, program.mesh, program.score, state["params"], text)
+    console.print_line(f"{run.name}: checkpoint of step {int(state['step'])}")
+    for source, part in parts.items():
+        n_documents = text.manifests[source].documents["heldout"]
+        n_rows = len(text.heldout(source, run.eval.n_sequences))
+        console.print_line(
+            f"{source}: {part}, {n_documents:,} documents; evaluated: {n_rows:,} sequences of"
+            f" {run.data.seq_len} tokens"
+        )
+    console.evaluation(row)
+
+
+def _evaluate_tasks(run, names: str) -> None:
+    """Evaluate tasks, print the results, and add them to the records with --keep."""
+    import jax
+
+    from lm.data import evaluation_text
+    from lm.evaluation import contamination, task_eval, tasks
     from lm.parallel import mesh
     from lm.runs import records
     from lm.training import loaded_model
 
-    if not _RUN.value:
-        raise ValueError("--run=FOLDER is missing, such as --run=runs/quickstart/600K")
-    run = records.read_config(_RUN.value)
-    if _SOURCES.value:
-        run.data.sources = cli.parse_sources(_SOURCES.value)
-        # The model was not trained on these sources, so any part is held out: half is enough.
-        run.data.heldout_fraction = 0.5
-    run.eval.n_sequences = _SEQUENCES.value or run.eval.n_sequences
-    task_list = tasks.load_tasks(_TASKS.value or "")
+    task_list = tasks.load_tasks(names)
     if _ANSWERS.value and not any(task.generate for task in task_list):
         raise ValueError("--answers needs --tasks with a task that generates: add ?generate=1")
-    if _ANSWERS.value and not pathlib.Path(_ANSWERS.value).parent.is_dir():
-        raise ValueError(f"--answers={_ANSWERS.value}: its folder does not exist: create it")
+    tokenizer = evaluation_text.load_run_tokenizer(run)
+    task_eval.validate_task_lengths(run, tokenizer, task_list)
     mesh.initialize_devices()
+    run = loaded_model.fit_to_devices(run, is_sharded_on_cpu=True)
     program, state = loaded_model.restore_model(run, _STEP.value)
-    text = dataset.open_dataset(run.data, run.seed, console.preparing)
-    if task_list:
-        row = _evaluate_tasks(run, program, state, text, task_list)
-        if _KEEP.value:
-            records.extend_evals(_RUN.value, int(state["step"]), row)
-        return 0
-    with jax.set_mesh(program.mesh):
-        row = heldout.evaluate_heldout(run, program.mesh, program.score, state["params"], text)
-    console.evaluation(row)
-    return 0
-
-
-def _evaluate_tasks(run, program, state: dict, text, task_list: list) -> dict[str, float]:
-    """Evaluate tasks, print the results, and return them as columns of a record."""
-    import jax
-
-    from lm.evaluation import contamination, task_eval
-
     answers: list[dict] = []
     with jax.set_mesh(program.mesh):
         results = task_eval.evaluate_tasks(
-            run, program.mesh, program.score, state["params"], text.tokenizer, task_list, answers
+            run, program.mesh, program.score, state["params"], tokenizer, task_list, answers
         )
     console.tasks(results)
     if _ANSWERS.value:
@@ -85,7 +153,9 @@ def _evaluate_tasks(run, program, state: dict, text, task_list: list) -> dict[st
             f" {n_words} words share {n_words} consecutive words with the training text"
         )
         results[name] |= {key: {"value": n} for key, n in counts.items()}
-    return task_eval.to_columns(results)
+    if _KEEP.value:
+        columns = task_eval.to_columns(results)
+        records.extend_evals(records.run_dir(run), int(state["step"]), columns)
 
 
 if __name__ == "__main__":

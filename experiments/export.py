@@ -21,7 +21,7 @@ def main() -> int:
     os.environ["JAX_PLATFORMS"] = "cpu"  # keep a single copy of the weights, in host memory
     os.environ["JAX_NUM_CPU_DEVICES"] = "1"
     from lm.config import schema
-    from lm.data import tokenizers
+    from lm.data import evaluation_text
     from lm.model.hf import architectures, export
     from lm.runs import records
     from lm.training import loaded_model
@@ -34,7 +34,7 @@ def main() -> int:
     run = records.read_config(_RUN.value)
     architectures.architecture_of(run.model)  # raises for unsupported models before reading weights
     run.mesh = schema.Mesh()
-    tokenizer = tokenizers.load_tokenizer(_RUN.value)
+    tokenizer = evaluation_text.load_run_tokenizer(run)
     shard_bytes = int(_SHARD.value * 1e9)
     if run.model.lora_rank:  # adapters must be merged into the weights, which needs all weights
         _, state = loaded_model.restore_model(run, _STEP.value)

@@ -101,10 +101,7 @@ def _sampling_params():
 
 def _load_model(folder: str, sampling) -> Model:
     """Load the model of a run on the devices of this machine; on CPU it is not sharded."""
-    import jax
-
-    from lm.config import schema
-    from lm.data import tokenizers
+    from lm.data import evaluation_text
     from lm.parallel import mesh
     from lm.runs import records
     from lm.training import loaded_model
@@ -113,8 +110,8 @@ def _load_model(folder: str, sampling) -> Model:
     if _N.value == 1:
         os.environ.setdefault("JAX_NUM_CPU_DEVICES", "1")  # one row cannot be split
     mesh.initialize_devices()
-    run.mesh = schema.Mesh() if jax.default_backend() == "cpu" else run.mesh
-    tokenizer = tokenizers.load_tokenizer(folder)
+    tokenizer = evaluation_text.load_run_tokenizer(run)
+    run = loaded_model.fit_to_devices(run)
     program, state = loaded_model.restore_model(run, _STEP.value)
     return Model(run, program.mesh, state["params"], tokenizer, sampling)
 

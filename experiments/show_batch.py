@@ -18,11 +18,12 @@ _ROWS = flags.DEFINE_integer("rows", 4, "number of rows whose text is printed", 
 
 def main() -> int:
     from lm.config import validation
-    from lm.data import dataset
+    from lm.data import dataset, evaluation_text
     from lm.runs import records
 
     if _RUN.value:
         run = validation.validate_run(records.read_config(_RUN.value))
+        run.data = evaluation_text.run_data(run)
     else:
         run = cli.load_config(_CONFIG)
     text = dataset.open_dataset(run.data, run.seed, console.preparing)

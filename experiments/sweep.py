@@ -143,8 +143,7 @@ def print_cost(runs: list[schema.Run], pending: list[str]) -> list[dict]:
     costs = [cost.estimate_cost(run, peak, mesh.device_platform(device_mesh)) for run in runs]
     console.print_plan(costs, {run.name for run in runs} - {*pending})
     console.print_epochs(launcher.max_epochs_by_source(runs))
-    for line in launcher.corpus_notes(runs):
-        console.print_line(line)
+    console.print_text(runs)
     return costs
 
 
@@ -165,6 +164,7 @@ def train_pending(
             on_start=bars.started,
             on_metrics=bars.stepped,
             on_end=bars.ended,
+            on_evaluation=bars.evaluated,
             options=options,
         )
 

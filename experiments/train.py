@@ -20,25 +20,79 @@ def main() -> int:
     mesh.initialize_devices()
     deterministic.fix_threads(run.mesh.deterministic_shards)
     cli.join()
+    distributed.run_on_primary(lambda: records.check_same_config(run))
     if distributed.run_on_primary(lambda: records.is_finished(run)):
-        folder = records.run_dir(run)
-        console.print_line(f"{folder}: {records.read_facts(folder)['status']}")
-        return 0
-    try:
-        with console.ProgressBars() as bars:
-            bars.started(run)
-            loop.train(run, lambda row: bars.stepped(run, row))
-    except loop.Diverged as error:
-        console.print_line(str(error))
+        _print_ignored_fields(run)
+    else:
+        text = loop.validate_session(run, console.preparing)
+        _print_header(run, text)
+        try:
+            with console.ProgressBars() as bars:
+                bars.started(run)
+                loop.train(
+                    run, lambda row: bars.stepped(run, row), lambda row: bars.evaluated(run, row)
+                )
+        except loop.Diverged as error:
+            console.print_line(str(error))
+            return 1
+    return distributed.run_on_primary(lambda: _print_result(run))
+
+
+def _print_header(run, text) -> None:
+    """Print devices, size, expected time and text of a run, in the form of experiments.sweep."""
+    from lm.parallel import mesh
+    from lm.sweeps.planning import cost
+
+    device_mesh = mesh.make_run_mesh(run)
+    peak = mesh.peak_flops_per_second(device_mesh, run.model.dtype)
+    console.print_line(f"devices: {mesh.describe_devices(device_mesh)}")
+    console.print_line(f"measured peak of matrix products: {peak / 1e9:.0f} GFLOP/s")
+    expected = cost.estimate_cost(run, peak, mesh.device_platform(device_mesh))
+    console.print_plan([expected], set())
+    console.print_epochs(text.epochs(run.steps))
+    console.print_text([run])
+    if not run.data.heldout_fraction:
+        console.print_line("data.heldout_fraction=0: no held-out loss is computed")
+
+
+def _print_ignored_fields(run) -> None:
+    """Print that the run is finished, and each changed eval field, which has no effect on it."""
+    from lm.config import schema
+    from lm.runs import records
+
+    folder = records.run_dir(run)
+    console.print_line(f"{folder} is finished: no step is trained")
+    stored = schema.flatten(records.read_config(folder))
+    for field, value in schema.flatten(run).items():
+        if field.startswith("eval.") and value != stored[field]:
+            console.print_line(
+                f"{field}={value!r} has no effect on a finished run, which has {stored[field]!r}:"
+                " use experiments.evaluate"
+            )
+
+
+def _print_result(run) -> int:
+    """Print the result of a finished run and its directory. Return 1 if the run has diverged."""
+    from lm.runs import records
+
+    folder = records.run_dir(run)
+    facts = records.read_facts(folder)
+    if facts["status"] == "diverged":
+        console.print_line(f"{folder}: diverged, {facts['reason']}: choose a new name")
         return 1
-    evaluation = records.load_evals(records.run_dir(run))[-1]
-    console.evaluation(evaluation)
+    step = facts["ends_at"]
+    evaluation = {row["step"]: row for row in records.load_evals(folder)}.get(step, {})
+    if "loss" in evaluation:
+        console.print_line(f"evaluation of the checkpoint of step {step}:")
+        console.evaluation(evaluation)
+    else:
+        console.print_line(f"no held-out loss: data.heldout_fraction={run.data.heldout_fraction}")
     console.tasks(records.task_results(evaluation))
-    facts = records.read_facts(records.run_dir(run))
-    for warning in facts.get("corpus.warnings", []):
-        console.print_line(f"warning: {warning}")
-    if facts.get("reason"):
+    if facts["reason"]:
         console.print_line(facts["reason"])
+    prompt = "uv run python -m experiments.sample --run="
+    console.print_line(f"next: {prompt}{folder}")
+    console.print_line(f"run directory: {folder}")
     return 0
 
 

@@ -84,7 +84,8 @@ def status_view(runs: list[dict], progress: dict) -> Group:
             "run": run["name"],
             "status": run["status"],
             "step": f"{run['step']:,} of {run['steps']:,}" if run["steps"] else "",
-            "loss": _format_optional(run["loss"], "{:.3f}"),
+            "training loss": _format_optional(run["loss"], "{:.3f}"),
+            "held-out loss": _format_optional(run["heldout_loss"], "{:.3f}"),
             "tokens/s": _format_optional(run["tokens_per_second"], "{:,.0f}"),
             "MFU": _format_optional(run["peak_share"], "{:.0%}"),
             "training time": format_duration(run["seconds"]),
@@ -232,6 +233,32 @@ def preparing(source: str, documents: int, n_bytes: int, share: float) -> None:
         console.print(line.ljust(console.width - 1), markup=False, highlight=False, end="\r")
 
 
+def print_text(runs: list[schema.Run]) -> None:
+    """Print the documents of each prepared source, and the conversations that do not fit a row.
+
+    Notes on the preparation follow, such as few held-out documents. Runs with the same text are
+    printed once.
+    """
+    from lm.data import corpus, dataset
+
+    lines = []
+    for run in runs:
+        text = dataset.open_dataset(run.data, run.seed)
+        for source, manifest in text.manifests.items():
+            n_train, n_heldout = manifest.documents["train"], manifest.documents["heldout"]
+            lines.append(f"{source}: {n_train:,} training documents, {n_heldout:,} held out")
+        for source, counts in dataset.packing_stats(text).items():
+            if counts["n_cut"] or counts["n_left_out"]:
+                lines.append(
+                    f"{source}: of {counts['n_documents']:,} documents, {counts['n_cut']:,} are"
+                    f" truncated and {counts['n_left_out']:,} dropped, because they are longer than"
+                    f" data.seq_len={run.data.seq_len}"
+                )
+        lines += corpus.corpus_notes(text.manifests)
+    for line in dict.fromkeys(lines):
+        print_line(line)
+
+
 def print_epochs(max_epochs: dict[str, float]) -> None:
     """Print the largest number of epochs over each source."""
     for source, n_epochs in max_epochs.items():
@@ -270,7 +297,9 @@ class ProgressBars:
         self.progress.stop()
 
     def started(self, run: schema.Run) -> None:
-        """Add the bar of a run."""
+        """Add the bar of a run; without a terminal, print that the run begins."""
+        if not self.has_terminal:
+            print_line(f"{run.name}: begins")
         self.bars[run.name] = self.progress.add_task(run.name, total=run.steps, state="compiling")
 
     def stepped(self, run: schema.Run, row: dict) -> None:
@@ -287,11 +316,20 @@ class ProgressBars:
             self.last_line_time = time.monotonic()
             print_line(f"{run.name}  step {row['step']} of {run.steps}  {state}")
 
+    def evaluated(self, run: schema.Run, row: dict) -> None:
+        """Print the held-out loss of a row of evals.jsonl."""
+        if "loss" in row:
+            self.note(
+                f"{run.name}  step {row['step']} of {run.steps}  held-out loss"
+                f" {row['loss']:.3f} ± {row['loss_se']:.3f}"
+            )
+
     def ended(self, run: schema.Run, reason: str) -> None:
-        """Show the reason if a run ended early. reason: "" for a run that is done."""
+        """Print the end of a run. reason: the reason of an early end, "" for a run that is done."""
         if reason:
             self.progress.update(self.bars[run.name], state=reason)
-            self.note(f"{run.name}: {reason}")
+        if reason or not self.has_terminal:
+            self.note(f"{run.name}: {reason or 'done'}")
 
     def note(self, text: str) -> None:
         """Print a line above the bars."""

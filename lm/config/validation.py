@@ -28,13 +28,22 @@ def validate_run(run: schema.Run) -> schema.Run:
     _check_mesh(run)
     _check_intervals(run)
     _check_sources(run.data)
+    _check_heldout(run)
     if run.model.n_experts:
         _check_experts(run.model, run.mesh)
     _check_text(run.data)
-    if not sum(run.data.sources.values()):
-        problem = "has only zero weights: set a positive weight for at least one source"
-        _reject("data.sources", run.data.sources, problem)
     return run
+
+
+def validate_evaluation(run: schema.Run) -> None:
+    """Check the fields of a finished run that its evaluation may change: sources and rows.
+
+    Raises ConfigError for an invalid value.
+    """
+    _check_values(run)
+    _check_model(run)
+    _check_mesh(run)
+    _check_sources(run.data)
 
 
 def _check_values(run: schema.Run) -> None:
@@ -139,6 +148,26 @@ def _check_sources(data: schema.Data) -> None:
     if chat_shots and data.heldout_fraction > 0.5:
         problem = f"must be at most 0.5 for shots in {chat_shots[0]}: lower it, or remove shots"
         _reject("data.heldout_fraction", data.heldout_fraction, problem)
+    if not sum(data.sources.values()):
+        problem = "has only zero weights: set a positive weight for at least one source"
+        _reject("data.sources", data.sources, problem)
+
+
+def _check_heldout(run: schema.Run) -> None:
+    """Check the fields that need a held-out loss, for a run without held-out text."""
+    if run.data.heldout_fraction:
+        return
+    problem = "needs a held-out loss: set data.heldout_fraction above 0, or"
+    if run.eval.patience:
+        _reject("eval.patience", run.eval.patience, f"{problem} 0 for no early stopping")
+    if run.keep_best:
+        _reject("keep_best", run.keep_best, f"{problem} False")
+    if run.is_prediction_target:
+        _reject("is_prediction_target", run.is_prediction_target, f"{problem} False")
+    for source, weight in run.data.sources.items():
+        if not weight:
+            problem = "is evaluated only: set data.heldout_fraction above 0, or a positive weight"
+            _reject(f"data.sources[{source!r}]", weight, problem)
 
 
 def _check_experts(model: schema.Model, mesh: schema.Mesh) -> None:

@@ -37,11 +37,20 @@ def resolve_tokenizer(run: schema.Run) -> schema.Run:
     return run
 
 
-def saved_tokenizer(folder: str) -> str:
-    """Return the data.tokenizer of the file that is saved in a run directory, or "bytes"."""
+def saved_tokenizer(run: schema.Run) -> str:
+    """Return the value of data.tokenizer that names the file in the run directory.
+
+    Raises ValueError if the run has no such file and was not trained on bytes.
+    """
+    folder = records.run_dir(run)
     for kind, name in SAVED_FILES.items():
         if (filesystem.open_path(folder) / name).exists():
-            return f"{kind}:{filesystem.open_path(folder) / name}"
+            return f"{kind}:{folder / name}"
+    if run.data.tokenizer != "bytes":
+        raise ValueError(
+            f"{folder} has no tokenizer.json or tokenizer.model, and data.tokenizer="
+            f"{run.data.tokenizer!r}: copy the tokenizer file of the run into this folder"
+        )
     return "bytes"
 
 
@@ -51,5 +60,5 @@ def _parent_tokenizer(run: schema.Run) -> str:
     if not (folder / "config.json").exists():
         return run.data.tokenizer
     parent = records.read_config(folder)
-    saved = saved_tokenizer(str(folder))
-    return saved if run.data.tokenizer == parent.data.tokenizer != "bytes" else run.data.tokenizer
+    is_same = run.data.tokenizer == parent.data.tokenizer
+    return saved_tokenizer(parent) if is_same else run.data.tokenizer

@@ -79,6 +79,15 @@ def evaluate_tasks(
     return results
 
 
+def validate_task_lengths(
+    run: schema.Run, tokenizer: tokenizers.Tokenizer, task_list: Sequence[tasks.Task]
+) -> None:
+    """Raise ValueError if eval.on_overflow is "error" and an example is longer than a row."""
+    if run.eval.on_overflow == "error":
+        for task in task_list:
+            _encode_task(run, task, tokenizer)
+
+
 def to_columns(results: Results) -> dict[str, float]:
     """Return results as columns: task.NAME.METRIC, and task_se.NAME.METRIC for standard errors."""
     row = {}

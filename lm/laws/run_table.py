@@ -9,12 +9,14 @@ A trunk run has a constant learning rate. Its cooldown branches start from its c
 the learning rate to zero.
 """
 
+import difflib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 FINISHED = ("", "done", "finished", "complete", "completed")
+MAX_LISTED_COLUMNS = 12  # in an error; a row of records.load_runs has more than 100 columns
 Rows = Iterable[Mapping]
 Where = Callable[[Mapping], bool] | Mapping | None
 # Letters of a formula, by column. Any other column is called x.
@@ -130,12 +132,18 @@ def select_columns(
 def _check_columns_exist(rows: list[Mapping], columns: Sequence[str]) -> None:
     if not rows:
         raise ValueError("no rows to fit: the list is empty")
-    known = list(dict.fromkeys(key for row in rows for key in row))
+    known = list(dict.fromkeys(str(key) for row in rows for key in row))
     for column in columns:
-        if column not in known:
+        if column in known:
+            continue
+        if column == "eval.loss" and all(row.get("data.heldout_fraction") == 0 for row in rows):
             raise ValueError(
-                f"no row has a column {column!r}; the rows have {', '.join(map(str, known))}"
+                "no run has a held-out loss (eval.loss), because data.heldout_fraction=0: hold out"
+                " text, or fit another column"
             )
+        near = difflib.get_close_matches(column, known, n=5, cutoff=0.3)
+        listed = known if len(known) <= MAX_LISTED_COLUMNS else near
+        raise ValueError(f"no row has a column {column!r}; the rows have {', '.join(listed)}")
 
 
 def _resampling_groups(

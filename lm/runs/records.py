@@ -132,8 +132,8 @@ def check_same_config(run: schema.Run) -> None:
     ]
     if changed:
         raise ValueError(
-            f"{path.parent} was started with {'; '.join(changed)}: choose a new name,"
-            " or pass --adopt to a sweep to continue with the stored values"
+            f"{path.parent} was started with {'; '.join(changed)}: choose a new name (start.run="
+            f"{run.name} starts from its weights), or pass --adopt to a sweep for the stored values"
         )
 
 
@@ -235,8 +235,8 @@ def load_runs(path: str | Path) -> list[dict]:
         check_format(file.parent)
         facts, evaluations = read_facts(file.parent), load_evals(file.parent)
         fields = schema.flatten(schema.from_dict(read_json(file)))
-        final = [row for row in evaluations if row["step"] == facts.get("ends_at")]
-        last = (final or evaluations)[-1:]
+        ends_at = facts.get("ends_at")  # other evaluations are those of other weights
+        last = [row for row in evaluations if ends_at in (None, row["step"])][-1:]
         results = {f"eval.{key}": value for row in last for key, value in row.items()}
         status = facts.get("status", "lost")
         if status == "running" and not lock.is_alive(file.parent):

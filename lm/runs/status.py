@@ -22,6 +22,7 @@ def run_statuses(folder: str | Path) -> list[dict]:
     """Return one dict per run that JSON can store. Unknown values are None.
 
     name, loss (training loss of the last log step), flops (of the whole run), attempts, reason
+    heldout_loss      of the last evaluation; of the best checkpoint if the run stopped early
     status            planned, running, stuck, done, diverged, failed or lost. A stuck run has a
                       living process and writes no metrics
     step, steps       last logged step, planned number of steps
@@ -71,8 +72,8 @@ def _device_hours_left(statuses: list[dict]) -> float | None:
 
 def _planned_status(cost: dict) -> dict:
     """Return the status of a run that has not started, from its row in plan.json."""
-    unknown = dict.fromkeys(("loss", "tokens_per_second", "peak_share", "devices", "checkpoint"))
-    return unknown | {
+    names = ("loss", "heldout_loss", "tokens_per_second", "peak_share", "devices", "checkpoint")
+    return dict.fromkeys(names) | {
         "name": cost["name"],
         "status": "planned",
         "step": 0,
@@ -109,6 +110,7 @@ def _started_status(row: dict) -> dict:
         "steps": row["steps"],
         "share": 1.0 if is_over else step / row["steps"],
         "loss": last.get("loss"),
+        "heldout_loss": row[records.LOSS] if records.is_finite(row.get(records.LOSS)) else None,
         "tokens_per_second": tokens_per_second,
         "peak_share": last.get("peak_share"),
         "flops": row.get("flops"),

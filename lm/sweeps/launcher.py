@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Literal
 
 from lm.config import axis_rules, schema, validation
-from lm.data import corpus, dataset, run_tokenizer, tokenizers
+from lm.data import dataset, run_tokenizer, tokenizers
 from lm.data.sources import documents
 from lm.evaluation import tasks
 from lm.parallel import distributed, mesh
@@ -41,7 +41,7 @@ def validate_sweep(runs: list[schema.Run], report: Callable | None = None) -> No
     validate_configs(runs)
     validate_meshes(runs)
     for run in runs:
-        dataset.validate_steps(dataset.open_dataset(run.data, run.seed, report), run.steps)
+        loop.validate_text(run, dataset.open_dataset(run.data, run.seed, report))
 
 
 def validate_configs(runs: list[schema.Run], n_devices: int = 0) -> None:
@@ -128,12 +128,6 @@ def max_epochs_by_source(runs: list[schema.Run]) -> dict[str, float]:
     return max_epochs
 
 
-def corpus_notes(runs: list[schema.Run]) -> list[str]:
-    """Return the notes on the prepared text of all runs, without repetition."""
-    notes = [corpus.corpus_notes(corpus.prepare_corpus(run.data)) for run in runs]
-    return list(dict.fromkeys(line for lines in notes for line in lines))
-
-
 def sweep_folder(runs: list[schema.Run]) -> Path:
     """Return the common folder DIR/SWEEP of runs that are named SWEEP/RUN.
 
@@ -208,8 +202,9 @@ class WorkerOptions:
 def run_pending(
     runs: list[schema.Run],
     on_start: Callable[[schema.Run], None] = lambda run: None,
-    on_metrics: Callable[[schema.Run, dict], None] = lambda run, row: None,
+    on_metrics: vmapped_runs.Report = vmapped_runs.ignore_run_row,
     on_end: Callable[[schema.Run, str], None] = lambda run, reason: None,
+    on_evaluation: vmapped_runs.Report = vmapped_runs.ignore_run_row,
     options: WorkerOptions | None = None,
 ) -> None:
     """Train runs in this process, one after another, until no run is ready.
@@ -222,6 +217,7 @@ def run_pending(
 
     on_start: called with each run before its training. on_metrics: called with the run and each row
     of metrics.jsonl. on_end: called with the run and the reason of an early end, or "".
+    on_evaluation: called with the run and each row of evals.jsonl.
     """
     options = options or WorkerOptions()
     failures = _Failures()
@@ -234,7 +230,7 @@ def run_pending(
             group = [by_name[name] for name in names]
             for run in group:
                 on_start(run)
-            reasons = _train_group(group, on_metrics, options, failures)
+            reasons = _train_group(group, (on_metrics, on_evaluation), options, failures)
             for run in group:
                 on_end(run, reasons[run.name])
         elif should_wait:
@@ -320,7 +316,7 @@ def _should_wait(runs: list[schema.Run], options: WorkerOptions) -> bool:
 
 def _train_group(
     group: list[schema.Run],
-    on_metrics: Callable[[schema.Run, dict], None],
+    reports: tuple[vmapped_runs.Report, vmapped_runs.Report],
     options: WorkerOptions,
     failures: _Failures,
 ) -> dict[str, str]:
@@ -330,9 +326,9 @@ def _train_group(
             _record_crash(run, options)
     try:
         if len(group) == 1:
-            loop.train(group[0], functools.partial(on_metrics, group[0]))
+            loop.train(group[0], *(functools.partial(report, group[0]) for report in reports))
         else:
-            vmapped_runs.train_vmapped(group, on_metrics)
+            vmapped_runs.train_vmapped(group, *reports)
         return {run.name: _recorded_reason(run) for run in group}
     except OSError:  # a disk that is full or read-only affects all runs
         raise

@@ -16,8 +16,10 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from lm.config import schema
 from lm.model import params
 from lm.parallel import distributed
+from lm.runs import records
 
 FORMAT = 2
 SMALL_BYTES = 2**24  # that NumPy sums in less time than XLA needs to compile the sums
@@ -139,6 +141,31 @@ def array_shapes(state: dict) -> dict[str, str]:
         path: f"{leaf.dtype}{list(leaf.shape)}"
         for path, leaf in params.flatten_by_path(state).items()
     }
+
+
+def expected_fields(run: schema.Run, is_stored: bool) -> dict:
+    """Return the config fields with which the checkpoints of a run must have been saved.
+
+    is_stored: use the config of the run directory, if there is one. A command may change its config
+    before it restores weights, for example to evaluate other text.
+    """
+    file = records.run_dir(run) / "config.json"
+    if is_stored and file.exists():
+        return records.result_fields(schema.from_dict(records.read_json(file)))
+    return records.result_fields(run)
+
+
+def check_arrays(path: Path, saved: dict[str, str], abstract: dict) -> None:
+    """Raise CheckpointError if a saved array of the parts of `abstract` has another shape."""
+    needed = array_shapes(abstract)
+    parts = tuple(f"{part}/" for part in abstract)
+    in_parts = {name for name in saved if f"{name}/".startswith(parts)}
+    for name in sorted(in_parts | needed.keys()):
+        if saved.get(name) != needed.get(name):
+            raise CheckpointError(
+                f"{path}: {name} is {saved.get(name) or 'missing'}, the run needs"
+                f" {needed.get(name) or 'no such array'}: use the config it was saved with"
+            )
 
 
 def checksum(manifest: dict) -> str:

@@ -15,6 +15,7 @@ import contextlib
 import dataclasses
 import errno
 import logging
+import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,7 @@ class CheckpointStore:
         )
         self.run_folder = records.run_dir(run)
         self.folder = self.run_folder / "checkpoints"
-        self.fields = records.result_fields(run)
+        self.fields = checkpoint_manifest.expected_fields(run, read_only)
         self.saved_step = -1
         options = orbax.checkpoint.CheckpointManagerOptions(
             preservation_policy=_preservation_policy(run, self.run_folder / "pins"),
@@ -84,25 +85,20 @@ class CheckpointStore:
             self.manager.close()
 
     def save(
-        self,
-        step: int,
-        state: dict,
-        batch_hash: str,
-        window: list[dict],
-        seconds: float,
-        loss: float | None = None,
+        self, step: int, state: dict, batch_hash: str, window: list[dict], seconds: float
     ) -> None:
         """Copy the state and write it in the background.
 
         batch_hash: hash of the next batch. window: metrics of the steps that are not logged yet.
-        seconds: training time so far. loss: held-out loss, if it was evaluated at this step.
+        seconds: training time so far.
 
         Raises OSError if the last save failed, if the folder cannot be written, or if its disk has
         no room for this save. In the last two cases the save does not begin, because after a failed
         write the threads of orbax wait ten minutes for each other.
         """
-        n_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) + SPARE_BYTES
-        distributed.run_on_primary(lambda: self._check_room(n_bytes))
+        self.check_room(state)
+        # The logs must not be older than the weights.
+        distributed.run_on_primary(lambda: records.sync_records(self.run_folder))
         arrays = orbax.checkpoint.args.PyTreeSave(params.flatten_by_path(state))
         position = {"batch": batch_hash, "window": window, "seconds": seconds}
         manifest = checkpoint_manifest.build_manifest(
@@ -113,8 +109,7 @@ class CheckpointStore:
             items = orbax.checkpoint.args.Composite(
                 state=arrays, manifest=orbax.checkpoint.args.JsonSave(manifest)
             )
-            metrics = None if loss is None else {"loss": loss}
-            self.manager.save(step, args=items, metrics=metrics, force=True)
+            self.manager.save(step, args=items, force=True)
         self.saved_step = step
 
     def steps(self) -> list[int]:
@@ -178,7 +173,7 @@ class CheckpointStore:
                 f" format {checkpoint_manifest.FORMAT}: use version 0.1, or start a new run"
             )
         self._check_fields(path, saved)
-        _check_arrays(path, saved["arrays"], abstract)
+        checkpoint_manifest.check_arrays(path, saved["arrays"], abstract)
         return saved
 
     def _check_fields(self, path: Path, saved: dict) -> None:
@@ -251,13 +246,21 @@ class CheckpointStore:
             raise CorruptCheckpoint(reason)
         return value
 
-    def _check_room(self, n_bytes: int) -> None:
-        """Raise OSError if the folder cannot be written or has no room for n_bytes."""
-        filesystem.check_writable(self.folder)
-        if (free := filesystem.free_bytes(self.folder)) < n_bytes:
-            message = f"no room for a checkpoint of {n_bytes:,} bytes, {free:,} are free"
-            raise OSError(errno.ENOSPC, message, str(self.folder))
-        records.sync_records(self.run_folder)  # the logs must not be older than the weights
+    def check_room(self, state: dict) -> None:
+        """Raise OSError if the folder cannot be written, or has no room for a checkpoint.
+
+        state: tree of arrays or abstract arrays.
+        """
+        leaves = jax.tree.leaves(state)
+        n_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves) + SPARE_BYTES
+
+        def check() -> None:
+            filesystem.check_writable(self.folder)
+            if (free := filesystem.free_bytes(self.folder)) < n_bytes:
+                message = f"no room for a checkpoint of {n_bytes:,} bytes, {free:,} are free"
+                raise OSError(errno.ENOSPC, message, str(self.folder))
+
+        distributed.run_on_primary(check)
 
     def _quarantine(self, step: int) -> Path:
         """Move a corrupt checkpoint to damaged/ and return its new path."""
@@ -275,19 +278,6 @@ class CheckpointStore:
         return filesystem.open_path(target)
 
 
-def _check_arrays(path: Path, saved: dict[str, str], abstract: dict) -> None:
-    """Raise CheckpointError if a saved array of the parts of `abstract` has another shape."""
-    needed = checkpoint_manifest.array_shapes(abstract)
-    parts = tuple(f"{part}/" for part in abstract)
-    in_parts = {name for name in saved if f"{name}/".startswith(parts)}
-    for name in sorted(in_parts | needed.keys()):
-        if saved.get(name) != needed.get(name):
-            raise checkpoint_manifest.CheckpointError(
-                f"{path}: {name} is {saved.get(name) or 'missing'}, the run needs"
-                f" {needed.get(name) or 'no such array'}: use the config it was saved with"
-            )
-
-
 def _preservation_policy(run: schema.Run, pins: Path) -> preservation_policy.PreservationPolicy:
     """Return the policy that selects the checkpoints that are not deleted."""
     # Two checkpoints are preserved, because the newest may be corrupt.
@@ -295,14 +285,7 @@ def _preservation_policy(run: schema.Run, pins: Path) -> preservation_policy.Pre
     if run.permanent_checkpoint_interval:
         policies.append(preservation_policy.EveryNSteps(run.permanent_checkpoint_interval))
     if run.keep_best or run.eval.patience:
-        policies.append(
-            preservation_policy.BestN(
-                get_metric_fn=lambda metrics: metrics["loss"],
-                reverse=True,  # BestN preserves the last checkpoint of the order
-                n=1,
-                keep_checkpoints_without_metrics=False,
-            )
-        )
+        policies.append(_Best(records.run_dir(run)))
     return preservation_policy.AnyPreservationPolicy(policies)
 
 
@@ -368,6 +351,24 @@ class _Pinned(preservation_policy.PreservationPolicy):
         names = [path.name for path in filesystem.list_dir(self.pins)]
         steps = {name.partition("-")[0] for name in names}
         return [str(checkpoint.step) in steps for checkpoint in checkpoints]
+
+
+class _Best(preservation_policy.PreservationPolicy):
+    """Preserve the checkpoint with the lowest held-out loss in evals.jsonl.
+
+    The loss is recorded after the save, before two more checkpoints are saved.
+    """
+
+    def __init__(self, run_folder: Path):
+        self.run_folder = run_folder
+
+    def should_preserve(self, checkpoints: Sequence, *, context) -> list[bool]:
+        steps = {checkpoint.step for checkpoint in checkpoints}
+        rows = [row for row in records.load_evals(self.run_folder) if row["step"] in steps]
+        losses = {row["step"]: float(row["loss"]) for row in rows if "loss" in row}
+        finite = {step: loss for step, loss in losses.items() if not math.isnan(loss)}
+        best_step = min(finite, key=lambda step: finite[step], default=-1)
+        return [checkpoint.step == best_step for checkpoint in checkpoints]
 
 
 def protect(run: schema.Run, step: int, by: str) -> None:

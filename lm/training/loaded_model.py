@@ -9,6 +9,7 @@ Example:
 """
 
 import contextlib
+import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import overload
 import jax
 
 from lm.config import schema
-from lm.data import tokenizers
+from lm.data import evaluation_text, tokenizers
 from lm.evaluation import generation, scoring
 from lm.model import params
 from lm.parallel import mesh
@@ -107,20 +108,29 @@ def load_model(path: str | Path, step_number: int | None = None) -> LoadedModel:
     """
     run = records.read_config(path)
     mesh.initialize_devices()
-    if not _has_devices_for(run):
-        run.mesh = schema.Mesh()
+    tokenizer = evaluation_text.load_run_tokenizer(run)
+    run = fit_to_devices(run)
     functions, state = restore_model(run, step_number)
-    tokenizer = tokenizers.load_tokenizer(records.run_dir(run))
     return LoadedModel(run, int(state["step"]), state["params"], tokenizer, functions.mesh)
 
 
-def _has_devices_for(run: schema.Run) -> bool:
-    """Return True if this machine has accelerators that run.mesh fits."""
+def fit_to_devices(run: schema.Run, is_sharded_on_cpu: bool = False) -> schema.Run:
+    """Return the run with a mesh that this machine has. Weights do not depend on the mesh.
+
+    The mesh of the run is used if it fits the devices. Otherwise, and on CPU unless
+    is_sharded_on_cpu is True, each device has all weights. data.batch_size is increased to a
+    multiple of the devices, because rows are scored in batches of this size.
+    """
     try:
-        mesh.make_mesh(run.mesh)
+        mesh.make_run_mesh(run)
+        if is_sharded_on_cpu or jax.default_backend() != "cpu":
+            return run
     except ValueError:
-        return False
-    return jax.default_backend() != "cpu"
+        pass
+    n_devices = jax.device_count()
+    batch_size = -(-run.data.batch_size // n_devices) * n_devices
+    data = dataclasses.replace(run.data, batch_size=batch_size)
+    return dataclasses.replace(run, mesh=schema.Mesh(), data=data)
 
 
 def restore_model(

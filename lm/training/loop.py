@@ -20,10 +20,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lm.config import flops, schema
-from lm.data import dataset
+from lm.config import flops, schema, validation
+from lm.data import corpus, dataset, run_tokenizer
+from lm.evaluation import task_eval, tasks
 from lm.parallel import distributed, mesh
-from lm.training import preemption, session, step
+from lm.runs import records
+from lm.training import metric_log, preemption, session, step, warm_start
 
 # Limits of one call, in steps and in FLOPs: a signal waits for the end of the call.
 MAX_STEPS_PER_CALL, MAX_FLOPS_PER_CALL = 8, 1.5e12
@@ -33,23 +35,64 @@ class Diverged(Exception):
     """The loss or the gradient is not finite."""
 
 
-def train(run: schema.Run, report: Callable[[dict], None] = lambda row: None) -> None:
+def train(
+    run: schema.Run,
+    report: metric_log.Report = metric_log.ignore_row,
+    report_evaluation: metric_log.Report = metric_log.ignore_row,
+) -> None:
     """Train a run to its end, from its newest checkpoint if there is one.
 
-    report: called with each row of metrics.jsonl. Raises ValueError before any computation if the
-    run cannot work. Raises Diverged if the loss or the gradient is not finite. Raises
-    preemption.Interrupted after SIGINT, SIGTERM or SIGUSR1.
+    report: called with each row of metrics.jsonl. report_evaluation: called with each row of
+    evals.jsonl. Raises ValueError before any computation if the run cannot work. Raises Diverged if
+    the loss or the gradient is not finite. Raises preemption.Interrupted after SIGINT, SIGTERM or
+    SIGUSR1.
     """
-    text = session.validate_session(run)
+    text = validate_session(run)
     device_mesh = mesh.make_run_mesh(run)
     status = "rewound"
     while status == "rewound":
-        with session.TrainingSession(run, text, device_mesh, report) as active_session:
+        reports = report, report_evaluation
+        with session.TrainingSession(run, text, device_mesh, *reports) as active_session:
             run_session(active_session, step.build_train_functions(run, device_mesh))
         raise_if_stopped(active_session)
         status = active_session.status
     if status == "diverged":
         raise Diverged(active_session.reason)
+
+
+def validate_session(
+    run: schema.Run, report: corpus.ProgressCallback | None = None
+) -> dataset.TokenDataset:
+    """Prepare and return the text of a run. Raises ValueError if the run cannot work.
+
+    report: progress callback of the preparation, see corpus.prepare_corpus.
+    """
+    validation.validate_run(run_tokenizer.resolve_tokenizer(run))
+    metric_log.check_writers(run)
+    distributed.run_on_primary(lambda: records.check_same_config(run))
+    if run.start.run:
+        warm_start.validate_start(run, warm_start.parent_run(run))
+    # The primary prepares the text before the other processes open it.
+    distributed.run_on_primary(lambda: dataset.open_dataset(run.data, run.seed, report) and None)
+    text = dataset.open_dataset(run.data, run.seed)
+    distributed.check_equal_on_all("config", metric_log.config_hash(run))
+    distributed.check_equal_on_all("prepared text", text.hash)
+    validate_text(run, text)
+    return text
+
+
+def validate_text(run: schema.Run, text: dataset.TokenDataset) -> None:
+    """Check the steps, the vocabulary and the tasks of a run against its prepared text.
+
+    Raises ValueError if the run would fail, during training or at its last evaluation.
+    """
+    dataset.validate_steps(text, run.steps)
+    if text.tokenizer.vocab_size > run.model.vocab_size:
+        raise ValueError(
+            f"model.vocab_size={run.model.vocab_size} must be at least the tokenizer's"
+            f" {text.tokenizer.vocab_size}: set 0 for the same size"
+        )
+    task_eval.validate_task_lengths(run, text.tokenizer, tasks.load_tasks(run.eval.tasks))
 
 
 def run_session(active_session: typing.Any, functions: step.TrainFunctions) -> None:
@@ -116,10 +159,11 @@ def _run_steps(
         active_session.record(values, time.perf_counter() - began, waited)
         metrics, waited = [], 0.0
 
-        # --- Log, evaluate, save ---
+        # --- Log, save, evaluate, finish ---
         active_session.log()
-        active_session.evaluate(score, state)
         active_session.save(state, stop)
+        active_session.evaluate(score, state)
+        active_session.conclude(state, stop)
         began = time.perf_counter()
 
 

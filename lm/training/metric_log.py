@@ -29,7 +29,12 @@ from lm.data import dataset
 from lm.model import attention
 from lm.runs import filesystem, provenance, records
 
+Report = Callable[[dict], None]  # receives rows of metrics.jsonl or evals.jsonl
 FLUSH_SECONDS = 30.0  # time between two flushes of an event file
+
+
+def ignore_row(row: dict) -> None:
+    """Ignore a reported row."""
 
 
 def check_writers(run: schema.Run) -> None:
@@ -191,6 +196,16 @@ def config_hash(run: schema.Run) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
+def describe_environment(run: schema.Run, facts: dict) -> str:
+    """Return the facts on which the bits of a step depend: devices and versions.
+
+    facts: see collect_run_facts.
+    """
+    prefix = "devices.kind" if run.mesh.deterministic_shards else "devices"
+    keys = (k for k in facts if k.startswith((prefix, "versions.")) and "peak" not in k)
+    return json.dumps([facts[k] for k in sorted(keys)])
+
+
 def step_metrics(
     run: schema.Run, text: dataset.TokenDataset, values: list[dict], done: int
 ) -> dict:
@@ -247,10 +262,10 @@ def quality_warning(run: schema.Run, evaluated: dict[int, dict], ends_at: int) -
     The baselines are a uniform guess among all tokens and, for fine-tuning, the initial weights.
     evaluated: rows of evals.jsonl by step. ends_at: the final step.
     """
-    if ends_at not in evaluated:
+    if "loss" not in evaluated.get(ends_at, {}):
         return ""
     loss, guess_loss = float(evaluated[ends_at]["loss"]), math.log(run.model.vocab_size)
-    has_initial_loss = bool(run.start.run) and 0 in evaluated
+    has_initial_loss = bool(run.start.run) and "loss" in evaluated.get(0, {})
     initial_loss = float(evaluated[0]["loss"]) if has_initial_loss else math.inf
     lowest, baseline = min((guess_loss, "a uniform guess"), (initial_loss, "the initial weights"))
     if loss <= lowest:

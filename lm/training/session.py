@@ -6,7 +6,8 @@
         session.begin(score, state, compile_seconds)
         session.advance(metrics)                                # after each call of the step
         session.record(values, seconds, waited)                 # after the metrics were read
-        session.log(); session.evaluate(score, state); session.save(state, stop)
+        session.log(); session.save(state, stop); session.evaluate(score, state)
+        session.conclude(state, stop)                           # finish or stop
 
 loop.run_session calls these methods. lm/training/metric_log.py computes the rows.
 """
@@ -15,16 +16,15 @@ import collections
 import contextlib
 import dataclasses
 import hashlib
-import json
 import time
 from collections.abc import Callable
 
 import jax
 import numpy as np
 
-from lm.config import schema, validation
-from lm.data import dataset, run_tokenizer
-from lm.evaluation import heldout, task_eval, tasks
+from lm.config import schema
+from lm.data import dataset
+from lm.evaluation import early_stopping, heldout, task_eval, tasks
 from lm.parallel import distributed, mesh
 from lm.runs import lock, phase_timer, records
 from lm.training import checkpoint_manifest, checkpoints, metric_log, preemption, warm_start
@@ -32,31 +32,11 @@ from lm.training import checkpoint_manifest, checkpoints, metric_log, preemption
 MAX_REWINDS = 3  # limit of a run, which then has diverged
 
 
-def validate_session(run: schema.Run) -> dataset.TokenDataset:
-    """Prepare and return the text of a run. Raises ValueError if the run cannot work."""
-    validation.validate_run(run_tokenizer.resolve_tokenizer(run))
-    metric_log.check_writers(run)
-    distributed.run_on_primary(lambda: records.check_same_config(run))
-    if run.start.run:
-        warm_start.validate_start(run, warm_start.parent_run(run))
-    # The primary prepares the text before the other processes open it.
-    distributed.run_on_primary(lambda: dataset.open_dataset(run.data, run.seed) and None)
-    text = dataset.open_dataset(run.data, run.seed)
-    distributed.check_equal_on_all("config", metric_log.config_hash(run))
-    distributed.check_equal_on_all("prepared text", text.hash)
-    dataset.validate_steps(text, run.steps)
-    if text.tokenizer.vocab_size > run.model.vocab_size:
-        raise ValueError(
-            f"model.vocab_size={run.model.vocab_size} must be at least the tokenizer's"
-            f" {text.tokenizer.vocab_size}: set 0 for the same size"
-        )
-    return text
-
-
 class TrainingSession:
     """A session of a run. Entering raises lock.RunLocked if another process trains the run.
 
     report    function that is called with each row of metrics.jsonl
+    report_evaluation  the same for evals.jsonl
     n_runs    number of runs that share the time of this process; their times add up to it
     status    running, done, diverged, or rewound: the run continues in another session
     reason    reason why the run diverged
@@ -70,10 +50,12 @@ class TrainingSession:
         run: schema.Run,
         text: dataset.TokenDataset,
         device_mesh: jax.sharding.Mesh,
-        report: Callable[[dict], None] = lambda row: None,
+        report: metric_log.Report = metric_log.ignore_row,
+        report_evaluation: metric_log.Report = metric_log.ignore_row,
         n_runs: int = 1,
     ):
-        self.run, self.text, self.mesh, self.report = run, text, device_mesh, report
+        self.run, self.text, self.mesh = run, text, device_mesh
+        self.report, self.report_evaluation = report, report_evaluation
         self.name = run.name
         self.status, self.reason = "running", ""
         self.folder = records.run_dir(run)
@@ -130,13 +112,22 @@ class TrainingSession:
             self.text.tokenizer.save(self.folder)
         for message in damage:
             self.write_event("damaged", message)
-        evaluations = distributed.run_on_primary(lambda: records.load_evals(self.folder))
-        self.evaluated = {row["step"]: row for row in evaluations}
+        if self.first < run.steps:
+            self.checkpoints.check_room(abstract)
+        self._load_evaluations()
         stored_facts = distributed.run_on_primary(lambda: records.read_facts(self.folder))
         self.skipped_batches = stored_facts.get("passed_over", [])
         is_rewound = any(skip["from_step"] == self.first for skip in self.skipped_batches)
         self.restored = restored.without_expectations() if is_rewound else restored
+        self.environment = metric_log.describe_environment(run, self.facts)
         self.timer.assign_remainder("start")
+
+    def _load_evaluations(self) -> None:
+        """Load the evaluations of the restored run; later weights are trained again."""
+        self.evaluations = early_stopping.EvaluationHistory(self.run)
+        rows = distributed.run_on_primary(lambda: records.load_evals(self.folder))
+        if self.is_restart:
+            self.evaluations.rows = {row["step"]: row for row in rows if row["step"] <= self.first}
 
     def initial_state(self, init: Callable[[int], dict]) -> dict:
         """Return the restored state; init(seed) computes its missing parts.
@@ -161,10 +152,13 @@ class TrainingSession:
         return state
 
     def begin(self, score: Callable, state: dict, compile_seconds: float) -> None:
-        """Evaluate the initial weights if due, and finish a run that has no step left."""
+        """Evaluate the restored weights if due, and finish a run that has no step left.
+
+        The last session may have ended after its last checkpoint and before its last evaluation.
+        """
         self.writer.write_facts(compile_seconds=compile_seconds)
         self.evaluate(score, state)
-        if self.done >= self.run.steps:  # the last session was killed before it wrote its status
+        if self.is_over:
             self.finish()
 
     def load_batch(self, step: int) -> dict[str, jax.Array]:
@@ -200,22 +194,32 @@ class TrainingSession:
     @property
     def is_evaluation_due(self) -> bool:
         """Return True if an evaluation is due at this step and is not recorded yet."""
-        is_due = _is_due(self.done, self.run.eval.interval, self.run.steps)
-        if self.done == self.first:  # initial weights, or an evaluation that was interrupted
-            is_due = is_due if self.is_restart else bool(self.run.start.run)
-        return is_due and self.done not in self.evaluated
+        if self.done in self.evaluations.rows:
+            return False
+        if self.done == self.first and not self.is_restart:  # weights of the parent run
+            has_results = self.evaluations.has_heldout or self.evaluations.are_tasks_due(self.done)
+            return bool(self.run.start.run) and has_results
+        return self.evaluations.is_due(self.done)
 
     @property
     def is_checkpoint_due(self) -> bool:
-        """Return True if a checkpoint is due, by the interval or as the best step."""
-        is_best = self.run.eval.patience > 0 and self._best()[0] == self.done
-        return is_best or _is_due(self.done, self.run.checkpoint_interval, self.run.steps)
+        """Return True if a checkpoint of the interval is due."""
+        return _is_due(self.done, self.run.checkpoint_interval, self.run.steps)
+
+    @property
+    def is_over(self) -> bool:
+        """Return True after the last step, or when eval.patience is exhausted."""
+        return self.done >= self.run.steps or self.evaluations.is_patience_exhausted(self.done)
+
+    @property
+    def is_new_best(self) -> bool:
+        """Return True if early stopping needs the checkpoint of this step."""
+        return self.evaluations.is_new_best(self.done)
 
     @property
     def is_due(self) -> bool:
         """Return True if a log row, an evaluation or a checkpoint of the interval is due."""
-        is_checkpoint_due = _is_due(self.done, self.run.checkpoint_interval, self.run.steps)
-        return self.is_log_due or self.is_evaluation_due or is_checkpoint_due
+        return self.is_log_due or self.is_evaluation_due or self.is_checkpoint_due
 
     # --- What the loop does after a call of the step ---
 
@@ -225,7 +229,7 @@ class TrainingSession:
         is_first = self.done == self.first
         self.done += len(metrics)
         if is_first and self.restored.expected_next_loss is not None:
-            self.restored.verify_loss(float(metrics[0]["loss"]), self._environment())
+            self.restored.verify_loss(float(metrics[0]["loss"]), self.environment)
 
     def record_progress(self) -> None:
         """Report to the watchdog and the signal handler that a step was completed."""
@@ -251,7 +255,7 @@ class TrainingSession:
         first = self.done - len(values)
         if first <= saved < self.done:  # the step after the save is in `values`
             loss = float(values[saved - first]["loss"])
-            self.checkpoints.record_next_loss(saved, loss, self._environment())
+            self.checkpoints.record_next_loss(saved, loss, self.environment)
 
     def log(self) -> None:
         """Write a row of metrics.jsonl if it is due, and events for unusual values."""
@@ -272,58 +276,59 @@ class TrainingSession:
             self.write_event("spike", f"{name} {row[name]:.4g}, far above the steps before")
         self.window, self.row_time = [], metric_log.RowTime(timer.total)
 
+    def save(self, state: dict, stop: str) -> None:
+        """Save a checkpoint if it is due or if a signal requested a stop.
+
+        The loop saves before it evaluates, so that a failed evaluation loses no training step.
+        stop: name of the signal, or "".
+        """
+        if self.status == "running" and (self.is_checkpoint_due or stop):
+            self.write_checkpoint(state)
+
     def evaluate(self, score: Callable, state: dict) -> None:
         """Write a row of evals.jsonl if it is due."""
-        run = self.run
         if self.status != "running" or not self.is_evaluation_due:
             return
-        params = state["params"]
+        run, params, row = self.run, state["params"], {}
         with self.timer.phase("evaluate"), jax.set_mesh(self.mesh):
-            row = heldout.evaluate_heldout(run, self.mesh, score, params, self.text)
-            if _is_due(self.done, run.eval.task_interval, run.steps):
+            if self.evaluations.has_heldout:
+                row |= heldout.evaluate_heldout(run, self.mesh, score, params, self.text)
+            if self.evaluations.are_tasks_due(self.done):
                 tokenizer = self.text.tokenizer
                 results = task_eval.evaluate_tasks(
                     run, self.mesh, score, params, tokenizer, self.tasks
                 )
                 row |= task_eval.to_columns(results)
-        self.evaluated[self.done] = {"attempt": self.attempt, "step": self.done} | row
-        self.writer.append("evals.jsonl", self.evaluated[self.done])
+        row = {"attempt": self.attempt, "step": self.done} | row
+        self.evaluations.rows[self.done] = row
+        self.writer.append("evals.jsonl", row)
+        self.report_evaluation(row)
 
-    def save(self, state: dict, stop: str) -> None:
-        """Save a checkpoint if it is due, finish a run that is over, and stop after a signal.
+    def conclude(self, state: dict, stop: str) -> None:
+        """Save the best checkpoint, finish a run that is over, and stop after a signal.
 
-        stop: name of the signal, or "". Raises preemption.Interrupted after the save.
+        stop: name of the signal, or "". Raises preemption.Interrupted after a signal.
         """
         if self.status != "running":
             return
-        is_over = self.is_over()
-        if self.is_checkpoint_due or (stop and not is_over):
+        if self.is_new_best:
             self.write_checkpoint(state)
-        if is_over:
+        if self.is_over:
             self.finish()
         elif stop:
             message = self.write_stopped(stop)
             raise preemption.Interrupted(f"{self.run.name} {message}", stop)
 
-    # --- Parts of `save` ---
-
-    def is_over(self) -> bool:
-        """Return True after the last step, or when eval.patience is exhausted."""
-        if self.done == self.run.steps:
-            return True
-        best, n_worse = self._best()
-        if not 0 < self.run.eval.patience <= n_worse:
-            return False
-        self.write_event("stopped early", f"no evaluation since step {best} had a lower loss")
-        return True
+    # --- Parts of `save` and `conclude` ---
 
     def write_checkpoint(self, state: dict) -> None:
-        """Begin to save a checkpoint."""
-        loss = self.evaluated.get(self.done, {}).get("loss")
+        """Begin to save a checkpoint, unless this session has saved one of this step."""
+        if self.checkpoints.saved_step == self.done:
+            return
         window = [{name: float(value) for name, value in m.items()} for m in self.window]
         batch_hash, seconds = self._next_batch_hash(), self.row_time.total
         with self.timer.phase("save"):
-            self.checkpoints.save(self.done, state, batch_hash, window, seconds, loss)
+            self.checkpoints.save(self.done, state, batch_hash, window, seconds)
 
     def write_stopped(self, stop: str) -> str:
         """Record that a signal stopped the run, and return the message."""
@@ -336,16 +341,21 @@ class TrainingSession:
         self.status = "done"
         with self.timer.phase("save"):
             self._writers.close()
-        ends_at = self._best()[0] if self.run.eval.patience else self.done
+        ends_at = self.evaluations.final_step(self.done)
+        message = self.evaluations.stop_message(self.done)
         n_tokens = self.done * self.run.data.batch_size * self.run.data.seq_len
-        warning = metric_log.quality_warning(self.run, self.evaluated, ends_at)
+        warning = metric_log.quality_warning(self.run, self.evaluations.rows, ends_at)
+        if message:
+            self.write_event("stopped early", message)
         if warning:
             self.write_event("worthless", warning)
-        seconds = self.row_time.total
+        reason, seconds = "; ".join(filter(None, (message, warning))), self.row_time.total
         attempts = records.attempt_metrics(self.folder, self.attempt)
-        facts = {"status": "done", "reason": warning, "seconds": seconds, "ends_at": ends_at}
+        facts = {"status": "done", "reason": reason, "seconds": seconds, "ends_at": ends_at}
         facts |= phase_timer.combine_attempts([*attempts, self.timer.as_metrics()], seconds)
         facts |= {"tokens": n_tokens, "flops": n_tokens * self.facts["flops_per_token.full"]}
+        if distributed.is_primary():
+            records.sync_records(self.folder)  # facts of a finished run must not be newer
         self.writer.write_facts(**facts)
         self.writer.repair()
 
@@ -377,22 +387,10 @@ class TrainingSession:
         """Return the metrics since the last row whose loss or gradient norm is not finite."""
         return [m for m in self.window if not np.isfinite([m["loss"], m["grad_norm"]]).all()]
 
-    def _best(self) -> tuple[int, int]:
-        """Return the step of the lowest held-out loss, and the number of evaluations after it."""
-        steps = sorted(step for step in self.evaluated if 0 < step <= self.done)
-        best = min(steps, key=lambda step: self.evaluated[step]["loss"], default=self.done)
-        return best, sum(step > best for step in steps)
-
     def _next_batch_hash(self) -> str:
         """Return the hash of the batch after the completed steps."""
         batch = self.rows(self.done)
         return hashlib.sha256(b"".join(batch[k].tobytes() for k in sorted(batch))).hexdigest()[:16]
-
-    def _environment(self) -> str:
-        """Return the facts on which the bits of a step depend: devices and versions."""
-        prefix = "devices.kind" if self.run.mesh.deterministic_shards else "devices"
-        keys = (k for k in self.facts if k.startswith((prefix, "versions.")) and "peak" not in k)
-        return json.dumps([self.facts[k] for k in sorted(keys)])
 
 
 def _is_due(step: int, interval: int, last_step: int) -> bool:

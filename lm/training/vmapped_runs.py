@@ -83,45 +83,56 @@ def split_by_step(runs: list[schema.Run]) -> tuple[list[schema.Run], list[schema
     return same, others
 
 
-def train_vmapped(runs: list[schema.Run], report: Report = lambda run, row: None) -> dict[str, str]:
+def ignore_run_row(run: schema.Run, row: dict) -> None:
+    """Ignore a reported row of a run."""
+
+
+def train_vmapped(
+    runs: list[schema.Run],
+    report: Report = ignore_run_row,
+    report_evaluation: Report = ignore_run_row,
+) -> dict[str, str]:
     """Train runs of one shape to their end. Return {name: reason}.
 
     Runs whose checkpoints are at the same step are trained in one program. reason: why a run
     diverged, "" for the other runs. report: called with a run and a row of its metrics.jsonl.
-    Raises ValueError and preemption.Interrupted like loop.train, for all runs.
+    report_evaluation: called with a run and a row of its evals.jsonl. Raises ValueError and
+    preemption.Interrupted like loop.train, for all runs.
     """
     check_compatible(runs)
-    reasons = {run.name: "" for run in runs}
+    reasons, reports = {run.name: "" for run in runs}, (report, report_evaluation)
     while runs:
         same, others = split_by_step(runs)
         if len(same) > 1:
-            runs = _train_in_one_program(same, report, reasons) + others
+            runs = _train_in_one_program(same, reports, reasons) + others
             continue
         (run,), runs = same, others
         try:
-            loop.train(run, functools.partial(report, run))
+            loop.train(run, *(functools.partial(report_row, run) for report_row in reports))
         except loop.Diverged as error:
             reasons[run.name] = str(error)
     return reasons
 
 
 def _train_in_one_program(
-    runs: list[schema.Run], report: Report, reasons: dict[str, str]
+    runs: list[schema.Run], reports: tuple[Report, Report], reasons: dict[str, str]
 ) -> list[schema.Run]:
     """Train runs in one program, and return the runs that must continue in a new program.
 
     All runs continue in new programs if their restored steps differ. A run continues after a
     rewind. The remaining runs continue when at most half of the runs are active, because the
-    program also computes the steps of the inactive runs. reasons: receives the reason of each run
-    that diverged.
+    program also computes the steps of the inactive runs. reports: see train_vmapped. reasons:
+    receives the reason of each run that diverged.
     """
-    texts = [session.validate_session(run) for run in runs]
+    texts = [loop.validate_session(run) for run in runs]
     device_mesh = mesh.make_run_mesh(runs[0])
     with contextlib.ExitStack() as stack:
         members = []
         for run, text in zip(runs, texts, strict=True):
-            report_row = functools.partial(report, run)
-            member = session.TrainingSession(run, text, device_mesh, report_row, len(runs))
+            report, report_evaluation = (functools.partial(report, run) for report in reports)
+            member = session.TrainingSession(
+                run, text, device_mesh, report, report_evaluation, len(runs)
+            )
             members.append(stack.enter_context(member))
         functions = step.build_train_functions(runs[0], device_mesh)
         sessions = VmappedSessions(members, functions)
@@ -265,22 +276,28 @@ class VmappedSessions:
         for member in self.active.values():
             member.log()
 
+    def save(self, state: dict, stop: str) -> None:
+        """Save the checkpoints that are due; after a signal, those of all active runs."""
+        for i, member in self.active.items():
+            if member.is_checkpoint_due or stop:
+                member.write_checkpoint(self._select_run(state, i))
+
     def evaluate(self, score: Callable, state: dict) -> None:
         """Write the rows of evaluations that are due."""
         for i, member in self.active.items():
             if member.is_evaluation_due:
                 member.evaluate(score, self._select_run(state, i))
 
-    def save(self, state: dict, stop: str) -> None:
-        """Save the checkpoints that are due and finish runs that are over.
+    def conclude(self, state: dict, stop: str) -> None:
+        """Save the best checkpoints, and finish runs that are over.
 
         After a signal, or if at most half of the runs are active, the active runs are saved and the
         session ends. stop: name of the signal, or "". Raises preemption.Interrupted after a signal.
         """
-        over = {i for i, member in self.active.items() if member.is_over()}
+        over = {i for i, member in self.active.items() if member.is_over}
         is_ending = bool(stop) or 2 * (len(self.active) - len(over)) <= len(self.members)
         for i, member in self.active.items():
-            if member.is_checkpoint_due or (is_ending and i not in over):
+            if member.is_new_best or (is_ending and i not in over):
                 member.write_checkpoint(self._select_run(state, i))
         for i in sorted(over):
             self.active.pop(i).finish()

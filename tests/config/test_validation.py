@@ -24,6 +24,32 @@ def test_default_run_is_valid():
 @pytest.mark.parametrize(
     ("values", "message"),
     [
+        ({"eval__patience": 2, "eval__interval": 5}, "eval.patience=2 needs a held-out loss: set"),
+        ({"keep_best": True}, "keep_best=True needs a held-out loss: set data.heldout_fraction"),
+        ({"is_prediction_target": True}, "is_prediction_target=True needs a held-out loss"),
+        ({"data__sources": {"code": 1.0, "docs": 0.0}}, "data.sources['docs']=0.0 is evaluated"),
+    ],
+)
+def test_run_without_heldout_text_needs_no_heldout_loss(values, message):
+    validation.validate_run(changed_run(data__heldout_fraction=0.0))
+    with pytest.raises(schema.ConfigError) as error:
+        validation.validate_run(changed_run(data__heldout_fraction=0.0, **values))
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_evaluation_of_a_run_checks_sources_and_rows():
+    validation.validate_evaluation(changed_run(data__sources={"docs": 1.0}, data__seq_len=64))
+    with pytest.raises(schema.ConfigError, match="has only zero weights"):
+        validation.validate_evaluation(changed_run(data__sources={"docs": 0.0}))
+    with pytest.raises(schema.ConfigError, match="data.seq_len=63"):
+        validation.validate_evaluation(changed_run(data__seq_len=63))
+    with pytest.raises(schema.ConfigError, match="learned_positions=32 must be at least"):
+        validation.validate_evaluation(changed_run(model__learned_positions=32))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
         ({"model__n_heads": 6, "model__n_kv_heads": 4}, "model.n_heads=6 must be a multiple of"),
         ({"model__d_head": 7}, "model.d_head=7 must be even, for rotary embeddings: try 8"),
         ({"model__dtype": "float16"}, "model.dtype='float16' must be one of float32, bfloat16"),

@@ -65,7 +65,8 @@ def test_sweep_trains_predicts_and_writes_a_report(trained):
     folder, sweep = trained
     for text in (
         *("width", "without embeddings", "pending runs: 2 of 2", "training FLOPs: "),
-        *("epochs over text:", "tokens/s", "MFU"),
+        *("epochs over text:", "tokens/s", "MFU", "s/10K: begins", "s/10K: done"),
+        "s/10K  step 8 of 8  held-out loss",
     ):
         assert text in sweep.stdout, text
     assert sweep.stdout.splitlines()[-1] == "report: runs/s/report.html"
@@ -101,6 +102,44 @@ def test_evaluate_repeats_the_final_loss(trained):
     assert evaluate.returncode == 0, evaluate.stderr
     (row, _) = records.load_runs(folder / "runs")
     assert f"{row['eval.loss']:.4f}" in evaluate.stdout
+
+
+def test_evaluate_measures_other_text(trained):
+    """The records of the run do not change."""
+    folder, _ = trained
+    (folder / "other.jsonl").write_text(
+        "".join(f'{{"text": "line {n} of it"}}\n' for n in range(99))
+    )
+    evals = folder / "runs/s/10K/evals.jsonl"
+    stored = evals.read_text()
+    sources = """--sources={"jsonl:other.jsonl": 1}"""
+    options = ("--seq_len=16", "--n_sequences=8")
+    evaluate = command(folder, "evaluate", "--run=runs/s/10K", sources, *options)
+    assert evaluate.returncode == 0, evaluate.stderr
+    assert (
+        "jsonl:other.jsonl: all documents, 99 documents; evaluated: 8 sequences of 16 tokens"
+        in (evaluate.stdout)
+    )
+    assert "loss.jsonl:other.jsonl" in evaluate.stdout and evals.read_text() == stored
+
+
+def test_train_prints_its_header_evaluations_and_result(folder):
+    (folder / "one.py").write_text(
+        "import sweep\n\ndef get_config():\n    run = next(sweep.get_sweep())\n"
+        "    run.eval.interval = 4\n    return run\n"
+    )
+    train = command(folder, "train", "--config=one.py")
+    assert train.returncode == 0, train.stderr
+    lines = train.stdout.splitlines()
+    assert lines[0].startswith("devices: 2 cpu") and "epochs over text:" in train.stdout
+    assert "training documents, " in train.stdout
+    assert sum("of 8  held-out loss" in line for line in lines) == 2
+    assert "evaluation of the checkpoint of step 8:" in lines
+    assert lines[-2].startswith("next: uv run python -m experiments.")
+    assert lines[-1] == "run directory: runs/s/10K"
+    changed = command(folder, "train", "--config=one.py", "--config.steps=40")
+    assert changed.returncode == 2 and len(changed.stderr.splitlines()) == 1
+    assert "runs/s/10K was started with steps=8, now 40: choose a new name" in changed.stderr
 
 
 def test_sample_prints_tokens_as_json(trained):

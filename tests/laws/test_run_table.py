@@ -17,6 +17,19 @@ def test_unknown_column_lists_the_known_columns():
         power_laws.power(GOOD, x="flops", y="loss")
 
 
+def test_unknown_column_of_a_long_row_lists_similar_columns():
+    rows = [row | {f"column{i}": i for i in range(100)} for row in GOOD]
+    with pytest.raises(ValueError, match="no row has a column 'parms'; the rows have params") as e:
+        power_laws.power(rows, x="parms", y="loss")
+    assert len(str(e.value)) < 200
+
+
+def test_runs_without_heldout_text_have_no_law():
+    rows = [row | {"data.heldout_fraction": 0.0} for row in GOOD]
+    with pytest.raises(ValueError, match="no run has a held-out loss .* data.heldout_fraction=0"):
+        power_laws.power(rows, x="params", y="eval.loss")
+
+
 def test_rows_without_a_result_are_excluded_by_name():
     without_result = [
         {"name": "boom", "params": 1e9, "loss": 9.0, "status": "diverged"},

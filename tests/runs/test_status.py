@@ -17,7 +17,9 @@ def test_statuses_of_a_half_done_sweep(tmp_path):
     assert runs["30K"]["status"] == "done" and runs["30K"]["seconds_left"] == 0
     assert runs["60K"]["status"] == "lost" and runs["60K"]["reason"] == "SIGTERM"
     assert runs["1.6M"]["status"] == "planned" and runs["1.6M"]["seconds_left"] > 0
-    assert runs["1.6M"]["loss"] is None
+    assert runs["1.6M"]["loss"] is None and runs["1.6M"]["heldout_loss"] is None
+    (row,) = records.load_runs(folder / "30K")
+    assert runs["30K"]["heldout_loss"] == row["eval.loss"]
     totals = status.sweep_progress(list(runs.values()))
     assert totals["runs"] == 6 and totals["done"] == 3
     assert 0 < totals["share"] < 0.5  # the two runs that have not started are the largest

@@ -38,9 +38,9 @@ def test_pending_runs_train_and_target_is_predicted_first(sweep, monkeypatch):
     prediction_at_start = {}
     train = loop.train
 
-    def spy(run, report):
+    def spy(run, *reports):
         prediction_at_start[run.name] = read_prediction(sweep)
-        return train(run, report)
+        return train(run, *reports)
 
     monkeypatch.setattr(loop, "train", spy)
     launcher.validate_sweep(sweep)
@@ -115,7 +115,7 @@ def test_related_runs_wait_and_are_not_fitted(branched):
 def test_joint_prediction_is_written_before_related_runs(branched, monkeypatch):
     prediction_at_start = {}
 
-    def fake(run, report):
+    def fake(run, *reports):
         prediction_at_start[run.name] = read_prediction(branched)
         records.start_run(run, flops.run_facts(run))
         records.write_facts(records.run_dir(run), status="done")
@@ -131,7 +131,7 @@ def test_joint_prediction_is_written_before_related_runs(branched, monkeypatch):
 
 
 def test_sweep_continues_after_divergence_or_failure(sweep, monkeypatch):
-    def fake(run, report):
+    def fake(run, *reports):
         records.start_run(run, flops.run_facts(run))
         if run.name == "s/a":
             records.write_facts(
@@ -162,7 +162,7 @@ def test_failed_run_is_retried_and_blocks_its_children(sweep, monkeypatch):
     grandchild = dataclasses.replace(sweep[3], start=schema.Start(run="s/e"))
     sweep, started = [*sweep[:3], grandchild, child], []
 
-    def fake(run, report):
+    def fake(run, *reports):
         records.start_run(run, flops.run_facts(run))
         started.append(run.name)
         if run.name == "s/c":
@@ -183,7 +183,7 @@ def test_failed_run_is_retried_and_blocks_its_children(sweep, monkeypatch):
 def test_locked_runs_are_skipped_and_prediction_waits(sweep, monkeypatch):
     started = []
 
-    def fake(run, report):
+    def fake(run, *reports):
         records.start_run(run, flops.run_facts(run))
         started.append(run.name)
         if run.name == "s/d":
@@ -293,7 +293,7 @@ def test_configs_are_checked_without_devices_or_text(sweep, change, message, mon
 
 
 def test_full_disk_stops_the_sweep(sweep, monkeypatch):
-    def full(run, report):
+    def full(run, *reports):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(loop, "train", full)

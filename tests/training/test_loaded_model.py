@@ -1,5 +1,6 @@
 """Trained models that are loaded from their run directories."""
 
+import dataclasses
 import subprocess
 import sys
 
@@ -7,9 +8,10 @@ import jax
 import numpy as np
 import pytest
 
+from lm.config import schema
 from lm.evaluation import generation, scoring
 from lm.runs import records
-from lm.training import checkpoint_manifest, loaded_model
+from lm.training import checkpoint_manifest, checkpoints, loaded_model
 
 SAMPLING = {"max_tokens": 8, "temperature": 0.9, "seed": 3}
 
@@ -103,6 +105,39 @@ def test_run_for_more_devices_is_loaded_on_this_machine(finished_copy, model):
     other = loaded_model.load_model(config.parent)
     assert other.device_mesh.size == jax.device_count()
     np.testing.assert_array_equal(other.params["embed"], model.params["embed"])
+
+
+def test_deterministic_run_is_loaded(finished_copy, model):
+    """The mesh of the loaded model has no deterministic shards."""
+    config = records.run_dir(finished_copy) / "config.json"
+    config.write_text(
+        config.read_text().replace('"deterministic_shards": 0', '"deterministic_shards": 4')
+    )
+    run = records.read_config(config.parent)
+    with checkpoints.CheckpointStore(finished_copy, read_only=True) as store:
+        assert store.fields["mesh.deterministic_shards"] == 4
+    assert loaded_model.fit_to_devices(run).mesh == schema.Mesh()
+
+
+def test_config_may_change_before_a_restore(finished_run, model):
+    """Only a command that trains needs the config of the checkpoint."""
+    data = dataclasses.replace(finished_run.data, sources={"docs": 1.0}, seq_len=16)
+    run = dataclasses.replace(finished_run, data=data, mesh=schema.Mesh())
+    _, state = loaded_model.restore_model(run)
+    np.testing.assert_array_equal(state["params"]["embed"], model.params["embed"])
+
+
+def test_batch_size_is_a_multiple_of_the_devices(finished_run):
+    data = dataclasses.replace(finished_run.data, batch_size=6)
+    run = loaded_model.fit_to_devices(dataclasses.replace(finished_run, data=data), True)
+    assert run.data.batch_size % jax.device_count() == 0
+
+
+def test_model_without_its_tokenizer_file_is_refused(finished_copy):
+    config = records.run_dir(finished_copy) / "config.json"
+    config.write_text(config.read_text().replace('"bytes"', '"bpe:300"'))
+    with pytest.raises(ValueError, match="has no tokenizer.json"):
+        loaded_model.load_model(config.parent)
 
 
 def test_missing_run_is_refused_in_one_line(tmp_path):

@@ -2,6 +2,8 @@
 
 import copy
 import dataclasses
+import json
+import shutil
 import signal
 
 import jax
@@ -10,7 +12,7 @@ import pytest
 
 from lm.config import schema
 from lm.data import dataset, tokenizers
-from lm.evaluation import heldout
+from lm.evaluation import heldout, task_eval
 from lm.parallel import mesh
 from lm.runs import records
 from lm.sweeps import launcher
@@ -246,15 +248,123 @@ def test_early_stopping_selects_the_best_checkpoint(tiny, monkeypatch):
     monkeypatch.setattr(
         heldout, "evaluate_heldout", lambda *_, **__: {"loss": losses[next(calls)], "loss_se": 0.1}
     )
-    loop.train(tiny)
+    reported = []
+    loop.train(tiny, report_evaluation=reported.append)
+    assert [(row["step"], row["loss"]) for row in reported] == [*losses.items()][:6]
     row = records.load_runs(records.run_dir(tiny))[0]
     assert row["status"] == "done" and row["ends_at"] == 4 and row["eval.loss"] == 3.0
+    message = "stopped early at step 6: the best evaluation is step 4 with 3.000 ± 0.100"
+    assert message in row["reason"]
     assert row["tokens"] == 6 * 8 * 32  # the tokens of the completed steps
     assert int(loaded_model.restore_model(tiny)[1]["step"]) == 4
     assert [e["event"] for e in records.load_events(records.run_dir(tiny))] == ["stopped early"]
     child = copy.deepcopy(tiny)
     child.name, child.start.run = "child", "tiny"
     assert warm_start.start_step(child, tiny) == 4
+
+
+def fail_once(monkeypatch, module, name: str) -> None:
+    """Replace a function by one that raises RuntimeError on its first call."""
+    function, calls = getattr(module, name), []
+
+    def fail(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 1:
+            raise RuntimeError("broken evaluation")
+        return function(*args, **kwargs)
+
+    monkeypatch.setattr(module, name, fail)
+
+
+def test_failed_last_evaluation_loses_no_step(tiny, monkeypatch):
+    """The same command continues with the evaluation only, and its result is the same."""
+    tiny.eval.tasks, tiny.checkpoint_interval = "copy?length=2&n=8", 100
+    undisturbed = dataclasses.replace(tiny, name="undisturbed")
+    loop.train(undisturbed)
+    fail_once(monkeypatch, task_eval, "evaluate_tasks")
+    with pytest.raises(RuntimeError, match="broken evaluation"):
+        loop.train(tiny)
+    assert checkpoints.newest_checkpoint(tiny) == 12
+    reported = []
+    loop.train(tiny, reported.append)
+    assert not reported and losses(tiny) == losses(undisturbed)
+    rows = [records.load_evals(records.run_dir(run)) for run in (tiny, undisturbed)]
+    assert [row | {"attempt": 0} for row in rows[0]] == [row | {"attempt": 0} for row in rows[1]]
+    facts = [records.read_facts(records.run_dir(run)) for run in (tiny, undisturbed)]
+    assert facts[0]["status"] == "done" and facts[0]["tokens"] == facts[1]["tokens"]
+
+
+@pytest.mark.parametrize("packing", ["packed", "documents"])
+def test_run_without_heldout_text_is_trained(tiny, packing):
+    tiny.data.heldout_fraction, tiny.data.packing, tiny.eval.interval = 0.0, packing, 5
+    evaluations = []
+    loop.train(tiny, report_evaluation=evaluations.append)
+    (row,) = records.load_runs(records.run_dir(tiny))
+    assert row["status"] == "done" and row["ends_at"] == 12 and "eval.loss" not in row
+    assert not evaluations and checkpoints.newest_checkpoint(tiny) == 12
+    loop.train(tiny)  # a finished run changes nothing
+    assert records.read_facts(records.run_dir(tiny))["status"] == "done"
+
+
+def test_tasks_are_evaluated_without_heldout_text(tiny):
+    tiny.data.heldout_fraction, tiny.eval.tasks = 0.0, "copy?length=2&n=8"
+    loop.train(tiny)
+    (row,) = records.load_runs(records.run_dir(tiny))
+    assert "eval.loss" not in row and records.task_results(row)
+
+
+def test_too_long_task_is_refused_before_training(tiny, tmp_path):
+    lines = [json.dumps({"prompt": "word " * 40, "target": "x"}) for _ in range(4)]
+    (tmp_path / "long.jsonl").write_text("\n".join(lines))
+    tiny.eval.tasks, tiny.eval.on_overflow = f"file:{tmp_path / 'long.jsonl'}", "error"
+    with pytest.raises(ValueError, match="4 of 4 examples are longer than data.seq_len=32"):
+        loop.train(tiny)
+    assert not records.run_dir(tiny).exists()
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("eval.tasks", "file:nowhere.jsonl", "nowhere.jsonl"),
+        ("eval.tasks", "copy?lenght=4", "lenght"),
+        ("data.sources", {"text:nowhere": 0.0}, "nowhere"),  # a source that is evaluated only
+    ],
+)
+def test_unreadable_input_is_refused_before_training(tiny, field, value, message):
+    if field == "data.sources":
+        tiny.data.sources |= value
+    else:
+        tiny.eval.tasks = value
+    with pytest.raises(ValueError, match=message):
+        loop.train(tiny)
+    assert not records.run_dir(tiny).exists()
+
+
+def test_full_disk_is_reported_before_the_first_step(tiny, monkeypatch):
+    usage = shutil.disk_usage(tiny.data.cache_dir.rpartition("/")[0])
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    with pytest.raises(OSError, match="no room for a checkpoint"):
+        loop.train(tiny, lambda row: pytest.fail("a step was computed"))
+    assert not records.load_metrics(records.run_dir(tiny))
+
+
+def test_new_start_drops_the_evaluations_of_lost_weights(tiny):
+    """The first attempt is lost with its checkpoints; the second one has other weights."""
+    tiny.eval.interval = 6
+    loop.train(tiny)
+    folder = records.run_dir(tiny)
+    lost = {row["step"]: row for row in records.load_evals(folder)}
+    shutil.rmtree(folder / "checkpoints")
+    (folder / "facts.json").unlink()
+    records.write_facts(folder, attempts=1)
+    for row in lost.values():
+        records.append_record(folder / "evals.jsonl", row | {"loss": 0.5})
+    loop.train(tiny)
+    rows = {row["step"]: row for row in records.load_evals(folder)}
+    assert {step: row["loss"] for step, row in rows.items()} == {
+        step: row["loss"] for step, row in lost.items()
+    }
+    assert [row["attempt"] for row in rows.values()] == [2, 2]
 
 
 @pytest.mark.parametrize(

@@ -82,6 +82,21 @@ def test_each_vmapped_run_has_its_own_records(single_and_vmapped):
         assert checkpoints.newest_checkpoint(run) == 12
 
 
+def test_vmapped_runs_report_their_evaluations(tiny):
+    """The runs have no held-out text except the tasks, which they evaluate."""
+    runs = variants(tiny, "tasks")[:2]
+    for run in runs:
+        run.data.heldout_fraction, run.eval.tasks = 0.0, "copy?length=2&n=8"
+    reported = []
+    vmapped_runs.train_vmapped(
+        runs, report_evaluation=lambda run, row: reported.append((run.name, row["step"]))
+    )
+    assert reported == [("tasks/0", 12), ("tasks/1", 12)]
+    rows = records.load_runs(runs[0].dir)
+    assert [row["status"] for row in rows] == ["done", "done"]
+    assert all("eval.loss" not in row and records.task_results(row) for row in rows)
+
+
 def test_other_runs_continue_after_one_diverges(single_and_vmapped, tiny):
     singles, _ = single_and_vmapped
     runs = variants(tiny, "mixed")[:2]
@@ -251,16 +266,16 @@ def test_sweep_retries_failed_vmapped_runs_alone(tiny, monkeypatch):
     for run in wider:
         run.name, run.model.d_ff = run.name + "b", 64
 
-    def fake_train(run, report):
+    def fake_train(run, *reports):
         if run.name == "s/1b":
             raise RuntimeError("broken")
         records.start_run(run, {})
         records.write_facts(records.run_dir(run), status="done")
 
-    def fake_train_vmapped(group, report):
+    def fake_train_vmapped(group, *reports):
         groups.append([run.name for run in group])
         for run in group:
-            fake_train(run, report)
+            fake_train(run)
         return {run.name: "" for run in group}
 
     monkeypatch.setattr(loop, "train", fake_train)
