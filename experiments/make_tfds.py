@@ -25,7 +25,9 @@ def main() -> int:
 
     if not _SOURCE.value:
         raise ValueError("--source=SOURCE is missing, such as --source=text:my/folder")
-    all_documents = ((d.name, d.text) for d in documents.open_source(_SOURCE.value))
+    all_documents = (
+        (d.name, d.text) for d in documents.open_source(_SOURCE.value) if d.text.strip()
+    )
     folder = write_dataset(_NAME.value, _DATA_DIR.value, all_documents)
     console.print_line(
         f"{folder}: read it with TFDS_DATA_DIR={_DATA_DIR.value} as tfds:{_NAME.value}/train"

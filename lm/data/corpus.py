@@ -30,7 +30,7 @@ import numpy as np
 
 from lm.config import fields, schema
 from lm.data import preprocessing, splits, staging, tokenizers
-from lm.data.sources import documents, readers
+from lm.data.sources import documents, readers, source_files
 
 FORMAT = 2  # Part of every key. Increase it if the same source would give other tokens.
 SPLITS = staging.SPLITS
@@ -54,8 +54,10 @@ class Manifest:
     vocab_size: int
     dtype: str  # type of the .bin files
     versions: dict[str, str]  # versions of Python, and of the packages of the source docs
-    # Rejected documents by reason: broken, short, symbols, repeats, overlap, near_copy.
+    # Rejected documents by reason: broken, empty, short, symbols, repeats, overlap, near_copy.
     dropped: dict[str, int] = dataclasses.field(default_factory=dict)
+    # Files in the folders of the source that are not read, by suffix or reason.
+    omitted_files: dict[str, int] = dataclasses.field(default_factory=dict)
     # split -> bytes that the tokens represent; differs from `bytes` if the tokenizer changes text.
     counted: dict[str, int] = dataclasses.field(default_factory=dict)
     folder: str = ""  # location; not stored in the file
@@ -210,6 +212,7 @@ def _write_corpus(
         except OSError:
             if not plan.is_complete(_read_manifest(plan.folder)):
                 raise  # otherwise another process has prepared the source
+    staging.report_omissions(plan.source, manifest.omitted_files, manifest.dropped)
     return manifest
 
 
@@ -221,7 +224,7 @@ def _finish(
     Raises ValueError if no document was accepted.
     """
     if not sum(staged.counts["documents"].values()):
-        dropped = ", ".join(f"{n} {reason}" for reason, n in staged.dropped.items())
+        dropped = source_files.format_counts(staged.dropped)
         problem = f"has no accepted document ({dropped})" if dropped else "is empty"
         raise ValueError(f"data.sources: {plan.source!r} {problem}: add text, or remove the source")
     tokenizer.save(staged.folder)
@@ -240,6 +243,7 @@ def _finish(
         dtype=np.dtype(tokenizer.dtype).name,
         versions=documents.source_versions(plan.source),
         dropped=dict(staged.dropped),
+        omitted_files=documents.omitted_files(plan.source),
     )
     values = dataclasses.asdict(manifest)
     del values["folder"]

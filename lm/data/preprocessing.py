@@ -53,8 +53,8 @@ class EncodedDocument(NamedTuple):
     name: str
     part: int = 0  # index of the part of the source
     error: str = ""  # error message if the document is not valid text
-    rejection: str = ""  # result of rejection_reason, or "overlap" for a blocked n-gram
-    digest: bytes = b""  # SHA-256 of the text
+    rejection: str = ""  # result of rejection_reason, "empty", or "overlap" for a blocked n-gram
+    digest: bytes = b""  # SHA-256 of the text; b"" for an error or an empty text
     split: str = "train"  # or "heldout"
     ids: bytes = b""  # token ids in the format of the token file, including the end token
     n_tokens: int = 0  # including the end token
@@ -174,7 +174,7 @@ def encode_documents(
     blocked_ngrams: Path | None = None,
     workers: int = 1,
 ) -> Iterator[EncodedDocument]:
-    """Yield each non-empty document and each error, in order.
+    """Yield each document and each error, in order.
 
     blocked_ngrams: n-gram index of data.decontaminate_ngram words that training documents must not
     contain. workers: number of processes; with more than 1, the main module must protect its code
@@ -227,7 +227,9 @@ def encode_chunk(
             raw = tokenizers.utf8(document.text)
         except ValueError as error:
             result = result._replace(error=f"{document.name}: {error}")
-        if result.error:
+        if not result.error and not document.text.strip():
+            result = result._replace(rejection="empty")
+        if result.error or result.rejection:
             results.append(result)
             continue
         digest = hashlib.sha256(raw).digest()
@@ -255,12 +257,11 @@ def encode_chunk(
 
 
 def _split_into_chunks(documents: Iterator[readers.Document]) -> Iterator[list[readers.Document]]:
-    """Yield lists of non-empty documents and errors with about CHARACTERS_PER_TASK characters."""
+    """Yield lists of documents and errors with about CHARACTERS_PER_TASK characters."""
     chunk, size = [], 0
     for document in documents:
-        if document.error or document.text.strip():
-            chunk.append(document)
-            size += len(document.text)
+        chunk.append(document)
+        size += len(document.text) + 1
         if size >= CHARACTERS_PER_TASK:
             yield chunk
             chunk, size = [], 0

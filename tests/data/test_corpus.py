@@ -244,8 +244,8 @@ def test_file_that_is_not_utf8_is_named_or_counted(tmp_path):
     assert_rejected(data, "c.txt: is not UTF-8 at byte 2: convert it")
     data = data_config(tmp_path, source, heldout_fraction=0.0, on_error="skip")
     manifest = corpus.prepare_corpus(data)[source]
-    assert manifest.dropped == {"broken": 2}
-    assert read_split(manifest, "train") == ["Grüße von a", "Grüße von b"]
+    assert manifest.dropped == {"broken": 1}
+    assert read_split(manifest, "train") == ["Grüße von a", "Grüße von b", "Grüße von d"]
 
 
 def test_filters_count_rejections_by_name(tmp_path):
@@ -326,7 +326,7 @@ def test_training_shares_no_ngram_with_protected_text(tmp_path, n, leaks):
 def test_empty_text_is_rejected(tmp_path):
     (tmp_path / "a.txt").write_text("\n \n")
     data = data_config(tmp_path, f"text:{tmp_path}/a.txt")
-    assert_rejected(data, "a.txt' is empty: add text, or remove the source")
+    assert_rejected(data, "a.txt' has no accepted document (1 empty): add text")
 
 
 def test_invalid_text_leaves_no_files(tmp_path):

@@ -7,17 +7,19 @@ The documents of a source have a fixed order. Supported URIs:
 
     code                     Python's standard library, one document per file (8 MB)
     docs                     English paragraphs of docstrings, one document per file (5 MB)
-    text:PATH                a text file or all text files below a folder, split at blank lines
-                             about every 16 KB
-    jsonl:GLOB[?field=NAME]  JSON Lines, plain, .gz or .zst, one document per line; the default
-                             field is "text"
-    parquet:GLOB[?field=NAME]                        one document per row
+    text:PATH                text files, split at blank lines about every 16 KB
+    jsonl:PATH[?field=NAME]  JSON Lines or JSON arrays, one document per object; the default field
+                             is "text"
+    parquet:PATH[?field=NAME]                        one document per row
     tfds:NAME[/CONFIG][:VERSION]/SPLIT[?field=NAME]  a prepared TFDS dataset: see tfds.py
     hf:NAME[:CONFIG]/SPLIT[?field=NAME]              streamed from the Hugging Face hub (extra: hf)
     synthetic:machine[?states=N&...]                 language of a hidden-state machine:
     synthetic:grammar[?words=N&...]                  or of nested phrases: synthetic_languages.py
-    chat:GLOB[?template=NAME&only=TASK,...&cap=N]    JSON Lines of conversations: see chat.py
+    chat:PATH[?template=NAME&only=TASK,...&cap=N]    JSON Lines of conversations: see chat.py
     tasks:NAME[?FIELD=LOW-HIGH&...][+NAME...]        training text of tasks: synthetic_tasks.py
+
+A PATH is a file, a folder or a glob with **, and {a,b}. Text and JSON may be compressed by gzip,
+zstd, bzip2 or xz, and is in UTF-8, or in UTF-16 or UTF-32 with a byte order mark.
 
 A new kind of source needs a reader function in this file and a row in USAGE and READERS. A source
 of files also needs a row in FILES, so that a changed file is prepared again.
@@ -25,13 +27,23 @@ of files also needs a row in FILES, so that a changed file is prepared again.
 
 import functools
 import importlib
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from lm.config import schema
-from lm.data.sources import builtin, chat, readers, synthetic_languages, synthetic_tasks, tfds, uri
+from lm.data.sources import (
+    builtin,
+    chat,
+    readers,
+    synthetic_languages,
+    synthetic_tasks,
+    tfds,
+    uri,
+)
 
 Document = readers.Document
+_USUAL_SPLIT = re.compile(r"(train|test|valid|val|dev|eval|unsupervised|all|full)", re.IGNORECASE)
 
 
 def open_source(
@@ -40,8 +52,9 @@ def open_source(
     """Yield all documents of a source from shard `start` on, duplicates included.
 
     Newlines are normalized to \\n. `on_error` is called with a one-line message for each input
-    that is binary, not UTF-8 or malformed. If it returns, the JSON line or the remaining shard is
-    skipped. Raises ValueError for a missing source, also if `on_error` returns.
+    that is binary, not UTF-8 or malformed. If it returns, exactly that line, row or piece of text
+    is skipped, or the remaining shard if it cannot be read. A record without text gives a document
+    without text. Raises ValueError for a missing source, also if `on_error` returns.
     """
     for number, read_shard in enumerate(list_shards(source)[start:], start):
         try:
@@ -69,8 +82,14 @@ def source_fingerprint(source: str) -> list:
     if prefix not in FILES:
         # Generated text depends only on the source name. Streamed text is assumed not to change.
         return [source]
-    stats = [(path, path.stat()) for path in FILES[prefix](argument)]
+    stats = [(path, path.stat()) for path in FILES[prefix](argument).paths]
     return [(str(path), stat.st_size, stat.st_mtime_ns) for path, stat in stats]
+
+
+def omitted_files(source: str) -> dict[str, int]:
+    """Return {suffix or reason: number} of the files in a source's folders that are not read."""
+    prefix, argument = _parse_source(source)
+    return FILES[prefix](argument).omitted if prefix in FILES else {}
 
 
 def source_versions(source: str) -> dict[str, str]:
@@ -140,53 +159,77 @@ def _jsonl(argument: str) -> list[readers.Shard]:
 
 
 def _parquet(argument: str) -> list[readers.Shard]:
-    return readers.parquet_files(*_split_field(argument))
-
-
-def _glob_files(argument: str) -> list[Path]:
-    return readers.expand_glob(_split_field(argument)[0])
+    return readers.read_parquet(*_split_field(argument))
 
 
 def _tfds(argument: str) -> list[readers.Shard]:
     return tfds.tfds_shards(*_split_field(argument))
 
 
-def _tfds_files(argument: str) -> list[Path]:
-    return tfds.tfds_files(_split_field(argument)[0])
-
-
 def _hf(argument: str) -> list[readers.Shard]:
     """Return one shard that streams a split of a dataset from the Hugging Face hub."""
     dataset, field = _split_field(argument)
-    name, _, split = dataset.rpartition("/")
+    name, split = _split_hf_name(dataset)
     name, _, config_name = name.partition(":")
     try:
         datasets = importlib.import_module("datasets")
     except ImportError:
-        raise ValueError(f"hf:{argument} needs: pip install 'lm-scaling[hf]'") from None
+        raise ValueError(f"hf:{argument} needs a missing package: uv sync --extra hf") from None
+    if Path(name, "state.json").is_file():
+        raise ValueError(
+            f"hf:{dataset}: {name} was written by Dataset.save_to_disk: write it by"
+            " Dataset.to_parquet, and read it as parquet:FILE"
+        )
     try:
         rows = datasets.load_dataset(name, config_name or None, split=split, streaming=True)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"hf:{dataset}: {readers.first_line(str(error))}") from None
+    except Exception as error:  # the library has no narrower class
+        raise ValueError(
+            f"hf:{dataset}: split {split!r} of {name!r} cannot be read"
+            f" ({readers.first_line(str(error))}): correct hf:NAME[:CONFIG]/SPLIT"
+        ) from None
 
     def read(on_error: readers.ErrorHandler) -> Iterator[Document]:
-        try:
-            for number, row in enumerate(rows):
-                if isinstance(row.get(field), str):
-                    text = readers.normalize_newlines(row[field])
-                    yield Document(text, f"{dataset} row {number}")
-                else:
-                    names = ", ".join(row)
-                    on_error(
-                        f"hf:{dataset} row {number}: has no text in {field!r} but {names}: "
-                        f"choose with ?field="
-                    )
-        except OSError as error:
-            readers.raise_error(
-                f"hf:{dataset}: reading failed ({readers.first_line(str(error))}): try again"
-            )
+        for number, row in enumerate(_stream_rows(rows, dataset, on_error)):
+            where = f"hf:{dataset} row {number}"
+            if isinstance(row.get(field, 0), str | None):
+                yield Document(readers.normalize_newlines(row[field] or ""), where)
+            else:
+                names = readers.format_names(row)
+                on_error(f"{where}: has no text in {field!r} but {names}: choose with ?field=")
 
     return [read]
+
+
+def _split_hf_name(dataset: str) -> tuple[str, str]:
+    """Return (NAME[:CONFIG], split) of an hf: source. Raises ValueError if it names no split."""
+    name, _, split = dataset.rpartition("/")
+    # A split may have any name. OWNER/NAME without a split has the form of NAME/SPLIT, but datasets
+    # without an owner are old, and their splits have the usual names.
+    has_owner_only = name.count("/") == 0 and not _USUAL_SPLIT.match(split)
+    if (
+        not name
+        or Path(dataset).expanduser().is_dir()
+        or (has_owner_only and not Path(name).expanduser().is_dir())
+    ):
+        raise ValueError(f"hf:{dataset} names no split: write it as hf:{dataset}/train")
+    return str(Path(name).expanduser()) if name.startswith("~") else name, split
+
+
+def _stream_rows(
+    rows: Iterable[dict], dataset: str, on_error: readers.ErrorHandler
+) -> Iterator[dict]:
+    """Yield the rows of a dataset, and report an error of its library."""
+    iterator = iter(rows)
+    while True:
+        try:
+            row = next(iterator)
+        except StopIteration:
+            return
+        except Exception as error:  # the library has no narrower class
+            reason = readers.first_line(str(error))
+            on_error(f"hf:{dataset}: reading failed ({reason}): repeat the command")
+            return
+        yield row
 
 
 def _synthetic(argument: str) -> list[readers.Shard]:
@@ -224,12 +267,12 @@ USAGE = {
     "code": "code",
     "docs": "docs",
     "text": "text:PATH",
-    "jsonl": "jsonl:GLOB[?field=NAME]",
-    "parquet": "parquet:GLOB[?field=NAME]",
+    "jsonl": "jsonl:PATH[?field=NAME]",
+    "parquet": "parquet:PATH[?field=NAME]",
     "tfds": "tfds:NAME[/CONFIG][:VERSION]/SPLIT[?field=NAME]",
     "hf": "hf:NAME[:CONFIG]/SPLIT[?field=NAME]",
     "synthetic": "synthetic:machine[?states=N&...] or synthetic:grammar[?words=N&...]",
-    "chat": "chat:GLOB[?template=NAME&only=TASK,...&without=TASK,...&cap=N&shots=N]",
+    "chat": "chat:PATH[?template=NAME&only=TASK,...&without=TASK,...&cap=N&shots=N]",
     "tasks": "tasks:NAME[?FIELD=LOW-HIGH&megabytes=N&seed=N][+NAME...]",
 }
 # Prefix -> function of the argument that returns the shards of a source.
@@ -250,8 +293,8 @@ VERSIONS = {"code": builtin.code_versions, "docs": builtin.docs_versions}
 # Prefix -> function of the argument that returns the files of a source on disk.
 FILES = {
     "text": readers.text_files,
-    "jsonl": _glob_files,
-    "parquet": _glob_files,
-    "tfds": _tfds_files,
+    "jsonl": lambda argument: readers.json_files("jsonl", _split_field(argument)[0]),
+    "parquet": lambda argument: readers.parquet_files(_split_field(argument)[0]),
+    "tfds": lambda argument: tfds.tfds_files(_split_field(argument)[0]),
     "chat": chat.chat_files,
 }

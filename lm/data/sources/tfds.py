@@ -16,16 +16,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from lm.data.sources import readers
+from lm.data.sources import readers, source_files
 
 BATCH = 256  # examples read at once
 SHARD = 64 * BATCH  # examples per shard
 VERSION = re.compile(r"\d+\.\d+\.\d+")
 
 
-def tfds_files(name: str) -> list[Path]:
+def tfds_files(name: str) -> source_files.SourceFiles:
     """Return the files of the prepared dataset NAME[/CONFIG][:VERSION]/SPLIT, sorted."""
-    return sorted(path for path in _find_dataset(name)[0].iterdir() if path.is_file())
+    paths = sorted(path for path in _find_dataset(name)[0].iterdir() if path.is_file())
+    return source_files.SourceFiles(paths, {})
 
 
 def tfds_shards(name: str, field: str) -> list[readers.Shard]:

@@ -80,7 +80,7 @@ def test_parquet_is_read_in_order_by_field(tmp_path):
         table["body"][3] = None
         parquet.write_table(pyarrow.table(table), tmp_path / f"{name}.parquet", row_group_size=700)
     assert texts(f"parquet:{tmp_path}/*.parquet") == [f"line {i}\n" for i in range(3000)]
-    bodies = [f"body {i}" for i in range(3000) if i not in (3, 1503)]
+    bodies = ["" if i in (3, 1503) else f"body {i}" for i in range(3000)]
     assert texts(f"parquet:{tmp_path}/*.parquet?field=body") == bodies
 
 
@@ -100,7 +100,7 @@ def test_hub_is_streamed_by_name_config_split_and_field(monkeypatch):
     assert not list(documents.open_source("hf:owner/name/train?field=id", errors.append))
     assert len(errors) == 2 and "row 1: has no text in 'id'" in errors[1]
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(ValueError, match=r"needs: pip install 'lm-scaling\[hf\]'"):
+    with pytest.raises(ValueError, match="needs a missing package: uv sync --extra hf"):
         texts("hf:owner/name/train")
 
 
@@ -202,7 +202,7 @@ def test_parquet_error_lists_the_existing_fields(tmp_path):
     parquet.write_table(pyarrow.table({"body": ["a"], "id": [5]}), tmp_path / "a.parquet")
     source = f"parquet:{tmp_path}/a.parquet"
     check_error(source, tmp_path, "TMP/a.parquet: has no field 'text' but body, id: choose with")
-    check_error(f"{source}?field=id", tmp_path, "TMP/a.parquet: field 'id' is int, not text")
+    check_error(f"{source}?field=id", tmp_path, "TMP/a.parquet: field 'id' is int64, not text")
     check_error(f"parquet:{tmp_path}/*.pq", tmp_path, "no file matches TMP/*.pq")
 
 
@@ -241,10 +241,9 @@ def test_invalid_line_error_has_file_and_number(tmp_path, line, fragments):
 
 
 @pytest.mark.parametrize("suffix", [".gz", ".zst"])
-@pytest.mark.parametrize("damage", ["truncated", "not compressed"])
-def test_corrupt_compressed_file_error_has_its_path(tmp_path, suffix, damage):
+def test_truncated_compressed_file_error_has_its_path(tmp_path, suffix):
     path = tmp_path / f"a.jsonl{suffix}"
     write_lines(path, [{"text": os.urandom(50).hex()} for _ in range(2000)])
     raw = path.read_bytes()
-    path.write_bytes(raw[: len(raw) // 2] if damage == "truncated" else b"plain text, in fact")
-    check_error(f"jsonl:{path}", tmp_path, f"TMP/a.jsonl{suffix}: cannot be read")
+    path.write_bytes(raw[: len(raw) // 2])
+    check_error(f"jsonl:{path}", tmp_path, f"TMP/a.jsonl{suffix}: cannot be read to its end")

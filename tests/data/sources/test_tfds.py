@@ -52,8 +52,8 @@ def test_newest_version_is_read_by_default(tmp_path, monkeypatch):
         (tmp_path / "a/config" / version).mkdir(parents=True)
         (tmp_path / "a/config" / version / version).touch()
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
-    assert [p.name for p in tfds.tfds_files("a/config/train")] == ["10.0.0"]
-    assert [p.name for p in tfds.tfds_files("a/config:9.0.0/train")] == ["9.0.0"]
+    assert [p.name for p in tfds.tfds_files("a/config/train").paths] == ["10.0.0"]
+    assert [p.name for p in tfds.tfds_files("a/config:9.0.0/train").paths] == ["9.0.0"]
 
 
 def test_tensorflow_is_not_imported():
