@@ -237,8 +237,8 @@ def train_bpe(texts: Iterator[str], vocab_size: int) -> HFTokenizer:
     """Train a byte-level BPE tokenizer that splits words like GPT-2 (Radford et al. 2019).
 
     Decoding restores any text. The same texts in the same order give the same tokenizer. The
-    vocabulary is smaller than vocab_size if the texts have too few pairs to merge. Words (and white
-    space) of more than MAX_WORD_CHARACTERS are divided, so that the time is linear in the text.
+    vocabulary is smaller than vocab_size if the texts have too few pairs to merge. The time is
+    linear in the text: see `training_parts`.
     """
     inner = tokenizers.Tokenizer(models.BPE())
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -249,16 +249,19 @@ def train_bpe(texts: Iterator[str], vocab_size: int) -> HFTokenizer:
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    # The time of training grows with the square of the longest word.
-    parts = (
-        part
-        for text in texts
-        for section in _SPECIAL_PATTERN.split(text)[::2]
-        for part in _LONG_WORD_PART.split(section)
-        if part
-    )
+    parts = (part for text in texts for part in training_parts(text))
     inner.train_from_iterator(parts, trainer)
     return HFTokenizer(inner.to_str())
+
+
+def training_parts(text: str) -> list[str]:
+    """Return the parts of a text that train a tokenizer.
+
+    Special characters are removed. Words and white space of more than MAX_WORD_CHARACTERS are
+    divided, because the time of training grows with the square of the longest word.
+    """
+    sections = _SPECIAL_PATTERN.split(text)[::2]
+    return [part for section in sections for part in _LONG_WORD_PART.split(section) if part]
 
 
 def open_tokenizer(name: str) -> Tokenizer:

@@ -225,6 +225,25 @@ def test_unreadable_parts_are_skipped_and_counted(tmp_path):
     assert sum(manifest.documents.values()) == 50 + 48 + 50
 
 
+def test_empty_records_and_other_files_are_counted(tmp_path, capsys):
+    """The counts are in the manifest, and are printed once."""
+    folder = tmp_path / "text"
+    folder.mkdir()
+    write_documents(folder / "a.jsonl", [*TEXTS, "", " \n"])
+    with open(folder / "a.jsonl", "a") as file:
+        file.write('{"text": null}\n\n')
+    for name in ("b.pdf", "c.pdf", ".d.jsonl"):
+        (folder / name).write_text("other")
+    source = f"jsonl:{folder}"
+    for _ in range(2):
+        manifest = corpus.prepare_corpus(data_config(tmp_path, source))[source]
+    assert manifest.dropped == {"empty": 3} and not manifest.duplicates
+    assert manifest.omitted_files == {".pdf": 2, "hidden": 1}
+    assert sum(manifest.documents.values()) == len(TEXTS)
+    line = f"{source}: left out 2 .pdf, 1 hidden files; 3 empty records\n"
+    assert capsys.readouterr().err == line
+
+
 def test_truncated_archive_is_named_or_counted(tmp_path):
     for i in range(21):
         rows = [{"text": os.urandom(30).hex()} for _ in range(20)]

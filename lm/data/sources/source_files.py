@@ -117,8 +117,7 @@ def list_files(kind: str, pattern: str, suffixes: set[str]) -> SourceFiles:
                 raise ValueError(f"{source}: there is {problem}: correct the path")
             paths = [path]
         else:
-            names = {n for p in _expand_braces(str(path)) for n in glob.glob(p, recursive=True)}
-            paths = [Path(name) for name in sorted(names)]
+            paths = _matching_paths(str(path), omitted)
         regular = [path for path in paths if _is_regular(path, omitted)]
     except OSError as error:
         raise_unreadable(error)
@@ -170,6 +169,17 @@ def _files_below(top: Path, suffixes: set[str], omitted: collections.Counter[str
             else:
                 omitted[f"{suffix}{compression}" or "without suffix"] += 1
     return paths
+
+
+def _matching_paths(pattern: str, omitted: collections.Counter[str]) -> list[Path]:
+    """Return the paths that match a glob, each target of links once, and count the others."""
+    names = {name for p in _expand_braces(pattern) for name in glob.glob(p, recursive=True)}
+    # A link to a parent folder gives each file many names. The shortest is used.
+    by_length = sorted(names, key=lambda name: (-len(name), name))
+    paths = {os.path.realpath(name): Path(name) for name in by_length}
+    if len(names) > len(paths):
+        omitted["linked file that is read elsewhere"] = len(names) - len(paths)
+    return sorted(paths.values(), key=str)
 
 
 def _is_regular(path: Path, omitted: collections.Counter[str]) -> bool:
@@ -299,9 +309,11 @@ def _decompress(file: IO[bytes], path: Path) -> Iterator[bytes]:
     for compression in COMPRESSIONS:
         if re.match(compression.magic, head):
             break
-        # A compressed file is never empty. A file with another beginning is plain text.
+        # A compressed file is never empty. Another file with its suffix may be plain text.
         if suffix in compression.suffixes and len(head) < compression.n_magic:
             raise EOFError(f"the {suffix} file has only {len(head)} bytes")
+        if suffix in compression.suffixes and not _is_text(head):
+            raise EOFError(f"it begins neither like a {suffix} file nor like text")
     else:
         yield from iter(lambda: file.read(CHUNK_BYTES), b"")
         return
@@ -318,6 +330,17 @@ def _decompress(file: IO[bytes], path: Path) -> Iterator[bytes]:
             chunk = decompressor.unused_data if decompressor.eof else b""
     if not decompressor.eof:
         raise EOFError(f"the file ends within a {compression.suffixes[0]} stream")
+
+
+def _is_text(head: bytes) -> bool:
+    """Return True if the first bytes of a file may be text in a supported encoding."""
+    if head.startswith(tuple(BYTE_ORDER_MARKS)):
+        return True
+    try:
+        text = codecs.getincrementaldecoder("utf-8")().decode(head)
+    except UnicodeDecodeError:
+        return False
+    return "\0" not in text
 
 
 def _reject_other_format(head: bytes, path: Path) -> None:

@@ -104,6 +104,49 @@ def test_hub_is_streamed_by_name_config_split_and_field(monkeypatch):
         texts("hf:owner/name/train")
 
 
+@pytest.mark.parametrize("name", ["openwebtext", "roneneldan/TinyStories", "wikitext:part", "./"])
+def test_hub_name_without_split_is_refused(monkeypatch, tmp_path, name):
+    """The library is not called, because it would search the hub for another dataset."""
+    monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace())
+    name = str(tmp_path) if name == "./" else name
+    check_error(f"hf:{name}", tmp_path, "names no split: write it as hf:", "/train")
+
+
+def test_hub_reads_local_folders_and_old_names(monkeypatch, tmp_path):
+    calls = []
+
+    def load_dataset(*arguments, **options):
+        calls.append((*arguments, options["split"]))
+        return iter([{"text": None}, {"text": "one"}, {"text": 5}, {}])
+
+    monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load_dataset))
+    for name in ("imdb/test[:9]", f"{tmp_path}/part", "owner/name:part/sft"):
+        errors = []
+        rows = documents.open_source(f"hf:{name}", errors.append)
+        assert [document.text for document in rows] == ["", "one"] and len(errors) == 2
+    assert calls == [
+        ("imdb", None, "test[:9]"),
+        (str(tmp_path), None, "part"),
+        ("owner/name", "part", "sft"),
+    ]
+    (tmp_path / "state.json").write_text("{}")
+    check_error(
+        f"hf:{tmp_path}/train", tmp_path, "was written by Dataset.save_to_disk: write it by"
+    )
+
+
+def test_errors_of_the_hub_are_one_line(monkeypatch, tmp_path):
+    def rows():
+        yield {"text": "one"}
+        raise RuntimeError("connection\nlost")
+
+    datasets = types.SimpleNamespace(load_dataset=lambda *_, **__: rows())
+    monkeypatch.setitem(sys.modules, "datasets", datasets)
+    check_error("hf:a/b/train", tmp_path, "hf:a/b/train: reading failed (connection lost): repeat")
+    datasets.load_dataset = lambda *_, **__: 1 / 0
+    check_error("hf:a/b/train", tmp_path, "split 'train' of 'a/b' cannot be read (division by")
+
+
 def test_synthetic_language_is_a_source(tmp_path):
     name = "synthetic:machine?states=4&megabytes=0.02"
     assert [len(text) for text in texts(name)] == [4096] * 5

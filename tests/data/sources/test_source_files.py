@@ -44,6 +44,8 @@ def test_compression_is_recognized_by_the_content(tmp_path, suffix):
     for size in (0, 1, len(raw) // 2 - 9, len(raw) - 1):
         (tmp_path / f"cut{suffix}").write_bytes(raw[:size])
         assert f"cut{suffix}: cannot be read to its end" in error_of(f"jsonl:{tmp_path}/cut*")
+    (tmp_path / f"other{suffix}").write_bytes(b"?" + raw)
+    assert "it begins neither like a" in error_of(f"jsonl:{tmp_path}/other*")
     (tmp_path / f"damaged{suffix}").write_bytes(raw + b"oops")
     assert "cannot be read" in error_of(f"jsonl:{tmp_path}/damaged*")
     (tmp_path / f"padded{suffix}").write_bytes(raw + b"\0" * 512)
