@@ -212,7 +212,7 @@ def _write_corpus(
         except OSError:
             if not plan.is_complete(_read_manifest(plan.folder)):
                 raise  # otherwise another process has prepared the source
-    staging.report_omissions(plan.source, manifest.omitted_files, manifest.dropped)
+    documents.print_omissions(plan.source, manifest.omitted_files, manifest.dropped)
     return manifest
 
 

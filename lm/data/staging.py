@@ -26,7 +26,6 @@ import json
 import os
 import shutil
 import sqlite3
-import sys
 import tempfile
 import time
 from collections.abc import Iterable
@@ -36,7 +35,6 @@ import filelock
 
 from lm.config import schema
 from lm.data import preprocessing
-from lm.data.sources import source_files
 from lm.runs import filesystem, records
 
 SPLITS = ("train", "heldout")
@@ -44,7 +42,6 @@ STAGED_FILES = ("train.bin", "heldout.bin", "digests")
 SAVE_SECONDS = 5.0  # Minimum time between saves. A save happens only at the end of a part.
 DIGEST_BYTES = 40  # bytes per document in `digests`: SHA-256, then the split, padded
 COUNT_NAMES = ("documents", "bytes", "tokens", "counted")  # names in the manifest
-UNREAD_REASONS = ("broken", "empty")  # records without usable text; other reasons are filters
 SQLITE_CACHE_KIB = 64_000
 COPY_BYTES = 1 << 24  # bytes of a file in memory during a copy
 CHECKSUM_FILE = "files.json"  # file name -> SHA-256
@@ -307,19 +304,6 @@ def _release(lock: filelock.BaseFileLock | None) -> None:
     if lock is not None:
         Path(lock.lock_file).unlink(missing_ok=True)
         lock.release()
-
-
-def report_omissions(source: str, files: dict[str, int], dropped: dict[str, int]) -> None:
-    """Print the numbers of files and records of a source that are not in its corpus.
-
-    files: {suffix or reason: number}. dropped: {reason: number of documents}. Documents that a
-    filter drops are not printed.
-    """
-    unread = {reason: n for reason, n in dropped.items() if reason in UNREAD_REASONS}
-    parts = [f"{source_files.format_counts(files)} files"] if files else []
-    parts += [f"{source_files.format_counts(unread)} records"] if unread else []
-    if parts:
-        print(f"{source}: left out {'; '.join(parts)}", file=sys.stderr, flush=True)
 
 
 def local_folder(data: schema.Data) -> Path:

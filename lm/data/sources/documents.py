@@ -28,6 +28,7 @@ of files also needs a row in FILES, so that a changed file is prepared again.
 import functools
 import importlib
 import re
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -36,6 +37,7 @@ from lm.data.sources import (
     builtin,
     chat,
     readers,
+    source_files,
     synthetic_languages,
     synthetic_tasks,
     tfds,
@@ -43,6 +45,7 @@ from lm.data.sources import (
 )
 
 Document = readers.Document
+UNREAD_REASONS = ("broken", "empty")  # records without usable text
 _USUAL_SPLIT = re.compile(r"(train|test|valid|val|dev|eval|unsupervised|all|full)", re.IGNORECASE)
 
 
@@ -90,6 +93,19 @@ def omitted_files(source: str) -> dict[str, int]:
     """Return {suffix or reason: number} of the files in a source's folders that are not read."""
     prefix, argument = _parse_source(source)
     return FILES[prefix](argument).omitted if prefix in FILES else {}
+
+
+def print_omissions(source: str, files: dict[str, int], dropped: dict[str, int]) -> None:
+    """Print the numbers of files and records that are not in the corpus of a source.
+
+    files: {suffix or reason: number}. dropped: {reason: number of documents}. Documents that a
+    filter drops are not printed.
+    """
+    records = {reason: n for reason, n in dropped.items() if reason in UNREAD_REASONS}
+    parts = [f"{source_files.format_counts(files)} files"] if files else []
+    parts += [f"{source_files.format_counts(records)} records"] if records else []
+    if parts:
+        print(f"{source}: left out {'; '.join(parts)}", file=sys.stderr, flush=True)
 
 
 def source_versions(source: str) -> dict[str, str]:
@@ -203,14 +219,11 @@ def _hf(argument: str) -> list[readers.Shard]:
 def _split_hf_name(dataset: str) -> tuple[str, str]:
     """Return (NAME[:CONFIG], split) of an hf: source. Raises ValueError if it names no split."""
     name, _, split = dataset.rpartition("/")
-    # A split may have any name. OWNER/NAME without a split has the form of NAME/SPLIT, but datasets
-    # without an owner are old, and their splits have the usual names.
-    has_owner_only = name.count("/") == 0 and not _USUAL_SPLIT.match(split)
-    if (
-        not name
-        or Path(dataset).expanduser().is_dir()
-        or (has_owner_only and not Path(name).expanduser().is_dir())
-    ):
+    # A split may have any name, so OWNER/NAME and FOLDER without a split have a valid form. Then
+    # the last part is a split only if it has a usual name.
+    is_ambiguous = "/" not in name or Path(dataset).expanduser().is_dir()
+    is_local = bool(name) and Path(name).expanduser().is_dir() and not Path(dataset).is_dir()
+    if not name or (is_ambiguous and not is_local and not _USUAL_SPLIT.match(split)):
         raise ValueError(f"hf:{dataset} names no split: write it as hf:{dataset}/train")
     return str(Path(name).expanduser()) if name.startswith("~") else name, split
 
