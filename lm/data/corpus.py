@@ -265,7 +265,7 @@ def prepare_tokenizer(
         return tokenizers.open_tokenizer(data.tokenizer)
     weights = sorted((name, weight) for name, weight in data.sources.items() if weight)
     inputs = [(name, weight, documents.source_fingerprint(name)) for name, weight in weights]
-    key = _key(FORMAT, size, inputs, data.heldout_fraction, data.on_error, SAMPLE_BYTES)
+    key = _key(FORMAT, size, inputs, data.heldout_fraction, data.on_error, SAMPLE_BYTES, "parts")
     folder = cache / f"bpe-{size}-{key}"
     staging.download(data, folder)
     if not (folder / "tokenizer.json").exists():
@@ -289,29 +289,27 @@ def prepare_tokenizer(
 def _tokenizer_sample(
     data: schema.Data, weights: list[tuple[str, float]], report: ProgressCallback | None
 ) -> Iterator[str]:
-    """Yield the texts that train a tokenizer: the first training documents of each source.
+    """Yield the texts that train a tokenizer: training documents of all parts of each source.
 
     weights: (source, weight) pairs. Each source gives a fraction of SAMPLE_BYTES by its weight, or
     all its text if it has less.
     """
     total = sum(weight for _, weight in weights)
+    on_error = readers.raise_error if data.on_error == "stop" else readers.ignore_error
+
+    def is_used(document: readers.Document) -> bool:
+        is_heldout = splits.is_heldout(document, data.heldout_fraction)
+        return tokenizers.is_valid_text(document.text) and not is_heldout
+
     for source, weight in weights:
-        n_bytes = SAMPLE_BYTES * weight / total
-        n_remaining, n_documents = n_bytes, 0  # bytes to read, documents read
-        for document in _read_documents(source, data):
-            try:
-                raw = tokenizers.utf8(document.text)
-            except ValueError:
-                continue  # an error is reported or counted when the source is prepared
-            if splits.is_heldout(document, data.heldout_fraction):
-                continue
+        n_documents = n_bytes = 0
+        sample = documents.sample_source(source, SAMPLE_BYTES * weight / total, is_used, on_error)
+        for document in sample:
             yield document.text
-            n_remaining, n_documents = n_remaining - len(raw), n_documents + 1
-            if n_remaining <= 0:
-                break
+            n_documents, n_bytes = n_documents + 1, n_bytes + len(document.text.encode())
         if report:
             label = f"{data.tokenizer} from {source}"
-            report(label, n_documents, round(n_bytes - n_remaining), 1.0)
+            report(label, n_documents, n_bytes, 1.0)
 
 
 def _decontamination_sources(data: schema.Data) -> list[str]:

@@ -306,6 +306,15 @@ def utf8(text: str) -> bytes:
         ) from None
 
 
+def is_valid_text(text: str) -> bool:
+    """Return True if a text has no NUL and no lone surrogate."""
+    try:
+        utf8(text)
+    except ValueError:
+        return False
+    return True
+
+
 def _from_byte_level(piece: str) -> bytes:
     """Return the bytes of a byte-level token."""
     return b"".join(LETTERS.get(letter) or letter.encode() for letter in piece)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from fixtures.text_corpora import (
     TEXTS,
+    WORDS,
     assert_equal_corpora,
     assert_rejected,
     data_config,
@@ -223,6 +224,16 @@ def test_unreadable_parts_are_skipped_and_counted(tmp_path):
     manifest = corpus.prepare_corpus(data_config(tmp_path, source, on_error="skip"))[source]
     assert manifest.dropped == {"broken": 4}
     assert sum(manifest.documents.values()) == 50 + 48 + 50
+
+
+def test_tokenizer_learns_from_all_files(tmp_path, monkeypatch):
+    """With a sample of a tenth of the text, the vocabulary has a word of each of ten files."""
+    monkeypatch.setattr(corpus, "SAMPLE_BYTES", 20_000)
+    for i in range(10):
+        write_documents(tmp_path / f"{i}.jsonl", [f"{n} {WORDS[i]}" * 20 for n in range(200)])
+    data = data_config(tmp_path, f"jsonl:{tmp_path}", tokenizer="bpe:400")
+    pieces = b"\n".join(corpus.prepare_tokenizer(data, tmp_path / "cache").pieces)
+    assert all(word[:5].encode() in pieces for word in WORDS[:10])
 
 
 def test_empty_records_and_other_files_are_counted(tmp_path, capsys):

@@ -26,10 +26,12 @@ of files also needs a row in FILES, so that a changed file is prepared again.
 """
 
 import functools
+import hashlib
 import importlib
+import itertools
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from lm.config import schema
@@ -59,12 +61,55 @@ def open_source(
     is skipped, or the remaining shard if it cannot be read. A record without text gives a document
     without text. Raises ValueError for a missing source, also if `on_error` returns.
     """
-    for number, read_shard in enumerate(list_shards(source)[start:], start):
-        try:
-            for document in read_shard(on_error):
-                yield document._replace(part=number)
-        except ValueError as error:
-            on_error(str(error))
+    for number, shard in enumerate(list_shards(source)[start:], start):
+        yield from _read_part(shard, number, on_error)
+
+
+def sample_source(
+    source: str,
+    n_bytes: float,
+    is_used: Callable[[Document], bool],
+    on_error: readers.ErrorHandler = readers.raise_error,
+) -> Iterator[Document]:
+    """Yield documents of all parts of a source, about n_bytes of text, or all if it has less.
+
+    is_used: documents for which it is false are skipped. Each part gives about the same number of
+    bytes, from its beginning. The order of the parts is a hash, so that a sample of fewer parts is
+    not of the first ones.
+    """
+    shards = list_shards(source)
+    order = sorted(range(len(shards)), key=lambda number: hashlib.sha256(b"%d" % number).digest())
+    n_sampled = 0
+    n_read: dict[int, int] = {}  # part -> number of its documents that the first pass reads
+    for is_first_pass in (True, False):
+        for position, number in enumerate(order):
+            share = (n_bytes - n_sampled) / (len(order) - position if is_first_pass else 1)
+            n_part_bytes, start = 0, n_read.get(number, 0)
+            if share <= 0:
+                return
+            all_documents = enumerate(_read_part(shards[number], number, on_error), 1)
+            for count, document in itertools.islice(all_documents, start, None):
+                if is_used(document):
+                    yield document
+                    n_part_bytes += len(document.text.encode(errors="replace"))
+                n_read[number] = count
+                if n_part_bytes >= share:
+                    break
+            else:
+                n_read.pop(number, None)
+            n_sampled += n_part_bytes
+        order = [number for number in order if number in n_read]
+
+
+def _read_part(
+    shard: readers.Shard, number: int, on_error: readers.ErrorHandler
+) -> Iterator[Document]:
+    """Yield the documents of a shard, with its number."""
+    try:
+        for document in shard(on_error):
+            yield document._replace(part=number)
+    except ValueError as error:
+        on_error(str(error))
 
 
 def list_shards(source: str) -> list[readers.Shard]:

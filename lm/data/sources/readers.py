@@ -49,6 +49,10 @@ def raise_error(message: str) -> NoReturn:
     raise ValueError(message) from None
 
 
+def ignore_error(message: str) -> None:
+    """Do nothing. With this error handler, a reader skips input that it cannot read."""
+
+
 def text_files(pattern: str) -> source_files.SourceFiles:
     """Return the text files of a path, folder or glob. Raises ValueError if there is no file."""
     return source_files.list_files("text", pattern, source_files.TEXT_SUFFIXES)

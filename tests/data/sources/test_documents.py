@@ -1,5 +1,6 @@
 """Readers of text sources and their one-line errors."""
 
+import collections
 import gzip
 import json
 import os
@@ -108,7 +109,8 @@ def test_hub_is_streamed_by_name_config_split_and_field(monkeypatch):
 def test_hub_name_without_split_is_refused(monkeypatch, tmp_path, name):
     """The library is not called, because it would search the hub for another dataset."""
     monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace())
-    name = str(tmp_path) if name == "./" else name
+    (tmp_path / "mine").mkdir()
+    name = f"{tmp_path}/mine" if name == "./" else name
     check_error(f"hf:{name}", tmp_path, "names no split: write it as hf:", "/train")
 
 
@@ -191,6 +193,28 @@ def test_source_can_be_read_from_any_shard_on(tmp_path):
     name = "synthetic:machine?states=4&megabytes=1"
     all_texts = [document.text for document in documents.open_source(name)]
     assert [document.text for document in documents.open_source(name, start=2)] == all_texts[128:]
+
+
+def test_sample_is_of_all_parts(tmp_path):
+    """Each of 20 files of 900 bytes gives a fifth of the sample, and all text if it is enough."""
+    for i in range(20):
+        write_lines(tmp_path / f"{i:02}.jsonl", [{"text": f"{i:02} {k:07}"} for k in range(90)])
+    source = f"jsonl:{tmp_path}"
+
+    def sample(n_bytes, is_used=lambda document: True):
+        return list(documents.sample_source(source, n_bytes, is_used))
+
+    counts = collections.Counter(document.part for document in sample(4000))
+    assert counts == dict.fromkeys(range(20), 20)
+    assert [d.name for d in sample(4000)] == [d.name for d in sample(4000)]
+    parts = {document.part for document in sample(50)}
+    assert len(parts) == 5 and parts != set(range(5))
+    for n_bytes in (18_000, 10**9):
+        assert sorted(sample(n_bytes)) == sorted(read(source))
+    odd = sample(10**9, lambda document: int(document.text[-1]) % 2 == 1)
+    assert len(odd) == 900
+    write_lines(tmp_path / "00.jsonl", [{"text": f"{i:09} "} for i in range(4000)])
+    assert sum(len(document.text) for document in sample(50_000)) == 50_000
 
 
 def test_all_zstd_frames_of_a_file_are_read(tmp_path):
