@@ -305,11 +305,11 @@ def _parse_objects(
         return
     rows = value if is_array else [value]
     for item, row in enumerate(rows, 1):
-        place = f"{where} item {item}" if len(rows) > 1 else where
+        item_name = f"{where} item {item}" if len(rows) > 1 else where
         if isinstance(row, dict):
-            yield place, row
+            yield item_name, row
         else:
-            on_error(f"{place}: must be a JSON object, not {type(row).__name__}")
+            on_error(f"{item_name}: must be a JSON object, not {type(row).__name__}")
 
 
 def _json_problem(error: Exception) -> str:
