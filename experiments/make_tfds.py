@@ -5,8 +5,10 @@ uv run python -m experiments.make_tfds --source=text:my/folder --name=my_text --
 With TFDS_DATA_DIR=data/tfds, a config reads the dataset as tfds:my_text/train.
 """
 
+import collections
+import itertools
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from absl import flags
@@ -25,12 +27,32 @@ def main() -> int:
 
     if not _SOURCE.value:
         raise ValueError("--source=SOURCE is missing, such as --source=text:my/folder")
-    all_documents = ((d.name, d.text) for d in documents.open_source(_SOURCE.value))
+    dropped: collections.Counter[str] = collections.Counter()
+    all_documents = documents_with_text(_SOURCE.value, dropped)
     folder = write_dataset(_NAME.value, _DATA_DIR.value, all_documents)
+    documents.print_omissions(_SOURCE.value, documents.omitted_files(_SOURCE.value), dropped)
     console.print_line(
         f"{folder}: read it with TFDS_DATA_DIR={_DATA_DIR.value} as tfds:{_NAME.value}/train"
     )
     return 0
+
+
+def documents_with_text(
+    source: str, dropped: collections.Counter[str]
+) -> Iterator[tuple[str, str]]:
+    """Yield (name, text) of the documents of a source, and count documents without text."""
+    from lm.data import tokenizers
+    from lm.data.sources import documents
+
+    for document in documents.open_source(source):
+        try:
+            tokenizers.utf8(document.text)
+        except ValueError as error:
+            raise ValueError(f"{document.name}: {error}") from None
+        if document.text.strip():
+            yield document.name.encode(errors="backslashreplace").decode(), document.text
+        else:
+            dropped["empty"] += 1
 
 
 def write_dataset(
@@ -38,8 +60,8 @@ def write_dataset(
 ) -> Path:
     """Write (name, text) documents as the split "train" of a dataset and return its folder.
 
-    Each example has the features text and name. Raises ValueError if the dataset exists, or if TFDS
-    does not allow its name.
+    Each example has the features text and name. Raises ValueError if the dataset exists, if there
+    is no document, or if TFDS does not allow the name.
     """
     import tensorflow_datasets
 
@@ -70,6 +92,12 @@ def write_dataset(
     folder = Path(builder.data_dir)
     if folder.exists():  # TFDS would use the old data without a warning
         raise ValueError(f"{folder} exists: use another name, or remove the folder")
+    all_documents = iter(all_documents)
+    first_document = next(all_documents, None)
+    if first_document is None:
+        raise ValueError(f"--name={name}: the source contains no text: name another source")
+    all_documents = itertools.chain([first_document], all_documents)
+    tensorflow_datasets.disable_progress_bar()
     builder.download_and_prepare()
     return folder
 

@@ -31,7 +31,7 @@ import numpy as np
 
 from lm.config import fields, schema
 from lm.data import blocked_ngrams, decontamination, preprocessing, splits, staging, tokenizers
-from lm.data.sources import documents, readers
+from lm.data.sources import documents, readers, source_files
 
 FORMAT = 2  # Part of every key. Increase it if the same source would give other tokens.
 WORD_FORMAT = 2  # The same for the rules that count words: filters, near-duplicates, n-grams.
@@ -56,8 +56,10 @@ class Manifest:
     vocab_size: int
     dtype: str  # type of the .bin files
     versions: dict[str, str]  # versions of Python, and of the packages of the source docs
-    # Rejected documents by reason: broken, short, symbols, repeats, overlap, near_copy.
+    # Rejected documents by reason: broken, empty, short, symbols, repeats, overlap, near_copy.
     dropped: dict[str, int] = dataclasses.field(default_factory=dict)
+    # Files in the folders of the source that are not read, by suffix or reason.
+    omitted_files: dict[str, int] = dataclasses.field(default_factory=dict)
     # split -> bytes that the tokens represent; differs from `bytes` if the tokenizer changes text.
     counted: dict[str, int] = dataclasses.field(default_factory=dict)
     # split -> number of independent groups of documents, such as the files of a text source.
@@ -227,6 +229,7 @@ def _write_corpus(
         except OSError:
             if not plan.is_complete(_read_manifest(plan.folder)):
                 raise  # otherwise another process has prepared the source
+    documents.print_omissions(plan.source, manifest.omitted_files, manifest.dropped)
     return manifest
 
 
@@ -238,7 +241,7 @@ def _finish(
     Raises ValueError if no document was accepted.
     """
     if not sum(staged.counts["documents"].values()):
-        dropped = ", ".join(f"{n} {reason}" for reason, n in staged.dropped.items())
+        dropped = source_files.format_counts(staged.dropped)
         problem = f"has no accepted document ({dropped})" if dropped else "is empty"
         raise ValueError(f"data.sources: {plan.source!r} {problem}: add text, or remove the source")
     tokenizer.save(staged.folder)
@@ -260,6 +263,7 @@ def _finish(
         dropped=dict(staged.dropped),
         cuts=staged.cut_costs.summary(),
         warning=splits.heldout_warning(plan.source, staged.counts, plan.data.heldout_fraction),
+        omitted_files=documents.omitted_files(plan.source),
     )
     values = dataclasses.asdict(manifest)
     del values["folder"]
@@ -291,7 +295,7 @@ def prepare_tokenizer(
         (name, weight, documents.source_fingerprint(name), *splits.split_facts(name))
         for name, weight in weights
     ]
-    key = _key(FORMAT, size, inputs, data.heldout_fraction, data.on_error, SAMPLE_BYTES)
+    key = _key(FORMAT, size, inputs, data.heldout_fraction, data.on_error, SAMPLE_BYTES, "parts")
     folder = cache / f"bpe-{size}-{key}"
     staging.download(data, folder)
     if not (folder / "tokenizer.json").exists():
@@ -315,30 +319,27 @@ def prepare_tokenizer(
 def _tokenizer_sample(
     data: schema.Data, weights: list[tuple[str, float]], report: ProgressCallback | None
 ) -> Iterator[str]:
-    """Yield the texts that train a tokenizer: the first training documents of each source.
+    """Yield the texts that train a tokenizer: training documents of all parts of each source.
 
     weights: (source, weight) pairs. Each source gives a fraction of SAMPLE_BYTES by its weight, or
     all its text if it has less.
     """
     total = sum(weight for _, weight in weights)
+    on_error = readers.raise_error if data.on_error == "stop" else readers.ignore_error
     for source, weight in weights:
-        n_bytes = SAMPLE_BYTES * weight / total
         split = splits.plan_split(source, data.heldout_fraction)
-        n_remaining, n_documents = n_bytes, 0  # bytes to read, documents read
-        for document in _read_documents(source, data):
-            try:
-                raw = tokenizers.utf8(document.text)
-            except ValueError:
-                continue  # an error is reported or counted when the source is prepared
-            if split.is_heldout(document):
-                continue
+
+        def is_used(document: readers.Document, split: splits.Split = split) -> bool:
+            return tokenizers.is_valid_text(document.text) and not split.is_heldout(document)
+
+        n_documents = n_bytes = 0
+        sample = documents.sample_source(source, SAMPLE_BYTES * weight / total, is_used, on_error)
+        for document in sample:
             yield document.text
-            n_remaining, n_documents = n_remaining - len(raw), n_documents + 1
-            if n_remaining <= 0:
-                break
+            n_documents, n_bytes = n_documents + 1, n_bytes + len(document.text.encode())
         if report:
             label = f"{data.tokenizer} from {source}"
-            report(label, n_documents, round(n_bytes - n_remaining), 1.0)
+            report(label, n_documents, n_bytes, 1.0)
 
 
 def _read_documents(source: str, data: schema.Data, start: int = 0) -> Iterator[readers.Document]:

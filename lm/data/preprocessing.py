@@ -41,8 +41,8 @@ class EncodedDocument(NamedTuple):
     name: str
     part: int = 0  # index of the part of the source
     error: str = ""  # error message if the document is not valid text
-    rejection: str = ""  # result of rejection_reason, or "overlap" for blocked n-grams
-    digest: bytes = b""  # SHA-256 of the text
+    rejection: str = ""  # result of rejection_reason, "empty", or "overlap" for blocked n-grams
+    digest: bytes = b""  # SHA-256 of the text; b"" for an error or an empty text
     split: str = "train"  # or "heldout"
     group: bytes = b""  # equal for documents that are not independent: see splits.Split.group
     # Cuts of the document, in its first piece; other pieces have None.
@@ -104,7 +104,7 @@ def encode_documents(
     blocked_ngrams: Path | None = None,
     workers: int = 1,
 ) -> Iterator[EncodedDocument]:
-    """Yield each non-empty document and each error, in order.
+    """Yield each document and each error, in order.
 
     split: rule of the source, by default the hash of each document. blocked_ngrams: index of
     n-grams of data.decontaminate_ngram words that are cut out of training documents. workers:
@@ -122,7 +122,7 @@ def map_chunks(
     arguments: tuple,
     workers: int = 1,
 ) -> Iterator[Any]:
-    """Yield function(chunk, *arguments) for lists of non-empty documents and errors, in order.
+    """Yield function(chunk, *arguments) for lists of documents and errors, in order.
 
     workers: number of processes; with more than 1, the main module must protect its code by
     `if __name__ == "__main__"`. Memory use does not grow with the number of documents. Raises
@@ -172,7 +172,9 @@ def encode_chunk(
             raw = tokenizers.utf8(document.text)
         except ValueError as error:
             result = result._replace(error=f"{document.name}: {error}")
-        if result.error:
+        if not result.error and not document.text.strip():
+            result = result._replace(rejection="empty")
+        if result.error or result.rejection:
             results.append(result)
             continue
         digest = hashlib.sha256(raw).digest()
@@ -238,12 +240,11 @@ def _encode_accepted(
 
 
 def _split_into_chunks(documents: Iterator[readers.Document]) -> Iterator[list[readers.Document]]:
-    """Yield lists of non-empty documents and errors with about CHARACTERS_PER_TASK characters."""
+    """Yield lists of documents and errors with about CHARACTERS_PER_TASK characters."""
     chunk, size = [], 0
     for document in documents:
-        if document.error or document.text.strip():
-            chunk.append(document)
-            size += len(document.text)
+        chunk.append(document)
+        size += len(document.text) + 1
         if size >= CHARACTERS_PER_TASK:
             yield chunk
             chunk, size = [], 0

@@ -206,8 +206,8 @@ class StagedCorpus:
         """
         if document.part > self.part and time.monotonic() - self._saved_at >= SAVE_SECONDS:
             self._save(document.part)
-        if document.error:
-            self.dropped["broken"] += 1
+        if not document.digest:
+            self.dropped["broken" if document.error else document.rejection] += 1
             return
         if not self._hashes.add(document.digest):
             self.duplicates += 1

@@ -25,6 +25,11 @@ from lm.runs import filesystem
 
 END = 0  # end token of bytes and of train_bpe; the byte 0 is NUL, which occurs in no text
 CHAT_TOKENS = "\x01\x02\x03"  # special characters: user turn, answer, end of an answer
+MAX_WORD_CHARACTERS = 256  # longest word, in characters, that trains a tokenizer undivided
+# Runs of letters, digits, other characters or white space, which GPT-2 does not divide.
+_LONG_WORD_PART = re.compile(
+    r"([^\W\d_]{N}|\d{N}|(?:[^\w\s]|_){N}|\s{N})".replace("N", str(MAX_WORD_CHARACTERS))
+)
 _SPECIAL_PATTERN = re.compile(f"([{CHAT_TOKENS}])")
 # Names of the end token in published vocabularies. The first name that exists is used.
 END_TOKENS = (
@@ -232,7 +237,8 @@ def train_bpe(texts: Iterator[str], vocab_size: int) -> HFTokenizer:
     """Train a byte-level BPE tokenizer that splits words like GPT-2 (Radford et al. 2019).
 
     Decoding restores any text. The same texts in the same order give the same tokenizer. The
-    vocabulary is smaller than vocab_size if the texts have too few pairs to merge.
+    vocabulary is smaller than vocab_size if the texts have too few pairs to merge. The time is
+    linear in the text: see `training_parts`.
     """
     inner = tokenizers.Tokenizer(models.BPE())
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -243,9 +249,19 @@ def train_bpe(texts: Iterator[str], vocab_size: int) -> HFTokenizer:
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    parts = (part for text in texts for part in _SPECIAL_PATTERN.split(text)[::2])
+    parts = (part for text in texts for part in training_parts(text))
     inner.train_from_iterator(parts, trainer)
     return HFTokenizer(inner.to_str())
+
+
+def training_parts(text: str) -> list[str]:
+    """Return the parts of a text that train a tokenizer.
+
+    Special characters are removed. Words and white space of more than MAX_WORD_CHARACTERS are
+    divided, because the time of training grows with the square of the longest word.
+    """
+    sections = _SPECIAL_PATTERN.split(text)[::2]
+    return [part for section in sections for part in _LONG_WORD_PART.split(section) if part]
 
 
 def open_tokenizer(name: str) -> Tokenizer:
@@ -288,6 +304,15 @@ def utf8(text: str) -> bytes:
         raise ValueError(
             f"is not Unicode: half a surrogate pair at character {error.start}: remove it"
         ) from None
+
+
+def is_valid_text(text: str) -> bool:
+    """Return True if a text has no NUL and no lone surrogate."""
+    try:
+        utf8(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _from_byte_level(piece: str) -> bytes:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from fixtures.text_corpora import (
     TEXTS,
+    WORDS,
     assert_equal_corpora,
     assert_rejected,
     data_config,
@@ -226,6 +227,35 @@ def test_unreadable_parts_are_skipped_and_counted(tmp_path):
     assert sum(manifest.documents.values()) == 50 + 48 + 50
 
 
+def test_tokenizer_learns_from_all_files(tmp_path, monkeypatch):
+    """With a sample of a tenth of the text, the vocabulary has a word of each of ten files."""
+    monkeypatch.setattr(corpus, "SAMPLE_BYTES", 20_000)
+    for i in range(10):
+        write_documents(tmp_path / f"{i}.jsonl", [f"{n} {WORDS[i]}" * 20 for n in range(200)])
+    data = data_config(tmp_path, f"jsonl:{tmp_path}", tokenizer="bpe:400")
+    pieces = b"\n".join(corpus.prepare_tokenizer(data, tmp_path / "cache").pieces)
+    assert all(word[:5].encode() in pieces for word in WORDS[:10])
+
+
+def test_empty_records_and_other_files_are_counted(tmp_path, capsys):
+    """The counts are in the manifest, and are printed once."""
+    folder = tmp_path / "text"
+    folder.mkdir()
+    write_documents(folder / "a.jsonl", [*TEXTS, "", " \n"])
+    with open(folder / "a.jsonl", "a") as file:
+        file.write('{"text": null}\n\n')
+    for name in ("b.pdf", "c.pdf", ".d.jsonl"):
+        (folder / name).write_text("other")
+    source = f"jsonl:{folder}"
+    for _ in range(2):
+        manifest = corpus.prepare_corpus(data_config(tmp_path, source))[source]
+    assert manifest.dropped == {"empty": 3} and not manifest.duplicates
+    assert manifest.omitted_files == {".pdf": 2, "hidden": 1}
+    assert sum(manifest.documents.values()) == len(TEXTS)
+    line = f"{source}: left out 2 .pdf, 1 hidden files; 3 empty records\n"
+    assert capsys.readouterr().err == line
+
+
 def test_truncated_archive_is_named_or_counted(tmp_path):
     for i in range(21):
         rows = [{"text": os.urandom(30).hex()} for _ in range(20)]
@@ -245,8 +275,8 @@ def test_file_that_is_not_utf8_is_named_or_counted(tmp_path):
     assert_rejected(data, "c.txt: is not UTF-8 at byte 2: convert it")
     data = data_config(tmp_path, source, heldout_fraction=0.0, on_error="skip")
     manifest = corpus.prepare_corpus(data)[source]
-    assert manifest.dropped == {"broken": 2}
-    assert read_split(manifest, "train") == ["Grüße von a", "Grüße von b"]
+    assert manifest.dropped == {"broken": 1}
+    assert read_split(manifest, "train") == ["Grüße von a", "Grüße von b", "Grüße von d"]
 
 
 def test_filters_count_rejections_by_name(tmp_path):
@@ -343,7 +373,7 @@ def test_added_file_may_change_the_split_of_a_staged_corpus(tmp_path, monkeypatc
 def test_empty_text_is_rejected(tmp_path):
     (tmp_path / "a.txt").write_text("\n \n")
     data = data_config(tmp_path, f"text:{tmp_path}/a.txt")
-    assert_rejected(data, "a.txt' is empty: add text, or remove the source")
+    assert_rejected(data, "a.txt' has no accepted document (1 empty): add text")
 
 
 def test_invalid_text_leaves_no_files(tmp_path):

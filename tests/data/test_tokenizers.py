@@ -212,3 +212,21 @@ def test_invalid_tokenizer_file_is_named_in_the_error(tmp_path):
         tokenizers.open_tokenizer(f"file:{tmp_path}/b")
     with pytest.raises(ValueError, match="a is not a SentencePiece model"):
         tokenizers.open_tokenizer(f"spm:{tmp_path}/a")
+
+
+@pytest.mark.parametrize("character", ["a", "é", "7", "_", "=", " ", "\n", "語"])
+def test_very_long_words_are_divided_for_training(character):
+    """The trainer of the library needs time quadratic in the longest word."""
+    text = f"some words\x01 {character * 20_000} and more words"
+    split = pre_tokenizers.ByteLevel(add_prefix_space=False).pre_tokenize_str
+    parts = tokenizers.training_parts(text)
+    assert "".join(parts) == text.replace("\x01", "")
+    spans = [stop - start for part in parts for _, (start, stop) in split(part)]
+    assert max(spans) <= 2 * tokenizers.MAX_WORD_CHARACTERS
+    assert tokenizers.train_bpe(iter([text]), 300).vocab_size > 256
+
+
+def test_texts_of_usual_words_are_not_divided():
+    for text in ("def f(x):\n        return x\n" * 99, "語" * 256, "x" * 255 + " " + "y" * 255):
+        assert "".join(tokenizers.training_parts(text)) == text
+        assert len(tokenizers.training_parts(text)) == 1

@@ -3,8 +3,9 @@
 Each source is split into shards, so that an interrupted preparation resumes after the last shard.
 
     uri.py                   parse name?key=value
-    documents.py             source URI -> documents
-    readers.py               text, JSON Lines, Parquet, Hugging Face hub
+    documents.py             source URI -> documents; Hugging Face hub
+    source_files.py          names, compression, encoding and lines of files
+    readers.py               text, JSON Lines, Parquet
     tfds.py                  TensorFlow Datasets without TensorFlow
     builtin.py               Python's standard library and its docstrings
     synthetic_languages.py   languages of known entropy

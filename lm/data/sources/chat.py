@@ -46,7 +46,7 @@ from typing import NamedTuple
 import numpy as np
 
 from lm.data import tokenizers
-from lm.data.sources import example_formats, readers, uri
+from lm.data.sources import example_formats, readers, source_files, uri
 
 USER, ANSWER, STOP = tokenizers.CHAT_TOKENS
 # Name -> (format of the prompt, text after an answer). Without special tokens, every token of a
@@ -199,8 +199,8 @@ def chat_examples(
 
     `on_error` is called for each line that is not a conversation or has an empty prompt or answer.
     """
-    for path in readers.expand_glob(source.path):
-        for where, row in readers.read_json_lines(path):
+    for path in readers.json_files("chat", source.path).paths:
+        for where, row in readers.read_json_lines(path, on_error):
             try:
                 names = example_formats.task_names(row)
                 task = names.get("task", path.parent.name)
@@ -217,9 +217,9 @@ def chat_task_names(argument: str) -> set[str]:
     return {name for example in selected for name in (example.task, example.category) if name}
 
 
-def chat_files(argument: str) -> list[Path]:
+def chat_files(argument: str) -> source_files.SourceFiles:
     """Return the files of a source. Raises ValueError if no file matches."""
-    return readers.expand_glob(parse_chat_source(argument).path)
+    return readers.json_files("chat", parse_chat_source(argument).path)
 
 
 def answer_weights(tokens_BS: np.ndarray, tokenizer: tokenizers.Tokenizer) -> np.ndarray:

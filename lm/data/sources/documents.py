@@ -7,31 +7,48 @@ The documents of a source have a fixed order. Supported URIs:
 
     code                     Python's standard library, one document per file (8 MB)
     docs                     English paragraphs of docstrings, one document per file (5 MB)
-    text:PATH                a text file or all text files below a folder, split at blank lines
-                             about every 16 KB
-    jsonl:GLOB[?field=NAME]  JSON Lines, plain, .gz or .zst, one document per line; the default
-                             field is "text"
-    parquet:GLOB[?field=NAME]                        one document per row
+    text:PATH                text files, split at blank lines about every 16 KB
+    jsonl:PATH[?field=NAME]  JSON Lines or JSON arrays, one document per object; the default field
+                             is "text"
+    parquet:PATH[?field=NAME]                        one document per row
     tfds:NAME[/CONFIG][:VERSION]/SPLIT[?field=NAME]  a prepared TFDS dataset: see tfds.py
     hf:NAME[:CONFIG]/SPLIT[?field=NAME]              streamed from the Hugging Face hub (extra: hf)
     synthetic:machine[?states=N&...]                 language of a hidden-state machine:
     synthetic:grammar[?words=N&...]                  or of nested phrases: synthetic_languages.py
-    chat:GLOB[?template=NAME&only=TASK,...&cap=N]    JSON Lines of conversations: see chat.py
+    chat:PATH[?template=NAME&only=TASK,...&cap=N]    JSON Lines of conversations: see chat.py
     tasks:NAME[?FIELD=LOW-HIGH&...][+NAME...]        training text of tasks: synthetic_tasks.py
+
+A PATH is a file, a folder or a glob with **, and {a,b}. Text and JSON may be compressed by gzip,
+zstd, bzip2 or xz, and is in UTF-8, or in UTF-16 or UTF-32 with a byte order mark.
 
 A new kind of source needs a reader function in this file and a row in USAGE and READERS. A source
 of files also needs a row in FILES, so that a changed file is prepared again.
 """
 
 import functools
+import hashlib
 import importlib
-from collections.abc import Iterator
+import itertools
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from lm.config import schema
-from lm.data.sources import builtin, chat, readers, synthetic_languages, synthetic_tasks, tfds, uri
+from lm.data.sources import (
+    builtin,
+    chat,
+    readers,
+    source_files,
+    synthetic_languages,
+    synthetic_tasks,
+    tfds,
+    uri,
+)
 
 Document = readers.Document
+UNREAD_REASONS = ("broken", "empty")  # records without usable text
+_USUAL_SPLIT = re.compile(r"(train|test|valid|val|dev|eval|unsupervised|all|full)", re.IGNORECASE)
 
 
 def open_source(
@@ -40,15 +57,59 @@ def open_source(
     """Yield all documents of a source from shard `start` on, duplicates included.
 
     Newlines are normalized to \\n. `on_error` is called with a one-line message for each input
-    that is binary, not UTF-8 or malformed. If it returns, the JSON line or the remaining shard is
-    skipped. Raises ValueError for a missing source, also if `on_error` returns.
+    that is binary, not UTF-8 or malformed. If it returns, exactly that line, row or piece of text
+    is skipped, or the remaining shard if it cannot be read. A record without text gives a document
+    without text. Raises ValueError for a missing source, also if `on_error` returns.
     """
-    for number, read_shard in enumerate(list_shards(source)[start:], start):
-        try:
-            for document in read_shard(on_error):
-                yield document._replace(part=number)
-        except ValueError as error:
-            on_error(str(error))
+    for number, shard in enumerate(list_shards(source)[start:], start):
+        yield from _read_part(shard, number, on_error)
+
+
+def sample_source(
+    source: str,
+    n_bytes: float,
+    is_used: Callable[[Document], bool],
+    on_error: readers.ErrorHandler = readers.raise_error,
+) -> Iterator[Document]:
+    """Yield documents of all parts of a source, about n_bytes of text, or all if it has less.
+
+    is_used: documents for which it is false are skipped. Each part gives about the same number of
+    bytes, from its beginning. The order of the parts is a hash, so that a sample of fewer parts is
+    not of the first ones.
+    """
+    shards = list_shards(source)
+    order = sorted(range(len(shards)), key=lambda number: hashlib.sha256(b"%d" % number).digest())
+    n_sampled = 0
+    n_read: dict[int, int] = {}  # part -> number of its documents that the first pass reads
+    for is_first_pass in (True, False):
+        for position, number in enumerate(order):
+            share = (n_bytes - n_sampled) / (len(order) - position if is_first_pass else 1)
+            n_part_bytes, start = 0, n_read.get(number, 0)
+            if share <= 0:
+                return
+            all_documents = enumerate(_read_part(shards[number], number, on_error), 1)
+            for count, document in itertools.islice(all_documents, start, None):
+                if is_used(document):
+                    yield document
+                    n_part_bytes += len(document.text.encode(errors="replace"))
+                n_read[number] = count
+                if n_part_bytes >= share:
+                    break
+            else:
+                n_read.pop(number, None)
+            n_sampled += n_part_bytes
+        order = [number for number in order if number in n_read]
+
+
+def _read_part(
+    shard: readers.Shard, number: int, on_error: readers.ErrorHandler
+) -> Iterator[Document]:
+    """Yield the documents of a shard, with its number."""
+    try:
+        for document in shard(on_error):
+            yield document._replace(part=number)
+    except ValueError as error:
+        on_error(str(error))
 
 
 def list_shards(source: str) -> list[readers.Shard]:
@@ -69,8 +130,27 @@ def source_fingerprint(source: str) -> list:
     if prefix not in FILES:
         # Generated text depends only on the source name. Streamed text is assumed not to change.
         return [source]
-    stats = [(path, path.stat()) for path in FILES[prefix](argument)]
+    stats = [(path, path.stat()) for path in FILES[prefix](argument).paths]
     return [(str(path), stat.st_size, stat.st_mtime_ns) for path, stat in stats]
+
+
+def omitted_files(source: str) -> dict[str, int]:
+    """Return {suffix or reason: number} of the files in a source's folders that are not read."""
+    prefix, argument = _parse_source(source)
+    return FILES[prefix](argument).omitted if prefix in FILES else {}
+
+
+def print_omissions(source: str, files: dict[str, int], dropped: dict[str, int]) -> None:
+    """Print the numbers of files and records that are not in the corpus of a source.
+
+    files: {suffix or reason: number}. dropped: {reason: number of documents}. Documents that a
+    filter drops are not printed.
+    """
+    records = {reason: n for reason, n in dropped.items() if reason in UNREAD_REASONS}
+    parts = [f"{source_files.format_counts(files)} files"] if files else []
+    parts += [f"{source_files.format_counts(records)} records"] if records else []
+    if parts:
+        print(f"{source}: left out {'; '.join(parts)}", file=sys.stderr, flush=True)
 
 
 def source_versions(source: str) -> dict[str, str]:
@@ -140,53 +220,74 @@ def _jsonl(argument: str) -> list[readers.Shard]:
 
 
 def _parquet(argument: str) -> list[readers.Shard]:
-    return readers.parquet_files(*_split_field(argument))
-
-
-def _glob_files(argument: str) -> list[Path]:
-    return readers.expand_glob(_split_field(argument)[0])
+    return readers.read_parquet(*_split_field(argument))
 
 
 def _tfds(argument: str) -> list[readers.Shard]:
     return tfds.tfds_shards(*_split_field(argument))
 
 
-def _tfds_files(argument: str) -> list[Path]:
-    return tfds.tfds_files(_split_field(argument)[0])
-
-
 def _hf(argument: str) -> list[readers.Shard]:
     """Return one shard that streams a split of a dataset from the Hugging Face hub."""
     dataset, field = _split_field(argument)
-    name, _, split = dataset.rpartition("/")
+    name, split = _split_hf_name(dataset)
     name, _, config_name = name.partition(":")
     try:
         datasets = importlib.import_module("datasets")
     except ImportError:
-        raise ValueError(f"hf:{argument} needs: pip install 'lm-scaling[hf]'") from None
+        raise ValueError(f"hf:{argument} needs a missing package: uv sync --extra hf") from None
+    if Path(name, "state.json").is_file():
+        raise ValueError(
+            f"hf:{dataset}: {name} was written by Dataset.save_to_disk: write it by"
+            " Dataset.to_parquet, and read it as parquet:FILE"
+        )
     try:
         rows = datasets.load_dataset(name, config_name or None, split=split, streaming=True)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"hf:{dataset}: {readers.first_line(str(error))}") from None
+    except Exception as error:  # the library has no narrower class
+        raise ValueError(
+            f"hf:{dataset}: split {split!r} of {name!r} cannot be read"
+            f" ({readers.first_line(str(error))}): correct hf:NAME[:CONFIG]/SPLIT"
+        ) from None
 
     def read(on_error: readers.ErrorHandler) -> Iterator[Document]:
-        try:
-            for number, row in enumerate(rows):
-                if isinstance(row.get(field), str):
-                    text = readers.normalize_newlines(row[field])
-                    yield Document(text, f"{dataset} row {number}")
-                else:
-                    names = ", ".join(row)
-                    on_error(
-                        f"hf:{dataset} row {number}: has no text in {field!r} but {names}: "
-                        f"choose with ?field="
-                    )
-        except OSError as error:
-            readers.raise_error(
-                f"hf:{dataset}: reading failed ({readers.first_line(str(error))}): try again"
-            )
+        for number, row in enumerate(_stream_rows(rows, dataset, on_error)):
+            where = f"hf:{dataset} row {number}"
+            if isinstance(row.get(field, 0), str | None):
+                yield Document(readers.normalize_newlines(row[field] or ""), where)
+            else:
+                names = readers.format_names(row)
+                on_error(f"{where}: has no text in {field!r} but {names}: choose with ?field=")
 
     return [read]
+
+
+def _split_hf_name(dataset: str) -> tuple[str, str]:
+    """Return (NAME[:CONFIG], split) of an hf: source. Raises ValueError if it names no split."""
+    name, _, split = dataset.rpartition("/")
+    # A split may have any name, so OWNER/NAME and FOLDER without a split have a valid form. Then
+    # the last part is a split only if it has a usual name.
+    is_ambiguous = "/" not in name or Path(dataset).expanduser().is_dir()
+    is_local = bool(name) and Path(name).expanduser().is_dir() and not Path(dataset).is_dir()
+    if not name or (is_ambiguous and not is_local and not _USUAL_SPLIT.match(split)):
+        raise ValueError(f"hf:{dataset} names no split: write it as hf:{dataset}/train")
+    return str(Path(name).expanduser()) if name.startswith("~") else name, split
+
+
+def _stream_rows(
+    rows: Iterable[dict], dataset: str, on_error: readers.ErrorHandler
+) -> Iterator[dict]:
+    """Yield the rows of a dataset, and report an error of its library."""
+    iterator = iter(rows)
+    while True:
+        try:
+            row = next(iterator)
+        except StopIteration:
+            return
+        except Exception as error:  # the library has no narrower class
+            reason = readers.first_line(str(error))
+            on_error(f"hf:{dataset}: reading failed ({reason}): repeat the command")
+            return
+        yield row
 
 
 def _synthetic(argument: str) -> list[readers.Shard]:
@@ -224,12 +325,12 @@ USAGE = {
     "code": "code",
     "docs": "docs",
     "text": "text:PATH",
-    "jsonl": "jsonl:GLOB[?field=NAME]",
-    "parquet": "parquet:GLOB[?field=NAME]",
+    "jsonl": "jsonl:PATH[?field=NAME]",
+    "parquet": "parquet:PATH[?field=NAME]",
     "tfds": "tfds:NAME[/CONFIG][:VERSION]/SPLIT[?field=NAME]",
     "hf": "hf:NAME[:CONFIG]/SPLIT[?field=NAME]",
     "synthetic": "synthetic:machine[?states=N&...] or synthetic:grammar[?words=N&...]",
-    "chat": "chat:GLOB[?template=NAME&only=TASK,...&without=TASK,...&cap=N&shots=N]",
+    "chat": "chat:PATH[?template=NAME&only=TASK,...&without=TASK,...&cap=N&shots=N]",
     "tasks": "tasks:NAME[?FIELD=LOW-HIGH&megabytes=N&seed=N][+NAME...]",
 }
 # Prefix -> function of the argument that returns the shards of a source.
@@ -250,8 +351,8 @@ VERSIONS = {"code": builtin.code_versions, "docs": builtin.docs_versions}
 # Prefix -> function of the argument that returns the files of a source on disk.
 FILES = {
     "text": readers.text_files,
-    "jsonl": _glob_files,
-    "parquet": _glob_files,
-    "tfds": _tfds_files,
+    "jsonl": lambda argument: readers.json_files("jsonl", _split_field(argument)[0]),
+    "parquet": lambda argument: readers.parquet_files(_split_field(argument)[0]),
+    "tfds": lambda argument: tfds.tfds_files(_split_field(argument)[0]),
     "chat": chat.chat_files,
 }

@@ -1,31 +1,28 @@
-"""Readers of text files, JSON Lines and Parquet, plain or compressed.
+"""Readers of text files, JSON Lines and Parquet.
 
     for read_shard in jsonl_files("wiki/*.jsonl.gz", "text"):        # one shard per file
         for document in read_shard(raise_error):
             print(document.name, len(document.text))
 
-Each reader calls its error handler with a one-line message for each input that it cannot read.
+Each reader calls its error handler with a one-line message for each input that it cannot read: a
+line, a row, a piece of text, or the remainder of a file. If the handler returns, the reader
+continues after that input. A record without text (null or blank) is a document without text.
 """
 
+import codecs
 import functools
-import glob
-import gzip
+import itertools
 import json
-import os
-import zlib
+import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import IO, NamedTuple, NoReturn
+from typing import NamedTuple, NoReturn
 
-import zstandard
+from lm.data.sources import source_files
 
 # A text file is split into documents of about this size, so that some can be held out.
 PIECE_BYTES = 1 << 14
-TEXT_SUFFIXES = {
-    *(".txt", ".text", ".md", ".markdown", ".rst", ".tex", ".org"),
-    *(".py", ".pyi", ".c", ".h", ".cc", ".cpp", ".hpp", ".cu", ".java", ".js", ".ts", ".go"),
-    *(".rs", ".rb", ".sh", ".sql", ".jl", ".r"),
-}
+_JSON_STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
 
 
 class Document(NamedTuple):
@@ -52,32 +49,18 @@ def raise_error(message: str) -> NoReturn:
     raise ValueError(message) from None
 
 
-def text_files(path: str) -> list[Path]:
-    """Return a file, or all text files below a folder, in a fixed order.
-
-    Text files are recognized by TEXT_SUFFIXES. Names that begin with a dot are skipped. Raises
-    ValueError if the path does not exist or has no text file.
-    """
-    top = Path(path).expanduser()
-    if top.is_file():
-        return [top]
-    if not top.exists():
-        raise ValueError(f"text:{path}: there is no such file or folder: correct the path")
-    paths = []
-    for folder, folders, files in os.walk(top, onerror=_raise_unreadable):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        names = sorted(name for name in files if not name.startswith("."))
-        candidates = (Path(folder, name) for name in names)
-        paths += [p for p in candidates if p.suffix.lower() in TEXT_SUFFIXES and p.is_file()]
-    if not paths:
-        suffixes = ", ".join(sorted(TEXT_SUFFIXES))
-        raise ValueError(f"text:{path}: contains no file with {suffixes}: rename the text files")
-    return paths
+def ignore_error(message: str) -> None:
+    """Do nothing. With this error handler, a reader skips input that it cannot read."""
 
 
-def read_text(path: str) -> list[Shard]:
+def text_files(pattern: str) -> source_files.SourceFiles:
+    """Return the text files of a path, folder or glob. Raises ValueError if there is no file."""
+    return source_files.list_files("text", pattern, source_files.TEXT_SUFFIXES)
+
+
+def read_text(pattern: str) -> list[Shard]:
     """Return one shard per file of `text_files`, with documents of about PIECE_BYTES."""
-    return [functools.partial(_file_pieces, file) for file in text_files(path)]
+    return [functools.partial(_file_pieces, file) for file in text_files(pattern).paths]
 
 
 def _file_pieces(path: Path, on_error: ErrorHandler) -> Iterator[Document]:
@@ -90,93 +73,125 @@ def _file_pieces(path: Path, on_error: ErrorHandler) -> Iterator[Document]:
 
 
 def _text_documents(path: Path, on_error: ErrorHandler) -> Iterator[Document]:
-    """Yield the documents of a text file, split at blank lines."""
+    """Yield the documents of a text file, split at blank lines and within very long lines.
+
+    A file without text gives one document without text.
+    """
+    has_text = False
+    for start, piece in _text_pieces(path):
+        try:
+            text = normalize_newlines(source_files.decode_text(piece, str(path), start)).strip("\n")
+        except ValueError as error:
+            has_text = True
+            on_error(str(error))
+            continue
+        if text.strip():
+            has_text = True
+            yield Document(text, f"{path} at byte {start}")
+    if not has_text:
+        yield Document("", str(path))
+
+
+def _text_pieces(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Yield (position, content) of the pieces of a text file."""
     start, end, lines = 0, 0, []
-    for line in _read_lines(path):
+    for line in source_files.read_lines(path, PIECE_BYTES):
         lines.append(line)
         end += len(line)
-        # Without a blank line, a document ends at the first line end after four times the size.
-        if end - start >= PIECE_BYTES * (1 if not line.strip() else 4):
-            yield _text_document(path, lines, start)
+        is_fragment = not line.endswith((b"\n", b"\r"))  # of a long line
+        # Otherwise a document ends at the first line end after four times the size.
+        min_bytes = PIECE_BYTES // 2 if is_fragment else PIECE_BYTES * (4 if line.strip() else 1)
+        if end - start >= min_bytes:
+            yield start, b"".join(lines)
             start, lines = end, []
-    yield _text_document(path, lines, start)
+    if lines:
+        yield start, b"".join(lines)
 
 
-def _text_document(path: Path, lines: list[bytes], start: int) -> Document:
-    text = _decode(b"".join(lines), str(path), start).strip("\n")
-    return Document(text, f"{path} at byte {start}")
+def json_files(kind: str, pattern: str) -> source_files.SourceFiles:
+    """Return the JSON Lines files of a path, folder or glob.
 
-
-def expand_glob(pattern: str) -> list[Path]:
-    """Return the files of a glob (** is recursive), sorted.
-
-    Raises ValueError if no file matches.
+    kind: prefix of the source, for error messages. Raises ValueError if there is no file.
     """
-    pattern = os.path.expanduser(pattern)
-    matches = [Path(name) for name in sorted(glob.glob(pattern, recursive=True))]
-    paths = [path for path in matches if path.is_file()]
-    if not paths:
-        raise ValueError(f"data.sources: no file matches {pattern}: correct the pattern")
-    return paths
+    return source_files.list_files(kind, pattern, source_files.JSON_SUFFIXES)
 
 
 def jsonl_files(pattern: str, field: str) -> list[Shard]:
-    """Return one shard per JSON Lines file (plain, .gz or .zst).
+    """Return one shard per file of `json_files`.
 
-    pattern: glob of the files. Each non-empty line is a document, whose text is the value of
-    `field`. Raises ValueError if no file matches.
+    Each record is a document, whose text is the value of `field`.
     """
-    return [functools.partial(_jsonl, path, field) for path in expand_glob(pattern)]
+    return [functools.partial(_jsonl, path, field) for path in json_files("jsonl", pattern).paths]
 
 
 def _jsonl(path: Path, field: str, on_error: ErrorHandler) -> Iterator[Document]:
-    for number, line in enumerate(_read_lines(path), 1):
-        document = _line_document(line, field, f"{path} line {number}", on_error)
-        if document:
-            yield document
+    for where, row in read_json_lines(path, on_error):
+        try:
+            yield Document(normalize_newlines(_text_field(row, field, where)), where)
+        except ValueError as error:
+            on_error(str(error))
 
 
-def _line_document(line: bytes, field: str, where: str, on_error: ErrorHandler) -> Document | None:
-    """Return the document of a JSON line; None if the line is empty or `on_error` returns."""
-    try:
-        text = _decode(line, where)
-        if not text.strip():
-            return None
-        return Document(normalize_newlines(_text_field(text, field, where)), where)
-    except ValueError as error:
-        on_error(str(error))
+def parquet_files(pattern: str) -> source_files.SourceFiles:
+    """Return the Parquet files of a path, folder or glob. Raises ValueError without a file."""
+    return source_files.list_files("parquet", pattern, source_files.PARQUET_SUFFIXES)
 
 
-def parquet_files(pattern: str, field: str) -> list[Shard]:
-    """Return one shard per Parquet file. A shard reads its file in batches of rows.
+def read_parquet(pattern: str, field: str) -> list[Shard]:
+    """Return one shard per file of `parquet_files`. A shard reads its file in batches of rows.
 
-    pattern: glob of the files. field: column of the text. Each row with text is a document. Raises
-    ValueError if no file matches.
+    field: column of the text. Each row is a document.
     """
-    return [functools.partial(_parquet, path, field) for path in expand_glob(pattern)]
+    return [functools.partial(_parquet, path, field) for path in parquet_files(pattern).paths]
 
 
 def _parquet(path: Path, field: str, on_error: ErrorHandler) -> Iterator[Document]:
     import pyarrow
     import pyarrow.parquet
 
+    number = 0
     try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            if field not in file.schema_arrow.names:
-                names = ", ".join(file.schema_arrow.names)
-                raise_error(f"{path}: has no field {field!r} but {names}: choose with ?field=NAME")
-            rows = (
-                row
-                for batch in file.iter_batches(batch_size=1024, columns=[field])
-                for row in batch.column(0).to_pylist()
-            )
-            for number, text in enumerate(rows):
-                if text is not None and not isinstance(text, str):
-                    raise_error(f"{path}: field {field!r} is {type(text).__name__}, not text")
-                if text and text.strip():
-                    yield Document(normalize_newlines(text), f"{path} row {number}")
+        with pyarrow.parquet.ParquetFile(path, page_checksum_verification=True) as file:
+            _check_column(file.schema_arrow, field, path)
+            for batch in file.iter_batches(batch_size=1024, columns=[field]):
+                for value in batch.column(0):
+                    where = f"{path} row {number}"
+                    number += 1
+                    try:
+                        text = value.as_py() or ""
+                    except UnicodeDecodeError as error:
+                        on_error(f"{where}: is not UTF-8 at byte {error.start} of {field!r}")
+                        continue
+                    yield Document(normalize_newlines(text), where)
     except (OSError, UnicodeDecodeError, pyarrow.ArrowException) as error:
-        raise_error(f"{path}: cannot be read ({first_line(str(error))}): replace the file")
+        on_error(
+            f"{path}: cannot be read after {number} rows ({first_line(str(error))}): replace the"
+            " file"
+        )
+
+
+def _check_column(schema, field: str, path: Path) -> None:
+    """Raise ValueError unless an Arrow schema has a column of text."""
+    import pyarrow
+
+    names = format_names(schema.names)
+    if schema.names.count(field) != 1:
+        problem = "several fields" if field in schema.names else "no field"
+        raise_error(f"{path}: has {problem} {field!r} but {names}: choose with ?field=NAME")
+    column = schema.field(field).type
+    if pyarrow.types.is_dictionary(column):
+        column = column.value_type
+    is_text = any(
+        is_type(column)
+        for is_type in (
+            pyarrow.types.is_string,
+            pyarrow.types.is_large_string,
+            pyarrow.types.is_string_view,
+            pyarrow.types.is_null,
+        )
+    )
+    if not is_text:
+        raise_error(f"{path}: field {field!r} is {column}, not text: choose with ?field=NAME")
 
 
 def first_line(text: str) -> str:
@@ -184,90 +199,146 @@ def first_line(text: str) -> str:
     return " ".join(text.split())
 
 
-def read_json_lines(path: Path) -> Iterator[tuple[str, dict]]:
-    """Yield ("FILE line N", object) of each non-empty line of a JSON Lines file.
+def format_names(names: Iterable[str]) -> str:
+    """Return the first names of a record on one line, for an error message."""
+    first_names = list(itertools.islice(names, 21))
+    text = ", ".join(first_names[:20]) + (", ..." if len(first_names) > 20 else "")
+    # Names may contain line ends and half surrogate pairs, which cannot be printed.
+    return first_line(text).encode(errors="backslashreplace").decode()[:400] or "nothing"
 
-    Raises ValueError for a line that is not a JSON object in UTF-8.
+
+def read_json_lines(path: Path, on_error: ErrorHandler = raise_error) -> Iterator[tuple[str, dict]]:
+    """Yield ("FILE line N", object) of each record of a file: JSON Lines or one JSON array.
+
+    `on_error` is called for each line that is not a JSON object in UTF-8, and for a file that
+    cannot be read to its end. If it returns, exactly that line, or the remainder of the file, is
+    skipped.
     """
-    for number, line in enumerate(_read_lines(path), 1):
-        where = f"{path} line {number}"
-        if line.strip():
-            yield where, _parse_object(_decode(line, where), where)
-
-
-def _parse_object(text: str, where: str) -> dict:
     try:
-        row = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{where}: is not JSON ({error})") from None
-    if not isinstance(row, dict):
-        raise ValueError(f"{where}: must be a JSON object")
-    return row
-
-
-def _text_field(text: str, field: str, where: str) -> str:
-    """Return the string `field` of a JSON object."""
-    row = _parse_object(text, where)
-    if field not in row:
-        names = ", ".join(row) or "nothing"
-        raise ValueError(f"{where}: has no field {field!r} but {names}: choose with ?field=NAME")
-    if not isinstance(row[field], str):
-        raise ValueError(f"{where}: field {field!r} is {type(row[field]).__name__}, not text")
-    return row[field]
-
-
-def _read_lines(path: Path) -> Iterator[bytes]:
-    """Yield the lines of a plain, .gz or .zst file. Raises ValueError if it ends too early."""
-    try:
-        with open(path, "rb") as file:
-            if path.suffix == ".gz":
-                yield from gzip.GzipFile(fileobj=file)
-            elif path.suffix == ".zst":
-                yield from _zst_lines(file)
+        lines = enumerate(source_files.read_lines(path), 1)
+        is_first = True
+        for number, line in lines:
+            content = line.removeprefix(codecs.BOM_UTF8).strip()
+            if not content:
+                continue
+            if is_first and content.startswith(b"["):
+                yield from _array_records(path, itertools.chain([(number, line)], lines), on_error)
             else:
-                yield from file
-    except OSError as error:
-        _raise_unreadable(error, path)
-    except (EOFError, zlib.error, zstandard.ZstdError) as error:
-        raise ValueError(f"{path}: cannot be read to its end ({error})") from None
+                where = f"{path} line {number}"
+                yield from _parse_objects(_decode_line(line, where, on_error), where, on_error)
+            is_first = False
+    except ValueError as error:
+        on_error(str(error))
 
 
-def _raise_unreadable(error: OSError, path: Path | None = None) -> NoReturn:
-    """Raise ValueError with the path and reason of an OSError."""
-    reason = error.strerror or error
-    raise ValueError(f"{path or error.filename}: cannot be read ({reason})") from None
+def _array_records(
+    path: Path, lines: Iterator[tuple[int, bytes]], on_error: ErrorHandler
+) -> Iterator[tuple[str, dict]]:
+    """Yield the objects of a JSON array up to the line of its end.
 
-
-def _zst_lines(file: IO[bytes]) -> Iterator[bytes]:
-    """Yield the lines of all zstd frames. Raises EOFError if the last frame is truncated.
-
-    The file reader of the zstandard library does not report a truncated file.
+    Lines are collected until all brackets within the array are closed. A JSON string never
+    continues on the next line, so the number of open brackets after each line is exact.
     """
-    frame, partial_line = zstandard.ZstdDecompressor().decompressobj(), b""
-    for chunk in iter(lambda: file.read(1 << 17), b""):
-        while chunk:
-            if frame.eof:
-                frame = zstandard.ZstdDecompressor().decompressobj()
-            *lines, partial_line = (partial_line + frame.decompress(chunk)).split(b"\n")
-            yield from (line + b"\n" for line in lines)
-            chunk = frame.unused_data
-    if not frame.eof:
-        raise EOFError("the file ends within a zstd frame")
-    yield partial_line
+    group: list[tuple[int, str]] = []
+    depth, last_text = 0, ""  # number of open brackets, last line that is not blank
+    for number, raw in lines:
+        text = _decode_line(raw, f"{path} line {number}", on_error)
+        brackets = _JSON_STRING.sub("", raw.decode(errors="replace"))
+        if not depth:
+            text = text.lstrip().removeprefix("[")
+        depth += sum(map(brackets.count, "[{")) - sum(map(brackets.count, "]}"))
+        if depth <= 0 and brackets.rstrip().endswith("]"):
+            group.append((number, text.rstrip()[:-1]))
+            yield from _parse_group(path, group, on_error)
+            return
+        last_text = text.strip() or last_text
+        depth = max(depth, 1)  # an invalid element may have too many closing brackets
+        group.append((number, text))
+        if depth == 1:
+            yield from _parse_group(path, group, on_error)
+            group = []
+    yield from _parse_group(path, group, on_error)
+    if last_text != "]":  # otherwise an invalid element has too few closing brackets
+        on_error(f"{path}: its JSON array has no end: replace the file")
 
 
-def _decode(raw: bytes, where: str, start: int = 0) -> str:
-    """Decode UTF-8 and normalize newlines. `start` is the position of `raw` in its file.
+def _parse_group(
+    path: Path, group: list[tuple[int, str]], on_error: ErrorHandler
+) -> Iterator[tuple[str, dict]]:
+    """Yield the objects in lines of an array, which contain complete elements if they are valid.
 
-    Raises ValueError with `where` and the position of the first invalid byte.
+    Invalid lines are divided before each line that begins with an object at the same indentation as
+    the first line, so that only the invalid element is lost.
     """
-    if b"\0" in raw:
-        raise ValueError(f"{where}: is binary, not text: NUL at byte {start + raw.index(0)}")
+    text = "".join(line for _, line in group).strip().removeprefix(",").removesuffix(",")
+    if not group or not text.strip():
+        return
+    indent = re.match(r"\s*", group[0][1])
+    starts = [i for i, (_, line) in enumerate(group) if indent and line.startswith(indent[0] + "{")]
+    where = f"{path} line {group[0][0]}"
+    if len(starts) > 1:
+        try:
+            json.loads(f"[{text}]")
+        except (ValueError, RecursionError):
+            if group[-1][1].strip() == "]":  # the end of the array
+                group = group[:-1]
+            edges = sorted({0, *starts, len(group)})
+            for start, stop in itertools.pairwise(edges):
+                yield from _parse_group(path, group[start:stop], on_error)
+            return
+    yield from _parse_objects(f"[{text}]", where, on_error, is_array=True)
+
+
+def _decode_line(line: bytes, where: str, on_error: ErrorHandler) -> str:
+    """Return the text of a line, or "" if it is not UTF-8 and `on_error` returns."""
     try:
-        return normalize_newlines(raw.decode().removeprefix("\ufeff"))
-    except UnicodeDecodeError as error:
-        position = start + error.start
-        raise ValueError(f"{where}: is not UTF-8 at byte {position}: convert it") from None
+        return source_files.decode_text(line, where)
+    except ValueError as error:
+        on_error(str(error))
+        return ""
+
+
+def _parse_objects(
+    text: str, where: str, on_error: ErrorHandler, is_array: bool = False
+) -> Iterator[tuple[str, dict]]:
+    """Yield the object of a line, or the objects of an array; nothing if the text is blank.
+
+    `on_error` is called for text that is not JSON and for each value that is not an object.
+    """
+    if not text.strip():
+        return
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        on_error(f"{where}: is not JSON ({_json_problem(error)}): write one object per line")
+        return
+    rows = value if is_array else [value]
+    for item, row in enumerate(rows, 1):
+        item_name = f"{where} item {item}" if len(rows) > 1 else where
+        if isinstance(row, dict):
+            yield item_name, row
+        else:
+            on_error(f"{item_name}: must be a JSON object, not {type(row).__name__}")
+
+
+def _json_problem(error: Exception) -> str:
+    """Return the reason why text is not JSON."""
+    if isinstance(error, json.JSONDecodeError):
+        return f"{error.msg} at character {error.pos + 1}"
+    if isinstance(error, RecursionError):
+        return "nested too deeply"
+    return "a number has too many digits"
+
+
+def _text_field(row: dict, field: str, where: str) -> str:
+    """Return the string `field` of a JSON object, "" for null."""
+    if field not in row:
+        raise ValueError(
+            f"{where}: has no field {field!r} but {format_names(row)}: choose with ?field=NAME"
+        )
+    if not isinstance(row[field], str | None):
+        raise ValueError(f"{where}: field {field!r} is {type(row[field]).__name__}, not text")
+    return row[field] or ""
 
 
 def normalize_newlines(text: str) -> str:

@@ -16,16 +16,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from lm.data.sources import readers
+from lm.data.sources import readers, source_files
 
 BATCH = 256  # examples read at once
 SHARD = 64 * BATCH  # examples per shard
 VERSION = re.compile(r"\d+\.\d+\.\d+")
 
 
-def tfds_files(name: str) -> list[Path]:
+def tfds_files(name: str) -> source_files.SourceFiles:
     """Return the files of the prepared dataset NAME[/CONFIG][:VERSION]/SPLIT, sorted."""
-    return sorted(path for path in _find_dataset(name)[0].iterdir() if path.is_file())
+    paths = sorted(path for path in _find_dataset(name)[0].iterdir() if path.is_file())
+    return source_files.SourceFiles(paths, {})
 
 
 def tfds_shards(name: str, field: str) -> list[readers.Shard]:
@@ -37,22 +38,29 @@ def tfds_shards(name: str, field: str) -> list[readers.Shard]:
     import tensorflow_datasets
 
     folder, split = _find_dataset(name)
-    builder: Any = tensorflow_datasets.builder_from_directory(folder)
-    known = ", ".join(builder.info.splits) or "none"
+    try:
+        builder: Any = tensorflow_datasets.builder_from_directory(folder)
+        known = ", ".join(builder.info.splits) or "none"
+    except Exception as error:  # the library has no narrower class
+        reason = readers.first_line(str(error))
+        raise ValueError(
+            f"tfds:{name}: the metadata in {folder} cannot be read ({reason}): prepare it again"
+        ) from None
     if split.partition("[")[0] not in builder.info.splits:
         raise ValueError(f"tfds:{name}: has no split {split!r} but {known}: name one of them")
     try:
         examples = builder.as_data_source(split=split)
+        n_examples = len(examples)
     except (NotImplementedError, ImportError) as error:
         raise ValueError(
             f"tfds:{name}: is stored as {builder.info.file_format}, which needs TensorFlow: "
             f"prepare it with --file_format=array_record"
         ) from error
-    except ValueError as error:
+    except Exception as error:  # the library has no narrower class
         reason = readers.first_line(str(error))
-        message = f"tfds:{name}: split {split!r} cannot be read ({reason}): correct it"
-        raise ValueError(message) from None
-    starts = range(0, len(examples), SHARD)
+        message = f"tfds:{name}: split {split!r} cannot be read ({reason}): correct the name, or"
+        raise ValueError(f"{message} prepare it again") from None
+    starts = range(0, n_examples, SHARD)
     return [functools.partial(_read_shard, name, field, examples, start) for start in starts]
 
 

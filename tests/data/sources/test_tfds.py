@@ -1,5 +1,7 @@
 """TFDS datasets: written by make_tfds and read without TensorFlow or a network."""
 
+import collections
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -52,8 +54,8 @@ def test_newest_version_is_read_by_default(tmp_path, monkeypatch):
         (tmp_path / "a/config" / version).mkdir(parents=True)
         (tmp_path / "a/config" / version / version).touch()
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
-    assert [p.name for p in tfds.tfds_files("a/config/train")] == ["10.0.0"]
-    assert [p.name for p in tfds.tfds_files("a/config:9.0.0/train")] == ["9.0.0"]
+    assert [p.name for p in tfds.tfds_files("a/config/train").paths] == ["10.0.0"]
+    assert [p.name for p in tfds.tfds_files("a/config:9.0.0/train").paths] == ["9.0.0"]
 
 
 def test_tensorflow_is_not_imported():
@@ -113,3 +115,45 @@ def test_invalid_dataset_name_is_rejected(tmp_path):
 def test_existing_dataset_is_not_overwritten(prepared):
     with pytest.raises(ValueError, match="my_text/1.0.0 exists: use another name"):
         make_tfds.write_dataset("my_text", prepared, DOCUMENTS)
+
+
+@pytest.mark.parametrize("name", ["dataset_info.json", "features.json"])
+@pytest.mark.parametrize("damage", ["missing", "empty", "truncated", "other"])
+def test_damaged_metadata_has_a_one_line_error(prepared, tmp_path, monkeypatch, name, damage):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)
+    path = tmp_path / "my_text/1.0.0" / name
+    raw = {"empty": b"", "truncated": path.read_bytes()[:60], "other": b"\xff\n"}
+    path.unlink() if damage == "missing" else path.write_bytes(raw[damage])
+    with pytest.raises(
+        ValueError, match="the metadata in .* cannot be read .*: prepare it"
+    ) as error:
+        list(documents.open_source("tfds:my_text/train"))
+    assert "\n" not in str(error.value) and type(error.value) is ValueError
+
+
+def test_missing_records_are_reported(prepared, tmp_path, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)
+    (path,) = (tmp_path / "my_text/1.0.0").glob("*.array_record*")
+    path.write_bytes(path.read_bytes()[:-5])
+    errors = []
+    assert not list(documents.open_source("tfds:my_text/train", errors.append))
+    assert len(errors) == len(DOCUMENTS) and "example 0: cannot be read" in errors[0]
+
+
+def test_only_documents_with_text_are_written(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "one"}\n{"text": null}\n{"text": "half a pair \\ud800"}\n')
+    dropped = collections.Counter()
+    pairs = make_tfds.documents_with_text(f"jsonl:{path}", dropped)
+    assert next(pairs) == (f"{path} line 1", "one")
+    with pytest.raises(ValueError, match="a.jsonl line 3: is not Unicode"):
+        next(pairs)
+    assert dropped == {"empty": 1}
+
+
+def test_dataset_without_documents_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="the source contains no text"):
+        make_tfds.write_dataset("my_text", tmp_path, [])
+    assert not list(tmp_path.glob("my_text/*"))

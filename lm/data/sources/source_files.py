@@ -1,0 +1,372 @@
+"""Files of a source: names, compression, encoding and lines.
+
+    files = list_files("jsonl", "wiki/{a,b}/*.jsonl.gz", JSON_SUFFIXES)
+    files.paths, files.omitted                     # [Path(...), ...], {".pdf": 3}
+    for line in read_lines(files.paths[0]):
+        text = decode_text(line, "where")
+
+The first bytes of a file determine its compression (gzip, zstd, bzip2, xz) and its encoding. Text
+without a byte order mark is UTF-8.
+"""
+
+import bz2
+import codecs
+import collections
+import glob
+import itertools
+import lzma
+import os
+import re
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any, NamedTuple, NoReturn
+
+import zstandard
+
+TEXT_SUFFIXES = {
+    *(".txt", ".text", ".md", ".markdown", ".rst", ".tex", ".org"),
+    *(".py", ".pyi", ".c", ".h", ".cc", ".cpp", ".hpp", ".cu", ".java", ".js", ".ts", ".go"),
+    *(".rs", ".rb", ".sh", ".sql", ".jl", ".r"),
+}
+JSON_SUFFIXES = {".jsonl", ".json", ".ndjson", ".jsonlines"}
+PARQUET_SUFFIXES = {".parquet", ".parq", ".pq"}
+CHUNK_BYTES = 1 << 14  # bytes read at once, which bounds the size of the decompressed chunk
+HEAD_BYTES = 512  # bytes at the start of a file that identify its format
+MAX_ZSTD_WINDOW = 1 << 31  # bytes; zstd --long=31, the largest window of the format
+
+
+class Compression(NamedTuple):
+    """A compression format."""
+
+    suffixes: tuple[str, ...]
+    magic: bytes  # first bytes of a file, as a regular expression
+    n_magic: int  # number of these bytes
+    open: Callable[[], Any]  # returns a new decompressor of one stream
+
+
+COMPRESSIONS = (
+    Compression((".gz", ".gzip"), rb"\x1f\x8b", 2, lambda: zlib.decompressobj(wbits=31)),
+    Compression(
+        (".zst", ".zstd"),
+        rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18",  # a frame, or a frame of metadata
+        4,
+        lambda: zstandard.ZstdDecompressor(max_window_size=MAX_ZSTD_WINDOW).decompressobj(),
+    ),
+    Compression(
+        (".bz2",),
+        rb"BZh[1-9](?:\x31\x41\x59\x26\x53\x59|\x17\x72\x45\x38\x50\x90)",
+        10,
+        bz2.BZ2Decompressor,
+    ),
+    Compression((".xz",), rb"\xfd7zXZ\x00", 6, lzma.LZMADecompressor),
+)
+# First bytes of formats that contain no plain text -> (name, remedy).
+OTHER_FORMATS = {
+    b"PK\x03\x04": ("a zip archive", "unpack it"),
+    b"7z\xbc\xaf\x27\x1c": ("a 7z archive", "unpack it"),
+    b"\x04\x22\x4d\x18": ("compressed by lz4", "unpack it"),
+    b"\x1f\x9d": ("compressed by compress", "unpack it"),
+    b"PAR1": ("a Parquet file", "read it as parquet:FILE"),
+    b"%PDF-": ("a PDF file", "convert it to text"),
+}
+# Byte order mark -> codec. The mark of UTF-32 begins with the mark of UTF-16, so it is first.
+BYTE_ORDER_MARKS = {
+    codecs.BOM_UTF32_LE: "utf-32-le",
+    codecs.BOM_UTF32_BE: "utf-32-be",
+    codecs.BOM_UTF16_LE: "utf-16-le",
+    codecs.BOM_UTF16_BE: "utf-16-be",
+}
+_READ_ERRORS = (
+    *(OSError, EOFError, UnicodeError, MemoryError),
+    *(zlib.error, zstandard.ZstdError, lzma.LZMAError),
+)
+_GLOB_CHARACTERS = re.compile(r"[*?\[{]")
+_BRACES = re.compile(r"\{([^{}]*,[^{}]*)\}")
+
+
+class SourceFiles(NamedTuple):
+    """The files of a source, and the number of files that are not read."""
+
+    paths: list[Path]
+    omitted: dict[str, int]  # suffix or reason -> number of files
+
+
+def list_files(kind: str, pattern: str, suffixes: set[str]) -> SourceFiles:
+    """Return the files of a path, a folder or a glob, in a fixed order.
+
+    A path that exists is that file or folder, even if it contains glob characters. A folder means
+    all files below it with one of `suffixes`, plain or compressed. Symbolic links are followed. A
+    glob may contain `**` and `{a,b}`. kind: prefix of the source, for error messages. Raises
+    ValueError if there is no such file.
+    """
+    source = f"{kind}:{pattern}"
+    if "://" in pattern:
+        raise ValueError(
+            f"{source}: a remote address is not supported: copy the files to a local folder"
+        )
+    path = Path(pattern).expanduser()
+    omitted: collections.Counter[str] = collections.Counter()
+    try:
+        if path.is_dir():
+            paths = _files_below(path, suffixes, omitted)
+        elif path.exists() or not _GLOB_CHARACTERS.search(pattern):
+            if not path.exists():
+                is_dangling = path.is_symlink()
+                problem = "a link to a missing file" if is_dangling else "no such file or folder"
+                raise ValueError(f"{source}: there is {problem}: correct the path")
+            paths = [path]
+        else:
+            paths = _matching_paths(str(path), omitted)
+        regular = [path for path in paths if _is_regular(path, omitted)]
+    except OSError as error:
+        raise_unreadable(error)
+    if not regular:
+        counts = format_counts(omitted)
+        left_out = f" (left out: {counts})" if counts else ""
+        if path.is_dir():
+            known = ", ".join(sorted(suffixes))
+            raise ValueError(
+                f"{source}: contains no file with {known}{left_out}: name a file or a glob"
+            )
+        raise ValueError(f"{source}: no file matches {path}{left_out}: correct the pattern")
+    return SourceFiles(regular, dict(sorted(omitted.items())))
+
+
+def format_counts(counts: dict[str, int]) -> str:
+    """Return "3 .pdf, 1 hidden" for counts by reason."""
+    return ", ".join(f"{n:,} {reason}" for reason, n in sorted(counts.items()))
+
+
+def _files_below(top: Path, suffixes: set[str], omitted: collections.Counter[str]) -> list[Path]:
+    """Return the files below a folder that have one of `suffixes`, and count the others.
+
+    Each folder is read once, even if several links lead to it. A link to a folder that contains
+    `top` is not followed.
+    """
+    paths: list[Path] = []
+    real_top = os.path.realpath(top)
+    visited = {real_top}
+    for folder, folders, files in os.walk(top, onerror=raise_unreadable, followlinks=True):
+        names = sorted(folders)
+        folders.clear()
+        for name in names:
+            real = os.path.realpath(os.path.join(folder, name))
+            if name.startswith("."):
+                omitted["hidden folder"] += 1
+            elif real in visited or real_top.startswith(os.path.join(real, "")):
+                omitted["linked folder that is read elsewhere"] += 1
+            else:
+                visited.add(real)
+                folders.append(name)
+        for name in sorted(files):
+            base, compression = _split_compression(name.lower())
+            suffix = os.path.splitext(base)[1]
+            if name.startswith("."):
+                omitted["hidden"] += 1
+            elif suffix in suffixes:
+                paths.append(Path(folder, name))
+            else:
+                omitted[f"{suffix}{compression}" or "without suffix"] += 1
+    return paths
+
+
+def _matching_paths(pattern: str, omitted: collections.Counter[str]) -> list[Path]:
+    """Return the paths that match a glob, each target of links once, and count the others."""
+    names = {name for p in _expand_braces(pattern) for name in glob.glob(p, recursive=True)}
+    # A link to a parent folder gives each file many names. The shortest is used.
+    by_length = sorted(names, key=lambda name: (-len(name), name))
+    paths = {os.path.realpath(name): Path(name) for name in by_length}
+    if len(names) > len(paths):
+        omitted["linked file that is read elsewhere"] = len(names) - len(paths)
+    return sorted(paths.values(), key=str)
+
+
+def _is_regular(path: Path, omitted: collections.Counter[str]) -> bool:
+    """Return True if the path is a file that can be opened, and count it otherwise."""
+    if path.is_file():
+        return True
+    if path.is_dir():
+        omitted["folder"] += 1
+    elif path.is_symlink() and not path.exists():
+        omitted["link to a missing file"] += 1
+    else:
+        omitted["pipe or device"] += 1
+    return False
+
+
+def _split_compression(name: str) -> tuple[str, str]:
+    """Return a file name without the suffix of its compression, and that suffix or ""."""
+    base, suffix = os.path.splitext(name)
+    is_compressed = any(suffix in compression.suffixes for compression in COMPRESSIONS)
+    return (base, suffix) if is_compressed else (name, "")
+
+
+def _expand_braces(pattern: str) -> list[str]:
+    """Return the patterns of all alternatives in braces, as in a shell."""
+    match = _BRACES.search(pattern)
+    if match is None:
+        return [pattern]
+    start, stop = match.span()
+    return [
+        expanded
+        for option in match[1].split(",")
+        for expanded in _expand_braces(pattern[:start] + option + pattern[stop:])
+    ]
+
+
+def read_lines(path: Path, max_bytes: int = 0) -> Iterator[bytes]:
+    r"""Yield the lines of a file in UTF-8, each with its line end \n, \r or \r\n.
+
+    With max_bytes, a line longer than 4 max_bytes is yielded in fragments of at most max_bytes
+    until its remainder is shorter. A fragment ends after a space, or after a character if it
+    contains no space. Memory use then does not grow with the line. Raises ValueError for a file
+    that cannot be read to its end.
+    """
+    pending: list[bytes] = []
+    n_pending, carriage_return = 0, b""
+    for chunk in _read_utf8(path):
+        chunk = carriage_return + chunk
+        # A line end may be divided between two chunks.
+        carriage_return = b"\r" if chunk.endswith(b"\r") else b""
+        for line in chunk[: len(chunk) - len(carriage_return)].splitlines(keepends=True):
+            pending.append(line)
+            n_pending += len(line)
+            is_complete = line.endswith((b"\n", b"\r"))
+            if is_complete or (max_bytes and n_pending > 4 * max_bytes):
+                *fragments, remainder = _cut_line(b"".join(pending), max_bytes)
+                yield from fragments
+                if is_complete:
+                    yield remainder
+                pending = [] if is_complete else [remainder]
+                n_pending = sum(map(len, pending))
+    if pending or carriage_return:
+        yield from _cut_line(b"".join(pending) + carriage_return, max_bytes)
+
+
+def _cut_line(line: bytes, max_bytes: int) -> list[bytes]:
+    """Return the fragments of a line; the last one has at most 4 max_bytes."""
+    fragments, start = [], 0
+    while max_bytes and len(line) - start > 4 * max_bytes:
+        stop = line.rfind(b" ", start, start + max_bytes) + 1
+        if not stop:
+            stop = start + max_bytes
+            # The bytes 0x80 to 0xBF continue a character of UTF-8, which has at most 4 bytes.
+            while stop > start + max_bytes - 4 and 0x80 <= line[stop] < 0xC0:
+                stop -= 1
+        fragments.append(line[start:stop])
+        start = stop
+    return [*fragments, line[start:]]
+
+
+def decode_text(raw: bytes, where: str, start: int = 0) -> str:
+    """Decode UTF-8 without a byte order mark. `start` is the position of `raw` in its file.
+
+    Raises ValueError with `where` and the position of NUL or of the first invalid byte.
+    """
+    if b"\0" in raw:
+        position = start + raw.index(0)
+        raise ValueError(
+            f"{where}: is binary, not text: NUL at byte {position}: convert the file to UTF-8, or"
+            " remove it"
+        )
+    try:
+        return raw.decode().removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        position = start + error.start
+        raise ValueError(
+            f"{where}: is not UTF-8 at byte {position}: convert it, such as by"
+            " iconv -f CP1252 -t UTF-8"
+        ) from None
+
+
+def _read_utf8(path: Path) -> Iterator[bytes]:
+    """Yield the decompressed content of a file in UTF-8, in chunks."""
+    try:
+        with open(path, "rb") as file:
+            chunks = _decompress(file, path)
+            head = b""
+            while len(head) < HEAD_BYTES and (chunk := next(chunks, b"")):
+                head += chunk
+            _reject_other_format(head, path)
+            chunks = itertools.chain([head], chunks)
+            mark = next((mark for mark in BYTE_ORDER_MARKS if head.startswith(mark)), b"")
+            yield from _transcode(chunks, mark) if mark else chunks
+    except _READ_ERRORS as error:
+        if isinstance(error, OSError) and error.errno:  # bzip2 has errors without a number
+            raise_unreadable(error, path)
+        raise ValueError(f"{path}: cannot be read to its end ({error}): replace the file") from None
+
+
+def _decompress(file: IO[bytes], path: Path) -> Iterator[bytes]:
+    """Yield the non-empty decompressed chunks of all streams of a file, or of a plain file.
+
+    Raises EOFError if the last stream is truncated.
+    """
+    head = file.read(HEAD_BYTES)
+    file.seek(0)
+    suffix = path.suffix.lower()
+    for compression in COMPRESSIONS:
+        if re.match(compression.magic, head):
+            break
+        # A compressed file is never empty. Another file with its suffix may be plain text.
+        if suffix in compression.suffixes and len(head) < compression.n_magic:
+            raise EOFError(f"the {suffix} file has only {len(head)} bytes")
+        if suffix in compression.suffixes and not _is_text(head):
+            raise EOFError(f"it begins neither like a {suffix} file nor like text")
+    else:
+        yield from iter(lambda: file.read(CHUNK_BYTES), b"")
+        return
+    decompressor = compression.open()
+    for chunk in iter(lambda: file.read(CHUNK_BYTES), b""):
+        while chunk:
+            if decompressor.eof:
+                chunk = chunk.lstrip(b"\0")  # padding after a stream
+                if not chunk:
+                    break
+                decompressor = compression.open()
+            if content := decompressor.decompress(chunk):
+                yield content
+            chunk = decompressor.unused_data if decompressor.eof else b""
+    if not decompressor.eof:
+        raise EOFError(f"the file ends within a {compression.suffixes[0]} stream")
+
+
+def _is_text(head: bytes) -> bool:
+    """Return True if the first bytes of a file may be text in a supported encoding."""
+    if head.startswith(tuple(BYTE_ORDER_MARKS)):
+        return True
+    try:
+        text = codecs.getincrementaldecoder("utf-8")().decode(head)
+    except UnicodeDecodeError:
+        return False
+    return "\0" not in text
+
+
+def _reject_other_format(head: bytes, path: Path) -> None:
+    """Raise ValueError if a file begins like a known format that is not plain text."""
+    if head[257:262] == b"ustar":
+        raise ValueError(f"{path}: is a tar archive, not text: unpack it")
+    for magic, (name, remedy) in OTHER_FORMATS.items():
+        if head.startswith(magic):
+            raise ValueError(f"{path}: is {name}, not text: {remedy}")
+
+
+def _transcode(chunks: Iterator[bytes], mark: bytes) -> Iterator[bytes]:
+    """Yield text after a byte order mark in UTF-8.
+
+    Half a surrogate pair becomes invalid UTF-8, so that `decode_text` rejects only its line. Raises
+    UnicodeError if the text ends within a character.
+    """
+    decoder = codecs.getincrementaldecoder(BYTE_ORDER_MARKS[mark])("surrogatepass")
+    text = decoder.decode(next(chunks).removeprefix(mark))
+    for chunk in chunks:
+        yield text.encode("utf-8", "surrogatepass")
+        text = decoder.decode(chunk)
+    yield (text + decoder.decode(b"", final=True)).encode("utf-8", "surrogatepass")
+
+
+def raise_unreadable(error: OSError, path: Path | None = None) -> NoReturn:
+    """Raise ValueError with the path and reason of an OSError."""
+    reason = error.strerror or error
+    raise ValueError(f"{path or error.filename}: cannot be read ({reason})") from None
