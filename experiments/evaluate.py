@@ -23,6 +23,7 @@ _SEQUENCES = flags.DEFINE_integer(
 
 
 def main() -> int:
+    run = cli.load_run(_RUN.value)  # before JAX is imported
     import jax
 
     from lm.data import dataset
@@ -31,9 +32,6 @@ def main() -> int:
     from lm.runs import records
     from lm.training import loaded_model
 
-    if not _RUN.value:
-        raise ValueError("--run=FOLDER is missing, such as --run=runs/quickstart/600K")
-    run = records.read_config(_RUN.value)
     if _SOURCES.value:
         run.data.sources = cli.parse_sources(_SOURCES.value)
         # The model was not trained on these sources, so any part is held out: half is enough.

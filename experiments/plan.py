@@ -15,7 +15,7 @@ import json
 from absl import flags
 
 from experiments.common import cli, console
-from lm.config import schema, validation
+from lm.config import schema
 from lm.sweeps.planning import hardware
 
 _SWEEP = flags.DEFINE_string("sweep", "", "FILE[:ARG] with get_sweep([ARG]) that yields runs")
@@ -32,9 +32,7 @@ def main() -> int:
     target = None if _TARGET.value == "here" else hardware.parse_target(_TARGET.value)
     if target is None and (_SEARCH.value or _ESTIMATE.value):
         raise ValueError(f"--search and --estimate need --target: {', '.join(hardware.EXAMPLES)}")
-    runs = cli.load_sweep(_SWEEP.value) if _SWEEP.value else [cli.load_config(_CONFIG)]
-    for run in runs:
-        validation.validate_run(run)
+    runs = cli.load_runs(_SWEEP.value, _CONFIG)
     return plan_local(runs) if target is None else plan_target(runs, target)
 
 

@@ -43,13 +43,14 @@ _WORKER = flags.DEFINE_float(
 
 def main() -> int:
     runs = cli.load_sweep(_SWEEP.value)
+    for run in runs:
+        run.dir = _DIR.value or run.dir
+    cli.make_run_folders(runs)
     cli.tune_memory()
     # JAX must be imported after the memory settings.
     from lm.parallel import deterministic, distributed, mesh
     from lm.sweeps import launcher
 
-    for run in runs:
-        run.dir = _DIR.value or run.dir
     if _ADOPT.value:
         runs = launcher.keep_original_configs(runs)
     mesh.initialize_devices()
