@@ -8,6 +8,8 @@ path that begins with configs/ also names a file that is installed with lm-scali
 """
 
 import difflib
+import importlib.abc
+import importlib.util
 import inspect
 import itertools
 import json
@@ -159,18 +161,18 @@ def _call(path: str, kind: str, argument: str) -> Any:
     return _guard(path, call)
 
 
+class UncachedLoader(importlib.abc.FileLoader, importlib.abc.SourceLoader):
+    """Loader without bytecode files. They are stale if a file changes twice within a second."""
+
+
 def _execute(path: str) -> types.ModuleType:
-    """Return the module of a file. The source is compiled anew, without a cached bytecode file."""
-    module = types.ModuleType("config_file")
-    module.__file__ = path
+    """Import a file as a module and return it."""
+    loader = UncachedLoader("config_file", path)
+    spec = importlib.util.spec_from_file_location("config_file", path, loader=loader)
+    assert spec, path
+    module = importlib.util.module_from_spec(spec)
     sys.modules[module.__name__] = module  # dataclasses look up the module of a class
-
-    def execute() -> None:
-        with open(path, "rb") as file:
-            code = compile(file.read(), path, "exec")
-        exec(code, module.__dict__)
-
-    _guard(path, execute)
+    _guard(path, lambda: loader.exec_module(module))
     return module
 
 
@@ -189,9 +191,9 @@ def _guard(path: str, function: Callable[[], Any]) -> Any:
     """Call a function that executes code of a file. Raise its errors as ConfigError in one line."""
     try:
         return function()
-    except FileProblem:
+    except (FileProblem, KeyboardInterrupt):
         raise
-    except (Exception, SystemExit) as error:
+    except BaseException as error:  # a file may also call exit()
         line, problem = _locate(error, path), _describe_error(error)
         raise FileProblem(f"{path}{line}: {_explain_import(error) or problem}") from error
 
@@ -245,14 +247,14 @@ def _validate(path: str, run: schema.Run) -> None:
 
 def _check_names(path: str, names: list[str]) -> None:
     """Raise ConfigError if two runs have one name, or if a run is in the folder of another run."""
-    seen: set[str] = set()
+    previous: set[str] = set()
     for name in names:
-        if name in seen:
+        if name in previous:
             _fail(path, f"name={name!r} is the name of two runs: give each run a unique name")
-        seen.add(name)
+        previous.add(name)
     for name in names:
         for parent in Path(name).parents:
-            if str(parent) in seen:
+            if str(parent) in previous:
                 problem = f"is in the folder of the run {parent}: rename one of the runs"
                 _fail(path, f"name={name!r} {problem}")
 

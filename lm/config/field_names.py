@@ -7,6 +7,7 @@ A name is looked up without case, underscores, hyphens and dots.
 """
 
 import difflib
+import functools
 from collections.abc import Iterable
 
 MAX_SUGGESTIONS = 3
@@ -222,7 +223,7 @@ def unknown_field_message(name: str, siblings: Iterable[str] = ()) -> str:
 
     name: with its group, such as "optim.learning_rate". siblings: the fields of this group.
     """
-    known = list(dict.fromkeys([*siblings, *SYNONYMS]))
+    known = tuple(dict.fromkeys([*siblings, *SYNONYMS]))
     if name in known:
         return f"{name} is a field of a group: set it as run.{name}, not by one name with a dot"
     group, _, last = name.rpartition(".")
@@ -253,7 +254,8 @@ def _groups_of(name: str) -> list[str]:
     ]
 
 
-def _fields_by_name(known: list[str]) -> dict[str, list[str]]:
+@functools.cache
+def _fields_by_name(known: tuple[str, ...]) -> dict[str, list[str]]:
     """Return {normalized name: fields}, for the last part of each field and for its synonyms."""
     meanings: dict[str, list[str]] = {}
     for field in known:

@@ -69,10 +69,11 @@ def config_group(name: str) -> Callable[[type[Group]], type[Group]]:
 
     def decorate(kind: type[Group]) -> type[Group]:
         names = [declared.name for declared in dataclasses.fields(typing.cast(Any, kind))]
+        known_names = frozenset(names)
         construct = kind.__init__
 
         def raise_unless_known(attribute: str) -> None:
-            if attribute not in names:
+            if attribute not in known_names:
                 siblings = [prefix + known for known in names]
                 message = field_names.unknown_field_message(prefix + attribute, siblings)
                 raise field_names.UnknownFieldError(message)
@@ -91,7 +92,7 @@ def config_group(name: str) -> Callable[[type[Group]], type[Group]]:
             if attribute.startswith("__"):  # a protocol of Python that the class lacks
                 raise AttributeError(attribute)
             raise_unless_known(attribute)
-            raise AttributeError(f"{prefix}{attribute} was deleted")
+            raise field_names.UnknownFieldError(f"{prefix}{attribute} was deleted: set a value")
 
         for declared in dataclasses.fields(typing.cast(Any, kind)):
             if typing.get_origin(declared.type) is Literal:

@@ -375,6 +375,8 @@ def from_dict(values: dict, kind: type = Run, where: str = "") -> Any:
 
     kind: dataclass of the result. where: prefix of the field names in messages.
     """
+    if not isinstance(values, dict):
+        raise ConfigError(f"{where[:-1] or 'config'}={values!r} must be a dict of config fields")
     if kind is Run and "checkpoint_every" in values:
         raise ConfigError(
             f"checkpoint_every={values['checkpoint_every']!r} is a field of version 0.1, whose runs"
@@ -386,8 +388,6 @@ def from_dict(values: dict, kind: type = Run, where: str = "") -> Any:
         if name not in hints:
             raise UnknownFieldError(unknown_field_message(where + name, [where + k for k in hints]))
         is_group = dataclasses.is_dataclass(hints[name])
-        if is_group and not isinstance(value, dict):
-            raise ConfigError(f"{where}{name}={value!r} must be a dict of config fields")
         known[name] = from_dict(value, hints[name], f"{where}{name}.") if is_group else value
     return kind(**known)
 

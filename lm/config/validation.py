@@ -130,13 +130,11 @@ def _check_names(run: schema.Run) -> None:
 
 def _check_name(field: str, value: str) -> None:
     """Check the name of a run: the characters, and each folder between two slashes."""
-    if not NAME_PATTERN.fullmatch(value):
-        _reject(field, value, "must consist of letters, digits and _ . + - with / between folders")
-    for part in value.split("/"):
-        if part.startswith("."):
-            _reject(
-                field, value, "must not contain a folder that begins with a dot: remove the dot"
-            )
+    parts = value.split("/")
+    if not NAME_PATTERN.fullmatch(value) or any(part.startswith(".") for part in parts):
+        problem = "must consist of letters, digits and _ . + - with / between folders"
+        _reject(field, value, f"{problem}, and no folder may begin with a dot")
+    for part in parts:
         if part in RESERVED_NAMES or part.startswith("lock-"):
             problem = f"contains {part}, which is reserved for the files of a sweep or of a run"
             _reject(field, value, f"{problem}: choose another name")

@@ -168,16 +168,15 @@ def check_not_nested(folder: Path) -> None:
 
     A run directory contains config.json and facts.json. Nested runs would be read as one sweep.
     """
-    parents = folder.parents if is_remote(folder) else folder.absolute().parents
-    for parent in parents:
-        if _is_run_directory(parent):
+    is_bucket = is_remote(folder)
+    for parent in folder.parents if is_bucket else folder.absolute().parents:
+        is_root = str(parent).endswith("/")  # / or gs://
+        if not is_root and _is_run_directory(parent):
             raise ValueError(
                 f"{folder} is inside {parent}, which is a run directory: choose another name or dir"
             )
     # A search of a whole bucket folder would list all checkpoints.
-    deeper = (
-        folder.glob("*/config.json") if is_remote(folder) else find_files(folder, "config.json")
-    )
+    deeper = folder.glob("*/config.json") if is_bucket else find_files(folder, "config.json")
     for file in deeper:
         if file.parent != folder and _is_run_directory(file.parent):
             raise ValueError(

@@ -169,7 +169,7 @@ def test_interrupted_sweep_saves_and_exits_with_130(folder):
         ("sweep", ["--sweep=empty.py"], "--sweep=empty.py has no get_sweep()"),
         ("sweep", ["--sweep=sweep.py", "extra"], "extra is not a flag"),
         ("plan", ["--config=base.py", "--config.optim.lrr=1"], "optim.lrr does not exist"),
-        ("plan", ["--config=base.py", "--config.optim.lr=fast"], "convert string to float: 'fast'"),
+        ("plan", ["--config=base.py", "--config.optim.lr=fast"], "lr=fast must be a finite number"),
         ("plan", ["--config=base.py", "--config.model.n_kv_heads=3"], "model.n_heads=4 must be a"),
         ("prepare", ["--config=nowhere.py"], "--config=nowhere.py: the file does not exist"),
         ("prepare", ["--config=base.py", '--sources={"text:nowhere": 1}'], "text:nowhere"),
