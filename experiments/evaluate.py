@@ -44,7 +44,7 @@ def main() -> int:
     if task_list:
         row = _evaluate_tasks(run, program, state, text, task_list)
         if _KEEP.value:
-            records.extend_evals(_RUN.value, int(state["step"]), row)
+            records.extend_evals(records.run_dir(run), int(state["step"]), row)
         return 0
     with jax.set_mesh(program.mesh):
         row = heldout.evaluate_heldout(run, program.mesh, program.score, state["params"], text)

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from absl import flags
 
 from experiments.common import config_files
-from lm.config import schema, validation
+from lm.config import schema
 from lm.runs import provenance
 
 # malloc reuses the large buffers of a train step, in huge pages if the kernel allows them. Free
@@ -145,10 +145,9 @@ def load_config(flag) -> schema.Run:
 
     Raises ValueError for a missing file, an error in it, an unknown field or an invalid value.
     """
-    run = config_files.load_run_file(flag.value or "", flags.FLAGS[CHANGES_FLAG].value)
-    if flags.FLAGS.sources:
-        run.data.sources = parse_sources(flags.FLAGS.sources)
-    return validation.validate_run(run)
+    values = flags.FLAGS
+    changes, sources = values[CHANGES_FLAG].value or [], values.sources or ""
+    return config_files.load_run_file(flag.value or "", changes, sources)
 
 
 def parse_sources(text: str) -> dict[str, float]:

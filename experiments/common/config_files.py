@@ -18,7 +18,7 @@ import os
 import sys
 import traceback
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -34,11 +34,11 @@ USAGE = {
 EXAMPLES = {"config": "Configs are in configs/", "sweep": "Sweeps are in configs/sweeps/"}
 
 
-def load_run_file(location: str, changes: list[str]) -> schema.Run:
-    """Return the run that get_config(ARG) of FILE[:ARG] returns, with changed fields.
+def load_run_file(location: str, changes: list[str], sources: str = "") -> schema.Run:
+    """Return the valid run that get_config(ARG) of FILE[:ARG] returns, with changed fields.
 
-    changes: values of fields, such as "optim.lr=0.01". The run is not validated. Raises ConfigError
-    for an error in the file, an unknown field or a value of a wrong type.
+    changes: values of fields, such as "optim.lr=0.01". sources: JSON that replaces data.sources.
+    Raises ConfigError for an error in the file, an unknown field or an invalid value.
     """
     path, argument = _find_file("config", location)
     run = _call(path, "config", argument)
@@ -46,8 +46,11 @@ def load_run_file(location: str, changes: list[str]) -> schema.Run:
         _fail(path, f"get_config() must return lm.Run, not {_describe(run)}")
     for change in changes:
         _change_field(run, change)
-    if not changes:
-        _validate(path, run)
+    if sources:
+        run.data.sources = parse_sources(sources)
+    if changes or sources:  # the file is not the cause of an invalid value
+        return validation.validate_run(run)
+    _validate(path, run)
     return run
 
 
@@ -151,7 +154,7 @@ def _call(path: str, kind: str, argument: str) -> Any:
             return result
         if isinstance(result, schema.Run):
             _fail(path, "get_sweep() must yield runs, not return one run: write yield run")
-        if not hasattr(result, "__iter__"):
+        if not isinstance(result, Iterable):
             _fail(path, f"get_sweep() must yield runs, not return {_describe(result)}")
         runs = list(itertools.islice(result, MAX_RUNS + 1))
         if len(runs) > MAX_RUNS:

@@ -37,17 +37,18 @@ def validate_run(run: schema.Run) -> schema.Run:
     if run.model.n_experts:
         _check_experts(run.model, run.mesh)
     _check_text(run.data)
-    if not sum(run.data.sources.values()):
-        problem = "has only zero weights: set a positive weight for at least one source"
-        _reject("data.sources", run.data.sources, problem)
+    total = sum(map(float, run.data.sources.values()))
+    if not 0 < total < math.inf:
+        problem = "must have weights with a positive, finite sum: set a positive weight"
+        _reject("data.sources", run.data.sources, f"{problem} for at least one source")
     return run
 
 
 def _check_values(run: schema.Run) -> None:
     """Check each field alone: its type, its choices and its bounds."""
     for name, kind in typing.get_type_hints(schema.Run).items():
-        group = getattr(run, name)
-        if dataclasses.is_dataclass(kind) and type(group) is not kind:
+        group, is_group = getattr(run, name), dataclasses.is_dataclass(kind)
+        if isinstance(kind, type) and is_group and type(group) is not kind:
             _reject(name, group, f"must be {kind.__name__}, not {type(group).__name__}")
     flat, choices = schema.flatten(run), fields.choices(schema.Run)
     infos = fields.field_info(schema.Run)
@@ -59,8 +60,7 @@ def _check_value(
     name: str, value: Any, kind: type, choices: tuple[str, ...], info: fields.FieldInfo
 ) -> None:
     """Check the type, choices and bounds of a field. kind: int, float, bool, str or dict."""
-    is_valid = type(value) is kind or (kind is float and type(value) is int)
-    if not is_valid and not (kind is dict and isinstance(value, dict)):
+    if not _has_type(value, kind):
         remedy = f": write {kind.__name__}(...)" if _is_number(value, kind) else ""
         _reject(name, value, f"must be {kind.__name__}, not {type(value).__name__}{remedy}")
     if choices and value not in choices:
@@ -88,6 +88,13 @@ def _check_bounds(name: str, value: float, info: fields.FieldInfo, limit: int | 
     if largest is not None and value > largest:
         remedy = f": try {name}={value % (largest + 1)}" if name == "seed" else ""
         _reject(name, value, f"must be at most {largest}{remedy}")
+
+
+def _has_type(value: Any, kind: type) -> bool:
+    """Return True if a value has the type of a field. A float field also accepts an int."""
+    if kind is dict:
+        return isinstance(value, dict)
+    return type(value) is kind or (kind is float and type(value) is int)
 
 
 def _is_storable(text: str) -> bool:

@@ -48,7 +48,7 @@ def test_default_run_is_valid():
                                        " not 'packed'"),
         ({"data__sources": {}}, "data.sources={} is empty"),
         ({"data__sources": {"code": -1.0}}, "data.sources['code']=-1.0 must be a weight"),
-        ({"data__sources": {"code": 0.0}}, "has only zero weights"),
+        ({"data__sources": {"code": 0.0}}, "must have weights with a positive, finite sum"),
         ({"data__sources": {"code": 1.0, "docs": -1.0}}, "must be a weight: a finite number"),
         ({"mesh__data": 0}, "mesh.data=0 must be at least 1, or -1"),
         ({"model__n_experts": 1}, "model.experts_per_token=2 must not exceed model.n_experts=1:"),

@@ -204,6 +204,14 @@ def test_prepare_uses_the_sources_flag(folder, text_file):
     assert list((folder / "data").glob("*/manifest.json"))
 
 
+def test_prepare_prepares_the_text_of_a_sweep_once(folder):
+    result = command(folder, "prepare", "--sweep=sweep.py")
+    assert result.returncode == 0, result.stderr
+    header, row, summary, prepared = result.stdout.splitlines()
+    assert header.startswith("source") and " MB in " in summary
+    assert (folder / prepared / "manifest.json").exists()
+
+
 @pytest.mark.parametrize("name, flag", [("sweep", "--max_vmapped"), ("train", "--config.FIELD")])
 def test_help_prints_the_purpose_and_the_flags(tmp_path, name, flag):
     result = command(tmp_path, name, "--help")

@@ -332,3 +332,12 @@ def test_unsupported_platform_is_named(monkeypatch, capsys):
     monkeypatch.setattr(sys, "platform", "win32")
     assert cli.exit_status(lambda: 0, ["x"]) == 2
     assert capsys.readouterr().err.startswith("error: Windows is not supported: use Linux, macOS")
+
+
+def test_sources_flag_completes_a_config_without_sources(tmp_path):
+    text = CONFIG.replace("    return run", "    run.data.sources = {}\n    return run")
+    (tmp_path / "f.py").write_text(text)
+    run = config_files.load_run_file(str(tmp_path / "f.py"), [], '{"code": 2}')
+    assert run.data.sources == {"code": 2.0}
+    with pytest.raises(schema.ConfigError, match="f.py: run s/a: data.sources={} is empty"):
+        config_files.load_run_file(str(tmp_path / "f.py"), [])

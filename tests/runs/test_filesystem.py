@@ -240,3 +240,5 @@ def test_nested_run_directories_are_refused(tmp_path):
         filesystem.check_not_nested(outer)
     with pytest.raises(ValueError, match="100K/tuned is inside .*100K, which is a run directory"):
         filesystem.check_not_nested(inner / "tuned")
+    with pytest.raises(ValueError, match="100K/tuned is inside .*100K, which is a run directory"):
+        records.check_same_config(schema.Run(name="sweep/100K/tuned", dir=str(outer)))
