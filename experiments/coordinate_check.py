@@ -27,6 +27,10 @@ _OUT = flags.DEFINE_string("out", "figures/coordinates", "path of the figure, wi
 
 def main() -> int:
     run = cli.load_config(_CONFIG)
+    for flag in (_WIDTHS, _DEPTHS):
+        if not all(factor.isdecimal() and int(factor) for factor in flag.value):
+            problem = "must be whole numbers from 1 with commas, such as 1,2,4"
+            raise ValueError(f"--{flag.name}={','.join(flag.value)} {problem}")
     cli.tune_memory()
     rows = measure(run)
     print_exponents(rows)

@@ -45,12 +45,8 @@ _SEQ_LEN = flags.DEFINE_integer(
 
 
 def main() -> int:
-    from lm.runs import records
-
-    if not _RUN.value:
-        raise ValueError("--run=FOLDER is missing, such as --run=runs/quickstart/600K")
     _check_flags()
-    stored_run = records.read_config(_RUN.value)
+    stored_run = cli.load_run(_RUN.value)  # before JAX is imported
     sources = cli.parse_sources(_SOURCES.value) if _SOURCES.value else None
     run = _evaluated_run(stored_run, sources)
     if _TASKS.value:

@@ -18,20 +18,19 @@ _SHARD = flags.DEFINE_float(
 
 
 def main() -> int:
-    os.environ["JAX_PLATFORMS"] = "cpu"  # keep a single copy of the weights, in host memory
-    os.environ["JAX_NUM_CPU_DEVICES"] = "1"
-    from lm.config import schema
-    from lm.data import evaluation_text
-    from lm.model.hf import architectures, export
-    from lm.runs import records
-    from lm.training import loaded_model
-
     if not _RUN.value or not _OUT.value:
         raise ValueError(
             "--run=FOLDER and --out=FOLDER are required, such as"
             " --run=runs/quickstart/600K --out=out/600K"
         )
-    run = records.read_config(_RUN.value)
+    run = cli.load_run(_RUN.value)  # before JAX is imported
+    os.environ["JAX_PLATFORMS"] = "cpu"  # keep a single copy of the weights, in host memory
+    os.environ["JAX_NUM_CPU_DEVICES"] = "1"
+    from lm.config import schema
+    from lm.data import evaluation_text
+    from lm.model.hf import architectures, export
+    from lm.training import loaded_model
+
     architectures.architecture_of(run.model)  # raises for unsupported models before reading weights
     run.mesh = schema.Mesh()
     tokenizer = evaluation_text.load_run_tokenizer(run)

@@ -6,10 +6,12 @@ uv run python -m experiments.train     --config=configs/finetune.py:runs/pretrai
 """
 
 import os
+from pathlib import Path
 
 from absl import flags
 
 from experiments.common import cli, console
+from lm.runs import filesystem
 
 _SOURCE = flags.DEFINE_string("source", None, "folder with config.json and *.safetensors")
 _RUN = flags.DEFINE_string("run", None, "folder of the new run")
@@ -18,16 +20,17 @@ _SEQ_LEN = flags.DEFINE_integer("seq_len", 0, "context in tokens; 0: as the mode
 
 
 def main() -> int:
-    os.environ["JAX_PLATFORMS"] = "cpu"
-    os.environ["JAX_NUM_CPU_DEVICES"] = "1"
-    from lm.runs import records
-    from lm.training import warm_start
-
     if not _SOURCE.value or not _RUN.value:
         raise ValueError(
             "--source=FOLDER and --run=FOLDER are required, such as"
             " --source=Qwen3-0.6B --run=runs/pretrained/qwen3-0.6B"
         )
+    filesystem.check_not_nested(Path(_RUN.value))  # before JAX is imported
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    os.environ["JAX_NUM_CPU_DEVICES"] = "1"
+    from lm.runs import records
+    from lm.training import warm_start
+
     run = warm_start.run_from_huggingface(
         _SOURCE.value, _RUN.value, _TOKENIZER.value, _SEQ_LEN.value
     )

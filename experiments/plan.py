@@ -15,7 +15,7 @@ import json
 from absl import flags
 
 from experiments.common import cli, console
-from lm.config import schema, validation
+from lm.config import schema
 from lm.sweeps.planning import hardware
 
 _SWEEP = flags.DEFINE_string("sweep", "", "FILE[:ARG] with get_sweep([ARG]) that yields runs")
@@ -32,7 +32,7 @@ def main() -> int:
     target = None if _TARGET.value == "here" else hardware.parse_target(_TARGET.value)
     if target is None and (_SEARCH.value or _ESTIMATE.value):
         raise ValueError(f"--search and --estimate need --target: {', '.join(hardware.EXAMPLES)}")
-    runs = cli.load_sweep(_SWEEP.value) if _SWEEP.value else [cli.load_config(_CONFIG)]
+    runs = cli.load_runs(_SWEEP.value, _CONFIG)
     validate_runs(runs, has_text=target is None)
     return plan_local(runs) if target is None else plan_target(runs, target)
 
@@ -46,12 +46,9 @@ def validate_runs(runs: list[schema.Run], has_text: bool) -> None:
 
     if _SWEEP.value:
         launcher.validate_names(runs)
-    if not has_text:
-        for run in runs:
-            validation.validate_run(run)
-    elif _SWEEP.value:
+    if has_text and _SWEEP.value:
         launcher.validate_configs(runs)
-    else:
+    elif has_text:
         launcher.validate_inputs(runs)
 
 

@@ -1,7 +1,8 @@
-"""Prepare the corpus of a config: read, remove duplicates, split, tokenize, write token files.
+"""Prepare the text of a config or a sweep: read, deduplicate, split, tokenize, write token files.
 
 uv run python -m experiments.prepare --config=configs/base.py
 uv run python -m experiments.prepare --config=configs/base.py --sources='{"text:my/folder": 1}'
+uv run python -m experiments.prepare --sweep=configs/sweeps/quickstart.py
 uv run python -m experiments.prepare --config=configs/mixture.py:my/corpora --num_workers=8
 uv run python -m experiments.prepare --config=configs/base.py --from_prompts=feedback.jsonl
 """
@@ -11,7 +12,9 @@ import time
 from absl import flags
 
 from experiments.common import cli, console
+from lm.config import validation
 
+_SWEEP = flags.DEFINE_string("sweep", "", "FILE[:ARG] with get_sweep([ARG]) that yields runs")
 _CONFIG = cli.config_flag()
 _PROMPTS = flags.DEFINE_string(
     "from_prompts", "", "feedback file of experiments.sample: train on its answers that are rated +"
@@ -22,24 +25,29 @@ _NUM_WORKERS = flags.DEFINE_integer(
 
 
 def main() -> int:
-    run = cli.load_config(_CONFIG)
-    from lm.config import validation
+    runs = cli.load_runs(_SWEEP.value, _CONFIG)
     from lm.data import corpus, splits
 
+    if _PROMPTS.value and _SWEEP.value:
+        raise ValueError("--from_prompts and --sweep exclude each other: remove one")
     if _PROMPTS.value:
-        _use_feedback(run, _PROMPTS.value)
-    validation.validate_run(run)
+        _use_feedback(runs[0], _PROMPTS.value)
+        validation.validate_run(runs[0])
     start_time = time.perf_counter()
-    manifests = corpus.prepare_corpus(run.data, console.preparing, _NUM_WORKERS.value)
+    prepared = {}  # folder of a prepared source -> weight, tokenizer, manifest
+    for run in runs:
+        manifests = corpus.prepare_corpus(run.data, console.preparing, _NUM_WORKERS.value)
+        for source, m in manifests.items():
+            prepared.setdefault(m.folder, (run.data.sources[source], run.data.tokenizer, m))
     seconds = time.perf_counter() - start_time
     console.table(
         [
             {
-                "source": source if len(source) < 36 else "..." + source[-32:],
-                "weight": f"{run.data.sources[source]:g}",
+                "source": m.source if len(m.source) < 36 else "..." + m.source[-32:],
+                "weight": f"{weight:g}",
                 "documents": f"{m.documents['train']:,}",
                 "held out": splits.describe_heldout(
-                    source, m.documents["heldout"], m.groups["heldout"]
+                    m.source, m.documents["heldout"], m.groups["heldout"]
                 ),
                 "duplicates": f"{m.duplicates:,}",
                 "rejected": ", ".join(f"{n:,} {why}" for why, n in m.dropped.items()) or "none",
@@ -47,15 +55,16 @@ def main() -> int:
                 "tokens": f"{m.tokens['train']:,}",
                 "hash": m.hash[:12],
             }
-            for source, m in manifests.items()
+            for weight, _, m in prepared.values()
         ]
     )
-    n_bytes = sum(sum(m.bytes.values()) for m in manifests.values())
-    console.print_line(f"{n_bytes / 1e6:,.1f} MB in {seconds:.1f} s, {run.data.tokenizer}")
-    for line in corpus.corpus_notes(manifests):
+    n_bytes = sum(sum(m.bytes.values()) for _, _, m in prepared.values())
+    names = ", ".join(dict.fromkeys(tokenizer for _, tokenizer, _ in prepared.values()))
+    console.print_line(f"{n_bytes / 1e6:,.1f} MB in {seconds:.1f} s, {names}")
+    for line in corpus.corpus_notes({m.source: m for _, _, m in prepared.values()}):
         console.print_line(line)
-    for m in manifests.values():
-        console.print_line(m.folder)
+    for folder in prepared:
+        console.print_line(folder)
     return 0
 
 

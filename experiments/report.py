@@ -30,6 +30,7 @@ MAX_CPU_FRACTION = 0.05  # of one core, used by --watch while runs are in traini
 
 
 def main() -> int:
+    cli.check_has_runs(_DIR.value)
     if _VERIFY.value:
         return verify(_VERIFY.value, _DIR.value)
     if _ARCHIVE_TO.value:

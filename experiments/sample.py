@@ -62,11 +62,10 @@ class Model(NamedTuple):
 
 
 def main() -> int:
-    if not _RUN.value:
-        raise ValueError("--run=FOLDER is missing, such as --run=runs/quickstart/600K")
+    run = cli.load_run(_RUN.value)  # before JAX is imported
     sampling = _sampling_params()
     prompt = sys.stdin.read() if _PROMPT.value == "-" else _PROMPT.value
-    model = _load_model(_RUN.value, sampling)
+    model = _load_model(run, sampling)
     if prompt is None:
         _converse(model)
     elif _JSON.value or _N.value > 1:
@@ -99,14 +98,12 @@ def _sampling_params():
     return sampling
 
 
-def _load_model(folder: str, sampling) -> Model:
+def _load_model(run, sampling) -> Model:
     """Load the model of a run on the devices of this machine; on CPU it is not sharded."""
     from lm.data import evaluation_text
     from lm.parallel import mesh
-    from lm.runs import records
     from lm.training import loaded_model
 
-    run = records.read_config(folder)
     if _N.value == 1:
         os.environ.setdefault("JAX_NUM_CPU_DEVICES", "1")  # one row cannot be split
     mesh.initialize_devices()

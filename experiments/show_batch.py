@@ -9,6 +9,7 @@ uv run python -m experiments.show_batch --run=runs/quickstart/100K --step=70 --r
 from absl import flags
 
 from experiments.common import cli, console
+from lm.config import validation
 
 _CONFIG = cli.config_flag()
 _RUN = flags.DEFINE_string("run", "", "folder of a run, instead of --config")
@@ -17,15 +18,16 @@ _ROWS = flags.DEFINE_integer("rows", 4, "number of rows whose text is printed", 
 
 
 def main() -> int:
-    from lm.config import validation
+    if _RUN.value and _CONFIG.value:
+        raise ValueError(f"--run={_RUN.value} and --config exclude each other: remove one")
+    if not _RUN.value and not _CONFIG.value:
+        raise ValueError("--config=FILE or --run=FOLDER is missing, such as --run=runs/base-100K")
+    is_run = bool(_RUN.value)
+    run = validation.validate_run(cli.load_run(_RUN.value)) if is_run else cli.load_config(_CONFIG)
     from lm.data import dataset, evaluation_text
-    from lm.runs import records
 
-    if _RUN.value:
-        run = validation.validate_run(records.read_config(_RUN.value))
+    if is_run:
         run.data = evaluation_text.run_data(run)
-    else:
-        run = cli.load_config(_CONFIG)
     text = dataset.open_dataset(run.data, run.seed, console.preparing)
     batch, rows = text.batch(_STEP.value), text.rows_of(_STEP.value)
     weights = batch.get("weights")

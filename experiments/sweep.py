@@ -66,6 +66,7 @@ def main() -> int:
     runs = cli.load_sweep(_SWEEP.value)
     for run in runs:
         run.dir = _DIR.value or run.dir
+    cli.make_run_folders(runs)
     if _ON.value == "slurm" and not _WORKER.value:
         return submit_jobs(adopt_configs(runs))
     if _JOBS.value > 1 and not (_WORKER.value or _ONLY_PLAN.value):

@@ -11,6 +11,7 @@ cli.host_flags()
 
 def main() -> int:
     run = cli.load_config(_CONFIG)
+    cli.make_run_folders([run])
     cli.tune_memory()
     # tune_memory restarts the process, so JAX is imported after it.
     from lm.parallel import deterministic, distributed, mesh

@@ -1,23 +1,21 @@
 """Start and end of a command: flags, config files, memory settings, errors and exit status.
 
 Exit status: 0 after success, 1 if a run failed or diverged, 2 for invalid input, 128 + N if signal
-N stopped the command.
+N stopped the command (141 if the reader of its output ended).
 """
 
-import importlib.util
+import errno
 import inspect
-import json
 import os
 import signal
 import sys
 from collections.abc import Callable
 
 from absl import flags
-from ml_collections import config_flags
 
-from lm.config import schema, validation
-from lm.data import run_tokenizer
-from lm.training import preemption
+from experiments.common import config_files
+from lm.config import schema
+from lm.runs import provenance
 
 # malloc reuses the large buffers of a train step, in huge pages if the kernel allows them. Free
 # memory is in one arena per core: with glibc's eight arenas per core a process uses 10% more.
@@ -25,6 +23,11 @@ MALLOC = (
     "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=33554432"
     f":glibc.malloc.trim_threshold=8589934592:glibc.malloc.arena_max={os.cpu_count()}"
 )
+EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE: the reader of the output has ended
+CHANGES_FLAG = "config_changes"  # internal flag with the values of --config.FIELD
+USAGE_RUN = "config.json is missing. Pass a directory below runs/."
+# Errors after which a repetition continues the run. Other errors need another path.
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE)
 # Functions that `run_main` calls with the exit status before it ends a failed command.
 EXIT_FUNCTIONS: list[Callable[[int], None]] = []
 
@@ -32,39 +35,67 @@ EXIT_FUNCTIONS: list[Callable[[int], None]] = []
 def run_main(main: Callable[[], int | None]) -> None:
     """Parse the flags, call main() and end the process if its exit status is not 0."""
     status = exit_status(main, sys.argv)
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        status = EXIT_BROKEN_PIPE
     if status:
         for function in EXIT_FUNCTIONS:
             function(status)
         # os._exit does not wait for threads: those of a failed save would wait for ten minutes.
-        sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
 
 
 def exit_status(main: Callable[[], int | None], argv: list[str]) -> int:
     """Call main() with these arguments and return its exit status. Print an error as one line."""
+    try:
+        return _call_main(main, argv)
+    except BrokenPipeError:  # the reader of the output, such as head, has ended
+        return EXIT_BROKEN_PIPE
+    except OSError as error:
+        return _report_error(2, _describe_os_error(error))
+    except (flags.Error, ValueError) as error:
+        return _report_error(2, " ".join(str(error).split("\n")).strip())
+    except KeyboardInterrupt as error:
+        signal_name = getattr(error, "signal_name", "SIGINT")  # see preemption.Interrupted
+        number = signal.Signals[signal_name]
+        return _report_error(128 + number, f"{error or 'stopped'}: repeat the command to continue")
+    except SystemExit as error:
+        if error.code == EXIT_BROKEN_PIPE:
+            return EXIT_BROKEN_PIPE
+        raise
+
+
+def _call_main(main: Callable[[], int | None], argv: list[str]) -> int:
+    """Parse the arguments, call main() and return its exit status."""
+    if sys.platform == "win32":
+        raise ValueError(
+            "Windows is not supported: use Linux, macOS, or WSL (Windows Subsystem for Linux)"
+        )
     if {"--help", "-h", "-help", "--helpfull"} & {*argv[1:]}:
         print(_help_text(main))
         return 0
-    try:
-        _check_config_flags(argv[1:])
-        unparsed = flags.FLAGS(argv)[1:]
-        if unparsed:
-            raise ValueError(f"{unparsed[0]} is not a flag. Write --name=value.")
-        return main() or 0
-    except OSError as error:  # a disk that is full or read-only
-        problem = f"{error.filename}: {error.strerror}" if error.filename else str(error)
-        return _report_error(
-            2,
-            f"{problem}. Saved files are intact. Repair the disk and repeat the command to"
-            " continue.",
-        )
-    except (flags.Error, ValueError) as error:
-        return _report_error(2, str(error).strip().rpartition("\nValueError: ")[2])
-    except KeyboardInterrupt as error:
-        is_named = isinstance(error, preemption.Interrupted)
-        number = signal.Signals[error.signal_name] if is_named else signal.SIGINT
-        return _report_error(128 + number, f"{error or 'stopped'}: repeat the command to continue")
+    if "--version" in argv[1:]:
+        print(f"lm-scaling {provenance.package_version()}")
+        return 0
+    arguments = argv
+    if "config" in flags.FLAGS:
+        others, changes = config_files.field_changes(argv[1:])
+        arguments = [argv[0], *(f"--{CHANGES_FLAG}={change}" for change in changes), *others]
+    unparsed = flags.FLAGS(arguments)[1:]
+    if unparsed:
+        raise ValueError(f"{unparsed[0]} is not a flag. Write --name=value.")
+    return main() or 0
+
+
+def _describe_os_error(error: OSError) -> str:
+    """Return the message of a failed access to a file. A failed disk does not damage a run."""
+    problem = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+    if error.errno is not None and error.errno not in DISK_ERRORS:
+        return problem
+    remedy = "Saved files are intact. Repair the disk and repeat the command to continue."
+    return f"{problem}. {remedy}"
 
 
 def tune_memory() -> None:
@@ -103,59 +134,106 @@ def config_flag():
     flags.DEFINE_string(
         "sources", None, 'JSON of sources and weights, such as {"text:my/folder": 1}'
     )
-    return config_flags.DEFINE_config_file(
+    flags.DEFINE_multi_string(CHANGES_FLAG, [], "internal: FIELD=VALUE of each --config.FIELD")
+    return flags.DEFINE_string(
         "config", None, "FILE[:ARG] with get_config([ARG]) that returns a run"
     )
 
 
 def load_config(flag) -> schema.Run:
-    """Return the run of the flag --config.
+    """Return the run of the flag --config, with the changes of --config.FIELD and --sources.
 
-    Raises ValueError for a missing file, an unknown field or a wrong type.
+    Raises ValueError for a missing file, an error in it, an unknown field or an invalid value.
     """
-    if flag.value is None:
-        raise ValueError("--config=FILE is missing, such as --config=configs/base.py:100K")
-    run = flag.value
-    if not isinstance(run, schema.Run):
-        raise ValueError(f"--config: get_config() must return lm.Run, not {run!r:.60}")
-    if flags.FLAGS.sources:
-        run.data.sources = parse_sources(flags.FLAGS.sources)
-    return validation.validate_run(run_tokenizer.resolve_tokenizer(run))
+    values = flags.FLAGS
+    changes, sources = values[CHANGES_FLAG].value or [], values.sources or ""
+    return config_files.load_run_file(flag.value or "", changes, sources)
 
 
 def parse_sources(text: str) -> dict[str, float]:
     """Parse the JSON of sources and weights. Raises ValueError that shows an example."""
-    try:
-        sources = json.loads(text)
-        return {str(source): float(weight) for source, weight in sources.items()}
-    except (ValueError, TypeError, AttributeError):
-        example = '{"code": 0.5, "text:my/folder": 0.5}'
-        raise ValueError(f"--sources={text} must be JSON such as {example}") from None
+    return config_files.parse_sources(text)
 
 
 def load_sweep(location: str) -> list[schema.Run]:
-    """Return the runs that get_sweep(ARG) of FILE[:ARG] yields.
+    """Return the valid runs that get_sweep(ARG) of FILE[:ARG] yields. Raises ValueError."""
+    return config_files.load_sweep_file(location)
 
-    Raises ValueError without the file or its get_sweep, and for other values than runs.
+
+def load_runs(sweep: str, config_flag) -> list[schema.Run]:
+    """Return the runs of the flag --sweep, or the single run of --config.
+
+    Raises ValueError if both are set, and if flags that change a config are used with a sweep.
     """
-    if not location:
-        raise ValueError("--sweep=FILE is missing, such as --sweep=configs/sweeps/quickstart.py")
-    path, _, arg = location.partition(":")
-    if not os.path.isfile(path):
-        raise ValueError(f"--sweep={path}: the file does not exist. Sweeps are in configs/sweeps/")
-    spec = importlib.util.spec_from_file_location("sweep", path)
-    assert spec and spec.loader, path
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    get_sweep = getattr(module, "get_sweep", None)
-    if get_sweep is None:
-        raise ValueError(f"--sweep={path} has no get_sweep(). It must yield the runs.")
-    runs = list(get_sweep(*[arg] if arg else []))
+    if not sweep and not config_flag.value:
+        raise ValueError(
+            "--config=FILE or --sweep=FILE is missing, such as --config=configs/base.py:100K"
+        )
+    if not sweep:
+        return [load_config(config_flag)]
+    values = flags.FLAGS
+    changes = {"--config": config_flag.value, "--config.FIELD": values[CHANGES_FLAG].value}
+    for name, value in (changes | {"--sources": values.sources}).items():
+        if value:
+            raise ValueError(f"{name} and --sweep={sweep} exclude each other: remove {name}")
+    return load_sweep(sweep)
+
+
+def load_run(folder: str | None) -> schema.Run:
+    """Return the config of a run directory, the value of the flag --run.
+
+    Raises ValueError that names the folder if it is missing or is not a run directory. This check
+    does not import JAX, so a wrong folder is rejected at once.
+    """
+    from lm.runs import filesystem, records
+
+    if not folder:
+        raise ValueError("--run=FOLDER is missing, such as --run=runs/quickstart/600K")
+    path = filesystem.open_path(folder)
+    if not (path / "config.json").exists():
+        names = sorted(file.parent.name for file in path.glob("*/config.json"))
+        hint = f"name one of its runs, such as {path / names[0]}" if names else USAGE_RUN
+        raise ValueError(f"--run={folder} is not a run directory: {hint}")
+    try:
+        return records.read_config(folder)
+    except schema.ConfigError as error:
+        raise ValueError(f"{path / 'config.json'}: {error}") from None
+
+
+def check_has_runs(folder: str) -> None:
+    """Raise ValueError unless a folder, the value of the flag --dir, contains a run."""
+    from lm.runs import filesystem
+
+    if not filesystem.find_files(filesystem.open_path(folder), "config.json"):
+        raise ValueError(
+            f"--dir={folder} contains no runs. Name the folder of a sweep, such as"
+            " --dir=runs/quickstart"
+        )
+
+
+def make_run_folders(runs: list[schema.Run]) -> None:
+    """Create the local folders `dir` and `data.cache_dir` of runs, and check that runs can start.
+
+    Raises ValueError that names the field, or the run directory that contains another one. The
+    function does not import JAX.
+    """
+    from lm.runs import filesystem, records
+
     for run in runs:
-        if not isinstance(run, schema.Run):
-            raise ValueError(f"--sweep={path}: get_sweep() must yield lm.Run, not {run!r:.60}")
-        run_tokenizer.resolve_tokenizer(run)
-    return runs
+        filesystem.check_not_nested(records.run_dir(run))
+    folders = {("dir", run.dir) for run in runs} | {
+        ("data.cache_dir", r.data.cache_dir) for r in runs
+    }
+    for field, folder in sorted(folders, reverse=True):
+        if "://" in folder:
+            continue
+        try:
+            os.makedirs(folder, exist_ok=True)
+        except OSError as error:
+            problem = f"cannot be created ({error.strerror}): choose another --config.{field}"
+            raise ValueError(f"{field}={folder} {problem}") from None
+        if field == "dir" and not os.access(folder, os.W_OK):
+            raise ValueError(f"{field}={folder} is not writable: choose another --config.{field}")
 
 
 def _help_text(main: Callable) -> str:
@@ -163,6 +241,7 @@ def _help_text(main: Callable) -> str:
     flags_by_module = flags.FLAGS.flags_by_module_dict()
     modules = (sys.argv[0], __name__)  # absl uses the path of the command as its module name
     named = {flag.name: flag for name in modules for flag in flags_by_module.get(name, [])}
+    named.pop(CHANGES_FLAG, None)
     descriptions = {name: _describe_flag(flag) for name, flag in sorted(named.items())}
     if "config" in named:
         example = "such as --config.steps=9"
@@ -178,21 +257,6 @@ def _describe_flag(flag: flags.Flag) -> str:
     """Return the help text of a flag, with its default unless that is empty or False."""
     default = ",".join(flag.default) if isinstance(flag.default, list) else flag.default
     return f"{flag.help} (default: {default})" if default not in (None, "", False) else flag.help
-
-
-def _check_config_flags(arguments: list[str]) -> None:
-    """Check that the config file and the fields of --config.FIELD=VALUE exist.
-
-    Raises ValueError with the most similar fields, or with the name of the missing file.
-    """
-    known_fields = list(schema.field_types(schema.Run))
-    for argument in arguments:
-        name, has_value, value = argument.lstrip("-").partition("=")
-        if name == "config" and has_value and not os.path.isfile(value.partition(":")[0]):
-            raise ValueError(f"{argument}: the file does not exist. Configs are in configs/")
-        field = name.removeprefix("config.").partition("[")[0]
-        if name.startswith("config.") and field not in known_fields:
-            raise ValueError("--config." + schema.suggest_names(field, known_fields))
 
 
 def _report_error(status: int, message: str) -> int:

@@ -1,8 +1,11 @@
 """Console output of the commands: cost estimates, progress and tables."""
 
 import json
+import os
+import sys
 import time
 from pathlib import Path
+from typing import NoReturn
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -12,11 +15,24 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
+from experiments.common import cli
 from lm.config import schema
 from lm.data.sources import uri
 from lm.runs import status
 
-console = Console()
+
+class CommandConsole(Console):
+    """Console whose command ends with status 141 when the reader of its output ends."""
+
+    def on_broken_pipe(self) -> NoReturn:
+        """End the command without a message, as a program that is stopped by SIGPIPE."""
+        self.quiet = True
+        # Python flushes stdout at exit, which would fail again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(cli.EXIT_BROKEN_PIPE)
+
+
+console = CommandConsole()
 
 # Task metric -> column title in the table of task results.
 TASK_METRICS = {
@@ -61,7 +77,7 @@ def wide_console() -> Console:
     """Return a console that is wide enough for tables, also for files and pipes."""
     if console.is_terminal:
         return console
-    return Console(width=max(console.width, 200), quiet=console.quiet)
+    return CommandConsole(width=max(console.width, 200), quiet=console.quiet)
 
 
 def _grid(lines: list[dict[str, str]], title: str = "") -> Table:

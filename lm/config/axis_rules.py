@@ -72,7 +72,8 @@ def validate_mesh_shape(values: dict, sizes: dict[str, int]) -> None:
             known = ", ".join(n for n in AXIS_RULES if n not in FIXED)
             raise schema.ConfigError(f"{row} is not an axis of a weight: the axes are {known}")
         listed = [axes] if isinstance(axes, str) else axes
-        if not isinstance(listed, list) or not all(axis in MESH_AXES for axis in listed):
+        is_list = isinstance(listed, list)
+        if not is_list or not all(isinstance(a, str) and a in MESH_AXES for a in listed):
             allowed = f"one of {', '.join(MESH_AXES)}, a list of them, or []"
             raise schema.ConfigError(f"{row} must be {allowed}")
         if len(set(listed)) < len(listed):
@@ -105,6 +106,12 @@ def resolve_mesh_shape(mesh: dict[str, int], n_devices: int) -> dict[str, int]:
     )
 
 
+def largest_divisor(number: int, limit: int) -> int:
+    """Return the largest divisor of a positive number that is at most `limit`, at least 1."""
+    small = [n for n in range(1, math.isqrt(number) + 1) if number % n == 0]
+    return max(n for n in [*small, *(number // n for n in small)] if n == 1 or n <= limit)
+
+
 def _nearest_mesh(mesh: dict[str, int], n_devices: int) -> str:
     """Return a field and value, as text, with which the mesh has n_devices devices."""
     for axis in reversed(MESH_AXES):
@@ -115,7 +122,7 @@ def _nearest_mesh(mesh: dict[str, int], n_devices: int) -> str:
             continue
         size = n_devices // others
         if mesh["data"] == -1:  # the data axis gets the remaining devices
-            size = max(n for n in range(1, size + 1) if size % n == 0 and n <= mesh[axis])
+            size = largest_divisor(size, mesh[axis])
         return f"mesh.{axis}={size}"
     return "mesh.data=-1 for all remaining devices, and 1 for every other axis"
 
@@ -134,6 +141,6 @@ def _check_divisible(values: dict, field: str, parts: dict[str, int]) -> None:
     last, n = list(parts.items())[-1]  # the second suggestion reduces the last part
     others = n_parts // n
     if value % others == 0:
-        smaller = max(size for size in range(1, n) if value % (others * size) == 0)
+        smaller = largest_divisor(value // others, n - 1)
         problem += f" or {last}={smaller}"
     raise schema.ConfigError(f"{field}={value} {problem}")

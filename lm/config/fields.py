@@ -12,7 +12,10 @@ Roles replace lists of field names in other files: a query returns all fields wi
 import dataclasses
 import functools
 import typing
-from typing import Any, Literal, TypeVar
+from collections.abc import Callable
+from typing import Any, Literal, NoReturn, TypeVar
+
+from lm.config import field_names
 
 Role = Literal["execution", "vmapped", "traced", "corpus", "batch", "compute", "adapter", "plan"]
 ROLES: dict[Role, str] = {
@@ -55,12 +58,55 @@ def field(default: Any, description: str, *roles: Role, **rules: Any) -> Any:
     return dataclasses.field(default=default, metadata=metadata)
 
 
-def text_choices(kind: type[Group]) -> type[Group]:
-    """Return the dataclass, with its `Literal` fields declared as str for the flag parser."""
-    for declared in dataclasses.fields(typing.cast(Any, kind)):
-        if typing.get_origin(declared.type) is Literal:
-            declared.type = str
-    return kind
+def config_group(name: str) -> Callable[[type[Group]], type[Group]]:
+    """Return a decorator for the dataclass of a group of config fields.
+
+    name: the field of Run with this group, "" for Run itself. A name that is not a field raises
+    field_names.UnknownFieldError in an assignment, in the constructor and when it is read. Fields
+    of type `Literal` are declared as str.
+    """
+    prefix = f"{name}." if name else ""
+
+    def decorate(kind: type[Group]) -> type[Group]:
+        names = [declared.name for declared in dataclasses.fields(typing.cast(Any, kind))]
+        known_names = frozenset(names)
+        construct = kind.__init__
+
+        def raise_unless_known(attribute: str) -> None:
+            if attribute not in known_names:
+                siblings = [prefix + known for known in names]
+                message = field_names.unknown_field_message(prefix + attribute, siblings)
+                raise field_names.UnknownFieldError(message)
+
+        @functools.wraps(construct)
+        def init(self, *values: Any, **named_values: Any) -> None:
+            for attribute in named_values:
+                raise_unless_known(attribute)
+            construct(self, *values, **named_values)
+
+        def set_attribute(self, attribute: str, value: Any) -> None:
+            raise_unless_known(attribute)
+            object.__setattr__(self, attribute, value)
+
+        def get_missing_attribute(self, attribute: str) -> NoReturn:
+            if attribute.startswith("__"):  # a protocol of Python that the class lacks
+                raise AttributeError(attribute)
+            raise_unless_known(attribute)
+            raise field_names.UnknownFieldError(f"{prefix}{attribute} was deleted: set a value")
+
+        for declared in dataclasses.fields(typing.cast(Any, kind)):
+            if typing.get_origin(declared.type) is Literal:
+                declared.type = str
+        methods = {
+            "__init__": init,
+            "__setattr__": set_attribute,
+            "__getattr__": get_missing_attribute,
+        }
+        for method, function in methods.items():
+            setattr(kind, method, function)  # hidden from type checkers, which know the fields
+        return kind
+
+    return decorate
 
 
 @functools.cache

@@ -9,6 +9,7 @@ the N of Kaplan et al. 2020 (arXiv:2001.08361). This number does not depend on t
 """
 
 import dataclasses
+import math
 from typing import Any
 
 from lm.config import flops, schema
@@ -88,7 +89,7 @@ def ladder_model(size: str, **changes: Any) -> schema.Model:
     changes: fields of schema.Model. Raises ValueError for an unknown size, with similar sizes.
     """
     if size not in LADDER and size not in EXPERTS:
-        raise ValueError("size " + schema.suggest_names(size, [*LADDER, *EXPERTS]))
+        raise ValueError("size " + schema.suggest_names(str(size), [*LADDER, *EXPERTS]))
     names = ("d_model", "n_layers", "n_heads", "n_kv_heads", "d_head")
     expert_names = ("n_experts", "experts_per_token", "n_shared_experts", "d_expert")
     names += ("d_ff",) if size in LADDER else expert_names
@@ -196,12 +197,13 @@ def steps_for_budget(
 
     tokens: training tokens. tokens_per_param: training tokens per parameter, of all parameters; 20
     is compute-optimal in Hoffmann et al. 2022, arXiv:2203.15556. n_flops: training FLOPs,
-    convention "full". Raises ValueError unless exactly one of the three is positive.
+    convention "full". Raises ValueError unless exactly one of the three is positive and finite.
     """
-    if sum(budget > 0 for budget in (tokens, tokens_per_param, n_flops)) != 1:
+    budgets = (tokens, tokens_per_param, n_flops)
+    if sum(budget > 0 for budget in budgets) != 1 or not math.isfinite(sum(budgets)):
         raise ValueError(
             f"tokens={tokens}, tokens_per_param={tokens_per_param}, n_flops={n_flops}: exactly one"
-            " must be positive"
+            " must be positive and finite"
         )
     if tokens_per_param:
         tokens = tokens_per_param * count_parameters(resolved_model(run))["total"]

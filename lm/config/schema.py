@@ -16,15 +16,12 @@ import typing
 from typing import Any, Literal
 
 from lm.config import fields
+from lm.config.field_names import ConfigError, UnknownFieldError, unknown_field_message
 
 field = fields.field  # A short name, because it occurs once per field.
 
 
-class ConfigError(ValueError):
-    """An invalid config. The message states field, value, allowed values and a remedy."""
-
-
-@fields.text_choices
+@fields.config_group("model")
 @dataclasses.dataclass
 class Model:
     """Architecture and numerics of the network.
@@ -123,7 +120,7 @@ class Model:
     )
 
 
-@fields.text_choices
+@fields.config_group("data")
 @dataclasses.dataclass
 class Data:
     """Text sources, preparation, tokenization and rows.
@@ -187,14 +184,16 @@ class Data:
     attend_across_documents: bool = field(
         True, "Let attention cross document boundaries in a row.", "batch", hash_name="across"
     )
-    unique_tokens: int = field(0, "Number of distinct training tokens; 0 is all.", "batch", ge=0)
+    unique_tokens: int = field(
+        0, "Number of distinct training tokens; 0 is all.", "batch", ge=0, le=2**63 - 1
+    )
     max_epochs: float = field(0.0, "Largest number of epochs over any source; 0 is no limit.", ge=0)
     local_cache_dir: str = field(
         "data", "Local folder for the files of a remote data.cache_dir.", "execution"
     )
 
 
-@fields.text_choices
+@fields.config_group("optim")
 @dataclasses.dataclass
 class Optimizer:
     """Optimizer, learning-rate schedule and gradient handling."""
@@ -228,7 +227,7 @@ class Optimizer:
     )
 
 
-@fields.text_choices
+@fields.config_group("mesh")
 @dataclasses.dataclass
 class Mesh:
     """Devices along each mesh axis, and the sharding of weights.
@@ -253,7 +252,7 @@ class Mesh:
     )
 
 
-@fields.text_choices
+@fields.config_group("start")
 @dataclasses.dataclass
 class Start:
     """Initialization from the checkpoint of another run.
@@ -274,7 +273,7 @@ class Start:
     )
 
 
-@fields.text_choices
+@fields.config_group("eval")
 @dataclasses.dataclass
 class Evaluation:
     """Held-out loss and tasks during training.
@@ -299,7 +298,7 @@ class Evaluation:
     )
 
 
-@fields.text_choices
+@fields.config_group("")
 @dataclasses.dataclass
 class Run:
     """Everything that defines a training run.
@@ -377,6 +376,8 @@ def from_dict(values: dict, kind: type = Run, where: str = "") -> Any:
 
     kind: dataclass of the result. where: prefix of the field names in messages.
     """
+    if not isinstance(values, dict):
+        raise ConfigError(f"{where[:-1] or 'config'}={values!r} must be a dict of config fields")
     if kind is Run and "checkpoint_every" in values:
         raise ConfigError(
             f"checkpoint_every={values['checkpoint_every']!r} is a field of version 0.1, whose runs"
@@ -386,10 +387,8 @@ def from_dict(values: dict, kind: type = Run, where: str = "") -> Any:
     known = {}
     for name, value in values.items():
         if name not in hints:
-            raise ConfigError(suggest_names(where + name, [where + k for k in hints]))
+            raise UnknownFieldError(unknown_field_message(where + name, [where + k for k in hints]))
         is_group = dataclasses.is_dataclass(hints[name])
-        if is_group and not isinstance(value, dict):
-            raise ConfigError(f"{where}{name}={value!r} must be a dict of config fields")
         known[name] = from_dict(value, hints[name], f"{where}{name}.") if is_group else value
     return kind(**known)
 

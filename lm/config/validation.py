@@ -5,13 +5,25 @@
 Each message has one line: field=value, the problem, the allowed values, a remedy.
 """
 
+import dataclasses
 import math
 import re
+import typing
 from typing import Any, NoReturn
 
 from lm.config import axis_rules, fields, model_sizes, schema
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9_.+-]+(/[A-Za-z0-9_.+-]+)*")
+MAX_SHOWN = 200  # characters of a value in a message
+MAX_NAME = 200  # characters of a folder name; file systems allow 255 with temporary suffixes
+MAX_INT = 2**31 - 1  # compiled programs compute with 32-bit integers
+# Names in the folder of a sweep or of a run, which no run in this folder can have.
+RESERVED_NAMES = (
+    *("checkpoints", "damaged", "quarantine", "figures", "report.html", "slurm", "workers"),
+    *("sweep.json", "plan.json", "prediction.json", "tensorboard", "config.json", "facts.json"),
+    *("metrics.jsonl", "evals.jsonl", "events.jsonl", "tokenizer.json", "tokenizer.model"),
+    "stalled.txt",
+)
 
 
 def validate_run(run: schema.Run) -> schema.Run:
@@ -48,38 +60,87 @@ def validate_evaluation(run: schema.Run) -> None:
 
 def _check_values(run: schema.Run) -> None:
     """Check each field alone: its type, its choices and its bounds."""
+    for name, kind in typing.get_type_hints(schema.Run).items():
+        group, is_group = getattr(run, name), dataclasses.is_dataclass(kind)
+        if isinstance(kind, type) and is_group and type(group) is not kind:
+            _reject(name, group, f"must be {kind.__name__}, not {type(group).__name__}")
     flat, choices = schema.flatten(run), fields.choices(schema.Run)
+    infos = fields.field_info(schema.Run)
     for name, kind in schema.field_types(schema.Run).items():
-        value = flat[name]
-        if kind is float and type(value) is int:
-            value = flat[name] = float(value)
-        if type(value) is not kind and not (kind is dict and isinstance(value, dict)):
-            _reject(name, value, f"must be {kind.__name__}, not {type(value).__name__}")
-        if kind is float and value != value:
-            _reject(name, value, "must be a number, not NaN")
-    for name, values in choices.items():
-        if flat[name] not in values:
-            _reject(name, flat[name], f"must be one of {', '.join(values)}")
-    for name, info in fields.field_info(schema.Run).items():
-        value = flat[name]
-        if info.ge is not None and info.le is not None:
-            if not info.ge <= value <= info.le:
-                _reject(name, value, f"must be between {info.ge} and {info.le}")
-        elif info.ge is not None and value < info.ge:
-            _reject(name, value, f"must be at least {info.ge}")
-        elif info.gt is not None and value <= info.gt:
-            _reject(name, value, f"must be above {info.gt}")
+        _check_value(name, flat[name], kind, choices.get(name, ()), infos[name])
+
+
+def _check_value(
+    name: str, value: Any, kind: type, choices: tuple[str, ...], info: fields.FieldInfo
+) -> None:
+    """Check the type, choices and bounds of a field. kind: int, float, bool, str or dict."""
+    if not _has_type(value, kind):
+        remedy = f": write {kind.__name__}(...)" if _is_number(value, kind) else ""
+        _reject(name, value, f"must be {kind.__name__}, not {type(value).__name__}{remedy}")
+    if choices and value not in choices:
+        _reject(name, value, f"must be one of {', '.join(choices)}")
+    if kind is str and not _is_storable(value):
+        _reject(name, value, "contains a NUL or bytes that are not UTF-8: rename the file")
+    if kind is float:
+        if not _is_finite(value):
+            _reject(name, value, "must be a finite number")
+        if value == 0 and math.copysign(1, value) < 0:
+            _reject(name, value, "is a negative zero: write 0.0")
+    if kind in (int, float):
+        _check_bounds(name, value, info, MAX_INT if kind is int else None)
+
+
+def _check_bounds(name: str, value: float, info: fields.FieldInfo, limit: int | None) -> None:
+    """Check the bounds of a number. limit: largest value of a field that declares none."""
+    largest = limit if info.le is None else info.le
+    if info.gt is not None and value <= info.gt:
+        _reject(name, value, f"must be above {info.gt}")
+    if info.ge is not None and info.le is not None and not info.ge <= value <= info.le:
+        _reject(name, value, f"must be between {info.ge} and {info.le}")
+    if info.ge is not None and value < info.ge:
+        _reject(name, value, f"must be at least {info.ge}")
+    if largest is not None and value > largest:
+        remedy = f": try {name}={value % (largest + 1)}" if name == "seed" else ""
+        _reject(name, value, f"must be at most {largest}{remedy}")
+
+
+def _has_type(value: Any, kind: type) -> bool:
+    """Return True if a value has the type of a field. A float field also accepts an int."""
+    if kind is dict:
+        return isinstance(value, dict)
+    return type(value) is kind or (kind is float and type(value) is int)
+
+
+def _is_storable(text: str) -> bool:
+    """Return True if a text can be a path and can be written to a UTF-8 file."""
+    return "\0" not in text and text.encode(errors="ignore").decode() == text
+
+
+def _is_number(value: Any, kind: type) -> bool:
+    """Return True if a value, such as a NumPy number, converts to `kind` without loss."""
+    return kind in (int, float) and hasattr(value, "dtype") and getattr(value, "ndim", 1) == 0
+
+
+def _is_finite(value: float) -> bool:
+    """Return True if a number is finite as a float. An int of 400 digits is not."""
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
 
 
 def _check_names(run: schema.Run) -> None:
     """Check the names of the run and of its parent, and the fields that need a parent."""
     for name, value in (("name", run.name), ("start.run", run.start.run or "none")):
-        if not NAME_PATTERN.fullmatch(value) or ".." in value:
-            _reject(
-                name, value, "must consist of letters, digits and _ . + - with / between folders"
-            )
+        _check_name(name, value)
+    for name, value in (("dir", run.dir), ("data.cache_dir", run.data.cache_dir)):
+        if not value:
+            _reject(name, value, "must name a folder: write . for the current folder")
     if run.start.run == run.name:
         _reject("start.run", run.start.run, "is the run itself: set the name of another run")
+    if run.start.run and f"{run.name}/".startswith(f"{run.start.run}/"):
+        problem = f"is in the folder of the run {run.start.run}: choose a name outside that folder"
+        _reject("name", run.name, problem)
     if run.model.lora_rank and not run.start.run:
         problem = "needs the trained weights of a parent run: set start.run, or 0 for no adapters"
         _reject("model.lora_rank", run.model.lora_rank, problem)
@@ -88,11 +149,27 @@ def _check_names(run: schema.Run) -> None:
         _reject("start.run", "", problem)
 
 
+def _check_name(field: str, value: str) -> None:
+    """Check the name of a run: the characters, and each folder between two slashes."""
+    parts = value.split("/")
+    if not NAME_PATTERN.fullmatch(value) or any(part.startswith(".") for part in parts):
+        problem = "must consist of letters, digits and _ . + - with / between folders"
+        _reject(field, value, f"{problem}, and no folder may begin with a dot")
+    for part in parts:
+        if part in RESERVED_NAMES or part.startswith("lock-"):
+            problem = f"contains {part}, which is reserved for the files of a sweep or of a run"
+            _reject(field, value, f"{problem}: choose another name")
+        if len(part) > MAX_NAME:
+            _reject(
+                field, value, f"contains a name of {len(part)} characters: use at most {MAX_NAME}"
+            )
+
+
 def _check_model(run: schema.Run) -> None:
     """Check heads and positions."""
     model, seq_len = run.model, run.data.seq_len
     if model.n_heads % model.n_kv_heads:
-        near = max(k for k in range(1, model.n_kv_heads + 1) if model.n_heads % k == 0)
+        near = axis_rules.largest_divisor(model.n_heads, model.n_kv_heads)
         problem = f"must be a multiple of model.n_kv_heads={model.n_kv_heads}"
         _reject("model.n_heads", model.n_heads, f"{problem}: try model.n_kv_heads={near}")
     if model.d_head % 2:
@@ -116,6 +193,9 @@ def _check_mesh(run: schema.Run) -> None:
 
 def _check_intervals(run: schema.Run) -> None:
     """Check the combinations of fields that count steps or evaluations."""
+    if model_sizes.training_tokens(run) >= 2**63:
+        n_tokens = model_sizes.training_tokens(run)
+        _reject("steps", run.steps, f"trains {n_tokens:.0e} tokens, more than 2^63: lower it")
     permanent, interval = run.permanent_checkpoint_interval, run.checkpoint_interval
     if permanent % interval:
         near = -(-permanent // interval) * interval
@@ -141,16 +221,20 @@ def _check_sources(data: schema.Data) -> None:
     if not data.sources:
         _reject("data.sources", data.sources, "is empty: add a source, such as {'code': 1.0}")
     for source, weight in data.sources.items():
-        if not isinstance(weight, (int, float)) or not 0 <= weight < float("inf"):
+        if not isinstance(source, str) or not source or not _is_storable(source):
+            problem = "has a source that is not a text such as 'code' or 'text:my/folder'"
+            _reject("data.sources", data.sources, problem)
+        is_number = isinstance(weight, (int, float)) and type(weight) is not bool
+        if not is_number or not _is_finite(weight) or math.copysign(1, weight) < 0:
             problem = "must be a weight: a finite number of at least 0"
             _reject(f"data.sources[{source!r}]", weight, problem)
     chat_shots = [name for name in data.sources if re.match(r"chat:.*[?&]shots=0*[1-9]", name)]
     if chat_shots and data.heldout_fraction > 0.5:
         problem = f"must be at most 0.5 for shots in {chat_shots[0]}: lower it, or remove shots"
         _reject("data.heldout_fraction", data.heldout_fraction, problem)
-    if not sum(data.sources.values()):
-        problem = "has only zero weights: set a positive weight for at least one source"
-        _reject("data.sources", data.sources, problem)
+    if not 0 < sum(map(float, data.sources.values())) < math.inf:
+        problem = "must have weights with a positive, finite sum: set a positive weight"
+        _reject("data.sources", data.sources, f"{problem} for at least one source")
 
 
 def _check_heldout(run: schema.Run) -> None:
@@ -237,5 +321,14 @@ def _check_text(data: schema.Data) -> None:
 
 
 def _reject(name: str, value: Any, problem: str) -> NoReturn:
-    """Raise ConfigError with a one-line message."""
-    raise schema.ConfigError(f"{name}={value!r} {problem}")
+    """Raise ConfigError with a one-line message, which shortens a long value."""
+    text = " ".join(_format_value(value).split())
+    shown = text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
+    raise schema.ConfigError(f"{name}={shown} {problem}")
+
+
+def _format_value(value: Any) -> str:
+    """Return the value as in Python code, or a description of an int with thousands of digits."""
+    if type(value) is int and value.bit_length() > 200:
+        return f"an integer of {value.bit_length()} bits"
+    return repr(value)

@@ -163,6 +163,32 @@ def find_files(top: Path, name: str) -> list[Path]:
     return sorted(paths)
 
 
+def check_not_nested(folder: Path) -> None:
+    """Raise ValueError if a folder for a run is inside a run directory, or contains one.
+
+    A run directory contains config.json and facts.json. Nested runs would be read as one sweep.
+    """
+    is_bucket = is_remote(folder)
+    for parent in folder.parents if is_bucket else folder.absolute().parents:
+        is_root = str(parent).endswith("/")  # / or gs://
+        if not is_root and _is_run_directory(parent):
+            raise ValueError(
+                f"{folder} is inside {parent}, which is a run directory: choose another name or dir"
+            )
+    # A search of a whole bucket folder would list all checkpoints.
+    deeper = folder.glob("*/config.json") if is_bucket else find_files(folder, "config.json")
+    for file in deeper:
+        if file.parent != folder and _is_run_directory(file.parent):
+            raise ValueError(
+                f"{folder} contains {file.parent}, which is a run directory: choose another name"
+            )
+
+
+def _is_run_directory(folder: Path) -> bool:
+    """Return True if a folder contains the files config.json and facts.json of a run."""
+    return (folder / "config.json").exists() and (folder / "facts.json").exists()
+
+
 def move_dir(folder: Path, target: Path) -> None:
     """Rename a folder. In a bucket, copy all its objects and then delete the originals."""
     if not is_remote(folder):

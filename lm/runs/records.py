@@ -117,10 +117,10 @@ def check_format(path: Path) -> None:
 def check_same_config(run: schema.Run) -> None:
     """Check that the run on disk, if any, has the same config. Write nothing.
 
-    Raises ValueError that names each changed field with its old and its new value. The fields in
-    EXECUTION_FIELDS may change.
+    Raises ValueError for a nested run, and for changed fields except those in EXECUTION_FIELDS.
     """
     path = run_dir(run) / "config.json"
+    filesystem.check_not_nested(path.parent)
     if not path.exists():
         return
     check_format(path.parent)

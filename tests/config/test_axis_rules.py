@@ -134,3 +134,11 @@ def test_sharding_rule_of_a_run_replaces_the_default():
     table = axis_rules.merged_axis_rules({"mlp": "fsdp", "vocab": []})
     assert (table["mlp"], table["vocab"], table["embed"]) == (("fsdp",), (), ("fsdp",))
     assert axis_rules.AXIS_RULES["mlp"] == ("tensor",)
+
+
+def test_largest_divisor_is_at_most_the_limit():
+    assert [axis_rules.largest_divisor(12, limit) for limit in (1, 5, 6, 11, 12, 99)] == [
+        *(1, 4, 6, 6, 12, 12),
+    ]
+    assert axis_rules.largest_divisor(2**31 - 1, 2**31 - 2) == 1
+    assert axis_rules.largest_divisor(7, 0) == 1

@@ -3,7 +3,13 @@
 A change of a name in this file would prepare every corpus again and invalidate stored hashes.
 """
 
-from lm.config import fields, schema
+import copy
+import dataclasses
+import pickle
+
+import pytest
+
+from lm.config import field_names, fields, schema
 
 
 def names_in_hashes(kind: type, *roles: str) -> list[str]:
@@ -42,6 +48,35 @@ def test_values_in_hashes_never_change():
     }
     data = schema.Data(packing="continuation", on_overflow="error")
     assert fields.changed_for_hash(data, "batch") == {"rows": "continued", "too_long": "refuse"}
+
+
+@pytest.mark.parametrize("kind", [schema.Run, schema.Model, schema.Data, schema.Optimizer])
+def test_unknown_name_is_rejected_in_each_access(kind):
+    group = kind()
+    for access in (
+        lambda: setattr(group, "layerz", 1),
+        lambda: group.layerz,
+        lambda: kind(layerz=1),
+        lambda: dataclasses.replace(group, **{"layerz": 1}),
+    ):
+        with pytest.raises(field_names.UnknownFieldError, match="layerz does not exist"):
+            access()
+    assert "layerz" not in vars(group)
+    assert not hasattr(group, "layerz")
+
+
+def test_unknown_name_in_a_group_names_the_group():
+    run = schema.Run()
+    with pytest.raises(schema.ConfigError, match=r"^optim.lrr does not exist: did you mean optim"):
+        run.optim.lrr = 1.0
+    with pytest.raises(schema.ConfigError, match=r"^predct does not exist: did you mean is_predic"):
+        run.predct = True
+
+
+def test_config_can_be_copied_and_pickled():
+    run = schema.Run(name="a", optim=schema.Optimizer(lr=0.5))
+    assert copy.deepcopy(run) == copy.copy(run) == pickle.loads(pickle.dumps(run)) == run
+    assert dataclasses.replace(run, seed=3).seed == 3
 
 
 # Names that enter the hash of a config: fields without the role "execution".

@@ -154,3 +154,14 @@ def test_cooldown_branches_start_at_saved_steps_of_the_trunk():
     run.optim.warmup = 0.06
     with pytest.raises(ValueError, match="within the 70 steps of warm-up of s/x-trunk"):
         design.cooldown_branches(run, (100_000, *budgets))
+
+
+@pytest.mark.parametrize("budget", [float("inf"), float("nan"), 0, -1.0])
+def test_budget_that_is_not_positive_and_finite_is_refused(budget):
+    with pytest.raises(ValueError, match="must be positive and finite"):
+        model_sizes.steps_for_budget(schema.Run(), tokens=budget)
+
+
+def test_size_that_is_not_text_is_refused():
+    with pytest.raises(ValueError, match="^size 100 does not exist: did you mean"):
+        model_sizes.ladder_model(100)

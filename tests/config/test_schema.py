@@ -19,6 +19,10 @@ def test_unknown_field_error_suggests_the_nearest_name():
         schema.from_dict({"optim": {"lrr": 1}})
     with pytest.raises(schema.ConfigError, match="optim=3 must be a dict of config fields"):
         schema.from_dict({"optim": 3})
+    with pytest.raises(schema.ConfigError, match=r"config=\[1\] must be a dict of config fields"):
+        schema.from_dict([1])
+    with pytest.raises(schema.ConfigError, match="optim.learning_rate .* did you mean optim.lr?"):
+        schema.from_dict({"optim": {"learning_rate": 1}})
 
 
 def test_flatten_types_and_infos_have_the_same_names():

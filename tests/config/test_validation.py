@@ -1,5 +1,6 @@
 """An invalid config is rejected in one line that names the field."""
 
+import numpy as np
 import pytest
 
 from lm.config import schema, validation
@@ -55,7 +56,7 @@ def test_evaluation_of_a_run_checks_sources_and_rows():
         ({"model__dtype": "float16"}, "model.dtype='float16' must be one of float32, bfloat16"),
         ({"model__d_model": 12.5}, "model.d_model=12.5 must be int, not float"),
         ({"optim__lr": "fast"}, "optim.lr='fast' must be float"),
-        ({"optim__lr": float("nan")}, "optim.lr=nan must be a number"),
+        ({"optim__lr": float("nan")}, "optim.lr=nan must be a finite number"),
         ({"optim__lr": 0.0}, "optim.lr=0.0 must be above 0"),
         ({"optim__schedule": "exp"}, "optim.schedule='exp' must be one of"),
         ({"optim__schedule": "wsd", "optim__decay": 0.99}, "optim.decay=0.99 plus optim.warmup"),
@@ -73,7 +74,7 @@ def test_evaluation_of_a_run_checks_sources_and_rows():
                                        " not 'packed'"),
         ({"data__sources": {}}, "data.sources={} is empty"),
         ({"data__sources": {"code": -1.0}}, "data.sources['code']=-1.0 must be a weight"),
-        ({"data__sources": {"code": 0.0}}, "has only zero weights"),
+        ({"data__sources": {"code": 0.0}}, "must have weights with a positive, finite sum"),
         ({"data__sources": {"code": 1.0, "docs": -1.0}}, "must be a weight: a finite number"),
         ({"mesh__data": 0}, "mesh.data=0 must be at least 1, or -1"),
         ({"model__n_experts": 1}, "model.experts_per_token=2 must not exceed model.n_experts=1:"),
@@ -87,9 +88,85 @@ def test_evaluation_of_a_run_checks_sources_and_rows():
         ({"steps": 0}, "steps=0 must be at least 1"),
         ({"name": "../up"}, "name='../up' must consist of letters"),
         ({"name": ""}, "name='' must consist of letters"),
+        ({"name": "s/two words"}, "name='s/two words' must consist of letters"),
+        ({"name": "/absolute"}, "name='/absolute' must consist of letters"),
+        ({"name": "s/"}, "name='s/' must consist of letters"),
+        ({"name": "a//b"}, "name='a//b' must consist of letters"),
+        ({"name": "."}, "name='.' must consist of letters"),
+        ({"name": "s/.."}, "name='s/..' must consist of letters"),
+        ({"name": ".hidden/a"}, "name='.hidden/a' must consist of letters"),
+        ({"name": 300 * "a"}, "contains a name of 300 characters: use at most 200"),
+        ({"start__run": "s/.x"}, "start.run='s/.x' must consist of letters"),
+        ({"start__run": "run/a", "name": "run/a/tuned"}, "name='run/a/tuned' is in the folder of"),
+        ({"dir": ""}, "dir='' must name a folder"),
+        ({"data__cache_dir": "a\0b"}, "data.cache_dir='a\\x00b' contains a NUL"),
+        ({"data__tokenizer": "file:\udcff"}, "contains a NUL or bytes that are not UTF-8"),
+        ({"seed": -1}, "seed=-1 must be at least 0"),
+        ({"seed": 2**31}, "seed=2147483648 must be at most 2147483647: try seed=0"),
+        ({"seed": True}, "seed=True must be int, not bool"),
+        ({"seed": "7"}, "seed='7' must be int, not str"),
+        ({"steps": 10**30}, "must be at most 2147483647"),
+        ({"steps": 10**5000}, "steps=an integer of 16610 bits must be at most 2147483647"),
+        ({"steps": None}, "steps=None must be int, not NoneType"),
+        ({"steps": 2**31 - 1, "data__batch_size": 2**31 - 2, "data__seq_len": 256},
+         "more than 2^63: lower it"),
+        ({"data__min_words": 2**63}, "must be at most 2147483647"),
+        ({"data__unique_tokens": 2**63}, "must be between 0 and 9223372036854775807"),
+        ({"optim__lr": 10**400}, "must be a finite number"),
+        ({"optim__lr": float("inf")}, "optim.lr=inf must be a finite number"),
+        ({"optim__weight_decay": -0.0}, "optim.weight_decay=-0.0 is a negative zero: write 0.0"),
+        ({"optim__lr": True}, "optim.lr=True must be float, not bool"),
+        ({"optim__lr": np.float64(1.0)}, "must be float, not float64: write float(...)"),
+        ({"steps": np.int64(9)}, "must be int, not int64: write int(...)"),
+        ({"wandb": 1}, "wandb=1 must be bool, not int"),
+        ({"model": None}, "model=None must be Model, not NoneType"),
+        ({"optim": schema.Data()}, "must be Optimizer, not Data"),
+        ({"data__sources": ["code"]}, "data.sources=['code'] must be dict, not list"),
+        ({"data__sources": {"code": True}}, "data.sources['code']=True must be a weight"),
+        ({"data__sources": {"code": "1"}}, "data.sources['code']='1' must be a weight"),
+        ({"data__sources": {"code": 10**400}}, "must be a weight: a finite number"),
+        ({"data__sources": {"code": 1.0, "docs": -0.0}}, "data.sources['docs']=-0.0 must be a"),
+        ({"data__sources": {7: 1.0}}, "has a source that is not a text"),
+        ({"mesh__rules": {"mlp": [["fsdp"]]}}, "mesh.rules['mlp']=[['fsdp']] must be one of"),
     ],
 )  # fmt: skip
 def test_invalid_run_is_rejected_by_field_name(values, message):
     with pytest.raises(schema.ConfigError) as error:
         validation.validate_run(changed_run(**values))
     assert message in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", validation.RESERVED_NAMES)
+def test_name_of_a_file_of_a_sweep_is_rejected(name):
+    with pytest.raises(schema.ConfigError, match=f"contains {name}, which is reserved"):
+        validation.validate_run(schema.Run(name=f"sweep/{name}"))
+
+
+def test_every_number_without_a_finite_size_is_rejected():
+    """NaN, infinity and an int of 400 digits are invalid in every float field."""
+    for field, kind in schema.field_types(schema.Run).items():
+        for value in (float("nan"), float("inf"), float("-inf"), 10**400) if kind is float else ():
+            with pytest.raises(schema.ConfigError, match=rf"^{field}=.* must be a finite number"):
+                validation.validate_run(changed_run(**{field.replace(".", "__"): value}))
+
+
+def test_every_int_beyond_its_bound_is_rejected():
+    for field, kind in schema.field_types(schema.Run).items():
+        if kind is int:
+            with pytest.raises(schema.ConfigError, match=rf"^{field}=\d+ must be "):
+                validation.validate_run(changed_run(**{field.replace(".", "__"): 2**63}))
+
+
+def test_largest_allowed_seed_is_valid():
+    validation.validate_run(schema.Run(seed=validation.MAX_INT))
+
+
+def test_validation_of_huge_sizes_ends():
+    """The search for a suggestion takes the root of the size, not the size."""
+    for changes in (
+        {"model__n_heads": 2**31 - 1, "model__n_kv_heads": 2**31 - 2},
+        {"data__batch_size": 2**31 - 1, "mesh__data": 2**31 - 2},
+        {"data__batch_size": 2**31 - 1, "optim__grad_accumulation_steps": 2**31 - 2},
+    ):
+        with pytest.raises(schema.ConfigError, match="must be a multiple of"):
+            validation.validate_run(changed_run(**changes))

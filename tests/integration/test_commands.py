@@ -208,7 +208,7 @@ def test_interrupted_sweep_saves_and_exits_with_130(folder):
         ("sweep", ["--sweep=empty.py"], "--sweep=empty.py has no get_sweep()"),
         ("sweep", ["--sweep=sweep.py", "extra"], "extra is not a flag"),
         ("plan", ["--config=base.py", "--config.optim.lrr=1"], "optim.lrr does not exist"),
-        ("plan", ["--config=base.py", "--config.optim.lr=fast"], "convert string to float: 'fast'"),
+        ("plan", ["--config=base.py", "--config.optim.lr=fast"], "lr=fast must be a finite number"),
         ("plan", ["--config=base.py", "--config.model.n_kv_heads=3"], "model.n_heads=4 must be a"),
         ("plan", ["--config=base.py", '--sources={"text:nowhere": 1}'], "text:nowhere"),
         ("plan", ["--sweep=twice.py"], "name=s/10K is the name of two runs"),
@@ -247,6 +247,14 @@ def test_prepare_uses_the_sources_flag(folder, text_file):
     result = command(folder, "prepare", "--config=base.py", f"--sources={sources}")
     assert result.returncode == 0 and "held out" in result.stdout
     assert list((folder / "data").glob("*/manifest.json"))
+
+
+def test_prepare_prepares_the_text_of_a_sweep_once(folder):
+    result = command(folder, "prepare", "--sweep=sweep.py")
+    assert result.returncode == 0, result.stderr
+    header, row, summary, prepared = result.stdout.splitlines()
+    assert header.startswith("source") and " MB in " in summary
+    assert (folder / prepared / "manifest.json").exists()
 
 
 @pytest.mark.parametrize("name, flag", [("sweep", "--max_vmapped"), ("train", "--config.FIELD")])

@@ -226,3 +226,20 @@ def test_object_name_cannot_leave_its_folder(remote, bucket, tmp_path):
     with pytest.raises(ValueError, match="'../../out.txt' is not a file name"):
         corpus.prepare_corpus(remote.data)
     assert not list(tmp_path.rglob("out.txt"))
+
+
+def test_nested_run_directories_are_refused(tmp_path):
+    """A folder is a run directory if it contains both config.json and facts.json."""
+    outer, inner = tmp_path / "mine", tmp_path / "mine/sweep/100K"
+    inner.mkdir(parents=True)
+    (inner / "config.json").write_text("{}")
+    filesystem.check_not_nested(outer)
+    (inner / "facts.json").write_text("{}")
+    filesystem.check_not_nested(inner)
+    filesystem.check_not_nested(tmp_path / "mine/sweep/60K")
+    with pytest.raises(ValueError, match="mine contains .*mine/sweep/100K, which is a run direct"):
+        filesystem.check_not_nested(outer)
+    with pytest.raises(ValueError, match="100K/tuned is inside .*100K, which is a run directory"):
+        filesystem.check_not_nested(inner / "tuned")
+    with pytest.raises(ValueError, match="100K/tuned is inside .*100K, which is a run directory"):
+        records.check_same_config(schema.Run(name="sweep/100K/tuned", dir=str(outer)))
