@@ -30,7 +30,8 @@ from pathlib import Path
 import numpy as np
 
 from lm.config import fields, schema
-from lm.data import blocked_ngrams, decontamination, preprocessing, splits, staging, tokenizers
+from lm.data import preprocessing, splits, staging, tokenizers
+from lm.data.filters import blocked_ngrams, decontamination
 from lm.data.sources import documents, readers, source_files
 
 FORMAT = 2  # Part of every key. Increase it if the same source would give other tokens.

@@ -22,7 +22,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lm.config import schema
-from lm.data import decontamination, ngrams, splits, tokenizers
+from lm.data import splits, tokenizers
+from lm.data.filters import decontamination, ngrams
 from lm.data.sources import readers
 
 SHINGLE_WORDS = 5

@@ -34,7 +34,8 @@ from pathlib import Path
 import filelock
 
 from lm.config import schema
-from lm.data import decontamination, preprocessing
+from lm.data import preprocessing
+from lm.data.filters import decontamination
 from lm.runs import filesystem, records
 
 SPLITS = ("train", "heldout")

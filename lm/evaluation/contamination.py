@@ -11,7 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from lm.config import schema
-from lm.data import ngrams, splits
+from lm.data import splits
+from lm.data.filters import ngrams
 from lm.data.sources import documents
 from lm.evaluation import tasks
 

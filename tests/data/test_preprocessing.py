@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from lm.config import schema
-from lm.data import ngrams, preprocessing, splits, tokenizers
+from lm.data import preprocessing, splits, tokenizers
+from lm.data.filters import ngrams
 from lm.data.sources import readers
 
 VOCABULARY = [f"w{i}" for i in range(5000)]
@@ -76,7 +77,8 @@ def test_bands_do_not_depend_on_the_chunk_size(monkeypatch):
 
 def test_hashes_are_the_same_in_every_process():
     code = (
-        "from lm.data import ngrams, preprocessing\n"
+        "from lm.data import preprocessing\n"
+        "from lm.data.filters import ngrams\n"
         "print(preprocessing.minhash_bands('one two three four five six'))\n"
         "print(ngrams.ngram_hashes('one two three', 2).tolist())"
     )

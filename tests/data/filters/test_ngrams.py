@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from lm.data import ngrams
+from lm.data.filters import ngrams
 
 VOCABULARY = [f"w{i}" for i in range(5000)]
 UNSPACED = {

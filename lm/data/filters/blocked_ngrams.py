@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from lm.config import schema
-from lm.data import decontamination, ngrams, preprocessing, splits, staging
+from lm.data import preprocessing, splits, staging
+from lm.data.filters import decontamination, ngrams
 from lm.data.sources import readers
 
 HASHES_PER_WRITE = 1 << 22

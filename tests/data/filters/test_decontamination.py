@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from fixtures.text_corpora import TEXTS, data_config, read_split, word_texts, write_documents
 
-from lm.data import corpus, decontamination, ngrams
+from lm.data import corpus
+from lm.data.filters import decontamination, ngrams
 
 N = 13
 WORDS = [f"{a}{b}" for a in "bcdfghjklm" for b in ("alpha", "echo", "india", "oscar", "umbra")]

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from fixtures.text_corpora import data_config
 
-from lm.data import blocked_ngrams, ngrams, preprocessing, splits
+from lm.data import preprocessing, splits
+from lm.data.filters import blocked_ngrams, ngrams
 from lm.data.sources import readers
 
 SHARED = "to be or not to be that is the question whether tis nobler"

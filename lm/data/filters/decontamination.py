@@ -16,7 +16,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lm.data import ngrams, tokenizers
+from lm.data import tokenizers
+from lm.data.filters import ngrams
 
 MAX_NGRAM_DOCUMENTS = 10
 WINDOW_CHARACTERS = 200
