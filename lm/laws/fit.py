@@ -27,13 +27,16 @@ class FitOptions:
     weights: str | None = None  # column of the row weights
     group: str | None = None  # rows with the same value of this column are resampled together
     where: run_table.Where = None  # included rows: a function of the row, or {column: value(s)}
+    # True, or names of run_table.PROPERTIES in which rows may differ. Laws about such a difference
+    # contain it in their default.
+    mixed: bool | tuple[str, ...] = False
     bootstrap: int = 1000  # number of refits to resamples; 0 for none
     resample: str = "auto"  # runs, noise or auto: see estimation.fit_problem
     seed: int = 0
     reach: float = 10.0  # factor beyond the data up to which a prediction has no note
 
 
-RESAMPLING_OPTIONS = ("group", "where", "bootstrap", "resample", "seed", "reach")
+RESAMPLING_OPTIONS = ("group", "where", "mixed", "bootstrap", "resample", "seed", "reach")
 
 
 def parse_options(
@@ -224,6 +227,8 @@ class Fit:
         Raises ValueError for a wrong number of inputs, and for values that are not positive.
         """
         first = inputs[0] if len(inputs) == 1 else None
+        if hasattr(first, "to_dict") and hasattr(first, "columns"):  # a DataFrame
+            first = run_table.to_rows(first)
         if isinstance(first, Mapping):
             inputs = [
                 run_table.to_number(first.get(self.columns[letter])) for letter in self.inputs

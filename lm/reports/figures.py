@@ -26,7 +26,7 @@ from lm.reports.plots import (
     style,
     task_accuracy,
 )
-from lm.runs import provenance, records
+from lm.runs import provenance, records, run_selection
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def _token_figures(sweep: summary.SweepSummary) -> dict[str, Drawing]:
     rows = sweep.without_trunks
     joint, isoflop = sweep.laws["size and tokens"][0], sweep.laws["isoFLOP"][0]
     figures: dict[str, Drawing] = {}
-    finished = records.finished_with(rows, records.TOKENS, records.LOSS)
+    finished = run_selection.finished_with(rows, records.TOKENS, records.LOSS)
     pairs = {(row[records.N_PARAMS], row[records.TOKENS]) for row in finished}
     if len(pairs) > len({size for size, _ in pairs}):
         figures["tokens"] = Drawing(partial(loss_surface.loss_vs_tokens, rows, joint), joint)

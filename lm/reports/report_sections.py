@@ -13,7 +13,7 @@ from markupsafe import Markup
 from lm.config import schema
 from lm.reports import html, summary, task_analysis
 from lm.reports.plots import elements, goodput, style
-from lm.runs import records
+from lm.runs import records, task_results
 
 NO_INTERVAL = (float("nan"), float("nan"))
 SUMMED_COSTS = (records.TOKENS, records.FLOPS, "seconds")
@@ -128,7 +128,7 @@ def _prediction(sweep: summary.SweepSummary, law: str, prediction: dict) -> dict
     value, lo, hi = elements.predicted_interval(prediction)
     result, deviation, is_inside = "not yet", None, None
     if measured:
-        error = records.standard_error(sweep.target or {}, main["y"])
+        error = task_results.standard_error(sweep.target or {}, main["y"])
         result = summary.format_measurement(summary.Measurement(measured, error))
         deviation = summary.relative_error(measured, value)
         if records.is_finite(lo):
@@ -216,7 +216,7 @@ def _task(sweep: summary.SweepSummary, verdict: dict) -> dict[str, Any]:
         prediction = predictions.get(verdict["task"], {})
         has_value = "value" in prediction
         bounds = tuple(prediction[key] for key in ("value", "lo", "hi")) if has_value else ()
-        measured = records.task_value(sweep.target or {}, verdict["task"])
+        measured = task_results.task_value(sweep.target or {}, verdict["task"])
         line["predicted for the target"] = bounds
         line["measured"] = measured if records.is_finite(measured) else None
     return line | {

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from lm.laws import estimation
 from lm.laws.forms import isoflop, power_laws
 from lm.reports.plots import elements, style
-from lm.runs import filesystem, records
+from lm.runs import filesystem, records, run_selection, task_results
 
 
 @dataclass
@@ -38,12 +38,12 @@ class SweepSummary:
     @functools.cached_property
     def finished(self) -> list[dict]:
         """Finished runs with a size and a held-out loss, sorted by size."""
-        return records.finished_with(self.rows, records.N_PARAMS, records.LOSS)
+        return run_selection.finished_with(self.rows, records.N_PARAMS, records.LOSS)
 
     @functools.cached_property
     def without_trunks(self) -> list[dict]:
         """All runs except trunk runs."""
-        return records.without_trunks(self.rows)
+        return run_selection.without_trunks(self.rows)
 
     @functools.cached_property
     def metrics(self) -> dict[str, list[dict]]:
@@ -88,7 +88,7 @@ def load_summary(sweep_dir) -> SweepSummary:
         plan=plan.get("runs", []),
         fit=fit,
         refusal=refusal,
-        laws=fit_all_laws(records.without_trunks(rows)),
+        laws=fit_all_laws(run_selection.without_trunks(rows)),
     )
 
 
@@ -98,7 +98,7 @@ def _prediction_law(rows, prediction: Mapping) -> tuple[Any, str]:
     Return (fit, "") or (None, reason).
     """
     columns = {key: prediction[key] for key in ("x", "y")} if prediction else {}
-    selected = records.largest_token_budget(rows).rows
+    selected = run_selection.largest_token_budget(rows).rows
     names = prediction.get("runs") or [
         row["name"] for row in selected if not row.get("is_prediction_target")
     ]
@@ -134,7 +134,7 @@ def fit_all_laws(rows) -> dict[str, tuple[Any, str]]:
     joint, refusal = estimation.try_fit(power_laws.chinchilla, rows)
     if joint and joint.max_off_line_factor is not None:
         joint, refusal = None, "all runs have the same relation of N and D: vary tokens per size"
-    finished = records.finished_with(rows, records.N_PARAMS, records.TOKENS)
+    finished = run_selection.finished_with(rows, records.N_PARAMS, records.TOKENS)
     budgets = {f"{row[records.TOKENS]:.2g}" for row in finished}
     if joint and len(budgets) < 3:
         joint = None
@@ -169,7 +169,7 @@ def headline(sweep: SweepSummary) -> tuple[str, str]:
     if measured is None:
         status = sweep.target["status"] if sweep.target else "not started"
         return "open", f"{text}The run has no result yet: {status}."
-    error = records.standard_error(sweep.target or {}, prediction["y"])
+    error = task_results.standard_error(sweep.target or {}, prediction["y"])
     text += f"The result is {style.format_number(measured)} ± {error:.2g}, "
     text += f"{relative_error(measured, value)} the prediction"
     if not (records.is_finite(lo) and records.is_finite(hi)):
@@ -219,7 +219,7 @@ def measured_column(title: str, key: str, scale=1, digits=4) -> Column:
         """Return the scaled result of a row, None if it has none."""
         if not records.is_finite(row.get(key)):
             return None
-        return Measurement(scale * row[key], scale * records.standard_error(row, key))
+        return Measurement(scale * row[key], scale * task_results.standard_error(row, key))
 
     return Column(title, read, lambda result: format_measurement(result, digits))
 

@@ -88,12 +88,13 @@ def append_line(path: Path, line: str) -> None:
 def read_lines(path: Path) -> list[str]:
     """Return the lines of an append-only file in order. The list is empty if there is no file.
 
-    An unfinished last line is included. In a bucket, equal lines are returned once. There, the
+    An unfinished last line is included. Bytes that are not UTF-8 become surrogates, so that such a
+    byte does not hide the other lines. In a bucket, equal lines are returned once. There, the
     parts are read before the collected object, because `repair_append_file` may move lines from the
     parts to that object at the same time.
     """
     if not is_remote(path):
-        return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        return _decode(path.read_bytes()).splitlines() if path.exists() else []
     names = sorted(list_dir(_parts_dir(path)))
     with concurrent.futures.ThreadPoolExecutor(N_READERS) as pool:
         parts = list(pool.map(_text_or_empty, names))
@@ -117,7 +118,8 @@ def repair_append_file(path: Path) -> None:
     if is_remote(path):
         parts = list_dir(_parts_dir(path))
         if parts:
-            write_file(path, "".join(line + "\n" for line in read_lines(path)))
+            lines = "".join(line + "\n" for line in read_lines(path))
+            write_file(path, lines.encode(errors="surrogateescape"))
         for part in parts:
             part.unlink(missing_ok=True)
     elif path.exists():
@@ -208,6 +210,11 @@ def _parts_dir(path: Path) -> Path:
 def _text_or_empty(path: Path) -> str:
     """Return the text of a file, "" if there is no file."""
     try:
-        return path.read_text()
+        return _decode(path.read_bytes())
     except FileNotFoundError:
         return ""
+
+
+def _decode(raw: bytes) -> str:
+    """Decode UTF-8, with surrogates for invalid bytes."""
+    return raw.decode(errors="surrogateescape")

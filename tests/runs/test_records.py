@@ -6,7 +6,7 @@ import math
 import pytest
 
 from lm.config import schema, validation
-from lm.runs import records
+from lm.runs import records, task_results
 
 
 @pytest.fixture
@@ -141,11 +141,11 @@ def test_task_results_of_rows_and_evaluations_are_nested():
     task = {"accuracy": {"value": 0.5, "se": 0.1}, "n": {"value": 100.0, "se": 0.0}}
     row = {f"eval.{key}": value for key, value in stored.items()}
     for values in (stored, row):
-        assert records.task_results(values) == {"copy?length=4&p=0.5": task}
-    assert records.task_column("copy?length=4&p=0.5") in row
-    assert records.task_result(row, "copy?length=4&p=0.5", "n") == task["n"]
-    assert records.task_result(row, "sort") is None
-    assert math.isnan(records.task_value({"task.a.brier": "nan"}, "a", "brier"))
+        assert task_results.task_results(values) == {"copy?length=4&p=0.5": task}
+    assert task_results.task_column("copy?length=4&p=0.5") in row
+    assert task_results.task_result(row, "copy?length=4&p=0.5", "n") == task["n"]
+    assert task_results.task_result(row, "sort") is None
+    assert math.isnan(task_results.task_value({"task.a.brier": "nan"}, "a", "brier"))
 
 
 def test_runs_of_version_0_1_are_refused_in_one_line(tmp_path):

@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 
 from lm.laws import run_table
 from lm.reports.plots import style
-from lm.runs import records
+from lm.runs import records, run_selection, task_results
 
 LEVEL = 0.95  # level of all intervals in figures
 MAX_LABELS = 12  # labels beside markers or curves of one figure
@@ -34,7 +34,7 @@ def draw_law(axes: Axes, rows, fit, x, y, theme, prediction=None, label_offset=(
     if fit is not None:
         _check_columns(fit, x, y)
     axes.set(xscale="log", yscale="log")
-    finished = records.finished_with(rows, x, y)
+    finished = run_selection.finished_with(rows, x, y)
     _law_points(axes, finished, fit, (x, y), style.size_colors(rows, theme), theme, prediction)
     name_sizes(axes, finished, x, y, theme, label_offset)
     if fit is not None:
@@ -56,7 +56,7 @@ def _law_points(axes: Axes, finished, fit, columns, colors, theme, prediction) -
     """Draw the finished runs with their standard errors and tooltips."""
     x, y = columns
     for row in finished:
-        error = records.standard_error(row, y)
+        error = task_results.standard_error(row, y)
         tip = f"{short_run_name(row)}: {style.format_number(row[y])} ± {error:.2g}"
         kind = fit_kind(row, fit)
         kind = "diamond" if is_target(row, prediction) else kind
@@ -107,10 +107,13 @@ def draw_prediction_inset(axes: Axes, rows, prediction, y, theme) -> None:
     panel = axes.inset_axes((0.1, 0.09, 0.3, 0.36), facecolor=theme["paper"])
     draw_interval(panel, 0, prediction, theme, width=11)
     tick = "not measured"
-    for row in records.finished_with(rows, prediction["x"], y):
+    for row in run_selection.finished_with(rows, prediction["x"], y):
         if is_target(row, prediction):
             tick, color = "measured", style.size_colors(rows, theme)[row["name"]]
-            tip, error = f"measured {style.format_number(row[y])}", records.standard_error(row, y)
+            tip, error = (
+                f"measured {style.format_number(row[y])}",
+                task_results.standard_error(row, y),
+            )
             draw_point(panel, (1, row[y]), color, theme, tip, error, kind="diamond")
     name = short_run_name({"name": prediction["target"]})
     panel.set_title(name, size=8.5, color=theme["ink"], pad=4, parse_math=False)
@@ -184,11 +187,11 @@ def draw_means(
     scale: factor of y and its error. line: line style. label_offset: offset of the labels of the
     sizes in points, or None for no labels. Return the finished rows, sorted by x.
     """
-    finished, colors = records.finished_with(rows, x, y), style.size_colors(rows, theme)
+    finished, colors = run_selection.finished_with(rows, x, y), style.size_colors(rows, theme)
     mean_line = {"color": theme["muted"], "linewidth": 1.1, "zorder": 1}
     axes.plot(*mean_curve(finished, x, y, scale), line, **mean_line)
     for row in finished:
-        value, error = scale * row[y], scale * records.standard_error(row, y)
+        value, error = scale * row[y], scale * task_results.standard_error(row, y)
         tip = f"{short_run_name(row)}: {style.format_number(value)} ± {error:.2g}"
         draw_point(axes, (row[x], value), colors[row["name"]], theme, tip, error)
     name_sizes(axes, finished, x, y, theme, label_offset, scale)
@@ -259,7 +262,7 @@ def label_line_ends(axes: Axes, labels: list[tuple[str, float, float]], theme, d
         style.annotate(axes, x, y, text, theme, (dx, offset - 3))
 
 
-def budget_note(selection: records.BudgetSelection) -> str:
+def budget_note(selection: run_selection.BudgetSelection) -> str:
     """Return the caption sentence about a selection of runs, "" if all runs were selected."""
     if selection.is_complete:
         return ""
