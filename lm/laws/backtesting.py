@@ -195,8 +195,10 @@ class Comparison:
 
 def _format_cell(value: Any) -> str:
     if isinstance(value, tuple):
-        return "[" + ", ".join(f"{v:.4g}" for v in value) + "]"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+        return fit.format_interval(*value).strip() or "none"
+    if isinstance(value, float):
+        return f"{value:.4g}" if np.isfinite(value) else "none"
+    return str(value)
 
 
 def compare_laws(

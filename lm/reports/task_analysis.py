@@ -21,7 +21,7 @@ from scipy import stats
 
 from lm.config import schema
 from lm.laws.forms import downstream, power_laws
-from lm.runs import records, task_results
+from lm.runs import records, run_selection, task_results
 
 P_VALUE, MASTERY_FRACTION = 0.01, 0.5
 # Smallest chance accuracy of the test. A model that always gives the most frequent answer is
@@ -87,7 +87,9 @@ def count_tasks(rows: Sequence[dict]) -> list[dict]:
 def task_verdicts(rows: Sequence[dict], evals: Mapping[str, Sequence[dict]] = {}) -> list[dict]:
     """Return the signal, noise and reliability of the accuracy of each task, a dict per task.
 
-    evals: {name of run: rows of records.load_evals}. The entries of a dict are:
+    Only the runs of run_selection.largest_token_budget are used, as in the figures, because runs of
+    a size on different token budgets are not comparable. evals: {name of run: rows of
+    records.load_evals}. The entries of a dict are:
 
     task, chance     name, and mean chance accuracy over the runs
     best_accuracy    highest mean accuracy of a size
@@ -102,6 +104,7 @@ def task_verdicts(rows: Sequence[dict], evals: Mapping[str, Sequence[dict]] = {}
                      2 noise below that of a smaller size. "noisy": all other tasks, and all tasks
                      with signal < 2 noise
     """
+    rows = run_selection.largest_token_budget(run_selection.without_trunks(rows)).rows
     return [_verdict(rows, task, evals) for task in task_names(rows)]
 
 
@@ -252,7 +255,8 @@ def _predict(rows, largest, task: str, size: float, bootstrap: int) -> dict:
         estimate = downstream.two_step(bits_from_size, accuracy_from_bits).predict(size)
     except ValueError as error:
         return {"refused": str(error)}
-    return {"value": float(estimate.value), "lo": float(estimate.lo), "hi": float(estimate.hi)}
+    numbers = {"value": estimate.value, "lo": estimate.lo, "hi": estimate.hi}
+    return {key: float(number) if np.isfinite(number) else None for key, number in numbers.items()}
 
 
 def median(values) -> float:
@@ -288,7 +292,11 @@ def largest_jumps(rows: Sequence[dict], n: int = 3) -> list[dict]:
     together. If exact match is far above p_right, the most likely token becomes correct before it
     has a high probability.
     """
-    return [_largest_jump(rows, task) for task in fastest_improving(rows, n)]
+    return [
+        _largest_jump(rows, task)
+        for task in fastest_improving(rows, n)
+        if sum(task_results.task_result(row, task, "exact") is not None for row in rows) > 1
+    ]
 
 
 def _largest_jump(rows: Sequence[dict], task: str) -> dict:

@@ -43,6 +43,19 @@ def without_trunks(runs: Iterable[dict]) -> list[dict]:
     return [row for row in runs if row["name"] not in trunks]
 
 
+def compute_frontier(runs: Iterable[dict]) -> list[dict]:
+    """Return the finished runs of least loss for their compute, sorted by FLOPs.
+
+    No run with equal or fewer FLOPs has a loss as low as that of a returned run.
+    """
+    finished = finished_with(runs, records.FLOPS, records.LOSS)
+    frontier: list[dict] = []
+    for row in sorted(finished, key=lambda row: (row[records.FLOPS], row[records.LOSS])):
+        if not frontier or row[records.LOSS] < frontier[-1][records.LOSS]:
+            frontier.append(row)
+    return frontier
+
+
 class BudgetSelection(NamedTuple):
     """Runs with comparable numbers of training tokens."""
 

@@ -203,10 +203,9 @@ class Allocation:
         return self.d / self.n
 
     def __str__(self) -> str:
-        (n_lo, n_hi), (d_lo, d_hi) = self.n_interval, self.d_interval
         return (
-            f"C = {self.flops:.4g}: N* = {self.n:.4g} [{n_lo:.4g}, {n_hi:.4g}], "
-            f"D* = {self.d:.4g} [{d_lo:.4g}, {d_hi:.4g}], "
+            f"C = {self.flops:.4g}: N* = {self.n:.4g}{fit.format_interval(*self.n_interval)}, "
+            f"D* = {self.d:.4g}{fit.format_interval(*self.d_interval)}, "
             f"{self.tokens_per_param:.3g} tokens per parameter"
             + (f"; {self.note}" if self.note else "")
         )

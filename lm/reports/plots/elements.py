@@ -5,7 +5,6 @@ theme (style.LIGHT or style.DARK). The color of a run depends on its size. If th
 starts with "tip:", the text after the colon is its tooltip on an HTML page.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
@@ -14,11 +13,10 @@ from matplotlib.axes import Axes
 
 from lm.laws import run_table
 from lm.reports.plots import style
-from lm.runs import records, run_selection, task_results
+from lm.runs import records, run_selection, short_names, task_results
 
 LEVEL = 0.95  # level of all intervals in figures
 MAX_LABELS = 12  # labels beside markers or curves of one figure
-FILE_SOURCES = ("text", "jsonl", "parquet", "chat", "file")  # prefixes of sources that are paths
 
 # Marker of a run: "filled" if the fit used it, "open" if not, "diamond" for the predicted run.
 Kind = Literal["filled", "open", "diamond"]
@@ -90,8 +88,7 @@ def draw_interval(axes: Axes, x, prediction, theme, width) -> None:
     prediction: a dict with "value", "lo" and "hi".
     """
     value, lo, hi = predicted_interval(prediction)
-    bounds = f"[{style.format_number(lo)}, {style.format_number(hi)}]"
-    gid = f"tip:predicted {style.format_number(value)} {bounds}"
+    gid = f"tip:predicted {style.format_prediction(value, lo, hi)}"
     bar = {"linewidth": width, "solid_capstyle": "butt", "color": theme["soft"], "zorder": 1.2}
     axes.plot([x, x], [lo, hi], gid=gid, **bar)
     axes.plot([x], [value], "_", color=theme["accent"], markersize=1.7 * width, markeredgewidth=1.8)
@@ -287,40 +284,13 @@ def source_columns(rows, y=records.LOSS) -> list[str]:
 
 
 def source_names(columns: Sequence[str], y=records.LOSS) -> dict[str, str]:
-    """Return {column: name of its source in a figure}.
+    """Return {column: short name of its source}.
 
-    columns: names such as "eval.loss.SOURCE". y: prefix of the columns, without the dot. The name
-    of a file is shortened to its last folder or file name. If two short names are equal, all names
-    are full names.
+    columns: names such as "eval.loss.SOURCE". y: prefix of the columns, without the dot.
     """
     full_names = {column: column.removeprefix(y + ".") for column in columns}
-    short_names = {column: _file_name(source) for column, source in full_names.items()}
-    are_unique = len(set(short_names.values())) == len(short_names)
-    return short_names if are_unique else full_names
-
-
-def task_name(task: str) -> str:
-    """Return a short name of a task: file:my/tasks/piqa?shots=2&n=100 -> piqa?shots=2.
-
-    The short name has no options n and seed, and no folder of a file.
-    """
-    source, _, query = task.partition("?")
-    options = [text for text in query.split("&") if not text.startswith(("n=", "seed="))]
-    name = _file_name(source) if source.startswith("file:") else source
-    suffix = "&".join(options)
-    return f"{name}?{suffix}" if suffix else name
-
-
-def _file_name(source: str) -> str:
-    """Return the last folder or file of a source, or a source that is not a file unchanged.
-
-    Example: jsonl:my/text/wikipedia/*.jsonl.gz?field=body -> wikipedia.
-    """
-    prefix, _, path = source.partition(":")
-    names = [name for name in path.partition("?")[0].split("/") if name and "*" not in name]
-    if prefix not in FILE_SOURCES or not names:
-        return source
-    return re.sub(r"([.](txt|md|jsonl|parquet|gz|zst))+$", "", names[-1]) or source
+    names = short_names.shorten_sources(list(full_names.values()))
+    return {column: names[source] for column, source in full_names.items()}
 
 
 def is_in_fit(row, fit) -> bool:
@@ -340,7 +310,9 @@ def is_target(row, prediction) -> bool:
 
 def predicted_interval(prediction: dict) -> tuple[float, float, float]:
     """Return (value, lo, hi) of a stored prediction. Bounds are NaN if there is no interval."""
-    return float(prediction["value"]), float(prediction["lo"]), float(prediction["hi"])
+    stored = (prediction.get(key) for key in ("value", "lo", "hi"))
+    value, lo, hi = (run_table.to_number(number) for number in stored)
+    return value, lo, hi
 
 
 def format_formula(fit) -> str:

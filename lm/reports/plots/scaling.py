@@ -132,10 +132,9 @@ def predicted_vs_measured(rows, fit, prediction=None, theme=style.LIGHT) -> Figu
         axes.plot(span, [i, i], solid_capstyle="butt", **bar)
         deviation = 100 * (row[y] / value - 1)
         error = 100 * task_results.standard_error(row, y) / value
-        bounds = f"[{style.format_number(lo)}, {style.format_number(hi)}]"
         tip = (
             f"{elements.short_run_name(row)}: measured {style.format_number(row[y])},"
-            f" law {style.format_number(value)} {bounds}, deviation {deviation:+.2f}%"
+            f" law {style.format_prediction(value, lo, hi)}, deviation {deviation:+.2f}%"
         )
         kind = "diamond" if is_target else elements.fit_kind(row, fit)
         point = (deviation, i)
@@ -156,8 +155,10 @@ def predicted_vs_measured(rows, fit, prediction=None, theme=style.LIGHT) -> Figu
 
 
 def run_fingerprints(rows) -> dict[str, str]:
-    """Return {name of run: hash of its row without the directory}."""
-    contents = {row["name"]: {k: v for k, v in row.items() if k != "dir"} for row in rows}
+    """Return {name of run: hash of its row without the entries that depend on its location}."""
+    contents = {
+        row["name"]: {k: v for k, v in row.items() if k not in ("dir", "in_sweep")} for row in rows
+    }
     return {name: style.hash_data(content) for name, content in contents.items()}
 
 

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from lm.reports import task_analysis
 from lm.reports.plots import elements, style
-from lm.runs import records, run_selection, task_results
+from lm.runs import records, run_selection, short_names, task_results
 
 
 def accuracy_vs_size(rows, y="eval.completion", x=records.N_PARAMS, theme=style.LIGHT) -> Figure:
@@ -80,7 +80,7 @@ def task_curves(rows, x=records.N_PARAMS, theme=style.LIGHT) -> Figure:
         finished = shown or finished
         chance = {row[x]: 100 * row[task_results.task_column(task, "chance")] for row in finished}
         axes.plot(list(chance), list(chance.values()), ":", color=theme["muted"], linewidth=1)
-        style.panel_title(axes, style.truncate_label(elements.task_name(task)), theme)
+        style.panel_title(axes, style.truncate_label(short_names.shorten_task(task)), theme)
         elements.set_scales(axes, x, y)
         axes.set_ylim(-4, 104)
     counts = {
@@ -119,7 +119,7 @@ def emergence(rows, tasks, x=records.N_PARAMS, theme=style.LIGHT) -> Figure:
         _draw_emergence(axes, finished, task, x, color, theme)
         for row in finished[-1:]:
             task_result = task_results.task_results(row)[task]
-            text = f"{elements.task_name(task)} (k = {task_result['tokens']['value']:.3g})"
+            text = f"{short_names.shorten_task(task)} (k = {task_result['tokens']['value']:.3g})"
             labels.append((text, row[x], 100 * task_result["exact"]["value"]))
     elements.set_scales(axes, x, "tasks", right=0.5)
     axes.set_ylim(-3, 118)  # space for several labels at 100%
@@ -184,7 +184,7 @@ def accuracy_vs_loss(rows, curves, x=records.LOSS, theme=style.LIGHT) -> Figure:
             )
         chance = 100 * max(task_results.task_value(row, task, "chance") for row in finished)
         axes.axhline(chance, linestyle=":", color=theme["muted"], linewidth=1)
-        style.panel_title(axes, style.truncate_label(elements.task_name(task)), theme)
+        style.panel_title(axes, style.truncate_label(short_names.shorten_task(task)), theme)
         axes.locator_params(axis="x", nbins=4)
         axes.set_ylim(-4, 104)
         axes.invert_xaxis()
@@ -209,9 +209,10 @@ def predicted_accuracy(predictions, target=None, theme=style.LIGHT) -> Figure:
     bar = {"linewidth": 9, "solid_capstyle": "butt", "color": theme["soft"], "zorder": 1}
     stroke = {"color": theme["accent"], "markersize": 11, "markeredgewidth": 1.8}
     for y, (task, prediction) in enumerate(reversed(predicted.items())):
-        value, lo, hi = (100 * prediction[key] for key in ("value", "lo", "hi"))
-        name = elements.task_name(task)
-        gid = f"tip:{name}: predicted {value:.0f}% [{lo:.0f}, {hi:.0f}]"
+        value, lo, hi = (100 * number for number in elements.predicted_interval(prediction))
+        name = short_names.shorten_task(task)
+        bounds = f" [{lo:.0f}, {hi:.0f}]" if np.isfinite(lo) else ", no interval"
+        gid = f"tip:{name}: predicted {value:.0f}%{bounds}"
         axes.plot([lo, hi], [y, y], gid=gid, **bar)
         axes.plot([value], [y], "|", **stroke)
         measured = task_results.task_result(target or {}, task)
@@ -221,7 +222,7 @@ def predicted_accuracy(predictions, target=None, theme=style.LIGHT) -> Figure:
             elements.draw_point(
                 axes, (accuracy, y), theme["ink"], theme, tip, xerr=error, kind="diamond"
             )
-    names = [style.truncate_label(elements.task_name(task)) for task in reversed(predicted)]
+    names = [style.truncate_label(short_names.shorten_task(task)) for task in reversed(predicted)]
     axes.set_yticks(range(len(predicted)), names, parse_math=False)
     axes.set_ylim(-0.6, max(len(predicted), 1) - 0.4)
     axes.set_xlim(-3, 103)

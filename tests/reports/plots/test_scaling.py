@@ -299,8 +299,8 @@ def test_file_sources_and_tasks_have_short_names():
     assert list(names.values()) == ["books", "code", "docs"]
     same_names = [f"eval.loss.text:{folder}/x.txt" for folder in "ab"]
     assert list(elements.source_names(same_names).values()) == ["text:a/x.txt", "text:b/x.txt"]
-    assert elements.task_name("file:/my/tasks/piqa?shots=2&n=100") == "piqa?shots=2"
-    assert elements.task_name("copy?length=4&n=200") == "copy?length=4"
+    assert short_names.shorten_task("file:/my/tasks/piqa?shots=2&n=100") == "piqa?shots=2"
+    assert short_names.shorten_task("copy?length=4&n=200") == "copy?length=4"
 
 
 def test_law_of_size_and_tokens_needs_three_budgets(ladder):
