@@ -35,6 +35,11 @@ def main() -> int:
     runs = cli.load_sweep(_SWEEP.value) if _SWEEP.value else [cli.load_config(_CONFIG)]
     for run in runs:
         validation.validate_run(run)
+    from lm.sweeps import prediction
+
+    warning = prediction.check_prediction(runs)
+    if warning and not _JSON.value:
+        console.print_line(f"warning: {warning}")
     return plan_local(runs) if target is None else plan_target(runs, target)
 
 

@@ -36,11 +36,14 @@ def main() -> int:
         archive_records(_DIR.value, _ARCHIVE_TO.value)
         return 0
 
-    from lm.reports import report
+    from lm.reports import report, summary
 
     if _WATCH.value:
         watch(_DIR.value)
-    console.print_line(f"report: {report.write_report(_DIR.value)}")
+    page = report.write_report(_DIR.value)
+    for note in summary.load_notes(_DIR.value):
+        console.print_line(note)
+    console.print_line(f"report: {page}")
     return 0
 
 

@@ -19,6 +19,7 @@ from absl import flags
 
 from experiments.common import cli, console
 from lm.config import schema
+from lm.runs import records
 
 _SWEEP = flags.DEFINE_string("sweep", "", "FILE[:ARG] with get_sweep([ARG]) that yields runs")
 cli.host_flags()
@@ -46,7 +47,7 @@ def main() -> int:
     cli.tune_memory()
     # JAX must be imported after the memory settings.
     from lm.parallel import deterministic, distributed, mesh
-    from lm.sweeps import launcher
+    from lm.sweeps import launcher, prediction
 
     for run in runs:
         run.dir = _DIR.value or run.dir
@@ -63,10 +64,16 @@ def main() -> int:
             " --processes and --process."
         )
     distributed.run_on_primary(lambda: launcher.validate_sweep(runs, console.preparing))
+    warning = prediction.check_prediction(runs)
+    if warning:
+        console.print_line(f"warning: {warning}")
     pending = launcher.pending(runs)
     costs = print_cost(runs, pending)
     folder = launcher.sweep_folder(runs)
     if not pending:
+        # The sweep file may name fewer or other runs than before.
+        if records.read_member_names(folder) != {run.name for run in runs}:
+            launcher.write_sweep_files(_SWEEP.value, runs, costs)
         console.print_line(f"all {len(runs)} runs are done")
     else:
         launcher.write_sweep_files(_SWEEP.value, runs, costs)
@@ -163,6 +170,8 @@ def print_results(folder: Path) -> int:
     console.table(summary.summary_table(sweep.rows, sweep.prediction))
     console.print_line(str(sweep.fit or f"no law: {sweep.refusal}"))
     console.print_line(summary.headline(sweep)[1])
+    for note in sweep.notes:
+        console.print_line(note)
     console.print_line(f"report: {page}")
     return int(any(row["status"] != "done" for row in sweep.rows))
 

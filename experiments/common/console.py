@@ -11,7 +11,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 from lm.config import schema
-from lm.runs import status
+from lm.runs import short_names, status
 
 console = Console()
 
@@ -141,11 +141,17 @@ def print_plan(costs: list[dict], finished: set[str]) -> None:
 def evaluation(row: dict) -> None:
     """Print the metrics of an evaluation that have a standard error."""
     lines = []
+    sources = [name.partition(".")[2] for name in row if name.startswith("loss.")]
+    names = short_names.shorten_sources(sources)
     for name, value in row.items():
         metric, dot, source = name.partition(".")
         error = row.get(f"{metric}_se{dot}{source}")
         if error is not None and metric != "task":
-            line = {"metric": name, "value": f"{value:.4f}", "standard error": f"{error:.4f}"}
+            line = {
+                "metric": f"{metric}{dot}{names.get(source, source)}",
+                "value": f"{value:.4f}",
+                "standard error": f"{error:.4f}",
+            }
             lines.append(line)
     table(lines)
 
@@ -160,9 +166,10 @@ def tasks(task_results: dict[str, dict[str, dict[str, float]]]) -> None:
         if "accuracy" not in results:
             continue
         values = {metric: result["value"] for metric, result in results.items()}
-        is_long = len(name) > MAX_TASK_NAME
+        short_name = short_names.shorten_task(name)
+        is_long = len(short_name) > MAX_TASK_NAME
         line = {
-            "task": f"...{name[-27:]}" if is_long else name,
+            "task": f"...{short_name[-27:]}" if is_long else short_name,
             "n": f"{values['n']:.0f}",
             "chance": f"{values['chance']:.3g}",
             "accuracy": f"{values['accuracy']:.3f} ± {results['accuracy']['se']:.3f}",
@@ -191,8 +198,9 @@ def preparing(source: str, documents: int, n_bytes: int, share: float) -> None:
 
 def print_epochs(max_epochs: dict[str, float]) -> None:
     """Print the largest number of epochs over each source."""
+    names = short_names.shorten_sources(list(max_epochs))
     for source, n_epochs in max_epochs.items():
-        print_line(f"epochs over {source}: at most {n_epochs:.2g}")
+        print_line(f"epochs over {names[source]}: at most {n_epochs:.2g}")
 
 
 def format_duration(seconds: float) -> str:

@@ -132,7 +132,7 @@ def _predictions(sweep: summary.SweepSummary) -> Markup:
     lines, notes = [], []
     for law, prediction in by_law.items():
         fitted = [row for row in sweep.rows if row["name"] in prediction.get("runs", ())]
-        refusal = summary.refuse_joint_law(fitted) if law == "size and tokens" else ""
+        refusal = run_selection.refuse_joint_law(fitted) if law == "size and tokens" else ""
         if refusal and "value" in prediction:
             notes.append(f"The stored prediction of the law of {law} is not shown: {refusal}.")
         elif records.is_finite(prediction.get("value")):

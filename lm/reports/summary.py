@@ -87,8 +87,6 @@ def load_summary(sweep_dir) -> SweepSummary:
         raise ValueError(f"{path} contains no runs. Pass the directory of a sweep: runs/quickstart")
     started = {row["name"] for row in rows}
     unreadable = {folder.relative_to(path).as_posix() for folder in loaded.unreadable}
-    notes = [run_selection.describe_others(loaded.others), *loaded.unreadable.values()]
-    notes += [line for row in rows for line in json_lines.describe_invalid_lines(row["dir"])]
     fit, refusal = _prediction_law(rows, prediction)
     return SweepSummary(
         path=path,
@@ -106,8 +104,19 @@ def load_summary(sweep_dir) -> SweepSummary:
         refusal=refusal,
         laws=fit_all_laws(run_selection.without_trunks(rows)),
         others=loaded.others,
-        notes=[note for note in notes if note],
+        notes=_notes(loaded),
     )
+
+
+def load_notes(sweep_dir) -> list[str]:
+    """Return sentences about runs in the folder of a sweep and lines of its runs left out."""
+    return _notes(records.load_folder(sweep_dir))
+
+
+def _notes(loaded: records.FolderRuns) -> list[str]:
+    notes = [run_selection.describe_others(loaded.others), *loaded.unreadable.values()]
+    notes += [line for row in loaded.rows for line in json_lines.describe_invalid_lines(row["dir"])]
+    return [note for note in notes if note]
 
 
 def _valid_prediction(prediction: dict, rows: list[dict]) -> dict | None:
@@ -162,23 +171,13 @@ def fit_all_laws(rows) -> dict[str, tuple[Any, str]]:
     joint, refusal = estimation.try_fit(power_laws.chinchilla, rows)
     if joint and joint.max_off_line_factor is not None:
         joint, refusal = None, "all runs have the same relation of N and D: vary tokens per size"
-    if joint and refuse_joint_law(rows):
-        joint, refusal = None, refuse_joint_law(rows)
+    if joint and run_selection.refuse_joint_law(rows):
+        joint, refusal = None, run_selection.refuse_joint_law(rows)
     return {
         "compute": fit_compute_law(rows),
         "size and tokens": (joint, refusal),
         "isoFLOP": estimation.try_fit(isoflop.isoflop, rows),
     }
-
-
-def refuse_joint_law(rows) -> str:
-    """Return the reason why the runs do not determine a law of size and tokens, or ""."""
-    finished = run_selection.finished_with(rows, records.N_PARAMS, records.TOKENS)
-    n_budgets = len({f"{row[records.TOKENS]:.2g}" for row in finished})
-    if n_budgets >= MIN_BUDGETS:
-        return ""
-    count = "1 token budget does" if n_budgets == 1 else f"{n_budgets} token budgets do"
-    return f"{count} not determine E, B and beta: use at least {MIN_BUDGETS}"
 
 
 def fit_compute_law(rows) -> tuple[Any, str]:
@@ -317,7 +316,6 @@ def format_duration(seconds: float) -> str:
     return f"{seconds:.3g} s"
 
 
-MIN_BUDGETS = 3  # token budgets that a law of size and tokens needs
 # (seconds per unit, unit, seconds per smaller unit, smaller unit).
 UNITS = ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s"))
 RUN_COLUMNS = (

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from lm.runs import records
 
+MIN_BUDGETS = 3  # token budgets that a law of size and tokens needs
 BUDGET_TOLERANCE = 0.99  # token counts whose ratio is above this belong to one token budget
 
 
@@ -54,6 +55,16 @@ def compute_frontier(runs: Iterable[dict]) -> list[dict]:
         if not frontier or row[records.LOSS] < frontier[-1][records.LOSS]:
             frontier.append(row)
     return frontier
+
+
+def refuse_joint_law(runs: Iterable[dict]) -> str:
+    """Return the reason why the runs do not determine a law of size and tokens, or ""."""
+    finished = finished_with(runs, records.N_PARAMS, records.TOKENS)
+    n_budgets = len({f"{row[records.TOKENS]:.2g}" for row in finished})
+    if n_budgets >= MIN_BUDGETS:
+        return ""
+    count = "1 token budget does" if n_budgets == 1 else f"{n_budgets} token budgets do"
+    return f"{count} not determine E, B and beta: use at least {MIN_BUDGETS}"
 
 
 class BudgetSelection(NamedTuple):

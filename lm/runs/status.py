@@ -143,7 +143,7 @@ def _started_status(row: dict) -> dict:
     if status == "running" and metrics and _is_stuck(folder, metrics):
         status = "stuck"
     is_over = status in records.TERMINAL_STATUSES
-    tokens_per_second = last.get("tokens_per_second")
+    tokens_per_second = _finite(last.get("tokens_per_second"))
     seconds_left = 0.0 if is_over else None
     if not is_over and tokens_per_second:
         tokens_left = (row["steps"] - step) * row["data.batch_size"] * row["data.seq_len"]
@@ -154,9 +154,9 @@ def _started_status(row: dict) -> dict:
         "step": step,
         "steps": row["steps"],
         "share": 1.0 if is_over else step / row["steps"],
-        "loss": last.get("loss"),
+        "loss": _finite(last.get("loss")),
         "tokens_per_second": tokens_per_second,
-        "peak_share": last.get("peak_share"),
+        "peak_share": _finite(last.get("peak_share")),
         "flops": row.get("flops"),
         "seconds": last.get("seconds", 0.0),
         "seconds_left": seconds_left,
@@ -166,6 +166,11 @@ def _started_status(row: dict) -> dict:
         "attempts": row.get("attempts", 0),
         "reason": row.get("reason", ""),
     }
+
+
+def _finite(value: object) -> float | None:
+    """Return a finite number, or None for other values such as the loss of a diverged run."""
+    return value if records.is_finite(value) else None
 
 
 def _is_stuck(folder: Path, metrics: list[dict]) -> bool:

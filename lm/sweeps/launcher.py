@@ -34,6 +34,7 @@ def validate_sweep(runs: list[schema.Run], report: Callable | None = None) -> No
         raise ValueError(
             "is_prediction_target=True in more than one run. A sweep predicts at most one run."
         )
+    prediction.check_prediction(runs)
     by_name = {run.name: run for run in runs}
     for run in topological_order(runs):
         validation.validate_run(run)
