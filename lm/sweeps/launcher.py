@@ -34,7 +34,6 @@ def validate_sweep(runs: list[schema.Run], report: Callable | None = None) -> No
         raise ValueError(
             "is_prediction_target=True in more than one run. A sweep predicts at most one run."
         )
-    prediction.check_prediction(runs)
     by_name = {run.name: run for run in runs}
     for run in topological_order(runs):
         validation.validate_run(run)
@@ -43,6 +42,7 @@ def validate_sweep(runs: list[schema.Run], report: Callable | None = None) -> No
         mesh.check_mesh_devices(run, mesh.make_mesh(run.mesh))
         if run.start.run:
             warm_start.validate_start(run, _parent(run, by_name))
+    prediction.check_prediction(runs)
     for task_names in {run.eval.tasks for run in runs}:
         tasks.load_tasks(task_names)
     for run in runs:
