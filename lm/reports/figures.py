@@ -59,9 +59,10 @@ def _loss_figures(sweep: summary.SweepSummary) -> dict[str, Drawing]:
     """Return the figures of loss against size and compute, of training curves and of time."""
     rows, fit, prediction, metrics = sweep.rows, sweep.fit, sweep.prediction, sweep.metrics
     figures: dict[str, Drawing] = {}
-    if sweep.finished:
+    if len({row[records.N_PARAMS] for row in sweep.finished}) > 1:
         draw_loss = partial(scaling.loss_vs_parameters, rows, fit, prediction)
         figures["loss"] = Drawing(draw_loss, fit)
+    if sweep.finished:
         law = sweep.laws["compute"][0]
         draw_compute = partial(scaling.loss_vs_compute, rows, metrics, law)
         figures["compute"] = Drawing(draw_compute, law)

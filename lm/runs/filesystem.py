@@ -152,14 +152,21 @@ def refresh_mtime(path: Path, data: str) -> None:
 def find_files(top: Path, name: str) -> list[Path]:
     """Return the sorted paths of the files `name` below a folder, except inside checkpoints.
 
+    A folder with the name of checkpoints that contains config.json is a run and is searched.
+
     The search in a bucket is limited to four levels of folders.
     """
     if is_remote(top):
         return sorted(p for depth in range(5) for p in top.glob("*/" * depth + name))
     paths = []
     for folder, subfolders, files in os.walk(top):
-        # os.walk descends only into the folders that remain in this list.
-        subfolders[:] = [sub for sub in subfolders if sub not in SKIPPED_FOLDERS]
+        # os.walk descends only into the folders that remain in this list. A run may have the name
+        # of a skipped folder.
+        subfolders[:] = [
+            sub
+            for sub in subfolders
+            if sub not in SKIPPED_FOLDERS or Path(folder, sub, "config.json").exists()
+        ]
         if name in files:
             paths.append(Path(folder, name))
     return sorted(paths)

@@ -108,6 +108,9 @@ def test_sweep_of_one_run_has_a_reason_instead_of_a_law(tmp_path, page_only):
     folder = made_up_sweep.sweep(tmp_path, missing=tuple(made_up_sweep.SIZES)[1:], predict=False)
     text = page_text(folder)
     assert "No law could be fitted" in text and "No prediction was stored" in text
+    assert "parameters without embeddings 31K" in text  # no range and no factor of one size
+    available = figures.available_figures(summary.load_summary(folder))
+    assert "loss" not in available and "compute" in available
 
 
 def test_sweep_without_runs_is_a_page_of_missing_runs(tmp_path):

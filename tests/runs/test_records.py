@@ -153,6 +153,12 @@ def test_copied_sweep_keeps_its_runs_and_copied_runs_do_not_count(sweep_dir, tmp
     assert len(records.load_runs(copy, include_others=True)) == 6
 
 
+def test_run_with_the_name_of_a_checkpoint_folder_is_loaded(sweep_dir):
+    finished_run(sweep_dir.parent, "s/checkpoints")
+    records.write_json(sweep_dir / "a" / "checkpoints" / "20" / "config.json", {"not": "a run"})
+    assert len(records.load_runs(sweep_dir, include_others=True)) == 5
+
+
 def test_unreadable_run_hides_only_itself(sweep_dir):
     (sweep_dir / "a" / "facts.json").write_text('{"status": "do')
     with pytest.warns(UserWarning, match="a/facts.json is not valid JSON.*The run is left out"):
