@@ -223,7 +223,7 @@ def headline(sweep: SweepSummary) -> tuple[str, str]:
     text += f"The result is {format_measurement(Measurement(measured, error))}, "
     text += f"{relative_error(measured, value)} the prediction"
     if not (records.is_finite(lo) and records.is_finite(hi)):
-        return "open", f"{text}. Without an interval, the prediction cannot be judged."
+        return "open", f"{text}. The prediction has no interval to compare the result with."
     is_inside = lo <= measured <= hi
     verdict = "✓ inside" if is_inside else "✗ outside"
     text += f": {verdict} its own {prediction['level']:.0%} interval."

@@ -18,8 +18,8 @@ COLUMNS = {
 def text_documents(sweep: summary.SweepSummary) -> Markup:
     """Return a table of the documents of each source, and a warning of few held-out documents.
 
-    The facts of a run contain documents.SPLIT.SOURCE, duplicates.SOURCE and dropped.REASON.SOURCE.
-    Runs of earlier versions do not record them.
+    The facts of a run record the documents of each split, the duplicates, and the documents that
+    were dropped, by reason. Runs of earlier versions do not record them.
     """
     sources = {source for row in sweep.rows for source in row.get("data.sources", ())}
     if not sources:

@@ -320,7 +320,7 @@ def test_prediction_without_an_interval_is_stated(tmp_path, page_only):
         records.write_json(folder / "prediction.json", stored | bounds)
         text = page_text(folder)
         assert f"predicted {stored['value']:#.4g} (no interval) for toy/1.6M" in text
-        assert "Without an interval, the prediction cannot be judged." in text
+        assert "The prediction has no interval to compare the result with." in text
 
 
 def test_fixed_tokens_have_no_law_of_compute(tmp_path):
