@@ -34,6 +34,11 @@ def main() -> int:
         raise ValueError(f"--search and --estimate need --target: {', '.join(hardware.EXAMPLES)}")
     runs = cli.load_runs(_SWEEP.value, _CONFIG)
     validate_runs(runs, has_text=target is None)
+    from lm.sweeps import prediction
+
+    warning = prediction.check_prediction(runs)
+    if warning and not _JSON.value:
+        console.print_line(f"warning: {warning}")
     return plan_local(runs) if target is None else plan_target(runs, target)
 
 

@@ -7,6 +7,9 @@
     uv run python -m experiments.report --dir=runs/real_ladder \\
         --archive_to=notebooks/data/real_ladder
 
+A sweep consists of the runs that its sweep.json names. The report lists other runs in its folder,
+unreadable runs and skipped lines. They are in no figure and in no law.
+
 --archive_to copies the small records of a sweep to a folder that can be committed to git. The copy
 has no weights and no paths of this machine. Notebooks, laws and reports read it like the original.
 
@@ -37,11 +40,14 @@ def main() -> int:
         archive_records(_DIR.value, _ARCHIVE_TO.value)
         return 0
 
-    from lm.reports import report
+    from lm.reports import report, summary
 
     if _WATCH.value:
         watch(_DIR.value)
-    console.print_line(f"report: {report.write_report(_DIR.value)}")
+    page = report.write_report(_DIR.value)
+    for note in summary.load_notes(_DIR.value):
+        console.print_line(note)
+    console.print_line(f"report: {page}")
     return 0
 
 

@@ -4,8 +4,11 @@
     uv run python -m experiments.status --dir=runs/quickstart --watch
     uv run python -m experiments.status --dir=runs/quickstart --json
 
---json prints one object for scripts: {"total": {...}, "runs": [...]}. Its keys are described in
-lm/runs/status.py.
+A sweep consists of the runs that its sweep.json names. The lines below the table list other runs in
+its folder, unreadable runs and skipped lines.
+
+--json prints one object for scripts: {"total": {...}, "runs": [...], "notes": [...]}. Its keys are
+described in lm/runs/status.py.
 """
 
 import json
@@ -24,18 +27,22 @@ WATCH_SECONDS = 2
 
 
 def main() -> int:
-    runs = status.run_statuses(_DIR.value)
-    if not runs:
+    runs, notes = status.folder_status(_DIR.value)
+    if not runs and not notes:
         raise ValueError(
             f"--dir={_DIR.value} contains no runs. Name the folder of a sweep, such as"
             " --dir=runs/quickstart"
         )
+    progress = status.sweep_progress(runs)
     if _JSON.value:
-        print(json.dumps({"total": status.sweep_progress(runs), "runs": runs}, indent=1))
+        print(json.dumps({"total": progress, "runs": runs, "notes": notes}, indent=1))
     elif _WATCH.value:
         watch(runs)
     else:
-        console.wide_console().print(console.status_view(runs, status.sweep_progress(runs)))
+        console.wide_console().print(console.status_view(runs, progress))
+    if not _JSON.value:
+        for note in notes:
+            console.print_line(note)
     return 0
 
 

@@ -23,6 +23,7 @@ from absl import flags
 
 from experiments.common import cli, console
 from lm.config import schema
+from lm.runs import records
 
 _SWEEP = flags.DEFINE_string("sweep", "", "FILE[:ARG] with get_sweep([ARG]) that yields runs")
 cli.host_flags()
@@ -74,7 +75,7 @@ def main() -> int:
     cli.tune_memory()
     # JAX must be imported after the memory settings.
     from lm.parallel import deterministic, distributed, mesh
-    from lm.sweeps import launcher
+    from lm.sweeps import launcher, prediction
 
     runs = adopt_configs(runs)
     launcher.validate_names(runs)
@@ -84,12 +85,16 @@ def main() -> int:
     if _WORKER.value:
         return run_worker(runs)
     distributed.run_on_primary(lambda: launcher.validate_sweep(runs, console.preparing))
+    warning = prediction.check_prediction(runs)
+    if warning:
+        console.print_line(f"warning: {warning}")
     pending = distributed.run_on_primary(lambda: [run.name for run in launcher.pending(runs)])
     costs = print_cost(runs, pending)
     folder = launcher.sweep_folder(runs)
-    if pending:
+    # The sweep file may name fewer or other runs than before.
+    if pending or records.read_member_names(folder) != {run.name for run in runs}:
         distributed.run_on_primary(lambda: launcher.write_sweep_files(_SWEEP.value, runs, costs))
-    else:
+    if not pending:
         console.print_line(f"all {len(runs)} runs are done")
     if _ONLY_PLAN.value:
         return 0
@@ -317,6 +322,8 @@ def print_results(folder: Path) -> int:
     console.table(summary.summary_table(sweep.rows, sweep.prediction))
     console.print_line(str(sweep.fit or f"no law: {sweep.refusal}"))
     console.print_line(summary.headline(sweep)[1])
+    for note in sweep.notes:
+        console.print_line(note)
     console.print_line(f"report: {page}")
     return int(any(row["status"] != "done" for row in sweep.rows))
 

@@ -2,7 +2,7 @@
 
     import lm                                        # standard library only, below 50 ms
 
-    runs = lm.load_runs("runs/quickstart")           # list of flat dicts, one per run
+    runs = lm.load_runs("runs/quickstart")           # list of flat dicts, one per run of the sweep
     fit = lm.laws.power(runs, x="params.non_embedding", y="eval.loss")
     print(fit)                                       # formula, 95% intervals, back-test, warnings
     fit.predict(5e6)                                 # loss at 5 million parameters, interval

@@ -17,8 +17,7 @@ from rich.table import Table
 
 from experiments.common import cli
 from lm.config import schema
-from lm.data.sources import uri
-from lm.runs import status
+from lm.runs import short_names, status
 
 
 class CommandConsole(Console):
@@ -173,11 +172,17 @@ def _expected_duration(costs: list[dict]) -> str:
 def evaluation(row: dict) -> None:
     """Print the metrics of an evaluation that have a standard error."""
     lines = []
+    sources = [name.partition(".")[2] for name in row if name.startswith("loss.")]
+    names = short_names.shorten_sources(sources)
     for name, value in row.items():
         metric, dot, source = name.partition(".")
         error = row.get(f"{metric}_se{dot}{source}")
         if error is not None and metric != "task":
-            line = {"metric": name, "value": f"{value:.4f}", "standard error": f"{error:.4f}"}
+            line = {
+                "metric": f"{metric}{dot}{names.get(source, source)}",
+                "value": f"{value:.4f}",
+                "standard error": f"{error:.4f}",
+            }
             lines.append(line)
     table(lines)
 
@@ -214,12 +219,8 @@ def tasks(task_results: dict[str, dict[str, dict[str, float]]]) -> None:
 
 
 def _short_task_name(name: str) -> str:
-    """Return the name of a task without the folders before it, if the full name is too long."""
-    if len(name) > MAX_TASK_NAME:
-        path, query = uri.split_uri(name)
-        folders = path.split("/")
-        name = "/".join(folders[-2:] if "*" in folders[-1] else folders[-1:])
-        name += f"?{query}" if query else ""
+    """Return a short name of a task, truncated to MAX_TASK_NAME characters."""
+    name = short_names.shorten_task(name)
     return name if len(name) <= MAX_TASK_NAME else f"{name[: MAX_TASK_NAME - 3]}..."
 
 
@@ -277,8 +278,9 @@ def print_text(runs: list[schema.Run]) -> None:
 
 def print_epochs(max_epochs: dict[str, float]) -> None:
     """Print the largest number of epochs over each source."""
+    names = short_names.shorten_sources(list(max_epochs))
     for source, n_epochs in max_epochs.items():
-        print_line(f"epochs over {source}: at most {n_epochs:.2g}")
+        print_line(f"epochs over {names[source]}: at most {n_epochs:.2g}")
 
 
 def format_duration(seconds: float) -> str:

@@ -11,8 +11,9 @@ Example:
     print(prediction.value, prediction.lo, prediction.hi)
     print(fit.params["alpha"], fit.interval("alpha"), fit.excluded, fit.warnings)
 
-Rows are flat dicts, one per run or one per evaluation. Numbers may be text. The arguments of a law
-name its columns.
+Rows are flat dicts, one per run or one per evaluation, or a DataFrame. Numbers may be text. The
+arguments of a law name its columns. A law refuses rows of several corpora, tokenizers, evaluations
+or kinds of start, unless mixed=True.
 
 Laws: functions from rows to a `fit.Fit`
 
@@ -25,7 +26,7 @@ Laws: functions from rows to a `fit.Fit`
     envelope            lower hull of learning curves, then a line in logs (approach 1)
     accuracy_from_loss  loss or bits per byte -> accuracy, a sigmoid or an exponential
     two_step            N, D -> loss of a task -> accuracy (Bhagia et al. 2024)
-    one_step            C -> accuracy (Krajewski et al. 2026)
+    one_step            C -> accuracy (Krajewski et al. 2025)
     transfer            data that pre-training replaces (Hernandez et al. 2021)
     try_fit             (fit, "") of any law, or (None, reason)
 

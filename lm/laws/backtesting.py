@@ -120,15 +120,25 @@ def _choose_origins(
     return [late[i] for i in np.unique(positions)[:-1]][:max_origins]
 
 
-def holdout(law_fit: fit.Fit, rows: run_table.Rows, where: run_table.Where = None) -> BacktestScore:
+def holdout(
+    law_fit: fit.Fit,
+    rows: run_table.Rows,
+    where: run_table.Where = None,
+    mixed: bool = False,
+) -> BacktestScore:
     """Return the errors of a fit, and the coverage of its intervals, on other rows.
 
     rows: rows outside the fit, with the columns of the law. where: inclusion rule, see
-    run_table.select_columns.
+    run_table.select_columns. Raises ValueError for rows that are not comparable with the rows of
+    the fit, unless mixed=True or the law was fitted with mixed=True.
     """
     columns = [law_fit.columns[letter] for letter in law_fit.inputs]
     output = law_fit.columns[law_fit.output]
-    data = run_table.select_columns(rows, [*columns, output], None, where)
+    data = run_table.select_columns(rows, [*columns, output], None, where, mixed=True)
+    may_differ = mixed or law_fit.data.mixed or ()
+    if may_differ is not True:
+        together = [*law_fit.data.rows, *data.rows]
+        run_table.check_comparable(together, range(len(together)), may_differ, columns)
     inputs = [data.columns[column] for column in columns]
     predictions = _predictions(law_fit, data, np.arange(len(data)), data.columns[output], inputs)
     return BacktestScore(predictions, n_origins=1)
@@ -185,8 +195,10 @@ class Comparison:
 
 def _format_cell(value: Any) -> str:
     if isinstance(value, tuple):
-        return "[" + ", ".join(f"{v:.4g}" for v in value) + "]"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+        return fit.format_interval(*value).strip() or "none"
+    if isinstance(value, float):
+        return f"{value:.4g}" if np.isfinite(value) else "none"
+    return str(value)
 
 
 def compare_laws(
@@ -230,7 +242,7 @@ def compare_conventions(
     column that names the convention of each row: the rows of each value are fitted separately.
     Example: `compare_conventions(isoflop, rows, x=["params.total", "params.non_embedding"])`.
     """
-    rows = list(rows)
+    rows = run_table.to_rows(rows)
     varied = {k: v for k, v in choices.items() if isinstance(v, list)}
     constant = {k: v for k, v in choices.items() if k not in varied}
     groups = {"": rows}

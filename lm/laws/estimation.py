@@ -137,11 +137,17 @@ def fit_problem(
         result.optima = optima
         result.warnings.append(_describe_optima(problem.free, optima))
     _estimate_noise(result, p, weights)
+    n_points = len(np.unique(np.stack(result.x, 1), axis=0))
+    if n > p >= n_points:
+        result.warnings.append(
+            f"{n_points} different inputs for {p} parameters: nothing tests the form of the law"
+        )
     if options.bootstrap and n > p:
         _resample(problem, result, minimum.theta, weights, options)
     elif options.bootstrap:
         result.warnings.append(
-            f"{n} rows for {p} parameters leave no residuals to estimate the noise: no intervals"
+            f"{n} rows for {p} parameters leave no residuals to estimate the noise: no intervals;"
+            f" at least {p + 1} rows have them"
         )
     result.warnings += diagnostics.diagnose(problem, minimum.theta[0], result)
     return result

@@ -86,7 +86,8 @@ def profile(
     grid = np.sort(np.asarray(_default_grid(law_fit, name) if values is None else values, float))
     refits = _refit_along(law_fit, law_fit.refit, name, grid)
     objective = np.array([refit.objective for refit in refits])
-    ratio = objective / min(law_fit.objective, objective.min())
+    smallest = max(min(law_fit.objective, objective.min()), 1e-300)  # 0 for exact data
+    ratio = np.maximum(objective / smallest, 1.0)
     if law_fit.loss in ("squares", "log_squares"):
         is_within = ratio <= 1 + special.stdtrit(n_spare, 0.975) ** 2 / n_spare
     else:
@@ -136,10 +137,10 @@ class Advice:
 
     def __str__(self) -> str:
         inputs = ", ".join(f"{k} = {v:.3g}" for k, v in self.inputs.items())
+        gain = f" ({1 - self.after / self.before:.0%} less)" if self.before > 0 else ""
         return (
             f"next run: {inputs}, {self.flops:.3g} FLOPs; the standard deviation of the prediction "
-            f"changes from {self.before:.3g} to {self.after:.3g} "
-            f"({1 - self.after / self.before:.0%} less)"
+            f"changes from {self.before:.3g} to {self.after:.3g}{gain}"
         )
 
 

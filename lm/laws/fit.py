@@ -27,13 +27,16 @@ class FitOptions:
     weights: str | None = None  # column of the row weights
     group: str | None = None  # rows with the same value of this column are resampled together
     where: run_table.Where = None  # included rows: a function of the row, or {column: value(s)}
+    # True, or names of run_table.PROPERTIES in which rows may differ. Laws about such a difference
+    # contain it in their default.
+    mixed: bool | tuple[str, ...] = False
     bootstrap: int = 1000  # number of refits to resamples; 0 for none
     resample: str = "auto"  # runs, noise or auto: see estimation.fit_problem
     seed: int = 0
     reach: float = 10.0  # factor beyond the data up to which a prediction has no note
 
 
-RESAMPLING_OPTIONS = ("group", "where", "bootstrap", "resample", "seed", "reach")
+RESAMPLING_OPTIONS = ("group", "where", "mixed", "bootstrap", "resample", "seed", "reach")
 
 
 def parse_options(
@@ -49,6 +52,17 @@ def parse_options(
                 f"{remedy}"
             )
     return replace(defaults, **given)
+
+
+def format_interval(lo: float, hi: float, digits: int = 4) -> str:
+    """Return an interval as text: " [1.2, 3.4]", "" if it is unknown.
+
+    An infinite bound, which a nearly flat objective can give, is shown as "unbounded".
+    """
+    if np.isnan(lo) or np.isnan(hi):
+        return ""
+    bounds = (f"{v:.{digits}g}" if np.isfinite(v) else "unbounded" for v in (lo, hi))
+    return f" [{', '.join(bounds)}]"
 
 
 @dataclass
@@ -71,8 +85,10 @@ class Prediction:
         triples = zip(
             np.atleast_1d(self.value), np.atleast_1d(self.lo), np.atleast_1d(self.hi), strict=True
         )
-        text = ", ".join(f"{v:.4g} [{lo:.4g}, {hi:.4g}]" for v, lo, hi in triples)
-        return f"{text if is_scalar else '(' + text + ')'}  {self.level:.0%} interval" + (
+        text = ", ".join(f"{v:.4g}{format_interval(lo, hi)}" for v, lo, hi in triples)
+        has_intervals = not np.isnan(self.lo).any()
+        kind = f"{self.level:.0%} interval" if has_intervals else "no interval"
+        return f"{text if is_scalar else '(' + text + ')'}  {kind}" + (
             f"; {self.note}" if self.note else ""
         )
 
@@ -224,6 +240,8 @@ class Fit:
         Raises ValueError for a wrong number of inputs, and for values that are not positive.
         """
         first = inputs[0] if len(inputs) == 1 else None
+        if hasattr(first, "to_dict") and hasattr(first, "columns"):  # a DataFrame
+            first = run_table.to_rows(first)
         if isinstance(first, Mapping):
             inputs = [
                 run_table.to_number(first.get(self.columns[letter])) for letter in self.inputs
@@ -294,17 +312,16 @@ class Fit:
         parts = [self.formula.format(**shown).replace("- -", "+ ").replace("+ -", "- ")]
         for name, value in {**self.params, **self.derived}.items():
             if name in self.ensemble:
-                lo, hi = self.interval(name)
-                parts.append(f"{name} {value:.4g} [{lo:.4g}, {hi:.4g}]")
+                parts.append(f"{name} {value:.4g}{format_interval(*self.interval(name))}")
         count = "runs" if self.n_runs == self.n else f"rows of {self.n_runs} runs"
         lines = [", ".join(["   ".join(parts), f"n = {self.n} {count}"])]
         columns = ", ".join(f"{letter} = {column}" for letter, column in self.columns.items())
         delta = f" delta {self.delta:g}" if self.loss == "huber" else ""
+        intervals = f"95% intervals by {self.resampling}" if self.ensemble else "no intervals"
         lines.append(
             f"  {columns}; sum of {self.loss}{delta} {self.objective:.4g}, gradient "
             f"{self.gradient:.1e}, "
-            f"{self.start_agreement:.0%} of {self.n_starts} starts agree; 95% intervals by "
-            f"{self.resampling}"
+            f"{self.start_agreement:.0%} of {self.n_starts} starts agree; {intervals}"
         )
         if self.score is not None:
             lines.append(f"  {self.score}")
@@ -321,16 +338,18 @@ class Fit:
             "text": str(self),
             "formula": self.formula,
             "columns": self.columns,
-            "params": {k: float(v) for k, v in self.params.items()},
-            "derived": {k: float(v) for k, v in self.derived.items()},
-            "fixed": {k: float(v) for k, v in self.fixed.items()},
-            "se": self.se,
-            "intervals": {k: list(v) for k, v in self.intervals.items()},
+            "params": {k: _finite_or_none(v) for k, v in self.params.items()},
+            "derived": {k: _finite_or_none(v) for k, v in self.derived.items()},
+            "fixed": {k: _finite_or_none(v) for k, v in self.fixed.items()},
+            "se": {k: _finite_or_none(v) for k, v in self.se.items()},
+            "intervals": {
+                k: [_finite_or_none(v) for v in bounds] for k, bounds in self.intervals.items()
+            },
             "resampling": self.resampling,
             "loss": self.loss,
             "delta": self.delta,
-            "objective": float(self.objective),
-            "gradient": float(self.gradient),
+            "objective": _finite_or_none(self.objective),
+            "gradient": _finite_or_none(self.gradient),
             "converged": bool(self.converged),
             "starts": int(self.n_starts),
             "agree": float(self.start_agreement),

@@ -3,15 +3,17 @@
 A row is a flat dict per run (or per checkpoint) from `records.load_runs` or `csv.DictReader`.
 Numbers may be text. A row without a result (a status other than done, an empty or non-finite value)
 is excluded, and its name and the reason are stored. An invalid row (a zero or negative value, a
-duplicate) raises an error that lists the rows.
+duplicate) raises an error that lists the rows. Rows that no law describes together, such as runs on
+different corpora, raise an error too: see `check_comparable`.
 
 A trunk run has a constant learning rate. Its cooldown branches start from its checkpoints and lower
 the learning rate to zero.
 """
 
 import difflib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -34,6 +36,18 @@ LETTERS = {
     "flops_as_printed": "C",
     "isoflop_budget": "C",
 }
+# Properties that the rows of a law must share -> columns that record them.
+PROPERTIES = {
+    "corpus": ("corpus.hash",),
+    "tokenizer": ("data.tokenizer",),
+    "evaluation": (
+        "data.heldout_fraction", "data.seq_len", "data.loss_on", "eval.n_sequences"
+    ),
+    "start": ("start",),
+}  # fmt: skip
+# Columns that change corpus.hash. If a law has one of them as an input, the rows differ on purpose.
+CORPUS_INPUTS = ("unique_tokens", "data.unique_tokens", "data.seq_len")
+MAX_NAMES = 3  # names per value in a message about different rows
 
 
 @dataclass
@@ -46,6 +60,7 @@ class RunTable:
     rows: list[Mapping]  # the included rows, for refits
     excluded: list[tuple[str, str]]  # (name, reason)
     warnings: list[str]
+    mixed: bool | Collection[str] = False  # properties in which the rows may differ
 
     def __len__(self) -> int:
         return len(self.names)
@@ -59,8 +74,27 @@ class RunTable:
         )
 
 
+def to_rows(rows: Any) -> list[Mapping]:
+    """Return a list of dicts from an iterable of dicts or from a pandas or polars DataFrame.
+
+    Cells of a DataFrame without a value are None. Raises ValueError for other data.
+    """
+    if hasattr(rows, "to_dicts"):  # polars
+        return rows.to_dicts()
+    if hasattr(rows, "to_dict") and hasattr(rows, "notna"):  # pandas
+        return rows.astype(object).where(rows.notna(), None).to_dict("records")
+    remedy = "pass a list of dicts, one per run, or a DataFrame"
+    if isinstance(rows, Mapping | str | bytes) or not isinstance(rows, Iterable):
+        raise ValueError(f"rows is of type {type(rows).__name__}: {remedy}")
+    rows = list(rows)
+    for i, row in enumerate(rows):
+        if not isinstance(row, Mapping):
+            raise ValueError(f"row {i} is of type {type(row).__name__}: {remedy}")
+    return rows
+
+
 def to_number(value: object) -> float:
-    """Convert a value to float. Return NaN for None and for text that is no number."""
+    """Convert a value to float. Return NaN for None and for text that is not a number."""
     try:
         return float(str(value))
     except ValueError:
@@ -74,7 +108,7 @@ def run_name(row: Mapping, index: int) -> str:
 
 def trunk_name(row: Mapping) -> str:
     """Return the name of the trunk run of a cooldown branch, "" for any other run."""
-    return str(row.get("start.run") or "") if row.get("start.restore") == "full_state" else ""
+    return _text(row.get("start.run")) if row.get("start.restore") == "full_state" else ""
 
 
 def select_columns(
@@ -83,6 +117,7 @@ def select_columns(
     group: str | None = None,
     where: Where = None,
     may_be_zero: Sequence[str] = (),
+    mixed: bool | Collection[str] = False,
 ) -> RunTable:
     """Select the given columns of the finished rows.
 
@@ -90,11 +125,13 @@ def select_columns(
     value or list of values. Report the rule: five runs can change an exponent by 0.09. Rows with
     the same value of the column `group` are resampled together (checkpoints of a run). Without
     `group`, rows with the same name are resampled together, and so are the branches of a trunk run,
-    which share its noise. The trunk run is excluded because its learning rate never decays. Raises
-    ValueError for a column that no row has, for values <= 0 (< 0 in `may_be_zero`) and for
-    duplicates.
+    which share its noise. The trunk run is excluded because its learning rate never decays.
+
+    mixed: True, or the names of PROPERTIES in which the rows may differ, see `check_comparable`.
+    Raises ValueError for a column that no row has, for values <= 0 (< 0 in `may_be_zero`), for
+    duplicates and for rows that are not comparable.
     """
-    rows = list(rows)
+    rows = to_rows(rows)
     columns = list(dict.fromkeys(columns))
     needed = [*columns, *([group] if group else [])]
     _check_columns_exist(rows, [*needed, *(where if isinstance(where, Mapping) else [])])
@@ -123,10 +160,98 @@ def select_columns(
             )
     included_rows = [rows[i] for i in included]
     _check_no_duplicates(included_rows, names)
+    if mixed is not True:
+        check_comparable(rows, included, mixed or (), columns)
     groups, warnings = _resampling_groups(included_rows, names, group)
-    return RunTable(
-        dict(zip(columns, array.T, strict=True)), names, groups, included_rows, excluded, warnings
-    )
+    values_by_column = dict(zip(columns, array.T, strict=True))
+    return RunTable(values_by_column, names, groups, included_rows, excluded, warnings, mixed)
+
+
+def check_comparable(
+    rows: Sequence[Mapping],
+    included: Sequence[int],
+    may_differ: Collection[str] = (),
+    columns: Sequence[str] = (),
+) -> None:
+    """Raise ValueError that names the rows and their values if the rows differ in PROPERTIES.
+
+    A law describes rows of one corpus, one tokenizer, one evaluation and one kind of start. A run
+    starts from random weights, as its cooldown branches do, or from the weights of another model.
+    Rows without a column, such as published results, are not compared in it.
+
+    rows: all rows, which contain the trunk runs. included: indices of the rows of the law.
+    may_differ: names of PROPERTIES that are not compared. columns: columns of the law, which are
+    not compared either.
+    """
+    unknown = set(may_differ) - set(PROPERTIES)
+    if unknown:
+        raise ValueError(
+            f"mixed={', '.join(sorted(unknown))} is unknown; allowed: True, {', '.join(PROPERTIES)}"
+        )
+    by_name = {run_name(row, i): row for i, row in enumerate(rows)}
+    skipped = {column for name in may_differ for column in PROPERTIES[name]} | set(columns)
+    if any(column in CORPUS_INPUTS for column in columns):
+        skipped.add("corpus.hash")
+    differences = []
+    for column in [column for group in PROPERTIES.values() for column in group]:
+        if column in skipped:
+            continue
+        names_by_value: dict[str, list[str]] = {}
+        for i in included:
+            text = _text(rows[i].get(column))
+            text = _start_kind(rows[i], by_name) if column == "start" else text
+            if text:
+                names_by_value.setdefault(text, []).append(run_name(rows[i], i))
+        if len(names_by_value) > 1:
+            differences.append(f"{column} is {_list_rows_by_value(names_by_value)}")
+    if differences:
+        raise ValueError(
+            f"the rows are not comparable: {'; '.join(differences)}. Select rows with"
+            " where={column: value}, or pass mixed=True to fit them together"
+        )
+
+
+def _text(value: object) -> str:
+    """Return a cell as text, "" for None and NaN. Equal numbers have equal texts."""
+    if value is None or value != value:
+        return ""
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
+def _start_kind(row: Mapping, by_name: Mapping[str, Mapping]) -> str:
+    """Return the kind of weights that a run starts from, "" if the row does not record it.
+
+    A cooldown branch starts like its trunk run. A trunk run of the same sweep that is not among the
+    rows counts as a run from random weights.
+    """
+    if "start.run" not in row:
+        return ""
+    visited: set[str] = set()
+    while trunk := trunk_name(row):
+        parent = by_name.get(trunk)
+        if parent is None or trunk in visited:
+            sweep = str(row.get("name", "")).rpartition("/")[0]
+            is_same_sweep = bool(sweep) and trunk.rpartition("/")[0] == sweep
+            return "random weights" if is_same_sweep else "weights of another model"
+        visited.add(trunk)
+        row = parent
+    return "weights of another model" if _text(row.get("start.run")) else "random weights"
+
+
+def _list_rows_by_value(names_by_value: Mapping[str, list[str]]) -> str:
+    """Return the values and the rows that have them, the most frequent value first."""
+    texts = []
+    for value, names in sorted(names_by_value.items(), key=lambda item: -len(item[1])):
+        n_more = len(names) - MAX_NAMES
+        more = f" and {n_more} more" if n_more > 0 else ""
+        texts.append(f"{_shorten(value)} for {', '.join(names[:MAX_NAMES])}{more}")
+    return ", ".join(texts)
+
+
+def _shorten(value: str) -> str:
+    """Return the first characters of a hash, and other values unchanged."""
+    is_hash = len(value) > 16 and all(letter in "0123456789abcdef" for letter in value)
+    return value[:12] if is_hash else value
 
 
 def _check_columns_exist(rows: list[Mapping], columns: Sequence[str]) -> None:
@@ -164,7 +289,7 @@ def _resampling_groups(
 
 def _exclusion_reason(row: Mapping, columns: Sequence[str], where: Where) -> str:
     """Return the reason to exclude a row, or ""."""
-    status = str(row.get("status") or "").lower()
+    status = _text(row.get("status")).lower()
     if status not in FINISHED:
         return f"status is {status}"
     if callable(where):
@@ -252,7 +377,7 @@ def smooth_evaluations(
 def learning_curves(rows: Rows, run: str, order: str) -> list[list[Mapping]]:
     """Group rows by run, sorted by `order`; runs are in the order of their first row."""
     groups: dict[str, list[Mapping]] = {}
-    for i, row in enumerate(rows):
+    for i, row in enumerate(to_rows(rows)):
         if run not in row:
             raise ValueError(
                 f"row {i} has no column {run!r}: set run= to the column with the name of the run"

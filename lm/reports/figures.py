@@ -26,7 +26,7 @@ from lm.reports.plots import (
     style,
     task_accuracy,
 )
-from lm.runs import provenance, records
+from lm.runs import provenance, records, run_selection
 
 
 @dataclass(frozen=True)
@@ -59,9 +59,10 @@ def _loss_figures(sweep: summary.SweepSummary) -> dict[str, Drawing]:
     """Return the figures of loss against size and compute, of training curves and of time."""
     rows, fit, prediction, metrics = sweep.rows, sweep.fit, sweep.prediction, sweep.metrics
     figures: dict[str, Drawing] = {}
-    if sweep.finished:
+    if len({row[records.N_PARAMS] for row in sweep.finished}) > 1:
         draw_loss = partial(scaling.loss_vs_parameters, rows, fit, prediction)
         figures["loss"] = Drawing(draw_loss, fit)
+    if sweep.finished:
         law = sweep.laws["compute"][0]
         draw_compute = partial(scaling.loss_vs_compute, rows, metrics, law)
         figures["compute"] = Drawing(draw_compute, law)
@@ -82,7 +83,7 @@ def _token_figures(sweep: summary.SweepSummary) -> dict[str, Drawing]:
     rows = sweep.without_trunks
     joint, isoflop = sweep.laws["size and tokens"][0], sweep.laws["isoFLOP"][0]
     figures: dict[str, Drawing] = {}
-    finished = records.finished_with(rows, records.TOKENS, records.LOSS)
+    finished = run_selection.finished_with(rows, records.TOKENS, records.LOSS)
     pairs = {(row[records.N_PARAMS], row[records.TOKENS]) for row in finished}
     if len(pairs) > len({size for size, _ in pairs}):
         figures["tokens"] = Drawing(partial(loss_surface.loss_vs_tokens, rows, joint), joint)

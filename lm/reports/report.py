@@ -55,8 +55,10 @@ def _tiles(sweep: summary.SweepSummary) -> list[tuple[str, str]]:
     tiles = [("runs done", f"{n_done} of {len(sweep.rows) + len(sweep.missing)}")]
     if sizes:
         size_range = f"{style.format_si(min(sizes))} to {style.format_si(max(sizes))}"
-        factor = max(sizes) / min(sizes)
-        tiles.append((f"parameters without embeddings, a factor of {factor:.0f}", size_range))
+        factor = f", a factor of {max(sizes) / min(sizes):.0f}"
+        if len(set(sizes)) == 1:
+            size_range, factor = style.format_si(sizes[0]), ""
+        tiles.append((f"parameters without embeddings{factor}", size_range))
     if losses:
         tiles.append(("lowest loss, nats per token", style.format_number(min(losses))))
     flops = sum(summary.incremental_flops(row) for row in sweep.rows)

@@ -11,9 +11,10 @@ from typing import Any
 from markupsafe import Markup
 
 from lm.config import schema
-from lm.reports import html, summary, task_analysis
+from lm.laws import fit
+from lm.reports import html, summary, task_analysis, task_section, text_section
 from lm.reports.plots import elements, goodput, style
-from lm.runs import records
+from lm.runs import records, run_selection, task_results
 
 NO_INTERVAL = (float("nan"), float("nan"))
 SUMMED_COSTS = (records.TOKENS, records.FLOPS, "seconds")
@@ -27,10 +28,13 @@ def all_sections(sweep: summary.SweepSummary) -> dict[str, Markup]:
         "Other laws": _other_laws(sweep),
     }
     if task_analysis.task_names(sweep.rows):
-        sections["Tasks"] = _tasks(sweep)
+        sections["Tasks"] = task_section.task_reliability(sweep)
     sections |= {
+        "Text": text_section.text_documents(sweep),
         "Runs": _runs(sweep),
-        "Excluded, unfinished and missing runs": _excluded_runs(sweep),
+        "Excluded, unfinished and missing runs": html.join_html(
+            [_excluded_runs(sweep), *(html.paragraph(note, "note") for note in sweep.notes)]
+        ),
         "Events": _events(sweep),
         "Planned and actual cost": _costs(sweep),
     }
@@ -44,28 +48,35 @@ def all_sections(sweep: summary.SweepSummary) -> dict[str, Markup]:
 
 def _law(sweep: summary.SweepSummary) -> Markup:
     """Return the formula of the law, its parameters with intervals, and its warnings."""
-    fit = sweep.fit
-    if fit is None:
+    law_fit = sweep.fit
+    if law_fit is None:
         return html.paragraph(f"No law could be fitted: {sweep.refusal}.", "note")
     lines = [
-        {"parameter": name, "value": value, "95% interval": fit.intervals.get(name, NO_INTERVAL)}
-        for name, value in fit.params.items()
+        {
+            "parameter": name,
+            "value": value,
+            "95% interval": law_fit.intervals.get(name, NO_INTERVAL),
+        }
+        for name, value in law_fit.params.items()
     ]
     formats = {"value": "{:.4g}".format, "95% interval": _format_interval}
-    columns = "; ".join(style.axis_label(column) for column in fit.columns.values())
-    warnings = list(fit.warnings)
+    columns = "; ".join(style.axis_label(column) for column in law_fit.columns.values())
+    warnings = list(law_fit.warnings)
     stored = (sweep.prediction or {}).get("fit", {}).get("params", {})
-    if any(abs(stored.get(k, v) - v) > 1e-4 * abs(v) for k, v in fit.params.items()):
+    if any(
+        records.is_finite(stored.get(k)) and abs(stored[k] - v) > 1e-4 * abs(v)
+        for k, v in law_fit.params.items()
+    ):
         warnings.append(
             "This law differs from the law in prediction.json: runs changed after the prediction."
         )
     return html.join_html(
         [
-            html.paragraph(elements.format_formula(fit), "formula"),
+            html.paragraph(elements.format_formula(law_fit), "formula"),
             html.paragraph(columns, "muted"),
             html.html_table(lines, formats),
             *(html.paragraph(warning, "note") for warning in warnings),
-            html.collapsed_section("Details of the fit", html.code_block(fit)),
+            html.collapsed_section("Details of the fit", html.code_block(law_fit)),
         ]
     )
 
@@ -73,33 +84,43 @@ def _law(sweep: summary.SweepSummary) -> Markup:
 def _format_interval(interval: tuple[float, float]) -> str:
     """Format the interval of a parameter, "none" if it is NaN."""
     lo, hi = interval
-    return f"{lo:.4g} to {hi:.4g}" if records.is_finite(lo) else "none"
+    if not (records.is_finite(lo) or records.is_finite(hi)):
+        return "none"
+    low, high = (f"{v:.4g}" if records.is_finite(v) else "unbounded" for v in interval)
+    return f"{low} to {high}"
 
 
 def _other_laws(sweep: summary.SweepSummary) -> Markup:
     """Return the other laws of the runs with their intervals, or the reason for a missing fit."""
     lines, warnings = [], []
-    for name, (fit, refusal) in sweep.laws.items():
-        if fit is None:
+    for name, (law_fit, refusal) in sweep.laws.items():
+        if law_fit is None:
             line = {"formula": "", "runs": None, "95% intervals": f"refused: {refusal}"}
         else:
-            values = {**fit.params, **fit.derived}
-            texts = [f"{key} {value:.4g}{_bounds_text(fit, key)}" for key, value in values.items()]
+            values = {**law_fit.params, **law_fit.derived}
+            texts = [
+                f"{key} {value:.4g}{_bounds_text(law_fit, key)}" for key, value in values.items()
+            ]
             line = {
-                "formula": elements.format_formula(fit),
-                "runs": fit.n,
+                "formula": elements.format_formula(law_fit),
+                "runs": law_fit.n,
                 "95% intervals": "; ".join(texts),
             }
-            warnings += [f"{name}: {warning}" for warning in fit.warnings]
+            warnings += [f"{name}: {warning}" for warning in law_fit.warnings]
+            n_finished = len(run_selection.without_trunks(sweep.finished))
+            if name == "compute" and law_fit.n < n_finished:
+                warnings.append(
+                    f"{name}: fitted to the {law_fit.n} runs, of {n_finished}, that have the"
+                    " least loss for their compute"
+                )
         lines.append({"law": name} | line)
     notes = [html.paragraph(warning, "note") for warning in warnings]
     return html.join_html([html.html_table(lines), *notes])
 
 
-def _bounds_text(fit, key: str) -> str:
+def _bounds_text(law_fit: fit.Fit, key: str) -> str:
     """Return the interval of a parameter as text, "" if it has none."""
-    lo, hi = fit.intervals.get(key, NO_INTERVAL)
-    return f" [{lo:.3g}, {hi:.3g}]" if records.is_finite(lo) else ""
+    return fit.format_interval(*law_fit.intervals.get(key, NO_INTERVAL), digits=3)
 
 
 def _predictions(sweep: summary.SweepSummary) -> Markup:
@@ -110,7 +131,11 @@ def _predictions(sweep: summary.SweepSummary) -> Markup:
     by_law = {"size alone": sweep.prediction, "size and tokens": sweep.prediction.get("joint", {})}
     lines, notes = [], []
     for law, prediction in by_law.items():
-        if "value" in prediction:
+        fitted = [row for row in sweep.rows if row["name"] in prediction.get("runs", ())]
+        refusal = run_selection.refuse_joint_law(fitted) if law == "size and tokens" else ""
+        if refusal and "value" in prediction:
+            notes.append(f"The stored prediction of the law of {law} is not shown: {refusal}.")
+        elif records.is_finite(prediction.get("value")):
             lines.append(_prediction(sweep, law, prediction))
             runs = ", ".join(prediction.get("runs", ()))
             notes.append(f"The law of {law} was fitted to {runs}.")
@@ -128,7 +153,7 @@ def _prediction(sweep: summary.SweepSummary, law: str, prediction: dict) -> dict
     value, lo, hi = elements.predicted_interval(prediction)
     result, deviation, is_inside = "not yet", None, None
     if measured:
-        error = records.standard_error(sweep.target or {}, main["y"])
+        error = task_results.standard_error(sweep.target or {}, main["y"])
         result = summary.format_measurement(summary.Measurement(measured, error))
         deviation = summary.relative_error(measured, value)
         if records.is_finite(lo):
@@ -149,6 +174,8 @@ def _prediction(sweep: summary.SweepSummary, law: str, prediction: dict) -> dict
 def _format_bounds(interval: tuple[float, float]) -> str:
     """Format the interval of a predicted loss."""
     lo, hi = interval
+    if not records.is_finite(lo):
+        return "none"
     return f"{style.format_number(lo)} to {style.format_number(hi)}"
 
 
@@ -159,82 +186,6 @@ def _runs(sweep: summary.SweepSummary) -> Markup:
     formats = {column.title: column.format for column in columns}
     sort_keys = {c.title: [c.sort_key(row) for row in sweep.rows] for c in columns if c.sort_key}
     return html.html_table(lines, formats, sort_keys, is_sortable=True)
-
-
-def _tasks(sweep: summary.SweepSummary) -> Markup:
-    """Return the reliability of each task, and the rank correlation of metrics with accuracy."""
-    finished = [row for row in sweep.rows if row["status"] == "done"]
-    evals = {row["name"]: records.load_evals(row["dir"]) for row in finished}
-    lines = [_task(sweep, verdict) for verdict in task_analysis.task_verdicts(finished, evals)]
-    two_digits = "{:.2g}".format
-    formats = {
-        "best accuracy": "{:.3g}".format,
-        "predicted for the target": _format_prediction,
-        "measured": "{:.2f}".format,
-        **dict.fromkeys(
-            ("chance", "signal", "sampling noise", "checkpoint noise", "seed noise"), two_digits
-        ),
-        "signal to noise": two_digits,
-    }
-    median_title = "rank correlation with accuracy, median"
-    correlations = [
-        {
-            "metric": metric,
-            median_title: task_analysis.median(by_task.values()),
-            "lowest": min(by_task.values()),
-            "tasks": len(by_task),
-        }
-        for metric, by_task in task_analysis.correlations(finished).items()
-    ]
-    correlation_formats: dict[str, html.Format]
-    correlation_formats = dict.fromkeys((median_title, "lowest"), "{:.2f}".format)
-    noise_note = (
-        "Noise of one accuracy. Sampling: choice of examples. Checkpoint: deviation of the last "
-        "evaluations of a run from a line. Seed: difference between seeds. Signal to noise "
-        "combines sampling noise with the larger of checkpoint and seed noise."
-    )
-    order_note = "Rank correlation of each metric with accuracy over the runs (1: same order):"
-    return html.join_html(
-        [
-            html.html_table(lines, formats, is_sortable=True),
-            html.paragraph(noise_note, "muted"),
-            html.paragraph(order_note, "muted"),
-            html.html_table(correlations, correlation_formats),
-        ]
-    )
-
-
-def _task(sweep: summary.SweepSummary, verdict: dict) -> dict[str, Any]:
-    """Return the table row of one task, as values."""
-    line = {
-        "task": elements.task_name(verdict["task"]),
-        "chance": verdict["chance"],
-        "best accuracy": verdict["best_accuracy"],
-    }
-    predictions = (sweep.prediction or {}).get("tasks")
-    if predictions:
-        prediction = predictions.get(verdict["task"], {})
-        has_value = "value" in prediction
-        bounds = tuple(prediction[key] for key in ("value", "lo", "hi")) if has_value else ()
-        measured = records.task_value(sweep.target or {}, verdict["task"])
-        line["predicted for the target"] = bounds
-        line["measured"] = measured if records.is_finite(measured) else None
-    return line | {
-        "signal": verdict["signal"],
-        "sampling noise": verdict["sampling"],
-        "checkpoint noise": verdict["checkpoint"],
-        "seed noise": verdict["seed"],
-        "signal to noise": verdict["signal_to_noise"],
-        "verdict": verdict["verdict"],
-    }
-
-
-def _format_prediction(prediction: tuple[float, ...]) -> str:
-    """Format (value, lo, hi), or an empty tuple for a missing prediction."""
-    if not prediction:
-        return "none"
-    value, lo, hi = prediction
-    return f"{value:.2f} [{lo:.2f}, {hi:.2f}]"
 
 
 def _excluded_runs(sweep: summary.SweepSummary) -> Markup:
@@ -338,12 +289,20 @@ def _reproduction(sweep: summary.SweepSummary) -> Markup:
     shared = "\n".join(
         f"{field} = {texts[0]}" for field, texts in values.items() if texts and field not in varied
     )
-    commits = {row["code.commit"].strip("+") for row in sweep.rows if row.get("code.commit")}
-    checkout = f"git checkout {commits.pop()}\n" if len(commits) == 1 else ""
+    commits = {row["code.commit"] for row in sweep.rows if row.get("code.commit")}
+    checkout = ""
+    if len({commit.rstrip("+") for commit in commits}) == 1:
+        checkout = f"git checkout {min(commits).rstrip('+')}\n"
+    commit_note = (
+        "The commit does not contain files that git does not track, such as a new sweep file."
+    )
+    if any(commit.endswith("+") for commit in commits):
+        commit_note = f"Tracked files had uncommitted changes. {commit_note}"
     differing = html.html_table(by_run)
     return html.join_html(
         [
             html.code_block(checkout + sweep.facts.get("command", "unknown command")),
+            html.paragraph(commit_note if checkout else "", "muted"),
             html.paragraph(f"Started {sweep.facts.get('created', 'at an unknown time')}.", "muted"),
             html.html_table(facts),
             html.collapsed_section("Config fields that differ between runs", differing),

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from lm.laws import estimation
 from lm.laws.forms import isoflop, power_laws
 from lm.reports.plots import elements, style
-from lm.runs import filesystem, records
+from lm.runs import filesystem, json_lines, records, run_selection, task_results
 
 
 @dataclass
@@ -25,7 +25,7 @@ class SweepSummary:
     """Records and fits of a sweep."""
 
     path: Path
-    rows: list[dict]  # one per run that has started
+    rows: list[dict]  # one per run of the sweep that has started
     missing: list[str]  # names of the runs that have not started
     facts: dict  # sweep.json
     prediction: dict | None  # prediction.json, None if it contains no prediction
@@ -34,21 +34,29 @@ class SweepSummary:
     fit: Any  # law of the runs of the prediction, else of the largest token budget, or None
     refusal: str  # reason for a missing fit
     laws: dict[str, tuple[Any, str]]  # result of fit_all_laws
+    others: list[dict]  # runs in the folder that are not part of the sweep
+    notes: list[str]  # sentences about other runs, unreadable runs and skipped lines
 
     @functools.cached_property
     def finished(self) -> list[dict]:
         """Finished runs with a size and a held-out loss, sorted by size."""
-        return records.finished_with(self.rows, records.N_PARAMS, records.LOSS)
+        return run_selection.finished_with(self.rows, records.N_PARAMS, records.LOSS)
 
     @functools.cached_property
     def without_trunks(self) -> list[dict]:
         """All runs except trunk runs."""
-        return records.without_trunks(self.rows)
+        return run_selection.without_trunks(self.rows)
 
     @functools.cached_property
     def metrics(self) -> dict[str, list[dict]]:
         """{name of run: its log steps}."""
         return {row["name"]: records.load_metrics(row["dir"]) for row in self.rows}
+
+    @functools.cached_property
+    def invalid_results(self) -> dict[str, str]:
+        """Return {result: reason} of the results that are marked as invalid in any run."""
+        marks = (row.get("invalid_results", {}) for row in self.rows)
+        return {result: reason for mark in marks for result, reason in mark.items()}
 
     @property
     def target(self) -> dict | None:
@@ -73,23 +81,52 @@ def load_summary(sweep_dir) -> SweepSummary:
         records.read_json(path / name) if (path / name).exists() else {}
         for name in ("sweep.json", "plan.json", "prediction.json")
     )
-    rows = [with_current_cost(row) for row in records.load_runs(path)]
+    loaded = records.load_folder(path)
+    rows = [with_current_cost(row) for row in loaded.rows]
     if not rows and not facts:
         raise ValueError(f"{path} contains no runs. Pass the directory of a sweep: runs/quickstart")
     started = {row["name"] for row in rows}
+    unreadable = {folder.relative_to(path).as_posix() for folder in loaded.unreadable}
     fit, refusal = _prediction_law(rows, prediction)
     return SweepSummary(
         path=path,
         rows=rows,
-        missing=[name for name in facts.get("runs", ()) if name not in started],
+        missing=[
+            name
+            for name in facts.get("runs", ())
+            if name not in started and name.partition("/")[2] not in unreadable
+        ],
         facts=facts,
-        prediction=prediction if "value" in prediction else None,
+        prediction=_valid_prediction(prediction, rows),
         refused=prediction.get("refused", ""),
         plan=plan.get("runs", []),
         fit=fit,
         refusal=refusal,
-        laws=fit_all_laws(records.without_trunks(rows)),
+        laws=fit_all_laws(run_selection.without_trunks(rows)),
+        others=loaded.others,
+        notes=_notes(loaded),
     )
+
+
+def load_notes(sweep_dir) -> list[str]:
+    """Return sentences about runs in the folder of a sweep and lines of its runs left out."""
+    return _notes(records.load_folder(sweep_dir))
+
+
+def _notes(loaded: records.FolderRuns) -> list[str]:
+    notes = [run_selection.describe_others(loaded.others), *loaded.unreadable.values()]
+    notes += [line for row in loaded.rows for line in json_lines.describe_invalid_lines(row["dir"])]
+    return [note for note in notes if note]
+
+
+def _valid_prediction(prediction: dict, rows: list[dict]) -> dict | None:
+    """Return a stored prediction without tasks that are marked as invalid, None without a value."""
+    if not records.is_finite(prediction.get("value")):
+        return None
+    invalid = {result for row in rows for result in row.get("invalid_results", {})}
+    tasks = prediction.get("tasks", {})
+    valid_tasks = {task: tasks[task] for task in tasks if f"task.{task}" not in invalid}
+    return prediction | {"tasks": valid_tasks} if len(valid_tasks) < len(tasks) else prediction
 
 
 def _prediction_law(rows, prediction: Mapping) -> tuple[Any, str]:
@@ -98,7 +135,7 @@ def _prediction_law(rows, prediction: Mapping) -> tuple[Any, str]:
     Return (fit, "") or (None, reason).
     """
     columns = {key: prediction[key] for key in ("x", "y")} if prediction else {}
-    selected = records.largest_token_budget(rows).rows
+    selected = run_selection.largest_token_budget(rows).rows
     names = prediction.get("runs") or [
         row["name"] for row in selected if not row.get("is_prediction_target")
     ]
@@ -134,16 +171,30 @@ def fit_all_laws(rows) -> dict[str, tuple[Any, str]]:
     joint, refusal = estimation.try_fit(power_laws.chinchilla, rows)
     if joint and joint.max_off_line_factor is not None:
         joint, refusal = None, "all runs have the same relation of N and D: vary tokens per size"
-    finished = records.finished_with(rows, records.N_PARAMS, records.TOKENS)
-    budgets = {f"{row[records.TOKENS]:.2g}" for row in finished}
-    if joint and len(budgets) < 3:
-        joint = None
-        refusal = f"{len(budgets)} token budgets do not determine E, B and beta: use at least three"
+    if joint and run_selection.refuse_joint_law(rows):
+        joint, refusal = None, run_selection.refuse_joint_law(rows)
     return {
-        "compute": fit_law(rows, x=records.FLOPS),
+        "compute": fit_compute_law(rows),
         "size and tokens": (joint, refusal),
         "isoFLOP": estimation.try_fit(isoflop.isoflop, rows),
     }
+
+
+def fit_compute_law(rows) -> tuple[Any, str]:
+    """Fit the loss against compute. Return (fit, "") or (None, reason).
+
+    If the sizes have several token budgets, the law is fitted to the runs of least loss for their
+    compute. With equal tokens in all runs, compute is proportional to size and the law is refused.
+    """
+    finished = run_selection.finished_with(rows, records.FLOPS, records.LOSS)
+    tokens = [row[records.TOKENS] for row in finished if records.is_finite(row.get(records.TOKENS))]
+    if len(tokens) > 1 and min(tokens) >= run_selection.BUDGET_TOLERANCE * max(tokens):
+        count = style.format_si(max(tokens))
+        reason = f"all runs have {count} tokens, so compute depends on the size alone"
+        return None, f"{reason}: see the law of size"
+    if not run_selection.largest_token_budget(finished).is_complete:
+        rows = run_selection.compute_frontier(rows)
+    return fit_law(rows, x=records.FLOPS)
 
 
 def fit_law(rows, x=records.N_PARAMS, y=records.LOSS) -> tuple[Any, str]:
@@ -162,18 +213,17 @@ def headline(sweep: SweepSummary) -> tuple[str, str]:
         return "open", f"{text}: {reason}." if reason else f"{text}."
     value, lo, hi = elements.predicted_interval(prediction)
     text = (
-        f"The law of {len(prediction['runs'])} other runs predicted {style.format_number(value)} "
-        f"[{style.format_number(lo)}, {style.format_number(hi)}] for {prediction['target']}"
-        f" before it started. "
+        f"The law of {len(prediction['runs'])} other runs predicted "
+        f"{style.format_prediction(value, lo, hi)} for {prediction['target']} before it started. "
     )
     if measured is None:
         status = sweep.target["status"] if sweep.target else "not started"
         return "open", f"{text}The run has no result yet: {status}."
-    error = records.standard_error(sweep.target or {}, prediction["y"])
-    text += f"The result is {style.format_number(measured)} ± {error:.2g}, "
+    error = task_results.standard_error(sweep.target or {}, prediction["y"])
+    text += f"The result is {format_measurement(Measurement(measured, error))}, "
     text += f"{relative_error(measured, value)} the prediction"
     if not (records.is_finite(lo) and records.is_finite(hi)):
-        return "open", f"{text}. The prediction has no interval."
+        return "open", f"{text}. The prediction has no interval to compare the result with."
     is_inside = lo <= measured <= hi
     verdict = "✓ inside" if is_inside else "✗ outside"
     text += f": {verdict} its own {prediction['level']:.0%} interval."
@@ -219,7 +269,7 @@ def measured_column(title: str, key: str, scale=1, digits=4) -> Column:
         """Return the scaled result of a row, None if it has none."""
         if not records.is_finite(row.get(key)):
             return None
-        return Measurement(scale * row[key], scale * records.standard_error(row, key))
+        return Measurement(scale * row[key], scale * task_results.standard_error(row, key))
 
     return Column(title, read, lambda result: format_measurement(result, digits))
 
@@ -239,10 +289,8 @@ def summary_table(rows, prediction=None) -> list[dict[str, str]]:
     lines = []
     for row in rows:
         line = {column.title: column.text(row) for column in RUN_COLUMNS[:N_FINAL_COLUMNS]}
-        if prediction and "value" in prediction:
-            value, lo, hi = elements.predicted_interval(prediction)
-            bounds = f"[{style.format_number(lo)}, {style.format_number(hi)}]"
-            text = f"{style.format_number(value)} {bounds}"
+        if prediction and records.is_finite(prediction.get("value")):
+            text = style.format_prediction(*elements.predicted_interval(prediction))
             line["predicted loss"] = text if elements.is_target(row, prediction) else ""
         lines.append(line)
     return lines

@@ -21,7 +21,7 @@ from scipy import stats
 
 from lm.config import schema
 from lm.laws.forms import downstream, power_laws
-from lm.runs import records
+from lm.runs import records, run_selection, task_results
 
 P_VALUE, MASTERY_FRACTION = 0.01, 0.5
 # Smallest chance accuracy of the test. A model that always gives the most frequent answer is
@@ -40,7 +40,7 @@ def task_names(rows: Sequence[Mapping]) -> list[str]:
     names = [
         task
         for row in rows
-        for task, metrics in records.task_results(row).items()
+        for task, metrics in task_results.task_results(row).items()
         if "accuracy" in metrics
     ]
     return list(dict.fromkeys(names))
@@ -48,10 +48,10 @@ def task_names(rows: Sequence[Mapping]) -> list[str]:
 
 def is_above_chance(row: Mapping, task: str) -> bool:
     """Return True if an exact binomial test against chance gives p < P_VALUE."""
-    accuracy, n = records.task_value(row, task), records.task_value(row, task, "n")
+    accuracy, n = task_results.task_value(row, task), task_results.task_value(row, task, "n")
     if not n > 0 or not np.isfinite(accuracy):
         return False
-    chance = max(records.task_value(row, task, "chance"), MIN_CHANCE)
+    chance = max(task_results.task_value(row, task, "chance"), MIN_CHANCE)
     return bool(stats.binom.sf(round(accuracy * n) - 1, int(n), chance) < P_VALUE)
 
 
@@ -59,7 +59,10 @@ def is_mastered(row: Mapping, task: str) -> bool:
     """Return True if the task is above chance and covers MASTERY_FRACTION from chance to 1."""
     if not is_above_chance(row, task):
         return False
-    accuracy, chance = records.task_value(row, task), records.task_value(row, task, "chance")
+    accuracy, chance = (
+        task_results.task_value(row, task),
+        task_results.task_value(row, task, "chance"),
+    )
     return chance < 1 and (accuracy - chance) / (1 - chance) >= MASTERY_FRACTION
 
 
@@ -84,7 +87,9 @@ def count_tasks(rows: Sequence[dict]) -> list[dict]:
 def task_verdicts(rows: Sequence[dict], evals: Mapping[str, Sequence[dict]] = {}) -> list[dict]:
     """Return the signal, noise and reliability of the accuracy of each task, a dict per task.
 
-    evals: {name of run: rows of records.load_evals}. The entries of a dict are:
+    Only the runs of run_selection.largest_token_budget are used, as in the figures, because runs of
+    a size on different token budgets are not comparable. evals: {name of run: rows of
+    records.load_evals}. The entries of a dict are:
 
     task, chance     name, and mean chance accuracy over the runs
     best_accuracy    highest mean accuracy of a size
@@ -99,22 +104,23 @@ def task_verdicts(rows: Sequence[dict], evals: Mapping[str, Sequence[dict]] = {}
                      2 noise below that of a smaller size. "noisy": all other tasks, and all tasks
                      with signal < 2 noise
     """
+    rows = run_selection.largest_token_budget(run_selection.without_trunks(rows)).rows
     return [_verdict(rows, task, evals) for task in task_names(rows)]
 
 
 def _verdict(rows: Sequence[dict], task: str, evals: Mapping[str, Sequence[dict]]) -> dict:
     """Return the dict of `task_verdicts` for one task."""
-    evaluated = [row for row in rows if records.task_value(row, task) >= 0]
+    evaluated = [row for row in rows if task_results.task_value(row, task) >= 0]
     sizes = sorted({row[records.N_PARAMS] for row in evaluated})
     groups = [[row for row in evaluated if row[records.N_PARAMS] == size] for size in sizes]
     means = np.array(
-        [np.mean([records.task_value(row, task) for row in group]) for group in groups]
+        [np.mean([task_results.task_value(row, task) for row in group]) for group in groups]
     )
     components = noise_components(evaluated, task, evals)
     training_noise = max(components["checkpoint"] or 0.0, components["seed"] or 0.0)
     noise = max(float(np.hypot(components["sampling"], training_noise)), 1e-9)
     signal = float(np.std(means))
-    chances = [records.task_value(row, task, "chance") for row in evaluated]
+    chances = [task_results.task_value(row, task, "chance") for row in evaluated]
     return {
         "task": task,
         "chance": float(np.mean(chances)),
@@ -154,7 +160,7 @@ def noise_components(rows: Sequence[dict], task: str, evals: Mapping[str, Sequen
                 therefore sampling noise is not included
     seed        difference between runs that have the same config except for the seed, pooled
     """
-    results = [records.task_result(row, task) for row in rows]
+    results = [task_results.task_result(row, task) for row in rows]
     errors = [result["se"] if result else 0.0 for result in results]
     deviations = []
     for row in rows:
@@ -163,7 +169,7 @@ def noise_components(rows: Sequence[dict], task: str, evals: Mapping[str, Sequen
             deviations.append((values - np.polyval(np.polyfit(steps, values, 1), steps), 2))
     replicates: dict[str, list[float]] = {}
     for row in rows:
-        replicates.setdefault(_without_seed(row), []).append(records.task_value(row, task))
+        replicates.setdefault(_without_seed(row), []).append(task_results.task_value(row, task))
     groups = [np.array(values) for values in replicates.values() if len(values) > 1]
     return {
         "sampling": float(np.sqrt(np.mean(np.square(errors)))),
@@ -185,7 +191,7 @@ def correlations(rows: Sequence[dict]) -> dict[str, dict[str, float]]:
             continue
         for metric, sign in CONTINUOUS_METRICS.items():
             results = [
-                (records.task_result(row, task), records.task_result(row, task, metric))
+                (task_results.task_result(row, task), task_results.task_result(row, task, metric))
                 for row in rows
             ]
             pairs = np.array([(a["value"], m["value"]) for a, m in results if a and m])
@@ -205,7 +211,7 @@ def accuracy_curves(
     """
     fits: dict[str, tuple] = {}
     for task in task_names(rows):
-        y, chance = records.task_column(task), _chance(rows, task)
+        y, chance = task_results.task_column(task), _chance(rows, task)
         try:
             fits[task] = (
                 downstream.accuracy_from_loss(rows, x, y, chance=chance, bootstrap=bootstrap),
@@ -239,7 +245,7 @@ def _predict(rows, largest, task: str, size: float, bootstrap: int) -> dict:
     if not any(is_above_chance(row, task) for row in largest):
         reason = f"{task}: no run of the two largest sizes is above chance (p < {P_VALUE:g})"
         return {"refused": f"{reason}; use more questions or larger models"}
-    bits, accuracy = records.task_column(task, "bits_per_byte"), records.task_column(task)
+    bits, accuracy = task_results.task_column(task, "bits_per_byte"), task_results.task_column(task)
     chance = _chance(rows, task)
     try:
         bits_from_size = power_laws.power(rows, x=records.N_PARAMS, y=bits, bootstrap=bootstrap)
@@ -249,7 +255,8 @@ def _predict(rows, largest, task: str, size: float, bootstrap: int) -> dict:
         estimate = downstream.two_step(bits_from_size, accuracy_from_bits).predict(size)
     except ValueError as error:
         return {"refused": str(error)}
-    return {"value": float(estimate.value), "lo": float(estimate.lo), "hi": float(estimate.hi)}
+    numbers = {"value": estimate.value, "lo": estimate.lo, "hi": estimate.hi}
+    return {key: float(number) if np.isfinite(number) else None for key, number in numbers.items()}
 
 
 def median(values) -> float:
@@ -264,8 +271,8 @@ def fastest_improving(rows: Sequence[dict], n: int = 3) -> list[str]:
     """
     growth = {}
     for task in task_names(rows):
-        long_answers = [row for row in rows if records.task_value(row, task, "tokens") >= 3]
-        exact = [records.task_value(row, task, "exact") for row in long_answers]
+        long_answers = [row for row in rows if task_results.task_value(row, task, "tokens") >= 3]
+        exact = [task_results.task_value(row, task, "exact") for row in long_answers]
         if exact:
             growth[task] = max(exact) - min(exact)
     return sorted(growth, key=lambda task: -growth[task])[:n]
@@ -285,18 +292,22 @@ def largest_jumps(rows: Sequence[dict], n: int = 3) -> list[dict]:
     together. If exact match is far above p_right, the most likely token becomes correct before it
     has a high probability.
     """
-    return [_largest_jump(rows, task) for task in fastest_improving(rows, n)]
+    return [
+        _largest_jump(rows, task)
+        for task in fastest_improving(rows, n)
+        if sum(task_results.task_result(row, task, "exact") is not None for row in rows) > 1
+    ]
 
 
 def _largest_jump(rows: Sequence[dict], task: str) -> dict:
     """Return the dict of `largest_jumps` for one task."""
-    evaluated = [row for row in rows if records.task_result(row, task, "exact")]
+    evaluated = [row for row in rows if task_results.task_result(row, task, "exact")]
     evaluated = sorted(evaluated, key=lambda row: row[records.N_PARAMS])
-    rises = np.diff([records.task_value(row, task, "exact") for row in evaluated])
+    rises = np.diff([task_results.task_value(row, task, "exact") for row in evaluated])
     before = int(np.argmax(rises))
     pair = evaluated[before : before + 2]
     values = {
-        name: [records.task_value(row, task, name) for row in pair]
+        name: [task_results.task_value(row, task, name) for row in pair]
         for name in ("exact", "token_probability", "p_right", "tokens", "n")
     }
     intervals = [
@@ -320,13 +331,13 @@ def _largest_jump(rows: Sequence[dict], task: str) -> dict:
 
 def _chance(rows: Sequence[Mapping], task: str) -> float:
     """Return the largest chance accuracy of a task over the rows, 0 if none is stored."""
-    results = [records.task_result(row, task, "chance") for row in rows]
+    results = [task_results.task_result(row, task, "chance") for row in rows]
     return max((result["value"] for result in results if result), default=0.0)
 
 
 def _last_accuracies(evaluations: Sequence[dict], task: str) -> tuple[list[float], list[float]]:
     """Return steps and accuracies of the evaluations in the last TAIL_FRACTION of a run."""
-    results = [(row["step"], records.task_result(row, task)) for row in evaluations]
+    results = [(row["step"], task_results.task_result(row, task)) for row in evaluations]
     points = [(step, result["value"]) for step, result in results if result]
     last = [(step, value) for step, value in points if step >= (1 - TAIL_FRACTION) * points[-1][0]]
     return [step for step, _ in last], [value for _, value in last]

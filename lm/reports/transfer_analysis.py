@@ -18,7 +18,7 @@ import numpy as np
 
 from lm.laws import run_table
 from lm.reports import task_analysis
-from lm.runs import records
+from lm.runs import records, task_results
 
 
 def is_finetuned(row: Mapping) -> bool:
@@ -163,9 +163,9 @@ def forgetting(rows: Sequence[Mapping]) -> list[dict]:
                         "source": source,
                         "tokens": row["unique_tokens"],
                         "before": parent[column],
-                        "before_se": records.standard_error(parent, column),
+                        "before_se": task_results.standard_error(parent, column),
                         "after": row[column],
-                        "after_se": records.standard_error(row, column),
+                        "after_se": task_results.standard_error(row, column),
                     }
                 )
     return points
@@ -193,7 +193,7 @@ def task_quality(rows: Sequence[Mapping], metric: str = "bits_per_byte") -> list
         sources = learned(row)
         counts = [row.get(f"rows.n_documents.{source}", 0) for source in sources]
         for task in task_analysis.task_names([row]):
-            result = records.task_results(row)[task][metric]
+            result = task_results.task_results(row)[task][metric]
             points.append(
                 {
                     "size": row[records.N_PARAMS],
@@ -273,7 +273,7 @@ def _tuned_tasks(row: Mapping) -> list[str]:
 
 def _mean_over_tasks(row: Mapping, tasks: Sequence[str], metric: str) -> tuple[float, float] | None:
     """Return the mean of a metric over tasks and its standard error, None without results."""
-    results = [records.task_result(row, task, metric) for task in tasks]
+    results = [task_results.task_result(row, task, metric) for task in tasks]
     values = [result["value"] for result in results if result]
     errors = [result["se"] for result in results if result]
     if not values:

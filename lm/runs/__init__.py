@@ -3,7 +3,10 @@
 Analysis code reads runs only through this package. The package does not import JAX.
 
     filesystem.py   local files and files in a bucket (gs://)
-    records.py      the run directory, load_runs(), column names, selection of rows
+    json_lines.py   lines of the .jsonl files
+    records.py      the run directory, load_runs(), column names, runs of a sweep
+    run_selection.py   finished runs, trunk runs, token budgets
+    task_results.py    standard errors and task metrics of a row
     lock.py         one process per run
     status.py       status and progress of the runs of a sweep
     provenance.py   version, commit and code hash

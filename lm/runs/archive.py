@@ -3,8 +3,9 @@
     n_bytes = archive.archive_sweep("runs/real_ladder", "notebooks/data/real_ladder")
     rows = records.load_runs("notebooks/data/real_ladder")      # the rows of the original sweep
 
-The archive contains the config, facts, evaluations and events of every run, thinned log steps, the
-plan and the prediction. It contains no weights, tokenizers or TensorBoard files. Numbers in .jsonl
+The archive contains the config, facts, evaluations and events of every run of the sweep, thinned
+log steps, the plan and the prediction. Other runs in the folder are not part of the sweep and are
+not archived. The archive contains no weights, tokenizers or TensorBoard files. Numbers in .jsonl
 files are rounded to seven digits. Records contain paths as the user wrote them, and an archive must
 not reveal them. Therefore paths outside the repository (/..., ~/..., ../..., gs://...) are
 shortened: jsonl:/home/me/text/books/*.gz becomes jsonl:books/*.gz.
@@ -91,17 +92,17 @@ def _read_records(path: Path) -> dict[str, Any]:
     contents: dict[str, Any] = {
         name: records.read_json(path / name) for name in SWEEP_FILES if (path / name).exists()
     }
-    run_dirs = [file.parent for file in filesystem.find_files(path, "config.json")]
+    run_dirs = [filesystem.open_path(row["dir"]) for row in records.load_runs(path)]
     if not run_dirs:
         raise ValueError(f"{path} contains no runs. Pass the directory of a sweep: runs/quickstart")
-    for run_dir in run_dirs:
+    for run_dir in sorted(run_dirs):
         folder = PurePosixPath(run_dir.relative_to(path))
         facts = records.read_facts(run_dir)
         values = (
             records.read_json(run_dir / "config.json"),
             {key: value for key, value in facts.items() if key not in MACHINE_FACTS},
             records.load_metrics(run_dir),
-            records.load_evals(run_dir),
+            records.parse_json_lines(run_dir / "evals.jsonl"),
             records.load_events(run_dir),
         )
         for file, value in zip(RUN_FILES, values, strict=True):

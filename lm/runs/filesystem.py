@@ -88,12 +88,13 @@ def append_line(path: Path, line: str) -> None:
 def read_lines(path: Path) -> list[str]:
     """Return the lines of an append-only file in order. The list is empty if there is no file.
 
-    An unfinished last line is included. In a bucket, equal lines are returned once. There, the
+    An unfinished last line is included. Bytes that are not UTF-8 become surrogates, so that such a
+    byte does not hide the other lines. In a bucket, equal lines are returned once. There, the
     parts are read before the collected object, because `repair_append_file` may move lines from the
     parts to that object at the same time.
     """
     if not is_remote(path):
-        return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        return _decode(path.read_bytes()).splitlines() if path.exists() else []
     names = sorted(list_dir(_parts_dir(path)))
     with concurrent.futures.ThreadPoolExecutor(N_READERS) as pool:
         parts = list(pool.map(_text_or_empty, names))
@@ -117,7 +118,8 @@ def repair_append_file(path: Path) -> None:
     if is_remote(path):
         parts = list_dir(_parts_dir(path))
         if parts:
-            write_file(path, "".join(line + "\n" for line in read_lines(path)))
+            lines = "".join(line + "\n" for line in read_lines(path))
+            write_file(path, lines.encode(errors="surrogateescape"))
         for part in parts:
             part.unlink(missing_ok=True)
     elif path.exists():
@@ -150,14 +152,21 @@ def refresh_mtime(path: Path, data: str) -> None:
 def find_files(top: Path, name: str) -> list[Path]:
     """Return the sorted paths of the files `name` below a folder, except inside checkpoints.
 
+    A folder with the name of checkpoints that contains config.json is a run and is searched.
+
     The search in a bucket is limited to four levels of folders.
     """
     if is_remote(top):
         return sorted(p for depth in range(5) for p in top.glob("*/" * depth + name))
     paths = []
     for folder, subfolders, files in os.walk(top):
-        # os.walk descends only into the folders that remain in this list.
-        subfolders[:] = [sub for sub in subfolders if sub not in SKIPPED_FOLDERS]
+        # os.walk descends only into the folders that remain in this list. A run may have the name
+        # of a skipped folder.
+        subfolders[:] = [
+            sub
+            for sub in subfolders
+            if sub not in SKIPPED_FOLDERS or Path(folder, sub, "config.json").exists()
+        ]
         if name in files:
             paths.append(Path(folder, name))
     return sorted(paths)
@@ -234,6 +243,11 @@ def _parts_dir(path: Path) -> Path:
 def _text_or_empty(path: Path) -> str:
     """Return the text of a file, "" if there is no file."""
     try:
-        return path.read_text()
+        return _decode(path.read_bytes())
     except FileNotFoundError:
         return ""
+
+
+def _decode(raw: bytes) -> str:
+    """Decode UTF-8, with surrogates for invalid bytes."""
+    return raw.decode(errors="surrogateescape")

@@ -1,4 +1,4 @@
-"""Run directories: write the records of a run, load all runs of a folder as rows, select rows.
+"""Run directories: write the records of a run, load all runs of a folder as rows.
 
     rows = records.load_runs("runs/quickstart")      # one flat dict per run
 
@@ -14,23 +14,33 @@ The files of a run:
         tensorboard/      a copy of the metrics for TensorBoard
     runs/quickstart/      also contains sweep.json, plan.json, prediction.json and report.html
 
+A sweep consists of the runs that its sweep.json names. Other runs in the folder of a sweep are not
+part of it: `load_runs` leaves them out unless include_others=True.
+
+The entry "invalid_results" of facts.json marks results that were measured wrongly, as {result:
+reason}. A result is a column without its metric: "task.brackets?depth=2" marks all columns
+task.brackets?depth=2.METRIC and task_se.brackets?depth=2.METRIC. evals.jsonl still has the numbers,
+and no reader returns them.
+
 The status is running, done, diverged, failed (an error) or lost (killed by a signal or with its
 machine). A lost run continues when it is started again.
 
 JSON files are replaced atomically. Files that end in .jsonl are append-only. If two attempts wrote
 a line for the same step, readers use the line of the later attempt. Readers skip an incomplete last
-line. A run directory may be in a bucket. Only the primary process of a run writes: see `Writer`.
+line and every other invalid line, see json_lines.py. A run directory may be in a bucket.
+Only the primary process of a run writes: see `Writer`.
 """
 
 import dataclasses
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple, TypeGuard
 
 from lm.config import fields, schema
-from lm.runs import filesystem, lock
+from lm.runs import filesystem, json_lines, lock
 
 # Format of a run directory, the field "format" of facts.json. Version 0.1 did not write it.
 FORMAT = 2
@@ -39,13 +49,13 @@ EXECUTION_FIELDS = fields.fields_with("execution", schema.Run)
 TERMINAL_STATUSES = ("done", "diverged")  # final values of the status
 APPEND_ONLY = ("metrics.jsonl", "evals.jsonl", "events.jsonl", "checkpoints/proofs.jsonl")
 
+LEFT_OUT = ". The run is left out."  # end of the reason of an unreadable run
+
 # Columns of the rows that `load_runs` returns.
 N_PARAMS = "params.non_embedding"
 TOKENS = "tokens"
 FLOPS = "flops"
 LOSS = "eval.loss"
-
-BUDGET_TOLERANCE = 0.99  # token counts whose ratio is above this belong to one token budget
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,7 +195,7 @@ def write_facts(path: Path, **facts) -> None:
 
 def append_record(path: Path, row: dict) -> None:
     """Append a row to a .jsonl file, as one line of JSON."""
-    filesystem.append_line(path, _dumps(row))
+    filesystem.append_line(path, json_lines.to_json(row))
 
 
 def log_event(path: Path, attempt: int, step: int, name: str, details: str) -> None:
@@ -196,7 +206,7 @@ def log_event(path: Path, attempt: int, step: int, name: str, details: str) -> N
 
 def load_events(path: str | Path) -> list[dict]:
     """Load the events of a run in order."""
-    return list(_parsed(filesystem.open_path(path) / "events.jsonl"))
+    return list(json_lines.read_rows(filesystem.open_path(path) / "events.jsonl"))
 
 
 def load_metrics(path: str | Path) -> list[dict]:
@@ -205,13 +215,32 @@ def load_metrics(path: str | Path) -> list[dict]:
 
 
 def load_evals(path: str | Path) -> list[dict]:
-    """Load evals.jsonl of a run folder by step, with the row of the last attempt for each step."""
-    return parse_json_lines(filesystem.open_path(path) / "evals.jsonl")
+    """Load evals.jsonl of a run folder by step, with the row of the last attempt for each step.
+
+    Results in the entry "invalid_results" of facts.json are left out.
+    """
+    rows = parse_json_lines(filesystem.open_path(path) / "evals.jsonl")
+    invalid = read_facts(filesystem.open_path(path)).get("invalid_results", {})
+    return [_without_invalid(row, invalid) for row in rows] if invalid else rows
+
+
+def _without_invalid(row: dict, invalid: Iterable[str]) -> dict:
+    """Return a row of evals.jsonl without the results named in `invalid`."""
+
+    def is_invalid(column: str) -> bool:
+        measure, dot, name = column.partition(".")
+        column = f"{measure.removesuffix('_se')}{dot}{name}"
+        return any(column == result or column.startswith(f"{result}.") for result in invalid)
+
+    return {key: value for key, value in row.items() if not is_invalid(key)}
 
 
 def attempt_metrics(path: str | Path, before: int) -> list[dict]:
     """Return the last log step of each attempt whose number is below `before`."""
-    last = {row["attempt"]: row for row in _parsed(filesystem.open_path(path) / "metrics.jsonl")}
+    last = {
+        row["attempt"]: row
+        for row in json_lines.read_rows(filesystem.open_path(path) / "metrics.jsonl")
+    }
     return [row for number, row in sorted(last.items()) if number < before]
 
 
@@ -222,127 +251,116 @@ def extend_evals(path: str | Path, step: int, results: dict) -> None:
     append_record(filesystem.open_path(path) / "evals.jsonl", old | results)
 
 
-def load_runs(path: str | Path) -> list[dict]:
-    """Load all runs below `path` as flat dicts, smallest model first.
+class FolderRuns(NamedTuple):
+    """All runs below a folder. Rows are sorted by the size of the model, smallest first."""
+
+    rows: list[dict]  # runs that belong to their sweep, or to no sweep
+    others: list[dict]  # runs in the folder of a sweep whose sweep.json does not name them
+    unreadable: dict[Path, str]  # directory of a run whose records cannot be read -> reason
+
+
+def load_runs(path: str | Path, include_others: bool = False) -> list[dict]:
+    """Load the runs of the sweeps below `path` as flat dicts, smallest model first.
 
     The keys are "name", "dir" and all config fields ("optim.lr"). All entries of facts.json are
     keys too ("params.total", "status"). The results of the final evaluation have the prefix "eval."
-    ("eval.loss"). With eval.patience, the final evaluation is that of the best checkpoint. Raises
-    ValueError if another version wrote one of the runs.
+    ("eval.loss"). With eval.patience, the final evaluation is that of the best checkpoint. Results
+    in "invalid_results" are left out.
+
+    include_others: also return runs in the folder of a sweep that its sweep.json does not name.
+    "in_sweep" is False for these runs and True for all others. A folder without sweep.json has no
+    such runs. Warn of each run whose records cannot be read. Raises ValueError if no run can be
+    read.
     """
-    runs = []
-    for file in filesystem.find_files(filesystem.open_path(path), "config.json"):
-        check_format(file.parent)
-        facts, evaluations = read_facts(file.parent), load_evals(file.parent)
-        fields = schema.flatten(schema.from_dict(read_json(file)))
-        ends_at = facts.get("ends_at")  # other evaluations are those of other weights
-        last = [row for row in evaluations if ends_at in (None, row["step"])][-1:]
-        results = {f"eval.{key}": value for row in last for key, value in row.items()}
-        status = facts.get("status", "lost")
-        if status == "running" and not lock.is_alive(file.parent):
-            status = "lost"  # a killed process cannot write its status
-        runs.append(fields | facts | results | {"status": status, "dir": str(file.parent)})
-    return sorted(runs, key=lambda row: (row.get(N_PARAMS, 0), row["name"]))
+    runs = load_folder(path)
+    for reason in runs.unreadable.values():
+        warnings.warn(reason, stacklevel=2)
+    rows = [*runs.rows, *runs.others] if include_others else runs.rows
+    return sorted(rows, key=_row_order)
+
+
+def load_folder(path: str | Path) -> FolderRuns:
+    """Load all runs below `path`: those of a sweep, the others, and the unreadable ones.
+
+    For the rows see `load_runs`. Raises ValueError if there are runs and none can be read, for
+    example because version 0.1 wrote them.
+    """
+    top = filesystem.open_path(path)
+    members: dict[Path, set[str] | None] = {}
+    rows, unreadable = [], {}
+    for file in filesystem.find_files(top, "config.json"):
+        try:
+            row = _load_row(file.parent)
+            row["in_sweep"] = _is_in_sweep(file.parent, row["name"], top, members)
+            rows.append(row)
+        except ValueError as error:
+            unreadable[file.parent] = f"{error}{LEFT_OUT}"
+    if unreadable and not rows:
+        more = f". {len(unreadable) - 1} more runs cannot be read" if len(unreadable) > 1 else ""
+        raise ValueError(next(iter(unreadable.values())).removesuffix(LEFT_OUT) + more)
+    rows.sort(key=_row_order)
+    return FolderRuns(
+        [row for row in rows if row["in_sweep"]],
+        [row for row in rows if not row["in_sweep"]],
+        unreadable,
+    )
+
+
+def _row_order(row: Mapping) -> tuple:
+    return row.get(N_PARAMS, 0), row["name"]
+
+
+def _load_row(folder: Path) -> dict:
+    """Return the row of one run. Raises ValueError if its records cannot be read."""
+    check_format(folder)
+    facts, evaluations = read_facts(folder), load_evals(folder)
+    fields = schema.flatten(schema.from_dict(read_json(folder / "config.json")))
+    reason, ends_at = facts.get("reason", ""), facts.get("ends_at")
+    last = [row for row in evaluations if row["step"] == ends_at][-1:]
+    if ends_at is None:
+        last = evaluations[-1:]
+    elif not last and evaluations:
+        reason = reason or f"evals.jsonl has no valid evaluation of the final step {ends_at}"
+    results = {f"eval.{key}": value for row in last for key, value in row.items()}
+    status = facts.get("status", "lost")
+    if status == "running" and not lock.is_alive(folder):
+        status = "lost"  # a killed process cannot write its status
+    row = fields | facts | results | {"status": status, "dir": str(folder)}
+    return row | {"reason": reason} if reason else row
+
+
+def _is_in_sweep(folder: Path, name: str, top: Path, members: dict[Path, set[str] | None]) -> bool:
+    """Return False if the nearest sweep.json between the run and `top` does not name the run.
+
+    The folder of the run must also agree with its name, so that a copy of a run does not count.
+    members: names of the runs of each folder that was examined, which this function extends.
+    """
+    sweep_dir = folder.parent
+    while len(sweep_dir.parts) >= len(top.parts):
+        if sweep_dir not in members:
+            members[sweep_dir] = read_member_names(sweep_dir)
+        names = members[sweep_dir]
+        if names is not None:
+            return name in names and name.endswith(f"/{folder.relative_to(sweep_dir).as_posix()}")
+        if sweep_dir == sweep_dir.parent:
+            break
+        sweep_dir = sweep_dir.parent
+    return True
+
+
+def read_member_names(sweep_dir: Path) -> set[str] | None:
+    """Return the names of the runs in sweep.json, None if there is no such file or entry.
+
+    Raises ValueError that names the file if it is not JSON.
+    """
+    file = filesystem.open_path(sweep_dir) / "sweep.json"
+    names = read_json(file).get("runs") if file.exists() else None
+    return {str(name) for name in names} if isinstance(names, list) else None
 
 
 def is_finite(value: object) -> TypeGuard[float]:
     """Return True if a cell of a row is a finite number."""
     return isinstance(value, (int, float)) and math.isfinite(value)
-
-
-def finished_with(runs: Iterable[dict], x: str, y: str) -> list[dict]:
-    """Return the finished runs, except trunk runs, with finite columns x and y, sorted by x."""
-    finished = [row for row in without_trunks(runs) if row["status"] == "done"]
-    complete = [row for row in finished if is_finite(row.get(x)) and is_finite(row.get(y))]
-    return sorted(complete, key=lambda row: row[x])
-
-
-def without_trunks(runs: Iterable[dict]) -> list[dict]:
-    """Return all runs except trunk runs.
-
-    A trunk run has a constant learning rate, and cooldown branches start from its checkpoints. A
-    scaling law does not describe its final loss, which is higher than the loss after a cooldown.
-    """
-    runs = list(runs)
-    trunks = {row.get("start.run") for row in runs if row.get("start.restore") == "full_state"}
-    return [row for row in runs if row["name"] not in trunks]
-
-
-class BudgetSelection(NamedTuple):
-    """Runs with comparable numbers of training tokens."""
-
-    rows: list[dict]
-    is_complete: bool  # True if no run was removed for its token budget
-    n_tokens: float | None  # the budget of all selected runs; None if it depends on the size
-
-
-def largest_token_budget(runs: Sequence[dict], x: str = N_PARAMS) -> BudgetSelection:
-    """Select runs with comparable token budgets, which a plot against x may join with a line.
-
-    If every size has a single token budget, select all runs. Otherwise select the finished runs of
-    the largest budget. If fewer than half of the sizes have a run of this budget, select the runs
-    of the largest budget of each size.
-    """
-    finished = [row for row in finished_with(runs, x, x) if is_finite(row.get(TOKENS))]
-    largest = {row[x]: row[TOKENS] for row in sorted(finished, key=lambda row: row[TOKENS])}
-    if all(row[TOKENS] >= BUDGET_TOLERANCE * largest[row[x]] for row in finished):
-        return BudgetSelection(list(runs), True, None)
-    n_tokens = max(largest.values())
-    sizes = [size for size in largest if largest[size] >= BUDGET_TOLERANCE * n_tokens]
-    if 2 * len(sizes) >= len(largest):
-        selected = [row for row in finished if row[TOKENS] >= BUDGET_TOLERANCE * n_tokens]
-        return BudgetSelection(selected, False, n_tokens)
-    selected = [row for row in finished if row[TOKENS] >= BUDGET_TOLERANCE * largest[row[x]]]
-    return BudgetSelection(selected, False, None)
-
-
-def standard_error(row: Mapping, column: str) -> float:
-    """Return the standard error of a result, 0 if the row does not contain it.
-
-    The error of eval.loss is stored in eval.loss_se, that of eval.loss.code in eval.loss_se.code.
-    """
-    group, _, rest = column.partition(".")
-    measure, dot, name = rest.partition(".")
-    value = row.get(f"{group}.{measure}_se{dot}{name}")
-    return value if is_finite(value) else 0.0
-
-
-def task_column(task: str, metric: str = "accuracy") -> str:
-    """Return the column of a task result in the rows of `load_runs`."""
-    return f"eval.task.{task}.{metric}"
-
-
-def task_results(row: Mapping) -> dict[str, dict[str, dict[str, float]]]:
-    """Return {task: {metric: {"value": value, "se": standard error}}} of a row or an evaluation.
-
-    The stored columns are task.NAME.METRIC and task_se.NAME.METRIC; rows have the prefix "eval.".
-    A task name may contain dots, a metric name may not. "se" is 0 if no error is stored.
-    """
-    results: dict[str, dict[str, dict[str, float]]] = {}
-    for column in row:
-        key = column.removeprefix("eval.")
-        if key.startswith("task."):
-            task, _, metric = key.removeprefix("task.").rpartition(".")
-            result = task_result(row, task, metric)
-            if result is not None:
-                results.setdefault(task, {})[metric] = result
-    return results
-
-
-def task_result(row: Mapping, task: str, metric: str = "accuracy") -> dict[str, float] | None:
-    """Return {"value", "se"} of a task in a row or an evaluation, None if it is missing."""
-    for prefix in ("eval.", ""):
-        value = row.get(f"{prefix}task.{task}.{metric}")
-        if value is not None:
-            error = row.get(f"{prefix}task_se.{task}.{metric}", 0.0)
-            return {"value": float(value), "se": float(error)}
-    return None
-
-
-def task_value(row: Mapping, task: str, metric: str = "accuracy") -> float:
-    """Return the value of a metric of a task, NaN if it is missing. row: see `task_result`."""
-    result = task_result(row, task, metric)
-    return math.nan if result is None else result["value"]
 
 
 def is_finished(run: schema.Run) -> bool:
@@ -351,50 +369,26 @@ def is_finished(run: schema.Run) -> bool:
 
 
 def read_json(path: Path) -> dict:
-    """Load a JSON file. Raises ValueError that names the file if it is not JSON."""
+    """Load a JSON object. Raises ValueError that names the file if it contains none."""
     try:
-        return json.loads(filesystem.open_path(path).read_text(encoding="utf-8"))
+        value = json.loads(filesystem.open_path(path).read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
+        raise ValueError(f"{path} is not valid JSON: {error}: restore or delete it") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} must be a JSON object, not {type(value).__name__}: restore it")
+    return value
 
 
 def write_json(path: Path, value: dict) -> None:
     """Replace a JSON file atomically: readers see the old or the new content."""
-    filesystem.write_file(filesystem.open_path(path), _dumps(value, indent=1) + "\n")
-
-
-def _dumps(value, indent=None) -> str:
-    return json.dumps(_without_nan(value), indent=indent, allow_nan=False)
-
-
-def _without_nan(value):
-    """Replace NaN and infinity by their names, because JSON has no such numbers."""
-    if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_without_nan(item) for item in value]
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+    filesystem.write_file(filesystem.open_path(path), json_lines.to_json(value, indent=1) + "\n")
 
 
 def parse_json_lines(path: Path) -> list[dict]:
     """Load a .jsonl file in order of steps, with the last row of the last attempt for each step."""
     by_step: dict[int, dict] = {}
-    for row in _parsed(path):
+    for row in json_lines.read_rows(path):
         previous = by_step.get(row["step"], row)
         if row.get("attempt", 0) >= previous.get("attempt", 0):
             by_step[row["step"]] = row
     return [by_step[step] for step in sorted(by_step)]
-
-
-def _parsed(path: Path) -> Iterator[dict]:
-    """Yield the rows of a .jsonl file.
-
-    Skip lines that are not JSON objects with an integer step, such as a line cut by a crash.
-    """
-    for line in filesystem.read_lines(path):
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(row, dict) and isinstance(row.get("step"), int):
-            yield row

@@ -1,30 +1,42 @@
 """Status, progress and remaining cost of every run in a sweep.
 
-    statuses = status.run_statuses("runs/quickstart")
+    statuses, notes = status.folder_status("runs/quickstart")
     for run in statuses:
         print(run["name"], run["status"], run["step"])
     status.sweep_progress(statuses)["share"]      # fraction of all FLOPs, 0 to 1
 
 The functions read only the records, so other processes can train at the same time. The file
-plan.json lists the runs that have not started.
+plan.json of each sweep lists the runs that have not started.
 """
 
 import time
 from pathlib import Path
+from typing import NamedTuple
 
-from lm.runs import filesystem, records
+from lm.runs import filesystem, json_lines, records, run_selection
 
 MIN_STUCK_SECONDS = 120.0  # a run is never stuck earlier after its last row of metrics
 STUCK_INTERVALS = 10  # a run is stuck after this many intervals between its rows of metrics
 
 
+class FolderStatus(NamedTuple):
+    """Status of all runs of a folder, sorted by sweep."""
+
+    runs: list[dict]  # see `run_statuses`
+    notes: list[str]  # runs outside their sweep, unreadable runs, skipped lines
+
+
 def run_statuses(folder: str | Path) -> list[dict]:
-    """Return one dict per run that JSON can store. Unknown values are None.
+    """Return one dict per run of the sweeps in a folder that JSON can store.
+
+    Unknown values are None. The runs are sorted by sweep, and within a sweep by the size of the
+    model. Planned runs are the last of their sweep. The entries of a dict are:
 
     name, loss (training loss of the last log step), flops (of the whole run), attempts, reason
     heldout_loss      of the last evaluation; of the best checkpoint if the run stopped early
-    status            planned, running, stuck, done, diverged, failed or lost. A stuck run has a
-                      living process and writes no metrics
+    status            planned, running, stuck, done, diverged, failed, lost or unreadable. A stuck
+                      run has a living process and writes no metrics. The records of an unreadable
+                      run are damaged
     step, steps       last logged step, planned number of steps
     share             fraction of the steps that are done, 0 to 1
     tokens_per_second, peak_share     speed and fraction of peak FLOPs at the last log step
@@ -33,12 +45,46 @@ def run_statuses(folder: str | Path) -> list[dict]:
     devices, where    number of devices, host name
     checkpoint        step of the newest checkpoint
     """
-    statuses = {row["name"]: _started_status(row) for row in records.load_runs(folder)}
-    plan_file = filesystem.open_path(folder) / "plan.json"
-    if plan_file.exists():
-        for cost in records.read_json(plan_file)["runs"]:
-            statuses.setdefault(cost["name"], _planned_status(cost))
-    return list(statuses.values())
+    return folder_status(folder).runs
+
+
+def folder_status(folder: str | Path) -> FolderStatus:
+    """Return the status of the runs of a folder, and a line for all that is left out.
+
+    Raises ValueError if there are runs and none of them can be read.
+    """
+    loaded = records.load_folder(folder)
+    notes = [run_selection.describe_others(loaded.others), *loaded.unreadable.values()]
+    statuses = {}
+    for row in loaded.rows:
+        statuses[row["name"]] = _started_status(row)
+        notes += json_lines.describe_invalid_lines(row["dir"])
+    costs, unreadable_plans = _planned_costs(filesystem.open_path(folder))
+    for run_dir, cost in costs.items():
+        planned = "unreadable" if run_dir in loaded.unreadable else "planned"
+        statuses.setdefault(cost["name"], _planned_status(cost) | {"status": planned})
+    by_sweep = sorted(statuses.values(), key=lambda run: run["name"].rpartition("/")[0])
+    return FolderStatus(by_sweep, [note for note in [*notes, *unreadable_plans] if note])
+
+
+def _planned_costs(folder: Path) -> tuple[dict[Path, dict], list[str]]:
+    """Return {run directory: row of plan.json} of all sweeps below a folder, and invalid plans."""
+    costs, unreadable = {}, []
+    for file in filesystem.find_files(folder, "plan.json"):
+        try:
+            planned = records.read_json(file).get("runs", [])
+            names = records.read_member_names(file.parent)
+        except ValueError as error:
+            unreadable.append(f"{error} Its planned runs are not shown.")
+            continue
+        is_complete = all({"name", "flops", "seconds"} <= set(cost) for cost in planned)
+        if not is_complete:
+            unreadable.append(f"{file}: a run has no name, flops or seconds. It is not used.")
+            continue
+        for cost in planned:
+            if names is None or cost["name"] in names:
+                costs[file.parent / cost["name"].partition("/")[2]] = cost
+    return costs, unreadable
 
 
 def sweep_progress(statuses: list[dict]) -> dict:
@@ -98,7 +144,7 @@ def _started_status(row: dict) -> dict:
     if status == "running" and metrics and _is_stuck(folder, metrics):
         status = "stuck"
     is_over = status in records.TERMINAL_STATUSES
-    tokens_per_second = last.get("tokens_per_second")
+    tokens_per_second = _finite(last.get("tokens_per_second"))
     seconds_left = 0.0 if is_over else None
     if not is_over and tokens_per_second:
         tokens_left = (row["steps"] - step) * row["data.batch_size"] * row["data.seq_len"]
@@ -109,10 +155,10 @@ def _started_status(row: dict) -> dict:
         "step": step,
         "steps": row["steps"],
         "share": 1.0 if is_over else step / row["steps"],
-        "loss": last.get("loss"),
-        "heldout_loss": row[records.LOSS] if records.is_finite(row.get(records.LOSS)) else None,
+        "loss": _finite(last.get("loss")),
+        "heldout_loss": _finite(row.get(records.LOSS)),
         "tokens_per_second": tokens_per_second,
-        "peak_share": last.get("peak_share"),
+        "peak_share": _finite(last.get("peak_share")),
         "flops": row.get("flops"),
         "seconds": last.get("seconds", 0.0),
         "seconds_left": seconds_left,
@@ -122,6 +168,11 @@ def _started_status(row: dict) -> dict:
         "attempts": row.get("attempts", 0),
         "reason": row.get("reason", ""),
     }
+
+
+def _finite(value: object) -> float | None:
+    """Return a finite number, or None for other values such as the loss of a diverged run."""
+    return value if records.is_finite(value) else None
 
 
 def _is_stuck(folder: Path, metrics: list[dict]) -> bool:

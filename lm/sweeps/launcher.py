@@ -60,6 +60,7 @@ def validate_configs(runs: list[schema.Run], n_devices: int = 0) -> None:
         if n_devices:
             sizes = axis_rules.resolve_mesh_shape(vars(run.mesh), n_devices)
             axis_rules.validate_mesh_shape(schema.flatten(run), sizes)
+    prediction.check_prediction(runs)
     for task_names in {run.eval.tasks for run in runs}:
         tasks.load_tasks(task_names)
 

@@ -2,18 +2,22 @@
 
     prediction.write_prediction(runs, launcher.sweep_folder(runs))
 
-prediction.json contains value, lo, hi, level and fit, or the field refused with a reason.
+prediction.json contains value, lo, hi, level and fit, or the field refused with a reason. Before
+training, `check_prediction` verifies that the sweep has enough sizes for an interval.
 """
 
 import datetime
+import functools
+import math
 from collections.abc import Callable
 from pathlib import Path
 
 from lm.config import model_sizes, schema
 from lm.laws.forms import power_laws
 from lm.reports import task_analysis
-from lm.runs import records
+from lm.runs import records, run_selection
 
+N_PARAMETERS = 3  # E, A and alpha of the law of size
 X, Y = "params.non_embedding", "eval.loss"  # input and output of the law
 BUDGET_TOLERANCE = 0.02  # relative difference up to which two token budgets are equal
 
@@ -38,6 +42,37 @@ def related_runs(runs: list[schema.Run]) -> set[str]:
     return related
 
 
+def check_prediction(runs: list[schema.Run]) -> str:
+    """Check that the other runs can predict the target with an interval. Return a warning, or "".
+
+    A law of p parameters needs p + 1 fitted sizes: with p sizes it passes through every run, and no
+    residuals are left to estimate the noise. Raises ValueError if the sweep has fewer runs or sizes
+    than that. Return a warning if only the seeds of p sizes leave residuals.
+    """
+    if not any(run.is_prediction_target for run in runs):
+        return ""
+    target = next(run for run in runs if run.is_prediction_target)
+    fitted = set(runs_to_fit(runs)[0])
+    n_sizes = len({_n_params(run) for run in runs if run.name in fitted})
+    if len(fitted) > N_PARAMETERS and n_sizes == N_PARAMETERS:
+        return (
+            f"{target.name} is predicted from {n_sizes} other sizes: a law of {N_PARAMETERS}"
+            " parameters passes through each of them, so only their seeds give an interval"
+        )
+    if len(fitted) <= N_PARAMETERS or n_sizes < N_PARAMETERS:
+        raise ValueError(
+            f"to predict {target.name} from {n_sizes} other size{'' if n_sizes == 1 else 's'}: a"
+            f" law of {N_PARAMETERS} parameters needs at least {N_PARAMETERS + 2} sizes for an"
+            " interval, with the target and with equal training tokens. Add sizes, or set"
+            " is_prediction_target=False in all runs."
+        )
+    return ""
+
+
+def _n_params(run: schema.Run) -> int:
+    return model_sizes.count_parameters(model_sizes.resolved_model(run))["non_embedding"]
+
+
 def write_prediction(runs: list[schema.Run], folder: Path) -> None:
     """Fit a law to finished runs and write its prediction to prediction.json in the sweep folder.
 
@@ -49,11 +84,13 @@ def write_prediction(runs: list[schema.Run], folder: Path) -> None:
     related = related_runs(runs)
     if any(records.read_facts(records.run_dir(run)) for run in runs if run.name in related):
         return
-    rows = {row["name"]: row for row in records.load_runs(folder)}
+    loaded = records.load_folder(folder)
+    # A sweep that is edited while it runs may not be in sweep.json yet.
+    rows = {row["name"]: row for row in (*loaded.others, *loaded.rows)}
     same_budget, any_budget = (
         [rows[name] for name in names if name in rows] for names in runs_to_fit(runs)
     )
-    n_params = model_sizes.count_parameters(model_sizes.resolved_model(target))["non_embedding"]
+    n_params = _n_params(target)
     prediction = {
         "target": target.name,
         "x": X,
@@ -64,7 +101,11 @@ def write_prediction(runs: list[schema.Run], folder: Path) -> None:
     prediction |= _predict(lambda: power_laws.power(same_budget, x=X, y=Y), n_params)
     if len(any_budget) > len(same_budget):
         n_tokens = model_sizes.training_tokens(target)
-        joint = _predict(lambda: power_laws.chinchilla(any_budget, n=X, y=Y), n_params, n_tokens)
+        refusal = run_selection.refuse_joint_law(any_budget)
+        joint = {"refused": refusal}
+        if not refusal:
+            fit_law = functools.partial(power_laws.chinchilla, any_budget, n=X, y=Y)
+            joint = _predict(fit_law, n_params, n_tokens)
         prediction["joint"] = joint | {"runs": [row["name"] for row in any_budget]}
     if target.eval.tasks:
         prediction["tasks"] = task_analysis.predict_task_accuracy(same_budget, n_params)
@@ -105,16 +146,15 @@ def _tokens_per_parameter(run: schema.Run) -> float:
 
 
 def _predict(fit_law: Callable, *inputs: float) -> dict:
-    """Return value, lo, hi, level and fit of a law at the inputs, or the reason as refused."""
+    """Return value, lo, hi, level and fit of a law at the inputs, or the reason as refused.
+
+    The bounds are None for a law without an interval.
+    """
     try:
         fit = fit_law()
         prediction = fit.predict(*inputs)
     except ValueError as error:
         return {"refused": str(error)}
-    return {
-        "value": float(prediction.value),
-        "lo": float(prediction.lo),
-        "hi": float(prediction.hi),
-        "level": prediction.level,
-        "fit": fit.to_dict(),
-    }
+    numbers = {"value": prediction.value, "lo": prediction.lo, "hi": prediction.hi}
+    finite = {key: float(v) if math.isfinite(v) else None for key, v in numbers.items()}
+    return finite | {"level": prediction.level, "fit": fit.to_dict()}

@@ -182,7 +182,9 @@ def collect_run_facts(
     facts |= {f"epochs.{source}": n for source, n in text.epochs(run.steps).items()}
     facts |= {f"floor.{source}": nats for source, (nats, _) in dataset.entropy_bounds(text).items()}
     for source, manifest in text.manifests.items():
-        facts[f"heldout.documents.{source}"] = manifest.documents["heldout"]
+        facts |= {f"documents.{split}.{source}": n for split, n in manifest.documents.items()}
+        facts |= {f"dropped.{reason}.{source}": n for reason, n in manifest.dropped.items()}
+        facts[f"duplicates.{source}"] = manifest.duplicates
         facts[f"heldout.groups.{source}"] = manifest.groups.get("heldout", 0)
     for source, rows in dataset.packing_stats(text).items():
         facts |= {f"rows.{name}.{source}": value for name, value in rows.items()}

@@ -5,6 +5,8 @@ import json
 import numpy as np
 import pytest
 
+from lm import laws
+from lm.laws.fit import format_interval
 from lm.laws.forms import power_laws
 
 N = np.geomspace(3e4, 3e6, 7)
@@ -83,3 +85,31 @@ def test_equal_seeds_have_equal_intervals():
     )
     assert first.intervals == second.intervals
     assert first.predict(6e6).lo == second.predict(6e6).lo
+
+
+def test_fits_without_an_interval_never_print_nan():
+    exact = power_laws.power(rows()[:3], x="params", y="loss")
+    two = power_laws.power(rows()[:3], x="params", y="loss", floor=False, bootstrap=0)
+    shown = [exact, two, exact.predict(1e6), exact.predict([1e6, 2e6]), two.predict(1e6)]
+    shown += [laws.compare_laws([exact, two]), laws.holdout(exact, rows()[3:])]
+    shown += [laws.allocation({"E": 1, "A": 20, "B": 30, "alpha": 0.3}, 1e15)]
+    text = "\n".join(map(str, shown))
+    assert "nan" not in text and "inf" not in text
+    assert str(exact.predict(1e6)).endswith("no interval") and "; no intervals" in str(exact)
+    assert any("no intervals; at least 4 rows have them" in line for line in exact.warnings)
+    json.dumps([fit.to_dict() for fit in (exact, two)], allow_nan=False)
+
+
+def test_infinite_bounds_are_shown_as_unbounded():
+    assert format_interval(1.0, float("inf")) == " [1, unbounded]"
+    assert format_interval(float("nan"), 2.0) == ""
+
+
+def test_form_is_untested_if_the_law_passes_through_each_size():
+    repeats = [
+        row | {"name": f"{row['name']}-{i}", "loss": row["loss"] * (1 + 0.01 * i)}
+        for row in rows()[:3]
+        for i in range(2)
+    ]
+    law = power_laws.power(repeats, x="params", y="loss")
+    assert "3 different inputs for 3 parameters: nothing tests the form of the law" in law.warnings

@@ -1,7 +1,10 @@
 """Tests of the selection of rows, of its errors, and of means over evaluations."""
 
+import math
+
 import pytest
 
+from lm import laws
 from lm.laws import run_table
 from lm.laws.forms import power_laws
 
@@ -96,3 +99,152 @@ def test_evaluations_out_of_order_are_sorted():
         run_table.final_evaluations(ordered, ["loss"], last=2) for ordered in (rows, rows[::-1])
     )
     assert ascending == descending
+
+
+SIZES = (1e4, 2e4, 4e4, 8e4, 2e5, 5e5, 1e6)
+ODD = "s/odd"
+
+
+def rows() -> list[dict]:
+    """Return runs of seven sizes with equal corpus, tokenizer, evaluation and start."""
+    return [
+        {
+            "name": f"s/{n:g}",
+            "status": "done",
+            "params.non_embedding": n,
+            "tokens": 20 * n * (1 + i % 3),
+            "flops": 120 * n**2 * (1 + i % 3),
+            "unique_tokens": 10 * n,
+            "eval.loss": 1 + 20 * n**-0.3 + 40 * (20 * n * (1 + i % 3)) ** -0.3,
+            "eval.completion": 0.1 + 0.1 * i,
+            "corpus.hash": "a" * 64,
+            "data.tokenizer": "bytes",
+            "data.seq_len": 128,
+            "eval.n_sequences": 512,
+            "start.run": "",
+            "start.restore": "weights",
+        }
+        for i, n in enumerate(SIZES)
+    ]
+
+
+def with_odd_row(**changes) -> list[dict]:
+    """Return the rows with one more that differs in `changes`."""
+    odd = rows()[2] | {"name": ODD, "params.non_embedding": 3e4} | changes
+    return [*rows(), odd]
+
+
+DIFFERENCES = {
+    "corpus.hash": "b" * 64,
+    "data.tokenizer": "bpe:512",
+    "data.seq_len": 64,
+    "eval.n_sequences": 8,
+    "start.run": "s/10000",
+}
+LAWS = {
+    "power": laws.power,
+    "chinchilla": laws.chinchilla,
+    "overtrained": laws.overtrained,
+    "isoflop": laws.isoflop,
+    "one_step": laws.one_step,
+    "log_linear": lambda rows, **options: laws.log_linear(rows, "flops", "eval.loss", **options),
+    "envelope": lambda rows, **options: laws.envelope(rows, run="name", **options),
+}
+
+
+@pytest.mark.parametrize("column", DIFFERENCES)
+@pytest.mark.parametrize("law", LAWS)
+def test_laws_refuse_rows_of_another_kind_and_name_them(law, column):
+    mixed_rows = with_odd_row(**{column: DIFFERENCES[column]})
+    with pytest.raises(ValueError, match="the rows are not comparable") as error:
+        LAWS[law](mixed_rows)
+    shown = "start is random weights" if column == "start.run" else f"{column} is "
+    assert shown in str(error.value) and f"for {ODD}" in str(error.value)
+    assert "mixed=True" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_mixed_rows_are_fitted_on_request():
+    mixed_rows = with_odd_row(**{"corpus.hash": "b" * 64})
+    assert laws.power(mixed_rows, mixed=True, bootstrap=0).n == 8
+    assert laws.power(mixed_rows, where={"corpus.hash": "a" * 64}, bootstrap=0).n == 7
+    assert laws.power(mixed_rows, mixed=("corpus",), bootstrap=0).n == 8
+    with pytest.raises(ValueError, match=r"mixed=text is unknown; allowed: True, corpus"):
+        laws.power(mixed_rows, mixed=("text",))
+
+
+def test_published_rows_without_these_columns_are_fitted():
+    columns = ("name", "params.non_embedding", "eval.loss")
+    plain = [{key: row[key] for key in columns} for row in with_odd_row()]
+    assert laws.power(plain, bootstrap=0).n == 8
+    some_recorded = [*plain[:4], *rows()[4:]]
+    assert laws.power(some_recorded, bootstrap=0).n == 7
+    missing = [row | {"corpus.hash": math.nan, "status": math.nan} for row in plain]
+    assert laws.power([*missing[:4], *rows()[4:]], bootstrap=0).n == 7
+
+
+def test_cooldown_branches_start_like_their_trunk():
+    branch = {"start.run": "s/trunk", "start.restore": "full_state"}
+    branches = [row | branch for row in rows()[:3]]
+    assert laws.power([*branches, *rows()[3:]], bootstrap=0).n == 7
+    trunk = rows()[0] | {"name": "s/trunk", "start.run": "other/model"}
+    with pytest.raises(ValueError, match="start is random weights for .*weights of another model"):
+        laws.power([trunk, *branches, *rows()[3:]])
+    elsewhere = [row | branch | {"start.run": "other/trunk"} for row in rows()[:3]]
+    with pytest.raises(ValueError, match="weights of another model for s/10000, s/20000"):
+        laws.power([*elsewhere, *rows()[3:]])
+
+
+def test_runs_that_all_start_from_models_are_comparable():
+    tuned = [row | {"start.run": f"pretrained/{i}"} for i, row in enumerate(rows())]
+    assert laws.power(tuned, bootstrap=0).n == 7
+
+
+def test_input_of_a_law_may_differ():
+    lengths = [row | {"data.seq_len": 2**i, "corpus.hash": str(i)} for i, row in enumerate(rows())]
+    assert laws.power(lengths, x="data.seq_len", bootstrap=0).n == 7
+    subsets = [row | {"corpus.hash": str(i)} for i, row in enumerate(rows())]
+    assert laws.power(subsets, x="unique_tokens", bootstrap=0).n == 7
+
+
+def test_laws_about_a_difference_mix_it_by_themselves():
+    other_corpus = with_odd_row(**{"corpus.hash": "b" * 64, "start.run": "pretrained/1"})
+    assert laws.accuracy_from_loss(other_corpus, bootstrap=0).n == 8
+    with pytest.raises(ValueError, match="data.tokenizer is bytes for"):
+        laws.accuracy_from_loss(with_odd_row(**{"data.tokenizer": "bpe:512"}))
+    base = {"E": 1.0, "A": 20.0, "B": 40.0, "alpha": 0.3}
+    repeated = with_odd_row(**{"corpus.hash": "b" * 64})
+    assert laws.data_constrained(repeated, base=base, bootstrap=0).n == 8
+    scratch = laws.power(rows(), x="tokens", bootstrap=0)
+    tuned = [row | {"start.run": "pretrained/1"} for row in repeated]
+    gained = [row | {"eval.loss": 0.95 * row["eval.loss"]} for row in tuned]
+    assert laws.transfer(gained, n=None, scratch=scratch, bootstrap=0).n >= 2
+
+
+def test_refits_and_holdout_compare_rows():
+    branch = {"start.run": "other/trunk", "start.restore": "full_state"}
+    trunk = rows()[0] | {"name": "other/trunk"}
+    fit = laws.power([trunk, *(row | branch for row in rows()[:2]), *rows()[2:]])
+    assert fit.score.n_origins > 0  # the trunk run is not among the rows of a refit
+    held_out = [rows()[0] | {"name": "other/x", "corpus.hash": "b" * 64}]
+    plain = laws.power(rows(), bootstrap=0)
+    with pytest.raises(ValueError, match="corpus.hash is aaaaaaaaaaaa for .*other/x"):
+        laws.holdout(plain, held_out)
+    assert len(laws.holdout(plain, held_out, mixed=True).predictions) == 1
+
+
+def test_data_frames_are_rows():
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame(rows())
+    fit = laws.power(frame, bootstrap=0)
+    assert fit.params == laws.power(rows(), bootstrap=0).params
+    assert fit.predict(frame.head(2)).value == pytest.approx(fit.fitted[:2])
+    frame.loc[0, "corpus.hash"] = None
+    assert laws.power(frame, bootstrap=0).n == 7
+    assert len(laws.final_evaluations(frame, ["eval.loss"], run="name")) == 7
+    assert len(laws.holdout(fit, frame.head(1)).predictions) == 1
+
+
+@pytest.mark.parametrize("data", [{"N": [1, 2]}, "rows.csv", 7, [1, 2], [["N", 1]]])
+def test_other_data_are_refused_with_a_remedy(data):
+    with pytest.raises(ValueError, match="is of type .*: pass a list of dicts, one per run, or a"):
+        run_table.to_rows(data)

@@ -1,12 +1,13 @@
 """Report page: completeness, missing runs, escaping, verification of figures."""
 
+import pathlib
 import re
 import shutil
 
 import pytest
 from fixtures import made_up_sweep
 
-from lm.reports import figures, report, summary
+from lm.reports import figures, report, summary, task_analysis
 from lm.reports.plots import style
 from lm.runs import provenance, records
 
@@ -107,6 +108,9 @@ def test_sweep_of_one_run_has_a_reason_instead_of_a_law(tmp_path, page_only):
     folder = made_up_sweep.sweep(tmp_path, missing=tuple(made_up_sweep.SIZES)[1:], predict=False)
     text = page_text(folder)
     assert "No law could be fitted" in text and "No prediction was stored" in text
+    assert "parameters without embeddings 31K" in text  # no range and no factor of one size
+    available = figures.available_figures(summary.load_summary(folder))
+    assert "loss" not in available and "compute" in available
 
 
 def test_sweep_without_runs_is_a_page_of_missing_runs(tmp_path):
@@ -194,11 +198,15 @@ def test_events_are_listed_and_escaped(tmp_path, page_only):
 def test_joint_prediction_is_listed_beside_that_of_size(tmp_path, page_only):
     folder = made_up_sweep.sweep(tmp_path)
     stored = records.read_json(folder / "prediction.json")
-    joint = {"value": 1.4, "lo": 1.3, "hi": 1.5, "level": 0.95, "runs": ["toy/30K", "toy/60K"]}
+    joint = {"value": 1.4, "lo": 1.3, "hi": 1.5, "level": 0.95}
+    joint["runs"] = ["toy/30K", "toy/60K", "toy/120K"]
     records.write_json(folder / "prediction.json", stored | {"joint": joint})
     text = page_text(folder)
     assert "size and tokens Held-out loss, L (nats per token) 1.400 1.300 to 1.500" in text
-    assert "The law of size and tokens was fitted to toy/30K, toy/60K." in text
+    assert "The law of size and tokens was fitted to toy/30K, toy/60K, toy/120K." in text
+    two_budgets = stored | {"joint": joint | {"runs": joint["runs"][:2]}}
+    records.write_json(folder / "prediction.json", two_budgets)
+    assert "is not shown: 2 token budgets do not determine E, B and beta" in page_text(folder)
     records.write_json(folder / "prediction.json", stored | {"joint": {"refused": "too few"}})
     text = page_text(folder)
     assert "The law of size and tokens gave no prediction: too few." in text
@@ -227,6 +235,7 @@ def test_runs_on_other_token_budgets_are_excluded(tmp_path, page_only):
         records.write_json(folder / f"{size}-short" / "config.json", config)
         records.write_facts(folder / f"{size}-short", tokens=1_000_000)
         records.write_facts(folder / size, tokens=2_000_000)
+    (folder / "sweep.json").unlink()
     text = page_text(folder)
     assert "300K-short done trained on 1M tokens; the law is for 2M" in text
 
@@ -243,3 +252,148 @@ def test_hostile_source_names_are_escaped(tmp_path, page_only):
         records.write_facts(folder / name, **{f"epochs.{HOSTILE}": 1.0, "devices.kind": HOSTILE})
     text = report.write_report(folder).read_text(encoding="utf-8")
     assert "<img" not in text and "&lt;img src=x" in text
+
+
+def add_other_run(folder, loss=0.15):
+    """Write a fine-tuned run on another corpus into the folder of a sweep."""
+    shutil.copytree(folder / "1.6M", folder / "tuned")
+    config = records.read_json(folder / "tuned" / "config.json") | {"name": "toy/tuned"}
+    config["start"]["run"], config["is_prediction_target"] = "toy/1.6M", False
+    records.write_json(folder / "tuned" / "config.json", config)
+    records.write_facts(folder / "tuned", **{"corpus.hash": "f" * 16})
+    stored = records.load_evals(folder / "tuned")[-1]
+    records.append_record(folder / "tuned" / "evals.jsonl", stored | {"loss": loss})
+
+
+def test_other_runs_do_not_change_the_report(tmp_path, page_only):
+    folder = made_up_sweep.sweep(tmp_path)
+    before = page_text(folder)
+    add_other_run(folder)
+    after = page_text(folder)
+    note = f"1 run here is not part of this sweep: {folder / 'tuned'} (done)"
+    assert after.replace(note, "").split() == before.split() and note in after
+    sweep = summary.load_summary(folder)
+    assert [row["name"] for row in sweep.others] == ["toy/tuned"]
+    assert all("tuned" not in law.data.names for law, _ in sweep.laws.values() if law)
+
+
+def test_laws_of_a_folder_with_several_corpora_are_refused(tmp_path, page_only):
+    folder = made_up_sweep.sweep(tmp_path, predict=False)
+    add_other_run(folder)
+    (folder / "sweep.json").unlink()
+    text = page_text(folder)
+    assert "No law could be fitted: the rows are not comparable: corpus.hash is" in text
+    assert "ffffffffffffffff for toy/tuned" in text
+
+
+def test_damaged_runs_are_named_and_others_shown(tmp_path, page_only):
+    folder = made_up_sweep.sweep(tmp_path, predict=False)
+    (folder / "30K" / "facts.json").write_text("{")
+    metrics = folder / "60K" / "metrics.jsonl"
+    metrics.write_bytes(b"\xff\n" + metrics.read_bytes())
+    text = page_text(folder)
+    assert "30K/facts.json is not valid JSON" in text and "The run is left out." in text
+    assert "60K/metrics.jsonl: 1 invalid line was skipped" in text
+    assert "30K missing" not in text and "L(N) =" in text
+
+
+@pytest.mark.parametrize("n_runs, status", [(0, ""), (1, ""), (1, "running"), (3, "failed")])
+def test_page_of_few_runs_never_shows_nan(tmp_path, page_only, n_runs, status):
+    """The sweep has n runs, of which the last has `status`; the prediction has no interval."""
+    sizes = list(made_up_sweep.SIZES)
+    statuses = {sizes[n_runs - 1]: (status, "stopped")} if status and n_runs else {}
+    folder = made_up_sweep.sweep(
+        tmp_path, status=statuses, missing=sizes[n_runs:-1] if n_runs else sizes
+    )
+    stored = records.read_json(folder / "prediction.json")
+    if "value" in stored:
+        records.write_json(folder / "prediction.json", stored | {"lo": None, "hi": None})
+    text = report.write_report(folder).read_text(encoding="utf-8")
+    shown = visible_text(text) + " ".join(re.findall(r'"tip:([^"]*)"', text))
+    assert not re.search(r"\b(nan|inf|NaN)\b", shown)
+
+
+def test_prediction_without_an_interval_is_stated(tmp_path, page_only):
+    folder = made_up_sweep.sweep(tmp_path)
+    stored = records.read_json(folder / "prediction.json")
+    for bounds in ({"lo": None, "hi": None}, {"lo": "nan", "hi": "nan"}):
+        records.write_json(folder / "prediction.json", stored | bounds)
+        text = page_text(folder)
+        assert f"predicted {stored['value']:#.4g} (no interval) for toy/1.6M" in text
+        assert "The prediction has no interval to compare the result with." in text
+
+
+def test_fixed_tokens_have_no_law_of_compute(tmp_path):
+    folder = made_up_sweep.sweep(tmp_path)
+    assert summary.load_summary(folder).laws["compute"][0]  # tokens in proportion to the size
+    for size in made_up_sweep.SIZES:
+        facts = records.read_facts(folder / size)
+        flops = facts["flops"] / facts["tokens"] * 2_000_000
+        records.write_facts(folder / size, tokens=2_000_000, flops=flops)
+    fit, reason = summary.load_summary(folder).laws["compute"]
+    assert fit is None
+    assert (
+        reason == "all runs have 2M tokens, so compute depends on the size alone: see the law"
+        " of size"
+    )
+
+
+def test_law_of_compute_uses_the_frontier_of_several_budgets():
+    ladder = summary.load_summary(pathlib.Path(__file__).parents[2] / "notebooks/data/real_ladder")
+    fit, _ = ladder.laws["compute"]
+    losses = [row["eval.loss"] for row in fit.data.rows]
+    assert fit.n < len(ladder.finished) and losses == sorted(losses, reverse=True)
+
+
+def test_truncated_and_skipped_prompts_are_counted(tmp_path, page_only):
+    folder = made_up_sweep.sweep(tmp_path)
+    results = {"task.modular.n_cut": 31, "task.modular.n_left_out": 0}
+    results |= {"task.copy?length=4.n_left_out": 5}
+    last = records.load_evals(folder / "30K")[-1]["step"]
+    records.extend_evals(folder / "30K", last, results)
+    text = page_text(folder)
+    assert (
+        "Prompts that lost their beginning, because they exceed the context: modular 31 of" in text
+    )
+    assert (
+        "Prompts that were skipped, because they exceed the context: copy?length=4 5 of 105."
+        in text
+    )
+
+
+def test_invalid_results_are_stated_and_not_shown(tmp_path, page_only):
+    folder = made_up_sweep.sweep(tmp_path)
+    for size in made_up_sweep.SIZES:
+        records.write_facts(folder / size, invalid_results={"task.modular": "Scored wrongly."})
+    stored = records.read_json(folder / "prediction.json")
+    tasks = {"modular": {"value": 0.5, "lo": 0.4, "hi": 0.6}}
+    records.write_json(folder / "prediction.json", stored | {"tasks": tasks})
+    text = page_text(folder)
+    assert text.count("modular") == 1
+    assert "Marked as invalid and not shown: modular. Scored wrongly." in text
+    assert "predicted_tasks" not in figures.available_figures(summary.load_summary(folder))
+
+
+def test_committed_ladder_marks_wrongly_scored_tasks():
+    """The prompts of brackets were tokenized in a way that never occurs in training."""
+    folder = pathlib.Path(__file__).parents[2] / "notebooks/data/real_ladder"
+    sweep = summary.load_summary(folder)
+    assert set(sweep.invalid_results) == {f"task.brackets?depth={depth}" for depth in (2, 3, 4)}
+    tasks = task_analysis.task_names(sweep.rows)
+    assert len(tasks) == 21 and not any("brackets" in task for task in tasks)
+    assert sweep.prediction and not any("brackets" in task for task in sweep.prediction["tasks"])
+
+
+def test_held_out_documents_are_counted_per_source(tmp_path, page_only):
+    folder = made_up_sweep.sweep(tmp_path)
+    assert "Sources: code, docs. These runs do not record the number of held-out" in page_text(
+        folder
+    )
+    for size in made_up_sweep.SIZES:
+        facts = {"documents.heldout.code": 19, "documents.train.code": 1900, "duplicates.code": 3}
+        facts |= {"documents.heldout.docs": 80, "dropped.short.docs": 7}
+        records.write_facts(folder / size, **facts)
+    text = page_text(folder)
+    assert "code 1,900 19 3" in text and "docs – 80 – 7 short" in text
+    assert "code has only 19 held-out documents, below 50" in text
+    assert "docs has only" not in text

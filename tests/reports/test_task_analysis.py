@@ -151,3 +151,22 @@ def test_accuracies_explained_by_guessing_give_no_prediction():
     falling = rows((0.36, 0.33, 0.28, 0.26), n=100, bits_per_byte=(3.0, 2.5, 2.0, 1.5))
     predictions = task_analysis.predict_task_accuracy(falling, 1e6, bootstrap=50)
     assert "is above chance" in predictions["t"]["refused"]
+
+
+def test_verdicts_use_the_largest_token_budget():
+    long = [row | {"tokens": 2_000_000} for row in rows([0.3, 0.5, 0.6, 0.8, 0.9])]
+    short = [
+        row | {"tokens": 1_000_000, "name": row["name"] + "-short"}
+        for row in rows([0.0, 0.0, 0.0, 0.0, 0.0])
+    ]
+    trunk = long[0] | {"name": "s/trunk", "eval.task.t.accuracy": 1.0, "tokens": 1_900_000}
+    branch = {"start.run": "s/trunk", "start.restore": "full_state"}
+    branches = [row | branch for row in long]
+    (mixed,) = task_analysis.task_verdicts([trunk, *short, *branches])
+    (alone,) = task_analysis.task_verdicts(long)
+    assert mixed == alone and mixed["best_accuracy"] == 0.9
+
+
+def test_jump_needs_two_runs():
+    answer = {"exact": [0.5], "tokens": [4.0], "token_probability": [0.8], "p_right": [0.4]}
+    assert task_analysis.largest_jumps(rows([0.5], **answer)) == []

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import shutil
 
 import pytest
 from fixtures import made_up_sweep
@@ -164,3 +165,16 @@ def test_committed_ladder_is_complete_small_and_portable():
     assert {row["name"] for row in rows} == set(facts["runs"]) and len(rows) >= 30
     assert {row["status"] for row in rows} == {"done"}
     assert prediction["target"] not in prediction["runs"] and prediction["value"] > 0
+
+
+def test_other_runs_are_not_archived_and_marks_are(sweep, tmp_path):
+    folder = shutil.copytree(sweep, tmp_path / "toy")
+    shutil.copytree(folder / "30K", folder / "tuned")
+    config = records.read_json(folder / "tuned" / "config.json") | {"name": "toy/tuned"}
+    records.write_json(folder / "tuned" / "config.json", config)
+    records.write_facts(folder / "30K", invalid_results={"task.modular": "wrong"})
+    archive.archive_sweep(folder, tmp_path / "archive")
+    assert not (tmp_path / "archive" / "tuned").exists()
+    assert "task.modular.accuracy" in (tmp_path / "archive/30K/evals.jsonl").read_text()
+    row = next(r for r in records.load_runs(tmp_path / "archive") if r["name"] == "toy/30K")
+    assert "eval.task.modular.accuracy" not in row and row["invalid_results"]

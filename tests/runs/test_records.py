@@ -1,7 +1,7 @@
-"""Run directories, rows and task results."""
+"""Run directories and rows."""
 
 import json
-import math
+import shutil
 
 import pytest
 
@@ -94,9 +94,114 @@ def test_config_is_loaded_from_a_moved_folder(run, tmp_path):
 
 def test_broken_json_file_is_named(run):
     records.start_run(run, {})
-    (records.run_dir(run) / "facts.json").write_text("{")
-    with pytest.raises(ValueError, match="facts.json is not valid JSON"):
-        records.load_runs(run.dir)
+    for content in ("{", "[]", "7"):
+        (records.run_dir(run) / "facts.json").write_text(content)
+        with pytest.raises(ValueError, match=r"facts.json (is not valid|must be a) JSON") as error:
+            records.load_runs(run.dir)
+        assert "\n" not in str(error.value)
+
+
+def finished_run(folder, name: str, loss: float = 2.0) -> None:
+    """Write a finished run with two evaluations."""
+    run = schema.Run(name=name, dir=str(folder))
+    records.start_run(run, {"params.non_embedding": 7, "tokens": 9})
+    path = records.run_dir(run)
+    for step, value in ((10, loss + 1), (20, loss)):
+        records.append_record(path / "evals.jsonl", {"attempt": 1, "step": step, "loss": value})
+        records.append_record(path / "metrics.jsonl", {"attempt": 1, "step": step, "loss": value})
+    records.write_facts(path, status="done", ends_at=20)
+
+
+def names(rows: list[dict]) -> list[str]:
+    return sorted(row["name"] for row in rows)
+
+
+@pytest.fixture
+def sweep_dir(tmp_path):
+    """Return the folder of a sweep of two runs, with two other runs in it."""
+    for name in ("s/a", "s/b", "s/tuned", "s/more/deep"):
+        finished_run(tmp_path, name)
+    records.write_json(tmp_path / "s" / "sweep.json", {"runs": ["s/a", "s/b", "s/planned"]})
+    return tmp_path / "s"
+
+
+def test_sweep_consists_of_the_runs_in_its_file(sweep_dir):
+    for path in (sweep_dir, sweep_dir.parent):
+        assert names(records.load_runs(path)) == ["s/a", "s/b"]
+        rows = records.load_runs(path, include_others=True)
+        assert names(rows) == ["s/a", "s/b", "s/more/deep", "s/tuned"]
+        assert {row["name"]: row["in_sweep"] for row in rows} == {
+            "s/a": True, "s/b": True, "s/more/deep": False, "s/tuned": False,
+        }  # fmt: skip
+    (row,) = records.load_runs(sweep_dir / "tuned")  # a run that is named explicitly
+    assert row["in_sweep"]
+
+
+def test_folder_without_a_sweep_file_has_all_runs(sweep_dir):
+    (sweep_dir / "sweep.json").unlink()
+    assert len(records.load_runs(sweep_dir)) == 4
+    finished_run(sweep_dir.parent, "other/x")
+    records.write_json(sweep_dir.parent / "other" / "sweep.json", {"runs": ["other/y"]})
+    assert len(records.load_runs(sweep_dir.parent)) == 4
+
+
+def test_copied_sweep_keeps_its_runs_and_copied_runs_do_not_count(sweep_dir, tmp_path):
+    shutil.copytree(sweep_dir / "a", sweep_dir / "a-copy")
+    shutil.copytree(sweep_dir / "a", sweep_dir / "backup" / "a")
+    copy = shutil.copytree(sweep_dir, tmp_path / "elsewhere" / "renamed")
+    assert names(records.load_runs(copy)) == ["s/a", "s/b"]
+    assert len(records.load_runs(copy, include_others=True)) == 6
+
+
+def test_run_with_the_name_of_a_checkpoint_folder_is_loaded(sweep_dir):
+    finished_run(sweep_dir.parent, "s/checkpoints")
+    records.write_json(sweep_dir / "a" / "checkpoints" / "20" / "config.json", {"not": "a run"})
+    assert len(records.load_runs(sweep_dir, include_others=True)) == 5
+
+
+def test_unreadable_run_hides_only_itself(sweep_dir):
+    (sweep_dir / "a" / "facts.json").write_text('{"status": "do')
+    with pytest.warns(UserWarning, match="a/facts.json is not valid JSON.*The run is left out"):
+        assert names(records.load_runs(sweep_dir)) == ["s/b"]
+    (sweep_dir / "b" / "config.json").write_bytes(b"\xff")
+    assert len(records.load_folder(sweep_dir).unreadable) == 2
+
+
+@pytest.mark.parametrize(
+    "line", [b'{"step": 15, "l\xefss": 1.0}', b'{"step": 15, "lo', b"#", b"[]"]
+)
+def test_invalid_lines_are_passed_over(sweep_dir, line):
+    for name in ("metrics.jsonl", "evals.jsonl", "events.jsonl"):
+        file = sweep_dir / "a" / name
+        content = file.read_bytes() if file.exists() else b""
+        file.write_bytes(line + b"\n" + content)
+    assert names(records.load_runs(sweep_dir)) == ["s/a", "s/b"]
+    assert [row["step"] for row in records.load_metrics(sweep_dir / "a")] == [10, 20]
+    assert records.attempt_metrics(sweep_dir / "a", before=2)[0]["step"] == 20
+    assert records.load_events(sweep_dir / "a") == []
+    records.repair_records(sweep_dir / "a")  # the next attempt
+
+
+def test_missing_final_evaluation_is_not_replaced_by_an_older_one(sweep_dir):
+    file = sweep_dir / "a" / "evals.jsonl"
+    lines = file.read_text().splitlines()
+    file.write_text(f"{lines[0]}\n#{lines[1]}\n")
+    row = next(row for row in records.load_runs(sweep_dir) if row["name"] == "s/a")
+    assert "eval.loss" not in row
+    assert row["reason"] == "evals.jsonl has no valid evaluation of the final step 20"
+
+
+def test_results_marked_as_invalid_are_left_out(sweep_dir):
+    results = {"task.b?d=2.accuracy": 0.0, "task_se.b?d=2.accuracy": 0.1, "task.b?d=3.n": 5}
+    results |= {"loss.code": 1.0, "loss_se.code": 0.1, "completion": 0.5, "completion_se": 0.1}
+    records.extend_evals(sweep_dir / "a", 20, results)
+    invalid = {"task.b?d=2": "why", "loss.code": "why", "completion": "why"}
+    records.write_facts(sweep_dir / "a", invalid_results=invalid)
+    row = next(row for row in records.load_runs(sweep_dir) if row["name"] == "s/a")
+    columns = {key for key in row if key.startswith("eval.") and key[5:] in results}
+    assert columns == {"eval.task.b?d=3.n"} and row["eval.loss"] == 2.0
+    assert row["invalid_results"] == invalid
+    assert records.parse_json_lines(sweep_dir / "a" / "evals.jsonl")[-1]["loss.code"] == 1.0
 
 
 def test_invalid_lines_and_older_attempts_are_skipped(run):
@@ -132,20 +237,6 @@ def test_run_name_cannot_leave_its_folder(run, name):
         with pytest.raises(ValueError, match="must consist of letters, digits"):
             validation.validate_run(run)
         run.name = "valid"
-
-
-def test_task_results_of_rows_and_evaluations_are_nested():
-    stored = {"step": 3, "loss.docs": 1.0}
-    stored |= {"task.copy?length=4&p=0.5.accuracy": 0.5, "task.copy?length=4&p=0.5.n": 100}
-    stored["task_se.copy?length=4&p=0.5.accuracy"] = 0.1
-    task = {"accuracy": {"value": 0.5, "se": 0.1}, "n": {"value": 100.0, "se": 0.0}}
-    row = {f"eval.{key}": value for key, value in stored.items()}
-    for values in (stored, row):
-        assert records.task_results(values) == {"copy?length=4&p=0.5": task}
-    assert records.task_column("copy?length=4&p=0.5") in row
-    assert records.task_result(row, "copy?length=4&p=0.5", "n") == task["n"]
-    assert records.task_result(row, "sort") is None
-    assert math.isnan(records.task_value({"task.a.brier": "nan"}, "a", "brier"))
 
 
 def test_runs_of_version_0_1_are_refused_in_one_line(tmp_path):

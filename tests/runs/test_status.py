@@ -1,6 +1,7 @@
 """Status and progress of the runs of a sweep."""
 
 import os
+import shutil
 import time
 
 from fixtures import made_up_sweep
@@ -44,3 +45,49 @@ def test_hours_left_are_unknown_if_a_speed_is_unknown(tmp_path):
     runs = status.run_statuses(folder)
     assert status.sweep_progress(runs)["device_hours_left"] is None
     assert status.sweep_progress([])["share"] == 0.0
+
+
+def add_other_run(folder, name="tuned"):
+    """Copy a run of the sweep and give it another name."""
+    shutil.copytree(folder / "30K", folder / name)
+    config = records.read_json(folder / name / "config.json") | {"name": f"{folder.name}/{name}"}
+    records.write_json(folder / name / "config.json", config)
+
+
+def test_other_runs_are_listed_apart(tmp_path):
+    folder = made_up_sweep.sweep(tmp_path, predict=False)
+    expected = status.sweep_progress(status.run_statuses(folder))
+    add_other_run(folder)
+    runs, notes = status.folder_status(folder)
+    assert len(runs) == 6 and status.sweep_progress(runs) == expected
+    assert notes == [f"1 run here is not part of this sweep: {folder / 'tuned'} (done)"]
+
+
+def test_runs_are_sorted_by_sweep(tmp_path):
+    for name in ("b", "a"):
+        made_up_sweep.sweep(tmp_path, name, missing=("60K",), predict=False)
+    sweeps = [run["name"].partition("/")[0] for run in status.run_statuses(tmp_path)]
+    assert sweeps == ["a"] * 6 + ["b"] * 6
+    planned = [run["name"] for run in status.run_statuses(tmp_path) if run["status"] == "planned"]
+    assert planned == ["a/60K", "b/60K"]
+
+
+def test_damaged_records_hide_only_their_run(tmp_path):
+    folder = made_up_sweep.sweep(tmp_path, predict=False)
+    (folder / "30K" / "facts.json").write_text("{")
+    metrics = folder / "60K" / "metrics.jsonl"
+    metrics.write_bytes(metrics.read_bytes().replace(b"loss", b"l\xffss", 1))
+    runs, notes = status.folder_status(folder)
+    by_name = {run["name"]: run["status"] for run in runs}
+    assert by_name["toy/30K"] == "unreadable" and by_name["toy/60K"] == "done"
+    assert "30K/facts.json is not valid JSON" in notes[0]
+    assert notes[1] == f"{metrics}: 1 invalid line was skipped"
+    (folder / "plan.json").write_text('{"runs": [{"name": "toy/x"}]}')
+    assert "plan.json: a run has no name, flops or seconds" in status.folder_status(folder)[1][-1]
+
+
+def test_loss_that_is_not_a_number_is_unknown(tmp_path):
+    folder = made_up_sweep.sweep(tmp_path, status={"30K": ("diverged", "loss")}, predict=False)
+    row = records.load_metrics(folder / "30K")[-1] | {"loss": float("nan")}
+    records.append_record(folder / "30K" / "metrics.jsonl", row)
+    assert status.run_statuses(folder)[0]["loss"] is None

@@ -9,6 +9,8 @@ import pytest
 from tensorboardX import event_file_writer
 from tensorboardX.proto import event_pb2
 
+from lm.data import dataset
+from lm.parallel import mesh
 from lm.runs import records
 from lm.training import metric_log
 
@@ -74,3 +76,12 @@ def test_wandb_receives_each_row_at_its_step(tiny, monkeypatch):
     write({"step": 5, "loss": 2.5})
     close()
     assert calls == [tiny.name, (5, {"loss": 2.5}), "finished"]
+
+
+def test_run_records_the_documents_of_each_source(tiny):
+    text = dataset.open_dataset(tiny.data, tiny.seed)
+    facts = metric_log.collect_run_facts(tiny, text, mesh.make_mesh(tiny.mesh), 1e9)
+    (source,) = tiny.data.sources
+    manifest = text.manifests[source]
+    assert facts[f"documents.heldout.{source}"] == manifest.documents["heldout"] > 0
+    assert facts[f"duplicates.{source}"] == manifest.duplicates

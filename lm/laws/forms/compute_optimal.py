@@ -12,7 +12,7 @@ import numpy as np
 from lm.laws import fit, run_table
 from lm.laws.forms import log_linear
 
-OPTIONS = ("hull", "points", "edges", "where", "bootstrap", "seed", "reach")
+OPTIONS = ("hull", "points", "edges", "where", "mixed", "bootstrap", "seed", "reach")
 UNKNOWN_INTERVAL = (float("nan"), float("nan"))
 
 
@@ -65,7 +65,7 @@ def envelope(
     there. Prefer a constant learning rate, or the final rows of runs of many lengths.
 
     Parameters: exponent, k; derived: log10_k. fit.envelope has the points. Other options: where,
-    bootstrap, seed, reach.
+    mixed, bootstrap, seed, reach.
     """
     parsed = fit.parse_options("envelope", options, EnvelopeOptions(), OPTIONS)
     for name, allowed in (("hull", ("lower", "convex")), ("edges", ("drop", "keep"))):
@@ -73,7 +73,7 @@ def envelope(
             raise ValueError(
                 f"{name}={getattr(parsed, name)!r} is unknown; allowed: {', '.join(allowed)}"
             )
-    data = run_table.select_columns(rows, [n, c, y], run, parsed.where)
+    data = run_table.select_columns(rows, [n, c, y], run, parsed.where, mixed=parsed.mixed)
     log_n, log_c, log_y = (np.log(data.columns[k]) for k in (n, c, y))
     if parsed.hull == "convex":
         index = _lower_hull(log_c, log_y)
@@ -203,10 +203,9 @@ class Allocation:
         return self.d / self.n
 
     def __str__(self) -> str:
-        (n_lo, n_hi), (d_lo, d_hi) = self.n_interval, self.d_interval
         return (
-            f"C = {self.flops:.4g}: N* = {self.n:.4g} [{n_lo:.4g}, {n_hi:.4g}], "
-            f"D* = {self.d:.4g} [{d_lo:.4g}, {d_hi:.4g}], "
+            f"C = {self.flops:.4g}: N* = {self.n:.4g}{fit.format_interval(*self.n_interval)}, "
+            f"D* = {self.d:.4g}{fit.format_interval(*self.d_interval)}, "
             f"{self.tokens_per_param:.3g} tokens per parameter"
             + (f"; {self.note}" if self.note else "")
         )

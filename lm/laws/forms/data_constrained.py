@@ -50,13 +50,15 @@ def data_constrained(
     `predict(N, D, U)` returns L. Parameters: R_D, R_N (R* in the paper: the repeats, and the excess
     parameters, that have value). The objective is often flat: fit.optima has other optima within
     1%. fixed has R_D or R_N; starts is a grid {"R_D": [...], "R_N": [...]}. Options: tied, loss,
-    delta, fixed, starts, group, where, bootstrap, resample, seed, reach.
+    delta, fixed, starts, group, where, mixed, bootstrap, resample, seed, reach.
     """
-    defaults = fit.FitOptions(tied=True)
+    defaults = fit.FitOptions(tied=True, mixed=("corpus",))
     parsed = fit.parse_options("data_constrained", options, defaults, OPTIONS)
     columns = {"N": n, "D": d, "U": unique, "L": y}
     if base is None:
-        data = run_table.select_columns(rows, list(columns.values()), parsed.group, parsed.where)
+        data = run_table.select_columns(
+            rows, list(columns.values()), parsed.group, parsed.where, mixed=parsed.mixed
+        )
         base = _fit_base(data, columns, excess, parsed)
     return _fit_repeats(rows, columns, base, excess, parsed)
 
@@ -69,7 +71,9 @@ def _fit_repeats(
     options: fit.FitOptions,
 ) -> DataConstrainedFit:
     """Fit R_D and R_N given the base law."""
-    data = run_table.select_columns(rows, list(columns.values()), options.group, options.where)
+    data = run_table.select_columns(
+        rows, list(columns.values()), options.group, options.where, mixed=options.mixed
+    )
     params = _base_params(base)
     names = ["R_D", "R_N"] if excess else ["R_D"]
     fixed = dict(options.fixed or {})
@@ -84,7 +88,8 @@ def _fit_repeats(
         )
     problem = _build_problem(RepeatedData(params, names, fixed, n, d, unique), columns, options)
     result = estimation.fit_problem(problem, data, options).extend(DataConstrainedFit, base=params)
-    same = replace(options, where=None)  # data.rows are the included rows
+    # data.rows are the included rows, which are comparable.
+    same = replace(options, where=None, mixed=True)
 
     def refit(rows: run_table.Rows | None = None, **changes: Any) -> fit.Fit:
         rows = data.rows if rows is None else rows
@@ -198,7 +203,7 @@ def _fit_base(
     """Fit the base law and R alternately, and return the base law of the best objective."""
     n, d, unique, y = columns.values()
     chinchilla = fit.FitOptions(
-        tied=options.tied, loss=options.loss, delta=options.delta, bootstrap=0
+        tied=options.tied, loss=options.loss, delta=options.delta, bootstrap=0, mixed=True
     )
     repeats = replace(chinchilla, fixed=options.fixed, starts=options.starts)
     single_epoch = [
@@ -275,9 +280,9 @@ def transfer(
     Rows below the irreducible loss of that fit, and rows with D_T <= 0, are excluded.
 
     Parameters: exponent (alpha), exponent2 (beta), k. `predict(D_F, N)` returns D_T. Options:
-    group, where, bootstrap, resample, seed, reach.
+    group, where, mixed, bootstrap, resample, seed, reach.
     """
-    defaults = fit.FitOptions()
+    defaults = fit.FitOptions(mixed=("corpus", "start"))
     parsed = fit.parse_options("transfer", options, defaults, fit.RESAMPLING_OPTIONS)
     if (scratch is None) == (effective is None):
         raise ValueError(
@@ -287,9 +292,11 @@ def transfer(
     column = effective or "data.transferred"
     excluded: list[tuple[str, str]] = []
     if scratch is not None:
-        data = run_table.select_columns(rows, [*inputs, y], parsed.group, parsed.where)
+        data = run_table.select_columns(
+            rows, [*inputs, y], parsed.group, parsed.where, mixed=parsed.mixed
+        )
         rows, excluded = _with_transferred_data(data, d, n, y, scratch, column)
-        parsed = replace(parsed, where=None)
+        parsed = replace(parsed, where=None, mixed=True)
     result = log_linear.fit_line(rows, inputs, column, "transfer", parsed)
     if excluded:
         result.data.excluded[:] = excluded

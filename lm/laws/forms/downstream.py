@@ -21,7 +21,7 @@ FORMS = {
 }
 OPTIONS = (
     *("order", "drop", "window", "loss", "delta"),
-    *("where", "bootstrap", "resample", "seed", "reach"),
+    *("where", "mixed", "bootstrap", "resample", "seed", "reach"),
 )
 
 
@@ -30,6 +30,7 @@ class AccuracyOptions(fit.FitOptions):
     """Options of `accuracy_from_loss`, which describes them."""
 
     loss: str = "squares"
+    mixed: bool | tuple[str, ...] = ("corpus", "start")
     order: str = "tokens"
     drop: float = 0.0
     window: int = 1
@@ -66,8 +67,9 @@ def accuracy_from_loss(
     With `run`, the first fraction `drop` of each run, sorted by `order`, is excluded. Both columns
     become trailing means over `window` evaluations (see `run_table.smooth_evaluations`), and whole
     runs are resampled. loss: squares, huber or absolute, of the accuracy. Other options: delta,
-    where, bootstrap, resample, seed, reach. `predict(L)` returns the accuracy. Raises ValueError
-    for accuracies that do not exceed chance, and for accuracies or losses that are all equal.
+    where, mixed, bootstrap, resample, seed, reach. `predict(L)` returns the accuracy. Raises
+    ValueError for accuracies that do not exceed chance, and for accuracies or losses that are all
+    equal.
     """
     if form not in FORMS:
         raise ValueError(f"form={form!r} is unknown; known: {', '.join(FORMS)}")
@@ -78,12 +80,12 @@ def accuracy_from_loss(
 def _fit_curve(rows, x, y, form, chance, anchor, run, options: AccuracyOptions) -> AccuracyFit:
     """Fit the curve of `accuracy_from_loss`."""
     if run is not None:
-        selected = run_table.select_columns(list(rows), [x, y], run, options.where, [x, y]).rows
+        data = run_table.select_columns(rows, [x, y], run, options.where, [x, y], options.mixed)
         rows = run_table.smooth_evaluations(
-            selected, [x, y], run, options.order, options.drop, options.window
+            data.rows, [x, y], run, options.order, options.drop, options.window
         )
-        options = replace(options, where=None)
-    data = run_table.select_columns(rows, [x, y], run, options.where, [x, y])
+        options = replace(options, where=None, mixed=True)
+    data = run_table.select_columns(rows, [x, y], run, options.where, [x, y], options.mixed)
     losses, accuracies = data.columns[x], data.columns[y]
     _check_range(y, accuracies, data.names)
     _check_above_chance(y, accuracies, losses, chance)
@@ -100,8 +102,8 @@ def _fit_curve(rows, x, y, form, chance, anchor, run, options: AccuracyOptions) 
         result.warnings.append(
             f"the loss explains only {result.r_squared:.0%} of the variance of the accuracy"
         )
-    # The rows of the table are already selected and smoothed.
-    same = replace(options, where=None, drop=0.0, window=1)
+    # The rows of the table are already selected, compared and smoothed.
+    same = replace(options, where=None, mixed=True, drop=0.0, window=1)
 
     def refit(rows: run_table.Rows | None = None, **changes: Any) -> fit.Fit:
         rows = data.rows if rows is None else rows
@@ -361,7 +363,9 @@ def one_step(
         "one_step", options, fit.FitOptions(loss="log_squares"), power_laws.OPTIONS
     )
     inputs = power_laws.letter_inputs(x)
-    data = run_table.select_columns(rows, [*inputs.values(), y], parsed.group, parsed.where, [y])
+    data = run_table.select_columns(
+        rows, [*inputs.values(), y], parsed.group, parsed.where, [y], parsed.mixed
+    )
     accuracies = data.columns[y]
     q = (accuracies - chance) / (1 - chance)
     is_valid = (q > 0) & (q < 1)
@@ -372,7 +376,7 @@ def one_step(
         )
     column = f"-log {y}"
     valid_rows = [{**data.rows[i], column: float(-np.log(q[i]))} for i in np.flatnonzero(is_valid)]
-    power_options = replace(parsed, group=None, where=None)
+    power_options = replace(parsed, group=None, where=None, mixed=True)
     result = power_laws.sum_of_powers(valid_rows, inputs, column, "power", False, power_options)
     result.data.excluded[:] = data.excluded + [
         (data.names[i], f"{y} is {accuracies[i]:g}, not between chance and 1")

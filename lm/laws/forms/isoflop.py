@@ -13,7 +13,7 @@ from lm.laws.forms import isoflop_minima, log_linear
 
 OPTIONS = (
     *("method", "budgets", "tolerance", "nearest", "log_loss", "edges", "points", "noise"),
-    *("median", "weighted", "where", "bootstrap", "resample", "seed", "reach"),
+    *("median", "weighted", "where", "mixed", "bootstrap", "resample", "seed", "reach"),
 )
 
 
@@ -52,13 +52,13 @@ def isoflop(
     uses the median of the resamples as x*. weighted=True weights budgets by 1 / var(log x*).
 
     Parameters: exponent, k; derived: log10_k. fit.budgets has an `isoflop_minima.BudgetMinimum` per
-    budget. Other options: where, bootstrap, seed, reach. Approach 2 is biased unless the two
+    budget. Other options: where, mixed, bootstrap, seed, reach. Approach 2 is biased unless the two
     exponents of the loss are equal and the sizes are centered: prefer `chinchilla` if both are
     possible. Raises ValueError if fewer than two budgets have a minimum.
     """
     parsed = fit.parse_options("isoflop", options, isoflop_minima.IsoflopOptions(), OPTIONS)
     _check_choices(parsed)
-    data = run_table.select_columns(rows, [x, c, y], None, parsed.where)
+    data = run_table.select_columns(rows, [x, c, y], None, parsed.where, mixed=parsed.mixed)
     groups = _group_by_budget(data.columns[c], parsed)
     budgets = [
         isoflop_minima.fit_budget(budget, data.columns[x][index], data.columns[y][index], parsed)

@@ -17,8 +17,8 @@ def log_linear(rows: run_table.Rows, x: str | Sequence[str], y: str, **options: 
 
     Several columns x give y = k x1^exponent x2^exponent2. Parameters: exponent (exponent2, ...), k;
     derived: log10_k, the intercept in log10. `predict(x)`. fit.r_squared is the explained fraction
-    of the variance of log y. Options (`fit.FitOptions`): weights, group, where, bootstrap,
-    resample, seed, reach.
+    of the variance of log y. Options (`fit.FitOptions`): weights, group, where, mixed,
+    bootstrap, resample, seed, reach.
     """
     defaults = fit.FitOptions(loss="log_squares")
     parsed = fit.parse_options("log_linear", options, defaults, LINE_OPTIONS)
@@ -35,10 +35,13 @@ def fit_line(
     """
     xs = [x] if isinstance(x, str) else list(x)
     weights = [options.weights] if options.weights else []
-    data = run_table.select_columns(rows, [*xs, *weights, y], options.group, options.where)
+    columns = [*xs, *weights, y]
+    data = run_table.select_columns(
+        rows, columns, options.group, options.where, mixed=options.mixed
+    )
     problem = _build_line_problem(data, xs, y, law)
     row_weights = data.columns[options.weights] if options.weights else None
-    options = replace(options, loss="log_squares", delta=1e-3, where=None)
+    options = replace(options, loss="log_squares", delta=1e-3, where=None, mixed=True)
     result = estimation.fit_problem(problem, data, options, row_weights)
     log_y = np.log(data.columns[y])
     w = np.ones(len(log_y)) if row_weights is None else row_weights

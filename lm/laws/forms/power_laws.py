@@ -31,7 +31,7 @@ def power(
     x: one column (parameters, tokens, FLOPs) or several: L = E + A x1^-alpha + B x2^-beta + C
     x3^-gamma. y: column of the loss. floor: False removes E, a number fixes E. Parameters: E, A,
     alpha. `predict(x)` returns L. Options (`fit.FitOptions`): loss, delta, fixed, starts, weights,
-    group, where, bootstrap, resample, seed, reach.
+    group, where, mixed, bootstrap, resample, seed, reach.
 
     In simulated sweeps of six to eight runs, the 95% interval at twice the largest N contained the
     truth in 96-99% (see `estimation.fit_problem`).
@@ -110,12 +110,13 @@ def sum_of_powers(
         fixed["E"] = float(floor)
     weights = [options.weights] if options.weights else []
     data = run_table.select_columns(
-        rows, [*inputs.values(), *weights, y], options.group, options.where
+        rows, [*inputs.values(), *weights, y], options.group, options.where, mixed=options.mixed
     )
     problem = _build_problem(data, inputs, y, law, has_floor, replace(options, fixed=fixed))
     row_weights = data.columns[options.weights] if options.weights else None
     result = estimation.fit_problem(problem, data, options, row_weights)
-    same = replace(options, fixed=fixed, where=None)  # data.rows are the included rows
+    # data.rows are the included rows, which are comparable.
+    same = replace(options, fixed=fixed, where=None, mixed=True)
 
     def refit(rows: run_table.Rows | None = None, **changes: Any) -> fit.Fit:
         rows = data.rows if rows is None else rows

@@ -5,7 +5,6 @@ theme (style.LIGHT or style.DARK). The color of a run depends on its size. If th
 starts with "tip:", the text after the colon is its tooltip on an HTML page.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
@@ -14,11 +13,10 @@ from matplotlib.axes import Axes
 
 from lm.laws import run_table
 from lm.reports.plots import style
-from lm.runs import records
+from lm.runs import records, run_selection, short_names, task_results
 
 LEVEL = 0.95  # level of all intervals in figures
 MAX_LABELS = 12  # labels beside markers or curves of one figure
-FILE_SOURCES = ("text", "jsonl", "parquet", "chat", "file")  # prefixes of sources that are paths
 
 # Marker of a run: "filled" if the fit used it, "open" if not, "diamond" for the predicted run.
 Kind = Literal["filled", "open", "diamond"]
@@ -34,7 +32,7 @@ def draw_law(axes: Axes, rows, fit, x, y, theme, prediction=None, label_offset=(
     if fit is not None:
         _check_columns(fit, x, y)
     axes.set(xscale="log", yscale="log")
-    finished = records.finished_with(rows, x, y)
+    finished = run_selection.finished_with(rows, x, y)
     _law_points(axes, finished, fit, (x, y), style.size_colors(rows, theme), theme, prediction)
     name_sizes(axes, finished, x, y, theme, label_offset)
     if fit is not None:
@@ -56,7 +54,7 @@ def _law_points(axes: Axes, finished, fit, columns, colors, theme, prediction) -
     """Draw the finished runs with their standard errors and tooltips."""
     x, y = columns
     for row in finished:
-        error = records.standard_error(row, y)
+        error = task_results.standard_error(row, y)
         tip = f"{short_run_name(row)}: {style.format_number(row[y])} ± {error:.2g}"
         kind = fit_kind(row, fit)
         kind = "diamond" if is_target(row, prediction) else kind
@@ -90,8 +88,7 @@ def draw_interval(axes: Axes, x, prediction, theme, width) -> None:
     prediction: a dict with "value", "lo" and "hi".
     """
     value, lo, hi = predicted_interval(prediction)
-    bounds = f"[{style.format_number(lo)}, {style.format_number(hi)}]"
-    gid = f"tip:predicted {style.format_number(value)} {bounds}"
+    gid = f"tip:predicted {style.format_prediction(value, lo, hi)}"
     bar = {"linewidth": width, "solid_capstyle": "butt", "color": theme["soft"], "zorder": 1.2}
     axes.plot([x, x], [lo, hi], gid=gid, **bar)
     axes.plot([x], [value], "_", color=theme["accent"], markersize=1.7 * width, markeredgewidth=1.8)
@@ -107,10 +104,13 @@ def draw_prediction_inset(axes: Axes, rows, prediction, y, theme) -> None:
     panel = axes.inset_axes((0.1, 0.09, 0.3, 0.36), facecolor=theme["paper"])
     draw_interval(panel, 0, prediction, theme, width=11)
     tick = "not measured"
-    for row in records.finished_with(rows, prediction["x"], y):
+    for row in run_selection.finished_with(rows, prediction["x"], y):
         if is_target(row, prediction):
             tick, color = "measured", style.size_colors(rows, theme)[row["name"]]
-            tip, error = f"measured {style.format_number(row[y])}", records.standard_error(row, y)
+            tip, error = (
+                f"measured {style.format_number(row[y])}",
+                task_results.standard_error(row, y),
+            )
             draw_point(panel, (1, row[y]), color, theme, tip, error, kind="diamond")
     name = short_run_name({"name": prediction["target"]})
     panel.set_title(name, size=8.5, color=theme["ink"], pad=4, parse_math=False)
@@ -184,11 +184,11 @@ def draw_means(
     scale: factor of y and its error. line: line style. label_offset: offset of the labels of the
     sizes in points, or None for no labels. Return the finished rows, sorted by x.
     """
-    finished, colors = records.finished_with(rows, x, y), style.size_colors(rows, theme)
+    finished, colors = run_selection.finished_with(rows, x, y), style.size_colors(rows, theme)
     mean_line = {"color": theme["muted"], "linewidth": 1.1, "zorder": 1}
     axes.plot(*mean_curve(finished, x, y, scale), line, **mean_line)
     for row in finished:
-        value, error = scale * row[y], scale * records.standard_error(row, y)
+        value, error = scale * row[y], scale * task_results.standard_error(row, y)
         tip = f"{short_run_name(row)}: {style.format_number(value)} ± {error:.2g}"
         draw_point(axes, (row[x], value), colors[row["name"]], theme, tip, error)
     name_sizes(axes, finished, x, y, theme, label_offset, scale)
@@ -259,7 +259,7 @@ def label_line_ends(axes: Axes, labels: list[tuple[str, float, float]], theme, d
         style.annotate(axes, x, y, text, theme, (dx, offset - 3))
 
 
-def budget_note(selection: records.BudgetSelection) -> str:
+def budget_note(selection: run_selection.BudgetSelection) -> str:
     """Return the caption sentence about a selection of runs, "" if all runs were selected."""
     if selection.is_complete:
         return ""
@@ -284,40 +284,13 @@ def source_columns(rows, y=records.LOSS) -> list[str]:
 
 
 def source_names(columns: Sequence[str], y=records.LOSS) -> dict[str, str]:
-    """Return {column: name of its source in a figure}.
+    """Return {column: short name of its source}.
 
-    columns: names such as "eval.loss.SOURCE". y: prefix of the columns, without the dot. The name
-    of a file is shortened to its last folder or file name. If two short names are equal, all names
-    are full names.
+    columns: names such as "eval.loss.SOURCE". y: prefix of the columns, without the dot.
     """
     full_names = {column: column.removeprefix(y + ".") for column in columns}
-    short_names = {column: _file_name(source) for column, source in full_names.items()}
-    are_unique = len(set(short_names.values())) == len(short_names)
-    return short_names if are_unique else full_names
-
-
-def task_name(task: str) -> str:
-    """Return a short name of a task: file:my/tasks/piqa?shots=2&n=100 -> piqa?shots=2.
-
-    The short name has no options n and seed, and no folder of a file.
-    """
-    source, _, query = task.partition("?")
-    options = [text for text in query.split("&") if not text.startswith(("n=", "seed="))]
-    name = _file_name(source) if source.startswith("file:") else source
-    suffix = "&".join(options)
-    return f"{name}?{suffix}" if suffix else name
-
-
-def _file_name(source: str) -> str:
-    """Return the last folder or file of a source, or a source that is not a file unchanged.
-
-    Example: jsonl:my/text/wikipedia/*.jsonl.gz?field=body -> wikipedia.
-    """
-    prefix, _, path = source.partition(":")
-    names = [name for name in path.partition("?")[0].split("/") if name and "*" not in name]
-    if prefix not in FILE_SOURCES or not names:
-        return source
-    return re.sub(r"([.](txt|md|jsonl|parquet|gz|zst))+$", "", names[-1]) or source
+    names = short_names.shorten_sources(list(full_names.values()))
+    return {column: names[source] for column, source in full_names.items()}
 
 
 def is_in_fit(row, fit) -> bool:
@@ -337,7 +310,9 @@ def is_target(row, prediction) -> bool:
 
 def predicted_interval(prediction: dict) -> tuple[float, float, float]:
     """Return (value, lo, hi) of a stored prediction. Bounds are NaN if there is no interval."""
-    return float(prediction["value"]), float(prediction["lo"]), float(prediction["hi"])
+    stored = (prediction.get(key) for key in ("value", "lo", "hi"))
+    value, lo, hi = (run_table.to_number(number) for number in stored)
+    return value, lo, hi
 
 
 def format_formula(fit) -> str:

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from lm.laws.forms import compute_optimal
 from lm.reports.plots import elements, style
-from lm.runs import records
+from lm.runs import records, run_selection, task_results
 
 BUDGET_TOLERANCE = 0.1  # relative deviation of a run's FLOPs from its isoFLOP budget
 
@@ -25,7 +25,7 @@ def loss_vs_tokens(rows, fit=None, x=records.TOKENS, y=records.LOSS, theme=style
     fit: a law of N and D such as laws.chinchilla, or None. It adds a line per size.
     """
     figure, axes = style.new_figure("Loss against tokens", x, y, theme)
-    finished, colors = records.finished_with(rows, x, y), style.size_colors(rows, theme)
+    finished, colors = run_selection.finished_with(rows, x, y), style.size_colors(rows, theme)
     labels = []
     axes.set(xscale="log", yscale="log")
     for size in sorted({row[records.N_PARAMS] for row in finished}):
@@ -54,7 +54,7 @@ def compute_optimal_frontier(
     """
     figure, axes = style.new_figure("The compute-optimal frontier", x, y, theme)
     elements.draw_curves(axes, rows, metrics, x, theme, alpha=0.35)
-    finished, colors = records.finished_with(rows, x, y), style.size_colors(rows, theme)
+    finished, colors = run_selection.finished_with(rows, x, y), style.size_colors(rows, theme)
     for row in finished:
         _draw_run(axes, row, (x, y), fit, colors[row["name"]], theme)
     fitted = [row for row in finished if elements.is_in_fit(row, fit)]
@@ -85,7 +85,7 @@ def loss_contours(rows, fit, levels=8, theme=style.LIGHT) -> Figure:
     """
     n_column, d_column = records.N_PARAMS, records.TOKENS
     figure, axes = style.new_figure("Loss over parameters and tokens", n_column, d_column, theme)
-    finished = records.finished_with(rows, n_column, records.LOSS)
+    finished = run_selection.finished_with(rows, n_column, records.LOSS)
     fitted = [row for row in finished if elements.is_in_fit(row, fit)]
     logs = [np.log([row[column] for row in finished]) for column in (n_column, d_column)]
     N, D = (np.exp(np.linspace(log.min() - 0.25, log.max() + 0.25, 120)) for log in logs)
@@ -131,7 +131,7 @@ def isoflop_parabolas(rows, fit, y=records.LOSS, theme=style.LIGHT) -> Figure:
     ):
         runs = [
             row
-            for row in records.finished_with(rows, x, y)
+            for row in run_selection.finished_with(rows, x, y)
             if abs(row[records.FLOPS] / minimum.budget - 1) <= BUDGET_TOLERANCE
         ]
         n_runs += len(runs)
@@ -202,7 +202,7 @@ def optimal_size(rows, fit, joint=None, theme=style.LIGHT) -> Figure:
         label = f"{elements.LEVEL:.0%} interval of the line"
         axes.fill_between(grid, curve.lo, curve.hi, label=label, **band)
     if joint is not None and column == joint.columns["N"]:
-        finished = records.finished_with(rows, records.FLOPS, records.LOSS)
+        finished = run_selection.finished_with(rows, records.FLOPS, records.LOSS)
         fitted = [row for row in finished if elements.is_in_fit(row, joint)]
         line = {"color": theme["accent"], "linewidth": 1.4, "label": "by L(N, D)"}
         axes.plot(grid, compute_optimal.best_allocation_grid(joint, fitted, grid)[0], "--", **line)
@@ -216,7 +216,7 @@ def optimal_size(rows, fit, joint=None, theme=style.LIGHT) -> Figure:
 def _draw_run(axes: Axes, row, columns, fit, color, theme) -> None:
     """Draw a run at its columns (x, y) with its standard error and a tooltip."""
     x, y = columns
-    error = records.standard_error(row, y)
+    error = task_results.standard_error(row, y)
     name, tokens = elements.short_run_name(row), style.format_si(row[records.TOKENS])
     tip = f"{name}, {tokens} tokens: {style.format_number(row[y])} ± {error:.2g}"
     kind = elements.fit_kind(row, fit)
@@ -225,7 +225,7 @@ def _draw_run(axes: Axes, row, columns, fit, color, theme) -> None:
 
 def _caption(rows, fit, x, y, subject: str) -> list[str]:
     """Return the caption sentences. subject: subject and verb of the sentence on the law."""
-    finished = records.finished_with(rows, x, y)
+    finished = run_selection.finished_with(rows, x, y)
     if fit is None:
         return [f"n = {len(finished)} runs, no law of N and D fitted. Bars: one standard error."]
     n_fitted = sum(elements.is_in_fit(row, fit) for row in finished)

@@ -15,7 +15,7 @@ columns of the rows, and theme is style.LIGHT or style.DARK.
 from matplotlib.figure import Figure
 
 from lm.reports.plots import elements, style
-from lm.runs import records
+from lm.runs import records, run_selection, task_results
 
 
 def loss_vs_parameters(
@@ -91,9 +91,9 @@ def loss_by_source(rows, x=records.N_PARAMS, y=records.LOSS, theme=style.LIGHT) 
 
     rows: those of records.load_runs. x: column of the size. y: column of the loss; the columns
     "y.SOURCE" have the loss of each source. Only finished runs of the largest token budget are
-    shown, see records.largest_token_budget. A line connects the means of the runs of equal size.
+    shown, see run_selection.largest_token_budget. A line connects the means of runs of equal size.
     """
-    selection = records.largest_token_budget(rows, x)
+    selection = run_selection.largest_token_budget(rows, x)
     figure, axes = style.new_figure("Loss by source", x, y, theme)
     names = elements.source_names(elements.source_columns(selection.rows, y), y)
     labels = []
@@ -105,7 +105,7 @@ def loss_by_source(rows, x=records.N_PARAMS, y=records.LOSS, theme=style.LIGHT) 
         labels += [(style.truncate_label(name), row[x], row[column]) for row in finished[-1:]]
     elements.set_scales(axes, x, y, right=0.25)
     elements.label_line_ends(axes, labels, theme)
-    n_runs = elements.count_label(records.finished_with(selection.rows, x, y))
+    n_runs = elements.count_label(run_selection.finished_with(selection.rows, x, y))
     caption = [f"n = {n_runs}. Bars: one standard error.", elements.budget_note(selection)]
     return style.finish_figure(figure, axes, caption, theme)
 
@@ -123,7 +123,7 @@ def predicted_vs_measured(rows, fit, prediction=None, theme=style.LIGHT) -> Figu
         "Predicted against measured", "Measured loss, deviation from the law (%)", "", theme
     )
     comparable = _comparable_runs(rows, fit, prediction)
-    finished, colors = records.finished_with(comparable, x, y), style.size_colors(rows, theme)
+    finished, colors = run_selection.finished_with(comparable, x, y), style.size_colors(rows, theme)
     for i, row in enumerate(finished):
         is_target = elements.is_target(row, prediction)
         value, lo, hi = _predicted_loss(row, fit, prediction)
@@ -131,11 +131,10 @@ def predicted_vs_measured(rows, fit, prediction=None, theme=style.LIGHT) -> Figu
         span = [100 * (lo / value - 1), 100 * (hi / value - 1)]
         axes.plot(span, [i, i], solid_capstyle="butt", **bar)
         deviation = 100 * (row[y] / value - 1)
-        error = 100 * records.standard_error(row, y) / value
-        bounds = f"[{style.format_number(lo)}, {style.format_number(hi)}]"
+        error = 100 * task_results.standard_error(row, y) / value
         tip = (
             f"{elements.short_run_name(row)}: measured {style.format_number(row[y])},"
-            f" law {style.format_number(value)} {bounds}, deviation {deviation:+.2f}%"
+            f" law {style.format_prediction(value, lo, hi)}, deviation {deviation:+.2f}%"
         )
         kind = "diamond" if is_target else elements.fit_kind(row, fit)
         point = (deviation, i)
@@ -156,8 +155,10 @@ def predicted_vs_measured(rows, fit, prediction=None, theme=style.LIGHT) -> Figu
 
 
 def run_fingerprints(rows) -> dict[str, str]:
-    """Return {name of run: hash of its row without the directory}."""
-    contents = {row["name"]: {k: v for k, v in row.items() if k != "dir"} for row in rows}
+    """Return {name of run: hash of its row without the entries that depend on its location}."""
+    contents = {
+        row["name"]: {k: v for k, v in row.items() if k not in ("dir", "in_sweep")} for row in rows
+    }
     return {name: style.hash_data(content) for name, content in contents.items()}
 
 
@@ -169,9 +170,9 @@ def _comparable_runs(rows, fit, prediction) -> list[dict]:
     tokens = [row[records.TOKENS] for row in fitted if records.is_finite(row.get(records.TOKENS))]
     if not tokens:
         return list(rows)
-    low = records.BUDGET_TOLERANCE * min(tokens)
-    high = max(tokens) / records.BUDGET_TOLERANCE
-    runs = records.without_trunks(rows)
+    low = run_selection.BUDGET_TOLERANCE * min(tokens)
+    high = max(tokens) / run_selection.BUDGET_TOLERANCE
+    runs = run_selection.without_trunks(rows)
     return [row for row in runs if low <= row.get(records.TOKENS, low) <= high]
 
 
@@ -185,7 +186,7 @@ def _predicted_loss(row, fit, prediction) -> tuple[float, float, float]:
 
 def _law_caption(rows, fit, x, y) -> list[str]:
     """Return the caption sentences about the runs, the law and its intervals."""
-    finished = records.finished_with(rows, x, y)
+    finished = run_selection.finished_with(rows, x, y)
     if fit is None:
         return [f"n = {elements.count_label(finished)}, no law fitted. Bars: one standard error."]
     fitted = [row for row in finished if elements.is_in_fit(row, fit)]

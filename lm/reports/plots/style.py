@@ -290,6 +290,13 @@ def format_number(value: float) -> str:
     return f"{value:#.4g}"
 
 
+def format_prediction(value: float, lo: float, hi: float) -> str:
+    """Format a prediction with its interval: 1.099 [1.025, 1.166], or 1.810 (no interval)."""
+    if not (math.isfinite(lo) and math.isfinite(hi)):
+        return f"{format_number(value)} (no interval)"
+    return f"{format_number(value)} [{format_number(lo)}, {format_number(hi)}]"
+
+
 # Metadata and files of figures.
 
 

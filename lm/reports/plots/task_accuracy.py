@@ -5,7 +5,7 @@
     task_accuracy.predicted_accuracy(predictions, rows[-1])
 
 Figures against size show the finished runs of the largest token budget, see
-records.largest_token_budget. Markers, colors and arguments are explained in scaling.py.
+run_selection.largest_token_budget. Markers, colors and arguments are explained in scaling.py.
 """
 
 import numpy as np
@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from lm.reports import task_analysis
 from lm.reports.plots import elements, style
-from lm.runs import records
+from lm.runs import records, run_selection, short_names, task_results
 
 
 def accuracy_vs_size(rows, y="eval.completion", x=records.N_PARAMS, theme=style.LIGHT) -> Figure:
@@ -23,7 +23,7 @@ def accuracy_vs_size(rows, y="eval.completion", x=records.N_PARAMS, theme=style.
     model completes exactly.
     """
     figure, axes = style.new_figure("Accuracy against parameters", x, y, theme)
-    selection = records.largest_token_budget(rows, x)
+    selection = run_selection.largest_token_budget(rows, x)
     finished = elements.draw_means(
         axes, selection.rows, x, y, theme, scale=100, label_offset=(6, -11)
     )
@@ -44,7 +44,7 @@ def tasks_mastered(rows, x=records.N_PARAMS, theme=style.LIGHT) -> Figure:
     The definitions are those of task_analysis. The line of mastered tasks is solid, that of tasks
     above chance dashed.
     """
-    selection = records.largest_token_budget(rows, x)
+    selection = run_selection.largest_token_budget(rows, x)
     counted = task_analysis.count_tasks(selection.rows)
     n_tasks = max((row["tasks.n"] for row in counted), default=0)
     figure, axes = style.new_figure("Mastered tasks", x, f"Tasks, of {n_tasks}", theme)
@@ -70,23 +70,23 @@ def task_curves(rows, x=records.N_PARAMS, theme=style.LIGHT) -> Figure:
 
     A dotted line is the chance accuracy.
     """
-    selection = records.largest_token_budget(rows, x)
+    selection = run_selection.largest_token_budget(rows, x)
     tasks = task_analysis.task_names(selection.rows)
     figure, panels = style.new_panels("Accuracy by task", len(tasks), theme)
     finished = []
     for axes, task in zip(panels, tasks, strict=False):
-        y = records.task_column(task)
+        y = task_results.task_column(task)
         shown = elements.draw_means(axes, selection.rows, x, y, theme, scale=100, label_offset=None)
         finished = shown or finished
-        chance = {row[x]: 100 * row[records.task_column(task, "chance")] for row in finished}
+        chance = {row[x]: 100 * row[task_results.task_column(task, "chance")] for row in finished}
         axes.plot(list(chance), list(chance.values()), ":", color=theme["muted"], linewidth=1)
-        style.panel_title(axes, style.truncate_label(elements.task_name(task)), theme)
+        style.panel_title(axes, style.truncate_label(short_names.shorten_task(task)), theme)
         elements.set_scales(axes, x, y)
         axes.set_ylim(-4, 104)
     counts = {
         metrics["n"]["value"]
         for row in finished
-        for metrics in records.task_results(row).values()
+        for metrics in task_results.task_results(row).values()
         if "accuracy" in metrics
     }
     caption = [
@@ -107,17 +107,19 @@ def emergence(rows, tasks, x=records.N_PARAMS, theme=style.LIGHT) -> Figure:
     exact match follow the dashed line while p is smooth, a jump comes from the metric (Schaeffer et
     al. 2023, arXiv:2304.15004).
     """
-    selection = records.largest_token_budget(rows, x)
+    selection = run_selection.largest_token_budget(rows, x)
     figure, axes = style.new_figure(
         "Emergence and the choice of metric", x, "Probability (%)", theme
     )
     finished, labels = [], []
     for task, color in zip(tasks, style.categorical_colors(theme), strict=False):
-        finished = records.finished_with(selection.rows, x, records.task_column(task, "exact"))
+        finished = run_selection.finished_with(
+            selection.rows, x, task_results.task_column(task, "exact")
+        )
         _draw_emergence(axes, finished, task, x, color, theme)
         for row in finished[-1:]:
-            task_result = records.task_results(row)[task]
-            text = f"{elements.task_name(task)} (k = {task_result['tokens']['value']:.3g})"
+            task_result = task_results.task_results(row)[task]
+            text = f"{short_names.shorten_task(task)} (k = {task_result['tokens']['value']:.3g})"
             labels.append((text, row[x], 100 * task_result["exact"]["value"]))
     elements.set_scales(axes, x, "tasks", right=0.5)
     axes.set_ylim(-3, 118)  # space for several labels at 100%
@@ -134,13 +136,13 @@ def _draw_emergence(axes, finished, task, x, color, theme) -> None:
     """Draw exact match, p and p^k of one task for the finished runs."""
     points = []
     for row in finished:
-        metrics = records.task_results(row)[task]
+        metrics = task_results.task_results(row)[task]
         p, k = metrics["token_probability"]["value"], metrics["tokens"]["value"]
         points.append({x: row[x], "p": p, "p^k": p**k})
     axes.plot(*elements.mean_curve(points, x, "p", 100), ":", color=color, linewidth=1.3)
     axes.plot(*elements.mean_curve(points, x, "p^k", 100), "--", color=color, linewidth=1.3)
     for row, point in zip(finished, points, strict=True):
-        exact = records.task_results(row)[task]["exact"]
+        exact = task_results.task_results(row)[task]["exact"]
         share, error = 100 * exact["value"], 100 * exact["se"]
         tip = f"{task}, {elements.short_run_name(row)}: exact {share:.0f}%, p {point['p']:.2f}"
         elements.draw_point(axes, (row[x], share), color, theme, tip, error)
@@ -160,9 +162,9 @@ def accuracy_vs_loss(rows, curves, x=records.LOSS, theme=style.LIGHT) -> Figure:
     ]
     figure, panels = style.new_panels("Accuracy against held-out loss", len(tasks), theme)
     colors = style.size_colors(rows, theme)
-    full_budget = {row["name"] for row in records.largest_token_budget(rows).rows}
+    full_budget = {row["name"] for row in run_selection.largest_token_budget(rows).rows}
     for axes, task in zip(panels, tasks, strict=False):
-        finished = records.finished_with(rows, x, records.task_column(task))
+        finished = run_selection.finished_with(rows, x, task_results.task_column(task))
         fit, _ = curves.get(task, (None, ""))
         if fit is not None:
             grid = np.linspace(finished[0][x], finished[-1][x], 60)
@@ -171,7 +173,7 @@ def accuracy_vs_loss(rows, curves, x=records.LOSS, theme=style.LIGHT) -> Figure:
             axes.plot(grid, 100 * curve.value, color=theme["ink"], linewidth=1.1, zorder=2)
             axes.fill_between(grid, lo, hi, color=theme["band"], linewidth=0)
         for row in finished:
-            accuracy = records.task_result(row, task)
+            accuracy = task_results.task_result(row, task)
             assert accuracy, "finished_with selects runs with an accuracy"
             value, error = 100 * accuracy["value"], 100 * accuracy["se"]
             name = elements.short_run_name(row)
@@ -180,13 +182,13 @@ def accuracy_vs_loss(rows, curves, x=records.LOSS, theme=style.LIGHT) -> Figure:
             elements.draw_point(
                 axes, (row[x], value), colors[row["name"]], theme, tip, error, kind=kind
             )
-        chance = 100 * max(records.task_value(row, task, "chance") for row in finished)
+        chance = 100 * max(task_results.task_value(row, task, "chance") for row in finished)
         axes.axhline(chance, linestyle=":", color=theme["muted"], linewidth=1)
-        style.panel_title(axes, style.truncate_label(elements.task_name(task)), theme)
+        style.panel_title(axes, style.truncate_label(short_names.shorten_task(task)), theme)
         axes.locator_params(axis="x", nbins=4)
         axes.set_ylim(-4, 104)
         axes.invert_xaxis()
-    n_runs = elements.count_label(records.finished_with(rows, x, x))
+    n_runs = elements.count_label(run_selection.finished_with(rows, x, x))
     caption = [
         f"n = {n_runs}. Accuracy in percent. Horizontal: {style.axis_label(x)}.",
         "Line and band: a sigmoid with its 95% interval. Dotted: chance. Bars: one standard error.",
@@ -207,19 +209,20 @@ def predicted_accuracy(predictions, target=None, theme=style.LIGHT) -> Figure:
     bar = {"linewidth": 9, "solid_capstyle": "butt", "color": theme["soft"], "zorder": 1}
     stroke = {"color": theme["accent"], "markersize": 11, "markeredgewidth": 1.8}
     for y, (task, prediction) in enumerate(reversed(predicted.items())):
-        value, lo, hi = (100 * prediction[key] for key in ("value", "lo", "hi"))
-        name = elements.task_name(task)
-        gid = f"tip:{name}: predicted {value:.0f}% [{lo:.0f}, {hi:.0f}]"
+        value, lo, hi = (100 * number for number in elements.predicted_interval(prediction))
+        name = short_names.shorten_task(task)
+        bounds = f" [{lo:.0f}, {hi:.0f}]" if np.isfinite(lo) else ", no interval"
+        gid = f"tip:{name}: predicted {value:.0f}%{bounds}"
         axes.plot([lo, hi], [y, y], gid=gid, **bar)
         axes.plot([value], [y], "|", **stroke)
-        measured = records.task_result(target or {}, task)
+        measured = task_results.task_result(target or {}, task)
         if measured and np.isfinite(measured["value"]):
             accuracy, error = 100 * measured["value"], 100 * measured["se"]
             tip = f"{name}: measured {accuracy:.0f}%"
             elements.draw_point(
                 axes, (accuracy, y), theme["ink"], theme, tip, xerr=error, kind="diamond"
             )
-    names = [style.truncate_label(elements.task_name(task)) for task in reversed(predicted)]
+    names = [style.truncate_label(short_names.shorten_task(task)) for task in reversed(predicted)]
     axes.set_yticks(range(len(predicted)), names, parse_math=False)
     axes.set_ylim(-0.6, max(len(predicted), 1) - 0.4)
     axes.set_xlim(-3, 103)

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from lm.reports import transfer_analysis
 from lm.reports.plots import elements, style
-from lm.runs import records
+from lm.runs import records, run_selection, task_results
 
 # Training method (see transfer_analysis.task_quality) -> line style, kind of marker.
 METHOD_LINES = {"from scratch": "--", "tuned": "-", "from scratch, same FLOPs": "None"}
@@ -39,7 +39,7 @@ def finetuned_vs_scratch(rows, x="unique_tokens", y=records.LOSS, theme=style.LI
     }
     finished = [
         row
-        for row in records.finished_with(rows, x, y)
+        for row in run_selection.finished_with(rows, x, y)
         if (row.get(records.N_PARAMS), row[x]) in paired
     ]
     colors, labels = style.size_colors(rows, theme), []
@@ -53,7 +53,7 @@ def finetuned_vs_scratch(rows, x="unique_tokens", y=records.LOSS, theme=style.LI
             axes.plot(xs, ys, line, color=color, linewidth=1.2)
             for row in runs:
                 tip = f"{elements.short_run_name(row)}: {style.format_number(row[y])}"
-                error = records.standard_error(row, y)
+                error = task_results.standard_error(row, y)
                 elements.draw_point(axes, (row[x], row[y]), color, theme, tip, error, kind=kind)
             if is_tuned:
                 labels.append((style.format_si(size), xs[-1], ys[-1]))

@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 from lm.reports.plots import elements
-from lm.runs import records
+from lm.runs import run_selection, task_results
 
 
 def test_finished_with_skips_incomplete_runs_and_sorts():
@@ -17,7 +17,7 @@ def test_finished_with_skips_incomplete_runs_and_sorts():
         {"name": "text", "status": "done", "x": 2, "y": "nan"},
         {"name": "empty", "status": "done", "x": 2},
     ]
-    assert [row["name"] for row in records.finished_with(rows, "x", "y")] == ["a", "c"]
+    assert [row["name"] for row in run_selection.finished_with(rows, "x", "y")] == ["a", "c"]
 
 
 def test_smoothing_preserves_a_power_law_and_reduces_noise():
@@ -41,7 +41,7 @@ def test_smoothing_skips_non_finite_values():
 def test_standard_error_is_read_from_the_matching_column():
     row = {"eval.loss_se": 0.1, "eval.loss_se.code": 0.2, "eval.loss_se.a.b": 0.3}
     columns = ("eval.loss", "eval.loss.code", "eval.loss.a.b", "eval.completion")
-    assert [records.standard_error(row, column) for column in columns] == [0.1, 0.2, 0.3, 0.0]
+    assert [task_results.standard_error(row, column) for column in columns] == [0.1, 0.2, 0.3, 0.0]
 
 
 def test_source_columns_exclude_standard_errors():

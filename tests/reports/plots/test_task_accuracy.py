@@ -8,7 +8,7 @@ from fixtures import made_up_sweep
 
 from lm.reports import task_analysis
 from lm.reports.plots import style, task_accuracy
-from lm.runs import records
+from lm.runs import records, task_results
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def test_accuracy_is_plotted_against_falling_loss_with_its_law(rows):
     np.testing.assert_allclose(line.get_ydata(), 100 * fit.predict(line.get_xdata()).value)
     assert "at chance" in curves["modular"][1] and curves["modular"][0] is None
     largest_tips = [tip for tip in tips(figure) if tip.startswith("1.6M: loss")]
-    accuracies = [round(100 * rows[-1][records.task_column(task)]) for task in names]
+    accuracies = [round(100 * rows[-1][task_results.task_column(task)]) for task in names]
     assert [float(tip.split()[-1].removesuffix("%")) for tip in largest_tips] == accuracies
 
 
@@ -48,7 +48,7 @@ def test_predicted_accuracy_is_plotted_beside_measured(rows):
     predictions = {task: {"value": 0.5, "lo": 0.25, "hi": 0.75}}
     predictions["modular"] = {"refused": "at chance"}
     figure = task_accuracy.predicted_accuracy(predictions, rows[-1])
-    measured = f"{task}: measured {100 * rows[-1][records.task_column(task)]:.0f}%"
+    measured = f"{task}: measured {100 * rows[-1][task_results.task_column(task)]:.0f}%"
     assert "n = 1 tasks of 2" in figure.get_supxlabel()
     assert tips(figure) == [f"{task}: predicted 50% [25, 75]", measured]
     assert tips(task_accuracy.predicted_accuracy(predictions)) == [

@@ -1,0 +1,130 @@
+"""Section of the report about tasks: reliability, truncated prompts, metrics, invalid results."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from markupsafe import Markup
+
+from lm.reports import html, summary, task_analysis
+from lm.reports.plots import elements
+from lm.runs import records, run_selection, short_names, task_results
+
+
+def task_reliability(sweep: summary.SweepSummary) -> Markup:
+    """Return the reliability of each task, and the rank correlation of metrics with accuracy."""
+    finished = [row for row in sweep.rows if row["status"] == "done"]
+    evals = {row["name"]: records.load_evals(row["dir"]) for row in finished}
+    selection = run_selection.largest_token_budget(run_selection.without_trunks(finished))
+    lines = [_task(sweep, verdict) for verdict in task_analysis.task_verdicts(finished, evals)]
+    two_digits = "{:.2g}".format
+    formats = {
+        "best accuracy": "{:.3g}".format,
+        "predicted for the target": _format_prediction,
+        "measured": "{:.2f}".format,
+        **dict.fromkeys(
+            ("chance", "signal", "sampling noise", "checkpoint noise", "seed noise"), two_digits
+        ),
+        "signal to noise": two_digits,
+    }
+    median_title = "rank correlation with accuracy, median"
+    correlations = [
+        {
+            "metric": metric,
+            median_title: task_analysis.median(by_task.values()),
+            "lowest": min(by_task.values()),
+            "tasks": len(by_task),
+        }
+        for metric, by_task in task_analysis.correlations(finished).items()
+    ]
+    correlation_formats: dict[str, html.Format]
+    correlation_formats = dict.fromkeys((median_title, "lowest"), "{:.2f}".format)
+    noise_note = (
+        "Noise of one accuracy. Sampling: choice of examples. Checkpoint: deviation of the last "
+        "evaluations of a run from a line. Seed: difference between seeds. Signal to noise "
+        "combines sampling noise with the larger of checkpoint and seed noise."
+    )
+    order_note = "Rank correlation of each metric with accuracy over the runs (1: same order):"
+    return html.join_html(
+        [
+            html.html_table(lines, formats, is_sortable=True),
+            html.paragraph(elements.budget_note(selection), "muted"),
+            *(html.paragraph(note, "note") for note in _overflow_notes(finished)),
+            *(html.paragraph(note, "note") for note in _invalid_notes(sweep)),
+            html.paragraph(noise_note, "muted"),
+            html.paragraph(order_note, "muted"),
+            html.html_table(correlations, correlation_formats),
+        ]
+    )
+
+
+def _task(sweep: summary.SweepSummary, verdict: dict) -> dict[str, Any]:
+    """Return the table row of one task, as values."""
+    line = {
+        "task": short_names.shorten_task(verdict["task"]),
+        "chance": verdict["chance"],
+        "best accuracy": verdict["best_accuracy"],
+    }
+    predictions = (sweep.prediction or {}).get("tasks")
+    if predictions:
+        prediction = predictions.get(verdict["task"], {})
+        has_value = records.is_finite(prediction.get("value"))
+        bounds = elements.predicted_interval(prediction) if has_value else ()
+        measured = task_results.task_value(sweep.target or {}, verdict["task"])
+        line["predicted for the target"] = bounds
+        line["measured"] = measured if records.is_finite(measured) else None
+    return line | {
+        "signal": verdict["signal"],
+        "sampling noise": verdict["sampling"],
+        "checkpoint noise": verdict["checkpoint"],
+        "seed noise": verdict["seed"],
+        "signal to noise": verdict["signal_to_noise"],
+        "verdict": verdict["verdict"],
+    }
+
+
+def _format_prediction(prediction: tuple[float, ...]) -> str:
+    """Format (value, lo, hi), or an empty tuple for a missing prediction."""
+    if not prediction:
+        return "none"
+    value, lo, hi = prediction
+    return f"{value:.2f} [{lo:.2f}, {hi:.2f}]" if records.is_finite(lo) else f"{value:.2f}"
+
+
+def _overflow_notes(rows: Sequence[Mapping]) -> list[str]:
+    """Return sentences about prompts that were truncated and examples that were skipped.
+
+    The numbers are the largest of all runs.
+    """
+    notes = []
+    for metric, event in (("n_cut", "lost their beginning"), ("n_left_out", "were skipped")):
+        counts = []
+        for task in task_analysis.task_names(rows):
+            n_affected, n = (
+                max((task_results.task_value(row, task, name) for row in rows), key=_nan_last)
+                for name in (metric, "n")
+            )
+            if n_affected > 0:
+                # "n" does not contain the skipped examples.
+                n_all = n + n_affected if metric == "n_left_out" else n
+                counts.append(f"{short_names.shorten_task(task)} {n_affected:.0f} of {n_all:.0f}")
+        if counts:
+            notes.append(
+                f"Prompts that {event}, because they exceed the context: {', '.join(counts)}."
+            )
+    return notes
+
+
+def _nan_last(value: float) -> float:
+    """Return the value as the key of a maximum that ignores NaN."""
+    return value if records.is_finite(value) else -1.0
+
+
+def _invalid_notes(sweep: summary.SweepSummary) -> list[str]:
+    """Return a sentence for each reason for which results are marked as invalid."""
+    by_reason: dict[str, list[str]] = {}
+    for result, reason in sweep.invalid_results.items():
+        by_reason.setdefault(reason, []).append(result.removeprefix("task."))
+    return [
+        f"Marked as invalid and not shown: {', '.join(results)}. {reason}"
+        for reason, results in by_reason.items()
+    ]

@@ -1,0 +1,101 @@
+"""Selection of rows for figures, tables and laws: finished runs, trunk runs, token budgets.
+
+    rows = run_selection.largest_token_budget(records.load_runs("runs/real_ladder")).rows
+
+`runs` are rows of records.load_runs.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+from lm.runs import records
+
+MIN_BUDGETS = 3  # token budgets that a law of size and tokens needs
+BUDGET_TOLERANCE = 0.99  # token counts whose ratio is above this belong to one token budget
+
+
+def describe_others(others: Sequence[Mapping]) -> str:
+    """Return a sentence that names the runs that are not part of their sweep, "" for no runs."""
+    if not others:
+        return ""
+    names = ", ".join(f"{row['dir']} ({row['status']})" for row in others)
+    if len(others) == 1:
+        return f"1 run here is not part of this sweep: {names}"
+    return f"{len(others)} runs here are not part of this sweep: {names}"
+
+
+def finished_with(runs: Iterable[dict], x: str, y: str) -> list[dict]:
+    """Return the finished runs, except trunk runs, with finite columns x and y, sorted by x."""
+    finished = [row for row in without_trunks(runs) if row["status"] == "done"]
+    complete = [
+        row for row in finished if records.is_finite(row.get(x)) and records.is_finite(row.get(y))
+    ]
+    return sorted(complete, key=lambda row: row[x])
+
+
+def without_trunks(runs: Iterable[dict]) -> list[dict]:
+    """Return all runs except trunk runs.
+
+    A trunk run has a constant learning rate, and cooldown branches start from its checkpoints. A
+    scaling law does not describe its final loss, which is higher than the loss after a cooldown.
+    """
+    runs = list(runs)
+    trunks = {row.get("start.run") for row in runs if row.get("start.restore") == "full_state"}
+    return [row for row in runs if row["name"] not in trunks]
+
+
+def compute_frontier(runs: Iterable[dict]) -> list[dict]:
+    """Return the finished runs of least loss for their compute, sorted by FLOPs.
+
+    No run with equal or fewer FLOPs has a loss as low as that of a returned run.
+    """
+    finished = finished_with(runs, records.FLOPS, records.LOSS)
+    frontier: list[dict] = []
+    for row in sorted(finished, key=lambda row: (row[records.FLOPS], row[records.LOSS])):
+        if not frontier or row[records.LOSS] < frontier[-1][records.LOSS]:
+            frontier.append(row)
+    return frontier
+
+
+def refuse_joint_law(runs: Iterable[dict]) -> str:
+    """Return the reason why the runs do not determine a law of size and tokens, or ""."""
+    finished = finished_with(runs, records.N_PARAMS, records.TOKENS)
+    n_budgets = len({f"{row[records.TOKENS]:.2g}" for row in finished})
+    if n_budgets >= MIN_BUDGETS:
+        return ""
+    count = "1 token budget does" if n_budgets == 1 else f"{n_budgets} token budgets do"
+    return f"{count} not determine E, B and beta: use at least {MIN_BUDGETS}"
+
+
+class BudgetSelection(NamedTuple):
+    """Runs with comparable numbers of training tokens."""
+
+    rows: list[dict]
+    is_complete: bool  # True if no run was removed for its token budget
+    n_tokens: float | None  # the budget of all selected runs; None if it depends on the size
+
+
+def largest_token_budget(runs: Sequence[dict], x: str = records.N_PARAMS) -> BudgetSelection:
+    """Select runs with comparable token budgets, which a plot against x may join with a line.
+
+    If every size has a single token budget, select all runs. Otherwise select the finished runs of
+    the largest budget. If fewer than half of the sizes have a run of this budget, select the runs
+    of the largest budget of each size.
+    """
+    finished = finished_with(runs, x, records.TOKENS)
+    largest: dict[float, float] = {}
+    for row in finished:
+        largest[row[x]] = max(largest.get(row[x], 0), row[records.TOKENS])
+
+    def has_budget(row: dict, n_tokens: float) -> bool:
+        return row[records.TOKENS] >= BUDGET_TOLERANCE * n_tokens
+
+    if all(has_budget(row, largest[row[x]]) for row in finished):
+        return BudgetSelection(list(runs), True, None)
+    n_tokens = max(largest.values())
+    sizes = [size for size in largest if largest[size] >= BUDGET_TOLERANCE * n_tokens]
+    if 2 * len(sizes) >= len(largest):
+        selected = [row for row in finished if has_budget(row, n_tokens)]
+        return BudgetSelection(selected, False, n_tokens)
+    selected = [row for row in finished if has_budget(row, largest[row[x]])]
+    return BudgetSelection(selected, False, None)
