@@ -17,6 +17,7 @@ console = Console()
 
 # Task metric -> column title in the table of task results.
 TASK_METRICS = {
+    "acc_norm": "acc_norm",
     "accuracy_bytes": "accuracy per byte",
     "p_right": "p(correct)",
     "bits_per_byte": "bits per byte",
@@ -169,8 +170,8 @@ def tasks(task_results: dict[str, dict[str, dict[str, float]]]) -> None:
         }
         for metric, title in TASK_METRICS.items():
             line[title] = f"{values[metric]:.3f}" if metric in values else ""
-        line["truncated"] = f"{values['n_cut']:.0f}"
-        line["skipped"] = f"{values['n_left_out']:.0f}"
+        line["truncated"] = f"{values['n_truncated']:.0f}"
+        line["skipped"] = f"{values['n_skipped']:.0f}"
         lines.append(line)
     filled = [title for title in lines[0] if any(line[title] for line in lines)] if lines else []
     table([{title: line[title] for title in filled} for line in lines])

@@ -44,6 +44,8 @@ class Tokenizer:
 
     vocab_size: int  # token ids are 0 to vocab_size - 1
     end: int  # id of the end token
+    start: int | None = None  # id of the token that the checkpoint requires before every text
+    stops: tuple[int, ...] = ()  # ids of other tokens that end an answer
     hash: str  # equal hashes mean equal tokens for any text
 
     @property
@@ -103,6 +105,23 @@ class Tokenizer:
         """
         raise NotImplementedError
 
+    @functools.cached_property
+    def sorted_pieces(self) -> tuple[list[bytes], np.ndarray]:
+        """Return the pieces that are not empty, in order, and their token ids."""
+        order = sorted((piece, i) for i, piece in enumerate(self.pieces) if piece)
+        return [piece for piece, _ in order], np.array([i for _, i in order], np.int32)
+
+    @functools.cached_property
+    def max_piece_bytes(self) -> int:
+        """Return the number of bytes of the longest piece."""
+        return max(map(len, self.pieces))
+
+    @functools.cached_property
+    def adds_leading_space(self) -> bool:
+        """Return True if the first token of a text begins with a space that the text lacks."""
+        starts = (self.pieces[ids[0]] for ids in self.encode_all(["a", "the", "1"]) if len(ids))
+        return any(piece.startswith(b" ") for piece in starts)
+
     def byte_lengths(self) -> np.ndarray:
         """Return the number of bytes of each token, int32 [vocab_size]; 0 for `end`."""
         return np.array([len(piece) for piece in self.pieces], np.int32)
@@ -149,6 +168,13 @@ class HFTokenizer(Tokenizer):
         size = max(self.ids.values()) + 1  # a vocabulary may have unused ids
         self.end = next((self.ids[name] for name in END_TOKENS if name in self.ids), size)
         self.vocab_size = max(size, self.end + 1)
+        model = content.get("model") or {}
+        is_wordpiece = model.get("type") == "WordPiece"
+        # Affixes of tokens that continue a word, and of tokens that end a word.
+        self.word_affixes = (
+            model.get("continuing_subword_prefix") or ("##" if is_wordpiece else ""),
+            model.get("end_of_word_suffix") or "",
+        )
         self.is_byte_level = any(
             '"ByteLevel"' in json.dumps(content.get(part)) for part in ("decoder", "pre_tokenizer")
         )
@@ -169,12 +195,16 @@ class HFTokenizer(Tokenizer):
     def pieces(self) -> list[bytes]:
         token_bytes = [b""] * self.vocab_size
         added = self.inner.get_added_tokens_decoder()
-        decode = _from_byte_level if self.is_byte_level else _from_piece
         for piece, i in self.ids.items():
             if i not in added:
-                token_bytes[i] = decode(piece)
+                token_bytes[i] = (
+                    _from_byte_level(piece)
+                    if self.is_byte_level
+                    else _from_piece(piece, *self.word_affixes)
+                )
             elif not added[i].special:
                 token_bytes[i] = piece.encode()
+        token_bytes[self.end] = b""  # the file may not declare the token as special
         return token_bytes
 
     def save(self, folder: str | Path) -> None:
@@ -295,11 +325,17 @@ def _from_byte_level(piece: str) -> bytes:
     return b"".join(LETTERS.get(letter) or letter.encode() for letter in piece)
 
 
-def _from_piece(piece: str) -> bytes:
-    """Return the bytes of a SentencePiece token (U+2581 is a space) or a WordPiece token (##)."""
+def _from_piece(piece: str, prefix: str = "", suffix: str = "") -> bytes:
+    """Return the bytes of a token that is not byte-level. U+2581 represents a space.
+
+    prefix: affix of tokens that continue a word, such as ## of WordPiece. suffix: affix of tokens
+    that end a word, which represents a space.
+    """
     if len(piece) == 6 and piece.startswith("<0x") and piece.endswith(">"):
         return bytes.fromhex(piece[3:5])
-    return piece.removeprefix("##").replace("\u2581", " ").encode()
+    if suffix and piece.endswith(suffix):
+        piece = piece.removesuffix(suffix) + " "
+    return piece.removeprefix(prefix).replace("\u2581", " ").encode()
 
 
 def _letters_of_bytes() -> dict[str, bytes]:

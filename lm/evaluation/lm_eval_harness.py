@@ -4,7 +4,9 @@
     model = lm_eval_harness.make_adapter(run, device_mesh, params, tokenizer)
     lm_eval.simple_evaluate(model=model, tasks=["lambada_openai"])
 
-Log-likelihoods come from scoring.score_answers and texts from generation.generate.
+Log-likelihoods come from scoring.score_pairs and texts from generation.generate. The tokens are
+those of lm/data/token_healing.py, which are equal to those of the harness if no token spans the
+boundary of prompt and answer.
 """
 
 import importlib
@@ -13,7 +15,7 @@ from collections.abc import Sequence
 import jax
 
 from lm.config import schema
-from lm.data import tokenizers
+from lm.data import token_healing, tokenizers
 from lm.evaluation import generation, scoring
 
 MAX_TOKENS = 256  # tokens per answer if a task sets no limit
@@ -38,10 +40,8 @@ def make_adapter(
 
         def loglikelihood(self, requests, disable_tqdm: bool = False) -> list[tuple[float, bool]]:
             """Return (log p, is_greedy) of the answer of each (prompt, answer)."""
-            pairs = [scoring.encode_pair(tokenizer, *request.args) for request in requests]
-            scored = scoring.score_answers(
-                *model, [prompt for prompt, _ in pairs], [answer for _, answer in pairs]
-            )
+            texts = [request.args for request in requests]
+            scored = scoring.score_pairs(*model, token_healing.encode_pairs(tokenizer, texts))
             self.n_truncated += sum(answer.n_truncated > 0 for answer in scored)
             return [(-float(answer.nats.sum()), answer.is_greedy) for answer in scored]
 
@@ -51,8 +51,9 @@ def make_adapter(
             The prompt of a window is the text before it, as far as the context has room for it.
             """
             context, prompts, answers, owners = run.data.seq_len, [], [], []
+            first = tokenizer.end if tokenizer.start is None else tokenizer.start
             for owner, request in enumerate(requests):
-                ids = [tokenizer.end, *(int(i) for i in tokenizer.encode(request.args[0]))]
+                ids = [first, *(int(i) for i in tokenizer.encode(request.args[0]))]
                 for start in range(1, len(ids), context):
                     answers.append(ids[start : start + context])
                     room = context + 1 - len(answers[-1])
@@ -71,7 +72,9 @@ def make_adapter(
                 by_sampling.setdefault(_to_sampling_params(request.args[1]), []).append(i)
             texts = [""] * len(requests)
             for sampling, indices in by_sampling.items():
-                prompts = [scoring.encode_prompt(tokenizer, requests[i].args[0]) for i in indices]
+                prompts = [
+                    token_healing.encode_prompt(tokenizer, requests[i].args[0]) for i in indices
+                ]
                 answers = generation.generate(*model, prompts, tokenizer, sampling)
                 for i, answer in zip(indices, answers, strict=True):
                     texts[i] = answer.text

@@ -17,7 +17,7 @@ from typing import overload
 import jax
 
 from lm.config import schema
-from lm.data import tokenizers
+from lm.data import token_healing, tokenizers
 from lm.evaluation import generation, scoring
 from lm.model import params
 from lm.parallel import mesh
@@ -70,7 +70,7 @@ class LoadedModel:
             self.run,
             self.device_mesh,
             self.weights,
-            [scoring.encode_prompt(self.tokenizer, text) for text in prompts],
+            [token_healing.encode_prompt(self.tokenizer, text) for text in prompts],
             self.tokenizer,
             generation.SamplingParams(**sampling),
         )
@@ -83,17 +83,11 @@ class LoadedModel:
     def score(self, prompt, answer):
         """Compute the log-likelihood of an answer after a prompt, or of each answer of a list.
 
-        Return a result or a list of results.
+        Return a result or a list of results: see token_healing for the tokens and the formula.
         """
         answers = [answer] if isinstance(answer, str) else list(answer)
-        pairs = [scoring.encode_pair(self.tokenizer, prompt, text) for text in answers]
-        results = scoring.score_answers(
-            self.run,
-            self.device_mesh,
-            self.weights,
-            [prompt_ids for prompt_ids, _ in pairs],
-            [answer_ids for _, answer_ids in pairs],
-        )
+        pairs = token_healing.encode_pairs(self.tokenizer, [(prompt, text) for text in answers])
+        results = scoring.score_pairs(self.run, self.device_mesh, self.weights, pairs)
         return results[0] if isinstance(answer, str) else results
 
 
