@@ -67,14 +67,14 @@ class Coverings:
             start += len(path.next_ids)
         return self.tail, 0
 
-    def index(self, ids: Ids) -> int:
-        """Return the index of the covering with these tokens. Raises ValueError without one."""
+    def index(self, ids: Ids) -> int | None:
+        """Return the index of the covering with these tokens; None if there is no such path."""
         start = 1
         for path in self.paths:
             if path.ids == ids[:-1] and ids[-1] in path.next_ids:
                 return start + int(np.flatnonzero(path.next_ids == ids[-1])[0])
             start += len(path.next_ids)
-        raise ValueError(f"token ids {ids} do not span the end of the tail {self.tail}")
+        return None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,7 +119,10 @@ def encode_pairs(
     token_pairs = []
     for (prompt, answer), bare, ids in zip(pairs, bare_prompts, texts, strict=True):
         bare_ids, text_ids = tuple(ids_of[bare].tolist()), tuple(ids.tolist())
-        if not answer or text_ids == bare_ids and bool(_pieces_of(tokenizer, bare_ids)):
+        is_removed = text_ids == bare_ids and (
+            not bare_ids or bool(_pieces_of(tokenizer, bare_ids))
+        )
+        if not answer or is_removed:
             reason = "has no tokens in this tokenizer" if answer else "is empty"
             raise ValueError(
                 f"answer={answer!r} after the prompt {prompt[-40:]!r} {reason}: use another answer"
@@ -155,7 +158,8 @@ def _split_text(tokenizer: tokenizers.Tokenizer, first: Ids, prompt: Ids, text: 
         if coverings is not None:
             n_spanning = len(first) + last + 1 - coverings.n_shared
             answer = (first + text)[coverings.n_shared :]
-            return TokenPair(coverings.shared, answer, n_spanning, coverings)
+            if coverings.index(answer[:n_spanning]) is not None:
+                return TokenPair(coverings.shared, answer, n_spanning, coverings)
     # The tokenizer changes the text of the prompt: the answer contains all tokens that differ.
     n_shared = min(_n_equal(prompt, text), len(text) - 1)
     return TokenPair(first + text[:n_shared] or (tokenizer.end,), text[n_shared:])

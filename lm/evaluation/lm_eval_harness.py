@@ -10,7 +10,7 @@ boundary of prompt and answer.
 """
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import jax
 
@@ -50,15 +50,12 @@ def make_adapter(
 
             The prompt of a window is the text before it, as far as the context has room for it.
             """
-            context, prompts, answers, owners = run.data.seq_len, [], [], []
-            first = tokenizer.end if tokenizer.start is None else tokenizer.start
-            for owner, request in enumerate(requests):
-                ids = [first, *(int(i) for i in tokenizer.encode(request.args[0]))]
-                for start in range(1, len(ids), context):
-                    answers.append(ids[start : start + context])
-                    room = context + 1 - len(answers[-1])
-                    prompts.append(ids[:start][-room:])
-                    owners.append(owner)
+            windows = [
+                (owner, *window)
+                for owner, request in enumerate(requests)
+                for window in _rolling_windows(tokenizer, request.args[0], run.data.seq_len)
+            ]
+            owners, prompts, answers = zip(*windows, strict=True) if windows else ((), (), ())
             log_p = [0.0] * len(requests)
             scored = scoring.score_answers(*model, prompts, answers)
             for owner, answer in zip(owners, scored, strict=True):
@@ -82,6 +79,17 @@ def make_adapter(
             return texts
 
     return Adapter()
+
+
+def _rolling_windows(
+    tokenizer: tokenizers.Tokenizer, text: str, context: int
+) -> Iterator[tuple[list[int], list[int]]]:
+    """Yield (prompt, answer) of windows in which each token of a text is scored once."""
+    first = tokenizer.end if tokenizer.start is None else tokenizer.start
+    ids = [first, *(int(i) for i in tokenizer.encode(text))]
+    for start in range(1, len(ids), context):
+        answer = ids[start : start + context]
+        yield ids[:start][-(context + 1 - len(answer)) :], answer
 
 
 def _to_sampling_params(generation_kwargs: dict) -> generation.SamplingParams:

@@ -1,11 +1,15 @@
 """Questions have the tokens of training text, and coverings contain every token that spans."""
 
+import functools
+import io
+
 import numpy as np
 import pytest
 from fixtures import small_tokenizers
 from fixtures.small_tokenizers import each_kind
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
 from lm.data import token_healing, tokenizers
 from lm.data.sources import synthetic_tasks
@@ -13,6 +17,30 @@ from lm.data.sources import synthetic_tasks
 TEXTS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=12)
 # Characters that the tokenizers merge, so that tokens often span the boundary.
 MERGED_TEXTS = st.text("([{=}])\n close+01Thecats", max_size=12)
+
+
+@functools.cache
+def normalizing_sentencepiece() -> tokenizers.SentencePieceTokenizer:
+    """Return a SentencePiece tokenizer with the defaults of spm_train: unigram, NFKC."""
+    library = pytest.importorskip("sentencepiece")
+    model = io.BytesIO()
+    library.SentencePieceTrainer.train(
+        sentence_iterator=iter(small_tokenizers.texts()), model_writer=model, vocab_size=150,
+        hard_vocab_limit=False, minloglevel=9,
+    )  # fmt: skip
+    return tokenizers.SentencePieceTokenizer(model.getvalue())
+
+
+@functools.cache
+def lowercase_wordpiece() -> tokenizers.HFTokenizer:
+    """Return a WordPiece tokenizer that removes white space and upper case, as BERT's."""
+    vocab = {"[UNK]": 0, "[SEP]": 1} | {c: i for i, c in enumerate("abcdehlost([{=}])", 2)}
+    for piece in ("##at", "##e", "##t", "the", "cat", "cats", "close"):
+        vocab[piece] = len(vocab)
+    inner = Tokenizer(models.WordPiece(vocab=vocab, unk_token="[UNK]"))
+    inner.normalizer = normalizers.BertNormalizer()
+    inner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    return tokenizers.HFTokenizer(inner.to_str())
 
 
 def assert_tokens_of_training(tokenizer, prompt: str, answer: str) -> token_healing.TokenPair:
@@ -23,7 +51,7 @@ def assert_tokens_of_training(tokenizer, prompt: str, answer: str) -> token_heal
     assert ids in (text, [tokenizer.end, *text])
     assert pair.answer and pair.prompt
     if pair.coverings is not None:
-        assert pair.coverings.index(pair.answer[: pair.n_spanning]) > 0
+        assert pair.coverings.index(pair.answer[: pair.n_spanning])
     return pair
 
 
@@ -60,6 +88,23 @@ def test_answers_have_the_bytes_of_their_text(make, prompt, answer):
     n_space = len(prompt) - len(prompt.rstrip())
     expected = prompt[len(prompt) - n_space :] + answer
     assert b"".join(pair.answer_pieces(tokenizer.pieces)).decode() == expected
+
+
+@pytest.mark.parametrize("make", [normalizing_sentencepiece, lowercase_wordpiece])
+@settings(deadline=None, max_examples=60)
+@given(prompt=TEXTS | MERGED_TEXTS, answer=TEXTS | MERGED_TEXTS)
+@example(prompt="e", answer="\u0301x")
+@example(prompt="THE CA", answer="T")
+@example(prompt="日", answer="本")
+def test_tokenizers_that_change_text_have_answers_with_tokens(make, prompt, answer):
+    tokenizer = make()
+    try:
+        pair = assert_tokens_of_training(tokenizer, prompt, answer)
+    except ValueError as error:
+        bare = tokenizer.encode(prompt.rstrip()).tolist()
+        assert not answer or tokenizer.encode(prompt + answer).tolist() == bare, error
+    else:
+        assert pair.n_spanning <= len(pair.answer)
 
 
 def test_tokens_are_cut_at_a_token_boundary():
