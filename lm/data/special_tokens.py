@@ -51,8 +51,9 @@ def read_special_tokens(
         for name, values in zip(HF_FILES, (config, generation), strict=False)
         for token_id in _token_ids(folder / name, values.get("eos_token_id"))
     ]
-    end = token_ids.get(_token_text(tokenizer.get("eos_token")))
-    ends = list(dict.fromkeys([*ends, *([] if end is None else [end])]))
+    if (name := _token_text(tokenizer.get("eos_token"))) in token_ids:
+        ends.append(token_ids[name])
+    ends = sorted(set(ends), key=ends.index)
     adds_start = tokenizer.get("add_bos_token")
     if adds_start is None and start is None:
         adds_start = tokenizer.get("tokenizer_class") in CLASSES_WITH_START
@@ -74,10 +75,11 @@ def _read_object(path: Path) -> dict:
     return values if isinstance(values, dict) else {}
 
 
-def _token_ids(path: Path, value) -> list[int]:
+def _token_ids(path: Path, value: object) -> list[int]:
     """Return the ids of eos_token_id, which is an id, a list of ids, or absent."""
-    ids = [] if value is None else value if isinstance(value, list) else [value]
-    if not all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in ids):
+    values = [] if value is None else value if isinstance(value, list) else [value]
+    ids = [i for i in values if isinstance(i, int) and not isinstance(i, bool) and i >= 0]
+    if len(ids) < len(values):
         raise ValueError(
             f"{path}: eos_token_id={value!r} must be a token id or a list of token ids"
         )

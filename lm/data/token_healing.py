@@ -199,7 +199,7 @@ def find_coverings(
         shared=ids[:n_shared] or (tokenizer.end,),
         n_shared=n_shared,
         tail=ids[n_shared:],
-        paths=tuple(Path(history[n_shared:], *others) for history, *others in paths),
+        paths=tuple(Path(history[n_shared:], next_ids, n) for history, next_ids, n in paths),
         n_tail_bytes=len(_pieces_of(tokenizer, ids[n_shared:])),
     )
 
