@@ -1,6 +1,6 @@
 """Special tokens of a checkpoint: the start of a text, the end of a document, the end of an answer.
 
-    special = read_special_tokens("Llama-3.2-1B", token_ids={"<|begin_of_text|>": 128000, ...})
+    special = read_special_tokens("Llama-3.2-1B", token_ids)    # token_ids: token -> id
     special.start, special.end, special.stops
 
 The files of a Hugging Face folder define them: config.json, generation_config.json and

@@ -8,9 +8,10 @@ Prompt and answer are encoded as one text, as in training. White space at the en
 scored with the answer, as in lm-evaluation-harness. If a token ends at the boundary, the tokens are
 cut there, and the probability is conditional on this token boundary. Otherwise a token spans the
 boundary of prompt and answer. The prompt is then shortened to an earlier token boundary, and the
-text after this boundary is the tail of the prompt:
+text after this boundary is the tail of the prompt. The probability of the answer is that of the
+tokens of tail and answer after the shortened prompt, divided by that of the tail:
 
-    P(answer | prompt) = P(tokens of tail and answer | shortened) / P(tail | shortened)
+    log_p_answer = log_p_tail_and_answer - log_p_tail
 
 The probability of the tail is the sum over its coverings. A covering is a sequence of tokens whose
 last token ends at or after the end of the tail. The sum contains the sequences that the tokenizer
