@@ -11,7 +11,7 @@ Hardware and time: the 100K model takes about 10 seconds on two CPU cores.
 
 from configs import base
 from lm.config import hyperparameter_rules, model_sizes, schema
-from lm.data import run_tokenizer
+from lm.data.tokenization import run_tokenizer
 from lm.runs import records
 
 

@@ -114,28 +114,21 @@ def _load_model(run, sampling) -> Model:
 
 
 def _generation_arguments(model: Model, text: str) -> tuple:
-    """Return the arguments of generation.generate for --n answers to a prompt."""
+    """Return the arguments of generation.generate for --n answers to a prompt.
+
+    Raises ValueError if the prompt has more tokens than the context of the model.
+    """
     from lm.data.sources import chat
+    from lm.data.tokenization import token_healing
 
     prompt = chat.render_prompt(_TEMPLATE.value, text) if _TEMPLATE.value else text
     context, tokenizer = model.run.data.seq_len, model.tokenizer
-    ids = _encode_prompt(tokenizer, prompt, context, starts_document=bool(_TEMPLATE.value))
-    return model.run, model.mesh, model.params, [ids] * _N.value, tokenizer, model.sampling
-
-
-def _encode_prompt(tokenizer, text: str, context: int, starts_document: bool) -> list[int]:
-    """Return the token ids of a prompt.
-
-    An empty prompt, or a prompt that starts a document, begins with the token that ends documents.
-    Raises ValueError if there are more than `context` tokens.
-    """
-    ids = [int(i) for i in tokenizer.encode(text)]
-    ids = [tokenizer.end, *ids] if starts_document or not ids else ids
+    ids = token_healing.encode_prompt(tokenizer, prompt)
     if len(ids) > context:
         raise ValueError(
             f"prompt of {len(ids)} tokens, more than data.seq_len={context} of this run: shorten it"
         )
-    return ids
+    return model.run, model.mesh, model.params, [ids] * _N.value, tokenizer, model.sampling
 
 
 def _print_answers(model: Model, text: str) -> None:

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from lm.config import field_names, schema, validation
-from lm.data import run_tokenizer
+from lm.data.tokenization import run_tokenizer
 
 ROOT = Path(__file__).parents[2]  # folder of the packages lm, experiments and configs
 MAX_RUNS = 10_000  # of a sweep; a generator without end has more

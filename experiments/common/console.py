@@ -35,8 +35,8 @@ console = CommandConsole()
 
 # Task metric -> column title in the table of task results.
 TASK_METRICS = {
-    "accuracy_bytes": "accuracy per byte",
     "acc_norm": "acc_norm",
+    "accuracy_bytes": "accuracy per byte",
     "p_right": "p(correct)",
     "bits_per_byte": "bits per byte",
     "token_accuracy": "token accuracy",
@@ -204,8 +204,8 @@ def tasks(task_results: dict[str, dict[str, dict[str, float]]]) -> None:
         }
         for metric, title in TASK_METRICS.items():
             line[title] = _task_cell(results, metric, "{:.3f}")
-        line["truncated"] = _task_cell(results, "n_cut", "{:.0f}")
-        line["skipped"] = _task_cell(results, "n_left_out", "{:.0f}")
+        line["truncated"] = _task_cell(results, "n_truncated", "{:.0f}")
+        line["skipped"] = _task_cell(results, "n_skipped", "{:.0f}")
         lines.append(line)
         if "edit_distance" in results:
             cells = {

@@ -4,7 +4,7 @@ A batch depends only on the config, the seed and the step. The package does not 
 
     sources/            read documents from files, Hugging Face, TFDS and generators
     tokenizers.py       bytes, BPE and SentencePiece
-    run_tokenizer.py    tokenizer and vocabulary size of a run
+    tokenization/       tokenizer of a run, special tokens, tokens of prompt and answer
     splits.py           the rule for held-out documents
     filters/            cut text out of documents that is also in held-out text
     preprocessing.py    tokenize, hash and filter documents

@@ -13,8 +13,9 @@ import os
 from typing import NamedTuple
 
 from lm.config import fields, schema
-from lm.data import corpus, dataset, run_tokenizer, tokenizers
+from lm.data import corpus, dataset, tokenizers
 from lm.data.sources import documents
+from lm.data.tokenization import run_tokenizer
 
 ALL_DOCUMENTS, HELDOUT_PART = "all documents", "the held-out part"
 

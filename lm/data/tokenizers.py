@@ -21,6 +21,7 @@ import numpy as np
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
+from lm.data.tokenization import special_tokens
 from lm.runs import filesystem
 
 END = 0  # end token of bytes and of train_bpe; the byte 0 is NUL, which occurs in no text
@@ -49,6 +50,9 @@ class Tokenizer:
 
     vocab_size: int  # token ids are 0 to vocab_size - 1
     end: int  # id of the end token
+    start: int | None = None  # id of the token that the checkpoint requires before every text
+    stops: tuple[int, ...] = ()  # ids of other tokens that end an answer
+    checkpoint_tokens: special_tokens.SpecialTokens | None = None  # see use_special_tokens
     hash: str  # equal hashes mean equal tokens for any text
 
     @property
@@ -108,12 +112,48 @@ class Tokenizer:
         """
         raise NotImplementedError
 
+    @functools.cached_property
+    def sorted_pieces(self) -> tuple[list[bytes], np.ndarray]:
+        """Return the pieces that are not empty, in order, and their token ids."""
+        order = sorted((piece, i) for i, piece in enumerate(self.pieces) if piece)
+        return [piece for piece, _ in order], np.array([i for _, i in order], np.int32)
+
+    @functools.cached_property
+    def max_piece_bytes(self) -> int:
+        """Return the number of bytes of the longest piece."""
+        return max(map(len, self.pieces))
+
+    @functools.cached_property
+    def adds_leading_space(self) -> bool:
+        """Return True if the first token of a text begins with a space that the text lacks."""
+        starts = (self.pieces[ids[0]] for ids in self.encode_all(["a", "the", "1"]) if len(ids))
+        return any(piece.startswith(b" ") for piece in starts)
+
     def byte_lengths(self) -> np.ndarray:
         """Return the number of bytes of each token, int32 [vocab_size]; 0 for `end`."""
         return np.array([len(piece) for piece in self.pieces], np.int32)
 
+    def use_special_tokens(self, special: special_tokens.SpecialTokens) -> None:
+        """Set the special tokens of a checkpoint. An `end` of another id changes the hash."""
+        self.checkpoint_tokens = special
+        if special.end is not None and special.end != self.end:
+            self.end = special.end
+            self.vocab_size = max(self.vocab_size, self.end + 1)
+            self.hash = hashlib.sha256(f"{self.hash} end={self.end}".encode()).hexdigest()
+        self.start = special.start
+        self.stops = tuple(i for i in special.stops if i != self.end)
+
     def save(self, folder: str | Path) -> None:
-        """Write the file that load_tokenizer reads; bytes need no file."""
+        """Write the files that load_tokenizer reads; bytes need no file."""
+        if self.checkpoint_tokens is not None:
+            special_tokens.write_special_tokens(folder, self.checkpoint_tokens)
+
+    def _without_special(self, token_bytes: list[bytes]) -> list[bytes]:
+        """Return pieces with b"" for special tokens, which a file may not declare as special."""
+        for i in (self.start, self.end, *self.stops):
+            if i is not None and i < len(token_bytes):
+                token_bytes[i] = b""
+        return token_bytes
 
 
 class ByteTokenizer(Tokenizer):
@@ -154,9 +194,24 @@ class HFTokenizer(Tokenizer):
         size = max(self.ids.values()) + 1  # a vocabulary may have unused ids
         self.end = next((self.ids[name] for name in END_TOKENS if name in self.ids), size)
         self.vocab_size = max(size, self.end + 1)
+        self.start = self._start_of_template()
+        model = content.get("model") or {}
+        is_wordpiece = model.get("type") == "WordPiece"
+        # Affixes of tokens that continue a word, and of tokens that end a word.
+        self.word_affixes = (
+            model.get("continuing_subword_prefix") or ("##" if is_wordpiece else ""),
+            model.get("end_of_word_suffix") or "",
+        )
         self.is_byte_level = any(
             '"ByteLevel"' in json.dumps(content.get(part)) for part in ("decoder", "pre_tokenizer")
         )
+
+    def _start_of_template(self) -> int | None:
+        """Return the token that the post-processor of the file puts before a text, if any."""
+        ids = self.inner.encode("a", add_special_tokens=False).ids
+        ids_in_template = self.inner.encode("a", add_special_tokens=True).ids
+        has_start = ids_in_template[1 : 1 + len(ids)] == ids and ids_in_template[: len(ids)] != ids
+        return ids_in_template[0] if has_start else None
 
     def _encode_text(self, texts: list[str]) -> list[np.ndarray]:
         for text in texts:
@@ -174,15 +229,19 @@ class HFTokenizer(Tokenizer):
     def pieces(self) -> list[bytes]:
         token_bytes = [b""] * self.vocab_size
         added = self.inner.get_added_tokens_decoder()
-        decode = _from_byte_level if self.is_byte_level else _from_piece
         for piece, i in self.ids.items():
             if i not in added:
-                token_bytes[i] = decode(piece)
+                token_bytes[i] = (
+                    _from_byte_level(piece)
+                    if self.is_byte_level
+                    else _from_piece(piece, *self.word_affixes)
+                )
             elif not added[i].special:
                 token_bytes[i] = piece.encode()
-        return token_bytes
+        return self._without_special(token_bytes)
 
     def save(self, folder: str | Path) -> None:
+        super().save(folder)
         filesystem.write_file(filesystem.open_path(folder) / "tokenizer.json", self.text)
 
 
@@ -209,6 +268,7 @@ class SentencePieceTokenizer(Tokenizer):
             ) from None
         self.hash = hashlib.sha256(model).hexdigest()
         size = self.inner.get_piece_size()
+        self.ids = {self.inner.id_to_piece(i): i for i in range(size)}
         self.end = self.inner.eos_id() if self.inner.eos_id() >= 0 else size
         self.vocab_size = max(size, self.end + 1)
 
@@ -227,9 +287,10 @@ class SentencePieceTokenizer(Tokenizer):
         for i in range(self.inner.get_piece_size()):
             if not self.inner.is_control(i) and not self.inner.is_unknown(i):
                 token_bytes[i] = _from_piece(self.inner.id_to_piece(i))
-        return token_bytes
+        return self._without_special(token_bytes)
 
     def save(self, folder: str | Path) -> None:
+        super().save(folder)
         filesystem.write_file(filesystem.open_path(folder) / "tokenizer.model", self.model)
 
 
@@ -267,14 +328,16 @@ def training_parts(text: str) -> list[str]:
 def open_tokenizer(name: str) -> Tokenizer:
     """Return the tokenizer of data.tokenizer=name: bytes, file:JSON or spm:MODEL.
 
-    Raises ValueError if the file cannot be read or is not a tokenizer.
+    The other files of a Hugging Face folder define the special tokens: see special_tokens.py.
+    Raises ValueError if a file cannot be read or is not a tokenizer.
     """
     kind, _, path = name.partition(":")
     if kind == "bytes":
         return ByteTokenizer()
     try:
-        raw = filesystem.open_path(path).expanduser().read_bytes()
-        return (
+        file = filesystem.open_path(path).expanduser()
+        raw = file.read_bytes()
+        tokenizer = (
             HFTokenizer(raw.decode(), path) if kind == "file" else SentencePieceTokenizer(raw, path)
         )
     except OSError as error:
@@ -284,6 +347,10 @@ def open_tokenizer(name: str) -> Tokenizer:
     except UnicodeDecodeError:
         message = f"data.tokenizer={name!r} is not UTF-8, as tokenizer.json is: set another file"
         raise ValueError(message) from None
+    special = special_tokens.read_special_tokens(file.parent, tokenizer.ids, tokenizer.start)
+    if special != special_tokens.SpecialTokens(tokenizer.start):
+        tokenizer.use_special_tokens(special)
+    return tokenizer
 
 
 def load_tokenizer(folder: str | Path) -> Tokenizer:
@@ -320,11 +387,17 @@ def _from_byte_level(piece: str) -> bytes:
     return b"".join(LETTERS.get(letter) or letter.encode() for letter in piece)
 
 
-def _from_piece(piece: str) -> bytes:
-    """Return the bytes of a SentencePiece token (U+2581 is a space) or a WordPiece token (##)."""
+def _from_piece(piece: str, prefix: str = "", suffix: str = "") -> bytes:
+    """Return the bytes of a token that is not byte-level. U+2581 represents a space.
+
+    prefix: affix of tokens that continue a word, such as ## of WordPiece. suffix: affix of tokens
+    that end a word, which represents a space.
+    """
     if len(piece) == 6 and piece.startswith("<0x") and piece.endswith(">"):
         return bytes.fromhex(piece[3:5])
-    return piece.removeprefix("##").replace("\u2581", " ").encode()
+    if suffix and piece.endswith(suffix):
+        piece = piece.removesuffix(suffix) + " "
+    return piece.removeprefix(prefix).replace("\u2581", " ").encode()
 
 
 def _letters_of_bytes() -> dict[str, bytes]:

@@ -1,4 +1,4 @@
-"""Compiled programs: score for scoring; prefill, reprefill and decode_chunk for generation.
+"""Compiled programs: scoring, next-token probabilities, and the three programs of generation.
 
 Tensor names end in their axes: B rows, T time, S cache slot, V vocabulary, N tokens of a chunk.
 
@@ -49,6 +49,14 @@ class GenerationPrograms(NamedTuple):
     decode_chunk: Callable
 
 
+def next_power_of_two(n: int, least: int = 1) -> int:
+    """Return the smallest power of two that is at least n, or `least` if that is larger.
+
+    Sizes are rounded up with it, so that few programs are compiled.
+    """
+    return max(least, 1 << (int(n) - 1).bit_length())
+
+
 def program_cache_key(run: schema.Run) -> str:
     """Return the model and mesh of a run as JSON: the key of its compiled programs."""
     return json.dumps([dataclasses.asdict(section) for section in (run.model, run.mesh)])
@@ -86,6 +94,32 @@ def scoring_program(key: str, device_mesh: jax.sharding.Mesh) -> Callable:
 
 
 @functools.cache
+def next_token_program(key: str, device_mesh: jax.sharding.Mesh) -> Callable:
+    """Return the jitted function (params, rows) -> log_p_BV of the token after each row.
+
+    rows: tokens [B, T] aligned to the right, length [B].
+    """
+    model, rules = _model_and_rules(key)
+
+    def log_probs(params: dict, rows: dict) -> jax.Array:
+        logits_B1V, _ = _read_prompts(model, rules, params, rows)
+        return jax.nn.log_softmax(logits_B1V[:, 0].astype(jnp.float32), axis=-1)
+
+    return jax.jit(log_probs, out_shardings=mesh.named_sharding(device_mesh))
+
+
+def _read_prompts(
+    model: schema.Model, rules: mesh.ShardingRules, params: dict, rows: dict
+) -> tuple[jax.Array, kv_cache.KVCache]:
+    """Return the logits after each row [B, 1, V] and the cache. rows: see the module docstring."""
+    tokens_BT, length_B = rows["tokens"], rows["length"]
+    t = tokens_BT.shape[1]
+    times_BT = jnp.arange(t) - (t - length_B[:, None])
+    mask_BTS = (jnp.arange(t)[:, None] >= jnp.arange(t)) & (times_BT >= 0)[:, None]
+    return kv_cache.cached_decoder(model, params, rules)(tokens_BT, times_BT, mask_BTS, last=True)
+
+
+@functools.cache
 def generation_programs(
     key: str, device_mesh: jax.sharding.Mesh, options: ProgramOptions
 ) -> GenerationPrograms:
@@ -118,12 +152,7 @@ class _Generator:
         self, params: dict, rows: dict, state: dict, scalars: dict
     ) -> tuple[kv_cache.KVCache, SampledTokens]:
         """Run the model on all prompts. Return the cache and the first token of each answer."""
-        tokens_BT, length_B = rows["tokens"], rows["length"]
-        t = tokens_BT.shape[1]
-        times_BT = jnp.arange(t) - (t - length_B[:, None])
-        mask_BTS = (jnp.arange(t)[:, None] >= jnp.arange(t)) & (times_BT >= 0)[:, None]
-        read = kv_cache.cached_decoder(self.model, params, self.rules)
-        logits_B1V, cache = read(tokens_BT, times_BT, mask_BTS, last=True)
+        logits_B1V, cache = _read_prompts(self.model, self.rules, params, rows)
         keys_B = _row_keys(state, scalars)
         token_B, nats_B = self.sample(logits_B1V[:, 0], keys_B, state["n_generated"], scalars)
         cache = kv_cache.extend(cache, self.options.n_slots)

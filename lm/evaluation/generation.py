@@ -6,8 +6,10 @@
     for token in generation.stream(run, device_mesh, params, prompts, tokenizer, sampling):
         print(token.text, end="")
 
-Prompts are token ids: see scoring.encode_prompt. The compiled programs are in decoding.py. Tensor
-names end in their axes: B rows, T time, N tokens of a chunk.
+Prompts are token ids: see token_healing.encode_prompt. If a token of the vocabulary can span the
+end of a prompt, the answer may begin inside of this token: see token_healing.py. The
+compiled programs are in decoding.py. Tensor names end in their axes: B rows, T time, N tokens of a
+chunk.
 """
 
 import codecs
@@ -21,7 +23,7 @@ import numpy as np
 
 from lm.config import schema
 from lm.data import tokenizers
-from lm.evaluation import decoding, scoring
+from lm.evaluation import coverings, decoding, scoring
 from lm.model import kv_cache
 from lm.parallel import mesh
 
@@ -46,7 +48,8 @@ class GeneratedToken:
 
     prompt_index: int  # index of the prompt
     token: int  # token id
-    nats: float  # -log p at temperature 1, over all tokens
+    nats: float  # -log p at temperature 1, over all tokens; a token that begins in the prompt: over
+    # the tokens that contain the end of the prompt
     text: str  # text to print now: complete characters that cannot be part of a stop string
     finish_reason: str = ""  # last token only: end (tokenizer.end), stop (stop string) or length
 
@@ -79,21 +82,36 @@ class StreamingDecoder:
                 break                          # end, stop or length
     """
 
-    def __init__(self, tokenizer: tokenizers.Tokenizer, stop: tuple[str, ...], max_tokens: int):
-        self.pieces, self.end, self.max_tokens = tokenizer.pieces, tokenizer.end, max_tokens
+    def __init__(
+        self,
+        tokenizer: tokenizers.Tokenizer,
+        stop: tuple[str, ...],
+        max_tokens: int,
+        starts_text: bool = False,
+    ):
+        """Begin an answer. starts_text: no text precedes the answer in its encoded text."""
+        self.pieces, self.max_tokens = tokenizer.pieces, max_tokens
+        self.ends = {tokenizer.end, *tokenizer.stops}
+        self.has_extra_space = starts_text and tokenizer.adds_leading_space
         self.stops = [text.encode() for text in stop]
         self.utf8_decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self.buffer = b""  # bytes that are not printed yet
         self.n_generated, self.finish_reason = 0, ""
 
-    def add(self, token: int) -> str:
-        """Add a token and return the text to print. Set finish_reason if the token is the last."""
+    def add(self, token: int, n_prompt_bytes: int = 0) -> str:
+        """Add a token and return the text to print. Set finish_reason if the token is the last.
+
+        n_prompt_bytes: first bytes of the token that belong to the prompt.
+        """
         self.n_generated += 1
-        self.buffer += self.pieces[token]
+        piece = self.pieces[token][n_prompt_bytes:]
+        if piece and self.has_extra_space:
+            piece, self.has_extra_space = piece.removeprefix(b" "), False
+        self.buffer += piece
         positions = [p for stop in self.stops if (p := self.buffer.find(stop)) >= 0]
         if positions:
             self.finish_reason, self.buffer = "stop", self.buffer[: min(positions)]
-        elif token == self.end:
+        elif token in self.ends:
             self.finish_reason = "end"
         elif self.n_generated == self.max_tokens:
             self.finish_reason = "length"
@@ -150,16 +168,50 @@ def stream(
     scoring.validate_prompts(prompts)
     n_equal: collections.Counter[bytes] = collections.Counter()
     answers = []
+    barriers = {tokenizer.start, tokenizer.end, *(tokenizer.marks or ())}
     for i, prompt in enumerate(prompts):
         content = np.asarray(prompt, np.int32).tobytes()
         ids = [int(x) for x in prompt[-run.data.seq_len :]]
-        decoder = StreamingDecoder(tokenizer, sampling.stop, sampling.max_tokens)
+        starts_text = ids[-1] in barriers
+        decoder = StreamingDecoder(tokenizer, sampling.stop, sampling.max_tokens, starts_text)
         answers.append(_Answer(i, ids, zlib.crc32(content), n_equal[content], decoder))
         n_equal[content] += 1
+    model = (run, device_mesh, params)
+    yield from _heal_prompts(model, tokenizer, sampling, prompts, answers)
+    answers = [answer for answer in answers if answer.is_active]
     answers.sort(key=lambda answer: -len(answer.ids))
     for start in range(0, len(answers), MAX_PROMPTS):
         batch = answers[start : start + MAX_PROMPTS]
-        yield from _AnswerBatch(run, device_mesh, params, batch, tokenizer, sampling).generate()
+        yield from _AnswerBatch(*model, batch, tokenizer, sampling).generate()
+
+
+def _heal_prompts(
+    model: tuple[schema.Run, jax.sharding.Mesh, dict],
+    tokenizer: tokenizers.Tokenizer,
+    sampling: SamplingParams,
+    prompts: Sequence[Sequence[int]],
+    answers: "list[_Answer]",
+) -> Iterator[GeneratedToken]:
+    """Yield the first tokens of the answers that begin inside of a token. answers: of `prompts`."""
+
+    def select(i: int, log_p_N: np.ndarray) -> int:
+        if not sampling.temperature:
+            return int(log_p_N.argmax())
+        rng = np.random.default_rng((sampling.seed, answers[i].prompt_crc, answers[i].copy_index))
+        return sample_index(rng, log_p_N, sampling)
+
+    for i, healed in coverings.heal_prompts(*model, tokenizer, prompts, select).items():
+        answers[i].ids = healed.ids[:-1][-model[0].data.seq_len :]
+        yield answers[i].add(healed.ids[-1], healed.nats, healed.n_tail_bytes)
+
+
+def sample_index(rng: np.random.Generator, log_p_N: np.ndarray, sampling: SamplingParams) -> int:
+    """Sample an index with the temperature, top_k and top_p of the sampling options."""
+    order = np.argsort(-log_p_N, kind="stable")[: sampling.top_k or None]
+    p = np.exp((log_p_N[order] - log_p_N.max()) / sampling.temperature)
+    p /= p.sum()
+    p = p[np.cumsum(p) - p < sampling.top_p]
+    return int(rng.choice(order[: len(p)], p=p / p.sum()))
 
 
 def validate_sampling(sampling: SamplingParams) -> None:
@@ -191,10 +243,10 @@ class _Answer:
         """Return True if the answer needs more tokens."""
         return not self.decoder.finish_reason
 
-    def add(self, token: int, nats: float) -> GeneratedToken:
-        """Append a token and return it with its text."""
+    def add(self, token: int, nats: float, n_prompt_bytes: int = 0) -> GeneratedToken:
+        """Append a token and return it with its text, without bytes of the prompt."""
         self.ids.append(token)
-        text = self.decoder.add(token)
+        text = self.decoder.add(token, n_prompt_bytes)
         return GeneratedToken(self.prompt_index, token, nats, text, self.decoder.finish_reason)
 
 
@@ -218,11 +270,11 @@ class _AnswerBatch:
         self.context, self.end = run.data.seq_len, tokenizer.end
         self.max_tokens = sampling.max_tokens
         n_devices = mesh.n_batch_devices(device_mesh)
-        rows_per_device = scoring.next_power_of_two(-(-len(answers) // n_devices))
+        rows_per_device = decoding.next_power_of_two(-(-len(answers) // n_devices))
         self.n_rows = n_devices * rows_per_device
         longest = len(answers[0].ids) + sampling.max_tokens
         self.options = decoding.ProgramOptions(
-            n_slots=min(scoring.next_power_of_two(longest, 32), self.context),
+            n_slots=min(decoding.next_power_of_two(longest, 32), self.context),
             is_random=sampling.temperature > 0,
             top_k=sampling.top_k,
             has_top_p=sampling.top_p < 1,
@@ -308,7 +360,7 @@ class _AnswerBatch:
             for answer, selected in zip(self.answers, is_new, strict=True)
         ]
         lengths = np.array([len(row) for row in ids], np.int32)
-        width = min(scoring.next_power_of_two(max(lengths), 32), self.options.n_slots)
+        width = min(decoding.next_power_of_two(max(lengths), 32), self.options.n_slots)
         tokens_BT = np.zeros((len(ids), width), np.int32)
         for i, row in enumerate(ids):
             tokens_BT[i, width - len(row) :] = row

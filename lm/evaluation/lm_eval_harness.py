@@ -4,16 +4,19 @@
     model = lm_eval_harness.make_adapter(run, device_mesh, params, tokenizer)
     lm_eval.simple_evaluate(model=model, tasks=["lambada_openai"])
 
-Log-likelihoods come from scoring.score_answers and texts from generation.generate.
+Log-likelihoods come from scoring.score_pairs and texts from generation.generate. The tokens are
+those of token_healing.py, which are equal to those of the harness if no token spans the
+boundary of prompt and answer.
 """
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import jax
 
 from lm.config import schema
 from lm.data import tokenizers
+from lm.data.tokenization import token_healing
 from lm.evaluation import generation, scoring
 
 MAX_TOKENS = 256  # tokens per answer if a task sets no limit
@@ -38,10 +41,8 @@ def make_adapter(
 
         def loglikelihood(self, requests, disable_tqdm: bool = False) -> list[tuple[float, bool]]:
             """Return (log p, is_greedy) of the answer of each (prompt, answer)."""
-            pairs = [scoring.encode_pair(tokenizer, *request.args) for request in requests]
-            scored = scoring.score_answers(
-                *model, [prompt for prompt, _ in pairs], [answer for _, answer in pairs]
-            )
+            texts = [request.args for request in requests]
+            scored = scoring.score_pairs(*model, token_healing.encode_pairs(tokenizer, texts))
             self.n_truncated += sum(answer.n_truncated > 0 for answer in scored)
             return [(-float(answer.nats.sum()), answer.is_greedy) for answer in scored]
 
@@ -50,14 +51,12 @@ def make_adapter(
 
             The prompt of a window is the text before it, as far as the context has room for it.
             """
-            context, prompts, answers, owners = run.data.seq_len, [], [], []
-            for owner, request in enumerate(requests):
-                ids = [tokenizer.end, *(int(i) for i in tokenizer.encode(request.args[0]))]
-                for start in range(1, len(ids), context):
-                    answers.append(ids[start : start + context])
-                    room = context + 1 - len(answers[-1])
-                    prompts.append(ids[:start][-room:])
-                    owners.append(owner)
+            windows = [
+                (owner, *window)
+                for owner, request in enumerate(requests)
+                for window in _rolling_windows(tokenizer, request.args[0], run.data.seq_len)
+            ]
+            owners, prompts, answers = zip(*windows, strict=True) if windows else ((), (), ())
             log_p = [0.0] * len(requests)
             scored = scoring.score_answers(*model, prompts, answers)
             for owner, answer in zip(owners, scored, strict=True):
@@ -71,7 +70,9 @@ def make_adapter(
                 by_sampling.setdefault(_to_sampling_params(request.args[1]), []).append(i)
             texts = [""] * len(requests)
             for sampling, indices in by_sampling.items():
-                prompts = [scoring.encode_prompt(tokenizer, requests[i].args[0]) for i in indices]
+                prompts = [
+                    token_healing.encode_prompt(tokenizer, requests[i].args[0]) for i in indices
+                ]
                 answers = generation.generate(*model, prompts, tokenizer, sampling)
                 for i, answer in zip(indices, answers, strict=True):
                     texts[i] = answer.text
@@ -79,6 +80,17 @@ def make_adapter(
             return texts
 
     return Adapter()
+
+
+def _rolling_windows(
+    tokenizer: tokenizers.Tokenizer, text: str, context: int
+) -> Iterator[tuple[list[int], list[int]]]:
+    """Yield (prompt, answer) of windows in which each token of a text is scored once."""
+    first = tokenizer.end if tokenizer.start is None else tokenizer.start
+    ids = [first, *(int(i) for i in tokenizer.encode(text))]
+    for start in range(1, len(ids), context):
+        answer = ids[start : start + context]
+        yield ids[:start][-(context + 1 - len(answer)) :], answer
 
 
 def _to_sampling_params(generation_kwargs: dict) -> generation.SamplingParams:

@@ -1,12 +1,15 @@
 """Compute the log-likelihood of given answers.
 
-    scored = scoring.score_answers(run, device_mesh, params, prompts, answers)
+    pairs = token_healing.encode_pairs(tokenizer, [("2+2=", "4")])
+    scored = scoring.score_pairs(run, device_mesh, params, pairs)
     -scored[0].nats.sum(), scored[0].is_greedy     # log-likelihood; True if greedy decoding agrees
 
-Prompts and answers are token ids: see encode_pair. Requests are packed into few rows, and equal
-prompts are computed once. Each request in a row is a prompt without its last token, followed by
-each of its answers: the last token of the prompt and the answer without its last token. So each
-position of an answer has one target, the next token. An answer attends to its prompt and to itself.
+Tasks, the adapter for lm-evaluation-harness and LoadedModel.score use the same tokens and the same
+formula, so their log-likelihoods are equal. score_answers has token ids as arguments. Requests are
+packed into few rows, and equal prompts are computed once. Each request in a row is a prompt without
+its last token, followed by each of its answers: the last token of the prompt and the answer without
+its last token. So each position of an answer has one target, the next token. An answer attends to
+its prompt and to itself.
 Tensor names end in their axes: B rows, T time.
 """
 
@@ -17,8 +20,9 @@ import jax
 import numpy as np
 
 from lm.config import schema
-from lm.data import packing, tokenizers
-from lm.evaluation import decoding
+from lm.data import packing
+from lm.data.tokenization import token_healing
+from lm.evaluation import coverings, decoding
 from lm.parallel import mesh
 
 BATCH_NAMES = ("tokens", "targets", "times", "segments", "roots")  # arrays of a batch
@@ -38,8 +42,35 @@ class ScoredAnswer:
     """The log-likelihood of one answer."""
 
     nats: np.ndarray  # float64 [n]: -log p of each token of the answer
-    is_greedy: bool  # True if each token is the most likely token, also for an empty answer
+    hits: np.ndarray  # bool [n]: True where the token is the most likely token
     n_truncated: int = 0  # tokens removed from the beginning of the prompt, to fit into the context
+
+    @property
+    def is_greedy(self) -> bool:
+        """Return True if greedy decoding gives the answer, also for an empty answer."""
+        return bool(self.hits.all())
+
+
+def score_pairs(
+    run: schema.Run,
+    device_mesh: jax.sharding.Mesh,
+    params: dict,
+    pairs: Sequence[token_healing.TokenPair],
+) -> list[ScoredAnswer]:
+    """Return the scores of the answers of token_healing.encode_pairs.
+
+    If tokens span the boundary, the first number of nats is that of all these tokens, given the
+    tail of the prompt. Raises ValueError if an answer has more than data.seq_len tokens.
+    """
+    prompts, answers = [pair.prompt for pair in pairs], [pair.answer for pair in pairs]
+    scored = score_answers(run, device_mesh, params, prompts, answers)
+    merged = coverings.merge_spanning_tokens(
+        run, device_mesh, params, pairs, [(answer.nats, answer.hits) for answer in scored]
+    )
+    return [
+        ScoredAnswer(nats, hits, answer.n_truncated)
+        for answer, (nats, hits) in zip(scored, merged, strict=True)
+    ]
 
 
 def score_answers(
@@ -64,11 +95,11 @@ def score_answers(
             )
     rows, length = pack_requests(prompts, answers, context)
     excess = [len(p) + len(a) - 1 - context for p, a in zip(prompts, answers, strict=True)]
-    results = [ScoredAnswer(np.zeros(0), True, max(0, n)) for n in excess]
+    results = [ScoredAnswer(np.zeros(0), np.zeros(0, bool), max(0, n)) for n in excess]
     n_devices = mesh.n_batch_devices(device_mesh)
     # A batch has as many tokens as in training, but not more rows than the requests need.
     size = n_devices * max(1, run.data.batch_size * context // length // n_devices)
-    size = min(size, n_devices * next_power_of_two(-(-len(rows) // n_devices)))
+    size = min(size, n_devices * decoding.next_power_of_two(-(-len(rows) // n_devices)))
     program = decoding.scoring_program(decoding.program_cache_key(run), device_mesh)
     for start in range(0, len(rows), size):
         batch, answer_slots = to_arrays(rows[start : start + size], answers, size, length)
@@ -76,11 +107,11 @@ def score_answers(
         local_batch = {name: array[local_rows] for name, array in batch.items()}
         with jax.set_mesh(device_mesh):
             scores = program(params, mesh.put_batch(device_mesh, local_batch))
-        nats_BT, is_greedy_BT = jax.device_get(scores)
+        nats_BT, hits_BT = jax.device_get(scores)
         for i, row, position in answer_slots:
             span = slice(position, position + len(answers[i]))
             results[i].nats = nats_BT[row, span].astype(np.float64)
-            results[i].is_greedy = bool(is_greedy_BT[row, span].all())
+            results[i].hits = hits_BT[row, span]
     return results
 
 
@@ -104,7 +135,7 @@ def pack_requests(
     ]
     # With one request per row, half of the row might be empty; with four, at most a quarter.
     longest = max((request.length for request in requests), default=1)
-    length = min(next_power_of_two(4 * longest, least=32), context)
+    length = min(decoding.next_power_of_two(4 * longest, least=32), context)
     requests.sort(key=lambda request: -request.length)  # best fit works best on decreasing sizes
     row_indices = packing.best_fit([request.length for request in requests], length)
     rows: list[list[ScoringRequest]] = [[] for _ in range(row_indices.max(initial=-1) + 1)]
@@ -144,14 +175,6 @@ def to_arrays(
     return batch, answer_slots
 
 
-def next_power_of_two(n: int, least: int = 1) -> int:
-    """Return the smallest power of two that is at least n, or `least` if that is larger.
-
-    Sizes are rounded up with it, so that few programs are compiled.
-    """
-    return max(least, 1 << (int(n) - 1).bit_length())
-
-
 def _split_requests(
     prompt: tuple[int, ...], indices: list[int], answers: Sequence[Sequence[int]], context: int
 ) -> Iterator[ScoringRequest]:
@@ -164,27 +187,6 @@ def _split_requests(
         request.answers.append(i)
         request.length += len(answers[i])
     yield request
-
-
-def encode_prompt(tokenizer: tokenizers.Tokenizer, text: str) -> list[int]:
-    """Return the token ids of a prompt. An empty prompt becomes the token that ends documents."""
-    return [int(i) for i in tokenizer.encode(text)] or [tokenizer.end]
-
-
-def encode_pair(
-    tokenizer: tokenizers.Tokenizer, prompt: str, answer: str
-) -> tuple[list[int], list[int]]:
-    """Return the token ids of a prompt and of its answer, encoded as one text.
-
-    With a subword tokenizer, white space at the end of the prompt is encoded with the answer,
-    because its tokens begin with a space.
-    """
-    bare = prompt.rstrip() if tokenizer.vocab_size > 256 else prompt
-    answer = prompt[len(bare) :] + answer
-    prompt_ids = encode_prompt(tokenizer, bare)
-    if not bare:
-        return prompt_ids, [int(i) for i in tokenizer.encode(answer)]
-    return prompt_ids, [int(i) for i in tokenizer.encode(bare + answer)][len(prompt_ids) :]
 
 
 def validate_prompts(prompts: Sequence[Sequence[int]]) -> None:

@@ -5,10 +5,10 @@
     results["copy?length=4"]["accuracy"]                         # {"value": 0.4, "se": 0.05}
     task_eval.to_columns(results)["task.copy?length=4.accuracy"]  # 0.4
 
-Each pair of prompt and answer is a separate segment in rows of data.seq_len tokens. It follows the
-token that ends documents, like the start of a document in training. scoring.score_answers also
-computes log-likelihoods: it computes equal prompts once, but needs an additional program. Tensor
-names end in their axes: N rows, T time.
+Each pair of prompt and answer is a separate segment in rows of data.seq_len tokens. The tokens are
+those of token_healing.py. scoring.score_pairs computes the same log-likelihoods: it
+computes equal prompts once, but needs an additional program. Tensor names end in their axes:
+N rows, T time.
 """
 
 import dataclasses
@@ -20,9 +20,9 @@ import numpy as np
 
 from lm.config import schema
 from lm.data import packing, tokenizers
-from lm.evaluation import generation, heldout, task_metrics, tasks
+from lm.data.tokenization import token_healing
+from lm.evaluation import coverings, generation, heldout, task_metrics, tasks
 
-Pair = tuple[np.ndarray, np.ndarray]  # token ids of a prompt and of its answer
 Results = dict[str, task_metrics.Metrics]  # task name -> metric -> {"value": ..., "se": ...}
 
 
@@ -30,7 +30,7 @@ class EncodedTask(NamedTuple):
     """A task with the examples that fit into a row, and counts of the other examples."""
 
     task: tasks.Task
-    pairs: list[list[Pair]]  # pairs[i][c]: choice c of example i
+    pairs: list[list[token_healing.TokenPair]]  # pairs[i][c]: choice c of example i
     n_truncated: int  # examples with a truncated prompt
     n_skipped: int  # examples with an answer that is too long for a row
 
@@ -48,8 +48,9 @@ def evaluate_tasks(
 
     score: see heldout.make_scorer. answers: list that receives the generated answers, see
     task_metrics.answer_rows. If an example is longer than data.seq_len tokens, its prompt is
-    truncated at the beginning (counted in n_cut). If an answer alone is longer, the example is
-    skipped (counted in n_left_out). Raises ValueError in both cases if eval.on_overflow is "error".
+    truncated at the beginning (counted in n_truncated). If an answer alone is longer, the example
+    is skipped (counted in n_skipped). Raises ValueError in both cases if eval.on_overflow is
+    "error".
     """
     encoded = [_encode_task(run, task, tokenizer) for task in task_list]
     pairs = [pair for task in encoded for choices in task.pairs for pair in choices]
@@ -57,8 +58,8 @@ def evaluate_tasks(
     results: Results = {}
     for task, choices_of_examples, n_truncated, n_skipped in encoded:
         metrics: task_metrics.Metrics = {
-            "n_cut": {"value": n_truncated},
-            "n_left_out": {"value": n_skipped},
+            "n_truncated": {"value": n_truncated},
+            "n_skipped": {"value": n_skipped},
         }
         if not choices_of_examples:
             metrics["n"] = {"value": 0}
@@ -66,7 +67,7 @@ def evaluate_tasks(
             continue
         example_scores = [[next(scores) for _ in choices] for choices in choices_of_examples]
         pieces = [
-            [tokenizer.pieces[i] for i in choices[example.right][1]]
+            choices[example.right].answer_pieces(tokenizer.pieces)
             for example, choices in zip(task.examples, choices_of_examples, strict=True)
         ]
         metrics |= task_metrics.likelihood_metrics(task.examples, example_scores, pieces)
@@ -100,7 +101,7 @@ def to_columns(results: Results) -> dict[str, float]:
 
 
 def pack_examples(
-    pairs: Sequence[Pair], seq_len: int, end: int
+    pairs: Sequence[token_healing.TokenPair], seq_len: int, end: int
 ) -> tuple[np.ndarray, np.ndarray, list[tuple[int, int, int]]]:
     """Pack pairs into rows. Return tokens [N, T+1], segments [N, T] and the answer slots.
 
@@ -108,9 +109,9 @@ def pack_examples(
     targets. Pairs are sorted by decreasing length. Each is placed in the newest row, or in a new
     row if it does not fit, so rows are nearly full.
     """
-    order = sorted(range(len(pairs)), key=lambda i: -len(pairs[i][0]) - len(pairs[i][1]))
-    prompts = {i: pairs[i][0][-max(1, seq_len + 1 - len(pairs[i][1])) :] for i in order}
-    sizes = [len(prompts[i]) + len(pairs[i][1]) for i in order]
+    order = sorted(range(len(pairs)), key=lambda i: -len(pairs[i].prompt) - len(pairs[i].answer))
+    prompts = {i: pairs[i].prompt[-max(1, seq_len + 1 - len(pairs[i].answer)) :] for i in order}
+    sizes = [len(prompts[i]) + len(pairs[i].answer) for i in order]
     rows = packing.best_fit(sizes, seq_len + 1, newest_only=True)
     n_rows = rows.max(initial=-1) + 1
     tokens_NT = np.full((n_rows, seq_len + 1), end, np.int32)
@@ -120,10 +121,10 @@ def pack_examples(
     for i, row, size in zip(order, rows.tolist(), sizes, strict=True):
         start, stop = used[row], used[row] + size
         n_segments[row] += 1
-        tokens_NT[row, start:stop] = np.r_[prompts[i], pairs[i][1]]
+        tokens_NT[row, start:stop] = prompts[i] + pairs[i].answer
         segments_NT[row, start:stop] = n_segments[row]
         first = int(start) + len(prompts[i]) - 1
-        answer_slots[i] = row, first, first + len(pairs[i][1])
+        answer_slots[i] = row, first, first + len(pairs[i].answer)
         used[row] = stop
     return tokens_NT, segments_NT, answer_slots
 
@@ -131,15 +132,21 @@ def pack_examples(
 def _encode_task(run: schema.Run, task: tasks.Task, tokenizer: tokenizers.Tokenizer) -> EncodedTask:
     """Encode the examples of a task and skip those whose answers are too long for a row."""
     seq_len = run.data.seq_len
-    encoded = [(example, _encode_example(example, tokenizer)) for example in task.examples]
+    texts = [
+        pair
+        for example in task.examples
+        for pair in zip(example.prompts, example.answers, strict=True)
+    ]
+    pairs = iter(token_healing.encode_pairs(tokenizer, texts))
+    encoded = [(example, [next(pairs) for _ in example.answers]) for example in task.examples]
     fitting = [
-        (example, pairs)
-        for example, pairs in encoded
-        if max(len(answer) for _, answer in pairs) <= seq_len
+        (example, choices)
+        for example, choices in encoded
+        if max(len(pair.answer) for pair in choices) <= seq_len
     ]
     n_truncated = sum(
-        max(len(prompt) + len(answer) for prompt, answer in pairs) > seq_len + 1
-        for _, pairs in fitting
+        max(len(pair.prompt) + len(pair.answer) for pair in choices) > seq_len + 1
+        for _, choices in fitting
     )
     n_skipped = len(encoded) - len(fitting)
     if run.eval.on_overflow == "error" and (n_truncated or n_skipped):
@@ -148,20 +155,7 @@ def _encode_task(run: schema.Run, task: tasks.Task, tokenizer: tokenizers.Tokeni
             f"than data.seq_len={seq_len}: use fewer shots, or set eval.on_overflow='truncate'"
         )
     fitting_task = dataclasses.replace(task, examples=[example for example, _ in fitting])
-    return EncodedTask(fitting_task, [pairs for _, pairs in fitting], n_truncated, n_skipped)
-
-
-def _encode_example(example: tasks.Example, tokenizer: tokenizers.Tokenizer) -> list[Pair]:
-    """Return (prompt, answer) token ids of each choice. A prompt starts with tokenizer.end.
-
-    Prompt and answer are encoded separately, so the answer does not change the prompt tokens.
-    """
-    ids = tokenizer.encode_all([*example.prompts, *example.answers])
-    prompts, answers = ids[: len(example.prompts)], ids[len(example.prompts) :]
-    return [
-        (np.r_[tokenizer.end, p].astype(np.int32), a.astype(np.int32))
-        for p, a in zip(prompts, answers, strict=True)
-    ]
+    return EncodedTask(fitting_task, [choices for _, choices in fitting], n_truncated, n_skipped)
 
 
 def _score_pairs(
@@ -170,7 +164,7 @@ def _score_pairs(
     score: Callable,
     params: dict,
     tokenizer: tokenizers.Tokenizer,
-    pairs: list[Pair],
+    pairs: list[token_healing.TokenPair],
 ) -> list[task_metrics.TokenScores]:
     """Return the scores of the answer tokens of each pair."""
     if not pairs:
@@ -183,14 +177,18 @@ def _score_pairs(
     # The model may have more logits than the tokenizer has tokens. These end a word.
     ends_word_V = np.append(~continues_word_V, True)
     ends_word_NT = ends_word_V[np.minimum(best_NT, len(continues_word_V))]
+    scores = [
+        (nats_NT[row, start:stop], hits_NT[row, start:stop]) for row, start, stop in answer_slots
+    ]
+    merged = coverings.merge_spanning_tokens(run, device_mesh, params, pairs, scores)
+    # The prediction after the last token of a row is unknown: this slice is then shorter.
+    ends_word = [
+        ends_word_NT[row, start + pair.n_spanning : stop + 1]
+        for pair, (row, start, stop) in zip(pairs, answer_slots, strict=True)
+    ]
     return [
-        task_metrics.TokenScores(
-            nats_NT[row, start:stop],
-            hits_NT[row, start:stop],
-            # The prediction after the last token of a row is unknown: this slice is then shorter.
-            ends_word_NT[row, start + 1 : stop + 1],
-        )
-        for row, start, stop in answer_slots
+        task_metrics.TokenScores(nats, hits, ends)
+        for (nats, hits), ends in zip(merged, ends_word, strict=True)
     ]
 
 
@@ -200,11 +198,13 @@ def _generate(
     params: dict,
     tokenizer: tokenizers.Tokenizer,
     task: tasks.Task,
-    pairs: list[list[Pair]],
+    pairs: list[list[token_healing.TokenPair]],
 ) -> list[str]:
     """Generate an answer to each example, with up to twice the tokens of the longest answer."""
-    prompts = [[int(i) for i in choices[0][0]] for choices in pairs]
-    longest = max(len(answer) for choices in pairs for _, answer in choices)
+    prompts = [
+        token_healing.encode_prompt(tokenizer, example.prompts[0]) for example in task.examples
+    ]
+    longest = max(len(pair.answer) for choices in pairs for pair in choices)
     sampling = generation.SamplingParams(max_tokens=2 * longest, stop=(task.stop,))
     generated = generation.generate(run, device_mesh, params, prompts, tokenizer, sampling)
     return [answer.text for answer in generated]

@@ -96,7 +96,7 @@ def _overflow_notes(rows: Sequence[Mapping]) -> list[str]:
     The numbers are the largest of all runs.
     """
     notes = []
-    for metric, event in (("n_cut", "lost their beginning"), ("n_left_out", "were skipped")):
+    for metric, event in (("n_truncated", "lost their beginning"), ("n_skipped", "were skipped")):
         counts = []
         for task in task_analysis.task_names(rows):
             n_affected, n = (
@@ -105,7 +105,7 @@ def _overflow_notes(rows: Sequence[Mapping]) -> list[str]:
             )
             if n_affected > 0:
                 # "n" does not contain the skipped examples.
-                n_all = n + n_affected if metric == "n_left_out" else n
+                n_all = n + n_affected if metric == "n_skipped" else n
                 counts.append(f"{short_names.shorten_task(task)} {n_affected:.0f} of {n_all:.0f}")
         if counts:
             notes.append(

@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import Literal
 
 from lm.config import axis_rules, schema, validation
-from lm.data import dataset, run_tokenizer, tokenizers
+from lm.data import dataset, tokenizers
 from lm.data.sources import documents
+from lm.data.tokenization import run_tokenizer
 from lm.evaluation import tasks
 from lm.parallel import distributed, mesh
 from lm.runs import filesystem, lock, records

@@ -19,6 +19,7 @@ import jax
 
 from lm.config import schema
 from lm.data import evaluation_text, tokenizers
+from lm.data.tokenization import token_healing
 from lm.evaluation import generation, scoring
 from lm.model import params
 from lm.parallel import mesh
@@ -71,7 +72,7 @@ class LoadedModel:
             self.run,
             self.device_mesh,
             self.weights,
-            [scoring.encode_prompt(self.tokenizer, text) for text in prompts],
+            [token_healing.encode_prompt(self.tokenizer, text) for text in prompts],
             self.tokenizer,
             generation.SamplingParams(**sampling),
         )
@@ -84,17 +85,11 @@ class LoadedModel:
     def score(self, prompt, answer):
         """Compute the log-likelihood of an answer after a prompt, or of each answer of a list.
 
-        Return a result or a list of results.
+        Return a result or a list of results: see token_healing for the tokens and the formula.
         """
         answers = [answer] if isinstance(answer, str) else list(answer)
-        pairs = [scoring.encode_pair(self.tokenizer, prompt, text) for text in answers]
-        results = scoring.score_answers(
-            self.run,
-            self.device_mesh,
-            self.weights,
-            [prompt_ids for prompt_ids, _ in pairs],
-            [answer_ids for _, answer_ids in pairs],
-        )
+        pairs = token_healing.encode_pairs(self.tokenizer, [(prompt, text) for text in answers])
+        results = scoring.score_pairs(self.run, self.device_mesh, self.weights, pairs)
         return results[0] if isinstance(answer, str) else results
 
 

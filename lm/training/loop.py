@@ -21,7 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from lm.config import flops, schema, validation
-from lm.data import corpus, dataset, run_tokenizer
+from lm.data import corpus, dataset
+from lm.data.tokenization import run_tokenizer
 from lm.evaluation import task_eval, tasks
 from lm.parallel import distributed, mesh
 from lm.runs import records

@@ -26,17 +26,22 @@ def bpe() -> tokenizers.HFTokenizer:
     return tokenizers.train_bpe(iter(TEXTS), 300)
 
 
-@functools.cache
-def sentencepiece_bpe() -> tokenizers.SentencePieceTokenizer:
-    """Return a SentencePiece tokenizer that is trained on TEXTS."""
+def train_sentencepiece(**options) -> tokenizers.SentencePieceTokenizer:
+    """Train a SentencePiece tokenizer on TEXTS."""
     sentencepiece = pytest.importorskip("sentencepiece")
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(TEXTS), model_writer=model, vocab_size=300, model_type="bpe",
         byte_fallback=True, normalization_rule_name="identity", add_dummy_prefix=False,
-        remove_extra_whitespaces=False, hard_vocab_limit=False, minloglevel=9,
+        remove_extra_whitespaces=False, hard_vocab_limit=False, minloglevel=9, **options,
     )  # fmt: skip
     return tokenizers.SentencePieceTokenizer(model.getvalue())
+
+
+@functools.cache
+def sentencepiece_bpe() -> tokenizers.SentencePieceTokenizer:
+    """Return a SentencePiece tokenizer that is trained on TEXTS."""
+    return train_sentencepiece()
 
 
 LOSSLESS = {"bytes": tokenizers.ByteTokenizer, "bpe": bpe, "sentencepiece": sentencepiece_bpe}
@@ -230,3 +235,46 @@ def test_texts_of_usual_words_are_not_divided():
     for text in ("def f(x):\n        return x\n" * 99, "語" * 256, "x" * 255 + " " + "y" * 255):
         assert "".join(tokenizers.training_parts(text)) == text
         assert len(tokenizers.training_parts(text)) == 1
+
+
+def tokenizer_of(model: models.Model, **parts) -> tokenizers.HFTokenizer:
+    """Return a tokenizer of a model of the `tokenizers` library."""
+    inner = Tokenizer(model)
+    for name, part in parts.items():
+        setattr(inner, name, part)
+    return tokenizers.HFTokenizer(inner.to_str())
+
+
+def test_number_signs_are_text_except_in_wordpiece():
+    """SentencePiece and Metaspace vocabularies that contain Markdown have a piece ##."""
+    pieces = {piece: i for i, piece in enumerate(["\0", "#", "##", "\u2581", "a", "\n"])}
+    llama = tokenizer_of(
+        models.BPE(vocab=pieces, merges=[("#", "#")]), decoder=decoders.Metaspace()
+    )
+    assert llama.pieces[2] == b"##" and llama.byte_lengths()[llama.encode("a##a")].sum() == 4
+    wordpiece = tokenizer_of(
+        models.WordPiece(vocab={"[UNK]": 0, "a": 1, "##b": 2}, unk_token="[UNK]"),
+        pre_tokenizer=pre_tokenizers.Whitespace(),
+    )
+    assert [wordpiece.pieces[i] for i in wordpiece.encode("ab")] == [b"a", b"b"]
+    sentence = train_sentencepiece(user_defined_symbols=["##"])
+    assert sentence.pieces[sentence.inner.piece_to_id("##")] == b"##"
+
+
+def test_suffix_of_word_ends_represents_a_space():
+    vocab = {"\0": 0, "a": 1, "b</w>": 2, "ab</w>": 3}
+    bpe_model = models.BPE(vocab=vocab, merges=[("a", "b</w>")], end_of_word_suffix="</w>")
+    assert tokenizer_of(bpe_model).pieces[1:] == [b"a", b"b ", b"ab "]
+
+
+def test_piece_of_an_undeclared_end_token_is_empty():
+    vocab = {"a": 0, "</s>": 1}
+    tokenizer = tokenizer_of(models.WordLevel(vocab, unk_token="a"))
+    assert tokenizer.end == 1 and tokenizer.pieces == [b"a", b""]
+
+
+def test_sorted_pieces_have_their_token_ids():
+    pieces, ids = bpe().sorted_pieces
+    assert pieces == sorted(pieces) and b"" not in pieces
+    assert [bpe().pieces[i] for i in ids] == pieces
+    assert max(map(len, pieces)) == bpe().max_piece_bytes

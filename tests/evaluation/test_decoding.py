@@ -9,7 +9,7 @@ import pytest
 from fixtures import small_model
 from fixtures.small_model import CONTEXT, MESH, MODEL, RUN, TOKENIZER, encode
 
-from lm.evaluation import generation, scoring
+from lm.evaluation import decoding, generation, scoring
 from lm.model import kv_cache, transformer
 
 
@@ -112,3 +112,8 @@ def test_learned_positions_work_with_the_cache():
         expected = small_model.token_nats(logits_TV, answer.tokens)
         np.testing.assert_allclose(answer.nats, expected, atol=5e-5)
         np.testing.assert_allclose(scored.nats, answer.nats, atol=5e-5)
+
+
+def test_next_power_of_two_respects_the_minimum():
+    assert [decoding.next_power_of_two(n) for n in (1, 2, 3, 32, 33)] == [1, 2, 4, 32, 64]
+    assert decoding.next_power_of_two(3, least=32) == 32

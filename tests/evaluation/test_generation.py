@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
-from fixtures import small_model
+from fixtures import small_model, small_tokenizers
 from fixtures.small_model import MESH, MODEL, RUN, TOKENIZER, encode
 
 from lm.config import schema
@@ -129,3 +129,33 @@ def test_stop_string_may_begin_and_end_inside_tokens():
         if decoder.finish_reason:
             break
     assert (printed, decoder.finish_reason) == ("one, t", "stop")
+
+
+def test_first_space_of_a_document_is_not_printed():
+    """SentencePiece puts a space before a text, which is not in the text."""
+    tokenizer = small_tokenizers.sentencepiece()
+    ids = tokenizer.encode("The cat")
+    for starts_text, expected in ((True, "The cat"), (False, " The cat")):
+        decoder = generation.StreamingDecoder(tokenizer, (), 99, starts_text)
+        assert "".join(decoder.add(int(i)) for i in ids) == expected
+    bpe = small_tokenizers.byte_level_bpe()
+    decoder = generation.StreamingDecoder(bpe, (), 99, starts_text=True)
+    assert "".join(decoder.add(int(i)) for i in bpe.encode(" The")) == " The"
+
+
+def test_bytes_of_the_prompt_are_not_printed():
+    bpe = small_tokenizers.byte_level_bpe()
+    decoder = generation.StreamingDecoder(bpe, ("]",), 99)
+    assert decoder.add(bpe.pieces.index(b"[=]"), n_prompt_bytes=2) == ""
+    assert decoder.finish_reason == "stop"
+
+
+def test_other_stop_tokens_end_an_answer():
+    class WithStops(tokenizers.ByteTokenizer):
+        stops = (ord("!"),)
+
+    decoder = generation.StreamingDecoder(WithStops(), (), 99)
+    decoder.add(ord("a"))
+    assert not decoder.finish_reason
+    decoder.add(ord("!"))
+    assert decoder.finish_reason == "end"

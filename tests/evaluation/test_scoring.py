@@ -3,9 +3,8 @@
 import numpy as np
 import pytest
 from fixtures import small_model
-from fixtures.small_model import MESH, RUN, TOKENIZER, encode
+from fixtures.small_model import MESH, RUN, encode
 
-from lm.data import tokenizers
 from lm.evaluation import scoring
 
 PROMPTS = ["The cat", "The cat", "x", "a longer one " * 4, "The cat", "The cat"]
@@ -49,36 +48,6 @@ def test_equal_prompts_are_packed_once():
 def test_too_long_answer_is_rejected(params):
     with pytest.raises(ValueError, match=r"answers\[0\] has 33 tokens"):
         scoring.score_answers(RUN, MESH, params, [encode("a")], [[1] * 33])
-
-
-def test_next_power_of_two_respects_the_minimum():
-    assert [scoring.next_power_of_two(n) for n in (1, 2, 3, 32, 33)] == [1, 2, 4, 32, 64]
-    assert scoring.next_power_of_two(3, least=32) == 32
-
-
-def test_encode_prompt_returns_end_for_empty_text():
-    assert scoring.encode_prompt(TOKENIZER, "ab") == [97, 98]
-    assert scoring.encode_prompt(TOKENIZER, "") == [TOKENIZER.end]
-
-
-def test_encode_pair_moves_spaces_to_subword_answers():
-    bpe = tokenizers.train_bpe(iter(["one two three four"] * 9), 290)
-    prompt, answer = scoring.encode_pair(bpe, "one two ", "three")
-    assert bpe.decode(prompt) == "one two" and bpe.decode(answer) == " three"
-    assert [*prompt, *answer] == bpe.encode("one two three").tolist()
-
-
-def test_encode_pair_leaves_spaces_in_byte_prompts():
-    prompt, answer = scoring.encode_pair(TOKENIZER, "one ", "two")
-    assert prompt == encode("one ") and answer == encode("two")
-
-
-@pytest.mark.parametrize("prompt", ["", "  "])
-def test_encode_pair_starts_a_document_without_prompt(prompt):
-    """A subword prompt of white space alone is empty: its white space moves to the answer."""
-    bpe = tokenizers.train_bpe(iter(["one two three four"] * 9), 290)
-    ids, answer = scoring.encode_pair(bpe, prompt, "one")
-    assert ids == [bpe.end] and bpe.decode(answer) == prompt + "one"
 
 
 def test_validate_prompts_names_the_empty_prompt():

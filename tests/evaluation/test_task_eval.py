@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from lm.data import tokenizers
-from lm.evaluation import scoring, task_eval, tasks
+from lm.data.tokenization import token_healing
+from lm.evaluation import scoring, task_eval, task_metrics, tasks
 from lm.model import transformer
 from lm.parallel import mesh
 from lm.training import step
@@ -16,9 +17,9 @@ NAMES = ["copy?length=4&n=9", "addition?digits=2&choices=3&n=5&shots=1"]
 def pairs_of(n, seed=0):
     rng = np.random.default_rng(seed)
     return [
-        (
-            np.r_[0, rng.integers(1, 256, rng.integers(1, 9))],
-            rng.integers(1, 256, rng.integers(1, 9)),
+        token_healing.TokenPair(
+            (0, *rng.integers(1, 256, rng.integers(1, 9)).tolist()),
+            tuple(rng.integers(1, 256, rng.integers(1, 9)).tolist()),
         )
         for _ in range(n)
     ]
@@ -28,10 +29,11 @@ def test_every_pair_is_contiguous_in_its_own_segment():
     pairs = pairs_of(50)
     tokens_NT, segments_NT, answer_slots = task_eval.pack_examples(pairs, 32, end=0)
     assert tokens_NT.shape[1] == 33 and segments_NT.shape[1] == 32
-    n_used = sum(len(prompt) + len(answer) - 1 for prompt, answer in pairs)
+    n_used = sum(len(pair.prompt) + len(pair.answer) - 1 for pair in pairs)
     assert n_used > 0.75 * segments_NT.size  # rows are nearly full
     n_pairs_NT = np.zeros(segments_NT.shape, int)
-    for (prompt, answer), (row, start, stop) in zip(pairs, answer_slots, strict=True):
+    for pair, (row, start, stop) in zip(pairs, answer_slots, strict=True):
+        prompt, answer = pair.prompt, pair.answer
         assert (tokens_NT[row, start + 1 : stop + 1] == answer).all()
         first = start - len(prompt) + 1
         assert (tokens_NT[row, first : start + 1] == prompt).all()
@@ -44,8 +46,8 @@ def test_every_pair_is_contiguous_in_its_own_segment():
 
 
 def test_too_long_prompt_is_truncated_at_its_beginning():
-    prompt, answer = np.arange(1, 60), np.arange(60, 70)
-    tokens_NT, _, ((row, start, stop),) = task_eval.pack_examples([(prompt, answer)], 32, end=0)
+    pair = token_healing.TokenPair(tuple(range(1, 60)), tuple(range(60, 70)))
+    tokens_NT, _, ((row, start, stop),) = task_eval.pack_examples([pair], 32, end=0)
     assert (tokens_NT[0] == np.arange(70 - 33, 70)).all() and stop == 32 and stop - start == 10
 
 
@@ -72,7 +74,7 @@ def test_packed_answers_score_as_single_answers(built):
         row = task_eval.to_columns(results)
         bits = []
         for example in task_list[0].examples:
-            text = "\0" + example.prompts[0] + example.answers[0]
+            text = example.prompts[0] + example.answers[0]
             ids = np.frombuffer(text.encode(), np.uint8).astype(np.int32)
             n, k = len(ids) - 1, len(example.answers[0])
             ids_BT = np.tile(np.pad(ids, (0, 49 - len(ids))), (8, 1))  # the mesh splits 8 rows
@@ -81,7 +83,7 @@ def test_packed_answers_score_as_single_answers(built):
             bits.append(float(nats[0, n - k : n].sum()) / np.log(2) / k)
     name = NAMES[0]
     assert row[f"task.{name}.bits_per_byte"] == pytest.approx(np.mean(bits), rel=1e-4)
-    assert row[f"task.{name}.n"] == 9 and row[f"task.{name}.n_cut"] == 0
+    assert row[f"task.{name}.n"] == 9 and row[f"task.{name}.n_truncated"] == 0
     assert row[f"task.{NAMES[1]}.chance"] == pytest.approx(1 / 3)
     assert f"task_se.{name}.accuracy" in row
 
@@ -134,7 +136,7 @@ def test_too_long_examples_are_counted_or_rejected(built, tmp_path):
     arguments = (program.mesh, program.score, params, tokenizers.ByteTokenizer(), [task])
     with jax.set_mesh(program.mesh):
         row = task_eval.to_columns(task_eval.evaluate_tasks(run, *arguments))
-    counts = [row[f"task.{task.name}.{name}"] for name in ("n", "n_cut", "n_left_out")]
+    counts = [row[f"task.{task.name}.{name}"] for name in ("n", "n_truncated", "n_skipped")]
     assert counts == [2, 1, 1]
     run.eval.on_overflow = "error"
     with pytest.raises(ValueError, match="2 of 3 examples are longer than data.seq_len=48"):
@@ -150,7 +152,7 @@ def test_task_eval_and_scoring_agree(built):
             run, program.mesh, program.score, params, tokenizer, [task]
         )
     metrics = results[task.name]
-    prompts = [[0, *example.prompts[0].encode()] for example in task.examples]
+    prompts = [list(example.prompts[0].encode()) for example in task.examples]
     answers = [list(example.answers[0].encode()) for example in task.examples]
     scored = scoring.score_answers(run, program.mesh, params, prompts, answers)
     bits = [s.nats.sum() / np.log(2) / len(a) for s, a in zip(scored, answers, strict=True)]
@@ -170,3 +172,17 @@ def test_generate_adds_metrics_of_generated_answers(built):
     metrics = {name: numbers["value"] for name, numbers in results[task.name].items()}
     assert 0 <= metrics["edit_distance"] <= 1
     assert metrics["said_exactly"] == metrics["exact"]
+
+
+def test_acc_norm_divides_by_characters_of_the_bare_choice():
+    """lm-evaluation-harness divides by len(choice): without its delimiter, in characters."""
+    choices = ["ééé", "abcd", "xy"]
+    nats = [np.array([3.0]), np.array([1.0, 3.2]), np.array([2.5])]
+    example = tasks.Example(("Q:",) * 3, tuple(f" {c}" for c in choices), 0, 1 / 3)
+    log_p = -np.array([array.sum() for array in nats])
+    expected = np.argmax(log_p / np.array([float(len(c)) for c in choices])) == 0
+    scores = [task_metrics.TokenScores(array, array > 9) for array in nats]
+    metrics = task_metrics.likelihood_metrics([example], [scores], [[b"eee"]])
+    assert metrics["acc_norm"]["value"] == expected == 1
+    n_bytes = np.array([len(f" {c}".encode()) for c in choices])
+    assert np.argmax(log_p / n_bytes) == 0 and np.argmax(log_p) == 2

@@ -12,8 +12,8 @@ ROW = {
     "task_se.copy?length=4.accuracy": 0.0433,
     "task.copy?length=4.n": 100.0,
     "task.copy?length=4.chance": 0.042,
-    "task.copy?length=4.n_cut": 3.0,
-    "task.copy?length=4.n_left_out": 0.0,
+    "task.copy?length=4.n_truncated": 3.0,
+    "task.copy?length=4.n_skipped": 0.0,
     "task.file:my/v1.5/en_de.accuracy": 0.0,
     "task.file:my/v1.5/en_de.n": 20.0,
     "task.file:my/v1.5/en_de.edit_distance": 0.5,
@@ -22,7 +22,7 @@ ROW = {
     "task_se.file:my/v1.5/en_de.bleu": 1.25,
     "task.file:my/v1.5/en_de.chrf": 40.0,
     "task.file:my/too_long.n": 0.0,
-    "task.file:my/too_long.n_left_out": 7.0,
+    "task.file:my/too_long.n_skipped": 7.0,
 }
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from lm.config import schema
+from lm.data.tokenization import token_healing
 from lm.evaluation import generation, scoring
 from lm.runs import records
 from lm.training import checkpoint_manifest, checkpoints, loaded_model
@@ -23,7 +24,7 @@ def model(finished_run) -> loaded_model.LoadedModel:
 
 def generate(model: loaded_model.LoadedModel, prompts: list[str]) -> list[generation.Generated]:
     """Continue prompts by the function that LoadedModel.generate wraps."""
-    prompt_ids = [scoring.encode_prompt(model.tokenizer, prompt) for prompt in prompts]
+    prompt_ids = [token_healing.encode_prompt(model.tokenizer, prompt) for prompt in prompts]
     sampling = generation.SamplingParams(**SAMPLING)
     return generation.generate(
         model.run, model.device_mesh, model.weights, prompt_ids, model.tokenizer, sampling
@@ -34,9 +35,8 @@ def score(
     model: loaded_model.LoadedModel, prompt: str, answers: list[str]
 ) -> list[scoring.ScoredAnswer]:
     """Score answers by the function that LoadedModel.score wraps."""
-    pairs = [scoring.encode_pair(model.tokenizer, prompt, answer) for answer in answers]
-    prompts, answer_ids = [list(ids) for ids in zip(*pairs, strict=True)]
-    return scoring.score_answers(model.run, model.device_mesh, model.weights, prompts, answer_ids)
+    pairs = token_healing.encode_pairs(model.tokenizer, [(prompt, answer) for answer in answers])
+    return scoring.score_pairs(model.run, model.device_mesh, model.weights, pairs)
 
 
 def test_generate_equals_the_generation_module(model):

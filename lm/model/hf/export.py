@@ -54,8 +54,8 @@ def export_model(
         architectures.tensor_table(shape, name), key=lambda tensor: tensor.parts[0].path
     )
     _write_weights(folder, tensors, parameters, _weight_factors(shape), shard_bytes)
-    _write_json(folder / "config.json", _hf_config(shape, name, run.data.seq_len, tokenizer.end))
-    _write_json(folder / "generation_config.json", _special_token_ids(tokenizer.end))
+    _write_json(folder / "config.json", _hf_config(shape, name, run.data.seq_len, tokenizer))
+    _write_json(folder / "generation_config.json", _special_token_ids(tokenizer))
     _write_tokenizer(folder, tokenizer, run.data.seq_len)
     return architectures.CLASSES[name]
 
@@ -132,8 +132,10 @@ def _write_shard(path: Path, tensors: list[architectures.Tensor], read_weight, f
                 file.write(np.ascontiguousarray(rows, "<f4").data)
 
 
-def _hf_config(shape: schema.Model, name: str, seq_len: int, end: int) -> dict:
-    """Return the content of config.json. end: id of the token that ends a document."""
+def _hf_config(
+    shape: schema.Model, name: str, seq_len: int, tokenizer: tokenizers.Tokenizer
+) -> dict:
+    """Return the content of config.json."""
     fields = {key: getattr(shape, field) for field, key in architectures.FIELD_NAMES[name].items()}
     if name == "qwen3_moe":
         fields["moe_intermediate_size"] = model_sizes.expert_width(shape)
@@ -141,27 +143,38 @@ def _hf_config(shape: schema.Model, name: str, seq_len: int, end: int) -> dict:
         fields["rope_parameters"] = {"rope_type": "default", "rope_theta": shape.rope_theta}
         fields["max_position_embeddings"] = seq_len
     kind = {"architectures": [architectures.CLASSES[name]], "model_type": name, "dtype": "float32"}
-    return kind | fields | architectures.REQUIRED_HF_CONFIG[name] | _special_token_ids(end)
+    return kind | fields | architectures.REQUIRED_HF_CONFIG[name] | _special_token_ids(tokenizer)
 
 
-def _special_token_ids(end: int) -> dict[str, int]:
-    """Return the ids of the special tokens, all of which are the end of a document."""
-    return {f"{name}_token_id": end for name in ("bos", "eos", "pad")}
+def _special_token_ids(tokenizer: tokenizers.Tokenizer) -> dict[str, int | list[int]]:
+    """Return the ids of the special tokens: the start of a text, ends of an answer, padding.
+
+    A tokenizer without a start token has the end of a document in its place.
+    """
+    start = tokenizer.end if tokenizer.start is None else tokenizer.start
+    ends = [tokenizer.end, *tokenizer.stops]
+    return {
+        "bos_token_id": start,
+        "eos_token_id": ends if tokenizer.stops else tokenizer.end,
+        "pad_token_id": tokenizer.end,
+    }
 
 
 def _write_tokenizer(folder: Path, tokenizer: tokenizers.Tokenizer, seq_len: int) -> None:
     """Write the tokenizer file and tokenizer_config.json."""
     if isinstance(tokenizer, tokenizers.ByteTokenizer):
         _write_json(folder / "tokenizer.json", _byte_tokenizer())
-        end = "\0"
+        start, end = None, "\0"
     else:
         tokenizer.save(folder)
-        token_ids = getattr(tokenizer, "ids", {})
-        end = next((token for token, i in token_ids.items() if i == tokenizer.end), None)
+        names = {i: token for token, i in getattr(tokenizer, "ids", {}).items()}
+        end = names.get(tokenizer.end)
+        start = None if tokenizer.start is None else names.get(tokenizer.start)
     kind = "PreTrainedTokenizerFast" if (folder / "tokenizer.json").exists() else "LlamaTokenizer"
     config: dict = {"tokenizer_class": kind, "model_max_length": seq_len}
     config |= {"clean_up_tokenization_spaces": False}
     config |= {} if end is None else {"eos_token": end, "pad_token": end}
+    config |= {} if start is None else {"bos_token": start, "add_bos_token": True}
     _write_json(folder / "tokenizer_config.json", config)
 
 

@@ -12,6 +12,7 @@ from tokenizers import Tokenizer
 
 from lm.config import schema
 from lm.data import tokenizers
+from lm.data.tokenization import special_tokens
 from lm.model import params, transformer
 from lm.model.hf import architectures, export, load
 
@@ -123,6 +124,20 @@ def test_other_tokenizers_are_exported_unchanged(tmp_path):
     export.export_model(run, random_models.random_weights(run.model), bpe, tmp_path)
     assert tokenizers.load_tokenizer(tmp_path).hash == bpe.hash
     assert json.loads((tmp_path / "generation_config.json").read_text())["eos_token_id"] == bpe.end
+
+
+def test_special_tokens_of_an_import_are_exported(tmp_path):
+    bpe = tokenizers.train_bpe(iter(["some words and some more words"] * 9), 270)
+    bpe.use_special_tokens(special_tokens.SpecialTokens(start=7, end=0, stops=(9,)))
+    run = schema.Run(model=dataclasses.replace(random_models.SHAPE, vocab_size=270))
+    export.export_model(run, random_models.random_weights(run.model), bpe, tmp_path)
+    for name in ("config", "generation_config"):
+        config = json.loads((tmp_path / f"{name}.json").read_text())
+        assert (config["bos_token_id"], config["eos_token_id"]) == (7, [0, 9])
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    assert config["bos_token"] == bpe.inner.id_to_token(7) and config["add_bos_token"]
+    loaded = tokenizers.load_tokenizer(tmp_path)
+    assert (loaded.start, loaded.end, loaded.stops) == (7, 0, (9,))
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,8 @@
 import pytest
 
 from lm.config import schema
-from lm.data import run_tokenizer, tokenizers
+from lm.data import tokenizers
+from lm.data.tokenization import run_tokenizer
 from lm.runs import records
 
 TEXTS = ["the cat sat on the mat", "the dog ran", "a cat and a dog"] * 9

@@ -1,0 +1,92 @@
+"""Special tokens of a checkpoint: the start of a text, the end of a document, the end of an answer.
+
+    special = read_special_tokens("Llama-3.2-1B", token_ids)    # token_ids: token -> id
+    special.start, special.end, special.stops
+
+The files of a Hugging Face folder define them: config.json, generation_config.json and
+tokenizer_config.json. A run directory has its own file, special_tokens.json.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from lm.runs import filesystem, records
+
+FILE = "special_tokens.json"
+HF_FILES = ("config.json", "generation_config.json", "tokenizer_config.json")
+# Classes of transformers that put the start token before each text unless add_bos_token is false.
+CLASSES_WITH_START = (
+    "LlamaTokenizer",
+    "LlamaTokenizerFast",
+    "GemmaTokenizer",
+    "GemmaTokenizerFast",
+)
+
+
+class SpecialTokens(NamedTuple):
+    """Token ids of the special tokens."""
+
+    start: int | None = None  # precedes each text
+    end: int | None = None  # follows each document; None if the files do not define it
+    stops: tuple[int, ...] = ()  # other tokens that end an answer
+
+
+def read_special_tokens(
+    folder: str | Path, token_ids: Mapping[str, int], start: int | None = None
+) -> SpecialTokens:
+    """Return the special tokens that the files of a folder define.
+
+    token_ids: token -> id. start: token that the tokenizer file itself puts before each text.
+    Raises ValueError, naming the file and key, for a value of the wrong type.
+    """
+    folder = filesystem.open_path(folder)
+    if (folder / FILE).exists():
+        values = records.read_json(folder / FILE)
+        return SpecialTokens(values["start"], values["end"], tuple(values["stops"]))
+    config, generation, tokenizer = (_read_object(folder / name) for name in HF_FILES)
+    ends = [
+        token_id
+        for name, values in zip(HF_FILES, (config, generation), strict=False)
+        for token_id in _token_ids(folder / name, values.get("eos_token_id"))
+    ]
+    if (name := _token_text(tokenizer.get("eos_token"))) in token_ids:
+        ends.append(token_ids[name])
+    ends = sorted(set(ends), key=ends.index)
+    adds_start = tokenizer.get("add_bos_token")
+    if adds_start is None and start is None:
+        adds_start = tokenizer.get("tokenizer_class") in CLASSES_WITH_START
+    if adds_start:
+        start = token_ids.get(_token_text(tokenizer.get("bos_token")), start)
+    elif adds_start is False:
+        start = None
+    return SpecialTokens(start, ends[0] if ends else None, tuple(ends[1:]))
+
+
+def write_special_tokens(folder: str | Path, special: SpecialTokens) -> None:
+    """Write the file that read_special_tokens reads."""
+    filesystem.write_file(filesystem.open_path(folder) / FILE, json.dumps(special._asdict()) + "\n")
+
+
+def _read_object(path: Path) -> dict:
+    """Return the JSON object of a file; empty if the file is missing or contains another value."""
+    values = records.read_json(path) if path.exists() else {}
+    return values if isinstance(values, dict) else {}
+
+
+def _token_ids(path: Path, value: object) -> list[int]:
+    """Return the ids of eos_token_id, which is an id, a list of ids, or absent."""
+    values = [] if value is None else value if isinstance(value, list) else [value]
+    ids = [i for i in values if isinstance(i, int) and not isinstance(i, bool) and i >= 0]
+    if len(ids) < len(values):
+        raise ValueError(
+            f"{path}: eos_token_id={value!r} must be a token id or a list of token ids"
+        )
+    return ids
+
+
+def _token_text(value) -> str:
+    """Return the text of a token, which is a string or a dict with its content."""
+    text = value.get("content") if isinstance(value, dict) else value
+    return text if isinstance(text, str) else ""
