@@ -1,8 +1,9 @@
 """Evaluate a checkpoint of a run on its held-out text, on other text or on tasks.
 
 uv run python -m experiments.evaluate --run=runs/quickstart/600K
-uv run python -m experiments.evaluate --run=runs/quickstart/600K --sources='{"text:my/folder": 1}'
-uv run python -m experiments.evaluate --run=runs/quickstart/600K --tasks="copy?length=4 file:my/set"
+uv run python -m experiments.evaluate --run=runs/quickstart/600K --sources='{"text:lm": 1}'
+uv run python -m experiments.evaluate --run=runs/quickstart/600K \
+    --tasks="copy?length=4 file:notebooks/data/examples/capitals"
 
 The text is encoded by the tokenizer in the run directory. All documents of a source are evaluated;
 of a source that the run was trained on, only its held-out part. The records of the run change only

@@ -1,8 +1,12 @@
 """Import a Llama, Qwen3 or GPT-2 model of Hugging Face `transformers` as a run.
 
-uv run python -m experiments.import_hf --source=Qwen3-0.6B --run=runs/pretrained/qwen3-0.6B
-uv run python -m experiments.sample    --run=runs/pretrained/qwen3-0.6B --prompt="Once"
-uv run python -m experiments.train     --config=configs/finetune.py:runs/pretrained/qwen3-0.6B
+uv run python -m experiments.import_hf --source=out/600K --run=runs/pretrained/imported
+uv run python -m experiments.sample    --run=runs/pretrained/imported --prompt="Once"
+uv run python -m experiments.train     --config=configs/finetune.py:runs/pretrained/imported --config.steps=80
+
+The first line reads a folder of experiments.export. A model of the Hugging Face Hub is downloaded by
+`hf download Qwen/Qwen3-0.6B --local-dir=FOLDER`. configs/finetune.py chooses a learning rate that
+fits the size of an imported model.
 """
 
 import os

@@ -1,6 +1,6 @@
 """Write a TensorFlow dataset (TFDS) from a folder of text, or from any other source.
 
-uv run python -m experiments.make_tfds --source=text:my/folder --name=my_text --data_dir=data/tfds
+uv run python -m experiments.make_tfds --source=text:lm --name=my_text --data_dir=data/tfds
 
 With TFDS_DATA_DIR=data/tfds, a config reads the dataset as tfds:my_text/train.
 """

@@ -1,9 +1,10 @@
 """Prepare the text of a config or a sweep: read, deduplicate, split, tokenize, write token files.
 
 uv run python -m experiments.prepare --config=configs/base.py
-uv run python -m experiments.prepare --config=configs/base.py --sources='{"text:my/folder": 1}'
+uv run python -m experiments.prepare --config=configs/base.py --sources='{"text:lm": 1}'
 uv run python -m experiments.prepare --sweep=configs/sweeps/quickstart.py
-uv run python -m experiments.prepare --config=configs/mixture.py:my/corpora --num_workers=8
+uv run python -m experiments.prepare --config=configs/base.py --config.data.tokenizer=bpe:512 \
+    --num_workers=2
 uv run python -m experiments.prepare --config=configs/base.py --from_prompts=feedback.jsonl
 """
 

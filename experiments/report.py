@@ -4,8 +4,7 @@
     uv run python -m experiments.report --dir=runs/quickstart --watch      # until all runs ended
     uv run python -m experiments.report --dir=runs/quickstart \\
         --verify=runs/quickstart/figures/loss.png
-    uv run python -m experiments.report --dir=runs/real_ladder \\
-        --archive_to=notebooks/data/real_ladder
+    uv run python -m experiments.report --dir=runs/quickstart --archive_to=archive/quickstart
 
 A sweep consists of the runs that its sweep.json names. The report lists other runs in its folder,
 unreadable runs and skipped lines. They are in no figure and in no law.

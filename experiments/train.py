@@ -74,7 +74,7 @@ def _print_ignored_fields(run) -> None:
 
 def _print_result(run) -> int:
     """Print the result of a finished run and its directory. Return 1 if the run has diverged."""
-    from lm.runs import records
+    from lm.runs import records, task_results
 
     folder = records.run_dir(run)
     facts = records.read_facts(folder)
@@ -88,7 +88,7 @@ def _print_result(run) -> int:
         console.evaluation(evaluation)
     else:
         console.print_line(f"no held-out loss: data.heldout_fraction={run.data.heldout_fraction}")
-    console.tasks(records.task_results(evaluation))
+    console.tasks(task_results.task_results(evaluation))
     if facts["reason"]:
         console.print_line(facts["reason"])
     prompt = "uv run python -m experiments.sample --run="

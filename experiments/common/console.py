@@ -191,7 +191,7 @@ def tasks(task_results: dict[str, dict[str, dict[str, float]]]) -> None:
     """Print the metrics of each task, its chance accuracy, and the metrics of generated answers.
 
     task_results: {task: {metric: {"value", "se"}}}, see task_eval.evaluate_tasks. For a stored
-    evaluation, it is the value of records.task_results.
+    evaluation, it is the value of task_results.task_results.
     """
     lines, answer_lines = [], []
     for name, results in task_results.items():

@@ -3,7 +3,7 @@
 import re
 
 from experiments.common import console
-from lm.runs import records
+from lm.runs import task_results
 
 ROW = {
     "step": 100,
@@ -27,7 +27,7 @@ ROW = {
 
 
 def test_task_table_shows_the_records_of_a_run(capsys):
-    console.tasks(records.task_results(ROW))
+    console.tasks(task_results.task_results(ROW))
     first, second = capsys.readouterr().out.split("generated answers of task")
     assert re.search(r"copy.length=4 +100 +0.042 +0.250 ± 0.043 +3 +0\n", first)
     assert re.search(r"file:my/too_long +0 +7\n", first)  # nothing was evaluated
@@ -36,7 +36,7 @@ def test_task_table_shows_the_records_of_a_run(capsys):
 
 
 def test_run_without_tasks_prints_no_task_table(capsys):
-    console.tasks(records.task_results({"step": 100, "loss": 2.5}))
+    console.tasks(task_results.task_results({"step": 100, "loss": 2.5}))
     assert capsys.readouterr().out == ""
 
 

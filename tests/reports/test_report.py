@@ -347,8 +347,8 @@ def test_law_of_compute_uses_the_frontier_of_several_budgets():
 
 def test_truncated_and_skipped_prompts_are_counted(tmp_path, page_only):
     folder = made_up_sweep.sweep(tmp_path)
-    results = {"task.modular.n_cut": 31, "task.modular.n_left_out": 0}
-    results |= {"task.copy?length=4.n_left_out": 5}
+    results = {"task.modular.n_truncated": 31, "task.modular.n_skipped": 0}
+    results |= {"task.copy?length=4.n_skipped": 5}
     last = records.load_evals(folder / "30K")[-1]["step"]
     records.extend_evals(folder / "30K", last, results)
     text = page_text(folder)

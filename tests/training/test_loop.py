@@ -14,7 +14,7 @@ from lm.config import schema
 from lm.data import dataset, tokenizers
 from lm.evaluation import heldout, task_eval
 from lm.parallel import mesh
-from lm.runs import records
+from lm.runs import records, task_results
 from lm.sweeps import launcher
 from lm.training import (
     checkpoints,
@@ -310,7 +310,7 @@ def test_tasks_are_evaluated_without_heldout_text(tiny):
     tiny.data.heldout_fraction, tiny.eval.tasks = 0.0, "copy?length=2&n=8"
     loop.train(tiny)
     (row,) = records.load_runs(records.run_dir(tiny))
-    assert "eval.loss" not in row and records.task_results(row)
+    assert "eval.loss" not in row and task_results.task_results(row)
 
 
 def test_too_long_task_is_refused_before_training(tiny, tmp_path):

@@ -14,7 +14,7 @@ import pytest
 from lm.config import schema
 from lm.model import transformer
 from lm.parallel import mesh
-from lm.runs import records
+from lm.runs import records, task_results
 from lm.sweeps import launcher
 from lm.training import checkpoints, loaded_model, loop, preemption, step, vmapped_runs
 
@@ -94,7 +94,7 @@ def test_vmapped_runs_report_their_evaluations(tiny):
     assert reported == [("tasks/0", 12), ("tasks/1", 12)]
     rows = records.load_runs(runs[0].dir)
     assert [row["status"] for row in rows] == ["done", "done"]
-    assert all("eval.loss" not in row and records.task_results(row) for row in rows)
+    assert all("eval.loss" not in row and task_results.task_results(row) for row in rows)
 
 
 def test_other_runs_continue_after_one_diverges(single_and_vmapped, tiny):
