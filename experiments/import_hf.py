@@ -2,11 +2,11 @@
 
 uv run python -m experiments.import_hf --source=out/600K --run=runs/pretrained/imported
 uv run python -m experiments.sample    --run=runs/pretrained/imported --prompt="Once"
-uv run python -m experiments.train     --config=configs/finetune.py:runs/pretrained/imported --config.steps=80
+uv run python -m experiments.train     --config=configs/finetune.py:runs/pretrained/imported
 
-The first line reads a folder of experiments.export. A model of the Hugging Face Hub is downloaded by
-`hf download Qwen/Qwen3-0.6B --local-dir=FOLDER`. configs/finetune.py chooses a learning rate that
-fits the size of an imported model.
+The first line reads a folder of experiments.export. `hf download Qwen/Qwen3-0.6B --local-dir=FOLDER`
+downloads a model of the Hugging Face Hub. configs/finetune.py chooses a learning rate that fits the
+size of an imported model.
 """
 
 import os

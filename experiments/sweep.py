@@ -1,13 +1,13 @@
 """Run a sweep: estimate its cost, train pending runs, predict the target run, write the report.
 
     uv run python -m experiments.sweep --sweep=configs/sweeps/quickstart.py
-    uv run python -m experiments.sweep --sweep=FILE --jobs=4           # 4 processes share devices
-    uv run python -m experiments.sweep --sweep=FILE --max_vmapped=4    # 4 runs in one program
-    uv run python -m experiments.sweep --sweep=FILE --on=slurm --jobs=16 \\
+    uv run python -m experiments.sweep --sweep=configs/sweeps/tiny.py --jobs=2
+    uv run python -m experiments.sweep --sweep=configs/sweeps/seeds.py:2 --max_vmapped=2
+    uv run python -m experiments.sweep --sweep=configs/sweeps/seeds.py --on=slurm --jobs=16 \\
         --slurm="--partition=gpu --gres=gpu:1 --time=4:00:00"
 
 The same command continues an interrupted sweep. With --jobs, each process has an equal share of the
-devices. With --on=slurm the command submits jobs and ends; experiments.status --watch shows their
+devices. With --max_vmapped, one program trains several runs. With --on=slurm the command submits jobs and ends; experiments.status --watch shows their
 progress. It uses no device and reads no training text. The first worker prepares the text and
 checks the meshes, unless --target names the hardware of a worker.
 """
