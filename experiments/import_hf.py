@@ -4,7 +4,7 @@ uv run python -m experiments.import_hf --source=out/600K --run=runs/pretrained/i
 uv run python -m experiments.sample    --run=runs/pretrained/imported --prompt="Once"
 uv run python -m experiments.train     --config=configs/finetune.py:runs/pretrained/imported
 
-The first line reads a folder of experiments.export. `hf download Qwen/Qwen3-0.6B --local-dir=FOLDER`
+The first line reads a folder of experiments.export. `hf download Qwen/Qwen3-0.6B --local-dir=DIR`
 downloads a model of the Hugging Face Hub. configs/finetune.py chooses a learning rate that fits the
 size of an imported model.
 """

@@ -7,9 +7,10 @@
         --slurm="--partition=gpu --gres=gpu:1 --time=4:00:00"
 
 The same command continues an interrupted sweep. With --jobs, each process has an equal share of the
-devices. With --max_vmapped, one program trains several runs. With --on=slurm the command submits jobs and ends; experiments.status --watch shows their
-progress. It uses no device and reads no training text. The first worker prepares the text and
-checks the meshes, unless --target names the hardware of a worker.
+devices. With --max_vmapped, one program trains several runs. With --on=slurm the command submits
+jobs and ends; experiments.status --watch shows their progress. It uses no device and reads no
+training text. The first worker prepares the text and checks the meshes, unless --target names the
+hardware of a worker.
 """
 
 import os

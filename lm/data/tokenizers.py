@@ -21,7 +21,7 @@ import numpy as np
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from lm.data.tokenization import special_tokens
+from lm.data.tokenization import special_tokens, token_bytes
 from lm.runs import filesystem
 
 END = 0  # end token of bytes and of train_bpe; the byte 0 is NUL, which occurs in no text
@@ -148,12 +148,12 @@ class Tokenizer:
         if self.checkpoint_tokens is not None:
             special_tokens.write_special_tokens(folder, self.checkpoint_tokens)
 
-    def _without_special(self, token_bytes: list[bytes]) -> list[bytes]:
+    def _without_special(self, pieces: list[bytes]) -> list[bytes]:
         """Return pieces with b"" for special tokens, which a file may not declare as special."""
         for i in (self.start, self.end, *self.stops):
-            if i is not None and i < len(token_bytes):
-                token_bytes[i] = b""
-        return token_bytes
+            if i is not None and i < len(pieces):
+                pieces[i] = b""
+        return pieces
 
 
 class ByteTokenizer(Tokenizer):
@@ -227,18 +227,18 @@ class HFTokenizer(Tokenizer):
 
     @functools.cached_property
     def pieces(self) -> list[bytes]:
-        token_bytes = [b""] * self.vocab_size
+        pieces = [b""] * self.vocab_size
         added = self.inner.get_added_tokens_decoder()
         for piece, i in self.ids.items():
             if i not in added:
-                token_bytes[i] = (
-                    _from_byte_level(piece)
+                pieces[i] = (
+                    token_bytes.from_byte_level(piece)
                     if self.is_byte_level
-                    else _from_piece(piece, *self.word_affixes)
+                    else token_bytes.from_piece(piece, *self.word_affixes)
                 )
             elif not added[i].special:
-                token_bytes[i] = piece.encode()
-        return self._without_special(token_bytes)
+                pieces[i] = piece.encode()
+        return self._without_special(pieces)
 
     def save(self, folder: str | Path) -> None:
         super().save(folder)
@@ -283,11 +283,11 @@ class SentencePieceTokenizer(Tokenizer):
 
     @functools.cached_property
     def pieces(self) -> list[bytes]:
-        token_bytes = [b""] * self.vocab_size
+        pieces = [b""] * self.vocab_size
         for i in range(self.inner.get_piece_size()):
             if not self.inner.is_control(i) and not self.inner.is_unknown(i):
-                token_bytes[i] = _from_piece(self.inner.id_to_piece(i))
-        return self._without_special(token_bytes)
+                pieces[i] = token_bytes.from_piece(self.inner.id_to_piece(i))
+        return self._without_special(pieces)
 
     def save(self, folder: str | Path) -> None:
         super().save(folder)
@@ -380,32 +380,3 @@ def is_valid_text(text: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _from_byte_level(piece: str) -> bytes:
-    """Return the bytes of a byte-level token."""
-    return b"".join(LETTERS.get(letter) or letter.encode() for letter in piece)
-
-
-def _from_piece(piece: str, prefix: str = "", suffix: str = "") -> bytes:
-    """Return the bytes of a token that is not byte-level. U+2581 represents a space.
-
-    prefix: affix of tokens that continue a word, such as ## of WordPiece. suffix: affix of tokens
-    that end a word, which represents a space.
-    """
-    if len(piece) == 6 and piece.startswith("<0x") and piece.endswith(">"):
-        return bytes.fromhex(piece[3:5])
-    if suffix and piece.endswith(suffix):
-        piece = piece.removesuffix(suffix) + " "
-    return piece.removeprefix(prefix).replace("\u2581", " ").encode()
-
-
-def _letters_of_bytes() -> dict[str, bytes]:
-    """Return {letter: byte}. GPT-2 represents non-printable bytes by letters from U+0100 on."""
-    printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
-    others = sorted(set(range(256)) - printable)
-    letters = {chr(256 + n): bytes([byte]) for n, byte in enumerate(others)}
-    return letters | {chr(byte): bytes([byte]) for byte in printable}
-
-
-LETTERS = _letters_of_bytes()

@@ -19,6 +19,7 @@ import numpy as np
 
 from lm.config import model_sizes, schema
 from lm.data import tokenizers
+from lm.data.tokenization import token_bytes
 from lm.model import lora, parametrization, params
 from lm.model.hf import architectures
 
@@ -183,7 +184,7 @@ def _byte_tokenizer() -> dict:
 
     The character NUL is the end of a document.
     """
-    letters = {byte[0]: letter for letter, byte in tokenizers.LETTERS.items()} | {
+    letters = {byte[0]: letter for letter, byte in token_bytes.LETTERS.items()} | {
         tokenizers.END: "\0"
     }
     end = {"id": tokenizers.END, "content": "\0", "special": True, "normalized": False}

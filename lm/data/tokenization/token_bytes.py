@@ -1,0 +1,30 @@
+"""Bytes of text that the tokens of a published vocabulary represent."""
+
+
+def from_byte_level(piece: str) -> bytes:
+    """Return the bytes of a byte-level token."""
+    return b"".join(LETTERS.get(letter) or letter.encode() for letter in piece)
+
+
+def from_piece(piece: str, prefix: str = "", suffix: str = "") -> bytes:
+    """Return the bytes of a token that is not byte-level. U+2581 represents a space.
+
+    prefix: affix of tokens that continue a word, such as ## of WordPiece. suffix: affix of tokens
+    that end a word, which represents a space.
+    """
+    if len(piece) == 6 and piece.startswith("<0x") and piece.endswith(">"):
+        return bytes.fromhex(piece[3:5])
+    if suffix and piece.endswith(suffix):
+        piece = piece.removesuffix(suffix) + " "
+    return piece.removeprefix(prefix).replace("\u2581", " ").encode()
+
+
+def _letters_of_bytes() -> dict[str, bytes]:
+    """Return {letter: byte}. GPT-2 represents non-printable bytes by letters from U+0100 on."""
+    printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
+    others = sorted(set(range(256)) - printable)
+    letters = {chr(256 + n): bytes([byte]) for n, byte in enumerate(others)}
+    return letters | {chr(byte): bytes([byte]) for byte in printable}
+
+
+LETTERS = _letters_of_bytes()
