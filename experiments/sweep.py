@@ -68,6 +68,10 @@ def main() -> int:
     runs = cli.load_sweep(_SWEEP.value)
     for run in runs:
         run.dir = _DIR.value or run.dir
+    # The law of a prediction is checked before any file is written.
+    from lm.sweeps import prediction
+
+    warning = prediction.check_prediction(runs)
     cli.make_run_folders(runs)
     if _ON.value == "slurm" and not _WORKER.value:
         return submit_jobs(adopt_configs(runs))
@@ -76,7 +80,7 @@ def main() -> int:
     cli.tune_memory()
     # JAX must be imported after the memory settings.
     from lm.parallel import deterministic, distributed, mesh
-    from lm.sweeps import launcher, prediction
+    from lm.sweeps import launcher
 
     runs = adopt_configs(runs)
     launcher.validate_names(runs)
@@ -86,7 +90,6 @@ def main() -> int:
     if _WORKER.value:
         return run_worker(runs)
     distributed.run_on_primary(lambda: launcher.validate_sweep(runs, console.preparing))
-    warning = prediction.check_prediction(runs)
     if warning:
         console.print_line(f"warning: {warning}")
     pending = distributed.run_on_primary(lambda: [run.name for run in launcher.pending(runs)])

@@ -129,7 +129,7 @@ class Data:
     lm/data/sources/documents.py; a source of weight 0 is only evaluated. tokenizer: bpe trains on
     the sources. heldout_fraction: a hash of the text decides, for text:FOLDER by file. Text that
     shares decontaminate_ngram consecutive words with held-out text is cut out of training
-    documents, see lm/data/decontamination.py. Exact duplicates are always dropped.
+    documents, see lm/data/filters/decontamination.py. Exact duplicates are always dropped.
     packing: packed concatenates documents and splits them at row ends; continuation also masks the
     loss before a random position; documents packs complete documents and pads. loss_on=answers
     needs packing=documents. on_overflow: truncate removes the beginning, drop removes the

@@ -40,7 +40,7 @@ def test_run_without_heldout_text_needs_no_heldout_loss(values, message):
 
 def test_evaluation_of_a_run_checks_sources_and_rows():
     validation.validate_evaluation(changed_run(data__sources={"docs": 1.0}, data__seq_len=64))
-    with pytest.raises(schema.ConfigError, match="has only zero weights"):
+    with pytest.raises(schema.ConfigError, match="must have weights with a positive, finite sum"):
         validation.validate_evaluation(changed_run(data__sources={"docs": 0.0}))
     with pytest.raises(schema.ConfigError, match="data.seq_len=63"):
         validation.validate_evaluation(changed_run(data__seq_len=63))

@@ -119,7 +119,7 @@ def test_evaluate_measures_other_text(trained):
         "jsonl:other.jsonl: all documents, 99 documents; evaluated: 8 sequences of 16 tokens"
         in (evaluate.stdout)
     )
-    assert "loss.jsonl:other.jsonl" in evaluate.stdout and evals.read_text() == stored
+    assert "loss.other" in evaluate.stdout and evals.read_text() == stored
 
 
 def test_train_prints_its_header_evaluations_and_result(folder):
@@ -130,7 +130,7 @@ def test_train_prints_its_header_evaluations_and_result(folder):
     train = command(folder, "train", "--config=one.py")
     assert train.returncode == 0, train.stderr
     lines = train.stdout.splitlines()
-    assert lines[0].startswith("devices: 2 cpu") and "epochs over text:" in train.stdout
+    assert lines[0].startswith("devices: 2 cpu") and "epochs over " in train.stdout
     assert "training documents, " in train.stdout
     assert sum("of 8  held-out loss" in line for line in lines) == 2
     assert "evaluation of the checkpoint of step 8:" in lines
@@ -210,7 +210,7 @@ def test_interrupted_sweep_saves_and_exits_with_130(folder):
         ("plan", ["--config=base.py", "--config.optim.lr=fast"], "lr=fast must be a finite number"),
         ("plan", ["--config=base.py", "--config.model.n_kv_heads=3"], "model.n_heads=4 must be a"),
         ("plan", ["--config=base.py", '--sources={"text:nowhere": 1}'], "text:nowhere"),
-        ("plan", ["--sweep=twice.py"], "name=s/10K is the name of two runs"),
+        ("plan", ["--sweep=twice.py"], "name='s/10K' is the name of two runs"),
         ("plan", ["--sweep=sweep.py", "--target=gpu:h300"], "tpu:v4|v5e|v5p|v6e:SIDES"),
         ("sweep", ["--sweep=sweep.py", "--slurm=-p x"], "--slurm has an effect only on jobs"),
         ("prepare", ["--config=nowhere.py"], "--config=nowhere.py: the file does not exist"),
@@ -251,7 +251,8 @@ def test_prepare_uses_the_sources_flag(folder, text_file):
 def test_prepare_prepares_the_text_of_a_sweep_once(folder):
     result = command(folder, "prepare", "--sweep=sweep.py")
     assert result.returncode == 0, result.stderr
-    header, row, summary, prepared = result.stdout.splitlines()
+    header, row, summary, *notes, prepared = result.stdout.splitlines()
+    assert any("held-out" in note for note in notes)
     assert header.startswith("source") and " MB in " in summary
     assert (folder / prepared / "manifest.json").exists()
 

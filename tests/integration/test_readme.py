@@ -1,27 +1,20 @@
 """The commands and examples of README.md, CONTRIBUTING.md, other pages and docstrings.
 
-The fast tests check names: modules, flags, config fields and files. The slow test runs every
-command of README.md on small models.
+The tests check names: modules, flags, config fields and files. test_documentation.py runs them.
 """
 
 import ast
 import functools
-import gzip
 import json
 import os
 import pathlib
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 import typing
 
-import pytest
-from fixtures import made_up_sweep
-
-from lm.config import model_sizes, schema, validation
-from lm.training import loop
+from lm.config import schema, validation
 
 ROOT = pathlib.Path(__file__).parents[2]
 README = ROOT / "README.md"
@@ -162,110 +155,3 @@ def test_sweep_example_yields_valid_runs():
     runs = [validation.validate_run(run) for run in namespace["get_sweep"]()]
     assert len({run.name for run in runs}) == len(runs) > 4
     assert [run.is_prediction_target for run in runs] == [False] * (len(runs) - 1) + [True]
-
-
-def small_run(name: str, text_file: pathlib.Path) -> schema.Run:
-    """Return a run below runs/ that trains in a second, with the text of `text_file`."""
-    run = schema.Run(name=name, steps=12, log_interval=4)
-    run.model = model_sizes.ladder_model("10K", n_layers=1)
-    run.data.sources = {f"text:{text_file}": 1.0}
-    run.data.seq_len, run.data.batch_size, run.data.heldout_fraction = 32, 8, 0.2
-    run.eval.n_sequences, run.eval.n_completions = 16, 8
-    return run
-
-
-def test_python_example_runs_on_a_sweep(text_file, tmp_path, monkeypatch):
-    """The sweep is simulated, except the run whose model is loaded.
-
-    The run that the example trains gets a small config, because its defaults take a minute.
-    """
-    monkeypatch.chdir(tmp_path)
-    made_up_sweep.sweep("runs", name="quickstart")
-    loop.train(small_run("quickstart/600K", text_file))
-    (example,) = [code for code in code_blocks(README.read_text(), "python") if "load_runs" in code]
-    definition = 'run = lm.Run(name="mine", model=lm.ladder_model("100K"))\n'
-    assert example.count(definition) == 1
-    change = "run.model, run.steps, run.data, run.eval = small.model, 12, small.data, small.eval\n"
-    namespace: dict = {"small": small_run("small", text_file)}
-    exec(example.replace(definition, definition + change), namespace)
-    assert namespace["fit"].predict(5e6).value > 0
-    assert pathlib.Path("runs/quickstart/report.html").stat().st_size > 10_000
-    assert pathlib.Path("runs/mine/config.json").is_file()
-
-
-# --- All commands of README.md ---
-
-SMALL_CONFIG = (
-    *("--config.steps=4", "--config.eval.interval=2", "--config.eval.n_sequences=16"),
-    *("--config.data.tokenizer=bytes", "--config.model.vocab_size=256"),
-)
-SMALL_FLAGS = {
-    "train": SMALL_CONFIG,
-    "sample": ("--max_tokens=8",),
-    "evaluate": ("--n_sequences=16",),
-}
-# The quickstart with two runs of four steps. Names of runs and files stay those of README.md.
-SMALL_QUICKSTART = """
-from configs import base
-
-def get_sweep():
-    for size in ("100K", "600K"):
-        run = base.get_config(size)
-        run.name, run.steps = f"quickstart/{size}", 4
-        run.data.sources = {"docs": 0.6, "tasks:copy?megabytes=0.1": 0.4}
-        run.eval.tasks, run.eval.n_sequences = "copy?n=10", 16
-        run.is_prediction_target = size == "600K"
-        yield run
-"""
-
-
-def write_user_files(folder: pathlib.Path) -> None:
-    """Write the configs, and the files of a user that the commands of README.md name."""
-    shutil.copytree(ROOT / "configs", folder / "configs")
-    (folder / "configs/sweeps/quickstart.py").write_text(SMALL_QUICKSTART)
-    base = folder / "configs/base.py"
-    base.write_text(base.read_text().replace("TOKENS = 1_800_000", "TOKENS = 10_000"))
-    (folder / SHOWN_FILE).write_text(sweep_example())
-    for name in ("my/books", "my/folder", "my/set", "my/unseen", "dump"):
-        (folder / name).mkdir(parents=True)
-    for name in ("my/books/book.txt", "my/folder/notes.txt"):
-        text = "\n\n".join(f"Paragraph {i} of a text about {i * i}." * 40 for i in range(200))
-        (folder / name).write_text(text)
-    rows = [json.dumps({"body": f"Document {i} with a few words. " * 30}) for i in range(100)]
-    with gzip.open(folder / "dump/part.jsonl.gz", "wt") as file:
-        file.write("\n".join(rows))
-    lines = [
-        json.dumps({"prompt": f"{i}+1=", "target": str(i + 1), "task": "sum", "category": "math"})
-        for i in range(60)
-    ]
-    for name in ("my/set/test.jsonl", "my/set/train.jsonl", "my/unseen/test.jsonl"):
-        (folder / name).write_text("\n".join(lines))
-    (folder / "my/prompts.jsonl").write_text("\n".join(lines))
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(1200)
-def test_every_command_of_readme_succeeds(tmp_path):
-    """The commands run in order in one folder, so that each finds the runs of earlier commands.
-
-    All runs are done when the command with --on=slurm starts, so it submits no job.
-    """
-    write_user_files(tmp_path)
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_NUM_CPU_DEVICES": "2"}
-    commands = page_commands(README.read_text(encoding="utf-8"))
-    for command in commands:
-        names = {"--source=FOLDER": "--source=out/600K"}
-        arguments = [names.get(argument, argument) for argument in command.arguments]
-        arguments += SMALL_FLAGS.get(command.module, ())
-        print(command.module, *arguments, flush=True)
-        finished = subprocess.run(
-            [sys.executable, "-m", f"experiments.{command.module}", *arguments],
-            cwd=tmp_path,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
-        assert finished.returncode == 0, f"{command}\n{finished.stdout}\n{finished.stderr}"
-    assert (tmp_path / "runs/quickstart/report.html").exists()
-    assert (tmp_path / "out/600K/config.json").exists()

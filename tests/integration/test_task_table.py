@@ -30,7 +30,7 @@ def test_task_table_shows_the_records_of_a_run(capsys):
     console.tasks(task_results.task_results(ROW))
     first, second = capsys.readouterr().out.split("generated answers of task")
     assert re.search(r"copy.length=4 +100 +0.042 +0.250 ± 0.043 +3 +0\n", first)
-    assert re.search(r"file:my/too_long +0 +7\n", first)  # nothing was evaluated
+    assert re.search(r"too_long +0 +7\n", first)  # nothing was evaluated
     assert "BLEU" not in first and "chrF" in second and "F1" not in second
     assert re.search(r"en_de +0.125 ± 0.000 +0.500 ± 0.000 +40.000 .* 16.500 ± 1.250\n", second)
 
@@ -46,4 +46,4 @@ def test_long_task_name_loses_its_folders(capsys):
     names = [f"file:{folder}/piqa?shots=2", f"file:{folder}/blimp/*?n=10", "apply?" + "x" * 50]
     console.tasks(dict.fromkeys(names, results))
     titles = [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:]]
-    assert titles == ["piqa?shots=2", "blimp/*?n=10", "apply?" + "x" * 27 + "..."]
+    assert titles == ["piqa?shots=2", "blimp", "apply?" + "x" * 27 + "..."]

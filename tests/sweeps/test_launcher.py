@@ -206,7 +206,7 @@ def test_waiting_worker_takes_over_a_run_that_died(sweep, monkeypatch):
     runs, started = sweep[2:3], []
     other_process = lock.RunLock(records.run_dir(runs[0]))
     monkeypatch.setattr(
-        loop, "train", lambda run, report: (started.append(run.name), write_done(run))
+        loop, "train", lambda run, *reports: (started.append(run.name), write_done(run))
     )
     monkeypatch.setattr(launcher.time, "sleep", lambda seconds: other_process.__exit__())
     other_process.__enter__()
@@ -234,7 +234,7 @@ def test_worker_waits_for_children_that_others_cannot_train(
         other_process.__exit__()
 
     monkeypatch.setattr(
-        loop, "train", lambda run, report: (started.append(run.name), write_done(run))
+        loop, "train", lambda run, *reports: (started.append(run.name), write_done(run))
     )
     monkeypatch.setattr(launcher.time, "sleep", finish_parent)
     other_process.__enter__()
@@ -249,7 +249,7 @@ def test_run_whose_process_dies_each_time_has_failed(sweep, monkeypatch):
     """A killed process leaves the status running. After MAX_CRASHES the run is not started."""
     started = []
 
-    def killed(run, report):
+    def killed(run, *reports):
         started.append(run.name)
         records.start_run(run, flops.run_facts(run))
         raise KeyboardInterrupt
@@ -314,7 +314,10 @@ def test_full_disk_stops_the_sweep(sweep, monkeypatch):
         ),
         (lambda runs: setattr(runs[4].optim, "lr", -1.0), "optim.lr=-1.0 must be above 0"),
         (lambda runs: setattr(runs[2].data, "sources", {"text:nowhere": 1.0}), "text:nowhere"),
-        (lambda runs: setattr(runs[2].data, "batch_size", 6), "multiple of mesh.data=4"),
+        (
+            lambda runs: [setattr(run.data, "batch_size", 6) for run in runs],
+            "multiple of mesh.data=4",
+        ),
         (lambda runs: setattr(runs[2].data, "sources", {"txt:x": 1.0}), "text"),
     ],
 )
