@@ -41,9 +41,8 @@ SMALL_ARGUMENTS = {
 REPLACED = {
     "configs/base.py": [("", "", SMALL_BASE)],
     "configs/sweeps/quickstart.py": [
-        ("run.eval.n_sequences = 1024", "run.eval.n_sequences, run.eval.n_completions = 16, 4", ""),
-        ('" ".join(TASKS)', '" ".join(f"{task}{chr(38) if chr(63) in task else chr(63)}n=4"'
-         " for task in TASKS[:3])", ""),
+        ("run.eval.n_sequences = 1024", "run.eval.n_sequences, run.eval.n_completions = 16, 0", ""),
+        ('" ".join(TASKS)', '"copy?n=4"', ""),
         ('"tasks:" + "+".join(SKILLS): 0.4', '"tasks:copy?megabytes=0.1": 0.4', ""),
     ],
 }  # fmt: skip
