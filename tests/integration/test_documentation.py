@@ -36,7 +36,6 @@ SMALL_ARGUMENTS = {
         *("--config.data.seq_len=32", "--config.data.batch_size=8"),
     ),
     "experiments.sample": ("--max_tokens=8",),
-    "experiments.evaluate": ("--n_sequences=16",),
 }
 REPLACED = {
     "configs/base.py": [("", "", SMALL_BASE)],
