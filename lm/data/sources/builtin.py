@@ -16,10 +16,12 @@ import platform
 import re
 import sys
 import sysconfig
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 MAX_CHARACTERS = 24_000_000  # limit of code and of docs, so that the first run starts quickly
+PARSE_ATTEMPTS, PARSE_WAIT_SECONDS = 20, 0.05
 # Required packages of lm: import folder -> name of the distribution.
 PACKAGES = {
     "absl": "absl-py",
@@ -123,11 +125,27 @@ def _english_documents() -> Iterator[tuple[str, str]]:
         text = _read(path)
         if '"""' not in text:  # skips the slow parser
             continue
-        english = [p for docstring in _docstrings(ast.parse(text)) for p in paragraphs(docstring)]
+        english = [
+            p for docstring in _docstrings(parse_module(text)) for p in paragraphs(docstring)
+        ]
         new = [p for p in dict.fromkeys(english) if p not in used_paragraphs]
         used_paragraphs.update(new)
         if new:
             yield name, "\n\n".join(new)
+
+
+def parse_module(text: str) -> ast.Module:
+    """Return the syntax tree of Python code. Raises SyntaxError for other text.
+
+    CPython 3.11 can raise SystemError if code runs in another thread, or by garbage collection,
+    during the parse (python/cpython issue 106905). The parse is then repeated.
+    """
+    for _ in range(PARSE_ATTEMPTS - 1):
+        try:
+            return ast.parse(text)
+        except SystemError:
+            time.sleep(PARSE_WAIT_SECONDS)
+    return ast.parse(text)
 
 
 def _docstrings(node) -> Iterator[str]:

@@ -1,5 +1,6 @@
 """Built-in text: code and docstrings of the Python installation."""
 
+import ast
 import inspect
 import itertools
 import sys
@@ -89,3 +90,18 @@ def test_paragraphs_contain_only_english():
         "Where the points lie, in any order at all.",
         "The learning rate of the very first step.",
     ]
+
+
+def test_parse_is_repeated_after_an_error_of_the_interpreter(monkeypatch):
+    errors = [SystemError("AST constructor recursion depth mismatch")] * 2
+    parse = ast.parse
+
+    def fail_twice(text: str) -> ast.Module:
+        if errors:
+            raise errors.pop()
+        return parse(text)
+
+    monkeypatch.setattr(builtin.ast, "parse", fail_twice)
+    monkeypatch.setattr(builtin.time, "sleep", lambda seconds: None)
+    assert ast.unparse(builtin.parse_module("x = 1")) == "x = 1"
+    assert not errors
