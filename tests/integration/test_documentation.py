@@ -35,6 +35,7 @@ SMALL_ARGUMENTS = {
         *("--config.steps=4", "--config.eval.interval=2", "--config.eval.n_sequences=16"),
         *("--config.data.seq_len=32", "--config.data.batch_size=8"),
     ),
+    "configs/instruct.py": ("--config.data.decontaminate_ngram=0",),
     "experiments.sample": ("--max_tokens=8",),
 }
 REPLACED = {
