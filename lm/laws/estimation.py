@@ -6,12 +6,13 @@ in unit scale.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import product
 from typing import Any
 
 import numpy as np
 
-from lm.laws import diagnostics, fit, run_table, solver
+from lm.laws import diagnostics, fit, form_uncertainty, run_table, solver
 
 SAME_OBJECTIVE = 1e-4  # two objectives within this fraction of each other are the same optimum
 NEARBY_OPTIMUM = 1.01  # optima up to this multiple of the best objective are reported
@@ -122,6 +123,10 @@ def fit_problem(
         raise ValueError(f"loss={loss!r} is unknown; known: {', '.join(solver.LOSSES)}")
     if resample not in ("auto", "runs", "noise"):
         raise ValueError(f"resample={resample!r} is unknown; known: auto, runs, noise")
+    if not problem.free:
+        raise ValueError(
+            f"{problem.law} has no free parameter, fixed={problem.fixed}: leave at least one free"
+        )
     n, p = len(data), len(problem.lower)
     if n < p:
         raise ValueError(
@@ -149,8 +154,25 @@ def fit_problem(
             f"{n} rows for {p} parameters leave no residuals to estimate the noise: no intervals;"
             f" at least {p + 1} rows have them"
         )
+    _find_undetermined(problem, minimum.theta[0], result)
+    if result.ensemble and all((x > 0).all() for x in result.x):
+        result.form_sampler = partial(form_uncertainty.sample_deviations, row_weights=weights)
     result.warnings += diagnostics.diagnose(problem, minimum.theta[0], result)
+    result.warnings += diagnostics.check_form(problem, minimum.theta[0], result, weights)
     return result
+
+
+def _find_undetermined(problem: FitProblem, theta: np.ndarray, result: fit.Fit) -> None:
+    """Store the parameters that the rows do not determine, with a warning."""
+    names, is_undetermined = diagnostics.find_undetermined(problem, theta, result)
+    result.undetermined, result.undetermined_at = names, is_undetermined
+    if not names:
+        return
+    names = ", ".join(name for name in result.undetermined if name in result.free)
+    result.warnings.append(
+        f"the rows do not determine {names}: other values fit equally well. Add runs with other "
+        f"values of {' and '.join(problem.inputs)}, or fix a parameter"
+    )
 
 
 def _build_fit(
