@@ -50,8 +50,8 @@ CASES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "tokens capped at the 6th size": lambda n: chinchilla_loss(n, 20 * np.minimum(n, SIZES[5])),
     "two powers": lambda n: 1.5 + 40 * n**-0.2 + 3e4 * n**-0.65,
     "shifted power": lambda n: 1.8 + 400 * (n + 2e7) ** -0.34,
-    "broken, steeper": lambda n: 1.5 + 120 * n**-0.25 * (1 + (n / 1e8) ** 2) ** -0.075,
-    "broken, flatter": lambda n: 1.5 + 400 * n**-0.34 * (1 + (n / 1e8) ** 2) ** 0.06,
+    "steeper break": lambda n: 1.5 + 120 * n**-0.25 * (1 + (n / 1e8) ** 2) ** -0.075,
+    "flatter break": lambda n: 1.5 + 400 * n**-0.34 * (1 + (n / 1e8) ** 2) ** 0.06,
 }
 
 
@@ -161,8 +161,7 @@ def real_settings(data: Path) -> Iterator[Setting]:
     from lm.laws.forms import power_laws
 
     def joint_law(y: str) -> Callable[[list[dict]], Any]:
-        columns = {"n": "params", "d": "tokens", "y": y}
-        return lambda rows: power_laws.chinchilla(rows, **columns, bootstrap=RESAMPLES)
+        return lambda rows: power_laws.chinchilla(rows, "params", "tokens", y, bootstrap=RESAMPLES)
 
     def law_of(x: str) -> Callable[[list[dict]], Any]:
         return lambda rows: power_laws.power(rows, x=x, y="loss", bootstrap=RESAMPLES)

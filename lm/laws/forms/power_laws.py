@@ -279,6 +279,11 @@ def _build_problem(
             f"fixed={', '.join(sorted(unknown))} is no parameter of {law}; known: "
             f"{', '.join(model.names)}"
         )
+    if len(data) < len(model.free):
+        raise ValueError(
+            f"{law} has {len(model.free)} free parameters and only {len(data)} rows: add runs or "
+            "fix a parameter"
+        )
     terms = model.terms()
     lower, upper, start_lower = model.bounds()
     theta = (
