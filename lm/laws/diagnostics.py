@@ -11,7 +11,11 @@ import numpy as np
 from lm.laws import fit, solver
 
 STEP = 1e-4  # relative step of a finite difference
-RANK_TOLERANCE = 1e-6  # smallest eigenvalue of a scaled Gauss-Newton matrix of full rank
+# Smallest eigenvalue of a scaled Gauss-Newton matrix along which the solver finds a minimum.
+RANK_TOLERANCE = 1e-8
+MAX_STANDARD_ERROR = 3.0  # of a direction of theta, in e-folds, that the rows determine
+MAX_RELATIVE_ERROR = 1.0  # of a parameter along a direction that is not determined
+MAX_LAW_ERROR = 0.5  # standard error of log f at a point that has an interval
 MIN_SENSITIVITY = 1e-3  # change of log f per e-fold of a parameter below which its column is unused
 SIGNIFICANCE = 0.05  # of a test, divided by the number of tests
 MIN_ROWS_OF_RUNS_TEST = 10
@@ -82,22 +86,35 @@ def parameter_jacobian(
     ]  # fmt: skip
 
 
-def flat_directions(problem: Any, theta: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """Return the directions of theta [k, p] in which the law does not change at the rows.
+def flat_directions(
+    problem: Any, theta: np.ndarray, result: fit.Fit
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the directions of theta that the rows hardly determine [k, p], and their errors [k].
 
-    They are the eigenvectors of the Gauss-Newton matrix of the law, scaled to a diagonal of ones,
-    with eigenvalues below RANK_TOLERANCE. For example, two token budgets leave E, B and beta of
-    `chinchilla` one such direction. problem: an `estimation.FitProblem`. theta: the minimum [p].
-    target: values that the objective compares with [n].
+    A direction is an eigenvector of the Gauss-Newton matrix of the law, scaled to a diagonal of
+    ones, of unit length in theta. Its standard error is infinite if its eigenvalue is below
+    RANK_TOLERANCE: the matrix has no full rank. For example, two token budgets leave E, B and beta
+    of `chinchilla` one such direction. Directions with errors up to MAX_STANDARD_ERROR are left
+    out. problem: an `estimation.FitProblem`. theta: the minimum [p].
     """
-    matrix = problem.objective("log_squares", 1.0)(theta[None], target, None)[3][0]
+    target = problem.target(result.data)
+    # The majorizer of squares is 2 J^T J.
+    matrix = 0.5 * problem.objective("log_squares", 1.0)(theta[None], target, None)[3][0]
     scale = np.sqrt(np.maximum(np.diag(matrix), 0.0))
     is_used = scale > MIN_SENSITIVITY * max(scale.max(), 1e-300)
     scaled = (matrix / np.outer(scale, scale).clip(1e-300))[np.ix_(is_used, is_used)]
     eigenvalues, vectors = np.linalg.eigh(scaled)
-    directions = np.zeros((int((eigenvalues < RANK_TOLERANCE).sum()), len(theta)))
-    directions[:, is_used] = vectors.T[: len(directions)] / scale[is_used] * scale.max()
-    return directions
+    directions = np.zeros((len(eigenvalues), len(theta)))
+    directions[:, is_used] = vectors.T / scale[is_used]
+    lengths = np.linalg.norm(directions, axis=1)
+    has_rank = eigenvalues > RANK_TOLERANCE
+    sigma = result.sigma
+    if result.additive_noise and not problem.additive_noise:
+        sigma = sigma / float(np.mean(result.y))  # the objective compares log y
+    errors = np.where(has_rank, sigma / np.sqrt(np.where(has_rank, eigenvalues, 1.0)), np.inf)
+    errors = errors * lengths
+    is_flat = errors > MAX_STANDARD_ERROR
+    return (directions / lengths[:, None])[is_flat], errors[is_flat]
 
 
 def find_undetermined(
@@ -105,22 +122,22 @@ def find_undetermined(
 ) -> tuple[list[str], Callable[[fit.Fit, list[np.ndarray]], np.ndarray] | None]:
     """Return the parameters that the rows do not determine, and a test of points.
 
-    A parameter, also a derived one, is undetermined if it changes along a direction of
-    `flat_directions`. The test returns a mask of the points where the law changes along one. It is
-    None if all parameters are determined.
+    A parameter, also a derived one, is undetermined if its standard error along a direction of
+    `flat_directions` exceeds MAX_STANDARD_ERROR e-folds. The test returns a mask of the points
+    where the standard error of the law along one exceeds MAX_LAW_ERROR. It is None if all
+    parameters are determined.
     """
-    directions = flat_directions(problem, theta, problem.target(result.data))
+    directions, errors = flat_directions(problem, theta, result)
     if not len(directions):
         return [], None
-    lengths = np.linalg.norm(directions, axis=1, keepdims=True)
-    steps = STEP * directions / lengths
-    moved = [problem.natural(theta + sign * steps) for sign in (1, -1)]
+    moved = [problem.natural(theta + sign * STEP * directions) for sign in (1, -1)]
     moved = [values | problem.derive(values) for values in moved]
-    names = [
-        name
-        for name, value in {**result.params, **result.derived}.items()
-        if np.abs(moved[0][name] - moved[1][name]).max() > 0.02 * STEP * max(abs(value), 1e-3)
-    ]
+    names = []
+    for name, value in {**result.params, **result.derived}.items():
+        change = np.abs(moved[0][name] - moved[1][name]) / (2 * STEP * max(abs(value), 1e-3))
+        # A change below MIN_SENSITIVITY is that of rounding.
+        if (change > np.maximum(MIN_SENSITIVITY, MAX_RELATIVE_ERROR / errors)).any():
+            names.append(name)
     ends = [
         [{name: float(values[name][k]) for name in result.params} for values in moved]
         for k in range(len(directions))
@@ -128,9 +145,10 @@ def find_undetermined(
 
     def is_undetermined(law_fit: fit.Fit, points: list[np.ndarray]) -> np.ndarray:
         mask = np.zeros(points[0].shape, bool)
-        for above, below in ends:
+        for (above, below), error in zip(ends, errors, strict=True):
             change = linked_values(law_fit, above, points) - linked_values(law_fit, below, points)
-            mask |= np.abs(change) > MIN_SENSITIVITY * STEP * typical_scale(law_fit)
+            slope = np.abs(change) / (2 * STEP * typical_scale(law_fit))
+            mask |= slope > max(MIN_SENSITIVITY, MAX_LAW_ERROR / error)
         return mask
 
     return names, is_undetermined

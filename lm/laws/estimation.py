@@ -116,7 +116,11 @@ def fit_problem(
 
     resample="auto" draws runs if there are at least MIN_RESAMPLED_RUNS and at least six per
     parameter. Otherwise it adds noise: with six runs and three parameters, most resamples of runs
-    cannot be fitted. Raises ValueError if there are fewer rows than parameters.
+    cannot be fitted.
+
+    A parameter that the rows do not determine has no interval (`diagnostics.find_undetermined`).
+    The resamples assume the form of the law; `form_uncertainty` adds the error of the form to
+    predictions. Raises ValueError if there are fewer rows than parameters.
     """
     loss, resample = options.loss, options.resample
     if loss not in solver.LOSSES:

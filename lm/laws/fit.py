@@ -225,6 +225,8 @@ class Fit:
             if includes_form:
                 draws = self.draws(*points, noise=noise, form=True)
                 bounds[:2] = np.percentile(draws, percentiles, axis=0)
+                # The drift of the form may move all draws to one side of the fitted law.
+                bounds[0], bounds[1] = np.minimum(bounds[0], value), np.maximum(bounds[1], value)
             if self.undetermined_at is not None:
                 is_unknown = self.undetermined_at(self, points)
                 bounds[:, is_unknown] = np.nan

@@ -139,6 +139,12 @@ def _predictions(sweep: summary.SweepSummary) -> Markup:
             lines.append(_prediction(sweep, law, prediction))
             runs = ", ".join(prediction.get("runs", ()))
             notes.append(f"The law of {law} was fitted to {runs}.")
+            if records.is_finite(prediction.get("lo_if_form_right")):
+                bounds = prediction["lo_if_form_right"], prediction["hi_if_form_right"]
+                notes.append(
+                    f"The interval of the law of {law} includes uncertainty about its form. If the"
+                    f" form is right, the interval is {_format_bounds(bounds)}."
+                )
         elif prediction:
             notes.append(f"The law of {law} gave no prediction: {prediction.get('refused', '')}.")
     interval_columns = [name for name in lines[0] if name.endswith("% interval")]
