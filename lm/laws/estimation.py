@@ -122,20 +122,8 @@ def fit_problem(
     The resamples assume the form of the law; `form_uncertainty` adds the error of the form to
     predictions. Raises ValueError if there are fewer rows than parameters.
     """
-    loss, resample = options.loss, options.resample
-    if loss not in solver.LOSSES:
-        raise ValueError(f"loss={loss!r} is unknown; known: {', '.join(solver.LOSSES)}")
-    if resample not in ("auto", "runs", "noise"):
-        raise ValueError(f"resample={resample!r} is unknown; known: auto, runs, noise")
-    if not problem.free:
-        raise ValueError(
-            f"{problem.law} has no free parameter, fixed={problem.fixed}: leave at least one free"
-        )
     n, p = len(data), len(problem.lower)
-    if n < p:
-        raise ValueError(
-            f"{problem.law} has {p} free parameters and only {n} rows: add runs or fix a parameter"
-        )
+    _check_problem(problem, n, options)
     target = problem.target(data)
     unit = 1.0 if weights is None else float(weights.mean())
     weights = None if weights is None else weights / unit  # the fit ignores the scale of weights
@@ -164,6 +152,24 @@ def fit_problem(
     result.warnings += diagnostics.diagnose(problem, minimum.theta[0], result)
     result.warnings += diagnostics.check_form(problem, minimum.theta[0], result, weights)
     return result
+
+
+def _check_problem(problem: FitProblem, n: int, options: fit.FitOptions) -> None:
+    """Raise ValueError for unknown options, no free parameter, or fewer rows than parameters."""
+    loss, resample = options.loss, options.resample
+    if loss not in solver.LOSSES:
+        raise ValueError(f"loss={loss!r} is unknown; known: {', '.join(solver.LOSSES)}")
+    if resample not in ("auto", "runs", "noise"):
+        raise ValueError(f"resample={resample!r} is unknown; known: auto, runs, noise")
+    if not problem.free:
+        raise ValueError(
+            f"{problem.law} has no free parameter, fixed={problem.fixed}: leave at least one free"
+        )
+    p = len(problem.lower)
+    if n < p:
+        raise ValueError(
+            f"{problem.law} has {p} free parameters and only {n} rows: add runs or fix a parameter"
+        )
 
 
 def _find_undetermined(problem: FitProblem, theta: np.ndarray, result: fit.Fit) -> None:

@@ -104,7 +104,8 @@ def test_undetermined_exponents_leave_other_predictions_bounded():
 def test_two_steps_combine_their_form_uncertainty():
     step1 = fit_sweep(right_form, 0)
     rows = [
-        row | {"acc": 0.25 + 0.6 / (1 + np.exp(4 * (row["loss"] - 2.4)))} for row in step1.data.rows
+        {**row, "acc": 0.25 + 0.6 / (1 + np.exp(4 * (row["loss"] - 2.4)))}
+        for row in step1.data.rows
     ]
     step2 = downstream.accuracy_from_loss(rows, x="loss", y="acc", chance=0.25, bootstrap=300)
     prediction = downstream.two_step(step1, step2).predict(1e10)
