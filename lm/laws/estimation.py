@@ -6,12 +6,13 @@ in unit scale.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import product
 from typing import Any
 
 import numpy as np
 
-from lm.laws import diagnostics, fit, run_table, solver
+from lm.laws import diagnostics, fit, form_uncertainty, run_table, solver
 
 SAME_OBJECTIVE = 1e-4  # two objectives within this fraction of each other are the same optimum
 NEARBY_OPTIMUM = 1.01  # optima up to this multiple of the best objective are reported
@@ -115,18 +116,14 @@ def fit_problem(
 
     resample="auto" draws runs if there are at least MIN_RESAMPLED_RUNS and at least six per
     parameter. Otherwise it adds noise: with six runs and three parameters, most resamples of runs
-    cannot be fitted. Raises ValueError if there are fewer rows than parameters.
+    cannot be fitted.
+
+    A parameter that the rows do not determine has no interval (`diagnostics.find_undetermined`).
+    The resamples assume the form of the law; `form_uncertainty` adds the error of the form to
+    predictions. Raises ValueError if there are fewer rows than parameters.
     """
-    loss, resample = options.loss, options.resample
-    if loss not in solver.LOSSES:
-        raise ValueError(f"loss={loss!r} is unknown; known: {', '.join(solver.LOSSES)}")
-    if resample not in ("auto", "runs", "noise"):
-        raise ValueError(f"resample={resample!r} is unknown; known: auto, runs, noise")
     n, p = len(data), len(problem.lower)
-    if n < p:
-        raise ValueError(
-            f"{problem.law} has {p} free parameters and only {n} rows: add runs or fix a parameter"
-        )
+    _check_problem(problem, n, options)
     target = problem.target(data)
     unit = 1.0 if weights is None else float(weights.mean())
     weights = None if weights is None else weights / unit  # the fit ignores the scale of weights
@@ -149,8 +146,43 @@ def fit_problem(
             f"{n} rows for {p} parameters leave no residuals to estimate the noise: no intervals;"
             f" at least {p + 1} rows have them"
         )
+    _find_undetermined(problem, minimum.theta[0], result)
+    if result.ensemble and all((x > 0).all() for x in result.x):
+        result.form_sampler = partial(form_uncertainty.sample_deviations, row_weights=weights)
     result.warnings += diagnostics.diagnose(problem, minimum.theta[0], result)
+    result.warnings += diagnostics.check_form(problem, minimum.theta[0], result, weights)
     return result
+
+
+def _check_problem(problem: FitProblem, n: int, options: fit.FitOptions) -> None:
+    """Raise ValueError for unknown options, no free parameter, or fewer rows than parameters."""
+    loss, resample = options.loss, options.resample
+    if loss not in solver.LOSSES:
+        raise ValueError(f"loss={loss!r} is unknown; known: {', '.join(solver.LOSSES)}")
+    if resample not in ("auto", "runs", "noise"):
+        raise ValueError(f"resample={resample!r} is unknown; known: auto, runs, noise")
+    if not problem.free:
+        raise ValueError(
+            f"{problem.law} has no free parameter, fixed={problem.fixed}: leave at least one free"
+        )
+    p = len(problem.lower)
+    if n < p:
+        raise ValueError(
+            f"{problem.law} has {p} free parameters and only {n} rows: add runs or fix a parameter"
+        )
+
+
+def _find_undetermined(problem: FitProblem, theta: np.ndarray, result: fit.Fit) -> None:
+    """Store the parameters that the rows do not determine, with a warning."""
+    names, is_undetermined = diagnostics.find_undetermined(problem, theta, result)
+    result.undetermined, result.undetermined_at = names, is_undetermined
+    if not names:
+        return
+    names = ", ".join(name for name in result.undetermined if name in result.free)
+    result.warnings.append(
+        f"the rows do not determine {names}: other values fit equally well. Add runs with other "
+        f"values of {' and '.join(problem.inputs)}, or fix a parameter"
+    )
 
 
 def _build_fit(

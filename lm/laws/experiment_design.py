@@ -103,7 +103,7 @@ def profile(
 def _default_grid(law_fit: fit.Fit, name: str) -> list[float]:
     """Return 21 values around the bootstrap interval."""
     best = law_fit.params[name]
-    lo, hi = law_fit.interval(name) if name in law_fit.ensemble else (best / 1.5, best * 1.5)
+    lo, hi = law_fit.intervals.get(name, (best / 1.5, best * 1.5))
     low = best / max((best / max(lo, 1e-12)) ** 2, 1.05)
     high = best * max((hi / best) ** 2, 1.05)
     halves = [np.geomspace(low, best, 11), np.geomspace(best, high, 11)]

@@ -11,7 +11,7 @@ from typing import Any
 from markupsafe import Markup
 
 from lm.config import schema
-from lm.laws import fit
+from lm.laws import fit, prediction_intervals
 from lm.reports import html, summary, task_analysis, task_section, text_section
 from lm.reports.plots import elements, goodput, style
 from lm.runs import records, run_selection, task_results
@@ -120,7 +120,7 @@ def _other_laws(sweep: summary.SweepSummary) -> Markup:
 
 def _bounds_text(law_fit: fit.Fit, key: str) -> str:
     """Return the interval of a parameter as text, "" if it has none."""
-    return fit.format_interval(*law_fit.intervals.get(key, NO_INTERVAL), digits=3)
+    return prediction_intervals.format_interval(*law_fit.intervals.get(key, NO_INTERVAL), digits=3)
 
 
 def _predictions(sweep: summary.SweepSummary) -> Markup:
@@ -139,6 +139,12 @@ def _predictions(sweep: summary.SweepSummary) -> Markup:
             lines.append(_prediction(sweep, law, prediction))
             runs = ", ".join(prediction.get("runs", ()))
             notes.append(f"The law of {law} was fitted to {runs}.")
+            if records.is_finite(prediction.get("lo_if_form_right")):
+                bounds = prediction["lo_if_form_right"], prediction["hi_if_form_right"]
+                notes.append(
+                    f"The interval of the law of {law} includes uncertainty about its form. If the"
+                    f" form is right, the interval is {_format_bounds(bounds)}."
+                )
         elif prediction:
             notes.append(f"The law of {law} gave no prediction: {prediction.get('refused', '')}.")
     interval_columns = [name for name in lines[0] if name.endswith("% interval")]

@@ -1,5 +1,6 @@
 """Tests of back-tests, hold-outs, and comparisons of laws and counting conventions."""
 
+import json
 from typing import Any
 
 import numpy as np
@@ -51,6 +52,22 @@ def test_backtest_ranks_by_a_given_column(fit):
     sizes = {row["name"]: row["params"] for row in rows()}
     assert all(prediction["trained_on"] % 3 == 0 for prediction in score.predictions)
     assert min(sizes[prediction["name"]] for prediction in score.predictions) > 1e7
+
+
+def test_backtest_reports_the_signed_error_by_distance():
+    """Losses that stop falling are predicted too low, and more so at larger distances."""
+    sizes = np.geomspace(1e6, 1e10, 9)
+    capped = [
+        {"name": f"{n:.3g}", "params": n, "loss": 1.5 + 60 * min(n, 1e9) ** -0.25} for n in sizes
+    ]
+    score = power_laws.power(capped, x="params", y="loss", bootstrap=50).score
+    table = score.by_distance
+    assert [line["up_to"] for line in table] == sorted(line["up_to"] for line in table)
+    assert sum(line["n"] for line in table) == len(score.predictions)
+    assert table[-1]["signed_error"] < 0
+    assert f"{table[-1]['signed_error']:+.2%}" in str(score) and "signed error" in str(score)
+    assert score.to_dict()["by_distance"][0]["n"] == table[0]["n"]
+    json.dumps(score.to_dict(), allow_nan=False)
 
 
 def test_backtest_of_too_few_levels_has_a_reason():

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from lm import laws
-from lm.laws.fit import format_interval
 from lm.laws.forms import power_laws
+from lm.laws.prediction_intervals import format_interval
 
 N = np.geomspace(3e4, 3e6, 7)
 
@@ -50,6 +50,18 @@ def test_predicted_value_is_inside_its_interval(fit):
     array = fit.predict([1e6, 6e6])
     assert array.value[1] == pytest.approx(scalar.value) and array.lo.shape == (2,)
     assert fit.predict({"params": "6e6"}).value == scalar.value
+
+
+def test_prediction_labels_both_intervals(fit):
+    prediction = fit.predict(6e6)
+    text = str(prediction)
+    assert "95% interval, form uncertainty included" in text and "if the form is right" in text
+    assert f"{prediction.lo:.4g}" in text and f"{prediction.hi_if_form_right:.4g}" in text
+    assert str(prediction) in str(fit) and "L at twice the largest inputs" in str(fit)
+    several = fit.predict([1e6, 6e6])
+    assert str(several).startswith("(1.") and str(several).count("[") == 4
+    law = fit.predict(6e6, noise=False)
+    assert law.hi - law.lo < prediction.hi - prediction.lo
 
 
 def test_measurement_interval_is_wider_than_that_of_the_law(fit):

@@ -78,6 +78,7 @@ def _law_curve(axes: Axes, finished, fit, x, theme, prediction) -> None:
     if np.isfinite(curve.lo).all():
         axes.set_ylim(axes.get_ylim())  # a wide interval must not compress the range of the runs
         label = f"{LEVEL:.0%} interval of the law"
+        label += ", form uncertainty included" if curve.includes_form else ""
         band = {"color": theme["band"], "linewidth": 0, "zorder": 1, "label": label}
         axes.fill_between(grid, curve.lo, curve.hi, **band)
 

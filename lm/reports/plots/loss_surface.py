@@ -67,7 +67,9 @@ def compute_optimal_frontier(
     losses = [row[y] for row in finished]
     axes.set_ylim(0.94 * min(losses), 1.25 * max(losses))
     if np.isfinite(curve.lo).all():
-        band = {"label": f"{elements.LEVEL:.0%} interval of the law", "linewidth": 0, "zorder": 1}
+        label = f"{elements.LEVEL:.0%} interval of the law"
+        label += ", form uncertainty included" if curve.includes_form else ""
+        band = {"label": label, "linewidth": 0, "zorder": 1}
         axes.fill_between(budgets, curve.lo, curve.hi, color=theme["band"], **band)
     elements.set_scales(axes, x, y, right=0.12)
     last = {row[records.N_PARAMS]: row for row in finished}  # the largest budget of each size

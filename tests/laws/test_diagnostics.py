@@ -1,0 +1,100 @@
+"""Tests of the diagnostics of a fit: outliers, lack of fit, undetermined parameters."""
+
+import numpy as np
+import pytest
+
+from lm import laws
+from lm.laws.forms import power_laws
+
+
+def sweep(sizes, noise=0.003, seed=0, loss=lambda n: 1.2 + 30 * n**-0.3):
+    rng = np.random.default_rng(seed)
+    return [
+        {"name": f"run {i}", "params": n, "loss": loss(n) * np.exp(noise * rng.standard_normal())}
+        for i, n in enumerate(sizes)
+    ]
+
+
+def budgets_sweep(budgets, noise=0.002):
+    rng = np.random.default_rng(0)
+    return [
+        {
+            "name": f"{n:.3g} {d:.3g}",
+            "params": n,
+            "tokens": d,
+            "loss": (1.7 + 400 * n**-0.34 + 400 * d**-0.28) * np.exp(noise * z),
+        }
+        for n in np.geomspace(1e7, 1e9, 7)
+        for d, z in zip(budgets, rng.standard_normal(len(budgets)), strict=True)
+    ]
+
+
+def fit_power(rows, **options):
+    return power_laws.power(rows, x="params", y="loss", bootstrap=50, **options)
+
+
+def has_warning(fit, *texts):
+    return any(all(text in warning for text in texts) for warning in fit.warnings)
+
+
+@pytest.mark.parametrize("index", [1, 3, 5])
+def test_run_with_an_error_of_eight_percent_is_named(index):
+    rows = sweep(np.geomspace(3e4, 3e6, 7))
+    rows[index]["loss"] *= 1.08
+    assert has_warning(fit_power(rows), f"run {index} is an outlier")
+
+
+def test_clean_sweeps_have_few_false_alarms():
+    fits = [fit_power(sweep(np.geomspace(3e4, 3e6, 7), seed=seed)) for seed in range(12)]
+    assert sum(has_warning(fit, "outlier") for fit in fits) <= 3
+    assert sum(has_warning(fit, "does not describe") for fit in fits) <= 3
+
+
+def test_outlier_among_many_rows_is_named():
+    rows = budgets_sweep((1e9, 3e9, 1e10, 3e10, 1e11))
+    rows[17]["loss"] *= 1.05
+    fit = power_laws.chinchilla(rows, n="params", d="tokens", y="loss", bootstrap=0)
+    assert has_warning(fit, f"{rows[17]['name']} is an outlier")
+
+
+def test_curved_residuals_are_reported():
+    def broken(n):
+        return 1.5 + 120 * n**-0.25 * (1 + (n / 1e8) ** 2) ** -0.15
+
+    fit = fit_power(sweep(np.geomspace(1e6, 1e10, 12), 0.001, loss=broken))
+    assert has_warning(fit, "does not describe these rows")
+
+
+def test_two_token_budgets_do_not_determine_their_exponent():
+    fit = power_laws.chinchilla(
+        budgets_sweep((1e10, 2e10)), n="params", d="tokens", y="loss", bootstrap=200
+    )
+    assert set(fit.undetermined) == {"E", "B", "beta", "a", "b"}
+    assert set(fit.intervals) == {"A", "alpha"} and set(fit.se) == {"A", "alpha"}
+    assert np.isnan(fit.interval("beta")).all() and "beta 0." in str(fit)
+    assert "(not determined)" in str(fit) and "nan" not in str(fit)
+    assert np.isfinite(fit.predict(4e9, 2e10).lo)
+    beyond = fit.predict(4e9, 8e10)
+    assert np.isnan([beyond.lo, beyond.hi, beyond.lo_if_form_right]).all()
+    assert "do not determine E, B, beta" in beyond.note
+    with pytest.raises(ValueError, match="do not determine B, beta, so the best split"):
+        laws.allocation(fit, 1e21)
+
+
+def test_three_token_budgets_determine_every_parameter():
+    rows = budgets_sweep((1e9, 1e10, 1e11))
+    fit = power_laws.chinchilla(rows, n="params", d="tokens", y="loss", bootstrap=200)
+    assert fit.undetermined == [] and np.isfinite(fit.interval("beta")).all()
+    assert laws.allocation(fit, 1e21).n > 0
+
+
+def test_close_sizes_give_no_exponent():
+    fit = fit_power(sweep(np.geomspace(1e6, 1.21e6, 5), noise=1e-4))
+    assert {"E", "A", "alpha"} <= set(fit.undetermined)
+    assert has_warning(fit, "N spans only a factor of 1.21")
+    fixed = fit_power(sweep(np.geomspace(1e6, 1.21e6, 5), noise=1e-4), floor=1.2)
+    assert fixed.undetermined == []
+
+
+def test_four_sizes_hardly_test_three_parameters():
+    assert has_warning(fit_power(sweep(np.geomspace(3e4, 3e6, 4))), "hardly test the form")

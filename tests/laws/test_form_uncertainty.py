@@ -1,0 +1,125 @@
+"""Tests of intervals that include uncertainty about the form of a law."""
+
+import numpy as np
+import pytest
+
+from lm.laws.forms import downstream, power_laws
+
+SIZES = np.geomspace(1e7, 1e9, 7)
+
+
+def right_form(n):
+    return 1.8 + 400 * n**-0.34
+
+
+def broken_form(n):
+    return 1.5 + 120 * n**-0.25 * (1 + (n / 1e8) ** 2) ** -0.075
+
+
+def fit_sweep(form, seed, noise=0.002, bootstrap=300, **options):
+    rng = np.random.default_rng(seed)
+    rows = [
+        {"name": f"run {i}", "params": n, "loss": form(n) * np.exp(noise * z)}
+        for i, (n, z) in enumerate(zip(SIZES, rng.standard_normal(len(SIZES)), strict=True))
+    ]
+    return power_laws.power(rows, x="params", y="loss", bootstrap=bootstrap, seed=seed, **options)
+
+
+def width_ratio(prediction):
+    """Return the width with form uncertainty, relative to the width that assumes the form."""
+    narrow = prediction.hi_if_form_right - prediction.lo_if_form_right
+    return (prediction.hi - prediction.lo) / narrow
+
+
+def test_intervals_widen_with_the_distance():
+    ratios = width_ratio(fit_sweep(right_form, 0).predict(SIZES[-1] * np.array([1, 4, 30])))
+    assert 0.9 < ratios[0] < 1.2 and 1.1 < ratios[1] < ratios[2] < 4
+
+
+def test_correct_form_has_little_extra_width_nearby():
+    ratios = [width_ratio(fit_sweep(right_form, seed).predict(2e9)) for seed in range(8)]
+    assert 1 < np.mean(ratios) < 1.4
+
+
+def test_wrong_form_is_covered():
+    targets = SIZES[-1] * np.array([2, 4, 10, 30])
+    hits = []
+    for seed in range(6):
+        prediction = fit_sweep(broken_form, seed).predict(targets)
+        value = broken_form(targets)
+        assumed = (prediction.lo_if_form_right <= value) & (value <= prediction.hi_if_form_right)
+        hits.append([assumed, (prediction.lo <= value) & (value <= prediction.hi)])
+    assumed, included = np.mean(hits, axis=(0, 2))
+    assert assumed < 0.4 and included > 0.8
+
+
+def test_exact_form_adds_no_uncertainty():
+    prediction = fit_sweep(right_form, 0, noise=0.0).predict(1e10)
+    assert prediction.hi - prediction.lo < 1e-6
+
+
+def test_interval_at_a_point_is_independent_of_other_points():
+    fit = fit_sweep(right_form, 0)
+    several, single = fit.predict([1e8, 1e10], noise=False), fit.predict(1e10, noise=False)
+    assert several.lo[1] == pytest.approx(single.lo, rel=1e-12)
+    assert several.hi[1] == pytest.approx(single.hi, rel=1e-12)
+
+
+def test_squares_of_the_loss_have_form_uncertainty():
+    prediction = fit_sweep(right_form, 0, loss="squares").predict(1e10)
+    assert prediction.includes_form and 1 < width_ratio(prediction) < 4
+
+
+def test_scale_of_row_weights_changes_no_interval():
+    rows = [
+        {"name": f"run {i}", "params": n, "loss": right_form(n) * (1 + 0.002 * (-1) ** i)}
+        for i, n in enumerate(SIZES)
+    ]
+    fits = [
+        power_laws.power(
+            [row | {"w": scale * (1 + i)} for i, row in enumerate(rows)],
+            x="params", y="loss", weights="w", bootstrap=200,
+        )
+        for scale in (1.0, 100.0)
+    ]  # fmt: skip
+    first, second = (fit.predict(1e10) for fit in fits)
+    assert first.hi == pytest.approx(second.hi, rel=1e-6) and width_ratio(first) > 1
+
+
+def test_undetermined_exponents_leave_other_predictions_bounded():
+    """Two sizes do not determine alpha, but they predict new tokens of the same sizes."""
+    rng = np.random.default_rng(0)
+    rows = [
+        {"name": f"{n} {d}", "n": n, "d": d, "y": (1.7 + 400 * n**-0.34 + 400 * d**-0.28) * noise}
+        for n in (1e8, 4e8)
+        for d, noise in zip(
+            (1e9, 3e9, 1e10, 3e10), np.exp(0.002 * rng.standard_normal(4)), strict=True
+        )
+    ]
+    fit = power_laws.chinchilla(rows, n="n", d="d", y="y", bootstrap=200)
+    same_size, new_size = fit.predict(4e8, 6e10), fit.predict(4e9, 6e10)
+    assert same_size.hi / same_size.lo < 1.5 and np.isnan(new_size.lo)
+
+
+def test_two_steps_combine_their_form_uncertainty():
+    step1 = fit_sweep(right_form, 0)
+    rows = [
+        {**row, "acc": 0.25 + 0.6 / (1 + np.exp(4 * (row["loss"] - 2.4)))}
+        for row in step1.data.rows
+    ]
+    step2 = downstream.accuracy_from_loss(rows, x="loss", y="acc", chance=0.25, bootstrap=300)
+    prediction = downstream.two_step(step1, step2).predict(1e10)
+    assert prediction.includes_form and width_ratio(prediction) > 1
+    assert 0.25 <= prediction.lo < prediction.value < prediction.hi <= 1
+
+
+@pytest.mark.slow
+def test_coverage_stays_high_for_wrong_forms():
+    """The benchmark law_coverage measures more cases with more sweeps."""
+    targets = SIZES[-1] * np.array([2, 4, 10])
+    for loss in (right_form, broken_form):
+        hits = []
+        for seed in range(100):
+            prediction = fit_sweep(loss, seed, noise=0.003).predict(targets, noise=False)
+            hits.append((prediction.lo <= loss(targets)) & (loss(targets) <= prediction.hi))
+        assert np.mean(hits) > 0.85
