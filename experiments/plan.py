@@ -5,9 +5,9 @@
         --config.mesh.tensor=8 --target=tpu:v5p:8x16x16
     uv run python -m experiments.plan --config=configs/pod.py:10B --target=gpu:h200:8x16 --search=3
 
-With --target, the target's compiler computes memory and traffic (extras tpu and gpu). It needs no
-such device. Without the compiler, or with --estimate, the values are analytic. The table names the
-method.
+The checks are those of the commands train and sweep. With --target, the target's compiler computes
+memory and traffic (extras tpu and gpu). It needs neither the device nor the training text. Without
+the compiler, or with --estimate, the values are analytic. The table names the method.
 """
 
 import json
@@ -33,8 +33,7 @@ def main() -> int:
     if target is None and (_SEARCH.value or _ESTIMATE.value):
         raise ValueError(f"--search and --estimate need --target: {', '.join(hardware.EXAMPLES)}")
     runs = cli.load_sweep(_SWEEP.value) if _SWEEP.value else [cli.load_config(_CONFIG)]
-    for run in runs:
-        validation.validate_run(run)
+    validate_runs(runs, has_text=target is None)
     from lm.sweeps import prediction
 
     warning = prediction.check_prediction(runs)
@@ -43,13 +42,33 @@ def main() -> int:
     return plan_local(runs) if target is None else plan_target(runs, target)
 
 
+def validate_runs(runs: list[schema.Run], has_text: bool) -> None:
+    """Check the runs as training does, except for the meshes. has_text: check the sources too.
+
+    Raises ValueError for the first problem.
+    """
+    from lm.sweeps import launcher
+
+    if _SWEEP.value:
+        launcher.validate_names(runs)
+    if not has_text:
+        for run in runs:
+            validation.validate_run(run)
+    elif _SWEEP.value:
+        launcher.validate_configs(runs)
+    else:
+        launcher.validate_inputs(runs)
+
+
 def plan_local(runs: list[schema.Run]) -> int:
     """Print the cost at the measured speed of the local devices. Return the exit status."""
     from lm.parallel import mesh
     from lm.runs import records
+    from lm.sweeps import launcher
     from lm.sweeps.planning import cost
 
     mesh.initialize_devices()
+    launcher.validate_meshes(runs)
     device_mesh = mesh.make_mesh(schema.Mesh())
     peak = mesh.peak_flops_per_second(device_mesh, runs[0].model.dtype)
     costs = [cost.estimate_cost(run, peak, mesh.device_platform(device_mesh)) for run in runs]

@@ -1,19 +1,23 @@
 """Run a sweep: estimate its cost, train pending runs, predict the target run, write the report.
 
     uv run python -m experiments.sweep --sweep=configs/sweeps/quickstart.py
-    uv run python -m experiments.sweep --sweep=FILE --jobs=4           # 4 processes, a device each
+    uv run python -m experiments.sweep --sweep=FILE --jobs=4           # 4 processes share devices
     uv run python -m experiments.sweep --sweep=FILE --max_vmapped=4    # 4 runs in one program
     uv run python -m experiments.sweep --sweep=FILE --on=slurm --jobs=16 \\
         --slurm="--partition=gpu --gres=gpu:1 --time=4:00:00"
 
-The same command continues an interrupted sweep. With --on=slurm the command submits jobs and ends;
-experiments.status --watch shows their progress.
+The same command continues an interrupted sweep. With --jobs, each process has an equal share of the
+devices. With --on=slurm the command submits jobs and ends; experiments.status --watch shows their
+progress. It uses no device and reads no training text. The first worker prepares the text and
+checks the meshes, unless --target names the hardware of a worker.
 """
 
+import os
+import secrets
 import signal
 import sys
-import time
 from pathlib import Path
+from typing import Literal
 
 from absl import flags
 
@@ -33,132 +37,280 @@ _MAX_VMAPPED = flags.DEFINE_integer(
     lower_bound=1,
 )
 _SLURM = flags.DEFINE_string(
-    "slurm", "", "options of sbatch, such as --partition=gpu --time=1:00:00"
+    "slurm", "", "options of sbatch, quoted as for a shell: --partition=gpu --time=1:00:00"
+)
+_SLURM_SETUP = flags.DEFINE_multi_string(
+    "slurm_setup", [], "shell line before the command, such as 'module load cuda'; repeatable"
+)
+_SRUN_ARGS = flags.DEFINE_string(
+    "srun_args", "", "options of srun, such as --container-image=IMAGE"
+)
+_SLURM_MAX_RUNNING = flags.DEFINE_integer(
+    "slurm_max_running", 0, "largest number of simultaneous tasks of a job; 0: no limit", 0
+)
+_TARGET = flags.DEFINE_string(
+    "target", "", "hardware of one SLURM worker, such as gpu:h100:8, for checks and hours"
 )
 _RETRIES = flags.DEFINE_integer("retries", 0, "restarts of a failed run, at most", lower_bound=0)
 _ADOPT = flags.DEFINE_bool("adopt", False, "use the stored configs of runs that have started")
-_WORKER = flags.DEFINE_float(
-    "worker", 0.0, "internal: start time of the sweep, set for the processes of --jobs and SLURM"
+_WORKER = flags.DEFINE_string(
+    "worker", "", "internal: id of the submission, set for the processes of --jobs and SLURM"
 )
+_WORKER_DEVICES = flags.DEFINE_string(
+    "worker_devices", "", "internal: PLATFORM:NUMBER, the devices of each process of --jobs"
+)
+_ONLY_PLAN = flags.DEFINE_bool("only_plan", False, "internal: check and plan the sweep, then end")
 
 
 def main() -> int:
+    check_flags()
     runs = cli.load_sweep(_SWEEP.value)
+    for run in runs:
+        run.dir = _DIR.value or run.dir
+    if _ON.value == "slurm" and not _WORKER.value:
+        return submit_jobs(adopt_configs(runs))
+    if _JOBS.value > 1 and not (_WORKER.value or _ONLY_PLAN.value):
+        return run_workers(adopt_configs(runs))
     cli.tune_memory()
     # JAX must be imported after the memory settings.
     from lm.parallel import deterministic, distributed, mesh
     from lm.sweeps import launcher, prediction
 
-    for run in runs:
-        run.dir = _DIR.value or run.dir
-    if _ADOPT.value:
-        runs = launcher.keep_original_configs(runs)
+    runs = adopt_configs(runs)
+    launcher.validate_names(runs)
     mesh.initialize_devices()
     deterministic.fix_threads(max(run.mesh.deterministic_shards for run in runs))
     cli.join()
     if _WORKER.value:
-        return run_worker(runs, _WORKER.value)
-    if distributed.is_multiprocess() and (_JOBS.value > 1 or _ON.value != "here"):
-        raise ValueError(
-            "--jobs and --on=slurm start their own processes. Use them without --coordinator,"
-            " --processes and --process."
-        )
+        return run_worker(runs)
     distributed.run_on_primary(lambda: launcher.validate_sweep(runs, console.preparing))
     warning = prediction.check_prediction(runs)
     if warning:
         console.print_line(f"warning: {warning}")
-    pending = launcher.pending(runs)
+    pending = distributed.run_on_primary(lambda: [run.name for run in launcher.pending(runs)])
     costs = print_cost(runs, pending)
     folder = launcher.sweep_folder(runs)
-    if not pending:
+    has_changed = distributed.run_on_primary(
         # The sweep file may name fewer or other runs than before.
-        if records.read_member_names(folder) != {run.name for run in runs}:
-            launcher.write_sweep_files(_SWEEP.value, runs, costs)
+        lambda: records.read_member_names(folder) != {run.name for run in runs}
+    )
+    if pending or has_changed:
+        distributed.run_on_primary(lambda: launcher.write_sweep_files(_SWEEP.value, runs, costs))
+    if not pending:
         console.print_line(f"all {len(runs)} runs are done")
-    else:
-        launcher.write_sweep_files(_SWEEP.value, runs, costs)
-        command = [sys.executable, *sys.orig_argv[1:], f"--worker={time.time()}"]
-        if _ON.value == "slurm":
-            return submit_jobs(runs, command, folder)
-        if _JOBS.value > 1:
-            run_workers(command, folder)
-        else:
-            train_pending(runs, since=None)
+    if _ONLY_PLAN.value:
+        return 0
+    if pending:
+        train_pending(runs)
     return distributed.run_on_primary(lambda: print_results(folder))
 
 
-def print_cost(runs: list[schema.Run], pending: list[schema.Run]) -> list[dict]:
-    """Print the devices, the estimated cost of the sweep and its epochs. Return the estimates."""
+def check_flags() -> None:
+    """Raise ValueError for flags that have no effect together."""
+    if _ON.value != "slurm":
+        for flag in (_SLURM, _SLURM_SETUP, _SRUN_ARGS, _SLURM_MAX_RUNNING, _TARGET):
+            if flag.value:
+                raise ValueError(f"--{flag.name} has an effect only on jobs. Add --on=slurm.")
+
+
+def check_single_process() -> None:
+    """Raise ValueError if flags or the environment make this process one of several."""
+    from lm.parallel import cluster
+
+    values = flags.FLAGS
+    processes = (values.coordinator, values.processes, values.process)
+    if cluster.find_processes(os.environ, *processes):
+        raise ValueError(
+            "--jobs and --on=slurm start their own processes. Use them without --coordinator,"
+            " --processes and --process, and in one process."
+        )
+
+
+def adopt_configs(runs: list[schema.Run]) -> list[schema.Run]:
+    """Return the runs, with their stored configs if --adopt is set."""
+    from lm.sweeps import launcher
+
+    return launcher.keep_original_configs(runs) if _ADOPT.value else runs
+
+
+def print_cost(runs: list[schema.Run], pending: list[str]) -> list[dict]:
+    """Print the devices, the estimated cost of the sweep and its epochs. Return the estimates.
+
+    pending: names of the runs that are not finished.
+    """
     from lm.parallel import mesh
     from lm.sweeps import launcher
     from lm.sweeps.planning import cost
 
     device_mesh = mesh.make_mesh(runs[0].mesh)
     peak = mesh.peak_flops_per_second(device_mesh, runs[0].model.dtype)
+    if _JOBS.value > 1:
+        console.print_line(f"workers: {_JOBS.value}; devices and times below: of one worker")
     console.print_line(f"devices: {mesh.describe_devices(device_mesh)}")
     console.print_line(f"measured peak of matrix products: {peak / 1e9:.0f} GFLOP/s")
     costs = [cost.estimate_cost(run, peak, mesh.device_platform(device_mesh)) for run in runs]
-    console.print_plan(costs, {run.name for run in runs} - {run.name for run in pending})
+    console.print_plan(costs, {run.name for run in runs} - {*pending})
     console.print_epochs(launcher.max_epochs_by_source(runs))
     return costs
 
 
-def train_pending(runs: list[schema.Run], since: float | None) -> None:
-    """Train the pending runs in this process. since: see launcher.run_pending."""
+def train_pending(
+    runs: list[schema.Run],
+    submission: str = "",
+    wait: Literal["never", "children", "always"] = "never",
+) -> None:
+    """Train the pending runs in this process. submission, wait: see launcher.WorkerOptions."""
     from lm.sweeps import launcher
 
+    options = launcher.WorkerOptions(
+        submission or secrets.token_hex(4), _RETRIES.value, _MAX_VMAPPED.value, wait
+    )
     with console.ProgressBars() as bars:
         launcher.run_pending(
             runs,
             on_start=bars.started,
             on_metrics=bars.stepped,
             on_end=bars.ended,
-            retries=_RETRIES.value,
-            since=since,
-            max_vmapped=_MAX_VMAPPED.value,
+            options=options,
         )
 
 
-def run_worker(runs: list[schema.Run], since: float) -> int:
+def run_worker(runs: list[schema.Run]) -> int:
     """Train runs until none is ready. The last worker writes the report. Return the exit status."""
     from lm.parallel import distributed
-    from lm.reports import report
-    from lm.sweeps import launcher
+    from lm.sweeps import slurm, workers
+    from lm.sweeps.planning import hardware
 
-    def write_report() -> None:
-        report.write_report(launcher.sweep_folder(runs))
-
-    train_pending(runs, since)
-    if not any(launcher.ready(runs, _RETRIES.value, since)):
-        distributed.run_on_primary(write_report)
+    submission, is_local = _WORKER.value, _ON.value == "here"
+    if _WORKER_DEVICES.value:
+        platform, _, number = _WORKER_DEVICES.value.partition(":")
+        workers.check_devices(workers.Devices(platform, int(number)))
+    elif _TARGET.value:
+        target = hardware.parse_target(_TARGET.value)
+        workers.check_devices(workers.Devices(target.platform, target.n_devices))
+    else:
+        workers.check_visible_devices()
+    if not is_local:
+        distributed.run_on_primary(
+            lambda: slurm.prepare_in_worker(runs, submission, console.preparing)
+        )
+    train_pending(runs, submission, "always" if is_local else "children")
+    distributed.run_on_primary(lambda: write_report_at_end(runs, submission))
     return 0
 
 
-def submit_jobs(runs: list[schema.Run], command: list[str], folder: Path) -> int:
-    """Submit SLURM jobs, print their ids and return the exit status."""
-    from lm.sweeps import slurm
+def submit_jobs(runs: list[schema.Run]) -> int:
+    """Submit SLURM jobs, print their ids and return the exit status. Use no device."""
+    from lm.sweeps import launcher, slurm
+    from lm.sweeps.planning import hardware
 
-    for n_workers, job_id in slurm.submit_slurm(runs, command, _JOBS.value, _SLURM.value.split()):
+    check_single_process()
+    target = hardware.parse_target(_TARGET.value) if _TARGET.value else None
+    launcher.validate_configs(runs, target.n_devices if target else 0)
+    folder = launcher.sweep_folder(runs)
+    pending = launcher.pending(runs)
+    if not pending:
+        console.print_line(f"all {len(runs)} runs are done")
+        return print_results(folder)
+    options = slurm.JobOptions(
+        _SLURM.value, _SLURM_SETUP.value or [], _SRUN_ARGS.value, _SLURM_MAX_RUNNING.value
+    )
+    slurm.validate_options(options)
+    queued = slurm.queued_jobs(runs)
+    if queued:
+        console.print_line(
+            f"nothing submitted: SLURM job {', '.join(queued)} of this sweep is queued or running."
+            f" Wait until it ends, or cancel it: scancel {' '.join(queued)}"
+        )
+        return 0
+    costs = print_target_cost(runs, {run.name for run in pending}, target)
+    launcher.write_sweep_files(_SWEEP.value, runs, costs)
+    command = [sys.executable, *sys.orig_argv[1:], f"--worker={secrets.token_hex(4)}"]
+    for n_workers, job_id in slurm.submit_slurm(runs, command, _JOBS.value, options):
         console.print_line(f"SLURM job {job_id}: {n_workers} workers")
     console.print_line(f"progress: uv run python -m experiments.status --dir={folder} --watch")
     console.print_line(f"scripts and logs: {folder / 'slurm'}")
     return 0
 
 
-def run_workers(command: list[str], folder: Path) -> None:
-    """Train the pending runs in several processes on this machine.
+def run_workers(runs: list[schema.Run]) -> int:
+    """Train the pending runs in several processes on this machine. Return the exit status.
 
-    Raises preemption.Interrupted if a signal stopped a worker.
+    The plan is made in a process that ends before the workers start, because a GPU or TPU that it
+    uses is not free for them. Raises preemption.Interrupted if a signal stopped a worker.
     """
-    from lm.sweeps import workers
+    from lm.sweeps import launcher, workers
     from lm.training import preemption
 
+    check_single_process()
+    launcher.validate_names(runs)
+    devices = workers.count_devices()
+    environments = workers.split_devices(devices, _JOBS.value, os.environ)
+    command = [sys.executable, *sys.orig_argv[1:]]
+    status = workers.run_planner([*command, "--only_plan"], environments)
+    if status:
+        return status
+    folder = launcher.sweep_folder(runs)
+    if not launcher.pending(runs):
+        return print_results(folder)
+    command.append(f"--worker={secrets.token_hex(4)}")
+    if devices.platform != "cpu":
+        command.append(f"--worker_devices={devices.platform}:{devices.number // _JOBS.value}")
     with console.LiveStatus(folder) as live_status:
-        statuses = workers.run_local(command, _JOBS.value, folder / "workers", live_status.update)
+        statuses = workers.run_local(command, environments, folder / "workers", live_status.update)
+    for index, status in enumerate(statuses):
+        if status:
+            log = folder / "workers" / f"{index}.log"
+            console.print_line(f"worker {index} ended with status {status}: {last_line(log)}")
     stopped_by = [status - 128 for status in statuses if status >= 128]
     if stopped_by:
         name = signal.Signals(stopped_by[0]).name
         raise preemption.Interrupted(f"stopped by {name}", name)
+    return max(print_results(folder), int(any(statuses)))
+
+
+def print_target_cost(runs: list[schema.Run], pending: set[str], target) -> list[dict]:
+    """Print the cost of a sweep in SLURM jobs. Return rows of cost.estimate_cost.
+
+    target: hardware.Target of one worker. Without it the seconds are None, because they depend on
+    the hardware. pending: names of the runs that are not finished.
+    """
+    from lm.sweeps.planning import cost, hardware
+
+    costs = []
+    for run in runs:
+        row = cost.estimate_cost(run, target.peak(run.model.dtype) if target else 1.0)
+        row["seconds"] = None
+        if target:
+            estimate = cost.plan_run(run, target, should_compile=False)
+            if estimate["bytes_over"]:
+                console.print_line(
+                    f"{run.name} exceeds the memory of {target.name} by"
+                    f" {estimate['bytes_over'] / hardware.GIB:.2f} GiB per device (estimate)"
+                )
+            else:
+                row["seconds"] = 3600 * estimate["hours"]
+        costs.append(row)
+    console.print_plan(costs, {run.name for run in runs} - pending)
+    if not target:
+        console.print_line("times are unknown: name the hardware with --target")
+    return costs
+
+
+def write_report_at_end(runs: list[schema.Run], submission: str) -> None:
+    """Write the report unless another run can start."""
+    from lm.reports import report
+    from lm.sweeps import launcher
+
+    options = launcher.WorkerOptions(submission, _RETRIES.value)
+    if not any(launcher.ready(runs, options)):
+        report.write_report(launcher.sweep_folder(runs))
+
+
+def last_line(log: Path) -> str:
+    """Return the last line of a log and its path."""
+    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    return f"{lines[-1]} ({log})" if lines else str(log)
 
 
 def print_results(folder: Path) -> int:

@@ -116,9 +116,7 @@ def print_plan(costs: list[dict], finished: set[str]) -> None:
             "without embeddings": f"{cost['params_non_embedding']:,}",
             "tokens": f"{cost['tokens']:,}",
             "FLOPs": f"{cost['flops']:.2e}",
-            "expected time": (
-                "done" if cost["name"] in finished else format_duration(cost["seconds"])
-            ),
+            "expected time": ("done" if cost["name"] in finished else _expected_duration([cost])),
         }
         for cost in costs
     ]
@@ -127,8 +125,7 @@ def print_plan(costs: list[dict], finished: set[str]) -> None:
     if pending:
         print_line(f"pending runs: {len(pending)} of {len(costs)}")
         print_line(f"training FLOPs: {sum(cost['flops'] for cost in pending):.2e}")
-        duration = format_duration(sum(cost["seconds"] for cost in pending))
-        print_line(f"expected training time: {duration}")
+        print_line(f"expected training time: {_expected_duration(pending)}")
     shared = sum(cost.get("flops_shared", 0.0) for cost in costs)
     if shared:
         separate = shared + sum(cost["flops"] for cost in costs)
@@ -136,6 +133,12 @@ def print_plan(costs: list[dict], finished: set[str]) -> None:
             f"FLOPs shared by cooldown branches: {shared:.2e},"
             f" {shared / separate:.0%} less than separate runs"
         )
+
+
+def _expected_duration(costs: list[dict]) -> str:
+    """Return the expected time of runs, "unknown" if that of a run is None."""
+    seconds = [cost["seconds"] for cost in costs]
+    return "unknown" if None in seconds else format_duration(sum(seconds))
 
 
 def evaluation(row: dict) -> None:

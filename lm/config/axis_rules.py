@@ -98,7 +98,8 @@ def resolve_mesh_shape(mesh: dict[str, int], n_devices: int) -> dict[str, int]:
         sizes["data"] = n_devices // inner
     if math.prod(sizes.values()) == n_devices:
         return sizes
-    shape = " x ".join(f"mesh.{axis}={mesh[axis]}" for axis in MESH_AXES if mesh[axis] != 1)
+    axes = [f"mesh.{axis}={mesh[axis]}" for axis in MESH_AXES if mesh[axis] != 1]
+    shape = " x ".join(axes) or "mesh.data=1"
     raise schema.ConfigError(
         f"{shape} must be the number of devices, {n_devices}: try {_nearest_mesh(mesh, n_devices)}"
     )

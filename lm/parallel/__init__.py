@@ -4,6 +4,7 @@ Files in reading order:
 
 mesh.py           build a mesh, shard arrays, permute positions
 xla_flags.py      compiler options of a platform
+cluster.py        the processes of a run by flags and the environment of a cluster
 distributed.py    start of several processes, collectives, detection of dead processes
 deterministic.py  gradient sums that do not depend on the number of devices
 """

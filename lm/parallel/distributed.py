@@ -20,7 +20,6 @@ import collections
 import contextlib
 import json
 import os
-import re
 import selectors
 import signal
 import socket
@@ -28,15 +27,16 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from lm.parallel import cluster
 from lm.runs import records
 
 EXIT_PEER_DIED = 125  # exit status after another process of the same run died
@@ -47,19 +47,6 @@ HEARTBEAT_SECONDS = 30  # a process without a heartbeat for this time is dead
 PEER_ERROR_SIGNS = ("Gloo", "closed by peer", "onnection reset", "oordination service", "heartbeat")
 # Calls after which a vote is read. Its step has ended by then, so no step waits for the vote.
 VOTE_LAG = 2
-
-
-class ProcessInfo(NamedTuple):
-    """Index of this process, and the address of the coordinator.
-
-    coordinator: host:port of process 0; "" lets JAX detect the cluster. device_ids: local devices
-    of this process; None for all.
-    """
-
-    coordinator: str
-    n_processes: int = 0
-    process_id: int = 0
-    device_ids: list[int] | None = None
 
 
 class PeerConnections:
@@ -143,7 +130,7 @@ def initialize_processes(coordinator: str = "", n_processes: int = 0, process_id
 
     Raises ValueError if arguments are missing or the coordinator cannot be reached.
     """
-    info = find_processes(os.environ, coordinator, n_processes, process_id)
+    info = cluster.find_processes(os.environ, coordinator, n_processes, process_id)
     if info is None:
         return
     # lm/training/loop.py handles SIGTERM, by `signal_consensus`.
@@ -162,56 +149,6 @@ def initialize_processes(coordinator: str = "", n_processes: int = 0, process_id
         raise ValueError(f"--coordinator={address} cannot be reached: {message}") from None
     _peers.open(info.coordinator.rpartition(":")[0] or socket.gethostname())
     sys.excepthook = _exit_after_exception
-
-
-def find_processes(
-    env: Mapping[str, str], coordinator: str = "", n_processes: int = 0, process_id: int = -1
-) -> ProcessInfo | None:
-    """Return the processes of a run by arguments or environment; None for a single process.
-
-    Kubernetes   the arguments except process_id, which is the index of the job's pod
-    SLURM        srun with several tasks; several tasks on a node have one device each
-    TPU          pod slices, from the metadata that JAX reads. coordinator="auto" uses JAX's
-                 detection for other clusters too (Kubernetes by its API, MPI)
-
-    Raises ValueError if the arguments are invalid or incomplete.
-    """
-    if coordinator == "auto":
-        return ProcessInfo("")
-    if coordinator or n_processes or process_id >= 0:
-        if process_id < 0:
-            process_id = int(env.get("JOB_COMPLETION_INDEX", -1))
-        if not re.fullmatch(r"[^\s:]+:\d+|\[[\da-fA-F:]+\]:\d+", coordinator):
-            raise ValueError(f"--coordinator={coordinator} must be host:port of process 0, or auto")
-        if not 0 <= process_id < n_processes:
-            raise ValueError(
-                f"--process={process_id} must be at least 0 and below --processes={n_processes}"
-            )
-        return ProcessInfo(coordinator, n_processes, process_id) if n_processes > 1 else None
-    if int(env.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
-        return _slurm_processes(env)
-    if "," in env.get("TPU_WORKER_HOSTNAMES", "") or int(env.get("MEGASCALE_NUM_SLICES", 1)) > 1:
-        return ProcessInfo("")
-    return None
-
-
-def _slurm_processes(env: Mapping[str, str]) -> ProcessInfo:
-    """Return the processes of a step of srun. The port of process 0 follows from the job id."""
-    nodes = env["SLURM_STEP_NODELIST"]  # node7, node[001-015,17],other3 ...
-    first_node = re.sub(r"^([^,\[]*)\[(\w+)[^\]]*\]([^,]*).*$", r"\1\2\3", nodes).partition(",")[0]
-    port = 61_440 + int(env["SLURM_JOB_ID"]) % 4096
-    tasks_per_node = re.findall(
-        r"(?<!x)\b\d+", env.get("SLURM_STEP_TASKS_PER_NODE", "1")
-    )  # 2(x3),1
-    # If only one device is visible, srun has assigned a device to each task.
-    has_own_device = "," not in env.get("CUDA_VISIBLE_DEVICES", ",")
-    uses_all = has_own_device or max(map(int, tasks_per_node)) == 1
-    return ProcessInfo(
-        f"{first_node}:{port}",
-        int(env["SLURM_STEP_NUM_TASKS"]),
-        int(env["SLURM_PROCID"]),
-        None if uses_all else [int(env["SLURM_LOCALID"])],
-    )
 
 
 def is_multiprocess() -> bool:

@@ -98,7 +98,9 @@ def initialize_devices(cache: str = "runs/.compiled") -> None:
         jax.config.update("jax_compilation_cache_dir", os.path.abspath(cache))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
-    if "JAX_NUM_CPU_DEVICES" not in os.environ and jax.config.values["jax_num_cpu_devices"] < 1:
+    has_number = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+    has_number |= "JAX_NUM_CPU_DEVICES" in os.environ
+    if not has_number and jax.config.values["jax_num_cpu_devices"] < 1:
         with contextlib.suppress(RuntimeError):  # a device is in use: the number is fixed
             jax.config.update("jax_num_cpu_devices", 1 << (count_cores().bit_length() - 1))
 

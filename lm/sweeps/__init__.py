@@ -2,7 +2,8 @@
 
 design.py            cooldown branches of a trunk run, compared with independent runs
 planning/            time, memory and cost of a run, also on absent hardware
-launcher.py          order of the runs, pending runs, run_pending
+run_order.py         parents before children, the predicted run last
+launcher.py          validate a sweep, pending runs, run_pending
 workers.py           worker processes on this machine
 slurm.py             the batch script and the queue
 prediction.py        predict the target run before it starts

@@ -4,49 +4,108 @@
     launcher.run_pending(runs, retries=2)
 
 The state of a sweep is its folder: `run_pending` continues where an earlier call ended.
+
+`validate_configs`, `pending` and `write_sweep_files` use no device and read no training text. They
+do not start the JAX runtime, so a login node can call them.
 """
 
 import dataclasses
 import datetime
 import functools
+import secrets
 import time
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Literal
 
-from lm.config import schema, validation
-from lm.data import dataset
+from lm.config import axis_rules, schema, validation
+from lm.data import dataset, tokenizers
+from lm.data.sources import documents
 from lm.evaluation import tasks
 from lm.parallel import distributed, mesh
 from lm.runs import filesystem, lock, records
-from lm.sweeps import prediction
+from lm.sweeps import prediction, run_order
 from lm.training import checkpoints, loop, metric_log, vmapped_runs, warm_start
+
+WAIT_SECONDS = 3.0  # between two checks of a process that waits for other processes
+MAX_CRASHES = 3  # restarts of a run in one submission after its process died without a record
 
 
 def validate_sweep(runs: list[schema.Run], report: Callable | None = None) -> None:
-    """Validate all runs of a sweep, and prepare their training text.
+    """Validate all runs of a sweep on the devices of this process, and prepare their training text.
 
     report: progress callback of the preparation, see corpus.prepare_corpus. Raises ValueError for
     the first problem that would stop a run.
     """
-    _validate_names(runs)
+    validate_configs(runs)
+    validate_meshes(runs)
+    for run in runs:
+        dataset.validate_steps(dataset.open_dataset(run.data, run.seed, report), run.steps)
+
+
+def validate_configs(runs: list[schema.Run], n_devices: int = 0) -> None:
+    """Validate all of a sweep that needs neither a device nor the training text.
+
+    n_devices: number of devices of each worker; 0 if it is unknown, which skips the check of the
+    meshes. Raises ValueError for the first problem that would stop a run.
+    """
+    validate_names(runs)
+    validate_inputs(runs)
+    by_name = {run.name: run for run in runs}
+    for run in run_order.topological_order(runs):
+        records.check_same_config(run)
+        if run.start.run:
+            warm_start.validate_start(run, _parent(run, by_name))
+        if n_devices:
+            sizes = axis_rules.resolve_mesh_shape(vars(run.mesh), n_devices)
+            axis_rules.validate_mesh_shape(schema.flatten(run), sizes)
+    prediction.check_prediction(runs)
+    for task_names in {run.eval.tasks for run in runs}:
+        tasks.load_tasks(task_names)
+
+
+def validate_names(runs: list[schema.Run]) -> None:
+    """Check that a sweep has runs with unique names SWEEP/RUN, of which it predicts at most one.
+
+    Raises ValueError otherwise.
+    """
+    if not runs:
+        raise ValueError("the sweep has no runs. get_sweep must yield at least one run.")
+    sweep_folder(runs)
+    names = [run.name for run in runs]
+    duplicates = sorted({name for name in names if names.count(name) > 1})
+    if duplicates:
+        raise ValueError(
+            f"name={', '.join(duplicates)} is the name of two runs. Give each run a unique name."
+        )
     if sum(run.is_prediction_target for run in runs) > 1:
         raise ValueError(
             "is_prediction_target=True in more than one run. A sweep predicts at most one run."
         )
-    by_name = {run.name: run for run in runs}
-    for run in topological_order(runs):
+
+
+def validate_inputs(runs: list[schema.Run]) -> None:
+    """Check the fields of each run, and that its sources and its tokenizer exist. Read no text.
+
+    Raises ValueError for the first problem. No request is sent to the Hugging Face hub.
+    """
+    for run in runs:
         validation.validate_run(run)
         metric_log.check_writers(run)
-        records.check_same_config(run)
-        mesh.check_mesh_devices(run, mesh.make_mesh(run.mesh))
-        if run.start.run:
-            warm_start.validate_start(run, _parent(run, by_name))
-    prediction.check_prediction(runs)
-    for task_names in {run.eval.tasks for run in runs}:
-        tasks.load_tasks(task_names)
+    for source in dict.fromkeys(source for run in runs for source in run.data.sources):
+        documents.source_fingerprint(source)
+        if not source.startswith("hf:"):
+            documents.list_shards(source)
+    for tokenizer in dict.fromkeys(run.data.tokenizer for run in runs):
+        if not tokenizer.startswith("bpe:"):
+            tokenizers.open_tokenizer(tokenizer)
+
+
+def validate_meshes(runs: list[schema.Run]) -> None:
+    """Raise ValueError if a run cannot be divided over the devices of this process."""
     for run in runs:
-        dataset.validate_steps(dataset.open_dataset(run.data, run.seed, report), run.steps)
+        mesh.check_mesh_devices(run, mesh.make_mesh(run.mesh))
 
 
 def keep_original_configs(runs: list[schema.Run]) -> list[schema.Run]:
@@ -91,11 +150,10 @@ def sweep_folder(runs: list[schema.Run]) -> Path:
 def write_sweep_files(sweep: str, runs: list[schema.Run], costs: list[dict]) -> None:
     """Write sweep.json (the request) and plan.json (the estimated costs).
 
-    Also protect from deletion the checkpoints from which runs of the sweep will start. sweep:
-    value of the flag --sweep. costs: rows of cost.estimate_cost.
+    Also protect from deletion the checkpoints from which runs of the sweep will start. Only one
+    process may call this function. sweep: value of the flag --sweep. costs: rows of
+    cost.estimate_cost.
     """
-    if not distributed.is_primary():
-        return
     folder = sweep_folder(runs)
     request = {
         "sweep": sweep,
@@ -114,27 +172,7 @@ def write_sweep_files(sweep: str, runs: list[schema.Run], costs: list[dict]) -> 
 
 def pending(runs: list[schema.Run]) -> list[schema.Run]:
     """Return the runs that are not finished, in training order."""
-    ordered_runs = topological_order(runs)
-    are_finished = distributed.run_on_primary(
-        lambda: [records.is_finished(run) for run in ordered_runs]
-    )
-    return [
-        run for run, is_finished in zip(ordered_runs, are_finished, strict=True) if not is_finished
-    ]
-
-
-def topological_order(runs: list[schema.Run]) -> list[schema.Run]:
-    """Return the runs with each parent run before its children.
-
-    The predicted run and its related runs come last. Raises ValueError for circular parents.
-    """
-    by_name = {run.name: run for run in runs}
-    related = prediction.related_runs(runs)
-    ordered_runs: dict[str, schema.Run] = {}
-    for run in sorted(runs, key=lambda run: run.name in related):
-        for ancestor in _ancestors(run, by_name):
-            ordered_runs.setdefault(ancestor.name, ancestor)
-    return list(ordered_runs.values())
+    return [run for run in run_order.topological_order(runs) if not records.is_finished(run)]
 
 
 @dataclasses.dataclass
@@ -145,84 +183,102 @@ class _Failures:
     unvmapped: set[str] = dataclasses.field(default_factory=set)  # their common program failed
 
 
+@dataclasses.dataclass(frozen=True)
+class WorkerOptions:
+    """Options of the processes that train one submission of a sweep.
+
+    submission: identifier that all of these processes share. Only failures of the same submission
+    count, so no clocks of two machines are compared. retries: additional attempts after a failure.
+    max_vmapped: maximum number of runs in one program, see lm/training/vmapped_runs.py. wait: the
+    reason to wait while no run is ready. "never"; "children": other processes train parents of
+    more runs than these processes can train; "always": another process still trains a run.
+    """
+
+    submission: str = dataclasses.field(default_factory=lambda: secrets.token_hex(4))
+    retries: int = 0
+    max_vmapped: int = 1
+    wait: Literal["never", "children", "always"] = "never"
+
+
 def run_pending(
     runs: list[schema.Run],
     on_start: Callable[[schema.Run], None] = lambda run: None,
     on_metrics: Callable[[schema.Run, dict], None] = lambda run, row: None,
     on_end: Callable[[schema.Run, str], None] = lambda run, reason: None,
-    retries: int = 0,
-    since: float | None = None,
-    max_vmapped: int = 1,
+    options: WorkerOptions | None = None,
 ) -> None:
     """Train runs in this process, one after another, until no run is ready.
 
     Any number of processes may call this function at the same time. The process that holds the lock
     of a run trains it. A run that diverges or fails is recorded as such, and the sweep continues. A
-    signal, a full disk or a read-only disk stops the sweep. The same call continues it.
+    signal, a full disk or a read-only disk stops the sweep. The same call continues it. With
+    options.wait a process waits for runs that can become ready, and takes over runs whose process
+    has died.
 
     on_start: called with each run before its training. on_metrics: called with the run and each row
-    of metrics.jsonl. on_end: called with the run and the reason of an early end, or "". retries:
-    additional attempts after a failure. since: Unix time in seconds before which failures do not
-    count, by default now. max_vmapped: maximum number of runs in one program, see
-    lm/training/vmapped_runs.py.
+    of metrics.jsonl. on_end: called with the run and the reason of an early end, or "".
     """
-    since = time.time() if since is None else since
+    options = options or WorkerOptions()
     failures = _Failures()
     by_name = {run.name: run for run in runs}
+    while True:
+        names, should_wait = distributed.run_on_primary(
+            lambda: _select_next(runs, options, failures)
+        )
+        if names:
+            group = [by_name[name] for name in names]
+            for run in group:
+                on_start(run)
+            reasons = _train_group(group, on_metrics, options, failures)
+            for run in group:
+                on_end(run, reasons[run.name])
+        elif should_wait:
+            time.sleep(WAIT_SECONDS)
+            failures.locked.clear()  # the process that trained them may have died
+        else:
+            return
 
-    def select() -> list[str]:
-        return _select_next(runs, retries, since, max_vmapped, failures)
 
-    while names := distributed.run_on_primary(select):
-        group = [by_name[name] for name in names]
-        for run in group:
-            on_start(run)
-        reasons = _train_group(group, on_metrics, failures)
-        for run in group:
-            on_end(run, reasons[run.name])
-
-
-def ready(runs: list[schema.Run], retries: int, since: float) -> Iterator[schema.Run]:
-    """Yield the runs that can start now, in training order. Arguments: see `run_pending`.
+def ready(runs: list[schema.Run], options: WorkerOptions) -> Iterator[schema.Run]:
+    """Yield the runs that can start now, in training order.
 
     A run waits while another process trains it and until its parent run is finished. The predicted
     run and its related runs wait until no other run can start or is in training. A run that has
     diverged or failed too often is never ready, nor are its descendants.
     """
+    return (run for run, state in _run_states(runs, options) if state == "ready")
+
+
+def _run_states(runs: list[schema.Run], options: WorkerOptions) -> Iterator[tuple[schema.Run, str]]:
+    """Yield the unfinished runs that this submission can still train, in training order.
+
+    The state of each is ready, training (in another process), child (of an unfinished parent) or
+    related (to the predicted run, while other runs are unfinished).
+    """
     by_name = {run.name: run for run in runs}
     related = prediction.related_runs(runs)
     unreachable: set[str] = set()
     has_unrelated_pending = False
-    for run in topological_order(runs):
-        facts = records.read_facts(records.run_dir(run))
-        if run.start.run in unreachable or _has_failed(facts, retries, since):
+    for run in run_order.topological_order(runs):
+        folder = records.run_dir(run)
+        facts = records.read_facts(folder)
+        is_training = facts.get("status") == "running" and lock.is_alive(folder)
+        if run.start.run in unreachable or (not is_training and _has_failed(facts, options)):
             unreachable.add(run.name)
             continue
         if records.is_finished(run):
             continue
         parent = by_name.get(run.start.run)
         is_related = run.name in related
-        is_blocked = (
-            lock.is_alive(records.run_dir(run))
-            or (parent is not None and not records.is_finished(parent))
-            or (is_related and has_unrelated_pending)
-        )
         has_unrelated_pending = has_unrelated_pending or not is_related
-        if not is_blocked:
-            yield run
-
-
-def _validate_names(runs: list[schema.Run]) -> None:
-    """Check that a sweep has runs with unique names SWEEP/RUN. Raises ValueError otherwise."""
-    if not runs:
-        raise ValueError("the sweep has no runs. get_sweep must yield at least one run.")
-    sweep_folder(runs)
-    names = [run.name for run in runs]
-    duplicates = sorted({name for name in names if names.count(name) > 1})
-    if duplicates:
-        raise ValueError(
-            f"name={', '.join(duplicates)} is the name of two runs. Give each run a unique name."
-        )
+        if is_training or lock.is_alive(folder):
+            yield run, "training"
+        elif is_related and has_unrelated_pending:
+            yield run, "related"
+        elif parent is not None and not records.is_finished(parent):
+            yield run, "child"
+        else:
+            yield run, "ready"
 
 
 def _parent(run: schema.Run, by_name: dict[str, schema.Run]) -> schema.Run:
@@ -230,46 +286,43 @@ def _parent(run: schema.Run, by_name: dict[str, schema.Run]) -> schema.Run:
     return by_name.get(run.start.run) or warm_start.parent_run(run)
 
 
-def _ancestors(run: schema.Run, by_name: dict[str, schema.Run]) -> list[schema.Run]:
-    """Return the run and its ancestors in the sweep, oldest first.
-
-    Raises ValueError if a run is its own ancestor.
-    """
-    ancestors = [run]
-    while ancestors[-1].start.run in by_name:
-        parent = by_name[ancestors[-1].start.run]
-        names = [descendant.name for descendant in ancestors]
-        if parent.name in names:
-            circle = " <- ".join((*names[names.index(parent.name) :], parent.name))
-            raise ValueError(
-                f"start.run={parent.start.run!r} makes a circle: {circle}. Start one of these runs"
-                " without a parent run."
-            )
-        ancestors.append(parent)
-    return ancestors[::-1]
-
-
 def _select_next(
-    runs: list[schema.Run], retries: int, since: float, max_vmapped: int, failures: _Failures
-) -> list[str]:
-    """Return the names of the runs to train next, in one program.
+    runs: list[schema.Run], options: WorkerOptions, failures: _Failures
+) -> tuple[list[str], bool]:
+    """Return the names of the runs to train next in one program, and True to wait without one.
 
     Write the prediction before the first related run of the predicted run starts.
     """
-    ready_runs = (run for run in ready(runs, retries, since) if run.name not in failures.locked)
-    group = vmapped_runs.select_compatible(ready_runs, max_vmapped, failures.unvmapped)
+    ready_runs = (run for run in ready(runs, options) if run.name not in failures.locked)
+    group = vmapped_runs.select_compatible(ready_runs, options.max_vmapped, failures.unvmapped)
     related = prediction.related_runs(runs)
     if any(run.name in related for run in group):
         prediction.write_prediction(runs, sweep_folder(runs))
-    return [run.name for run in group]
+    return [run.name for run in group], not group and _should_wait(runs, options)
+
+
+def _should_wait(runs: list[schema.Run], options: WorkerOptions) -> bool:
+    """Return True if a process without a ready run should wait: see WorkerOptions.wait."""
+    if options.wait == "never":
+        return False
+    states = [state for _, state in _run_states(runs, options)]
+    n_training = states.count("training")
+    if options.wait == "always":
+        return n_training > 0 or "ready" in states
+    # A process that ends its run can train one of the children, so only further ones need others.
+    return "ready" in states or states.count("child") > n_training > 0
 
 
 def _train_group(
     group: list[schema.Run],
     on_metrics: Callable[[schema.Run, dict], None],
+    options: WorkerOptions,
     failures: _Failures,
 ) -> dict[str, str]:
     """Train runs in one program. Return, for each name, the reason of an early end, or ""."""
+    if distributed.is_primary():
+        for run in group:
+            _record_crash(run, options)
     try:
         if len(group) == 1:
             loop.train(group[0], functools.partial(on_metrics, group[0]))
@@ -281,11 +334,21 @@ def _train_group(
     except loop.Diverged as error:
         return {group[0].name: str(error)}
     except Exception as error:
-        reason = _record_failure(group, error, failures)
+        reason = _record_failure(group, error, options, failures)
         return dict.fromkeys([run.name for run in group], reason)
 
 
-def _record_failure(group: list[schema.Run], error: Exception, failures: _Failures) -> str:
+def _record_crash(run: schema.Run, options: WorkerOptions) -> None:
+    """Count an attempt whose process died without a record, as after SIGKILL."""
+    folder = records.run_dir(run)
+    facts = records.read_facts(folder)
+    if facts.get("status") == "running" and not lock.is_alive(folder):
+        records.write_facts(folder, crashed_in=[*facts.get("crashed_in", []), options.submission])
+
+
+def _record_failure(
+    group: list[schema.Run], error: Exception, options: WorkerOptions, failures: _Failures
+) -> str:
     """Record an error of `_train_group`. Return it as one line."""
     message = f"{type(error).__name__}: {error}"
     if len(group) > 1:
@@ -298,9 +361,9 @@ def _record_failure(group: list[schema.Run], error: Exception, failures: _Failur
     folder = records.run_dir(group[0])
     if distributed.is_primary():
         filesystem.write_file(folder / "error.txt", traceback.format_exc())
-    failed_at = [*records.read_facts(folder).get("failed_at", []), time.time()]
+    failed_in = [*records.read_facts(folder).get("failed_in", []), options.submission]
     writer = records.Writer(folder, distributed.is_primary())
-    writer.write_facts(status="failed", reason=message, failed_at=failed_at)
+    writer.write_facts(status="failed", reason=message, failed_in=failed_in)
     return message
 
 
@@ -309,7 +372,13 @@ def _recorded_reason(run: schema.Run) -> str:
     return records.read_facts(records.run_dir(run)).get("reason", "")
 
 
-def _has_failed(facts: dict, retries: int, since: float) -> bool:
-    """Return True if a run has diverged or has used all its attempts."""
-    n_failed = sum(failure_time >= since for failure_time in facts.get("failed_at", []))
-    return n_failed > retries or facts.get("status") == "diverged"
+def _has_failed(facts: dict, options: WorkerOptions) -> bool:
+    """Return True if a run has diverged or has used all its attempts of this submission.
+
+    facts: of a run that is not in training. With the status running, its last process died too.
+    """
+    n_failed = facts.get("failed_in", []).count(options.submission)
+    n_crashed = facts.get("crashed_in", []).count(options.submission)
+    is_used_up = n_failed > options.retries
+    is_used_up |= n_crashed >= MAX_CRASHES and facts.get("status") == "running"
+    return is_used_up or facts.get("status") == "diverged"

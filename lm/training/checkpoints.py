@@ -371,12 +371,10 @@ class _Pinned(preservation_policy.PreservationPolicy):
 
 
 def protect(run: schema.Run, step: int, by: str) -> None:
-    """Preserve a checkpoint, which need not exist yet, for another run.
+    """Preserve a checkpoint, which need not exist yet, for another run. No device is used.
 
     by: name of the run that starts from the checkpoint.
     """
-    if not distributed.is_primary():
-        return
     pin = records.run_dir(run) / "pins" / f"{step}-{by.replace('/', '-')}"
     with contextlib.suppress(OSError):  # no process deletes checkpoints of a read-only folder
         filesystem.write_file(pin, by + "\n")

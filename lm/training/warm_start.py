@@ -17,6 +17,7 @@ from lm.config import fields, flops, schema, validation
 from lm.data import tokenizers
 from lm.model import params, transformer
 from lm.model.hf import load
+from lm.parallel import distributed
 from lm.runs import filesystem, records
 from lm.training import checkpoint_manifest, checkpoints
 
@@ -125,7 +126,8 @@ def restore_parent(
         )
     step = start_step(run, parent)
     is_branch = run.start.restore == "full_state"
-    checkpoints.protect(parent, step, run.name)
+    if distributed.is_primary():
+        checkpoints.protect(parent, step, run.name)
     weights = abstract["params"]
     if run.model.lora_rank and not parent.model.lora_rank:
         weights = {name: value for name, value in weights.items() if name != "lora"}

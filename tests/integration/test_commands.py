@@ -170,6 +170,10 @@ def test_interrupted_sweep_saves_and_exits_with_130(folder):
         ("plan", ["--config=base.py", "--config.optim.lrr=1"], "optim.lrr does not exist"),
         ("plan", ["--config=base.py", "--config.optim.lr=fast"], "convert string to float: 'fast'"),
         ("plan", ["--config=base.py", "--config.model.n_kv_heads=3"], "model.n_heads=4 must be a"),
+        ("plan", ["--config=base.py", '--sources={"text:nowhere": 1}'], "text:nowhere"),
+        ("plan", ["--sweep=twice.py"], "name=s/10K is the name of two runs"),
+        ("plan", ["--sweep=sweep.py", "--target=gpu:h300"], "tpu:v4|v5e|v5p|v6e:SIDES"),
+        ("sweep", ["--sweep=sweep.py", "--slurm=-p x"], "--slurm has an effect only on jobs"),
         ("prepare", ["--config=nowhere.py"], "--config=nowhere.py: the file does not exist"),
         ("prepare", ["--config=base.py", '--sources={"text:nowhere": 1}'], "text:nowhere"),
         ("prepare", ["--config=base.py", "--sources=code"], "must be JSON such as"),
@@ -181,6 +185,8 @@ def test_interrupted_sweep_saves_and_exits_with_130(folder):
 def test_invalid_input_is_one_line_and_status_2(folder, name, arguments, message):
     (folder / "empty.py").write_text("x = 1\n")
     (folder / "base.py").write_text(BASE)
+    text = (folder / "sweep.py").read_text()
+    (folder / "twice.py").write_text(text.replace("s/{size}", "s/10K"))
     files_before = {*folder.iterdir()}
     result = command(folder, name, *arguments)
     assert result.returncode == 2, result.stdout + result.stderr

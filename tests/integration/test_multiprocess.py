@@ -105,58 +105,6 @@ def test_killed_processes_are_resumed_by_one_process(tiny):
     assert len(records.parse_json_lines(folder / "evals.jsonl")) == 1
 
 
-SLURM = {
-    "SLURM_JOB_ID": "4097",
-    "SLURM_STEP_NUM_TASKS": "4",
-    "SLURM_PROCID": "3",
-    "SLURM_LOCALID": "1",
-    "SLURM_STEP_NODELIST": "rack[07-09,12],login",
-    "SLURM_STEP_TASKS_PER_NODE": "2(x2)",
-}
-
-
-@pytest.mark.parametrize(
-    ("env", "flags", "info"),
-    [
-        ({}, (), None),
-        ({}, ("h:1", 2, 1), distributed.ProcessInfo("h:1", 2, 1)),
-        ({}, ("h:1", 1, 0), None),
-        ({}, ("auto",), distributed.ProcessInfo("")),
-        (
-            {"JOB_COMPLETION_INDEX": "3"},
-            ("job-0.net:9", 4),
-            distributed.ProcessInfo("job-0.net:9", 4, 3),
-        ),
-        (SLURM, (), distributed.ProcessInfo("rack07:61441", 4, 3, [1])),
-        (SLURM | {"CUDA_VISIBLE_DEVICES": "1"}, (), distributed.ProcessInfo("rack07:61441", 4, 3)),
-        (
-            SLURM | {"SLURM_STEP_TASKS_PER_NODE": "1(x4)", "SLURM_STEP_NODELIST": "a-1,b-2"},
-            (),
-            distributed.ProcessInfo("a-1:61441", 4, 3),
-        ),
-        (SLURM | {"SLURM_STEP_NUM_TASKS": "1"}, (), None),
-        ({"TPU_WORKER_HOSTNAMES": "t-0,t-1"}, (), distributed.ProcessInfo("")),
-        ({"TPU_WORKER_HOSTNAMES": "t-0"}, (), None),
-    ],
-)
-def test_process_is_found_by_flags_and_environment(env, flags, info):
-    assert distributed.find_processes(env, *flags) == info
-
-
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        (("h", 2, 0), "--coordinator=h must be host:port of process 0, or auto"),
-        (("h:1", 2, 2), "--process=2 must be at least 0 and below --processes=2"),
-        (("h:1", 2), "--process=-1 must be"),
-        (("", 2, 0), "--coordinator= must be"),
-    ],
-)
-def test_incomplete_flags_are_rejected(flags, message):
-    with pytest.raises(ValueError, match=message):
-        distributed.find_processes({}, *flags)
-
-
 class PartialSharding:
     """The sharding of a mesh in a process that has only some of its devices."""
 

@@ -4,12 +4,14 @@ import dataclasses
 import errno
 import json
 
+import jax
 import pytest
 
 from lm.config import flops, model_sizes, schema
+from lm.data import dataset
 from lm.laws.forms import power_laws
 from lm.runs import lock, records
-from lm.sweeps import design, launcher, prediction
+from lm.sweeps import design, launcher, prediction, run_order
 from lm.training import loop
 
 
@@ -101,11 +103,13 @@ def test_related_runs_wait_and_are_not_fitted(branched):
     """The law with the target's budget uses the longer branches of the other sizes, no trunks."""
     related = {run.name for run in branched[3:6]}
     assert prediction.related_runs(branched) == related
-    assert {run.name for run in launcher.topological_order(branched)[-3:]} == related
+    assert {run.name for run in run_order.topological_order(branched)[-3:]} == related
     same_budget, any_budget = prediction.runs_to_fit(branched)
     assert same_budget == [branched[2].name, branched[8].name]
     assert any_budget == sorted(branched[i].name for i in (1, 2, 7, 8))
-    assert not any(run.name in related for run in launcher.ready(branched, 0, 0.0))
+    assert not any(
+        run.name in related for run in launcher.ready(branched, launcher.WorkerOptions())
+    )
 
 
 def test_joint_prediction_is_written_before_related_runs(branched, monkeypatch):
@@ -166,11 +170,14 @@ def test_failed_run_is_retried_and_blocks_its_children(sweep, monkeypatch):
         records.write_facts(records.run_dir(run), status="done")
 
     monkeypatch.setattr(loop, "train", fake)
-    launcher.run_pending(sweep, retries=2)
+    launcher.run_pending(sweep, options=launcher.WorkerOptions("1", retries=2))
     assert started == ["s/a", "s/c", "s/c", "s/c", "s/b"]
     started.clear()
-    launcher.run_pending(sweep)  # failures before this call do not count
+    launcher.run_pending(sweep)  # failures of another submission do not count
     assert started == ["s/c"]
+    started.clear()
+    launcher.run_pending(sweep, options=launcher.WorkerOptions("1", retries=2))
+    assert started == []
 
 
 def test_locked_runs_are_skipped_and_prediction_waits(sweep, monkeypatch):
@@ -187,6 +194,102 @@ def test_locked_runs_are_skipped_and_prediction_waits(sweep, monkeypatch):
     with lock.RunLock(records.run_dir(sweep[0])):
         launcher.run_pending(sweep)
     assert started == ["s/c", "s/d", "s/e"]
+
+
+def write_done(run: schema.Run) -> None:
+    records.start_run(run, flops.run_facts(run))
+    records.write_facts(records.run_dir(run), status="done")
+
+
+def test_waiting_worker_takes_over_a_run_that_died(sweep, monkeypatch):
+    """The other process dies during the wait. Without a wait, the call ends before it."""
+    runs, started = sweep[2:3], []
+    other_process = lock.RunLock(records.run_dir(runs[0]))
+    monkeypatch.setattr(
+        loop, "train", lambda run, report: (started.append(run.name), write_done(run))
+    )
+    monkeypatch.setattr(launcher.time, "sleep", lambda seconds: other_process.__exit__())
+    other_process.__enter__()
+    launcher.run_pending(runs)
+    assert started == []
+    launcher.run_pending(runs, options=launcher.WorkerOptions("1", wait="always"))
+    assert started == ["s/c"]
+
+
+@pytest.mark.parametrize(
+    ("wait", "n_children", "n_waits"), [("children", 1, 0), ("children", 2, 1), ("always", 1, 1)]
+)
+def test_worker_waits_for_children_that_others_cannot_train(
+    sweep, monkeypatch, wait, n_children, n_waits
+):
+    """The process that trains the parent can train one child, so a second worker trains others."""
+    parent, *children = sweep[2:][: n_children + 1]
+    children = [dataclasses.replace(run, start=schema.Start(run="s/c")) for run in children]
+    waits, started = [], []
+    other_process = lock.RunLock(records.run_dir(parent))
+
+    def finish_parent(seconds: float) -> None:
+        waits.append(seconds)
+        write_done(parent)
+        other_process.__exit__()
+
+    monkeypatch.setattr(
+        loop, "train", lambda run, report: (started.append(run.name), write_done(run))
+    )
+    monkeypatch.setattr(launcher.time, "sleep", finish_parent)
+    other_process.__enter__()
+    launcher.run_pending([parent, *children], options=launcher.WorkerOptions("1", wait=wait))
+    assert len(waits) == n_waits
+    assert started == ([run.name for run in children] if n_waits else [])
+    if not n_waits:
+        other_process.__exit__()
+
+
+def test_run_whose_process_dies_each_time_has_failed(sweep, monkeypatch):
+    """A killed process leaves the status running. After MAX_CRASHES the run is not started."""
+    started = []
+
+    def killed(run, report):
+        started.append(run.name)
+        records.start_run(run, flops.run_facts(run))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(loop, "train", killed)
+    options = launcher.WorkerOptions("1")
+    for _ in range(launcher.MAX_CRASHES + 1):
+        with pytest.raises(KeyboardInterrupt):
+            launcher.run_pending(sweep[2:3], options=options)
+    launcher.run_pending(sweep[2:3], options=options)
+    assert len(started) == launcher.MAX_CRASHES + 1
+    with pytest.raises(KeyboardInterrupt):
+        launcher.run_pending(sweep[2:3])  # another submission starts it again
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda runs: setattr(runs[1], "name", "s/a"), "name=s/a is the name of two runs"),
+        (lambda runs: setattr(runs[2].data, "sources", {"text:nowhere": 1.0}), "text:nowhere"),
+        (lambda runs: setattr(runs[2].data, "sources", {"synthetic:machine?x=1": 1.0}), "x"),
+        (lambda runs: setattr(runs[2].data, "tokenizer", "file:no.json"), "file:no.json"),
+        (lambda runs: setattr(runs[2].eval, "tasks", "copie"), "copie does not exist"),
+        (
+            lambda runs: setattr(runs[3].mesh, "data", 4),
+            "mesh.data=4 must be the number of devices",
+        ),
+        (lambda runs: setattr(runs[2].data, "batch_size", 6), "multiple of mesh.data=8"),
+    ],
+)
+def test_configs_are_checked_without_devices_or_text(sweep, change, message, monkeypatch):
+    for run in sweep:
+        run.data, run.eval = dataclasses.replace(run.data), dataclasses.replace(run.eval)
+        run.mesh = dataclasses.replace(run.mesh)
+    monkeypatch.setattr(jax, "devices", lambda *_: pytest.fail("a device was used"))
+    monkeypatch.setattr(dataset, "open_dataset", lambda *_: pytest.fail("text was read"))
+    launcher.validate_configs(sweep, 8)
+    change(sweep)
+    with pytest.raises(ValueError, match=message):
+        launcher.validate_configs(sweep, 8)
 
 
 def test_full_disk_stops_the_sweep(sweep, monkeypatch):
@@ -211,7 +314,10 @@ def test_full_disk_stops_the_sweep(sweep, monkeypatch):
         ),
         (lambda runs: setattr(runs[4].optim, "lr", -1.0), "optim.lr=-1.0 must be above 0"),
         (lambda runs: setattr(runs[2].data, "sources", {"text:nowhere": 1.0}), "text:nowhere"),
-        (lambda runs: setattr(runs[2].data, "batch_size", 6), "multiple of mesh.data=4"),
+        (
+            lambda runs: [setattr(run.data, "batch_size", 6) for run in runs],
+            "multiple of mesh.data=4",
+        ),
         (lambda runs: setattr(runs[2].data, "sources", {"txt:x": 1.0}), "text"),
     ],
 )

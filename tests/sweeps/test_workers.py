@@ -49,12 +49,96 @@ def test_workers_share_cores_and_receive_signals(tmp_path):
             signals_sent.append(os.kill(os.getpid(), signal.SIGTERM))
 
     handler_before = signal.getsignal(signal.SIGTERM)
-    statuses = workers.run_local([sys.executable, "-c", code], 2, tmp_path, on_poll)
+    environments = [{"CUDA_VISIBLE_DEVICES": str(index)} for index in range(2)]
+    statuses = workers.run_local([sys.executable, "-c", code], environments, tmp_path, on_poll)
     assert statuses == [7, 7] and signal.getsignal(signal.SIGTERM) is handler_before
     n_cores = max(len(os.sched_getaffinity(0)) // 2, 1)
     logs = [(tmp_path / f"{i}.log").read_text().split()[:2] for i in range(2)]
     assert [int(cores) for cores, _ in logs] == [n_cores, n_cores]
     assert [device for _, device in logs] == ["0", "1"]
+
+
+GPU = "CUDA_VISIBLE_DEVICES"
+
+
+@pytest.mark.parametrize(
+    ("devices", "n_workers", "env", "shares"),
+    [
+        (("gpu", 8), 2, {}, [{GPU: "0,1,2,3"}, {GPU: "4,5,6,7"}]),
+        (("gpu", 8), 3, {}, [{GPU: "0,1"}, {GPU: "2,3"}, {GPU: "4,5"}]),
+        (("gpu", 2), 2, {GPU: "3, 5"}, [{GPU: "3"}, {GPU: "5"}]),
+        (("gpu", 2), 2, {GPU: "GPU-8f,GPU-2a"}, [{GPU: "GPU-8f"}, {GPU: "GPU-2a"}]),
+        (("gpu", 1), 1, {GPU: "2,9"}, [{GPU: "2"}]),  # CUDA ignores ids after an invalid one
+        (
+            ("gpu", 2),
+            2,
+            {"HIP_VISIBLE_DEVICES": "4,6"},
+            [{"HIP_VISIBLE_DEVICES": "4"}, {"HIP_VISIBLE_DEVICES": "6"}],
+        ),
+        (("cpu", 2), 4, {}, [{}] * 4),
+        (("cpu", 8), 2, {"JAX_NUM_CPU_DEVICES": "8"}, [{"JAX_NUM_CPU_DEVICES": "4"}] * 2),
+        (
+            ("cpu", 8),
+            3,
+            {"XLA_FLAGS": "--x --xla_force_host_platform_device_count=8"},
+            [{"JAX_NUM_CPU_DEVICES": "2"}] * 3,
+        ),
+    ],
+)
+def test_each_worker_has_an_equal_share_of_devices(devices, n_workers, env, shares):
+    assert workers.split_devices(workers.Devices(*devices), n_workers, env) == shares
+
+
+@pytest.mark.parametrize(
+    ("n_chips", "n_workers", "ids", "bounds"),
+    [
+        (4, 4, ["0", "1", "2", "3"], "1,1,1"),
+        (4, 2, ["0,1", "2,3"], "1,2,1"),
+        (8, 2, ["0,1,2,3", "4,5,6,7"], "2,2,1"),
+        (8, 3, ["0,1", "2,3", "4,5"], "1,2,1"),
+        (4, 3, ["0", "1", "2"], "1,1,1"),
+    ],
+)
+def test_tpu_workers_have_own_chips_bounds_and_ports(n_chips, n_workers, ids, bounds):
+    shares = workers.split_devices(workers.Devices("tpu", n_chips), n_workers, {})
+    assert [share["TPU_VISIBLE_CHIPS"] for share in shares] == ids
+    assert [share["TPU_VISIBLE_DEVICES"] for share in shares] == ids
+    assert {share["TPU_CHIPS_PER_PROCESS_BOUNDS"] for share in shares} == {bounds}
+    assert {share["TPU_PROCESS_BOUNDS"] for share in shares} == {"1,1,1"}
+    ports = [share[name] for share in shares for name in share if name.endswith("_PORT")]
+    assert len({*ports}) == 2 * n_workers
+    assert all(
+        share["TPU_PROCESS_ADDRESSES"].endswith(share["TPU_PROCESS_PORT"]) for share in shares
+    )
+
+
+@pytest.mark.parametrize("platform", ["gpu", "tpu"])
+def test_more_workers_than_devices_are_refused(platform):
+    with pytest.raises(ValueError, match=f"--jobs=9 exceeds the 8 {platform} devices.*--jobs=8"):
+        workers.split_devices(workers.Devices(platform, 8), 9, {})
+
+
+def test_missing_device_of_a_worker_is_one_line(monkeypatch):
+    """The tests run on four CPU devices, which JAX also uses if a GPU does not exist."""
+    monkeypatch.setenv(GPU, "9")
+    with pytest.raises(ValueError, match=f"needs 1 gpu device, but JAX with .*{GPU}=9 finds 4 cpu"):
+        workers.check_devices(workers.Devices("gpu", 1))
+    workers.check_devices(workers.Devices("cpu", 4))
+    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+    with pytest.raises(ValueError, match=f"{GPU}=9, but JAX finds no GPU.* set JAX_PLATFORMS=cpu"):
+        workers.check_visible_devices()
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    workers.check_visible_devices()
+
+
+def test_devices_are_counted_in_a_process_that_ends(monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "3")
+    assert workers.count_devices() == ("cpu", 3)
+    monkeypatch.setenv("JAX_PLATFORMS", "missing")
+    with pytest.raises(ValueError, match="JAX finds no devices: .*missing") as error:
+        workers.count_devices()
+    assert "\n" not in str(error.value)
 
 
 @pytest.fixture
@@ -92,6 +176,7 @@ def check_all_done(folder: pathlib.Path, n: int, n_restarts: int) -> None:
 def test_local_workers_share_a_sweep(folder):
     result = launch(folder, "--sweep=sweep.py:6", "--jobs=2")
     assert result.returncode == 0, result.stdout + result.stderr
+    assert "workers: 2" in result.stdout and "pending runs: 6 of 6" in result.stdout
     check_all_done(folder, 6, n_restarts=0)
     logs = [(folder / f"runs/s/workers/{i}.log").read_text() for i in range(2)]
     assert all("step 120 of 120" in log for log in logs)  # each worker trained a run

@@ -269,7 +269,7 @@ def test_sweep_retries_failed_vmapped_runs_alone(tiny, monkeypatch):
     launcher.run_pending(
         [*runs, *wider],
         on_end=lambda run, reason: ended.append((run.name, reason)),
-        max_vmapped=2,
+        options=launcher.WorkerOptions(max_vmapped=2),
     )
     assert groups == [["s/0", "s/1"], ["s/0b", "s/1b"]]  # s/2 is trained alone
     assert [reason for name, reason in ended if name == "s/1b"] == [

@@ -9,7 +9,7 @@ import pytest
 
 from lm.config import schema
 from lm.runs import filesystem, records
-from lm.sweeps import launcher
+from lm.sweeps import launcher, run_order
 from lm.training import checkpoints, loaded_model, loop, warm_start
 
 
@@ -123,7 +123,7 @@ def test_parent_with_another_tokenizer_is_rejected(trunk):
 def test_child_runs_after_its_parent(trunk):
     a, b = child(trunk, "a"), child(trunk, "b")
     a.start.run = "s/b"
-    order = [run.name for run in launcher.topological_order([a, b, trunk])]
+    order = [run.name for run in run_order.topological_order([a, b, trunk])]
     assert order == ["s/trunk", "s/b", "s/a"]
 
 
@@ -132,7 +132,7 @@ def test_circle_of_parents_is_rejected(trunk):
     a.start.run = "s/b"
     b.start.run = "s/a"
     with pytest.raises(ValueError, match="makes a circle: s/a <- s/b <- s/a"):
-        launcher.topological_order([a, b])
+        run_order.topological_order([a, b])
 
 
 def test_planned_sweep_preserves_the_checkpoint_of_a_branch(text_file, tmp_path):

@@ -1,17 +1,16 @@
 """Data of accelerators, and the names of target hardware that a plan accepts.
 
 here                the devices of this process
-cpu:8               eight CPU devices
+cpu:8               eight CPU devices; cpu is one
 tpu:v5e:4x4         a slice of a TPU pod with its shape: 16 chips
-gpu:h200:8x16       devices per node x nodes: 128 cards; gpu:h100:8 is one node
+gpu:h200:8x16       devices per node x nodes: 128 cards; gpu:h100:8 is one node, gpu:h100 one card
 
     hardware.parse_target("tpu:v5p:8x16x16").n_devices      # 2048
 """
 
 import dataclasses
 import math
-
-from lm.config import schema
+import re
 
 GIB = 2**30  # bytes
 
@@ -85,23 +84,37 @@ class Target:
 def parse_target(name: str) -> Target:
     """Parse the name of a target, such as gpu:h200:8x16.
 
-    Raises ValueError that lists the most similar names if the target does not exist.
+    Without a shape, a CPU or GPU target is one device. Raises ValueError that lists the known
+    targets if the target does not exist.
     """
-    platform, *fields = name.split(":")
-    if platform not in PLATFORMS or len(fields) != (1 if platform == "cpu" else 2):
-        raise ValueError("--target=" + schema.suggest_names(name, list(EXAMPLES)))
-    chips, allowed_n_sides = PLATFORMS[platform]
-    chip = "cpu" if platform == "cpu" else fields[0]
-    if chip not in chips:
-        raise ValueError(f"--target={platform}:" + schema.suggest_names(chip, list(chips)))
-    sides = fields[-1].split("x")
-    are_positive = all(side.isdecimal() and int(side) for side in sides)
+    platform, *fields = name.lower().split(":")
+    chip, *shape = ["cpu", *fields] if platform == "cpu" else fields or [""]
+    chips, allowed_n_sides = PLATFORMS.get(platform, ((), ()))
+    if chip not in chips or len(shape) > 1:
+        raise ValueError(f"--target={name} does not exist. The targets are {_known_targets()}.")
+    if not shape and 1 in allowed_n_sides:
+        shape = ["1"]
+    sides = shape[0].split("x") if shape else []
+    are_positive = all(re.fullmatch("[1-9][0-9]*", side) for side in sides)
     if not are_positive or len(sides) not in allowed_n_sides:
-        example = next(e for e in reversed(EXAMPLES) if e.startswith(platform))
+        examples = [e for e in reversed(EXAMPLES) if e.startswith(f"{platform}:")]
+        example = next((e for e in examples if chip in e), examples[0])
         raise ValueError(
-            f"--target={name}: {fields[-1]!r} must be {SHAPE_RULES[platform]}, as in {example}"
+            f"--target={name}: the part after {chip} must be {SHAPE_RULES[platform]}, as in"
+            f" {example}"
         )
     return Target(name, platform, chip, tuple(int(side) for side in sides), ACCELERATORS[chip])
+
+
+def _known_targets() -> str:
+    """Return the names of all targets as one line."""
+    shapes = {"tpu": "SIDES", "gpu": "DEVICES[xNODES]"}
+    names = [
+        f"{platform}:{'|'.join(chips)}:{shapes[platform]}"
+        for platform, (chips, _) in PLATFORMS.items()
+        if platform in shapes
+    ]
+    return f"cpu:DEVICES, {', '.join(names)}, such as {', '.join(EXAMPLES)}"
 
 
 def link_bandwidth(target: Target, coordinates: list[tuple[int, ...]]) -> float:

@@ -1,5 +1,7 @@
 """Names of targets, data of accelerators and the bandwidth of device groups."""
 
+import re
+
 import pytest
 
 from lm.sweeps.planning import hardware
@@ -11,6 +13,9 @@ def test_target_name_gives_number_and_shape_of_devices():
         ("tpu:v5e:4x4", 16, (4, 4)),
         ("tpu:v5p:8x16x16", 2048, (8, 16, 16)),
         ("gpu:h100:8", 8, (8,)),
+        ("gpu:h100", 1, (1,)),
+        ("GPU:H200:2", 2, (2,)),
+        ("cpu", 1, (1,)),
         ("gpu:h200:8x16", 128, (8, 16)),
     ):
         target = hardware.parse_target(name)
@@ -25,14 +30,21 @@ def test_target_name_gives_number_and_shape_of_devices():
         ("gpu:h300:8", "h200"),
         ("tpu:v5e", "tpu:v5e:4x4"),
         ("cpu:eight", "cpu:8"),
-        ("tpu:v5e:4", "tpu:v5p:8x16x16"),
-        ("gpu:h100:8x0", "gpu:h200:8x16"),
+        ("tpu:v5e:4", "tpu:v5e:4x4"),
+        ("gpu:h100:8x0", "gpu:h100:8"),
         ("cpu:2x2", "cpu:8"),
-        ("abacus", "here"),
+        ("abacus", "cpu:DEVICES, tpu:v4|v5e"),
+        ("gpu", "gpu:a100|h100|h200|b200:DEVICES"),
+        ("gpu:8", "gpu:a100|h100|h200|b200:DEVICES"),
+        ("gpu:h100:8:2", "gpu:a100|h100|h200|b200:DEVICES"),
+        ("gpu:h100:", "gpu:h100:8"),
+        ("gpu:h100:²", "gpu:h100:8"),
+        ("tpu:v4:8", "tpu:v5p:8x16x16"),
+        ("", "cpu:DEVICES"),
     ],
 )
 def test_unknown_target_is_refused_with_a_suggestion(name, suggestion):
-    with pytest.raises(ValueError, match=suggestion):
+    with pytest.raises(ValueError, match=re.escape(suggestion)):
         hardware.parse_target(name)
 
 
