@@ -1,17 +1,22 @@
-"""Experiment design: profile likelihood of a parameter, and the next run to train."""
+"""Experiment design: profile likelihood of a parameter, and the next runs to train.
 
-from collections.abc import Callable, Sequence
+Legend: B draws of the ensemble, m candidates. All values of a law are centered logs.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from lm.laws import fit
+from lm.laws import fit, run_cost
 
 # `profile` needs the option `fixed`, which only these laws have.
 PROFILED_LAWS = ("power", "chinchilla", "overtrained", "data_constrained")
-COSTS = {"C": lambda c: c, "N": lambda n: 120 * n**2}  # FLOPs by inputs; the default is 6 N D
-N_CANDIDATES = 40  # per input
+N_CANDIDATES = {1: 60, 2: 24}  # per input of a law of one and of two inputs
+N_CANDIDATES_OF_MORE = 10  # per input of a law of three and more inputs
+MAX_EXCHANGES = 10  # passes over the runs of a proposed sweep
+N_LISTED = 5  # candidates in the table of an advice
 
 
 @dataclass
@@ -127,84 +132,215 @@ def _refit_along(
 
 @dataclass
 class Advice:
-    """Next run to train: its inputs, its cost, and the expected gain in precision."""
+    """Next runs to train: their inputs, their cost, and the expected gain in precision."""
 
-    inputs: dict[str, float]
-    flops: float
+    runs: list[dict[str, float]]  # inputs and flops of each proposed run
+    flops: float  # of all proposed runs
     before: float  # standard deviation of the law at the target
-    after: float  # its expectation after this run
-    table: list[dict[str, float]]  # the best candidates
+    after: float  # its expectation after the proposed runs
+    # The best single runs, ranked. Each has inputs, flops, after, and gain_per_flop: the removed
+    # fraction of the variance at the target per FLOP.
+    table: list[dict[str, float]]
+
+    @property
+    def inputs(self) -> dict[str, float]:
+        """Inputs of the first proposed run."""
+        return {name: value for name, value in self.runs[0].items() if name != "flops"}
 
     def __str__(self) -> str:
-        inputs = ", ".join(f"{k} = {v:.3g}" for k, v in self.inputs.items())
+        texts = [
+            ", ".join(f"{k} = {v:.3g}" for k, v in run.items() if k != "flops")
+            + f", {run['flops']:.3g} FLOPs"
+            for run in self.runs
+        ]
+        counts = {text: texts.count(text) for text in texts}
+        shown = [text if n == 1 else f"{n} seeds of {text}" for text, n in counts.items()]
+        title = "next run" if len(texts) == 1 else f"next {len(texts)} runs, {self.flops:.3g} FLOPs"
         gain = f" ({1 - self.after / self.before:.0%} less)" if self.before > 0 else ""
         return (
-            f"next run: {inputs}, {self.flops:.3g} FLOPs; the standard deviation of the prediction "
-            f"changes from {self.before:.3g} to {self.after:.3g}{gain}"
+            f"{title}: {'; '.join(shown)}; the standard deviation of the prediction changes from"
+            f" {self.before:.3g} to {self.after:.3g}{gain}"
         )
 
 
 def advise(
     law_fit: fit.Fit,
     budget: float,
-    target: Sequence[float],
-    candidates: Sequence[Sequence[float]] | None = None,
+    target: float | Sequence[float] | Mapping[str, float],
+    candidates: Sequence[Any] | None = None,
     cost: Callable[..., Any] | None = None,
+    n_runs: int = 1,
+    min_gain: float = 0.5,
 ) -> Advice:
-    """Return the run within the budget (FLOPs) that narrows the prediction at `target` the most.
+    """Return the runs within the budget (FLOPs) that narrow the prediction at `target`.
 
-    target: inputs of the law, in the order of `law_fit.inputs`. candidates: list of such inputs. By
-    default, candidates are a grid from the smallest fitted run to 30 times the largest. The grid
-    has the tokens per parameter of the fitted runs. cost: function from inputs to FLOPs. The
-    default is 6 N D, C for a law of C, and 120 N^2 for a law of N (20 tokens per parameter).
+    target: inputs of the law as a number, in the order of `law_fit.inputs`, or by name.
+    candidates: list of such inputs. By default, candidates are a grid from the smallest fitted run
+    to `law_fit.reach` times the largest, with the tokens per parameter of the fitted runs, and
+    cheaper than the target. cost: function from the inputs to FLOPs. By default, it is computed
+    from the rows of the fit, see `run_cost.cost_of_rows`.
 
     Over the ensemble, t is the law at the target and u the law at a candidate. A measurement of u
-    with noise s leaves the expected variance var(t) - cov(t, u)^2 / (var(u) + s^2).
+    with noise s leaves the expected variance var(t) - cov(t, u)^2 / (var(u) + s^2). The variance is
+    that of a law of the right form.
 
-    Raises ValueError for a fit without bootstrap, and if no candidate is within the budget.
+    n_runs=1 ranks candidates by the removed variance per FLOP. Candidates that remove less than
+    `min_gain` times the largest possible reduction are not ranked: the cheapest runs often remove
+    the most per FLOP, and nearly nothing. min_gain=1 selects the largest reduction. n_runs=k
+    proposes k runs with a sum of costs within the budget. They start from k runs of equal budgets,
+    and each run is exchanged for a better candidate until no exchange reduces the variance. Equal
+    runs differ in their seed.
+
+    Raises ValueError for a fit without bootstrap, for rows without FLOPs, and if no candidate is
+    within the budget.
     """
     if not law_fit.ensemble:
         raise ValueError("advise needs an ensemble: fit with bootstrap=1000")
-    price = cost or COSTS.get(",".join(law_fit.inputs), lambda *x: 6 * x[0] * x[-1])
-    points = (
-        _default_candidates(law_fit)
-        if candidates is None
-        else np.atleast_2d(np.asarray(candidates, float).T)
-    )
-    flops = np.asarray(price(*points), float)
-    is_allowed = flops <= budget * (1 + 1e-9)
-    if not is_allowed.any():
-        raise ValueError(
-            f"budget={budget:g} FLOPs is below the cheapest candidate ({flops.min():g}): raise it"
-        )
-    points, flops = points[:, is_allowed], flops[is_allowed]
-    t = np.log(law_fit.draws(*[np.asarray(v, float) for v in target], noise=False)).ravel()
-    u = np.log(law_fit.draws(*points, noise=False))
-    sigma = law_fit.sigma / (np.exp(u.mean(0)) if law_fit.additive_noise else 1.0)
-    t, u = t - t.mean(), u - u.mean(0)
-    gain = (t @ u / len(t)) ** 2 / ((u**2).mean(0) + sigma**2 + 1e-300)
-    after = np.sqrt(np.maximum((t**2).mean() - gain, 0))
-    order = np.argsort(after)
-    scale = float(law_fit.predict(*target).value)
-    rows = [
-        {
-            **{k: float(points[j, i]) for j, k in enumerate(law_fit.inputs)},
-            "flops": float(flops[i]),
-            "after": float(after[i] * scale),
-        }
-        for i in order[:5]
+    if not (np.isfinite(budget) and budget > 0):
+        raise ValueError(f"budget={budget} must be a positive number of FLOPs")
+    if n_runs < 1 or n_runs != int(n_runs):
+        raise ValueError(f"n_runs={n_runs} must be an integer of at least 1")
+    price = cost or run_cost.cost_of_rows(law_fit)
+    at_target = law_fit.points([target] if np.isscalar(target) else _in_order(law_fit, target))
+    points, flops = _affordable_points(law_fit, budget, n_runs, at_target, candidates, price)
+    design = _Design.of_fit(law_fit, at_target, points)
+    gains = design.gains()
+    ranks = np.where(gains >= min_gain * gains.max(), gains / flops, -1 / flops)
+    order = np.argsort(-ranks, kind="stable")
+    chosen = [int(order[0])] if n_runs == 1 else _choose_runs(design, flops, n_runs, budget)
+    before = float(np.std(law_fit.draws(*at_target, noise=False)))
+    scale = before / np.sqrt(max(design.variance, 1e-300))
+    after = scale * np.sqrt(np.maximum(design.variance - gains, 0))
+    gain_per_flop = gains / max(design.variance, 1e-300) / flops
+    candidate_rows = [
+        {k: float(points[j, i]) for j, k in enumerate(law_fit.inputs)} | {"flops": float(flops[i])}
+        for i in range(len(flops))
     ]
-    inputs = {k: rows[0][k] for k in law_fit.inputs}
-    return Advice(inputs, rows[0]["flops"], float(t.std() * scale), rows[0]["after"], rows)
+    table = [
+        candidate_rows[i] | {"after": float(after[i]), "gain_per_flop": float(gain_per_flop[i])}
+        for i in order[:N_LISTED]
+    ]
+    remaining = float(scale * np.sqrt(max(design.after(chosen).variance, 0.0)))
+    runs = [candidate_rows[i] for i in chosen]
+    return Advice(runs, float(flops[chosen].sum()), before, remaining, table)
+
+
+def _affordable_points(
+    law_fit: fit.Fit,
+    budget: float,
+    n_runs: int,
+    target: list[np.ndarray],
+    candidates: Sequence[Any] | None,
+    price: Callable[..., Any],
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the candidates within the budget, [inputs, m], and their FLOPs, [m].
+
+    Raises ValueError if the budget does not pay for n_runs of the cheapest candidate.
+    """
+    if candidates is None:
+        points = _default_candidates(law_fit)
+        flops = run_cost.price_points(price, points)
+        is_below_target = flops < run_cost.price_points(price, np.stack(target)[:, None])
+        points, flops = points[:, is_below_target], flops[is_below_target]
+    else:
+        points = np.array([np.atleast_1d(point) for point in candidates], float).T
+        points = np.stack(law_fit.points(list(points)))
+        flops = run_cost.price_points(price, points)
+    if not len(flops):
+        raise ValueError(
+            f"target={[float(v) for v in target]} costs less than every candidate: pass a larger"
+            " target"
+        )
+    if n_runs * flops.min() > budget * (1 + 1e-9):
+        raise ValueError(
+            f"budget={budget:g} FLOPs is below the cost of {n_runs} of the cheapest candidate"
+            f" ({flops.min():g} FLOPs each): raise it"
+        )
+    is_affordable = flops <= budget * (1 + 1e-9)
+    return points[:, is_affordable], flops[is_affordable]
+
+
+def _in_order(law_fit: fit.Fit, target: Any) -> Sequence[float]:
+    """Return the inputs of a target in the order of the law. Raises ValueError for other names."""
+    if not isinstance(target, Mapping):
+        return target
+    if set(target) != set(law_fit.inputs):
+        raise ValueError(
+            f"target={dict(target)} must have the inputs {', '.join(law_fit.inputs)} of the law"
+        )
+    return [target[letter] for letter in law_fit.inputs]
 
 
 def _default_candidates(law_fit: fit.Fit) -> np.ndarray:
-    """Return a grid of inputs [inputs, candidates], up to 30 times the largest fitted run."""
-    axes = [
-        np.geomspace(x.min(), max(x.max(), x.min() * 1.01) * 30, N_CANDIDATES) for x in law_fit.x
-    ]
+    """Return a grid of inputs [inputs, m], up to `reach` times the largest fitted run."""
+    n = N_CANDIDATES.get(len(law_fit.inputs), N_CANDIDATES_OF_MORE)
+    axes = [np.geomspace(x.min(), x.max() * law_fit.reach, n) for x in law_fit.x]
     points = np.stack([values.ravel() for values in np.meshgrid(*axes, indexing="ij")])
     if law_fit.inputs != ["N", "D"]:
         return points
     fitted_ratio, ratio = law_fit.x[1] / law_fit.x[0], points[1] / points[0]
-    return points[:, (ratio >= fitted_ratio.min()) & (ratio <= fitted_ratio.max())]
+    is_in_range = (ratio >= fitted_ratio.min()) & (ratio <= fitted_ratio.max())
+    return points[:, is_in_range]
+
+
+@dataclass
+class _Design:
+    """Covariances of the law at m candidates and at the target, given chosen measurements."""
+
+    covariance: np.ndarray  # of the candidates, [m, m]
+    with_target: np.ndarray  # covariance of each candidate with the target, [m]
+    variance: float  # at the target
+    noise: np.ndarray  # variance of a measurement of each candidate, [m]
+
+    @classmethod
+    def of_fit(cls, law_fit: fit.Fit, target: list[np.ndarray], points: np.ndarray) -> "_Design":
+        """Return the covariances of the logs of a law over its ensemble."""
+        params: dict[str, Any] = dict(law_fit.params)
+        params |= {name: draws[:, None] for name, draws in law_fit.ensemble.items()}
+        values = [
+            np.asarray(law_fit.values(params, *(np.atleast_1d(v)[None] for v in inputs)), float)
+            for inputs in (target, points)
+        ]
+        t, u = (np.log(np.maximum(v, 1e-300)) for v in values)
+        sigma = law_fit.sigma / (np.exp(u.mean(0)) if law_fit.additive_noise else 1.0)
+        noise = np.broadcast_to(np.nan_to_num(sigma) ** 2 + 1e-300, u.shape[1])
+        t, u = t.ravel() - t.mean(), u - u.mean(0)
+        return cls(u.T @ u / len(t), u.T @ t / len(t), float((t**2).mean()), noise)
+
+    def gains(self) -> np.ndarray:
+        """Return the variance at the target that a measurement of each candidate removes, [m]."""
+        return self.with_target**2 / (np.diag(self.covariance) + self.noise)
+
+    def after(self, chosen: Sequence[int]) -> "_Design":
+        """Return the covariances given measurements of the chosen candidates."""
+        design = self
+        for i in chosen:
+            column, slope = design.covariance[:, i], design.with_target[i]
+            total = column[i] + design.noise[i]
+            design = _Design(
+                design.covariance - np.outer(column, column) / total,
+                design.with_target - column * slope / total,
+                float(design.variance - slope**2 / total),
+                design.noise,
+            )
+        return design
+
+
+def _choose_runs(design: _Design, flops: np.ndarray, n_runs: int, budget: float) -> list[int]:
+    """Return the indices of runs within the budget, by greedy selection and exchanges."""
+    limit = budget * (1 + 1e-9)
+    chosen: list[int] = []
+    for _ in range(n_runs):
+        gains = np.where(flops <= limit / n_runs, design.after(chosen).gains(), -1.0)
+        chosen.append(int(gains.argmax()))
+    for _ in range(MAX_EXCHANGES):
+        previous = list(chosen)
+        for k in range(n_runs):
+            others = chosen[:k] + chosen[k + 1 :]
+            is_allowed = flops <= limit - flops[others].sum()
+            gains = np.where(is_allowed, design.after(others).gains(), -1.0)
+            if gains.max() > gains[chosen[k]] * (1 + 1e-9):
+                chosen[k] = int(gains.argmax())
+        if chosen == previous:
+            break
+    return sorted(chosen, key=lambda i: flops[i])

@@ -9,6 +9,7 @@ from lm.laws import experiment_design
 from lm.laws.forms import log_linear, power_laws
 
 NAMES: dict[str, Any] = {"n": "params", "d": "tokens", "y": "loss"}
+TARGET = (2e10, 4e11)
 
 
 def rows(noise=0.003, ratios=(5, 20, 80)):
@@ -18,6 +19,7 @@ def rows(noise=0.003, ratios=(5, 20, 80)):
             "name": f"{n:.3g}x{m}",
             "params": n,
             "tokens": n * m,
+            "flops": 6 * n * n * m,
             "loss": (1.8 + 300 * n**-0.34 + 700 * (n * m) ** -0.28)
             * np.exp(noise * rng.standard_normal()),
         }
@@ -61,40 +63,99 @@ def test_profile_rejects_an_unknown_parameter(fit):
 
 
 def test_advised_run_is_within_budget_and_reduces_the_error(fit):
-    target = (2e10, 4e11)
-    small, large = (experiment_design.advise(fit, c, target) for c in (1e19, 1e21))
+    small, large = (experiment_design.advise(fit, c, TARGET, min_gain=1) for c in (1e19, 1e21))
     assert small.flops <= 1e19 * 1.001 and large.flops <= 1e21 * 1.001
     assert large.after <= small.after < small.before
     assert "the standard deviation of the prediction changes from" in str(large)
 
 
+def test_candidates_are_ranked_by_gain_per_flop(fit):
+    advice = experiment_design.advise(fit, 1e21, TARGET)
+    best = experiment_design.advise(fit, 1e21, TARGET, min_gain=1)
+    per_flop = [row["gain_per_flop"] for row in advice.table]
+    assert per_flop == sorted(per_flop, reverse=True) and advice.flops < best.flops
+    removed = [1 - (a.after / a.before) ** 2 for a in (advice, best)]
+    assert removed[0] >= 0.5 * removed[1]
+
+
+def test_candidates_stay_within_reach_and_below_the_target(fit):
+    unlimited = experiment_design.advise(fit, 1e30, TARGET, min_gain=1)
+    assert unlimited.inputs["N"] <= 1e9 * fit.reach * 1.001
+    near = experiment_design.advise(fit, 1e30, (1.2e9, 2.4e10), min_gain=1)
+    assert near.flops < 6 * 1.2e9 * 2.4e10
+
+
+def test_sweep_shares_a_budget_and_is_better_than_one_run(fit):
+    one = experiment_design.advise(fit, 1e20, TARGET, min_gain=1)
+    sweep = experiment_design.advise(fit, 1e20, TARGET, n_runs=4)
+    assert len(sweep.runs) == 4 and sweep.flops <= 1e20 * 1.001
+    assert sweep.flops == pytest.approx(sum(run["flops"] for run in sweep.runs))
+    assert sweep.after < one.after and "next 4 runs" in str(sweep)
+
+
+def test_target_is_accepted_by_name_and_as_a_number(fit):
+    by_name = experiment_design.advise(fit, 1e20, {"D": 4e11, "N": 2e10})
+    assert by_name.inputs == experiment_design.advise(fit, 1e20, TARGET).inputs
+    with pytest.raises(ValueError, match="must have the inputs N, D"):
+        experiment_design.advise(fit, 1e20, {"N": 1e9})
+    line = power_laws.power(rows(ratios=(20,)), x="params", y="loss", bootstrap=100)
+    assert experiment_design.advise(line, 1e20, 1e11).flops < 1e20
+
+
+def test_cost_is_required_if_the_rows_do_not_determine_it(fit):
+    bare = [{k: v for k, v in row.items() if k != "flops"} for row in rows()]
+    without = power_laws.chinchilla(bare, **NAMES, bootstrap=50)
+    with pytest.raises(ValueError, match="pass cost=, a function from N, D to FLOPs"):
+        experiment_design.advise(without, 1e20, TARGET)
+    assert experiment_design.advise(without, 1e20, TARGET, cost=lambda n, d: 6 * n * d).flops < 1e20
+    mixed = power_laws.power(rows(), x="params", y="loss", bootstrap=50)
+    with pytest.raises(ValueError, match="no function of N"):
+        experiment_design.advise(mixed, 1e20, 1e11)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"budget": -1.0}, "budget=-1.0 must be a positive number"),
+        ({"n_runs": 0}, "n_runs=0 must be an integer"),
+        ({"budget": 1e10}, "below the cost of 1 of the cheapest"),
+        ({"cost": lambda n, d: -n}, "must return positive FLOPs"),
+    ],
+)
+def test_invalid_requests_for_advice_are_refused(fit, options, message):
+    with pytest.raises(ValueError, match=message):
+        experiment_design.advise(**({"law_fit": fit, "budget": 1e20, "target": TARGET} | options))
+
+
 def test_advised_run_is_better_than_a_repeat(fit):
     """Add a run with its expected result, refit, and compare the width of the prediction."""
-    target = (2e10, 4e11)
-    advice = experiment_design.advise(fit, 1e21, target)
+    advice = experiment_design.advise(fit, 1e21, TARGET, min_gain=1)
     n, d = advice.inputs["N"], advice.inputs["D"]
 
     def width_with(n, d):
         new_run = {"name": "next", "params": n, "tokens": d, "loss": fit.predict(n, d).value}
         refit = power_laws.chinchilla([*rows(), new_run], **NAMES, loss="log_squares")
-        return np.std(refit.draws(*map(np.asarray, target), noise=False))
+        return np.std(refit.draws(*map(np.asarray, TARGET), noise=False))
 
     assert width_with(n, d) < 0.95 * width_with(1.1e7, 2.2e8)
 
 
 def test_advise_accepts_candidates_and_a_cost(fit):
     advice = experiment_design.advise(
-        fit, 5.0, (2e10, 4e11), candidates=[(1e9, 1e10), (3e9, 1e11)], cost=lambda n, d: n / 1e9
+        fit, 5.0, TARGET, candidates=[(1e9, 1e10), (3e9, 1e11)], cost=lambda n, d: n / 1e9
     )
     assert advice.flops in (1.0, 3.0)
-    with pytest.raises(ValueError, match="below the cheapest"):
-        experiment_design.advise(fit, 1e10, (2e10, 4e11))
 
 
 def test_advised_tokens_per_parameter_are_in_range():
     rng = np.random.default_rng(0)
     sweep = [
-        {"N": n, "D": n * m, "L": (1.7 + 400 * n**-0.34 + 400 * (n * m) ** -0.28) * np.exp(noise)}
+        {
+            "N": n,
+            "D": n * m,
+            "flops": 6 * n * n * m,
+            "L": (1.7 + 400 * n**-0.34 + 400 * (n * m) ** -0.28) * np.exp(noise),
+        }
         for n in (1e7, 3e7, 1e8, 3e8)
         for m, noise in zip((5, 20, 80), rng.normal(0, 0.002, 3), strict=True)
     ]
