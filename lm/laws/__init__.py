@@ -28,6 +28,11 @@ Laws: functions from rows to a `fit.Fit`
     two_step            N, D -> loss of a task -> accuracy (Bhagia et al. 2024)
     one_step            C -> accuracy (Krajewski et al. 2025)
     transfer            data that pre-training replaces (Hernandez et al. 2021)
+    shifted_power       L = E + A (x + x0)^-alpha
+    broken_power        power law with smooth changes of its slope (Caballero et al. 2022)
+    kaplan              L(N, D) = ((N_c / N)^(alpha_N / alpha_D) + D_c / D)^alpha_D
+    custom              a user-defined formula with starts, bounds and priors
+    given               a law with published coefficients, such as given("hoffmann2022")
     try_fit             (fit, "") of any law, or (None, reason)
 
 Functions of fits
@@ -38,7 +43,7 @@ Functions of fits
     compare_laws         table of laws, ranked by held-out error
     compare_conventions  table of exponents by the definition of N, D, C or the loss
     profile              profile likelihood of a parameter
-    advise               next run: the run that narrows a prediction the most
+    advise               next runs within a budget: the runs that narrow a prediction
 
 Preparation of rows
 
@@ -54,11 +59,13 @@ from lm.laws.backtesting import backtest, compare_conventions, compare_laws, hol
 from lm.laws.estimation import try_fit
 from lm.laws.experiment_design import advise, profile
 from lm.laws.forms.compute_optimal import allocation, envelope
+from lm.laws.forms.custom import custom
 from lm.laws.forms.data_constrained import data_constrained, transfer
 from lm.laws.forms.downstream import accuracy_from_loss, one_step, two_step
 from lm.laws.forms.isoflop import isoflop
 from lm.laws.forms.log_linear import log_linear
 from lm.laws.forms.power_laws import chinchilla, overtrained, power
+from lm.laws.forms.published_laws import broken_power, given, kaplan, shifted_power
 from lm.laws.run_table import final_evaluations, smooth_evaluations
 
 __all__ = [
@@ -66,19 +73,24 @@ __all__ = [
     "advise",
     "allocation",
     "backtest",
+    "broken_power",
     "chinchilla",
     "compare_conventions",
     "compare_laws",
+    "custom",
     "data_constrained",
     "envelope",
     "final_evaluations",
+    "given",
     "holdout",
     "isoflop",
+    "kaplan",
     "log_linear",
     "one_step",
     "overtrained",
     "power",
     "profile",
+    "shifted_power",
     "smooth_evaluations",
     "transfer",
     "try_fit",

@@ -134,6 +134,7 @@ class Fit:
     seed_noise: float | None = None  # noise between rows of equal inputs, if there are such rows
     r_squared: float | None = None  # explained fraction of the variance, if the law reports it
     seed: int = 0
+    expression: str = ""  # right side of a user-defined law as text, see forms/expressions.py
 
     def extend(self, fit_type: type[FitType], **details: Any) -> FitType:
         """Return this fit as a fit of a subclass, with the details of that law."""
