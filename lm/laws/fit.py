@@ -215,14 +215,18 @@ class Fit:
         lo, hi = np.percentile(self.ensemble[name], [50 * (1 - level), 50 * (1 + level)])
         return float(lo), float(hi)
 
-    def predict(self, *inputs: Any, level: float = 0.95, noise: bool = True) -> Prediction:
+    def predict(
+        self, *inputs: Any, level: float = 0.95, noise: bool = True, **named: Any
+    ) -> Prediction:
         """Predict at new inputs: numbers or arrays in the order of `fit.inputs`, a row, or rows.
+
+        Inputs may be given by name instead: predict(N=1e9, D=2e10).
 
         The interval contains a new measurement with probability `level`. With noise=False, it
         contains the value of the law. Its bounds are NaN for a fit without bootstrap. Raises
         ValueError for inputs that are not positive, and for a point off the line of collinear runs.
         """
-        points = self.points(inputs)
+        points = self.points(self._order_inputs(inputs, named) if named else inputs)
         self._check_off_line_factor(points)
         value = self.values(self.params, *points)
         value = value if self.output_transform is None else self.output_transform(value)
@@ -235,13 +239,24 @@ class Fit:
             return Prediction(float(value), float(lo), float(hi), level, factor, note)
         return Prediction(value, lo, hi, level, factor, note)
 
+    def _order_inputs(self, inputs: Sequence[Any], named: Mapping[str, Any]) -> list[Any]:
+        """Return inputs by name in the order of `inputs`. Raises ValueError for other names."""
+        if inputs or set(named) != set(self.inputs):
+            raise ValueError(
+                f"predict accepts {', '.join(f'{letter}=' for letter in self.inputs)} all by name,"
+                f" or all by position; got {len(inputs)} by position and "
+                f"{', '.join(named)} by name"
+            )
+        return [named[letter] for letter in self.inputs]
+
     def points(self, inputs: Sequence[Any]) -> list[np.ndarray]:
         """Convert the inputs of `predict` to float arrays of one shape, in the order of `inputs`.
 
         Raises ValueError for a wrong number of inputs, and for values that are not positive.
         """
         first = inputs[0] if len(inputs) == 1 else None
-        if hasattr(first, "to_dict") and hasattr(first, "columns"):  # a DataFrame
+        is_table = hasattr(first, "to_dict") and hasattr(first, "columns")  # a DataFrame
+        if is_table or (isinstance(first, Mapping) and any(map(np.ndim, first.values()))):
             first = run_table.to_rows(first)
         if isinstance(first, Mapping):
             inputs = [

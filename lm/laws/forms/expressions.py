@@ -58,6 +58,17 @@ class Expression:
         with np.errstate(all="ignore"):
             return _evaluate(self.tree, values)
 
+    def function_of(self, inputs: list[str]) -> Callable[..., np.ndarray]:
+        """Return the formula as a function (parameters, *inputs) -> value, an array."""
+
+        def values(params: Mapping[str, Any], *points: Any) -> np.ndarray:
+            arguments = {**params, **dict(zip(inputs, points, strict=True))}
+            used = [np.shape(arguments[name]) for name in self.names]
+            shape = np.broadcast_shapes(*used, *(np.shape(v) for v in points))
+            return np.broadcast_to(np.asarray(self.evaluate(arguments), float), shape)
+
+        return values
+
     def template(self, parameters: Mapping[str, Any] | list[str]) -> str:
         """Return the formula for display, with each parameter in braces: {E} + {A} N^-{alpha}."""
         text = re.sub(
@@ -117,6 +128,12 @@ def _evaluate(node: ast.AST, values: Mapping[str, Any]) -> Any:
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
         return FUNCTIONS[node.func.id](*(_evaluate(arg, values) for arg in node.args))
     raise ValueError(f"{type(node).__name__} cannot be evaluated")
+
+
+def derived_parameters(law: str, params: Mapping[str, Any]) -> dict[str, float]:
+    """Return the derived parameters of a law of DERIVED."""
+    formulas = DERIVED.get(law, {})
+    return {name: float(parse_expression(text).evaluate(params)) for name, text in formulas.items()}
 
 
 def power_formula(inputs: list[str], parameters: Mapping[str, Any]) -> str:

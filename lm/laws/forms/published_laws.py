@@ -30,6 +30,16 @@ SOURCES = {
     "besiroglu2024": "Besiroglu et al. 2024, arXiv:2404.10102, table 1",
     "kaplan2020": "Kaplan et al. 2020, arXiv:2001.08361, table 2",
 }
+# Fields of a fit that no optimizer has found.
+NO_OPTIMIZATION: dict[str, Any] = {
+    "loss": "none",
+    "delta": float("nan"),
+    "objective": float("nan"),
+    "gradient": 0.0,
+    "converged": True,
+    "n_starts": 0,
+    "start_agreement": 1.0,
+}
 FORM_OPTIONS = (*custom.OPTIONS, "starts")
 MAX_BREAKS = 3
 
@@ -96,39 +106,22 @@ def given(
     expression = expressions.parse_expression(formula)
     names = [name for name in expression.names if name not in inputs]
     values_by_name = _checked_params(names, params or {})
-    template = expression.template(names)
-    data = _range_table(inputs, columns, output, ranges or {})
     ensemble = {name: np.asarray(v, float) for name, v in (draws or {}).items()}
     if set(ensemble) - set(names):
         raise ValueError(f"draws has {', '.join(set(ensemble) - set(names))}: no parameter")
-
-    def values(parameters: Mapping[str, Any], *points: Any) -> np.ndarray:
-        arguments = {**dict(zip(inputs, points, strict=True)), **parameters}
-        return np.asarray(expression.evaluate(arguments), float)
-
+    n_draws = len(next(iter(ensemble.values()))) if ensemble else 0
     return GivenFit(
         law=law if law in expressions.FORMULAS else "given",
-        formula=f"{output}({', '.join(inputs)}) = {template}",
+        formula=f"{output}({', '.join(inputs)}) = {expression.template(names)}",
         columns=columns,
         inputs=inputs,
         params=values_by_name,
-        derived={
-            name: float(expressions.parse_expression(text).evaluate(values_by_name))
-            for name, text in expressions.DERIVED.get(law, {}).items()
-        },
-        values=values,
-        data=data,
-        loss="none",
-        delta=float("nan"),
-        objective=float("nan"),
-        gradient=0.0,
-        converged=True,
-        n_starts=0,
-        start_agreement=1.0,
+        derived=expressions.derived_parameters(law, values_by_name),
+        values=expression.function_of(inputs),
+        data=_range_table(inputs, columns, output, ranges or {}),
+        **NO_OPTIMIZATION,
         ensemble=ensemble,
-        resampling=f"95% intervals by {len(next(iter(ensemble.values())))} given draws"
-        if ensemble
-        else "none",
+        resampling=f"95% intervals by {n_draws} given draws" if ensemble else "none",
         sigma=sigma,
         expression=formula,
         source=source,
