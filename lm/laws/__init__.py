@@ -43,6 +43,7 @@ Functions of fits
     compare_laws         table of laws, ranked by held-out error
     compare_conventions  table of exponents by the definition of N, D, C or the loss
     profile              profile likelihood of a parameter
+    load_fit            a fit that fit.save(path) has written
     advise               next runs within a budget: the runs that narrow a prediction
 
 Preparation of rows
@@ -67,6 +68,7 @@ from lm.laws.forms.log_linear import log_linear
 from lm.laws.forms.power_laws import chinchilla, overtrained, power
 from lm.laws.forms.published_laws import broken_power, given, kaplan, shifted_power
 from lm.laws.run_table import final_evaluations, smooth_evaluations
+from lm.laws.saved_fit import load_fit
 
 __all__ = [
     "accuracy_from_loss",
@@ -85,6 +87,7 @@ __all__ = [
     "holdout",
     "isoflop",
     "kaplan",
+    "load_fit",
     "log_linear",
     "one_step",
     "overtrained",

@@ -4,6 +4,7 @@ import difflib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -346,6 +347,12 @@ class Fit:
             more = f" and {len(self.excluded) - 4} more" if len(self.excluded) > 4 else ""
             lines.append(f"  excluded: {', '.join(shown_rows)}{more}")
         return "\n".join(lines + [f"  warning: {text}" for text in self.warnings])
+
+    def save(self, path: str | Path) -> None:
+        """Write the fit to a JSON file, which `laws.load_fit` reads (see saved_fit.py)."""
+        from lm.laws import saved_fit  # it imports this file
+
+        saved_fit.save_fit(self, path)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the parameters, intervals, diagnostics and back-test as JSON values."""
