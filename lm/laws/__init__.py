@@ -37,14 +37,16 @@ Laws: functions from rows to a `fit.Fit`
 
 Functions of fits
 
-    allocation           best N and D of a budget, with intervals
-    backtest             errors and interval coverage on larger rows outside the fit
-    holdout              errors and interval coverage on other rows
-    compare_laws         table of laws, ranked by held-out error
-    compare_conventions  table of exponents by the definition of N, D, C or the loss
-    profile              profile likelihood of a parameter
-    load_fit            a fit that fit.save(path) has written
-    advise               next runs within a budget: the runs that narrow a prediction
+    allocation            best N and D of a budget, with intervals
+    inference_allocation  best N and D by training and inference cost (Sardana et al. 2024)
+    backtest              errors and interval coverage on larger rows outside the fit
+    holdout               errors and interval coverage on other rows
+    compare_laws          table of laws, ranked by held-out error
+    compare_conventions   table of exponents by the definition of N, D, C or the loss
+    profile               profile likelihood of a parameter
+    advise                next runs within a budget that narrow a prediction the most per FLOP
+    fit.save, load_fit    a fit with its draws and data in a JSON file
+    fit.checklist         answers to the reporting checklist of Li et al. 2025 (arXiv:2502.18969)
 
 Preparation of rows
 
@@ -63,6 +65,7 @@ from lm.laws.forms.compute_optimal import allocation, envelope
 from lm.laws.forms.custom import custom
 from lm.laws.forms.data_constrained import data_constrained, transfer
 from lm.laws.forms.downstream import accuracy_from_loss, one_step, two_step
+from lm.laws.forms.inference_cost import inference_allocation
 from lm.laws.forms.isoflop import isoflop
 from lm.laws.forms.log_linear import log_linear
 from lm.laws.forms.power_laws import chinchilla, overtrained, power
@@ -85,6 +88,7 @@ __all__ = [
     "final_evaluations",
     "given",
     "holdout",
+    "inference_allocation",
     "isoflop",
     "kaplan",
     "load_fit",
