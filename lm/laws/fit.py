@@ -354,6 +354,12 @@ class Fit:
 
         saved_fit.save_fit(self, path)
 
+    def checklist(self) -> Any:
+        """Return the answers to a reporting checklist, a `checklist.Checklist` that prints them."""
+        from lm.laws import checklist  # it imports this file
+
+        return checklist.fill_checklist(self)
+
     def to_dict(self) -> dict[str, Any]:
         """Return the parameters, intervals, diagnostics and back-test as JSON values."""
         return {
