@@ -187,9 +187,8 @@ def advise(
     n_runs=1 ranks candidates by the removed variance per FLOP. Candidates that remove less than
     `min_gain` times the largest possible reduction are not ranked: the cheapest runs often remove
     the most per FLOP, and nearly nothing. min_gain=1 selects the largest reduction. n_runs=k
-    proposes k runs with a sum of costs within the budget. They start from k runs of equal budgets,
-    and each run is exchanged for a better candidate until no exchange reduces the variance. Equal
-    runs differ in their seed.
+    proposes k runs with a sum of costs within the budget, by greedy selection and by exchanges of
+    single runs until no exchange reduces the variance. Equal runs differ in their seed.
 
     Raises ValueError for a fit without bootstrap, for rows without FLOPs, and if no candidate is
     within the budget.
@@ -302,7 +301,9 @@ class _Design:
             for inputs in (target, points)
         ]
         t, u = (np.log(np.maximum(v, 1e-300)) for v in values)
-        sigma = law_fit.sigma / (np.exp(u.mean(0)) if law_fit.additive_noise else 1.0)
+        # The spread of the draws includes the uncertainty of sigma, so the noise does too.
+        sigma = law_fit.sigma if law_fit.sigmas is None else np.sqrt((law_fit.sigmas**2).mean())
+        sigma = sigma / (np.exp(u.mean(0)) if law_fit.additive_noise else 1.0)
         noise = np.broadcast_to(np.nan_to_num(sigma) ** 2 + 1e-300, u.shape[1])
         t, u = t.ravel() - t.mean(), u - u.mean(0)
         return cls(u.T @ u / len(t), u.T @ t / len(t), float((t**2).mean()), noise)
@@ -327,15 +328,40 @@ class _Design:
 
 
 def _choose_runs(design: _Design, flops: np.ndarray, n_runs: int, budget: float) -> list[int]:
-    """Return the indices of runs within the budget, by greedy selection and exchanges."""
+    """Return the indices of runs within the budget, the best of several searches.
+
+    Each search starts from a different split of the budget over the runs.
+    """
     limit = budget * (1 + 1e-9)
+    searches = [
+        _exchange_runs(design, flops, _choose_greedily(design, flops, n_runs, limit, share), limit)
+        for share in dict.fromkeys((1.0, 0.5, 1 / n_runs))
+    ]
+    best = min(searches, key=lambda chosen: design.after(chosen).variance)
+    return sorted(best, key=lambda i: flops[i])
+
+
+def _choose_greedily(
+    design: _Design, flops: np.ndarray, n_runs: int, limit: float, share: float
+) -> list[int]:
+    """Return runs chosen one after another, each within a share of the remaining budget."""
     chosen: list[int] = []
-    for _ in range(n_runs):
-        gains = np.where(flops <= limit / n_runs, design.after(chosen).gains(), -1.0)
-        chosen.append(int(gains.argmax()))
+    for n_later in reversed(range(n_runs)):
+        remaining = limit - flops[chosen].sum() - n_later * flops.min()
+        gains = design.after(chosen).gains()
+        is_allowed = flops <= max(share * remaining, flops.min())
+        chosen.append(int(np.where(is_allowed, gains, -1.0).argmax()))
+    return chosen
+
+
+def _exchange_runs(
+    design: _Design, flops: np.ndarray, chosen: list[int], limit: float
+) -> list[int]:
+    """Exchange single runs for better candidates until no exchange reduces the variance."""
+    chosen = list(chosen)
     for _ in range(MAX_EXCHANGES):
         previous = list(chosen)
-        for k in range(n_runs):
+        for k in range(len(chosen)):
             others = chosen[:k] + chosen[k + 1 :]
             is_allowed = flops <= limit - flops[others].sum()
             gains = np.where(is_allowed, design.after(others).gains(), -1.0)
@@ -343,4 +369,4 @@ def _choose_runs(design: _Design, flops: np.ndarray, n_runs: int, budget: float)
                 chosen[k] = int(gains.argmax())
         if chosen == previous:
             break
-    return sorted(chosen, key=lambda i: flops[i])
+    return chosen

@@ -140,6 +140,27 @@ def test_advised_run_is_better_than_a_repeat(fit):
     assert width_with(n, d) < 0.95 * width_with(1.1e7, 2.2e8)
 
 
+def test_predicted_reduction_is_that_of_linear_theory(fit):
+    """Compare with (X^T X)^-1 of least squares on log L, with and without the new runs."""
+    advice = experiment_design.advise(fit, 1e20, TARGET, n_runs=4)
+
+    def slopes(n, d):
+        """Return the derivatives of log L in the parameters, [rows, p]."""
+        p, step = fit.params, 1e-6
+        columns = []
+        for name in p:
+            ends = [fit.values({**p, name: p[name] * (1 + s)}, n, d) for s in (step, -step)]
+            columns.append(np.log(ends[0] / ends[1]) / (2 * step))
+        return np.stack(np.atleast_1d(*columns), -1)
+
+    new = np.array([[run["N"], run["D"]] for run in advice.runs]).T
+    before, target = slopes(*fit.x), slopes(*map(np.array, TARGET))[0]
+    after = np.concatenate([before, slopes(*new)])
+    variances = [target @ np.linalg.inv(x.T @ x) @ target for x in (before, after)]
+    expected = np.sqrt(variances[1] / variances[0])
+    assert advice.after / advice.before == pytest.approx(expected, rel=0.03)
+
+
 def test_advise_accepts_candidates_and_a_cost(fit):
     advice = experiment_design.advise(
         fit, 5.0, TARGET, candidates=[(1e9, 1e10), (3e9, 1e11)], cost=lambda n, d: n / 1e9
