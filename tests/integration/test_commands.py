@@ -9,9 +9,9 @@ import sys
 import time
 
 import pytest
+from fixtures import made_up_sweep
 
 from lm.runs import records
-from tests.fixtures import made_up_sweep
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 

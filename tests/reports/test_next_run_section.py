@@ -1,9 +1,9 @@
 """Tests of the next runs of a sweep."""
 
 import pytest
+from fixtures import made_up_sweep
 
 from lm.reports import next_run_section, report_sections, summary
-from tests.fixtures import made_up_sweep
 
 
 def test_next_run_narrows_the_target_of_an_unfinished_sweep(tmp_path):
