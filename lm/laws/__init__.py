@@ -70,8 +70,8 @@ from lm.laws.forms.isoflop import isoflop
 from lm.laws.forms.log_linear import log_linear
 from lm.laws.forms.power_laws import chinchilla, overtrained, power
 from lm.laws.forms.published_laws import broken_power, given, kaplan, shifted_power
+from lm.laws.reporting.saved_fit import load_fit
 from lm.laws.run_table import final_evaluations, smooth_evaluations
-from lm.laws.saved_fit import load_fit
 
 __all__ = [
     "accuracy_from_loss",

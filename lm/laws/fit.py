@@ -350,13 +350,13 @@ class Fit:
 
     def save(self, path: str | Path) -> None:
         """Write the fit to a JSON file, which `laws.load_fit` reads (see saved_fit.py)."""
-        from lm.laws import saved_fit  # it imports this file
+        from lm.laws.reporting import saved_fit  # it imports this file
 
         saved_fit.save_fit(self, path)
 
     def checklist(self) -> Any:
         """Return the answers to a reporting checklist, a `checklist.Checklist` that prints them."""
-        from lm.laws import checklist  # it imports this file
+        from lm.laws.reporting import checklist  # it imports this file
 
         return checklist.fill_checklist(self)
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from lm import laws
-from lm.laws import checklist
+from lm.laws.reporting import checklist
 
 COLUMNS = {"n": "params.non_embedding", "d": "tokens", "y": "eval.loss"}
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from lm import laws
-from lm.laws import saved_fit
+from lm.laws.reporting import saved_fit
 
 POWERS: dict[str, Any] = {"n": "n", "d": "d", "y": "loss", "bootstrap": 50}
 
