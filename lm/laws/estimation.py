@@ -5,7 +5,7 @@ in unit scale.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Any
 
@@ -127,6 +127,10 @@ def fit_problem(
         raise ValueError(
             f"{problem.law} has {p} free parameters and only {n} rows: add runs or fix a parameter"
         )
+    if options.max_starts and len(problem.starts) > options.max_starts:
+        last = len(problem.starts) - 1
+        used = np.linspace(0, last, options.max_starts).round().astype(int)
+        problem = replace(problem, starts=problem.starts[used])
     target = problem.target(data)
     unit = 1.0 if weights is None else float(weights.mean())
     weights = None if weights is None else weights / unit  # the fit ignores the scale of weights

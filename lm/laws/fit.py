@@ -25,6 +25,7 @@ class FitOptions:
     tied: bool = False  # parameters and tokens share the exponent alpha
     fixed: Mapping[str, float] | None = None  # parameters with a given value: {"E": 1.69}
     starts: Any = None  # initial values: {name: values} or a list of dicts; default: from the data
+    max_starts: int | None = None  # evenly spaced part of more starts, for back-tests of many rows
     weights: str | None = None  # column of the row weights
     group: str | None = None  # rows with the same value of this column are resampled together
     where: run_table.Where = None  # included rows: a function of the row, or {column: value(s)}
