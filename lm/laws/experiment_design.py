@@ -203,14 +203,14 @@ def advise(
     at_target = law_fit.points([target] if np.isscalar(target) else _in_order(law_fit, target))
     points, flops = _affordable_points(law_fit, budget, n_runs, at_target, candidates, price)
     design = _Design.of_fit(law_fit, at_target, points)
-    gains = design.gains()
-    ranks = np.where(gains >= min_gain * gains.max(), gains / flops, -1 / flops)
+    reductions = design.reductions()
+    ranks = np.where(reductions >= min_gain * reductions.max(), reductions / flops, -1 / flops)
     order = np.argsort(-ranks, kind="stable")
     chosen = [int(order[0])] if n_runs == 1 else _choose_runs(design, flops, n_runs, budget)
     before = float(np.std(law_fit.draws(*at_target, noise=False)))
     scale = before / np.sqrt(max(design.variance, 1e-300))
-    after = scale * np.sqrt(np.maximum(design.variance - gains, 0))
-    gain_per_flop = gains / max(design.variance, 1e-300) / flops
+    after = scale * np.sqrt(np.maximum(design.variance - reductions, 0))
+    gain_per_flop = reductions / max(design.variance, 1e-300) / flops
     candidate_rows = [
         {k: float(points[j, i]) for j, k in enumerate(law_fit.inputs)} | {"flops": float(flops[i])}
         for i in range(len(flops))
@@ -308,7 +308,7 @@ class _Design:
         t, u = t.ravel() - t.mean(), u - u.mean(0)
         return cls(u.T @ u / len(t), u.T @ t / len(t), float((t**2).mean()), noise)
 
-    def gains(self) -> np.ndarray:
+    def reductions(self) -> np.ndarray:
         """Return the variance at the target that a measurement of each candidate removes, [m]."""
         return self.with_target**2 / (np.diag(self.covariance) + self.noise)
 
@@ -348,9 +348,9 @@ def _choose_greedily(
     chosen: list[int] = []
     for n_later in reversed(range(n_runs)):
         remaining = limit - flops[chosen].sum() - n_later * flops.min()
-        gains = design.after(chosen).gains()
+        reductions = design.after(chosen).reductions()
         is_allowed = flops <= max(share * remaining, flops.min())
-        chosen.append(int(np.where(is_allowed, gains, -1.0).argmax()))
+        chosen.append(int(np.where(is_allowed, reductions, -1.0).argmax()))
     return chosen
 
 
@@ -364,9 +364,9 @@ def _exchange_runs(
         for k in range(len(chosen)):
             others = chosen[:k] + chosen[k + 1 :]
             is_allowed = flops <= limit - flops[others].sum()
-            gains = np.where(is_allowed, design.after(others).gains(), -1.0)
-            if gains.max() > gains[chosen[k]] * (1 + 1e-9):
-                chosen[k] = int(gains.argmax())
+            reductions = np.where(is_allowed, design.after(others).reductions(), -1.0)
+            if reductions.max() > reductions[chosen[k]] * (1 + 1e-9):
+                chosen[k] = int(reductions.argmax())
         if chosen == previous:
             break
     return chosen

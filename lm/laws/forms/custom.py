@@ -198,7 +198,7 @@ class CustomModel:
             for unit in np.eye(theta.shape[1]):
                 if self.has_complex_step:
                     step = 1e-30
-                    slopes.append(np.log(self.at_rows(theta + 1j * step * unit)).imag / step)
+                    slopes.append(np.imag(np.log(self.at_rows(theta + 1j * step * unit))) / step)
                 else:
                     step = 1e-6
                     ends = [np.log(self.at_rows(theta + s * unit)) for s in (step, -step)]

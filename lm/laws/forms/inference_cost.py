@@ -75,7 +75,7 @@ def inference_allocation(
     if not (np.isfinite(inference_tokens) and inference_tokens >= 0):
         raise ValueError(f"inference_tokens={inference_tokens} must be at least 0")
     params, draws = _parameters(law)
-    target = float(flops if loss is None else loss)
+    target = float(loss if loss is not None else flops or 0.0)
     if not (np.isfinite(target) and target > params["E"] * (loss is not None)):
         raise ValueError(
             f"loss={loss} must be above E = {params['E']:.4g}, the loss of infinite N and D"

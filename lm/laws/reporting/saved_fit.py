@@ -99,7 +99,7 @@ def load_fit(path: str | Path) -> SavedFit:
     columns = {name: np.asarray(_decode(v), float) for name, v in stored["columns"].items()}
     groups = np.asarray(_decode(stored["groups"]), int)
     excluded = [(name, reason) for name, reason in stored["excluded"]]
-    rows = [
+    rows: list[Mapping] = [
         {"name": name, **{column: float(values[i]) for column, values in columns.items()}}
         for i, name in enumerate(stored["names"])
     ]
