@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from lm.laws import fit, run_table
+from lm.laws import fit, prediction_intervals, run_table
+
+DISTANCES = (2.0, 4.0, 10.0, 30.0, float("inf"))  # upper bounds of the bins of `by_distance`
 
 # With many rows, a fit of the back-test has fewer starts, at least MIN_STARTS.
 STARTS_TIMES_ROWS = 40_000
@@ -18,7 +20,8 @@ MIN_STARTS = 64
 class BacktestScore:
     """Relative errors and interval coverage of a law on rows outside its fit."""
 
-    # Each dict has trained_on, name, value, lo, hi, measured and error.
+    # Each dict has trained_on, name, value, lo, hi, measured, error, and distance: the size of the
+    # row relative to the largest fitted size (NaN for rows that have no order).
     predictions: list[dict[str, Any]] = field(default_factory=list)
     n_origins: int = 0  # number of fits
     reason: str = ""  # if there is no score
@@ -49,6 +52,24 @@ class BacktestScore:
         ]
         return float(np.mean(inside)) if inside else float("nan")
 
+    @property
+    def by_distance(self) -> list[dict[str, float]]:
+        """Signed and absolute error, and coverage, by distance from the largest fitted size.
+
+        Each dict has up_to (the largest distance of its rows), n, signed_error (the mean of
+        predicted / measured - 1), mean_error and coverage.
+        """
+        table, nearest = [], 0.0
+        for up_to in DISTANCES:
+            rows = [p for p in self.predictions if nearest < p["distance"] <= up_to]
+            if rows:
+                part = BacktestScore(rows)
+                signed_error = float(np.mean([p["error"] for p in rows]))
+                line = {"up_to": up_to, "n": len(rows), "signed_error": signed_error}
+                table.append(line | {"mean_error": part.mean, "coverage": part.coverage})
+            nearest = up_to
+        return table
+
     def __str__(self) -> str:
         if self.reason:
             return f"back-test: {self.reason}"
@@ -57,8 +78,17 @@ class BacktestScore:
         )
         return (
             f"back-test: {len(self.predictions)} held-out rows from {self.n_origins} origins, "
-            f"mean error {self.mean:.2%}, worst {self.worst:.2%}{inside}"
+            f"mean error {self.mean:.2%}, worst {self.worst:.2%}{inside}{self._describe_bias()}"
         )
+
+    def _describe_bias(self) -> str:
+        """Return the signed errors by distance as text, "" without distances."""
+        bins = [
+            f"{line['signed_error']:+.2%} "
+            + (f"up to {line['up_to']:g}" if np.isfinite(line["up_to"]) else "beyond")
+            for line in self.by_distance
+        ]
+        return f"; signed error {', '.join(bins)} times the fitted size" if bins else ""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the score as JSON values."""
@@ -68,7 +98,16 @@ class BacktestScore:
             {k: v if not isinstance(v, float) or np.isfinite(v) else None for k, v in p.items()}
             for p in self.predictions
         ]
-        return {"text": str(self), "origins": self.n_origins, **numbers, "predictions": rows}
+        by_distance = [
+            {k: v if np.isfinite(v) else None for k, v in line.items()} for line in self.by_distance
+        ]
+        return {
+            "text": str(self),
+            "origins": self.n_origins,
+            **numbers,
+            "by_distance": by_distance,
+            "predictions": rows,
+        }
 
 
 def backtest(
@@ -100,6 +139,11 @@ def backtest(
             part = law_fit.refit(rows, bootstrap=bootstrap, max_starts=max_starts)
             larger = np.flatnonzero(level_of_row > k)
             predictions = _predictions(part, law_fit.data, larger, law_fit.y, law_fit.x)
+            distances = np.exp(logs[larger] - levels[k])
+            predictions = [
+                prediction | {"distance": float(distance)}
+                for prediction, distance in zip(predictions, distances, strict=True)
+            ]
         except ValueError:
             continue  # Too few rows for the law; the next origin has more.
         score.n_origins += 1
@@ -169,6 +213,7 @@ def _predictions(
             "hi": float(hi),
             "measured": float(y),
             "error": float(value / y - 1),
+            "distance": float("nan"),
         }
         for i, value, lo, hi, y in zip(
             index, predicted.value, predicted.lo, predicted.hi, actual, strict=True
@@ -200,7 +245,7 @@ class Comparison:
 
 def _format_cell(value: Any) -> str:
     if isinstance(value, tuple):
-        return fit.format_interval(*value).strip() or "none"
+        return prediction_intervals.format_interval(*value).strip() or "none"
     if isinstance(value, float):
         return f"{value:.4g}" if np.isfinite(value) else "none"
     return str(value)

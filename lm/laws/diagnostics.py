@@ -1,8 +1,22 @@
-"""Diagnostics of a fit: noise between repeats, residuals, and warnings."""
+"""Diagnostics of a fit: residuals, undetermined parameters, lack of fit, and warnings.
+
+Legend: n rows, p free parameters, P points.
+"""
+
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
-from lm.laws import fit
+from lm.laws import fit, solver
+
+STEP = 1e-4  # relative step of a finite difference
+RANK_TOLERANCE = 1e-6  # smallest eigenvalue of a scaled Gauss-Newton matrix of full rank
+MIN_SENSITIVITY = 1e-3  # change of log f per e-fold of a parameter below which its column is unused
+SIGNIFICANCE = 0.05  # of a test, divided by the number of tests
+MIN_ROWS_OF_RUNS_TEST = 10
+MAX_TESTED_ROWS = 20  # rows of the largest residuals that are tested for being outliers
+MIN_SPARE_ROWS = 2  # rows more than parameters below which a fit has a warning
 
 
 def seed_noise(result: fit.Fit) -> float | None:
@@ -22,6 +36,232 @@ def seed_noise(result: fit.Fit) -> float | None:
 def residuals(result: fit.Fit, y: np.ndarray) -> np.ndarray:
     """Return the residuals: law - y for additive noise, else their difference in logs."""
     return result.fitted - y if result.additive_noise else np.log(result.fitted) - np.log(y)
+
+
+def linked_values(
+    law_fit: fit.Fit, params: dict[str, float], inputs: list[np.ndarray]
+) -> np.ndarray:
+    """Return the law at the inputs: f for additive noise, else log f."""
+    values = np.asarray(law_fit.values(params, *inputs), float)
+    return values if law_fit.additive_noise else np.log(values)
+
+
+def typical_scale(law_fit: fit.Fit) -> float:
+    """Return the scale of the linked values: the mean of y for additive noise, else 1."""
+    return float(np.abs(law_fit.y).mean()) if law_fit.additive_noise else 1.0
+
+
+def parameter_jacobian(
+    law_fit: fit.Fit, *inputs: list[np.ndarray]
+) -> tuple[list[str], list[np.ndarray]]:
+    """Return the derivatives of the linked values by the logs of the free parameters, each [n, p].
+
+    inputs: lists of input arrays [n]; the first list is that of the rows. Return the names of the
+    parameters, and a Jacobian per list. A parameter without influence on the rows, such as a floor
+    at its bound, has no column.
+    """
+    names, columns = [], []
+    for name in law_fit.free:
+        value = law_fit.params[name]
+        # The coefficients A, B and E have any magnitude. Exponents near zero need a larger step.
+        step = STEP * (abs(value) if name[0].isupper() else max(abs(value), 0.01))
+        derivatives = []
+        for x in inputs:
+            up, down = (
+                linked_values(law_fit, {**law_fit.params, name: value + signed_step}, x)
+                for signed_step in (step, -step)
+            )
+            derivatives.append((up - down) / (2 * STEP))
+        if np.abs(derivatives[0]).max() > MIN_SENSITIVITY * typical_scale(law_fit):
+            names.append(name)
+            columns.append(derivatives)
+    return names, [
+        np.stack([derivatives[i] for derivatives in columns], -1) if columns
+        else np.zeros((len(x[0]), 0))
+        for i, x in enumerate(inputs)
+    ]  # fmt: skip
+
+
+def flat_directions(problem: Any, theta: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """Return the directions of theta [k, p] in which the law does not change at the rows.
+
+    They are the eigenvectors of the Gauss-Newton matrix of the law, scaled to a diagonal of ones,
+    with eigenvalues below RANK_TOLERANCE. For example, two token budgets leave E, B and beta of
+    `chinchilla` one such direction. problem: an `estimation.FitProblem`. theta: the minimum [p].
+    target: values that the objective compares with [n].
+    """
+    matrix = problem.objective("log_squares", 1.0)(theta[None], target, None)[3][0]
+    scale = np.sqrt(np.maximum(np.diag(matrix), 0.0))
+    is_used = scale > MIN_SENSITIVITY * max(scale.max(), 1e-300)
+    scaled = (matrix / np.outer(scale, scale).clip(1e-300))[np.ix_(is_used, is_used)]
+    eigenvalues, vectors = np.linalg.eigh(scaled)
+    directions = np.zeros((int((eigenvalues < RANK_TOLERANCE).sum()), len(theta)))
+    directions[:, is_used] = vectors.T[: len(directions)] / scale[is_used] * scale.max()
+    return directions
+
+
+def find_undetermined(
+    problem: Any, theta: np.ndarray, result: fit.Fit
+) -> tuple[list[str], Callable[[fit.Fit, list[np.ndarray]], np.ndarray] | None]:
+    """Return the parameters that the rows do not determine, and a test of points.
+
+    A parameter, also a derived one, is undetermined if it changes along a direction of
+    `flat_directions`. The test returns a mask of the points where the law changes along one. It is
+    None if all parameters are determined.
+    """
+    directions = flat_directions(problem, theta, problem.target(result.data))
+    if not len(directions):
+        return [], None
+    lengths = np.linalg.norm(directions, axis=1, keepdims=True)
+    steps = STEP * directions / lengths
+    moved = [problem.natural(theta + sign * steps) for sign in (1, -1)]
+    moved = [values | problem.derive(values) for values in moved]
+    names = [
+        name
+        for name, value in {**result.params, **result.derived}.items()
+        if np.abs(moved[0][name] - moved[1][name]).max() > 0.02 * STEP * max(abs(value), 1e-3)
+    ]
+    ends = [
+        [{name: float(values[name][k]) for name in result.params} for values in moved]
+        for k in range(len(directions))
+    ]
+
+    def is_undetermined(law_fit: fit.Fit, points: list[np.ndarray]) -> np.ndarray:
+        mask = np.zeros(points[0].shape, bool)
+        for above, below in ends:
+            change = linked_values(law_fit, above, points) - linked_values(law_fit, below, points)
+            mask |= np.abs(change) > MIN_SENSITIVITY * STEP * typical_scale(law_fit)
+        return mask
+
+    return names, is_undetermined
+
+
+def check_form(
+    problem: Any, theta: np.ndarray, result: fit.Fit, weights: np.ndarray | None
+) -> list[str]:
+    """Return the results of the tests for outliers and for lack of fit, if they are significant.
+
+    problem: an `estimation.FitProblem`. theta: the minimum [p]. weights: row weights [n] or None.
+    """
+    n, p = result.n, len(theta)
+    n_points = len(np.unique(np.stack(result.x, 1), axis=0))
+    if p < n_points < p + MIN_SPARE_ROWS:
+        return [
+            f"{n_points} different inputs for {p} parameters hardly test the form of the law: add "
+            "runs"
+        ]
+    if n < p + MIN_SPARE_ROWS or result.undetermined or not result.converged:
+        return []
+    rows = np.argsort(-np.abs(residuals(result, result.y)))[:MAX_TESTED_ROWS]
+    included = np.ones((len(rows) + 1, n))
+    included[np.arange(len(rows)) + 1, rows] = 0
+    included = included if weights is None else included * weights
+    loss = "squares" if result.loss == "squares" else "log_squares"
+    minima = solver.minimize(
+        problem.objective(loss, result.delta),
+        np.tile(theta, (len(included), 1)),
+        problem.lower,
+        problem.upper,
+        problem.target(result.data),
+        included,
+    )
+    outliers = describe_outliers(result, rows, minima.value[0], minima.value[1:], p)
+    return outliers + lack_of_fit(result)
+
+
+def lack_of_fit(law_fit: fit.Fit) -> list[str]:
+    """Return the signs that the form of the law does not describe the rows.
+
+    The residuals are regressed on the square of each log input, and of the log product of the
+    inputs, after projection onto the complement of the Jacobian (F test with 1 and n - p - 1
+    degrees of freedom). The number of runs of equal signs, by the product of the inputs, is
+    compared with that of a random order (Wald and Wolfowitz 1940). The tests need two rows more
+    than parameters; rows of one run count once.
+    """
+    from scipy import special  # its import takes longer than that of all laws
+
+    errors = -residuals(law_fit, law_fit.y)
+    names, (jacobian,) = parameter_jacobian(law_fit, law_fit.x)
+    n_spare = law_fit.n_runs - len(names) - 1
+    if n_spare < 1 or np.abs(errors).max() < 1e-9 * typical_scale(law_fit) or not names:
+        return []
+    if min(x.min() for x in law_fit.x) <= 0:
+        return []
+    logs = dict(zip(law_fit.inputs, np.log(law_fit.x), strict=True))
+    if len(logs) > 1:
+        logs[" ".join(logs)] = np.sum(list(logs.values()), axis=0)
+    basis = np.linalg.svd(jacobian / np.linalg.norm(jacobian, axis=0), full_matrices=False)[0]
+    errors = errors - basis @ (basis.T @ errors)
+    texts = []
+    for letter, log_x in logs.items():
+        curve = (log_x - log_x.mean()) ** 2
+        curve = curve - basis @ (basis.T @ curve)
+        length = np.linalg.norm(curve)
+        if length < 1e-6 * max(np.ptp(log_x) ** 2, 1e-12):
+            continue
+        explained = float(curve @ errors / length)
+        rest = float(errors @ errors) - explained**2
+        t = abs(explained) / np.sqrt(max(rest, 1e-300) / n_spare)
+        p_value = 2 * special.stdtr(n_spare, -t)
+        if p_value < SIGNIFICANCE / len(logs):
+            texts.append(
+                f"the residuals are curved in log {letter} (p = {p_value:.2g}): the form does not "
+                "describe these rows"
+            )
+    order = np.argsort(list(logs.values())[-1], kind="stable")
+    p_value = _runs_test(errors[order])
+    if law_fit.n_runs >= MIN_ROWS_OF_RUNS_TEST and p_value < SIGNIFICANCE / 2:
+        texts.append(
+            f"neighboring rows have residuals of equal sign (runs test, p = {p_value:.2g}): the "
+            "form does not describe these rows"
+        )
+    return texts
+
+
+def _runs_test(errors: np.ndarray) -> float:
+    """Return the probability of so few runs of equal signs in a random order (normal limit)."""
+    from scipy import special
+
+    is_positive = errors > 0
+    n_positive, n = int(is_positive.sum()), len(errors)
+    n_negative = n - n_positive
+    if min(n_positive, n_negative) < 2:
+        return 1.0
+    n_runs = 1 + int((is_positive[1:] != is_positive[:-1]).sum())
+    mean = 1 + 2 * n_positive * n_negative / n
+    variance = (mean - 1) * (mean - 2) / (n - 1)
+    return float(special.ndtr((n_runs + 0.5 - mean) / np.sqrt(variance)))
+
+
+def describe_outliers(
+    law_fit: fit.Fit, rows: np.ndarray, objective: float, objectives_without: np.ndarray, p: int
+) -> list[str]:
+    """Return a text for each row whose removal lowers the sum of squares significantly.
+
+    rows: indices of the tested rows. objective: minimal sum of squares of all rows.
+    objectives_without: minimal sum without each tested row. The statistic is that of a shift of one
+    row, t^2 = (S - S_i) (n - p - 1) / S_i, with Bonferroni's correction for n rows (Cook and
+    Weisberg 1982).
+    """
+    from scipy import special
+
+    n_spare = law_fit.n - p - 1
+    rounding = 1e-18 * law_fit.n * typical_scale(law_fit) ** 2
+    if n_spare < 1 or objective <= rounding:
+        return []
+    without = np.maximum(objectives_without, rounding)
+    t = np.sqrt(np.maximum(objective - without, 0) * n_spare / without)
+    p_values = np.minimum(1, 2 * law_fit.n * special.stdtr(n_spare, -t))
+    texts = []
+    for k in np.argsort(p_values)[:3]:
+        if p_values[k] < SIGNIFICANCE:
+            i = rows[k]
+            error = law_fit.y[i] / law_fit.fitted[i] - 1
+            texts.append(
+                f"{law_fit.data.names[i]} is an outlier (p = {p_values[k]:.2g}), {error:+.1%} off "
+                "this fit: check the run"
+            )
+    return texts
 
 
 def diagnose(problem, theta: np.ndarray, result: fit.Fit) -> list[str]:
@@ -46,7 +286,7 @@ def diagnose(problem, theta: np.ndarray, result: fit.Fit) -> list[str]:
         elif theta[i] <= problem.lower[i] + 1e-9 or theta[i] >= problem.upper[i] - 1e-9:
             texts.append(f"{name} = {value:.3g} is at its bound: these runs do not determine it")
     for name in problem.watch:
-        if name in result.ensemble:
+        if name in result.ensemble and name not in result.undetermined:
             lo, hi = result.interval(name)
             if hi > 4 * max(lo, 1e-9):
                 texts.append(

@@ -6,12 +6,13 @@ in unit scale.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import product
 from typing import Any
 
 import numpy as np
 
-from lm.laws import diagnostics, fit, run_table, solver
+from lm.laws import diagnostics, fit, form_uncertainty, run_table, solver
 
 SAME_OBJECTIVE = 1e-4  # two objectives within this fraction of each other are the same optimum
 NEARBY_OPTIMUM = 1.01  # optima up to this multiple of the best objective are reported
@@ -122,16 +123,16 @@ def fit_problem(
         raise ValueError(f"loss={loss!r} is unknown; known: {', '.join(solver.LOSSES)}")
     if resample not in ("auto", "runs", "noise"):
         raise ValueError(f"resample={resample!r} is unknown; known: auto, runs, noise")
-    n, p = len(data), len(problem.lower)
+    if not problem.free:
+        raise ValueError(
+            f"{problem.law} has no free parameter, fixed={problem.fixed}: leave at least one free"
+        )
+    n, p, target = len(data), len(problem.lower), problem.target(data)
     if n < p:
         raise ValueError(
             f"{problem.law} has {p} free parameters and only {n} rows: add runs or fix a parameter"
         )
-    if options.max_starts and len(problem.starts) > options.max_starts:
-        last = len(problem.starts) - 1
-        used = np.linspace(0, last, options.max_starts).round().astype(int)
-        problem = replace(problem, starts=problem.starts[used])
-    target = problem.target(data)
+    problem = _limit_starts(problem, options.max_starts)
     unit = 1.0 if weights is None else float(weights.mean())
     weights = None if weights is None else weights / unit  # the fit ignores the scale of weights
     minimum, start_agreement, optima = _search(problem, target, weights, options)
@@ -153,8 +154,33 @@ def fit_problem(
             f"{n} rows for {p} parameters leave no residuals to estimate the noise: no intervals;"
             f" at least {p + 1} rows have them"
         )
+    _find_undetermined(problem, minimum.theta[0], result)
+    if result.ensemble and all((x > 0).all() for x in result.x):
+        result.form_sampler = partial(form_uncertainty.sample_deviations, row_weights=weights)
     result.warnings += diagnostics.diagnose(problem, minimum.theta[0], result)
+    result.warnings += diagnostics.check_form(problem, minimum.theta[0], result, weights)
     return result
+
+
+def _find_undetermined(problem: FitProblem, theta: np.ndarray, result: fit.Fit) -> None:
+    """Store the parameters that the rows do not determine, with a warning."""
+    names, is_undetermined = diagnostics.find_undetermined(problem, theta, result)
+    result.undetermined, result.undetermined_at = names, is_undetermined
+    if not names:
+        return
+    names = ", ".join(name for name in result.undetermined if name in result.free)
+    result.warnings.append(
+        f"the rows do not determine {names}: other values fit equally well. Add runs with other "
+        f"values of {' and '.join(problem.inputs)}, or fix a parameter"
+    )
+
+
+def _limit_starts(problem: FitProblem, max_starts: int | None) -> FitProblem:
+    """Return the problem with an evenly spaced part of its starts."""
+    if not max_starts or len(problem.starts) <= max_starts:
+        return problem
+    used = np.linspace(0, len(problem.starts) - 1, max_starts).round().astype(int)
+    return replace(problem, starts=problem.starts[used])
 
 
 def _build_fit(

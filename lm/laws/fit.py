@@ -1,4 +1,4 @@
-"""Fitted law (`Fit`), its predictions (`Prediction`), and the options of a fit (`FitOptions`)."""
+"""Fitted law (`Fit`) and the options of a fit (`FitOptions`)."""
 
 import difflib
 from collections.abc import Callable, Mapping, Sequence
@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from lm.laws import run_table
+from lm.laws import option_validation, prediction_intervals, run_table
 
 Ensemble = dict[str, np.ndarray]
 OptionsType = TypeVar("OptionsType", bound="FitOptions")
@@ -44,7 +44,10 @@ RESAMPLING_OPTIONS = ("group", "where", "mixed", "bootstrap", "resample", "seed"
 def parse_options(
     law: str, given: Mapping[str, Any], defaults: OptionsType, accepted: Sequence[str]
 ) -> OptionsType:
-    """Return the defaults, updated with the given options. Raises TypeError for other names."""
+    """Return the defaults, updated with the given options.
+
+    Raises TypeError for other names, and ValueError for values outside their range.
+    """
     for name in given:
         if name not in accepted:
             nearest = difflib.get_close_matches(name, accepted, 1)
@@ -53,46 +56,8 @@ def parse_options(
                 f"{name}={given[name]!r} is no option of {law}; allowed: {', '.join(accepted)}; "
                 f"{remedy}"
             )
+    option_validation.check_option_values(given)
     return replace(defaults, **given)
-
-
-def format_interval(lo: float, hi: float, digits: int = 4) -> str:
-    """Return an interval as text: " [1.2, 3.4]", "" if it is unknown.
-
-    An infinite bound, which a nearly flat objective can give, is shown as "unbounded".
-    """
-    if np.isnan(lo) or np.isnan(hi):
-        return ""
-    bounds = (f"{v:.{digits}g}" if np.isfinite(v) else "unbounded" for v in (lo, hi))
-    return f" [{', '.join(bounds)}]"
-
-
-@dataclass
-class Prediction:
-    """Predicted value with its interval: floats for one point, arrays for several.
-
-    `factor` is the distance from the fitted rows: 1 inside, 5 for an input five times above the
-    largest or below the smallest. `note` is a warning for a factor above the option `reach`.
-    """
-
-    value: Any
-    lo: Any
-    hi: Any
-    level: float = 0.95
-    factor: float = 1.0
-    note: str = ""
-
-    def __str__(self) -> str:
-        is_scalar = np.ndim(self.value) == 0
-        triples = zip(
-            np.atleast_1d(self.value), np.atleast_1d(self.lo), np.atleast_1d(self.hi), strict=True
-        )
-        text = ", ".join(f"{v:.4g}{format_interval(lo, hi)}" for v, lo, hi in triples)
-        has_intervals = not np.isnan(self.lo).any()
-        kind = f"{self.level:.0%} interval" if has_intervals else "no interval"
-        return f"{text if is_scalar else '(' + text + ')'}  {kind}" + (
-            f"; {self.note}" if self.note else ""
-        )
 
 
 @dataclass
@@ -137,6 +102,11 @@ class Fit:
     r_squared: float | None = None  # explained fraction of the variance, if the law reports it
     seed: int = 0
     expression: str = ""  # right side of a user-defined law as text, see forms/expressions.py
+    undetermined: list[str] = field(default_factory=list)  # parameters that the rows do not fix
+    # (fit, points) -> mask of the points where the value depends on undetermined parameters
+    undetermined_at: Callable[["Fit", list[np.ndarray]], np.ndarray] | None = None
+    # (fit, points) -> samples of the error of the form [B, *shape], see form_uncertainty
+    form_sampler: Callable[["Fit", list[np.ndarray]], np.ndarray] | None = None
 
     def extend(self, fit_type: type[FitType], **details: Any) -> FitType:
         """Return this fit as a fit of a subclass, with the details of that law."""
@@ -201,16 +171,29 @@ class Fit:
 
     @property
     def se(self) -> dict[str, float]:
-        """Standard deviation of each parameter over the resamples."""
-        return {name: float(np.std(draws)) for name, draws in self.ensemble.items()}
+        """Standard deviation of each determined parameter over the resamples."""
+        return {
+            name: float(np.std(draws))
+            for name, draws in self.ensemble.items()
+            if name not in self.undetermined
+        }
 
     @property
     def intervals(self) -> dict[str, tuple[float, float]]:
-        """95% percentile interval (low, high) of each parameter over the resamples."""
-        return {name: self.interval(name) for name in self.ensemble}
+        """95% percentile interval (low, high) of each determined parameter over the resamples."""
+        return {
+            name: self.interval(name) for name in self.ensemble if name not in self.undetermined
+        }
 
     def interval(self, name: str, level: float = 0.95) -> tuple[float, float]:
-        """Return the percentile interval of a parameter or of a derived parameter."""
+        """Return the percentile interval of a parameter or of a derived parameter.
+
+        It assumes that the form of the law is right. The bounds are NaN for a parameter that the
+        rows do not determine.
+        """
+        prediction_intervals.check_level(level)
+        if name in self.undetermined:
+            return float("nan"), float("nan")
         if name not in self.ensemble:
             known = ", ".join(self.ensemble) or "none: fit with bootstrap=1000"
             raise ValueError(f"no interval for {name!r}; known: {known}")
@@ -219,54 +202,53 @@ class Fit:
 
     def predict(
         self, *inputs: Any, level: float = 0.95, noise: bool = True, **named: Any
-    ) -> Prediction:
+    ) -> prediction_intervals.Prediction:
         """Predict at new inputs: numbers or arrays in the order of `fit.inputs`, a row, or rows.
 
         Inputs may be given by name instead: predict(N=1e9, D=2e10).
 
         The interval contains a new measurement with probability `level`. With noise=False, it
-        contains the value of the law. Its bounds are NaN for a fit without bootstrap. Raises
-        ValueError for inputs that are not positive, and for a point off the line of collinear runs.
+        contains the value of the law. The interval includes uncertainty about the form of the law
+        (see `form_uncertainty`); a second interval assumes the form. The bounds are NaN for a fit
+        without bootstrap, and where the rows do not determine the law.
+
+        Raises ValueError for inputs that are not positive, for a level outside (0, 1), and for a
+        point off the line of collinear runs.
         """
-        points = self.points(self._order_inputs(inputs, named) if named else inputs)
+        prediction_intervals.check_level(level)
+        points = self.points(prediction_intervals.order_inputs(self.inputs, inputs, named))
         self._check_off_line_factor(points)
         value = self.values(self.params, *points)
         value = value if self.output_transform is None else self.output_transform(value)
-        lo = hi = np.full_like(value, np.nan)
-        if self.ensemble:
-            draws = self.draws(*points, noise=noise)
-            lo, hi = np.percentile(draws, [50 * (1 - level), 50 * (1 + level)], axis=0)
+        bounds = np.full((4, *value.shape), np.nan)
         factor, note = self._extrapolation(points)
-        if value.ndim == 0:
-            return Prediction(float(value), float(lo), float(hi), level, factor, note)
-        return Prediction(value, lo, hi, level, factor, note)
-
-    def _order_inputs(self, inputs: Sequence[Any], named: Mapping[str, Any]) -> list[Any]:
-        """Return inputs by name in the order of `inputs`. Raises ValueError for other names."""
-        if inputs or set(named) != set(self.inputs):
-            raise ValueError(
-                f"predict accepts {', '.join(f'{letter}=' for letter in self.inputs)} all by name,"
-                f" or all by position; got {len(inputs)} by position and "
-                f"{', '.join(named)} by name"
-            )
-        return [named[letter] for letter in self.inputs]
+        includes_form = bool(self.ensemble) and self.form_sampler is not None
+        if self.ensemble:
+            percentiles = [50 * (1 - level), 50 * (1 + level)]
+            bounds[2:] = np.percentile(self.draws(*points, noise=noise), percentiles, axis=0)
+            bounds[:2] = bounds[2:]
+            if includes_form:
+                draws = self.draws(*points, noise=noise, form=True)
+                bounds[:2] = np.percentile(draws, percentiles, axis=0)
+            if self.undetermined_at is not None:
+                is_unknown = self.undetermined_at(self, points)
+                bounds[:, is_unknown] = np.nan
+                if is_unknown.any():
+                    unknown = f"the rows do not determine {', '.join(self.undetermined)}"
+                    note = f"{unknown}; {note}" if note else unknown
+        lo, hi, lo_if_right, hi_if_right = bounds if value.ndim else map(float, bounds)
+        value = value if value.ndim else float(value)
+        return prediction_intervals.Prediction(
+            value, lo, hi, level, factor, note, lo_if_right, hi_if_right, includes_form
+        )
 
     def points(self, inputs: Sequence[Any]) -> list[np.ndarray]:
         """Convert the inputs of `predict` to float arrays of one shape, in the order of `inputs`.
 
         Raises ValueError for a wrong number of inputs, and for values that are not positive.
         """
-        first = inputs[0] if len(inputs) == 1 else None
-        is_table = hasattr(first, "to_dict") and hasattr(first, "columns")  # a DataFrame
-        if is_table or (isinstance(first, Mapping) and any(map(np.ndim, first.values()))):
-            first = run_table.to_rows(first)
-        if isinstance(first, Mapping):
-            inputs = [
-                run_table.to_number(first.get(self.columns[letter])) for letter in self.inputs
-            ]
-        elif isinstance(first, list) and first and isinstance(first[0], Mapping):
-            columns = [self.columns[letter] for letter in self.inputs]
-            inputs = [[run_table.to_number(row.get(column)) for row in first] for column in columns]
+        columns = [self.columns[letter] for letter in self.inputs]
+        inputs = prediction_intervals.read_inputs(inputs, columns)
         if len(inputs) != len(self.inputs):
             raise ValueError(f"predict needs {', '.join(self.inputs)}, got {len(inputs)} inputs")
         points = [np.asarray(v, float) for v in inputs]
@@ -277,17 +259,20 @@ class Fit:
                 )
         return list(np.broadcast_arrays(*points))
 
-    def draws(self, *inputs: np.ndarray, noise: bool = True) -> np.ndarray:
+    def draws(self, *inputs: np.ndarray, noise: bool = True, form: bool = False) -> np.ndarray:
         """Return one prediction per resample at the inputs, [B, *shape of an input].
 
         inputs: arrays of one shape, in the order of `inputs`. noise: add the noise of a measurement
-        to each prediction.
+        to each prediction. form: add the error of the form of the law, if the fit estimates it.
         """
         points = [np.asarray(v, float)[None] for v in inputs]
         shape = (-1,) + (1,) * (points[0].ndim - 1)
         params: Ensemble = {name: np.asarray(value) for name, value in self.params.items()}
         params |= {name: draws.reshape(shape) for name, draws in self.ensemble.items()}
         values = np.asarray(self.values(params, *points), float)
+        if form and self.form_sampler is not None:
+            errors = self.form_sampler(self, [point[0] for point in points])
+            values = values + errors if self.additive_noise else values * np.exp(errors)
         if noise and np.isfinite(self.sigma):
             z = np.random.default_rng((self.seed, 1)).standard_normal(values.shape)
             sigma = (self.sigma if self.sigmas is None else self.sigmas.reshape(shape)) * z
@@ -312,6 +297,15 @@ class Fit:
                 "to the fit"
             )
 
+    def _example_prediction(self) -> str:
+        """Return the text of a prediction at twice the largest inputs, or ""."""
+        if self.form_sampler is None or not self.ensemble or np.isfinite(self.bounds[1]):
+            return ""
+        largest = int(np.argmax(np.prod(np.stack(self.x), axis=0)))
+        point = [2 * x[largest] for x in self.x]
+        inputs = ", ".join(f"{k} = {v:.4g}" for k, v in zip(self.inputs, point, strict=True))
+        return f"{self.output} at twice the largest inputs, {inputs}: {self.predict(*point)}"
+
     def _extrapolation(self, points: list[np.ndarray]) -> tuple[float, str]:
         """Return the factor of the points beyond the data, and a note if it is above `reach`."""
         factor, note = 1.0, ""
@@ -329,18 +323,25 @@ class Fit:
         shown = {name: f"{value:.4g}" for name, value in {**self.params, **self.derived}.items()}
         parts = [self.formula.format(**shown).replace("- -", "+ ").replace("+ -", "- ")]
         for name, value in {**self.params, **self.derived}.items():
-            if name in self.ensemble:
-                parts.append(f"{name} {value:.4g}{format_interval(*self.interval(name))}")
+            if name in self.undetermined:
+                parts.append(f"{name} {value:.4g} (not determined)")
+            elif name in self.ensemble:
+                interval = prediction_intervals.format_interval(*self.interval(name))
+                parts.append(f"{name} {value:.4g}{interval}")
         count = "runs" if self.n_runs == self.n else f"rows of {self.n_runs} runs"
         lines = [", ".join(["   ".join(parts), f"n = {self.n} {count}"])]
         columns = ", ".join(f"{letter} = {column}" for letter, column in self.columns.items())
         delta = f" delta {self.delta:g}" if self.loss == "huber" else ""
-        intervals = f"95% intervals by {self.resampling}" if self.ensemble else "no intervals"
+        description = "no intervals"
+        if self.ensemble:
+            description = f"95% intervals by {self.resampling}, if the form is right"
         lines.append(
             f"  {columns}; sum of {self.loss}{delta} {self.objective:.4g}, gradient "
             f"{self.gradient:.1e}, "
-            f"{self.start_agreement:.0%} of {self.n_starts} starts agree; {intervals}"
+            f"{self.start_agreement:.0%} of {self.n_starts} starts agree; {description}"
         )
+        if example := self._example_prediction():
+            lines.append(f"  {example}")
         if self.score is not None:
             lines.append(f"  {self.score}")
         if self.excluded:

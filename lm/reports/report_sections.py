@@ -11,7 +11,7 @@ from typing import Any
 from markupsafe import Markup
 
 from lm.config import schema
-from lm.laws import fit
+from lm.laws import fit, prediction_intervals
 from lm.reports import html, next_run_section, summary, task_analysis, task_section, text_section
 from lm.reports.plots import elements, goodput, style
 from lm.runs import records, run_selection, task_results
@@ -121,7 +121,7 @@ def _other_laws(sweep: summary.SweepSummary) -> Markup:
 
 def _bounds_text(law_fit: fit.Fit, key: str) -> str:
     """Return the interval of a parameter as text, "" if it has none."""
-    return fit.format_interval(*law_fit.intervals.get(key, NO_INTERVAL), digits=3)
+    return prediction_intervals.format_interval(*law_fit.intervals.get(key, NO_INTERVAL), digits=3)
 
 
 def _predictions(sweep: summary.SweepSummary) -> Markup:

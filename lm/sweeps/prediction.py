@@ -2,8 +2,9 @@
 
     prediction.write_prediction(runs, launcher.sweep_folder(runs))
 
-prediction.json contains value, lo, hi, level and fit, or the field refused with a reason. Before
-training, `check_prediction` verifies that the sweep has enough sizes for an interval.
+prediction.json contains value, lo, hi, level and fit, or the field refused with a reason. The
+interval (lo, hi) includes uncertainty about the form of the law. Before training,
+`check_prediction` verifies that the sweep has enough sizes for an interval.
 """
 
 import datetime
@@ -143,15 +144,23 @@ def _tokens_per_parameter(run: schema.Run) -> float:
 
 
 def _predict(fit_law: Callable, *inputs: float) -> dict:
-    """Return value, lo, hi, level and fit of a law at the inputs, or the reason as refused.
+    """Return value, bounds, level and fit of a law at the inputs, or the reason as refused.
 
-    The bounds are None for a law without an interval.
+    The interval (lo, hi) includes uncertainty about the form of the law. The interval
+    (lo_if_form_right, hi_if_form_right) does not. The bounds are None for a law without an
+    interval.
     """
     try:
         fit = fit_law()
         prediction = fit.predict(*inputs)
     except ValueError as error:
         return {"refused": str(error)}
-    numbers = {"value": prediction.value, "lo": prediction.lo, "hi": prediction.hi}
+    numbers = {
+        "value": prediction.value,
+        "lo": prediction.lo,
+        "hi": prediction.hi,
+        "lo_if_form_right": prediction.lo_if_form_right,
+        "hi_if_form_right": prediction.hi_if_form_right,
+    }
     finite = {key: float(v) if math.isfinite(v) else None for key, v in numbers.items()}
     return finite | {"level": prediction.level, "fit": fit.to_dict()}

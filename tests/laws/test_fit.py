@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from lm import laws
-from lm.laws.fit import format_interval
 from lm.laws.forms import power_laws
+from lm.laws.prediction_intervals import format_interval
 
 N = np.geomspace(3e4, 3e6, 7)
 

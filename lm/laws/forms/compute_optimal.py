@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from lm.laws import fit, run_table
+from lm.laws import fit, prediction_intervals, run_table
 from lm.laws.forms import log_linear
 
 OPTIONS = ("hull", "points", "edges", "where", "mixed", "bootstrap", "seed", "reach")
@@ -203,9 +203,13 @@ class Allocation:
         return self.d / self.n
 
     def __str__(self) -> str:
+        n_interval, d_interval = (
+            prediction_intervals.format_interval(*bounds)
+            for bounds in (self.n_interval, self.d_interval)
+        )
         return (
-            f"C = {self.flops:.4g}: N* = {self.n:.4g}{fit.format_interval(*self.n_interval)}, "
-            f"D* = {self.d:.4g}{fit.format_interval(*self.d_interval)}, "
+            f"C = {self.flops:.4g}: N* = {self.n:.4g}{n_interval}, "
+            f"D* = {self.d:.4g}{d_interval}, "
             f"{self.tokens_per_param:.3g} tokens per parameter"
             + (f"; {self.note}" if self.note else "")
         )
@@ -228,6 +232,7 @@ def allocation(
     (alpha A / (beta B))^(1/(alpha+beta)). Raises ValueError for a law of runs on one line of N and
     D, which does not determine N*.
     """
+    prediction_intervals.check_level(level)
     product = float(flops) / flops_per_param_token
     if not product > 0:
         raise ValueError(f"flops={flops} must be a positive number")
@@ -247,11 +252,7 @@ def allocation(
         raise ValueError(
             f"{law.law} of {', '.join(law.inputs)} does not split a budget: fit chinchilla"
         )
-    if law.max_off_line_factor is not None:
-        raise ValueError(
-            "all fitted runs lie on one line of N and D, so the best split is not known: vary the "
-            "tokens per parameter"
-        )
+    _check_split_is_known(law)
     sizes = _best_sizes(law, product, unique_tokens)
     n = float(sizes[0])
     percentiles = [50 * (1 - level), 50 * (1 + level)]
@@ -268,6 +269,21 @@ def allocation(
         float(prediction.value),
         prediction.note,
     )
+
+
+def _check_split_is_known(law: fit.Fit) -> None:
+    """Raise ValueError for a law of N and D whose runs do not determine the best split."""
+    if law.max_off_line_factor is not None:
+        raise ValueError(
+            "all fitted runs lie on one line of N and D, so the best split is not known: vary the "
+            "tokens per parameter"
+        )
+    unknown = [name for name in ("A", "B", "alpha", "beta") if name in law.undetermined]
+    if unknown:
+        raise ValueError(
+            f"the fitted runs do not determine {', '.join(unknown)}, so the best split is not "
+            "known: fit runs with at least three sizes and three token budgets"
+        )
 
 
 def _allocate_by_line(law: fit.Fit, flops: float, product: float, level: float) -> Allocation:

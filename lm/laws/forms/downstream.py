@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from lm.laws import backtesting, estimation, fit, run_table, solver
+from lm.laws import backtesting, estimation, fit, form_uncertainty, run_table, solver
 from lm.laws.forms import power_laws
 
 FORMS = {
@@ -256,9 +256,8 @@ def two_step(step1: fit.Fit, step2: fit.Fit) -> TwoStepFit:
     """Predict accuracy from N and D (or C): `step2` (accuracy_from_loss) of `step1`.
 
     step1: fit of the loss. step2: fit of the accuracy to the same loss. `predict` takes the inputs
-    of step 1. Parameters are those of both fits, named step1_E and step2_k. The ensembles are
-    paired draw by draw, so that the interval contains the uncertainty of both steps (Bhagia et al.
-    2024, arXiv:2412.04403). Raises ValueError if the loss of step 1 is not the loss of step 2.
+    of step 1. Parameters are those of both fits, named step1_E and step2_k. Paired ensembles
+    contain both uncertainties (Bhagia et al. 2024). Raises ValueError if their losses differ.
     """
     if step2.inputs != ["L"]:
         raise ValueError(
@@ -311,6 +310,7 @@ def two_step(step1: fit.Fit, step2: fit.Fit) -> TwoStepFit:
         optima=[],
         seed_noise=None,
         r_squared=None,
+        **form_uncertainty.join_steps(step1, step2, names1, n_draws),
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from lm.laws import fit
+from lm.laws import fit, prediction_intervals
 
 N_GRID = 2001  # values of N per search
 N_SEARCHES = 3  # each search refines the interval around the minimum of the previous search
@@ -44,12 +44,15 @@ class InferenceAllocation:
         return self.training_flops + self.inference_flops
 
     def __str__(self) -> str:
+        n_bounds, d_bounds = (
+            prediction_intervals.format_interval(*interval)
+            for interval in (self.n_interval, self.d_interval)
+        )
         return (
-            f"L = {self.loss:.4g}: N* = {self.n:.4g}{fit.format_interval(*self.n_interval)}, D* = "
-            f"{self.d:.4g}{fit.format_interval(*self.d_interval)}, {self.tokens_per_param:.3g}"
-            f" tokens per parameter; training {self.training_flops:.4g} and inference "
-            f"{self.inference_flops:.4g} FLOPs, {self.saving:.0%} less in total than the model of"
-            " least training FLOPs"
+            f"L = {self.loss:.4g}: N* = {self.n:.4g}{n_bounds}, D* = {self.d:.4g}{d_bounds}, "
+            f"{self.tokens_per_param:.3g} tokens per parameter; training "
+            f"{self.training_flops:.4g} and inference {self.inference_flops:.4g} FLOPs, "
+            f"{self.saving:.0%} less in total than the model of least training FLOPs"
         )
 
 

@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from lm.laws import backtesting, estimation, fit, run_table, solver
+from lm.laws import backtesting, estimation, fit, option_validation, run_table, solver
 
 COEFFICIENTS, EXPONENTS = ("A", "B", "C", "F"), ("alpha", "beta", "gamma", "zeta")
 MIN_SPREAD = 0.03  # across the main line of the inputs, relative to the spread along it
+MIN_RANGE = 4.0  # ratio of the largest and the smallest input below which a law has a warning
 OPTIONS = ("loss", "delta", "fixed", "starts", "weights", *fit.RESAMPLING_OPTIONS)
 
 
@@ -107,11 +108,13 @@ def sum_of_powers(
     """
     fixed, has_floor = dict(options.fixed or {}), floor is not False
     if floor is not True and floor is not False:
-        fixed["E"] = float(floor)
+        fixed["E"] = floor
     weights = [options.weights] if options.weights else []
     data = run_table.select_columns(
         rows, [*inputs.values(), *weights, y], options.group, options.where, mixed=options.mixed
     )
+    warning = option_validation.check_fixed_powers(fixed, EXPONENTS, data.columns[y])
+    data.warnings.extend([warning] if warning else [])
     problem = _build_problem(data, inputs, y, law, has_floor, replace(options, fixed=fixed))
     row_weights = data.columns[options.weights] if options.weights else None
     result = estimation.fit_problem(problem, data, options, row_weights)
@@ -124,12 +127,23 @@ def sum_of_powers(
 
     result.refit = refit
     result.backtester = backtesting.backtest
+    result.warnings += _describe_ranges(result)
     if len(inputs) == 2 and _spread(data, inputs) < MIN_SPREAD:
         result.max_off_line_factor = 1.5
         result.warnings.append(
             "N and D lie on one line: A and B are not separable, and predict refuses points off it"
         )
     return result
+
+
+def _describe_ranges(result: fit.Fit) -> list[str]:
+    """Return a warning for each input whose values are close together."""
+    return [
+        f"{letter} spans only a factor of {x.max() / x.min():.3g}: add runs until it spans a "
+        f"factor of {MIN_RANGE:g}, better 30"
+        for letter, x in zip(result.inputs, result.x, strict=True)
+        if x.max() < MIN_RANGE * x.min()
+    ]
 
 
 def _spread(data: run_table.RunTable, inputs: Mapping[str, str]) -> float:
@@ -247,14 +261,14 @@ def _build_problem(
     options: fit.FitOptions,
 ) -> estimation.FitProblem:
     """Check the columns and the fixed names, and return the problem of a sum of power laws."""
-    if len(inputs) > len(COEFFICIENTS):
-        raise ValueError(f"{law} accepts at most {len(COEFFICIENTS)} inputs, got {len(inputs)}")
+    if not 0 < len(inputs) <= len(COEFFICIENTS):
+        raise ValueError(f"{law} accepts 1 to {len(COEFFICIENTS)} inputs, got {len(inputs)}")
     log_y = np.log(data.columns[y])
     log_x = [np.log(data.columns[column]) for column in inputs.values()]
     if len(data) > 1 and np.ptp(log_y) < 1e-9:
         raise ValueError(f"{y} is {np.exp(log_y[0]):g} in every row: there is no law to fit")
     for (letter, column), v in zip(inputs.items(), log_x, strict=True):
-        if np.ptp(v) < 1e-9:
+        if len(data) > 1 and np.ptp(v) < 1e-9:
             raise ValueError(
                 f"{column} is {np.exp(v[0]):g} in every row: no exponent of {letter} can be fitted"
             )

@@ -4,10 +4,12 @@
     law_fit = laws.load_fit("law.json")      # predicts and prints like the saved fit
 
 The file contains the right side of the law as a formula, see forms/expressions.py. A loaded fit has
-no refit: `profile` and a new back-test need the rows and the law.
+no refit: `profile` and a new back-test need the rows and the law. If the rows do not determine a
+parameter, a loaded fit has no intervals. A law of two steps is stored as its steps.
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 import re
@@ -17,12 +19,15 @@ from typing import Any
 
 import numpy as np
 
-from lm.laws import backtesting, fit, run_table
-from lm.laws.forms import expressions
+from lm.laws import backtesting, fit, form_uncertainty, run_table
+from lm.laws.forms import downstream, expressions
 from lm.runs import filesystem, provenance
 
 FORMAT = 1
-SPECIAL_FIELDS = ("values", "refit", "backtester", "output_transform", "data", "expression")
+SPECIAL_FIELDS = (
+    *("values", "refit", "backtester", "output_transform", "data", "expression"),
+    *("form_sampler", "undetermined_at"),
+)
 MAX_FORMULA_ERROR = 1e-9  # relative, between the law and its formula at the rows of the fit
 LINES = ("log_linear", "isoflop", "envelope", "transfer")
 SUMS = ("power", "chinchilla", "overtrained", "one_step")
@@ -53,14 +58,27 @@ def save_fit(law_fit: fit.Fit, path: str | Path) -> None:
     file = filesystem.open_path(path)
     if file.suffix != ".json":
         raise ValueError(f"path={path} must end in .json: a fit is a JSON file")
-    score = law_fit.score
-    content = {
+    content = _to_content(law_fit)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(content, indent=1, allow_nan=False))
+
+
+def _to_content(law_fit: fit.Fit) -> dict[str, Any]:
+    """Return the JSON values of a fit."""
+    content: dict[str, Any] = {
         "format": FORMAT,
         "version": provenance.package_version(),
         "commit": provenance.git_commit(),
+    }
+    if isinstance(law_fit, downstream.TwoStepFit):
+        return content | {"steps": [_to_content(s) for s in (law_fit.step1, law_fit.step2)]}
+    score, sampler = law_fit.score, law_fit.form_sampler
+    return content | {
         "data_hash": hash_data(law_fit.data),
         "expression": _checked_formula(law_fit),
         "has_accuracy_output": law_fit.output_transform is not None,
+        "has_form_uncertainty": sampler is not None,
+        "row_weights": _encode(getattr(sampler, "keywords", {}).get("row_weights")),
         "data": {
             "columns": {name: _encode(v) for name, v in law_fit.data.columns.items()},
             "names": law_fit.data.names,
@@ -74,12 +92,10 @@ def save_fit(law_fit: fit.Fit, path: str | Path) -> None:
             if entry.name not in SPECIAL_FIELDS
         },
     }
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(content, indent=1, allow_nan=False))
 
 
-def load_fit(path: str | Path) -> SavedFit:
-    """Load a fit that `save_fit` has written.
+def load_fit(path: str | Path) -> fit.Fit:
+    """Load a fit that `save_fit` has written: a SavedFit, or a law of two steps.
 
     Raises ValueError for a file that is not a fit, and for data that differ from their hash.
     """
@@ -95,6 +111,13 @@ def load_fit(path: str | Path) -> SavedFit:
         is_fit = False
     if not is_fit:
         raise ValueError(f"path={path} is not a fit of format {FORMAT}: write it with fit.save")
+    if "steps" in content:
+        return downstream.two_step(*(_from_content(step, path) for step in content["steps"]))
+    return _from_content(content, path)
+
+
+def _from_content(content: dict[str, Any], path: str | Path) -> SavedFit:
+    """Return the fit of JSON values. Raises ValueError if its data differ from their hash."""
     stored = content["data"]
     columns = {name: np.asarray(_decode(v), float) for name, v in stored["columns"].items()}
     groups = np.asarray(_decode(stored["groups"]), int)
@@ -108,11 +131,10 @@ def load_fit(path: str | Path) -> SavedFit:
         raise ValueError(f"path={path} is damaged: its data differ from their hash. Save it again.")
     known = {entry.name for entry in dataclasses.fields(fit.Fit)}
     details = {k: _decode(v) for k, v in content["fit"].items() if k in known}
-    expression = expressions.parse_expression(content["expression"])
     result = SavedFit(
         **details,
         data=data,
-        values=expression.function_of(details["inputs"]),
+        values=expressions.parse_expression(content["expression"]).function_of(details["inputs"]),
         expression=content["expression"],
         version=content["version"],
         data_hash=content["data_hash"],
@@ -124,6 +146,13 @@ def load_fit(path: str | Path) -> SavedFit:
     if content["score"] is not None:
         score = backtesting.BacktestScore(**_decode(content["score"]))
         result.backtester = lambda law_fit: score
+    if content["has_form_uncertainty"]:
+        row_weights = _decode(content["row_weights"])
+        result.form_sampler = functools.partial(
+            form_uncertainty.sample_deviations, row_weights=row_weights
+        )
+    if result.undetermined:
+        result.undetermined_at = lambda law_fit, points: np.ones(points[0].shape, bool)
     return result
 
 
@@ -164,8 +193,6 @@ def _formula(law_fit: fit.Fit) -> str:
         return ACCURACY["x0" if "x0" in law_fit.params else "gamma"]
     if law_fit.law == "data_constrained":
         return _repeated_data_formula(law_fit)
-    if law_fit.law == "two_step":
-        return _two_step_formula(law_fit)
     return ""
 
 
@@ -185,16 +212,6 @@ def _repeated_data_formula(law_fit: fit.Fit) -> str:
     if "beta" not in law_fit.params and "beta" not in base:
         text = _rename(text, {"beta": "alpha"})
     return _rename(text, {name: repr(float(value)) for name, value in base.items()})
-
-
-def _two_step_formula(law_fit: Any) -> str:
-    """Return the formula of step 2 with that of step 1 as its loss, within its bounds."""
-    first, second = _formula(law_fit.step1), _formula(law_fit.step2)
-    first = _rename(first, {name: f"step1_{name}" for name in law_fit.step1.params})
-    second = _rename(second, {name: f"step2_{name}" for name in law_fit.step2.params})
-    second = _rename(second, {"L": f"({first})"})
-    low, high = law_fit.step2.bounds
-    return f"minimum(maximum({second}, {low!r}), {high!r})"
 
 
 def _rename(text: str, names: Mapping[str, str]) -> str:

@@ -145,7 +145,9 @@ def test_undetermined_exponent_has_a_warning():
         ]
     ]
     fit = power_laws.chinchilla(rows, **NAMES)
-    assert any(text.startswith("alpha ") and "determine" in text for text in fit.warnings)
+    assert "alpha" in fit.undetermined and "alpha" not in fit.intervals
+    assert any("do not determine" in text and "alpha" in text for text in fit.warnings)
+    assert any("params spans" in text or "N spans only" in text for text in fit.warnings)
 
 
 def test_starts_without_a_parameter_raise():
