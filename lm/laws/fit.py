@@ -101,7 +101,7 @@ class Fit:
     seed_noise: float | None = None  # noise between rows of equal inputs, if there are such rows
     r_squared: float | None = None  # explained fraction of the variance, if the law reports it
     seed: int = 0
-    expression: str = ""  # right side of a user-defined law as text, see forms/expressions.py
+    expression: str = ""  # right side of a user-defined law as text, see formulas/expressions.py
     undetermined: list[str] = field(default_factory=list)  # parameters that the rows do not fix
     # (fit, points) -> mask of the points where the value depends on undetermined parameters
     undetermined_at: Callable[["Fit", list[np.ndarray]], np.ndarray] | None = None

@@ -11,7 +11,8 @@ import numpy as np
 from markupsafe import Markup
 
 from lm.config import model_sizes
-from lm.laws import experiment_design, fit
+from lm.laws import fit
+from lm.laws.design import experiment_design
 from lm.reports import html, summary
 from lm.reports.plots import style
 from lm.runs import records

@@ -8,7 +8,4 @@ compute_optimal.py   lower envelope of learning curves, best allocation of a bud
 data_constrained.py  repeated data; data that pre-training replaces
 downstream.py        loss -> accuracy, in one or two steps
 inference_cost.py    best N and D by the cost of training and inference
-expressions.py       formulas as text
-custom.py            user-defined formulas with starts, bounds and priors
-published_laws.py    forms and coefficients of other papers
 """

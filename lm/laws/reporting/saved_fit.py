@@ -3,9 +3,9 @@
     law_fit.save("law.json")
     law_fit = laws.load_fit("law.json")      # predicts and prints like the saved fit
 
-The file contains the right side of the law as a formula, see forms/expressions.py. A loaded fit has
-no refit: `profile` and a new back-test need the rows and the law. If the rows do not determine a
-parameter, a loaded fit has no intervals. A law of two steps is stored as its steps.
+The file contains the right side of the law as a formula, see formulas/expressions.py. A loaded fit
+has no refit: `profile` and a new back-test need the rows and the law. If the rows do not determine
+a parameter, a loaded fit has no intervals. A law of two steps is stored as its steps.
 """
 
 import dataclasses
@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 
 from lm.laws import backtesting, fit, form_uncertainty, run_table
-from lm.laws.forms import downstream, expressions
+from lm.laws.forms import downstream
+from lm.laws.formulas import expressions
 from lm.runs import filesystem, provenance
 
 FORMAT = 1

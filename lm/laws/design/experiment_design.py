@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from lm.laws import fit, run_cost
+from lm.laws import fit
+from lm.laws.design import run_cost
 
 # `profile` needs the option `fixed`, which only these laws have.
 PROFILED_LAWS = ("power", "chinchilla", "overtrained", "data_constrained")

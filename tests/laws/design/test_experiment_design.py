@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lm.laws import experiment_design
+from lm.laws.design import experiment_design
 from lm.laws.forms import log_linear, power_laws
 
 NAMES: dict[str, Any] = {"n": "params", "d": "tokens", "y": "loss"}

@@ -5,7 +5,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lm.laws.forms import custom, power_laws
+from lm.laws.forms import power_laws
+from lm.laws.formulas import custom
 
 FORM = "E + A * N**-alpha + B * D**-beta"
 COLUMNS = {"N": "params", "D": "tokens"}

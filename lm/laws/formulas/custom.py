@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from lm.laws import backtesting, estimation, fit, run_table, solver
-from lm.laws.forms import expressions
+from lm.laws.formulas import expressions
 
 OPTIONS = ("loss", "delta", "fixed", "weights", *fit.RESAMPLING_OPTIONS)
 MAX_STARTS = 5000

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from lm.laws import run_cost
+from lm.laws.design import run_cost
 from lm.laws.forms import power_laws
 
 

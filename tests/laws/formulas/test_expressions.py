@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from lm.laws.forms import expressions
+from lm.laws.formulas import expressions
 
 
 def test_formula_is_evaluated_with_arrays():

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from lm.laws import fit, run_table
-from lm.laws.forms import custom, expressions
+from lm.laws.formulas import custom, expressions
 
 # Coefficients as printed, by first author and year. Losses are in nats per token of the paper's
 # tokenizer and text: they do not predict the losses of other texts.

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from lm.laws import backtesting
-from lm.laws.forms import compute_optimal, expressions, published_laws
+from lm.laws.forms import compute_optimal
+from lm.laws.formulas import expressions, published_laws
 
 # Coefficients of the noiseless simulation of figure 4 (right) of Caballero et al. 2022.
 BROKEN = {
