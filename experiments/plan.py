@@ -4,10 +4,14 @@
     uv run python -m experiments.plan --config=configs/pod.py:1T --config.mesh.fsdp=256 \\
         --config.mesh.tensor=8 --target=tpu:v5p:8x16x16
     uv run python -m experiments.plan --config=configs/pod.py:10B --target=gpu:h200:8x16 --search=3
+    uv run python -m experiments.plan --advise=runs/quickstart --budget=1e15 --n_runs=2
 
 The checks are those of the commands train and sweep. With --target, the target's compiler computes
 memory and traffic (extras tpu and gpu). It needs neither the device nor the training text. Without
 the compiler, or with --estimate, the values are analytic. The table names the method.
+
+With --advise, the command reads a trained sweep and proposes the next runs: those that narrow its
+prediction the most per FLOP.
 """
 
 import json
@@ -25,10 +29,19 @@ _TARGET = flags.DEFINE_string(
 )
 _SEARCH = flags.DEFINE_integer("search", 0, "number of layouts to propose for each run", 0)
 _ESTIMATE = flags.DEFINE_bool("estimate", False, "use the analytic estimate and compile nothing")
+_ADVISE = flags.DEFINE_string("advise", "", "directory of a sweep whose next runs to propose")
+_BUDGET = flags.DEFINE_float(
+    "budget", None, "with --advise: FLOPs of the proposed runs; default: the most expensive run", 0
+)
+_N_RUNS = flags.DEFINE_integer("n_runs", 1, "with --advise: number of runs to propose", 1)
 _JSON = flags.DEFINE_bool("json", False, "print JSON instead of tables")
 
 
 def main() -> int:
+    if _ADVISE.value:
+        return print_advice()
+    if _BUDGET.value is not None or _N_RUNS.value != 1:
+        raise ValueError("--budget and --n_runs have an effect only on advice. Add --advise=DIR.")
     target = None if _TARGET.value == "here" else hardware.parse_target(_TARGET.value)
     if target is None and (_SEARCH.value or _ESTIMATE.value):
         raise ValueError(f"--search and --estimate need --target: {', '.join(hardware.EXAMPLES)}")
@@ -40,6 +53,44 @@ def main() -> int:
     if warning and not _JSON.value:
         console.print_line(f"warning: {warning}")
     return plan_local(runs) if target is None else plan_target(runs, target)
+
+
+def print_advice() -> int:
+    """Print the next runs of a sweep, their cost and their gain. Return the exit status."""
+    from lm.reports import next_run_section, summary
+
+    sweep = summary.load_summary(_ADVISE.value)
+    plan = next_run_section.plan_next_runs(sweep, _BUDGET.value, _N_RUNS.value)
+    advice = plan.advice
+    if _JSON.value:
+        facts = {"target": plan.target, "budget": plan.budget, "runs": advice.runs}
+        facts |= {"before": advice.before, "after": advice.after, "candidates": advice.table}
+        print(json.dumps(facts, indent=1))
+        return 0
+    console.print_line(f"law: {str(plan.law_fit).splitlines()[0]}")
+    console.print_line(f"target: {plan.describe_target()}")
+    console.print_line(f"budget: {plan.budget:.3g} FLOPs")
+    console.table([_proposed_line(run) for run in advice.runs], "Next runs")
+    candidates = [
+        _proposed_line(row) | {"standard deviation at the target": f"{row['after']:.3g}"}
+        for row in advice.table
+    ]
+    console.table(candidates, "Best single runs, by the removed variance per FLOP")
+    console.print_line(f"standard deviation of the law at the target today: {advice.before:.3g}")
+    console.print_line(f"standard deviation after the next runs: {advice.after:.3g}")
+    return 0
+
+
+def _proposed_line(run: dict[str, float]) -> dict[str, str]:
+    """Return the table row of a proposed run as text."""
+    from lm.reports import next_run_section
+    from lm.reports.plots import style
+
+    titles = next_run_section.TITLES
+    line = {titles[k]: style.format_si(v) for k, v in run.items() if k in titles}
+    if "N" in run:
+        line["nearest size of the ladder"] = next_run_section.nearest_ladder_size(run["N"])
+    return line | {"FLOPs": f"{run['flops']:.3g}"}
 
 
 def validate_runs(runs: list[schema.Run], has_text: bool) -> None:

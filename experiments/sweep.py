@@ -95,8 +95,11 @@ def main() -> int:
     pending = distributed.run_on_primary(lambda: [run.name for run in launcher.pending(runs)])
     costs = print_cost(runs, pending)
     folder = launcher.sweep_folder(runs)
-    # The sweep file may name fewer or other runs than before.
-    if pending or records.read_member_names(folder) != {run.name for run in runs}:
+    has_changed = distributed.run_on_primary(
+        # The sweep file may name fewer or other runs than before.
+        lambda: records.read_member_names(folder) != {run.name for run in runs}
+    )
+    if pending or has_changed:
         distributed.run_on_primary(lambda: launcher.write_sweep_files(_SWEEP.value, runs, costs))
     if not pending:
         console.print_line(f"all {len(runs)} runs are done")

@@ -28,17 +28,25 @@ Laws: functions from rows to a `fit.Fit`
     two_step            N, D -> loss of a task -> accuracy (Bhagia et al. 2024)
     one_step            C -> accuracy (Krajewski et al. 2025)
     transfer            data that pre-training replaces (Hernandez et al. 2021)
+    shifted_power       L = E + A (x + x0)^-alpha
+    broken_power        power law with smooth changes of its slope (Caballero et al. 2022)
+    kaplan              L(N, D) = ((N_c / N)^(alpha_N / alpha_D) + D_c / D)^alpha_D
+    custom              a user-defined formula with starts, bounds and priors
+    given               a law with published coefficients, such as given("hoffmann2022")
     try_fit             (fit, "") of any law, or (None, reason)
 
 Functions of fits
 
-    allocation           best N and D of a budget, with intervals
-    backtest             errors and interval coverage on larger rows outside the fit
-    holdout              errors and interval coverage on other rows
-    compare_laws         table of laws, ranked by held-out error
-    compare_conventions  table of exponents by the definition of N, D, C or the loss
-    profile              profile likelihood of a parameter
-    advise               next run: the run that narrows a prediction the most
+    allocation            best N and D of a budget, with intervals
+    inference_allocation  best N and D by training and inference cost (Sardana et al. 2024)
+    backtest              errors and interval coverage on larger rows outside the fit
+    holdout               errors and interval coverage on other rows
+    compare_laws          table of laws, ranked by held-out error
+    compare_conventions   table of exponents by the definition of N, D, C or the loss
+    profile               profile likelihood of a parameter
+    advise                next runs within a budget that narrow a prediction the most per FLOP
+    fit.save, load_fit    a fit with its draws and data in a JSON file
+    fit.checklist         answers to the reporting checklist of Li et al. 2025 (arXiv:2502.18969)
 
 Preparation of rows
 
@@ -51,14 +59,18 @@ reasons not to trust a fit, and `print(fit)` shows them. `fit.FitOptions` lists 
 """
 
 from lm.laws.backtesting import backtest, compare_conventions, compare_laws, holdout
+from lm.laws.design.experiment_design import advise, profile
 from lm.laws.estimation import try_fit
-from lm.laws.experiment_design import advise, profile
 from lm.laws.forms.compute_optimal import allocation, envelope
 from lm.laws.forms.data_constrained import data_constrained, transfer
 from lm.laws.forms.downstream import accuracy_from_loss, one_step, two_step
+from lm.laws.forms.inference_cost import inference_allocation
 from lm.laws.forms.isoflop import isoflop
 from lm.laws.forms.log_linear import log_linear
 from lm.laws.forms.power_laws import chinchilla, overtrained, power
+from lm.laws.formulas.custom import custom
+from lm.laws.formulas.published_laws import broken_power, given, kaplan, shifted_power
+from lm.laws.reporting.saved_fit import load_fit
 from lm.laws.run_table import final_evaluations, smooth_evaluations
 
 __all__ = [
@@ -66,19 +78,26 @@ __all__ = [
     "advise",
     "allocation",
     "backtest",
+    "broken_power",
     "chinchilla",
     "compare_conventions",
     "compare_laws",
+    "custom",
     "data_constrained",
     "envelope",
     "final_evaluations",
+    "given",
     "holdout",
+    "inference_allocation",
     "isoflop",
+    "kaplan",
+    "load_fit",
     "log_linear",
     "one_step",
     "overtrained",
     "power",
     "profile",
+    "shifted_power",
     "smooth_evaluations",
     "transfer",
     "try_fit",

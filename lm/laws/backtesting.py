@@ -11,6 +11,10 @@ from lm.laws import fit, prediction_intervals, run_table
 
 DISTANCES = (2.0, 4.0, 10.0, 30.0, float("inf"))  # upper bounds of the bins of `by_distance`
 
+# With many rows, a fit of the back-test has fewer starts, at least MIN_STARTS.
+STARTS_TIMES_ROWS = 40_000
+MIN_STARTS = 64
+
 
 @dataclass
 class BacktestScore:
@@ -131,7 +135,8 @@ def backtest(
     for k in _choose_origins(level_of_row, len(levels), len(law_fit.free), origins):
         try:
             rows = [law_fit.data.rows[i] for i in np.flatnonzero(level_of_row <= k)]
-            part = law_fit.refit(rows, bootstrap=bootstrap)
+            max_starts = max(MIN_STARTS, STARTS_TIMES_ROWS // len(rows))
+            part = law_fit.refit(rows, bootstrap=bootstrap, max_starts=max_starts)
             larger = np.flatnonzero(level_of_row > k)
             predictions = _predictions(part, law_fit.data, larger, law_fit.y, law_fit.x)
             distances = np.exp(logs[larger] - levels[k])

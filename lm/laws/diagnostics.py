@@ -3,7 +3,7 @@
 Legend: n rows, p free parameters, P points.
 """
 
-from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -86,6 +86,23 @@ def parameter_jacobian(
     ]  # fmt: skip
 
 
+@dataclass(frozen=True)
+class FlatDirections:
+    """Test of points along directions that the rows hardly determine: see `flat_directions`."""
+
+    pairs: list[list[dict[str, float]]]  # parameters a step above and below the fit, by direction
+    errors: list[float]  # standard error of each direction, in e-folds
+
+    def __call__(self, law_fit: fit.Fit, points: list[np.ndarray]) -> np.ndarray:
+        """Return a mask of the points where a standard error of the law exceeds MAX_LAW_ERROR."""
+        mask = np.zeros(points[0].shape, bool)
+        for (above, below), error in zip(self.pairs, self.errors, strict=True):
+            change = linked_values(law_fit, above, points) - linked_values(law_fit, below, points)
+            slope = np.abs(change) / (2 * STEP * typical_scale(law_fit))
+            mask |= slope > max(MIN_SENSITIVITY, MAX_LAW_ERROR / error)
+        return mask
+
+
 def flat_directions(
     problem: Any, theta: np.ndarray, result: fit.Fit
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -119,13 +136,12 @@ def flat_directions(
 
 def find_undetermined(
     problem: Any, theta: np.ndarray, result: fit.Fit
-) -> tuple[list[str], Callable[[fit.Fit, list[np.ndarray]], np.ndarray] | None]:
+) -> tuple[list[str], FlatDirections | None]:
     """Return the parameters that the rows do not determine, and a test of points.
 
     A parameter, also a derived one, is undetermined if its standard error along a direction of
-    `flat_directions` exceeds MAX_STANDARD_ERROR e-folds. The test returns a mask of the points
-    where the standard error of the law along one exceeds MAX_LAW_ERROR. It is None if all
-    parameters are determined.
+    `flat_directions` exceeds MAX_STANDARD_ERROR e-folds. The test is None if all parameters are
+    determined.
     """
     directions, errors = flat_directions(problem, theta, result)
     if not len(directions):
@@ -138,20 +154,11 @@ def find_undetermined(
         # A change below MIN_SENSITIVITY is that of rounding.
         if (change > np.maximum(MIN_SENSITIVITY, MAX_RELATIVE_ERROR / errors)).any():
             names.append(name)
-    ends = [
+    pairs = [
         [{name: float(values[name][k]) for name in result.params} for values in moved]
         for k in range(len(directions))
     ]
-
-    def is_undetermined(law_fit: fit.Fit, points: list[np.ndarray]) -> np.ndarray:
-        mask = np.zeros(points[0].shape, bool)
-        for (above, below), error in zip(ends, errors, strict=True):
-            change = linked_values(law_fit, above, points) - linked_values(law_fit, below, points)
-            slope = np.abs(change) / (2 * STEP * typical_scale(law_fit))
-            mask |= slope > max(MIN_SENSITIVITY, MAX_LAW_ERROR / error)
-        return mask
-
-    return names, is_undetermined
+    return names, FlatDirections(pairs, errors.tolist())
 
 
 def check_form(

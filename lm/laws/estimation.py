@@ -1,13 +1,12 @@
-"""Fit of a law to rows: initial values, multi-start optimization, bootstrap and diagnostics.
+"""Fit of a law to rows: multi-start optimization, bootstrap and diagnostics.
 
 Legend: S starts, B resamples, n rows, p free parameters. theta is the vector of the free parameters
 in unit scale.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import product
 from typing import Any
 
 import numpy as np
@@ -18,45 +17,6 @@ SAME_OBJECTIVE = 1e-4  # two objectives within this fraction of each other are t
 NEARBY_OPTIMUM = 1.01  # optima up to this multiple of the best objective are reported
 MIN_DISTANCE = 0.2  # between two optima, in theta
 MIN_RESAMPLED_RUNS = 30  # with fewer runs, noise is resampled instead of runs
-
-
-def start_grid(starts, free, internal) -> np.ndarray:
-    """Return theta [S, p] of given starts: a grid {name: values}, or a list of dicts.
-
-    `free` lists the names of the free parameters. `internal` converts parameters to theta.
-    """
-    if isinstance(starts, Mapping):
-        axes = product(*(np.atleast_1d(values) for values in starts.values()))
-        starts = [dict(zip(starts, point, strict=True)) for point in axes]
-    for name in free:
-        if name not in starts[0] and f"log_{name}" not in starts[0]:
-            raise ValueError(
-                f"starts contain {', '.join(starts[0])}, but neither {name} nor log_{name}"
-            )
-    return internal({key: np.array([start[key] for start in starts], float) for key in starts[0]})
-
-
-def default_starts(log_y, free, coefficients, exponents, scale) -> np.ndarray:
-    """Return theta [S, p] of a grid of starts around the data of a sum of power laws.
-
-    Exponents range from 0.03 to 1.5, E from 20% to 98% of the lowest loss. The remaining loss is
-    split between the other terms.
-    """
-    lowest, middle = np.exp(log_y.min()), np.exp(np.median(log_y))
-    slopes = [name for name in dict.fromkeys(exponents) if name in free]
-    n_others = max(len(coefficients) - 1, 1)
-    thetas = []
-    for fraction in (0.2, 0.6, 0.85, 0.98) if "E" in free else (0.0,):
-        for split in [1.0] if len(coefficients) == 1 else [0.15, 0.5, 0.85]:
-            for point in product((0.03, 0.1, 0.25, 0.45, 0.8, 1.5), repeat=len(slopes)):
-                theta = dict(zip(slopes, np.array(point) * scale, strict=True))
-                theta["E"] = np.log(fraction * lowest) if fraction else 0.0
-                for k, name in enumerate(coefficients):
-                    theta[name] = np.log(
-                        (split if k == 0 else (1 - split) / n_others) * (middle - fraction * lowest)
-                    )
-                thetas.append([theta[name] for name in free])
-    return np.array(thetas)
 
 
 @dataclass
@@ -124,6 +84,7 @@ def fit_problem(
     """
     n, p = len(data), len(problem.lower)
     _check_problem(problem, n, options)
+    problem = _limit_starts(problem, options.max_starts)
     target = problem.target(data)
     unit = 1.0 if weights is None else float(weights.mean())
     weights = None if weights is None else weights / unit  # the fit ignores the scale of weights
@@ -183,6 +144,14 @@ def _find_undetermined(problem: FitProblem, theta: np.ndarray, result: fit.Fit) 
         f"the rows do not determine {names}: other values fit equally well. Add runs with other "
         f"values of {' and '.join(problem.inputs)}, or fix a parameter"
     )
+
+
+def _limit_starts(problem: FitProblem, max_starts: int | None) -> FitProblem:
+    """Return the problem with an evenly spaced part of its starts."""
+    if not max_starts or len(problem.starts) <= max_starts:
+        return problem
+    used = np.linspace(0, len(problem.starts) - 1, max_starts).round().astype(int)
+    return replace(problem, starts=problem.starts[used])
 
 
 def _build_fit(

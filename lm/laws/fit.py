@@ -4,6 +4,7 @@ import difflib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -24,6 +25,7 @@ class FitOptions:
     tied: bool = False  # parameters and tokens share the exponent alpha
     fixed: Mapping[str, float] | None = None  # parameters with a given value: {"E": 1.69}
     starts: Any = None  # initial values: {name: values} or a list of dicts; default: from the data
+    max_starts: int | None = None  # evenly spaced part of more starts, for back-tests of many rows
     weights: str | None = None  # column of the row weights
     group: str | None = None  # rows with the same value of this column are resampled together
     where: run_table.Where = None  # included rows: a function of the row, or {column: value(s)}
@@ -99,6 +101,7 @@ class Fit:
     seed_noise: float | None = None  # noise between rows of equal inputs, if there are such rows
     r_squared: float | None = None  # explained fraction of the variance, if the law reports it
     seed: int = 0
+    expression: str = ""  # right side of a user-defined law as text, see formulas/expressions.py
     undetermined: list[str] = field(default_factory=list)  # parameters that the rows do not fix
     # (fit, points) -> mask of the points where the value depends on undetermined parameters
     undetermined_at: Callable[["Fit", list[np.ndarray]], np.ndarray] | None = None
@@ -160,10 +163,7 @@ class Fit:
 
     @property
     def mare(self) -> float:
-        """Mean absolute relative error at the fitted rows.
-
-        The error at other rows is usually larger.
-        """
+        """Mean absolute relative error at the fitted rows. At other rows, it is usually larger."""
         return float(np.abs(self.residuals).mean())
 
     @property
@@ -198,9 +198,11 @@ class Fit:
         return float(lo), float(hi)
 
     def predict(
-        self, *inputs: Any, level: float = 0.95, noise: bool = True
+        self, *inputs: Any, level: float = 0.95, noise: bool = True, **named: Any
     ) -> prediction_intervals.Prediction:
         """Predict at new inputs: numbers or arrays in the order of `fit.inputs`, a row, or rows.
+
+        Inputs may be given by name instead: predict(N=1e9, D=2e10).
 
         The interval contains a new measurement with probability `level`. With noise=False, it
         contains the value of the law. The interval includes uncertainty about the form of the law
@@ -211,7 +213,7 @@ class Fit:
         point off the line of collinear runs.
         """
         prediction_intervals.check_level(level)
-        points = self.points(inputs)
+        points = self.points(prediction_intervals.order_inputs(self.inputs, inputs, named))
         self._check_off_line_factor(points)
         value = self.values(self.params, *points)
         value = value if self.output_transform is None else self.output_transform(value)
@@ -244,16 +246,8 @@ class Fit:
 
         Raises ValueError for a wrong number of inputs, and for values that are not positive.
         """
-        first = inputs[0] if len(inputs) == 1 else None
-        if hasattr(first, "to_dict") and hasattr(first, "columns"):  # a DataFrame
-            first = run_table.to_rows(first)
-        if isinstance(first, Mapping):
-            inputs = [
-                run_table.to_number(first.get(self.columns[letter])) for letter in self.inputs
-            ]
-        elif isinstance(first, list) and first and isinstance(first[0], Mapping):
-            columns = [self.columns[letter] for letter in self.inputs]
-            inputs = [[run_table.to_number(row.get(column)) for row in first] for column in columns]
+        columns = [self.columns[letter] for letter in self.inputs]
+        inputs = prediction_intervals.read_inputs(inputs, columns)
         if len(inputs) != len(self.inputs):
             raise ValueError(f"predict needs {', '.join(self.inputs)}, got {len(inputs)} inputs")
         points = [np.asarray(v, float) for v in inputs]
@@ -297,9 +291,8 @@ class Fit:
         if distance > np.log(self.max_off_line_factor):
             raise ValueError(
                 f"{', '.join(self.inputs)} of the fitted runs lie on one line (for example, one "
-                "number of tokens per parameter) "
-                f"and this point is a factor {np.exp(distance):.3g} off it: add runs off the line "
-                "to the fit"
+                "number of tokens per parameter) and this point is a factor "
+                f"{np.exp(distance):.3g} off it: add runs off the line to the fit"
             )
 
     def _example_prediction(self) -> str:
@@ -342,8 +335,8 @@ class Fit:
             description = f"95% intervals by {self.resampling}, if the form is right"
         lines.append(
             f"  {columns}; sum of {self.loss}{delta} {self.objective:.4g}, gradient "
-            f"{self.gradient:.1e}, "
-            f"{self.start_agreement:.0%} of {self.n_starts} starts agree; {description}"
+            f"{self.gradient:.1e}, {self.start_agreement:.0%} of {self.n_starts} starts agree; "
+            f"{description}"
         )
         if example := self._example_prediction():
             lines.append(f"  {example}")
@@ -354,6 +347,18 @@ class Fit:
             more = f" and {len(self.excluded) - 4} more" if len(self.excluded) > 4 else ""
             lines.append(f"  excluded: {', '.join(shown_rows)}{more}")
         return "\n".join(lines + [f"  warning: {text}" for text in self.warnings])
+
+    def save(self, path: str | Path) -> None:
+        """Write the fit to a JSON file, which `laws.load_fit` reads (see saved_fit.py)."""
+        from lm.laws.reporting import saved_fit  # it imports this file
+
+        saved_fit.save_fit(self, path)
+
+    def checklist(self) -> Any:
+        """Return the answers to a reporting checklist, a `checklist.Checklist` that prints them."""
+        from lm.laws.reporting import checklist  # it imports this file
+
+        return checklist.fill_checklist(self)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the parameters, intervals, diagnostics and back-test as JSON values."""

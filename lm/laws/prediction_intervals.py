@@ -1,10 +1,12 @@
 """Intervals: predictions (`Prediction`), their text, and the check of a level."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
+from lm.laws import run_table
 
 
 def check_level(level: float) -> None:
@@ -72,3 +74,36 @@ def _join_intervals(lo: Any, hi: Any, values: Any = None) -> str:
 def _join(texts: Iterable[str]) -> str:
     texts = list(texts)
     return texts[0] if len(texts) == 1 else f"({', '.join(texts)})"
+
+
+def order_inputs(
+    letters: Sequence[str], inputs: Sequence[Any], named: Mapping[str, Any]
+) -> Sequence[Any]:
+    """Return inputs by position or by name, in the order of the letters of the law.
+
+    Raises ValueError for other names, and for inputs of both kinds.
+    """
+    if not named:
+        return inputs
+    if inputs or set(named) != set(letters):
+        raise ValueError(
+            f"predict accepts {', '.join(f'{letter}=' for letter in letters)} all by name, or all"
+            f" by position; got {len(inputs)} by position and {', '.join(named)} by name"
+        )
+    return [named[letter] for letter in letters]
+
+
+def read_inputs(inputs: Sequence[Any], columns: Sequence[str]) -> Sequence[Any]:
+    """Return the columns of a row or of a table, if it is the only input, else the inputs.
+
+    A table is a DataFrame, a dict of arrays or a list of dicts.
+    """
+    first = inputs[0] if len(inputs) == 1 else None
+    is_frame = hasattr(first, "to_dict") and hasattr(first, "columns")
+    if is_frame or (isinstance(first, Mapping) and any(map(np.ndim, first.values()))):
+        first = run_table.to_rows(first)
+    if isinstance(first, Mapping):
+        return [run_table.to_number(first.get(column)) for column in columns]
+    if isinstance(first, list) and first and isinstance(first[0], Mapping):
+        return [[run_table.to_number(row.get(column)) for row in first] for column in columns]
+    return inputs

@@ -75,15 +75,21 @@ class RunTable:
 
 
 def to_rows(rows: Any) -> list[Mapping]:
-    """Return a list of dicts from an iterable of dicts or from a pandas or polars DataFrame.
+    """Return a list of dicts from an iterable of dicts, a DataFrame, or a dict of columns.
 
-    Cells of a DataFrame without a value are None. Raises ValueError for other data.
+    A DataFrame is of pandas or polars; cells without a value become None. The columns of a dict are
+    arrays or lists of one length. Raises ValueError for other data.
     """
     if hasattr(rows, "to_dicts"):  # polars
         return rows.to_dicts()
     if hasattr(rows, "to_dict") and hasattr(rows, "notna"):  # pandas
         return rows.astype(object).where(rows.notna(), None).to_dict("records")
-    remedy = "pass a list of dicts, one per run, or a DataFrame"
+    remedy = "pass a list of dicts, one per run, a DataFrame, or a dict of arrays"
+    if isinstance(rows, Mapping) and rows and all(np.ndim(v) == 1 for v in rows.values()):
+        lengths = {str(name): len(column) for name, column in rows.items()}
+        if len(set(lengths.values())) > 1:
+            raise ValueError(f"the columns of rows have different lengths: {lengths}")
+        return [dict(zip(rows, cells, strict=True)) for cells in zip(*rows.values(), strict=True)]
     if isinstance(rows, Mapping | str | bytes) or not isinstance(rows, Iterable):
         raise ValueError(f"rows is of type {type(rows).__name__}: {remedy}")
     rows = list(rows)

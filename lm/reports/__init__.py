@@ -9,6 +9,7 @@ The package uses the records of runs and the laws. It does not import JAX.
     figures.py            the figures of a sweep, and their verification
     html.py               elements of an HTML page
     report_sections.py    sections of the report
+    next_run_section.py   next runs that narrow the prediction of a sweep
     report.py             write report.html
     plots/                the figures
 """

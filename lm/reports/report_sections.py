@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from lm.config import schema
 from lm.laws import fit, prediction_intervals
-from lm.reports import html, summary, task_analysis, task_section, text_section
+from lm.reports import html, next_run_section, summary, task_analysis, task_section, text_section
 from lm.reports.plots import elements, goodput, style
 from lm.runs import records, run_selection, task_results
 
@@ -26,6 +26,7 @@ def all_sections(sweep: summary.SweepSummary) -> dict[str, Markup]:
         "The law": _law(sweep),
         "Predictions": _predictions(sweep),
         "Other laws": _other_laws(sweep),
+        "Next run": next_run_section.next_runs(sweep),
     }
     if task_analysis.task_names(sweep.rows):
         sections["Tasks"] = task_section.task_reliability(sweep)

@@ -9,6 +9,7 @@ import sys
 import time
 
 import pytest
+from fixtures import made_up_sweep
 
 from lm.runs import records
 
@@ -211,6 +212,8 @@ def test_interrupted_sweep_saves_and_exits_with_130(folder):
         ("plan", ["--config=base.py", "--config.model.n_kv_heads=3"], "model.n_heads=4 must be a"),
         ("plan", ["--config=base.py", '--sources={"text:nowhere": 1}'], "text:nowhere"),
         ("plan", ["--sweep=twice.py"], "name='s/10K' is the name of two runs"),
+        ("plan", ["--sweep=sweep.py", "--budget=1e15"], "Add --advise=DIR"),
+        ("plan", ["--advise=nowhere"], "nowhere contains no runs"),
         ("plan", ["--sweep=sweep.py", "--target=gpu:h300"], "tpu:v4|v5e|v5p|v6e:SIDES"),
         ("sweep", ["--sweep=sweep.py", "--slurm=-p x"], "--slurm has an effect only on jobs"),
         ("prepare", ["--config=nowhere.py"], "--config=nowhere.py: the file does not exist"),
@@ -238,6 +241,16 @@ def test_plan_prints_costs_and_trains_nothing(folder):
     result = command(folder, "plan", "--sweep=sweep.py")
     assert result.returncode == 0 and "pending runs: 2 of 2" in result.stdout
     assert not (folder / "runs/s").exists()
+
+
+def test_plan_proposes_the_next_runs_of_a_sweep(tmp_path):
+    made_up_sweep.sweep(tmp_path, status={"1.6M": ("running", "")})
+    arguments = ["--advise=toy", "--budget=1e14", "--n_runs=2", "--json"]
+    result = command(tmp_path, "plan", *arguments)
+    assert result.returncode == 0, result.stderr
+    advice = json.loads(result.stdout)
+    assert len(advice["runs"]) == 2 and sum(run["flops"] for run in advice["runs"]) <= 1e14
+    assert advice["target"] == {"N": 1610000.0} and advice["after"] < advice["before"]
 
 
 def test_prepare_uses_the_sources_flag(folder, text_file):

@@ -84,6 +84,7 @@ def test_scaling_curves_draws_a_finished_sweep(tmp_path, monkeypatch):
     outputs = execute(path_of("scaling_curves"), made_up_sweep.sweep(tmp_path), monkeypatch)
     assert count_figures(outputs) == 5
     assert any("inside its own" in text for text in markdown_texts(outputs))
+    assert "nearest size of the ladder" in html_tables(outputs)[-1]
 
 
 @pytest.mark.slow

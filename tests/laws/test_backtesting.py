@@ -116,3 +116,17 @@ def test_compare_conventions_has_a_row_per_convention():
         bootstrap=0,
     )
     assert [row["set"] for row in by_set.rows] == ["a", "b"]
+
+
+def test_backtest_of_many_rows_has_fewer_starts(fit, monkeypatch):
+    n_starts = []
+
+    def refit(rows, **options):
+        part = power_laws.chinchilla(rows, **NAMES, loss="log_squares", bootstrap=0)
+        n_starts.append((len(rows), options["max_starts"]))
+        return part
+
+    monkeypatch.setattr(fit, "refit", refit)
+    monkeypatch.setattr(backtesting, "STARTS_TIMES_ROWS", 1000)
+    backtesting.backtest(fit)
+    assert n_starts and all(n == max(64, 1000 // rows) for rows, n in n_starts)

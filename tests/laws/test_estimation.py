@@ -172,3 +172,13 @@ def test_fit_equal_to_its_start_has_a_warning(monkeypatch):
     rows = design(5, (5, 20, 80), 0.004, 0)
     fit = power_laws.chinchilla(rows, n="params", d="tokens", y="loss", bootstrap=0, starts=start)
     assert any("equals one of its starts" in text for text in fit.warnings)
+
+
+def test_part_of_the_starts_has_the_same_optimum():
+    rows = design(5, (5, 20, 80), 0.003, 0)
+    names: dict[str, Any] = {"n": "params", "d": "tokens", "y": "loss", "bootstrap": 0}
+    fit = power_laws.chinchilla(rows, **names)
+    assert fit.refit is not None
+    part = fit.refit(None, max_starts=64)
+    assert (fit.n_starts, part.n_starts) == (432, 64)
+    assert part.params == pytest.approx(fit.params, rel=1e-4)

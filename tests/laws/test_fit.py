@@ -125,3 +125,12 @@ def test_form_is_untested_if_the_law_passes_through_each_size():
     ]
     law = power_laws.power(repeats, x="params", y="loss")
     assert "3 different inputs for 3 parameters: nothing tests the form of the law" in law.warnings
+
+
+def test_inputs_are_accepted_by_name(fit):
+    assert fit.predict(N=1e7).value == fit.predict(1e7).value
+    two = laws.given("hoffmann2022")
+    assert two.predict(D=1.4e12, N=70e9).value == two.predict(70e9, 1.4e12).value
+    for inputs, named in (((), {"D": 1e9}), ((1e9,), {"N": 1e9}), ((1e9,), {"levl": 0.9})):
+        with pytest.raises(ValueError, match="predict accepts N= all by name"):
+            fit.predict(*inputs, **named)

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 
 from lm import laws
@@ -244,7 +245,20 @@ def test_data_frames_are_rows():
     assert len(laws.holdout(fit, frame.head(1)).predictions) == 1
 
 
-@pytest.mark.parametrize("data", [{"N": [1, 2]}, "rows.csv", 7, [1, 2], [["N", 1]]])
+def test_dicts_of_arrays_are_rows():
+    table = {name: np.array([row[name] for row in rows()]) for name in rows()[0]}
+    fit = laws.power(table, bootstrap=0)
+    assert fit.params == laws.power(rows(), bootstrap=0).params
+    assert fit.predict(table).value == pytest.approx(fit.fitted)
+    as_lists = {name: list(column) for name, column in table.items()}
+    assert laws.power(as_lists, bootstrap=0).params == fit.params
+    with pytest.raises(ValueError, match="different lengths: .*'tokens': 2"):
+        run_table.to_rows({"params": [1, 2, 3], "tokens": [1, 2]})
+
+
+@pytest.mark.parametrize("data", [{"N": 1}, {}, "rows.csv", 7, [1, 2], [["N", 1]]])
 def test_other_data_are_refused_with_a_remedy(data):
-    with pytest.raises(ValueError, match="is of type .*: pass a list of dicts, one per run, or a"):
+    with pytest.raises(
+        ValueError, match="is of type .*: pass a list of dicts, one per run, a DataFrame"
+    ):
         run_table.to_rows(data)

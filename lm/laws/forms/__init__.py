@@ -7,4 +7,5 @@ isoflop.py           the isoFLOP law through these minima
 compute_optimal.py   lower envelope of learning curves, best allocation of a budget
 data_constrained.py  repeated data; data that pre-training replaces
 downstream.py        loss -> accuracy, in one or two steps
+inference_cost.py    best N and D by the cost of training and inference
 """

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from lm.laws import backtesting, estimation, fit, run_table, solver
+from lm.laws import backtesting, estimation, fit, initial_values, run_table, solver
 from lm.laws.forms import log_linear, power_laws
 
 BASE = ("E", "A", "B", "alpha", "beta")
@@ -184,7 +184,7 @@ def _build_problem(
         columns=columns,
         inputs=["N", "D", "U"],
         objective=lambda loss, delta: solver.curve(model.log_f, loss, delta),
-        starts=estimation.start_grid(
+        starts=initial_values.start_grid(
             grid if options.starts is None else options.starts, free, model.internal
         ),
         lower=np.full(len(free), np.log(1e-3)),

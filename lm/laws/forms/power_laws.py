@@ -12,7 +12,15 @@ from typing import Any
 
 import numpy as np
 
-from lm.laws import backtesting, estimation, fit, option_validation, run_table, solver
+from lm.laws import (
+    backtesting,
+    estimation,
+    fit,
+    initial_values,
+    option_validation,
+    run_table,
+    solver,
+)
 
 COEFFICIENTS, EXPONENTS = ("A", "B", "C", "F"), ("alpha", "beta", "gamma", "zeta")
 MIN_SPREAD = 0.03  # across the main line of the inputs, relative to the spread along it
@@ -292,11 +300,11 @@ def _build_problem(
     terms = model.terms()
     lower, upper, start_lower = model.bounds()
     theta = (
-        estimation.default_starts(
+        initial_values.default_starts(
             log_y, model.free, model.coefficients, model.exponents, model.scale
         )
         if options.starts is None
-        else estimation.start_grid(options.starts, model.free, model.internal)
+        else initial_values.start_grid(options.starts, model.free, model.internal)
     )
     return estimation.FitProblem(
         law=law,

@@ -1,0 +1,252 @@
+"""Fits as JSON files: parameters, draws, data, seed, version, and a hash of the data.
+
+    law_fit.save("law.json")
+    law_fit = laws.load_fit("law.json")      # predicts and prints like the saved fit
+
+The file contains the right side of the law as a formula, see formulas/expressions.py. A loaded fit
+has no refit: `profile` and a new back-test need the rows and the law. A law of two steps is stored
+as its steps.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lm.laws import backtesting, diagnostics, fit, form_uncertainty, run_table
+from lm.laws.forms import downstream
+from lm.laws.formulas import expressions
+from lm.runs import filesystem, provenance
+
+FORMAT = 1
+SPECIAL_FIELDS = (
+    *("values", "refit", "backtester", "output_transform", "data", "expression"),
+    *("form_sampler", "undetermined_at"),
+)
+MAX_FORMULA_ERROR = 1e-9  # relative, between the law and its formula at the rows of the fit
+LINES = ("log_linear", "isoflop", "envelope", "transfer")
+SUMS = ("power", "chinchilla", "overtrained", "one_step")
+ACCURACY = {
+    "x0": "b + a * 0.5 * (1 + tanh(0.5 * k * (L - x0)))",
+    "gamma": "eps - k * exp(-gamma * L)",
+}
+BEST_UNIQUE_SIZE = (
+    "minimum(N, (alpha * A / (beta * B))**(1 / (alpha + beta))"
+    " * ((alpha * A / (beta * B))**(1 / (alpha + beta)) * minimum(U, D))**(beta / alpha))"
+)
+
+
+@dataclasses.dataclass(kw_only=True)
+class SavedFit(fit.Fit):
+    """Fit that was loaded from a file."""
+
+    version: str  # of the package that fitted it
+    data_hash: str  # of the rows, see `hash_data`
+
+
+def save_fit(law_fit: fit.Fit, path: str | Path) -> None:
+    """Write a fit to a JSON file. The suffix of the path must be .json.
+
+    Raises ValueError for a law without a formula: a user-defined function, or a law that its
+    formula does not reproduce.
+    """
+    file = filesystem.open_path(path)
+    if file.suffix != ".json":
+        raise ValueError(f"path={path} must end in .json: a fit is a JSON file")
+    content = _to_content(law_fit)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(content, indent=1, allow_nan=False))
+
+
+def _to_content(law_fit: fit.Fit) -> dict[str, Any]:
+    """Return the JSON values of a fit."""
+    content: dict[str, Any] = {
+        "format": FORMAT,
+        "version": provenance.package_version(),
+        "commit": provenance.git_commit(),
+    }
+    if isinstance(law_fit, downstream.TwoStepFit):
+        return content | {"steps": [_to_content(s) for s in (law_fit.step1, law_fit.step2)]}
+    score, sampler, flat = law_fit.score, law_fit.form_sampler, law_fit.undetermined_at
+    is_flat = isinstance(flat, diagnostics.FlatDirections)
+    return content | {
+        "data_hash": hash_data(law_fit.data),
+        "expression": _checked_formula(law_fit),
+        "has_accuracy_output": law_fit.output_transform is not None,
+        "has_form_uncertainty": sampler is not None,
+        "row_weights": _encode(getattr(sampler, "keywords", {}).get("row_weights")),
+        "flat_directions": _encode(dataclasses.asdict(flat)) if is_flat else None,
+        "data": {
+            "columns": {name: _encode(v) for name, v in law_fit.data.columns.items()},
+            "names": law_fit.data.names,
+            "groups": _encode(law_fit.data.groups),
+            "excluded": [list(pair) for pair in law_fit.data.excluded],
+        },
+        "score": None if score is None else _encode(dataclasses.asdict(score)),
+        "fit": {
+            entry.name: _encode(getattr(law_fit, entry.name))
+            for entry in dataclasses.fields(fit.Fit)
+            if entry.name not in SPECIAL_FIELDS
+        },
+    }
+
+
+def load_fit(path: str | Path) -> fit.Fit:
+    """Load a fit that `save_fit` has written: a SavedFit, or a law of two steps.
+
+    Raises ValueError for a file that is not a fit, and for data that differ from their hash.
+    """
+    file = filesystem.open_path(path)
+    try:
+        content = json.loads(file.read_text())
+        is_fit = content["format"] == FORMAT
+    except FileNotFoundError:
+        raise ValueError(
+            f"path={path} does not exist: pass a file that fit.save has written"
+        ) from None
+    except (ValueError, TypeError, KeyError):
+        is_fit = False
+    if not is_fit:
+        raise ValueError(f"path={path} is not a fit of format {FORMAT}: write it with fit.save")
+    if "steps" in content:
+        return downstream.two_step(*(_from_content(step, path) for step in content["steps"]))
+    return _from_content(content, path)
+
+
+def _from_content(content: dict[str, Any], path: str | Path) -> SavedFit:
+    """Return the fit of JSON values. Raises ValueError if its data differ from their hash."""
+    stored = content["data"]
+    columns = {name: np.asarray(_decode(v), float) for name, v in stored["columns"].items()}
+    groups = np.asarray(_decode(stored["groups"]), int)
+    excluded = [(name, reason) for name, reason in stored["excluded"]]
+    rows: list[Mapping] = [
+        {"name": name, **{column: float(values[i]) for column, values in columns.items()}}
+        for i, name in enumerate(stored["names"])
+    ]
+    data = run_table.RunTable(columns, stored["names"], groups, rows, excluded, [], True)
+    if hash_data(data) != content["data_hash"]:
+        raise ValueError(f"path={path} is damaged: its data differ from their hash. Save it again.")
+    known = {entry.name for entry in dataclasses.fields(fit.Fit)}
+    details = {k: _decode(v) for k, v in content["fit"].items() if k in known}
+    result = SavedFit(
+        **details,
+        data=data,
+        values=expressions.parse_expression(content["expression"]).function_of(details["inputs"]),
+        expression=content["expression"],
+        version=content["version"],
+        data_hash=content["data_hash"],
+    )
+    result.bounds = (float(result.bounds[0]), float(result.bounds[1]))
+    if content["has_accuracy_output"]:
+        chance = result.bounds[0]
+        result.output_transform = lambda values: chance + (1 - chance) * np.exp(-values)
+    if content["score"] is not None:
+        score = backtesting.BacktestScore(**_decode(content["score"]))
+        result.backtester = lambda law_fit: score
+    if content["has_form_uncertainty"]:
+        row_weights = _decode(content["row_weights"])
+        result.form_sampler = functools.partial(
+            form_uncertainty.sample_deviations, row_weights=row_weights
+        )
+    if content["flat_directions"] is not None:
+        result.undetermined_at = diagnostics.FlatDirections(**_decode(content["flat_directions"]))
+    return result
+
+
+def hash_data(data: run_table.RunTable) -> str:
+    """Return the SHA-256 of the names, columns and resampling groups of the rows of a fit."""
+    digest = hashlib.sha256(json.dumps(data.names).encode())
+    for name in sorted(data.columns):
+        digest.update(name.encode())
+        digest.update(np.asarray(data.columns[name], "<f8").tobytes())
+    digest.update(np.asarray(data.groups, "<i8").tobytes())
+    return digest.hexdigest()
+
+
+def _checked_formula(law_fit: fit.Fit) -> str:
+    """Return the formula of a law. Raises ValueError if it does not reproduce the law."""
+    if law_fit.loss == "none":
+        raise ValueError("a law with given coefficients has no rows and cannot be saved")
+    text = _formula(law_fit)
+    if not text:
+        raise ValueError(f"{law_fit.law} has no formula as text and cannot be saved")
+    values = expressions.parse_expression(text).function_of(law_fit.inputs)
+    expected = np.asarray(law_fit.values(law_fit.params, *law_fit.x), float)
+    difference = np.abs(values(law_fit.params, *law_fit.x) - expected)
+    if not (difference <= MAX_FORMULA_ERROR * np.abs(expected)).all():
+        raise ValueError(f"the formula {text!r} does not reproduce {law_fit.law}: it is not saved")
+    return text
+
+
+def _formula(law_fit: fit.Fit) -> str:
+    """Return the right side of a law as text, "" if it has none."""
+    if law_fit.expression:
+        return law_fit.expression
+    if law_fit.law in SUMS:
+        return expressions.power_formula(law_fit.inputs, law_fit.params)
+    if law_fit.law in LINES:
+        return expressions.line_formula(law_fit.inputs)
+    if law_fit.law == "accuracy_from_loss":
+        return ACCURACY["x0" if "x0" in law_fit.params else "gamma"]
+    if law_fit.law == "data_constrained":
+        return _repeated_data_formula(law_fit)
+    return ""
+
+
+def _repeated_data_formula(law_fit: fit.Fit) -> str:
+    """Return the law of repeated data, with the numbers of its base law that are not fitted."""
+
+    def effective(fresh: str, amount: str, constant: str) -> str:
+        repeats = f"maximum({amount} / {fresh} - 1, 0)"
+        return f"{fresh} * (1 + {constant} * (1 - exp(-{repeats} / {constant})))"
+
+    size = "N"
+    if "R_N" in law_fit.params:
+        size = effective(f"({BEST_UNIQUE_SIZE})", "N", "R_N")
+    tokens = effective("minimum(U, D)", "D", "R_D")
+    text = f"E + A * ({size})**-alpha + B * ({tokens})**-beta"
+    base = {k: v for k, v in getattr(law_fit, "base", {}).items() if k not in law_fit.params}
+    if "beta" not in law_fit.params and "beta" not in base:
+        text = _rename(text, {"beta": "alpha"})
+    return _rename(text, {name: repr(float(value)) for name, value in base.items()})
+
+
+def _rename(text: str, names: Mapping[str, str]) -> str:
+    """Replace names in a formula, all at once."""
+    return re.sub(r"(?<![\w.])[A-Za-z_]\w*", lambda match: names.get(match[0], match[0]), text)
+
+
+def _encode(value: Any) -> Any:
+    """Convert a field to JSON values. Arrays and non-finite numbers become objects."""
+    if isinstance(value, np.ndarray):
+        return {"array": [_encode(v) for v in value.tolist()]}
+    if isinstance(value, Mapping):
+        return {"map": {str(k): _encode(v) for k, v in value.items()}}
+    if isinstance(value, (list, tuple)):
+        return [_encode(v) for v in value]
+    if isinstance(value, np.generic):
+        return _encode(value.item())
+    if isinstance(value, float) and not np.isfinite(value):
+        return {"number": repr(value)}
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    raise ValueError(f"a fit with a field of type {type(value).__name__} cannot be saved")
+
+
+def _decode(value: Any) -> Any:
+    """Return the field that `_encode` has converted."""
+    if isinstance(value, list):
+        return [_decode(v) for v in value]
+    if not isinstance(value, dict):
+        return value
+    if "array" in value:
+        return np.array(_decode(value["array"]))
+    if "number" in value:
+        return float(value["number"])
+    return {k: _decode(v) for k, v in value["map"].items()}

@@ -1,0 +1,130 @@
+"""Tests of saved fits."""
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lm import laws
+from lm.laws.reporting import saved_fit
+
+POWERS: dict[str, Any] = {"n": "n", "d": "d", "y": "loss", "bootstrap": 50}
+
+
+def rows():
+    rng = np.random.default_rng(0)
+    return [
+        {
+            "name": f"{n:.3g}x{m}",
+            "n": n,
+            "d": n * m,
+            "u": n * min(m, 30),
+            "flops": 6 * n * n * m,
+            "loss": (loss := (1.8 + 300 * n**-0.34 + 700 * (n * m) ** -0.28))
+            * np.exp(0.003 * rng.standard_normal()),
+            "acc": 0.25 + 0.7 / (1 + np.exp(6 * (loss - 2.7))) + 0.005 * rng.standard_normal(),
+        }
+        for n in np.geomspace(1e7, 1e9, 6)
+        for m in (5, 10, 20, 40, 80)
+    ]
+
+
+def isoflop_rows():
+    rng = np.random.default_rng(0)
+    return [
+        {"flops": c, "n": n, "loss": 2 + 0.05 * np.log(n / c**0.5) ** 2 + 0.001 * rng.normal()}
+        for c in (1e16, 1e17, 1e18)
+        for n in np.geomspace(0.2, 5, 7) * c**0.5
+    ]
+
+
+def two_step():
+    step1 = laws.chinchilla(rows(), **POWERS)
+    return laws.two_step(step1, laws.accuracy_from_loss(rows(), "loss", "acc", bootstrap=50))
+
+
+FITS = {
+    "chinchilla": lambda: laws.chinchilla(rows(), **POWERS),
+    "tied": lambda: laws.chinchilla(rows(), **POWERS, tied=True),
+    "no floor": lambda: laws.power(rows(), x=["n", "d"], y="loss", floor=False, bootstrap=50),
+    "overtrained": lambda: laws.overtrained(rows(), **POWERS),
+    "isoflop": lambda: laws.isoflop(isoflop_rows(), x="n", y="loss", bootstrap=50),
+    "line": lambda: laws.log_linear(rows(), x=["n", "d"], y="loss", bootstrap=50),
+    "accuracy": lambda: laws.accuracy_from_loss(rows(), "loss", "acc", bootstrap=50),
+    "exponential": lambda: laws.accuracy_from_loss(
+        rows(), "loss", "acc", "exponential", bootstrap=50
+    ),
+    "two steps": two_step,
+    "one step": lambda: laws.one_step(rows(), y="acc", chance=0.2, bootstrap=50),
+    "repeated": lambda: laws.data_constrained(
+        rows(), n="n", d="d", unique="u", y="loss", bootstrap=50,
+        base={"E": 1.8, "A": 300, "B": 700, "alpha": 0.34, "beta": 0.28}),
+    "custom": lambda: laws.custom(
+        rows(), "E + A * N**-alpha", {"N": "n"}, "loss", {"E": 1, "A": 100, "alpha": 0.3},
+        bounds={"E": (0, None)}, priors={"alpha": (0.34, 0.1)}, bootstrap=50),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FITS)
+def test_loaded_fit_predicts_and_prints_like_the_saved_fit(name, tmp_path):
+    fit = FITS[name]()
+    fit.save(tmp_path / "fit.json")
+    loaded = laws.load_fit(tmp_path / "fit.json")
+    assert str(loaded) == str(fit)
+    point = {"L": 2.6, "N": 3e9, "D": 6e10, "U": 2e10}
+    inputs = [point.get(letter, 1e9) for letter in fit.inputs]
+    before, after = fit.predict(*inputs), loaded.predict(*inputs)
+    np.testing.assert_allclose(
+        [after.value, after.lo, after.hi], [before.value, before.lo, before.hi], rtol=1e-9
+    )
+    assert after.note == before.note
+    assert loaded.seed == fit.seed
+    if name != "two steps":
+        assert loaded.version and len(loaded.data_hash) == 64
+    loaded.save(tmp_path / "again.json")
+    assert (tmp_path / "again.json").read_text() == (tmp_path / "fit.json").read_text()
+
+
+def test_loaded_law_allocates_a_budget(tmp_path):
+    fit = FITS["chinchilla"]()
+    fit.save(tmp_path / "fit.json")
+    assert laws.allocation(laws.load_fit(tmp_path / "fit.json"), 1e21) == laws.allocation(fit, 1e21)
+
+
+def test_hash_depends_on_the_data():
+    first, second = (laws.power(r, x="n", y="loss", bootstrap=0) for r in (rows(), rows()[1:]))
+    assert saved_fit.hash_data(first.data) != saved_fit.hash_data(second.data)
+
+
+def test_changed_data_are_reported(tmp_path):
+    path = tmp_path / "fit.json"
+    laws.power(rows(), x="n", y="loss", bootstrap=0).save(path)
+    content = json.loads(path.read_text())
+    content["data"]["columns"]["loss"]["array"][0] += 1e-6
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="its data differ from their hash"):
+        laws.load_fit(path)
+
+
+@pytest.mark.parametrize("text", ["", "[1]", '{"format": 99}', "{}"])
+def test_other_files_are_refused(text, tmp_path):
+    (tmp_path / "x.json").write_text(text)
+    with pytest.raises(ValueError, match="is not a fit of format 1"):
+        laws.load_fit(tmp_path / "x.json")
+    with pytest.raises(ValueError, match="does not exist"):
+        laws.load_fit(tmp_path / "absent.json")
+
+
+def test_functions_and_other_suffixes_are_refused(tmp_path):
+    def form(N, E, A):
+        return E + A / N
+
+    starts = {"E": 1.0, "A": 1e7}
+    fit = laws.custom(rows(), form, {"N": "n"}, "loss", starts, bootstrap=0)
+    with pytest.raises(ValueError, match="custom has no formula as text and cannot be saved"):
+        fit.save(tmp_path / "fit.json")
+    with pytest.raises(ValueError, match="must end in .json"):
+        fit.save(tmp_path / "fit.pkl")
+    with pytest.raises(ValueError, match="given coefficients has no rows"):
+        laws.given("hoffmann2022").save(tmp_path / "fit.json")

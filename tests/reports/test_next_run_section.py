@@ -1,0 +1,42 @@
+"""Tests of the next runs of a sweep."""
+
+import pytest
+from fixtures import made_up_sweep
+
+from lm.reports import next_run_section, report_sections, summary
+
+
+def test_next_run_narrows_the_target_of_an_unfinished_sweep(tmp_path):
+    folder = made_up_sweep.sweep(tmp_path, status={"1.6M": ("running", "")})
+    sweep = summary.load_summary(folder)
+    plan = next_run_section.plan_next_runs(sweep)
+    assert plan.is_sweep_target and plan.target == {"N": made_up_sweep.SIZES["1.6M"]}
+    assert plan.budget == pytest.approx(max(row["flops"] for row in plan.law_fit.data.rows))
+    assert plan.advice.flops <= plan.budget and plan.advice.after < plan.advice.before
+    assert plan.describe_target() == "N = 1.61M (the target of the sweep)"
+
+
+def test_target_of_a_finished_sweep_is_larger_than_its_runs(tmp_path):
+    sweep = summary.load_summary(made_up_sweep.isoflop(tmp_path))
+    plan = next_run_section.plan_next_runs(sweep, n_runs=2)
+    n, d = plan.law_fit.x
+    assert not plan.is_sweep_target and len(plan.advice.runs) == 2
+    ratio = plan.target["N"] * plan.target["D"] / (n.max() * d.max())
+    assert ratio == pytest.approx(10)
+
+
+def test_section_has_a_row_per_budget(tmp_path):
+    sweep = summary.load_summary(made_up_sweep.sweep(tmp_path))
+    text = str(report_sections.all_sections(sweep)["Next run"])
+    assert text.count("<tr>") == 1 + len(next_run_section.BUDGET_FACTORS)
+    assert "nearest size of the ladder" in text and "if the form of the law is right" in text
+
+
+def test_section_of_a_sweep_without_law_has_the_reason(tmp_path):
+    folder = made_up_sweep.sweep(tmp_path, missing=("60K", "120K", "300K", "700K"), predict=False)
+    text = str(next_run_section.next_runs(summary.load_summary(folder)))
+    assert "No advice: the sweep has no law" in text
+
+
+def test_nearest_size_of_the_ladder():
+    assert next_run_section.nearest_ladder_size(1.01e6) == "1M"
