@@ -1,6 +1,5 @@
 """Coordinate check: compare the first training steps across widths and depths.
 
-    uv run python -m experiments.coordinate_check --config=configs/base.py:10K
     uv run python -m experiments.coordinate_check --config=configs/base.py:10K \
         --widths=1,4 --depths= --steps=4
 
