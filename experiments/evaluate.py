@@ -2,7 +2,7 @@
 
 uv run python -m experiments.evaluate --run=runs/quickstart/600K
 uv run python -m experiments.evaluate --run=runs/quickstart/600K --sources='{"text:lm": 1}'
-uv run python -m experiments.evaluate --run=runs/quickstart/600K \
+uv run python -m experiments.evaluate --run=runs/quickstart/600K \\
     --tasks="copy?length=4 file:notebooks/data/examples/capitals"
 
 The text is encoded by the tokenizer in the run directory. Up to --n_sequences rows are evaluated
