@@ -1,7 +1,6 @@
 """Coordinate check: compare the first training steps across widths and depths.
 
-    uv run python -m experiments.coordinate_check --config=configs/base.py:10K
-    uv run python -m experiments.coordinate_check --config=configs/base.py:10K \
+    uv run python -m experiments.coordinate_check --config=configs/base.py:10K \\
         --widths=1,4 --depths= --steps=4
 
 The command prints, for each parametrization, the exponents with which activations and their changes

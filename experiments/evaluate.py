@@ -2,12 +2,12 @@
 
 uv run python -m experiments.evaluate --run=runs/quickstart/600K
 uv run python -m experiments.evaluate --run=runs/quickstart/600K --sources='{"text:lm": 1}'
-uv run python -m experiments.evaluate --run=runs/quickstart/600K \
+uv run python -m experiments.evaluate --run=runs/quickstart/600K \\
     --tasks="copy?length=4 file:notebooks/data/examples/capitals"
 
-The text is encoded by the tokenizer in the run directory. All documents of a source are evaluated;
-of a source that the run was trained on, only its held-out part. The records of the run change only
-with --keep.
+The text is encoded by the tokenizer in the run directory. Up to --n_sequences rows are evaluated
+per source: of all its documents, or of its held-out part if the run was trained on it. The records
+of the run change only with --keep.
 """
 
 import dataclasses

@@ -1,6 +1,6 @@
 """Export a checkpoint of a run as a folder for Hugging Face `transformers`.
 
-uv run python -m experiments.export --run=runs/quickstart/600K --out=out/600K
+uv run python -m experiments.export --run=runs/quickstart/250K --out=out/250K
 """
 
 import os

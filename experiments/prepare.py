@@ -3,7 +3,7 @@
 uv run python -m experiments.prepare --config=configs/base.py
 uv run python -m experiments.prepare --config=configs/base.py --sources='{"text:lm": 1}'
 uv run python -m experiments.prepare --sweep=configs/sweeps/quickstart.py
-uv run python -m experiments.prepare --config=configs/base.py --config.data.tokenizer=bpe:512 \
+uv run python -m experiments.prepare --config=configs/base.py --config.data.tokenizer=bpe:512 \\
     --num_workers=2
 uv run python -m experiments.prepare --config=configs/base.py --from_prompts=feedback.jsonl
 """

@@ -2,8 +2,9 @@
 
 uv run python -m experiments.sample --run=runs/quickstart/600K --prompt="def f("
 uv run python -m experiments.sample --run=runs/quickstart/600K --temperature=0.8 --top_p=0.95
-uv run python -m experiments.sample --run=runs/quickstart/600K --prompt="import " --n=4 --json
-uv run python -m experiments.sample --run=runs/tuned/quickstart-100K-instructed --template=chat \
+uv run python -m experiments.sample --run=runs/quickstart/600K --prompt="import " --n=4 \\
+    --temperature=0.8 --json
+uv run python -m experiments.sample --run=runs/tuned/quickstart-100K-instructed --template=chat \\
     --feedback_file=feedback.jsonl
 
 Without --prompt, the command reads prompts from the terminal. --template=chat is for runs that were

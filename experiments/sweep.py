@@ -183,7 +183,7 @@ def train_pending(
 
 
 def run_worker(runs: list[schema.Run]) -> int:
-    """Train runs until none is ready. The last worker writes the report. Return the exit status."""
+    """Train runs until no run is ready, then write the report. Return the exit status."""
     from lm.parallel import distributed
     from lm.sweeps import slurm, workers
     from lm.sweeps.planning import hardware

@@ -3,8 +3,8 @@
     run = load_run_file("configs/base.py:100K", ["optim.lr=0.01"])
     runs = load_sweep_file("configs/sweeps/quickstart.py")
 
-Every error of a file is raised as ConfigError in one line: the file, the line and the problem. A
-path that begins with configs/ also names a file that is installed with lm-scaling.
+Every error of a file is raised as ConfigError in one line: the file, the line if it is known, and
+the problem. A path that begins with configs/ also names a file that is installed with lm-scaling.
 """
 
 import difflib

@@ -138,7 +138,7 @@ def resolved_model(run: schema.Run) -> schema.Model:
     if not vocab_size:
         raise schema.ConfigError(
             f"model.vocab_size=0 needs the file of data.tokenizer={run.data.tokenizer!r}: set"
-            " model.vocab_size, or call tokenizers.resolve_vocab_size(run)"
+            " model.vocab_size, or call run_tokenizer.resolve_tokenizer(run)"
         )
     return dataclasses.replace(run.model, vocab_size=vocab_size)
 

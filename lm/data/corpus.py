@@ -35,7 +35,7 @@ from lm.data.filters import blocked_ngrams, decontamination
 from lm.data.sources import documents, readers, source_files
 
 FORMAT = 2  # Part of every key. Increase it if the same source would give other tokens.
-WORD_FORMAT = 2  # The same for the rules that count words: filters, near-duplicates, n-grams.
+WORD_FORMAT = 2  # Part of keys whose filters count words. Increase it if they change.
 SPLITS = staging.SPLITS
 SAMPLE_BYTES = 32_000_000  # bytes of text, over all sources, that train a tokenizer
 REPORT_SECONDS = 0.2  # minimum time between progress reports

@@ -4,7 +4,8 @@
     split.is_heldout(document)
 
 The text of a document decides. A source of text files is split by file: the first piece of a file
-decides for all its pieces. A source of one file is split by piece, because it has no other unit.
+decides for all its pieces. A source is split by piece if it has one file, or if all its files begin
+with the same piece.
 """
 
 import dataclasses
@@ -74,8 +75,8 @@ def plan_split(source: str, fraction: float) -> Split:
 
     If the hashes of a text source would leave the held-out side empty, the file with the smallest
     hash is held out, but not the largest file. If they would leave the training side empty, the
-    largest file is trained on. Only first pieces are read, and only until both sides have a file.
-    Raises ValueError if the source does not exist.
+    largest file is trained on. For several files, only first pieces are read. For a source split by
+    piece, pieces are read until both sides have one. Raises ValueError for a missing source.
     """
     if not source.startswith(FILE_PREFIX):
         return Split(fraction)

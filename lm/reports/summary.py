@@ -188,7 +188,7 @@ def fit_compute_law(rows) -> tuple[Any, str]:
     """
     finished = run_selection.finished_with(rows, records.FLOPS, records.LOSS)
     tokens = [row[records.TOKENS] for row in finished if records.is_finite(row.get(records.TOKENS))]
-    if len(tokens) > 1 and min(tokens) >= run_selection.BUDGET_TOLERANCE * max(tokens):
+    if len(tokens) > 1 and min(tokens) >= run_selection.MIN_BUDGET_RATIO * max(tokens):
         count = style.format_si(max(tokens))
         reason = f"all runs have {count} tokens, so compute depends on the size alone"
         return None, f"{reason}: see the law of size"

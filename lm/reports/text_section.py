@@ -7,7 +7,6 @@ from markupsafe import Markup
 from lm.reports import html, summary
 from lm.runs import records, short_names
 
-MIN_HELDOUT_DOCUMENTS = 50  # with fewer, the held-out loss depends on the choice of documents
 COLUMNS = {
     "documents.train": "training documents",
     "documents.heldout": "held-out documents",
@@ -32,12 +31,8 @@ def text_documents(sweep: summary.SweepSummary) -> Markup:
         text = f"Sources: {shown}. These runs do not record the number of held-out documents."
         return html.paragraph(text, "muted")
     lines = [{key: line[key] for key in columns} for line in lines]
-    notes = [
-        f"{line['source']} has only {line['held-out documents']} held-out documents, below"
-        f" {MIN_HELDOUT_DOCUMENTS}: its loss depends on the choice of these documents."
-        for line in lines
-        if (line.get("held-out documents") or MIN_HELDOUT_DOCUMENTS) < MIN_HELDOUT_DOCUMENTS
-    ]
+    warnings = [text for row in sweep.rows for text in row.get("corpus.warnings", ())]
+    notes = list(dict.fromkeys(warnings))
     formats = dict.fromkeys(columns[1:], "{:,}".format) | {"other documents dropped": str}
     return html.join_html(
         [html.html_table(lines, formats), *(html.paragraph(note, "note") for note in notes)]

@@ -68,7 +68,7 @@ def describe_invalid_lines(run_dir: str | Path) -> list[str]:
 def _parse_line(line: str) -> dict | None:
     """Return the row of a line, or None if the line is invalid."""
     try:
-        line.encode()  # fails for the surrogates that stand for invalid bytes
+        line.encode()  # fails for the surrogates that represent invalid bytes
         row = json.loads(line)
     except ValueError:
         return None

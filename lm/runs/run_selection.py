@@ -11,7 +11,7 @@ from typing import NamedTuple
 from lm.runs import records
 
 MIN_BUDGETS = 3  # token budgets that a law of size and tokens needs
-BUDGET_TOLERANCE = 0.99  # token counts whose ratio is above this belong to one token budget
+MIN_BUDGET_RATIO = 0.99  # token counts whose ratio is above this belong to one token budget
 
 
 def describe_others(others: Sequence[Mapping]) -> str:
@@ -88,12 +88,12 @@ def largest_token_budget(runs: Sequence[dict], x: str = records.N_PARAMS) -> Bud
         largest[row[x]] = max(largest.get(row[x], 0), row[records.TOKENS])
 
     def has_budget(row: dict, n_tokens: float) -> bool:
-        return row[records.TOKENS] >= BUDGET_TOLERANCE * n_tokens
+        return row[records.TOKENS] >= MIN_BUDGET_RATIO * n_tokens
 
     if all(has_budget(row, largest[row[x]]) for row in finished):
         return BudgetSelection(list(runs), True, None)
     n_tokens = max(largest.values())
-    sizes = [size for size in largest if largest[size] >= BUDGET_TOLERANCE * n_tokens]
+    sizes = [size for size in largest if largest[size] >= MIN_BUDGET_RATIO * n_tokens]
     if 2 * len(sizes) >= len(largest):
         selected = [row for row in finished if has_budget(row, n_tokens)]
         return BudgetSelection(selected, False, n_tokens)

@@ -41,7 +41,7 @@ def shorten_sources(sources: Sequence[str]) -> dict[str, str]:
 def shorten_task(task: str) -> str:
     """Return a short name of a task: file:my/tasks/piqa?shots=2&n=100 -> piqa?shots=2.
 
-    The short name has no options n and seed, and no folder of a file.
+    The short name omits the options n and seed, and the folders of a file.
     """
     source, _, query = task.partition("?")
     options = [text for text in query.split("&") if not text.startswith(("n=", "seed="))]

@@ -378,7 +378,8 @@ def _recorded_reason(run: schema.Run) -> str:
 def _has_failed(facts: dict, options: WorkerOptions) -> bool:
     """Return True if a run has diverged or has used all its attempts of this submission.
 
-    facts: of a run that is not in training. With the status running, its last process died too.
+    facts: of a run that is not in training. If its status is still running,
+    its last process died without a record.
     """
     n_failed = facts.get("failed_in", []).count(options.submission)
     n_crashed = facts.get("crashed_in", []).count(options.submission)

@@ -248,7 +248,10 @@ def _job_groups(runs: list[schema.Run]) -> list[list[schema.Run]]:
 
 
 def _submit(script: Path, previous_job: str, options: JobOptions) -> str:
-    """Submit a script and return its "id" or "id;cluster". It waits for the previous job."""
+    """Submit a script and return its "id" or "id;cluster".
+
+    The job starts after the previous job has ended.
+    """
     dependency = [f"--dependency=afterany:{previous_job}"] if previous_job else []
     result = subprocess.run(
         ["sbatch", "--parsable", *dependency, str(script)], capture_output=True, text=True

@@ -107,7 +107,7 @@ def split_devices(
 
 
 def check_devices(expected: Devices) -> None:
-    """Raise ValueError if this process does not have the expected devices.
+    """Raise ValueError if this process has another platform, or another number of GPUs.
 
     JAX uses the CPU without an error if a GPU does not exist.
     """

@@ -349,7 +349,7 @@ def test_unspaced_text_is_not_short(tmp_path):
 
 
 def test_added_file_may_change_the_split_of_a_staged_corpus(tmp_path, monkeypatch):
-    """Of two files, the smaller is held out, until a third file has a smaller hash."""
+    """The smaller of two files is held out, until a third file has a smaller hash."""
     (tmp_path / "text").mkdir()
     for name, n in (("a", 900), ("b", 1000), ("c", 10)):
         lines = [f"file {name} line {j} of the text\n\n" for j in range(n)]

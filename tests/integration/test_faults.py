@@ -150,8 +150,14 @@ def test_changed_text_is_rejected_before_a_step(tiny, tmp_path):
 
 
 @pytest.fixture
-def poisoned(tiny, built_anew, monkeypatch) -> schema.Run:
-    """Return a run whose loss is nan for about one batch of eight."""
+def poisoned(tiny, text_file, built_anew, tmp_path, monkeypatch) -> schema.Run:
+    """Return a run whose loss is nan for the batches 3 and 10, on every machine.
+
+    The name of the source determines the order of the rows. A relative name is the same everywhere.
+    """
+    shutil.copytree(text_file, tmp_path / "texts")
+    monkeypatch.chdir(tmp_path)
+    tiny.data.sources, tiny.data.cache_dir = {"text:texts": 1.0}, str(tmp_path / "data")
     cross_entropy = transformer.cross_entropy
 
     def poisoned_cross_entropy(logits, targets):

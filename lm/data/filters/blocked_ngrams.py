@@ -35,7 +35,8 @@ def decontamination_sources(data: schema.Data) -> list[str]:
 def write_blocked_ngrams(path: Path, data: schema.Data, read: ReadSource, workers: int = 1) -> None:
     """Write the sorted hashes of the blocked n-grams to `path`, unless the file exists.
 
-    read: yields the documents of a source. Each source is read twice. workers: number of processes.
+    read: yields the documents of a source. Each source of data.sources is read
+    twice. workers: number of processes.
     """
     if path.exists():
         return

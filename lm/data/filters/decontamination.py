@@ -8,7 +8,7 @@ blocked, unless it occurs in more than MAX_NGRAM_DOCUMENTS training documents: l
 common phrases do. blocked_ngrams.py writes their index. A blocked n-gram is cut out together with
 WINDOW_CHARACTERS on each side. Pieces shorter than MIN_PIECE_CHARACTERS are dropped. A document
 that falls into more than MAX_PIECES pieces is dropped. A conversation with a blocked n-gram is
-dropped, because a piece of it is no conversation.
+dropped, because a piece of a conversation is not a valid conversation.
 """
 
 import collections

@@ -170,7 +170,7 @@ def _first_shots(
 ) -> dict[str, dict[str, list[Turn]]]:
     """Return the first shots + 1 examples of each task that may be shots, as {task: {text: turns}}.
 
-    One more than `shots`, because an example is not its own shot.
+    The number is shots + 1, because an example is not its own shot.
     """
     first_shots: dict[str, dict[str, list[Turn]]] = {}
     for example in chat_examples(source, lambda _: None):

@@ -260,7 +260,7 @@ def _cut_line(line: bytes, max_bytes: int) -> list[bytes]:
 
 
 def decode_text(raw: bytes, where: str, start: int = 0) -> str:
-    """Decode UTF-8 without a byte order mark. `start` is the position of `raw` in its file.
+    """Decode UTF-8 and remove a byte order mark. `start` is the position of `raw` in its file.
 
     Raises ValueError with `where` and the position of NUL or of the first invalid byte.
     """

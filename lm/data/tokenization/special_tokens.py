@@ -70,9 +70,8 @@ def write_special_tokens(folder: str | Path, special: SpecialTokens) -> None:
 
 
 def _read_object(path: Path) -> dict:
-    """Return the JSON object of a file; empty if the file is missing or contains another value."""
-    values = records.read_json(path) if path.exists() else {}
-    return values if isinstance(values, dict) else {}
+    """Return the JSON object of a file, or {} without the file. Raises ValueError if invalid."""
+    return records.read_json(path) if path.exists() else {}
 
 
 def _token_ids(path: Path, value: object) -> list[int]:

@@ -170,8 +170,8 @@ def _comparable_runs(rows, fit, prediction) -> list[dict]:
     tokens = [row[records.TOKENS] for row in fitted if records.is_finite(row.get(records.TOKENS))]
     if not tokens:
         return list(rows)
-    low = run_selection.BUDGET_TOLERANCE * min(tokens)
-    high = max(tokens) / run_selection.BUDGET_TOLERANCE
+    low = run_selection.MIN_BUDGET_RATIO * min(tokens)
+    high = max(tokens) / run_selection.MIN_BUDGET_RATIO
     runs = run_selection.without_trunks(rows)
     return [row for row in runs if low <= row.get(records.TOKENS, low) <= high]
 
