@@ -45,6 +45,12 @@ PROPERTIES = {
 }  # fmt: skip
 # Columns that change corpus.hash. If a law has one of them as an input, the rows differ on purpose.
 CORPUS_INPUTS = ("unique_tokens", "data.unique_tokens", "data.seq_len")
+# Columns of the training settings, and names that published tables use. Replicates have equal ones.
+SETTING_PREFIXES = ("model.", "optim.")
+SETTINGS = (
+    *("data.batch_size", "batch_size", "lr", "learning_rate", "max_lr", "peak_lr"),
+    *("optimizer", "schedule", "warmup", "warmup_steps", "weight_decay", "dropout"),
+)
 MAX_NAMES = 3  # names per value in a message about different rows
 
 
@@ -62,6 +68,29 @@ class RunTable:
 
     def __len__(self) -> int:
         return len(self.names)
+
+    def replicates(self, inputs: Sequence[np.ndarray]) -> np.ndarray:
+        """Return a number per row [n]. Rows with equal inputs and equal settings share a number.
+
+        inputs: arrays [n]. Such rows differ only in their seed. Runs with another learning rate
+        are no replicates: see `training_settings`.
+        """
+        points = np.stack(inputs, 1).tolist()
+        keys = [
+            repr((point, training_settings(row)))
+            for point, row in zip(points, self.rows, strict=True)
+        ]
+        return np.unique(keys, return_inverse=True)[1].ravel()
+
+    def highest_in_group(self, levels: np.ndarray) -> np.ndarray:
+        """Return the highest of the integers `levels` in the group of each row, [n].
+
+        A back-test fits only groups without a row above its level: a branch above it shares most
+        of its training with its trunk's other branches.
+        """
+        highest = np.zeros(self.groups.max() + 1, int)
+        np.maximum.at(highest, self.groups, levels)
+        return highest[self.groups]
 
     def take(self, index: np.ndarray) -> "RunTable":
         """Return a table of the rows with the numbers in `index`, integers [k]. Rows may repeat."""
@@ -109,6 +138,42 @@ def trunk_name(row: Mapping) -> str:
     return _text(row.get("start.run")) if row.get("start.restore") == "full_state" else ""
 
 
+def training_settings(row: Mapping) -> tuple[tuple[str, str], ...]:
+    """Return (column, text) of the model, optimizer and batch size of a row, sorted by column."""
+    columns = [
+        column
+        for column in row
+        if isinstance(column, str) and (column.startswith(SETTING_PREFIXES) or column in SETTINGS)
+    ]
+    return tuple((column, _text(row[column])) for column in sorted(columns) if _text(row[column]))
+
+
+def select_tuned(rows: Rows, inputs: Sequence[str], y: str) -> list[Mapping]:
+    """Return, per value of the inputs, the rows with the settings of the lowest mean `y`.
+
+    inputs: columns of a law, such as parameters and tokens. Rows with the same settings differ only
+    in their seed (see `training_settings`). A law of tuned runs has no rows with other learning
+    rates, whose losses are higher. Rows with values of the inputs at which no row has a finite `y`
+    are returned too.
+    """
+    rows = to_rows(rows)
+    points = [tuple(to_number(row.get(column)) for column in inputs) for row in rows]
+    losses: dict[tuple, dict[tuple, list[float]]] = {}
+    for row, point in zip(rows, points, strict=True):
+        if np.isfinite(to_number(row.get(y))):
+            by_settings = losses.setdefault(point, {})
+            by_settings.setdefault(training_settings(row), []).append(to_number(row[y]))
+    tuned = {
+        point: min(by_settings, key=lambda settings: float(np.mean(by_settings[settings])))
+        for point, by_settings in losses.items()
+    }
+    return [
+        row
+        for row, point in zip(rows, points, strict=True)
+        if point not in tuned or training_settings(row) == tuned[point]
+    ]
+
+
 def select_columns(
     rows: Rows,
     columns: Sequence[str],
@@ -121,9 +186,9 @@ def select_columns(
 
     `where` is the inclusion rule: a function of the row, or a mapping from columns to the required
     value or list of values. Report the rule: five runs can change an exponent by 0.09. Rows with
-    the same value of the column `group` are resampled together (checkpoints of a run). Without
-    `group`, rows with the same name are resampled together, and so are the branches of a trunk run,
-    which share its noise. The trunk run is excluded because its learning rate never decays.
+    the same value of the column `group` are resampled together. Without `group`, these are the
+    branches of a trunk run, which share its noise, and rows with the same `run` or `name`, such as
+    checkpoints. The trunk run is excluded because its learning rate never decays.
 
     mixed: True, or the names of PROPERTIES in which the rows may differ, see `check_comparable`.
     Raises ValueError for a column that no row has, for values <= 0 (< 0 in `may_be_zero`), for
@@ -267,13 +332,17 @@ def _resampling_groups(
     rows: list[Mapping], names: list[str], group: str | None
 ) -> tuple[np.ndarray, list[str]]:
     """Return the group of each row, and a warning if some rows share a group."""
-    shared = [trunk_name(row) if group is None else str(row.get(group, "")) for row in rows]
+    shared = [
+        trunk_name(row) or _text(row.get("run")) if group is None else str(row.get(group, ""))
+        for row in rows
+    ]
     labels = [label or name for label, name in zip(shared, names, strict=True)]
     groups = np.unique(labels, return_inverse=True)[1]
     n_groups = groups.max() + 1
     if n_groups == len(rows):
         return groups, []
-    kind = f"values of {group}" if group else "trunks" if any(shared) else "names"
+    kind = "trunks" if any(trunk_name(row) for row in rows) else "run names"
+    kind = f"values of {group}" if group else kind
     return groups, [
         f"{len(rows)} rows have {n_groups} {kind}: rows with the same value are resampled together"
     ]
@@ -321,61 +390,6 @@ def _list_values(
     items = [f"{names[i]} ({values[i]:g})" for i in np.flatnonzero(is_wrong)]
     more = f" and {len(items) - n_shown} more" if len(items) > n_shown else ""
     return ", ".join(items[:n_shown]) + more
-
-
-def final_evaluations(
-    rows: Rows, columns: Sequence[str], run: str = "run", order: str = "tokens", last: int = 5
-) -> list[dict]:
-    """Return one row per run: its last evaluation, with means of `columns` over the last `last`.
-
-    This is step 1 of Bhagia et al. 2024 (arXiv:2412.04403). The mean reduces noise, but it has a
-    bias if the loss still falls. Rows of a run are sorted by `order`.
-    """
-    result = []
-    for curve in learning_curves(rows, run, order):
-        row = dict(curve[-1])
-        for column in columns:
-            row[column] = float(np.mean([to_number(r.get(column)) for r in curve[-last:]]))
-        result.append(row)
-    return result
-
-
-def smooth_evaluations(
-    rows: Rows,
-    columns: Sequence[str],
-    run: str = "run",
-    order: str = "tokens",
-    drop: float = 0.1,
-    window: int = 5,
-) -> list[dict]:
-    """Return the evaluations after the first fraction `drop` of each run, as trailing means.
-
-    The number of dropped evaluations is rounded up. The mean of each of `columns` is over the last
-    `window` evaluations, fewer at the start of a run (step 2 of Bhagia et al. 2024).
-    """
-    result = []
-    for curve in learning_curves(rows, run, order):
-        late = curve[int(np.ceil(drop * len(curve))) :]
-        for i, row in enumerate(late):
-            recent = late[max(0, i + 1 - window) : i + 1]
-            means = {
-                column: float(np.mean([to_number(r.get(column)) for r in recent]))
-                for column in columns
-            }
-            result.append({**row, **means})
-    return result
-
-
-def learning_curves(rows: Rows, run: str, order: str) -> list[list[Mapping]]:
-    """Group rows by run, sorted by `order`; runs are in the order of their first row."""
-    groups: dict[str, list[Mapping]] = {}
-    for i, row in enumerate(to_rows(rows)):
-        if run not in row:
-            raise ValueError(
-                f"row {i} has no column {run!r}: set run= to the column with the name of the run"
-            )
-        groups.setdefault(str(row[run]), []).append(row)
-    return [sorted(group, key=lambda row: to_number(row.get(order))) for group in groups.values()]
 
 
 def column_letter(column: str, i: int, columns: Sequence[str]) -> str:
