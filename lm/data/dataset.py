@@ -29,7 +29,8 @@ class TokenDataset:
     """Batches of a mixture of token files. Every method is a pure function of its arguments.
 
     Attributes: data, the config; sources, the sources with training rows, sorted; weights, {source:
-    rows per mixture.PATTERN rows}; manifests, {source: manifest}; train_files, {source: rows}.
+    rows per mixture.PATTERN rows}; manifests, {source: manifest}; train_files and heldout_files,
+    {source: rows}.
     """
 
     def __init__(self, data: schema.Data, seed: int, manifests: dict[str, corpus.Manifest]):
@@ -40,7 +41,7 @@ class TokenDataset:
         self.train_files: dict[str, np.ndarray | packing.PackedDocuments] = {
             name: open_rows(data, manifests[name], "train", self.tokenizer) for name in self.sources
         }
-        self._heldout_files = {
+        self.heldout_files = {
             name: open_rows(data, manifest, "heldout", self.tokenizer)
             for name, manifest in manifests.items()
         }
@@ -121,9 +122,9 @@ class TokenDataset:
 
         Raises ValueError for an unknown source.
         """
-        if source not in self._heldout_files:
-            raise ValueError(schema.suggest_names(source, list(self._heldout_files)))
-        rows = self._heldout_files[source]
+        if source not in self.heldout_files:
+            raise ValueError(schema.suggest_names(source, list(self.heldout_files)))
+        rows = self.heldout_files[source]
         if not len(rows):
             return np.zeros((0, self.data.seq_len + 1), np.int32)
         positions = np.arange(min(n, len(rows)))

@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from lm.laws import run_table
-from lm.reports import task_analysis
+from lm.reports import paired_errors, task_analysis
 from lm.runs import records, task_results
 
 
@@ -51,8 +51,9 @@ def finetune_pairs(
 
     Return a dict per size and amount that has both kinds of runs: {"size", "tokens" (value of x),
     "scratch", "tuned" (means of y), "gain", "gain_se"}. "gain" is scratch - tuned, positive if
-    pre-training helped. "gain_se" adds the standard errors as if they were independent. This
-    overestimates the error, because both losses are measured on the same held-out text.
+    pre-training helped. "gain_se" is the paired error of the loss on the same held-out text: see
+    `paired_errors.paired_difference`. Without its data, and for other columns, the standard errors
+    are added as if they were independent, which overestimates the error.
     """
     results = []
     finished = [row for row in rows if row["status"] == "done"]
@@ -64,7 +65,9 @@ def finetune_pairs(
             scratch, scratch_se = _mean(scratch_runs, y)
             tuned, tuned_se = _mean(tuned_runs, y)
             pair = {"size": size, "tokens": tokens, "scratch": scratch, "tuned": tuned}
-            gain_se = float(np.hypot(scratch_se, tuned_se))
+            paired = paired_errors.paired_difference(scratch_runs, tuned_runs)
+            is_paired = paired is not None and y == records.LOSS
+            gain_se = paired[1] if is_paired else float(np.hypot(scratch_se, tuned_se))
             results.append(pair | {"gain": scratch - tuned, "gain_se": gain_se})
     return results
 

@@ -279,7 +279,7 @@ class TrainingSession:
             return
         params = state["params"]
         with self.timer.phase("evaluate"), jax.set_mesh(self.mesh):
-            row = heldout.evaluate_heldout(run, self.mesh, score, params, self.text)
+            row = heldout.evaluate_heldout(run, self.mesh, score, params, self.text, self.writer)
             if _is_due(self.done, run.eval.task_interval, run.steps):
                 tokenizer = self.text.tokenizer
                 results = task_eval.evaluate_tasks(
