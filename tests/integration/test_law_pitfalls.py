@@ -12,8 +12,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lm.laws import backtesting, evaluation_curves
-from lm.laws.forms import compute_optimal, downstream, isoflop, log_linear, power_laws
+from lm.laws import backtesting
+from lm.laws.forms import (
+    compute_optimal,
+    downstream,
+    evaluation_curves,
+    isoflop,
+    log_linear,
+    power_laws,
+)
 
 DATA = pathlib.Path(__file__).parent.parent.parent / "notebooks" / "data" / "published"
 NAMES: dict[str, Any] = {"n": "params", "d": "tokens", "y": "loss"}

@@ -16,8 +16,15 @@ import numpy as np
 import pytest
 
 from lm import laws
-from lm.laws import backtesting, estimation, evaluation_curves
-from lm.laws.forms import compute_optimal, downstream, isoflop, log_linear, power_laws
+from lm.laws import backtesting, estimation
+from lm.laws.forms import (
+    compute_optimal,
+    downstream,
+    evaluation_curves,
+    isoflop,
+    log_linear,
+    power_laws,
+)
 
 DATA = pathlib.Path(__file__).parent.parent.parent / "notebooks" / "data" / "published"
 EXPECTED = json.loads((DATA / "expected.json").read_text())

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from lm.laws import backtesting, estimation, evaluation_curves, fit, run_table, solver
-from lm.laws.forms import power_laws
+from lm.laws import backtesting, estimation, fit, run_table, solver
+from lm.laws.forms import evaluation_curves, power_laws
 
 FORMS = {
     "sigmoid": "acc(L) = {a} / (1 + exp(-{k} (L - {x0}))) + {b}",
