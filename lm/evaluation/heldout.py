@@ -37,6 +37,16 @@ class SourceScores(NamedTuple):
     document_NT: np.ndarray  # document of each target, -1 for padding
 
 
+class DocumentSums(NamedTuple):
+    """Sums over the targets of each document of one source."""
+
+    documents_G: np.ndarray  # numbers of the documents
+    nats_G: np.ndarray
+    targets_G: np.ndarray  # weights of the targets
+    n_bytes_G: np.ndarray
+    entropy_G: np.ndarray | None = None  # nats of the best possible model, if known
+
+
 def make_scorer(run: schema.Run, device_mesh: jax.sharding.Mesh) -> Callable:
     """Return the jitted function (params, batch) -> (nats_BT, best_BT).
 
@@ -75,53 +85,59 @@ def evaluate_heldout(
                     all sources are known: see dataset.source_nats
     completion      fraction of words that greedy decoding completes: see completion_cuts
     completion_n    number of these words
-
-    n_documents.SOURCE  number of documents in these sequences
+    n_documents     number of documents in these sequences, as n_documents.SOURCE
 
     loss_se, loss_se.SOURCE, bits_per_byte_se, excess_se and completion_se are standard errors,
     clustered by document: see `ratio_with_error`. `heldout_documents.select_rows` describes the
     sequences. writer: receives heldout.npz, the nats and targets per document, for paired errors of
     runs (see reports.paired_errors). The file is that of the last evaluation.
     """
-    loss, bits, excess, sums = {}, {}, {}, {}
     completed: list[Estimate] = []  # (number of completed words, number of words) per document
     words = word_token_masks(text.tokenizer)
     n_words = -(-run.eval.n_completions // len(text.sources))
     others = [source for source in text.manifests if source not in text.sources]
+    sums: dict[str, DocumentSums] = {}
     for seed, source in enumerate([*text.sources, *others]):
         scores = _score_source(run, device_mesh, score, params, text, source)
-        weights_NT, bytes_V = scores.weights_NT, dataset.byte_lengths(text, source)
-        entropy_NT = dataset.source_nats(text, source, scores.tokens_NT)
-        documents_G, nats_G, targets_G, n_bytes_G, entropy_G = heldout_documents.sum_by_document(
-            scores.document_NT,
-            scores.nats_NT * weights_NT,
-            weights_NT,
-            bytes_V[scores.tokens_NT[:, 1:]] * weights_NT,
-            np.zeros_like(scores.nats_NT) if entropy_NT is None else entropy_NT,
-        )
-        sums[source] = documents_G, nats_G, targets_G
-        loss[source] = ratio_with_error(nats_G, targets_G)
-        bits[source] = ratio_with_error(nats_G / np.log(2), n_bytes_G)
-        if entropy_NT is not None:
-            excess[source] = ratio_with_error(nats_G - entropy_G, targets_G)
+        sums[source] = _sum_by_document(scores, text, source)
         if source in text.shares:
             completed += _completions_by_document(scores, n_words, seed, words)
     shares = dict.fromkeys(others, 0.0) | text.shares
-    row = {"n_sequences": run.eval.n_sequences}
-    row |= _weighted_mean("loss", loss, shares) | _weighted_mean("bits_per_byte", bits, shares)
+    row = {"n_sequences": run.eval.n_sequences} | _loss_columns(sums, shares)
+    if completed:
+        n_completed_G, n_words_G = np.array(completed).T
+        row["completion"], row["completion_se"] = ratio_with_error(n_completed_G, n_words_G)
+    if writer is not None:
+        arrays = {name: (s.documents_G, s.nats_G, s.targets_G) for name, s in sums.items()}
+        writer.write_file("heldout.npz", heldout_documents.encode_sums(shares, arrays))
+    return row | {"completion_n": int(sum(n for _, n in completed))}
+
+
+def _sum_by_document(scores: SourceScores, text: dataset.TokenDataset, source: str) -> DocumentSums:
+    """Return the sums over the targets of each document."""
+    n_bytes_NT = dataset.byte_lengths(text, source)[scores.tokens_NT[:, 1:]]
+    entropy_NT = dataset.source_nats(text, source, scores.tokens_NT)
+    arrays = [scores.nats_NT * scores.weights_NT, scores.weights_NT, n_bytes_NT * scores.weights_NT]
+    arrays += [] if entropy_NT is None else [entropy_NT]
+    return DocumentSums(*heldout_documents.sum_by_document(scores.document_NT, *arrays))
+
+
+def _loss_columns(sums: dict[str, DocumentSums], shares: dict[str, float]) -> dict:
+    """Return the columns of loss, bits per byte, excess and documents."""
+    loss = {name: ratio_with_error(s.nats_G, s.targets_G) for name, s in sums.items()}
+    bits = {name: ratio_with_error(s.nats_G / np.log(2), s.n_bytes_G) for name, s in sums.items()}
+    excess = {
+        name: ratio_with_error(s.nats_G - s.entropy_G, s.targets_G)
+        for name, s in sums.items()
+        if s.entropy_G is not None
+    }
+    row = _weighted_mean("loss", loss, shares) | _weighted_mean("bits_per_byte", bits, shares)
     if len(excess) == len(loss):
         row |= _weighted_mean("excess", excess, shares)
     for source, (mean, se) in loss.items():
         row |= {f"loss.{source}": mean, f"loss_se.{source}": se}
-        row[f"n_documents.{source}"] = len(sums[source][0])
-    if completed:
-        n_completed_G, n_words_G = np.array(completed).T
-        row |= zip(
-            ("completion", "completion_se"), ratio_with_error(n_completed_G, n_words_G), strict=True
-        )
-    if writer is not None:
-        writer.write_file("heldout.npz", heldout_documents.encode_sums(shares, sums))
-    return row | {"completion_n": int(sum(n for _, n in completed))}
+        row[f"n_documents.{source}"] = len(sums[source].documents_G)
+    return row
 
 
 def _completions_by_document(

@@ -86,31 +86,18 @@ def envelope(
     mixed, bootstrap, seed, reach. Raises ValueError for an envelope of fewer than four runs.
     """
     parsed = fit.parse_options("envelope", options, EnvelopeOptions(), OPTIONS)
-    for name, allowed in (("hull", ("lower", "convex")), ("edges", ("drop", "keep"))):
-        if getattr(parsed, name) not in allowed:
-            raise ValueError(
-                f"{name}={getattr(parsed, name)!r} is unknown; allowed: {', '.join(allowed)}"
-            )
+    _check_choices(parsed)
     data = run_table.select_columns(rows, [n, c, y], run, parsed.where, mixed=parsed.mixed)
     curves = LearningCurves(*(np.log(data.columns[k]) for k in (c, n, y)), data.groups, parsed)
-    corners, is_edge = curves.find_envelope(np.arange(data.groups.max() + 1))
-    is_used = ~is_edge if parsed.edges == "drop" else np.ones(len(is_edge), bool)
-    n_owners = len(np.unique(corners.owners[is_used]))
-    if n_owners < MIN_INTERIOR_RUNS:
-        kind = "inside the sweep" if parsed.edges == "drop" else "of the sweep"
-        raise ValueError(
-            f"the envelope has {n_owners} run(s) {kind}: an exponent needs {MIN_INTERIOR_RUNS}; add"
-            " sizes between and beyond those of the sweep"
-        )
-    points = corners.take(is_used)
+    points, edge_fraction = _points_of_line(curves, parsed)
     line = _fit_line(points, data, c, n, parsed)
     line.columns["L"] = y
     line.data.excluded[:] = data.excluded
     if parsed.bootstrap:
         _resample_runs(line, curves, parsed)
-    if parsed.edges == "keep" and is_edge.any():
+    if parsed.edges == "keep" and edge_fraction:
         line.warnings.append(
-            f"{is_edge.mean():.0%} of the envelope belongs to the smallest or largest model: the "
+            f"{edge_fraction:.0%} of the envelope belongs to the smallest or largest model: the "
             "optimum may be outside the sweep"
         )
     values = (np.exp(logs) for logs in (points.flops, points.best, points.losses))
@@ -160,6 +147,32 @@ class LearningCurves:
             smallest, largest = ranges.min() + 1e-9, ranges.max() - 1e-9
             return corners, (corners.best <= smallest) | (corners.best >= largest)
         return corners, np.isin(corners.owners, corners.owners[[0, -1]])
+
+
+def _check_choices(options: EnvelopeOptions) -> None:
+    """Raise ValueError for an unknown hull or rule of edges."""
+    for name, allowed in (("hull", ("lower", "convex")), ("edges", ("drop", "keep"))):
+        if getattr(options, name) not in allowed:
+            raise ValueError(
+                f"{name}={getattr(options, name)!r} is unknown; allowed: {', '.join(allowed)}"
+            )
+
+
+def _points_of_line(curves: LearningCurves, options: EnvelopeOptions) -> tuple[Envelope, float]:
+    """Return the points of the envelope that the line uses, and the fraction at its edges.
+
+    Raises ValueError if they belong to fewer than MIN_INTERIOR_RUNS runs.
+    """
+    corners, is_edge = curves.find_envelope(np.arange(len(curves.size_ranges)))
+    points = corners.take(~is_edge) if options.edges == "drop" else corners
+    n_owners = len(np.unique(points.owners))
+    if n_owners < MIN_INTERIOR_RUNS:
+        position = "inside the sweep" if options.edges == "drop" else "of the sweep"
+        raise ValueError(
+            f"the envelope has {n_owners} run(s) {position}: an exponent needs {MIN_INTERIOR_RUNS};"
+            " add sizes between and beyond those of the sweep"
+        )
+    return points, float(is_edge.mean())
 
 
 def _fit_line(

@@ -73,13 +73,7 @@ def isoflop(
     ]
     _resample(budgets, parsed)
     excluded = _list_exclusions(data, budgets, groups, c, parsed)
-    used = [budget for budget in budgets if budget.is_used]
-    if len(used) < 2:
-        reasons = "; ".join(f"{name}: {reason}" for name, reason in excluded[:4])
-        raise ValueError(
-            f"only {len(used)} budgets have a minimum inside their sizes, a line needs 2 "
-            f"({reasons})"
-        )
+    used = _select_used(budgets, excluded)
     if parsed.weighted:
         _set_weights(used)
     line = _fit_line(used, c, x, parsed)
@@ -91,6 +85,20 @@ def isoflop(
     _find_influential_budget(result)
     _add_warnings(result, data)
     return result
+
+
+def _select_used(
+    budgets: list[isoflop_minima.BudgetMinimum], excluded: list[tuple[str, str]]
+) -> list[isoflop_minima.BudgetMinimum]:
+    """Return the budgets of the line. Raises ValueError for fewer than two."""
+    used = [budget for budget in budgets if budget.is_used]
+    if len(used) < 2:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in excluded[:4])
+        raise ValueError(
+            f"only {len(used)} budgets have a minimum inside their sizes, a line needs 2 "
+            f"({reasons})"
+        )
+    return used
 
 
 def _list_exclusions(
