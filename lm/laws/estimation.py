@@ -150,6 +150,8 @@ def fit_problem(
             f"{n} rows for {p} parameters leave no residuals to estimate the noise: no intervals;"
             f" at least {p + 1} rows have them"
         )
+    if n > p and result.n_runs == n and weights is None:
+        result.warnings += random_effects.find_shared_noise(problem, result, minimum.theta[0])
     result.warnings += diagnostics.diagnose(problem, minimum.theta[0], result)
     return result
 
@@ -348,7 +350,7 @@ def _noisy_targets(
     """Return targets [B, n], the law with new noise, and set the noise scale of each resample."""
     n, p = result.n, len(theta)
     if result.n_runs < n:
-        noise = _draw_group_noise(problem, result, theta, weights, bootstrap, rng)
+        noise = random_effects.draw_group_noise(problem, result, theta, weights, bootstrap, rng)
     else:
         chi = np.sqrt((n - p) / rng.chisquare(n - p, size=bootstrap))
         result.sigmas = result.sigma * chi
@@ -362,32 +364,3 @@ def _noisy_targets(
     if result.additive_noise:
         return np.log(np.maximum(fitted + noise, 1e-3 * fitted))
     return np.log(fitted) + noise
-
-
-def _draw_group_noise(
-    problem: FitProblem,
-    result: fit.Fit,
-    theta: np.ndarray,
-    weights: np.ndarray | None,
-    bootstrap: int,
-    rng: np.random.Generator,
-) -> np.ndarray:
-    """Return noise [B, n] of rows that share groups, and set the noise of a new run."""
-    jacobian = _jacobian(problem, result, theta)
-    residuals = diagnostics.residuals(result, result.y)
-    groups = result.data.groups
-    variances = random_effects.estimate_variances(residuals, jacobian, groups, weights)
-    result.sigma = float(np.sqrt(sum(variances.estimates)))
-    noise, result.sigmas = random_effects.draw_noise(variances, groups, weights, bootstrap, rng)
-    return noise
-
-
-def _jacobian(problem: FitProblem, result: fit.Fit, theta: np.ndarray) -> np.ndarray:
-    """Return the derivative of the law (of its log, if noise is not additive) by theta, [n, p]."""
-    step = 1e-5 * np.eye(len(theta))
-    values = []
-    for sign in (1, -1):
-        params = problem.natural(theta + sign * step)
-        points = problem.values({k: v[:, None] for k, v in params.items()}, *result.x)
-        values.append(points if result.additive_noise else np.log(points))
-    return (values[0] - values[1]).T / 2e-5

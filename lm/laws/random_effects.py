@@ -11,7 +11,11 @@ from functools import cached_property
 
 import numpy as np
 
+from lm.laws import diagnostics, fit
+
 POOLING_LEVEL = 0.25  # F-test of the groups: above this p-value, the rows count as independent
+SHARED_NOISE_LEVEL = 1e-4  # p-value of the same test below which ungrouped rows have a warning
+MIN_DEGREES = 3  # of freedom, between and within groups, for that warning
 RANK_TOLERANCE = 1e-8  # singular values below this fraction of the largest count as zero
 
 
@@ -59,11 +63,16 @@ class Variances:
         """
         if not self.between_degrees or not self.within_degrees or not self.within_squares:
             return True
+        return self.p_value < POOLING_LEVEL
+
+    @property
+    def p_value(self) -> float:
+        """p-value of the F-test that rows of a group differ as rows of different groups do."""
         from scipy import special  # its import takes longer than that of all laws
 
         ratio = self.between_squares / self.between_degrees
         ratio /= self.within_squares / self.within_degrees
-        return special.fdtrc(self.between_degrees, self.within_degrees, ratio) < POOLING_LEVEL
+        return float(special.fdtrc(self.between_degrees, self.within_degrees, ratio))
 
     @property
     def estimates(self) -> tuple[float, float]:
@@ -101,6 +110,29 @@ def estimate_variances(
     )
 
 
+def describe_shared_noise(
+    residuals: np.ndarray, jacobian: np.ndarray, inputs: dict[str, np.ndarray]
+) -> str:
+    """Return a warning if rows that count as independent share noise, or "".
+
+    inputs: {letter: values [n]}. Checkpoints of a run, and branches of a trunk, have equal values
+    of an input, usually N. Without their groups, 95% intervals of the law covered 50 to 60%.
+    """
+    for letter, values in inputs.items():
+        groups = np.unique(values, return_inverse=True)[1].ravel()
+        variances = estimate_variances(residuals, jacobian, groups)
+        degrees = min(variances.between_degrees, variances.within_degrees)
+        if degrees < MIN_DEGREES or not variances.within_squares:
+            continue
+        if variances.p_value < SHARED_NOISE_LEVEL:
+            return (
+                f"rows of equal {letter} have similar residuals (F-test, p ="
+                f" {variances.p_value:.1g}): if they are checkpoints or branches of one run, pass"
+                " group=, the column of the run. Otherwise the form may be wrong"
+            )
+    return ""
+
+
 def draw_noise(
     variances: Variances,
     groups: np.ndarray,
@@ -131,3 +163,44 @@ def _orthonormal_basis(matrix: np.ndarray) -> np.ndarray:
         return np.zeros((len(matrix), 0))
     left, values, _ = np.linalg.svd(columns / np.linalg.norm(columns, axis=0), full_matrices=False)
     return left[:, values > RANK_TOLERANCE * values[0]]
+
+
+def draw_group_noise(
+    problem,
+    result: fit.Fit,
+    theta: np.ndarray,
+    weights: np.ndarray | None,
+    bootstrap: int,
+    rng: np.random.Generator,
+) -> np.ndarray:
+    """Return noise [B, n] of the rows of a fit, and set the noise of a new run in the fit.
+
+    problem: an estimation.FitProblem. theta: the fitted parameters, [p].
+    """
+    residuals = diagnostics.residuals(result, result.y)
+    jacobian, groups = law_jacobian(problem, result, theta), result.data.groups
+    variances = estimate_variances(residuals, jacobian, groups, weights)
+    result.sigma = float(np.sqrt(sum(variances.estimates)))
+    noise, result.sigmas = draw_noise(variances, groups, weights, bootstrap, rng)
+    return noise
+
+
+def find_shared_noise(problem, result: fit.Fit, theta: np.ndarray) -> list[str]:
+    """Return a warning if rows without a group share noise: see `describe_shared_noise`."""
+    residuals = diagnostics.residuals(result, result.y)
+    if len(result.x) < 2 or not np.abs(residuals).max() > 1e-9:
+        return []
+    inputs = dict(zip(result.inputs, result.x, strict=True))
+    text = describe_shared_noise(residuals, law_jacobian(problem, result, theta), inputs)
+    return [text] if text else []
+
+
+def law_jacobian(problem, result: fit.Fit, theta: np.ndarray) -> np.ndarray:
+    """Return the derivative of the law (of its log, if noise is not additive) by theta, [n, p]."""
+    step = 1e-5 * np.eye(len(theta))
+    values = []
+    for sign in (1, -1):
+        params = problem.natural(theta + sign * step)
+        points = problem.values({k: v[:, None] for k, v in params.items()}, *result.x)
+        values.append(points if result.additive_noise else np.log(points))
+    return (values[0] - values[1]).T / 2e-5

@@ -105,6 +105,17 @@ def test_noise_of_a_new_run_contains_that_of_its_trunk():
     assert np.sqrt(np.mean(np.square(sigmas))) == pytest.approx(0.0041, rel=0.3)
 
 
+def test_branches_without_a_group_have_a_warning():
+    columns = ("start.run", "start.restore")
+    ungrouped = [{k: v for k, v in row.items() if k not in columns} for row in branches(0)]
+    (text,) = [t for t in fit_branches(ungrouped, bootstrap=0).warnings if "group=" in t]
+    assert "rows of equal N have similar residuals" in text
+    independent = [{k: v for k, v in row.items() if k not in columns}
+                   for row in branches(1, trunk_sd=0.0, own_sd=0.004)]  # fmt: skip
+    for rows in (independent, branches(0)):
+        assert "group=" not in " ".join(fit_branches(rows, bootstrap=0).warnings)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("noise", [(0.004, 0.001), (0.0, 0.004)])
 def test_intervals_of_branches_cover_the_law_and_a_new_run(noise):
