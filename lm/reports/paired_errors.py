@@ -18,77 +18,74 @@ from lm.runs import filesystem, records
 
 FILE = "heldout.npz"  # in the run directory, written by each evaluation
 # Runs with equal values are evaluated on the same rows.
-SAME_ROWS = ("corpus.hash", "data.tokenizer", "data.seq_len", "data.loss_on", "eval.n_sequences")
+SAME_ROWS = ("data.tokenizer", "data.seq_len", "data.loss_on", "eval.n_sequences")
 TOLERANCE = 1e-5  # relative, of the stored sums and the recorded loss
 
 
-class DocumentSums(NamedTuple):
-    """Sums per document of the last evaluation of a run, by source."""
+class SourceSums(NamedTuple):
+    """Sums per document of one source in the last evaluation of a run."""
 
-    shares: np.ndarray  # weight of each source in the loss
-    documents: list[np.ndarray]
-    nats: list[np.ndarray]
-    targets: list[np.ndarray]  # summed weights of the targets
-
-    @property
-    def loss(self) -> float:
-        """Nats per token, averaged over sources with their shares."""
-        means = [n.sum() / t.sum() for n, t in zip(self.nats, self.targets, strict=True)]
-        return float(self.shares @ np.array(means))
+    share: float  # weight of the source in the loss
+    documents: np.ndarray
+    nats: np.ndarray
+    targets: np.ndarray  # summed weights of the targets
 
 
-def load_document_sums(row: Mapping) -> DocumentSums | None:
-    """Load the sums per document of a run. Return None if they are absent.
+def load_document_sums(row: Mapping) -> dict[str, SourceSums]:
+    """Load the sums per document of each source. Return {} if they are absent.
 
     row: a row of records.load_runs. Sums of another evaluation than that of the row count as
     absent, because their loss differs.
     """
     path = filesystem.open_path(Path(str(row.get("dir", "")))) / FILE
     if not row.get("dir") or not path.exists():
-        return None
+        return {}
     with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
-        indices = range(len(file["sources"]))
-        columns = ([file[f"{name}_{i}"] for i in indices] for name in DocumentSums._fields[1:])
-        sums = DocumentSums(file["shares"], *columns)
-    is_current = abs(sums.loss - row.get(records.LOSS, np.inf)) <= TOLERANCE * sums.loss
-    return sums if is_current else None
+        sums = {
+            str(source): SourceSums(
+                float(share), *(file[f"{name}_{i}"] for name in SourceSums._fields[1:])
+            )
+            for i, (source, share) in enumerate(zip(file["sources"], file["shares"], strict=True))
+        }
+    loss = sum(s.share * s.nats.sum() / s.targets.sum() for s in sums.values())
+    is_current = abs(loss - row.get(records.LOSS, np.inf)) <= TOLERANCE * loss
+    return sums if is_current else {}
 
 
 def paired_difference(
-    first: Sequence[Mapping], second: Sequence[Mapping]
+    first: Sequence[Mapping], second: Sequence[Mapping], source: str = ""
 ) -> tuple[float, float] | None:
     """Return the mean loss of `first` minus that of `second`, and its paired standard error.
 
-    first, second: rows of records.load_runs, such as the seeds of two methods. The error is that of
-    the held-out text, without the variance between seeds. Return None if the runs were not
-    evaluated on the same rows, or if a run has no sums per document.
+    first, second: rows of records.load_runs, such as the seeds of two methods. source: compare the
+    losses on this source; by default, on the mixture. The error is that of the held-out text,
+    without the variance between seeds. Return None if the runs were not evaluated on the same rows,
+    or if a run has no sums per document.
     """
     rows = [*first, *second]
-    if any(len({str(row.get(column)) for row in rows}) > 1 for column in SAME_ROWS):
+    columns = SAME_ROWS if source else (*SAME_ROWS, "corpus.hash")
+    if any(len({str(row.get(column)) for row in rows}) > 1 for column in columns):
         return None
-    sums = [load_document_sums(row) for row in rows]
-    loaded = [s for s in sums if s is not None]
-    if len(loaded) < len(rows) or not all(_has_same_rows(loaded[0], s) for s in loaded):
-        return None
+    loaded = [load_document_sums(row) for row in rows]
+    names = [source] if source else [name for name, s in loaded[0].items() if s.share]
     signs = np.repeat([1 / len(first), -1 / len(second)], [len(first), len(second)])
     difference = variance = 0.0
-    for i, share in enumerate(loaded[0].shares):
-        nats_G = sum(sign * s.nats[i] for sign, s in zip(signs, loaded, strict=True))
-        targets_G = loaded[0].targets[i]
-        mean = np.sum(nats_G) / targets_G.sum()
+    for name in names:
+        sums = [run_sums[name] for run_sums in loaded if name in run_sums]
+        if len(sums) < len(rows) or not all(_has_same_rows(sums[0], s) for s in sums):
+            return None
+        share, targets_G = (1.0 if source else sums[0].share), sums[0].targets
+        nats_G = signs @ np.stack([s.nats for s in sums])
+        mean = nats_G.sum() / targets_G.sum()
         correction = len(targets_G) / max(len(targets_G) - 1, 1)
         squares = correction * np.square(nats_G - mean * targets_G).sum()
         difference += share * mean
         variance += share**2 * squares / targets_G.sum() ** 2
-    return float(difference), float(variance**0.5)
+    return (float(difference), float(variance**0.5)) if names else None
 
 
-def _has_same_rows(first: DocumentSums, second: DocumentSums) -> bool:
+def _has_same_rows(first: SourceSums, second: SourceSums) -> bool:
     """Return True if two evaluations used the same targets of the same documents."""
-    pairs = zip(
-        [first.shares, *first.documents, *first.targets],
-        [second.shares, *second.documents, *second.targets],
-        strict=False,
+    return np.array_equal(first.documents, second.documents) and np.array_equal(
+        first.targets, second.targets
     )
-    is_equal = len(first.documents) == len(second.documents)
-    return is_equal and all(np.array_equal(a, b) for a, b in pairs)

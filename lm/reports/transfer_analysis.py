@@ -149,8 +149,10 @@ def forgetting(rows: Sequence[Mapping]) -> list[dict]:
     """Compare the loss on each source of the parent run before and after fine-tuning.
 
     Return a dict per fine-tuned run and source: {"size", "source", "tokens" (unique tokens of
-    fine-tuning), "before", "before_se", "after", "after_se"}. Losses are in nats per token on the
-    same held-out rows. Runs whose parent is not in `rows` are skipped.
+    fine-tuning), "before", "before_se", "after", "after_se", "change", "change_se"}. Losses are in
+    nats per token on the same held-out rows. "change" is after - before. Its error is paired if the
+    runs have sums per document: see `paired_errors.paired_difference`. Runs whose parent is not in
+    `rows` are skipped.
     """
     by_name, points = {row["name"]: row for row in rows}, []
     for row in rows:
@@ -160,18 +162,25 @@ def forgetting(rows: Sequence[Mapping]) -> list[dict]:
         for source in learned(parent):
             column = f"{records.LOSS}.{source}"
             if column in row and column in parent:
-                points.append(
-                    {
-                        "size": row[records.N_PARAMS],
-                        "source": source,
-                        "tokens": row["unique_tokens"],
-                        "before": parent[column],
-                        "before_se": task_results.standard_error(parent, column),
-                        "after": row[column],
-                        "after_se": task_results.standard_error(row, column),
-                    }
-                )
+                point = {"size": row[records.N_PARAMS], "source": source}
+                points.append(point | _change(parent, row, source))
     return points
+
+
+def _change(parent: Mapping, row: Mapping, source: str) -> dict:
+    """Return the other items of the dict of `forgetting`."""
+    column = f"{records.LOSS}.{source}"
+    before_se, after_se = (task_results.standard_error(run, column) for run in (parent, row))
+    paired = paired_errors.paired_difference([row], [parent], source)
+    return {
+        "tokens": row["unique_tokens"],
+        "before": parent[column],
+        "before_se": before_se,
+        "after": row[column],
+        "after_se": after_se,
+        "change": row[column] - parent[column],
+        "change_se": paired[1] if paired else float(np.hypot(before_se, after_se)),
+    }
 
 
 def task_quality(rows: Sequence[Mapping], metric: str = "bits_per_byte") -> list[dict]:

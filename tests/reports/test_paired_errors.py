@@ -76,6 +76,17 @@ def test_runs_on_other_rows_have_no_paired_error(runs, tmp_path):
     assert paired_errors.paired_difference([first], [other]) is None
 
 
+def test_change_of_one_source_needs_equal_rows_of_that_source(runs):
+    parent, tuned = runs
+    tuned = {**tuned, "start.run": "first", "corpus.hash": "other", "eval.loss.code": 3.0}
+    parent = {**parent, "eval.loss.code": 3.2, "data.sources": {"code": 1.0}}
+    (point,) = transfer_analysis.forgetting([parent, tuned])
+    assert point["change"] == pytest.approx(-0.2) and 0 < point["change_se"] < 0.002
+    difference, se = paired_errors.paired_difference([parent], [tuned], "code") or (0, 0)
+    assert difference == pytest.approx(0.1, abs=0.01) and se == point["change_se"]
+    assert paired_errors.paired_difference([parent], [tuned], "absent") is None
+
+
 def test_gain_of_fine_tuning_has_the_paired_error(runs):
     scratch, tuned = runs[0], {**runs[1], "start.run": "parent"}
     (pair,) = transfer_analysis.finetune_pairs([scratch, tuned])
