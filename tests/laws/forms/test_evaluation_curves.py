@@ -1,6 +1,6 @@
 """Tests of the last and of smoothed evaluations of runs."""
 
-from lm.laws import evaluation_curves
+from lm.laws.forms import evaluation_curves
 
 
 def curve(losses):
