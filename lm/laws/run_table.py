@@ -12,12 +12,13 @@ the learning rate to zero.
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 FINISHED = ("", "done", "finished", "complete", "completed")
 Rows = Iterable[Mapping]
+Row = TypeVar("Row", bound=Mapping)
 Where = Callable[[Mapping], bool] | Mapping | None
 # Letters of a formula, by column. Any other column is called x.
 LETTERS = {
@@ -148,7 +149,7 @@ def training_settings(row: Mapping) -> tuple[tuple[str, str], ...]:
     return tuple((column, _text(row[column])) for column in sorted(columns) if _text(row[column]))
 
 
-def select_tuned(rows: Rows, inputs: Sequence[str], y: str) -> list[Mapping]:
+def select_tuned(rows: Sequence[Row], inputs: Sequence[str], y: str) -> list[Row]:
     """Return, per value of the inputs, the rows with the settings of the lowest mean `y`.
 
     inputs: columns of a law, such as parameters and tokens. Rows with the same settings differ only
@@ -156,7 +157,6 @@ def select_tuned(rows: Rows, inputs: Sequence[str], y: str) -> list[Mapping]:
     rates, whose losses are higher. Rows with values of the inputs at which no row has a finite `y`
     are returned too.
     """
-    rows = to_rows(rows)
     points = [tuple(to_number(row.get(column)) for column in inputs) for row in rows]
     losses: dict[tuple, dict[tuple, list[float]]] = {}
     for row, point in zip(rows, points, strict=True):

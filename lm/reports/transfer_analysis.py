@@ -66,8 +66,9 @@ def finetune_pairs(
             tuned, tuned_se = _mean(tuned_runs, y)
             pair = {"size": size, "tokens": tokens, "scratch": scratch, "tuned": tuned}
             paired = paired_errors.paired_difference(scratch_runs, tuned_runs)
-            is_paired = paired is not None and y == records.LOSS
-            gain_se = paired[1] if is_paired else float(np.hypot(scratch_se, tuned_se))
+            gain_se = float(np.hypot(scratch_se, tuned_se))
+            if paired is not None and y == records.LOSS:
+                gain_se = paired[1]
             results.append(pair | {"gain": scratch - tuned, "gain_se": gain_se})
     return results
 

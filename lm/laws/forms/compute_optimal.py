@@ -88,7 +88,8 @@ def envelope(
     parsed = fit.parse_options("envelope", options, EnvelopeOptions(), OPTIONS)
     _check_choices(parsed)
     data = run_table.select_columns(rows, [n, c, y], run, parsed.where, mixed=parsed.mixed)
-    curves = LearningCurves(*(np.log(data.columns[k]) for k in (c, n, y)), data.groups, parsed)
+    log_c, log_n, log_y = (np.log(data.columns[column]) for column in (c, n, y))
+    curves = LearningCurves(log_c, log_n, log_y, data.groups, parsed)
     points, edge_fraction = _points_of_line(curves, parsed)
     line = _fit_line(points, data, c, n, parsed)
     line.columns["L"] = y
@@ -100,8 +101,8 @@ def envelope(
             f"{edge_fraction:.0%} of the envelope belongs to the smallest or largest model: the "
             "optimum may be outside the sweep"
         )
-    values = (np.exp(logs) for logs in (points.flops, points.best, points.losses))
-    return line.extend(EnvelopeFit, envelope=Envelope(*values, points.owners))
+    flops, best, losses = (np.exp(logs) for logs in (points.flops, points.best, points.losses))
+    return line.extend(EnvelopeFit, envelope=Envelope(flops, best, losses, points.owners))
 
 
 class LearningCurves:

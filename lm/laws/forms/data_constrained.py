@@ -162,7 +162,7 @@ class RepeatedData:
                 params[name] = np.exp(params[name])
         return {name: params[name] for name in self.names}
 
-    def internal(self, params: Mapping[str, np.ndarray]) -> np.ndarray:
+    def internal(self, params: Mapping[str, Any]) -> np.ndarray:
         """Convert parameters to theta [S, p]."""
         columns = []
         for name in self.free:
