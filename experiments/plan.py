@@ -57,7 +57,8 @@ def main() -> int:
 
 def print_advice() -> int:
     """Print the next runs of a sweep, their cost and their gain. Return the exit status."""
-    from lm.reports import next_run_section, summary
+    from lm.reports import summary
+    from lm.reports.sections import next_run_section
 
     sweep = summary.load_summary(_ADVISE.value)
     plan = next_run_section.plan_next_runs(sweep, _BUDGET.value, _N_RUNS.value)
@@ -83,8 +84,8 @@ def print_advice() -> int:
 
 def _proposed_line(run: dict[str, float]) -> dict[str, str]:
     """Return the table row of a proposed run as text."""
-    from lm.reports import next_run_section
     from lm.reports.plots import style
+    from lm.reports.sections import next_run_section
 
     titles = next_run_section.TITLES
     line = {titles[k]: style.format_si(v) for k, v in run.items() if k in titles}

@@ -2,16 +2,17 @@
 
 A batch depends only on the config, the seed and the step. The package does not import JAX.
 
-    sources/            read documents from files, Hugging Face, TFDS and generators
-    tokenizers.py       bytes, BPE and SentencePiece
-    tokenization/       tokenizer of a run, special tokens, tokens of prompt and answer
-    splits.py           the rule for held-out documents
-    filters/            cut text out of documents that is also in held-out text
-    preprocessing.py    tokenize, hash and filter documents
-    staging.py          interrupted preparation, document hashes, local copy of a remote cache
-    corpus.py           the prepared corpus and its manifest
-    mixture.py          order of sources and rows
-    packing.py          pack complete documents into rows
-    dataset.py          open_dataset(data, seed), TokenDataset.batch(step)
-    evaluation_text.py  text on which a finished run is evaluated
+    sources/              read documents from files, Hugging Face, TFDS and generators
+    tokenizers.py         bytes, BPE and SentencePiece
+    tokenization/         tokenizer of a run, special tokens, tokens of prompt and answer
+    splits.py             the rule for held-out documents
+    filters/              cut text out of documents that is also in held-out text
+    preprocessing.py      tokenize, hash and filter documents
+    staging.py            interrupted preparation, document hashes, local copy of a remote cache
+    corpus.py             the prepared corpus and its manifest
+    mixture.py            order of sources and rows
+    packing.py            pack complete documents into rows
+    dataset.py            open_dataset(data, seed), TokenDataset.batch(step)
+    heldout_documents.py  rows and documents of the held-out text
+    evaluation_text.py    text on which a finished run is evaluated
 """

@@ -2,13 +2,15 @@
 
 Task definitions and metrics use NumPy only. The modules that run a model use JAX.
 
-    heldout.py          loss, bits per byte, word completion
-    tasks.py            task definitions
-    task_eval.py        evaluate tasks during training
-    task_metrics.py     accuracy, Brier score, exact match and other metrics
-    contamination.py    overlap of tasks with the training text
-    scoring.py          log-likelihood of given answers
-    generation.py       sampling, streaming, stop strings
-    decoding.py         compiled programs for scoring, prefill and decoding
-    lm_eval_harness.py  adapter for lm-evaluation-harness
+    heldout.py            loss, bits per byte, word completion
+    tasks.py              task definitions
+    task_eval.py          evaluate tasks during training
+    task_metrics.py       accuracy, Brier score, exact match and other metrics
+    contamination.py      overlap of tasks with the training text
+    scoring.py            log-likelihood of given answers
+    coverings.py          probabilities of the tokens at the end of a prompt
+    generation.py         sampling, streaming, stop strings
+    decoding.py           compiled programs for scoring, prefill and decoding
+    early_stopping.py     steps of evaluations, the best one, early stopping
+    lm_eval_harness.py    adapter for lm-evaluation-harness
 """

@@ -4,7 +4,7 @@
     row = heldout.evaluate_heldout(run, device_mesh, score, params, text)
     row["loss"], row["loss_se"]                 # nats per token, standard error
 
-Tensor names end in their axes: B batch, N sequences, T time, V vocabulary.
+Tensor names end in their axes: B batch, N sequences, T time, V vocabulary, G documents.
 """
 
 from collections.abc import Callable, Iterator
@@ -14,9 +14,10 @@ import jax
 import numpy as np
 
 from lm.config import schema
-from lm.data import dataset, tokenizers
+from lm.data import dataset, heldout_documents, tokenizers
 from lm.model import transformer
 from lm.parallel import deterministic, mesh
+from lm.runs import records
 
 # True for bytes of a word: letters, digits, "_" and all non-ASCII bytes.
 WORD = np.array([chr(i).isalnum() or chr(i) == "_" or i >= 128 for i in range(256)])
@@ -32,6 +33,17 @@ class SourceScores(NamedTuple):
     weights_NT: np.ndarray  # weight of each target
     nats_NT: np.ndarray  # -log p of each target
     best_NT: np.ndarray  # most likely next token
+    document_NT: np.ndarray  # document of each target, -1 for padding
+
+
+class DocumentSums(NamedTuple):
+    """Sums over the targets of each document of one source."""
+
+    documents_G: np.ndarray  # numbers of the documents
+    nats_G: np.ndarray
+    targets_G: np.ndarray  # weights of the targets
+    n_bytes_G: np.ndarray
+    entropy_G: np.ndarray | None = None  # nats of the best possible model, if known
 
 
 def make_scorer(run: schema.Run, device_mesh: jax.sharding.Mesh) -> Callable:
@@ -61,8 +73,9 @@ def evaluate_heldout(
     score: Callable,
     params: dict,
     text: dataset.TokenDataset,
+    writer: records.Writer | None = None,
 ) -> dict:
-    """Return one row of evals.jsonl from the first eval.n_sequences sequences of each source.
+    """Return one row of evals.jsonl from eval.n_sequences held-out sequences of each source.
 
     loss            nats per token, averaged over sources with their training weights; loss.SOURCE
                     of each source, with sources of weight 0, whose loss measures forgetting
@@ -71,40 +84,74 @@ def evaluate_heldout(
                     all sources are known: see dataset.source_nats
     completion      fraction of words that greedy decoding completes: see completion_cuts
     completion_n    number of these words
+    n_documents     number of documents in these sequences, as n_documents.SOURCE
 
-    loss_se, loss_se.SOURCE, bits_per_byte_se, excess_se and completion_se are standard errors.
+    loss_se, loss_se.SOURCE, bits_per_byte_se, excess_se and completion_se are standard errors,
+    clustered by document: see `ratio_with_error`. `heldout_documents.select_rows` describes the
+    sequences. writer: receives heldout.npz, the nats and targets per document, for paired errors of
+    runs (see reports.paired_errors). The file is that of the last evaluation.
     """
-    loss, bits, excess, completed = {}, {}, {}, []
+    completed: list[Estimate] = []  # (number of completed words, number of words) per document
     words = word_token_masks(text.tokenizer)
     n_words = -(-run.eval.n_completions // len(text.sources))
     others = [source for source in text.manifests if source not in text.sources]
+    sums: dict[str, DocumentSums] = {}
     for seed, source in enumerate([*text.sources, *others]):
         scores = _score_source(run, device_mesh, score, params, text, source)
-        nats_N = (scores.nats_NT * scores.weights_NT).sum(axis=1)
-        loss[source] = ratio_with_error(nats_N, scores.weights_NT.sum(axis=1))
-        bytes_NT = dataset.byte_lengths(text, source)[scores.tokens_NT[:, 1:]]
-        n_bytes_N = (bytes_NT * scores.weights_NT).sum(axis=1)
-        bits[source] = ratio_with_error(nats_N / np.log(2), n_bytes_N)
-        entropy_NT = dataset.source_nats(text, source, scores.tokens_NT)
-        if entropy_NT is not None:
-            n_tokens_N = np.full(len(nats_N), entropy_NT.shape[1])
-            excess[source] = ratio_with_error(nats_N - entropy_NT.sum(axis=1), n_tokens_N)
+        sums[source] = _sum_by_document(scores, text, source)
         if source in text.shares:
-            completed += [
-                is_word_completed(scores.tokens_NT[row], scores.best_NT[row], cut, end, words)
-                for row, cut, end in completion_cuts(scores.tokens_NT, n_words, seed, words)
-            ]
+            completed += _completions_by_document(scores, n_words, seed, words)
     shares = dict.fromkeys(others, 0.0) | text.shares
-    row = {"n_sequences": run.eval.n_sequences}
-    row |= _weighted_mean("loss", loss, shares) | _weighted_mean("bits_per_byte", bits, shares)
+    row = {"n_sequences": run.eval.n_sequences} | _loss_columns(sums, shares)
+    if completed:
+        n_completed_G, n_words_G = np.array(completed).T
+        row["completion"], row["completion_se"] = ratio_with_error(n_completed_G, n_words_G)
+    if writer is not None:
+        arrays = {name: (s.documents_G, s.nats_G, s.targets_G) for name, s in sums.items()}
+        writer.write_file("heldout.npz", heldout_documents.encode_sums(shares, arrays))
+    return row | {"completion_n": int(sum(n for _, n in completed))}
+
+
+def _sum_by_document(scores: SourceScores, text: dataset.TokenDataset, source: str) -> DocumentSums:
+    """Return the sums over the targets of each document."""
+    n_bytes_NT = dataset.byte_lengths(text, source)[scores.tokens_NT[:, 1:]]
+    entropy_NT = dataset.source_nats(text, source, scores.tokens_NT)
+    arrays = [scores.nats_NT * scores.weights_NT, scores.weights_NT, n_bytes_NT * scores.weights_NT]
+    arrays += [] if entropy_NT is None else [entropy_NT]
+    return DocumentSums(*heldout_documents.sum_by_document(scores.document_NT, *arrays))
+
+
+def _loss_columns(sums: dict[str, DocumentSums], shares: dict[str, float]) -> dict:
+    """Return the columns of loss, bits per byte, excess and documents."""
+    loss = {name: ratio_with_error(s.nats_G, s.targets_G) for name, s in sums.items()}
+    bits = {name: ratio_with_error(s.nats_G / np.log(2), s.n_bytes_G) for name, s in sums.items()}
+    excess = {
+        name: ratio_with_error(s.nats_G - s.entropy_G, s.targets_G)
+        for name, s in sums.items()
+        if s.entropy_G is not None
+    }
+    row = _weighted_mean("loss", loss, shares) | _weighted_mean("bits_per_byte", bits, shares)
     if len(excess) == len(loss):
         row |= _weighted_mean("excess", excess, shares)
     for source, (mean, se) in loss.items():
         row |= {f"loss.{source}": mean, f"loss_se.{source}": se}
-    if completed:
-        p = float(np.mean(completed))
-        row |= {"completion": p, "completion_se": (p * (1 - p) / len(completed)) ** 0.5}
-    return row | {"completion_n": len(completed)}
+        row[f"n_documents.{source}"] = len(sums[source].documents_G)
+    return row
+
+
+def _completions_by_document(
+    scores: SourceScores, n_words: int, seed: int, words: WordMasks
+) -> list[Estimate]:
+    """Return (number of completed words, number of words) of each document."""
+    counts: dict[int, Estimate] = {}
+    for row, cut, end in completion_cuts(scores.tokens_NT, n_words, seed, words):
+        document = int(scores.document_NT[row, cut - 1])
+        n_completed, n = counts.get(document, (0, 0))
+        is_completed = is_word_completed(
+            scores.tokens_NT[row], scores.best_NT[row], cut, end, words
+        )
+        counts[document] = n_completed + is_completed, n + 1
+    return list(counts.values())
 
 
 def _score_source(
@@ -116,12 +163,14 @@ def _score_source(
     source: str,
 ) -> SourceScores:
     """Score the held-out sequences of one source, with its segments and target weights."""
-    tokens_NT = text.heldout(source, run.eval.n_sequences)
+    rows = heldout_documents.select_rows(text, source, run.eval.n_sequences)
+    tokens_NT = text.heldout_files[source][rows].astype(np.int32)
     batch = dataset.add_segments_and_weights(text.data, text.tokenizer, tokens_NT)
     batch.setdefault("segments", np.zeros_like(tokens_NT[:, 1:]))
     weights_NT = batch.pop("weights", np.ones(tokens_NT[:, 1:].shape))
     nats_NT, best_NT = score_rows(run, device_mesh, score, params, batch)
-    return SourceScores(tokens_NT, weights_NT, nats_NT, best_NT)
+    document_NT = heldout_documents.target_documents(text, source, rows)
+    return SourceScores(tokens_NT, weights_NT, nats_NT, best_NT, document_NT)
 
 
 def _weighted_mean(
@@ -133,11 +182,18 @@ def _weighted_mean(
     return {name: mean, f"{name}_se": variance**0.5}
 
 
-def ratio_with_error(sums_N: np.ndarray, sizes_N: np.ndarray) -> Estimate:
-    """Return sum(sums) / sum(sizes) and its standard error over sequences (delta method)."""
-    mean = sums_N.sum() / sizes_N.sum()
-    residuals_N = sums_N - mean * sizes_N
-    return float(mean), float(np.sqrt((residuals_N**2).sum()) / sizes_N.sum())
+def ratio_with_error(sums_G: np.ndarray, sizes_G: np.ndarray) -> Estimate:
+    """Return sum(sums) / sum(sizes) and its standard error, clustered by document.
+
+    The error is that of the delta method (Miller 2024, arXiv:2411.00640, equation 4) times
+    sqrt(G / (G - 1)). It describes other text of the same kind. Errors over sequences are two to
+    three times too small, because sequences of one document are not independent. A single document
+    has no error estimate: the result is 0.
+    """
+    n, mean = len(sums_G), sums_G.sum() / sizes_G.sum()
+    residuals_G = sums_G - mean * sizes_G
+    variance = (residuals_G**2).sum() * n / max(n - 1, 1)
+    return float(mean), float(np.sqrt(variance) / sizes_G.sum())
 
 
 def word_token_masks(tokenizer: tokenizers.Tokenizer) -> WordMasks:

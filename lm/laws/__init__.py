@@ -61,17 +61,18 @@ reasons not to trust a fit, and `print(fit)` shows them. `fit.FitOptions` lists 
 from lm.laws.backtesting import backtest, compare_conventions, compare_laws, holdout
 from lm.laws.design.experiment_design import advise, profile
 from lm.laws.estimation import try_fit
-from lm.laws.forms.compute_optimal import allocation, envelope
+from lm.laws.forms.compute_optimal import allocation
 from lm.laws.forms.data_constrained import data_constrained, transfer
 from lm.laws.forms.downstream import accuracy_from_loss, one_step, two_step
+from lm.laws.forms.evaluation_curves import final_evaluations, smooth_evaluations
 from lm.laws.forms.inference_cost import inference_allocation
 from lm.laws.forms.isoflop import isoflop
+from lm.laws.forms.learning_curve_envelope import envelope
 from lm.laws.forms.log_linear import log_linear
 from lm.laws.forms.power_laws import chinchilla, overtrained, power
 from lm.laws.formulas.custom import custom
 from lm.laws.formulas.published_laws import broken_power, given, kaplan, shifted_power
 from lm.laws.reporting.saved_fit import load_fit
-from lm.laws.run_table import final_evaluations, smooth_evaluations
 
 __all__ = [
     "accuracy_from_loss",

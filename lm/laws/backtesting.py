@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from lm.laws import fit, prediction_intervals, run_table
+from lm.laws import comparability, fit, prediction_intervals, run_table
 
 DISTANCES = (2.0, 4.0, 10.0, 30.0, float("inf"))  # upper bounds of the bins of `by_distance`
 
@@ -120,9 +120,10 @@ def backtest(
     """Fit the law to the rows up to a level and predict all larger rows (rolling origin).
 
     A level is a value of the column `by`; the default is the product of the inputs of the law (N,
-    N D, C ...). An origin needs more rows than parameters. If more than `origins` origins are
-    possible, that number is chosen from the second half of the rows. falling=True ranks levels from
-    the largest value to the smallest, for a law of the loss.
+    N D, C ...). An origin needs more rows than parameters. Its fit excludes rows that share a
+    group, such as a trunk run, with a larger row. If more than `origins` origins are possible, that
+    number is chosen from the second half of the rows. falling=True ranks levels from the largest
+    value to the smallest, for a law of the loss.
     """
     if law_fit.refit is None:
         return BacktestScore(reason="a law made of other laws has no back-test: see its parts")
@@ -131,10 +132,11 @@ def backtest(
         sizes = np.array([run_table.to_number(row.get(by)) for row in law_fit.data.rows])
     logs = np.round(np.log(1 / sizes if falling else sizes), 2)
     levels, level_of_row = np.unique(logs, return_inverse=True)
+    level_of_group = law_fit.data.highest_in_group(level_of_row)
     score = BacktestScore()
-    for k in _choose_origins(level_of_row, len(levels), len(law_fit.free), origins):
+    for k in _choose_origins(level_of_group, len(levels), len(law_fit.free), origins):
         try:
-            rows = [law_fit.data.rows[i] for i in np.flatnonzero(level_of_row <= k)]
+            rows = [law_fit.data.rows[i] for i in np.flatnonzero(level_of_group <= k)]
             max_starts = max(MIN_STARTS, STARTS_TIMES_ROWS // len(rows))
             part = law_fit.refit(rows, bootstrap=bootstrap, max_starts=max_starts)
             larger = np.flatnonzero(level_of_row > k)
@@ -157,14 +159,14 @@ def backtest(
 
 
 def _choose_origins(
-    level_of_row: np.ndarray, n_levels: int, n_params: int, max_origins: int
+    level_of_group: np.ndarray, n_levels: int, n_params: int, max_origins: int
 ) -> list[int]:
     """Return the levels up to which the law is fitted."""
-    n_rows = [int((level_of_row <= k).sum()) for k in range(n_levels)]
+    n_rows = [int((level_of_group <= k).sum()) for k in range(n_levels)]
     possible = [k for k in range(2, n_levels - 1) if n_rows[k] >= n_params + 1]
     if len(possible) <= max_origins:
         return possible
-    late = [k for k in possible if n_rows[k] >= 0.5 * len(level_of_row)] or possible
+    late = [k for k in possible if n_rows[k] >= 0.5 * len(level_of_group)] or possible
     positions = np.linspace(0, len(late) - 1, max_origins + 2).round().astype(int)
     return [late[i] for i in np.unique(positions)[:-1]][:max_origins]
 
@@ -187,7 +189,7 @@ def holdout(
     may_differ = mixed or law_fit.data.mixed or ()
     if may_differ is not True:
         together = [*law_fit.data.rows, *data.rows]
-        run_table.check_comparable(together, range(len(together)), may_differ, columns)
+        comparability.check_comparable(together, range(len(together)), may_differ, columns)
     inputs = [data.columns[column] for column in columns]
     predictions = _predictions(law_fit, data, np.arange(len(data)), data.columns[output], inputs)
     return BacktestScore(predictions, n_origins=1)

@@ -24,17 +24,18 @@ MIN_SPARE_ROWS = 2  # rows more than parameters below which a fit has a warning
 
 
 def seed_noise(result: fit.Fit) -> float | None:
-    """Return the pooled standard deviation between rows of equal inputs, or None without any.
+    """Return the pooled standard deviation between replicates, or None without any.
 
-    The unit is log y, or y for a fit with additive noise.
+    Replicates have equal inputs and differ only in the seed: see run_table.RunTable.replicates. The
+    unit is log y, or y for a fit with additive noise.
     """
     y = result.y if result.additive_noise else np.log(result.y)
-    same_inputs = np.unique(np.stack(result.x, 1), axis=0, return_inverse=True)[1].ravel()
-    counts = np.bincount(same_inputs)
+    replicates = result.data.replicates(result.x)
+    counts = np.bincount(replicates)
     if counts.max() < 2:
         return None
-    means = np.bincount(same_inputs, y) / counts
-    return float(np.sqrt(((y - means[same_inputs]) ** 2).sum() / (counts - 1).sum()))
+    means = np.bincount(replicates, y) / counts
+    return float(np.sqrt(((y - means[replicates]) ** 2).sum() / (counts - 1).sum()))
 
 
 def residuals(result: fit.Fit, y: np.ndarray) -> np.ndarray:

@@ -11,7 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from lm.laws import diagnostics, fit, form_uncertainty, run_table, solver
+from lm.laws import (
+    diagnostics,
+    fit,
+    form_uncertainty,
+    random_effects,
+    run_table,
+    solver,
+)
 
 SAME_OBJECTIVE = 1e-4  # two objectives within this fraction of each other are the same optimum
 NEARBY_OPTIMUM = 1.01  # optima up to this multiple of the best objective are reported
@@ -71,8 +78,9 @@ def fit_problem(
     weights: weight of each row, [n]; their scale does not matter. resample="runs" draws whole runs
     with replacement. resample="noise" adds Gaussian noise to the fitted law. Its variance in each
     resample is s^2 (n - p) / chi^2 with n - p degrees of freedom. The intervals of few runs are
-    therefore as wide as those of Student's t. If rows share a run, one random factor per run
-    multiplies its residuals.
+    therefore as wide as those of Student's t. If rows share a run or a trunk run, the noise has a
+    part of the group and an own part, and each resample draws both variances: see
+    `random_effects`, which states the simulated coverage.
 
     resample="auto" draws runs if there are at least MIN_RESAMPLED_RUNS and at least six per
     parameter. Otherwise it adds noise: with six runs and three parameters, most resamples of runs
@@ -110,6 +118,8 @@ def fit_problem(
     _find_undetermined(problem, minimum.theta[0], result)
     if result.ensemble and all((x > 0).all() for x in result.x):
         result.form_sampler = partial(form_uncertainty.sample_deviations, row_weights=weights)
+    if n > p and result.n_runs == n and weights is None:
+        result.warnings += random_effects.find_shared_noise(problem, result, minimum.theta[0])
     result.warnings += diagnostics.diagnose(problem, minimum.theta[0], result)
     result.warnings += diagnostics.check_form(problem, minimum.theta[0], result, weights)
     return result
@@ -321,7 +331,7 @@ def _resample(
         row_weights = counts if row_weights is None else counts * row_weights
         targets = np.broadcast_to(problem.target(result.data), (bootstrap, n))
     else:
-        targets = _noisy_targets(problem, result, p, weights, bootstrap, rng)
+        targets = _noisy_targets(problem, result, theta[0], weights, bootstrap, rng)
     thetas = theta.repeat(bootstrap, 0)
     minima = _polish(problem, thetas, targets, row_weights, result.loss, result.delta)
     is_valid = np.isfinite(minima.value) & np.isfinite(minima.theta).all(1)
@@ -340,25 +350,22 @@ def _resample(
 def _noisy_targets(
     problem: FitProblem,
     result: fit.Fit,
-    p: int,
+    theta: np.ndarray,
     weights: np.ndarray | None,
     bootstrap: int,
     rng: np.random.Generator,
 ) -> np.ndarray:
     """Return targets [B, n], the law with new noise, and set the noise scale of each resample."""
-    n, n_groups = result.n, result.n_runs
-    chi = np.sqrt((n - p) / rng.chisquare(n - p, size=bootstrap))
-    result.sigmas = result.sigma * chi
-    if n_groups == n:
+    n, p = result.n, len(theta)
+    if result.n_runs < n:
+        noise = random_effects.draw_group_noise(problem, result, theta, weights, bootstrap, rng)
+    else:
+        chi = np.sqrt((n - p) / rng.chisquare(n - p, size=bootstrap))
+        result.sigmas = result.sigma * chi
         scale = (
             result.sigma if weights is None else result.sigma * np.sqrt(weights.mean() / weights)
         )
         noise = chi[:, None] * scale * rng.standard_normal((bootstrap, n))
-    else:
-        factor = np.sqrt(n_groups / max(n_groups - p, 1)) * rng.standard_normal(
-            (bootstrap, n_groups)
-        )
-        noise = factor[:, result.data.groups] * diagnostics.residuals(result, result.y)
     fitted = result.fitted
     if problem.additive_noise:
         return fitted + noise

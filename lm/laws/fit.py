@@ -29,8 +29,8 @@ class FitOptions:
     weights: str | None = None  # column of the row weights
     group: str | None = None  # rows with the same value of this column are resampled together
     where: run_table.Where = None  # included rows: a function of the row, or {column: value(s)}
-    # True, or names of run_table.PROPERTIES in which rows may differ. Laws about such a difference
-    # contain it in their default.
+    # True, or names of comparability.PROPERTIES in which rows may differ. Laws about such a
+    # difference contain it in their default.
     mixed: bool | tuple[str, ...] = False
     bootstrap: int = 1000  # number of refits to resamples; 0 for none
     resample: str = "auto"  # runs, noise or auto: see estimation.fit_problem

@@ -99,9 +99,10 @@ def read_inputs(inputs: Sequence[Any], columns: Sequence[str]) -> Sequence[Any]:
     A table is a DataFrame, a dict of arrays or a list of dicts.
     """
     first = inputs[0] if len(inputs) == 1 else None
-    is_frame = hasattr(first, "to_dict") and hasattr(first, "columns")
-    if is_frame or (isinstance(first, Mapping) and any(map(np.ndim, first.values()))):
+    if hasattr(first, "to_dict") and hasattr(first, "columns"):
         first = run_table.to_rows(first)
+    elif isinstance(first, Mapping) and any(np.ndim(first.get(column)) for column in columns):
+        first = run_table.to_rows({column: first.get(column) for column in columns})
     if isinstance(first, Mapping):
         return [run_table.to_number(first.get(column)) for column in columns]
     if isinstance(first, list) and first and isinstance(first[0], Mapping):

@@ -4,22 +4,22 @@ A row is a flat dict per run (or per checkpoint) from `records.load_runs` or `cs
 Numbers may be text. A row without a result (a status other than done, an empty or non-finite value)
 is excluded, and its name and the reason are stored. An invalid row (a zero or negative value, a
 duplicate) raises an error that lists the rows. Rows that no law describes together, such as runs on
-different corpora, raise an error too: see `check_comparable`.
-
-A trunk run has a constant learning rate. Its cooldown branches start from its checkpoints and lower
-the learning rate to zero.
+different corpora, raise an error too: see `comparability.check_comparable`.
 """
 
 import difflib
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+
+from lm.laws import comparability
 
 FINISHED = ("", "done", "finished", "complete", "completed")
 MAX_LISTED_COLUMNS = 12  # in an error; a row of records.load_runs has more than 100 columns
 Rows = Iterable[Mapping]
+Row = TypeVar("Row", bound=Mapping)
 Where = Callable[[Mapping], bool] | Mapping | None
 # Letters of a formula, by column. Any other column is called x.
 LETTERS = {
@@ -36,18 +36,6 @@ LETTERS = {
     "flops_as_printed": "C",
     "isoflop_budget": "C",
 }
-# Properties that the rows of a law must share -> columns that record them.
-PROPERTIES = {
-    "corpus": ("corpus.hash",),
-    "tokenizer": ("data.tokenizer",),
-    "evaluation": (
-        "data.heldout_fraction", "data.seq_len", "data.loss_on", "eval.n_sequences"
-    ),
-    "start": ("start",),
-}  # fmt: skip
-# Columns that change corpus.hash. If a law has one of them as an input, the rows differ on purpose.
-CORPUS_INPUTS = ("unique_tokens", "data.unique_tokens", "data.seq_len")
-MAX_NAMES = 3  # names per value in a message about different rows
 
 
 @dataclass
@@ -64,6 +52,29 @@ class RunTable:
 
     def __len__(self) -> int:
         return len(self.names)
+
+    def replicates(self, inputs: Sequence[np.ndarray]) -> np.ndarray:
+        """Return a number per row [n]. Rows with equal inputs and equal settings share a number.
+
+        inputs: arrays [n]. Such rows differ only in their seed. Runs with another learning rate
+        are no replicates: see `comparability.training_settings`.
+        """
+        points = np.stack(inputs, 1).tolist()
+        keys = [
+            repr((point, comparability.training_settings(row)))
+            for point, row in zip(points, self.rows, strict=True)
+        ]
+        return np.unique(keys, return_inverse=True)[1].ravel()
+
+    def highest_in_group(self, levels: np.ndarray) -> np.ndarray:
+        """Return the highest of the integers `levels` in the group of each row, [n].
+
+        A back-test fits only groups without a row above its level: a branch above it shares most
+        of its training with its trunk's other branches.
+        """
+        highest = np.zeros(self.groups.max() + 1, int)
+        np.maximum.at(highest, self.groups, levels)
+        return highest[self.groups]
 
     def take(self, index: np.ndarray) -> "RunTable":
         """Return a table of the rows with the numbers in `index`, integers [k]. Rows may repeat."""
@@ -107,14 +118,31 @@ def to_number(value: object) -> float:
         return float("nan")
 
 
-def run_name(row: Mapping, index: int) -> str:
-    """Return the name of a row in messages: its name, its run, or its index in the list."""
-    return str(row.get("name") or row.get("run") or f"row {index}")
+def select_tuned(rows: Sequence[Row], inputs: Sequence[str], y: str) -> list[Row]:
+    """Return, per value of the inputs, the rows with the settings of the lowest mean `y`.
 
-
-def trunk_name(row: Mapping) -> str:
-    """Return the name of the trunk run of a cooldown branch, "" for any other run."""
-    return _text(row.get("start.run")) if row.get("start.restore") == "full_state" else ""
+    inputs: columns of a law, such as parameters and tokens. Rows with the same settings differ only
+    in their seed (see `comparability`). A law of tuned runs has no rows with other learning
+    rates, whose losses are higher. Rows with values of the inputs at which no row has a finite `y`
+    are returned too.
+    """
+    points = [tuple(to_number(row.get(column)) for column in inputs) for row in rows]
+    losses: dict[tuple, dict[tuple, list[float]]] = {}
+    for row, point in zip(rows, points, strict=True):
+        if np.isfinite(to_number(row.get(y))):
+            by_settings = losses.setdefault(point, {})
+            by_settings.setdefault(comparability.training_settings(row), []).append(
+                to_number(row[y])
+            )
+    tuned = {
+        point: min(by_settings, key=lambda settings: float(np.mean(by_settings[settings])))
+        for point, by_settings in losses.items()
+    }
+    return [
+        row
+        for row, point in zip(rows, points, strict=True)
+        if point not in tuned or comparability.training_settings(row) == tuned[point]
+    ]
 
 
 def select_columns(
@@ -129,11 +157,11 @@ def select_columns(
 
     `where` is the inclusion rule: a function of the row, or a mapping from columns to the required
     value or list of values. Report the rule: five runs can change an exponent by 0.09. Rows with
-    the same value of the column `group` are resampled together (checkpoints of a run). Without
-    `group`, rows with the same name are resampled together, and so are the branches of a trunk run,
-    which share its noise. The trunk run is excluded because its learning rate never decays.
+    the same value of the column `group` are resampled together. Without `group`, these are the
+    branches of a trunk run, which share its noise, and rows with the same `run` or `name`, such as
+    checkpoints. The trunk run is excluded because its learning rate never decays.
 
-    mixed: True, or the names of PROPERTIES in which the rows may differ, see `check_comparable`.
+    mixed: True, or the names of PROPERTIES in which the rows may differ, see `comparability`.
     Raises ValueError for a column that no row has, for values <= 0 (< 0 in `may_be_zero`), for
     duplicates and for rows that are not comparable.
     """
@@ -142,13 +170,13 @@ def select_columns(
     needed = [*columns, *([group] if group else [])]
     _check_columns_exist(rows, [*needed, *(where if isinstance(where, Mapping) else [])])
     included, values, excluded = [], [], []
-    trunks = {trunk_name(row) for row in rows} - {""}
+    trunks = {comparability.trunk_name(row) for row in rows} - {""}
     for i, row in enumerate(rows):
-        is_trunk = run_name(row, i) in trunks
+        is_trunk = comparability.run_name(row, i) in trunks
         reason = "trunk run, represented by its branches" if is_trunk else ""
         reason = reason or _exclusion_reason(row, columns, where)
         if reason:
-            excluded.append((run_name(row, i), reason))
+            excluded.append((comparability.run_name(row, i), reason))
         else:
             included.append(i)
             values.append([to_number(row[column]) for column in columns])
@@ -157,7 +185,7 @@ def select_columns(
             f"no row is left to fit: {len(excluded)} are excluded, the first is {excluded[0][0]} "
             f"({excluded[0][1]})"
         )
-    array, names = np.array(values), [run_name(rows[i], i) for i in included]
+    array, names = np.array(values), [comparability.run_name(rows[i], i) for i in included]
     for j, column in enumerate(columns):
         is_wrong = array[:, j] < 0 if column in may_be_zero else array[:, j] <= 0
         if is_wrong.any():
@@ -167,97 +195,10 @@ def select_columns(
     included_rows = [rows[i] for i in included]
     _check_no_duplicates(included_rows, names)
     if mixed is not True:
-        check_comparable(rows, included, mixed or (), columns)
+        comparability.check_comparable(rows, included, mixed or (), columns)
     groups, warnings = _resampling_groups(included_rows, names, group)
     values_by_column = dict(zip(columns, array.T, strict=True))
     return RunTable(values_by_column, names, groups, included_rows, excluded, warnings, mixed)
-
-
-def check_comparable(
-    rows: Sequence[Mapping],
-    included: Sequence[int],
-    may_differ: Collection[str] = (),
-    columns: Sequence[str] = (),
-) -> None:
-    """Raise ValueError that names the rows and their values if the rows differ in PROPERTIES.
-
-    A law describes rows of one corpus, one tokenizer, one evaluation and one kind of start. A run
-    starts from random weights, as its cooldown branches do, or from the weights of another model.
-    Rows without a column, such as published results, are not compared in it.
-
-    rows: all rows, which contain the trunk runs. included: indices of the rows of the law.
-    may_differ: names of PROPERTIES that are not compared. columns: columns of the law, which are
-    not compared either.
-    """
-    unknown = set(may_differ) - set(PROPERTIES)
-    if unknown:
-        raise ValueError(
-            f"mixed={', '.join(sorted(unknown))} is unknown; allowed: True, {', '.join(PROPERTIES)}"
-        )
-    by_name = {run_name(row, i): row for i, row in enumerate(rows)}
-    skipped = {column for name in may_differ for column in PROPERTIES[name]} | set(columns)
-    if any(column in CORPUS_INPUTS for column in columns):
-        skipped.add("corpus.hash")
-    differences = []
-    for column in [column for group in PROPERTIES.values() for column in group]:
-        if column in skipped:
-            continue
-        names_by_value: dict[str, list[str]] = {}
-        for i in included:
-            text = _text(rows[i].get(column))
-            text = _start_kind(rows[i], by_name) if column == "start" else text
-            if text:
-                names_by_value.setdefault(text, []).append(run_name(rows[i], i))
-        if len(names_by_value) > 1:
-            differences.append(f"{column} is {_list_rows_by_value(names_by_value)}")
-    if differences:
-        raise ValueError(
-            f"the rows are not comparable: {'; '.join(differences)}. Select rows with"
-            " where={column: value}, or pass mixed=True to fit them together"
-        )
-
-
-def _text(value: object) -> str:
-    """Return a cell as text, "" for None and NaN. Equal numbers have equal texts."""
-    if value is None or value != value:
-        return ""
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
-
-
-def _start_kind(row: Mapping, by_name: Mapping[str, Mapping]) -> str:
-    """Return the kind of weights that a run starts from, "" if the row does not record it.
-
-    A cooldown branch starts like its trunk run. A trunk run of the same sweep that is not among the
-    rows counts as a run from random weights.
-    """
-    if "start.run" not in row:
-        return ""
-    visited: set[str] = set()
-    while trunk := trunk_name(row):
-        parent = by_name.get(trunk)
-        if parent is None or trunk in visited:
-            sweep = str(row.get("name", "")).rpartition("/")[0]
-            is_same_sweep = bool(sweep) and trunk.rpartition("/")[0] == sweep
-            return "random weights" if is_same_sweep else "weights of another model"
-        visited.add(trunk)
-        row = parent
-    return "weights of another model" if _text(row.get("start.run")) else "random weights"
-
-
-def _list_rows_by_value(names_by_value: Mapping[str, list[str]]) -> str:
-    """Return the values and the rows that have them, the most frequent value first."""
-    texts = []
-    for value, names in sorted(names_by_value.items(), key=lambda item: -len(item[1])):
-        n_more = len(names) - MAX_NAMES
-        more = f" and {n_more} more" if n_more > 0 else ""
-        texts.append(f"{_shorten(value)} for {', '.join(names[:MAX_NAMES])}{more}")
-    return ", ".join(texts)
-
-
-def _shorten(value: str) -> str:
-    """Return the first characters of a hash, and other values unchanged."""
-    is_hash = len(value) > 16 and all(letter in "0123456789abcdef" for letter in value)
-    return value[:12] if is_hash else value
 
 
 def _check_columns_exist(rows: list[Mapping], columns: Sequence[str]) -> None:
@@ -281,13 +222,19 @@ def _resampling_groups(
     rows: list[Mapping], names: list[str], group: str | None
 ) -> tuple[np.ndarray, list[str]]:
     """Return the group of each row, and a warning if some rows share a group."""
-    shared = [trunk_name(row) if group is None else str(row.get(group, "")) for row in rows]
+    shared = [
+        comparability.trunk_name(row) or comparability.cell_text(row.get("run"))
+        if group is None
+        else str(row.get(group, ""))
+        for row in rows
+    ]
     labels = [label or name for label, name in zip(shared, names, strict=True)]
     groups = np.unique(labels, return_inverse=True)[1]
     n_groups = groups.max() + 1
     if n_groups == len(rows):
         return groups, []
-    kind = f"values of {group}" if group else "trunks" if any(shared) else "names"
+    kind = "trunks" if any(comparability.trunk_name(row) for row in rows) else "run names"
+    kind = f"values of {group}" if group else kind
     return groups, [
         f"{len(rows)} rows have {n_groups} {kind}: rows with the same value are resampled together"
     ]
@@ -295,7 +242,7 @@ def _resampling_groups(
 
 def _exclusion_reason(row: Mapping, columns: Sequence[str], where: Where) -> str:
     """Return the reason to exclude a row, or ""."""
-    status = _text(row.get("status")).lower()
+    status = comparability.cell_text(row.get("status")).lower()
     if status not in FINISHED:
         return f"status is {status}"
     if callable(where):
@@ -335,61 +282,6 @@ def _list_values(
     items = [f"{names[i]} ({values[i]:g})" for i in np.flatnonzero(is_wrong)]
     more = f" and {len(items) - n_shown} more" if len(items) > n_shown else ""
     return ", ".join(items[:n_shown]) + more
-
-
-def final_evaluations(
-    rows: Rows, columns: Sequence[str], run: str = "run", order: str = "tokens", last: int = 5
-) -> list[dict]:
-    """Return one row per run: its last evaluation, with means of `columns` over the last `last`.
-
-    This is step 1 of Bhagia et al. 2024 (arXiv:2412.04403). The mean reduces noise, but it has a
-    bias if the loss still falls. Rows of a run are sorted by `order`.
-    """
-    result = []
-    for curve in learning_curves(rows, run, order):
-        row = dict(curve[-1])
-        for column in columns:
-            row[column] = float(np.mean([to_number(r.get(column)) for r in curve[-last:]]))
-        result.append(row)
-    return result
-
-
-def smooth_evaluations(
-    rows: Rows,
-    columns: Sequence[str],
-    run: str = "run",
-    order: str = "tokens",
-    drop: float = 0.1,
-    window: int = 5,
-) -> list[dict]:
-    """Return the evaluations after the first fraction `drop` of each run, as trailing means.
-
-    The number of dropped evaluations is rounded up. The mean of each of `columns` is over the last
-    `window` evaluations, fewer at the start of a run (step 2 of Bhagia et al. 2024).
-    """
-    result = []
-    for curve in learning_curves(rows, run, order):
-        late = curve[int(np.ceil(drop * len(curve))) :]
-        for i, row in enumerate(late):
-            recent = late[max(0, i + 1 - window) : i + 1]
-            means = {
-                column: float(np.mean([to_number(r.get(column)) for r in recent]))
-                for column in columns
-            }
-            result.append({**row, **means})
-    return result
-
-
-def learning_curves(rows: Rows, run: str, order: str) -> list[list[Mapping]]:
-    """Group rows by run, sorted by `order`; runs are in the order of their first row."""
-    groups: dict[str, list[Mapping]] = {}
-    for i, row in enumerate(to_rows(rows)):
-        if run not in row:
-            raise ValueError(
-                f"row {i} has no column {run!r}: set run= to the column with the name of the run"
-            )
-        groups.setdefault(str(row[run]), []).append(row)
-    return [sorted(group, key=lambda row: to_number(row.get(order))) for group in groups.values()]
 
 
 def column_letter(column: str, i: int, columns: Sequence[str]) -> str:

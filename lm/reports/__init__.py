@@ -5,11 +5,11 @@ The package uses the records of runs and the laws. It does not import JAX.
     summary.py            load a sweep, fit its laws, headline, tables
     task_analysis.py      tasks above chance, mastered tasks, predictions of accuracy
     transfer_analysis.py  fine-tuned models against models trained from scratch
+    paired_errors.py      errors of the difference between two runs on the same held-out text
     lr_analysis.py        best learning rate against width and depth
     figures.py            the figures of a sweep, and their verification
     html.py               elements of an HTML page
-    report_sections.py    sections of the report
-    next_run_section.py   next runs that narrow the prediction of a sweep
     report.py             write report.html
+    sections/             the sections of the report
     plots/                the figures
 """

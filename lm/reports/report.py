@@ -9,8 +9,9 @@ refresh=SECONDS an open page reloads at this interval, for a sweep that is train
 
 from pathlib import Path
 
-from lm.reports import figures, html, report_sections, summary
+from lm.reports import figures, html, summary
 from lm.reports.plots import style
+from lm.reports.sections import report_sections
 from lm.runs import provenance, records
 
 # experiments/sweep.py prints these results after the page is written.

@@ -24,6 +24,7 @@ from lm.laws.forms import downstream, power_laws
 from lm.runs import records, run_selection, task_results
 
 P_VALUE, MASTERY_FRACTION = 0.01, 0.5
+FALSE_DISCOVERY_RATE = 0.05
 # Smallest chance accuracy of the test. A model that always gives the most frequent answer is
 # sometimes correct, even if the stored chance accuracy of a task is 0.
 MIN_CHANCE = 0.01
@@ -48,11 +49,41 @@ def task_names(rows: Sequence[Mapping]) -> list[str]:
 
 def is_above_chance(row: Mapping, task: str) -> bool:
     """Return True if an exact binomial test against chance gives p < P_VALUE."""
+    return p_value(row, task) < P_VALUE
+
+
+def p_value(row: Mapping, task: str) -> float:
+    """Return the p-value of the exact binomial test against chance, 1 without a result."""
     accuracy, n = task_results.task_value(row, task), task_results.task_value(row, task, "n")
     if not n > 0 or not np.isfinite(accuracy):
-        return False
+        return 1.0
     chance = max(task_results.task_value(row, task, "chance"), MIN_CHANCE)
-    return bool(stats.binom.sf(round(accuracy * n) - 1, int(n), chance) < P_VALUE)
+    return float(stats.binom.sf(round(accuracy * n) - 1, int(n), chance))
+
+
+def count_discoveries(row: Mapping) -> int:
+    """Return the number of tasks above chance at a false discovery rate of FALSE_DISCOVERY_RATE.
+
+    Several tests per run give some low p-values by chance. The step-up rule of Benjamini and
+    Hochberg (1995) limits the expected fraction of such tasks among the counted ones.
+    """
+    p_values = np.sort([p_value(row, task) for task in task_names([row])])
+    limits = FALSE_DISCOVERY_RATE * np.arange(1, len(p_values) + 1) / max(len(p_values), 1)
+    return int(np.flatnonzero(p_values <= limits).max(initial=-1)) + 1
+
+
+def expect_above_chance(row: Mapping) -> float:
+    """Return the number of tasks that a run without any ability is expected to have above chance.
+
+    The p-value of n answers is discrete, so the number is at most P_VALUE per task.
+    """
+    expected = 0.0
+    for task in task_names([row]):
+        n = int(task_results.task_value(row, task, "n"))
+        chance = max(task_results.task_value(row, task, "chance"), MIN_CHANCE)
+        tails = stats.binom.sf(np.arange(n + 1) - 1, n, chance)
+        expected += float(tails[tails < P_VALUE].max(initial=0.0))
+    return expected
 
 
 def is_mastered(row: Mapping, task: str) -> bool:

@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from lm.laws import run_table
-from lm.reports import task_analysis
+from lm.reports import paired_errors, task_analysis
 from lm.runs import records, task_results
 
 
@@ -51,8 +51,9 @@ def finetune_pairs(
 
     Return a dict per size and amount that has both kinds of runs: {"size", "tokens" (value of x),
     "scratch", "tuned" (means of y), "gain", "gain_se"}. "gain" is scratch - tuned, positive if
-    pre-training helped. "gain_se" adds the standard errors as if they were independent. This
-    overestimates the error, because both losses are measured on the same held-out text.
+    pre-training helped. "gain_se" is the paired error of the loss on the same held-out text: see
+    `paired_errors.paired_difference`. Without its data, and for other columns, the standard errors
+    are added as if they were independent, which overestimates the error.
     """
     results = []
     finished = [row for row in rows if row["status"] == "done"]
@@ -64,7 +65,10 @@ def finetune_pairs(
             scratch, scratch_se = _mean(scratch_runs, y)
             tuned, tuned_se = _mean(tuned_runs, y)
             pair = {"size": size, "tokens": tokens, "scratch": scratch, "tuned": tuned}
+            paired = paired_errors.paired_difference(scratch_runs, tuned_runs)
             gain_se = float(np.hypot(scratch_se, tuned_se))
+            if paired is not None and y == records.LOSS:
+                gain_se = paired[1]
             results.append(pair | {"gain": scratch - tuned, "gain_se": gain_se})
     return results
 
@@ -146,8 +150,10 @@ def forgetting(rows: Sequence[Mapping]) -> list[dict]:
     """Compare the loss on each source of the parent run before and after fine-tuning.
 
     Return a dict per fine-tuned run and source: {"size", "source", "tokens" (unique tokens of
-    fine-tuning), "before", "before_se", "after", "after_se"}. Losses are in nats per token on the
-    same held-out rows. Runs whose parent is not in `rows` are skipped.
+    fine-tuning), "before", "before_se", "after", "after_se", "change", "change_se"}. Losses are in
+    nats per token on the same held-out rows. "change" is after - before. Its error is paired if the
+    runs have sums per document: see `paired_errors.paired_difference`. Runs whose parent is not in
+    `rows` are skipped.
     """
     by_name, points = {row["name"]: row for row in rows}, []
     for row in rows:
@@ -157,18 +163,25 @@ def forgetting(rows: Sequence[Mapping]) -> list[dict]:
         for source in learned(parent):
             column = f"{records.LOSS}.{source}"
             if column in row and column in parent:
-                points.append(
-                    {
-                        "size": row[records.N_PARAMS],
-                        "source": source,
-                        "tokens": row["unique_tokens"],
-                        "before": parent[column],
-                        "before_se": task_results.standard_error(parent, column),
-                        "after": row[column],
-                        "after_se": task_results.standard_error(row, column),
-                    }
-                )
+                point = {"size": row[records.N_PARAMS], "source": source}
+                points.append(point | _change(parent, row, source))
     return points
+
+
+def _change(parent: Mapping, row: Mapping, source: str) -> dict:
+    """Return the other items of the dict of `forgetting`."""
+    column = f"{records.LOSS}.{source}"
+    before_se, after_se = (task_results.standard_error(run, column) for run in (parent, row))
+    paired = paired_errors.paired_difference([row], [parent], source)
+    return {
+        "tokens": row["unique_tokens"],
+        "before": parent[column],
+        "before_se": before_se,
+        "after": row[column],
+        "after_se": after_se,
+        "change": row[column] - parent[column],
+        "change_se": paired[1] if paired else float(np.hypot(before_se, after_se)),
+    }
 
 
 def task_quality(rows: Sequence[Mapping], metric: str = "bits_per_byte") -> list[dict]:

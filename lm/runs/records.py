@@ -8,6 +8,7 @@ The files of a run:
         facts.json        metadata: status, counts, FLOPs, devices, versions, corpus
         metrics.jsonl     one line per log step: attempt, step, tokens, flops, loss, ...
         evals.jsonl       one line per evaluation: attempt, step, loss, bits_per_byte, ...
+        heldout.npz       loss sums per document of the last evaluation
         events.jsonl      one line per incident: damaged, skipped, rewound, spike
         tokenizer.json    the tokenizer; absent for bytes
         checkpoints/      weights and optimizer state
@@ -74,6 +75,11 @@ class Writer:
         """Append a row to the .jsonl file `name` of the run. Only the primary process writes."""
         if self.is_primary:
             append_record(self.folder / name, row)
+
+    def write_file(self, name: str, data: bytes) -> None:
+        """Replace a file of the run."""
+        if self.is_primary:
+            filesystem.write_file(self.folder / name, data)
 
     def event(self, attempt: int, step: int, name: str, details: str) -> None:
         """Append an event to events.jsonl, see `log_event`."""

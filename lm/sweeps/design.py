@@ -18,7 +18,7 @@ import numpy as np
 from scipy import stats
 
 from lm.config import model_sizes, schema
-from lm.laws import run_table
+from lm.laws import comparability, run_table
 
 SIZE, TOKENS, LOSS = "params.non_embedding", "tokens", "eval.loss"  # columns
 LEVEL = 0.95  # confidence level of the intervals
@@ -117,8 +117,8 @@ def _split_rows(rows: Sequence[Mapping], y: str) -> tuple[list[Mapping], list[Ma
     finished = [
         row for row in rows if row["status"] == "done" and np.isfinite(run_table.to_number(row[y]))
     ]
-    trunks = {run_table.trunk_name(row) for row in rows}
-    branches = [row for row in finished if run_table.trunk_name(row)]
+    trunks = {comparability.trunk_name(row) for row in rows}
+    branches = [row for row in finished if comparability.trunk_name(row)]
     independent = [
         row for row in finished if not row.get("start.run") and row["name"] not in trunks
     ]

@@ -7,6 +7,7 @@ interval (lo, hi) includes uncertainty about the form of the law. Before trainin
 `check_prediction` verifies that the sweep has enough sizes for an interval.
 """
 
+import collections
 import datetime
 import functools
 import math
@@ -14,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from lm.config import model_sizes, schema
+from lm.laws import comparability, run_table
 from lm.laws.forms import power_laws
 from lm.reports import task_analysis
 from lm.runs import records, run_selection
@@ -53,14 +55,15 @@ def check_prediction(runs: list[schema.Run]) -> str:
     if not any(run.is_prediction_target for run in runs):
         return ""
     target = next(run for run in runs if run.is_prediction_target)
-    fitted = set(runs_to_fit(runs)[0])
-    n_sizes = len({_n_params(run) for run in runs if run.name in fitted})
-    if len(fitted) > N_PARAMETERS and n_sizes == N_PARAMETERS:
+    names = set(runs_to_fit(runs)[0])
+    n_seeds = _count_seeds([run for run in runs if run.name in names])
+    n_sizes, n_fitted = len(n_seeds), sum(n_seeds.values())
+    if n_fitted > N_PARAMETERS and n_sizes == N_PARAMETERS:
         return (
             f"{target.name} is predicted from {n_sizes} other sizes: a law of {N_PARAMETERS}"
             " parameters passes through each of them, so only their seeds give an interval"
         )
-    if len(fitted) <= N_PARAMETERS or n_sizes < N_PARAMETERS:
+    if n_fitted <= N_PARAMETERS or n_sizes < N_PARAMETERS:
         raise ValueError(
             f"to predict {target.name} from {n_sizes} other size{'' if n_sizes == 1 else 's'}: a"
             f" law of {N_PARAMETERS} parameters needs at least {N_PARAMETERS + 2} sizes for an"
@@ -70,6 +73,17 @@ def check_prediction(runs: list[schema.Run]) -> str:
     return ""
 
 
+def _count_seeds(runs: list[schema.Run]) -> dict[int, int]:
+    """Return {size: number of runs of equal settings}; the law uses only the tuned settings."""
+    counts = collections.Counter(
+        (_n_params(run), comparability.training_settings(schema.flatten(run))) for run in runs
+    )
+    n_seeds: dict[int, int] = {}
+    for (n_params, _), count in counts.items():
+        n_seeds[n_params] = max(n_seeds.get(n_params, 0), count)
+    return n_seeds
+
+
 def _n_params(run: schema.Run) -> int:
     return model_sizes.count_parameters(model_sizes.resolved_model(run))["non_embedding"]
 
@@ -77,7 +91,8 @@ def _n_params(run: schema.Run) -> int:
 def write_prediction(runs: list[schema.Run], folder: Path) -> None:
     """Fit a law to finished runs and write its prediction to prediction.json in the sweep folder.
 
-    The law uses the runs of `runs_to_fit`. For a sweep with several token budgets, the field joint
+    The law uses the runs of `runs_to_fit` with the tuned settings of their size and tokens: see
+    `run_table.select_tuned`. For a sweep with several token budgets, the field joint
     contains a second prediction, from the law L(N, D) of all unrelated runs. An existing prediction
     is not changed after one of the related runs has started.
     """
@@ -89,7 +104,10 @@ def write_prediction(runs: list[schema.Run], folder: Path) -> None:
     # A sweep that is edited while it runs may not be in sweep.json yet.
     rows = {row["name"]: row for row in (*loaded.others, *loaded.rows)}
     same_budget, any_budget = (
-        [rows[name] for name in names if name in rows] for names in runs_to_fit(runs)
+        run_table.select_tuned(
+            [rows[name] for name in names if name in rows], [X, records.TOKENS], Y
+        )
+        for names in runs_to_fit(runs)
     )
     n_params = _n_params(target)
     prediction = {

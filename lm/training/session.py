@@ -292,7 +292,9 @@ class TrainingSession:
         run, params, row = self.run, state["params"], {}
         with self.timer.phase("evaluate"), jax.set_mesh(self.mesh):
             if self.evaluations.has_heldout:
-                row |= heldout.evaluate_heldout(run, self.mesh, score, params, self.text)
+                row |= heldout.evaluate_heldout(
+                    run, self.mesh, score, params, self.text, self.writer
+                )
             if self.evaluations.are_tasks_due(self.done):
                 tokenizer = self.text.tokenizer
                 results = task_eval.evaluate_tasks(

@@ -4,9 +4,11 @@ import jax
 import numpy as np
 import pytest
 
-from lm.data import dataset, tokenizers
+from lm.data import dataset, heldout_documents, tokenizers
 from lm.evaluation import heldout
 from lm.parallel import mesh
+from lm.reports import paired_errors
+from lm.runs import records
 from lm.training import step
 
 TEXT = np.frombuffer(b"one two, three-four five6 seven_8; nine (ten) eleven\nand twelve ", np.uint8)
@@ -79,6 +81,31 @@ def test_error_of_a_ratio_matches_repeated_sampling():
     means, errors = np.array(draws).T
     assert means.std() == pytest.approx(errors.mean(), rel=0.15)
     assert means.mean() == pytest.approx(2.0, abs=0.01)
+
+
+def test_error_is_clustered_by_document(tiny, tmp_path):
+    """Errors over sequences are too small if a document has several sequences."""
+    text, device_mesh = dataset.open_dataset(tiny.data, tiny.seed), mesh.make_mesh(tiny.mesh)
+    source = text.sources[0]
+    rows = heldout_documents.select_rows(text, source, 16)
+    document_NT = heldout_documents.target_documents(text, source, rows)
+    effects = {d: (d * 7919 % 13) / 13 for d in np.unique(document_NT).tolist()}
+    nats_NT = 3 + np.vectorize(effects.get)(document_NT)
+    batches = iter(np.split(nats_NT, 16 // tiny.data.batch_size))
+
+    def score(_, batch):
+        nats_BT = next(batches)
+        return nats_BT, np.zeros(nats_BT.shape, np.int32)
+
+    writer = records.Writer(tmp_path)
+    row = heldout.evaluate_heldout(tiny, device_mesh, score, {}, text, writer)
+    sizes = np.array([(document_NT == d).sum() for d in effects])
+    means = 3 + np.array(list(effects.values()))
+    error = heldout.ratio_with_error(means * sizes, sizes)[1]
+    assert row["loss_se"] == pytest.approx(error) and error > 0
+    assert row[f"n_documents.{source}"] == len(effects)
+    sums = paired_errors.load_document_sums({"dir": str(tmp_path), "eval.loss": row["loss"]})
+    assert sums[source].nats.sum() / sums[source].targets.sum() == pytest.approx(row["loss"])
 
 
 def test_perfect_model_has_no_loss_and_completes_all_words(tiny):

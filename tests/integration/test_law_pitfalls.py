@@ -12,8 +12,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lm.laws import backtesting, run_table
-from lm.laws.forms import compute_optimal, downstream, isoflop, log_linear, power_laws
+from lm.laws import backtesting
+from lm.laws.forms import (
+    compute_optimal,
+    downstream,
+    evaluation_curves,
+    isoflop,
+    log_linear,
+    power_laws,
+)
 
 DATA = pathlib.Path(__file__).parent.parent.parent / "notebooks" / "data" / "published"
 NAMES: dict[str, Any] = {"n": "params", "d": "tokens", "y": "loss"}
@@ -166,13 +173,15 @@ def test_11_parameters_are_stored_with_all_digits():
 
 def test_13_mean_of_a_falling_curve_has_a_bias():
     curve = [{"run": "a", "tokens": i, "loss": 3 - 0.1 * i} for i in range(10)]
-    last, mean = (run_table.final_evaluations(curve, ["loss"], last=k)[0]["loss"] for k in (1, 5))
+    last, mean = (
+        evaluation_curves.final_evaluations(curve, ["loss"], last=k)[0]["loss"] for k in (1, 5)
+    )
     assert mean - last == pytest.approx(0.2)
 
 
 def test_14_curves_are_reduced_or_resampled_as_whole_runs():
     train = [row for row in rows("olmo-ladder") if row["split"] == "train"]
-    finals = run_table.final_evaluations(train, ["c4_loss"], last=1)
+    finals = evaluation_curves.final_evaluations(train, ["c4_loss"], last=1)
     assert len(finals) == 16
     names: dict[str, Any] = {"n": "params", "d": "tokens", "y": "c4_loss"}
     final_fit = power_laws.chinchilla(finals, **names, bootstrap=0)
@@ -193,12 +202,14 @@ def test_15_minimum_outside_the_sizes_is_excluded():
 def test_16_parabolas_are_biased_if_the_exponents_differ():
     asymmetric = [row for row in rows("approach2-synthetic") if row["surface"] == "asymmetric"]
     sweep: dict[str, Any] = {"x": "tokens", "y": "loss", "bootstrap": 0}
-    wide = isoflop.isoflop(asymmetric, **sweep)
-    narrow = isoflop.isoflop(asymmetric, **sweep, nearest=5)
+    automatic = isoflop.isoflop(asymmetric, **sweep)
+    wide = isoflop.isoflop(asymmetric, **sweep, method="parabola")
+    narrow = isoflop.isoflop(asymmetric, **sweep, method="parabola", nearest=5)
     law = power_laws.chinchilla(asymmetric, **NAMES, bootstrap=0)
     true = compute_optimal.allocation(law, 1e22).d
     assert wide.predict(1e22).value / true == pytest.approx(0.769, abs=0.01)
     assert narrow.predict(1e22).value / true > 0.95
+    assert automatic.predict(1e22).value / true == pytest.approx(1, abs=0.02)
 
 
 def test_17_influential_budget_has_a_warning():
@@ -256,10 +267,10 @@ def test_20_accuracy_is_bounded_and_chance_raises():
 
 def test_21_small_fit_error_does_not_extrapolate():
     ladder = rows("olmo-ladder")
-    finals = run_table.final_evaluations(
+    finals = evaluation_curves.final_evaluations(
         [row for row in ladder if row["split"] == "train"], ["c4_loss"]
     )
-    large = run_table.final_evaluations(
+    large = evaluation_curves.final_evaluations(
         [row for row in ladder if row["split"] == "target"], ["c4_loss"]
     )
     fit = power_laws.chinchilla(finals, n="params", d="tokens", y="c4_loss")

@@ -16,8 +16,15 @@ import numpy as np
 import pytest
 
 from lm import laws
-from lm.laws import backtesting, estimation, run_table
-from lm.laws.forms import compute_optimal, downstream, isoflop, log_linear, power_laws
+from lm.laws import backtesting, estimation
+from lm.laws.forms import (
+    compute_optimal,
+    downstream,
+    evaluation_curves,
+    isoflop,
+    log_linear,
+    power_laws,
+)
 
 DATA = pathlib.Path(__file__).parent.parent.parent / "notebooks" / "data" / "published"
 EXPECTED = json.loads((DATA / "expected.json").read_text())
@@ -45,7 +52,9 @@ def is_below_1e21(row):
 @functools.cache
 def surface(name):
     surface_rows = [row for row in rows("approach2-synthetic") if row["surface"] == name]
-    line = isoflop.isoflop(surface_rows, x="tokens", y="loss", c="flops", bootstrap=0)
+    line = isoflop.isoflop(
+        surface_rows, x="tokens", y="loss", c="flops", method="parabola", bootstrap=0
+    )
     law = power_laws.chinchilla(surface_rows, **NAMES, bootstrap=0)
     results = {
         "approach2_b": line.params["exponent"],
@@ -95,6 +104,7 @@ def chinchilla(name):
             "y": "loss",
             "c": "isoflop_budget",
             "where": INCLUDED,
+            "method": "parabola",
             "bootstrap": 0,
         }
         inside_only = isoflop.isoflop(data, **sweep)
@@ -134,13 +144,15 @@ def ladder(task):
     names: dict[str, Any] = {"n": "params", "d": "tokens", "bootstrap": 0}
     if task == "c4_loss":
         step1 = power_laws.chinchilla(
-            run_table.final_evaluations(train, ["c4_loss"], last=5), y="c4_loss", **names
+            evaluation_curves.final_evaluations(train, ["c4_loss"], last=5), y="c4_loss", **names
         )
         return {"T13B_pred": step1.predict(target("13B", ["c4_loss"])).value} | {
             "train_mean_rel_err": step1.mare
         }
     bpb, acc = f"{task}_bpb", f"{task}_acc"
-    step1 = power_laws.chinchilla(run_table.final_evaluations(train, [bpb], last=5), y=bpb, **names)
+    step1 = power_laws.chinchilla(
+        evaluation_curves.final_evaluations(train, [bpb], last=5), y=bpb, **names
+    )
     recipe: dict[str, Any] = {
         "run": "run",
         "order": "tokens",
@@ -162,7 +174,7 @@ def ladder(task):
 
 def target(model, columns):
     model_rows = [row for row in rows("olmo-ladder") if row["model"] == model]
-    return run_table.final_evaluations(model_rows, columns, last=5)[0]
+    return evaluation_curves.final_evaluations(model_rows, columns, last=5)[0]
 
 
 REPRODUCTIONS = {
@@ -194,7 +206,7 @@ def test_two_step_from_compute_has_published_accuracy():
     train = [row for row in rows("olmo-ladder") if row["split"] == "train"]
     for task in ("mmlu", "hellaswag", "arc_challenge", "openbookqa"):
         bpb, acc = f"{task}_bpb", f"{task}_acc"
-        finals = run_table.final_evaluations(train, [bpb], last=5)
+        finals = evaluation_curves.final_evaluations(train, [bpb], last=5)
         step1 = power_laws.power(finals, x="flops", y=bpb, loss="huber", bootstrap=0)
         recipe: dict[str, Any] = {
             "run": "run",

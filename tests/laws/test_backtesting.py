@@ -47,6 +47,25 @@ def test_backtest_predicts_only_larger_levels(fit):
     assert str(score) in str(fit)
 
 
+def test_backtest_excludes_the_trunks_of_its_targets():
+    branches = [{**row, "start.run": f"{row['params']:.3g}", "start.restore": "full_state"}
+                for row in rows()]  # fmt: skip
+    options: dict[str, Any] = {**NAMES, "loss": "log_squares", "bootstrap": 0}
+    fit = power_laws.chinchilla(branches, **options)
+    fitted_trunks: dict[int, set[str]] = {}
+
+    def record_refit(part, **changes):
+        fitted_trunks[len(part)] = {row["start.run"] for row in part}
+        return power_laws.chinchilla(part, **options)
+
+    fit.refit = record_refit
+    score = backtesting.backtest(fit)
+    assert score.n_origins >= 2
+    trunks = {row["name"]: row["start.run"] for row in branches}
+    for prediction in score.predictions:
+        assert trunks[prediction["name"]] not in fitted_trunks[prediction["trained_on"]]
+
+
 def test_backtest_ranks_by_a_given_column(fit):
     score = backtesting.backtest(fit, by="params")
     sizes = {row["name"]: row["params"] for row in rows()}

@@ -59,10 +59,49 @@ def test_duplicate_rows_raise_with_their_names():
 
 
 def test_repeats_of_a_run_are_resampled_together():
-    seeds = [{**row, "loss": row["loss"] * 1.001} for row in GOOD]
+    seeds = [{**row, "seed": 1, "loss": row["loss"] * 1.001} for row in GOOD]
     fit = power_laws.power(GOOD + seeds, x="params", y="loss", bootstrap=50)
     assert (fit.n, fit.n_runs) == (12, 6)
     assert fit.seed_noise == pytest.approx(0.001 / 2**0.5, rel=0.01)
+
+
+@pytest.mark.parametrize("column", ["optim.lr", "optim.schedule", "lr", "data.batch_size"])
+def test_runs_with_other_settings_are_no_replicates(column):
+    rates = [{**row, "name": f"{row['name']} {value}", column: value, "loss": row["loss"] * factor}
+             for row in GOOD for value, factor in ((0.01, 1.0), (0.03, 1.001))]  # fmt: skip
+    fit = power_laws.power(rates, x="params", y="loss", bootstrap=50)
+    assert fit.seed_noise is None
+    seeds = [{**row, "seed": 1, "name": f"{row['name']} seed 1", "loss": row["loss"] * 1.002}
+             for row in rates]  # fmt: skip
+    fit = power_laws.power(rates + seeds, x="params", y="loss", bootstrap=50)
+    assert fit.seed_noise == pytest.approx(0.002 / 2**0.5, rel=0.01)
+
+
+def test_tuned_rows_are_those_of_the_best_settings_per_size():
+    rows = [
+        {"name": f"{n}-{lr}-{seed}", "seed": seed, "params": n, "optim.lr": lr, "loss": loss + seed}
+        for n, losses in ((1, {0.1: 5.0, 0.2: 4.0}), (2, {0.1: 3.0, 0.2: 3.5}))
+        for lr, loss in losses.items()
+        for seed in (0, 1)
+    ]
+    rows.append({"name": "failed", "params": 3, "optim.lr": 0.1, "loss": None})
+    names = [row["name"] for row in run_table.select_tuned(rows, ["params"], "loss")]
+    assert names == ["1-0.2-0", "1-0.2-1", "2-0.1-0", "2-0.1-1", "failed"]
+
+
+def test_checkpoints_of_a_run_are_grouped_by_the_column_run():
+    rows = [{"run": row["name"], "name": f"{row['name']} step {step}", "params": row["params"],
+             "tokens": step, "loss": row["loss"] + 1 / step}
+            for row in GOOD for step in (1, 2, 4)]  # fmt: skip
+    data = run_table.select_columns(rows, ["params", "tokens", "loss"])
+    assert int(data.groups.max()) + 1 == len(GOOD)
+    assert "have 6 run names" in data.warnings[0]
+
+
+def test_highest_level_in_a_group_is_that_of_its_rows():
+    rows = [{"run": run, "params": i + 1, "loss": 5 - i} for i, run in enumerate("aabcb")]
+    data = run_table.select_columns(rows, ["params", "loss"])
+    assert data.highest_in_group(np.arange(5)).tolist() == [1, 1, 4, 3, 4]
 
 
 def test_rows_excluded_by_where_have_a_reason():
@@ -78,28 +117,6 @@ def test_selection_without_rows_raises():
         fit_power([])
     with pytest.raises(ValueError, match="no row is left"):
         fit_power([{"name": "a", "params": 1.0, "loss": None}])
-
-
-def curve(losses):
-    return [{"run": "a", "tokens": str(i), "loss": str(v)} for i, v in enumerate(losses)]
-
-
-def test_final_evaluation_is_a_mean_of_the_last_ones():
-    (row,) = run_table.final_evaluations(curve([9, 5, 4, 3]), ["loss"], last=2)
-    assert (row["tokens"], row["loss"]) == ("3", 3.5)
-
-
-def test_smoothing_drops_the_start_and_averages():
-    rows = run_table.smooth_evaluations(curve([9, 8, 6, 4, 2]), ["loss"], drop=0.25, window=2)
-    assert [row["loss"] for row in rows] == [6, 5, 3]
-
-
-def test_evaluations_out_of_order_are_sorted():
-    rows = curve([9, 5, 4, 3])
-    ascending, descending = (
-        run_table.final_evaluations(ordered, ["loss"], last=2) for ordered in (rows, rows[::-1])
-    )
-    assert ascending == descending
 
 
 SIZES = (1e4, 2e4, 4e4, 8e4, 2e5, 5e5, 1e6)
@@ -250,6 +267,8 @@ def test_dicts_of_arrays_are_rows():
     fit = laws.power(table, bootstrap=0)
     assert fit.params == laws.power(rows(), bootstrap=0).params
     assert fit.predict(table).value == pytest.approx(fit.fitted)
+    row_with_list = rows()[0] | {"tasks": ["copy"], "nothing": []}
+    assert fit.predict(row_with_list).value == pytest.approx(fit.fitted[0])
     as_lists = {name: list(column) for name, column in table.items()}
     assert laws.power(as_lists, bootstrap=0).params == fit.params
     with pytest.raises(ValueError, match="different lengths: .*'tokens': 2"):

@@ -28,6 +28,34 @@ def test_guessing_is_above_chance_as_rarely_as_the_level():
     assert 0.001 < np.mean(above) <= task_analysis.P_VALUE + 0.005
 
 
+def many_tasks(accuracies, **options):
+    """Return one run with a task per accuracy."""
+    return {k: v for i, accuracy in enumerate(accuracies)
+            for k, v in rows([accuracy], task=f"t{i}", **options)[0].items()}  # fmt: skip
+
+
+def test_tasks_expected_above_chance_match_the_binomial():
+    guessing = many_tasks([0.5] * 24, chance=0.5, n=100)
+    expected = task_analysis.expect_above_chance(guessing)
+    (run,) = rows([0.62], chance=0.5, n=100)
+    (better,) = rows([0.63], chance=0.5, n=100)
+    assert not task_analysis.is_above_chance(run, "t")
+    assert expected == pytest.approx(24 * task_analysis.p_value(better, "t"))
+    assert 0 < expected <= 24 * task_analysis.P_VALUE
+    assert task_analysis.expect_above_chance({}) == 0
+
+
+def test_discoveries_exclude_tasks_above_chance_by_luck():
+    lucky = many_tasks([0.35] + [0.25] * 30)  # p = 0.001, 31 tests
+    able = many_tasks([0.35, 0.6, 0.7, 0.8, 0.9, 0.9] + [0.25] * 25)
+    marginal = many_tasks([0.33] + [0.25] * 30)
+    assert task_analysis.is_above_chance(marginal, "t0")
+    assert task_analysis.count_discoveries(marginal) == 0
+    assert task_analysis.count_discoveries(lucky) == 1
+    assert task_analysis.count_discoveries(able) == 6
+    assert task_analysis.count_discoveries({}) == 0
+
+
 def test_one_correct_answer_in_a_hundred_is_not_above_chance():
     assert not task_analysis.is_above_chance(rows([0.01], chance=0.0, n=100)[0], "t")
     assert task_analysis.is_above_chance(rows([0.06], chance=0.0, n=100)[0], "t")

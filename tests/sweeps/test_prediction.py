@@ -45,6 +45,15 @@ def test_seeds_of_one_size_count_once():
     )
 
 
+def test_learning_rates_of_one_size_are_no_seeds():
+    sizes = SIZES[:3]
+    made = [run for i in range(2) for run in runs(sizes)[: len(sizes)]]
+    for i, run in enumerate(made):
+        run.name, run.optim.lr = f"{run.name}-{i}", 0.01 * (1 + i // len(sizes))
+    with pytest.raises(ValueError, match="from 3 other sizes"):
+        prediction.check_prediction([*made, runs([])[0]])
+
+
 def test_runs_on_other_budgets_do_not_count():
     made = runs(SIZES[:4])
     made[0].steps *= 2

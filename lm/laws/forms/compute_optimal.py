@@ -1,4 +1,4 @@
-"""Compute-optimal frontier: the envelope of learning curves, and the best N and D of a budget.
+"""Compute-optimal allocation: the best N and D of a budget.
 
 Legend: C budget in FLOPs, N parameters, D tokens.
 """
@@ -10,143 +10,8 @@ from typing import Any
 import numpy as np
 
 from lm.laws import fit, prediction_intervals, run_table
-from lm.laws.forms import log_linear
 
-OPTIONS = ("hull", "points", "edges", "where", "mixed", "bootstrap", "seed", "reach")
 UNKNOWN_INTERVAL = (float("nan"), float("nan"))
-
-
-@dataclass(frozen=True)
-class EnvelopeOptions(fit.FitOptions):
-    """Options of `envelope`, which describes them."""
-
-    hull: str = "lower"
-    points: int = 1500
-    edges: str = "keep"
-
-
-@dataclass
-class Envelope:
-    """Points of an envelope, ascending in FLOPs."""
-
-    flops: np.ndarray
-    best: np.ndarray  # size (or tokens) of the run with the lowest loss
-    losses: np.ndarray
-
-
-@dataclass(kw_only=True)
-class EnvelopeFit(fit.Fit):
-    """Line through the points of an envelope."""
-
-    envelope: Envelope
-
-
-def envelope(
-    rows: run_table.Rows,
-    n: str = "params.non_embedding",
-    y: str = "eval.loss",
-    c: str = "flops",
-    run: str = "run",
-    **options: Any,
-) -> EnvelopeFit:
-    """Fit N* = k C^exponent to learning curves: the run of lowest loss per budget (approach 1).
-
-    Rows are evaluations during runs. n: column of the wanted quantity, such as parameters, tokens
-    or tokens per parameter. y: column of the loss. c: column of the FLOPs so far. run: column of
-    the run.
-
-    hull="lower" takes the run with the lowest curve (linear in logs between evaluations) at
-    `points` log-spaced budgets. hull="convex" takes the corners of the lower convex hull of all
-    evaluations in logs, with decreasing loss. edges="drop" excludes budgets at which the smallest
-    or the largest model is best, because the optimum may be outside the sweep. Whole runs are
-    resampled.
-
-    Under a decaying schedule, an evaluation during a run has a higher loss than a run that ends
-    there. Prefer a constant learning rate, or the final rows of runs of many lengths.
-
-    Parameters: exponent, k; derived: log10_k. fit.envelope has the points. Other options: where,
-    mixed, bootstrap, seed, reach.
-    """
-    parsed = fit.parse_options("envelope", options, EnvelopeOptions(), OPTIONS)
-    for name, allowed in (("hull", ("lower", "convex")), ("edges", ("drop", "keep"))):
-        if getattr(parsed, name) not in allowed:
-            raise ValueError(
-                f"{name}={getattr(parsed, name)!r} is unknown; allowed: {', '.join(allowed)}"
-            )
-    data = run_table.select_columns(rows, [n, c, y], run, parsed.where, mixed=parsed.mixed)
-    log_n, log_c, log_y = (np.log(data.columns[k]) for k in (n, c, y))
-    if parsed.hull == "convex":
-        index = _lower_hull(log_c, log_y)
-        budgets, sizes, losses = log_c[index], log_n[index], log_y[index]
-        owners = data.groups[index]
-    else:
-        budgets, sizes, losses, owners = _lowest_curves(
-            log_c, log_n, log_y, data.groups, parsed.points
-        )
-    is_edge = (sizes <= log_n.min() + 1e-9) | (sizes >= log_n.max() - 1e-9)
-    is_used = ~is_edge if parsed.edges == "drop" else np.ones(len(budgets), bool)
-    n_owners = len(np.unique(owners[is_used]))
-    if n_owners < 2:
-        raise ValueError(
-            f"the envelope has {n_owners} run(s) inside the sweep: an exponent needs 2"
-        )
-    points = Envelope(budgets[is_used], sizes[is_used], losses[is_used])
-    line = _fit_line(points, owners[is_used], data, c, n, parsed)
-    line.columns["L"] = y
-    line.data.excluded[:] = data.excluded
-    if parsed.edges == "keep" and is_edge.any():
-        line.warnings.append(
-            f"{is_edge.mean():.0%} of the envelope belongs to the smallest or largest model: the "
-            "optimum may be outside the sweep"
-        )
-    corners = (np.exp(values) for values in (points.flops, points.best, points.losses))
-    return line.extend(EnvelopeFit, envelope=Envelope(*corners))
-
-
-def _fit_line(
-    logs: Envelope,
-    owners: np.ndarray,
-    data: run_table.RunTable,
-    c: str,
-    n: str,
-    options: EnvelopeOptions,
-) -> fit.Fit:
-    """Fit the line through the points of an envelope, given in logs, with their runs."""
-    points = [
-        {
-            "name": f"{data.names[int(np.flatnonzero(data.groups == g)[0])]} at {np.exp(v):.6g}",
-            "run": int(g),
-            c: float(np.exp(v)),
-            n: float(np.exp(s)),
-        }
-        for v, s, g in zip(logs.flops, logs.best, owners, strict=True)
-    ]
-    line_options = fit.FitOptions(
-        group="run",
-        bootstrap=options.bootstrap,
-        resample="runs",
-        seed=options.seed,
-        reach=options.reach,
-    )
-    return log_linear.fit_line(points, c, n, "envelope", line_options)
-
-
-def _lowest_curves(
-    log_c: np.ndarray, log_n: np.ndarray, log_y: np.ndarray, groups: np.ndarray, points: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Return log budgets, and the log size, log loss and group of the lowest curve at each."""
-    budgets = np.linspace(log_c.min(), log_c.max(), points)
-    losses = np.full((groups.max() + 1, points), np.inf)
-    sizes = np.full((groups.max() + 1, points), np.nan)
-    for g in range(len(losses)):
-        rows = np.flatnonzero(groups == g)
-        rows = rows[np.argsort(log_c[rows])]
-        losses[g] = np.interp(budgets, log_c[rows], log_y[rows], np.inf, np.inf)
-        sizes[g] = np.interp(budgets, log_c[rows], log_n[rows])
-    owners = losses.argmin(0)
-    lowest, best_sizes = losses.min(0), sizes[owners, np.arange(points)]
-    is_reached = np.isfinite(lowest)
-    return budgets[is_reached], best_sizes[is_reached], lowest[is_reached], owners[is_reached]
 
 
 def best_allocation_grid(
@@ -169,20 +34,6 @@ def best_allocation_grid(
     losses = np.asarray(law.values(law.params, np.exp(grid), np.exp(tokens)))
     index = losses.argmin(1)
     return np.exp(grid[index]), np.exp(tokens[np.arange(len(tokens)), index])
-
-
-def _lower_hull(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Return the corners of the lower convex hull in ascending x, as far as y decreases."""
-    corners: list[int] = []
-    for i in np.lexsort((y, x)):
-        while len(corners) > 1:
-            a, b = corners[-2:]
-            if (x[b] - x[a]) * (y[i] - y[a]) > (y[b] - y[a]) * (x[i] - x[a]):
-                break
-            corners.pop()
-        corners.append(int(i))
-    hull = np.array(corners)
-    return hull[np.r_[True, np.diff(np.minimum.accumulate(y[hull])) < 0]]
 
 
 @dataclass

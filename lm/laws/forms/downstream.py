@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from lm.laws import backtesting, estimation, fit, form_uncertainty, run_table, solver
-from lm.laws.forms import power_laws
+from lm.laws.forms import evaluation_curves, power_laws
 
 FORMS = {
     "sigmoid": "acc(L) = {a} / (1 + exp(-{k} (L - {x0}))) + {b}",
@@ -65,8 +65,8 @@ def accuracy_from_loss(
     arXiv:2403.08540) or an accuracy (k < 0).
 
     With `run`, the first fraction `drop` of each run, sorted by `order`, is excluded. Both columns
-    become trailing means over `window` evaluations (see `run_table.smooth_evaluations`), and whole
-    runs are resampled. loss: squares, huber or absolute, of the accuracy. Other options: delta,
+    become trailing means over `window` evaluations (see `evaluation_curves`), and whole runs are
+    resampled. loss: squares, huber or absolute, of the accuracy. Other options: delta,
     where, mixed, bootstrap, resample, seed, reach. `predict(L)` returns the accuracy. Raises
     ValueError for accuracies that do not exceed chance, and for accuracies or losses that are all
     equal.
@@ -81,7 +81,7 @@ def _fit_curve(rows, x, y, form, chance, anchor, run, options: AccuracyOptions) 
     """Fit the curve of `accuracy_from_loss`."""
     if run is not None:
         data = run_table.select_columns(rows, [x, y], run, options.where, [x, y], options.mixed)
-        rows = run_table.smooth_evaluations(
+        rows = evaluation_curves.smooth_evaluations(
             data.rows, [x, y], run, options.order, options.drop, options.window
         )
         options = replace(options, where=None, mixed=True)

@@ -17,6 +17,9 @@ OPTIONS = (
 )
 
 
+MAX_WEIGHT = 4.0  # largest weight of a budget, in units of the median weight
+
+
 @dataclass(kw_only=True)
 class IsoflopFit(fit.Fit):
     """Line through the minima of the budgets of an isoFLOP sweep."""
@@ -41,20 +44,24 @@ def isoflop(
     `tolerance` form a budget. method="parabola" fits L by a parabola in log x, by least squares,
     and uses its vertex. `nearest` limits that fit to a number of runs around the best.
     method="akima" interpolates log L in log x, with the lowest L of repeated x. It uses the lowest
-    of `points` grid points per gap (Porian et al. 2024, arXiv:2406.19146). log_loss selects log L
-    or L; the default is log L for akima only. A budget is excluded if it has fewer than three
+    of `points` grid points per gap (Porian et al. 2024, arXiv:2406.19146). The default,
+    method="auto", uses Akima for the budgets at which the parabola is biased, because L is not
+    symmetric: see `isoflop_minima.is_asymmetric`. log_loss selects log L or L; the default is log L
+    for method="akima" only. A budget is excluded if it has fewer than three
     sizes, or if its parabola opens down. A budget with x* outside its sizes is also excluded,
     unless edges="keep".
 
     The ensemble adds noise to the runs of each budget. Its scale is that of the pooled residuals,
     or `noise` in units of the loss. resample="runs" draws runs within a budget instead. The
     ensemble is widened if the x* scatter around the line more than the noise explains. median=True
-    uses the median of the resamples as x*. weighted=True weights budgets by 1 / var(log x*).
+    uses the median of the resamples as x*. weighted=True weights budgets by 1 / var(log x*), at
+    most MAX_WEIGHT times the median weight, and warns if one budget has half of the weight.
 
     Parameters: exponent, k; derived: log10_k. fit.budgets has an `isoflop_minima.BudgetMinimum` per
-    budget. Other options: where, mixed, bootstrap, seed, reach. Approach 2 is biased unless the two
-    exponents of the loss are equal and the sizes are centered: prefer `chinchilla` if both are
-    possible. Raises ValueError if fewer than two budgets have a minimum.
+    budget, with its method, its weight and its draws of x*. fit.ensemble has the lines. Other
+    options: where, mixed, bootstrap, seed, reach. Approach 2 is biased unless the two exponents of
+    the loss are equal and the sizes are centered: prefer `chinchilla` if both are possible. Raises
+    ValueError if fewer than two budgets have a minimum.
     """
     parsed = fit.parse_options("isoflop", options, isoflop_minima.IsoflopOptions(), OPTIONS)
     _check_choices(parsed)
@@ -66,6 +73,24 @@ def isoflop(
     ]
     _resample(budgets, parsed)
     excluded = _list_exclusions(data, budgets, groups, c, parsed)
+    used = _select_used(budgets, excluded)
+    if parsed.weighted:
+        _set_weights(used)
+    line = _fit_line(used, c, x, parsed)
+    line.data.excluded[:] = excluded
+    line.columns["L"] = y
+    result = line.extend(IsoflopFit, budgets=budgets, n_sweep_runs=len(data), exponents_without={})
+    if parsed.bootstrap:
+        _widen(result, used)
+    _find_influential_budget(result)
+    _add_warnings(result, data)
+    return result
+
+
+def _select_used(
+    budgets: list[isoflop_minima.BudgetMinimum], excluded: list[tuple[str, str]]
+) -> list[isoflop_minima.BudgetMinimum]:
+    """Return the budgets of the line. Raises ValueError for fewer than two."""
     used = [budget for budget in budgets if budget.is_used]
     if len(used) < 2:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in excluded[:4])
@@ -73,15 +98,7 @@ def isoflop(
             f"only {len(used)} budgets have a minimum inside their sizes, a line needs 2 "
             f"({reasons})"
         )
-    line = _fit_line(used, c, x, parsed)
-    line.data.excluded[:] = excluded
-    line.columns["L"] = y
-    result = line.extend(IsoflopFit, budgets=budgets, n_sweep_runs=len(data), exponents_without={})
-    if parsed.bootstrap:
-        _widen(result, used, parsed.weighted)
-    _find_influential_budget(result)
-    _add_warnings(result, data)
-    return result
+    return used
 
 
 def _list_exclusions(
@@ -107,7 +124,7 @@ def _list_exclusions(
 
 def _check_choices(options: isoflop_minima.IsoflopOptions) -> None:
     allowed = {
-        "method": ("parabola", "akima"),
+        "method": ("auto", "parabola", "akima"),
         "edges": ("drop", "keep"),
         "resample": ("noise", "runs"),
     }
@@ -152,8 +169,19 @@ def _resample(
         budget.is_used = bool(not budget.reason or is_usable_edge)
 
 
-def _weight(budget: isoflop_minima.BudgetMinimum) -> float:
-    return 1 / max(budget.log_x_sd, 1e-6) ** 2
+def _set_weights(used: list[isoflop_minima.BudgetMinimum]) -> None:
+    """Set the weights of the budgets: 1 / var(log x*), bounded and with median 1.
+
+    Without a bound, a budget whose minimum has a small error by chance decides the line.
+    """
+    variances = np.array([budget.log_x_sd**2 for budget in used])
+    known = variances[np.isfinite(variances) & (variances > 0)]
+    if not len(known):
+        return
+    for budget, variance in zip(used, variances, strict=True):
+        if not np.isfinite(variance):
+            continue  # a budget without draws has the weight of the median budget
+        budget.weight = float(min(np.median(known) / max(variance, 1e-300), MAX_WEIGHT))
 
 
 def _fit_line(
@@ -165,7 +193,7 @@ def _fit_line(
             "name": f"{budget.budget:.4g}",
             c: budget.budget,
             x: budget.x,
-            "weight": _weight(budget) if options.weighted else 1.0,
+            "weight": budget.weight,
         }
         for budget in used
     ]
@@ -205,6 +233,13 @@ def _add_warnings(result: IsoflopFit, data: run_table.RunTable) -> None:
             "two budgets determine a line without residuals: its interval has only the noise of "
             "the runs"
         )
+    total = sum(budget.weight for budget in result.budgets if budget.is_used)
+    for budget in result.budgets:
+        if budget.is_used and result.n > 2 and budget.weight >= 0.5 * total:
+            result.warnings.append(
+                f"budget {budget.budget:.4g} has {budget.weight / total:.0%} of the weight: the"
+                " line depends on its minimum"
+            )
     n_groups = int(data.groups.max()) + 1
     if n_groups < len(data):
         result.warnings.append(
@@ -213,11 +248,11 @@ def _add_warnings(result: IsoflopFit, data: run_table.RunTable) -> None:
         )
 
 
-def _widen(result: IsoflopFit, used: list[isoflop_minima.BudgetMinimum], weighted: bool) -> None:
+def _widen(result: IsoflopFit, used: list[isoflop_minima.BudgetMinimum]) -> None:
     """Set the ensemble to lines through the resampled minima, at least as wide as their scatter."""
     log_c = np.log(result.x[0])
     log_x = np.log(np.stack([budget.resampled_x for budget in used], 1))
-    w = np.isfinite(log_x) * (np.array([_weight(budget) for budget in used]) if weighted else 1.0)
+    w = np.isfinite(log_x) * np.array([budget.weight for budget in used])
     log_x = np.nan_to_num(log_x)
     is_valid = (w > 0).sum(1) >= 2
     if is_valid.mean() < 0.5:

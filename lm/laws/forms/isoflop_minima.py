@@ -1,4 +1,7 @@
-"""Minimum of one budget of an isoFLOP sweep, by a parabola or by Akima interpolation."""
+"""Minimum of one budget of an isoFLOP sweep, by a parabola or by Akima interpolation.
+
+Legend: t = log x, n runs of a budget, B resamples.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -7,13 +10,16 @@ import numpy as np
 
 from lm.laws import fit
 
+ASYMMETRY_LEVEL = 0.01  # p-value of the cubic term below which a parabola is biased
+MIN_SIZES_FOR_ASYMMETRY = 6  # with fewer sizes, a cubic has too few residuals for a test
+
 
 @dataclass(frozen=True)
 class IsoflopOptions(fit.FitOptions):
     """Options of `isoflop.isoflop`, which describes them."""
 
     resample: str = "noise"
-    method: str = "parabola"
+    method: str = "auto"
     budgets: Sequence[float] | None = None
     tolerance: float = 0.1
     nearest: int | None = None
@@ -43,17 +49,20 @@ class BudgetMinimum:
     losses: np.ndarray  # their losses, or log losses
     x: float = float("nan")
     loss: float = float("nan")
+    method: str = "parabola"  # or akima
     opens_up: bool = False
     is_inside: bool = False  # x is inside the sizes of the runs
     is_used: bool = False  # the budget is a point of the line
     reason: str = ""  # reason to exclude the budget
     log_x_sd: float = float("nan")  # standard deviation of log x over resamples
+    weight: float = 1.0  # of the budget in the fit of the line
     center: float | None = None
     coefficients: list[float] | None = None  # of the parabola
     design: np.ndarray | None = None  # [n, 3]
     fitted: np.ndarray = field(default_factory=lambda: np.zeros(0))  # parabola at log_x
     residuals: np.ndarray = field(default_factory=lambda: np.zeros(0))
-    resampled_x: np.ndarray = field(default_factory=lambda: np.zeros(0))  # NaN for no minimum
+    # Draws of x, the minima of resamples [B]; NaN for no minimum.
+    resampled_x: np.ndarray = field(default_factory=lambda: np.zeros(0))
 
 
 def fit_budget(
@@ -74,7 +83,11 @@ def fit_budget(
     result.design, result.center = design, center
     result.fitted = design @ coefficients
     result.residuals = y - design @ coefficients
-    if options.method == "parabola":
+    result.method = options.method
+    if options.method == "auto":
+        is_biased = coefficients[2] > 0 and is_asymmetric(result.log_x, y)
+        result.method = "akima" if is_biased else "parabola"
+    if result.method == "parabola":
         result.coefficients = [float(v) for v in coefficients]
         result.opens_up = bool(coefficients[2] > 0)
         if not result.opens_up:
@@ -84,7 +97,8 @@ def fit_budget(
         value = coefficients[0] - coefficients[1] ** 2 / (4 * coefficients[2])
         result.is_inside = bool(result.log_x[0] <= log_best <= result.log_x[-1])
     else:
-        grid, curve = _akima(result.log_x, y[:, None], options.points)
+        result.log_x, result.losses = _lowest_per_size(result.log_x, y)
+        grid, curve = _akima(result.log_x, result.losses[:, None], options.points)
         i = int(curve[:, 0].argmin())
         log_best, value, result.opens_up = grid[i], curve[i, 0], True
         result.is_inside = 0 < i < len(grid) - 1
@@ -103,15 +117,39 @@ def _runs_near_minimum(
     order = np.argsort(x, kind="stable")
     x, y = x[order], np.log(y[order]) if options.uses_log_loss else y[order]
     if options.method == "akima" and len(x):
-        sizes, inverse = np.unique(x, return_inverse=True)
-        lowest = np.full(len(sizes), np.inf)
-        np.minimum.at(lowest, inverse, y)
-        x, y = sizes, lowest
+        x, y = _lowest_per_size(x, y)
     nearest = options.nearest
     if nearest is not None and len(x) > nearest:
         first = min(max(int(y.argmin()) - nearest // 2, 0), len(x) - nearest)
         x, y = x[first : first + nearest], y[first : first + nearest]
     return x, y
+
+
+def is_asymmetric(log_x: np.ndarray, y: np.ndarray) -> bool:
+    """Return True if a cubic fits the losses better than a parabola, whose vertex is then biased.
+
+    The test is Student's t of the cubic term, for at least MIN_SIZES_FOR_ASYMMETRY sizes. A loss of
+    unequal exponents is not symmetric around its minimum.
+    """
+    if len(np.unique(log_x)) < MIN_SIZES_FOR_ASYMMETRY:
+        return False
+    from scipy import special  # its import takes longer than that of all laws
+
+    t = (log_x - log_x.mean()) / np.ptp(log_x)
+    design = np.vander(t, 4)
+    coefficients, _, rank, _ = np.linalg.lstsq(design, y, rcond=None)
+    residuals, degrees = y - design @ coefficients, len(y) - rank
+    variance = float(residuals @ residuals) / degrees * np.linalg.inv(design.T @ design)[0, 0]
+    statistic = abs(coefficients[0]) / np.sqrt(variance + 1e-30)
+    return bool(special.stdtr(degrees, -statistic) < ASYMMETRY_LEVEL / 2)
+
+
+def _lowest_per_size(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the sizes without repeats, ascending, and the lowest loss of each."""
+    sizes, inverse = np.unique(x, return_inverse=True)
+    lowest = np.full(len(sizes), np.inf)
+    np.minimum.at(lowest, inverse, y)
+    return sizes, lowest
 
 
 def _akima(log_x: np.ndarray, y: np.ndarray, points: int) -> tuple[np.ndarray, np.ndarray]:
@@ -143,9 +181,9 @@ def bootstrap_minimum(
     x, y = minimum.log_x, minimum.losses
     # A given noise is in units of the loss.
     sd = scale / np.exp(y) if options.noise is not None and options.uses_log_loss else scale
-    base = y if options.method == "akima" else minimum.fitted
+    base = y if minimum.method == "akima" else minimum.fitted
     noisy = base + rng.standard_normal((bootstrap, len(y))) * sd
-    if options.method == "akima":
+    if minimum.method == "akima":
         grid, curves = _akima(x, noisy.T, options.points)
         best = curves.argmin(0)
         return np.where((best > 0) & (best < len(grid) - 1), np.exp(grid[best]), np.nan)

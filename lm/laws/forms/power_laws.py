@@ -16,11 +16,11 @@ from lm.laws import (
     backtesting,
     estimation,
     fit,
-    initial_values,
     option_validation,
     run_table,
     solver,
 )
+from lm.laws.forms import initial_values
 
 COEFFICIENTS, EXPONENTS = ("A", "B", "C", "F"), ("alpha", "beta", "gamma", "zeta")
 MIN_SPREAD = 0.03  # across the main line of the inputs, relative to the spread along it

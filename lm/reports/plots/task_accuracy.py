@@ -61,8 +61,22 @@ def tasks_mastered(rows, x=records.N_PARAMS, theme=style.LIGHT) -> Figure:
         f"n = {elements.count_label(finished)}.",
         f"Above chance: p < {task_analysis.P_VALUE:g} in an exact binomial test. Mastered: also",
         f"at least {task_analysis.MASTERY_FRACTION:.0%} of the distance from chance to 1.",
+        *_chance_notes(finished),
     ]
     return style.finish_figure(figure, axes, [*caption, elements.budget_note(selection)], theme)
+
+
+def _chance_notes(rows: list[dict]) -> list[str]:
+    """Return sentences on the tasks that are above chance by chance alone."""
+    if not rows:
+        return []
+    expected = max(task_analysis.expect_above_chance(row) for row in rows)
+    n, n_above = task_analysis.count_discoveries(rows[-1]), rows[-1]["tasks.above_chance"]
+    return [
+        f"Without any ability, {expected:.2g} tasks per run are expected above chance.",
+        f"Largest run: {n_above}, and {n} at a false discovery rate of"
+        f" {task_analysis.FALSE_DISCOVERY_RATE:.0%} (Benjamini-Hochberg).",
+    ]
 
 
 def task_curves(rows, x=records.N_PARAMS, theme=style.LIGHT) -> Figure:

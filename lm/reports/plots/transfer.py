@@ -108,6 +108,7 @@ def _draw_forgetting(axes, points, x, color, theme, has_markers_before) -> None:
     axes.plot(xs, after, color=color, linewidth=1.2)
     for p in points:
         tip = f"{style.format_si(p['size'])}: {p['before']:.3f} before, {p['after']:.3f} after"
+        tip += f", change {p['change']:+.3f} ± {p['change_se']:.2g}"
         elements.draw_point(axes, (p[x], p["after"]), color, theme, tip, p["after_se"])
         if has_markers_before:
             elements.draw_point(

@@ -1,8 +1,7 @@
-"""Tests of the envelope of learning curves and of the allocation of budgets."""
+"""Tests of the allocation of budgets."""
 
 import numpy as np
 import pytest
-from scipy import spatial
 
 from lm.laws.forms import compute_optimal, log_linear, power_laws
 
@@ -19,32 +18,6 @@ def curves():
         for n in np.geomspace(1e7, 1e9, 15)
         for d in np.geomspace(1e8, 2e11, 60)
     ]
-
-
-@pytest.mark.parametrize("hull", ["lower", "convex"])
-def test_envelope_has_the_exponent_of_the_best_split(hull):
-    fit = compute_optimal.envelope(curves(), n="params", y="loss", hull=hull, edges="drop")
-    assert fit.params["exponent"] == pytest.approx(0.3 / 0.64, abs=0.02)
-    assert fit.n_runs <= 13
-
-
-def test_convex_envelope_equals_that_of_scipy():
-    fit = compute_optimal.envelope(curves(), n="params", y="loss", hull="convex", bootstrap=0)
-    c, y = (np.log([row[k] for row in curves()]) for k in ("flops", "loss"))
-    upper_right = [[c.max() + 1, y.max() + 1]]
-    corners = spatial.ConvexHull(np.vstack([np.stack([c, y], 1), upper_right])).vertices
-    falling = [i for i in corners if i < len(c) and y[i] <= y[c <= c[i]].min()]
-    assert np.allclose(sorted(np.exp(c[falling])), fit.envelope.flops)
-
-
-def test_envelope_at_the_edge_has_a_warning():
-    fit = compute_optimal.envelope(curves(), n="params", y="loss", bootstrap=0)
-    assert any("smallest or largest model" in text for text in fit.warnings)
-
-
-def test_envelope_of_a_single_run_raises():
-    with pytest.raises(ValueError, match="an exponent needs 2"):
-        compute_optimal.envelope(curves()[:60], n="params", y="loss")
 
 
 def test_allocation_has_the_lowest_loss():

@@ -85,8 +85,8 @@ def test_rows_outside_the_budgets_are_excluded():
 
 def test_nearest_limits_the_runs_of_a_parabola():
     wide, narrow = (
-        fit_isoflop(sweep(0.4, 0.2), bootstrap=0),
-        fit_isoflop(sweep(0.4, 0.2), nearest=3, bootstrap=0),
+        fit_isoflop(sweep(0.4, 0.2), method="parabola", bootstrap=0),
+        fit_isoflop(sweep(0.4, 0.2), method="parabola", nearest=3, bootstrap=0),
     )
     true = (2 ** (1 / 0.6)) * (1e21 / 6) ** (1 / 3)
     errors = [abs(np.log(fit.predict(1e21).value / true)) for fit in (wide, narrow)]
@@ -112,6 +112,32 @@ def test_akima_noise_is_in_units_of_the_loss():
         sweep(), method="akima", noise=0.01, weighted=True, median=True, bootstrap=300
     )
     assert weighted.params["exponent"] == pytest.approx(0.5, abs=0.05)
+
+
+def test_akima_replaces_a_biased_parabola():
+    """The vertex of a parabola is off the minimum if the exponents of the loss differ."""
+    true = (2 ** (1 / 0.6)) * (1e19 / 6) ** (1 / 3)
+    for noise, seed in ((0.0, 0), (5e-5, 1)):
+        rows = sweep(0.4, 0.2, noise=noise, seed=seed)
+        auto, parabola = (fit_isoflop(rows, method=m, bootstrap=50) for m in ("auto", "parabola"))
+        errors = [abs(np.log(fit.budgets[2].x / true)) for fit in (auto, parabola)]
+        assert auto.budgets[2].method == "akima" and errors[0] < 0.5 * errors[1]
+    noisy = fit_isoflop(sweep(0.31, 0.31, noise=0.002), bootstrap=0)
+    assert {budget.method for budget in noisy.budgets} == {"parabola"}
+
+
+def test_weights_are_bounded_and_a_dominating_budget_has_a_warning():
+    rows = [row for row in sweep(noise=0.002) if row["flops"] <= 1e19]
+    quiet, *others = BUDGETS[:3]
+    steep = [{**row, "loss": 1.7 + 30 * (row["loss"] - 1.7)} if row["flops"] == quiet else row
+             for row in sweep() if row["flops"] in (quiet, *others)]  # fmt: skip
+    fit = fit_isoflop(steep, weighted=True, noise=0.01)
+    weights = [budget.weight for budget in fit.budgets]
+    assert max(weights) == isoflop.MAX_WEIGHT and sorted(weights)[1] == pytest.approx(1)
+    assert any("1e+18 has" in text and "of the weight" in text for text in fit.warnings)
+    even = fit_isoflop(rows, weighted=True)
+    assert not any("of the weight" in text for text in even.warnings)
+    assert all(len(budget.resampled_x) == 1000 for budget in even.budgets)
 
 
 def test_influential_budget_has_a_warning():

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from fixtures import made_up_sweep
 from matplotlib.colors import to_hex
+from matplotlib.text import Text
 
 import lm
 from lm.config import schema
@@ -209,6 +210,8 @@ def test_mastered_tasks_are_counted_among_evaluated_tasks(toy):
     lines = [artist for artist in axes.get_lines() if len(artist.get_xdata()) > 1]
     above, mastered = (artist.get_ydata() for artist in lines)
     assert (np.asarray(mastered) <= np.asarray(above)).all() and max(mastered) <= 2
+    texts = " ".join(text.get_text() for text in axes.figure.findobj(Text))
+    assert "tasks per run are expected above" in texts and "Benjamini-Hochberg" in texts
 
 
 BUDGETS = {"trunk": 2_000_000, "1M": 1_000_000, "2M": 2_000_100}

@@ -12,8 +12,9 @@ from markupsafe import Markup
 
 from lm.config import schema
 from lm.laws import fit, prediction_intervals
-from lm.reports import html, next_run_section, summary, task_analysis, task_section, text_section
+from lm.reports import html, summary, task_analysis
 from lm.reports.plots import elements, goodput, style
+from lm.reports.sections import next_run_section, task_section, text_section
 from lm.runs import records, run_selection, task_results
 
 NO_INTERVAL = (float("nan"), float("nan"))

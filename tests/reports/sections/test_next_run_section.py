@@ -3,7 +3,8 @@
 import pytest
 from fixtures import made_up_sweep
 
-from lm.reports import next_run_section, report_sections, summary
+from lm.reports import summary
+from lm.reports.sections import next_run_section, report_sections
 
 
 def test_next_run_narrows_the_target_of_an_unfinished_sweep(tmp_path):

@@ -1,0 +1,95 @@
+"""Tests of the paired error of the difference between two runs."""
+
+import numpy as np
+import pytest
+
+from lm.data import heldout_documents
+from lm.reports import paired_errors, transfer_analysis
+
+N_DOCUMENTS = 300
+SOURCES = ("text:a/*", "code")
+
+
+def write_run(folder, name, nats_by_source, targets):
+    documents = np.arange(N_DOCUMENTS)
+    sums = {source: (documents, nats, targets) for source, nats in nats_by_source.items()}
+    shares = {source: 1 / len(sums) for source in sums}
+    (folder / name).mkdir()
+    (folder / name / "heldout.npz").write_bytes(heldout_documents.encode_sums(shares, sums))
+    loss = np.mean([nats.sum() / targets.sum() for nats in nats_by_source.values()])
+    return {"name": name, "dir": str(folder / name), "eval.loss": float(loss), "status": "done",
+            "params.non_embedding": 1, "unique_tokens": 9, "eval.loss_se": 0.1,
+            "corpus.hash": "c", "data.seq_len": 8}  # fmt: skip
+
+
+def draw_losses(rng, targets):
+    """Return nats of two runs: documents differ by 0.5, and the gain of a document by 0.02."""
+    hard = 3 + 0.5 * rng.standard_normal(N_DOCUMENTS)
+    gains = 0.1 + 0.02 * rng.standard_normal(N_DOCUMENTS)
+    return hard * targets, (hard - gains) * targets
+
+
+@pytest.fixture
+def runs(tmp_path):
+    rng = np.random.default_rng(0)
+    targets = rng.integers(50, 500, N_DOCUMENTS).astype(float)
+    pairs = {source: draw_losses(rng, targets) for source in SOURCES}
+    return [
+        write_run(tmp_path, name, {source: pair[i] for source, pair in pairs.items()}, targets)
+        for i, name in enumerate(("first", "second"))
+    ]
+
+
+def difference_of(first, second):
+    result = paired_errors.paired_difference([first], [second])
+    assert result is not None
+    return result
+
+
+def test_paired_error_excludes_the_difficulty_of_documents(runs):
+    difference, se = difference_of(*runs)
+    assert difference == pytest.approx(runs[0]["eval.loss"] - runs[1]["eval.loss"])
+    assert difference == pytest.approx(0.1, abs=4 * se)
+    assert se == pytest.approx(0.02 / (2 * N_DOCUMENTS) ** 0.5, rel=0.3)
+    assert difference_of(runs[0], runs[0]) == (0, 0)
+
+
+def test_paired_error_matches_repeated_sampling(tmp_path):
+    rng = np.random.default_rng(1)
+    results = []
+    for i in range(60):
+        targets = rng.integers(50, 500, N_DOCUMENTS).astype(float)
+        losses = draw_losses(rng, targets)
+        pair = [write_run(tmp_path, f"{i}-{k}", {"a": losses[k]}, targets) for k in range(2)]
+        results.append(difference_of(*pair))
+    differences, errors = np.array(results).T
+    assert differences.std() == pytest.approx(errors.mean(), rel=0.25)
+
+
+def test_runs_on_other_rows_have_no_paired_error(runs, tmp_path):
+    first, second = runs
+    changes = ({"corpus.hash": "d"}, {"eval.loss": 9.0}, {"dir": str(tmp_path)}, {"dir": ""})
+    for change in changes:
+        assert paired_errors.paired_difference([first], [{**second, **change}]) is None
+    targets = np.full(N_DOCUMENTS, 9.0)
+    other = write_run(tmp_path, "other", dict.fromkeys(SOURCES, 3 * targets), targets)
+    assert paired_errors.paired_difference([first], [other]) is None
+
+
+def test_change_of_one_source_needs_equal_rows_of_that_source(runs):
+    parent, tuned = runs
+    tuned = {**tuned, "start.run": "first", "corpus.hash": "other", "eval.loss.code": 3.0}
+    parent = {**parent, "eval.loss.code": 3.2, "data.sources": {"code": 1.0}}
+    (point,) = transfer_analysis.forgetting([parent, tuned])
+    assert point["change"] == pytest.approx(-0.2) and 0 < point["change_se"] < 0.002
+    difference, se = paired_errors.paired_difference([parent], [tuned], "code") or (0, 0)
+    assert difference == pytest.approx(0.1, abs=0.01) and se == point["change_se"]
+    assert paired_errors.paired_difference([parent], [tuned], "absent") is None
+
+
+def test_gain_of_fine_tuning_has_the_paired_error(runs):
+    scratch, tuned = runs[0], {**runs[1], "start.run": "parent"}
+    (pair,) = transfer_analysis.finetune_pairs([scratch, tuned])
+    assert pair["gain"] == pytest.approx(0.1, abs=0.01) and pair["gain_se"] < 0.002
+    (unpaired,) = transfer_analysis.finetune_pairs([{**scratch, "dir": ""}, tuned])
+    assert unpaired["gain_se"] == pytest.approx(0.1 * 2**0.5)
