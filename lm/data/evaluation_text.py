@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from lm.config import fields, schema
 from lm.data import corpus, dataset, tokenizers
+from lm.data.prepared import corpus_manifest
 from lm.data.sources import documents
 from lm.data.tokenization import run_tokenizer
 
@@ -75,7 +76,7 @@ def open_evaluation_text(
             ),
         ),
     ]
-    manifests: dict[str, corpus.Manifest] = {}
+    manifests: dict[str, corpus_manifest.Manifest] = {}
     for names, group_data in groups:
         prepared = corpus.prepare_corpus(group_data, report) if names else {}
         manifests |= {name: prepared[name] for name in names}
