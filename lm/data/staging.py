@@ -188,6 +188,8 @@ class StagedCorpus:
                 raise ValueError(f"{name} is shorter than at the last save")
             file.truncate(size)
             file.seek(size)
+        self._sections: dict[str, list] = state.get("sections") or {n: [] for n in STAGED_FILES}
+        self._verify_sections()
 
     def __enter__(self):
         return self
@@ -260,6 +262,7 @@ class StagedCorpus:
         for file in self._files.values():
             file.flush()
             os.fsync(file.fileno())
+            self._add_section(Path(file.name))
         self._hashes.save(
             {
                 "part": part,
@@ -269,9 +272,26 @@ class StagedCorpus:
                 "dropped": self.dropped,
                 "cut_costs": self.cut_costs.state,
                 "sizes": {name: file.tell() for name, file in self._files.items()},
+                "sections": self._sections,
             }
         )
         self.part, self._saved_at = part, time.monotonic()
+
+    def _add_section(self, path: Path) -> None:
+        """Append the size and the SHA-256 of the bytes of a file since the last save."""
+        sections = self._sections[path.name]
+        start = sum(size for size, _ in sections)
+        if size := path.stat().st_size - start:
+            sections.append([size, checksums.section_sha256(path, start, size)])
+
+    def _verify_sections(self) -> None:
+        """Raise ValueError if the files of an interrupted preparation have changed."""
+        for name, sections in self._sections.items():
+            start = 0
+            for size, checksum in sections:
+                if checksums.section_sha256(self.folder / name, start, size) != checksum:
+                    raise ValueError(f"{name} has changed since the last save")
+                start += size
 
     def _fingerprint_hash(self, part: int) -> str:
         """Return the hash of the fingerprints of all parts before `part`."""

@@ -92,7 +92,7 @@ def test_bpe_run_uses_its_own_tokenizer(run, other_text, monkeypatch):
 def test_missing_tokenizer_file_is_refused(run):
     use_bpe(run)
     (records.run_dir(run) / "tokenizer.json").unlink()
-    with pytest.raises(ValueError, match="no tokenizer.json .* data.tokenizer='bpe:300': copy"):
+    with pytest.raises(ValueError, match="no tokenizer.json, .* data.tokenizer='bpe:300': copy"):
         evaluation_text.load_run_tokenizer(run)
 
 

@@ -38,6 +38,17 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def section_sha256(path: Path, start: int, size: int) -> str:
+    """Return the SHA-256 of `size` bytes of a file, from the byte `start` on."""
+    content = hashlib.sha256()
+    with open(path, "rb") as file:
+        file.seek(start)
+        while size and (block := file.read(min(size, BLOCK_BYTES))):
+            content.update(block)
+            size -= len(block)
+    return content.hexdigest()
+
+
 def block_checksums(path: Path) -> list[str]:
     """Return the SHA-256 of each block of BLOCK_BYTES bytes of a file. The last may be shorter."""
     return [sha256(block) for block in _read_blocks(path)]
