@@ -184,9 +184,9 @@ def _open_prepared(
     if not plan.folder.exists():
         return None
     manifest = corpus_manifest.read_manifest(plan.folder)
+    corpus_manifest.verify_values(manifest, plan.expected_values(tokenizer))
     corpus_manifest.verify_tokenizer_files(manifest, tokenizer)
-    expected = plan.expected_values(tokenizer)
-    corpus_manifest.verify_source(manifest, expected, verify_all)
+    corpus_manifest.verify_files(manifest, verify_all)
     if plan.data.drop_near_duplicates and not (plan.folder / "seen.sqlite").exists():
         raise checksums.DamagedText(f"{plan.folder / 'seen.sqlite'} is missing")
     if not manifest.checksums:

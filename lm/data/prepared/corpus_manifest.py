@@ -2,7 +2,8 @@
 
     write_manifest(folder, manifest)     # computes the checksums
     read_manifest(folder)                # raises DamagedText if it differs from its own checksum
-    verify_source(manifest, expected)    # raises DamagedText if a file or a count is wrong
+    verify_values(manifest, expected)    # raises DamagedText if a count or a hash is wrong
+    verify_files(manifest)               # raises DamagedText if a file is damaged
 
 manifest.json has one entry that `Manifest` lacks: "checksum", the SHA-256 of the other entries.
 Manifests of version 0.2.0 have neither "checksum" nor "checksums". For these, the counts are
@@ -91,19 +92,25 @@ def read_manifest(folder: Path) -> Manifest:
     return dataclasses.replace(manifest, folder=str(folder))
 
 
-def verify_source(manifest: Manifest, expected: dict, whole: bool = False) -> None:
-    """Verify the counts and the files of a prepared source.
+def verify_values(manifest: Manifest, expected: dict) -> None:
+    """Verify the fields of a manifest that its config determines, and the types of its counts.
 
-    expected: values of fields of the manifest that its config determines. whole: also verify token
-    files of more than WHOLE_FILE_BYTES. Raises DamagedText for the first difference.
+    expected: {field: value}. Raises DamagedText for the first difference.
     """
-    folder = Path(manifest.folder)
     for name, value in expected.items():
         if getattr(manifest, name) != value:
-            raise checksums.DamagedText(
-                f"{folder / FILE}: {name}={getattr(manifest, name)!r} is not {value}"
-            )
+            problem = f"{name}={getattr(manifest, name)!r} is not {value!r}"
+            raise checksums.DamagedText(f"{Path(manifest.folder, FILE)}: {problem}")
     _verify_types(manifest)
+
+
+def verify_files(manifest: Manifest, whole: bool = False) -> None:
+    """Verify the sizes and the checksums of the files of a prepared source.
+
+    whole: also verify token files of more than WHOLE_FILE_BYTES. Raises DamagedText for the first
+    difference.
+    """
+    folder = Path(manifest.folder)
     for split in SPLITS:
         path = folder / f"{split}.bin"
         n_bytes = manifest.tokens[split] * np.dtype(manifest.dtype).itemsize
@@ -132,7 +139,7 @@ def verify_tokenizer_files(manifest: Manifest, tokenizer: tokenizers.Tokenizer) 
             if path.exists() and blocks is None:
                 raise checksums.DamagedText(f"{path} does not belong to this text")
         elif manifest.checksums and blocks != checksums.content_checksums(content):
-            pass  # another file with the same tokens: verify_source compares it with the checksums
+            pass  # another file with the same tokens: verify_files compares it with the checksums
         elif not path.exists() or path.read_bytes() != content:
             print(f"{path} is damaged: written again", file=sys.stderr, flush=True)
             filesystem.write_file(path, content)
