@@ -109,14 +109,24 @@ class DocumentHashes:
     def save(self, state: dict) -> None:
         """Commit all additions together with `state`, a JSON object, in one transaction."""
         self._connection.execute("DELETE FROM saved")
-        self._connection.execute("INSERT INTO saved VALUES (?)", (json.dumps(state),))
+        text = json.dumps(state)
+        checksum = checksums.sha256(text.encode())
+        self._connection.execute("INSERT INTO saved VALUES (?)", (checksum + text,))
         self._connection.execute("COMMIT")
         self._connection.execute("BEGIN")
 
     def saved_state(self) -> dict:
-        """Return the state of the last `save`, by this or another process; {} without a save."""
+        """Return the state of the last `save`, by this or another process; {} without a save.
+
+        Raises ValueError if the state differs from its checksum.
+        """
         row = self._connection.execute("SELECT facts FROM saved").fetchone()
-        return json.loads(row[0]) if row else {}
+        checksum, brace, rest = row[0].partition("{") if row else ("", "", "")
+        text = brace + rest
+        # Version 0.2.0 stored no checksum.
+        if checksum and checksum != checksums.sha256(text.encode()):
+            raise ValueError(f"{self.path} is damaged: its state differs from its checksum")
+        return json.loads(text) if text else {}
 
     def close(self) -> None:
         """Close the files and delete the journal. Additions since the last `save` are lost."""

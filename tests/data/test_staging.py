@@ -52,6 +52,20 @@ def test_unsaved_document_hashes_are_lost_on_close(tmp_path):
     hashes.close()
 
 
+def test_changed_state_is_not_used(tmp_path):
+    path = tmp_path / "a.sqlite"
+    for text in ('{"part": 3}', "0" * 64 + '{"part": 3}'):
+        hashes = staging.DocumentHashes(path)
+        hashes.save({"part": 3})
+        hashes._connection.execute("UPDATE saved SET facts = ?", (text,))
+        if text.startswith("{"):
+            assert hashes.saved_state() == {"part": 3}  # as version 0.2.0 stored it
+        else:
+            with pytest.raises(ValueError, match="its state differs from its checksum"):
+                hashes.saved_state()
+        hashes.close()
+
+
 @pytest.mark.parametrize("damage", ["manifest.json", "train.bin", "shorter", "longer"])
 def test_incomplete_corpus_is_prepared_again(tmp_path, damage):
     data = data_config(tmp_path, source := write_documents(tmp_path / "a.jsonl", TEXTS))
