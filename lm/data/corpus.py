@@ -218,10 +218,18 @@ def _repair(
                 print(f"{damage}: downloaded again", file=sys.stderr, flush=True)
                 return manifest
     print(f"{damage}: {plan.source} is prepared again", file=sys.stderr, flush=True)
+    old_hash = ""
+    with contextlib.suppress(checksums.DamagedText):
+        stored = corpus_manifest.read_manifest(plan.folder)
+        old_hash = stored.hash if stored.key == plan.key else ""
     try:
-        return _write_corpus(plan, tokenizer, report, workers)
+        manifest = _write_corpus(plan, tokenizer, report, workers)
     except ValueError as error:
         raise ValueError(f"{damage}, and the text cannot be prepared again: {error}") from None
+    if old_hash not in ("", manifest.hash):
+        problem = f"has other documents now: hash {manifest.hash[:12]} instead of {old_hash[:12]}"
+        print(f"warning: {plan.source} {problem}", file=sys.stderr, flush=True)
+    return manifest
 
 
 def _write_corpus(

@@ -69,13 +69,20 @@ def file_damage(
     of the token ids and number of different ids, for a token file. Raises OSError if the file
     cannot be read.
     """
+    stored = None if checksums is None else tuple(checksums)
+    return _damage(str(path), file_state(path), stored, dtype, vocab_size)
+
+
+def file_state(path: Path) -> tuple:
+    """Return values that change with the content of a file, as a key of cached results.
+
+    Two calls return different values if the file changed in the last RECENT_SECONDS.
+    """
     stat = os.stat(path)
     changed_at = max(stat.st_mtime, stat.st_ctime)
     is_recent = abs(time.time() - changed_at) < RECENT_SECONDS
     nonce = time.monotonic_ns() if is_recent else 0
-    state = (stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, nonce)
-    stored = None if checksums is None else tuple(checksums)
-    return _damage(str(path), state, stored, dtype, vocab_size)
+    return stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, nonce
 
 
 @functools.lru_cache(maxsize=512)
@@ -96,7 +103,7 @@ def _damage(
 
 
 def block_damage(
-    block: bytes | np.ndarray, number: int, expected: str | None, ids: np.ndarray | None, vocab: int
+    block: bytes | memoryview, number: int, expected: str | None, ids: np.ndarray | None, vocab: int
 ) -> str:
     """Return the difference between a block and its checksum, or an invalid token id, or "".
 

@@ -11,6 +11,7 @@ computed again from the token files.
 """
 
 import dataclasses
+import functools
 import json
 import sys
 from pathlib import Path
@@ -104,10 +105,10 @@ def verify_values(manifest: Manifest, expected: dict) -> None:
     _verify_types(manifest)
 
 
-def verify_files(manifest: Manifest, whole: bool = False) -> None:
+def verify_files(manifest: Manifest, verify_all: bool = False) -> None:
     """Verify the sizes and the checksums of the files of a prepared source.
 
-    whole: also verify token files of more than WHOLE_FILE_BYTES. Raises DamagedText for the first
+    verify_all: also verify token files of more than WHOLE_FILE_BYTES. Raises DamagedText for the first
     difference.
     """
     folder = Path(manifest.folder)
@@ -121,7 +122,7 @@ def verify_files(manifest: Manifest, whole: bool = False) -> None:
                 f"{path} has {path.stat().st_size:,} bytes instead of {n_bytes:,}"
             )
     for name in manifest.checksums or [f"{split}.bin" for split in SPLITS]:
-        _verify_file(manifest, folder / name, whole)
+        _verify_file(manifest, folder / name, verify_all)
 
 
 def verify_tokenizer_files(manifest: Manifest, tokenizer: tokenizers.Tokenizer) -> None:
@@ -151,13 +152,12 @@ def verify_counts(manifest: Manifest, tokenizer: tokenizers.Tokenizer, is_lossle
     is_lossless: the tokens of a text have the bytes of the text. Files of more than
     WHOLE_FILE_BYTES are not read. Raises DamagedText for a different count.
     """
-    lengths, folder = tokenizer.byte_lengths(), Path(manifest.folder)
+    lengths, folder = tokenizer.byte_lengths().tobytes(), Path(manifest.folder)
     for split in SPLITS if manifest.counted else ():
-        if (folder / f"{split}.bin").stat().st_size > WHOLE_FILE_BYTES:
+        path = folder / f"{split}.bin"
+        if path.stat().st_size > WHOLE_FILE_BYTES:
             continue
-        ids = np.fromfile(folder / f"{split}.bin", manifest.dtype)
-        parts = np.split(ids, range(IDS_PER_READ, len(ids), IDS_PER_READ))
-        n_bytes = sum(int(lengths[part].sum(dtype=np.int64)) for part in parts)
+        n_bytes = _count_bytes(str(path), checksums.file_state(path), manifest.dtype, lengths)
         counts = {"counted": manifest.counted} | ({"bytes": manifest.bytes} if is_lossless else {})
         for name, count in counts.items():
             if count[split] != n_bytes:
@@ -165,12 +165,24 @@ def verify_counts(manifest: Manifest, tokenizer: tokenizers.Tokenizer, is_lossle
                 raise checksums.DamagedText(f"{folder / FILE}: {problem}")
 
 
-def _verify_file(manifest: Manifest, path: Path, whole: bool) -> None:
+@functools.lru_cache(maxsize=512)
+def _count_bytes(path: str, state: tuple, dtype: str, lengths: bytes) -> int:
+    """Return the number of bytes that the tokens of a file represent.
+
+    state: identity of the content, by which results are cached. lengths: bytes of each token, int32
+    [vocab_size].
+    """
+    ids, lengths_V = np.fromfile(path, dtype), np.frombuffer(lengths, np.int32)
+    parts = np.split(ids, range(IDS_PER_READ, len(ids), IDS_PER_READ))
+    return sum(int(np.bincount(part, minlength=len(lengths_V)) @ lengths_V) for part in parts)
+
+
+def _verify_file(manifest: Manifest, path: Path, verify_all: bool) -> None:
     """Raise DamagedText if a file of a prepared source differs from its checksums."""
     if not path.exists():
         raise checksums.DamagedText(f"{path} is missing")
     is_token_file = path.suffix == ".bin"
-    if is_token_file and not whole and path.stat().st_size > WHOLE_FILE_BYTES:
+    if is_token_file and not verify_all and path.stat().st_size > WHOLE_FILE_BYTES:
         return
     blocks = manifest.checksums.get(path.name) if manifest.checksums else None
     dtype = manifest.dtype if is_token_file else ""

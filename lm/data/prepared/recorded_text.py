@@ -70,7 +70,11 @@ def _changes(folder: Path, text: dataset.TokenDataset) -> list[str]:
     facts = records.read_facts(folder)
     changes = []
     if facts.get("tokenizer.hash", text.tokenizer.hash) != text.tokenizer.hash:
-        changes.append(f"data.tokenizer={text.data.tokenizer!r} is another tokenizer")
+        change = f"data.tokenizer={text.data.tokenizer!r} is another tokenizer"
+        if text.data.tokenizer.startswith("bpe:"):
+            name = text.data.tokenizer.replace(":", "-")
+            change += f" (delete {name}-* in {text.data.cache_dir!r} to train it again)"
+        changes.append(change)
     changes += [f"{name} has changed" for name in _changed_sources(facts, text)]
     if not changes and facts.get("corpus.hash", text.hash) != text.hash:
         changes.append(f"{_describe_counts(facts, text)} has changed, or its tokenizer")

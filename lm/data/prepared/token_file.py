@@ -68,7 +68,7 @@ class TokenFile:
             ids = self.ids[number * self._block_tokens : (number + 1) * self._block_tokens]
             expected = self._checksums[number] if self._checksums else None
             vocab_size = self._manifest.vocab_size
-            damage = checksums.block_damage(ids, int(number), expected, ids, vocab_size)
+            damage = checksums.block_damage(ids.data, int(number), expected, ids, vocab_size)
             if damage:
                 raise self._error(damage)
             self._is_verified[number] = True

@@ -136,11 +136,14 @@ def _restore_file(run: schema.Run, path: Path, checksum: str, problem: str) -> N
     from lm.data import staging  # slow to import
 
     for copy in sorted(staging.local_folder(run.data).glob(f"*/{path.name}")):
-        content = copy.read_bytes()
-        if checksums.sha256(content) == checksum:
-            print(f"{path} {problem}: restored from {copy}", file=sys.stderr, flush=True)
-            filesystem.write_file(path, content)
-            return
+        try:
+            content = copy.read_bytes()
+            if checksums.sha256(content) == checksum:
+                filesystem.write_file(path, content)
+                print(f"{path} {problem}: restored from {copy}", file=sys.stderr, flush=True)
+                return
+        except OSError as error:
+            problem += f", and {error.filename} cannot be used ({error.strerror})"
     raise ValueError(
         f"{path} {problem}, and no folder in data.cache_dir={run.data.cache_dir!r} has a copy:"
         f" restore the file with the SHA-256 {checksum}, or prepare the text of the run with"
