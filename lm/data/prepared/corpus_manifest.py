@@ -108,7 +108,7 @@ def verify_values(manifest: Manifest, expected: dict) -> None:
 def verify_files(manifest: Manifest, verify_all: bool = False) -> None:
     """Verify the sizes and the checksums of the files of a prepared source.
 
-    verify_all: also verify token files of more than WHOLE_FILE_BYTES. Raises DamagedText for the first
+    verify_all: also verify token files above WHOLE_FILE_BYTES. Raises DamagedText for the first
     difference.
     """
     folder = Path(manifest.folder)
