@@ -21,6 +21,7 @@ from typing import Literal
 
 from lm.config import axis_rules, schema, validation
 from lm.data import dataset, tokenizers
+from lm.data.prepared import recorded_text
 from lm.data.sources import documents
 from lm.data.tokenization import run_tokenizer
 from lm.evaluation import tasks
@@ -42,7 +43,9 @@ def validate_sweep(runs: list[schema.Run], report: Callable | None = None) -> No
     validate_configs(runs)
     validate_meshes(runs)
     for run in runs:
-        loop.validate_text(run, dataset.open_dataset(run.data, run.seed, report))
+        text = dataset.open_dataset(run.data, run.seed, report)
+        recorded_text.check_same_text(run, text)
+        loop.validate_text(run, text)
 
 
 def validate_configs(runs: list[schema.Run], n_devices: int = 0) -> None:

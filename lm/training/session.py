@@ -107,9 +107,9 @@ class TrainingSession:
             self.facts |= warm_start.parent_facts(run)
             restored = warm_start.restore_parent(run, abstract, self.text.tokenizer)
         self.first = self.done = restored.step
-        self.attempt = distributed.run_on_primary(lambda: records.start_run(run, self.facts))
-        if distributed.is_primary():
-            self.text.tokenizer.save(self.folder)
+        self.attempt = distributed.run_on_primary(
+            lambda: metric_log.start_attempt(run, self.facts, self.text.tokenizer)
+        )
         for message in damage:
             self.write_event("damaged", message)
         if self.first < run.steps:
