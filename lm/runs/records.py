@@ -183,7 +183,7 @@ def start_run(run: schema.Run, facts: dict, valid_until: int | None = None) -> i
     if valid_until is not None:
         restarts.void_rows(path, attempt, valid_until, run_id)
     facts = {"run_id": run_id, "attempts": attempt, "status": "running", "reason": ""} | facts
-    write_facts(path, **facts)
+    write_facts(path, **facts | ({"ends_at": None} if "ends_at" in stored else {}))
     # A config with a run_id requires it in facts.json and in all lines, and is written last.
     json_files.write_record(path / "config.json", {"run_id": run_id} | schema.to_dict(run))
     return attempt
@@ -286,12 +286,14 @@ def load_runs(path: str | Path, include_others: bool = False) -> list[dict]:
 
     include_others: also return runs in the folder of a sweep that its sweep.json does not name.
     "in_sweep" is False for these runs and True for all others. A folder without sweep.json has no
-    such runs. Warn of unreadable runs, and raise ValueError if no run can be read.
+    such runs. Warn of runs that are unreadable or have lost their result. Raises ValueError if no
+    run can be read.
     """
     runs = load_folder(path)
-    for reason in runs.unreadable.values():
-        warnings.warn(reason, stacklevel=2)
     rows = [*runs.rows, *runs.others] if include_others else runs.rows
+    missing = filter(None, map(stored_results.describe_missing_result, rows))
+    for reason in (*runs.unreadable.values(), *missing):
+        warnings.warn(reason, stacklevel=2)
     return sorted(rows, key=_row_order)
 
 

@@ -293,7 +293,7 @@ def test_damaged_runs_are_named_and_others_shown(tmp_path, page_only):
     metrics.write_bytes(b"\xff\n" + metrics.read_bytes())
     text = page_text(folder)
     assert "30K/facts.json is not valid JSON" in text and "The run is left out." in text
-    assert "60K/metrics.jsonl: 1 invalid line was skipped" in text
+    assert "60K/metrics.jsonl: line 1 is damaged and not used" in text
     assert "30K missing" not in text and "L(N) =" in text
 
 

@@ -252,7 +252,9 @@ def test_runs_of_version_0_1_are_refused_in_one_line(tmp_path):
         lambda: records.read_config(folder),
         lambda: records.load_runs(tmp_path),
     ):
-        with pytest.raises(ValueError, match="was written by version 0.1.0, format_version=None") as error:
+        with pytest.raises(
+            ValueError, match="was written by version 0.1.0, format_version=None"
+        ) as error:
             read()
         assert str(folder) in str(error.value) and "\n" not in str(error.value)
 

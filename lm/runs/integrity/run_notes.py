@@ -17,19 +17,11 @@ MAX_LISTED = 5  # numbers of lines in a sentence
 def folder_notes(loaded: records.FolderRuns) -> list[str]:
     """Return sentences about other runs, unreadable runs, missing results and damaged lines."""
     notes = [run_selection.describe_others(loaded.others), *loaded.unreadable.values()]
-    notes += [describe_missing_result(row) for row in loaded.rows]
+    notes += [stored_results.describe_missing_result(row) for row in loaded.rows]
     for row in loaded.rows:
         notes += describe_damaged_lines(row)
     notes.append(describe_unverified(loaded.rows))
     return [note for note in notes if note]
-
-
-def describe_missing_result(row: Mapping) -> str:
-    """Return a sentence about a finished run without its final evaluation, "" for other runs."""
-    is_missing = row["status"] == "done" and "eval.step" not in row
-    if not is_missing or not stored_results.has_final_evaluation(row):
-        return ""
-    return f"{row['dir']} has no result and is excluded: {row.get('reason', 'no evaluation')}"
 
 
 def describe_damaged_lines(row: Mapping) -> list[str]:
@@ -39,6 +31,7 @@ def describe_damaged_lines(row: Mapping) -> list[str]:
     """
     folder, sentences = filesystem.open_path(Path(row["dir"])), []
     has_ended = row["status"] in records.TERMINAL_STATUSES
+    has_checksums = row.get(checksums.VERSION) == checksums.FORMAT_VERSION
     for name in json_files.FILES:
         content = json_files.read_file(folder / name)
         damaged = content.damaged + [content.cut] * (has_ended and content.cut > 0)
@@ -47,10 +40,10 @@ def describe_damaged_lines(row: Mapping) -> list[str]:
             more = f" and {len(damaged) - MAX_LISTED} more" if len(damaged) > MAX_LISTED else ""
             lines = f"line {numbers} is" if len(damaged) == 1 else f"lines {numbers}{more} are"
             sentences.append(f"{folder / name}: {lines} damaged and not used")
-    if row["status"] == "done" and row.get(checksums.VERSION) == checksums.FORMAT_VERSION:
-        rows = json_files.latest_rows(json_files.read_rows(folder / "metrics.jsonl"))
-        if not rows or rows[-1].get("tokens") != row.get("tokens"):
-            sentences.append(f"{folder / 'metrics.jsonl'} has no row of the last step")
+        elif name == "metrics.jsonl" and row["status"] == "done":
+            rows = json_files.latest_rows(content.rows.values())
+            if has_checksums and (rows[-1] if rows else {}).get("tokens") != row.get("tokens"):
+                sentences.append(f"{folder / name} has no row of the last step")
     return sentences
 
 

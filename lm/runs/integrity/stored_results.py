@@ -28,7 +28,7 @@ def check_counts(folder: Path, run: schema.Run, facts: Mapping) -> None:
     if "tokens" in facts:  # the training of an imported model is unknown
         n_tokens = facts["tokens"] if _is_early_stop(run, facts) else counts["tokens"]
         expected |= {"tokens": n_tokens, "flops": n_tokens * counts["flops_per_token.full"]}
-    if "ends_at" in facts and not run.eval.patience:
+    if facts.get("ends_at") is not None and not run.eval.patience:
         expected["ends_at"] = run.steps
     for name, count in expected.items():
         if facts.get(name) != count:
@@ -52,6 +52,14 @@ def has_final_evaluation(row: Mapping) -> bool:
     """
     is_evaluated = row["data.heldout_fraction"] > 0 or bool(row["eval.tasks"])
     return is_evaluated and "imported.from" not in row
+
+
+def describe_missing_result(row: Mapping) -> str:
+    """Return a sentence about a finished run without its final evaluation, "" for other runs."""
+    is_missing = row["status"] == "done" and "eval.step" not in row
+    if not is_missing or not has_final_evaluation(row):
+        return ""
+    return f"{row['dir']} has no result and is excluded: {row.get('reason', 'no evaluation')}"
 
 
 def drop_invalid(row: dict, invalid: Iterable[str]) -> dict:
