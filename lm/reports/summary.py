@@ -103,7 +103,7 @@ def load_summary(sweep_dir) -> SweepSummary:
         refusal=refusal,
         laws=fit_all_laws(run_selection.without_trunks(rows)),
         others=loaded.others,
-        notes=run_notes.folder_notes(loaded) + plan_problem,
+        notes=run_notes.folder_notes(loaded) + plan_problem + _missing_prediction(rows, prediction),
     )
 
 
@@ -113,6 +113,14 @@ def _load_plan(path: Path) -> tuple[list[dict], list[str]]:
         return sweep_files.read_plan(path), []
     except ValueError as error:
         return [], [f"{error}. The planned cost is not shown"]
+
+
+def _missing_prediction(rows: list[dict], prediction: Mapping) -> list[str]:
+    """Return a sentence if the predicted run has started and prediction.json is missing."""
+    targets = [row["name"] for row in rows if row.get("is_prediction_target")]
+    if prediction or not targets:
+        return []
+    return [f"prediction.json is missing, and {targets[0]} has started: its prediction is unknown"]
 
 
 def load_notes(sweep_dir) -> list[str]:

@@ -132,7 +132,7 @@ def check_same_config(run: schema.Run) -> None:
     """Check that the run on disk, if any, has the same config. Write nothing.
 
     Raises ValueError for a nested run, and for changed fields except those in EXECUTION_FIELDS.
-    Also raises it for changed EVALUATION_FIELDS if an unfinished run has evaluations.
+    EVALUATION_FIELDS may change until the run has evaluations.
     """
     path = run_dir(run)
     filesystem.check_not_nested(path)
@@ -286,8 +286,7 @@ def load_runs(path: str | Path, include_others: bool = False) -> list[dict]:
 
     include_others: also return runs in the folder of a sweep that its sweep.json does not name.
     "in_sweep" is False for these runs and True for all others. A folder without sweep.json has no
-    such runs. Warn of runs that are unreadable or have lost their result. Raises ValueError if no
-    run can be read.
+    such runs. Warn of unreadable runs and lost results. Raises ValueError if no run can be read.
     """
     runs = load_folder(path)
     rows = [*runs.rows, *runs.others] if include_others else runs.rows
@@ -311,7 +310,7 @@ def load_folder(path: str | Path) -> FolderRuns:
             row = _load_row(folder)
             row["in_sweep"] = sweep_files.is_in_sweep(folder, row["name"], top, members)
             rows.append(row)
-        except ValueError as error:
+        except (ValueError, PermissionError, IsADirectoryError) as error:
             unreadable[folder] = f"{error}{LEFT_OUT}"
     if unreadable and not rows:
         more = f". {len(unreadable) - 1} more runs cannot be read" if len(unreadable) > 1 else ""
@@ -333,7 +332,8 @@ def _find_runs(top: Path) -> list[Path]:
 
 
 def _row_order(row: Mapping) -> tuple:
-    return row.get(N_PARAMS, 0), row["name"]
+    n_params = row.get(N_PARAMS)
+    return n_params if is_finite(n_params) else 0, row["name"]
 
 
 def _load_row(folder: Path) -> dict:

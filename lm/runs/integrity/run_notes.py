@@ -32,7 +32,10 @@ def describe_damaged_lines(row: Mapping) -> list[str]:
     folder, sentences = filesystem.open_path(Path(row["dir"])), []
     has_ended = row["status"] in records.TERMINAL_STATUSES
     has_checksums = row.get(checksums.VERSION) == checksums.FORMAT_VERSION
+    has_lost_result = bool(stored_results.describe_missing_result(row))
     for name in json_files.FILES:
+        if name == "evals.jsonl" and has_lost_result:  # described with its line
+            continue
         content = json_files.read_file(folder / name)
         damaged = content.damaged + [content.cut] * (has_ended and content.cut > 0)
         if damaged:

@@ -15,8 +15,14 @@ PLAN_COLUMNS = ("name", "flops", "seconds")  # of each run in plan.json
 
 
 def read_sweep(sweep_dir: str | Path) -> dict:
-    """Return the content of sweep.json, {} without the file."""
+    """Return the content of sweep.json, {} if there is neither this file nor plan.json.
+
+    If sweep.json was deleted, the runs are those of plan.json.
+    """
     file, content = _read(sweep_dir, "sweep.json")
+    if not content:
+        names = [cost["name"] for cost in _valid_costs(*_read(sweep_dir, "plan.json"))]
+        return {"runs": names} if names else {}
     if not isinstance(content.get("runs", []), list):
         raise ValueError(f"{file}: runs={content['runs']!r} must be a list. {_remedy(file)}")
     return content
@@ -31,11 +37,17 @@ def read_member_names(sweep_dir: str | Path) -> set[str] | None:
 def read_plan(sweep_dir: str | Path) -> list[dict]:
     """Return the planned cost of each run in plan.json, [] without the file."""
     file, content = _read(sweep_dir, "plan.json")
+    costs = _valid_costs(file, content)
+    _check_members(file, [str(cost["name"]) for cost in costs], sweep_dir)
+    return costs
+
+
+def _valid_costs(file: Path, content: dict) -> list[dict]:
+    """Return the rows of plan.json. Raises ValueError if a row lacks a column."""
     costs = content.get("runs", [])
     is_list = isinstance(costs, list) and all(isinstance(cost, dict) for cost in costs)
     if not is_list or any(name not in cost for cost in costs for name in PLAN_COLUMNS):
         raise ValueError(f"{file}: a run has no {' or '.join(PLAN_COLUMNS)}. {_remedy(file)}")
-    _check_members(file, [str(cost["name"]) for cost in costs], sweep_dir)
     return costs
 
 

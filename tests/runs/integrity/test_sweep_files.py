@@ -3,7 +3,7 @@
 import pytest
 from fixtures import verified_sweep
 
-from lm.runs import json_files
+from lm.runs import json_files, records
 from lm.runs.integrity import sweep_files
 
 READERS = {
@@ -30,7 +30,18 @@ def test_invalid_sweep_file_is_refused_by_name(name, tmp_path):
     with pytest.raises(ValueError, match=f"s/{name} is not valid JSON"):
         READERS[name](folder)
     (folder / name).unlink()
-    assert not READERS[name](folder)
+    if name != "sweep.json":
+        assert not READERS[name](folder)
+
+
+def test_deleted_sweep_file_does_not_add_other_runs(tmp_path):
+    folder = verified_sweep.write_sweep(tmp_path)
+    verified_sweep.write_run(tmp_path, "s/tuned", 2)
+    names = [row["name"] for row in records.load_runs(folder)]
+    (folder / "sweep.json").unlink()
+    assert [row["name"] for row in records.load_runs(folder)] == names
+    (folder / "plan.json").unlink()
+    assert len(records.load_runs(folder)) == len(names) + 1  # a folder of runs without a sweep
 
 
 @pytest.mark.parametrize("name", ["plan.json", "prediction.json"])
