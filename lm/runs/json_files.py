@@ -68,7 +68,7 @@ def write_record(path: Path, value: dict) -> None:
 
 
 def run_id(path: Path) -> str | None:
-    """Return the run_id in config.json of the run that contains a .jsonl file.
+    """Return the run_id in config.json of the run that contains a file.
 
     Return None for a run of version 0.2, which has no run_id and no checksums. Raises ValueError if
     config.json is damaged.

@@ -209,13 +209,16 @@ def repair_records(path: Path) -> None:
 
 def read_facts(path: Path) -> dict:
     """Load facts.json as a flat dict. Return an empty dict before the first start."""
-    return stored_config.read_facts(path)
+    return stored_config.load_facts(path)
 
 
 def write_facts(path: Path, **facts) -> None:
     """Add or replace entries of facts.json."""
-    stored = {key: value for key, value in read_facts(path).items() if key != "format"}
-    json_files.write_record(filesystem.open_path(path) / "facts.json", stored | facts)
+    file = filesystem.open_path(path) / "facts.json"
+    run_id = json_files.run_id(file)
+    stored = {"run_id": run_id} if run_id else {}  # facts.json may have been deleted
+    stored |= {key: value for key, value in read_facts(path).items() if key != "format"}
+    json_files.write_record(file, stored | facts)
 
 
 def append_record(path: Path, row: dict) -> None:
@@ -305,7 +308,7 @@ def load_folder(path: str | Path) -> FolderRuns:
     top = filesystem.open_path(path)
     members: dict[Path, set[str] | None] = {}
     rows, unreadable = [], {}
-    for folder in _find_runs(top):
+    for folder in sweep_files.find_run_dirs(top):
         try:
             row = _load_row(folder)
             row["in_sweep"] = sweep_files.is_in_sweep(folder, row["name"], top, members)
@@ -321,14 +324,6 @@ def load_folder(path: str | Path) -> FolderRuns:
         [row for row in rows if not row["in_sweep"]],
         unreadable,
     )
-
-
-def _find_runs(top: Path) -> list[Path]:
-    """Return the run directories below a folder, also those whose config.json is missing."""
-    folders = {file.parent for file in filesystem.find_files(top, "config.json")}
-    with_facts = {file.parent for file in filesystem.find_files(top, "facts.json")}
-    # A process writes config.json after facts.json.
-    return sorted(folders | {path for path in with_facts - folders if not lock.is_alive(path)})
 
 
 def _row_order(row: Mapping) -> tuple:

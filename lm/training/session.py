@@ -15,7 +15,6 @@ loop.run_session calls these methods. lm/training/metric_log.py computes the row
 import collections
 import contextlib
 import dataclasses
-import functools
 import hashlib
 import time
 from collections.abc import Callable
@@ -108,9 +107,8 @@ class TrainingSession:
             self.facts |= warm_start.parent_facts(run)
             restored = warm_start.restore_parent(run, abstract, self.text.tokenizer)
         self.first = self.done = restored.step
-        valid_until = self.first if self.is_restart else -1
-        start = functools.partial(records.start_run, run, self.facts, valid_until)
-        self.attempt = distributed.run_on_primary(start)
+        arguments = run, self.facts, self.first if self.is_restart else -1
+        self.attempt = distributed.run_on_primary(lambda: records.start_run(*arguments))
         if distributed.is_primary():
             self.text.tokenizer.save(self.folder)
         for message in damage:

@@ -22,7 +22,7 @@ def load_config(path: Path) -> tuple[schema.Run, str | None]:
     content = json_files.read_record(file)
     run_id = content.pop("run_id", None)
     content.pop(checksums.VERSION, None)
-    facts = read_facts(path) if run_id else {}
+    facts = load_facts(path) if run_id else {}
     if facts and facts.get("run_id") != run_id:
         raise ValueError(
             f"{path / 'facts.json'} belongs to another run than config.json: restore both files"
@@ -33,7 +33,7 @@ def load_config(path: Path) -> tuple[schema.Run, str | None]:
         raise ValueError(f"{file}: {error}") from error
 
 
-def read_facts(path: Path) -> dict:
+def load_facts(path: Path) -> dict:
     """Load facts.json as a flat dict. Return an empty dict before the first start."""
     file = filesystem.open_path(path) / "facts.json"
     return json_files.read_record(file) if file.exists() else {}
@@ -41,7 +41,7 @@ def read_facts(path: Path) -> dict:
 
 def check_format(path: Path) -> None:
     """Raise ValueError if version 0.1 or a later version with another format wrote the run."""
-    facts = read_facts(path)
+    facts = load_facts(path)
     version = facts.get(checksums.VERSION, facts.get("format"))
     if facts and version not in range(checksums.OLDEST_VERSION, checksums.FORMAT_VERSION + 1):
         writer = facts.get("code.version", "0.1")

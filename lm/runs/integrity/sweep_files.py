@@ -1,9 +1,9 @@
-"""Read the files of a sweep: sweep.json, plan.json and prediction.json.
+"""Find the runs of a folder, and read sweep.json, plan.json and prediction.json.
 
     sweep_files.read_plan("runs/quickstart")       # planned cost of each run
     sweep_files.read_prediction("runs/quickstart")
 
-Each function raises ValueError that names a damaged file.
+Functions that read raise ValueError that names a damaged file.
 """
 
 from collections.abc import Iterable
@@ -61,6 +61,15 @@ def read_prediction(sweep_dir: str | Path) -> dict:
         raise ValueError(f"{file} has no entry {missing[0]}. {_remedy(file)}")
     _check_members(file, [str(content["target"])], sweep_dir)
     return content
+
+
+def find_run_dirs(top: Path) -> list[Path]:
+    """Return the run directories below a folder, also those whose config.json is missing."""
+    folders = {file.parent for file in filesystem.find_files(top, "config.json")}
+    with_facts = {file.parent for file in filesystem.find_files(top, "facts.json")}
+    # A run that failed before its first attempt has facts, and neither a config nor metrics.
+    started = {f for f in with_facts - folders if filesystem.read_lines(f / "metrics.jsonl")}
+    return sorted(folders | started)
 
 
 def is_in_sweep(folder: Path, name: str, top: Path, members: dict[Path, set[str] | None]) -> bool:

@@ -59,3 +59,22 @@ def test_renamed_copied_and_linked_sweeps_open(folder, tmp_path, monkeypatch):
         )
     assert records.read_config(tmp_path / "my-s/a").name == "my-s/a"
     assert records.read_config(tmp_path / "s/a").name == "s/a"
+
+
+def test_run_without_facts_can_record_a_failure(folder):
+    run = records.read_config(folder / "a")
+    (folder / "a" / "facts.json").unlink()
+    assert "a has no facts.json: restore it, or start" in str(
+        records.load_folder(folder).unreadable
+    )
+    records.write_facts(folder / "a", status="failed", reason="why")
+    (row,) = records.load_runs(folder / "a")
+    assert (row["status"], row["reason"]) == ("failed", "why")
+    assert records.start_run(run, {}, 20) == 3
+
+
+def test_run_that_failed_before_its_first_attempt_is_not_damaged(folder):
+    records.write_facts(folder / "planned", status="failed", reason="no text")
+    assert not records.load_folder(folder).unreadable
+    (folder / "a" / "config.json").unlink()
+    assert "a has no config.json" in str(records.load_folder(folder).unreadable)
