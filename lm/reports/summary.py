@@ -36,7 +36,7 @@ class SweepSummary:
     refusal: str  # reason for a missing fit
     laws: dict[str, tuple[Any, str]]  # result of fit_all_laws
     others: list[dict]  # runs in the folder that are not part of the sweep
-    notes: list[str]  # sentences about other runs, unreadable runs and skipped lines
+    notes: list[str]  # sentences about other runs, unreadable runs and damaged lines
 
     @functools.cached_property
     def finished(self) -> list[dict]:
@@ -79,7 +79,7 @@ def load_summary(sweep_dir) -> SweepSummary:
     """
     path = filesystem.open_path(sweep_dir)
     facts, prediction = sweep_files.read_sweep(path), sweep_files.read_prediction(path)
-    plan, plan_problem = _load_plan(path)
+    plan, _ = _load_plan(path)
     loaded = records.load_folder(path)
     rows = [with_current_cost(row) for row in loaded.rows]
     if not rows and not facts:
@@ -103,8 +103,20 @@ def load_summary(sweep_dir) -> SweepSummary:
         refusal=refusal,
         laws=fit_all_laws(run_selection.without_trunks(rows)),
         others=loaded.others,
-        notes=run_notes.folder_notes(loaded) + plan_problem + _missing_prediction(rows, prediction),
+        notes=_notes(path, loaded, prediction),
     )
+
+
+def load_notes(sweep_dir) -> list[str]:
+    """Return sentences about the runs, lines and files of a sweep that are left out or damaged."""
+    path = filesystem.open_path(sweep_dir)
+    _, plan_problem = _load_plan(path)
+    loaded, prediction = records.load_folder(path), sweep_files.read_prediction(path)
+    return [
+        *run_notes.folder_notes(loaded),
+        *plan_problem,
+        *_missing_prediction(loaded, prediction),
+    ]
 
 
 def _load_plan(path: Path) -> tuple[list[dict], list[str]]:
@@ -115,18 +127,12 @@ def _load_plan(path: Path) -> tuple[list[dict], list[str]]:
         return [], [f"{error}. The planned cost is not shown"]
 
 
-def _missing_prediction(rows: list[dict], prediction: Mapping) -> list[str]:
+def _missing_prediction(loaded: records.FolderRuns, prediction: Mapping) -> list[str]:
     """Return a sentence if the predicted run has started and prediction.json is missing."""
-    targets = [row["name"] for row in rows if row.get("is_prediction_target")]
+    targets = [row["name"] for row in loaded.rows if row.get("is_prediction_target")]
     if prediction or not targets:
         return []
     return [f"prediction.json is missing, and {targets[0]} has started: its prediction is unknown"]
-
-
-def load_notes(sweep_dir) -> list[str]:
-    """Return sentences about runs in the folder of a sweep and lines of its runs left out."""
-    notes = run_notes.folder_notes(records.load_folder(sweep_dir))
-    return notes + _load_plan(filesystem.open_path(sweep_dir))[1]
 
 
 def _valid_prediction(prediction: dict, rows: list[dict]) -> dict | None:

@@ -24,7 +24,7 @@ class FolderStatus(NamedTuple):
     """Status of all runs of a folder, sorted by sweep."""
 
     runs: list[dict]  # see `run_statuses`
-    notes: list[str]  # runs outside their sweep, unreadable runs, skipped lines
+    notes: list[str]  # runs outside their sweep, unreadable runs, damaged lines
 
 
 def run_statuses(folder: str | Path) -> list[dict]:
