@@ -110,13 +110,13 @@ def load_summary(sweep_dir) -> SweepSummary:
 def load_notes(sweep_dir) -> list[str]:
     """Return sentences about the runs, lines and files of a sweep that are left out or damaged."""
     path = filesystem.open_path(sweep_dir)
-    _, plan_problem = _load_plan(path)
-    loaded, prediction = records.load_folder(path), sweep_files.read_prediction(path)
-    return [
-        *run_notes.folder_notes(loaded),
-        *plan_problem,
-        *_missing_prediction(loaded, prediction),
-    ]
+    return _notes(path, records.load_folder(path), sweep_files.read_prediction(path))
+
+
+def _notes(path: Path, loaded: records.FolderRuns, prediction: Mapping) -> list[str]:
+    """Return the sentences of `load_notes`. prediction: content of prediction.json."""
+    problems = _load_plan(path)[1] + _missing_prediction(loaded, prediction)
+    return run_notes.folder_notes(loaded) + problems
 
 
 def _load_plan(path: Path) -> tuple[list[dict], list[str]]:
