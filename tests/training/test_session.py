@@ -10,7 +10,7 @@ from fixtures import verified_sweep
 
 from lm.runs import json_files, records
 from lm.runs.integrity import run_notes
-from lm.training import loop
+from lm.training import loop, session
 
 
 @pytest.fixture(scope="module")
@@ -116,3 +116,22 @@ def test_lost_final_evaluation_is_repeated(evaluated_run, tmp_path):
     assert not records.is_finished(run)
     loop.train(run)
     assert records.is_finished(run) and results(run) == results(evaluated_run)
+
+
+def test_rewind_repeats_evaluations_with_the_new_batches(tiny, monkeypatch):
+    """The run rewinds from step 10 to its checkpoint of step 8, and skips two batches."""
+    tiny.eval.interval, tiny.optim.on_nonfinite = 3, "rewind"
+    find_nonfinite = session.TrainingSession._nonfinite
+
+    def fail_once(active_session):
+        is_failure = active_session.done == 10 and active_session.attempt == 1
+        return [{"loss": 1e9, "grad_norm": 0}] if is_failure else find_nonfinite(active_session)
+
+    monkeypatch.setattr(session.TrainingSession, "_nonfinite", fail_once)
+    loop.train(tiny)
+    folder = records.run_dir(tiny)
+    assert [skip["batches"] for skip in records.read_facts(folder)["passed_over"]] == [2]
+    attempts = [(row["step"], row["attempt"]) for row in records.load_evals(folder)]
+    assert attempts == [(3, 1), (6, 1), (9, 2), (12, 2)]
+    stored = [row["loss"] for row in json_files.read_rows(folder / "evals.jsonl") if "loss" in row]
+    assert len(stored) == 5 and stored[2] != stored[3]
