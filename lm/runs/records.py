@@ -21,7 +21,7 @@ part of it: `load_runs` leaves them out unless include_others=True.
 The entry "invalid_results" of facts.json marks results that were measured wrongly, as {result:
 reason}. A result is a column without its metric: "task.brackets?depth=2" marks all columns
 task.brackets?depth=2.METRIC and task_se.brackets?depth=2.METRIC. evals.jsonl still has the numbers,
-and no reader returns them.
+and no reader returns them. Set it with `write_facts`, because facts.json has a checksum.
 
 The status is running, done, diverged, failed (an error) or lost (killed by a signal or with its
 machine). A lost run continues when it is started again.
