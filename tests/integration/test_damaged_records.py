@@ -11,7 +11,7 @@ import warnings
 import pytest
 from fixtures import verified_sweep
 
-from lm.reports import paired_errors
+from lm.reports import paired_errors, summary
 from lm.runs import records, status
 from lm.runs.integrity import sweep_files
 
@@ -48,8 +48,16 @@ def read_everything(folder: pathlib.Path) -> dict:
         runs[row["name"]] = (without_dir, *curves)
     statuses, notes = status.folder_status(folder)
     stable = [{key: run[key] for key in ("name", "status", "heldout_loss")} for run in statuses]
+    sweep = summary.load_summary(folder)  # of the report
     prediction = sweep_files.read_prediction(folder)
-    return {"runs": runs, "notes": notes + problems, "statuses": stable, "prediction": prediction}
+    problems += sweep.notes
+    return {
+        "measured": sweep.measured,
+        "runs": runs,
+        "notes": notes + problems,
+        "statuses": stable,
+        "prediction": prediction,
+    }
 
 
 def check_outcome(folder: pathlib.Path, intact: dict, name: str, case: str) -> str:
@@ -70,6 +78,7 @@ def check_outcome(folder: pathlib.Path, intact: dict, name: str, case: str) -> s
     )
     is_visible = is_visible or name.endswith("npz")  # sums of another evaluation are not used
     assert result["notes"] or is_visible, (name, case, result)
+    assert result["measured"] in (intact["measured"], None), (name, case)
     assert result["prediction"] in (intact["prediction"], {}), (name, case)
     for run, (row, *curves) in result["runs"].items():
         expected, *expected_curves = intact["runs"][run]

@@ -113,6 +113,13 @@ def test_run_for_more_devices_is_loaded_on_this_machine(finished_copy, model):
     np.testing.assert_array_equal(other.params["embed"], model.params["embed"])
 
 
+def test_renamed_run_is_loaded(finished_copy, model):
+    folder = records.run_dir(finished_copy)
+    renamed = folder.rename(folder.with_name(f"my-{folder.name}"))
+    other = loaded_model.load_model(renamed)
+    np.testing.assert_array_equal(other.params["embed"], model.params["embed"])
+
+
 def test_deterministic_run_is_loaded(finished_copy, model):
     """The mesh of the loaded model has no deterministic shards."""
     config = records.run_dir(finished_copy) / "config.json"
