@@ -155,5 +155,6 @@ def _parse_line(line: str, expected_run_id: str | None) -> dict | None:
         row = json.loads(content) if content else None
     except (ValueError, RecursionError):
         return None
-    is_row = isinstance(row, dict) and type(row.get("step")) is int
-    return row if is_row and type(row.get("attempt", 0)) is int else None
+    if not isinstance(row, dict) or type(row.get("step")) is not int:
+        return None
+    return row if type(row.get("attempt", 0)) is int else None

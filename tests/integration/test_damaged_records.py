@@ -15,7 +15,7 @@ from lm.reports import paired_errors, summary
 from lm.runs import records, status
 from lm.runs.integrity import sweep_files
 
-N_FLIPS = 12  # bits per file
+N_FLIPS = 8  # bits per file
 
 
 @pytest.fixture(scope="module")
