@@ -26,7 +26,7 @@ from lm.data.sources import documents
 from lm.data.tokenization import run_tokenizer
 from lm.evaluation import tasks
 from lm.parallel import distributed, mesh
-from lm.runs import filesystem, lock, records
+from lm.runs import filesystem, json_files, lock, records
 from lm.sweeps import prediction, run_order
 from lm.training import checkpoints, loop, metric_log, vmapped_runs, warm_start
 
@@ -165,8 +165,8 @@ def write_sweep_files(sweep: str, runs: list[schema.Run], costs: list[dict]) -> 
         "command": f"uv run python -m experiments.sweep --sweep={sweep}",
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
-    records.write_json(folder / "sweep.json", request)
-    records.write_json(folder / "plan.json", {"runs": costs})
+    json_files.write_record(folder / "sweep.json", request)
+    json_files.write_record(folder / "plan.json", {"runs": costs})
     by_name = {run.name: run for run in runs}
     for run in runs:
         if run.start.run:

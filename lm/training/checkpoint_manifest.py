@@ -20,6 +20,7 @@ from lm.config import schema
 from lm.model import params
 from lm.parallel import distributed
 from lm.runs import records
+from lm.runs.integrity import stored_config
 
 FORMAT = 2
 SMALL_BYTES = 2**24  # that NumPy sums in less time than XLA needs to compile the sums
@@ -151,7 +152,7 @@ def expected_fields(run: schema.Run, is_stored: bool) -> dict:
     """
     file = records.run_dir(run) / "config.json"
     if is_stored and file.exists():
-        return records.result_fields(schema.from_dict(records.read_json(file)))
+        return records.result_fields(stored_config.load_config(file.parent)[0])
     return records.result_fields(run)
 
 

@@ -193,14 +193,17 @@ def collect_run_facts(
     return facts
 
 
-def start_attempt(run: schema.Run, facts: dict, tokenizer: tokenizers.Tokenizer) -> int:
+def start_attempt(
+    run: schema.Run, facts: dict, tokenizer: tokenizers.Tokenizer, valid_until: int
+) -> int:
     """Save the tokenizer of a run, then open its records. Return the number of the attempt.
 
-    facts: entries of facts.json; the checksums of the tokenizer are added. Raises ValueError like
-    records.start_run, and if a tokenizer file of an earlier attempt is damaged.
+    facts: entries of facts.json; the checksums of the tokenizer are added. valid_until: see
+    records.start_run. Raises ValueError like records.start_run, and if a tokenizer file of an
+    earlier attempt is damaged.
     """
     facts = facts | run_tokenizer.save_tokenizer(run, tokenizer)
-    return records.start_run(run, facts)
+    return records.start_run(run, facts, valid_until)
 
 
 def config_hash(run: schema.Run) -> str:
