@@ -20,6 +20,7 @@ MIN_SENSITIVITY = 1e-3  # change of log f per e-fold of a parameter below which 
 SIGNIFICANCE = 0.05  # of a test, divided by the number of tests
 MIN_ROWS_OF_RUNS_TEST = 10
 MAX_TESTED_ROWS = 20  # rows of the largest residuals that are tested for being outliers
+MIN_OFFSET = 0.01  # of a law that is above or below all rows, for a warning
 MIN_SPARE_ROWS = 2  # rows more than parameters below which a fit has a warning
 
 
@@ -304,6 +305,13 @@ def diagnose(problem, theta: np.ndarray, result: fit.Fit) -> list[str]:
         texts.append(
             f"only {result.start_agreement:.1%} of {len(problem.starts)} starts agree on the "
             "optimum"
+        )
+    errors = residuals(result, result.y) / typical_scale(result)
+    if result.n > 1 and max(errors.min(), -errors.max()) > MIN_OFFSET:
+        side = "above" if errors.min() > 0 else "below"
+        texts.append(
+            f"the law is {side} every row by at least {np.abs(errors).min():.2g} e-folds: the form,"
+            " a bound or a fixed parameter is wrong"
         )
     for i, name in enumerate(problem.free):
         value = result.params[name]

@@ -61,6 +61,8 @@ class FitProblem:
 
 def try_fit(law: Callable[..., Any], rows: run_table.Rows, **options: Any) -> tuple[Any, str]:
     """Return (law(rows, **options), ""), or (None, reason) if the rows do not determine the law."""
+    if not callable(law):
+        raise ValueError(f"law={law!r} must be a law, such as laws.power")
     try:
         return law(rows, **options), ""
     except ValueError as error:
@@ -91,7 +93,7 @@ def fit_problem(
     predictions. Raises ValueError if there are fewer rows than parameters.
     """
     n, p = len(data), len(problem.lower)
-    _check_problem(problem, n, options)
+    _check_problem(problem, n)
     problem = _limit_starts(problem, options.max_starts)
     target = problem.target(data)
     unit = 1.0 if weights is None else float(weights.mean())
@@ -125,13 +127,8 @@ def fit_problem(
     return result
 
 
-def _check_problem(problem: FitProblem, n: int, options: fit.FitOptions) -> None:
-    """Raise ValueError for unknown options, no free parameter, or fewer rows than parameters."""
-    loss, resample = options.loss, options.resample
-    if loss not in solver.LOSSES:
-        raise ValueError(f"loss={loss!r} is unknown; known: {', '.join(solver.LOSSES)}")
-    if resample not in ("auto", "runs", "noise"):
-        raise ValueError(f"resample={resample!r} is unknown; known: auto, runs, noise")
+def _check_problem(problem: FitProblem, n: int) -> None:
+    """Raise ValueError for no free parameter, or fewer rows than parameters."""
     if not problem.free:
         raise ValueError(
             f"{problem.law} has no free parameter, fixed={problem.fixed}: leave at least one free"

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from lm.laws import comparability
+from lm.laws import comparability, option_validation
 
 FINISHED = ("", "done", "finished", "complete", "completed")
 MAX_LISTED_COLUMNS = 12  # in an error; a row of records.load_runs has more than 100 columns
@@ -165,10 +165,11 @@ def select_columns(
     Raises ValueError for a column that no row has, for values <= 0 (< 0 in `may_be_zero`), for
     duplicates and for rows that are not comparable.
     """
+    option_validation.check_selection(where, mixed)
     rows = to_rows(rows)
     columns = list(dict.fromkeys(columns))
     needed = [*columns, *([group] if group else [])]
-    _check_columns_exist(rows, [*needed, *(where if isinstance(where, Mapping) else [])])
+    check_columns_exist(rows, [*needed, *(where if isinstance(where, Mapping) else [])])
     included, values, excluded = [], [], []
     trunks = {comparability.trunk_name(row) for row in rows} - {""}
     for i, row in enumerate(rows):
@@ -201,7 +202,8 @@ def select_columns(
     return RunTable(values_by_column, names, groups, included_rows, excluded, warnings, mixed)
 
 
-def _check_columns_exist(rows: list[Mapping], columns: Sequence[str]) -> None:
+def check_columns_exist(rows: list[Mapping], columns: Sequence[str]) -> None:
+    """Raise ValueError for no rows, and for a column that no row has."""
     if not rows:
         raise ValueError("no rows to fit: the list is empty")
     known = list(dict.fromkeys(str(key) for row in rows for key in row))
@@ -246,7 +248,14 @@ def _exclusion_reason(row: Mapping, columns: Sequence[str], where: Where) -> str
     if status not in FINISHED:
         return f"status is {status}"
     if callable(where):
-        if not where(row):
+        try:
+            is_included = bool(where(row))
+        except Exception as error:
+            raise ValueError(
+                f"where has raised {type(error).__name__} for a row with the name"
+                f" {row.get('name')!r} ({error}): correct the function, or pass a dict"
+            ) from error
+        if not is_included:
             return "excluded by the function where"
     elif where:
         for column, wanted in where.items():

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from lm.laws import backtesting, estimation, fit, run_table, solver
+from lm.laws import backtesting, estimation, fit, option_validation, run_table, solver
 from lm.laws.forms import power_laws
 
 LINE_OPTIONS = ("weights", *fit.RESAMPLING_OPTIONS)
@@ -22,6 +22,8 @@ def log_linear(rows: run_table.Rows, x: str | Sequence[str], y: str, **options: 
     """
     defaults = fit.FitOptions(loss="log_squares")
     parsed = fit.parse_options("log_linear", options, defaults, LINE_OPTIONS)
+    power_laws.letter_inputs(x)
+    option_validation.check_columns(y=y)
     return fit_line(rows, x, y, "log_linear", parsed)
 
 
@@ -50,7 +52,7 @@ def fit_line(
 
     def refit(rows: run_table.Rows | None = None, **changes: Any) -> fit.Fit:
         rows = data.rows if rows is None else rows
-        return fit_line(rows, x, y, law, replace(options, **changes))
+        return fit_line(rows, x, y, law, fit.change_options(options, changes))
 
     result.refit = refit
     result.backtester = backtesting.backtest

@@ -56,12 +56,23 @@ def save_fit(law_fit: fit.Fit, path: str | Path) -> None:
     Raises ValueError for a law without a formula: a user-defined function, or a law that its
     formula does not reproduce.
     """
-    file = filesystem.open_path(path)
+    file = _open(path)
     if file.suffix != ".json":
         raise ValueError(f"path={path} must end in .json: a fit is a JSON file")
     content = _to_content(law_fit)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(content, indent=1, allow_nan=False))
+    text = json.dumps(content, indent=1, allow_nan=False)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+    except OSError as error:
+        raise ValueError(f"path={path} cannot be written ({error}): pass another path") from error
+
+
+def _open(path: Any) -> Path:
+    """Return the path of a file. Raises ValueError for a value that is no path."""
+    if not isinstance(path, str | Path) or not str(path):
+        raise ValueError(f"path={path!r} must be the path of a JSON file, such as 'law.json'")
+    return filesystem.open_path(path)
 
 
 def _to_content(law_fit: fit.Fit) -> dict[str, Any]:
@@ -102,13 +113,14 @@ def load_fit(path: str | Path) -> fit.Fit:
 
     Raises ValueError for a file that is not a fit, and for data that differ from their hash.
     """
-    file = filesystem.open_path(path)
+    file = _open(path)
     try:
         content = json.loads(file.read_text())
         is_fit = content["format"] == FORMAT
-    except FileNotFoundError:
+    except OSError as error:
         raise ValueError(
-            f"path={path} does not exist: pass a file that fit.save has written"
+            f"path={path} cannot be read or does not exist ({error.strerror}): pass a file that"
+            " fit.save has written"
         ) from None
     except (ValueError, TypeError, KeyError):
         is_fit = False
