@@ -133,7 +133,9 @@ def backtest(
     if by is not None:
         run_table.check_columns_exist(law_fit.data.rows, [by])
     if law_fit.refit is None:
-        return BacktestScore(reason="a law made of other laws has no back-test: see its parts")
+        return BacktestScore(
+            reason="a law made of other laws, loaded or given has no back-test: fit its rows"
+        )
     sizes = np.prod(np.stack(law_fit.x), axis=0)
     if by is not None:
         sizes = np.array([run_table.to_number(row.get(by)) for row in law_fit.data.rows])

@@ -76,8 +76,10 @@ def profile(
 
     fit.check_fits(law_fit=law_fit)
     if law_fit.refit is None or law_fit.law not in PROFILED_LAWS:
+        is_loaded = law_fit.law in PROFILED_LAWS
+        reason = "is loaded or given, without a refit" if is_loaded else "cannot fix a parameter"
         raise ValueError(
-            f"{law_fit.law} cannot fix a parameter; profile accepts {', '.join(PROFILED_LAWS)}"
+            f"{law_fit.law} {reason}; profile accepts new fits of {', '.join(PROFILED_LAWS)}"
         )
     if name not in law_fit.free:
         raise ValueError(
