@@ -19,6 +19,7 @@ from lm.laws import (
     run_table,
     solver,
 )
+from lm.laws.goodness_of_fit import form_tests
 
 SAME_OBJECTIVE = 1e-4  # two objectives within this fraction of each other are the same optimum
 NEARBY_OPTIMUM = 1.01  # optima up to this multiple of the best objective are reported
@@ -123,7 +124,7 @@ def fit_problem(
     if n > p and result.n_runs == n and weights is None:
         result.warnings += random_effects.find_shared_noise(problem, result, minimum.theta[0])
     result.warnings += diagnostics.diagnose(problem, minimum.theta[0], result)
-    result.warnings += diagnostics.check_form(problem, minimum.theta[0], result, weights)
+    result.warnings += form_tests.check_form(problem, minimum.theta[0], result, weights)
     return result
 
 

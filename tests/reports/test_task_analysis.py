@@ -198,3 +198,15 @@ def test_verdicts_use_the_largest_token_budget():
 def test_jump_needs_two_runs():
     answer = {"exact": [0.5], "tokens": [4.0], "token_probability": [0.8], "p_right": [0.4]}
     assert task_analysis.largest_jumps(rows([0.5], **answer)) == []
+
+
+def test_rows_without_chance_or_number_of_examples_are_counted():
+    (row,) = rows([0.5])
+    no_chance = {k: v for k, v in row.items() if not k.endswith(".chance")}
+    assert task_analysis.is_above_chance(no_chance, "t") and task_analysis.is_mastered(
+        no_chance, "t"
+    )
+    no_number = {k: v for k, v in row.items() if not k.endswith(".n")}
+    assert not task_analysis.is_above_chance(no_number, "t")
+    assert task_analysis.expect_above_chance(no_number) == 0
+    assert task_analysis.task_verdicts([{**no_chance, "start.run": ""}])[0]["chance"] == 0

@@ -10,6 +10,7 @@ import pytest
 from lm import laws
 from lm.laws import backtesting, diagnostics, run_table
 from lm.laws.formulas import expressions
+from lm.laws.goodness_of_fit import form_tests
 from lm.laws.reporting import saved_fit
 
 POWERS: dict[str, Any] = {"n": "n", "d": "d", "y": "loss", "bootstrap": 50}
@@ -191,7 +192,7 @@ def test_loaded_fit_equals_the_saved_one_in_every_use(name, tmp_path):
     assert "/x" not in (tmp_path / "fit.json").read_text()
     np.testing.assert_array_equal(loaded.data.replicates(loaded.x), fit.data.replicates(fit.x))
     assert diagnostics.seed_noise(loaded) == diagnostics.seed_noise(fit) == fit.seed_noise
-    assert diagnostics.lack_of_fit(loaded) == diagnostics.lack_of_fit(fit)
+    assert form_tests.lack_of_fit(loaded) == form_tests.lack_of_fit(fit)
     columns = [fit.columns[letter] for letter in fit.inputs]
     for tuned in (run_table.select_tuned(f.data.rows, columns, "loss") for f in (fit, loaded)):
         assert [row["name"] for row in tuned] == [
