@@ -97,11 +97,11 @@ def chance_accuracy(examples: Sequence[tasks.Example]) -> float:
             rights.setdefault(key, []).append(example.answers[example.right])
         else:
             others.setdefault(example.group, []).append(example)
-    chances = {
-        group: [max(float(np.mean([e.chance for e in members])), _constant_accuracy(members))]
-        * len(members)
-        for group, members in others.items()
-    }
+    chances: dict[str, list[float]] = {}
+    for group, members in others.items():
+        guesses, constant = [e.chance for e in members], _constant_accuracy(members)
+        is_better = constant > np.mean(guesses)
+        chances[group] = [constant] * len(members) if is_better else guesses
     for (group, choices), answers in rights.items():
         n_most_frequent = max(collections.Counter(answers).values())
         chance = max(n_most_frequent / len(answers), 1 / len(choices))
