@@ -118,15 +118,23 @@ def to_number(value: object) -> float:
         return float("nan")
 
 
-def select_tuned(rows: Sequence[Row], inputs: Sequence[str], y: str) -> list[Row]:
+def select_tuned(
+    rows: Sequence[Row], inputs: Sequence[str], y: str, tolerances: Mapping[str, float] = {}
+) -> list[Row]:
     """Return, per value of the inputs, the rows with the settings of the lowest mean `y`.
 
-    inputs: columns of a law, such as parameters and tokens. Rows with the same settings differ only
+    inputs: columns of a law, such as parameters and tokens. tolerances: {column: relative
+    difference up to which neighboring values count as equal}, such as token budgets that are
+    rounded to batches. Rows with the same settings differ only
     in their seed (see `comparability`). A law of tuned runs has no rows with other learning
     rates, whose losses are higher. Rows with values of the inputs at which no row has a finite `y`
     are returned too.
     """
-    points = [tuple(to_number(row.get(column)) for column in inputs) for row in rows]
+    columns = [
+        _label_values([to_number(row.get(column)) for row in rows], tolerances.get(column, 0.0))
+        for column in inputs
+    ]
+    points = list(zip(*columns, strict=True))
     losses: dict[tuple, dict[tuple, list[float]]] = {}
     for row, point in zip(rows, points, strict=True):
         if np.isfinite(to_number(row.get(y))):
@@ -143,6 +151,17 @@ def select_tuned(rows: Sequence[Row], inputs: Sequence[str], y: str) -> list[Row
         for row, point in zip(rows, points, strict=True)
         if point not in tuned or comparability.training_settings(row) == tuned[point]
     ]
+
+
+def _label_values(values: Sequence[float], tolerance: float) -> list[int]:
+    """Return equal integers for values whose neighbors differ by at most a relative tolerance."""
+    array = np.asarray(values, float)
+    order = np.argsort(array, kind="stable")
+    is_new = np.diff(array[order]) > tolerance * np.abs(array[order][:-1])
+    labels = np.zeros(len(array), int)
+    labels[order[1:]] = np.cumsum(is_new)
+    labels[np.isnan(array)] = -1
+    return labels.tolist()
 
 
 def select_columns(
