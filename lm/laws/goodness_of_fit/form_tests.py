@@ -111,12 +111,22 @@ class ShiftTest:
         if not variances.has_group_noise:
             degrees += variances.between_degrees
         elif (self.group_means(shift) ** 2).sum() > 0.5 * (shift**2).sum():
-            degrees = variances.between_degrees
-        return float(2 * special.stdtr(degrees, -t)) if degrees > 0 else 1.0
+            degrees = self.between_degrees(extended)
+        return float(2 * special.stdtr(degrees, -t)) if degrees >= 1 else 1.0
+
+    def between_degrees(self, matrix: np.ndarray) -> float:
+        """Return the degrees of freedom of the variance between runs (Satterthwaite 1946).
+
+        matrix: directions [n, p] that are projected off. They may leave little of some runs.
+        """
+        indicators = self.groups[:, None] == np.arange(len(self.counts))
+        remaining = _project(indicators.astype(float), matrix)
+        squares = np.linalg.svd(remaining, compute_uv=False) ** 2
+        return float(squares.sum() ** 2 / (squares**2).sum())
 
 
 def _project(values: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    """Return values [n] off the columns of a matrix [n, p]."""
+    """Return values [n] or [n, k] off the columns of a matrix [n, p]."""
     basis, scales, _ = np.linalg.svd(matrix / np.linalg.norm(matrix, axis=0), full_matrices=False)
     basis = basis[:, scales > RANK_TOLERANCE * scales[0]]
     return values - basis @ (basis.T @ values)
