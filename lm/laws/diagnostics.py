@@ -17,6 +17,7 @@ MAX_STANDARD_ERROR = 3.0  # of a direction of theta, in e-folds, that the rows d
 MAX_RELATIVE_ERROR = 1.0  # of a parameter along a direction that is not determined
 MAX_LAW_ERROR = 0.5  # standard error of log f at a point that has an interval
 MIN_SENSITIVITY = 1e-3  # change of log f per e-fold of a parameter below which its column is unused
+MIN_RANGE = 4.0  # ratio of the largest and the smallest input below which a law has a warning
 MIN_OFFSET = 0.01  # of a law that is above or below all rows, for a warning
 
 
@@ -157,6 +158,46 @@ def find_undetermined(
         for k in range(len(directions))
     ]
     return names, FlatDirections(pairs, errors.tolist())
+
+
+def find_unbounded(problem: Any, theta: np.ndarray, result: fit.Fit) -> list[str]:
+    """Return the free parameters whose draws reach both of their bounds.
+
+    An interval of such a parameter would contain all its allowed values. The number of repeats that
+    have value (R_D, R_N) is also unbounded at its bound, which is beyond all repeats of data, and
+    if its draws span 4 MAX_STANDARD_ERROR e-folds.
+    """
+    names = []
+    for i, name in enumerate(problem.free):
+        if (
+            name not in result.ensemble
+            or not np.isfinite([problem.lower[i], problem.upper[i]]).all()
+        ):
+            continue
+        ends = np.repeat(theta[None], 2, axis=0)
+        ends[:, i] = problem.lower[i], problem.upper[i]
+        with np.errstate(all="ignore"):
+            low, high = problem.natural(ends)[name]
+        if not (np.isfinite([low, high]).all() and low < high):
+            continue  # The parameter is a function of several components of theta.
+        lo, hi = np.percentile(result.ensemble[name], [2.5, 97.5])
+        is_scale = name in problem.watch and name[0].isupper() and lo > 0
+        is_at_bound = not problem.lower[i] + 1e-9 < theta[i] < problem.upper[i] - 1e-9
+        if is_scale and (is_at_bound or hi > lo * np.exp(4 * MAX_STANDARD_ERROR)):
+            names.append(name)
+        elif lo <= low + 0.01 * abs(low) and hi >= high - 0.01 * abs(high):
+            names.append(name)
+    return names
+
+
+def describe_ranges(result: fit.Fit) -> list[str]:
+    """Return a warning for each input whose values are close together."""
+    return [
+        f"{letter} spans only a factor of {x.max() / x.min():.3g}: add runs until it spans a "
+        f"factor of {MIN_RANGE:g}, better 30"
+        for letter, x in zip(result.inputs, result.x, strict=True)
+        if x.max() < MIN_RANGE * x.min()
+    ]
 
 
 def diagnose(problem, theta: np.ndarray, result: fit.Fit) -> list[str]:

@@ -124,6 +124,8 @@ def fit_problem(
     if n > p and result.n_runs == n and weights is None:
         result.warnings += random_effects.find_shared_noise(problem, result, minimum.theta[0])
     result.warnings += diagnostics.diagnose(problem, minimum.theta[0], result)
+    if not problem.additive_noise:
+        result.warnings += diagnostics.describe_ranges(result)
     result.warnings += form_tests.check_form(problem, minimum.theta[0], result, weights)
     return result
 
@@ -144,6 +146,7 @@ def _check_problem(problem: FitProblem, n: int) -> None:
 def _find_undetermined(problem: FitProblem, theta: np.ndarray, result: fit.Fit) -> None:
     """Store the parameters that the rows do not determine, with a warning."""
     names, is_undetermined = diagnostics.find_undetermined(problem, theta, result)
+    names += [n for n in diagnostics.find_unbounded(problem, theta, result) if n not in names]
     result.undetermined, result.undetermined_at = names, is_undetermined
     if not names:
         return
@@ -333,11 +336,18 @@ def _resample(
     thetas = theta.repeat(bootstrap, 0)
     minima = _polish(problem, thetas, targets, row_weights, result.loss, result.delta)
     is_valid = np.isfinite(minima.value) & np.isfinite(minima.theta).all(1)
+    with np.errstate(all="ignore"):
+        draws = problem.natural(minima.theta)
+    for values in draws.values():
+        is_valid &= np.isfinite(values)
+    if not is_valid.any():
+        result.warnings.append("no resample could be fitted: no intervals")
+        return
     if is_valid.mean() < 0.95:
         result.warnings.append(
             f"{1 - is_valid.mean():.0%} of the resamples could not be fitted and are excluded"
         )
-    draws = problem.natural(minima.theta[is_valid])
+    draws = {k: np.broadcast_to(v, bootstrap)[is_valid] for k, v in draws.items()}
     draws |= problem.derive(draws)
     free = {k: v for k, v in draws.items() if k not in problem.fixed}
     result.ensemble = {k: np.broadcast_to(v, is_valid.sum()) for k, v in free.items()}

@@ -68,7 +68,7 @@ def accuracy_from_loss(
     run: column of the run if rows are evaluations during runs.
 
     form="sigmoid": acc = a / (1 + exp(-k (L - x0))) + b, step 2 of Bhagia et al. (2024,
-    arXiv:2412.04403). a is in [-1, 0], b in [0, 1], and k and x0 are at least 0.
+    arXiv:2412.04403). a is in [-1, 0], b in [0, 1]. k and x0 are at least 0.
     form="exponential": y = eps - k exp(-gamma L), for an error (k > 0, Gadre et al. 2024,
     arXiv:2403.08540) or an accuracy (k < 0).
 
@@ -110,9 +110,8 @@ def _fit_curve(rows, x, y, form, chance, anchor, run, options: AccuracyOptions) 
     variation = ((accuracies - accuracies.mean()) ** 2).sum()
     result.r_squared = float(1 - (residuals**2).sum() / variation)
     if result.r_squared < 0.5:
-        result.warnings.append(
-            f"the loss explains only {result.r_squared:.0%} of the variance of the accuracy"
-        )
+        text = f"the loss explains only {result.r_squared:.0%} of the variance of the accuracy"
+        result.warnings += [text]
     # The rows of the table are already selected, compared and smoothed.
     same = replace(options, where=None, mixed=True, drop=0.0, window=1)
 
@@ -139,9 +138,8 @@ def _with_anchor(
 
 def _objective(curve):
     """Return the objective of y, not log y: there, squares of "logs" are squares of y."""
-    return lambda loss, delta: solver.curve(
-        curve, "log_squares" if loss == "squares" else loss, delta
-    )
+    names = {"squares": "log_squares"}
+    return lambda loss, delta: solver.curve(curve, names.get(loss, loss), delta)
 
 
 def _logistic(t: np.ndarray) -> np.ndarray:
@@ -215,7 +213,7 @@ def _exponential(
     def values(p, loss):
         return np.asarray(p["eps"] - p["k"] * np.exp(-p["gamma"] * loss))
 
-    end_values = float(accuracies[losses.argmin()]), float(accuracies[losses.argmax()])
+    end_values = [float(accuracies[i]) for i in (losses.argmin(), losses.argmax())]
     return estimation.FitProblem(
         law="accuracy_from_loss",
         formula=FORMS["exponential"],
@@ -249,15 +247,10 @@ def two_step(step1: fit.Fit, step2: fit.Fit) -> TwoStepFit:
     """
     fit.check_fits(step1=step1, step2=step2)
     if step2.inputs != ["L"]:
-        raise ValueError(
-            f"step2 must be a fit of accuracy_from_loss, it is {step2.law} of "
-            f"{', '.join(step2.inputs)}"
-        )
+        raise ValueError(f"step2 must be a fit of accuracy_from_loss, it is {step2.law}")
     loss, accuracy = step1.columns[step1.output], step2.columns["acc"]
-    if loss != step2.columns["L"]:
-        raise ValueError(
-            f"step1 predicts {loss} but step2 reads {step2.columns['L']}: fit both to the same loss"
-        )
+    if loss != (read := step2.columns["L"]):
+        raise ValueError(f"step1 predicts {loss} but step2 reads {read}: fit both to the same loss")
     names1, names2 = _qualified_names(step1, "step1"), _qualified_names(step2, "step2")
     params = {names1[k]: v for k, v in step1.params.items()}
     params |= {names2[k]: v for k, v in step2.params.items()}
@@ -272,9 +265,8 @@ def two_step(step1: fit.Fit, step2: fit.Fit) -> TwoStepFit:
         return np.clip(accuracies, *step2.bounds)
 
     measured = np.array([run_table.to_number(row.get(accuracy)) for row in step1.data.rows])
-    result = step1.extend(TwoStepFit, step1=step1, step2=step2)
-    return replace(
-        result,
+    result = replace(
+        step1.extend(TwoStepFit, step1=step1, step2=step2),
         law="two_step",
         formula=formula,
         params=params,
@@ -301,6 +293,21 @@ def two_step(step1: fit.Fit, step2: fit.Fit) -> TwoStepFit:
         r_squared=None,
         **form_uncertainty.join_steps(step1, step2, names1, n_draws),
     )
+    result.undetermined += [names2[name] for name in step2.undetermined]
+    result.undetermined_at = partial(_is_undetermined, step1, step2)
+    return result
+
+
+def _is_undetermined(
+    step1: fit.Fit, step2: fit.Fit, _: fit.Fit, points: list[np.ndarray]
+) -> np.ndarray:
+    """Return a mask of the points where the rows of a step do not determine its value."""
+    mask = np.zeros(points[0].shape, bool)
+    losses = [np.asarray(step1.values(step1.params, *points), float)]
+    for step, inputs in ((step1, points), (step2, losses)):
+        if step.undetermined_at is not None:
+            mask |= step.undetermined_at(step, inputs)
+    return mask
 
 
 def _qualified_names(step: fit.Fit, prefix: str) -> dict[str, str]:

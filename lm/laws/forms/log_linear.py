@@ -9,6 +9,7 @@ import numpy as np
 from lm.laws import backtesting, estimation, fit, option_validation, run_table, solver
 from lm.laws.forms import power_laws
 
+MAX_LOG_K = 600.0  # |log k| of a line, near the limits of floating-point numbers
 LINE_OPTIONS = ("weights", *fit.RESAMPLING_OPTIONS)
 
 
@@ -69,6 +70,14 @@ def _build_line_problem(
     logs, log_y = [np.log(data.columns[column]) for column in xs], np.log(data.columns[y])
     _check_independent(xs, logs)
     centers = [float(v.mean()) for v in logs]
+    design = np.stack([np.ones(len(log_y)), *logs], 1)
+    log_k = float(np.linalg.lstsq(design, log_y, rcond=None)[0][0])
+    if abs(log_k) > MAX_LOG_K:
+        closest = xs[int(np.argmin([np.ptp(v) for v in logs]))]
+        raise ValueError(
+            f"the line has k = exp({log_k:.3g}): the values of {closest} are too close together for"
+            " an exponent; remove this input, or add rows with other values of it"
+        )
     columns = {0: 1.0, **{k + 1: v - centers[k] for k, v in enumerate(logs)}}
     line, p = power_laws.power_term(len(log_y), columns, 0.0), len(xs) + 1
     factors = [f"{letter}^{{{name}}}" for letter, name in zip(letters, names, strict=True)]

@@ -24,7 +24,6 @@ from lm.laws.forms import initial_values
 
 COEFFICIENTS, EXPONENTS = ("A", "B", "C", "F"), ("alpha", "beta", "gamma", "zeta")
 MIN_SPREAD = 0.03  # across the main line of the inputs, relative to the spread along it
-MIN_RANGE = 4.0  # ratio of the largest and the smallest input below which a law has a warning
 OPTIONS = ("loss", "delta", "fixed", "starts", "weights", *fit.RESAMPLING_OPTIONS)
 
 
@@ -152,23 +151,12 @@ def sum_of_powers(
 
     result.refit = refit
     result.backtester = backtesting.backtest
-    result.warnings += _describe_ranges(result)
     if len(inputs) == 2 and _spread(data, inputs) < MIN_SPREAD:
         result.max_off_line_factor = 1.5
         result.warnings.append(
             "N and D lie on one line: A and B are not separable, and predict refuses points off it"
         )
     return result
-
-
-def _describe_ranges(result: fit.Fit) -> list[str]:
-    """Return a warning for each input whose values are close together."""
-    return [
-        f"{letter} spans only a factor of {x.max() / x.min():.3g}: add runs until it spans a "
-        f"factor of {MIN_RANGE:g}, better 30"
-        for letter, x in zip(result.inputs, result.x, strict=True)
-        if x.max() < MIN_RANGE * x.min()
-    ]
 
 
 def _spread(data: run_table.RunTable, inputs: Mapping[str, str]) -> float:
