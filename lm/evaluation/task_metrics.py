@@ -19,9 +19,11 @@ All metrics of likelihood_metrics come from the same log-likelihoods, so they ca
     token_probability  geometric mean of the probabilities of the answer tokens
     keystrokes_saved   fraction of key presses that word completion saves (single answers only)
 
-"chance" is the accuracy of the better of two guesses: a random choice, or the most frequent answer
-of a classification. Labels are a classification, and so are choices that are equal in all examples,
-such as yes and no. The most frequent answer is that of the evaluated examples.
+"chance" is the accuracy of the better of two guesses: a random choice, or the best constant answer,
+both without the question. The random choice of a synthetic task without choices is that of its
+generator. The constant answer is that of the evaluated examples. In a classification, it is the
+most frequent answer of each set of choices: labels are a classification, and so are choices that
+are equal in all examples, such as yes and no.
 
 "se" is the standard error over examples. Counts and chance have no "se". In a group of tasks, each
 value is the mean of the members' values with equal weights. Its standard error treats the members
@@ -88,18 +90,43 @@ def likelihood_metrics(
 def chance_accuracy(examples: Sequence[tasks.Example]) -> float:
     """Return the accuracy that is possible without the question: see the module docstring."""
     rights: dict[tuple[str, frozenset[str]], list[str]] = {}
-    chances: dict[str, list[float]] = {}
+    others: dict[str, list[tasks.Example]] = {}
     for example in examples:
         if example.has_fixed_choices:
             key = example.group, frozenset(example.answers)
             rights.setdefault(key, []).append(example.answers[example.right])
         else:
-            chances.setdefault(example.group, []).append(example.chance)
+            others.setdefault(example.group, []).append(example)
+    chances: dict[str, list[float]] = {}
+    for group, members in others.items():
+        guesses, constant = [e.chance for e in members], _constant_accuracy(members)
+        is_better = constant > np.mean(guesses)
+        chances[group] = [constant] * len(members) if is_better else guesses
     for (group, choices), answers in rights.items():
         n_most_frequent = max(collections.Counter(answers).values())
         chance = max(n_most_frequent / len(answers), 1 / len(choices))
         chances.setdefault(group, []).extend([chance] * len(answers))
     return float(np.mean([np.mean(values) for values in chances.values()]))
+
+
+def _constant_accuracy(examples: Sequence[tasks.Example]) -> float:
+    """Return the accuracy of the best constant answer, where it is a choice, else of a guess.
+
+    An answer that is a choice of a single example is no constant answer.
+    """
+    gains: collections.Counter[str] = collections.Counter()  # correct answers more than of a guess
+    n_examples: collections.Counter[str] = collections.Counter()
+    n_guessed = 0.0
+    for example in examples:
+        has_choices = len(example.answers) > 1
+        guess = example.chance if has_choices else 0.0
+        n_guessed += guess
+        for answer in set(example.answers):
+            is_right = answer == example.answers[example.right]
+            gains[answer] += is_right / example.answers.count(answer) - guess
+            n_examples[answer] += 1
+    best = max((gain for answer, gain in gains.items() if n_examples[answer] > 1), default=0.0)
+    return (n_guessed + max(best, 0.0)) / len(examples)
 
 
 def text_metrics(task: tasks.Task, texts: Sequence[str]) -> Metrics:

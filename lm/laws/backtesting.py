@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from lm.laws import comparability, fit, prediction_intervals, run_table
+from lm.laws import comparability, fit, option_validation, prediction_intervals, run_table
 
 DISTANCES = (2.0, 4.0, 10.0, 30.0, float("inf"))  # upper bounds of the bins of `by_distance`
 
@@ -125,8 +125,17 @@ def backtest(
     number is chosen from the second half of the rows. falling=True ranks levels from the largest
     value to the smallest, for a law of the loss.
     """
+    option_validation.check_option_values(
+        {"origins": origins, "bootstrap": bootstrap, "falling": falling}
+    )
+    option_validation.check_optional_columns(by=by)
+    fit.check_fits(law_fit=law_fit)
+    if by is not None:
+        run_table.check_columns_exist(law_fit.data.rows, [by])
     if law_fit.refit is None:
-        return BacktestScore(reason="a law made of other laws has no back-test: see its parts")
+        return BacktestScore(
+            reason="a law made of other laws, loaded or given has no back-test: fit its rows"
+        )
     sizes = np.prod(np.stack(law_fit.x), axis=0)
     if by is not None:
         sizes = np.array([run_table.to_number(row.get(by)) for row in law_fit.data.rows])
@@ -183,6 +192,8 @@ def holdout(
     run_table.select_columns. Raises ValueError for rows that are not comparable with the rows of
     the fit, unless mixed=True or the law was fitted with mixed=True.
     """
+    option_validation.check_selection(where, mixed)
+    fit.check_fits(law_fit=law_fit)
     columns = [law_fit.columns[letter] for letter in law_fit.inputs]
     output = law_fit.columns[law_fit.output]
     data = run_table.select_columns(rows, [*columns, output], None, where, mixed=True)
@@ -262,6 +273,10 @@ def compare_laws(
     error of each fit at its own rows. Do not rank by that error: it rewards overfitting. A law
     without a back-test is last.
     """
+    if not isinstance(candidates, Mapping | list | tuple):
+        raise ValueError(f"candidates={candidates!r} must be a list or a dict of fits")
+    given = dict(candidates) if isinstance(candidates, Mapping) else dict(enumerate(candidates))
+    fit.check_fits(**{f"candidates[{name!r}]": law_fit for name, law_fit in given.items()})
     if not isinstance(candidates, Mapping):
         candidates = {f"{law_fit.law} {i}": law_fit for i, law_fit in enumerate(candidates)}
     rows = []
@@ -294,7 +309,14 @@ def compare_conventions(
     column that names the convention of each row: the rows of each value are fitted separately.
     Example: `compare_conventions(isoflop, rows, x=["params.total", "params.non_embedding"])`.
     """
+    if not callable(law):
+        raise ValueError(f"law={law!r} must be a law, such as laws.power")
     rows = run_table.to_rows(rows)
+    if by is not None:
+        run_table.check_columns_exist(rows, [by])
+    empty = [k for k, v in choices.items() if v == []]
+    if empty:
+        raise ValueError(f"{empty[0]}=[] must have the conventions to compare: pass two or more")
     varied = {k: v for k, v in choices.items() if isinstance(v, list)}
     constant = {k: v for k, v in choices.items() if k not in varied}
     groups = {"": rows}

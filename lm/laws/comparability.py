@@ -36,13 +36,14 @@ def trunk_name(row: Mapping) -> str:
     return cell_text(row.get("start.run")) if row.get("start.restore") == "full_state" else ""
 
 
+def is_setting(column: str) -> bool:
+    """Return True for a column of the model, the optimizer or the batch size."""
+    return column.startswith(SETTING_PREFIXES) or column in SETTINGS
+
+
 def training_settings(row: Mapping) -> tuple[tuple[str, str], ...]:
     """Return (column, text) of the model, optimizer and batch size of a row, sorted by column."""
-    columns = [
-        column
-        for column in row
-        if isinstance(column, str) and (column.startswith(SETTING_PREFIXES) or column in SETTINGS)
-    ]
+    columns = [column for column in row if isinstance(column, str) and is_setting(column)]
     texts = [(column, cell_text(row[column])) for column in sorted(columns)]
     return tuple((column, text) for column, text in texts if text)
 

@@ -1,4 +1,4 @@
-"""Diagnostics of a fit: residuals, undetermined parameters, lack of fit, and warnings.
+"""Diagnostics of a fit: residuals, undetermined parameters, and warnings.
 
 Legend: n rows, p free parameters, P points.
 """
@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from lm.laws import fit, solver
+from lm.laws import fit
 
 STEP = 1e-4  # relative step of a finite difference
 # Smallest eigenvalue of a scaled Gauss-Newton matrix along which the solver finds a minimum.
@@ -17,10 +17,8 @@ MAX_STANDARD_ERROR = 3.0  # of a direction of theta, in e-folds, that the rows d
 MAX_RELATIVE_ERROR = 1.0  # of a parameter along a direction that is not determined
 MAX_LAW_ERROR = 0.5  # standard error of log f at a point that has an interval
 MIN_SENSITIVITY = 1e-3  # change of log f per e-fold of a parameter below which its column is unused
-SIGNIFICANCE = 0.05  # of a test, divided by the number of tests
-MIN_ROWS_OF_RUNS_TEST = 10
-MAX_TESTED_ROWS = 20  # rows of the largest residuals that are tested for being outliers
-MIN_SPARE_ROWS = 2  # rows more than parameters below which a fit has a warning
+MIN_RANGE = 4.0  # ratio of the largest and the smallest input below which a law has a warning
+MIN_OFFSET = 0.01  # of a law that is above or below all rows, for a warning
 
 
 def seed_noise(result: fit.Fit) -> float | None:
@@ -162,132 +160,44 @@ def find_undetermined(
     return names, FlatDirections(pairs, errors.tolist())
 
 
-def check_form(
-    problem: Any, theta: np.ndarray, result: fit.Fit, weights: np.ndarray | None
-) -> list[str]:
-    """Return the results of the tests for outliers and for lack of fit, if they are significant.
+def find_unbounded(problem: Any, theta: np.ndarray, result: fit.Fit) -> list[str]:
+    """Return the free parameters whose draws reach both of their bounds.
 
-    problem: an `estimation.FitProblem`. theta: the minimum [p]. weights: row weights [n] or None.
+    An interval of such a parameter would contain all its allowed values. The number of repeats that
+    have value (R_D, R_N) is also unbounded at its bound, which is beyond all repeats of data, and
+    if its draws span 4 MAX_STANDARD_ERROR e-folds.
     """
-    n, p = result.n, len(theta)
-    n_points = len(np.unique(np.stack(result.x, 1), axis=0))
-    if p < n_points < p + MIN_SPARE_ROWS:
-        return [
-            f"{n_points} different inputs for {p} parameters hardly test the form of the law: add "
-            "runs"
-        ]
-    if n < p + MIN_SPARE_ROWS or result.undetermined or not result.converged:
-        return []
-    rows = np.argsort(-np.abs(residuals(result, result.y)))[:MAX_TESTED_ROWS]
-    included = np.ones((len(rows) + 1, n))
-    included[np.arange(len(rows)) + 1, rows] = 0
-    included = included if weights is None else included * weights
-    loss = "squares" if result.loss == "squares" else "log_squares"
-    minima = solver.minimize(
-        problem.objective(loss, result.delta),
-        np.tile(theta, (len(included), 1)),
-        problem.lower,
-        problem.upper,
-        problem.target(result.data),
-        included,
-    )
-    outliers = describe_outliers(result, rows, minima.value[0], minima.value[1:], p)
-    return outliers + lack_of_fit(result)
-
-
-def lack_of_fit(law_fit: fit.Fit) -> list[str]:
-    """Return the signs that the form of the law does not describe the rows.
-
-    The residuals are regressed on the square of each log input, and of the log product of the
-    inputs, after projection onto the complement of the Jacobian (F test with 1 and n - p - 1
-    degrees of freedom). The number of runs of equal signs, by the product of the inputs, is
-    compared with that of a random order (Wald and Wolfowitz 1940). The tests need two rows more
-    than parameters; rows of one run count once.
-    """
-    from scipy import special  # its import takes longer than that of all laws
-
-    errors = -residuals(law_fit, law_fit.y)
-    names, (jacobian,) = parameter_jacobian(law_fit, law_fit.x)
-    n_spare = law_fit.n_runs - len(names) - 1
-    if n_spare < 1 or np.abs(errors).max() < 1e-9 * typical_scale(law_fit) or not names:
-        return []
-    if min(x.min() for x in law_fit.x) <= 0:
-        return []
-    logs = dict(zip(law_fit.inputs, np.log(law_fit.x), strict=True))
-    if len(logs) > 1:
-        logs[" ".join(logs)] = np.sum(list(logs.values()), axis=0)
-    basis = np.linalg.svd(jacobian / np.linalg.norm(jacobian, axis=0), full_matrices=False)[0]
-    errors = errors - basis @ (basis.T @ errors)
-    texts = []
-    for letter, log_x in logs.items():
-        curve = (log_x - log_x.mean()) ** 2
-        curve = curve - basis @ (basis.T @ curve)
-        length = np.linalg.norm(curve)
-        if length < 1e-6 * max(np.ptp(log_x) ** 2, 1e-12):
+    names = []
+    for i, name in enumerate(problem.free):
+        if (
+            name not in result.ensemble
+            or not np.isfinite([problem.lower[i], problem.upper[i]]).all()
+        ):
             continue
-        explained = float(curve @ errors / length)
-        rest = float(errors @ errors) - explained**2
-        t = abs(explained) / np.sqrt(max(rest, 1e-300) / n_spare)
-        p_value = 2 * special.stdtr(n_spare, -t)
-        if p_value < SIGNIFICANCE / len(logs):
-            texts.append(
-                f"the residuals are curved in log {letter} (p = {p_value:.2g}): the form does not "
-                "describe these rows"
-            )
-    order = np.argsort(list(logs.values())[-1], kind="stable")
-    p_value = _runs_test(errors[order])
-    if law_fit.n_runs >= MIN_ROWS_OF_RUNS_TEST and p_value < SIGNIFICANCE / 2:
-        texts.append(
-            f"neighboring rows have residuals of equal sign (runs test, p = {p_value:.2g}): the "
-            "form does not describe these rows"
-        )
-    return texts
+        ends = np.repeat(theta[None], 2, axis=0)
+        ends[:, i] = problem.lower[i], problem.upper[i]
+        with np.errstate(all="ignore"):
+            low, high = problem.natural(ends)[name]
+        if not (np.isfinite([low, high]).all() and low < high):
+            continue  # The parameter is a function of several components of theta.
+        lo, hi = np.percentile(result.ensemble[name], [2.5, 97.5])
+        is_scale = name in problem.watch and name[0].isupper() and lo > 0
+        is_at_bound = not problem.lower[i] + 1e-9 < theta[i] < problem.upper[i] - 1e-9
+        if is_scale and (is_at_bound or hi > lo * np.exp(4 * MAX_STANDARD_ERROR)):
+            names.append(name)
+        elif lo <= low + 0.01 * abs(low) and hi >= high - 0.01 * abs(high):
+            names.append(name)
+    return names
 
 
-def _runs_test(errors: np.ndarray) -> float:
-    """Return the probability of so few runs of equal signs in a random order (normal limit)."""
-    from scipy import special
-
-    is_positive = errors > 0
-    n_positive, n = int(is_positive.sum()), len(errors)
-    n_negative = n - n_positive
-    if min(n_positive, n_negative) < 2:
-        return 1.0
-    n_runs = 1 + int((is_positive[1:] != is_positive[:-1]).sum())
-    mean = 1 + 2 * n_positive * n_negative / n
-    variance = (mean - 1) * (mean - 2) / (n - 1)
-    return float(special.ndtr((n_runs + 0.5 - mean) / np.sqrt(variance)))
-
-
-def describe_outliers(
-    law_fit: fit.Fit, rows: np.ndarray, objective: float, objectives_without: np.ndarray, p: int
-) -> list[str]:
-    """Return a text for each row whose removal lowers the sum of squares significantly.
-
-    rows: indices of the tested rows. objective: minimal sum of squares of all rows.
-    objectives_without: minimal sum without each tested row. The statistic is that of a shift of one
-    row, t^2 = (S - S_i) (n - p - 1) / S_i, with Bonferroni's correction for n rows (Cook and
-    Weisberg 1982).
-    """
-    from scipy import special
-
-    n_spare = law_fit.n - p - 1
-    rounding = 1e-18 * law_fit.n * typical_scale(law_fit) ** 2
-    if n_spare < 1 or objective <= rounding:
-        return []
-    without = np.maximum(objectives_without, rounding)
-    t = np.sqrt(np.maximum(objective - without, 0) * n_spare / without)
-    p_values = np.minimum(1, 2 * law_fit.n * special.stdtr(n_spare, -t))
-    texts = []
-    for k in np.argsort(p_values)[:3]:
-        if p_values[k] < SIGNIFICANCE:
-            i = rows[k]
-            error = law_fit.y[i] / law_fit.fitted[i] - 1
-            texts.append(
-                f"{law_fit.data.names[i]} is an outlier (p = {p_values[k]:.2g}), {error:+.1%} off "
-                "this fit: check the run"
-            )
-    return texts
+def describe_ranges(result: fit.Fit) -> list[str]:
+    """Return a warning for each input whose values are close together."""
+    return [
+        f"{letter} spans only a factor of {x.max() / x.min():.3g}: add runs until it spans a "
+        f"factor of {MIN_RANGE:g}, better 30"
+        for letter, x in zip(result.inputs, result.x, strict=True)
+        if x.max() < MIN_RANGE * x.min()
+    ]
 
 
 def diagnose(problem, theta: np.ndarray, result: fit.Fit) -> list[str]:
@@ -304,6 +214,13 @@ def diagnose(problem, theta: np.ndarray, result: fit.Fit) -> list[str]:
         texts.append(
             f"only {result.start_agreement:.1%} of {len(problem.starts)} starts agree on the "
             "optimum"
+        )
+    errors = residuals(result, result.y) / typical_scale(result)
+    if result.n > 1 and max(errors.min(), -errors.max()) > MIN_OFFSET:
+        side = "above" if errors.min() > 0 else "below"
+        texts.append(
+            f"the law is {side} every row by at least {np.abs(errors).min():.2g} e-folds: the form,"
+            " a bound or a fixed parameter is wrong"
         )
     for i, name in enumerate(problem.free):
         value = result.params[name]

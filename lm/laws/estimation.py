@@ -19,6 +19,7 @@ from lm.laws import (
     run_table,
     solver,
 )
+from lm.laws.goodness_of_fit import form_tests
 
 SAME_OBJECTIVE = 1e-4  # two objectives within this fraction of each other are the same optimum
 NEARBY_OPTIMUM = 1.01  # optima up to this multiple of the best objective are reported
@@ -61,6 +62,8 @@ class FitProblem:
 
 def try_fit(law: Callable[..., Any], rows: run_table.Rows, **options: Any) -> tuple[Any, str]:
     """Return (law(rows, **options), ""), or (None, reason) if the rows do not determine the law."""
+    if not callable(law):
+        raise ValueError(f"law={law!r} must be a law, such as laws.power")
     try:
         return law(rows, **options), ""
     except ValueError as error:
@@ -91,7 +94,7 @@ def fit_problem(
     predictions. Raises ValueError if there are fewer rows than parameters.
     """
     n, p = len(data), len(problem.lower)
-    _check_problem(problem, n, options)
+    _check_problem(problem, n)
     problem = _limit_starts(problem, options.max_starts)
     target = problem.target(data)
     unit = 1.0 if weights is None else float(weights.mean())
@@ -121,17 +124,14 @@ def fit_problem(
     if n > p and result.n_runs == n and weights is None:
         result.warnings += random_effects.find_shared_noise(problem, result, minimum.theta[0])
     result.warnings += diagnostics.diagnose(problem, minimum.theta[0], result)
-    result.warnings += diagnostics.check_form(problem, minimum.theta[0], result, weights)
+    if not problem.additive_noise:
+        result.warnings += diagnostics.describe_ranges(result)
+    result.warnings += form_tests.check_form(problem, minimum.theta[0], result, weights)
     return result
 
 
-def _check_problem(problem: FitProblem, n: int, options: fit.FitOptions) -> None:
-    """Raise ValueError for unknown options, no free parameter, or fewer rows than parameters."""
-    loss, resample = options.loss, options.resample
-    if loss not in solver.LOSSES:
-        raise ValueError(f"loss={loss!r} is unknown; known: {', '.join(solver.LOSSES)}")
-    if resample not in ("auto", "runs", "noise"):
-        raise ValueError(f"resample={resample!r} is unknown; known: auto, runs, noise")
+def _check_problem(problem: FitProblem, n: int) -> None:
+    """Raise ValueError for no free parameter, or fewer rows than parameters."""
     if not problem.free:
         raise ValueError(
             f"{problem.law} has no free parameter, fixed={problem.fixed}: leave at least one free"
@@ -146,6 +146,7 @@ def _check_problem(problem: FitProblem, n: int, options: fit.FitOptions) -> None
 def _find_undetermined(problem: FitProblem, theta: np.ndarray, result: fit.Fit) -> None:
     """Store the parameters that the rows do not determine, with a warning."""
     names, is_undetermined = diagnostics.find_undetermined(problem, theta, result)
+    names += [n for n in diagnostics.find_unbounded(problem, theta, result) if n not in names]
     result.undetermined, result.undetermined_at = names, is_undetermined
     if not names:
         return
@@ -335,11 +336,18 @@ def _resample(
     thetas = theta.repeat(bootstrap, 0)
     minima = _polish(problem, thetas, targets, row_weights, result.loss, result.delta)
     is_valid = np.isfinite(minima.value) & np.isfinite(minima.theta).all(1)
+    with np.errstate(all="ignore"):
+        draws = problem.natural(minima.theta)
+    for values in draws.values():
+        is_valid &= np.isfinite(values)
+    if not is_valid.any():
+        result.warnings.append("no resample could be fitted: no intervals")
+        return
     if is_valid.mean() < 0.95:
         result.warnings.append(
             f"{1 - is_valid.mean():.0%} of the resamples could not be fitted and are excluded"
         )
-    draws = problem.natural(minima.theta[is_valid])
+    draws = {k: np.broadcast_to(v, bootstrap)[is_valid] for k, v in draws.items()}
     draws |= problem.derive(draws)
     free = {k: v for k, v in draws.items() if k not in problem.fixed}
     result.ensemble = {k: np.broadcast_to(v, is_valid.sum()) for k, v in free.items()}

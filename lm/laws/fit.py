@@ -46,18 +46,23 @@ def parse_options(
 ) -> OptionsType:
     """Return the defaults, updated with the given options.
 
-    Raises TypeError for other names, and ValueError for values outside their range.
+    Raises ValueError for other names, and for values outside their range.
     """
     for name in given:
         if name not in accepted:
             nearest = difflib.get_close_matches(name, accepted, 1)
             remedy = f"use {nearest[0]}, the nearest name" if nearest else "use one of these names"
-            raise TypeError(
+            raise ValueError(
                 f"{name}={given[name]!r} is no option of {law}; allowed: {', '.join(accepted)}; "
                 f"{remedy}"
             )
-    option_validation.check_option_values(given)
-    return replace(defaults, **given)
+    return change_options(defaults, given)
+
+
+def change_options(options: OptionsType, changes: Mapping[str, Any]) -> OptionsType:
+    """Return options with other values. Raises ValueError for values outside their range."""
+    option_validation.check_option_values(changes)
+    return replace(options, **changes)
 
 
 @dataclass
@@ -189,9 +194,9 @@ class Fit:
         rows do not determine.
         """
         prediction_intervals.check_level(level)
-        if name in self.undetermined:
+        if isinstance(name, str) and name in self.undetermined:
             return float("nan"), float("nan")
-        if name not in self.ensemble:
+        if not isinstance(name, str) or name not in self.ensemble:
             known = ", ".join(self.ensemble) or "none: fit with bootstrap=1000"
             raise ValueError(f"no interval for {name!r}; known: {known}")
         lo, hi = np.percentile(self.ensemble[name], [50 * (1 - level), 50 * (1 + level)])
@@ -246,17 +251,7 @@ class Fit:
 
         Raises ValueError for a wrong number of inputs, and for values that are not positive.
         """
-        columns = [self.columns[letter] for letter in self.inputs]
-        inputs = prediction_intervals.read_inputs(inputs, columns)
-        if len(inputs) != len(self.inputs):
-            raise ValueError(f"predict needs {', '.join(self.inputs)}, got {len(inputs)} inputs")
-        points = [np.asarray(v, float) for v in inputs]
-        for letter, v in zip(self.inputs, points, strict=True):
-            if not (np.isfinite(v).all() and (v > 0).all()):
-                raise ValueError(
-                    f"{letter} ({self.columns[letter]}) must be a positive number, got {v}"
-                )
-        return list(np.broadcast_arrays(*points))
+        return prediction_intervals.read_points(inputs, {k: self.columns[k] for k in self.inputs})
 
     def draws(self, *inputs: np.ndarray, noise: bool = True, form: bool = False) -> np.ndarray:
         """Return one prediction per resample at the inputs, [B, *shape of an input].
@@ -392,6 +387,13 @@ class Fit:
             "warnings": self.warnings,
             "backtest": None if self.score is None else self.score.to_dict(),
         }
+
+
+def check_fits(**fits: Any) -> None:
+    """Raise ValueError for an argument that is not a fit."""
+    for name, value in fits.items():
+        if not isinstance(value, Fit):
+            raise ValueError(f"{name}={value!r} must be a fit: pass the result of a law")
 
 
 def _finite_or_none(value: float) -> float | None:

@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from lm.laws import run_table
+from lm.laws import option_validation, run_table
 
 
 def check_level(level: float) -> None:
     """Raise ValueError for a level outside (0, 1)."""
-    if not 0 < level < 1:
+    if not option_validation.is_number(level) or not 0 < level < 1:
         raise ValueError(
             f"level={level!r} must be a probability between 0 and 1: use level=0.95 for 95%"
         )
@@ -108,3 +108,30 @@ def read_inputs(inputs: Sequence[Any], columns: Sequence[str]) -> Sequence[Any]:
     if isinstance(first, list) and first and isinstance(first[0], Mapping):
         return [[run_table.to_number(row.get(column)) for row in first] for column in columns]
     return inputs
+
+
+def read_points(inputs: Sequence[Any], columns: Mapping[str, str]) -> list[np.ndarray]:
+    """Convert the inputs of `predict` to float arrays of one shape, in the order of `columns`.
+
+    columns: {letter: column}. Raises ValueError for a wrong number of inputs, for different
+    lengths, and for values that are not positive.
+    """
+    inputs = read_inputs(inputs, list(columns.values()))
+    if len(inputs) != len(columns):
+        raise ValueError(f"predict needs {', '.join(columns)}, got {len(inputs)} inputs")
+    points = []
+    for (letter, column), given in zip(columns.items(), inputs, strict=True):
+        try:
+            point = np.asarray(given, float)
+        except (TypeError, ValueError):
+            point = np.array(np.nan)
+        if not point.size or not (np.isfinite(point).all() and (point > 0).all()):
+            raise ValueError(f"{letter} ({column}) must be a positive number, got {given!r}")
+        points.append(point)
+    try:
+        return list(np.broadcast_arrays(*points))
+    except ValueError:
+        shapes = ", ".join(str(point.shape) for point in points)
+        raise ValueError(
+            f"predict needs inputs of one shape, got {shapes}: pass numbers, or lists of one length"
+        ) from None

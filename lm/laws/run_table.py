@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from lm.laws import comparability
+from lm.laws import comparability, option_validation
 
 FINISHED = ("", "done", "finished", "complete", "completed")
 MAX_LISTED_COLUMNS = 12  # in an error; a row of records.load_runs has more than 100 columns
@@ -118,15 +118,23 @@ def to_number(value: object) -> float:
         return float("nan")
 
 
-def select_tuned(rows: Sequence[Row], inputs: Sequence[str], y: str) -> list[Row]:
+def select_tuned(
+    rows: Sequence[Row], inputs: Sequence[str], y: str, tolerances: Mapping[str, float] = {}
+) -> list[Row]:
     """Return, per value of the inputs, the rows with the settings of the lowest mean `y`.
 
-    inputs: columns of a law, such as parameters and tokens. Rows with the same settings differ only
+    inputs: columns of a law, such as parameters and tokens. tolerances: {column: relative
+    difference up to which neighboring values count as equal}, such as token budgets that are
+    rounded to batches. Rows with the same settings differ only
     in their seed (see `comparability`). A law of tuned runs has no rows with other learning
     rates, whose losses are higher. Rows with values of the inputs at which no row has a finite `y`
     are returned too.
     """
-    points = [tuple(to_number(row.get(column)) for column in inputs) for row in rows]
+    columns = [
+        _label_values([to_number(row.get(column)) for row in rows], tolerances.get(column, 0.0))
+        for column in inputs
+    ]
+    points = list(zip(*columns, strict=True))
     losses: dict[tuple, dict[tuple, list[float]]] = {}
     for row, point in zip(rows, points, strict=True):
         if np.isfinite(to_number(row.get(y))):
@@ -143,6 +151,17 @@ def select_tuned(rows: Sequence[Row], inputs: Sequence[str], y: str) -> list[Row
         for row, point in zip(rows, points, strict=True)
         if point not in tuned or comparability.training_settings(row) == tuned[point]
     ]
+
+
+def _label_values(values: Sequence[float], tolerance: float) -> list[int]:
+    """Return equal integers for values whose neighbors differ by at most a relative tolerance."""
+    array = np.asarray(values, float)
+    order = np.argsort(array, kind="stable")
+    is_new = np.diff(array[order]) > tolerance * np.abs(array[order][:-1])
+    labels = np.zeros(len(array), int)
+    labels[order[1:]] = np.cumsum(is_new)
+    labels[np.isnan(array)] = -1
+    return labels.tolist()
 
 
 def select_columns(
@@ -165,10 +184,11 @@ def select_columns(
     Raises ValueError for a column that no row has, for values <= 0 (< 0 in `may_be_zero`), for
     duplicates and for rows that are not comparable.
     """
+    option_validation.check_selection(where, mixed)
     rows = to_rows(rows)
     columns = list(dict.fromkeys(columns))
     needed = [*columns, *([group] if group else [])]
-    _check_columns_exist(rows, [*needed, *(where if isinstance(where, Mapping) else [])])
+    check_columns_exist(rows, [*needed, *(where if isinstance(where, Mapping) else [])])
     included, values, excluded = [], [], []
     trunks = {comparability.trunk_name(row) for row in rows} - {""}
     for i, row in enumerate(rows):
@@ -201,7 +221,8 @@ def select_columns(
     return RunTable(values_by_column, names, groups, included_rows, excluded, warnings, mixed)
 
 
-def _check_columns_exist(rows: list[Mapping], columns: Sequence[str]) -> None:
+def check_columns_exist(rows: list[Mapping], columns: Sequence[str]) -> None:
+    """Raise ValueError for no rows, and for a column that no row has."""
     if not rows:
         raise ValueError("no rows to fit: the list is empty")
     known = list(dict.fromkeys(str(key) for row in rows for key in row))
@@ -246,7 +267,14 @@ def _exclusion_reason(row: Mapping, columns: Sequence[str], where: Where) -> str
     if status not in FINISHED:
         return f"status is {status}"
     if callable(where):
-        if not where(row):
+        try:
+            is_included = bool(where(row))
+        except Exception as error:
+            raise ValueError(
+                f"where has raised {type(error).__name__} for a row with the name"
+                f" {row.get('name')!r} ({error}): correct the function, or pass a dict"
+            ) from error
+        if not is_included:
             return "excluded by the function where"
     elif where:
         for column, wanted in where.items():

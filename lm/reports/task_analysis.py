@@ -57,7 +57,7 @@ def p_value(row: Mapping, task: str) -> float:
     accuracy, n = task_results.task_value(row, task), task_results.task_value(row, task, "n")
     if not n > 0 or not np.isfinite(accuracy):
         return 1.0
-    chance = max(task_results.task_value(row, task, "chance"), MIN_CHANCE)
+    chance = max(_chance([row], task), MIN_CHANCE)
     return float(stats.binom.sf(round(accuracy * n) - 1, int(n), chance))
 
 
@@ -79,8 +79,9 @@ def expect_above_chance(row: Mapping) -> float:
     """
     expected = 0.0
     for task in task_names([row]):
-        n = int(task_results.task_value(row, task, "n"))
-        chance = max(task_results.task_value(row, task, "chance"), MIN_CHANCE)
+        n = task_results.task_value(row, task, "n")
+        n = int(n) if np.isfinite(n) else 0
+        chance = max(_chance([row], task), MIN_CHANCE)
         tails = stats.binom.sf(np.arange(n + 1) - 1, n, chance)
         expected += float(tails[tails < P_VALUE].max(initial=0.0))
     return expected
@@ -90,10 +91,7 @@ def is_mastered(row: Mapping, task: str) -> bool:
     """Return True if the task is above chance and covers MASTERY_FRACTION from chance to 1."""
     if not is_above_chance(row, task):
         return False
-    accuracy, chance = (
-        task_results.task_value(row, task),
-        task_results.task_value(row, task, "chance"),
-    )
+    accuracy, chance = task_results.task_value(row, task), _chance([row], task)
     return chance < 1 and (accuracy - chance) / (1 - chance) >= MASTERY_FRACTION
 
 
@@ -151,7 +149,7 @@ def _verdict(rows: Sequence[dict], task: str, evals: Mapping[str, Sequence[dict]
     training_noise = max(components["checkpoint"] or 0.0, components["seed"] or 0.0)
     noise = max(float(np.hypot(components["sampling"], training_noise)), 1e-9)
     signal = float(np.std(means))
-    chances = [task_results.task_value(row, task, "chance") for row in evaluated]
+    chances = [_chance([row], task) for row in evaluated]
     return {
         "task": task,
         "chance": float(np.mean(chances)),

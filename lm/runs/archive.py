@@ -4,23 +4,29 @@
     rows = records.load_runs("notebooks/data/real_ladder")      # the rows of the original sweep
 
 The archive contains the config, facts, evaluations and events of every run of the sweep, thinned
-log steps, the plan and the prediction. Other runs in the folder are not part of the sweep and are
+log steps, the plan and the prediction. It also contains the held-out losses per document, which the
+paired errors of two runs need. Other runs in the folder are not part of the sweep and are
 not archived. The archive contains no weights, tokenizers or TensorBoard files. Numbers in .jsonl
 files are rounded to seven digits. Records contain paths as the user wrote them, and an archive must
 not reveal them. Therefore paths outside the repository (/..., ~/..., ../..., gs://...) are
 shortened: jsonl:/home/me/text/books/*.gz becomes jsonl:books/*.gz.
 """
 
+import io
 import json
 import re
+import warnings
 from pathlib import Path, PurePosixPath
 from typing import Any
+
+import numpy as np
 
 from lm.runs import filesystem, json_files, records
 from lm.runs.integrity import checksums
 
 SWEEP_FILES = ("sweep.json", "plan.json", "prediction.json")
 RUN_FILES = ("config.json", "facts.json", "metrics.jsonl", "evals.jsonl", "events.jsonl")
+DOCUMENT_SUMS = "heldout.npz"  # see heldout_documents.encode_sums
 REPORT_FILES = ("report.html", "figures")  # may be in the archive folder and are not changed
 MACHINE_FACTS = ("host",)  # facts that identify a machine are not archived
 MAX_LOG_STEPS = (128, 64, 32, 16)  # log steps per run: the largest number that fits is used
@@ -48,12 +54,12 @@ def archive_sweep(sweep_dir, archive_dir, megabytes: float = 1.5) -> int:
     return _n_bytes(files)
 
 
-def _fitting_files(path: Path, contents: dict, megabytes: float) -> dict[str, str]:
-    """Return {file: text} with the largest number of log steps that fits into `megabytes`."""
+def _fitting_files(path: Path, contents: dict, megabytes: float) -> dict[str, str | bytes]:
+    """Return {file: content} with the largest number of log steps that fits into `megabytes`."""
     paths = set().union(*(_outside_paths(value) for value in contents.values()))
     short_names = _short_names(paths)
     portable = {name: _replace_paths(value, short_names) for name, value in contents.items()}
-    files: dict[str, str] = {}
+    files: dict[str, str | bytes] = {}
     for n_steps in MAX_LOG_STEPS:
         files = {
             name: _file_text(name, value, n_steps, _run_id(name, portable))
@@ -81,8 +87,8 @@ def _check_target(path: Path, archive_dir: Path) -> None:
             f"--archive_to={archive_dir} must be outside the sweep directory {path} and must not"
             " contain it. Pass another folder."
         )
-    files = _archived_files(archive_dir)
-    others = [name for name in files if Path(name).name not in SWEEP_FILES + RUN_FILES]
+    files, known = _archived_files(archive_dir), (*SWEEP_FILES, *RUN_FILES, DOCUMENT_SUMS)
+    others = [name for name in files if Path(name).name not in known]
     if others:
         raise ValueError(
             f"--archive_to={archive_dir} contains {others[0]}, which is not a sweep record."
@@ -117,14 +123,36 @@ def _read_records(path: Path) -> dict[str, Any]:
         for file, value in zip(RUN_FILES, values, strict=True):
             if value:
                 contents[str(folder / file)] = value
+        if (run_dir / DOCUMENT_SUMS).exists() and (sums := _read_sums(run_dir / DOCUMENT_SUMS)):
+            contents[str(folder / DOCUMENT_SUMS)] = sums
     return contents
 
 
-def _file_text(name: str, value, n_steps: int, run_id: str | None) -> str:
-    """Return the text of a file. Select n_steps evenly spaced lines of metrics.jsonl.
+def _read_sums(path: Path) -> dict[str, Any]:
+    """Return the arrays of a file, and the names of its sources as a list; {} if it is damaged."""
+    try:
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
+            return {name: file[name] for name in file} | {"sources": file["sources"].tolist()}
+    except Exception as error:  # zipfile, zlib and NumPy raise many types for a damaged file
+        kind = type(error).__name__
+        warnings.warn(f"{path} is damaged and not archived ({kind}): delete it", stacklevel=2)
+        return {}
+
+
+def _encode_sums(arrays: dict[str, Any]) -> bytes:
+    """Return the bytes of a file of arrays."""
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, allow_pickle=False, **arrays)
+    return buffer.getvalue()
+
+
+def _file_text(name: str, value, n_steps: int, run_id: str | None) -> str | bytes:
+    """Return the content of a file. Select n_steps evenly spaced lines of metrics.jsonl.
 
     run_id: identifier of the run of the file. None is a run without checksums.
     """
+    if name.endswith(DOCUMENT_SUMS):
+        return _encode_sums(value)
     if isinstance(value, dict):
         has_checksum = checksums.VERSION in value
         content = checksums.add_checksum(value) if has_checksum else value
@@ -145,9 +173,9 @@ def _rounded(line: dict) -> dict:
     }
 
 
-def _n_bytes(files: dict[str, str]) -> int:
+def _n_bytes(files: dict[str, str | bytes]) -> int:
     """Return the size of all files."""
-    return sum(len(text.encode()) for text in files.values())
+    return sum(len(v.encode() if isinstance(v, str) else v) for v in files.values())
 
 
 def _outside_paths(value) -> set[str]:

@@ -103,9 +103,10 @@ def write_prediction(runs: list[schema.Run], folder: Path) -> None:
     loaded = records.load_folder(folder)
     # A sweep that is edited while it runs may not be in sweep.json yet.
     rows = {row["name"]: row for row in (*loaded.others, *loaded.rows)}
+    tolerances = {records.TOKENS: BUDGET_TOLERANCE}
     same_budget, any_budget = (
         run_table.select_tuned(
-            [rows[name] for name in names if name in rows], [X, records.TOKENS], Y
+            [rows[name] for name in names if name in rows], [X, records.TOKENS], Y, tolerances
         )
         for names in runs_to_fit(runs)
     )

@@ -127,7 +127,8 @@ def test_chance_is_the_accuracy_of_the_best_constant_answer():
 
     labels = [example(right, has_fixed_choices=True) for right in (0, 1, 1, 1)]
     assert task_metrics.chance_accuracy(labels) == 0.75
-    assert task_metrics.chance_accuracy([example(1)] * 4) == 0.5
+    assert task_metrics.chance_accuracy([example(1)] * 4) == 1
+    assert task_metrics.chance_accuracy([example(0), example(1)] * 2) == 0.5
     grades = [example(right, (" a", " b", " c"), has_fixed_choices=True) for right in (0, 1, 2)]
     assert task_metrics.chance_accuracy([*labels, *grades]) == pytest.approx((4 * 0.75 + 1) / 7)
     groups = [dataclasses.replace(one, group="x") for one in labels]
@@ -221,3 +222,36 @@ def test_translation_metrics_need_sacrebleu():
     else:
         with pytest.raises(ValueError, match="lm-scaling\\[translation\\]"):
             task_metrics.text_metrics(task, ["ein Haus am See"] * 3)
+
+
+def test_chance_of_written_answers_is_that_of_the_most_frequent():
+    def example(answer, chance=0.1):
+        return tasks.Example(("q",), (answer,), 0, chance)
+
+    answers = ["a"] * 3 + ["b"] * 2 + ["c"] * 3
+    assert task_metrics.chance_accuracy(list(map(example, answers))) == 0.375
+    several = [example("a"), *map(example, "bcdefghijkl")]
+    assert task_metrics.chance_accuracy(several) == pytest.approx(0.1)
+    different = [example(letter, chance=0.0) for letter in "abcd"]
+    assert task_metrics.chance_accuracy(different) == 0
+
+
+def test_constant_answer_that_is_a_choice_of_some_questions():
+    def example(right, answers):
+        return tasks.Example(("q",) * 2, answers, right, 0.5)
+
+    examples = [example(0, (" x", f" {i}")) for i in range(6)]
+    examples += [example(1, (f" {i}", f" {i + 10}")) for i in range(4)]
+    assert task_metrics.chance_accuracy(examples) == pytest.approx(0.6 + 0.4 / 2)
+    own_choices = [example(0, (f" {i}", f" {i + 50}")) for i in range(20)]
+    assert task_metrics.chance_accuracy(own_choices) == 0.5
+
+
+@pytest.mark.parametrize("name", ["brackets?depth=3", "brackets?depth=2", "addition?digits=1"])
+def test_constant_answer_is_not_above_chance_on_synthetic_tasks(name):
+    examples = tasks.load_task(name).examples
+    rights = [example.answers[example.right] for example in examples]
+    frequency = max(map(rights.count, rights)) / len(rights)
+    assert task_metrics.chance_accuracy(examples) == pytest.approx(
+        max(frequency, examples[0].chance)
+    )

@@ -98,3 +98,78 @@ def test_close_sizes_give_no_exponent():
 
 def test_four_sizes_hardly_test_three_parameters():
     assert has_warning(fit_power(sweep(np.geomspace(3e4, 3e6, 4))), "hardly test the form")
+
+
+CLOSE_LAWS = {
+    "power": (laws.power, {"x": "params", "y": "loss"}),
+    "shifted": (laws.shifted_power, {"x": "params", "y": "loss"}),
+    "broken": (laws.broken_power, {"x": "params", "y": "loss"}),
+    "line": (laws.log_linear, {"x": "params", "y": "loss"}),
+    "one step": (laws.one_step, {"x": "params", "y": "accuracy", "chance": 0.2}),
+    "custom": (
+        laws.custom,
+        {
+            "form": "E + A * N**-alpha",
+            "x": {"N": "params"},
+            "y": "loss",
+            "starts": {"E": 1, "A": 30, "alpha": 0.3},
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CLOSE_LAWS)
+def test_close_sizes_have_a_warning_in_every_law_of_one_input(name):
+    law, arguments = CLOSE_LAWS[name]
+    rows = sweep(np.geomspace(1e6, 1.21e6, 8 if name == "broken" else 5), noise=1e-3)
+    rows = [row | {"accuracy": 0.9 - 0.1 * row["loss"]} for row in rows]
+    fit = law(rows, bootstrap=50, **arguments)
+    assert has_warning(fit, "spans only a factor of 1.21")
+    if name in ("power", "shifted", "broken", "custom"):
+        assert {"alpha", "c0"} & set(fit.undetermined)
+
+
+@pytest.mark.filterwarnings("error")
+def test_line_through_inputs_that_hardly_differ_is_refused():
+    sizes = 1e8 * (1 + 0.001 * np.arange(7))
+    rows = [row | {"d": 10**i} for i, row in enumerate(sweep(sizes), start=5)]
+    with pytest.raises(ValueError, match="values of params are too close together"):
+        laws.log_linear(rows, x=["d", "params"], y="loss")
+
+
+def test_two_sizes_do_not_determine_their_exponent():
+    rows = [row for row in budgets_sweep(np.geomspace(1e9, 1e11, 7)) if row["params"] < 3e7]
+    fit = laws.chinchilla(rows, n="params", d="tokens", y="loss", bootstrap=100)
+    assert {"A", "alpha"} <= set(fit.undetermined) and "beta" in fit.intervals
+    for call in (
+        lambda: laws.allocation(fit, 1e21),
+        lambda: laws.inference_allocation(fit, 1e12, loss=2.5),
+    ):
+        with pytest.raises(ValueError, match="do not determine A, alpha, so the best split"):
+            call()
+
+
+def test_repeats_that_are_hardly_exercised_have_no_interval():
+    rows = budgets_sweep(np.geomspace(1e9, 1e11, 7), noise=0.003)
+    for row in rows:
+        row["unique"] = row["tokens"] * (0.95 if row["tokens"] > 5e10 else 1)
+    columns = {"n": "params", "d": "tokens", "unique": "unique", "y": "loss"}
+    fit = laws.data_constrained(rows, **columns, excess=False, bootstrap=100)
+    assert "R_D" in fit.undetermined and "R_D" not in fit.intervals
+    assert {"A", "alpha"} <= set(fit.intervals)
+    assert has_warning(fit, "do not determine R_D")
+
+
+def test_saturated_accuracy_of_two_steps_has_no_interval():
+    rng = np.random.default_rng(3)
+    rows = sweep(np.geomspace(3e4, 3e6, 8))
+    rows = [row | {"accuracy": 0.98 + 0.002 * rng.standard_normal()} for row in rows]
+    step1 = fit_power(rows)
+    step2 = laws.accuracy_from_loss(rows, "loss", "accuracy", bootstrap=50)
+    assert step2.undetermined
+    fit = laws.two_step(step1, step2)
+    assert {f"step2_{name}" for name in step2.undetermined} <= set(fit.undetermined)
+    assert not {f"step2_{name}" for name in step2.undetermined} & set(fit.intervals)
+    points = np.geomspace(1e3, 1e9, 9)
+    is_unknown = step2.undetermined_at(step2, [step1.values(step1.params, points)])
+    assert np.isnan(fit.predict(points).lo)[is_unknown].all()

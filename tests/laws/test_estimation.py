@@ -140,9 +140,9 @@ def test_intervals_need_more_rows_than_parameters():
 def test_unknown_option_values_list_the_known_values():
     rows = design(4, (5, 20), 0.0, 0)
     names: dict[str, Any] = {"n": "params", "d": "tokens", "y": "loss"}
-    with pytest.raises(ValueError, match="known: huber, absolute, log_squares, squares"):
+    with pytest.raises(ValueError, match="allowed: huber, absolute, log_squares, squares"):
         power_laws.chinchilla(rows, **names, loss="mse")
-    with pytest.raises(ValueError, match="known: auto, runs, noise"):
+    with pytest.raises(ValueError, match="allowed: auto, runs, noise"):
         power_laws.chinchilla(rows, **names, resample="cases")
     with pytest.raises(ValueError, match="no parameter of chinchilla; known: E, A, B, alpha, beta"):
         power_laws.chinchilla(rows, **names, fixed={"gamma": 1})

@@ -31,7 +31,7 @@ def fit_power(rows=ROWS, **options):
         ({"starts": {}}, "must not be empty"),
         ({"starts": [{}]}, "must not be empty"),
         ({"starts": 5}, "must not be empty"),
-        ({"starts": {**START, "E": []}}, "pass positive numbers"),
+        ({"starts": {**START, "E": []}}, "pass finite numbers"),
         ({"starts": [{**START, "A": -1}]}, "pass positive numbers"),
         ({"starts": [{**START, "alpha": float("nan")}]}, "pass finite numbers"),
         ({"starts": [START, {"E": 1}]}, "pass equal parameters"),
@@ -59,7 +59,7 @@ def test_invalid_options_have_one_line(options, message):
 
 
 def test_unknown_option_lists_the_options():
-    with pytest.raises(TypeError, match="bootstap=5 is no option of power; allowed: loss"):
+    with pytest.raises(ValueError, match="bootstap=5 is no option of power; allowed: loss"):
         fit_power(bootstap=5)
 
 

@@ -160,7 +160,10 @@ def test_known_laws_predict_the_next_size_or_refuse_the_task():
     both = [a | b for a, b in zip(known, constant, strict=True)]
     predictions = task_analysis.predict_task_accuracy(both[:4], 1e6, bootstrap=50)
     assert predictions["t"]["value"] == pytest.approx(accuracies[4], abs=0.02)
-    assert predictions["t"]["lo"] <= accuracies[4] <= predictions["t"]["hi"]
+    # Four rows leave no residuals of the four parameters of the sigmoid.
+    assert predictions["t"]["lo"] is None and predictions["t"]["hi"] is None
+    inside = task_analysis.predict_task_accuracy(both, 1e6, bootstrap=50)["t"]
+    assert inside["lo"] <= accuracies[4] <= inside["hi"]
     assert "is above chance" in predictions["u"]["refused"]
 
 
@@ -198,3 +201,15 @@ def test_verdicts_use_the_largest_token_budget():
 def test_jump_needs_two_runs():
     answer = {"exact": [0.5], "tokens": [4.0], "token_probability": [0.8], "p_right": [0.4]}
     assert task_analysis.largest_jumps(rows([0.5], **answer)) == []
+
+
+def test_rows_without_chance_or_number_of_examples_are_counted():
+    (row,) = rows([0.5])
+    no_chance = {k: v for k, v in row.items() if not k.endswith(".chance")}
+    assert task_analysis.is_above_chance(no_chance, "t") and task_analysis.is_mastered(
+        no_chance, "t"
+    )
+    no_number = {k: v for k, v in row.items() if not k.endswith(".n")}
+    assert not task_analysis.is_above_chance(no_number, "t")
+    assert task_analysis.expect_above_chance(no_number) == 0
+    assert task_analysis.task_verdicts([{**no_chance, "start.run": ""}])[0]["chance"] == 0

@@ -4,11 +4,13 @@ import json
 import pathlib
 import shutil
 
+import numpy as np
 import pytest
 from fixtures import made_up_sweep
 
+from lm.data import heldout_documents
 from lm.laws.forms import power_laws
-from lm.reports import summary
+from lm.reports import paired_errors, summary
 from lm.runs import archive, records
 
 TEXT_DIR = "/home/somebody/text"  # a path that an archive must not contain
@@ -178,3 +180,28 @@ def test_other_runs_are_not_archived_and_marks_are(sweep, tmp_path):
     assert "task.modular.accuracy" in (tmp_path / "archive/30K/evals.jsonl").read_text()
     row = next(r for r in records.load_runs(tmp_path / "archive") if r["name"] == "toy/30K")
     assert "eval.task.modular.accuracy" not in row and row["invalid_results"]
+
+
+def test_archive_contains_the_losses_per_document(sweep, tmp_path):
+    rows = records.load_runs(sweep)
+    sources = [f"jsonl:{TEXT_DIR}/{name}/*.gz" for name in ("wiki", "books")]
+    for i, row in enumerate(rows[:2]):
+        nats = row["eval.loss"] * np.full(5, 10.0) + np.array([i, -i, 0, 0, 0])
+        sums = dict.fromkeys(sources, (np.arange(5), nats, np.full(5, 10.0)))
+        data = heldout_documents.encode_sums(dict.fromkeys(sources, 0.5), sums)
+        (pathlib.Path(row["dir"]) / "heldout.npz").write_bytes(data)
+    (pathlib.Path(rows[2]["dir"]) / "heldout.npz").write_bytes(b"damaged")
+    for _ in range(2):  # An archive replaces its former files.
+        with pytest.warns(UserWarning, match="heldout.npz is damaged and not archived"):
+            archive.archive_sweep(sweep, tmp_path / "archive")
+    archived = records.load_runs(tmp_path / "archive")
+    files = sorted((tmp_path / "archive").rglob("heldout.npz"))
+    assert len(files) == 2
+    assert all(TEXT_DIR.encode() not in file.read_bytes() for file in files)
+    expected = paired_errors.paired_difference([rows[0]], [rows[1]])
+    assert expected
+    assert paired_errors.paired_difference([archived[0]], [archived[1]]) == pytest.approx(expected)
+    assert list(paired_errors.load_document_sums(archived[0])) == [
+        "jsonl:wiki/*.gz",
+        "jsonl:books/*.gz",
+    ]

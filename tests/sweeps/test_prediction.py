@@ -1,11 +1,14 @@
 """Check of the sizes of a sweep before it trains."""
 
 import dataclasses
+import json
 
+import numpy as np
 import pytest
 
 from lm.config import model_sizes, schema
-from lm.sweeps import prediction
+from lm.runs import records
+from lm.sweeps import design, prediction
 
 SIZES = ("10K", "15K", "25K", "40K", "60K")
 
@@ -59,3 +62,67 @@ def test_runs_on_other_budgets_do_not_count():
     made[0].steps *= 2
     with pytest.raises(ValueError, match="from 3 other sizes.*equal training tokens"):
         prediction.check_prediction(made)
+
+
+def size_of(run) -> int:
+    return model_sizes.count_parameters(model_sizes.resolved_model(run))["non_embedding"]
+
+
+def store_prediction(runs, losses, folder, monkeypatch) -> dict:
+    """Return the prediction of a sweep whose runs other than the target have these losses."""
+    rows = [
+        schema.flatten(run)
+        | {"name": run.name, "status": "done", prediction.Y: losses[run.name]}
+        | {prediction.X: size_of(run)}
+        | {records.TOKENS: model_sizes.training_tokens(run)}
+        for run in runs
+        if run.name in losses
+    ]
+    monkeypatch.setattr(records, "load_folder", lambda path: records.FolderRuns(rows, [], {}))
+    monkeypatch.setattr(records, "read_facts", lambda path: {})
+    prediction.write_prediction(runs, folder)
+    return json.loads((folder / "prediction.json").read_text())
+
+
+def test_prediction_uses_the_tuned_learning_rate_of_each_size(tmp_path, monkeypatch):
+    made, losses, tuned = [], {}, []
+    for i, run in enumerate(runs(SIZES[:4])[:4]):
+        n_params = size_of(run)
+        for k, rate in enumerate((0.003, 0.01, 0.03)):
+            for seed in range(2):
+                name = f"{run.name}-{rate}-{seed}"
+                optim = dataclasses.replace(run.optim, lr=rate)
+                made.append(dataclasses.replace(run, name=name, seed=seed, optim=optim))
+                excess = 0.05 * abs(k - (i + 1) % 3)
+                losses[name] = 1.5 + 20 * n_params**-0.3 + excess + 0.001 * seed
+                tuned += [name] if not excess else []
+    # The tokens of another batch size differ by rounding.
+    data = dataclasses.replace(made[0].data, batch_size=2 * made[0].data.batch_size)
+    made[0] = dataclasses.replace(made[0], data=data, steps=made[0].steps // 2 + 1)
+    stored = store_prediction([*made, runs([])[0]], losses, tmp_path, monkeypatch)
+    assert stored["runs"] == sorted(tuned) and len(tuned) == 8
+    assert stored["fit"]["n"] == 8 and "joint" not in stored
+    assert all(p["name"] in tuned for p in stored["fit"]["backtest"]["predictions"])
+    exact = 1.5 + 20 * stored[prediction.X] ** -0.3
+    assert stored["value"] == pytest.approx(exact, rel=0.002)
+
+
+def test_backtest_of_a_prediction_excludes_trunks_of_its_targets(tmp_path, monkeypatch):
+    made, losses, rng = [], {}, np.random.default_rng(0)
+    for run in runs(("10K", "15K", "25K", "40K", "60K", "100K", "150K"))[:7]:
+        branches = design.cooldown_branches(run, tokens=[1e6, 2e6, 4e6])
+        made += branches
+        n_params = size_of(run)
+        for branch in branches[1:]:
+            n_tokens = model_sizes.training_tokens(branch)
+            loss = 1.5 + 20 * n_params**-0.3 + 60 * n_tokens**-0.35
+            losses[branch.name] = loss * np.exp(0.001 * rng.standard_normal())
+    target = runs([], target="250K")[0]
+    target.steps = model_sizes.steps_for_budget(target, tokens=4e6)
+    stored = store_prediction([*made, target], losses, tmp_path, monkeypatch)
+    assert len(stored["runs"]) == 7 and len(stored["joint"]["runs"]) == 21
+    tested = stored["joint"]["fit"]["backtest"]["predictions"]
+    assert tested
+    for p in tested:
+        # A fit to k sizes contains the three branches of each of them, and of no larger size.
+        assert p["trained_on"] % 3 == 0 and p["distance"] > 1

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from lm.laws import fit
+from lm.laws import fit, option_validation
 from lm.laws.design import run_cost
 
 # `profile` needs the option `fixed`, which only these laws have.
@@ -74,9 +74,12 @@ def profile(
     """
     from scipy import special  # its import takes longer than that of all laws
 
+    fit.check_fits(law_fit=law_fit)
     if law_fit.refit is None or law_fit.law not in PROFILED_LAWS:
+        is_loaded = law_fit.law in PROFILED_LAWS
+        reason = "is loaded or given, without a refit" if is_loaded else "cannot fix a parameter"
         raise ValueError(
-            f"{law_fit.law} cannot fix a parameter; profile accepts {', '.join(PROFILED_LAWS)}"
+            f"{law_fit.law} {reason}; profile accepts new fits of {', '.join(PROFILED_LAWS)}"
         )
     if name not in law_fit.free:
         raise ValueError(
@@ -88,6 +91,10 @@ def profile(
         raise ValueError(
             f"{law_fit.n} rows for {len(law_fit.free)} parameters have no profile: add runs"
         )
+    if values is not None:
+        option_validation.check_starts({name: values} if np.ndim(values) else {name: None})
+    if at is not None and (not np.ndim(at) or len(at) != len(law_fit.inputs)):
+        raise ValueError(f"at={at!r} must be a list of the inputs {', '.join(law_fit.inputs)}")
     best = law_fit.params[name]
     grid = np.sort(np.asarray(_default_grid(law_fit, name) if values is None else values, float))
     refits = _refit_along(law_fit, law_fit.refit, name, grid)
@@ -194,12 +201,15 @@ def advise(
     Raises ValueError for a fit without bootstrap, for rows without FLOPs, and if no candidate is
     within the budget.
     """
+    fit.check_fits(law_fit=law_fit)
     if not law_fit.ensemble:
         raise ValueError("advise needs an ensemble: fit with bootstrap=1000")
-    if not (np.isfinite(budget) and budget > 0):
-        raise ValueError(f"budget={budget} must be a positive number of FLOPs")
-    if n_runs < 1 or n_runs != int(n_runs):
-        raise ValueError(f"n_runs={n_runs} must be an integer of at least 1")
+    option_validation.check_positive(budget=budget)
+    option_validation.check_option_values({"n_runs": n_runs, "min_gain": min_gain})
+    if min_gain > 1:
+        raise ValueError(f"min_gain={min_gain!r} must be a fraction between 0 and 1")
+    if cost is not None and not callable(cost):
+        raise ValueError(f"cost={cost!r} must be a function from the inputs to FLOPs, or None")
     price = cost or run_cost.cost_of_rows(law_fit)
     at_target = law_fit.points([target] if np.isscalar(target) else _in_order(law_fit, target))
     points, flops = _affordable_points(law_fit, budget, n_runs, at_target, candidates, price)
@@ -243,8 +253,14 @@ def _affordable_points(
         is_below_target = flops < run_cost.price_points(price, np.stack(target)[:, None])
         points, flops = points[:, is_below_target], flops[is_below_target]
     else:
-        points = np.array([np.atleast_1d(point) for point in candidates], float).T
-        points = np.stack(law_fit.points(list(points)))
+        if not isinstance(candidates, list | tuple | np.ndarray) or not len(candidates):
+            raise ValueError(f"candidates={candidates!r} must be a list of inputs, or None")
+        columns = [_in_order(law_fit, [p] if np.isscalar(p) else p) for p in candidates]
+        if any(len(column) != len(law_fit.inputs) for column in columns):
+            raise ValueError(
+                f"candidates={candidates!r} must have {', '.join(law_fit.inputs)} for each run"
+            )
+        points = np.stack(law_fit.points([list(values) for values in zip(*columns, strict=True)]))
         flops = run_cost.price_points(price, points)
     if not len(flops):
         raise ValueError(
@@ -263,6 +279,11 @@ def _affordable_points(
 def _in_order(law_fit: fit.Fit, target: Any) -> Sequence[float]:
     """Return the inputs of a target in the order of the law. Raises ValueError for other names."""
     if not isinstance(target, Mapping):
+        if not isinstance(target, list | tuple | np.ndarray):
+            raise ValueError(
+                f"target={target!r} must be a number, a list or a dict of"
+                f" {', '.join(law_fit.inputs)}"
+            )
         return target
     if set(target) != set(law_fit.inputs):
         raise ValueError(

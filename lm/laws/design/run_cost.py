@@ -75,7 +75,11 @@ def _power_of(logs: list[np.ndarray], log_y: np.ndarray) -> Callable[..., np.nda
 
 def price_points(price: Callable[..., Any], points: np.ndarray) -> np.ndarray:
     """Return the FLOPs of points [inputs, m]. Raises ValueError unless they are positive."""
-    flops = np.broadcast_to(np.asarray(price(*points), float), points.shape[1:])
+    remedy = "it must accept the inputs of the law as arrays and return positive FLOPs"
+    try:
+        flops = np.broadcast_to(np.asarray(price(*points), float), points.shape[1:])
+    except Exception as error:
+        raise ValueError(f"cost= has raised {type(error).__name__} ({error}): {remedy}") from error
     if not (np.isfinite(flops) & (flops > 0)).all():
-        raise ValueError("cost= must return positive FLOPs for all candidates")
+        raise ValueError(f"cost= has returned numbers that are not positive: {remedy}")
     return flops

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from lm.laws import fit, prediction_intervals, run_table
+from lm.laws import fit, option_validation, prediction_intervals, run_table
 
 UNKNOWN_INTERVAL = (float("nan"), float("nan"))
 
@@ -84,10 +84,12 @@ def allocation(
     D, which does not determine N*.
     """
     prediction_intervals.check_level(level)
+    option_validation.check_positive(flops=flops, flops_per_param_token=flops_per_param_token)
+    if unique_tokens is not None:
+        option_validation.check_positive(unique_tokens=unique_tokens)
     product = float(flops) / flops_per_param_token
-    if not product > 0:
-        raise ValueError(f"flops={flops} must be a positive number")
-    if isinstance(law, Mapping):
+    if not isinstance(law, fit.Fit):
+        option_validation.check_coefficients(law)
         n = float(_best_size(law, product))
         loss = (
             law.get("E", 0.0)
@@ -103,7 +105,7 @@ def allocation(
         raise ValueError(
             f"{law.law} of {', '.join(law.inputs)} does not split a budget: fit chinchilla"
         )
-    _check_split_is_known(law)
+    check_split_is_known(law)
     sizes = _best_sizes(law, product, unique_tokens)
     n = float(sizes[0])
     percentiles = [50 * (1 - level), 50 * (1 + level)]
@@ -122,7 +124,7 @@ def allocation(
     )
 
 
-def _check_split_is_known(law: fit.Fit) -> None:
+def check_split_is_known(law: fit.Fit) -> None:
     """Raise ValueError for a law of N and D whose runs do not determine the best split."""
     if law.max_off_line_factor is not None:
         raise ValueError(

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from lm.laws import backtesting, estimation, fit, run_table, solver
+from lm.laws import backtesting, estimation, fit, option_validation, run_table, solver
 from lm.laws.forms import initial_values, log_linear, power_laws
 
 BASE = ("E", "A", "B", "alpha", "beta")
@@ -58,6 +58,8 @@ def data_constrained(
     """
     defaults = fit.FitOptions(tied=True, mixed=("corpus",))
     parsed = fit.parse_options("data_constrained", options, defaults, OPTIONS)
+    option_validation.check_columns(n=n, d=d, unique=unique, y=y)
+    option_validation.check_option_values({"excess": excess})
     base = None if base is None else _base_params(base)
     return _fit_repeats(rows, {"N": n, "D": d, "U": unique, "L": y}, base, excess, parsed)
 
@@ -80,6 +82,10 @@ def _fit_repeats(
     unknown = set(fixed) - set(names)
     if unknown:
         raise ValueError(f"fixed={', '.join(unknown)} is no parameter; known: {', '.join(names)}")
+    warning = option_validation.check_fixed_powers(
+        fixed, power_laws.EXPONENTS, data.columns[columns["L"]]
+    )
+    data.warnings.extend([warning] if warning else [])
     inputs = [data.columns[columns[letter]] for letter in ("N", "D", "U")]
     if not (inputs[1] > inputs[2] * 1.001).any():
         raise ValueError(
@@ -98,7 +104,7 @@ def _fit_repeats(
 
     def refit(rows: run_table.Rows | None = None, **changes: Any) -> fit.Fit:
         rows = data.rows if rows is None else rows
-        return _fit_repeats(rows, columns, base, excess, replace(same, **changes))
+        return _fit_repeats(rows, columns, base, excess, fit.change_options(same, changes))
 
     result.refit = refit
     result.backtester = backtesting.backtest
@@ -107,11 +113,9 @@ def _fit_repeats(
 
 def _base_params(base: fit.Fit | Mapping[str, float]) -> dict[str, float]:
     """Return E, A, B, alpha and beta of the base law. The default of beta is alpha."""
-    params = dict(base.params) if isinstance(base, fit.Fit) else dict(base)
-    params.setdefault("beta", params.get("alpha", float("nan")))
-    missing = [name for name in BASE if name not in params]
-    if missing:
-        raise ValueError(f"base must give {', '.join(BASE)}; it lacks {', '.join(missing)}")
+    params: Any = dict(base.params) if isinstance(base, fit.Fit) else base
+    option_validation.check_coefficients(params, "base", ("E", "A", "B", "alpha"))
+    params = {"beta": params["alpha"], **params}
     return {name: float(params[name]) for name in BASE}
 
 
@@ -326,10 +330,12 @@ def transfer(
     """
     defaults = fit.FitOptions(mixed=("corpus", "start"))
     parsed = fit.parse_options("transfer", options, defaults, fit.RESAMPLING_OPTIONS)
+    option_validation.check_columns(d=d, y=y)
+    option_validation.check_optional_columns(n=n, effective=effective)
+    if scratch is not None:
+        _check_scratch(scratch, n)
     if (scratch is None) == (effective is None):
-        raise ValueError(
-            "give either scratch= (a fit to runs from scratch) or effective= (the column of D_T)"
-        )
+        raise ValueError("give either scratch= (a fit) or effective= (the column of D_T)")
     inputs = [d] if n is None else [d, n]
     column = effective or "data.transferred"
     excluded: list[tuple[str, str]] = []
@@ -345,6 +351,17 @@ def transfer(
     if (result.residuals > 2).any():
         result.warnings.append("the law is more than a factor 3 above some rows")
     return result
+
+
+def _check_scratch(scratch: Any, n: str | None) -> None:
+    """Raise ValueError unless `scratch` is a fit of D, or of N and D for rows with N."""
+    fit.check_fits(scratch=scratch)
+    letters = ["N", "D"] if n is not None else ["D"]
+    if scratch.inputs not in (letters, ["D"], ["x"]):
+        raise ValueError(
+            f"scratch is a {scratch.law} of {', '.join(scratch.inputs)}; it must be a law of"
+            f" {' and '.join(letters)}: fit chinchilla, or power with x=tokens"
+        )
 
 
 def _with_transferred_data(

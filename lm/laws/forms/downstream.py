@@ -12,7 +12,15 @@ from typing import Any
 
 import numpy as np
 
-from lm.laws import backtesting, estimation, fit, form_uncertainty, run_table, solver
+from lm.laws import (
+    backtesting,
+    estimation,
+    fit,
+    form_uncertainty,
+    option_validation,
+    run_table,
+    solver,
+)
 from lm.laws.forms import evaluation_curves, power_laws
 
 FORMS = {
@@ -60,7 +68,7 @@ def accuracy_from_loss(
     run: column of the run if rows are evaluations during runs.
 
     form="sigmoid": acc = a / (1 + exp(-k (L - x0))) + b, step 2 of Bhagia et al. (2024,
-    arXiv:2412.04403). a is in [-1, 0], b in [0, 1], and k and x0 are at least 0.
+    arXiv:2412.04403). a is in [-1, 0], b in [0, 1]. k and x0 are at least 0.
     form="exponential": y = eps - k exp(-gamma L), for an error (k > 0, Gadre et al. 2024,
     arXiv:2403.08540) or an accuracy (k < 0).
 
@@ -71,8 +79,11 @@ def accuracy_from_loss(
     ValueError for accuracies that do not exceed chance, and for accuracies or losses that are all
     equal.
     """
-    if form not in FORMS:
-        raise ValueError(f"form={form!r} is unknown; known: {', '.join(FORMS)}")
+    option_validation.check_choice("form", form, FORMS)
+    option_validation.check_columns(x=x, y=y)
+    option_validation.check_optional_columns(run=run)
+    option_validation.check_option_values({"chance": chance})
+    option_validation.check_anchor(anchor)
     parsed = fit.parse_options("accuracy_from_loss", options, AccuracyOptions(), OPTIONS)
     return _fit_curve(rows, x, y, form, chance, anchor, run, parsed)
 
@@ -87,8 +98,8 @@ def _fit_curve(rows, x, y, form, chance, anchor, run, options: AccuracyOptions) 
         options = replace(options, where=None, mixed=True)
     data = run_table.select_columns(rows, [x, y], run, options.where, [x, y], options.mixed)
     losses, accuracies = data.columns[x], data.columns[y]
-    _check_range(y, accuracies, data.names)
-    _check_above_chance(y, accuracies, losses, chance)
+    option_validation.check_fractions(y, accuracies, data.names)
+    option_validation.check_above_chance(y, accuracies, losses, chance)
     points = data if anchor is None else _with_anchor(data, x, y, anchor)
     build_problem = _sigmoid if form == "sigmoid" else _exponential
     problem = build_problem(points.columns[x], points.columns[y], {"L": x, "acc": y})
@@ -99,42 +110,18 @@ def _fit_curve(rows, x, y, form, chance, anchor, run, options: AccuracyOptions) 
     variation = ((accuracies - accuracies.mean()) ** 2).sum()
     result.r_squared = float(1 - (residuals**2).sum() / variation)
     if result.r_squared < 0.5:
-        result.warnings.append(
-            f"the loss explains only {result.r_squared:.0%} of the variance of the accuracy"
-        )
+        text = f"the loss explains only {result.r_squared:.0%} of the variance of the accuracy"
+        result.warnings += [text]
     # The rows of the table are already selected, compared and smoothed.
     same = replace(options, where=None, mixed=True, drop=0.0, window=1)
 
     def refit(rows: run_table.Rows | None = None, **changes: Any) -> fit.Fit:
         rows = data.rows if rows is None else rows
-        return _fit_curve(rows, x, y, form, chance, anchor, run, replace(same, **changes))
+        return _fit_curve(rows, x, y, form, chance, anchor, run, fit.change_options(same, changes))
 
     result.refit = refit
     result.backtester = partial(backtesting.backtest, falling=True)
     return result
-
-
-def _check_range(y: str, accuracies: np.ndarray, names: list[str]) -> None:
-    is_wrong = (accuracies > 1) | (accuracies < 0)
-    if is_wrong.any():
-        shown = ", ".join(f"{names[i]} ({accuracies[i]:g})" for i in np.flatnonzero(is_wrong)[:5])
-        raise ValueError(f"{y} must be between 0 and 1 (a fraction, not percent): {shown}")
-
-
-def _check_above_chance(
-    y: str, accuracies: np.ndarray, losses: np.ndarray, chance: float | None
-) -> None:
-    """Raise ValueError for a task with accuracies that are noise around chance."""
-    if chance is not None and not 0 <= chance < 1:
-        raise ValueError(f"chance={chance} must be at least 0 and below 1")
-    if chance is not None and np.quantile(accuracies, 0.9) < chance + 0.02:
-        raise ValueError(
-            f"{y} is at chance: nine tenths of the rows are below {chance + 0.02:.2f} where "
-            f"guessing gives {chance:g}; "
-            "use larger models, an easier task, or its loss"
-        )
-    if np.ptp(accuracies) < 1e-9 or np.ptp(losses) < 1e-9:
-        raise ValueError(f"{y} or its loss is the same in every row: no curve can be fitted")
 
 
 def _with_anchor(
@@ -151,9 +138,8 @@ def _with_anchor(
 
 def _objective(curve):
     """Return the objective of y, not log y: there, squares of "logs" are squares of y."""
-    return lambda loss, delta: solver.curve(
-        curve, "log_squares" if loss == "squares" else loss, delta
-    )
+    names = {"squares": "log_squares"}
+    return lambda loss, delta: solver.curve(curve, names.get(loss, loss), delta)
 
 
 def _logistic(t: np.ndarray) -> np.ndarray:
@@ -227,7 +213,7 @@ def _exponential(
     def values(p, loss):
         return np.asarray(p["eps"] - p["k"] * np.exp(-p["gamma"] * loss))
 
-    end_values = float(accuracies[losses.argmin()]), float(accuracies[losses.argmax()])
+    end_values = [float(accuracies[i]) for i in (losses.argmin(), losses.argmax())]
     return estimation.FitProblem(
         law="accuracy_from_loss",
         formula=FORMS["exponential"],
@@ -259,16 +245,12 @@ def two_step(step1: fit.Fit, step2: fit.Fit) -> TwoStepFit:
     of step 1. Parameters are those of both fits, named step1_E and step2_k. Paired ensembles
     contain both uncertainties (Bhagia et al. 2024). Raises ValueError if their losses differ.
     """
+    fit.check_fits(step1=step1, step2=step2)
     if step2.inputs != ["L"]:
-        raise ValueError(
-            f"step2 must be a fit of accuracy_from_loss, it is {step2.law} of "
-            f"{', '.join(step2.inputs)}"
-        )
+        raise ValueError(f"step2 must be a fit of accuracy_from_loss, it is {step2.law}")
     loss, accuracy = step1.columns[step1.output], step2.columns["acc"]
-    if loss != step2.columns["L"]:
-        raise ValueError(
-            f"step1 predicts {loss} but step2 reads {step2.columns['L']}: fit both to the same loss"
-        )
+    if loss != (read := step2.columns["L"]):
+        raise ValueError(f"step1 predicts {loss} but step2 reads {read}: fit both to the same loss")
     names1, names2 = _qualified_names(step1, "step1"), _qualified_names(step2, "step2")
     params = {names1[k]: v for k, v in step1.params.items()}
     params |= {names2[k]: v for k, v in step2.params.items()}
@@ -283,9 +265,8 @@ def two_step(step1: fit.Fit, step2: fit.Fit) -> TwoStepFit:
         return np.clip(accuracies, *step2.bounds)
 
     measured = np.array([run_table.to_number(row.get(accuracy)) for row in step1.data.rows])
-    result = step1.extend(TwoStepFit, step1=step1, step2=step2)
-    return replace(
-        result,
+    result = replace(
+        step1.extend(TwoStepFit, step1=step1, step2=step2),
         law="two_step",
         formula=formula,
         params=params,
@@ -312,6 +293,21 @@ def two_step(step1: fit.Fit, step2: fit.Fit) -> TwoStepFit:
         r_squared=None,
         **form_uncertainty.join_steps(step1, step2, names1, n_draws),
     )
+    result.undetermined += [names2[name] for name in step2.undetermined]
+    result.undetermined_at = partial(_is_undetermined, step1, step2)
+    return result
+
+
+def _is_undetermined(
+    step1: fit.Fit, step2: fit.Fit, _: fit.Fit, points: list[np.ndarray]
+) -> np.ndarray:
+    """Return a mask of the points where the rows of a step do not determine its value."""
+    mask = np.zeros(points[0].shape, bool)
+    losses = [np.asarray(step1.values(step1.params, *points), float)]
+    for step, inputs in ((step1, points), (step2, losses)):
+        if step.undetermined_at is not None:
+            mask |= step.undetermined_at(step, inputs)
+    return mask
 
 
 def _qualified_names(step: fit.Fit, prefix: str) -> dict[str, str]:
@@ -327,12 +323,13 @@ def _qualified_formula(step: fit.Fit, names: dict[str, str]) -> str:
 def _pair_ensembles(
     step1: fit.Fit, step2: fit.Fit, names1: dict[str, str], names2: dict[str, str]
 ) -> tuple[fit.Ensemble, int]:
-    """Return the draws of both steps, as many as the shorter ensemble has, and their number."""
-    n_draws = min(
-        (len(draws) for step in (step1, step2) for draws in step.ensemble.values()), default=0
-    )
-    if not n_draws:
+    """Return the draws of both steps, as many as the shorter ensemble has, and their number.
+
+    Without the draws of one step, an interval would lack its uncertainty: there are no draws then.
+    """
+    if not step1.ensemble or not step2.ensemble:
         return {}, 0
+    n_draws = min(len(draws) for step in (step1, step2) for draws in step.ensemble.values())
     ensemble = {names1[k]: draws[:n_draws] for k, draws in step1.ensemble.items()}
     ensemble |= {names2[k]: draws[:n_draws] for k, draws in step2.ensemble.items()}
     return ensemble, n_draws
@@ -363,6 +360,8 @@ def one_step(
         "one_step", options, fit.FitOptions(loss="log_squares"), power_laws.OPTIONS
     )
     inputs = power_laws.letter_inputs(x)
+    option_validation.check_columns(y=y)
+    option_validation.check_option_values({"chance": float("nan") if chance is None else chance})
     data = run_table.select_columns(
         rows, [*inputs.values(), y], parsed.group, parsed.where, [y], parsed.mixed
     )

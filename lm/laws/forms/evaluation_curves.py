@@ -4,10 +4,11 @@ The steps are those of Bhagia et al. 2024 (arXiv:2412.04403).
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
-from lm.laws import run_table
+from lm.laws import option_validation, run_table
 
 
 def final_evaluations(
@@ -22,6 +23,9 @@ def final_evaluations(
     This is step 1 of Bhagia et al. 2024 (arXiv:2412.04403). The mean reduces noise, but it has a
     bias if the loss still falls. Rows of a run are sorted by `order`.
     """
+    rows = run_table.to_rows(rows)
+    _check_columns(columns, rows)
+    option_validation.check_option_values({"last": last})
     result = []
     for curve in learning_curves(rows, run, order):
         row = dict(curve[-1])
@@ -46,6 +50,9 @@ def smooth_evaluations(
     The number of dropped evaluations is rounded up. The mean of each of `columns` is over the last
     `window` evaluations, fewer at the start of a run (step 2 of Bhagia et al. 2024).
     """
+    rows = run_table.to_rows(rows)
+    _check_columns(columns, rows)
+    option_validation.check_option_values({"drop": drop, "window": window})
     result = []
     for curve in learning_curves(rows, run, order):
         late = curve[int(np.ceil(drop * len(curve))) :]
@@ -59,13 +66,28 @@ def smooth_evaluations(
     return result
 
 
+def _check_columns(columns: Any, rows: list[Mapping]) -> None:
+    """Raise ValueError for columns that are no list of columns of the rows."""
+    if not isinstance(columns, list | tuple):
+        raise ValueError(f"columns={columns!r} must be a list of columns: columns=['eval.loss']")
+    for column in columns:
+        option_validation.check_columns(columns=column)
+    run_table.check_columns_exist(rows, columns)
+
+
 def learning_curves(rows: run_table.Rows, run: str, order: str) -> list[list[Mapping]]:
     """Group rows by run, sorted by `order`; runs are in the order of their first row."""
+    option_validation.check_columns(run=run, order=order)
     groups: dict[str, list[Mapping]] = {}
     for i, row in enumerate(run_table.to_rows(rows)):
         if run not in row:
             raise ValueError(
                 f"row {i} has no column {run!r}: set run= to the column with the name of the run"
+            )
+        if not np.isfinite(run_table.to_number(row.get(order))):
+            raise ValueError(
+                f"row {i} has no number in the column {order!r}: set order= to a column that"
+                " increases during a run"
             )
         groups.setdefault(str(row[run]), []).append(row)
     return [

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from lm.laws import fit, prediction_intervals
+from lm.laws import fit, option_validation, prediction_intervals
+from lm.laws.forms import compute_optimal
 
 N_GRID = 2001  # values of N per search
 N_SEARCHES = 3  # each search refines the interval around the minimum of the previous search
@@ -75,15 +76,17 @@ def inference_allocation(
     """
     if (loss is None) == (flops is None):
         raise ValueError("give either loss= (the wanted loss) or flops= (the total budget)")
-    if not (np.isfinite(inference_tokens) and inference_tokens >= 0):
-        raise ValueError(f"inference_tokens={inference_tokens} must be at least 0")
+    prediction_intervals.check_level(level)
+    if not (option_validation.is_number(inference_tokens) and inference_tokens >= 0):
+        raise ValueError(f"inference_tokens={inference_tokens!r} must be a number of at least 0")
+    given_target = {"flops": flops} if loss is None else {"loss": loss}
+    option_validation.check_positive(**given_target)
     params, draws = _parameters(law)
     target = float(loss if loss is not None else flops or 0.0)
-    if not (np.isfinite(target) and target > params["E"] * (loss is not None)):
+    if loss is not None and target <= params["E"]:
         raise ValueError(
-            f"loss={loss} must be above E = {params['E']:.4g}, the loss of infinite N and D"
-            if flops is None
-            else f"flops={flops} must be a positive number"
+            f"loss={loss} must be above E = {params['E']:.4g}, the loss of infinite N and D: pass a"
+            " higher loss"
         )
     search = _cheapest if flops is None else _lowest_loss
     n, d = (float(v[0]) for v in search(_stack(params, {}), target, inference_tokens))
@@ -121,23 +124,18 @@ def _total_flops(n: Any, d: Any, inference_tokens: float) -> Any:
 
 def _parameters(law: fit.Fit | Mapping[str, float]) -> tuple[dict[str, float], fit.Ensemble]:
     """Return E, A, B, alpha and beta of a law, and their draws."""
+    if not isinstance(law, fit.Fit):
+        option_validation.check_coefficients(law)
     params: dict[str, float] = dict(law.params if isinstance(law, fit.Fit) else law)
     draws = dict(law.ensemble) if isinstance(law, fit.Fit) else {}
-    if isinstance(law, fit.Fit) and law.max_off_line_factor is not None:
-        raise ValueError(
-            "all fitted runs lie on one line of N and D, so the best split is not known: vary the "
-            "tokens per parameter"
-        )
+    if isinstance(law, fit.Fit):
+        compute_optimal.check_split_is_known(law)
     if "beta" not in params and "alpha" in params:
         params["beta"] = params["alpha"]
         draws |= {"beta": draws["alpha"]} if "alpha" in draws else {}
     params.setdefault("E", 0.0)
+    option_validation.check_coefficients(params)
     names = ("E", "A", "B", "alpha", "beta")
-    if any(name not in params for name in names):
-        missing = ", ".join(name for name in names if name not in params)
-        raise ValueError(f"the law lacks {missing}: fit chinchilla or overtrained")
-    if not all(params[name] > 0 for name in names[1:]):
-        raise ValueError("A, B, alpha and beta of the law must be positive")
     return {name: float(params[name]) for name in names}, {
         name: draws[name] for name in names if name in draws
     }

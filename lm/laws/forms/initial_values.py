@@ -22,6 +22,9 @@ def start_grid(starts, free, internal) -> np.ndarray:
             raise ValueError(
                 f"starts contain {', '.join(starts[0])}, but neither {name} nor log_{name}"
             )
+        values = [start.get(name, 1.0) for start in starts]
+        if name[0].isupper() and min(values) <= 0:
+            raise ValueError(f"starts contain {name}={min(values)!r}: pass positive numbers")
     return internal({key: np.array([start[key] for start in starts], float) for key in starts[0]})
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from lm.laws import fit, run_table
+from lm.laws import fit, option_validation, run_table
 from lm.laws.forms import isoflop_minima, log_linear
 
 OPTIONS = (
@@ -64,7 +64,8 @@ def isoflop(
     ValueError if fewer than two budgets have a minimum.
     """
     parsed = fit.parse_options("isoflop", options, isoflop_minima.IsoflopOptions(), OPTIONS)
-    _check_choices(parsed)
+    option_validation.check_columns(x=x, y=y, c=c)
+    option_validation.check_choice("resample", parsed.resample, ("noise", "runs"))
     data = run_table.select_columns(rows, [x, c, y], None, parsed.where, mixed=parsed.mixed)
     groups = _group_by_budget(data.columns[c], parsed)
     budgets = [
@@ -120,19 +121,6 @@ def _list_exclusions(
         names = [name for i, name in enumerate(data.names) if i not in grouped]
         excluded += [(name, f"{c} is at no budget") for name in names]
     return excluded
-
-
-def _check_choices(options: isoflop_minima.IsoflopOptions) -> None:
-    allowed = {
-        "method": ("auto", "parabola", "akima"),
-        "edges": ("drop", "keep"),
-        "resample": ("noise", "runs"),
-    }
-    for name, values in allowed.items():
-        if getattr(options, name) not in values:
-            raise ValueError(
-                f"{name}={getattr(options, name)!r} is unknown; allowed: {', '.join(values)}"
-            )
 
 
 def _group_by_budget(

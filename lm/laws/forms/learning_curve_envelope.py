@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from lm.laws import fit, run_table
+from lm.laws import fit, option_validation, run_table
 from lm.laws.forms import log_linear
 
 OPTIONS = ("hull", "points", "edges", "where", "mixed", "bootstrap", "seed", "reach")
@@ -81,9 +81,13 @@ def envelope(
     mixed, bootstrap, seed, reach. Raises ValueError for an envelope of fewer than four runs.
     """
     parsed = fit.parse_options("envelope", options, EnvelopeOptions(), OPTIONS)
-    _check_choices(parsed)
+    option_validation.check_columns(n=n, y=y, c=c, run=run)
     data = run_table.select_columns(rows, [n, c, y], run, parsed.where, mixed=parsed.mixed)
     log_c, log_n, log_y = (np.log(data.columns[column]) for column in (c, n, y))
+    if np.ptp(log_y) < 1e-9:
+        raise ValueError(
+            f"{y} is {np.exp(log_y[0]):g} in every row: no run is best; pass rows with other losses"
+        )
     curves = LearningCurves(log_c, log_n, log_y, data.groups, parsed)
     points, edge_fraction = _points_of_line(curves, parsed)
     line = _fit_line(points, data, c, n, parsed)
@@ -143,15 +147,6 @@ class LearningCurves:
             smallest, largest = ranges.min() + 1e-9, ranges.max() - 1e-9
             return corners, (corners.best <= smallest) | (corners.best >= largest)
         return corners, np.isin(corners.owners, corners.owners[[0, -1]])
-
-
-def _check_choices(options: EnvelopeOptions) -> None:
-    """Raise ValueError for an unknown hull or rule of edges."""
-    for name, allowed in (("hull", ("lower", "convex")), ("edges", ("drop", "keep"))):
-        if getattr(options, name) not in allowed:
-            raise ValueError(
-                f"{name}={getattr(options, name)!r} is unknown; allowed: {', '.join(allowed)}"
-            )
 
 
 def _points_of_line(curves: LearningCurves, options: EnvelopeOptions) -> tuple[Envelope, float]:

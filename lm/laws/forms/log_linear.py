@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from lm.laws import backtesting, estimation, fit, run_table, solver
+from lm.laws import backtesting, estimation, fit, option_validation, run_table, solver
 from lm.laws.forms import power_laws
 
+MAX_LOG_K = 600.0  # |log k| of a line, near the limits of floating-point numbers
 LINE_OPTIONS = ("weights", *fit.RESAMPLING_OPTIONS)
 
 
@@ -22,6 +23,8 @@ def log_linear(rows: run_table.Rows, x: str | Sequence[str], y: str, **options: 
     """
     defaults = fit.FitOptions(loss="log_squares")
     parsed = fit.parse_options("log_linear", options, defaults, LINE_OPTIONS)
+    power_laws.letter_inputs(x)
+    option_validation.check_columns(y=y)
     return fit_line(rows, x, y, "log_linear", parsed)
 
 
@@ -50,7 +53,7 @@ def fit_line(
 
     def refit(rows: run_table.Rows | None = None, **changes: Any) -> fit.Fit:
         rows = data.rows if rows is None else rows
-        return fit_line(rows, x, y, law, replace(options, **changes))
+        return fit_line(rows, x, y, law, fit.change_options(options, changes))
 
     result.refit = refit
     result.backtester = backtesting.backtest
@@ -67,6 +70,14 @@ def _build_line_problem(
     logs, log_y = [np.log(data.columns[column]) for column in xs], np.log(data.columns[y])
     _check_independent(xs, logs)
     centers = [float(v.mean()) for v in logs]
+    design = np.stack([np.ones(len(log_y)), *logs], 1)
+    log_k = float(np.linalg.lstsq(design, log_y, rcond=None)[0][0])
+    if abs(log_k) > MAX_LOG_K:
+        closest = xs[int(np.argmin([np.ptp(v) for v in logs]))]
+        raise ValueError(
+            f"the line has k = exp({log_k:.3g}): the values of {closest} are too close together for"
+            " an exponent; remove this input, or add rows with other values of it"
+        )
     columns = {0: 1.0, **{k + 1: v - centers[k] for k, v in enumerate(logs)}}
     line, p = power_laws.power_term(len(log_y), columns, 0.0), len(xs) + 1
     factors = [f"{letter}^{{{name}}}" for letter, name in zip(letters, names, strict=True)]

@@ -24,7 +24,6 @@ from lm.laws.forms import initial_values
 
 COEFFICIENTS, EXPONENTS = ("A", "B", "C", "F"), ("alpha", "beta", "gamma", "zeta")
 MIN_SPREAD = 0.03  # across the main line of the inputs, relative to the spread along it
-MIN_RANGE = 4.0  # ratio of the largest and the smallest input below which a law has a warning
 OPTIONS = ("loss", "delta", "fixed", "starts", "weights", *fit.RESAMPLING_OPTIONS)
 
 
@@ -51,12 +50,20 @@ def power(
     `form_uncertainty` and experiments/benchmarks/law_coverage.py.
     """
     parsed = fit.parse_options("power", options, fit.FitOptions(loss="log_squares"), OPTIONS)
+    option_validation.check_columns(y=y)
     return sum_of_powers(rows, letter_inputs(x), y, "power", floor, parsed)
 
 
 def letter_inputs(x: str | Sequence[str]) -> dict[str, str]:
-    """Return {letter in the formula: column} of one or several columns."""
-    columns = [x] if isinstance(x, str) else list(x)
+    """Return {letter in the formula: column} of one or several columns.
+
+    Raises ValueError for other values.
+    """
+    columns = list(x) if isinstance(x, list | tuple) else [x]
+    if not columns or len(set(map(str, columns))) < len(columns):
+        raise ValueError(f"x={x!r} must be a column or a list of different columns: name them")
+    for column in columns:
+        option_validation.check_columns(x=column)
     return {run_table.column_letter(column, i, columns): column for i, column in enumerate(columns)}
 
 
@@ -80,6 +87,7 @@ def chinchilla(
     options of `power`.
     """
     parsed = fit.parse_options("chinchilla", options, fit.FitOptions(), ("tied", *OPTIONS))
+    option_validation.check_columns(n=n, d=d, y=y)
     return sum_of_powers(rows, {"N": n, "D": d}, y, "chinchilla", floor, parsed)
 
 
@@ -100,6 +108,7 @@ def overtrained(
     """
     defaults = fit.FitOptions(loss="squares", tied=True)
     parsed = fit.parse_options("overtrained", options, defaults, OPTIONS)
+    option_validation.check_columns(n=n, d=d, y=y)
     return sum_of_powers(rows, {"N": n, "D": d}, y, "overtrained", floor, parsed)
 
 
@@ -120,7 +129,9 @@ def sum_of_powers(
     wrong values (see `run_table.select_columns`).
     """
     fixed, has_floor = dict(options.fixed or {}), floor is not False
-    if floor is not True and floor is not False:
+    if not isinstance(floor, bool):
+        if not option_validation.is_number(floor):
+            raise ValueError(f"floor={floor!r} must be a finite number, True to fit E, or False")
         fixed["E"] = floor
     weights = [options.weights] if options.weights else []
     data = run_table.select_columns(
@@ -136,27 +147,16 @@ def sum_of_powers(
 
     def refit(rows: run_table.Rows | None = None, **changes: Any) -> fit.Fit:
         rows = data.rows if rows is None else rows
-        return sum_of_powers(rows, inputs, y, law, has_floor, replace(same, **changes))
+        return sum_of_powers(rows, inputs, y, law, has_floor, fit.change_options(same, changes))
 
     result.refit = refit
     result.backtester = backtesting.backtest
-    result.warnings += _describe_ranges(result)
     if len(inputs) == 2 and _spread(data, inputs) < MIN_SPREAD:
         result.max_off_line_factor = 1.5
         result.warnings.append(
             "N and D lie on one line: A and B are not separable, and predict refuses points off it"
         )
     return result
-
-
-def _describe_ranges(result: fit.Fit) -> list[str]:
-    """Return a warning for each input whose values are close together."""
-    return [
-        f"{letter} spans only a factor of {x.max() / x.min():.3g}: add runs until it spans a "
-        f"factor of {MIN_RANGE:g}, better 30"
-        for letter, x in zip(result.inputs, result.x, strict=True)
-        if x.max() < MIN_RANGE * x.min()
-    ]
 
 
 def _spread(data: run_table.RunTable, inputs: Mapping[str, str]) -> float:

@@ -4,20 +4,20 @@ Legend: S parameter vectors, n rows, p free parameters. theta is the vector of t
 in unit scale: logs of positive parameters, and other parameters divided by their largest start.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from lm.laws import backtesting, estimation, fit, run_table, solver
-from lm.laws.formulas import expressions
+from lm.laws import backtesting, estimation, fit, option_validation, run_table, solver
+from lm.laws.formulas import expressions, parameter_priors
 
 OPTIONS = ("loss", "delta", "fixed", "weights", *fit.RESAMPLING_OPTIONS)
 MAX_STARTS = 5000
-MIN_PRIOR_DRAWS = 100  # with fewer effective draws, prior and data disagree
+INFINITE = (float("inf"), -float("inf"))
 Bounds = Mapping[str, tuple[float | None, float | None]]
-Priors = Mapping[str, tuple[float, float]]
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,10 @@ class CustomForm:
     output: str  # column
     starts: Any
     bounds: Bounds
-    priors: Priors = field(default_factory=dict)
+    priors: parameter_priors.Priors = field(default_factory=dict)
     derived: Mapping[str, str] = field(default_factory=dict)  # name -> formula of parameters
     law: str = "custom"
+    floor: str = ""  # parameter that must be below the results, if it is fixed
 
 
 def custom(
@@ -41,7 +42,7 @@ def custom(
     y: str = "eval.loss",
     starts: Any = None,
     bounds: Bounds | None = None,
-    priors: Priors | None = None,
+    priors: parameter_priors.Priors | None = None,
     **options: Any,
 ) -> fit.Fit:
     """Fit a user-defined law, by default by least squares on the log of y.
@@ -66,8 +67,33 @@ def custom(
     parameter without a start, and for starts at which the law is not positive.
     """
     parsed = fit.parse_options("custom", options, fit.FitOptions(loss="log_squares"), OPTIONS)
+    _check_arguments(form, x, y, {"bounds": bounds or {}, "priors": priors or {}})
     definition = CustomForm(form, dict(x), y, starts, bounds or {}, priors or {})
     return fit_form(rows, definition, parsed)
+
+
+def _check_arguments(form: Any, x: Any, y: Any, pairs_by_argument: Mapping[str, Any]) -> None:
+    """Raise ValueError for arguments of `custom` of other types."""
+    if not isinstance(form, str) and not callable(form):
+        raise ValueError(
+            f"form={form!r} must be a formula as text or a function: form='E + A * N**-alpha'"
+        )
+    if not isinstance(x, Mapping) or not x or not all(isinstance(k, str) and k for k in x):
+        raise ValueError(f'x={x!r} must be a dict from letters to columns: x={{"N": "params"}}')
+    option_validation.check_columns(**{f"x[{k!r}]": column for k, column in x.items()}, y=y)
+    for argument, pairs in pairs_by_argument.items():
+        remedy = f'pass {argument}={{"E": (0, 2)}}'
+        if not isinstance(pairs, Mapping):
+            raise ValueError(f"{argument}={pairs!r} must be a dict of pairs: {remedy}")
+        for name, pair in pairs.items():
+            is_pair = isinstance(pair, list | tuple) and len(pair) == 2
+            may_be_none = argument == "bounds"
+            if not is_pair or not all(
+                option_validation.is_number(v) or (may_be_none and (v is None or v in INFINITE))
+                for v in pair
+            ):
+                kind = "numbers or None" if may_be_none else "finite numbers"
+                raise ValueError(f"{argument}[{name!r}]={pair!r} must be two {kind}: {remedy}")
 
 
 def fit_form(rows: run_table.Rows, definition: CustomForm, options: fit.FitOptions) -> fit.Fit:
@@ -79,12 +105,20 @@ def fit_form(rows: run_table.Rows, definition: CustomForm, options: fit.FitOptio
     )
     model = CustomModel.of_definition(definition, data, dict(options.fixed or {}))
     row_weights = data.columns[options.weights] if options.weights else None
+    _check_variation(data, definition)
+    if definition.floor in model.fixed:
+        floor = model.fixed[definition.floor]
+        y = data.columns[definition.output]
+        warning = option_validation.check_floor(definition.floor, floor, y)
+        data.warnings.extend([warning] if warning else [])
     problem = _build_problem(model, definition)
     if definition.priors:
-        _check_priors(model, definition.priors, options)
+        parameter_priors.check_priors(model, definition.priors, options)
     result = estimation.fit_problem(problem, data, options, row_weights)
     if definition.priors:
-        result = _fit_with_priors(model, definition, data, options, result, row_weights)
+        result = parameter_priors.fit_with_priors(
+            model, problem, definition.priors, data, options, result, row_weights
+        )
     if isinstance(definition.form, str):
         result.expression = definition.form
     same = replace(options, where=None, mixed=True)
@@ -94,7 +128,7 @@ def fit_form(rows: run_table.Rows, definition: CustomForm, options: fit.FitOptio
         changed = definition
         if "starts" in changes:
             changed = replace(definition, starts=changes.pop("starts"))
-        return fit_form(rows, changed, replace(same, **changes))
+        return fit_form(rows, changed, fit.change_options(same, changes))
 
     result.refit = refit
     result.backtester = backtesting.backtest
@@ -142,7 +176,14 @@ class CustomModel:
                 f"starts has no value for {', '.join(missing)}; pass starts={{{missing[0]!r}: "
                 "[...]}"
             )
-        limits = {name: _limits(name, definition.bounds.get(name)) for name in free}
+        limits = {name: _limits(name, definition.bounds.get(name)) for name in names}
+        for name, value in fixed.items():
+            low, high = limits[name]
+            if not low <= value <= high:
+                raise ValueError(
+                    f"fixed={{{name!r}: {value!r}}} must be within its bounds {low:g} to {high:g}:"
+                    " pass another number, or fit it"
+                )
         is_log = {
             name: all(start[name] > 0 for start in starts)
             and (limits[name][0] > 0 or name not in definition.bounds)
@@ -215,7 +256,7 @@ class CustomModel:
         theta = self.start_matrix()[:1]
         try:
             by_complex_step = self.log_f(theta)[1]
-        except TypeError:
+        except ValueError:  # The function accepts no complex numbers.
             return False
         self.has_complex_step = False
         by_difference = self.log_f(theta)[1]
@@ -229,19 +270,41 @@ class CustomModel:
         )
 
 
+def _check_variation(data: run_table.RunTable, definition: CustomForm) -> None:
+    """Raise ValueError if the result is equal in all rows, or if all inputs of the law are."""
+    if len(data) < 2:
+        return
+    if np.ptp(np.log(data.columns[definition.output])) < 1e-9:
+        value = data.columns[definition.output][0]
+        raise ValueError(
+            f"{definition.output} is {value:g} in every row: there is no law to fit; pass rows with"
+            " other results"
+        )
+    is_equal = {
+        column: np.ptp(np.log(data.columns[column])) < 1e-9 for column in definition.inputs.values()
+    }
+    if all(is_equal.values()) or (definition.law != "custom" and any(is_equal.values())):
+        column = next(column for column, flag in is_equal.items() if flag)
+        raise ValueError(
+            f"{column} is {data.columns[column][0]:g} in every row: there is no law to fit; pass"
+            " rows with other values of it"
+        )
+
+
 def _list_starts(starts: Any) -> list[dict[str, float]]:
-    """Return one dict per start. Raises ValueError for no starts and for too many."""
-    if isinstance(starts, Mapping) and starts:
+    """Return one dict per start. Raises ValueError for invalid starts and for too many."""
+    if starts is None:
+        raise ValueError(
+            'starts=None: pass a value or values per parameter, {"E": 1.5, "alpha": [0.1, 0.5]}'
+        )
+    option_validation.check_starts(starts)
+    if isinstance(starts, Mapping):
         values = [np.atleast_1d(np.asarray(v, float)) for v in starts.values()]
         n_starts = int(np.prod([len(v) for v in values]))
         if n_starts > MAX_STARTS:
             raise ValueError(f"starts has {n_starts} combinations, more than {MAX_STARTS}")
         grid = np.stack([v.ravel() for v in np.meshgrid(*values, indexing="ij")], 1)
         starts = [dict(zip(starts, row, strict=True)) for row in grid.tolist()]
-    if not isinstance(starts, Sequence) or not starts:
-        raise ValueError(
-            'starts is empty: pass a value or values per parameter, {"E": 1.5, "alpha": [0.1, 0.5]}'
-        )
     return [{name: float(value) for name, value in start.items()} for start in starts]
 
 
@@ -253,12 +316,27 @@ def _parse_form(
 ) -> tuple[Callable[[Mapping[str, Any]], Any], list[str]]:
     """Return the function of a law, and the names of its parameters."""
     if callable(form):
-        return lambda values: form(**values), list(dict.fromkeys([*starts[0], *fixed]))
+        return partial(_call_form, form), list(dict.fromkeys([*starts[0], *fixed]))
     expression = expressions.parse_expression(form)
     unused = [letter for letter in letters if letter not in expression.names]
     if unused:
         raise ValueError(f"form={form!r} does not contain the input {', '.join(unused)} of x")
     return expression.evaluate, [name for name in expression.names if name not in letters]
+
+
+def _call_form(form: Callable[..., Any], values: Mapping[str, Any]) -> np.ndarray:
+    """Return the value of a user-defined function. Raises ValueError if it fails."""
+    name = getattr(form, "__name__", "form")
+    try:
+        result = np.asarray(form(**values))
+    except Exception as error:
+        raise ValueError(
+            f"form={name} has raised {type(error).__name__} ({error}): it must accept"
+            f" {', '.join(values)} as keyword arguments, which are NumPy arrays"
+        ) from error
+    if result.dtype.kind not in "fciu":
+        raise ValueError(f"form={name} has returned {result.dtype}: it must return numbers")
+    return result
 
 
 def _limits(name: str, bounds: tuple[float | None, float | None] | None) -> tuple[float, float]:
@@ -309,78 +387,3 @@ def _build_problem(model: CustomModel, definition: CustomForm) -> estimation.Fit
         fixed=model.fixed,
         derive=lambda params: {name: value.evaluate(params) for name, value in derived.items()},
     )
-
-
-def _check_priors(model: CustomModel, priors: Priors, options: fit.FitOptions) -> None:
-    """Raise ValueError for invalid priors, and for a loss without a noise variance."""
-    if options.loss != "log_squares":
-        raise ValueError(f"loss={options.loss!r} has no priors: use log_squares")
-    for name, (mean, sd) in priors.items():
-        if not (np.isfinite(mean) and np.isfinite(sd) and sd > 0) or name in model.fixed:
-            raise ValueError(
-                f"priors[{name!r}]=({mean}, {sd}) must have a positive standard deviation, and "
-                f"{name} must not be fixed"
-            )
-
-
-def _fit_with_priors(
-    model: CustomModel,
-    definition: CustomForm,
-    data: run_table.RunTable,
-    options: fit.FitOptions,
-    without: fit.Fit,
-    weights: np.ndarray | None,
-) -> fit.Fit:
-    """Return the fit of maximal posterior density; `without` is the fit without priors."""
-    problem = _build_problem(model, definition)
-    base, noise = problem.objective, without.sigma
-
-    def objective(loss: str, delta: float) -> solver.Objective:
-        return _add_priors(base(loss, delta), model, definition.priors, noise)
-
-    problem.objective = objective
-    result = estimation.fit_problem(problem, data, replace(options, bootstrap=0), weights)
-    names = ", ".join(definition.priors)
-    if not without.ensemble:
-        return result
-    z = [(without.ensemble[k] - mean) / sd for k, (mean, sd) in definition.priors.items()]
-    log_weights = -0.5 * (np.stack(z) ** 2).sum(0)
-    density = np.exp(log_weights - log_weights.max())
-    density = density / density.sum()
-    n_effective = 1 / (density**2).sum()
-    index = np.random.default_rng((options.seed, 3)).choice(
-        len(density), size=len(density), p=density
-    )
-    result.ensemble = {name: draws[index] for name, draws in without.ensemble.items()}
-    result.sigmas = None if without.sigmas is None else without.sigmas[index]
-    result.resampling = f"{without.resampling}, weighted by the priors of {names}"
-    if n_effective < MIN_PRIOR_DRAWS:
-        result.warnings.append(
-            f"the priors of {names} leave {n_effective:.0f} effective draws: they disagree with the"
-            " data or are much narrower, so the intervals are rough"
-        )
-    return result
-
-
-def _add_priors(
-    objective: solver.Objective, model: CustomModel, priors: Priors, noise: float
-) -> solver.Objective:
-    """Return the objective with noise^2 ((parameter - mean) / sd)^2 of each prior added."""
-
-    def penalized(theta: np.ndarray, log_y: np.ndarray, weights: np.ndarray | None):
-        value, gradient, hessian, majorizer = (
-            part.copy() for part in objective(theta, log_y, weights)
-        )
-        params = model.natural(theta)
-        for name, (mean, sd) in priors.items():
-            i, factor = model.free.index(name), (noise / sd) ** 2
-            offset = params[name] - mean
-            slope = params[name] if model.is_log[name] else model.scales[name]
-            value += factor * offset**2
-            gradient[:, i] += 2 * factor * offset * slope
-            bend = offset * slope if model.is_log[name] else 0.0
-            hessian[:, i, i] += 2 * factor * (slope**2 + bend)
-            majorizer[:, i, i] += 2 * factor * slope**2
-        return value, gradient, hessian, majorizer
-
-    return penalized

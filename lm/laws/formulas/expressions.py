@@ -18,6 +18,7 @@ import numpy as np
 
 FUNCTIONS: dict[str, Callable[..., Any]] = {
     "exp": np.exp,
+    "expm1": np.expm1,
     "log": np.log,
     "sqrt": np.sqrt,
     "tanh": np.tanh,

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from lm.laws import fit, run_table
+from lm.laws import fit, option_validation, run_table
 from lm.laws.formulas import custom, expressions
 
 # Coefficients as printed, by first author and year. Losses are in nats per token of the paper's
@@ -96,6 +96,10 @@ def given(
     `given("hoffmann2022").predict(N=70e9, D=1.4e12)`. Raises ValueError for missing or unknown
     parameters.
     """
+    _check_given(law, params, columns, ranges, draws)
+    is_unknown = isinstance(sigma, float) and np.isnan(sigma)
+    if not is_unknown and not (option_validation.is_number(sigma) and sigma >= 0):
+        raise ValueError(f"sigma={sigma!r} must be a number of at least 0, or NaN without noise")
     if law in PUBLISHED:
         source = source or SOURCES[law]
         name, published = PUBLISHED[law]
@@ -108,7 +112,11 @@ def given(
     values_by_name = _checked_params(names, params or {})
     ensemble = {name: np.asarray(v, float) for name, v in (draws or {}).items()}
     if set(ensemble) - set(names):
-        raise ValueError(f"draws has {', '.join(set(ensemble) - set(names))}: no parameter")
+        raise ValueError(
+            f"draws has {', '.join(set(ensemble) - set(names))}; the law has {', '.join(names)}"
+        )
+    if len({v.shape for v in ensemble.values()}) > 1:
+        raise ValueError("draws has arrays of different lengths: pass equal lengths")
     n_draws = len(next(iter(ensemble.values()))) if ensemble else 0
     return GivenFit(
         law=law if law in expressions.FORMULAS else "given",
@@ -128,12 +136,47 @@ def given(
     )
 
 
+def _check_given(law: Any, params: Any, columns: Any, ranges: Any, draws: Any) -> None:
+    """Raise ValueError for arguments of `given` of other types."""
+    if not isinstance(law, str) or not law:
+        raise ValueError(f"law={law!r} must be a name, such as 'hoffmann2022', or a formula")
+    given_by_name = {"params": params, "columns": columns, "ranges": ranges, "draws": draws}
+    for name, value in given_by_name.items():
+        if value is not None and not isinstance(value, Mapping):
+            raise ValueError(f"{name}={value!r} must be a dict: see the documentation of given")
+    option_validation.check_columns(**{f"columns[{k!r}]": v for k, v in (columns or {}).items()})
+    for letter, pair in (ranges or {}).items():
+        is_pair = isinstance(pair, list | tuple) and len(pair) == 2
+        if (
+            not is_pair
+            or not all(map(option_validation.is_number, pair))
+            or not (0 < pair[0] <= pair[1])
+        ):
+            raise ValueError(
+                f"ranges[{letter!r}]={pair!r} must be the smallest and the largest value, above 0"
+            )
+    for name, values in (draws or {}).items():
+        array = np.asarray(values)
+        if (
+            array.ndim != 1
+            or not len(array)
+            or array.dtype.kind not in "fiu"
+            or (not np.isfinite(array).all())
+        ):
+            raise ValueError(f"draws[{name!r}] must be a list of finite numbers: pass the refits")
+
+
 def _formula_of(
     law: str, params: Mapping[str, float], columns: Mapping[str, str] | None
 ) -> tuple[str, list[str], str]:
     """Return the formula of a law, its inputs and the letter of its result."""
     letters = list(columns or ())
     if law in expressions.FORMULAS:
+        if columns and (set(letters[:-1]) != {"N", "D"} or letters[-1] in ("N", "D")):
+            raise ValueError(
+                f"columns={dict(columns)} of {law} must have N, D and then the result:"
+                ' pass {"N": column, "D": column, "L": column}'
+            )
         return expressions.FORMULAS[law], ["N", "D"], letters[-1] if letters else "L"
     if len(letters) < 2:
         raise ValueError(
@@ -160,8 +203,8 @@ def _checked_params(names: list[str], params: Mapping[str, float]) -> dict[str, 
         problem = f"lacks {', '.join(missing)}" if missing else f"has {', '.join(unknown)}"
         raise ValueError(f"params {problem}; the law has {', '.join(names)}")
     for name, value in params.items():
-        if not np.isfinite(value):
-            raise ValueError(f"params[{name!r}]={value} must be a finite number")
+        if not option_validation.is_number(value):
+            raise ValueError(f"params[{name!r}]={value!r} must be a finite number")
     return {name: float(params[name]) for name in names}
 
 
@@ -196,6 +239,7 @@ def shifted_power(
     least squares on log L. Parameters: E, A, alpha, x0. Options: those of `custom`, and starts.
     """
     parsed = _parsed("shifted_power", options)
+    option_validation.check_columns(x=x, y=y)
     data = run_table.select_columns(rows, [x, y], parsed.group, parsed.where, mixed=parsed.mixed)
     letter = run_table.column_letter(x, 0, [x])
     values, losses = data.columns[x], data.columns[y]
@@ -215,6 +259,7 @@ def shifted_power(
         starts=parsed.starts or starts,
         bounds={"E": (0, None), "x0": (0, None)},
         law="shifted_power",
+        floor="E",
     )
     return custom.fit_form(rows, definition, parsed)
 
@@ -233,9 +278,10 @@ def broken_power(
     6 parameters. a may be 0, c_i have any sign, and d_i are within the data and a factor of 10
     beyond it. The default is least squares on log y. Options: those of `custom`, and starts.
     """
-    if n_breaks not in range(1, MAX_BREAKS + 1):
-        raise ValueError(f"n_breaks={n_breaks} must be 1 to {MAX_BREAKS}")
+    if isinstance(n_breaks, bool) or n_breaks not in range(1, MAX_BREAKS + 1):
+        raise ValueError(f"n_breaks={n_breaks!r} must be an integer from 1 to {MAX_BREAKS}")
     parsed = _parsed("broken_power", options)
+    option_validation.check_columns(x=x, y=y)
     data = run_table.select_columns(rows, [x, y], parsed.group, parsed.where, mixed=parsed.mixed)
     letter = run_table.column_letter(x, 0, [x])
     values, losses = data.columns[x], data.columns[y]
@@ -261,6 +307,7 @@ def broken_power(
         starts=parsed.starts or starts,
         bounds=bounds,
         law="broken_power",
+        floor="a",
     )
     return custom.fit_form(rows, definition, parsed)
 
@@ -281,6 +328,7 @@ def kaplan(
     Options: those of `custom`, and starts.
     """
     parsed = _parsed("kaplan", options)
+    option_validation.check_columns(n=n, d=d, y=y)
     data = run_table.select_columns(rows, [n, d, y], parsed.group, parsed.where, mixed=parsed.mixed)
     size, tokens, loss = (float(np.median(data.columns[column])) for column in (n, d, y))
     starts = [

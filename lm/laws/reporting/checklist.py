@@ -45,6 +45,9 @@ RECORDED = {
         "Which rows are held out": ("data.heldout_fraction", "eval.n_sequences", "data.loss_on"),
     },
 }
+RECORDED_COLUMNS = [
+    column for table in RECORDED.values() for columns in table.values() for column in columns
+]
 MAX_VALUES = 3  # values of a column that an answer lists
 COUNTING = {
     "params.non_embedding": "parameters without embeddings",

@@ -3,9 +3,10 @@
     law_fit.save("law.json")
     law_fit = laws.load_fit("law.json")      # predicts and prints like the saved fit
 
-The file contains the right side of the law as a formula, see formulas/expressions.py. A loaded fit
-has no refit: `profile` and a new back-test need the rows and the law. A law of two steps is stored
-as its steps.
+The file contains the right side of the law as a formula, see formulas/expressions.py, the columns
+of the law, and the columns of the rows that describe their runs: settings, trunk run, corpus and
+cost. A loaded fit has no refit: `profile` and a new back-test need the rows and the law. A law of
+two steps is stored as its steps.
 """
 
 import dataclasses
@@ -19,9 +20,10 @@ from typing import Any
 
 import numpy as np
 
-from lm.laws import backtesting, diagnostics, fit, form_uncertainty, run_table
+from lm.laws import backtesting, comparability, diagnostics, fit, form_uncertainty, run_table
 from lm.laws.forms import downstream
 from lm.laws.formulas import expressions
+from lm.laws.reporting import checklist
 from lm.runs import filesystem, provenance
 
 FORMAT = 1
@@ -56,12 +58,23 @@ def save_fit(law_fit: fit.Fit, path: str | Path) -> None:
     Raises ValueError for a law without a formula: a user-defined function, or a law that its
     formula does not reproduce.
     """
-    file = filesystem.open_path(path)
+    file = _open(path)
     if file.suffix != ".json":
         raise ValueError(f"path={path} must end in .json: a fit is a JSON file")
     content = _to_content(law_fit)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(content, indent=1, allow_nan=False))
+    text = json.dumps(content, indent=1, allow_nan=False)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+    except OSError as error:
+        raise ValueError(f"path={path} cannot be written ({error}): pass another path") from error
+
+
+def _open(path: Any) -> Path:
+    """Return the path of a file. Raises ValueError for a value that is no path."""
+    if not isinstance(path, str | Path) or not str(path):
+        raise ValueError(f"path={path!r} must be the path of a JSON file, such as 'law.json'")
+    return filesystem.open_path(path)
 
 
 def _to_content(law_fit: fit.Fit) -> dict[str, Any]:
@@ -87,6 +100,9 @@ def _to_content(law_fit: fit.Fit) -> dict[str, Any]:
             "names": law_fit.data.names,
             "groups": _encode(law_fit.data.groups),
             "excluded": [list(pair) for pair in law_fit.data.excluded],
+            "mixed": _encode_mixed(law_fit.data.mixed),
+            "run_columns": (run_columns := _encode_run_columns(law_fit.data.rows)),
+            "run_columns_hash": _hash_text(json.dumps(run_columns)),
         },
         "score": None if score is None else _encode(dataclasses.asdict(score)),
         "fit": {
@@ -102,13 +118,14 @@ def load_fit(path: str | Path) -> fit.Fit:
 
     Raises ValueError for a file that is not a fit, and for data that differ from their hash.
     """
-    file = filesystem.open_path(path)
+    file = _open(path)
     try:
         content = json.loads(file.read_text())
         is_fit = content["format"] == FORMAT
-    except FileNotFoundError:
+    except OSError as error:
         raise ValueError(
-            f"path={path} does not exist: pass a file that fit.save has written"
+            f"path={path} cannot be read or does not exist ({error.strerror}): pass a file that"
+            " fit.save has written"
         ) from None
     except (ValueError, TypeError, KeyError):
         is_fit = False
@@ -125,12 +142,19 @@ def _from_content(content: dict[str, Any], path: str | Path) -> SavedFit:
     columns = {name: np.asarray(_decode(v), float) for name, v in stored["columns"].items()}
     groups = np.asarray(_decode(stored["groups"]), int)
     excluded = [(name, reason) for name, reason in stored["excluded"]]
+    # Files of version 0.2.0 have no columns of runs.
+    run_columns = stored.get("run_columns", {})
     rows: list[Mapping] = [
-        {"name": name, **{column: float(values[i]) for column, values in columns.items()}}
+        {"name": name}
+        | {column: float(values[i]) for column, values in columns.items()}
+        | {column: _decode(values[i]) for column, values in run_columns.items() if values[i] != []}
         for i, name in enumerate(stored["names"])
     ]
-    data = run_table.RunTable(columns, stored["names"], groups, rows, excluded, [], True)
-    if hash_data(data) != content["data_hash"]:
+    mixed = stored.get("mixed", True)
+    data = run_table.RunTable(columns, stored["names"], groups, rows, excluded, [], mixed)
+    run_hash = stored.get("run_columns_hash", _hash_text(json.dumps(run_columns)))
+    is_damaged = run_hash != _hash_text(json.dumps(run_columns))
+    if is_damaged or hash_data(data) != content["data_hash"]:
         raise ValueError(f"path={path} is damaged: its data differ from their hash. Save it again.")
     known = {entry.name for entry in dataclasses.fields(fit.Fit)}
     details = {k: _decode(v) for k, v in content["fit"].items() if k in known}
@@ -169,6 +193,35 @@ def hash_data(data: run_table.RunTable) -> str:
     return digest.hexdigest()
 
 
+def _hash_text(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _encode_mixed(mixed: Any) -> bool | list[str]:
+    return mixed if isinstance(mixed, bool) else sorted(mixed or ())
+
+
+def _encode_run_columns(rows: list[Mapping]) -> dict[str, list]:
+    """Return the values of the columns that describe runs, as JSON values; [] for no value."""
+    described = {
+        *("name", "run", "start.run", "start.restore", "tokens", "flops"),
+        *(column for columns in comparability.PROPERTIES.values() for column in columns),
+        *checklist.RECORDED_COLUMNS,
+    }
+    names = dict.fromkeys(column for row in rows for column in row if isinstance(column, str))
+    return {
+        name: [_encode_cell(row[name]) if name in row else [] for row in rows]
+        for name in names
+        if name in described or comparability.is_setting(name)
+    }
+
+
+def _encode_cell(value: Any) -> Any:
+    """Return a cell as a JSON value: a number, a truth value, None, or its text."""
+    value = value.item() if isinstance(value, np.generic) else value
+    return _encode(value if value is None or isinstance(value, bool | int | float) else str(value))
+
+
 def _checked_formula(law_fit: fit.Fit) -> str:
     """Return the formula of a law. Raises ValueError if it does not reproduce the law."""
     if law_fit.loss == "none":
@@ -177,10 +230,15 @@ def _checked_formula(law_fit: fit.Fit) -> str:
     if not text:
         raise ValueError(f"{law_fit.law} has no formula as text and cannot be saved")
     values = expressions.parse_expression(text).function_of(law_fit.inputs)
-    expected = np.asarray(law_fit.values(law_fit.params, *law_fit.x), float)
-    difference = np.abs(values(law_fit.params, *law_fit.x) - expected)
-    if not (difference <= MAX_FORMULA_ERROR * np.abs(expected)).all():
-        raise ValueError(f"the formula {text!r} does not reproduce {law_fit.law}: it is not saved")
+    # The draws vary each parameter.
+    draws = [{k: float(v[i]) for k, v in law_fit.ensemble.items() if len(v) > i} for i in range(3)]
+    for params in [law_fit.params, *({**law_fit.params, **draw} for draw in draws)]:
+        expected = np.asarray(law_fit.values(params, *law_fit.x), float)
+        difference = np.abs(values(params, *law_fit.x) - expected)
+        if not (difference <= MAX_FORMULA_ERROR * np.abs(expected)).all():
+            raise ValueError(
+                f"the formula {text!r} does not reproduce {law_fit.law}: it is not saved"
+            )
     return text
 
 
@@ -195,31 +253,23 @@ def _formula(law_fit: fit.Fit) -> str:
     if law_fit.law == "accuracy_from_loss":
         return ACCURACY["x0" if "x0" in law_fit.params else "gamma"]
     if law_fit.law == "data_constrained":
-        return _repeated_data_formula(law_fit)
+        return repeated_data_formula(law_fit.params)
     return ""
 
 
-def _repeated_data_formula(law_fit: fit.Fit) -> str:
-    """Return the law of repeated data, with the numbers of its base law that are not fitted."""
+def repeated_data_formula(params: Mapping[str, float]) -> str:
+    """Return the law of repeated data with these parameters. Without beta, it is alpha."""
 
     def effective(fresh: str, amount: str, constant: str) -> str:
         repeats = f"maximum({amount} / {fresh} - 1, 0)"
-        return f"{fresh} * (1 + {constant} * (1 - exp(-{repeats} / {constant})))"
+        return f"{fresh} * (1 - {constant} * expm1(-{repeats} / {constant}))"
 
     size = "N"
-    if "R_N" in law_fit.params:
+    if "R_N" in params:
         size = effective(f"({BEST_UNIQUE_SIZE})", "N", "R_N")
     tokens = effective("minimum(U, D)", "D", "R_D")
     text = f"E + A * ({size})**-alpha + B * ({tokens})**-beta"
-    base = {k: v for k, v in getattr(law_fit, "base", {}).items() if k not in law_fit.params}
-    if "beta" not in law_fit.params and "beta" not in base:
-        text = _rename(text, {"beta": "alpha"})
-    return _rename(text, {name: repr(float(value)) for name, value in base.items()})
-
-
-def _rename(text: str, names: Mapping[str, str]) -> str:
-    """Replace names in a formula, all at once."""
-    return re.sub(r"(?<![\w.])[A-Za-z_]\w*", lambda match: names.get(match[0], match[0]), text)
+    return text if "beta" in params else re.sub(r"\bbeta\b", "alpha", text)
 
 
 def _encode(value: Any) -> Any:

@@ -119,7 +119,7 @@ def test_cost_is_required_if_the_rows_do_not_determine_it(fit):
         ({"budget": -1.0}, "budget=-1.0 must be a positive number"),
         ({"n_runs": 0}, "n_runs=0 must be an integer"),
         ({"budget": 1e10}, "below the cost of 1 of the cheapest"),
-        ({"cost": lambda n, d: -n}, "must return positive FLOPs"),
+        ({"cost": lambda n, d: -n}, "return positive FLOPs"),
     ],
 )
 def test_invalid_requests_for_advice_are_refused(fit, options, message):

@@ -117,7 +117,7 @@ def test_rows_without_repeats_or_base_raise():
     single_epoch = [row for row in rows() if row["tokens"] == row["unique"]]
     with pytest.raises(ValueError, match="no row repeats data"):
         data_constrained.data_constrained(single_epoch, **NAMES, base=BASE)
-    with pytest.raises(ValueError, match="it lacks B"):
+    with pytest.raises(ValueError, match="base lacks B"):
         data_constrained.data_constrained(
             rows(), **NAMES, base={k: v for k, v in BASE.items() if k != "B"}
         )

@@ -75,7 +75,7 @@ def test_fits_give_intervals():
         ({"loss": 2.0, "flops": 1e20}, "give either loss"),
         ({"loss": 1.69}, "must be above E = 1.69"),
         ({"flops": -1.0}, "flops=-1.0 must be a positive number"),
-        ({"loss": 2.0, "inference_tokens": -1}, "must be at least 0"),
+        ({"loss": 2.0, "inference_tokens": -1}, "number of at least 0"),
         ({"loss": 2.0, "law": {"E": 1, "A": 2, "alpha": 0.3}}, "the law lacks B"),
     ],
 )

@@ -112,7 +112,7 @@ def test_fixed_parameters_are_not_fitted():
     ("changes", "message"),
     [
         ({"starts": {"E": 1.0}}, "starts has no value for A, alpha, B, beta"),
-        ({"starts": {}}, "starts is empty"),
+        ({"starts": {}}, "must not be empty"),
         ({"form": "E + A * N**-alpha"}, "does not contain the input D"),
         ({"bounds": {"E": (2, 1)}}, "low must be below high"),
         ({"bounds": {"F": (0, 1)}}, "bounds=F is no parameter"),

@@ -110,5 +110,5 @@ def test_shifted_power_law_contains_the_power_law():
 
 
 def test_number_of_breaks_is_limited():
-    with pytest.raises(ValueError, match="n_breaks=0 must be 1 to 3"):
+    with pytest.raises(ValueError, match="n_breaks=0 must be an integer from 1 to 3"):
         published_laws.broken_power([], n_breaks=0)

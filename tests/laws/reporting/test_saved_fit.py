@@ -1,5 +1,6 @@
 """Tests of saved fits."""
 
+import functools
 import json
 from typing import Any
 
@@ -7,6 +8,9 @@ import numpy as np
 import pytest
 
 from lm import laws
+from lm.laws import backtesting, diagnostics, run_table
+from lm.laws.formulas import expressions
+from lm.laws.goodness_of_fit import form_tests
 from lm.laws.reporting import saved_fit
 
 POWERS: dict[str, Any] = {"n": "n", "d": "d", "y": "loss", "bootstrap": 50}
@@ -128,3 +132,117 @@ def test_functions_and_other_suffixes_are_refused(tmp_path):
         fit.save(tmp_path / "fit.pkl")
     with pytest.raises(ValueError, match="given coefficients has no rows"):
         laws.given("hoffmann2022").save(tmp_path / "fit.json")
+
+
+def with_settings(table, seeds=2):
+    """Return rows with settings, seeds, FLOPs and the columns of runs."""
+    rng = np.random.default_rng(1)
+    result = []
+    for i, row in enumerate(table):
+        for seed in range(seeds):
+            settings = {"optim.lr": 0.01 / (1 + (i + seed) % 3), "model.d_model": 64, "seed": seed}
+            properties = {"corpus.hash": "c", "data.tokenizer": "t", "start.run": "", "dir": "/x"}
+            noise = {"loss": row["loss"] * np.exp(0.003 * rng.standard_normal())}
+            name = {"name": f"{row['name']}-{seed}", "tokens": row["d"]}
+            result.append({**row, **settings, **properties, **noise, **name})
+    return result
+
+
+def trunk_rows():
+    """Return branches that start from trunk runs."""
+    return [
+        row | {"start.run": f"trunk {row['n']:.3g}", "start.restore": "full_state"}
+        for row in with_settings(rows(), seeds=1)
+    ]
+
+
+def repeated_rows():
+    """Return rows whose repeated tokens have less value."""
+    rng = np.random.default_rng(2)
+    table = []
+    for row in rows():
+        useful = row["u"] * (1 - 4 * np.expm1(-(row["d"] / row["u"] - 1) / 4))
+        loss = 1.8 + 300 * row["n"] ** -0.34 + 700 * useful**-0.28
+        table.append(row | {"loss": loss * np.exp(0.001 * rng.standard_normal())})
+    return table
+
+
+RICH_FITS = {
+    "power": lambda: laws.power(with_settings(rows()[3::5]), x="n", y="loss", bootstrap=50),
+    "chinchilla": lambda: laws.chinchilla(with_settings(rows()), **POWERS),
+    "trunks": lambda: laws.chinchilla(trunk_rows(), **POWERS),
+    "repeated": lambda: laws.data_constrained(repeated_rows(), unique="u", excess=False, **POWERS),
+    "repeated, two exponents": lambda: laws.data_constrained(
+        repeated_rows(), unique="u", tied=False, excess=False, **POWERS
+    ),
+    "custom": lambda: laws.custom(
+        with_settings(rows()[3::5]), "E + A * N**-alpha", {"N": "n"}, "loss",
+        {"E": 1, "A": 100, "alpha": 0.3}, bootstrap=50),
+    "shifted": lambda: laws.shifted_power(with_settings(rows()[3::5]), "n", "loss", bootstrap=50),
+    "kaplan": lambda: laws.kaplan(with_settings(rows()), **POWERS),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", RICH_FITS)
+def test_loaded_fit_equals_the_saved_one_in_every_use(name, tmp_path):
+    fit = RICH_FITS[name]()
+    fit.backtester = functools.partial(backtesting.backtest, origins=1, bootstrap=20)
+    fit.save(tmp_path / "fit.json")
+    loaded = laws.load_fit(tmp_path / "fit.json")
+    assert "/x" not in (tmp_path / "fit.json").read_text()
+    np.testing.assert_array_equal(loaded.data.replicates(loaded.x), fit.data.replicates(fit.x))
+    assert diagnostics.seed_noise(loaded) == diagnostics.seed_noise(fit) == fit.seed_noise
+    assert form_tests.lack_of_fit(loaded) == form_tests.lack_of_fit(fit)
+    columns = [fit.columns[letter] for letter in fit.inputs]
+    for tuned in (run_table.select_tuned(f.data.rows, columns, "loss") for f in (fit, loaded)):
+        assert [row["name"] for row in tuned] == [
+            row["name"] for row in run_table.select_tuned(fit.data.rows, columns, "loss")
+        ]
+    points = [3 * x for x in fit.x]
+    expected, predicted = fit.predict(*points), loaded.predict(*points)
+    for field in ("value", "lo", "hi", "lo_if_form_right", "hi_if_form_right"):
+        np.testing.assert_allclose(getattr(predicted, field), getattr(expected, field), rtol=1e-9)
+    assert loaded.intervals == fit.intervals and loaded.warnings == fit.warnings
+    assert loaded.score.to_dict() == fit.score.to_dict()
+    larger = [dict(row) | {fit.inputs[0]: row["n"], "n": 2 * row["n"]} for row in rows()[-3:]]
+    errors = [p["error"] for p in laws.holdout(fit, larger).predictions]
+    assert [p["error"] for p in laws.holdout(loaded, larger).predictions] == pytest.approx(errors)
+    assert str(loaded.checklist()) == str(fit.checklist())
+    if "repeated" not in name:
+        target = [3 * float(x.max()) for x in fit.x]
+        assert str(laws.advise(loaded, 1e20, target)) == str(laws.advise(fit, 1e20, target))
+
+
+def test_loaded_fit_refuses_rows_of_another_corpus(tmp_path):
+    RICH_FITS["power"]().save(tmp_path / "fit.json")
+    other = [{**with_settings(rows())[-1], "corpus.hash": "other", "n": 2e9}]
+    with pytest.raises(ValueError, match="not comparable"):
+        laws.holdout(laws.load_fit(tmp_path / "fit.json"), other)
+
+
+def test_changed_settings_are_reported_and_old_files_load(tmp_path):
+    path, fit = tmp_path / "fit.json", RICH_FITS["power"]()
+    fit.save(path)
+    content = json.loads(path.read_text())
+    content["data"]["run_columns"]["optim.lr"][0] = 7
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="its data differ from their hash"):
+        laws.load_fit(path)
+    for name in ("run_columns", "run_columns_hash", "mixed"):
+        del content["data"][name]
+    path.write_text(json.dumps(content))
+    assert str(laws.load_fit(path)) == str(fit)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("excess", [True, False])
+def test_formula_of_repeated_data_follows_the_draws(tied, excess):
+    fit = laws.data_constrained(rows(), unique="u", tied=tied, excess=excess, **POWERS)
+    expression = expressions.parse_expression(saved_fit.repeated_data_formula(fit.params))
+    assert set(expression.names) == {*fit.params, "N", "D", "U"}
+    for draw in range(5):
+        params = {name: draws[draw] for name, draws in fit.ensemble.items()}
+        inputs = dict(zip(fit.inputs, fit.x, strict=True))
+        np.testing.assert_allclose(
+            expression.evaluate(params | inputs), fit.values(params, *fit.x), rtol=1e-12
+        )

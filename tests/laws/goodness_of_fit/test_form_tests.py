@@ -1,0 +1,82 @@
+"""Tests of the form of a law on rows that share a run or a trunk run."""
+
+import numpy as np
+import pytest
+
+from lm import laws
+
+
+def branches(n_trunks, ratios, seed, trunk_noise=0.004, own_noise=0.001):
+    """Return branches of trunk runs: rows of one size share the noise of their trunk run."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for i, n in enumerate(np.geomspace(1e7, 1e9, n_trunks)):
+        shared = trunk_noise * rng.standard_normal()
+        for ratio in ratios:
+            loss = 1.8 + 300 * n**-0.34 + 700 * (n * ratio) ** -0.28
+            row = {"name": f"{i}-{ratio:g}", "params": n, "tokens": n * ratio}
+            row |= {"start.run": f"trunk {i}", "start.restore": "full_state"}
+            row["loss"] = loss * np.exp(shared + own_noise * rng.standard_normal())
+            rows.append(row)
+    return rows
+
+
+def checkpoints(seed, loss=lambda n: 1.8 + 300 * n**-0.34):
+    """Return three rows of each of twelve runs, which share the noise of the run."""
+    rng = np.random.default_rng(seed)
+    return [
+        {"run": f"run {i}", "step": step, "params": n,
+         "loss": loss(n) * np.exp(shared + 0.0005 * rng.standard_normal())}
+        for i, n in enumerate(np.geomspace(1e7, 1e9, 12))
+        for shared in [0.003 * rng.standard_normal()]
+        for step in range(3)
+    ]  # fmt: skip
+
+
+def form_warnings(fit):
+    texts = ("outlier", "curved", "runs test")
+    return [warning for warning in fit.warnings if any(text in warning for text in texts)]
+
+
+def fit_grid(rows):
+    return laws.chinchilla(rows, n="params", d="tokens", y="loss", loss="log_squares", bootstrap=0)
+
+
+def fit_size(rows):
+    return laws.power(rows, x="params", y="loss", bootstrap=0)
+
+
+@pytest.mark.parametrize("noise", [(0.004, 0.001), (0, 0.004), (0.001, 0.002)])
+def test_branches_have_few_false_alarms(noise):
+    fits = [fit_grid(branches(7, (10, 28, 80), seed, *noise)) for seed in range(8)]
+    assert sum(bool(form_warnings(fit)) for fit in fits) <= 1
+
+
+def test_checkpoints_have_few_false_alarms():
+    fits = [fit_size(checkpoints(seed)) for seed in range(40)]
+    assert sum(bool(form_warnings(fit)) for fit in fits) <= 4
+
+
+@pytest.mark.parametrize("trunk", [1, 3, 5])
+def test_trunk_with_an_error_of_eight_percent_is_named(trunk):
+    rows = branches(7, (10, 28, 80), 0, 0.003)
+    for row in rows:
+        row["loss"] *= 1.08 if row["start.run"] == f"trunk {trunk}" else 1
+    assert any(
+        f"the run of {trunk}-10 is an outlier" in text for text in form_warnings(fit_grid(rows))
+    )
+
+
+def test_branch_with_an_error_is_named_despite_noisy_trunks():
+    rows = branches(8, (10, 28, 80), 0, trunk_noise=0.01)
+    rows[10]["loss"] *= 1.02
+    (text,) = form_warnings(fit_grid(rows))
+    assert text.startswith(f"{rows[10]['name']} is an outlier among the other rows of its run")
+
+
+def test_curvature_between_runs_is_reported():
+    def broken(n):
+        return 1.5 + 120 * n**-0.25 * (1 + (n / 1e8) ** 2) ** -0.15
+
+    fits = [fit_size(checkpoints(seed, broken)) for seed in range(4)]
+    assert sum(any("does not describe" in w for w in fit.warnings) for fit in fits) >= 3
