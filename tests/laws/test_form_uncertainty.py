@@ -43,12 +43,11 @@ def test_intervals_widen_with_the_distance():
         assert np.all(np.diff(np.log(prediction.hi / prediction.lo)) > 0)
 
 
-def test_far_error_is_proportional_to_the_log_distance():
-    """The error persists where the law approaches its floor, and grows no faster."""
+def test_error_persists_where_the_law_approaches_its_floor():
+    """Far from the rows, the error increases in proportion to the log distance or faster."""
     fit = fit_sweep(right_form, 0, bootstrap=2000)
-    distances = np.array([1e2, 1e4])
-    spread = fit.form_sampler(fit, [SIZES[-1] * distances]).std(0)
-    assert spread[1] / spread[0] == pytest.approx(2, rel=0.2)
+    spread = fit.form_sampler(fit, [SIZES[-1] * np.array([1e3, 1e4])]).std(0)
+    assert 4 / 3 < spread[1] / spread[0] < 1.6
 
 
 def test_correct_form_has_little_extra_width_nearby():
