@@ -43,7 +43,7 @@ PRIOR = {0.0: 0.7, 0.15: 0.15, 0.3: 0.15}
 DECAY = 1.0  # of the increments of W outside the rows, per e-fold
 NOISE_FACTORS = np.geomspace(0.1, 4.0, 40)  # values of sigma, relative to the noise of the fit
 N_ROW_CELLS, N_OUTER_CELLS = 16, 16  # cells of an input inside the rows, and on each side of them
-MAX_FACTOR = 1e4  # beyond the rows up to which the drift increases
+MAX_FACTOR = 1e4  # range of the cells beyond the rows
 RANK_TOLERANCE = 1e-6  # of the singular values of the Jacobian with columns of length 1
 STEP = 1e-4  # of a finite difference in log x
 
