@@ -23,6 +23,7 @@ MALLOC = (
     "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=33554432"
     f":glibc.malloc.trim_threshold=8589934592:glibc.malloc.arena_max={os.cpu_count()}"
 )
+MAX_MESSAGE = 4000  # characters of an error message
 EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE: the reader of the output has ended
 CHANGES_FLAG = "config_changes"  # internal flag with the values of --config.FIELD
 USAGE_RUN = "config.json is missing. Pass a directory below runs/."
@@ -261,5 +262,7 @@ def _describe_flag(flag: flags.Flag) -> str:
 
 def _report_error(status: int, message: str) -> int:
     """Print an error or a signal to stderr. Return the exit status."""
+    if len(message) > MAX_MESSAGE:
+        message = f"{message[:MAX_MESSAGE]}..."
     print(message if status > 2 else f"error: {message}", file=sys.stderr)
     return status

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+from lm.config import run_files
 from lm.runs import filesystem, json_lines, records, run_selection
 
 MIN_STUCK_SECONDS = 120.0  # a run is never stuck earlier after its last row of metrics
@@ -164,7 +165,7 @@ def _started_status(row: dict) -> dict:
         "seconds_left": seconds_left,
         "devices": row.get("devices"),
         "where": row.get("host", ""),
-        "checkpoint": _newest_checkpoint(folder / "checkpoints"),
+        "checkpoint": _newest_checkpoint(folder / run_files.CHECKPOINTS),
         "attempts": row.get("attempts", 0),
         "reason": row.get("reason", ""),
     }

@@ -24,7 +24,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from lm.config import fields, flops, schema
+from lm.config import fields, flops, run_files, schema
 from lm.data import dataset
 from lm.model import attention
 from lm.runs import filesystem, provenance, records
@@ -57,7 +57,7 @@ def open_writers(
     """
     if not is_primary:
         return lambda row: None, lambda: None
-    folder = records.run_dir(run) / "tensorboard"
+    folder = records.run_dir(run) / run_files.TENSORBOARD
     write_event, close_events = _open_tensorboard(folder, first_step)
     wandb_run = _open_wandb(run) if run.wandb else None
 
