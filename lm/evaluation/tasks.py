@@ -101,8 +101,9 @@ def load_task(name: str) -> Task:
         task = _synthetic_task(name, values)
     else:
         near = difflib.get_close_matches(kind[:200], synthetic_tasks.TASKS, n=1)
+        suggestion = f"did you mean {near[0]}? " if near else ""
         raise ValueError(
-            f"task {field_names.shorten(kind)} does not exist: {f'did you mean {near[0]}? ' if near else ''}Built-in"
+            f"task {field_names.shorten(kind)} does not exist: {suggestion}Built-in"
             f" tasks are synthetic ({', '.join(synthetic_tasks.TASKS)}). Real tasks are"
             " file:FOLDER, or those of the lm-evaluation-harness (lm/evaluation/lm_eval_harness.py)"
         )

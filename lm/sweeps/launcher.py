@@ -41,6 +41,7 @@ def validate_sweep(runs: list[schema.Run], report: Callable | None = None) -> No
     """
     validate_configs(runs)
     validate_meshes(runs)
+    validate_memory(runs)
     for run in runs:
         loop.validate_text(run, dataset.open_dataset(run.data, run.seed, report))
 
@@ -107,6 +108,12 @@ def validate_meshes(runs: list[schema.Run]) -> None:
     """Raise ValueError if a run cannot be divided over the devices of this process."""
     for run in runs:
         mesh.check_mesh_devices(run, mesh.make_mesh(run.mesh))
+
+
+def validate_memory(runs: list[schema.Run]) -> None:
+    """Raise ValueError if a run that is not finished exceeds the memory of the devices."""
+    for run in pending(runs):
+        loop.validate_memory(run)
 
 
 def keep_original_configs(runs: list[schema.Run]) -> list[schema.Run]:

@@ -148,6 +148,7 @@ def prepare_in_worker(
         try:
             with lock.RunLock(folder / "preparation"):
                 launcher.validate_meshes(runs)
+                launcher.validate_memory(runs)
                 for run in runs:
                     corpus.prepare_corpus(run.data, report, mesh.count_cores())
                 records.write_json(marker, {"submission": submission})

@@ -79,8 +79,8 @@ def split_names(text: str) -> list[str]:
         return list(lexer)
     except ValueError:
         raise ValueError(
-            f"{field_names.shorten(text)}: a quote is not closed: write a name that contains a quote between quotes"
-            " of the other kind"
+            f"{field_names.shorten(text)}: a quote is not closed: write a name that contains"
+            " a quote between quotes of the other kind"
         ) from None
 
 
