@@ -200,7 +200,7 @@ class Optimizer:
     name: Literal["adamw", "lion", "muon"] = field(
         "adamw", "Optimizer; muon updates matrices, adamw all other weights."
     )
-    lr: float = field(3e-3, "Peak learning rate.", "vmapped", "traced", gt=0, le=1000)
+    lr: float = field(3e-3, "Peak learning rate.", "vmapped", "traced", gt=0, le=1e38)
     schedule: Literal["cosine", "linear", "wsd", "constant"] = field(
         "cosine", "Learning rate after warm-up; wsd is warm-up, stable, decay."
     )

@@ -115,6 +115,7 @@ def load_notes(sweep_dir) -> list[str]:
 
 def _notes(loaded: records.FolderRuns) -> list[str]:
     notes = [run_selection.describe_others(loaded.others), *loaded.unreadable.values()]
+    notes += [f"{row['name']}: {row['warning']}" for row in loaded.rows if row.get("warning")]
     notes += [line for row in loaded.rows for line in json_lines.describe_invalid_lines(row["dir"])]
     return [note for note in notes if note]
 
