@@ -27,13 +27,13 @@ _CONFIG = cli.config_flag()
 _TARGET = flags.DEFINE_string(
     "target", "here", f"hardware of the plan, such as {', '.join(hardware.EXAMPLES)}"
 )
-_SEARCH = flags.DEFINE_integer("search", 0, "number of layouts to propose for each run", 0)
+_SEARCH = flags.DEFINE_integer("search", 0, "number of layouts to propose for each run", 0, 1000)
 _ESTIMATE = flags.DEFINE_bool("estimate", False, "use the analytic estimate and compile nothing")
 _ADVISE = flags.DEFINE_string("advise", "", "directory of a sweep whose next runs to propose")
 _BUDGET = flags.DEFINE_float(
     "budget", None, "with --advise: FLOPs of the proposed runs; default: the most expensive run", 0
 )
-_N_RUNS = flags.DEFINE_integer("n_runs", 1, "with --advise: number of runs to propose", 1)
+_N_RUNS = flags.DEFINE_integer("n_runs", 1, "with --advise: number of runs to propose", 1, 100)
 _JSON = flags.DEFINE_bool("json", False, "print JSON instead of tables")
 
 

@@ -30,12 +30,13 @@ _SWEEP = flags.DEFINE_string("sweep", "", "FILE[:ARG] with get_sweep([ARG]) that
 cli.host_flags()
 _DIR = flags.DEFINE_string("dir", None, "folder of all runs, instead of the folders in the configs")
 _ON = flags.DEFINE_enum("on", "here", ["here", "slurm"], "train on this machine or in SLURM jobs")
-_JOBS = flags.DEFINE_integer("jobs", 1, "largest number of parallel processes", lower_bound=1)
+_JOBS = flags.DEFINE_integer("jobs", 1, "largest number of parallel processes", 1, 10_000)
 _MAX_VMAPPED = flags.DEFINE_integer(
     "max_vmapped",
     1,
     "largest number of runs per vmapped program; they differ only in seed and rates",
     lower_bound=1,
+    upper_bound=1024,
 )
 _SLURM = flags.DEFINE_string(
     "slurm", "", "options of sbatch, quoted as for a shell: --partition=gpu --time=1:00:00"
@@ -52,7 +53,7 @@ _SLURM_MAX_RUNNING = flags.DEFINE_integer(
 _TARGET = flags.DEFINE_string(
     "target", "", "hardware of one SLURM worker, such as gpu:h100:8, for checks and hours"
 )
-_RETRIES = flags.DEFINE_integer("retries", 0, "restarts of a failed run, at most", lower_bound=0)
+_RETRIES = flags.DEFINE_integer("retries", 0, "restarts of a failed run, at most", 0, 10**6)
 _ADOPT = flags.DEFINE_bool("adopt", False, "use the stored configs of runs that have started")
 _WORKER = flags.DEFINE_string(
     "worker", "", "internal: id of the submission, set for the processes of --jobs and SLURM"

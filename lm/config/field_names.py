@@ -225,6 +225,7 @@ def unknown_field_message(name: str, siblings: Iterable[str] = ()) -> str:
 
     name: with its group, such as "optim.learning_rate". siblings: the fields of this group.
     """
+    name = shorten(name)
     known = tuple(dict.fromkeys([*siblings, *SYNONYMS]))
     if name in known:
         return f"{name} is a field of a group: set it as run.{name}, not by one name with a dot"
