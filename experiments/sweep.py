@@ -144,6 +144,7 @@ def print_cost(runs: list[schema.Run], pending: list[str]) -> list[dict]:
 
     pending: names of the runs that are not finished.
     """
+    from experiments.common import disk_space
     from lm.parallel import mesh
     from lm.sweeps import launcher
     from lm.sweeps.planning import cost
@@ -155,7 +156,9 @@ def print_cost(runs: list[schema.Run], pending: list[str]) -> list[dict]:
     console.print_line(f"devices: {mesh.describe_devices(device_mesh)}")
     console.print_line(f"measured peak of matrix products: {peak / 1e9:.0f} GFLOP/s")
     costs = [cost.estimate_cost(run, peak, mesh.device_platform(device_mesh)) for run in runs]
-    console.print_plan(costs, {run.name for run in runs} - {*pending})
+    finished = {run.name for run in runs} - {*pending}
+    console.print_plan(costs, finished)
+    disk_space.print_disk_space(runs, finished, has_table=False)
     console.print_epochs(launcher.max_epochs_by_source(runs))
     console.print_text(runs)
     return costs
@@ -283,6 +286,7 @@ def print_target_cost(runs: list[schema.Run], pending: set[str], target) -> list
     target: hardware.Target of one worker. Without it the seconds are None, because they depend on
     the hardware. pending: names of the runs that are not finished.
     """
+    from experiments.common import disk_space
     from lm.sweeps.planning import cost, hardware
 
     costs = []
@@ -299,7 +303,9 @@ def print_target_cost(runs: list[schema.Run], pending: set[str], target) -> list
             else:
                 row["seconds"] = 3600 * estimate["hours"]
         costs.append(row)
-    console.print_plan(costs, {run.name for run in runs} - pending)
+    finished = {run.name for run in runs} - pending
+    console.print_plan(costs, finished)
+    disk_space.print_disk_space(runs, finished, has_table=False)
     if not target:
         console.print_line("times are unknown: name the hardware with --target")
     return costs

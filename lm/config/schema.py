@@ -304,8 +304,8 @@ class Evaluation:
 class Run:
     """Everything that defines a training run.
 
-    checkpoint_interval: a new checkpoint replaces the last, except by permanent_checkpoint_interval
-    and keep_best.
+    checkpoint_interval: the two newest checkpoints are stored, and those of
+    permanent_checkpoint_interval, keep_best and the starts of other runs. Others are deleted.
     """
 
     name: str = field("run", "Folder of the run below dir; sweeps use SWEEP/RUN.", "vmapped")

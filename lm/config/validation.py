@@ -231,6 +231,8 @@ def _check_tokenizer(tokenizer: str) -> None:
     if kind not in ("bytes", "bpe", "file", "spm") or (kind == "bytes") == bool(rest):
         problem = "must be bytes, bpe:8192, file:JSON or spm:MODEL"
         value_checks.reject("data.tokenizer", tokenizer, problem)
+    if kind in ("file", "spm"):
+        value_checks.check_path("data.tokenizer", rest, shown=tokenizer)
     size = model_sizes.named_vocab_size(tokenizer)
     if kind == "bpe" and not 258 <= size <= model_sizes.MAX_BPE_SIZE:
         problem = "must have a size from 258 (256 bytes and 2 more) to 10^6: try bpe:8192"
