@@ -34,6 +34,8 @@ USUAL_RANGES = {
     "model.router_bias_rate": (0, 0.1),
     "model.rope_theta": (100, 1e9),
     "model.lora_alpha": (0.1, 1e3),
+    "model.base_width": (8, 2**16),
+    "model.base_depth": (1, 2**10),
 }
 
 

@@ -47,6 +47,19 @@ def check_run_name(field: str, name: str) -> None:
             value_checks.reject(field, name, problem)
 
 
+def check_distinct_names(names: list[str]) -> None:
+    """Check that no two names differ only in case, because macOS stores them in one folder.
+
+    Raises ConfigError.
+    """
+    by_folded_name: dict[str, str] = {}
+    for name in names:
+        previous = by_folded_name.setdefault(name.casefold(), name)
+        if previous != name:
+            problem = f"differs from {previous} only in case: choose another name"
+            value_checks.reject("name", name, problem)
+
+
 def check_run_folder(run: schema.Run) -> None:
     """Check that the folders of the run and of the token files are usable and differ.
 

@@ -313,7 +313,7 @@ class Run:
     seed: int = field(0, "Seed of the initial weights and of the data order.", "vmapped", ge=0)
     steps: int = field(1000, "Number of optimizer steps.", ge=1)
     log_interval: int = field(10, "Steps between rows of metrics.", "execution", ge=1)
-    steps_per_call: int = field(0, "Most steps per compiled call; 0 is automatic.", ge=0, le=1000)
+    steps_per_call: int = field(0, "Most steps per compiled call; 0 is automatic.", ge=0, le=128)
     checkpoint_interval: int = field(200, "Steps between checkpoints.", "execution", ge=1)
     permanent_checkpoint_interval: int = field(
         0, "Steps between checkpoints that are never deleted; 0 is off.", "execution", ge=0

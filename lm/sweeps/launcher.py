@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
 
-from lm.config import axis_rules, schema, validation
+from lm.config import axis_rules, run_files, schema, validation
 from lm.data import dataset, tokenizers
 from lm.data.sources import documents
 from lm.data.tokenization import run_tokenizer
@@ -81,6 +81,7 @@ def validate_names(runs: list[schema.Run]) -> None:
         raise ValueError(
             f"name={', '.join(duplicates)} is the name of two runs. Give each run a unique name."
         )
+    run_files.check_distinct_names(names)
     if sum(run.is_prediction_target for run in runs) > 1:
         raise ValueError(
             "is_prediction_target=True in more than one run. A sweep predicts at most one run."

@@ -62,3 +62,9 @@ def test_run_cannot_be_the_folder_of_the_token_files(tmp_path):
     run.data.cache_dir = str(tmp_path / "other" / ".." / "data")
     with pytest.raises(schema.ConfigError, match="name='data' is the folder data.cache_dir="):
         validation.validate_run(run)
+
+
+def test_names_that_differ_only_in_case_are_rejected():
+    run_files.check_distinct_names(["s/1M", "s/1.5M", "s/1M"])
+    with pytest.raises(schema.ConfigError, match="name='s/1m' differs from s/1M only in case"):
+        run_files.check_distinct_names(["s/1M", "s/a", "s/1m"])

@@ -42,7 +42,7 @@ def test_every_float_is_bounded_on_both_sides(field):
         ("model.norm_eps", 1e-20, "model.norm_eps=1e-20 is too small: use at least 1e-12"),
         ("model.logit_softcap", 1e-3, "is too small: use at least 0.01 or 0"),
         ("optim.lr", 0.0, "optim.lr=0.0 must be above 0 and at most 1e+38"),
-        ("steps_per_call", 10**6, "steps_per_call=1000000 must be between 0 and 1000"),
+        ("steps_per_call", 10**6, "steps_per_call=1000000 must be between 0 and 128"),
         ("data.decontaminate_ngram", 10**9, "must be between 0 and 999"),
         ("data.tokenizer", "bpe:" + "9" * 5000, "must have a size from 258"),
         ("data.sources", {"text:" + "x" * 5000: 1.0}, "has 5005 characters: use at most 4096"),
