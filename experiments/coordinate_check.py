@@ -10,6 +10,7 @@ the defaults, the command takes about four minutes on two idle CPU cores. --out 
 """
 
 import dataclasses
+import re
 
 from absl import flags
 
@@ -20,16 +21,16 @@ _CONFIG = cli.config_flag()
 _WIDTHS = flags.DEFINE_list("widths", ["1", "2", "4", "8"], "multiples of the configured width")
 _DEPTHS = flags.DEFINE_list("depths", ["1", "2", "4", "8"], "multiples of the configured depth")
 _RULES = flags.DEFINE_list("rules", ["standard", "mup", "completep"], "parametrizations")
-_STEPS = flags.DEFINE_integer("steps", 6, "number of training steps", 1)
-_SEEDS = flags.DEFINE_integer("seeds", 2, "number of seeds of weights and text", 1)
+_STEPS = flags.DEFINE_integer("steps", 6, "number of training steps", 1, 1000)
+_SEEDS = flags.DEFINE_integer("seeds", 2, "number of seeds of weights and text", 1, 1000)
 _OUT = flags.DEFINE_string("out", "figures/coordinates", "path of the figure, without suffix")
 
 
 def main() -> int:
     run = cli.load_config(_CONFIG)
     for flag in (_WIDTHS, _DEPTHS):
-        if not all(factor.isdecimal() and int(factor) for factor in flag.value):
-            problem = "must be whole numbers from 1 with commas, such as 1,2,4"
+        if not all(re.fullmatch("[1-9][0-9]{0,3}", factor) for factor in flag.value):
+            problem = "must be whole numbers from 1 to 9999 with commas, such as 1,2,4"
             raise ValueError(f"--{flag.name}={','.join(flag.value)} {problem}")
     cli.tune_memory()
     rows = measure(run)

@@ -13,7 +13,7 @@ _RUN = flags.DEFINE_string("run", None, "folder of the run")
 _STEP = flags.DEFINE_integer("step", None, "step of the checkpoint; default: the last")
 _OUT = flags.DEFINE_string("out", None, "folder to write; must not exist or must be empty")
 _SHARD = flags.DEFINE_float(
-    "shard_gb", 5.0, "largest size of a weight file in GB", lower_bound=1e-6
+    "shard_gb", 5.0, "largest size of a weight file in GB", lower_bound=1e-6, upper_bound=1e6
 )
 
 

@@ -10,6 +10,12 @@ The checks are those of the commands train and sweep. With --target, the target'
 memory and traffic (extras tpu and gpu). It needs neither the device nor the training text. Without
 the compiler, or with --estimate, the values are analytic. The table names the method.
 
+The plan states the disk space of the checkpoints next to the free space. A checkpoint is saved
+every checkpoint_interval steps and at the end. A run retains its two newest checkpoints, because
+the newest may be damaged; every multiple of permanent_checkpoint_interval; with keep_best or
+eval.patience that of the lowest held-out loss; and those from which other runs start. An older
+checkpoint is deleted after a newer one is complete. A damaged one is moved away, never deleted.
+
 With --advise, the command reads a trained sweep and proposes the next runs: those that narrow its
 prediction the most per FLOP.
 """
@@ -27,13 +33,13 @@ _CONFIG = cli.config_flag()
 _TARGET = flags.DEFINE_string(
     "target", "here", f"hardware of the plan, such as {', '.join(hardware.EXAMPLES)}"
 )
-_SEARCH = flags.DEFINE_integer("search", 0, "number of layouts to propose for each run", 0)
+_SEARCH = flags.DEFINE_integer("search", 0, "number of layouts to propose for each run", 0, 1000)
 _ESTIMATE = flags.DEFINE_bool("estimate", False, "use the analytic estimate and compile nothing")
 _ADVISE = flags.DEFINE_string("advise", "", "directory of a sweep whose next runs to propose")
 _BUDGET = flags.DEFINE_float(
     "budget", None, "with --advise: FLOPs of the proposed runs; default: the most expensive run", 0
 )
-_N_RUNS = flags.DEFINE_integer("n_runs", 1, "with --advise: number of runs to propose", 1)
+_N_RUNS = flags.DEFINE_integer("n_runs", 1, "with --advise: number of runs to propose", 1, 100)
 _JSON = flags.DEFINE_bool("json", False, "print JSON instead of tables")
 
 
@@ -113,6 +119,7 @@ def validate_runs(runs: list[schema.Run], has_text: bool) -> None:
 
 def plan_local(runs: list[schema.Run]) -> int:
     """Print the cost at the measured speed of the local devices. Return the exit status."""
+    from experiments.common import disk_space
     from lm.parallel import mesh
     from lm.runs import records
     from lm.sweeps import launcher
@@ -128,8 +135,26 @@ def plan_local(runs: list[schema.Run]) -> int:
         return 0
     console.print_line(f"devices: {mesh.describe_devices(device_mesh)}")
     console.print_line(f"measured peak of matrix products: {peak / 1e9:.0f} GFLOP/s")
-    console.print_plan(costs, {run.name for run in runs if records.is_finished(run)})
+    finished = {run.name for run in runs if records.is_finished(run)}
+    console.print_plan(costs, finished)
+    disk_space.print_disk_space(runs, finished)
+    print_memory_problems(runs, device_mesh)
     return 0
+
+
+def print_memory_problems(runs: list[schema.Run], device_mesh) -> None:
+    """Print each run that cannot fit into the memory of the local devices."""
+    from lm.model import memory_estimate
+    from lm.parallel import device_memory, mesh
+
+    available = device_memory.available_bytes(device_mesh)
+    for run in runs:
+        try:
+            memory_estimate.check_memory(
+                run, device_mesh.size, mesh.device_platform(device_mesh), available
+            )
+        except schema.ConfigError as error:
+            console.print_line(f"warning: {error}")
 
 
 def plan_target(runs: list[schema.Run], target: hardware.Target) -> int:
@@ -137,6 +162,7 @@ def plan_target(runs: list[schema.Run], target: hardware.Target) -> int:
 
     Memory is that of the target's compiler, and peaks are those of its vendor.
     """
+    from experiments.common import disk_space
     from lm.sweeps.planning import aot_compile, cost, layout_search
 
     aot_compile.initialize_target_compiler(target)
@@ -162,6 +188,7 @@ def plan_target(runs: list[schema.Run], target: hardware.Target) -> int:
     console.table([_time_line(row) for row in rows], "Time: seconds per step, and the whole run")
     for row in rows:
         print_traffic(row)
+    disk_space.print_disk_space(runs, set(), is_here=False)
     console.print_line("roofline: the longest of compute, memory and network, at vendor peaks")
     console.print_line(f"expected: at an MFU that is assumed, not measured, for {target.platform}")
     return 0

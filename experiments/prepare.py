@@ -21,7 +21,7 @@ _PROMPTS = flags.DEFINE_string(
     "from_prompts", "", "feedback file of experiments.sample: train on its answers that are rated +"
 )
 _NUM_WORKERS = flags.DEFINE_integer(
-    "num_workers", 1, "processes that filter and tokenize", lower_bound=1
+    "num_workers", 1, "processes that filter and tokenize", lower_bound=1, upper_bound=1024
 )
 
 

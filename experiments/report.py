@@ -26,7 +26,7 @@ _DIR = flags.DEFINE_string("dir", "runs/quickstart", "folder of the sweep")
 _VERIFY = flags.DEFINE_string("verify", None, "figure to compare with the records of the sweep")
 _WATCH = flags.DEFINE_bool("watch", False, "write the report repeatedly until all runs have ended")
 _ARCHIVE_TO = flags.DEFINE_string("archive_to", None, "folder of the archive; writes no report")
-_MEGABYTES = flags.DEFINE_float("megabytes", 1.5, "largest size of the archive in MB")
+_MEGABYTES = flags.DEFINE_float("megabytes", 1.5, "largest size of the archive in MB", 0)
 MIN_WATCH_SECONDS = 10.0
 MAX_CPU_FRACTION = 0.05  # of one core, used by --watch while runs are in training
 

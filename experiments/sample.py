@@ -27,7 +27,7 @@ _STEP = flags.DEFINE_integer("step", None, "step of the checkpoint; default: the
 _PROMPT = flags.DEFINE_string(
     "prompt", None, "text to continue; - reads it from standard input; default: a conversation"
 )
-_N = flags.DEFINE_integer("n", 1, "answers per prompt", lower_bound=1)
+_N = flags.DEFINE_integer("n", 1, "answers per prompt", 1, 10_000)
 _MAX_TOKENS = flags.DEFINE_integer("max_tokens", 200, "largest number of tokens per answer")
 _TEMPERATURE = flags.DEFINE_float(
     "temperature", 0.0, "divisor of the logits; 0 selects the most likely token"

@@ -30,12 +30,13 @@ _SWEEP = flags.DEFINE_string("sweep", "", "FILE[:ARG] with get_sweep([ARG]) that
 cli.host_flags()
 _DIR = flags.DEFINE_string("dir", None, "folder of all runs, instead of the folders in the configs")
 _ON = flags.DEFINE_enum("on", "here", ["here", "slurm"], "train on this machine or in SLURM jobs")
-_JOBS = flags.DEFINE_integer("jobs", 1, "largest number of parallel processes", lower_bound=1)
+_JOBS = flags.DEFINE_integer("jobs", 1, "largest number of parallel processes", 1, 10_000)
 _MAX_VMAPPED = flags.DEFINE_integer(
     "max_vmapped",
     1,
     "largest number of runs per vmapped program; they differ only in seed and rates",
     lower_bound=1,
+    upper_bound=1024,
 )
 _SLURM = flags.DEFINE_string(
     "slurm", "", "options of sbatch, quoted as for a shell: --partition=gpu --time=1:00:00"
@@ -52,7 +53,7 @@ _SLURM_MAX_RUNNING = flags.DEFINE_integer(
 _TARGET = flags.DEFINE_string(
     "target", "", "hardware of one SLURM worker, such as gpu:h100:8, for checks and hours"
 )
-_RETRIES = flags.DEFINE_integer("retries", 0, "restarts of a failed run, at most", lower_bound=0)
+_RETRIES = flags.DEFINE_integer("retries", 0, "restarts of a failed run, at most", 0, 10**6)
 _ADOPT = flags.DEFINE_bool("adopt", False, "use the stored configs of runs that have started")
 _WORKER = flags.DEFINE_string(
     "worker", "", "internal: id of the submission, set for the processes of --jobs and SLURM"
@@ -143,6 +144,7 @@ def print_cost(runs: list[schema.Run], pending: list[str]) -> list[dict]:
 
     pending: names of the runs that are not finished.
     """
+    from experiments.common import disk_space
     from lm.parallel import mesh
     from lm.sweeps import launcher
     from lm.sweeps.planning import cost
@@ -154,7 +156,9 @@ def print_cost(runs: list[schema.Run], pending: list[str]) -> list[dict]:
     console.print_line(f"devices: {mesh.describe_devices(device_mesh)}")
     console.print_line(f"measured peak of matrix products: {peak / 1e9:.0f} GFLOP/s")
     costs = [cost.estimate_cost(run, peak, mesh.device_platform(device_mesh)) for run in runs]
-    console.print_plan(costs, {run.name for run in runs} - {*pending})
+    finished = {run.name for run in runs} - {*pending}
+    console.print_plan(costs, finished)
+    disk_space.print_disk_space(runs, finished, has_table=False)
     console.print_epochs(launcher.max_epochs_by_source(runs))
     console.print_text(runs)
     return costs
@@ -282,6 +286,7 @@ def print_target_cost(runs: list[schema.Run], pending: set[str], target) -> list
     target: hardware.Target of one worker. Without it the seconds are None, because they depend on
     the hardware. pending: names of the runs that are not finished.
     """
+    from experiments.common import disk_space
     from lm.sweeps.planning import cost, hardware
 
     costs = []
@@ -298,7 +303,9 @@ def print_target_cost(runs: list[schema.Run], pending: set[str], target) -> list
             else:
                 row["seconds"] = 3600 * estimate["hours"]
         costs.append(row)
-    console.print_plan(costs, {run.name for run in runs} - pending)
+    finished = {run.name for run in runs} - pending
+    console.print_plan(costs, finished)
+    disk_space.print_disk_space(runs, finished, has_table=False)
     if not target:
         console.print_line("times are unknown: name the hardware with --target")
     return costs

@@ -41,6 +41,7 @@ def main() -> int:
 
 def _print_header(run, text) -> None:
     """Print devices, size, expected time and text of a run, in the form of experiments.sweep."""
+    from experiments.common import disk_space
     from lm.parallel import mesh
     from lm.sweeps.planning import cost
 
@@ -50,6 +51,7 @@ def _print_header(run, text) -> None:
     console.print_line(f"measured peak of matrix products: {peak / 1e9:.0f} GFLOP/s")
     expected = cost.estimate_cost(run, peak, mesh.device_platform(device_mesh))
     console.print_plan([expected], set())
+    disk_space.print_disk_space([run], set(), has_table=False)
     console.print_epochs(text.epochs(run.steps))
     console.print_text([run])
     if not run.data.heldout_fraction:

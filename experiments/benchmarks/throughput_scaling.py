@@ -187,6 +187,7 @@ def _compile_and_warm_up(run: schema.Run, n_devices: int) -> _Training:
 
 def _roofline_seconds(run: schema.Run, device_mesh, peak: float) -> float:
     """Return the lowest seconds of a step at `peak` FLOP/s and the measured memory bandwidth."""
+    from lm.model import memory_estimate
     from lm.sweeps.planning import hardware, roofline
 
     target = hardware.parse_target(f"cpu:{device_mesh.size}")
@@ -196,7 +197,7 @@ def _roofline_seconds(run: schema.Run, device_mesh, peak: float) -> float:
         memory_speed=_copy_bandwidth(device_mesh) / device_mesh.size,
     )
     target = dataclasses.replace(target, spec=spec)
-    estimate = roofline.estimate_step(run, target, roofline.list_weights(run.model))
+    estimate = roofline.estimate_step(run, target, memory_estimate.list_weights(run.model))
     return max(estimate.compute_seconds, estimate.memory_seconds)
 
 

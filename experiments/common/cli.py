@@ -14,7 +14,7 @@ from collections.abc import Callable
 from absl import flags
 
 from experiments.common import config_files
-from lm.config import schema
+from lm.config import fields, schema
 from lm.runs import provenance
 
 # malloc reuses the large buffers of a train step, in huge pages if the kernel allows them. Free
@@ -23,6 +23,8 @@ MALLOC = (
     "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=33554432"
     f":glibc.malloc.trim_threshold=8589934592:glibc.malloc.arena_max={os.cpu_count()}"
 )
+MAX_FLOAT = 1e40  # of a flag, such as a budget in FLOPs
+MAX_MESSAGE = 4000  # characters of an error message
 EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE: the reader of the output has ended
 CHANGES_FLAG = "config_changes"  # internal flag with the values of --config.FIELD
 USAGE_RUN = "config.json is missing. Pass a directory below runs/."
@@ -86,7 +88,21 @@ def _call_main(main: Callable[[], int | None], argv: list[str]) -> int:
     unparsed = flags.FLAGS(arguments)[1:]
     if unparsed:
         raise ValueError(f"{unparsed[0]} is not a flag. Write --name=value.")
+    check_numbers(flags.FLAGS)
     return main() or 0
+
+
+def check_numbers(values: flags.FlagValues) -> None:
+    """Check that each number of the flags is finite and fits into 32 bits.
+
+    Bounds of one flag are in its definition. Raises ValueError.
+    """
+    for name in values:
+        value = values[name].value
+        if isinstance(value, float) and not abs(value) < MAX_FLOAT:
+            raise ValueError(f"--{name}={value:g} must be a finite number below {MAX_FLOAT:g}")
+        if type(value) is int and not -fields.MAX_INT <= value <= fields.MAX_INT:
+            raise ValueError(f"--{name} is an integer outside of 32 bits: use a smaller number")
 
 
 def _describe_os_error(error: OSError) -> str:
@@ -114,8 +130,8 @@ def host_flags() -> None:
     flags.DEFINE_string(
         "coordinator", "", "host:port of process 0, or auto to use the metadata of the cluster"
     )
-    flags.DEFINE_integer("processes", 0, "number of processes that train together")
-    flags.DEFINE_integer("process", -1, "index of this process, from 0")
+    flags.DEFINE_integer("processes", 0, "number of processes that train together", 0, 10**6)
+    flags.DEFINE_integer("process", -1, "index of this process, from 0", -1, 10**6)
 
 
 def join() -> None:
@@ -261,5 +277,7 @@ def _describe_flag(flag: flags.Flag) -> str:
 
 def _report_error(status: int, message: str) -> int:
     """Print an error or a signal to stderr. Return the exit status."""
+    if len(message) > MAX_MESSAGE:
+        message = f"{message[:MAX_MESSAGE]}..."
     print(message if status > 2 else f"error: {message}", file=sys.stderr)
     return status

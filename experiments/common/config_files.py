@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from lm.config import field_names, schema, validation
+from lm.config import field_names, run_files, schema, validation
 from lm.data.tokenization import run_tokenizer
 
 ROOT = Path(__file__).parents[2]  # folder of the packages lm, experiments and configs
@@ -256,6 +256,10 @@ def _check_names(path: str, names: list[str]) -> None:
         if name in previous:
             _fail(path, f"name={name!r} is the name of two runs: give each run a unique name")
         previous.add(name)
+    try:
+        run_files.check_distinct_names(names)
+    except schema.ConfigError as error:
+        _fail(path, str(error))
     for name in names:
         for parent in Path(name).parents:
             if str(parent) in previous:

@@ -5,7 +5,9 @@ The package uses only the standard library. An invalid run is rejected here, bef
     fields.py                declare a field with its description, bounds and roles
     schema.py                the config of a run: Run, Model, Data, Optimizer, Mesh, Evaluation,
                              Start
-    validation.py            validate_run(run)
+    value_checks.py          check each field alone: type, choices, bounds, paths
+    run_files.py             names in the folders of runs and sweeps, rules for run names
+    validation.py            validate_run(run): combinations of fields
     model_sizes.py           the ladder of model sizes, parameter counts, training budgets
     flops.py                 FLOPs per token and per step, by the conventions of the papers
     axis_rules.py            logical axes -> mesh axes

@@ -11,6 +11,7 @@ import functools
 from collections.abc import Iterable
 
 MAX_SUGGESTIONS = 3
+MAX_SHOWN = 200  # characters of a value in a message
 CUTOFF = 0.8  # smallest similarity of a misspelled name, see difflib.get_close_matches
 
 # Field -> names of the same quantity in other projects, in papers and in version 0.1.
@@ -32,6 +33,7 @@ SYNONYMS = {
     "stall_seconds": "stall timeout watchdog hang_timeout stall_timeout timeout_seconds",
     "wandb": "use_wandb wandb_log enable_wandb report_to log_to_wandb weights_and_biases"
     " wandb_project",
+    "check_memory": "memory_check check_fit oom_check verify_memory estimate_memory",
     "is_prediction_target": "predict predicted target is_target predict_target prediction_target"
     " predicted_run forecast",
     "model.vocab_size": "vocab n_vocab vocabulary vocabulary_size num_tokens num_embeddings"
@@ -223,6 +225,7 @@ def unknown_field_message(name: str, siblings: Iterable[str] = ()) -> str:
 
     name: with its group, such as "optim.learning_rate". siblings: the fields of this group.
     """
+    name = shorten(name)
     known = tuple(dict.fromkeys([*siblings, *SYNONYMS]))
     if name in known:
         return f"{name} is a field of a group: set it as run.{name}, not by one name with a dot"
@@ -280,3 +283,15 @@ def _lookup(name: str, group: str, meanings: dict[str, list[str]]) -> list[str]:
 def _normalize(name: str) -> str:
     """Return the name without case, underscores, hyphens and dots."""
     return "".join(character for character in name.lower() if character not in "_-. ")
+
+
+def suggest_names(name: str, known: list[str]) -> str:
+    """Return the error message for an unknown name. It suggests the most similar known names."""
+    near = difflib.get_close_matches(name[:MAX_SHOWN], known, n=3, cutoff=0.5) or known
+    return f"{shorten(name)} does not exist: did you mean {', '.join(near)}?"
+
+
+def shorten(text: str) -> str:
+    """Return a text as one line of at most MAX_SHOWN characters, for a message."""
+    line = " ".join(text.split())
+    return line if len(line) <= MAX_SHOWN else f"{line[:MAX_SHOWN]}..."

@@ -17,7 +17,9 @@ from typing import Any, Literal, NoReturn, TypeVar
 
 from lm.config import field_names
 
-Role = Literal["execution", "vmapped", "traced", "corpus", "batch", "compute", "adapter", "plan"]
+Role = Literal[
+    "execution", "vmapped", "traced", "corpus", "batch", "compute", "adapter", "plan", "path"
+]
 ROLES: dict[Role, str] = {
     "execution": "Affects how a run computes or is stored, not its result. May change on resume.",
     "vmapped": "May differ between the runs of one vmapped program.",
@@ -26,9 +28,13 @@ ROLES: dict[Role, str] = {
     "batch": "Part of the hash of a token dataset.",
     "compute": "Changes how a model computes, not its weights. May differ from the parent run.",
     "adapter": "Describes LoRA adapters, which a run may add to the model of its parent run.",
+    "path": "A folder: a local path, or gs://BUCKET/FOLDER.",
     "plan": "Varied by the layout search and reported as a column of a plan.",
 }
 Group = TypeVar("Group")
+MAX_INT = 2**31 - 1  # compiled programs compute with 32-bit integers
+# Default bounds of float fields. Products of two such values fit the range of float32.
+MAX_FLOAT, MIN_FLOAT = 1e12, 1e-12
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +45,8 @@ class FieldInfo:
     roles: tuple[Role, ...] = ()
     ge: float | None = None  # smallest allowed value
     gt: float | None = None  # lower bound that is not allowed itself
-    le: float | None = None  # largest allowed value
+    le: float | None = None  # largest allowed value; None is MAX_INT or MAX_FLOAT
+    smallest: float = MIN_FLOAT  # smallest allowed magnitude of a float other than 0
     axis: str = ""  # logical axis whose size is this field
     chunks: str = ""  # logical axis that this field splits into chunks on each device
     alone: str = ""  # reason why a run with another value than the default is never vmapped

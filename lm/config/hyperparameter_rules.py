@@ -17,6 +17,26 @@ from typing import NamedTuple
 from lm.config import model_sizes, schema
 
 WARMUP_TOKENS = 375e6
+# Ranges of published training runs, with a margin. Values outside of them often fail.
+USUAL_RANGES = {
+    "optim.lr": (1e-7, 0.3),
+    "optim.b1": (0, 0.99),
+    "optim.b2": (0.5, 0.9999),
+    "optim.eps": (1e-20, 1e-4),
+    "optim.weight_decay": (0, 10),
+    "optim.clip_norm": (0.01, 1e3),
+    "optim.layer_decay": (0.1, 1),
+    "model.norm_eps": (1e-9, 1e-3),
+    "model.logit_softcap": (1, 1e3),
+    "model.z_loss": (0, 0.1),
+    "model.router_z_loss": (0, 0.1),
+    "model.load_balancing_weight": (0, 1),
+    "model.router_bias_rate": (0, 0.1),
+    "model.rope_theta": (100, 1e9),
+    "model.lora_alpha": (0.1, 1e3),
+    "model.base_width": (8, 2**16),
+    "model.base_depth": (1, 2**10),
+}
 
 
 class RecommendedRates(NamedTuple):
@@ -80,6 +100,25 @@ def finetuning_lr(n: float) -> float:
     without embedding and head. The factor is a convention and not a fit.
     """
     return step_law(n, 20 * n).lr / 30
+
+
+def unusual_values(run: schema.Run) -> list[str]:
+    """Return the fields of a run outside the ranges of published runs, each as one phrase.
+
+    The phrases explain a run that diverged or learned nothing. A value of 0 that switches a feature
+    off is usual.
+    """
+    values = schema.flatten(run)
+    phrases = [
+        f"{field}={values[field]:g} is unusual (published runs: {low:g} to {high:g})"
+        for field, (low, high) in USUAL_RANGES.items()
+        if values[field] and not low <= values[field] <= high
+    ]
+    shrinkage = run.optim.lr * run.optim.weight_decay
+    if shrinkage >= 1:
+        product = f"optim.lr x optim.weight_decay = {shrinkage:g}"
+        phrases.append(f"{product} removes all of a weight in one step (it must be below 1)")
+    return phrases
 
 
 def apply_step_law(run: schema.Run, n_tokens: float) -> None:

@@ -10,9 +10,10 @@ the N of Kaplan et al. 2020 (arXiv:2001.08361). This number does not depend on t
 
 import dataclasses
 import math
+import re
 from typing import Any
 
-from lm.config import flops, schema
+from lm.config import field_names, flops, schema
 
 # Width grows faster than depth: d_model / n_layers rises from 5 to 240, as in published families.
 LADDER = {
@@ -59,7 +60,7 @@ LADDER = {
     "600B": (  23552,     110,    184,         8,   128,  60928),
     "1T":   (  28672,     120,    224,         8,   128,  76800),
 }  # fmt: skip
-
+MAX_BPE_SIZE = 10**6
 
 # The names of mixtures of experts state total and active parameters, without embeddings, within 5%.
 # Below 1B, the MLP of a dense size is divided into experts. From 1B on, widths, depths and experts
@@ -89,7 +90,7 @@ def ladder_model(size: str, **changes: Any) -> schema.Model:
     changes: fields of schema.Model. Raises ValueError for an unknown size, with similar sizes.
     """
     if size not in LADDER and size not in EXPERTS:
-        raise ValueError("size " + schema.suggest_names(str(size), [*LADDER, *EXPERTS]))
+        raise ValueError("size " + field_names.suggest_names(str(size), [*LADDER, *EXPERTS]))
     names = ("d_model", "n_layers", "n_heads", "n_kv_heads", "d_head")
     expert_names = ("n_experts", "experts_per_token", "n_shared_experts", "d_expert")
     names += ("d_ff",) if size in LADDER else expert_names
@@ -122,9 +123,9 @@ def expert_width(model: schema.Model) -> int:
 
 
 def named_vocab_size(tokenizer: str) -> int:
-    """Return the vocabulary size that a value of data.tokenizer states; 0 if a file states it."""
+    """Return the vocabulary size that a value of data.tokenizer states; 0 if it states none."""
     kind, _, rest = tokenizer.partition(":")
-    if kind == "bpe" and rest.isdecimal():
+    if kind == "bpe" and re.fullmatch("[0-9]{1,9}", rest):
         return int(rest)
     return 256 if tokenizer == "bytes" else 0
 

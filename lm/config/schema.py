@@ -10,7 +10,6 @@ lm/config/validation.py checks values and combinations of values.
 """
 
 import dataclasses
-import difflib
 import types
 import typing
 from typing import Any, Literal
@@ -44,7 +43,7 @@ class Model:
     d_ff: int = field(384, "Hidden width of the MLP.", ge=1, axis="mlp")
     mlp: Literal["gated", "gelu"] = field("gated", "Gated SiLU, or GELU as in GPT-2.")
     norm: Literal["rms", "layer"] = field("rms", "RMSNorm, or LayerNorm with mean and bias.")
-    norm_eps: float = field(1e-6, "Added to the mean square, or variance, in a norm.", gt=0)
+    norm_eps: float = field(1e-6, "Added to the mean square, or variance, in a norm.", gt=0, le=1)
     qk_norm: bool = field(True, "Normalize queries and keys per head (arXiv:2302.05442).")
     bias: bool = field(False, "Add biases to the projections; the head has none.")
     tie_embeddings: bool = field(
@@ -54,7 +53,7 @@ class Model:
         0, "Learned positions; 0 is rotary.", ge=0, axis="positions", hash_name="max_positions"
     )
     rope_theta: float = field(10_000.0, "Base of the rotary frequencies (Su et al. 2021).", gt=0)
-    logit_softcap: float = field(0.0, "Cap in cap tanh(logits / cap); 0 is off.", ge=0)
+    logit_softcap: float = field(0.0, "Cap c: c tanh(logits / c); 0 is off.", ge=0, smallest=0.01)
     z_loss: float = field(0.0, "Weight of log(Z)^2 in the loss; 0 is off.", "compute", ge=0)
     parametrization: Literal["standard", "mup", "completep"] = field(
         "standard", "Scaling of initialization and learning rates with width and depth."
@@ -116,7 +115,7 @@ class Model:
         "dropless", "Process all tokens (dropless), or drop tokens beyond the capacity."
     )
     capacity_factor: float = field(
-        1.25, "Slots of an expert, relative to an even load.", gt=0, hash_name="capacity"
+        1.25, "Slots of an expert, relative to an even load.", gt=0, le=1e4, hash_name="capacity"
     )
 
 
@@ -137,7 +136,7 @@ class Data:
     """
 
     sources: dict[str, float] = field({"code": 0.5, "docs": 0.5}, "Weight of each source, >= 0.")
-    cache_dir: str = field("data", "Folder of token files; may be gs://BUCKET/FOLDER.", "execution")
+    cache_dir: str = field("data", "Token files; may be gs://BUCKET/FOLDER.", "execution", "path")
     heldout_fraction: float = field(
         0.05, "Fraction of held-out documents.", ge=0, le=1, hash_name="heldout"
     )
@@ -154,7 +153,7 @@ class Data:
         False, "Drop near-duplicates, Jaccard above about 0.8.", "corpus", hash_name="drop_copies"
     )
     decontaminate_ngram: int = field(
-        0, "Words per n-gram of decontamination; 0 is off.", "corpus", ge=0, hash_name="overlap"
+        0, "Words per n-gram; 0 is no cleaning.", "corpus", ge=0, le=999, hash_name="overlap"
     )
     decontaminate_against: str = field(
         "", "Source URI whose text counts as held out; empty is off.", "corpus", hash_name="protect"
@@ -189,7 +188,7 @@ class Data:
     )
     max_epochs: float = field(0.0, "Largest number of epochs over any source; 0 is no limit.", ge=0)
     local_cache_dir: str = field(
-        "data", "Local folder for the files of a remote data.cache_dir.", "execution"
+        "data", "Local folder for the files of a remote data.cache_dir.", "execution", "path"
     )
 
 
@@ -201,7 +200,7 @@ class Optimizer:
     name: Literal["adamw", "lion", "muon"] = field(
         "adamw", "Optimizer; muon updates matrices, adamw all other weights."
     )
-    lr: float = field(3e-3, "Peak learning rate.", "vmapped", "traced", gt=0)
+    lr: float = field(3e-3, "Peak learning rate.", "vmapped", "traced", gt=0, le=1e38)
     schedule: Literal["cosine", "linear", "wsd", "constant"] = field(
         "cosine", "Learning rate after warm-up; wsd is warm-up, stable, decay."
     )
@@ -210,15 +209,17 @@ class Optimizer:
     final_lr_fraction: float = field(
         0.1, "Final learning rate as a fraction of the peak.", ge=0, le=1, hash_name="lr_end"
     )
-    b1: float = field(0.9, "Decay of the first moment; 0.95 for muon's matrices.", ge=0, le=1)
-    b2: float = field(0.95, "Decay of the second moment.", ge=0, le=1)
-    eps: float = field(1e-8, "Constant added to the root of the second moment.", gt=0)
+    b1: float = field(0.9, "Decay of the first moment; muon's matrices: 0.95.", ge=0, le=0.999999)
+    b2: float = field(0.95, "Decay of the second moment.", ge=0, le=0.999999)
+    eps: float = field(1e-8, "Constant added to the root of the second moment.", ge=1e-30)
     weight_decay: float = field(
         0.1, "Decoupled decay, times the learning rate; not on norms.", "vmapped", "traced", ge=0
     )
     layer_decay: float = field(1.0, "Learning rate of a layer, relative to the layer above.", gt=0)
     frozen: str = field("", "Paths or axes that are not trained, as embed,mlp.", hash_name="freeze")
-    clip_norm: float = field(1.0, "Largest global gradient norm; 0 is off.", ge=0, hash_name="clip")
+    clip_norm: float = field(
+        1.0, "Largest global gradient norm; 0 is off.", ge=0, smallest=1e-6, hash_name="clip"
+    )
     grad_accumulation_steps: int = field(
         1, "Micro-batches per step.", "execution", "plan", ge=1, chunks="batch"
     )
@@ -303,16 +304,16 @@ class Evaluation:
 class Run:
     """Everything that defines a training run.
 
-    checkpoint_interval: a new checkpoint replaces the last, except by permanent_checkpoint_interval
-    and keep_best.
+    checkpoint_interval: the two newest checkpoints are stored, and those of
+    permanent_checkpoint_interval, keep_best and the starts of other runs. Others are deleted.
     """
 
     name: str = field("run", "Folder of the run below dir; sweeps use SWEEP/RUN.", "vmapped")
-    dir: str = field("runs", "Folder of all runs; may be gs://BUCKET/FOLDER.", "execution")
+    dir: str = field("runs", "Folder of runs; may be gs://BUCKET/FOLDER.", "execution", "path")
     seed: int = field(0, "Seed of the initial weights and of the data order.", "vmapped", ge=0)
     steps: int = field(1000, "Number of optimizer steps.", ge=1)
     log_interval: int = field(10, "Steps between rows of metrics.", "execution", ge=1)
-    steps_per_call: int = field(0, "Most steps per compiled call; 0 is automatic.", ge=0)
+    steps_per_call: int = field(0, "Most steps per compiled call; 0 is automatic.", ge=0, le=128)
     checkpoint_interval: int = field(200, "Steps between checkpoints.", "execution", ge=1)
     permanent_checkpoint_interval: int = field(
         0, "Steps between checkpoints that are never deleted; 0 is off.", "execution", ge=0
@@ -326,6 +327,9 @@ class Run:
     )
     wandb: bool = field(
         False, "Also log to Weights & Biases.", "execution", alone="W&B logs one run per process"
+    )
+    check_memory: bool = field(
+        True, "Reject a run whose estimated memory exceeds that of the devices.", "execution"
     )
     is_prediction_target: bool = field(
         False, "In a sweep: start last, after the other runs predict it.", "execution"
@@ -391,9 +395,3 @@ def from_dict(values: dict, kind: type = Run, where: str = "") -> Any:
         is_group = dataclasses.is_dataclass(hints[name])
         known[name] = from_dict(value, hints[name], f"{where}{name}.") if is_group else value
     return kind(**known)
-
-
-def suggest_names(name: str, known: list[str]) -> str:
-    """Return the error message for an unknown name. It suggests the most similar known names."""
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5) or known
-    return f"{name} does not exist: did you mean {', '.join(near)}?"

@@ -17,7 +17,7 @@ from collections.abc import Callable, Generator
 
 import numpy as np
 
-from lm.config import fields, schema
+from lm.config import field_names, fields, schema
 from lm.data import corpus, mixture, packing, tokenizers
 from lm.data.prepared import corpus_manifest, token_file
 from lm.data.sources import chat, documents, synthetic_languages
@@ -120,7 +120,7 @@ class TokenDataset:
         Raises ValueError for an unknown source.
         """
         if source not in self.heldout_files:
-            raise ValueError(schema.suggest_names(source, list(self.heldout_files)))
+            raise ValueError(field_names.suggest_names(source, list(self.heldout_files)))
         rows = self.heldout_files[source]
         if not len(rows):
             return np.zeros((0, self.data.seq_len + 1), np.int32)

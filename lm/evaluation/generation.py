@@ -21,12 +21,13 @@ from collections.abc import Iterator, Sequence
 import jax
 import numpy as np
 
-from lm.config import schema
+from lm.config import fields, schema
 from lm.data import tokenizers
 from lm.evaluation import coverings, decoding, scoring
 from lm.model import kv_cache
 from lm.parallel import mesh
 
+TEMPERATURES = (1e-3, 1e3)  # smallest and largest temperature other than 0
 MAX_PROMPTS = 64  # largest number of prompts in one batch
 
 
@@ -216,13 +217,19 @@ def sample_index(rng: np.random.Generator, log_p_N: np.ndarray, sampling: Sampli
 
 def validate_sampling(sampling: SamplingParams) -> None:
     """Raise ValueError if a sampling option is out of range."""
+    low, high = TEMPERATURES
+    is_temperature_valid = sampling.temperature == 0 or low <= sampling.temperature <= high
     for name, is_valid, rule in (
-        ("max_tokens", sampling.max_tokens >= 1, "must be at least 1"),
-        ("temperature", sampling.temperature >= 0, "must be at least 0"),
-        ("top_k", sampling.top_k >= 0, "must be at least 0"),
+        (
+            "max_tokens",
+            1 <= sampling.max_tokens <= fields.MAX_INT,
+            f"must be from 1 to {fields.MAX_INT}",
+        ),
+        ("temperature", is_temperature_valid, f"must be 0, or from {low} to {high}"),
+        ("top_k", 0 <= sampling.top_k <= fields.MAX_INT, f"must be from 0 to {fields.MAX_INT}"),
         ("top_p", 0 < sampling.top_p <= 1, "must be above 0 and at most 1"),
         ("stop", all(sampling.stop), "must not contain an empty string"),
-        ("seed", sampling.seed >= 0, "must be at least 0"),
+        ("seed", 0 <= sampling.seed <= fields.MAX_INT, f"must be from 0 to {fields.MAX_INT}"),
     ):
         if not is_valid:
             raise ValueError(f"{name}={getattr(sampling, name)!r} {rule}")

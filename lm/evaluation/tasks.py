@@ -41,15 +41,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lm.config import schema
+from lm.config import field_names, value_checks
 from lm.data.sources import chat, example_formats, readers, synthetic_tasks, uri
 
 SPLITS = ("test", "valid")
 SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
 MATCHES = ("strict", "squad", "number")
 DEFAULT_SYNTHETIC_EXAMPLES = 100
+MAX_INSTANCES = 5000  # of a synthetic task; their generation takes a second
 _FIELDS = {
-    "shots": uri.count(),
+    "shots": uri.count(uri.MAX_SHOTS),
     "n": uri.count(),
     "seed": uri.count(),
     "template": uri.choice(["", *chat.TEMPLATES]),
@@ -92,15 +93,17 @@ def load_task(name: str) -> Task:
     kind, _ = uri.split_uri(name)
     if kind.startswith("file:"):
         path, values = uri.parse_uri(name, _FIELDS | _FILE_FIELDS, "task ")
+        value_checks.check_path("task", path)
         task = _load_files(name, Path(path.removeprefix("file:")).expanduser(), values)
     elif kind in synthetic_tasks.TASKS:
         fields = _FIELDS | synthetic_tasks.task_fields(kind) | {"choices": uri.count()}
         _, values = uri.parse_uri(name, fields, "task ")
         task = _synthetic_task(name, values)
     else:
-        near = difflib.get_close_matches(kind, synthetic_tasks.TASKS, n=1)
+        near = difflib.get_close_matches(kind[:200], synthetic_tasks.TASKS, n=1)
+        suggestion = f"did you mean {near[0]}? " if near else ""
         raise ValueError(
-            f"task {kind} does not exist: {f'did you mean {near[0]}? ' if near else ''}Built-in"
+            f"task {field_names.shorten(kind)} does not exist: {suggestion}Built-in"
             f" tasks are synthetic ({', '.join(synthetic_tasks.TASKS)}). Real tasks are"
             " file:FOLDER, or those of the lm-evaluation-harness (lm/evaluation/lm_eval_harness.py)"
         )
@@ -123,6 +126,11 @@ def _synthetic_task(name: str, values: dict[str, Any]) -> Task:
     n_shots, n_choices = values.get("shots", 0), values.get("choices", 1)
     rng = np.random.default_rng((values.get("seed", 0), 2))
     n_examples = values.get("n") or DEFAULT_SYNTHETIC_EXAMPLES
+    if n_examples * (1 + n_shots) > MAX_INSTANCES:
+        raise ValueError(
+            f"task {field_names.shorten(name)}: n={n_examples} examples with shots={n_shots} have"
+            f" more than {MAX_INSTANCES} instances: lower n or shots"
+        )
     instances = synthetic_tasks.sample_distinct(generator, rng, heldout=True, n=n_examples)
     if not instances:
         raise ValueError(f"task {name}: no instance is held out: raise the difficulty parameters")
@@ -324,7 +332,7 @@ def _split_file(name: str, folder: Path, split: str) -> Path:
         )
     if not folder.is_dir():
         siblings = [f"file:{p}" for p in sorted(folder.parent.glob("*"))]
-        message = "task " + schema.suggest_names(f"file:{folder}", siblings or ["file:FOLDER"])
+        message = "task " + field_names.suggest_names(f"file:{folder}", siblings or ["file:FOLDER"])
         with_space = [p for p in siblings if p.startswith(f"file:{folder} ")]
         if with_space:
             message += f" A name with a space needs quotes: '\"{with_space[0]}\"'"

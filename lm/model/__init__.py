@@ -11,5 +11,6 @@ parametrization. Files in reading order:
     parametrization.py  standard, muP, CompleteP
     kv_cache.py         decoder with a key-value cache
     params.py           parameter trees by path
+    memory_estimate.py  analytic memory of a train step; runs that do not fit are rejected
     hf/                 models of Hugging Face transformers
 """

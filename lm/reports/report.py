@@ -9,6 +9,7 @@ refresh=SECONDS an open page reloads at this interval, for a sweep that is train
 
 from pathlib import Path
 
+from lm.config import run_files
 from lm.reports import figures, html, summary
 from lm.reports.plots import style
 from lm.reports.sections import report_sections
@@ -30,7 +31,7 @@ def write_report(sweep_dir: str | Path, refresh: float = 0.0) -> Path:
     figure_elements = []
     for name, (figure, meta) in figures.all_figures(sweep).items():
         if not refresh:
-            style.save_figure(figure, sweep.path / "figures" / name, meta)
+            style.save_figure(figure, sweep.path / run_files.FIGURES / name, meta)
         figure_elements.append(html.html_figure(figure, "" if refresh else f"figures/{name}"))
     sections = {"Figures": html.html_figures(figure_elements)}
     return html.write_page(

@@ -19,8 +19,13 @@ import typing
 from collections.abc import Iterator
 from pathlib import Path
 
+from lm.config import run_files
+
 N_READERS = 32  # objects that are downloaded at the same time
-SKIPPED_FOLDERS = ("checkpoints", "damaged")  # folders that `find_files` does not search
+SKIPPED_FOLDERS = (
+    run_files.CHECKPOINTS,
+    run_files.DAMAGED,
+)  # folders that `find_files` does not search
 
 
 def open_path(name: str | os.PathLike) -> Path:

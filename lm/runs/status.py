@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+from lm.config import run_files
 from lm.runs import filesystem, records
 from lm.runs.integrity import run_notes, sweep_files
 
@@ -158,7 +159,7 @@ def _started_status(row: dict) -> dict:
         "seconds_left": seconds_left,
         "devices": row.get("devices"),
         "where": row.get("host", ""),
-        "checkpoint": _newest_checkpoint(folder / "checkpoints"),
+        "checkpoint": _newest_checkpoint(folder / run_files.CHECKPOINTS),
         "attempts": row.get("attempts", 0),
         "reason": row.get("reason", ""),
     }

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
 
-from lm.config import axis_rules, schema, validation
+from lm.config import axis_rules, run_files, schema, validation
 from lm.data import dataset, tokenizers
 from lm.data.prepared import recorded_text
 from lm.data.sources import documents
@@ -42,6 +42,7 @@ def validate_sweep(runs: list[schema.Run], report: Callable | None = None) -> No
     """
     validate_configs(runs)
     validate_meshes(runs)
+    validate_memory(runs)
     for run in runs:
         text = dataset.open_dataset(run.data, run.seed, report)
         recorded_text.check_same_text(run, text)
@@ -83,6 +84,7 @@ def validate_names(runs: list[schema.Run]) -> None:
         raise ValueError(
             f"name={', '.join(duplicates)} is the name of two runs. Give each run a unique name."
         )
+    run_files.check_distinct_names(names)
     if sum(run.is_prediction_target for run in runs) > 1:
         raise ValueError(
             "is_prediction_target=True in more than one run. A sweep predicts at most one run."
@@ -110,6 +112,12 @@ def validate_meshes(runs: list[schema.Run]) -> None:
     """Raise ValueError if a run cannot be divided over the devices of this process."""
     for run in runs:
         mesh.check_mesh_devices(run, mesh.make_mesh(run.mesh))
+
+
+def validate_memory(runs: list[schema.Run]) -> None:
+    """Raise ValueError if a run that is not finished exceeds the memory of the devices."""
+    for run in pending(runs):
+        loop.validate_memory(run)
 
 
 def keep_original_configs(runs: list[schema.Run]) -> list[schema.Run]:

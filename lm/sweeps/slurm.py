@@ -22,7 +22,7 @@ import subprocess
 import time
 from pathlib import Path
 
-from lm.config import schema
+from lm.config import run_files, schema
 from lm.data import corpus
 from lm.parallel import mesh
 from lm.runs import filesystem, json_files, lock
@@ -148,6 +148,7 @@ def prepare_in_worker(
         try:
             with lock.RunLock(folder / "preparation"):
                 launcher.validate_meshes(runs)
+                launcher.validate_memory(runs)
                 for run in runs:
                     corpus.prepare_corpus(run.data, report, mesh.count_cores())
                 json_files.write_record(marker, {"submission": submission})
@@ -158,7 +159,7 @@ def prepare_in_worker(
 
 def job_folder(runs: list[schema.Run]) -> Path:
     """Return the folder of scripts, logs and job ids. Raises ValueError if it is in a bucket."""
-    folder = launcher.sweep_folder(runs) / "slurm"
+    folder = launcher.sweep_folder(runs) / run_files.SLURM
     if filesystem.is_remote(folder):
         raise ValueError(
             f"dir={runs[0].dir!r}: SLURM cannot write its logs to a bucket. Set a folder that all"

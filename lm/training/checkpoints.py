@@ -24,7 +24,7 @@ import jax
 import orbax.checkpoint
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from lm.config import schema
+from lm.config import run_files, schema
 from lm.model import params
 from lm.parallel import distributed
 from lm.runs import filesystem, records
@@ -65,11 +65,11 @@ class CheckpointStore:
             override=True,
         )
         self.run_folder = records.run_dir(run)
-        self.folder = self.run_folder / "checkpoints"
+        self.folder = self.run_folder / run_files.CHECKPOINTS
         self.fields = checkpoint_manifest.expected_fields(run, read_only)
         self.saved_step = -1
         options = orbax.checkpoint.CheckpointManagerOptions(
-            preservation_policy=_preservation_policy(run, self.run_folder / "pins"),
+            preservation_policy=_preservation_policy(run, self.run_folder / run_files.PINS),
             cleanup_tmp_directories=not read_only,
             read_only=read_only,
             create=not read_only,
@@ -267,7 +267,7 @@ class CheckpointStore:
         """Move a corrupt checkpoint to damaged/ and return its new path."""
 
         def move() -> str:
-            target = self.folder.with_name("damaged") / str(step)
+            target = self.folder.with_name(run_files.DAMAGED) / str(step)
             target.parent.mkdir(exist_ok=True)
             while target.exists():
                 target = target.with_name(target.name + "-again")
@@ -292,7 +292,9 @@ def _preservation_policy(run: schema.Run, pins: Path) -> preservation_policy.Pre
 
 def newest_checkpoint(run: schema.Run) -> int:
     """Return the step of the newest checkpoint of a run, intact or not; 0 if the run has none."""
-    names = (path.name for path in filesystem.list_dir(records.run_dir(run) / "checkpoints"))
+    names = (
+        path.name for path in filesystem.list_dir(records.run_dir(run) / run_files.CHECKPOINTS)
+    )
     return max((int(name) for name in names if name.isdecimal()), default=0)
 
 
@@ -316,7 +318,7 @@ def open_readonly(run: schema.Run, step: int | None) -> Iterator[tuple[Checkpoin
     the checkpoint that is read in the context is corrupt.
     """
     stored_config.check_format(records.run_dir(run))
-    folder = records.run_dir(run) / "checkpoints"
+    folder = records.run_dir(run) / run_files.CHECKPOINTS
     if not folder.is_dir():
         raise checkpoint_manifest.CheckpointError(f"{records.run_dir(run)} has no checkpoint yet")
     with CheckpointStore(run, read_only=True) as store:
@@ -377,7 +379,7 @@ def protect(run: schema.Run, step: int, by: str) -> None:
 
     by: name of the run that starts from the checkpoint.
     """
-    pin = records.run_dir(run) / "pins" / f"{step}-{by.replace('/', '-')}"
+    pin = records.run_dir(run) / run_files.PINS / f"{step}-{by.replace('/', '-')}"
     with contextlib.suppress(OSError):  # no process deletes checkpoints of a read-only folder
         filesystem.write_file(pin, by + "\n")
 

@@ -25,7 +25,8 @@ from lm.data import corpus, dataset
 from lm.data.prepared import recorded_text
 from lm.data.tokenization import run_tokenizer
 from lm.evaluation import task_eval, tasks
-from lm.parallel import distributed, mesh
+from lm.model import memory_estimate
+from lm.parallel import device_memory, distributed, mesh
 from lm.runs import records
 from lm.training import metric_log, preemption, session, step, warm_start
 
@@ -74,6 +75,7 @@ def validate_session(
     distributed.run_on_primary(lambda: records.check_same_config(run))
     if run.start.run:
         warm_start.validate_start(run, warm_start.parent_run(run))
+    validate_memory(run)
     # The primary prepares the text before the other processes open it.
     distributed.run_on_primary(lambda: dataset.open_dataset(run.data, run.seed, report) and None)
     text = dataset.open_dataset(run.data, run.seed)
@@ -84,6 +86,19 @@ def validate_session(
     distributed.check_equal_on_all("prepared text", text.hash)
     validate_text(run, text)
     return text
+
+
+def validate_memory(run: schema.Run) -> None:
+    """Check that a run can be divided over the devices of this process and fits their memory.
+
+    Raises ValueError, see memory_estimate.check_memory. Compile nothing.
+    """
+    device_mesh = mesh.make_run_mesh(run)
+    platform = mesh.device_platform(device_mesh)
+    n_bytes = device_memory.available_bytes(device_mesh)
+    distributed.run_on_primary(
+        lambda: memory_estimate.check_memory(run, device_mesh.size, platform, n_bytes)
+    )
 
 
 def validate_text(run: schema.Run, text: dataset.TokenDataset) -> None:

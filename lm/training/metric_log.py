@@ -18,13 +18,13 @@ import platform
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import jax
 import numpy as np
 
-from lm.config import fields, flops, schema
+from lm.config import fields, flops, hyperparameter_rules, run_files, schema
 from lm.data import dataset, tokenizers
 from lm.data.prepared import recorded_text
 from lm.data.tokenization import run_tokenizer
@@ -32,6 +32,9 @@ from lm.model import attention
 from lm.runs import filesystem, provenance, records
 
 Report = Callable[[dict], None]  # receives rows of metrics.jsonl or evals.jsonl
+# A loss within this distance of a uniform guess shows that the run learned nothing, in nats.
+LOSS_TOLERANCE = 1e-3
+LOSS_RISE = 0.2  # nats; a larger rise of the loss precedes the divergence of a run
 FLUSH_SECONDS = 30.0  # time between two flushes of an event file
 
 
@@ -59,7 +62,7 @@ def open_writers(
     """
     if not is_primary:
         return lambda row: None, lambda: None
-    folder = records.run_dir(run) / "tensorboard"
+    folder = records.run_dir(run) / run_files.TENSORBOARD
     write_event, close_events = _open_tensorboard(folder, first_step)
     wandb_run = _open_wandb(run) if run.wandb else None
 
@@ -273,22 +276,71 @@ def find_spikes(recent: collections.deque, row: dict) -> list[str]:
     return names
 
 
-def quality_warning(run: schema.Run, evaluated: dict[int, dict], ends_at: int) -> str:
-    """Return a warning of one line if the final loss is worse than a simple baseline, else "".
+def quality_warning(
+    run: schema.Run, evaluated: dict[int, dict], ends_at: int, training_loss: float | None = None
+) -> str:
+    """Return a warning of one line if the final loss is not below a simple baseline, else "".
 
     The baselines are a uniform guess among all tokens and, for fine-tuning, the initial weights.
-    evaluated: rows of evals.jsonl by step. ends_at: the final step.
+    evaluated: rows of evals.jsonl by step. ends_at: the final step. training_loss: last logged
+    loss, for a run without held-out text.
     """
-    if "loss" not in evaluated.get(ends_at, {}):
+    kind, value = "held-out", evaluated.get(ends_at, {}).get("loss")
+    if value is None:
+        kind, value = "training", training_loss
+    if value is None:
         return ""
-    loss, guess_loss = float(evaluated[ends_at]["loss"]), math.log(run.model.vocab_size)
+    loss, guess_loss = float(value), math.log(run.model.vocab_size)
     has_initial_loss = bool(run.start.run) and "loss" in evaluated.get(0, {})
     initial_loss = float(evaluated[0]["loss"]) if has_initial_loss else math.inf
     lowest, baseline = min((guess_loss, "a uniform guess"), (initial_loss, "the initial weights"))
-    if loss <= lowest:
+    if loss < lowest - LOSS_TOLERANCE or (has_initial_loss and loss <= lowest):
         return ""
+    remedy = f"try another optim.lr={run.optim.lr:g}, or more steps"
+    advice = "; ".join(hyperparameter_rules.unusual_values(run)) or remedy
+    return f"{kind} loss {loss:.3f} at the end, {lowest:.3f} by {baseline}: {advice}"
+
+
+def explain_nonfinite(
+    run: schema.Run,
+    done: int,
+    window: list[dict],
+    recent_rows: Iterable[dict],
+    load_rows: Callable[[int], dict],
+) -> str:
+    """Return the observed cause of a non-finite loss or gradient and a remedy, in one line.
+
+    done: number of completed steps. window: metrics of the last steps, of which one is not finite.
+    recent_rows: rows of metrics before them. load_rows: function that returns a batch by step.
+    """
+    is_bad = [not np.isfinite([m["loss"], m["grad_norm"]]).all() for m in window]
+    index = is_bad.index(True)
+    step = done - len(window) + index  # steps before the first one that is not finite
+    largest = int(np.max(load_rows(step)["tokens"]))
+    if largest >= run.model.vocab_size:
+        return (
+            f"the batch of step {step + 1} has token {largest}, and model.vocab_size="
+            f"{run.model.vocab_size}: delete the prepared text in data.cache_dir="
+            f"{run.data.cache_dir} and repeat the command"
+        )
+    unusual = hyperparameter_rules.unusual_values(run)
+    if step == 0:
+        name = "gradient" if math.isfinite(window[index]["loss"]) else "loss"
+        observation = f"the {name} of the initial weights is not finite, before any update"
+        causes = [phrase for phrase in unusual if phrase.startswith("model.")]
+        initial = f"the weights of start.run={run.start.run}" if run.start.run else "model.dtype"
+        return f"{observation}: {'; '.join(causes) or f'examine {initial} and the model fields'}"
+    losses = [*(row["loss"] for row in recent_rows), *(m["loss"] for m in window[:index])]
+    if unusual:
+        return "; ".join(unusual)
+    if losses and losses[-1] > min(losses) + LOSS_RISE:
+        observation = f"the loss rose from {min(losses):.3f} to {losses[-1]:.3f} before that"
+        return f"{observation}: try a smaller optim.lr={run.optim.lr:g} or a longer optim.warmup"
+    observed = f"the loss was {losses[-1]:.3f} before that and had not risen" if losses else ""
     return (
-        f"held-out loss {loss:.3f} at the end, {lowest:.3f} by {baseline}: try a smaller optim.lr"
+        f"{observed or 'no loss was recorded before that'}: a single batch can be the cause, which"
+        " optim.on_nonfinite='skip' or 'rewind' passes over; otherwise try a smaller"
+        f" optim.lr={run.optim.lr:g}"
     )
 
 

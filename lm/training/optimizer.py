@@ -11,7 +11,7 @@ import numpy as np
 import optax
 import optax.contrib
 
-from lm.config import schema
+from lm.config import field_names, schema
 from lm.model import lora, parametrization
 from lm.parallel import mesh
 
@@ -30,7 +30,7 @@ def trainable_mask(optim: schema.Optimizer, model: schema.Model, axes: dict) -> 
     allowed = sorted(path_parts | axis_names)
     for name in names:
         if name not in allowed:
-            raise ValueError("optim.frozen: " + schema.suggest_names(name, allowed))
+            raise ValueError("optim.frozen: " + field_names.suggest_names(name, allowed))
 
     def is_trainable(path: tuple[str, ...], weight_axes: tuple) -> bool:
         is_named = any(

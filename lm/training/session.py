@@ -294,9 +294,8 @@ class TrainingSession:
                     run, self.mesh, score, params, self.text, self.writer
                 )
             if self.evaluations.are_tasks_due(self.done):
-                tokenizer = self.text.tokenizer
                 results = task_eval.evaluate_tasks(
-                    run, self.mesh, score, params, tokenizer, self.tasks
+                    run, self.mesh, score, params, self.text.tokenizer, self.tasks
                 )
                 row |= task_eval.to_columns(results)
         self.evaluations.rows[self.done] = row = {"attempt": self.attempt, "step": self.done} | row
@@ -343,16 +342,17 @@ class TrainingSession:
         ends_at = self.evaluations.final_step(self.done)
         message = self.evaluations.stop_message(self.done)
         n_tokens = self.done * self.run.data.batch_size * self.run.data.seq_len
-        warning = metric_log.quality_warning(self.run, self.evaluations.rows, ends_at)
-        if message:
-            self.write_event("stopped early", message)
-        if warning:
-            self.write_event("worthless", warning)
+        loss = self.recent_rows[-1]["loss"] if self.recent_rows else None
+        warning = metric_log.quality_warning(self.run, self.evaluations.rows, ends_at, loss)
+        for name, text in (("stopped early", message), ("worthless", warning)):
+            if text:
+                self.write_event(name, text)
         reason, seconds = "; ".join(filter(None, (message, warning))), self.row_time.total
         attempts = records.attempt_metrics(self.folder, self.attempt)
         facts = {"status": "done", "reason": reason, "seconds": seconds, "ends_at": ends_at}
         facts |= phase_timer.combine_attempts([*attempts, self.timer.as_metrics()], seconds)
         facts |= {"tokens": n_tokens, "flops": n_tokens * self.facts["flops_per_token.full"]}
+        facts |= {"warning": warning} if warning else {}
         if distributed.is_primary():
             records.sync_records(self.folder)  # facts of a finished run must not be newer
         self.writer.write_facts(**facts)
@@ -371,15 +371,16 @@ class TrainingSession:
         self.write_event("nonfinite", message)
         run = self.run
         if run.optim.on_nonfinite != "rewind" or len(self.skipped_batches) >= MAX_REWINDS:
+            message += "; " + metric_log.explain_nonfinite(
+                run, self.done, self.window, self.recent_rows, self.rows
+            )
             self.writer.write_facts(status="diverged", reason=message)
-            remedy = f"try a smaller optim.lr={run.optim.lr}"
-            self.status, self.reason = "diverged", f"{run.name} diverged: {message}; {remedy}"
+            self.status, self.reason = "diverged", f"{run.name} diverged: {message}"
             return
         target = max(self.checkpoints.steps(), default=self.first)
-        n = self.done - target
-        skips = [*self.skipped_batches, {"from_step": target, "batches": n}]
-        self.writer.write_facts(passed_over=skips)
-        self.write_event("rewound", f"to step {target}; {n} batches are skipped")
+        skip = {"from_step": target, "batches": self.done - target}
+        self.writer.write_facts(passed_over=[*self.skipped_batches, skip])
+        self.write_event("rewound", f"to step {target}; {skip['batches']} batches are skipped")
         self.status = "rewound"
 
     def _nonfinite(self) -> list[dict]:

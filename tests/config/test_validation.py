@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from lm.config import schema, validation
+from lm.config import fields, schema, validation
 
 
 def changed_run(**values) -> schema.Run:
@@ -136,12 +136,6 @@ def test_invalid_run_is_rejected_by_field_name(values, message):
     assert message in str(error.value) and "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("name", validation.RESERVED_NAMES)
-def test_name_of_a_file_of_a_sweep_is_rejected(name):
-    with pytest.raises(schema.ConfigError, match=f"contains {name}, which is reserved"):
-        validation.validate_run(schema.Run(name=f"sweep/{name}"))
-
-
 def test_every_number_without_a_finite_size_is_rejected():
     """NaN, infinity and an int of 400 digits are invalid in every float field."""
     for field, kind in schema.field_types(schema.Run).items():
@@ -158,7 +152,7 @@ def test_every_int_beyond_its_bound_is_rejected():
 
 
 def test_largest_allowed_seed_is_valid():
-    validation.validate_run(schema.Run(seed=validation.MAX_INT))
+    validation.validate_run(schema.Run(seed=fields.MAX_INT))
 
 
 def test_validation_of_huge_sizes_ends():

@@ -372,7 +372,7 @@ def test_new_start_drops_the_evaluations_of_lost_weights(tiny):
         (
             {12: 6.0},
             "",
-            "held-out loss 6.000 at the end, 5.545 by a uniform guess: try a smaller optim.lr",
+            "held-out loss 6.000 at the end, 5.545 by a uniform guess: try another optim.lr",
         ),
         ({0: 2.0, 8: 2.1, 12: 1.0}, "parent", "2.100 at the end, 2.000 by the initial weights"),
         ({0: 2.0, 8: 1.9, 12: 3.0}, "parent", ""),

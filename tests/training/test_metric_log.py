@@ -5,10 +5,12 @@ import struct
 import sys
 import types
 
+import numpy as np
 import pytest
 from tensorboardX import event_file_writer
 from tensorboardX.proto import event_pb2
 
+from lm.config import schema
 from lm.data import dataset
 from lm.parallel import mesh
 from lm.runs import records
@@ -85,3 +87,71 @@ def test_run_records_the_documents_of_each_source(tiny):
     manifest = text.manifests[source]
     assert facts[f"documents.heldout.{source}"] == manifest.documents["heldout"] > 0
     assert facts[f"duplicates.{source}"] == manifest.duplicates
+
+
+def explanation(run: schema.Run, losses: list[float], tokens: int = 0, **bad) -> str:
+    """Return the explanation of a bad step that follows steps with these losses."""
+    window = [{"loss": loss, "grad_norm": 1.0} for loss in losses[-2:]]
+    window.append({"loss": float("nan"), "grad_norm": float("nan")} | bad)
+    rows = [{"loss": loss} for loss in losses[:-2]]
+    batch = {"tokens": np.full((2, 3), tokens)}
+    text = metric_log.explain_nonfinite(run, len(losses) + 1, window, rows, lambda step: batch)
+    assert "\n" not in text
+    return text
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "losses", "cause"),
+    [
+        (
+            "optim.lr",
+            3e-3,
+            [3.0, 2.5, 2.4],
+            "was 2.400 before that and had not risen: a single bat",
+        ),
+        (
+            "optim.lr",
+            0.1,
+            [3.0, 2.5, 5.5],
+            "rose from 2.500 to 5.500 before that: try a smaller op",
+        ),
+        ("optim.lr", 9.0, [3.0, 2.5], "optim.lr=9 is unusual (published runs: 1e-07 to 0.3)"),
+        ("optim.eps", 0.5, [3.0, 2.5], "optim.eps=0.5 is unusual"),
+        ("optim.b1", 0.9999, [3.0, 2.5], "optim.b1=0.9999 is unusual"),
+        ("optim.weight_decay", 500.0, [3.0], "optim.lr x optim.weight_decay = 1.5 removes all of"),
+        ("model.z_loss", 50.0, [3.0, 2.5], "model.z_loss=50 is unusual"),
+        ("model.norm_eps", 0.9, [], "initial weights is not finite, before any update: model.norm"),
+        (
+            "optim.lr",
+            9.0,
+            [],
+            "the loss of the initial weights is not finite, before any update: ex",
+        ),
+    ],
+)
+def test_divergence_names_the_observed_cause(field, value, losses, cause):
+    run = schema.Run(model=schema.Model(256))
+    group, name = field.split(".")
+    setattr(getattr(run, group), name, value)
+    assert cause in explanation(run, losses)
+    text = explanation(run, losses, tokens=300)
+    assert f"the batch of step {len(losses) + 1} has token 300, and model.vocab_size=256" in text
+
+
+def test_divergence_at_the_first_step_does_not_blame_the_rate():
+    run = schema.Run(model=schema.Model(256), start=schema.Start(run="parent"))
+    assert "optim.lr" not in explanation(run, [])
+    assert "examine the weights of start.run=parent" in explanation(run, [])
+    assert "the gradient of the initial weights is not" in explanation(run, [], loss=3.0)
+
+
+@pytest.mark.parametrize("loss", [5.5452, 5.5448, 9.0])
+def test_run_that_learned_nothing_has_a_warning(loss):
+    """A uniform guess among 256 tokens has the loss 5.5452."""
+    run = schema.Run(model=schema.Model(256))
+    warning = metric_log.quality_warning(run, {12: {"loss": loss}}, 12)
+    assert "5.545 by a uniform guess: try another optim.lr=0.003, or more steps" in warning
+    assert "training loss" in metric_log.quality_warning(run, {}, 12, loss)
+    run.model.norm_eps = 1.0
+    assert "model.norm_eps=1 is unusual" in metric_log.quality_warning(run, {}, 12, loss)
+    assert not metric_log.quality_warning(run, {12: {"loss": 5.5}}, 12, loss)

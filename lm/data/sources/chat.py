@@ -65,7 +65,7 @@ _FIELDS = {
     "only": uri.names(),
     "without": uri.names(),
     "cap": uri.count(),
-    "shots": uri.count(),
+    "shots": uri.count(uri.MAX_SHOTS),
 }
 
 

@@ -34,7 +34,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from lm.config import schema
+from lm.config import field_names
 from lm.data.sources import (
     builtin,
     chat,
@@ -190,7 +190,7 @@ def _parse_source(source: str) -> tuple[str, str]:
     """Return the prefix of a source name and its argument: the text after the first colon."""
     prefix, _, argument = source.partition(":")
     if prefix not in USAGE:
-        raise ValueError("data.sources: " + schema.suggest_names(prefix, list(USAGE)))
+        raise ValueError("data.sources: " + field_names.suggest_names(prefix, list(USAGE)))
     if bool(argument) != (":" in USAGE[prefix]):
         raise ValueError(f"data.sources: {source!r} must have the form {USAGE[prefix]}")
     return prefix, argument

@@ -28,7 +28,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lm.config import schema
+from lm.config import field_names
 from lm.data.sources import uri
 
 
@@ -237,7 +237,7 @@ def parse_language(name: str) -> Language:
     """
     kind, _ = uri.split_uri(name)
     if kind not in LANGUAGES:
-        raise ValueError(f"synthetic:{name}: {schema.suggest_names(kind, list(LANGUAGES))}")
+        raise ValueError(f"synthetic:{name}: {field_names.suggest_names(kind, list(LANGUAGES))}")
     limits = LANGUAGE_LIMITS[LANGUAGES[kind]]
     fields = {
         field.name: uri.number(type(field.default), *limits[field.name])

@@ -36,7 +36,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lm.config import schema
+from lm.config import field_names
 from lm.data.sources import chat, uri
 
 HELDOUT = 0.2
@@ -81,7 +81,7 @@ def _task_kind(name: str) -> str:
     """Return the kind of a task name. Raises ValueError if it is not a key of TASKS."""
     kind, _ = uri.split_uri(name)
     if kind not in TASKS:
-        raise ValueError("task " + schema.suggest_names(kind, list(TASKS)))
+        raise ValueError("task " + field_names.suggest_names(kind, list(TASKS)))
     return kind
 
 
@@ -123,7 +123,8 @@ def sample_distinct(
     The list is shorter if the task has fewer instances.
     """
     instances: dict[str, Instance] = {}
-    for _ in range(50 * n + 200):
+    n_draws = 50 * min(n, 1000) + 10 * max(n - 1000, 0) + 200
+    for _ in range(n_draws):
         if len(instances) == n:
             break
         instance = sample_instance(task, rng)

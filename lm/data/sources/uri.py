@@ -12,6 +12,10 @@ import shlex
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
+from lm.config import field_names
+from lm.config.fields import MAX_INT
+
+MAX_SHOTS = 1000  # solved examples before an example
 # The name may be a glob with a "?": fields start at the first "?" before KEY=.
 _QUERY = re.compile(r"\?(?=\w*=)")
 
@@ -44,14 +48,16 @@ def parse_uri(text: str, fields: Mapping[str, Field], label: str = "") -> Uri:
             near = difflib.get_close_matches(key, fields, n=1)
             hint = f"did you mean {near[0]}? The fields are" if near else "use one of the fields"
             known = ", ".join(fields)
-            raise ValueError(f"{label}{text}: {key} does not exist: {hint} {known}")
+            problem = f"{field_names.shorten(key)} does not exist"
+            raise ValueError(f"{label}{field_names.shorten(text)}: {problem}: {hint} {known}")
         if key in values:
-            raise ValueError(f"{label}{text}: {key} is given twice: remove one of its values")
+            problem = f"{key} is given twice: remove one of its values"
+            raise ValueError(f"{label}{field_names.shorten(text)}: {problem}")
         try:
             values[key] = fields[key].parse(value)
         except ValueError:
-            rule = fields[key].allowed
-            raise ValueError(f"{label}{text}: {key}={value} must be {rule}") from None
+            problem = f"{key}={field_names.shorten(value)} must be {fields[key].allowed}"
+            raise ValueError(f"{label}{field_names.shorten(text)}: {problem}") from None
     return Uri(name, values)
 
 
@@ -73,8 +79,8 @@ def split_names(text: str) -> list[str]:
         return list(lexer)
     except ValueError:
         raise ValueError(
-            f"{text}: a quote is not closed: write a name that contains a quote between quotes"
-            " of the other kind"
+            f"{field_names.shorten(text)}: a quote is not closed: write a name that contains"
+            " a quote between quotes of the other kind"
         ) from None
 
 
@@ -105,15 +111,15 @@ def choice(options: Iterable[str]) -> Field:
     return Field(parse, f"one of {', '.join(allowed)}")
 
 
-def count() -> Field:
-    """Return a field whose value is a whole number, 0 or more."""
+def count(high: int = MAX_INT) -> Field:
+    """Return a field whose value is a whole number from 0 to `high`, written in digits."""
 
     def parse(value: str) -> int:
-        if not value.isdecimal():
+        if not re.fullmatch("[0-9]+", value) or int(value) > high:
             raise ValueError(value)
         return int(value)
 
-    return Field(parse, "a whole number from 0 up")
+    return Field(parse, f"a whole number from 0 to {high}")
 
 
 def number(kind: type, low: float, high: float) -> Field:

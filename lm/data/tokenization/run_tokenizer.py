@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lm.config import model_sizes, schema
+from lm.config import model_sizes, schema, validation
 from lm.data.prepared import checksums
 from lm.runs import filesystem, records
 
@@ -32,9 +32,11 @@ def resolve_tokenizer(run: schema.Run) -> schema.Run:
 
     data.tokenizer: if the run starts from the weights of a parent run and names the same tokenizer,
     it becomes the file that is saved with the parent. model.vocab_size=0 becomes the size of the
-    tokenizer. Nothing changes while the parent run has no directory. Raises ValueError if a
-    tokenizer file cannot be read, or if model.vocab_size is less than the size of the tokenizer.
+    tokenizer. Nothing changes while the parent run has no directory. Raises ValueError if a field
+    is invalid, if a tokenizer file cannot be read, or if model.vocab_size is less than the size of
+    the tokenizer.
     """
+    validation.validate_fields(run)
     if run.start.run and run.start.restore == "weights" and run.data.tokenizer != "bytes":
         run.data.tokenizer = _parent_tokenizer(run)
     stated_size = model_sizes.named_vocab_size(run.data.tokenizer)

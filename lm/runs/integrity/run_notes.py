@@ -18,6 +18,7 @@ def folder_notes(loaded: records.FolderRuns) -> list[str]:
     """Return sentences about other runs, unreadable runs, missing results and damaged lines."""
     notes = [run_selection.describe_others(loaded.others), *loaded.unreadable.values()]
     notes += [stored_results.describe_missing_result(row) for row in loaded.rows]
+    notes += [f"{row['name']}: {row['warning']}" for row in loaded.rows if row.get("warning")]
     for row in loaded.rows:
         notes += describe_damaged_lines(row)
     notes.append(describe_unverified(loaded.rows))

@@ -1,8 +1,9 @@
 """Estimate the time, memory and cost of a run, also on hardware that is not present.
 
-hardware.py       data of TPUs and GPUs; parse a target such as tpu:v5e:4x4
-roofline.py       analytic memory and time of a step
-aot_compile.py    ahead-of-time compilation; collectives of a compiled program
-cost.py           time and cost of a run
-layout_search.py  search mesh, rematerialization policy and gradient accumulation steps
+hardware.py          data of TPUs and GPUs; parse a target such as tpu:v5e:4x4
+roofline.py          analytic time of a step, with the memory of lm/model/memory_estimate.py
+checkpoint_space.py  disk space of the checkpoints of a run
+aot_compile.py       ahead-of-time compilation; collectives of a compiled program
+cost.py              time and cost of a run
+layout_search.py     search mesh, rematerialization policy and gradient accumulation steps
 """

@@ -13,6 +13,7 @@ import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
 from lm.config import axis_rules, fields, flops, schema
+from lm.model import memory_estimate
 from lm.parallel import mesh
 from lm.sweeps.planning import aot_compile, hardware, roofline
 from lm.training import step
@@ -136,7 +137,7 @@ def plan_run(run: schema.Run, target: hardware.Target, should_compile: bool = Tr
     hours, device_hours: of the whole run at this speed.
     """
     axis_sizes = axis_rules.resolve_mesh_shape(vars(run.mesh), target.n_devices)
-    estimate = roofline.estimate_step(run, target, roofline.list_weights(run.model))
+    estimate = roofline.estimate_step(run, target, memory_estimate.list_weights(run.model))
     compiled = aot_compile.compile_step(run, target) if should_compile else None
     return combine_estimates(run, target, axis_sizes, estimate, compiled)
 

@@ -59,6 +59,7 @@ SHAPE_RULES = {
     "tpu": "the sides of a slice",
     "gpu": "devices per node x nodes",
 }
+MAX_DEVICES = 2**17  # more than any machine has; a plan examines each of them
 EXAMPLES = ("here", "cpu:8", "tpu:v5e:4x4", "tpu:v5p:8x16x16", "gpu:h100:8", "gpu:h200:8x16")
 
 
@@ -95,7 +96,7 @@ def parse_target(name: str) -> Target:
     if not shape and 1 in allowed_n_sides:
         shape = ["1"]
     sides = shape[0].split("x") if shape else []
-    are_positive = all(re.fullmatch("[1-9][0-9]*", side) for side in sides)
+    are_positive = all(re.fullmatch("[1-9][0-9]{0,8}", side) for side in sides)
     if not are_positive or len(sides) not in allowed_n_sides:
         examples = [e for e in reversed(EXAMPLES) if e.startswith(f"{platform}:")]
         example = next((e for e in examples if chip in e), examples[0])
@@ -103,7 +104,12 @@ def parse_target(name: str) -> Target:
             f"--target={name}: the part after {chip} must be {SHAPE_RULES[platform]}, as in"
             f" {example}"
         )
-    return Target(name, platform, chip, tuple(int(side) for side in sides), ACCELERATORS[chip])
+    target = Target(name, platform, chip, tuple(int(side) for side in sides), ACCELERATORS[chip])
+    if target.n_devices > MAX_DEVICES:
+        raise ValueError(
+            f"--target={name} has {target.n_devices:,} devices: use at most {MAX_DEVICES:,}"
+        )
+    return target
 
 
 def _known_targets() -> str:

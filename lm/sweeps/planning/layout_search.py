@@ -8,9 +8,11 @@ checks the best of them.
 import copy
 import dataclasses
 import itertools
+import math
 from collections.abc import Iterator
 
 from lm.config import axis_rules, fields, schema
+from lm.model import memory_estimate
 from lm.sweeps.planning import aot_compile, cost, hardware, roofline
 
 POLICIES = fields.choices(schema.Run)["model.remat"]
@@ -36,7 +38,7 @@ class Candidate:
 
 def list_candidates(run: schema.Run, target: hardware.Target) -> list[Candidate]:
     """Return all layouts that the sizes of the run allow, fastest first."""
-    weights = roofline.list_weights(run.model)
+    weights = memory_estimate.list_weights(run.model)
     candidates = []
     for axis_sizes in list_meshes(run, target.n_devices):
         n_batch_shards = axis_sizes["data"] * axis_sizes["fsdp"] * axis_sizes["expert"]
@@ -68,8 +70,10 @@ def list_meshes(run: schema.Run, n_devices: int) -> Iterator[dict[str, int]]:
 
 
 def divisors(n: int, limit: int | None = None) -> list[int]:
-    """Return the divisors of n up to max(limit, 1), or all of them without a limit."""
-    return [i for i in range(1, n + 1) if n % i == 0 and i <= max(1, n if limit is None else limit)]
+    """Return the divisors of n up to max(limit, 1), or all of them without a limit, in order."""
+    small = [i for i in range(1, math.isqrt(n) + 1) if n % i == 0]
+    largest = max(1, n if limit is None else limit)
+    return sorted(i for i in {*small, *(n // i for i in small)} if i <= largest)
 
 
 def search_layouts(

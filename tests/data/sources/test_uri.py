@@ -75,7 +75,7 @@ def test_open_quote_is_rejected():
         ("copy?only=", "only= must be names separated by commas"),
         ("copy?only=a,,b", "only=a,,b must be names separated by commas"),
         ("copy?length=5-", "length=5- must be a whole number, or a range"),
-        ("copy?n=-1", "n=-1 must be a whole number from 0 up"),
+        ("copy?n=-1", "n=-1 must be a whole number from 0 to 2147483647"),
         ("copy?kind=c", "kind=c must be one of a, b"),
         ("copy?field=", "field= must be the name of a field"),
         ("copy?length=x", "length=x must be a whole number, or a range such as 2-3, from 2 to 10"),

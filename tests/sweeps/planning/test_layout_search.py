@@ -6,6 +6,7 @@ import math
 import pytest
 
 from lm.config import axis_rules, model_sizes, schema
+from lm.model import memory_estimate
 from lm.sweeps.planning import aot_compile, cost, hardware, layout_search, roofline
 
 
@@ -70,7 +71,7 @@ def test_compiled_temporaries_correct_the_estimates(monkeypatch):
     compiled_policies = []
 
     def compile_step(run, target):
-        estimate = roofline.estimate_step(run, target, roofline.list_weights(run.model))
+        estimate = roofline.estimate_step(run, target, memory_estimate.list_weights(run.model))
         compiled_policies.append(run.model.remat)
         temporaries = estimate.temporaries * (1000 if run.model.remat == "none" else 1)
         needed = estimate.params + estimate.optimizer + temporaries

@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 
 from lm.config import model_sizes, schema
+from lm.model import memory_estimate
 from lm.sweeps.planning import aot_compile, cost, hardware, roofline
 
 SHAPES = {
@@ -26,7 +27,7 @@ def small_run(**model_fields) -> schema.Run:
 
 def estimate(run: schema.Run, target: str | hardware.Target) -> roofline.Estimate:
     target = hardware.parse_target(target) if isinstance(target, str) else target
-    return roofline.estimate_step(run, target, roofline.list_weights(run.model))
+    return roofline.estimate_step(run, target, memory_estimate.list_weights(run.model))
 
 
 @pytest.mark.parametrize(
@@ -84,7 +85,7 @@ def test_fused_attention_stores_no_scores(name):
     assert fused.temporaries < plain.temporaries
     assert fused.memory_seconds < plain.memory_seconds
     run.data.seq_len = 200
-    n_scores = roofline.stored_attention_scores(run, roofline.ShardedShapes(run, target))
+    n_scores = memory_estimate.stored_attention_scores(run, roofline.TargetShapes(run, target))
     assert (n_scores == 0) == name.startswith("gpu")
 
 

@@ -1,0 +1,262 @@
+"""Analytic memory of a train step on one device, without a compiler.
+
+    estimate = memory_estimate.estimate_memory(run, n_devices=4, platform="cpu")
+    estimate.params, estimate.optimizer, estimate.gradients, estimate.activations     # bytes
+    memory_estimate.check_memory(run, 4, "cpu", available_bytes)      # raises schema.ConfigError
+
+The size of parameters and optimizer state is exact. Temporaries are within a factor of 2 of the
+values that the compilers of CPU, TPU and GPU report (experiments/LOG.md).
+"""
+
+import dataclasses
+import functools
+import math
+
+import jax
+
+from lm.config import axis_rules, model_sizes, schema
+from lm.model import attention, parametrization, transformer
+from lm.parallel import mesh
+
+FLOAT32 = 4  # bytes
+GIB = 2**30  # bytes
+MOMENTS = {"adamw": 2, "lion": 1, "muon": 1}  # float32 numbers per weight; muon: of a matrix
+# A run is rejected only if it exceeds the memory with a third of the estimated temporaries. The
+# estimate is at most twice the true value, so a run that fits is never rejected.
+TEMPORARIES_FACTOR = 3
+
+
+@dataclasses.dataclass
+class Weight:
+    """A weight of the model."""
+
+    n: int  # number of elements
+    names: tuple[str | None, ...]  # of its axes
+    shape: tuple[int, ...]
+
+
+@dataclasses.dataclass
+class MemoryEstimate:
+    """Bytes of one device."""
+
+    params: float
+    optimizer: float
+    gradients: float
+    activations: float
+
+    @property
+    def temporaries(self) -> float:
+        return self.gradients + self.activations
+
+
+def list_weights(model: schema.Model) -> list[Weight]:
+    """Return the weights of a model, as the model declares them."""
+    leaves = jax.tree.leaves(jax.eval_shape(lambda: transformer.init_params(model, 0)))
+    names = jax.tree.leaves(transformer.param_axes(model), is_leaf=mesh.is_axis_names)
+    return [
+        Weight(math.prod(leaf.shape), axes, leaf.shape)
+        for leaf, axes in zip(leaves, names, strict=True)
+    ]
+
+
+@functools.lru_cache(maxsize=64)
+def _cached_weights(fields: tuple) -> list[Weight]:
+    """Return the weights of a model. Many runs of a sweep have equal models."""
+    return list_weights(schema.Model(*fields))
+
+
+def estimate_memory(
+    run: schema.Run, n_devices: int, platform: str, weights: list[Weight] | None = None
+) -> MemoryEstimate:
+    """Estimate the memory of one train step on each of n_devices.
+
+    platform: cpu, gpu or tpu. weights: see `list_weights`, None computes them. Raises ValueError if
+    the mesh of the run does not fit the devices or the sizes of the model.
+    """
+    shapes = ShardedShapes(run, n_devices, platform)
+    weights = _cached_weights(dataclasses.astuple(run.model)) if weights is None else weights
+    sizes = [FLOAT32 * w.n / shapes.shard_count(*w.names) for w in weights]
+    n_gradients = 2 if run.optim.grad_accumulation_steps > 1 else 1
+    moments = [optimizer_state_size(run, weight) for weight in weights]
+    return MemoryEstimate(
+        params=sum(sizes),
+        optimizer=sum(n * size for n, size in zip(moments, sizes, strict=True)),
+        gradients=n_gradients * sum(sizes),
+        activations=activation_bytes(run, shapes, weights),
+    )
+
+
+def check_memory(run: schema.Run, n_devices: int, platform: str, available_bytes: float) -> None:
+    """Check that a train step can fit into the memory of a device, unless check_memory is False.
+
+    available_bytes: of one device. The check compiles nothing, and takes no longer for huge shapes.
+    Raises ConfigError with the estimate, the memory and remedies.
+    """
+    if not run.check_memory:
+        return
+    # The smallest share of the parameters comes first: huge shapes cannot be traced.
+    total = FLOAT32 * model_sizes.count_parameters(run.model)["total"]
+    if total / n_devices > available_bytes:
+        problem = f"the parameters alone need {_format_gib(total / n_devices)}"
+        _reject_size(run, problem, n_devices, platform, available_bytes)
+    estimate = estimate_memory(run, n_devices, platform)
+    has_frozen = bool(run.optim.frozen or run.model.lora_rank)
+    state = estimate.params + (0 if has_frozen else estimate.optimizer)
+    temporaries = estimate.activations if has_frozen else estimate.temporaries
+    if state + temporaries / TEMPORARIES_FACTOR > available_bytes:
+        problem = (
+            f"a step needs about {_format_gib(state + temporaries)} (parameters"
+            f" {_format_gib(estimate.params)}, optimizer {_format_gib(state - estimate.params)},"
+            f" temporaries {_format_gib(temporaries)})"
+        )
+        _reject_size(run, problem, n_devices, platform, available_bytes)
+
+
+def _reject_size(
+    run: schema.Run, problem: str, n_devices: int, platform: str, available_bytes: float
+) -> None:
+    """Raise ConfigError for a run that does not fit into the memory of a device."""
+    raise schema.ConfigError(
+        f"run {run.name}: data.batch_size={run.data.batch_size} x data.seq_len={run.data.seq_len}"
+        f" with {model_sizes.count_parameters(run.model)['total']:.3g} parameters: {problem} per"
+        f" device, and each of {n_devices} {platform} devices has {_format_gib(available_bytes)}:"
+        " use a smaller model or data.batch_size, model.remat='full', larger"
+        " optim.grad_accumulation_steps, or more devices in mesh.fsdp; check_memory=False omits"
+        " this check"
+    )
+
+
+def _format_gib(n_bytes: float) -> str:
+    return f"{n_bytes / GIB:.3g} GiB"
+
+
+def optimizer_state_size(run: schema.Run, weight: Weight) -> int:
+    """Return the number of float32 values that the optimizer stores per element of a weight."""
+    is_matrix = parametrization.weight_role(weight.names) in ("hidden", "back")
+    name = "adamw" if run.optim.name == "muon" and not is_matrix else run.optim.name
+    return MOMENTS[name]
+
+
+class ShardedShapes:
+    """Sizes of a run's arrays on one of several equal devices.
+
+    n_rows and n_tokens count one device and one micro-batch.
+    """
+
+    def __init__(self, run: schema.Run, n_devices: int, platform: str):
+        self.axis_sizes = axis_rules.resolve_mesh_shape(vars(run.mesh), n_devices)
+        axis_rules.validate_mesh_shape(schema.flatten(run), self.axis_sizes)
+        self.rules, self.platform = axis_rules.merged_axis_rules(run.mesh.rules), platform
+        self.value_bytes = 2 if run.model.dtype == "bfloat16" else FLOAT32
+        n_chunks = run.optim.grad_accumulation_steps
+        self.n_rows = run.data.batch_size / self.shard_count("batch") / n_chunks
+        self.n_tokens = self.n_rows * run.data.seq_len / self.shard_count("length")
+
+    def mesh_axes(self, *names: str | None) -> list[str]:
+        """Return the mesh axes of size > 1 that shard any of the named array axes.
+
+        names: array axes; None is an axis without a name, which is not sharded.
+        """
+        used = {axis for name in names if name is not None for axis in self.rules[name]}
+        return [a for a in axis_rules.MESH_AXES if a in used and self.axis_sizes[a] > 1]
+
+    def shard_count(self, *names: str | None) -> int:
+        """Return the number of shards of an array with the named axes."""
+        return math.prod(self.axis_sizes[axis] for axis in self.mesh_axes(*names))
+
+    def gathered_axes(self, weight: Weight) -> list[str]:
+        """Return the mesh axes over which a weight is all-gathered before it is used.
+
+        These are the axes that also shard the batch. The axes of experts are excluded: there the
+        tokens are sent to the experts instead.
+        """
+        expert_axes = self.mesh_axes("experts") if "experts" in weight.names else []
+        batch_axes = self.mesh_axes("batch", "length")
+        axes = [axis for axis in self.mesh_axes(*weight.names) if axis in batch_axes]
+        return [axis for axis in axes if axis not in expert_axes]
+
+    def gathered_size(self, weight: Weight) -> float:
+        """Return the number of elements of a weight on one device after the all-gather."""
+        gathered = math.prod(self.axis_sizes[axis] for axis in self.gathered_axes(weight))
+        return weight.n / self.shard_count(*weight.names) * gathered
+
+
+def activation_bytes(run: schema.Run, shapes: ShardedShapes, weights: list[Weight]) -> float:
+    """Return the bytes of one device in addition to parameters, optimizer state and gradients.
+
+    These are stored activations, the temporaries of one layer, logits and gathered weights.
+    """
+    model, value_bytes = run.model, shapes.value_bytes
+    stored, layer = _layer_bytes(run, shapes)
+    logits = 3 * FLOAT32 * shapes.n_tokens * model.vocab_size
+    logits = logits / shapes.shard_count("vocab") / model.loss_chunks
+    gathered_weights = [w for w in weights if shapes.gathered_axes(w)]
+    layer_sizes = [shapes.gathered_size(w) for w in gathered_weights if "layers" in w.names]
+    table_sizes = [shapes.gathered_size(w) for w in gathered_weights if "vocab" in w.names]
+    gathered = 2 * value_bytes * sum(layer_sizes) / model.n_layers
+    gathered += (value_bytes + FLOAT32) * max(table_sizes, default=0)
+    return model.n_layers * stored + layer + max(logits, gathered) + gathered
+
+
+def _layer_bytes(run: schema.Run, shapes: ShardedShapes) -> tuple[float, float]:
+    """Return the bytes that a layer stores for the backward pass, and those that it needs at once.
+
+    Both numbers count one device.
+    """
+    model, value_bytes, n_tokens = run.model, shapes.value_bytes, shapes.n_tokens
+    stream = n_tokens * model.d_model
+    heads = n_tokens * model.n_heads * model.d_head / shapes.shard_count("heads")
+    keys = n_tokens * 2 * model.n_kv_heads * model.d_head / shapes.shard_count("kv_heads")
+    hidden = n_tokens * mlp_width(model) / shapes.shard_count("mlp")
+    scores = n_tokens * stored_attention_scores(run, shapes)
+    n_up = 2 if model.mlp == "gated" else 1  # up projections
+    layer = value_bytes * (4 * stream + 3 * heads + 2 * keys + 2 * n_up * hidden)
+    layer += (2 * FLOAT32 + value_bytes) * scores
+    # Norms, rotary embeddings and activation functions are computed in float32.
+    layer += FLOAT32 * (2 * stream + 2 * heads + keys + hidden)
+    is_moe = bool(model.n_experts)
+    width = model_sizes.expert_width(model) / shapes.shard_count("mlp") if is_moe else 0
+    dispatched = value_bytes * dispatched_tokens(run, shapes)
+    layer += dispatched * (4 * model.d_model + 3 * width)
+    stored = {
+        "full": value_bytes * stream,
+        "dots": value_bytes * (3 * stream + heads + keys + n_up * hidden)
+        + dispatched * (model.d_model + 2 * width),
+        "none": layer,
+    }[model.remat]
+    return stored, layer
+
+
+def stored_attention_scores(run: schema.Run, shapes: ShardedShapes) -> float:
+    """Return the attention scores per token and layer that one device stores in its memory.
+
+    The result is 0 with a fused kernel of the target, which stores no scores.
+    """
+    if attention.select_backend_for(run, shapes.platform) != "plain":
+        return 0.0
+    n_scores = run.data.seq_len * run.model.n_heads / shapes.shard_count("heads")
+    return n_scores * causal_score_fraction(run.model)
+
+
+def causal_score_fraction(model: schema.Model) -> float:
+    """Return the fraction of attention scores that is computed, with blocks of queries."""
+    return (model.attention_query_blocks + 1) / (2 * model.attention_query_blocks)
+
+
+def mlp_width(model: schema.Model) -> float:
+    """Return the hidden width of the MLP, or of all experts that process a token."""
+    if not model.n_experts:
+        return model.d_ff
+    n_active = model.experts_per_token + model.n_shared_experts
+    return n_active * model_sizes.expert_width(model)
+
+
+def dispatched_tokens(run: schema.Run, shapes: ShardedShapes) -> float:
+    """Return the number of capacity slots of the experts of one device.
+
+    A dropless layer has room for all tokens of its group. The result is 0 without experts.
+    """
+    model = run.model
+    is_dropless = model.dispatch == "dropless"
+    n_slots = shapes.shard_count("experts") if is_dropless else model.capacity_factor
+    return shapes.n_tokens * model.experts_per_token * n_slots if model.n_experts else 0.0

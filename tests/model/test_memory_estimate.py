@@ -1,0 +1,78 @@
+"""A run that cannot fit into the memory of its devices is rejected before anything is compiled."""
+
+import dataclasses
+
+import pytest
+
+from lm.config import model_sizes, schema, validation
+from lm.model import memory_estimate
+from lm.parallel import device_memory, mesh
+from lm.training import loop
+
+N_PARAMS = model_sizes.count_parameters(model_sizes.ladder_model("100K", vocab_size=256))["total"]
+
+
+def small_run(**model) -> schema.Run:
+    run = schema.Run(model=model_sizes.ladder_model("100K", **model))
+    return validation.validate_run(run)
+
+
+def test_parameters_and_moments_are_exact():
+    estimate = memory_estimate.estimate_memory(small_run(), 1, "cpu")
+    assert (estimate.params, estimate.optimizer) == (4 * N_PARAMS, 8 * N_PARAMS)
+    assert estimate.temporaries == estimate.gradients + estimate.activations
+    run = small_run()
+    run.mesh.fsdp, run.mesh.data = 2, 1
+    assert memory_estimate.estimate_memory(run, 2, "cpu").params < 0.51 * estimate.params
+
+
+def test_rejection_uses_a_third_of_the_temporaries():
+    run = small_run()
+    estimate = memory_estimate.estimate_memory(run, 1, "cpu")
+    smallest = estimate.params + estimate.optimizer + estimate.temporaries / 3
+    memory_estimate.check_memory(run, 1, "cpu", smallest * 1.001)
+    with pytest.raises(schema.ConfigError) as error:
+        memory_estimate.check_memory(run, 1, "cpu", smallest * 0.999)
+    message = str(error.value)
+    assert "data.batch_size=16 x data.seq_len=128 with 1.27e+05 parameters" in message
+    assert "a step needs about" in message and "each of 1 cpu devices has" in message
+    assert "model.remat='full'" in message and "\n" not in message
+    memory_estimate.check_memory(dataclasses.replace(run, check_memory=False), 1, "cpu", 1.0)
+
+
+def test_frozen_weights_have_no_moments():
+    run = small_run()
+    run.optim.frozen = "embed"
+    estimate = memory_estimate.estimate_memory(run, 1, "cpu")
+    memory_estimate.check_memory(run, 1, "cpu", estimate.params + estimate.activations / 3 + 1)
+
+
+@pytest.mark.parametrize(
+    "field",
+    ["vocab_size", "d_model", "n_layers", "d_ff", "d_head", "n_experts", "learned_positions"],
+)
+def test_huge_size_is_rejected_without_tracing(field, monkeypatch):
+    monkeypatch.setattr(memory_estimate, "list_weights", None)
+    with pytest.raises(schema.ConfigError, match="the parameters alone need"):
+        memory_estimate.check_memory(small_run(**{field: 2**31 - 2}), 4, "cpu", 2**36)
+
+
+@pytest.mark.parametrize("field", ["batch_size", "seq_len"])
+def test_huge_batch_is_rejected(field):
+    run = small_run()
+    setattr(run.data, field, 2**31 - 4)
+    with pytest.raises(schema.ConfigError, match=rf"data.{field}=2147483644.* a step needs"):
+        memory_estimate.check_memory(run, 4, "cpu", 2**40)
+
+
+def test_run_is_rejected_before_its_text_is_prepared(tiny, tmp_path, monkeypatch):
+    tiny.data.cache_dir = str(tmp_path / "cache")
+    monkeypatch.setattr(device_memory, "available_bytes", lambda device_mesh: 1e5)
+    with pytest.raises(schema.ConfigError, match="check_memory=False omits this check"):
+        loop.train(tiny)
+    assert not (tmp_path / "cache").exists() and not (tmp_path / "runs").exists()
+
+
+def test_devices_of_a_cpu_share_the_free_memory(monkeypatch):
+    monkeypatch.setattr(device_memory, "available_host_bytes", lambda: 8e9)
+    assert device_memory.available_bytes(mesh.make_mesh(schema.Mesh())) == 2e9
