@@ -9,7 +9,7 @@ import inspect
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from absl import flags
 
@@ -179,12 +179,31 @@ def load_runs(sweep: str, config_flag) -> list[schema.Run]:
     return load_sweep(sweep)
 
 
-def load_run(folder: str | None) -> schema.Run:
+def allow_path_flag():
+    """Define --allow_path=FOLDER, which may be repeated. Return the flag."""
+    return flags.DEFINE_multi_string(
+        "allow_path",
+        [],
+        "folder, gs://BUCKET/FOLDER or hf:NAME outside the run that the run may use;"
+        " may be repeated",
+    )
+
+
+def cache_dir_flag():
+    """Define --cache_dir=FOLDER, instead of data.cache_dir of a run. Return the flag."""
+    return flags.DEFINE_string(
+        "cache_dir", "", "folder of prepared text; default: data.cache_dir of the run"
+    )
+
+
+def load_run(folder: str | None, allow_paths: Sequence[str] = ()) -> schema.Run:
     """Return the config of a run directory, the value of the flag --run.
 
-    Raises ValueError that names the folder if it is missing or is not a run directory. This check
-    does not import JAX, so a wrong folder is rejected at once.
+    allow_paths: values of --allow_path. Raises ValueError that names the folder if it is missing or
+    is not a run directory, and for a link to a file that may not be read. This check does not
+    import JAX, so a wrong folder is rejected at once.
     """
+    from lm.data.sources import path_permissions
     from lm.runs import filesystem, records
 
     if not folder:
@@ -194,10 +213,8 @@ def load_run(folder: str | None) -> schema.Run:
         names = sorted(file.parent.name for file in path.glob("*/config.json"))
         hint = f"name one of its runs, such as {path / names[0]}" if names else USAGE_RUN
         raise ValueError(f"--run={folder} is not a run directory: {hint}")
-    try:
-        return records.read_config(folder)
-    except schema.ConfigError as error:
-        raise ValueError(f"{path / 'config.json'}: {error}") from None
+    path_permissions.check_links(path, path_permissions.grant_permissions(path, allow_paths))
+    return records.read_config(folder)
 
 
 def check_has_runs(folder: str) -> None:

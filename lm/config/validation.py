@@ -32,6 +32,12 @@ def validate_run(run: schema.Run) -> schema.Run:
     A tokenizer file states its size when the run starts. Raises ConfigError for an invalid field or
     an invalid combination of fields.
     """
+    _check_reserved_names(run)
+    return _validate_stored(run)
+
+
+def _validate_stored(run: schema.Run) -> schema.Run:
+    """Validate a run that may have a reserved name, because an older version started it."""
     _check_values(run)
     stated_size = model_sizes.named_vocab_size(run.data.tokenizer)
     run.model.vocab_size = run.model.vocab_size or stated_size
@@ -45,6 +51,22 @@ def validate_run(run: schema.Run) -> schema.Run:
         _check_experts(run.model, run.mesh)
     _check_text(run.data)
     return run
+
+
+def parse_stored_run(values: dict, file: object, is_used: bool = True) -> schema.Run:
+    """Return the run of a stored config, validated like a new one. Its name may be reserved.
+
+    values: content of the file. is_used: False checks each field alone, for the tables of a report.
+    Raises ConfigError that begins with the name of the file.
+    """
+    try:
+        run = schema.from_dict(values)
+        if is_used:
+            return _validate_stored(run)
+        _check_values(run)
+        return run
+    except schema.ConfigError as error:
+        raise schema.ConfigError(f"{file}: {error}") from None
 
 
 def validate_evaluation(run: schema.Run) -> None:
@@ -156,13 +178,19 @@ def _check_name(field: str, value: str) -> None:
         problem = "must consist of letters, digits and _ . + - with / between folders"
         _reject(field, value, f"{problem}, and no folder may begin with a dot")
     for part in parts:
-        if part in RESERVED_NAMES or part.startswith("lock-"):
-            problem = f"contains {part}, which is reserved for the files of a sweep or of a run"
-            _reject(field, value, f"{problem}: choose another name")
         if len(part) > MAX_NAME:
             _reject(
                 field, value, f"contains a name of {len(part)} characters: use at most {MAX_NAME}"
             )
+
+
+def _check_reserved_names(run: schema.Run) -> None:
+    """Check that the names of the run and of its parent are not those of files of a sweep."""
+    for field, value in (("name", run.name), ("start.run", run.start.run)):
+        for part in value.split("/") if isinstance(value, str) else ():
+            if part in RESERVED_NAMES or part.startswith("lock-"):
+                problem = f"contains {part}, which is reserved for the files of a sweep or of a run"
+                _reject(field, value, f"{problem}: choose another name")
 
 
 def _check_model(run: schema.Run) -> None:

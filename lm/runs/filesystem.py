@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 N_READERS = 32  # objects that are downloaded at the same time
+MAX_TEXT_BYTES = 1 << 26  # of a JSON file that is read at once
 SKIPPED_FOLDERS = ("checkpoints", "damaged")  # folders that `find_files` does not search
 
 
@@ -74,6 +75,19 @@ def write_file(path: Path, data: str | bytes) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def read_limited_text(path: Path) -> str:
+    """Return the text of a UTF-8 file. Raises ValueError if it has more than MAX_TEXT_BYTES."""
+    n_bytes = file_size(path)
+    if n_bytes > MAX_TEXT_BYTES:
+        raise ValueError(f"{n_bytes:,} bytes are more than {MAX_TEXT_BYTES:,}")
+    return path.read_text(encoding="utf-8")
+
+
+def file_size(path: Path) -> int:
+    """Return the number of bytes of a file."""
+    return getattr(path.stat(), "length" if is_remote(path) else "st_size")
 
 
 def append_line(path: Path, line: str) -> None:

@@ -40,7 +40,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple, TypeGuard
 
-from lm.config import fields, schema
+from lm.config import fields, schema, validation
 from lm.runs import filesystem, json_lines, lock
 
 # Format of a run directory, the field "format" of facts.json. Version 0.1 did not write it.
@@ -109,7 +109,7 @@ def read_config(path: str | Path) -> schema.Run:
             f"{path} is not a run directory: config.json is missing. Pass a directory below runs/."
         )
     check_format(path)
-    run = schema.from_dict(read_json(file))
+    run = validation.parse_stored_run(read_json(file), file)
     if not str(path).endswith(run.name):
         raise ValueError(
             f"{path} contains the run {run.name}: the path must end in the name of the run."
@@ -288,8 +288,7 @@ def load_runs(path: str | Path, include_others: bool = False) -> list[dict]:
 def load_folder(path: str | Path) -> FolderRuns:
     """Load all runs below `path`: those of a sweep, the others, and the unreadable ones.
 
-    For the rows see `load_runs`. Raises ValueError if there are runs and none can be read, for
-    example because version 0.1 wrote them.
+    For the rows see `load_runs`. Raises ValueError if there are runs and none can be read.
     """
     top = filesystem.open_path(path)
     members: dict[Path, set[str] | None] = {}
@@ -320,7 +319,8 @@ def _load_row(folder: Path) -> dict:
     """Return the row of one run. Raises ValueError if its records cannot be read."""
     check_format(folder)
     facts, evaluations = read_facts(folder), load_evals(folder)
-    fields = schema.flatten(schema.from_dict(read_json(folder / "config.json")))
+    file = folder / "config.json"
+    fields = schema.flatten(validation.parse_stored_run(read_json(file), file, is_used=False))
     reason, ends_at = facts.get("reason", ""), facts.get("ends_at")
     last = [row for row in evaluations if row["step"] == ends_at][-1:]
     if ends_at is None:
@@ -377,8 +377,8 @@ def is_finished(run: schema.Run) -> bool:
 def read_json(path: Path) -> dict:
     """Load a JSON object. Raises ValueError that names the file if it contains none."""
     try:
-        value = json.loads(filesystem.open_path(path).read_text(encoding="utf-8"))
-    except ValueError as error:
+        value = json.loads(filesystem.read_limited_text(filesystem.open_path(path)))
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not valid JSON: {error}: restore or delete it") from error
     if not isinstance(value, dict):
         raise ValueError(f"{path} must be a JSON object, not {type(value).__name__}: restore it")

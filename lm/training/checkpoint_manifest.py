@@ -16,7 +16,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from lm.config import schema
+from lm.config import schema, validation
 from lm.model import params
 from lm.parallel import distributed
 from lm.runs import records
@@ -151,7 +151,8 @@ def expected_fields(run: schema.Run, is_stored: bool) -> dict:
     """
     file = records.run_dir(run) / "config.json"
     if is_stored and file.exists():
-        return records.result_fields(schema.from_dict(records.read_json(file)))
+        stored = validation.parse_stored_run(records.read_json(file), file)
+        return records.result_fields(stored)
     return records.result_fields(run)
 
 

@@ -15,6 +15,7 @@ import jax
 
 from lm.config import fields, flops, schema, validation
 from lm.data import tokenizers
+from lm.data.sources import path_permissions
 from lm.model import params, transformer
 from lm.model.hf import load
 from lm.parallel import distributed
@@ -69,9 +70,15 @@ def run_from_huggingface(
 
 
 def parent_run(run: schema.Run) -> schema.Run:
-    """Load the parent of a run. Raises ValueError if its directory is not a run directory."""
+    """Load the parent of a run.
+
+    Raises ValueError if its directory is not a run directory, or has a link to a file outside the
+    directory and the working directory.
+    """
+    folder = filesystem.open_path(run.dir) / run.start.run
     try:
-        return records.read_config(filesystem.open_path(run.dir) / run.start.run)
+        path_permissions.check_links(folder, path_permissions.grant_permissions(folder))
+        return records.read_config(folder)
     except ValueError as error:
         raise ValueError(f"start.run={run.start.run!r}: {error}") from None
 
