@@ -9,6 +9,8 @@ import inspect
 import os
 import signal
 import sys
+import threading
+import warnings
 from collections.abc import Callable, Sequence
 
 from absl import flags
@@ -26,14 +28,20 @@ MALLOC = (
 EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE: the reader of the output has ended
 CHANGES_FLAG = "config_changes"  # internal flag with the values of --config.FIELD
 USAGE_RUN = "config.json is missing. Pass a directory below runs/."
-# Errors after which a repetition continues the run. Other errors need another path.
-DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE)
+# Errors after which a repetition continues the run -> remedy. Other errors need another path.
+DISK_ERRORS = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "Free disk space"),
+    **dict.fromkeys((errno.EFBIG, errno.EMFILE, errno.ENFILE), "Raise the limit of ulimit"),
+    **dict.fromkeys((errno.EROFS, errno.EIO, errno.ESTALE), "Repair the disk"),
+}
 # Functions that `run_main` calls with the exit status before it ends a failed command.
 EXIT_FUNCTIONS: list[Callable[[int], None]] = []
 
 
 def run_main(main: Callable[[], int | None]) -> None:
     """Parse the flags, call main() and end the process if its exit status is not 0."""
+    sys.excepthook = _print_main_exception
+    warnings.formatwarning = _format_warning
     status = exit_status(main, sys.argv)
     try:
         sys.stdout.flush()
@@ -45,6 +53,21 @@ def run_main(main: Callable[[], int | None]) -> None:
         # os._exit does not wait for threads: those of a failed save would wait for ten minutes.
         sys.stderr.flush()
         os._exit(status)
+
+
+def _print_main_exception(kind, error, traceback) -> None:
+    """Print an exception of the main thread. The main thread reports failures of other threads.
+
+    After a failed save, each thread of tensorstore would print a traceback. Exceptions of Python
+    threads have their own hook and are printed.
+    """
+    if threading.current_thread() is threading.main_thread():
+        sys.__excepthook__(kind, error, traceback)
+
+
+def _format_warning(message, category, filename, lineno, line=None) -> str:
+    """Return a warning as one line, without the place in the source."""
+    return f"warning: {' '.join(str(message).split())}\n"
 
 
 def exit_status(main: Callable[[], int | None], argv: list[str]) -> int:
@@ -94,8 +117,8 @@ def _describe_os_error(error: OSError) -> str:
     problem = f"{error.filename}: {error.strerror}" if error.filename else str(error)
     if error.errno is not None and error.errno not in DISK_ERRORS:
         return problem
-    remedy = "Saved files are intact. Repair the disk and repeat the command to continue."
-    return f"{problem}. {remedy}"
+    remedy = DISK_ERRORS.get(error.errno or errno.EIO, "")
+    return f"{problem}. Saved files are intact. {remedy} and repeat the command to continue."
 
 
 def tune_memory() -> None:

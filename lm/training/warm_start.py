@@ -20,7 +20,7 @@ from lm.model import params, transformer
 from lm.model.hf import load
 from lm.parallel import distributed
 from lm.runs import filesystem, records
-from lm.training import checkpoint_manifest, checkpoints
+from lm.training import checkpoint_manifest, checkpoint_retention, checkpoints
 
 ADAPTER_FIELDS = fields.fields_with("adapter", schema.Model)
 COMPUTE_FIELDS = fields.fields_with("compute", schema.Model)
@@ -134,7 +134,7 @@ def restore_parent(
     step = start_step(run, parent)
     is_branch = run.start.restore == "full_state"
     if distributed.is_primary():
-        checkpoints.protect(parent, step, run.name)
+        checkpoint_retention.pin_checkpoint(parent, step, run.name)
     weights = abstract["params"]
     if run.model.lora_rank and not parent.model.lora_rank:
         weights = {name: value for name, value in weights.items() if name != "lora"}
