@@ -9,6 +9,7 @@ that preserves the checkpoint.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -27,15 +28,21 @@ COMPUTE_FIELDS = fields.fields_with("compute", schema.Model)
 
 
 def run_from_huggingface(
-    folder: str | Path, run_folder: str | Path, tokenizer: str = "", seq_len: int = 0
+    folder: str | Path,
+    run_folder: str | Path,
+    tokenizer: str = "",
+    seq_len: int = 0,
+    allow_paths: Sequence[str] = (),
 ) -> schema.Run:
     """Write a run with one checkpoint at step 1 from a folder that `transformers` wrote.
 
     run_folder: path of the new run. tokenizer: a value of data.tokenizer; "" is the tokenizer of
-    the folder. seq_len: context length of the run; 0 is that of the model, at most 1024. Raises
-    ValueError if a file is corrupt, if the model is not supported, or if run_folder is not empty.
+    the folder. seq_len: context length of the run; 0 is that of the model, at most 1024.
+    allow_paths: folders to which links in the folder may lead. Raises ValueError if a file is
+    corrupt or outside the folder, if the model is not supported, or if run_folder is not empty.
     """
     folder, run_folder = Path(folder), Path(run_folder)
+    load.check_files(folder, allow_paths)
     shape, architecture, context = load.read_shape(folder)
     run = schema.Run(name=run_folder.name, dir=str(run_folder.parent), steps=1, model=shape)
     run.data.seq_len = seq_len or min(context, 1024)
