@@ -11,6 +11,7 @@ listing is always consistent. In a bucket, an append-only file is stored as one 
 """
 
 import concurrent.futures
+import contextlib
 import os
 import shutil
 import tempfile
@@ -67,7 +68,7 @@ def write_file(path: Path, data: str | bytes) -> None:
         return
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with open(temporary, "wb") as file:
+        with name_errors(path), open(temporary, "wb") as file:
             file.write(raw)
             file.flush()
             os.fsync(file.fileno())  # otherwise a power cut may leave an empty file
@@ -95,8 +96,19 @@ def append_line(path: Path, line: str) -> None:
     if is_remote(path):
         _parts_dir(path).joinpath(f"{time.time_ns():023}").write_bytes(f"{line}\n".encode())
         return
-    with open(path, "a", encoding="utf-8") as file:
+    with name_errors(path), open(path, "a", encoding="utf-8") as file:
         file.write(line + "\n")
+
+
+@contextlib.contextmanager
+def name_errors(path: str | os.PathLike) -> Iterator[None]:
+    """Add a path to each OSError of the context without one, such as that of a full disk."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = os.fspath(path)
+        raise
 
 
 def read_lines(path: Path) -> list[str]:

@@ -4,7 +4,6 @@ import dataclasses
 import errno
 import json
 import pathlib
-import resource
 import shutil
 
 import jax
@@ -12,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from fixtures import quota
 
 from lm.config import schema
 from lm.model import params
@@ -186,17 +186,13 @@ def test_quota_is_reported_in_one_line(tiny, state, limit):
     """The earlier checkpoint remains, and the next start removes the incomplete one."""
     state = state | {"params": {f"w{i}": jnp.arange(60_000.0) * i for i in range(4)}}
     save_steps(tiny, state, 3)
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    try:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
-        with (
-            pytest.raises(OSError, match="File too large") as raised,
-            checkpoints.CheckpointStore(tiny) as store,
-        ):
-            store.save(6, state, "hash", [], 0.0)
-            store.steps()
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    with (
+        quota.limit_file_size(limit),
+        pytest.raises(OSError, match="File too large") as raised,
+        checkpoints.CheckpointStore(tiny) as store,
+    ):
+        store.save(6, state, "hash", [], 0.0)
+        store.steps()
     assert raised.value.errno == errno.EFBIG and "\n" not in str(raised.value)
     assert restore_newest(tiny, state) == (3, [])
     folder = records.run_dir(tiny) / "checkpoints"
