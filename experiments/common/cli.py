@@ -34,6 +34,8 @@ DISK_ERRORS = {
     **dict.fromkeys((errno.EFBIG, errno.EMFILE, errno.ENFILE), "Raise the limit of ulimit"),
     **dict.fromkeys((errno.EROFS, errno.EIO, errno.ESTALE), "Repair the disk"),
 }
+# Packages of buckets, whose errors are no OSError. They repeat a failed request before.
+BUCKET_MODULES = ("gcsfs", "aiohttp", "google", "requests", "urllib3")
 # Functions that `run_main` calls with the exit status before it ends a failed command.
 EXIT_FUNCTIONS: list[Callable[[int], None]] = []
 
@@ -84,6 +86,15 @@ def exit_status(main: Callable[[], int | None], argv: list[str]) -> int:
         signal_name = getattr(error, "signal_name", "SIGINT")  # see preemption.Interrupted
         number = signal.Signals[signal_name]
         return _report_error(128 + number, f"{error or 'stopped'}: repeat the command to continue")
+    except Exception as error:
+        if type(error).__module__.partition(".")[0] not in BUCKET_MODULES:
+            raise
+        message = " ".join(f"{type(error).__name__}: {error}".split())
+        return _report_error(
+            2,
+            f"a request to the bucket failed ({message}). Saved files are intact. Repeat the"
+            " command to continue.",
+        )
     except SystemExit as error:
         if error.code == EXIT_BROKEN_PIPE:
             return EXIT_BROKEN_PIPE
