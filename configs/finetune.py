@@ -34,6 +34,8 @@ def start_from(parent_folder: str, lr_fraction: float) -> schema.Run:
     parent_folder: a run directory; "" is the run of configs/base.py. Cache folders outside the
     working directory become the defaults, because the parent may come from a stranger.
     """
+    if parent_folder:
+        path_permissions.check_links(parent_folder)
     parent = records.read_config(parent_folder) if parent_folder else base.get_config()
     tuned = schema.Run(name=f"tuned/{parent.name.replace('/', '-')}", dir=parent.dir)
     tuned.model, tuned.optim = parent.model, parent.optim

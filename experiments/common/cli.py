@@ -247,7 +247,7 @@ def load_run(folder: str | None, allow_paths: Sequence[str] = ()) -> schema.Run:
         names = sorted(file.parent.name for file in path.glob("*/config.json"))
         hint = f"name one of its runs, such as {path / names[0]}" if names else USAGE_RUN
         raise ValueError(f"--run={folder} is not a run directory: {hint}")
-    path_permissions.check_links(path, path_permissions.grant_permissions(path, allow_paths))
+    path_permissions.check_links(path, allow_paths)
     return records.read_config(folder)
 
 

@@ -105,8 +105,7 @@ def load_model(
     links may lead, see path_permissions.py. Raises ValueError if the path is not a run directory or
     has no such checkpoint.
     """
-    permissions = path_permissions.grant_permissions(path, allow_paths)
-    path_permissions.check_links(path, permissions)
+    path_permissions.check_links(path, allow_paths)
     run = records.read_config(path)
     mesh.initialize_devices()
     tokenizer = evaluation_text.load_run_tokenizer(run)

@@ -84,7 +84,7 @@ def parent_run(run: schema.Run) -> schema.Run:
     """
     folder = filesystem.open_path(run.dir) / run.start.run
     try:
-        path_permissions.check_links(folder, path_permissions.grant_permissions(folder))
+        path_permissions.check_links(folder)
         return records.read_config(folder)
     except ValueError as error:
         raise ValueError(f"start.run={run.start.run!r}: {error}") from None

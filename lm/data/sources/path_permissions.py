@@ -1,7 +1,7 @@
 """Permissions of the paths that a stored run names: its config may come from a stranger.
 
     permissions = grant_permissions("downloads/600K", ["/data/books"])
-    check_links("downloads/600K", permissions)          # symbolic links in the run directory
+    check_links("downloads/600K", ["/data/books"])      # symbolic links in the run directory
     run = check_sources(run, permissions)               # text that an evaluation reads
     check_cache_folders(run, permissions)               # folders that an evaluation writes
 
@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lm.config import schema
-from lm.data.sources import documents, tfds, uri
+from lm.data.sources import uri
 from lm.runs import filesystem
 
 OWN_FOLDERS = ("data", "runs")  # folders of the working directory that may be links
@@ -74,13 +74,15 @@ def grant_permissions(
     return Permissions((*writable, _resolve(run_folder)), tuple(writable), tuple(names))
 
 
-def check_links(folder: str | os.PathLike, permissions: Permissions) -> None:
+def check_links(folder: str | os.PathLike, allow_paths: Iterable[str] = ()) -> None:
     """Check the symbolic links of a local run directory, and that its files are regular files.
 
-    Raises ValueError for a link to a file that may not be read, and for a pipe or a device.
+    allow_paths: values of --allow_path. Raises ValueError for a link to a file that may not be
+    read, and for a pipe or a device.
     """
     if filesystem.is_remote(folder):
         return
+    permissions = grant_permissions(folder, allow_paths)
     for entry in _entries(os.fspath(folder)):
         if entry.is_symlink() and not permissions.allow_reading(entry.path):
             target = os.path.realpath(entry.path)
@@ -163,6 +165,9 @@ def _refusal(run: schema.Run, field: str, path: str, alternative: str = "") -> V
 
 def _source_problem(source: str, permissions: Permissions) -> str:
     """Return the path or dataset of a source that may not be read; "" if all may be read."""
+    # Every command that reads a run imports this file, and the readers load slowly.
+    from lm.data.sources import documents, tfds
+
     prefix, _, argument = source.partition(":")
     if prefix == "hf":
         name = uri.split_uri(source)[0]

@@ -3,11 +3,15 @@
 import dataclasses
 import os
 import pathlib
+import sys
 
 import pytest
 
 from lm.config import schema
+from lm.data import evaluation_text
 from lm.data.sources import path_permissions
+from lm.runs import records
+from lm.training import loaded_model
 
 
 @pytest.fixture
@@ -156,11 +160,9 @@ def test_link_out_of_the_run_is_refused(project, tmp_path, name):
     if path.is_dir():
         path.rename(project / "old")
     path.symlink_to(tmp_path / "private" / "folder")
-    permissions = path_permissions.grant_permissions("runs/got")
     with pytest.raises(ValueError, match=rf"{name} is a link to .*private/folder, outside the run"):
-        path_permissions.check_links("runs/got", permissions)
-    permissions = path_permissions.grant_permissions("runs/got", [str(tmp_path / "private")])
-    path_permissions.check_links("runs/got", permissions)
+        path_permissions.check_links("runs/got")
+    path_permissions.check_links("runs/got", [str(tmp_path / "private")])
 
 
 def test_link_within_the_folders_of_the_user_is_followed(project, tmp_path):
@@ -169,17 +171,15 @@ def test_link_within_the_folders_of_the_user_is_followed(project, tmp_path):
     (project / "runs").symlink_to(tmp_path / "disk")
     (project / "data").symlink_to(tmp_path / "other disk")
     (project / "runs" / "got" / "checkpoints" / "9").symlink_to("8")
-    permissions = path_permissions.grant_permissions("runs/got")
-    path_permissions.check_links("runs/got", permissions)
+    path_permissions.check_links("runs/got")
     (project / "runs" / "text.txt").write_text("text")
     check(stored({"text:runs/text.txt": 1.0}, cache_dir="data/x"))
 
 
 def test_pipe_in_a_run_is_refused(project):
     os.mkfifo(project / "runs" / "got" / "facts.json")
-    permissions = path_permissions.grant_permissions("runs/got")
     with pytest.raises(ValueError, match=r"facts\.json is a pipe, socket or device: delete it"):
-        path_permissions.check_links("runs/got", permissions)
+        path_permissions.check_links("runs/got")
 
 
 def test_home_directory_is_no_working_directory(project, monkeypatch):
@@ -196,3 +196,35 @@ def test_parent_run_does_not_choose_where_text_is_written(project):
     own = path_permissions.own_data(data)
     assert (own.cache_dir, own.local_cache_dir) == ("data", "local")
     assert own.decontaminate_against == ""
+
+
+def test_evaluation_opens_no_other_file(finished_copy, text_file, tmp_path, monkeypatch):
+    """Python reports each file that it opens to the hook. Packages and devices are not counted."""
+    monkeypatch.chdir(tmp_path)
+    folder = records.run_dir(finished_copy)
+    loaded_model.load_model(folder, 8)  # imports all packages
+    opened, is_recording = [], True
+
+    def record(event: str, arguments: tuple) -> None:
+        if is_recording and event == "open" and isinstance(arguments[0], str):
+            opened.append(os.path.realpath(arguments[0]))
+
+    sys.addaudithook(record)
+    model = loaded_model.load_model(folder, 8)
+    model.generate("The", max_tokens=1)
+    model.run.data.cache_dir = "data"
+    evaluation_text.open_evaluation_text(model.run)
+    is_recording = False
+    permitted = (
+        str(tmp_path),
+        str(text_file),
+        sys.prefix,
+        sys.base_prefix,
+        "/dev",
+        "/proc",
+        "/sys",
+        "/etc",
+    )
+    project_dir = str(pathlib.Path(__file__).parents[3])  # modules, and compiled programs
+    assert any(path.startswith(str(tmp_path)) for path in opened)
+    assert [p for p in opened if not p.startswith((*permitted, project_dir))] == []
