@@ -63,8 +63,11 @@ def _check_sizes(file: np.lib.npyio.NpzFile, path: Path) -> None:
     formats = np.lib.format
     readers = {(1, 0): formats.read_array_header_1_0, (2, 0): formats.read_array_header_2_0}
     n_bytes = 0
-    for member in file.zip.infolist():
-        with file.zip.open(member) as stream:
+    archive = file.zip
+    if archive is None:
+        raise ValueError(f"{path} is closed")
+    for member in archive.infolist():
+        with archive.open(member) as stream:
             read_header = readers.get(formats.read_magic(stream))
             shape, _, dtype = (
                 read_header(stream) if read_header else ((0,), False, np.dtype(object))

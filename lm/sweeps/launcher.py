@@ -27,7 +27,8 @@ from lm.evaluation import tasks
 from lm.parallel import distributed, mesh
 from lm.runs import filesystem, lock, records
 from lm.sweeps import prediction, run_order
-from lm.training import checkpoint_retention, loop, metric_log, vmapped_runs, warm_start
+from lm.training import loop, metric_log, vmapped_runs, warm_start
+from lm.training.checkpointing import checkpoint_retention
 
 WAIT_SECONDS = 3.0  # between two checks of a process that waits for other processes
 MAX_CRASHES = 3  # restarts of a run in one submission after its process died without a record

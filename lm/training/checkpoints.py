@@ -3,7 +3,7 @@
     checkpoints/1200/state/       arrays by path: "params/blocks/mlp/gate", "opt/1/mu/...", "step"
     checkpoints/1200/manifest/    checksums of the arrays and the position of the run
     checkpoints/proofs.jsonl      step and next_loss, the loss of the step after a checkpoint
-    checkpoints/deleted/          see checkpoint_retention.py
+    checkpoints/deleted/          see checkpointing/checkpoint_retention.py
     damaged/1200/                 a corrupt checkpoint; it is moved there and never deleted
     pins/1200-sweep-branch        name of a run that starts from this checkpoint, which is preserved
 
@@ -29,7 +29,7 @@ from lm.config import schema
 from lm.model import params
 from lm.parallel import distributed
 from lm.runs import filesystem, records
-from lm.training import checkpoint_manifest, checkpoint_retention
+from lm.training.checkpointing import checkpoint_manifest, checkpoint_retention
 
 SPARE_BYTES = 1 << 18  # for the files of a checkpoint other than its arrays
 # Status codes of tensorstore for a failing disk, network or memory. They are only in the message:

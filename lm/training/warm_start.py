@@ -21,7 +21,8 @@ from lm.model import params, transformer
 from lm.model.hf import load
 from lm.parallel import distributed
 from lm.runs import filesystem, records
-from lm.training import checkpoint_manifest, checkpoint_retention, checkpoints
+from lm.training import checkpoints
+from lm.training.checkpointing import checkpoint_manifest, checkpoint_retention
 
 ADAPTER_FIELDS = fields.fields_with("adapter", schema.Model)
 COMPUTE_FIELDS = fields.fields_with("compute", schema.Model)

@@ -18,7 +18,8 @@ from lm.data import corpus, staging
 from lm.parallel import mesh
 from lm.reports import report
 from lm.runs import filesystem, records
-from lm.training import checkpoint_manifest, checkpoints, loaded_model, loop, step
+from lm.training import checkpoints, loaded_model, loop, step
+from lm.training.checkpointing import checkpoint_manifest
 
 
 @pytest.fixture(params=["local", "bucket"])

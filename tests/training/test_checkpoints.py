@@ -17,7 +17,8 @@ from lm.config import schema
 from lm.model import params
 from lm.parallel import mesh
 from lm.runs import records
-from lm.training import checkpoint_manifest, checkpoints, loaded_model
+from lm.training import checkpoints, loaded_model
+from lm.training.checkpointing import checkpoint_manifest
 
 
 @pytest.fixture

@@ -12,7 +12,8 @@ from lm.config import schema
 from lm.data.tokenization import token_healing
 from lm.evaluation import generation, scoring
 from lm.runs import records
-from lm.training import checkpoint_manifest, checkpoints, loaded_model
+from lm.training import checkpoints, loaded_model
+from lm.training.checkpointing import checkpoint_manifest
 
 SAMPLING = {"max_tokens": 8, "temperature": 0.9, "seed": 3}
 

@@ -10,7 +10,8 @@ import pytest
 from lm.config import schema
 from lm.runs import filesystem, records
 from lm.sweeps import launcher, run_order
-from lm.training import checkpoint_retention, loaded_model, loop, warm_start
+from lm.training import loaded_model, loop, warm_start
+from lm.training.checkpointing import checkpoint_retention
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 from lm.config import schema
 from lm.parallel import distributed
 from lm.runs import filesystem, records
-from lm.training import checkpoint_manifest
+from lm.training.checkpointing import checkpoint_manifest
 
 DELETED = "deleted"  # folder in checkpoints/ of checkpoints that are being deleted
 INCOMPLETE = "*.orbax-checkpoint-tmp*"  # folders in checkpoints/ of interrupted saves

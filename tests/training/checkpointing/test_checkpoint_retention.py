@@ -10,7 +10,8 @@ import pytest
 
 from lm.config import schema
 from lm.runs import records
-from lm.training import checkpoint_retention, checkpoints
+from lm.training import checkpoints
+from lm.training.checkpointing import checkpoint_retention
 
 
 @pytest.fixture
