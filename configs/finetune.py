@@ -11,6 +11,7 @@ Hardware and time: the 100K model takes about 10 seconds on two CPU cores.
 
 from configs import base
 from lm.config import hyperparameter_rules, model_sizes, schema
+from lm.data.sources import path_permissions
 from lm.data.tokenization import run_tokenizer
 from lm.runs import records
 
@@ -30,11 +31,15 @@ def start_from(parent_folder: str, lr_fraction: float) -> schema.Run:
 
     The run has the model, data fields and optimizer of its parent. Its learning rate is that of the
     parent times lr_fraction, or hyperparameter_rules.finetuning_lr for an imported model.
-    parent_folder: a run directory; "" is the run of configs/base.py.
+    parent_folder: a run directory; "" is the run of configs/base.py. Cache folders outside the
+    working directory become the defaults, because the parent may come from a stranger.
     """
+    if parent_folder:
+        path_permissions.check_links(parent_folder)
     parent = records.read_config(parent_folder) if parent_folder else base.get_config()
     tuned = schema.Run(name=f"tuned/{parent.name.replace('/', '-')}", dir=parent.dir)
-    tuned.model, tuned.data, tuned.optim = parent.model, parent.data, parent.optim
+    tuned.model, tuned.optim = parent.model, parent.optim
+    tuned.data = path_permissions.own_data(parent.data)
     tuned.start.run = parent.name
     if parent_folder and "imported.family" in records.read_facts(records.run_dir(parent)):
         n_params = model_sizes.count_parameters(parent.model)["active_non_embedding"]

@@ -19,6 +19,8 @@ from experiments.common import cli, console
 
 _RUN = flags.DEFINE_string("run", None, "folder of the run")
 _SOURCES = flags.DEFINE_string("sources", None, "JSON of sources and weights; default: of the run")
+_ALLOW = cli.allow_path_flag()
+_CACHE = cli.cache_dir_flag()
 _STEP = flags.DEFINE_integer("step", None, "step of the checkpoint; default: the last")
 _TASKS = flags.DEFINE_string(
     "tasks", None, "space-separated tasks instead of held-out text; quote a name with a space"
@@ -47,8 +49,9 @@ _SEQ_LEN = flags.DEFINE_integer(
 
 def main() -> int:
     _check_flags()
-    stored_run = cli.load_run(_RUN.value)  # before JAX is imported
+    stored_run = cli.load_run(_RUN.value, _ALLOW.value)  # before JAX is imported
     sources = cli.parse_sources(_SOURCES.value) if _SOURCES.value else None
+    stored_run = _check_permissions(stored_run, sources)
     run = _evaluated_run(stored_run, sources)
     if _TASKS.value:
         _evaluate_tasks(run, _TASKS.value)
@@ -71,6 +74,22 @@ def _check_flags() -> None:
             raise ValueError(f"{name}={value} has an effect only {needed} --tasks: remove it")
     if _ANSWERS.value and not pathlib.Path(_ANSWERS.value).parent.is_dir():
         raise ValueError(f"--answers={_ANSWERS.value}: its folder does not exist: create it")
+
+
+def _check_permissions(stored_run, sources: dict[str, float] | None):
+    """Return the run with the folder of --cache_dir, and without text that may not be read.
+
+    Raises ValueError for a path that the config names and that needs --allow_path.
+    """
+    from lm.data.sources import path_permissions
+
+    permissions = path_permissions.grant_permissions(_RUN.value, _ALLOW.value)
+    stored_run.data.cache_dir = _CACHE.value or stored_run.data.cache_dir
+    if _TASKS.value and not _OVERLAP.value:
+        return stored_run  # only the tasks of the command line are read
+    if not _TASKS.value and not _CACHE.value:
+        path_permissions.check_cache_folders(stored_run, permissions)
+    return path_permissions.check_sources(stored_run, permissions, sources)
 
 
 def _evaluated_run(stored_run, sources: dict[str, float] | None):

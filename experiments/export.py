@@ -10,6 +10,7 @@ from absl import flags
 from experiments.common import cli, console
 
 _RUN = flags.DEFINE_string("run", None, "folder of the run")
+_ALLOW = cli.allow_path_flag()
 _STEP = flags.DEFINE_integer("step", None, "step of the checkpoint; default: the last")
 _OUT = flags.DEFINE_string("out", None, "folder to write; must not exist or must be empty")
 _SHARD = flags.DEFINE_float(
@@ -23,7 +24,7 @@ def main() -> int:
             "--run=FOLDER and --out=FOLDER are required, such as"
             " --run=runs/quickstart/600K --out=out/600K"
         )
-    run = cli.load_run(_RUN.value)  # before JAX is imported
+    run = cli.load_run(_RUN.value, _ALLOW.value)  # before JAX is imported
     os.environ["JAX_PLATFORMS"] = "cpu"  # keep a single copy of the weights, in host memory
     os.environ["JAX_NUM_CPU_DEVICES"] = "1"
     from lm.config import schema

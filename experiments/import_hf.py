@@ -19,6 +19,7 @@ from lm.runs import filesystem
 
 _SOURCE = flags.DEFINE_string("source", None, "folder with config.json and *.safetensors")
 _RUN = flags.DEFINE_string("run", None, "folder of the new run")
+_ALLOW = cli.allow_path_flag()
 _TOKENIZER = flags.DEFINE_string("tokenizer", "", "as data.tokenizer; default: that of the folder")
 _SEQ_LEN = flags.DEFINE_integer("seq_len", 0, "context in tokens; 0: as the model, up to 1024")
 
@@ -36,7 +37,7 @@ def main() -> int:
     from lm.training import warm_start
 
     run = warm_start.run_from_huggingface(
-        _SOURCE.value, _RUN.value, _TOKENIZER.value, _SEQ_LEN.value
+        _SOURCE.value, _RUN.value, _TOKENIZER.value, _SEQ_LEN.value, _ALLOW.value
     )
     facts = records.read_facts(records.run_dir(run))
     architecture, n_params = facts["imported.family"], facts["params.total"]

@@ -23,6 +23,7 @@ from absl import flags
 from experiments.common import cli, console
 
 _RUN = flags.DEFINE_string("run", None, "folder of the run")
+_ALLOW = cli.allow_path_flag()
 _STEP = flags.DEFINE_integer("step", None, "step of the checkpoint; default: the last")
 _PROMPT = flags.DEFINE_string(
     "prompt", None, "text to continue; - reads it from standard input; default: a conversation"
@@ -67,7 +68,7 @@ class Model(NamedTuple):
 
 
 def main() -> int:
-    run = cli.load_run(_RUN.value)  # before JAX is imported
+    run = cli.load_run(_RUN.value, _ALLOW.value)  # before JAX is imported
     sampling = _sampling_params()
     prompt = sys.stdin.read() if _PROMPT.value == "-" else _PROMPT.value
     model = _load_model(run, sampling)

@@ -9,10 +9,11 @@ uv run python -m experiments.show_batch --run=runs/quickstart/100K --step=70 --r
 from absl import flags
 
 from experiments.common import cli, console
-from lm.config import validation
 
 _CONFIG = cli.config_flag()
 _RUN = flags.DEFINE_string("run", "", "folder of a run, instead of --config")
+_ALLOW = cli.allow_path_flag()
+_CACHE = cli.cache_dir_flag()
 _STEP = flags.DEFINE_integer("step", 0, "training step, from 0", lower_bound=0)
 _ROWS = flags.DEFINE_integer("rows", 4, "number of rows whose text is printed", lower_bound=0)
 
@@ -23,10 +24,16 @@ def main() -> int:
     if not _RUN.value and not _CONFIG.value:
         raise ValueError("--config=FILE or --run=FOLDER is missing, such as --run=runs/base-100K")
     is_run = bool(_RUN.value)
-    run = validation.validate_run(cli.load_run(_RUN.value)) if is_run else cli.load_config(_CONFIG)
+    run = cli.load_run(_RUN.value, _ALLOW.value) if is_run else cli.load_config(_CONFIG)
     from lm.data import dataset, evaluation_text
+    from lm.data.sources import path_permissions
 
     if is_run:
+        run.data.cache_dir = _CACHE.value or run.data.cache_dir
+        permissions = path_permissions.grant_permissions(_RUN.value, _ALLOW.value)
+        if not _CACHE.value:
+            path_permissions.check_cache_folders(run, permissions)
+        run = path_permissions.check_sources(run, permissions)
         run.data = evaluation_text.run_data(run)
     text = dataset.open_dataset(run.data, run.seed, console.preparing)
     batch, rows = text.batch(_STEP.value), text.rows_of(_STEP.value)

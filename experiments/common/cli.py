@@ -9,7 +9,9 @@ import inspect
 import os
 import signal
 import sys
-from collections.abc import Callable
+import threading
+import warnings
+from collections.abc import Callable, Sequence
 
 from absl import flags
 
@@ -28,14 +30,22 @@ MAX_MESSAGE = 4000  # characters of an error message
 EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE: the reader of the output has ended
 CHANGES_FLAG = "config_changes"  # internal flag with the values of --config.FIELD
 USAGE_RUN = "config.json is missing. Pass a directory below runs/."
-# Errors after which a repetition continues the run. Other errors need another path.
-DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE)
+# Errors after which a repetition continues the run -> remedy. Other errors need another path.
+DISK_ERRORS = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "Free disk space"),
+    **dict.fromkeys((errno.EFBIG, errno.EMFILE, errno.ENFILE), "Raise the limit of ulimit"),
+    **dict.fromkeys((errno.EROFS, errno.EIO, errno.ESTALE), "Repair the disk"),
+}
+# Packages of buckets, whose errors are no OSError. They repeat a failed request before.
+BUCKET_MODULES = ("gcsfs", "aiohttp", "google", "requests", "urllib3")
 # Functions that `run_main` calls with the exit status before it ends a failed command.
 EXIT_FUNCTIONS: list[Callable[[int], None]] = []
 
 
 def run_main(main: Callable[[], int | None]) -> None:
     """Parse the flags, call main() and end the process if its exit status is not 0."""
+    sys.excepthook = _print_main_exception
+    warnings.formatwarning = _format_warning
     status = exit_status(main, sys.argv)
     try:
         sys.stdout.flush()
@@ -47,6 +57,21 @@ def run_main(main: Callable[[], int | None]) -> None:
         # os._exit does not wait for threads: those of a failed save would wait for ten minutes.
         sys.stderr.flush()
         os._exit(status)
+
+
+def _print_main_exception(kind, error, traceback) -> None:
+    """Print an exception of the main thread. The main thread reports failures of other threads.
+
+    After a failed save, each thread of tensorstore would print a traceback. Exceptions of Python
+    threads have their own hook and are printed.
+    """
+    if threading.current_thread() is threading.main_thread():
+        sys.__excepthook__(kind, error, traceback)
+
+
+def _format_warning(message, category, filename, lineno, line=None) -> str:
+    """Return a warning as one line, without the place in the source."""
+    return f"warning: {' '.join(str(message).split())}\n"
 
 
 def exit_status(main: Callable[[], int | None], argv: list[str]) -> int:
@@ -63,6 +88,15 @@ def exit_status(main: Callable[[], int | None], argv: list[str]) -> int:
         signal_name = getattr(error, "signal_name", "SIGINT")  # see preemption.Interrupted
         number = signal.Signals[signal_name]
         return _report_error(128 + number, f"{error or 'stopped'}: repeat the command to continue")
+    except Exception as error:
+        if type(error).__module__.partition(".")[0] not in BUCKET_MODULES:
+            raise
+        message = " ".join(f"{type(error).__name__}: {error}".split())
+        return _report_error(
+            2,
+            f"a request to the bucket failed ({message}). Saved files are intact. Repeat the"
+            " command to continue.",
+        )
     except SystemExit as error:
         if error.code == EXIT_BROKEN_PIPE:
             return EXIT_BROKEN_PIPE
@@ -110,8 +144,8 @@ def _describe_os_error(error: OSError) -> str:
     problem = f"{error.filename}: {error.strerror}" if error.filename else str(error)
     if error.errno is not None and error.errno not in DISK_ERRORS:
         return problem
-    remedy = "Saved files are intact. Repair the disk and repeat the command to continue."
-    return f"{problem}. {remedy}"
+    remedy = DISK_ERRORS.get(error.errno or errno.EIO, "")
+    return f"{problem}. Saved files are intact. {remedy} and repeat the command to continue."
 
 
 def tune_memory() -> None:
@@ -195,12 +229,31 @@ def load_runs(sweep: str, config_flag) -> list[schema.Run]:
     return load_sweep(sweep)
 
 
-def load_run(folder: str | None) -> schema.Run:
+def allow_path_flag():
+    """Define --allow_path=FOLDER, which may be repeated. Return the flag."""
+    return flags.DEFINE_multi_string(
+        "allow_path",
+        [],
+        "folder, gs://BUCKET/FOLDER or hf:NAME outside the run that the run may use;"
+        " may be repeated",
+    )
+
+
+def cache_dir_flag():
+    """Define --cache_dir=FOLDER, instead of data.cache_dir of a run. Return the flag."""
+    return flags.DEFINE_string(
+        "cache_dir", "", "folder of prepared text; default: data.cache_dir of the run"
+    )
+
+
+def load_run(folder: str | None, allow_paths: Sequence[str] = ()) -> schema.Run:
     """Return the config of a run directory, the value of the flag --run.
 
-    Raises ValueError that names the folder if it is missing or is not a run directory. This check
-    does not import JAX, so a wrong folder is rejected at once.
+    allow_paths: values of --allow_path. Raises ValueError that names the folder if it is missing or
+    is not a run directory, and for a link to a file that may not be read. This check does not
+    import JAX, so a wrong folder is rejected at once.
     """
+    from lm.data.sources import path_permissions
     from lm.runs import filesystem, records
 
     if not folder:
@@ -210,10 +263,8 @@ def load_run(folder: str | None) -> schema.Run:
         names = sorted(file.parent.name for file in path.glob("*/config.json"))
         hint = f"name one of its runs, such as {path / names[0]}" if names else USAGE_RUN
         raise ValueError(f"--run={folder} is not a run directory: {hint}")
-    try:
-        return records.read_config(folder)
-    except schema.ConfigError as error:
-        raise ValueError(f"{path / 'config.json'}: {error}") from None
+    path_permissions.check_links(path, allow_paths)
+    return records.read_config(folder)
 
 
 def check_has_runs(folder: str) -> None:

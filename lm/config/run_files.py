@@ -29,17 +29,18 @@ def is_reserved(name: str) -> bool:
     return folded in FOLDERS or folded.endswith(FILE_SUFFIXES) or folded.startswith(LOCK_PREFIX)
 
 
-def check_run_name(field: str, name: str) -> None:
+def check_run_name(field: str, name: str, may_be_reserved: bool = False) -> None:
     """Check the characters of a run name, and each folder between two slashes.
 
-    field: name of the config field. Raises ConfigError.
+    field: name of the config field. may_be_reserved: an older version started the run. Raises
+    ConfigError.
     """
     parts = name.split("/")
     if not NAME_PATTERN.fullmatch(name) or any(part.startswith(".") for part in parts):
         problem = "must consist of letters, digits and _ . + - with / between folders"
         value_checks.reject(field, name, f"{problem}, and no folder may begin with a dot")
     for part in parts:
-        if is_reserved(part):
+        if is_reserved(part) and not may_be_reserved:
             problem = f"contains {part}, which is reserved for the files of a sweep or of a run"
             value_checks.reject(field, name, f"{problem}: choose another name")
         if len(part) > MAX_NAME:

@@ -18,6 +18,12 @@ def validate_run(run: schema.Run) -> schema.Run:
     an invalid combination of fields.
     """
     validate_fields(run)
+    _check_combinations(run)
+    return run
+
+
+def _check_combinations(run: schema.Run) -> None:
+    """Check fields together, and fill the vocabulary size that data.tokenizer states."""
     stated_size = model_sizes.named_vocab_size(run.data.tokenizer)
     run.model.vocab_size = run.model.vocab_size or stated_size
     _check_model(run)
@@ -28,17 +34,35 @@ def validate_run(run: schema.Run) -> schema.Run:
     if run.model.n_experts:
         _check_experts(run.model, run.mesh)
     _check_text(run.data)
-    return run
 
 
-def validate_fields(run: schema.Run) -> None:
+def validate_fields(run: schema.Run, is_stored: bool = False) -> None:
     """Check each field alone, the names and the form of data.tokenizer. Read no file.
 
+    is_stored: the run was started by this or an older version, so its name may be reserved.
     Raises ConfigError for an invalid value.
     """
     value_checks.check_values(run)
-    _check_names(run)
+    _check_names(run, is_stored)
     _check_tokenizer(run.data.tokenizer)
+
+
+def parse_stored_run(values: dict, file: object, is_used: bool = True) -> schema.Run:
+    """Return the run of a stored config, validated like a new one. Its name may be reserved.
+
+    values: content of the file. is_used: False checks each field alone, for the tables of a report.
+    Raises ConfigError that begins with the name of the file.
+    """
+    try:
+        run = schema.from_dict(values)
+        if is_used:
+            validate_fields(run, is_stored=True)
+            _check_combinations(run)
+        else:
+            value_checks.check_values(run)
+        return run
+    except (schema.ConfigError, TypeError) as error:
+        raise schema.ConfigError(f"{file}: {error}") from None
 
 
 def validate_evaluation(run: schema.Run) -> None:
@@ -52,14 +76,15 @@ def validate_evaluation(run: schema.Run) -> None:
     _check_sources(run.data)
 
 
-def _check_names(run: schema.Run) -> None:
+def _check_names(run: schema.Run, is_stored: bool) -> None:
     """Check the names of the run and of its parent, and the fields that need a parent."""
     for name, value in (("name", run.name), ("start.run", run.start.run or "none")):
-        run_files.check_run_name(name, value)
+        run_files.check_run_name(name, value, may_be_reserved=is_stored)
     for name, value in (("dir", run.dir), ("data.cache_dir", run.data.cache_dir)):
         if not value:
             value_checks.reject(name, value, "must name a folder: write . for the current folder")
-    run_files.check_run_folder(run)
+    if not is_stored:
+        run_files.check_run_folder(run)
     if run.start.run == run.name:
         value_checks.reject(
             "start.run", run.start.run, "is the run itself: set the name of another run"

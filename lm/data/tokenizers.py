@@ -26,6 +26,8 @@ from lm.runs import filesystem
 
 END = 0  # end token of bytes and of train_bpe; the byte 0 is NUL, which occurs in no text
 FILES = ("tokenizer.json", "tokenizer.model", special_tokens.FILE)  # see Tokenizer.files
+MAX_FILE_BYTES = 1 << 28  # of a tokenizer file
+MAX_VOCAB_SIZE = 1 << 24  # tokens of a file, whose texts are in memory
 CHAT_TOKENS = "\x01\x02\x03"  # special characters: user turn, answer, end of an answer
 MAX_WORD_CHARACTERS = 256  # longest word, in characters, that trains a tokenizer undivided
 # Runs of letters, digits, other characters or white space, which GPT-2 does not divide.
@@ -341,6 +343,11 @@ def open_tokenizer(name: str) -> Tokenizer:
         return ByteTokenizer()
     try:
         file = filesystem.open_path(path).expanduser()
+        if (n_bytes := filesystem.file_size(file)) > MAX_FILE_BYTES:
+            raise ValueError(
+                f"data.tokenizer={name!r} has {n_bytes:,} bytes, more than {MAX_FILE_BYTES:,}: set"
+                " another file"
+            )
         raw = file.read_bytes()
         tokenizer = (
             HFTokenizer(raw.decode(), path) if kind == "file" else SentencePieceTokenizer(raw, path)
@@ -355,6 +362,11 @@ def open_tokenizer(name: str) -> Tokenizer:
     special = special_tokens.read_special_tokens(file.parent, tokenizer.ids, tokenizer.start)
     if special != special_tokens.SpecialTokens(tokenizer.start):
         tokenizer.use_special_tokens(special)
+    if tokenizer.vocab_size > MAX_VOCAB_SIZE:
+        raise ValueError(
+            f"data.tokenizer={name!r} has the token id {tokenizer.vocab_size - 1}, which must be"
+            f" below {MAX_VOCAB_SIZE}: set another file"
+        )
     return tokenizer
 
 

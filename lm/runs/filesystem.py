@@ -11,6 +11,7 @@ listing is always consistent. In a bucket, an append-only file is stored as one 
 """
 
 import concurrent.futures
+import contextlib
 import os
 import shutil
 import tempfile
@@ -22,6 +23,7 @@ from pathlib import Path
 from lm.config import run_files
 
 N_READERS = 32  # objects that are downloaded at the same time
+MAX_TEXT_BYTES = 1 << 26  # of a JSON file that is read at once
 SKIPPED_FOLDERS = (
     run_files.CHECKPOINTS,
     run_files.DAMAGED,
@@ -71,7 +73,7 @@ def write_file(path: Path, data: str | bytes) -> None:
         return
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with open(temporary, "wb") as file:
+        with name_errors(path), open(temporary, "wb") as file:
             file.write(raw)
             file.flush()
             os.fsync(file.fileno())  # otherwise a power cut may leave an empty file
@@ -81,13 +83,37 @@ def write_file(path: Path, data: str | bytes) -> None:
         raise
 
 
+def read_limited_text(path: Path) -> str:
+    """Return the text of a UTF-8 file. Raises ValueError if it has more than MAX_TEXT_BYTES."""
+    n_bytes = file_size(path)
+    if n_bytes > MAX_TEXT_BYTES:
+        raise ValueError(f"{n_bytes:,} bytes are more than {MAX_TEXT_BYTES:,}")
+    return path.read_text(encoding="utf-8")
+
+
+def file_size(path: Path) -> int:
+    """Return the number of bytes of a file."""
+    return getattr(path.stat(), "length" if is_remote(path) else "st_size")
+
+
 def append_line(path: Path, line: str) -> None:
     """Append a line, without its line end, to a file. Only one process may write the file."""
     if is_remote(path):
         _parts_dir(path).joinpath(f"{time.time_ns():023}").write_bytes(f"{line}\n".encode())
         return
-    with open(path, "a", encoding="utf-8") as file:
+    with name_errors(path), open(path, "a", encoding="utf-8") as file:
         file.write(line + "\n")
+
+
+@contextlib.contextmanager
+def name_errors(path: str | os.PathLike) -> Iterator[None]:
+    """Add a path to each OSError of the context without one, such as that of a full disk."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = os.fspath(path)
+        raise
 
 
 def read_lines(path: Path) -> list[str]:

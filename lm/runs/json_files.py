@@ -48,7 +48,7 @@ def _without_nan(value: Any) -> Any:
 def read_object(path: Path) -> dict:
     """Load a JSON object. Raises ValueError that names the file if it contains none."""
     try:
-        value = json.loads(filesystem.open_path(path).read_text(encoding="utf-8"))
+        value = json.loads(filesystem.read_limited_text(filesystem.open_path(path)))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not valid JSON: {error}: restore or delete it") from error
     if not isinstance(value, dict):

@@ -119,7 +119,7 @@ def read_config(path: str | Path) -> schema.Run:
             f"{path} is not a run directory: config.json is missing. Pass a directory below runs/."
         )
     stored_config.check_format(path)
-    run = stored_config.load_config(path)[0]
+    run = stored_config.load_config(path, is_used=True)[0]
     names = Path(run.name).parts or (path.name,)
     if path.parts[-len(names) :] != names and not filesystem.is_remote(path):
         path = Path(os.path.abspath(path))  # a renamed folder, a link or a short relative path
@@ -302,8 +302,7 @@ def load_runs(path: str | Path, include_others: bool = False) -> list[dict]:
 def load_folder(path: str | Path) -> FolderRuns:
     """Load all runs below `path`: those of a sweep, the others, and the unreadable ones.
 
-    For the rows see `load_runs`. Raises ValueError if there are runs and none can be read, for
-    example because version 0.1 wrote them.
+    For the rows see `load_runs`. Raises ValueError if there are runs and none can be read.
     """
     top = filesystem.open_path(path)
     members: dict[Path, set[str] | None] = {}

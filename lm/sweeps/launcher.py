@@ -28,7 +28,8 @@ from lm.evaluation import tasks
 from lm.parallel import distributed, mesh
 from lm.runs import filesystem, json_files, lock, records
 from lm.sweeps import prediction, run_order
-from lm.training import checkpoints, loop, metric_log, vmapped_runs, warm_start
+from lm.training import loop, metric_log, vmapped_runs, warm_start
+from lm.training.checkpointing import checkpoint_retention
 
 WAIT_SECONDS = 3.0  # between two checks of a process that waits for other processes
 MAX_CRASHES = 3  # restarts of a run in one submission after its process died without a record
@@ -179,7 +180,9 @@ def write_sweep_files(sweep: str, runs: list[schema.Run], costs: list[dict]) -> 
     for run in runs:
         if run.start.run:
             parent = _parent(run, by_name)
-            checkpoints.protect(parent, warm_start.start_step(run, parent), run.name)
+            checkpoint_retention.pin_checkpoint(
+                parent, warm_start.start_step(run, parent), run.name
+            )
 
 
 def pending(runs: list[schema.Run]) -> list[schema.Run]:

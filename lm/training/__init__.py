@@ -7,7 +7,7 @@ Pre-training, fine-tuning, cooldown branches and instruction tuning use the same
     step.py                 compiled functions of a run
     optimizer.py            trainable parameters, learning-rate schedule, optimizers
     checkpoints.py          save and restore
-    checkpoint_manifest.py  checksums of a checkpoint and its verification
+    checkpointing/          checksums of a checkpoint, and the deletion of old ones
     warm_start.py           start from another run or from a Hugging Face folder
     metric_log.py           metric rows, TensorBoard, W&B
     preemption.py           signals and the stall watchdog

@@ -3,6 +3,7 @@
     checkpoints/1200/state/       arrays by path: "params/blocks/mlp/gate", "opt/1/mu/...", "step"
     checkpoints/1200/manifest/    checksums of the arrays and the position of the run
     checkpoints/proofs.jsonl      step and next_loss, the loss of the step after a checkpoint
+    checkpoints/deleted/          see checkpointing/checkpoint_retention.py
     damaged/1200/                 a corrupt checkpoint; it is moved there and never deleted
     pins/1200-sweep-branch        name of a run that starts from this checkpoint, which is preserved
 
@@ -15,21 +16,21 @@ import contextlib
 import dataclasses
 import errno
 import logging
-import math
-from collections.abc import Callable, Iterator, Sequence
+import os
+import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import orbax.checkpoint
-from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from lm.config import run_files, schema
 from lm.model import params
 from lm.parallel import distributed
 from lm.runs import filesystem, records
 from lm.runs.integrity import stored_config
-from lm.training import checkpoint_manifest
+from lm.training.checkpointing import checkpoint_manifest, checkpoint_retention
 
 SPARE_BYTES = 1 << 18  # for the files of a checkpoint other than its arrays
 # Status codes of tensorstore for a failing disk, network or memory. They are only in the message:
@@ -41,6 +42,8 @@ TRANSIENT_STATUSES = (
     "DEADLINE",
     "RESOURCE_EXHAUSTED",
 )
+
+OS_ERROR_CODE = r"os_error_code='(\d+)'"  # number of a failed system call in these messages
 
 
 class CorruptCheckpoint(Exception):
@@ -69,12 +72,16 @@ class CheckpointStore:
         self.fields = checkpoint_manifest.expected_fields(run, read_only)
         self.saved_step = -1
         options = orbax.checkpoint.CheckpointManagerOptions(
-            preservation_policy=_preservation_policy(run, self.run_folder / run_files.PINS),
+            preservation_policy=checkpoint_retention.preservation_rules(run),
+            todelete_subdir=None if read_only else checkpoint_retention.DELETED,
             cleanup_tmp_directories=not read_only,
             read_only=read_only,
             create=not read_only,
             save_interval_steps=0 if read_only else 1,
         )
+        self.is_read_only = read_only
+        if not read_only:
+            checkpoint_retention.remove_incomplete(self.folder)
         path = self.folder if filesystem.is_remote(self.folder) else self.folder.absolute()
         self.manager = orbax.checkpoint.CheckpointManager(path, options=options)
 
@@ -82,8 +89,13 @@ class CheckpointStore:
         return self
 
     def __exit__(self, *_):
-        with _write_errors():
+        with _write_errors(self.folder):
             self.manager.close()
+        self._remove_deleted()
+
+    def _remove_deleted(self) -> None:
+        if not self.is_read_only:
+            checkpoint_retention.remove_deleted(self.folder)
 
     def save(
         self, step: int, state: dict, batch_hash: str, window: list[dict], seconds: float
@@ -97,6 +109,7 @@ class CheckpointStore:
         no room for this save. In the last two cases the save does not begin, because after a failed
         write the threads of orbax wait ten minutes for each other.
         """
+        self._remove_deleted()
         self.check_room(state)
         # The logs must not be older than the weights.
         distributed.run_on_primary(lambda: records.sync_records(self.run_folder))
@@ -105,7 +118,7 @@ class CheckpointStore:
         manifest = checkpoint_manifest.build_manifest(
             step, state, position | {"config": self.fields}
         )
-        with _write_errors():
+        with _write_errors(self.folder):
             self.manager.check_for_errors()
             items = orbax.checkpoint.args.Composite(
                 state=arrays, manifest=orbax.checkpoint.args.JsonSave(manifest)
@@ -114,8 +127,12 @@ class CheckpointStore:
         self.saved_step = step
 
     def steps(self) -> list[int]:
-        """Wait for pending saves, and return the steps of the complete checkpoints in order."""
-        self.manager.wait_until_finished()
+        """Wait for pending saves, and return the steps of the complete checkpoints in order.
+
+        Raises OSError if a save failed.
+        """
+        with _write_errors(self.folder):
+            self.manager.wait_until_finished()
         return distributed.run_on_primary(lambda: sorted(self.manager.all_steps(read=True)))
 
     def restore_newest(self, abstract: dict) -> checkpoint_manifest.RestoredState:
@@ -168,11 +185,7 @@ class CheckpointStore:
         if saved["step"] != step:
             raise CorruptCheckpoint(f"it was saved as step {saved['step']}")
         path = self.folder / str(step)
-        if saved["format"] != checkpoint_manifest.FORMAT:
-            raise checkpoint_manifest.CheckpointError(
-                f"{path}: format={saved['format']} was written by version 0.1, this version reads"
-                f" format {checkpoint_manifest.FORMAT}: use version 0.1, or start a new run"
-            )
+        checkpoint_manifest.check_format_version(path, saved)
         self._check_fields(path, saved)
         checkpoint_manifest.check_arrays(path, saved["arrays"], abstract)
         return saved
@@ -279,17 +292,6 @@ class CheckpointStore:
         return filesystem.open_path(target)
 
 
-def _preservation_policy(run: schema.Run, pins: Path) -> preservation_policy.PreservationPolicy:
-    """Return the policy that selects the checkpoints that are not deleted."""
-    # Two checkpoints are preserved, because the newest may be corrupt.
-    policies: list = [preservation_policy.LatestN(2), _Pinned(pins)]
-    if run.permanent_checkpoint_interval:
-        policies.append(preservation_policy.EveryNSteps(run.permanent_checkpoint_interval))
-    if run.keep_best or run.eval.patience:
-        policies.append(_Best(records.run_dir(run)))
-    return preservation_policy.AnyPreservationPolicy(policies)
-
-
 def newest_checkpoint(run: schema.Run) -> int:
     """Return the step of the newest checkpoint of a run, intact or not; 0 if the run has none."""
     names = (
@@ -344,46 +346,6 @@ def _restore_args(abstract: dict) -> orbax.checkpoint.args.PyTreeRestore:
     )
 
 
-class _Pinned(preservation_policy.PreservationPolicy):
-    """Preserve the checkpoints that other runs start from."""
-
-    def __init__(self, pins: Path):
-        self.pins = pins
-
-    def should_preserve(self, checkpoints: Sequence, *, context) -> list[bool]:
-        names = [path.name for path in filesystem.list_dir(self.pins)]
-        steps = {name.partition("-")[0] for name in names}
-        return [str(checkpoint.step) in steps for checkpoint in checkpoints]
-
-
-class _Best(preservation_policy.PreservationPolicy):
-    """Preserve the checkpoint with the lowest held-out loss in evals.jsonl.
-
-    The loss is recorded after the save, before two more checkpoints are saved.
-    """
-
-    def __init__(self, run_folder: Path):
-        self.run_folder = run_folder
-
-    def should_preserve(self, checkpoints: Sequence, *, context) -> list[bool]:
-        steps = {checkpoint.step for checkpoint in checkpoints}
-        rows = [row for row in records.load_evals(self.run_folder) if row["step"] in steps]
-        losses = {row["step"]: float(row["loss"]) for row in rows if "loss" in row}
-        finite = {step: loss for step, loss in losses.items() if not math.isnan(loss)}
-        best_step = min(finite, key=lambda step: finite[step], default=-1)
-        return [checkpoint.step == best_step for checkpoint in checkpoints]
-
-
-def protect(run: schema.Run, step: int, by: str) -> None:
-    """Preserve a checkpoint, which need not exist yet, for another run. No device is used.
-
-    by: name of the run that starts from the checkpoint.
-    """
-    pin = records.run_dir(run) / run_files.PINS / f"{step}-{by.replace('/', '-')}"
-    with contextlib.suppress(OSError):  # no process deletes checkpoints of a read-only folder
-        filesystem.write_file(pin, by + "\n")
-
-
 def _is_transient(error: Exception) -> bool:
     """Return True if the files may be intact, but a disk, network or memory failed."""
     if isinstance(error, OSError):
@@ -392,10 +354,18 @@ def _is_transient(error: Exception) -> bool:
 
 
 @contextlib.contextmanager
-def _write_errors():
-    """Raise every error of orbax and its threads as an OSError of one line."""
+def _write_errors(folder: Path):
+    """Raise every error of orbax and its threads as an OSError of one line.
+
+    The OSError has the number of a failed system call, such as that of a full disk.
+    """
     try:
         yield
     except Exception as error:
+        code = re.search(OS_ERROR_CODE, str(error))
+        number = getattr(error, "errno", None) or (int(code[1]) if code else None)
+        if number is not None:
+            reason = f"a checkpoint could not be written: {os.strerror(number)}"
+            raise OSError(number, reason, str(folder)) from error
         message = str(error).strip().partition("\n")[0][:200]
         raise OSError(f"a checkpoint could not be written: {message}") from error

@@ -19,6 +19,7 @@ import jax
 
 from lm.config import schema
 from lm.data import evaluation_text, tokenizers
+from lm.data.sources import path_permissions
 from lm.data.tokenization import token_healing
 from lm.evaluation import generation, scoring
 from lm.model import params
@@ -93,14 +94,18 @@ class LoadedModel:
         return results[0] if isinstance(answer, str) else results
 
 
-def load_model(path: str | Path, step_number: int | None = None) -> LoadedModel:
+def load_model(
+    path: str | Path, step_number: int | None = None, allow_paths: Sequence[str] = ()
+) -> LoadedModel:
     """Load the model of a run directory on the devices of this machine.
 
     step_number: step of a checkpoint; None is the final step of a finished run, else the newest
     checkpoint. The weights are replicated on every device if this machine has only CPUs, or if
-    run.mesh does not fit its devices. Raises ValueError if the path is not a run directory or has
-    no such checkpoint.
+    run.mesh does not fit its devices. allow_paths: folders outside the run to which its symbolic
+    links may lead, see path_permissions.py. Raises ValueError if the path is not a run directory or
+    has no such checkpoint.
     """
+    path_permissions.check_links(path, allow_paths)
     run = records.read_config(path)
     mesh.initialize_devices()
     tokenizer = evaluation_text.load_run_tokenizer(run)

@@ -27,7 +27,8 @@ from lm.data import dataset
 from lm.evaluation import early_stopping, heldout, task_eval, tasks
 from lm.parallel import distributed, mesh
 from lm.runs import lock, phase_timer, records
-from lm.training import checkpoint_manifest, checkpoints, metric_log, preemption, warm_start
+from lm.training import checkpoints, metric_log, preemption, warm_start
+from lm.training.checkpointing import checkpoint_manifest
 
 MAX_REWINDS = 3  # limit of a run, which then has diverged
 
@@ -99,8 +100,7 @@ class TrainingSession:
         self.is_restart = restored.step > 0
         if not self.is_restart and run.resume == "required":
             raise checkpoint_manifest.CheckpointError(
-                f"resume='required', but {self.folder} has no intact checkpoint: set resume='auto'"
-                " to start the run"
+                f"resume='required': {self.folder} has no intact checkpoint: set resume='auto'"
             )
         damage = restored.damage
         if run.start.run and not self.is_restart:

@@ -9,33 +9,42 @@ that preserves the checkpoint.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
 
 from lm.config import fields, flops, schema, validation
 from lm.data import tokenizers
+from lm.data.sources import path_permissions
 from lm.data.tokenization import run_tokenizer
 from lm.model import params, transformer
 from lm.model.hf import load
 from lm.parallel import distributed
 from lm.runs import filesystem, records
-from lm.training import checkpoint_manifest, checkpoints
+from lm.training import checkpoints
+from lm.training.checkpointing import checkpoint_manifest, checkpoint_retention
 
 ADAPTER_FIELDS = fields.fields_with("adapter", schema.Model)
 COMPUTE_FIELDS = fields.fields_with("compute", schema.Model)
 
 
 def run_from_huggingface(
-    folder: str | Path, run_folder: str | Path, tokenizer: str = "", seq_len: int = 0
+    folder: str | Path,
+    run_folder: str | Path,
+    tokenizer: str = "",
+    seq_len: int = 0,
+    allow_paths: Sequence[str] = (),
 ) -> schema.Run:
     """Write a run with one checkpoint at step 1 from a folder that `transformers` wrote.
 
     run_folder: path of the new run. tokenizer: a value of data.tokenizer; "" is the tokenizer of
-    the folder. seq_len: context length of the run; 0 is that of the model, at most 1024. Raises
-    ValueError if a file is corrupt, if the model is not supported, or if run_folder is not empty.
+    the folder. seq_len: context length of the run; 0 is that of the model, at most 1024.
+    allow_paths: folders to which links in the folder may lead. Raises ValueError if a file is
+    corrupt or outside the folder, if the model is not supported, or if run_folder is not empty.
     """
     folder, run_folder = Path(folder), Path(run_folder)
+    load.check_files(folder, allow_paths)
     shape, architecture, context = load.read_shape(folder)
     run = schema.Run(name=run_folder.name, dir=str(run_folder.parent), steps=1, model=shape)
     run.data.seq_len = seq_len or min(context, 1024)
@@ -73,9 +82,15 @@ def run_from_huggingface(
 
 
 def parent_run(run: schema.Run) -> schema.Run:
-    """Load the parent of a run. Raises ValueError if its directory is not a run directory."""
+    """Load the parent of a run.
+
+    Raises ValueError if its directory is not a run directory, or has a link to a file outside the
+    directory and the working directory.
+    """
+    folder = filesystem.open_path(run.dir) / run.start.run
     try:
-        return records.read_config(filesystem.open_path(run.dir) / run.start.run)
+        path_permissions.check_links(folder)
+        return records.read_config(folder)
     except ValueError as error:
         raise ValueError(f"start.run={run.start.run!r}: {error}") from None
 
@@ -132,7 +147,7 @@ def restore_parent(
     step = start_step(run, parent)
     is_branch = run.start.restore == "full_state"
     if distributed.is_primary():
-        checkpoints.protect(parent, step, run.name)
+        checkpoint_retention.pin_checkpoint(parent, step, run.name)
     weights = abstract["params"]
     if run.model.lora_rank and not parent.model.lora_rank:
         weights = {name: value for name, value in weights.items() if name != "lora"}

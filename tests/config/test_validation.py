@@ -164,3 +164,26 @@ def test_validation_of_huge_sizes_ends():
     ):
         with pytest.raises(schema.ConfigError, match="must be a multiple of"):
             validation.validate_run(changed_run(**changes))
+
+
+@pytest.mark.parametrize(
+    "values, message",
+    [
+        ({"name": ""}, "name='' must consist of letters"),
+        ({"name": "../up"}, "name='../up' must consist of letters"),
+        ({"optim": {"lr": float("inf")}}, "optim.lr=inf must be a finite number"),
+        ({"model": {"d_model": "wide"}}, "model.d_model='wide' must be int"),
+        ({"data": {"sources": ["code"]}}, r"data.sources=\['code'\] must be dict"),
+        ({"data": {"ca#he": "x"}}, "data.ca#he does not exist"),
+        ({"data": 3}, "data=3 must be a dict"),
+        ({"start": {"run": "a/../../b"}}, "start.run='a/../../b' must consist of"),
+    ],
+)
+def test_stored_config_is_validated_like_a_new_one(values, message):
+    with pytest.raises(schema.ConfigError, match=rf"^runs/a/config\.json: {message}") as raised:
+        validation.parse_stored_run(values, "runs/a/config.json")
+    assert "\n" not in str(raised.value)
+
+
+def test_config_of_an_older_run_gets_defaults():
+    assert validation.parse_stored_run({"name": "a"}, "config.json").data == schema.Data()

@@ -96,9 +96,14 @@ def test_status_and_report_read_the_records(trained):
     assert len(records.load_runs(folder / "archive")) == 2
 
 
-def test_evaluate_repeats_the_final_loss(trained):
+def test_evaluate_repeats_the_final_loss(trained, text_file):
+    """The text is outside the working directory, so it needs permission."""
     folder, _ = trained
-    evaluate = command(folder, "evaluate", "--run=runs/s/10K")
+    refused = command(folder, "evaluate", "--run=runs/s/10K")
+    assert refused.returncode == 2 and len(refused.stderr.splitlines()) == 1
+    assert f"data.cache_dir names {text_file}/../data, outside the run and" in refused.stderr
+    permission = f"--allow_path={text_file.parent}"
+    evaluate = command(folder, "evaluate", "--run=runs/s/10K", permission)
     assert evaluate.returncode == 0, evaluate.stderr
     (row, _) = records.load_runs(folder / "runs")
     assert f"{row['eval.loss']:.4f}" in evaluate.stdout
@@ -113,7 +118,7 @@ def test_evaluate_measures_other_text(trained):
     evals = folder / "runs/s/10K/evals.jsonl"
     stored = evals.read_text()
     sources = """--sources={"jsonl:other.jsonl": 1}"""
-    options = ("--seq_len=16", "--n_sequences=8")
+    options = ("--seq_len=16", "--n_sequences=8", "--cache_dir=data")
     evaluate = command(folder, "evaluate", "--run=runs/s/10K", sources, *options)
     assert evaluate.returncode == 0, evaluate.stderr
     assert (

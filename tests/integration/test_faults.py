@@ -106,7 +106,7 @@ def test_run_resumes_from_the_newest_intact_checkpoint(finished_copy, finished_r
 
 def test_required_resume_rejects_a_run_without_checkpoint(tiny):
     tiny.resume = "required"
-    with pytest.raises(ValueError, match="resume='required', but .* has no intact checkpoint"):
+    with pytest.raises(ValueError, match="resume='required': .* has no intact checkpoint"):
         loop.train(tiny)
     assert not (records.run_dir(tiny) / "config.json").exists()
 

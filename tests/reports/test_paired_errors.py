@@ -1,5 +1,8 @@
 """Tests of the paired error of the difference between two runs."""
 
+import io
+import zipfile
+
 import numpy as np
 import pytest
 
@@ -93,3 +96,32 @@ def test_gain_of_fine_tuning_has_the_paired_error(runs):
     assert pair["gain"] == pytest.approx(0.1, abs=0.01) and pair["gain_se"] < 0.002
     (unpaired,) = transfer_analysis.finetune_pairs([{**scratch, "dir": ""}, tuned])
     assert unpaired["gain_se"] == pytest.approx(0.1 * 2**0.5)
+
+
+def npy_header(shape: str, dtype: str = "<f8") -> bytes:
+    """Return the header of a .npy file of version 1.0, with a shape as text."""
+    text = f"{{'descr': '{dtype}', 'fortran_order': False, 'shape': {shape}, }}".encode()
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        npy_header("(1099511627776,)") + b"12345678",
+        npy_header("(4294967296, 4294967296, 4294967296)"),
+        npy_header("(1,)") + b"123",
+        npy_header("(1,)", "|O") + b"cposix\nsystem\n",
+        npy_header("(131072,)") + bytes(1 << 20),  # zeros, which compress to a kilobyte
+    ],
+)
+def test_size_of_an_array_is_checked_before_it_is_read(runs, monkeypatch, content):
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("sources.npy", content)
+    path = f"{runs[0]['dir']}/heldout.npz"
+    with open(path, "wb") as npz:
+        npz.write(file.getvalue())
+    monkeypatch.setattr(paired_errors, "MAX_BYTES", 1 << 16)
+    message = "heldout.npz: sources.npy has [0-9,]* bytes, its header describes [0-9,]*, and at"
+    with pytest.raises(ValueError, match=message):
+        paired_errors.load_document_sums(runs[0])

@@ -129,6 +129,11 @@ def test_hostile_names_and_reasons_are_escaped(tmp_path, page_only):
     records.write_json(folder / "sweep.json", sweep | {"command": HOSTILE, "created": HOSTILE})
     config = records.read_json(folder / "120K" / "config.json") | {"name": f"toy/120K{HOSTILE}"}
     records.write_json(folder / "120K" / "config.json", config)
+    records.log_event(folder / "60K", 1, 5, f"spike{HOSTILE}", HOSTILE)
+    config = records.read_json(folder / "30K" / "config.json")
+    config["data"]["sources"] = {f"text:{HOSTILE}": 1.0}
+    config["eval"]["tasks"] = f"file:{HOSTILE}"
+    records.write_json(folder / "30K" / "config.json", config)
     text = report.write_report(folder).read_text(encoding="utf-8")
     assert "<img" not in text
     assert text.count("&lt;img src=x onerror=alert(1)&gt;") > 5

@@ -11,6 +11,7 @@ import time
 import jax
 import numpy as np
 import pytest
+from fixtures import quota
 from fixtures.damaged_files import damage_file
 
 from lm.config import schema
@@ -18,7 +19,8 @@ from lm.data import corpus, staging
 from lm.parallel import mesh
 from lm.reports import report
 from lm.runs import filesystem, records
-from lm.training import checkpoint_manifest, checkpoints, loaded_model, loop, step
+from lm.training import checkpoints, loaded_model, loop, step
+from lm.training.checkpointing import checkpoint_manifest
 
 
 @pytest.fixture(params=["local", "bucket"])
@@ -265,3 +267,23 @@ def test_nested_run_directories_are_refused(tmp_path):
         filesystem.check_not_nested(inner / "tuned")
     with pytest.raises(ValueError, match="100K/tuned is inside .*100K, which is a run directory"):
         records.check_same_config(schema.Run(name="sweep/100K/tuned", dir=str(outer)))
+
+
+def test_quota_names_the_file_and_preserves_its_content(tmp_path):
+    file, lines = tmp_path / "facts.json", tmp_path / "metrics.jsonl"
+    filesystem.write_file(file, "old")
+    filesystem.append_line(lines, "first")
+    with quota.limit_file_size(100):
+        for write, path in ((filesystem.write_file, file), (filesystem.append_line, lines)):
+            with pytest.raises(OSError, match=f"File too large: '{path}'"):
+                write(path, 200 * "x")
+    assert file.read_text() == "old" and sorted(tmp_path.iterdir()) == [file, lines]
+    filesystem.repair_append_file(lines)
+    assert filesystem.read_lines(lines) == ["first"]
+
+
+def test_absurdly_large_text_is_not_read(tmp_path):
+    with open(tmp_path / "sparse.json", "wb") as file:
+        file.truncate(2**40)
+    with pytest.raises(ValueError, match="1,099,511,627,776 bytes are more than 67,108,864"):
+        filesystem.read_limited_text(tmp_path / "sparse.json")

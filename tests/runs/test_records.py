@@ -223,10 +223,10 @@ def test_stored_config_is_never_executed(run):
     content["wandb"] = "__import__('os').getcwd()"
     content["data"]["cache_dir"] = "$(id) `id` {0.__class__}"
     json_files.write_record(file, content)
-    loaded = records.read_config(file.parent)
-    assert loaded.data.cache_dir == "$(id) `id` {0.__class__}"
-    with pytest.raises(ValueError, match="wandb=.* must be bool, not str"):
-        validation.validate_run(loaded)
+    with pytest.raises(ValueError, match="config.json: wandb=.* must be bool, not str"):
+        records.read_config(file.parent)
+    json_files.write_record(file, content | {"wandb": False})
+    assert records.read_config(file.parent).data.cache_dir == "$(id) `id` {0.__class__}"
     json_files.write_record(file, content | {"__class__": "os.system"})
     with pytest.raises(ValueError, match="config.json: __class__ does not exist"):
         records.read_config(file.parent)

@@ -1,6 +1,8 @@
 """Save, verify and restore checkpoints."""
 
 import dataclasses
+import errno
+import json
 import pathlib
 import shutil
 
@@ -9,12 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from fixtures import quota
 
 from lm.config import schema
 from lm.model import params
 from lm.parallel import mesh
 from lm.runs import records
-from lm.training import checkpoint_manifest, checkpoints, loaded_model
+from lm.training import checkpoints, loaded_model
+from lm.training.checkpointing import checkpoint_manifest
 
 
 @pytest.fixture
@@ -63,25 +67,6 @@ def test_empty_folder_restores_no_state(tiny):
     with checkpoints.CheckpointStore(tiny) as store:
         assert store.steps() == []
         assert store.restore_newest({}) == checkpoint_manifest.RestoredState(records.run_dir(tiny))
-
-
-def test_two_newest_and_permanent_checkpoints_are_preserved(tiny, state):
-    tiny.permanent_checkpoint_interval = 8
-    folder = save_steps(tiny, state, *range(4, 32, 4))
-    assert saved_steps(folder) == [8, 16, 24, 28]
-
-
-def test_best_checkpoint_is_preserved(tiny, state):
-    tiny.keep_best = True
-    losses = {4: 3.0, 8: 1.0, 12: 2.0, 16: None, 20: 1.5, 24: 1.2}
-    with checkpoints.CheckpointStore(tiny) as store:
-        for step, loss in losses.items():
-            store.save(step, state, "hash", [], 0.0)
-            if loss is not None:
-                row = {"attempt": 1, "step": step, "loss": loss}
-                records.append_record(records.run_dir(tiny) / "evals.jsonl", row)
-    with checkpoints.CheckpointStore(tiny) as store:
-        assert store.steps() == [8, 20, 24]
 
 
 def test_error_names_the_array_that_differs(tiny, state):
@@ -149,13 +134,30 @@ def test_golden_checkpoint_has_the_golden_loss(tmp_path):
     assert float(nats_BT.sum()) == pytest.approx(100.726715, rel=1e-5)
 
 
-def test_manifest_of_version_0_1_is_rejected(tiny, state, monkeypatch):
-    monkeypatch.setattr(checkpoint_manifest, "FORMAT", 1)
-    save_steps(tiny, state, 3)
-    monkeypatch.setattr(checkpoint_manifest, "FORMAT", 2)
-    message = "format=1 was written by version 0.1"
+@pytest.mark.parametrize(
+    "version, message",
+    [
+        (1, "format_version=1 was written by version 0.1, this version reads 2 to 2: use version"),
+        (9, "format_version=9 was written by a newer version of lm-scaling, .*: update lm-scaling"),
+    ],
+)
+def test_checkpoint_of_another_format_is_rejected(tiny, state, monkeypatch, version, message):
+    monkeypatch.setattr(checkpoint_manifest, "FORMAT_VERSION", version)
+    folder = save_steps(tiny, state, 3)
+    monkeypatch.undo()
     with pytest.raises(checkpoint_manifest.CheckpointError, match=message):
         restore_newest(tiny, state)
+    assert saved_steps(folder) == [3]
+
+
+def test_checkpoint_of_an_older_format_is_restored(tiny, state):
+    """lm-scaling 0.2.0 stored the version with the key "format"."""
+    file = save_steps(tiny, state, 3) / "3" / "manifest" / "metadata"
+    manifest = json.loads(file.read_text())
+    manifest["format"] = manifest.pop("format_version")
+    manifest["checksum"] = checkpoint_manifest.checksum(manifest)
+    file.write_text(json.dumps(manifest))
+    assert restore_newest(tiny, state) == (3, [])
 
 
 def test_field_missing_on_one_side_is_rejected(tiny, state):
@@ -178,6 +180,24 @@ def test_full_disk_is_reported_before_a_save(tiny, state, monkeypatch):
         with pytest.raises(OSError, match="no room for a checkpoint of .* bytes, 1,000 are free"):
             store.save(3, state, "hash", [], 0.0)
         assert store.steps() == []
+
+
+@pytest.mark.parametrize("limit", [300, 8192, 100_000])
+def test_quota_is_reported_in_one_line(tiny, state, limit):
+    """The earlier checkpoint remains, and the next start removes the incomplete one."""
+    state = state | {"params": {f"w{i}": jnp.arange(60_000.0) * i for i in range(4)}}
+    save_steps(tiny, state, 3)
+    with (
+        quota.limit_file_size(limit),
+        pytest.raises(OSError, match="File too large") as raised,
+        checkpoints.CheckpointStore(tiny) as store,
+    ):
+        store.save(6, state, "hash", [], 0.0)
+        store.steps()
+    assert raised.value.errno == errno.EFBIG and "\n" not in str(raised.value)
+    assert restore_newest(tiny, state) == (3, [])
+    folder = records.run_dir(tiny) / "checkpoints"
+    assert [path.name for path in folder.iterdir() if path.is_dir()] == ["3"]
 
 
 def test_copied_folder_is_no_checkpoint_of_another_step(tiny, state):
@@ -247,15 +267,3 @@ def test_transient_error_moves_no_checkpoint(tiny, state, monkeypatch, error):
             store.restore_newest(abstract(state))
     assert sorted(path.name for path in folder.iterdir()) == ["3", "6"]
     assert not folder.with_name("damaged").exists()
-
-
-def test_checkpoint_of_a_child_run_is_preserved(tiny, state):
-    """A checkpoint can be protected before the run starts."""
-    checkpoints.protect(tiny, 6, "s/branch")
-    folder = save_steps(tiny, state, 3, 6, 9, 12)
-    checkpoints.protect(tiny, 9, "s/other")
-    save_steps(tiny, state, 15, 18)
-    assert saved_steps(folder) == [6, 9, 15, 18]
-    (folder.with_name("pins") / "6-s-branch").unlink()
-    save_steps(tiny, state, 21)
-    assert saved_steps(folder) == [9, 18, 21]

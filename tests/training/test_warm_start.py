@@ -10,7 +10,8 @@ import pytest
 from lm.config import schema
 from lm.runs import filesystem, records
 from lm.sweeps import launcher, run_order
-from lm.training import checkpoints, loaded_model, loop, warm_start
+from lm.training import loaded_model, loop, warm_start
+from lm.training.checkpointing import checkpoint_retention
 
 
 @pytest.fixture(scope="module")
@@ -156,4 +157,4 @@ def test_run_pins_the_checkpoint_that_it_starts_from(trunk, monkeypatch):
         raise OSError(30, "Read-only file system")
 
     monkeypatch.setattr(filesystem, "write_file", refuse)
-    checkpoints.protect(trunk, 4, "s/other")
+    checkpoint_retention.pin_checkpoint(trunk, 4, "s/other")

@@ -31,7 +31,11 @@ TEXT_SUFFIXES = {
 }
 JSON_SUFFIXES = {".jsonl", ".json", ".ndjson", ".jsonlines"}
 PARQUET_SUFFIXES = {".parquet", ".parq", ".pq"}
-CHUNK_BYTES = 1 << 14  # bytes read at once, which bounds the size of the decompressed chunk
+CHUNK_BYTES = 1 << 14  # bytes of plain text that are read at once
+# Compressed bytes that are read at once. They become at most 128 MiB: zstd has the highest ratio,
+# with 128 KiB of equal bytes in a block of 4 bytes.
+COMPRESSED_CHUNK_BYTES = 1 << 12
+MAX_LINE_BYTES = 1 << 30  # of a line that is read as a whole
 HEAD_BYTES = 512  # bytes at the start of a file that identify its format
 MAX_ZSTD_WINDOW = 1 << 31  # bytes; zstd --long=31, the largest window of the format
 
@@ -221,7 +225,7 @@ def read_lines(path: Path, max_bytes: int = 0) -> Iterator[bytes]:
     With max_bytes, a line longer than 4 max_bytes is yielded in fragments of at most max_bytes
     until its remainder is shorter. A fragment ends after a space, or after a character if it
     contains no space. Memory use then does not grow with the line. Raises ValueError for a file
-    that cannot be read to its end.
+    that cannot be read to its end, and without max_bytes for a line beyond MAX_LINE_BYTES.
     """
     pending: list[bytes] = []
     n_pending, carriage_return = 0, b""
@@ -233,6 +237,10 @@ def read_lines(path: Path, max_bytes: int = 0) -> Iterator[bytes]:
             pending.append(line)
             n_pending += len(line)
             is_complete = line.endswith((b"\n", b"\r"))
+            if not max_bytes and n_pending > MAX_LINE_BYTES:
+                raise ValueError(
+                    f"{path}: has a line of more than {MAX_LINE_BYTES:,} bytes: divide the line"
+                )
             if is_complete or (max_bytes and n_pending > 4 * max_bytes):
                 *fragments, remainder = _cut_line(b"".join(pending), max_bytes)
                 yield from fragments
@@ -318,7 +326,7 @@ def _decompress(file: IO[bytes], path: Path) -> Iterator[bytes]:
         yield from iter(lambda: file.read(CHUNK_BYTES), b"")
         return
     decompressor = compression.open()
-    for chunk in iter(lambda: file.read(CHUNK_BYTES), b""):
+    for chunk in iter(lambda: file.read(COMPRESSED_CHUNK_BYTES), b""):
         while chunk:
             if decompressor.eof:
                 chunk = chunk.lstrip(b"\0")  # padding after a stream

@@ -97,6 +97,12 @@ def _read_example(
         on_error(f"tfds:{name} example {number}: cannot be read ({reason}): prepare it again")
 
 
+def dataset_folder(name: str) -> Path:
+    """Return the folder that contains all versions of a dataset. It need not exist."""
+    dataset = name.rpartition("/")[0].partition(":")[0]
+    return Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser() / dataset
+
+
 def _find_dataset(name: str) -> tuple[Path, str]:
     """Return the folder of a prepared dataset, and the split.
 

@@ -22,6 +22,7 @@ from lm.data import tokenizers
 from lm.data.tokenization import token_bytes
 from lm.model import lora, parametrization, params
 from lm.model.hf import architectures
+from lm.runs import filesystem
 
 WRITE_BYTES = 1 << 24  # bytes per write
 SHARD_BYTES = 5 * 10**9  # maximum bytes per file; a larger model has several files and an index
@@ -114,7 +115,7 @@ def _write_shard(path: Path, tensors: list[architectures.Tensor], read_weight, f
         offset = end
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    with path.open("wb") as file:
+    with filesystem.name_errors(path), path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         weights: dict[str, np.ndarray] = {}
         for tensor in tensors:

@@ -5,25 +5,46 @@
 
 lm/model/hf/architectures.py maps tensors to weights. lm/training/warm_start.py starts a run from
 the weights.
+
+The folder may come from a stranger. No file outside it is read. The package safetensors checks that
+the tensors of a header fill their file without overlap. Shapes are compared with config.json before
+memory is allocated for the weights.
 """
 
 import contextlib
+import dataclasses
 import math
+import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from lm.config import schema
+from lm.config import model_sizes, schema, validation
 from lm.data import tokenizers
+from lm.data.sources import path_permissions
 from lm.model import params, transformer
 from lm.model.hf import architectures
 from lm.runs import records
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")  # in order of preference
+MAX_CONTEXT = 2**31 - 1  # tokens
 # Buffers of old versions of transformers, which are not weights.
 BUFFER_SUFFIXES = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")
+
+
+def check_files(folder: str | Path, allow_paths: Iterable[str] = ()) -> None:
+    """Raise ValueError if a file of a folder is a link to a file outside, or not a regular file.
+
+    The files of a snapshot in the cache of the Hugging Face hub are links to its folder blobs.
+    allow_paths: further folders to which links may lead.
+    """
+    real_folder = Path(os.path.realpath(folder))
+    if real_folder.parent.name == "snapshots":
+        allow_paths = [*allow_paths, str(real_folder.parents[1] / "blobs")]
+    path_permissions.check_links(folder, allow_paths)
 
 
 def read_shape(folder: str | Path) -> tuple[schema.Model, str, int]:
@@ -44,6 +65,8 @@ def read_shape(folder: str | Path) -> tuple[schema.Model, str, int]:
         if config.get(key, required) not in (required, None):
             raise ValueError(f"{file}: {key}={config[key]!r} must be {required!r}")
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    if not isinstance(rope, dict):
+        raise ValueError(f"{file}: rope_parameters={rope!r} must be an object")
     if rope.get("rope_type", rope.get("type", "default")) != "default":
         raise ValueError(f"{file}: rope_parameters={rope} must have the rope_type 'default'")
     config = {key: rope[key] for key in ("rope_theta",) if key in rope} | {
@@ -60,13 +83,22 @@ def read_shape(folder: str | Path) -> tuple[schema.Model, str, int]:
         if field not in fields
     }
     for field in ("vocab_size", "d_model", "n_layers", "n_heads"):
-        if not isinstance(fields[field], int) or fields[field] < 1:
-            raise ValueError(f"{file}: {keys[field]}={fields[field]!r} must be a positive integer")
+        _check_positive(file, keys[field], fields[field])
     fields["d_head"] = fields.get("d_head") or fields["d_model"] // fields["n_heads"]
     fields["n_kv_heads"] = fields.get("n_kv_heads") or fields["n_heads"]
     fields["d_ff"] = fields["d_ff"] or 4 * fields["d_model"]
     context = config.get("max_position_embeddings", config.get("n_positions", 1024))
-    return schema.Model(**fields | required_fields), name, context
+    _check_positive(file, "max_position_embeddings", context)
+    model = schema.Model(**fields | required_fields)
+    # Combinations of fields are checked when the run is complete.
+    validation.parse_stored_run({"model": dataclasses.asdict(model)}, file, is_used=False)
+    return model, name, context
+
+
+def _check_positive(file: Path, key: str, value: object) -> None:
+    """Raise ValueError unless the value of a key is an integer from 1 to MAX_CONTEXT."""
+    if type(value) is not int or not 1 <= value <= MAX_CONTEXT:
+        raise ValueError(f"{file}: {key}={value!r} must be a positive integer below 2^31")
 
 
 def find_tokenizer(folder: Path) -> str:
@@ -92,18 +124,21 @@ def read_weights(folder: str | Path, shape: schema.Model, name: str) -> dict[str
     tensors.
     """
     folder = Path(folder)
-    shapes = params.flatten_by_path(jax.eval_shape(lambda: transformer.init_params(shape, 0)))
-    weights = {path: np.empty(leaf.shape, np.float32) for path, leaf in shapes.items()}
     with contextlib.ExitStack() as stack:
         stored: dict[str, _StoredTensor] = {}
         for file in _weight_files(folder):
             reader = _open(stack, folder / file)
             for key in reader.keys():
                 stored[_full_name(key, name)] = _StoredTensor(folder / file, key, reader)
+        _check_number_of_weights(folder, stored, shape)
         expected = {tensor.name: tensor for tensor in architectures.tensor_table(shape, name)}
         _check_names(folder, stored, expected, shape)
         for tensor in expected.values():
-            array = stored[tensor.name].read(tensor.shape)
+            stored[tensor.name].check(tensor.shape)
+        shapes = params.flatten_by_path(jax.eval_shape(lambda: transformer.init_params(shape, 0)))
+        weights = {path: np.empty(leaf.shape, np.float32) for path, leaf in shapes.items()}
+        for tensor in expected.values():
+            array = stored[tensor.name].read()
             part_sizes = np.array([math.prod(part.sizes) for part in tensor.parts])
             splits = np.cumsum(part_sizes)[:-1] // math.prod(tensor.shape[:-1])
             arrays = np.split(array, splits, axis=-1)
@@ -122,14 +157,21 @@ class _StoredTensor(NamedTuple):
     key: str
     reader: Any
 
-    def read(self, shape: tuple[int, ...]) -> np.ndarray:
-        """Return the tensor. Raises ValueError if it has another shape or is not of floats."""
-        stored_shape = tuple(self.reader.get_slice(self.key).get_shape())
-        if stored_shape != shape:
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape in the header of the file. No data is read."""
+        return tuple(self.reader.get_slice(self.key).get_shape())
+
+    def check(self, shape: tuple[int, ...]) -> None:
+        """Raise ValueError if the tensor has another shape."""
+        if self.shape != shape:
             raise ValueError(
-                f"{self.path}: {self.key} has the shape {list(stored_shape)}, config.json requires"
+                f"{self.path}: {self.key} has the shape {list(self.shape)}, config.json requires"
                 f" {list(shape)}"
             )
+
+    def read(self) -> np.ndarray:
+        """Return the tensor. Raises ValueError if it is not of floats."""
         array = np.asarray(self.reader.get_tensor(self.key))
         # NumPy shows bfloat16 as the kind V.
         if array.dtype.kind not in "fV":
@@ -142,13 +184,19 @@ class _StoredTensor(NamedTuple):
 def _weight_files(folder: Path) -> list[str]:
     """Return the names of the safetensors files of a folder. Raises ValueError if one is absent."""
     if (folder / architectures.INDEX_FILE).exists():
-        index = records.read_json(folder / architectures.INDEX_FILE)
-        files = sorted(set(index.get("weight_map", {}).values()))
+        index_file = folder / architectures.INDEX_FILE
+        weight_map = records.read_json(index_file).get("weight_map")
+        if not isinstance(weight_map, dict) or not weight_map:
+            raise ValueError(f"{index_file}: weight_map must be an object that lists the tensors")
+        files = sorted(set(map(str, weight_map.values())))
         for file in files:
-            if not (folder / file).exists():
+            if Path(file).name != file or not file.endswith(".safetensors"):
                 raise ValueError(
-                    f"{folder / architectures.INDEX_FILE} lists {file}, which does not exist"
+                    f"{index_file} lists {file!r}: it must be the name of a .safetensors file in"
+                    " this folder"
                 )
+            if not (folder / file).exists():
+                raise ValueError(f"{index_file} lists {file}, which does not exist")
         return files
     if not (folder / architectures.WEIGHTS_FILE).exists():
         raise ValueError(
@@ -175,6 +223,22 @@ def _full_name(key: str, name: str) -> str:
     """Return the name of a tensor with its prefix, which files of a bare GPT-2 omit."""
     is_bare = name == "gpt2" and not key.startswith(("transformer.", "lm_head."))
     return f"transformer.{key}" if is_bare else key
+
+
+def _check_number_of_weights(
+    folder: Path, stored: dict[str, _StoredTensor], shape: schema.Model
+) -> None:
+    """Raise ValueError if config.json describes far more weights than the files contain.
+
+    Missing tensors are named later. The list of the tensors of such a model may not fit in memory.
+    """
+    n_needed = model_sizes.count_parameters(shape)["total"]
+    n_stored = sum(math.prod(tensor.shape) for tensor in stored.values())
+    if n_needed > 2 * n_stored:
+        raise ValueError(
+            f"{folder}: config.json describes {n_needed:,} weights, the files contain"
+            f" {n_stored:,}: download the folder again"
+        )
 
 
 def _check_names(

@@ -7,15 +7,16 @@ The run_id is a random number that the first attempt of a run stores in config.j
 
 from pathlib import Path
 
-from lm.config import schema
+from lm.config import schema, validation
 from lm.runs import filesystem, json_files
 from lm.runs.integrity import checksums
 
 
-def load_config(path: Path) -> tuple[schema.Run, str | None]:
+def load_config(path: Path, is_used: bool = False) -> tuple[schema.Run, str | None]:
     """Load config.json of a run directory. Return the config with its stored name, and the run_id.
 
-    The run_id is None for a run of version 0.2. Raises ValueError that names a damaged file, or if
+    is_used: also check combinations of fields, as before a start. The run_id is None for a run of
+    version 0.2. Raises ValueError that names a damaged file, or if
     facts.json belongs to another run.
     """
     file = path / "config.json"
@@ -27,10 +28,7 @@ def load_config(path: Path) -> tuple[schema.Run, str | None]:
         raise ValueError(
             f"{path / 'facts.json'} belongs to another run than config.json: restore both files"
         )
-    try:
-        return schema.from_dict(content), run_id
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{file}: {error}") from error
+    return validation.parse_stored_run(content, file, is_used), run_id
 
 
 def load_facts(path: Path) -> dict:

@@ -194,3 +194,19 @@ def test_long_line_is_cut_at_spaces_or_characters(tmp_path, monkeypatch, word):
         assert word != "word " or all(piece.endswith(" ") for piece in pieces[:-1])
         results.append(pieces)
     assert results[0] == results[1]
+
+
+def test_zeros_are_decompressed_in_bounded_chunks(tmp_path):
+    """256 MiB of zeros in 8 KB of zstd."""
+    compressor = zstandard.ZstdCompressor().compressobj()
+    raw = b"".join(compressor.compress(bytes(1 << 20)) for _ in range(256)) + compressor.flush()
+    (tmp_path / "zeros.zst").write_bytes(raw)
+    with open(tmp_path / "zeros.zst", "rb") as file:
+        sizes = [len(chunk) for chunk in source_files._decompress(file, tmp_path / "zeros.zst")]
+    assert sum(sizes) == 1 << 28 and max(sizes) <= 1 << 27
+
+
+def test_line_beyond_the_limit_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(source_files, "MAX_LINE_BYTES", 50_000)
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b'{"text": "' + bytes(99_999)))
+    assert "a.jsonl.gz: has a line of more than 50,000 bytes" in error_of(f"jsonl:{tmp_path}")

@@ -119,6 +119,14 @@ def test_truncated_file_is_named(folder, corrupt):
             "must have the rope_type 'default'",
         ),
         ({"hidden_size": None}, "hidden_size=None must be a positive integer"),
+        ({"vocab_size": True}, "vocab_size=True must be a positive integer"),
+        ({"num_hidden_layers": 10**30}, "num_hidden_layers=10+ must be a positive integer below"),
+        ({"num_hidden_layers": 10**9}, "describes [0-9,]* weights, the files contain [0-9,]*:"),
+        ({"vocab_size": 10**9}, "describes [0-9,]* weights, the files contain [0-9,]*:"),
+        ({"intermediate_size": "wide"}, "config.json: model.d_ff='wide' must be int, not str"),
+        ({"rms_norm_eps": float("inf")}, "config.json: model.norm_eps=inf must be a finite"),
+        ({"max_position_embeddings": "long"}, "max_position_embeddings='long' must be a positive"),
+        ({"rope_parameters": ["yarn"]}, r"rope_parameters=\['yarn'\] must be an object"),
         ({"vocab_size": 200}, "vocab_size=200 is less than the 256 of"),
     ],
 )
@@ -138,3 +146,111 @@ def test_missing_files_are_named(folder):
         warm_start.run_from_huggingface(folder, folder / "run", "bytes")
     with pytest.raises(ValueError, match="has no config.json"):
         load.read_shape(folder / "nowhere")
+
+
+@pytest.mark.parametrize(
+    "weight_map, message",
+    [
+        ({"a": "../secret.safetensors"}, "lists '../secret.safetensors': it must be the name of a"),
+        ({"a": "/etc/secret.safetensors"}, "lists '/etc/secret.safetensors': it must be the name"),
+        ({"a": "secret"}, "lists 'secret': it must be the name of a .safetensors file"),
+        ({"a": ".."}, "lists '..': it must be the name of a .safetensors file"),
+        ({"a": 3}, "lists '3': it must be the name of a .safetensors file"),
+        ({"a": "absent.safetensors"}, "lists absent.safetensors, which does not exist"),
+        (["a"], "weight_map must be an object that lists the tensors"),
+        ({}, "weight_map must be an object that lists the tensors"),
+    ],
+)
+def test_index_lists_files_of_its_folder(folder, weight_map, message):
+    weights = folder / architectures.WEIGHTS_FILE
+    shutil.copy(weights, folder.parent / "secret.safetensors")
+    index = folder / architectures.INDEX_FILE
+    index.write_text(json.dumps({"weight_map": weight_map}))
+    with pytest.raises(ValueError, match=message):
+        warm_start.run_from_huggingface(folder, folder / "run")
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", architectures.WEIGHTS_FILE])
+def test_link_out_of_the_folder_is_refused(folder, name):
+    target = folder.parent / "elsewhere" / name
+    target.parent.mkdir()
+    (folder / name).rename(target)
+    (folder / name).symlink_to(target)
+    with pytest.raises(ValueError, match=f"{name} is a link to .*elsewhere/{name}, outside"):
+        warm_start.run_from_huggingface(folder, folder.parent / "run")
+    load.check_files(folder, [str(target.parent)])
+
+
+def test_links_of_a_hub_snapshot_are_followed(folder):
+    snapshot = folder.parent / "hub" / "snapshots" / "0d6f2c"
+    snapshot.parent.mkdir(parents=True)
+    folder.rename(snapshot.parents[1] / "blobs")
+    snapshot.mkdir()
+    for file in (snapshot.parents[1] / "blobs").iterdir():
+        (snapshot / file.name).symlink_to(f"../../blobs/{file.name}")
+    load.check_files(snapshot)
+    assert load.read_shape(snapshot)[1] == "qwen3"
+
+
+def write_header(file: pathlib.Path, edit) -> None:
+    """Change the header of a safetensors file. Its data remains."""
+    raw = file.read_bytes()
+    length = int.from_bytes(raw[:8], "little")
+    header = json.loads(raw[8 : 8 + length])
+    edit(header)
+    text = json.dumps(header).encode()
+    file.write_bytes(len(text).to_bytes(8, "little") + text + raw[8 + length :])
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda h: h[NORM].update(shape=[2**40]),
+        lambda h: h[NORM].update(shape=[2**62, 2**62]),
+        lambda h: h[NORM].update(dtype="F64"),
+        lambda h: h[NORM].update(data_offsets=[0, 64]),  # overlaps another tensor
+        lambda h: h[NORM].update(data_offsets=[0, 2**60]),
+        lambda h: h[NORM].update(data_offsets=[64, 0]),
+        lambda h: h[NORM].update(data_offsets=[-8, 56]),
+        lambda h: h.update(more={"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}),
+    ],
+)
+def test_header_that_does_not_fit_its_file_is_refused(folder, edit):
+    write_header(folder / architectures.WEIGHTS_FILE, edit)
+    with pytest.raises(ValueError, match="model.safetensors: is not a complete safetensors file"):
+        warm_start.run_from_huggingface(folder, folder / "run")
+
+
+@pytest.mark.parametrize("length", [0, 2**20, 2**40, 2**63, 2**64 - 1])
+def test_header_length_beyond_the_file_is_refused(folder, length):
+    file = folder / architectures.WEIGHTS_FILE
+    file.write_bytes(length.to_bytes(8, "little") + file.read_bytes()[8:])
+    with pytest.raises(ValueError, match="model.safetensors: is not a complete safetensors file"):
+        warm_start.run_from_huggingface(folder, folder / "run")
+
+
+def test_huge_files_are_not_read(folder, monkeypatch):
+    """A sparse file needs no disk."""
+    with open(folder / "config.json", "r+b") as file:
+        file.truncate(2**40)
+    with pytest.raises(ValueError, match="config.json is not valid JSON: 1,099,511,627,776 bytes"):
+        load.read_shape(folder)
+    with open(folder / "tokenizer.json", "r+b") as file:
+        file.truncate(2**40)
+    with pytest.raises(ValueError, match=r"tokenizer.json' has 1,099,511,627,776 bytes, more than"):
+        tokenizers.open_tokenizer(f"file:{folder / 'tokenizer.json'}")
+
+
+def test_deeply_nested_config_is_refused(folder):
+    (folder / "config.json").write_text(100_000 * "[")
+    with pytest.raises(ValueError, match="config.json is not valid JSON: .*recursion"):
+        load.read_shape(folder)
+
+
+def test_token_id_beyond_memory_is_refused(folder):
+    file = folder / "tokenizer.json"
+    content = json.loads(file.read_text())
+    content["model"]["vocab"]["zzz"] = 4_000_000_000
+    file.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="has the token id 4000000000, which must be below"):
+        tokenizers.open_tokenizer(f"file:{file}")

@@ -9,7 +9,8 @@ from lm.config import model_sizes, schema
 from lm.parallel import mesh
 from lm.runs import records
 from lm.sweeps.planning import checkpoint_space
-from lm.training import checkpoints, loop, step
+from lm.training import loop, step
+from lm.training.checkpointing import checkpoint_retention
 
 
 @pytest.mark.parametrize(
@@ -30,7 +31,7 @@ def test_bytes_of_a_checkpoint_are_those_of_the_state(changes):
 def test_number_of_retained_checkpoints_is_that_of_a_run(tiny):
     """The run has checkpoints at 2, 4, ... 12. Two are the newest, 4 and 8 are permanent."""
     tiny.checkpoint_interval, tiny.permanent_checkpoint_interval = 2, 4
-    checkpoints.protect(tiny, 6, "sweep/branch")
+    checkpoint_retention.pin_checkpoint(tiny, 6, "sweep/branch")
     loop.train(tiny)
     steps = {n for n in os.listdir(records.run_dir(tiny) / "checkpoints") if n.isdecimal()}
     assert steps == {"4", "6", "8", "10", "12"}

@@ -2,10 +2,15 @@
 
 The manifest is a JSON object with the checksums of the arrays and the position of the run:
 
-{"format": 2, "step": 1200, "arrays": {"params/embed": "float32[256, 64]"},
+{"format_version": 2, "step": 1200, "arrays": {"params/embed": "float32[256, 64]"},
  "fingerprints": {"params/embed": 2837465}, ..., "checksum": SHA-256 of the other keys}
 
-Format 1 was written by version 0.1, which has other field names.
+A change that an older reader would misread increases FORMAT_VERSION. In every version, the key
+format_version exists and the checksum covers all other keys. A reader opens its own version and
+older versions from OLDEST_READABLE on, and `check_format_version` rejects newer ones.
+
+Version 1 was written by lm-scaling 0.1, which has other field names. lm-scaling 0.2.0 stored
+version 2 with the key "format".
 """
 
 import dataclasses
@@ -22,7 +27,8 @@ from lm.parallel import distributed
 from lm.runs import records
 from lm.runs.integrity import stored_config
 
-FORMAT = 2
+FORMAT_VERSION = 2
+OLDEST_READABLE = 2  # oldest version that this version opens
 SMALL_BYTES = 2**24  # that NumPy sums in less time than XLA needs to compile the sums
 OTHER_MACHINE_RTOL = 1e-2  # relative tolerance of a loss on other devices or versions
 
@@ -91,12 +97,27 @@ def build_manifest(step: int, state: dict, position: dict) -> dict:
     position: further keys with the position of the run, see CheckpointStore.save.
     """
     content = {
-        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
         "step": step,
         "arrays": array_shapes(state),
         "fingerprints": array_checksums(params.flatten_by_path(state)),
     } | position
     return content | {"checksum": checksum(content)}
+
+
+def check_format_version(path: Path, saved: dict) -> None:
+    """Raise CheckpointError unless this version can read the manifest of a checkpoint."""
+    version = saved.get("format_version", saved.get("format"))
+    if type(version) is int and OLDEST_READABLE <= version <= FORMAT_VERSION:
+        return
+    if type(version) is int and version > FORMAT_VERSION:
+        problem, remedy = "a newer version of lm-scaling", "update lm-scaling"
+    else:
+        problem, remedy = "version 0.1", "use version 0.1, or start a new run"
+    raise CheckpointError(
+        f"{path}: format_version={version} was written by {problem}, this version reads"
+        f" {OLDEST_READABLE} to {FORMAT_VERSION}: {remedy}"
+    )
 
 
 def array_checksums(arrays: dict) -> dict[str, int]:
@@ -152,7 +173,7 @@ def expected_fields(run: schema.Run, is_stored: bool) -> dict:
     """
     file = records.run_dir(run) / "config.json"
     if is_stored and file.exists():
-        return records.result_fields(stored_config.load_config(file.parent)[0])
+        return records.result_fields(stored_config.load_config(file.parent, is_used=True)[0])
     return records.result_fields(run)
 
 

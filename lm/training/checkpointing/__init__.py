@@ -1,0 +1,5 @@
+"""Verify the checkpoints of lm/training/checkpoints.py, and delete old ones.
+
+checkpoint_manifest.py   checksums, position of the run, format version
+checkpoint_retention.py  checkpoints that are preserved, and safe deletion of the others
+"""

@@ -1,0 +1,139 @@
+"""Retention of checkpoints: the policy, and interrupted deletion."""
+
+import json
+import pathlib
+import shutil
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from lm.config import schema
+from lm.runs import records
+from lm.training import checkpoints
+from lm.training.checkpointing import checkpoint_retention
+
+
+@pytest.fixture
+def state():
+    return {"step": jnp.int32(3), "params": {"w": jnp.arange(6.0)}}
+
+
+def save_steps(run: schema.Run, state: dict, *steps: int) -> pathlib.Path:
+    """Save a checkpoint at each step, and return the folder of the checkpoints."""
+    with checkpoints.CheckpointStore(run) as store:
+        for step in steps:
+            store.save(step, state, "hash", [], 0.0)
+        return store.folder
+
+
+def saved_steps(folder: pathlib.Path) -> list[int]:
+    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit())
+
+
+def restored_step(run: schema.Run, state: dict) -> int:
+    """Return the step of the newest intact checkpoint."""
+    abstract = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
+    )
+    with checkpoints.CheckpointStore(run) as store:
+        return store.restore_newest(abstract).step
+
+
+def test_two_newest_and_permanent_checkpoints_are_preserved(tiny, state):
+    tiny.permanent_checkpoint_interval = 8
+    folder = save_steps(tiny, state, *range(4, 32, 4))
+    assert saved_steps(folder) == [8, 16, 24, 28]
+
+
+def test_best_checkpoint_is_preserved(tiny, state):
+    tiny.keep_best = True
+    losses = {4: 3.0, 8: 1.0, 12: 2.0, 16: None, 20: 1.5, 24: 1.2}
+    with checkpoints.CheckpointStore(tiny) as store:
+        for step, loss in losses.items():
+            store.save(step, state, "hash", [], 0.0)
+            if loss is not None:
+                row = {"attempt": 1, "step": step, "loss": loss}
+                records.append_record(records.run_dir(tiny) / "evals.jsonl", row)
+    with checkpoints.CheckpointStore(tiny) as store:
+        assert store.steps() == [8, 20, 24]
+
+
+def test_checkpoint_of_a_child_run_is_preserved(tiny, state):
+    """A checkpoint can be protected before the run starts."""
+    checkpoint_retention.pin_checkpoint(tiny, 6, "s/branch")
+    folder = save_steps(tiny, state, 3, 6, 9, 12)
+    checkpoint_retention.pin_checkpoint(tiny, 9, "s/other")
+    save_steps(tiny, state, 15, 18)
+    assert saved_steps(folder) == [6, 9, 15, 18]
+    (folder.with_name("pins") / "6-s-branch").unlink()
+    save_steps(tiny, state, 21)
+    assert saved_steps(folder) == [9, 18, 21]
+
+
+def truncate_largest(path: pathlib.Path) -> None:
+    """Truncate the largest file of a checkpoint to half."""
+    file = max(path.rglob("*"), key=lambda file: file.is_file() and file.stat().st_size)
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def flip_manifest(path: pathlib.Path) -> None:
+    """Change a number of the manifest."""
+    file = path / "manifest" / "metadata"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"seconds": 9.0}))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        truncate_largest,
+        flip_manifest,
+        lambda path: shutil.rmtree(path / "state"),
+        lambda path: (path / "state" / "_METADATA").write_text(""),
+        lambda path: shutil.rmtree(path / "manifest"),
+    ],
+)
+def test_damaged_checkpoint_replaces_no_intact_one(tiny, state, damage):
+    with checkpoints.CheckpointStore(tiny) as store:
+        for step in (3, 6, 9):
+            store.save(step, state, "hash", [], 0.0)
+        assert store.steps() == [6, 9]
+        store.save(12, state, "hash", [], 0.0)
+        store.steps()
+        damage(store.folder / "12")
+        store.save(15, state, "hash", [], 0.0)
+        assert store.steps() == [9, 12, 15]
+        damage(store.folder / "15")
+        store.save(18, state, "hash", [], 0.0)
+        assert store.steps() == [9, 12, 15, 18]
+        damage(store.folder / "18")
+    assert restored_step(tiny, state) == 9
+
+
+def test_interrupted_deletion_leaves_no_incomplete_step(tiny, state, monkeypatch):
+    monkeypatch.setattr(shutil, "rmtree", lambda *_, **__: None)
+    folder = save_steps(tiny, state, 3, 6, 9, 12)
+    assert saved_steps(folder) == [9, 12]
+    deleted = folder / checkpoint_retention.DELETED
+    assert {path.name for path in deleted.iterdir()} == {"3", "6"}
+    (deleted / "3" / "manifest" / "metadata").unlink()
+    with checkpoints.CheckpointStore(tiny, read_only=True) as store:
+        assert store.steps() == [9, 12]
+    monkeypatch.undo()
+    assert deleted.exists() and checkpoints.newest_checkpoint(tiny) == 12
+    assert restored_step(tiny, state) == 12
+    assert not deleted.exists()
+    records.check_format(records.run_dir(tiny))
+
+
+def test_failed_save_deletes_no_checkpoint(tiny, state, monkeypatch):
+    folder = save_steps(tiny, state, 3, 6)
+    with checkpoints.CheckpointStore(tiny) as store:
+
+        def fail(*_, **__):
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(store.manager, "save", fail)
+        with pytest.raises(OSError, match="No space left on device"):
+            store.save(9, state, "hash", [], 0.0)
+    assert saved_steps(folder) == [3, 6]
