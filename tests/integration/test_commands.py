@@ -12,6 +12,7 @@ import pytest
 from fixtures import made_up_sweep
 
 from lm.runs import records
+from lm.runs.integrity import sweep_files
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 
@@ -73,7 +74,7 @@ def test_sweep_trains_and_writes_a_report(trained):
     assert [row["status"] for row in records.load_runs(folder / "runs")] == ["done", "done"]
     assert (folder / "runs/s/report.html").stat().st_size > 10_000
     assert list((folder / "runs/s/figures").glob("*.png"))
-    assert records.read_member_names(folder / "runs/s") == {"s/10K", "s/15K"}
+    assert sweep_files.read_member_names(folder / "runs/s") == {"s/10K", "s/15K"}
 
 
 def test_second_sweep_command_trains_nothing(trained):
