@@ -114,7 +114,7 @@ def _constant_accuracy(examples: Sequence[tasks.Example]) -> float:
 
     An answer that is a choice of a single example is no constant answer.
     """
-    gains: collections.Counter[str] = collections.Counter()  # correct answers more than of a guess
+    excess: dict[str, float] = {}  # number of correct answers more than those of a guess
     n_examples: collections.Counter[str] = collections.Counter()
     n_guessed = 0.0
     for example in examples:
@@ -123,9 +123,10 @@ def _constant_accuracy(examples: Sequence[tasks.Example]) -> float:
         n_guessed += guess
         for answer in set(example.answers):
             is_right = answer == example.answers[example.right]
-            gains[answer] += is_right / example.answers.count(answer) - guess
+            share = is_right / example.answers.count(answer)
+            excess[answer] = excess.get(answer, 0.0) + share - guess
             n_examples[answer] += 1
-    best = max((gain for answer, gain in gains.items() if n_examples[answer] > 1), default=0.0)
+    best = max((n for answer, n in excess.items() if n_examples[answer] > 1), default=0.0)
     return (n_guessed + max(best, 0.0)) / len(examples)
 
 

@@ -101,7 +101,7 @@ def read_inputs(inputs: Sequence[Any], columns: Sequence[str]) -> Sequence[Any]:
     first = inputs[0] if len(inputs) == 1 else None
     if hasattr(first, "to_dict") and hasattr(first, "columns"):
         first = run_table.to_rows(first)
-    elif isinstance(first, Mapping) and any(np.ndim(first.get(column)) for column in columns):
+    elif isinstance(first, Mapping) and any(np.ndim(first.get(column, 0)) for column in columns):
         first = run_table.to_rows({column: first.get(column) for column in columns})
     if isinstance(first, Mapping):
         return [run_table.to_number(first.get(column)) for column in columns]

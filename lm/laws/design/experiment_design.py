@@ -201,15 +201,7 @@ def advise(
     Raises ValueError for a fit without bootstrap, for rows without FLOPs, and if no candidate is
     within the budget.
     """
-    fit.check_fits(law_fit=law_fit)
-    if not law_fit.ensemble:
-        raise ValueError("advise needs an ensemble: fit with bootstrap=1000")
-    option_validation.check_positive(budget=budget)
-    option_validation.check_option_values({"n_runs": n_runs, "min_gain": min_gain})
-    if min_gain > 1:
-        raise ValueError(f"min_gain={min_gain!r} must be a fraction between 0 and 1")
-    if cost is not None and not callable(cost):
-        raise ValueError(f"cost={cost!r} must be a function from the inputs to FLOPs, or None")
+    _check_request(law_fit, budget, cost, n_runs, min_gain)
     price = cost or run_cost.cost_of_rows(law_fit)
     at_target = law_fit.points([target] if np.isscalar(target) else _in_order(law_fit, target))
     points, flops = _affordable_points(law_fit, budget, n_runs, at_target, candidates, price)
@@ -233,6 +225,19 @@ def advise(
     remaining = float(scale * np.sqrt(max(design.after(chosen).variance, 0.0)))
     runs = [candidate_rows[i] for i in chosen]
     return Advice(runs, float(flops[chosen].sum()), before, remaining, table)
+
+
+def _check_request(law_fit: Any, budget: Any, cost: Any, n_runs: Any, min_gain: Any) -> None:
+    """Raise ValueError for invalid arguments of `advise`."""
+    fit.check_fits(law_fit=law_fit)
+    if not law_fit.ensemble:
+        raise ValueError("advise needs an ensemble: fit with bootstrap=1000")
+    option_validation.check_positive(budget=budget)
+    option_validation.check_option_values({"n_runs": n_runs, "min_gain": min_gain})
+    if min_gain > 1:
+        raise ValueError(f"min_gain={min_gain!r} must be a fraction between 0 and 1")
+    if cost is not None and not callable(cost):
+        raise ValueError(f"cost={cost!r} must be a function from the inputs to FLOPs, or None")
 
 
 def _affordable_points(
@@ -276,7 +281,7 @@ def _affordable_points(
     return points[:, is_affordable], flops[is_affordable]
 
 
-def _in_order(law_fit: fit.Fit, target: Any) -> Sequence[float]:
+def _in_order(law_fit: fit.Fit, target: Any) -> Any:
     """Return the inputs of a target in the order of the law. Raises ValueError for other names."""
     if not isinstance(target, Mapping):
         if not isinstance(target, list | tuple | np.ndarray):

@@ -139,7 +139,7 @@ def _with_anchor(
 def _objective(curve):
     """Return the objective of y, not log y: there, squares of "logs" are squares of y."""
     names = {"squares": "log_squares"}
-    return lambda loss, delta: solver.curve(curve, names.get(loss, loss), delta)
+    return lambda loss, delta: solver.curve(curve, names.get(loss) or loss, delta)
 
 
 def _logistic(t: np.ndarray) -> np.ndarray:

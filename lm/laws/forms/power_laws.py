@@ -59,7 +59,7 @@ def letter_inputs(x: str | Sequence[str]) -> dict[str, str]:
 
     Raises ValueError for other values.
     """
-    columns = list(x) if isinstance(x, list | tuple) else [x]
+    columns: list[Any] = list(x) if isinstance(x, list | tuple) else [x]
     if not columns or len(set(map(str, columns))) < len(columns):
         raise ValueError(f"x={x!r} must be a column or a list of different columns: name them")
     for column in columns:

@@ -23,9 +23,9 @@ def check_form(
     """Return the results of the tests for outliers and for lack of fit, if they are significant.
 
     problem: an `estimation.FitProblem`. theta: the minimum [p]. weights: row weights [n] or None.
-    All tests together give a false warning for about SIGNIFICANCE of the sweeps. In simulation (200
-    sweeps per case, form right), these were 2 to 8% of sweeps of independent rows, and 1 to 5% of
-    sweeps with rows that share a run or a trunk run.
+    All tests together give a false warning for about SIGNIFICANCE of the sweeps. In simulation (150
+    sweeps per case, form right, standard error 2%), these were 2 to 7% of sweeps with rows that
+    share a run or a trunk run, and 1 to 9% of sweeps of independent rows.
     """
     n, p = result.n, len(theta)
     n_points = len(np.unique(np.stack(result.x, 1), axis=0))

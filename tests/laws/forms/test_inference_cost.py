@@ -76,7 +76,7 @@ def test_fits_give_intervals():
         ({"loss": 1.69}, "must be above E = 1.69"),
         ({"flops": -1.0}, "flops=-1.0 must be a positive number"),
         ({"loss": 2.0, "inference_tokens": -1}, "number of at least 0"),
-        ({"loss": 2.0, "law": {"E": 1, "A": 2, "alpha": 0.3}}, "the law lacks B"),
+        ({"loss": 2.0, "law": {"E": 1, "A": 2, "alpha": 0.3}}, "law lacks B"),
     ],
 )
 def test_invalid_allocations_are_refused(options, message):
