@@ -10,7 +10,7 @@ JAX, so that an invalid mesh is rejected before JAX starts.
 
 import math
 
-from lm.config import fields, schema
+from lm.config import fields, schema, value_checks
 
 # Devices along the last axis are nearest to each other, so the axis with most traffic is last.
 MESH_AXES = ("data", "fsdp", "expert", "sequence", "tensor")
@@ -67,7 +67,7 @@ def validate_mesh_shape(values: dict, sizes: dict[str, int]) -> None:
     """
     changes = values["mesh.rules"]
     for name, axes in changes.items():
-        row = f"mesh.rules[{name!r}]={axes!r}"
+        row = f"mesh.rules[{value_checks.format_value(name)}]={value_checks.format_value(axes)}"
         if name not in AXIS_RULES or name in FIXED:
             known = ", ".join(n for n in AXIS_RULES if n not in FIXED)
             raise schema.ConfigError(f"{row} is not an axis of a weight: the axes are {known}")

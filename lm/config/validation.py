@@ -175,7 +175,9 @@ def _check_sources(data: schema.Data) -> None:
         is_number = isinstance(weight, (int, float)) and type(weight) is not bool
         if not is_number or not value_checks.is_finite(weight) or math.copysign(1, weight) < 0:
             problem = "must be a weight: a finite number of at least 0"
-            value_checks.reject(f"data.sources[{source!r}]", weight, problem)
+            value_checks.reject(
+                f"data.sources[{value_checks.format_value(source)}]", weight, problem
+            )
     chat_shots = [name for name in data.sources if re.match(r"chat:.*[?&]shots=0*[1-9]", name)]
     if chat_shots and data.heldout_fraction > 0.5:
         problem = f"must be at most 0.5 for shots in {chat_shots[0]}: lower it, or remove shots"
@@ -201,7 +203,9 @@ def _check_heldout(run: schema.Run) -> None:
     for source, weight in run.data.sources.items():
         if not weight:
             problem = "is evaluated only: set data.heldout_fraction above 0, or a positive weight"
-            value_checks.reject(f"data.sources[{source!r}]", weight, problem)
+            value_checks.reject(
+                f"data.sources[{value_checks.format_value(source)}]", weight, problem
+            )
 
 
 def _check_experts(model: schema.Model, mesh: schema.Mesh) -> None:

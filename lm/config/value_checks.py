@@ -150,14 +150,17 @@ def _can_encode(text: str, encoding: str) -> bool:
 
 def reject(name: str, value: Any, problem: str) -> NoReturn:
     """Raise ConfigError with a one-line message, which shortens a long value."""
-    raise schema.ConfigError(f"{name}={field_names.shorten(_format_value(value))} {problem}")
+    raise schema.ConfigError(f"{name}={format_value(value)} {problem}")
 
 
-def _format_value(value: Any) -> str:
-    """Return the value as in Python code, or a description of an int with thousands of digits."""
+def format_value(value: Any) -> str:
+    """Return the value as in Python code, shortened to one line.
+
+    An int of thousands of digits is described.
+    """
     if type(value) is int and value.bit_length() > 200:
         return f"an integer of {value.bit_length()} bits"
     try:
-        return repr(value)
+        return field_names.shorten(repr(value))
     except ValueError:  # an int of thousands of digits within another value
         return f"a value of type {type(value).__name__}"

@@ -10,6 +10,7 @@ after a newer one is complete, so one more is on the disk for a short time.
 """
 
 import dataclasses
+from collections.abc import Collection
 
 import jax
 
@@ -61,7 +62,7 @@ def checkpoint_bytes(run: schema.Run) -> int:
     return memory_estimate.FLOAT32 * n_values
 
 
-def count_retained(run: schema.Run, start_steps: set[int] = frozenset()) -> int:
+def count_retained(run: schema.Run, start_steps: Collection[int] = ()) -> int:
     """Return the largest number of checkpoints that a run retains after a save.
 
     start_steps: steps from which other runs start; the last step can be -1.
