@@ -35,6 +35,7 @@ def read_records() -> dict[str, Any]:
         "status": _read_status,
         "advise": _advise,
         "laws": _fit_law,
+        "paired": _pair_errors,
         "archive": _archive,
     }
     return {name: _call_quietly(reader) for name, reader in readers.items()}
@@ -107,6 +108,16 @@ def _fit_law() -> Any:
     fit = lm.laws.power(lm.load_runs(SWEEP), x="params.non_embedding", y="eval.loss")
     lines = str(fit).splitlines()
     return {"laws": {"size": _law_numbers(fit)}, "notes": lines[1:]}
+
+
+def _pair_errors() -> Any:
+    """Return the paired differences to the largest run; a run without them is not in the result."""
+    import lm
+    from lm.reports import paired_errors
+
+    rows = lm.load_runs(SWEEP)
+    pairs = {row["name"]: paired_errors.paired_difference([row], rows[-1:]) for row in rows}
+    return {"runs": {name: pair for name, pair in pairs.items() if pair}}
 
 
 def _archive() -> Any:

@@ -52,7 +52,7 @@ WORDS = (
     " gradient noise curve law fit train held out small large first last few many red blue"
 ).split()
 RUN = "runs/attack/10K"
-CONFIG, PAIR, LADDER = "--config=attack.py", "--sweep=attack.py:2", "--sweep=attack.py"
+CONFIG, PAIR = "--config=attack.py", "--sweep=attack.py:2"
 
 
 class Effort(NamedTuple):
@@ -118,23 +118,26 @@ class Subjects:
         return self.efforts[key]
 
 
-def build(root: Path) -> Subjects:
-    """Train the undisturbed runs below a folder and return the subjects."""
+def build(root: Path, n_runs: int = len(SIZES)) -> Subjects:
+    """Train the undisturbed runs below a folder and return the subjects.
+
+    n_runs: number of runs of the sweep. The last of all sizes is predicted from the others.
+    """
     (root / "compiled").mkdir(parents=True, exist_ok=True)
     write_inputs(root / "inputs")
     shutil.copytree(root / "inputs", root / "prepared")
     run_undisturbed(root / "prepared", "prepare", [CONFIG])
     shutil.copytree(root / "prepared", root / "finished")
-    run_undisturbed(root / "finished", "sweep", [LADDER])
+    run_undisturbed(root / "finished", "sweep", [f"--sweep=attack.py:{n_runs}"])
     _build_stopped(root)
     write_inputs(root / "other", seed=1)
     run_undisturbed(root / "other", "train", [CONFIG])
-    return Subjects(
-        root,
-        children.call(root / "finished", readers.read_records).value,
-        children.call(root / "finished", readers.read_results).value,
-        readers.file_hashes(root / "finished" / "data"),
-    )
+    shutil.copytree(root / "finished", root / "read")  # The archive is written into the folder.
+    values = [
+        children.call(root / "read", function).value
+        for function in (readers.read_records, readers.read_results)
+    ]
+    return Subjects(root, *values, readers.file_hashes(root / "finished" / "data"))
 
 
 def _build_stopped(root: Path) -> None:

@@ -170,7 +170,19 @@ def private_parent(folder: Path, private: Path, rng: random.Random) -> Command:
 
 def strange_name(folder: Path, private: Path, rng: random.Random) -> Command:
     """Give the run a name that is no path of a run."""
-    names = ("", ".", "/", "K", "../10K", "../../private/10K", "/tmp/10K", "a" * 5000, "\0", 3, None)
+    names = (
+        "",
+        ".",
+        "/",
+        "K",
+        "../10K",
+        "../../private/10K",
+        "/tmp/10K",
+        "a" * 5000,
+        "\0",
+        3,
+        None,
+    )
     _change_config(folder, name=rng.choice(names))
     return rng.choice((SAMPLE, EVALUATE, EXPORT))
 
@@ -202,19 +214,21 @@ def nested_json(folder: Path, private: Path, rng: random.Random) -> Command:
 
 
 def strange_values(folder: Path, private: Path, rng: random.Random) -> Command:
-    """Replace values of a record by values of other types."""
-    files = ("facts.json", "../sweep.json", "../plan.json", "evals.jsonl", "metrics.jsonl")
-    path = folder / subjects.RUN / rng.choice(files)
-    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.suffix != ".json" else []
-    value = json.loads(path.read_text()) if not rows else rng.choice(rows)
-    new = rng.choice((None, [], {}, "text", -1, 10**400, [[]], {"a": {}}, True))
-    value[rng.choice(sorted(value))] = new
+    """Replace a value of a record by a value of another type."""
     from lm.runs import records
 
-    if rows:
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    else:
+    files = ("facts.json", "../sweep.json", "../plan.json", "evals.jsonl", "metrics.jsonl")
+    path = folder / subjects.RUN / rng.choice(files)
+    new = rng.choice((None, [], {}, "text", -1, 10**400, [[]], {"a": {}}, True))
+    if path.suffix == ".json":
+        value = json.loads(path.read_text())
+        value[rng.choice(sorted(value))] = new
         records.write_json(path, value)
+    else:
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        row = rng.choice(rows)
+        row[rng.choice(sorted(row))] = new
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return rng.choice((REPORT, STATUS))
 
 

@@ -5,7 +5,6 @@ with the bits of an undisturbed one.
 """
 
 import contextlib
-import os
 import random
 import resource
 import shutil

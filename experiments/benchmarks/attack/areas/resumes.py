@@ -76,9 +76,7 @@ def resume(flags: list[str]) -> dict[str, Any]:
     facts = records.read_facts(Path(readers.RUN))
     return {
         "results": readers.read_results([readers.RUN]),
-        "attempts": {
-            str(row["step"]): row["attempt"] for row in records.load_evals(readers.RUN)
-        },
+        "attempts": {str(row["step"]): row["attempt"] for row in records.load_evals(readers.RUN)},
         "last": facts["attempts"],
         "resumed_from": facts["resumed_from"],
     }
