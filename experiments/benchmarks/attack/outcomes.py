@@ -11,9 +11,14 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
+from lm.config import schema
+
 KINDS = ("same", "repaired", "refused", "excluded", "failed", "skipped")
-# A message that names a config field: field=value, or a field of a group.
-FIELD = re.compile(r"\b[a-z_]\w*=|\b(?:data|model|optim|eval|mesh|start)\.[a-z_]\w+|--\w+")
+# A message names a config field as GROUP.FIELD or FIELD=, or a flag.
+_FIELDS = list(schema.flatten(schema.Run()))
+_GROUPED = [re.escape(name) for name in _FIELDS if "." in name]
+_SINGLE = [rf"{name.rpartition('.')[2]}=" for name in _FIELDS]
+FIELD = re.compile(rf"\b(?:{'|'.join([*_GROUPED, *_SINGLE])})|--\w+")
 MAX_MESSAGE = 900  # characters of a message in one line
 MISSING = (None, "", [], {})
 
@@ -105,10 +110,15 @@ def judge_results(expected: Any, actual: Any, notes: str) -> Outcome:
     difference = first_difference(expected, actual)
     if not difference:
         return Outcome("repaired", notes[:400]) if notes else Outcome("same")
-    changed = first_difference(_common(expected, actual), _common(actual, expected))
+    changed = first_difference(*common_parts(expected, actual))
     if not changed and notes:
         return Outcome("excluded", notes[:400])
     return Outcome("failed", f"{changed or difference} ({notes[:200] or 'no message'})")
+
+
+def common_parts(first: Any, second: Any) -> tuple[Any, Any]:
+    """Return the parts of two plain values that both have."""
+    return _common(first, second), _common(second, first)
 
 
 def _common(value: Any, other: Any) -> Any:

@@ -98,8 +98,10 @@ def _advise() -> Any:
     from lm.reports import summary
     from lm.reports.sections import next_run_section
 
-    plan = next_run_section.plan_next_runs(summary.load_summary(SWEEP))
-    return {"laws": {"target": plan.target, "budget": plan.budget, "runs": plan.advice.runs}}
+    sweep = summary.load_summary(SWEEP)
+    plan = next_run_section.plan_next_runs(sweep)
+    advice = {"target": plan.target, "budget": plan.budget, "runs": plan.advice.runs}
+    return {"laws": advice, "notes": sweep.notes}
 
 
 def _fit_law() -> Any:
@@ -130,7 +132,7 @@ def _archive() -> Any:
 
 def read_results(run_folders: list[str] | None = None) -> dict[str, Any]:
     """Return {run: losses, evaluations and SHA-256 of the parameters} of the runs of the sweep."""
-    from lm.runs import records
+    from lm.runs import filesystem, records
 
     folders = run_folders or sorted(str(p.parent) for p in Path(SWEEP).glob("*/config.json"))
     results = {}
@@ -140,11 +142,11 @@ def read_results(run_folders: list[str] | None = None) -> dict[str, Any]:
             str(row["step"]): {k: v for k, v in row.items() if is_compared(k)}
             for row in records.load_evals(folder)
         }
-        results[Path(folder).name] = {
+        results[folder.rpartition("/")[2]] = {
             "losses": losses,
             "evaluations": evaluations,
             "parameters": hash_parameters(folder),
-            "status": records.read_facts(Path(folder)).get("status"),
+            "status": records.read_facts(filesystem.open_path(folder)).get("status"),
         }
     return results
 

@@ -11,7 +11,7 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from experiments.benchmarks.attack import children, outcomes, readers, subjects
 
@@ -87,13 +87,7 @@ def read_damaged_records(
         return outcomes.Outcome("skipped", "no other file")
     run = subjects.RUN.removeprefix("runs/") if file.startswith(subjects.RUN) else ""
     names = subjects.path_names(file)
-    if is_real:
-        command = rng.choice(list(REAL_COMMANDS))
-        options = children.Options(with_real_start=True)
-        ended = children.run_command(folder, command, REAL_COMMANDS[command], options)
-        outcome = outcomes.judge_command(ended.status, ended.output, ended.errors, names)
-        if outcome.kind == "failed":
-            return outcome._replace(detail=f"real {command}: {outcome.detail}")
+    real = _run_real_command(rng, folder, names) if is_real else None
     ended = children.call(folder, readers.read_records)
     shutil.rmtree(folder)
     if ended.status:
@@ -105,7 +99,29 @@ def read_damaged_records(
         if reader == "paired" and outcome.kind == "failed" and _is_part(result, attacked):
             outcome = outcomes.Outcome("excluded", "no paired error")
         found.append(outcome._replace(detail=f"{reader}: {outcome.detail}"))
-    return outcomes.worst(found)
+    outcome = outcomes.worst(found)
+    if real and outcome.kind == "excluded" and not outcome.detail.startswith("paired"):
+        if Path(file).name not in real.output and subjects.RUN not in real.output:
+            return outcomes.Outcome("failed", f"real {real.command} does not name the file")
+    return outcomes.worst([outcome, real.outcome]) if real else outcome
+
+
+class _Real(NamedTuple):
+    """A real command that has read a damaged sweep."""
+
+    command: str
+    outcome: outcomes.Outcome
+    output: str
+
+
+def _run_real_command(rng: random.Random, folder: Path, names: list[str]) -> _Real:
+    """Run report, status or plan --advise in a new interpreter."""
+    command = rng.choice(list(REAL_COMMANDS))
+    options = children.Options(with_real_start=True)
+    ended = children.run_command(folder, command, REAL_COMMANDS[command], options)
+    outcome = outcomes.judge_command(ended.status, ended.output, ended.errors, names)
+    detail = f"real {command}: {outcome.detail}"
+    return _Real(command, outcome._replace(detail=detail), ended.output + ended.errors)
 
 
 def _is_part(result: dict, attacked: subjects.Subjects) -> bool:
@@ -127,6 +143,8 @@ def judge_records(
         kind, message = result["error"]
         if "error" in expected and message == expected["error"][1]:
             return outcomes.Outcome("same")
+        if without and message == without.get("error", ["", ""])[1]:
+            return outcomes.Outcome("excluded", message)
         if kind != "refused":
             return outcomes.Outcome("failed", f"traceback {kind}: {message[:300]}")
         return outcomes.judge_message(message, names)

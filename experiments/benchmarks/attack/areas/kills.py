@@ -52,6 +52,7 @@ def run_case(seed: int, attacked: subjects.Subjects) -> outcomes.Outcome:
     is_killed = False
     for _ in range(1 + (rng.random() < 0.25)):
         moment = _random_moment(rng, effort)
+        shutil.rmtree(folder / "exported", ignore_errors=True)
         ended = children.run_command(
             folder, target.command, target.arguments, children.Options(moment)
         )
@@ -83,8 +84,8 @@ def _random_moment(rng: random.Random, effort: subjects.Effort) -> children.Mome
 def repeat(folder: Path, target: Target, attacked: subjects.Subjects) -> outcomes.Outcome:
     """Repeat the command until it succeeds, and compare its results."""
     for _ in range(MAX_REPETITIONS):
-        if target.command == "export" and (folder / "exported").exists():
-            shutil.rmtree(folder / "exported")  # The command writes only into an empty folder.
+        # The command export writes only into an empty folder.
+        shutil.rmtree(folder / "exported", ignore_errors=True)
         ended = children.run_command(folder, target.command, target.arguments)
         if ended.status == 0:
             break

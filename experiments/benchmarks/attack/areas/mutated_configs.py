@@ -82,6 +82,7 @@ def validate_mutations(seed: int) -> dict[str, Any]:
     fields = list(schema.flatten(schema.Run()))
     counts: collections.Counter = collections.Counter()
     failures, accepted = [], []
+    _load_changed({})  # The first check imports the packages.
     for number in range(N_CONFIGS):
         names = rng.sample(fields, rng.choice((1, 1, 1, 2)))
         changes = {name: _random_value(name, rng) for name in names}
@@ -129,7 +130,8 @@ def _validate(changes: dict[str, Any], is_override: bool) -> outcomes.Outcome:
             _load_changed(changes)
         outcome = outcomes.Outcome("same")
     except (ValueError, OSError) as error:
-        outcome = outcomes.judge_message(str(error), changes)
+        # A command prints an error in one line.
+        outcome = outcomes.judge_message(str(error).replace("\n", " "), changes)
     except Exception as error:
         outcome = outcomes.Outcome("failed", f"traceback {type(error).__name__}: {error}"[:300])
     finally:
