@@ -6,7 +6,7 @@
 
 Areas: kills of commands at random moments; damaged files; races of processes; resources (quota,
 file handles, moved folders, buckets); mutated configs; changes between a stop and a resume; and
-malicious folders. Permitted outcomes: same (equal bits), repaired (equal bits and a line about it),
+malicious folders. Rounds of cases visit all areas until the time is over. Permitted outcomes: same (equal bits), repaired (equal bits and a line about it),
 refused (one line, exit status 2) and excluded (a run without a result, with a reason). Every other
 outcome is printed with the flag that repeats it. The exit status is 1 if there is any.
 """
@@ -103,7 +103,6 @@ def attack(
         if time.monotonic() - began > seconds:
             break
         outcome = AREAS[area](seed, attacked)
-        # The detail of an area with many inputs in one case begins with its counts.
         counts.setdefault(area, Counter()).update(outcome.counts or {outcome.kind: 1})
         if outcome.kind == "failed":
             failures[f"{area}:{seed}"] = outcome.detail

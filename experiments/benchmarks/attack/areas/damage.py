@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from experiments.benchmarks.attack import children, outcomes, readers, subjects
 
 DATA_FILES = ("train.bin", "heldout.bin", "manifest.json", "tokenizer.json", ".sqlite")
+HASH = re.compile(r"[0-9a-f]{12,}")  # names of prepared text and of arrays
 REAL_COMMANDS = {
     "report": [f"--dir={readers.SWEEP}"],
     "status": [f"--dir={readers.SWEEP}"],
@@ -52,7 +53,7 @@ def run_case(seed: int, attacked: subjects.Subjects) -> outcomes.Outcome:
 def _weighted_files(folder: Path) -> list[str]:
     """Return the files of the damaged run, the sweep and the text. Common readers repeat them."""
     files = []
-    for path in sorted(folder.rglob("*")):
+    for path in sorted(folder.rglob("*"), key=_file_order):
         name = path.relative_to(folder).as_posix()
         is_other_run = name.startswith("runs/attack/") and not name.startswith(subjects.RUN)
         is_sweep_file = path.parent == folder / "runs/attack"
@@ -66,6 +67,11 @@ def _weighted_files(folder: Path) -> list[str]:
         is_common |= name.startswith(subjects.RUN) and "/checkpoints/" not in name
         files += [name] * (4 if is_common and "tensorboard" not in name else 1)
     return [*files, *["compiled"] * 3]
+
+
+def _file_order(path: Path) -> tuple[str, int]:
+    """Return a sort key that does not depend on hashes and times in names."""
+    return re.sub(r"\d{6,}.*", "*", HASH.sub("*", str(path))), path.stat().st_size
 
 
 def _is_read(file: str, command: str, attacked: subjects.Subjects) -> bool:
@@ -83,7 +89,8 @@ def read_damaged_records(
     is_real: also by a command in a new interpreter.
     """
     folder = attacked.copy("finished")
-    if not damage(folder / file, kind, rng, attacked.root / "other", file):
+    change = damage(folder / file, kind, rng, attacked.root / "other", file)
+    if not change:
         return outcomes.Outcome("skipped", "no other file")
     run = subjects.RUN.removeprefix("runs/") if file.startswith(subjects.RUN) else ""
     names = subjects.path_names(file)
@@ -103,7 +110,8 @@ def read_damaged_records(
     if real and outcome.kind == "excluded" and not outcome.detail.startswith("paired"):
         if Path(file).name not in real.output and subjects.RUN not in real.output:
             return outcomes.Outcome("failed", f"real {real.command} does not name the file")
-    return outcomes.worst([outcome, real.outcome]) if real else outcome
+    outcome = outcomes.worst([outcome, real.outcome]) if real else outcome
+    return outcome._replace(detail=f"{outcome.detail} [{change}]")
 
 
 class _Real(NamedTuple):
@@ -217,11 +225,14 @@ def _read_by_command(
     is_resume = command == "resume"
     expected = {"10K": attacked.runs["10K"]} if is_resume else attacked.command_result(command)
     folder = attacked.copy("stopped" if is_resume else "finished")
+    change = "every program"
     if file == "compiled":
         shutil.copytree(attacked.root / "compiled", folder / "compiled")
         for path in sorted((folder / "compiled").glob("*-cache")):
             damage(path, kind, rng, attacked.root / "other", file)
-    elif not damage(folder / file, kind, rng, attacked.root / "other", file):
+    else:
+        change = damage(folder / file, kind, rng, attacked.root / "other", file)
+    if not change:
         return outcomes.Outcome("skipped", "no other file")
     ended = children.call(folder, readers.run_reader, command)
     outcome = outcomes.judge_command(
@@ -232,67 +243,87 @@ def _read_by_command(
         outcome = outcomes.judge_results(expected, ended.value, notes)
     if outcome.kind != "failed":
         shutil.rmtree(folder)
-    return outcome
+    return outcome._replace(detail=f"{outcome.detail} [{change}]")
 
 
 def _notable(errors: str) -> str:
     return "\n".join(line for line in errors.splitlines() if line.strip())
 
 
-def damage(path: Path, kind: str, rng: random.Random, other: Path, name: str) -> bool:
-    """Damage a file in one way. Return False if there is no other file to exchange it with."""
-    if kind == "exchanged":
-        source = _other_file(other, name)
-        if source is None or source.read_bytes() == path.read_bytes():
-            return False
-        size, data = path.stat().st_size, source.read_bytes()
-        if path.suffix == ".bin":
-            data = (data * 2)[:size]  # A token file of another size is prepared again.
-        path.write_bytes(data)
-        return True
-    DAMAGES[kind](path, rng)
-    return True
+def damage(path: Path, kind: str, rng: random.Random, other: Path, name: str) -> str:
+    """Damage a file in one way. Return a description, "" without a file to exchange it with."""
+    if kind != "exchanged":
+        return DAMAGES[kind](path, rng)
+    source = _other_file(other, name)
+    if source is None or source.read_bytes() == path.read_bytes():
+        return ""
+    size, data = path.stat().st_size, source.read_bytes()
+    if path.suffix == ".bin":
+        data = (data * 2)[:size]  # A token file of another size is prepared again.
+    path.write_bytes(data)
+    return f"{len(data)} bytes of another run"
 
 
 def _other_file(other: Path, name: str) -> Path | None:
     """Return the file of the other working directory with the same place, up to its hash."""
     if (other / name).is_file():
         return other / name
-    pattern = re.sub(r"[0-9a-f]{12,}", "*", name)
+    pattern = HASH.sub("*", name)
     return next(iter(sorted(path for path in other.glob(pattern) if path.is_file())), None)
 
 
-def _flip_bit(path: Path, rng: random.Random) -> None:
+def _flip_bit(path: Path, rng: random.Random) -> str:
     data = bytearray(path.read_bytes())
-    if data:
-        data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
-        path.write_bytes(data)
+    if not data:
+        return "no byte"
+    i = rng.randrange(len(data))
+    data[i] ^= 1 << rng.randrange(8)
+    return _write_changed(path, data, i)
 
 
-def _change_digit(path: Path, rng: random.Random) -> None:
+def _change_digit(path: Path, rng: random.Random) -> str:
     """Replace a digit by another one; in token files, change every 50th id; else flip a bit."""
     data = bytearray(path.read_bytes())
     if path.suffix == ".bin":
         data[::100] = bytes(byte ^ 1 for byte in data[::100])
         path.write_bytes(data)
-        return
+        return "every 50th id"
     digits = [i for i, byte in enumerate(data) if 48 <= byte <= 57]
     if path.suffix not in (".json", ".jsonl") or not digits:
         return _flip_bit(path, rng)
     i = rng.choice(digits)
     data[i] = rng.choice([digit for digit in range(49, 58) if digit != data[i]])
+    return _write_changed(path, data, i)
+
+
+def _write_changed(path: Path, data: bytearray, i: int) -> str:
+    """Write the changed bytes, and return the text around the changed byte before and after."""
+    before, after = path.read_bytes()[max(0, i - 12) : i + 9], bytes(data[max(0, i - 12) : i + 9])
     path.write_bytes(data)
+    return f"byte {i}, {before!r} to {after!r}"
 
 
-def _truncate(path: Path, rng: random.Random) -> None:
-    os.truncate(path, rng.randrange(max(1, path.stat().st_size)))
+def _truncate(path: Path, rng: random.Random) -> str:
+    size = rng.randrange(max(1, path.stat().st_size))
+    os.truncate(path, size)
+    return f"to {size} bytes"
 
 
-DAMAGES: dict[str, Callable[[Path, random.Random], None]] = {
+def _empty(path: Path, rng: random.Random) -> str:
+    os.truncate(path, 0)
+    return "to 0 bytes"
+
+
+def _delete(path: Path, rng: random.Random) -> str:
+    path.unlink()
+    return "the file"
+
+
+DAMAGES: dict[str, Callable[[Path, random.Random], str]] = {
     "flipped": _flip_bit,
     "truncated": _truncate,
     "digit": _change_digit,
-    "emptied": lambda path, rng: os.truncate(path, 0),
-    "deleted": lambda path, rng: path.unlink(),
-    "exchanged": lambda path, rng: None,
+    "emptied": _empty,
+    "deleted": _delete,
+    "exchanged": lambda path, rng: "",
 }
