@@ -1,7 +1,7 @@
 """Damage: every file of a run, a sweep and prepared text is damaged, and then read.
 
 A case damages one file in one way. All functions that read records read it, and one command that
-reads a model or text: evaluate, sample, export or resume. Every tenth case runs a real command in a
+reads a model or text: evaluate, sample, export or resume. Every fifth case runs a real command in a
 new interpreter. A number that differs from the undisturbed one is a failure.
 """
 
@@ -38,7 +38,7 @@ def run_case(seed: int, attacked: subjects.Subjects) -> outcomes.Outcome:
     label = f"{kind} {file}, read by "
     found = []
     if not file.startswith(("data", "compiled")) and "checkpoints" not in file:
-        found.append(read_damaged_records(rng, file, kind, attacked, seed % 8 == 0))
+        found.append(read_damaged_records(rng, file, kind, attacked, seed % 5 == 0))
     if command == "resume" and not _is_read(file, command, attacked):
         command = "evaluate"
     if command != "records" and _is_read(file, command, attacked):
