@@ -13,7 +13,7 @@ import sys
 
 import pytest
 
-from experiments.benchmarks.attack import children, outcomes, readers, subjects
+from experiments.benchmarks.attack import children, outcomes, subjects
 from experiments.benchmarks.attack.areas import damage, kills, mutated_configs
 
 SHA = "e3b0"
@@ -109,15 +109,8 @@ def test_mutated_configs_are_valid_or_give_one_line(inputs, seed):
 
 @pytest.fixture(scope="module")
 def attacked(tmp_path_factory) -> subjects.Subjects:
-    """Return subjects with a sweep of two runs."""
-    return subjects.build(tmp_path_factory.mktemp("attack"), n_runs=2)
-
-
-def test_undisturbed_copy_has_the_same_bits(attacked):
-    folder = attacked.copy("stopped")
-    ended = children.call(folder, readers.run_reader, "resume")
-    assert (ended.status, ended.errors) == (0, "")
-    assert ended.value == {"10K": attacked.runs["10K"]}
+    """Return subjects with a single run."""
+    return subjects.build(tmp_path_factory.mktemp("attack"), n_runs=1)
 
 
 def test_killed_training_resumes_to_the_same_bits(attacked):
@@ -128,7 +121,7 @@ def test_killed_training_resumes_to_the_same_bits(attacked):
     assert kills.repeat(folder, kills.TRAIN, attacked) == outcomes.Outcome("same")
 
 
-@pytest.mark.parametrize("kind", ["emptied", "exchanged"])
+@pytest.mark.parametrize("kind", ["emptied", "digit"])
 def test_damaged_facts_never_change_a_result(attacked, kind):
     outcome = damage.read_damaged_records(
         random.Random(0), f"{subjects.RUN}/facts.json", kind, attacked

@@ -79,10 +79,19 @@ class Subjects:
     records_without: dict[str, Any] = field(default_factory=dict)
     _numbers: Any = field(default_factory=itertools.count)
 
+    def state(self, name: str) -> Path:
+        """Return the working directory of a state, which is created on its first use."""
+        folder = self.root / name
+        if not folder.exists() and name == "stopped":
+            _build_stopped(folder, self.root / "prepared")
+        elif not folder.exists() and name == "other":
+            _build_other(folder)
+        return folder
+
     def copy(self, state: str) -> Path:
         """Return a new working directory with the files of a state."""
         folder = self.root / f"case{next(self._numbers)}"
-        shutil.copytree(self.root / state, folder, symlinks=True)
+        shutil.copytree(self.state(state), folder, symlinks=True)
         return folder
 
     def without(self, run: str) -> dict[str, Any]:
@@ -121,17 +130,18 @@ class Subjects:
 def build(root: Path, n_runs: int = len(SIZES)) -> Subjects:
     """Train the undisturbed runs below a folder and return the subjects.
 
-    n_runs: number of runs of the sweep. The last of all sizes is predicted from the others.
+    n_runs: number of runs. The last of all sizes is predicted from the others. A single run is not
+    part of a sweep.
     """
     (root / "compiled").mkdir(parents=True, exist_ok=True)
     write_inputs(root / "inputs")
     shutil.copytree(root / "inputs", root / "prepared")
     run_undisturbed(root / "prepared", "prepare", [CONFIG])
     shutil.copytree(root / "prepared", root / "finished")
-    run_undisturbed(root / "finished", "sweep", [f"--sweep=attack.py:{n_runs}"])
-    _build_stopped(root)
-    write_inputs(root / "other", seed=1)
-    run_undisturbed(root / "other", "train", [CONFIG])
+    if n_runs == 1:
+        run_undisturbed(root / "finished", "train", [CONFIG])
+    else:
+        run_undisturbed(root / "finished", "sweep", [f"--sweep=attack.py:{n_runs}"])
     shutil.copytree(root / "finished", root / "read")  # The archive is written into the folder.
     values = [
         children.call(root / "read", function).value
@@ -140,18 +150,23 @@ def build(root: Path, n_runs: int = len(SIZES)) -> Subjects:
     return Subjects(root, *values, readers.file_hashes(root / "finished" / "data"))
 
 
-def _build_stopped(root: Path) -> None:
+def _build_stopped(folder: Path, prepared: Path) -> None:
     """Train the first run to its half: SIGTERM comes between two writes."""
-    for number in range(60, 400, 12):
-        folder = root / "stopped"
-        shutil.rmtree(folder, ignore_errors=True)
-        shutil.copytree(root / "prepared", folder)
+    for number in range(72, 400, 12):
+        shutil.copytree(prepared, folder)
         options = children.Options(children.Moment(signal.SIGTERM, number))
         ended = children.run_command(folder, "train", [CONFIG], options)
         steps = [int(path.name) for path in (folder / RUN / "checkpoints").glob("[0-9]*")]
         if ended.status == 128 + signal.SIGTERM and 10 <= max(steps, default=0) < 20:
             return
+        shutil.rmtree(folder)
     raise RuntimeError(f"no stopped run: {ended.status}, steps {steps}, {ended.errors}")
+
+
+def _build_other(folder: Path) -> None:
+    """Train a run on other text."""
+    write_inputs(folder, seed=1)
+    run_undisturbed(folder, "train", [CONFIG])
 
 
 def run_undisturbed(folder: Path, command: str, arguments: list[str]) -> None:

@@ -27,7 +27,7 @@ REAL_COMMANDS = {
 def run_case(seed: int, attacked: subjects.Subjects) -> outcomes.Outcome:
     """Damage one file and read it."""
     rng = random.Random(f"damage {seed}")
-    file = rng.choice(_weighted_files(attacked.root / "finished"))
+    file = rng.choice(_weighted_files(attacked.state("finished")))
     kind = list(DAMAGES)[seed % len(DAMAGES)]
     if "checkpoints" in file or file.startswith("compiled"):
         command = rng.choice(("evaluate", "sample", "export", "resume"))
@@ -78,7 +78,7 @@ def _is_read(file: str, command: str, attacked: subjects.Subjects) -> bool:
     if file.startswith("data"):
         return command in ("evaluate", "resume")
     state = "stopped" if command == "resume" else "finished"
-    return file == "compiled" or (attacked.root / state / file).exists()
+    return file == "compiled" or (attacked.state(state) / file).exists()
 
 
 def read_damaged_records(
@@ -89,7 +89,7 @@ def read_damaged_records(
     is_real: also by a command in a new interpreter.
     """
     folder = attacked.copy("finished")
-    change = damage(folder / file, kind, rng, attacked.root / "other", file)
+    change = damage(folder / file, kind, rng, _other_run(attacked, kind), file)
     if not change:
         return outcomes.Outcome("skipped", "no other file")
     run = subjects.RUN.removeprefix("runs/") if file.startswith(subjects.RUN) else ""
@@ -229,9 +229,9 @@ def _read_by_command(
     if file == "compiled":
         shutil.copytree(attacked.root / "compiled", folder / "compiled")
         for path in sorted((folder / "compiled").glob("*-cache")):
-            damage(path, kind, rng, attacked.root / "other", file)
+            damage(path, kind, rng, _other_run(attacked, kind), file)
     else:
-        change = damage(folder / file, kind, rng, attacked.root / "other", file)
+        change = damage(folder / file, kind, rng, _other_run(attacked, kind), file)
     if not change:
         return outcomes.Outcome("skipped", "no other file")
     ended = children.call(folder, readers.run_reader, command)
@@ -262,6 +262,11 @@ def damage(path: Path, kind: str, rng: random.Random, other: Path, name: str) ->
         data = (data * 2)[:size]  # A token file of another size is prepared again.
     path.write_bytes(data)
     return f"{len(data)} bytes of another run"
+
+
+def _other_run(attacked: subjects.Subjects, kind: str) -> Path:
+    """Return the working directory of other text, which is trained only for an exchange."""
+    return attacked.state("other") if kind == "exchanged" else attacked.root
 
 
 def _other_file(other: Path, name: str) -> Path | None:

@@ -41,11 +41,11 @@ def run_case(seed: int, attacked: subjects.Subjects) -> outcomes.Outcome:
     folder = copy.rename(parent / "work")
     (parent / "compiled").symlink_to(attacked.root / "compiled")
     private = parent / "private"
-    shutil.copytree(attacked.root / "other" / "text", private)
+    shutil.copytree(attacked.state("other") / "text", private)
     for path in private.iterdir():
         path.write_text(f"{SECRET} {path.read_text()}")
     shutil.copyfile(
-        next((attacked.root / "other/data").glob("bpe-*/*.json")), private / "tokenizer.json"
+        next((attacked.state("other") / "data").glob("bpe-*/*.json")), private / "tokenizer.json"
     )
     command, flags = forge(folder, private, rng)
     before = readers.file_hashes(private)

@@ -31,7 +31,7 @@ def run_case(seed: int, attacked: subjects.Subjects) -> outcomes.Outcome:
     if seed % 5 < 2:
         edit = EDITS[(seed // 5 * 2 + seed % 5) % len(EDITS)]
         label = edit.__name__.strip("_")
-        edit(folder, attacked.root / "other", rng)
+        edit(folder, attacked.state("other"), rng)
     elif seed % 5 < 4:
         label, value = _changed_field(rng)
         flags = [f"--config.{label}={value}"]
