@@ -17,6 +17,7 @@ from experiments.benchmarks.attack import children, outcomes, readers, subjects
 
 DATA_FILES = ("train.bin", "heldout.bin", "manifest.json", "tokenizer.json", ".sqlite")
 HASH = re.compile(r"[0-9a-f]{12,}")  # names of prepared text and of arrays
+IGNORED = (".html", ".svg", ".png", ".py", ".pyc")  # suffixes of files that no reader needs
 REAL_COMMANDS = {
     "report": [f"--dir={readers.SWEEP}"],
     "status": [f"--dir={readers.SWEEP}"],
@@ -57,7 +58,7 @@ def _weighted_files(folder: Path) -> list[str]:
         name = path.relative_to(folder).as_posix()
         is_other_run = name.startswith("runs/attack/") and not name.startswith(subjects.RUN)
         is_sweep_file = path.parent == folder / "runs/attack"
-        if path.is_dir() or name.startswith("text") or path.suffix in (".html", ".svg", ".png"):
+        if path.is_dir() or name.startswith("text") or path.suffix in IGNORED:
             continue
         if name.endswith(".lock") or (is_other_run and not is_sweep_file):
             continue
@@ -65,7 +66,7 @@ def _weighted_files(folder: Path) -> list[str]:
             continue
         is_common = name.startswith("data") or is_sweep_file
         is_common |= name.startswith(subjects.RUN) and "/checkpoints/" not in name
-        files += [name] * (4 if is_common and "tensorboard" not in name else 1)
+        files += [name] * (10 if is_common and "tensorboard" not in name else 1)
     return [*files, *["compiled"] * 3]
 
 
