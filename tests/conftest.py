@@ -9,12 +9,10 @@ import os
 import pathlib
 import shutil
 
-import fsspec
 import jax
 import pytest
-from fixtures import made_up_bucket
-from orbax.checkpoint._src.path import gcs_utils
 
+from experiments.benchmarks.attack import simulated_bucket
 from lm.config import model_sizes, schema
 from lm.runs import records
 from lm.training import loop, step
@@ -95,20 +93,13 @@ def built_anew():
 
 @pytest.fixture(scope="session")
 def bucket_server():
-    """Start a server of a fake bucket. Tensorstore reads its address once per process."""
-    address, server = made_up_bucket.serve()
-    os.environ["TENSORSTORE_GCS_HTTP_URL"] = address
-    os.environ["GOOGLE_AUTH_TOKEN_FOR_TESTING"] = "none"
-    for name in ("gs", "gcs"):
-        fsspec.register_implementation(name, made_up_bucket.Bucket, clobber=True)
-    yield
-    server.shutdown()
+    """Serve a fake bucket. Tensorstore reads its address once per process."""
+    with simulated_bucket.open_bucket():
+        yield
 
 
 @pytest.fixture
-def bucket(bucket_server, monkeypatch) -> made_up_bucket.Objects:
+def bucket(bucket_server) -> simulated_bucket.Objects:
     """Return an empty fake bucket, gs://bucket, for etils, orbax and tensorstore."""
-    made_up_bucket.STORE.objects.clear()
-    # The function needs a package of Google that the tests do not install.
-    monkeypatch.setattr(gcs_utils, "is_hierarchical_namespace_enabled", lambda path: False)
-    return made_up_bucket.STORE
+    simulated_bucket.STORE.objects.clear()
+    return simulated_bucket.STORE

@@ -1,0 +1,335 @@
+"""Damage: every file of a run, a sweep and prepared text is damaged, and then read.
+
+A case damages one file in one way. All functions that read records read it, and one command that
+reads a model or text: evaluate, sample, export or resume. Every fifth case runs a real command in a
+new interpreter. A number that differs from the undisturbed one is a failure.
+"""
+
+import os
+import random
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from experiments.benchmarks.attack import children, outcomes, readers, subjects
+
+DATA_FILES = ("train.bin", "heldout.bin", "manifest.json", "tokenizer.json", ".sqlite")
+HASH = re.compile(r"[0-9a-f]{12,}")  # names of prepared text and of arrays
+IGNORED = (".html", ".svg", ".png", ".py", ".pyc")  # suffixes of files that no reader needs
+REAL_COMMANDS = {
+    "report": [f"--dir={readers.SWEEP}"],
+    "status": [f"--dir={readers.SWEEP}"],
+    "plan": [f"--advise={readers.SWEEP}"],
+}
+
+
+def run_case(seed: int, attacked: subjects.Subjects) -> outcomes.Outcome:
+    """Damage one file and read it."""
+    rng = random.Random(f"damage {seed}")
+    file = rng.choice(_weighted_files(attacked.state("finished")))
+    kind = list(DAMAGES)[seed % len(DAMAGES)]
+    if "checkpoints" in file or file.startswith("compiled"):
+        command = rng.choice(("evaluate", "sample", "export", "resume"))
+    elif file.startswith("data"):
+        command = rng.choice(("evaluate", "resume", "resume"))
+    else:
+        command = rng.choice((*readers.COMMANDS, "resume", "records", "records"))
+    label = f"{kind} {file}, read by "
+    found = []
+    if not file.startswith(("data", "compiled")) and "checkpoints" not in file:
+        found.append(read_damaged_records(rng, file, kind, attacked, seed % 5 == 0))
+    if command == "resume" and not _is_read(file, command, attacked):
+        command = "evaluate"
+    if command != "records" and _is_read(file, command, attacked):
+        outcome = _read_by_command(rng, file, kind, attacked, command)
+        found.append(outcome._replace(detail=f"{command}: {outcome.detail}"))
+    if not found:
+        return outcomes.Outcome("skipped", f"{label}no command")
+    outcome = outcomes.worst(found)
+    return outcome._replace(detail=label + outcome.detail)
+
+
+def _weighted_files(folder: Path) -> list[str]:
+    """Return the files of the damaged run, the sweep and the text. Common readers repeat them."""
+    files = []
+    for path in sorted(folder.rglob("*"), key=_file_order):
+        name = path.relative_to(folder).as_posix()
+        is_other_run = name.startswith("runs/attack/") and not name.startswith(subjects.RUN)
+        is_sweep_file = path.parent == folder / "runs/attack"
+        if path.is_dir() or name.startswith("text") or path.suffix in IGNORED:
+            continue
+        if name.endswith(".lock") or (is_other_run and not is_sweep_file):
+            continue
+        if name.startswith("data") and not name.endswith(DATA_FILES):
+            continue
+        is_common = name.startswith("data") or is_sweep_file
+        is_common |= name.startswith(subjects.RUN) and "/checkpoints/" not in name
+        files += [name] * (10 if is_common and "tensorboard" not in name else 1)
+    return [*files, *["compiled"] * 3]
+
+
+def _file_order(path: Path) -> tuple[str, int]:
+    """Return a sort key that does not depend on hashes and times in names."""
+    return re.sub(r"\d{6,}.*", "*", HASH.sub("*", str(path))), path.stat().st_size
+
+
+def _is_read(file: str, command: str, attacked: subjects.Subjects) -> bool:
+    if file.startswith("data"):
+        return command in ("evaluate", "resume")
+    state = "stopped" if command == "resume" else "finished"
+    return file == "compiled" or (attacked.state(state) / file).exists()
+
+
+def read_damaged_records(
+    rng: random.Random, file: str, kind: str, attacked: subjects.Subjects, is_real: bool = False
+) -> outcomes.Outcome:
+    """Damage a file of the finished sweep, and read the sweep by all functions.
+
+    is_real: also by a command in a new interpreter.
+    """
+    folder = attacked.copy("finished")
+    change = damage(folder / file, kind, rng, _other_run(attacked, kind), file)
+    if not change:
+        return outcomes.Outcome("skipped", "no other file")
+    run = subjects.RUN.removeprefix("runs/") if file.startswith(subjects.RUN) else ""
+    names = subjects.path_names(file)
+    real = _run_real_command(rng, folder, names) if is_real else None
+    ended = children.call(folder, readers.read_records)
+    shutil.rmtree(folder)
+    if ended.status:
+        return outcomes.Outcome("failed", f"records: {ended.errors[-400:]}")
+    found = []
+    for reader, result in ended.value.items():
+        without = attacked.without(run)[reader] if run else None
+        outcome = judge_records(attacked.records[reader], without, result, run, names)
+        if reader == "paired" and outcome.kind == "failed" and _is_part(result, attacked):
+            outcome = outcomes.Outcome("excluded", "no paired error")
+        found.append(outcome._replace(detail=f"{reader}: {outcome.detail}"))
+    outcome = outcomes.worst(found)
+    if real and outcome.kind == "excluded" and not outcome.detail.startswith("paired"):
+        if Path(file).name not in real.output and subjects.RUN not in real.output:
+            return outcomes.Outcome("failed", f"real {real.command} does not name the file")
+    outcome = outcomes.worst([outcome, real.outcome]) if real else outcome
+    return outcome._replace(detail=f"{outcome.detail} [{change}]")
+
+
+class _Real(NamedTuple):
+    """A real command that has read a damaged sweep."""
+
+    command: str
+    outcome: outcomes.Outcome
+    output: str
+
+
+def _run_real_command(rng: random.Random, folder: Path, names: list[str]) -> _Real:
+    """Run report, status or plan --advise in a new interpreter."""
+    command = rng.choice(list(REAL_COMMANDS))
+    options = children.Options(with_real_start=True)
+    ended = children.run_command(folder, command, REAL_COMMANDS[command], options)
+    outcome = outcomes.judge_command(ended.status, ended.output, ended.errors, names)
+    detail = f"real {command}: {outcome.detail}"
+    return _Real(command, outcome._replace(detail=detail), ended.output + ended.errors)
+
+
+def _is_part(result: dict, attacked: subjects.Subjects) -> bool:
+    """Return True if the paired errors of a damaged run are missing and the others are right."""
+    expected = attacked.records["paired"]["value"]["runs"]
+    runs = result.get("value", {}).get("runs")
+    return isinstance(runs, dict) and all(expected.get(name) == runs[name] for name in runs)
+
+
+def judge_records(
+    expected: dict[str, Any], without: dict[str, Any] | None, result: dict, run: str, names: list
+) -> outcomes.Outcome:
+    """Classify the records of a sweep with one damaged file.
+
+    without: the records without the damaged run `run`. The run may be excluded with a reason: then
+    the laws must be those without it, and the rows of the other runs must not change.
+    """
+    if "error" in result:
+        kind, message = result["error"]
+        if "error" in expected and message == expected["error"][1]:
+            return outcomes.Outcome("same")
+        if without and message == without.get("error", ["", ""])[1]:
+            return outcomes.Outcome("excluded", message)
+        if kind != "refused":
+            return outcomes.Outcome("failed", f"traceback {kind}: {message[:300]}")
+        return outcomes.judge_message(message, names)
+    if "error" in expected:
+        return outcomes.Outcome("failed", f"no error, expected {expected['error'][1][:200]}")
+    notes = _added_notes(expected, result)
+    plain, actual = (_without_notes(value["value"]) for value in (expected, result))
+    difference = outcomes.first_difference(plain, actual)
+    if not difference:
+        return outcomes.Outcome("repaired", notes[:300]) if notes else outcomes.Outcome("same")
+    if run and without and "value" in without:
+        reason = notes or str(actual.get("runs", {}).get(run, {}).get("reason", ""))
+        remaining = _without_notes(without["value"])
+        difference_without = _difference_without(remaining, actual, run)
+        has_result = _has_result(actual, run)
+        if reason and not difference_without and not has_result:
+            is_named = any(name in reason for name in names) or run in reason
+            text = reason if is_named else f"the reason does not name the file: {reason}"
+            return outcomes.Outcome("excluded" if is_named else "failed", text[:300])
+    if not run and notes:
+        return outcomes.judge_results(plain, actual, notes)
+    return outcomes.Outcome("failed", f"{difference} ({notes[:200] or 'no message'})")
+
+
+def _difference_without(remaining: dict, actual: dict, run: str) -> str:
+    """Return the first difference from the records without a run, except the row of the run."""
+    parts = []
+    for values in (remaining, actual):
+        part = {key: values[key] for key in values if key not in ("runs", "losses", "notes")}
+        for key in ("runs", "losses"):
+            part[key] = {name: v for name, v in values.get(key, {}).items() if name != run}
+        parts.append(part)
+    return outcomes.first_difference(*parts)
+
+
+def _has_result(actual: dict, run: str) -> bool:
+    """Return True if a run has a held-out loss and the status done."""
+    row = actual.get("runs", {}).get(run, {})
+    value = row.get("eval.loss", row.get("heldout_loss"))
+    return isinstance(value, float) and row.get("status") == "done"
+
+
+def _without_notes(value: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    varying = ("seconds_left", "where")
+    return {
+        key: _without_notes(item)
+        for key, item in value.items()
+        if key != "notes" and key not in varying
+    }
+
+
+def _added_notes(expected: dict, result: dict) -> str:
+    """Return the lines that an undisturbed reader does not print."""
+    lines = [*result["notes"].splitlines(), *_listed_notes(result)]
+    known = {*expected["notes"].splitlines(), *_listed_notes(expected)}
+    return "\n".join(line for line in lines if line and line not in known)
+
+
+def _listed_notes(result: dict) -> list[str]:
+    value = result.get("value")
+    return [str(note) for note in value.get("notes", [])] if isinstance(value, dict) else []
+
+
+def _read_by_command(
+    rng: random.Random, file: str, kind: str, attacked: subjects.Subjects, command: str
+) -> outcomes.Outcome:
+    """Damage a file, and read it by a command that needs the model or the text."""
+    is_resume = command == "resume"
+    expected = {"10K": attacked.runs["10K"]} if is_resume else attacked.command_result(command)
+    folder = attacked.copy("stopped" if is_resume else "finished")
+    change = "every program"
+    if file == "compiled":
+        shutil.copytree(attacked.root / "compiled", folder / "compiled")
+        for path in sorted((folder / "compiled").glob("*-cache")):
+            damage(path, kind, rng, _other_run(attacked, kind), file)
+    else:
+        change = damage(folder / file, kind, rng, _other_run(attacked, kind), file)
+    if not change:
+        return outcomes.Outcome("skipped", "no other file")
+    ended = children.call(folder, readers.run_reader, command)
+    outcome = outcomes.judge_command(
+        ended.status, ended.output, ended.errors, subjects.path_names(file)
+    )
+    if outcome.kind in ("same", "repaired"):
+        notes = _notable(ended.errors)
+        outcome = outcomes.judge_results(expected, ended.value, notes)
+    if outcome.kind != "failed":
+        shutil.rmtree(folder)
+    return outcome._replace(detail=f"{outcome.detail} [{change}]")
+
+
+def _notable(errors: str) -> str:
+    return "\n".join(line for line in errors.splitlines() if line.strip())
+
+
+def damage(path: Path, kind: str, rng: random.Random, other: Path, name: str) -> str:
+    """Damage a file in one way. Return a description, "" without a file to exchange it with."""
+    if kind != "exchanged":
+        return DAMAGES[kind](path, rng)
+    source = _other_file(other, name)
+    if source is None or source.read_bytes() == path.read_bytes():
+        return ""
+    size, data = path.stat().st_size, source.read_bytes()
+    if path.suffix == ".bin":
+        data = (data * 2)[:size]  # A token file of another size is prepared again.
+    path.write_bytes(data)
+    return f"{len(data)} bytes of another run"
+
+
+def _other_run(attacked: subjects.Subjects, kind: str) -> Path:
+    """Return the working directory of other text, which is trained only for an exchange."""
+    return attacked.state("other") if kind == "exchanged" else attacked.root
+
+
+def _other_file(other: Path, name: str) -> Path | None:
+    """Return the file of the other working directory with the same place, up to its hash."""
+    if (other / name).is_file():
+        return other / name
+    pattern = HASH.sub("*", name)
+    return next(iter(sorted(path for path in other.glob(pattern) if path.is_file())), None)
+
+
+def _flip_bit(path: Path, rng: random.Random) -> str:
+    data = bytearray(path.read_bytes())
+    if not data:
+        return "no byte"
+    i = rng.randrange(len(data))
+    data[i] ^= 1 << rng.randrange(8)
+    return _write_changed(path, data, i)
+
+
+def _change_digit(path: Path, rng: random.Random) -> str:
+    """Replace a digit by another one; in token files, change every 50th id; else flip a bit."""
+    data = bytearray(path.read_bytes())
+    if path.suffix == ".bin":
+        data[::100] = bytes(byte ^ 1 for byte in data[::100])
+        path.write_bytes(data)
+        return "every 50th id"
+    digits = [i for i, byte in enumerate(data) if 48 <= byte <= 57]
+    if path.suffix not in (".json", ".jsonl") or not digits:
+        return _flip_bit(path, rng)
+    i = rng.choice(digits)
+    data[i] = rng.choice([digit for digit in range(49, 58) if digit != data[i]])
+    return _write_changed(path, data, i)
+
+
+def _write_changed(path: Path, data: bytearray, i: int) -> str:
+    """Write the changed bytes, and return the text around the changed byte before and after."""
+    before, after = path.read_bytes()[max(0, i - 12) : i + 9], bytes(data[max(0, i - 12) : i + 9])
+    path.write_bytes(data)
+    return f"byte {i}, {before!r} to {after!r}"
+
+
+def _truncate(path: Path, rng: random.Random) -> str:
+    size = rng.randrange(max(1, path.stat().st_size))
+    os.truncate(path, size)
+    return f"to {size} bytes"
+
+
+def _empty(path: Path, rng: random.Random) -> str:
+    os.truncate(path, 0)
+    return "to 0 bytes"
+
+
+def _delete(path: Path, rng: random.Random) -> str:
+    path.unlink()
+    return "the file"
+
+
+DAMAGES: dict[str, Callable[[Path, random.Random], str]] = {
+    "flipped": _flip_bit,
+    "truncated": _truncate,
+    "digit": _change_digit,
+    "emptied": _empty,
+    "deleted": _delete,
+    "exchanged": lambda path, rng: "",
+}

@@ -1,0 +1,137 @@
+"""Outcomes of attacked commands, and the rules that classify them.
+
+Permitted outcomes are same (equal bits), repaired (equal bits and a line about it), refused (one
+line, exit status 2, which names the file or the field) and excluded (a run without a result, with
+a reason). Every other outcome is failed.
+"""
+
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+from lm.config import schema
+
+KINDS = ("same", "repaired", "refused", "excluded", "failed", "skipped")
+# A message names a config field as GROUP.FIELD or FIELD=, or a flag.
+_FIELDS = list(schema.flatten(schema.Run()))
+_GROUPED = [re.escape(name) for name in _FIELDS if "." in name]
+_SINGLE = [rf"{name.rpartition('.')[2]}=" for name in _FIELDS]
+FIELD = re.compile(rf"\b(?:{'|'.join([*_GROUPED, *_SINGLE])})|--\w+")
+MAX_MESSAGE = 900  # characters of a message in one line
+MISSING = (None, "", [], {})
+
+
+class Outcome(NamedTuple):
+    """Outcome of a case.
+
+    kind: of KINDS. detail: the message, or the first difference. counts: {kind: number} of a case
+    with many inputs.
+    """
+
+    kind: str
+    detail: str = ""
+    counts: Mapping[str, int] = {}
+
+
+def worst(outcomes: Iterable[Outcome]) -> Outcome:
+    """Return the outcome that differs the most from an undisturbed command."""
+    order = ("skipped", "same", "repaired", "refused", "excluded", "failed")
+    return max(outcomes, key=lambda outcome: order.index(outcome.kind))
+
+
+def judge_message(message: str, names: Iterable[str]) -> Outcome:
+    """Return refused for a message of one line that names a file or a field, else failed.
+
+    names: parts of the path of the damaged file, any of which names the file.
+    """
+    text = message.strip()
+    if not text or "\n" in text:
+        return Outcome("failed", f"message of {len(text.splitlines())} lines: {text[:600]}")
+    if len(text) > MAX_MESSAGE:
+        return Outcome("failed", f"message of {len(text)} characters: {text[:300]}")
+    if not FIELD.search(text) and not any(name and name in text for name in names):
+        return Outcome("failed", f"names neither the file nor a field: {text}")
+    return Outcome("refused", text)
+
+
+def judge_command(status: int | None, output: str, errors: str, names: Iterable[str]) -> Outcome:
+    """Classify the end of a command by its exit status and its output.
+
+    status: None if the command was stopped after its time limit. A command that ends with status 0
+    is "same", or "repaired" if it wrote a line to stderr. The caller compares its results.
+    """
+    if status is None:
+        return Outcome("failed", f"no end within the time limit: {_last(errors or output)}")
+    if "Traceback (most recent call last)" in output + errors:
+        return Outcome("failed", f"traceback, exit status {status}: {_last(errors or output)}")
+    if status == 0:
+        return Outcome("repaired", errors.strip()[:400]) if errors.strip() else Outcome("same")
+    if status == 2:
+        return judge_message(errors.removeprefix("error: "), names)
+    return Outcome("failed", f"exit status {status}: {_last(errors or output)}")
+
+
+def _last(text: str) -> str:
+    lines = [line for line in text.splitlines() if line.strip()]
+    return lines[-1][:400] if lines else "no output"
+
+
+def first_difference(expected: Any, actual: Any, path: str = "") -> str:
+    """Return the path and both values of the first difference of two plain values, or ""."""
+    if isinstance(expected, Mapping) and isinstance(actual, Mapping):
+        for key in [*expected, *(key for key in actual if key not in expected)]:
+            difference = first_difference(expected.get(key), actual.get(key), f"{path}/{key}")
+            if difference:
+                return difference
+        return ""
+    if isinstance(expected, (list, tuple)) and isinstance(actual, (list, tuple)):
+        if len(expected) != len(actual):
+            return f"{path}: {len(actual)} items, expected {len(expected)}"
+        for i, (a, b) in enumerate(zip(expected, actual, strict=True)):
+            difference = first_difference(a, b, f"{path}/{i}")
+            if difference:
+                return difference
+        return ""
+    both_nan = isinstance(expected, float) and isinstance(actual, float)
+    both_nan = both_nan and math.isnan(expected) and math.isnan(actual)
+    if expected == actual or both_nan:
+        return ""
+    return f"{path}: {_short(actual)}, expected {_short(expected)}"
+
+
+def judge_results(expected: Any, actual: Any, notes: str) -> Outcome:
+    """Compare results with those of the undisturbed command.
+
+    notes: lines that the command printed in addition. A result that is missing is excluded if a
+    note reports it. A result with another value is failed.
+    """
+    difference = first_difference(expected, actual)
+    if not difference:
+        return Outcome("repaired", notes[:400]) if notes else Outcome("same")
+    changed = first_difference(*common_parts(expected, actual))
+    if not changed and notes:
+        return Outcome("excluded", notes[:400])
+    return Outcome("failed", f"{changed or difference} ({notes[:200] or 'no message'})")
+
+
+def common_parts(first: Any, second: Any) -> tuple[Any, Any]:
+    """Return the parts of two plain values that both have."""
+    return _common(first, second), _common(second, first)
+
+
+def _common(value: Any, other: Any) -> Any:
+    """Return the parts of a plain value for which the other value has a result too."""
+    if isinstance(value, Mapping) and isinstance(other, Mapping):
+        return {
+            key: _common(item, other[key])
+            for key, item in value.items()
+            if other.get(key) not in MISSING and item not in MISSING
+        }
+    return value
+
+
+def _short(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, default=str)
+    return text if len(text) < 120 else f"{text[:117]}..."
