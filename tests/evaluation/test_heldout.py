@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 import pytest
+from scipy import stats
 
 from lm.data import dataset, heldout_documents, tokenizers
 from lm.evaluation import heldout
@@ -175,3 +176,11 @@ def test_text_of_unknown_entropy_has_no_excess(tiny):
     text = dataset.open_dataset(tiny.data, 0)
     source = text.sources[0]
     assert dataset.source_nats(text, source, text.heldout(source, 2)) is None
+
+
+def test_error_of_equal_documents_is_that_of_their_mean():
+    nats = np.array([3.0, 5.0, 6.5, 4.0])
+    mean, error = heldout.ratio_with_error(nats, np.full(4, 2.0))
+    assert mean == pytest.approx(np.mean(nats / 2))
+    assert error == pytest.approx(stats.sem(nats / 2))
+    assert heldout.ratio_with_error(nats[:1], np.ones(1)) == (3.0, 0.0)

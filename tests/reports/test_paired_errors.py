@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from lm.data import heldout_documents
 from lm.reports import paired_errors, transfer_analysis
@@ -93,3 +94,14 @@ def test_gain_of_fine_tuning_has_the_paired_error(runs):
     assert pair["gain"] == pytest.approx(0.1, abs=0.01) and pair["gain_se"] < 0.002
     (unpaired,) = transfer_analysis.finetune_pairs([{**scratch, "dir": ""}, tuned])
     assert unpaired["gain_se"] == pytest.approx(0.1 * 2**0.5)
+
+
+def test_paired_error_of_equal_documents_is_that_of_their_mean(tmp_path):
+    rng, targets = np.random.default_rng(3), np.full(N_DOCUMENTS, 2.0)
+    losses = rng.normal(3, 1, (2, N_DOCUMENTS))
+    first, second = (
+        write_run(tmp_path, name, {"code": nats * targets}, targets)
+        for name, nats in zip(("a", "b"), losses, strict=True)
+    )
+    expected = losses[0].mean() - losses[1].mean(), stats.sem(losses[0] - losses[1])
+    assert difference_of(first, second) == pytest.approx(expected, rel=1e-9)
