@@ -11,6 +11,7 @@ A failure or the end of --timeout kills the mutant. The command prints each surv
 
 import ast
 import compileall
+import contextlib
 import hashlib
 import importlib
 import os
@@ -141,15 +142,14 @@ def run_tests(tree: Path, tests: list[str], timeout: int) -> tuple[int, str]:
 
     The status is that of pytest, or TIMEOUT.
     """
-    result = tree.parent / "failed_test.txt"
-    result.write_text("")
+    output = tree.parent / "output.txt"
     sys.stdout.flush()
     child = os.fork()
     if child == 0:
         status = 1
         try:
             os.setsid()
-            status = _run_pytest(tree, tests, result)
+            status = _run_pytest(tree, tests, output)
         finally:
             os._exit(status)
     deadline = time.monotonic() + timeout
@@ -157,17 +157,16 @@ def run_tests(tree: Path, tests: list[str], timeout: int) -> tuple[int, str]:
     while not finished and time.monotonic() < deadline:
         time.sleep(0.05)
         finished, wait_status = os.waitpid(child, os.WNOHANG)
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(child, signal.SIGKILL)  # also the processes that the tests started
-    except ProcessLookupError:
-        pass
     if not finished:
         os.waitpid(child, 0)
         return TIMEOUT, ""
-    return os.waitstatus_to_exitcode(wait_status), result.read_text()
+    failure = re.search(r"^(?:FAILED|ERROR) (.+?)(?: - |$)", output.read_text(), re.MULTILINE)
+    return os.waitstatus_to_exitcode(wait_status), failure[1] if failure else ""
 
 
-def _run_pytest(tree: Path, tests: list[str], result: Path) -> int:
+def _run_pytest(tree: Path, tests: list[str], output: Path) -> int:
     """Run pytest in this process with the code of the copied tree."""
     import pytest
 
@@ -179,28 +178,13 @@ def _run_pytest(tree: Path, tests: list[str], result: Path) -> int:
     # Bytecode of a mutant would be valid for the next mutant of the same size.
     sys.dont_write_bytecode = True
     os.environ |= {"PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
-    output = os.open(tree.parent / "output.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    for descriptor in (1, 2):
-        os.dup2(output, descriptor)
-    options = ["-x", "-q", "-n0", "-p", "no:cacheprovider"]
-    return int(pytest.main([*tests, *options], plugins=[FailureWriter(result)]))
-
-
-class FailureWriter:
-    """Plugin of pytest that writes the name of the failed test to a file."""
-
-    def __init__(self, file: Path):
-        self.file = file
-
-    def pytest_runtest_logreport(self, report) -> None:
-        """Write the name of a test if it failed."""
-        if report.failed:
-            self.file.write_text(report.nodeid)
-
-    def pytest_collectreport(self, report) -> None:
-        """Write the name of a file if it cannot be imported."""
-        if report.failed:
-            self.file.write_text(report.nodeid)
+    with output.open("w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    options = ["-x", "-q", "-n0", "--tb=no", "-p", "no:cacheprovider"]
+    status = int(pytest.main([*tests, *options]))
+    sys.stdout.flush()
+    return status
 
 
 def list_tests(tree: Path, path: str) -> list[str]:
@@ -273,7 +257,9 @@ def _code_nodes(node: ast.AST) -> Iterator[ast.AST]:
             continue
         for child in value if isinstance(value, list) else [value]:
             is_text = isinstance(child, ast.FunctionDef) and TEXT_FUNCTION.match(child.name)
-            if isinstance(child, ast.AST) and not is_text and not isinstance(child, SKIPPED):
+            # zip(strict=True) is an assertion.
+            is_skipped = isinstance(child, SKIPPED) or getattr(child, "arg", "") == "strict"
+            if isinstance(child, ast.AST) and not is_text and not is_skipped:
                 yield child
                 yield from _code_nodes(child)
 
