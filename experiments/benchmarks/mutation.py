@@ -154,11 +154,13 @@ def run_tests(tree: Path, tests: list[str], timeout: int) -> tuple[int, str]:
             os._exit(status)
     deadline = time.monotonic() + timeout
     finished = wait_status = 0
-    while not finished and time.monotonic() < deadline:
-        time.sleep(0.05)
-        finished, wait_status = os.waitpid(child, os.WNOHANG)
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(child, signal.SIGKILL)  # also the processes that the tests started
+    try:
+        while not finished and time.monotonic() < deadline:
+            time.sleep(0.05)
+            finished, wait_status = os.waitpid(child, os.WNOHANG)
+    finally:  # also after Ctrl-C, for all processes that the tests started
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child, signal.SIGKILL)
     if not finished:
         os.waitpid(child, 0)
         return TIMEOUT, ""
