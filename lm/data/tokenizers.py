@@ -1,9 +1,9 @@
 """Tokenizers: bytes, byte-level BPE, tokenizer.json files and SentencePiece models.
 
     ids = ByteTokenizer().encode("héllo")    # uint8 [6]; needs no training and no files
-    bpe = train_bpe(texts, 8192)             # byte-level byte-pair encoding (Sennrich et al. 2016)
-    bpe.save("my/folder")
-    load_tokenizer("my/folder").decode(bpe.encode("héllo"))    # "héllo"
+    tokenizer = open_tokenizer("file:my/tokenizer.json")
+    tokenizer.save("my/folder")
+    load_tokenizer("my/folder").decode(tokenizer.encode("héllo"))    # "héllo"
 
 All classes have the interface of `Tokenizer`. The token `end` follows each document and represents
 no text. Text with NUL or a lone surrogate is rejected. The special characters of a conversation
@@ -14,26 +14,19 @@ import functools
 import hashlib
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import tokenizers
-from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from lm.data.tokenization import special_tokens, token_bytes
 from lm.runs import filesystem
 
-END = 0  # end token of bytes and of train_bpe; the byte 0 is NUL, which occurs in no text
+END = 0  # end token of bytes and of trained BPE; the byte 0 is NUL, which occurs in no text
 FILES = ("tokenizer.json", "tokenizer.model", special_tokens.FILE)  # see Tokenizer.files
 MAX_FILE_BYTES = 1 << 28  # of a tokenizer file
 MAX_VOCAB_SIZE = 1 << 24  # tokens of a file, whose texts are in memory
 CHAT_TOKENS = "\x01\x02\x03"  # special characters: user turn, answer, end of an answer
-MAX_WORD_CHARACTERS = 256  # longest word, in characters, that trains a tokenizer undivided
-# Runs of letters, digits, other characters or white space, which GPT-2 does not divide.
-_LONG_WORD_PART = re.compile(
-    r"([^\W\d_]{N}|\d{N}|(?:[^\w\s]|_){N}|\s{N})".replace("N", str(MAX_WORD_CHARACTERS))
-)
 _SPECIAL_PATTERN = re.compile(f"([{CHAT_TOKENS}])")
 # Names of the end token in published vocabularies. The first name that exists is used.
 END_TOKENS = (
@@ -299,37 +292,6 @@ class SentencePieceTokenizer(Tokenizer):
 
     def files(self) -> dict[str, bytes]:
         return super().files() | {"tokenizer.model": self.model}
-
-
-def train_bpe(texts: Iterator[str], vocab_size: int) -> HFTokenizer:
-    """Train a byte-level BPE tokenizer that splits words like GPT-2 (Radford et al. 2019).
-
-    Decoding restores any text. The same texts in the same order give the same tokenizer. The
-    vocabulary is smaller than vocab_size if the texts have too few pairs to merge. The time is
-    linear in the text: see `training_parts`.
-    """
-    inner = tokenizers.Tokenizer(models.BPE())
-    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    inner.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=["\0"],  # the first token has the id 0, which is END
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
-    parts = (part for text in texts for part in training_parts(text))
-    inner.train_from_iterator(parts, trainer)
-    return HFTokenizer(inner.to_str())
-
-
-def training_parts(text: str) -> list[str]:
-    """Return the parts of a text that train a tokenizer.
-
-    Special characters are removed. Words and white space of more than MAX_WORD_CHARACTERS are
-    divided, because the time of training grows with the square of the longest word.
-    """
-    sections = _SPECIAL_PATTERN.split(text)[::2]
-    return [part for section in sections for part in _LONG_WORD_PART.split(section) if part]
 
 
 def open_tokenizer(name: str) -> Tokenizer:

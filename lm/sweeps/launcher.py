@@ -122,10 +122,7 @@ def validate_memory(runs: list[schema.Run]) -> None:
 
 
 def keep_original_configs(runs: list[schema.Run]) -> list[schema.Run]:
-    """Return the runs, with the stored config of each run that has started.
-
-    With these configs, a sweep whose file was edited after its start can continue.
-    """
+    """Return the runs, with the stored configs of started runs: the sweep file may have changed."""
     folders = [records.run_dir(run) for run in runs]
     return [
         records.read_config(folder) if records.read_facts(folder) else run

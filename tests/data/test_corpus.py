@@ -135,7 +135,7 @@ def test_bpe_is_trained_on_the_sources_and_saved_with_tokens(tmp_path):
 
 def test_tokenizer_is_not_trained_on_heldout_text(tmp_path, monkeypatch):
     training_texts = []
-    train_bpe = tokenizers.train_bpe
+    train_bpe = bpe_training.train_bpe
 
     def recording_train_bpe(texts, size):
         training_texts.extend(texts)
@@ -173,7 +173,7 @@ def test_trained_tokenizer_is_reused_until_the_text_changes(tmp_path):
 
 def test_each_tokenizer_has_its_own_folder(tmp_path):
     source = write_documents(tmp_path / "a.jsonl", word_texts())
-    tokenizers.train_bpe(iter(word_texts()[:9]), 270).save(tmp_path)
+    bpe_training.train_bpe(iter(word_texts()[:9]), 270).save(tmp_path)
     names = ("bytes", "bpe:290", "bpe:300", f"file:{tmp_path}/tokenizer.json")
     manifests = [
         corpus.prepare_corpus(data_config(tmp_path, source, tokenizer=name))[source]

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from lm.data import tokenizers
+from lm.data.tokenization import bpe_training
 
 # Any Unicode text without NUL and without halves of surrogate pairs.
 UNICODE_TEXTS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"))
@@ -23,7 +24,7 @@ TEXTS = ["the cat sat on the mat", "the other cat, häppy; sat there", "def f(x)
 @functools.cache
 def bpe() -> tokenizers.HFTokenizer:
     """Return a BPE tokenizer that is trained on TEXTS."""
-    return tokenizers.train_bpe(iter(TEXTS), 300)
+    return bpe_training.train_bpe(iter(TEXTS), 300)
 
 
 def train_sentencepiece(**options) -> tokenizers.SentencePieceTokenizer:
@@ -158,7 +159,7 @@ def test_bpe_is_the_same_in_another_process():
 
 
 def test_bpe_depends_on_its_texts():
-    assert tokenizers.train_bpe(iter(TEXTS[:5]), 300).hash != bpe().hash
+    assert bpe_training.train_bpe(iter(TEXTS[:5]), 300).hash != bpe().hash
 
 
 def published_tokenizer(
@@ -224,17 +225,17 @@ def test_very_long_words_are_divided_for_training(character):
     """The trainer of the library needs time quadratic in the longest word."""
     text = f"some words\x01 {character * 20_000} and more words"
     split = pre_tokenizers.ByteLevel(add_prefix_space=False).pre_tokenize_str
-    parts = tokenizers.training_parts(text)
+    parts = bpe_training.training_parts(text)
     assert "".join(parts) == text.replace("\x01", "")
     spans = [stop - start for part in parts for _, (start, stop) in split(part)]
-    assert max(spans) <= 2 * tokenizers.MAX_WORD_CHARACTERS
-    assert tokenizers.train_bpe(iter([text]), 300).vocab_size > 256
+    assert max(spans) <= 2 * bpe_training.MAX_WORD_CHARACTERS
+    assert bpe_training.train_bpe(iter([text]), 300).vocab_size > 256
 
 
 def test_texts_of_usual_words_are_not_divided():
     for text in ("def f(x):\n        return x\n" * 99, "語" * 256, "x" * 255 + " " + "y" * 255):
-        assert "".join(tokenizers.training_parts(text)) == text
-        assert len(tokenizers.training_parts(text)) == 1
+        assert "".join(bpe_training.training_parts(text)) == text
+        assert len(bpe_training.training_parts(text)) == 1
 
 
 def tokenizer_of(model: models.Model, **parts) -> tokenizers.HFTokenizer:

@@ -10,6 +10,7 @@ from fixtures.small_model import MESH, MODEL, RUN, TOKENIZER, encode
 
 from lm.config import schema
 from lm.data import tokenizers
+from lm.data.tokenization import bpe_training
 from lm.evaluation import generation, scoring
 from lm.model import transformer
 from lm.parallel import mesh
@@ -119,7 +120,7 @@ def test_incomplete_stop_string_is_printed_at_the_end():
 
 
 def test_stop_string_may_begin_and_end_inside_tokens():
-    bpe = tokenizers.train_bpe(iter(["one, two, three, four"] * 9), 290)
+    bpe = bpe_training.train_bpe(iter(["one, two, three, four"] * 9), 290)
     text = "one, two, three, four"
     ids = bpe.encode(text)
     assert len(ids) < len(text) / 2

@@ -3,8 +3,10 @@
 import jax
 import numpy as np
 import pytest
+from scipy import stats
 
 from lm.data import dataset, heldout_documents, tokenizers
+from lm.data.tokenization import bpe_training
 from lm.evaluation import heldout
 from lm.parallel import mesh
 from lm.reports import paired_errors
@@ -52,7 +54,7 @@ def test_completed_word_needs_all_letters_and_its_end(predicted, is_completed):
 
 
 def test_words_of_subword_tokens_are_cut_between_tokens():
-    bpe = tokenizers.train_bpe(iter(["the cat sat on the mat, then the catalogue sat"] * 9), 300)
+    bpe = bpe_training.train_bpe(iter(["the cat sat on the mat, then the catalogue sat"] * 9), 300)
     words = heldout.word_token_masks(bpe)
     ids = bpe.encode("the cat sat on the mat, then the cat; sat on the catmat, on the mat the")
     cuts = list(heldout.completion_cuts(ids[None], 99, 0, words))
@@ -175,3 +177,11 @@ def test_text_of_unknown_entropy_has_no_excess(tiny):
     text = dataset.open_dataset(tiny.data, 0)
     source = text.sources[0]
     assert dataset.source_nats(text, source, text.heldout(source, 2)) is None
+
+
+def test_error_of_equal_documents_is_that_of_their_mean():
+    nats = np.array([3.0, 5.0, 6.5, 4.0])
+    mean, error = heldout.ratio_with_error(nats, np.full(4, 2.0))
+    assert mean == pytest.approx(np.mean(nats / 2))
+    assert error == pytest.approx(stats.sem(nats / 2))
+    assert heldout.ratio_with_error(nats[:1], np.ones(1)) == (3.0, 0.0)

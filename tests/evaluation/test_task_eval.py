@@ -1,9 +1,12 @@
 """Task evaluation: packing changes no score, and a perfect model has accuracy 1."""
 
+import json
+
 import jax
 import numpy as np
 import pytest
 
+from lm.config import schema
 from lm.data import tokenizers
 from lm.data.tokenization import token_healing
 from lm.evaluation import scoring, task_eval, task_metrics, tasks
@@ -53,7 +56,7 @@ def test_too_long_prompt_is_truncated_at_its_beginning():
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
-    from lm.config import model_sizes, schema
+    from lm.config import model_sizes
 
     run = schema.Run(name="exam", dir=str(tmp_path_factory.mktemp("runs")))
     run.model = model_sizes.ladder_model("10K", n_layers=2, vocab_size=256)
@@ -186,3 +189,23 @@ def test_acc_norm_divides_by_characters_of_the_bare_choice():
     assert metrics["acc_norm"]["value"] == expected == 1
     n_bytes = np.array([len(f" {c}".encode()) for c in choices])
     assert np.argmax(log_p / n_bytes) == 0 and np.argmax(log_p) == 2
+
+
+def test_counts_of_overlong_examples_equal_an_enumeration(tmp_path):
+    """A row of n + 1 tokens contains the prompt and the answer, and n of them are targets."""
+    run = schema.Run()
+    sizes = [(prompt, answer) for prompt in (1, 3, 7, 8, 12) for answer in (1, 2, 6, 9)]
+    rows = [{"context": "q" * prompt, "continuation": "a" * answer} for prompt, answer in sizes]
+    (tmp_path / "test.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    task, tokenizer = tasks.load_task(f"file:{tmp_path}"), tokenizers.ByteTokenizer()
+    pairs = token_healing.encode_pairs(
+        tokenizer, [(e.prompts[0], e.answers[0]) for e in task.examples]
+    )
+    lengths = [(len(pair.prompt), len(pair.answer)) for pair in pairs]
+    for seq_len in range(1, 24):
+        run.data.seq_len = seq_len
+        encoded = task_eval._encode_task(run, task, tokenizer)
+        skipped = [pair for pair in lengths if pair[1] > seq_len]
+        truncated = [pair for pair in lengths if sum(pair) > seq_len + 1 and pair not in skipped]
+        assert (encoded.n_truncated, encoded.n_skipped) == (len(truncated), len(skipped))
+        assert len(encoded.pairs) == len(encoded.task.examples) == len(sizes) - len(skipped)

@@ -5,6 +5,7 @@ import importlib.util
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from lm.evaluation import task_metrics, tasks
 
@@ -255,3 +256,19 @@ def test_constant_answer_is_not_above_chance_on_synthetic_tasks(name):
     assert task_metrics.chance_accuracy(examples) == pytest.approx(
         max(frequency, examples[0].chance)
     )
+
+
+def test_standard_error_of_a_task_is_that_of_its_mean():
+    example = tasks.Example(("q",), ("x",))
+    nats = np.array([0.1, 0.5, 0.9, 1.7, 2.2])
+    scores = [[token_scores([value], [value < 1])] for value in nats]
+    row = values(task_metrics.likelihood_metrics([example] * 5, scores, [[b"x"]] * 5))
+    for metric, samples in (
+        ("bits_per_byte", nats / np.log(2)),
+        ("accuracy", nats < 1),
+        ("p_right", np.exp(-nats)),
+    ):
+        assert row[metric] == pytest.approx(np.mean(samples))
+        assert row[f"{metric}_se"] == pytest.approx(stats.sem(samples))
+    single = values(task_metrics.likelihood_metrics([example], scores[:1], [[b"x"]]))
+    assert single["accuracy_se"] == 0

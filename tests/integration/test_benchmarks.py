@@ -1,10 +1,18 @@
+import ast
 import json
+import pathlib
 import sys
 
 import jax
 import pytest
 
-from experiments.benchmarks import interleaved, throughput_scaling, trace_breakdown, train_step
+from experiments.benchmarks import (
+    interleaved,
+    mutation,
+    throughput_scaling,
+    trace_breakdown,
+    train_step,
+)
 from lm.parallel import mesh
 from lm.reports.plots import style
 from lm.training import step
@@ -78,3 +86,72 @@ def test_figure_has_a_panel_per_axis_and_stores_its_lines(tmp_path, monkeypatch)
     assert style.read_figure_metadata(png) == {"lines": lines}
     for label in (*throughput_scaling.AXIS_LABELS.values(), "0.95 to 0.95 of the planned memory"):
         assert f"<!-- {label}" in text or label in text, label
+
+
+SOURCE = '''"""1 < 2"""
+LIMIT: int | None = 3
+
+
+def scale(x: int | None = None, y="a" + "b") -> float:
+    """Return 2 * x."""
+    if x < LIMIT and not y:
+        raise ValueError(f"{x + 1}: " + "é" * 2)
+    return [x * 2.0, *zip(y, y, strict=True)]
+
+
+def describe_scale(x):
+    return x + 1
+'''
+
+
+def test_mutants_change_code_and_no_text():
+    source = SOURCE.encode()
+    mutants = list(mutation.list_mutants(source, "lm/laws/toy.py"))
+    assert [(m.line, m.original, m.text) for m in mutants] == [
+        (2, "3", "(4)"),
+        (2, "3", "(2)"),
+        (7, "x < LIMIT and (not y)", "(x < LIMIT or not y)"),
+        (7, "x < LIMIT", "(x <= LIMIT)"),
+        (7, "x < LIMIT", "(x >= LIMIT)"),
+        (7, "not y", "(y)"),
+        (9, "x * 2.0", "(x / 2.0)"),
+        (9, "2.0", "(4.0)"),
+        (9, "2.0", "(1.0)"),
+    ]
+    for mutant in mutants:
+        changed = source[: mutant.start] + mutant.text.encode() + source[mutant.end :]
+        assert ast.dump(ast.parse(changed)) != ast.dump(ast.parse(source))
+
+
+def test_mutants_are_in_the_tree_only_while_their_tests_run(tmp_path, monkeypatch):
+    """The fake tests detect each change of the factor, and no other change."""
+    file, test = tmp_path / "lm" / "laws" / "toy.py", tmp_path / "tests" / "laws" / "test_toy.py"
+    for path, text in ((file, SOURCE), (test, "from lm.laws import toy\n")):
+        path.parent.mkdir(parents=True)
+        path.write_text(text)
+
+    def run_tests(tree, tests, timeout):
+        assert tests == ["tests/laws/test_toy.py"] or tests == ["test_of_factor"]
+        is_wrong = "x * 2.0" not in (tree / "lm" / "laws" / "toy.py").read_text()
+        return (1, "test_of_factor") if is_wrong else (0, "")
+
+    monkeypatch.setattr(mutation, "run_tests", run_tests)
+    mutants = mutation.sample_mutants(tmp_path, ["laws"], "", 100, seed=0)
+    assert mutation.sample_mutants(tmp_path, ["laws"], "", 3, seed=0) != mutants[:3]
+    outcomes = mutation.run_mutants(mutants, tmp_path, timeout=1)
+    assert {mutant.line for mutant, outcome in outcomes if outcome == "killed"} == {9}
+    assert file.read_text() == SOURCE
+    assert mutation.summarize(outcomes)[-1] == {
+        "package": "all", "tried": "9", "killed": "3", "survived": "6", "untested": "0",
+        "rate": "33%",
+    }  # fmt: skip
+
+
+def test_tests_of_a_module_mirror_or_import_the_module():
+    root = pathlib.Path(__file__).parents[2]
+    tests = mutation.list_tests(root, "lm/data/packing.py")
+    assert tests[0] == "tests/data/test_packing.py"
+    assert "tests/data/test_heldout_documents.py" in tests
+    assert mutation.list_tests(root, "lm/laws/forms/isoflop_minima.py") == [
+        "tests/laws/forms/test_isoflop.py"
+    ]

@@ -5,6 +5,7 @@ import pathlib
 import pytest
 
 from lm.config import validation
+from lm.data.tokenization import bpe_training
 from lm.sweeps import launcher
 
 CONFIGS = pathlib.Path(__file__).parent.parent.parent / "configs"
@@ -168,13 +169,12 @@ def test_pod_recipe_follows_the_step_law():
 def test_tuned_run_inherits_model_tokenizer_and_rate(name, fraction, tmp_path):
     """The run is in runs/tuned, so it is in no sweep."""
     from configs import base
-    from lm.data import tokenizers
     from lm.runs import records
 
     parent = base.get_config("10K")
     parent.name, parent.dir, parent.data.tokenizer = "sweep/10K", str(tmp_path), "bpe:300"
     records.start_run(validation.validate_run(parent), {})
-    tokenizers.train_bpe(iter(["a cat and a dog"] * 9), 262).save(records.run_dir(parent))
+    bpe_training.train_bpe(iter(["a cat and a dog"] * 9), 262).save(records.run_dir(parent))
     tuned = importlib.import_module(f"configs.{name}").get_config(f"{tmp_path}/sweep/10K")
     assert tuned.name.startswith("tuned/sweep-10K") and tuned.start.run == "sweep/10K"
     assert tuned.data.tokenizer == f"file:{tmp_path}/sweep/10K/tokenizer.json"

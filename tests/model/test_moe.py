@@ -331,3 +331,15 @@ def test_interrupted_run_of_experts_ends_with_the_same_bits(run):
     assert imbalances[0] == imbalances[1] and len(imbalances[0]) == 6
     (row,) = records.load_runs(records.run_dir(run))
     assert row["params.active"] < row["params.total"] and row["status"] == "done"
+
+
+def test_initial_experts_have_the_scale_of_an_mlp():
+    model = dataclasses.replace(SHAPE, d_model=32, d_expert=24, n_layers=3)
+    params = jax.jit(lambda: transformer.init_params(model, 0))()["blocks"]["mlp"]
+    for name, std in (
+        ("router", 32**-0.5),
+        ("gate", 32**-0.5),
+        ("up", 32**-0.5),
+        ("down", (2 * 3 * 24) ** -0.5),
+    ):
+        assert float(params[name].std()) == pytest.approx(std, rel=0.1), name

@@ -101,3 +101,22 @@ def test_epsilon_of_adam_scales_with_width():
     inputs = optimizer.inputs(optim, shape, axes)
     update, _ = transformation.update(gradient, transformation.init(params), params, inputs=inputs)
     np.testing.assert_allclose(update["embed"], -1 / (1 + 1 / 4), rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["mup", "completep"])
+def test_factors_follow_from_width_and_depth(name):
+    """A matrix has the same decay per step at any width. muP does not depend on the depth."""
+    shape = dataclasses.replace(WIDE, n_layers=8, parametrization=name)
+    width, depth = 4, 4 if name == "completep" else 1
+    for names in axes_of_weights(WIDE):
+        factors, role = (
+            parametrization.role_factors(shape, names),
+            parametrization.weight_role(names),
+        )
+        is_matrix = role in ("hidden", "back")
+        assert factors.lr == (1 / width if is_matrix else 1)
+        assert factors.lr * factors.decay == (0 if role == "norm" else 1)
+        is_in_block = is_matrix or role == "norm"
+        assert factors.epsilon == 1 / width / (depth if is_in_block else 1)
+        std = {"input": width**0.5, "output": width**0.5, "back": depth**0.5}.get(role, 1)
+        assert factors.init == std

@@ -123,3 +123,62 @@ def test_activation_exponents_are_recovered():
     assert exponent["change"] == pytest.approx(0.55)
     assert exponent["change_se"] == pytest.approx(0.05)
     assert exponent["rms"] == pytest.approx(0) and exponent["n"] == 2
+
+
+def test_resamples_spread_as_the_noise_of_the_residuals():
+    """The noise has n - p degrees of freedom, with an intercept per seed, and both groups."""
+    rows = sweep(0.0, widths=(16, 32))
+    squares, designs = 0.0, []
+    optima = lr_analysis.optimal_lr(rows, reach=9, bootstrap=20_000)
+    for width in (16, 32):
+        group = [row for row in rows if row[lr_analysis.WIDTH] == width]
+        t, seed = (np.array([row[column] for row in group]) for column in ("optim.lr", "seed"))
+        design = np.stack([seed == 0, seed == 1, np.log2(t), np.log2(t) ** 2], 1).astype(float)
+        log_loss = np.log([row[lr_analysis.LOSS] for row in group])
+        solution, (residual,), *_ = np.linalg.lstsq(design, log_loss, rcond=None)
+        squares += residual
+        designs.append((design, solution))
+    variance = squares / (2 * 12 - 2 * 4)
+    for optimum, (design, (*_, b, c)) in zip(optima, designs, strict=True):
+        slopes = np.array([0, 0, -1 / (2 * c), b / (2 * c**2)])  # of the vertex -b / 2c
+        sd = np.sqrt(variance * slopes @ np.linalg.inv(design.T @ design) @ slopes)
+        assert np.log2(optimum["lr"]) == pytest.approx(-b / (2 * c))
+        assert optimum["log2_lr_resamples"].std() == pytest.approx(sd, rel=0.03)
+        assert np.log2(optimum["hi"] / optimum["lo"]) == pytest.approx(2 * 1.96 * sd, rel=0.04)
+
+
+@pytest.mark.parametrize("side", [-1, 1])
+def test_interval_at_one_edge_excludes_the_optimum(side):
+    """The vertex is one doubling from one edge of the rates, and two from the other."""
+    rows = []
+    for width in (16, 32):
+        for power in range(4):
+            for seed, sign in ((0, 1), (1, -1)):
+                row = run("mup", width, 2, 2.0 ** (side * power), seed, side * 2.0, noise=0)
+                # The noise of both seeds cancels, so the fitted vertex is exact.
+                noise = 0.016 * sign * (-1) ** power
+                rows.append(row | {lr_analysis.LOSS: row[lr_analysis.LOSS] * np.exp(noise)})
+    near, far = ("hi", "lo") if side > 0 else ("lo", "hi")
+    optima = lr_analysis.optimal_lr(rows)
+    for optimum in optima:
+        assert optimum["warning"] == "the interval reaches the edge of the tested rates"
+        assert optimum["lr"] == pytest.approx(4.0**side)
+        assert optimum[near] == pytest.approx(8.0**side)
+        assert optimum["rate_range"][0] < optimum[far] < optimum["rate_range"][1]
+    assert np.isnan(width_exponent(optima)["slope"])
+
+
+def test_least_loss_at_either_edge_is_excluded():
+    """The rate next to an edge is no edge."""
+    for powers, word in (((-5, -4, -3), "smallest"), ((-7, -6, -5), "largest")):
+        rows = [
+            run("mup", width, 2, 2.0**power, seed, -5.0, noise=1e-4)
+            for width in (16, 32)
+            for power in powers
+            for seed in (0, 1)
+        ]
+        optima = lr_analysis.optimal_lr(rows)
+        assert all(f"the {word} rate" in optimum["warning"] for optimum in optima)
+        rows += [row | {lr_analysis.RATE: 2.0**p, lr_analysis.LOSS: 9.0} for row in rows[:1]
+                 for p in (-8, -2)]  # fmt: skip
+        assert not lr_analysis.optimal_lr(rows)[0]["warning"].startswith("the least loss")

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from lm.sweeps import design
 
@@ -47,3 +48,19 @@ def test_branch_far_above_seed_noise_disagrees():
 def test_single_independent_run_is_refused():
     with pytest.raises(ValueError, match="2 branches, 2 independent runs: a branch needs two"):
         design.branch_agreement(rows(seeds=1))
+
+
+def test_interval_is_that_of_student_for_a_further_run():
+    """The standard deviation is pooled: 2 + 2 degrees of freedom for two budgets of three runs."""
+    table = rows(trial=5)
+    losses = [
+        np.log([r[design.LOSS] for r in table if "alone" in r["name"] and r[design.TOKENS] == n])
+        for n in (3e5, 1e6)
+    ]
+    sd = np.sqrt(np.mean([np.var(values, ddof=1) for values in losses]))
+    expected = stats.t.ppf(0.975, 4) * sd * np.sqrt(1 + 1 / 3)
+    for comparison, values in zip(design.branch_agreement(table), losses, strict=True):
+        assert comparison["hi"] == pytest.approx(expected)
+        branch = np.log(comparison["branch_loss"])
+        assert comparison["difference"] == pytest.approx(branch - values.mean())
+        assert comparison["agrees"] == (abs(comparison["difference"]) <= expected)

@@ -10,7 +10,7 @@ import pytest
 from tensorboardX import event_file_writer
 from tensorboardX.proto import event_pb2
 
-from lm.config import schema
+from lm.config import flops, schema
 from lm.data import dataset
 from lm.parallel import mesh
 from lm.runs import records
@@ -155,3 +155,23 @@ def test_run_that_learned_nothing_has_a_warning(loss):
     run.model.norm_eps = 1.0
     assert "model.norm_eps=1 is unusual" in metric_log.quality_warning(run, {}, 12, loss)
     assert not metric_log.quality_warning(run, {12: {"loss": 5.5}}, 12, loss)
+
+
+def test_metrics_row_follows_from_its_steps(tiny):
+    """Three of eight steps are in the row. FLOPs are counted per token."""
+    text = types.SimpleNamespace(bytes_per_token=4.0, epochs=lambda done: {"a": 0.5, "b": done / 4})
+    values = [
+        {"loss": loss, "grad_norm": 2 * loss, "lr": loss / 10, "experts.balance": loss / 2}
+        for loss in (3.0, 2.0, 1.0)
+    ]
+    row = metric_log.step_metrics(tiny, text, values, 8)
+    n_tokens = 8 * tiny.data.batch_size * tiny.data.seq_len
+    flops_per_token = flops.flops_per_token(tiny.model, tiny.data.seq_len)["full"]
+    assert (row["tokens"], row["flops"]) == (n_tokens, n_tokens * flops_per_token)
+    assert (row["loss"], row["grad_norm"], row["lr"], row["epoch"]) == (2.0, 4.0, 0.1, 2.0)
+    assert 2 ** (4.0 * row["bits_per_byte"]) == pytest.approx(np.exp(2.0))
+    assert row["experts.balance"] == 1.0
+    speed = metric_log.throughput(tiny, 8, 2.0, peak=1e9)
+    assert speed["tokens_per_second"] == n_tokens / 2
+    assert speed["flops_per_second"] == n_tokens / 2 * flops_per_token
+    assert speed["peak_share"] * 1e9 == pytest.approx(speed["flops_per_second"])

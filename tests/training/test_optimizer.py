@@ -100,3 +100,46 @@ def test_optimizer_trains_and_resumes_on_a_sharded_mesh(tiny, name):
         for run in (uninterrupted, tiny)
     )
     assert losses == expected and losses[-1] < losses[0] - 0.3
+
+
+def first_update(optim: schema.Optimizer, model: schema.Model, params: dict, gradient: float):
+    """Return the first update of Adam for a constant gradient."""
+    axes = transformer.param_axes(model)
+    transformation = optimizer.make_optimizer(optim, model, 10, axes)
+    inputs = optimizer.inputs(optim, model, axes)
+
+    @jax.jit
+    def update(params):
+        gradients = jax.tree.map(lambda w: jnp.full_like(w, gradient), params)
+        return transformation.update(gradients, transformation.init(params), params, inputs=inputs)[
+            0
+        ]
+
+    return update(params)
+
+
+def test_layer_decay_counts_the_layers_above(params):
+    """The first update of Adam is the learning rate times the sign of the gradient."""
+    optim = schema.Optimizer(lr=1.0, warmup=0.0, schedule="constant", weight_decay=0.0)
+    optim.layer_decay = 0.5
+    update = first_update(optim, SHAPE, params, 1.0)
+    for block in jax.tree.leaves(update["blocks"]):
+        for layer, factor in enumerate((0.5, 1.0)):
+            np.testing.assert_allclose(block[layer], -factor, rtol=1e-5)
+    np.testing.assert_allclose(update["embed"], -0.25, rtol=1e-5)
+    np.testing.assert_allclose(update["head"], -1.0, rtol=1e-5)
+
+
+def test_epsilon_is_multiplied_by_the_factor_of_the_weight(params):
+    """The first update of Adam with epsilon e is lr g / (g + e)."""
+    model = dataclasses.replace(SHAPE, parametrization="completep", base_width=2, base_depth=1)
+    optim = schema.Optimizer(lr=1.0, warmup=0.0, schedule="constant", weight_decay=0.0, eps=1.0)
+    update = first_update(optim, model, params, 1.0)
+    width, depth = 4, 2
+    for weight, lr, epsilon in (
+        (update["embed"], 1, 1 / width),
+        (update["blocks"]["mlp"]["up"], 1 / width, 1 / (width * depth)),
+        (update["blocks"]["mlp"]["down"], 1 / width, 1 / (width * depth)),
+        (update["head"], 1, 1 / width),
+    ):
+        np.testing.assert_allclose(weight, -lr / (1 + epsilon), rtol=1e-5)

@@ -9,10 +9,13 @@ data/bpe-8192-91c07d44e3b5/
 A damaged tokenizer is trained again: the same texts give the same tokenizer.
 """
 
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from lm.config import schema
 from lm.data import splits, staging, tokenizers
@@ -22,6 +25,12 @@ from lm.runs import filesystem, records
 
 SAMPLE_BYTES = 32_000_000  # bytes of text, over all sources, that train a tokenizer
 FILE, CHECKSUM_FILE = "tokenizer.json", "checksums.json"
+MAX_WORD_CHARACTERS = 256  # longest word, in characters, that trains a tokenizer undivided
+# Runs of letters, digits, other characters or white space, which GPT-2 does not divide.
+_LONG_WORD_PART = re.compile(
+    r"([^\W\d_]{N}|\d{N}|(?:[^\w\s]|_){N}|\s{N})".replace("N", str(MAX_WORD_CHARACTERS))
+)
+_SPECIAL_PATTERN = re.compile(f"([{tokenizers.CHAT_TOKENS}])")
 # See corpus.ProgressCallback.
 ProgressCallback = Callable[[str, int, int, float], None]
 
@@ -104,7 +113,7 @@ def _download_again(data: schema.Data, folder: Path) -> tokenizers.Tokenizer | N
 def _train(folder: Path, texts: Iterator[str], size: int) -> None:
     """Train a tokenizer and write its folder, which replaces a damaged folder."""
     with temporary_folders.temporary_folder(folder.parent, folder.name) as temporary:
-        tokenizer = tokenizers.train_bpe(texts, size)
+        tokenizer = train_bpe(texts, size)
         tokenizer.save(temporary)
         entries = _checksum_entries(folder, (temporary / FILE).read_bytes())
         records.write_json(temporary / CHECKSUM_FILE, entries)
@@ -149,3 +158,34 @@ def _tokenizer_sample(
         if report:
             label = f"{data.tokenizer} from {source}"
             report(label, n_documents, n_bytes, 1.0)
+
+
+def train_bpe(texts: Iterator[str], vocab_size: int) -> tokenizers.HFTokenizer:
+    """Train a byte-level BPE tokenizer (Sennrich et al. 2016) with the words of GPT-2 (2019).
+
+    Decoding restores any text. The same texts in the same order give the same tokenizer. The
+    vocabulary is smaller than vocab_size if the texts have too few pairs to merge. The time is
+    linear in the text: see `training_parts`.
+    """
+    inner = Tokenizer(models.BPE())
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=["\0"],  # the first token has the id 0, which is END
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    parts = (part for text in texts for part in training_parts(text))
+    inner.train_from_iterator(parts, trainer)
+    return tokenizers.HFTokenizer(inner.to_str())
+
+
+def training_parts(text: str) -> list[str]:
+    """Return the parts of a text that train a tokenizer.
+
+    Special characters are removed. Words and white space of more than MAX_WORD_CHARACTERS are
+    divided, because the time of training grows with the square of the longest word.
+    """
+    sections = _SPECIAL_PATTERN.split(text)[::2]
+    return [part for section in sections for part in _LONG_WORD_PART.split(section) if part]

@@ -5,7 +5,7 @@
 
 A run retains its two newest checkpoints, because the newest may be damaged. It also retains those
 of permanent_checkpoint_interval, that of the lowest held-out loss with keep_best or eval.patience,
-and those from which other runs start (lm/training/checkpoints.py). An older checkpoint is deleted
+and those from which other runs start (checkpoint_retention.py). An older checkpoint is deleted
 after a newer one is complete, so one more is on the disk for a short time.
 """
 
@@ -17,8 +17,6 @@ import jax
 from lm.config import schema
 from lm.model import memory_estimate
 from lm.training import step
-
-N_NEWEST = 2  # see checkpoints._preservation_policy
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,6 +10,7 @@ from fixtures.text_corpora import TEXTS, data_config, word_texts, write_document
 from lm.config import schema
 from lm.data import corpus, dataset, tokenizers
 from lm.data.prepared import checksums, corpus_manifest
+from lm.data.tokenization import bpe_training
 
 
 @pytest.fixture
@@ -166,7 +167,7 @@ def test_added_tokenizer_file_is_not_used(tmp_path, name):
     source = write_documents(tmp_path / "a.jsonl", TEXTS)
     data = data_config(tmp_path, source)
     manifest = corpus.prepare_corpus(data)[source]
-    tokenizers.train_bpe(iter(TEXTS), 280).save(tmp_path)
+    bpe_training.train_bpe(iter(TEXTS), 280).save(tmp_path)
     Path(manifest.folder, name).write_bytes((tmp_path / "tokenizer.json").read_bytes())
     text = dataset.open_dataset(data, 0)
     assert isinstance(text.tokenizer, tokenizers.ByteTokenizer)

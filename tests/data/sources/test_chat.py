@@ -11,6 +11,7 @@ import pytest
 from lm.config import schema, validation
 from lm.data import dataset, splits, tokenizers
 from lm.data.sources import chat, documents, readers
+from lm.data.tokenization import bpe_training
 from lm.evaluation import tasks
 
 SHARED = (
@@ -42,7 +43,7 @@ def bpe():
         chat.render_conversation("chat", [chat.Turn(f"Say {n}.", f"It is {n}.")])
         for n in range(300)
     ]
-    return tokenizers.train_bpe(iter(lines), 400)
+    return bpe_training.train_bpe(iter(lines), 400)
 
 
 @pytest.fixture(scope="module")
@@ -90,8 +91,8 @@ def test_special_characters_do_not_change_other_tokens(bpe):
     text = "Say 12. It is 12."
     np.testing.assert_array_equal(bpe.encode(text), bpe._encode_text([text])[0])
     assert (
-        tokenizers.train_bpe(iter([text] * 9), 300).hash
-        == tokenizers.train_bpe(iter([text + "\x03"] * 9), 300).hash
+        bpe_training.train_bpe(iter([text] * 9), 300).hash
+        == bpe_training.train_bpe(iter([text + "\x03"] * 9), 300).hash
     )
 
 

@@ -1,6 +1,7 @@
 """Synthetic tasks: correct answers, known chance accuracy, no instance in both splits."""
 
 import collections
+import itertools
 
 import numpy as np
 import pytest
@@ -159,3 +160,28 @@ def test_instance_with_a_template_is_a_conversation():
     assert answer == prompt.removeprefix("\x01upper ").removesuffix("=").upper()
     with pytest.raises(ValueError, match="template=story must be one of .*chat, question"):
         synthetic_tasks.parse_task("upper?template=story")
+
+
+def test_overlap_of_tasks_equals_an_enumeration():
+    """Two tasks overlap if they have a common combination of parameter values."""
+    ranges = [(low, high) for low in range(3) for high in range(low, 3)]
+    names = [f"apply?order={a}-{b}&spelling={c}-{d}&length=3" for a, b in ranges for c, d in ranges]
+    for name in names[::5]:
+        combinations = {name: _combinations(name) for name in names}
+        for other in names:
+            common = combinations[name] & combinations[other]
+            conflicts = synthetic_tasks.overlapping_tasks(synthetic_tasks.parse_tasks(name), other)
+            assert bool(conflicts) == bool(common), (name, other)
+    copies = synthetic_tasks.parse_tasks("copy?length=4+reverse?length=3-5")
+    others = "sort?length=4,reverse?length=6,file:x"
+    assert synthetic_tasks.overlapping_tasks(copies, others) == []
+    forbidden = "sort?length=4,reverse?length=5,copy?length=2-9"
+    conflicts = synthetic_tasks.overlapping_tasks(copies, forbidden)
+    assert [name.partition("?")[0] for name in conflicts] == ["reverse", "copy"]
+
+
+def _combinations(name: str) -> set[tuple[int, ...]]:
+    ranges = [
+        range(low, high + 1) for low, high in synthetic_tasks.parse_task(name).ranges.values()
+    ]
+    return set(itertools.product(*ranges))

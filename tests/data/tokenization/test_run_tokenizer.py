@@ -7,7 +7,7 @@ from fixtures.damaged_files import DAMAGES, damage_file
 
 from lm.config import schema
 from lm.data import evaluation_text, tokenizers
-from lm.data.tokenization import run_tokenizer, special_tokens
+from lm.data.tokenization import bpe_training, run_tokenizer, special_tokens
 from lm.runs import records
 
 TEXTS = ["the cat sat on the mat", "the dog ran", "a cat and a dog"] * 9
@@ -18,7 +18,7 @@ def parent_with_tokenizer(folder, name: str = "bpe:300") -> schema.Run:
     parent = schema.Run(name="sweep/parent", dir=str(folder))
     parent.data.tokenizer = name
     records.start_run(parent, {})
-    tokenizers.train_bpe(iter(TEXTS), 270).save(records.run_dir(parent))
+    bpe_training.train_bpe(iter(TEXTS), 270).save(records.run_dir(parent))
     return parent
 
 
@@ -36,7 +36,7 @@ def test_vocabulary_size_follows_the_tokenizer_name(name, vocab_size):
 
 
 def test_vocabulary_size_follows_the_tokenizer_file(tmp_path):
-    tokenizer = tokenizers.train_bpe(iter(TEXTS), 270)
+    tokenizer = bpe_training.train_bpe(iter(TEXTS), 270)
     tokenizer.save(tmp_path)
     run = schema.Run()
     run.data.tokenizer = f"file:{tmp_path}/tokenizer.json"
@@ -83,10 +83,10 @@ def recorded(tmp_path) -> schema.Run:
     """Return a run that recorded its tokenizer, and whose prepared text has a copy."""
     run = schema.Run(name="sweep/run", dir=str(tmp_path))
     run.data.tokenizer, run.data.cache_dir = "bpe:300", str(tmp_path / "data")
-    tokenizer = tokenizers.train_bpe(iter(TEXTS), 270)
+    tokenizer = bpe_training.train_bpe(iter(TEXTS), 270)
     records.start_run(run, run_tokenizer.save_tokenizer(run, tokenizer))
     tokenizer.save(tmp_path / "data/text-0123456789ab")
-    tokenizers.train_bpe(iter(TEXTS), 265).save(tmp_path / "data/aaa-0123456789ab")
+    bpe_training.train_bpe(iter(TEXTS), 265).save(tmp_path / "data/aaa-0123456789ab")
     return run
 
 
@@ -126,21 +126,21 @@ def test_resumed_run_restores_its_file_from_its_text(recorded, tmp_path):
     (tmp_path / "data/text-0123456789ab/tokenizer.json").unlink()
     expected = saved_file(recorded).read_bytes()
     saved_file(recorded).write_text("{}")
-    tokenizer = tokenizers.train_bpe(iter(TEXTS), 270)
+    tokenizer = bpe_training.train_bpe(iter(TEXTS), 270)
     assert run_tokenizer.save_tokenizer(recorded, tokenizer) == {}
     assert saved_file(recorded).read_bytes() == expected
 
 
 def test_other_tokenizer_does_not_replace_the_file(recorded):
     expected = saved_file(recorded).read_bytes()
-    other = tokenizers.train_bpe(iter(TEXTS), 265)
+    other = bpe_training.train_bpe(iter(TEXTS), 265)
     assert run_tokenizer.save_tokenizer(recorded, other) == {}
     assert saved_file(recorded).read_bytes() == expected
 
 
 def test_special_tokens_are_verified(recorded, tmp_path):
     """The start token is not part of the hash of a tokenizer."""
-    tokenizer = tokenizers.train_bpe(iter(TEXTS), 270)
+    tokenizer = bpe_training.train_bpe(iter(TEXTS), 270)
     tokenizer.use_special_tokens(special_tokens.SpecialTokens(start=5, end=tokenizer.end))
     run = schema.Run(name="other", dir=str(tmp_path), data=recorded.data)
     records.start_run(run, run_tokenizer.save_tokenizer(run, tokenizer))
@@ -157,7 +157,7 @@ def test_special_tokens_are_verified(recorded, tmp_path):
 def test_run_on_bytes_ignores_a_tokenizer_file(tmp_path):
     run = schema.Run(name="run", dir=str(tmp_path))
     records.start_run(run, run_tokenizer.save_tokenizer(run, tokenizers.ByteTokenizer()))
-    tokenizers.train_bpe(iter(TEXTS), 270).save(records.run_dir(run))
+    bpe_training.train_bpe(iter(TEXTS), 270).save(records.run_dir(run))
     assert run_tokenizer.saved_tokenizer(run) == "bytes"
 
 

@@ -130,3 +130,26 @@ def test_one_step_predicts_accuracy_from_compute():
     assert fit.params == pytest.approx({"A": 50, "alpha": 0.1}, rel=1e-3)
     assert fit.predict(1e23).value == pytest.approx(0.25 + 0.75 * np.exp(-50 * 1e23**-0.1))
     assert fit.excluded[0][0] == "guess" and fit.score.mean < 1e-6
+
+
+@pytest.mark.parametrize("form", downstream.FORMS)
+def test_slopes_of_a_curve_equal_finite_differences(form):
+    """The objective of one row is the squared residual, so its gradient is 2 r J."""
+    losses = np.array([0.7, 1.1, 1.6, 2.3])
+    accuracies = np.array([0.9, 0.7, 0.4, 0.3])
+    build_problem = getattr(downstream, f"_{form}")
+    problem = build_problem(losses, accuracies, {"L": "loss", "acc": "acc"})
+    theta = {"sigmoid": [-0.6, 1.3, 0.2, 0.9], "exponential": [0.9, 0.35, 1.7]}[form]
+    objective = problem.objective("squares", 1e-3)
+    weights = np.eye(4)  # a problem per row
+    _, gradient, *_ = objective(np.array([theta] * 4), accuracies, weights)
+    for i, unit in enumerate(np.eye(len(theta))):
+        up, down = (
+            objective(np.array([theta] * 4) + step * unit, accuracies, weights)[0]
+            for step in (1e-6, -1e-6)
+        )
+        assert gradient[:, i] == pytest.approx((up - down) / 2e-6, rel=1e-4, abs=1e-8)
+    # The parameters with names give the same curve as theta in standard units.
+    params = {name: value[0] for name, value in problem.natural(np.array([theta])).items()}
+    residuals = problem.values(params, losses) - accuracies
+    assert objective(np.array([theta] * 4), accuracies, weights)[0] == pytest.approx(residuals**2)

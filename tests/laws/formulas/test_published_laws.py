@@ -112,3 +112,16 @@ def test_shifted_power_law_contains_the_power_law():
 def test_number_of_breaks_is_limited():
     with pytest.raises(ValueError, match="n_breaks=0 must be an integer from 1 to 3"):
         published_laws.broken_power([], n_breaks=0)
+
+
+def test_published_laws_agree_with_their_papers():
+    """Replication finds 20 tokens per parameter; Kaplan's loss falls by 2^-0.095 per doubled D."""
+    replicated = compute_optimal.allocation(published_laws.given("besiroglu2024"), 5.76e23)
+    assert 15 < replicated.d / replicated.n < 30
+    law = published_laws.given("kaplan2020")
+    size, data = np.array([1e9, 2e9]), np.array([1e10, 2e10])
+    by_size = law.predict(size, np.full(2, 1e40)).value
+    by_data = law.predict(np.full(2, 1e40), data).value
+    assert by_size[1] / by_size[0] == pytest.approx(2**-0.076)
+    assert by_data[1] / by_data[0] == pytest.approx(2**-0.103)
+    assert law.predict(8.8e13, 1e60).value < 1 < law.predict(4e13, 1e60).value

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 
 from lm.config import schema
 from lm.data import tokenizers
-from lm.data.tokenization import special_tokens
+from lm.data.tokenization import bpe_training, special_tokens
 from lm.model import params, transformer
 from lm.model.hf import architectures, export, load
 
@@ -119,7 +119,7 @@ def test_exported_byte_tokenizer_has_the_same_ids(tmp_path):
 
 
 def test_other_tokenizers_are_exported_unchanged(tmp_path):
-    bpe = tokenizers.train_bpe(iter(["some words and some more words"] * 9), 270)
+    bpe = bpe_training.train_bpe(iter(["some words and some more words"] * 9), 270)
     run = schema.Run(model=dataclasses.replace(random_models.SHAPE, vocab_size=270))
     export.export_model(run, random_models.random_weights(run.model), bpe, tmp_path)
     assert tokenizers.load_tokenizer(tmp_path).hash == bpe.hash
@@ -127,7 +127,7 @@ def test_other_tokenizers_are_exported_unchanged(tmp_path):
 
 
 def test_special_tokens_of_an_import_are_exported(tmp_path):
-    bpe = tokenizers.train_bpe(iter(["some words and some more words"] * 9), 270)
+    bpe = bpe_training.train_bpe(iter(["some words and some more words"] * 9), 270)
     bpe.use_special_tokens(special_tokens.SpecialTokens(start=7, end=0, stops=(9,)))
     run = schema.Run(model=dataclasses.replace(random_models.SHAPE, vocab_size=270))
     export.export_model(run, random_models.random_weights(run.model), bpe, tmp_path)

@@ -95,3 +95,99 @@ def test_one_device_sends_nothing():
     estimated = estimate(run, "cpu:1")
     assert estimated.network_seconds == 0
     assert estimated.compute_seconds > 0 and estimated.memory_seconds > 0
+
+
+# Widths of the arrays of one token: residual stream 40, queries 48, keys and values 32, MLP 96,
+# scores 64 x 6. Each value has two bytes and each float32 number has four.
+SMALL = schema.Model(
+    vocab_size=512, d_model=40, n_layers=3, n_heads=6, n_kv_heads=2, d_head=8, d_ff=96,
+    qk_norm=False, dtype="bfloat16", attention="plain", attention_query_blocks=1,
+)  # fmt: skip
+LAYER_BYTES = (
+    2 * (4 * 40 + 3 * 48 + 2 * 32 + 4 * 96)  # values, with gradients where both are needed
+    + 4 * (2 * 40 + 2 * 48 + 32 + 96)  # norms, rotary embeddings and activation functions
+    + (4 + 4 + 2) * 64 * 6  # scores, probabilities, and probabilities as values
+)
+STORED_BYTES = {"none": LAYER_BYTES, "dots": 2 * (3 * 40 + 48 + 32 + 2 * 96), "full": 2 * 40}
+N_TOKENS, LOGIT_BYTES, LINK_SPEED = 8 * 64, 3 * 4 * 512, 5e9
+N_TABLE, N_NORMS = 512 * 40, (2 * 3 + 1) * 40  # the norms are not sharded
+
+
+def hand_counted_run(remat="none", accumulation=1, **mesh_fields) -> schema.Run:
+    """Return a run with 8 rows of 64 tokens whose arrays were counted by hand."""
+    run = schema.Run(model=dataclasses.replace(SMALL, remat=remat))
+    run.data.batch_size, run.data.seq_len = 8, 64
+    run.optim.grad_accumulation_steps = accumulation
+    run.mesh = dataclasses.replace(run.mesh, **mesh_fields)
+    return run
+
+
+def n_elements() -> int:
+    """Return the number of parameters of SMALL."""
+    return sum(weight.n for weight in roofline.list_weights(SMALL))
+
+
+@pytest.mark.parametrize("remat", STORED_BYTES)
+def test_temporaries_are_the_sum_of_the_arrays_of_a_step(remat):
+    activations = 3 * STORED_BYTES[remat] + LAYER_BYTES + LOGIT_BYTES
+    estimated = estimate(hand_counted_run(remat), "cpu:1")
+    assert estimated.temporaries == 4 * n_elements() + N_TOKENS * activations
+    accumulated = estimate(hand_counted_run(remat, accumulation=2), "cpu:1")
+    assert accumulated.temporaries == 2 * 4 * n_elements() + N_TOKENS / 2 * activations
+    assert (estimated.params, estimated.optimizer) == (4 * n_elements(), 8 * n_elements())
+
+
+def test_sharded_weights_are_gathered_layer_by_layer():
+    """Two layers are on a device at once, and the largest table with its float32 gradient."""
+    estimated = estimate(hand_counted_run("full", fsdp=4), "cpu:4")
+    local_size = (n_elements() - N_NORMS) / 4 + N_NORMS
+    layer_size = (n_elements() - N_NORMS - 2 * N_TABLE) / 3
+    gathered = 2 * 2 * layer_size + (2 + 4) * N_TABLE
+    stored = N_TOKENS / 4 * (3 * STORED_BYTES["full"] + LAYER_BYTES)
+    assert N_TOKENS / 4 * LOGIT_BYTES > gathered
+    expected = 4 * local_size + stored + N_TOKENS / 4 * LOGIT_BYTES + gathered
+    assert estimated.temporaries == pytest.approx(expected)
+    assert estimated.params == 4 * local_size and estimated.optimizer == 8 * local_size
+
+
+def test_memory_traffic_counts_each_product_and_weight():
+    layer = 2 * (8 * 40 + 4 * (6 + 2) * 8 + 6 * 96) + (3 * 4 + 2 * 2) * 64 * 6
+    for remat, n_passes in (("none", 3), ("dots", 3), ("full", 4)):
+        for accumulation in (1, 2):
+            run = hand_counted_run(remat, accumulation)
+            tokens = N_TOKENS * (3 * n_passes * layer + 6 * 4 * 512)
+            weights = n_elements() * (n_passes * 2 * accumulation + 2 * (2 + 2) * 4)
+            estimated = estimate(run, "cpu:1")
+            assert estimated.memory_seconds * 10e9 == pytest.approx(tokens + weights)
+            assert estimated.compute_seconds * 0.05e12 == pytest.approx(estimated.flops)
+
+
+def test_network_time_counts_the_collectives_of_each_mesh():
+    """Each device sends (n - 1) / n of an array per ring, and twice that per all-reduce."""
+    stream, n_sharded, norms = 2 * N_TOKENS * 40, n_elements() - N_NORMS, 2 * 4 * N_NORMS
+    for fields, n_bytes in (
+        ({"data": 4}, 3 / 4 * 2 * 4 * n_elements()),
+        ({"fsdp": 4}, 3 / 4 * (3 * 2 * n_sharded + norms)),
+        ({"fsdp": 4, "remat": "full"}, 3 / 4 * (4 * 2 * n_sharded + norms)),
+        ({"fsdp": 4, "accumulation": 2}, 3 / 4 * 2 * (3 * 2 * n_sharded + norms)),
+        ({"tensor": 2}, 1 / 2 * 2 * (4 * 3 + 2) * stream),
+        ({"tensor": 2, "remat": "full"}, 1 / 2 * 2 * (5 * 3 + 2) * stream),
+    ):
+        run = hand_counted_run(**fields)
+        estimated = estimate(run, "cpu:2" if run.mesh.tensor > 1 else "cpu:4")
+        assert estimated.network_seconds * LINK_SPEED == pytest.approx(n_bytes), fields
+
+
+def test_experts_need_memory_for_each_capacity_slot():
+    """A slot has four arrays of the stream and three of the expert, and stores one and two."""
+    model = dataclasses.replace(SMALL, n_experts=4, experts_per_token=2, remat="dots")
+    run = hand_counted_run()
+    width = model_sizes.expert_width(model)
+    bytes_by_factor = []
+    for factor in (1.0, 1.5):
+        run.model = dataclasses.replace(model, dispatch="capacity", capacity_factor=factor)
+        bytes_by_factor.append(estimate(run, "cpu:1").temporaries)
+    slot = 2 * (3 * (40 + 2 * width) + 4 * 40 + 3 * width)
+    assert bytes_by_factor[1] - bytes_by_factor[0] == pytest.approx(0.5 * N_TOKENS * 2 * slot)
+    run.model = dataclasses.replace(model, dispatch="dropless")
+    assert estimate(run, "cpu:1").temporaries == bytes_by_factor[0]
