@@ -79,6 +79,8 @@ def print_advice() -> int:
     console.table(candidates, "Best single runs, by the removed variance per FLOP")
     console.print_line(f"standard deviation of the law at the target today: {advice.before:.3g}")
     console.print_line(f"standard deviation after the next runs: {advice.after:.3g}")
+    for note in sweep.notes:
+        console.print_line(note)
     return 0
 
 

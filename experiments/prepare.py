@@ -37,7 +37,9 @@ def main() -> int:
     start_time = time.perf_counter()
     prepared = {}  # folder of a prepared source -> weight, tokenizer, manifest
     for run in runs:
-        manifests = corpus.prepare_corpus(run.data, console.preparing, _NUM_WORKERS.value)
+        manifests = corpus.prepare_corpus(
+            run.data, console.preparing, _NUM_WORKERS.value, verify_all=True
+        )
         for source, m in manifests.items():
             prepared.setdefault(m.folder, (run.data.sources[source], run.data.tokenizer, m))
     seconds = time.perf_counter() - start_time

@@ -7,7 +7,7 @@
     uv run python -m experiments.report --dir=runs/quickstart --archive_to=archive/quickstart
 
 A sweep consists of the runs that its sweep.json names. The report lists other runs in its folder,
-unreadable runs and skipped lines. They are in no figure and in no law.
+unreadable runs and damaged lines. They are in no figure and in no law.
 
 --archive_to copies the small records of a sweep to a folder that can be committed to git. The copy
 has no weights and no paths of this machine. Notebooks, laws and reports read it like the original.

@@ -5,7 +5,7 @@
     uv run python -m experiments.status --dir=runs/quickstart --json
 
 A sweep consists of the runs that its sweep.json names. The lines below the table list other runs in
-its folder, unreadable runs and skipped lines.
+its folder, unreadable runs and damaged lines.
 
 --json prints one object for scripts: {"total": {...}, "runs": [...], "notes": [...]}. Its keys are
 described in lm/runs/status.py.

@@ -24,7 +24,7 @@ from absl import flags
 
 from experiments.common import cli, console
 from lm.config import schema
-from lm.runs import records
+from lm.runs.integrity import sweep_files
 
 _SWEEP = flags.DEFINE_string("sweep", "", "FILE[:ARG] with get_sweep([ARG]) that yields runs")
 cli.host_flags()
@@ -97,7 +97,7 @@ def main() -> int:
     folder = launcher.sweep_folder(runs)
     has_changed = distributed.run_on_primary(
         # The sweep file may name fewer or other runs than before.
-        lambda: records.read_member_names(folder) != {run.name for run in runs}
+        lambda: sweep_files.read_member_names(folder) != {run.name for run in runs}
     )
     if pending or has_changed:
         distributed.run_on_primary(lambda: launcher.write_sweep_files(_SWEEP.value, runs, costs))

@@ -74,7 +74,9 @@ def _print_ignored_fields(run) -> None:
 
 def _print_result(run) -> int:
     """Print the result of a finished run and its directory. Return 1 if the run has diverged."""
-    from lm.runs import records, task_results
+    from lm.config import schema
+    from lm.runs import json_files, records, task_results
+    from lm.runs.integrity import stored_results
 
     folder = records.run_dir(run)
     facts = records.read_facts(folder)
@@ -86,6 +88,10 @@ def _print_result(run) -> int:
     if "loss" in evaluation:
         console.print_line(f"evaluation of the checkpoint of step {step}:")
         console.evaluation(evaluation)
+    elif stored_results.has_final_evaluation(schema.flatten(run) | facts):
+        problem = json_files.find_missing_step(folder / "evals.jsonl", step)
+        console.print_line(f"{folder} has no result: {problem}")
+        return 1
     else:
         console.print_line(f"no held-out loss: data.heldout_fraction={run.data.heldout_fraction}")
     console.tasks(task_results.task_results(evaluation))

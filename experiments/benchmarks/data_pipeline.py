@@ -88,10 +88,11 @@ def measure_preparation(source: str, cache: str, fields: dict, n_workers: int) -
     """Prepare a source. Return its megabytes, and megabytes per wall and processor second."""
     from lm.config import schema
     from lm.data import corpus, staging
+    from lm.data.tokenization import bpe_training
 
     data = schema.Data({source: 1.0}, cache, **fields)
     # The tokenizer is trained before the measurement: its time does not grow beyond 32 MB of text.
-    corpus.prepare_tokenizer(data, staging.local_folder(data))
+    bpe_training.prepare_tokenizer(data, staging.local_folder(data))
     start, cpu_start = time.perf_counter(), _cpu_seconds()
     manifest = corpus.prepare_corpus(data, workers=n_workers)[source]
     seconds, cpu_seconds = time.perf_counter() - start, _cpu_seconds() - cpu_start

@@ -4,12 +4,13 @@ A batch depends only on the config, the seed and the step. The package does not 
 
     sources/              read documents from files, Hugging Face, TFDS and generators
     tokenizers.py         bytes, BPE and SentencePiece
-    tokenization/         tokenizer of a run, special tokens, tokens of prompt and answer
+    tokenization/         trained BPE, tokenizer of a run, special tokens, prompt and answer
     splits.py             the rule for held-out documents
     filters/              cut text out of documents that is also in held-out text
     preprocessing.py      tokenize, hash and filter documents
     staging.py            interrupted preparation, document hashes, local copy of a remote cache
-    corpus.py             the prepared corpus and its manifest
+    prepared/             checksums and manifest of prepared text, comparison with a run
+    corpus.py             prepare each source once
     mixture.py            order of sources and rows
     packing.py            pack complete documents into rows
     dataset.py            open_dataset(data, seed), TokenDataset.batch(step)

@@ -14,12 +14,12 @@ import concurrent.futures
 import hashlib
 import json
 from collections.abc import Callable, Generator
-from pathlib import Path
 
 import numpy as np
 
 from lm.config import fields, schema
 from lm.data import corpus, mixture, packing, tokenizers
+from lm.data.prepared import corpus_manifest, token_file
 from lm.data.sources import chat, documents, synthetic_languages
 
 TOKENS_PER_READ = 1 << 24
@@ -33,12 +33,15 @@ class TokenDataset:
     {source: rows}.
     """
 
-    def __init__(self, data: schema.Data, seed: int, manifests: dict[str, corpus.Manifest]):
+    def __init__(
+        self, data: schema.Data, seed: int, manifests: dict[str, corpus_manifest.Manifest]
+    ):
         self.data, self.seed, self.manifests = data, seed, manifests
-        self.tokenizer = tokenizers.load_tokenizer(next(iter(manifests.values())).folder)
+        first = next(iter(manifests.values()))
+        self.tokenizer = tokenizers.load_tokenizer(first.folder, first.tokenizer)
         self.sources = sorted(name for name, weight in data.sources.items() if weight)
         self.weights = mixture.quantize_weights({name: data.sources[name] for name in self.sources})
-        self.train_files: dict[str, np.ndarray | packing.PackedDocuments] = {
+        self.train_files: dict[str, token_file.TokenRows | packing.PackedDocuments] = {
             name: open_rows(data, manifests[name], "train", self.tokenizer) for name in self.sources
         }
         self.heldout_files = {
@@ -67,13 +70,7 @@ class TokenDataset:
     @property
     def hash(self) -> str:
         """Hash of sources, weights and prepared text. Equal hash and seed mean equal batches."""
-        facts: list = []
-        for name, weight in self.weights.items():
-            manifest = self.manifests[name]
-            facts.append((name, weight, manifest.hash, manifest.tokenizer))
-        changed = fields.changed_for_hash(self.data, "batch")
-        facts = [facts, self.data.seq_len, *([changed] if changed else [])]
-        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+        return text_hash(self.data, self.manifests)
 
     @property
     def bytes_per_token(self) -> float:
@@ -164,6 +161,18 @@ def open_dataset(
             problem = f"{n_heldout} held-out tokens are fewer than {row}"
             raise _split_error(data, manifest, problem, "raise")
     return TokenDataset(data, seed, manifests)
+
+
+def text_hash(data: schema.Data, manifests: dict[str, corpus_manifest.Manifest]) -> str:
+    """Return the hash of the sources of a config, their weights and their prepared text."""
+    facts: list = []
+    names = sorted(name for name, weight in data.sources.items() if weight)
+    weights = mixture.quantize_weights({name: data.sources[name] for name in names})
+    for name, weight in weights.items():
+        facts.append((name, weight, manifests[name].hash, manifests[name].tokenizer))
+    changed = fields.changed_for_hash(data, "batch")
+    facts = [facts, data.seq_len, *([changed] if changed else [])]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
 def validate_steps(dataset: TokenDataset, steps: int) -> None:
@@ -286,7 +295,7 @@ def row_documents(dataset: TokenDataset, source: str, row: int, split: str = "tr
     if isinstance(rows, packing.PackedDocuments):
         return rows.document[rows.items(row)]
     seq_len, end = dataset.data.seq_len, dataset.tokenizer.end
-    file = _open_file(dataset.manifests[source], split)
+    file = token_file.TokenFile(dataset.manifests[source], split)
     start = row * seq_len
     n_earlier_ends = 0
     for chunk_start in range(0, start, TOKENS_PER_READ):
@@ -316,25 +325,18 @@ def prefetch_batches(make: Callable, start: int, stop: int, depth: int = 2) -> G
 
 
 def open_rows(
-    data: schema.Data, manifest: corpus.Manifest, split: str, tokenizer: tokenizers.Tokenizer
-) -> np.ndarray | packing.PackedDocuments:
+    data: schema.Data,
+    manifest: corpus_manifest.Manifest,
+    split: str,
+    tokenizer: tokenizers.Tokenizer,
+) -> token_file.TokenRows | packing.PackedDocuments:
     """Return the rows of a token file, [N, T+1]. A row is read from disk when it is indexed."""
+    file = token_file.TokenFile(manifest, split)
     if data.packing == "documents":
-        file = _open_file(manifest, split)
         return packing.PackedDocuments(
             file, data.seq_len, tokenizer, data.on_overflow, manifest.source
         )
-    if manifest.tokens[split] <= data.seq_len:
-        return np.zeros((0, data.seq_len + 1), manifest.dtype)
-    file = np.asarray(_open_file(manifest, split))
-    return np.lib.stride_tricks.sliding_window_view(file, data.seq_len + 1)[:: data.seq_len]
-
-
-def _open_file(manifest: corpus.Manifest, split: str) -> np.ndarray:
-    """Map a token file into memory, [n_tokens]."""
-    if not manifest.tokens[split]:
-        return np.zeros(0, manifest.dtype)  # an empty file cannot be mapped
-    return np.memmap(Path(manifest.folder, f"{split}.bin"), manifest.dtype, "r")
+    return token_file.TokenRows(file, data.seq_len)
 
 
 def _rows_per_epoch(
@@ -378,7 +380,7 @@ def _check_packed_documents(dataset: TokenDataset) -> None:
 
 
 def _split_error(
-    data: schema.Data, manifest: corpus.Manifest, problem: str, change: str
+    data: schema.Data, manifest: corpus_manifest.Manifest, problem: str, change: str
 ) -> ValueError:
     """Return the error that one side of a source has too little text.
 

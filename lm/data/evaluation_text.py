@@ -9,13 +9,16 @@ would have other tokens.
 """
 
 import dataclasses
+import json
 import os
 from typing import NamedTuple
 
 from lm.config import fields, schema
 from lm.data import corpus, dataset, tokenizers
+from lm.data.prepared import checksums, corpus_manifest, recorded_text
 from lm.data.sources import documents
 from lm.data.tokenization import run_tokenizer
+from lm.runs import records
 
 ALL_DOCUMENTS, HELDOUT_PART = "all documents", "the held-out part"
 
@@ -51,9 +54,10 @@ def open_evaluation_text(
     source that shares files with one, contributes its held-out part. All documents of other sources
     are evaluated, without the filters of the training text. data.seq_len may differ from the
     training. report: see corpus.prepare_corpus. Raises ValueError for text that cannot be read, and
-    for a source without a complete row.
+    for a source without a complete row. If a source has changed since the training, None raises
+    ValueError, and `sources` gives a note.
     """
-    data = run_data(run)
+    data, is_named = run_data(run), sources is not None
     sources = data.sources if sources is None else sources
     own, shared, other = _group_sources(data, sources)
     if (own or shared) and not data.heldout_fraction:
@@ -75,13 +79,14 @@ def open_evaluation_text(
             ),
         ),
     ]
-    manifests: dict[str, corpus.Manifest] = {}
+    manifests: dict[str, corpus_manifest.Manifest] = {}
     for names, group_data in groups:
         prepared = corpus.prepare_corpus(group_data, report) if names else {}
         manifests |= {name: prepared[name] for name in names}
     manifests = {name: manifests[name] for name in sources}
     data = dataclasses.replace(data, sources=sources, unique_tokens=0)
     text = dataset.TokenDataset(data, run.seed, manifests)
+    _check_trained_text(run, text, own, may_differ=is_named)
     parts = {name: ALL_DOCUMENTS if name in other else HELDOUT_PART for name in sources}
     for name, part in parts.items():
         if not len(text.heldout(name, 1)):
@@ -90,6 +95,33 @@ def open_evaluation_text(
                 " use a smaller data.seq_len"
             )
     return EvaluationText(text, parts)
+
+
+def _check_trained_text(
+    run: schema.Run, text: dataset.TokenDataset, own: list[str], may_differ: bool
+) -> None:
+    """Raise ValueError if a source of the run has other documents than during the training.
+
+    own: sources of the run that are evaluated. may_differ: print a note instead.
+    """
+    folder = records.run_dir(run)
+    changed = [name for name in recorded_text.changed_sources(run, text) if name in own]
+    facts = records.read_facts(folder)
+    if own == list(run.data.sources) and f"corpus.hash.{own[0]}" not in facts:
+        # Version 0.2.0 recorded one hash of all sources.
+        data = dataclasses.replace(records.read_config(folder).data, sources=run.data.sources)
+        text_hash = dataset.text_hash(data, text.manifests)
+        changed = [] if facts.get("corpus.hash", text_hash) == text_hash else own
+    if not changed:
+        return
+    problem = f"{' or '.join(changed)} has changed since the training of {run.name}"
+    if may_differ:
+        checksums.print_note(f"note: {problem}: some held-out documents may be new")
+        return
+    flag = json.dumps({name: run.data.sources[name] for name in own})
+    raise ValueError(
+        f"{problem}: restore the text, or evaluate it as it is with --sources='{flag}'"
+    )
 
 
 def _group_sources(

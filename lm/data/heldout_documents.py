@@ -15,8 +15,10 @@ import io
 import numpy as np
 
 from lm.data import dataset, mixture, packing
+from lm.data.prepared import token_file
 
 MIN_DOCUMENTS = 200  # documents of the held-out rows of a source, if it has as many
+FileRows = np.ndarray | token_file.TokenRows
 CANDIDATES_PER_ROW = 20  # rows that are examined per selected row, if documents are too few
 
 
@@ -88,19 +90,20 @@ def target_documents(text: dataset.TokenDataset, source: str, rows: np.ndarray) 
         previous_row, previous_start = row, start
         # The document of a target starts after the last `end` token before the target.
         positions = row * seq_len + np.arange(seq_len) + 1
-        is_end = file_rows[row, :-1] == end
+        is_end = file_rows[row][:-1] == end
         document_NT[i] = np.maximum.accumulate(np.where(is_end, positions, start))
     return document_NT
 
 
-def _document_start(file_rows: np.ndarray, first: int, row: int, end: int) -> int | None:
+def _document_start(file_rows: FileRows, first: int, row: int, end: int) -> int | None:
     """Return the position after the last `end` token in rows first to row - 1, None without any."""
-    seq_len, n_rows, stop = file_rows.shape[1] - 1, 1, row
+    n_rows, stop = 1, row
     while stop > first:
         begin = max(first, stop - n_rows)
-        ends = np.flatnonzero(file_rows[begin:stop, :-1].ravel() == end)
+        tokens_NT = file_rows[begin:stop][:, :-1]
+        ends = np.flatnonzero(tokens_NT.ravel() == end)
         if len(ends):
-            return begin * seq_len + int(ends[-1]) + 1
+            return begin * tokens_NT.shape[1] + int(ends[-1]) + 1
         stop, n_rows = begin, 2 * n_rows
     return None
 

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from lm.data import tokenizers
+from lm.data.prepared import token_file
 
 MAX_OPEN_ROWS = 256  # maximum number of rows that can receive another document
 TOKENS_PER_SEARCH = 1 << 24  # tokens in memory during the search for a token
@@ -34,7 +35,7 @@ class PackedDocuments:
 
     def __init__(
         self,
-        file: np.ndarray,
+        file: np.ndarray | token_file.TokenFile,
         seq_len: int,
         tokenizer: tokenizers.Tokenizer,
         on_overflow: str = "truncate",
@@ -164,7 +165,7 @@ def packed_loss_weights(tokens_BS: np.ndarray, end: int) -> np.ndarray:
     return (~(is_end_BS[:, :-1] & is_end_BS[:, 1:])).astype(np.float32)
 
 
-def _positions(file: np.ndarray, token: int) -> np.ndarray:
+def _positions(file: np.ndarray | token_file.TokenFile, token: int) -> np.ndarray:
     """Return the positions of a token in a file, int64. Memory use does not grow with the file."""
     parts = [
         start + np.flatnonzero(file[start : start + TOKENS_PER_SEARCH] == token)

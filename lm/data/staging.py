@@ -26,19 +26,18 @@ import json
 import os
 import shutil
 import sqlite3
-import tempfile
 import time
 from collections.abc import Iterable
 from pathlib import Path
 
-import filelock
-
 from lm.config import schema
 from lm.data import preprocessing
 from lm.data.filters import decontamination
+from lm.data.prepared import checksums, corpus_manifest, temporary_folders
 from lm.runs import filesystem, records
 
-SPLITS = ("train", "heldout")
+FORMAT = 2  # Part of every key. Increase it if the same source would give other tokens.
+SPLITS = corpus_manifest.SPLITS
 STAGED_FILES = ("train.bin", "heldout.bin", "digests")
 SAVE_SECONDS = 5.0  # Minimum time between saves. A save happens only at the end of a part.
 DIGEST_BYTES = 40  # bytes per document in `digests`: SHA-256, then the split, padded
@@ -110,14 +109,24 @@ class DocumentHashes:
     def save(self, state: dict) -> None:
         """Commit all additions together with `state`, a JSON object, in one transaction."""
         self._connection.execute("DELETE FROM saved")
-        self._connection.execute("INSERT INTO saved VALUES (?)", (json.dumps(state),))
+        text = json.dumps(state)
+        checksum = checksums.sha256(text.encode())
+        self._connection.execute("INSERT INTO saved VALUES (?)", (checksum + text,))
         self._connection.execute("COMMIT")
         self._connection.execute("BEGIN")
 
     def saved_state(self) -> dict:
-        """Return the state of the last `save`, by this or another process; {} without a save."""
+        """Return the state of the last `save`, by this or another process; {} without a save.
+
+        Raises ValueError if the state differs from its checksum.
+        """
         row = self._connection.execute("SELECT facts FROM saved").fetchone()
-        return json.loads(row[0]) if row else {}
+        checksum, brace, rest = row[0].partition("{") if row else ("", "", "")
+        text = brace + rest
+        # Version 0.2.0 stored no checksum.
+        if checksum and checksum != checksums.sha256(text.encode()):
+            raise ValueError(f"{self.path} is damaged: its state differs from its checksum")
+        return json.loads(text) if text else {}
 
     def close(self) -> None:
         """Close the files and delete the journal. Additions since the last `save` are lost."""
@@ -154,7 +163,7 @@ class StagedCorpus:
         earlier_paths: files of DocumentHashes of the sources whose documents count as duplicates.
         """
         self._fingerprints, self._earlier_paths = fingerprints, list(earlier_paths)
-        self.folder, self._lock = _lock_folder(cache, name)
+        self.folder, self._lock, self._can_resume = temporary_folders.lock_folder(cache, name)
         self._is_moved = False
         try:
             try:
@@ -164,7 +173,7 @@ class StagedCorpus:
                 self.folder.mkdir(exist_ok=True)
                 self._open()
         except BaseException:
-            _release(self._lock)
+            temporary_folders.release_lock(self._lock)
             raise
         self._saved_at = time.monotonic()
 
@@ -189,6 +198,8 @@ class StagedCorpus:
                 raise ValueError(f"{name} is shorter than at the last save")
             file.truncate(size)
             file.seek(size)
+        self._sections: dict[str, list] = state.get("sections") or {n: [] for n in STAGED_FILES}
+        self._verify_sections()
 
     def __enter__(self):
         return self
@@ -196,9 +207,9 @@ class StagedCorpus:
     def __exit__(self, *_) -> None:
         with contextlib.suppress(OSError, sqlite3.Error):  # a full disk was already reported
             self._close()
-        if not self._is_moved and (self._lock is None or not self.part):
+        if not self._is_moved and not (self._can_resume and self.part):
             shutil.rmtree(self.folder, ignore_errors=True)
-        _release(self._lock)
+        temporary_folders.release_lock(self._lock)
 
     def add(self, document: preprocessing.EncodedDocument) -> None:
         """Write a document, or count the reason of its rejection.
@@ -261,6 +272,7 @@ class StagedCorpus:
         for file in self._files.values():
             file.flush()
             os.fsync(file.fileno())
+            self._add_section(Path(file.name))
         self._hashes.save(
             {
                 "part": part,
@@ -270,9 +282,26 @@ class StagedCorpus:
                 "dropped": self.dropped,
                 "cut_costs": self.cut_costs.state,
                 "sizes": {name: file.tell() for name, file in self._files.items()},
+                "sections": self._sections,
             }
         )
         self.part, self._saved_at = part, time.monotonic()
+
+    def _add_section(self, path: Path) -> None:
+        """Append the size and the SHA-256 of the bytes of a file since the last save."""
+        sections = self._sections[path.name]
+        start = sum(size for size, _ in sections)
+        if size := path.stat().st_size - start:
+            sections.append([size, checksums.section_sha256(path, start, size)])
+
+    def _verify_sections(self) -> None:
+        """Raise ValueError if the files of an interrupted preparation have changed."""
+        for name, sections in self._sections.items():
+            start = 0
+            for size, checksum in sections:
+                if checksums.section_sha256(self.folder / name, start, size) != checksum:
+                    raise ValueError(f"{name} has changed since the last save")
+                start += size
 
     def _fingerprint_hash(self, part: int) -> str:
         """Return the hash of the fingerprints of all parts before `part`."""
@@ -282,38 +311,6 @@ class StagedCorpus:
         for file in self._files.values():
             file.close()
         self._hashes.close()
-
-
-def _lock_folder(cache: Path, name: str) -> tuple[Path, filelock.BaseFileLock | None]:
-    """Return the folder of a staged corpus and its lock.
-
-    If another process has the lock, or the file system has no locks, return a new folder and None.
-    The operating system releases the lock when its process ends for any reason.
-    """
-    cache.mkdir(parents=True, exist_ok=True)
-    lock = filelock.FileLock(cache / f".{name}.lock", timeout=0)
-    try:
-        lock.acquire()
-    except OSError:
-        return Path(tempfile.mkdtemp(prefix=f".{name}-", dir=cache)), None
-    folder = cache / f".{name}"
-    try:
-        folder.mkdir(exist_ok=True)
-    except OSError:
-        _release(lock)
-        raise
-    return folder, lock
-
-
-def _release(lock: filelock.BaseFileLock | None) -> None:
-    """Delete the lock file and release the lock.
-
-    The file is deleted first. A process that opens the path later creates a new file. A process
-    that already opened it detects the deletion when it gets the lock (filelock checks this).
-    """
-    if lock is not None:
-        Path(lock.lock_file).unlink(missing_ok=True)
-        lock.release()
 
 
 def local_folder(data: schema.Data) -> Path:
@@ -339,28 +336,34 @@ def download(data: schema.Data, folder: Path) -> None:
     remote = filesystem.open_path(data.cache_dir) / folder.name
     if not (remote / CHECKSUM_FILE).exists():
         return
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
+    with temporary_folders.temporary_folder(folder.parent, folder.name) as temporary:
         for name, checksum in records.read_json(remote / CHECKSUM_FILE).items():
             if Path(name).name != name:
                 raise ValueError(
                     f"{remote / CHECKSUM_FILE}: {name!r} is not a file name: delete {remote}"
                 )
-            with (remote / name).open("rb") as file, open(temporary / name, "wb") as copy:
-                shutil.copyfileobj(file, copy, COPY_BYTES)
-            if _file_sha256(temporary / name) != checksum:
-                raise ValueError(
-                    f"{remote / name} is not what was prepared: its SHA-256 differs from that in"
-                    f" {CHECKSUM_FILE}: delete {remote} to prepare it again"
-                )
+            _copy_verified(remote / name, temporary / name, checksum)
         try:
             temporary.rename(folder)
         except OSError:
             if not folder.exists():  # otherwise another process has downloaded it
                 raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _copy_verified(remote_file: Path, copy: Path, checksum: str) -> None:
+    """Download a file. Raises ValueError if the file is missing or differs from its SHA-256."""
+    if not remote_file.exists():
+        problem = "is missing, but listed"
+    else:
+        with remote_file.open("rb") as file, open(copy, "wb") as local_file:
+            shutil.copyfileobj(file, local_file, COPY_BYTES)
+        if checksums.file_sha256(copy) == checksum:
+            return
+        problem = "is not what was prepared: its SHA-256 differs from that"
+    raise ValueError(
+        f"{remote_file} {problem} in {CHECKSUM_FILE}: delete {remote_file.parent} to prepare it"
+        " again"
+    )
 
 
 def upload(data: schema.Data, folder: Path) -> None:
@@ -374,9 +377,20 @@ def upload(data: schema.Data, folder: Path) -> None:
     for path in paths:
         with open(path, "rb") as file, (remote / path.name).open("wb") as copy:
             shutil.copyfileobj(file, copy, COPY_BYTES)
-    records.write_json(remote / CHECKSUM_FILE, {path.name: _file_sha256(path) for path in paths})
+    records.write_json(
+        remote / CHECKSUM_FILE, {path.name: checksums.file_sha256(path) for path in paths}
+    )
 
 
-def _file_sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def content_key(*facts) -> str:
+    """Return 12 hexadecimal digits that name a folder by everything its contents depend on."""
+    return hashlib.sha256(repr(facts).encode()).hexdigest()[:12]
+
+
+def unwritable_cache(data: schema.Data, error: Exception) -> ValueError:
+    """Return the error that data.cache_dir cannot be written."""
+    reason = getattr(error, "strerror", None) or error
+    return ValueError(
+        f"data.cache_dir={data.cache_dir!r} cannot be written ({reason}): free disk space, or"
+        " set another folder"
+    )

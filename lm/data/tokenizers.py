@@ -25,8 +25,8 @@ from lm.data.tokenization import special_tokens, token_bytes
 from lm.runs import filesystem
 
 END = 0  # end token of bytes and of train_bpe; the byte 0 is NUL, which occurs in no text
-MAX_FILE_BYTES = 1 << 28  # of a tokenizer file
-MAX_VOCAB_SIZE = 1 << 24  # tokens of a file, whose texts are in memory
+FILES = ("tokenizer.json", "tokenizer.model", special_tokens.FILE)  # see Tokenizer.files
+MAX_FILE_BYTES, MAX_VOCAB_SIZE = 1 << 28, 1 << 24  # of a tokenizer file, which is in memory
 CHAT_TOKENS = "\x01\x02\x03"  # special characters: user turn, answer, end of an answer
 MAX_WORD_CHARACTERS = 256  # longest word, in characters, that trains a tokenizer undivided
 # Runs of letters, digits, other characters or white space, which GPT-2 does not divide.
@@ -145,10 +145,16 @@ class Tokenizer:
         self.start = special.start
         self.stops = tuple(i for i in special.stops if i != self.end)
 
+    def files(self) -> dict[str, bytes]:
+        """Return {file name: content} of the files that load_tokenizer reads; {} for bytes."""
+        if self.checkpoint_tokens is None:
+            return {}
+        return {special_tokens.FILE: special_tokens.encode_special_tokens(self.checkpoint_tokens)}
+
     def save(self, folder: str | Path) -> None:
-        """Write the files that load_tokenizer reads; bytes need no file."""
-        if self.checkpoint_tokens is not None:
-            special_tokens.write_special_tokens(folder, self.checkpoint_tokens)
+        """Write `files` into a folder."""
+        for name, content in self.files().items():
+            filesystem.write_file(filesystem.open_path(folder) / name, content)
 
     def _without_special(self, pieces: list[bytes]) -> list[bytes]:
         """Return pieces with b"" for special tokens, which a file may not declare as special."""
@@ -242,9 +248,8 @@ class HFTokenizer(Tokenizer):
                 pieces[i] = piece.encode()
         return self._without_special(pieces)
 
-    def save(self, folder: str | Path) -> None:
-        super().save(folder)
-        filesystem.write_file(filesystem.open_path(folder) / "tokenizer.json", self.text)
+    def files(self) -> dict[str, bytes]:
+        return super().files() | {"tokenizer.json": self.text.encode()}
 
 
 class SentencePieceTokenizer(Tokenizer):
@@ -291,9 +296,8 @@ class SentencePieceTokenizer(Tokenizer):
                 pieces[i] = token_bytes.from_piece(self.inner.id_to_piece(i))
         return self._without_special(pieces)
 
-    def save(self, folder: str | Path) -> None:
-        super().save(folder)
-        filesystem.write_file(filesystem.open_path(folder) / "tokenizer.model", self.model)
+    def files(self) -> dict[str, bytes]:
+        return super().files() | {"tokenizer.model": self.model}
 
 
 def train_bpe(texts: Iterator[str], vocab_size: int) -> HFTokenizer:
@@ -338,12 +342,7 @@ def open_tokenizer(name: str) -> Tokenizer:
         return ByteTokenizer()
     try:
         file = filesystem.open_path(path).expanduser()
-        if (n_bytes := filesystem.file_size(file)) > MAX_FILE_BYTES:
-            raise ValueError(
-                f"data.tokenizer={name!r} has {n_bytes:,} bytes, more than {MAX_FILE_BYTES:,}: set"
-                " another file"
-            )
-        raw = file.read_bytes()
+        raw = filesystem.read_limited_bytes(file, MAX_FILE_BYTES)
         tokenizer = (
             HFTokenizer(raw.decode(), path) if kind == "file" else SentencePieceTokenizer(raw, path)
         )
@@ -358,19 +357,26 @@ def open_tokenizer(name: str) -> Tokenizer:
     if special != special_tokens.SpecialTokens(tokenizer.start):
         tokenizer.use_special_tokens(special)
     if tokenizer.vocab_size > MAX_VOCAB_SIZE:
-        raise ValueError(
-            f"data.tokenizer={name!r} has the token id {tokenizer.vocab_size - 1}, which must be"
-            f" below {MAX_VOCAB_SIZE}: set another file"
-        )
+        raise ValueError(f"data.tokenizer={name!r} has a token id above 2^24: set another file")
     return tokenizer
 
 
-def load_tokenizer(folder: str | Path) -> Tokenizer:
-    """Return the tokenizer that is saved in a folder; ByteTokenizer if no file is there."""
+def load_tokenizer(folder: str | Path, expected_hash: str = "") -> Tokenizer:
+    """Return the tokenizer that is saved in a folder; ByteTokenizer if no file is there.
+
+    expected_hash: hash of the tokenizer. Raises ValueError if the tokenizer has another hash.
+    """
+    tokenizer, path = ByteTokenizer(), filesystem.open_path(folder)
     for kind, name in (("file", "tokenizer.json"), ("spm", "tokenizer.model")):
-        if (path := filesystem.open_path(folder) / name).exists():
-            return open_tokenizer(f"{kind}:{path}")
-    return ByteTokenizer()
+        if (path / name).exists():
+            tokenizer, path = open_tokenizer(f"{kind}:{path / name}"), path / name
+            break
+    if expected_hash not in ("", tokenizer.hash):
+        raise ValueError(
+            f"{path} is not the tokenizer of its text: its hash is {tokenizer.hash[:12]} instead of"
+            f" {expected_hash[:12]}: prepare the text again with experiments.prepare"
+        )
+    return tokenizer
 
 
 def utf8(text: str) -> bytes:

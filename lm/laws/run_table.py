@@ -255,7 +255,9 @@ def _exclusion_reason(row: Mapping, columns: Sequence[str], where: Where) -> str
                 return f"{column} is {value}, not {wanted}"
     for column in columns:
         if not np.isfinite(to_number(row.get(column))):
-            return f"{column} is {row.get(column)!r}" if column in row else f"has no {column}"
+            if column in row:
+                return f"{column} is {row[column]!r}"
+            return f"has no {column}: {row['reason']}" if row.get("reason") else f"has no {column}"
     return ""
 
 

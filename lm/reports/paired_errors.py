@@ -9,6 +9,7 @@ arXiv:2411.00640, section 4.2). It is clustered by document.
 
 import io
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -37,19 +38,17 @@ def load_document_sums(row: Mapping) -> dict[str, SourceSums]:
     """Load the sums per document of each source. Return {} if they are absent.
 
     row: a row of records.load_runs. Sums of another evaluation than that of the row count as
-    absent, because their loss differs.
+    absent, because their loss differs. A damaged file counts as absent, with a warning.
     """
     path = filesystem.open_path(Path(str(row.get("dir", "")))) / FILE
     if not row.get("dir") or not path.exists():
         return {}
-    with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
-        _check_sizes(file, path)
-        sums = {
-            str(source): SourceSums(
-                float(share), *(file[f"{name}_{i}"] for name in SourceSums._fields[1:])
-            )
-            for i, (source, share) in enumerate(zip(file["sources"], file["shares"], strict=True))
-        }
+    try:
+        sums = _read_sums(path)
+    except Exception as error:  # zipfile, zlib and NumPy raise many types for a damaged file
+        kind = type(error).__name__
+        warnings.warn(f"{path} is damaged and not used ({kind}): delete it", stacklevel=2)
+        return {}
     loss = sum(s.share * s.nats.sum() / s.targets.sum() for s in sums.values())
     is_current = abs(loss - row.get(records.LOSS, np.inf)) <= TOLERANCE * loss
     return sums if is_current else {}
@@ -79,6 +78,19 @@ def _check_sizes(file: np.lib.npyio.NpzFile, path: Path) -> None:
                 f"{path}: {member.filename} has {member.file_size:,} bytes, its header describes"
                 f" {expected:,}, and at most {MAX_BYTES:,} are read: delete the file"
             )
+
+
+def _read_sums(path: Path) -> dict[str, SourceSums]:
+    """Read heldout.npz. The archive verifies the checksum of each array."""
+    with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
+        _check_sizes(file, path)
+        sources = enumerate(zip(file["sources"], file["shares"], strict=True))
+        return {
+            str(source): SourceSums(
+                float(share), *(file[f"{name}_{i}"] for name in SourceSums._fields[1:])
+            )
+            for i, (source, share) in sources
+        }
 
 
 def paired_difference(

@@ -17,7 +17,8 @@ from typing import Any, NamedTuple
 from lm.laws import estimation
 from lm.laws.forms import isoflop, power_laws
 from lm.reports.plots import elements, style
-from lm.runs import filesystem, json_lines, records, run_selection, task_results
+from lm.runs import filesystem, records, run_selection, task_results
+from lm.runs.integrity import run_notes, sweep_files
 
 
 @dataclass
@@ -35,7 +36,7 @@ class SweepSummary:
     refusal: str  # reason for a missing fit
     laws: dict[str, tuple[Any, str]]  # result of fit_all_laws
     others: list[dict]  # runs in the folder that are not part of the sweep
-    notes: list[str]  # sentences about other runs, unreadable runs and skipped lines
+    notes: list[str]  # sentences about other runs, unreadable runs and damaged lines
 
     @functools.cached_property
     def finished(self) -> list[dict]:
@@ -77,10 +78,8 @@ def load_summary(sweep_dir) -> SweepSummary:
     Raises ValueError if the directory contains neither runs nor sweep.json.
     """
     path = filesystem.open_path(sweep_dir)
-    facts, plan, prediction = (
-        records.read_json(path / name) if (path / name).exists() else {}
-        for name in ("sweep.json", "plan.json", "prediction.json")
-    )
+    facts, prediction = sweep_files.read_sweep(path), sweep_files.read_prediction(path)
+    plan, _ = _load_plan(path)
     loaded = records.load_folder(path)
     rows = [with_current_cost(row) for row in loaded.rows]
     if not rows and not facts:
@@ -99,24 +98,41 @@ def load_summary(sweep_dir) -> SweepSummary:
         facts=facts,
         prediction=_valid_prediction(prediction, rows),
         refused=prediction.get("refused", ""),
-        plan=plan.get("runs", []),
+        plan=plan,
         fit=fit,
         refusal=refusal,
         laws=fit_all_laws(run_selection.without_trunks(rows)),
         others=loaded.others,
-        notes=_notes(loaded),
+        notes=_notes(path, loaded, prediction),
     )
 
 
 def load_notes(sweep_dir) -> list[str]:
-    """Return sentences about runs in the folder of a sweep and lines of its runs left out."""
-    return _notes(records.load_folder(sweep_dir))
+    """Return sentences about the runs, lines and files of a sweep that are left out or damaged."""
+    path = filesystem.open_path(sweep_dir)
+    return _notes(path, records.load_folder(path), sweep_files.read_prediction(path))
 
 
-def _notes(loaded: records.FolderRuns) -> list[str]:
-    notes = [run_selection.describe_others(loaded.others), *loaded.unreadable.values()]
-    notes += [line for row in loaded.rows for line in json_lines.describe_invalid_lines(row["dir"])]
-    return [note for note in notes if note]
+def _notes(path: Path, loaded: records.FolderRuns, prediction: Mapping) -> list[str]:
+    """Return the sentences of `load_notes`. prediction: content of prediction.json."""
+    problems = _load_plan(path)[1] + _missing_prediction(loaded, prediction)
+    return run_notes.folder_notes(loaded) + problems
+
+
+def _load_plan(path: Path) -> tuple[list[dict], list[str]]:
+    """Return the planned costs, and a sentence if plan.json is damaged."""
+    try:
+        return sweep_files.read_plan(path), []
+    except ValueError as error:
+        return [], [f"{error}. The planned cost is not shown"]
+
+
+def _missing_prediction(loaded: records.FolderRuns, prediction: Mapping) -> list[str]:
+    """Return a sentence if the predicted run has started and prediction.json is missing."""
+    targets = [row["name"] for row in loaded.rows if row.get("is_prediction_target")]
+    if prediction or not targets:
+        return []
+    return [f"prediction.json is missing, and {targets[0]} has started: its prediction is unknown"]
 
 
 def _valid_prediction(prediction: dict, rows: list[dict]) -> dict | None:

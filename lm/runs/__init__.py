@@ -3,7 +3,7 @@
 Analysis code reads runs only through this package. The package does not import JAX.
 
     filesystem.py   local files and files in a bucket (gs://)
-    json_lines.py   lines of the .jsonl files
+    json_files.py   JSON objects and lines, with their checksums
     records.py      the run directory, load_runs(), column names, runs of a sweep
     run_selection.py   finished runs, trunk runs, token budgets
     task_results.py    standard errors and task metrics of a row
@@ -12,4 +12,5 @@ Analysis code reads runs only through this package. The package does not import 
     provenance.py   version, commit and code hash
     phase_timer.py  seconds per phase of a run
     archive.py      the small records of a sweep, for git
+    integrity/      checksums, format version and counts, verified when records are read
 """

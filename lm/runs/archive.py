@@ -16,7 +16,8 @@ import re
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from lm.runs import filesystem, records
+from lm.runs import filesystem, json_files, records
+from lm.runs.integrity import checksums
 
 SWEEP_FILES = ("sweep.json", "plan.json", "prediction.json")
 RUN_FILES = ("config.json", "facts.json", "metrics.jsonl", "evals.jsonl", "events.jsonl")
@@ -54,7 +55,10 @@ def _fitting_files(path: Path, contents: dict, megabytes: float) -> dict[str, st
     portable = {name: _replace_paths(value, short_names) for name, value in contents.items()}
     files: dict[str, str] = {}
     for n_steps in MAX_LOG_STEPS:
-        files = {name: _file_text(name, value, n_steps) for name, value in portable.items()}
+        files = {
+            name: _file_text(name, value, n_steps, _run_id(name, portable))
+            for name, value in portable.items()
+        }
         if _n_bytes(files) <= megabytes * 1e6:
             return files
     raise ValueError(
@@ -62,6 +66,11 @@ def _fitting_files(path: Path, contents: dict, megabytes: float) -> dict[str, st
         f"{_n_bytes(files) / 1e6:.1f} MB with {MAX_LOG_STEPS[-1]} log steps per run. "
         "Raise it or archive fewer runs."
     )
+
+
+def _run_id(name: str, contents: dict) -> str | None:
+    """Return the run_id of the run that a file of the archive belongs to."""
+    return contents.get(str(PurePosixPath(name).with_name("config.json")), {}).get("run_id")
 
 
 def _check_target(path: Path, archive_dir: Path) -> None:
@@ -90,7 +99,7 @@ def _archived_files(archive_dir: Path) -> list[str]:
 def _read_records(path: Path) -> dict[str, Any]:
     """Return {file relative to the sweep: content} of all records that are archived."""
     contents: dict[str, Any] = {
-        name: records.read_json(path / name) for name in SWEEP_FILES if (path / name).exists()
+        name: json_files.read_record(path / name) for name in SWEEP_FILES if (path / name).exists()
     }
     run_dirs = [filesystem.open_path(row["dir"]) for row in records.load_runs(path)]
     if not run_dirs:
@@ -99,7 +108,7 @@ def _read_records(path: Path) -> dict[str, Any]:
         folder = PurePosixPath(run_dir.relative_to(path))
         facts = records.read_facts(run_dir)
         values = (
-            records.read_json(run_dir / "config.json"),
+            json_files.read_record(run_dir / "config.json"),
             {key: value for key, value in facts.items() if key not in MACHINE_FACTS},
             records.load_metrics(run_dir),
             records.parse_json_lines(run_dir / "evals.jsonl"),
@@ -111,13 +120,21 @@ def _read_records(path: Path) -> dict[str, Any]:
     return contents
 
 
-def _file_text(name: str, value, n_steps: int) -> str:
-    """Return the text of a file. Select n_steps evenly spaced lines of metrics.jsonl."""
+def _file_text(name: str, value, n_steps: int, run_id: str | None) -> str:
+    """Return the text of a file. Select n_steps evenly spaced lines of metrics.jsonl.
+
+    run_id: identifier of the run of the file. None is a run without checksums.
+    """
     if isinstance(value, dict):
-        return json.dumps(value, indent=1) + "\n"
+        has_checksum = checksums.VERSION in value
+        content = checksums.add_checksum(value) if has_checksum else value
+        return json.dumps(content, indent=1) + "\n"
     if name.endswith("metrics.jsonl") and len(value) > n_steps:
         value = [value[round(i * (len(value) - 1) / (n_steps - 1))] for i in range(n_steps)]
-    return "".join(json.dumps(_rounded(line), separators=(",", ":")) + "\n" for line in value)
+    lines = [json.dumps(_rounded(line), separators=(",", ":")) for line in value]
+    if run_id is not None:
+        lines = [checksums.add_line_checksum(line, run_id) for line in lines]
+    return "".join(f"{line}\n" for line in lines)
 
 
 def _rounded(line: dict) -> dict:

@@ -86,6 +86,13 @@ def read_limited_text(path: Path) -> str:
     return path.read_text(encoding="utf-8")
 
 
+def read_limited_bytes(path: Path, limit: int) -> bytes:
+    """Return the bytes of a file. Raises ValueError if it has more than `limit`."""
+    if (n_bytes := file_size(path)) > limit:
+        raise ValueError(f"{path} has {n_bytes:,} bytes, more than {limit:,}: use another file")
+    return path.read_bytes()
+
+
 def file_size(path: Path) -> int:
     """Return the number of bytes of a file."""
     return getattr(path.stat(), "length" if is_remote(path) else "st_size")
@@ -120,11 +127,11 @@ def read_lines(path: Path) -> list[str]:
     parts to that object at the same time.
     """
     if not is_remote(path):
-        return _decode(path.read_bytes()).splitlines() if path.exists() else []
+        return _split_lines(_text_or_empty(path))
     names = sorted(list_dir(_parts_dir(path)))
     with concurrent.futures.ThreadPoolExecutor(N_READERS) as pool:
         parts = list(pool.map(_text_or_empty, names))
-    lines = [*_text_or_empty(path).splitlines(), *"".join(parts).splitlines()]
+    lines = [*_split_lines(_text_or_empty(path)), *_split_lines("".join(parts))]
     return list(dict.fromkeys(lines))  # a line may be in a part and in the collected object
 
 
@@ -138,22 +145,31 @@ def last_append_time(path: Path) -> float:
 def repair_append_file(path: Path) -> None:
     """Repair an append-only file before its next writer starts.
 
-    Locally, remove an unfinished last line. In a bucket, collect the parts in one object. Their
-    names are times, and the clock of the next machine may be behind.
+    Locally, remove an unfinished last line, or add the missing end of a JSON line. In a bucket,
+    collect the parts in one object. Their names are times, and the clock of the next machine may be
+    behind.
     """
     if is_remote(path):
-        parts = list_dir(_parts_dir(path))
-        if parts:
-            lines = "".join(line + "\n" for line in read_lines(path))
-            write_file(path, lines.encode(errors="surrogateescape"))
-        for part in parts:
-            part.unlink(missing_ok=True)
+        if list_dir(_parts_dir(path)):
+            replace_lines(path, read_lines(path))
     elif path.exists():
         text = path.read_bytes()
         end = text.rfind(b"\n") + 1
-        if end < len(text):
+        if text.endswith(b"}"):
+            with open(path, "ab") as file:
+                file.write(b"\n")
+        elif end < len(text):
             with open(path, "r+b") as file:
                 file.truncate(end)
+
+
+def replace_lines(path: Path, lines: list[str]) -> None:
+    """Replace the lines of an append-only file. Only one process may write the file."""
+    parts = list_dir(_parts_dir(path)) if is_remote(path) else []
+    text = "".join(line + "\n" for line in lines)
+    write_file(path, text.encode(errors="surrogateescape"))
+    for part in parts:
+        part.unlink(missing_ok=True)
 
 
 def sync_file(path: Path) -> None:
@@ -277,3 +293,9 @@ def _text_or_empty(path: Path) -> str:
 def _decode(raw: bytes) -> str:
     """Decode UTF-8, with surrogates for invalid bytes."""
     return raw.decode(errors="surrogateescape")
+
+
+def _split_lines(text: str) -> list[str]:
+    """Return the lines of a text. Only a line feed ends a line."""
+    lines = text.split("\n")
+    return lines if lines[-1] else lines[:-1]

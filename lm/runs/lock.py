@@ -184,11 +184,13 @@ def _lock_contents(held: bool) -> str:
 
 
 def _read_owner(path: Path) -> dict:
-    """Return the contents of a lock file; {} if it is missing or not readable."""
+    """Return the contents of a lock file; {} if it is missing or damaged."""
     try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError):
+        owner = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError):
         return {}
+    is_owner = isinstance(owner, dict) and type(owner.get("pid")) is int and "born" in owner
+    return owner if is_owner and isinstance(owner.get("time"), (int, float)) else {}
 
 
 def _last_heartbeat(path: Path) -> float:

@@ -21,37 +21,41 @@ part of it: `load_runs` leaves them out unless include_others=True.
 The entry "invalid_results" of facts.json marks results that were measured wrongly, as {result:
 reason}. A result is a column without its metric: "task.brackets?depth=2" marks all columns
 task.brackets?depth=2.METRIC and task_se.brackets?depth=2.METRIC. evals.jsonl still has the numbers,
-and no reader returns them.
+and no reader returns them. Set it with `write_facts`, because facts.json has a checksum.
 
 The status is running, done, diverged, failed (an error) or lost (killed by a signal or with its
 machine). A lost run continues when it is started again.
 
 JSON files are replaced atomically. Files that end in .jsonl are append-only. If two attempts wrote
-a line for the same step, readers use the line of the later attempt. Readers skip an incomplete last
-line and every other invalid line, see json_lines.py. A run directory may be in a bucket.
-Only the primary process of a run writes: see `Writer`.
+a line for the same step, readers use the line of the later attempt. Lines of weights that an
+attempt discarded are void, see `start_run`. A run directory may be in a bucket. Only the primary
+process of a run writes: see `Writer`.
+
+Each JSON file and each line has a checksum, and the format has a version: see
+integrity/checksums.py. A damaged JSON file raises ValueError. Readers do not use damaged lines, and
+status and report name them. A run whose final evaluation is missing or damaged has no result.
 """
 
 import dataclasses
-import json
+import functools
 import math
+import os
+import secrets
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple, TypeGuard
 
-from lm.config import fields, schema, validation
-from lm.runs import filesystem, json_lines, lock
+from lm.config import fields, schema
+from lm.runs import filesystem, json_files, lock
+from lm.runs.integrity import checksums, restarts, stored_config, stored_results, sweep_files
 
-# Format of a run directory, the field "format" of facts.json. Version 0.1 did not write it.
-FORMAT = 2
 # Config fields that affect how a run computes or is stored, not its result.
 EXECUTION_FIELDS = fields.fields_with("execution", schema.Run)
+# Fields that change the results of an evaluation. Their rows would not belong to one curve.
+EVALUATION_FIELDS = ("eval.n_sequences", "eval.n_completions", "eval.on_overflow")
 TERMINAL_STATUSES = ("done", "diverged")  # final values of the status
-APPEND_ONLY = ("metrics.jsonl", "evals.jsonl", "events.jsonl", "checkpoints/proofs.jsonl")
-
 LEFT_OUT = ". The run is left out."  # end of the reason of an unreadable run
-
 # Columns of the rows that `load_runs` returns.
 N_PARAMS = "params.non_embedding"
 TOKENS = "tokens"
@@ -66,6 +70,11 @@ class Writer:
     folder: Path
     is_primary: bool = True
 
+    @functools.cached_property
+    def run_id(self) -> str:
+        """Identifier of the run, which is the same for all attempts."""
+        return json_files.run_id(self.folder / "evals.jsonl") or ""
+
     def write_facts(self, **facts) -> None:
         """Add or replace entries of facts.json."""
         if self.is_primary:
@@ -74,7 +83,8 @@ class Writer:
     def append(self, name: str, row: dict) -> None:
         """Append a row to the .jsonl file `name` of the run. Only the primary process writes."""
         if self.is_primary:
-            append_record(self.folder / name, row)
+            line = checksums.add_line_checksum(json_files.to_json(row), self.run_id)
+            filesystem.append_line(self.folder / name, line)
 
     def write_file(self, name: str, data: bytes) -> None:
         """Replace a file of the run."""
@@ -98,9 +108,9 @@ def run_dir(run: schema.Run) -> Path:
 
 
 def read_config(path: str | Path) -> schema.Run:
-    """Load the config of a run directory and set its `dir` to the current location.
+    """Load the config of a run directory, with the `name` and `dir` of the current location.
 
-    Raises ValueError if the directory contains no run, or a run of another name or format.
+    Raises ValueError if the directory contains no run, a damaged run, or a run of another format.
     """
     path = filesystem.open_path(path)
     file = path / "config.json"
@@ -108,64 +118,74 @@ def read_config(path: str | Path) -> schema.Run:
         raise ValueError(
             f"{path} is not a run directory: config.json is missing. Pass a directory below runs/."
         )
-    check_format(path)
-    run = validation.parse_stored_run(read_json(file), file)
-    if not str(path).endswith(run.name):
-        raise ValueError(
-            f"{path} contains the run {run.name}: the path must end in the name of the run."
-            " Rename the folder."
-        )
+    stored_config.check_format(path)
+    run = stored_config.load_config(path)[0]
+    names = Path(run.name).parts or (path.name,)
+    if path.parts[-len(names) :] != names and not filesystem.is_remote(path):
+        path = Path(os.path.abspath(path))  # a renamed folder, a link or a short relative path
+    run.name = "/".join(path.parts[-len(names) :])
     run.dir = str(path).removesuffix(run.name) or "."
     return run
-
-
-def check_format(path: Path) -> None:
-    """Raise ValueError if version 0.1 or a later version with another format wrote the run."""
-    facts = read_facts(path)
-    if facts and facts.get("format") != FORMAT:
-        version = facts.get("code.version", "0.1")
-        raise ValueError(
-            f"{path} was written by version {version}, format={facts.get('format')}: this version"
-            f" reads format={FORMAT}. Use that version, or start a run with a new name."
-        )
 
 
 def check_same_config(run: schema.Run) -> None:
     """Check that the run on disk, if any, has the same config. Write nothing.
 
     Raises ValueError for a nested run, and for changed fields except those in EXECUTION_FIELDS.
+    EVALUATION_FIELDS may change until the run has evaluations.
     """
-    path = run_dir(run) / "config.json"
-    filesystem.check_not_nested(path.parent)
-    if not path.exists():
+    path = run_dir(run)
+    filesystem.check_not_nested(path)
+    stored_config.check_format(path)
+    if not (path / "config.json").exists():
         return
-    check_format(path.parent)
-    new, old = schema.flatten(run), schema.flatten(schema.from_dict(read_json(path)))
-    changed = [
-        f"{field}={old[field]!r}, now {value!r}"
+    new, old = schema.flatten(run), schema.flatten(stored_config.load_config(path, False)[0])
+    changed = {
+        field: f"{field}={old[field]!r}, now {value!r}"
         for field, value in new.items()
-        if field not in EXECUTION_FIELDS and old[field] != value
-    ]
-    if changed:
+        if old[field] != value
+    }
+    different = [text for field, text in changed.items() if field not in EXECUTION_FIELDS]
+    if different:
         raise ValueError(
-            f"{path.parent} was started with {'; '.join(changed)}: choose a new name (start.run="
+            f"{path} was started with {'; '.join(different)}: choose a new name (start.run="
             f"{run.name} starts from its weights), or pass --adopt to a sweep for the stored values"
+        )
+    settings = [text for field, text in changed.items() if field in EVALUATION_FIELDS]
+    if settings and not is_finished(run) and load_evals(path):
+        raise ValueError(
+            f"{path} has evaluations with {'; '.join(settings)}: the evaluations of a run must have"
+            " equal settings. Restore the value, or choose a new name"
         )
 
 
-def start_run(run: schema.Run, facts: dict) -> int:
+def start_run(run: schema.Run, facts: dict, valid_until: int | None = None) -> int:
     """Prepare the run directory for the next attempt. Return the number of the attempt, from 1.
 
-    Write config.json, repair the append-only files, and add `facts` to facts.json. Raises
-    ValueError if the directory has another config or another format.
+    Write config.json, repair the append-only files, and add `facts` to facts.json. valid_until:
+    step of the restored weights, -1 without any. Metrics and evaluations after it belong to
+    weights that no longer exist, and become void. None voids no row. Raises ValueError if the
+    directory has another config or another format, or if early stopping needs a damaged evaluation.
     """
     check_same_config(run)
     path = run_dir(run)
     path.mkdir(parents=True, exist_ok=True)
+    stored = read_facts(path)
+    restarts.check_evaluations(path, run.eval.patience)
     repair_records(path)
-    write_json(path / "config.json", schema.to_dict(run))
-    attempt = read_facts(path).get("attempts", 0) + 1
-    write_facts(path, attempts=attempt, status="running", reason="", **facts)
+    has_config = (path / "config.json").exists()
+    run_id = stored_config.load_config(path, False)[1] if has_config else stored.get("run_id")
+    if run_id is None:
+        run_id = secrets.token_hex(8)
+        restarts.add_checksums(path, run_id)
+    # facts.json may have been deleted, so that only the lines contain earlier attempts.
+    attempt = max(stored.get("attempts", 0), restarts.last_attempt(path)) + 1
+    if valid_until is not None:
+        restarts.void_rows(path, attempt, valid_until, run_id)
+    facts = {"run_id": run_id, "attempts": attempt, "status": "running", "reason": ""} | facts
+    write_facts(path, **facts | ({"ends_at": None} if "ends_at" in stored else {}))
+    # A config with a run_id requires it in facts.json and in all lines, and is written last.
+    json_files.write_record(path / "config.json", {"run_id": run_id} | schema.to_dict(run))
     return attempt
 
 
@@ -177,31 +197,34 @@ def result_fields(run: schema.Run) -> dict:
 
 def sync_records(path: Path) -> None:
     """Flush the append-only files to the disk, which protects their lines from a power cut."""
-    for name in APPEND_ONLY:
+    for name in json_files.FILES:
         filesystem.sync_file(path / name)
 
 
 def repair_records(path: Path) -> None:
     """Repair the append-only files. Call it before an attempt and at the end of a run."""
-    for name in APPEND_ONLY:
+    for name in json_files.FILES:
         filesystem.repair_append_file(path / name)
 
 
 def read_facts(path: Path) -> dict:
     """Load facts.json as a flat dict. Return an empty dict before the first start."""
-    file = filesystem.open_path(path) / "facts.json"
-    return read_json(file) if file.exists() else {}
+    return stored_config.load_facts(path)
 
 
 def write_facts(path: Path, **facts) -> None:
-    """Add or replace entries of facts.json. A new file gets the entry "format"."""
-    stored = read_facts(path) or {"format": FORMAT}
-    write_json(filesystem.open_path(path) / "facts.json", stored | facts)
+    """Add or replace entries of facts.json."""
+    file = filesystem.open_path(path) / "facts.json"
+    run_id = json_files.run_id(file)
+    stored = {"run_id": run_id} if run_id else {}  # facts.json may have been deleted
+    stored |= {key: value for key, value in read_facts(path).items() if key != "format"}
+    json_files.write_record(file, stored | facts)
 
 
 def append_record(path: Path, row: dict) -> None:
-    """Append a row to a .jsonl file, as one line of JSON."""
-    filesystem.append_line(path, json_lines.to_json(row))
+    """Append a row to a .jsonl file of a run, as one line of JSON with its checksum."""
+    run_id = json_files.run_id(path) or ""
+    filesystem.append_line(path, checksums.add_line_checksum(json_files.to_json(row), run_id))
 
 
 def log_event(path: Path, attempt: int, step: int, name: str, details: str) -> None:
@@ -212,7 +235,7 @@ def log_event(path: Path, attempt: int, step: int, name: str, details: str) -> N
 
 def load_events(path: str | Path) -> list[dict]:
     """Load the events of a run in order."""
-    return list(json_lines.read_rows(filesystem.open_path(path) / "events.jsonl"))
+    return json_files.read_rows(filesystem.open_path(path) / "events.jsonl")
 
 
 def load_metrics(path: str | Path) -> list[dict]:
@@ -227,25 +250,15 @@ def load_evals(path: str | Path) -> list[dict]:
     """
     rows = parse_json_lines(filesystem.open_path(path) / "evals.jsonl")
     invalid = read_facts(filesystem.open_path(path)).get("invalid_results", {})
-    return [_without_invalid(row, invalid) for row in rows] if invalid else rows
-
-
-def _without_invalid(row: dict, invalid: Iterable[str]) -> dict:
-    """Return a row of evals.jsonl without the results named in `invalid`."""
-
-    def is_invalid(column: str) -> bool:
-        measure, dot, name = column.partition(".")
-        column = f"{measure.removesuffix('_se')}{dot}{name}"
-        return any(column == result or column.startswith(f"{result}.") for result in invalid)
-
-    return {key: value for key, value in row.items() if not is_invalid(key)}
+    return [stored_results.drop_invalid(row, invalid) for row in rows] if invalid else rows
 
 
 def attempt_metrics(path: str | Path, before: int) -> list[dict]:
     """Return the last log step of each attempt whose number is below `before`."""
     last = {
         row["attempt"]: row
-        for row in json_lines.read_rows(filesystem.open_path(path) / "metrics.jsonl")
+        for row in json_files.read_rows(filesystem.open_path(path) / "metrics.jsonl")
+        if json_files.RESTART not in row
     }
     return [row for number, row in sorted(last.items()) if number < before]
 
@@ -253,7 +266,8 @@ def attempt_metrics(path: str | Path, before: int) -> list[dict]:
 def extend_evals(path: str | Path, step: int, results: dict) -> None:
     """Add results to the evaluation of a step. Append a line that replaces the old line."""
     evaluations = {row["step"]: row for row in load_evals(path)}
-    old = evaluations.get(step, {"attempt": 0, "step": step})
+    attempt = read_facts(filesystem.open_path(path)).get("attempts", 0)
+    old = evaluations.get(step, {"attempt": attempt, "step": step})
     append_record(filesystem.open_path(path) / "evals.jsonl", old | results)
 
 
@@ -275,13 +289,13 @@ def load_runs(path: str | Path, include_others: bool = False) -> list[dict]:
 
     include_others: also return runs in the folder of a sweep that its sweep.json does not name.
     "in_sweep" is False for these runs and True for all others. A folder without sweep.json has no
-    such runs. Warn of each run whose records cannot be read. Raises ValueError if no run can be
-    read.
+    such runs. Warn of unreadable runs and lost results. Raises ValueError if no run can be read.
     """
     runs = load_folder(path)
-    for reason in runs.unreadable.values():
-        warnings.warn(reason, stacklevel=2)
     rows = [*runs.rows, *runs.others] if include_others else runs.rows
+    missing = filter(None, map(stored_results.describe_missing_result, rows))
+    for reason in (*runs.unreadable.values(), *missing):
+        warnings.warn(reason, stacklevel=2)
     return sorted(rows, key=_row_order)
 
 
@@ -293,13 +307,13 @@ def load_folder(path: str | Path) -> FolderRuns:
     top = filesystem.open_path(path)
     members: dict[Path, set[str] | None] = {}
     rows, unreadable = [], {}
-    for file in filesystem.find_files(top, "config.json"):
+    for folder in sweep_files.find_run_dirs(top):
         try:
-            row = _load_row(file.parent)
-            row["in_sweep"] = _is_in_sweep(file.parent, row["name"], top, members)
+            row = _load_row(folder)
+            row["in_sweep"] = sweep_files.is_in_sweep(folder, row["name"], top, members)
             rows.append(row)
-        except ValueError as error:
-            unreadable[file.parent] = f"{error}{LEFT_OUT}"
+        except (ValueError, PermissionError, IsADirectoryError) as error:
+            unreadable[folder] = f"{error}{LEFT_OUT}"
     if unreadable and not rows:
         more = f". {len(unreadable) - 1} more runs cannot be read" if len(unreadable) > 1 else ""
         raise ValueError(next(iter(unreadable.values())).removesuffix(LEFT_OUT) + more)
@@ -312,56 +326,35 @@ def load_folder(path: str | Path) -> FolderRuns:
 
 
 def _row_order(row: Mapping) -> tuple:
-    return row.get(N_PARAMS, 0), row["name"]
+    n_params = row.get(N_PARAMS)
+    return n_params if is_finite(n_params) else 0, row["name"]
 
 
 def _load_row(folder: Path) -> dict:
     """Return the row of one run. Raises ValueError if its records cannot be read."""
-    check_format(folder)
-    facts, evaluations = read_facts(folder), load_evals(folder)
-    file = folder / "config.json"
-    fields = schema.flatten(validation.parse_stored_run(read_json(file), file, is_used=False))
+    if not (folder / "config.json").exists():
+        raise ValueError(f"{folder} has no config.json: restore it, or delete the folder")
+    stored_config.check_format(folder)
+    (run, run_id), facts = stored_config.load_config(folder, False), read_facts(folder)
+    evaluations = load_evals(folder)
+    if run_id and not facts and (evaluations or load_metrics(folder)):
+        raise ValueError(f"{folder} has no facts.json: restore it, or start the run again")
+    stored_results.check_counts(folder, run, facts)
     reason, ends_at = facts.get("reason", ""), facts.get("ends_at")
-    last = [row for row in evaluations if row["step"] == ends_at][-1:]
-    if ends_at is None:
-        last = evaluations[-1:]
-    elif not last and evaluations:
-        reason = reason or f"evals.jsonl has no valid evaluation of the final step {ends_at}"
+    last = [row for row in evaluations if row["step"] == ends_at or ends_at is None][-1:]
+    fields = schema.flatten(run)
+    if ends_at is not None and stored_results.has_final_evaluation(fields | facts):
+        problem = json_files.find_missing_step(folder / "evals.jsonl", ends_at)
+        reason, last = "; ".join(filter(None, (reason, problem))), [] if problem else last
     results = {f"eval.{key}": value for row in last for key, value in row.items()}
-    status = facts.get("status", "lost")
+    status = facts.pop("status", "lost")
     if status == "running" and not lock.is_alive(folder):
         status = "lost"  # a killed process cannot write its status
+    version = checksums.FORMAT_VERSION if run_id else checksums.OLDEST_VERSION
+    facts = {key: value for key, value in facts.items() if key not in ("run_id", "format")}
     row = fields | facts | results | {"status": status, "dir": str(folder)}
+    row[checksums.VERSION] = version
     return row | {"reason": reason} if reason else row
-
-
-def _is_in_sweep(folder: Path, name: str, top: Path, members: dict[Path, set[str] | None]) -> bool:
-    """Return False if the nearest sweep.json between the run and `top` does not name the run.
-
-    The folder of the run must also agree with its name, so that a copy of a run does not count.
-    members: names of the runs of each folder that was examined, which this function extends.
-    """
-    sweep_dir = folder.parent
-    while len(sweep_dir.parts) >= len(top.parts):
-        if sweep_dir not in members:
-            members[sweep_dir] = read_member_names(sweep_dir)
-        names = members[sweep_dir]
-        if names is not None:
-            return name in names and name.endswith(f"/{folder.relative_to(sweep_dir).as_posix()}")
-        if sweep_dir == sweep_dir.parent:
-            break
-        sweep_dir = sweep_dir.parent
-    return True
-
-
-def read_member_names(sweep_dir: Path) -> set[str] | None:
-    """Return the names of the runs in sweep.json, None if there is no such file or entry.
-
-    Raises ValueError that names the file if it is not JSON.
-    """
-    file = filesystem.open_path(sweep_dir) / "sweep.json"
-    names = read_json(file).get("runs") if file.exists() else None
-    return {str(name) for name in names} if isinstance(names, list) else None
 
 
 def is_finite(value: object) -> TypeGuard[float]:
@@ -370,31 +363,32 @@ def is_finite(value: object) -> TypeGuard[float]:
 
 
 def is_finished(run: schema.Run) -> bool:
-    """Return True if the run is done or has diverged."""
-    return read_facts(run_dir(run)).get("status") in TERMINAL_STATUSES
+    """Return True if the run has diverged, or if it is done.
+
+    A run whose final evaluation is lost is not done if it has a checkpoint: the next attempt
+    evaluates it. With eval.patience that checkpoint may be another one, and the run is done.
+    """
+    folder = run_dir(run)
+    facts = read_facts(folder)
+    status, ends_at = facts.get("status"), facts.get("ends_at")
+    is_evaluated = stored_results.has_final_evaluation(schema.flatten(run) | facts)
+    if status != "done" or ends_at is None or run.eval.patience or not is_evaluated:
+        return status in TERMINAL_STATUSES
+    is_lost = bool(json_files.find_missing_step(folder / "evals.jsonl", ends_at))
+    has_step = (path.name.isdecimal() for path in filesystem.list_dir(folder / "checkpoints"))
+    return not (is_lost and any(has_step))
 
 
 def read_json(path: Path) -> dict:
     """Load a JSON object. Raises ValueError that names the file if it contains none."""
-    try:
-        value = json.loads(filesystem.read_limited_text(filesystem.open_path(path)))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not valid JSON: {error}: restore or delete it") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{path} must be a JSON object, not {type(value).__name__}: restore it")
-    return value
+    return json_files.read_object(path)
 
 
 def write_json(path: Path, value: dict) -> None:
-    """Replace a JSON file atomically: readers see the old or the new content."""
-    filesystem.write_file(filesystem.open_path(path), json_lines.to_json(value, indent=1) + "\n")
+    """Replace a JSON file atomically. It has no checksum, see `json_files.write_record`."""
+    filesystem.write_file(filesystem.open_path(path), json_files.to_json(value, indent=1) + "\n")
 
 
 def parse_json_lines(path: Path) -> list[dict]:
     """Load a .jsonl file in order of steps, with the last row of the last attempt for each step."""
-    by_step: dict[int, dict] = {}
-    for row in json_lines.read_rows(path):
-        previous = by_step.get(row["step"], row)
-        if row.get("attempt", 0) >= previous.get("attempt", 0):
-            by_step[row["step"]] = row
-    return [by_step[step] for step in sorted(by_step)]
+    return json_files.latest_rows(json_files.read_rows(path))

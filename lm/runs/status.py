@@ -13,7 +13,8 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from lm.runs import filesystem, json_lines, records, run_selection
+from lm.runs import filesystem, records
+from lm.runs.integrity import run_notes, sweep_files
 
 MIN_STUCK_SECONDS = 120.0  # a run is never stuck earlier after its last row of metrics
 STUCK_INTERVALS = 10  # a run is stuck after this many intervals between its rows of metrics
@@ -23,7 +24,7 @@ class FolderStatus(NamedTuple):
     """Status of all runs of a folder, sorted by sweep."""
 
     runs: list[dict]  # see `run_statuses`
-    notes: list[str]  # runs outside their sweep, unreadable runs, skipped lines
+    notes: list[str]  # runs outside their sweep, unreadable runs, damaged lines
 
 
 def run_statuses(folder: str | Path) -> list[dict]:
@@ -54,17 +55,14 @@ def folder_status(folder: str | Path) -> FolderStatus:
     Raises ValueError if there are runs and none of them can be read.
     """
     loaded = records.load_folder(folder)
-    notes = [run_selection.describe_others(loaded.others), *loaded.unreadable.values()]
-    statuses = {}
-    for row in loaded.rows:
-        statuses[row["name"]] = _started_status(row)
-        notes += json_lines.describe_invalid_lines(row["dir"])
+    notes = run_notes.folder_notes(loaded)
+    statuses = {row["name"]: _started_status(row) for row in loaded.rows}
     costs, unreadable_plans = _planned_costs(filesystem.open_path(folder))
     for run_dir, cost in costs.items():
         planned = "unreadable" if run_dir in loaded.unreadable else "planned"
         statuses.setdefault(cost["name"], _planned_status(cost) | {"status": planned})
     by_sweep = sorted(statuses.values(), key=lambda run: run["name"].rpartition("/")[0])
-    return FolderStatus(by_sweep, [note for note in [*notes, *unreadable_plans] if note])
+    return FolderStatus(by_sweep, [*notes, *unreadable_plans])
 
 
 def _planned_costs(folder: Path) -> tuple[dict[Path, dict], list[str]]:
@@ -72,14 +70,10 @@ def _planned_costs(folder: Path) -> tuple[dict[Path, dict], list[str]]:
     costs, unreadable = {}, []
     for file in filesystem.find_files(folder, "plan.json"):
         try:
-            planned = records.read_json(file).get("runs", [])
-            names = records.read_member_names(file.parent)
+            planned = sweep_files.read_plan(file.parent)
+            names = sweep_files.read_member_names(file.parent)
         except ValueError as error:
-            unreadable.append(f"{error} Its planned runs are not shown.")
-            continue
-        is_complete = all({"name", "flops", "seconds"} <= set(cost) for cost in planned)
-        if not is_complete:
-            unreadable.append(f"{file}: a run has no name, flops or seconds. It is not used.")
+            unreadable.append(f"{error}. Its planned runs are not shown.")
             continue
         for cost in planned:
             if names is None or cost["name"] in names:

@@ -21,11 +21,12 @@ from typing import Literal
 
 from lm.config import axis_rules, schema, validation
 from lm.data import dataset, tokenizers
+from lm.data.prepared import recorded_text
 from lm.data.sources import documents
 from lm.data.tokenization import run_tokenizer
 from lm.evaluation import tasks
 from lm.parallel import distributed, mesh
-from lm.runs import filesystem, lock, records
+from lm.runs import filesystem, json_files, lock, records
 from lm.sweeps import prediction, run_order
 from lm.training import loop, metric_log, vmapped_runs, warm_start
 from lm.training.checkpointing import checkpoint_retention
@@ -43,7 +44,9 @@ def validate_sweep(runs: list[schema.Run], report: Callable | None = None) -> No
     validate_configs(runs)
     validate_meshes(runs)
     for run in runs:
-        loop.validate_text(run, dataset.open_dataset(run.data, run.seed, report))
+        text = dataset.open_dataset(run.data, run.seed, report)
+        recorded_text.check_same_text(run, text)
+        loop.validate_text(run, text)
 
 
 def validate_configs(runs: list[schema.Run], n_devices: int = 0) -> None:
@@ -163,8 +166,8 @@ def write_sweep_files(sweep: str, runs: list[schema.Run], costs: list[dict]) -> 
         "command": f"uv run python -m experiments.sweep --sweep={sweep}",
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
-    records.write_json(folder / "sweep.json", request)
-    records.write_json(folder / "plan.json", {"runs": costs})
+    json_files.write_record(folder / "sweep.json", request)
+    json_files.write_record(folder / "plan.json", {"runs": costs})
     by_name = {run.name: run for run in runs}
     for run in runs:
         if run.start.run:

@@ -18,7 +18,7 @@ from lm.config import model_sizes, schema
 from lm.laws import comparability, run_table
 from lm.laws.forms import power_laws
 from lm.reports import task_analysis
-from lm.runs import records, run_selection
+from lm.runs import json_files, records, run_selection
 
 N_PARAMETERS = 3  # E, A and alpha of the law of size
 X, Y = "params.non_embedding", "eval.loss"  # input and output of the law
@@ -129,7 +129,7 @@ def write_prediction(runs: list[schema.Run], folder: Path) -> None:
     if target.eval.tasks:
         prediction["tasks"] = task_analysis.predict_task_accuracy(same_budget, n_params)
     prediction["written"] = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    records.write_json(folder / "prediction.json", prediction)
+    json_files.write_record(folder / "prediction.json", prediction)
 
 
 def runs_to_fit(runs: list[schema.Run]) -> tuple[list[str], list[str]]:

@@ -25,7 +25,7 @@ from pathlib import Path
 from lm.config import schema
 from lm.data import corpus
 from lm.parallel import mesh
-from lm.runs import filesystem, lock, records
+from lm.runs import filesystem, json_files, lock
 from lm.sweeps import launcher, prediction, run_order
 
 # A task that always exceeds its memory would otherwise be requeued without end.
@@ -144,13 +144,13 @@ def prepare_in_worker(
     """
     folder = job_folder(runs)
     marker = folder / "prepared.json"
-    while not (marker.exists() and records.read_json(marker)["submission"] == submission):
+    while not (marker.exists() and json_files.read_record(marker)["submission"] == submission):
         try:
             with lock.RunLock(folder / "preparation"):
                 launcher.validate_meshes(runs)
                 for run in runs:
                     corpus.prepare_corpus(run.data, report, mesh.count_cores())
-                records.write_json(marker, {"submission": submission})
+                json_files.write_record(marker, {"submission": submission})
         except lock.RunLocked:
             time.sleep(launcher.WAIT_SECONDS)
     launcher.validate_sweep(runs, report)
@@ -276,9 +276,9 @@ def _record_job(folder: Path, n_workers: int, job: str) -> None:
         "workers": n_workers,
         "submitted": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
-    records.write_json(folder / "jobs.json", {"jobs": [*_read_jobs(folder), row]})
+    json_files.write_record(folder / "jobs.json", {"jobs": [*_read_jobs(folder), row]})
 
 
 def _read_jobs(folder: Path) -> list[dict]:
     file = folder / "jobs.json"
-    return records.read_json(file)["jobs"] if file.exists() else []
+    return json_files.read_record(file)["jobs"] if file.exists() else []

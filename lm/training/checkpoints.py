@@ -29,6 +29,7 @@ from lm.config import schema
 from lm.model import params
 from lm.parallel import distributed
 from lm.runs import filesystem, records
+from lm.runs.integrity import stored_config
 from lm.training.checkpointing import checkpoint_manifest, checkpoint_retention
 
 SPARE_BYTES = 1 << 18  # for the files of a checkpoint other than its arrays
@@ -316,7 +317,7 @@ def open_readonly(run: schema.Run, step: int | None) -> Iterator[tuple[Checkpoin
     step: None is the newest checkpoint. Raises CheckpointError if the run has no checkpoint, or if
     the checkpoint that is read in the context is corrupt.
     """
-    records.check_format(records.run_dir(run))
+    stored_config.check_format(records.run_dir(run))
     folder = records.run_dir(run) / "checkpoints"
     if not folder.is_dir():
         raise checkpoint_manifest.CheckpointError(f"{records.run_dir(run)} has no checkpoint yet")

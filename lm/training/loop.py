@@ -22,6 +22,7 @@ import numpy as np
 
 from lm.config import flops, schema, validation
 from lm.data import corpus, dataset
+from lm.data.prepared import recorded_text
 from lm.data.tokenization import run_tokenizer
 from lm.evaluation import task_eval, tasks
 from lm.parallel import distributed, mesh
@@ -76,6 +77,9 @@ def validate_session(
     # The primary prepares the text before the other processes open it.
     distributed.run_on_primary(lambda: dataset.open_dataset(run.data, run.seed, report) and None)
     text = dataset.open_dataset(run.data, run.seed)
+    distributed.run_on_primary(lambda: recorded_text.check_same_text(run, text))
+    if run.start.run:
+        recorded_text.check_text_of_parent(run, warm_start.parent_run(run), text)
     distributed.check_equal_on_all("config", metric_log.config_hash(run))
     distributed.check_equal_on_all("prepared text", text.hash)
     validate_text(run, text)

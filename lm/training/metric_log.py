@@ -25,7 +25,9 @@ import jax
 import numpy as np
 
 from lm.config import fields, flops, schema
-from lm.data import dataset
+from lm.data import dataset, tokenizers
+from lm.data.prepared import recorded_text
+from lm.data.tokenization import run_tokenizer
 from lm.model import attention
 from lm.runs import filesystem, provenance, records
 
@@ -158,7 +160,7 @@ def collect_run_facts(
     packages = ("jax", "flax", "optax", "orbax-checkpoint", "numpy")
     facts = flops.run_facts(run) | {
         "config_hash": config_hash(run),
-        "corpus.hash": text.hash,
+        **recorded_text.text_facts(text),
         "unique_tokens": text.unique_tokens,
         "corpus.bytes_per_token": text.bytes_per_token,
         "corpus.warnings": [m.warning for m in text.manifests.values() if m.warning],
@@ -189,6 +191,19 @@ def collect_run_facts(
     for source, rows in dataset.packing_stats(text).items():
         facts |= {f"rows.{name}.{source}": value for name, value in rows.items()}
     return facts
+
+
+def start_attempt(
+    run: schema.Run, facts: dict, tokenizer: tokenizers.Tokenizer, valid_until: int
+) -> int:
+    """Save the tokenizer of a run, then open its records. Return the number of the attempt.
+
+    facts: entries of facts.json; the checksums of the tokenizer are added. valid_until: see
+    records.start_run. Raises ValueError like records.start_run, and if a tokenizer file of an
+    earlier attempt is damaged.
+    """
+    facts = facts | run_tokenizer.save_tokenizer(run, tokenizer)
+    return records.start_run(run, facts, valid_until)
 
 
 def config_hash(run: schema.Run) -> str:

@@ -107,9 +107,8 @@ class TrainingSession:
             self.facts |= warm_start.parent_facts(run)
             restored = warm_start.restore_parent(run, abstract, self.text.tokenizer)
         self.first = self.done = restored.step
-        self.attempt = distributed.run_on_primary(lambda: records.start_run(run, self.facts))
-        if distributed.is_primary():
-            self.text.tokenizer.save(self.folder)
+        arguments = run, self.facts, self.text.tokenizer, self.first if self.is_restart else -1
+        self.attempt = distributed.run_on_primary(lambda: metric_log.start_attempt(*arguments))
         for message in damage:
             self.write_event("damaged", message)
         if self.first < run.steps:
@@ -123,11 +122,10 @@ class TrainingSession:
         self.timer.assign_remainder("start")
 
     def _load_evaluations(self) -> None:
-        """Load the evaluations of the restored run; later weights are trained again."""
+        """Load the evaluations that records.start_run has not voided."""
         self.evaluations = early_stopping.EvaluationHistory(self.run)
         rows = distributed.run_on_primary(lambda: records.load_evals(self.folder))
-        if self.is_restart:
-            self.evaluations.rows = {row["step"]: row for row in rows if row["step"] <= self.first}
+        self.evaluations.rows = {row["step"]: row for row in rows}
 
     def initial_state(self, init: Callable[[int], dict]) -> dict:
         """Return the restored state; init(seed) computes its missing parts.
@@ -239,7 +237,7 @@ class TrainingSession:
     def record(self, values: list[dict], seconds: float, waited: float) -> None:
         """Record the metrics of the last steps; end the session if they are not finite.
 
-        seconds: duration of these steps. waited: seconds of it that were spent waiting for batches.
+        seconds: duration of these steps. waited: part of it that was spent waiting for batches.
         """
         self.window += values
         self.row_time.add(len(values), seconds, waited)
@@ -301,8 +299,7 @@ class TrainingSession:
                     run, self.mesh, score, params, tokenizer, self.tasks
                 )
                 row |= task_eval.to_columns(results)
-        row = {"attempt": self.attempt, "step": self.done} | row
-        self.evaluations.rows[self.done] = row
+        self.evaluations.rows[self.done] = row = {"attempt": self.attempt, "step": self.done} | row
         self.writer.append("evals.jsonl", row)
         self.report_evaluation(row)
 

@@ -17,6 +17,7 @@ import jax
 from lm.config import fields, flops, schema, validation
 from lm.data import tokenizers
 from lm.data.sources import path_permissions
+from lm.data.tokenization import run_tokenizer
 from lm.model import params, transformer
 from lm.model.hf import load
 from lm.parallel import distributed
@@ -50,21 +51,24 @@ def run_from_huggingface(
     if run_folder.exists() and any(run_folder.iterdir()):
         raise ValueError(f"--run={run_folder} is not empty: name a new folder")
     run.data.tokenizer = tokenizer or load.find_tokenizer(folder)
-    run_tokenizer = tokenizers.open_tokenizer(run.data.tokenizer)
-    if run_tokenizer.vocab_size > shape.vocab_size:
+    model_tokenizer = tokenizers.open_tokenizer(run.data.tokenizer)
+    if model_tokenizer.vocab_size > shape.vocab_size:
         raise ValueError(
-            f"{folder}: vocab_size={shape.vocab_size} is less than the {run_tokenizer.vocab_size}"
+            f"{folder}: vocab_size={shape.vocab_size} is less than the {model_tokenizer.vocab_size}"
             f" of {run.data.tokenizer}: pass the tokenizer of the model by --tokenizer"
         )
     validation.validate_run(run)
     weights = load.read_weights(folder, shape, architecture)
     run_folder.mkdir(parents=True, exist_ok=True)
-    run_tokenizer.save(run_folder)
+    model_tokenizer.save(run_folder)
     kind, _, path = run.data.tokenizer.partition(":")
     if path:
-        run.data.tokenizer = f"{kind}:{run_folder / Path(load.tokenizer_file_name(run_tokenizer))}"
+        run.data.tokenizer = (
+            f"{kind}:{run_folder / Path(load.tokenizer_file_name(model_tokenizer))}"
+        )
     # The tokens and FLOPs of the original training are unknown.
     facts = {k: v for k, v in flops.run_facts(run).items() if k not in ("tokens", "flops")}
+    facts |= run_tokenizer.tokenizer_facts(model_tokenizer)
     facts |= {"imported.family": architecture, "imported.from": folder.name}
     records.start_run(run, facts)
     abstract = jax.eval_shape(lambda: transformer.init_params(shape, 0))
@@ -134,7 +138,8 @@ def restore_parent(
     parent = parent_run(run)
     validate_start(run, parent)
     parent_folder = records.run_dir(parent)
-    if tokenizers.load_tokenizer(parent_folder).hash != tokenizer.hash:
+    parent_tokenizer = tokenizers.open_tokenizer(run_tokenizer.saved_tokenizer(parent))
+    if parent_tokenizer.hash != tokenizer.hash:
         raise ValueError(
             f"start.run={parent.name!r} has another tokenizer than data.tokenizer="
             f"{run.data.tokenizer!r}: use the tokenizer that is saved in {parent_folder}"

@@ -22,6 +22,7 @@ from tokenizers import Tokenizer, models, normalizers
 
 from lm.data import corpus, preprocessing, staging, tokenizers
 from lm.data.sources import documents
+from lm.data.tokenization import bpe_training
 
 CORPORA = Path(__file__).parents[3] / "shared" / "corpora"
 
@@ -149,10 +150,10 @@ def test_tokenizer_is_not_trained_on_heldout_text(tmp_path, monkeypatch):
 def test_tokenizer_sample_follows_the_source_weights(tmp_path, monkeypatch):
     lower = write_documents(tmp_path / "a.jsonl", word_texts())
     upper = write_documents(tmp_path / "b.jsonl", [text.upper() for text in word_texts()])
-    monkeypatch.setattr(corpus, "SAMPLE_BYTES", 8000)
+    monkeypatch.setattr(bpe_training, "SAMPLE_BYTES", 8000)
     data = data_config(tmp_path, lower, upper)
     data.sources = {lower: 3.0, upper: 1.0}
-    texts = list(corpus._tokenizer_sample(data, sorted(data.sources.items()), None))
+    texts = list(bpe_training._tokenizer_sample(data, sorted(data.sources.items()), None))
     n_lower_bytes = sum(len(text.encode()) for text in texts if text.islower())
     n_upper_bytes = sum(len(text.encode()) for text in texts if text.isupper())
     assert 6000 <= n_lower_bytes < 6600 and 2000 <= n_upper_bytes < 2600
@@ -229,11 +230,11 @@ def test_unreadable_parts_are_skipped_and_counted(tmp_path):
 
 def test_tokenizer_learns_from_all_files(tmp_path, monkeypatch):
     """With a sample of a tenth of the text, the vocabulary has a word of each of ten files."""
-    monkeypatch.setattr(corpus, "SAMPLE_BYTES", 20_000)
+    monkeypatch.setattr(bpe_training, "SAMPLE_BYTES", 20_000)
     for i in range(10):
         write_documents(tmp_path / f"{i}.jsonl", [f"{n} {WORDS[i]}" * 20 for n in range(200)])
     data = data_config(tmp_path, f"jsonl:{tmp_path}", tokenizer="bpe:400")
-    pieces = b"\n".join(corpus.prepare_tokenizer(data, tmp_path / "cache").pieces)
+    pieces = b"\n".join(bpe_training.prepare_tokenizer(data, tmp_path / "cache").pieces)
     assert all(word[:5].encode() in pieces for word in WORDS[:10])
 
 

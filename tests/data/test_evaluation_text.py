@@ -8,6 +8,7 @@ import pytest
 
 from lm.config import schema
 from lm.data import dataset, evaluation_text, tokenizers
+from lm.data.prepared import recorded_text
 from lm.runs import records
 
 WORDS = ("red", "green", "blue", "cyan", "pink", "gray", "gold", "teal")
@@ -92,8 +93,40 @@ def test_bpe_run_uses_its_own_tokenizer(run, other_text, monkeypatch):
 def test_missing_tokenizer_file_is_refused(run):
     use_bpe(run)
     (records.run_dir(run) / "tokenizer.json").unlink()
-    with pytest.raises(ValueError, match="no tokenizer.json .* data.tokenizer='bpe:300': copy"):
+    with pytest.raises(ValueError, match="no tokenizer.json, .* data.tokenizer='bpe:300': copy"):
         evaluation_text.load_run_tokenizer(run)
+
+
+def edit_own_text(run: schema.Run, folder: pathlib.Path) -> str:
+    """Train a run on text in `folder`, then change a word. Return the source."""
+    source = f"text:{folder}"
+    run.data.sources = {source: 1.0}
+    facts = recorded_text.text_facts(dataset.open_dataset(run.data, run.seed))
+    records.start_run(run, facts)
+    evaluation_text.open_evaluation_text(run)
+    path = folder / "3.txt"
+    path.write_text(path.read_text().replace("red", "rod"))
+    return source
+
+
+@pytest.mark.parametrize("is_old", [False, True])
+def test_changed_text_is_not_evaluated_silently(tiny, other_text, is_old, capsys):
+    """Version 0.2.0 recorded one hash of all sources."""
+    tiny.data.heldout_fraction = 0.5
+    source = edit_own_text(tiny, other_text)
+    folder = records.run_dir(tiny)
+    if is_old:
+        facts = records.read_facts(folder)
+        records.write_json(
+            folder / "facts.json", {k: v for k, v in facts.items() if "corpus.hash." not in k}
+        )
+    tiny.data.seq_len = 16  # the context of an evaluation may differ
+    with pytest.raises(ValueError, match=f"{source} has changed since .* --sources='") as error:
+        evaluation_text.open_evaluation_text(tiny)
+    assert "\n" not in str(error.value)
+    capsys.readouterr()
+    text, _ = evaluation_text.open_evaluation_text(tiny, {source: 1.0})
+    assert len(text.heldout(source, 9)) and "has changed since" in capsys.readouterr().err
 
 
 def test_sentencepiece_run_uses_its_own_model(run, other_text, tmp_path):

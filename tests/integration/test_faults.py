@@ -132,7 +132,7 @@ def test_changed_loss_after_a_resume_is_rejected(finished_copy):
     file = folder / "checkpoints" / "proofs.jsonl"
     (row,) = [row for row in records.parse_json_lines(file) if row["step"] == 8]
     changed = row | {"next_loss": row["next_loss"] + 1e-6}
-    file.write_text(f"{file.read_text()}{json.dumps(changed)}\n")
+    records.append_record(file, changed)
     with pytest.raises(ValueError, match="step 9 has loss .* after the restart and .* before it"):
         loop.train(finished_copy)
 

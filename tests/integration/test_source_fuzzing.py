@@ -20,6 +20,7 @@ from pyarrow import parquet
 
 from lm.config import schema, validation
 from lm.data import corpus
+from lm.data.prepared import corpus_manifest
 
 N_SOURCES = 300
 N_QUICK_SOURCES = 60
@@ -200,7 +201,7 @@ def check_source(seed: int, folder: Path) -> str:
     if expected.is_unreadable:
         check_damaged(stopped, skipped)
         return f"{maker.__name__}: {'refused' if isinstance(stopped, str) else 'correct'}"
-    if isinstance(skipped, corpus.Manifest):
+    if isinstance(skipped, corpus_manifest.Manifest):
         check_counts(skipped, expected)
     else:
         assert not expected.texts, (source, skipped)
@@ -209,21 +210,23 @@ def check_source(seed: int, folder: Path) -> str:
     return f"{maker.__name__}: {'refused' if is_refused else 'correct'}"
 
 
-def check_damaged(stopped: str | corpus.Manifest, skipped: str | corpus.Manifest) -> None:
+def check_damaged(
+    stopped: str | corpus_manifest.Manifest, skipped: str | corpus_manifest.Manifest
+) -> None:
     """Check the results of a damaged file, whose number of valid records is unknown.
 
     If a record was refused, it is counted when it is skipped. Otherwise both results are equal.
     """
-    if isinstance(stopped, corpus.Manifest):
-        assert isinstance(skipped, corpus.Manifest) and skipped.hash == stopped.hash
+    if isinstance(stopped, corpus_manifest.Manifest):
+        assert isinstance(skipped, corpus_manifest.Manifest) and skipped.hash == stopped.hash
         assert "broken" not in skipped.dropped
-    elif isinstance(skipped, corpus.Manifest):
+    elif isinstance(skipped, corpus_manifest.Manifest):
         assert skipped.dropped["broken"] > 0
     else:
         assert stopped
 
 
-def check_counts(manifest: corpus.Manifest, expected: Expected) -> None:
+def check_counts(manifest: corpus_manifest.Manifest, expected: Expected) -> None:
     """Check that each record is in the corpus, a duplicate, or in the counts of rejections."""
     n_read = sum(manifest.documents.values()) + manifest.duplicates
     dropped = collections.Counter(manifest.dropped)

@@ -36,7 +36,7 @@ import numpy as np
 
 from lm.config import schema
 from lm.parallel import deterministic, mesh
-from lm.runs import records
+from lm.runs import json_files, records
 from lm.training import loaded_model, loop
 
 config, cache, other_meshes = sys.argv[1:]
@@ -54,8 +54,8 @@ def train(name, n_devices, fsdp, parent=""):
     if parent:
         shutil.copytree(f"{run.dir}/{parent}", folder)
         shutil.rmtree(folder / "checkpoints" / str(run.steps))
-        config = records.read_json(folder / "config.json") | {"name": name}
-        records.write_json(folder / "config.json", config)
+        config = json_files.read_record(folder / "config.json") | {"name": name}
+        json_files.write_record(folder / "config.json", config)
         (folder / "evals.jsonl").unlink()
     loop.train(run)
     rows = [(row["step"], row["loss"], row["grad_norm"]) for row in records.load_metrics(folder)]

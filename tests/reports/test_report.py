@@ -241,6 +241,7 @@ def test_runs_on_other_token_budgets_are_excluded(tmp_path, page_only):
         records.write_facts(folder / f"{size}-short", tokens=1_000_000)
         records.write_facts(folder / size, tokens=2_000_000)
     (folder / "sweep.json").unlink()
+    (folder / "plan.json").unlink()  # names the runs of the sweep too
     text = page_text(folder)
     assert "300K-short done trained on 1M tokens; the law is for 2M" in text
 
@@ -286,6 +287,7 @@ def test_laws_of_a_folder_with_several_corpora_are_refused(tmp_path, page_only):
     folder = made_up_sweep.sweep(tmp_path, predict=False)
     add_other_run(folder)
     (folder / "sweep.json").unlink()
+    (folder / "plan.json").unlink()  # names the runs of the sweep too
     text = page_text(folder)
     assert "No law could be fitted: the rows are not comparable: corpus.hash is" in text
     assert "ffffffffffffffff for toy/tuned" in text
@@ -298,7 +300,7 @@ def test_damaged_runs_are_named_and_others_shown(tmp_path, page_only):
     metrics.write_bytes(b"\xff\n" + metrics.read_bytes())
     text = page_text(folder)
     assert "30K/facts.json is not valid JSON" in text and "The run is left out." in text
-    assert "60K/metrics.jsonl: 1 invalid line was skipped" in text
+    assert "60K/metrics.jsonl: line 1 is damaged and not used" in text
     assert "30K missing" not in text and "L(N) =" in text
 
 

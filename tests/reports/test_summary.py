@@ -88,3 +88,26 @@ def test_durations_have_two_units():
     durations |= {3599: "59 min 59 s", 7260: "2 h 1 min", 100_000: "1 d 3 h"}
     for seconds, text in durations.items():
         assert summary.format_duration(seconds) == text
+
+
+def test_damaged_plan_and_missing_prediction_are_named(tmp_path):
+    folder = made_up_sweep.sweep(tmp_path, noise=0.0)
+    (folder / "plan.json").write_text("{")
+    (folder / "prediction.json").unlink()
+    sweep = summary.load_summary(folder)
+    assert sweep.fit and sweep.plan == []
+    plan_note, prediction_note = sweep.notes[-2:]
+    assert "plan.json is not valid JSON" in plan_note
+    assert prediction_note.startswith("prediction.json is missing, and toy/1.6M has started")
+    assert summary.load_notes(folder) == sweep.notes
+
+
+def test_run_without_final_evaluation_is_in_no_law(tmp_path):
+    """The other runs give the law, and the reason is in the fit and in the notes."""
+    folder = made_up_sweep.sweep(tmp_path)
+    last = max(row["step"] for row in records.load_evals(folder / "300K"))
+    records.write_facts(folder / "300K", ends_at=last + 1)
+    sweep = summary.load_summary(folder)
+    reason = f"evals.jsonl has no evaluation of the final step {last + 1}"
+    assert ("toy/300K", f"has no eval.loss: {reason}") in sweep.fit.excluded
+    assert any(f"300K has no result and is excluded: {reason}" in note for note in sweep.notes)

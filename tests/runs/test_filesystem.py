@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import pytest
 from fixtures import quota
+from fixtures.damaged_files import damage_file
 
 from lm.config import schema
 from lm.data import corpus, staging
@@ -215,6 +216,27 @@ def test_token_files_from_the_bucket_are_verified(remote, bucket, tmp_path):
     with pytest.raises(ValueError, match=r"train.bin is not what was prepared: .* delete gs://"):
         corpus.prepare_corpus(other)
     assert not list((tmp_path / "other").rglob("train.bin"))
+
+
+def test_damaged_copy_is_downloaded_again(remote, bucket, tmp_path, monkeypatch, capsys):
+    remote.data.tokenizer = "bpe:300"
+    (first,) = corpus.prepare_corpus(remote.data).values()
+    expected = {p: p.read_bytes() for p in (tmp_path / "copies").rglob("*") if p.is_file()}
+    monkeypatch.setattr(corpus, "_write_corpus", lambda *_: pytest.fail("prepared again"))
+    for path in expected:
+        damage_file(path, "bit", pathlib.Path())
+        assert list(corpus.prepare_corpus(remote.data).values()) == [first]
+        assert {p: p.read_bytes() for p in expected} == expected
+        assert path.parent.name in capsys.readouterr().err or path.parent.name.startswith("bpe-")
+
+
+def test_missing_object_is_named(remote, bucket, tmp_path):
+    corpus.prepare_corpus(remote.data)
+    (name,) = (n for n in bucket.names() if n.endswith("heldout.bin"))
+    del bucket.objects[name]
+    shutil.rmtree(tmp_path / "copies")
+    with pytest.raises(ValueError, match="heldout.bin is missing, but listed in files.json: del"):
+        corpus.prepare_corpus(remote.data)
 
 
 def test_object_name_cannot_leave_its_folder(remote, bucket, tmp_path):

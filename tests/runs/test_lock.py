@@ -145,3 +145,13 @@ def test_process_exits_when_its_lock_is_taken_over(tmp_path):
     assert done.returncode == lock.EXIT_LOCK_LOST == 75
     assert "its lock file is missing" in done.stderr
     assert "its lock file is missing" in (tmp_path / "stalled.txt").read_text()
+
+
+@pytest.mark.parametrize("content", ["[]", "7", "{", '{"machine": "%s"}', '{"pid": "1"}', "\ufffd"])
+def test_damaged_lock_file_belongs_to_no_process(tmp_path, content):
+    """The heartbeat of such a file decides."""
+    path = tmp_path / "lock-1-other"
+    path.write_text(content.replace("%s", lock._machine_id()))
+    assert lock.is_alive(tmp_path)
+    os.utime(path, (1, 1))
+    assert not lock.is_alive(tmp_path)

@@ -6,7 +6,8 @@ import shutil
 import pytest
 
 from lm.config import schema, validation
-from lm.runs import records
+from lm.runs import json_files, records
+from lm.runs.integrity import checksums
 
 
 @pytest.fixture
@@ -188,7 +189,8 @@ def test_missing_final_evaluation_is_not_replaced_by_an_older_one(sweep_dir):
     file.write_text(f"{lines[0]}\n#{lines[1]}\n")
     row = next(row for row in records.load_runs(sweep_dir) if row["name"] == "s/a")
     assert "eval.loss" not in row
-    assert row["reason"] == "evals.jsonl has no valid evaluation of the final step 20"
+    message = "evals.jsonl has no evaluation of the final step 20: line 2 is damaged"
+    assert row["reason"] == message
 
 
 def test_results_marked_as_invalid_are_left_out(sweep_dir):
@@ -217,16 +219,16 @@ def test_invalid_lines_and_older_attempts_are_skipped(run):
 def test_stored_config_is_never_executed(run):
     records.start_run(run, {})
     file = records.run_dir(run) / "config.json"
-    content = json.loads(file.read_text())
+    content = json_files.read_record(file)
     content["wandb"] = "__import__('os').getcwd()"
     content["data"]["cache_dir"] = "$(id) `id` {0.__class__}"
-    file.write_text(json.dumps(content))
+    json_files.write_record(file, content)
     with pytest.raises(ValueError, match="config.json: wandb=.* must be bool, not str"):
         records.read_config(file.parent)
-    file.write_text(json.dumps(content | {"wandb": False}))
+    json_files.write_record(file, content | {"wandb": False})
     assert records.read_config(file.parent).data.cache_dir == "$(id) `id` {0.__class__}"
-    file.write_text(json.dumps(content | {"__class__": "os.system"}))
-    with pytest.raises(ValueError, match="__class__ does not exist"):
+    json_files.write_record(file, content | {"__class__": "os.system"})
+    with pytest.raises(ValueError, match="config.json: __class__ does not exist"):
         records.read_config(file.parent)
 
 
@@ -242,18 +244,17 @@ def test_run_name_cannot_leave_its_folder(run, name):
 def test_runs_of_version_0_1_are_refused_in_one_line(tmp_path):
     """facts.json of version 0.1 has no format."""
     run = schema.Run(name="old", dir=str(tmp_path))
-    records.start_run(run, {"code.version": "0.1.0"})
     folder = records.run_dir(run)
-    assert records.read_facts(folder)["format"] == records.FORMAT
-    facts = records.read_facts(folder)
-    del facts["format"]
-    records.write_json(folder / "facts.json", facts)
+    records.write_json(folder / "config.json", schema.to_dict(run))
+    records.write_json(folder / "facts.json", {"code.version": "0.1.0", "status": "done"})
     for read in (
         lambda: records.check_same_config(run),
         lambda: records.read_config(folder),
         lambda: records.load_runs(tmp_path),
     ):
-        with pytest.raises(ValueError, match="was written by version 0.1.0, format=None") as error:
+        with pytest.raises(
+            ValueError, match="was written by version 0.1.0, format_version=None"
+        ) as error:
             read()
         assert str(folder) in str(error.value) and "\n" not in str(error.value)
 
@@ -266,9 +267,10 @@ def test_config_of_version_0_1_is_refused_without_facts(tmp_path):
     assert "\n" not in str(error.value)
 
 
-def test_first_facts_of_a_run_contain_the_format(tmp_path):
+def test_facts_of_a_run_contain_the_format(tmp_path):
     records.write_facts(tmp_path, status="done")
-    assert records.read_facts(tmp_path) == {"format": records.FORMAT, "status": "done"}
+    version = checksums.FORMAT_VERSION
+    assert records.read_facts(tmp_path) == {"format_version": version, "status": "done"}
 
 
 def test_only_the_primary_process_writes(tmp_path):

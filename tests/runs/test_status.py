@@ -60,7 +60,10 @@ def test_other_runs_are_listed_apart(tmp_path):
     add_other_run(folder)
     runs, notes = status.folder_status(folder)
     assert len(runs) == 6 and status.sweep_progress(runs) == expected
-    assert notes == [f"1 run here is not part of this sweep: {folder / 'tuned'} (done)"]
+    assert notes[0] == f"1 run here is not part of this sweep: {folder / 'tuned'} (done)"
+    assert notes[1:] == [
+        "6 runs have no checksums (written by version 0.2): the records are not verified"
+    ]
 
 
 def test_runs_are_sorted_by_sweep(tmp_path):
@@ -81,9 +84,9 @@ def test_damaged_records_hide_only_their_run(tmp_path):
     by_name = {run["name"]: run["status"] for run in runs}
     assert by_name["toy/30K"] == "unreadable" and by_name["toy/60K"] == "done"
     assert "30K/facts.json is not valid JSON" in notes[0]
-    assert notes[1] == f"{metrics}: 1 invalid line was skipped"
+    assert notes[1] == f"{metrics}: line 1 is damaged and not used"
     (folder / "plan.json").write_text('{"runs": [{"name": "toy/x"}]}')
-    assert "plan.json: a run has no name, flops or seconds" in status.folder_status(folder)[1][-1]
+    assert "plan.json: a run has no name or flops or seconds" in status.folder_status(folder)[1][-1]
 
 
 def test_loss_that_is_not_a_number_is_unknown(tmp_path):

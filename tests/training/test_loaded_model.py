@@ -11,7 +11,7 @@ import pytest
 from lm.config import schema
 from lm.data.tokenization import token_healing
 from lm.evaluation import generation, scoring
-from lm.runs import records
+from lm.runs import json_files, records
 from lm.training import checkpoints, loaded_model
 from lm.training.checkpointing import checkpoint_manifest
 
@@ -99,21 +99,32 @@ def test_restore_model_returns_only_the_requested_parts(finished_run):
     assert functions.n_runs == 1
 
 
+def change_config(file, group: str, **fields) -> None:
+    """Change fields of a stored config."""
+    content = json_files.read_record(file)
+    json_files.write_record(file, content | {group: content[group] | fields})
+
+
 def test_run_for_more_devices_is_loaded_on_this_machine(finished_copy, model):
     config = records.run_dir(finished_copy) / "config.json"
-    config.write_text(config.read_text().replace('"fsdp": 1', '"fsdp": 8'))
+    change_config(config, "mesh", fsdp=8)
     assert records.read_config(config.parent).mesh.fsdp == 8
     other = loaded_model.load_model(config.parent)
     assert other.device_mesh.size == jax.device_count()
     np.testing.assert_array_equal(other.params["embed"], model.params["embed"])
 
 
+def test_renamed_run_is_loaded(finished_copy, model):
+    folder = records.run_dir(finished_copy)
+    renamed = folder.rename(folder.with_name(f"my-{folder.name}"))
+    other = loaded_model.load_model(renamed)
+    np.testing.assert_array_equal(other.params["embed"], model.params["embed"])
+
+
 def test_deterministic_run_is_loaded(finished_copy, model):
     """The mesh of the loaded model has no deterministic shards."""
     config = records.run_dir(finished_copy) / "config.json"
-    config.write_text(
-        config.read_text().replace('"deterministic_shards": 0', '"deterministic_shards": 4')
-    )
+    change_config(config, "mesh", deterministic_shards=4)
     run = records.read_config(config.parent)
     with checkpoints.CheckpointStore(finished_copy, read_only=True) as store:
         assert store.fields["mesh.deterministic_shards"] == 4
@@ -136,7 +147,7 @@ def test_batch_size_is_a_multiple_of_the_devices(finished_run):
 
 def test_model_without_its_tokenizer_file_is_refused(finished_copy):
     config = records.run_dir(finished_copy) / "config.json"
-    config.write_text(config.read_text().replace('"bytes"', '"bpe:300"'))
+    change_config(config, "data", tokenizer="bpe:300")
     with pytest.raises(ValueError, match="has no tokenizer.json"):
         loaded_model.load_model(config.parent)
 

@@ -355,8 +355,7 @@ def test_new_start_drops_the_evaluations_of_lost_weights(tiny):
     folder = records.run_dir(tiny)
     lost = {row["step"]: row for row in records.load_evals(folder)}
     shutil.rmtree(folder / "checkpoints")
-    (folder / "facts.json").unlink()
-    records.write_facts(folder, attempts=1)
+    records.write_facts(folder, status="lost")
     for row in lost.values():
         records.append_record(folder / "evals.jsonl", row | {"loss": 0.5})
     loop.train(tiny)

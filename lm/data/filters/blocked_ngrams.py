@@ -8,7 +8,7 @@ An n-gram is blocked if it occurs in held-out text or in data.decontaminate_agai
 one but not in more than decontamination.MAX_NGRAM_DOCUMENTS different training documents.
 """
 
-import tempfile
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,7 +17,9 @@ import numpy as np
 from lm.config import schema
 from lm.data import preprocessing, splits, staging
 from lm.data.filters import decontamination, ngrams
+from lm.data.prepared import checksums, temporary_folders
 from lm.data.sources import readers
+from lm.runs import filesystem
 
 HASHES_PER_WRITE = 1 << 22
 ReadSource = Callable[[str], Iterator[readers.Document]]
@@ -33,15 +35,14 @@ def decontamination_sources(data: schema.Data) -> list[str]:
 
 
 def write_blocked_ngrams(path: Path, data: schema.Data, read: ReadSource, workers: int = 1) -> None:
-    """Write the sorted hashes of the blocked n-grams to `path`, unless the file exists.
+    """Write the sorted hashes of the blocked n-grams to `path`, unless the file is intact.
 
     read: yields the documents of a source. Each source of data.sources is read
-    twice. workers: number of processes.
+    twice. workers: number of processes. The SHA-256 of the file is in a file of the suffix .sha256.
     """
-    if path.exists():
+    if _is_intact(path):
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".blocked-") as folder:
+    with temporary_folders.temporary_folder(path.parent, path.stem) as folder:
         candidates = Path(folder, "candidates")
         ngrams.write_ngram_index(candidates, _heldout_hashes(data, read))
         index = ngrams.open_ngram_index(candidates)
@@ -52,7 +53,25 @@ def write_blocked_ngrams(path: Path, data: schema.Data, read: ReadSource, worker
                 counts = n_documents[start : start + HASHES_PER_WRITE]
                 is_blocked = (counts > 0) & (counts <= decontamination.MAX_NGRAM_DOCUMENTS)
                 index[start : start + HASHES_PER_WRITE][is_blocked].tofile(file)
+        filesystem.write_file(path.with_suffix(".sha256"), checksums.file_sha256(blocked) + "\n")
         blocked.rename(path)
+
+
+def _is_intact(path: Path) -> bool:
+    """Return True if the index exists and agrees with its SHA-256. Print a line if it is damaged.
+
+    Version 0.2.0 stored no SHA-256; such an index is used after a note.
+    """
+    if not path.exists():
+        return False
+    stored = path.with_suffix(".sha256")
+    if not stored.exists():
+        checksums.print_note(f"note: {path} has no checksum, because version 0.2.0 wrote it")
+        return path.stat().st_size % np.dtype(np.uint64).itemsize == 0
+    if checksums.file_sha256(path) == stored.read_text(errors="replace").strip():
+        return True
+    print(f"{path} is damaged: its SHA-256 differs: written again", file=sys.stderr, flush=True)
+    return False
 
 
 def _heldout_hashes(data: schema.Data, read: ReadSource) -> Iterator[np.ndarray]:

@@ -1,15 +1,30 @@
-"""Tokenizer and vocabulary size that the config of a run leaves open.
+"""Tokenizer of a run: its files in the run directory, and fields that the config leaves open.
 
-    resolve_tokenizer(run)      # sets data.tokenizer and model.vocab_size, before validation
+    resolve_tokenizer(run)            # sets data.tokenizer and model.vocab_size, before validation
+    save_tokenizer(run, tokenizer)    # writes its files; returns their checksums for facts.json
+    saved_tokenizer(run)              # the verified file in the run directory
 
 A fine-tuned run uses the tokenizer file of its parent run. Without this rule, bpe:SIZE would train
 another tokenizer on the new text.
+
+facts.json has the SHA-256 of each file, so that another tokenizer is never used silently. A damaged
+file is restored from a prepared text whose copy has this SHA-256.
 """
 
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 from lm.config import model_sizes, schema
+from lm.data.prepared import checksums
 from lm.runs import filesystem, records
 
-SAVED_FILES = {"file": "tokenizer.json", "spm": "tokenizer.model"}  # names in a run directory
+if TYPE_CHECKING:
+    from lm.data import tokenizers
+
+CHECKSUMS = "tokenizer.files"  # entry of facts.json: file name -> SHA-256
+# Kind of data.tokenizer -> file in a run directory.
+SAVED_FILES = {"bpe": "tokenizer.json", "file": "tokenizer.json", "spm": "tokenizer.model"}
 
 
 def resolve_tokenizer(run: schema.Run) -> schema.Run:
@@ -37,21 +52,103 @@ def resolve_tokenizer(run: schema.Run) -> schema.Run:
     return run
 
 
-def saved_tokenizer(run: schema.Run) -> str:
-    """Return the value of data.tokenizer that names the file in the run directory.
+def tokenizer_facts(tokenizer: "tokenizers.Tokenizer") -> dict:
+    """Return the facts by which the files of a tokenizer are verified."""
+    return {CHECKSUMS: {name: checksums.sha256(raw) for name, raw in tokenizer.files().items()}}
 
-    Raises ValueError if the run has no such file and was not trained on bytes.
+
+def save_tokenizer(run: schema.Run, tokenizer: "tokenizers.Tokenizer") -> dict:
+    """Write the files of a tokenizer into the run directory. Return the facts about them.
+
+    If the run has recorded the files before, only damaged files are written. Raises ValueError if a
+    file is damaged and `tokenizer` has other files.
     """
-    folder = records.run_dir(run)
-    for kind, name in SAVED_FILES.items():
-        if (filesystem.open_path(folder) / name).exists():
-            return f"{kind}:{folder / name}"
-    if run.data.tokenizer != "bytes":
+    stored = _stored_checksums(run)
+    if stored is None:
+        tokenizer.save(records.run_dir(run))
+        return tokenizer_facts(tokenizer)
+    contents = tokenizer.files()
+    for name, checksum in stored.items():
+        path = records.run_dir(run) / name
+        content = contents.get(name, b"")
+        if _file_problem(path, checksum) and checksums.sha256(content) == checksum:
+            filesystem.write_file(path, content)
+    verify_saved_files(run)
+    return {}
+
+
+def saved_tokenizer(run: schema.Run) -> str:
+    """Return the value of data.tokenizer that names the verified file in the run directory.
+
+    Raises ValueError if the run was not trained on bytes and its file is missing or damaged.
+    """
+    kind, folder = run.data.tokenizer.partition(":")[0], records.run_dir(run)
+    verify_saved_files(run)
+    if kind == "bytes":
+        return "bytes"
+    path = folder / SAVED_FILES[kind]
+    if not path.exists():
         raise ValueError(
-            f"{folder} has no tokenizer.json or tokenizer.model, and data.tokenizer="
-            f"{run.data.tokenizer!r}: copy the tokenizer file of the run into this folder"
+            f"{folder} has no {path.name}, and data.tokenizer={run.data.tokenizer!r}: copy the"
+            " tokenizer file of the run into this folder"
         )
-    return "bytes"
+    return f"{'spm' if kind == 'spm' else 'file'}:{path}"
+
+
+def verify_saved_files(run: schema.Run) -> None:
+    """Verify the tokenizer files of a run directory, and restore damaged ones.
+
+    A run of version 0.2.0, which has no checksums, gives a note. Raises ValueError if a file is
+    damaged and no prepared text has a copy.
+    """
+    folder, stored = records.run_dir(run), _stored_checksums(run)
+    if stored is None:
+        if run.data.tokenizer != "bytes" and (folder / "facts.json").exists():
+            checksums.print_note(
+                f"note: {folder} has no checksum of its tokenizer, because version 0.2.0 wrote it"
+            )
+        return
+    for name, checksum in stored.items():
+        if problem := _file_problem(folder / name, checksum):
+            _restore_file(run, folder / name, checksum, problem)
+
+
+def _stored_checksums(run: schema.Run) -> dict[str, str] | None:
+    """Return the SHA-256 of each tokenizer file in the records of a run, None without records."""
+    stored = records.read_facts(records.run_dir(run)).get(CHECKSUMS)
+    if stored is not None and not isinstance(stored, dict):
+        path = records.run_dir(run) / "facts.json"
+        raise ValueError(f"{path}: {CHECKSUMS}={stored!r} must be an object: restore the file")
+    return stored
+
+
+def _file_problem(path: Path, checksum: str) -> str:
+    """Return the difference between a file and its SHA-256, "" without any."""
+    if not path.exists():
+        return "is missing"
+    if checksums.sha256(path.read_bytes()) != checksum:
+        return "differs from its SHA-256 in facts.json"
+    return ""
+
+
+def _restore_file(run: schema.Run, path: Path, checksum: str, problem: str) -> None:
+    """Replace a damaged tokenizer file by the copy of a prepared text with the same SHA-256."""
+    from lm.data import staging  # slow to import
+
+    for copy in sorted(staging.local_folder(run.data).glob(f"*/{path.name}")):
+        try:
+            content = copy.read_bytes()
+            if checksums.sha256(content) == checksum:
+                filesystem.write_file(path, content)
+                print(f"{path} {problem}: restored from {copy}", file=sys.stderr, flush=True)
+                return
+        except OSError as error:
+            problem += f", and {error.filename} cannot be used ({error.strerror})"
+    raise ValueError(
+        f"{path} {problem}, and no folder in data.cache_dir={run.data.cache_dir!r} has a copy:"
+        f" restore the file with the SHA-256 {checksum}, or prepare the text of the run with"
+        " experiments.prepare"
+    )
 
 
 def _parent_tokenizer(run: schema.Run) -> str:

@@ -43,8 +43,7 @@ def read_special_tokens(
     """
     folder = filesystem.open_path(folder)
     if (folder / FILE).exists():
-        values = records.read_json(folder / FILE)
-        return SpecialTokens(values["start"], values["end"], tuple(values["stops"]))
+        return _decode_special_tokens(folder / FILE)
     config, generation, tokenizer = (_read_object(folder / name) for name in HF_FILES)
     ends = [
         token_id
@@ -64,9 +63,23 @@ def read_special_tokens(
     return SpecialTokens(start, ends[0] if ends else None, tuple(ends[1:]))
 
 
-def write_special_tokens(folder: str | Path, special: SpecialTokens) -> None:
-    """Write the file that read_special_tokens reads."""
-    filesystem.write_file(filesystem.open_path(folder) / FILE, json.dumps(special._asdict()) + "\n")
+def _decode_special_tokens(path: Path) -> SpecialTokens:
+    """Return the special tokens of the file FILE. Raises ValueError for an invalid entry."""
+    values = records.read_json(path)
+    start, end, stops = (values.get(name) for name in SpecialTokens._fields)
+    if not isinstance(stops, list) or any(
+        type(value) is not int or value < 0 for value in [*stops, start or 0, end or 0]
+    ):
+        raise ValueError(
+            f"{path}: start={start!r}, end={end!r}, stops={stops!r} must be token ids: restore the"
+            " file"
+        )
+    return SpecialTokens(start, end, tuple(stops))
+
+
+def encode_special_tokens(special: SpecialTokens) -> bytes:
+    """Return the content of the file FILE, which read_special_tokens reads."""
+    return (json.dumps(special._asdict()) + "\n").encode()
 
 
 def _read_object(path: Path) -> dict:

@@ -1,7 +1,7 @@
 """Figures of task accuracy against size and loss, and of predicted task accuracies.
 
     task_accuracy.accuracy_vs_loss(rows, task_analysis.accuracy_curves(rows))
-    predictions = records.read_json("runs/quickstart/prediction.json")["tasks"]
+    predictions = sweep_files.read_prediction("runs/quickstart")["tasks"]
     task_accuracy.predicted_accuracy(predictions, rows[-1])
 
 Figures against size show the finished runs of the largest token budget, see

@@ -21,10 +21,11 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from lm.config import schema, validation
+from lm.config import schema
 from lm.model import params
 from lm.parallel import distributed
 from lm.runs import records
+from lm.runs.integrity import stored_config
 
 FORMAT_VERSION = 2
 OLDEST_READABLE = 2  # oldest version that this version opens
@@ -172,8 +173,7 @@ def expected_fields(run: schema.Run, is_stored: bool) -> dict:
     """
     file = records.run_dir(run) / "config.json"
     if is_stored and file.exists():
-        stored = validation.parse_stored_run(records.read_json(file), file)
-        return records.result_fields(stored)
+        return records.result_fields(stored_config.load_config(file.parent, False)[0])
     return records.result_fields(run)
 
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from fixtures.damaged_files import DAMAGES, damage_file
 from fixtures.text_corpora import data_config
 
 from lm.data import preprocessing, splits
@@ -27,7 +28,7 @@ def write_index(tmp_path, training_texts, workers: int = 1) -> np.ndarray:
 
     path = tmp_path / "blocked.u64"
     blocked_ngrams.write_blocked_ngrams(path, data, read, workers)
-    assert [entry.name for entry in tmp_path.iterdir()] == ["blocked.u64"]
+    assert {entry.name for entry in tmp_path.iterdir()} == {"blocked.u64", "blocked.sha256"}
     return ngrams.open_ngram_index(path)
 
 
@@ -60,3 +61,16 @@ def test_chunks_do_not_change_the_index(tmp_path, monkeypatch):
     monkeypatch.setattr(preprocessing, "CHARACTERS_PER_TASK", 100)
     monkeypatch.setattr(blocked_ngrams, "HASHES_PER_WRITE", 1)
     assert len(write_index(tmp_path, [f"{SHARED} {i}" for i in range(10)])) == 1
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_index_is_written_again(tmp_path, damage, capsys):
+    expected = write_index(tmp_path, [SHARED]).tobytes()
+    assert expected
+    other = tmp_path / "other"
+    other.write_bytes(bytes(len(expected)))
+    damage_file(tmp_path / "blocked.u64", damage, other)
+    other.unlink()
+    assert write_index(tmp_path, [SHARED]).tobytes() == expected
+    line = capsys.readouterr().err
+    assert damage == "missing" or "blocked.u64 is damaged: its SHA-256 differs" in line

@@ -1,0 +1,112 @@
+"""Find the runs of a folder, and read sweep.json, plan.json and prediction.json.
+
+    sweep_files.read_plan("runs/quickstart")       # planned cost of each run
+    sweep_files.read_prediction("runs/quickstart")
+
+Functions that read raise ValueError that names a damaged file.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from lm.runs import filesystem, json_files
+
+PLAN_COLUMNS = ("name", "flops", "seconds")  # of each run in plan.json
+
+
+def read_sweep(sweep_dir: str | Path) -> dict:
+    """Return the content of sweep.json, {} if there is neither this file nor plan.json.
+
+    If sweep.json was deleted, the runs are those of plan.json.
+    """
+    file, content = _read(sweep_dir, "sweep.json")
+    if not content:
+        names = [cost["name"] for cost in _valid_costs(*_read(sweep_dir, "plan.json"))]
+        return {"runs": names} if names else {}
+    if not isinstance(content.get("runs", []), list):
+        raise ValueError(f"{file}: runs={content['runs']!r} must be a list. {_remedy(file)}")
+    return content
+
+
+def read_member_names(sweep_dir: str | Path) -> set[str] | None:
+    """Return the names of the runs in sweep.json, None if there is no such file or entry."""
+    names = read_sweep(sweep_dir).get("runs")
+    return None if names is None else {str(name) for name in names}
+
+
+def read_plan(sweep_dir: str | Path) -> list[dict]:
+    """Return the planned cost of each run in plan.json, [] without the file."""
+    file, content = _read(sweep_dir, "plan.json")
+    costs = _valid_costs(file, content)
+    _check_members(file, [str(cost["name"]) for cost in costs], sweep_dir)
+    return costs
+
+
+def _valid_costs(file: Path, content: dict) -> list[dict]:
+    """Return the rows of plan.json. Raises ValueError if a row lacks a column."""
+    costs = content.get("runs", [])
+    is_list = isinstance(costs, list) and all(isinstance(cost, dict) for cost in costs)
+    if not is_list or any(name not in cost for cost in costs for name in PLAN_COLUMNS):
+        raise ValueError(f"{file}: a run has no {' or '.join(PLAN_COLUMNS)}. {_remedy(file)}")
+    return costs
+
+
+def read_prediction(sweep_dir: str | Path) -> dict:
+    """Return the content of prediction.json, {} without the file."""
+    file, content = _read(sweep_dir, "prediction.json")
+    if not content:
+        return {}
+    missing = [name for name in ("target", "x", "y", "runs") if name not in content]
+    if missing:
+        raise ValueError(f"{file} has no entry {missing[0]}. {_remedy(file)}")
+    _check_members(file, [str(content["target"])], sweep_dir)
+    return content
+
+
+def find_run_dirs(top: Path) -> list[Path]:
+    """Return the run directories below a folder, also those whose config.json is missing."""
+    folders = {file.parent for file in filesystem.find_files(top, "config.json")}
+    with_facts = {file.parent for file in filesystem.find_files(top, "facts.json")}
+    # A run that failed before its first attempt has facts, and neither a config nor metrics.
+    started = {f for f in with_facts - folders if filesystem.read_lines(f / "metrics.jsonl")}
+    return sorted(folders | started)
+
+
+def is_in_sweep(folder: Path, name: str, top: Path, members: dict[Path, set[str] | None]) -> bool:
+    """Return False if the nearest sweep.json between the run and `top` does not name the run.
+
+    The folder of the run must also agree with its name, so that a copy of a run does not count.
+    members: names of the runs of each folder that was examined, which this function extends.
+    """
+    sweep_dir = folder.parent
+    while len(sweep_dir.parts) >= len(top.parts):
+        if sweep_dir not in members:
+            members[sweep_dir] = read_member_names(sweep_dir)
+        names = members[sweep_dir]
+        if names is not None:
+            return name in names and name.endswith(f"/{folder.relative_to(sweep_dir).as_posix()}")
+        if sweep_dir == sweep_dir.parent:
+            break
+        sweep_dir = sweep_dir.parent
+    return True
+
+
+def _read(sweep_dir: str | Path, name: str) -> tuple[Path, dict]:
+    """Return the path of a file, and its content or {}."""
+    file = filesystem.open_path(sweep_dir) / name
+    return file, json_files.read_record(file) if file.exists() else {}
+
+
+def _check_members(file: Path, names: Iterable[str], sweep_dir: str | Path) -> None:
+    """Raise ValueError if a file describes runs of another sweep."""
+    members = read_member_names(sweep_dir)
+    sweeps = {name.partition("/")[0] for name in members or ()}
+    others = [name for name in names if name.partition("/")[0] not in sweeps]
+    if sweeps and others:
+        raise ValueError(
+            f"{file} describes {others[0]}, a run of another sweep than sweep.json. {_remedy(file)}"
+        )
+
+
+def _remedy(file: Path) -> str:
+    return "Restore the file" if file.name == "sweep.json" else "Restore the file, or delete it"

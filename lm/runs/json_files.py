@@ -1,0 +1,160 @@
+"""JSON files of a run: objects and lines with their checksums.
+
+    json_files.write_record(run_dir / "facts.json", facts)
+    facts = json_files.read_record(run_dir / "facts.json")
+    rows = json_files.read_rows(run_dir / "metrics.jsonl")
+    json_files.read_file(run_dir / "metrics.jsonl").damaged          # [3]: number of the third line
+
+A valid line is a JSON object with an integer "step" and the checksum of its run: see
+integrity/checksums.py. Other lines are damaged, and readers do not use them. Status and report list
+their numbers. A crash can cut the last line of a run, which is no damage until the run has ended.
+"""
+
+import json
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lm.runs import filesystem
+from lm.runs.integrity import checksums
+
+FILES = ("metrics.jsonl", "evals.jsonl", "events.jsonl", "checkpoints/proofs.jsonl")
+RESTART = "restart"  # entry of a row that voids the rows after its step
+
+
+class JsonLines(NamedTuple):
+    """Content of a .jsonl file."""
+
+    rows: dict[int, dict]  # number of a valid line, from 1 -> its row without its checksum
+    damaged: list[int]  # numbers of the damaged lines
+    cut: int  # number of an unfinished last line, else 0
+
+
+def to_json(value: Any, indent: int | None = None) -> str:
+    """Return plain data as JSON. NaN and infinity become text, because JSON has no such numbers."""
+    return json.dumps(_without_nan(value), indent=indent, allow_nan=False)
+
+
+def _without_nan(value: Any) -> Any:
+    """Replace NaN and infinity by their names."""
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_nan(item) for item in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def read_object(path: Path) -> dict:
+    """Load a JSON object. Raises ValueError that names the file if it contains none."""
+    try:
+        value = json.loads(filesystem.read_limited_text(filesystem.open_path(path)))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not valid JSON: {error}: restore or delete it") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} must be a JSON object, not {type(value).__name__}: restore it")
+    return value
+
+
+def read_record(path: Path) -> dict:
+    """Load a file of `write_record`, without its checksum. Raises ValueError if it is damaged."""
+    return checksums.verify_object(path, read_object(path))
+
+
+def write_record(path: Path, value: dict) -> None:
+    """Replace a JSON file atomically, with a checksum and the version of the format."""
+    content = checksums.add_checksum(json.loads(to_json(value)))
+    filesystem.write_file(filesystem.open_path(path), to_json(content, indent=1) + "\n")
+
+
+def run_id(path: Path) -> str | None:
+    """Return the run_id in config.json of the run that contains a file.
+
+    Return None for a run of version 0.2, which has no run_id and no checksums. Raises ValueError if
+    config.json is damaged.
+    """
+    for folder in (path.parent, path.parent.parent):
+        file = folder / "config.json"
+        if file.exists():
+            return read_record(file).get("run_id")
+    return None
+
+
+def read_file(path: Path) -> JsonLines:
+    """Load a .jsonl file, and verify the checksum of each line."""
+    lines = filesystem.read_lines(path)
+    expected_run_id = run_id(path) if lines else None
+    rows, damaged, cut = {}, [], 0
+    for number, line in enumerate(lines, 1):
+        row = _parse_line(line, expected_run_id)
+        if row is not None:
+            rows[number] = row
+        elif number == len(lines) and not line.endswith("}"):
+            cut = number
+        elif line.strip():
+            damaged.append(number)
+    return JsonLines(rows, damaged, cut)
+
+
+def read_rows(path: Path) -> list[dict]:
+    """Return the rows of the valid lines of a file in order."""
+    return list(read_file(path).rows.values())
+
+
+def find_missing_step(path: Path, step: int) -> str:
+    """Return the reason why a .jsonl file has no intact row of a step, "" if it has one.
+
+    A damaged line after the row may have replaced the row. path: file of a run that has ended.
+    """
+    content = read_file(path)
+    rows = latest_rows(content.rows.values())
+    numbers = [
+        number for number, row in content.rows.items() if row in rows and row["step"] == step
+    ]
+    damaged = max([*content.damaged, content.cut])
+    if not numbers:
+        cause = f": line {damaged} is damaged" if damaged else ""
+        return f"{path.name} has no evaluation of the final step {step}{cause}"
+    if damaged > max(numbers):
+        return f"line {damaged} of {path.name} is damaged and may replace the final evaluation"
+    return ""
+
+
+def latest_rows(rows: Iterable[dict]) -> list[dict]:
+    """Return the row of the last attempt for each step, in order of steps.
+
+    rows: rows of a file in order. Rows that a later attempt has voided are left out: see
+    records.start_run.
+    """
+    by_step: dict[int, dict] = {}
+    restarts: list[dict] = []
+    for row in rows:
+        if RESTART in row:
+            restarts.append(row)
+            by_step = {step: old for step, old in by_step.items() if not _is_voided(old, row, 0)}
+        elif not any(_is_voided(row, restart, restart["attempt"]) for restart in restarts):
+            previous = by_step.get(row["step"], row)
+            if row.get("attempt", 0) >= previous.get("attempt", 0):
+                by_step[row["step"]] = row
+    return [by_step[step] for step in sorted(by_step)]
+
+
+def _is_voided(row: dict, restart: dict, attempt: int) -> bool:
+    """Return True if a row belongs to weights that do not exist since a restart.
+
+    attempt: number for a row without an attempt.
+    """
+    return row.get("attempt", attempt) < restart["attempt"] and row["step"] > restart["step"]
+
+
+def _parse_line(line: str, expected_run_id: str | None) -> dict | None:
+    """Return the row of a line without its checksum, or None if the line is damaged."""
+    try:
+        line.encode()  # fails for the surrogates that represent invalid bytes
+        content = checksums.verify_line(line, expected_run_id)
+        row = json.loads(content) if content else None
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(row, dict) or type(row.get("step")) is not int:
+        return None
+    return row if type(row.get("attempt", 0)) is int else None

@@ -1,0 +1,137 @@
+"""Records of a run that continues: damaged files, and evaluations of discarded weights."""
+
+import dataclasses
+import pathlib
+import shutil
+
+import conftest
+import pytest
+from fixtures import verified_sweep
+
+from lm.runs import json_files, records
+from lm.runs.integrity import run_notes
+from lm.training import loop, session
+
+
+@pytest.fixture(scope="module")
+def evaluated_run(text_file, tmp_path_factory):
+    """Return a finished run with an evaluation and a checkpoint at each fourth step."""
+    run = conftest.tiny_run(text_file, tmp_path_factory.mktemp("evaluated"))
+    run.eval.interval = 4
+    loop.train(run)
+    return run
+
+
+@pytest.fixture
+def stopped_run(evaluated_run, tmp_path):
+    """Return a copy of the run that continues after step 8."""
+    run = dataclasses.replace(evaluated_run, dir=str(tmp_path / "runs"))
+    folder = records.run_dir(run)
+    shutil.copytree(records.run_dir(evaluated_run), folder)
+    shutil.rmtree(folder / "checkpoints" / "12")
+    records.write_facts(folder, status="lost")
+    return run
+
+
+def results(run) -> tuple[dict, dict]:
+    """Return {step: loss} of the metrics and of the evaluations."""
+    folder = records.run_dir(run)
+    return tuple(
+        {row["step"]: row["loss"] for row in rows}
+        for rows in (records.load_metrics(folder), records.load_evals(folder))
+    )
+
+
+def flip_bit(file: pathlib.Path) -> None:
+    data = bytearray(file.read_bytes())
+    data[len(data) // 3] ^= 4
+    file.write_bytes(data)
+
+
+@pytest.mark.parametrize("name", verified_sweep.RUN_FILES)
+def test_resume_with_a_damaged_record_is_equal_or_refused(stopped_run, evaluated_run, name):
+    folder = records.run_dir(stopped_run)
+    if not (folder / name).exists():
+        records.log_event(folder, 1, 4, "spike", "loss")
+    flip_bit(folder / name)
+    if name in ("config.json", "facts.json"):
+        with pytest.raises(ValueError, match=rf"{name} is (damaged|not valid JSON).*") as error:
+            loop.train(stopped_run)
+        assert "\n" not in str(error.value)
+        return
+    loop.train(stopped_run)
+    for values, expected in zip(results(stopped_run), results(evaluated_run), strict=True):
+        assert values.items() <= expected.items()
+        assert values.keys() == expected.keys() or name in ("metrics.jsonl", "evals.jsonl")
+    (row,) = records.load_runs(folder)
+    (expected,) = records.load_runs(records.run_dir(evaluated_run))
+    assert row["eval.loss"] == expected["eval.loss"]
+    notes = run_notes.folder_notes(records.load_folder(folder))
+    assert notes or name == "heldout.npz"  # which the last evaluation replaced
+
+
+def test_records_of_another_run_are_not_continued(stopped_run, evaluated_run, tmp_path):
+    other = dataclasses.replace(evaluated_run, dir=str(tmp_path / "other"), seed=1)
+    loop.train(other)
+    folder = records.run_dir(stopped_run)
+    for name in ("metrics.jsonl", "evals.jsonl"):
+        shutil.copy(records.run_dir(other) / name, folder / name)
+    loop.train(stopped_run)
+    metrics, evaluations = results(stopped_run)
+    expected_metrics, expected_evaluations = results(evaluated_run)
+    assert metrics == {step: expected_metrics[step] for step in (10, 12)}
+    assert evaluations == {step: expected_evaluations[step] for step in (8, 12)}
+    notes = run_notes.folder_notes(records.load_folder(folder))
+    assert "evals.jsonl: lines 1, 2, 3 are damaged" in str(notes)
+
+
+def test_restart_without_checkpoints_repeats_all_evaluations(stopped_run):
+    """The interval differs, so that the old evaluations would stay between the new ones."""
+    folder = records.run_dir(stopped_run)
+    shutil.rmtree(folder / "checkpoints")
+    stopped_run.eval.interval = 6
+    loop.train(stopped_run)
+    rows = records.load_evals(folder)
+    assert [(row["step"], row["attempt"]) for row in rows] == [(6, 2), (12, 2)]
+    assert {row["attempt"] for row in records.load_metrics(folder)} == {2}
+    assert records.read_facts(folder)["ends_at"] == 12
+
+
+def test_resumed_run_repeats_evaluations_after_its_checkpoint(stopped_run, evaluated_run):
+    before = results(stopped_run)
+    loop.train(stopped_run)
+    assert results(stopped_run) == before == results(evaluated_run)
+    folder = records.run_dir(stopped_run)
+    attempts = [row["attempt"] for row in records.load_evals(folder)]
+    assert attempts == [1, 1, 2]
+    content = json_files.read_file(folder / "evals.jsonl")
+    assert len(content.rows) == 5 and not content.damaged  # with the restart
+
+
+def test_lost_final_evaluation_is_repeated(evaluated_run, tmp_path):
+    run = dataclasses.replace(evaluated_run, dir=str(tmp_path / "runs"))
+    folder = shutil.copytree(records.run_dir(evaluated_run), records.run_dir(run))
+    *lines, last = (folder / "evals.jsonl").read_text().splitlines()
+    (folder / "evals.jsonl").write_text("\n".join([*lines, last[:40]]))
+    assert not records.is_finished(run)
+    loop.train(run)
+    assert records.is_finished(run) and results(run) == results(evaluated_run)
+
+
+def test_rewind_repeats_evaluations_with_the_new_batches(tiny, monkeypatch):
+    """The run rewinds from step 10 to its checkpoint of step 8, and skips two batches."""
+    tiny.eval.interval, tiny.optim.on_nonfinite = 3, "rewind"
+    find_nonfinite = session.TrainingSession._nonfinite
+
+    def fail_once(active_session):
+        is_failure = active_session.done == 10 and active_session.attempt == 1
+        return [{"loss": 1e9, "grad_norm": 0}] if is_failure else find_nonfinite(active_session)
+
+    monkeypatch.setattr(session.TrainingSession, "_nonfinite", fail_once)
+    loop.train(tiny)
+    folder = records.run_dir(tiny)
+    assert [skip["batches"] for skip in records.read_facts(folder)["passed_over"]] == [2]
+    attempts = [(row["step"], row["attempt"]) for row in records.load_evals(folder)]
+    assert attempts == [(3, 1), (6, 1), (9, 2), (12, 2)]
+    stored = [row["loss"] for row in json_files.read_rows(folder / "evals.jsonl") if "loss" in row]
+    assert len(stored) == 5 and stored[2] != stored[3]
