@@ -305,12 +305,7 @@ def open_tokenizer(name: str) -> Tokenizer:
         return ByteTokenizer()
     try:
         file = filesystem.open_path(path).expanduser()
-        if (n_bytes := filesystem.file_size(file)) > MAX_FILE_BYTES:
-            raise ValueError(
-                f"data.tokenizer={name!r} has {n_bytes:,} bytes, more than {MAX_FILE_BYTES:,}: set"
-                " another file"
-            )
-        raw = file.read_bytes()
+        raw = filesystem.read_limited_bytes(file, MAX_FILE_BYTES)
         tokenizer = (
             HFTokenizer(raw.decode(), path) if kind == "file" else SentencePieceTokenizer(raw, path)
         )
@@ -325,10 +320,7 @@ def open_tokenizer(name: str) -> Tokenizer:
     if special != special_tokens.SpecialTokens(tokenizer.start):
         tokenizer.use_special_tokens(special)
     if tokenizer.vocab_size > MAX_VOCAB_SIZE:
-        raise ValueError(
-            f"data.tokenizer={name!r} has the token id {tokenizer.vocab_size - 1}, which must be"
-            f" below {MAX_VOCAB_SIZE}: set another file"
-        )
+        raise ValueError(f"data.tokenizer={name!r} has a token id above 2^24: set another file")
     return tokenizer
 
 

@@ -91,6 +91,13 @@ def read_limited_text(path: Path) -> str:
     return path.read_text(encoding="utf-8")
 
 
+def read_limited_bytes(path: Path, limit: int) -> bytes:
+    """Return the bytes of a file. Raises ValueError if it has more than `limit`."""
+    if (n_bytes := file_size(path)) > limit:
+        raise ValueError(f"{path} has {n_bytes:,} bytes, more than {limit:,}: use another file")
+    return path.read_bytes()
+
+
 def file_size(path: Path) -> int:
     """Return the number of bytes of a file."""
     return getattr(path.stat(), "length" if is_remote(path) else "st_size")

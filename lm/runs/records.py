@@ -139,7 +139,7 @@ def check_same_config(run: schema.Run) -> None:
     stored_config.check_format(path)
     if not (path / "config.json").exists():
         return
-    new, old = schema.flatten(run), schema.flatten(stored_config.load_config(path)[0])
+    new, old = schema.flatten(run), schema.flatten(stored_config.load_config(path, False)[0])
     changed = {
         field: f"{field}={old[field]!r}, now {value!r}"
         for field, value in new.items()
@@ -174,7 +174,7 @@ def start_run(run: schema.Run, facts: dict, valid_until: int | None = None) -> i
     restarts.check_evaluations(path, run.eval.patience)
     repair_records(path)
     has_config = (path / "config.json").exists()
-    run_id = stored_config.load_config(path)[1] if has_config else stored.get("run_id")
+    run_id = stored_config.load_config(path, False)[1] if has_config else stored.get("run_id")
     if run_id is None:
         run_id = secrets.token_hex(8)
         restarts.add_checksums(path, run_id)
@@ -335,7 +335,7 @@ def _load_row(folder: Path) -> dict:
     if not (folder / "config.json").exists():
         raise ValueError(f"{folder} has no config.json: restore it, or delete the folder")
     stored_config.check_format(folder)
-    (run, run_id), facts = stored_config.load_config(folder), read_facts(folder)
+    (run, run_id), facts = stored_config.load_config(folder, False), read_facts(folder)
     evaluations = load_evals(folder)
     if run_id and not facts and (evaluations or load_metrics(folder)):
         raise ValueError(f"{folder} has no facts.json: restore it, or start the run again")

@@ -184,7 +184,7 @@ def test_full_disk_is_reported_before_a_save(tiny, state, monkeypatch):
 
 @pytest.mark.parametrize("limit", [300, 8192, 100_000])
 def test_quota_is_reported_in_one_line(tiny, state, limit):
-    """The earlier checkpoint remains, and the next start removes the incomplete one."""
+    """The earlier checkpoint remains."""
     state = state | {"params": {f"w{i}": jnp.arange(60_000.0) * i for i in range(4)}}
     save_steps(tiny, state, 3)
     with (
@@ -196,8 +196,6 @@ def test_quota_is_reported_in_one_line(tiny, state, limit):
         store.steps()
     assert raised.value.errno == errno.EFBIG and "\n" not in str(raised.value)
     assert restore_newest(tiny, state) == (3, [])
-    folder = records.run_dir(tiny) / "checkpoints"
-    assert [path.name for path in folder.iterdir() if path.is_dir()] == ["3"]
 
 
 def test_copied_folder_is_no_checkpoint_of_another_step(tiny, state):

@@ -12,12 +12,11 @@ from lm.runs import filesystem, json_files
 from lm.runs.integrity import checksums
 
 
-def load_config(path: Path, is_used: bool = False) -> tuple[schema.Run, str | None]:
+def load_config(path: Path, is_used: bool = True) -> tuple[schema.Run, str | None]:
     """Load config.json of a run directory. Return the config with its stored name, and the run_id.
 
-    is_used: also check combinations of fields, as before a start. The run_id is None for a run of
-    version 0.2. Raises ValueError that names a damaged file, or if
-    facts.json belongs to another run.
+    is_used: see validation.parse_stored_run. The run_id is None for a run of version 0.2. Raises
+    ValueError that names a damaged file, or if facts.json belongs to another run.
     """
     file = path / "config.json"
     content = json_files.read_record(file)

@@ -173,7 +173,7 @@ def expected_fields(run: schema.Run, is_stored: bool) -> dict:
     """
     file = records.run_dir(run) / "config.json"
     if is_stored and file.exists():
-        return records.result_fields(stored_config.load_config(file.parent, is_used=True)[0])
+        return records.result_fields(stored_config.load_config(file.parent, is_used=False)[0])
     return records.result_fields(run)
 
 

@@ -237,7 +237,7 @@ def test_huge_files_are_not_read(folder, monkeypatch):
         load.read_shape(folder)
     with open(folder / "tokenizer.json", "r+b") as file:
         file.truncate(2**40)
-    with pytest.raises(ValueError, match=r"tokenizer.json' has 1,099,511,627,776 bytes, more than"):
+    with pytest.raises(ValueError, match=r"tokenizer.json has 1,099,511,627,776 bytes, more than"):
         tokenizers.open_tokenizer(f"file:{folder / 'tokenizer.json'}")
 
 
@@ -252,5 +252,5 @@ def test_token_id_beyond_memory_is_refused(folder):
     content = json.loads(file.read_text())
     content["model"]["vocab"]["zzz"] = 4_000_000_000
     file.write_text(json.dumps(content))
-    with pytest.raises(ValueError, match="has the token id 4000000000, which must be below"):
+    with pytest.raises(ValueError, match="has a token id above 2.24: set another"):
         tokenizers.open_tokenizer(f"file:{file}")

@@ -123,7 +123,6 @@ def test_interrupted_deletion_leaves_no_incomplete_step(tiny, state, monkeypatch
     assert deleted.exists() and checkpoints.newest_checkpoint(tiny) == 12
     assert restored_step(tiny, state) == 12
     assert not deleted.exists()
-    records.check_format(records.run_dir(tiny))
 
 
 def test_failed_save_deletes_no_checkpoint(tiny, state, monkeypatch):
@@ -137,3 +136,10 @@ def test_failed_save_deletes_no_checkpoint(tiny, state, monkeypatch):
         with pytest.raises(OSError, match="No space left on device"):
             store.save(9, state, "hash", [], 0.0)
     assert saved_steps(folder) == [3, 6]
+
+
+def test_incomplete_save_is_removed_at_the_next_start(tiny, state):
+    folder = save_steps(tiny, state, 3)
+    (folder / "6.orbax-checkpoint-tmp" / "state.orbax-checkpoint-tmp").mkdir(parents=True)
+    assert restored_step(tiny, state) == 3
+    assert [path.name for path in folder.iterdir() if path.is_dir()] == ["3"]
