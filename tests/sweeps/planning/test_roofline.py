@@ -174,8 +174,11 @@ def test_memory_traffic_counts_each_product_and_weight():
 def test_network_time_counts_the_collectives_of_each_mesh():
     """Each device sends (n - 1) / n of an array per ring, and twice that per all-reduce."""
     stream, n_sharded, norms = 2 * N_TOKENS * 40, n_elements() - N_NORMS, 2 * 4 * N_NORMS
+    reduced, keys = 2 * 4 * n_elements(), 2 * 2 * N_TOKENS * 2 * 8
     for fields, n_bytes in (
-        ({"data": 4}, 3 / 4 * 2 * 4 * n_elements()),
+        ({"data": 4}, 3 / 4 * reduced),
+        ({"sequence": 4}, 3 / 4 * (reduced + 3 * 3 * keys)),
+        ({"sequence": 4, "remat": "full"}, 3 / 4 * (reduced + 4 * 3 * keys)),
         ({"fsdp": 4}, 3 / 4 * (3 * 2 * n_sharded + norms)),
         ({"fsdp": 4, "remat": "full"}, 3 / 4 * (4 * 2 * n_sharded + norms)),
         ({"fsdp": 4, "accumulation": 2}, 3 / 4 * 2 * (3 * 2 * n_sharded + norms)),
