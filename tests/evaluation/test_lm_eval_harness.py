@@ -2,6 +2,7 @@
 
 import json
 import os
+import types
 
 import jax
 import numpy as np
@@ -139,3 +140,14 @@ def test_generation_kwargs_are_converted_or_rejected():
     assert random.temperature == 0.7 and random.max_tokens == 5
     with pytest.raises(ValueError, match="num_beams"):
         lm_eval_harness._to_sampling_params({"num_beams": 4})
+
+
+def test_truncated_contexts_of_all_requests_are_counted(model):
+    """The context has 32 tokens, and the last token of an answer is no input."""
+    adapter = lm_eval_harness.make_adapter(*model, BYTES)
+    prompts = ["q" * n for n in (30, 31, 32, 33, 40)]
+    adapter.loglikelihood([types.SimpleNamespace(args=(prompt, "aa")) for prompt in prompts])
+    assert adapter.n_truncated == 3
+    options = {"max_gen_toks": 2}
+    adapter.generate_until([types.SimpleNamespace(args=(prompt, options)) for prompt in prompts])
+    assert adapter.n_truncated == 3 + 2

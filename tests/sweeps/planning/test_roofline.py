@@ -1,6 +1,7 @@
 """The analytic estimate against traced programs and against the compiler of the CPU."""
 
 import dataclasses
+import functools
 
 import pytest
 
@@ -122,24 +123,33 @@ def hand_counted_run(remat="none", accumulation=1, **mesh_fields) -> schema.Run:
     return run
 
 
+@functools.cache
+def small_weights() -> list[roofline.Weight]:
+    return roofline.list_weights(SMALL)
+
+
 def n_elements() -> int:
     """Return the number of parameters of SMALL."""
-    return sum(weight.n for weight in roofline.list_weights(SMALL))
+    return sum(weight.n for weight in small_weights())
+
+
+def estimate_small(run: schema.Run, target: str) -> roofline.Estimate:
+    return roofline.estimate_step(run, hardware.parse_target(target), small_weights())
 
 
 @pytest.mark.parametrize("remat", STORED_BYTES)
 def test_temporaries_are_the_sum_of_the_arrays_of_a_step(remat):
     activations = 3 * STORED_BYTES[remat] + LAYER_BYTES + LOGIT_BYTES
-    estimated = estimate(hand_counted_run(remat), "cpu:1")
+    estimated = estimate_small(hand_counted_run(remat), "cpu:1")
     assert estimated.temporaries == 4 * n_elements() + N_TOKENS * activations
-    accumulated = estimate(hand_counted_run(remat, accumulation=2), "cpu:1")
+    accumulated = estimate_small(hand_counted_run(remat, accumulation=2), "cpu:1")
     assert accumulated.temporaries == 2 * 4 * n_elements() + N_TOKENS / 2 * activations
     assert (estimated.params, estimated.optimizer) == (4 * n_elements(), 8 * n_elements())
 
 
 def test_sharded_weights_are_gathered_layer_by_layer():
     """Two layers are on a device at once, and the largest table with its float32 gradient."""
-    estimated = estimate(hand_counted_run("full", fsdp=4), "cpu:4")
+    estimated = estimate_small(hand_counted_run("full", fsdp=4), "cpu:4")
     local_size = (n_elements() - N_NORMS) / 4 + N_NORMS
     layer_size = (n_elements() - N_NORMS - 2 * N_TABLE) / 3
     gathered = 2 * 2 * layer_size + (2 + 4) * N_TABLE
@@ -157,7 +167,7 @@ def test_memory_traffic_counts_each_product_and_weight():
             run = hand_counted_run(remat, accumulation)
             tokens = N_TOKENS * (3 * n_passes * layer + 6 * 4 * 512)
             weights = n_elements() * (n_passes * 2 * accumulation + 2 * (2 + 2) * 4)
-            estimated = estimate(run, "cpu:1")
+            estimated = estimate_small(run, "cpu:1")
             assert estimated.memory_seconds * 10e9 == pytest.approx(tokens + weights)
             assert estimated.compute_seconds * 0.05e12 == pytest.approx(estimated.flops)
 
@@ -165,8 +175,11 @@ def test_memory_traffic_counts_each_product_and_weight():
 def test_network_time_counts_the_collectives_of_each_mesh():
     """Each device sends (n - 1) / n of an array per ring, and twice that per all-reduce."""
     stream, n_sharded, norms = 2 * N_TOKENS * 40, n_elements() - N_NORMS, 2 * 4 * N_NORMS
+    reduced, keys = 2 * 4 * n_elements(), 2 * 2 * N_TOKENS * 2 * 8
     for fields, n_bytes in (
-        ({"data": 4}, 3 / 4 * 2 * 4 * n_elements()),
+        ({"data": 4}, 3 / 4 * reduced),
+        ({"sequence": 4}, 3 / 4 * (reduced + 3 * 3 * keys)),
+        ({"sequence": 4, "remat": "full"}, 3 / 4 * (reduced + 4 * 3 * keys)),
         ({"fsdp": 4}, 3 / 4 * (3 * 2 * n_sharded + norms)),
         ({"fsdp": 4, "remat": "full"}, 3 / 4 * (4 * 2 * n_sharded + norms)),
         ({"fsdp": 4, "accumulation": 2}, 3 / 4 * 2 * (3 * 2 * n_sharded + norms)),
@@ -174,7 +187,7 @@ def test_network_time_counts_the_collectives_of_each_mesh():
         ({"tensor": 2, "remat": "full"}, 1 / 2 * 2 * (5 * 3 + 2) * stream),
     ):
         run = hand_counted_run(**fields)
-        estimated = estimate(run, "cpu:2" if run.mesh.tensor > 1 else "cpu:4")
+        estimated = estimate_small(run, "cpu:2" if run.mesh.tensor > 1 else "cpu:4")
         assert estimated.network_seconds * LINK_SPEED == pytest.approx(n_bytes), fields
 
 
