@@ -44,14 +44,14 @@ TEXT_FUNCTION = re.compile(r"_*(describe|format|print|report|explain|warn|repr|s
 TIMEOUT, NO_TESTS = -1000, 5  # exit status: no end within the limit; pytest found no test
 SKIPPED = (ast.JoinedStr, ast.Raise, ast.Assert, ast.Import, ast.ImportFrom)
 # Operator of the syntax tree: operators that replace it.
-SWAPS = dict(
-    pair.split(":")
+SWAPS = {
+    pair.partition(":")[0]: pair.partition(":")[2]
     for pair in (
         "Lt:LtE,GtE LtE:Lt,Gt Gt:GtE,LtE GtE:Gt,Lt Eq:NotEq NotEq:Eq Is:IsNot IsNot:Is In:NotIn"
         " NotIn:In Add:Sub Sub:Add Mult:Div Div:Mult FloorDiv:Mult Mod:FloorDiv Pow:Mult"
         " BitAnd:BitOr BitOr:BitAnd And:Or Or:And"
     ).split()
-)
+}
 
 
 class Mutant(NamedTuple):
@@ -104,9 +104,11 @@ def list_mutants(source: bytes, path: str) -> Iterator[Mutant]:
     for line in source.splitlines(keepends=True):
         offsets.append(offsets[-1] + len(line))
     for node in _code_nodes(ast.parse(source)):
+        if not isinstance(node, ast.expr | ast.stmt) or node.end_lineno is None:
+            continue
         for text in _replacements(node):
             start = offsets[node.lineno - 1] + node.col_offset
-            end = offsets[node.end_lineno - 1] + node.end_col_offset
+            end = offsets[node.end_lineno - 1] + (node.end_col_offset or 0)
             changed = text if isinstance(node, ast.AugAssign) else f"({text})"
             yield Mutant(path, node.lineno, start, end, ast.unparse(node), changed)
 

@@ -27,7 +27,7 @@ from absl import flags
 
 from experiments.benchmarks import interleaved
 from experiments.common import cli
-from lm.config import flops, schema, validation
+from lm.config import field_names, flops, schema, validation
 
 SHAPES = {
     #    d_model n_layers n_heads batch
@@ -228,7 +228,7 @@ def _set_field(run: schema.Run, name: str, text: str) -> None:
     """Set the field `name`, such as "model.dtype", to the value of `text`."""
     field_types = schema.field_types(schema.Run)
     if name not in field_types:
-        raise ValueError(f"--set={name}: {schema.suggest_names(name, list(field_types))}")
+        raise ValueError(f"--set={name}: {field_names.suggest_names(name, list(field_types))}")
     *groups, field = name.split(".")
     field_type = field_types[name]
     parent = run

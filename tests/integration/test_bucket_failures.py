@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from fixtures import failing_bucket, made_up_bucket
+from fixtures import failing_bucket
 
+from experiments.benchmarks.attack import simulated_bucket
 from experiments.common import cli
 from lm.config import schema
 from lm.data import dataset
@@ -64,10 +65,10 @@ def test_restore_survives_failed_downloads(run, monkeypatch, failure):
 
 def test_truncated_object_is_a_damaged_checkpoint(run):
     save(run, 3, 6)
-    for name in made_up_bucket.STORE.names("bucket/runs/tiny/checkpoints/6/state/"):
-        content = made_up_bucket.STORE.objects[name][0]
+    for name in simulated_bucket.STORE.names("bucket/runs/tiny/checkpoints/6/state/"):
+        content = simulated_bucket.STORE.objects[name][0]
         if len(content) > 1000:
-            made_up_bucket.STORE.put(name, content[: len(content) // 2])
+            simulated_bucket.STORE.put(name, content[: len(content) // 2])
     with checkpoints.CheckpointStore(run) as store:
         restored = store.restore_newest(ABSTRACT)
     assert restored.step == 3 and "checkpoint 6 is damaged" in restored.damage[0]
@@ -80,14 +81,14 @@ def test_failed_upload_of_text_leaves_no_complete_copy(tiny, bucket, tmp_path, m
         tiny.data, cache_dir="gs://bucket/data", local_cache_dir=str(tmp_path / "a")
     )
     with monkeypatch.context() as patch:
-        usual = made_up_bucket.Bucket._open
+        usual = simulated_bucket.Bucket._open
 
         def open_object(self, path, mode="rb", **options):
             if mode == "wb" and path.endswith("train.bin"):
                 raise error
             return usual(self, path, mode, **options)
 
-        patch.setattr(made_up_bucket.Bucket, "_open", open_object)
+        patch.setattr(simulated_bucket.Bucket, "_open", open_object)
         with pytest.raises((OSError, ValueError)) as raised:
             dataset.open_dataset(remote, 0)
         assert "\n" not in str(raised.value)
@@ -106,7 +107,7 @@ def test_truncated_download_of_text_is_detected(tiny, bucket, tmp_path, monkeypa
     )
     dataset.open_dataset(remote, 0)
     other = dataclasses.replace(remote, local_cache_dir=str(tmp_path / "b"))
-    usual = made_up_bucket.Bucket._open
+    usual = simulated_bucket.Bucket._open
 
     def open_object(self, path, mode="rb", **options):
         file = usual(self, path, mode, **options)
@@ -115,7 +116,7 @@ def test_truncated_download_of_text_is_detected(tiny, bucket, tmp_path, monkeypa
         return file
 
     with monkeypatch.context() as patch:
-        patch.setattr(made_up_bucket.Bucket, "_open", open_object)
+        patch.setattr(simulated_bucket.Bucket, "_open", open_object)
         with pytest.raises(ValueError, match="train.bin is not what was prepared: its SHA-256"):
             dataset.open_dataset(other, 0)
     assert not list((tmp_path / "b").rglob("train.bin"))

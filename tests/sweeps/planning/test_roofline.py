@@ -124,8 +124,8 @@ def hand_counted_run(remat="none", accumulation=1, **mesh_fields) -> schema.Run:
 
 
 @functools.cache
-def small_weights() -> list[roofline.Weight]:
-    return roofline.list_weights(SMALL)
+def small_weights() -> list[memory_estimate.Weight]:
+    return memory_estimate.list_weights(SMALL)
 
 
 def n_elements() -> int:
