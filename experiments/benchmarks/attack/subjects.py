@@ -143,11 +143,9 @@ def build(root: Path, n_runs: int = len(SIZES)) -> Subjects:
     else:
         run_undisturbed(root / "finished", "sweep", [f"--sweep=attack.py:{n_runs}"])
     shutil.copytree(root / "finished", root / "read")  # The archive is written into the folder.
-    values = [
-        children.call(root / "read", function).value
-        for function in (readers.read_records, readers.read_results)
-    ]
-    return Subjects(root, *values, readers.file_hashes(root / "finished" / "data"))
+    records = children.call(root / "read", readers.read_records).value
+    runs = children.call(root / "read", readers.read_results).value
+    return Subjects(root, records, runs, readers.file_hashes(root / "finished" / "data"))
 
 
 def _build_stopped(folder: Path, prepared: Path) -> None:
