@@ -94,9 +94,10 @@ def first_difference(expected: Any, actual: Any, path: str = "") -> str:
             if difference:
                 return difference
         return ""
-    both_nan = isinstance(expected, float) and isinstance(actual, float)
-    both_nan = both_nan and math.isnan(expected) and math.isnan(actual)
-    if expected == actual or both_nan:
+    if isinstance(expected, float) and isinstance(actual, float):
+        if math.isnan(expected) and math.isnan(actual):
+            return ""
+    if expected == actual:
         return ""
     return f"{path}: {_short(actual)}, expected {_short(expected)}"
 
