@@ -249,21 +249,13 @@ def markup(folder: Path, private: Path, rng: random.Random) -> Command:
 
 
 def absurd_archive(folder: Path, private: Path, rng: random.Random) -> Command:
-    """Replace the loss sums per document by an archive with an absurd header."""
-    import io
-    import zipfile
-
+    """Replace the loss sums per document by an array with an absurd header."""
     header = "{'descr': '<f8', 'fortran_order': False, 'shape': (1000000000000000,), }"
     if rng.random() < 0.4:
         header = "{'descr': '|O', 'fortran_order': False, 'shape': (3,), }"
     raw = header.ljust(117).encode() + b"\n"
-    array = b"\x93NUMPY\x01\x00" + struct.pack("<H", len(raw)) + raw + b"cos\nsystem\n."
-    path = folder / subjects.RUN / "heldout.npz"
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(path) as old, zipfile.ZipFile(buffer, "w") as new:
-        for name in old.namelist():
-            new.writestr(name, array)
-    path.write_bytes(buffer.getvalue())
+    content = b"\x93NUMPY\x01\x00" + struct.pack("<H", len(raw)) + raw + bytes(64)
+    (folder / subjects.RUN / "heldout.npz").write_bytes(content)
     return rng.choice((REPORT, STATUS))
 
 
