@@ -71,8 +71,8 @@ class Subjects:
     """
 
     root: Path
-    records: dict[str, Any]  # results of readers.read_records of the finished sweep
-    runs: dict[str, Any]  # results of readers.read_results of the finished sweep
+    records: dict[str, Any]  # records of the finished sweep, by reader
+    runs: dict[str, Any]  # results of the finished runs, by size
     corpus: dict[str, str]  # SHA-256 of the prepared files
     commands: dict[str, Any] = field(default_factory=dict)  # results of evaluate, sample, export
     efforts: dict[str, Effort] = field(default_factory=dict)  # of undisturbed commands
