@@ -1,7 +1,7 @@
 """Processes of the attack: commands and functions in a process that can be killed.
 
     ended = children.run_command(folder, "train", ["--config=run.py"])
-    ended = children.call(folder, readers.read_records)
+    ended = children.call(folder, function)
 
 The processes start from a server that has imported the libraries, so that a command starts in a
 fraction of a second. A command in such a process is the module that `python -m` runs, with the

@@ -71,8 +71,8 @@ class Subjects:
     """
 
     root: Path
-    records: dict[str, Any]  # results of readers.read_records of the finished sweep
-    runs: dict[str, Any]  # results of readers.read_results of the finished sweep
+    records: dict[str, Any]  # records of the finished sweep, by reader
+    runs: dict[str, Any]  # results of the finished runs, by size
     corpus: dict[str, str]  # SHA-256 of the prepared files
     commands: dict[str, Any] = field(default_factory=dict)  # results of evaluate, sample, export
     efforts: dict[str, Effort] = field(default_factory=dict)  # of undisturbed commands
@@ -143,10 +143,9 @@ def build(root: Path, n_runs: int = len(SIZES)) -> Subjects:
     else:
         run_undisturbed(root / "finished", "sweep", [f"--sweep=attack.py:{n_runs}"])
     shutil.copytree(root / "finished", root / "read")  # The archive is written into the folder.
-    read = root / "read"
-    stored = children.call(read, readers.read_records).value
-    results = children.call(read, readers.read_results).value
-    return Subjects(root, stored, results, readers.file_hashes(root / "finished" / "data"))
+    records = children.call(root / "read", readers.read_records).value
+    runs = children.call(root / "read", readers.read_results).value
+    return Subjects(root, records, runs, readers.file_hashes(root / "finished" / "data"))
 
 
 def _build_stopped(folder: Path, prepared: Path) -> None:

@@ -37,17 +37,17 @@ def run_case(seed: int, attacked: subjects.Subjects) -> outcomes.Outcome:
     else:
         command = rng.choice((*readers.COMMANDS, "resume", "records", "records"))
     label = f"{kind} {file}, read by "
-    found = []
+    results = []
     if not file.startswith(("data", "compiled")) and "checkpoints" not in file:
-        found.append(read_damaged_records(rng, file, kind, attacked, seed % 5 == 0))
+        results.append(read_damaged_records(rng, file, kind, attacked, seed % 5 == 0))
     if command == "resume" and not _is_read(file, command, attacked):
         command = "evaluate"
     if command != "records" and _is_read(file, command, attacked):
         outcome = _read_by_command(rng, file, kind, attacked, command)
-        found.append(outcome._replace(detail=f"{command}: {outcome.detail}"))
-    if not found:
+        results.append(outcome._replace(detail=f"{command}: {outcome.detail}"))
+    if not results:
         return outcomes.Outcome("skipped", f"{label}no command")
-    outcome = outcomes.worst(found)
+    outcome = outcomes.worst(results)
     return outcome._replace(detail=label + outcome.detail)
 
 
@@ -100,14 +100,14 @@ def read_damaged_records(
     shutil.rmtree(folder)
     if ended.status:
         return outcomes.Outcome("failed", f"records: {ended.errors[-400:]}")
-    found = []
+    results = []
     for reader, result in ended.value.items():
         without = attacked.without(run)[reader] if run else None
         outcome = judge_records(attacked.records[reader], without, result, run, names)
         if reader == "paired" and outcome.kind == "failed" and _is_part(result, attacked):
             outcome = outcomes.Outcome("excluded", "no paired error")
-        found.append(outcome._replace(detail=f"{reader}: {outcome.detail}"))
-    outcome = outcomes.worst(found)
+        results.append(outcome._replace(detail=f"{reader}: {outcome.detail}"))
+    outcome = outcomes.worst(results)
     if real and outcome.kind == "excluded" and not outcome.detail.startswith("paired"):
         if Path(file).name not in real.output and subjects.RUN not in real.output:
             return outcomes.Outcome("failed", f"real {real.command} does not name the file")

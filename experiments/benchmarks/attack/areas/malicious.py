@@ -113,17 +113,17 @@ def _find_markup(folder: Path, output: str) -> str:
 def _change_config(folder: Path, **changes: Any) -> None:
     """Write another config of the run, as a stranger who knows the format would."""
     from lm.config import schema
-    from lm.runs import records
+    from lm.runs import json_files
 
     file = folder / subjects.RUN / "config.json"
-    value = json.loads(file.read_text())
+    value = json_files.read_record(file)
     known = schema.flatten(schema.Run())
     for name, new in changes.items():
         name = name.replace("__", ".")
         assert name in known, name
         group, _, field = name.rpartition(".")
         (value[group] if group else value)[field] = new
-    records.write_json(file, value)
+    json_files.write_record(file, value)
 
 
 def private_source(folder: Path, private: Path, rng: random.Random) -> Command:
@@ -215,55 +215,50 @@ def nested_json(folder: Path, private: Path, rng: random.Random) -> Command:
 
 def strange_values(folder: Path, private: Path, rng: random.Random) -> Command:
     """Replace a value of a record by a value of another type."""
-    from lm.runs import records
+    from lm.runs import json_files
+    from lm.runs.integrity import checksums
 
     files = ("facts.json", "../sweep.json", "../plan.json", "evals.jsonl", "metrics.jsonl")
     path = folder / subjects.RUN / rng.choice(files)
     new = rng.choice((None, [], {}, "text", -1, 10**400, [[]], {"a": {}}, True))
     if path.suffix == ".json":
-        value = json.loads(path.read_text())
+        value = json_files.read_record(path)
         value[rng.choice(sorted(value))] = new
-        records.write_json(path, value)
+        json_files.write_record(path, value)
     else:
-        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        run_id, rows = json_files.run_id(path), json_files.read_rows(path)
         row = rng.choice(rows)
         row[rng.choice(sorted(row))] = new
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        lines = [json.dumps(row) for row in rows]
+        lines = [checksums.add_line_checksum(line, run_id) for line in lines] if run_id else lines
+        path.write_text("".join(f"{line}\n" for line in lines))
     return rng.choice((REPORT, STATUS))
 
 
 def markup(folder: Path, private: Path, rng: random.Random) -> Command:
     """Write HTML into the texts of records."""
-    from lm.runs import records
+    from lm.runs import json_files, records
 
     run, html = folder / subjects.RUN, rng.choice(HTML)
     for column in ("host", "code.commit", "code.version", "reason", "devices.kind"):
         records.write_facts(run, **{column: html})
     records.append_record(run / "evals.jsonl", {"attempt": 1, "step": 20, f"task.{html}.acc": 1.0})
     records.log_event(run, 1, 20, "spike", html)
-    sweep = json.loads((folder / readers.SWEEP / "sweep.json").read_text())
+    sweep = json_files.read_record(folder / readers.SWEEP / "sweep.json")
     sweep |= {"sweep": html, "command": html, "created": html}
     sweep["runs"] = [*sweep["runs"], f"attack/{html}"]
-    records.write_json(folder / readers.SWEEP / "sweep.json", sweep)
+    json_files.write_record(folder / readers.SWEEP / "sweep.json", sweep)
     return REPORT
 
 
 def absurd_archive(folder: Path, private: Path, rng: random.Random) -> Command:
-    """Replace the loss sums per document by an archive with an absurd header."""
-    import io
-    import zipfile
-
+    """Replace the loss sums per document by an array with an absurd header."""
     header = "{'descr': '<f8', 'fortran_order': False, 'shape': (1000000000000000,), }"
     if rng.random() < 0.4:
         header = "{'descr': '|O', 'fortran_order': False, 'shape': (3,), }"
     raw = header.ljust(117).encode() + b"\n"
-    array = b"\x93NUMPY\x01\x00" + struct.pack("<H", len(raw)) + raw + b"cos\nsystem\n."
-    path = folder / subjects.RUN / "heldout.npz"
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(path) as old, zipfile.ZipFile(buffer, "w") as new:
-        for name in old.namelist():
-            new.writestr(name, array)
-    path.write_bytes(buffer.getvalue())
+    content = b"\x93NUMPY\x01\x00" + struct.pack("<H", len(raw)) + raw + bytes(64)
+    (folder / subjects.RUN / "heldout.npz").write_bytes(content)
     return rng.choice((REPORT, STATUS))
 
 

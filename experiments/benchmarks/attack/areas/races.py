@@ -49,15 +49,15 @@ def _start_together(
         started.append(children.start_command(folder, target.command, target.arguments))
         time.sleep(rng.choice((0.0, rng.uniform(0, 0.5))))
     ended = [child.wait() for child in started]
-    found = [
+    results = [
         outcomes.judge_command(end.status, end.output, end.errors, NAMES)
         for end in ended
         if end.status
     ]
-    outcome = outcomes.worst(found) if found else outcomes.Outcome("same")
+    outcome = outcomes.worst(results) if results else outcomes.Outcome("same")
     if outcome.kind == "failed":
         return outcome
-    if len(found) == len(ended):
+    if len(results) == len(ended):
         return outcomes.Outcome("failed", f"every process was refused: {outcome.detail}")
     return _repeat_and_compare(folder, target, attacked, outcome)
 
@@ -77,16 +77,16 @@ def _read_beside(rng: random.Random, attacked: subjects.Subjects) -> outcomes.Ou
     target = kills.Target("prepared", "sweep", [subjects.PAIR], subjects.SIZES[:2])
     folder = attacked.copy(target.state)
     sweep = children.start_command(folder, target.command, target.arguments)
-    found = []
+    results = []
     commands = {"status": REPORT, "report": REPORT, "evaluate": readers.COMMANDS["evaluate"]}
     for _ in range(5):
         time.sleep(rng.uniform(0, 2))
         command = rng.choice(list(commands))
         ended = children.run_command(folder, command, commands[command])
         outcome = outcomes.judge_command(ended.status, ended.output, ended.errors, NAMES)
-        found.append(outcome._replace(detail=f"{command}: {outcome.detail}"))
+        results.append(outcome._replace(detail=f"{command}: {outcome.detail}"))
     ended = sweep.wait()
     if ended.status:
         detail = f"the sweep ends with {ended.status}: {ended.errors[-300:]}"
         return outcomes.Outcome("failed", detail)
-    return _repeat_and_compare(folder, target, attacked, outcomes.worst(found))
+    return _repeat_and_compare(folder, target, attacked, outcomes.worst(results))
