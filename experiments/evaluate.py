@@ -145,7 +145,7 @@ def _evaluate_tasks(run, names: str) -> None:
     from lm.runs import records
     from lm.training import loaded_model
 
-    task_list = tasks.load_tasks(names)
+    task_list = tasks.load_tasks(names, "--tasks")
     if _ANSWERS.value and not any(task.generate for task in task_list):
         raise ValueError("--answers needs --tasks with a task that generates: add ?generate=1")
     tokenizer = evaluation_text.load_run_tokenizer(run)

@@ -113,9 +113,15 @@ def load_task(name: str) -> Task:
     return _apply_chat_template(task, values.get("template", ""))
 
 
-def load_tasks(names: str) -> list[Task]:
-    """Load the tasks of run.eval.tasks: names separated by white space, see the docstring above."""
-    return [load_task(name) for name in uri.split_names(names)]
+def load_tasks(names: str, field: str = "eval.tasks") -> list[Task]:
+    """Load the tasks of run.eval.tasks: names separated by white space, see the docstring above.
+
+    field: field or flag that contains the names. A ValueError for an invalid name begins with it.
+    """
+    try:
+        return [load_task(name) for name in uri.split_names(names)]
+    except ValueError as error:
+        raise ValueError(f"{field}: {error}") from None
 
 
 def _synthetic_task(name: str, values: dict[str, Any]) -> Task:

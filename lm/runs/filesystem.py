@@ -12,8 +12,10 @@ listing is always consistent. In a bucket, an append-only file is stored as one 
 
 import concurrent.futures
 import contextlib
+import glob
 import os
 import shutil
+import socket
 import tempfile
 import time
 import typing
@@ -71,7 +73,9 @@ def write_file(path: Path, data: str | bytes) -> None:
     if is_remote(path):
         path.write_bytes(raw)
         return
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    prefix = f".{path.name}.{socket.gethostname()}-"
+    _remove_interrupted(path.parent, prefix)
+    temporary = path.with_name(f"{prefix}{os.getpid()}")
     try:
         with name_errors(path), open(temporary, "wb") as file:
             file.write(raw)
@@ -81,6 +85,28 @@ def write_file(path: Path, data: str | bytes) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def _remove_interrupted(folder: Path, prefix: str) -> None:
+    """Remove the temporary files of writes that were killed on this machine.
+
+    prefix: start of their names, which end in the number of the process.
+    """
+    for path in folder.glob(f"{glob.escape(prefix)}*"):
+        number = path.name.removeprefix(prefix)
+        if number.isdecimal() and not is_process_alive(int(number)):
+            path.unlink(missing_ok=True)
+
+
+def is_process_alive(number: int) -> bool:
+    """Return True if this machine has a process of this number."""
+    try:
+        os.kill(number, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return number > 0
 
 
 def read_limited_text(path: Path) -> str:

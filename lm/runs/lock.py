@@ -168,7 +168,9 @@ def _is_recent(path: Path) -> bool:
     """Return True if the process of a lock runs on this machine, or has sent a heartbeat lately."""
     owner = _read_owner(path)
     if _is_of_this_machine(owner):
-        return _is_process(owner["pid"]) and _start_time(owner["pid"]) == owner["born"]
+        return (
+            filesystem.is_process_alive(owner["pid"]) and _start_time(owner["pid"]) == owner["born"]
+        )
     return abs(time.time() - _last_heartbeat(path)) <= STALE_SECONDS
 
 
@@ -229,13 +231,3 @@ def _start_time(pid: int) -> str:
     except OSError:
         return ""
     return "dead" if fields[0] in "ZX" else fields[19]
-
-
-def _is_process(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return pid > 0

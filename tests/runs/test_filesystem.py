@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import shutil
+import socket
 import time
 
 import jax
@@ -287,3 +288,16 @@ def test_absurdly_large_text_is_not_read(tmp_path):
         file.truncate(2**40)
     with pytest.raises(ValueError, match="1,099,511,627,776 bytes are more than 67,108,864"):
         filesystem.read_limited_text(tmp_path / "sparse.json")
+
+
+def test_next_write_removes_the_file_of_a_killed_write(tmp_path):
+    """Files of other processes and of other machines remain."""
+    file, killed = tmp_path / "facts.json", 2**22 + 1  # larger than all process numbers
+    host = socket.gethostname()
+    leftovers = [f".facts.json.{host}-{killed}", f".facts.json.{host}-{os.getppid()}"]
+    leftovers += [".facts.json.otherhost-1", f".facts.jsonl.{host}-{killed}"]
+    for name in leftovers:
+        (tmp_path / name).write_text("half")
+    filesystem.write_file(file, "new")
+    assert file.read_text() == "new"
+    assert {path.name for path in tmp_path.iterdir()} == {"facts.json", *leftovers[1:]}
