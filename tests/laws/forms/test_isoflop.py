@@ -163,7 +163,9 @@ def test_resampled_runs_have_intervals_like_those_of_the_noise():
     """Both bootstraps estimate the same error, so half-widths agree within a factor of two."""
     widths = {}
     for resample in ("runs", "noise"):
-        fit = fit_isoflop(sweep(noise=0.002, sizes=15), resample=resample, bootstrap=400)
+        fit = fit_isoflop(
+            sweep(noise=0.002, sizes=15), method="parabola", resample=resample, bootstrap=400
+        )
         low, high = fit.interval("exponent")
         assert low < 0.5 < high
         widths[resample] = high - low
