@@ -134,3 +134,14 @@ def test_inputs_are_accepted_by_name(fit):
     for inputs, named in (((), {"D": 1e9}), ((1e9,), {"N": 1e9}), ((1e9,), {"levl": 0.9})):
         with pytest.raises(ValueError, match="predict accepts N= all by name"):
             fit.predict(*inputs, **named)
+
+
+def test_extrapolation_is_the_largest_factor_in_both_directions(fit):
+    """The reach itself is no extrapolation. The note names the input that is furthest out."""
+    largest, smallest = fit.x[0].max(), fit.x[0].min()
+    exact = fit.reach * largest
+    assert exact / largest == fit.reach and fit.predict(exact).note == ""
+    assert "extrapolation" in fit.predict(1.01 * exact).note
+    factor, note = fit._extrapolation([np.array([largest * 2 * fit.reach, smallest / 1e3])])
+    assert factor == pytest.approx(max(1e3, 2 * fit.reach)) and note.startswith("1e+03 times")
+    assert fit._extrapolation([np.array([smallest, largest])]) == (1.0, "")

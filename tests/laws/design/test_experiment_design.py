@@ -1,5 +1,6 @@
 """Tests of profile likelihoods and of the advised next run."""
 
+import types
 from typing import Any
 
 import numpy as np
@@ -183,3 +184,11 @@ def test_advised_tokens_per_parameter_are_in_range():
     fit = power_laws.chinchilla(sweep, n="N", d="D", y="L", bootstrap=200)
     advice = experiment_design.advise(fit, budget=1e21, target=(1e10, 2e11))
     assert all(4.99 <= row["D"] / row["N"] <= 80.01 for row in advice.table)
+
+
+def test_default_grid_extends_to_twice_the_interval_in_logs():
+    law_fit = types.SimpleNamespace(params={"E": 2.0}, intervals={"E": (1.6, 2.6)})
+    grid = experiment_design._default_grid(law_fit, "E")
+    assert len(grid) == 21 and grid[10] == pytest.approx(2.0)
+    assert (grid[0], grid[-1]) == pytest.approx((2.0 / 1.25**2, 2.0 * 1.3**2))
+    assert np.ptp(np.diff(np.log(grid[:11]))) < 1e-9 and np.ptp(np.diff(np.log(grid[10:]))) < 1e-9

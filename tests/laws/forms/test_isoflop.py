@@ -157,3 +157,16 @@ def test_shared_trunk_runs_have_a_warning():
     fit = fit_isoflop(shared, bootstrap=0)
     assert any("25 rows have 5 trunks" in text for text in fit.warnings)
     assert not any("trunks" in text for text in fit_isoflop(independent, bootstrap=0).warnings)
+
+
+def test_resampled_runs_have_intervals_like_those_of_the_noise():
+    """Both bootstraps estimate the same error, so half-widths agree within a factor of two."""
+    widths = {}
+    for resample in ("runs", "noise"):
+        fit = fit_isoflop(
+            sweep(noise=0.002, sizes=15), method="parabola", resample=resample, bootstrap=400
+        )
+        low, high = fit.interval("exponent")
+        assert low < 0.5 < high
+        widths[resample] = high - low
+    assert 0.5 < widths["runs"] / widths["noise"] < 2
