@@ -21,11 +21,14 @@ relative to the interval that assumes the form, at 2, 4, 10 and 30 times the lar
     capped at 5th size  100, 100, 100, 100  100, 100, 100, 100  1.13, 1.28, 1.48, 1.72
     capped at 6th size  97, 74, 54, 47      100, 100, 100, 100  1.20, 1.43, 1.67, 1.91
     two powers          87, 62, 30, 10      95, 93, 89, 87      1.19, 1.45, 1.76, 2.06
+    shifted power       99, 86, 49, 21      100, 99, 97, 94     1.18, 1.44, 1.73, 1.99
+    steeper break       60, 10, 0, 0        96, 94, 94, 94      1.34, 1.74, 2.11, 2.43
+    flatter break       78, 44, 11, 2       88, 74, 62, 54      1.15, 1.39, 1.69, 2.01
 
 Real sweeps, 26 settings: coverage 80.7% if the form is assumed, 94.3% if its uncertainty is
 included, 97.4% for the union; score 10.39, 8.99, 11.28; median half-width 3.03, 3.59, 4.24.
 --kind=bound computes the smallest width that any method needs: 2.6 and 2.7 at 10x and 30x for the
-flatter break, unless the method knows its direction. At 1.3 times the width, no method covers it.
+flatter break, and 1.6 and 1.9 for a method that knows its direction. So none covers it at 1.3.
 """
 
 from collections.abc import Callable

@@ -266,5 +266,6 @@ def test_published_notebook_draws_its_figures(monkeypatch):
     )
     client.execute()
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
-    assert sum("image/png" in output.get("data", {}) for output in outputs) == 3
+    assert sum("image/png" in output.get("data", {}) for output in outputs) == 4
+    assert "the residuals are curved in log D" in str(outputs)
     assert "477.84" in str(outputs) and "477.83" in str(outputs)

@@ -42,11 +42,11 @@ def power(
     group, where, mixed, bootstrap, resample, seed, reach.
 
     In 1,000 simulated sweeps of seven runs with noise of 0.3%, 95% intervals at 2, 4, 10 and 30
-    times the largest N contained a new run in 97, 98, 98 and 99% if the form was right, at 1.1,
-    1.3, 1.6 and 1.8 times the width that assumes the form. Wrong forms that bend the residuals (two
-    powers, shifted power, capped tokens, a break to a steeper law) were covered in 94-100, 90-100,
-    83-100 and 77-100%, and in 60-99, 10-86, 0-54 and 0-47% by intervals that assume the form.
-    A break to a flatter law, which the floor E imitates, was covered in 87, 72, 56 and 43%. See
+    times the largest N contained a new run in 96, 98, 97 and 98% if the form was right, at 1.2,
+    1.4, 1.7 and 1.9 times the width that assumes the form. Wrong forms that bend the residuals (two
+    powers, shifted power, capped tokens, a break to a steeper law) were covered in 95-100, 93-100,
+    89-100 and 87-100%. Intervals that assume the form covered four of these five in 0-54% at 10x.
+    A break to a flatter law, which the floor E imitates, was covered in 88, 74, 62 and 54%. See
     `form_uncertainty` and experiments/benchmarks/law_coverage.py.
     """
     parsed = fit.parse_options("power", options, fit.FitOptions(loss="log_squares"), OPTIONS)
