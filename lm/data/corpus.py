@@ -30,7 +30,7 @@ import numpy as np
 from lm.config import fields, schema
 from lm.data import preprocessing, splits, staging, tokenizers
 from lm.data.filters import blocked_ngrams, decontamination
-from lm.data.prepared import checksums, corpus_manifest, temporary_folders
+from lm.data.prepared import block_checksums, corpus_manifest, temporary_folders
 from lm.data.sources import documents, readers, source_files
 from lm.data.tokenization import bpe_training
 from lm.runs import filesystem
@@ -162,7 +162,7 @@ def _prepare_source(
         staging.download(plan.data, plan.folder)
         try:
             manifest = _open_prepared(plan, tokenizer, verify_all)
-        except checksums.DamagedText as damage:
+        except block_checksums.DamagedText as damage:
             manifest = _repair(plan, tokenizer, damage, report, workers)
         if manifest is None:
             manifest = _write_corpus(plan, tokenizer, report, workers)
@@ -188,11 +188,11 @@ def _open_prepared(
     corpus_manifest.verify_tokenizer_files(manifest, tokenizer)
     corpus_manifest.verify_files(manifest, verify_all)
     if plan.data.drop_near_duplicates and not (plan.folder / "seen.sqlite").exists():
-        raise checksums.DamagedText(f"{plan.folder / 'seen.sqlite'} is missing")
+        raise block_checksums.DamagedText(f"{plan.folder / 'seen.sqlite'} is missing")
     if not manifest.checksums:
         is_lossless = plan.data.tokenizer.partition(":")[0] in ("bytes", "bpe")
         corpus_manifest.verify_counts(manifest, tokenizer, is_lossless)
-        checksums.print_note(
+        block_checksums.print_note(
             f"note: {plan.folder} has no checksums, because version 0.2.0 prepared it: only its"
             " counts are verified"
         )
@@ -202,7 +202,7 @@ def _open_prepared(
 def _repair(
     plan: CorpusPlan,
     tokenizer: tokenizers.Tokenizer,
-    damage: checksums.DamagedText,
+    damage: block_checksums.DamagedText,
     report: ProgressCallback | None,
     workers: int,
 ) -> corpus_manifest.Manifest:
@@ -213,13 +213,13 @@ def _repair(
     if filesystem.is_remote(plan.data.cache_dir):
         shutil.rmtree(plan.folder)
         staging.download(plan.data, plan.folder)
-        with contextlib.suppress(checksums.DamagedText):
+        with contextlib.suppress(block_checksums.DamagedText):
             if manifest := _open_prepared(plan, tokenizer, verify_all=True):
                 print(f"{damage}: downloaded again", file=sys.stderr, flush=True)
                 return manifest
     print(f"{damage}: {plan.source} is prepared again", file=sys.stderr, flush=True)
     old_hash = ""
-    with contextlib.suppress(checksums.DamagedText):
+    with contextlib.suppress(block_checksums.DamagedText):
         stored = corpus_manifest.read_manifest(plan.folder)
         old_hash = stored.hash if stored.key == plan.key else ""
     try:
@@ -279,7 +279,7 @@ def _move_to_cache(
     try:
         if _open_prepared(plan, tokenizer, verify_all=True) is not None:
             return
-    except checksums.DamagedText:
+    except block_checksums.DamagedText:
         shutil.rmtree(plan.folder)
     try:
         staged.move(plan.folder)

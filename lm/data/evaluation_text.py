@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from lm.config import fields, schema
 from lm.data import corpus, dataset, tokenizers
-from lm.data.prepared import checksums, corpus_manifest, recorded_text
+from lm.data.prepared import block_checksums, corpus_manifest, recorded_text
 from lm.data.sources import documents
 from lm.data.tokenization import run_tokenizer
 from lm.runs import records
@@ -107,7 +107,7 @@ def _check_trained_text(
     folder = records.run_dir(run)
     changed = [name for name in recorded_text.changed_sources(run, text) if name in own]
     facts = records.read_facts(folder)
-    if own == list(run.data.sources) and f"corpus.hash.{own[0]}" not in facts:
+    if own and own == list(run.data.sources) and f"corpus.hash.{own[0]}" not in facts:
         # Version 0.2.0 recorded one hash of all sources.
         data = dataclasses.replace(records.read_config(folder).data, sources=run.data.sources)
         text_hash = dataset.text_hash(data, text.manifests)
@@ -116,7 +116,7 @@ def _check_trained_text(
         return
     problem = f"{' or '.join(changed)} has changed since the training of {run.name}"
     if may_differ:
-        checksums.print_note(f"note: {problem}: some held-out documents may be new")
+        block_checksums.print_note(f"note: {problem}: some held-out documents may be new")
         return
     flag = json.dumps({name: run.data.sources[name] for name in own})
     raise ValueError(

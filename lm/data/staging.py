@@ -33,7 +33,7 @@ from pathlib import Path
 from lm.config import schema
 from lm.data import preprocessing
 from lm.data.filters import decontamination
-from lm.data.prepared import checksums, corpus_manifest, temporary_folders
+from lm.data.prepared import block_checksums, corpus_manifest, temporary_folders
 from lm.runs import filesystem, records
 
 FORMAT = 2  # Part of every key. Increase it if the same source would give other tokens.
@@ -110,7 +110,7 @@ class DocumentHashes:
         """Commit all additions together with `state`, a JSON object, in one transaction."""
         self._connection.execute("DELETE FROM saved")
         text = json.dumps(state)
-        checksum = checksums.sha256(text.encode())
+        checksum = block_checksums.sha256(text.encode())
         self._connection.execute("INSERT INTO saved VALUES (?)", (checksum + text,))
         self._connection.execute("COMMIT")
         self._connection.execute("BEGIN")
@@ -124,7 +124,7 @@ class DocumentHashes:
         checksum, brace, rest = row[0].partition("{") if row else ("", "", "")
         text = brace + rest
         # Version 0.2.0 stored no checksum.
-        if checksum and checksum != checksums.sha256(text.encode()):
+        if checksum and checksum != block_checksums.sha256(text.encode()):
             raise ValueError(f"{self.path} is damaged: its state differs from its checksum")
         return json.loads(text) if text else {}
 
@@ -292,14 +292,14 @@ class StagedCorpus:
         sections = self._sections[path.name]
         start = sum(size for size, _ in sections)
         if size := path.stat().st_size - start:
-            sections.append([size, checksums.section_sha256(path, start, size)])
+            sections.append([size, block_checksums.section_sha256(path, start, size)])
 
     def _verify_sections(self) -> None:
         """Raise ValueError if the files of an interrupted preparation have changed."""
         for name, sections in self._sections.items():
             start = 0
             for size, checksum in sections:
-                if checksums.section_sha256(self.folder / name, start, size) != checksum:
+                if block_checksums.section_sha256(self.folder / name, start, size) != checksum:
                     raise ValueError(f"{name} has changed since the last save")
                 start += size
 
@@ -357,7 +357,7 @@ def _copy_verified(remote_file: Path, copy: Path, checksum: str) -> None:
     else:
         with remote_file.open("rb") as file, open(copy, "wb") as local_file:
             shutil.copyfileobj(file, local_file, COPY_BYTES)
-        if checksums.file_sha256(copy) == checksum:
+        if block_checksums.file_sha256(copy) == checksum:
             return
         problem = "is not what was prepared: its SHA-256 differs from that"
     raise ValueError(
@@ -378,7 +378,7 @@ def upload(data: schema.Data, folder: Path) -> None:
         with open(path, "rb") as file, (remote / path.name).open("wb") as copy:
             shutil.copyfileobj(file, copy, COPY_BYTES)
     records.write_json(
-        remote / CHECKSUM_FILE, {path.name: checksums.file_sha256(path) for path in paths}
+        remote / CHECKSUM_FILE, {path.name: block_checksums.file_sha256(path) for path in paths}
     )
 
 

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from lm.runs import filesystem, json_files, records
-from lm.runs.integrity import checksums
+from lm.runs.integrity import record_checksums
 
 SWEEP_FILES = ("sweep.json", "plan.json", "prediction.json")
 RUN_FILES = ("config.json", "facts.json", "metrics.jsonl", "evals.jsonl", "events.jsonl")
@@ -154,14 +154,14 @@ def _file_text(name: str, value, n_steps: int, run_id: str | None) -> str | byte
     if name.endswith(DOCUMENT_SUMS):
         return _encode_sums(value)
     if isinstance(value, dict):
-        has_checksum = checksums.VERSION in value
-        content = checksums.add_checksum(value) if has_checksum else value
+        has_checksum = record_checksums.VERSION in value
+        content = record_checksums.add_checksum(value) if has_checksum else value
         return json.dumps(content, indent=1) + "\n"
     if name.endswith("metrics.jsonl") and len(value) > n_steps:
         value = [value[round(i * (len(value) - 1) / (n_steps - 1))] for i in range(n_steps)]
     lines = [json.dumps(_rounded(line), separators=(",", ":")) for line in value]
     if run_id is not None:
-        lines = [checksums.add_line_checksum(line, run_id) for line in lines]
+        lines = [record_checksums.add_line_checksum(line, run_id) for line in lines]
     return "".join(f"{line}\n" for line in lines)
 
 

@@ -6,8 +6,9 @@
     json_files.read_file(run_dir / "metrics.jsonl").damaged          # [3]: number of the third line
 
 A valid line is a JSON object with an integer "step" and the checksum of its run: see
-integrity/checksums.py. Other lines are damaged, and readers do not use them. Status and report list
-their numbers. A crash can cut the last line of a run, which is no damage until the run has ended.
+integrity/record_checksums.py. Other lines are damaged, and readers do not use them. Status and
+report list their numbers. A crash can cut the last line of a run, which is no damage until the run
+has ended.
 """
 
 import json
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lm.runs import filesystem
-from lm.runs.integrity import checksums
+from lm.runs.integrity import record_checksums
 
 FILES = ("metrics.jsonl", "evals.jsonl", "events.jsonl", "checkpoints/proofs.jsonl")
 RESTART = "restart"  # entry of a row that voids the rows after its step
@@ -58,12 +59,12 @@ def read_object(path: Path) -> dict:
 
 def read_record(path: Path) -> dict:
     """Load a file of `write_record`, without its checksum. Raises ValueError if it is damaged."""
-    return checksums.verify_object(path, read_object(path))
+    return record_checksums.verify_object(path, read_object(path))
 
 
 def write_record(path: Path, value: dict) -> None:
     """Replace a JSON file atomically, with a checksum and the version of the format."""
-    content = checksums.add_checksum(json.loads(to_json(value)))
+    content = record_checksums.add_checksum(json.loads(to_json(value)))
     filesystem.write_file(filesystem.open_path(path), to_json(content, indent=1) + "\n")
 
 
@@ -151,7 +152,7 @@ def _parse_line(line: str, expected_run_id: str | None) -> dict | None:
     """Return the row of a line without its checksum, or None if the line is damaged."""
     try:
         line.encode()  # fails for the surrogates that represent invalid bytes
-        content = checksums.verify_line(line, expected_run_id)
+        content = record_checksums.verify_line(line, expected_run_id)
         row = json.loads(content) if content else None
     except (ValueError, RecursionError):
         return None

@@ -32,8 +32,9 @@ attempt discarded are void, see `start_run`. A run directory may be in a bucket.
 process of a run writes: see `Writer`.
 
 Each JSON file and each line has a checksum, and the format has a version: see
-integrity/checksums.py. A damaged JSON file raises ValueError. Readers do not use damaged lines, and
-status and report name them. A run whose final evaluation is missing or damaged has no result.
+integrity/record_checksums.py. A damaged JSON file raises ValueError. Readers do not use damaged
+lines, and status and report name them. A run whose final evaluation is missing or damaged has no
+result.
 """
 
 import dataclasses
@@ -48,7 +49,7 @@ from typing import NamedTuple, TypeGuard
 
 from lm.config import fields, schema
 from lm.runs import filesystem, json_files, lock
-from lm.runs.integrity import checksums, restarts, stored_config, stored_results, sweep_files
+from lm.runs.integrity import record_checksums, restarts, stored_config, stored_results, sweep_files
 
 # Config fields that affect how a run computes or is stored, not its result.
 EXECUTION_FIELDS = fields.fields_with("execution", schema.Run)
@@ -83,7 +84,7 @@ class Writer:
     def append(self, name: str, row: dict) -> None:
         """Append a row to the .jsonl file `name` of the run. Only the primary process writes."""
         if self.is_primary:
-            line = checksums.add_line_checksum(json_files.to_json(row), self.run_id)
+            line = record_checksums.add_line_checksum(json_files.to_json(row), self.run_id)
             filesystem.append_line(self.folder / name, line)
 
     def write_file(self, name: str, data: bytes) -> None:
@@ -224,7 +225,8 @@ def write_facts(path: Path, **facts) -> None:
 def append_record(path: Path, row: dict) -> None:
     """Append a row to a .jsonl file of a run, as one line of JSON with its checksum."""
     run_id = json_files.run_id(path) or ""
-    filesystem.append_line(path, checksums.add_line_checksum(json_files.to_json(row), run_id))
+    line = record_checksums.add_line_checksum(json_files.to_json(row), run_id)
+    filesystem.append_line(path, line)
 
 
 def log_event(path: Path, attempt: int, step: int, name: str, details: str) -> None:
@@ -350,10 +352,10 @@ def _load_row(folder: Path) -> dict:
     status = facts.pop("status", "lost")
     if status == "running" and not lock.is_alive(folder):
         status = "lost"  # a killed process cannot write its status
-    version = checksums.FORMAT_VERSION if run_id else checksums.OLDEST_VERSION
+    version = record_checksums.FORMAT_VERSION if run_id else record_checksums.OLDEST_VERSION
     facts = {key: value for key, value in facts.items() if key not in ("run_id", "format")}
     row = fields | facts | results | {"status": status, "dir": str(folder)}
-    row[checksums.VERSION] = version
+    row[record_checksums.VERSION] = version
     return row | {"reason": reason} if reason else row
 
 

@@ -12,8 +12,9 @@ from lm.reports import report
 from lm.runs import records
 
 PACKAGES = ("evaluation", "reports", "runs", "sweeps", "training")
-# Names that no run directory and no sweep directory contains.
+# Names that no run directory and no sweep directory contains: files of checkpoints and of the code.
 OTHER_NAMES = {"__init__.py", "events", "lm", "preparation", "proofs.jsonl", "pyproject.toml"}
+OTHER_NAMES |= {"_METADATA", "manifest", "metadata", "state"}
 
 
 def path_literals() -> set[str]:

@@ -141,7 +141,7 @@ def test_tokenizer_is_not_trained_on_heldout_text(tmp_path, monkeypatch):
         training_texts.extend(texts)
         return train_bpe(iter(training_texts), size)
 
-    monkeypatch.setattr(tokenizers, "train_bpe", recording_train_bpe)
+    monkeypatch.setattr(bpe_training, "train_bpe", recording_train_bpe)
     source = write_documents(tmp_path / "a.jsonl", word_texts())
     manifest = corpus.prepare_corpus(data_config(tmp_path, source, tokenizer="bpe:290"))[source]
     assert training_texts == read_split(manifest, "train")

@@ -9,7 +9,8 @@ import pytest
 from lm.config import schema
 from lm.data import dataset, evaluation_text, tokenizers
 from lm.data.prepared import recorded_text
-from lm.runs import records
+from lm.data.tokenization import bpe_training
+from lm.runs import json_files, records
 
 WORDS = ("red", "green", "blue", "cyan", "pink", "gray", "gold", "teal")
 
@@ -83,7 +84,7 @@ def test_builtin_docs_share_files_with_code(run):
 
 def test_bpe_run_uses_its_own_tokenizer(run, other_text, monkeypatch):
     tokenizer = use_bpe(run)
-    monkeypatch.setattr(tokenizers, "train_bpe", lambda *_: pytest.fail("trained anew"))
+    monkeypatch.setattr(bpe_training, "train_bpe", lambda *_: pytest.fail("trained anew"))
     (own,) = run.data.sources
     for source in (f"text:{other_text}", own):
         text, _ = evaluation_text.open_evaluation_text(run, {source: 1.0})
@@ -117,9 +118,8 @@ def test_changed_text_is_not_evaluated_silently(tiny, other_text, is_old, capsys
     folder = records.run_dir(tiny)
     if is_old:
         facts = records.read_facts(folder)
-        records.write_json(
-            folder / "facts.json", {k: v for k, v in facts.items() if "corpus.hash." not in k}
-        )
+        old = {k: v for k, v in facts.items() if "corpus.hash." not in k}
+        json_files.write_record(folder / "facts.json", old)
     tiny.data.seq_len = 16  # the context of an evaluation may differ
     with pytest.raises(ValueError, match=f"{source} has changed since .* --sources='") as error:
         evaluation_text.open_evaluation_text(tiny)

@@ -239,7 +239,7 @@ def test_docstring_example_compiles():
 )
 def test_unknown_option_raises_with_the_nearest_name(law, option, remedy):
     columns = {"y": "b"} if law is power_laws.chinchilla else {"x": "a", "y": "b"}
-    with pytest.raises(TypeError, match=f"{option}=3 is no option of .*{remedy}"):
+    with pytest.raises(ValueError, match=f"{option}=3 is no option of .*{remedy}"):
         law([], **columns, **{option: 3})
 
 

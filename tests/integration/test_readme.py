@@ -33,7 +33,9 @@ from absl import flags
 errors = []
 for module, arguments in json.load(sys.stdin):
     try:
-        importlib.import_module(f"experiments.{module}")
+        command = importlib.import_module(f"experiments.{module}")
+        if hasattr(command, "__path__"):  # a package
+            importlib.import_module(f"experiments.{module}.__main__")
         configs = [x for x in arguments if x.startswith("--config")]
         if configs and "config" not in flags.FLAGS:
             errors.append(f"{module}: {configs[0]}, but the command has no --config")

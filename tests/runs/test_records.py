@@ -7,7 +7,7 @@ import pytest
 
 from lm.config import schema, validation
 from lm.runs import json_files, records
-from lm.runs.integrity import checksums
+from lm.runs.integrity import record_checksums
 
 
 @pytest.fixture
@@ -269,7 +269,7 @@ def test_config_of_version_0_1_is_refused_without_facts(tmp_path):
 
 def test_facts_of_a_run_contain_the_format(tmp_path):
     records.write_facts(tmp_path, status="done")
-    version = checksums.FORMAT_VERSION
+    version = record_checksums.FORMAT_VERSION
     assert records.read_facts(tmp_path) == {"format_version": version, "status": "done"}
 
 

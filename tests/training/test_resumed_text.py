@@ -8,7 +8,7 @@ import pytest
 from fixtures.damaged_files import damage_file
 
 from lm.data import dataset, evaluation_text
-from lm.runs import records
+from lm.runs import json_files, records
 from lm.training import loop, preemption
 
 
@@ -71,7 +71,7 @@ def test_run_of_an_earlier_version_resumes(finished_copy):
     names = [name for name in facts if name.startswith(("corpus.hash.", "tokenizer."))]
     assert len(names) == 3
     old_facts = {name: value for name, value in facts.items() if name not in names}
-    records.write_json(folder / "facts.json", old_facts)
+    json_files.write_record(folder / "facts.json", old_facts)
     loop.train(finished_copy)
     assert {name: records.read_facts(folder)[name] for name in names} == {
         name: facts[name] for name in names

@@ -17,7 +17,7 @@ import numpy as np
 from lm.config import schema
 from lm.data import preprocessing, splits, staging
 from lm.data.filters import decontamination, ngrams
-from lm.data.prepared import checksums, temporary_folders
+from lm.data.prepared import block_checksums, temporary_folders
 from lm.data.sources import readers
 from lm.runs import filesystem
 
@@ -53,7 +53,8 @@ def write_blocked_ngrams(path: Path, data: schema.Data, read: ReadSource, worker
                 counts = n_documents[start : start + HASHES_PER_WRITE]
                 is_blocked = (counts > 0) & (counts <= decontamination.MAX_NGRAM_DOCUMENTS)
                 index[start : start + HASHES_PER_WRITE][is_blocked].tofile(file)
-        filesystem.write_file(path.with_suffix(".sha256"), checksums.file_sha256(blocked) + "\n")
+        checksum = block_checksums.file_sha256(blocked)
+        filesystem.write_file(path.with_suffix(".sha256"), f"{checksum}\n")
         blocked.rename(path)
 
 
@@ -66,9 +67,9 @@ def _is_intact(path: Path) -> bool:
         return False
     stored = path.with_suffix(".sha256")
     if not stored.exists():
-        checksums.print_note(f"note: {path} has no checksum, because version 0.2.0 wrote it")
+        block_checksums.print_note(f"note: {path} has no checksum, because version 0.2.0 wrote it")
         return path.stat().st_size % np.dtype(np.uint64).itemsize == 0
-    if checksums.file_sha256(path) == stored.read_text(errors="replace").strip():
+    if block_checksums.file_sha256(path) == stored.read_text(errors="replace").strip():
         return True
     print(f"{path} is damaged: its SHA-256 differs: written again", file=sys.stderr, flush=True)
     return False

@@ -1,6 +1,6 @@
 """Verify prepared text: its files agree with their checksums, and a run with its text.
 
-checksums.py          SHA-256 of files in blocks; damage of a file, computed once per process
+block_checksums.py    SHA-256 of files in blocks; damage of a file, computed once per process
 corpus_manifest.py    manifest of a prepared source, with the checksums of its files
 token_file.py         token ids whose blocks are verified when they are first read
 recorded_text.py      comparison of the text and the tokenizer with the records of a run

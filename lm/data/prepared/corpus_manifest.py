@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from lm.data import tokenizers
-from lm.data.prepared import checksums
+from lm.data.prepared import block_checksums
 from lm.runs import filesystem
 
 SPLITS = ("train", "heldout")
@@ -56,7 +56,7 @@ class Manifest:
     groups: dict[str, int] = dataclasses.field(default_factory=dict)
     # Cost of decontamination, see decontamination.CutCosts.summary.
     cuts: dict[str, int | str] = dataclasses.field(default_factory=dict)
-    # File in the folder -> SHA-256 of each block, see checksums.py; {} of an earlier version.
+    # File in the folder -> SHA-256 of each block, see block_checksums.py; {} of an earlier version.
     checksums: dict[str, list[str]] = dataclasses.field(default_factory=dict)
     warning: str = ""  # too few held-out documents, see splits.heldout_warning
     folder: str = ""  # location; not stored in the file
@@ -65,7 +65,7 @@ class Manifest:
 def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
     """Write manifest.json into a prepared folder. Return the manifest with all checksums."""
     paths = sorted(path for path in folder.iterdir() if path.name != FILE)
-    blocks = {path.name: checksums.block_checksums(path) for path in paths}
+    blocks = {path.name: block_checksums.block_checksums(path) for path in paths}
     manifest = dataclasses.replace(manifest, checksums=blocks)
     values = dataclasses.asdict(manifest)
     del values["folder"]
@@ -85,11 +85,11 @@ def read_manifest(folder: Path) -> Manifest:
         checksum = values.pop("checksum", None)
         manifest = Manifest(**values)
     except FileNotFoundError:
-        raise checksums.DamagedText(f"{path} is missing") from None
+        raise block_checksums.DamagedText(f"{path} is missing") from None
     except (ValueError, TypeError, AttributeError):
-        raise checksums.DamagedText(f"{path} is not a manifest") from None
+        raise block_checksums.DamagedText(f"{path} is not a manifest") from None
     if (checksum is not None or manifest.checksums) and checksum != _checksum(values):
-        raise checksums.DamagedText(f"{path} differs from its checksum")
+        raise block_checksums.DamagedText(f"{path} differs from its checksum")
     return dataclasses.replace(manifest, folder=str(folder))
 
 
@@ -101,7 +101,7 @@ def verify_values(manifest: Manifest, expected: dict) -> None:
     for name, value in expected.items():
         if getattr(manifest, name) != value:
             problem = f"{name}={getattr(manifest, name)!r} is not {value!r}"
-            raise checksums.DamagedText(f"{Path(manifest.folder, FILE)}: {problem}")
+            raise block_checksums.DamagedText(f"{Path(manifest.folder, FILE)}: {problem}")
     _verify_types(manifest)
 
 
@@ -116,9 +116,9 @@ def verify_files(manifest: Manifest, verify_all: bool = False) -> None:
         path = folder / f"{split}.bin"
         n_bytes = manifest.tokens[split] * np.dtype(manifest.dtype).itemsize
         if not path.exists():
-            raise checksums.DamagedText(f"{path} is missing")
+            raise block_checksums.DamagedText(f"{path} is missing")
         if path.stat().st_size != n_bytes:
-            raise checksums.DamagedText(
+            raise block_checksums.DamagedText(
                 f"{path} has {path.stat().st_size:,} bytes instead of {n_bytes:,}"
             )
     for name in manifest.checksums or [f"{split}.bin" for split in SPLITS]:
@@ -138,8 +138,8 @@ def verify_tokenizer_files(manifest: Manifest, tokenizer: tokenizers.Tokenizer) 
         blocks = manifest.checksums.get(name)
         if content is None:
             if path.exists() and blocks is None:
-                raise checksums.DamagedText(f"{path} does not belong to this text")
-        elif manifest.checksums and blocks != checksums.content_checksums(content):
+                raise block_checksums.DamagedText(f"{path} does not belong to this text")
+        elif manifest.checksums and blocks != block_checksums.content_checksums(content):
             pass  # another file with the same tokens: verify_files compares it with the checksums
         elif not path.exists() or path.read_bytes() != content:
             print(f"{path} is damaged: written again", file=sys.stderr, flush=True)
@@ -157,12 +157,12 @@ def verify_counts(manifest: Manifest, tokenizer: tokenizers.Tokenizer, is_lossle
         path = folder / f"{split}.bin"
         if path.stat().st_size > WHOLE_FILE_BYTES:
             continue
-        n_bytes = _count_bytes(str(path), checksums.file_state(path), manifest.dtype, lengths)
+        n_bytes = _count_bytes(str(path), block_checksums.file_state(path), manifest.dtype, lengths)
         counts = {"counted": manifest.counted} | ({"bytes": manifest.bytes} if is_lossless else {})
         for name, count in counts.items():
             if count[split] != n_bytes:
                 problem = f"{name}.{split}={count[split]} is not {n_bytes}, as in {split}.bin"
-                raise checksums.DamagedText(f"{folder / FILE}: {problem}")
+                raise block_checksums.DamagedText(f"{folder / FILE}: {problem}")
 
 
 @functools.lru_cache(maxsize=512)
@@ -180,14 +180,14 @@ def _count_bytes(path: str, state: tuple, dtype: str, lengths: bytes) -> int:
 def _verify_file(manifest: Manifest, path: Path, verify_all: bool) -> None:
     """Raise DamagedText if a file of a prepared source differs from its checksums."""
     if not path.exists():
-        raise checksums.DamagedText(f"{path} is missing")
+        raise block_checksums.DamagedText(f"{path} is missing")
     is_token_file = path.suffix == ".bin"
     if is_token_file and not verify_all and path.stat().st_size > WHOLE_FILE_BYTES:
         return
     blocks = manifest.checksums.get(path.name) if manifest.checksums else None
     dtype = manifest.dtype if is_token_file else ""
-    if damage := checksums.file_damage(path, blocks, dtype, manifest.vocab_size):
-        raise checksums.DamagedText(f"{path} is damaged: {damage}")
+    if damage := block_checksums.file_damage(path, blocks, dtype, manifest.vocab_size):
+        raise block_checksums.DamagedText(f"{path} is damaged: {damage}")
 
 
 def _verify_types(manifest: Manifest) -> None:
@@ -199,7 +199,7 @@ def _verify_types(manifest: Manifest) -> None:
             isinstance(counts, dict)
             and all(type(counts.get(split)) is int and counts[split] >= 0 for split in SPLITS)
         ):
-            raise checksums.DamagedText(
+            raise block_checksums.DamagedText(
                 f"{Path(manifest.folder, FILE)}: {name}={counts!r} are no counts"
             )
 
@@ -207,4 +207,4 @@ def _verify_types(manifest: Manifest) -> None:
 def _checksum(values: dict) -> str:
     """Return the SHA-256 of the entries of manifest.json without "checksum"."""
     entries = {name: value for name, value in values.items() if name != "checksum"}
-    return checksums.sha256(json.dumps(entries, sort_keys=True).encode())
+    return block_checksums.sha256(json.dumps(entries, sort_keys=True).encode())

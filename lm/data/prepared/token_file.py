@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lm.data.prepared import checksums, corpus_manifest
+from lm.data.prepared import block_checksums, corpus_manifest
 
 Index = int | slice | np.ndarray
 
@@ -30,11 +30,11 @@ class TokenFile:
             raise self._error(f"it has {size:,} bytes instead of {n_bytes:,}")
         # An empty file cannot be mapped.
         self.ids = np.memmap(self.path, dtype, "r") if n_tokens else np.zeros(0, dtype)
-        self._block_tokens = checksums.BLOCK_BYTES // dtype.itemsize
+        self._block_tokens = block_checksums.BLOCK_BYTES // dtype.itemsize
         self._is_verified = np.zeros(-(-n_tokens // self._block_tokens), bool)
         self._is_complete = n_bytes <= corpus_manifest.WHOLE_FILE_BYTES
         if self._is_complete:
-            damage = checksums.file_damage(
+            damage = block_checksums.file_damage(
                 self.path, self._checksums, manifest.dtype, manifest.vocab_size
             )
             if damage:
@@ -68,14 +68,14 @@ class TokenFile:
             ids = self.ids[number * self._block_tokens : (number + 1) * self._block_tokens]
             expected = self._checksums[number] if self._checksums else None
             vocab_size = self._manifest.vocab_size
-            damage = checksums.block_damage(ids.data, int(number), expected, ids, vocab_size)
+            damage = block_checksums.block_damage(ids.data, int(number), expected, ids, vocab_size)
             if damage:
                 raise self._error(damage)
             self._is_verified[number] = True
         self._is_complete = bool(self._is_verified.all())
 
-    def _error(self, damage: str) -> checksums.DamagedText:
-        return checksums.DamagedText(
+    def _error(self, damage: str) -> block_checksums.DamagedText:
+        return block_checksums.DamagedText(
             f"{self.path} is damaged: {damage}: start experiments.prepare with the config of the"
             " run, which verifies all files and prepares damaged text again"
         )

@@ -4,7 +4,7 @@
 
 data/bpe-8192-91c07d44e3b5/
     tokenizer.json   tokenizer
-    checksums.json   name of the folder, and the SHA-256 of tokenizer.json
+    block_checksums.json   name of the folder, and the SHA-256 of tokenizer.json
 
 A damaged tokenizer is trained again: the same texts give the same tokenizer.
 """
@@ -19,12 +19,12 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from lm.config import schema
 from lm.data import splits, staging, tokenizers
-from lm.data.prepared import checksums, temporary_folders
+from lm.data.prepared import block_checksums, temporary_folders
 from lm.data.sources import documents, readers
 from lm.runs import filesystem, records
 
 SAMPLE_BYTES = 32_000_000  # bytes of text, over all sources, that train a tokenizer
-FILE, CHECKSUM_FILE = "tokenizer.json", "checksums.json"
+FILE, CHECKSUM_FILE = "tokenizer.json", "block_checksums.json"
 MAX_WORD_CHARACTERS = 256  # longest word, in characters, that trains a tokenizer undivided
 # Runs of letters, digits, other characters or white space, which GPT-2 does not divide.
 _LONG_WORD_PART = re.compile(
@@ -57,7 +57,7 @@ def prepare_tokenizer(
         staging.download(data, folder)
         try:
             tokenizer = _open_trained(folder)
-        except checksums.DamagedText as damage:
+        except block_checksums.DamagedText as damage:
             tokenizer = _download_again(data, folder)
             if tokenizer is None:
                 print(f"{damage}: the tokenizer is trained again", file=sys.stderr, flush=True)
@@ -81,21 +81,24 @@ def _open_trained(folder: Path) -> tokenizers.Tokenizer | None:
         return None
     path = folder / FILE
     if not path.exists():
-        raise checksums.DamagedText(f"{path} is missing")
+        raise block_checksums.DamagedText(f"{path} is missing")
     content = path.read_bytes()
     if (folder / CHECKSUM_FILE).exists():
         try:
             stored = records.read_json(folder / CHECKSUM_FILE)
         except ValueError:
-            raise checksums.DamagedText(f"{folder / CHECKSUM_FILE} is not valid JSON") from None
+            problem = f"{folder / CHECKSUM_FILE} is not valid JSON"
+            raise block_checksums.DamagedText(problem) from None
         if stored != _checksum_entries(folder, content):
-            raise checksums.DamagedText(f"{path} differs from its checksum in {CHECKSUM_FILE}")
+            problem = f"{path} differs from its checksum in {CHECKSUM_FILE}"
+            raise block_checksums.DamagedText(problem)
     else:
-        checksums.print_note(f"note: {path} has no checksum, because version 0.2.0 trained it")
+        note = f"note: {path} has no checksum, because version 0.2.0 trained it"
+        block_checksums.print_note(note)
     try:
         return tokenizers.HFTokenizer(content.decode(errors="replace"), str(path))
     except ValueError as error:
-        raise checksums.DamagedText(str(error).partition(": set another")[0]) from None
+        raise block_checksums.DamagedText(str(error).partition(": set another")[0]) from None
 
 
 def _download_again(data: schema.Data, folder: Path) -> tokenizers.Tokenizer | None:
@@ -106,7 +109,7 @@ def _download_again(data: schema.Data, folder: Path) -> tokenizers.Tokenizer | N
     staging.download(data, folder)
     try:
         return _open_trained(folder)
-    except checksums.DamagedText:
+    except block_checksums.DamagedText:
         return None
 
 
@@ -120,7 +123,7 @@ def _train(folder: Path, texts: Iterator[str], size: int) -> None:
         try:
             if _open_trained(folder) is not None:
                 return  # another process has trained the tokenizer
-        except checksums.DamagedText:
+        except block_checksums.DamagedText:
             shutil.rmtree(folder)
         try:
             temporary.rename(folder)
@@ -130,8 +133,8 @@ def _train(folder: Path, texts: Iterator[str], size: int) -> None:
 
 
 def _checksum_entries(folder: Path, content: bytes) -> dict:
-    """Return the content of checksums.json. The name detects files of another folder."""
-    return {"folder": folder.name, FILE: checksums.sha256(content)}
+    """Return the content of block_checksums.json. The name detects files of another folder."""
+    return {"folder": folder.name, FILE: block_checksums.sha256(content)}
 
 
 def _tokenizer_sample(

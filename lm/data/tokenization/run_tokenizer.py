@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lm.config import model_sizes, schema, validation
-from lm.data.prepared import checksums
+from lm.data.prepared import block_checksums
 from lm.runs import filesystem, records
 
 if TYPE_CHECKING:
@@ -56,7 +56,8 @@ def resolve_tokenizer(run: schema.Run) -> schema.Run:
 
 def tokenizer_facts(tokenizer: "tokenizers.Tokenizer") -> dict:
     """Return the facts by which the files of a tokenizer are verified."""
-    return {CHECKSUMS: {name: checksums.sha256(raw) for name, raw in tokenizer.files().items()}}
+    files = tokenizer.files()
+    return {CHECKSUMS: {name: block_checksums.sha256(raw) for name, raw in files.items()}}
 
 
 def save_tokenizer(run: schema.Run, tokenizer: "tokenizers.Tokenizer") -> dict:
@@ -73,7 +74,7 @@ def save_tokenizer(run: schema.Run, tokenizer: "tokenizers.Tokenizer") -> dict:
     for name, checksum in stored.items():
         path = records.run_dir(run) / name
         content = contents.get(name, b"")
-        if _file_problem(path, checksum) and checksums.sha256(content) == checksum:
+        if _file_problem(path, checksum) and block_checksums.sha256(content) == checksum:
             filesystem.write_file(path, content)
     verify_saved_files(run)
     return {}
@@ -106,7 +107,7 @@ def verify_saved_files(run: schema.Run) -> None:
     folder, stored = records.run_dir(run), _stored_checksums(run)
     if stored is None:
         if run.data.tokenizer != "bytes" and (folder / "facts.json").exists():
-            checksums.print_note(
+            block_checksums.print_note(
                 f"note: {folder} has no checksum of its tokenizer, because version 0.2.0 wrote it"
             )
         return
@@ -128,7 +129,7 @@ def _file_problem(path: Path, checksum: str) -> str:
     """Return the difference between a file and its SHA-256, "" without any."""
     if not path.exists():
         return "is missing"
-    if checksums.sha256(path.read_bytes()) != checksum:
+    if block_checksums.sha256(path.read_bytes()) != checksum:
         return "differs from its SHA-256 in facts.json"
     return ""
 
@@ -140,7 +141,7 @@ def _restore_file(run: schema.Run, path: Path, checksum: str, problem: str) -> N
     for copy in sorted(staging.local_folder(run.data).glob(f"*/{path.name}")):
         try:
             content = copy.read_bytes()
-            if checksums.sha256(content) == checksum:
+            if block_checksums.sha256(content) == checksum:
                 filesystem.write_file(path, content)
                 print(f"{path} {problem}: restored from {copy}", file=sys.stderr, flush=True)
                 return

@@ -203,7 +203,7 @@ def _encode_mixed(mixed: Any) -> bool | list[str]:
 
 def _encode_run_columns(rows: list[Mapping]) -> dict[str, list]:
     """Return the values of the columns that describe runs, as JSON values; [] for no value."""
-    described = {
+    description = {
         *("name", "run", "start.run", "start.restore", "tokens", "flops"),
         *(column for columns in comparability.PROPERTIES.values() for column in columns),
         *checklist.RECORDED_COLUMNS,
@@ -212,7 +212,7 @@ def _encode_run_columns(rows: list[Mapping]) -> dict[str, list]:
     return {
         name: [_encode_cell(row[name]) if name in row else [] for row in rows]
         for name in names
-        if name in described or comparability.is_setting(name)
+        if name in description or comparability.is_setting(name)
     }
 
 

@@ -6,7 +6,7 @@ records.start_run calls these functions. `folder` is the directory of the run.
 from pathlib import Path
 
 from lm.runs import filesystem, json_files
-from lm.runs.integrity import checksums
+from lm.runs.integrity import record_checksums
 
 STEP_FILES = ("metrics.jsonl", "evals.jsonl", "checkpoints/proofs.jsonl")
 
@@ -32,7 +32,7 @@ def add_checksums(folder: Path, run_id: str) -> None:
         rows = json_files.read_file(folder / name).rows
         for number, row in rows.items():
             line = json_files.to_json(row)
-            lines[number - 1] = checksums.add_line_checksum(line, run_id)
+            lines[number - 1] = record_checksums.add_line_checksum(line, run_id)
         if rows:
             filesystem.replace_lines(folder / name, lines)
 
@@ -52,7 +52,7 @@ def void_rows(folder: Path, attempt: int, step: int, run_id: str) -> None:
         rows = json_files.latest_rows(json_files.read_rows(folder / name))
         if rows and rows[-1]["step"] > step:
             row = {"attempt": attempt, "step": step, json_files.RESTART: True}
-            line = checksums.add_line_checksum(json_files.to_json(row), run_id)
+            line = record_checksums.add_line_checksum(json_files.to_json(row), run_id)
             filesystem.append_line(folder / name, line)
             if name == "evals.jsonl":
                 (folder / "heldout.npz").unlink(missing_ok=True)

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from lm.runs import filesystem, json_files, records, run_selection
-from lm.runs.integrity import checksums, stored_results
+from lm.runs.integrity import record_checksums, stored_results
 
 MAX_LISTED = 5  # numbers of lines in a sentence
 
@@ -32,7 +32,7 @@ def describe_damaged_lines(row: Mapping) -> list[str]:
     """
     folder, sentences = filesystem.open_path(Path(row["dir"])), []
     has_ended = row["status"] in records.TERMINAL_STATUSES
-    has_checksums = row.get(checksums.VERSION) == checksums.FORMAT_VERSION
+    has_checksums = row.get(record_checksums.VERSION) == record_checksums.FORMAT_VERSION
     has_lost_result = bool(stored_results.describe_missing_result(row))
     for name in json_files.FILES:
         if name == "evals.jsonl" and has_lost_result:  # described with its line
@@ -53,7 +53,7 @@ def describe_damaged_lines(row: Mapping) -> list[str]:
 
 def describe_unverified(rows: Sequence[Mapping]) -> str:
     """Return a sentence about the runs without checksums, "" if there are none."""
-    n = sum(row.get(checksums.VERSION) == checksums.OLDEST_VERSION for row in rows)
+    n = sum(row.get(record_checksums.VERSION) == record_checksums.OLDEST_VERSION for row in rows)
     if not n:
         return ""
     runs = "1 run has" if n == 1 else f"{n} runs have"

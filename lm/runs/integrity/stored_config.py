@@ -9,7 +9,7 @@ from pathlib import Path
 
 from lm.config import schema, validation
 from lm.runs import filesystem, json_files
-from lm.runs.integrity import checksums
+from lm.runs.integrity import record_checksums
 
 
 def load_config(path: Path, is_used: bool = True) -> tuple[schema.Run, str | None]:
@@ -21,7 +21,7 @@ def load_config(path: Path, is_used: bool = True) -> tuple[schema.Run, str | Non
     file = path / "config.json"
     content = json_files.read_record(file)
     run_id = content.pop("run_id", None)
-    content.pop(checksums.VERSION, None)
+    content.pop(record_checksums.VERSION, None)
     facts = load_facts(path) if run_id else {}
     if facts and facts.get("run_id") != run_id:
         raise ValueError(
@@ -39,11 +39,11 @@ def load_facts(path: Path) -> dict:
 def check_format(path: Path) -> None:
     """Raise ValueError if version 0.1 or a later version with another format wrote the run."""
     facts = load_facts(path)
-    version = facts.get(checksums.VERSION, facts.get("format"))
-    if facts and version not in range(checksums.OLDEST_VERSION, checksums.FORMAT_VERSION + 1):
+    version = facts.get(record_checksums.VERSION, facts.get("format"))
+    oldest, newest = record_checksums.OLDEST_VERSION, record_checksums.FORMAT_VERSION
+    if facts and version not in range(oldest, newest + 1):
         writer = facts.get("code.version", "0.1")
         raise ValueError(
             f"{path} was written by version {writer}, format_version={version}: this version reads"
-            f" {checksums.OLDEST_VERSION} to {checksums.FORMAT_VERSION}. Use that version, or start"
-            " a run with a new name."
+            f" {oldest} to {newest}. Use that version, or start a run with a new name."
         )

@@ -9,7 +9,7 @@ from fixtures.text_corpora import TEXTS, data_config, word_texts, write_document
 
 from lm.config import schema
 from lm.data import corpus, dataset, tokenizers
-from lm.data.prepared import checksums, corpus_manifest
+from lm.data.prepared import block_checksums, corpus_manifest
 from lm.data.tokenization import bpe_training
 
 
@@ -46,7 +46,7 @@ def test_damaged_file_is_prepared_again(data, other, damage, capsys):
             damage_file(path, damage, Path(other.cache_dir, other_name), seed)
             assert corpus.prepare_corpus(data) == first, name
             (line,) = capsys.readouterr().err.splitlines()
-            if damage == "missing" and path.name == "checksums.json":
+            if damage == "missing" and path.name == "block_checksums.json":
                 assert line.startswith("note: ")  # as a tokenizer of version 0.2.0
                 path.write_bytes(expected[name])
             else:
@@ -99,7 +99,7 @@ def test_document_hashes_of_other_sources_are_verified(tmp_path):
         damage_file(path, damage, Path())
         second = corpus.prepare_corpus(data)
         assert second[first].hash == manifests[first].hash
-        assert checksums.block_checksums(path) == second[first].checksums["seen.sqlite"]
+        assert block_checksums.block_checksums(path) == second[first].checksums["seen.sqlite"]
 
 
 def rewrite(path: Path, **changes) -> None:
@@ -114,7 +114,7 @@ def test_manifest_without_checksums_gives_one_note(data, capsys):
     (manifest,) = corpus.prepare_corpus(data).values()
     rewrite(Path(manifest.folder, "manifest.json"))
     for folder in Path(data.cache_dir).glob("bpe-*"):
-        (folder / "checksums.json").unlink()
+        (folder / "block_checksums.json").unlink()
     capsys.readouterr()
     for _ in range(2):
         (opened,) = corpus.prepare_corpus(data).values()

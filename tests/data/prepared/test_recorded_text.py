@@ -9,7 +9,7 @@ from lm.config import schema
 from lm.data import dataset
 from lm.data.prepared import recorded_text
 from lm.data.sources import documents
-from lm.runs import records
+from lm.runs import json_files, records
 from lm.training import loop
 
 
@@ -81,7 +81,7 @@ def test_run_without_hashes_of_sources_is_compared(run, texts):
     names = list(run.data.sources)
     facts = records.read_facts(records.run_dir(run))
     facts = {k: v for k, v in facts.items() if not k.startswith(("corpus.hash.", "tokenizer."))}
-    records.write_json(records.run_dir(run) / "facts.json", facts)
+    json_files.write_record(records.run_dir(run) / "facts.json", facts)
     check(run)
     edit(path := list(texts)[1], texts[path])
     with pytest.raises(ValueError, match=" or ".join(names) + " has changed, or its tokenizer"):

@@ -16,7 +16,8 @@ from lm.data.prepared import temporary_folders
 KILLED_PREPARATION = """
 import os, signal, sys
 from lm.config import schema
-from lm.data import corpus, staging, tokenizers
+from lm.data import corpus, staging
+from lm.data.tokenization import bpe_training
 def kill(*_): os.kill(os.getpid(), signal.SIGKILL)
 setattr({module}, {name!r}, kill)
 source, cache = sys.argv[1:]
@@ -44,7 +45,7 @@ def hidden(data) -> list[str]:
 def test_killed_tokenizer_training_leaves_nothing(tmp_path):
     source = write_documents(tmp_path / "a.jsonl", word_texts())
     data = data_config(tmp_path, source, tokenizer="bpe:290")
-    kill_preparation(data, "tokenizers", "train_bpe")
+    kill_preparation(data, "bpe_training", "train_bpe")
     assert hidden(data)
     expected = corpus.prepare_corpus(data_config(tmp_path / "new", source, tokenizer="bpe:290"))
     assert corpus.prepare_corpus(data)[source].hash == expected[source].hash

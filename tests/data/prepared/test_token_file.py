@@ -8,7 +8,7 @@ import pytest
 from fixtures.text_corpora import TEXTS, data_config, write_documents
 
 from lm.data import corpus, dataset
-from lm.data.prepared import checksums, corpus_manifest, token_file
+from lm.data.prepared import block_checksums, corpus_manifest, token_file
 
 BLOCK, SEQ_LEN = 64, 16
 
@@ -16,7 +16,7 @@ BLOCK, SEQ_LEN = 64, 16
 @pytest.fixture
 def manifest(tmp_path, monkeypatch) -> corpus_manifest.Manifest:
     """Prepare a source whose files count as large."""
-    monkeypatch.setattr(checksums, "BLOCK_BYTES", BLOCK)
+    monkeypatch.setattr(block_checksums, "BLOCK_BYTES", BLOCK)
     monkeypatch.setattr(corpus_manifest, "WHOLE_FILE_BYTES", 0)
     source = write_documents(tmp_path / "a.jsonl", TEXTS)
     return corpus.prepare_corpus(data_config(tmp_path, source))[source]
@@ -50,7 +50,8 @@ def test_row_of_a_damaged_block_is_refused(manifest, position):
     for row in range(len(rows)):
         first, last = row * SEQ_LEN // BLOCK, (row + 1) * SEQ_LEN // BLOCK
         if damaged in (first, last):
-            with pytest.raises(checksums.DamagedText, match=r"train.bin .*start experiments.prep"):
+            message = r"train.bin .*start experiments.prep"
+            with pytest.raises(block_checksums.DamagedText, match=message):
                 rows[np.array([row])]
         else:
             rows[np.array([row])]
@@ -61,7 +62,7 @@ def test_every_token_of_a_large_file_is_verified(manifest):
     n_tokens = manifest.tokens["train"]
     for position in (0, n_tokens // 2, n_tokens - 1):
         change_byte(manifest, position)
-        with pytest.raises(checksums.DamagedText):
+        with pytest.raises(block_checksums.DamagedText):
             token_file.TokenFile(manifest, "train")[:]
         change_byte(manifest, position)
     assert len(token_file.TokenFile(manifest, "train")[:]) == n_tokens
@@ -69,9 +70,9 @@ def test_every_token_of_a_large_file_is_verified(manifest):
 
 def test_block_is_verified_once(manifest, monkeypatch):
     n_verified = []
-    block_damage = checksums.block_damage
+    block_damage = block_checksums.block_damage
     monkeypatch.setattr(
-        checksums, "block_damage", lambda *a: n_verified.append(a[1]) or block_damage(*a)
+        block_checksums, "block_damage", lambda *a: n_verified.append(a[1]) or block_damage(*a)
     )
     file = token_file.TokenFile(manifest, "train")
     for _ in range(2):
@@ -85,7 +86,7 @@ def test_batches_of_damaged_text_are_refused(tmp_path, manifest, packing):
     data = data_config(tmp_path, source, seq_len=SEQ_LEN, batch_size=8)
     data = dataclasses.replace(data, packing=packing) if packing == "documents" else data
     change_byte(manifest, 5)
-    with pytest.raises(checksums.DamagedText, match="the SHA-256 of bytes 0 to 63 differs"):
+    with pytest.raises(block_checksums.DamagedText, match="the SHA-256 of bytes 0 to 63 differs"):
         text = dataset.open_dataset(data, 0)
         for step in range(text.n_rows[source] // 8 + 1):
             text.batch(step)
@@ -94,7 +95,7 @@ def test_batches_of_damaged_text_are_refused(tmp_path, manifest, packing):
 def test_documents_of_a_damaged_row_are_refused(tmp_path, manifest):
     text = dataset.open_dataset(data_config(tmp_path, manifest.source, seq_len=SEQ_LEN), 0)
     change_byte(manifest, 5)
-    with pytest.raises(checksums.DamagedText):
+    with pytest.raises(block_checksums.DamagedText):
         dataset.row_documents(text, manifest.source, 20)
 
 
@@ -111,7 +112,7 @@ def test_prepare_command_repairs_a_large_file(tmp_path, manifest, capsys):
 def test_small_file_is_verified_when_it_is_opened(manifest, monkeypatch):
     monkeypatch.setattr(corpus_manifest, "WHOLE_FILE_BYTES", 1 << 28)
     change_byte(manifest, 5, "heldout")
-    with pytest.raises(checksums.DamagedText, match="heldout.bin is damaged"):
+    with pytest.raises(block_checksums.DamagedText, match="heldout.bin is damaged"):
         token_file.TokenFile(manifest, "heldout")
-    with pytest.raises(checksums.DamagedText, match="it has .* bytes instead of"):
+    with pytest.raises(block_checksums.DamagedText, match="it has .* bytes instead of"):
         token_file.TokenFile(dataclasses.replace(manifest, tokens={"heldout": 7}), "heldout")

@@ -35,7 +35,7 @@ def test_files_of_two_runs_are_not_mixed(folder):
 
 def test_newer_format_is_refused_by_every_reader(folder, monkeypatch):
     run = records.read_config(folder / "a")
-    monkeypatch.setattr(stored_config.checksums, "FORMAT_VERSION", 9)
+    monkeypatch.setattr(stored_config.record_checksums, "FORMAT_VERSION", 9)
     records.write_facts(folder / "a", status="done")
     monkeypatch.undo()
     readers = (records.check_same_config, lambda run: records.read_config(folder / "a"))

@@ -216,7 +216,7 @@ def nested_json(folder: Path, private: Path, rng: random.Random) -> Command:
 def strange_values(folder: Path, private: Path, rng: random.Random) -> Command:
     """Replace a value of a record by a value of another type."""
     from lm.runs import json_files
-    from lm.runs.integrity import checksums
+    from lm.runs.integrity import record_checksums
 
     files = ("facts.json", "../sweep.json", "../plan.json", "evals.jsonl", "metrics.jsonl")
     path = folder / subjects.RUN / rng.choice(files)
@@ -230,7 +230,8 @@ def strange_values(folder: Path, private: Path, rng: random.Random) -> Command:
         row = rng.choice(rows)
         row[rng.choice(sorted(row))] = new
         lines = [json.dumps(row) for row in rows]
-        lines = [checksums.add_line_checksum(line, run_id) for line in lines] if run_id else lines
+        if run_id:
+            lines = [record_checksums.add_line_checksum(line, run_id) for line in lines]
         path.write_text("".join(f"{line}\n" for line in lines))
     return rng.choice((REPORT, STATUS))
 

@@ -6,59 +6,60 @@ import pathlib
 import pytest
 
 from lm.runs import json_files
-from lm.runs.integrity import checksums
+from lm.runs.integrity import record_checksums
 
 FILE = pathlib.Path("runs/a/facts.json")
 
 
 def test_object_has_the_version_and_its_checksum():
-    content = checksums.add_checksum({"a": 1, "format_version": 2})
+    content = record_checksums.add_checksum({"a": 1, "format_version": 2})
     assert list(content) == ["format_version", "a", "sha256"]
-    expected = {"format_version": checksums.FORMAT_VERSION, "a": 1}
-    assert checksums.verify_object(FILE, content) == expected
+    expected = {"format_version": record_checksums.FORMAT_VERSION, "a": 1}
+    assert record_checksums.verify_object(FILE, content) == expected
 
 
 @pytest.mark.parametrize(
     "change", [{"a": 2}, {"b": 1}, {"sha256": "0" * 64}, {"sha256": None}, {"format_version": 2}]
 )
 def test_changed_object_is_damaged(change):
-    content = checksums.add_checksum({"a": 1}) | change
+    content = record_checksums.add_checksum({"a": 1}) | change
     with pytest.raises(ValueError, match="runs/a/facts.json is damaged, its sha256 differs"):
-        checksums.verify_object(FILE, content)
+        record_checksums.verify_object(FILE, content)
 
 
 def test_removed_entries_of_the_format_are_damage():
-    for entry in (checksums.SHA256, checksums.VERSION):
-        content = checksums.add_checksum({"a": 1})
+    for entry in (record_checksums.SHA256, record_checksums.VERSION):
+        content = record_checksums.add_checksum({"a": 1})
         del content[entry]
         with pytest.raises(ValueError, match="is damaged"):
-            checksums.verify_object(FILE, content)
+            record_checksums.verify_object(FILE, content)
 
 
 def test_newer_format_is_refused_and_older_is_read():
-    content = checksums.add_checksum({"a": 1}) | {"format_version": checksums.FORMAT_VERSION + 1}
+    newer = record_checksums.FORMAT_VERSION + 1
+    content = record_checksums.add_checksum({"a": 1}) | {"format_version": newer}
     with pytest.raises(ValueError, match="format_version=4 is newer than 3.*install the version"):
-        checksums.verify_object(FILE, content)
-    assert checksums.verify_object(FILE, {"a": 1, "format": 2}) == {"a": 1, "format": 2}
+        record_checksums.verify_object(FILE, content)
+    assert record_checksums.verify_object(FILE, {"a": 1, "format": 2}) == {"a": 1, "format": 2}
 
 
 def test_every_flipped_bit_of_a_line_is_detected():
-    line = checksums.add_line_checksum(json_files.to_json({"step": 12, "loss": 3.25}), "id")
+    line = record_checksums.add_line_checksum(json_files.to_json({"step": 12, "loss": 3.25}), "id")
     assert json.loads(line)["crc32"] == line[-10:-2]
-    assert checksums.verify_line(line, "id") == '{"step": 12, "loss": 3.25}'
+    assert record_checksums.verify_line(line, "id") == '{"step": 12, "loss": 3.25}'
     for position in range(len(line)):
         for bit in range(8):
             raw = bytearray(line.encode())
             raw[position] ^= 1 << bit
             damaged = raw.decode(errors="surrogateescape")
-            content = checksums.verify_line(damaged, "id")
+            content = record_checksums.verify_line(damaged, "id")
             # A flipped space before the checksum does not change the content.
             assert content in (None, '{"step": 12, "loss": 3.25}')
 
 
 def test_line_of_another_run_is_damaged():
-    line = checksums.add_line_checksum('{"step": 1}', "id")
-    assert checksums.verify_line(line, "other") is None
-    assert checksums.verify_line('{"step": 1}', "id") is None
+    line = record_checksums.add_line_checksum('{"step": 1}', "id")
+    assert record_checksums.verify_line(line, "other") is None
+    assert record_checksums.verify_line('{"step": 1}', "id") is None
     # A run of version 0.2 has no run_id.
-    assert checksums.verify_line('{"step": 1}', None) == '{"step": 1}'
+    assert record_checksums.verify_line('{"step": 1}', None) == '{"step": 1}'
