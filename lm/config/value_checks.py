@@ -11,6 +11,7 @@ import math
 import os
 import sys
 import typing
+import unicodedata
 from typing import Any, NoReturn
 
 from lm.config import field_names, fields, schema
@@ -89,7 +90,9 @@ def _has_type(value: Any, kind: type) -> bool:
 
 def _is_number(value: Any, kind: type) -> bool:
     """Return True if a value, such as a NumPy number, converts to `kind` without loss."""
-    return kind in (int, float) and hasattr(value, "dtype") and getattr(value, "ndim", 1) == 0
+    if kind not in (int, float) or not hasattr(value, "dtype") or getattr(value, "ndim", 1):
+        return False
+    return value.dtype.kind in "biuf" and bool(kind(value) == value)
 
 
 def is_finite(value: float) -> bool:
@@ -120,7 +123,7 @@ def check_path(name: str, path: str, shown: str = "") -> None:
     the encoding of the process cannot represent. shown: value of the field, if it is not the path.
     """
     shown = shown or path
-    if not all(character.isprintable() for character in path):
+    if any(unicodedata.category(character) == "Cc" for character in path):
         reject(name, shown, "contains a control character: rename the folder")
     if "://" in path:
         return

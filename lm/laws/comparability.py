@@ -6,6 +6,8 @@ the learning rate to zero.
 
 from collections.abc import Collection, Mapping, Sequence
 
+import numpy as np
+
 # Properties that the rows of a law must share -> columns that record them.
 PROPERTIES = {
     "corpus": ("corpus.hash",),
@@ -94,6 +96,7 @@ def check_comparable(
 
 def cell_text(value: object) -> str:
     """Return a cell as text, "" for None and NaN. Equal numbers have equal texts."""
+    value = value.item() if isinstance(value, np.generic) else value
     if value is None or value != value:
         return ""
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)

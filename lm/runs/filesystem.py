@@ -14,6 +14,7 @@ import concurrent.futures
 import contextlib
 import glob
 import os
+import secrets
 import shutil
 import socket
 import tempfile
@@ -25,6 +26,7 @@ from pathlib import Path
 from lm.config import run_files
 
 N_READERS = 32  # objects that are downloaded at the same time
+INTERRUPTED_SECONDS = 5.0  # no write of write_file takes longer
 MAX_TEXT_BYTES = 1 << 26  # of a JSON file that is read at once
 SKIPPED_FOLDERS = (
     run_files.CHECKPOINTS,
@@ -75,7 +77,7 @@ def write_file(path: Path, data: str | bytes) -> None:
         return
     prefix = f".{path.name}.{socket.gethostname()}-"
     _remove_interrupted(path.parent, prefix)
-    temporary = path.with_name(f"{prefix}{os.getpid()}")
+    temporary = path.with_name(f"{prefix}{os.getpid()}-{secrets.token_hex(4)}")
     try:
         with name_errors(path), open(temporary, "wb") as file:
             file.write(raw)
@@ -90,12 +92,15 @@ def write_file(path: Path, data: str | bytes) -> None:
 def _remove_interrupted(folder: Path, prefix: str) -> None:
     """Remove the temporary files of writes that were killed on this machine.
 
-    prefix: start of their names, which end in the number of the process.
+    prefix: start of their names, before the number of the process. Containers of one machine may
+    have the same host name and separate process numbers, so younger files remain.
     """
     for path in folder.glob(f"{glob.escape(prefix)}*"):
-        number = path.name.removeprefix(prefix)
+        number = path.name.removeprefix(prefix).partition("-")[0]
         if number.isdecimal() and not is_process_alive(int(number)):
-            path.unlink(missing_ok=True)
+            with contextlib.suppress(FileNotFoundError):
+                if time.time() - path.stat().st_mtime > INTERRUPTED_SECONDS:
+                    path.unlink()
 
 
 def is_process_alive(number: int) -> bool:

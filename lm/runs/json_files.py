@@ -69,15 +69,15 @@ def write_record(path: Path, value: dict) -> None:
 
 
 def run_id(path: Path) -> str | None:
-    """Return the run_id in config.json of the run that contains a file.
+    """Return the run_id in config.json, or in facts.json, of the run that contains a file.
 
     Return None for a run of version 0.2, which has no run_id and no checksums. Raises ValueError if
-    config.json is damaged.
+    the file is damaged.
     """
     for folder in (path.parent, path.parent.parent):
-        file = folder / "config.json"
-        if file.exists():
-            return read_record(file).get("run_id")
+        for file in (folder / "config.json", folder / "facts.json"):
+            if file.exists():
+                return read_record(file).get("run_id")
     return None
 
 

@@ -266,7 +266,12 @@ def attempt_metrics(path: str | Path, before: int) -> list[dict]:
 
 
 def extend_evals(path: str | Path, step: int, results: dict) -> None:
-    """Add results to the evaluation of a step. Append a line that replaces the old line."""
+    """Add results to the evaluation of a step. Append a line that replaces the old line.
+
+    An unfinished last line is removed first, unless a process is training the run.
+    """
+    if not lock.is_alive(filesystem.open_path(path)):
+        filesystem.repair_append_file(filesystem.open_path(path) / "evals.jsonl")
     evaluations = {row["step"]: row for row in load_evals(path)}
     attempt = read_facts(filesystem.open_path(path)).get("attempts", 0)
     old = evaluations.get(step, {"attempt": attempt, "step": step})
@@ -314,7 +319,7 @@ def load_folder(path: str | Path) -> FolderRuns:
             row = _load_row(folder)
             row["in_sweep"] = sweep_files.is_in_sweep(folder, row["name"], top, members)
             rows.append(row)
-        except (ValueError, PermissionError, IsADirectoryError) as error:
+        except (ValueError, OSError) as error:
             unreadable[folder] = f"{error}{LEFT_OUT}"
     if unreadable and not rows:
         more = f". {len(unreadable) - 1} more runs cannot be read" if len(unreadable) > 1 else ""

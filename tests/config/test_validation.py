@@ -118,6 +118,7 @@ def test_evaluation_of_a_run_checks_sources_and_rows():
         ({"optim__lr": True}, "optim.lr=True must be float, not bool"),
         ({"optim__lr": np.float64(1.0)}, "must be float, not float64: write float(...)"),
         ({"steps": np.int64(9)}, "must be int, not int64: write int(...)"),
+        ({"steps": np.float64(9.5)}, "must be int, not float64"),
         ({"wandb": 1}, "wandb=1 must be bool, not int"),
         ({"model": None}, "model=None must be Model, not NoneType"),
         ({"optim": schema.Data()}, "must be Optimizer, not Data"),

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from lm.config import fields, schema, validation
+from lm.config import fields, schema, validation, value_checks
 
 FLOATS = [name for name, kind in schema.field_types(schema.Run).items() if kind is float]
 
@@ -85,3 +85,7 @@ def test_path_beyond_the_locale_is_rejected(tmp_path):
     assert all(
         "that the locale (ascii) cannot represent: set PYTHONUTF8=1" in line for line in lines
     )
+
+
+def test_path_may_have_wide_spaces_and_joiners():
+    value_checks.check_path("dir", "日本\u3000語/a\u200db/c\u00a0d")

@@ -294,10 +294,11 @@ def test_next_write_removes_the_file_of_a_killed_write(tmp_path):
     """Files of other processes and of other machines remain."""
     file, killed = tmp_path / "facts.json", 2**22 + 1  # larger than all process numbers
     host = socket.gethostname()
-    leftovers = [f".facts.json.{host}-{killed}", f".facts.json.{host}-{os.getppid()}"]
+    leftovers = [f".facts.json.{host}-{killed}-1f", f".facts.json.{host}-{os.getppid()}-1f"]
     leftovers += [".facts.json.otherhost-1", f".facts.jsonl.{host}-{killed}"]
     for name in leftovers:
         (tmp_path / name).write_text("half")
+        os.utime(tmp_path / name, (0, 0))
     filesystem.write_file(file, "new")
     assert file.read_text() == "new"
     assert {path.name for path in tmp_path.iterdir()} == {"facts.json", *leftovers[1:]}

@@ -277,3 +277,24 @@ def test_only_the_primary_process_writes(tmp_path):
     records.Writer(tmp_path, is_primary=False).write_facts(status="done")
     records.Writer(tmp_path, is_primary=False).append("evals.jsonl", {"step": 1})
     assert not list(tmp_path.iterdir())
+
+
+def test_added_results_follow_an_unfinished_line(run):
+    records.start_run(run, {})
+    folder = records.run_dir(run)
+    records.append_record(folder / "evals.jsonl", {"attempt": 1, "step": 5, "loss": 2.0})
+    with open(folder / "evals.jsonl", "a") as file:
+        file.write('{"attempt": 1, "st')
+    records.extend_evals(folder, 5, {"task": 3.0})
+    (row,) = records.load_evals(folder)
+    assert row["loss"] == 2.0 and row["task"] == 3.0
+    assert not json_files.read_file(folder / "evals.jsonl").damaged
+
+
+def test_lines_are_verified_without_config_json(run):
+    records.start_run(run, {})
+    file = records.run_dir(run) / "evals.jsonl"
+    records.append_record(file, {"attempt": 1, "step": 5, "loss": 2.0})
+    file.write_text(file.read_text().replace("2.0", "7.0"))
+    (file.parent / "config.json").unlink()
+    assert json_files.read_file(file).damaged == [1]

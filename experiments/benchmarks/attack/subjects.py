@@ -108,7 +108,7 @@ class Subjects:
         if command not in self.commands:
             folder = self.copy("finished")
             ended = children.call(folder, readers.run_reader, command)
-            if ended.status or ended.errors.strip():
+            if ended.status != 0 or ended.errors.strip():
                 raise RuntimeError(f"undisturbed {command}: {ended.output}{ended.errors}")
             self.commands[command] = ended.value
             shutil.rmtree(folder)
@@ -120,7 +120,7 @@ class Subjects:
         if key not in self.efforts:
             folder = self.copy(state)
             ended = children.run_command(folder, command, arguments)
-            if ended.status:
+            if ended.status != 0:
                 raise RuntimeError(f"undisturbed {key}: {ended.output}{ended.errors}")
             self.efforts[key] = Effort(ended.n_writes, ended.seconds)
             shutil.rmtree(folder)
@@ -170,7 +170,7 @@ def _build_other(folder: Path) -> None:
 def run_undisturbed(folder: Path, command: str, arguments: list[str]) -> None:
     """Run a command without any fault. Raises RuntimeError if it fails."""
     ended = children.run_command(folder, command, arguments)
-    if ended.status:
+    if ended.status != 0:
         raise RuntimeError(f"{command} {arguments}: {ended.status} {ended.output}{ended.errors}")
 
 

@@ -120,7 +120,7 @@ def block_damage(
 
 
 def _read_blocks(path: Path) -> Iterator[bytes]:
-    with open(path, "rb", buffering=0) as file:
+    with open(path, "rb") as file:  # buffered, so that only the last block is shorter
         while block := file.read(BLOCK_BYTES):
             yield block
 

@@ -86,7 +86,7 @@ def read_manifest(folder: Path) -> Manifest:
         manifest = Manifest(**values)
     except FileNotFoundError:
         raise block_checksums.DamagedText(f"{path} is missing") from None
-    except (ValueError, TypeError, AttributeError):
+    except (ValueError, TypeError, AttributeError, RecursionError):
         raise block_checksums.DamagedText(f"{path} is not a manifest") from None
     if (checksum is not None or manifest.checksums) and checksum != _checksum(values):
         raise block_checksums.DamagedText(f"{path} differs from its checksum")

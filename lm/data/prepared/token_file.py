@@ -108,11 +108,11 @@ class TokenRows:
 def _first_and_last(index: Index, n_items: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the first and the last item of each range that an index selects, int64 [n]."""
     if isinstance(index, slice):
-        start, stop, _ = index.indices(n_items)
-        return (np.array([start]), np.array([stop - 1])) if stop > start else (_NONE, _NONE)
-    numbers = np.atleast_1d(np.asarray(index, np.int64))
-    numbers = np.where(numbers < 0, numbers + n_items, numbers)
+        items = range(n_items)[index]
+        ends = sorted((items[0], items[-1])) if items else []
+        return np.array(ends[:1], np.int64), np.array(ends[1:], np.int64)
+    numbers = np.atleast_1d(np.asarray(index))
+    if numbers.dtype == bool:
+        numbers = np.flatnonzero(numbers)
+    numbers = np.where(numbers < 0, numbers + n_items, numbers).astype(np.int64)
     return numbers, numbers
-
-
-_NONE = np.zeros(0, np.int64)

@@ -28,7 +28,6 @@ from lm.data.sources import uri
 from lm.runs import filesystem
 
 OWN_FOLDERS = ("data", "runs")  # folders of the working directory that may be links
-SEARCHED_FOLDERS = ("checkpoints",)  # folders of a run directory whose files are read
 _GLOB_CHARACTERS = re.compile(r"[*?\[{]")
 
 
@@ -212,25 +211,13 @@ def _own_folders() -> list[Path]:
 
 
 def _entries(folder: str) -> Iterator[os.DirEntry]:
-    """Yield the entries of a run directory that commands read. A missing folder has none."""
-    try:
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                yield entry
-                if entry.name in SEARCHED_FOLDERS and entry.is_dir():
-                    yield from _entries_below(entry.path)
-    except FileNotFoundError:
-        return
-
-
-def _entries_below(folder: str) -> Iterator[os.DirEntry]:
-    """Yield all entries below a folder. Links are not followed."""
+    """Yield all entries below a folder. Links are not followed. A missing folder has none."""
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
                 yield entry
                 if entry.is_dir(follow_symlinks=False):
-                    yield from _entries_below(entry.path)
+                    yield from _entries(entry.path)
     except FileNotFoundError:  # another process deletes old checkpoints
         return
 

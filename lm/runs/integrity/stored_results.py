@@ -59,7 +59,9 @@ def describe_missing_result(row: Mapping) -> str:
     is_missing = row["status"] == "done" and "eval.step" not in row
     if not is_missing or not has_final_evaluation(row):
         return ""
-    return f"{row['dir']} has no result and is excluded: {row.get('reason', 'no evaluation')}"
+    reason = row.get("reason", "no evaluation")
+    remedy = "Repeat the command of the run, which evaluates its last checkpoint"
+    return f"{row['dir']} has no result and is excluded: {reason}. {remedy}"
 
 
 def drop_invalid(row: dict, invalid: Iterable[str]) -> dict:

@@ -42,6 +42,17 @@ def test_rows_of_large_and_small_files_are_equal(manifest, monkeypatch):
         np.testing.assert_array_equal(file[index], ids[index])
 
 
+@pytest.mark.parametrize("index", [slice(None, None, -1), slice(None, None, 3), "mask"])
+def test_every_kind_of_index_is_verified(manifest, index):
+    """The last row is damaged."""
+    n_rows = len(token_file.TokenRows(token_file.TokenFile(manifest, "train"), SEQ_LEN))
+    index = np.arange(n_rows) >= n_rows - 1 if isinstance(index, str) else index
+    change_byte(manifest, (n_rows - 1) * SEQ_LEN)
+    rows = token_file.TokenRows(token_file.TokenFile(manifest, "train"), SEQ_LEN)
+    with pytest.raises(block_checksums.DamagedText):
+        rows[index]
+
+
 @pytest.mark.parametrize("position", [0, BLOCK, 10 * BLOCK + 5])
 def test_row_of_a_damaged_block_is_refused(manifest, position):
     change_byte(manifest, position)

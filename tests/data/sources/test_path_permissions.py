@@ -165,6 +165,15 @@ def test_link_out_of_the_run_is_refused(project, tmp_path, name):
     path_permissions.check_links("runs/got", [str(tmp_path / "private")])
 
 
+def test_link_behind_a_link_within_the_run_is_refused(project, tmp_path):
+    run = project / "runs" / "got"
+    (run / "hidden").mkdir()
+    (run / "hidden" / "state").symlink_to(tmp_path / "private" / "folder")
+    (run / "checkpoints" / "9").symlink_to("../hidden")
+    with pytest.raises(ValueError, match=r"state is a link to .*private/folder, outside the run"):
+        path_permissions.check_links("runs/got")
+
+
 def test_link_within_the_folders_of_the_user_is_followed(project, tmp_path):
     """The folders runs and data are often links to another disk."""
     (project / "runs").rename(tmp_path / "disk")

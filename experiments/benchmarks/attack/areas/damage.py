@@ -98,7 +98,7 @@ def read_damaged_records(
     real = _run_real_command(rng, folder, names) if is_real else None
     ended = children.call(folder, readers.read_records)
     shutil.rmtree(folder)
-    if ended.status:
+    if ended.status != 0:
         return outcomes.Outcome("failed", f"records: {ended.errors[-400:]}")
     results = []
     for reader, result in ended.value.items():

@@ -102,7 +102,7 @@ def compare_folder(
     if sizes:
         names = [f"{readers.SWEEP}/{size}" for size in sizes]
         ended = children.call(folder, readers.read_results, names)
-        if ended.status:
+        if ended.status != 0:
             line = ended.errors.strip().splitlines()[-1]
             return outcomes.Outcome("failed", f"the results cannot be read: {line}")
         outcome = outcomes.judge_results(

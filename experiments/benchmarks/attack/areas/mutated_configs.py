@@ -58,7 +58,7 @@ def run_case(seed: int, attacked: subjects.Subjects) -> outcomes.Outcome:
     """Validate mutated configs, and train one of those that pass the checks."""
     folder = attacked.copy("prepared")
     ended = children.call(folder, validate_mutations, seed)
-    if ended.status:
+    if ended.status != 0:
         detail = f"exit status {ended.status}: {ended.errors[-400:]}"
         return outcomes.Outcome("failed", detail, {"failed": 1})
     counts = collections.Counter(ended.value["counts"])

@@ -52,7 +52,7 @@ def _start_together(
     results = [
         outcomes.judge_command(end.status, end.output, end.errors, NAMES)
         for end in ended
-        if end.status
+        if end.status != 0
     ]
     outcome = outcomes.worst(results) if results else outcomes.Outcome("same")
     if outcome.kind == "failed":
@@ -86,7 +86,7 @@ def _read_beside(rng: random.Random, attacked: subjects.Subjects) -> outcomes.Ou
         outcome = outcomes.judge_command(ended.status, ended.output, ended.errors, NAMES)
         results.append(outcome._replace(detail=f"{command}: {outcome.detail}"))
     ended = sweep.wait()
-    if ended.status:
+    if ended.status != 0:
         detail = f"the sweep ends with {ended.status}: {ended.errors[-300:]}"
         return outcomes.Outcome("failed", detail)
     return _repeat_and_compare(folder, target, attacked, outcomes.worst(results))

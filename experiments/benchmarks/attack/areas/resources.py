@@ -218,7 +218,7 @@ def faulty_bucket(rng: random.Random, attacked: subjects.Subjects) -> outcomes.O
     ended = children.call(
         folder, train_in_bucket, kind, rng.random(), options=children.Options(timeout=240.0)
     )
-    if ended.status:
+    if ended.status != 0:
         line = (ended.errors or ended.output)[-500:]
         return outcomes.Outcome("failed", f"{kind}, exit status {ended.status}: {line}")
     first = ended.value["first"]
