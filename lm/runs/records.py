@@ -270,12 +270,12 @@ def extend_evals(path: str | Path, step: int, results: dict) -> None:
 
     An unfinished last line is removed first, unless a process is training the run.
     """
-    if not lock.is_alive(filesystem.open_path(path)):
-        filesystem.repair_append_file(filesystem.open_path(path) / "evals.jsonl")
+    path = filesystem.open_path(path)
+    if not lock.is_alive(path):
+        filesystem.repair_append_file(path / "evals.jsonl")
     evaluations = {row["step"]: row for row in load_evals(path)}
-    attempt = read_facts(filesystem.open_path(path)).get("attempts", 0)
-    old = evaluations.get(step, {"attempt": attempt, "step": step})
-    append_record(filesystem.open_path(path) / "evals.jsonl", old | results)
+    old = evaluations.get(step, {"attempt": read_facts(path).get("attempts", 0), "step": step})
+    append_record(path / "evals.jsonl", old | results)
 
 
 class FolderRuns(NamedTuple):

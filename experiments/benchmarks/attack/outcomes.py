@@ -130,6 +130,10 @@ def _common(value: Any, other: Any) -> Any:
             for key, item in value.items()
             if other.get(key) not in MISSING and item not in MISSING
         }
+    if isinstance(value, (list, tuple)) and isinstance(other, (list, tuple)):
+        if len(value) == len(other):
+            pairs = zip(value, other, strict=True)
+            return [_common(a, b) for a, b in pairs if a not in MISSING and b not in MISSING]
     return value
 
 
