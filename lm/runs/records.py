@@ -266,10 +266,7 @@ def attempt_metrics(path: str | Path, before: int) -> list[dict]:
 
 
 def extend_evals(path: str | Path, step: int, results: dict) -> None:
-    """Add results to the evaluation of a step. Append a line that replaces the old line.
-
-    An unfinished last line is removed first, unless a process is training the run.
-    """
+    """Append a line that adds results to the evaluation of a step. Repair an unfinished line."""
     path = filesystem.open_path(path)
     if not lock.is_alive(path):
         filesystem.repair_append_file(path / "evals.jsonl")
