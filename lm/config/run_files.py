@@ -62,7 +62,7 @@ def check_distinct_names(names: list[str]) -> None:
 
 
 def check_run_folder(run: schema.Run) -> None:
-    """Check that the folders of the run and of the token files are usable and differ.
+    """Check the path of the run folder, and that no token files are stored in this folder.
 
     Raises ConfigError.
     """

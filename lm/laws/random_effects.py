@@ -52,8 +52,8 @@ class Variances:
 
         The degrees of freedom as arguments give the moment estimates. Chi-squared draws give draws
         from the generalized confidence distribution. Without degrees of freedom within groups, the
-        noise counts as noise between groups, which gives the widest intervals. Groups that pass
-        `has_group_noise` as independent rows have s_u^2 = 0 and one pooled sum of squares.
+        noise counts as noise between groups, which gives the widest intervals. Without
+        `has_group_noise`, s_u^2 is 0 and the sums of squares are pooled.
         """
         within_chi = np.asarray(within_chi, float)
         if not self.has_group_noise:
@@ -67,7 +67,7 @@ class Variances:
 
     @cached_property
     def has_group_noise(self) -> bool:
-        """Return True unless an F-test finds the rows of a group as different as all rows.
+        """False if the F-test does not reject equal variances between and within groups.
 
         A preliminary test at this level is usual for variance components (Bancroft 1964). Without
         it, intervals of rows with only their own noise cover 99%.

@@ -26,7 +26,7 @@ from pathlib import Path
 from lm.config import run_files
 
 N_READERS = 32  # objects that are downloaded at the same time
-INTERRUPTED_SECONDS = 5.0  # no write of write_file takes longer
+INTERRUPTED_SECONDS = 5.0  # a younger temporary file may belong to another container
 MAX_TEXT_BYTES = 1 << 26  # of a JSON file that is read at once
 SKIPPED_FOLDERS = (
     run_files.CHECKPOINTS,
@@ -228,11 +228,10 @@ def refresh_mtime(path: Path, data: str) -> None:
 
 
 def find_files(top: Path, name: str) -> list[Path]:
-    """Return the sorted paths of the files `name` below a folder, except inside checkpoints.
+    """Return the sorted paths of the files `name` below a folder, except inside SKIPPED_FOLDERS.
 
-    A folder with the name of checkpoints that contains config.json is a run and is searched.
-
-    The search in a bucket is limited to four levels of folders.
+    A folder with such a name that contains config.json is a run and is searched. The search in a
+    bucket is limited to four levels of folders.
     """
     if is_remote(top):
         return sorted(p for depth in range(5) for p in top.glob("*/" * depth + name))

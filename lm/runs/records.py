@@ -9,7 +9,7 @@ The files of a run:
         metrics.jsonl     one line per log step: attempt, step, tokens, flops, loss, ...
         evals.jsonl       one line per evaluation: attempt, step, loss, bits_per_byte, ...
         heldout.npz       loss sums per document of the last evaluation
-        events.jsonl      one line per incident: damaged, skipped, rewound, spike
+        events.jsonl      one line per event, see log_event
         tokenizer.json    the tokenizer; absent for bytes
         checkpoints/      weights and optimizer state
         tensorboard/      a copy of the metrics for TensorBoard
@@ -230,7 +230,7 @@ def append_record(path: Path, row: dict) -> None:
 
 
 def log_event(path: Path, attempt: int, step: int, name: str, details: str) -> None:
-    """Append an event to events.jsonl, named damaged, nonfinite, skipped, rewound or spike."""
+    """Append an event, such as damaged, nonfinite, skipped, rewound, spike or no improvement."""
     row = {"attempt": attempt, "step": step, "event": name, "words": details}
     append_record(path / "events.jsonl", row)
 

@@ -344,7 +344,7 @@ class TrainingSession:
         n_tokens = self.done * self.run.data.batch_size * self.run.data.seq_len
         loss = self.recent_rows[-1]["loss"] if self.recent_rows else None
         warning = metric_log.quality_warning(self.run, self.evaluations.rows, ends_at, loss)
-        for name, text in (("stopped early", message), ("worthless", warning)):
+        for name, text in (("stopped early", message), ("no improvement", warning)):
             if text:
                 self.write_event(name, text)
         reason, seconds = "; ".join(filter(None, (message, warning))), self.row_time.total

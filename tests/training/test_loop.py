@@ -396,4 +396,4 @@ def test_warning_is_in_facts_events_and_the_sweep_report(tiny, monkeypatch):
     row = records.load_runs(records.run_dir(tiny))[0]
     assert row["status"] == "done" and "9.000 at the end, 5.545 by a uniform" in row["reason"]
     assert reasons == [row["reason"]]
-    assert [e["event"] for e in records.load_events(records.run_dir(tiny))] == ["worthless"]
+    assert [e["event"] for e in records.load_events(records.run_dir(tiny))] == ["no improvement"]

@@ -1,6 +1,6 @@
 """Subjects of the attack: text, a sweep, its prepared text, and the results without any fault.
 
-    subjects = build(Path("/tmp/attack"))
+    subjects = build(Path("attack"))
     folder = subjects.copy("finished")      # a working directory that a case may damage
 
 All paths in the configs are relative, so that a copy of a working directory is complete.

@@ -21,6 +21,7 @@ import numpy as np
 from lm.data import tokenizers
 from lm.data.prepared import block_checksums
 from lm.runs import filesystem
+from lm.runs.integrity import record_checksums
 
 SPLITS = ("train", "heldout")
 FILE = "manifest.json"
@@ -206,5 +207,4 @@ def _verify_types(manifest: Manifest) -> None:
 
 def _checksum(values: dict) -> str:
     """Return the SHA-256 of the entries of manifest.json without "checksum"."""
-    entries = {name: value for name, value in values.items() if name != "checksum"}
-    return block_checksums.sha256(json.dumps(entries, sort_keys=True).encode())
+    return record_checksums.object_sha256(values, "checksum")

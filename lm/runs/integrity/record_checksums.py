@@ -55,9 +55,9 @@ def verify_object(path: Path, value: dict) -> dict:
     return {key: item for key, item in value.items() if key != SHA256}
 
 
-def object_sha256(value: dict) -> str:
-    """Return the SHA-256 of a JSON object without its own entry, in hexadecimal digits."""
-    content = {key: item for key, item in value.items() if key != SHA256}
+def object_sha256(value: dict, own_key: str = SHA256) -> str:
+    """Return the SHA-256 of a JSON object without its entry `own_key`, in hexadecimal digits."""
+    content = {key: item for key, item in value.items() if key != own_key}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 

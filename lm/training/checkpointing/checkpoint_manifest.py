@@ -14,8 +14,6 @@ version 2 with the key "format".
 """
 
 import dataclasses
-import hashlib
-import json
 from pathlib import Path
 
 import jax
@@ -25,7 +23,7 @@ from lm.config import schema
 from lm.model import params
 from lm.parallel import distributed
 from lm.runs import records
-from lm.runs.integrity import stored_config
+from lm.runs.integrity import record_checksums, stored_config
 
 FORMAT_VERSION = 2
 OLDEST_READABLE = 2  # oldest version that this version opens
@@ -192,5 +190,4 @@ def check_arrays(path: Path, saved: dict[str, str], abstract: dict) -> None:
 
 def checksum(manifest: dict) -> str:
     """Return the SHA-256 of a manifest without its own checksum."""
-    body = {key: value for key, value in manifest.items() if key != "checksum"}
-    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+    return record_checksums.object_sha256(manifest, "checksum")

@@ -2,22 +2,9 @@
 
 import numpy as np
 import pytest
+from fixtures.learning_curves import LAW, curves, loss
 
 from lm.laws.forms import compute_optimal, log_linear, power_laws
-
-LAW = {"E": 1.8, "A": 300.0, "B": 700.0, "alpha": 0.34, "beta": 0.3}
-
-
-def loss(n, d):
-    return LAW["E"] + LAW["A"] * n ** -LAW["alpha"] + LAW["B"] * d ** -LAW["beta"]
-
-
-def curves():
-    return [
-        {"run": f"{n:.4g}", "params": n, "tokens": d, "flops": 6 * n * d, "loss": loss(n, d)}
-        for n in np.geomspace(1e7, 1e9, 15)
-        for d in np.geomspace(1e8, 2e11, 60)
-    ]
 
 
 def test_allocation_has_the_lowest_loss():

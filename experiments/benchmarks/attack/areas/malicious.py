@@ -177,7 +177,7 @@ def strange_name(folder: Path, private: Path, rng: random.Random) -> Command:
         "K",
         "../10K",
         "../../private/10K",
-        "/tmp/10K",
+        "/private/10K",
         "a" * 5000,
         "\0",
         3,
