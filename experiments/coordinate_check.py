@@ -5,8 +5,10 @@
 
 The command prints, for each parametrization, the exponents with which activations and their changes
 grow with width and depth. Hyperparameters transfer between sizes if the exponents of the changes
-are near 0. The configured model is the base shape, and --config.optim.lr is its learning rate. With
-the defaults, the command takes about four minutes on two idle CPU cores. --out names the figure.
+are near 0. The configured model is the base shape, and --config.optim.lr is its learning rate.
+--config.optim.name=muon checks Muon, whose learning rates scale differently from those of AdamW.
+With the defaults, the command takes about four minutes on two idle CPU cores. --out names the
+figure.
 """
 
 import dataclasses

@@ -156,6 +156,20 @@ def test_cooldown_branches_start_at_saved_steps_of_the_trunk():
         design.cooldown_branches(run, (100_000, *budgets))
 
 
+def test_cooldown_branches_replace_lengths_in_tokens():
+    """The trunk does not decay, and a branch decays over the fraction of the sweep."""
+    run = schema.Run(name="s/x")
+    run.optim = schema.Optimizer(schedule="wsd", warmup_tokens=10 * 2048, decay_tokens=5 * 2048)
+    trunk, branch = design.cooldown_branches(run, [400_000], decay=0.25)
+    for resolved in (trunk, branch):
+        validation.validate_run(resolved)
+        assert resolved.optim.warmup_tokens == 10 * 2048 and not resolved.optim.decay_tokens
+    assert branch.optim.decay == 0.25
+    run.optim.warmup_tokens = 200 * 2048
+    with pytest.raises(ValueError, match="within the 200 steps of warm-up of s/x-trunk"):
+        design.cooldown_branches(run, [400_000], decay=0.25)
+
+
 @pytest.mark.parametrize("budget", [float("inf"), float("nan"), 0, -1.0])
 def test_budget_that_is_not_positive_and_finite_is_refused(budget):
     with pytest.raises(ValueError, match="must be positive and finite"):

@@ -7,6 +7,7 @@ import pytest
 from lm.config import model_sizes, schema, validation
 from lm.model import memory_estimate
 from lm.parallel import device_memory, mesh
+from lm.sweeps.planning import checkpoint_space
 from lm.training import loop
 
 N_PARAMS = model_sizes.count_parameters(model_sizes.ladder_model("100K", vocab_size=256))["total"]
@@ -76,3 +77,14 @@ def test_run_is_rejected_before_its_text_is_prepared(tiny, tmp_path, monkeypatch
 def test_devices_of_a_cpu_share_the_free_memory(monkeypatch):
     monkeypatch.setattr(device_memory, "available_host_bytes", lambda: 8e9)
     assert device_memory.available_bytes(mesh.make_mesh(schema.Mesh())) == 2e9
+
+
+@pytest.mark.parametrize("name, n_bytes", [("adamw", 6), ("lion", 2)])
+def test_first_moment_in_bfloat16_needs_half_the_memory(name, n_bytes):
+    """The second moment of AdamW has 4 bytes per weight."""
+    run = small_run()
+    run.optim.name, run.optim.moment_dtype = name, "bfloat16"
+    estimate = memory_estimate.estimate_memory(run, 1, "cpu")
+    assert estimate.optimizer == n_bytes * N_PARAMS
+    n_checkpoint_bytes = checkpoint_space.checkpoint_bytes(run)
+    assert n_checkpoint_bytes == (4 + n_bytes) * N_PARAMS
