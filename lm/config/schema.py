@@ -6,7 +6,8 @@
 
 A declaration contains type, default, description, roles and bounds: see lm/config/fields.py. The
 description states the unit; ge, gt and le state the range. `Literal` types list the allowed values.
-lm/config/validation.py checks values and combinations of values.
+lm/config/optimizer_config.py declares the group optim. lm/config/validation.py checks values and
+combinations of values.
 """
 
 import dataclasses

@@ -35,7 +35,8 @@ RECORDED = {
         ),
         "Are data repeated": ("data.unique_tokens", "unique_tokens"),
         "Which optimizer, schedule and batch size": (
-            *("optim.name", "optim.lr", "optim.schedule", "optim.warmup", "optim.weight_decay"),
+            *("optim.name", "optim.lr", "optim.schedule", "optim.warmup", "optim.warmup_steps"),
+            *("optim.warmup_tokens", "optim.weight_decay", "optim.independent_weight_decay"),
             *("data.batch_size", "model.parametrization"),
         ),
         "Which shape of the models": ("model.d_model", "model.n_layers", "model.n_heads"),
