@@ -5,7 +5,7 @@
 
 lm.laws.hyperparameters(lm.load_runs("runs/tune")) fits the best values as functions of size and
 tokens. The design is sparse: 17 runs per size and budget around a center, not a full grid. The
-center of the batch size grows with the square root of the tokens. With --max_vmapped=11, one
+center of the batch size grows with the tokens. With --max_vmapped=11, one
 program trains all runs of equal size, tokens and batch size.
 
 Hardware and time: 153 runs, about half an hour on two idle CPU cores.
@@ -15,8 +15,7 @@ from configs import base, ladder
 from lm.config import model_sizes
 
 SIZES = ("10K", "25K", "60K")
-TOKENS = (300_000, 1_000_000, 3_000_000)
-BATCH_SIZE = 16  # rows, at 1M tokens
+BATCH_SIZES = {300_000: 8, 1_000_000: 16, 3_000_000: 32}  # tokens -> rows of 128 tokens
 WEIGHT_DECAY = 0.4
 # Factors of learning rate, batch size and weight decay, as powers of two. The timescale of the
 # weight decay depends on all three, so the middle learning rates have three weight decays.
@@ -30,11 +29,10 @@ GRID = (
 def get_sweep(corpora: str = ""):
     """Yield the runs of each size and token budget, those of one batch size in succession."""
     for size in SIZES:
-        for tokens in TOKENS:
-            for lr, batch, decay in sorted(GRID, key=lambda point: point[1]):
+        for tokens, n_rows in BATCH_SIZES.items():
+            for lr, batch, decay in sorted(GRID, key=lambda factors: factors[1]):
                 run = ladder.get_config(f"{corpora},{size}") if corpora else base.get_config(size)
-                rows = BATCH_SIZE * (tokens / 1e6) ** 0.5 * 2.0**batch
-                run.data.batch_size = max(round(rows * 128 / run.data.seq_len), 1)
+                run.data.batch_size = round(n_rows * 128 * 2.0**batch / run.data.seq_len)
                 run.optim.lr *= 2.0**lr
                 run.optim.weight_decay = WEIGHT_DECAY * 2.0**decay
                 run.name = (

@@ -199,7 +199,7 @@ def _initial_values(rows: SurfaceRows, names: Sequence[str]) -> np.ndarray:
                 f"the loss has no minimum within the tested values of the {name}: train with"
                 " smaller and larger values"
             )
-        start_exponents.append(products / height)
+        start_exponents.append(np.array(products) / height)
         diagonal.append(0.5 * np.log(height))
         first += 1 + feature.shape[1]
     factor = np.diag(diagonal)

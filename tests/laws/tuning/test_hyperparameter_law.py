@@ -129,9 +129,7 @@ def test_loss_without_minimum_is_refused():
     rows = tuned_rows(grid=[(a, 0, 0) for a in (-1, 0, 1)])
     for row in rows:
         row["eval.loss"] = 3.0 - 0.1 * np.log(row["optim.lr"]) ** 2 / 100
-    with pytest.raises(
-        ValueError, match="no minimum within the tested values of the learning rate"
-    ):
+    with pytest.raises(ValueError, match="no minimum within the tested values"):
         lm.laws.hyperparameters(rows)
 
 
