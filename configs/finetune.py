@@ -9,6 +9,8 @@ with weight 0 are evaluated but not trained on. Their loss measures how much the
 Hardware and time: the 100K model takes about 10 seconds on two CPU cores.
 """
 
+import dataclasses
+
 from configs import base
 from lm.config import hyperparameter_rules, model_sizes, schema
 from lm.data.sources import path_permissions
@@ -38,7 +40,7 @@ def start_from(parent_folder: str, lr_fraction: float) -> schema.Run:
         path_permissions.check_links(parent_folder)
     parent = records.read_config(parent_folder) if parent_folder else base.get_config()
     tuned = schema.Run(name=f"tuned/{parent.name.replace('/', '-')}", dir=parent.dir)
-    tuned.model, tuned.optim = parent.model, parent.optim
+    tuned.model, tuned.optim = parent.model, _without_lengths(parent.optim)
     tuned.data = path_permissions.own_data(parent.data)
     tuned.start.run = parent.name
     if parent_folder and "imported.family" in records.read_facts(records.run_dir(parent)):
@@ -47,3 +49,16 @@ def start_from(parent_folder: str, lr_fraction: float) -> schema.Run:
     else:
         tuned.optim.lr = parent.optim.lr * lr_fraction
     return run_tokenizer.resolve_tokenizer(tuned)
+
+
+def _without_lengths(optim: schema.Optimizer) -> schema.Optimizer:
+    """Return the optimizer with a warm-up and a decay in fractions of the steps.
+
+    A number of steps or tokens of the pre-training may exceed the whole fine-tuning.
+    """
+    changes: dict[str, float] = {}
+    for part in ("warmup", "decay"):
+        if getattr(optim, f"{part}_steps") or getattr(optim, f"{part}_tokens"):
+            default = getattr(schema.Optimizer, part)
+            changes |= {f"{part}_steps": 0, f"{part}_tokens": 0, part: default}
+    return dataclasses.replace(optim, **changes)

@@ -5,9 +5,10 @@
     uv run python -m experiments.train --config=configs/pod.py:1B --config.mesh.fsdp=16
 
 From 1B on, layers are recomputed in the backward pass. From 100B on, rows have 8192 tokens.
-Learning rate, batch size and warm-up follow hyperparameter_rules.apply_step_law: a step has 131
-thousand tokens at 60M, half a million at 1B and 17 million at 1T. Above 1B the rule is an
-extrapolation, so tune the learning rate on a ladder of sizes first.
+Learning rate, batch size, warm-up and weight decay follow hyperparameter_rules.apply_step_law: a
+step has 131 thousand tokens at 60M, half a million at 1B and 17 million at 1T, and the warm-up has
+2000 steps. Above 1B the rule is an extrapolation, so tune the learning rate on a ladder of sizes
+first.
 
 Hardware and time: not trained yet. `experiments.plan` estimates memory, time and cost per machine.
 """

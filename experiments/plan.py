@@ -119,7 +119,7 @@ def validate_runs(runs: list[schema.Run], has_text: bool) -> None:
 
 def plan_local(runs: list[schema.Run]) -> int:
     """Print the cost at the measured speed of the local devices. Return the exit status."""
-    from experiments.common import disk_space
+    from experiments.common import disk_space, optimizer_table
     from lm.parallel import mesh
     from lm.runs import records
     from lm.sweeps import launcher
@@ -130,6 +130,9 @@ def plan_local(runs: list[schema.Run]) -> int:
     device_mesh = mesh.make_mesh(schema.Mesh())
     peak = mesh.peak_flops_per_second(device_mesh, runs[0].model.dtype)
     costs = [cost.estimate_cost(run, peak, mesh.device_platform(device_mesh)) for run in runs]
+    costs = [
+        row | optimizer_table.describe_optimizer(run) for row, run in zip(costs, runs, strict=True)
+    ]
     if _JSON.value:
         print(json.dumps(costs, indent=1))
         return 0
@@ -137,6 +140,7 @@ def plan_local(runs: list[schema.Run]) -> int:
     console.print_line(f"measured peak of matrix products: {peak / 1e9:.0f} GFLOP/s")
     finished = {run.name for run in runs if records.is_finished(run)}
     console.print_plan(costs, finished)
+    optimizer_table.print_optimizers(costs)
     disk_space.print_disk_space(runs, finished)
     print_memory_problems(runs, device_mesh)
     return 0
@@ -162,7 +166,7 @@ def plan_target(runs: list[schema.Run], target: hardware.Target) -> int:
 
     Memory is that of the target's compiler, and peaks are those of its vendor.
     """
-    from experiments.common import disk_space
+    from experiments.common import disk_space, optimizer_table
     from lm.sweeps.planning import aot_compile, cost, layout_search
 
     aot_compile.initialize_target_compiler(target)
@@ -178,14 +182,16 @@ def plan_target(runs: list[schema.Run], target: hardware.Target) -> int:
     rows = []
     for run in runs:
         if _SEARCH.value:
-            rows += layout_search.search_layouts(run, target, _SEARCH.value, should_compile)
+            new_rows = layout_search.search_layouts(run, target, _SEARCH.value, should_compile)
         else:
-            rows.append(cost.plan_run(run, target, should_compile))
+            new_rows = [cost.plan_run(run, target, should_compile)]
+        rows += [row | optimizer_table.describe_optimizer(run) for row in new_rows]
     if _JSON.value:
         print(json.dumps(rows, indent=1))
         return 0
     console.table([_memory_line(row) for row in rows], "Memory: GiB per device")
     console.table([_time_line(row) for row in rows], "Time: seconds per step, and the whole run")
+    optimizer_table.print_optimizers(list({row["name"]: row for row in rows}.values()))
     for row in rows:
         print_traffic(row)
     disk_space.print_disk_space(runs, set(), is_here=False)

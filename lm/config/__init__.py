@@ -5,9 +5,11 @@ The package uses only the standard library. An invalid run is rejected here, bef
     fields.py                declare a field with its description, bounds and roles
     schema.py                the config of a run: Run, Model, Data, Optimizer, Mesh, Evaluation,
                              Start
+    optimizer_config.py      the group optim of the config, steps of warm-up and decay
     value_checks.py          check each field alone: type, choices, bounds, paths
     run_files.py             names in the folders of runs and sweeps, rules for run names
     validation.py            validate_run(run): combinations of fields
+    checks/                  combinations of the fields of one group
     model_sizes.py           the ladder of model sizes, parameter counts, training budgets
     flops.py                 FLOPs per token and per step, by the conventions of the papers
     axis_rules.py            logical axes -> mesh axes

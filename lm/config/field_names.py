@@ -130,17 +130,36 @@ SYNONYMS = {
     " peak_learning_rate max_learning_rate adam_lr initial_lr",
     "optim.schedule": "lr_schedule scheduler lr_scheduler lr_scheduler_type decay_type"
     " lr_decay_style learning_rate_schedule",
-    "optim.warmup": "warmup_steps warmup_ratio warmup_fraction lr_warmup num_warmup_steps"
-    " warmup_iters warm_up warmup_tokens lr_warmup_iters warmup_proportion",
-    "optim.decay": "decay_steps decay_fraction cooldown lr_decay_iters cooldown_fraction"
-    " decay_ratio lr_decay_steps annealing cooldown_steps",
+    "optim.warmup": "warmup_ratio warmup_fraction lr_warmup warm_up warmup_proportion"
+    " lr_warmup_fraction",
+    "optim.warmup_steps": "num_warmup_steps n_warmup_steps warmup_iters lr_warmup_iters"
+    " lr_warmup_steps warmup_iterations",
+    "optim.warmup_tokens": "n_warmup_tokens num_warmup_tokens lr_warmup_tokens lr_warmup_samples"
+    " warmup_samples",
+    "optim.decay": "decay_fraction cooldown cooldown_fraction decay_ratio annealing"
+    " cooldown_ratio lr_wsd_decay_fraction",
+    "optim.decay_steps": "lr_decay_steps lr_decay_iters cooldown_steps n_decay_steps"
+    " num_decay_steps annealing_steps lr_wsd_decay_iters",
+    "optim.decay_tokens": "cooldown_tokens lr_decay_tokens n_decay_tokens lr_decay_samples"
+    " annealing_tokens",
     "optim.final_lr_fraction": "lr_end min_lr min_lr_ratio final_lr end_lr min_learning_rate"
     " lr_min lr_final_fraction final_lr_ratio end_learning_rate",
     "optim.b1": "beta1 adam_beta1 adam_b1 momentum betas adam_betas beta_1",
     "optim.b2": "beta2 adam_beta2 adam_b2 beta_2",
+    "optim.b2_half_life_tokens": "beta2_half_life_tokens b2_half_life beta2_half_life half_life"
+    " b2_tokens beta2_tokens second_moment_half_life",
     "optim.eps": "epsilon adam_eps adam_epsilon",
-    "optim.weight_decay": "wd l2 weight_decay_rate decoupled_weight_decay regularization"
-    " l2_regularization lambda",
+    "optim.moment_dtype": "mu_dtype optimizer_dtype state_dtype momentum_dtype exp_avg_dtype"
+    " optimizer_state_dtype first_moment_dtype adam_mu_dtype main_params_dtype",
+    "optim.weight_decay": "wd l2 weight_decay_rate regularization l2_regularization lambda",
+    "optim.independent_weight_decay": "decoupled_weight_decay independent_decay fully_decoupled"
+    " independent_wd decoupled_wd fully_decoupled_weight_decay weight_decay_mode",
+    "optim.embedding_decay_factor": "weight_decay_embedding weight_decay_embeddings embedding_decay"
+    " embedding_weight_decay embed_decay decay_embeddings wd_embedding",
+    "optim.head_decay_factor": "head_weight_decay weight_decay_head head_decay lm_head_decay"
+    " output_decay wd_head",
+    "optim.norm_decay_factor": "norm_weight_decay weight_decay_norm bias_decay norm_decay"
+    " decay_norm_and_bias weight_decay_norms bias_weight_decay decay_norm",
     "optim.layer_decay": "layerwise_decay layer_wise_lr_decay llrd layerwise_lr_decay",
     "optim.frozen": "freeze freeze_layers frozen_layers frozen_params trainable unfreeze",
     "optim.clip_norm": "clip grad_clip gradient_clipping max_grad_norm clip_grad_norm"

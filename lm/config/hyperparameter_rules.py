@@ -1,8 +1,9 @@
-"""Published rules for learning rate and batch size as functions of size, data and compute.
+"""Published rules for learning rate, batch size and weight decay by size, data and compute.
 
     step_law(n=1e9, d=20e9)         # RecommendedRates(lr=0.000996..., batch_tokens=441892...)
     deepseek(flops=1e20), porian(n=1e8), kaplan_lr(n=1e8), kaplan_batch(loss=3.0)
-    apply_step_law(run, n_tokens)   # sets learning rate, batch size, warm-up and steps of a run
+    apply_step_law(run, n_tokens)   # sets the batch size, the steps and the optimizer of a run
+    published_lr_range(run)         # lowest and highest learning rate of the rules
 
 Each rule was fitted to one recipe (tokenizer, schedule, optimizer, decay). Use a rule to choose the
 range of a sweep, not instead of a sweep. The rules disagree by factors of two and more. All are for
@@ -16,7 +17,10 @@ from typing import NamedTuple
 
 from lm.config import model_sizes, schema
 
-WARMUP_TOKENS = 375e6
+# Settings of the runs to which the Step Law was fitted, besides learning rate and batch size.
+STEP_LAW_WARMUP_STEPS, STEP_LAW_FINAL_LR, STEP_LAW_WEIGHT_DECAY = 2000, 1e-5, 0.1
+MIN_RULE_PARAMS = 1e7  # the rules are for larger models
+MAX_KAPLAN_PARAMS = 1.2e10  # the learning rate of kaplan_lr is positive below
 # Ranges of published training runs, with a margin. Values outside of them often fail.
 USUAL_RANGES = {
     "optim.lr": (1e-7, 0.3),
@@ -92,6 +96,41 @@ def step_law(n: float, d: float) -> RecommendedRates:
     return RecommendedRates(lr, 0.58 * d**0.571)
 
 
+def published_lr_range(run: schema.Run) -> tuple[float, float] | None:
+    """Return the lowest and highest learning rate of kaplan_lr, deepseek, porian and step_law.
+
+    The rates are those of the size and tokens of the run; a mixture of experts counts its active
+    parameters. Return None where no rule holds: below MIN_RULE_PARAMS, for fine-tuning, for other
+    parametrizations than the standard one, and for Lion. The updates of Muon have the size of those
+    of AdamW (Liu et al. 2025, arXiv:2502.16982).
+    """
+    model = model_sizes.resolved_model(run)
+    counts = model_sizes.count_parameters(model)
+    n, n_tokens = counts["active_non_embedding"], model_sizes.training_tokens(run)
+    if n < MIN_RULE_PARAMS or run.start.run:
+        return None
+    if model.parametrization != "standard" or run.optim.name == "lion":
+        return None
+    rates = [
+        step_law(n, n_tokens).lr,
+        deepseek(6.0 * n * n_tokens).lr,
+        porian(n + counts["head"]).lr,
+    ]
+    rates += [kaplan_lr(n)] if n < MAX_KAPLAN_PARAMS else []
+    return min(rates), max(rates)
+
+
+def power_lines_decay(lr: float, n_steps: int, tokens_per_param: float) -> float:
+    """Return the weight decay 1 / (lr * n_steps * tau) (Bergsma et al. 2025, arXiv:2505.13738).
+
+    The timescale tau = 1.084 r^-0.527 is the fraction of the steps over which AdamW averages its
+    updates. r: training tokens per parameter. lr: learning rate of the hidden matrices. The rule
+    was fitted under muP to 111 million to 3.3 billion parameters.
+    """
+    timescale = 1.084 * _positive("tokens_per_param", tokens_per_param) ** -0.527
+    return 1 / (_positive("lr", lr) * _positive("n_steps", n_steps) * timescale)
+
+
 def finetuning_lr(n: float) -> float:
     """Return the learning rate for all weights of a model that others have pre-trained.
 
@@ -114,28 +153,35 @@ def unusual_values(run: schema.Run) -> list[str]:
         for field, (low, high) in USUAL_RANGES.items()
         if values[field] and not low <= values[field] <= high
     ]
+    lr_range = published_lr_range(run)
+    if lr_range and run.optim.lr > lr_range[1]:
+        rules = f"published rules for this size: {lr_range[0]:.2g} to {lr_range[1]:.2g}"
+        phrases.append(f"optim.lr={run.optim.lr:g} is large ({rules})")
     shrinkage = run.optim.lr * run.optim.weight_decay
-    if shrinkage >= 1:
+    if shrinkage >= 1 and not run.optim.independent_weight_decay:
         product = f"optim.lr x optim.weight_decay = {shrinkage:g}"
         phrases.append(f"{product} removes all of a weight in one step (it must be below 1)")
     return phrases
 
 
 def apply_step_law(run: schema.Run, n_tokens: float) -> None:
-    """Set learning rate, batch size, warm-up and steps of a run by the Step Law.
+    """Set the batch size, the steps and the optimizer of a run by the Step Law.
 
     The batch size is the power of two that is nearest to the rule, so that a mesh can divide it.
-    The warm-up lasts 375 million tokens (Brown et al. 2020, arXiv:2005.14165, appendix B), or 5% of
-    the steps of a shorter run. A mixture of experts counts its active parameters. n_tokens:
-    training tokens. The law was fitted to 60 million to one billion parameters and up to 100
-    billion tokens; above, it is an extrapolation.
+    Weight decay, final learning rate and warm-up are those of the runs behind the law (Li et al.
+    2025, arXiv:2503.04715): 0.1, 1e-5 and 2000 steps. The warm-up is 5% of the steps in a shorter
+    run. A mixture of experts counts its active parameters. n_tokens: training tokens. The law was
+    fitted to 60 million to one billion parameters and up to 100 billion tokens; above, it is an
+    extrapolation.
     """
     n_params = model_sizes.count_parameters(model_sizes.resolved_model(run))["active_non_embedding"]
     rates = step_law(n_params, n_tokens)
     run.optim.lr = rates.lr
     run.data.batch_size = 2 ** max(round(math.log2(rates.batch_tokens / run.data.seq_len)), 0)
-    run.optim.warmup = min(0.05, WARMUP_TOKENS / n_tokens)
     run.steps = model_sizes.steps_for_budget(run, tokens=n_tokens)
+    run.optim.warmup_steps = min(STEP_LAW_WARMUP_STEPS, round(run.optim.warmup * run.steps))
+    run.optim.final_lr_fraction = min(STEP_LAW_FINAL_LR / rates.lr, 1.0)
+    run.optim.weight_decay = STEP_LAW_WEIGHT_DECAY
 
 
 def _positive(name: str, value: float) -> float:

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from lm.config import fields
 from lm.config.field_names import ConfigError, UnknownFieldError, unknown_field_message
+from lm.config.optimizer_config import Optimizer
 
 field = fields.field  # A short name, because it occurs once per field.
 
@@ -189,42 +190,6 @@ class Data:
     max_epochs: float = field(0.0, "Largest number of epochs over any source; 0 is no limit.", ge=0)
     local_cache_dir: str = field(
         "data", "Local folder for the files of a remote data.cache_dir.", "execution", "path"
-    )
-
-
-@fields.config_group("optim")
-@dataclasses.dataclass
-class Optimizer:
-    """Optimizer, learning-rate schedule and gradient handling."""
-
-    name: Literal["adamw", "lion", "muon"] = field(
-        "adamw", "Optimizer; muon updates matrices, adamw all other weights."
-    )
-    lr: float = field(3e-3, "Peak learning rate.", "vmapped", "traced", gt=0, le=1e38)
-    schedule: Literal["cosine", "linear", "wsd", "constant"] = field(
-        "cosine", "Learning rate after warm-up; wsd is warm-up, stable, decay."
-    )
-    warmup: float = field(0.05, "Fraction of the steps with linear warm-up.", ge=0, le=1)
-    decay: float = field(0.2, "Fraction of the steps with decay, for wsd only.", ge=0, le=1)
-    final_lr_fraction: float = field(
-        0.1, "Final learning rate as a fraction of the peak.", ge=0, le=1, hash_name="lr_end"
-    )
-    b1: float = field(0.9, "Decay of the first moment; muon's matrices: 0.95.", ge=0, le=0.999999)
-    b2: float = field(0.95, "Decay of the second moment.", ge=0, le=0.999999)
-    eps: float = field(1e-8, "Constant added to the root of the second moment.", ge=1e-30)
-    weight_decay: float = field(
-        0.1, "Decoupled decay, times the learning rate; not on norms.", "vmapped", "traced", ge=0
-    )
-    layer_decay: float = field(1.0, "Learning rate of a layer, relative to the layer above.", gt=0)
-    frozen: str = field("", "Paths or axes that are not trained, as embed,mlp.", hash_name="freeze")
-    clip_norm: float = field(
-        1.0, "Largest global gradient norm; 0 is off.", ge=0, smallest=1e-6, hash_name="clip"
-    )
-    grad_accumulation_steps: int = field(
-        1, "Micro-batches per step.", "execution", "plan", ge=1, chunks="batch"
-    )
-    on_nonfinite: Literal["stop", "skip", "rewind"] = field(
-        "stop", "Non-finite loss or gradient: stop, skip the update, or rewind.", "execution"
     )
 
 

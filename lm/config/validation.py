@@ -9,6 +9,7 @@ import math
 import re
 
 from lm.config import axis_rules, model_sizes, run_files, schema, value_checks
+from lm.config.checks import optimizer_checks
 
 
 def validate_run(run: schema.Run) -> schema.Run:
@@ -29,6 +30,7 @@ def _check_combinations(run: schema.Run) -> None:
     _check_model(run)
     _check_mesh(run)
     _check_intervals(run)
+    optimizer_checks.check_optimizer(run)
     _check_sources(run.data)
     _check_heldout(run)
     if run.model.n_experts:
@@ -150,13 +152,6 @@ def _check_intervals(run: schema.Run) -> None:
     if task_interval and (not interval or task_interval % interval):
         problem = f"must be a multiple of eval.interval={interval}, the steps between evaluations"
         value_checks.reject("eval.task_interval", task_interval, problem)
-    optim = run.optim
-    if optim.schedule == "wsd" and optim.warmup + optim.decay > 1:
-        value_checks.reject(
-            "optim.decay",
-            optim.decay,
-            f"plus optim.warmup={optim.warmup} must not exceed 1: lower one",
-        )
 
 
 def _check_sources(data: schema.Data) -> None:

@@ -16,8 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from lm.config import schema
-
-STACKED = ("layers", "experts")  # axes that count matrices; the other axes belong to a matrix
+from lm.model import parametrization
 
 
 def init_lora(model: schema.Model, axes: dict, params: dict, seed) -> dict:
@@ -31,7 +30,7 @@ def init_lora(model: schema.Model, axes: dict, params: dict, seed) -> dict:
         if _has_adapter(model, names):
             shape = _get_path(params, path).shape
             stacked, inner, outer = (
-                tuple(shape[i] for i in indices) for indices in _matrix_axes(names)
+                tuple(shape[i] for i in indices) for indices in parametrization.matrix_axes(names)
             )
             path_hash = int.from_bytes(hashlib.sha256("/".join(path).encode()).digest()[:4], "big")
             key = jax.random.fold_in(jax.random.key(seed), path_hash)
@@ -50,7 +49,7 @@ def lora_axes(model: schema.Model, axes: dict) -> dict:
     for path, names in iterate_leaves(axes):
         if _has_adapter(model, names):
             stacked, inner, outer = (
-                tuple(names[i] for i in indices) for indices in _matrix_axes(names)
+                tuple(names[i] for i in indices) for indices in parametrization.matrix_axes(names)
             )
             adapter_axes = {"a": (*stacked, *inner, "rank"), "b": (*stacked, "rank", *outer)}
             _set_path(adapters, path, adapter_axes)
@@ -98,16 +97,8 @@ def _low_rank_product(shape: tuple[int, ...], a: jax.Array, b: jax.Array) -> jax
 def _has_adapter(model: schema.Model, names: tuple) -> bool:
     """Return True if a weight with these axes is a matrix with an axis of model.lora_on."""
     adapted_axes = set(model.lora_on.split(","))
-    matrix_axes = [name for name in names if name not in STACKED]
+    matrix_axes = [name for name in names if name not in parametrization.STACKED]
     return len(matrix_axes) > 1 and "embed" in matrix_axes and bool(adapted_axes & set(names))
-
-
-def _matrix_axes(names: tuple) -> tuple[list[int], list[int], list[int]]:
-    """Return the indices of the stacked axes, the input axes and the output axes of a weight."""
-    stacked = [i for i, name in enumerate(names) if name in STACKED]
-    embed = [i for i, name in enumerate(names) if name == "embed"]
-    other = [i for i in range(len(names)) if i not in stacked + embed]
-    return (stacked, other, embed) if names[-1] == "embed" else (stacked, embed, other)
 
 
 def iterate_leaves(tree: dict, path: tuple[str, ...] = ()):

@@ -20,7 +20,7 @@ from lm.parallel import mesh
 
 FLOAT32 = 4  # bytes
 GIB = 2**30  # bytes
-MOMENTS = {"adamw": 2, "lion": 1, "muon": 1}  # float32 numbers per weight; muon: of a matrix
+SECOND_MOMENTS = {"adamw": 1, "lion": 0, "muon": 0}  # per weight; muon: per weight of a matrix
 # A run is rejected only if it exceeds the memory with a third of the estimated temporaries. The
 # estimate is at most twice the true value, so a run that fits is never rejected.
 TEMPORARIES_FACTOR = 3
@@ -130,11 +130,14 @@ def _format_gib(n_bytes: float) -> str:
     return f"{n_bytes / GIB:.3g} GiB"
 
 
-def optimizer_state_size(run: schema.Run, weight: Weight) -> int:
-    """Return the number of float32 values that the optimizer stores per element of a weight."""
-    is_matrix = parametrization.weight_role(weight.names) in ("hidden", "back")
+def optimizer_state_size(run: schema.Run, weight: Weight) -> float:
+    """Return the optimizer state per element of a weight, in units of a float32 value.
+
+    A first moment in bfloat16 counts as half a value.
+    """
+    is_matrix = parametrization.weight_role(weight.names) in parametrization.MATRIX_ROLES
     name = "adamw" if run.optim.name == "muon" and not is_matrix else run.optim.name
-    return MOMENTS[name]
+    return (0.5 if run.optim.moment_dtype == "bfloat16" else 1) + SECOND_MOMENTS[name]
 
 
 class ShardedShapes:

@@ -40,8 +40,10 @@ def measure_activations(
     schedule would hide the effect of the rate.
     """
     run = dataclasses.replace(run, steps=max(len(batches), 2))
+    # Fields with a number of steps or tokens would replace the fractions.
+    no_schedule = {"warmup_steps": 0, "warmup_tokens": 0, "decay_steps": 0, "decay_tokens": 0}
     run.optim = dataclasses.replace(
-        run.optim, warmup=0.0, schedule="constant", weight_decay=0.0, clip_norm=0.0
+        run.optim, warmup=0.0, schedule="constant", weight_decay=0.0, clip_norm=0.0, **no_schedule
     )
     model = run.model
     shared_columns = {

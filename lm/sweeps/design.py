@@ -11,13 +11,14 @@ comparison.
 """
 
 import copy
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 from scipy import stats
 
-from lm.config import model_sizes, schema
+from lm.config import model_sizes, optimizer_config, schema
 from lm.laws import comparability, run_table
 
 SIZE, TOKENS, LOSS = "params.non_embedding", "tokens", "eval.loss"  # columns
@@ -50,12 +51,14 @@ def cooldown_branches(
     trunk.name = f"{run.name}-trunk"
     trunk.steps = first_steps[-1]
     trunk.is_prediction_target = False
-    trunk.optim.schedule = "constant"
-    n_warmup = round(trunk.optim.warmup * trunk.steps)
+    trunk.optim = _without_decay(trunk.optim, "constant")
+    tokens_per_step = trunk.data.batch_size * trunk.data.seq_len
+    optim = optimizer_config.resolve_tokens(trunk.optim, tokens_per_step)
+    n_warmup = optimizer_config.count_warmup_steps(optim, trunk.steps)
     if first_steps[0] <= n_warmup:
         raise ValueError(
             f"branches: the cooldown of tokens={min(tokens):g} begins at step {first_steps[0]},"
-            f" within the {n_warmup} steps of warm-up of {trunk.name}. Use a smaller optim.warmup."
+            f" within the {n_warmup} steps of warm-up of {trunk.name}. Use a shorter warm-up."
         )
     # The trunk saves a checkpoint where each branch begins.
     trunk.checkpoint_interval = math.gcd(
@@ -66,10 +69,15 @@ def cooldown_branches(
         branch = copy.deepcopy(run)
         branch.name = f"{run.name}-{budget / 1e6:g}M"
         branch.steps = round(first_step / (1 - decay))
-        branch.optim.schedule, branch.optim.decay = "wsd", decay
+        branch.optim = dataclasses.replace(_without_decay(run.optim, "wsd"), decay=decay)
         branch.start = schema.Start(run=trunk.name, step=first_step, restore="full_state")
         runs.append(branch)
     return runs
+
+
+def _without_decay(optim: schema.Optimizer, schedule: str) -> schema.Optimizer:
+    """Return the optimizer with another schedule, and without a number of decay steps or tokens."""
+    return dataclasses.replace(optim, schedule=schedule, decay_steps=0, decay_tokens=0)
 
 
 def branch_agreement(

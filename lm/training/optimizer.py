@@ -11,7 +11,7 @@ import numpy as np
 import optax
 import optax.contrib
 
-from lm.config import field_names, schema
+from lm.config import field_names, optimizer_config, schema
 from lm.model import lora, parametrization
 from lm.parallel import mesh
 
@@ -72,8 +72,9 @@ class OptimizerInputs:
     """Numbers of the optimizer that are arguments of the compiled step.
 
     lr: peak learning rate, float32 []. weight_decay: a tree like the trainable weights with the
-    decay coefficient of each weight, float32 []. For vmapped runs, which may differ in both, each
-    array has a leading axis over the runs (lm/training/vmapped_runs.py).
+    decay coefficient of each weight, float32 []; the update multiplies it by the learning rate. For
+    vmapped runs, which may differ in both, each array has a leading axis over the runs
+    (lm/training/vmapped_runs.py).
     """
 
     lr: typing.Any
@@ -96,19 +97,20 @@ class Optimizer(typing.NamedTuple):
 def learning_rate_schedule(optim: schema.Optimizer, steps: int) -> Callable:
     """Return lr(step, peak=optim.lr), the learning rate at a step that counts from 0.
 
-    steps: number of steps of the run. The warm-up is linear and starts above 0. Schedules after
-    the warm-up:
+    steps: number of steps of the run. optim: without fields in tokens, see
+    optimizer_config.resolve_tokens. The warm-up is linear and starts above 0. Schedules after the
+    warm-up:
 
     cosine    half a cosine from peak to peak * final_lr_fraction (Loshchilov and Hutter 2017,
               arXiv:1608.03983)
     linear    linear decay from peak to peak * final_lr_fraction
-    wsd       constant, then linear decay to peak * final_lr_fraction over the last fraction
-              optim.decay of the steps (Hu et al. 2024, arXiv:2404.06395)
+    wsd       constant, then linear decay to peak * final_lr_fraction over the last steps
+              (Hu et al. 2024, arXiv:2404.06395)
     constant  constant
     """
-    warmup = round(optim.warmup * steps)
+    warmup = optimizer_config.count_warmup_steps(optim, steps)
     n_after_warmup = max(steps - 1 - warmup, 1)
-    decay = max(round(optim.decay * steps), 1)
+    decay = optimizer_config.count_decay_steps(optim, steps)
 
     def learning_rate(step, peak=optim.lr):
         progress = jnp.clip((step - warmup) / n_after_warmup, 0.0, 1.0)
@@ -130,10 +132,19 @@ def inputs(optim: schema.Optimizer, model: schema.Model, axes: dict) -> Optimize
 
     axes: axis names of the trainable weights. The product of weight decay and parametrization
     factor is rounded to float32 once. The compiled step would round both factors and the product.
+    An independent weight decay is divided by the peak learning rate, which the update multiplies.
     """
+    group_factors = {
+        "input": optim.embedding_decay_factor,
+        "output": optim.head_decay_factor,
+        "norm": optim.norm_decay_factor,
+    }
+    divisor = optim.lr if optim.independent_weight_decay else 1.0
 
     def decay(names: tuple) -> np.float32:
-        return np.float32(optim.weight_decay * parametrization.role_factors(model, names).decay)
+        factors = parametrization.role_factors(model, names, optim.name)
+        group_factor = group_factors.get(parametrization.weight_role(names), 1.0)
+        return np.float32(optim.weight_decay * factors.decay * group_factor / divisor)
 
     return OptimizerInputs(
         np.float32(optim.lr), jax.tree.map(decay, axes, is_leaf=mesh.is_axis_names)
@@ -161,6 +172,7 @@ def make_optimizer(
         "lion": lambda: optax.scale_by_lion(optim.b1, optim.b2),
         "muon": lambda: _muon(optim, axes),
     }[optim.name]()
+    rule = _store_first_moments(rule, optim.moment_dtype)
     learning_rate = learning_rate_schedule(optim, steps)
     init, update = optax.chain(
         _divide_by_epsilon(factors), rule, _add_decay(factors), _scale_by_rate(learning_rate)
@@ -188,7 +200,7 @@ def _layer_factors(
     The learning rate of a layer is multiplied by layer_decay for each layer above it. The factor of
     the embedding is layer_decay ** n_layers (Howard and Ruder 2018, arXiv:1801.06146).
     """
-    factors = parametrization.role_factors(model, names)
+    factors = parametrization.role_factors(model, names, optim.name)
     if optim.layer_decay == 1.0:
         return factors
     n_layers_above = np.zeros(1)
@@ -235,24 +247,48 @@ def _scale_by_rate(learning_rate: Callable) -> optax.GradientTransformationExtra
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _muon(optim: schema.Optimizer, axes: dict) -> optax.GradientTransformation:
-    """Return Muon for the hidden matrices and Adam for the other weights.
+def _store_first_moments(
+    rule: optax.GradientTransformation, dtype: str
+) -> optax.GradientTransformation:
+    """Return a rule that computes in float32 and stores its first moments in another type.
 
-    A matrix has an input side and an output side with one or more axes each. Layer and expert axes
-    are batch axes.
+    dtype: optim.moment_dtype. In the states of optax, the attribute `mu` is the first moment.
+    """
+    if dtype == "float32":
+        return rule
+
+    def cast(state, dtype: str):
+        def cast_leaf(path, leaf):
+            is_first_moment = any(getattr(key, "name", "") == "mu" for key in path)
+            return leaf.astype(dtype) if is_first_moment else leaf
+
+        return jax.tree_util.tree_map_with_path(cast_leaf, state)
+
+    def init(params):
+        return cast(rule.init(params), dtype)
+
+    def update(updates, state, params=None):
+        updates, state = rule.update(updates, cast(state, "float32"), params)
+        return updates, cast(state, dtype)
+
+    return optax.GradientTransformation(init, update)
+
+
+def _muon(optim: schema.Optimizer, axes: dict) -> optax.GradientTransformation:
+    """Return Muon for the matrices of the layers and Adam for the other weights.
+
+    The role of a weight decides: see parametrization.MATRIX_ROLES. Each factor of a low-rank
+    adapter is a matrix of its own.
     """
 
     def is_matrix(names: tuple) -> bool:
-        return parametrization.weight_role(names) in ("hidden", "back")
+        return parametrization.weight_role(names) in parametrization.MATRIX_ROLES
 
     def dimension_numbers(names: tuple, weight):
         if not is_matrix(names):
             return weight  # optax has replaced this leaf with a mask
-        matrix_axes = [i for i, name in enumerate(names) if name not in ("layers", "experts")]
-        embed = tuple(i for i in matrix_axes if names[i] == "embed")
-        other = tuple(i for i in matrix_axes if names[i] != "embed")
-        inner, outer = (other, embed) if names[-1] == "embed" else (embed, other)
-        return optax.contrib.MuonDimensionNumbers(inner, outer)
+        _, inner, outer = parametrization.matrix_axes(names)
+        return optax.contrib.MuonDimensionNumbers(tuple(inner), tuple(outer))
 
     map_names = functools.partial(jax.tree.map, is_leaf=mesh.is_axis_names)
     muon = optax.contrib.muon(

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from lm.config import schema
+from lm.config import optimizer_config, schema
 from lm.evaluation import heldout
 from lm.model import attention, moe, transformer
 from lm.parallel import deterministic, mesh, xla_flags
@@ -114,7 +114,9 @@ def build_train_functions(
     run = dataclasses.replace(run, model=dataclasses.replace(run.model, attention=backend))
     rules = mesh.ShardingRules.from_config(run.mesh)
     is_trainable, axes = trainable_axes(run)
-    transformation = optimizer.make_optimizer(run.optim, run.model, run.steps, axes)
+    tokens_per_step = run.data.batch_size * run.data.seq_len
+    optim = optimizer_config.resolve_tokens(run.optim, tokens_per_step)
+    transformation = optimizer.make_optimizer(optim, run.model, run.steps, axes)
 
     def init(seed) -> dict:
         params = transformer.init_params(run.model, seed)

@@ -26,6 +26,7 @@ from lm.training import checkpoints
 from lm.training.checkpointing import checkpoint_manifest, checkpoint_retention
 
 ADAPTER_FIELDS = fields.fields_with("adapter", schema.Model)
+OPTIMIZER_STATE_FIELDS = ("name", "moment_dtype", "frozen")
 COMPUTE_FIELDS = fields.fields_with("compute", schema.Model)
 
 
@@ -114,6 +115,8 @@ def validate_start(run: schema.Run, parent: schema.Run) -> None:
     ]
     if changed:
         raise ValueError(f"start.run={parent.name!r} has another model: {'; '.join(changed)}")
+    if run.start.restore == "full_state":
+        _check_same_optimizer_state(run, parent)
     step = start_step(run, parent)
     if step > parent.steps:
         raise ValueError(
@@ -123,6 +126,18 @@ def validate_start(run: schema.Run, parent: schema.Run) -> None:
         raise ValueError(
             f"steps={run.steps} must be above start.step={step}: a branch continues to count"
         )
+
+
+def _check_same_optimizer_state(run: schema.Run, parent: schema.Run) -> None:
+    """Raise ValueError if the run stores another optimizer state than its parent."""
+    for field in OPTIMIZER_STATE_FIELDS:
+        value, parent_value = getattr(run.optim, field), getattr(parent.optim, field)
+        if value != parent_value:
+            raise ValueError(
+                f"optim.{field}={value!r} must be {parent_value!r}, as in start.run="
+                f"{parent.name!r}, whose optimizer state is restored: set start.restore=weights for"
+                " another state"
+            )
 
 
 def restore_parent(

@@ -92,8 +92,11 @@ RESULT_NAMES = sorted(
     model.mlp model.n_experts model.n_heads model.n_kv_heads model.n_layers model.n_shared_experts
     model.norm model.norm_eps model.normalize_experts model.parametrization model.qk_norm
     model.rope_theta model.router model.router_z_loss model.tied model.vocab_size model.z_loss name
-    optim.b1 optim.b2 optim.clip optim.decay optim.eps optim.freeze optim.layer_decay optim.lr
-    optim.lr_end optim.name optim.schedule optim.warmup optim.weight_decay seed start.keep
-    start.run start.step steps steps_per_call
+    optim.b1 optim.b2 optim.b2_half_life_tokens optim.clip optim.decay optim.decay_steps
+    optim.decay_tokens optim.embedding_decay_factor optim.eps optim.freeze optim.head_decay_factor
+    optim.independent_weight_decay optim.layer_decay optim.lr optim.lr_end optim.moment_dtype
+    optim.name optim.norm_decay_factor optim.schedule optim.warmup optim.warmup_steps
+    optim.warmup_tokens optim.weight_decay seed start.keep start.run start.step steps
+    steps_per_call
     """.split()
 )

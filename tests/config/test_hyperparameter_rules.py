@@ -2,7 +2,7 @@
 
 import pytest
 
-from lm.config import hyperparameter_rules
+from lm.config import hyperparameter_rules, model_sizes, schema
 
 
 def test_kaplan_learning_rate_is_limited_to_its_range():
@@ -52,3 +52,28 @@ def test_rules_reject_numbers_that_are_not_positive():
         hyperparameter_rules.step_law(0, 1e9)
     with pytest.raises(ValueError, match="flops=nan must be a finite number above 0"):
         hyperparameter_rules.deepseek(float("nan"))
+
+
+def test_power_lines_decay_has_the_published_timescale():
+    """At one token per parameter the timescale is 1.084 of the steps; it falls with the root."""
+    assert 1 / hyperparameter_rules.power_lines_decay(0.01, 1000, 1.0) == pytest.approx(10.84)
+    decays = [hyperparameter_rules.power_lines_decay(0.01, 1000, r) for r in (20.0, 80.0)]
+    assert decays[1] / decays[0] == pytest.approx(4**0.527)
+    with pytest.raises(ValueError, match="n_steps=0 must be a finite number above 0"):
+        hyperparameter_rules.power_lines_decay(0.01, 0, 20.0)
+
+
+@pytest.mark.parametrize(
+    "group, field, value",
+    [
+        ("model", "parametrization", "mup"),
+        ("optim", "name", "lion"),
+        ("start", "run", "parent"),
+        ("model", "d_model", 64),
+    ],
+)
+def test_range_of_rates_is_unknown_outside_of_the_rules(group, field, value):
+    run = schema.Run(model=model_sizes.ladder_model("100M"), steps=10_000)
+    assert hyperparameter_rules.published_lr_range(run) is not None
+    setattr(getattr(run, group), field, value)
+    assert hyperparameter_rules.published_lr_range(run) is None

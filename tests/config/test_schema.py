@@ -85,9 +85,13 @@ def test_choices_reach_the_flag_parser_as_text():
 
 def test_roles_select_the_expected_fields():
     assert fields.fields_with("vmapped", schema.Run) == (
-        *("name", "seed", "optim.lr", "optim.weight_decay"),
+        *("name", "seed", "optim.lr", "optim.weight_decay", "optim.independent_weight_decay"),
+        *("optim.embedding_decay_factor", "optim.head_decay_factor", "optim.norm_decay_factor"),
     )
-    assert fields.fields_with("traced", schema.Optimizer) == ("lr", "weight_decay")
+    assert fields.fields_with("traced", schema.Optimizer) == (
+        *("lr", "weight_decay", "independent_weight_decay", "embedding_decay_factor"),
+        *("head_decay_factor", "norm_decay_factor"),
+    )
     assert fields.fields_with("adapter", schema.Model) == ("lora_rank", "lora_alpha", "lora_on")
     assert set(fields.fields_with("compute", schema.Model)) == {
         *("dtype", "remat", "scan_unroll", "attention", "attention_query_blocks", "z_loss"),

@@ -156,13 +156,70 @@ def test_larger_models_of_a_sweep_have_no_larger_rate(name):
 def test_pod_recipe_follows_the_step_law():
     """Li et al. 2025, arXiv:2503.04715: 1e-3 and 0.44 million tokens for 1B and 20B tokens."""
     from configs import pod
-    from lm.config import model_sizes
 
     run = pod.get_config("1B")
     assert run.optim.lr == pytest.approx(1e-3, rel=0.1)
     assert run.data.batch_size * run.data.seq_len == 2**19
-    assert run.optim.warmup * model_sizes.training_tokens(run) == pytest.approx(375e6, rel=0.01)
+    assert (run.optim.warmup_steps, run.optim.weight_decay) == (2000, 0.1)
+    assert run.optim.lr * run.optim.final_lr_fraction == pytest.approx(1e-5)
     assert pod.get_config("1T").optim.lr < 7e-5
+
+
+@pytest.mark.parametrize("name", ["pod", "web"])
+@pytest.mark.parametrize("size", ["60M", "100M", "1B", "10B", "100B", "1T", "6.7B-A1.1B"])
+def test_recipe_for_hardware_follows_published_rules(name, size):
+    """The learning rate is in the range of four rules, up to rounding.
+
+    The weight decay is that of Bergsma et al. 2025 (arXiv:2505.13738) within a factor of two. The
+    warm-up has 5% of the steps, and at most 2000 steps.
+    """
+    from lm.config import hyperparameter_rules, model_sizes
+
+    run = validation.validate_run(importlib.import_module(f"configs.{name}").get_config(size))
+    lowest, highest = hyperparameter_rules.published_lr_range(run)
+    assert 0.999 * lowest <= run.optim.lr <= highest
+    assert not hyperparameter_rules.unusual_values(run)
+    counts = model_sizes.count_parameters(run.model)
+    ratio = model_sizes.training_tokens(run) / counts["active"]
+    decay = hyperparameter_rules.power_lines_decay(run.optim.lr, run.steps, ratio)
+    assert decay / 2 < run.optim.weight_decay < 2 * decay
+    assert run.optim.warmup_steps == min(2000, round(0.05 * run.steps))
+
+
+@pytest.mark.parametrize("name", ["base", "ladder", "mixture", "experts"])
+@pytest.mark.parametrize("size", ["10K", "100K", "4M"])
+def test_recipe_for_cpu_has_a_rate_of_one_over_width(name, size):
+    module = importlib.import_module(f"configs.{name}")
+    argument = {"ladder": f"x,{size}", "experts": f"{size},8"}.get(name, size)
+    run = module.get_config("x", size) if name == "mixture" else module.get_config(argument)
+    assert run.optim.lr * run.model.d_model == pytest.approx(0.5)
+
+
+def test_default_rate_is_reported_for_a_large_model():
+    """The default of 3e-3 suits a model of 100 thousand parameters."""
+    from configs import pod
+    from lm.config import hyperparameter_rules, schema
+
+    run = pod.get_config("1B")
+    run.optim.lr = schema.Optimizer().lr
+    (phrase,) = hyperparameter_rules.unusual_values(run)
+    assert phrase == ("optim.lr=0.003 is large (published rules for this size: 0.00035 to 0.0021)")
+
+
+def test_tuned_run_has_no_lengths_of_its_parent(tmp_path):
+    """A warm-up of 2000 steps would be longer than the fine-tuning."""
+    from configs import base, finetune
+    from lm.runs import records
+
+    parent = base.get_config("10K")
+    parent.name, parent.dir = "sweep/10K", str(tmp_path)
+    parent.steps, parent.optim.schedule = 5000, "wsd"
+    parent.optim.warmup, parent.optim.warmup_steps = 0.0, 2000
+    parent.optim.decay_tokens = 10**6
+    records.start_run(validation.validate_run(parent), {})
+    tuned = validation.validate_run(finetune.get_config(f"{tmp_path}/sweep/10K"))
+    assert (tuned.optim.warmup, tuned.optim.warmup_steps) == (0.05, 0)
+    assert (tuned.optim.decay, tuned.optim.decay_tokens) == (0.2, 0)
 
 
 @pytest.mark.parametrize("name, fraction", [("finetune", 1 / 3), ("instruct", 1 / 4)])

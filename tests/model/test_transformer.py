@@ -313,7 +313,7 @@ def test_weight_decay_excludes_norms_and_biases():
     assert len(leaves) == 20
     for path, names in leaves:
         is_vector = any(name in str(path) for name in ("bias", "norm"))
-        assert (parametrization.role_factors(GPT2, names).decay > 0) == (not is_vector), path
+        assert (parametrization.weight_role(names) == "norm") == is_vector, path
     assert parametrization.weight_role(("positions", "embed")) == "input"
 
 

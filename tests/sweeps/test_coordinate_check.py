@@ -1,6 +1,7 @@
 """Coordinate check on real training steps: growth of activations with width and depth."""
 
 import dataclasses
+import functools
 
 import conftest
 import jax
@@ -31,15 +32,19 @@ def exponents(text_file, tmp_path_factory):
     batches = [{"tokens": text[starts[:, None] + np.arange(33)]} for starts in row_starts]
     one_device = mesh.make_mesh(tiny.mesh, jax.devices()[:1])
 
-    def measure(rule, width, depth):
+    def measure(rule, width, depth, name="adamw"):
         model = model_sizes.resize_model(tiny.model, width, depth)
         run = dataclasses.replace(tiny, model=dataclasses.replace(model, parametrization=rule))
+        run.optim = dataclasses.replace(tiny.optim, name=name)
         return coordinate_check.measure_activations(run, batches, one_device)
 
-    base_rows = measure("standard", 16, 2)  # all parametrizations agree at the base shape
+    @functools.cache
+    def base_rows(name):  # all parametrizations agree at the base shape
+        return measure("standard", 16, 2, name)
 
-    def change_exponents(rule, width=16, depth=2):
-        rows = [row | {"rule": rule} for row in base_rows] + measure(rule, width, depth)
+    def change_exponents(rule, width=16, depth=2, name="adamw"):
+        rows = [row | {"rule": rule} for row in base_rows(name)]
+        rows += measure(rule, width, depth, name)
         along = "depth" if width == 16 else "width"
         return {
             exponent["part"]: exponent["change"]
@@ -61,6 +66,18 @@ def test_changes_grow_with_depth_except_under_completep(exponents):
     standard, completep = exponents("standard", depth=12), exponents("completep", depth=12)
     assert standard["residual"] > 0.35 > 0.15 > completep["residual"]
     assert all(-0.6 < slope < 0.3 for slope in completep.values()), completep
+
+
+def test_changes_of_muon_keep_their_scale_under_mup(exponents):
+    """The factor of AdamW, 1 / width, would give exponents of -0.4 in the layers."""
+    mup = exponents("mup", width=96, name="muon")
+    for part in ("attention", "mlp", "residual"):
+        assert -0.2 < mup[part] < 0.2, (part, mup)
+
+
+def test_changes_of_muon_do_not_grow_with_depth(exponents):
+    completep = exponents("completep", depth=12, name="muon")
+    assert all(-0.6 < slope < 0.4 for slope in completep.values()), completep
 
 
 def test_collected_logits_are_those_of_the_model(tiny):

@@ -143,3 +143,119 @@ def test_epsilon_is_multiplied_by_the_factor_of_the_weight(params):
         (update["head"], 1, 1 / width),
     ):
         np.testing.assert_allclose(weight, -lr / (1 + epsilon), rtol=1e-5)
+
+
+def decay_inputs(model: schema.Model = SHAPE, **fields) -> dict:
+    """Return the decay of each weight per unit of the learning rate, by the path of the weight."""
+    optim = schema.Optimizer(lr=0.02, weight_decay=0.1, **fields)
+    inputs = optimizer.inputs(optim, model, transformer.param_axes(model))
+    leaves = jax.tree_util.tree_leaves_with_path(inputs.weight_decay)
+    return {jax.tree_util.keystr(path): float(decay) for path, decay in leaves}
+
+
+def test_weight_decay_of_a_group_has_its_own_factor():
+    factors = {"embedding_decay_factor": 0.0, "head_decay_factor": 2.0, "norm_decay_factor": 3.0}
+    decays = decay_inputs(**factors)
+    assert decays["['embed']"] == 0 and decays["['head']"] == pytest.approx(0.2)
+    assert decays["['norm']['scale']"] == pytest.approx(0.3)
+    assert decays["['blocks']['attention']['query_norm']['scale']"] == pytest.approx(0.3)
+    assert decays["['blocks']['mlp']['up']"] == pytest.approx(0.1)
+
+
+def test_default_decays_are_those_without_groups():
+    for path, decay in decay_inputs().items():
+        assert decay == (0 if "norm" in path else np.float32(0.1)), path
+
+
+@pytest.mark.parametrize("lr", [1e-3, 0.1])
+@pytest.mark.parametrize("name", ["standard", "mup"])
+def test_independent_decay_does_not_depend_on_the_rate(params, lr, name):
+    """After the warm-up each weight loses weight_decay of its value, at any rate and width."""
+    model = dataclasses.replace(SHAPE, parametrization=name, base_width=2)
+    optim = schema.Optimizer(lr=lr, weight_decay=0.01, independent_weight_decay=True)
+    optim.warmup, optim.schedule = 0.0, "constant"
+    axes = transformer.param_axes(model)
+    transformation = optimizer.make_optimizer(optim, model, 10, axes)
+    inputs = optimizer.inputs(optim, model, axes)
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    update, _ = transformation.update(zeros, transformation.init(params), params, inputs=inputs)
+    for weight in ("embed", "head"):
+        np.testing.assert_allclose(update[weight], -0.01 * params[weight], rtol=1e-5)
+    up = params["blocks"]["mlp"]["up"]
+    np.testing.assert_allclose(update["blocks"]["mlp"]["up"], -0.01 * up, rtol=1e-5)
+
+
+def test_schedule_in_steps_equals_that_in_fractions():
+    fractions = schema.Optimizer(schedule="wsd", warmup=0.1, decay=0.3)
+    steps = schema.Optimizer(schedule="wsd", warmup_steps=10, decay_steps=30)
+    expected, actual = (
+        optimizer.learning_rate_schedule(optim, 100)(np.arange(100)) for optim in (fractions, steps)
+    )
+    np.testing.assert_array_equal(actual, expected)
+
+
+@pytest.mark.parametrize("name", fields.choices(schema.Optimizer)["name"])
+def test_first_moment_is_stored_in_bfloat16(params, name):
+    """The second moment and the computation remain in float32."""
+    axes = transformer.param_axes(SHAPE)
+    gradient = jax.tree.map(lambda w: jax.random.normal(jax.random.key(1), w.shape), params)
+    updates = {}
+    for dtype in ("float32", "bfloat16"):
+        optim = schema.Optimizer(name=name, moment_dtype=dtype)
+        transformation = optimizer.make_optimizer(optim, SHAPE, 10, axes)
+        inputs = optimizer.inputs(optim, SHAPE, axes)
+        state = transformation.init(params)
+        updates[dtype], state = jax.jit(transformation.update)(
+            gradient, state, params, inputs=inputs
+        )
+        paths = jax.tree_util.tree_leaves_with_path(state)
+        for path, leaf in paths:
+            is_moment = ".mu" in jax.tree_util.keystr(path)
+            is_float = jnp.issubdtype(leaf.dtype, jnp.floating)
+            assert not is_float or str(leaf.dtype) == (dtype if is_moment else "float32"), path
+    # The first update uses the moments before they are rounded.
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-7),
+        updates["float32"],
+        updates["bfloat16"],
+    )
+
+
+def test_muon_orthogonalizes_both_factors_of_an_adapter():
+    """The singular values of an update are nearly equal, on each side of the residual stream."""
+    model = dataclasses.replace(SHAPE, lora_rank=4, lora_on="heads,mlp")
+    axes = {"lora": transformer.param_axes(model)["lora"]}
+    shapes = jax.eval_shape(lambda: transformer.init_params(model, 0))["lora"]
+    keys = iter(jax.random.split(jax.random.key(0), 99))
+    weights = {"lora": jax.tree.map(lambda w: jax.random.normal(next(keys), w.shape), shapes)}
+    optim = schema.Optimizer(name="muon", weight_decay=0.0)
+    transformation = optimizer.make_optimizer(optim, model, 10, axes)
+    inputs = optimizer.inputs(optim, model, axes)
+    update, _ = jax.jit(transformation.update)(
+        weights, transformation.init(weights), weights, inputs=inputs
+    )
+    for path, leaf in jax.tree_util.tree_leaves_with_path(update):
+        sides = (-1, 4) if jax.tree_util.keystr(path).endswith("['a']") else (4, -1)
+        values = np.linalg.svd(np.asarray(leaf[0]).reshape(sides), compute_uv=False)
+        assert len(values) == 4 and values[-1] > 0.5 * values[0], (path, values)
+
+
+def test_moments_in_bfloat16_survive_a_resume(tiny):
+    """Muon has the moments of AdamW, too. The warm-up has two steps."""
+    tiny.optim.name, tiny.optim.moment_dtype, tiny.optim.lr = "muon", "bfloat16", 3e-3
+    tiny.optim.warmup_tokens = 2 * tiny.data.batch_size * tiny.data.seq_len
+    tiny.eval.n_completions, tiny.steps = 0, 8
+    uninterrupted = dataclasses.replace(tiny, name="uninterrupted")
+    loop.train(uninterrupted)
+
+    def stop(row):
+        if row["step"] == 4 and row["attempt"] == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        loop.train(tiny, stop)
+    loop.train(tiny, stop)
+    expected, rows = (records.load_metrics(records.run_dir(run)) for run in (uninterrupted, tiny))
+    assert [row["loss"] for row in rows] == [row["loss"] for row in expected]
+    rates = {row["step"]: row["lr"] for row in rows}
+    assert rates[2] == pytest.approx(3e-3 * 2 / 3)

@@ -87,6 +87,12 @@ def test_fine_tuning_resumes_from_its_own_checkpoint(trunk):
         np.testing.assert_array_equal(a, b)
 
 
+def continue_as(run: schema.Run, field: str, value: str) -> None:
+    """Let a run restore the full state of its parent, with another optimizer field."""
+    run.start.restore, run.steps = "full_state", 20
+    setattr(run.optim, field, value)
+
+
 @pytest.mark.parametrize(
     "change, message",
     [
@@ -103,6 +109,14 @@ def test_fine_tuning_resumes_from_its_own_checkpoint(trunk):
             "steps=12 must be above start.step=12",
         ),
         (lambda r: setattr(r.start, "run", r.name), "is the run itself"),
+        (
+            lambda r: continue_as(r, "name", "lion"),
+            "optim.name='lion' must be 'adamw', as in start.run='s/trunk', whose",
+        ),
+        (
+            lambda r: continue_as(r, "moment_dtype", "bfloat16"),
+            "optim.moment_dtype='bfloat16' must be 'float32'",
+        ),
     ],
 )
 def test_invalid_start_is_rejected_and_writes_nothing(trunk, change, message):

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from lm.config import schema
-from lm.model import lora, params, transformer
+from lm.model import parametrization, params, transformer
 from lm.parallel import mesh
 
 # The weights of a folder are in one file, or in several files that an index lists.
@@ -223,7 +223,7 @@ def tensor_table(shape: schema.Model, name: str) -> list[Tensor]:
         ]
         tensor_shape = (*part_shapes[0][:-1], sum(part_shape[-1] for part_shape in part_shapes))
         first_path = row[0][0]
-        stacked = [axis for axis in axes[first_path] if axis in lora.STACKED]
+        stacked = [axis for axis in axes[first_path] if axis in parametrization.STACKED]
         for index in itertools.product(*(range(sizes[first_path][axis]) for axis in stacked)):
             parts = tuple(_make_part(path, index, groups, sizes[path]) for path, groups in row)
             numbers = dict(zip(stacked, index, strict=True))
@@ -236,7 +236,7 @@ def _make_part(
 ) -> Part:
     """Return a part; groups: its axes per axis of the tensor; sizes: all axes of the weight."""
     tensor_axes = [axis for group in groups for axis in group]
-    weight_axes = [axis for axis in sizes if axis not in lora.STACKED]
+    weight_axes = [axis for axis in sizes if axis not in parametrization.STACKED]
     order = tuple(weight_axes.index(axis) for axis in tensor_axes)
     return Part(path, index, order, tuple(sizes[axis] for axis in tensor_axes))
 

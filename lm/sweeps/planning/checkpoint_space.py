@@ -57,7 +57,7 @@ def checkpoint_bytes(run: schema.Run) -> int:
         weight.n * (1 + has_moments * memory_estimate.optimizer_state_size(run, weight))
         for weight, has_moments in zip(weights, jax.tree.leaves(is_trainable), strict=True)
     )
-    return memory_estimate.FLOAT32 * n_values
+    return round(memory_estimate.FLOAT32 * n_values)
 
 
 def count_retained(run: schema.Run, start_steps: Collection[int] = ()) -> int:

@@ -1,0 +1,64 @@
+"""Optimizers of the runs of a plan: learning rate, lengths in steps, decay per step."""
+
+from experiments.common import console
+from lm.config import hyperparameter_rules, optimizer_config, schema
+
+LENGTHS = ("warmup_steps", "decay_steps")  # parts of the schedule with a number of steps
+
+
+def describe_optimizer(run: schema.Run) -> dict:
+    """Return the optimizer fields of a run, with all lengths as numbers of steps.
+
+    decay_steps is 0 unless the schedule is wsd. weight_decay_per_step: largest decay of a matrix
+    in one step. lr_range: see hyperparameter_rules.published_lr_range.
+    """
+    tokens_per_step = run.data.batch_size * run.data.seq_len
+    optim = optimizer_config.resolve_tokens(run.optim, tokens_per_step)
+    has_decay = optim.schedule == "wsd"
+    return {
+        "optimizer": optim.name,
+        "lr": optim.lr,
+        "lr_range": hyperparameter_rules.published_lr_range(run),
+        "tokens_per_step": tokens_per_step,
+        "schedule": optim.schedule,
+        "warmup_steps": optimizer_config.count_warmup_steps(optim, run.steps),
+        "decay_steps": optimizer_config.count_decay_steps(optim, run.steps) if has_decay else 0,
+        "b2": optim.b2,
+        "weight_decay_per_step": optim.weight_decay
+        * (1.0 if optim.independent_weight_decay else optim.lr),
+    }
+
+
+def print_optimizers(rows: list[dict]) -> None:
+    """Print a table of the optimizers, and a warning for each learning rate above all rules.
+
+    rows: rows with the entries of `describe_optimizer`.
+    """
+    table = []
+    for row in rows:
+        n_tokens = row["tokens_per_step"]
+        lengths = [f"{row[k]:,} steps, {row[k] * n_tokens:.3g} tokens" for k in LENGTHS]
+        table.append(
+            {
+                "run": row["name"],
+                "optimizer": row["optimizer"],
+                "learning rate": f"{row['lr']:.3g}",
+                "published rules": "-" if not row["lr_range"] else _format_range(row["lr_range"]),
+                "tokens per step": f"{n_tokens:,}",
+                "warm-up": lengths[0],
+                "decay": lengths[1] if row["decay_steps"] else row["schedule"],
+                "b2": f"{row['b2']:.6g}",
+                "weight decay per step": f"{row['weight_decay_per_step']:.3g}",
+            }
+        )
+    console.table(table, "Optimizer")
+    for row in rows:
+        if row["lr_range"] and row["lr"] > row["lr_range"][1]:
+            console.print_line(
+                f"warning: {row['name']}: optim.lr={row['lr']:g} is above the published rules for"
+                f" this size, {_format_range(row['lr_range'])}"
+            )
+
+
+def _format_range(values: tuple[float, float]) -> str:
+    return f"{values[0]:.2g} to {values[1]:.2g}"
