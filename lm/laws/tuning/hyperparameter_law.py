@@ -18,39 +18,15 @@ import numpy as np
 from scipy import stats
 
 from lm.laws import option_validation, prediction_intervals, run_table
-from lm.laws.tuning import loss_surface
+from lm.laws.tuning import loss_surface, tuned_runs
 
 LEVEL = 0.95
 MAX_INCREASE = 0.05  # of the loss above the best run; the surface is quadratic only near it
-MIN_VALUES = 3  # sizes, token budgets, and values of a fitted hyperparameter
-SAME_BUDGET = 0.02  # largest relative difference of tokens within a budget
 N_DRAWS = 2000  # of the distance between the law's optimum and the true one
 STEP = 1e-5  # of a numerical derivative, in units of the parameters
 INPUTS = {"lr": ("N", "D"), "batch": ("D",), "tau": ("DN",)}  # of each optimum
 TITLES = {"lr": "learning rate", "batch": "batch size", "tau": "weight decay"}
 UNITS = {"lr": "", "batch": " tokens per step", "tau": " of all steps"}
-
-
-class TunedRuns(NamedTuple):
-    """Columns of the runs of a fit, arrays [n]. A cell is one size and one token budget."""
-
-    n: np.ndarray
-    d: np.ndarray
-    log_loss: np.ndarray
-    hyperparameters: dict[str, np.ndarray]  # logs of lr, batch and tau
-    cell: np.ndarray  # integers from 0
-    cell_and_seed: np.ndarray  # integers from 0
-
-    def select(self, is_included: np.ndarray) -> "TunedRuns":
-        """Return the runs of a mask [n]."""
-        return TunedRuns(
-            self.n[is_included],
-            self.d[is_included],
-            self.log_loss[is_included],
-            {name: values[is_included] for name, values in self.hyperparameters.items()},
-            _number(self.cell[is_included]),
-            _number(self.cell_and_seed[is_included]),
-        )
 
 
 class Optimum(NamedTuple):
@@ -64,14 +40,16 @@ class Optimum(NamedTuple):
 class BestHyperparameters(NamedTuple):
     """Best hyperparameters of a size and a token budget.
 
-    A hyperparameter that the runs do not vary is None. `loss_increase` is the expected relative
-    increase of the loss because the law is uncertain, and `loss_increase_hi` its upper bound.
-    `factor` is N D divided by the largest N D of the runs, at least 1.
+    A hyperparameter that the runs do not vary is None. weight_decay is for the best learning rate
+    and batch size, and timescale is that of the weight decay. `loss_increase` is the expected
+    relative increase of the loss because the law is uncertain, and `loss_increase_hi` its upper
+    bound. `factor` is N D divided by the largest N D of the runs, at least 1.
     """
 
     lr: Optimum
     batch_tokens: Optimum | None
     weight_decay: Optimum | None
+    timescale: Optimum | None
     loss_increase: float
     loss_increase_hi: float
     factor: float
@@ -107,6 +85,7 @@ class HyperparameterLaw:
     warnings: list[str]
     largest_cell: float  # largest N D
     batch_tokens: float  # geometric mean of the tokens per step
+    is_decay_independent: bool  # of the learning rate: see lm/config/optimizer_config.py
     centers: dict[str, float]  # means of log N, log D and log (D / N)
     surface: loss_surface.Surface
     jackknife: np.ndarray  # [number of cells, p] parameters of fits without one cell
@@ -166,12 +145,15 @@ class HyperparameterLaw:
         return "\n".join(lines)
 
     def _log_optima(self, theta: np.ndarray, n: float, d: float) -> np.ndarray:
-        """Return the logs [3] of the best lr, tokens per step and weight decay, NaN if unknown."""
+        """Return the logs [4] of the best lr, tokens per step, weight decay and timescale.
+
+        Unknown values are NaN.
+        """
         logs = _log_law(theta, self.names, self.centers, n, d)
-        log_batch = logs.get("batch", np.nan)
+        log_batch, log_tau = logs.get("batch", np.nan), logs.get("tau", np.nan)
         used_batch = logs.get("batch", np.log(self.batch_tokens))
-        log_decay = used_batch - logs["lr"] - logs.get("tau", np.nan) - np.log(d)
-        return np.array([logs["lr"], log_batch, log_decay])
+        rate = 0.0 if self.is_decay_independent else logs["lr"]
+        return np.array([logs["lr"], log_batch, used_batch - rate - log_tau - np.log(d), log_tau])
 
     def _half_width(self, function: Callable[[np.ndarray], np.ndarray], level: float) -> np.ndarray:
         """Return half the width of the interval of a function of the parameters.
@@ -223,27 +205,19 @@ def hyperparameters(
     weight decay are fitted if three values of them occur at one size and token budget.
 
     n, d, y: columns. The hyperparameters are the columns optim.lr, optim.weight_decay and tokens /
-    steps. max_increase: runs whose loss is more than this fraction above the best run of their
-    size, token budget and seed are excluded. Intervals are the larger of two: from the residuals,
-    and from a jackknife over sizes and token budgets. Raises ValueError for fewer than three sizes,
-    token budgets or learning rates, and if the loss has no minimum within the tested values.
+    steps. An independent weight decay is not multiplied by lr. max_increase: runs whose loss is
+    more than this fraction above the best run of their size, token budget and seed are excluded.
+    Intervals are the larger of two: from the residuals, and from a jackknife over sizes and token
+    budgets. Raises ValueError for fewer than three sizes, token budgets or learning rates, and if
+    the loss has no minimum within the tested values.
     """
     option_validation.check_columns(n=n, d=d, y=y)
     option_validation.check_selection(where, mixed)
     if not option_validation.is_number(max_increase) or max_increase <= 0:
         raise ValueError(f"max_increase={max_increase!r} must be a number above 0: use 0.05")
-    columns = [n, d, y, "optim.lr", "steps", "optim.weight_decay"]
-    table = run_table.select_columns(
-        list(rows),
-        list(dict.fromkeys([*columns, "tokens"])),
-        where=where,
-        mixed=mixed,
-        may_be_zero=("optim.weight_decay",),
-    )
-    runs = _tuned_runs(table, columns)
-    names = _varied_hyperparameters(runs)
-    _check_counts(runs)
-    is_near, excluded = _near_optimum(runs, table.names, names, max_increase)
+    runs, table, is_decay_independent = tuned_runs.read_runs(rows, n, d, y, where, mixed)
+    names = tuned_runs.varied_hyperparameters(runs)
+    is_near, excluded = tuned_runs.near_optimum(runs, table.names, names, max_increase)
     runs = runs.select(is_near)
     log_n, log_d = np.log(runs.n), np.log(runs.d)
     centers = {"N": log_n.mean(), "D": log_d.mean(), "DN": (log_d - log_n).mean()}
@@ -267,6 +241,7 @@ def hyperparameters(
         warnings=list(table.warnings),
         largest_cell=float((runs.n * runs.d).max()),
         batch_tokens=float(np.exp(runs.hyperparameters["batch"].mean())),
+        is_decay_independent=is_decay_independent,
         centers=centers,
         surface=surface,
         jackknife=np.stack(without_cell),
@@ -312,81 +287,8 @@ def _gradient(function: Callable[[np.ndarray], np.ndarray], theta: np.ndarray) -
     return np.stack([(function(theta + s) - function(theta - s)) / (2 * STEP) for s in steps])
 
 
-def _number(labels: np.ndarray) -> np.ndarray:
-    """Return the labels as integers from 0."""
-    return np.unique(labels, return_inverse=True, axis=0)[1].ravel()
-
-
-def _tuned_runs(table: run_table.RunTable, columns: Sequence[str]) -> TunedRuns:
-    """Return the runs of a table. Tokens within SAME_BUDGET form one budget."""
-    n, d, loss, lr, steps, decay = (table.columns[column] for column in columns)
-    order = np.argsort(d)
-    is_new = np.diff(np.log(d[order]), prepend=-np.inf) > np.log1p(SAME_BUDGET)
-    budget = np.empty(len(d), int)
-    budget[order] = np.cumsum(is_new) - 1
-    log_budgets = np.bincount(budget, np.log(d)) / np.bincount(budget)
-    batch = table.columns["tokens"] / steps
-    with np.errstate(divide="ignore"):
-        log_tau = np.log(batch) - np.log(lr) - np.log(decay) - log_budgets[budget]
-    seeds = [str(row.get("seed")) for row in table.rows]
-    cell = _number(np.stack([n, budget], 1))
-    return TunedRuns(
-        n=n,
-        d=np.exp(log_budgets[budget]),
-        log_loss=np.log(loss),
-        hyperparameters={"lr": np.log(lr), "batch": np.log(batch), "tau": log_tau},
-        cell=cell,
-        cell_and_seed=_number(np.stack([cell, _number(np.array(seeds))], 1)),
-    )
-
-
-def _varied_hyperparameters(runs: TunedRuns) -> list[str]:
-    """Return the hyperparameters with three values in a cell. Raises ValueError without a rate."""
-    lr, batch = runs.hyperparameters["lr"], runs.hyperparameters["batch"]
-    decay = batch - lr - runs.hyperparameters["tau"]
-    n_values = {
-        name: max(
-            len(np.unique(values[(runs.cell == cell) & np.isfinite(values)].round(2)))
-            for cell in range(runs.cell.max() + 1)
-        )
-        for name, values in (("lr", lr), ("batch", batch), ("tau", decay))
-    }
-    if n_values["lr"] < MIN_VALUES:
-        raise ValueError(
-            f"a size and token budget has at most {n_values['lr']} learning rates (optim.lr): train"
-            f" at least {MIN_VALUES} of them, as in configs/sweeps/tune.py"
-        )
-    return [name for name in INPUTS if n_values[name] >= MIN_VALUES]
-
-
-def _check_counts(runs: TunedRuns) -> None:
-    """Raise ValueError for fewer than MIN_VALUES sizes or token budgets."""
-    for label, values in (("sizes", runs.n), ("token budgets", runs.d)):
-        n_distinct = len(np.unique(values))
-        if n_distinct < MIN_VALUES:
-            raise ValueError(
-                f"the runs have {n_distinct} {label}: a law of hyperparameters needs {MIN_VALUES},"
-                " each with several learning rates, as in configs/sweeps/tune.py"
-            )
-
-
-def _near_optimum(
-    runs: TunedRuns, labels: Sequence[str], names: Sequence[str], max_increase: float
-) -> tuple[np.ndarray, list[tuple[str, str]]]:
-    """Return a mask [n] of the runs near the best run of their cell and seed, and the others."""
-    lowest = np.full(runs.cell_and_seed.max() + 1, np.inf)
-    np.minimum.at(lowest, runs.cell_and_seed, runs.log_loss)
-    increase = np.expm1(runs.log_loss - lowest[runs.cell_and_seed])
-    has_decay = np.isfinite(runs.hyperparameters["tau"]) | ("tau" not in names)
-    excluded = []
-    for i in np.flatnonzero(~has_decay | (increase > max_increase)):
-        reason = f"loss {increase[i]:.1%} above the best run, limit {max_increase:.1%}"
-        excluded.append((labels[i], reason if has_decay[i] else "weight decay is 0"))
-    return has_decay & (increase <= max_increase), excluded
-
-
 def _surface_rows(
-    runs: TunedRuns, names: Sequence[str], centers: Mapping[str, float]
+    runs: tuned_runs.TunedRuns, names: Sequence[str], centers: Mapping[str, float]
 ) -> loss_surface.SurfaceRows:
     """Return the rows of the surface, with centered features."""
     log_n, log_d = np.log(runs.n), np.log(runs.d)
@@ -400,7 +302,7 @@ def _surface_rows(
 
 
 def _check_cell(
-    runs: TunedRuns,
+    runs: tuned_runs.TunedRuns,
     rows: loss_surface.SurfaceRows,
     cell: int,
     names: Sequence[str],

@@ -2,52 +2,9 @@
 
 import numpy as np
 import pytest
+from fixtures.tuned_runs import CURVATURE, SIZES, TOKENS, TRUE, true_optimum, tuned_rows
 
 import lm
-
-TRUE = {"lr_N": -0.4, "lr_D": 0.1, "batch_D": 0.4, "tau_DN": -0.5}
-CURVATURE = np.array([[0.02, -0.006, 0], [-0.006, 0.012, 0], [0, 0, 0.008]])
-SIZES, TOKENS = (1e4, 2.5e4, 6e4), (3e5, 1e6, 3e6)
-# Factors of learning rate, batch size and weight decay, in powers of two.
-GRID = (
-    *[(a, 0, 0) for a in (-2, -1, 0, 1, 2)],
-    *[(a, 0, c) for a in (-1, 0, 1) for c in (-2, 2)],
-    *[(a, b, 0) for b in (-2, 2) for a in (-1, 0, 1)],
-)
-
-
-def true_optimum(n, d):
-    """Return the best learning rate, batch size and timescale."""
-    lr = 0.01 * (n / 2.5e4) ** TRUE["lr_N"] * (d / 1e6) ** TRUE["lr_D"]
-    batch = 2048 * (d / 1e6) ** TRUE["batch_D"]
-    return np.array([lr, batch, 0.2 * (d / n / 40) ** TRUE["tau_DN"]])
-
-
-def tuned_rows(sigma=0.0, seed=0, grid=GRID, sizes=SIZES, tokens=TOKENS):
-    """Return runs of each size, token budget and point of the grid."""
-    rng, rows = np.random.default_rng(seed), []
-    for n in sizes:
-        for d in tokens:
-            for a, b, c in grid:
-                lr = 0.01 * (n / 2.5e4) ** -0.5 * 2.0**a
-                batch, decay = 2048 * 2.0**b, 2.0**c
-                values = np.array([lr, batch, batch / (lr * decay * d)])
-                z = np.log(values / true_optimum(n, d))
-                log_loss = np.log(2 + 20 * n**-0.3 + 30 * d**-0.3) + 0.5 * z @ CURVATURE @ z
-                rows.append(
-                    {
-                        "name": f"{n:g}-{d:g}-{a}{b}{c}",
-                        "status": "done",
-                        "params.non_embedding": n,
-                        "tokens": d,
-                        "steps": d / batch,
-                        "seed": 0,
-                        "optim.lr": lr,
-                        "optim.weight_decay": decay,
-                        "eval.loss": float(np.exp(log_loss + sigma * rng.standard_normal())),
-                    }
-                )
-    return rows
 
 
 def test_law_recovers_exponents_without_noise():
