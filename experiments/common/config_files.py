@@ -50,7 +50,7 @@ def load_run_file(location: str, changes: list[str], sources: str = "") -> schem
     if sources:
         run.data.sources = parse_sources(sources)
     if changes or sources:  # the file is not the cause of an invalid value
-        return validation.validate_run(run_tokenizer.resolve_tokenizer(run))
+        return _resolve_and_validate(run)
     _validate(path, run)
     return run
 
@@ -240,10 +240,21 @@ def _explain_import(error: BaseException) -> str:
     return f"{Path(file).parent} hides the package {name} of lm-scaling: rename that folder"
 
 
+def _resolve_and_validate(run: schema.Run) -> schema.Run:
+    """Return the valid run with the hyperparameters of its rules. Raises ConfigError."""
+    validation.validate_run(run_tokenizer.resolve_tokenizer(run))
+    if not (run.optim.lr_rule or run.optim.weight_decay_rule or run.data.batch_size_rule):
+        return run
+    from lm.sweeps import hyperparameter_values  # imports SciPy
+
+    hyperparameter_values.resolve_rules(run)
+    return validation.validate_run(run)
+
+
 def _validate(path: str, run: schema.Run) -> None:
     """Raise ConfigError that names the file and the run if the run is invalid."""
     try:
-        validation.validate_run(run_tokenizer.resolve_tokenizer(run))
+        _resolve_and_validate(run)
     except ValueError as error:
         is_named = str(error).startswith("name=")
         _fail(path, str(error) if is_named else f"run {run.name}: {error}")

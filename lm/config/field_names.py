@@ -114,6 +114,7 @@ SYNONYMS = {
     "data.batch_size": "global_batch_size train_batch_size bs per_device_batch_size"
     " total_batch_size per_device_train_batch_size micro_batch_size batch batchsize"
     " n_batch batch_rows device_batch_size mini_batch_size",
+    "data.batch_size_rule": "batch_rule batch_size_law batch_law",
     "data.packing": "rows pack sequence_packing packed use_packing pack_sequences",
     "data.loss_on": "score loss_mask train_on_inputs completion_only mask_prompt answers_only"
     " assistant_only_loss completion_only_loss",
@@ -128,6 +129,7 @@ SYNONYMS = {
     "optim.name": "optimizer_name optimizer_type opt optim_name algorithm",
     "optim.lr": "learning_rate peak_lr max_lr lr_peak step_size base_lr eta learningrate"
     " peak_learning_rate max_learning_rate adam_lr initial_lr",
+    "optim.lr_rule": "learning_rate_rule lr_law rate_rule",
     "optim.schedule": "lr_schedule scheduler lr_scheduler lr_scheduler_type decay_type"
     " lr_decay_style learning_rate_schedule",
     "optim.warmup": "warmup_ratio warmup_fraction lr_warmup warm_up warmup_proportion"
@@ -152,6 +154,7 @@ SYNONYMS = {
     "optim.moment_dtype": "mu_dtype optimizer_dtype state_dtype momentum_dtype exp_avg_dtype"
     " optimizer_state_dtype first_moment_dtype adam_mu_dtype main_params_dtype",
     "optim.weight_decay": "wd l2 weight_decay_rate regularization l2_regularization lambda",
+    "optim.weight_decay_rule": "wd_rule decay_rule weight_decay_law",
     "optim.independent_weight_decay": "decoupled_weight_decay independent_decay fully_decoupled"
     " independent_wd decoupled_wd fully_decoupled_weight_decay weight_decay_mode",
     "optim.embedding_decay_factor": "weight_decay_embedding weight_decay_embeddings embedding_decay"

@@ -13,6 +13,8 @@ coupled      weight_decay * lr(t), as in PyTorch and optax
 independent  weight_decay * lr(t) / peak (Loshchilov and Hutter 2019, arXiv:1711.05101; Wortsman et
              al. 2023, arXiv:2309.14322)
 
+lr_rule and weight_decay_rule name rules of lm/sweeps/hyperparameter_values.py.
+
 The decay per step is equal at all widths and depths under every parametrization, because the
 learning-rate factor of a weight does not change it. Qiu et al. 2025 (arXiv:2512.05620) recommend an
 independent decay of 1 / width for compute-optimal runs: set weight_decay in the recipe. The factors
@@ -42,6 +44,9 @@ class Optimizer:
         "adamw", "Optimizer; muon updates the matrices of the layers, adamw all other weights."
     )
     lr: float = field(3e-3, "Peak learning rate.", "vmapped", "traced", gt=0, le=1e38)
+    lr_rule: str = field(
+        "", "Rule that sets lr before a run starts: step_law, horizon:TOKENS, law:RUNS."
+    )
     schedule: Literal["cosine", "linear", "wsd", "constant"] = field(
         "cosine", "Learning rate after warm-up; wsd is warm-up, stable, decay."
     )
@@ -72,6 +77,9 @@ class Optimizer:
     )
     weight_decay: float = field(
         0.1, "Decoupled decay, times the learning rate; not on norms.", "vmapped", "traced", ge=0
+    )
+    weight_decay_rule: str = field(
+        "", "Rule that sets weight_decay before a run starts: power_lines, law:RUNS."
     )
     independent_weight_decay: bool = field(
         False,

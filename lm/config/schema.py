@@ -162,6 +162,9 @@ class Data:
     )
     seq_len: int = field(128, "Tokens of context per row.", ge=1, axis="length")
     batch_size: int = field(16, "Rows per step over all devices.", ge=1, axis="batch")
+    batch_size_rule: str = field(
+        "", "Rule that sets batch_size before a run starts: step_law, law:RUNS."
+    )
     packing: Literal["packed", "continuation", "documents"] = field(
         "packed",
         "Method that makes rows of documents.",

@@ -1,6 +1,7 @@
 """Sweeps of runs: estimate the cost, train locally or on SLURM, predict the target run.
 
 design.py            cooldown branches of a trunk run, compared with independent runs
+hyperparameter_values.py  learning rate, batch size and weight decay by a rule
 planning/            time, memory and cost of a run, also on absent hardware
 run_order.py         parents before children, the predicted run last
 launcher.py          validate a sweep, pending runs, run_pending

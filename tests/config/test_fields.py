@@ -82,21 +82,21 @@ def test_config_can_be_copied_and_pickled():
 # Names that enter the hash of a config: fields without the role "execution".
 RESULT_NAMES = sorted(
     """
-    data.across data.batch_size data.broken data.drop_copies data.heldout data.max_epochs
-    data.max_repeats data.min_letters data.min_words data.overlap data.protect data.rows data.score
-    data.seq_len data.sources data.tokenizer data.too_long data.unique_tokens data.unseen
-    eval.patience mesh.exact model.attention_blocks model.balance model.balance_rate
+    data.across data.batch_size data.batch_size_rule data.broken data.drop_copies data.heldout
+    data.max_epochs data.max_repeats data.min_letters data.min_words data.overlap data.protect
+    data.rows data.score data.seq_len data.sources data.tokenizer data.too_long data.unique_tokens
+    data.unseen eval.patience mesh.exact model.attention_blocks model.balance model.balance_rate
     model.balance_weight model.base_depth model.base_width model.bias model.capacity model.d_expert
     model.d_ff model.d_head model.d_model model.dispatch model.dtype model.experts_per_token
-    model.logit_softcap model.lora_alpha model.lora_on model.lora_rank model.max_positions
-    model.mlp model.n_experts model.n_heads model.n_kv_heads model.n_layers model.n_shared_experts
-    model.norm model.norm_eps model.normalize_experts model.parametrization model.qk_norm
-    model.rope_theta model.router model.router_z_loss model.tied model.vocab_size model.z_loss name
-    optim.b1 optim.b2 optim.b2_half_life_tokens optim.clip optim.decay optim.decay_steps
-    optim.decay_tokens optim.embedding_decay_factor optim.eps optim.freeze optim.head_decay_factor
-    optim.independent_weight_decay optim.layer_decay optim.lr optim.lr_end optim.moment_dtype
-    optim.name optim.norm_decay_factor optim.schedule optim.warmup optim.warmup_steps
-    optim.warmup_tokens optim.weight_decay seed start.keep start.run start.step steps
-    steps_per_call
+    model.logit_softcap model.lora_alpha model.lora_on model.lora_rank model.max_positions model.mlp
+    model.n_experts model.n_heads model.n_kv_heads model.n_layers model.n_shared_experts model.norm
+    model.norm_eps model.normalize_experts model.parametrization model.qk_norm model.rope_theta
+    model.router model.router_z_loss model.tied model.vocab_size model.z_loss name optim.b1 optim.b2
+    optim.b2_half_life_tokens optim.clip optim.decay optim.decay_steps optim.decay_tokens
+    optim.embedding_decay_factor optim.eps optim.freeze optim.head_decay_factor
+    optim.independent_weight_decay optim.layer_decay optim.lr optim.lr_end optim.lr_rule
+    optim.moment_dtype optim.name optim.norm_decay_factor optim.schedule optim.warmup
+    optim.warmup_steps optim.warmup_tokens optim.weight_decay optim.weight_decay_rule seed
+    start.keep start.run start.step steps steps_per_call
     """.split()
 )
