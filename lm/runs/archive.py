@@ -16,6 +16,7 @@ import io
 import json
 import re
 import warnings
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -28,6 +29,7 @@ SWEEP_FILES = ("sweep.json", "plan.json", "prediction.json")
 RUN_FILES = ("config.json", "facts.json", "metrics.jsonl", "evals.jsonl", "events.jsonl")
 DOCUMENT_SUMS = "heldout.npz"  # see heldout_documents.encode_sums
 REPORT_FILES = ("report.html", "figures")  # may be in the archive folder and are not changed
+DAMAGED_LINE = "damaged_line"  # entry of an archived row in place of a damaged line
 MACHINE_FACTS = ("host",)  # facts that identify a machine are not archived
 MAX_LOG_STEPS = (128, 64, 32, 16)  # log steps per run: the largest number that fits is used
 DIGITS = 7
@@ -116,9 +118,7 @@ def _read_records(path: Path) -> dict[str, Any]:
         values = (
             json_files.read_record(run_dir / "config.json"),
             {key: value for key, value in facts.items() if key not in MACHINE_FACTS},
-            records.load_metrics(run_dir),
-            records.parse_json_lines(run_dir / "evals.jsonl"),
-            records.load_events(run_dir),
+            *(_archived_rows(run_dir / name, facts) for name in RUN_FILES[2:]),
         )
         for file, value in zip(RUN_FILES, values, strict=True):
             if value:
@@ -126,6 +126,26 @@ def _read_records(path: Path) -> dict[str, Any]:
         if (run_dir / DOCUMENT_SUMS).exists() and (sums := _read_sums(run_dir / DOCUMENT_SUMS)):
             contents[str(folder / DOCUMENT_SUMS)] = sums
     return contents
+
+
+def _archived_rows(file: Path, facts: Mapping) -> list[dict]:
+    """Return the rows of a .jsonl file in its order, and a row without a step per damaged line.
+
+    A row without a step is damaged for every reader. Therefore a run that is excluded because of a
+    damaged line is excluded in its archive too. Rows that a later attempt replaced are left out.
+    An unfinished last line is damage if the run has ended.
+    """
+    content = json_files.read_file(file)
+    rows = dict(content.rows)
+    if file.name != "events.jsonl":
+        latest = {id(row) for row in json_files.latest_rows(rows.values())}
+        rows = {number: row for number, row in rows.items() if id(row) in latest}
+    has_ended = facts.get("status") in records.TERMINAL_STATUSES
+    lost = content.damaged_lines + [content.truncated_line] * (
+        has_ended and content.truncated_line > 0
+    )
+    rows |= {number: {DAMAGED_LINE: number} for number in lost}
+    return [rows[number] for number in sorted(rows)]
 
 
 def _read_sums(path: Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import pytest
 from lm.config import flops, model_sizes, schema
 from lm.data import dataset
 from lm.laws.forms import power_laws
-from lm.runs import lock, records
+from lm.runs import json_files, lock, records
 from lm.sweeps import design, launcher, prediction, run_order
 from lm.training import loop
 
@@ -30,7 +30,7 @@ def sweep(tiny) -> list[schema.Run]:
 
 def read_prediction(sweep: list[schema.Run]) -> dict | None:
     file = launcher.sweep_folder(sweep) / "prediction.json"
-    return records.read_json(file) if file.exists() else None
+    return json_files.read_object(file) if file.exists() else None
 
 
 def test_pending_runs_train_and_target_is_predicted_first(sweep, monkeypatch):
@@ -334,7 +334,7 @@ def test_sweep_files_are_written(sweep):
     launcher.write_sweep_files("configs/x.py", sweep, [{"name": "s/a", "seconds": 1.0}])
     folder = launcher.sweep_folder(sweep)
     assert json.loads((folder / "sweep.json").read_text())["runs"][0] == "s/a"
-    assert records.read_json(folder / "plan.json")["runs"][0]["seconds"] == 1.0
+    assert json_files.read_object(folder / "plan.json")["runs"][0]["seconds"] == 1.0
 
 
 def test_max_epochs_are_those_of_the_longest_run(sweep):
