@@ -38,6 +38,7 @@ result.
 """
 
 import dataclasses
+import datetime
 import functools
 import math
 import os
@@ -189,6 +190,7 @@ def start_run(run: schema.Run, facts: dict, valid_until: int | None = None) -> i
     if valid_until is not None:
         restarts.void_rows(path, attempt, valid_until, run_id)
     facts = {"run_id": run_id, "attempts": attempt, "status": "running", "reason": ""} | facts
+    facts["started"] = stored.get("started") or current_time()
     write_facts(path, **facts | ({"ends_at": None} if "ends_at" in stored else {}))
     # A config with a run_id requires it in facts.json and in all lines, and is written last.
     json_files.write_record(path / "config.json", {"run_id": run_id} | schema.to_dict(run))
@@ -220,12 +222,19 @@ def read_facts(path: Path) -> dict:
 
 
 def write_facts(path: Path, **facts) -> None:
-    """Add or replace entries of facts.json."""
+    """Add or replace entries of facts.json. A terminal status adds the time "ended"."""
     file = filesystem.open_path(path) / "facts.json"
     run_id = json_files.run_id(file)
     stored = {"run_id": run_id} if run_id else {}  # facts.json may have been deleted
     stored |= {key: value for key, value in read_facts(path).items() if key != "format"}
+    if facts.get("status") in TERMINAL_STATUSES:
+        facts = {"ended": current_time()} | facts
     json_files.write_record(file, stored | facts)
+
+
+def current_time() -> str:
+    """Return the current time in UTC as ISO 8601, in seconds."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
 def append_record(path: Path, row: dict) -> None:

@@ -305,8 +305,9 @@ def _select_next(
 ) -> tuple[list[str], bool]:
     """Return the names of the runs to train next in one program, and True to wait without one.
 
-    Write the prediction before the first related run of the predicted run starts.
+    Write the prediction before the first related run of the predicted run starts, then its result.
     """
+    prediction.register_result(runs, sweep_folder(runs))
     ready_runs = (run for run in ready(runs, options) if run.name not in failures.locked)
     group = vmapped_runs.select_compatible(ready_runs, options.max_vmapped, failures.unvmapped)
     related = prediction.related_runs(runs)
