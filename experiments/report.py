@@ -74,12 +74,12 @@ def verify_figure(figure: str, folder: str) -> int:
 
 def verify_prediction(folder: str) -> int:
     """Print the links of the chain of a prediction. Return 1 for a contradiction, else 0."""
-    from lm.reports import prediction_audit
+    from lm.reports.audit import prediction_audit, prediction_chain
 
     links = prediction_audit.audit_prediction(folder)
     for line in prediction_audit.format_links(links):
         console.print_line(line)
-    n_contradictions = sum(link.status == prediction_audit.CONTRADICTION for link in links)
+    n_contradictions = sum(link.status == prediction_chain.CONTRADICTION for link in links)
     console.print_line(f"contradictions: {n_contradictions} of {len(links)} links")
     if sha256 := prediction_audit.prediction_sha256(folder):
         console.print_line(f"to publish the prediction: git tag prediction-{sha256}")

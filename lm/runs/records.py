@@ -13,7 +13,8 @@ The files of a run:
         tokenizer.json    the tokenizer; absent for bytes
         checkpoints/      weights and optimizer state
         tensorboard/      a copy of the metrics for TensorBoard
-    runs/quickstart/      also contains sweep.json, plan.json, prediction.json and report.html
+    runs/quickstart/      also contains sweep.json, plan.json, prediction.json with its log, and
+                          report.html
 
 A sweep consists of the runs that its sweep.json names. Other runs in the folder of a sweep are not
 part of it: `load_runs` leaves them out unless include_others=True.

@@ -4,7 +4,7 @@
 
 prediction.json contains value, lo, hi, level and fit, or the field refused with a reason. The
 interval (lo, hi) includes uncertainty about the form of the law. The file also contains the hashes
-of its inputs, of the config of the target and of the code. lm/reports/prediction_audit.py verifies
+of its inputs, of the config of the target and of the code. See lm/reports/audit, which verifies
 them. Before training, `check_prediction` verifies that the sweep has enough sizes for an interval.
 """
 
@@ -17,7 +17,7 @@ from pathlib import Path
 
 from lm.config import model_sizes, schema
 from lm.laws import comparability
-from lm.reports import target_prediction
+from lm.reports.audit import target_prediction
 from lm.runs import json_files, lock, records
 from lm.runs.integrity import prediction_log, record_checksums, sweep_files
 

@@ -54,6 +54,7 @@ def test_page_states_prediction_and_result(finished):
     assert expected in visible_text(text) and "inside its own 95% interval" in expected
     for name in made_up_sweep.SIZES:
         assert name in visible_text(text)
+    assert "behind this prediction: 0 verified, 0 contradiction, " in visible_text(text)
     for phrase in ("python -m experiments.sweep", "0123456789abcdef", "versions.jax", "1.25×"):
         assert phrase in visible_text(text)
 

@@ -10,6 +10,7 @@ import pytest
 from lm.config import flops, model_sizes, schema
 from lm.data import dataset
 from lm.laws.forms import power_laws
+from lm.reports.audit import prediction_audit, prediction_chain
 from lm.runs import json_files, lock, records
 from lm.sweeps import design, launcher, prediction, run_order
 from lm.training import loop
@@ -55,6 +56,8 @@ def test_pending_runs_train_and_target_is_predicted_first(sweep, monkeypatch):
     assert stored["lo"] <= stored["value"] <= stored["hi"]
     assert launcher.pending(sweep) == []
     launcher.run_pending(sweep, on_start=lambda run: pytest.fail("a finished run was started"))
+    links = prediction_audit.audit_prediction(launcher.sweep_folder(sweep))
+    assert {link.status for link in links} == {prediction_chain.VERIFIED}
 
 
 def test_prediction_is_of_the_law_and_fixed_after_start(sweep):

@@ -31,6 +31,7 @@ EVENT = "predicted"  # event of the predicted run
 PREVIOUS, SHA256 = "previous", record_checksums.SHA256
 LINE_FILES = ("metrics.jsonl", "evals.jsonl", "events.jsonl")
 MACHINE_FACTS = ("host",)  # facts that identify a machine are not archived
+MARKS = ("invalid_results",)  # facts that a user may add later, see records.py
 
 
 def content_sha256(value: Mapping) -> str:
@@ -56,7 +57,9 @@ def hash_records(folder: Path) -> dict[str, Any]:
         run, run_id = stored_config.load_config(folder, facts, is_used=False)
         hashes |= {"run_id": run_id, "config.json": config_sha256(run)}
     if facts:
-        hashes["facts.json"] = content_sha256(_portable_facts(facts))
+        excluded = (*MACHINE_FACTS, *MARKS)
+        stable = {name: value for name, value in facts.items() if name not in excluded}
+        hashes["facts.json"] = content_sha256(stable)
     for name in LINE_FILES:
         if lines := filesystem.read_lines(folder / name):
             hashes[name] = [len(lines), _lines_sha256(lines)]
@@ -77,7 +80,8 @@ def changed_records(folder: Path, hashes: Mapping[str, Any]) -> list[str]:
                 changed.append(name)
         elif current.get(name) != expected:
             changed.append(name)
-    return changed
+    names = ("config.json" if name == "run_id" else name for name in changed)
+    return list(dict.fromkeys(names))
 
 
 def register_prediction(sweep_dir: Path, run_dir: Path, prediction: Mapping) -> str:
@@ -168,10 +172,6 @@ def _parse(line: str) -> dict:
     except (ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
-
-
-def _portable_facts(facts: Mapping) -> dict:
-    return {name: value for name, value in facts.items() if name not in MACHINE_FACTS}
 
 
 def _lines_sha256(lines: list[str]) -> str:

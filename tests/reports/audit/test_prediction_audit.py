@@ -6,16 +6,24 @@ import shutil
 import pytest
 from fixtures import made_up_sweep, predicted_sweep, verified_sweep
 
-from lm.reports import prediction_audit
-from lm.runs import archive, json_files, records
+from lm.reports.audit import prediction_audit, prediction_chain
+from lm.runs import archive, json_files, provenance, records
 from lm.runs.integrity import prediction_log, record_checksums
 
 HOUR = 3600
 PREDICTION = "prediction.json"
 
 
+@pytest.fixture(scope="module", autouse=True)
+def code_hash():
+    """Replace the hash of the code, which takes longer than an audit."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(provenance, "code_hash", lambda module: "0.2.0 00000000")
+        yield
+
+
 @pytest.fixture(scope="module")
-def original(tmp_path_factory):
+def original(tmp_path_factory, code_hash):
     """Return the folder of a finished sweep whose prediction is intact."""
     with pytest.MonkeyPatch.context() as patch:
         return predicted_sweep.write_sweep(tmp_path_factory.mktemp("audit"), patch)
@@ -34,7 +42,7 @@ def audit(folder, status, should_refit=False) -> list[str]:
 
 
 def contradictions(folder, should_refit=False) -> list[str]:
-    return audit(folder, prediction_audit.CONTRADICTION, should_refit)
+    return audit(folder, prediction_chain.CONTRADICTION, should_refit)
 
 
 def edit_record(file, **changes) -> None:
@@ -169,6 +177,10 @@ TAMPERINGS = {
         lambda f: edit_config(f / "b", seed=7),
         "s/b/config.json, and prediction.json has another hash",
     ),
+    "loss marked as invalid": (
+        lambda f: records.write_facts(f / "b", invalid_results={"loss": "wrong"}),
+        "s/b: eval.loss=None, and",
+    ),
     "removed seed": (
         lambda f: shutil.rmtree(f / "a-1"),
         "s/a-1 is missing, and prediction.json is based on it",
@@ -214,7 +226,7 @@ TAMPERINGS = {
             f / PREDICTION,
             {"target": "s/target", "x": "x", "y": "y", "runs": [], "value": 2.0},
         ),
-        "prediction.json has no inputs",
+        "prediction.json has no valid inputs",
     ),
     "replaced prediction": (
         lambda f: edit_record(f / PREDICTION, value=1.7, lo=1.6, hi=1.8),
@@ -320,7 +332,7 @@ def test_tampering_contradicts_a_named_file(kind, folder):
 
 def test_intact_chain_is_verified_with_its_fit(folder):
     links = prediction_audit.audit_prediction(folder)
-    assert {link.status for link in links} == {prediction_audit.VERIFIED}
+    assert {link.status for link in links} == {prediction_chain.VERIFIED}
     text = "\n".join(prediction_audit.format_links(links))
     for part in ("s/a-0: ", "s/e: ", "heldout", "events.jsonl has the hash", "fitted again"):
         assert part in text
@@ -342,6 +354,16 @@ def test_draws_with_new_hashes_contradict_the_fit(folder):
     assert "the draws of the law of size differ from their hash" in text
 
 
+def test_prediction_of_other_code_is_not_verifiable(folder, monkeypatch):
+    """Another version of the code may give another interval, which is no contradiction."""
+    monkeypatch.setattr(provenance, "code_hash", lambda module: "0.3.0 11111111")
+    predicted_sweep.rewrite_prediction(folder, hi=2.9)
+    assert not contradictions(folder, should_refit=True)
+    texts = audit(folder, prediction_chain.UNVERIFIABLE, should_refit=True)
+    assert any("written by code 0.2.0 00000000, this is 0.3.0 11111111" in t for t in texts)
+    assert any("fitted again, differs from prediction.json: hi=2.9" in t for t in texts)
+
+
 def test_consistent_rewrite_changes_only_the_published_hash(folder):
     """Nobody can detect new files that agree with each other, except by a published hash."""
     published = prediction_audit.prediction_sha256(folder)
@@ -353,6 +375,25 @@ def test_consistent_rewrite_changes_only_the_published_hash(folder):
 def test_later_evaluation_of_a_fitted_run_is_no_tampering(folder):
     records.extend_evals(folder / "b", verified_sweep.STEPS, {"task.copy.accuracy": 0.5})
     assert not contradictions(folder)
+
+
+def test_mark_of_a_task_is_no_tampering(folder):
+    records.write_facts(folder / "b", invalid_results={"task.copy": "wrong"})
+    assert not contradictions(folder)
+
+
+@pytest.mark.parametrize("name", ["inputs", "candidates", "members", "code", "joint", "written"])
+def test_invalid_entry_of_a_prediction_is_a_contradiction(name, folder):
+    for value in (7, {"a": 7}, ["a"], None):
+        predicted_sweep.rewrite_prediction(folder, **{name: value})
+        assert contradictions(folder)
+
+
+def test_invalid_lines_of_the_log_are_contradictions(folder):
+    file = folder / prediction_log.FILE
+    for line in ("{}", "[1]", "#", '{"kind": "result", "target": "s/target", "records": 7}'):
+        file.write_text(f"{line}\n")
+        assert contradictions(folder)
 
 
 def test_moved_and_renamed_sweep_is_verified(folder):
@@ -371,13 +412,15 @@ def test_run_that_is_added_later_is_no_tampering(folder):
 def test_prediction_of_an_earlier_version_is_not_verifiable(tmp_path):
     old = made_up_sweep.sweep(tmp_path)
     assert not contradictions(old, should_refit=True)
-    texts = audit(old, prediction_audit.UNVERIFIABLE)
-    assert any("prediction.json has no inputs: an earlier version wrote it" in t for t in texts)
+    texts = audit(old, prediction_chain.UNVERIFIABLE)
+    assert any(
+        "prediction.json has no valid inputs: an earlier version wrote it" in t for t in texts
+    )
 
 
 def test_sweep_without_prediction_is_not_verifiable(tmp_path):
     old = made_up_sweep.sweep(tmp_path, predict=False)
-    (text,) = audit(old, prediction_audit.UNVERIFIABLE)
+    (text,) = audit(old, prediction_chain.UNVERIFIABLE)
     assert text.endswith("has no prediction.json")
 
 
@@ -385,7 +428,7 @@ def test_archive_is_not_verifiable_beyond_its_digits(folder, tmp_path):
     archive.archive_sweep(folder, tmp_path / "archive" / "s")
     archived = tmp_path / "archive" / "s"
     assert not contradictions(archived, should_refit=True)
-    texts = audit(archived, prediction_audit.UNVERIFIABLE)
+    texts = audit(archived, prediction_chain.UNVERIFIABLE)
     assert any("metrics.jsonl" in text and "rounded in an archive" in text for text in texts)
     sha256 = prediction_audit.prediction_sha256(archived)
     assert sha256 == prediction_audit.prediction_sha256(folder)
