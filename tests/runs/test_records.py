@@ -272,9 +272,19 @@ def test_config_of_version_0_1_is_refused_without_facts(tmp_path):
 
 
 def test_facts_of_a_run_contain_the_format(tmp_path):
-    records.write_facts(tmp_path, status="done")
+    records.write_facts(tmp_path, status="lost")
     version = record_checksums.FORMAT_VERSION
-    assert records.read_facts(tmp_path) == {"format_version": version, "status": "done"}
+    assert records.read_facts(tmp_path) == {"format_version": version, "status": "lost"}
+
+
+def test_facts_have_the_times_of_the_start_and_the_end(run, monkeypatch):
+    monkeypatch.setattr(records, "current_time", iter(["1", "2", "3", "4"]).__next__)
+    for _ in range(2):
+        records.start_run(run, {})
+        facts = records.read_facts(records.run_dir(run))
+        assert facts["started"] == "1" and "ended" not in facts
+    records.write_facts(records.run_dir(run), status="diverged")
+    assert records.read_facts(records.run_dir(run))["ended"] == "2"
 
 
 def test_only_the_primary_process_writes(tmp_path):
