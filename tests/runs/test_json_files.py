@@ -35,7 +35,7 @@ class UncomparableRow(dict):
 
 
 def test_final_row_is_found_without_comparing_rows(tmp_path, monkeypatch):
-    rows = {number: UncomparableRow(step=number) for number in range(1, 50)}
+    rows: dict[int, dict] = {number: UncomparableRow(step=number) for number in range(1, 50)}
     content = json_files.JsonLines(rows, [], 0)
     monkeypatch.setattr(json_files, "read_file", lambda path: content)
     assert not json_files.find_missing_step(tmp_path / "evals.jsonl", 30)

@@ -49,7 +49,7 @@ def audit_prediction(
     links = [*_verify_log(chain), *_verify_start(chain), *_verify_target(chain)]
     if problem := prediction_chain.find_missing_entry(chain.prediction):
         file = chain.folder / "prediction.json"
-        text = f"{file} has no valid {problem}: an earlier version wrote it"
+        text = f"{file}: the entry {problem} is missing or invalid: an earlier version wrote it"
         return [
             *links,
             prediction_chain.Link(

@@ -65,7 +65,7 @@ def edit_row(file, number, **changes) -> None:
     row = json.loads(lines[number])
     del row["crc32"]
     text = json_files.to_json(row | changes)
-    lines[number] = record_checksums.add_line_checksum(text, json_files.run_id(file))
+    lines[number] = record_checksums.add_line_checksum(text, json_files.run_id(file) or "")
     file.write_text("".join(f"{line}\n" for line in lines))
 
 
@@ -226,7 +226,7 @@ TAMPERINGS = {
             f / PREDICTION,
             {"target": "s/target", "x": "x", "y": "y", "runs": [], "value": 2.0},
         ),
-        "prediction.json has no valid inputs",
+        "prediction.json: the entry inputs is missing or invalid",
     ),
     "replaced prediction": (
         lambda f: edit_record(f / PREDICTION, value=1.7, lo=1.6, hi=1.8),
@@ -414,7 +414,8 @@ def test_prediction_of_an_earlier_version_is_not_verifiable(tmp_path):
     assert not contradictions(old, should_refit=True)
     texts = audit(old, prediction_chain.UNVERIFIABLE)
     assert any(
-        "prediction.json has no valid inputs: an earlier version wrote it" in t for t in texts
+        "prediction.json: the entry inputs is missing or invalid: an earlier version" in t
+        for t in texts
     )
 
 
