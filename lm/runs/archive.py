@@ -29,6 +29,7 @@ SWEEP_FILES = ("sweep.json", "plan.json", "prediction.json")
 RUN_FILES = ("config.json", "facts.json", "metrics.jsonl", "evals.jsonl", "events.jsonl")
 DOCUMENT_SUMS = "heldout.npz"  # see heldout_documents.encode_sums
 REPORT_FILES = ("report.html", "figures")  # may be in the archive folder and are not changed
+MACHINE_FACTS = ("host",)  # facts that identify a machine are not archived
 DAMAGED_LINE = "damaged_line"  # entry of an archived row in place of a damaged line
 MAX_LOG_STEPS = (128, 64, 32, 16)  # log steps per run: the largest number that fits is used
 DIGITS = 7
@@ -121,7 +122,7 @@ def _read_records(path: Path) -> dict[str, Any]:
         facts = records.read_facts(run_dir)
         values = (
             json_files.read_record(run_dir / "config.json"),
-            {key: value for key, value in facts.items() if key not in prediction_log.MACHINE_FACTS},
+            {key: value for key, value in facts.items() if key not in MACHINE_FACTS},
             *(_archived_rows(run_dir / name, facts) for name in RUN_FILES[2:]),
         )
         for file, value in zip(RUN_FILES, values, strict=True):
@@ -145,7 +146,7 @@ def _archived_rows(file: Path, facts: Mapping) -> list[dict]:
         latest = {id(row) for row in json_files.latest_rows(rows.values())}
         rows = {number: row for number, row in rows.items() if id(row) in latest}
     has_ended = facts.get("status") in records.TERMINAL_STATUSES
-    lost = content.damaged_lines + [content.truncated_line] * (
+    lost = content.corrupt_lines + [content.truncated_line] * (
         has_ended and content.truncated_line > 0
     )
     rows |= {number: {DAMAGED_LINE: number} for number in lost}

@@ -3,7 +3,7 @@
     json_files.write_record(run_dir / "facts.json", facts)
     facts = json_files.read_record(run_dir / "facts.json")
     rows = json_files.read_rows(run_dir / "metrics.jsonl")
-    json_files.read_file(run_dir / "metrics.jsonl").damaged_lines    # [3]: number of the third line
+    json_files.read_file(run_dir / "metrics.jsonl").corrupt_lines    # [3]: number of the third line
 
 A valid line is a JSON object with an integer "step" and the checksum of its run: see
 integrity/record_checksums.py. Other lines are damaged, and readers do not use them. Status and
@@ -30,7 +30,7 @@ class JsonLines(NamedTuple):
     """Content of a .jsonl file."""
 
     rows: dict[int, dict]  # number of a valid line, from 1 -> its row without its checksum
-    damaged_lines: list[int]  # their numbers
+    corrupt_lines: list[int]  # their numbers
     truncated_line: int  # number of an unfinished last line, else 0
 
 
@@ -94,7 +94,7 @@ def read_file(path: Path) -> JsonLines:
     """Load a .jsonl file, and verify the checksum of each line."""
     lines = filesystem.read_lines(path)
     expected_run_id = run_id(path) if lines else None
-    rows, damaged_lines, truncated_line = {}, [], 0
+    rows, corrupt_lines, truncated_line = {}, [], 0
     for number, line in enumerate(lines, 1):
         row = _parse_line(line, expected_run_id)
         if row is not None:
@@ -102,8 +102,8 @@ def read_file(path: Path) -> JsonLines:
         elif number == len(lines) and not line.endswith("}"):
             truncated_line = number
         elif line.strip():
-            damaged_lines.append(number)
-    return JsonLines(rows, damaged_lines, truncated_line)
+            corrupt_lines.append(number)
+    return JsonLines(rows, corrupt_lines, truncated_line)
 
 
 def read_rows(path: Path) -> list[dict]:
@@ -120,7 +120,7 @@ def find_missing_step(path: Path, step: int) -> str:
     rows = latest_rows(content.rows.values())
     numbers = {id(row): number for number, row in content.rows.items()}
     final_line = max((numbers[id(row)] for row in rows if row["step"] == step), default=0)
-    damaged = max([*content.damaged_lines, content.truncated_line])
+    damaged = max([*content.corrupt_lines, content.truncated_line])
     if not final_line:
         cause = f": line {damaged} is damaged" if damaged else ""
         return f"{path.name} has no evaluation of the final step {step}{cause}"

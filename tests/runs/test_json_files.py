@@ -13,11 +13,11 @@ def test_damaged_lines_are_numbered(tmp_path):
     content = json_files.read_file(tmp_path / "metrics.jsonl")
     assert (
         list(content.rows) == [1, 7]
-        and content.damaged_lines == [2, 3, 4, 5, 6]
+        and content.corrupt_lines == [2, 3, 4, 5, 6]
         and not content.truncated_line
     )
     content = json_files.read_file(tmp_path / "evals.jsonl")
-    assert (list(content.rows), content.damaged_lines, content.truncated_line) == ([1], [], 2)
+    assert (list(content.rows), content.corrupt_lines, content.truncated_line) == ([1], [], 2)
 
 
 def test_json_has_no_nan():

@@ -302,7 +302,7 @@ def test_added_results_follow_an_unfinished_line(run):
     records.extend_evals(folder, 5, {"task": 3.0})
     (row,) = records.load_evals(folder)
     assert row["loss"] == 2.0 and row["task"] == 3.0
-    assert not json_files.read_file(folder / "evals.jsonl").damaged_lines
+    assert not json_files.read_file(folder / "evals.jsonl").corrupt_lines
 
 
 def test_lines_are_verified_without_config_json(run):
@@ -311,4 +311,4 @@ def test_lines_are_verified_without_config_json(run):
     records.append_record(file, {"attempt": 1, "step": 5, "loss": 2.0})
     file.write_text(file.read_text().replace("2.0", "7.0"))
     (file.parent / "config.json").unlink()
-    assert json_files.read_file(file).damaged_lines == [1]
+    assert json_files.read_file(file).corrupt_lines == [1]

@@ -204,4 +204,4 @@ def test_first_attempt_follows_the_hash_of_the_prediction(predicted):
     prediction.write_prediction(made, folder)
     assert records.start_run(made[-1], {}, -1) == 1
     content = json_files.read_file(folder / "target" / "events.jsonl")
-    assert not content.damaged_lines and content.rows[1]["event"] == "predicted"
+    assert not content.corrupt_lines and content.rows[1]["event"] == "predicted"

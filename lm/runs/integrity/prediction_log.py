@@ -30,8 +30,8 @@ PREDICTION, RESULT = "prediction", "result"  # kinds of an entry
 EVENT = "predicted"  # event of the predicted run
 PREVIOUS, SHA256 = "previous", record_checksums.SHA256
 LINE_FILES = ("metrics.jsonl", "evals.jsonl", "events.jsonl")
-MACHINE_FACTS = ("host",)  # facts that identify a machine are not archived
-MARKS = ("invalid_results",)  # facts that a user may add later, see records.py
+# Facts without influence on the hash: an archive omits the first, a user may add the second later.
+UNHASHED_FACTS = ("host", "invalid_results")
 
 
 def content_sha256(value: Mapping) -> str:
@@ -57,8 +57,7 @@ def hash_records(folder: Path) -> dict[str, Any]:
         run, run_id = stored_config.load_config(folder, facts, is_used=False)
         hashes |= {"run_id": run_id, "config.json": config_sha256(run)}
     if facts:
-        excluded = (*MACHINE_FACTS, *MARKS)
-        stable = {name: value for name, value in facts.items() if name not in excluded}
+        stable = {name: value for name, value in facts.items() if name not in UNHASHED_FACTS}
         hashes["facts.json"] = content_sha256(stable)
     for name in LINE_FILES:
         if lines := filesystem.read_lines(folder / name):

@@ -38,7 +38,7 @@ def describe_damaged_lines(row: Mapping) -> list[str]:
         if name == "evals.jsonl" and has_lost_result:  # described with its line
             continue
         content = json_files.read_file(folder / name)
-        damaged = content.damaged_lines + [content.truncated_line] * (
+        damaged = content.corrupt_lines + [content.truncated_line] * (
             has_ended and content.truncated_line > 0
         )
         if damaged:

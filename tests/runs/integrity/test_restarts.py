@@ -76,7 +76,7 @@ def test_lines_stay_valid_after_a_deleted_file(run, deleted):
         (folder / name).unlink()
     records.start_run(run, {}, 10)
     content = json_files.read_file(folder / "evals.jsonl")
-    assert len(content.rows) == 2 and not content.damaged_lines
+    assert len(content.rows) == 2 and not content.corrupt_lines
 
 
 def old_run(run) -> None:
@@ -98,7 +98,7 @@ def test_run_without_checksums_gets_them_when_it_continues(run):
     assert records.start_run(run, {}, 10) == 2
     assert steps(folder) == before == [(5, 1), (10, 1)]
     content = json_files.read_file(folder / "evals.jsonl")
-    assert content.damaged_lines == [2] and "crc32" in (folder / "evals.jsonl").read_text()
+    assert content.corrupt_lines == [2] and "crc32" in (folder / "evals.jsonl").read_text()
     (row,) = records.load_runs(folder)
     assert row["format_version"] == 3 and "run_id" not in row and "format" not in row
 
@@ -120,7 +120,7 @@ def test_interrupted_upgrade_is_repeated(run, last_write, monkeypatch):
     assert steps(folder) == [(5, 1), (10, 1)]
     records.start_run(run, {}, 10)
     assert steps(folder) == [(5, 1), (10, 1)]
-    assert json_files.read_file(folder / "metrics.jsonl").damaged_lines == [2]
+    assert json_files.read_file(folder / "metrics.jsonl").corrupt_lines == [2]
 
 
 def test_damaged_evaluation_refuses_early_stopping(run):
