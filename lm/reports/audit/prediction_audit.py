@@ -121,7 +121,7 @@ def _verify_start(chain: prediction_chain.Chain) -> Iterator[prediction_chain.Li
     file = chain.target_dir / "events.jsonl"
     entries = chain.entries_of(prediction_log.PREDICTION)
     events = prediction_log.predicted_events(chain.target_dir)
-    if not entries and not events:
+    if not events and (not entries or chain.is_archive):  # an archive omits runs without a start
         yield prediction_chain.Link(
             prediction_chain.UNVERIFIABLE, f"{file} has no hash of a prediction"
         )
@@ -152,13 +152,12 @@ def _verify_target(chain: prediction_chain.Chain) -> Iterator[prediction_chain.L
             prediction_chain.CONTRADICTION, chain.unreadable[chain.target_dir]
         )
         return
-    row = chain.rows.get(chain.target)
+    row, results = chain.rows.get(chain.target), chain.entries_of(prediction_log.RESULT)
     if row is None:
-        yield prediction_chain.Link(
-            prediction_chain.UNVERIFIABLE, f"{chain.target} has not started"
-        )
+        status = prediction_chain.CONTRADICTION if results else prediction_chain.UNVERIFIABLE
+        text = f"{prediction_log.FILE} has its result" if results else "it has not started"
+        yield prediction_chain.Link(status, f"{chain.target_dir} has no records, and {text}")
         return
-    results = chain.entries_of(prediction_log.RESULT)
     if not results:
         yield prediction_chain.Link(
             prediction_chain.UNVERIFIABLE, f"{prediction_log.FILE} has no entry of the result"

@@ -286,6 +286,10 @@ TAMPERINGS = {
         lambda f: (f / "target" / "events.jsonl").unlink(),
         "records of an earlier start were removed",
     ),
+    "deleted target": (
+        lambda f: shutil.rmtree(f / "target"),
+        "s/target has no records, and predictions.jsonl has its result",
+    ),
     "target trained twice": (
         lambda f: train_again(f, -0.1),
         "records 2 starts of s/target",
@@ -433,5 +437,8 @@ def test_archive_is_not_verifiable_beyond_its_digits(folder, tmp_path):
     assert any("metrics.jsonl" in text and "rounded in an archive" in text for text in texts)
     sha256 = prediction_audit.prediction_sha256(archived)
     assert sha256 == prediction_audit.prediction_sha256(folder)
+    shutil.rmtree(archived / "target")  # as if the sweep had been archived before its start
+    drop_line(archived / prediction_log.FILE, 1)
+    assert not contradictions(archived)
     edit_row(archived / "b" / "evals.jsonl", 3, loss=1.9)
     assert any("s/b: eval.loss=1.9" in text for text in contradictions(archived))
