@@ -118,6 +118,8 @@ def _verify_log(chain: prediction_chain.Chain) -> Iterator[prediction_chain.Link
 
 def _verify_start(chain: prediction_chain.Chain) -> Iterator[prediction_chain.Link]:
     """Verify that the target has the hash of each entry, before its first step."""
+    if chain.target_dir in chain.unreadable:
+        return  # `_verify_target` has the reason
     file = chain.target_dir / "events.jsonl"
     entries = chain.entries_of(prediction_log.PREDICTION)
     events = prediction_log.predicted_events(chain.target_dir)

@@ -442,3 +442,18 @@ def test_archive_is_not_verifiable_beyond_its_digits(folder, tmp_path):
     assert not contradictions(archived)
     edit_row(archived / "b" / "evals.jsonl", 3, loss=1.9)
     assert any("s/b: eval.loss=1.9" in text for text in contradictions(archived))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(PREDICTION, prediction_log.FILE, "sweep.json"),
+        *(f"target/{file}" for file in archive.RUN_FILES),
+        *("b/config.json", "b/facts.json", "b/metrics.jsonl", "b/evals.jsonl"),
+    ],
+)
+def test_truncated_file_is_a_contradiction(name, folder):
+    content = (folder / name).read_bytes()
+    for damaged in (content[: len(content) // 2], b"", b"\xff\x00"):
+        (folder / name).write_bytes(damaged)
+        assert contradictions(folder), damaged
