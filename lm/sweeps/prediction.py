@@ -93,6 +93,16 @@ def _n_params(run: schema.Run) -> int:
     return model_sizes.count_parameters(model_sizes.resolved_model(run))["non_embedding"]
 
 
+def update_records(runs: list[schema.Run], selected: set[str], folder: Path) -> None:
+    """Write the prediction before a related run starts, and register the result of the target.
+
+    selected: names of the runs that start next.
+    """
+    register_result(runs, folder)
+    if selected & related_runs(runs):
+        write_prediction(runs, folder)
+
+
 def write_prediction(runs: list[schema.Run], folder: Path) -> None:
     """Fit a law to finished runs and write its prediction to prediction.json in the sweep folder.
 
