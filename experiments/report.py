@@ -1,9 +1,10 @@
-"""Write the report of a sweep from its records, archive the records, or verify a figure.
+"""Write the report of a sweep, archive its records, or verify its prediction or a figure.
 
     uv run python -m experiments.report --dir=runs/quickstart
     uv run python -m experiments.report --dir=runs/quickstart --watch      # until all runs ended
     uv run python -m experiments.report --dir=runs/quickstart \\
         --verify=runs/quickstart/figures/loss.png
+    uv run python -m experiments.report --verify=runs/quickstart           # the prediction
     uv run python -m experiments.report --dir=runs/quickstart --archive_to=archive/quickstart
 
 A sweep consists of the runs that its sweep.json names. The report lists other runs in its folder,
@@ -12,8 +13,14 @@ unreadable runs and damaged lines. They are in no figure and in no law.
 --archive_to copies the small records of a sweep to a folder that can be committed to git. The copy
 has no weights and no paths of this machine. Notebooks, laws and reports read it like the original.
 
---verify lists the runs, the law and the code that have changed since a figure was drawn. The exit
-status is 1 if there are any.
+--verify=FIGURE lists the runs, the law and the code that have changed since a figure was drawn. The
+exit status is 1 if there are any.
+
+--verify=FOLDER prints a line per link of the chain from the fitted runs over the prediction to the
+result: verified, a contradiction between two named files, or not verifiable. The exit status is 1
+if there is a contradiction. A person who rewrites all files and all hashes is not detected, unless
+the hash of the prediction was published before the result was known. The last line is a command
+that publishes it as a git tag.
 """
 
 import time
@@ -21,9 +28,10 @@ import time
 from absl import flags
 
 from experiments.common import cli, console
+from lm.runs import filesystem
 
 _DIR = flags.DEFINE_string("dir", "runs/quickstart", "folder of the sweep")
-_VERIFY = flags.DEFINE_string("verify", None, "figure to compare with the records of the sweep")
+_VERIFY = flags.DEFINE_string("verify", None, "figure, or folder of a sweep, to verify")
 _WATCH = flags.DEFINE_bool("watch", False, "write the report repeatedly until all runs have ended")
 _ARCHIVE_TO = flags.DEFINE_string("archive_to", None, "folder of the archive; writes no report")
 _MEGABYTES = flags.DEFINE_float("megabytes", 1.5, "largest size of the archive in MB", 0)
@@ -32,9 +40,11 @@ MAX_CPU_FRACTION = 0.05  # of one core, used by --watch while runs are in traini
 
 
 def main() -> int:
+    if _VERIFY.value and filesystem.open_path(_VERIFY.value).is_dir():
+        return verify_prediction(_VERIFY.value)
     cli.check_has_runs(_DIR.value)
     if _VERIFY.value:
-        return verify(_VERIFY.value, _DIR.value)
+        return verify_figure(_VERIFY.value, _DIR.value)
     if _ARCHIVE_TO.value:
         archive_records(_DIR.value, _ARCHIVE_TO.value)
         return 0
@@ -50,7 +60,7 @@ def main() -> int:
     return 0
 
 
-def verify(figure: str, folder: str) -> int:
+def verify_figure(figure: str, folder: str) -> int:
     """Print the differences between a figure and the records. Return 1 if there are any, else 0."""
     from lm.reports import figures
 
@@ -60,6 +70,20 @@ def verify(figure: str, folder: str) -> int:
     if not differences:
         console.print_line(f"{figure} agrees with the records of {folder}")
     return int(bool(differences))
+
+
+def verify_prediction(folder: str) -> int:
+    """Print the links of the chain of a prediction. Return 1 for a contradiction, else 0."""
+    from lm.reports.audit import prediction_audit, prediction_chain
+
+    links = prediction_audit.audit_prediction(folder)
+    for line in prediction_audit.format_links(links):
+        console.print_line(line)
+    n_contradictions = sum(link.status == prediction_chain.CONTRADICTION for link in links)
+    console.print_line(f"contradictions: {n_contradictions} of {len(links)} links")
+    if sha256 := prediction_audit.prediction_sha256(folder):
+        console.print_line(f"to publish the prediction: git tag prediction-{sha256}")
+    return int(n_contradictions > 0)
 
 
 def archive_records(folder: str, archive_folder: str) -> None:

@@ -13,6 +13,7 @@ training text. The first worker prepares the text and checks the meshes, unless 
 hardware of a worker.
 """
 
+import functools
 import os
 import secrets
 import signal
@@ -178,12 +179,23 @@ def train_pending(
     with console.ProgressBars() as bars:
         launcher.run_pending(
             runs,
-            on_start=bars.started,
+            on_start=functools.partial(start_run, bars),
             on_metrics=bars.stepped,
             on_end=bars.ended,
             on_evaluation=bars.evaluated,
             options=options,
         )
+
+
+def start_run(bars: console.ProgressBars, run: schema.Run) -> None:
+    """Show that a run begins, and the hash of its prediction if it is the predicted run."""
+    from lm.reports.audit import prediction_audit
+    from lm.sweeps import launcher
+
+    bars.started(run)
+    if run.is_prediction_target:
+        sha256 = prediction_audit.prediction_sha256(launcher.sweep_folder([run]))
+        console.print_line(f"{run.name}: prediction with SHA-256 {sha256}")
 
 
 def run_worker(runs: list[schema.Run]) -> int:

@@ -281,11 +281,8 @@ def _move_to_cache(
             return
     except block_checksums.DamagedText:
         shutil.rmtree(plan.folder)
-    try:
-        staged.move(plan.folder)
-    except OSError:
-        if _open_prepared(plan, tokenizer) is None:
-            raise  # otherwise another process has prepared the source
+    if not staged.move(plan.folder):
+        _open_prepared(plan, tokenizer)  # raises DamagedText if the other files are damaged
 
 
 def _finish(

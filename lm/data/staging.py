@@ -34,7 +34,7 @@ from lm.config import schema
 from lm.data import preprocessing
 from lm.data.filters import decontamination
 from lm.data.prepared import block_checksums, corpus_manifest, temporary_folders
-from lm.runs import filesystem, records
+from lm.runs import filesystem, json_files
 
 FORMAT = 2  # Part of every key. Increase it if the same source would give other tokens.
 SPLITS = corpus_manifest.SPLITS
@@ -258,14 +258,15 @@ class StagedCorpus:
         (self.folder / "digests").unlink()
         return content.hexdigest()
 
-    def move(self, folder: Path) -> None:
-        """Rename the finished corpus to `folder`.
+    def move(self, folder: Path) -> bool:
+        """Rename the finished corpus to `folder`. Return False if another process was first.
 
-        Raises OSError if `folder` exists. The staged corpus is then deleted on exit.
+        The staged corpus is then deleted on exit.
         """
         self.part = 0
-        self.folder.rename(folder)
-        self.folder, self._is_moved = folder, True
+        self._is_moved = temporary_folders.publish_folder(self.folder, folder)
+        self.folder = folder if self._is_moved else self.folder
+        return self._is_moved
 
     def _save(self, part: int) -> None:
         """Store the state so that a later call resumes with part number `part`."""
@@ -337,17 +338,13 @@ def download(data: schema.Data, folder: Path) -> None:
     if not (remote / CHECKSUM_FILE).exists():
         return
     with temporary_folders.temporary_folder(folder.parent, folder.name) as temporary:
-        for name, checksum in records.read_json(remote / CHECKSUM_FILE).items():
+        for name, checksum in json_files.read_object(remote / CHECKSUM_FILE).items():
             if Path(name).name != name:
                 raise ValueError(
                     f"{remote / CHECKSUM_FILE}: {name!r} is not a file name: delete {remote}"
                 )
             _copy_verified(remote / name, temporary / name, checksum)
-        try:
-            temporary.rename(folder)
-        except OSError:
-            if not folder.exists():  # otherwise another process has downloaded it
-                raise
+        temporary_folders.publish_folder(temporary, folder)
 
 
 def _copy_verified(remote_file: Path, copy: Path, checksum: str) -> None:
@@ -377,7 +374,7 @@ def upload(data: schema.Data, folder: Path) -> None:
     for path in paths:
         with open(path, "rb") as file, (remote / path.name).open("wb") as copy:
             shutil.copyfileobj(file, copy, COPY_BYTES)
-    records.write_json(
+    json_files.write_object(
         remote / CHECKSUM_FILE, {path.name: block_checksums.file_sha256(path) for path in paths}
     )
 

@@ -12,7 +12,11 @@ from lm.laws import fit
 
 STEP = 1e-4  # relative step of a finite difference
 # Smallest eigenvalue of a scaled Gauss-Newton matrix along which the solver finds a minimum.
-RANK_TOLERANCE = 1e-8
+MIN_EIGENVALUE = 1e-8
+# Smallest singular value, relative to the largest, of a matrix whose columns have length 1. The
+# finite differences of a Jacobian leave singular values of up to 1e-9 of parallel columns.
+RANK_TOLERANCE = 1e-7
+MIN_COLUMN = 1e-12  # length of a column, relative to the longest, below which it counts as zero
 MAX_STANDARD_ERROR = 3.0  # of a direction of theta, in e-folds, that the rows determine
 MAX_RELATIVE_ERROR = 1.0  # of a parameter along a direction that is not determined
 MAX_LAW_ERROR = 0.5  # standard error of log f at a point that has an interval
@@ -85,6 +89,22 @@ def parameter_jacobian(
     ]  # fmt: skip
 
 
+def orthonormal_basis(matrix: np.ndarray) -> np.ndarray:
+    """Return an orthonormal basis of the columns of a matrix [n, p], after scaling to length 1."""
+    lengths = np.linalg.norm(matrix, axis=0)
+    columns = matrix[:, lengths > MIN_COLUMN * max(lengths.max(initial=0.0), 1e-300)]
+    if not columns.shape[1]:
+        return np.zeros((len(matrix), 0))
+    columns = columns / np.linalg.norm(columns, axis=0)
+    basis, scales, _ = np.linalg.svd(columns, full_matrices=False)
+    return basis[:, scales > RANK_TOLERANCE * scales[0]]
+
+
+def remove_projection(values: np.ndarray, basis: np.ndarray) -> np.ndarray:
+    """Return values [n] or [n, k] minus their projection on an orthonormal basis [n, r]."""
+    return values - basis @ (basis.T @ values)
+
+
 @dataclass(frozen=True)
 class FlatDirections:
     """Test of points along directions that the rows hardly determine: see `flat_directions`."""
@@ -109,7 +129,7 @@ def flat_directions(
 
     A direction is an eigenvector of the Gauss-Newton matrix of the law, scaled to a diagonal of
     ones, of unit length in theta. Its standard error is infinite if its eigenvalue is below
-    RANK_TOLERANCE: the matrix has no full rank. For example, two token budgets leave E, B and beta
+    MIN_EIGENVALUE: the matrix has no full rank. For example, two token budgets leave E, B and beta
     of `chinchilla` one such direction. Directions with errors up to MAX_STANDARD_ERROR are left
     out. problem: an `estimation.FitProblem`. theta: the minimum [p].
     """
@@ -123,7 +143,7 @@ def flat_directions(
     directions = np.zeros((len(eigenvalues), len(theta)))
     directions[:, is_used] = vectors.T / scale[is_used]
     lengths = np.linalg.norm(directions, axis=1)
-    has_rank = eigenvalues > RANK_TOLERANCE
+    has_rank = eigenvalues > MIN_EIGENVALUE
     sigma = result.sigma
     if result.additive_noise and not problem.additive_noise:
         sigma = sigma / float(np.mean(result.y))  # the objective compares log y

@@ -122,7 +122,7 @@ def fit_problem(
     if result.ensemble and all((x > 0).all() for x in result.x):
         result.form_sampler = partial(form_uncertainty.sample_deviations, row_weights=weights)
     if n > p and result.n_runs == n and weights is None:
-        result.warnings += random_effects.find_shared_noise(problem, result, minimum.theta[0])
+        result.warnings += random_effects.find_shared_noise(result)
     result.warnings += diagnostics.diagnose(problem, minimum.theta[0], result)
     if not problem.additive_noise:
         result.warnings += diagnostics.describe_ranges(result)
@@ -366,7 +366,7 @@ def _noisy_targets(
     """Return targets [B, n], the law with new noise, and set the noise scale of each resample."""
     n, p = result.n, len(theta)
     if result.n_runs < n:
-        noise = random_effects.draw_group_noise(problem, result, theta, weights, bootstrap, rng)
+        noise = random_effects.draw_group_noise(result, weights, bootstrap, rng)
     else:
         chi = np.sqrt((n - p) / rng.chisquare(n - p, size=bootstrap))
         result.sigmas = result.sigma * chi

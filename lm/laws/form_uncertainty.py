@@ -44,7 +44,6 @@ DECAY = 1.0  # of the increments of W outside the rows, per e-fold
 NOISE_FACTORS = np.geomspace(0.1, 4.0, 40)  # values of sigma, relative to the noise of the fit
 N_ROW_CELLS, N_OUTER_CELLS = 16, 16  # cells of an input inside the rows, and on each side of them
 MAX_FACTOR = 1e4  # range of the cells beyond the rows
-RANK_TOLERANCE = 1e-6  # of the singular values of the Jacobian with columns of length 1
 STEP = 1e-4  # of a finite difference in log x
 
 
@@ -78,18 +77,13 @@ def sample_deviations(
         jacobian, effects = jacobian * root[:, None], effects * root[:, None]
         residuals = residuals * root
     lengths = np.linalg.norm(jacobian, axis=0)
-    basis, scales, rotation = np.linalg.svd(jacobian / lengths, full_matrices=False)
-    is_determined = scales > RANK_TOLERANCE * scales[:1]
-    basis, scales, rotation = (
-        basis[:, is_determined],
-        scales[is_determined],
-        rotation[is_determined],
-    )
+    basis = diagnostics.orthonormal_basis(jacobian)
     drift = _posterior(law_fit, residuals, effects, basis)
     n_draws = len(next(iter(law_fit.ensemble.values())))
     draws = _sample_drift(drift, n_draws, np.random.default_rng((law_fit.seed, 3)))
     # The fit absorbs a part of the drift of the rows: theta changes by J^+ G w.
-    absorbed = (point_jacobian / lengths) @ rotation.T @ ((basis.T @ effects) / scales[:, None])
+    inverse = np.linalg.pinv(jacobian / lengths, diagnostics.RANK_TOLERANCE)
+    absorbed = (point_jacobian / lengths) @ (inverse @ effects)
     return (draws @ (point_effects - absorbed).T).reshape(n_draws, *shape)
 
 
@@ -160,8 +154,8 @@ def _posterior(
     law_fit: fit.Fit, residuals: np.ndarray, effects: np.ndarray, basis: np.ndarray
 ) -> Drift:
     """Return the posterior of the drift. basis: orthonormal columns that span the Jacobian."""
-    residuals = residuals - basis @ (basis.T @ residuals)
-    projected = effects - basis @ (basis.T @ effects)
+    residuals = diagnostics.remove_projection(residuals, basis)
+    projected = diagnostics.remove_projection(effects, basis)
     rotation, scales, directions = np.linalg.svd(projected, full_matrices=False)
     n_spare = len(residuals) - basis.shape[1]
     n_components = min(int((scales > 1e-9 * max(scales[0], 1e-300)).sum()), n_spare)

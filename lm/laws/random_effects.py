@@ -27,7 +27,6 @@ from lm.laws import diagnostics, fit
 POOLING_LEVEL = 0.25  # F-test of the groups: above this p-value, the rows count as independent
 SHARED_NOISE_LEVEL = 1e-4  # p-value of the same test below which ungrouped rows have a warning
 MIN_DEGREES = 3  # of freedom, between and within groups, for that warning
-RANK_TOLERANCE = 1e-8  # singular values below this fraction of the largest count as zero
 
 
 @dataclass(frozen=True)
@@ -107,11 +106,11 @@ def estimate_variances(
     root = np.ones(len(residuals)) if weights is None else np.sqrt(weights)
     indicators = (groups[:, None] == np.arange(groups.max() + 1)) * root[:, None]
     residuals, jacobian = residuals * root, jacobian * root[:, None]
-    law = _orthonormal_basis(jacobian)
-    off_law = indicators - law @ (law.T @ indicators)
-    means = _orthonormal_basis(off_law)
-    rest = residuals - law @ (law.T @ residuals)
-    total, between = float(rest @ rest), float(((means.T @ rest) ** 2).sum())
+    law = diagnostics.orthonormal_basis(jacobian)
+    off_law = diagnostics.remove_projection(indicators, law)
+    means = diagnostics.orthonormal_basis(off_law)
+    errors = diagnostics.remove_projection(residuals, law)
+    total, between = float(errors @ errors), float(((means.T @ errors) ** 2).sum())
     return Variances(
         between_squares=between,
         between_degrees=means.shape[1],
@@ -158,60 +157,34 @@ def draw_noise(
     between_chi = rng.chisquare(max(variances.between_degrees, 1), size=bootstrap)
     within_chi = rng.chisquare(max(variances.within_degrees, 1), size=bootstrap)
     between, own = variances.split(between_chi, within_chi)
-    of_groups = rng.standard_normal((bootstrap, int(groups.max()) + 1))
-    of_rows = rng.standard_normal((bootstrap, len(groups)))
+    group_effects = rng.standard_normal((bootstrap, int(groups.max()) + 1))
+    residual_errors = rng.standard_normal((bootstrap, len(groups)))
     if weights is not None:
-        of_rows = of_rows / np.sqrt(weights)
-    noise = np.sqrt(between)[:, None] * of_groups[:, groups] + np.sqrt(own)[:, None] * of_rows
+        residual_errors = residual_errors / np.sqrt(weights)
+    noise = np.sqrt(between)[:, None] * group_effects[:, groups]
+    noise = noise + np.sqrt(own)[:, None] * residual_errors
     return noise, np.sqrt(between + own)
 
 
-def _orthonormal_basis(matrix: np.ndarray) -> np.ndarray:
-    """Return an orthonormal basis of the columns of a matrix, after they are scaled to length 1."""
-    norms = np.linalg.norm(matrix, axis=0)
-    columns = matrix[:, norms > 1e-12 * max(norms.max(initial=0.0), 1e-300)]
-    if not columns.shape[1]:
-        return np.zeros((len(matrix), 0))
-    left, values, _ = np.linalg.svd(columns / np.linalg.norm(columns, axis=0), full_matrices=False)
-    return left[:, values > RANK_TOLERANCE * values[0]]
-
-
 def draw_group_noise(
-    problem,
-    result: fit.Fit,
-    theta: np.ndarray,
-    weights: np.ndarray | None,
-    bootstrap: int,
-    rng: np.random.Generator,
+    result: fit.Fit, weights: np.ndarray | None, bootstrap: int, rng: np.random.Generator
 ) -> np.ndarray:
-    """Return noise [B, n] of the rows of a fit, and set the noise of a new run in the fit.
-
-    problem: an estimation.FitProblem. theta: the fitted parameters, [p].
-    """
+    """Return noise [B, n] of the rows of a fit, and set the noise of a new run in the fit."""
     residuals = diagnostics.residuals(result, result.y)
-    jacobian, groups = law_jacobian(problem, result, theta), result.data.groups
+    _, (jacobian,) = diagnostics.parameter_jacobian(result, result.x)
+    groups = result.data.groups
     variances = estimate_variances(residuals, jacobian, groups, weights)
     result.sigma = float(np.sqrt(sum(variances.estimates)))
     noise, result.sigmas = draw_noise(variances, groups, weights, bootstrap, rng)
     return noise
 
 
-def find_shared_noise(problem, result: fit.Fit, theta: np.ndarray) -> list[str]:
+def find_shared_noise(result: fit.Fit) -> list[str]:
     """Return a warning if rows without a group share noise: see `describe_shared_noise`."""
     residuals = diagnostics.residuals(result, result.y)
     if len(result.x) < 2 or not np.abs(residuals).max() > 1e-9:
         return []
     inputs = dict(zip(result.inputs, result.x, strict=True))
-    text = describe_shared_noise(residuals, law_jacobian(problem, result, theta), inputs)
+    _, (jacobian,) = diagnostics.parameter_jacobian(result, result.x)
+    text = describe_shared_noise(residuals, jacobian, inputs)
     return [text] if text else []
-
-
-def law_jacobian(problem, result: fit.Fit, theta: np.ndarray) -> np.ndarray:
-    """Return the derivative of the law (of its log, if noise is not additive) by theta, [n, p]."""
-    step = 1e-5 * np.eye(len(theta))
-    values = []
-    for sign in (1, -1):
-        params = problem.natural(theta + sign * step)
-        points = problem.values({k: v[:, None] for k, v in params.items()}, *result.x)
-        values.append(points if result.additive_noise else np.log(points))
-    return (values[0] - values[1]).T / 2e-5

@@ -10,6 +10,7 @@ The package uses the records of runs and the laws. It does not import JAX.
     figures.py            the figures of a sweep, and their verification
     html.py               elements of an HTML page
     report.py             write report.html
+    audit/                predict the target run, and verify the prediction
     sections/             the sections of the report
     plots/                the figures
 """

@@ -4,8 +4,8 @@
     rows = records.load_runs("notebooks/data/real_ladder")      # the rows of the original sweep
 
 The archive contains the config, facts, evaluations and events of every run of the sweep, thinned
-log steps, the plan and the prediction. It also contains the held-out losses per document, which the
-paired errors of two runs need. Other runs in the folder are not part of the sweep and are
+log steps, the plan, the prediction and its log. It also contains the held-out losses per document,
+which the paired errors of two runs need. Other runs in the folder are not part of the sweep and are
 not archived. The archive contains no weights, tokenizers or TensorBoard files. Numbers in .jsonl
 files are rounded to seven digits. Records contain paths as the user wrote them, and an archive must
 not reveal them. Therefore paths outside the repository (/..., ~/..., ../..., gs://...) are
@@ -16,19 +16,21 @@ import io
 import json
 import re
 import warnings
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 
 from lm.runs import filesystem, json_files, records
-from lm.runs.integrity import record_checksums
+from lm.runs.integrity import prediction_log, record_checksums
 
 SWEEP_FILES = ("sweep.json", "plan.json", "prediction.json")
 RUN_FILES = ("config.json", "facts.json", "metrics.jsonl", "evals.jsonl", "events.jsonl")
 DOCUMENT_SUMS = "heldout.npz"  # see heldout_documents.encode_sums
 REPORT_FILES = ("report.html", "figures")  # may be in the archive folder and are not changed
 MACHINE_FACTS = ("host",)  # facts that identify a machine are not archived
+DAMAGED_LINE = "damaged_line"  # entry of an archived row in place of a damaged line
 MAX_LOG_STEPS = (128, 64, 32, 16)  # log steps per run: the largest number that fits is used
 DIGITS = 7
 # A path outside the repository: it begins with /, ~/, ../ or gs://.
@@ -87,7 +89,8 @@ def _check_target(path: Path, archive_dir: Path) -> None:
             f"--archive_to={archive_dir} must be outside the sweep directory {path} and must not"
             " contain it. Pass another folder."
         )
-    files, known = _archived_files(archive_dir), (*SWEEP_FILES, *RUN_FILES, DOCUMENT_SUMS)
+    known = (*SWEEP_FILES, prediction_log.FILE, *RUN_FILES, DOCUMENT_SUMS)
+    files = _archived_files(archive_dir)
     others = [name for name in files if Path(name).name not in known]
     if others:
         raise ValueError(
@@ -107,6 +110,10 @@ def _read_records(path: Path) -> dict[str, Any]:
     contents: dict[str, Any] = {
         name: json_files.read_record(path / name) for name in SWEEP_FILES if (path / name).exists()
     }
+    if "sweep.json" in contents:
+        contents["sweep.json"]["archived"] = True  # its lines are not those of the original
+    if entries := prediction_log.read_entries(path):
+        contents[prediction_log.FILE] = entries
     run_dirs = [filesystem.open_path(row["dir"]) for row in records.load_runs(path)]
     if not run_dirs:
         raise ValueError(f"{path} contains no runs. Pass the directory of a sweep: runs/quickstart")
@@ -116,9 +123,7 @@ def _read_records(path: Path) -> dict[str, Any]:
         values = (
             json_files.read_record(run_dir / "config.json"),
             {key: value for key, value in facts.items() if key not in MACHINE_FACTS},
-            records.load_metrics(run_dir),
-            records.parse_json_lines(run_dir / "evals.jsonl"),
-            records.load_events(run_dir),
+            *(_archived_rows(run_dir / name, facts) for name in RUN_FILES[2:]),
         )
         for file, value in zip(RUN_FILES, values, strict=True):
             if value:
@@ -126,6 +131,26 @@ def _read_records(path: Path) -> dict[str, Any]:
         if (run_dir / DOCUMENT_SUMS).exists() and (sums := _read_sums(run_dir / DOCUMENT_SUMS)):
             contents[str(folder / DOCUMENT_SUMS)] = sums
     return contents
+
+
+def _archived_rows(file: Path, facts: Mapping) -> list[dict]:
+    """Return the rows of a .jsonl file in its order, and a row without a step per damaged line.
+
+    A row without a step is damaged for every reader. Therefore a run that is excluded because of a
+    damaged line is excluded in its archive too. Rows that a later attempt replaced are left out.
+    An unfinished last line is damage if the run has ended.
+    """
+    content = json_files.read_file(file)
+    rows = dict(content.rows)
+    if file.name != "events.jsonl":
+        latest = {id(row) for row in json_files.latest_rows(rows.values())}
+        rows = {number: row for number, row in rows.items() if id(row) in latest}
+    has_ended = facts.get("status") in records.TERMINAL_STATUSES
+    lost = content.corrupt_lines + [content.truncated_line] * (
+        has_ended and content.truncated_line > 0
+    )
+    rows |= {number: {DAMAGED_LINE: number} for number in lost}
+    return [rows[number] for number in sorted(rows)]
 
 
 def _read_sums(path: Path) -> dict[str, Any]:

@@ -3,7 +3,7 @@
     json_files.write_record(run_dir / "facts.json", facts)
     facts = json_files.read_record(run_dir / "facts.json")
     rows = json_files.read_rows(run_dir / "metrics.jsonl")
-    json_files.read_file(run_dir / "metrics.jsonl").damaged          # [3]: number of the third line
+    json_files.read_file(run_dir / "metrics.jsonl").corrupt_lines    # [3]: number of the third line
 
 A valid line is a JSON object with an integer "step" and the checksum of its run: see
 integrity/record_checksums.py. Other lines are damaged, and readers do not use them. Status and
@@ -13,6 +13,7 @@ has ended.
 
 import json
 import math
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +22,7 @@ from lm.runs import filesystem
 from lm.runs.integrity import record_checksums
 
 FILES = ("metrics.jsonl", "evals.jsonl", "events.jsonl", "checkpoints/proofs.jsonl")
+MAX_READS, APPEND_SECONDS = 3, 0.05  # reads of a file with an unfinished last line
 RESTART = "restart"  # entry of a row that voids the rows after its step
 
 
@@ -28,8 +30,8 @@ class JsonLines(NamedTuple):
     """Content of a .jsonl file."""
 
     rows: dict[int, dict]  # number of a valid line, from 1 -> its row without its checksum
-    damaged: list[int]  # numbers of the damaged lines
-    cut: int  # number of an unfinished last line, else 0
+    corrupt_lines: list[int]  # their numbers
+    truncated_line: int  # number of an unfinished last line, else 0
 
 
 def to_json(value: Any, indent: int | None = None) -> str:
@@ -51,10 +53,17 @@ def read_object(path: Path) -> dict:
     try:
         value = json.loads(filesystem.read_limited_text(filesystem.open_path(path)))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not valid JSON: {error}: restore or delete it") from error
+        remedy = record_checksums.describe_remedy(path)
+        raise ValueError(f"{path} is not valid JSON: {error}: {remedy}") from error
     if not isinstance(value, dict):
-        raise ValueError(f"{path} must be a JSON object, not {type(value).__name__}: restore it")
+        kind, remedy = type(value).__name__, record_checksums.describe_remedy(path)
+        raise ValueError(f"{path} must be a JSON object, not {kind}: {remedy}")
     return value
+
+
+def write_object(path: Path, value: dict) -> None:
+    """Replace a JSON file atomically. It has no checksum, see `write_record`."""
+    filesystem.write_file(filesystem.open_path(path), to_json(value, indent=1) + "\n")
 
 
 def read_record(path: Path) -> dict:
@@ -85,16 +94,16 @@ def read_file(path: Path) -> JsonLines:
     """Load a .jsonl file, and verify the checksum of each line."""
     lines = filesystem.read_lines(path)
     expected_run_id = run_id(path) if lines else None
-    rows, damaged, cut = {}, [], 0
+    rows, corrupt_lines, truncated_line = {}, [], 0
     for number, line in enumerate(lines, 1):
         row = _parse_line(line, expected_run_id)
         if row is not None:
             rows[number] = row
         elif number == len(lines) and not line.endswith("}"):
-            cut = number
+            truncated_line = number
         elif line.strip():
-            damaged.append(number)
-    return JsonLines(rows, damaged, cut)
+            corrupt_lines.append(number)
+    return JsonLines(rows, corrupt_lines, truncated_line)
 
 
 def read_rows(path: Path) -> list[dict]:
@@ -107,18 +116,36 @@ def find_missing_step(path: Path, step: int) -> str:
 
     A damaged line after the row may have replaced the row. path: file of a run that has ended.
     """
-    content = read_file(path)
+    content = _read_complete_file(path)
     rows = latest_rows(content.rows.values())
-    numbers = [
-        number for number, row in content.rows.items() if row in rows and row["step"] == step
-    ]
-    damaged = max([*content.damaged, content.cut])
-    if not numbers:
+    numbers = {id(row): number for number, row in content.rows.items()}
+    final_line = max((numbers[id(row)] for row in rows if row["step"] == step), default=0)
+    damaged = max([*content.corrupt_lines, content.truncated_line])
+    if not final_line:
         cause = f": line {damaged} is damaged" if damaged else ""
         return f"{path.name} has no evaluation of the final step {step}{cause}"
-    if damaged > max(numbers):
+    if damaged > final_line:
         return f"line {damaged} of {path.name} is damaged and may replace the final evaluation"
     return ""
+
+
+def _read_complete_file(path: Path) -> JsonLines:
+    """Load a .jsonl file of a run that has ended, and wait while a line is being appended.
+
+    `experiments.evaluate --keep` appends a line, and a reader may see only its first part.
+    """
+    content = read_file(path)
+    for _ in range(MAX_READS - 1):
+        if not content.truncated_line:
+            break
+        time.sleep(APPEND_SECONDS)
+        content = read_file(path)
+    return content
+
+
+def read_latest_rows(path: Path) -> list[dict]:
+    """Load a .jsonl file in order of steps, with the last row of the last attempt for each step."""
+    return latest_rows(read_rows(path))
 
 
 def latest_rows(rows: Iterable[dict]) -> list[dict]:

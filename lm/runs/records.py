@@ -13,7 +13,8 @@ The files of a run:
         tokenizer.json    the tokenizer; absent for bytes
         checkpoints/      weights and optimizer state
         tensorboard/      a copy of the metrics for TensorBoard
-    runs/quickstart/      also contains sweep.json, plan.json, prediction.json and report.html
+    runs/quickstart/      also contains sweep.json, plan.json, prediction.json with its log, and
+                          report.html
 
 A sweep consists of the runs that its sweep.json names. Other runs in the folder of a sweep are not
 part of it: `load_runs` leaves them out unless include_others=True.
@@ -38,6 +39,7 @@ result.
 """
 
 import dataclasses
+import datetime
 import functools
 import math
 import os
@@ -119,8 +121,9 @@ def read_config(path: str | Path) -> schema.Run:
         raise ValueError(
             f"{path} is not a run directory: config.json is missing. Pass a directory below runs/."
         )
-    stored_config.check_format(path)
-    run = stored_config.load_config(path, is_used=True)[0]
+    facts = read_facts(path)
+    stored_config.check_format(path, facts)
+    run = stored_config.load_config(path, facts)[0]
     names = Path(run.name).parts or (path.name,)
     if path.parts[-len(names) :] != names and not filesystem.is_remote(path):
         path = Path(os.path.abspath(path))  # a renamed folder, a link or a short relative path
@@ -137,10 +140,12 @@ def check_same_config(run: schema.Run) -> None:
     """
     path = run_dir(run)
     filesystem.check_not_nested(path)
-    stored_config.check_format(path)
+    facts = read_facts(path)
+    stored_config.check_format(path, facts)
     if not (path / "config.json").exists():
         return
-    new, old = schema.flatten(run), schema.flatten(stored_config.load_config(path, False)[0])
+    stored_run = stored_config.load_config(path, facts, is_used=False)[0]
+    new, old = schema.flatten(run), schema.flatten(stored_run)
     changed = {
         field: f"{field}={old[field]!r}, now {value!r}"
         for field, value in new.items()
@@ -175,7 +180,9 @@ def start_run(run: schema.Run, facts: dict, valid_until: int | None = None) -> i
     restarts.check_evaluations(path, run.eval.patience)
     repair_records(path)
     has_config = (path / "config.json").exists()
-    run_id = stored_config.load_config(path, False)[1] if has_config else stored.get("run_id")
+    run_id = stored.get("run_id")
+    if has_config:
+        run_id = stored_config.load_config(path, stored, is_used=False)[1]
     if run_id is None:
         run_id = secrets.token_hex(8)
         restarts.add_checksums(path, run_id)
@@ -184,6 +191,7 @@ def start_run(run: schema.Run, facts: dict, valid_until: int | None = None) -> i
     if valid_until is not None:
         restarts.void_rows(path, attempt, valid_until, run_id)
     facts = {"run_id": run_id, "attempts": attempt, "status": "running", "reason": ""} | facts
+    facts["started"] = stored.get("started") or current_time()
     write_facts(path, **facts | ({"ends_at": None} if "ends_at" in stored else {}))
     # A config with a run_id requires it in facts.json and in all lines, and is written last.
     json_files.write_record(path / "config.json", {"run_id": run_id} | schema.to_dict(run))
@@ -210,16 +218,24 @@ def repair_records(path: Path) -> None:
 
 def read_facts(path: Path) -> dict:
     """Load facts.json as a flat dict. Return an empty dict before the first start."""
-    return stored_config.load_facts(path)
+    file = filesystem.open_path(path) / "facts.json"
+    return json_files.read_record(file) if file.exists() else {}
 
 
 def write_facts(path: Path, **facts) -> None:
-    """Add or replace entries of facts.json."""
+    """Add or replace entries of facts.json. A terminal status adds the time "ended"."""
     file = filesystem.open_path(path) / "facts.json"
     run_id = json_files.run_id(file)
     stored = {"run_id": run_id} if run_id else {}  # facts.json may have been deleted
     stored |= {key: value for key, value in read_facts(path).items() if key != "format"}
+    if facts.get("status") in TERMINAL_STATUSES:
+        facts = {"ended": current_time()} | facts
     json_files.write_record(file, stored | facts)
+
+
+def current_time() -> str:
+    """Return the current time in UTC as ISO 8601, in seconds."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
 def append_record(path: Path, row: dict) -> None:
@@ -242,7 +258,7 @@ def load_events(path: str | Path) -> list[dict]:
 
 def load_metrics(path: str | Path) -> list[dict]:
     """Load metrics.jsonl in order of steps, with the row of the last attempt for each step."""
-    return parse_json_lines(filesystem.open_path(path) / "metrics.jsonl")
+    return json_files.read_latest_rows(filesystem.open_path(path) / "metrics.jsonl")
 
 
 def load_evals(path: str | Path) -> list[dict]:
@@ -250,7 +266,7 @@ def load_evals(path: str | Path) -> list[dict]:
 
     Results in the entry "invalid_results" of facts.json are left out.
     """
-    rows = parse_json_lines(filesystem.open_path(path) / "evals.jsonl")
+    rows = json_files.read_latest_rows(filesystem.open_path(path) / "evals.jsonl")
     invalid = read_facts(filesystem.open_path(path)).get("invalid_results", {})
     return [stored_results.drop_invalid(row, invalid) for row in rows] if invalid else rows
 
@@ -338,8 +354,9 @@ def _load_row(folder: Path) -> dict:
     """Return the row of one run. Raises ValueError if its records cannot be read."""
     if not (folder / "config.json").exists():
         raise ValueError(f"{folder} has no config.json: restore it, or delete the folder")
-    stored_config.check_format(folder)
-    (run, run_id), facts = stored_config.load_config(folder, False), read_facts(folder)
+    facts = read_facts(folder)
+    stored_config.check_format(folder, facts)
+    run, run_id = stored_config.load_config(folder, facts, is_used=False)
     evaluations = load_evals(folder)
     if run_id and not facts and (evaluations or load_metrics(folder)):
         raise ValueError(f"{folder} has no facts.json: restore it, or start the run again")
@@ -381,18 +398,3 @@ def is_finished(run: schema.Run) -> bool:
     is_lost = bool(json_files.find_missing_step(folder / "evals.jsonl", ends_at))
     has_step = (path.name.isdecimal() for path in filesystem.list_dir(folder / "checkpoints"))
     return not (is_lost and any(has_step))
-
-
-def read_json(path: Path) -> dict:
-    """Load a JSON object. Raises ValueError that names the file if it contains none."""
-    return json_files.read_object(path)
-
-
-def write_json(path: Path, value: dict) -> None:
-    """Replace a JSON file atomically. It has no checksum, see `json_files.write_record`."""
-    filesystem.write_file(filesystem.open_path(path), json_files.to_json(value, indent=1) + "\n")
-
-
-def parse_json_lines(path: Path) -> list[dict]:
-    """Load a .jsonl file in order of steps, with the last row of the last attempt for each step."""
-    return json_files.latest_rows(json_files.read_rows(path))

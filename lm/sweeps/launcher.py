@@ -309,9 +309,7 @@ def _select_next(
     """
     ready_runs = (run for run in ready(runs, options) if run.name not in failures.locked)
     group = vmapped_runs.select_compatible(ready_runs, options.max_vmapped, failures.unvmapped)
-    related = prediction.related_runs(runs)
-    if any(run.name in related for run in group):
-        prediction.write_prediction(runs, sweep_folder(runs))
+    prediction.update_records(runs, {run.name for run in group}, sweep_folder(runs))
     return [run.name for run in group], not group and _should_wait(runs, options)
 
 

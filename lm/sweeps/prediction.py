@@ -3,26 +3,31 @@
     prediction.write_prediction(runs, launcher.sweep_folder(runs))
 
 prediction.json contains value, lo, hi, level and fit, or the field refused with a reason. The
-interval (lo, hi) includes uncertainty about the form of the law. Before training,
-`check_prediction` verifies that the sweep has enough sizes for an interval.
+interval (lo, hi) includes uncertainty about the form of the law. The file also contains the hashes
+of its inputs, of the config of the target and of the code. See lm/reports/audit, which verifies
+them. Before training, `check_prediction` verifies that the sweep has enough sizes for an interval.
 """
 
 import collections
-import datetime
-import functools
-import math
-from collections.abc import Callable
+import contextlib
+import json
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from lm.config import model_sizes, schema
-from lm.laws import comparability, run_table
-from lm.laws.forms import power_laws
-from lm.reports import task_analysis
-from lm.runs import json_files, records, run_selection
+from lm.laws import comparability
+from lm.reports.audit import target_prediction
+from lm.runs import json_files, lock, records
+from lm.runs.integrity import prediction_log, record_checksums, sweep_files
 
 N_PARAMETERS = 3  # E, A and alpha of the law of size
-X, Y = "params.non_embedding", "eval.loss"  # input and output of the law
-BUDGET_TOLERANCE = 0.02  # relative difference up to which two token budgets are equal
+X, Y, BUDGET_TOLERANCE = (
+    target_prediction.X,
+    target_prediction.Y,
+    target_prediction.BUDGET_TOLERANCE,
+)
+LOCK_SECONDS = 0.5  # between two attempts to lock the folder of a sweep
 
 
 def related_runs(runs: list[schema.Run]) -> set[str]:
@@ -88,49 +93,99 @@ def _n_params(run: schema.Run) -> int:
     return model_sizes.count_parameters(model_sizes.resolved_model(run))["non_embedding"]
 
 
+def update_records(runs: list[schema.Run], selected: set[str], folder: Path) -> None:
+    """Write the prediction before a related run starts, and register the result of the target.
+
+    selected: names of the runs that start next.
+    """
+    register_result(runs, folder)
+    if selected & related_runs(runs):
+        write_prediction(runs, folder)
+
+
 def write_prediction(runs: list[schema.Run], folder: Path) -> None:
     """Fit a law to finished runs and write its prediction to prediction.json in the sweep folder.
 
     The law uses the runs of `runs_to_fit` with the tuned settings of their size and tokens: see
     `run_table.select_tuned`. For a sweep with several token budgets, the field joint
-    contains a second prediction, from the law L(N, D) of all unrelated runs. An existing prediction
-    is not changed after one of the related runs has started.
+    contains a second prediction, from the law L(N, D) of all unrelated runs. The hash of the
+    prediction is recorded in the log of the sweep and in the target: see prediction_log. An
+    existing prediction is not changed after one of the related runs has started.
     """
     target = next(run for run in runs if run.is_prediction_target)
+    with _lock_sweep(folder):
+        if _has_started(runs):
+            return
+        prediction = _predict_target(runs, target, folder)
+        target_dir = target_prediction.run_folder(folder, target.name)
+        if not _is_stored(prediction, folder, target_dir):
+            json_files.write_record(folder / "prediction.json", prediction)
+            prediction_log.register_prediction(folder, target_dir, prediction)
+
+
+def register_result(runs: list[schema.Run], folder: Path) -> None:
+    """Record the hashes of the finished target in the log of the sweep, if it has a prediction."""
+    for run in runs:
+        target_dir = target_prediction.run_folder(folder, run.name)
+        if run.is_prediction_target and prediction_log.predicted_events(target_dir):
+            if records.is_finished(run):
+                with _lock_sweep(folder):
+                    prediction_log.register_result(folder, target_dir, run.name)
+
+
+def _has_started(runs: list[schema.Run]) -> bool:
+    """Return True if the target or one of its related runs has started."""
     related = related_runs(runs)
-    if any(records.read_facts(records.run_dir(run)) for run in runs if run.name in related):
-        return
+    return any(records.read_facts(records.run_dir(run)) for run in runs if run.name in related)
+
+
+def _predict_target(runs: list[schema.Run], target: schema.Run, folder: Path) -> dict:
+    """Return the content of prediction.json."""
     loaded = records.load_folder(folder)
     # A sweep that is edited while it runs may not be in sweep.json yet.
-    rows = {row["name"]: row for row in (*loaded.others, *loaded.rows)}
-    tolerances = {records.TOKENS: BUDGET_TOLERANCE}
-    same_budget, any_budget = (
-        run_table.select_tuned(
-            [rows[name] for name in names if name in rows], [X, records.TOKENS], Y, tolerances
-        )
-        for names in runs_to_fit(runs)
+    rows = [*loaded.others, *loaded.rows]
+    candidates = target_prediction.Candidates(*runs_to_fit(runs))
+    n_params, n_tokens = _n_params(target), model_sizes.training_tokens(target)
+    prediction = {"target": target.name, "x": X, "y": Y, X: n_params, records.TOKENS: n_tokens}
+    prediction |= target_prediction.predict_target(
+        rows, candidates, n_params, n_tokens, should_predict_tasks=bool(target.eval.tasks)
     )
-    n_params = _n_params(target)
-    prediction = {
-        "target": target.name,
-        "x": X,
-        "y": Y,
-        X: n_params,
-        "runs": [row["name"] for row in same_budget],
+    names = sorted({name for names in candidates for name in names})
+    return prediction | {
+        "target_config": prediction_log.config_sha256(target),
+        "inputs": target_prediction.describe_inputs(rows, folder, names),
+        "candidates": candidates._asdict(),
+        "members": sorted(run.name for run in runs),
+        "code": target_prediction.describe_code(),
+        "written": records.current_time(),
     }
-    prediction |= _predict(lambda: power_laws.power(same_budget, x=X, y=Y), n_params)
-    if len(any_budget) > len(same_budget):
-        n_tokens = model_sizes.training_tokens(target)
-        refusal = run_selection.refuse_joint_law(any_budget)
-        joint = {"refused": refusal}
-        if not refusal:
-            fit_law = functools.partial(power_laws.chinchilla, any_budget, n=X, y=Y)
-            joint = _predict(fit_law, n_params, n_tokens)
-        prediction["joint"] = joint | {"runs": [row["name"] for row in any_budget]}
-    if target.eval.tasks:
-        prediction["tasks"] = task_analysis.predict_task_accuracy(same_budget, n_params)
-    prediction["written"] = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    json_files.write_record(folder / "prediction.json", prediction)
+
+
+def _is_stored(prediction: dict, folder: Path, target_dir: Path) -> bool:
+    """Return True if the same prediction was stored before and is registered."""
+    try:
+        stored = sweep_files.read_prediction(folder)
+    except ValueError:  # a damaged file is replaced
+        return False
+    stored.pop(record_checksums.VERSION, None)
+    is_same = stored | {"written": ""} == json.loads(
+        json_files.to_json(prediction | {"written": ""})
+    )
+    return is_same and prediction_log.is_registered(folder, target_dir, stored)
+
+
+@contextlib.contextmanager
+def _lock_sweep(folder: Path) -> Iterator[None]:
+    """Wait until no other process writes the prediction of a sweep, and lock its folder."""
+    while True:
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(lock.RunLock(folder))
+            except lock.RunLocked:
+                time.sleep(LOCK_SECONDS)
+                continue
+            yield
+            return
 
 
 def runs_to_fit(runs: list[schema.Run]) -> tuple[list[str], list[str]]:
@@ -163,26 +218,3 @@ def _tokens_per_parameter(run: schema.Run) -> float:
         model_sizes.training_tokens(run)
         / model_sizes.count_parameters(model_sizes.resolved_model(run))["total"]
     )
-
-
-def _predict(fit_law: Callable, *inputs: float) -> dict:
-    """Return value, bounds, level and fit of a law at the inputs, or the reason as refused.
-
-    The interval (lo, hi) includes uncertainty about the form of the law. The interval
-    (lo_if_form_right, hi_if_form_right) does not. The bounds are None for a law without an
-    interval.
-    """
-    try:
-        fit = fit_law()
-        prediction = fit.predict(*inputs)
-    except ValueError as error:
-        return {"refused": str(error)}
-    numbers = {
-        "value": prediction.value,
-        "lo": prediction.lo,
-        "hi": prediction.hi,
-        "lo_if_form_right": prediction.lo_if_form_right,
-        "hi_if_form_right": prediction.hi_if_form_right,
-    }
-    finite = {key: float(v) if math.isfinite(v) else None for key, v in numbers.items()}
-    return finite | {"level": prediction.level, "fit": fit.to_dict()}

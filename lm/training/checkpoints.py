@@ -28,7 +28,7 @@ import orbax.checkpoint
 from lm.config import run_files, schema
 from lm.model import params
 from lm.parallel import distributed
-from lm.runs import filesystem, records
+from lm.runs import filesystem, json_files, records
 from lm.runs.integrity import stored_config
 from lm.training.checkpointing import checkpoint_manifest, checkpoint_retention
 
@@ -235,7 +235,7 @@ class CheckpointStore:
 
     def next_loss(self, step: int) -> dict | None:
         """Return the row of `record_next_loss`; None if the run ended before the next step."""
-        rows = records.parse_json_lines(self.folder / "proofs.jsonl")
+        rows = json_files.read_latest_rows(self.folder / "proofs.jsonl")
         return next((row for row in rows if row["step"] == step), None)
 
     def _read(self, step: int, item: str, args) -> Any:
@@ -319,7 +319,7 @@ def open_readonly(run: schema.Run, step: int | None) -> Iterator[tuple[Checkpoin
     step: None is the newest checkpoint. Raises CheckpointError if the run has no checkpoint, or if
     the checkpoint that is read in the context is corrupt.
     """
-    stored_config.check_format(records.run_dir(run))
+    stored_config.check_format(records.run_dir(run), records.read_facts(records.run_dir(run)))
     folder = records.run_dir(run) / run_files.CHECKPOINTS
     if not folder.is_dir():
         raise checkpoint_manifest.CheckpointError(f"{records.run_dir(run)} has no checkpoint yet")

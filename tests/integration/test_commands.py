@@ -91,6 +91,11 @@ def test_status_and_report_read_the_records(trained):
     assert "runs done: 2 of 2" in status.stdout
     report = command(folder, "report", "--dir=runs/s")
     assert report.returncode == 0 and report.stdout == "report: runs/s/report.html\n"
+    audit = command(folder, "report", "--verify=runs/s")
+    assert audit.returncode == 0
+    assert audit.stdout.startswith(
+        "not verifiable: runs/s has no prediction.json\ncontradictions: 0"
+    )
     archive = command(folder, "report", "--dir=runs/s", "--archive_to=archive")
     assert archive.returncode == 0, archive.stderr
     assert archive.stdout.splitlines()[-1] == "archive: archive"

@@ -25,7 +25,7 @@ import pytest
 from lm.config import schema
 from lm.model import transformer
 from lm.parallel import mesh
-from lm.runs import lock, records
+from lm.runs import json_files, lock, records
 from lm.sweeps import launcher
 from lm.training import checkpoints, loaded_model, loop, metric_log, session, step
 
@@ -130,7 +130,7 @@ def test_changed_loss_after_a_resume_is_rejected(finished_copy):
     loop.train(finished_copy)
     shutil.rmtree(folder / "checkpoints" / "12")
     file = folder / "checkpoints" / "proofs.jsonl"
-    (row,) = [row for row in records.parse_json_lines(file) if row["step"] == 8]
+    (row,) = [row for row in json_files.read_latest_rows(file) if row["step"] == 8]
     changed = row | {"next_loss": row["next_loss"] + 1e-6}
     records.append_record(file, changed)
     with pytest.raises(ValueError, match="step 9 has loss .* after the restart and .* before it"):

@@ -9,7 +9,7 @@ from fixtures import made_up_sweep
 
 from lm.reports import figures, report, summary, task_analysis
 from lm.reports.plots import style
-from lm.runs import provenance, records
+from lm.runs import json_files, provenance, records
 
 HOSTILE = "<img src=x onerror=alert(1)>"
 FIGURES = {
@@ -54,6 +54,7 @@ def test_page_states_prediction_and_result(finished):
     assert expected in visible_text(text) and "inside its own 95% interval" in expected
     for name in made_up_sweep.SIZES:
         assert name in visible_text(text)
+    assert "behind this prediction: 0 verified, 0 contradiction, " in visible_text(text)
     for phrase in ("python -m experiments.sweep", "0123456789abcdef", "versions.jax", "1.25×"):
         assert phrase in visible_text(text)
 
@@ -68,8 +69,8 @@ def test_page_has_predicted_task_accuracies(tmp_path, page_only):
     folder = made_up_sweep.sweep(tmp_path)
     prediction = {"copy?length=4": {"value": 0.87, "lo": 0.7, "hi": 1.0}}
     prediction["modular"] = {"refused": "at chance"}
-    stored = records.read_json(folder / "prediction.json")
-    records.write_json(folder / "prediction.json", stored | {"tasks": prediction})
+    stored = json_files.read_object(folder / "prediction.json")
+    json_files.write_object(folder / "prediction.json", stored | {"tasks": prediction})
     text = page_text(folder)
     assert "predicted_tasks" in figures.all_figures(summary.load_summary(folder))
     assert "0.87 [0.70, 1.00]" in text and "predicted for the target" in text
@@ -125,15 +126,17 @@ def test_hostile_names_and_reasons_are_escaped(tmp_path, page_only):
     for name in ("sweep.json", "prediction.json", "plan.json"):
         stored = (folder / name).read_text(encoding="utf-8").replace("toy/30K", f"toy/{HOSTILE}")
         (folder / name).write_text(stored, encoding="utf-8")
-    sweep = records.read_json(folder / "sweep.json")
-    records.write_json(folder / "sweep.json", sweep | {"command": HOSTILE, "created": HOSTILE})
-    config = records.read_json(folder / "120K" / "config.json") | {"name": f"toy/120K{HOSTILE}"}
-    records.write_json(folder / "120K" / "config.json", config)
+    sweep = json_files.read_object(folder / "sweep.json")
+    json_files.write_object(folder / "sweep.json", sweep | {"command": HOSTILE, "created": HOSTILE})
+    config = json_files.read_object(folder / "120K" / "config.json") | {
+        "name": f"toy/120K{HOSTILE}"
+    }
+    json_files.write_object(folder / "120K" / "config.json", config)
     records.log_event(folder / "60K", 1, 5, f"spike{HOSTILE}", HOSTILE)
-    config = records.read_json(folder / "30K" / "config.json")
+    config = json_files.read_object(folder / "30K" / "config.json")
     config["data"]["sources"] = {f"text:{HOSTILE}": 1.0}
     config["eval"]["tasks"] = f"file:{HOSTILE}"
-    records.write_json(folder / "30K" / "config.json", config)
+    json_files.write_object(folder / "30K" / "config.json", config)
     text = report.write_report(folder).read_text(encoding="utf-8")
     assert "<img" not in text
     assert text.count("&lt;img src=x onerror=alert(1)&gt;") > 5
@@ -202,17 +205,17 @@ def test_events_are_listed_and_escaped(tmp_path, page_only):
 
 def test_joint_prediction_is_listed_beside_that_of_size(tmp_path, page_only):
     folder = made_up_sweep.sweep(tmp_path)
-    stored = records.read_json(folder / "prediction.json")
+    stored = json_files.read_object(folder / "prediction.json")
     joint = {"value": 1.4, "lo": 1.3, "hi": 1.5, "level": 0.95}
     joint["runs"] = ["toy/30K", "toy/60K", "toy/120K"]
-    records.write_json(folder / "prediction.json", stored | {"joint": joint})
+    json_files.write_object(folder / "prediction.json", stored | {"joint": joint})
     text = page_text(folder)
     assert "size and tokens Held-out loss, L (nats per token) 1.400 1.300 to 1.500" in text
     assert "The law of size and tokens was fitted to toy/30K, toy/60K, toy/120K." in text
     two_budgets = stored | {"joint": joint | {"runs": joint["runs"][:2]}}
-    records.write_json(folder / "prediction.json", two_budgets)
+    json_files.write_object(folder / "prediction.json", two_budgets)
     assert "is not shown: 2 token budgets do not determine E, B and beta" in page_text(folder)
-    records.write_json(folder / "prediction.json", stored | {"joint": {"refused": "too few"}})
+    json_files.write_object(folder / "prediction.json", stored | {"joint": {"refused": "too few"}})
     text = page_text(folder)
     assert "The law of size and tokens gave no prediction: too few." in text
 
@@ -220,9 +223,9 @@ def test_joint_prediction_is_listed_beside_that_of_size(tmp_path, page_only):
 def test_trunk_run_is_excluded_and_its_cost_counted_once(tmp_path, page_only):
     folder = made_up_sweep.sweep(tmp_path, predict=False)
     flops = records.read_facts(folder / "30K")["flops"]
-    config = records.read_json(folder / "60K" / "config.json")
+    config = json_files.read_object(folder / "60K" / "config.json")
     config["start"] |= {"run": "toy/30K", "restore": "full_state"}
-    records.write_json(folder / "60K" / "config.json", config)
+    json_files.write_object(folder / "60K" / "config.json", config)
     total_flops = records.read_facts(folder / "60K")["flops"]
     records.write_facts(folder / "60K", **{"parent.flops": flops})
     text = page_text(folder)
@@ -236,8 +239,10 @@ def test_runs_on_other_token_budgets_are_excluded(tmp_path, page_only):
     folder = made_up_sweep.sweep(tmp_path, predict=False)
     for size in made_up_sweep.SIZES:
         shutil.copytree(folder / size, folder / f"{size}-short")
-        config = records.read_json(folder / size / "config.json") | {"name": f"toy/{size}-short"}
-        records.write_json(folder / f"{size}-short" / "config.json", config)
+        config = json_files.read_object(folder / size / "config.json") | {
+            "name": f"toy/{size}-short"
+        }
+        json_files.write_object(folder / f"{size}-short" / "config.json", config)
         records.write_facts(folder / f"{size}-short", tokens=1_000_000)
         records.write_facts(folder / size, tokens=2_000_000)
     (folder / "sweep.json").unlink()
@@ -249,9 +254,9 @@ def test_runs_on_other_token_budgets_are_excluded(tmp_path, page_only):
 def test_hostile_source_names_are_escaped(tmp_path, page_only):
     folder = made_up_sweep.sweep(tmp_path)
     for name in ("30K", "60K", "120K"):
-        config = records.read_json(folder / name / "config.json")
+        config = json_files.read_object(folder / name / "config.json")
         config["data"]["sources"] = {HOSTILE: 0.5, "docs": 0.5}
-        records.write_json(folder / name / "config.json", config)
+        json_files.write_object(folder / name / "config.json", config)
         row = records.load_evals(folder / name)[-1]
         row |= {f"loss.{HOSTILE}": 3.0, f"loss_se.{HOSTILE}": 0.1, "loss.docs": 2.0}
         records.append_record(folder / name / "evals.jsonl", row)
@@ -263,9 +268,9 @@ def test_hostile_source_names_are_escaped(tmp_path, page_only):
 def add_other_run(folder, loss=0.15):
     """Write a fine-tuned run on another corpus into the folder of a sweep."""
     shutil.copytree(folder / "1.6M", folder / "tuned")
-    config = records.read_json(folder / "tuned" / "config.json") | {"name": "toy/tuned"}
+    config = json_files.read_object(folder / "tuned" / "config.json") | {"name": "toy/tuned"}
     config["start"]["run"], config["is_prediction_target"] = "toy/1.6M", False
-    records.write_json(folder / "tuned" / "config.json", config)
+    json_files.write_object(folder / "tuned" / "config.json", config)
     records.write_facts(folder / "tuned", **{"corpus.hash": "f" * 16})
     stored = records.load_evals(folder / "tuned")[-1]
     records.append_record(folder / "tuned" / "evals.jsonl", stored | {"loss": loss})
@@ -312,9 +317,9 @@ def test_page_of_few_runs_never_shows_nan(tmp_path, page_only, n_runs, status):
     folder = made_up_sweep.sweep(
         tmp_path, status=statuses, missing=sizes[n_runs:-1] if n_runs else sizes
     )
-    stored = records.read_json(folder / "prediction.json")
+    stored = json_files.read_object(folder / "prediction.json")
     if "value" in stored:
-        records.write_json(folder / "prediction.json", stored | {"lo": None, "hi": None})
+        json_files.write_object(folder / "prediction.json", stored | {"lo": None, "hi": None})
     text = report.write_report(folder).read_text(encoding="utf-8")
     shown = visible_text(text) + " ".join(re.findall(r'"tip:([^"]*)"', text))
     assert not re.search(r"\b(nan|inf|NaN)\b", shown)
@@ -322,9 +327,9 @@ def test_page_of_few_runs_never_shows_nan(tmp_path, page_only, n_runs, status):
 
 def test_prediction_without_an_interval_is_stated(tmp_path, page_only):
     folder = made_up_sweep.sweep(tmp_path)
-    stored = records.read_json(folder / "prediction.json")
+    stored = json_files.read_object(folder / "prediction.json")
     for bounds in ({"lo": None, "hi": None}, {"lo": "nan", "hi": "nan"}):
-        records.write_json(folder / "prediction.json", stored | bounds)
+        json_files.write_object(folder / "prediction.json", stored | bounds)
         text = page_text(folder)
         assert f"predicted {stored['value']:#.4g} (no interval) for toy/1.6M" in text
         assert "The prediction has no interval to compare the result with." in text
@@ -372,9 +377,9 @@ def test_invalid_results_are_stated_and_not_shown(tmp_path, page_only):
     folder = made_up_sweep.sweep(tmp_path)
     for size in made_up_sweep.SIZES:
         records.write_facts(folder / size, invalid_results={"task.modular": "Scored wrongly."})
-    stored = records.read_json(folder / "prediction.json")
+    stored = json_files.read_object(folder / "prediction.json")
     tasks = {"modular": {"value": 0.5, "lo": 0.4, "hi": 0.6}}
-    records.write_json(folder / "prediction.json", stored | {"tasks": tasks})
+    json_files.write_object(folder / "prediction.json", stored | {"tasks": tasks})
     text = page_text(folder)
     assert text.count("modular") == 1
     assert "Marked as invalid and not shown: modular. Scored wrongly." in text

@@ -4,7 +4,7 @@ import pytest
 from fixtures import made_up_sweep
 
 from lm.reports import summary
-from lm.runs import records
+from lm.runs import json_files, records
 
 
 def test_headline_of_a_correct_prediction_contains_inside(tmp_path):
@@ -38,7 +38,7 @@ def test_refused_prediction_states_its_reason(tmp_path):
     sweep = summary.load_summary(folder)
     assert sweep.prediction is None and sweep.fit is None
     assert sweep.refused and sweep.refused in summary.headline(sweep)[1]
-    assert summary.summary_table(sweep.rows, records.read_json(folder / "prediction.json"))
+    assert summary.summary_table(sweep.rows, json_files.read_object(folder / "prediction.json"))
 
 
 def test_law_uses_the_runs_of_the_prediction(tmp_path):

@@ -6,12 +6,13 @@ import shutil
 
 import numpy as np
 import pytest
-from fixtures import made_up_sweep
+from fixtures import made_up_sweep, verified_sweep
 
 from lm.data import heldout_documents
 from lm.laws.forms import power_laws
 from lm.reports import paired_errors, summary
-from lm.runs import archive, records
+from lm.runs import archive, json_files, records
+from lm.runs.integrity import run_notes
 
 TEXT_DIR = "/home/somebody/text"  # a path that an archive must not contain
 
@@ -22,11 +23,11 @@ def sweep(tmp_path) -> pathlib.Path:
     folder = made_up_sweep.sweep(tmp_path / "runs")
     for size in made_up_sweep.SIZES:
         run = folder / size
-        config = records.read_json(run / "config.json")
+        config = json_files.read_object(run / "config.json")
         sources = {f"jsonl:{TEXT_DIR}/{name}/*.gz": 0.5 for name in ("wiki", "books")}
         config["data"] |= {"sources": sources, "cache_dir": "../cache", "tokenizer": "~/bpe.json"}
         config["eval"]["tasks"] = f"copy?length=4 file:{TEXT_DIR}/tasks/piqa?n=9"
-        records.write_json(run / "config.json", config | {"dir": "gs://bucket/somebody/out"})
+        json_files.write_object(run / "config.json", config | {"dir": "gs://bucket/somebody/out"})
         records.write_facts(run, host="vm", **{f"epochs.jsonl:{TEXT_DIR}/wiki/*.gz": 0.5})
         row = records.load_evals(run)[-1] | {f"loss.jsonl:{TEXT_DIR}/wiki/*.gz": 2.0 + 1e-10}
         records.append_record(
@@ -36,9 +37,9 @@ def sweep(tmp_path) -> pathlib.Path:
         (run / "checkpoints").mkdir()
         (run / "checkpoints" / "weights").write_bytes(bytes(1000))
         (run / "tokenizer.json").write_text("{}")
-    facts = records.read_json(folder / "sweep.json")
+    facts = json_files.read_object(folder / "sweep.json")
     facts["command"] += f":{TEXT_DIR},../tasks --dir={TEXT_DIR}/runs"
-    records.write_json(folder / "sweep.json", facts)
+    json_files.write_object(folder / "sweep.json", facts)
     return folder
 
 
@@ -73,7 +74,7 @@ def test_archive_has_no_machine_paths_and_no_weights(sweep, tmp_path):
         *archive.SWEEP_FILES,
         *archive.RUN_FILES,
     }
-    config = records.read_json(archive_dir / "30K" / "config.json")
+    config = json_files.read_object(archive_dir / "30K" / "config.json")
     assert config["data"]["sources"] == {"jsonl:wiki/*.gz": 0.5, "jsonl:books/*.gz": 0.5}
     assert config["eval"]["tasks"] == "copy?length=4 file:piqa?n=9"
     assert (config["dir"], config["data"]["cache_dir"]) == ("out", "cache")
@@ -81,7 +82,7 @@ def test_archive_has_no_machine_paths_and_no_weights(sweep, tmp_path):
     assert row["eval.loss.jsonl:wiki/*.gz"] == 2.0 and row["epochs.jsonl:wiki/*.gz"] == 0.5
     assert row["eval.task.file:piqa?n=9.accuracy"] == 1
     assert records.load_events(archive_dir / "30K")[0]["words"] == "checkpoint 10 of x is damaged"
-    assert ":text,tasks --dir=runs" in records.read_json(archive_dir / "sweep.json")["command"]
+    assert ":text,tasks --dir=runs" in json_files.read_object(archive_dir / "sweep.json")["command"]
 
 
 def test_folders_with_the_same_name_are_numbered():
@@ -172,8 +173,8 @@ def test_committed_ladder_is_complete_small_and_portable():
 def test_other_runs_are_not_archived_and_marks_are(sweep, tmp_path):
     folder = shutil.copytree(sweep, tmp_path / "toy")
     shutil.copytree(folder / "30K", folder / "tuned")
-    config = records.read_json(folder / "tuned" / "config.json") | {"name": "toy/tuned"}
-    records.write_json(folder / "tuned" / "config.json", config)
+    config = json_files.read_object(folder / "tuned" / "config.json") | {"name": "toy/tuned"}
+    json_files.write_object(folder / "tuned" / "config.json", config)
     records.write_facts(folder / "30K", invalid_results={"task.modular": "wrong"})
     archive.archive_sweep(folder, tmp_path / "archive")
     assert not (tmp_path / "archive" / "tuned").exists()
@@ -205,3 +206,29 @@ def test_archive_contains_the_losses_per_document(sweep, tmp_path):
         "jsonl:wiki/*.gz",
         "jsonl:books/*.gz",
     ]
+
+
+@pytest.mark.parametrize("damage", [b'{"attempt": 3, "st', b"#\n", b'{"attempt": 2, "step": 20}\n'])
+def test_excluded_run_is_excluded_in_its_archive(damage, tmp_path):
+    """A damaged line after the final row may have replaced it."""
+    folder = verified_sweep.write_sweep(tmp_path)
+    with open(folder / "a" / "evals.jsonl", "ab") as file:
+        file.write(damage)
+    archive.archive_sweep(folder, tmp_path / "archive" / "s")
+    for source in (folder, tmp_path / "archive" / "s"):
+        row = next(row for row in records.load_folder(source).rows if row["name"] == "s/a")
+        assert "eval.loss" not in row and "may replace the final evaluation" in row["reason"]
+
+
+def test_archive_has_the_notes_about_damaged_lines(tmp_path):
+    folder = verified_sweep.write_sweep(tmp_path)
+    for name in archive.RUN_FILES[2:]:
+        file = folder / "b" / name
+        file.write_bytes(b"#\n" + file.read_bytes())
+    archive.archive_sweep(folder, tmp_path / "archive" / "s")
+    notes = [
+        run_notes.folder_notes(records.load_folder(source))
+        for source in (folder, tmp_path / "archive" / "s")
+    ]
+    assert len(notes[0]) == len(notes[1]) == 3
+    assert all(": line 1 is damaged" in note for note in (*notes[0], *notes[1]))

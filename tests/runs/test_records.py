@@ -122,7 +122,7 @@ def sweep_dir(tmp_path):
     """Return the folder of a sweep of two runs, with two other runs in it."""
     for name in ("s/a", "s/b", "s/tuned", "s/more/deep"):
         finished_run(tmp_path, name)
-    records.write_json(tmp_path / "s" / "sweep.json", {"runs": ["s/a", "s/b", "s/planned"]})
+    json_files.write_object(tmp_path / "s" / "sweep.json", {"runs": ["s/a", "s/b", "s/planned"]})
     return tmp_path / "s"
 
 
@@ -142,7 +142,7 @@ def test_folder_without_a_sweep_file_has_all_runs(sweep_dir):
     (sweep_dir / "sweep.json").unlink()
     assert len(records.load_runs(sweep_dir)) == 4
     finished_run(sweep_dir.parent, "other/x")
-    records.write_json(sweep_dir.parent / "other" / "sweep.json", {"runs": ["other/y"]})
+    json_files.write_object(sweep_dir.parent / "other" / "sweep.json", {"runs": ["other/y"]})
     assert len(records.load_runs(sweep_dir.parent)) == 4
 
 
@@ -156,7 +156,9 @@ def test_copied_sweep_keeps_its_runs_and_copied_runs_do_not_count(sweep_dir, tmp
 
 def test_run_with_the_name_of_a_checkpoint_folder_is_loaded(sweep_dir):
     finished_run(sweep_dir.parent, "s/checkpoints")
-    records.write_json(sweep_dir / "a" / "checkpoints" / "20" / "config.json", {"not": "a run"})
+    json_files.write_object(
+        sweep_dir / "a" / "checkpoints" / "20" / "config.json", {"not": "a run"}
+    )
     assert len(records.load_runs(sweep_dir, include_others=True)) == 5
 
 
@@ -203,7 +205,7 @@ def test_results_marked_as_invalid_are_left_out(sweep_dir):
     columns = {key for key in row if key.startswith("eval.") and key[5:] in results}
     assert columns == {"eval.task.b?d=3.n"} and row["eval.loss"] == 2.0
     assert row["invalid_results"] == invalid
-    assert records.parse_json_lines(sweep_dir / "a" / "evals.jsonl")[-1]["loss.code"] == 1.0
+    assert json_files.read_latest_rows(sweep_dir / "a" / "evals.jsonl")[-1]["loss.code"] == 1.0
 
 
 def test_invalid_lines_and_older_attempts_are_skipped(run):
@@ -245,8 +247,8 @@ def test_runs_of_version_0_1_are_refused_in_one_line(tmp_path):
     """facts.json of version 0.1 has no format."""
     run = schema.Run(name="old", dir=str(tmp_path))
     folder = records.run_dir(run)
-    records.write_json(folder / "config.json", schema.to_dict(run))
-    records.write_json(folder / "facts.json", {"code.version": "0.1.0", "status": "done"})
+    json_files.write_object(folder / "config.json", schema.to_dict(run))
+    json_files.write_object(folder / "facts.json", {"code.version": "0.1.0", "status": "done"})
     for read in (
         lambda: records.check_same_config(run),
         lambda: records.read_config(folder),
@@ -261,16 +263,28 @@ def test_runs_of_version_0_1_are_refused_in_one_line(tmp_path):
 
 def test_config_of_version_0_1_is_refused_without_facts(tmp_path):
     """A run of version 0.1 that stopped before it wrote facts.json has only a config."""
-    records.write_json(tmp_path / "old" / "config.json", {"name": "old", "checkpoint_every": 4})
+    json_files.write_object(
+        tmp_path / "old" / "config.json", {"name": "old", "checkpoint_every": 4}
+    )
     with pytest.raises(ValueError, match="checkpoint_every=4 is a field of version 0.1") as error:
         records.load_runs(tmp_path)
     assert "\n" not in str(error.value)
 
 
 def test_facts_of_a_run_contain_the_format(tmp_path):
-    records.write_facts(tmp_path, status="done")
+    records.write_facts(tmp_path, status="lost")
     version = record_checksums.FORMAT_VERSION
-    assert records.read_facts(tmp_path) == {"format_version": version, "status": "done"}
+    assert records.read_facts(tmp_path) == {"format_version": version, "status": "lost"}
+
+
+def test_facts_have_the_times_of_the_start_and_the_end(run, monkeypatch):
+    monkeypatch.setattr(records, "current_time", iter(["1", "2", "3", "4"]).__next__)
+    for _ in range(2):
+        records.start_run(run, {})
+        facts = records.read_facts(records.run_dir(run))
+        assert facts["started"] == "1" and "ended" not in facts
+    records.write_facts(records.run_dir(run), status="diverged")
+    assert records.read_facts(records.run_dir(run))["ended"] == "2"
 
 
 def test_only_the_primary_process_writes(tmp_path):
@@ -288,7 +302,7 @@ def test_added_results_follow_an_unfinished_line(run):
     records.extend_evals(folder, 5, {"task": 3.0})
     (row,) = records.load_evals(folder)
     assert row["loss"] == 2.0 and row["task"] == 3.0
-    assert not json_files.read_file(folder / "evals.jsonl").damaged
+    assert not json_files.read_file(folder / "evals.jsonl").corrupt_lines
 
 
 def test_lines_are_verified_without_config_json(run):
@@ -297,4 +311,4 @@ def test_lines_are_verified_without_config_json(run):
     records.append_record(file, {"attempt": 1, "step": 5, "loss": 2.0})
     file.write_text(file.read_text().replace("2.0", "7.0"))
     (file.parent / "config.json").unlink()
-    assert json_files.read_file(file).damaged == [1]
+    assert json_files.read_file(file).corrupt_lines == [1]

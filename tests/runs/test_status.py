@@ -6,7 +6,7 @@ import time
 
 from fixtures import made_up_sweep
 
-from lm.runs import lock, records, status
+from lm.runs import json_files, lock, records, status
 
 
 def test_statuses_of_a_half_done_sweep(tmp_path):
@@ -50,8 +50,10 @@ def test_hours_left_are_unknown_if_a_speed_is_unknown(tmp_path):
 def add_other_run(folder, name="tuned"):
     """Copy a run of the sweep and give it another name."""
     shutil.copytree(folder / "30K", folder / name)
-    config = records.read_json(folder / name / "config.json") | {"name": f"{folder.name}/{name}"}
-    records.write_json(folder / name / "config.json", config)
+    config = json_files.read_object(folder / name / "config.json") | {
+        "name": f"{folder.name}/{name}"
+    }
+    json_files.write_object(folder / name / "config.json", config)
 
 
 def test_other_runs_are_listed_apart(tmp_path):

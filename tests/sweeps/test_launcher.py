@@ -10,7 +10,8 @@ import pytest
 from lm.config import flops, model_sizes, schema
 from lm.data import dataset
 from lm.laws.forms import power_laws
-from lm.runs import lock, records
+from lm.reports.audit import prediction_audit, prediction_chain
+from lm.runs import json_files, lock, records
 from lm.sweeps import design, launcher, prediction, run_order
 from lm.training import loop
 
@@ -30,7 +31,7 @@ def sweep(tiny) -> list[schema.Run]:
 
 def read_prediction(sweep: list[schema.Run]) -> dict | None:
     file = launcher.sweep_folder(sweep) / "prediction.json"
-    return records.read_json(file) if file.exists() else None
+    return json_files.read_object(file) if file.exists() else None
 
 
 def test_pending_runs_train_and_target_is_predicted_first(sweep, monkeypatch):
@@ -55,6 +56,9 @@ def test_pending_runs_train_and_target_is_predicted_first(sweep, monkeypatch):
     assert stored["lo"] <= stored["value"] <= stored["hi"]
     assert launcher.pending(sweep) == []
     launcher.run_pending(sweep, on_start=lambda run: pytest.fail("a finished run was started"))
+    launcher.write_sweep_files("s.py", sweep, [])
+    links = prediction_audit.audit_prediction(launcher.sweep_folder(sweep))
+    assert not [link for link in links if link.status != prediction_chain.VERIFIED]
 
 
 def test_prediction_is_of_the_law_and_fixed_after_start(sweep):
@@ -334,7 +338,7 @@ def test_sweep_files_are_written(sweep):
     launcher.write_sweep_files("configs/x.py", sweep, [{"name": "s/a", "seconds": 1.0}])
     folder = launcher.sweep_folder(sweep)
     assert json.loads((folder / "sweep.json").read_text())["runs"][0] == "s/a"
-    assert records.read_json(folder / "plan.json")["runs"][0]["seconds"] == 1.0
+    assert json_files.read_object(folder / "plan.json")["runs"][0]["seconds"] == 1.0
 
 
 def test_max_epochs_are_those_of_the_longest_run(sweep):

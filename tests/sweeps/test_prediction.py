@@ -2,12 +2,16 @@
 
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
+from fixtures import predicted_sweep
 
 from lm.config import model_sizes, schema
-from lm.runs import records
+from lm.reports.audit import target_prediction
+from lm.runs import json_files, lock, records
+from lm.runs.integrity import prediction_log
 from lm.sweeps import design, prediction
 
 SIZES = ("10K", "15K", "25K", "40K", "60K")
@@ -126,3 +130,78 @@ def test_backtest_of_a_prediction_excludes_trunks_of_its_targets(tmp_path, monke
     for p in tested:
         # A fit to k sizes contains the three branches of each of them, and of no larger size.
         assert p["trained_on"] % 3 == 0 and p["distance"] > 1
+
+
+@pytest.fixture
+def predicted(tmp_path, monkeypatch):
+    """Return the configs and the folder of a sweep whose target has not started."""
+    folder = predicted_sweep.write_sweep(tmp_path, monkeypatch)
+    shutil.rmtree(folder / "target")
+    (folder / prediction_log.FILE).unlink()
+    (folder / "prediction.json").unlink()
+    monkeypatch.setattr(target_prediction, "predict_target", lambda *rest, **options: {"runs": []})
+    return predicted_sweep.make_runs(tmp_path), folder
+
+
+def n_registered(folder) -> tuple[int, int]:
+    """Return the numbers of entries in the log and in the target."""
+    entries = prediction_log.read_entries(folder)
+    return len(entries), len(prediction_log.predicted_events(folder / "target"))
+
+
+def test_equal_prediction_is_registered_once(predicted):
+    made, folder = predicted
+    for _ in range(2):
+        prediction.write_prediction(made, folder)
+        assert n_registered(folder) == (1, 1)
+    records.write_facts(folder / "b", seconds=2.0)  # changes the hash of an input
+    prediction.write_prediction(made, folder)
+    assert n_registered(folder) == (2, 2)
+    assert not prediction_log.find_broken_entry(prediction_log.read_entries(folder))
+
+
+def test_damaged_prediction_is_written_again_before_the_start(predicted):
+    made, folder = predicted
+    (folder / "prediction.json").write_text("{")
+    prediction.write_prediction(made, folder)
+    assert json_files.read_record(folder / "prediction.json")["target"] == "s/target"
+    (folder / "prediction.json").write_text("{")
+    prediction.write_prediction(made, folder)
+    assert n_registered(folder) == (2, 2)
+
+
+def test_prediction_waits_for_another_process(predicted, monkeypatch):
+    made, folder = predicted
+    monkeypatch.setattr(prediction, "LOCK_SECONDS", 0.0)
+    enter, n_waits = lock.RunLock.__enter__, []
+
+    def refuse_once(self):
+        n_waits.append(1)
+        if len(n_waits) == 1:
+            raise lock.RunLocked("another process")
+        return enter(self)
+
+    monkeypatch.setattr(lock.RunLock, "__enter__", refuse_once)
+    prediction.write_prediction(made, folder)
+    assert len(n_waits) == 2 and n_registered(folder) == (1, 1)
+
+
+def test_result_is_registered_once_per_attempt(predicted):
+    made, folder = predicted
+    prediction.write_prediction(made, folder)
+    prediction.register_result(made, folder)  # the target has not started
+    predicted_sweep.write_records(made[-1])
+    for _ in range(2):
+        prediction.register_result(made, folder)
+        assert n_registered(folder) == (2, 1)
+    records.write_facts(folder / "target", attempts=2)
+    prediction.register_result(made, folder)
+    assert n_registered(folder) == (3, 1)
+
+
+def test_first_attempt_follows_the_hash_of_the_prediction(predicted):
+    made, folder = predicted
+    prediction.write_prediction(made, folder)
+    assert records.start_run(made[-1], {}, -1) == 1
+    content = json_files.read_file(folder / "target" / "events.jsonl")
+    assert not content.corrupt_lines and content.rows[1]["event"] == "predicted"

@@ -105,7 +105,7 @@ def test_resumed_run_repeats_evaluations_after_its_checkpoint(stopped_run, evalu
     attempts = [row["attempt"] for row in records.load_evals(folder)]
     assert attempts == [1, 1, 2]
     content = json_files.read_file(folder / "evals.jsonl")
-    assert len(content.rows) == 5 and not content.damaged  # with the restart
+    assert len(content.rows) == 5 and not content.corrupt_lines  # with the restart
 
 
 def test_lost_final_evaluation_is_repeated(evaluated_run, tmp_path):

@@ -2,7 +2,7 @@
 
     with temporary_folder(cache, "bpe-300-91c07d44e3b5") as folder:
         ...
-        folder.rename(cache / "bpe-300-91c07d44e3b5")
+        publish_folder(folder, cache / "bpe-300-91c07d44e3b5")
     folder, lock = lock_folder(cache, "wiki-0d6f2c81b9a4")     # a later call resumes in it
 
 data/.bpe-300-91c07d44e3b5-0f3a99c1.tmp         folder of one process
@@ -39,6 +39,21 @@ def temporary_folder(cache: Path, name: str) -> Iterator[Path]:
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         release_lock(lock)
+
+
+def publish_folder(folder: Path, target: Path) -> bool:
+    """Rename a complete temporary folder or file to its final path. Return False if that exists.
+
+    An existing folder with files is not replaced: another process has published it first. Raises
+    OSError if the path cannot be renamed for another reason.
+    """
+    try:
+        folder.rename(target)
+    except OSError:
+        if not target.exists():
+            raise
+        return False
+    return True
 
 
 def lock_folder(cache: Path, name: str) -> tuple[Path, filelock.BaseFileLock | None, bool]:

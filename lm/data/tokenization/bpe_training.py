@@ -21,7 +21,7 @@ from lm.config import schema
 from lm.data import splits, staging, tokenizers
 from lm.data.prepared import block_checksums, temporary_folders
 from lm.data.sources import documents, readers
-from lm.runs import filesystem, records
+from lm.runs import filesystem, json_files
 
 SAMPLE_BYTES = 32_000_000  # bytes of text, over all sources, that train a tokenizer
 FILE, CHECKSUM_FILE = "tokenizer.json", "block_checksums.json"
@@ -85,7 +85,7 @@ def _open_trained(folder: Path) -> tokenizers.Tokenizer | None:
     content = path.read_bytes()
     if (folder / CHECKSUM_FILE).exists():
         try:
-            stored = records.read_json(folder / CHECKSUM_FILE)
+            stored = json_files.read_object(folder / CHECKSUM_FILE)
         except ValueError:
             problem = f"{folder / CHECKSUM_FILE} is not valid JSON"
             raise block_checksums.DamagedText(problem) from None
@@ -119,17 +119,14 @@ def _train(folder: Path, texts: Iterator[str], size: int) -> None:
         tokenizer = train_bpe(texts, size)
         tokenizer.save(temporary)
         entries = _checksum_entries(folder, (temporary / FILE).read_bytes())
-        records.write_json(temporary / CHECKSUM_FILE, entries)
+        json_files.write_object(temporary / CHECKSUM_FILE, entries)
         try:
             if _open_trained(folder) is not None:
                 return  # another process has trained the tokenizer
         except block_checksums.DamagedText:
             shutil.rmtree(folder)
-        try:
-            temporary.rename(folder)
-        except OSError:
-            if _open_trained(folder) is None:
-                raise  # otherwise another process has trained the tokenizer
+        if not temporary_folders.publish_folder(temporary, folder):
+            _open_trained(folder)  # raises DamagedText if the other process wrote damaged files
 
 
 def _checksum_entries(folder: Path, content: bytes) -> dict:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from lm.runs import filesystem, records
+from lm.runs import filesystem, json_files
 
 FILE = "special_tokens.json"
 HF_FILES = ("config.json", "generation_config.json", "tokenizer_config.json")
@@ -65,7 +65,7 @@ def read_special_tokens(
 
 def _decode_special_tokens(path: Path) -> SpecialTokens:
     """Return the special tokens of the file FILE. Raises ValueError for an invalid entry."""
-    values = records.read_json(path)
+    values = json_files.read_object(path)
     start, end, stops = (values.get(name) for name in SpecialTokens._fields)
     if not isinstance(stops, list) or any(
         type(value) is not int or value < 0 for value in [*stops, start or 0, end or 0]
@@ -84,7 +84,7 @@ def encode_special_tokens(special: SpecialTokens) -> bytes:
 
 def _read_object(path: Path) -> dict:
     """Return the JSON object of a file, or {} without the file. Raises ValueError if invalid."""
-    return records.read_json(path) if path.exists() else {}
+    return json_files.read_object(path) if path.exists() else {}
 
 
 def _token_ids(path: Path, value: object) -> list[int]:

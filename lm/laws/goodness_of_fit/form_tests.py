@@ -14,7 +14,6 @@ OUTLIER_SHARE, CURVATURE_SHARE, RUNS_TEST_SHARE = 0.4, 0.4, 0.2  # of the tests 
 MIN_ROWS_OF_RUNS_TEST = 10
 MAX_TESTED_ROWS = 12  # rows of the largest residuals that are tested for being outliers
 MIN_SPARE_ROWS = 2  # rows more than parameters below which a fit has a warning
-RANK_TOLERANCE = 1e-4  # smallest singular value of a Jacobian with columns of length 1
 
 
 def check_form(
@@ -65,52 +64,60 @@ class ShiftTest:
     def __init__(
         self, law_fit: fit.Fit, jacobian: np.ndarray, weights: np.ndarray | None = None
     ) -> None:
-        """Take the residuals and the Jacobian [n, p] of a fit. weights: of its rows [n]."""
-        root = np.ones(law_fit.n) if weights is None else np.sqrt(weights)
-        self.jacobian = (jacobian / np.linalg.norm(jacobian, axis=0)) * root[:, None]
-        self.errors = -diagnostics.residuals(law_fit, law_fit.y) * root
+        """Store the residuals and the Jacobian [n, p] of a fit. weights: of its rows [n]."""
+        self.weights = np.ones(law_fit.n) if weights is None else weights
+        self.root = np.sqrt(self.weights)
+        self.jacobian = jacobian / np.linalg.norm(jacobian, axis=0)
+        self.residuals = -diagnostics.residuals(law_fit, law_fit.y)
         self.groups = law_fit.data.groups
+        self.group_weights = np.maximum(np.bincount(self.groups, self.weights), 1e-300)
         self.counts = np.bincount(self.groups)
-        self.root = root
         self.is_grouped = law_fit.n_runs < law_fit.n
 
     def group_means(self, values: np.ndarray) -> np.ndarray:
-        """Return the mean of rows [n] over the group of each row, [n]."""
-        return (np.bincount(self.groups, values) / self.counts)[self.groups]
+        """Return the weighted mean of rows [n] over the group of each row, [n]."""
+        return (np.bincount(self.groups, self.weights * values) / self.group_weights)[self.groups]
 
-    def rest(self) -> np.ndarray:
-        """Return the residuals off the Jacobian, [n]."""
-        return _project(self.errors, self.jacobian)
+    def projected_residuals(self) -> np.ndarray:
+        """Return the residuals minus their weighted projection on the Jacobian, [n]."""
+        basis = diagnostics.orthonormal_basis(self.jacobian * self.root[:, None])
+        projected = diagnostics.remove_projection(self.residuals * self.root, basis)
+        return projected / np.maximum(self.root, 1e-300)
 
     def p_value(self, direction: np.ndarray) -> float:
         """Return the p-value of a shift along a direction [n], 1 if it is not testable."""
         from scipy import special  # its import takes longer than that of all laws
 
-        direction = direction * self.root
-        if np.linalg.norm(_project(direction, self.jacobian)) < 1e-6 * np.linalg.norm(direction):
+        weighted, jacobian = direction * self.root, self.jacobian * self.root[:, None]
+        shift = _project(weighted, jacobian)
+        if np.linalg.norm(shift) < 1e-6 * np.linalg.norm(weighted):
             return 1.0
         extended = np.column_stack([self.jacobian, direction])
         if not self.is_grouped:
-            shift, degrees = _project(direction, self.jacobian), len(direction) - extended.shape[1]
-            own = float((_project(self.errors, extended) ** 2).sum()) / max(degrees, 1)
-            t = abs(shift @ self.errors) / np.linalg.norm(shift) / np.sqrt(max(own, 1e-300))
+            errors, degrees = self.residuals * self.root, len(direction) - extended.shape[1]
+            squares = (_project(errors, extended * self.root[:, None]) ** 2).sum()
+            own = float(squares) / max(degrees, 1)
+            t = abs(shift @ errors) / np.linalg.norm(shift) / np.sqrt(max(own, 1e-300))
             return float(2 * special.stdtr(degrees, -t)) if degrees > 0 else 1.0
-        variances = random_effects.estimate_variances(self.errors, extended, self.groups)
+        variances = random_effects.estimate_variances(
+            self.residuals, extended, self.groups, self.weights
+        )
         between, own = variances.estimates
         if own <= 0:
             return 1.0
-        shrinkage = 1 - np.sqrt(own / (own + self.counts[self.groups] * between))
+        shrinkage = 1 - np.sqrt(own / (own + self.group_weights[self.groups] * between))
 
         def whiten(values: np.ndarray) -> np.ndarray:
-            return (values - shrinkage * self.group_means(values)) / np.sqrt(own)
+            return (values - shrinkage * self.group_means(values)) * self.root / np.sqrt(own)
 
         jacobian = np.stack([whiten(column) for column in self.jacobian.T], 1)
         shift = _project(whiten(direction), jacobian)
-        t = abs(shift @ whiten(self.errors)) / np.linalg.norm(shift)
+        t = abs(shift @ whiten(self.residuals)) / np.linalg.norm(shift)
         degrees = variances.within_degrees
+        group_part = self.group_means(shift / np.maximum(self.root, 1e-300)) * self.root
         if not variances.has_group_noise:
             degrees += variances.between_degrees
-        elif (self.group_means(shift) ** 2).sum() > 0.5 * (shift**2).sum():
+        elif (group_part**2).sum() > 0.5 * (shift**2).sum():
             degrees = self.between_degrees(extended)
         return float(2 * special.stdtr(degrees, -t)) if degrees >= 1 else 1.0
 
@@ -120,16 +127,14 @@ class ShiftTest:
         matrix: directions [n, p] that are projected off. They may leave little of some runs.
         """
         indicators = self.groups[:, None] == np.arange(len(self.counts))
-        remaining = _project(indicators.astype(float), matrix)
+        remaining = _project(indicators * self.root[:, None], matrix * self.root[:, None])
         squares = np.linalg.svd(remaining, compute_uv=False) ** 2
         return float(squares.sum() ** 2 / (squares**2).sum())
 
 
 def _project(values: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    """Return values [n] or [n, k] off the columns of a matrix [n, p]."""
-    basis, scales, _ = np.linalg.svd(matrix / np.linalg.norm(matrix, axis=0), full_matrices=False)
-    basis = basis[:, scales > RANK_TOLERANCE * scales[0]]
-    return values - basis @ (basis.T @ values)
+    """Return values [n] or [n, k] minus their projection on the columns of a matrix [n, p]."""
+    return diagnostics.remove_projection(values, diagnostics.orthonormal_basis(matrix))
 
 
 def lack_of_fit(law_fit: fit.Fit, weights: np.ndarray | None = None) -> list[str]:
@@ -160,9 +165,9 @@ def lack_of_fit(law_fit: fit.Fit, weights: np.ndarray | None = None) -> list[str
                 f"the residuals are curved in log {letter} (p = {p_value:.2g}): the form does not "
                 "describe these rows"
             )
-    rest, first_rows = test.rest(), np.unique(test.groups, return_index=True)[1]
+    projected, first_rows = test.projected_residuals(), np.unique(test.groups, return_index=True)[1]
     positions = test.group_means(list(logs.values())[-1])[first_rows]
-    signs = test.group_means(rest)[first_rows][np.argsort(positions, kind="stable")]
+    signs = test.group_means(projected)[first_rows][np.argsort(positions, kind="stable")]
     p_value = _runs_test(signs)
     if law_fit.n_runs >= MIN_ROWS_OF_RUNS_TEST and p_value < SIGNIFICANCE * RUNS_TEST_SHARE:
         texts.append(
@@ -174,11 +179,12 @@ def lack_of_fit(law_fit: fit.Fit, weights: np.ndarray | None = None) -> list[str
 
 def _describe_grouped_outliers(law_fit: fit.Fit, test: ShiftTest) -> list[str]:
     """Return a text for each run, or row of a run, that differs significantly from the others."""
-    groups, names, rest = law_fit.data.groups, law_fit.data.names, test.rest()
-    means = test.group_means(rest)
+    groups, names = law_fit.data.groups, law_fit.data.names
+    projected = test.projected_residuals()
+    means = test.group_means(projected)
     largest_runs = np.argsort(-np.abs(means), kind="stable")
     runs = list(dict.fromkeys(groups[largest_runs].tolist()))[:MAX_TESTED_ROWS]
-    rows = np.argsort(-np.abs(rest - means))[:MAX_TESTED_ROWS].tolist()
+    rows = np.argsort(-np.abs(projected - means))[:MAX_TESTED_ROWS].tolist()
     tests = [("run", int(np.flatnonzero(groups == group)[0]), groups == group) for group in runs]
     tests += [("row", i, np.arange(law_fit.n) == i) for i in rows if test.counts[groups[i]] > 1]
     n_tests = {"run": law_fit.n_runs, "row": law_fit.n}

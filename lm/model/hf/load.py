@@ -27,7 +27,7 @@ from lm.data import tokenizers
 from lm.data.sources import path_permissions
 from lm.model import params, transformer
 from lm.model.hf import architectures
-from lm.runs import records
+from lm.runs import json_files
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")  # in order of preference
 MAX_CONTEXT = 2**31 - 1  # tokens
@@ -55,7 +55,7 @@ def read_shape(folder: str | Path) -> tuple[schema.Model, str, int]:
     file = Path(folder) / "config.json"
     if not file.exists():
         raise ValueError(f"{folder} has no config.json: use a folder that transformers wrote")
-    config = records.read_json(file)
+    config = json_files.read_object(file)
     name = config.get("model_type")
     if name not in architectures.TENSORS:
         raise ValueError(
@@ -185,7 +185,7 @@ def _weight_files(folder: Path) -> list[str]:
     """Return the names of the safetensors files of a folder. Raises ValueError if one is absent."""
     if (folder / architectures.INDEX_FILE).exists():
         index_file = folder / architectures.INDEX_FILE
-        weight_map = records.read_json(index_file).get("weight_map")
+        weight_map = json_files.read_object(index_file).get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
             raise ValueError(f"{index_file}: weight_map must be an object that lists the tensors")
         files = sorted(set(map(str, weight_map.values())))

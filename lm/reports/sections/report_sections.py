@@ -6,6 +6,7 @@
 Each private function returns the HTML of one section, or one row of its table as values.
 """
 
+from collections import Counter
 from typing import Any
 
 from markupsafe import Markup
@@ -13,6 +14,7 @@ from markupsafe import Markup
 from lm.config import schema
 from lm.laws import fit, prediction_intervals
 from lm.reports import html, summary, task_analysis
+from lm.reports.audit import prediction_audit, prediction_chain
 from lm.reports.plots import elements, goodput, style
 from lm.reports.sections import next_run_section, task_section, text_section
 from lm.runs import records, run_selection, task_results
@@ -152,7 +154,21 @@ def _predictions(sweep: summary.SweepSummary) -> Markup:
     interval_columns = [name for name in lines[0] if name.endswith("% interval")]
     formats = {"predicted": style.format_number} | dict.fromkeys(interval_columns, _format_bounds)
     paragraphs = [html.paragraph(note, "muted") for note in notes]
-    return html.join_html([html.html_table(lines, formats), *paragraphs])
+    return html.join_html([html.html_table(lines, formats), *paragraphs, _audit(sweep)])
+
+
+def _audit(sweep: summary.SweepSummary) -> Markup:
+    """Return the hash of the prediction, the number of its verified links, and contradictions."""
+    links = prediction_audit.audit_prediction(sweep.path, should_refit=False)
+    n_links = Counter(link.status for link in links)
+    counts = ", ".join(f"{n_links[status]} {status}" for status in prediction_chain.STATUSES)
+    text = (
+        f"Audit of the records behind this prediction: {counts}. "
+        f"SHA-256 of the prediction: {prediction_audit.prediction_sha256(sweep.path)}."
+    )
+    contradictions = [link.text for link in links if link.status == prediction_chain.CONTRADICTION]
+    notes = [html.paragraph(f"Contradiction: {text}.", "note") for text in contradictions]
+    return html.join_html([html.paragraph(text, "muted"), *notes])
 
 
 def _prediction(sweep: summary.SweepSummary, law: str, prediction: dict) -> dict[str, Any]:

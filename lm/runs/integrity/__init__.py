@@ -5,5 +5,6 @@ stored_config.py      config and facts of a run directory, and their format
 stored_results.py     counts that follow from the config, results that a run must have
 restarts.py           changes of the .jsonl files before the next attempt of a run
 sweep_files.py        sweep.json, plan.json and prediction.json
+prediction_log.py     predictions.jsonl, and hashes of the records that a prediction depends on
 run_notes.py          sentences about runs and lines that a reader leaves out
 """

@@ -49,10 +49,21 @@ def verify_object(path: Path, value: dict) -> dict:
         return value
     if value.get(SHA256) != object_sha256(value):
         raise ValueError(
-            f"{path} is damaged, its sha256 differs from its content: restore the file, or delete"
-            " it"
+            f"{path} is damaged, its sha256 differs from its content: {describe_remedy(path)}"
         )
     return {key: item for key, item in value.items() if key != SHA256}
+
+
+def describe_remedy(path: Path) -> str:
+    """Return the remedy for a damaged file, which depends on what its deletion would change."""
+    match path.name:
+        case "config.json":  # a folder without a config is no run
+            return "restore it, or delete the folder of the run"
+        case "sweep.json":  # without it, the other runs of the folder belong to the sweep too
+            return "restore it, or delete it and repeat the command of the sweep"
+        case "prediction.json":  # a new one would be written after the result is known
+            return "restore it, or delete it: the sweep then has no prediction"
+    return "restore it, or delete it"
 
 
 def object_sha256(value: dict, own_key: str = SHA256) -> str:

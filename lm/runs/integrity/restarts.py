@@ -17,7 +17,7 @@ def check_evaluations(folder: Path, patience: int) -> None:
     patience: eval.patience of the run, 0 without early stopping.
     """
     file = folder / "evals.jsonl"
-    damaged = json_files.read_file(file).damaged if patience else []
+    damaged = json_files.read_file(file).corrupt_lines if patience else []
     if damaged:
         raise ValueError(
             f"{file}: line {damaged[0]} is damaged, and eval.patience={patience} needs all"

@@ -38,7 +38,9 @@ def describe_damaged_lines(row: Mapping) -> list[str]:
         if name == "evals.jsonl" and has_lost_result:  # described with its line
             continue
         content = json_files.read_file(folder / name)
-        damaged = content.damaged + [content.cut] * (has_ended and content.cut > 0)
+        damaged = content.corrupt_lines + [content.truncated_line] * (
+            has_ended and content.truncated_line > 0
+        )
         if damaged:
             numbers = ", ".join(map(str, damaged[:MAX_LISTED]))
             more = f" and {len(damaged) - MAX_LISTED} more" if len(damaged) > MAX_LISTED else ""

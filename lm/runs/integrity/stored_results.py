@@ -18,10 +18,14 @@ def check_counts(folder: Path, run: schema.Run, facts: Mapping) -> None:
     Facts without some of the parameter counts are not compared: another program wrote them. A run
     with eval.patience may have fewer tokens than its config plans.
     """
+    if not (run.model.vocab_size or model_sizes.named_vocab_size(run.data.tokenizer)):
+        return  # the vocabulary size is in a tokenizer file
     try:
         counts = flops.run_facts(run)
-    except (ValueError, TypeError):  # a vocabulary size in a file, or invalid fields
-        return
+    except (ArithmeticError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{folder / 'config.json'} has no valid counts ({error}): restore the file"
+        ) from error
     if not all(name in facts for name in counts if name not in BUDGET):
         return
     expected = {name: count for name, count in counts.items() if name not in BUDGET}

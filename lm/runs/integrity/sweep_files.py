@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from lm.runs import filesystem, json_files
+from lm.runs.integrity import record_checksums
 
 PLAN_COLUMNS = ("name", "flops", "seconds")  # of each run in plan.json
 
@@ -109,4 +110,4 @@ def _check_members(file: Path, names: Iterable[str], sweep_dir: str | Path) -> N
 
 
 def _remedy(file: Path) -> str:
-    return "Restore the file" if file.name == "sweep.json" else "Restore the file, or delete it"
+    return f"To repair it, {record_checksums.describe_remedy(file)}"

@@ -171,7 +171,9 @@ def expected_fields(run: schema.Run, is_stored: bool) -> dict:
     """
     file = records.run_dir(run) / "config.json"
     if is_stored and file.exists():
-        return records.result_fields(stored_config.load_config(file.parent, is_used=False)[0])
+        facts = records.read_facts(file.parent)
+        stored_run = stored_config.load_config(file.parent, facts, is_used=False)[0]
+        return records.result_fields(stored_run)
     return records.result_fields(run)
 
 

@@ -134,3 +134,23 @@ def test_staged_copy_of_a_finished_source_is_deleted(tmp_path):
     (staged / "train.bin").write_bytes(b"1")
     corpus.prepare_corpus(data)
     assert not staged.exists()
+
+
+def write_folder(path, text):
+    path.mkdir()
+    (path / "file").write_text(text)
+    return path
+
+
+def test_first_published_folder_remains(tmp_path):
+    target = tmp_path / "corpus"
+    first, second = (write_folder(tmp_path / name, name) for name in ("first", "second"))
+    assert temporary_folders.publish_folder(first, target)
+    assert not temporary_folders.publish_folder(second, target)
+    assert (target / "file").read_text() == "first" and second.exists()
+
+
+def test_other_error_of_a_publication_is_raised(tmp_path):
+    folder = write_folder(tmp_path / "first", "text")
+    with pytest.raises(OSError):
+        temporary_folders.publish_folder(folder, tmp_path / "missing" / "corpus")

@@ -2,8 +2,11 @@
 
 import numpy as np
 import pytest
+from scipy import special
 
 from lm import laws
+from lm.laws import diagnostics, random_effects
+from lm.laws.goodness_of_fit import form_tests
 
 
 def branches(n_trunks, ratios, seed, trunk_noise=0.004, own_noise=0.001):
@@ -80,3 +83,34 @@ def test_curvature_between_runs_is_reported():
 
     fits = [fit_size(checkpoints(seed, broken)) for seed in range(4)]
     assert sum(any("does not describe" in w for w in fit.warnings) for fit in fits) >= 3
+
+
+def test_weights_scale_the_own_noise_in_a_shift_test():
+    """The p-value equals that of generalized least squares with the covariance of the model."""
+    rows, rng = branches(7, (10, 20, 40, 80), 1), np.random.default_rng(5)
+    weights = rng.uniform(0.05, 4.0, len(rows))
+    fit = fit_grid(rows)
+    jacobian = diagnostics.parameter_jacobian(fit, fit.x)[1][0]
+    direction = (np.arange(len(rows)) == 9).astype(float)
+    groups, design = fit.data.groups, np.column_stack([jacobian, direction])
+    errors = -diagnostics.residuals(fit, fit.y)
+    variances = random_effects.estimate_variances(errors, design, groups, weights)
+    between, own = variances.estimates
+    covariance = np.diag(own / weights) + between * (groups[:, None] == groups)
+    inverse = np.linalg.inv(covariance)
+    information = design.T @ inverse @ design
+    t = np.linalg.solve(information, design.T @ inverse @ errors)[-1]
+    t /= np.sqrt(np.linalg.inv(information)[-1, -1])
+    expected = 2 * special.stdtr(variances.within_degrees, -abs(t))
+    test = form_tests.ShiftTest(fit, jacobian, weights)
+    assert test.p_value(direction) == pytest.approx(expected, rel=1e-3)
+
+
+def test_constant_weights_do_not_change_a_shift_test():
+    fit = fit_grid(branches(7, (10, 28, 80), 1))
+    jacobian = diagnostics.parameter_jacobian(fit, fit.x)[1][0]
+    direction = (fit.data.groups == 3).astype(float)
+    tests = [
+        form_tests.ShiftTest(fit, jacobian, weights) for weights in (None, np.full(fit.n, 1.0))
+    ]
+    assert tests[0].p_value(direction) == tests[1].p_value(direction)

@@ -13,7 +13,7 @@ from lm.config import schema
 from lm.laws.forms import power_laws
 from lm.reports import summary
 from lm.reports.plots import elements, scaling, style, task_accuracy
-from lm.runs import records, run_selection
+from lm.runs import json_files, records, run_selection
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,7 @@ def toy(tmp_path_factory):
     rows = records.load_runs(folder)
     fit = power_laws.power([row for row in rows if not row["is_prediction_target"]])
     metrics = {row["name"]: records.load_metrics(row["dir"]) for row in rows}
-    return rows, fit, records.read_json(folder / "prediction.json"), metrics
+    return rows, fit, json_files.read_object(folder / "prediction.json"), metrics
 
 
 def every_figure(toy, theme=style.LIGHT):
@@ -92,7 +92,9 @@ def test_curve_is_the_law_and_band_is_its_interval(toy):
 def test_example_of_the_facade_works_for_an_unfinished_sweep(tmp_path):
     status = {"60K": ("running", ""), "120K": ("failed", "disk is full")}
     folder = made_up_sweep.sweep(tmp_path, status=status, missing=("1.6M",), predict=False)
-    records.write_json(folder / "new" / "config.json", schema.to_dict(schema.Run(name="toy/new")))
+    json_files.write_object(
+        folder / "new" / "config.json", schema.to_dict(schema.Run(name="toy/new"))
+    )
     runs = lm.load_runs(str(folder))
     fit = lm.laws.power(runs, x="params.non_embedding", y="eval.loss")
     figure = lm.plots.loss_vs_parameters(runs, fit)

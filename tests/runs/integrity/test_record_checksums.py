@@ -63,3 +63,21 @@ def test_line_of_another_run_is_damaged():
     assert record_checksums.verify_line('{"step": 1}', "id") is None
     # A run of version 0.2 has no run_id.
     assert record_checksums.verify_line('{"step": 1}', None) == '{"step": 1}'
+
+
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [
+        ("config.json", "restore it, or delete the folder of the run"),
+        ("sweep.json", "restore it, or delete it and repeat the command of the sweep"),
+        ("prediction.json", "restore it, or delete it: the sweep then has no prediction"),
+        ("plan.json", "restore it, or delete it"),
+    ],
+)
+def test_remedy_depends_on_the_file(name, remedy, tmp_path):
+    file = tmp_path / name
+    for text in ('{"a": 1, "format_version": 3, "sha256": "0"}', "{", "[]"):
+        file.write_text(text)
+        with pytest.raises(ValueError) as error:
+            json_files.read_record(file)
+        assert str(error.value).endswith(f": {remedy}")

@@ -51,9 +51,9 @@ def test_loss_after_a_discarded_checkpoint_is_void(run):
     for step in (4, 8):
         records.append_record(file, {"step": step, "next_loss": 3.0})
     records.start_run(run, {}, 4)
-    assert [row["step"] for row in records.parse_json_lines(file)] == [4]
+    assert [row["step"] for row in json_files.read_latest_rows(file)] == [4]
     records.append_record(file, {"step": 8, "next_loss": 2.0})
-    assert [row["next_loss"] for row in records.parse_json_lines(file)] == [3.0, 2.0]
+    assert [row["next_loss"] for row in json_files.read_latest_rows(file)] == [3.0, 2.0]
 
 
 def test_attempts_continue_without_facts(run):
@@ -76,14 +76,14 @@ def test_lines_stay_valid_after_a_deleted_file(run, deleted):
         (folder / name).unlink()
     records.start_run(run, {}, 10)
     content = json_files.read_file(folder / "evals.jsonl")
-    assert len(content.rows) == 2 and not content.damaged
+    assert len(content.rows) == 2 and not content.corrupt_lines
 
 
 def old_run(run) -> None:
     """Write a run of version 0.2 with a damaged line."""
     folder = records.run_dir(run)
-    records.write_json(folder / "config.json", schema.to_dict(run))
-    records.write_json(folder / "facts.json", {"format": 2, "attempts": 1, "status": "lost"})
+    json_files.write_object(folder / "config.json", schema.to_dict(run))
+    json_files.write_object(folder / "facts.json", {"format": 2, "attempts": 1, "status": "lost"})
     lines = [json.dumps({"attempt": 1, "step": step, "loss": 3.0}) for step in (5, 10)]
     for name in ("metrics.jsonl", "evals.jsonl"):
         (folder / name).write_text(f"{lines[0]}\n#damaged\n{lines[1]}\n")
@@ -98,7 +98,7 @@ def test_run_without_checksums_gets_them_when_it_continues(run):
     assert records.start_run(run, {}, 10) == 2
     assert steps(folder) == before == [(5, 1), (10, 1)]
     content = json_files.read_file(folder / "evals.jsonl")
-    assert content.damaged == [2] and "crc32" in (folder / "evals.jsonl").read_text()
+    assert content.corrupt_lines == [2] and "crc32" in (folder / "evals.jsonl").read_text()
     (row,) = records.load_runs(folder)
     assert row["format_version"] == 3 and "run_id" not in row and "format" not in row
 
@@ -120,7 +120,7 @@ def test_interrupted_upgrade_is_repeated(run, last_write, monkeypatch):
     assert steps(folder) == [(5, 1), (10, 1)]
     records.start_run(run, {}, 10)
     assert steps(folder) == [(5, 1), (10, 1)]
-    assert json_files.read_file(folder / "metrics.jsonl").damaged == [2]
+    assert json_files.read_file(folder / "metrics.jsonl").corrupt_lines == [2]
 
 
 def test_damaged_evaluation_refuses_early_stopping(run):

@@ -20,7 +20,7 @@ def test_damaged_config_field_names_the_file(folder):
     for changed in ({"lg_interval": 1}, {"data": 7}, {"model": None}, {"eval": []}):
         json_files.write_record(folder / "a" / "config.json", content | changed)
         with pytest.raises(ValueError, match=r"s/a/config.json: ") as error:
-            stored_config.load_config(folder / "a")
+            stored_config.load_config(folder / "a", {})
         assert "\n" not in str(error.value)
 
 

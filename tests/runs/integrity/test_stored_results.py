@@ -3,6 +3,7 @@
 import pytest
 from fixtures import verified_sweep
 
+from lm.config import flops
 from lm.runs import json_files, records
 from lm.runs.integrity import stored_results
 
@@ -92,3 +93,21 @@ def test_imported_model_needs_no_evaluation(tmp_path):
     assert stored_results.has_final_evaluation(row)
     assert not stored_results.has_final_evaluation(row | {"imported.from": "hub"})
     assert not stored_results.has_final_evaluation(row | {"data.heldout_fraction": 0.0})
+
+
+@pytest.mark.parametrize("error", [ValueError, TypeError, OverflowError])
+def test_error_of_a_count_is_not_ignored(error, tmp_path, monkeypatch):
+    run = verified_sweep.write_run(tmp_path, "s/a")
+
+    def fail(run):
+        raise error("no count")
+
+    monkeypatch.setattr(flops, "run_facts", fail)
+    with pytest.raises(ValueError, match="config.json has no valid counts .no count"):
+        stored_results.check_counts(records.run_dir(run), run, {})
+
+
+def test_vocabulary_of_a_file_has_no_counts_to_compare(tmp_path):
+    run = verified_sweep.write_run(tmp_path, "s/a")
+    run.model.vocab_size, run.data.tokenizer = 0, "file.json"
+    stored_results.check_counts(tmp_path, run, {"params.total": 1})

@@ -24,7 +24,7 @@ def test_invalid_sweep_file_is_refused_by_name(name, tmp_path):
     assert READERS[name](folder)
     for content in WRONG[name]:
         json_files.write_record(folder / name, content)
-        with pytest.raises(ValueError, match=f"s/{name}.*Restore the file"):
+        with pytest.raises(ValueError, match=f"s/{name}.*restore it, or delete it"):
             READERS[name](folder)
     (folder / name).write_bytes(b'{"runs": "\xff"}')
     with pytest.raises(ValueError, match=f"s/{name} is not valid JSON"):

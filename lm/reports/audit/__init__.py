@@ -1,0 +1,7 @@
+"""Predict the target run of a sweep, and verify from its records that nothing was changed later.
+
+target_prediction.py  predict the target run from the rows of the others, with all input hashes
+prediction_chain.py   the files that an audit compares, and the result of a comparison
+prediction_audit.py   verify the chain from the fitted runs to the result of the target run
+repeated_fit.py       fit the law again, and compare its interval and draws
+"""

@@ -1,0 +1,65 @@
+"""Repeated fit of the law of a prediction, which must give the same interval and draws."""
+
+from collections.abc import Iterator
+
+from lm.reports.audit import prediction_chain, target_prediction
+from lm.runs import records
+
+TOLERANCE = 1e-6  # relative, of a fit by another version of NumPy
+BOUNDS = ("value", "lo", "hi", "lo_if_form_right", "hi_if_form_right")
+
+
+def verify_code(chain: prediction_chain.Chain) -> prediction_chain.Link:
+    """Compare the code of the prediction with the installed code."""
+    stored, current = chain.prediction.get("code", {}), target_prediction.describe_code()
+    if stored.get("hash") == current["hash"]:
+        return prediction_chain.Link(
+            prediction_chain.VERIFIED,
+            f"prediction.json was written by this code, {current['hash']}",
+        )
+    text = f"prediction.json was written by code {stored.get('hash')}, this is {current['hash']}"
+    return prediction_chain.Link(prediction_chain.UNVERIFIABLE, text)
+
+
+def verify_fit(chain: prediction_chain.Chain) -> Iterator[prediction_chain.Link]:
+    """Fit the law again, and compare the intervals and the draws with the prediction."""
+    stored, code = chain.prediction, target_prediction.describe_code()
+    has_same_code = stored.get("code", {}).get("hash") == code["hash"]
+    repeated = target_prediction.predict_target(
+        list(chain.rows.values()),
+        target_prediction.Candidates(**stored["candidates"]),
+        stored[target_prediction.X],
+        stored[records.TOKENS],
+    )
+    for law in ("size", "size and tokens"):
+        old, new = (p if law == "size" else p.get("joint", {}) for p in (stored, repeated))
+        if not old and not new:
+            continue
+        different = [
+            f"{key}={old.get(key)} and {new.get(key)}"
+            for key in BOUNDS
+            if not prediction_chain.is_close(old.get(key), new.get(key), TOLERANCE)
+        ]
+        if old.get("runs") != new.get("runs"):
+            different.append("the runs of the law")
+        if different:
+            status = (
+                prediction_chain.UNVERIFIABLE
+                if chain.is_archive or not has_same_code
+                else prediction_chain.CONTRADICTION
+            )
+            text = f"the law of {law}, fitted again, differs from prediction.json"
+            yield prediction_chain.Link(status, f"{text}: {', '.join(different)}")
+            continue
+        yield prediction_chain.Link(
+            prediction_chain.VERIFIED, f"the law of {law}, fitted again, gives the interval"
+        )
+        if old.get("draws") != new.get("draws"):
+            has_same_numpy = all(
+                stored["code"].get(p) == code[p] for p in target_prediction.PACKAGES
+            )
+            is_exact = has_same_code and has_same_numpy and not chain.is_archive
+            text = f"the draws of the law of {law} differ from their hash in prediction.json"
+            yield prediction_chain.Link(
+                prediction_chain.CONTRADICTION if is_exact else prediction_chain.UNVERIFIABLE, text
+            )

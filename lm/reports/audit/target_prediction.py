@@ -1,0 +1,133 @@
+"""Prediction of the loss of a run from the rows of other runs, with the hashes of all its inputs.
+
+    candidates = target_prediction.Candidates(same_budget, any_budget)
+    prediction = target_prediction.predict_target(rows, candidates, n_params, n_tokens)
+    inputs = target_prediction.describe_inputs(rows, sweep_dir, names)
+
+The function is deterministic: the same rows give the same values, intervals and draws. Therefore
+prediction_audit.py can repeat it.
+"""
+
+import functools
+import hashlib
+import importlib.metadata
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from lm.laws import fit, run_table
+from lm.laws.forms import power_laws
+from lm.reports import task_analysis
+from lm.runs import provenance, records, run_selection
+from lm.runs.integrity import prediction_log
+
+X, Y = records.N_PARAMS, records.LOSS  # input and output of the law
+BUDGET_TOLERANCE = 0.02  # relative difference up to which two token budgets are equal
+VALUE_COLUMNS = (X, records.TOKENS, Y)  # of a fitted run, stored in the prediction
+PACKAGES = ("numpy", "scipy")
+
+
+class Candidates(NamedTuple):
+    """Names of the runs that a law may use."""
+
+    same_budget: list[str]  # runs with the token budget of the target, for the law of size
+    any_budget: list[str]  # all of them, for the law of size and tokens
+
+
+def predict_target(
+    rows: Sequence[dict],
+    candidates: Candidates,
+    n_params: int,
+    n_tokens: int,
+    should_predict_tasks: bool = False,
+) -> dict:
+    """Return the prediction for a number of parameters without embeddings, or why it is refused.
+
+    rows: rows of records.load_folder, which contain the candidates. n_tokens: training tokens of
+    the target. The entry joint is the prediction of the law L(N, D), if the candidates have several
+    token budgets. The entry tasks has the predicted accuracies.
+    """
+    by_name = {row["name"]: row for row in rows}
+    tolerances = {records.TOKENS: BUDGET_TOLERANCE}
+    same_budget, any_budget = (
+        run_table.select_tuned(
+            [by_name[name] for name in names if name in by_name], [X, records.TOKENS], Y, tolerances
+        )
+        for names in candidates
+    )
+    prediction: dict[str, Any] = {"runs": [row["name"] for row in same_budget]}
+    prediction |= _predict(lambda: power_laws.power(same_budget, x=X, y=Y), n_params)
+    if len(any_budget) > len(same_budget):
+        refusal = run_selection.refuse_joint_law(any_budget)
+        joint = {"refused": refusal}
+        if not refusal:
+            fit_law = functools.partial(power_laws.chinchilla, any_budget, n=X, y=Y)
+            joint = _predict(fit_law, n_params, n_tokens)
+        prediction["joint"] = joint | {"runs": [row["name"] for row in any_budget]}
+    if should_predict_tasks:
+        prediction["tasks"] = task_analysis.predict_task_accuracy(same_budget, n_params)
+    return prediction
+
+
+def describe_inputs(
+    rows: Sequence[Mapping], sweep_dir: Path, names: Iterable[str]
+) -> dict[str, dict]:
+    """Return {name: hashes of the records, and the values that enter the law} of the named runs."""
+    by_name, inputs = {row["name"]: row for row in rows}, {}
+    for name in names:
+        if name in by_name:
+            values = {column: by_name[name].get(column) for column in VALUE_COLUMNS}
+            hashes = prediction_log.hash_records(run_folder(sweep_dir, name))
+            inputs[name] = {"records": hashes, "values": values}
+    return inputs
+
+
+def run_folder(sweep_dir: Path, name: str) -> Path:
+    """Return the folder of the run SWEEP/RUN in the folder of its sweep."""
+    return sweep_dir / name.partition("/")[2]
+
+
+def describe_code() -> dict[str, str]:
+    """Return the version, the commit and the hash of the code of a prediction, and its packages."""
+    code = {
+        "version": provenance.package_version(),
+        "commit": provenance.git_commit(),
+        "hash": provenance.code_hash(__name__),
+    }
+    return code | {package: importlib.metadata.version(package) for package in PACKAGES}
+
+
+def _predict(fit_law: Callable[[], fit.Fit], *inputs: float) -> dict:
+    """Return value, bounds, level, draws and fit of a law, or the reason as refused.
+
+    The interval (lo, hi) includes uncertainty about the form of the law. The interval
+    (lo_if_form_right, hi_if_form_right) does not. The bounds are None for a law without an
+    interval.
+    """
+    try:
+        law_fit = fit_law()
+        prediction = law_fit.predict(*inputs)
+    except ValueError as error:
+        return {"refused": str(error)}
+    numbers = {
+        "value": prediction.value,
+        "lo": prediction.lo,
+        "hi": prediction.hi,
+        "lo_if_form_right": prediction.lo_if_form_right,
+        "hi_if_form_right": prediction.hi_if_form_right,
+    }
+    finite = {key: float(v) if math.isfinite(v) else None for key, v in numbers.items()}
+    finite |= {"level": prediction.level, "draws": _describe_draws(law_fit)}
+    return finite | {"fit": law_fit.to_dict()}
+
+
+def _describe_draws(law_fit: fit.Fit) -> dict:
+    """Return the seed, the number and the SHA-256 of the resampled parameters of a law."""
+    digest = hashlib.sha256()
+    for name in sorted(law_fit.ensemble):
+        digest.update(name.encode() + np.asarray(law_fit.ensemble[name], "<f8").tobytes())
+    n_draws = len(next(iter(law_fit.ensemble.values()), ()))
+    return {"seed": law_fit.seed, "n": n_draws, "sha256": digest.hexdigest()}
