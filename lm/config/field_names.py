@@ -76,6 +76,7 @@ SYNONYMS = {
     "model.lora_on": "lora_target_modules target_modules lora_targets lora_layers lora_modules",
     "model.attention": "attn attention_backend attn_implementation flash_attention attention_type"
     " use_flash_attention attention_impl attn_impl flash",
+    "model.expert_kernel": "moe_kernel ragged_dot grouped_gemm megablox sparse_matmul expert_backend",
     "model.attention_query_blocks": "attention_blocks attention_block_size query_blocks n_blocks_q"
     " attention_chunks query_chunks",
     "model.loss_chunks": "logit_chunks chunked_loss cross_entropy_chunks loss_chunk ce_chunks",
