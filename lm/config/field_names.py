@@ -76,7 +76,6 @@ SYNONYMS = {
     "model.lora_on": "lora_target_modules target_modules lora_targets lora_layers lora_modules",
     "model.attention": "attn attention_backend attn_implementation flash_attention attention_type"
     " use_flash_attention attention_impl attn_impl flash",
-    "model.expert_kernel": "moe_kernel ragged_dot grouped_gemm megablox sparse_matmul expert_backend",
     "model.attention_query_blocks": "attention_blocks attention_block_size query_blocks n_blocks_q"
     " attention_chunks query_chunks",
     "model.loss_chunks": "logit_chunks chunked_loss cross_entropy_chunks loss_chunk ce_chunks",
@@ -93,6 +92,7 @@ SYNONYMS = {
     "model.router_bias_rate": "balance_rate bias_update_rate bias_update_speed router_bias_speed",
     "model.router_z_loss": "router_z_loss_weight moe_z_loss router_z_loss_coef moe_z_loss_coeff",
     "model.dispatch": "moe_dispatch dropless dispatch_mode moe_impl",
+    "model.expert_kernel": "moe_kernel ragged_dot grouped_gemm megablox sparse_matmul expert_backend",
     "model.capacity_factor": "capacity expert_capacity moe_capacity_factor expert_capacity_factor",
     "data.sources": "source dataset datasets data_path train_data data_mixture mixture corpus"
     " train_files data_dir text weights mixture_weights dataset_name data_files train_path",

@@ -87,6 +87,7 @@ def _forward(q_BKMH, k_BKSH, v_BKSH, bias_MS):
     exp_BKMS = exp_BKMS.astype(v_BKSH.dtype)
     # Dividing the product costs H divisions per query, dividing the scores would cost S.
     o_BKMH = (_product("bkms,bksh->bkmh", exp_BKMS, v_BKSH) / sum_BKM1).astype(v_BKSH.dtype)
+    o_BKMH = remat_policies.name_activation(o_BKMH, "attention_output")
     return o_BKMH, (q_BKMH, k_BKSH, v_BKSH, exp_BKMS, sum_BKM1, o_BKMH)
 
 

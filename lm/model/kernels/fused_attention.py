@@ -30,8 +30,7 @@ class KeyRanges(typing.NamedTuple):
     """The keys of each query of a device.
 
     time_T: time of each query. start_BT: time of its first key; None: 0. query_segment_BT,
-    key_segment_BS: segment of each query and key, or None. is_complete: the queries are all
-    positions in the order of time.
+    key_segment_BS: segment of each query and key, or None.
     """
 
     time_T: jax.Array | np.ndarray
@@ -64,20 +63,28 @@ def attend_fused(
     segments_BT: in the original order of time. n_blocks: see mesh.interleave_positions.
     is_interpreted: emulate the kernel on CPU, for tests; tokamax then computes its reference.
     """
-    t, n = q_BTNH.shape[1:3]
-    current_mesh = jax.sharding.get_abstract_mesh()
-    is_sharded = not (current_mesh.empty or current_mesh.manual_axes)
     n_parts = mesh.shard_count("length")
-    ranges = _key_ranges(t, segments_BT, n_blocks)
+    ranges = _key_ranges(q_BTNH.shape[1], segments_BT, n_blocks)
     if kernel == "splash":
-        n_local = n // rules.shard_count("heads")
+        n_local = q_BTNH.shape[2] // rules.shard_count("heads")
         local_kernel = _make_splash(ranges.time_T, n_local, n_parts, is_interpreted)
     else:
         attend = {"cudnn": cudnn_attention, "tokamax": tokamax_attention}[kernel]
         local_kernel = jax.tree_util.Partial(_RangedKernel(attend, n_parts == 1, is_interpreted))
-    if not is_sharded:
+    current_mesh = jax.sharding.get_abstract_mesh()
+    if current_mesh.empty or current_mesh.manual_axes:
         return _attend_local(local_kernel, ranges, q_BTNH, k_BSKH, v_BSKH)
-    has_equal_heads = rules.mesh_axes("heads") == rules.mesh_axes("kv_heads")
+    return _attend_shards(local_kernel, rules, ranges, q_BTNH, k_BSKH, v_BSKH, n_blocks)
+
+
+def _attend_shards(
+    local_kernel: Callable, rules: mesh.ShardingRules, ranges: KeyRanges, q_BTNH, k_BSKH, v_BSKH,
+    n_blocks: int,
+) -> jax.Array:  # fmt: skip
+    """Return the output of a kernel that each device of the current mesh calls for its part."""
+    n_heads, current_mesh = q_BTNH.shape[2], jax.sharding.get_abstract_mesh()
+    head_axes = rules.mesh_axes("heads")
+    has_equal_heads = head_axes == rules.mesh_axes("kv_heads")
     kv_names = ("batch", None, "kv_heads" if has_equal_heads else None, None)
     # With split rows, keys arrive in the order of the queries, and the kernels need that of time.
     k_BSKH, v_BSKH = (
@@ -86,28 +93,26 @@ def attend_fused(
 
     def attend_shard(local_kernel, ranges, q_BTNH, k_BSKH, v_BSKH):
         if not has_equal_heads:
-            first = jax.lax.axis_index(rules.mesh_axes("heads")) if rules.mesh_axes("heads") else 0
+            device = jax.lax.axis_index(head_axes) if head_axes else 0
             k_BSKH, v_BSKH = (
-                select_kv_heads(x, n, q_BTNH.shape[2], first) for x in (k_BSKH, v_BSKH)
+                select_kv_heads(x, n_heads, q_BTNH.shape[2], device) for x in (k_BSKH, v_BSKH)
             )
         return _attend_local(local_kernel, ranges, q_BTNH, k_BSKH, v_BSKH)
 
-    query = rules.spec(("batch", "length", "heads", None))
+    query_spec, kv_spec = rules.spec(("batch", "length", "heads", None)), rules.spec(kv_names)
+    position_spec = rules.spec(("batch", "length"))
     range_specs = KeyRanges(
-        *(rules.spec(names) for names in (("length",), ("batch", "length"), ("batch", "length"))),
-        rules.spec(("batch", None)),
-    )
-    range_specs = KeyRanges(
-        *(None if x is None else spec for x, spec in zip(ranges, range_specs, strict=True))
+        rules.spec(("length",)), position_spec, position_spec, rules.spec(("batch", None))
     )
     in_specs = (
         _kernel_specs(local_kernel, current_mesh, rules),
-        range_specs,
-        query,
-        *[rules.spec(kv_names)] * 2,
+        KeyRanges(
+            *(None if x is None else spec for x, spec in zip(ranges, range_specs, strict=True))
+        ),
+        *(query_spec, kv_spec, kv_spec),
     )
     attend_shards = jax.shard_map(
-        attend_shard, in_specs=in_specs, out_specs=query, check_vma=False
+        attend_shard, in_specs=in_specs, out_specs=query_spec, check_vma=False
     )
     return attend_shards(local_kernel, ranges, q_BTNH, k_BSKH, v_BSKH)
 

@@ -33,6 +33,7 @@ from collections.abc import Callable
 import jax
 
 from lm.config import schema
+from lm.model.kernels import remat_policies
 from lm.parallel import mesh
 
 EXTRA = "pip install 'lm-scaling[kernels]'"
@@ -233,6 +234,17 @@ def select_kernels(run: schema.Run, device_mesh: jax.sharding.Mesh) -> Kernels:
     platform = mesh.device_platform(device_mesh)
     capability = getattr(device_mesh.devices.flat[0], "compute_capability", None)
     return _select(run, platform, jax.default_backend() == platform, capability)
+
+
+def resolve_kernels(run: schema.Run, device_mesh: jax.sharding.Mesh) -> schema.Run:
+    """Return the run with the names of its kernels on these devices instead of "auto".
+
+    Raises ValueError like `select_kernels`, and if the devices do not support model.remat.
+    """
+    remat_policies.validate_remat(run, mesh.device_platform(device_mesh))
+    kernels = select_kernels(run, device_mesh)
+    names = {"attention": kernels.attention.name, "expert_kernel": kernels.experts.name}
+    return dataclasses.replace(run, model=dataclasses.replace(run.model, **names))
 
 
 def select_kernels_for(run: schema.Run, platform: str) -> Kernels:

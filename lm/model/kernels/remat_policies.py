@@ -3,15 +3,15 @@
     layer = checkpoint_layer(layer, "save_qkv_proj")
     q_BTNH = name_activation(q_BTNH, "query")
 
-    none                              no recomputation
-    dots                              stores matrix products with weights, and outputs of attention
-    full                              stores only the input of the layer
-    minimal                           as dots, without the outputs of attention
-    minimal_offloaded                 offloads matrix products with weights
-    save_qkv_proj                     stores queries, keys and values
-    save_out_proj                     stores the output projection of attention
-    save_dot_with_context_except_mlp  stores all activations of attention
-    qkv_proj_offloaded                offloads queries, keys and values
+none                              no recomputation
+dots                              stores products with weights, and the outputs of attention
+full                              stores only the input of the layer
+minimal                           as dots, without the outputs of attention
+minimal_offloaded                 offloads products with weights
+save_qkv_proj                     stores queries, keys and values
+save_out_proj                     stores the output projection of attention
+save_dot_with_context_except_mlp  stores all activations of attention
+qkv_proj_offloaded                offloads queries, keys and values
 
 All names but dots and none are those of MaxText, for the same activations; dots is its
 minimal_with_context. Offloaded activations are copied to the memory of the host, which TPU and GPU
@@ -29,36 +29,35 @@ from lm.config import schema
 QKV = ("query", "key", "value")
 MLP_UP = ("gate", "up")
 PROJECTIONS = (*QKV, "attention_projection", *MLP_UP, "mlp_output")
-# Primitives of fused kernels. A policy sees the two outputs of a forward kernel, the result and its
-# softmax statistics, only as results of these primitives.
+# Primitives of fused kernels. The softmax statistics of a forward kernel have no name, so a policy
+# recognizes them as results of these primitives.
 KERNEL_PRIMITIVES = ("pallas_call", "mpmd_map", "dot_product_attention_fwd_wrapper")
 
 
 @dataclasses.dataclass(frozen=True)
 class RematPolicy:
-    """Names of stored and of offloaded activations; the backward pass recomputes all others.
-
-    saves_dots: all matrix products with weights are stored, named or not. offloads_dots: they are
-    offloaded instead.
-    """
+    """Names of stored and of offloaded activations; the backward pass recomputes all others."""
 
     saved: tuple[str, ...] = ()
     offloaded: tuple[str, ...] = ()
-    saves_dots: bool = False
-    offloads_dots: bool = False
+
+    @property
+    def available(self) -> tuple[str, ...]:
+        """Return the names of the activations that are not recomputed."""
+        return (*self.saved, *self.offloaded)
 
 
 POLICIES = {
-    "dots": RematPolicy(saved=("attention_output",), saves_dots=True),
+    "dots": RematPolicy(saved=(*PROJECTIONS, "attention_output")),
     "full": RematPolicy(),
     "minimal": RematPolicy(saved=PROJECTIONS),
-    "minimal_offloaded": RematPolicy(offloads_dots=True),
+    "minimal_offloaded": RematPolicy(offloaded=PROJECTIONS),
+    "save_qkv_proj": RematPolicy(saved=QKV),
+    "save_out_proj": RematPolicy(saved=("attention_projection",)),
     "save_dot_with_context_except_mlp": RematPolicy(
         saved=(*QKV, "attention_output", "attention_projection")
     ),
-    "save_qkv_proj": RematPolicy(saved=QKV),
     "qkv_proj_offloaded": RematPolicy(offloaded=QKV),
-    "save_out_proj": RematPolicy(saved=("attention_projection",)),
 }
 
 
@@ -77,8 +76,6 @@ def checkpoint_layer(layer: Callable, remat: str, prevent_cse: bool = False) -> 
 def make_policy(remat: str) -> Callable | None:
     """Return the policy of jax.checkpoint for a value of model.remat; None: recompute everything."""
     policy, policies = POLICIES[remat], jax.checkpoint_policies
-    if policy.offloads_dots:
-        return policies.offload_dot_with_no_batch_dims("device", "pinned_host")
     if policy.offloaded:
         return policies.save_and_offload_only_these_names(
             names_which_can_be_saved=list(policy.saved),
@@ -89,7 +86,6 @@ def make_policy(remat: str) -> Callable | None:
     if not policy.saved:
         return None
     saves = [policies.save_only_these_names(*policy.saved)]
-    saves += [policies.dots_with_no_batch_dims_saveable] if policy.saves_dots else []
     saves += [_is_kernel] if "attention_output" in policy.saved else []
     return lambda prim, *args, **params: any(save(prim, *args, **params) for save in saves)
 
@@ -104,8 +100,7 @@ def validate_remat(run: schema.Run, platform: str) -> None:
 
     platform: cpu, gpu or tpu.
     """
-    policy = POLICIES.get(run.model.remat, RematPolicy())
-    if platform == "cpu" and (policy.offloaded or policy.offloads_dots):
+    if platform == "cpu" and POLICIES.get(run.model.remat, RematPolicy()).offloaded:
         raise ValueError(
             f"model.remat={run.model.remat!r} copies activations to the memory of the host, which"
             " only TPU and GPU support: set model.remat='save_qkv_proj'"
