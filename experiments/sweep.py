@@ -287,7 +287,7 @@ def print_target_cost(runs: list[schema.Run], pending: set[str], target) -> list
     target: hardware.Target of one worker. Without it the seconds are None, because they depend on
     the hardware. pending: names of the runs that are not finished.
     """
-    from experiments.common import disk_space, kernel_lines
+    from experiments.common import disk_space
     from lm.sweeps.planning import cost, hardware
 
     costs = []

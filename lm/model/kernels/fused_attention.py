@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lm.model.kernels import remat_policies
+from lm.model.kernels import remat_policies, tokamax_flags
 from lm.parallel import mesh
 
 
@@ -143,9 +143,7 @@ def select_kv_heads(x_BSKH: jax.Array, n_heads: int, n_local: int, device: jax.A
     return jnp.take(x_BSKH, (first + jnp.arange(n_local)) // group, axis=2)
 
 
-def _attend_local(
-    local_kernel: Callable, ranges: KeyRanges, q_BTNH, k_BSKH, v_BSKH
-) -> jax.Array:
+def _attend_local(local_kernel: Callable, ranges: KeyRanges, q_BTNH, k_BSKH, v_BSKH) -> jax.Array:
     """Return the output of a kernel, with the name that the policies of model.remat refer to."""
     o_BTNH = local_kernel(q_BTNH, k_BSKH, v_BSKH, ranges)
     return remat_policies.name_activation(o_BTNH, "attention_output")
@@ -160,9 +158,7 @@ class _RangedKernel:
     is_interpreted: bool
 
     def __call__(self, q_BTNH, k_BSKH, v_BSKH, ranges: KeyRanges) -> jax.Array:
-        return self.attend(
-            q_BTNH, k_BSKH, v_BSKH, ranges, self.is_complete, self.is_interpreted
-        )
+        return self.attend(q_BTNH, k_BSKH, v_BSKH, ranges, self.is_complete, self.is_interpreted)
 
 
 def cudnn_attention(
@@ -201,6 +197,7 @@ def tokamax_attention(
     # The public function accepts only dense masks; its docstring of Mask documents this use.
     from tokamax._src.ops.attention import api, base
 
+    tokamax_flags.use_default_flags()
     start_BKT = None if ranges.start_BT is None else ranges.start_BT[:, None, :]
     end_KT = None if is_complete else jnp.asarray(ranges.time_T)[None] + 1
     key_mask = base.Mask(is_causal=is_complete, k_start=start_BKT, k_end=end_KT)

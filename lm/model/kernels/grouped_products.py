@@ -14,6 +14,8 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from lm.model.kernels import tokamax_flags
+
 TILE = 512  # rows; a tile of 512 x 1024 outputs fills 32 of the 132 multiprocessors of an H100
 
 
@@ -29,6 +31,7 @@ def multiply_groups(kernel: str, a_PX, w_EXY, size_E, is_interpreted: bool = Fal
         return multiply_tiles(a_PX, w_EXY, size_E, min(TILE, a_PX.shape[0]))
     import tokamax
 
+    tokamax_flags.use_default_flags()
     # Mosaic serves Hopper. On Blackwell it has no kernel for the gradient of the weights, and the
     # other kernels of tokamax, in Triton, serve every GPU from Ampere on.
     kind = jax.devices()[0].device_kind

@@ -81,8 +81,7 @@ class Kernel:
 class Kernels:
     """The kernels of a run, and the preferred kernels that do not serve it.
 
-    unmet: {operation: why the first row of the platform does not serve the run}, without
-    operations that it serves.
+    unmet: {operation: why the preferred kernels do not serve the run}.
     """
 
     attention: Kernel
@@ -91,6 +90,7 @@ class Kernels:
 
 
 ANY = ("cpu", "gpu", "tpu")
+DISPATCHES = ("capacity dispatch", "dropless dispatch")  # requirements
 KERNELS = (
     Kernel(
         *("attention", "splash", ("tpu",), ("rows of 128",)),
@@ -263,22 +263,26 @@ def _select(run: schema.Run, platform: str, is_attached: bool, capability: str |
     situation = Situation(run, platform, is_attached, (major, minor), has_tokamax)
     attention, unmet_attention = _select_row(situation, "attention", "model.attention")
     experts, unmet_experts = _select_row(situation, "experts", "model.expert_kernel")
-    unmet = {"attention": unmet_attention, "experts": unmet_experts}
-    return Kernels(attention, experts, {k: reason for k, reason in unmet.items() if reason})
+    return Kernels(attention, experts, {"attention": unmet_attention, "experts": unmet_experts})
 
 
 def _select_row(situation: Situation, operation: str, field: str) -> tuple[Kernel, str]:
-    """Return the row of an operation, and why the first row of the platform does not match."""
+    """Return the row of an operation, and why the other kernels above it do not serve the run."""
     choice = schema.flatten(situation.run)[field]
     rows = [kernel for kernel in KERNELS if kernel.operation == operation]
     named = [kernel for kernel in rows if choice in ("auto", kernel.name)]
-    first_unmet = ""
+    reasons = {}
     for kernel in named:
         reason = unmet_requirement(kernel, situation)
         if not reason:
-            return kernel, first_unmet
-        if situation.platform in kernel.platforms and not first_unmet:
-            first_unmet = f"{kernel.name} {reason}"
+            reasons.pop(kernel.name, None)
+            return kernel, "; ".join(f"{name} {reason}" for name, reason in reasons.items())
+        # A kernel of the other dispatch is no alternative.
+        is_alternative = not any(
+            REQUIREMENTS[name](situation) for name in kernel.requirements if name in DISPATCHES
+        )
+        if situation.platform in kernel.platforms and is_alternative:
+            reasons.setdefault(kernel.name, reason)
     reason = unmet_requirement(named[-1], situation)
     raise ValueError(f"{field}={choice!r} {reason}: change that or set {field}='auto'")
 
@@ -297,9 +301,7 @@ def describe_kernels(kernels: Kernels, run: schema.Run) -> list[str]:
     operations |= {"experts": kernels.experts} if run.model.n_experts else {}
     lines = []
     for operation, kernel in operations.items():
-        unmet = kernels.unmet.get(operation, "")
-        instead = f"; {unmet}" if unmet else ""
-        lines.append(
-            f"{operation}: {kernel.name}, because {kernel.reason}{instead} [{kernel.evidence}]"
-        )
+        line = f"{operation}: {kernel.name}, because {kernel.reason} [{kernel.evidence}]"
+        unmet = kernels.unmet[operation]
+        lines.append(f"{line}; not selected: {unmet}" if unmet else line)
     return lines

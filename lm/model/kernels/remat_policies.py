@@ -74,7 +74,7 @@ def checkpoint_layer(layer: Callable, remat: str, prevent_cse: bool = False) -> 
 
 
 def make_policy(remat: str) -> Callable | None:
-    """Return the policy of jax.checkpoint for a value of model.remat; None: recompute everything."""
+    """Return the policy of jax.checkpoint for a value of model.remat; None recomputes all."""
     policy, policies = POLICIES[remat], jax.checkpoint_policies
     if policy.offloaded:
         return policies.save_and_offload_only_these_names(

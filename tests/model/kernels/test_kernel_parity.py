@@ -8,7 +8,9 @@ ATTENTION = kernel_parity.ParityCase(
     "attention", "splash", n_rows=1, seq_len=128, n_heads=2, n_kv_heads=1, d_head=16,
     has_segments=True,
 )  # fmt: skip
-EXPERTS = kernel_parity.ParityCase("experts", "tiles", seq_len=64, n_experts=3, d_model=16, d_expert=8)
+EXPERTS = kernel_parity.ParityCase(
+    "experts", "tiles", seq_len=64, n_experts=3, d_model=16, d_expert=8
+)
 
 
 @pytest.mark.parametrize("case", [ATTENTION, EXPERTS], ids=["attention", "experts"])

@@ -6,25 +6,21 @@ import pytest
 from jax._src.cudnn import fused_attention_stablehlo as cudnn
 
 from lm.config import fields, schema
-from lm.model import transformer
+from lm.model import attention
 from lm.model.kernels import remat_policies
-
-SHAPE = schema.Model(
-    vocab_size=64, d_model=32, n_layers=2, n_heads=2, n_kv_heads=1, d_head=16, d_ff=48,
-    dtype="bfloat16", scan_unroll=1,
-)  # fmt: skip
+from lm.parallel import mesh
 
 
-def gradient_program(remat: str, attention: str) -> str:
-    """Return the traced program of a gradient."""
-    shape = schema.Model(**vars(SHAPE) | {"remat": remat, "attention": attention})
-    params = jax.eval_shape(lambda: transformer.init_params(shape, 0))
-    tokens_BT = jax.ShapeDtypeStruct((2, 129), jnp.int32)
+def gradient_program(remat: str, kernel: str) -> str:
+    """Return the traced program of the gradient of a checkpointed attention."""
+    shape = schema.Model(attention=kernel)
 
-    def loss(params, tokens_BT):
-        return transformer.token_losses(shape, params, tokens_BT)[0].sum()
+    def attend(*qkv):
+        return attention.attend(shape, mesh.DEFAULT_RULES, *(2 * x for x in qkv))
 
-    return str(jax.make_jaxpr(jax.grad(loss))(params, tokens_BT))
+    layer = remat_policies.checkpoint_layer(attend, remat)
+    qkv = [jax.ShapeDtypeStruct((2, 128, n, 16), jnp.bfloat16) for n in (2, 1, 1)]
+    return str(jax.make_jaxpr(jax.grad(lambda *qkv: layer(*qkv).sum()))(*qkv))
 
 
 def test_every_policy_of_the_config_exists():
@@ -41,9 +37,9 @@ def test_dots_keeps_the_output_of_attention(kernel, call, monkeypatch):
     monkeypatch.setattr(cudnn, "check_cudnn_version", lambda: 91000)
     counts = {
         remat: gradient_program(remat, kernel).count(call)
-        for remat in ("none", "dots", "save_dot_with_context_except_mlp", "minimal", "full")
+        for remat in ("none", "dots", "minimal", "full")
     }
-    assert counts["dots"] == counts["none"] == counts["save_dot_with_context_except_mlp"]
+    assert counts["dots"] == counts["none"]
     assert counts["full"] == counts["minimal"] == counts["none"] + 1
 
 
