@@ -65,7 +65,7 @@ class Model:
     remat: Literal[
         "none", "dots", "full", "minimal", "minimal_offloaded", "save_qkv_proj", "save_out_proj",
         "save_dot_with_context_except_mlp", "qkv_proj_offloaded",
-    ] = field("none", "What the backward pass recomputes.", "execution", "compute", "plan")  # fmt: skip
+    ] = field("none", "What is computed twice.", "execution", "compute", "plan")  # fmt: skip
     scan_unroll: int = field(
         8, "Layers per iteration of the scan over layers.", "execution", "compute", ge=1
     )

@@ -213,6 +213,8 @@ def _layer_bytes(run: schema.Run, shapes: ShardedShapes) -> tuple[float, float]:
     n_up = 2 if model.mlp == "gated" else 1  # up projections
     layer = value_bytes * (4 * stream + 3 * heads + 2 * keys + 2 * n_up * hidden)
     layer += (2 * FLOAT32 + value_bytes) * scores
+    if kernel_table.select_kernels_for(run, shapes.platform).attention.has_dense_mask:
+        layer += 2 * value_bytes * n_tokens * run.data.seq_len  # the mask and its gradient
     # Norms, rotary embeddings and activation functions are computed in float32.
     layer += FLOAT32 * (2 * stream + 2 * heads + keys + hidden)
     is_moe = bool(model.n_experts)

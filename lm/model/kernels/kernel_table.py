@@ -15,8 +15,9 @@ the plain kernel in an interpreter on CPU), "hardware" (results compared on the 
 Not used:
 
 tokamax splash and ring attention on TPU   The kernel of JAX needs no extra. With split rows, each
-    device gathers the keys, 4 x n_kv_heads x d_head bytes per token and layer in bfloat16, and
-    queries are interleaved, so that all devices have equal work. A causal ring idles half of them.
+    device gathers the keys of one layer, 4 x n_kv_heads x d_head bytes per token in bfloat16, and
+    the queries are interleaved, so all devices have equal work. A ring saves this memory, and
+    sends the same number of bytes.
 tokamax.linear_softmax_cross_entropy_loss  It returns one sum. Weights of targets, the z-loss,
     logit_softcap and evaluation need the loss of each token. model.loss_chunks bounds the memory.
 tokamax.gated_linear_unit                  It fuses the forward pass only. The backward pass needs
@@ -66,7 +67,8 @@ class Kernel:
     """A row of the table.
 
     requirements: keys of REQUIREMENTS that a run must meet. reason: why the row is preferred to
-    the rows below. evidence: see the docstring of this file.
+    the rows below. evidence: see the docstring of this file. has_dense_mask: a mask [B, 1, T, S] is
+    in memory.
     """
 
     operation: str
@@ -75,6 +77,7 @@ class Kernel:
     requirements: tuple[str, ...]
     reason: str
     evidence: str
+    has_dense_mask: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,12 +98,12 @@ KERNELS = (
     Kernel(
         *("attention", "splash", ("tpu",), ("rows of 128",)),
         reason="it stores no scores and skips masked blocks",
-        evidence="interpreter, compiled for TPU v5e and v5p; not run on hardware",
+        evidence="interpreter, compiled for TPU v5p; not run on hardware",
     ),
     Kernel(
         *("attention", "cudnn", ("gpu",)),
         requirements=("attached", "bfloat16", "cuDNN head size", "no documents", "complete rows"),
-        reason="cuDNN skips the masked half of causal scores without any extra",
+        reason="it stores no scores and skips the masked half of them",
         evidence="lowered; not run on hardware",
     ),
     Kernel(
@@ -112,9 +115,10 @@ KERNELS = (
     ),
     Kernel(
         *("attention", "cudnn", ("gpu",), ("attached", "bfloat16", "cuDNN head size")),
-        reason="cuDNN stores no scores; documents and split rows need a mask of 2 x seq_len^2 bytes"
+        reason="it stores no scores, but documents and split rows need a mask of seq_len^2 numbers"
         " per row in memory",
         evidence="lowered; not run on hardware",
+        has_dense_mask=True,
     ),
     Kernel(
         *("attention", "plain", ANY, ()),
