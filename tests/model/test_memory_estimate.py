@@ -1,6 +1,7 @@
 """A run that cannot fit into the memory of its devices is rejected before anything is compiled."""
 
 import dataclasses
+import importlib.util
 
 import pytest
 
@@ -76,3 +77,15 @@ def test_run_is_rejected_before_its_text_is_prepared(tiny, tmp_path, monkeypatch
 def test_devices_of_a_cpu_share_the_free_memory(monkeypatch):
     monkeypatch.setattr(device_memory, "available_host_bytes", lambda: 8e9)
     assert device_memory.available_bytes(mesh.make_mesh(schema.Mesh())) == 2e9
+
+
+def test_mask_of_cudnn_is_in_the_estimate():
+    """Documents on GPU need a mask and its gradient, without the extra kernels."""
+    if importlib.util.find_spec("tokamax"):
+        pytest.skip("tokamax needs no mask")
+    runs = [small_run(dtype="bfloat16") for _ in range(2)]
+    runs[1].data.attend_across_documents = False
+    causal, documents = (memory_estimate.estimate_memory(run, 1, "gpu") for run in runs)
+    n_scores = runs[0].data.batch_size * runs[0].data.seq_len ** 2
+    n_layers = runs[0].model.n_layers
+    assert documents.activations - causal.activations == 2 * 2 * n_scores * (n_layers + 1)

@@ -15,6 +15,7 @@ H d_head. The axes of a device have the same names as those of all devices.
 """
 
 import dataclasses
+import importlib
 import typing
 from collections.abc import Callable
 
@@ -30,13 +31,14 @@ class KeyRanges(typing.NamedTuple):
     """The keys of each query of a device.
 
     time_T: time of each query. start_BT: time of its first key; None: 0. query_segment_BT,
-    key_segment_BS: segment of each query and key, or None.
+    key_segment_BS: segment of each query and key, or None. `_attend_shards` also describes the
+    partition of these arrays by this class.
     """
 
-    time_T: jax.Array | np.ndarray
-    start_BT: jax.Array | None
-    query_segment_BT: jax.Array | None
-    key_segment_BS: jax.Array | None
+    time_T: typing.Any
+    start_BT: typing.Any
+    query_segment_BT: typing.Any
+    key_segment_BS: typing.Any
 
 
 def segment_starts(segments_BT: jax.Array) -> jax.Array:
@@ -195,8 +197,9 @@ def tokamax_attention(
     reference of tokamax by XLA instead.
     """
     # The public function accepts only dense masks; its docstring of Mask documents this use.
-    from tokamax._src.ops.attention import api, base
-
+    api, base = (
+        importlib.import_module(f"tokamax._src.ops.attention.{name}") for name in ("api", "base")
+    )
     tokamax_flags.use_default_flags()
     start_BKT = None if ranges.start_BT is None else ranges.start_BT[:, None, :]
     end_KT = None if is_complete else jnp.asarray(ranges.time_T)[None] + 1

@@ -10,6 +10,7 @@ a tile, I tiles.
 """
 
 import functools
+import importlib
 
 import jax
 import jax.numpy as jnp
@@ -29,8 +30,7 @@ def multiply_groups(kernel: str, a_PX, w_EXY, size_E, is_interpreted: bool = Fal
         return jax.lax.ragged_dot(a_PX, w_EXY, size_E)
     if kernel == "tiles":
         return multiply_tiles(a_PX, w_EXY, size_E, min(TILE, a_PX.shape[0]))
-    import tokamax
-
+    tokamax = importlib.import_module("tokamax")
     tokamax_flags.use_default_flags()
     # Mosaic serves Hopper. On Blackwell it has no kernel for the gradient of the weights, and the
     # other kernels of tokamax, in Triton, serve every GPU from Ampere on.

@@ -54,14 +54,14 @@ def parity_cases(platform: str, has_tokamax: bool) -> list[ParityCase]:
     """
     kernels = {"gpu": ["cudnn", "tokamax"] if has_tokamax else ["cudnn"], "tpu": ["splash"]}
     shapes = (
-        {},
-        {"has_segments": True},
-        {"n_kv_heads": 2, "d_head": 64},
-        {"n_kv_heads": 2, "has_segments": True},
-        {"n_heads": 4, "n_kv_heads": 4, "d_head": 256, "has_segments": True},
+        ParityCase("attention", ""),
+        ParityCase("attention", "", has_segments=True),
+        ParityCase("attention", "", n_kv_heads=2, d_head=64),
+        ParityCase("attention", "", n_kv_heads=2, has_segments=True),
+        ParityCase("attention", "", n_heads=4, n_kv_heads=4, d_head=256, has_segments=True),
     )
     cases = [
-        ParityCase("attention", kernel, **shape)
+        dataclasses.replace(shape, kernel=kernel)
         for kernel in kernels.get(platform, [])
         for shape in shapes
     ]
@@ -91,7 +91,7 @@ def _attention_errors(case: ParityCase, is_interpreted: bool) -> dict[str, float
     heads = (case.n_heads, case.n_kv_heads, case.n_kv_heads)
     shapes = [(case.n_rows, case.seq_len, n, case.d_head) for n in (*heads, case.n_heads)]
     *inputs, do_BTNH = _random_arrays(shapes, case.dtype)
-    segments_BT = _random_segments(case) if case.has_segments else None
+    segments_BT = jnp.asarray(_random_segments(case)) if case.has_segments else None
 
     def fused(q_BTNH, k_BSKH, v_BSKH):
         return fused_attention.attend_fused(

@@ -132,8 +132,9 @@ KERNELS = (
     ),
     Kernel(
         *("experts", "xla", ("cpu", "tpu"), ("dropless dispatch",)),
-        reason="jax.lax.ragged_dot is one instruction on TPU, and exact on CPU",
-        evidence="hardware (CPU), compiled for TPU v5e; not run on TPU",
+        reason="jax.lax.ragged_dot is native on TPU; on CPU it computes all experts, and has the"
+        " losses of stored runs",
+        evidence="hardware (CPU), compiled for TPU v5p; not run on TPU",
     ),
     Kernel(
         *("experts", "tokamax", ("gpu",)),
