@@ -119,7 +119,7 @@ def validate_runs(runs: list[schema.Run], has_text: bool) -> None:
 
 def plan_local(runs: list[schema.Run]) -> int:
     """Print the cost at the measured speed of the local devices. Return the exit status."""
-    from experiments.common import disk_space, optimizer_table
+    from experiments.common import disk_space, kernel_lines, optimizer_table
     from lm.parallel import mesh
     from lm.runs import records
     from lm.sweeps import launcher
@@ -137,6 +137,7 @@ def plan_local(runs: list[schema.Run]) -> int:
         print(json.dumps(costs, indent=1))
         return 0
     console.print_line(f"devices: {mesh.describe_devices(device_mesh)}")
+    kernel_lines.print_kernels(runs)
     console.print_line(f"measured peak of matrix products: {peak / 1e9:.0f} GFLOP/s")
     finished = {run.name for run in runs if records.is_finished(run)}
     console.print_plan(costs, finished)
@@ -166,7 +167,7 @@ def plan_target(runs: list[schema.Run], target: hardware.Target) -> int:
 
     Memory is that of the target's compiler, and peaks are those of its vendor.
     """
-    from experiments.common import disk_space, optimizer_table
+    from experiments.common import disk_space, kernel_lines, optimizer_table
     from lm.sweeps.planning import aot_compile, cost, layout_search
 
     aot_compile.initialize_target_compiler(target)
@@ -179,6 +180,7 @@ def plan_target(runs: list[schema.Run], target: hardware.Target) -> int:
                 f" uv sync --extra {extra}"
             )
         print_target(target)
+        kernel_lines.print_kernels(runs, target.platform)
     rows = []
     for run in runs:
         if _SEARCH.value:

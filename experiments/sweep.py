@@ -145,7 +145,7 @@ def print_cost(runs: list[schema.Run], pending: list[str]) -> list[dict]:
 
     pending: names of the runs that are not finished.
     """
-    from experiments.common import disk_space
+    from experiments.common import disk_space, kernel_lines
     from lm.parallel import mesh
     from lm.sweeps import launcher
     from lm.sweeps.planning import cost
@@ -155,6 +155,7 @@ def print_cost(runs: list[schema.Run], pending: list[str]) -> list[dict]:
     if _JOBS.value > 1:
         console.print_line(f"workers: {_JOBS.value}; devices and times below: of one worker")
     console.print_line(f"devices: {mesh.describe_devices(device_mesh)}")
+    kernel_lines.print_kernels(runs)
     console.print_line(f"measured peak of matrix products: {peak / 1e9:.0f} GFLOP/s")
     costs = [cost.estimate_cost(run, peak, mesh.device_platform(device_mesh)) for run in runs]
     finished = {run.name for run in runs} - {*pending}

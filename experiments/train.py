@@ -41,13 +41,14 @@ def main() -> int:
 
 def _print_header(run, text) -> None:
     """Print devices, size, expected time and text of a run, in the form of experiments.sweep."""
-    from experiments.common import disk_space
+    from experiments.common import disk_space, kernel_lines
     from lm.parallel import mesh
     from lm.sweeps.planning import cost
 
     device_mesh = mesh.make_run_mesh(run)
     peak = mesh.peak_flops_per_second(device_mesh, run.model.dtype)
     console.print_line(f"devices: {mesh.describe_devices(device_mesh)}")
+    kernel_lines.print_kernels([run])
     console.print_line(f"measured peak of matrix products: {peak / 1e9:.0f} GFLOP/s")
     expected = cost.estimate_cost(run, peak, mesh.device_platform(device_mesh))
     console.print_plan([expected], set())

@@ -92,6 +92,7 @@ SYNONYMS = {
     "model.router_bias_rate": "balance_rate bias_update_rate bias_update_speed router_bias_speed",
     "model.router_z_loss": "router_z_loss_weight moe_z_loss router_z_loss_coef moe_z_loss_coeff",
     "model.dispatch": "moe_dispatch dropless dispatch_mode moe_impl",
+    "model.expert_kernel": "moe_kernel ragged_dot grouped_gemm megablox expert_backend",
     "model.capacity_factor": "capacity expert_capacity moe_capacity_factor expert_capacity_factor",
     "data.sources": "source dataset datasets data_path train_data data_mixture mixture corpus"
     " train_files data_dir text weights mixture_weights dataset_name data_files train_path",

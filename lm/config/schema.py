@@ -27,11 +27,10 @@ field = fields.field  # A short name, because it occurs once per field.
 class Model:
     """Architecture and numerics of the network.
 
-    mlp: gated is (silu(x G) * (x U)) D, gelu is gelu(x U) D. remat: dots stores only the results of
-    matrix products, full stores only the input of each layer. parametrization: see
-    lm/model/parametrization.py. scan_unroll: a model with at most that number of layers has no
-    loop. attention_query_blocks: a block skips the keys after its last query. lora_on: adapters are
-    trained instead of the weights. loss_chunks: the logits of one chunk are in memory at a time.
+    mlp: gated is (silu(x G) * (x U)) D, gelu is gelu(x U) D. remat: see
+    lm/model/kernels/remat_policies.py. scan_unroll: a model with at most that number of layers has
+    no loop. attention_query_blocks: a block skips the keys after its last query. lora_on: adapters
+    are trained instead of the weights. loss_chunks: one chunk of logits is in memory at a time.
     """
 
     vocab_size: int = field(0, "Number of token ids; 0 is the tokenizer's.", ge=0, axis="vocab")
@@ -65,9 +64,10 @@ class Model:
     dtype: Literal["float32", "bfloat16"] = field(
         "float32", "Type of the activations; weights are float32.", "compute"
     )
-    remat: Literal["none", "dots", "full"] = field(
-        "none", "Activations that the backward pass recomputes.", "execution", "compute", "plan"
-    )
+    remat: Literal[
+        "none", "dots", "full", "minimal", "minimal_offloaded", "save_qkv_proj", "save_out_proj",
+        "save_dot_with_context_except_mlp", "qkv_proj_offloaded",
+    ] = field("none", "What is computed twice.", "execution", "compute", "plan")  # fmt: skip
     scan_unroll: int = field(
         8, "Layers per iteration of the scan over layers.", "execution", "compute", ge=1
     )
@@ -76,8 +76,8 @@ class Model:
     lora_on: str = field(
         "heads,kv_heads,mlp", "Axes of the weights with an adapter, comma-separated.", "adapter"
     )
-    attention: Literal["auto", "plain", "cudnn", "splash"] = field(
-        "auto", "Attention backend; auto is the fastest of the device.", "execution", "compute"
+    attention: Literal["auto", "plain", "cudnn", "splash", "tokamax"] = field(
+        "auto", "Kernel; auto is that of lm/model/kernels/kernel_table.py.", "execution", "compute"
     )
     attention_query_blocks: int = field(
         2,
@@ -115,6 +115,9 @@ class Model:
     )
     dispatch: Literal["dropless", "capacity"] = field(
         "dropless", "Process all tokens (dropless), or drop tokens beyond the capacity."
+    )
+    expert_kernel: Literal["auto", "batched", "xla", "tiles", "tokamax"] = field(
+        "auto", "Products of the experts; auto is as for attention.", "execution", "compute"
     )
     capacity_factor: float = field(
         1.25, "Slots of an expert, relative to an even load.", gt=0, le=1e4, hash_name="capacity"

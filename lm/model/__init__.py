@@ -4,7 +4,8 @@ Every weight names its logical axes where it is declared; these names determine 
 parametrization. Files in reading order:
 
     transformer.py      decoder, initialization, logits, losses
-    attention.py        blockwise, cuDNN and splash attention; choice of the backend
+    attention.py        blockwise attention, and the call of the selected kernel
+    kernels/            kernels of libraries, their selection, and recomputation policies
     layers.py           norms, MLP, declaration of weights
     moe.py              mixture of experts: router, dispatch, load balance
     lora.py             low-rank adapters

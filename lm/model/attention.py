@@ -1,29 +1,24 @@
-"""Causal attention: a blockwise kernel in plain JAX, cuDNN, splash, and the choice between them.
+"""Causal attention: a blockwise kernel in plain JAX, and the call of the selected kernel.
 
-    model.attention = select_backend(run, device_mesh)      # resolves "auto"
     o_BTNH = attend(model, rules, q_BTNH, k_BSKH, v_BSKH, segments_BT)
 
-Backends:
-
-plain   `blockwise_attention`: any device, any mesh
-cudnn   flash attention of NVIDIA cuDNN, through jax.nn.dot_product_attention
-splash  flash attention for TPU, a Pallas kernel that is part of JAX
+model.attention names the kernel: plain is `blockwise_attention`, for any device and any mesh, and
+lm/model/kernels/ has the others. kernels/kernel_table.py selects the kernel of a run.
 
 Tensor names end in their axes: B batch, T query time, S key time, N query heads, K key/value heads,
 G query heads per key/value head, M the G x T queries of a key/value head, H d_head, C blocks of
 queries.
 """
 
-import typing
-
 import jax
 import jax.numpy as jnp
 
 from lm.config import schema
+from lm.model.kernels import fused_attention, remat_policies
 from lm.parallel import mesh
 
 MASK_VALUE = -1e30  # finite, because the gradient of -inf is NaN
-BACKEND_BY_PLATFORM = {"cpu": "plain", "gpu": "cudnn", "tpu": "splash"}
+FUSED = ("splash", "cudnn", "tokamax")
 
 
 @jax.named_scope("attention")
@@ -92,6 +87,7 @@ def _forward(q_BKMH, k_BKSH, v_BKSH, bias_MS):
     exp_BKMS = exp_BKMS.astype(v_BKSH.dtype)
     # Dividing the product costs H divisions per query, dividing the scores would cost S.
     o_BKMH = (_product("bkms,bksh->bkmh", exp_BKMS, v_BKSH) / sum_BKM1).astype(v_BKSH.dtype)
+    o_BKMH = remat_policies.name_activation(o_BKMH, "attention_output")
     return o_BKMH, (q_BKMH, k_BKSH, v_BKSH, exp_BKMS, sum_BKM1, o_BKMH)
 
 
@@ -130,151 +126,16 @@ def _product(axes: str, left, right) -> jax.Array:
 _biased_attention.defvjp(_forward, _backward)
 
 
-def select_backend(run: schema.Run, device_mesh: jax.sharding.Mesh) -> str:
-    """Return the attention backend of a run on these devices: plain, cudnn or splash.
-
-    "auto" selects the backend of the platform if it supports the run, and plain otherwise. Raises
-    ValueError if model.attention names a backend that does not support the run.
-    """
-    platform = mesh.device_platform(device_mesh)
-    return _select(run, platform, is_present=jax.default_backend() == platform)
-
-
-def select_backend_for(run: schema.Run, platform: str) -> str:
-    """Return the attention backend of a run on another machine of this platform.
-
-    platform: cpu, gpu or tpu. Raises ValueError like `select_backend`.
-    """
-    return _select(run, platform, is_present=True)
-
-
-def _select(run: schema.Run, platform: str, is_present: bool) -> str:
-    """Return the backend of a run; is_present: the devices are attached, not only described."""
-    choice = run.model.attention
-    backend = BACKEND_BY_PLATFORM[platform] if choice == "auto" else choice
-    reasons = _unsupported_reasons(run, backend, platform, is_present)
-    if reasons and choice != "auto":
-        raise ValueError(
-            f"model.attention={choice!r} {reasons[0]}: change that or set model.attention='auto'"
-        )
-    return "plain" if reasons else backend
-
-
-def _unsupported_reasons(
-    run: schema.Run, backend: str, platform: str, is_present: bool
-) -> list[str]:
-    """Return the reasons why a backend does not support a run; empty if it does."""
-    if backend == "plain":
-        return []
-    supported = {"cudnn": "gpu", "splash": "tpu"}[backend]
-    model, seq_len = run.model, run.data.seq_len
-    rules = [
-        (platform == supported, f"runs on {supported}, not on {platform}"),
-        (
-            run.mesh.sequence == 1,
-            f"cannot split rows: mesh.sequence must be 1, not mesh.sequence={run.mesh.sequence}",
-        ),
-    ]
-    if backend == "cudnn":
-        has_segments = not run.data.attend_across_documents or run.data.packing == "documents"
-        rules += [
-            # JAX queries the device, which the description of an absent device does not support.
-            (platform != supported or is_present, "cannot be compiled for an absent GPU"),
-            (
-                model.dtype == "bfloat16",
-                f"computes in bfloat16 only, not in model.dtype={model.dtype!r}",
-            ),
-            (
-                model.d_head % 8 == 0 and model.d_head <= 128,
-                "supports head sizes that are multiples of 8 up to 128, not"
-                f" model.d_head={model.d_head}",
-            ),
-            (
-                not has_segments,
-                "has no document mask, which data.attend_across_documents=False or"
-                " data.packing='documents' requires",
-            ),
-        ]
-    else:
-        rules += [
-            (
-                seq_len % 128 == 0,
-                f"supports row lengths that are multiples of 128, not data.seq_len={seq_len}",
-            )
-        ]
-    return [reason for is_met, reason in rules if not is_met]
-
-
 def attend(
     shape: schema.Model, rules: mesh.ShardingRules, q_BTNH, k_BSKH, v_BSKH, segments_BT=None
 ) -> jax.Array:
     """Return softmax(q k / sqrt(H)) v over the earlier and equal keys of the same segment.
 
-    The backend is shape.attention. The result is [B, T, N, H].
+    The kernel is shape.attention; "auto" is plain attention. The result is [B, T, N, H].
     """
-    if shape.attention == "splash":
-        return splash_attention(q_BTNH, k_BSKH, v_BSKH, segments_BT, rules)
-    # Evaluation has segments even if training has none.
-    if shape.attention == "cudnn" and segments_BT is None:
-        return cudnn_attention(q_BTNH, k_BSKH, v_BSKH)
-    return blockwise_attention(
-        q_BTNH, k_BSKH, v_BSKH, shape.attention_query_blocks, segments_BT, rules
-    )
-
-
-@jax.named_scope("attention")
-def cudnn_attention(q_BTNH, k_BSKH, v_BSKH) -> jax.Array:
-    """Return causal attention by cuDNN, [B, T, N, H].
-
-    JAX runs the kernel on the rows and heads of each device.
-    """
-    return jax.nn.dot_product_attention(
-        q_BTNH, k_BSKH, v_BSKH, is_causal=True, implementation="cudnn"
-    )
-
-
-@jax.named_scope("attention")
-def splash_attention(
-    q_BTNH, k_BSKH, v_BSKH, segments_BT=None, rules=mesh.DEFAULT_RULES, interpret: bool = False
-) -> jax.Array:
-    """Return causal attention by the splash kernel, [B, T, N, H].
-
-    The kernel runs on the rows and heads of each device. interpret: emulate the kernel on any
-    device, for tests.
-    """
-    from jax.experimental.pallas.ops.tpu import splash_attention
-
-    t, n, h = q_BTNH.shape[1:]
-    block = next(size for size in (512, 384, 256, 128) if t % size == 0)
-    sizes = splash_attention.BlockSizes(
-        block_q=block, block_kv=block, block_q_dkv=block, block_kv_dkv=block,
-        block_q_dq=block, block_kv_dq=block,
-    )  # fmt: skip
-    causal = splash_attention.CausalMask((t, t))
-    kernel = splash_attention.make_splash_mha(
-        splash_attention.MultiHeadMask([causal] * (n // rules.shard_count("heads"))),
-        block_sizes=sizes,
-        head_shards=1,
-        q_seq_shards=1,
-        interpret=interpret,
-    )
-
-    def attend_row(q_TNH, k_SKH, v_SKH, segments_T):
-        segment_ids = (
-            None if segments_T is None else splash_attention.SegmentIds(segments_T, segments_T)
+    n_blocks = shape.attention_query_blocks
+    if shape.attention in FUSED:
+        return fused_attention.attend_fused(
+            shape.attention, rules, q_BTNH, k_BSKH, v_BSKH, segments_BT, n_blocks
         )
-        q_NTH, k_KSH, v_KSH = (x.swapaxes(0, 1) for x in (q_TNH * h**-0.5, k_SKH, v_SKH))
-        o_NTH = typing.cast(jax.Array, kernel(q_NTH, k_KSH, v_KSH, segment_ids=segment_ids))
-        return o_NTH.swapaxes(0, 1)
-
-    attend_rows, current_mesh = jax.vmap(attend_row), jax.sharding.get_abstract_mesh()
-    if current_mesh.empty or current_mesh.manual_axes:
-        return attend_rows(q_BTNH, k_BSKH, v_BSKH, segments_BT)
-    q_spec, kv_spec = (rules.spec(("batch", None, name, None)) for name in ("heads", "kv_heads"))
-    attend_shards = jax.shard_map(
-        attend_rows,
-        in_specs=(q_spec, kv_spec, kv_spec, rules.spec(("batch", None))),
-        out_specs=q_spec,
-        check_vma=False,
-    )
-    return attend_shards(q_BTNH, k_BSKH, v_BSKH, segments_BT)
+    return blockwise_attention(q_BTNH, k_BSKH, v_BSKH, n_blocks, segments_BT, rules)

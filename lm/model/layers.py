@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from lm.config import schema
+from lm.model.kernels import remat_policies
 from lm.parallel import mesh
 
 
@@ -128,10 +129,13 @@ class MLP(nnx.Module):
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
         dtype = x_BTD.dtype
         up_BTF = add_bias(project(x_BTD, self.up[...].astype(dtype)), self.up_bias)
+        up_BTF = remat_policies.name_activation(up_BTF, "up")
         if self.gate is None:
             y_BTF = jax.nn.gelu(up_BTF, approximate=True)
         else:
             gate_BTF = add_bias(project(x_BTD, self.gate[...].astype(dtype)), self.gate_bias)
+            gate_BTF = remat_policies.name_activation(gate_BTF, "gate")
             y_BTF = swiglu(gate_BTF, up_BTF)
         y_BTF = self.rules.constrain(y_BTF, "batch", "length", "mlp")
-        return add_bias(y_BTF @ self.down[...].astype(dtype), self.down_bias)
+        y_BTD = add_bias(y_BTF @ self.down[...].astype(dtype), self.down_bias)
+        return remat_policies.name_activation(y_BTD, "mlp_output")

@@ -15,7 +15,8 @@ import math
 import jax
 
 from lm.config import axis_rules, model_sizes, schema
-from lm.model import attention, parametrization, transformer
+from lm.model import parametrization, transformer
+from lm.model.kernels import kernel_table, remat_policies
 from lm.parallel import mesh
 
 FLOAT32 = 4  # bytes
@@ -215,19 +216,29 @@ def _layer_bytes(run: schema.Run, shapes: ShardedShapes) -> tuple[float, float]:
     n_up = 2 if model.mlp == "gated" else 1  # up projections
     layer = value_bytes * (4 * stream + 3 * heads + 2 * keys + 2 * n_up * hidden)
     layer += (2 * FLOAT32 + value_bytes) * scores
+    if kernel_table.select_kernels_for(run, shapes.platform).attention.has_dense_mask:
+        layer += 2 * value_bytes * n_tokens * run.data.seq_len  # the mask and its gradient
     # Norms, rotary embeddings and activation functions are computed in float32.
     layer += FLOAT32 * (2 * stream + 2 * heads + keys + hidden)
     is_moe = bool(model.n_experts)
     width = model_sizes.expert_width(model) / shapes.shard_count("mlp") if is_moe else 0
     dispatched = value_bytes * dispatched_tokens(run, shapes)
     layer += dispatched * (4 * model.d_model + 3 * width)
-    stored = {
-        "full": value_bytes * stream,
-        "dots": value_bytes * (3 * stream + heads + keys + n_up * hidden)
-        + dispatched * (model.d_model + 2 * width),
-        "none": layer,
-    }[model.remat]
-    return stored, layer
+    if model.remat == "none":
+        return layer, layer
+    up = value_bytes * hidden + dispatched * width
+    sizes = {
+        "query": value_bytes * heads,
+        "key": value_bytes * keys / 2,
+        "value": value_bytes * keys / 2,
+        "attention_output": value_bytes * heads,
+        "attention_projection": value_bytes * stream,
+        "up": up,
+        "gate": up * (n_up - 1),
+        "mlp_output": value_bytes * stream + dispatched * model.d_model,
+    }
+    saved = remat_policies.POLICIES[model.remat].saved
+    return value_bytes * stream + sum(sizes[name] for name in saved), layer
 
 
 def stored_attention_scores(run: schema.Run, shapes: ShardedShapes) -> float:
@@ -235,7 +246,7 @@ def stored_attention_scores(run: schema.Run, shapes: ShardedShapes) -> float:
 
     The result is 0 with a fused kernel of the target, which stores no scores.
     """
-    if attention.select_backend_for(run, shapes.platform) != "plain":
+    if kernel_table.select_kernels_for(run, shapes.platform).attention.name != "plain":
         return 0.0
     n_scores = run.data.seq_len * run.model.n_heads / shapes.shard_count("heads")
     return n_scores * causal_score_fraction(run.model)

@@ -11,7 +11,7 @@ batch row, C slots per pair.
 Each assignment is permuted to a slot of its expert, and the result is permuted back. The two
 dispatch methods sort the assignments by expert and differ in the slots of an expert:
 
-    dropless   as many slots as the expert has assignments (jax.lax.ragged_dot); no drops
+    dropless   as many slots as the expert has assignments (grouped_products.py); no drops
     capacity   a fixed number of slots per expert and batch row. Assignments that exceed the
                capacity are dropped, the latest tokens first. Rows do not affect each other.
 """
@@ -25,6 +25,7 @@ from flax import nnx
 
 from lm.config import model_sizes, schema
 from lm.model import layers
+from lm.model.kernels import grouped_products, remat_policies
 from lm.parallel import mesh
 
 
@@ -161,9 +162,10 @@ def apply_experts(
     up = rules.spec(("experts", None, "mlp"))
     down = rules.spec(("experts", "mlp", None))
     in_specs = (token, token, token, up, up, down)
-    return jax.shard_map(local, in_specs=in_specs, out_specs=token)(
-        x_BTD, weight_BTK, expert_BTK, *weights
-    )
+    # Kernels with a gradient of their own do not state over which axes their results vary.
+    check_vma = model.expert_kernel not in ("tiles", "tokamax")
+    local_experts = jax.shard_map(local, in_specs=in_specs, out_specs=token, check_vma=check_vma)
+    return local_experts(x_BTD, weight_BTK, expert_BTK, *weights)
 
 
 def _combine_local(model, x_BTD, weight_BTK, expert_BTK, weights, first, part) -> jax.Array:
@@ -179,9 +181,10 @@ def _combine_local(model, x_BTD, weight_BTK, expert_BTK, weights, first, part) -
     expert_M = jnp.where((local_BTK >= 0) & (local_BTK < e), local_BTK, e).reshape(-1)
     if model.dispatch == "dropless":
         assignment_P, slot_M, size_E = dropless_permutation(expert_M, e)
+        kernel = "xla" if model.expert_kernel == "auto" else model.expert_kernel
 
         def product(a_PX, w_EXY):
-            return jax.lax.ragged_dot(a_PX, w_EXY, size_E)
+            return grouped_products.multiply_groups(kernel, a_PX, w_EXY, size_E)
     else:
         row_M = jnp.arange(b).repeat(t * k)
         # The positions of split rows are interleaved: see Decoder.hidden.
@@ -199,8 +202,13 @@ def _combine_local(model, x_BTD, weight_BTK, expert_BTK, weights, first, part) -
 
     x_MD = jnp.repeat(x_BTD.reshape(-1, d), k, axis=0)
     x_PD = permute_rows(x_MD, assignment_P, slot_M)
-    y_PF = jax.nn.silu(product(x_PD, gate_EDF)) * product(x_PD, up_EDF)
-    y_MD = permute_rows(product(y_PF, down_EFD), slot_M, assignment_P)
+    gate_PF, up_PF = (
+        remat_policies.name_activation(product(x_PD, w_EDF), name)
+        for w_EDF, name in ((gate_EDF, "gate"), (up_EDF, "up"))
+    )
+    y_PD = product(jax.nn.silu(gate_PF) * up_PF, down_EFD)
+    y_PD = remat_policies.name_activation(y_PD, "mlp_output")
+    y_MD = permute_rows(y_PD, slot_M, assignment_P)
     y_BTKD = y_MD.reshape(b, t, k, d).astype(jnp.float32)
     return jnp.sum(y_BTKD * weight_BTK[..., None], axis=2).astype(x_BTD.dtype)
 

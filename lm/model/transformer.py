@@ -24,6 +24,7 @@ from flax import nnx
 
 from lm.config import schema
 from lm.model import attention, layers, lora, moe, parametrization
+from lm.model.kernels import fused_attention, remat_policies
 from lm.parallel import mesh
 
 
@@ -60,11 +61,11 @@ class Attention(nnx.Module):
         k_BSKH = layers.project(x_BTD, self.key[...].astype(dtype))
         v_BSKH = layers.project(x_BTD, self.value[...].astype(dtype))
         q_BTNH, k_BSKH, v_BSKH = (
-            layers.add_bias(x, bias)
-            for x, bias in (
-                (q_BTNH, self.query_bias),
-                (k_BSKH, self.key_bias),
-                (v_BSKH, self.value_bias),
+            remat_policies.name_activation(layers.add_bias(x, bias), name)
+            for name, x, bias in (
+                ("query", q_BTNH, self.query_bias),
+                ("key", k_BSKH, self.key_bias),
+                ("value", v_BSKH, self.value_bias),
             )
         )
         if self.query_norm is not None and self.key_norm is not None:
@@ -72,7 +73,8 @@ class Attention(nnx.Module):
         q_BTNH = self.rules.constrain(q_BTNH, "batch", "length", "heads", "d_head")
         o_BTNH = attend(q_BTNH, k_BSKH, v_BSKH)
         y_BTD = jnp.einsum("btnh,nhd->btd", o_BTNH, self.out[...].astype(dtype))
-        return layers.add_bias(y_BTD, self.out_bias)
+        y_BTD = layers.add_bias(y_BTD, self.out_bias)
+        return remat_policies.name_activation(y_BTD, "attention_projection")
 
 
 class Block(nnx.Module):
@@ -149,7 +151,9 @@ class Decoder(nnx.Module):
             v_BSKH = rules.constrain(v_BSKH, "batch", "length", "kv_heads", "d_head")
             return attention.attend(model, rules, q_BTNH, k_BSKH, v_BSKH, segments_BT)
 
-        layer = _remat(lambda x_BTD, block: block(x_BTD, attend), model.remat)
+        layer = remat_policies.checkpoint_layer(
+            lambda x_BTD, block: block(x_BTD, attend), model.remat
+        )
         unroll = model.n_layers if model.n_layers <= model.scan_unroll else 1
         times_BT = mesh.interleave_positions(
             positions_in_segment(tokens_BT, segments_BT), model.attention_query_blocks
@@ -199,8 +203,7 @@ def positions_in_segment(tokens_BT: jax.Array, segments_BT: jax.Array | None) ->
     times_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
     if segments_BT is None:
         return times_BT
-    is_first_BT = jnp.diff(segments_BT, axis=1, prepend=segments_BT[:, :1]) != 0
-    return times_BT - jax.lax.cummax(jnp.where(is_first_BT, times_BT, 0), axis=1)
+    return times_BT - fused_attention.segment_starts(segments_BT)
 
 
 def rotary_embedding(x_BTNH: jax.Array, theta: float, times_T: jax.Array | np.ndarray) -> jax.Array:
@@ -332,19 +335,6 @@ def _stack(model: schema.Model, rngs: nnx.Rngs, rules: mesh.ShardingRules) -> Bl
         return Block(model, rngs, rules)
 
     return make_block(rngs.split(model.n_layers))
-
-
-def _remat(layer, policy: str):
-    """Return the layer with a recomputation policy for the backward pass.
-
-    policy: none recomputes nothing, dots everything except matrix products, full everything.
-    """
-    if policy == "none":
-        return layer
-    saveable = (
-        jax.checkpoint_policies.dots_with_no_batch_dims_saveable if policy == "dots" else None
-    )
-    return jax.checkpoint(layer, prevent_cse=False, policy=saveable)
 
 
 def _abstract(model: schema.Model, rules: mesh.ShardingRules = mesh.DEFAULT_RULES):

@@ -28,7 +28,7 @@ from lm.config import fields, flops, hyperparameter_rules, run_files, schema
 from lm.data import dataset, tokenizers
 from lm.data.prepared import recorded_text
 from lm.data.tokenization import run_tokenizer
-from lm.model import attention
+from lm.model.kernels import kernel_table
 from lm.runs import filesystem, provenance, records
 
 Report = Callable[[dict], None]  # receives rows of metrics.jsonl or evals.jsonl
@@ -160,6 +160,7 @@ def collect_run_facts(
     mesh in matrix products.
     """
     device = device_mesh.devices.flat[0]
+    kernels = kernel_table.select_kernels(run, device_mesh)
     packages = ("jax", "flax", "optax", "orbax-checkpoint", "numpy")
     facts = flops.run_facts(run) | {
         "config_hash": config_hash(run),
@@ -177,7 +178,7 @@ def collect_run_facts(
             run.model.remat,
             run.mesh.rules,
         ],
-        "devices.attention": attention.select_backend(run, device_mesh),
+        "devices.attention": kernels.attention.name,
         "devices.peak_flops_per_second": peak,
         "versions.python": platform.python_version(),
         "code.version": provenance.package_version(),

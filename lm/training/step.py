@@ -20,7 +20,8 @@ import optax
 
 from lm.config import optimizer_config, schema
 from lm.evaluation import heldout
-from lm.model import attention, moe, transformer
+from lm.model import moe, transformer
+from lm.model.kernels import kernel_table
 from lm.parallel import deterministic, mesh, xla_flags
 from lm.training import optimizer
 
@@ -110,8 +111,7 @@ def build_train_functions(
     key = cache.key(run, device_mesh)
     if key in cache.programs:
         return cache.programs[key]
-    backend = attention.select_backend(run, device_mesh)
-    run = dataclasses.replace(run, model=dataclasses.replace(run.model, attention=backend))
+    run = kernel_table.resolve_kernels(run, device_mesh)
     rules = mesh.ShardingRules.from_config(run.mesh)
     is_trainable, axes = trainable_axes(run)
     tokens_per_step = run.data.batch_size * run.data.seq_len

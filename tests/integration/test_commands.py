@@ -143,6 +143,7 @@ def test_train_prints_its_header_evaluations_and_result(folder):
     assert train.returncode == 0, train.stderr
     lines = train.stdout.splitlines()
     assert lines[0].startswith("devices: 2 cpu") and "epochs over " in train.stdout
+    assert lines[1].startswith("attention: plain, because ")
     assert "training documents, " in train.stdout
     assert sum("of 8  held-out loss" in line for line in lines) == 2
     assert "evaluation of the checkpoint of step 8:" in lines

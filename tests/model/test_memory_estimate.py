@@ -1,6 +1,7 @@
 """A run that cannot fit into the memory of its devices is rejected before anything is compiled."""
 
 import dataclasses
+import importlib.util
 
 import pytest
 
@@ -88,3 +89,15 @@ def test_first_moment_in_bfloat16_needs_half_the_memory(name, n_bytes):
     assert estimate.optimizer == n_bytes * N_PARAMS
     n_checkpoint_bytes = checkpoint_space.checkpoint_bytes(run)
     assert n_checkpoint_bytes == (4 + n_bytes) * N_PARAMS
+
+
+def test_mask_of_cudnn_is_in_the_estimate():
+    """Documents on GPU need a mask and its gradient, without the extra kernels."""
+    if importlib.util.find_spec("tokamax"):
+        pytest.skip("tokamax needs no mask")
+    runs = [small_run(dtype="bfloat16") for _ in range(2)]
+    runs[1].data.attend_across_documents = False
+    causal, documents = (memory_estimate.estimate_memory(run, 1, "gpu") for run in runs)
+    n_scores = runs[0].data.batch_size * runs[0].data.seq_len ** 2
+    n_layers = runs[0].model.n_layers
+    assert documents.activations - causal.activations == 2 * 2 * n_scores * (n_layers + 1)

@@ -14,6 +14,7 @@ import math
 
 from lm.config import axis_rules, flops, model_sizes, schema
 from lm.model import memory_estimate
+from lm.model.kernels import kernel_table, remat_policies
 from lm.sweeps.planning import hardware
 
 
@@ -43,7 +44,7 @@ def estimate_step(
     Raises ValueError if the mesh of the run does not fit the devices or the sizes of the model.
     """
     shapes = TargetShapes(run, target)
-    flops = executed_flops(run)
+    flops = executed_flops(run, target.platform)
     memory = memory_estimate.estimate_memory(run, target.n_devices, target.platform, weights)
     return Estimate(
         params=memory.params,
@@ -56,11 +57,11 @@ def estimate_step(
     )
 
 
-def executed_flops(run: schema.Run) -> float:
+def executed_flops(run: schema.Run, platform: str = "cpu") -> float:
     """Return the FLOPs of all matrix products of a step, without masked blocks of scores.
 
     Products that are computed again in the backward pass count again. The result equals
-    cost.count_step_flops(run), which counts the products of the traced program.
+    cost.count_step_flops(run), which counts the products of the program that is traced for CPU.
     """
     model, seq_len = run.model, run.data.seq_len
     matrices = flops.flops_per_token(model, 0)["full"]
@@ -68,15 +69,38 @@ def executed_flops(run: schema.Run) -> float:
     scores *= memory_estimate.causal_score_fraction(model)
     head = 6 * model.d_model * model.vocab_size
     per_token = matrices - head
-    if model.remat == "full":
-        # The last product of a layer is not computed again, because no gradient depends on it.
-        per_token *= 4 / 3
-        per_token -= 2 * model.n_layers * model.d_model * memory_estimate.mlp_width(model)
     if model.n_experts and model.dispatch == "capacity":  # empty slots are computed as well
         per_token += 18 * model.n_layers * model.d_model * padded_expert_width(model)
     per_token += head * (4 / 3 if model.loss_chunks > 1 else 1)
-    per_token += scores * (1 if model.remat == "none" else 4 / 3)
+    per_token += scores + recomputed_flops(run, scores / 6, platform)
     return per_token * run.data.batch_size * seq_len
+
+
+def recomputed_flops(run: schema.Run, score_product: float, platform: str) -> float:
+    """Return the FLOPs per token of the products that the backward pass computes again.
+
+    score_product: FLOPs per token of one of the two products of attention, in all layers.
+    """
+    model = run.model
+    if model.remat == "none":
+        return 0.0
+    available = remat_policies.POLICIES[model.remat].available
+    heads, keys = (n * model.d_head for n in (model.n_heads, model.n_kv_heads))
+    width, routed = memory_estimate.mlp_width(model), 0.0
+    if model.n_experts:
+        routed = model.experts_per_token * model_sizes.expert_width(model)
+        padding = padded_expert_width(model) if model.dispatch == "capacity" else 0.0
+        width, routed = width + padding, routed + padding
+    widths = {"query": heads, "key": keys, "value": keys, "attention_projection": heads}
+    widths |= {"up": width, "gate": width if model.mlp == "gated" or model.n_experts else 0}
+    # The gradient of the router needs the output of each expert. No gradient needs that of an MLP.
+    widths |= {"mlp_output": routed, "router": model.n_experts}
+    products = sum(w for name, w in widths.items() if name not in available)
+    kernel = kernel_table.select_kernels_for(run, platform).attention.name
+    n_score_products = 1 if "attention_output" in available else 2
+    if kernel != "plain" and "attention_output" in available:
+        n_score_products = 0  # the softmax statistics are stored with the output
+    return 2 * model.n_layers * model.d_model * products + n_score_products * score_product
 
 
 class TargetShapes(memory_estimate.ShardedShapes):
@@ -113,7 +137,7 @@ def memory_traffic(
     model, value_bytes = run.model, shapes.value_bytes
     n_chunks = run.optim.grad_accumulation_steps
     # The forward pass counts once and the backward pass twice.
-    n_passes = {"none": 3, "dots": 3, "full": 4}[model.remat]
+    n_passes = 3 + (model.remat == "full")
     width = 8 * model.d_model
     width += 4 * (model.n_heads + model.n_kv_heads) * model.d_head / shapes.shard_count("heads")
     width += (

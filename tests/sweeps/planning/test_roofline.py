@@ -109,7 +109,7 @@ LAYER_BYTES = (
     + 4 * (2 * 40 + 2 * 48 + 32 + 96)  # norms, rotary embeddings and activation functions
     + (4 + 4 + 2) * 64 * 6  # scores, probabilities, and probabilities as values
 )
-STORED_BYTES = {"none": LAYER_BYTES, "dots": 2 * (3 * 40 + 48 + 32 + 2 * 96), "full": 2 * 40}
+STORED_BYTES = {"none": LAYER_BYTES, "dots": 2 * (3 * 40 + 2 * 48 + 32 + 2 * 96), "full": 2 * 40}
 N_TOKENS, LOGIT_BYTES, LINK_SPEED = 8 * 64, 3 * 4 * 512, 5e9
 N_TABLE, N_NORMS = 512 * 40, (2 * 3 + 1) * 40  # the norms are not sharded
 
