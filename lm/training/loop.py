@@ -127,16 +127,17 @@ def run_session(active_session: typing.Any, functions: step.TrainFunctions) -> N
     facts["devices.steps_per_call"] = n_steps
     peak = mesh.peak_flops_per_second(device_mesh, run.model.dtype)
     with distributed.fail_together(active_session.folders, preemption.Interrupted, ValueError):
-        with jax.set_mesh(device_mesh):
-            active_session.restore(functions.abstract_saved, facts, peak)
-            if active_session.status != "running":
-                return
-            lowered = lower_steps(functions, n_steps)
-            is_fresh = not active_session.first
-            compiled, score, init = step.compile_all(functions, lowered, is_fresh)
-            call_steps = make_steps_call(functions, compiled, n_steps)
-            state = active_session.initial_state(init)
-        active_session.begin(score, state, time.perf_counter() - began)
+        with active_session.long_call():
+            with jax.set_mesh(device_mesh):
+                active_session.restore(functions.abstract_saved, facts, peak)
+                if active_session.status != "running":
+                    return
+                lowered = lower_steps(functions, n_steps)
+                is_fresh = not active_session.first
+                compiled, score, init = step.compile_all(functions, lowered, is_fresh)
+                call_steps = make_steps_call(functions, compiled, n_steps)
+                state = active_session.initial_state(init)
+            active_session.begin(score, state, time.perf_counter() - began)
         batches = dataset.prefetch_batches(
             active_session.load_batch, active_session.first, run.steps, depth=2 * n_steps
         )
@@ -180,10 +181,11 @@ def _run_steps(
         metrics, waited = [], 0.0
 
         # --- Log, save, evaluate, finish ---
-        active_session.log()
-        active_session.save(state, stop)
-        active_session.evaluate(score, state)
-        active_session.conclude(state, stop)
+        with active_session.long_call():
+            active_session.log()
+            active_session.save(state, stop)
+            active_session.evaluate(score, state)
+            active_session.conclude(state, stop)
         began = time.perf_counter()
 
 

@@ -94,6 +94,6 @@ RESULT_NAMES = sorted(
     model.rope_theta model.router model.router_z_loss model.tied model.vocab_size model.z_loss name
     optim.b1 optim.b2 optim.clip optim.decay optim.eps optim.freeze optim.layer_decay optim.lr
     optim.lr_end optim.name optim.schedule optim.warmup optim.weight_decay seed start.keep
-    start.run start.step steps steps_per_call
+    start.run start.step steps
     """.split()
 )
