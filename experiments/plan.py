@@ -120,7 +120,7 @@ def validate_runs(runs: list[schema.Run], has_text: bool) -> None:
 def plan_local(runs: list[schema.Run]) -> int:
     """Print the cost at the measured speed of the local devices. Return the exit status."""
     from experiments.common import disk_space
-    from lm.parallel import mesh
+    from lm.parallel import mesh, peak_flops
     from lm.runs import records
     from lm.sweeps import launcher
     from lm.sweeps.planning import cost
@@ -134,7 +134,7 @@ def plan_local(runs: list[schema.Run]) -> int:
         print(json.dumps(costs, indent=1))
         return 0
     console.print_line(f"devices: {mesh.describe_devices(device_mesh)}")
-    console.print_line(f"measured peak of matrix products: {peak / 1e9:.0f} GFLOP/s")
+    console.print_line(peak_flops.describe_peak(mesh.device_kind(device_mesh), peak))
     finished = {run.name for run in runs if records.is_finished(run)}
     console.print_plan(costs, finished)
     disk_space.print_disk_space(runs, finished)

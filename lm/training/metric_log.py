@@ -29,7 +29,7 @@ from lm.data import dataset, tokenizers
 from lm.data.prepared import recorded_text
 from lm.data.tokenization import run_tokenizer
 from lm.model import attention
-from lm.parallel import distributed, platform_facts
+from lm.parallel import distributed, peak_flops, platform_facts
 from lm.runs import filesystem, provenance, records
 
 Report = Callable[[dict], None]  # receives rows of metrics.jsonl or evals.jsonl
@@ -161,6 +161,7 @@ def collect_run_facts(
     mesh in matrix products.
     """
     device = device_mesh.devices.flat[0]
+    known_peak = peak_flops.find_peak(device.device_kind)
     packages = ("jax", "flax", "optax", "orbax-checkpoint", "numpy")
     facts = flops.run_facts(run) | {
         "config_hash": config_hash(run),
@@ -180,6 +181,7 @@ def collect_run_facts(
         ],
         "devices.attention": attention.select_backend(run, device_mesh),
         "devices.peak_flops_per_second": peak,
+        "devices.peak_source": known_peak.source if known_peak else "measured",
         "versions.python": platform.python_version(),
         "code.version": provenance.package_version(),
         "code.commit": provenance.git_commit(),
@@ -259,7 +261,7 @@ def step_metrics(
 
 
 def throughput(run: schema.Run, n_steps: int, seconds: float, peak: float) -> dict:
-    """Return tokens per second, FLOP/s and the fraction of the peak over some steps.
+    """Return tokens per second, model FLOP/s and MFU over some steps.
 
     seconds: duration of the steps. peak: FLOP/s of the mesh in matrix products.
     """
@@ -268,7 +270,7 @@ def throughput(run: schema.Run, n_steps: int, seconds: float, peak: float) -> di
     return {
         "tokens_per_second": tokens_per_second,
         "flops_per_second": n_flops,
-        "peak_share": n_flops / peak,
+        "mfu": n_flops / peak,
     }
 
 
