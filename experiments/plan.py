@@ -16,6 +16,8 @@ the newest may be damaged; every multiple of permanent_checkpoint_interval; with
 eval.patience that of the lowest held-out loss; and those from which other runs start. An older
 checkpoint is deleted after a newer one is complete. A damaged one is moved away, never deleted.
 
+With --price_per_device_hour or --watts_per_device, the plan states price and energy.
+
 With --advise, the command reads a trained sweep and proposes the next runs: those that narrow its
 prediction the most per FLOP.
 """
@@ -40,6 +42,7 @@ _BUDGET = flags.DEFINE_float(
     "budget", None, "with --advise: FLOPs of the proposed runs; default: the most expensive run", 0
 )
 _N_RUNS = flags.DEFINE_integer("n_runs", 1, "with --advise: number of runs to propose", 1, 100)
+cli.rate_flags()
 _JSON = flags.DEFINE_bool("json", False, "print JSON instead of tables")
 
 
@@ -130,6 +133,9 @@ def plan_local(runs: list[schema.Run]) -> int:
     device_mesh = mesh.make_mesh(schema.Mesh())
     peak = mesh.peak_flops_per_second(device_mesh, runs[0].model.dtype)
     costs = [cost.estimate_cost(run, peak, mesh.device_platform(device_mesh)) for run in runs]
+    rates = cli.device_rates()
+    for row in costs:
+        row |= rates.costs(row["seconds"] * device_mesh.size / 3600)
     if _JSON.value:
         print(json.dumps(costs, indent=1))
         return 0
@@ -137,6 +143,9 @@ def plan_local(runs: list[schema.Run]) -> int:
     console.print_line(peak_flops.describe_peak(mesh.device_kind(device_mesh), peak))
     finished = {run.name for run in runs if records.is_finished(run)}
     console.print_plan(costs, finished)
+    seconds = sum(row["seconds"] for row in costs if row["name"] not in finished)
+    for title, text in rates.describe(seconds * device_mesh.size / 3600).items():
+        console.print_line(f"expected {title}: {text}")
     disk_space.print_disk_space(runs, finished)
     print_memory_problems(runs, device_mesh)
     return 0
@@ -181,15 +190,21 @@ def plan_target(runs: list[schema.Run], target: hardware.Target) -> int:
             rows += layout_search.search_layouts(run, target, _SEARCH.value, should_compile)
         else:
             rows.append(cost.plan_run(run, target, should_compile))
+    rates = cli.device_rates()
+    for row in rows:
+        row |= rates.costs(row["device_hours"])
     if _JSON.value:
         print(json.dumps(rows, indent=1))
         return 0
     console.table([_memory_line(row) for row in rows], "Memory: GiB per device")
+    console.print_line("needed: weights, optimizer and the largest of the three programs")
     console.table([_time_line(row) for row in rows], "Time: seconds per step, and the whole run")
     for row in rows:
         print_traffic(row)
     disk_space.print_disk_space(runs, set(), is_here=False)
-    console.print_line("roofline: the longest of compute, memory and network, at vendor peaks")
+    console.print_line(
+        "roofline: the longest of compute, memory, network and kernel launches, at vendor peaks"
+    )
     console.print_line(f"expected: at an MFU that is assumed, not measured, for {target.platform}")
     return 0
 
@@ -225,7 +240,9 @@ def _memory_line(row: dict) -> dict[str, str]:
         "remat": row["model.remat"],
         "weights": gib["bytes_params"],
         "optimizer": gib["bytes_optimizer"],
-        "temporaries": gib["bytes_temporaries"],
+        "train step": gib["bytes_temporaries"],
+        "evaluation": gib["bytes_evaluation"],
+        "generation": gib["bytes_generation"] if row["bytes_generation"] else "-",
         "needed": gib["bytes_needed"],
         "fits": f"exceeds by {gib['bytes_over']}" if row["bytes_over"] else "yes",
         "method": row["method"],
@@ -245,12 +262,15 @@ def _time_line(row: dict) -> dict[str, str]:
         "compute": number("compute_seconds"),
         "memory": number("memory_seconds"),
         "network": number("network_seconds"),
+        "launch": number("launch_seconds"),
         "roofline": number("roofline_seconds"),
         "bound by": row["bound"],
         "MFU": f"{row['mfu']:.0%}",
         "expected": number("step_seconds"),
         "hours": number("hours", ",.3g") if (row["hours"] or 0) < 1000 else number("hours", ",.0f"),
         "device-hours": number("device_hours", ",.0f"),
+        **({"price": number("price", ",.2f")} if "price" in row else {}),
+        **({"kWh": number("energy_kwh", ",.1f")} if "energy_kwh" in row else {}),
         "compilation": number("compile_seconds", ".0f"),
     }
 
