@@ -221,7 +221,7 @@ def start_run(folder: str, is_tiny: bool) -> dict[str, Any]:
 
 
 def resume_run(folder: str, is_tiny: bool) -> dict[str, Any]:
-    """Restore the checkpoint of step accelerator_runs.CHECKPOINT_INTERVAL, train to the end, and compare the losses."""
+    """Restore the first checkpoint, train to the end, and compare the losses."""
     run = _resume_run(folder, is_tiny)
     path = records.run_dir(run)
     expected = {row["step"]: row["loss"] for row in records.load_metrics(path)}

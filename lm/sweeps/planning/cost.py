@@ -9,6 +9,7 @@
 
 import dataclasses
 import math
+from typing import Any
 
 import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr
@@ -169,23 +170,16 @@ def combine_estimates(
     `plan_run`.
     """
     facts, config = flops.run_facts(run), schema.flatten(run)
-    best = compiled or estimate
-    temporaries = {
-        "train": best.temporaries,
-        "evaluation": estimate.evaluation,
-        "generation": estimate.generation,
-    }
-    largest = max(temporaries, key=lambda name: temporaries[name])
-    needed = best.params + best.optimizer + temporaries[largest]
-    over = max(compiled.over if compiled else 0.0, needed - target.spec.memory_bytes, 0.0)
+    memory = _memory_columns(estimate, compiled)
+    missing = memory["bytes_needed"] - target.spec.memory_bytes
+    over = max(compiled.over if compiled else 0.0, missing, 0.0)
+    has_network = compiled is not None and not compiled.over
     seconds = {
         "compute": estimate.compute_seconds,
         "memory": estimate.memory_seconds,
-        "network": estimate.network_seconds,
+        "network": compiled.network_seconds if has_network else estimate.network_seconds,
         "launch": estimate.launch_seconds,
     }
-    if compiled and not compiled.over:
-        seconds["network"] = compiled.network_seconds
     bound = max(seconds, key=lambda resource: seconds[resource])
     expected = estimate_cost(run, target.peak(run.model.dtype), target.platform)
     step_seconds = max(expected["seconds"] / run.steps, seconds[bound])
@@ -202,13 +196,7 @@ def combine_estimates(
         "tokens": facts["tokens"],
         "flops": facts["flops"],
         "step_flops": estimate.flops,
-        "bytes_params": best.params,
-        "bytes_optimizer": best.optimizer,
-        "bytes_temporaries": best.temporaries,
-        "bytes_evaluation": estimate.evaluation,
-        "bytes_generation": estimate.generation,
-        "bytes_needed": needed,
-        "largest_program": largest,
+        **memory,
         "bytes_memory": target.spec.memory_bytes,
         "bytes_over": over,
         "collectives": aot_compile.total_traffic(compiled.collectives) if compiled else {},
@@ -220,4 +208,26 @@ def combine_estimates(
         "hours": None if over else hours,
         "device_hours": None if over else hours * target.n_devices,
         "compile_seconds": compiled.seconds if compiled else None,
+    }
+
+
+def _memory_columns(
+    estimate: roofline.Estimate, compiled: aot_compile.Compiled | None
+) -> dict[str, Any]:
+    """Return the bytes of each program and of the largest one, with its name."""
+    train = compiled or estimate
+    temporaries = {
+        "train": train.temporaries,
+        "evaluation": estimate.evaluation,
+        "generation": estimate.generation,
+    }
+    largest = max(temporaries, key=lambda name: temporaries[name])
+    return {
+        "bytes_params": train.params,
+        "bytes_optimizer": train.optimizer,
+        "bytes_temporaries": train.temporaries,
+        "bytes_evaluation": estimate.evaluation,
+        "bytes_generation": estimate.generation,
+        "bytes_needed": train.params + train.optimizer + temporaries[largest],
+        "largest_program": largest,
     }
