@@ -153,15 +153,15 @@ def plan_local(runs: list[schema.Run]) -> int:
 
 def print_memory_problems(runs: list[schema.Run], device_mesh) -> None:
     """Print each run that cannot fit into the memory of the local devices."""
-    from lm.model import memory_estimate
+    from lm.model import inference_memory, memory_estimate
     from lm.parallel import device_memory, mesh
 
     available = device_memory.available_bytes(device_mesh)
     for run in runs:
+        arguments = run, device_mesh.size, mesh.device_platform(device_mesh), available
         try:
-            memory_estimate.check_memory(
-                run, device_mesh.size, mesh.device_platform(device_mesh), available
-            )
+            memory_estimate.check_memory(*arguments)
+            inference_memory.check_evaluation_memory(*arguments)
         except schema.ConfigError as error:
             console.print_line(f"warning: {error}")
 

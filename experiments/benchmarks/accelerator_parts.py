@@ -116,6 +116,7 @@ def measure_training(size: str) -> dict[str, Any]:
     )
     planned = estimate.params + estimate.optimizer + estimate.temporaries
     memory = compiled.memory_analysis()
+    assert memory, "the compiler reports no memory"
     return training_speed(run, device_mesh, seconds) | {
         "parameters": flops.run_facts(run)["params.total"],
         "batch_size": run.data.batch_size,

@@ -25,6 +25,32 @@ def inference_shapes(
     return memory_estimate.ShardedShapes(dataclasses.replace(run, optim=optim), n_devices, platform)
 
 
+def check_evaluation_memory(
+    run: schema.Run, n_devices: int, platform: str, available_bytes: float
+) -> None:
+    """Check that an evaluation can fit into the memory next to the train state.
+
+    A run with many micro-batches may train, and fail at its first evaluation. available_bytes: of
+    one device. Raises ConfigError with the estimate and remedies, unless check_memory is False.
+    The tolerance is that of memory_estimate.check_memory.
+    """
+    if not run.check_memory:
+        return
+    train = memory_estimate.estimate_memory(run, n_devices, platform)
+    has_frozen = bool(run.optim.frozen or run.model.lora_rank)
+    state = train.params + (0 if has_frozen else train.optimizer)
+    evaluation = scoring_bytes(run, inference_shapes(run, n_devices, platform))
+    if state + evaluation / memory_estimate.TEMPORARIES_FACTOR > available_bytes:
+        gib = memory_estimate.GIB
+        raise schema.ConfigError(
+            f"run {run.name}: data.batch_size={run.data.batch_size}: an evaluation of these rows at"
+            f" once needs about {(state + evaluation) / gib:.3g} GiB per device with the train"
+            f" state, and each device has {available_bytes / gib:.3g} GiB: use a smaller"
+            " data.batch_size, larger model.loss_chunks or model.attention_query_blocks, or more"
+            " devices; check_memory=False omits this check"
+        )
+
+
 def scoring_bytes(run: schema.Run, shapes: memory_estimate.ShardedShapes) -> float:
     """Return the temporaries of scoring one batch of data.batch_size rows.
 

@@ -25,7 +25,7 @@ from lm.data import corpus, dataset
 from lm.data.prepared import recorded_text
 from lm.data.tokenization import run_tokenizer
 from lm.evaluation import task_eval, tasks
-from lm.model import memory_estimate
+from lm.model import inference_memory, memory_estimate
 from lm.parallel import device_memory, distributed, mesh
 from lm.runs import records
 from lm.training import metric_log, preemption, session, step, warm_start
@@ -96,9 +96,9 @@ def validate_memory(run: schema.Run) -> None:
     device_mesh = mesh.make_run_mesh(run)
     platform = mesh.device_platform(device_mesh)
     n_bytes = device_memory.available_bytes(device_mesh)
-    distributed.run_on_primary(
-        lambda: memory_estimate.check_memory(run, device_mesh.size, platform, n_bytes)
-    )
+    arguments = run, device_mesh.size, platform, n_bytes
+    distributed.run_on_primary(lambda: memory_estimate.check_memory(*arguments))
+    distributed.run_on_primary(lambda: inference_memory.check_evaluation_memory(*arguments))
 
 
 def validate_text(run: schema.Run, text: dataset.TokenDataset) -> None:

@@ -6,9 +6,9 @@ import jax
 import pytest
 
 from lm.config import schema
-from lm.model import inference_memory
+from lm.model import inference_memory, memory_estimate
 from lm.parallel import mesh
-from lm.training import step
+from lm.training import loop, step
 
 
 def small_run(**model) -> schema.Run:
@@ -57,3 +57,18 @@ def test_generation_counts_cache_mask_and_scores():
     linear, quadratic = 2 * small - large / 2, large / 2 - small
     assert quadratic == n_tokens * 256 * (4 * (4 + value) + 1)  # heads; mask
     assert linear > 2 * n_tokens * 2 * 2 * 16 * value  # layers, key and value, heads, d_head
+
+
+def test_evaluation_that_does_not_fit_is_refused_before_training(tiny, monkeypatch):
+    """The micro-batches of the train step would fit."""
+    tiny.optim.grad_accumulation_steps, tiny.model.remat = 128, "full"
+    tiny.data.batch_size, tiny.data.seq_len = 512, 512
+    step_bytes = memory_estimate.estimate_memory(tiny, 4, "cpu")
+    n_bytes = step_bytes.params + step_bytes.optimizer + step_bytes.temporaries
+    memory_estimate.check_memory(tiny, 4, "cpu", n_bytes)
+    monkeypatch.setattr(loop.device_memory, "available_bytes", lambda device_mesh: n_bytes)
+    with pytest.raises(schema.ConfigError, match="an evaluation of these rows at once needs") as e:
+        loop.validate_memory(tiny)
+    assert "\n" not in str(e.value)
+    tiny.check_memory = False
+    loop.validate_memory(tiny)

@@ -173,11 +173,11 @@ def combine_estimates(
     memory = _memory_columns(estimate, compiled)
     missing = memory["bytes_needed"] - target.spec.memory_bytes
     over = max(compiled.over if compiled else 0.0, missing, 0.0)
-    has_network = compiled is not None and not compiled.over
+    traffic = compiled if compiled and not compiled.over else estimate
     seconds = {
         "compute": estimate.compute_seconds,
         "memory": estimate.memory_seconds,
-        "network": compiled.network_seconds if has_network else estimate.network_seconds,
+        "network": traffic.network_seconds,
         "launch": estimate.launch_seconds,
     }
     bound = max(seconds, key=lambda resource: seconds[resource])
