@@ -82,6 +82,9 @@ def main() -> int:
         results = measure_parts(names, folder, 60 * _MINUTES.value, _TINY.value)
     pathlib.Path(_JSON.value).write_text(json.dumps(results, indent=1) + "\n")
     console.table(table_lines(results["parts"]), "Results")
+    for name, part in results["parts"].items():
+        if "reason" in part:
+            console.print_line(f"{name}: {part['reason']}")
     console.print_line(f"total time: {results['seconds']:.0f} seconds")
     console.print_line(f"results: {_JSON.value}")
     is_failure = any(part["status"] in ("failed", "timeout") for part in results["parts"].values())
@@ -105,7 +108,8 @@ def select_parts(only: list[str], skipped: list[str]) -> list[str]:
 def measure_parts(names: list[str], folder: str, seconds: float, is_tiny: bool) -> dict[str, Any]:
     """Measure parts one after another. Return all results as a JSON object.
 
-    folder: temporary folder. seconds: limit of all parts. Sizes are tiny on CPU, or if is_tiny.
+    folder: temporary folder. seconds: limit of all parts; the limits of the parts increase with it.
+    Sizes are tiny on CPU, or if is_tiny. Without a result for the device, no other part runs.
     """
     start = time.monotonic()
     results: dict[str, dict] = {}
@@ -115,9 +119,11 @@ def measure_parts(names: list[str], folder: str, seconds: float, is_tiny: bool) 
             results[name] = {"status": "skipped", "reason": f"no time after {seconds:.0f} seconds"}
             continue
         command = part_command(name, folder, is_tiny)
-        results[name] = run_part(command, min(LIMITS[name], remaining), _environment(folder, name))
-        if name == "device" and results[name].get("platform") == "cpu":
-            is_tiny = True
+        limit = min(LIMITS[name] * max(1.0, seconds / sum(LIMITS.values())), remaining)
+        results[name] = run_part(command, limit, _environment(folder, name))
+        if name == "device" and results[name]["status"] != "ok":
+            break
+        is_tiny = is_tiny or results[name].get("platform") == "cpu"
     device = results.get("device", {})
     return {
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -169,15 +175,16 @@ def run_part(command: list[str], limit: float, environment: dict[str, str]) -> d
 
 
 def table_lines(parts: dict[str, dict]) -> list[dict[str, str]]:
-    """Return a table line per part. A value that a part does not have is an empty cell."""
+    """Return a table line per part, with the columns that at least one part has."""
     lines = []
     for name, result in parts.items():
         line = {"part": name, "status": result["status"]}
         for column, template in COLUMNS.items():
             value = result.get(column)
             line[column.replace("_", " ")] = "" if value is None else template.format(value)
-        lines.append(line | {"note": str(result.get("reason", result.get("kernel", "")))[:80]})
-    return lines
+        lines.append(line)
+    filled = [title for title in lines[0] if any(line[title] for line in lines)]
+    return [{title: line[title] for title in filled} for line in lines]
 
 
 if __name__ == "__main__":

@@ -73,7 +73,8 @@ class StallWatchdog:
     """Thread that ends the process with EXIT_STALLED after a time without progress.
 
     Progress is a call of `record_progress`. In a context of `long_call`, CPU time of the process is
-    progress too: compilation and the restore of a checkpoint are single calls of any duration.
+    progress too: compilation and the restore of a checkpoint are single calls of any duration. A
+    process that waits busily in such a context is not detected.
 
     stall_seconds: the limit; 0 disables the watchdog. process: index of this process among the
     processes that train the run. The stacks of all threads are written to stalled.txt in the

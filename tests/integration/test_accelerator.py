@@ -54,6 +54,7 @@ def test_table_has_a_line_per_part(results):
     lines = accelerator.table_lines(parts)
     assert [line["part"] for line in lines] == list(results)
     assert lines[1]["mfu"].endswith("%") and lines[0]["mfu"] == ""
+    assert list(accelerator.table_lines({"a": {"status": "failed"}})[0]) == ["part", "status"]
 
 
 def python(code: str) -> list[str]:
@@ -87,6 +88,13 @@ def test_failed_or_hanging_part_does_not_end_the_others(tmp_path, monkeypatch):
     assert parts["kernels"]["reason"] == "exit status -9"
     assert tiny == dict.fromkeys(commands, True) | {"device": False}
     assert results["is_tiny"] and results["device"] == {"platform": "cpu"}
+
+
+def test_no_part_runs_without_a_device(tmp_path, monkeypatch):
+    monkeypatch.setattr(accelerator, "part_command", lambda *_: python("raise SystemExit(2)"))
+    results = accelerator.measure_parts(["device", "kernels"], str(tmp_path), 60.0, False)
+    assert [*results["parts"]] == ["device"]
+    assert results["parts"]["device"]["status"] == "failed"
 
 
 def test_parts_after_the_time_limit_are_skipped(tmp_path):
