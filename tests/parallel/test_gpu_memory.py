@@ -28,16 +28,15 @@ def test_invalid_fraction_is_refused(value):
 
 def test_devices_are_initialized_with_the_fraction(monkeypatch):
     for name in gpu_memory.VARIABLES:
-        monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv(name, "")
     mesh.initialize_devices()
     assert mesh.os.environ[gpu_memory.VARIABLE] == "0.92"
-    monkeypatch.delenv(gpu_memory.VARIABLE)
 
 
 def test_plan_of_a_gpu_has_the_reserved_memory(monkeypatch):
     """A plan for the whole card would be an out-of-memory error on the card."""
     for name in gpu_memory.VARIABLES:
-        monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv(name, "")
     card = hardware.ACCELERATORS["h100"].memory_bytes
     assert hardware.parse_target("gpu:h100:8").spec.memory_bytes == 0.92 * card
     monkeypatch.setenv(gpu_memory.VARIABLE, ".75")
