@@ -119,7 +119,7 @@ def parse_target(name: str) -> Target:
 def usable_accelerator(chip: str) -> Accelerator:
     """Return the data of a chip, with the memory that JAX gives to a program."""
     spec = ACCELERATORS[chip]
-    if chip not in PLATFORMS["gpu"][0]:
+    if spec.source != DATASHEET:  # libtpu and the CPU reserve nothing
         return spec
     fraction = gpu_memory.gpu_memory_fraction()
     return dataclasses.replace(spec, memory_bytes=fraction * spec.memory_bytes)
