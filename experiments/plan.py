@@ -16,6 +16,8 @@ the newest may be damaged; every multiple of permanent_checkpoint_interval; with
 eval.patience that of the lowest held-out loss; and those from which other runs start. An older
 checkpoint is deleted after a newer one is complete. A damaged one is moved away, never deleted.
 
+With --price_per_device_hour or --watts_per_device, the plan states price and energy.
+
 With --advise, the command reads a trained sweep and proposes the next runs: those that narrow its
 prediction the most per FLOP.
 """
@@ -40,6 +42,7 @@ _BUDGET = flags.DEFINE_float(
     "budget", None, "with --advise: FLOPs of the proposed runs; default: the most expensive run", 0
 )
 _N_RUNS = flags.DEFINE_integer("n_runs", 1, "with --advise: number of runs to propose", 1, 100)
+cli.rate_flags()
 _JSON = flags.DEFINE_bool("json", False, "print JSON instead of tables")
 
 
@@ -120,7 +123,7 @@ def validate_runs(runs: list[schema.Run], has_text: bool) -> None:
 def plan_local(runs: list[schema.Run]) -> int:
     """Print the cost at the measured speed of the local devices. Return the exit status."""
     from experiments.common import disk_space, kernel_lines, optimizer_table
-    from lm.parallel import mesh
+    from lm.parallel import mesh, peak_flops
     from lm.runs import records
     from lm.sweeps import launcher
     from lm.sweeps.planning import cost
@@ -130,17 +133,24 @@ def plan_local(runs: list[schema.Run]) -> int:
     device_mesh = mesh.make_mesh(schema.Mesh())
     peak = mesh.peak_flops_per_second(device_mesh, runs[0].model.dtype)
     costs = [cost.estimate_cost(run, peak, mesh.device_platform(device_mesh)) for run in runs]
+    rates = cli.device_rates()
     costs = [
-        row | optimizer_table.describe_optimizer(run) for row, run in zip(costs, runs, strict=True)
+        row
+        | optimizer_table.describe_optimizer(run)
+        | rates.costs(row["seconds"] * device_mesh.size / 3600)
+        for row, run in zip(costs, runs, strict=True)
     ]
     if _JSON.value:
         print(json.dumps(costs, indent=1))
         return 0
     console.print_line(f"devices: {mesh.describe_devices(device_mesh)}")
     kernel_lines.print_kernels(runs)
-    console.print_line(f"measured peak of matrix products: {peak / 1e9:.0f} GFLOP/s")
+    console.print_line(peak_flops.describe_peak(mesh.device_kind(device_mesh), peak))
     finished = {run.name for run in runs if records.is_finished(run)}
     console.print_plan(costs, finished)
+    seconds = sum(row["seconds"] for row in costs if row["name"] not in finished)
+    for title, text in rates.describe(seconds * device_mesh.size / 3600).items():
+        console.print_line(f"expected {title}: {text}")
     optimizer_table.print_optimizers(costs)
     disk_space.print_disk_space(runs, finished)
     print_memory_problems(runs, device_mesh)
@@ -149,15 +159,15 @@ def plan_local(runs: list[schema.Run]) -> int:
 
 def print_memory_problems(runs: list[schema.Run], device_mesh) -> None:
     """Print each run that cannot fit into the memory of the local devices."""
-    from lm.model import memory_estimate
+    from lm.model import inference_memory, memory_estimate
     from lm.parallel import device_memory, mesh
 
     available = device_memory.available_bytes(device_mesh)
     for run in runs:
+        arguments = run, device_mesh.size, mesh.device_platform(device_mesh), available
         try:
-            memory_estimate.check_memory(
-                run, device_mesh.size, mesh.device_platform(device_mesh), available
-            )
+            memory_estimate.check_memory(*arguments)
+            inference_memory.check_evaluation_memory(*arguments)
         except schema.ConfigError as error:
             console.print_line(f"warning: {error}")
 
@@ -188,16 +198,22 @@ def plan_target(runs: list[schema.Run], target: hardware.Target) -> int:
         else:
             new_rows = [cost.plan_run(run, target, should_compile)]
         rows += [row | optimizer_table.describe_optimizer(run) for row in new_rows]
+    rates = cli.device_rates()
+    for row in rows:
+        row |= rates.costs(row["device_hours"])
     if _JSON.value:
         print(json.dumps(rows, indent=1))
         return 0
     console.table([_memory_line(row) for row in rows], "Memory: GiB per device")
+    console.print_line("needed: weights, optimizer and the largest of the three programs")
     console.table([_time_line(row) for row in rows], "Time: seconds per step, and the whole run")
     optimizer_table.print_optimizers(list({row["name"]: row for row in rows}.values()))
     for row in rows:
         print_traffic(row)
     disk_space.print_disk_space(runs, set(), is_here=False)
-    console.print_line("roofline: the longest of compute, memory and network, at vendor peaks")
+    console.print_line(
+        "roofline: the longest of compute, memory, network and kernel launches, at vendor peaks"
+    )
     console.print_line(f"expected: at an MFU that is assumed, not measured, for {target.platform}")
     return 0
 
@@ -233,7 +249,9 @@ def _memory_line(row: dict) -> dict[str, str]:
         "remat": row["model.remat"],
         "weights": gib["bytes_params"],
         "optimizer": gib["bytes_optimizer"],
-        "temporaries": gib["bytes_temporaries"],
+        "train step": gib["bytes_temporaries"],
+        "evaluation": gib["bytes_evaluation"],
+        "generation": gib["bytes_generation"] if row["bytes_generation"] else "-",
         "needed": gib["bytes_needed"],
         "fits": f"exceeds by {gib['bytes_over']}" if row["bytes_over"] else "yes",
         "method": row["method"],
@@ -253,12 +271,15 @@ def _time_line(row: dict) -> dict[str, str]:
         "compute": number("compute_seconds"),
         "memory": number("memory_seconds"),
         "network": number("network_seconds"),
+        "launch": number("launch_seconds"),
         "roofline": number("roofline_seconds"),
         "bound by": row["bound"],
         "MFU": f"{row['mfu']:.0%}",
         "expected": number("step_seconds"),
         "hours": number("hours", ",.3g") if (row["hours"] or 0) < 1000 else number("hours", ",.0f"),
         "device-hours": number("device_hours", ",.0f"),
+        **({"price": number("price", ",.2f")} if "price" in row else {}),
+        **({"kWh": number("energy_kwh", ",.1f")} if "energy_kwh" in row else {}),
         "compilation": number("compile_seconds", ".0f"),
     }
 

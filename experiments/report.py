@@ -13,6 +13,8 @@ unreadable runs and damaged lines. They are in no figure and in no law.
 --archive_to copies the small records of a sweep to a folder that can be committed to git. The copy
 has no weights and no paths of this machine. Notebooks, laws and reports read it like the original.
 
+With --price_per_device_hour or --watts_per_device, the report states price and energy of all runs.
+
 --verify=FIGURE lists the runs, the law and the code that have changed since a figure was drawn. The
 exit status is 1 if there are any.
 
@@ -35,6 +37,7 @@ _VERIFY = flags.DEFINE_string("verify", None, "figure, or folder of a sweep, to 
 _WATCH = flags.DEFINE_bool("watch", False, "write the report repeatedly until all runs have ended")
 _ARCHIVE_TO = flags.DEFINE_string("archive_to", None, "folder of the archive; writes no report")
 _MEGABYTES = flags.DEFINE_float("megabytes", 1.5, "largest size of the archive in MB", 0)
+cli.rate_flags()
 MIN_WATCH_SECONDS = 10.0
 MAX_CPU_FRACTION = 0.05  # of one core, used by --watch while runs are in training
 
@@ -53,7 +56,7 @@ def main() -> int:
 
     if _WATCH.value:
         watch(_DIR.value)
-    page = report.write_report(_DIR.value)
+    page = report.write_report(_DIR.value, rates=cli.device_rates())
     for note in summary.load_notes(_DIR.value):
         console.print_line(note)
     console.print_line(f"report: {page}")
@@ -105,7 +108,7 @@ def watch(folder: str) -> None:
         run["status"] in ("planned", "running", "stuck") for run in status.run_statuses(folder)
     ):
         start_time = time.monotonic()
-        page = report.write_report(folder, refresh=interval)
+        page = report.write_report(folder, interval, cli.device_rates())
         seconds = time.monotonic() - start_time
         console.print_line(f"written in {seconds:.0f} s, reloads every {interval:.0f} s: {page}")
         interval = max(MIN_WATCH_SECONDS, seconds / MAX_CPU_FRACTION)

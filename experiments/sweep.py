@@ -86,7 +86,7 @@ def main() -> int:
 
     runs = adopt_configs(runs)
     launcher.validate_names(runs)
-    mesh.initialize_devices()
+    mesh.initialize_devices(f"{runs[0].dir}/.compiled")
     deterministic.fix_threads(max(run.mesh.deterministic_shards for run in runs))
     cli.join()
     if _WORKER.value:
@@ -146,7 +146,7 @@ def print_cost(runs: list[schema.Run], pending: list[str]) -> list[dict]:
     pending: names of the runs that are not finished.
     """
     from experiments.common import disk_space, kernel_lines
-    from lm.parallel import mesh
+    from lm.parallel import mesh, peak_flops
     from lm.sweeps import launcher
     from lm.sweeps.planning import cost
 
@@ -156,7 +156,7 @@ def print_cost(runs: list[schema.Run], pending: list[str]) -> list[dict]:
         console.print_line(f"workers: {_JOBS.value}; devices and times below: of one worker")
     console.print_line(f"devices: {mesh.describe_devices(device_mesh)}")
     kernel_lines.print_kernels(runs)
-    console.print_line(f"measured peak of matrix products: {peak / 1e9:.0f} GFLOP/s")
+    console.print_line(peak_flops.describe_peak(mesh.device_kind(device_mesh), peak))
     costs = [cost.estimate_cost(run, peak, mesh.device_platform(device_mesh)) for run in runs]
     finished = {run.name for run in runs} - {*pending}
     console.print_plan(costs, finished)

@@ -9,10 +9,10 @@ Models have a byte vocabulary, 256 positions and AdamW. The gated MLP of this re
 d_ff = 8/3 d_model, rounded up to a multiple of 16. It has as many multiplications as the plain MLP
 of the baseline, which is 4 times as wide.
 
-Shares of peak are relative to the rate of a large matrix product, measured in the same process in
-each round. Model FLOPs count attention over all positions. On a shared machine, compare the best
-steps: other processes slowed them least. With --profile, the JSON line has the share of the time of
-each part of the step.
+MFU is relative to the peak of the device, see lm/parallel/peak_flops.py. On CPU that is the rate of
+a large matrix product, measured in the same process in each round. Model FLOPs count attention over
+all positions. On a shared machine, compare the best steps: other processes slowed them least. With
+--profile, the JSON line has the share of the time of each part of the step.
 """
 
 import dataclasses
@@ -145,7 +145,7 @@ def _summary(
         "cpu_ms": round(1e3 * interleaved.median([a["cpu"] for a in answers])[0], 2),
         "gflops_per_second": round(step_flops / step_seconds / 1e9, 1),
         "peak_gflops_per_second": round(interleaved.median(peaks)[0] / 1e9, 1),
-        "share_of_peak": [round(x, 3) for x in interleaved.median(shares)],
+        "mfu": [round(x, 3) for x in interleaved.median(shares)],
         "peak_memory_mib": round(answers[-1]["memory"] / 2**20),
     }
 

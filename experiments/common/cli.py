@@ -239,6 +239,22 @@ def allow_path_flag():
     )
 
 
+def rate_flags() -> None:
+    """Define the flags of the price and the power of a device, see `device_rates`."""
+    flags.DEFINE_float(
+        "price_per_device_hour", 0.0, "price of a device for an hour, in any currency", 0
+    )
+    flags.DEFINE_float("watts_per_device", 0.0, "power of a device with its share of the host", 0)
+
+
+def device_rates():
+    """Return the device_cost.DeviceRates of the flags of `rate_flags`."""
+    from lm.reports import device_cost
+
+    values = flags.FLAGS
+    return device_cost.DeviceRates(values.price_per_device_hour, values.watts_per_device)
+
+
 def cache_dir_flag():
     """Define --cache_dir=FOLDER, instead of data.cache_dir of a run. Return the flag."""
     return flags.DEFINE_string(

@@ -102,7 +102,7 @@ def status_view(runs: list[dict], progress: dict) -> Group:
             "training loss": _format_optional(run["loss"], "{:.3f}"),
             "held-out loss": _format_optional(run["heldout_loss"], "{:.3f}"),
             "tokens/s": _format_optional(run["tokens_per_second"], "{:,.0f}"),
-            "MFU": _format_optional(run["peak_share"], "{:.0%}"),
+            "MFU": _format_optional(run["mfu"], "{:.0%}"),
             "training time": format_duration(run["seconds"]),
             "time left": (
                 "" if run["seconds_left"] is None else format_duration(run["seconds_left"])
@@ -325,7 +325,7 @@ class ProgressBars:
         tokens_left = (run.steps - row["step"]) * run.data.batch_size * run.data.seq_len
         state = (
             f"loss {row['loss']:.3f}  {row['tokens_per_second']:,.0f} tokens/s"
-            f"  {row['peak_share']:.0%} MFU"
+            f"  {row['mfu']:.0%} MFU"
             f"  {format_duration(tokens_left / row['tokens_per_second'])} left"
         )
         self.progress.update(self.bars[run.name], completed=row["step"], state=state)

@@ -30,6 +30,7 @@ SYNONYMS = {
     " permanent_every save_total_limit max_to_keep keep_checkpoints",
     "keep_best": "save_best best_checkpoint load_best_model_at_end best save_best_only",
     "resume": "resume_from resume_from_checkpoint restart auto_resume continue",
+    "resume_tolerance": "resume_rtol loss_tolerance resume_atol restart_tolerance",
     "stall_seconds": "stall timeout watchdog hang_timeout stall_timeout timeout_seconds",
     "wandb": "use_wandb wandb_log enable_wandb report_to log_to_wandb weights_and_biases"
     " wandb_project",
@@ -181,6 +182,8 @@ SYNONYMS = {
     " tensor_parallel_size tensor_model_parallel_size",
     "mesh.rules": "sharding_rules axis_rules logical_axis_rules partition_rules sharding",
     "mesh.deterministic_shards": "exact deterministic reproducible bitwise",
+    "mesh.deterministic_kernels": "deterministic_ops xla_gpu_deterministic_ops cudnn_deterministic"
+    " use_deterministic_algorithms exclude_nondeterministic_ops",
     "eval.interval": "every eval_every eval_interval eval_steps eval_freq evaluation_interval"
     " val_check_interval validation_interval eval_frequency val_every evaluate_every"
     " evaluation_steps",

@@ -4,10 +4,9 @@
     run.model.d_model = 256
     flatten(run)["model.d_model"]       # 256
 
-A declaration contains type, default, description, roles and bounds: see lm/config/fields.py. The
-description states the unit; ge, gt and le state the range. `Literal` types list the allowed values.
-lm/config/optimizer_config.py declares the group optim. lm/config/validation.py checks values and
-combinations of values.
+A declaration contains type, default, description, roles and bounds: see lm/config/fields.py.
+`Literal` types list the allowed values. optimizer_config.py declares the group optim. validation.py
+checks combinations of values.
 """
 
 import dataclasses
@@ -223,6 +222,7 @@ class Mesh:
         alone="vmapped runs cannot reproduce the bits of other devices",
         hash_name="exact",
     )
+    deterministic_kernels: bool = field(False, "GPU kernels with reproducible bits.", "execution")
 
 
 @fields.config_group("start")
@@ -285,7 +285,7 @@ class Run:
     seed: int = field(0, "Seed of the initial weights and of the data order.", "vmapped", ge=0)
     steps: int = field(1000, "Number of optimizer steps.", ge=1)
     log_interval: int = field(10, "Steps between rows of metrics.", "execution", ge=1)
-    steps_per_call: int = field(0, "Most steps per compiled call; 0 is automatic.", ge=0, le=128)
+    steps_per_call: int = field(0, "Steps per call; 0 is automatic.", "execution", ge=0, le=128)
     checkpoint_interval: int = field(200, "Steps between checkpoints.", "execution", ge=1)
     permanent_checkpoint_interval: int = field(
         0, "Steps between checkpoints that are never deleted; 0 is off.", "execution", ge=0
@@ -294,8 +294,11 @@ class Run:
     resume: Literal["auto", "required"] = field(
         "auto", "Auto starts or resumes a run; required only resumes.", "execution"
     )
+    resume_tolerance: float = field(
+        0.0, "Largest relative loss change on resume; 0 is automatic.", "execution", ge=0
+    )
     stall_seconds: float = field(
-        1800.0, "Seconds without a step that end the process; 0 is off.", "execution", ge=0
+        1800.0, "Seconds without progress that end the process; 0 is off.", "execution", ge=0
     )
     wandb: bool = field(
         False, "Also log to Weights & Biases.", "execution", alone="W&B logs one run per process"

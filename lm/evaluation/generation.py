@@ -16,7 +16,7 @@ import codecs
 import collections
 import dataclasses
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import numpy as np
@@ -137,8 +137,9 @@ def generate(
     prompts: Sequence[Sequence[int]],
     tokenizer: tokenizers.Tokenizer,
     sampling: SamplingParams = SamplingParams(),
+    on_progress: Callable[[], None] | None = None,
 ) -> list[Generated]:
-    """Return an answer to each prompt: see `stream`."""
+    """Return an answer to each prompt: see `stream`. on_progress: called after each token."""
     context = run.data.seq_len
     answers = [Generated([], [], "", "", max(0, len(p) - context)) for p in prompts]
     for token in stream(run, device_mesh, params, prompts, tokenizer, sampling):
@@ -147,6 +148,8 @@ def generate(
         answer.nats.append(token.nats)
         answer.text += token.text
         answer.finish_reason = token.finish_reason
+        if on_progress is not None:
+            on_progress()
     return answers
 
 

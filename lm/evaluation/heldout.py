@@ -67,6 +67,16 @@ def make_scorer(run: schema.Run, device_mesh: jax.sharding.Mesh) -> Callable:
     return jax.jit(by_shard, out_shardings=replicated, compiler_options=deterministic.OPTIONS)
 
 
+def report_batches(score: Callable, on_progress: Callable[[], None]) -> Callable:
+    """Return `score` that calls on_progress() before each batch."""
+
+    def score_batch(params: dict, batch: dict) -> tuple[jax.Array, jax.Array]:
+        on_progress()
+        return score(params, batch)
+
+    return score_batch
+
+
 def evaluate_heldout(
     run: schema.Run,
     device_mesh: jax.sharding.Mesh,

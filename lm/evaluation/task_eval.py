@@ -43,14 +43,15 @@ def evaluate_tasks(
     tokenizer: tokenizers.Tokenizer,
     task_list: Sequence[tasks.Task],
     answers: list[dict] | None = None,
+    on_progress: Callable[[], None] | None = None,
 ) -> Results:
     """Return the metrics of each task: see task_metrics.
 
     score: see heldout.make_scorer. answers: list that receives the generated answers, see
-    task_metrics.answer_rows. If an example is longer than data.seq_len tokens, its prompt is
-    truncated at the beginning (counted in n_truncated). If an answer alone is longer, the example
-    is skipped (counted in n_skipped). Raises ValueError in both cases if eval.on_overflow is
-    "error".
+    task_metrics.answer_rows. on_progress: called after each generated token. If an example is
+    longer than data.seq_len tokens, its prompt is truncated at the beginning (counted in
+    n_truncated). If an answer alone is longer, the example is skipped (counted in n_skipped).
+    Raises ValueError in both cases if eval.on_overflow is "error".
     """
     encoded = [_encode_task(run, task, tokenizer) for task in task_list]
     pairs = [pair for task in encoded for choices in task.pairs for pair in choices]
@@ -72,12 +73,27 @@ def evaluate_tasks(
         ]
         metrics |= task_metrics.likelihood_metrics(task.examples, example_scores, pieces)
         if task.generate:
-            texts = _generate(run, device_mesh, params, tokenizer, task, choices_of_examples)
+            model = run, device_mesh, params
+            texts = _generate(model, tokenizer, task, choices_of_examples, on_progress)
             metrics |= task_metrics.text_metrics(task, texts)
             if answers is not None:
                 answers += task_metrics.answer_rows(task, texts)
         results[task.name] = metrics
     return results
+
+
+def evaluate_columns(
+    run: schema.Run,
+    device_mesh: jax.sharding.Mesh,
+    score: Callable,
+    params: dict,
+    tokenizer: tokenizers.Tokenizer,
+    task_list: Sequence[tasks.Task],
+    on_progress: Callable[[], None],
+) -> dict[str, float]:
+    """Return the results of evaluate_tasks as columns, see `to_columns`."""
+    arguments = run, device_mesh, score, params, tokenizer, task_list
+    return to_columns(evaluate_tasks(*arguments, on_progress=on_progress))
 
 
 def validate_task_lengths(
@@ -193,12 +209,11 @@ def _score_pairs(
 
 
 def _generate(
-    run: schema.Run,
-    device_mesh: jax.sharding.Mesh,
-    params: dict,
+    model: tuple[schema.Run, jax.sharding.Mesh, dict],
     tokenizer: tokenizers.Tokenizer,
     task: tasks.Task,
     pairs: list[list[token_healing.TokenPair]],
+    on_progress: Callable[[], None] | None,
 ) -> list[str]:
     """Generate an answer to each example, with up to twice the tokens of the longest answer."""
     prompts = [
@@ -206,5 +221,5 @@ def _generate(
     ]
     longest = max(len(pair.answer) for choices in pairs for pair in choices)
     sampling = generation.SamplingParams(max_tokens=2 * longest, stop=(task.stop,))
-    generated = generation.generate(run, device_mesh, params, prompts, tokenizer, sampling)
+    generated = generation.generate(*model, prompts, tokenizer, sampling, on_progress)
     return [answer.text for answer in generated]

@@ -13,5 +13,6 @@ parametrization. Files in reading order:
     kv_cache.py         decoder with a key-value cache
     params.py           parameter trees by path
     memory_estimate.py  analytic memory of a train step; runs that do not fit are rejected
+    inference_memory.py analytic memory of evaluation and generation
     hf/                 models of Hugging Face transformers
 """

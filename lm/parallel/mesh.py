@@ -19,7 +19,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from lm.config import axis_rules, schema
-from lm.parallel import deterministic
+from lm.parallel import deterministic, gpu_memory, peak_flops
 
 Either = typing.TypeVar("Either", jax.Array, np.ndarray)
 
@@ -83,19 +83,26 @@ class ShardingRules:
 
 
 DEFAULT_RULES = ShardingRules()
+DEFAULT_CACHE = "runs/.compiled"
+# XLA stores the GPU kernels that it has selected by measurements in this folder of the cache.
+AUTOTUNE_CACHE = "xla_gpu_per_fusion_autotune_cache_dir"
 
 
-def initialize_devices(cache: str = "runs/.compiled") -> None:
+def initialize_devices(cache: str = DEFAULT_CACHE) -> None:
     """Set JAX options for the devices and the compilation cache of this process.
 
     On CPU each core becomes a device, up to a power of two so that batches divide. This halves the
     step time of one device with threads. The number of devices does not change after the first use
     of a device. Compiled programs are stored in the folder `cache`, unless a cache folder is set
     already. Programs that compile in milliseconds are stored too, because most runs of a ladder are
-    small.
+    small. A cache in a bucket is replaced by the default folder. The part of a GPU's memory is that
+    of lm/parallel/gpu_memory.py.
     """
+    gpu_memory.reserve_gpu_memory()
     if not jax.config.values["jax_compilation_cache_dir"]:
+        cache = DEFAULT_CACHE if "://" in cache else cache
         jax.config.update("jax_compilation_cache_dir", os.path.abspath(cache))
+    jax.config.update("jax_persistent_cache_enable_xla_caches", AUTOTUNE_CACHE)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
     has_number = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
@@ -147,13 +154,16 @@ def device_platform(mesh: jax.sharding.Mesh) -> str:
     return mesh.devices.flat[0].platform
 
 
+def device_kind(mesh: jax.sharding.Mesh) -> str:
+    """Return the kind of the devices: cpu, NVIDIA H100 80GB HBM3, TPU v5 lite."""
+    return mesh.devices.flat[0].device_kind
+
+
 def describe_devices(mesh: jax.sharding.Mesh) -> str:
     """Return the number, kind and mesh axes of the devices: "8 cpu devices (data=8)"."""
     axes = " x ".join(f"{name}={size}" for name, size in mesh.shape.items() if size > 1)
     plural = "s" if mesh.size > 1 else ""
-    return f"{mesh.size} {mesh.devices.flat[0].device_kind} device{plural}" + (
-        f" ({axes})" if axes else ""
-    )
+    return f"{mesh.size} {device_kind(mesh)} device{plural}" + (f" ({axes})" if axes else "")
 
 
 def named_sharding(mesh: jax.sharding.Mesh, *names: str | None) -> NamedSharding:
@@ -265,12 +275,23 @@ def local_rows(mesh: jax.sharding.Mesh, batch_size: int) -> np.ndarray:
 
 @functools.cache
 def peak_flops_per_second(mesh: jax.sharding.Mesh, dtype: str, size: int = 1536) -> float:
-    """Return the measured peak of all devices together: the best of 5 timed matrix products.
+    """Return the peak of all devices together in matrix products. MFU is relative to this rate.
 
-    size: rows and columns of the matrix of each device. MFU is relative to this rate.
+    The peak of an accelerator is that of its data sheet. On CPU the peak is the best of 5 timed
+    products. size: rows and columns of the matrix of each device.
     """
+    peak = peak_flops.find_peak(device_kind(mesh))
+    if peak is not None:
+        return mesh.size * getattr(peak, dtype)
+    n_products = 1
+    if device_platform(mesh) != "cpu":  # an unknown accelerator: hide the latency of a call
+        n_products, size = 8, 8192
     sharding = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
-    product = jax.jit(lambda a: a @ a, in_shardings=sharding)
+
+    def multiply(a: jax.Array) -> jax.Array:
+        return jax.lax.fori_loop(1, n_products, lambda _, b: a @ b, a @ a)
+
+    product = jax.jit(multiply, in_shardings=sharding)
     a = jax.jit(lambda: jnp.ones((mesh.size, size, size), dtype), out_shardings=sharding)()
     product(a).block_until_ready()
     seconds = []
@@ -278,7 +299,7 @@ def peak_flops_per_second(mesh: jax.sharding.Mesh, dtype: str, size: int = 1536)
         start = time.perf_counter()
         product(a).block_until_ready()
         seconds.append(time.perf_counter() - start)
-    return 2 * size**3 * mesh.size / min(seconds)
+    return 2 * size**3 * n_products * mesh.size / min(seconds)
 
 
 def is_axis_names(node) -> bool:

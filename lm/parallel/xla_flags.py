@@ -1,4 +1,9 @@
-"""XLA compiler options that overlap collectives with computation, for each platform."""
+"""XLA compiler options: collectives during computation, and kernels with reproducible bits.
+
+On GPU, XLA measures several kernels for a product when it compiles, and the measurements decide.
+JAX stores the measured choices next to its compiled programs (mesh.initialize_devices), so that the
+next process with that cache has the same kernels.
+"""
 
 import jax
 
@@ -25,8 +30,23 @@ COMPILER_OPTIONS: dict[str, dict[str, bool | int]] = {
 }
 
 
-def compiler_options(device_mesh: jax.sharding.Mesh) -> dict[str, bool | int] | None:
-    """Return the compiler options of a step on these devices, for jax.jit; None if it has none."""
-    if device_mesh.size == 1:
-        return None
-    return COMPILER_OPTIONS[mesh.device_platform(device_mesh)] or None
+# Kernels whose result is the same in every execution, chosen without measurements
+# (openxla.org/xla/determinism).
+DETERMINISTIC_OPTIONS: dict[str, bool | int] = {
+    "xla_gpu_exclude_nondeterministic_ops": True,
+    "xla_gpu_autotune_level": 0,
+}
+
+
+def compiler_options(
+    device_mesh: jax.sharding.Mesh, has_fixed_kernels: bool = False
+) -> dict[str, bool | int] | None:
+    """Return the compiler options of a step on these devices, for jax.jit; None if it has none.
+
+    has_fixed_kernels: mesh.deterministic_kernels, which has an effect on GPU only.
+    """
+    platform = mesh.device_platform(device_mesh)
+    options = COMPILER_OPTIONS[platform] if device_mesh.size > 1 else {}
+    if has_fixed_kernels and platform == "gpu":
+        options = options | DETERMINISTIC_OPTIONS
+    return options or None

@@ -8,6 +8,7 @@ The package uses the records of runs and the laws. It does not import JAX.
     paired_errors.py      errors of the difference between two runs on the same held-out text
     lr_analysis.py        best learning rate against width and depth
     figures.py            the figures of a sweep, and their verification
+    device_cost.py        price and energy of runs
     html.py               elements of an HTML page
     report.py             write report.html
     audit/                predict the target run, and verify the prediction

@@ -10,7 +10,7 @@ refresh=SECONDS an open page reloads at this interval, for a sweep that is train
 from pathlib import Path
 
 from lm.config import run_files
-from lm.reports import figures, html, summary
+from lm.reports import device_cost, figures, html, summary
 from lm.reports.plots import style
 from lm.reports.sections import report_sections
 from lm.runs import provenance, records
@@ -18,11 +18,15 @@ from lm.runs import provenance, records
 # experiments/sweep.py prints these results after the page is written.
 
 
-def write_report(sweep_dir: str | Path, refresh: float = 0.0) -> Path:
+def write_report(
+    sweep_dir: str | Path,
+    refresh: float = 0.0,
+    rates: device_cost.DeviceRates | None = None,
+) -> Path:
     """Write report.html and figures/ into the directory of a sweep. Return the path of the page.
 
     refresh: interval in seconds at which an open page reloads, 0 for never. With a refresh, no
-    files are written to figures/, which saves most of the time.
+    files are written to figures/, which saves most of the time. rates: price and power of a device.
 
     Raises ValueError if the directory contains neither runs nor sweep.json, or runs of another
     version.
@@ -38,7 +42,7 @@ def write_report(sweep_dir: str | Path, refresh: float = 0.0) -> Path:
         sweep.path / "report.html",
         title=sweep.path.name or sweep.path.resolve().name,
         headline=summary.headline(sweep),
-        tiles=_tiles(sweep),
+        tiles=[*_tiles(sweep), *_cost_tiles(sweep, rates or device_cost.DeviceRates())],
         sections=sections | report_sections.all_sections(sweep),
         footer=f"lm-scaling {provenance.package_version()}, from the records of {len(sweep.rows)}"
         " runs.",
@@ -66,3 +70,12 @@ def _tiles(sweep: summary.SweepSummary) -> list[tuple[str, str]]:
     flops = sum(summary.incremental_flops(row) for row in sweep.rows)
     tiles.append(("total FLOPs", style.power_of_ten(flops)))
     return [*tiles, ("training time", summary.format_duration(sum(seconds)))]
+
+
+def _cost_tiles(
+    sweep: summary.SweepSummary, rates: device_cost.DeviceRates
+) -> list[tuple[str, str]]:
+    """Return device-hours, price and energy of all runs; nothing without rates."""
+    device_hours = sum(map(device_cost.used_device_hours, sweep.rows))
+    costs = list(rates.describe(device_hours).items())
+    return [("device-hours", f"{device_hours:,.2f}"), *costs] if costs else []

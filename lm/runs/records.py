@@ -51,7 +51,14 @@ from typing import NamedTuple, TypeGuard
 
 from lm.config import fields, schema
 from lm.runs import filesystem, json_files, lock
-from lm.runs.integrity import record_checksums, restarts, stored_config, stored_results, sweep_files
+from lm.runs.integrity import (
+    changed_fields,
+    record_checksums,
+    restarts,
+    stored_config,
+    stored_results,
+    sweep_files,
+)
 
 # Config fields that affect how a run computes or is stored, not its result.
 EXECUTION_FIELDS = fields.fields_with("execution", schema.Run)
@@ -135,7 +142,7 @@ def read_config(path: str | Path) -> schema.Run:
 def check_same_config(run: schema.Run) -> None:
     """Check that the run on disk, if any, has the same config. Write nothing.
 
-    Raises ValueError for a nested run, and for changed fields except those in EXECUTION_FIELDS.
+    Raises ValueError for a nested run, and for changed fields except those of changed_fields.py.
     EVALUATION_FIELDS may change until the run has evaluations.
     """
     path = run_dir(run)
@@ -146,22 +153,17 @@ def check_same_config(run: schema.Run) -> None:
         return
     stored_run = stored_config.load_config(path, facts, is_used=False)[0]
     new, old = schema.flatten(run), schema.flatten(stored_run)
-    changed = {
-        field: f"{field}={old[field]!r}, now {value!r}"
-        for field, value in new.items()
-        if old[field] != value
-    }
-    different = [text for field, text in changed.items() if field not in EXECUTION_FIELDS]
-    if different:
+    conflicts = changed_fields.describe_conflicts(old, new, changed_fields.newest_step(path))
+    if conflicts:
         raise ValueError(
-            f"{path} was started with {'; '.join(different)}: choose a new name (start.run="
-            f"{run.name} starts from its weights), or pass --adopt to a sweep for the stored values"
+            f"{path} was started with {conflicts}: choose a new name (start.run={run.name} starts"
+            " from its weights), or pass --adopt to a sweep for the stored values"
         )
-    settings = [text for field, text in changed.items() if field in EVALUATION_FIELDS]
+    settings = changed_fields.describe_changes(old, new, EVALUATION_FIELDS)
     if settings and not is_finished(run) and load_evals(path):
         raise ValueError(
-            f"{path} has evaluations with {'; '.join(settings)}: the evaluations of a run must have"
-            " equal settings. Restore the value, or choose a new name"
+            f"{path} has evaluations with {settings}: the evaluations of a run must have equal"
+            " settings. Restore the value, or choose a new name"
         )
 
 
@@ -384,17 +386,17 @@ def is_finite(value: object) -> TypeGuard[float]:
 
 
 def is_finished(run: schema.Run) -> bool:
-    """Return True if the run has diverged, or if it is done.
+    """Return True if the run has diverged, or if it is done and `run` has no further steps.
 
-    A run whose final evaluation is lost is not done if it has a checkpoint: the next attempt
-    evaluates it. With eval.patience that checkpoint may be another one, and the run is done.
+    If the final evaluation is lost and a checkpoint exists, the next attempt evaluates it. With
+    eval.patience that checkpoint may be another one, and the run is done.
     """
-    folder = run_dir(run)
-    facts = read_facts(folder)
+    facts = read_facts(folder := run_dir(run))
     status, ends_at = facts.get("status"), facts.get("ends_at")
     is_evaluated = stored_results.has_final_evaluation(schema.flatten(run) | facts)
-    if status != "done" or ends_at is None or run.eval.patience or not is_evaluated:
+    if status != "done" or ends_at is None or run.eval.patience:
         return status in TERMINAL_STATUSES
-    is_lost = bool(json_files.find_missing_step(folder / "evals.jsonl", ends_at))
-    has_step = (path.name.isdecimal() for path in filesystem.list_dir(folder / "checkpoints"))
-    return not (is_lost and any(has_step))
+    if run.steps > ends_at:
+        return False
+    is_lost = is_evaluated and json_files.find_missing_step(folder / "evals.jsonl", ends_at)
+    return not (is_lost and changed_fields.newest_step(folder))

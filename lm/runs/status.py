@@ -41,7 +41,7 @@ def run_statuses(folder: str | Path) -> list[dict]:
                       run are damaged
     step, steps       last logged step, planned number of steps
     share             fraction of the steps that are done, 0 to 1
-    tokens_per_second, peak_share     speed and fraction of peak FLOPs at the last log step
+    tokens_per_second, mfu            speed and model FLOPs utilization at the last log step
     seconds           training time
     seconds_left      remaining time at the speed of the last log step, or as planned
     devices, where    number of devices, host name
@@ -113,7 +113,7 @@ def _device_hours_left(statuses: list[dict]) -> float | None:
 
 def _planned_status(cost: dict) -> dict:
     """Return the status of a run that has not started, from its row in plan.json."""
-    names = ("loss", "heldout_loss", "tokens_per_second", "peak_share", "devices", "checkpoint")
+    names = ("loss", "heldout_loss", "tokens_per_second", "mfu", "devices", "checkpoint")
     return dict.fromkeys(names) | {
         "name": cost["name"],
         "status": "planned",
@@ -153,7 +153,7 @@ def _started_status(row: dict) -> dict:
         "loss": _finite(last.get("loss")),
         "heldout_loss": _finite(row.get(records.LOSS)),
         "tokens_per_second": tokens_per_second,
-        "peak_share": _finite(last.get("peak_share")),
+        "mfu": _finite(last.get("mfu", last.get("peak_share"))),  # version 0.2
         "flops": row.get("flops"),
         "seconds": last.get("seconds", 0.0),
         "seconds_left": seconds_left,

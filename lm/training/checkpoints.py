@@ -29,7 +29,7 @@ from lm.config import run_files, schema
 from lm.model import params
 from lm.parallel import distributed
 from lm.runs import filesystem, json_files, records
-from lm.runs.integrity import stored_config
+from lm.runs.integrity import changed_fields, stored_config
 from lm.training.checkpointing import checkpoint_manifest, checkpoint_retention
 
 SPARE_BYTES = 1 << 18  # for the files of a checkpoint other than its arrays
@@ -191,15 +191,14 @@ class CheckpointStore:
         return saved
 
     def _check_fields(self, path: Path, saved: dict) -> None:
-        """Raise CheckpointError if the checkpoint belongs to a run with other fields or values."""
+        """Raise CheckpointError for other fields or values than changed_fields.py allows."""
         if "config" not in saved:
             return
-        missing = "no such field"
+        defaults = schema.flatten(schema.Run())
+        stored, current = defaults | saved["config"], defaults | self.fields
         changed = [
-            f"{field}={saved['config'].get(field, missing)!r} in the checkpoint,"
-            f" {self.fields.get(field, missing)!r} in this run"
-            for field in sorted(saved["config"].keys() | self.fields.keys())
-            if saved["config"].get(field, missing) != self.fields.get(field, missing)
+            f"{field}={stored.get(field)!r} in the checkpoint, {current.get(field)!r} in this run"
+            for field in changed_fields.find_conflicts(saved["config"], self.fields, saved["step"])
         ]
         if changed:
             raise checkpoint_manifest.CheckpointError(
@@ -294,10 +293,7 @@ class CheckpointStore:
 
 def newest_checkpoint(run: schema.Run) -> int:
     """Return the step of the newest checkpoint of a run, intact or not; 0 if the run has none."""
-    names = (
-        path.name for path in filesystem.list_dir(records.run_dir(run) / run_files.CHECKPOINTS)
-    )
-    return max((int(name) for name in names if name.isdecimal()), default=0)
+    return changed_fields.newest_step(records.run_dir(run))
 
 
 def read_checkpoint(

@@ -25,7 +25,7 @@ from lm.data import corpus, dataset
 from lm.data.prepared import recorded_text
 from lm.data.tokenization import run_tokenizer
 from lm.evaluation import task_eval, tasks
-from lm.model import memory_estimate
+from lm.model import inference_memory, memory_estimate
 from lm.parallel import device_memory, distributed, mesh
 from lm.runs import records
 from lm.training import metric_log, preemption, session, step, warm_start
@@ -96,9 +96,9 @@ def validate_memory(run: schema.Run) -> None:
     device_mesh = mesh.make_run_mesh(run)
     platform = mesh.device_platform(device_mesh)
     n_bytes = device_memory.available_bytes(device_mesh)
-    distributed.run_on_primary(
-        lambda: memory_estimate.check_memory(run, device_mesh.size, platform, n_bytes)
-    )
+    arguments = run, device_mesh.size, platform, n_bytes
+    distributed.run_on_primary(lambda: memory_estimate.check_memory(*arguments))
+    distributed.run_on_primary(lambda: inference_memory.check_evaluation_memory(*arguments))
 
 
 def validate_text(run: schema.Run, text: dataset.TokenDataset) -> None:
@@ -127,16 +127,17 @@ def run_session(active_session: typing.Any, functions: step.TrainFunctions) -> N
     facts["devices.steps_per_call"] = n_steps
     peak = mesh.peak_flops_per_second(device_mesh, run.model.dtype)
     with distributed.fail_together(active_session.folders, preemption.Interrupted, ValueError):
-        with jax.set_mesh(device_mesh):
-            active_session.restore(functions.abstract_saved, facts, peak)
-            if active_session.status != "running":
-                return
-            lowered = lower_steps(functions, n_steps)
-            is_fresh = not active_session.first
-            compiled, score, init = step.compile_all(functions, lowered, is_fresh)
-            call_steps = make_steps_call(functions, compiled, n_steps)
-            state = active_session.initial_state(init)
-        active_session.begin(score, state, time.perf_counter() - began)
+        with active_session.long_call():
+            with jax.set_mesh(device_mesh):
+                active_session.restore(functions.abstract_saved, facts, peak)
+                if active_session.status != "running":
+                    return
+                lowered = lower_steps(functions, n_steps)
+                is_fresh = not active_session.first
+                compiled, score, init = step.compile_all(functions, lowered, is_fresh)
+                call_steps = make_steps_call(functions, compiled, n_steps)
+                state = active_session.initial_state(init)
+            active_session.begin(score, state, time.perf_counter() - began)
         batches = dataset.prefetch_batches(
             active_session.load_batch, active_session.first, run.steps, depth=2 * n_steps
         )
@@ -180,10 +181,11 @@ def _run_steps(
         metrics, waited = [], 0.0
 
         # --- Log, save, evaluate, finish ---
-        active_session.log()
-        active_session.save(state, stop)
-        active_session.evaluate(score, state)
-        active_session.conclude(state, stop)
+        with active_session.long_call():
+            active_session.log()
+            active_session.save(state, stop)
+            active_session.evaluate(score, state)
+            active_session.conclude(state, stop)
         began = time.perf_counter()
 
 

@@ -29,6 +29,7 @@ from lm.data import dataset, tokenizers
 from lm.data.prepared import recorded_text
 from lm.data.tokenization import run_tokenizer
 from lm.model.kernels import kernel_table
+from lm.parallel import distributed, peak_flops, platform_facts
 from lm.runs import filesystem, provenance, records
 
 Report = Callable[[dict], None]  # receives rows of metrics.jsonl or evals.jsonl
@@ -161,6 +162,7 @@ def collect_run_facts(
     """
     device = device_mesh.devices.flat[0]
     kernels = kernel_table.select_kernels(run, device_mesh)
+    known_peak = peak_flops.find_peak(device.device_kind)
     packages = ("jax", "flax", "optax", "orbax-checkpoint", "numpy")
     facts = flops.run_facts(run) | {
         "config_hash": config_hash(run),
@@ -180,11 +182,13 @@ def collect_run_facts(
         ],
         "devices.attention": kernels.attention.name,
         "devices.peak_flops_per_second": peak,
+        "devices.peak_source": known_peak.source if known_peak else "measured",
         "versions.python": platform.python_version(),
         "code.version": provenance.package_version(),
         "code.commit": provenance.git_commit(),
     }
     facts |= {f"versions.{p}": importlib.metadata.version(p) for p in packages}
+    facts |= platform_facts.collect_platform_facts(device_mesh)
     facts |= {f"epochs.{source}": n for source, n in text.epochs(run.steps).items()}
     facts |= {f"floor.{source}": nats for source, (nats, _) in dataset.entropy_bounds(text).items()}
     for source, manifest in text.manifests.items():
@@ -218,13 +222,22 @@ def config_hash(run: schema.Run) -> str:
 
 
 def describe_environment(run: schema.Run, facts: dict) -> str:
-    """Return the facts on which the bits of a step depend: devices and versions.
+    """Return the facts on which the bits of a step depend, as JSON: devices and versions.
 
-    facts: see collect_run_facts.
+    facts: see collect_run_facts. The number of devices is left out with mesh.deterministic_shards.
+    All processes return the facts of the primary.
     """
-    prefix = "devices.kind" if run.mesh.deterministic_shards else "devices"
-    keys = (k for k in facts if k.startswith((prefix, "versions.")) and "peak" not in k)
-    return json.dumps([facts[k] for k in sorted(keys)])
+    prefixes = ["devices.kind", "devices.cpu", "devices.xla", "versions."]
+    prefixes += [] if run.mesh.deterministic_shards else ["devices"]
+    keys = (k for k in facts if k.startswith(tuple(prefixes)) and "peak" not in k)
+    environment = json.dumps({k: facts[k] for k in sorted(keys)})
+    return distributed.run_on_primary(lambda: environment)
+
+
+def final_facts(run: schema.Run, done: int, flops_per_token: float) -> dict:
+    """Return the status, tokens and FLOPs of a finished run. done: number of completed steps."""
+    n_tokens = done * run.data.batch_size * run.data.seq_len
+    return {"status": "done", "tokens": n_tokens, "flops": n_tokens * flops_per_token}
 
 
 def step_metrics(
@@ -249,7 +262,7 @@ def step_metrics(
 
 
 def throughput(run: schema.Run, n_steps: int, seconds: float, peak: float) -> dict:
-    """Return tokens per second, FLOP/s and the fraction of the peak over some steps.
+    """Return tokens per second, model FLOP/s and MFU over some steps.
 
     seconds: duration of the steps. peak: FLOP/s of the mesh in matrix products.
     """
@@ -258,7 +271,7 @@ def throughput(run: schema.Run, n_steps: int, seconds: float, peak: float) -> di
     return {
         "tokens_per_second": tokens_per_second,
         "flops_per_second": n_flops,
-        "peak_share": n_flops / peak,
+        "mfu": n_flops / peak,
     }
 
 

@@ -1,15 +1,6 @@
 """Training session of one run: its lock, its restored state, and the files that it writes.
 
-    with TrainingSession(run, text, device_mesh, report) as session:
-        session.restore(functions.abstract_saved, facts, peak)  # newest intact checkpoint
-        state = session.initial_state(functions.init)
-        session.begin(score, state, compile_seconds)
-        session.advance(metrics)                                # after each call of the step
-        session.record(values, seconds, waited)                 # after the metrics were read
-        session.log(); session.save(state, stop); session.evaluate(score, state)
-        session.conclude(state, stop)                           # finish or stop
-
-loop.run_session calls these methods. lm/training/metric_log.py computes the rows.
+loop.run_session calls the methods in this order. lm/training/metric_log.py computes the rows.
 """
 
 import collections
@@ -28,7 +19,7 @@ from lm.evaluation import early_stopping, heldout, task_eval, tasks
 from lm.parallel import distributed, mesh
 from lm.runs import lock, phase_timer, records
 from lm.training import checkpoints, metric_log, preemption, warm_start
-from lm.training.checkpointing import checkpoint_manifest
+from lm.training.checkpointing import checkpoint_manifest, resume_check
 
 MAX_REWINDS = 3  # limit of a run, which then has diverged
 
@@ -39,6 +30,7 @@ class TrainingSession:
     report    function that is called with each row of metrics.jsonl
     report_evaluation  the same for evals.jsonl
     n_runs    number of runs that share the time of this process; their times add up to it
+    watchdog  watchdog of another run in the same program; None starts a watchdog
     status    running, done, diverged, or rewound: the run continues in another session
     reason    reason why the run diverged
     restored  restored state, without its arrays after `initial_state`
@@ -54,6 +46,7 @@ class TrainingSession:
         report: metric_log.Report = metric_log.ignore_row,
         report_evaluation: metric_log.Report = metric_log.ignore_row,
         n_runs: int = 1,
+        watchdog: preemption.StallWatchdog | None = None,
     ):
         self.run, self.text, self.mesh = run, text, device_mesh
         self.report, self.report_evaluation = report, report_evaluation
@@ -65,7 +58,8 @@ class TrainingSession:
         self.timer = phase_timer.PhaseTimer(lambda: time.perf_counter() / n_runs)
         self.lock = lock.RunLock(self.folder)
         process = jax.process_index()
-        self.watchdog = preemption.StallWatchdog(self.folder, run.stall_seconds, process)
+        own_watchdog = preemption.StallWatchdog(self.folder, run.stall_seconds, process)
+        self.watchdog = watchdog or own_watchdog
         self.signals = preemption.SignalHandler()
         self.tasks = tasks.load_tasks(run.eval.tasks)
         self.local_rows = mesh.local_rows(device_mesh, run.data.batch_size)
@@ -83,7 +77,12 @@ class TrainingSession:
         return self
 
     def __exit__(self, *raised) -> None:
-        self._contexts.__exit__(*raised)
+        with self.long_call():  # the last checkpoint is written
+            self._contexts.__exit__(*raised)
+
+    def long_call(self) -> contextlib.AbstractContextManager:
+        """Return a context for work other than steps, see StallWatchdog.long_call."""
+        return self.watchdog.long_call()
 
     # --- Start or restart ---
 
@@ -227,7 +226,10 @@ class TrainingSession:
         is_first = self.done == self.first
         self.done += len(metrics)
         if is_first and self.restored.expected_next_loss is not None:
-            self.restored.verify_loss(float(metrics[0]["loss"]), self.environment)
+            rules = resume_check.ResumeRules.from_run(self.run, self.mesh, self.environment)
+            loss = float(metrics[0]["loss"])
+            if message := resume_check.verify_loss(self.restored, loss, rules):
+                self.write_event("inexact resume", message)
 
     def record_progress(self) -> None:
         """Report to the watchdog and the signal handler that a step was completed."""
@@ -288,16 +290,17 @@ class TrainingSession:
         if self.status != "running" or not self.is_evaluation_due:
             return
         run, params, row = self.run, state["params"], {}
+        on_progress = self.watchdog.record_progress
+        score = heldout.report_batches(score, on_progress)
         with self.timer.phase("evaluate"), jax.set_mesh(self.mesh):
             if self.evaluations.has_heldout:
                 row |= heldout.evaluate_heldout(
                     run, self.mesh, score, params, self.text, self.writer
                 )
             if self.evaluations.are_tasks_due(self.done):
-                results = task_eval.evaluate_tasks(
-                    run, self.mesh, score, params, self.text.tokenizer, self.tasks
+                row |= task_eval.evaluate_columns(
+                    run, self.mesh, score, params, self.text.tokenizer, self.tasks, on_progress
                 )
-                row |= task_eval.to_columns(results)
         self.evaluations.rows[self.done] = row = {"attempt": self.attempt, "step": self.done} | row
         self.writer.append("evals.jsonl", row)
         self.report_evaluation(row)
@@ -341,7 +344,6 @@ class TrainingSession:
             self._writers.close()
         ends_at = self.evaluations.final_step(self.done)
         message = self.evaluations.stop_message(self.done)
-        n_tokens = self.done * self.run.data.batch_size * self.run.data.seq_len
         loss = self.recent_rows[-1]["loss"] if self.recent_rows else None
         warning = metric_log.quality_warning(self.run, self.evaluations.rows, ends_at, loss)
         for name, text in (("stopped early", message), ("no improvement", warning)):
@@ -349,9 +351,9 @@ class TrainingSession:
                 self.write_event(name, text)
         reason, seconds = "; ".join(filter(None, (message, warning))), self.row_time.total
         attempts = records.attempt_metrics(self.folder, self.attempt)
-        facts = {"status": "done", "reason": reason, "seconds": seconds, "ends_at": ends_at}
+        facts = metric_log.final_facts(self.run, self.done, self.facts["flops_per_token.full"])
+        facts |= {"reason": reason, "seconds": seconds, "ends_at": ends_at}
         facts |= phase_timer.combine_attempts([*attempts, self.timer.as_metrics()], seconds)
-        facts |= {"tokens": n_tokens, "flops": n_tokens * self.facts["flops_per_token.full"]}
         facts |= {"warning": warning} if warning else {}
         if distributed.is_primary():
             records.sync_records(self.folder)  # facts of a finished run must not be newer

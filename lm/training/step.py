@@ -176,7 +176,7 @@ def _step_options(run: schema.Run, device_mesh: jax.sharding.Mesh) -> dict | Non
     """Return the compiler options of the step."""
     if run.mesh.deterministic_shards:
         return deterministic.OPTIONS
-    return xla_flags.compiler_options(device_mesh)
+    return xla_flags.compiler_options(device_mesh, run.mesh.deterministic_kernels)
 
 
 def _step_function(

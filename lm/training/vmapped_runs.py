@@ -127,11 +127,12 @@ def _train_in_one_program(
     texts = [loop.validate_session(run) for run in runs]
     device_mesh = mesh.make_run_mesh(runs[0])
     with contextlib.ExitStack() as stack:
-        members = []
+        members: list[session.TrainingSession] = []
         for run, text in zip(runs, texts, strict=True):
             report, report_evaluation = (functools.partial(report, run) for report in reports)
+            watchdog = members[0].watchdog if members else None  # progress of a run is that of all
             member = session.TrainingSession(
-                run, text, device_mesh, report, report_evaluation, len(runs)
+                run, text, device_mesh, report, report_evaluation, len(runs), watchdog
             )
             members.append(stack.enter_context(member))
         functions = step.build_train_functions(runs[0], device_mesh)
@@ -206,6 +207,10 @@ class VmappedSessions:
             lambda state, i: jax.tree.map(lambda leaf: leaf[i], state),
             out_shardings=jax.tree.map(lambda leaf: leaf.sharding, functions.abstract),
         )
+
+    def long_call(self) -> contextlib.AbstractContextManager:
+        """Return a context for work other than steps, see StallWatchdog.long_call."""
+        return self.members[0].long_call()
 
     def restore(self, abstract: dict, facts: dict, peak: float) -> None:
         """Restore every run. All runs must continue in new programs if their steps differ."""

@@ -97,6 +97,6 @@ RESULT_NAMES = sorted(
     optim.independent_weight_decay optim.layer_decay optim.lr optim.lr_end optim.lr_rule
     optim.moment_dtype optim.name optim.norm_decay_factor optim.schedule optim.warmup
     optim.warmup_steps optim.warmup_tokens optim.weight_decay optim.weight_decay_rule seed
-    start.keep start.run start.step steps steps_per_call
+    start.keep start.run start.step steps
     """.split()
 )

@@ -174,4 +174,4 @@ def test_metrics_row_follows_from_its_steps(tiny):
     speed = metric_log.throughput(tiny, 8, 2.0, peak=1e9)
     assert speed["tokens_per_second"] == n_tokens / 2
     assert speed["flops_per_second"] == n_tokens / 2 * flops_per_token
-    assert speed["peak_share"] * 1e9 == pytest.approx(speed["flops_per_second"])
+    assert speed["mfu"] * 1e9 == pytest.approx(speed["flops_per_second"])

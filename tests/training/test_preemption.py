@@ -68,6 +68,35 @@ def test_stalled_process_exits_while_its_disk_blocks(tmp_path):
     assert done.returncode == preemption.EXIT_STALLED and "stalled-1.txt" in done.stderr
 
 
+def test_cpu_time_of_a_long_call_is_progress(tmp_path):
+    """A compilation may take longer than the limit. A call that only waits is a stall."""
+    script = IMPORTS + (
+        "with preemption.StallWatchdog(sys.argv[1], 1.0) as watchdog, watchdog.long_call():\n"
+        "    with watchdog.long_call():\n"
+        "        pass\n"
+        "    end = time.monotonic() + 1.6\n"
+        "    while time.monotonic() < end: pass\n"
+        "    print('the long call ended', flush=True)\n"
+        "    time.sleep(60)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, tmp_path], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == preemption.EXIT_STALLED
+    assert done.stdout == "the long call ended\n"
+
+
+def test_cpu_time_outside_of_a_long_call_is_no_progress(tmp_path):
+    """A step that waits for another device may use CPU time forever."""
+    script = IMPORTS + (
+        "with preemption.StallWatchdog(sys.argv[1], 0.3) as watchdog:\n    while True: pass\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, tmp_path], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == preemption.EXIT_STALLED
+
+
 def test_watchdog_without_a_limit_starts_no_thread(tmp_path):
     with preemption.StallWatchdog(tmp_path, 0.0) as watchdog:
         watchdog.record_progress()

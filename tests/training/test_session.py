@@ -1,5 +1,6 @@
 """Records of a run that continues: damaged files, and evaluations of discarded weights."""
 
+import contextlib
 import dataclasses
 import pathlib
 import shutil
@@ -10,7 +11,7 @@ from fixtures import verified_sweep
 
 from lm.runs import json_files, records
 from lm.runs.integrity import run_notes
-from lm.training import loop, session
+from lm.training import loop, preemption, session, vmapped_runs
 
 
 @pytest.fixture(scope="module")
@@ -135,3 +136,73 @@ def test_rewind_repeats_evaluations_with_the_new_batches(tiny, monkeypatch):
     assert attempts == [(3, 1), (6, 1), (9, 2), (12, 2)]
     stored = [row["loss"] for row in json_files.read_rows(folder / "evals.jsonl") if "loss" in row]
     assert len(stored) == 5 and stored[2] != stored[3]
+
+
+@pytest.fixture
+def progress_log(monkeypatch) -> list[tuple[int, int, int]]:
+    """Record each report of progress: identity of the watchdog, long calls, evaluated batches."""
+    log: list[tuple[int, int, int]] = []
+    report, evaluate = preemption.StallWatchdog.record_progress, session.TrainingSession.evaluate
+    n_evaluations = 0
+
+    def record(watchdog):
+        log.append((id(watchdog), watchdog._n_long_calls, n_evaluations))
+        report(watchdog)
+
+    def count(active_session, *args):
+        nonlocal n_evaluations
+        n_evaluations += active_session.is_evaluation_due
+        evaluate(active_session, *args)
+        n_evaluations -= n_evaluations > 0
+
+    monkeypatch.setattr(preemption.StallWatchdog, "record_progress", record)
+    monkeypatch.setattr(session.TrainingSession, "evaluate", count)
+    return log
+
+
+def test_each_batch_of_an_evaluation_reports_progress(tiny, progress_log):
+    """Without reports, a run whose evaluation is longer than stall_seconds would never end."""
+    tiny.eval.n_sequences, tiny.eval.tasks = 32, "copy?length=4&n=3&generate=1"
+    loop.train(tiny)
+    in_evaluation = [n_calls for _, n_calls, n_evaluations in progress_log if n_evaluations]
+    assert len(in_evaluation) >= 4 + 3  # batches of held-out rows; tokens of generated answers
+    assert min(in_evaluation) >= 1  # the programs of generation are compiled meanwhile
+
+
+def test_restore_compilation_and_save_are_long_calls(tiny, monkeypatch):
+    inside: dict[str, int] = {}
+    n_open = 0
+
+    @contextlib.contextmanager
+    def long_call(watchdog):
+        nonlocal n_open
+        n_open += 1
+        yield
+        n_open -= 1
+
+    def watch(owner, name):
+        function = getattr(owner, name)
+
+        def call(*args, **kwargs):
+            inside[name] = n_open
+            return function(*args, **kwargs)
+
+        monkeypatch.setattr(owner, name, call)
+
+    monkeypatch.setattr(preemption.StallWatchdog, "long_call", long_call)
+    watch(session.checkpoints.CheckpointStore, "restore_newest")
+    watch(session.checkpoints.CheckpointStore, "save")
+    watch(session.checkpoints.CheckpointStore, "__exit__")
+    watch(loop.step, "compile_all")
+    watch(session.TrainingSession, "advance")
+    loop.train(tiny)
+    assert inside.pop("advance") == 0
+    assert set(inside) == {"restore_newest", "save", "__exit__", "compile_all"}
+    assert min(inside.values()) >= 1
+
+
+def test_runs_of_one_program_share_a_watchdog(tiny, progress_log):
+    """The evaluations of all runs follow each other, so each must count for all."""
+    runs = [dataclasses.replace(tiny, name=name, steps=2, seed=i) for i, name in enumerate("ab")]
+    vmapped_runs.train_vmapped(runs)
+    assert len({watchdog for watchdog, *_ in progress_log}) == 1

@@ -147,7 +147,7 @@ def compile_step(run: schema.Run, target: hardware.Target) -> Compiled:
     device_mesh = mesh.make_mesh(run.mesh, target_devices(target))
     mesh.check_mesh_devices(run, device_mesh)
     program = step.build_train_functions(run, device_mesh)
-    params, optimizer = (_bytes_per_device(program.abstract[part]) for part in ("params", "opt"))
+    params, optimizer = (bytes_per_device(program.abstract[part]) for part in ("params", "opt"))
     state = params + optimizer
     start_time = time.perf_counter()
     with jax.set_mesh(device_mesh):
@@ -155,7 +155,7 @@ def compile_step(run: schema.Run, target: hardware.Target) -> Compiled:
         try:
             executable = lowered.compile()
         except jax.errors.JaxRuntimeError as error:
-            needed = _needed_bytes(str(error), state, target.spec.memory_bytes)
+            needed = parse_needed_bytes(str(error), state, target.spec.memory_bytes)
             if not needed:
                 raise
             seconds = time.perf_counter() - start_time
@@ -342,7 +342,7 @@ def _coordinates(device, target: hardware.Target) -> tuple[int, ...]:
     return hardware.device_coordinates(target, device.id)
 
 
-def _bytes_per_device(tree) -> float:
+def bytes_per_device(tree) -> float:
     """Return the bytes of a tree of sharded abstract arrays on one device."""
     leaves = jax.tree.leaves(tree)
     shapes = [leaf.sharding.shard_shape(leaf.shape) for leaf in leaves]
@@ -350,7 +350,7 @@ def _bytes_per_device(tree) -> float:
     return float(sum(n * leaf.dtype.itemsize for n, leaf in zip(sizes, leaves, strict=True)))
 
 
-def _needed_bytes(message: str, state: float, memory: float) -> float:
+def parse_needed_bytes(message: str, state: float, memory: float) -> float:
     """Return the bytes that a device needs, from the out-of-memory message of a compiler.
 
     state: bytes of parameters and optimizer state. Return 0 for any other message.

@@ -7,7 +7,9 @@
 `count_step_flops` counts the FLOPs of a traced train step.
 """
 
+import dataclasses
 import math
+from typing import Any
 
 import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr
@@ -15,7 +17,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr
 from lm.config import axis_rules, fields, flops, schema
 from lm.model import memory_estimate
 from lm.parallel import mesh
-from lm.sweeps.planning import aot_compile, hardware, roofline
+from lm.sweeps.planning import aot_compile, evaluation_program, hardware, roofline
 from lm.training import step
 
 # MFU (model FLOPs utilization) of a train step: limit * d_model / (d_model + half_width). The
@@ -30,6 +32,8 @@ ASSUMED_MFU = {
 
 def estimate_cost(run: schema.Run, peak_flops_per_second: float, platform: str = "cpu") -> dict:
     """Return one row of a plan: shape, exact counts, and the expected seconds of training.
+
+    A step takes at least the seconds of roofline.launch_seconds.
 
     peak_flops_per_second: peak in matrix products, of all devices. platform: a key of ASSUMED_MFU.
     tokens: all tokens on which the final model was trained. flops and seconds: of the run's own
@@ -51,7 +55,10 @@ def estimate_cost(run: schema.Run, peak_flops_per_second: float, platform: str =
         "tokens": facts["tokens"],
         "flops": n_flops,
         "flops_shared": facts["flops"] * shared,
-        "seconds": n_flops / (peak_flops_per_second * mfu),
+        "seconds": max(
+            n_flops / (peak_flops_per_second * mfu),
+            run.steps * (1 - shared) * roofline.launch_seconds(run, platform),
+        ),
     }
 
 
@@ -128,10 +135,14 @@ def plan_run(run: schema.Run, target: hardware.Target, should_compile: bool = Tr
     method: "compiled" if bytes and collectives are those of the target's compiler, "estimate" if
     they are those of roofline.estimate_step, with should_compile=False.
     bytes_*: of one device. bytes_over: missing memory, 0 if the run fits.
-    compute_seconds, memory_seconds, network_seconds: of a step, if only this resource limited it.
-    The first two are analytic in either case. bound: the resource with the longest time.
-    roofline_seconds: of a step at best, the longest of the three times at the vendor's peaks. None
-    if the run does not fit.
+    bytes_needed: of the largest program, with parameters and optimizer state. The temporaries of
+    the programs are bytes_temporaries (train step), bytes_evaluation and bytes_generation.
+    Generation is estimated in either case. largest_program: train, evaluation or generation.
+    compute_seconds, memory_seconds, network_seconds, launch_seconds: of a step, if only this
+    resource limited it. All but network_seconds are analytic in either case. bound: the resource
+    with the longest time.
+    roofline_seconds: of a step at best, the longest of these times at the vendor's peaks. None if
+    the run does not fit.
     step_seconds: expected, at the MFU that ASSUMED_MFU assumes, and at least roofline_seconds.
     mfu: model FLOPs utilization at this speed, a fraction.
     hours, device_hours: of the whole run at this speed.
@@ -139,6 +150,9 @@ def plan_run(run: schema.Run, target: hardware.Target, should_compile: bool = Tr
     axis_sizes = axis_rules.resolve_mesh_shape(vars(run.mesh), target.n_devices)
     estimate = roofline.estimate_step(run, target, memory_estimate.list_weights(run.model))
     compiled = aot_compile.compile_step(run, target) if should_compile else None
+    if should_compile:
+        evaluation = evaluation_program.compile_evaluation(run, target)
+        estimate = dataclasses.replace(estimate, evaluation=evaluation)
     return combine_estimates(run, target, axis_sizes, estimate, compiled)
 
 
@@ -156,13 +170,15 @@ def combine_estimates(
     `plan_run`.
     """
     facts, config = flops.run_facts(run), schema.flatten(run)
-    best = compiled or estimate
-    missing_bytes = max(0.0, estimate.bytes - target.spec.memory_bytes)
-    over = compiled.over if compiled else missing_bytes
+    memory = _memory_columns(estimate, compiled)
+    missing = memory["bytes_needed"] - target.spec.memory_bytes
+    over = max(compiled.over if compiled else 0.0, missing, 0.0)
+    traffic = compiled if compiled and not compiled.over else estimate
     seconds = {
         "compute": estimate.compute_seconds,
         "memory": estimate.memory_seconds,
-        "network": best.network_seconds if over == 0 else estimate.network_seconds,
+        "network": traffic.network_seconds,
+        "launch": estimate.launch_seconds,
     }
     bound = max(seconds, key=lambda resource: seconds[resource])
     expected = estimate_cost(run, target.peak(run.model.dtype), target.platform)
@@ -180,10 +196,7 @@ def combine_estimates(
         "tokens": facts["tokens"],
         "flops": facts["flops"],
         "step_flops": estimate.flops,
-        "bytes_params": best.params,
-        "bytes_optimizer": best.optimizer,
-        "bytes_temporaries": best.temporaries,
-        "bytes_needed": best.bytes,
+        **memory,
         "bytes_memory": target.spec.memory_bytes,
         "bytes_over": over,
         "collectives": aot_compile.total_traffic(compiled.collectives) if compiled else {},
@@ -195,4 +208,26 @@ def combine_estimates(
         "hours": None if over else hours,
         "device_hours": None if over else hours * target.n_devices,
         "compile_seconds": compiled.seconds if compiled else None,
+    }
+
+
+def _memory_columns(
+    estimate: roofline.Estimate, compiled: aot_compile.Compiled | None
+) -> dict[str, Any]:
+    """Return the bytes of each program and of the largest one, with its name."""
+    train = compiled or estimate
+    temporaries = {
+        "train": train.temporaries,
+        "evaluation": estimate.evaluation,
+        "generation": estimate.generation,
+    }
+    largest = max(temporaries, key=lambda name: temporaries[name])
+    return {
+        "bytes_params": train.params,
+        "bytes_optimizer": train.optimizer,
+        "bytes_temporaries": train.temporaries,
+        "bytes_evaluation": estimate.evaluation,
+        "bytes_generation": estimate.generation,
+        "bytes_needed": train.params + train.optimizer + temporaries[largest],
+        "largest_program": largest,
     }

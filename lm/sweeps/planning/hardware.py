@@ -12,6 +12,8 @@ import dataclasses
 import math
 import re
 
+from lm.parallel import gpu_memory
+
 GIB = 2**30  # bytes
 
 
@@ -24,7 +26,7 @@ class Accelerator:
 
     bfloat16: float  # FLOP/s
     float32: float  # FLOP/s, in the precision that JAX uses by default for float32 products
-    memory_bytes: float  # that a program can use
+    memory_bytes: float  # that a program can use; GPU: all of it, see `usable_accelerator`
     memory_speed: float  # bytes/s
     link_speed: float  # bytes/s. TPU: one link of the torus; GPU: to the devices of the same node
     internode_speed: float  # bytes/s. GPU: to other nodes; TPU: unused
@@ -45,7 +47,7 @@ ACCELERATORS = {
     "v6e":  Accelerator(  918e12,  918e12,  31.25 * GIB,   1638e9,  112e9,    0e9,  16, CLOUD),
     "a100": Accelerator(  312e12,  156e12,  79.15 * GIB,   2039e9,  300e9,   25e9,   1, DATASHEET),
     "h100": Accelerator(  989e12,  494e12,  79.11 * GIB,   3352e9,  450e9,   50e9,   1, DATASHEET),
-    "h200": Accelerator(  989e12,  494e12, 141.00 * GIB,   4800e9,  450e9,   50e9,   1, DATASHEET),
+    "h200": Accelerator(  989e12,  494e12, 139.80 * GIB,   4800e9,  450e9,   50e9,   1, DATASHEET),
     "b200": Accelerator( 2250e12, 1125e12, 178.36 * GIB,   7672e9,  900e9,   50e9,   1, DATASHEET),
 }  # fmt: skip
 PLATFORMS = {
@@ -104,12 +106,23 @@ def parse_target(name: str) -> Target:
             f"--target={name}: the part after {chip} must be {SHAPE_RULES[platform]}, as in"
             f" {example}"
         )
-    target = Target(name, platform, chip, tuple(int(side) for side in sides), ACCELERATORS[chip])
+    target = Target(
+        name, platform, chip, tuple(int(side) for side in sides), usable_accelerator(chip)
+    )
     if target.n_devices > MAX_DEVICES:
         raise ValueError(
             f"--target={name} has {target.n_devices:,} devices: use at most {MAX_DEVICES:,}"
         )
     return target
+
+
+def usable_accelerator(chip: str) -> Accelerator:
+    """Return the data of a chip, with the memory that JAX gives to a program."""
+    spec = ACCELERATORS[chip]
+    if spec.source != DATASHEET:  # libtpu and the CPU reserve nothing
+        return spec
+    fraction = gpu_memory.gpu_memory_fraction()
+    return dataclasses.replace(spec, memory_bytes=fraction * spec.memory_bytes)
 
 
 def _known_targets() -> str:

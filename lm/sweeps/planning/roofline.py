@@ -13,9 +13,19 @@ import itertools
 import math
 
 from lm.config import axis_rules, flops, model_sizes, schema
-from lm.model import memory_estimate
+from lm.model import inference_memory, memory_estimate
 from lm.model.kernels import kernel_table, remat_policies
-from lm.sweeps.planning import hardware
+from lm.sweeps.planning import evaluation_program, hardware
+
+# Seconds of a call from Python, seconds per kernel, kernels of a layer in both passes, and kernels
+# of embedding, loss and optimizer. The values are assumed, not measured: a CUDA graph needs 2 to 3
+# microseconds per kernel. The MFU of cost.ASSUMED_MFU contains the calls of a CPU.
+LAUNCHES = {
+    #       call  kernel  layer others
+    "cpu": (0.0,    0.0,     0,     0),
+    "gpu": (100e-6, 2.5e-6, 60,    60),
+    "tpu": (100e-6, 1.0e-6, 40,    40),
+}  # fmt: skip
 
 
 @dataclasses.dataclass
@@ -24,15 +34,20 @@ class Estimate:
 
     params: float
     optimizer: float
-    temporaries: float
+    temporaries: float  # of the train step
     flops: float  # executed by all devices, including recomputation
     compute_seconds: float  # at the vendor's peak
     memory_seconds: float
     network_seconds: float
+    launch_seconds: float = 0.0  # see launch_seconds
+    evaluation: float = 0.0  # temporaries of an evaluation during training
+    generation: float = 0.0  # temporaries of generated answers; 0 if no task generates
 
     @property
     def bytes(self) -> float:
-        return self.params + self.optimizer + self.temporaries
+        """Return the memory of the largest of the train, evaluation and generation programs."""
+        largest = max(self.temporaries, self.evaluation, self.generation)
+        return self.params + self.optimizer + largest
 
 
 def estimate_step(
@@ -46,6 +61,11 @@ def estimate_step(
     shapes = TargetShapes(run, target)
     flops = executed_flops(run, target.platform)
     memory = memory_estimate.estimate_memory(run, target.n_devices, target.platform, weights)
+    inference = inference_memory.inference_shapes(run, target.n_devices, target.platform)
+    n_prompts = evaluation_program.count_prompts(run)
+    answer_bytes = (
+        inference_memory.generation_bytes(run, inference, n_prompts) if n_prompts else 0.0
+    )
     return Estimate(
         params=memory.params,
         optimizer=memory.optimizer,
@@ -54,7 +74,21 @@ def estimate_step(
         compute_seconds=flops / target.peak(run.model.dtype),
         memory_seconds=memory_traffic(run, shapes, weights) / target.spec.memory_speed,
         network_seconds=network_seconds(run, shapes, weights),
+        launch_seconds=launch_seconds(run, target.platform),
+        evaluation=inference_memory.scoring_bytes(run, inference),
+        generation=answer_bytes,
     )
+
+
+def launch_seconds(run: schema.Run, platform: str) -> float:
+    """Return the seconds that a device needs to start the kernels of one train step.
+
+    A step is not shorter, however small its arrays are. platform: a key of LAUNCHES.
+    """
+    call, kernel, per_layer, others = LAUNCHES.get(platform, LAUNCHES["gpu"])
+    n_layers = run.model.n_layers * (4 / 3 if run.model.remat == "full" else 1)
+    n_kernels = run.optim.grad_accumulation_steps * per_layer * n_layers + others
+    return call + kernel * n_kernels
 
 
 def executed_flops(run: schema.Run, platform: str = "cpu") -> float:

@@ -28,7 +28,6 @@ from lm.runs.integrity import record_checksums, stored_config
 FORMAT_VERSION = 2
 OLDEST_READABLE = 2  # oldest version that this version opens
 SMALL_BYTES = 2**24  # that NumPy sums in less time than XLA needs to compile the sums
-OTHER_MACHINE_RTOL = 1e-2  # relative tolerance of a loss on other devices or versions
 
 
 class CheckpointError(ValueError):
@@ -42,7 +41,7 @@ class RestoredState:
     folder               run directory
     step, state          number of completed steps, and the train state or parts of it
     expected_batch_hash  hash of the next batch; "" is not compared
-    expected_next_loss   loss of the next step; None is not compared
+    expected_next_loss   loss of the next step, see resume_check.py; None is not compared
     next_environment     devices and versions that computed expected_next_loss
     seconds              training time before the checkpoint
     window               metrics of the steps that are not logged yet
@@ -70,22 +69,6 @@ class RestoredState:
             raise CheckpointError(
                 f"{self.folder}: the batch after step {self.step} differs from the batch before the"
                 " restart: the prepared text has changed. Restore the text, or start a new run"
-            )
-
-    def verify_loss(self, loss: float, environment: str) -> None:
-        """Raise CheckpointError if the next step does not reproduce its stored loss.
-
-        The loss must be bit-identical in the same environment. In another environment its relative
-        difference must be at most OTHER_MACHINE_RTOL.
-        """
-        if self.expected_next_loss is None:
-            return
-        rtol = 0.0 if environment == self.next_environment else OTHER_MACHINE_RTOL
-        if not np.isclose(loss, self.expected_next_loss, rtol=rtol, atol=0.0):
-            raise CheckpointError(
-                f"{self.folder}: step {self.step + 1} has loss {loss!r} after the restart and"
-                f" {self.expected_next_loss!r} before it: code or text have changed. Choose a new"
-                " name"
             )
 
 

@@ -127,7 +127,7 @@ def test_compiled_program_all_gathers_in_each_iteration():
     ],
 )  # fmt: skip
 def test_needed_bytes_are_parsed_from_compiler_messages(message, needed):
-    parsed = aot_compile._needed_bytes(message, state=2**30, memory=16 * 2**30)
+    parsed = aot_compile.parse_needed_bytes(message, state=2**30, memory=16 * 2**30)
     assert parsed == pytest.approx(needed)
 
 

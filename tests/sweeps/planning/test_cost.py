@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 from lm.config import flops, model_sizes, schema
-from lm.sweeps.planning import cost
+from lm.sweeps.planning import cost, hardware
 
 
 def test_plan_row_has_exact_counts():
@@ -45,3 +45,39 @@ def test_query_blocks_reduce_the_executed_flops():
     run.model.attention_query_blocks = 4
     executed = cost.count_step_flops(run)
     assert per_token["causal"] * n_tokens < executed < per_token["full"] * n_tokens
+
+
+def planned(**fields) -> dict:
+    """Return the row of a plan for an H100 by the analytic estimate."""
+    run = schema.Run(name="a", model=model_sizes.ladder_model("100K", vocab_size=256))
+    for name, value in fields.items():
+        group, _, field = name.rpartition("__")
+        setattr(getattr(run, group) if group else run, field, value)
+    return cost.plan_run(run, hardware.parse_target("gpu:h100"), should_compile=False)
+
+
+def test_expected_time_is_not_below_the_kernel_launches():
+    row = planned()
+    assert row["bound"] == "launch" and row["step_seconds"] == row["launch_seconds"] > 1e-4
+    run = schema.Run(model=model_sizes.ladder_model("100K", vocab_size=256))
+    seconds = cost.estimate_cost(run, 989e12, "gpu")["seconds"]
+    assert seconds == pytest.approx(run.steps * row["launch_seconds"])
+    assert cost.estimate_cost(run, 989e12, "cpu")["seconds"] < 0.1 * seconds
+
+
+def test_plan_takes_the_largest_program():
+    """An evaluation has no micro-batches, and generated answers have dense scores."""
+    row = planned(data__seq_len=2048, data__batch_size=64)
+    assert row["largest_program"] == "train" and row["bytes_generation"] == 0.0
+    state = row["bytes_params"] + row["bytes_optimizer"]
+    assert row["bytes_needed"] == state + row["bytes_temporaries"]
+    row = planned(
+        data__seq_len=2048, data__batch_size=64, optim__grad_accumulation_steps=64,
+        model__remat="full",
+    )  # fmt: skip
+    assert row["largest_program"] == "evaluation"
+    assert row["bytes_needed"] == state + row["bytes_evaluation"] > state + row["bytes_temporaries"]
+    row = planned(data__seq_len=16384, data__batch_size=1, eval__tasks="copy?n=64&generate=1")
+    assert row["largest_program"] == "generation" and row["bytes_over"] > 0
+    assert row["bytes_over"] == row["bytes_needed"] - row["bytes_memory"]
+    assert row["step_seconds"] is None and row["hours"] is None

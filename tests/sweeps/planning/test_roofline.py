@@ -7,7 +7,7 @@ import pytest
 
 from lm.config import model_sizes, schema
 from lm.model import memory_estimate
-from lm.sweeps.planning import aot_compile, cost, hardware, roofline
+from lm.sweeps.planning import aot_compile, cost, evaluation_program, hardware, roofline
 
 SHAPES = {
     "full": {"remat": "full", "attention_query_blocks": 2},
@@ -204,3 +204,37 @@ def test_experts_need_memory_for_each_capacity_slot():
     assert bytes_by_factor[1] - bytes_by_factor[0] == pytest.approx(0.5 * N_TOKENS * 2 * slot)
     run.model = dataclasses.replace(model, dispatch="dropless")
     assert estimate(run, "cpu:1").temporaries == bytes_by_factor[0]
+
+
+@pytest.mark.parametrize(("tasks", "n_prompts"), [("", 0), ("copy?n=5", 0)])
+def test_runs_without_generated_answers_have_no_prompts(tasks, n_prompts):
+    run = small_run()
+    run.eval.tasks = tasks
+    assert evaluation_program.count_prompts(run) == n_prompts
+    assert estimate(run, "gpu:h100").generation == 0.0
+
+
+@pytest.mark.parametrize(
+    ("tasks", "n_prompts"), [("copy?n=5&generate=1", 5), ("copy?n=500&generate=1", 64)]
+)
+def test_generated_answers_need_a_cache(tasks, n_prompts):
+    run = small_run()
+    run.eval.tasks = tasks
+    assert evaluation_program.count_prompts(run) == n_prompts
+    assert estimate(run, "gpu:h100").generation > 0.0
+
+
+def test_tasks_in_missing_files_count_as_generated():
+    run = small_run()
+    run.eval.tasks = "file:/missing/task.jsonl"
+    assert evaluation_program.count_prompts(run) == 64
+
+
+def test_step_of_a_small_model_takes_as_long_as_its_kernel_launches():
+    """The arithmetic of such a step takes 7 microseconds on an H100."""
+    run = small_run()
+    assert roofline.launch_seconds(run, "cpu") == 0.0
+    seconds = roofline.launch_seconds(run, "gpu")
+    assert 2e-4 < seconds < 5e-3
+    run.optim.grad_accumulation_steps = 2
+    assert roofline.launch_seconds(run, "gpu") > 1.5 * seconds - 2e-4
