@@ -30,7 +30,7 @@ BACKEND_BY_PLATFORM = {"cpu": "plain", "gpu": "cudnn", "tpu": "splash"}
 def blockwise_attention(
     q_BTNH, k_BSKH, v_BSKH, n_blocks: int, segments_BT=None, rules=mesh.DEFAULT_RULES
 ) -> jax.Array:
-    """Return softmax(q k / sqrt(H)) v over the earlier and equal keys, [B, T, N, H].
+    """Return softmax(q k) v over the earlier and equal keys, [B, T, N, H].
 
     Block i of n_blocks multiplies only with the keys up to its own end. About half of the masked
     scores are therefore never computed. The result does not depend on n_blocks.
@@ -45,7 +45,7 @@ def blockwise_attention(
     b, t, n, h = q_BTNH.shape
     k = k_BSKH.shape[2]
     block_size = t // n_blocks
-    q_BKGTH = (q_BTNH * h**-0.5).reshape(b, t, k, n // k, h).transpose(0, 2, 3, 1, 4)
+    q_BKGTH = q_BTNH.reshape(b, t, k, n // k, h).transpose(0, 2, 3, 1, 4)
     blocks_CBKGTH = mesh.split_chunks(q_BKGTH, n_blocks, "length", axis=3)
     gathered = (
         rules.constrain(x_BSKH, "batch", None, "kv_heads", None) for x_BSKH in (k_BSKH, v_BSKH)
@@ -208,8 +208,9 @@ def _unsupported_reasons(
 def attend(
     shape: schema.Model, rules: mesh.ShardingRules, q_BTNH, k_BSKH, v_BSKH, segments_BT=None
 ) -> jax.Array:
-    """Return softmax(q k / sqrt(H)) v over the earlier and equal keys of the same segment.
+    """Return softmax(q k) v over the earlier and equal keys of the same segment.
 
+    The caller has multiplied the queries by H^-1/2, see position_encoding.encode_positions.
     The backend is shape.attention. The result is [B, T, N, H].
     """
     if shape.attention == "splash":
@@ -229,7 +230,7 @@ def cudnn_attention(q_BTNH, k_BSKH, v_BSKH) -> jax.Array:
     JAX runs the kernel on the rows and heads of each device.
     """
     return jax.nn.dot_product_attention(
-        q_BTNH, k_BSKH, v_BSKH, is_causal=True, implementation="cudnn"
+        q_BTNH, k_BSKH, v_BSKH, scale=1.0, is_causal=True, implementation="cudnn"
     )
 
 
@@ -244,7 +245,7 @@ def splash_attention(
     """
     from jax.experimental.pallas.ops.tpu import splash_attention
 
-    t, n, h = q_BTNH.shape[1:]
+    t, n = q_BTNH.shape[1:3]
     block = next(size for size in (512, 384, 256, 128) if t % size == 0)
     sizes = splash_attention.BlockSizes(
         block_q=block, block_kv=block, block_q_dkv=block, block_kv_dkv=block,
@@ -263,7 +264,7 @@ def splash_attention(
         segment_ids = (
             None if segments_T is None else splash_attention.SegmentIds(segments_T, segments_T)
         )
-        q_NTH, k_KSH, v_KSH = (x.swapaxes(0, 1) for x in (q_TNH * h**-0.5, k_SKH, v_SKH))
+        q_NTH, k_KSH, v_KSH = (x.swapaxes(0, 1) for x in (q_TNH, k_SKH, v_SKH))
         o_NTH = typing.cast(jax.Array, kernel(q_NTH, k_KSH, v_KSH, segment_ids=segment_ids))
         return o_NTH.swapaxes(0, 1)
 

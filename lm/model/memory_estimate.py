@@ -132,6 +132,8 @@ def _format_gib(n_bytes: float) -> str:
 
 def optimizer_state_size(run: schema.Run, weight: Weight) -> int:
     """Return the number of float32 values that the optimizer stores per element of a weight."""
+    if "balance" in weight.names:  # a router bias, see moe.update_router_biases
+        return 0
     is_matrix = parametrization.weight_role(weight.names) in ("hidden", "back")
     name = "adamw" if run.optim.name == "muon" and not is_matrix else run.optim.name
     return MOMENTS[name]

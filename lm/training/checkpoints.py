@@ -195,11 +195,13 @@ class CheckpointStore:
         if "config" not in saved:
             return
         missing = "no such field"
+        # A field that is newer than the checkpoint had the effect of its default.
+        stored = records.result_fields(schema.Run()) | saved["config"]
         changed = [
-            f"{field}={saved['config'].get(field, missing)!r} in the checkpoint,"
+            f"{field}={stored[field]!r} in the checkpoint,"
             f" {self.fields.get(field, missing)!r} in this run"
-            for field in sorted(saved["config"].keys() | self.fields.keys())
-            if saved["config"].get(field, missing) != self.fields.get(field, missing)
+            for field in sorted(stored)
+            if stored[field] != self.fields.get(field, missing)
         ]
         if changed:
             raise checkpoint_manifest.CheckpointError(

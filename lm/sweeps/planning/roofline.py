@@ -68,12 +68,20 @@ def executed_flops(run: schema.Run) -> float:
     scores *= memory_estimate.causal_score_fraction(model)
     head = 6 * model.d_model * model.vocab_size
     per_token = matrices - head
+    width = memory_estimate.mlp_width(model)
+    routed_width = experts_width = 0.0
+    if model.n_experts:
+        routed_width = experts_width = model.experts_per_token * model_sizes.expert_width(model)
+        if model.dispatch == "capacity":  # empty slots are computed as well
+            experts_width += padded_expert_width(model)
+    per_token += 18 * model.n_layers * model.d_model * (experts_width - routed_width)
     if model.remat == "full":
-        # The last product of a layer is not computed again, because no gradient depends on it.
         per_token *= 4 / 3
-        per_token -= 2 * model.n_layers * model.d_model * memory_estimate.mlp_width(model)
-    if model.n_experts and model.dispatch == "capacity":  # empty slots are computed as well
-        per_token += 18 * model.n_layers * model.d_model * padded_expert_width(model)
+        # The last product of a dense MLP is not computed again, because no gradient depends on it.
+        # The gradient of the router depends on the outputs of the routed experts.
+        per_token -= 2 * model.n_layers * model.d_model * (width - routed_width)
+    if model.remat == "dots":  # the products of routed experts are not stored
+        per_token += 6 * model.n_layers * model.d_model * experts_width
     per_token += head * (4 / 3 if model.loss_chunks > 1 else 1)
     per_token += scores * (1 if model.remat == "none" else 4 / 3)
     return per_token * run.data.batch_size * seq_len
