@@ -165,7 +165,12 @@ def apply_experts(
     float32 weights are passed too, and receive the gradients: see `_multiply`.
     """
     masters = (gate_EDF, up_EDF, down_EFD)
-    weights = tuple(jax.lax.stop_gradient(w).astype(x_BTD.dtype) for w in masters) + masters
+    up_axes, down_axes = ("experts", "embed", "mlp"), ("experts", "mlp", "embed")
+    cast = tuple(
+        rules.constrain(jax.lax.stop_gradient(w).astype(x_BTD.dtype), *axes)
+        for w, axes in zip(masters, (up_axes, up_axes, down_axes), strict=True)
+    )
+    weights = cast + masters
     if jax.sharding.get_abstract_mesh().empty:
         return _combine_local(model, x_BTD, weight_BTK, expert_BTK, weights, 0, (0, 1))
     batch_axes, expert_axes, mlp_axes = (

@@ -1,6 +1,6 @@
 """Positions of tokens in their texts, and rotary embeddings of queries and keys.
 
-    tables = training_tables(model, times_T, rules)
+    tables = training_tables(model, n_tokens, rules)
     q_BTNH, k_BTKH = encode_positions(q_BTNH, k_BTKH, tables)
 
 Tensor names end in their axes: B batch, T time, N query heads, K key/value heads, H d_head.
@@ -42,18 +42,21 @@ def rotary_tables(
     return xp.cos(angle_TH), xp.sin(angle_TH)
 
 
-def training_tables(model: schema.Model, times_T: np.ndarray, rules: mesh.ShardingRules) -> tuple:
-    """Return the tables of `rotary_tables` for the rows of a train step.
+def training_tables(model: schema.Model, n_tokens: int, rules: mesh.ShardingRules) -> tuple:
+    """Return the tables of `rotary_tables` for rows of n_tokens, in the order of the devices.
 
-    Small tables are constants of the program. Large tables are computed in the program once per
-    step, and split over the devices like the rows.
+    See mesh.interleave_positions for the order. Small tables are constants of the program. Large
+    tables are computed in the program once per step, and split over the devices like the rows.
     """
-    if times_T.size * model.d_head // 2 <= MAX_TABLE_SIZE:
-        return rotary_tables(model.d_head, model.rope_theta, times_T)
-    tables = rotary_tables(model.d_head, model.rope_theta, jnp.asarray(times_T))
+    is_small = n_tokens * model.d_head // 2 <= MAX_TABLE_SIZE
+    times_T = np.arange(n_tokens) if is_small else jnp.arange(n_tokens)
+    times_T = mesh.interleave_positions(times_T, model.attention_query_blocks, axis=0)
+    tables = rotary_tables(model.d_head, model.rope_theta, times_T)
+    if is_small:
+        return tables
     # The barrier prevents the computation of a cosine for each rotated number.
     return jax.lax.optimization_barrier(
-        tuple(rules.constrain(table_TH, "length", None) for table_TH in tables)
+        tuple(rules.constrain(jnp.asarray(table_TH), "length", None) for table_TH in tables)
     )
 
 

@@ -19,7 +19,6 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
 from lm.config import schema
@@ -143,10 +142,9 @@ class Decoder(nnx.Module):
         is_counted_BT: see Block.
         """
         model, rules, n_blocks = self.model, self.rules, self.model.attention_query_blocks
-        times_T = mesh.interleave_positions(np.arange(tokens_BT.shape[1]), n_blocks, axis=0)
         tables = None
         if not model.learned_positions:
-            tables = position_encoding.training_tables(model, times_T, rules)
+            tables = position_encoding.training_tables(model, tokens_BT.shape[1], rules)
         if is_counted_BT is not None:
             is_counted_BT = mesh.interleave_positions(is_counted_BT, n_blocks)
 

@@ -20,36 +20,64 @@ from lm.training import step
 
 ROOT = pathlib.Path(__file__).parents[2]
 DENSE = schema.Model(64, 16, n_layers=2, n_heads=4, n_kv_heads=2, d_head=8, d_ff=32, scan_unroll=1)
+HALF = dataclasses.replace(DENSE, n_layers=1, dtype="bfloat16")
 EXPERTS = dataclasses.replace(DENSE, n_experts=4, d_expert=8, scan_unroll=8)
 
 
+def split_mesh(**sizes: int) -> jax.sharding.Mesh:
+    """Return a mesh of four devices; two of them split the batch and the weights."""
+    return mesh.make_mesh(schema.Mesh(data=1, fsdp=2, **sizes))
+
+
 def make_run(model: schema.Model, **fields) -> schema.Run:
-    """Return a run of 8 rows. fields: group__name=value."""
+    """Return a run of 8 rows of 24 tokens. fields: group__name=value."""
     run = schema.Run(model=model, steps=10)
-    run.data.seq_len, run.data.batch_size = 16, 8
+    run.data.seq_len, run.data.batch_size = 24, 8
     for name, value in fields.items():
         group, field = name.split("__")
         setattr(getattr(run, group), field, value)
     return validation.validate_run(run)
 
 
-def hlo_after_partitioning(run: schema.Run, device_mesh: jax.sharding.Mesh, folder) -> str:
-    """Return the program of a step with its collectives.
+def hlo_after_partitioning(lowered: jax.stages.Lowered, folder: pathlib.Path) -> str:
+    """Return a program with its collectives.
 
     Later passes of the CPU compiler replace the bfloat16 collectives, which CPUs do not support.
     """
-    functions = step.build_train_functions(run, device_mesh)
     is_cache_enabled = jax.config.values["jax_enable_compilation_cache"]
     jax.config.update("jax_enable_compilation_cache", False)
     options = {"xla_dump_to": str(folder), "xla_dump_hlo_pass_re": "spmd-partitioning"}
+    options |= {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
     try:
-        with jax.set_mesh(device_mesh):
-            lowered = functions.step.lower(functions.abstract, functions.batch, functions.inputs)
-            lowered.compile(compiler_options=options)
+        lowered.compile(compiler_options=options)
     finally:
         jax.config.update("jax_enable_compilation_cache", is_cache_enabled)
     (file,) = folder.glob("*after_spmd-partitioning*.txt")
     return file.read_text()
+
+
+def lower_step(run: schema.Run, device_mesh: jax.sharding.Mesh) -> jax.stages.Lowered:
+    functions = step.build_train_functions(run, device_mesh)
+    with jax.set_mesh(device_mesh):
+        return functions.step.lower(functions.abstract, functions.batch, functions.inputs)
+
+
+def lower_gradient(model: schema.Model, device_mesh: jax.sharding.Mesh) -> jax.stages.Lowered:
+    """Lower the gradient of the summed loss of 8 rows of 24 tokens."""
+
+    def loss(weights, tokens_BT):
+        return transformer.token_losses(model, weights, tokens_BT)[0].sum()
+
+    shardings = jax.tree.map(
+        lambda axes: mesh.named_sharding(device_mesh, *axes),
+        transformer.param_axes(model),
+        is_leaf=mesh.is_axis_names,
+    )
+    rows = mesh.named_sharding(device_mesh, "batch", None)
+    gradient = jax.jit(jax.grad(loss), in_shardings=(shardings, rows), out_shardings=shardings)
+    weights = jax.eval_shape(lambda: transformer.init_params(model, 0))
+    with jax.set_mesh(device_mesh):
+        return gradient.lower(weights, jax.ShapeDtypeStruct((8, 25), "int32"))
 
 
 def reduced_types(hlo: str, functions_of: str) -> dict[str, set[str]]:
@@ -62,36 +90,39 @@ def reduced_types(hlo: str, functions_of: str) -> dict[str, set[str]]:
     return types
 
 
-@pytest.mark.parametrize(
-    ("fields", "expected"),
-    [
-        ({}, "f32"),
-        ({"optim__grad_accumulation_steps": 2, "model__loss_chunks": 2}, "f32"),
-        ({"model__gradient_dtype": "bfloat16"}, "bf16"),
-    ],
-)
-def test_weight_gradients_are_reduced_in_the_chosen_type(tmp_path, fields, expected):
-    """Weights are gathered in bfloat16. The gradient of the embedding is always float32."""
-    run = make_run(dataclasses.replace(DENSE, dtype="bfloat16"), **fields)
-    device_mesh = mesh.make_mesh(schema.Mesh(data=1, fsdp=2, tensor=2))
-    hlo = hlo_after_partitioning(run, device_mesh, tmp_path)
+def assert_weight_gradients(hlo: str, expected: str) -> None:
+    """Check the type in which the gradients of one layer and of the head are reduced.
+
+    The gradient of the embedding is always float32. Weights are gathered in bfloat16.
+    """
     sums = reduced_types(hlo, r"transpose\(.*dot_general")
     # Shapes of query and key, of the output, of gate and up, of down, and of the head.
     for shape in ("16,2,8", "16,1,8", "2,8,16", "16,16", "16,32"):
         assert sums[shape] == {expected}, shape
     assert reduced_types(hlo, "scatter-add") == {"32,16": {"f32"}}
-    gathered = set(re.findall(r"= (\w+)\[[\d,]+\]\S* all-gather\(", hlo))
-    assert gathered == {"bf16"}
+    assert set(re.findall(r"= (\w+)\[[\d,]+\]\S* all-gather\(", hlo)) == {"bf16"}
+
+
+def test_accumulated_gradients_are_reduced_in_float32(tmp_path):
+    run = make_run(HALF, optim__grad_accumulation_steps=2, model__loss_chunks=2)
+    hlo = hlo_after_partitioning(lower_step(run, split_mesh(tensor=2)), tmp_path)
+    assert_weight_gradients(hlo, "f32")
+
+
+def test_gradient_dtype_selects_the_type_of_the_reduction(tmp_path):
+    model = dataclasses.replace(HALF, gradient_dtype="bfloat16")
+    hlo = hlo_after_partitioning(lower_gradient(model, split_mesh(tensor=2)), tmp_path)
+    assert_weight_gradients(hlo, "bf16")
 
 
 @pytest.mark.parametrize("dispatch", ["dropless", "capacity"])
 def test_expert_gradients_are_reduced_in_float32(tmp_path, dispatch):
-    model = dataclasses.replace(EXPERTS, dtype="bfloat16", dispatch=dispatch, scan_unroll=1)
-    device_mesh = mesh.make_mesh(schema.Mesh(data=1, fsdp=2, expert=2))
-    hlo = hlo_after_partitioning(make_run(model), device_mesh, tmp_path)
-    sums = reduced_types(hlo, "transpose")
-    assert sums["2,16,8"] == sums["2,8,16"] == {"f32"}
-    gathers = re.findall(r"= (\w+)\[2,(?:16,8|8,16)\]\S* all-gather\(", hlo)
+    fields = {"n_experts": 4, "d_expert": 6, "dispatch": dispatch}
+    lowered = lower_gradient(dataclasses.replace(HALF, **fields), split_mesh(expert=2))
+    hlo = hlo_after_partitioning(lowered, tmp_path)
+    sums = reduced_types(hlo, "")
+    assert sums["2,16,6"] == sums["2,6,16"] == {"f32"}
+    gathers = re.findall(r"= (\w+)\[2,(?:16,6|6,16)\]\S* all-gather\(", hlo)
     assert set(gathers) == {"bf16"}
 
 
@@ -193,14 +224,14 @@ def test_padding_does_not_change_a_step(fields, n_chunks):
     model = dataclasses.replace(EXPERTS, z_loss=0.1, router_z_loss=0.1, **fields)
     run = make_run(model, optim__grad_accumulation_steps=n_chunks, data__packing="documents")
     rng = np.random.default_rng(0)
-    lengths_B = np.array([16, 3, 9, 1, 12, 16, 5, 8])
-    weights_BT = (np.arange(16) < lengths_B[:, None]).astype(np.float32)
-    tokens_BS = rng.integers(1, 64, (8, 17)).astype(np.int32)
+    lengths_B = np.array([24, 3, 9, 1, 12, 24, 5, 8])
+    weights_BT = (np.arange(24) < lengths_B[:, None]).astype(np.float32)
+    tokens_BS = rng.integers(1, 64, (8, 25)).astype(np.int32)
     results = []
     for token in (0, 7):
         filled_BS = tokens_BS.copy()
         filled_BS[:, 1:][weights_BT == 0] = token
-        segments_BT = np.where(weights_BT > 0, 0, np.arange(16)).astype(np.int32)
+        segments_BT = np.where(weights_BT > 0, 0, np.arange(24)).astype(np.int32)
         batch = {"tokens": filled_BS, "segments": segments_BT, "weights": weights_BT}
         results.append(train_once(run, batch))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-7), *results)
@@ -210,7 +241,7 @@ def test_padding_does_not_change_a_step(fields, n_chunks):
 @pytest.mark.parametrize("frozen", ["", "embed", "attention,norm", "gate"])
 def test_frozen_weights_do_not_stop_the_router_biases(frozen):
     model = dataclasses.replace(EXPERTS, load_balancing="bias")
-    tokens = np.random.default_rng(0).integers(1, 64, (8, 17)).astype(np.int32)
+    tokens = np.random.default_rng(0).integers(1, 64, (8, 25)).astype(np.int32)
     weights, _ = train_once(make_run(model, optim__frozen=frozen), {"tokens": tokens})
     np.testing.assert_allclose(
         np.abs(weights["blocks"]["mlp"]["bias"]).max(), model.router_bias_rate, rtol=1e-6
@@ -220,7 +251,7 @@ def test_frozen_weights_do_not_stop_the_router_biases(frozen):
 @pytest.mark.parametrize("frozen", ["bias", "mlp", "balance"])
 def test_router_biases_that_are_frozen_by_name_do_not_move(frozen):
     model = dataclasses.replace(EXPERTS, load_balancing="bias")
-    tokens = np.random.default_rng(0).integers(1, 64, (8, 17)).astype(np.int32)
+    tokens = np.random.default_rng(0).integers(1, 64, (8, 25)).astype(np.int32)
     weights, _ = train_once(make_run(model, optim__frozen=frozen), {"tokens": tokens})
     assert not weights["blocks"]["mlp"]["bias"].any()
 
