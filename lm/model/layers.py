@@ -183,8 +183,12 @@ def _weight_gradient(x, dy, gradient_dtype: str, n_axes: int, is_shared: bool) -
     """Return the gradient of the weight in `project`; is_shared: see `project_shared`."""
     dtype = jnp.dtype(gradient_dtype)
     rows = tuple(range(x.ndim - n_axes))
-    # CPUs do not support the other order of operands for a float32 sum of bfloat16 products.
-    if is_shared or x.dtype != FLOAT32:
+    if x.dtype != FLOAT32:
+        # CPUs support the float32 sum of bfloat16 products only in this order of the operands. The
+        # barrier prevents XLA from exchanging them.
+        product = jnp.tensordot(x, dy, (rows, rows), preferred_element_type=dtype)
+        return jax.lax.optimization_barrier(product)
+    if is_shared:
         return jnp.tensordot(x, dy, (rows, rows), preferred_element_type=dtype)
     transposed = jnp.tensordot(dy, x, (rows, rows), preferred_element_type=dtype)
     return jnp.moveaxis(transposed, tuple(range(-n_axes, 0)), tuple(range(n_axes)))

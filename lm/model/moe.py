@@ -290,6 +290,7 @@ def _multiply_backward(gradient_dtype, residuals, dy_PY):
     else:
         a_EPX, dy_EPY = (x.reshape(len(weight_EXY), -1, x.shape[1]) for x in (a_PX, dy_PY))
         dmaster_EXY = jnp.einsum("epx,epy->exy", a_EPX, dy_EPY, preferred_element_type=dtype)
+        dmaster_EXY = jax.lax.optimization_barrier(dmaster_EXY)  # see layers.project
     return da_PX, None, dmaster_EXY.astype(jnp.float32), None
 
 
