@@ -164,13 +164,7 @@ def apply_experts(
     gate_EDF, up_EDF, down_EFD: float32 weights. Devices gather them in the type of x_BTD. The
     float32 weights are passed too, and receive the gradients: see `_multiply`.
     """
-    masters = (gate_EDF, up_EDF, down_EFD)
-    up_axes, down_axes = ("experts", "embed", "mlp"), ("experts", "mlp", "embed")
-    cast = tuple(
-        rules.constrain(jax.lax.stop_gradient(w).astype(x_BTD.dtype), *axes)
-        for w, axes in zip(masters, (up_axes, up_axes, down_axes), strict=True)
-    )
-    weights = cast + masters
+    weights = _cast_weights(rules, (gate_EDF, up_EDF, down_EFD), x_BTD.dtype)
     if jax.sharding.get_abstract_mesh().empty:
         return _combine_local(model, x_BTD, weight_BTK, expert_BTK, weights, 0, (0, 1))
     batch_axes, expert_axes, mlp_axes = (
@@ -214,6 +208,19 @@ def apply_experts(
     return jax.shard_map(local, in_specs=in_specs, out_specs=token)(
         x_BTD, weight_BTK, expert_BTK, *weights
     )
+
+
+def _cast_weights(rules, masters: tuple, dtype) -> tuple:
+    """Return gate, up and down in a type, then the float32 weights. The gradients belong to these.
+
+    The sharding of the cast weights is that of the float32 weights: devices cast before a gather.
+    """
+    up_axes, down_axes = ("experts", "embed", "mlp"), ("experts", "mlp", "embed")
+    cast = tuple(
+        rules.constrain(jax.lax.stop_gradient(weight).astype(dtype), *axes)
+        for weight, axes in zip(masters, (up_axes, up_axes, down_axes), strict=True)
+    )
+    return cast + masters
 
 
 def _vary(x: jax.Array, axes: list[str]) -> jax.Array:
