@@ -90,7 +90,8 @@ def test_roles_select_the_expected_fields():
     assert fields.fields_with("traced", schema.Optimizer) == ("lr", "weight_decay")
     assert fields.fields_with("adapter", schema.Model) == ("lora_rank", "lora_alpha", "lora_on")
     assert set(fields.fields_with("compute", schema.Model)) == {
-        *("dtype", "remat", "scan_unroll", "attention", "attention_query_blocks", "z_loss"),
+        *("dtype", "gradient_dtype", "remat", "scan_unroll", "attention"),
+        *("attention_query_blocks", "z_loss"),
     }
     alone = {name for name, info in fields.field_info(schema.Run).items() if info.alone}
     assert alone == {"wandb", "mesh.deterministic_shards"}
