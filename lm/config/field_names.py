@@ -69,6 +69,8 @@ SYNONYMS = {
     "model.base_depth": "base_n_layers mup_base_depth base_layers base_num_layers",
     "model.dtype": "precision compute_dtype mixed_precision amp bf16 fp16 fp32 torch_dtype"
     " activation_dtype half bfloat16 jnp_dtype",
+    "model.gradient_dtype": "grad_dtype reduce_dtype gradient_reduction_dtype grad_reduce_dtype"
+    " grad_reduce_in_fp32 mixed_precision_reduce accumulate_allreduce_grads_in_fp32",
     "model.remat": "gradient_checkpointing activation_checkpointing checkpointing rematerialize"
     " use_remat remat_policy activation_recomputation recompute checkpoint_activations",
     "model.scan_unroll": "unroll scan_layers use_scan scan unroll_layers",

@@ -63,6 +63,9 @@ class Model:
     dtype: Literal["float32", "bfloat16"] = field(
         "float32", "Type of the activations; weights are float32.", "compute"
     )
+    gradient_dtype: Literal["float32", "bfloat16"] = field(
+        "float32", "Type of weight gradients and of their sums over devices.", "compute"
+    )
     remat: Literal[
         "none", "dots", "full", "minimal", "minimal_offloaded", "save_qkv_proj", "save_out_proj",
         "save_dot_with_context_except_mlp", "qkv_proj_offloaded",

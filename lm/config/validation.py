@@ -117,6 +117,9 @@ def _check_model(run: schema.Run) -> None:
     if 0 < model.learned_positions < seq_len:
         problem = f"must be at least data.seq_len={seq_len}, or 0 for rotary positions"
         value_checks.reject("model.learned_positions", model.learned_positions, problem)
+    if model.gradient_dtype == "bfloat16" and model.dtype == "float32":
+        problem = "must be float32 with model.dtype='float32': set model.dtype='bfloat16'"
+        value_checks.reject("model.gradient_dtype", model.gradient_dtype, problem)
 
 
 def _check_mesh(run: schema.Run) -> None:

@@ -94,6 +94,19 @@ def scoring_program(key: str, device_mesh: jax.sharding.Mesh) -> Callable:
 
 
 @functools.cache
+def cast_program(key: str, device_mesh: jax.sharding.Mesh) -> Callable:
+    """Return the function params -> weights for generation, see kv_cache.cast_weights."""
+    model, rules = _model_and_rules(key)
+    if model.dtype == "float32" and not model.lora_rank:
+        return lambda params: params
+    names = transformer.param_axes(dataclasses.replace(model, lora_rank=0))
+    shardings = jax.tree.map(
+        lambda axes: rules.sharding(device_mesh, *axes), names, is_leaf=mesh.is_axis_names
+    )
+    return jax.jit(functools.partial(kv_cache.cast_weights, model), out_shardings=shardings)
+
+
+@functools.cache
 def next_token_program(key: str, device_mesh: jax.sharding.Mesh) -> Callable:
     """Return the jitted function (params, rows) -> log_p_BV of the token after each row.
 

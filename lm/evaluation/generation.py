@@ -180,7 +180,9 @@ def stream(
         decoder = StreamingDecoder(tokenizer, sampling.stop, sampling.max_tokens, starts_text)
         answers.append(_Answer(i, ids, zlib.crc32(content), n_equal[content], decoder))
         n_equal[content] += 1
-    model = (run, device_mesh, params)
+    with jax.set_mesh(device_mesh):
+        cast = decoding.cast_program(decoding.program_cache_key(run), device_mesh)
+        model = (run, device_mesh, cast(params))
     yield from _heal_prompts(model, tokenizer, sampling, prompts, answers)
     answers = [answer for answer in answers if answer.is_active]
     answers.sort(key=lambda answer: -len(answer.ids))

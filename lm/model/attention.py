@@ -25,7 +25,7 @@ FUSED = ("splash", "cudnn", "tokamax")
 def blockwise_attention(
     q_BTNH, k_BSKH, v_BSKH, n_blocks: int, segments_BT=None, rules=mesh.DEFAULT_RULES
 ) -> jax.Array:
-    """Return softmax(q k / sqrt(H)) v over the earlier and equal keys, [B, T, N, H].
+    """Return softmax(q k) v over the earlier and equal keys, [B, T, N, H].
 
     Block i of n_blocks multiplies only with the keys up to its own end. About half of the masked
     scores are therefore never computed. The result does not depend on n_blocks.
@@ -40,7 +40,7 @@ def blockwise_attention(
     b, t, n, h = q_BTNH.shape
     k = k_BSKH.shape[2]
     block_size = t // n_blocks
-    q_BKGTH = (q_BTNH * h**-0.5).reshape(b, t, k, n // k, h).transpose(0, 2, 3, 1, 4)
+    q_BKGTH = q_BTNH.reshape(b, t, k, n // k, h).transpose(0, 2, 3, 1, 4)
     blocks_CBKGTH = mesh.split_chunks(q_BKGTH, n_blocks, "length", axis=3)
     gathered = (
         rules.constrain(x_BSKH, "batch", None, "kv_heads", None) for x_BSKH in (k_BSKH, v_BSKH)
@@ -129,9 +129,10 @@ _biased_attention.defvjp(_forward, _backward)
 def attend(
     shape: schema.Model, rules: mesh.ShardingRules, q_BTNH, k_BSKH, v_BSKH, segments_BT=None
 ) -> jax.Array:
-    """Return softmax(q k / sqrt(H)) v over the earlier and equal keys of the same segment.
+    """Return softmax(q k) v over the earlier and equal keys of the same segment.
 
-    The kernel is shape.attention; "auto" is plain attention. The result is [B, T, N, H].
+    The caller has multiplied the queries by H^-1/2, see position_encoding.encode_positions. The
+    kernel is shape.attention; "auto" is plain attention. The result is [B, T, N, H].
     """
     n_blocks = shape.attention_query_blocks
     if shape.attention in FUSED:

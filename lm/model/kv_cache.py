@@ -4,6 +4,7 @@ Tensor names end in their axes as in lm/model/transformer.py: B batch, T query t
 cache slot, D d_model, N query heads, K key/value heads, G query heads per key/value head, M the
 G x T queries of a key/value head, H d_head, V vocabulary.
 
+    params = kv_cache.cast_weights(model, params)               # once for many tokens
     decode = kv_cache.cached_decoder(model, params)             # inside a traced function
     logits_BTV, cache = decode(tokens_BT, positions_BT, mask_BTS)
     cache = kv_cache.extend(cache, 128)                         # pads the cache to 128 slots
@@ -17,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from lm.config import schema
-from lm.model import attention, transformer
+from lm.model import attention, lora, parametrization, position_encoding, transformer
 from lm.parallel import mesh
 
 KVCache = list[dict[str, jax.Array]]  # per layer {"key": [B, K, S, H], "value": [B, K, S, H]}
@@ -45,17 +46,16 @@ def cached_decoder(
         dataclasses.replace(shape, dispatch="dropless"), params, rules
     )
     layers = [jax.tree.map(lambda w, i=i: w[i], decoder.blocks) for i in range(shape.n_layers)]
-    head_DV = decoder.head_weight()
+    head = decoder.head_weight()
 
     def decode(tokens_BT, positions_BT, mask_BTS, cache: KVCache | None = None, slot=0, last=False):
         new_cache: KVCache = []
+        tables = None
+        if not shape.learned_positions:
+            tables = position_encoding.rotary_tables(shape.d_head, shape.rope_theta, positions_BT)
 
         def attend(q_BTNH, k_BTKH, v_BTKH):
-            if not shape.learned_positions:
-                q_BTNH, k_BTKH = (
-                    transformer.rotary_embedding(x, shape.rope_theta, positions_BT)
-                    for x in (q_BTNH, k_BTKH)
-                )
+            q_BTNH, k_BTKH = position_encoding.encode_positions(q_BTNH, k_BTKH, tables)
             entry = {"key": k_BTKH.swapaxes(1, 2), "value": v_BTKH.swapaxes(1, 2)}
             if cache is not None:
                 old, start = cache[len(new_cache)], (0, 0, slot, 0)
@@ -75,17 +75,32 @@ def cached_decoder(
         for block in layers:
             x_BTD, _ = block(x_BTD, attend)
         x_BTD = x_BTD[:, -1:] if last else x_BTD
-        return decoder.logits(decoder.norm(x_BTD), head_DV), new_cache
+        return decoder.logits(decoder.norm(x_BTD), *head), new_cache
 
     return decode
 
 
+def cast_weights(model: schema.Model, params: dict) -> dict:
+    """Return the weights for many calls of `decode`: adapters merged, matrices in model.dtype.
+
+    The logits have the same bits as those of the float32 weights, which are cast in every call.
+    Norms, biases and routers are computed in float32 and are not cast.
+    """
+    names = transformer.param_axes(dataclasses.replace(model, lora_rank=0))
+
+    def cast(weight: jax.Array, axes: tuple) -> jax.Array:
+        is_matrix = parametrization.weight_role(axes) != "norm" and "router" not in axes
+        return weight.astype(model.dtype) if is_matrix else weight
+
+    return jax.tree.map(cast, lora.merge_lora(model, params), names)
+
+
 def masked_attention(q_BTNH, k_BKSH, v_BKSH, mask_BTS) -> jax.Array:
-    """Return softmax(q k / sqrt(H)) v over the keys where the mask is true, [B, T, N, H]."""
+    """Return softmax(q k) v over the keys where the mask is true, [B, T, N, H]."""
     b, t, n, h = q_BTNH.shape
     k, s = k_BKSH.shape[1:3]
     # G and T are one axis because matrix products on CPU support no other layout in bfloat16.
-    q_BKMH = (q_BTNH * h**-0.5).reshape(b, t, k, n // k, h).transpose(0, 2, 3, 1, 4)
+    q_BKMH = q_BTNH.reshape(b, t, k, n // k, h).transpose(0, 2, 3, 1, 4)
     q_BKMH = q_BKMH.reshape(b, k, n // k * t, h)
     score_BKMS = jnp.einsum("bkmh,bksh->bkms", q_BKMH, k_BKSH, preferred_element_type=jnp.float32)
     score_BKGTS = score_BKMS.reshape(b, k, n // k, t, s)

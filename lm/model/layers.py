@@ -1,6 +1,10 @@
-"""Declaration of weights with axis names, norms and the MLP.
+"""Declaration of weights with axis names, products with weights, norms and the MLP.
 
-Tensor names end in their axes: B batch, T time, D d_model, F d_ff.
+Weights are float32. They are cast to the type of the activations inside of the functions that use
+them, and these functions return float32 gradients of the weights: a sum over all tokens of a batch
+does not fit the 8 bits of a bfloat16 mantissa.
+
+Tensor names end in their axes: B batch, T time, D d_model, F d_ff, V rows of a table.
 """
 
 import contextlib
@@ -13,6 +17,8 @@ from flax import nnx
 from lm.config import schema
 from lm.model.kernels import remat_policies
 from lm.parallel import mesh
+
+FLOAT32 = jnp.float32
 
 
 @contextlib.contextmanager
@@ -42,7 +48,59 @@ def bias(names: tuple[str, ...], shape: tuple[int, ...]) -> nnx.Param:
 
 def add_bias(y: jax.Array, bias: nnx.Param | None) -> jax.Array:
     """Return y + bias, or y if the bias is None."""
-    return y if bias is None else y + bias[...].astype(y.dtype)
+    return y if bias is None else _add_bias(y, bias[...])
+
+
+def _add(y, bias) -> jax.Array:
+    """Return y + bias in the type of y. The gradient of the bias is summed in float32."""
+    return y + bias.astype(y.dtype)
+
+
+def _add_bias_backward(bias, dy):
+    """Return the gradients of y and of the bias."""
+    rows = tuple(range(dy.ndim - bias.ndim))
+    return dy, jnp.sum(dy, axis=rows, dtype=FLOAT32).astype(bias.dtype)
+
+
+_add_bias = jax.custom_vjp(_add)
+_add_bias.defvjp(lambda y, bias: (_add(y, bias), bias), _add_bias_backward)
+
+
+def look_up(
+    table_VD, rows, dtype, names: tuple, rules: mesh.ShardingRules, mode: str | None = None
+) -> jax.Array:
+    """Return the rows of a table in another type, [..., D].
+
+    The gradient of the table is summed in float32. In bfloat16, the sum of a frequent row would
+    stop to grow after about 256 tokens.
+
+    rows: indices. names: axis names of the table. The second axis is gathered before the lookup,
+    because a lookup in a table that is split in both axes would gather the complete table on every
+    device. mode: treatment of an index out of bounds, see jax.numpy.ndarray.at.
+    """
+    return _look_up(table_VD, rows, dtype, names, rules, mode)
+
+
+def _look_up_rows(table_VD, rows, dtype, names, rules, mode) -> jax.Array:
+    """Return the result of `look_up`."""
+    table_VD = rules.constrain(table_VD.astype(dtype), *names)
+    return rules.constrain(table_VD, names[0], None).at[rows].get(mode=mode)
+
+
+def _look_up_forward(table_VD, rows, *options):
+    return _look_up_rows(table_VD, rows, *options), (table_VD, rows)
+
+
+def _look_up_backward(dtype, names, rules, mode, residuals, dy):
+    """Return the gradient of the table."""
+    table_VD, rows = residuals
+    zeros_VD = jnp.zeros(table_VD.shape, FLOAT32)
+    sum_VD = zeros_VD.at[rows].add(dy.astype(FLOAT32), mode=mode)
+    return rules.constrain(rules.constrain(sum_VD, names[0], None), *names), None
+
+
+_look_up = jax.custom_vjp(_look_up_rows, nondiff_argnums=(2, 3, 4, 5))
+_look_up.defvjp(_look_up_forward, _look_up_backward)
 
 
 class RMSNorm(nnx.Module):
@@ -79,26 +137,97 @@ def make_norm(model: schema.Model, size: int) -> RMSNorm | LayerNorm:
     return {"rms": RMSNorm, "layer": LayerNorm}[model.norm](size, model.norm_eps)
 
 
-@jax.custom_vjp
-def project(x, weight) -> jax.Array:
-    """Return the contraction of the last axis of x with the first axis of a weight.
+def project(x, weight, gradient_dtype: str = "float32", n_axes: int = 1) -> jax.Array:
+    """Return the contraction of the last axes of x with the first axes of a weight.
 
-    Shapes: [..., D], [D, ...] -> [..., ...]. In the gradient of the weight, x is the left operand,
-    so XLA on CPU transposes x once for all weights that read it. Autodiff would use the gradient of
-    each result as the left operand.
+    Shapes with one axis: [..., D], [D, ...] -> [..., ...]. The weight is cast to the type of x. The
+    sum over tokens in the gradient of the weight is computed, and added over devices, in
+    gradient_dtype.
     """
-    return jnp.tensordot(x, weight, 1)
+    return _project(x, weight, gradient_dtype, n_axes, False)
 
 
-def _project_backward(residuals, dy):
+def project_shared(x, weight, gradient_dtype: str = "float32") -> jax.Array:
+    """Return `project` for an x that several weights read.
+
+    In the gradient of the weight, x is the left operand, so XLA on CPU transposes x once for all
+    weights that read it. Otherwise, as in autodiff, the gradient of the result is the left operand.
+    """
+    return _project(x, weight, gradient_dtype, 1, True)
+
+
+def _contract(x, weight, gradient_dtype, n_axes, is_shared) -> jax.Array:
+    """Return the result of `project`."""
+    last, first = tuple(range(-1, -n_axes - 1, -1)), tuple(range(n_axes - 1, -1, -1))
+    return jnp.tensordot(x, weight.astype(x.dtype), (last, first))
+
+
+def _project_forward(x, weight, gradient_dtype, n_axes, is_shared):
+    # The residual is the float32 weight, which exists anyway, and not its copy in another type.
+    return _contract(x, weight, gradient_dtype, n_axes, is_shared), (x, weight)
+
+
+def _project_backward(gradient_dtype, n_axes, is_shared, residuals, dy):
     """Return the gradients of x and of the weight."""
     x, weight = residuals
-    rows, out = tuple(range(x.ndim - 1)), tuple(range(1, weight.ndim))
-    dx = jnp.tensordot(dy, weight, (tuple(n - weight.ndim for n in out), out))
-    return dx, jnp.tensordot(x, dy, (rows, rows))
+    dweight = _weight_gradient(x, dy, gradient_dtype, n_axes, is_shared)
+    return _input_gradient(dy, weight.astype(x.dtype), n_axes), dweight.astype(weight.dtype)
 
 
-project.defvjp(lambda x, weight: (jnp.tensordot(x, weight, 1), (x, weight)), _project_backward)
+def _input_gradient(dy, weight, n_axes: int) -> jax.Array:
+    """Return the gradient of x in `project`."""
+    out = tuple(range(n_axes, weight.ndim))
+    return jnp.tensordot(dy, weight, (tuple(n - weight.ndim for n in out), out))
+
+
+def _weight_gradient(x, dy, gradient_dtype: str, n_axes: int, is_shared: bool) -> jax.Array:
+    """Return the gradient of the weight in `project`; is_shared: see `project_shared`."""
+    dtype = jnp.dtype(gradient_dtype)
+    rows = tuple(range(x.ndim - n_axes))
+    if x.dtype != FLOAT32:
+        # CPUs support the float32 sum of bfloat16 products only in this order of the operands. The
+        # barrier prevents XLA from exchanging them.
+        product = jnp.tensordot(x, dy, (rows, rows), preferred_element_type=dtype)
+        return jax.lax.optimization_barrier(product)
+    if is_shared:
+        return jnp.tensordot(x, dy, (rows, rows), preferred_element_type=dtype)
+    transposed = jnp.tensordot(dy, x, (rows, rows), preferred_element_type=dtype)
+    return jnp.moveaxis(transposed, tuple(range(-n_axes, 0)), tuple(range(n_axes)))
+
+
+_project = jax.custom_vjp(_contract, nondiff_argnums=(2, 3, 4))
+_project.defvjp(_project_forward, _project_backward)
+
+
+def project_to_float32(x, weight, master, gradient_dtype: str = "float32") -> jax.Array:
+    """Return the contraction of the last axis of x with the first axis of a weight, in float32.
+
+    weight: the master weight in the type of x, with any sharding. master: the float32 weight. Its
+    values are not read; it receives the gradient. Both products of the backward pass multiply
+    arrays of the type of x, because the gradient of the result is cast to it.
+    """
+    return _project_to_float32(x, weight, master, gradient_dtype)
+
+
+def _contract_in_float32(x, weight, master, gradient_dtype) -> jax.Array:
+    """Return the result of `project_to_float32`."""
+    return jnp.tensordot(x, weight, 1, preferred_element_type=FLOAT32)
+
+
+def _project_to_float32_forward(x, weight, master, gradient_dtype):
+    return _contract_in_float32(x, weight, master, gradient_dtype), (x, weight)
+
+
+def _project_to_float32_backward(gradient_dtype, residuals, dy):
+    """Return the gradients of x and of the master weight."""
+    x, weight = residuals
+    dy = dy.astype(x.dtype)
+    dmaster = _weight_gradient(x, dy, gradient_dtype, 1, False).astype(FLOAT32)
+    return _input_gradient(dy, weight, 1), None, dmaster
+
+
+_project_to_float32 = jax.custom_vjp(_contract_in_float32, nondiff_argnums=(3,))
+_project_to_float32.defvjp(_project_to_float32_forward, _project_to_float32_backward)
 
 
 @jax.checkpoint
@@ -117,7 +246,7 @@ class MLP(nnx.Module):
 
     def __init__(self, model: schema.Model, rngs: nnx.Rngs, d_ff: int, rules: mesh.ShardingRules):
         d, f = model.d_model, d_ff
-        self.rules = rules
+        self.rules, self.gradient_dtype = rules, model.gradient_dtype
         is_gated = model.mlp == "gated"
         self.gate = weight(rngs, ("embed", "mlp"), (d, f), d**-0.5) if is_gated else None
         self.up = weight(rngs, ("embed", "mlp"), (d, f), d**-0.5)
@@ -127,15 +256,15 @@ class MLP(nnx.Module):
         self.down_bias = bias(("norm",), (d,)) if model.bias else None
 
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
-        dtype = x_BTD.dtype
-        up_BTF = add_bias(project(x_BTD, self.up[...].astype(dtype)), self.up_bias)
+        dtype = self.gradient_dtype
+        up_BTF = add_bias(project_shared(x_BTD, self.up[...], dtype), self.up_bias)
         up_BTF = remat_policies.name_activation(up_BTF, "up")
         if self.gate is None:
             y_BTF = jax.nn.gelu(up_BTF, approximate=True)
         else:
-            gate_BTF = add_bias(project(x_BTD, self.gate[...].astype(dtype)), self.gate_bias)
+            gate_BTF = add_bias(project_shared(x_BTD, self.gate[...], dtype), self.gate_bias)
             gate_BTF = remat_policies.name_activation(gate_BTF, "gate")
             y_BTF = swiglu(gate_BTF, up_BTF)
         y_BTF = self.rules.constrain(y_BTF, "batch", "length", "mlp")
-        y_BTD = add_bias(y_BTF @ self.down[...].astype(dtype), self.down_bias)
+        y_BTD = add_bias(project(y_BTF, self.down[...], dtype), self.down_bias)
         return remat_policies.name_activation(y_BTD, "mlp_output")

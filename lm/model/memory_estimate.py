@@ -136,6 +136,8 @@ def optimizer_state_size(run: schema.Run, weight: Weight) -> float:
 
     A first moment in bfloat16 counts as half a value.
     """
+    if "balance" in weight.names:  # a router bias, see moe.update_router_biases
+        return 0.0
     is_matrix = parametrization.weight_role(weight.names) in parametrization.MATRIX_ROLES
     name = "adamw" if run.optim.name == "muon" and not is_matrix else run.optim.name
     return (0.5 if run.optim.moment_dtype == "bfloat16" else 1) + SECOND_MOMENTS[name]

@@ -2,7 +2,7 @@
 
     y_BTD, routing = Experts(model, rngs, rules)(x_BTD)        # replaces layers.MLP
     loss += auxiliary_loss(model, routing)                     # load balance and z-loss, all layers
-    update = apply_router_bias_update(model, update, routing)  # load balancing by biases
+    params = update_router_biases(model, params, routing)      # load balancing by biases
 
 Tensor names end in their axes: B batch, T time, D d_model, F width of an expert, E experts, K
 experts per token, M assignments of a token to an expert (B x T x K), P slots, G pairs of expert and
@@ -17,7 +17,6 @@ dispatch methods sort the assignments by expert and differ in the slots of an ex
 """
 
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -45,17 +44,21 @@ class Experts(nnx.Module):
         self.down = layers.weight(rngs, ("experts", "mlp", "embed"), (e, f, d), out)
         shared_width = model.n_shared_experts * f
         self.shared = layers.MLP(model, rngs, shared_width, rules) if shared_width else None
-        # The bias has no gradient, and `apply_router_bias_update` replaces the optimizer's update.
-        # It is a parameter because routing needs it and checkpoints must verify it.
+        # The bias has no gradient and no optimizer state: `update_router_biases` changes it. It is
+        # a parameter because routing needs it and checkpoints must verify it.
         has_bias = model.load_balancing == "bias"
         self.bias = nnx.Param(jnp.zeros(e), out_sharding=("balance",)) if has_bias else None
         self.model, self.rules = model, rules
 
-    def __call__(self, x_BTD: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def __call__(
+        self, x_BTD: jax.Array, is_counted_BT: jax.Array | None = None
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Return the weighted sum of the expert outputs, and the statistics of `route_tokens`."""
         bias_E = None if self.bias is None else self.bias[...]
-        weight_BTK, expert_BTK, routing = route_tokens(self.model, x_BTD, self.router[...], bias_E)
-        experts = [w[...].astype(x_BTD.dtype) for w in (self.gate, self.up, self.down)]
+        weight_BTK, expert_BTK, routing = route_tokens(
+            self.model, x_BTD, self.router[...], bias_E, is_counted_BT
+        )
+        experts = [w[...] for w in (self.gate, self.up, self.down)]
         # Slots are assigned in the order of time, but the positions of split rows are interleaved.
         n_blocks, n_shards = self.model.attention_query_blocks, mesh.shard_count("length")
         inputs = [
@@ -68,7 +71,7 @@ class Experts(nnx.Module):
 
 
 def route_tokens(
-    model: schema.Model, x_BTD, router_DE, bias_E=None
+    model: schema.Model, x_BTD, router_DE, bias_E=None, is_counted_BT: jax.Array | None = None
 ) -> tuple[jax.Array, jax.Array, dict]:
     """Return (weight_BTK, expert_BTK, routing).
 
@@ -81,6 +84,8 @@ def route_tokens(
                al. 2021, arXiv:2101.03961, equation 4); only the scores have a gradient
     z          mean of log(sum(exp(logits)))^2 (Zoph et al. 2022, arXiv:2202.08906, equation 5)
     dropped    fraction of assignments that exceed the capacity
+
+    is_counted_BT: the tokens that the statistics count, which exclude padding; None counts all.
     """
     e, k = model.n_experts, model.experts_per_token
     logits_BTE = jnp.einsum(
@@ -95,17 +100,46 @@ def route_tokens(
     weight_BTK = jnp.sum(one_hot_BTKE * score_BTE[:, :, None], axis=-1)
     if model.normalize_expert_weights:
         weight_BTK = weight_BTK / weight_BTK.sum(axis=-1, keepdims=True)
+    n_assignments = expert_BTK.size
+    if is_counted_BT is not None:
+        one_hot_BTKE &= is_counted_BT[:, :, None, None]
+        n_assignments = k * jnp.maximum(jnp.sum(is_counted_BT), 1)
     count_BE = jnp.sum(one_hot_BTKE, axis=(1, 2))
-    load_E = jnp.sum(count_BE, axis=0) / expert_BTK.size
+    load_E = jnp.sum(count_BE, axis=0) / n_assignments
     share_BTE = score_BTE if is_softmax else score_BTE / score_BTE.sum(axis=-1, keepdims=True)
     n_dropped_BE = jnp.maximum(count_BE - expert_capacity(model, x_BTD.shape[1]), 0)
+    z_BT = jax.nn.logsumexp(logits_BTE, axis=-1) ** 2
     routing = {
         "load_E": load_E,
-        "balance": e * jnp.sum(load_E * share_BTE.mean(axis=(0, 1))),
-        "z": jnp.mean(jax.nn.logsumexp(logits_BTE, axis=-1) ** 2),
-        "dropped": jnp.sum(n_dropped_BE) / expert_BTK.size,
+        "balance": e * jnp.sum(load_E * _mean_over_tokens(share_BTE, is_counted_BT)),
+        "z": _mean_over_tokens(z_BT, is_counted_BT),
+        "dropped": jnp.sum(n_dropped_BE) / n_assignments,
     }
     return weight_BTK, expert_BTK, routing
+
+
+def _mean_over_tokens(x_BT: jax.Array, is_counted_BT: jax.Array | None) -> jax.Array:
+    """Return the mean over rows and positions, the first two axes; 0 if no token is counted."""
+    if is_counted_BT is None:
+        return x_BT.mean(axis=(0, 1))
+    mask_BT = is_counted_BT.reshape(*is_counted_BT.shape, *[1] * (x_BT.ndim - 2))
+    total = jnp.sum(jnp.where(mask_BT, x_BT, 0.0), axis=(0, 1))
+    return total / jnp.maximum(jnp.sum(is_counted_BT), 1)
+
+
+def counted_tokens(weights_BT: jax.Array, segments_BT: jax.Array | None) -> jax.Array:
+    """Return True for the tokens that can influence the loss, bool [B, T]: not for padding.
+
+    A token counts if a target at its position, or at a later position of its segment, has a loss
+    weight. weights_BT: loss weights of the targets. segments_BT: document numbers.
+    """
+    n_tokens = weights_BT.shape[1]
+    position_BT = jnp.where(weights_BT != 0, jnp.arange(n_tokens), n_tokens)
+    next_BT = jax.lax.cummin(position_BT, axis=1, reverse=True)
+    if segments_BT is None:
+        return next_BT < n_tokens
+    next_segment_BT = jnp.take_along_axis(segments_BT, jnp.minimum(next_BT, n_tokens - 1), axis=1)
+    return (next_BT < n_tokens) & (next_segment_BT == segments_BT)
 
 
 def expert_capacity(model: schema.Model, n_tokens: int) -> int:
@@ -127,8 +161,11 @@ def apply_experts(
     Devices that split the experts all-gather their tokens, apply their own experts, and
     reduce-scatter the sums. This sends 2 x (devices - 1) copies of a token. An all-to-all would
     send about 2 x experts_per_token, but the shapes of its messages depend on the routing.
+
+    gate_EDF, up_EDF, down_EFD: float32 weights. Devices gather them in the type of x_BTD. The
+    float32 weights are passed too, and receive the gradients: see multiply_experts.
     """
-    weights = (gate_EDF, up_EDF, down_EFD)
+    weights = _cast_weights(rules, (gate_EDF, up_EDF, down_EFD), x_BTD.dtype)
     if jax.sharding.get_abstract_mesh().empty:
         return _combine_local(model, x_BTD, weight_BTK, expert_BTK, weights, 0, (0, 1))
     batch_axes, expert_axes, mlp_axes = (
@@ -139,7 +176,14 @@ def apply_experts(
     gathered = [(axis, 0) for axis in expert_axes if axis in batch_axes]
     gathered += [(axis, 1) for axis in length_axes]
 
+    token_axes = (*batch_axes, *rules.mesh_axes("length"))
+    weight_axes = (*expert_axes, *mlp_axes)
+
     def local(x_BTD, weight_BTK, expert_BTK, *weights):
+        # The gradient of an array is summed over the axes on which only the other operand varies.
+        x_BTD = _vary(x_BTD, [axis for axis in weight_axes if axis not in token_axes])
+        missing = [axis for axis in token_axes if axis not in weight_axes]
+        weights = tuple(_vary(weight, missing) for weight in weights)
         for axis, dim in reversed(gathered):
             x_BTD, weight_BTK, expert_BTK = (
                 jax.lax.all_gather(x, axis, axis=dim, tiled=True)
@@ -161,30 +205,43 @@ def apply_experts(
     token = rules.spec(("batch", "length", None))
     up = rules.spec(("experts", None, "mlp"))
     down = rules.spec(("experts", "mlp", None))
-    in_specs = (token, token, token, up, up, down)
+    in_specs = (token, token, token, *(up, up, down) * 2)
     # Kernels with a gradient of their own do not state over which axes their results vary.
     check_vma = model.expert_kernel not in ("tiles", "tokamax")
     local_experts = jax.shard_map(local, in_specs=in_specs, out_specs=token, check_vma=check_vma)
     return local_experts(x_BTD, weight_BTK, expert_BTK, *weights)
 
 
+def _cast_weights(rules, masters: tuple, dtype) -> tuple:
+    """Return gate, up and down in a type, then the float32 weights. The gradients belong to these.
+
+    The sharding of the cast weights is that of the float32 weights: devices cast before a gather.
+    """
+    up_axes, down_axes = ("experts", "embed", "mlp"), ("experts", "mlp", "embed")
+    cast = tuple(
+        rules.constrain(jax.lax.stop_gradient(weight).astype(dtype), *axes)
+        for weight, axes in zip(masters, (up_axes, up_axes, down_axes), strict=True)
+    )
+    return cast + masters
+
+
+def _vary(x: jax.Array, axes: list[str]) -> jax.Array:
+    """Return x, marked as varying over these mesh axes."""
+    return jax.lax.pcast(x, tuple(axes), to="varying") if axes else x
+
+
 def _combine_local(model, x_BTD, weight_BTK, expert_BTK, weights, first, part) -> jax.Array:
     """Return the weighted sum of the outputs of the experts first, first + 1, ..., [B, T, D].
 
-    A token of other experts only gets zeros. weights: gate, up and down of these experts. part:
-    (i, n) if n devices have the same tokens and experts. This device then fills the i-th of n
-    parts of the slots of each expert and row.
+    A token of other experts only gets zeros. weights: gate, up and down of these experts in the
+    type of x_BTD, then in float32. part: (i, n) if n devices have the same tokens and experts. This
+    device then fills the i-th of n parts of the slots of each expert and row.
     """
-    gate_EDF, up_EDF, down_EFD = weights
-    (b, t, d), k, e = x_BTD.shape, expert_BTK.shape[2], gate_EDF.shape[0]
+    (b, t, d), k, e, size_E = x_BTD.shape, expert_BTK.shape[2], weights[0].shape[0], None
     local_BTK = expert_BTK - first
     expert_M = jnp.where((local_BTK >= 0) & (local_BTK < e), local_BTK, e).reshape(-1)
     if model.dispatch == "dropless":
         assignment_P, slot_M, size_E = dropless_permutation(expert_M, e)
-        kernel = "xla" if model.expert_kernel == "auto" else model.expert_kernel
-
-        def product(a_PX, w_EXY):
-            return grouped_products.multiply_groups(kernel, a_PX, w_EXY, size_E)
     else:
         row_M = jnp.arange(b).repeat(t * k)
         # The positions of split rows are interleaved: see Decoder.hidden.
@@ -196,17 +253,18 @@ def _combine_local(model, x_BTD, weight_BTK, expert_BTK, weights, first, part) -
             expert_M, row_M, time_M, e, b, expert_capacity(model, t), part
         )
 
-        def product(a_PX, w_EXY):
-            a_EPX = a_PX.reshape(e, -1, a_PX.shape[1])
-            return jnp.einsum("epx,exy->epy", a_EPX, w_EXY).reshape(-1, w_EXY.shape[2])
+    kernel = "xla" if model.expert_kernel == "auto" else model.expert_kernel
+
+    def product(a_PX, i: int):
+        return grouped_products.multiply_experts(
+            a_PX, weights[i], weights[i + 3], size_E, model.gradient_dtype, kernel
+        )
 
     x_MD = jnp.repeat(x_BTD.reshape(-1, d), k, axis=0)
     x_PD = permute_rows(x_MD, assignment_P, slot_M)
-    gate_PF, up_PF = (
-        remat_policies.name_activation(product(x_PD, w_EDF), name)
-        for w_EDF, name in ((gate_EDF, "gate"), (up_EDF, "up"))
-    )
-    y_PD = product(jax.nn.silu(gate_PF) * up_PF, down_EFD)
+    gate_PF = remat_policies.name_activation(product(x_PD, 0), "gate")
+    up_PF = remat_policies.name_activation(product(x_PD, 1), "up")
+    y_PD = product(jax.nn.silu(gate_PF) * up_PF, 2)
     y_PD = remat_policies.name_activation(y_PD, "mlp_output")
     y_MD = permute_rows(y_PD, slot_M, assignment_P)
     y_BTKD = y_MD.reshape(b, t, k, d).astype(jnp.float32)
@@ -284,16 +342,16 @@ def auxiliary_loss(model: schema.Model, routing: dict) -> jax.Array:
     return weight * jnp.sum(routing["balance"]) + model.router_z_loss * jnp.sum(routing["z"])
 
 
-def apply_router_bias_update(model: schema.Model, update: Any, routing: dict) -> dict:
-    """Return an optimizer's update of the weights with the update of the router biases replaced.
+def update_router_biases(model: schema.Model, params: dict, routing: dict) -> dict:
+    """Return the weights after the update of the router biases, which have no gradient.
 
     Each bias moves by router_bias_rate: up if the load of its expert is below the mean, down if it
     is above (Wang et al. 2024, arXiv:2408.15664, algorithm 1).
     """
-    load_LE = routing["load_E"]
+    load_LE, blocks = routing["load_E"], params["blocks"]
     step_LE = model.router_bias_rate * jnp.sign(load_LE.mean(axis=-1, keepdims=True) - load_LE)
-    blocks = update["blocks"]
-    return update | {"blocks": blocks | {"mlp": blocks["mlp"] | {"bias": step_LE}}}
+    bias_LE = blocks["mlp"]["bias"] + step_LE
+    return params | {"blocks": blocks | {"mlp": blocks["mlp"] | {"bias": bias_LE}}}
 
 
 def routing_metrics(routing: dict) -> dict[str, jax.Array]:

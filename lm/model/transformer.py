@@ -19,12 +19,11 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
 from lm.config import schema
-from lm.model import attention, layers, lora, moe, parametrization
-from lm.model.kernels import fused_attention, remat_policies
+from lm.model import attention, layers, lora, moe, parametrization, position_encoding
+from lm.model.kernels import remat_policies
 from lm.parallel import mesh
 
 
@@ -48,31 +47,32 @@ class Attention(nnx.Module):
         self.key_bias = layers.bias(("kv_heads", "d_head"), (k, h)) if model.bias else None
         self.value_bias = layers.bias(("kv_heads", "d_head"), (k, h)) if model.bias else None
         self.out_bias = layers.bias(("norm",), (d,)) if model.bias else None
-        self.rules = rules
+        self.rules, self.gradient_dtype = rules, model.gradient_dtype
 
     def __call__(self, x_BTD: jax.Array, attend: Callable) -> jax.Array:
         """Return the attention output [B, T, D].
 
-        attend: function of (q_BTNH, k_BSKH, v_BSKH) that returns o_BTNH. It applies rotary
-        embeddings and the mask.
+        attend: function of (q_BTNH, k_BSKH, v_BSKH) that returns o_BTNH. It applies the factor
+        H^-1/2, rotary embeddings and the mask.
         """
-        dtype = x_BTD.dtype
-        q_BTNH = layers.project(x_BTD, self.query[...].astype(dtype))
-        k_BSKH = layers.project(x_BTD, self.key[...].astype(dtype))
-        v_BSKH = layers.project(x_BTD, self.value[...].astype(dtype))
         q_BTNH, k_BSKH, v_BSKH = (
-            remat_policies.name_activation(layers.add_bias(x, bias), name)
-            for name, x, bias in (
-                ("query", q_BTNH, self.query_bias),
-                ("key", k_BSKH, self.key_bias),
-                ("value", v_BSKH, self.value_bias),
+            remat_policies.name_activation(
+                layers.add_bias(
+                    layers.project_shared(x_BTD, weight[...], self.gradient_dtype), bias
+                ),
+                name,
+            )
+            for name, weight, bias in (
+                ("query", self.query, self.query_bias),
+                ("key", self.key, self.key_bias),
+                ("value", self.value, self.value_bias),
             )
         )
         if self.query_norm is not None and self.key_norm is not None:
             q_BTNH, k_BSKH = self.query_norm(q_BTNH), self.key_norm(k_BSKH)
         q_BTNH = self.rules.constrain(q_BTNH, "batch", "length", "heads", "d_head")
         o_BTNH = attend(q_BTNH, k_BSKH, v_BSKH)
-        y_BTD = jnp.einsum("btnh,nhd->btd", o_BTNH, self.out[...].astype(dtype))
+        y_BTD = layers.project(o_BTNH, self.out[...], self.gradient_dtype, n_axes=2)
         y_BTD = layers.add_bias(y_BTD, self.out_bias)
         return remat_policies.name_activation(y_BTD, "attention_projection")
 
@@ -92,14 +92,21 @@ class Block(nnx.Module):
         self.mlp_norm = layers.make_norm(model, model.d_model)
         self.model, self.rules = model, rules
 
-    def __call__(self, x_BTD: jax.Array, attend: Callable) -> tuple[jax.Array, dict]:
-        """Return (x_BTD, routing); routing is {} without experts, see moe.route_tokens."""
+    def __call__(
+        self, x_BTD: jax.Array, attend: Callable, is_counted_BT: jax.Array | None = None
+    ) -> tuple[jax.Array, dict]:
+        """Return (x_BTD, routing); routing is {} without experts, see moe.route_tokens.
+
+        is_counted_BT: the positions that the routing statistics count; None is all positions.
+        """
         scale = parametrization.residual_scale(self.model)
         x_BTD = x_BTD + scale * self.attention(self.attention_norm(x_BTD), attend)
         x_BTD = self.rules.constrain(x_BTD, "batch", "length", None)
-        y, routing = self.mlp(self.mlp_norm(x_BTD)), {}
-        if isinstance(y, tuple):
-            y, routing = y
+        x_norm_BTD, routing = self.mlp_norm(x_BTD), {}
+        if isinstance(self.mlp, moe.Experts):
+            y, routing = self.mlp(x_norm_BTD, is_counted_BT)
+        else:
+            y = self.mlp(x_norm_BTD)
         return self.rules.constrain(x_BTD + scale * y, "batch", "length", None), routing
 
 
@@ -126,42 +133,46 @@ class Decoder(nnx.Module):
         """Return the logits in the original order of positions."""
         x_BTD, _ = self.hidden(tokens_BT, segments_BT)
         return self.logits(
-            mesh.restore_order(x_BTD, self.model.attention_query_blocks), self.head_weight()
+            mesh.restore_order(x_BTD, self.model.attention_query_blocks), *self.head_weight()
         )
 
     def hidden(
-        self, tokens_BT: jax.Array, segments_BT: jax.Array | None
+        self,
+        tokens_BT: jax.Array,
+        segments_BT: jax.Array | None,
+        is_counted_BT: jax.Array | None = None,
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Return (x_BTD, routing): the hidden states after the last norm, and routing statistics.
 
         The positions of x_BTD are in the order of `mesh.interleave_positions`. routing: the
         statistics of moe.route_tokens with a leading axis of layers, {} without experts.
+        is_counted_BT: see Block.
         """
-        model, rules = self.model, self.rules
-        times_T = mesh.interleave_positions(
-            np.arange(tokens_BT.shape[1]), model.attention_query_blocks, axis=0
-        )
+        model, rules, n_blocks = self.model, self.rules, self.model.attention_query_blocks
+        tables = None
+        if not model.learned_positions:
+            tables = position_encoding.training_tables(model, tokens_BT.shape[1], rules)
+        if is_counted_BT is not None:
+            is_counted_BT = mesh.interleave_positions(is_counted_BT, n_blocks)
 
         def attend(q_BTNH, k_BSKH, v_BSKH):
-            if not model.learned_positions:
-                q_BTNH, k_BSKH = (
-                    rotary_embedding(x, model.rope_theta, times_T) for x in (q_BTNH, k_BSKH)
-                )
+            q_BTNH, k_BSKH = position_encoding.encode_positions(q_BTNH, k_BSKH, tables)
             k_BSKH = rules.constrain(k_BSKH, "batch", "length", "kv_heads", "d_head")
             v_BSKH = rules.constrain(v_BSKH, "batch", "length", "kv_heads", "d_head")
             return attention.attend(model, rules, q_BTNH, k_BSKH, v_BSKH, segments_BT)
 
         layer = remat_policies.checkpoint_layer(
-            lambda x_BTD, block: block(x_BTD, attend), model.remat
+            lambda x_BTD, block: block(x_BTD, attend, is_counted_BT), model.remat
         )
-        unroll = model.n_layers if model.n_layers <= model.scan_unroll else 1
+        # Without a loop, XLA merges the recomputed values with the first ones and stores these.
+        is_unrolled = model.n_layers <= model.scan_unroll and model.remat == "none"
         times_BT = mesh.interleave_positions(
-            positions_in_segment(tokens_BT, segments_BT), model.attention_query_blocks
+            position_encoding.positions_in_segment(tokens_BT, segments_BT), n_blocks
         )
-        x_BTD = self.embedded(
-            mesh.interleave_positions(tokens_BT, model.attention_query_blocks), times_BT
+        x_BTD = self.embedded(mesh.interleave_positions(tokens_BT, n_blocks), times_BT)
+        x_BTD, routing = jax.lax.scan(
+            layer, x_BTD, self.blocks, unroll=model.n_layers if is_unrolled else 1
         )
-        x_BTD, routing = jax.lax.scan(layer, x_BTD, self.blocks, unroll=unroll)
         return self.norm(x_BTD), routing
 
     def embedded(self, tokens_BT: jax.Array, times_BT: jax.Array) -> jax.Array:
@@ -169,57 +180,41 @@ class Decoder(nnx.Module):
 
         times_BT: position of each token in its text, used only for learned positions.
         """
-        # The "embed" axis is gathered before the lookup, because a lookup in a table that is split
-        # in both axes would gather the complete table on every device.
-        embed_VD = self.rules.constrain(self.embed[...].astype(self.model.dtype), "vocab", None)
-        x_BTD = embed_VD[tokens_BT]
+        dtype, rules = self.model.dtype, self.rules
+        x_BTD = layers.look_up(self.embed[...], tokens_BT, dtype, ("vocab", "embed"), rules)
         if self.positions is not None:
-            table_PD = self.positions[...].astype(self.model.dtype)
             # Padding can be beyond the table. Clipping gives it finite values instead of NaN.
-            x_BTD += table_PD.at[times_BT].get(mode="clip")
+            axes = ("positions", "embed")
+            x_BTD += layers.look_up(self.positions[...], times_BT, dtype, axes, rules, "clip")
         return self.rules.constrain(x_BTD, "batch", "length", None)
 
-    def head_weight(self) -> jax.Array:
-        """Return the output projection [D, V]; with tied embeddings, the transposed embedding."""
-        if self.head is not None:
-            return self.head[...].astype(self.model.dtype)
-        embed_VD = self.embed[...].astype(self.model.dtype)
-        return self.rules.constrain(embed_VD, "vocab", None).T
+    def head_weight(self) -> tuple[jax.Array, jax.Array]:
+        """Return the output projection [D, V] in model.dtype, and the float32 weight.
 
-    def logits(self, x_BTD: jax.Array, head_DV: jax.Array) -> jax.Array:
-        """Return the float32 logits [B, T, V] of normed hidden states."""
-        cap = self.model.logit_softcap
-        logits_BTV = jnp.einsum("btd,dv->btv", x_BTD, head_DV, preferred_element_type=jnp.float32)
-        logits_BTV *= parametrization.logit_scale(self.model)
+        With tied embeddings, it is the transposed embedding. The gradient belongs to the float32
+        weight, see layers.project_to_float32.
+        """
+        if self.head is None:
+            axes, master = ("vocab", "embed"), self.embed[...]
+        else:
+            axes, master = ("embed", "vocab"), self.head[...]
+        # The weight is cast before it is gathered.
+        head = jax.lax.stop_gradient(master).astype(self.model.dtype)
+        head = self.rules.constrain(head, *axes)
+        if self.head is None:
+            return self.rules.constrain(head, "vocab", None).T, master.T
+        return head, master
+
+    def logits(self, x_BTD: jax.Array, head_DV: jax.Array, master_DV: jax.Array) -> jax.Array:
+        """Return the float32 logits [B, T, V] of normed hidden states.
+
+        head_DV, master_DV: see head_weight.
+        """
+        model, cap = self.model, self.model.logit_softcap
+        logits_BTV = layers.project_to_float32(x_BTD, head_DV, master_DV, model.gradient_dtype)
+        logits_BTV *= parametrization.logit_scale(model)
         logits_BTV = cap * jnp.tanh(logits_BTV / cap) if cap else logits_BTV
         return self.rules.constrain(logits_BTV, "batch", "length", "vocab")
-
-
-def positions_in_segment(tokens_BT: jax.Array, segments_BT: jax.Array | None) -> jax.Array:
-    """Return the position of each token in its segment, int32 [B, T].
-
-    Without segments, return the position in the row.
-    """
-    times_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
-    if segments_BT is None:
-        return times_BT
-    return times_BT - fused_attention.segment_starts(segments_BT)
-
-
-def rotary_embedding(x_BTNH: jax.Array, theta: float, times_T: jax.Array | np.ndarray) -> jax.Array:
-    """Rotate the pairs (i, i + H/2) of each head by time x theta^(-2i/H).
-
-    Source: Su et al. 2021, arXiv:2104.09864. times_T: the time of each position, [T], or [B, T] if
-    rows differ. For a NumPy array, the angles are constants of the program. For a JAX array, XLA
-    computes a cosine for each rotated number.
-    """
-    xp, half = times_T.__array_namespace__(), x_BTNH.shape[-1] // 2
-    frequency_H = xp.float32(theta) ** (-xp.arange(half, dtype=xp.float32) / half)
-    angle_TH = times_T.astype(xp.float32)[..., None] * frequency_H
-    cos, sin = xp.cos(angle_TH)[..., None, :], xp.sin(angle_TH)[..., None, :]
-    left, right = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
-    rotated = jnp.concatenate([left * cos - right * sin, right * cos + left * sin], axis=-1)
-    return rotated.astype(x_BTNH.dtype)
 
 
 def init_params(model: schema.Model, seed: int | jax.Array) -> dict:
@@ -277,29 +272,30 @@ def token_losses(
     tokens_BT: jax.Array,
     segments_BT: jax.Array | None = None,
     rules: mesh.ShardingRules = mesh.DEFAULT_RULES,
+    is_counted_BT: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array, dict[str, jax.Array]]:
     """Return (nats_BT, log_z_BT, best_BT, routing) for each token except the first, [B, T - 1].
 
     nats_BT: cross-entropy in nats. log_z_BT: log of the softmax denominator. best_BT: most likely
-    token. routing: see Decoder.hidden.
+    token. routing: see Decoder.hidden. is_counted_BT: the inputs that routing counts, [B, T - 1].
 
     With model.loss_chunks > 1, only the logits of one chunk of each row are in memory at a time.
     The backward pass recomputes them.
     """
     decoder = make_decoder(model, params, rules)
-    x_BTD, routing = decoder.hidden(tokens_BT[:, :-1], segments_BT)
+    x_BTD, routing = decoder.hidden(tokens_BT[:, :-1], segments_BT, is_counted_BT)
     targets_BT = mesh.interleave_positions(tokens_BT[:, 1:], model.attention_query_blocks)
-    head_DV = decoder.head_weight()
+    head_DV, master_DV = decoder.head_weight()
 
     def predict(x_BTD, targets_BT):
-        logits_BTV = decoder.logits(x_BTD, head_DV.astype(x_BTD.dtype))
+        logits_BTV = decoder.logits(x_BTD, head_DV, master_DV)
         return *cross_entropy(logits_BTV, targets_BT), jnp.argmax(logits_BTV, axis=-1)
 
     if model.loss_chunks == 1:
         outputs_BT = predict(x_BTD, targets_BT)
     else:
-        # One all-gather serves all chunks. The gradients of the chunks are summed in float32.
-        head_DV = rules.constrain(head_DV, None, "vocab").astype(jnp.float32)
+        # One all-gather serves all chunks.
+        head_DV = rules.constrain(head_DV, None, "vocab")
         inputs = [mesh.split_chunks(x, model.loss_chunks, "length", 1) for x in (x_BTD, targets_BT)]
         chunks = jax.lax.map(
             jax.checkpoint(lambda chunk: predict(*chunk), prevent_cse=False), inputs

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lm.config import schema
-from lm.model import attention, parametrization, transformer
+from lm.model import attention, parametrization, position_encoding, transformer
 from lm.parallel import mesh
 from lm.training import step
 
@@ -84,14 +84,12 @@ def collect_activations(
     residual stream after the last layer, before the final norm.
     """
     decoder = transformer.make_decoder(model, params, rules)
-    positions_T = jnp.arange(tokens_BT.shape[1])
+    positions_T, tables = jnp.arange(tokens_BT.shape[1]), None
+    if not model.learned_positions:
+        tables = position_encoding.rotary_tables(model.d_head, model.rope_theta, positions_T)
 
     def attend(q_BTNH, k_BTKH, v_BTKH):
-        if not model.learned_positions:
-            q_BTNH, k_BTKH = (
-                transformer.rotary_embedding(x, model.rope_theta, positions_T)
-                for x in (q_BTNH, k_BTKH)
-            )
+        q_BTNH, k_BTKH = position_encoding.encode_positions(q_BTNH, k_BTKH, tables)
         return attention.attend(model, rules, q_BTNH, k_BTKH, v_BTKH, None)
 
     def layer(x_BTD, block):

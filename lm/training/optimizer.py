@@ -15,13 +15,45 @@ from lm.config import field_names, optimizer_config, schema
 from lm.model import lora, parametrization
 from lm.parallel import mesh
 
+BIAS_AXIS = "balance"  # axis of the router biases
+
 
 def trainable_mask(optim: schema.Optimizer, model: schema.Model, axes: dict) -> dict:
     """Return the mask of the trainable weights, a tree of booleans. axes: axis names by weight.
 
     A name in optim.frozen is a part of a weight's path ("embed", "mlp", "query"), or else one of
     its axes ("heads", "vocab"). With model.lora_rank only the adapters are trainable. Raises
-    ValueError for a name that no weight has.
+    ValueError for a name that no weight has. Router biases are not trained, see
+    `updates_router_biases`.
+    """
+    is_frozen = _frozen_by_name(optim, axes)
+
+    def is_trainable(path: tuple[str, ...], weight_axes: tuple) -> bool:
+        is_selected = path[0] == "lora" if model.lora_rank else BIAS_AXIS not in weight_axes
+        return is_selected and not is_frozen(path, weight_axes)
+
+    flags = lora.map_leaves(axes, is_trainable)
+    if not any(flag for _, flag in lora.iterate_leaves(flags)):
+        raise ValueError(f"optim.frozen={optim.frozen!r} freezes all weights: list fewer names")
+    return flags
+
+
+def updates_router_biases(optim: schema.Optimizer, model: schema.Model, axes: dict) -> bool:
+    """Return True if a step moves the router biases, see moe.update_router_biases.
+
+    Biases with a name in optim.frozen, and those of a model with adapters, do not move.
+    """
+    if model.load_balancing != "bias" or not model.n_experts or model.lora_rank:
+        return False
+    is_frozen = _frozen_by_name(optim, axes)
+    leaves = lora.iterate_leaves(axes)
+    return not any(is_frozen(path, names) for path, names in leaves if BIAS_AXIS in names)
+
+
+def _frozen_by_name(optim: schema.Optimizer, axes: dict) -> Callable:
+    """Return is_frozen(path, axes of a weight): True if optim.frozen names the weight.
+
+    Raises ValueError for a name that no weight has.
     """
     names = [name for name in optim.frozen.split(",") if name]
     path_parts = {part for path, _ in lora.iterate_leaves(axes) for part in path}
@@ -32,16 +64,10 @@ def trainable_mask(optim: schema.Optimizer, model: schema.Model, axes: dict) -> 
         if name not in allowed:
             raise ValueError("optim.frozen: " + field_names.suggest_names(name, allowed))
 
-    def is_trainable(path: tuple[str, ...], weight_axes: tuple) -> bool:
-        is_named = any(
-            name in path or (name in axis_names and name in weight_axes) for name in names
-        )
-        return not is_named and (not model.lora_rank or path[0] == "lora")
+    def is_frozen(path: tuple[str, ...], weight_axes: tuple) -> bool:
+        return any(name in path or (name in axis_names and name in weight_axes) for name in names)
 
-    flags = lora.map_leaves(axes, is_trainable)
-    if not any(flag for _, flag in lora.iterate_leaves(flags)):
-        raise ValueError(f"optim.frozen={optim.frozen!r} freezes all weights: list fewer names")
-    return flags
+    return is_frozen
 
 
 def partition(weights: dict, is_trainable: dict, wanted: bool = True) -> dict:

@@ -188,6 +188,8 @@ def _step_function(
 ) -> Callable:
     """Return step(state, batch, inputs) -> (next state, metrics)."""
     gradients = _gradient_function(run, device_mesh, rules)
+    axes = transformer.param_axes(run.model)
+    moves_biases = optimizer.updates_router_biases(run.optim, run.model, axes)
     # The sums of the gradient norm need a fixed order in deterministic mode.
     clip = (
         deterministic.clip_by_global_norm
@@ -203,10 +205,10 @@ def _step_function(
         with jax.named_scope("optimizer"):
             gradient, grad_norm = clip(gradient, run.optim.clip_norm)
             update, opt = transformation.update(gradient, state["opt"], weights, inputs=inputs)
-            if routing and run.model.load_balancing == "bias" and not frozen:
-                update = moe.apply_router_bias_update(run.model, update, routing)
             weights = typing.cast(dict, optax.apply_updates(weights, update))
         params = optimizer.combine(weights, frozen)
+        if moves_biases:
+            params = moe.update_router_biases(run.model, params, routing)
         lr = transformation.learning_rate(state["step"], inputs.lr)
         metrics = {"loss": nats, "grad_norm": grad_norm, "lr": lr}
         if routing:
@@ -233,14 +235,13 @@ def _gradient_function(
     loss = _loss_function(run, rules)
 
     def gradients(weights: dict, frozen: dict, batch: dict):
-        n = batch["tokens"][:, 1:].size
-        total = batch["weights"].sum() if "weights" in batch else n
-        shared = weights, frozen, total
+        totals = _batch_totals(run.model, batch)
+        shared = weights, frozen, totals
 
         def chunk_gradient(shared, chunk: dict):
-            weights, frozen, total = shared
+            weights, frozen, totals = shared
             loss_and_gradient = jax.value_and_grad(loss, has_aux=True)
-            (_, (nats, routing)), gradient = loss_and_gradient(weights, frozen, chunk, n, total)
+            (_, (nats, routing)), gradient = loss_and_gradient(weights, frozen, chunk, totals)
             return nats, routing, gradient
 
         if run.mesh.deterministic_shards:
@@ -265,23 +266,41 @@ def _gradient_function(
     return gradients
 
 
-def _loss_function(run: schema.Run, rules: mesh.ShardingRules) -> Callable:
-    """Return loss(weights, frozen, batch, n, total) -> (objective, (nats, routing)).
+def _batch_totals(model: schema.Model, batch: dict) -> tuple:
+    """Return (sum of the loss weights, number of tokens that routing counts) of a batch."""
+    n = batch["tokens"][:, 1:].size
+    if "weights" not in batch:
+        return n, n
+    if not model.n_experts:
+        return batch["weights"].sum(), n
+    is_counted_BT = moe.counted_tokens(batch["weights"], batch.get("segments"))
+    return batch["weights"].sum(), jnp.maximum(is_counted_BT.sum(), 1)
 
-    The batch may be a chunk. Each result is its contribution to a mean over all n targets, whose
-    weights add up to `total`. The balance loss is a product of two means; with several chunks it is
-    the mean of the products of the chunks.
+
+def _loss_function(run: schema.Run, rules: mesh.ShardingRules) -> Callable:
+    """Return loss(weights, frozen, batch, totals) -> (objective, (nats, routing)).
+
+    The batch may be a chunk. Each result is its contribution to a mean over the complete batch,
+    whose totals are those of `_batch_totals`. The means of cross-entropy and z-loss are weighted by
+    the loss weights. Those of routing count all tokens except padding. The balance loss is a
+    product of two means; with several chunks it is the mean of the products of the chunks.
     """
 
-    def loss(weights: dict, frozen: dict, batch: dict, n: int, total):
+    def loss(weights: dict, frozen: dict, batch: dict, totals: tuple):
         params = optimizer.combine(weights, frozen)
+        (total_weight, n_counted), is_counted_BT = totals, None
+        if run.model.n_experts and "weights" in batch:
+            is_counted_BT = moe.counted_tokens(batch["weights"], batch.get("segments"))
         nats_BT, log_z_BT, _, routing = transformer.token_losses(
-            run.model, params, batch["tokens"], batch.get("segments"), rules
+            run.model, params, batch["tokens"], batch.get("segments"), rules, is_counted_BT
         )
-        nats = jnp.sum(nats_BT * batch.get("weights", 1.0)) / total
-        routing = {name: mean * (nats_BT.size / n) for name, mean in routing.items()}
+        weights_BT = batch.get("weights", 1.0)
+        nats = jnp.sum(nats_BT * weights_BT) / total_weight
+        n_chunk = nats_BT.size if is_counted_BT is None else is_counted_BT.sum()
+        routing = {name: mean * (n_chunk / n_counted) for name, mean in routing.items()}
         penalty = moe.auxiliary_loss(run.model, routing) if routing else 0.0
-        return nats + run.model.z_loss * jnp.sum(log_z_BT**2) / n + penalty, (nats, routing)
+        z_loss = run.model.z_loss * jnp.sum(log_z_BT**2 * weights_BT) / total_weight
+        return nats + z_loss + penalty, (nats, routing)
 
     return loss
 

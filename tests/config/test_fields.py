@@ -88,6 +88,7 @@ RESULT_NAMES = sorted(
     data.unseen eval.patience mesh.exact model.attention_blocks model.balance model.balance_rate
     model.balance_weight model.base_depth model.base_width model.bias model.capacity model.d_expert
     model.d_ff model.d_head model.d_model model.dispatch model.dtype model.experts_per_token
+    model.gradient_dtype
     model.logit_softcap model.lora_alpha model.lora_on model.lora_rank model.max_positions model.mlp
     model.n_experts model.n_heads model.n_kv_heads model.n_layers model.n_shared_experts model.norm
     model.norm_eps model.normalize_experts model.parametrization model.qk_norm model.rope_theta

@@ -94,8 +94,8 @@ def test_roles_select_the_expected_fields():
     )
     assert fields.fields_with("adapter", schema.Model) == ("lora_rank", "lora_alpha", "lora_on")
     assert set(fields.fields_with("compute", schema.Model)) == {
-        *("dtype", "remat", "scan_unroll", "attention", "attention_query_blocks", "z_loss"),
-        "expert_kernel",
+        *("dtype", "gradient_dtype", "remat", "scan_unroll", "attention", "expert_kernel"),
+        *("attention_query_blocks", "z_loss"),
     }
     alone = {name for name, info in fields.field_info(schema.Run).items() if info.alone}
     assert alone == {"wandb", "mesh.deterministic_shards"}

@@ -117,3 +117,45 @@ def test_learned_positions_work_with_the_cache():
 def test_next_power_of_two_respects_the_minimum():
     assert [decoding.next_power_of_two(n) for n in (1, 2, 3, 32, 33)] == [1, 2, 4, 32, 64]
     assert decoding.next_power_of_two(3, least=32) == 32
+
+
+def test_decoding_reads_weights_in_the_type_of_the_model(monkeypatch):
+    """They are cast once per call of generate. The tokens are those of float32 weights."""
+    run = dataclasses.replace(RUN, model=dataclasses.replace(MODEL, dtype="bfloat16"))
+    params = small_model.random_params(run.model)
+    sampling = generation.SamplingParams(max_tokens=3)
+    programs, types = decoding.generation_programs, []
+
+    def record_types(*arguments):
+        def decode_chunk(params, *arrays):
+            names = {"embed": params["embed"], "down": params["blocks"]["mlp"]["down"]}
+            names |= {"norm": params["norm"]["scale"]}
+            types.append({name: str(weight.dtype) for name, weight in names.items()})
+            return original.decode_chunk(params, *arrays)
+
+        original = programs(*arguments)
+        return original._replace(decode_chunk=decode_chunk)
+
+    monkeypatch.setattr(decoding, "generation_programs", record_types)
+
+    def answer() -> list:
+        (result,) = generation.generate(run, MESH, params, [encode("The")], TOKENIZER, sampling)
+        return [result.tokens, result.nats]
+
+    cast = answer()
+    assert types[0] == {"embed": "bfloat16", "down": "bfloat16", "norm": "float32"}
+    monkeypatch.setattr(decoding, "cast_program", lambda *_: lambda params: params)
+    assert cast == answer() and types[-1]["down"] == "float32"
+
+
+def test_cast_weights_contain_merged_adapters():
+    """Routers and biases are float32."""
+    model = dataclasses.replace(
+        MODEL, dtype="bfloat16", lora_rank=2, n_experts=4, load_balancing="bias"
+    )
+    tree = jax.eval_shape(lambda: transformer.init_params(model, 0))
+    cast = jax.eval_shape(lambda tree: kv_cache.cast_weights(model, tree), tree)
+    assert "lora" not in cast
+    types = {name: str(leaf.dtype) for name, leaf in cast["blocks"]["mlp"].items()}
+    names = ("gate", "up", "down", "router", "bias")
+    assert [types[name] for name in names] == ["bfloat16"] * 3 + ["float32"] * 2

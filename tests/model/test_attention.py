@@ -18,10 +18,12 @@ def segments(t: int, **_) -> np.ndarray:
 
 
 def random_qkv(t: int, h: int, dtype=jnp.float32) -> list[jax.Array]:
+    """Return queries, which are scaled by h^-1/2, keys and values."""
     keys = jax.random.split(jax.random.key(0), 3)
-    return [
+    q, k, v = (
         jax.random.normal(key, (B, t, n, h), dtype) for key, n in zip(keys, (N, K, K), strict=True)
-    ]
+    )
+    return [q * h**-0.5, k, v]
 
 
 def reference_attention(q, k, v, segments_BT):
@@ -29,7 +31,7 @@ def reference_attention(q, k, v, segments_BT):
     is_same = None
     if segments_BT is not None:
         is_same = (segments_BT[:, :, None] == segments_BT[:, None])[:, None]
-    return jax.nn.dot_product_attention(q, k, v, mask=is_same, is_causal=True)
+    return jax.nn.dot_product_attention(q, k, v, mask=is_same, scale=1.0, is_causal=True)
 
 
 @pytest.mark.parametrize(("n_blocks", "has_segments"), [(1, True), (2, False), (4, True)])

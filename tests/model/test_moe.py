@@ -234,11 +234,11 @@ def test_router_biases_even_out_the_load(x_BTD):
     for _ in range(80):
         weight_BTK, expert_BTK, routing = moe.route_tokens(shape, x_BTD, router_DE, bias_E)
         imbalance.append(float(routing["load_E"].max() * 4))
-        update = {"blocks": {"mlp": {"bias": jnp.full((1, 4), 9.0), "gate": 3.0}}}
+        params = {"blocks": {"mlp": {"bias": bias_E[None], "gate": 3.0}}}
         layered = {"load_E": routing["load_E"][None]}
-        update = moe.apply_router_bias_update(shape, update, layered)["blocks"]["mlp"]
-        assert update["gate"] == 3.0
-        bias_E += update["bias"][0]
+        updated = moe.update_router_biases(shape, params, layered)["blocks"]["mlp"]
+        assert updated["gate"] == 3.0
+        bias_E = updated["bias"][0]
     assert imbalance[0] > 1.5 and max(imbalance[-10:]) < 1.3
     score_BTK = jnp.take_along_axis(jax.nn.softmax(x_BTD @ router_DE), expert_BTK, axis=-1)
     np.testing.assert_allclose(weight_BTK, score_BTK / score_BTK.sum(-1, keepdims=True), atol=1e-5)

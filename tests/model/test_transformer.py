@@ -129,12 +129,15 @@ def test_chunked_loss_stores_the_logits_of_one_chunk():
     assert temporary_bytes(65, **fields, loss_chunks=8) < logits_bytes
 
 
-def test_recomputation_reduces_memory():
+@pytest.mark.parametrize(
+    ("n_layers", "scan_unroll", "ratio"), [(2, 8, 0.8), (4, 8, 0.6), (8, 8, 0.5), (12, 1, 0.5)]
+)
+def test_recomputation_reduces_memory_at_every_depth(n_layers, scan_unroll, ratio):
     none, dots, full = (
-        temporary_bytes(129, n_layers=12, scan_unroll=1, remat=remat)
+        temporary_bytes(129, n_layers=n_layers, scan_unroll=scan_unroll, remat=remat)
         for remat in ("none", "dots", "full")
     )
-    assert full < dots < none and full < none / 2
+    assert full < dots < none and full < ratio * none
 
 
 @pytest.mark.parametrize("n_blocks", [1, 4])
@@ -165,26 +168,6 @@ def test_projection_has_the_gradients_of_a_product(output_shape):
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), actual, expected
     )
-
-
-def test_rotary_angles_are_equal_for_numpy_and_jax_times():
-    x_BTNH = jax.random.normal(jax.random.key(0), (2, 300, 3, 32))
-    constant, computed = (
-        transformer.rotary_embedding(x_BTNH, 1e4, xp.arange(300)) for xp in (np, jnp)
-    )
-    np.testing.assert_allclose(constant, computed, atol=2e-6)
-
-
-def test_rotary_scores_depend_only_on_distance():
-    q, k = jax.random.normal(jax.random.key(0), (2, 1, 1, 1, 8))
-    times_T = jnp.arange(12)
-    q_BTNH, k_BTNH = (
-        transformer.rotary_embedding(jnp.tile(x, (1, 12, 1, 1)), 1e4, times_T) for x in (q, k)
-    )
-    score_TS = jnp.einsum("btnh,bsnh->ts", q_BTNH, k_BTNH)
-    for distance in (-3, 0, 5):
-        np.testing.assert_allclose(np.ptp(jnp.diagonal(score_TS, distance)), 0, atol=1e-5)
-    assert np.ptp(score_TS) > 0.1
 
 
 def test_initial_loss_is_near_that_of_uniform_predictions():

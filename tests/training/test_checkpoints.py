@@ -63,6 +63,30 @@ def test_restored_state_equals_the_saved_state(tiny, state):
     jax.tree.map(np.testing.assert_array_equal, restored.state, state)
 
 
+def test_field_newer_than_a_checkpoint_has_its_default(tiny, state):
+    with checkpoints.CheckpointStore(tiny) as store:
+        del store.fields["model.gradient_dtype"]
+        store.save(3, state, "hash", [], 0.0)
+    assert restore_newest(tiny, state) == (3, [])
+    tiny.model.gradient_dtype = "bfloat16"
+    with pytest.raises(ValueError, match="model.gradient_dtype='float32' in the checkpoint"):
+        restore_newest(tiny, state)
+
+
+def test_saved_moments_of_router_biases_are_ignored(tiny):
+    """Earlier versions saved them. The other moments are still required."""
+    bias = {"blocks": {"mlp": {"bias": jnp.ones((2, 4)), "gate": jnp.ones(3)}}}
+    gate = {"blocks": {"mlp": {"gate": jnp.ones(3)}}}
+    saved = {"step": jnp.int32(3), "params": bias, "opt": {"mu": bias}}
+    save_steps(tiny, saved, 3)
+    with checkpoints.CheckpointStore(tiny) as store:
+        restored = store.restore(3, abstract(saved | {"opt": {"mu": gate}})).state
+        assert restored["opt"]["mu"]["blocks"]["mlp"].keys() == {"gate"}
+        np.testing.assert_array_equal(restored["params"]["blocks"]["mlp"]["bias"], np.ones((2, 4)))
+        with pytest.raises(ValueError, match="opt/mu/blocks/mlp/gate is float32"):
+            store.restore(3, abstract(saved | {"opt": {}}))
+
+
 def test_empty_folder_restores_no_state(tiny):
     with checkpoints.CheckpointStore(tiny) as store:
         assert store.steps() == []

@@ -182,6 +182,7 @@ def cudnn_attention(
     return jax.nn.dot_product_attention(
         *(q_BTNH, k_BSKH, v_BSKH),
         mask=mask_BNTS,
+        scale=1.0,
         is_causal=is_complete,
         implementation="xla" if is_interpreted else "cudnn",
     )
@@ -205,7 +206,7 @@ def tokamax_attention(
     end_KT = None if is_complete else jnp.asarray(ranges.time_T)[None] + 1
     key_mask = base.Mask(is_causal=is_complete, k_start=start_BKT, k_end=end_KT)
     implementation = api.IMPLEMENTATIONS["xla" if is_interpreted else "mosaic_gpu"]
-    return implementation(q_BTNH, k_BSKH, v_BSKH, mask=key_mask)
+    return implementation(q_BTNH, k_BSKH, v_BSKH, logits_scale=1.0, mask=key_mask)
 
 
 class _SplashKernel(typing.NamedTuple):
@@ -221,8 +222,7 @@ class _SplashKernel(typing.NamedTuple):
             segment_ids = None
             if query_segment_T is not None:
                 segment_ids = splash_attention.SegmentIds(query_segment_T, key_segment_S)
-            scale = q_TNH.shape[-1] ** -0.5
-            q_NTH, k_KSH, v_KSH = (x.swapaxes(0, 1) for x in (q_TNH * scale, k_SKH, v_SKH))
+            q_NTH, k_KSH, v_KSH = (x.swapaxes(0, 1) for x in (q_TNH, k_SKH, v_SKH))
             return self.kernel(q_NTH, k_KSH, v_KSH, segment_ids=segment_ids).swapaxes(0, 1)
 
         return jax.vmap(attend_row)(

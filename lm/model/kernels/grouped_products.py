@@ -112,3 +112,58 @@ def _backward(n_tile_rows: int, residuals, dy_PY):
 
 
 multiply_tiles.defvjp(_forward, _backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def multiply_experts(
+    a_PX, weight_EXY, master_EXY, size_E, gradient_dtype: str, kernel: str
+) -> jax.Array:
+    """Return the products of slots and weights of their experts, [P, Y].
+
+    size_E: number of slots of each expert; None if all experts have as many. master_EXY: the
+    float32 weight. Its values are not read; it receives the gradient, which is computed, and added
+    over devices, in gradient_dtype. The kernels tiles and tokamax compute it in the type of the
+    activations. kernel: see multiply_groups.
+    """
+    return _product(a_PX, weight_EXY, size_E, kernel)
+
+
+def _product(a_PX, weight_EXY, size_E, kernel: str) -> jax.Array:
+    """Return the products of `multiply_experts`."""
+    if size_E is not None:
+        return multiply_groups(kernel, a_PX, weight_EXY, size_E)
+    a_EPX = a_PX.reshape(weight_EXY.shape[0], -1, a_PX.shape[1])
+    return jnp.einsum("epx,exy->epy", a_EPX, weight_EXY).reshape(-1, weight_EXY.shape[2])
+
+
+def _forward_experts(a_PX, weight_EXY, master_EXY, size_E, gradient_dtype, kernel):
+    y_PY = _product(a_PX, weight_EXY, size_E, kernel)
+    return y_PY, (a_PX, weight_EXY, size_E)
+
+
+def _backward_experts(gradient_dtype, kernel, residuals, dy_PY):
+    """Return the gradients of the slots and of the float32 weight."""
+    a_PX, weight_EXY, size_E = residuals
+    if size_E is not None and kernel != "xla":
+        pullback = jax.vjp(lambda *x: multiply_groups(kernel, *x, size_E), a_PX, weight_EXY)[1]
+        da_PX, dweight_EXY = pullback(dy_PY)
+        return da_PX, None, dweight_EXY.astype(jnp.float32), None
+
+    def multiply(a_PX):
+        return _product(a_PX, weight_EXY, size_E, kernel)
+
+    (da_PX,) = jax.linear_transpose(multiply, a_PX)(dy_PY)
+    dtype = jnp.dtype(gradient_dtype)
+    if size_E is not None:
+        numbers = jax.lax.RaggedDotDimensionNumbers((((0,), (0,)), ((), ())), (0,), ())
+        dmaster_EXY = jax.lax.ragged_dot_general(
+            a_PX, dy_PY, size_E, numbers, preferred_element_type=dtype
+        )
+    else:
+        a_EPX, dy_EPY = (x.reshape(len(weight_EXY), -1, x.shape[1]) for x in (a_PX, dy_PY))
+        dmaster_EXY = jnp.einsum("epx,epy->exy", a_EPX, dy_EPY, preferred_element_type=dtype)
+        dmaster_EXY = jax.lax.optimization_barrier(dmaster_EXY)  # see layers.project
+    return da_PX, None, dmaster_EXY.astype(jnp.float32), None
+
+
+multiply_experts.defvjp(_forward_experts, _backward_experts)

@@ -31,8 +31,21 @@ def estimate(run: schema.Run, target: str | hardware.Target) -> roofline.Estimat
     return roofline.estimate_step(run, target, memory_estimate.list_weights(run.model))
 
 
+EXPERTS = {
+    f"{dispatch}-{shared}-{remat}": {
+        **{"n_experts": 4, "dispatch": dispatch, "n_shared_experts": shared, "remat": remat}
+    }
+    for dispatch, shared, remat in [
+        ("dropless", 1, "none"), ("dropless", 1, "full"), ("dropless", 0, "full"),
+        ("dropless", 2, "dots"), ("capacity", 1, "full"), ("capacity", 0, "dots"),
+    ]
+}  # fmt: skip
+
+
 @pytest.mark.parametrize(
-    "model_fields", [*SHAPES.values(), GPT2 | SHAPES["full"]], ids=[*SHAPES, "gpt2"]
+    "model_fields",
+    [*SHAPES.values(), GPT2 | SHAPES["full"], *EXPERTS.values()],
+    ids=[*SHAPES, "gpt2", *EXPERTS],
 )
 def test_analytic_flops_equal_those_of_the_traced_program(model_fields):
     run = small_run(**model_fields)
