@@ -4,6 +4,7 @@ A weight or activation has one logical name per axis ("embed", "heads", ...). `S
 each name to the mesh axes that split it.
 """
 
+import collections
 import contextlib
 import dataclasses
 import functools
@@ -113,17 +114,55 @@ def count_cores() -> int:
 def make_mesh(mesh: schema.Mesh, devices: list | None = None) -> jax.sharding.Mesh:
     """Return the device mesh of a run over `devices` (default: all).
 
-    Raises ValueError if the product of its axes is not the number of devices.
+    Over several TPU slices or GPU nodes, the data axis alone crosses the slow network between them.
+    Raises ValueError if the product of its axes is not the number of devices, or if another axis
+    would cross the slow network.
     """
     devices = jax.devices() if devices is None else devices
     sizes = axis_rules.resolve_mesh_shape(vars(mesh), len(devices))
+    n_slices = count_slices(devices)
+    axis_rules.validate_slices(sizes, n_slices, devices[0].platform)
+    sizes["data"] //= n_slices
     # jax.make_mesh does not allow one side of a TPU torus to serve two mesh axes.
-    grid = mesh_utils.create_device_mesh(
-        tuple(sizes.values()), devices, allow_split_physical_axes=True
-    )
+    if n_slices == 1:
+        grid = mesh_utils.create_device_mesh(
+            tuple(sizes.values()), devices, allow_split_physical_axes=True
+        )
+    else:
+        grid = mesh_utils.create_hybrid_device_mesh(
+            tuple(sizes.values()),
+            (n_slices, *[1] * (len(sizes) - 1)),
+            devices,
+            process_is_granule=not _has_slice_index(devices),
+            allow_split_physical_axes=True,
+        )
     return jax.sharding.Mesh(
         grid, axis_rules.MESH_AXES, (AxisType.Auto,) * len(axis_rules.MESH_AXES)
     )
+
+
+def count_slices(devices: list) -> int:
+    """Return the number of TPU slices or GPU nodes, each with a fast network of its own.
+
+    JAX numbers both in the attribute slice_index of a device. A GPU without the attribute belongs
+    to the node of its process. CPU devices have the same network everywhere, so the number is 1.
+    Raises ValueError if the slices have different numbers of devices.
+    """
+    platform = devices[0].platform
+    if platform == "cpu" or not (_has_slice_index(devices) or platform == "gpu"):
+        return 1
+    attribute = "slice_index" if _has_slice_index(devices) else "process_index"
+    counts = collections.Counter(getattr(device, attribute) for device in devices)
+    if len(set(counts.values())) > 1:
+        noun, sizes = axis_rules.SLICE_NOUNS[platform], [counts[key] for key in sorted(counts)]
+        raise ValueError(
+            f"the {noun} have {', '.join(map(str, sizes))} devices: start the run on equal {noun}"
+        )
+    return len(counts)
+
+
+def _has_slice_index(devices: list) -> bool:
+    return getattr(devices[0], "slice_index", None) is not None
 
 
 def check_mesh_devices(run: schema.Run, mesh: jax.sharding.Mesh) -> None:
