@@ -5,6 +5,7 @@ parametrization. Files in reading order:
 
     transformer.py      decoder, initialization, logits, losses
     attention.py        blockwise, cuDNN and splash attention; choice of the backend
+    embedding.py        lookup of token embeddings and the gradient of their table
     layers.py           norms, MLP, declaration of weights
     moe.py              mixture of experts: router, dispatch, load balance
     lora.py             low-rank adapters

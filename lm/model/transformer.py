@@ -23,7 +23,7 @@ import numpy as np
 from flax import nnx
 
 from lm.config import schema
-from lm.model import attention, layers, lora, moe, parametrization
+from lm.model import attention, embedding, layers, lora, moe, parametrization
 from lm.parallel import mesh
 
 
@@ -165,10 +165,7 @@ class Decoder(nnx.Module):
 
         times_BT: position of each token in its text, used only for learned positions.
         """
-        # The "embed" axis is gathered before the lookup, because a lookup in a table that is split
-        # in both axes would gather the complete table on every device.
-        embed_VD = self.rules.constrain(self.embed[...].astype(self.model.dtype), "vocab", None)
-        x_BTD = embed_VD[tokens_BT]
+        x_BTD = embedding.look_up(self.embed[...], tokens_BT, self.model.dtype, self.rules)
         if self.positions is not None:
             table_PD = self.positions[...].astype(self.model.dtype)
             # Padding can be beyond the table. Clipping gives it finite values instead of NaN.

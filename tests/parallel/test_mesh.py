@@ -75,7 +75,8 @@ def test_each_mesh_uses_the_expected_collectives(eight_devices):
     assert collectives() == set()
     assert collectives(data=8) == {"all-reduce"}  # gradients
     assert collectives(data=4, tensor=2) == {"all-reduce"}  # and sums over heads and d_ff
-    assert collectives(fsdp=8) == {"all-gather", "all-reduce"}  # weights, gradients
+    # Weights, gradients, and the gradient of the embedding.
+    assert collectives(fsdp=8) == {"all-gather", "all-reduce", "reduce-scatter"}
     assert collectives(sequence=8) == {"all-gather", "all-reduce"}  # keys, values, gradients
 
 
