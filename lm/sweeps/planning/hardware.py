@@ -58,6 +58,8 @@ PLATFORMS = {
     "gpu": ("a100", "h100", "h200", "b200"),
 }
 N_SIDES = {"v4": 3, "v5e": 2, "v5p": 3, "v6e": 2}  # of the torus of a TPU slice; others have 1
+DEVICE_KINDS = {"v4": "TPU v4", "v5e": "TPU v5 lite", "v5p": "TPU v5", "v6e": "TPU v6 lite"}
+CHIPS_PER_HOST = 4  # of a TPU slice, in absent_devices
 MAX_DEVICES_PER_NODE = 8  # GPUs that NVLink connects on an HGX or DGX board
 SHAPE_RULES = {
     "cpu": "a number of devices",
@@ -99,16 +101,42 @@ class Target:
         return self.n_devices * getattr(self.spec, dtype)
 
 
-def parse_target(name: str) -> Target:
+@dataclasses.dataclass(frozen=True)
+class AbsentDevice:
+    """Stand-in for a device of a target, with the attributes from which JAX builds a mesh."""
+
+    id: int
+    platform: str
+    device_kind: str
+    process_index: int
+    slice_index: int
+    coords: tuple[int, ...]
+    core_on_chip: int = 0
+
+
+def absent_devices(target: Target) -> list[AbsentDevice]:
+    """Return a stand-in for each device of a target, in the order of `device_coordinates`."""
+    devices = []
+    kind = DEVICE_KINDS.get(target.chip, target.chip)
+    for i in range(target.n_devices):
+        slice_index, *position = device_coordinates(target, i)
+        coordinates = (*position, *[0] * (3 - len(position)))
+        process = i // target.devices_per_slice if target.platform == "gpu" else i // CHIPS_PER_HOST
+        device = AbsentDevice(i, target.platform, kind, process, slice_index, coordinates)
+        devices.append(device)
+    return devices
+
+
+def parse_target(name: str, flag: str = "--target") -> Target:
     """Parse the name of a target, such as gpu:h200:16x8.
 
-    Without a shape, a CPU or GPU target is one device. Raises ValueError that lists the known
-    targets if the target does not exist.
+    flag: the flag with the name, for messages. Without a shape, a CPU or GPU target is one device.
+    Raises ValueError that lists the known targets if the target does not exist.
     """
     platform, *fields = name.lower().split(":")
     chip, *shape = ["cpu", *fields] if platform == "cpu" else fields or [""]
     if chip not in PLATFORMS.get(platform, ()) or len(shape) > 1:
-        raise ValueError(f"--target={name} does not exist. The targets are {_known_targets()}.")
+        raise ValueError(f"{flag}={name} does not exist. The targets are {_known_targets()}.")
     n_sides = N_SIDES.get(chip, 1)
     if not shape and platform != "tpu":
         shape = ["1"]
@@ -116,27 +144,30 @@ def parse_target(name: str) -> Target:
     are_positive = all(re.fullmatch("[1-9][0-9]{0,8}", side) for side in sides)
     n_outer = len(sides) - n_sides  # 1 with a number of slices or nodes
     if not are_positive or n_outer not in ((0,) if platform == "cpu" else (0, 1)):
-        raise _shape_error(name, platform, chip)
+        raise _shape_error(f"{flag}={name}", platform, chip)
     numbers = [int(side) for side in sides]
     n_slices = math.prod(numbers[:n_outer])
     target = Target(name, platform, chip, n_slices, tuple(numbers[n_outer:]), ACCELERATORS[chip])
     if target.n_devices > MAX_DEVICES:
         raise ValueError(
-            f"--target={name} has {target.n_devices:,} devices: use at most {MAX_DEVICES:,}"
+            f"{flag}={name} has {target.n_devices:,} devices: use at most {MAX_DEVICES:,}"
         )
     if platform == "gpu" and target.devices_per_slice > MAX_DEVICES_PER_NODE:
-        raise _shape_error(name, platform, chip)
+        raise _shape_error(f"{flag}={name}", platform, chip)
     return target
 
 
-def _shape_error(name: str, platform: str, chip: str) -> ValueError:
-    """Return the error of a target with an invalid shape, which names a valid one."""
+def _shape_error(setting: str, platform: str, chip: str) -> ValueError:
+    """Return the error of a target with an invalid shape, which names a valid one.
+
+    setting: the flag and its value.
+    """
     examples = [e for e in reversed(EXAMPLES) if e.startswith(f"{platform}:")]
     same_chip = [example for example in examples if chip in example]
     same_sides = [e for e in examples if N_SIDES.get(e.split(":")[1], 1) == N_SIDES.get(chip, 1)]
     rule = SHAPE_RULES[platform].format(n=N_SIDES.get(chip))
     example = (same_chip or same_sides)[0]
-    return ValueError(f"--target={name}: the part after {chip} must be {rule}, as in {example}")
+    return ValueError(f"{setting}: the part after {chip} must be {rule}, as in {example}")
 
 
 def _known_targets() -> str:
