@@ -124,6 +124,7 @@ def _call_main(main: Callable[[], int | None], argv: list[str]) -> int:
     if unparsed:
         raise ValueError(f"{unparsed[0]} is not a flag. Write --name=value.")
     check_numbers(flags.FLAGS)
+    provenance.check_versions()
     return main() or 0
 
 
