@@ -133,7 +133,7 @@ def make_mesh(mesh: schema.Mesh, devices: list | None = None) -> jax.sharding.Me
             tuple(sizes.values()),
             (n_slices, *[1] * (len(sizes) - 1)),
             devices,
-            process_is_granule=not _has_slice_index(devices),
+            process_is_granule=_slice_attribute(devices) == "process_index",
             allow_split_physical_axes=True,
         )
     return jax.sharding.Mesh(
@@ -144,25 +144,36 @@ def make_mesh(mesh: schema.Mesh, devices: list | None = None) -> jax.sharding.Me
 def count_slices(devices: list) -> int:
     """Return the number of TPU slices or GPU nodes, each with a fast network of its own.
 
-    JAX numbers both in the attribute slice_index of a device. A GPU without the attribute belongs
-    to the node of its process. CPU devices have the same network everywhere, so the number is 1.
     Raises ValueError if the slices have different numbers of devices.
     """
-    platform = devices[0].platform
-    if platform == "cpu" or not (_has_slice_index(devices) or platform == "gpu"):
+    attribute = _slice_attribute(devices)
+    if not attribute:
         return 1
-    attribute = "slice_index" if _has_slice_index(devices) else "process_index"
     counts = collections.Counter(getattr(device, attribute) for device in devices)
     if len(set(counts.values())) > 1:
-        noun, sizes = axis_rules.SLICE_NOUNS[platform], [counts[key] for key in sorted(counts)]
+        noun, sizes = (
+            axis_rules.SLICE_NOUNS[devices[0].platform],
+            [*map(counts.get, sorted(counts))],
+        )
         raise ValueError(
             f"the {noun} have {', '.join(map(str, sizes))} devices: start the run on equal {noun}"
         )
     return len(counts)
 
 
-def _has_slice_index(devices: list) -> bool:
-    return getattr(devices[0], "slice_index", None) is not None
+def _slice_attribute(devices: list) -> str:
+    """Return the attribute of a device that numbers the slices or nodes; "" for a single one.
+
+    JAX numbers TPU slices, and GPU nodes in some versions, in slice_index. Otherwise the processes
+    are the GPU nodes, unless each process has a single device. CPU devices have no fast network.
+    """
+    if devices[0].platform == "cpu":
+        return ""
+    if len({getattr(device, "slice_index", None) for device in devices}) > 1:
+        return "slice_index"
+    n_processes = len({device.process_index for device in devices})
+    is_gpu = devices[0].platform == "gpu"
+    return "process_index" if is_gpu and 1 < n_processes < len(devices) else ""
 
 
 def check_mesh_devices(run: schema.Run, mesh: jax.sharding.Mesh) -> None:

@@ -181,11 +181,14 @@ def gpu_nodes(n_nodes: int, has_slice_index: bool) -> list[AbsentDevice]:
         (tpu_slices(3), {"data": 6, "fsdp": 8}),
         (gpu_nodes(2, has_slice_index=True), {"fsdp": 8}),
         (gpu_nodes(4, has_slice_index=False), {"fsdp": 4, "tensor": 2}),
+        # Descriptions of absent nodes have the slice index 0.
+        ([dataclasses.replace(d, slice_index=0) for d in gpu_nodes(2, True)], {"fsdp": 8}),
     ],
 )
 def test_data_axis_alone_crosses_slices_and_nodes(devices, sizes):
     grid = mesh.make_mesh(schema.Mesh(**sizes), devices).devices
-    attribute = "process_index" if devices[0].slice_index is None else "slice_index"
+    is_numbered = len({device.slice_index for device in devices}) > 1
+    attribute = "slice_index" if is_numbered else "process_index"
     slices = np.vectorize(lambda device: getattr(device, attribute))(grid)
     assert sorted(device.id for device in grid.flat) == list(range(len(devices)))
     assert (slices == slices[:, :1, :1, :1, :1]).all()  # equal along every axis but data
