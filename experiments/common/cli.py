@@ -129,9 +129,13 @@ def _call_main(main: Callable[[], int | None], argv: list[str]) -> int:
 
 
 def _underscore_name(argument: str) -> str:
-    """Return an argument whose flag is spelled with underscores: --dry-run=X is --dry_run=X."""
+    """Return an argument whose flag is spelled with underscores: --dry-run=X is --dry_run=X.
+
+    Other arguments do not change, such as the options of sbatch in a value.
+    """
     name, equals, value = argument.partition("=")
-    return name[:2] + name[2:].replace("-", "_") + equals + value if name[:2] == "--" else argument
+    flag = name.removeprefix("--").replace("-", "_")
+    return f"--{flag}{equals}{value}" if name[:2] == "--" and flag in flags.FLAGS else argument
 
 
 def check_numbers(values: flags.FlagValues) -> None:

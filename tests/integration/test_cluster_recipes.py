@@ -13,6 +13,7 @@ import sys
 
 import pytest
 
+from experiments.common import cli
 from lm.parallel import cluster
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -92,14 +93,11 @@ def test_command_of_a_recipe_passes_its_dry_run(name, tmp_path):
     assert cluster.find_processes(variables) is not None or name == "jobset.yaml"
 
 
-def test_dry_run_refuses_a_mesh_that_crosses_nodes(tmp_path):
-    command = [sys.executable, *read_command("jobset.yaml"), "--config.mesh.fsdp=16"]
-    result = subprocess.run(
-        [*command, "--process=0", "--dry-run=gpu:h100:2x8"],
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-    )
-    assert result.returncode == 2 and len(result.stderr.splitlines()) == 1, result.stderr
-    assert "try mesh.data=2 with mesh.fsdp=8" in result.stderr
+def test_dashes_in_flag_names_are_underscores(monkeypatch):
+    """The options of sbatch in the value of another flag are no flags."""
+    values = cli.flags.FlagValues()
+    cli.flags.DEFINE_string("dry_run", "", "help", flag_values=values)
+    monkeypatch.setattr(cli.flags, "FLAGS", values)
+    assert cli._underscore_name("--dry-run=gpu:h100:2x8") == "--dry_run=gpu:h100:2x8"
+    assert cli._underscore_name("--gpus-per-node=8") == "--gpus-per-node=8"
+    assert cli._underscore_name("-p gpu-a") == "-p gpu-a"
