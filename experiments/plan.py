@@ -3,7 +3,7 @@
     uv run python -m experiments.plan --sweep=configs/sweeps/quickstart.py
     uv run python -m experiments.plan --config=configs/pod.py:1T --config.mesh.fsdp=256 \\
         --config.mesh.tensor=8 --target=tpu:v5p:8x16x16
-    uv run python -m experiments.plan --config=configs/pod.py:10B --target=gpu:h200:8x16 --search=3
+    uv run python -m experiments.plan --config=configs/pod.py:10B --target=gpu:h200:16x8 --search=3
     uv run python -m experiments.plan --advise=runs/quickstart --budget=1e15 --n_runs=2
 
 The checks are those of the commands train and sweep. With --target, the target's compiler computes
@@ -33,7 +33,9 @@ from lm.sweeps.planning import hardware
 _SWEEP = flags.DEFINE_string("sweep", "", "FILE[:ARG] with get_sweep([ARG]) that yields runs")
 _CONFIG = cli.config_flag()
 _TARGET = flags.DEFINE_string(
-    "target", "here", f"hardware of the plan, such as {', '.join(hardware.EXAMPLES)}"
+    "target",
+    "here",
+    f"hardware of the plan, or several with commas, such as {', '.join(hardware.EXAMPLES)}",
 )
 _SEARCH = flags.DEFINE_integer("search", 0, "number of layouts to propose for each run", 0, 1000)
 _ESTIMATE = flags.DEFINE_bool("estimate", False, "use the analytic estimate and compile nothing")
@@ -51,17 +53,18 @@ def main() -> int:
         return print_advice()
     if _BUDGET.value is not None or _N_RUNS.value != 1:
         raise ValueError("--budget and --n_runs have an effect only on advice. Add --advise=DIR.")
-    target = None if _TARGET.value == "here" else hardware.parse_target(_TARGET.value)
-    if target is None and (_SEARCH.value or _ESTIMATE.value):
+    names = [] if _TARGET.value == "here" else _TARGET.value.split(",")
+    targets = [hardware.parse_target(name) for name in names]
+    if not targets and (_SEARCH.value or _ESTIMATE.value):
         raise ValueError(f"--search and --estimate need --target: {', '.join(hardware.EXAMPLES)}")
     runs = cli.load_runs(_SWEEP.value, _CONFIG)
-    validate_runs(runs, has_text=target is None)
+    validate_runs(runs, has_text=not targets)
     from lm.sweeps import prediction
 
     warning = prediction.check_prediction(runs)
     if warning and not _JSON.value:
         console.print_line(f"warning: {warning}")
-    return plan_local(runs) if target is None else plan_target(runs, target)
+    return plan_targets(runs, targets) if targets else plan_local(runs)
 
 
 def print_advice() -> int:
@@ -172,120 +175,51 @@ def print_memory_problems(runs: list[schema.Run], device_mesh) -> None:
             console.print_line(f"warning: {error}")
 
 
-def plan_target(runs: list[schema.Run], target: hardware.Target) -> int:
+def plan_targets(runs: list[schema.Run], targets: list[hardware.Target]) -> int:
     """Print memory and time on target hardware. Return the exit status.
 
     Memory is that of the target's compiler, and peaks are those of its vendor.
     """
-    from experiments.common import disk_space, kernel_lines, optimizer_table
-    from lm.sweeps.planning import aot_compile, cost, layout_search
+    from experiments.common import disk_space, kernel_lines, target_plan
+    from lm.sweeps.planning import aot_compile
 
-    aot_compile.initialize_target_compiler(target)
-    extra = aot_compile.missing_extra(target)
-    should_compile = not (_ESTIMATE.value or extra)
-    if not _JSON.value:
+    for target in targets:
+        aot_compile.initialize_target_compiler(target)
+    if _JSON.value:
+        rows = [row for target in targets for row in plan_rows(runs, target)]
+        print(json.dumps(rows, indent=1))
+        return 0
+    for target in targets:
+        extra = aot_compile.missing_extra(target)
         if extra and not _ESTIMATE.value:
             console.print_line(
                 f"method: analytic estimate. The compiler for {target.platform} is not installed:"
                 f" uv sync --extra {extra}"
             )
-        print_target(target)
+        target_plan.print_target(target)
         kernel_lines.print_kernels(runs, target.platform)
+        target_plan.print_rows(plan_rows(runs, target))
+        target_plan.print_assumptions(target)
+    disk_space.print_disk_space(runs, set(), is_here=False)
+    return 0
+
+
+def plan_rows(runs: list[schema.Run], target: hardware.Target) -> list[dict]:
+    """Return the rows of cost.plan_run for each run, or for each proposed layout of each run."""
+    from experiments.common import optimizer_table
+    from lm.sweeps.planning import aot_compile, cost, layout_search
+
+    rates = cli.device_rates()
+    should_compile = not (_ESTIMATE.value or aot_compile.missing_extra(target))
     rows = []
     for run in runs:
         if _SEARCH.value:
             new_rows = layout_search.search_layouts(run, target, _SEARCH.value, should_compile)
         else:
             new_rows = [cost.plan_run(run, target, should_compile)]
-        rows += [row | optimizer_table.describe_optimizer(run) for row in new_rows]
-    rates = cli.device_rates()
-    for row in rows:
-        row |= rates.costs(row["device_hours"])
-    if _JSON.value:
-        print(json.dumps(rows, indent=1))
-        return 0
-    console.table([_memory_line(row) for row in rows], "Memory: GiB per device")
-    console.print_line("needed: weights, optimizer and the largest of the three programs")
-    console.table([_time_line(row) for row in rows], "Time: seconds per step, and the whole run")
-    optimizer_table.print_optimizers(list({row["name"]: row for row in rows}.values()))
-    for row in rows:
-        print_traffic(row)
-    disk_space.print_disk_space(runs, set(), is_here=False)
-    console.print_line(
-        "roofline: the longest of compute, memory, network and kernel launches, at vendor peaks"
-    )
-    console.print_line(f"expected: at an MFU that is assumed, not measured, for {target.platform}")
-    return 0
-
-
-def print_target(target: hardware.Target) -> None:
-    """Print the devices of a target, with the memory and peak of one of them."""
-    chip = target.spec
-    console.print_line(f"target: {target.name}, {target.n_devices:,} devices")
-    console.print_line(f"memory per device: {chip.memory_bytes / hardware.GIB:.2f} GiB")
-    console.print_line(f"peak per device: {chip.bfloat16 / 1e12:.4g} TFLOP/s in bfloat16")
-    console.print_line(f"source: {chip.source}")
-
-
-def print_traffic(row: dict) -> None:
-    """Print the traffic of each kind of collective in a row of cost.plan_run."""
-    for kind, total in row["collectives"].items():
-        console.print_line(
-            f"{row['name']}, {kind}: {total['bytes'] / 1e9:.3g} GB per device and step,"
-            f" in {total['n']:,} operations"
-        )
-
-
-def _memory_line(row: dict) -> dict[str, str]:
-    """Return a line of the table of memory."""
-    gib = {key: f"{n / hardware.GIB:.2f}" for key, n in row.items() if key.startswith("bytes_")}
-    return {
-        "run": row["name"],
-        "parameters": f"{row['params_total']:.4g}",
-        "active": f"{row['params_active']:.4g}",
-        "FLOPs": f"{row['flops']:.2e}",
-        "mesh": _format_mesh(row),
-        "micro-batches": str(row["optim.grad_accumulation_steps"]),
-        "remat": row["model.remat"],
-        "weights": gib["bytes_params"],
-        "optimizer": gib["bytes_optimizer"],
-        "train step": gib["bytes_temporaries"],
-        "evaluation": gib["bytes_evaluation"],
-        "generation": gib["bytes_generation"] if row["bytes_generation"] else "-",
-        "needed": gib["bytes_needed"],
-        "fits": f"exceeds by {gib['bytes_over']}" if row["bytes_over"] else "yes",
-        "method": row["method"],
-    }
-
-
-def _time_line(row: dict) -> dict[str, str]:
-    """Return a line of the table of time."""
-
-    def number(key: str, template: str = ".3g") -> str:
-        return "-" if row[key] is None else format(row[key], template)
-
-    return {
-        "run": row["name"],
-        "mesh": _format_mesh(row),
-        "remat": row["model.remat"],
-        "compute": number("compute_seconds"),
-        "memory": number("memory_seconds"),
-        "network": number("network_seconds"),
-        "launch": number("launch_seconds"),
-        "roofline": number("roofline_seconds"),
-        "bound by": row["bound"],
-        "MFU": f"{row['mfu']:.0%}",
-        "expected": number("step_seconds"),
-        "hours": number("hours", ",.3g") if (row["hours"] or 0) < 1000 else number("hours", ",.0f"),
-        "device-hours": number("device_hours", ",.0f"),
-        **({"price": number("price", ",.2f")} if "price" in row else {}),
-        **({"kWh": number("energy_kwh", ",.1f")} if "energy_kwh" in row else {}),
-        "compilation": number("compile_seconds", ".0f"),
-    }
-
-
-def _format_mesh(row: dict) -> str:
-    return " ".join(f"{axis}={size}" for axis, size in row["mesh"].items()) or "one device"
+        optimizer = optimizer_table.describe_optimizer(run)
+        rows += [row | optimizer | rates.costs(row["device_hours"]) for row in new_rows]
+    return rows
 
 
 if __name__ == "__main__":

@@ -23,12 +23,13 @@ from typing import Literal
 
 from absl import flags
 
-from experiments.common import cli, console
+from experiments.common import cli, console, target_plan
 from lm.config import schema
 from lm.runs.integrity import sweep_files
 
 _SWEEP = flags.DEFINE_string("sweep", "", "FILE[:ARG] with get_sweep([ARG]) that yields runs")
 cli.host_flags()
+_DRY_RUN = target_plan.dry_run_flag()
 _DIR = flags.DEFINE_string("dir", None, "folder of all runs, instead of the folders in the configs")
 _ON = flags.DEFINE_enum("on", "here", ["here", "slurm"], "train on this machine or in SLURM jobs")
 _JOBS = flags.DEFINE_integer("jobs", 1, "largest number of parallel processes", 1, 10_000)
@@ -74,6 +75,8 @@ def main() -> int:
     from lm.sweeps import prediction
 
     warning = prediction.check_prediction(runs)
+    if _DRY_RUN.value:
+        return dry_run(runs)
     cli.make_run_folders(runs)
     if _ON.value == "slurm" and not _WORKER.value:
         return submit_jobs(adopt_configs(runs))
@@ -110,6 +113,18 @@ def main() -> int:
     if pending:
         train_pending(runs)
     return distributed.run_on_primary(lambda: print_results(folder))
+
+
+def dry_run(runs: list[schema.Run]) -> int:
+    """Check the sweep on simulated devices and print its plan. Return the exit status."""
+    from lm.sweeps import launcher, slurm
+
+    launcher.validate_names(runs)
+    slurm.parse_options(_SLURM.value)
+    slurm.split_shell("--srun_args", _SRUN_ARGS.value)
+    if _ON.value == "slurm" or _JOBS.value > 1:
+        check_single_process()
+    return target_plan.print_dry_run(runs, _DRY_RUN.value)
 
 
 def check_flags() -> None:

@@ -1,16 +1,22 @@
 """Train a run, or resume it from its last checkpoint.
 
 uv run python -m experiments.train --config=configs/base.py:100K --config.optim.lr=0.01
+
+With --dry_run=TARGET, the command checks itself on simulated devices and trains nothing. Commands
+for SLURM, TPU pods and Kubernetes are in configs/clusters/.
 """
 
-from experiments.common import cli, console
+from experiments.common import cli, console, target_plan
 
 _CONFIG = cli.config_flag()
 cli.host_flags()
+_DRY_RUN = target_plan.dry_run_flag()
 
 
 def main() -> int:
     run = cli.load_config(_CONFIG)
+    if _DRY_RUN.value:
+        return target_plan.print_dry_run([run], _DRY_RUN.value)
     cli.make_run_folders([run])
     cli.tune_memory()
     # tune_memory restarts the process, so JAX is imported after it.

@@ -64,6 +64,8 @@ def __getattr__(name: str):
     if name not in _LOCATIONS:
         raise AttributeError(f"module 'lm' has no attribute {name!r}: it has {', '.join(__all__)}")
     module, attribute = _LOCATIONS[name]
+    if module.startswith("lm.training"):
+        importlib.import_module("lm.runs.provenance").check_versions()
     value = importlib.import_module(module)
     value = getattr(value, attribute) if attribute else value
     globals()[name] = value

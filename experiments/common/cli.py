@@ -112,6 +112,7 @@ def _call_main(main: Callable[[], int | None], argv: list[str]) -> int:
     if {"--help", "-h", "-help", "--helpfull"} & {*argv[1:]}:
         print(_help_text(main))
         return 0
+    argv = [argv[0], *map(_underscore_name, argv[1:])]
     if "--version" in argv[1:]:
         print(f"lm-scaling {provenance.package_version()}")
         return 0
@@ -123,7 +124,18 @@ def _call_main(main: Callable[[], int | None], argv: list[str]) -> int:
     if unparsed:
         raise ValueError(f"{unparsed[0]} is not a flag. Write --name=value.")
     check_numbers(flags.FLAGS)
+    provenance.check_versions()
     return main() or 0
+
+
+def _underscore_name(argument: str) -> str:
+    """Return an argument whose flag is spelled with underscores: --dry-run=X is --dry_run=X.
+
+    Other arguments do not change, such as the options of sbatch in a value.
+    """
+    name, equals, value = argument.partition("=")
+    flag = name.removeprefix("--").replace("-", "_")
+    return f"--{flag}{equals}{value}" if name[:2] == "--" and flag in flags.FLAGS else argument
 
 
 def check_numbers(values: flags.FlagValues) -> None:

@@ -32,6 +32,7 @@ AXIS_RULES = {
     "rank":          (),
     "norm":          (),
 }  # fmt: skip
+SLICE_NOUNS = {"tpu": "slices", "gpu": "nodes"}  # groups of devices with a fast network
 FIXED = ("batch", "length")  # mesh.rules cannot replace them: they load the batches
 
 
@@ -103,6 +104,28 @@ def resolve_mesh_shape(mesh: dict[str, int], n_devices: int) -> dict[str, int]:
     shape = " x ".join(axes) or "mesh.data=1"
     raise schema.ConfigError(
         f"{shape} must be the number of devices, {n_devices}: try {_nearest_mesh(mesh, n_devices)}"
+    )
+
+
+def validate_slices(sizes: dict[str, int], n_slices: int, platform: str) -> None:
+    """Check that only the data axis crosses the slow network between slices or nodes.
+
+    sizes: number of devices along each of MESH_AXES. n_slices: number of TPU slices or GPU nodes,
+    each with a fast network of its own. platform: cpu, gpu or tpu. Raises ConfigError, which
+    suggests a mesh that works.
+    """
+    if sizes["data"] % n_slices == 0:
+        return
+    factor = n_slices // math.gcd(sizes["data"], n_slices)
+    axis = next((a for a in MESH_AXES[1:] if sizes[a] % factor == 0), "")
+    data, other = sizes["data"] * factor, sizes.get(axis, factor) // factor
+    mesh = f"mesh.data={data} with mesh.{axis}={other}" if axis else "mesh.data=-1"
+    shape = " x ".join(f"mesh.{axis}={size}" for axis, size in sizes.items() if size > 1)
+    raise schema.ConfigError(
+        f"{shape}: mesh.data={sizes['data']} must be a multiple of the {n_slices}"
+        f" {SLICE_NOUNS.get(platform, 'slices')}, because no other axis may cross the slow network"
+        f" between them: try {mesh}. mesh.rules={{'embed': ['data', 'fsdp']}} shards weights over"
+        " data as well"
     )
 
 

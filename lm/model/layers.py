@@ -66,43 +66,6 @@ _add_bias = jax.custom_vjp(_add)
 _add_bias.defvjp(lambda y, bias: (_add(y, bias), bias), _add_bias_backward)
 
 
-def look_up(
-    table_VD, rows, dtype, names: tuple, rules: mesh.ShardingRules, mode: str | None = None
-) -> jax.Array:
-    """Return the rows of a table in another type, [..., D].
-
-    The gradient of the table is summed in float32. In bfloat16, the sum of a frequent row would
-    stop to grow after about 256 tokens.
-
-    rows: indices. names: axis names of the table. The second axis is gathered before the lookup,
-    because a lookup in a table that is split in both axes would gather the complete table on every
-    device. mode: treatment of an index out of bounds, see jax.numpy.ndarray.at.
-    """
-    return _look_up(table_VD, rows, dtype, names, rules, mode)
-
-
-def _look_up_rows(table_VD, rows, dtype, names, rules, mode) -> jax.Array:
-    """Return the result of `look_up`."""
-    table_VD = rules.constrain(table_VD.astype(dtype), *names)
-    return rules.constrain(table_VD, names[0], None).at[rows].get(mode=mode)
-
-
-def _look_up_forward(table_VD, rows, *options):
-    return _look_up_rows(table_VD, rows, *options), (table_VD, rows)
-
-
-def _look_up_backward(dtype, names, rules, mode, residuals, dy):
-    """Return the gradient of the table."""
-    table_VD, rows = residuals
-    zeros_VD = jnp.zeros(table_VD.shape, FLOAT32)
-    sum_VD = zeros_VD.at[rows].add(dy.astype(FLOAT32), mode=mode)
-    return rules.constrain(rules.constrain(sum_VD, names[0], None), *names), None
-
-
-_look_up = jax.custom_vjp(_look_up_rows, nondiff_argnums=(2, 3, 4, 5))
-_look_up.defvjp(_look_up_forward, _look_up_backward)
-
-
 class RMSNorm(nnx.Module):
     """RMSNorm: x / rms(x) * scale, in float32 (Zhang and Sennrich 2019, arXiv:1910.07467)."""
 

@@ -23,7 +23,7 @@ from flax import nnx
 
 from lm.config import schema
 from lm.model import attention, layers, lora, moe, parametrization, position_encoding
-from lm.model.kernels import remat_policies
+from lm.model.kernels import remat_policies, table_lookup
 from lm.parallel import mesh
 
 
@@ -181,11 +181,12 @@ class Decoder(nnx.Module):
         times_BT: position of each token in its text, used only for learned positions.
         """
         dtype, rules = self.model.dtype, self.rules
-        x_BTD = layers.look_up(self.embed[...], tokens_BT, dtype, ("vocab", "embed"), rules)
+        x_BTD = table_lookup.look_up(self.embed[...], tokens_BT, dtype, ("vocab", "embed"), rules)
         if self.positions is not None:
             # Padding can be beyond the table. Clipping gives it finite values instead of NaN.
+            times_BT = jnp.clip(times_BT, 0, self.positions.shape[0] - 1)
             axes = ("positions", "embed")
-            x_BTD += layers.look_up(self.positions[...], times_BT, dtype, axes, rules, "clip")
+            x_BTD += table_lookup.look_up(self.positions[...], times_BT, dtype, axes, rules)
         return self.rules.constrain(x_BTD, "batch", "length", None)
 
     def head_weight(self) -> tuple[jax.Array, jax.Array]:

@@ -9,10 +9,7 @@ In a single process these functions have no effect. Process 0, the primary, writ
 the values of all processes. An exception in one process ends it, and then the others: see
 `fail_together`.
 
-Every other process has an open TCP connection to the primary. The kernel closes the connection of a
-killed process; the primary then ends at once, and its end ends all others. A process that ends
-normally sends a byte before its connection closes. A machine that loses power closes no connection;
-JAX's heartbeats detect its death later.
+A process that dies ends the others: see lm/parallel/peer_connections.py.
 """
 
 import atexit
@@ -20,11 +17,9 @@ import collections
 import contextlib
 import json
 import os
-import selectors
 import signal
 import socket
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -36,12 +31,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from lm.parallel import cluster
+from lm.parallel import cluster, peer_connections
 from lm.runs import records
 
 EXIT_PEER_DIED = 125  # exit status after another process of the same run died
-NORMAL_END = b"."  # sent by a process that ends normally
-CONNECT_SECONDS = 60  # timeout of a connection between processes
 HEARTBEAT_SECONDS = 30  # a process without a heartbeat for this time is dead
 # JAX has one type for all runtime errors, so only the message shows the death of a process.
 PEER_ERROR_SIGNS = ("Gloo", "closed by peer", "onnection reset", "oordination service", "heartbeat")
@@ -49,72 +42,27 @@ PEER_ERROR_SIGNS = ("Gloo", "closed by peer", "onnection reset", "oordination se
 VOTE_LAG = 2
 
 
-class PeerConnections:
-    """Open TCP connections between the primary and the other processes."""
+# Connections of this process; `exit_process` has no other access to them.
+_peers = peer_connections.PeerConnections()
 
-    def __init__(self):
-        self._sockets: list[socket.socket] = []
 
-    def open(self, host: str) -> None:
-        """Connect to the primary at `host`, and watch the connections in a thread.
+def _connect_peers(host: str) -> None:
+    """Connect to the primary at `host`, and watch the connections in a thread.
 
-        Call in all processes at the same point. If the connection fails, print the reason;
-        heartbeats still detect a dead process.
-        """
-        server = _listen() if is_primary() else None
-        address = [host, server.getsockname()[1]] if server else []
-        host, port = all_gather_objects(address)[0]
+    Call in all processes at the same point. If the connection fails, print the reason; heartbeats
+    still detect a dead process.
+    """
+    port = _peers.listen(jax.process_count() - 1) if is_primary() else 0
+    port, _peers.token = all_gather_objects([port, _peers.token])[0]
+    if not is_primary():
         try:
-            if server:
-                server.settimeout(CONNECT_SECONDS)
-                self._sockets += [server.accept()[0] for _ in range(jax.process_count() - 1)]
-            else:
-                address = (host.strip("[]"), port)
-                self._sockets.append(socket.create_connection(address, timeout=CONNECT_SECONDS))
+            _peers.connect(host.strip("[]"), port)
         except OSError as error:
             print(f"no connection between processes ({error}): a dead process is detected later")
             return
-        name = _process_name()
-        threading.Thread(target=self._watch, args=(name,), daemon=True, name="peers").start()
-        atexit.register(self.announce_end)
-
-    def announce_end(self) -> None:
-        """Announce to the other processes that this process ends normally."""
-        for connection in self._sockets:
-            try:
-                connection.sendall(NORMAL_END)
-            except OSError:
-                pass  # the other process has ended
-
-    def _watch(self, process_name: str) -> None:
-        """End this process with status EXIT_PEER_DIED when a connection breaks."""
-        selector = selectors.DefaultSelector()
-        for connection in self._sockets:
-            connection.settimeout(None)
-            selector.register(connection, selectors.EVENT_READ)
-        while selector.get_map():
-            for key, _ in selector.select():
-                if _receive_byte(key.fileobj) != NORMAL_END:
-                    _end_after_peer_death(process_name)
-                selector.unregister(key.fileobj)
-
-
-_peers = PeerConnections()  # of this process; `exit_process` has no other access to them
-
-
-def _listen() -> socket.socket:
-    """Return a server at a free port of this machine."""
-    if socket.has_dualstack_ipv6():
-        return socket.create_server(("", 0), family=socket.AF_INET6, dualstack_ipv6=True)
-    return socket.create_server(("", 0))
-
-
-def _receive_byte(connection) -> bytes:
-    """Return the next byte of a connection; b"" if it is closed or broken."""
-    try:
-        return connection.recv(1)
-    except OSError:
-        return b""
+    name = _process_name()
+    _peers.watch(lambda: _end_after_peer_death(name))
+    atexit.register(_peers.announce_end)
 
 
 def _end_after_peer_death(process_name: str) -> None:
@@ -147,7 +95,7 @@ def initialize_processes(coordinator: str = "", n_processes: int = 0, process_id
         message = str(error).strip().partition("\n")[0][:200]
         address = info.coordinator or "the coordinator of this cluster"
         raise ValueError(f"--coordinator={address} cannot be reached: {message}") from None
-    _peers.open(info.coordinator.rpartition(":")[0] or socket.gethostname())
+    _connect_peers(info.coordinator.rpartition(":")[0] or socket.gethostname())
     sys.excepthook = _exit_after_exception
 
 

@@ -4,6 +4,7 @@ A weight or activation has one logical name per axis ("embed", "heads", ...). `S
 each name to the mesh axes that split it.
 """
 
+import collections
 import contextlib
 import dataclasses
 import functools
@@ -120,17 +121,66 @@ def count_cores() -> int:
 def make_mesh(mesh: schema.Mesh, devices: list | None = None) -> jax.sharding.Mesh:
     """Return the device mesh of a run over `devices` (default: all).
 
-    Raises ValueError if the product of its axes is not the number of devices.
+    Over several TPU slices or GPU nodes, the data axis alone crosses the slow network between them.
+    Raises ValueError if the product of its axes is not the number of devices, or if another axis
+    would cross the slow network.
     """
     devices = jax.devices() if devices is None else devices
     sizes = axis_rules.resolve_mesh_shape(vars(mesh), len(devices))
+    n_slices = count_slices(devices)
+    axis_rules.validate_slices(sizes, n_slices, devices[0].platform)
+    sizes["data"] //= n_slices
     # jax.make_mesh does not allow one side of a TPU torus to serve two mesh axes.
-    grid = mesh_utils.create_device_mesh(
-        tuple(sizes.values()), devices, allow_split_physical_axes=True
-    )
+    if n_slices == 1:
+        grid = mesh_utils.create_device_mesh(
+            tuple(sizes.values()), devices, allow_split_physical_axes=True
+        )
+    else:
+        grid = mesh_utils.create_hybrid_device_mesh(
+            tuple(sizes.values()),
+            (n_slices, *[1] * (len(sizes) - 1)),
+            devices,
+            process_is_granule=_slice_attribute(devices) == "process_index",
+            allow_split_physical_axes=True,
+        )
     return jax.sharding.Mesh(
         grid, axis_rules.MESH_AXES, (AxisType.Auto,) * len(axis_rules.MESH_AXES)
     )
+
+
+def count_slices(devices: list) -> int:
+    """Return the number of TPU slices or GPU nodes, each with a fast network of its own.
+
+    Raises ValueError if the slices have different numbers of devices.
+    """
+    attribute = _slice_attribute(devices)
+    if not attribute:
+        return 1
+    counts = collections.Counter(getattr(device, attribute) for device in devices)
+    if len(set(counts.values())) > 1:
+        noun, sizes = (
+            axis_rules.SLICE_NOUNS[devices[0].platform],
+            [*map(counts.get, sorted(counts))],
+        )
+        raise ValueError(
+            f"the {noun} have {', '.join(map(str, sizes))} devices: start the run on equal {noun}"
+        )
+    return len(counts)
+
+
+def _slice_attribute(devices: list) -> str:
+    """Return the attribute of a device that numbers the slices or nodes; "" for a single one.
+
+    JAX numbers TPU slices, and GPU nodes in some versions, in slice_index. Otherwise the processes
+    are the GPU nodes, unless each process has a single device. CPU devices have no fast network.
+    """
+    if devices[0].platform == "cpu":
+        return ""
+    if len({getattr(device, "slice_index", None) for device in devices}) > 1:
+        return "slice_index"
+    n_processes = len({device.process_index for device in devices})
+    is_gpu = devices[0].platform == "gpu"
+    return "process_index" if is_gpu and 1 < n_processes < len(devices) else ""
 
 
 def check_mesh_devices(run: schema.Run, mesh: jax.sharding.Mesh) -> None:

@@ -18,7 +18,10 @@ COMPILER_OPTIONS: dict[str, dict[str, bool | int]] = {
         "xla_gpu_enable_pipelined_all_gather": True,  # of the next layer, during a layer
         "xla_gpu_enable_pipelined_reduce_scatter": True,
         "xla_gpu_enable_while_loop_double_buffering": True,  # two layers of a scan
-        "xla_gpu_all_reduce_combine_threshold_bytes": 2**27,  # few messages for gradients
+        # Few large messages for the gradients, and for the weights that fsdp gathers.
+        "xla_gpu_all_reduce_combine_threshold_bytes": 2**27,
+        "xla_gpu_all_gather_combine_threshold_bytes": 2**27,
+        "xla_gpu_reduce_scatter_combine_threshold_bytes": 2**27,
     },
     "tpu": {
         "xla_tpu_enable_async_collective_fusion": True,  # collectives during products

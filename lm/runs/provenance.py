@@ -10,16 +10,40 @@ import functools
 import hashlib
 import importlib.metadata
 import pathlib
+import re
 import subprocess
 
 PACKAGE = __name__.partition(".")[0]
 PACKAGE_DIR = pathlib.Path(__file__).parents[__name__.count(".") - 1]
+# Packages whose older versions fail with an ImportError or AttributeError of their own.
+CHECKED_PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint")
 DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
 def package_version() -> str:
     """Return the version of the installed package."""
     return importlib.metadata.version("lm-scaling")
+
+
+def check_versions() -> None:
+    """Raise ValueError if an installed package is older than its lower bound in pyproject.toml."""
+    for requirement in importlib.metadata.requires("lm-scaling") or []:
+        bound = re.match(r"([\w-]+)>=([\d.]+)$", requirement.replace(" ", ""))
+        if not bound or bound[1] not in CHECKED_PACKAGES:
+            continue
+        name, oldest = bound.groups()
+        version = importlib.metadata.version(name)
+        if _release(version) < _release(oldest):
+            raise ValueError(
+                f"{name} {version} is installed, and lm-scaling needs at least {oldest}: run"
+                f" pip install '{name}>={oldest}'"
+            )
+
+
+def _release(version: str) -> list[int]:
+    """Return the numbers of a version: 0.12.0.1 is [0, 12, 0, 1], and 0.9.0rc1 is [0, 9, 0]."""
+    release = re.match(r"\d+(\.\d+)*", version)
+    return [int(number) for number in release[0].split(".")] if release else []
 
 
 @functools.cache

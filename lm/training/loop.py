@@ -155,7 +155,8 @@ def _run_steps(
 ) -> None:
     """Compute steps until the session ends. max_steps: largest number of steps of one call."""
     signal_of_all = distributed.signal_consensus(active_session.mesh)
-    metrics, waited, began = [], 0.0, time.perf_counter()
+    is_late = reads_metrics_late(active_session.mesh)
+    metrics, is_row_pending, waited, began = [], False, 0.0, time.perf_counter()
     while active_session.status == "running":
         # --- Compute steps until something is due ---
         n_steps = min(max_steps, active_session.steps_until_due)
@@ -165,6 +166,13 @@ def _run_steps(
         next_batches = [next(batches) for _ in range(n_steps)]
         waited += time.perf_counter() - wait_began
         state, new_metrics = call_steps(state, next_batches)
+        if is_row_pending:  # the devices compute the next step while the last row is written
+            values, is_row_pending = jax.device_get(metrics), False
+            active_session.record(values, time.perf_counter() - began, waited)
+            metrics, waited, began = [], 0.0, time.perf_counter()
+            active_session.log()
+            if active_session.status != "running":
+                break
         metrics += new_metrics
         if jax.default_backend() == "cpu":
             # Queued collectives of more devices than cores can wait for each other forever.
@@ -173,6 +181,9 @@ def _run_steps(
         # Read the signal once: a later signal is handled after the next call.
         stop = signal_of_all(active_session.stop_signal)
         if not (stop or active_session.is_due):
+            continue
+        if is_late and not (stop or active_session.is_state_due):
+            is_row_pending = True
             continue
 
         # --- Read the metrics back ---
@@ -187,6 +198,14 @@ def _run_steps(
             active_session.evaluate(score, state)
             active_session.conclude(state, stop)
         began = time.perf_counter()
+
+
+def reads_metrics_late(device_mesh: jax.sharding.Mesh) -> bool:
+    """Return True if a row of metrics is read after the next step was dispatched.
+
+    An accelerator then computes without a pause. On CPU the host and its devices share the cores.
+    """
+    return mesh.device_platform(device_mesh) != "cpu"
 
 
 def raise_if_stopped(active_session: typing.Any) -> None:

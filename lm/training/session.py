@@ -6,7 +6,7 @@ loop.run_session calls the methods in this order. lm/training/metric_log.py comp
 import collections
 import contextlib
 import dataclasses
-import hashlib
+import functools
 import time
 from collections.abc import Callable
 
@@ -19,7 +19,7 @@ from lm.evaluation import early_stopping, heldout, task_eval, tasks
 from lm.parallel import distributed, mesh
 from lm.runs import lock, phase_timer, records
 from lm.training import checkpoints, metric_log, preemption, warm_start
-from lm.training.checkpointing import checkpoint_manifest, resume_check
+from lm.training.checkpointing import batch_hash, checkpoint_manifest, resume_check
 
 MAX_REWINDS = 3  # limit of a run, which then has diverged
 
@@ -136,8 +136,9 @@ class TrainingSession:
             fresh = init(self.run.seed)
             state = fresh | state | {"params": fresh["params"] | state.get("params", {})}
         self.restored = dataclasses.replace(self.restored, state={})
-        if self.restored.expected_batch_hash:
-            self.restored.verify_batch(self._next_batch_hash())
+        if expected := self.restored.expected_batch_hash:
+            rows = functools.partial(self.rows, self.done)
+            self.restored.verify_batch(batch_hash.hash_again(expected, rows, self.local_rows))
         self.window = list(self.restored.window)
         self.row_time.total = self.restored.seconds
         self.writer.write_facts(resumed_from=self.first if self.is_restart else 0)
@@ -214,9 +215,14 @@ class TrainingSession:
         return self.evaluations.is_new_best(self.done)
 
     @property
+    def is_state_due(self) -> bool:
+        """Return True if an evaluation, a checkpoint or the end needs the current state."""
+        return self.is_evaluation_due or self.is_checkpoint_due or self.is_over
+
+    @property
     def is_due(self) -> bool:
         """Return True if a log row, an evaluation or a checkpoint of the interval is due."""
-        return self.is_log_due or self.is_evaluation_due or self.is_checkpoint_due
+        return self.is_log_due or self.is_state_due
 
     # --- What the loop does after a call of the step ---
 
@@ -327,9 +333,10 @@ class TrainingSession:
         if self.checkpoints.saved_step == self.done:
             return
         window = [{name: float(value) for name, value in m.items()} for m in self.window]
-        batch_hash, seconds = self._next_batch_hash(), self.row_time.total
+        next_rows = functools.partial(self.rows, self.done)
+        next_hash = batch_hash.hash_batch(next_rows, self.local_rows)
         with self.timer.phase("save"):
-            self.checkpoints.save(self.done, state, batch_hash, window, seconds)
+            self.checkpoints.save(self.done, state, next_hash, window, self.row_time.total)
 
     def write_stopped(self, stop: str) -> str:
         """Record that a signal stopped the run, and return the message."""
@@ -388,11 +395,6 @@ class TrainingSession:
     def _nonfinite(self) -> list[dict]:
         """Return the metrics since the last row whose loss or gradient norm is not finite."""
         return [m for m in self.window if not np.isfinite([m["loss"], m["grad_norm"]]).all()]
-
-    def _next_batch_hash(self) -> str:
-        """Return the hash of the batch after the completed steps."""
-        batch = self.rows(self.done)
-        return hashlib.sha256(b"".join(batch[k].tobytes() for k in sorted(batch))).hexdigest()[:16]
 
 
 def _is_due(step: int, interval: int, last_step: int) -> bool:

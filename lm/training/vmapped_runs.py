@@ -257,6 +257,11 @@ class VmappedSessions:
         return min(member.steps_until_due for member in self.active.values())
 
     @property
+    def is_state_due(self) -> bool:
+        """Return True if an evaluation, a checkpoint or the end of a run needs the state."""
+        return any(member.is_state_due for member in self.active.values())
+
+    @property
     def is_due(self) -> bool:
         """Return True if a log row, an evaluation or a checkpoint of a run is due."""
         return any(member.is_due for member in self.active.values())

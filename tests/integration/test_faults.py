@@ -28,6 +28,7 @@ from lm.parallel import mesh
 from lm.runs import json_files, lock, records
 from lm.sweeps import launcher
 from lm.training import checkpoints, loaded_model, loop, metric_log, session, step
+from lm.training.checkpointing import batch_hash
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 
@@ -141,7 +142,7 @@ def test_other_batch_is_rejected_before_a_step(finished_copy, monkeypatch):
     folder = records.run_dir(finished_copy)
     shutil.rmtree(folder / "checkpoints" / "12")
     records.write_facts(folder, status="lost")
-    monkeypatch.setattr(session.TrainingSession, "_next_batch_hash", lambda _: "other")
+    monkeypatch.setattr(batch_hash, "hash_again", lambda *_: "other")
     with pytest.raises(ValueError, match="the batch after step 8 differs from"):
         loop.train(finished_copy)
 

@@ -1,6 +1,8 @@
 """Tests of meshes, sharding rules, and training on meshes of eight devices."""
 
+import dataclasses
 import json
+import math
 import os
 import pathlib
 import subprocess
@@ -73,7 +75,8 @@ def test_each_mesh_uses_the_expected_collectives(eight_devices):
     assert collectives() == set()
     assert collectives(data=8) == {"all-reduce"}  # gradients
     assert collectives(data=4, tensor=2) == {"all-reduce"}  # and sums over heads and d_ff
-    assert collectives(fsdp=8) == {"all-gather", "all-reduce"}  # weights, gradients
+    # Weights, gradients, and the gradient of the embedding.
+    assert collectives(fsdp=8) == {"all-gather", "all-reduce", "reduce-scatter"}
     assert collectives(sequence=8) == {"all-gather", "all-reduce"}  # keys, values, gradients
 
 
@@ -135,3 +138,86 @@ def test_measured_peak_is_plausible():
     assert 1e8 < mesh.peak_flops_per_second(device_mesh, "float32", size=256) < 1e16
     assert mesh.device_platform(device_mesh) == "cpu"
     assert mesh.describe_devices(device_mesh).startswith("1 cpu device")
+
+
+@dataclasses.dataclass(frozen=True)
+class AbsentDevice:
+    """Stand-in for a device of an accelerator that is not present."""
+
+    id: int
+    platform: str
+    device_kind: str
+    process_index: int
+    coords: tuple[int, ...] = ()
+    slice_index: int | None = None
+    core_on_chip: int = 0
+
+
+def tpu_slices(n_slices: int, shape: tuple[int, ...] = (4, 4)) -> list[AbsentDevice]:
+    """Return the devices of TPU v5e slices, with those of the last slice first, as JAX may."""
+    n = math.prod(shape)
+    return [
+        AbsentDevice(
+            i, "tpu", "TPU v5 lite", i // 4, (*np.unravel_index(i % n, shape)[::-1], 0), i // n
+        )
+        for i in reversed(range(n_slices * n))
+    ]
+
+
+def gpu_nodes(n_nodes: int, has_slice_index: bool) -> list[AbsentDevice]:
+    """Return the devices of nodes with 8 cards and a process per node."""
+    return [
+        AbsentDevice(
+            i, "gpu", "NVIDIA H100", i // 8, slice_index=i // 8 if has_slice_index else None
+        )
+        for i in range(8 * n_nodes)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("devices", "sizes"),
+    [
+        (tpu_slices(2), {"fsdp": 8, "tensor": 2}),
+        (tpu_slices(3), {"data": 6, "fsdp": 8}),
+        (gpu_nodes(2, has_slice_index=True), {"fsdp": 8}),
+        (gpu_nodes(4, has_slice_index=False), {"fsdp": 4, "tensor": 2}),
+        # Descriptions of absent nodes have the slice index 0.
+        ([dataclasses.replace(d, slice_index=0) for d in gpu_nodes(2, True)], {"fsdp": 8}),
+    ],
+)
+def test_data_axis_alone_crosses_slices_and_nodes(devices, sizes):
+    grid = mesh.make_mesh(schema.Mesh(**sizes), devices).devices
+    is_numbered = len({device.slice_index for device in devices}) > 1
+    attribute = "slice_index" if is_numbered else "process_index"
+    slices = np.vectorize(lambda device: getattr(device, attribute))(grid)
+    assert sorted(device.id for device in grid.flat) == list(range(len(devices)))
+    assert (slices == slices[:, :1, :1, :1, :1]).all()  # equal along every axis but data
+    order = slices[:, 0, 0, 0, 0]
+    assert (np.diff(order) >= 0).all() and len(set(order)) == mesh.count_slices(devices)
+
+
+@pytest.mark.parametrize(
+    ("devices", "sizes", "message"),
+    [
+        (tpu_slices(2), {"fsdp": 32}, "of the 2 slices, .*: try mesh.data=2 with mesh.fsdp=16"),
+        (tpu_slices(2), {"data": 1, "fsdp": 4, "tensor": 8}, "mesh.data=2 with mesh.fsdp=2"),
+        (
+            gpu_nodes(2, True),
+            {"tensor": 16},
+            "of the 2 nodes, .*: try mesh.data=2 with mesh.tensor=8",
+        ),
+        (gpu_nodes(4, False), {"data": 2, "fsdp": 16}, "mesh.data=4 with mesh.fsdp=8"),
+        (tpu_slices(2)[:-4], {"data": 28}, "the slices have 12, 16 devices: start"),
+    ],
+)
+def test_axis_that_crosses_the_slow_network_is_refused(devices, sizes, message):
+    with pytest.raises(ValueError, match=message) as error:
+        mesh.make_mesh(schema.Mesh(**sizes), devices)
+    assert "\n" not in str(error.value)
+
+
+def test_devices_of_one_network_are_one_slice():
+    """A process per card on one node is no slow network: JAX numbers the node, not the process."""
+    one_node = [dataclasses.replace(d, process_index=d.id) for d in gpu_nodes(1, True)]
+    assert mesh.count_slices(one_node) == mesh.count_slices(jax.devices()) == 1
+    assert mesh.make_mesh(schema.Mesh(tensor=8), one_node).shape["tensor"] == 8

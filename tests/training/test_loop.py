@@ -22,6 +22,7 @@ from lm.training import (
     loop,
     metric_log,
     preemption,
+    session,
     step,
     warm_start,
 )
@@ -397,3 +398,73 @@ def test_warning_is_in_facts_events_and_the_sweep_report(tiny, monkeypatch):
     assert row["status"] == "done" and "9.000 at the end, 5.545 by a uniform" in row["reason"]
     assert reasons == [row["reason"]]
     assert [e["event"] for e in records.load_events(records.run_dir(tiny))] == ["no improvement"]
+
+
+def train_with_late_rows(run, name: str, is_late: bool, monkeypatch) -> list[str]:
+    """Train a copy of a run, and return the order of dispatched calls and written rows."""
+    run = dataclasses.replace(run, name=name)
+    events: list[str] = []
+    make_call = loop.make_steps_call
+
+    def make_recorded_call(*arguments):
+        call = make_call(*arguments)
+
+        def recorded(state, batches):
+            events.append("call")
+            return call(state, batches)
+
+        return recorded
+
+    with monkeypatch.context() as patches:
+        patches.setattr(loop, "reads_metrics_late", lambda _: is_late)
+        patches.setattr(loop, "make_steps_call", make_recorded_call)
+        try:
+            loop.train(run, lambda row: events.append(f"row {row['step']}"))
+        except loop.Diverged as error:
+            events.append(str(error).replace(name, ""))
+    return events
+
+
+def result_files(run, name: str) -> list:
+    """Return the losses, evaluations and events of a run, without times and names."""
+    folder = records.run_dir(dataclasses.replace(run, name=name))
+    rows = [(r["step"], r["loss"], r["grad_norm"]) for r in records.load_metrics(folder)]
+    evaluations = [(row["step"], row["loss"]) for row in records.load_evals(folder)]
+    path = folder / "events.jsonl"
+    events = records.parse_json_lines(path) if path.exists() else []
+    return [rows, evaluations, [(e["step"], e["event"]) for e in events]]
+
+
+def test_late_rows_are_written_after_the_next_dispatch(tiny, monkeypatch):
+    """Rows at checkpoints, evaluations and the end are not late; all files are the same."""
+    tiny.steps_per_call, tiny.eval.interval = 1, 6
+    prompt = train_with_late_rows(tiny, "prompt", False, monkeypatch)
+    late = train_with_late_rows(tiny, "late", True, monkeypatch)
+    assert prompt[:3] == ["call", "call", "row 2"] and late[:4] == ["call"] * 3 + ["row 2"]
+    assert late.count("call") == prompt.count("call") == 12
+    rows = [event for event in late if event != "call"]
+    assert rows == [event for event in prompt if event != "call"]
+    assert (
+        late[late.index("row 4") - 2 :][:3] == ["row 2", "call", "row 4"] and late[-1] == "row 12"
+    )
+    assert result_files(tiny, "late") == result_files(tiny, "prompt")
+
+
+@pytest.mark.parametrize("on_nonfinite", ["stop", "rewind"])
+def test_late_rows_detect_a_nonfinite_loss_at_the_same_step(tiny, on_nonfinite, monkeypatch):
+    """The step after the row was dispatched already; its result is dropped."""
+    tiny.steps_per_call, tiny.optim.on_nonfinite = 1, on_nonfinite
+    find_nonfinite = session.TrainingSession._nonfinite
+
+    def fail_once(active_session):
+        is_failure = active_session.done == 6 and active_session.attempt == 1
+        return [{"loss": 1e9, "grad_norm": 0.0}] if is_failure else find_nonfinite(active_session)
+
+    monkeypatch.setattr(session.TrainingSession, "_nonfinite", fail_once)
+    monkeypatch.setattr(metric_log, "explain_nonfinite", lambda *_: "a reason")
+    results = {}
+    for name, is_late in (("prompt", False), ("late", True)):
+        events = train_with_late_rows(tiny, name, is_late, monkeypatch)
+        rows = [event for event in events if event != "call"]
+        results[name] = rows, result_files(tiny, name)
+    assert results["late"] == results["prompt"]

@@ -123,10 +123,9 @@ def target_devices(target: hardware.Target) -> list:
     shape = "x".join(map(str, target.shape))
     try:
         if target.platform == "tpu":
-            name = f"{target.chip}:{shape}"
-            return list(topologies.get_topology_desc(name, platform="tpu").devices)
-        n_per_node, n_nodes = (*target.shape, 1)[:2]
-        topology = f"1x{n_nodes}x{n_per_node}"
+            name, slices = f"{target.chip}:{shape}", {"num_slices": target.n_slices}
+            return list(topologies.get_topology_desc(name, platform="tpu", **slices).devices)
+        topology = f"{target.n_slices}x1x{shape}"  # slices, hosts of a slice, devices of a host
         description = topologies.get_topology_desc(
             topology, platform="cuda", target_config=_gpu_config(target), topology=topology
         )
@@ -338,7 +337,7 @@ def _transposed_index(shape: list[int], order: list[int], index: int) -> int:
 def _coordinates(device, target: hardware.Target) -> tuple[int, ...]:
     """Return the coordinates of a device of a compilation target."""
     if target.platform == "tpu":
-        return tuple(device.coords[: len(target.shape)])
+        return device.slice_index, *device.coords[: len(target.shape)]
     return hardware.device_coordinates(target, device.id)
 
 

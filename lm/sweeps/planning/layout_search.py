@@ -40,7 +40,7 @@ def list_candidates(run: schema.Run, target: hardware.Target) -> list[Candidate]
     """Return all layouts that the sizes of the run allow, fastest first."""
     weights = memory_estimate.list_weights(run.model)
     candidates = []
-    for axis_sizes in list_meshes(run, target.n_devices):
+    for axis_sizes in list_meshes(run, target.n_devices, target.n_slices):
         n_batch_shards = axis_sizes["data"] * axis_sizes["fsdp"] * axis_sizes["expert"]
         n_rows = run.data.batch_size // n_batch_shards
         powers_of_two = [n for n in divisors(n_rows) if n & (n - 1) == 0]
@@ -58,13 +58,18 @@ def list_candidates(run: schema.Run, target: hardware.Target) -> list[Candidate]
     return sorted(candidates, key=lambda candidate: candidate.rank)
 
 
-def list_meshes(run: schema.Run, n_devices: int) -> Iterator[dict[str, int]]:
-    """Yield the sizes of the mesh axes of all meshes that the run can use."""
+def list_meshes(run: schema.Run, n_devices: int, n_slices: int = 1) -> Iterator[dict[str, int]]:
+    """Yield the sizes of the mesh axes of all meshes that the run can use.
+
+    n_slices: slices or nodes, over which only the data axis extends.
+    """
     for tensor in divisors(n_devices, run.model.n_kv_heads):
         for sequence in divisors(n_devices // tensor, run.data.seq_len // 1024):
             for expert in divisors(n_devices // tensor // sequence, run.model.n_experts):
                 n_data_and_fsdp = n_devices // tensor // sequence // expert
                 for fsdp in divisors(n_data_and_fsdp):
+                    if n_data_and_fsdp // fsdp % n_slices:
+                        continue
                     sizes = (n_data_and_fsdp // fsdp, fsdp, expert, sequence, tensor)
                     yield dict(zip(axis_rules.MESH_AXES, sizes, strict=True))
 

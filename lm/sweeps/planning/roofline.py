@@ -142,6 +142,7 @@ class TargetShapes(memory_estimate.ShardedShapes):
 
     def __init__(self, run: schema.Run, target: hardware.Target):
         super().__init__(run, target.n_devices, target.platform)
+        axis_rules.validate_slices(self.axis_sizes, target.n_slices, target.platform)
         self.target = target
 
     def ring_seconds(self, n_bytes: float, axes: list[str]) -> float:

@@ -1,5 +1,6 @@
 """Verify the checkpoints of lm/training/checkpoints.py, and delete old ones.
 
+batch_hash.py            hash of the next batch, from the rows of each process
 checkpoint_manifest.py   checksums, position of the run, format version
 resume_check.py          comparison of the first loss after a restart with the stored loss
 checkpoint_retention.py  checkpoints that are preserved, and safe deletion of the others

@@ -96,3 +96,23 @@ def test_expected_time_is_above_the_roofline():
     slow = cost.plan_run(small_run(), made_up_target(memory_speed=1e6), should_compile=False)
     assert slow["step_seconds"] == slow["roofline_seconds"] == slow["memory_seconds"]
     assert slow["device_hours"] == 8 * slow["hours"]
+
+
+def test_layouts_cross_the_slow_network_with_data_alone():
+    """A slow network makes the search prefer a mesh with less traffic between the slices."""
+    target = dataclasses.replace(made_up_target(slow_speed=1e6), n_slices=2, shape=(4,))
+    rows = layout_search.search_layouts(small_run(), target, 5, should_compile=False)
+    assert all(row["mesh"].get("data", 1) % 2 == 0 for row in rows)
+    (row,) = layout_search.search_layouts(small_run(), target, 1, should_compile=False)
+    assert row["bound"] == "network"
+    within = made_up_target(slow_speed=1e6)
+    (fast,) = layout_search.search_layouts(small_run(), within, 1, should_compile=False)
+    assert fast["network_seconds"] < row["network_seconds"] / 100
+
+
+def test_plan_refuses_a_mesh_whose_other_axis_crosses_slices():
+    run = small_run()
+    run.mesh.fsdp = 8
+    target = dataclasses.replace(made_up_target(), n_slices=2, shape=(4,))
+    with pytest.raises(ValueError, match="try mesh.data=2 with mesh.fsdp=4"):
+        cost.plan_run(run, target, should_compile=False)
