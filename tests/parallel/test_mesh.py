@@ -122,7 +122,9 @@ def test_every_axis_name_of_the_model_has_a_rule():
     assert {axis for axes in axis_rules.AXIS_RULES.values() for axis in axes} == set(
         axis_rules.MESH_AXES
     )
-    assert set(axis_rules.MESH_AXES) == set(vars(schema.Mesh())) - {"rules", "deterministic_shards"}
+    assert set(axis_rules.MESH_AXES) == set(vars(schema.Mesh())) - {
+        *("rules", "deterministic_shards", "deterministic_kernels")
+    }
 
 
 def test_put_batch_splits_the_rows_in_order():

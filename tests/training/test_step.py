@@ -99,7 +99,8 @@ def assert_weight_gradients(hlo: str, expected: str) -> None:
     # Shapes of query and key, of the output, of gate and up, of down, and of the head.
     for shape in ("16,2,8", "16,1,8", "2,8,16", "16,16", "16,32"):
         assert sums[shape] == {expected}, shape
-    assert reduced_types(hlo, "scatter-add") == {"32,16": {"f32"}}
+    # A reduce-scatter sums the gradient of the table, and gives each device its part.
+    assert reduced_types(hlo, "scatter-add") == {"32,8": {"f32"}}
     assert set(re.findall(r"= (\w+)\[[\d,]+\]\S* all-gather\(", hlo)) == {"bf16"}
 
 

@@ -224,7 +224,7 @@ def test_runs_without_generated_answers_have_no_prompts(tasks, n_prompts):
     run = small_run()
     run.eval.tasks = tasks
     assert evaluation_program.count_prompts(run) == n_prompts
-    assert estimate(run, "gpu:h100").generation == 0.0
+    assert estimate(run, "gpu:h100:4").generation == 0.0
 
 
 @pytest.mark.parametrize(
@@ -234,7 +234,7 @@ def test_generated_answers_need_a_cache(tasks, n_prompts):
     run = small_run()
     run.eval.tasks = tasks
     assert evaluation_program.count_prompts(run) == n_prompts
-    assert estimate(run, "gpu:h100").generation > 0.0
+    assert estimate(run, "gpu:h100:4").generation > 0.0
 
 
 def test_tasks_in_missing_files_count_as_generated():
