@@ -44,9 +44,14 @@ EXIT_FUNCTIONS: list[Callable[[int], None]] = []
 
 def run_main(main: Callable[[], int | None]) -> None:
     """Parse the flags, call main() and end the process if its exit status is not 0."""
-    sys.excepthook = _print_main_exception
+    sys.excepthook = _ignore_exception
     warnings.formatwarning = _format_warning
-    status = exit_status(main, sys.argv)
+    try:
+        status = exit_status(main, sys.argv)
+    except BaseException:
+        if sys.excepthook is _ignore_exception:
+            sys.excepthook = _print_main_exception
+        raise
     try:
         sys.stdout.flush()
     except BrokenPipeError:
@@ -59,12 +64,17 @@ def run_main(main: Callable[[], int | None]) -> None:
         os._exit(status)
 
 
-def _print_main_exception(kind, error, traceback) -> None:
-    """Print an exception of the main thread. The main thread reports failures of other threads.
+def _ignore_exception(kind, error, traceback) -> None:
+    """Print nothing for an exception that a library reports while the command runs.
 
-    After a failed save, each thread of tensorstore would print a traceback. Exceptions of Python
-    threads have their own hook and are printed.
+    After a failed save, tensorstore reports an exception per array, in its threads and in the main
+    thread. The command itself reports the failed save. Exceptions of Python threads have their own
+    hook and are printed.
     """
+
+
+def _print_main_exception(kind, error, traceback) -> None:
+    """Print the exception that ends the command, and none of other threads."""
     if threading.current_thread() is threading.main_thread():
         sys.__excepthook__(kind, error, traceback)
 

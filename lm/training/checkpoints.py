@@ -29,7 +29,7 @@ from lm.config import run_files, schema
 from lm.model import params
 from lm.parallel import distributed
 from lm.runs import filesystem, records
-from lm.runs.integrity import stored_config
+from lm.runs.integrity import record_lines, stored_config
 from lm.training.checkpointing import checkpoint_manifest, checkpoint_retention
 
 SPARE_BYTES = 1 << 18  # for the files of a checkpoint other than its arrays
@@ -112,7 +112,7 @@ class CheckpointStore:
         self._remove_deleted()
         self.check_room(state)
         # The logs must not be older than the weights.
-        distributed.run_on_primary(lambda: records.sync_records(self.run_folder))
+        distributed.run_on_primary(lambda: record_lines.sync_records(self.run_folder))
         arrays = orbax.checkpoint.args.PyTreeSave(params.flatten_by_path(state))
         position = {"batch": batch_hash, "window": window, "seconds": seconds}
         manifest = checkpoint_manifest.build_manifest(

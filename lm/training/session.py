@@ -27,6 +27,7 @@ from lm.data import dataset
 from lm.evaluation import early_stopping, heldout, task_eval, tasks
 from lm.parallel import distributed, mesh
 from lm.runs import lock, phase_timer, records
+from lm.runs.integrity import record_lines
 from lm.training import checkpoints, metric_log, preemption, warm_start
 from lm.training.checkpointing import checkpoint_manifest
 
@@ -354,7 +355,7 @@ class TrainingSession:
         facts |= {"tokens": n_tokens, "flops": n_tokens * self.facts["flops_per_token.full"]}
         facts |= {"warning": warning} if warning else {}
         if distributed.is_primary():
-            records.sync_records(self.folder)  # facts of a finished run must not be newer
+            record_lines.sync_records(self.folder)  # facts of a finished run must not be newer
         self.writer.write_facts(**facts)
         self.writer.repair()
 

@@ -9,7 +9,7 @@ import sys
 import time
 
 import pytest
-from fixtures import made_up_sweep
+from fixtures import made_up_sweep, verified_sweep
 
 from lm.runs import records
 from lm.runs.integrity import sweep_files
@@ -257,6 +257,15 @@ def test_plan_proposes_the_next_runs_of_a_sweep(tmp_path):
     advice = json.loads(result.stdout)
     assert len(advice["runs"]) == 2 and sum(run["flops"] for run in advice["runs"]) <= 1e14
     assert advice["target"] == {"N": 1610000.0} and advice["after"] < advice["before"]
+
+
+def test_advice_names_the_run_that_is_left_out(tmp_path):
+    """Without this run the sweep has no law."""
+    folder = verified_sweep.write_sweep(tmp_path)
+    (folder / "a" / "facts.json").write_text("{")
+    result = command(tmp_path, "plan", "--advise=s")
+    assert result.returncode == 2 and result.stderr.count("\n") == 1, result.stderr
+    assert "s/a/facts.json is not valid JSON" in result.stderr
 
 
 def test_prepare_uses_the_sources_flag(folder, text_file):

@@ -304,6 +304,35 @@ def test_failed_command_does_not_wait_for_threads():
     assert done.returncode == 2 and "runs/x: Read-only file system. Saved files" in done.stderr
 
 
+def run_main(main: str) -> subprocess.CompletedProcess:
+    """Run a script that defines main() and calls cli.run_main."""
+    script = (
+        f"import sys, threading\nfrom experiments.common import cli\n{main}cli.run_main(main)\n"
+    )
+    command = [sys.executable, "-c", f"{imports}{main}cli.run_main(main)\n"]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120)
+
+
+def test_exceptions_in_callbacks_of_a_library_are_not_printed():
+    """Tensorstore calls the hook in the main thread and in its own threads."""
+    done = run_main(
+        "def main():\n"
+        "    error = RuntimeError('Event loop is closed')\n"
+        "    arguments = (RuntimeError, error, None)\n"
+        "    sys.excepthook(*arguments)\n"
+        "    thread = threading.Thread(target=sys.excepthook, args=arguments)\n"
+        "    thread.start(); thread.join()\n"
+        "    raise OSError(27, 'File too large', 'runs/x')\n"
+    )
+    assert done.returncode == 2 and "runs/x: File too large. Saved files" in done.stderr
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+
+
+def test_exception_that_ends_a_command_is_printed():
+    done = run_main("def main():\n    raise RuntimeError('fault of the code')\n")
+    assert done.returncode == 1 and "RuntimeError: fault of the code" in done.stderr
+
+
 @pytest.fixture
 def disk(tmp_path):
     """Mount a disk of 48 MiB."""

@@ -3,6 +3,7 @@
 record_checksums.py   checksums of JSON objects and of JSON lines, and the version of the format
 stored_config.py      config and facts of a run directory, and their format
 stored_results.py     counts that follow from the config, results that a run must have
+record_lines.py       lines of the .jsonl files: repair, flush, count, describe lost lines
 restarts.py           changes of the .jsonl files before the next attempt of a run
 sweep_files.py        sweep.json, plan.json and prediction.json
 run_notes.py          sentences about runs and lines that a reader leaves out
