@@ -306,9 +306,7 @@ def test_failed_command_does_not_wait_for_threads():
 
 def run_main(main: str) -> subprocess.CompletedProcess:
     """Run a script that defines main() and calls cli.run_main."""
-    script = (
-        f"import sys, threading\nfrom experiments.common import cli\n{main}cli.run_main(main)\n"
-    )
+    imports = "import sys, threading\nfrom experiments.common import cli\n"
     command = [sys.executable, "-c", f"{imports}{main}cli.run_main(main)\n"]
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120)
 

@@ -18,7 +18,7 @@ from experiments.benchmarks.attack import children, outcomes, readers, simulated
 from experiments.benchmarks.attack.areas import kills
 
 # A message about a disk names a path, or the disk.
-NAMES = ("runs", "data", "disk", "bucket", "10K", "checkpoint", "exported", "files")
+NAMES = ("runs/", "data/", "disk", "bucket", "checkpoint", "exported", "Too many open files")
 WORK: tuple[kills.Target, ...] = (
     kills.TRAIN,
     kills.Target("inputs", "prepare", [subjects.CONFIG]),
