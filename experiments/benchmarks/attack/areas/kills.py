@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments.benchmarks.attack import children, outcomes, readers, subjects
+from lm.runs import filesystem
 
 # A refused process names the run that another process trains.
 NAMES = ("runs/attack/10K", "runs/attack/12K")
-# Temporary file of a write: .NAME.HOST-PROCESS-RANDOM. A later write removes it after some seconds.
+# Temporary file of a write: .NAME.HOST-PROCESS-RANDOM. A later write removes an old one.
 TEMPORARY = re.compile(r"\..+-\d+-[0-9a-f]{8}")
-TEMPORARY_AGE = 60.0  # seconds
+TEMPORARY_AGE = 2 * filesystem.ABANDONED_SECONDS
 SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 MAX_REPETITIONS = 4
 # Sizes, steps, times and hashes in the names of files.
