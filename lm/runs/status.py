@@ -136,9 +136,12 @@ def _started_status(row: dict) -> dict:
     """Return the status of a run from its record and its metrics."""
     folder = filesystem.open_path(row["dir"])
     metrics = records.load_metrics(row["dir"])
-    last = metrics[-1] if metrics else {}
+    last, status = metrics[-1] if metrics else {}, row["status"]
+    if status == "done" and records.is_finite(row.get(records.TOKENS)):
+        n_steps = row[records.TOKENS] // (row["data.batch_size"] * row["data.seq_len"])
+        if last.get("step") != n_steps:  # the row of the last step is lost
+            last = {"step": n_steps, "seconds": row.get("seconds", 0.0)}
     step = last.get("step", 0)
-    status = row["status"]
     if status == "running" and metrics and _is_stuck(folder, metrics):
         status = "stuck"
     is_over = status in records.TERMINAL_STATUSES
