@@ -45,6 +45,7 @@ EXIT_FUNCTIONS: list[Callable[[int], None]] = []
 def run_main(main: Callable[[], int | None]) -> None:
     """Parse the flags, call main() and end the process if its exit status is not 0."""
     sys.excepthook = _ignore_exception
+    sys.unraisablehook = _print_named_exception
     warnings.formatwarning = _format_warning
     try:
         status = exit_status(main, sys.argv)
@@ -67,10 +68,19 @@ def run_main(main: Callable[[], int | None]) -> None:
 def _ignore_exception(kind, error, traceback) -> None:
     """Print nothing for an exception that a library reports while the command runs.
 
-    After a failed save, tensorstore reports an exception per array, in its threads and in the main
-    thread. The command itself reports the failed save. Exceptions of Python threads have their own
-    hook and are printed.
+    After a failed save, tensorstore reports exceptions in its threads and in the main thread. The
+    command itself reports the failed save. Exceptions of Python threads have their own hook and are
+    printed.
     """
+
+
+def _print_named_exception(unraisable) -> None:
+    """Print an exception that Python ignored in an object, such as in its __del__.
+
+    After a failed save, tensorstore ignores an exception per array, without an object.
+    """
+    if unraisable.object is not None or unraisable.err_msg:
+        sys.__unraisablehook__(unraisable)
 
 
 def _print_main_exception(kind, error, traceback) -> None:

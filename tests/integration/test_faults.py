@@ -306,7 +306,7 @@ def test_failed_command_does_not_wait_for_threads():
 
 def run_main(main: str) -> subprocess.CompletedProcess:
     """Run a script that defines main() and calls cli.run_main."""
-    imports = "import sys, threading\nfrom experiments.common import cli\n"
+    imports = "import sys, threading, types\nfrom experiments.common import cli\n"
     command = [sys.executable, "-c", f"{imports}{main}cli.run_main(main)\n"]
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120)
 
@@ -320,6 +320,9 @@ def test_exceptions_in_callbacks_of_a_library_are_not_printed():
         "    sys.excepthook(*arguments)\n"
         "    thread = threading.Thread(target=sys.excepthook, args=arguments)\n"
         "    thread.start(); thread.join()\n"
+        "    ignored = types.SimpleNamespace(exc_type=RuntimeError, exc_value=error,"
+        " exc_traceback=None, err_msg=None, object=None)\n"
+        "    sys.unraisablehook(ignored)\n"
         "    raise OSError(27, 'File too large', 'runs/x')\n"
     )
     assert done.returncode == 2 and "runs/x: File too large. Saved files" in done.stderr
