@@ -6,6 +6,7 @@ N stopped the command (141 if the reader of its output ended).
 
 import errno
 import inspect
+import io
 import os
 import signal
 import sys
@@ -47,6 +48,9 @@ def run_main(main: Callable[[], int | None]) -> None:
     sys.excepthook = _ignore_exception
     sys.unraisablehook = _print_named_exception
     warnings.formatwarning = _format_warning
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # not all encodings have the plus-minus sign
     try:
         status = exit_status(main, sys.argv)
     except BaseException:

@@ -304,11 +304,20 @@ def test_failed_command_does_not_wait_for_threads():
     assert done.returncode == 2 and "runs/x: Read-only file system. Saved files" in done.stderr
 
 
-def run_main(main: str) -> subprocess.CompletedProcess:
-    """Run a script that defines main() and calls cli.run_main."""
+def run_main(main: str, **environment: str) -> subprocess.CompletedProcess:
+    """Run a script that defines main() and calls cli.run_main. environment: changed variables."""
     imports = "import sys, threading, types\nfrom experiments.common import cli\n"
     command = [sys.executable, "-c", f"{imports}{main}cli.run_main(main)\n"]
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120)
+    variables = os.environ | environment
+    return subprocess.run(
+        command, capture_output=True, text=True, cwd=ROOT, timeout=120, env=variables
+    )
+
+
+def test_characters_beyond_the_encoding_of_the_output_are_replaced():
+    ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = run_main("def main():\n    print('loss 2 \\xb1 1')\n", **ascii_only)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "loss 2 ? 1\n", "")
 
 
 def test_exceptions_in_callbacks_of_a_library_are_not_printed():
