@@ -292,9 +292,16 @@ def move_dir(folder: Path, target: Path) -> None:
 
 
 def check_writable(folder: Path) -> None:
-    """Raise OSError if a local folder is not writable. A bucket is not checked."""
+    """Raise OSError if a local folder is not writable. A bucket is not checked.
+
+    The file of the check has no name, so that a killed process leaves nothing behind.
+    """
     if not is_remote(folder):
-        os.rmdir(tempfile.mkdtemp(prefix=".probe-", dir=folder))
+        try:
+            tempfile.TemporaryFile(dir=folder).close()
+        except OSError as error:
+            error.filename = os.fspath(folder)
+            raise
 
 
 def free_bytes(folder: Path) -> float:

@@ -77,6 +77,26 @@ def test_sweep_trains_and_writes_a_report(trained):
     assert sweep_files.read_member_names(folder / "runs/s") == {"s/10K", "s/15K"}
 
 
+def test_run_in_training_elsewhere_is_no_failure_of_a_sweep(tmp_path):
+    folder = verified_sweep.write_sweep(tmp_path)
+    records.write_facts(folder / "c", status="running", ends_at=None)
+    script = (
+        "import pathlib; from experiments import sweep; from lm.reports import report\n"
+        "from lm.runs import lock; report.write_report = str; folder = pathlib.Path('s')\n"
+        "with lock.RunLock(folder / 'c'):\n    print(sweep.print_results(folder))\n"
+        "print(sweep.print_results(folder))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=environment(),
+    )
+    statuses = [line for line in done.stdout.splitlines() if line in ("0", "1")]
+    assert statuses == ["0", "1"], done.stdout + done.stderr  # lost after the lock is released
+
+
 def test_second_sweep_command_trains_nothing(trained):
     folder, _ = trained
     second = command(folder, "sweep", "--sweep=sweep.py")

@@ -7,6 +7,7 @@ import os
 import pathlib
 import shutil
 import socket
+import tempfile
 import time
 
 import jax
@@ -313,3 +314,13 @@ def test_next_write_removes_the_file_of_a_killed_write(tmp_path):
     filesystem.write_file(file, "new")
     assert file.read_text() == "new"
     assert {path.name for path in tmp_path.iterdir()} == {"facts.json", *leftovers[1:]}
+
+
+def test_check_of_a_folder_creates_no_name(tmp_path, monkeypatch):
+    """A process that is killed during the check would leave it behind."""
+    names = []
+    monkeypatch.setattr(tempfile, "_get_candidate_names", lambda: names.append(1) or iter("ab"))
+    filesystem.check_writable(tmp_path)
+    assert not names and not list(tmp_path.iterdir())
+    with pytest.raises(OSError, match=f"No such file or directory: '{tmp_path}/no'"):
+        filesystem.check_writable(tmp_path / "no")
