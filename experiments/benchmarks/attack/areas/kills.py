@@ -171,6 +171,9 @@ def _general_names(folder: Path) -> dict[str, str]:
     names = {}
     for top in ("runs", "data"):
         for path in (folder / top).rglob("*"):
+            # A lock remains if its process was killed after the end of the run. It has no effect.
+            if path.name.startswith("lock-"):
+                continue
             if path.is_file() or not any(path.iterdir()):
                 name = path.relative_to(folder).as_posix()
                 names[VARYING_PARTS.sub("*", name)] = name
