@@ -214,6 +214,10 @@ class CheckpointStore:
         CorruptCheckpoint if a checksum differs from the manifest.
         """
         arrays = self._read(step, "state", _restore_args(abstract))
+        # Orbax returns the abstract array for a path that its metadata lacks.
+        missing = [path for path, x in arrays.items() if not isinstance(x, jax.Array)]
+        if missing:
+            raise CorruptCheckpoint(f"{missing[0]} is missing")
         for path, checksum in checkpoint_manifest.array_checksums(arrays).items():
             if checksum != saved["fingerprints"][path]:
                 raise CorruptCheckpoint(f"the numbers of {path} differ from the saved ones")

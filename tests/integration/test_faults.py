@@ -104,6 +104,17 @@ def test_run_resumes_from_the_newest_intact_checkpoint(finished_copy, finished_r
     assert_same_bits(finished_copy, finished_run)
 
 
+def test_checkpoint_whose_metadata_lacks_an_array_is_corrupt(finished_copy):
+    file = records.run_dir(finished_copy) / "checkpoints" / "12" / "state" / "_METADATA"
+    file.write_text(
+        file.read_text().replace("params/blocks/attention/out", "params/blocks/attention/uut")
+    )
+    functions = step.build_train_functions(finished_copy, mesh.make_mesh(finished_copy.mesh))
+    with checkpoints.CheckpointStore(finished_copy) as store:
+        restored = store.restore_newest(functions.abstract)
+    assert restored.step == 8 and "checkpoint 12 is damaged" in restored.damage[0]
+
+
 def test_required_resume_rejects_a_run_without_checkpoint(tiny):
     tiny.resume = "required"
     with pytest.raises(ValueError, match="resume='required': .* has no intact checkpoint"):
