@@ -65,6 +65,7 @@ def run_case(seed: int, attacked: subjects.Subjects) -> outcomes.Outcome:
     folder = attacked.copy(target.state)
     is_killed = False
     for _ in range(1 + (rng.random() < 0.25)):
+        _age_temporary_files(folder)
         moment = _random_moment(rng, effort)
         shutil.rmtree(folder / "exported", ignore_errors=True)
         ended = children.run_command(
@@ -100,10 +101,7 @@ def repeat(folder: Path, target: Target, attacked: subjects.Subjects) -> outcome
 
     Each repetition before the last one must be refused in one line.
     """
-    for path in folder.rglob(".*"):
-        if TEMPORARY.fullmatch(path.name):
-            written = path.stat().st_mtime - TEMPORARY_AGE
-            os.utime(path, (written, written))
+    _age_temporary_files(folder)
     for _ in range(MAX_REPETITIONS):
         # The command export writes only into an empty folder.
         shutil.rmtree(folder / "exported", ignore_errors=True)
@@ -125,6 +123,14 @@ def repeat(folder: Path, target: Target, attacked: subjects.Subjects) -> outcome
     if target.command == "report" and (problem := _report_problem(folder, attacked)):
         return outcomes.Outcome("failed", problem)
     return compare_folder(folder, target.sizes, attacked)
+
+
+def _age_temporary_files(folder: Path) -> None:
+    """Age the temporary files of killed writes, because a later write removes only old ones."""
+    for path in folder.rglob(".*"):
+        if TEMPORARY.fullmatch(path.name):
+            written = path.stat().st_mtime - TEMPORARY_AGE
+            os.utime(path, (written, written))
 
 
 def _report_problem(folder: Path, attacked: subjects.Subjects) -> str:
