@@ -73,11 +73,16 @@ def print_advice() -> int:
     from lm.reports.sections import next_run_section
 
     sweep = summary.load_summary(_ADVISE.value)
-    plan = next_run_section.plan_next_runs(sweep, _BUDGET.value, _N_RUNS.value)
+    try:
+        plan = next_run_section.plan_next_runs(sweep, _BUDGET.value, _N_RUNS.value)
+    except ValueError as error:
+        # A run that is left out may be the cause.
+        raise ValueError("; ".join([str(error), *sweep.notes])) from error
     advice = plan.advice
     if _JSON.value:
         facts = {"target": plan.target, "budget": plan.budget, "runs": advice.runs}
         facts |= {"before": advice.before, "after": advice.after, "candidates": advice.table}
+        facts["notes"] = sweep.notes
         print(json.dumps(facts, indent=1))
         return 0
     console.print_line(f"law: {str(plan.law_fit).splitlines()[0]}")

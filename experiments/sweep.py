@@ -356,7 +356,10 @@ def last_line(log: Path) -> str:
 
 
 def print_results(folder: Path) -> int:
-    """Write the report and print its results. Return 1 unless all started runs are done."""
+    """Write the report and print its results. Return 1 if a run failed, diverged or was lost.
+
+    A run that another process is training is none of these.
+    """
     from lm.reports import report, summary
 
     page = report.write_report(folder)
@@ -367,7 +370,7 @@ def print_results(folder: Path) -> int:
     for note in sweep.notes:
         console.print_line(note)
     console.print_line(f"report: {page}")
-    return int(any(row["status"] != "done" for row in sweep.rows))
+    return int(any(row["status"] not in ("done", "running") for row in sweep.rows))
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ N stopped the command (141 if the reader of its output ended).
 
 import errno
 import inspect
+import io
 import os
 import signal
 import sys
@@ -44,9 +45,18 @@ EXIT_FUNCTIONS: list[Callable[[int], None]] = []
 
 def run_main(main: Callable[[], int | None]) -> None:
     """Parse the flags, call main() and end the process if its exit status is not 0."""
-    sys.excepthook = _print_main_exception
+    sys.excepthook = _ignore_exception
+    sys.unraisablehook = _print_named_exception
     warnings.formatwarning = _format_warning
-    status = exit_status(main, sys.argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # not all encodings have the plus-minus sign
+    try:
+        status = exit_status(main, sys.argv)
+    except BaseException:
+        if sys.excepthook is _ignore_exception:
+            sys.excepthook = _print_main_exception
+        raise
     try:
         sys.stdout.flush()
     except BrokenPipeError:
@@ -59,12 +69,26 @@ def run_main(main: Callable[[], int | None]) -> None:
         os._exit(status)
 
 
-def _print_main_exception(kind, error, traceback) -> None:
-    """Print an exception of the main thread. The main thread reports failures of other threads.
+def _ignore_exception(kind, error, traceback) -> None:
+    """Print nothing for an exception that a library reports while the command runs.
 
-    After a failed save, each thread of tensorstore would print a traceback. Exceptions of Python
-    threads have their own hook and are printed.
+    After a failed save, tensorstore reports exceptions in its threads and in the main thread. The
+    command itself reports the failed save. Exceptions of Python threads have their own hook and are
+    printed.
     """
+
+
+def _print_named_exception(unraisable) -> None:
+    """Print an exception that Python ignored in an object, such as in its __del__.
+
+    After a failed save, tensorstore ignores an exception per array, without an object.
+    """
+    if unraisable.object is not None or unraisable.err_msg:
+        sys.__unraisablehook__(unraisable)
+
+
+def _print_main_exception(kind, error, traceback) -> None:
+    """Print the exception that ends the command, and none of other threads."""
     if threading.current_thread() is threading.main_thread():
         sys.__excepthook__(kind, error, traceback)
 

@@ -257,10 +257,11 @@ def print_text(runs: list[schema.Run]) -> None:
     printed once.
     """
     from lm.data import corpus, dataset
+    from lm.data.tokenization import run_tokenizer
 
     lines = []
     for run in runs:
-        text = dataset.open_dataset(run.data, run.seed)
+        text = dataset.open_dataset(run_tokenizer.training_data(run), run.seed)
         for source, manifest in text.manifests.items():
             n_train, n_heldout = manifest.documents["train"], manifest.documents["heldout"]
             lines.append(f"{source}: {n_train:,} training documents, {n_heldout:,} held out")

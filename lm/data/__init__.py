@@ -8,7 +8,7 @@ A batch depends only on the config, the seed and the step. The package does not 
     splits.py             the rule for held-out documents
     filters/              cut text out of documents that is also in held-out text
     preprocessing.py      tokenize, hash and filter documents
-    staging.py            interrupted preparation, document hashes, local copy of a remote cache
+    staging.py            interrupted preparation, local copy of a remote cache
     prepared/             checksums and manifest of prepared text, comparison with a run
     corpus.py             prepare each source once
     mixture.py            order of sources and rows

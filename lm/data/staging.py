@@ -1,4 +1,4 @@
-"""Store a corpus while it is prepared: document hashes, interrupted preparation, remote cache.
+"""Store a corpus while it is prepared: interrupted preparation, remote cache.
 
     fingerprints = documents.source_fingerprint(source)
     with StagedCorpus(Path("data"), "wiki-91c07d44e3b5", fingerprints) as staged:
@@ -22,7 +22,6 @@ incomplete. If data.cache_dir is a local folder, nothing is copied.
 import collections
 import contextlib
 import hashlib
-import json
 import os
 import shutil
 import sqlite3
@@ -33,7 +32,12 @@ from pathlib import Path
 from lm.config import schema
 from lm.data import preprocessing
 from lm.data.filters import decontamination
-from lm.data.prepared import block_checksums, corpus_manifest, temporary_folders
+from lm.data.prepared import (
+    block_checksums,
+    corpus_manifest,
+    document_hashes,
+    temporary_folders,
+)
 from lm.runs import filesystem, json_files
 
 FORMAT = 2  # Part of every key. Increase it if the same source would give other tokens.
@@ -42,104 +46,9 @@ STAGED_FILES = ("train.bin", "heldout.bin", "digests")
 SAVE_SECONDS = 5.0  # Minimum time between saves. A save happens only at the end of a part.
 DIGEST_BYTES = 40  # bytes per document in `digests`: SHA-256, then the split, padded
 COUNT_NAMES = ("documents", "bytes", "tokens", "counted", "groups")  # names in the manifest
-SQLITE_CACHE_KIB = 64_000
 COPY_BYTES = 1 << 24  # bytes of a file in memory during a copy
+N_DOWNLOADS = 3  # of a file whose copy differs from its SHA-256
 CHECKSUM_FILE = "files.json"  # file name -> SHA-256
-
-
-class DocumentHashes:
-    """Hash set of documents on disk. Memory use does not grow with the number of documents.
-
-        hashes = DocumentHashes("folder/seen.sqlite")
-        hashes.add(digest)             # False if an equal document was added before
-        hashes.has_band(bands)         # True if a near-duplicate was added
-        hashes.save({"part": 3})       # a killed process loses only later additions
-
-    A document is stored as 64 bits of its SHA-256. Among 10^9 documents, two different documents
-    have equal bits with a probability of 3%. The set needs about 20 bytes of disk per hash and
-    64 MB of memory.
-    """
-
-    def __init__(self, path: str | Path, earlier_paths: Iterable[str | Path] = ()):
-        """Open or create the file `path`. Open `earlier_paths`, files of other sources, to read."""
-        self.path = Path(path)
-        self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-        settings = (f"cache_size=-{SQLITE_CACHE_KIB}", "journal_mode=WAL", "synchronous=NORMAL")
-        for setting in settings:
-            self._connection.execute(f"PRAGMA {setting}")
-        for table in ("documents", "bands"):
-            create = f"CREATE TABLE IF NOT EXISTS {table} (hash INTEGER PRIMARY KEY)"
-            self._connection.execute(create)
-        self._connection.execute("CREATE TABLE IF NOT EXISTS saved (facts TEXT)")
-        self._earlier_connections = [
-            sqlite3.connect(f"{Path(other).absolute().as_uri()}?mode=ro&immutable=1", uri=True)
-            for other in earlier_paths
-        ]
-        self._connection.execute("BEGIN")
-
-    def add(self, digest: bytes) -> bool:
-        """Add a document. Return False if this file or an earlier one contains an equal document.
-
-        digest: SHA-256 of the text.
-        """
-        number = _first_int64(digest)
-        query = "SELECT 1 FROM documents WHERE hash = ?"
-        if any(other.execute(query, (number,)).fetchone() for other in self._earlier_connections):
-            return False
-        insert = "INSERT OR IGNORE INTO documents VALUES (?)"
-        return self._connection.execute(insert, (number,)).rowcount == 1
-
-    def has_band(self, bands: tuple[int, ...]) -> bool:
-        """Return True if this file or an earlier one contains one of these bands.
-
-        bands: result of preprocessing.minhash_bands. Near-duplicates have a common band.
-        """
-        if not bands:
-            return False
-        placeholders = ",".join("?" * len(bands))
-        query = f"SELECT 1 FROM bands WHERE hash IN ({placeholders}) LIMIT 1"
-        connections = (self._connection, *self._earlier_connections)
-        return any(connection.execute(query, bands).fetchone() for connection in connections)
-
-    def add_bands(self, bands: tuple[int, ...]) -> None:
-        """Add the bands of an accepted document."""
-        rows = ((band,) for band in bands)
-        self._connection.executemany("INSERT OR IGNORE INTO bands VALUES (?)", rows)
-
-    def save(self, state: dict) -> None:
-        """Commit all additions together with `state`, a JSON object, in one transaction."""
-        self._connection.execute("DELETE FROM saved")
-        text = json.dumps(state)
-        checksum = block_checksums.sha256(text.encode())
-        self._connection.execute("INSERT INTO saved VALUES (?)", (checksum + text,))
-        self._connection.execute("COMMIT")
-        self._connection.execute("BEGIN")
-
-    def saved_state(self) -> dict:
-        """Return the state of the last `save`, by this or another process; {} without a save.
-
-        Raises ValueError if the state differs from its checksum.
-        """
-        row = self._connection.execute("SELECT facts FROM saved").fetchone()
-        checksum, brace, rest = row[0].partition("{") if row else ("", "", "")
-        text = brace + rest
-        # Version 0.2.0 stored no checksum.
-        if checksum and checksum != block_checksums.sha256(text.encode()):
-            raise ValueError(f"{self.path} is damaged: its state differs from its checksum")
-        return json.loads(text) if text else {}
-
-    def close(self) -> None:
-        """Close the files and delete the journal. Additions since the last `save` are lost."""
-        if self._connection.in_transaction:
-            self._connection.execute("ROLLBACK")
-        self._connection.execute("PRAGMA journal_mode=DELETE")
-        for connection in (self._connection, *self._earlier_connections):
-            connection.close()
-
-
-def _first_int64(digest: bytes) -> int:
-    """Return the first 8 bytes of a digest as a signed integer, the widest type of SQLite."""
-    return int.from_bytes(digest[:8], "big", signed=True)
 
 
 class StagedCorpus:
@@ -179,7 +88,9 @@ class StagedCorpus:
 
     def _open(self) -> None:
         """Open the files at the state of the last save. Raises ValueError if that is impossible."""
-        self._hashes = DocumentHashes(self.folder / "seen.sqlite", self._earlier_paths)
+        self._hashes = document_hashes.DocumentHashes(
+            self.folder / "seen.sqlite", self._earlier_paths
+        )
         state = self._hashes.saved_state()
         self.part = state.get("part", 0)
         if state and state["prints"] != self._fingerprint_hash(self.part):
@@ -348,10 +259,12 @@ def download(data: schema.Data, folder: Path) -> None:
 
 
 def _copy_verified(remote_file: Path, copy: Path, checksum: str) -> None:
-    """Download a file. Raises ValueError if the file is missing or differs from its SHA-256."""
-    if not remote_file.exists():
-        problem = "is missing, but listed"
-    else:
+    """Download a file. A truncated download is repeated.
+
+    Raises ValueError if the file is missing or if its copies differ from its SHA-256.
+    """
+    problem = "is missing, but listed"
+    for _ in range(N_DOWNLOADS if remote_file.exists() else 0):
         with remote_file.open("rb") as file, open(copy, "wb") as local_file:
             shutil.copyfileobj(file, local_file, COPY_BYTES)
         if block_checksums.file_sha256(copy) == checksum:

@@ -13,6 +13,7 @@ no text. Text with NUL or a lone surrogate is rejected. The special characters o
 import functools
 import hashlib
 import json
+import os
 import re
 from pathlib import Path
 
@@ -304,7 +305,7 @@ def open_tokenizer(name: str) -> Tokenizer:
     if kind == "bytes":
         return ByteTokenizer()
     try:
-        file = filesystem.open_path(path).expanduser()
+        file = filesystem.open_path(os.path.expanduser(path))
         raw = filesystem.read_limited_bytes(file, MAX_FILE_BYTES)
         tokenizer = (
             HFTokenizer(raw.decode(), path) if kind == "file" else SentencePieceTokenizer(raw, path)

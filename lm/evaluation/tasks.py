@@ -36,6 +36,7 @@ import dataclasses
 import difflib
 import glob
 import itertools
+import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -94,7 +95,7 @@ def load_task(name: str) -> Task:
     if kind.startswith("file:"):
         path, values = uri.parse_uri(name, _FIELDS | _FILE_FIELDS, "task ")
         value_checks.check_path("task", path)
-        task = _load_files(name, Path(path.removeprefix("file:")).expanduser(), values)
+        task = _load_files(name, Path(os.path.expanduser(path.removeprefix("file:"))), values)
     elif kind in synthetic_tasks.TASKS:
         fields = _FIELDS | synthetic_tasks.task_fields(kind) | {"choices": uri.count()}
         _, values = uri.parse_uri(name, fields, "task ")

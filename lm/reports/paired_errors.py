@@ -38,7 +38,8 @@ def load_document_sums(row: Mapping) -> dict[str, SourceSums]:
     """Load the sums per document of each source. Return {} if they are absent.
 
     row: a row of records.load_runs. Sums of another evaluation than that of the row count as
-    absent, because their loss differs. A damaged file counts as absent, with a warning.
+    absent, because their loss differs. With eval.patience this is usual, because the file has the
+    sums of the last evaluation. Otherwise it gives a warning, as a damaged file does.
     """
     path = filesystem.open_path(Path(str(row.get("dir", "")))) / FILE
     if not row.get("dir") or not path.exists():
@@ -50,8 +51,11 @@ def load_document_sums(row: Mapping) -> dict[str, SourceSums]:
         warnings.warn(f"{path} is damaged and not used ({kind}): delete it", stacklevel=2)
         return {}
     loss = sum(s.share * s.nats.sum() / s.targets.sum() for s in sums.values())
-    is_current = abs(loss - row.get(records.LOSS, np.inf)) <= TOLERANCE * loss
-    return sums if is_current else {}
+    if abs(loss - row.get(records.LOSS, np.inf)) <= TOLERANCE * loss:
+        return sums
+    if row.get("status") == "done" and records.LOSS in row and not row.get("eval.patience"):
+        warnings.warn(f"{path} belongs to another evaluation and is not used", stacklevel=2)
+    return {}
 
 
 def _read_sums(path: Path) -> dict[str, SourceSums]:

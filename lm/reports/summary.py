@@ -120,9 +120,9 @@ def _notes(path: Path, loaded: records.FolderRuns, prediction: Mapping) -> list[
 
 
 def _load_plan(path: Path) -> tuple[list[dict], list[str]]:
-    """Return the planned costs, and a sentence if plan.json is damaged."""
+    """Return the planned costs, and a sentence if plan.json or sweep.json is missing or damaged."""
     try:
-        return sweep_files.read_plan(path), []
+        return sweep_files.read_plan(path), sweep_files.describe_missing_files(path)
     except ValueError as error:
         return [], [f"{error}. The planned cost is not shown"]
 

@@ -23,13 +23,14 @@ from typing import Any
 import numpy as np
 
 from lm.runs import filesystem, json_files, records
-from lm.runs.integrity import prediction_log, record_checksums
+from lm.runs.integrity import prediction_log, record_checksums, record_lines
 
 SWEEP_FILES = ("sweep.json", "plan.json", "prediction.json")
 RUN_FILES = ("config.json", "facts.json", "metrics.jsonl", "evals.jsonl", "events.jsonl")
 DOCUMENT_SUMS = "heldout.npz"  # see heldout_documents.encode_sums
 REPORT_FILES = ("report.html", "figures")  # may be in the archive folder and are not changed
-MACHINE_FACTS = ("host",)  # facts that identify a machine are not archived
+# Facts that identify a machine or count the lines of the original are not archived.
+LOCAL_FACTS = ("host", record_lines.N_LINES, record_lines.N_MISSING)
 DAMAGED_LINE = "damaged_line"  # entry of an archived row in place of a damaged line
 MAX_LOG_STEPS = (128, 64, 32, 16)  # log steps per run: the largest number that fits is used
 DIGITS = 7
@@ -122,7 +123,7 @@ def _read_records(path: Path) -> dict[str, Any]:
         facts = records.read_facts(run_dir)
         values = (
             json_files.read_record(run_dir / "config.json"),
-            {key: value for key, value in facts.items() if key not in MACHINE_FACTS},
+            {key: value for key, value in facts.items() if key not in LOCAL_FACTS},
             *(_archived_rows(run_dir / name, facts) for name in RUN_FILES[2:]),
         )
         for file, value in zip(RUN_FILES, values, strict=True):

@@ -27,6 +27,7 @@ from lm.config import run_files
 
 N_READERS = 32  # objects that are downloaded at the same time
 INTERRUPTED_SECONDS = 5.0  # a younger temporary file may belong to another container
+ABANDONED_SECONDS = 3600.0  # no write of such a file takes longer
 MAX_TEXT_BYTES = 1 << 26  # of a JSON file that is read at once
 SKIPPED_FOLDERS = (
     run_files.CHECKPOINTS,
@@ -93,13 +94,16 @@ def _remove_interrupted(folder: Path, prefix: str) -> None:
     """Remove the temporary files of writes that were killed on this machine.
 
     prefix: start of their names, before the number of the process. Containers of one machine may
-    have the same host name and separate process numbers, so younger files remain.
+    have the same host name and separate process numbers, so younger files remain. The number of a
+    killed process may belong to another process, so files older than ABANDONED_SECONDS are removed.
     """
     for path in folder.glob(f"{glob.escape(prefix)}*"):
         number = path.name.removeprefix(prefix).partition("-")[0]
-        if number.isdecimal() and not is_process_alive(int(number)):
+        if number.isdecimal():
+            is_alive = is_process_alive(int(number))
             with contextlib.suppress(FileNotFoundError):
-                if time.time() - path.stat().st_mtime > INTERRUPTED_SECONDS:
+                age = time.time() - path.stat().st_mtime
+                if age > (ABANDONED_SECONDS if is_alive else INTERRUPTED_SECONDS):
                     path.unlink()
 
 
@@ -288,9 +292,16 @@ def move_dir(folder: Path, target: Path) -> None:
 
 
 def check_writable(folder: Path) -> None:
-    """Raise OSError if a local folder is not writable. A bucket is not checked."""
+    """Raise OSError if a local folder is not writable. A bucket is not checked.
+
+    The file of the check has no name, so that a killed process leaves nothing behind.
+    """
     if not is_remote(folder):
-        os.rmdir(tempfile.mkdtemp(prefix=".probe-", dir=folder))
+        try:
+            tempfile.TemporaryFile(dir=folder).close()
+        except OSError as error:
+            error.filename = os.fspath(folder)
+            raise
 
 
 def free_bytes(folder: Path) -> float:

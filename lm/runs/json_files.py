@@ -66,6 +66,11 @@ def write_object(path: Path, value: dict) -> None:
     filesystem.write_file(filesystem.open_path(path), to_json(value, indent=1) + "\n")
 
 
+def read_optional_record(file: Path) -> dict:
+    """Load a file as `read_record`. Return an empty dict if it does not exist."""
+    return read_record(file) if file.exists() else {}
+
+
 def read_record(path: Path) -> dict:
     """Load a file of `write_record`, without its checksum. Raises ValueError if it is damaged."""
     return record_checksums.verify_object(path, read_object(path))

@@ -12,6 +12,7 @@ The process rewrites its lock file as a heartbeat. A lock is dead if its process
 machine, or if it misses its heartbeats while another process watches it.
 """
 
+import contextlib
 import faulthandler
 import json
 import os
@@ -117,6 +118,7 @@ def _acquire(path: Path) -> None:
         if not living:
             for other in others:
                 other.unlink(missing_ok=True)
+            _remove_interrupted_writes(path.parent)
             filesystem.write_file(path, _lock_contents(held=True))
             return
         if any(_read_owner(other).get("held", True) for other in living):
@@ -140,6 +142,14 @@ def _lock_files(folder: Path) -> list[Path]:
 
 def _other_lock_files(path: Path) -> list[Path]:
     return [other for other in _lock_files(path.parent) if other != path]
+
+
+def _remove_interrupted_writes(folder: Path) -> None:
+    """Remove the temporary files of lock files whose process was killed during a write."""
+    for path in [] if filesystem.is_remote(folder) else folder.glob(".lock-*"):
+        with contextlib.suppress(OSError):
+            if time.time() - path.stat().st_mtime > filesystem.INTERRUPTED_SECONDS:
+                path.unlink()
 
 
 def _release(path: Path) -> None:

@@ -54,6 +54,7 @@ from lm.runs import filesystem, json_files, lock
 from lm.runs.integrity import (
     changed_fields,
     record_checksums,
+    record_lines,
     restarts,
     stored_config,
     stored_results,
@@ -65,6 +66,8 @@ EXECUTION_FIELDS = fields.fields_with("execution", schema.Run)
 # Fields that change the results of an evaluation. Their rows would not belong to one curve.
 EVALUATION_FIELDS = ("eval.n_sequences", "eval.n_completions", "eval.on_overflow")
 TERMINAL_STATUSES = ("done", "diverged")  # final values of the status
+# Entries of facts.json that are no columns.
+PRIVATE_FACTS = ("run_id", "format", record_lines.N_LINES, record_lines.N_MISSING)
 LEFT_OUT = ". The run is left out."  # end of the reason of an unreadable run
 # Columns of the rows that `load_runs` returns.
 N_PARAMS = "params.non_embedding"
@@ -107,9 +110,9 @@ class Writer:
             log_event(self.folder, attempt, step, name, details)
 
     def repair(self) -> None:
-        """Repair the append-only files, see `repair_records`."""
+        """Repair the append-only files, see `record_lines.repair_records`."""
         if self.is_primary:
-            repair_records(self.folder)
+            record_lines.repair_records(self.folder)
 
 
 def run_dir(run: schema.Run) -> Path:
@@ -180,7 +183,8 @@ def start_run(run: schema.Run, facts: dict, valid_until: int | None = None) -> i
     path.mkdir(parents=True, exist_ok=True)
     stored = read_facts(path)
     restarts.check_evaluations(path, run.eval.patience)
-    repair_records(path)
+    record_lines.repair_records(path)
+    record_lines.check_records(path)
     has_config = (path / "config.json").exists()
     run_id = stored.get("run_id")
     if has_config:
@@ -206,22 +210,9 @@ def result_fields(run: schema.Run) -> dict:
     return {field: value for field, value in schema.flatten(run).items() if field not in excluded}
 
 
-def sync_records(path: Path) -> None:
-    """Flush the append-only files to the disk, which protects their lines from a power cut."""
-    for name in json_files.FILES:
-        filesystem.sync_file(path / name)
-
-
-def repair_records(path: Path) -> None:
-    """Repair the append-only files. Call it before an attempt and at the end of a run."""
-    for name in json_files.FILES:
-        filesystem.repair_append_file(path / name)
-
-
 def read_facts(path: Path) -> dict:
     """Load facts.json as a flat dict. Return an empty dict before the first start."""
-    file = filesystem.open_path(path) / "facts.json"
-    return json_files.read_record(file) if file.exists() else {}
+    return json_files.read_optional_record(filesystem.open_path(path) / "facts.json")
 
 
 def write_facts(path: Path, **facts) -> None:
@@ -374,7 +365,7 @@ def _load_row(folder: Path) -> dict:
     if status == "running" and not lock.is_alive(folder):
         status = "lost"  # a killed process cannot write its status
     version = record_checksums.FORMAT_VERSION if run_id else record_checksums.OLDEST_VERSION
-    facts = {key: value for key, value in facts.items() if key not in ("run_id", "format")}
+    facts = {key: value for key, value in facts.items() if key not in PRIVATE_FACTS}
     row = fields | facts | results | {"status": status, "dir": str(folder)}
     row[record_checksums.VERSION] = version
     return row | {"reason": reason} if reason else row

@@ -58,28 +58,31 @@ def folder_status(folder: str | Path) -> FolderStatus:
     loaded = records.load_folder(folder)
     notes = run_notes.folder_notes(loaded)
     statuses = {row["name"]: _started_status(row) for row in loaded.rows}
-    costs, unreadable_plans = _planned_costs(filesystem.open_path(folder))
+    costs, problems = _planned_costs(filesystem.open_path(folder))
     for run_dir, cost in costs.items():
         planned = "unreadable" if run_dir in loaded.unreadable else "planned"
         statuses.setdefault(cost["name"], _planned_status(cost) | {"status": planned})
     by_sweep = sorted(statuses.values(), key=lambda run: run["name"].rpartition("/")[0])
-    return FolderStatus(by_sweep, [*notes, *unreadable_plans])
+    return FolderStatus(by_sweep, [*notes, *problems])
 
 
 def _planned_costs(folder: Path) -> tuple[dict[Path, dict], list[str]]:
-    """Return {run directory: row of plan.json} of all sweeps below a folder, and invalid plans."""
-    costs, unreadable = {}, []
-    for file in filesystem.find_files(folder, "plan.json"):
+    """Return {run directory: row of plan.json} of all sweeps below a folder, and problems."""
+    costs, problems = {}, []
+    names = ("sweep.json", "plan.json")
+    files = [file for name in names for file in filesystem.find_files(folder, name)]
+    for sweep_dir in sorted({file.parent for file in files}):
+        problems += sweep_files.describe_missing_files(sweep_dir)
         try:
-            planned = sweep_files.read_plan(file.parent)
-            names = sweep_files.read_member_names(file.parent)
+            planned = sweep_files.read_plan(sweep_dir)
+            members = sweep_files.read_member_names(sweep_dir)
         except ValueError as error:
-            unreadable.append(f"{error}. Its planned runs are not shown.")
+            problems.append(f"{error}. Its planned runs are not shown.")
             continue
         for cost in planned:
-            if names is None or cost["name"] in names:
-                costs[file.parent / cost["name"].partition("/")[2]] = cost
-    return costs, unreadable
+            if members is None or cost["name"] in members:
+                costs[sweep_dir / cost["name"].partition("/")[2]] = cost
+    return costs, problems
 
 
 def sweep_progress(statuses: list[dict]) -> dict:
@@ -133,9 +136,12 @@ def _started_status(row: dict) -> dict:
     """Return the status of a run from its record and its metrics."""
     folder = filesystem.open_path(row["dir"])
     metrics = records.load_metrics(row["dir"])
-    last = metrics[-1] if metrics else {}
+    last, status = metrics[-1] if metrics else {}, row["status"]
+    if status == "done" and records.is_finite(row.get(records.TOKENS)):
+        n_steps = row[records.TOKENS] // (row["data.batch_size"] * row["data.seq_len"])
+        if last.get("step") != n_steps:  # the row of the last step is lost
+            last = {"step": n_steps, "seconds": row.get("seconds", 0.0)}
     step = last.get("step", 0)
-    status = row["status"]
     if status == "running" and metrics and _is_stuck(folder, metrics):
         status = "stuck"
     is_over = status in records.TERMINAL_STATUSES

@@ -45,7 +45,7 @@ def validate_sweep(runs: list[schema.Run], report: Callable | None = None) -> No
     validate_meshes(runs)
     validate_memory(runs)
     for run in runs:
-        text = dataset.open_dataset(run.data, run.seed, report)
+        text = dataset.open_dataset(run_tokenizer.training_data(run), run.seed, report)
         recorded_text.check_same_text(run, text)
         loop.validate_text(run, text)
 
@@ -134,7 +134,8 @@ def max_epochs_by_source(runs: list[schema.Run]) -> dict[str, float]:
     """Return the largest number of epochs over each data source in any run."""
     max_epochs: dict[str, float] = {}
     for run in runs:
-        for source, n_epochs in dataset.open_dataset(run.data, run.seed).epochs(run.steps).items():
+        text = dataset.open_dataset(run_tokenizer.training_data(run), run.seed)
+        for source, n_epochs in text.epochs(run.steps).items():
             max_epochs[source] = max(n_epochs, max_epochs.get(source, 0.0))
     return max_epochs
 

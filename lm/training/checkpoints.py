@@ -29,7 +29,7 @@ from lm.config import run_files, schema
 from lm.model import params
 from lm.parallel import distributed
 from lm.runs import filesystem, json_files, records
-from lm.runs.integrity import changed_fields, stored_config
+from lm.runs.integrity import changed_fields, record_lines, stored_config
 from lm.training.checkpointing import checkpoint_manifest, checkpoint_retention
 
 SPARE_BYTES = 1 << 18  # for the files of a checkpoint other than its arrays
@@ -112,7 +112,7 @@ class CheckpointStore:
         self._remove_deleted()
         self.check_room(state)
         # The logs must not be older than the weights.
-        distributed.run_on_primary(lambda: records.sync_records(self.run_folder))
+        distributed.run_on_primary(lambda: record_lines.sync_records(self.run_folder))
         arrays = orbax.checkpoint.args.PyTreeSave(params.flatten_by_path(state))
         position = {"batch": batch_hash, "window": window, "seconds": seconds}
         manifest = checkpoint_manifest.build_manifest(
@@ -213,6 +213,10 @@ class CheckpointStore:
         CorruptCheckpoint if a checksum differs from the manifest.
         """
         arrays = self._read(step, "state", _restore_args(abstract))
+        # Orbax returns the abstract array for a path that its metadata lacks.
+        missing = [path for path, x in arrays.items() if not isinstance(x, jax.Array)]
+        if missing:
+            raise CorruptCheckpoint(f"{missing[0]} is missing")
         for path, checksum in checkpoint_manifest.array_checksums(arrays).items():
             if checksum != saved["fingerprints"][path]:
                 raise CorruptCheckpoint(f"the numbers of {path} differ from the saved ones")

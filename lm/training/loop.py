@@ -77,8 +77,9 @@ def validate_session(
         warm_start.validate_start(run, warm_start.parent_run(run))
     validate_memory(run)
     # The primary prepares the text before the other processes open it.
-    distributed.run_on_primary(lambda: dataset.open_dataset(run.data, run.seed, report) and None)
-    text = dataset.open_dataset(run.data, run.seed)
+    data = run_tokenizer.training_data(run)
+    distributed.run_on_primary(lambda: dataset.open_dataset(data, run.seed, report) and None)
+    text = dataset.open_dataset(data, run.seed)
     distributed.run_on_primary(lambda: recorded_text.check_same_text(run, text))
     if run.start.run:
         recorded_text.check_text_of_parent(run, warm_start.parent_run(run), text)

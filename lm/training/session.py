@@ -18,6 +18,7 @@ from lm.data import dataset
 from lm.evaluation import early_stopping, heldout, task_eval, tasks
 from lm.parallel import distributed, mesh
 from lm.runs import lock, phase_timer, records
+from lm.runs.integrity import record_lines
 from lm.training import checkpoints, metric_log, preemption, warm_start
 from lm.training.checkpointing import batch_hash, checkpoint_manifest, resume_check
 
@@ -363,7 +364,7 @@ class TrainingSession:
         facts |= phase_timer.combine_attempts([*attempts, self.timer.as_metrics()], seconds)
         facts |= {"warning": warning} if warning else {}
         if distributed.is_primary():
-            records.sync_records(self.folder)  # facts of a finished run must not be newer
+            record_lines.sync_records(self.folder)  # facts of a finished run must not be newer
         self.writer.write_facts(**facts)
         self.writer.repair()
 

@@ -1,6 +1,5 @@
 """An interrupted preparation leaves no incomplete corpus, resumes, and loses no document."""
 
-import hashlib
 import os
 import resource
 import subprocess
@@ -15,55 +14,6 @@ from fixtures.text_corpora import TEXTS, data_config, write_documents
 
 from lm.data import corpus, preprocessing, staging
 from lm.data.sources import documents, readers
-
-DIGESTS = [hashlib.sha256(bytes([i])).digest() for i in range(3)]
-
-
-def test_document_hashes_reject_equal_documents(tmp_path):
-    hashes = staging.DocumentHashes(tmp_path / "a.sqlite")
-    assert hashes.add(DIGESTS[0]) and hashes.add(DIGESTS[1]) and not hashes.add(DIGESTS[0])
-    hashes.save({"part": 1})
-    hashes.close()
-    second = staging.DocumentHashes(tmp_path / "b.sqlite", [tmp_path / "a.sqlite"])
-    assert not second.add(DIGESTS[1]) and second.add(DIGESTS[2])
-    second.close()
-
-
-def test_document_hashes_find_a_common_band(tmp_path):
-    hashes = staging.DocumentHashes(tmp_path / "a.sqlite")
-    hashes.add_bands((5, 7))
-    assert hashes.has_band((1, 7)) and not hashes.has_band((1, 2)) and not hashes.has_band(())
-    hashes.save({})
-    hashes.close()
-    second = staging.DocumentHashes(tmp_path / "b.sqlite", [tmp_path / "a.sqlite"])
-    assert second.has_band((5,)) and not second.has_band((6,))
-    second.close()
-
-
-def test_unsaved_document_hashes_are_lost_on_close(tmp_path):
-    hashes = staging.DocumentHashes(tmp_path / "a.sqlite")
-    hashes.add(DIGESTS[0])
-    hashes.save({"part": 3})
-    hashes.add(DIGESTS[1])
-    hashes.close()
-    hashes = staging.DocumentHashes(tmp_path / "a.sqlite")
-    assert hashes.saved_state() == {"part": 3}
-    assert not hashes.add(DIGESTS[0]) and hashes.add(DIGESTS[1])
-    hashes.close()
-
-
-def test_changed_state_is_not_used(tmp_path):
-    path = tmp_path / "a.sqlite"
-    for text in ('{"part": 3}', "0" * 64 + '{"part": 3}'):
-        hashes = staging.DocumentHashes(path)
-        hashes.save({"part": 3})
-        hashes._connection.execute("UPDATE saved SET facts = ?", (text,))
-        if text.startswith("{"):
-            assert hashes.saved_state() == {"part": 3}  # as version 0.2.0 stored it
-        else:
-            with pytest.raises(ValueError, match="its state differs from its checksum"):
-                hashes.saved_state()
-        hashes.close()
 
 
 @pytest.mark.parametrize("damage", ["manifest.json", "train.bin", "shorter", "longer"])

@@ -279,3 +279,9 @@ def test_sorted_pieces_have_their_token_ids():
     assert pieces == sorted(pieces) and b"" not in pieces
     assert [bpe().pieces[i] for i in ids] == pieces
     assert max(map(len, pieces)) == bpe().max_piece_bytes
+
+
+@pytest.mark.parametrize("kind", ["file", "spm"])
+def test_tokenizer_of_an_unknown_user_is_missing(kind):
+    with pytest.raises(ValueError, match="cannot be read .No such file or directory.: correct"):
+        tokenizers.open_tokenizer(f"{kind}:~nobody-has-this-name/tokenizer.json")

@@ -28,13 +28,14 @@ RESULTS = {"losses": {"1": 4.5, "2": 4.25}, "parameters": SHA}
         ({"losses": {"1": 4.5, "2": 4.250000001}, "parameters": SHA}, "", "failed"),
         ({"losses": {"1": 4.5, "2": 4.250000001}, "parameters": SHA}, "a note", "failed"),
         ({"losses": {"1": 4.5}, "parameters": SHA}, "metrics.jsonl has no step 2", "excluded"),
+        ({"losses": {"1": 4.5}, "parameters": SHA}, "a note about another file", "failed"),
         ({"losses": {"1": 4.5}, "parameters": SHA}, "", "failed"),
         ({"losses": RESULTS["losses"], "parameters": "other"}, "a note", "failed"),
         (None, "a note", "failed"),
     ],
 )
 def test_only_equal_or_reported_results_are_permitted(actual, notes, kind):
-    assert outcomes.judge_results(RESULTS, actual, notes).kind == kind
+    assert outcomes.judge_results(RESULTS, actual, notes, ["metrics.jsonl"]).kind == kind
 
 
 @pytest.mark.parametrize(
@@ -55,6 +56,12 @@ def test_only_equal_or_reported_results_are_permitted(actual, notes, kind):
 )
 def test_only_one_line_with_the_file_is_a_refusal(status, errors, kind):
     assert outcomes.judge_command(status, "", errors, ["facts.json"]).kind == kind
+
+
+def test_message_about_a_file_must_name_it():
+    message = "runs/10K: steps=0 must be at least 1"
+    assert outcomes.judge_message(message, ["facts.json"]).kind == "refused"
+    assert outcomes.judge_message(message, ["facts.json"], may_name_field=False).kind == "failed"
 
 
 def damaged_records(loss: float | None, reason: str, law: float) -> dict:

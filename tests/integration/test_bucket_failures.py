@@ -123,6 +123,25 @@ def test_truncated_download_of_text_is_detected(tiny, bucket, tmp_path, monkeypa
     assert dataset.open_dataset(other, 0).hash
 
 
+def test_truncated_download_of_text_is_repeated(tiny, bucket, tmp_path, monkeypatch):
+    remote = dataclasses.replace(
+        tiny.data, cache_dir="gs://bucket/data", local_cache_dir=str(tmp_path / "a")
+    )
+    first = dataset.open_dataset(remote, 0)
+    usual, truncated = simulated_bucket.Bucket._open, []
+
+    def open_object(self, path, mode="rb", **options):
+        file = usual(self, path, mode, **options)
+        if mode == "rb" and path.endswith(".bin") and path not in truncated:
+            truncated.append(path)
+            file.truncate(100)
+        return file
+
+    monkeypatch.setattr(simulated_bucket.Bucket, "_open", open_object)
+    other = dataclasses.replace(remote, local_cache_dir=str(tmp_path / "b"))
+    assert dataset.open_dataset(other, 0).hash == first.hash and len(truncated) == 2
+
+
 def test_error_of_the_bucket_library_is_one_line(capsys):
     """The libraries of buckets raise types that are not OSError."""
     http_error = type("HttpError", (Exception,), {"__module__": "gcsfs.retry"})

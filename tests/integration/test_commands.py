@@ -9,7 +9,7 @@ import sys
 import time
 
 import pytest
-from fixtures import made_up_sweep
+from fixtures import made_up_sweep, verified_sweep
 
 from lm.runs import records
 from lm.runs.integrity import sweep_files
@@ -75,6 +75,26 @@ def test_sweep_trains_and_writes_a_report(trained):
     assert (folder / "runs/s/report.html").stat().st_size > 10_000
     assert list((folder / "runs/s/figures").glob("*.png"))
     assert sweep_files.read_member_names(folder / "runs/s") == {"s/10K", "s/15K"}
+
+
+def test_run_in_training_elsewhere_is_no_failure_of_a_sweep(tmp_path):
+    folder = verified_sweep.write_sweep(tmp_path)
+    records.write_facts(folder / "c", status="running", ends_at=None)
+    script = (
+        "import pathlib; from experiments import sweep; from lm.reports import report\n"
+        "from lm.runs import lock; report.write_report = str; folder = pathlib.Path('s')\n"
+        "with lock.RunLock(folder / 'c'):\n    print(sweep.print_results(folder))\n"
+        "print(sweep.print_results(folder))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=environment(),
+    )
+    statuses = [line for line in done.stdout.splitlines() if line in ("0", "1")]
+    assert statuses == ["0", "1"], done.stdout + done.stderr  # lost after the lock is released
 
 
 def test_second_sweep_command_trains_nothing(trained):
@@ -263,6 +283,15 @@ def test_plan_proposes_the_next_runs_of_a_sweep(tmp_path):
     advice = json.loads(result.stdout)
     assert len(advice["runs"]) == 2 and sum(run["flops"] for run in advice["runs"]) <= 1e14
     assert advice["target"] == {"N": 1610000.0} and advice["after"] < advice["before"]
+
+
+def test_advice_names_the_run_that_is_left_out(tmp_path):
+    """Without this run the sweep has no law."""
+    folder = verified_sweep.write_sweep(tmp_path)
+    (folder / "a" / "facts.json").write_text("{")
+    result = command(tmp_path, "plan", "--advise=s")
+    assert result.returncode == 2 and result.stderr.count("\n") == 1, result.stderr
+    assert "s/a/facts.json is not valid JSON" in result.stderr
 
 
 def test_prepare_uses_the_sources_flag(folder, text_file):

@@ -105,6 +105,17 @@ def test_run_resumes_from_the_newest_intact_checkpoint(finished_copy, finished_r
     assert_same_bits(finished_copy, finished_run)
 
 
+def test_checkpoint_whose_metadata_lacks_an_array_is_corrupt(finished_copy):
+    file = records.run_dir(finished_copy) / "checkpoints" / "12" / "state" / "_METADATA"
+    file.write_text(
+        file.read_text().replace("params/blocks/attention/out", "params/blocks/attention/uut")
+    )
+    functions = step.build_train_functions(finished_copy, mesh.make_mesh(finished_copy.mesh))
+    with checkpoints.CheckpointStore(finished_copy) as store:
+        restored = store.restore_newest(functions.abstract)
+    assert restored.step == 8 and "checkpoint 12 is damaged" in restored.damage[0]
+
+
 def test_required_resume_rejects_a_run_without_checkpoint(tiny):
     tiny.resume = "required"
     with pytest.raises(ValueError, match="resume='required': .* has no intact checkpoint"):
@@ -303,6 +314,45 @@ def test_failed_command_does_not_wait_for_threads():
         [sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, timeout=120
     )
     assert done.returncode == 2 and "runs/x: Read-only file system. Saved files" in done.stderr
+
+
+def run_main(main: str, **environment: str) -> subprocess.CompletedProcess:
+    """Run a script that defines main() and calls cli.run_main. environment: changed variables."""
+    imports = "import sys, threading, types\nfrom experiments.common import cli\n"
+    command = [sys.executable, "-c", f"{imports}{main}cli.run_main(main)\n"]
+    variables = os.environ | environment
+    return subprocess.run(
+        command, capture_output=True, text=True, cwd=ROOT, timeout=120, env=variables
+    )
+
+
+def test_characters_beyond_the_encoding_of_the_output_are_replaced():
+    ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = run_main("def main():\n    print('loss 2 \\xb1 1')\n", **ascii_only)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "loss 2 ? 1\n", "")
+
+
+def test_exceptions_in_callbacks_of_a_library_are_not_printed():
+    """Tensorstore calls the hook in the main thread and in its own threads."""
+    done = run_main(
+        "def main():\n"
+        "    error = RuntimeError('Event loop is closed')\n"
+        "    arguments = (RuntimeError, error, None)\n"
+        "    sys.excepthook(*arguments)\n"
+        "    thread = threading.Thread(target=sys.excepthook, args=arguments)\n"
+        "    thread.start(); thread.join()\n"
+        "    ignored = types.SimpleNamespace(exc_type=RuntimeError, exc_value=error,"
+        " exc_traceback=None, err_msg=None, object=None)\n"
+        "    sys.unraisablehook(ignored)\n"
+        "    raise OSError(27, 'File too large', 'runs/x')\n"
+    )
+    assert done.returncode == 2 and "runs/x: File too large. Saved files" in done.stderr
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+
+
+def test_exception_that_ends_a_command_is_printed():
+    done = run_main("def main():\n    raise RuntimeError('fault of the code')\n")
+    assert done.returncode == 1 and "RuntimeError: fault of the code" in done.stderr
 
 
 @pytest.fixture

@@ -1,14 +1,17 @@
 """Tests of the paired error of the difference between two runs."""
 
 import io
+import warnings
 import zipfile
 
 import numpy as np
 import pytest
+from fixtures import verified_sweep
 from scipy import stats
 
 from lm.data import heldout_documents
 from lm.reports import paired_errors, transfer_analysis
+from lm.runs import records
 
 N_DOCUMENTS = 300
 SOURCES = ("text:a/*", "code")
@@ -136,3 +139,16 @@ def test_paired_error_of_equal_documents_is_that_of_their_mean(tmp_path):
     )
     expected = losses[0].mean() - losses[1].mean(), stats.sem(losses[0] - losses[1])
     assert difference_of(first, second) == pytest.approx(expected, rel=1e-9)
+
+
+def test_sums_of_another_evaluation_are_reported(tmp_path):
+    """The report prints the warning. With early stopping, other sums are usual."""
+    folder = verified_sweep.write_sweep(tmp_path)
+    row, other = records.load_runs(folder)[:2]
+    (folder / "a" / "heldout.npz").write_bytes((folder / "b" / "heldout.npz").read_bytes())
+    with pytest.warns(UserWarning, match="a/heldout.npz belongs to another evaluation"):
+        assert paired_errors.load_document_sums(row) == {}
+    assert paired_errors.load_document_sums(other)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert paired_errors.load_document_sums(row | {"eval.patience": 2}) == {}

@@ -7,6 +7,7 @@ import os
 import pathlib
 import shutil
 import socket
+import tempfile
 import time
 
 import jax
@@ -290,6 +291,17 @@ def test_absurdly_large_text_is_not_read(tmp_path):
         filesystem.read_limited_text(tmp_path / "sparse.json")
 
 
+def test_old_file_of_a_killed_write_is_removed_despite_its_number(tmp_path):
+    """In a container, each process may have the number of the killed one."""
+    number = f"{socket.gethostname()}-{os.getppid()}-1f"
+    old, recent = tmp_path / f".old.json.{number}", tmp_path / f".recent.json.{number}"
+    for path, age in ((old, 2 * filesystem.ABANDONED_SECONDS), (recent, 60)):
+        path.write_text("{")
+        os.utime(path, (time.time() - age,) * 2)
+        filesystem.write_file(tmp_path / f"{path.name.split('.')[1]}.json", "{}")
+    assert recent.exists() and not old.exists()
+
+
 def test_next_write_removes_the_file_of_a_killed_write(tmp_path):
     """Files of other processes and of other machines remain."""
     file, killed = tmp_path / "facts.json", 2**22 + 1  # larger than all process numbers
@@ -298,7 +310,17 @@ def test_next_write_removes_the_file_of_a_killed_write(tmp_path):
     leftovers += [".facts.json.otherhost-1", f".facts.jsonl.{host}-{killed}"]
     for name in leftovers:
         (tmp_path / name).write_text("half")
-        os.utime(tmp_path / name, (0, 0))
+        os.utime(tmp_path / name, (time.time() - 60,) * 2)
     filesystem.write_file(file, "new")
     assert file.read_text() == "new"
     assert {path.name for path in tmp_path.iterdir()} == {"facts.json", *leftovers[1:]}
+
+
+def test_check_of_a_folder_creates_no_name(tmp_path, monkeypatch):
+    """A process that is killed during the check would leave it behind."""
+    names = []
+    monkeypatch.setattr(tempfile, "_get_candidate_names", lambda: names.append(1) or iter("ab"))
+    filesystem.check_writable(tmp_path)
+    assert not names and not list(tmp_path.iterdir())
+    with pytest.raises(OSError, match=f"No such file or directory: '{tmp_path}/no'"):
+        filesystem.check_writable(tmp_path / "no")

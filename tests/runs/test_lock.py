@@ -155,3 +155,12 @@ def test_damaged_lock_file_belongs_to_no_process(tmp_path, content):
     assert lock.is_alive(tmp_path)
     os.utime(path, (1, 1))
     assert not lock.is_alive(tmp_path)
+
+
+def test_next_lock_removes_the_file_of_a_killed_write(tmp_path):
+    old, recent = tmp_path / ".lock-7-aa.host-7-bb", tmp_path / ".lock-8-aa.host-8-bb"
+    for path, age in ((old, 60), (recent, 0)):
+        path.write_text("{")
+        os.utime(path, (time.time() - age,) * 2)
+    with lock.RunLock(tmp_path):
+        assert recent.exists() and not old.exists()

@@ -7,7 +7,7 @@ import pytest
 
 from lm.config import schema, validation
 from lm.runs import json_files, records
-from lm.runs.integrity import record_checksums
+from lm.runs.integrity import record_checksums, record_lines
 
 
 @pytest.fixture
@@ -182,7 +182,7 @@ def test_invalid_lines_are_passed_over(sweep_dir, line):
     assert [row["step"] for row in records.load_metrics(sweep_dir / "a")] == [10, 20]
     assert records.attempt_metrics(sweep_dir / "a", before=2)[0]["step"] == 20
     assert records.load_events(sweep_dir / "a") == []
-    records.repair_records(sweep_dir / "a")  # the next attempt
+    record_lines.repair_records(sweep_dir / "a")  # the next attempt
 
 
 def test_missing_final_evaluation_is_not_replaced_by_an_older_one(sweep_dir):

@@ -4,7 +4,7 @@ import os
 import shutil
 import time
 
-from fixtures import made_up_sweep
+from fixtures import made_up_sweep, verified_sweep
 
 from lm.runs import json_files, lock, records, status
 
@@ -96,3 +96,15 @@ def test_loss_that_is_not_a_number_is_unknown(tmp_path):
     row = records.load_metrics(folder / "30K")[-1] | {"loss": float("nan")}
     records.append_record(folder / "30K" / "metrics.jsonl", row)
     assert status.run_statuses(folder)[0]["loss"] is None
+
+
+def test_done_run_without_its_last_metrics_is_complete(tmp_path):
+    folder = verified_sweep.write_sweep(tmp_path)
+    (expected,) = (run for run in status.run_statuses(folder) if run["name"] == "s/a")
+    file = folder / "a" / "metrics.jsonl"
+    lines = file.read_text().splitlines(keepends=True)
+    for n_lines in (len(lines) - 1, 0):
+        file.write_text("".join(lines[:n_lines]))
+        (run,) = (run for run in status.run_statuses(folder) if run["name"] == "s/a")
+        assert run["step"] == expected["step"] == 20 and run["loss"] is None
+        assert run["heldout_loss"] == expected["heldout_loss"]

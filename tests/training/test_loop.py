@@ -14,7 +14,7 @@ from lm.config import schema
 from lm.data import dataset, tokenizers
 from lm.evaluation import heldout, task_eval
 from lm.parallel import mesh
-from lm.runs import records, task_results
+from lm.runs import json_files, records, task_results
 from lm.sweeps import launcher
 from lm.training import (
     checkpoints,
@@ -431,7 +431,7 @@ def result_files(run, name: str) -> list:
     rows = [(r["step"], r["loss"], r["grad_norm"]) for r in records.load_metrics(folder)]
     evaluations = [(row["step"], row["loss"]) for row in records.load_evals(folder)]
     path = folder / "events.jsonl"
-    events = records.parse_json_lines(path) if path.exists() else []
+    events = json_files.read_latest_rows(path) if path.exists() else []
     return [rows, evaluations, [(e["step"], e["event"]) for e in events]]
 
 

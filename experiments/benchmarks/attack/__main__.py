@@ -17,6 +17,7 @@ with the flag that repeats it. The exit status is 1 if there is any.
 import shutil
 import tempfile
 import time
+import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -42,6 +43,7 @@ _CASES = flags.DEFINE_integer("cases", 0, "largest number of cases per area; 0: 
 _CASE = flags.DEFINE_string("case", "", "AREA:SEED, a single case to repeat")
 _FOLDER = flags.DEFINE_string("folder", None, "working folder that remains; default: temporary")
 
+REAL = "new interpreter"  # column with the number of cases that ran a real command
 RunCase = Callable[[int, subjects.Subjects], outcomes.Outcome]
 AREAS: dict[str, RunCase] = {
     "kills": kills.run_case,
@@ -105,8 +107,12 @@ def attack(
     for area, seed in cases:
         if time.monotonic() - began > seconds:
             break
-        outcome = AREAS[area](seed, attacked)
+        try:
+            outcome = AREAS[area](seed, attacked)
+        except Exception:  # a fault of the attack itself must not end it
+            outcome = outcomes.Outcome("failed", f"in the attack: {traceback.format_exc()[-800:]}")
         counts.setdefault(area, Counter()).update(outcome.counts or {outcome.kind: 1})
+        counts[area][REAL] += outcome.is_real
         if outcome.kind == "failed":
             failures[f"{area}:{seed}"] = outcome.detail
             console.print_line(f"failed, --case={area}:{seed}: {outcome.detail}")
@@ -117,8 +123,8 @@ def table_lines(counts: dict[str, Counter]) -> list[dict[str, str]]:
     """Return a table row per area: the number of cases and of each outcome."""
     lines = []
     for area, count in counts.items():
-        tried = sum(count.values()) - count["skipped"]
-        line = {"area": area, "tried": f"{tried:,}"}
+        tried = sum(count[kind] for kind in outcomes.KINDS) - count["skipped"]
+        line = {"area": area, "tried": f"{tried:,}", REAL: f"{count[REAL]:,}"}
         lines.append(line | {kind: f"{count[kind]:,}" for kind in outcomes.KINDS})
     return lines
 

@@ -27,12 +27,13 @@ class Outcome(NamedTuple):
     """Outcome of a case.
 
     kind: of KINDS. detail: the message, or the first difference. counts: {kind: number} of a case
-    with many inputs.
+    with many inputs. is_real: True if a command in a new interpreter was part of the case.
     """
 
     kind: str
     detail: str = ""
     counts: Mapping[str, int] = {}
+    is_real: bool = False
 
 
 def worst(outcomes: Iterable[Outcome]) -> Outcome:
@@ -41,22 +42,35 @@ def worst(outcomes: Iterable[Outcome]) -> Outcome:
     return max(outcomes, key=lambda outcome: order.index(outcome.kind))
 
 
-def judge_message(message: str, names: Iterable[str]) -> Outcome:
+def judge_message(message: str, names: Iterable[str], may_name_field: bool = True) -> Outcome:
     """Return refused for a message of one line that names a file or a field, else failed.
 
-    names: parts of the path of the damaged file, any of which names the file.
+    names: parts of the path of the damaged file, any of which names the file. may_name_field: False
+    if the cause is a file, so that the name of a field does not suffice.
     """
     text = message.strip()
     if not text or "\n" in text:
         return Outcome("failed", f"message of {len(text.splitlines())} lines: {text[:600]}")
     if len(text) > MAX_MESSAGE:
         return Outcome("failed", f"message of {len(text)} characters: {text[:300]}")
-    if not FIELD.search(text) and not any(name and name in text for name in names):
+    has_field = may_name_field and FIELD.search(text)
+    if not has_field and not is_named(text, names):
         return Outcome("failed", f"names neither the file nor a field: {text}")
     return Outcome("refused", text)
 
 
-def judge_command(status: int | None, output: str, errors: str, names: Iterable[str]) -> Outcome:
+def is_named(text: str, names: Iterable[str]) -> bool:
+    """Return True if a text contains any of the names."""
+    return any(name and name in text for name in names)
+
+
+def judge_command(
+    status: int | None,
+    output: str,
+    errors: str,
+    names: Iterable[str],
+    may_name_field: bool = True,
+) -> Outcome:
     """Classify the end of a command by its exit status and its output.
 
     status: None if the command was stopped after its time limit. A command that ends with status 0
@@ -69,7 +83,7 @@ def judge_command(status: int | None, output: str, errors: str, names: Iterable[
     if status == 0:
         return Outcome("repaired", errors.strip()[:400]) if errors.strip() else Outcome("same")
     if status == 2:
-        return judge_message(errors.removeprefix("error: "), names)
+        return judge_message(errors.removeprefix("error: "), names, may_name_field)
     return Outcome("failed", f"exit status {status}: {_last(errors or output)}")
 
 
@@ -102,17 +116,17 @@ def first_difference(expected: Any, actual: Any, path: str = "") -> str:
     return f"{path}: {_short(actual)}, expected {_short(expected)}"
 
 
-def judge_results(expected: Any, actual: Any, notes: str) -> Outcome:
+def judge_results(expected: Any, actual: Any, notes: str, names: Iterable[str] = ()) -> Outcome:
     """Compare results with those of the undisturbed command.
 
     notes: lines that the command printed in addition. A result that is missing is excluded if a
-    note reports it. A result with another value is failed.
+    note contains any of the names. A result with another value is failed.
     """
     difference = first_difference(expected, actual)
     if not difference:
         return Outcome("repaired", notes[:400]) if notes else Outcome("same")
     changed = first_difference(*common_parts(expected, actual))
-    if not changed and notes:
+    if not changed and is_named(notes, names):
         return Outcome("excluded", notes[:400])
     return Outcome("failed", f"{changed or difference} ({notes[:200] or 'no message'})")
 

@@ -195,9 +195,9 @@ def run_reader(command: str) -> Any:
 
 
 def file_hashes(folder: Path) -> dict[str, str]:
-    """Return {relative path: SHA-256} of all files of a folder, without lock files."""
+    """Return {relative path: SHA-256} of all files of a folder."""
     return {
         path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and not path.name.endswith(".lock")
+        if path.is_file()
     }

@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 
 from lm.config import schema
-from lm.data import preprocessing, splits, staging
+from lm.data import preprocessing, splits
 from lm.data.filters import decontamination, ngrams
-from lm.data.prepared import block_checksums, temporary_folders
+from lm.data.prepared import block_checksums, document_hashes, temporary_folders
 from lm.data.sources import readers
 from lm.runs import filesystem
 
@@ -105,7 +105,7 @@ def _count_documents(
     if not len(index):
         return np.zeros(0, np.uint8)
     counts = np.memmap(path.with_suffix(".counts"), np.uint8, "w+", shape=(len(index),))
-    counted_documents = staging.DocumentHashes(path.with_suffix(".sqlite"))
+    counted_documents = document_hashes.DocumentHashes(path.with_suffix(".sqlite"))
     training_documents = _documents_of_split(data, read, is_heldout=False)
     arguments = (data.decontaminate_ngram, path)
     for matches in preprocessing.map_chunks(match_ngrams, training_documents, arguments, workers):

@@ -4,5 +4,6 @@ block_checksums.py    SHA-256 of files in blocks; damage of a file, computed onc
 corpus_manifest.py    manifest of a prepared source, with the checksums of its files
 token_file.py         token ids whose blocks are verified when they are first read
 recorded_text.py      comparison of the text and the tokenizer with the records of a run
+document_hashes.py    hash set of documents on disk, for equal documents and near-duplicates
 temporary_folders.py  folders of a preparation, which a later call deletes after a kill
 """

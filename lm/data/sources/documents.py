@@ -29,6 +29,7 @@ import functools
 import hashlib
 import importlib
 import itertools
+import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -266,11 +267,11 @@ def _split_hf_name(dataset: str) -> tuple[str, str]:
     name, _, split = dataset.rpartition("/")
     # A split may have any name, so OWNER/NAME and FOLDER without a split have a valid form. Then
     # the last part is a split only if it has a usual name.
-    is_ambiguous = "/" not in name or Path(dataset).expanduser().is_dir()
-    is_local = bool(name) and Path(name).expanduser().is_dir() and not Path(dataset).is_dir()
+    is_ambiguous = "/" not in name or os.path.isdir(os.path.expanduser(dataset))
+    is_local = bool(name) and os.path.isdir(os.path.expanduser(name)) and not Path(dataset).is_dir()
     if not name or (is_ambiguous and not is_local and not _USUAL_SPLIT.match(split)):
         raise ValueError(f"hf:{dataset} names no split: write it as hf:{dataset}/train")
-    return str(Path(name).expanduser()) if name.startswith("~") else name, split
+    return os.path.expanduser(name), split
 
 
 def _stream_rows(

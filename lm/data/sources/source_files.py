@@ -36,6 +36,8 @@ CHUNK_BYTES = 1 << 14  # bytes of plain text that are read at once
 # with 128 KiB of equal bytes in a block of 4 bytes.
 COMPRESSED_CHUNK_BYTES = 1 << 12
 MAX_LINE_BYTES = 1 << 30  # of a line that is read as a whole
+KERNEL_FOLDERS = ("/proc", "/sys")
+WHOLE_DISK = ("/", "/dev", *KERNEL_FOLDERS)
 HEAD_BYTES = 512  # bytes at the start of a file that identify its format
 MAX_ZSTD_WINDOW = 1 << 31  # bytes; zstd --long=31, the largest window of the format
 
@@ -109,9 +111,10 @@ def list_files(kind: str, pattern: str, suffixes: set[str]) -> SourceFiles:
         raise ValueError(
             f"{source}: a remote address is not supported: copy the files to a local folder"
         )
-    path = Path(pattern).expanduser()
+    path = Path(os.path.expanduser(pattern))
     omitted: collections.Counter[str] = collections.Counter()
     try:
+        _check_not_root(source, path)
         if path.is_dir():
             paths = _files_below(path, suffixes, omitted)
         elif path.exists() or not _GLOB_CHARACTERS.search(pattern):
@@ -135,6 +138,21 @@ def list_files(kind: str, pattern: str, suffixes: set[str]) -> SourceFiles:
             )
         raise ValueError(f"{source}: no file matches {path}{left_out}: correct the pattern")
     return SourceFiles(regular, dict(sorted(omitted.items())))
+
+
+def _check_not_root(source: str, path: Path) -> None:
+    """Raise ValueError for a search of the whole disk, or of the files of the kernel.
+
+    source: for the error message. A search begins at the folder, or before the first `**`.
+    """
+    parts = path.parts
+    if "**" in parts:
+        path = Path(*parts[: parts.index("**")])
+    elif not path.is_dir():
+        return
+    real_path = os.path.realpath(path)
+    if real_path in WHOLE_DISK or real_path.startswith(tuple(f"{top}/" for top in KERNEL_FOLDERS)):
+        raise ValueError(f"{source}: {real_path} is no folder of text: name a folder below it")
 
 
 def format_counts(counts: dict[str, int]) -> str:

@@ -100,7 +100,12 @@ def _read_example(
 def dataset_folder(name: str) -> Path:
     """Return the folder that contains all versions of a dataset. It need not exist."""
     dataset = name.rpartition("/")[0].partition(":")[0]
-    return Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser() / dataset
+    return _data_dir() / dataset
+
+
+def _data_dir() -> Path:
+    """Return the folder of all datasets."""
+    return Path(os.path.expanduser(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"))
 
 
 def _find_dataset(name: str) -> tuple[Path, str]:
@@ -111,7 +116,7 @@ def _find_dataset(name: str) -> tuple[Path, str]:
     """
     dataset, _, split = name.rpartition("/")
     dataset, _, version = dataset.partition(":")
-    top = Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+    top = _data_dir()
     folders = sorted(p.name for p in (top / dataset).glob("*") if p.is_dir()) if dataset else []
     versions = sorted(
         (n for n in folders if VERSION.fullmatch(n)), key=lambda n: [*map(int, n.split("."))]

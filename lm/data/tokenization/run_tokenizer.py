@@ -1,6 +1,7 @@
 """Tokenizer of a run: its files in the run directory, and fields that the config leaves open.
 
     resolve_tokenizer(run)            # sets data.tokenizer and model.vocab_size, before validation
+    training_data(run)                # data config with a tokenizer file that exists
     save_tokenizer(run, tokenizer)    # writes its files; returns their checksums for facts.json
     saved_tokenizer(run)              # the verified file in the run directory
 
@@ -11,6 +12,8 @@ facts.json has the SHA-256 of each file, so that another tokenizer is never used
 file is restored from a prepared text whose copy has this SHA-256.
 """
 
+import dataclasses
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -50,8 +53,31 @@ def resolve_tokenizer(run: schema.Run) -> schema.Run:
         # Commands import this file before they print anything, and the library loads slowly.
         from lm.data import tokenizers
 
-        run.model.vocab_size = tokenizers.open_tokenizer(run.data.tokenizer).vocab_size
+        run.model.vocab_size = tokenizers.open_tokenizer(training_data(run).tokenizer).vocab_size
     return run
+
+
+def training_data(run: schema.Run) -> schema.Data:
+    """Return the data config of a run, with a tokenizer file that exists.
+
+    If the file of data.tokenizer is missing, and the run has started, the copy in its directory is
+    used after a line on stderr. Raises ValueError if the copy is damaged.
+    """
+    kind, _, path = run.data.tokenizer.partition(":")
+    is_missing = kind in ("file", "spm") and not _exists(path)
+    if not is_missing or not _stored_checksums(run):
+        return run.data
+    copy = saved_tokenizer(run)
+    block_checksums.print_note(
+        f"data.tokenizer={run.data.tokenizer!r} is missing: the run continues with"
+        f" {copy.partition(':')[2]}"
+    )
+    return dataclasses.replace(run.data, tokenizer=copy)
+
+
+def _exists(path: str) -> bool:
+    """Return True if a local or remote file exists."""
+    return filesystem.open_path(os.path.expanduser(path)).exists()
 
 
 def tokenizer_facts(tokenizer: "tokenizers.Tokenizer") -> dict:

@@ -52,6 +52,8 @@ def plan_next_runs(
     law_fit = sweep.laws["size and tokens"][0] or sweep.fit
     if law_fit is None:
         raise ValueError(f"the sweep has no law: {sweep.refusal}")
+    if not law_fit.ensemble:
+        raise ValueError(f"the law of {law_fit.n} runs has no intervals: train more runs")
     if budget is None:
         flops = [row.get(records.FLOPS) for row in law_fit.data.rows]
         budget = max((v for v in flops if records.is_finite(v)), default=0.0)

@@ -23,15 +23,15 @@ from typing import Any
 
 from lm.config import schema
 from lm.runs import filesystem, json_files, records
-from lm.runs.integrity import record_checksums, stored_config
+from lm.runs.integrity import record_checksums, record_lines, stored_config
 
 FILE = "predictions.jsonl"
 PREDICTION, RESULT = "prediction", "result"  # kinds of an entry
 EVENT = "predicted"  # event of the predicted run
 PREVIOUS, SHA256 = "previous", record_checksums.SHA256
 LINE_FILES = ("metrics.jsonl", "evals.jsonl", "events.jsonl")
-# Facts without influence on the hash: an archive omits the first, a user may add the second later.
-UNHASHED_FACTS = ("host", "invalid_results")
+# Facts without influence on the hash: an archive omits them, or a user may add them later.
+UNHASHED_FACTS = ("host", "invalid_results", record_lines.N_LINES, record_lines.N_MISSING)
 
 
 def content_sha256(value: Mapping) -> str:

@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from lm.runs import filesystem, json_files, records, run_selection
-from lm.runs.integrity import record_checksums, stored_results
+from lm.runs.integrity import record_checksums, record_lines, stored_results
 
-MAX_LISTED = 5  # numbers of lines in a sentence
+HELDOUT_FILE = "heldout.npz"  # see records.py
 
 
 def folder_notes(loaded: records.FolderRuns) -> list[str]:
@@ -20,16 +20,13 @@ def folder_notes(loaded: records.FolderRuns) -> list[str]:
     notes += [stored_results.describe_missing_result(row) for row in loaded.rows]
     notes += [f"{row['name']}: {row['warning']}" for row in loaded.rows if row.get("warning")]
     for row in loaded.rows:
-        notes += describe_damaged_lines(row)
+        notes += describe_files(row)
     notes.append(describe_unverified(loaded.rows))
     return [note for note in notes if note]
 
 
-def describe_damaged_lines(row: Mapping) -> list[str]:
-    """Return a sentence for each file of a run with damaged lines or without its last line.
-
-    A cut last line is no damage until the run has ended.
-    """
+def describe_files(row: Mapping) -> list[str]:
+    """Return a sentence for each file of a run that is missing or has lost lines."""
     folder, sentences = filesystem.open_path(Path(row["dir"])), []
     has_ended = row["status"] in records.TERMINAL_STATUSES
     has_checksums = row.get(record_checksums.VERSION) == record_checksums.FORMAT_VERSION
@@ -37,19 +34,15 @@ def describe_damaged_lines(row: Mapping) -> list[str]:
     for name in json_files.FILES:
         if name == "evals.jsonl" and has_lost_result:  # described with its line
             continue
-        content = json_files.read_file(folder / name)
-        damaged = content.corrupt_lines + [content.truncated_line] * (
-            has_ended and content.truncated_line > 0
-        )
-        if damaged:
-            numbers = ", ".join(map(str, damaged[:MAX_LISTED]))
-            more = f" and {len(damaged) - MAX_LISTED} more" if len(damaged) > MAX_LISTED else ""
-            lines = f"line {numbers} is" if len(damaged) == 1 else f"lines {numbers}{more} are"
-            sentences.append(f"{folder / name}: {lines} damaged and not used")
-        elif name == "metrics.jsonl" and row["status"] == "done":
-            rows = json_files.latest_rows(content.rows.values())
-            if has_checksums and (rows[-1] if rows else {}).get("tokens") != row.get("tokens"):
+        if sentence := record_lines.describe_lost_lines(folder, name, has_ended):
+            sentences.append(sentence)
+        elif name == "metrics.jsonl" and row["status"] == "done" and has_checksums:
+            rows = records.load_metrics(folder)
+            if (rows[-1] if rows else {}).get("tokens") != row.get("tokens"):
                 sentences.append(f"{folder / name} has no row of the last step")
+    if row["status"] == "done" and has_checksums and records.LOSS in row:
+        if not (folder / HELDOUT_FILE).exists():
+            sentences.append(f"{folder / HELDOUT_FILE} is missing: no paired errors with this run")
     return sentences
 
 

@@ -64,6 +64,17 @@ def read_prediction(sweep_dir: str | Path) -> dict:
     return content
 
 
+def describe_missing_files(sweep_dir: str | Path) -> list[str]:
+    """Return a sentence if only one of sweep.json and plan.json exists. A sweep writes both."""
+    folder = filesystem.open_path(sweep_dir)
+    has_sweep, has_plan = (folder / "sweep.json").exists(), (folder / "plan.json").exists()
+    if has_sweep and not has_plan:
+        return [f"{folder / 'plan.json'} is missing: the planned costs are unknown"]
+    if has_plan and not has_sweep:
+        return [f"{folder / 'sweep.json'} is missing: the runs of the sweep are those of plan.json"]
+    return []
+
+
 def find_run_dirs(top: Path) -> list[Path]:
     """Return the run directories below a folder, also those whose config.json is missing."""
     folders = {file.parent for file in filesystem.find_files(top, "config.json")}

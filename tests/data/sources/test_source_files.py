@@ -163,6 +163,23 @@ def test_remote_address_is_refused(kind, scheme):
     assert "a remote address is not supported: copy the files to a local folder" in line
 
 
+ROOTS = ["/", "//", "/**", "/**/*.txt", "/../", "/proc", "/proc/self/**/x", "/sys/kernel", "root"]
+
+
+@pytest.mark.parametrize("path", ROOTS)
+def test_whole_disk_is_no_source(path, tmp_path, monkeypatch):
+    """A search would read the directories of the whole disk before it ends."""
+    (tmp_path / "root").symlink_to("/")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(os, "walk", None)
+    for kind in ("text", "jsonl", "parquet"):
+        assert "is no folder of text: name a folder below it" in error_of(f"{kind}:{path}")
+
+
+def test_folder_of_an_unknown_user_is_missing():
+    assert "there is no such file or folder" in error_of("text:~nobody-has-this-name/x")
+
+
 def test_missing_file_error_names_the_cause(tmp_path):
     (tmp_path / "a.txt").symlink_to("nothing")
     os.mkfifo(tmp_path / "pipe.txt")

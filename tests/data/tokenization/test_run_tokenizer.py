@@ -167,3 +167,21 @@ def test_run_without_checksums_gives_one_note(tmp_path, capsys):
         assert run_tokenizer.saved_tokenizer(parent).endswith("parent/tokenizer.json")
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("note: ") and "no checksum of its tokenizer" in line
+
+
+def test_missing_tokenizer_file_is_replaced_by_the_copy(tmp_path, capsys):
+    source = tmp_path / "given" / "tokenizer.json"
+    tokenizer = bpe_training.train_bpe(iter(TEXTS), 270)
+    tokenizer.save(source.parent)
+    run = schema.Run(name="run", dir=str(tmp_path / "runs"))
+    run.data.tokenizer = f"file:{source}"
+    assert run_tokenizer.training_data(run) == run.data
+    records.start_run(run, run_tokenizer.save_tokenizer(run, tokenizer))
+    source.unlink()
+    data = run_tokenizer.training_data(run)
+    assert data.tokenizer == f"file:{saved_file(run)}"
+    assert tokenizers.open_tokenizer(data.tokenizer).hash == tokenizer.hash
+    assert f"is missing: the run continues with {saved_file(run)}" in capsys.readouterr().err
+    assert run_tokenizer.resolve_tokenizer(run).model.vocab_size == tokenizer.vocab_size
+    other = schema.Run(name="other", dir=str(tmp_path / "runs"), data=run.data)
+    assert run_tokenizer.training_data(other) == run.data  # it has no copy

@@ -39,5 +39,11 @@ def test_section_of_a_sweep_without_law_has_the_reason(tmp_path):
     assert "No advice: the sweep has no law" in text
 
 
+def test_law_without_intervals_gives_no_advice(tmp_path):
+    folder = made_up_sweep.sweep(tmp_path, missing=("60K", "120K"), predict=False)
+    with pytest.raises(ValueError, match="the law of 3 runs has no intervals: train more runs"):
+        next_run_section.plan_next_runs(summary.load_summary(folder))
+
+
 def test_nearest_size_of_the_ladder():
     assert next_run_section.nearest_ladder_size(1.01e6) == "1M"

@@ -3,7 +3,8 @@
 import pytest
 from fixtures import verified_sweep
 
-from lm.runs import json_files, records
+from lm.reports import summary
+from lm.runs import json_files, records, status
 from lm.runs.integrity import sweep_files
 
 READERS = {
@@ -51,3 +52,18 @@ def test_file_of_another_sweep_is_refused(name, tmp_path):
     (folder / name).write_bytes((other / name).read_bytes())
     with pytest.raises(ValueError, match=f"s/{name} describes t/., a run of another sweep"):
         READERS[name](folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "note"),
+    [
+        ("plan.json", "plan.json is missing: the planned costs are unknown"),
+        ("sweep.json", "sweep.json is missing: the runs of the sweep are those of plan.json"),
+    ],
+)
+def test_deleted_sweep_file_is_named(name, note, tmp_path):
+    folder = verified_sweep.write_sweep(tmp_path)
+    assert summary.load_notes(folder) == []
+    (folder / name).unlink()
+    assert [text for text in summary.load_notes(folder) if note in text]
+    assert [text for text in status.folder_status(folder).notes if note in text]

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from experiments.benchmarks.attack import children, outcomes, readers, subjects
 
-DATA_FILES = ("train.bin", "heldout.bin", "manifest.json", "tokenizer.json", ".sqlite")
+DATA_FILES = (".bin", ".json", ".sqlite")
 HASH = re.compile(r"[0-9a-f]{12,}")  # names of prepared text and of arrays
 IGNORED = (".html", ".svg", ".png", ".py", ".pyc")  # suffixes of files that no reader needs
 REAL_COMMANDS = {
@@ -28,58 +28,61 @@ REAL_COMMANDS = {
 def run_case(seed: int, attacked: subjects.Subjects) -> outcomes.Outcome:
     """Damage one file and read it."""
     rng = random.Random(f"damage {seed}")
-    file = rng.choice(_weighted_files(attacked.state("finished")))
-    kind = list(DAMAGES)[seed % len(DAMAGES)]
-    if "checkpoints" in file or file.startswith("compiled"):
-        command = rng.choice(("evaluate", "sample", "export", "resume"))
-    elif file.startswith("data"):
-        command = rng.choice(("evaluate", "resume", "resume"))
-    else:
-        command = rng.choice((*readers.COMMANDS, "resume", "records", "records"))
-    label = f"{kind} {file}, read by "
-    results = []
-    if not file.startswith(("data", "compiled")) and "checkpoints" not in file:
-        results.append(read_damaged_records(rng, file, kind, attacked, seed % 5 == 0))
-    if command == "resume" and not _is_read(file, command, attacked):
-        command = "evaluate"
-    if command != "records" and _is_read(file, command, attacked):
-        outcome = _read_by_command(rng, file, kind, attacked, command)
+    kind, is_real = list(DAMAGES)[seed % len(DAMAGES)], seed % 5 == 0
+    state = rng.choice(("finished", "finished", "stopped"))
+    file = choose_file(rng, attacked.state(state))
+    label, results = f"{kind} {file} of the {state} run, read by ", []
+    is_record = file.startswith("runs") and (
+        "checkpoints/" not in file or file.endswith("proofs.jsonl")
+    )
+    if is_record and (attacked.state("finished") / file).exists():
+        results.append(read_damaged_records(rng, file, kind, attacked, is_real))
+        is_real = False
+    commands = _commands(file, state)
+    if commands:
+        command = rng.choice(commands)
+        outcome = _read_by_command(rng, file, kind, attacked, command, is_real)
         results.append(outcome._replace(detail=f"{command}: {outcome.detail}"))
-    if not results:
-        return outcomes.Outcome("skipped", f"{label}no command")
     outcome = outcomes.worst(results)
-    return outcome._replace(detail=label + outcome.detail)
+    is_real = any(result.is_real for result in results)
+    return outcome._replace(detail=label + outcome.detail, is_real=is_real)
 
 
-def _weighted_files(folder: Path) -> list[str]:
-    """Return the files of the damaged run, the sweep and the text. Common readers repeat them."""
-    files = []
-    for path in sorted(folder.rglob("*"), key=_file_order):
+def choose_file(rng: random.Random, folder: Path) -> str:
+    """Return a random file of the damaged run, its sweep or its text, or the compilation cache.
+
+    The choice of the group of the file depends only on the seed, not on hashes and times in names.
+    """
+    groups: dict[str, list[str]] = {"compiled": ["compiled"]}
+    for path in sorted(folder.rglob("*"), key=lambda path: (path.lstat().st_size, path)):
         name = path.relative_to(folder).as_posix()
-        is_other_run = name.startswith("runs/attack/") and not name.startswith(subjects.RUN)
-        is_sweep_file = path.parent == folder / "runs/attack"
-        if path.is_dir() or name.startswith("text") or path.suffix in IGNORED:
-            continue
-        if name.endswith(".lock") or (is_other_run and not is_sweep_file):
-            continue
-        if name.startswith("data") and not name.endswith(DATA_FILES):
-            continue
-        is_common = name.startswith("data") or is_sweep_file
-        is_common |= name.startswith(subjects.RUN) and "/checkpoints/" not in name
-        files += [name] * (10 if is_common and "tensorboard" not in name else 1)
-    return [*files, *["compiled"] * 3]
+        if path.is_file() and _is_attacked(name):
+            groups.setdefault(HASH.sub("*", name), []).append(name)
+    names = sorted(groups)
+    weights = [1 if re.search(r"checkpoints/\d", name) else 4 for name in names]
+    return rng.choice(groups[rng.choices(names, weights)[0]])
 
 
-def _file_order(path: Path) -> tuple[str, int]:
-    """Return a sort key that does not depend on hashes and times in names."""
-    return re.sub(r"\d{6,}.*", "*", HASH.sub("*", str(path))), path.stat().st_size
+def _is_attacked(name: str) -> bool:
+    """Return True if a command reads a file of a working directory. Source text is not damaged."""
+    path = Path(name)
+    if name.startswith("data/"):
+        return name.endswith(DATA_FILES)
+    if path.suffix in IGNORED or "tensorboard" in name or path.name.startswith(("lock-", ".")):
+        return False
+    return path.parent == Path(readers.SWEEP) or name.startswith(f"{subjects.RUN}/")
 
 
-def _is_read(file: str, command: str, attacked: subjects.Subjects) -> bool:
+def _commands(file: str, state: str) -> tuple[str, ...]:
+    """Return the commands that read a file, besides those that read only records."""
+    if state == "stopped":
+        return ("resume",)
     if file.startswith("data"):
-        return command in ("evaluate", "resume")
-    state = "stopped" if command == "resume" else "finished"
-    return file == "compiled" or (attacked.state(state) / file).exists()
+        return ("evaluate",)
+    if file == "compiled" or file.startswith(f"{subjects.RUN}/checkpoints/"):
+        return ("evaluate", "sample", "export")
+    is_model_file = Path(file).name in ("config.json", "facts.json", "tokenizer.json")
+    return ("evaluate", "sample", "export") if is_model_file else ()
 
 
 def read_damaged_records(
@@ -92,7 +95,8 @@ def read_damaged_records(
     folder = attacked.copy("finished")
     change = damage(folder / file, kind, rng, _other_run(attacked, kind), file)
     if not change:
-        return outcomes.Outcome("skipped", "no other file")
+        shutil.rmtree(folder)
+        return outcomes.Outcome("skipped", "no change of the file")
     run = subjects.RUN.removeprefix("runs/") if file.startswith(subjects.RUN) else ""
     names = subjects.path_names(file)
     real = _run_real_command(rng, folder, names) if is_real else None
@@ -100,19 +104,22 @@ def read_damaged_records(
     shutil.rmtree(folder)
     if ended.status != 0:
         return outcomes.Outcome("failed", f"records: {ended.errors[-400:]}")
-    results = []
+    results, expected_results = [], attacked.records
+    notes = [_added_notes(expected_results[reader], ended.value[reader]) for reader in ended.value]
     for reader, result in ended.value.items():
         without = attacked.without(run)[reader] if run else None
-        outcome = judge_records(attacked.records[reader], without, result, run, names)
-        if reader == "paired" and outcome.kind == "failed" and _is_part(result, attacked):
+        outcome = judge_records(expected_results[reader], without, result, run, names)
+        is_lost = reader == "paired" and outcome.kind == "failed" and _is_part(result, attacked)
+        if is_lost and outcomes.is_named("\n".join(notes), names):
             outcome = outcomes.Outcome("excluded", "no paired error")
         results.append(outcome._replace(detail=f"{reader}: {outcome.detail}"))
     outcome = outcomes.worst(results)
     if real and outcome.kind == "excluded" and not outcome.detail.startswith("paired"):
         if Path(file).name not in real.output and subjects.RUN not in real.output:
-            return outcomes.Outcome("failed", f"real {real.command} does not name the file")
+            detail = f"real {real.command} does not name the file: {real.output[-300:]} [{change}]"
+            return outcomes.Outcome("failed", detail)
     outcome = outcomes.worst([outcome, real.outcome]) if real else outcome
-    return outcome._replace(detail=f"{outcome.detail} [{change}]")
+    return outcome._replace(detail=f"{outcome.detail} [{change}]", is_real=is_real)
 
 
 class _Real(NamedTuple):
@@ -128,7 +135,11 @@ def _run_real_command(rng: random.Random, folder: Path, names: list[str]) -> _Re
     command = rng.choice(list(REAL_COMMANDS))
     options = children.Options(with_real_start=True)
     ended = children.run_command(folder, command, REAL_COMMANDS[command], options)
-    outcome = outcomes.judge_command(ended.status, ended.output, ended.errors, names)
+    outcome = outcomes.judge_command(
+        ended.status, ended.output, ended.errors, names, may_name_field=False
+    )
+    if ended.status == 0 and not ended.output.strip():
+        outcome = outcomes.Outcome("failed", "no output")
     detail = f"real {command}: {outcome.detail}"
     return _Real(command, outcome._replace(detail=detail), ended.output + ended.errors)
 
@@ -156,7 +167,7 @@ def judge_records(
             return outcomes.Outcome("excluded", message)
         if kind != "refused":
             return outcomes.Outcome("failed", f"traceback {kind}: {message[:300]}")
-        return outcomes.judge_message(message, names)
+        return outcomes.judge_message(message, names, may_name_field=False)
     if "error" in expected:
         return outcomes.Outcome("failed", f"no error, expected {expected['error'][1][:200]}")
     notes = _added_notes(expected, result)
@@ -173,8 +184,8 @@ def judge_records(
             is_named = any(name in reason for name in names) or run in reason
             text = reason if is_named else f"the reason does not name the file: {reason}"
             return outcomes.Outcome("excluded" if is_named else "failed", text[:300])
-    if not run and notes:
-        return outcomes.judge_results(plain, actual, notes)
+    if notes:  # a file of the sweep, or rows of a curve, may be missing with a reason
+        return outcomes.judge_results(plain, actual, notes, names)
     return outcomes.Outcome("failed", f"{difference} ({notes[:200] or 'no message'})")
 
 
@@ -220,9 +231,17 @@ def _listed_notes(result: dict) -> list[str]:
 
 
 def _read_by_command(
-    rng: random.Random, file: str, kind: str, attacked: subjects.Subjects, command: str
+    rng: random.Random,
+    file: str,
+    kind: str,
+    attacked: subjects.Subjects,
+    command: str,
+    is_real: bool,
 ) -> outcomes.Outcome:
-    """Damage a file, and read it by a command that needs the model or the text."""
+    """Damage a file, and read it by a command that needs the model or the text.
+
+    is_real: in a new interpreter.
+    """
     is_resume = command == "resume"
     expected = {"10K": attacked.runs["10K"]} if is_resume else attacked.command_result(command)
     folder = attacked.copy("stopped" if is_resume else "finished")
@@ -234,17 +253,33 @@ def _read_by_command(
     else:
         change = damage(folder / file, kind, rng, _other_run(attacked, kind), file)
     if not change:
-        return outcomes.Outcome("skipped", "no other file")
-    ended = children.call(folder, readers.run_reader, command)
+        shutil.rmtree(folder)
+        return outcomes.Outcome("skipped", "no change of the file")
+    options = children.Options(with_real_start=is_real)
+    if is_real:
+        name = "train" if is_resume else command
+        ended = children.run_command(folder, name, readers.COMMANDS[command], options)
+    else:
+        ended = children.call(folder, readers.run_reader, command)
+    names = subjects.path_names(file)
     outcome = outcomes.judge_command(
-        ended.status, ended.output, ended.errors, subjects.path_names(file)
+        ended.status, ended.output, ended.errors, names, may_name_field=False
     )
     if outcome.kind in ("same", "repaired"):
-        notes = _notable(ended.errors)
-        outcome = outcomes.judge_results(expected, ended.value, notes)
+        value = _real_results(folder, command) if is_real else ended.value
+        outcome = outcomes.judge_results(expected, value, _notable(ended.errors), names)
     if outcome.kind != "failed":
         shutil.rmtree(folder)
-    return outcome._replace(detail=f"{outcome.detail} [{change}]")
+    return outcome._replace(detail=f"{outcome.detail} [{change}]", is_real=is_real)
+
+
+def _real_results(folder: Path, command: str) -> Any:
+    """Return the results of a command that another process has run. Repeat it if it wrote none."""
+    if command == "resume":
+        return children.call(folder, readers.read_results, [readers.RUN]).value
+    if command == "export":
+        return readers.file_hashes(folder / "exported")
+    return children.call(folder, readers.run_reader, command).value
 
 
 def _notable(errors: str) -> str:
@@ -252,15 +287,17 @@ def _notable(errors: str) -> str:
 
 
 def damage(path: Path, kind: str, rng: random.Random, other: Path, name: str) -> str:
-    """Damage a file in one way. Return a description, "" without a file to exchange it with."""
+    """Damage a file in one way. Return a description, "" if the damage does not change the file."""
+    before = path.read_bytes()
     if kind != "exchanged":
-        return DAMAGES[kind](path, rng)
+        change = DAMAGES[kind](path, rng)
+        return change if not path.exists() or path.read_bytes() != before else ""
     source = _other_file(other, name)
-    if source is None or source.read_bytes() == path.read_bytes():
+    if source is None or source.read_bytes() == before:
         return ""
-    size, data = path.stat().st_size, source.read_bytes()
+    data = source.read_bytes()
     if path.suffix == ".bin":
-        data = (data * 2)[:size]  # A token file of another size is prepared again.
+        data = (data * 2)[: len(before)]  # A token file of another size is prepared again.
     path.write_bytes(data)
     return f"{len(data)} bytes of another run"
 

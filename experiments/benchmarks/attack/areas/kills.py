@@ -3,10 +3,12 @@
 The moment is a write of the command (of the first to the last), with a delay of up to 50 ms. It may
 be the start, the compilation, a save, an evaluation, the preparation of text, the report, or the
 time between two runs. After the repetition, losses, evaluations, parameters and prepared text must
-have the bits of undisturbed commands.
+have the bits of undisturbed commands, and no file may be left behind.
 """
 
+import os
 import random
+import re
 import shutil
 import signal
 import time
@@ -14,9 +16,20 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments.benchmarks.attack import children, outcomes, readers, subjects
+from lm.runs import filesystem
 
+# A refused process names the run that another process trains.
+NAMES = ("runs/attack/10K", "runs/attack/12K")
+# Temporary file of a write: .NAME.HOST-PROCESS-RANDOM. A later write removes an old one.
+TEMPORARY = re.compile(r"\..+-\d+-[0-9a-f]{8}")
+TEMPORARY_AGE = 2 * filesystem.ABANDONED_SECONDS
 SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 MAX_REPETITIONS = 4
+# Sizes, steps, times and hashes in the names of files.
+VARYING_PARTS = re.compile(
+    rf"(?<=attack/)({'|'.join(subjects.SIZES)})(?=/)"
+    r"|(?<=checkpoints/)\d+|(?<=tfevents).*|[0-9a-f]{12,}"
+)
 
 
 class Target(NamedTuple):
@@ -28,6 +41,7 @@ class Target(NamedTuple):
     sizes: tuple[str, ...] = ()
 
 
+READ_COMMANDS = ("evaluate", "export")  # their own results are compared too
 TRAIN = Target("prepared", "train", [subjects.CONFIG], subjects.SIZES[:1])
 TARGETS = (
     *[TRAIN] * 5,
@@ -51,6 +65,7 @@ def run_case(seed: int, attacked: subjects.Subjects) -> outcomes.Outcome:
     folder = attacked.copy(target.state)
     is_killed = False
     for _ in range(1 + (rng.random() < 0.25)):
+        _age_temporary_files(folder)
         moment = _random_moment(rng, effort)
         shutil.rmtree(folder / "exported", ignore_errors=True)
         ended = children.run_command(
@@ -82,23 +97,57 @@ def _random_moment(rng: random.Random, effort: subjects.Effort) -> children.Mome
 
 
 def repeat(folder: Path, target: Target, attacked: subjects.Subjects) -> outcomes.Outcome:
-    """Repeat the command until it succeeds, and compare its results."""
+    """Repeat the command until it succeeds, and compare its results.
+
+    Each repetition before the last one must be refused in one line.
+    """
+    _age_temporary_files(folder)
     for _ in range(MAX_REPETITIONS):
         # The command export writes only into an empty folder.
         shutil.rmtree(folder / "exported", ignore_errors=True)
-        ended = children.run_command(folder, target.command, target.arguments)
+        if target.command in READ_COMMANDS:
+            ended = children.call(folder, readers.run_reader, target.command)
+        else:
+            ended = children.run_command(folder, target.command, target.arguments)
+        outcome = outcomes.judge_command(ended.status, ended.output, ended.errors, NAMES)
+        if outcome.kind == "failed":
+            return outcome._replace(detail=f"repetition: {outcome.detail}")
         if ended.status == 0:
             break
     if ended.status != 0:
-        detail = f"repetition ends with {ended.status}: {(ended.errors or ended.output)[-400:]}"
-        return outcomes.Outcome("failed", detail)
+        return outcomes.Outcome("failed", f"repetition is always refused: {outcome.detail}")
+    if target.command in READ_COMMANDS:
+        outcome = outcomes.judge_results(attacked.command_result(target.command), ended.value, "")
+        if outcome.kind == "failed":
+            return outcome._replace(detail=f"repetition: {outcome.detail}")
+    if target.command == "report" and (problem := _report_problem(folder, attacked)):
+        return outcomes.Outcome("failed", problem)
     return compare_folder(folder, target.sizes, attacked)
+
+
+def _age_temporary_files(folder: Path) -> None:
+    """Age the temporary files of killed writes, because a later write removes only old ones."""
+    for path in folder.rglob(".*"):
+        if TEMPORARY.fullmatch(path.name):
+            written = path.stat().st_mtime - TEMPORARY_AGE
+            os.utime(path, (written, written))
+
+
+def _report_problem(folder: Path, attacked: subjects.Subjects) -> str:
+    """Return the first difference of the page and the records from undisturbed ones, or ""."""
+    page = (folder / readers.SWEEP / "report.html").read_text()
+    if not page.rstrip().endswith("</html>"):
+        return "report.html is not complete"
+    ended = children.call(folder, readers.read_records)
+    return outcomes.first_difference(attacked.records, ended.value)
 
 
 def compare_folder(
     folder: Path, sizes: tuple[str, ...], attacked: subjects.Subjects, notes: str = ""
 ) -> outcomes.Outcome:
     """Compare the runs and the prepared text of a working directory with undisturbed ones."""
+    if leftover := find_leftover(folder, attacked):
+        return outcomes.Outcome("failed", f"leftover: {leftover}")
     if sizes:
         names = [f"{readers.SWEEP}/{size}" for size in sizes]
         ended = children.call(folder, readers.read_results, names)
@@ -110,17 +159,31 @@ def compare_folder(
         )
         if outcome.kind != "same":
             return outcome
-    return compare_text(folder, attacked)
-
-
-def compare_text(folder: Path, attacked: subjects.Subjects) -> outcomes.Outcome:
-    """Compare the prepared text of a working directory. Hidden files are leftovers."""
     hashes: dict[str, Any] = readers.file_hashes(folder / "data")
-    leftovers = [name for name in hashes if name not in attacked.corpus]
-    leftovers += [f"{path.name}/" for path in (folder / "data").glob(".*") if path.is_dir()]
-    if leftovers:
-        return outcomes.Outcome("failed", f"leftover in data/: {leftovers[0]}")
     return outcomes.judge_results(attacked.corpus, hashes, "")
+
+
+def find_leftover(folder: Path, attacked: subjects.Subjects) -> str:
+    """Return a file or an empty folder that no undisturbed command leaves behind, or ""."""
+    expected = _general_names(attacked.state("finished"))
+    return next((name for key, name in _general_names(folder).items() if key not in expected), "")
+
+
+def _general_names(folder: Path) -> dict[str, str]:
+    """Return {general name: name} of the files and empty folders of the runs and the text.
+
+    In a general name, the size of a run, hashes, times and steps are replaced by *.
+    """
+    names = {}
+    for top in ("runs", "data"):
+        for path in (folder / top).rglob("*"):
+            # A lock remains if its process was killed after the end of the run. It has no effect.
+            if path.name.startswith("lock-"):
+                continue
+            if path.is_file() or not any(path.iterdir()):
+                name = path.relative_to(folder).as_posix()
+                names[VARYING_PARTS.sub("*", name)] = name
+    return names
 
 
 def _kill_one_of_two(rng: random.Random, attacked: subjects.Subjects) -> outcomes.Outcome:
@@ -135,9 +198,7 @@ def _kill_one_of_two(rng: random.Random, attacked: subjects.Subjects) -> outcome
         ended = child.wait()
         if ended.status in (0, -moment.signal, 128 + moment.signal):
             continue
-        outcome = outcomes.judge_command(
-            ended.status, ended.output, ended.errors, ["10K", "process"]
-        )
+        outcome = outcomes.judge_command(ended.status, ended.output, ended.errors, NAMES)
         if outcome.kind == "failed":
             return outcomes.Outcome("failed", f"two processes, {moment}: {outcome.detail}")
     outcome = repeat(folder, TRAIN, attacked)

@@ -9,7 +9,6 @@ from experiments.benchmarks.attack import children, outcomes, readers, subjects
 from experiments.benchmarks.attack.areas import kills
 
 REPORT = [f"--dir={readers.SWEEP}"]
-NAMES = ("10K", "12K", "process", "attack")
 
 
 def run_case(seed: int, attacked: subjects.Subjects) -> outcomes.Outcome:
@@ -50,7 +49,7 @@ def _start_together(
         time.sleep(rng.choice((0.0, rng.uniform(0, 0.5))))
     ended = [child.wait() for child in started]
     results = [
-        outcomes.judge_command(end.status, end.output, end.errors, NAMES)
+        outcomes.judge_command(end.status, end.output, end.errors, kills.NAMES)
         for end in ended
         if end.status != 0
     ]
@@ -83,7 +82,7 @@ def _read_beside(rng: random.Random, attacked: subjects.Subjects) -> outcomes.Ou
         time.sleep(rng.uniform(0, 2))
         command = rng.choice(list(commands))
         ended = children.run_command(folder, command, commands[command])
-        outcome = outcomes.judge_command(ended.status, ended.output, ended.errors, NAMES)
+        outcome = outcomes.judge_command(ended.status, ended.output, ended.errors, kills.NAMES)
         results.append(outcome._replace(detail=f"{command}: {outcome.detail}"))
     ended = sweep.wait()
     if ended.status != 0:

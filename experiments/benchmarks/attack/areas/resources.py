@@ -18,7 +18,7 @@ from experiments.benchmarks.attack import children, outcomes, readers, simulated
 from experiments.benchmarks.attack.areas import kills
 
 # A message about a disk names a path, or the disk.
-NAMES = ("runs", "data", "disk", "bucket", "10K", "checkpoint", "exported", "files")
+NAMES = ("runs/", "data/", "disk", "bucket", "checkpoint", "exported", "Too many open files")
 WORK: tuple[kills.Target, ...] = (
     kills.TRAIN,
     kills.Target("inputs", "prepare", [subjects.CONFIG]),
@@ -26,6 +26,15 @@ WORK: tuple[kills.Target, ...] = (
     kills.Target("finished", "export", readers.COMMANDS["export"], subjects.SIZES[:1]),
     kills.Target("finished", "report", [f"--dir={readers.SWEEP}"], subjects.SIZES[:1]),
 )
+
+
+# Folders that a command writes.
+WRITTEN_FOLDERS = {
+    "train": ("runs", subjects.RUN, f"{subjects.RUN}/checkpoints"),
+    "prepare": ("data",),
+    "export": ("exported",),
+    "report": (readers.SWEEP,),
+}
 
 
 def run_case(seed: int, attacked: subjects.Subjects) -> outcomes.Outcome:
@@ -64,7 +73,7 @@ def _finish(
 def file_size_quota(rng: random.Random, attacked: subjects.Subjects) -> outcomes.Outcome:
     """Limit the size of a file."""
     target = rng.choice(WORK)
-    limits = {resource.RLIMIT_FSIZE: rng.choice((0, 500, 4096, 20_000, 60_000, 200_000))}
+    limits = {resource.RLIMIT_FSIZE: rng.choice((0, 500, 4096, 15_000, 20_000))}
     folder = attacked.copy(target.state)
     return _run_and_repeat(folder, target, attacked, children.Options(limits=limits))
 
@@ -72,7 +81,7 @@ def file_size_quota(rng: random.Random, attacked: subjects.Subjects) -> outcomes
 def file_handles(rng: random.Random, attacked: subjects.Subjects) -> outcomes.Outcome:
     """Limit the number of open files."""
     target = rng.choice(WORK)
-    limits = {resource.RLIMIT_NOFILE: rng.choice((16, 20, 24, 28, 32, 40, 48, 64))}
+    limits = {resource.RLIMIT_NOFILE: rng.choice((12, 16, 20, 24, 28, 32, 40))}
     folder = attacked.copy(target.state)
     return _run_and_repeat(folder, target, attacked, children.Options(limits=limits))
 
@@ -81,8 +90,8 @@ def read_only_folder(rng: random.Random, attacked: subjects.Subjects) -> outcome
     """Make a folder immutable, which also holds for root."""
     target = rng.choice(WORK)
     folder = attacked.copy(target.state)
-    names = ["runs", "data", subjects.RUN, f"{subjects.RUN}/checkpoints", readers.SWEEP]
-    frozen = folder / rng.choice([name for name in names if (folder / name).exists()] or ["text"])
+    frozen = folder / rng.choice(WRITTEN_FOLDERS[target.command])
+    frozen.mkdir(parents=True, exist_ok=True)
     if subprocess.run(["chattr", "-R", "+i", frozen], capture_output=True).returncode:
         shutil.rmtree(folder)
         return outcomes.Outcome("skipped", "an immutable folder needs root and chattr")
@@ -112,7 +121,7 @@ def full_disk(rng: random.Random, attacked: subjects.Subjects) -> outcomes.Outco
             (disk / name).mkdir(exist_ok=True)
             (folder / name).symlink_to(disk / name)
         ballast = disk / "ballast"
-        free = shutil.disk_usage(disk).free - rng.choice((0, 8, 40, 100, 300, 900)) * 1024
+        free = shutil.disk_usage(disk).free - rng.choice((0, 4, 16, 40, 80)) * 1024
         ballast.write_bytes(bytes(max(0, free)))
         outcome = _run(folder, target, children.Options())
         ballast.unlink()

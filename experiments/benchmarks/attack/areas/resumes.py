@@ -20,7 +20,7 @@ ROUNDING += ("optim.grad_accumulation_steps", "devices", "steps_per_call")
 # Fields that change only the steps of rows and evaluations.
 SCHEDULES = ("eval.interval", "log_interval", "eval.task_interval")
 TOLERANCE = 1e-4
-NAMES = ("text", "tokenizer", "corpus", "10K")
+NAMES = ("data/", "text:text", "tokenizer", "corpus", "runs/attack/10K")
 
 
 def run_case(seed: int, attacked: subjects.Subjects) -> outcomes.Outcome:
@@ -59,7 +59,7 @@ def _judge_resumed(expected: Any, actual: Any, notes: str, label: str) -> outcom
     results = actual["results"]["10K"]
     if label in SCHEDULES:
         expected, results = outcomes.common_parts(expected, results)
-    outcome = outcomes.judge_results(expected, results, notes)
+    outcome = outcomes.judge_results(expected, results, notes, NAMES)
     if outcome.kind == "failed" and label.startswith(ROUNDING):
         if _is_close(expected["losses"], results["losses"]):
             return outcomes.Outcome("same", "equal up to rounding")
