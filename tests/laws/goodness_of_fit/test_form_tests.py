@@ -1,9 +1,12 @@
 """Tests of the form of a law on rows that share a run or a trunk run."""
 
+from itertools import combinations
+
 import numpy as np
 import pytest
 
 from lm import laws
+from lm.laws.goodness_of_fit import form_tests
 
 
 def branches(n_trunks, ratios, seed, trunk_noise=0.004, own_noise=0.001):
@@ -80,3 +83,21 @@ def test_curvature_between_runs_is_reported():
 
     fits = [fit_size(checkpoints(seed, broken)) for seed in range(4)]
     assert sum(any("does not describe" in w for w in fit.warnings) for fit in fits) >= 3
+
+
+def test_probability_of_few_runs_is_that_of_all_orders():
+    """Compare the normal limit with all 252 orders of five signs of each kind."""
+    orders = [np.isin(np.arange(10), chosen) for chosen in combinations(range(10), 5)]
+    n_runs = np.array([1 + (order[1:] != order[:-1]).sum() for order in orders])
+    for order, n in zip(orders[::7], n_runs[::7], strict=True):
+        p_value = form_tests._runs_test(np.where(order, 1.0, -1.0))
+        assert p_value == pytest.approx((n_runs <= n).mean(), abs=0.015)
+    assert form_tests._runs_test(np.array([1.0, -1.0, -1.0, -1.0])) == 1.0
+
+
+def test_fit_with_one_spare_input_hardly_tests_its_form():
+    for n_sizes, is_warned in ((3, False), (4, True), (5, False)):
+        rows = [{"n": n, "loss": 1.8 + 300 * n**-0.34 + 1e-4 * (-1) ** i}
+                for i, n in enumerate(np.geomspace(1e7, 1e9, n_sizes))]  # fmt: skip
+        fit = laws.power(rows, x="n", y="loss", bootstrap=0)
+        assert any("hardly test the form" in text for text in fit.warnings) == is_warned
