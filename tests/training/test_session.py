@@ -135,3 +135,18 @@ def test_rewind_repeats_evaluations_with_the_new_batches(tiny, monkeypatch):
     assert attempts == [(3, 1), (6, 1), (9, 2), (12, 2)]
     stored = [row["loss"] for row in json_files.read_rows(folder / "evals.jsonl") if "loss" in row]
     assert len(stored) == 5 and stored[2] != stored[3]
+
+
+def test_checkpoint_records_the_loss_of_the_next_step(evaluated_run, tiny):
+    """A log interval of two steps contains the step after each checkpoint but the last."""
+    folder = records.run_dir(evaluated_run)
+    tiny.log_interval = 1
+    tiny.name, tiny.eval.interval = "each-step", evaluated_run.eval.interval
+    tiny.data = evaluated_run.data
+    loop.train(tiny)
+    losses, _ = results(tiny)
+    proofs = records.parse_json_lines(folder / "checkpoints" / "proofs.jsonl")
+    # metrics.jsonl has rounded losses of the step before its row.
+    assert {row["step"] for row in proofs} == {4, 8}
+    for row in proofs:
+        assert row["next_loss"] == pytest.approx(losses[row["step"] + 1], rel=1e-4)
