@@ -79,8 +79,8 @@ def run_tests(
     """Run test files in a child process until a test fails.
 
     durations: expected seconds per test. The fast tests of a file run first. A test hangs after
-    ten times its duration and a tenth of timeout, or after timeout if durations is empty, and the child process ends after timeout seconds
-    and ten times the sum of the durations.
+    ten times its duration and timeout / 10 seconds, or after timeout seconds if durations is
+    empty. The child process ends after ten times the sum of the durations and timeout seconds.
     """
     output = tree.parent / "result.json"
     output.unlink(missing_ok=True)

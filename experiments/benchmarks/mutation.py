@@ -42,11 +42,8 @@ _ONLY = flags.DEFINE_list("only", [], "run only the mutants of the sample in the
 _RESULTS = flags.DEFINE_string("results", "runs/mutants.jsonl", "file of the results")
 _TIMEOUT = flags.DEFINE_integer("timeout", 300, "seconds, see module_tests.run_tests")
 
-# Imported before the children fork, which saves seconds each. None of them starts a JAX backend.
-PRELOADED = (
-    "pytest pytest_timeout jax flax.linen optax orbax.checkpoint scipy.optimize scipy.stats"
-    " tokenizers"
-)
+# Imported before the children fork, with all libraries that lm uses. None starts a JAX backend.
+PRELOADED = "pytest pytest_timeout scipy.optimize scipy.stats lm.training.loop lm.laws"
 TEXT_FUNCTION = re.compile(r"_*(describe|format|print|report|explain|warn|repr|str)(_|$)")
 OUTCOMES = ("killed", "import", "hangs", "crashed", "survived", "untested")
 SURVIVAL = ("survived", "untested")
