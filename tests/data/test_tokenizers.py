@@ -279,3 +279,8 @@ def test_sorted_pieces_have_their_token_ids():
     assert pieces == sorted(pieces) and b"" not in pieces
     assert [bpe().pieces[i] for i in ids] == pieces
     assert max(map(len, pieces)) == bpe().max_piece_bytes
+
+
+def test_sample_of_a_tokenizer_has_32_million_bytes():
+    """Another size changes the tokenizers of large text, and the hashes of their runs."""
+    assert bpe_training.SAMPLE_BYTES == 32_000_000
