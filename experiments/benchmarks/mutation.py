@@ -1,24 +1,27 @@
 """Change the code at random places and count the changes that the tests of the module detect.
 
     uv run python -m experiments.benchmarks.mutation --sample=200 --seed=0
-    uv run python -m experiments.benchmarks.mutation --module=lm/data/packing.py --sample=20
+    uv run python -m experiments.benchmarks.mutation --packages=data --only=lm/data/packing.py
 
 A mutant differs from the code in one comparison, operator, number or boolean. Text, plots, messages
-and annotations are excluded. Each mutant is written to a temporary copy of the tree. There, a child
-process runs the test file that mirrors the module, and then the test files that import the module.
-A failure or the end of --timeout kills the mutant. The command prints each survivor and a table.
+and annotations are excluded. Each mutant is written to a temporary copy of the tree, where the
+tests of the module run until one fails (module_tests.py). A failure, an error at the import of a
+test file, a crash or a test that hangs kills the mutant.
+
+The results are appended to --results, a file of JSON lines. A repeated command runs the mutants
+without a result: those that are new, and survivors whose tests have changed. First, each test file
+runs without a mutant; the command ends if a test fails. The command prints a line per mutant and a
+table by package.
 """
 
 import ast
 import compileall
-import contextlib
 import hashlib
 import importlib
+import json
 import os
 import re
 import shutil
-import signal
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -27,21 +30,24 @@ from typing import NamedTuple
 
 from absl import flags
 
+from experiments.benchmarks import module_tests
 from experiments.common import cli, console
 
 _SAMPLE = flags.DEFINE_integer("sample", 200, "number of mutants")
 _SEED = flags.DEFINE_integer("seed", 0, "seed of the sample")
 _PACKAGES = flags.DEFINE_list(
-    "packages", ["data", "model", "evaluation", "training", "laws"], "packages of lm to change"
+    "packages", ["laws", "data", "evaluation", "model", "training"], "packages of lm to change"
 )
-_MODULE = flags.DEFINE_string("module", "", "change this file alone, such as lm/data/packing.py")
-_TIMEOUT = flags.DEFINE_integer("timeout", 300, "seconds after which the tests of a mutant fail")
+_ONLY = flags.DEFINE_list("only", [], "run only the mutants of the sample in these files, folders")
+_RESULTS = flags.DEFINE_string("results", "runs/mutants.jsonl", "file of the results")
+_TIMEOUT = flags.DEFINE_integer("timeout", 300, "seconds, see module_tests.run_tests")
 
-FOLDERS = ("lm", "experiments", "configs", "tests", "notebooks")
-# Imported before the children fork, which saves seconds each. None of them starts a JAX backend.
-PRELOADED = "pytest jax flax.linen optax orbax.checkpoint scipy.optimize scipy.stats tokenizers"
+# Imported before the children fork, with all libraries that lm uses. None starts a JAX backend.
+PRELOADED = "pytest pytest_timeout scipy.optimize scipy.stats lm.training.loop lm.laws"
+COMPILED = ".pytest_cache/compiled"  # cache of compiled programs of the tests
 TEXT_FUNCTION = re.compile(r"_*(describe|format|print|report|explain|warn|repr|str)(_|$)")
-TIMEOUT, NO_TESTS = -1000, 5  # exit status: no end within the limit; pytest found no test
+OUTCOMES = ("killed", "import", "hangs", "crashed", "survived", "untested")
+SURVIVAL = ("survived", "untested")
 SKIPPED = (ast.JoinedStr, ast.Raise, ast.Assert, ast.Import, ast.ImportFrom)
 # Operator of the syntax tree: operators that replace it.
 SWAPS = {
@@ -69,33 +75,59 @@ class Mutant(NamedTuple):
 
 
 def main() -> int:
-    """Print a line per surviving mutant and a table by package."""
+    """Print a line per mutant and a table by package."""
     root = Path.cwd()
-    mutants = sample_mutants(root, _PACKAGES.value, _MODULE.value, _SAMPLE.value, _SEED.value)
+    mutants = sample_mutants(root, _PACKAGES.value, _SAMPLE.value, _SEED.value)
+    selected = [m for m in mutants if not _ONLY.value or m.path.startswith(tuple(_ONLY.value))]
     for name in PRELOADED.split():
         importlib.import_module(name)
     with tempfile.TemporaryDirectory() as folder:
-        outcomes = run_mutants(mutants, copy_tree(root, Path(folder) / "tree"), _TIMEOUT.value)
+        results = ResultsFile(root / _RESULTS.value)
+        tree = copy_tree(root, Path(folder) / "tree")
+        outcomes = run_mutants(selected, tree, results, _TIMEOUT.value)
     console.table(summarize(outcomes))
+    console.print_line(f"results: {_RESULTS.value}")
     return 0
 
 
-def sample_mutants(root: Path, packages: list[str], module: str, size: int, seed: int) -> list:
-    """Return a sample of the mutants of lm, sorted by file and line.
+class ResultsFile:
+    """Results of mutants and durations of tests, in a file of JSON lines."""
+
+    def __init__(self, path: Path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.path = path
+        lines = path.read_text().splitlines() if path.exists() else []
+        self.rows = {row["key"]: row for row in map(json.loads, lines)}
+
+    def append(self, key: str, **values) -> dict:
+        """Append a row. The last row with a key replaces the earlier rows with this key."""
+        self.rows[key] = {"key": key, **values}
+        with self.path.open("a") as file:
+            file.write(json.dumps(self.rows[key]) + "\n")
+        return self.rows[key]
+
+
+def sample_mutants(root: Path, packages: list[str], size: int, seed: int) -> list[Mutant]:
+    """Return a sample of the mutants of packages of lm, sorted by package, file and line.
 
     The order of the hashes of the mutants selects the sample, so a change of one file does not
     exchange the mutants of the others.
     """
-    files = [root / module] if module else [f for p in packages for f in _sources(root / "lm" / p)]
     ranked = []
-    for file in files:
+    for file in [file for package in packages for file in _sources(root / "lm" / package)]:
         n_equal: dict[str, int] = {}
         for mutant in list_mutants(file.read_bytes(), str(file.relative_to(root))):
             label = f"{seed} {mutant.path} {mutant.original} {mutant.text}"
             n_equal[label] = n_equal.get(label, 0) + 1
             digest = hashlib.sha256(f"{label} {n_equal[label]}".encode()).hexdigest()
             ranked.append((digest, mutant))
-    return sorted(mutant for _, mutant in sorted(ranked)[:size])
+    sample = [mutant for _, mutant in sorted(ranked)[:size]]
+    return sorted(sample, key=lambda mutant: (packages.index(_package(mutant)), mutant))
+
+
+def _package(mutant: Mutant) -> str:
+    """Return the package of lm that a mutant changes."""
+    return Path(mutant.path).parts[1]
 
 
 def list_mutants(source: bytes, path: str) -> Iterator[Mutant]:
@@ -113,138 +145,105 @@ def list_mutants(source: bytes, path: str) -> Iterator[Mutant]:
             yield Mutant(path, node.lineno, start, end, ast.unparse(node), changed)
 
 
-def run_mutants(mutants: list[Mutant], tree: Path, timeout: int) -> list[tuple[Mutant, str]]:
-    """Return the outcome of each mutant: killed, hangs, survived or untested.
+def run_mutants(
+    mutants: list[Mutant], tree: Path, results: ResultsFile, timeout: float
+) -> list[tuple[Mutant, str]]:
+    """Return the outcome of each mutant: survived, untested, or the way the tests detected it.
 
-    Raises ValueError if a test that kills a mutant also fails without the mutant.
+    Raises ValueError if a test fails without a mutant.
     """
-    outcomes, valid_tests = [], set()
+    outcomes = []
     for number, mutant in enumerate(mutants, 1):
-        start = time.monotonic()
-        file, tests = tree / mutant.path, list_tests(tree, mutant.path)
-        original, modified = file.read_bytes(), file.stat().st_mtime
-        file.write_bytes(original[: mutant.start] + mutant.text.encode() + original[mutant.end :])
-        os.utime(file, (modified + 10, modified + 10))  # so that the bytecode is not valid
-        status, failed_test = run_tests(tree, tests, timeout) if tests else (NO_TESTS, "")
-        file.write_bytes(original)
-        os.utime(file, (modified, modified))
-        if failed_test and failed_test not in valid_tests:
-            if run_tests(tree, [failed_test], timeout)[0] != 0:
-                raise ValueError(f"{failed_test} fails without a mutant: repair the test first")
-            valid_tests.add(failed_test)
-        outcome = {0: "survived", NO_TESTS: "untested", TIMEOUT: "hangs"}.get(status, "killed")
-        seconds = f"({time.monotonic() - start:.0f} s)"
-        console.print_line(f"{number}/{len(mutants)} {outcome}: {mutant} {seconds} {failed_test}")
-        outcomes.append((mutant, outcome))
+        row = run_mutant(mutant, tree, results, timeout)
+        outcomes.append((mutant, row["outcome"]))
+        text = f"{number}/{len(mutants)} {row['outcome']}: {mutant} ({row['seconds']:.0f} s)"
+        console.print_line(f"{text} {row['test']} {row['reason']}".rstrip())
     return outcomes
 
 
-def run_tests(tree: Path, tests: list[str], timeout: int) -> tuple[int, str]:
-    """Run tests in a child process until one fails. Return the exit status and the failed test.
-
-    The status is that of pytest, or TIMEOUT.
-    """
-    output = tree.parent / "output.txt"
-    sys.stdout.flush()
-    child = os.fork()
-    if child == 0:
-        status = 1
-        try:
-            os.setsid()
-            status = _run_pytest(tree, tests, output)
-        finally:
-            os._exit(status)
-    deadline = time.monotonic() + timeout
-    finished = wait_status = 0
+def run_mutant(mutant: Mutant, tree: Path, results: ResultsFile, timeout: float) -> dict:
+    """Return the stored result of a mutant, or run its tests and store the result."""
+    file, tests = tree / mutant.path, module_tests.list_tests(tree, mutant.path)
+    original, modified = file.read_bytes(), file.stat().st_mtime
+    source = original[: mutant.start] + mutant.text.encode() + original[mutant.end :]
+    key = f"{mutant.path} {hashlib.sha256(source).hexdigest()[:16]}"
+    digest = module_tests.hash_files([tree / test for test in tests])
+    row = results.rows.get(key)
+    if row and (row["outcome"] not in SURVIVAL or row["tests"] == digest):
+        return row
+    durations: dict[str, float] = {}
+    for test in tests:
+        durations |= measure_tests(test, tree, results, timeout)
+    start = time.monotonic()
+    file.write_bytes(source)
+    os.utime(file, (modified + 10, modified + 10))  # so that the bytecode is not valid
     try:
-        while not finished and time.monotonic() < deadline:
-            time.sleep(0.05)
-            finished, wait_status = os.waitpid(child, os.WNOHANG)
-    finally:  # also after Ctrl-C, for all processes that the tests started
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(child, signal.SIGKILL)
-    if not finished:
-        os.waitpid(child, 0)
-        return TIMEOUT, ""
-    failure = re.search(r"^(?:FAILED|ERROR) (.+?)(?: - |$)", output.read_text(), re.MULTILINE)
-    return os.waitstatus_to_exitcode(wait_status), failure[1] if failure else ""
+        result = (
+            module_tests.run_tests(tree, _order_tests(tests, durations), durations, timeout)
+            if tests
+            else module_tests.TestResult("none")
+        )
+    finally:
+        file.write_bytes(original)
+        os.utime(file, (modified, modified))
+    outcome = {"passed": "survived", "none": "untested", "failed": "killed"}.get(result.outcome)
+    seconds = round(time.monotonic() - start, 2)
+    values = {"mutant": str(mutant), "outcome": outcome or result.outcome, "tests": digest}
+    return results.append(key, **values, seconds=seconds, test=result.test, reason=result.reason)
 
 
-def _run_pytest(tree: Path, tests: list[str], output: Path) -> int:
-    """Run pytest in this process with the code of the copied tree."""
-    import pytest
+def measure_tests(test: str, tree: Path, results: ResultsFile, timeout: float) -> dict[str, float]:
+    """Return the seconds of each test of a file without a mutant, stored or measured.
 
-    for name in list(sys.modules):
-        if name.split(".")[0] in FOLDERS:
-            del sys.modules[name]
-    sys.path[:] = [str(tree), *(p for p in sys.path if p not in ("", os.getcwd()))]
-    os.chdir(tree)
-    # Bytecode of a mutant would be valid for the next mutant of the same size.
-    sys.dont_write_bytecode = True
-    os.environ |= {"PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
-    with output.open("w") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-    options = ["-x", "-q", "-n0", "--tb=no", "-p", "no:cacheprovider"]
-    status = int(pytest.main([*tests, *options]))
-    sys.stdout.flush()
-    return status
-
-
-def list_tests(tree: Path, path: str) -> list[str]:
-    """Return the tests of a module: the file that mirrors it, then the files that import it.
-
-    Without such a file, the tests are those that mirror the modules that import the module.
+    Raises ValueError if a test fails.
     """
-    package = Path(path).parts[1]
-    mirror = _mirror(tree, path)
-    importing = _importing_files(tree / "tests" / package, "test_*.py", path)
-    files = [mirror, *(file for file in importing if file != mirror)]
-    if not importing and not mirror.exists():
-        users = _importing_files(tree / "lm" / package, "*.py", path)
-        files = [_mirror(tree, str(file.relative_to(tree))) for file in users]
-    return [str(file.relative_to(tree)) for file in files if file.exists()]
+    sources = [f for name in ("lm", "tests/fixtures") for f in sorted((tree / name).rglob("*.py"))]
+    key = f"{test} {module_tests.hash_files([*sources, tree / test])}"
+    if key not in results.rows:
+        result = module_tests.run_tests(tree, [test], {}, timeout)
+        if result.outcome not in ("passed", "none"):
+            name = f"{result.test or test} {result.outcome}"
+            raise ValueError(f"{name} without a mutant ({result.reason}): repair the test first")
+        results.append(key, durations={t: round(s, 3) for t, s in result.durations.items()})
+    return results.rows[key]["durations"]
 
 
-def _mirror(tree: Path, path: str) -> Path:
-    """Return the test file that mirrors a source file."""
-    file = Path(path).relative_to("lm")
-    return tree / "tests" / file.with_name(f"test_{file.name}")
-
-
-def _importing_files(folder: Path, pattern: str, path: str) -> list[Path]:
-    """Return the files below a folder that import the module with this path."""
-    module = path.removesuffix(".py").replace("/", ".")
-    package, name = module.rsplit(".", 1)
-    imports = rf"^\s*(from {package} import (.*\b)?{name}\b|(import|from) {module}\b)"
-    files = sorted(folder.rglob(pattern))
-    return [file for file in files if re.search(imports, file.read_text(), re.MULTILINE)]
+def _order_tests(tests: list[str], durations: dict[str, float]) -> list[str]:
+    """Return the first test file, then the others by their duration."""
+    seconds = {
+        test: sum(s for name, s in durations.items() if name.startswith(f"{test}::"))
+        for test in tests
+    }
+    return [*tests[:1], *sorted(tests[1:], key=seconds.__getitem__)]
 
 
 def copy_tree(root: Path, tree: Path) -> Path:
-    """Copy the files that tests need, and share the cache of compiled programs."""
+    """Copy the files that tests need, and the cache of compiled programs."""
     ignored = shutil.ignore_patterns("__pycache__", ".*")
-    for name in FOLDERS:
+    for name in module_tests.FOLDERS:
         shutil.copytree(root / name, tree / name, ignore=ignored)
     for file in root.glob("*.*"):
         if file.is_file():
             shutil.copy2(file, tree)
     compileall.compile_dir(tree / "lm", quiet=1)
-    (root / ".pytest_cache").mkdir(exist_ok=True)
-    (tree / ".pytest_cache").symlink_to(root / ".pytest_cache")
+    # A link would lead out of the tree, where some tests allow no access.
+    if (root / COMPILED).exists():
+        shutil.copytree(root / COMPILED, tree / COMPILED)
     return tree
 
 
 def summarize(outcomes: list[tuple[Mutant, str]]) -> list[dict[str, str]]:
-    """Return a row per package and a row for all mutants. A mutant that hangs is killed."""
-    packages = sorted({Path(mutant.path).parts[1] for mutant, _ in outcomes})
+    """Return a row per package and a row for all mutants, with the counts of the outcomes.
+
+    rate: fraction of the mutants that the tests detected.
+    """
     rows = []
-    for package in [*packages, "all"]:
-        selected = [o for m, o in outcomes if package in ("all", Path(m.path).parts[1])]
-        n_killed = sum(outcome in ("killed", "hangs") for outcome in selected)
-        counts = {o: f"{selected.count(o)}" for o in ("survived", "untested")}
-        row = {"package": package, "tried": f"{len(selected)}", "killed": f"{n_killed}", **counts}
-        rows.append(row | {"rate": f"{n_killed / max(len(selected), 1):.0%}"})
+    for package in [*dict.fromkeys(_package(mutant) for mutant, _ in outcomes), "all"]:
+        selected = [o for m, o in outcomes if package in ("all", _package(m))]
+        n_detected = sum(outcome not in SURVIVAL for outcome in selected)
+        row = {"package": package, "mutants": f"{len(selected)}"}
+        row |= {outcome: f"{selected.count(outcome)}" for outcome in OUTCOMES}
+        rows.append(row | {"rate": f"{n_detected / max(len(selected), 1):.0%}"})
     return rows
 
 

@@ -7,9 +7,8 @@
         print(token.text, end="")
 
 Prompts are token ids: see token_healing.encode_prompt. If a token of the vocabulary can span the
-end of a prompt, the answer may begin inside of this token: see token_healing.py. The
-compiled programs are in decoding.py. Tensor names end in their axes: B rows, T time, N tokens of a
-chunk.
+end of a prompt, the answer may begin inside of this token: see token_healing.py. decoding.py has
+the compiled programs. Tensor names end in their axes: B rows, T time, N tokens of a chunk.
 """
 
 import codecs

@@ -76,14 +76,6 @@ class RunTable:
         np.maximum.at(highest, self.groups, levels)
         return highest[self.groups]
 
-    def take(self, index: np.ndarray) -> "RunTable":
-        """Return a table of the rows with the numbers in `index`, integers [k]. Rows may repeat."""
-        columns = {name: values[index] for name, values in self.columns.items()}
-        names, rows = [self.names[i] for i in index], [self.rows[i] for i in index]
-        return RunTable(
-            columns, names, np.unique(self.groups[index], return_inverse=True)[1], rows, [], []
-        )
-
 
 def to_rows(rows: Any) -> list[Mapping]:
     """Return a list of dicts from an iterable of dicts, a DataFrame, or a dict of columns.

@@ -297,8 +297,7 @@ class TrainingSession:
         if self.status != "running" or not self.is_evaluation_due:
             return
         run, params, row = self.run, state["params"], {}
-        on_progress = self.watchdog.record_progress
-        score = heldout.report_batches(score, on_progress)
+        score = heldout.report_batches(score, on_progress := self.watchdog.record_progress)
         with self.timer.phase("evaluate"), jax.set_mesh(self.mesh):
             if self.evaluations.has_heldout:
                 row |= heldout.evaluate_heldout(
@@ -334,8 +333,7 @@ class TrainingSession:
         if self.checkpoints.saved_step == self.done:
             return
         window = [{name: float(value) for name, value in m.items()} for m in self.window]
-        next_rows = functools.partial(self.rows, self.done)
-        next_hash = batch_hash.hash_batch(next_rows, self.local_rows)
+        next_hash = batch_hash.hash_batch(functools.partial(self.rows, self.done), self.local_rows)
         with self.timer.phase("save"):
             self.checkpoints.save(self.done, state, next_hash, window, self.row_time.total)
 
@@ -379,13 +377,12 @@ class TrainingSession:
         since then, at most MAX_REWINDS times. Otherwise the run has diverged.
         """
         self.write_event("nonfinite", message)
-        run = self.run
-        if run.optim.on_nonfinite != "rewind" or len(self.skipped_batches) >= MAX_REWINDS:
+        if self.run.optim.on_nonfinite != "rewind" or len(self.skipped_batches) >= MAX_REWINDS:
             message += "; " + metric_log.explain_nonfinite(
-                run, self.done, self.window, self.recent_rows, self.rows
+                self.run, self.done, self.window, self.recent_rows, self.rows
             )
             self.writer.write_facts(status="diverged", reason=message)
-            self.status, self.reason = "diverged", f"{run.name} diverged: {message}"
+            self.status, self.reason = "diverged", f"{self.run.name} diverged: {message}"
             return
         target = max(self.checkpoints.steps(), default=self.first)
         skip = {"from_step": target, "batches": self.done - target}

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import types
 
 import numpy as np
 import pytest
@@ -163,3 +164,12 @@ def test_text_shorter_than_a_row_is_refused(run, tmp_path):
     (tmp_path / "short.txt").write_text("Hello.\n")
     with pytest.raises(ValueError, match="short.txt: all documents give no row of data.seq_len=32"):
         evaluation_text.open_evaluation_text(run, {f"text:{tmp_path / 'short.txt'}": 1.0})
+
+
+def test_byte_lengths_add_up_to_the_bytes_of_the_original_text():
+    """A tokenizer that changes text has other bytes than the heldout documents."""
+    tokenizer = types.SimpleNamespace(byte_lengths=lambda: np.array([0, 1, 3]))
+    for counted, scale in (({"heldout": 120}, 90 / 120), ({}, 1.0)):
+        manifest = types.SimpleNamespace(bytes={"heldout": 90}, counted=counted)
+        text = types.SimpleNamespace(manifests={"a": manifest}, tokenizer=tokenizer)
+        assert dataset.byte_lengths(text, "a").tolist() == [0, scale, 3 * scale]

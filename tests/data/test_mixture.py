@@ -57,3 +57,28 @@ def test_permutation_of_a_huge_range_needs_no_table():
     n = 10**14 + 7
     images = mixture.keyed_permutation(np.arange(n - 1000, n), n, ("huge",))
     assert len(set(images)) == 1000 and 0 <= images.min() and images.max() < n
+
+
+def test_rows_of_any_range_are_those_of_single_rows(monkeypatch):
+    """Each epoch of a source has each of its rows once; source b has 5 rows of 9 in its file."""
+    monkeypatch.setattr(mixture, "PATTERN", 8)
+    order = mixture.RowOrder({"a": 5, "b": 3}, 7, [4, 5], [4, 9])
+    n = 8 * 20
+    source, epoch, row = order.rows(0, n)
+    for start, stop in ((0, 1), (3, 8), (8, 9), (7, 25), (16, 32), (150, 160)):
+        for values, part in zip((source, epoch, row), order.rows(start, stop), strict=True):
+            assert part.tolist() == values[start:stop].tolist()
+    assert source.tolist() == mixture.source_pattern([5, 3]).tolist() * 20
+    for i, n_rows in enumerate((4, 5)):
+        epochs, rows = epoch[source == i], row[source == i]
+        assert epochs.tolist() == [k // n_rows for k in range(len(epochs))]
+        subsets = [tuple(sorted(rows[epochs == e])) for e in range(epochs[-1])]
+        assert len(set(subsets)) == 1 and len(set(subsets[0])) == n_rows
+        for k in (0, 1, 8, 37):
+            name, expected = "ab"[i], (source[:k] == i).sum() / n_rows
+            assert order.epochs(k)[name] == pytest.approx(expected)
+    subset = set(row[source == 1])
+    assert len(subset) == 5 and max(subset) < 9
+    larger = mixture.RowOrder({"a": 5, "b": 3}, 1, [4, 6], [4, 9])
+    sources, _, rows = larger.rows(0, n)
+    assert subset < set(rows[sources == 1])

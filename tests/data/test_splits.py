@@ -156,3 +156,17 @@ def test_warning_below_fifty_documents(n, fraction, is_warned):
 def test_grouped_documents_are_described():
     assert splits.describe_heldout("chat:a", 30, 10) == "30 documents in 10 groups"
     assert splits.describe_heldout("code", 1, 1) == "1 document"
+
+
+@pytest.mark.parametrize("n_files", [1, 2, 5])
+def test_pieces_of_a_file_are_one_group(tmp_path, n_files):
+    """Standard errors count files as independent, also if the pieces of a file are divided."""
+    source = write_files(tmp_path, n_files, 1500)
+    split = splits.plan_split(source, 0.3)
+    groups: dict[str, set[bytes]] = {}
+    for document in documents.open_source(source):
+        name = document.name.rpartition(" at byte")[0]
+        digest = hashlib.sha256(document.text.encode()).digest()
+        groups.setdefault(name, set()).add(split.group(document, digest))
+    assert len(groups) == n_files and all(len(group) == 1 for group in groups.values())
+    assert len(set.union(*groups.values())) == n_files

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from lm.data import tokenizers
-from lm.data.tokenization import bpe_training
+from lm.data.tokenization import bpe_training, special_tokens
 
 # Any Unicode text without NUL and without halves of surrogate pairs.
 UNICODE_TEXTS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"))
@@ -285,3 +285,21 @@ def test_sorted_pieces_have_their_token_ids():
 def test_tokenizer_of_an_unknown_user_is_missing(kind):
     with pytest.raises(ValueError, match="cannot be read .No such file or directory.: correct"):
         tokenizers.open_tokenizer(f"{kind}:~nobody-has-this-name/tokenizer.json")
+
+
+def test_sample_of_a_tokenizer_has_32_million_bytes():
+    """Another size changes the tokenizers of large text, and the hashes of their runs."""
+    assert bpe_training.SAMPLE_BYTES == 32_000_000
+
+
+def test_end_token_of_a_checkpoint_is_in_the_vocabulary():
+    tokenizer = tokenizers.ByteTokenizer()
+    size, original = tokenizer.vocab_size, tokenizer.hash
+    tokenizer.use_special_tokens(special_tokens.SpecialTokens(end=5, stops=(5, 7)))
+    assert (tokenizer.end, tokenizer.vocab_size, tokenizer.stops) == (5, size, (7,))
+    assert tokenizer.hash != original
+    tokenizer.use_special_tokens(special_tokens.SpecialTokens(end=size))
+    assert (tokenizer.end, tokenizer.vocab_size) == (size, size + 1)
+    before = tokenizer.hash
+    tokenizer.use_special_tokens(special_tokens.SpecialTokens(end=size))
+    assert (tokenizer.vocab_size, tokenizer.hash) == (size + 1, before)

@@ -185,3 +185,19 @@ def test_error_of_equal_documents_is_that_of_their_mean():
     assert mean == pytest.approx(np.mean(nats / 2))
     assert error == pytest.approx(stats.sem(nats / 2))
     assert heldout.ratio_with_error(nats[:1], np.ones(1)) == (3.0, 0.0)
+
+
+def test_completed_words_belong_to_the_document_of_their_first_token():
+    """The document changes inside the text: document 3 before position 40, document 8 after."""
+    n = TOKENS_NT.shape[1]
+    document_T = np.where(np.arange(1, n) < 40, 3, 8)  # document of each target
+    scores = heldout.SourceScores(
+        TOKENS_NT, np.ones((5, n - 1)), np.zeros((5, n - 1)),
+        np.where(np.arange(1, n) < 40, TOKENS_NT[:, 1:], 0), np.tile(document_T, (5, 1)),
+    )  # fmt: skip
+    counts = heldout._completions_by_document(scores, 60, 0, WORDS)
+    cuts = list(heldout.completion_cuts(TOKENS_NT, 60, seed=0, words=WORDS))
+    n_words = [sum(cut < 40 for _, cut, _ in cuts), sum(cut >= 40 for _, cut, _ in cuts)]
+    n_complete = sum(end < 40 for _, cut, end in cuts)
+    assert sorted(counts) == sorted([(n_complete, n_words[0]), (0, n_words[1])])
+    assert min(n_words) > 0 and 0 < n_complete < 60

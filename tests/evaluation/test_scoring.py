@@ -54,3 +54,23 @@ def test_validate_prompts_names_the_empty_prompt():
     scoring.validate_prompts([[1], [2, 3]])
     with pytest.raises(ValueError, match=r"prompts\[1\] is empty"):
         scoring.validate_prompts([[1], []])
+
+
+def test_rows_have_room_for_four_of_the_longest_requests():
+    """The length is rounded up to a power of two, at least 32 and at most the context."""
+    for n_tokens, context, expected in ((8, 512, 32), (9, 512, 64), (32, 512, 128), (32, 64, 64)):
+        prompts = [encode("a" * (n_tokens - 1)), encode("bc")]
+        answers = [encode("zz"), encode("z")]
+        rows, length = scoring.pack_requests(prompts, answers, context)
+        assert length == expected
+        assert sorted(request.length for row in rows for request in row) == [2, n_tokens]
+
+
+def test_answers_of_a_prompt_fill_the_context_exactly():
+    """A request has the prompt without its last token, and each answer with that token."""
+    prompt, answers = encode("abcde"), [encode("x" * 14), encode("y" * 14), encode("z")]
+    rows, _ = scoring.pack_requests([prompt] * 3, answers, 32)
+    requests = [request for row in rows for request in row]
+    assert sorted((request.answers, request.length) for request in requests) == [
+        ([0, 1], 4 + 28), ([2], 4 + 1),
+    ]  # fmt: skip

@@ -272,3 +272,31 @@ def test_standard_error_of_a_task_is_that_of_its_mean():
         assert row[f"{metric}_se"] == pytest.approx(stats.sem(samples))
     single = values(task_metrics.likelihood_metrics([example], scores[:1], [[b"x"]]))
     assert single["accuracy_se"] == 0
+
+
+def test_edit_distance_equals_the_definition():
+    """Compare with the recursion of Levenshtein on random words of three letters."""
+
+    def distance(a, b):
+        if not a or not b:
+            return len(a) + len(b)
+        return min(
+            distance(a[1:], b) + 1,
+            distance(a, b[1:]) + 1,
+            distance(a[1:], b[1:]) + (a[0] != b[0]),
+        )
+
+    rng = np.random.default_rng(0)
+    words = ["".join(rng.choice(list("abc"), length)) for length in (0, 1, 1, 2, 3, 4, 5, 5)]
+    for a in words:
+        for b in words:
+            assert task_metrics._edit_distance(a, b) == distance(a, b)
+
+
+def test_text_begins_with_a_word():
+    """The first word of a text has no space before it; an empty piece begins no word."""
+    yes = np.ones(5, bool)
+    pieces = [b"ca", b"r", b"", b" re", b"d"]
+    assert task_metrics.keystrokes_saved(yes, pieces, yes) == pytest.approx(1 - 2 / 7)
+    no = np.zeros(5, bool)
+    assert task_metrics.keystrokes_saved(no, pieces, yes) == 0

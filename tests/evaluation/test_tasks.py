@@ -282,3 +282,13 @@ def test_real_task_files_load():
 def test_real_minimal_pairs_are_one_group():
     task = tasks.load_task(f"file:{SHARED_TASKS}/blimp/principle_*?n=2")
     assert len({example.group for example in task.examples}) == len(task.examples) / 2 > 3
+
+
+def test_instances_of_a_synthetic_task_are_limited(monkeypatch):
+    """Each example has its own shots. The default number of examples has no n."""
+    monkeypatch.setattr(tasks, "MAX_INSTANCES", 30)
+    monkeypatch.setattr(tasks, "DEFAULT_SYNTHETIC_EXAMPLES", 12)
+    assert len(tasks.load_task("reverse?length=4").examples) == 12
+    assert len(tasks.load_task("reverse?length=4&n=10&shots=2").examples) == 10
+    with pytest.raises(ValueError, match="n=11 examples with shots=2 have more than 30"):
+        tasks.load_task("reverse?length=4&n=11&shots=2")

@@ -1,6 +1,7 @@
 import ast
 import json
 import pathlib
+import subprocess
 import sys
 
 import jax
@@ -8,6 +9,7 @@ import pytest
 
 from experiments.benchmarks import (
     interleaved,
+    module_tests,
     mutation,
     throughput_scaling,
     trace_breakdown,
@@ -123,35 +125,105 @@ def test_mutants_change_code_and_no_text():
         assert ast.dump(ast.parse(changed)) != ast.dump(ast.parse(source))
 
 
+def toy_tree(folder: pathlib.Path, test: str) -> pathlib.Path:
+    """Write a tree with the module SOURCE and its test file. Return its root."""
+    root = folder / "tree"
+    for path, text in (("lm/laws/toy.py", SOURCE), ("tests/laws/test_toy.py", test)):
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_text(text)
+    return root
+
+
 def test_mutants_are_in_the_tree_only_while_their_tests_run(tmp_path, monkeypatch):
     """The fake tests detect each change of the factor, and no other change."""
-    file, test = tmp_path / "lm" / "laws" / "toy.py", tmp_path / "tests" / "laws" / "test_toy.py"
-    for path, text in ((file, SOURCE), (test, "from lm.laws import toy\n")):
-        path.parent.mkdir(parents=True)
-        path.write_text(text)
+    root = toy_tree(tmp_path, "from lm.laws import toy\n")
+    source, n_calls = root / "lm" / "laws" / "toy.py", []
 
-    def run_tests(tree, tests, timeout):
-        assert tests == ["tests/laws/test_toy.py"] or tests == ["test_of_factor"]
-        is_wrong = "x * 2.0" not in (tree / "lm" / "laws" / "toy.py").read_text()
-        return (1, "test_of_factor") if is_wrong else (0, "")
+    def run_tests(tree, files, durations, timeout):
+        assert files == ["tests/laws/test_toy.py"]
+        n_calls.append(1)
+        is_wrong = "x * 2.0" not in source.read_text()
+        return module_tests.TestResult("failed" if is_wrong else "passed", "test - of factor")
 
-    monkeypatch.setattr(mutation, "run_tests", run_tests)
-    mutants = mutation.sample_mutants(tmp_path, ["laws"], "", 100, seed=0)
-    assert mutation.sample_mutants(tmp_path, ["laws"], "", 3, seed=0) != mutants[:3]
-    outcomes = mutation.run_mutants(mutants, tmp_path, timeout=1)
+    monkeypatch.setattr(module_tests, "run_tests", run_tests)
+    mutants = mutation.sample_mutants(root, ["laws"], 100, seed=0)
+    assert mutation.sample_mutants(root, ["laws"], 3, seed=0) != mutants[:3]
+    path = tmp_path / "results.jsonl"
+    outcomes = mutation.run_mutants(mutants, root, mutation.ResultsFile(path), timeout=1)
     assert {mutant.line for mutant, outcome in outcomes if outcome == "killed"} == {9}
-    assert file.read_text() == SOURCE
+    assert source.read_text() == SOURCE and len(n_calls) == len(mutants) + 1
     assert mutation.summarize(outcomes)[-1] == {
-        "package": "all", "tried": "9", "killed": "3", "survived": "6", "untested": "0",
-        "rate": "33%",
+        "package": "all", "mutants": "9", "killed": "3", "import": "0", "hangs": "0",
+        "crashed": "0", "survived": "6", "untested": "0", "rate": "33%",
     }  # fmt: skip
+    again = mutation.run_mutants(mutants, root, mutation.ResultsFile(path), timeout=1)
+    assert again == outcomes and len(n_calls) == len(mutants) + 1
+    # Survivors run again after a change of their tests, and the tests run without a mutant.
+    (root / "tests/laws/test_toy.py").write_text("import lm.laws.toy\n")
+    mutation.run_mutants(mutants, root, mutation.ResultsFile(path), timeout=1)
+    assert len(n_calls) == len(mutants) + 1 + 6 + 1
 
 
-def test_tests_of_a_module_mirror_or_import_the_module():
+def test_test_that_fails_without_a_mutant_ends_the_command(tmp_path, monkeypatch):
+    root = toy_tree(tmp_path, "from lm.laws import toy\n")
+    results = mutation.ResultsFile(tmp_path / "results.jsonl")
+    monkeypatch.setattr(module_tests, "run_tests", lambda *_: module_tests.TestResult("import"))
+    with pytest.raises(
+        ValueError, match=r"test_toy.py import without a mutant .*: repair the test"
+    ):
+        mutation.run_mutants(mutation.sample_mutants(root, ["laws"], 1, 0), root, results, 1)
+
+
+TOY_CASES = {
+    "def test_a(): pass": ("passed", ""),
+    "": ("none", ""),
+    "import pytest\n@pytest.mark.parametrize('x', [0], ids=['a - b'])\ndef test_a(x): assert 0": (
+        "failed",
+        "test_toy.py::test_a[a - b]",
+    ),
+    "from lm.laws import toy\ntoy.missing": ("import", "test_toy.py"),
+    "def test_a():\n    while True: pass": ("hangs", "test_toy.py::test_a"),
+    "import os\ndef test_a(): os._exit(0)": ("crashed", ""),
+}
+RUN_CASES = """
+import json, sys, pytest, pytest_timeout  # imported before the children fork
+from pathlib import Path
+from experiments.benchmarks import module_tests
+root, file, results = Path(sys.argv[1]), "tests/laws/test_toy.py", []
+for text in json.loads(sys.argv[2]):
+    (root / file).write_text(text)
+    results.append(module_tests.run_tests(root, [file], {f"{file}::test_a": 0.01}, timeout=20))
+Path(sys.argv[3]).write_text(json.dumps(results))
+"""
+
+
+def test_outcome_of_tests_names_the_first_failure(tmp_path):
+    """A process without threads runs the cases, because each case forks a child."""
+    root, output = toy_tree(tmp_path, ""), tmp_path / "results.json"
+    (root / "pytest.ini").write_text("[pytest]\n")
+    arguments = [str(root), json.dumps(list(TOY_CASES)), str(output)]
+    subprocess.run([sys.executable, "-c", RUN_CASES, *arguments], check=True)
+    results = [module_tests.TestResult(*values) for values in json.loads(output.read_text())]
+    for result, (outcome, test) in zip(results, TOY_CASES.values(), strict=True):
+        assert result.outcome == outcome, result
+        assert result.test == (f"tests/laws/{test}" if test else ""), result
+
+
+def test_tests_of_a_module_mirror_or_import_the_module(tmp_path):
     root = pathlib.Path(__file__).parents[2]
-    tests = mutation.list_tests(root, "lm/data/packing.py")
+    tests = module_tests.list_tests(root, "lm/data/packing.py")
     assert tests[0] == "tests/data/test_packing.py"
     assert "tests/data/test_heldout_documents.py" in tests
-    assert mutation.list_tests(root, "lm/laws/forms/isoflop_minima.py") == [
+    assert module_tests.list_tests(root, "lm/laws/forms/isoflop_minima.py") == [
         "tests/laws/forms/test_isoflop.py"
     ]
+    toy = toy_tree(tmp_path, "")
+    for text in (
+        "from lm.laws import (\n    fit,\n    toy,\n)\n",
+        "def test_a():\n    import lm.laws.toy\n",
+        "from lm.laws.toy import scale\n",
+    ):
+        (toy / "tests/laws/test_other.py").write_text(text)
+        assert len(module_tests.list_tests(toy, "lm/laws/toy.py")) == 2
+    (toy / "tests/laws/test_other.py").write_text("from lm.laws import fit  # toy\n")
+    assert len(module_tests.list_tests(toy, "lm/laws/toy.py")) == 1

@@ -149,3 +149,19 @@ def test_backtest_of_many_rows_has_fewer_starts(fit, monkeypatch):
     monkeypatch.setattr(backtesting, "STARTS_TIMES_ROWS", 1000)
     backtesting.backtest(fit)
     assert n_starts and all(n == max(64, 1000 // rows) for rows, n in n_starts)
+
+
+def test_errors_are_grouped_by_the_distance_from_the_fit():
+    distances = [1.5, 2.0, 3.0, 4.0, 10.0, 20.0, 30.0, 31.0, float("nan")]
+    predictions = [
+        {"distance": d, "error": 0.01 * (i + 1) * (-1) ** i, "lo": 1.0, "hi": 2.0, "measured": i}
+        for i, d in enumerate(distances)
+    ]
+    table = backtesting.BacktestScore(predictions).by_distance
+    assert [row["up_to"] for row in table] == [2, 4, 10, 30, float("inf")]
+    assert [row["n"] for row in table] == [2, 2, 1, 2, 1]
+    assert [row["signed_error"] for row in table] == pytest.approx(
+        [-0.005, -0.005, 0.05, 0.005, -0.08]
+    )
+    assert [row["mean_error"] for row in table] == pytest.approx([0.015, 0.035, 0.05, 0.065, 0.08])
+    assert [row["coverage"] for row in table] == [0.5, 0.5, 0, 0, 0]

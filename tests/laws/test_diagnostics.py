@@ -1,9 +1,12 @@
 """Tests of the diagnostics of a fit: outliers, lack of fit, undetermined parameters."""
 
+import types
+
 import numpy as np
 import pytest
 
 from lm import laws
+from lm.laws import diagnostics
 from lm.laws.forms import power_laws
 
 
@@ -173,3 +176,22 @@ def test_saturated_accuracy_of_two_steps_has_no_interval():
     points = np.geomspace(1e3, 1e9, 9)
     is_unknown = step2.undetermined_at(step2, [step1.values(step1.params, points)])
     assert np.isnan(fit.predict(points).lo)[is_unknown].all()
+
+
+def test_fit_equal_to_a_start_or_unconverged_is_reported():
+    """theta at a start with a gradient was not optimized; a small gradient is an optimum."""
+    fit = fit_power(sweep(np.geomspace(3e4, 3e6, 7)))
+    start = np.array([0.2, 1.0, 0.4])
+    problem = types.SimpleNamespace(
+        starts=np.stack([start, start + 1]),
+        free=fit.free,
+        watch=[],
+        lower=start - 9,
+        upper=start + 9,
+    )
+    cases = {(0.0, 1e-3): True, (0.9e-5, 1e-3): True, (1e-4, 1e-3): False, (0.0, 1e-5): False}
+    for (distance, gradient), expected in cases.items():
+        fit.gradient, fit.converged = gradient, gradient < 1e-4
+        texts = " ".join(diagnostics.diagnose(problem, start + distance, fit))
+        assert ("equals one of its starts" in texts) == expected
+        assert ("has not converged" in texts) == (not fit.converged)

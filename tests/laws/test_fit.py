@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from lm import laws
+from lm.laws.fit import FitOptions
 from lm.laws.forms import power_laws
 from lm.laws.prediction_intervals import format_interval
 
@@ -145,3 +146,37 @@ def test_extrapolation_is_the_largest_factor_in_both_directions(fit):
     factor, note = fit._extrapolation([np.array([largest * 2 * fit.reach, smallest / 1e3])])
     assert factor == pytest.approx(max(1e3, 2 * fit.reach)) and note.startswith("1e+03 times")
     assert fit._extrapolation([np.array([smallest, largest])]) == (1.0, "")
+
+
+def test_interval_has_the_percentiles_of_its_level(fit):
+    for level in (0.5, 0.9, 0.95):
+        expected = np.quantile(fit.ensemble["alpha"], [(1 - level) / 2, (1 + level) / 2])
+        assert fit.interval("alpha", level) == pytest.approx(tuple(expected))
+
+
+def test_options_of_a_fit_have_documented_defaults():
+    """Parameters and tokens have own exponents, and rows must be comparable."""
+    options = FitOptions()
+    assert (options.tied, options.mixed, options.delta, options.reach) == (False, False, 1e-3, 10.0)
+    assert (options.bootstrap, options.seed, options.max_starts) == (1000, 0, None)
+
+
+def test_collinear_runs_predict_within_a_factor_of_their_line():
+    """The distance is that to the line D = 20 N in logs; the position along it is free."""
+    rows_on_line = [
+        {"N": n, "D": 20 * n, "loss": 1.7 + 400 * n**-0.34 + 400 * (20 * n) ** -0.28}
+        for n in np.geomspace(1e7, 1e9, 8)
+    ]
+    law = power_laws.chinchilla(rows_on_line, n="N", d="D", y="loss", bootstrap=0)
+    along = law.predict(1e12, 2e13)
+    assert along.factor == pytest.approx(1000) and 1.7 < along.value < 2
+    off = 1.4**0.5  # N is multiplied and D divided by this factor
+    law.predict(1e8 * off, 2e9 / off)
+    with pytest.raises(ValueError, match="a factor 1.6 off it"):
+        law.predict(1e8 * 1.6, 2e9 / 1.6)
+
+
+def test_rows_of_inputs_are_accepted_as_a_list(fit):
+    values = fit.predict([{"params": 1e6}, {"params": 6e6}]).value
+    assert list(values) == [fit.predict(1e6).value, fit.predict(6e6).value]
+    assert fit.predict([{"params": 1e6}]).value == pytest.approx(values[:1])

@@ -2,7 +2,9 @@
 
 import numpy as np
 import pytest
+from scipy import stats
 
+from lm.laws import form_uncertainty
 from lm.laws.forms import downstream, power_laws
 
 SIZES = np.geomspace(1e7, 1e9, 7)
@@ -155,3 +157,32 @@ def test_coverage_stays_high_for_wrong_forms():
             prediction = fit_sweep(loss, seed, noise=0.003).predict(targets, noise=False)
             hits.append((prediction.lo <= loss(targets)) & (loss(targets) <= prediction.hi))
         assert np.mean(hits) > 0.85
+
+
+def test_posterior_is_that_of_a_linear_gaussian_model():
+    """Off the Jacobian, residuals are N(0, sigma^2 I + rho^2 G G^T): compare with scipy."""
+    rng = np.random.default_rng(0)
+    fit = fit_sweep(right_form, 0)
+    residuals, effects = 0.004 * rng.standard_normal(7), 0.01 * rng.standard_normal((7, 12))
+    basis, off_basis = np.split(np.linalg.qr(rng.standard_normal((7, 7)))[0], [3], axis=1)
+    drift = form_uncertainty._posterior(fit, residuals, effects, basis)
+    prior = {0.0: 0.7, 0.15: 0.15, 0.3: 0.15}
+    assert drift.sigmas == pytest.approx(fit.sigma * np.geomspace(0.1, 4, 40))
+    projected = off_basis.T @ effects
+    expected = np.array([
+        [p * stats.multivariate_normal.pdf(
+            off_basis.T @ residuals,
+            cov=sigma**2 * np.eye(4) + rho**2 * projected @ projected.T)
+         for rho, p in prior.items()]
+        for sigma in drift.sigmas
+    ])  # fmt: skip
+    assert drift.weights == pytest.approx(expected / expected.sum(), rel=1e-6, abs=1e-12)
+    # The mean of w is that of the same model, averaged over sigma and rho.
+    draws = form_uncertainty._sample_drift(drift, 40_000, rng)
+    mean = sum(
+        weight * rho**2 * projected.T @ np.linalg.solve(
+            sigma**2 * np.eye(4) + rho**2 * projected @ projected.T, off_basis.T @ residuals)
+        for sigma, row in zip(drift.sigmas, drift.weights, strict=True)
+        for rho, weight in zip(prior, row, strict=True)
+    )  # fmt: skip
+    assert draws.mean(0) == pytest.approx(mean, abs=5 * draws.std(0).max() / 200)

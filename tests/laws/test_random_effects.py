@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from lm.laws import random_effects
-from lm.laws.forms import power_laws
+from lm.laws.forms import log_linear, power_laws
 
 GROUPS = np.repeat(np.arange(8), 4)
 
@@ -132,3 +133,28 @@ def test_intervals_of_branches_cover_the_law_and_a_new_run(noise):
         hits["new run"].append(new.lo <= measured <= new.hi)
     for results in hits.values():
         assert 0.90 <= np.mean(results) <= 0.985, np.mean(results)
+
+
+def test_jacobian_of_a_line_is_its_design():
+    """log y = theta_0 + theta_1 (log x - center), so the derivatives are 1 and log x - center."""
+    x = np.geomspace(1e3, 1e6, 6)
+    rows = [{"x": v, "y": 2 * v**0.4 * (1 + 0.01 * (-1) ** i)} for i, v in enumerate(x)]
+    fit = log_linear.log_linear(rows, x="x", y="y", bootstrap=0)
+    problem = log_linear._build_line_problem(fit.data, ["x"], "y", "log_linear")
+    jacobian = random_effects.law_jacobian(problem, fit, np.array([1.0, 0.3]))
+    expected = np.stack([np.ones(6), np.log(x) - np.log(x).mean()], 1)
+    assert jacobian == pytest.approx(expected, abs=1e-6)
+
+
+def test_law_without_parameters_removes_no_degrees():
+    """The moments are then those of an analysis of variance with one mean per group."""
+    noise = draw_residuals(np.random.default_rng(0), 0.3, 0.1)
+    variances = random_effects.estimate_variances(noise, np.zeros((32, 2)), GROUPS)
+    means = noise.reshape(8, 4).mean(1)
+    assert (variances.between_degrees, variances.within_degrees) == (8, 24)
+    assert variances.between_squares == pytest.approx(4 * (means**2).sum())
+    within = ((noise.reshape(8, 4) - means[:, None]) ** 2).sum()
+    assert variances.within_squares == pytest.approx(within)
+    assert variances.p_value == pytest.approx(
+        stats.f.sf(4 * (means**2).sum() / 8 / (within / 24), 8, 24)
+    )

@@ -89,3 +89,21 @@ def test_curve_and_log_sum_exp_have_the_same_minimum():
         by_curve = solver.minimize(solver.curve(log_f, loss, 1e-3), START, LOWER, UPPER, LOG_Y)
         by_terms = solver.minimize(objective(loss), START, LOWER, UPPER, LOG_Y)
         assert by_curve.value[0] == pytest.approx(by_terms.value[0], rel=1e-6)
+
+
+@pytest.mark.parametrize("loss", ["huber", "squares", "log_squares"])
+def test_derivatives_of_a_curve_equal_those_of_its_terms(loss):
+    """Gauss-Newton is exact for squares of logs only where the residuals are 0."""
+    centered = np.log(N) - np.log(N).mean()
+
+    def log_f(theta):
+        floor, term = np.exp(theta[:, :1]), np.exp(theta[:, 1:2] - theta[:, 2:] * centered)
+        total = floor + term
+        return np.log(total), np.stack([floor / total, term / total, -centered * term / total], -1)
+
+    theta = np.array([[0.3, -0.4, 0.3]])
+    log_y = log_f(theta)[0][0] if loss == "log_squares" else LOG_Y
+    by_terms = objective(loss, 0.1)(theta, log_y, None)
+    for by_curve, expected in zip(solver.curve(log_f, loss, 0.1)(theta, log_y, None), by_terms,
+                                  strict=True):  # fmt: skip
+        assert by_curve == pytest.approx(expected, rel=1e-4, abs=1e-6)

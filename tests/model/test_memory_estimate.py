@@ -3,13 +3,14 @@
 import dataclasses
 import importlib.util
 
+import jax
 import pytest
 
 from lm.config import model_sizes, schema, validation
-from lm.model import memory_estimate
+from lm.model import memory_estimate, transformer
 from lm.parallel import device_memory, mesh
 from lm.sweeps.planning import checkpoint_space
-from lm.training import loop
+from lm.training import loop, optimizer
 
 N_PARAMS = model_sizes.count_parameters(model_sizes.ladder_model("100K", vocab_size=256))["total"]
 
@@ -101,3 +102,46 @@ def test_mask_of_cudnn_is_in_the_estimate():
     n_scores = runs[0].data.batch_size * runs[0].data.seq_len ** 2
     n_layers = runs[0].model.n_layers
     assert documents.activations - causal.activations == 2 * 2 * n_scores * (n_layers + 1)
+
+
+@pytest.mark.parametrize("name", ["adamw", "lion", "muon"])
+def test_optimizer_state_has_the_size_of_the_optimizer(name):
+    """Compare with the state of optax, without its scalars and the coefficients of muon."""
+    run = small_run(n_layers=2)
+    run.optim.name = name
+    axes = transformer.param_axes(run.model)
+    update = optimizer.make_optimizer(run.optim, run.model, run.steps, axes)
+    state = jax.eval_shape(lambda: update.init(transformer.init_params(run.model, 0)))
+    n_bytes = sum(4 * leaf.size for leaf in jax.tree.leaves(state) if leaf.ndim)
+    assert memory_estimate.estimate_memory(run, 1, "cpu").optimizer == pytest.approx(
+        n_bytes, rel=1e-4
+    )
+
+
+def estimated_numbers(**model):
+    """Return the estimated activations of 8 rows of 64 tokens on a CPU, in float32 numbers."""
+    run = small_run(**{"n_layers": 2, "remat": "full", "mlp": "gated", **model})
+    run.data.batch_size, run.data.seq_len = 8, 64
+    return memory_estimate.estimate_memory(run, 1, "cpu").activations / 4
+
+
+def test_activations_are_those_of_a_hand_count():
+    """Count the arrays in which two runs differ. With full recomputation, one layer has arrays."""
+    n_tokens, shape, base = 8 * 64, small_run().model, estimated_numbers()
+    # Logits, their probabilities and their gradient, in chunks of the tokens.
+    logits = n_tokens * shape.vocab_size
+    assert estimated_numbers(vocab_size=2 * shape.vocab_size) - base == 3 * logits
+    assert base - estimated_numbers(loss_chunks=2) == 3 * logits / 2
+    # A layer stores its input.
+    assert estimated_numbers(n_layers=3) - base == n_tokens * shape.d_model
+    # Scores, probabilities and gradient: with two blocks of queries, a quarter is not computed.
+    scores = n_tokens * 64 * shape.n_heads
+    assert estimated_numbers(attention_query_blocks=1) - base == 3 * scores / 4
+    # A hidden number is in each projection, in its gradient, and in the activation function.
+    assert estimated_numbers(d_ff=shape.d_ff + 1) - base == n_tokens * (2 * 2 + 1)
+    plain = {"mlp": "gelu"}
+    wide = estimated_numbers(d_ff=shape.d_ff + 1, **plain)
+    assert wide - estimated_numbers(**plain) == n_tokens * (2 + 1)
+    # Without recomputation, each layer stores all its arrays.
+    layer = base - 2 * n_tokens * shape.d_model - 3 * logits
+    assert estimated_numbers(remat="none") == pytest.approx(3 * layer + 3 * logits)

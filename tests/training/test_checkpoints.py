@@ -289,3 +289,17 @@ def test_transient_error_moves_no_checkpoint(tiny, state, monkeypatch, error):
             store.restore_newest(abstract(state))
     assert sorted(path.name for path in folder.iterdir()) == ["3", "6"]
     assert not folder.with_name("damaged").exists()
+
+
+def test_failed_writes_have_the_number_of_the_system_call(tmp_path):
+    """Messages of tensorstore contain the number; other errors have a line of their own."""
+    for error, number in (
+        (OSError(28, "No space left on device"), 28),
+        (ValueError("write failed [os_error_code='122']"), 122),
+        (ValueError("no number\nsecond line"), None),
+    ):
+        with pytest.raises(OSError, match="a checkpoint could not be written: ") as raised:
+            with checkpoints._write_errors(tmp_path):
+                raise error
+        assert raised.value.errno == number and "\n" not in str(raised.value)
+        assert (str(tmp_path) in str(raised.value)) == (number is not None)

@@ -11,7 +11,8 @@ from tensorboardX import event_file_writer
 from tensorboardX.proto import event_pb2
 
 from lm.config import flops, schema
-from lm.data import dataset
+from lm.data import dataset, tokenizers
+from lm.data.tokenization import run_tokenizer
 from lm.parallel import mesh
 from lm.runs import records
 from lm.training import metric_log
@@ -175,3 +176,44 @@ def test_metrics_row_follows_from_its_steps(tiny):
     assert speed["tokens_per_second"] == n_tokens / 2
     assert speed["flops_per_second"] == n_tokens / 2 * flops_per_token
     assert speed["mfu"] * 1e9 == pytest.approx(speed["flops_per_second"])
+
+
+def test_each_attempt_has_its_own_event_file(tiny):
+    for first_step in (0, 40):
+        write, close = metric_log.open_writers(tiny, first_step)
+        write({"step": first_step + 10, "loss": 2.5})
+        close()
+    assert len(list((records.run_dir(tiny) / "tensorboard").glob("events*"))) == 2
+
+
+@pytest.mark.parametrize(("seconds", "n_values"), [(-1.0, 1), (1e9, 0)])
+def test_events_are_on_disk_after_some_seconds(tiny, monkeypatch, seconds, n_values):
+    monkeypatch.setattr(metric_log, "FLUSH_SECONDS", seconds)
+    write, close = metric_log.open_writers(tiny, 0)
+    write({"step": 5, "loss": 2.5})
+    (file,) = (records.run_dir(tiny) / "tensorboard").glob("events*")
+    assert file.read_bytes().count(b"loss") == n_values
+    close()
+    assert file.read_bytes().count(b"loss") == 1
+
+
+def test_attempt_records_its_tokenizer_and_its_facts(tiny):
+    tokenizer = tokenizers.ByteTokenizer()
+    assert metric_log.start_attempt(tiny, {"params.total": 5}, tokenizer, -1) == 1
+    assert metric_log.start_attempt(tiny, {"params.total": 5}, tokenizer, -1) == 2
+    facts = records.read_facts(records.run_dir(tiny))
+    assert facts["params.total"] == 5
+    assert facts.items() >= run_tokenizer.save_tokenizer(tiny, tokenizer).items()
+
+
+def test_flops_per_second_are_those_of_the_tokens(tiny):
+    speed = metric_log.throughput(tiny, 3, 4.0, peak=1e12)
+    n_tokens = 3 * tiny.data.batch_size * tiny.data.seq_len
+    n_flops = flops.flops_per_token(tiny.model, tiny.data.seq_len)["full"] * n_tokens
+    assert speed == pytest.approx(
+        {
+            "tokens_per_second": n_tokens / 4,
+            "flops_per_second": n_flops / 4,
+            "mfu": n_flops / 4e12,
+        }
+    )

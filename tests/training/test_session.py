@@ -206,3 +206,18 @@ def test_runs_of_one_program_share_a_watchdog(tiny, progress_log):
     runs = [dataclasses.replace(tiny, name=name, steps=2, seed=i) for i, name in enumerate("ab")]
     vmapped_runs.train_vmapped(runs)
     assert len({watchdog for watchdog, *_ in progress_log}) == 1
+
+
+def test_checkpoint_records_the_loss_of_the_next_step(evaluated_run, tiny):
+    """A log interval of two steps contains the step after each checkpoint but the last."""
+    folder = records.run_dir(evaluated_run)
+    tiny.log_interval = 1
+    tiny.name, tiny.eval.interval = "each-step", evaluated_run.eval.interval
+    tiny.data = evaluated_run.data
+    loop.train(tiny)
+    losses, _ = results(tiny)
+    proofs = json_files.read_latest_rows(folder / "checkpoints" / "proofs.jsonl")
+    # metrics.jsonl has rounded losses of the step before its row.
+    assert {row["step"] for row in proofs} == {4, 8}
+    for row in proofs:
+        assert row["next_loss"] == pytest.approx(losses[row["step"] + 1], rel=1e-4)

@@ -254,7 +254,7 @@ def _widen(result: IsoflopFit, used: list[isoflop_minima.BudgetMinimum]) -> None
     t = log_c - center
     mean_t, mean_x = (w * t).sum(1) / total, (w * log_x).sum(1) / total
     spread = (w * (t - mean_t[:, None]) ** 2).sum(1)
-    slope = (w * (t - mean_t[:, None]) * log_x).sum(1) / np.maximum(spread, 1e-12)
+    slope = (w * (t - mean_t[:, None]) * log_x).sum(1) / spread
     height = mean_x - slope * mean_t
     if np.std(slope) < 1e-12:
         return
@@ -263,7 +263,7 @@ def _widen(result: IsoflopFit, used: list[isoflop_minima.BudgetMinimum]) -> None
     of_line = result.ensemble.get("exponent")
     factor = 1.0
     if of_line is not None:
-        factor = max(1.0, float(np.std(of_line) / max(np.std(slope), 1e-12)))
+        factor = max(1.0, float(np.std(of_line) / np.std(slope)))
     slope = slope.mean() + factor * (slope - slope.mean())
     height = height.mean() + factor * (height - height.mean())
     result.bootstrap_shift = float(slope.mean() - best), float(height.mean() - best_height)

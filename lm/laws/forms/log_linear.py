@@ -44,7 +44,7 @@ def fit_line(
     )
     problem = _build_line_problem(data, xs, y, law)
     row_weights = data.columns[options.weights] if options.weights else None
-    options = replace(options, loss="log_squares", delta=1e-3, where=None, mixed=True)
+    options = replace(options, loss="log_squares", where=None, mixed=True)
     result = estimation.fit_problem(problem, data, options, row_weights)
     log_y = np.log(data.columns[y])
     w = np.ones(len(log_y)) if row_weights is None else row_weights

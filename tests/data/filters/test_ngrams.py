@@ -1,5 +1,7 @@
 """Words of texts in several scripts, and hashes of their n-grams."""
 
+import zlib
+
 import numpy as np
 import pytest
 
@@ -92,3 +94,26 @@ def test_positions_of_hashes_in_an_index():
     index = np.array([3, 5, 9], np.uint64)
     hashes = np.array([9, 4, 3, 10, 0], np.uint64)
     assert ngrams.positions_in_index(hashes, index).tolist() == [2, -1, 0, -1, -1]
+
+
+def test_hash_of_an_ngram_is_that_of_its_words():
+    """Prepared text contains these hashes, so their formula does not change."""
+    text, modulus = "The quick brown fox - jumps over the lazy dog", 2**64
+    words = [zlib.crc32(word.encode()) for word in text.lower().replace("-", "").split()]
+    for n in (1, 3, 9):
+        expected = []
+        for first in range(len(words) - n + 1):
+            value = 0
+            for word in words[first : first + n]:
+                value = (value * 0x9E3779B97F4A7C15 + word) % modulus
+            expected.append((value ^ value >> 32) * 0xD6E8FEB86659FD93 % modulus)
+        assert ngrams.ngram_hashes(text, n).tolist() == expected
+
+
+def test_index_has_all_hashes_of_each_bucket(tmp_path, monkeypatch):
+    """A bucket has one value of the first byte; each write has at least a number of hashes."""
+    monkeypatch.setattr(ngrams, "HASHES_IN_MEMORY", 3)
+    values = [byte << 56 | low for byte in (255, 0, 254, 7) for low in (9, 1)]
+    arrays = [np.array(values[i : i + 2] * 2, np.uint64) for i in range(0, 8, 2)]
+    ngrams.write_ngram_index(tmp_path / "index", [*arrays, *arrays])
+    assert np.fromfile(tmp_path / "index", np.uint64).tolist() == sorted(values)

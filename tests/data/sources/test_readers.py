@@ -172,3 +172,20 @@ def test_chat_file_may_be_an_array_of_conversations(tmp_path):
     (tmp_path / "a.json").write_text(json.dumps(rows, indent=2))
     examples = list(chat.chat_examples(chat.parse_chat_source(str(tmp_path))))
     assert [example.turns[0].answer for example in examples] == ["yo", "b"]
+
+
+def test_pieces_end_at_blank_lines_or_at_four_times_the_size(tmp_path, monkeypatch):
+    """A fragment of a long line ends a piece at half of the size."""
+    monkeypatch.setattr(readers, "PIECE_BYTES", 100)
+    path, line = tmp_path / "a.txt", b"x" * 9 + b"\n"
+    for text, sizes in (
+        (line * 100, [400, 400, 200]),
+        ((line * 10 + b"\n") * 3, [101, 101, 101]),
+        ((line * 9 + b"\n") * 5, [182, 182, 91]),
+        (line * 3 + b"\n" + b"y" * 1000, [131, *[100] * 5, 400]),
+    ):
+        path.write_bytes(text)
+        pieces = list(readers._text_pieces(path))
+        assert [len(content) for _, content in pieces] == sizes
+        assert b"".join(content for _, content in pieces) == text
+        assert [start for start, _ in pieces] == [sum(sizes[:i]) for i in range(len(sizes))]

@@ -227,3 +227,27 @@ def test_line_beyond_the_limit_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(source_files, "MAX_LINE_BYTES", 50_000)
     (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b'{"text": "' + bytes(99_999)))
     assert "a.jsonl.gz: has a line of more than 50,000 bytes" in error_of(f"jsonl:{tmp_path}")
+
+
+def test_long_ascii_lines_are_cut_at_the_size(tmp_path):
+    """Bytes below 0x80 are characters of their own; spaces end a fragment earlier."""
+    for byte in (b"a", b"\x7f", b"\x01"):
+        line = byte * 90
+        fragments = source_files._cut_line(line, 10)
+        assert b"".join(fragments) == line
+        assert [len(fragment) for fragment in fragments] == [10] * 5 + [40]
+    words = b"abc de " * 20
+    fragments = source_files._cut_line(words, 10)
+    assert b"".join(fragments) == words
+    assert all(fragment.endswith(b" ") and len(fragment) <= 10 for fragment in fragments[:-1])
+    letters = "é".encode() * 40  # a fragment ends between characters
+    assert all(not len(fragment) % 2 for fragment in source_files._cut_line(letters, 9))
+    assert source_files._cut_line(b"a" * 40, 10) == [b"a" * 40]
+    assert source_files._cut_line(b"a" * 999, 0) == [b"a" * 999]
+
+
+def test_braces_name_every_combination():
+    names = source_files._expand_braces("a{b,c{d,e}}f{1,2}")
+    assert set(names) == {f"a{middle}f{last}" for middle in ("b", "cd", "ce") for last in (1, 2)}
+    assert source_files._expand_braces("{a}") == ["{a}"]
+    assert source_files._expand_braces("{a,}b") == ["ab", "b"]

@@ -233,3 +233,14 @@ def test_entropy_bound_is_the_mean_of_token_nats():
     nats = synthetic_languages.token_nats(language, rows).mean(axis=1)
     bound, error = synthetic_languages.entropy_bound(language, 64, n=100)
     assert nats.mean() == pytest.approx(bound, abs=4 * (nats.std() / len(nats) ** 0.5 + error))
+
+
+def test_parameters_of_a_machine_are_allowed_up_to_their_limits():
+    limits = {"states": (2, 65536), "symbols": (2, 63), "memory": (1, 64), "seed": (0, 2**32)}
+    for name, (low, high) in limits.items():
+        for value in (low, high):
+            language = synthetic_languages.parse_language(f"machine?{name}={value}")
+            assert getattr(language, name) == value
+        for value in (low - 1, high + 1):
+            with pytest.raises(ValueError, match=f"{name}={value} must be a whole number"):
+                synthetic_languages.parse_language(f"machine?{name}={value}")

@@ -185,3 +185,33 @@ def _combinations(name: str) -> set[tuple[int, ...]]:
         range(low, high + 1) for low, high in synthetic_tasks.parse_task(name).ranges.values()
     ]
     return set(itertools.product(*ranges))
+
+
+def test_documents_rotate_over_three_tasks():
+    """Each task of a rotation has one document per turn, in the order of the names."""
+    tasks = synthetic_tasks.parse_tasks("sort?megabytes=0.01+copy+upper")
+    texts = itertools.islice(synthetic_tasks.task_documents(tasks), 7)
+    assert [text.split()[0] for text in texts] == [*["sort", "copy", "upper"] * 2, "sort"]
+
+
+@pytest.mark.parametrize(("name", "limits"), synthetic_tasks.PARAMETER_LIMITS.items())
+def test_parameters_are_allowed_up_to_their_limits(name, limits):
+    expected = {
+        "order": (0, 5), "spelling": (0, 3), "length": (2, 10), "steps": (1, 9), "depth": (1, 20),
+        "digits": (1, 15), "modulus": (2, 1000), "terms": (2, 10), "words": (1, 5),
+        "lexicon": (2, 32),
+    }  # fmt: skip
+    low, high = expected[name]
+    kind = next(k for k, (_, ranges) in synthetic_tasks.TASKS.items() if name in ranges)
+    task = synthetic_tasks.parse_task(f"{kind}?{name}={low}-{high}")
+    assert task.ranges[name] == (low, high)
+    for value in (low - 1, high + 1):
+        with pytest.raises(ValueError, match=f"{name}="):
+            synthetic_tasks.parse_task(f"{kind}?{name}={value}")
+
+
+@pytest.mark.parametrize("name", synthetic_tasks.SKILLS)
+def test_chance_of_a_skill_is_that_of_an_order_of_its_letters(name):
+    for length in (2, 3, 5):
+        (instance,) = sample(f"{name}?length={length}", 1)
+        assert instance.chance * len(list(itertools.permutations(range(length)))) == 1

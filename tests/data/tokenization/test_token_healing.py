@@ -2,6 +2,7 @@
 
 import functools
 import io
+import types
 
 import numpy as np
 import pytest
@@ -177,3 +178,12 @@ def test_start_token_of_a_checkpoint_begins_each_question():
     for prompt in ("", "Hi"):
         assert token_healing.encode_prompt(WithStart(), prompt) == [7, *prompt.encode()]
         assert token_healing.encode_pair(WithStart(), prompt, "a").prompt[0] == 7
+
+
+def test_boundary_between_tokens_of_the_text_needs_no_coverings():
+    """Alone, the prompt "ab" has other tokens than in the text "abc", with the same end."""
+    pieces = [b"", b"a", b"b", b"ab", b"c", b"bc"]
+    tokenizer = types.SimpleNamespace(pieces=pieces, end=0, max_piece_bytes=2)
+    pair = token_healing._split_text(tokenizer, (0,), (1, 2), (3, 4, 1))
+    assert (pair.prompt, pair.answer, pair.n_spanning) == ((0, 3), (4, 1), 1)
+    assert pair.coverings is None and b"".join(pair.answer_pieces(pieces)) == b"ca"

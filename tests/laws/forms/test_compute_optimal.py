@@ -42,3 +42,19 @@ def test_allocations_by_parameters_and_tokens_agree():
         for y in ("params", "tokens")
     )
     assert by_n.n == pytest.approx(compute_optimal.allocation(LAW, 1e22).n) == by_d.n
+
+
+def test_interval_of_an_allocation_has_the_percentiles_of_its_draws():
+    rng = np.random.default_rng(0)
+    rows = [{**r, "loss": r["loss"] * np.exp(0.003 * rng.standard_normal()), "run": str(i)}
+            for i, r in enumerate(curves()[::13])]  # fmt: skip
+    fit = power_laws.chinchilla(rows, n="params", d="tokens", y="loss", bootstrap=60)
+    draws = [dict(zip(fit.ensemble, values, strict=True))
+             for values in zip(*fit.ensemble.values(), strict=True)]  # fmt: skip
+    splits = [compute_optimal.allocation(draw, 1e22) for draw in draws]
+    best = compute_optimal.allocation(fit, 1e22, level=0.8)
+    for interval, values in (
+        (best.n_interval, [split.n for split in splits]),
+        (best.d_interval, [split.d for split in splits]),
+    ):
+        assert interval == pytest.approx(tuple(np.quantile(values, [0.1, 0.9])), rel=1e-4)

@@ -1,6 +1,7 @@
 """Tests of accuracy from loss, of the two-step law and of the one-step law."""
 
 import json
+import types
 
 import numpy as np
 import pytest
@@ -153,3 +154,50 @@ def test_slopes_of_a_curve_equal_finite_differences(form):
     params = {name: value[0] for name, value in problem.natural(np.array([theta])).items()}
     residuals = problem.values(params, losses) - accuracies
     assert objective(np.array([theta] * 4), accuracies, weights)[0] == pytest.approx(residuals**2)
+
+
+def test_anchor_is_a_point_of_the_objective():
+    """The curve is that of the rows and the anchor; r_squared is that of the rows alone."""
+    rows = tasks(0.02)[:12]
+    options = {"x": "loss", "y": "acc", "chance": 0.25, "bootstrap": 0}
+    anchored = downstream.accuracy_from_loss(rows, anchor=(0.1, 0.97), **options)
+    as_row = downstream.accuracy_from_loss([*rows, {"loss": 0.1, "acc": 0.97}], **options)
+    assert anchored.params == pytest.approx(as_row.params, rel=1e-6)
+    assert anchored.predict(0.4).value == pytest.approx(as_row.predict(0.4).value)
+    x, y = (np.array([row[k] for row in rows]) for k in ("loss", "acc"))
+    errors = anchored.predict(x).value - y
+    assert anchored.r_squared == pytest.approx(1 - np.mean(errors**2) / np.var(y))
+    assert not any("explains only" in text for text in anchored.warnings)
+    noise = [{"loss": 2 + 0.1 * i, "acc": 0.5 + 0.2 * (-1) ** i} for i in range(8)]
+    unexplained = downstream.accuracy_from_loss(noise, **options)
+    assert unexplained.r_squared < 0.5
+    assert any("explains only" in text for text in unexplained.warnings)
+
+
+def test_start_of_a_curve_passes_through_its_end_points():
+    """A start of the exponential has the accuracies of the lowest and of the highest loss."""
+    losses, accuracies = np.array([2.0, 1.0, 3.0, 4.0]), np.array([0.5, 0.8, 0.4, 0.3])
+    problem = downstream._exponential(losses, accuracies, {"L": "loss", "acc": "acc"})
+    for i, bend in enumerate(problem.starts[:, 2]):
+        params = {name: values[i] for name, values in problem.natural(problem.starts).items()}
+        assert problem.values(params, np.array([1.0, 4.0])) == pytest.approx([0.8, 0.3])
+        assert params["gamma"] == pytest.approx(bend / 3)
+
+
+def test_point_is_undetermined_if_a_step_does_not_determine_it():
+    def step(is_unknown):
+        return types.SimpleNamespace(
+            values=lambda params, *points: points[0], params={},
+            undetermined_at=None if is_unknown is None else lambda *_: np.array(is_unknown),
+        )  # fmt: skip
+
+    points, unknown, known = [np.ones(2)], [True, False], [False, False]
+    for first, second, expected in (
+        (unknown, known, unknown),
+        (known, unknown, unknown),
+        (unknown, None, unknown),
+        (None, [False, True], [False, True]),
+        (None, None, known),
+    ):
+        mask = downstream._is_undetermined(step(first), step(second), None, points)
+        assert mask.tolist() == expected

@@ -1,5 +1,8 @@
 """Tests of the last and of smoothed evaluations of runs."""
 
+import numpy as np
+import pytest
+
 from lm.laws.forms import evaluation_curves
 
 
@@ -26,3 +29,16 @@ def test_evaluations_out_of_order_are_sorted():
         for ordered in (rows, rows[::-1])
     )
     assert ascending == descending
+
+
+def test_smoothed_evaluations_are_trailing_means():
+    losses = [9.0, 8.0, 6.5, 4.0, 3.5, 2.0, 1.0]
+    for window in (1, 2, 3, 5, 9):
+        rows = evaluation_curves.smooth_evaluations(
+            curve(losses), ["loss"], drop=0.1, window=window
+        )
+        late = losses[1:]  # a tenth of seven evaluations is rounded up to one
+        expected = [np.mean(late[: i + 1][-window:]) for i in range(len(late))]
+        assert [row["loss"] for row in rows] == pytest.approx(expected)
+    (row,) = evaluation_curves.final_evaluations(curve(losses), ["loss"])
+    assert row["loss"] == pytest.approx(np.mean(losses[-5:]))

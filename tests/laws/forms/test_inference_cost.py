@@ -82,3 +82,16 @@ def test_fits_give_intervals():
 def test_invalid_allocations_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         inference_cost.inference_allocation(**({"law": LAW, "inference_tokens": 1e12} | options))
+
+
+def test_search_ends_within_half_a_step_of_the_minimum():
+    """Three searches of 2001 points: each has 2 of 2000 steps of the previous search."""
+    low, high = np.array([1.0, 10.0]), np.array([1e6, 1e9])
+    step = np.log(high / low) / 2000 * (2 / 2000) ** 2
+    for optimum in np.geomspace(30.0, 9e5, 17):
+        n = inference_cost._minimize_over_size(
+            lambda n, optimum=optimum: np.abs(np.log(n / optimum)), low, high
+        )
+        assert (np.abs(np.log(n / optimum)) < 0.51 * step + 1e-13).all()
+    at_edge = inference_cost._minimize_over_size(lambda n: n, low, high)
+    assert at_edge == pytest.approx(low, rel=1e-6)

@@ -1,5 +1,7 @@
 """Tests of the isoFLOP law: recovery, bias, and budgets without a minimum."""
 
+import types
+
 import numpy as np
 import pytest
 
@@ -170,3 +172,57 @@ def test_resampled_runs_have_intervals_like_those_of_the_noise():
         assert low < 0.5 < high
         widths[resample] = high - low
     assert 0.5 < widths["runs"] / widths["noise"] < 2
+
+
+def test_two_budgets_have_a_warning():
+    for n_budgets in (2, 3):
+        rows = [row for row in sweep(noise=0.002) if row["flops"] in BUDGETS[:n_budgets]]
+        text = " ".join(fit_isoflop(rows, bootstrap=50).warnings)
+        assert ("two budgets determine a line" in text) == (n_budgets == 2)
+
+
+def test_weight_of_a_budget_is_at_most_four_medians():
+    budgets = [types.SimpleNamespace(log_x_sd=sd, weight=1.0) for sd in (0.01, 0.5, 1.0, 2.0)]
+    isoflop._set_weights(budgets)
+    median = np.median([0.01**2, 0.5**2, 1.0, 4.0])
+    assert [budget.weight for budget in budgets] == pytest.approx(
+        [4, median * 4, median, median / 4]
+    )
+
+
+def test_resampled_runs_of_a_parabola_have_its_vertex():
+    """Without noise, each resample of at least three sizes determines the same parabola."""
+    sizes = np.geomspace(1e7, 1e9, 15)
+    rows = [
+        {"flops": c, "params": n * (c / 1e18) ** 0.5, "loss": 2 + 0.05 * np.log(n / 8e7) ** 2}
+        for c in (1e18, 1e19, 1e20) for n in sizes
+    ]  # fmt: skip
+    fit = fit_isoflop(rows, method="parabola", resample="runs", bootstrap=50)
+    for budget in fit.budgets:
+        vertex = 8e7 * (budget.budget / 1e18) ** 0.5
+        assert budget.resampled_x == pytest.approx(np.full(50, vertex), rel=1e-6)
+
+
+def test_ensemble_is_as_wide_as_the_scatter_of_the_minima():
+    """The lines through the resampled minima are widened if their noise is below the scatter."""
+    scattered = sweep()
+    for row in scattered:
+        row["params"] *= 1.1 ** (BUDGETS.index(row["flops"]) % 2)
+    line = np.polyfit(np.log(BUDGETS), np.log([b.x for b in fit_isoflop(scattered).budgets]), 1,
+                      cov=True)[1][0, 0] ** 0.5  # fmt: skip
+    quiet = fit_isoflop(scattered, method="parabola", noise=1e-6, bootstrap=4000)
+    # Student's t of three degrees of freedom has the variance 3.
+    assert "widened" in quiet.resampling and line < quiet.se["exponent"] < 2.5 * line
+    noisy = fit_isoflop(scattered, method="parabola", noise=0.03, bootstrap=400)
+    assert "widened" not in noisy.resampling and noisy.se["exponent"] > quiet.se["exponent"]
+
+
+def test_half_of_the_resamples_suffice_for_an_ensemble():
+    for n_missing, has_ensemble in ((50, True), (52, False)):
+        fit = fit_isoflop(sweep(noise=0.002), bootstrap=100)
+        fit.ensemble = {}
+        for budget in fit.budgets[:4]:
+            budget.resampled_x[:n_missing] = np.nan
+        isoflop._widen(fit, fit.budgets)
+        assert bool(fit.ensemble) == has_ensemble
+        assert ("fewer than half" in " ".join(fit.warnings)) != has_ensemble

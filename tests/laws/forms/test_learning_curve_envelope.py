@@ -74,3 +74,15 @@ def test_edges_are_dropped_for_tokens_as_for_parameters():
         for n in ("params", "tokens")
     )
     assert by_n.params["exponent"] + by_d.params["exponent"] == pytest.approx(1)
+
+
+def test_resample_of_all_runs_has_the_line_of_the_fit():
+    """The envelopes of resamples cover the budgets of the line, the first and last included."""
+    for hull in ("lower", "convex"):
+        fit = learning_curve_envelope.envelope(
+            noisy_curves(4, 0.0, 0), n="params", y="loss", hull=hull, edges="keep", points=12,
+            bootstrap=200,
+        )  # fmt: skip
+        is_equal = np.isclose(fit.ensemble["exponent"], fit.params["exponent"], rtol=1e-6, atol=0)
+        # 24 of 256 draws of four from four runs contain each run.
+        assert 0.04 < is_equal.mean() < 0.2

@@ -41,3 +41,33 @@ def test_collinear_inputs_raise():
     rows = [{**row, "tokens": 20 * row["params"]} for row in ROWS]
     with pytest.raises(ValueError, match="lie on one line"):
         log_linear.log_linear(rows, x=["params", "tokens"], y="flops")
+
+
+def test_explained_fraction_is_that_of_weighted_least_squares():
+    rng = np.random.default_rng(1)
+    rows = [
+        {"flops": c, "params": 0.1 * c**0.5 * np.exp(0.5 * rng.standard_normal()), "w": w}
+        for c, w in zip(np.geomspace(1e17, 1e21, 8), rng.uniform(0.2, 3, 8), strict=True)
+    ]
+    x, y = (np.log([row[k] for row in rows]) for k in ("flops", "params"))
+    for weights in (None, "w"):
+        w = np.array([row["w"] for row in rows]) if weights else np.ones(8)
+        fit = log_linear.log_linear(rows, x="flops", y="params", weights=weights, bootstrap=0)
+        slope, intercept = np.polyfit(x, y, 1, w=np.sqrt(w))
+        squares = np.average((y - slope * x - intercept) ** 2, weights=w)
+        expected = 1 - squares / np.cov(y, aweights=w, ddof=0)
+        assert fit.r_squared == pytest.approx(expected, rel=1e-6)
+        assert np.log(fit.params["k"]) == pytest.approx(intercept, rel=1e-6)
+
+
+def test_narrow_inputs_have_no_coefficient():
+    """A coefficient near the limits of floating-point numbers is refused by its logarithm."""
+    for width, is_refused in ((0.02, False), (0.01, True)):
+        rows = [{"flops": 1e20 * np.exp(width * i), "params": np.exp(0.2 * i)} for i in range(4)]
+        # The intercept is -0.2 / width * log(1e20): -460 and -921.
+        if is_refused:
+            with pytest.raises(ValueError, match=r"k = exp\(-921\)"):
+                log_linear.log_linear(rows, x="flops", y="params", bootstrap=0)
+        else:
+            fit = log_linear.log_linear(rows, x="flops", y="params", bootstrap=0)
+            assert fit.params["exponent"] == pytest.approx(10)

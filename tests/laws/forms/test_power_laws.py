@@ -153,3 +153,33 @@ def test_undetermined_exponent_has_a_warning():
 def test_starts_without_a_parameter_raise():
     with pytest.raises(ValueError, match="neither E nor log_E"):
         power_laws.power(sweep(), x="params", y="loss", starts={"A": [1.0], "alpha": [0.3]})
+
+
+def test_bounds_contain_exponents_up_to_ten():
+    """Coefficients are within e^-12 of the lowest and e^2 of the highest loss."""
+    log_y, log_x = np.log([2.0, 3.0, 4.0]), [np.log([1e7, 1e8, 1e9])]
+    model = power_laws.PowerSum(log_y, log_x, True, False, {})
+    lower, upper, start_lower = model.bounds()
+    assert model.free == ["E", "A", "alpha"]
+    assert lower == pytest.approx([log_y[0] - 12, log_y[0] - 12, 0])
+    assert upper == pytest.approx([log_y[-1] + 2, log_y[-1] + 2, 10 * np.std(log_x[0])])
+    assert start_lower == pytest.approx([log_y[0] - 7, log_y[0] - 7, 0])
+    line = power_laws.PowerSum(log_y, log_x, False, False, {})
+    assert line.bounds()[0][-1] == pytest.approx(-10 * np.std(log_x[0]))
+
+
+def test_parameters_and_theta_are_inverse():
+    log_x = [np.log(np.geomspace(1e7, 1e9, 5)), np.log(np.geomspace(1e9, 1e12, 5))]
+    model = power_laws.PowerSum(np.zeros(5), log_x, True, False, {"beta": 0.3})
+    params = {"E": 1.7, "A": 400.0, "B": 900.0, "alpha": 0.34, "beta": 0.3}
+    theta = model.internal({name: np.array([value]) for name, value in params.items()})
+    natural = model.natural(theta)
+    assert {name: v[0] for name, v in natural.items()} == pytest.approx(params)
+    terms = [np.exp(theta[:, t.columns] @ t.X.T + t.offset) for t in model.terms()]
+    assert sum(terms)[0] == pytest.approx(model.values(params, *np.exp(log_x)))
+
+
+def test_laws_without_a_floor_can_increase():
+    rows = [{"c": c, "n": 2.0 * c**0.4} for c in np.geomspace(1e3, 1e6, 5)]
+    law = power_laws.power(rows, x="c", y="n", floor=False, bootstrap=0)
+    assert law.params == pytest.approx({"A": 2.0, "alpha": -0.4}, rel=1e-6)

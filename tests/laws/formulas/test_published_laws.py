@@ -125,3 +125,37 @@ def test_published_laws_agree_with_their_papers():
     assert by_size[1] / by_size[0] == pytest.approx(2**-0.076)
     assert by_data[1] / by_data[0] == pytest.approx(2**-0.103)
     assert law.predict(8.8e13, 1e60).value < 1 < law.predict(4e13, 1e60).value
+
+
+def test_given_law_has_no_optimization():
+    law = published_laws.given("kaplan2020")
+    assert (law.n_starts, law.start_agreement, law.converged, law.gradient) == (0, 1.0, True, 0.0)
+    assert (law.n, law.n_runs, law.ensemble, law.loss) == (0, 0, {}, "none")
+    expected = ((6.4e13 / 1e9) ** (0.076 / 0.103) + 1.8e13 / 1e10) ** 0.103
+    assert law.predict(1e9, 1e10).value == pytest.approx(expected)
+
+
+def test_starts_of_published_forms_pass_through_the_data(monkeypatch):
+    """A start has the median loss at the median inputs, or the largest loss of the smallest x."""
+    starts = {}
+
+    def record_starts(rows, definition, options):
+        starts[definition.law] = definition.starts
+
+    monkeypatch.setattr(published_laws.custom, "fit_form", record_starts)
+    rows = [{"N": n, "D": d, "y": 2 + n**-0.1 + d**-0.1} for n, d in zip(
+        np.geomspace(1e6, 1e9, 5), np.geomspace(1e9, 1e11, 5), strict=True)]  # fmt: skip
+    losses = [row["y"] for row in rows]
+    published_laws.kaplan(rows, n="N", d="D", y="y")
+    published_laws.shifted_power(rows, x="N", y="y")
+    published_laws.broken_power(rows, x="N", y="y")
+    n, d, median = rows[2]["N"], rows[2]["D"], rows[2]["y"]
+    assert len(starts["kaplan"]) == 48 and len(starts["shifted_power"]) == 36
+    for p in starts["kaplan"]:
+        inner = (p["N_c"] / n) ** (p["alpha_N"] / p["alpha_D"]) + p["D_c"] / d
+        assert inner ** p["alpha_D"] == pytest.approx(median)
+    for p in starts["shifted_power"]:
+        assert p["E"] + p["A"] * (n + p["x0"]) ** -p["alpha"] == pytest.approx(median)
+    for p in starts["broken_power"]:
+        assert p["a"] + p["b"] * 1e6 ** -p["c0"] == pytest.approx(max(losses))
+        assert 1e6 < p["d1"] < 1e9 and p["f1"] == 0.2

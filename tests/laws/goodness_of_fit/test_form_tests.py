@@ -1,5 +1,7 @@
 """Tests of the form of a law on rows that share a run or a trunk run."""
 
+from itertools import combinations
+
 import numpy as np
 import pytest
 from scipy import special
@@ -114,3 +116,21 @@ def test_constant_weights_do_not_change_a_shift_test():
         form_tests.ShiftTest(fit, jacobian, weights) for weights in (None, np.full(fit.n, 1.0))
     ]
     assert tests[0].p_value(direction) == tests[1].p_value(direction)
+
+
+def test_probability_of_few_runs_is_that_of_all_orders():
+    """Compare the normal limit with all 252 orders of five signs of each kind."""
+    orders = [np.isin(np.arange(10), chosen) for chosen in combinations(range(10), 5)]
+    n_runs = np.array([1 + (order[1:] != order[:-1]).sum() for order in orders])
+    for order, n in zip(orders[::7], n_runs[::7], strict=True):
+        p_value = form_tests._runs_test(np.where(order, 1.0, -1.0))
+        assert p_value == pytest.approx((n_runs <= n).mean(), abs=0.015)
+    assert form_tests._runs_test(np.array([1.0, -1.0, -1.0, -1.0])) == 1.0
+
+
+def test_fit_with_one_spare_input_hardly_tests_its_form():
+    for n_sizes, is_warned in ((3, False), (4, True), (5, False)):
+        rows = [{"n": n, "loss": 1.8 + 300 * n**-0.34 + 1e-4 * (-1) ** i}
+                for i, n in enumerate(np.geomspace(1e7, 1e9, n_sizes))]  # fmt: skip
+        fit = laws.power(rows, x="n", y="loss", bootstrap=0)
+        assert any("hardly test the form" in text for text in fit.warnings) == is_warned

@@ -160,3 +160,14 @@ def test_transformers_computes_the_same_logits(tmp_path, fields):
     text = "héllo \x01 日本 Ā"
     assert tokenizer(text)["input_ids"] == list(text.encode()) and tokenizer.eos_token_id == 0
     assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+
+
+def test_exported_end_is_found_anywhere_in_a_text(tmp_path):
+    """The end is a special token between letters and spaces, and spaces beside it are tokens."""
+    random_models.export_random_model(tmp_path, {})
+    exported = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    for text in ("a\0b", " \0 ", "\n\0\0\n", "A \0", "\0a"):
+        ids = exported.encode(text).ids
+        assert ids == list(text.encode())
+        assert exported.decode(ids) == text.replace("\0", "")
+        assert exported.decode(ids, skip_special_tokens=False) == text
