@@ -69,7 +69,7 @@ class Model:
     remat: Literal[
         "none", "dots", "full", "minimal", "minimal_offloaded", "save_qkv_proj", "save_out_proj",
         "save_dot_with_context_except_mlp", "qkv_proj_offloaded",
-    ] = field("none", "What is computed twice.", "execution", "compute", "plan")  # fmt: skip
+    ] = field("none", "Recomputed activations.", "execution", "compute", "plan")  # fmt: skip
     scan_unroll: int = field(
         8, "Layers per iteration of the scan over layers.", "execution", "compute", ge=1
     )
@@ -79,7 +79,7 @@ class Model:
         "heads,kv_heads,mlp", "Axes of the weights with an adapter, comma-separated.", "adapter"
     )
     attention: Literal["auto", "plain", "cudnn", "splash", "tokamax"] = field(
-        "auto", "Kernel; auto is that of lm/model/kernels/kernel_table.py.", "execution", "compute"
+        "auto", "Attention kernel; auto is the fastest of the device.", "execution", "compute"
     )
     attention_query_blocks: int = field(
         2,

@@ -36,14 +36,14 @@ def cached_decoder(
     and `decode` writes the tokens to the slots from `slot` on. last: return the logits of the last
     position only, [B, 1, V].
 
-    Experts drop no token here. With a capacity, the dropped tokens would depend on how a text is
-    divided into calls.
+    Experts drop no token here, and XLA computes their products. With a capacity, the dropped tokens
+    would depend on how a text is divided into calls.
 
     The layers are sliced from their stacked weights once, because a loop that slices them in each
     iteration is half as fast on CPU. The size of the program therefore grows with the depth.
     """
     decoder = transformer.make_decoder(
-        dataclasses.replace(shape, dispatch="dropless"), params, rules
+        dataclasses.replace(shape, dispatch="dropless", expert_kernel="xla"), params, rules
     )
     layers = [jax.tree.map(lambda w, i=i: w[i], decoder.blocks) for i in range(shape.n_layers)]
     head = decoder.head_weight()

@@ -98,14 +98,15 @@ def collect_activations(
         branches_BTD = (output_BTD - x_BTD) / parametrization.residual_scale(model)
         return output_BTD, (attention_BTD, branches_BTD - attention_BTD)
 
-    embedding_BTD = decoder.embedded(tokens_BT, transformer.positions_in_segment(tokens_BT, None))
+    times_BT = position_encoding.positions_in_segment(tokens_BT, None)
+    embedding_BTD = decoder.embedded(tokens_BT, times_BT)
     residual_BTD, (attention_LBTD, mlp_LBTD) = jax.lax.scan(layer, embedding_BTD, decoder.blocks)
     return {
         "embedding": embedding_BTD,
         "attention": attention_LBTD[-1],
         "mlp": mlp_LBTD[-1],
         "residual": residual_BTD,
-        "logits": decoder.logits(decoder.norm(residual_BTD), decoder.head_weight()),
+        "logits": decoder.logits(decoder.norm(residual_BTD), *decoder.head_weight()),
     }
 
 

@@ -51,6 +51,18 @@ def test_cached_logits_equal_uncached_logits(changes, tolerance):
     np.testing.assert_allclose(cached_BTV, uncached_BTV, atol=tolerance)
 
 
+def test_experts_of_a_cached_model_use_no_kernel_of_training():
+    """Experts with a capacity have the kernel "batched", which does not serve dropless ones."""
+    experts = {"n_experts": 2, "experts_per_token": 1, "dispatch": "capacity"}
+    times_BT, logits = jnp.arange(4)[None], []
+    mask_BTS = times_BT[:, :, None] >= jnp.arange(4)
+    for kernel in ("batched", "auto"):
+        model = dataclasses.replace(MODEL, **experts, expert_kernel=kernel)
+        read = kv_cache.cached_decoder(model, transformer.init_params(model, 0))
+        logits.append(read(times_BT, times_BT, mask_BTS)[0])
+    np.testing.assert_array_equal(*logits)
+
+
 def test_full_context_continues_from_its_second_half(params):
     """Compare with the definition, token by token and without a cache."""
     prompts = [encode("The cat"), encode("x" * 40), encode("I")]

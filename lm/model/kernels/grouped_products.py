@@ -30,6 +30,8 @@ def multiply_groups(kernel: str, a_PX, w_EXY, size_E, is_interpreted: bool = Fal
         return jax.lax.ragged_dot(a_PX, w_EXY, size_E)
     if kernel == "tiles":
         return multiply_tiles(a_PX, w_EXY, size_E, min(TILE, a_PX.shape[0]))
+    if kernel != "tokamax":
+        raise ValueError(f"kernel={kernel!r} must be xla, tiles or tokamax for dropless experts")
     tokamax = importlib.import_module("tokamax")
     tokamax_flags.use_default_flags()
     # Mosaic serves Hopper. On Blackwell it has no kernel for the gradient of the weights, and the
@@ -121,9 +123,9 @@ def multiply_experts(
     """Return the products of slots and weights of their experts, [P, Y].
 
     size_E: number of slots of each expert; None if all experts have as many. master_EXY: the
-    float32 weight. Its values are not read; it receives the gradient, which is computed, and added
-    over devices, in gradient_dtype. The kernels tiles and tokamax compute it in the type of the
-    activations. kernel: see multiply_groups.
+    float32 weight. Its values are not read; it receives the gradient, which is computed in
+    gradient_dtype and added over devices in float32. The kernels tiles and tokamax compute it in
+    the type of the activations. kernel: see multiply_groups.
     """
     return _product(a_PX, weight_EXY, size_E, kernel)
 

@@ -5,8 +5,8 @@
     kernel_table.describe_kernels(run, device_mesh)  # ["attention: splash, because ..."]
 
 The first row of KERNELS whose platform and requirements match serves the run. The fields
-model.attention and model.expert_kernel select rows of one name. Training and evaluation use the
-same kernel.
+model.attention and model.expert_kernel select rows of one name. Training and held-out evaluation
+use the same kernel. Generation and scoring with a cache use plain attention and XLA's experts.
 
 Evidence, from weak to strong: "lowered" (forward and backward traced and lowered for the platform),
 "compiled" (by the compiler of the platform, without a device), "interpreter" (results compared with
