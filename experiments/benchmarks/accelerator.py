@@ -2,7 +2,7 @@
 
     uv run python -m experiments.benchmarks.accelerator
     uv run python -m experiments.benchmarks.accelerator --skip=torch --json=h100.json
-    uv run python -m experiments.benchmarks.accelerator --only=train-1B --only=kernels
+    uv run python -m experiments.benchmarks.accelerator --parts=train-1B --parts=kernels
 
 Each part runs in a process of its own with a time limit, so that an error, a lack of memory or a
 hang of one part does not end the others. On CPU the sizes are tiny: the numbers then only show that
@@ -61,7 +61,7 @@ COLUMNS = {
 }
 _JSON = flags.DEFINE_string("json", "accelerator.json", "file for the results")
 _SKIP = flags.DEFINE_multi_string("skip", [], f"part to leave out: {', '.join(LIMITS)}")
-_ONLY = flags.DEFINE_multi_string("only", [], "part to measure; the default is all parts")
+_PARTS = flags.DEFINE_multi_string("parts", [], "part to measure; the default is all parts")
 _MINUTES = flags.DEFINE_float("minutes", 10.0, "time limit of the command in minutes", 0.1, 600)
 _TINY = flags.DEFINE_bool("tiny", False, "tiny sizes, also on an accelerator")
 _PART = flags.DEFINE_string("part", "", "internal: part that this process measures")
@@ -70,14 +70,14 @@ _FOLDER = flags.DEFINE_string("folder", "", "internal: temporary folder of all p
 
 def main() -> int:
     """Measure all parts, write the JSON file and print the table. Return the exit status."""
-    check_parts([*_SKIP.value, *_ONLY.value])
+    check_parts([*_SKIP.value, *_PARTS.value])
     if _PART.value:
         from experiments.benchmarks import accelerator_parts
 
         result = accelerator_parts.measure_part(_PART.value, _FOLDER.value, _TINY.value)
         print(json.dumps(result), flush=True)
         return 0
-    names = select_parts(_ONLY.value, _SKIP.value)
+    names = select_parts(_PARTS.value, _SKIP.value)
     with tempfile.TemporaryDirectory(prefix="accelerator-") as folder:
         results = measure_parts(names, folder, 60 * _MINUTES.value, _TINY.value)
     pathlib.Path(_JSON.value).write_text(json.dumps(results, indent=1) + "\n")

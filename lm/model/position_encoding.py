@@ -49,7 +49,7 @@ def training_tables(model: schema.Model, n_tokens: int, rules: mesh.ShardingRule
     tables are computed in the program once per step, and split over the devices like the rows.
     """
     is_small = n_tokens * model.d_head // 2 <= MAX_TABLE_SIZE
-    times_T = np.arange(n_tokens) if is_small else jnp.arange(n_tokens)
+    times_T: np.ndarray | jax.Array = np.arange(n_tokens) if is_small else jnp.arange(n_tokens)
     times_T = mesh.interleave_positions(times_T, model.attention_query_blocks, axis=0)
     tables = rotary_tables(model.d_head, model.rope_theta, times_T)
     if is_small:

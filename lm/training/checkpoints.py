@@ -196,8 +196,10 @@ class CheckpointStore:
             return
         defaults = schema.flatten(schema.Run())
         stored, current = defaults | saved["config"], defaults | self.fields
+        missing = "no such field"
         changed = [
-            f"{field}={stored.get(field)!r} in the checkpoint, {current.get(field)!r} in this run"
+            f"{field}={stored.get(field, missing)!r} in the checkpoint,"
+            f" {current.get(field, missing)!r} in this run"
             for field in changed_fields.find_conflicts(saved["config"], self.fields, saved["step"])
         ]
         if changed:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from lm.laws import random_effects
+from lm.laws import diagnostics, random_effects
 from lm.laws.forms import log_linear, power_laws
 
 GROUPS = np.repeat(np.arange(8), 4)
@@ -136,14 +136,14 @@ def test_intervals_of_branches_cover_the_law_and_a_new_run(noise):
 
 
 def test_jacobian_of_a_line_is_its_design():
-    """log y = theta_0 + theta_1 (log x - center), so the derivatives are 1 and log x - center."""
+    """log y = log k + e log x, so the derivatives by log k and log e are 1 and e log x."""
     x = np.geomspace(1e3, 1e6, 6)
     rows = [{"x": v, "y": 2 * v**0.4 * (1 + 0.01 * (-1) ** i)} for i, v in enumerate(x)]
     fit = log_linear.log_linear(rows, x="x", y="y", bootstrap=0)
-    problem = log_linear._build_line_problem(fit.data, ["x"], "y", "log_linear")
-    jacobian = random_effects.law_jacobian(problem, fit, np.array([1.0, 0.3]))
-    expected = np.stack([np.ones(6), np.log(x) - np.log(x).mean()], 1)
-    assert jacobian == pytest.approx(expected, abs=1e-6)
+    names, (jacobian,) = diagnostics.parameter_jacobian(fit, fit.x)
+    expected = {"k": np.ones(6), "exponent": fit.params["exponent"] * np.log(x)}
+    for name, column in zip(names, jacobian.T, strict=True):
+        assert column == pytest.approx(expected[name], rel=1e-4)
 
 
 def test_law_without_parameters_removes_no_degrees():

@@ -392,7 +392,7 @@ def test_loss_above_a_baseline_gives_a_warning(losses, parent, message):
 
 def test_warning_is_in_facts_events_and_the_sweep_report(tiny, monkeypatch):
     monkeypatch.setattr(heldout, "evaluate_heldout", lambda *_, **__: {"loss": 9.0, "loss_se": 0.1})
-    reasons = []
+    reasons, tiny.name = [], "sweep/tiny"
     launcher.run_pending([tiny], on_end=lambda run, reason: reasons.append(reason))
     row = records.load_runs(records.run_dir(tiny))[0]
     assert row["status"] == "done" and "9.000 at the end, 5.545 by a uniform" in row["reason"]

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 from lm.config import schema, validation
 from lm.model import params, transformer
@@ -46,12 +47,14 @@ def hlo_after_partitioning(lowered: jax.stages.Lowered, folder: pathlib.Path) ->
     """
     is_cache_enabled = jax.config.values["jax_enable_compilation_cache"]
     jax.config.update("jax_enable_compilation_cache", False)
+    compilation_cache.reset_cache()  # JAX reads the setting once, unless the cache is reset
     options = {"xla_dump_to": str(folder), "xla_dump_hlo_pass_re": "spmd-partitioning"}
     options |= {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
     try:
         lowered.compile(compiler_options=options)
     finally:
         jax.config.update("jax_enable_compilation_cache", is_cache_enabled)
+        compilation_cache.reset_cache()
     (file,) = folder.glob("*after_spmd-partitioning*.txt")
     return file.read_text()
 

@@ -18,10 +18,11 @@ import numpy as np
 from scipy import stats
 
 from lm.laws import option_validation, prediction_intervals, run_table
-from lm.laws.tuning import loss_surface, tuned_runs
+from lm.laws.tuning import quadratic_surface, tuned_runs
 
 LEVEL = 0.95
 MAX_INCREASE = 0.05  # of the loss above the best run; the surface is quadratic only near it
+ONE_SIGMA = 0.6827  # probability within one standard deviation of a normal distribution
 N_DRAWS = 2000  # of the distance between the law's optimum and the true one
 STEP = 1e-5  # of a numerical derivative, in units of the parameters
 INPUTS = {"lr": ("N", "D"), "batch": ("D",), "tau": ("DN",)}  # of each optimum
@@ -87,7 +88,7 @@ class HyperparameterLaw:
     batch_tokens: float  # geometric mean of the tokens per step
     is_decay_independent: bool  # of the learning rate: see lm/config/optimizer_config.py
     centers: dict[str, float]  # means of log N, log D and log (D / N)
-    surface: loss_surface.Surface
+    surface: quadratic_surface.Surface
     jackknife: np.ndarray  # [number of cells, p] parameters of fits without one cell
 
     def interval(self, name: str, level: float = LEVEL) -> tuple[float, float]:
@@ -119,9 +120,11 @@ class HyperparameterLaw:
             Optimum(*np.exp([log, log - half, log + half]).tolist()) if np.isfinite(log) else None
             for log, half in zip(logs, half_width, strict=True)
         ]
+        lr, batch_tokens, weight_decay, timescale = optima
+        assert lr, "every law has learning rates"
         mean, upper = self._loss_increase(n, d, level)
-        assert optima[0] is not None
-        return BestHyperparameters(*optima, mean, upper, max(n * d / self.largest_cell, 1.0))
+        factor = max(n * d / self.largest_cell, 1.0)
+        return BestHyperparameters(lr, batch_tokens, weight_decay, timescale, mean, upper, factor)
 
     def __str__(self) -> str:
         lines = [f"{self.n_runs} runs of {len(self.cells)} pairs of size and token budget"]
@@ -151,7 +154,7 @@ class HyperparameterLaw:
         """
         logs = _log_law(theta, self.names, self.centers, n, d)
         log_batch, log_tau = logs.get("batch", np.nan), logs.get("tau", np.nan)
-        used_batch = logs.get("batch", np.log(self.batch_tokens))
+        used_batch = logs.get("batch", float(np.log(self.batch_tokens)))
         rate = 0.0 if self.is_decay_independent else logs["lr"]
         return np.array([logs["lr"], log_batch, used_batch - rate - log_tau - np.log(d), log_tau])
 
@@ -181,7 +184,7 @@ class HyperparameterLaw:
         gradient = _gradient(optimum, self.surface.theta)
         covariance = gradient.T @ self.surface.covariance @ gradient
         sd = np.sqrt(np.maximum(np.diag(covariance), 1e-300))
-        widened = self._half_width(optimum, 2 * stats.norm.cdf(1) - 1)
+        widened = self._half_width(optimum, ONE_SIGMA)
         rng = np.random.default_rng(0)
         correlation = covariance / np.outer(sd, sd)
         deviations = widened * rng.multivariate_normal(np.zeros(len(sd)), correlation, N_DRAWS)
@@ -222,15 +225,15 @@ def hyperparameters(
     log_n, log_d = np.log(runs.n), np.log(runs.d)
     centers = {"N": log_n.mean(), "D": log_d.mean(), "DN": (log_d - log_n).mean()}
     rows_of_surface = _surface_rows(runs, names, centers)
-    surface = loss_surface.fit_surface(rows_of_surface, [TITLES[name] for name in names])
+    surface = quadratic_surface.fit_surface(rows_of_surface, [TITLES[name] for name in names])
     without_cell = [
-        loss_surface.refit_surface(rows_of_surface.select(runs.cell != cell), surface)
+        quadratic_surface.refit_surface(rows_of_surface.select(runs.cell != cell), surface)
         for cell in range(runs.cell.max() + 1)
     ]
     law = HyperparameterLaw(
         names=names,
         params=parameters(surface.theta, names, centers),
-        curvature=loss_surface.curvature(surface.theta, rows_of_surface.n_features),
+        curvature=quadratic_surface.curvature(surface.theta, rows_of_surface.n_features),
         sigma=surface.sigma,
         n_runs=len(runs.n),
         cells=[
@@ -277,7 +280,7 @@ def _log_law(
 
 def _split(theta: np.ndarray, names: Sequence[str]) -> dict[str, np.ndarray]:
     """Return the parameters of the optimum of each hyperparameter."""
-    values = loss_surface.exponents(theta, [len(INPUTS[name]) + 1 for name in names])
+    values = quadratic_surface.exponents(theta, [len(INPUTS[name]) + 1 for name in names])
     return dict(zip(names, values, strict=True))
 
 
@@ -289,7 +292,7 @@ def _gradient(function: Callable[[np.ndarray], np.ndarray], theta: np.ndarray) -
 
 def _surface_rows(
     runs: tuned_runs.TunedRuns, names: Sequence[str], centers: Mapping[str, float]
-) -> loss_surface.SurfaceRows:
+) -> quadratic_surface.SurfaceRows:
     """Return the rows of the surface, with centered features."""
     log_n, log_d = np.log(runs.n), np.log(runs.d)
     inputs = {"N": log_n, "D": log_d, "DN": log_d - log_n}
@@ -298,12 +301,12 @@ def _surface_rows(
         for name in names
     ]
     x = np.stack([runs.hyperparameters[name] for name in names], 1)
-    return loss_surface.SurfaceRows(runs.log_loss, x, features, runs.cell_and_seed)
+    return quadratic_surface.SurfaceRows(runs.log_loss, x, features, runs.cell_and_seed)
 
 
 def _check_cell(
     runs: tuned_runs.TunedRuns,
-    rows: loss_surface.SurfaceRows,
+    rows: quadratic_surface.SurfaceRows,
     cell: int,
     names: Sequence[str],
     theta: np.ndarray,
@@ -311,9 +314,9 @@ def _check_cell(
     """Compare the optimum of the runs of a cell with a law that is fitted without it."""
     is_in_cell = runs.cell == cell
     subset = rows.select(is_in_cell)
-    deviation = loss_surface.cell_optimum(theta, subset)
-    log_optimum = (subset.x - loss_surface.distances(theta, subset))[0] + deviation
-    curvature = loss_surface.curvature(theta, rows.n_features)
+    deviation = quadratic_surface.cell_optimum(theta, subset)
+    log_optimum = (subset.x - quadratic_surface.distances(theta, subset))[0] + deviation
+    curvature = quadratic_surface.curvature(theta, rows.n_features)
     edges = [
         TITLES[name]
         for name, log, tested in zip(names, log_optimum, subset.x.T, strict=True)

@@ -136,7 +136,7 @@ def near_optimum(
     increase = np.expm1(runs.log_loss - lowest[runs.cell_and_seed])
     has_decay = np.isfinite(runs.hyperparameters["tau"]) | ("tau" not in names)
     excluded = []
-    for i in np.flatnonzero(~has_decay | (increase > max_increase)):
+    for i in np.flatnonzero(~has_decay | (increase > max_increase)).tolist():
         reason = f"loss {increase[i]:.1%} above the best run, limit {max_increase:.1%}"
         excluded.append((labels[i], reason if has_decay[i] else "weight decay is 0"))
     return has_decay & (increase <= max_increase), excluded

@@ -116,7 +116,6 @@ def _backward(n_tile_rows: int, residuals, dy_PY):
 multiply_tiles.defvjp(_forward, _backward)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
 def multiply_experts(
     a_PX, weight_EXY, master_EXY, size_E, gradient_dtype: str, kernel: str
 ) -> jax.Array:
@@ -127,7 +126,7 @@ def multiply_experts(
     gradient_dtype and added over devices in float32. The kernels tiles and tokamax compute it in
     the type of the activations. kernel: see multiply_groups.
     """
-    return _product(a_PX, weight_EXY, size_E, kernel)
+    return _multiply_experts(a_PX, weight_EXY, master_EXY, size_E, gradient_dtype, kernel)
 
 
 def _product(a_PX, weight_EXY, size_E, kernel: str) -> jax.Array:
@@ -147,7 +146,9 @@ def _backward_experts(gradient_dtype, kernel, residuals, dy_PY):
     """Return the gradients of the slots and of the float32 weight."""
     a_PX, weight_EXY, size_E = residuals
     if size_E is not None and kernel != "xla":
-        pullback = jax.vjp(lambda *x: multiply_groups(kernel, *x, size_E), a_PX, weight_EXY)[1]
+        pullback = jax.vjp(
+            lambda a_PX, w_EXY: multiply_groups(kernel, a_PX, w_EXY, size_E), a_PX, weight_EXY
+        )[1]
         da_PX, dweight_EXY = pullback(dy_PY)
         return da_PX, None, dweight_EXY.astype(jnp.float32), None
 
@@ -168,4 +169,10 @@ def _backward_experts(gradient_dtype, kernel, residuals, dy_PY):
     return da_PX, None, dmaster_EXY.astype(jnp.float32), None
 
 
-multiply_experts.defvjp(_forward_experts, _backward_experts)
+def _multiply_first(a_PX, weight_EXY, master_EXY, size_E, gradient_dtype, kernel) -> jax.Array:
+    """Return the products of `multiply_experts`, without its gradients."""
+    return _product(a_PX, weight_EXY, size_E, kernel)
+
+
+_multiply_experts = jax.custom_vjp(_multiply_first, nondiff_argnums=(4, 5))
+_multiply_experts.defvjp(_forward_experts, _backward_experts)

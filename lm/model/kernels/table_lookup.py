@@ -5,15 +5,12 @@
 Tensor names end in their axes: B batch, T time, V rows of the table, D d_model.
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
 
 from lm.parallel import mesh
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
 def look_up(
     table_VD: jax.Array, rows_BT: jax.Array, dtype: str, names: tuple, rules: mesh.ShardingRules
 ) -> jax.Array:
@@ -24,12 +21,17 @@ def look_up(
     before the lookup, because a lookup in a table that is split in both axes would gather the
     complete table on every device.
     """
+    return _look_up(table_VD, rows_BT, dtype, names, rules)
+
+
+def _look_up_rows(table_VD, rows_BT, dtype, names, rules) -> jax.Array:
+    """Return the rows of `look_up`, without its gradient."""
     table_VD = rules.constrain(table_VD.astype(dtype), *names)
     return rules.constrain(table_VD, names[0], None)[rows_BT]
 
 
 def _look_up_forward(table_VD, rows_BT, dtype, names, rules):
-    return look_up(table_VD, rows_BT, dtype, names, rules), (table_VD, rows_BT)
+    return _look_up_rows(table_VD, rows_BT, dtype, names, rules), (table_VD, rows_BT)
 
 
 def _look_up_backward(dtype, names, rules, residuals, dx_BTD):
@@ -39,7 +41,8 @@ def _look_up_backward(dtype, names, rules, residuals, dx_BTD):
     return rules.constrain(gradient_VD, *names).astype(table_VD.dtype), None
 
 
-look_up.defvjp(_look_up_forward, _look_up_backward)
+_look_up = jax.custom_vjp(_look_up_rows, nondiff_argnums=(2, 3, 4))
+_look_up.defvjp(_look_up_forward, _look_up_backward)
 
 
 def _sum_rows(
