@@ -117,12 +117,10 @@ def main() -> int:
 
 def dry_run(runs: list[schema.Run]) -> int:
     """Check the sweep on simulated devices and print its plan. Return the exit status."""
-    from lm.runs import records
     from lm.sweeps import launcher, slurm
 
     launcher.validate_names(runs)
-    for run in runs:
-        records.check_same_config(run)
+    target_plan.check_started_runs(runs)
     slurm.parse_options(_SLURM.value)
     slurm.split_shell("--srun_args", _SRUN_ARGS.value)
     if _ON.value == "slurm" or _JOBS.value > 1:
