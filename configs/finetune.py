@@ -32,7 +32,8 @@ def start_from(parent_folder: str, lr_fraction: float) -> schema.Run:
     """Return a run named tuned/PARENT that starts from the weights of a parent run.
 
     The run has the model, data fields and optimizer of its parent. Its learning rate is that of the
-    parent times lr_fraction, or hyperparameter_rules.finetuning_lr for an imported model.
+    parent times lr_fraction, or hyperparameter_rules.finetuning_lr for an imported model. The rules
+    of the parent are for pre-training and are removed.
     parent_folder: a run directory; "" is the run of configs/base.py. Cache folders outside the
     working directory become the defaults, because the parent may come from a stranger.
     """
@@ -42,6 +43,7 @@ def start_from(parent_folder: str, lr_fraction: float) -> schema.Run:
     tuned = schema.Run(name=f"tuned/{parent.name.replace('/', '-')}", dir=parent.dir)
     tuned.model, tuned.optim = parent.model, _without_lengths(parent.optim)
     tuned.data = path_permissions.own_data(parent.data)
+    tuned.optim.lr_rule = tuned.optim.weight_decay_rule = tuned.data.batch_size_rule = ""
     tuned.start.run = parent.name
     if parent_folder and "imported.family" in records.read_facts(records.run_dir(parent)):
         n_params = model_sizes.count_parameters(parent.model)["active_non_embedding"]

@@ -76,7 +76,7 @@ def main() -> int:
 
     warning = prediction.check_prediction(runs)
     if _DRY_RUN.value:
-        return dry_run(runs)
+        return dry_run(adopt_configs(runs))
     cli.make_run_folders(runs)
     if _ON.value == "slurm" and not _WORKER.value:
         return submit_jobs(adopt_configs(runs))
@@ -120,6 +120,7 @@ def dry_run(runs: list[schema.Run]) -> int:
     from lm.sweeps import launcher, slurm
 
     launcher.validate_names(runs)
+    target_plan.check_started_runs(runs)
     slurm.parse_options(_SLURM.value)
     slurm.split_shell("--srun_args", _SRUN_ARGS.value)
     if _ON.value == "slurm" or _JOBS.value > 1:

@@ -16,6 +16,7 @@ _DRY_RUN = target_plan.dry_run_flag()
 def main() -> int:
     run = cli.load_config(_CONFIG)
     if _DRY_RUN.value:
+        target_plan.check_started_runs([run])
         return target_plan.print_dry_run([run], _DRY_RUN.value)
     cli.make_run_folders([run])
     cli.tune_memory()

@@ -6,6 +6,7 @@ from absl import flags
 
 from experiments.common import console, optimizer_table
 from lm.config import schema
+from lm.runs import filesystem
 from lm.sweeps.planning import hardware
 
 # Names of the fast and the slow network of a platform, and of the parts that the slow one connects.
@@ -24,6 +25,21 @@ def dry_run_flag():
         "check the command and print shapes, mesh and plan on simulated devices of this hardware,"
         " such as gpu:h100:2x8; train nothing and write no file",
     )
+
+
+def check_started_runs(runs: list[schema.Run]) -> None:
+    """Check that the runs on disk have the configs of the command. Write nothing.
+
+    Folders in a bucket are not read, because a dry run needs no access to it. Raises ValueError,
+    see records.check_same_config.
+    """
+    from lm.runs import records
+
+    for run in runs:
+        if filesystem.is_remote(run.dir):
+            console.print_line(f"{run.name}: the config in {run.dir} is not checked")
+        else:
+            records.check_same_config(run)
 
 
 def print_dry_run(runs: list[schema.Run], target_name: str) -> int:

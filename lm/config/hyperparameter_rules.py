@@ -169,10 +169,10 @@ def apply_step_law(run: schema.Run, n_tokens: float) -> None:
 
     The batch size is the power of two that is nearest to the rule, so that a mesh can divide it.
     Weight decay, final learning rate and warm-up are those of the runs behind the law (Li et al.
-    2025, arXiv:2503.04715): 0.1, 1e-5 and 2000 steps. The warm-up is 5% of the steps in a shorter
-    run. A mixture of experts counts its active parameters. n_tokens: training tokens. The law was
-    fitted to 60 million to one billion parameters and up to 100 billion tokens; above, it is an
-    extrapolation.
+    2025, arXiv:2503.04715): 0.1, 1e-5 and 2000 steps. In a shorter run, the warm-up is the fraction
+    optim.warmup of the steps. It replaces optim.warmup and optim.warmup_tokens. A mixture of
+    experts counts its active parameters. n_tokens: training tokens. The law was fitted to 60
+    million to one billion parameters and up to 100 billion tokens; above, it is an extrapolation.
     """
     n_params = model_sizes.count_parameters(model_sizes.resolved_model(run))["active_non_embedding"]
     rates = step_law(n_params, n_tokens)
@@ -180,6 +180,9 @@ def apply_step_law(run: schema.Run, n_tokens: float) -> None:
     run.data.batch_size = 2 ** max(round(math.log2(rates.batch_tokens / run.data.seq_len)), 0)
     run.steps = model_sizes.steps_for_budget(run, tokens=n_tokens)
     run.optim.warmup_steps = min(STEP_LAW_WARMUP_STEPS, round(run.optim.warmup * run.steps))
+    run.optim.warmup_tokens = 0
+    if run.optim.warmup_steps:  # A fraction of 0 remains, because the default would be a warm-up.
+        run.optim.warmup = schema.Optimizer.warmup
     run.optim.final_lr_fraction = min(STEP_LAW_FINAL_LR / rates.lr, 1.0)
     run.optim.weight_decay = STEP_LAW_WEIGHT_DECAY
 

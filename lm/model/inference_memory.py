@@ -25,6 +25,11 @@ def inference_shapes(
     return memory_estimate.ShardedShapes(dataclasses.replace(run, optim=optim), n_devices, platform)
 
 
+def has_evaluations(run: schema.Run) -> bool:
+    """Return True if a run evaluates held-out text or tasks."""
+    return run.data.heldout_fraction > 0 or bool(run.eval.tasks)
+
+
 def check_evaluation_memory(
     run: schema.Run, n_devices: int, platform: str, available_bytes: float
 ) -> None:
@@ -32,9 +37,9 @@ def check_evaluation_memory(
 
     A run with many micro-batches may train, and fail at its first evaluation. available_bytes: of
     one device. Raises ConfigError with the estimate and remedies, unless check_memory is False.
-    The tolerance is that of memory_estimate.check_memory.
+    The tolerance is that of memory_estimate.check_memory. A run without evaluations is not checked.
     """
-    if not run.check_memory:
+    if not run.check_memory or not has_evaluations(run):
         return
     train = memory_estimate.estimate_memory(run, n_devices, platform)
     has_frozen = bool(run.optim.frozen or run.model.lora_rank)

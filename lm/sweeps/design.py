@@ -20,6 +20,7 @@ from scipy import stats
 
 from lm.config import model_sizes, optimizer_config, schema
 from lm.laws import comparability, run_table
+from lm.sweeps import hyperparameter_values
 
 SIZE, TOKENS, LOSS = "params.non_embedding", "tokens", "eval.loss"  # columns
 LEVEL = 0.95  # confidence level of the intervals
@@ -33,13 +34,15 @@ def cooldown_branches(
     All budgets together cost little more than the largest one (Hägele et al. 2024,
     arXiv:2405.18392). A branch restores the full state of the trunk. In the last fraction `decay`
     of its steps, the learning rate decays to optim.final_lr_fraction. Names end in "-trunk", "-2M"
-    and so on. Budgets are exact within 1%. Raises ValueError for an invalid budget or decay, and if
-    a cooldown would begin during the warm-up of the trunk.
+    and so on. Budgets are exact within 1%. Rules for hyperparameters are resolved for the largest
+    budget, because all runs need one learning rate and one batch size. Raises ValueError for an
+    invalid budget or decay, and if a cooldown would begin during the warm-up of the trunk.
     """
     if not 0 < decay < 1 or not tokens or min(tokens) <= 0:
         raise ValueError(
             f"branches: tokens={list(tokens)} must be above 0, and decay={decay} in (0, 1)"
         )
+    run = _without_rules(run, max(tokens))
     interval = max(
         round(0.01 * model_sizes.steps_for_budget(run, tokens=min(tokens)) * (1 - decay)), 1
     )
@@ -73,6 +76,16 @@ def cooldown_branches(
         branch.start = schema.Start(run=trunk.name, step=first_step, restore="full_state")
         runs.append(branch)
     return runs
+
+
+def _without_rules(run: schema.Run, tokens: float) -> schema.Run:
+    """Return the run with the hyperparameters of its rules for a token budget, and no rules."""
+    resolved = copy.deepcopy(run)
+    resolved.steps = model_sizes.steps_for_budget(run, tokens=tokens)
+    hyperparameter_values.resolve_rules(resolved)
+    resolved.optim.lr_rule = resolved.optim.weight_decay_rule = ""
+    resolved.data.batch_size_rule = ""
+    return resolved
 
 
 def _without_decay(optim: schema.Optimizer, schedule: str) -> schema.Optimizer:

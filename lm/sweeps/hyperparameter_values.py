@@ -2,7 +2,7 @@
 
     optim.lr_rule            sets optim.lr
     optim.weight_decay_rule  sets optim.weight_decay
-    data.batch_size_rule     sets data.batch_size, and steps so that the tokens stay equal
+    data.batch_size_rule     sets data.batch_size, and steps and intervals for equal tokens
 
 Rules:
 
@@ -14,8 +14,8 @@ Rules:
                     optim.lr * (TOKENS / T)^0.3 (Delphi, Marin project 2026), with muP or CompleteP
     power_lines     Bergsma et al. 2025, arXiv:2505.13738: weight decay
 
-The rules apply when a config or a sweep is loaded, before it is validated. A run stores the numbers
-and the names of the rules.
+The rules apply when a config or a sweep is loaded. The run is validated before and after. A run
+stores the numbers and the names of the rules.
 """
 
 import functools
@@ -39,12 +39,18 @@ def resolve_rules(run: schema.Run) -> None:
     """Set the hyperparameters of a valid run that have a rule.
 
     The batch size is the power of two rows that is nearest to the rule. Raises ConfigError for an
-    unknown rule, and for runs that do not determine a law.
+    unknown rule, for a run that restores the full state of another run, and for runs that do not
+    determine a law.
     """
     fields = schema.flatten(run)
     rules = {field: str(fields[field]) for field in RULES if fields[field]}
     for field, rule in rules.items():
         _check_rule(field, rule)
+        if run.start.run and run.start.restore == "full_state":
+            raise schema.ConfigError(
+                f"{field}={rule!r} contradicts start.restore='full_state', which continues with the"
+                f" values of {run.start.run}: set {field}='', or start.restore='weights'"
+            )
     if not rules:
         return
     counts = model_sizes.count_parameters(model_sizes.resolved_model(run))
@@ -52,7 +58,9 @@ def resolve_rules(run: schema.Run) -> None:
     if rule := rules.get("data.batch_size_rule"):
         n_rows = _batch_tokens(rule, counts, tokens) / run.data.seq_len
         run.data.batch_size = 2 ** max(round(math.log2(n_rows)), 0)
+        previous_steps = run.steps
         run.steps = max(round(tokens / (run.data.batch_size * run.data.seq_len)), 1)
+        _scale_intervals(run, run.steps / previous_steps)
     if rule := rules.get("optim.lr_rule"):
         run.optim.lr = _learning_rate(rule, run, counts, tokens)
     if rule := rules.get("optim.weight_decay_rule"):
@@ -66,6 +74,24 @@ def _check_rule(field: str, rule: str) -> None:
     if name not in forms or forms[name] != bool(colon) or (colon and not argument):
         allowed = ", ".join(RULES[field])
         raise schema.ConfigError(f"{field}={rule!r} is unknown; allowed: {allowed}")
+
+
+def _scale_intervals(run: schema.Run, factor: float) -> None:
+    """Scale the intervals in steps by a factor, so that they have the same number of tokens.
+
+    An interval above 0 remains at least 1, and a multiple of another interval remains one.
+    """
+
+    def scale(interval: int) -> int:
+        return max(round(interval * factor), 1) if interval else 0
+
+    n_checkpoints = run.permanent_checkpoint_interval // max(run.checkpoint_interval, 1)
+    n_evaluations = run.eval.task_interval // max(run.eval.interval, 1)
+    run.log_interval = scale(run.log_interval)
+    run.checkpoint_interval = scale(run.checkpoint_interval)
+    run.permanent_checkpoint_interval = n_checkpoints * run.checkpoint_interval
+    run.eval.interval = scale(run.eval.interval)
+    run.eval.task_interval = n_evaluations * run.eval.interval
 
 
 def _learning_rate(rule: str, run: schema.Run, counts: dict, tokens: float) -> float:

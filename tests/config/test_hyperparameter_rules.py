@@ -2,7 +2,7 @@
 
 import pytest
 
-from lm.config import hyperparameter_rules, model_sizes, schema
+from lm.config import hyperparameter_rules, model_sizes, optimizer_config, schema, validation
 
 
 def test_kaplan_learning_rate_is_limited_to_its_range():
@@ -77,3 +77,14 @@ def test_range_of_rates_is_unknown_outside_of_the_rules(group, field, value):
     assert hyperparameter_rules.published_lr_range(run) is not None
     setattr(getattr(run, group), field, value)
     assert hyperparameter_rules.published_lr_range(run) is None
+
+
+@pytest.mark.parametrize(
+    "fields, fraction",
+    [({"warmup": 0.02}, 0.02), ({"warmup_tokens": 10**6}, 0.05), ({"warmup": 0.0}, 0.0)],
+)
+def test_step_law_replaces_any_other_warmup(fields, fraction):
+    run = schema.Run(model=model_sizes.ladder_model("10M"), optim=schema.Optimizer(**fields))
+    hyperparameter_rules.apply_step_law(run, n_tokens=1e8)
+    validation.validate_run(run)
+    assert optimizer_config.count_warmup_steps(run.optim, run.steps) == round(fraction * run.steps)

@@ -250,3 +250,19 @@ def test_imported_model_is_tuned_at_a_small_rate(name, tmp_path):
     records.start_run(imported, {"imported.family": "llama"})
     tuned = importlib.import_module(f"configs.{name}").get_config(f"{tmp_path}/llama")
     assert 1e-5 < tuned.optim.lr < 2e-5
+
+
+@pytest.mark.parametrize("name", ["finetune", "instruct"])
+def test_tuned_run_has_no_rules_of_its_parent(name, tmp_path):
+    """A rule for pre-training would replace the rate of the fine-tuning."""
+    from configs import base
+    from lm.runs import records
+
+    parent = base.get_config("10K")
+    parent.name, parent.dir = "sweep/10K", str(tmp_path)
+    parent.optim.lr_rule = parent.data.batch_size_rule = "step_law"
+    parent.optim.weight_decay_rule = "power_lines"
+    records.start_run(validation.validate_run(parent), {})
+    tuned = importlib.import_module(f"configs.{name}").get_config(f"{tmp_path}/sweep/10K")
+    assert tuned.optim.lr_rule == tuned.optim.weight_decay_rule == tuned.data.batch_size_rule == ""
+    assert parent.optim.lr / 5 < tuned.optim.lr < parent.optim.lr

@@ -72,3 +72,11 @@ def test_evaluation_that_does_not_fit_is_refused_before_training(tiny, monkeypat
     assert "\n" not in str(e.value)
     tiny.check_memory = False
     loop.validate_memory(tiny)
+
+
+def test_run_without_evaluations_needs_no_memory_for_them(tiny):
+    tiny.data.heldout_fraction, tiny.eval.tasks = 0.0, ""
+    inference_memory.check_evaluation_memory(tiny, 1, "cpu", 1.0)
+    tiny.eval.tasks = "copy"
+    with pytest.raises(schema.ConfigError, match="an evaluation of these rows at once needs"):
+        inference_memory.check_evaluation_memory(tiny, 1, "cpu", 1.0)

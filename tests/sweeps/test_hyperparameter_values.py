@@ -1,15 +1,16 @@
 """Tests of hyperparameters that are set by rules."""
 
+import copy
 import json
 
 import pytest
 from fixtures import tuned_runs as tuning_sweep
 
 from configs import base
-from lm.config import hyperparameter_rules, model_sizes, schema
+from lm.config import hyperparameter_rules, model_sizes, schema, validation
 from lm.laws.tuning import hyperparameter_law
 from lm.runs import records
-from lm.sweeps import hyperparameter_values
+from lm.sweeps import design, hyperparameter_values
 
 
 def make_run(**rules):
@@ -119,3 +120,52 @@ def test_run_stores_the_numbers_of_its_rules():
     stored = json.loads(json.dumps(schema.to_dict(run)))
     assert stored["optim"]["lr"] == run.optim.lr and stored["optim"]["lr_rule"] == "step_law"
     assert schema.from_dict(stored) == run
+
+
+def test_branches_have_the_values_of_the_rules_of_their_trunk():
+    """All runs have the rate and the batch size of the largest budget."""
+    run = make_run(lr="step_law", weight_decay="power_lines", batch_size="step_law")
+    unchanged, largest = copy.deepcopy(run), copy.deepcopy(run)
+    largest.steps = model_sizes.steps_for_budget(run, tokens=1_600_000)
+    hyperparameter_values.resolve_rules(largest)
+    runs = design.cooldown_branches(run, tokens=[400_000, 1_600_000])
+    assert run == unchanged and len(runs) == 3
+    for member in runs:
+        resolved = copy.deepcopy(validation.validate_run(member))
+        hyperparameter_values.resolve_rules(resolved)
+        assert resolved == member and member.data.batch_size == largest.data.batch_size
+        assert member.optim.lr == largest.optim.lr
+        assert member.optim.weight_decay == largest.optim.weight_decay
+
+
+def test_rule_of_a_run_that_restores_the_full_state_is_refused():
+    run = make_run(lr="step_law")
+    run.start = schema.Start(run="s/trunk", restore="full_state")
+    with pytest.raises(schema.ConfigError, match="lr_rule='step_law' contradicts start.restore"):
+        hyperparameter_values.resolve_rules(run)
+    run.start.restore = "weights"
+    hyperparameter_values.resolve_rules(run)
+
+
+@pytest.mark.parametrize("batch_size", [1, 128])
+def test_batch_size_rule_scales_the_intervals(batch_size):
+    """The run has as many evaluations and checkpoints as before, where its steps allow it."""
+    run = make_run(batch_size="step_law")
+    run.data.batch_size = batch_size
+    run.steps = model_sizes.steps_for_budget(run, tokens=1_000_000)
+    run.log_interval, run.checkpoint_interval = 1, run.steps // 4
+    run.permanent_checkpoint_interval = 2 * run.checkpoint_interval
+    run.eval.interval, run.eval.task_interval = run.steps // 8, 3 * (run.steps // 8)
+    hyperparameter_values.resolve_rules(validation.validate_run(run))
+    validation.validate_run(run)
+    assert run.steps / run.checkpoint_interval == pytest.approx(4, rel=0.1)
+    assert run.permanent_checkpoint_interval == 2 * run.checkpoint_interval
+    assert run.steps / run.eval.interval == pytest.approx(8, rel=0.15)
+    assert run.eval.task_interval == 3 * run.eval.interval and run.log_interval >= 1
+
+
+def test_batch_size_rule_adds_no_interval():
+    run = make_run(batch_size="step_law")
+    run.eval.interval = run.eval.task_interval = run.permanent_checkpoint_interval = 0
+    hyperparameter_values.resolve_rules(run)
+    assert run.eval.interval == run.eval.task_interval == run.permanent_checkpoint_interval == 0

@@ -31,7 +31,7 @@ def variants(run: schema.Run, folder: str) -> list[schema.Run]:
     for i, variant in enumerate(runs):
         variant.checkpoint_interval, variant.eval.n_completions = 12, 0
         variant.name, variant.seed, variant.optim.lr = f"{folder}/{i}", i % 2, 3e-3 * (1 + i)
-    runs[1].optim.independent_weight_decay, runs[1].optim.weight_decay = True, 0.02
+    runs[1].optim.independent_weight_decay, runs[1].optim.weight_decay = True, 0.01
     runs[1].optim.embedding_decay_factor, runs[1].optim.norm_decay_factor = 0.0, 0.5
     runs[2].optim.weight_decay, runs[2].optim.head_decay_factor = 0.3, 2.0
     return runs

@@ -3,6 +3,7 @@
 from lm.config import fields, optimizer_config, schema, value_checks
 
 MAX_BFLOAT16_DECAY = 0.99  # largest decay of a first moment in bfloat16
+MAX_INDEPENDENT_DECAY = 1e-2  # largest fraction of a weight that a step removes, without a rule
 
 
 def check_optimizer(run: schema.Run) -> None:
@@ -33,10 +34,19 @@ def check_optimizer(run: schema.Run) -> None:
 
 
 def _check_independent_decay(optim: schema.Optimizer) -> None:
-    """Check that an independent weight decay removes only a part of a weight per step."""
+    """Check that an independent weight decay removes a small part of a weight per step.
+
+    A rule may give a short run a larger weight decay.
+    """
+    if not optim.independent_weight_decay:
+        return
+    if optim.weight_decay > MAX_INDEPENDENT_DECAY and not optim.weight_decay_rule:
+        problem = "removes this fraction of a weight per step with optim.independent_weight_decay"
+        remedy = f"set at most {MAX_INDEPENDENT_DECAY:g}, such as 1e-4"
+        value_checks.reject("optim.weight_decay", optim.weight_decay, f"{problem}=True: {remedy}")
     names = ("embedding_decay_factor", "head_decay_factor", "norm_decay_factor")
     factor = max(1.0, *(getattr(optim, name) for name in names))
-    if optim.independent_weight_decay and optim.weight_decay * factor >= 1:
+    if optim.weight_decay * factor >= 1:
         product = "" if factor == 1 else f"times the largest factor of a group, {factor:g}, "
         problem = "must be below 1 with optim.independent_weight_decay=True: try 1e-4"
         value_checks.reject("optim.weight_decay", optim.weight_decay, f"{product}{problem}")

@@ -15,7 +15,7 @@ import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
 from lm.config import axis_rules, fields, flops, schema
-from lm.model import memory_estimate
+from lm.model import inference_memory, memory_estimate
 from lm.parallel import mesh
 from lm.sweeps.planning import aot_compile, evaluation_program, hardware, roofline
 from lm.training import step
@@ -150,7 +150,7 @@ def plan_run(run: schema.Run, target: hardware.Target, should_compile: bool = Tr
     axis_sizes = axis_rules.resolve_mesh_shape(vars(run.mesh), target.n_devices)
     estimate = roofline.estimate_step(run, target, memory_estimate.list_weights(run.model))
     compiled = aot_compile.compile_step(run, target) if should_compile else None
-    if should_compile:
+    if should_compile and inference_memory.has_evaluations(run):
         evaluation = evaluation_program.compile_evaluation(run, target)
         estimate = dataclasses.replace(estimate, evaluation=evaluation)
     return combine_estimates(run, target, axis_sizes, estimate, compiled)

@@ -40,7 +40,7 @@ class Estimate:
     memory_seconds: float
     network_seconds: float
     launch_seconds: float = 0.0  # see launch_seconds
-    evaluation: float = 0.0  # temporaries of an evaluation during training
+    evaluation: float = 0.0  # temporaries of an evaluation during training; 0 without evaluations
     generation: float = 0.0  # temporaries of generated answers; 0 if no task generates
 
     @property
@@ -62,6 +62,7 @@ def estimate_step(
     flops = executed_flops(run, target.platform)
     memory = memory_estimate.estimate_memory(run, target.n_devices, target.platform, weights)
     inference = inference_memory.inference_shapes(run, target.n_devices, target.platform)
+    is_evaluated = inference_memory.has_evaluations(run)
     n_prompts = evaluation_program.count_prompts(run)
     answer_bytes = (
         inference_memory.generation_bytes(run, inference, n_prompts) if n_prompts else 0.0
@@ -75,7 +76,7 @@ def estimate_step(
         memory_seconds=memory_traffic(run, shapes, weights) / target.spec.memory_speed,
         network_seconds=network_seconds(run, shapes, weights),
         launch_seconds=launch_seconds(run, target.platform),
-        evaluation=inference_memory.scoring_bytes(run, inference),
+        evaluation=inference_memory.scoring_bytes(run, inference) if is_evaluated else 0.0,
         generation=answer_bytes,
     )
 

@@ -29,8 +29,12 @@ BFLOAT16 = {"moment_dtype": "bfloat16"}
         ({"b2_half_life_tokens": 10**15}, "b2 must be at most 0.999999"),
         ({"b2": 0.9, "b2_half_life_tokens": 10**6}, "contradicts optim.b2=0.9: set optim.b2=0.95"),
         ({"name": "lion", "b2_half_life_tokens": 10**6}, "needs a second moment"),
-        (INDEPENDENT | {"weight_decay": 1.0}, "optim.weight_decay=1.0 must be below 1"),
-        (INDEPENDENT | {"norm_decay_factor": 20.0}, "times the largest factor of a group, 20,"),
+        (INDEPENDENT, "optim.weight_decay=0.1 removes this fraction of a weight per step"),
+        (INDEPENDENT | {"weight_decay": 1.0}, "set at most 0.01, such as 1e-4"),
+        (
+            INDEPENDENT | {"weight_decay": 0.01, "norm_decay_factor": 200.0},
+            "times the largest factor of a group, 200, must be below 1",
+        ),
         (BFLOAT16 | {"b1": 0.995}, "optim.b1=0.995 must be at most 0.99 with optim.moment_dtype"),
         (BFLOAT16 | {"name": "lion", "b2": 0.995}, "optim.b2=0.995 must be at most 0.99"),
     ],
@@ -59,6 +63,7 @@ def test_factor_of_a_tied_head_is_rejected():
         WSD | {"warmup_tokens": 4096, "decay_steps": 98},
         {"b2_half_life_tokens": 2048},
         INDEPENDENT | {"weight_decay": 1e-4},
+        INDEPENDENT | {"weight_decay": 0.02, "weight_decay_rule": "power_lines"},
         BFLOAT16 | {"name": "muon"},
     ],
 )

@@ -251,3 +251,10 @@ def test_step_of_a_small_model_takes_as_long_as_its_kernel_launches():
     assert 2e-4 < seconds < 5e-3
     run.optim.grad_accumulation_steps = 2
     assert roofline.launch_seconds(run, "gpu") > 1.5 * seconds - 2e-4
+
+
+def test_run_without_evaluations_has_no_bytes_for_them():
+    run = small_run()
+    assert estimate(run, "gpu:h100:4").evaluation > 0
+    run.data.heldout_fraction = 0.0
+    assert estimate(run, "gpu:h100:4").evaluation == 0
