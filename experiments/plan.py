@@ -156,7 +156,7 @@ def plan_local(runs: list[schema.Run]) -> int:
     console.print_line(peak_flops.describe_peak(mesh.device_kind(device_mesh), peak))
     finished = {run.name for run in runs if records.is_finished(run)}
     console.print_plan(costs, finished)
-    seconds = sum(float(row["seconds"]) for row in costs if row["name"] not in finished)
+    seconds = sum(row["seconds"] or 0.0 for row in costs if row["name"] not in finished)
     for title, text in rates.describe(seconds * device_mesh.size / 3600).items():
         console.print_line(f"expected {title}: {text}")
     optimizer_table.print_optimizers(costs)

@@ -49,11 +49,12 @@ def training_tables(model: schema.Model, n_tokens: int, rules: mesh.ShardingRule
     tables are computed in the program once per step, and split over the devices like the rows.
     """
     is_small = n_tokens * model.d_head // 2 <= MAX_TABLE_SIZE
-    times_T: np.ndarray | jax.Array = np.arange(n_tokens) if is_small else jnp.arange(n_tokens)
-    times_T = mesh.interleave_positions(times_T, model.attention_query_blocks, axis=0)
-    tables = rotary_tables(model.d_head, model.rope_theta, times_T)
+    n_blocks = model.attention_query_blocks
     if is_small:
-        return tables
+        times_T = mesh.interleave_positions(np.arange(n_tokens), n_blocks, axis=0)
+        return rotary_tables(model.d_head, model.rope_theta, times_T)
+    times_T = mesh.interleave_positions(jnp.arange(n_tokens), n_blocks, axis=0)
+    tables = rotary_tables(model.d_head, model.rope_theta, times_T)
     # The barrier prevents the computation of a cosine for each rotated number.
     return jax.lax.optimization_barrier(
         tuple(rules.constrain(jnp.asarray(table_TH), "length", None) for table_TH in tables)

@@ -41,9 +41,8 @@ class DocumentHashes:
             for other in earlier_paths
         ]
         self._connection.execute("BEGIN")
-        self._sums: dict[str, int] = dict.fromkeys(
-            TABLES, 0
-        )  # table -> sum of its rows, modulo 2^64
+        # Table -> sum of its rows, modulo 2^64.
+        self._sums: dict[str, int] = dict.fromkeys(TABLES, 0)
 
     def add(self, digest: bytes) -> bool:
         """Add a document. Return False if this file or an earlier one contains an equal document.

@@ -91,9 +91,8 @@ def search_layouts(
     are scaled up. Raises ValueError if no layout fits by the analytic estimate.
     """
     candidates, rows = list_candidates(run, target), []
-    temporaries_factor: dict[str, float] = dict.fromkeys(
-        POLICIES, 1.0
-    )  # compiled divided by estimated
+    # Compiled divided by estimated temporaries.
+    temporaries_factor: dict[str, float] = dict.fromkeys(POLICIES, 1.0)
     min_bytes = min((candidate.estimate.bytes for candidate in candidates), default=float("inf"))
 
     def fits(candidate: Candidate) -> bool:
