@@ -22,7 +22,7 @@ exit status is 1 if there are any.
 result: verified, a contradiction between two named files, or not verifiable. The exit status is 1
 if there is a contradiction. A person who rewrites all files and all hashes is not detected, unless
 the hash of the prediction was published before the result was known. The last line is a command
-that publishes it as a git tag.
+that publishes it as an annotated git tag, which it pushes to the remote repository origin.
 """
 
 import time
@@ -85,7 +85,8 @@ def verify_prediction(folder: str) -> int:
     n_contradictions = sum(link.status == prediction_chain.CONTRADICTION for link in links)
     console.print_line(f"contradictions: {n_contradictions} of {len(links)} links")
     if sha256 := prediction_audit.prediction_sha256(folder):
-        console.print_line(f"to publish the prediction: git tag prediction-{sha256}")
+        command = prediction_audit.format_tag_command(sha256)
+        console.print_line(f"to publish the prediction: {command}")
     return int(n_contradictions > 0)
 
 

@@ -146,7 +146,8 @@ def check_same_config(run: schema.Run) -> None:
     """Check that the run on disk, if any, has the same config. Write nothing.
 
     Raises ValueError for a nested run, and for changed fields except those of changed_fields.py.
-    EVALUATION_FIELDS may change until the run has evaluations.
+    EVALUATION_FIELDS may change until the run has evaluations. Raises ValueError for more steps of
+    a run that is done, if it has no checkpoint.
     """
     path = run_dir(run)
     filesystem.check_not_nested(path)
@@ -156,12 +157,15 @@ def check_same_config(run: schema.Run) -> None:
         return
     stored_run = stored_config.load_config(path, facts, is_used=False)[0]
     new, old = schema.flatten(run), schema.flatten(stored_run)
-    conflicts = changed_fields.describe_conflicts(old, new, changed_fields.newest_step(path))
+    n_done = changed_fields.count_completed_steps(path, facts)
+    conflicts = changed_fields.describe_conflicts(old, new, n_done)
     if conflicts:
         raise ValueError(
             f"{path} was started with {conflicts}: choose a new name (start.run={run.name} starts"
             " from its weights), or pass --adopt to a sweep for the stored values"
         )
+    if facts.get("status") == "done" and not (is_finished(run) or changed_fields.newest_step(path)):
+        raise ValueError(changed_fields.describe_lost_weights(path, run.steps, n_done))
     settings = changed_fields.describe_changes(old, new, EVALUATION_FIELDS)
     if settings and not is_finished(run) and load_evals(path):
         raise ValueError(
@@ -198,7 +202,7 @@ def start_run(run: schema.Run, facts: dict, valid_until: int | None = None) -> i
         restarts.void_rows(path, attempt, valid_until, run_id)
     facts = {"run_id": run_id, "attempts": attempt, "status": "running", "reason": ""} | facts
     facts["started"] = stored.get("started") or current_time()
-    write_facts(path, **facts | ({"ends_at": None} if "ends_at" in stored else {}))
+    write_facts(path, **facts | {name: None for name in ("ends_at", "ended") if name in stored})
     # A config with a run_id requires it in facts.json and in all lines, and is written last.
     json_files.write_record(path / "config.json", {"run_id": run_id} | schema.to_dict(run))
     return attempt

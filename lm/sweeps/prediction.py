@@ -4,7 +4,8 @@
 
 prediction.json contains value, lo, hi, level and fit, or the field refused with a reason. The
 interval (lo, hi) includes uncertainty about the form of the law. The file also contains the hashes
-of its inputs, of the config of the target and of the code. See lm/reports/audit, which verifies
+of its inputs, of the config of the target and of the code. Its inputs are the runs that had ended,
+and the field unfinished names the other candidates. See lm/reports/audit, which verifies
 them. Before training, `check_prediction` verifies that the sweep has enough sizes for an interval.
 """
 
@@ -144,6 +145,7 @@ def _predict_target(runs: list[schema.Run], target: schema.Run, folder: Path) ->
     loaded = records.load_folder(folder)
     # A sweep that is edited while it runs may not be in sweep.json yet.
     rows = [*loaded.others, *loaded.rows]
+    rows = [row for row in rows if row["status"] in records.TERMINAL_STATUSES]
     candidates = target_prediction.Candidates(*runs_to_fit(runs))
     n_params, n_tokens = _n_params(target), model_sizes.training_tokens(target)
     prediction = {"target": target.name, "x": X, "y": Y, X: n_params, records.TOKENS: n_tokens}
@@ -151,9 +153,12 @@ def _predict_target(runs: list[schema.Run], target: schema.Run, folder: Path) ->
         rows, candidates, n_params, n_tokens, should_predict_tasks=bool(target.eval.tasks)
     )
     names = sorted({name for names in candidates for name in names})
+    inputs = target_prediction.describe_inputs(rows, folder, names)
     return prediction | {
         "target_config": prediction_log.config_sha256(target),
-        "inputs": target_prediction.describe_inputs(rows, folder, names),
+        "inputs": inputs,
+        # The records of these runs will change, so the prediction has no hashes of them.
+        target_prediction.UNFINISHED: [name for name in names if name not in inputs],
         "candidates": candidates._asdict(),
         "members": sorted(run.name for run in runs),
         "code": target_prediction.describe_code(),

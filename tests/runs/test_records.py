@@ -285,6 +285,8 @@ def test_facts_have_the_times_of_the_start_and_the_end(run, monkeypatch):
         assert facts["started"] == "1" and "ended" not in facts
     records.write_facts(records.run_dir(run), status="diverged")
     assert records.read_facts(records.run_dir(run))["ended"] == "2"
+    records.start_run(run, {})
+    assert records.read_facts(records.run_dir(run))["ended"] is None
 
 
 def test_only_the_primary_process_writes(tmp_path):

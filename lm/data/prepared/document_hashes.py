@@ -100,14 +100,20 @@ class DocumentHashes:
         if checksum and checksum != block_checksums.sha256(text.encode()):
             raise ValueError(f"{self.path} is damaged: its state differs from its checksum")
         state = json.loads(text) if text else {}
-        self._sums |= state.pop(SUMS, {})
-        for table, expected in self._sums.items() if text else ():
-            # The sum of 64-bit numbers would exceed the integers of SQLite.
-            query = f"SELECT sum(hash & {2**32 - 1}), sum(hash >> 32) FROM {table}"
-            low, high = (number or 0 for number in self._connection.execute(query).fetchone())
-            if (low + (high << 32)) % 2**64 != expected:
-                raise ValueError(f"{self.path} is damaged: the hashes of {table} have changed")
+        if text:
+            sums = {table: self._sum_rows(table) for table in TABLES}
+            self._sums = state.pop(SUMS, sums)  # an earlier version stored no sums
+            for table in TABLES:
+                if sums[table] != self._sums.get(table):
+                    raise ValueError(f"{self.path} is damaged: the hashes of {table} have changed")
         return state
+
+    def _sum_rows(self, table: str) -> int:
+        """Return the sum of the rows of a table, modulo 2^64."""
+        # The sum of 64-bit numbers would exceed the integers of SQLite.
+        query = f"SELECT sum(hash & {2**32 - 1}), sum(hash >> 32) FROM {table}"
+        low, high = (number or 0 for number in self._connection.execute(query).fetchone())
+        return (low + (high << 32)) % 2**64
 
     def close(self) -> None:
         """Close the files and delete the journal. Additions since the last `save` are lost."""

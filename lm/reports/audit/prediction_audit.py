@@ -16,7 +16,7 @@ target. The law is fitted again, which must give the same interval and the same 
 
 A change of some of these files is detected. A person who rewrites all of them, with all hashes, is
 not detected: the new files agree with each other. Only a hash that was published before the result
-was known excludes this, for example in a signed git tag or a public message. Therefore the audit
+was known excludes this, for example in a pushed git tag or a public message. Therefore the audit
 ends with the hash of the prediction. Records of earlier versions have no hashes, and archives have
 rounded numbers. Their links are not verifiable, which is no contradiction.
 """
@@ -258,9 +258,10 @@ def _verify_members(chain: prediction_chain.Chain) -> Iterator[prediction_chain.
                 prediction_chain.CONTRADICTION, f"{file}: {', '.join(names)}: {problem}"
             )
     if not (removed or added_runs or unused_runs):
-        yield prediction_chain.Link(
-            prediction_chain.VERIFIED, f"{file} has the {len(members)} runs of prediction.json"
-        )
+        unfinished = ", ".join(chain.prediction.get(target_prediction.UNFINISHED, []))
+        more = f", which does not use the unfinished runs {unfinished}" if unfinished else ""
+        text = f"{file} has the {len(members)} runs of prediction.json{more}"
+        yield prediction_chain.Link(prediction_chain.VERIFIED, text)
 
 
 def _is_before(row: Mapping, prediction: Mapping) -> bool:
@@ -330,3 +331,9 @@ def _verify_records(
 def format_links(links: Iterable[prediction_chain.Link]) -> list[str]:
     """Return a line of text for each link."""
     return [f"{link.status}: {link.text}" for link in links]
+
+
+def format_tag_command(sha256: str) -> str:
+    """Return the shell command that publishes the hash of a prediction as an annotated git tag."""
+    tag = f"prediction-{sha256}"
+    return f"git tag -a {tag} -m 'SHA-256 of a prediction' && git push origin {tag}"

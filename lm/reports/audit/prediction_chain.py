@@ -78,6 +78,9 @@ def find_missing_entry(prediction: Mapping) -> str:
         and set(candidates) == set(target_prediction.Candidates._fields)
         and all(_is_list_of_names(names) for names in candidates.values()),
         "members": _is_list_of_names(prediction.get("members")),
+        target_prediction.UNFINISHED: _is_list_of_names(
+            prediction.get(target_prediction.UNFINISHED, [])
+        ),
         "code": isinstance(prediction.get("code"), dict),
         "joint": isinstance(prediction.get("joint", {}), dict),
         "size": all(map(records.is_finite, sizes)),

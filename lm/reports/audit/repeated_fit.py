@@ -22,11 +22,14 @@ def verify_code(chain: prediction_chain.Chain) -> prediction_chain.Link:
 
 
 def verify_fit(chain: prediction_chain.Chain) -> Iterator[prediction_chain.Link]:
-    """Fit the law again, and compare the intervals and the draws with the prediction."""
+    """Fit the law again, and compare the intervals and the draws with the prediction.
+
+    The law uses the inputs of the prediction. Candidates that ended later are no inputs.
+    """
     stored, code = chain.prediction, target_prediction.describe_code()
     has_same_code = stored.get("code", {}).get("hash") == code["hash"]
     repeated = target_prediction.predict_target(
-        list(chain.rows.values()),
+        [row for name, row in chain.rows.items() if name in stored["inputs"]],
         target_prediction.Candidates(**stored["candidates"]),
         stored[target_prediction.X],
         stored[records.TOKENS],

@@ -28,6 +28,7 @@ X, Y = records.N_PARAMS, records.LOSS  # input and output of the law
 BUDGET_TOLERANCE = 0.02  # relative difference up to which two token budgets are equal
 VALUE_COLUMNS = (X, records.TOKENS, Y)  # of a fitted run, stored in the prediction
 PACKAGES = ("numpy", "scipy")
+UNFINISHED = "unfinished"  # entry of the candidates that had not ended; the law does not use them
 
 
 class Candidates(NamedTuple):

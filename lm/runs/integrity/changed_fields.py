@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lm.config import fields, optimizer_config, run_files, schema
-from lm.runs import filesystem
+from lm.runs import filesystem, json_files
 
 # Fields that determine the learning rate of a step together with `steps`.
 PARTS = ("warmup", "warmup_steps", "warmup_tokens", "decay", "decay_steps", "decay_tokens")
@@ -61,6 +61,27 @@ def newest_step(folder: Path) -> int:
     """Return the step of the newest checkpoint of a run directory, 0 without one."""
     names = (path.name for path in filesystem.list_dir(folder / run_files.CHECKPOINTS))
     return max((int(name) for name in names if name.isdecimal()), default=0)
+
+
+def count_completed_steps(folder: Path, facts: Mapping[str, Any]) -> int:
+    """Return the number of completed steps of a run directory.
+
+    A run that is done has all its steps, even after its checkpoints were deleted. Another run
+    continues from its newest checkpoint. facts: content of facts.json.
+    """
+    n_done = newest_step(folder)
+    if facts.get("status") != "done":
+        return n_done
+    rows = json_files.read_latest_rows(folder / "metrics.jsonl")
+    return max(n_done, facts.get("ends_at") or (rows[-1]["step"] if rows else 0))
+
+
+def describe_lost_weights(folder: Path, n_steps: int, n_done: int) -> str:
+    """Return the problem of more steps for a run that is done and has no checkpoint."""
+    return (
+        f"{folder} has steps={n_steps}, is done after {n_done} steps, and has no checkpoint to"
+        " continue from: restore its checkpoints, or choose a new name"
+    )
 
 
 def has_equal_rates(old: Mapping[str, Any], new: Mapping[str, Any], n_done: int) -> bool:

@@ -11,7 +11,9 @@ import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
+from lm.config import run_files
 from lm.runs import filesystem, json_files
+from lm.runs.integrity import changed_fields
 
 N_LINES = "n_lines"  # entry of facts.json: {file: number of its lines}
 N_MISSING = "n_missing_lines"  # {file: number of lines that were missing before N_LINES was stored}
@@ -81,7 +83,13 @@ def describe_lost_lines(folder: Path, name: str, has_ended: bool = False) -> str
 
 
 def _n_missing(folder: Path, name: str, facts: Mapping) -> int:
-    """Return the number of lines that a file of a run has lost."""
+    """Return the number of lines that a file of a run has lost.
+
+    A file in checkpoints/ has lost none if it was deleted together with all checkpoints.
+    """
+    is_deletable = Path(name).parts[0] == run_files.CHECKPOINTS
+    if is_deletable and not (folder / name).exists() and not changed_fields.newest_step(folder):
+        return 0
     n_stored, n_missing = _stored_count(facts, N_LINES, name), _stored_count(facts, N_MISSING, name)
     n_lines = len(filesystem.read_lines(folder / name)) if n_stored else 0
     return n_missing + max(0, n_stored - n_lines)

@@ -88,3 +88,17 @@ def test_changed_hashes_are_not_used(tmp_path, change):
     with pytest.raises(ValueError, match="a.sqlite is damaged: the hashes of .* have changed"):
         damaged.saved_state()
     damaged.close()
+
+
+def test_state_without_sums_continues(tmp_path):
+    """An earlier version stored a state without the sums of the tables."""
+    path = tmp_path / "a.sqlite"
+    hashes = document_hashes.DocumentHashes(path)
+    hashes.add(DIGESTS[0])
+    hashes.save({"part": 3})
+    hashes._connection.execute("UPDATE saved SET facts = ?", ('{"part": 3}',))
+    for digest in DIGESTS[1:]:
+        assert hashes.saved_state() == {"part": 3}
+        assert not hashes.add(DIGESTS[0]) and hashes.add(digest)
+        hashes.save({"part": 3})
+    hashes.close()

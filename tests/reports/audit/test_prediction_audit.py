@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import subprocess
 
 import pytest
 from fixtures import made_up_sweep, predicted_sweep, verified_sweep
@@ -9,6 +10,7 @@ from fixtures import made_up_sweep, predicted_sweep, verified_sweep
 from lm.reports.audit import prediction_audit, prediction_chain
 from lm.runs import archive, json_files, provenance, records
 from lm.runs.integrity import prediction_log, record_checksums
+from lm.sweeps import prediction
 
 HOUR = 3600
 PREDICTION = "prediction.json"
@@ -97,9 +99,9 @@ def train_again(folder, loss_shift) -> None:
     """Delete the target, which the same sweep then trains with another result."""
     shutil.rmtree(folder / "target")
     runs = predicted_sweep.make_runs(folder.parent)
-    prediction = json_files.read_record(folder / PREDICTION)
-    prediction.pop("format_version")
-    prediction_log.register_prediction(folder, folder / "target", prediction)
+    content = json_files.read_record(folder / PREDICTION)
+    content.pop("format_version")
+    prediction_log.register_prediction(folder, folder / "target", content)
     predicted_sweep.write_records(runs[-1], loss_shift)
     prediction_log.register_result(folder, folder / "target", predicted_sweep.TARGET)
 
@@ -413,6 +415,25 @@ def test_run_that_is_added_later_is_no_tampering(folder):
     assert not contradictions(folder)
 
 
+def test_retried_candidate_is_no_tampering(tmp_path, monkeypatch):
+    """A run that had failed before the prediction is finished after it."""
+    monkeypatch.setattr(records, "current_time", predicted_sweep.Clock())
+    runs, folder = predicted_sweep.make_runs(tmp_path), tmp_path / "s"
+    for run in runs[:-1]:
+        predicted_sweep.write_records(run)
+    json_files.write_record(folder / "sweep.json", {"runs": [run.name for run in runs]})
+    records.write_facts(folder / "e", status="failed", ends_at=None, ended=None)
+    prediction.write_prediction(runs, folder)
+    stored = json_files.read_record(folder / PREDICTION)
+    assert stored["unfinished"] == ["s/e"] and "s/e" not in {*stored["inputs"], *stored["runs"]}
+    predicted_sweep.write_records(runs[-2])
+    predicted_sweep.write_records(runs[-1])
+    prediction.register_result(runs, folder)
+    assert not contradictions(folder, should_refit=True)
+    texts = audit(folder, prediction_chain.VERIFIED)
+    assert any("which does not use the unfinished runs s/e" in text for text in texts)
+
+
 def test_prediction_of_an_earlier_version_is_not_verifiable(tmp_path):
     old = made_up_sweep.sweep(tmp_path)
     assert not contradictions(old, should_refit=True)
@@ -457,3 +478,21 @@ def test_truncated_file_is_a_contradiction(name, folder):
     for damaged in (content[: len(content) // 2], b"", b"\xff\x00"):
         (folder / name).write_bytes(damaged)
         assert contradictions(folder), damaged
+
+
+def test_tag_command_publishes_the_hash(tmp_path):
+    """The remote repository has the tag and its time."""
+    user = "-c user.name=a -c user.email=a@b"
+    for command in (
+        *(
+            "git init -q --bare origin",
+            "git init -q work",
+            "git -C work remote add origin ../origin",
+        ),
+        f"git -C work {user} commit -q --allow-empty -m x",
+        "cd work && git config user.name a && git config user.email a@b",
+        f"cd work && {prediction_audit.format_tag_command('0' * 64)}",
+    ):
+        subprocess.run(command, shell=True, check=True, cwd=tmp_path, capture_output=True)
+    arguments = ["git", "-C", str(tmp_path / "origin"), "cat-file", "-t", f"prediction-{'0' * 64}"]
+    assert subprocess.run(arguments, capture_output=True, text=True).stdout == "tag\n"

@@ -6,6 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
+from fixtures import verified_sweep
 
 from lm.config import schema
 from lm.runs import records
@@ -121,3 +122,35 @@ def test_checkpoint_of_an_older_version_stores_steps_per_call(finished_copy):
     with store(finished_copy, read_only=True) as old:
         old.fields = old.fields | {"steps_per_call": 3}
         old._check_fields(folder, {"config": expected_fields(finished_copy, False), "step": 8})
+
+
+@pytest.mark.parametrize(
+    ("schedule", "steps", "problem"),
+    [
+        ("constant", 40, "is done after 20 steps, and has no checkpoint to continue from: restore"),
+        ("constant", 10, "steps=20, now 10"),
+        ("wsd", 40, "steps=20, now 40"),
+        ("wsd", 10, "steps=20, now 10"),
+    ],
+)
+def test_done_run_without_checkpoints_keeps_its_length(tmp_path, schedule, steps, problem):
+    run = schema.Run(name="a", dir=str(tmp_path), steps=verified_sweep.STEPS)
+    run.optim.schedule, run.optim.warmup = schedule, 0.0
+    folder = records.run_dir(run)
+    records.start_run(run, {}, -1)
+    verified_sweep.write_rows(folder, 1, (10, 20), 2.0)
+    records.write_facts(folder, status="done", ends_at=20)
+    records.check_same_config(run)
+    changed = copy.deepcopy(run)
+    changed.steps = steps
+    with pytest.raises(ValueError, match=problem) as error:
+        records.start_run(changed, {}, -1)
+    assert "\n" not in str(error.value) and len(records.load_evals(folder)) == 2
+
+
+def test_completed_steps_of_a_done_run_need_no_checkpoint(tmp_path):
+    verified_sweep.write_rows(tmp_path, 1, (10, 20), 2.0)
+    for facts, n_done in (({"status": "lost"}, 0), ({"status": "done"}, 20)):
+        assert changed_fields.count_completed_steps(tmp_path, facts) == n_done
+    facts = {"status": "done", "ends_at": 15}
+    assert changed_fields.count_completed_steps(tmp_path, facts) == 15

@@ -1,6 +1,7 @@
 """Damaged and missing lines of the .jsonl files of a run."""
 
 import pathlib
+import shutil
 
 import pytest
 from fixtures import verified_sweep
@@ -13,6 +14,7 @@ from lm.runs.integrity import record_lines, run_notes
 @pytest.fixture
 def run(tmp_path) -> schema.Run:
     run = verified_sweep.write_run(tmp_path, "s/a")
+    (records.run_dir(run) / "checkpoints" / "20").mkdir()
     record_lines.sync_records(records.run_dir(run))
     return run
 
@@ -79,3 +81,13 @@ def test_counts_are_neither_columns_nor_archived(run, tmp_path):
 def test_invalid_counts_are_ignored(run, value):
     records.write_facts(records.run_dir(run), n_lines=value, n_missing_lines=value)
     assert notes(run) == []
+
+
+def test_deleted_checkpoints_have_no_missing_lines(run, recwarn):
+    folder = records.run_dir(run)
+    shutil.rmtree(folder / "checkpoints")
+    assert notes(run) == []
+    (folder / "checkpoints").mkdir()  # a run makes the folder before it starts its next attempt
+    records.start_run(run, {}, -1)
+    record_lines.sync_records(folder)
+    assert not recwarn.list and notes(run) == []
