@@ -123,7 +123,8 @@ def test_inexact_resume_is_one_event_and_one_warning(finished_copy):
     rows = json_files.read_rows(folder / "checkpoints" / "proofs.jsonl")
     row = next(row for row in rows if row["step"] == 8)
     facts = json.loads(row["where"])
-    assert {"code.version", "devices.cpu_model", "versions.jaxlib", "versions.platform"} <= facts.keys()
+    assert {"devices.cpu_model", "versions.jaxlib", "versions.platform"} <= facts.keys()
+    assert "code.version" in facts
     row["next_loss"] = float(np.nextafter(np.float32(row["next_loss"]), np.float32(9)))
     (folder / "checkpoints" / "proofs.jsonl").unlink()
     records.append_record(folder / "checkpoints" / "proofs.jsonl", row)
