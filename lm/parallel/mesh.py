@@ -164,9 +164,10 @@ def group_slices(devices: list, host_names: Sequence[str]) -> list[list]:
     """
     platform, groups = devices[0].platform, collections.defaultdict(list)
     processes = {device.process_index for device in devices}
-    if max(processes) >= len(host_names):
+    hosts = list(host_names)
+    if max(processes) >= len(hosts):
         has_single_devices = len(processes) == len(devices)
-        host_names = [str(0 if has_single_devices else n) for n in range(max(processes) + 1)]
+        hosts = [str(0 if has_single_devices else n) for n in range(max(processes) + 1)]
     has_indices = len({getattr(device, "slice_index", None) for device in devices}) > 1
     for device in devices:
         key = 0
@@ -174,7 +175,7 @@ def group_slices(devices: list, host_names: Sequence[str]) -> list[list]:
             key = device.slice_index
         elif platform == "gpu":
             # The first process of a host represents it.
-            key = host_names.index(host_names[device.process_index])
+            key = hosts.index(hosts[device.process_index])
         groups[key].append(device)
     return [groups[key] for key in sorted(groups)]
 
