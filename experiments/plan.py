@@ -202,7 +202,7 @@ def plan_targets(runs: list[schema.Run], targets: list[hardware.Target]) -> int:
                 f" uv sync --extra {extra}"
             )
         target_plan.print_target(target)
-        kernel_lines.print_kernels(runs, target.platform)
+        kernel_lines.print_kernels(runs, target.platform, target.compute_capability)
         target_plan.print_rows(plan_rows(runs, target))
         target_plan.print_assumptions(target)
     disk_space.print_disk_space(runs, set(), is_here=False)

@@ -18,11 +18,15 @@ FLOAT32 = memory_estimate.FLOAT32
 
 
 def inference_shapes(
-    run: schema.Run, n_devices: int, platform: str
+    run: schema.Run, n_devices: int, platform: str, capability: str = ""
 ) -> memory_estimate.ShardedShapes:
-    """Return the sizes of the arrays of an evaluation on one of several equal devices."""
+    """Return the sizes of the arrays of an evaluation on one of several equal devices.
+
+    capability: see memory_estimate.ShardedShapes.
+    """
     optim = dataclasses.replace(run.optim, grad_accumulation_steps=1)
-    return memory_estimate.ShardedShapes(dataclasses.replace(run, optim=optim), n_devices, platform)
+    run = dataclasses.replace(run, optim=optim)
+    return memory_estimate.ShardedShapes(run, n_devices, platform, capability)
 
 
 def has_evaluations(run: schema.Run) -> bool:

@@ -67,14 +67,19 @@ def _cached_weights(fields: tuple) -> list[Weight]:
 
 
 def estimate_memory(
-    run: schema.Run, n_devices: int, platform: str, weights: list[Weight] | None = None
+    run: schema.Run,
+    n_devices: int,
+    platform: str,
+    weights: list[Weight] | None = None,
+    capability: str = "",
 ) -> MemoryEstimate:
     """Estimate the memory of one train step on each of n_devices.
 
-    platform: cpu, gpu or tpu. weights: see `list_weights`, None computes them. Raises ValueError if
-    the mesh of the run does not fit the devices or the sizes of the model.
+    platform: cpu, gpu or tpu. weights: see `list_weights`, None computes them. capability: see
+    ShardedShapes. Raises ValueError if the mesh of the run does not fit the devices or the sizes of
+    the model.
     """
-    shapes = ShardedShapes(run, n_devices, platform)
+    shapes = ShardedShapes(run, n_devices, platform, capability)
     weights = _cached_weights(dataclasses.astuple(run.model)) if weights is None else weights
     sizes = [FLOAT32 * w.n / shapes.shard_count(*w.names) for w in weights]
     n_gradients = 2 if run.optim.grad_accumulation_steps > 1 else 1
@@ -146,10 +151,12 @@ def optimizer_state_size(run: schema.Run, weight: Weight) -> float:
 class ShardedShapes:
     """Sizes of a run's arrays on one of several equal devices.
 
-    n_rows and n_tokens count one device and one micro-batch.
+    n_rows and n_tokens count one device and one micro-batch. capability: compute capability of the
+    GPUs of a target, see kernel_table.select_kernels_for.
     """
 
-    def __init__(self, run: schema.Run, n_devices: int, platform: str):
+    def __init__(self, run: schema.Run, n_devices: int, platform: str, capability: str = ""):
+        self.attention = kernel_table.select_kernels_for(run, platform, capability).attention
         self.axis_sizes = axis_rules.resolve_mesh_shape(vars(run.mesh), n_devices)
         axis_rules.validate_mesh_shape(schema.flatten(run), self.axis_sizes)
         self.rules, self.platform = axis_rules.merged_axis_rules(run.mesh.rules), platform
@@ -218,7 +225,7 @@ def _layer_bytes(run: schema.Run, shapes: ShardedShapes) -> tuple[float, float]:
     n_up = 2 if model.mlp == "gated" else 1  # up projections
     layer = value_bytes * (4 * stream + 3 * heads + 2 * keys + 2 * n_up * hidden)
     layer += (2 * FLOAT32 + value_bytes) * scores
-    if kernel_table.select_kernels_for(run, shapes.platform).attention.has_dense_mask:
+    if shapes.attention.has_dense_mask:
         layer += 2 * value_bytes * n_tokens * run.data.seq_len  # the mask and its gradient
     # Norms, rotary embeddings and activation functions are computed in float32.
     layer += FLOAT32 * (2 * stream + 2 * heads + keys + hidden)
@@ -248,7 +255,7 @@ def stored_attention_scores(run: schema.Run, shapes: ShardedShapes) -> float:
 
     The result is 0 with a fused kernel of the target, which stores no scores.
     """
-    if kernel_table.select_kernels_for(run, shapes.platform).attention.name != "plain":
+    if shapes.attention.name != "plain":
         return 0.0
     n_scores = run.data.seq_len * run.model.n_heads / shapes.shard_count("heads")
     return n_scores * causal_score_fraction(run.model)

@@ -15,6 +15,7 @@ A process that dies ends the others: see lm/parallel/peer_connections.py.
 import atexit
 import collections
 import contextlib
+import functools
 import json
 import os
 import signal
@@ -96,6 +97,7 @@ def initialize_processes(coordinator: str = "", n_processes: int = 0, process_id
         address = info.coordinator or "the coordinator of this cluster"
         raise ValueError(f"--coordinator={address} cannot be reached: {message}") from None
     _connect_peers(info.coordinator.rpartition(":")[0] or socket.gethostname())
+    gather_host_names()
     sys.excepthook = _exit_after_exception
 
 
@@ -120,6 +122,12 @@ def all_gather_objects(value) -> list:
     row[: len(encoded)] = np.frombuffer(encoded, np.uint8)
     rows = zip(_gather_rows(row), lengths, strict=True)
     return [json.loads(row[:length].tobytes()) for row, length in rows]
+
+
+@functools.cache
+def gather_host_names() -> tuple[str, ...]:
+    """Return the host name of each process in order. Call first in all at the same point."""
+    return tuple(all_gather_objects(socket.gethostname()))
 
 
 def run_on_primary(make: Callable) -> Any:

@@ -12,6 +12,8 @@ import math
 import os
 import time
 import typing
+import warnings
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +22,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from lm.config import axis_rules, schema
-from lm.parallel import deterministic, gpu_memory, peak_flops
+from lm.parallel import deterministic, distributed, gpu_memory, peak_flops
 
 Either = typing.TypeVar("Either", jax.Array, np.ndarray)
 
@@ -123,64 +125,69 @@ def make_mesh(mesh: schema.Mesh, devices: list | None = None) -> jax.sharding.Me
 
     Over several TPU slices or GPU nodes, the data axis alone crosses the slow network between them.
     Raises ValueError if the product of its axes is not the number of devices, or if another axis
-    would cross the slow network.
+    would cross the slow network between TPU slices. On GPU this is a warning.
     """
     devices = jax.devices() if devices is None else devices
     sizes = axis_rules.resolve_mesh_shape(vars(mesh), len(devices))
-    n_slices = count_slices(devices)
-    axis_rules.validate_slices(sizes, n_slices, devices[0].platform)
-    sizes["data"] //= n_slices
+    slices = group_slices(devices, distributed.gather_host_names())
+    try:
+        _check_equal_slices(slices)
+        axis_rules.validate_slices(sizes, len(slices), devices[0].platform)
+    except ValueError as error:
+        if devices[0].platform != "gpu":
+            raise
+        if distributed.is_primary():
+            warnings.warn(f"{error}. Training continues, and may be slow", stacklevel=2)
+        slices = [[device for devices in slices for device in devices]]
+    sizes["data"] //= len(slices)
     # jax.make_mesh does not allow one side of a TPU torus to serve two mesh axes.
-    if n_slices == 1:
-        grid = mesh_utils.create_device_mesh(
-            tuple(sizes.values()), devices, allow_split_physical_axes=True
+    grids = [
+        mesh_utils.create_device_mesh(
+            tuple(sizes.values()), slice_devices, allow_split_physical_axes=True
         )
-    else:
-        grid = mesh_utils.create_hybrid_device_mesh(
-            tuple(sizes.values()),
-            (n_slices, *[1] * (len(sizes) - 1)),
-            devices,
-            process_is_granule=_slice_attribute(devices) == "process_index",
-            allow_split_physical_axes=True,
-        )
+        for slice_devices in slices
+    ]
     return jax.sharding.Mesh(
-        grid, axis_rules.MESH_AXES, (AxisType.Auto,) * len(axis_rules.MESH_AXES)
+        np.concatenate(grids, axis_rules.MESH_AXES.index("data")),
+        axis_rules.MESH_AXES,
+        (AxisType.Auto,) * len(axis_rules.MESH_AXES),
     )
 
 
-def count_slices(devices: list) -> int:
-    """Return the number of TPU slices or GPU nodes, each with a fast network of its own.
+def group_slices(devices: list, host_names: Sequence[str]) -> list[list]:
+    """Return the devices of each TPU slice or GPU node, which have a fast network of their own.
 
-    Raises ValueError if the slices have different numbers of devices.
+    JAX numbers TPU slices, and GPU nodes in some versions, in slice_index. Otherwise the GPUs of
+    one host are a node. CPU devices have no fast network and are one group. host_names: host of
+    each process. For processes outside of this list, such as those of an absent machine, each
+    process is a node, unless it has a single device.
     """
-    attribute = _slice_attribute(devices)
-    if not attribute:
-        return 1
-    counts = collections.Counter(getattr(device, attribute) for device in devices)
-    if len(set(counts.values())) > 1:
-        noun, sizes = (
-            axis_rules.SLICE_NOUNS[devices[0].platform],
-            [*map(counts.get, sorted(counts))],
-        )
+    platform, groups = devices[0].platform, collections.defaultdict(list)
+    processes = {device.process_index for device in devices}
+    hosts = list(host_names)
+    if max(processes) >= len(hosts):
+        has_single_devices = len(processes) == len(devices)
+        hosts = [str(0 if has_single_devices else n) for n in range(max(processes) + 1)]
+    has_indices = len({getattr(device, "slice_index", None) for device in devices}) > 1
+    for device in devices:
+        key = 0
+        if platform != "cpu" and has_indices:
+            key = device.slice_index
+        elif platform == "gpu":
+            # The first process of a host represents it.
+            key = hosts.index(hosts[device.process_index])
+        groups[key].append(device)
+    return [groups[key] for key in sorted(groups)]
+
+
+def _check_equal_slices(slices: list[list]) -> None:
+    """Raise ValueError if the slices or nodes have different numbers of devices."""
+    counts = [len(devices) for devices in slices]
+    if len(set(counts)) > 1:
+        noun = axis_rules.SLICE_NOUNS[slices[0][0].platform]
         raise ValueError(
-            f"the {noun} have {', '.join(map(str, sizes))} devices: start the run on equal {noun}"
+            f"the {noun} have {', '.join(map(str, counts))} devices: start the run on equal {noun}"
         )
-    return len(counts)
-
-
-def _slice_attribute(devices: list) -> str:
-    """Return the attribute of a device that numbers the slices or nodes; "" for a single one.
-
-    JAX numbers TPU slices, and GPU nodes in some versions, in slice_index. Otherwise the processes
-    are the GPU nodes, unless each process has a single device. CPU devices have no fast network.
-    """
-    if devices[0].platform == "cpu":
-        return ""
-    if len({getattr(device, "slice_index", None) for device in devices}) > 1:
-        return "slice_index"
-    n_processes = len({device.process_index for device in devices})
-    is_gpu = devices[0].platform == "gpu"
-    return "process_index" if is_gpu and 1 < n_processes < len(devices) else ""
 
 
 def check_mesh_devices(run: schema.Run, mesh: jax.sharding.Mesh) -> None:

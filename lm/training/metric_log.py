@@ -227,7 +227,7 @@ def describe_environment(run: schema.Run, facts: dict) -> str:
     facts: see collect_run_facts. The number of devices is left out with mesh.deterministic_shards.
     All processes return the facts of the primary.
     """
-    prefixes = ["devices.kind", "devices.cpu", "devices.xla", "versions."]
+    prefixes = ["devices.kind", "devices.cpu", "devices.xla", "versions.", "code.version"]
     prefixes += [] if run.mesh.deterministic_shards else ["devices"]
     keys = (k for k in facts if k.startswith(tuple(prefixes)) and "peak" not in k)
     environment = json.dumps({k: facts[k] for k in sorted(keys)})

@@ -79,7 +79,7 @@ class StallWatchdog:
     stall_seconds: the limit; 0 disables the watchdog. process: index of this process among the
     processes that train the run. The stacks of all threads are written to stalled.txt in the
     folder, or to stalled-PROCESS.txt by processes other than 0. The runs of one program share a
-    watchdog: its first context starts the thread.
+    watchdog: its first context starts the thread, and the end of its last context stops it.
     """
 
     def __init__(self, folder: str | Path, stall_seconds: float, process: int = 0):
@@ -88,17 +88,21 @@ class StallWatchdog:
         self._stall_seconds = stall_seconds
         self._last_progress = time.monotonic()
         self._n_long_calls = 0
+        self._n_contexts = 0
         self._thread: threading.Thread | None = None
         self._exited = threading.Event()
 
     def __enter__(self) -> "StallWatchdog":
+        self._n_contexts += 1
         if self._stall_seconds and self._thread is None:
             self._thread = threading.Thread(target=self._watch, daemon=True, name="stall watchdog")
             self._thread.start()
         return self
 
     def __exit__(self, *_) -> None:
-        self._exited.set()
+        self._n_contexts -= 1
+        if not self._n_contexts:
+            self._exited.set()
 
     def record_progress(self) -> None:
         """Record that a step, or a batch of an evaluation, was completed now."""

@@ -102,15 +102,15 @@ class TrainingSession:
             raise checkpoint_manifest.CheckpointError(
                 f"resume='required': {self.folder} has no intact checkpoint: set resume='auto'"
             )
-        damage = restored.damage
+        events = resume_check.list_events(run, restored)
         if run.start.run and not self.is_restart:
             self.facts |= warm_start.parent_facts(run)
             restored = warm_start.restore_parent(run, abstract, self.text.tokenizer)
         self.first = self.done = restored.step
         arguments = run, self.facts, self.text.tokenizer, self.first if self.is_restart else -1
         self.attempt = distributed.run_on_primary(lambda: metric_log.start_attempt(*arguments))
-        for message in damage:
-            self.write_event("damaged", message)
+        for name, message in events:
+            self.write_event(name, message)
         if self.first < run.steps:
             self.checkpoints.check_room(abstract)
         self._load_evaluations()

@@ -195,7 +195,7 @@ def test_data_axis_alone_crosses_slices_and_nodes(devices, sizes):
     assert sorted(device.id for device in grid.flat) == list(range(len(devices)))
     assert (slices == slices[:, :1, :1, :1, :1]).all()  # equal along every axis but data
     order = slices[:, 0, 0, 0, 0]
-    assert (np.diff(order) >= 0).all() and len(set(order)) == mesh.count_slices(devices)
+    assert (np.diff(order) >= 0).all() and len(set(order)) == len(mesh.group_slices(devices, []))
 
 
 @pytest.mark.parametrize(
@@ -203,12 +203,6 @@ def test_data_axis_alone_crosses_slices_and_nodes(devices, sizes):
     [
         (tpu_slices(2), {"fsdp": 32}, "of the 2 slices, .*: try mesh.data=2 with mesh.fsdp=16"),
         (tpu_slices(2), {"data": 1, "fsdp": 4, "tensor": 8}, "mesh.data=2 with mesh.fsdp=2"),
-        (
-            gpu_nodes(2, True),
-            {"tensor": 16},
-            "of the 2 nodes, .*: try mesh.data=2 with mesh.tensor=8",
-        ),
-        (gpu_nodes(4, False), {"data": 2, "fsdp": 16}, "mesh.data=4 with mesh.fsdp=8"),
         (tpu_slices(2)[:-4], {"data": 28}, "the slices have 12, 16 devices: start"),
     ],
 )
@@ -221,5 +215,36 @@ def test_axis_that_crosses_the_slow_network_is_refused(devices, sizes, message):
 def test_devices_of_one_network_are_one_slice():
     """A process per card on one node is no slow network: JAX numbers the node, not the process."""
     one_node = [dataclasses.replace(d, process_index=d.id) for d in gpu_nodes(1, True)]
-    assert mesh.count_slices(one_node) == mesh.count_slices(jax.devices()) == 1
+    assert len(mesh.group_slices(one_node, [])) == len(mesh.group_slices(jax.devices(), [])) == 1
     assert mesh.make_mesh(schema.Mesh(tensor=8), one_node).shape["tensor"] == 8
+
+
+@pytest.mark.parametrize(
+    ("devices", "sizes", "message"),
+    [
+        (gpu_nodes(2, True), {"tensor": 16}, "2 nodes, .*: try mesh.data=2 with mesh.tensor=8"),
+        (gpu_nodes(4, False), {"data": 2, "fsdp": 16}, "mesh.data=4 with mesh.fsdp=8"),
+        (gpu_nodes(2, False)[:-4], {"data": 12}, "the nodes have 8, 4 devices"),
+    ],
+)
+def test_axis_that_crosses_gpu_nodes_is_a_warning(devices, sizes, message):
+    with pytest.warns(UserWarning, match=f"{message}.* Training continues"):
+        device_mesh = mesh.make_mesh(schema.Mesh(**sizes), devices)
+    assert device_mesh.size == len(devices)
+    assert [device.id for device in device_mesh.devices.flat] == list(range(len(devices)))
+
+
+@pytest.mark.parametrize(
+    ("per_process", "host_names", "n_nodes"),
+    [(4, "aa", 1), (4, "aabb", 2), (4, "abab", 2), (1, "a" * 8 + "b" * 8, 2), (8, "ab", 2)],
+)
+def test_gpu_processes_of_one_host_are_one_node(per_process, host_names, n_nodes):
+    n_devices = per_process * len(host_names)
+    devices = [
+        dataclasses.replace(d, process_index=d.id // per_process)
+        for d in gpu_nodes(2, has_slice_index=False)[:n_devices]
+    ]
+    groups = mesh.group_slices(devices, tuple(host_names))
+    assert [len(group) for group in groups] == [n_devices // n_nodes] * n_nodes
+    hosts = [{host_names[device.process_index] for device in group} for group in groups]
+    assert [len(names) for names in hosts] == [1] * n_nodes

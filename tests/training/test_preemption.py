@@ -101,3 +101,19 @@ def test_watchdog_without_a_limit_starts_no_thread(tmp_path):
     with preemption.StallWatchdog(tmp_path, 0.0) as watchdog:
         watchdog.record_progress()
     assert not list(tmp_path.iterdir())
+
+
+def test_shared_watchdog_watches_until_its_last_context_ends(tmp_path):
+    script = IMPORTS + (
+        "watchdog = preemption.StallWatchdog(sys.argv[1], 0.3)\n"
+        "with watchdog:\n"
+        "    with watchdog: pass\n"
+        "    time.sleep(60)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, tmp_path], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == preemption.EXIT_STALLED
+    with preemption.StallWatchdog(tmp_path, 60.0) as watchdog:
+        pass
+    assert watchdog._exited.is_set()

@@ -252,19 +252,43 @@ def resolve_kernels(run: schema.Run, device_mesh: jax.sharding.Mesh) -> schema.R
     return dataclasses.replace(run, model=dataclasses.replace(run.model, **names))
 
 
-def select_kernels_for(run: schema.Run, platform: str) -> Kernels:
-    """Return the kernels of a run on another machine of this platform: cpu, gpu or tpu.
+def select_kernels_for(run: schema.Run, platform: str, capability: str = "") -> Kernels:
+    """Return the kernels of a run on a machine that is described: cpu, gpu or tpu.
 
-    A GPU is assumed to be of the Hopper generation or later. Raises ValueError like
+    capability: compute capability of the GPUs of another machine, such as "9.0". The extra
+    "kernels" is assumed to be installed there, and the reason states this. With "" a GPU is assumed
+    to be of the Hopper generation, with the packages of this machine. Raises ValueError like
     `select_kernels`.
     """
-    return _select(run, platform, is_attached=True, capability=None)
+    kernels = _select(run, platform, True, capability or None, has_extra=bool(capability))
+    if not capability:
+        return kernels
+    rows = {"attention": kernels.attention, "experts": kernels.experts}
+    note = f", if the extra 'kernels' is installed there ({EXTRA})"
+    return dataclasses.replace(
+        kernels,
+        **{
+            operation: dataclasses.replace(kernel, reason=kernel.reason + note)
+            for operation, kernel in rows.items()
+            if "tokamax" in kernel.requirements
+        },
+    )
 
 
-def _select(run: schema.Run, platform: str, is_attached: bool, capability: str | None) -> Kernels:
-    """Return the kernels of a run. capability: that of the GPU, such as "9.0"; None: Hopper."""
+def _select(
+    run: schema.Run,
+    platform: str,
+    is_attached: bool,
+    capability: str | None,
+    has_extra: bool = False,
+) -> Kernels:
+    """Return the kernels of a run.
+
+    capability: that of the GPU, such as "9.0"; None: Hopper. has_extra: True omits the check for
+    tokamax on this machine.
+    """
     major, minor = (int(n) for n in (capability or "9.0").split("."))
-    has_tokamax = importlib.util.find_spec("tokamax") is not None
+    has_tokamax = has_extra or importlib.util.find_spec("tokamax") is not None
     situation = Situation(run, platform, is_attached, (major, minor), has_tokamax)
     attention, unmet_attention = _select_row(situation, "attention", "model.attention")
     experts, unmet_experts = _select_row(situation, "experts", "model.expert_kernel")

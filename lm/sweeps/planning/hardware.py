@@ -59,6 +59,7 @@ PLATFORMS = {
     "tpu": ("v4", "v5e", "v5p", "v6e"),
     "gpu": ("a100", "h100", "h200", "b200"),
 }
+COMPUTE_CAPABILITIES = {"a100": "8.0", "h100": "9.0", "h200": "9.0", "b200": "10.0"}
 N_SIDES = {"v4": 3, "v5e": 2, "v5p": 3, "v6e": 2}  # of the torus of a TPU slice; others have 1
 DEVICE_KINDS = {"v4": "TPU v4", "v5e": "TPU v5 lite", "v5p": "TPU v5", "v6e": "TPU v6 lite"}
 CHIPS_PER_HOST = 4  # of a TPU slice, in absent_devices
@@ -97,6 +98,11 @@ class Target:
     @property
     def n_devices(self) -> int:
         return self.n_slices * self.devices_per_slice
+
+    @property
+    def compute_capability(self) -> str:
+        """Return the compute capability of a GPU target, "" of another target."""
+        return COMPUTE_CAPABILITIES.get(self.chip, "")
 
     def peak(self, dtype: str) -> float:
         """Return the vendor's peak of all devices together, in FLOP/s."""

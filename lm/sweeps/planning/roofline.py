@@ -59,9 +59,10 @@ def estimate_step(
     Raises ValueError if the mesh of the run does not fit the devices or the sizes of the model.
     """
     shapes = TargetShapes(run, target)
-    flops = executed_flops(run, target.platform)
-    memory = memory_estimate.estimate_memory(run, target.n_devices, target.platform, weights)
-    inference = inference_memory.inference_shapes(run, target.n_devices, target.platform)
+    platform, capability = target.platform, target.compute_capability
+    flops = executed_flops(run, platform, capability)
+    memory = memory_estimate.estimate_memory(run, target.n_devices, platform, weights, capability)
+    inference = inference_memory.inference_shapes(run, target.n_devices, platform, capability)
     is_evaluated = inference_memory.has_evaluations(run)
     n_prompts = evaluation_program.count_prompts(run)
     answer_bytes = (
@@ -92,9 +93,10 @@ def launch_seconds(run: schema.Run, platform: str) -> float:
     return call + kernel * n_kernels
 
 
-def executed_flops(run: schema.Run, platform: str = "cpu") -> float:
+def executed_flops(run: schema.Run, platform: str = "cpu", capability: str = "") -> float:
     """Return the FLOPs of all matrix products of a step, without masked blocks of scores.
 
+    platform, capability: see kernel_table.select_kernels_for.
     Products that are computed again in the backward pass count again. The result equals
     cost.count_step_flops(run), which counts the products of the program that is traced for CPU.
     """
@@ -107,14 +109,16 @@ def executed_flops(run: schema.Run, platform: str = "cpu") -> float:
     if model.n_experts and model.dispatch == "capacity":  # empty slots are computed as well
         per_token += 18 * model.n_layers * model.d_model * padded_expert_width(model)
     per_token += head * (4 / 3 if model.loss_chunks > 1 else 1)
-    per_token += scores + recomputed_flops(run, scores / 6, platform)
+    attention = kernel_table.select_kernels_for(run, platform, capability).attention.name
+    per_token += scores + recomputed_flops(run, scores / 6, attention)
     return per_token * run.data.batch_size * seq_len
 
 
-def recomputed_flops(run: schema.Run, score_product: float, platform: str) -> float:
+def recomputed_flops(run: schema.Run, score_product: float, attention: str) -> float:
     """Return the FLOPs per token of the products that the backward pass computes again.
 
     score_product: FLOPs per token of one of the two products of attention, in all layers.
+    attention: name of the kernel.
     """
     model = run.model
     if model.remat == "none":
@@ -131,9 +135,8 @@ def recomputed_flops(run: schema.Run, score_product: float, platform: str) -> fl
     # The gradient of the router needs the output of each expert. No gradient needs that of an MLP.
     widths |= {"mlp_output": routed, "router": model.n_experts}
     products = sum(w for name, w in widths.items() if name not in available)
-    kernel = kernel_table.select_kernels_for(run, platform).attention.name
     n_score_products = 1 if "attention_output" in available else 2
-    if kernel != "plain" and "attention_output" in available:
+    if attention != "plain" and "attention_output" in available:
         n_score_products = 0  # the softmax statistics are stored with the output
     return 2 * model.n_layers * model.d_model * products + n_score_products * score_product
 
@@ -142,7 +145,7 @@ class TargetShapes(memory_estimate.ShardedShapes):
     """Sizes of a run's arrays on one device of a target, and the speed of its collectives."""
 
     def __init__(self, run: schema.Run, target: hardware.Target):
-        super().__init__(run, target.n_devices, target.platform)
+        super().__init__(run, target.n_devices, target.platform, target.compute_capability)
         axis_rules.validate_slices(self.axis_sizes, target.n_slices, target.platform)
         self.target = target
 

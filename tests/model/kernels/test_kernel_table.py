@@ -165,3 +165,19 @@ def test_offload_is_refused_on_cpu():
 def test_unknown_kernel_is_refused():
     with pytest.raises(ValueError, match="model.attention='flash' must be one of auto, plain"):
         validation.validate_run(kernel_run(model__attention="flash"))
+
+
+def test_kernels_of_a_target_follow_its_generation(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    run = kernel_run(**DOCUMENTS, **EXPERTS)
+    names = {}
+    for capability in ("", "8.0", "9.0", "10.0"):
+        kernels = kernel_table.select_kernels_for(run, "gpu", capability)
+        names[capability] = kernels.attention.name, kernels.experts.name
+        for kernel in (kernels.attention, kernels.experts):
+            is_conditional = "if the extra 'kernels' is installed there" in kernel.reason
+            assert is_conditional == (kernel.name == "tokamax")
+    assert names[""] == ("cudnn", "tiles") and names["8.0"] == ("cudnn", "tokamax")
+    assert names["9.0"] == names["10.0"] == ("tokamax", "tokamax")
+    wide = kernel_run(model__d_head=256)
+    assert kernel_table.select_kernels_for(wide, "gpu", "8.0").attention.name == "plain"

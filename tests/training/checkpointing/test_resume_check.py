@@ -17,6 +17,8 @@ from lm.training.checkpointing import checkpoint_manifest, resume_check
 
 HERE = json.dumps({"devices.cpu_model": "A", "versions.jaxlib": "1"})
 OTHER = json.dumps({"devices.cpu_model": "B", "versions.jaxlib": "1"})
+UPGRADED = json.dumps({"devices.cpu_model": "A", "versions.jaxlib": "2"})
+OTHER_CODE = json.dumps({"code.version": "0", "devices.cpu_model": "A", "versions.jaxlib": "1"})
 VERSION_02 = json.dumps(["A", "1"])  # list of values without names
 BASE = resume_check.ResumeRules(HERE, "cpu", "float32", 0.0, False, False)
 ONE_ULP = float(np.nextafter(np.float32(4.0), np.float32(5)))
@@ -73,6 +75,12 @@ def test_one_ulp_is_refused_where_bits_are_promised(tmp_path, changes, environme
         ({"platform": "tpu", "dtype": "bfloat16"}, HERE, 1e-3),
         ({"platform": "gpu", "has_fixed_kernels": True}, OTHER, 1e-4),
         ({"tolerance": 0.02}, HERE, 0.02),
+        ({"has_fixed_order": True}, UPGRADED, 1e-4),
+        ({"has_fixed_order": True}, OTHER_CODE, 1e-4),
+        ({"has_fixed_order": True}, VERSION_02, 1e-4),
+        ({"has_fixed_order": True, "dtype": "bfloat16"}, UPGRADED, 1e-3),
+        ({"dtype": "bfloat16"}, OTHER_CODE, 1e-2),
+        ({"dtype": "bfloat16"}, VERSION_02, 1e-2),
     ],
 )
 def test_difference_within_the_tolerance_is_a_warning(tmp_path, changes, environment, limit):
@@ -116,6 +124,7 @@ def test_inexact_resume_is_one_event_and_one_warning(finished_copy):
     row = next(row for row in rows if row["step"] == 8)
     facts = json.loads(row["where"])
     assert {"devices.cpu_model", "versions.jaxlib", "versions.platform"} <= facts.keys()
+    assert "code.version" in facts
     row["next_loss"] = float(np.nextafter(np.float32(row["next_loss"]), np.float32(9)))
     (folder / "checkpoints" / "proofs.jsonl").unlink()
     records.append_record(folder / "checkpoints" / "proofs.jsonl", row)
@@ -132,3 +141,43 @@ def test_inexact_resume_is_one_event_and_one_warning(finished_copy):
     assert len(warned) == len(events) == 1
     assert "changed: devices.cpu_model='another CPU', now" in events[0]["words"]
     assert records.read_facts(folder)["status"] == "done"
+
+
+@pytest.mark.parametrize(
+    ("changes", "parts"),
+    [
+        ({"model.z_loss": 1e-4}, ["the z-loss (model.z_loss=0.0001)"]),
+        ({"model.n_experts": 4}, ["router statistics (model.n_experts=4)"]),
+        (
+            {"model.n_experts": 4, "model.parametrization": "mup", "optim.name": "muon"},
+            ["router statistics", "'mup' scales Muon and the router differently"],
+        ),
+        ({"model.parametrization": "completep", "model.lora_rank": 2}, ["scales LoRA differently"]),
+        ({"model.parametrization": "completep"}, []),
+        ({"optim.name": "muon"}, []),
+    ],
+)
+def test_run_of_version_02_names_its_changed_objective(tiny, changes, parts):
+    for field, value in changes.items():
+        group, name = field.split(".")
+        setattr(getattr(tiny, group), name, value)
+    stored = schema.to_dict(tiny)
+    assert resume_check.describe_changed_objective(tiny, stored) == ""
+    del stored["model"]["gradient_dtype"]
+    message = resume_check.describe_changed_objective(tiny, stored)
+    assert bool(message) == bool(parts) and "\n" not in message
+    assert all(part in message for part in parts)
+
+
+def test_changed_objective_is_one_event_of_the_restart(tiny, tmp_path):
+    config = schema.to_dict(tiny)
+    tiny.model.z_loss = 1e-4
+    del config["model"]["gradient_dtype"]
+    folder = records.run_dir(tiny)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    restored = checkpoint_manifest.RestoredState(folder, 8, damage=["step 12 is damaged"])
+    with pytest.warns(UserWarning, match="the z-loss") as caught:
+        events = resume_check.list_events(tiny, restored)
+    assert [name for name, _ in events] == ["damaged", "changed objective"] and len(caught) == 1
+    assert resume_check.list_events(tiny, dataclasses.replace(restored, step=0)) == events[:1]
