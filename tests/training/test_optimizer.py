@@ -73,6 +73,21 @@ def test_large_gradient_is_clipped_by_its_global_norm(params):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4), update(1e3), update(1e6))
 
 
+def train_with_and_without_interrupt(run: schema.Run) -> schema.Run:
+    """Train a copy of a run, then the run with an interrupt at step 4. Return the copy."""
+    uninterrupted = dataclasses.replace(run, name="uninterrupted")
+    loop.train(uninterrupted)
+
+    def stop(row):
+        if row["step"] == 4 and row["attempt"] == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        loop.train(run, stop)
+    loop.train(run, stop)
+    return uninterrupted
+
+
 @pytest.mark.parametrize(
     "name",
     [
@@ -85,16 +100,7 @@ def test_optimizer_trains_and_resumes_on_a_sharded_mesh(tiny, name):
     tiny.optim.name, tiny.mesh = name, schema.Mesh(data=2, fsdp=2)
     tiny.optim.lr = 3e-3 if name == "lion" else 3e-2
     tiny.eval.n_completions, tiny.steps = 0, 12
-    uninterrupted = dataclasses.replace(tiny, name="uninterrupted")
-    loop.train(uninterrupted)
-
-    def stop(row):
-        if row["step"] == 4 and row["attempt"] == 1:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        loop.train(tiny, stop)
-    loop.train(tiny, stop)
+    uninterrupted = train_with_and_without_interrupt(tiny)
     expected, losses = (
         [row["loss"] for row in records.load_metrics(records.run_dir(run))]
         for run in (uninterrupted, tiny)
@@ -245,16 +251,7 @@ def test_moments_in_bfloat16_survive_a_resume(tiny):
     tiny.optim.name, tiny.optim.moment_dtype, tiny.optim.lr = "muon", "bfloat16", 3e-3
     tiny.optim.warmup_tokens = 2 * tiny.data.batch_size * tiny.data.seq_len
     tiny.eval.n_completions, tiny.steps = 0, 8
-    uninterrupted = dataclasses.replace(tiny, name="uninterrupted")
-    loop.train(uninterrupted)
-
-    def stop(row):
-        if row["step"] == 4 and row["attempt"] == 1:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        loop.train(tiny, stop)
-    loop.train(tiny, stop)
+    uninterrupted = train_with_and_without_interrupt(tiny)
     expected, rows = (records.load_metrics(records.run_dir(run)) for run in (uninterrupted, tiny))
     assert [row["loss"] for row in rows] == [row["loss"] for row in expected]
     rates = {row["step"]: row["lr"] for row in rows}

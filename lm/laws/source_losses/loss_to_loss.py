@@ -4,9 +4,8 @@
 
 x0 is a typical x, c the value of y there and K the slope there. This is the shifted power law of
 Brandfonbrener et al. 2024 (arXiv:2411.12925, equation 1), y = E + A (x - E_x)^kappa, with E_x = 0:
-runs over a small range of losses determine a curvature and no shift. Weak priors complete what few
-runs do not determine: kappa = 1 +- 0.1 and K = (1 +- 0.3) c / x0, so that one
-run is enough.
+runs over a small range of losses determine a curvature and no shift. Weak priors determine what few
+runs do not: kappa = 1 +- 0.1 and K = (1 +- 0.3) c / x0. One run is therefore enough.
 """
 
 from dataclasses import dataclass

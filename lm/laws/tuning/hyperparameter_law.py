@@ -12,7 +12,7 @@ Step Law (Li et al. 2025, arXiv:2503.04715).
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import stats
@@ -210,9 +210,10 @@ def hyperparameters(
     n, d, y: columns. The hyperparameters are the columns optim.lr, optim.weight_decay and tokens /
     steps. An independent weight decay is not multiplied by lr. max_increase: runs whose loss is
     more than this fraction above the best run of their size, token budget and seed are excluded.
-    Intervals are the larger of two: from the residuals, and from a jackknife over sizes and token
-    budgets. Raises ValueError for fewer than three sizes, token budgets or learning rates, and if
-    the loss has no minimum within the tested values.
+    Weak priors (`quadratic_surface.weak_prior`) bound what the runs do not determine. Intervals are
+    the larger of two: from the residuals, and from a jackknife over sizes and token budgets. Raises
+    ValueError for fewer than three sizes, token budgets or learning rates, and if the loss has no
+    minimum within the tested values.
     """
     option_validation.check_columns(n=n, d=d, y=y)
     option_validation.check_selection(where, mixed)
@@ -222,8 +223,7 @@ def hyperparameters(
     names = tuned_runs.varied_hyperparameters(runs)
     is_near, excluded = tuned_runs.near_optimum(runs, table.names, names, max_increase)
     runs = runs.select(is_near)
-    log_n, log_d = np.log(runs.n), np.log(runs.d)
-    centers = {"N": log_n.mean(), "D": log_d.mean(), "DN": (log_d - log_n).mean()}
+    centers = {x: float(logs.mean()) for x, logs in _log_inputs(runs.n, runs.d).items()}
     rows_of_surface = _surface_rows(runs, names, centers)
     surface = quadratic_surface.fit_surface(rows_of_surface, [TITLES[name] for name in names])
     without_cell = [
@@ -270,12 +270,17 @@ def _log_law(
     theta: np.ndarray, names: Sequence[str], centers: Mapping[str, float], n: float, d: float
 ) -> dict[str, float]:
     """Return the log of the optimum of each hyperparameter."""
-    inputs = {"N": np.log(n), "D": np.log(d), "DN": np.log(d / n)}
+    inputs = _log_inputs(n, d)
     return {
         name: log_center
         + sum(s * (inputs[x] - centers[x]) for x, s in zip(INPUTS[name], slopes, strict=True))
         for name, (log_center, *slopes) in _split(theta, names).items()
     }
+
+
+def _log_inputs(n: Any, d: Any) -> dict[str, Any]:
+    """Return the logs of the inputs of the optima. n, d: numbers or arrays."""
+    return {"N": np.log(n), "D": np.log(d), "DN": np.log(d) - np.log(n)}
 
 
 def _split(theta: np.ndarray, names: Sequence[str]) -> dict[str, np.ndarray]:
@@ -294,10 +299,9 @@ def _surface_rows(
     runs: tuned_runs.TunedRuns, names: Sequence[str], centers: Mapping[str, float]
 ) -> quadratic_surface.SurfaceRows:
     """Return the rows of the surface, with centered features."""
-    log_n, log_d = np.log(runs.n), np.log(runs.d)
-    inputs = {"N": log_n, "D": log_d, "DN": log_d - log_n}
+    inputs = _log_inputs(runs.n, runs.d)
     features = [
-        np.stack([np.ones(len(log_n)), *(inputs[x] - centers[x] for x in INPUTS[name])], 1)
+        np.stack([np.ones(len(runs.n)), *(inputs[x] - centers[x] for x in INPUTS[name])], 1)
         for name in names
     ]
     x = np.stack([runs.hyperparameters[name] for name in names], 1)
