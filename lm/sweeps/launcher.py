@@ -28,7 +28,7 @@ from lm.evaluation import tasks
 from lm.parallel import distributed, mesh
 from lm.runs import filesystem, json_files, lock, records
 from lm.sweeps import prediction, run_order
-from lm.training import loop, metric_log, vmapped_runs, warm_start
+from lm.training import loop, trackers, vmapped_runs, warm_start
 from lm.training.checkpointing import checkpoint_retention
 
 WAIT_SECONDS = 3.0  # between two checks of a process that waits for other processes
@@ -99,7 +99,7 @@ def validate_inputs(runs: list[schema.Run]) -> None:
     """
     for run in runs:
         validation.validate_run(run_tokenizer.resolve_tokenizer(run))
-        metric_log.check_writers(run)
+        trackers.check_trackers(run)
     for source in dict.fromkeys(source for run in runs for source in run.data.sources):
         documents.source_fingerprint(source)
         if not source.startswith("hf:"):

@@ -9,7 +9,8 @@ Pre-training, fine-tuning, cooldown branches and instruction tuning use the same
     checkpoints.py          save and restore
     checkpointing/          checksums of a checkpoint, and the deletion of old ones
     warm_start.py           start from another run or from a Hugging Face folder
-    metric_log.py           metric rows, TensorBoard, W&B
+    metric_log.py           facts and metric rows
+    trackers.py             copies for TensorBoard and W&B
     preemption.py           signals and the stall watchdog
     vmapped_runs.py         several runs in one program
     loaded_model.py         open a trained model: generate, score, params, tokenizer

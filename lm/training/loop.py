@@ -28,7 +28,7 @@ from lm.evaluation import task_eval, tasks
 from lm.model import inference_memory, memory_estimate
 from lm.parallel import device_memory, distributed, mesh
 from lm.runs import records
-from lm.training import metric_log, preemption, session, step, warm_start
+from lm.training import metric_log, preemption, session, step, trackers, warm_start
 
 # Limits of one call, in steps and in FLOPs: a signal waits for the end of the call.
 MAX_STEPS_PER_CALL, MAX_FLOPS_PER_CALL = 8, 1.5e12
@@ -71,7 +71,7 @@ def validate_session(
     report: progress callback of the preparation, see corpus.prepare_corpus.
     """
     validation.validate_run(run_tokenizer.resolve_tokenizer(run))
-    metric_log.check_writers(run)
+    trackers.check_trackers(run)
     distributed.run_on_primary(lambda: records.check_same_config(run))
     if run.start.run:
         warm_start.validate_start(run, warm_start.parent_run(run))

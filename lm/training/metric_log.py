@@ -1,136 +1,37 @@
-"""Facts and metric rows of a run, and their copies for TensorBoard and Weights & Biases.
+"""Facts and metric rows of a run.
 
-    write, close = open_writers(run, first_step)
     row = step_metrics(run, text, window, done) | throughput(run, n_steps, seconds, peak)
-    write(row)
 
-The loop writes each row to metrics.jsonl. The copies are never read back.
+The session writes each row to metrics.jsonl; lm/training/trackers.py copies it.
 """
 
 import collections
 import hashlib
-import importlib
 import importlib.metadata
-import importlib.util
 import json
 import math
 import platform
-import shutil
-import tempfile
-import time
 from collections.abc import Callable, Iterable
-from pathlib import Path
 
 import jax
 import numpy as np
 
-from lm.config import fields, flops, hyperparameter_rules, run_files, schema
+from lm.config import fields, flops, hyperparameter_rules, schema
 from lm.data import dataset, tokenizers
 from lm.data.prepared import recorded_text
 from lm.data.tokenization import run_tokenizer
 from lm.model.kernels import kernel_table
 from lm.parallel import distributed, peak_flops, platform_facts
-from lm.runs import filesystem, provenance, records
+from lm.runs import provenance, records
 
 Report = Callable[[dict], None]  # receives rows of metrics.jsonl or evals.jsonl
 # A loss within this distance of a uniform guess shows that the run learned nothing, in nats.
 LOSS_TOLERANCE = 1e-3
 LOSS_RISE = 0.2  # nats; a larger rise of the loss precedes the divergence of a run
-FLUSH_SECONDS = 30.0  # time between two flushes of an event file
 
 
 def ignore_row(row: dict) -> None:
     """Ignore a reported row."""
-
-
-def check_writers(run: schema.Run) -> None:
-    """Raise ValueError if the package of a writer that the run uses is not installed."""
-    if run.wandb and importlib.util.find_spec("wandb") is None:
-        raise ValueError(
-            "wandb=True needs the package wandb, which is not installed: run"
-            " `uv sync --extra wandb`, or set wandb=False"
-        )
-
-
-def open_writers(
-    run: schema.Run, first_step: int, is_primary: bool = True
-) -> tuple[Callable[[dict], None], Callable[[], None]]:
-    """Open the writers of a run and return (write, close).
-
-    write(row) copies the numbers of a metrics row at row["step"]. first_step: number of steps
-    before this session; its rows replace later rows of older sessions. is_primary: False returns
-    functions without an effect.
-    """
-    if not is_primary:
-        return lambda row: None, lambda: None
-    folder = records.run_dir(run) / run_files.TENSORBOARD
-    write_event, close_events = _open_tensorboard(folder, first_step)
-    wandb_run = _open_wandb(run) if run.wandb else None
-
-    def write(row: dict) -> None:
-        numbers = {k: v for k, v in row.items() if isinstance(v, (int, float)) and k != "step"}
-        write_event(row["step"], numbers)
-        if wandb_run:
-            wandb_run.log(numbers, step=row["step"])
-
-    def close() -> None:
-        close_events()
-        if wandb_run:
-            wandb_run.finish()
-
-    return write, close
-
-
-def _open_tensorboard(
-    folder: Path, first_step: int
-) -> tuple[Callable[[int, dict], None], Callable[[], None]]:
-    """Open a TensorBoard event file and return (write, close).
-
-    write(step, numbers) raises OSError on a full disk. SummaryWriter of tensorboardX is not used:
-    its thread ends on a full disk, and later its full queue blocks the training forever. An event
-    file grows, so its copy in a bucket is written by close().
-    """
-    from tensorboardX.event_file_writer import EventsWriter  # slow import
-
-    # Protocol buffers define their names at import, so a type checker does not know them.
-    event_pb2 = importlib.import_module("tensorboardX.proto.event_pb2")
-    summary_pb2 = importlib.import_module("tensorboardX.proto.summary_pb2")
-    Event, Summary, SessionLog = event_pb2.Event, summary_pb2.Summary, event_pb2.SessionLog
-    local_folder = Path(tempfile.mkdtemp()) if filesystem.is_remote(folder) else folder
-    local_folder.mkdir(parents=True, exist_ok=True)
-    file = EventsWriter(str(local_folder / "events"), f".{time.time_ns()}")
-    start = SessionLog(status=SessionLog.START)
-    file.write_event(Event(wall_time=time.time(), step=first_step, session_log=start))
-    flushed = time.monotonic()
-
-    def write(step: int, numbers: dict) -> None:
-        nonlocal flushed
-        values = [Summary.Value(tag=name, simple_value=n) for name, n in numbers.items()]
-        summary = Summary(value=values)
-        file.write_event(Event(wall_time=time.time(), step=step, summary=summary))
-        if time.monotonic() - flushed > FLUSH_SECONDS:
-            file.flush()
-            flushed = time.monotonic()
-
-    def close() -> None:
-        file.close()
-        if local_folder != folder:
-            for path in local_folder.iterdir():
-                filesystem.write_file(folder / path.name, path.read_bytes())
-            shutil.rmtree(local_folder)
-
-    return write, close
-
-
-def _open_wandb(run: schema.Run):
-    wandb = importlib.import_module("wandb")  # an optional dependency
-    return wandb.init(
-        project=run.name.split("/")[0],
-        name=run.name,
-        id=run.name.replace("/", "-"),
-        resume="allow",
-        config=schema.to_dict(run),
-    )
 
 
 class RowTime:

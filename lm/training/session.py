@@ -19,7 +19,7 @@ from lm.evaluation import early_stopping, heldout, task_eval, tasks
 from lm.parallel import distributed, mesh
 from lm.runs import lock, phase_timer, records
 from lm.runs.integrity import record_lines
-from lm.training import checkpoints, metric_log, preemption, warm_start
+from lm.training import checkpoints, metric_log, preemption, trackers, warm_start
 from lm.training.checkpointing import batch_hash, checkpoint_manifest, resume_check
 
 MAX_REWINDS = 3  # limit of a run, which then has diverged
@@ -143,10 +143,10 @@ class TrainingSession:
         self.window = list(self.restored.window)
         self.row_time.total = self.restored.seconds
         self.writer.write_facts(resumed_from=self.first if self.is_restart else 0)
-        self.write_metrics, close = metric_log.open_writers(
-            self.run, self.first, distributed.is_primary()
-        )
-        self._writers.callback(close)
+        self.trackers = trackers.Trackers(self.run, self.writer, self.first)
+        self._writers.callback(lambda: self.trackers.close(self.status))
+        if self.trackers.warning:
+            self.write_event("tracker", self.trackers.warning)
         self.timer.assign_remainder("compile")
         return state
 
@@ -275,7 +275,7 @@ class TrainingSession:
         row |= {"input_wait": timer.waited / timer.seconds} | self.timer.as_metrics()
         with self.timer.phase("log"):
             self.writer.append("metrics.jsonl", row)
-            self.write_metrics(row)
+            self.trackers.write_metrics(row)
             self.report(row)
         if n_skipped := len(self._nonfinite()):
             self.write_event("skipped", f"{n_skipped} updates had a non-finite loss or gradient")
@@ -300,15 +300,15 @@ class TrainingSession:
         score = heldout.report_batches(score, on_progress := self.watchdog.record_progress)
         with self.timer.phase("evaluate"), jax.set_mesh(self.mesh):
             if self.evaluations.has_heldout:
-                row |= heldout.evaluate_heldout(
-                    run, self.mesh, score, params, self.text, self.writer
-                )
+                arguments = run, self.mesh, score, params, self.text, self.writer
+                row |= heldout.evaluate_heldout(*arguments)
             if self.evaluations.are_tasks_due(self.done):
                 row |= task_eval.evaluate_columns(
                     run, self.mesh, score, params, self.text.tokenizer, self.tasks, on_progress
                 )
         self.evaluations.rows[self.done] = row = {"attempt": self.attempt, "step": self.done} | row
         self.writer.append("evals.jsonl", row)
+        self.trackers.write_evaluation(row)
         self.report_evaluation(row)
 
     def conclude(self, state: dict, stop: str) -> None:

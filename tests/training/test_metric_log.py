@@ -1,14 +1,9 @@
-"""Metric rows for TensorBoard and Weights & Biases."""
+"""Facts and metric rows."""
 
-import importlib.util
-import struct
-import sys
 import types
 
 import numpy as np
 import pytest
-from tensorboardX import event_file_writer
-from tensorboardX.proto import event_pb2
 
 from lm.config import flops, schema
 from lm.data import dataset, tokenizers
@@ -16,69 +11,6 @@ from lm.data.tokenization import run_tokenizer
 from lm.parallel import mesh
 from lm.runs import records
 from lm.training import metric_log
-
-
-def test_event_file_contains_every_number_of_a_row(tiny):
-    write, close = metric_log.open_writers(tiny, 0)
-    write({"attempt": 1, "step": 5, "loss": 2.5, "text": "no number"})
-    close()
-    (file,) = (records.run_dir(tiny) / "tensorboard").glob("events*")
-    content = file.read_bytes()
-    assert b"loss" in content and b"attempt" in content and b"text" not in content
-
-
-def test_event_file_records_steps_and_session_start(tiny):
-    write, close = metric_log.open_writers(tiny, 40)
-    write({"step": 50, "loss": 2.5})
-    close()
-    (file,) = (records.run_dir(tiny) / "tensorboard").glob("events*")
-    data, events = file.read_bytes(), []
-    while data:  # each record has a length, its checksum, the event, and its checksum
-        (size,) = struct.unpack("<Q", data[:8])
-        events.append(event_pb2.Event.FromString(data[12 : 12 + size]))
-        data = data[16 + size :]
-    version, start, metrics = events
-    assert version.file_version == "brain.Event:2"
-    assert (start.step, start.session_log.status) == (40, event_pb2.SessionLog.START)
-    (value,) = metrics.summary.value
-    assert (metrics.step, value.tag, value.simple_value) == (50, "loss", 2.5)
-
-
-@pytest.mark.timeout(20)
-def test_full_disk_raises_an_error_and_does_not_block(tiny, monkeypatch):
-    write, _ = metric_log.open_writers(tiny, 0)
-
-    def raise_full(*_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(event_file_writer.EventsWriter, "_write_serialized_event", raise_full)
-    with pytest.raises(OSError, match="No space left"):
-        for step in range(100):
-            write({"step": step, "loss": 2.5})
-
-
-def test_missing_wandb_package_is_rejected(tiny, monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    tiny.wandb = True
-    with pytest.raises(ValueError, match="uv sync --extra wandb"):
-        metric_log.check_writers(tiny)
-    tiny.wandb = False
-    metric_log.check_writers(tiny)
-
-
-def test_wandb_receives_each_row_at_its_step(tiny, monkeypatch):
-    calls = []
-    wandb_run = types.SimpleNamespace(
-        log=lambda row, step: calls.append((step, row)), finish=lambda: calls.append("finished")
-    )
-    fake = types.ModuleType("wandb")
-    fake.__dict__["init"] = lambda **kwargs: calls.append(kwargs["name"]) or wandb_run
-    monkeypatch.setitem(sys.modules, "wandb", fake)
-    tiny.wandb = True
-    write, close = metric_log.open_writers(tiny, 0)
-    write({"step": 5, "loss": 2.5})
-    close()
-    assert calls == [tiny.name, (5, {"loss": 2.5}), "finished"]
 
 
 def test_run_records_the_documents_of_each_source(tiny):
@@ -176,25 +108,6 @@ def test_metrics_row_follows_from_its_steps(tiny):
     assert speed["tokens_per_second"] == n_tokens / 2
     assert speed["flops_per_second"] == n_tokens / 2 * flops_per_token
     assert speed["mfu"] * 1e9 == pytest.approx(speed["flops_per_second"])
-
-
-def test_each_attempt_has_its_own_event_file(tiny):
-    for first_step in (0, 40):
-        write, close = metric_log.open_writers(tiny, first_step)
-        write({"step": first_step + 10, "loss": 2.5})
-        close()
-    assert len(list((records.run_dir(tiny) / "tensorboard").glob("events*"))) == 2
-
-
-@pytest.mark.parametrize(("seconds", "n_values"), [(-1.0, 1), (1e9, 0)])
-def test_events_are_on_disk_after_some_seconds(tiny, monkeypatch, seconds, n_values):
-    monkeypatch.setattr(metric_log, "FLUSH_SECONDS", seconds)
-    write, close = metric_log.open_writers(tiny, 0)
-    write({"step": 5, "loss": 2.5})
-    (file,) = (records.run_dir(tiny) / "tensorboard").glob("events*")
-    assert file.read_bytes().count(b"loss") == n_values
-    close()
-    assert file.read_bytes().count(b"loss") == 1
 
 
 def test_attempt_records_its_tokenizer_and_its_facts(tiny):
