@@ -1,6 +1,6 @@
 """Layout of the token files of other trainers.
 
-    for path in list_files("my/tokens").paths:
+    for path in list_token_files("my/tokens").paths:
         layout = read_layout(path)
         layout.tokens()                  # token ids, mapped into memory
         layout.document_ends             # positions after the last token of each document, or None
@@ -54,7 +54,7 @@ class TokenLayout:
         return np.memmap(self.path, self.dtype, "r", self.first_byte, (self.n_tokens,))
 
 
-def list_files(argument: str) -> source_files.SourceFiles:
+def list_token_files(argument: str) -> source_files.SourceFiles:
     """Return the token files of the argument of a source, with the index files beside them.
 
     argument: PATH[?dtype=TYPE], where PATH is a file, a folder or a glob. Raises ValueError if
@@ -74,7 +74,7 @@ def list_files(argument: str) -> source_files.SourceFiles:
 def read_layouts(argument: str) -> list[TokenLayout]:
     """Return the layout of each token file of a source. Raises ValueError for a damaged file."""
     dtype = _parse(argument)[1]
-    paths = [path for path in list_files(argument).paths if path.suffix in SUFFIXES]
+    paths = [path for path in list_token_files(argument).paths if path.suffix in SUFFIXES]
     return [read_layout(path, dtype) for path in paths]
 
 

@@ -372,5 +372,5 @@ FILES = {
     "parquet": lambda argument: readers.parquet_files(_split_field(argument)[0]),
     "tfds": lambda argument: tfds.tfds_files(_split_field(argument)[0]),
     "chat": chat.chat_files,
-    "tokens": token_formats.list_files,
+    "tokens": token_formats.list_token_files,
 }
