@@ -9,6 +9,7 @@ A batch depends only on the config, the seed and the step. The package does not 
     filters/              cut text out of documents that is also in held-out text
     preprocessing.py      tokenize, hash and filter documents
     staging.py            interrupted preparation, local copy of a remote cache
+    pretokenized/         token files of other trainers
     prepared/             checksums and manifest of prepared text, comparison with a run
     corpus.py             prepare each source once
     mixture.py            order of sources and rows

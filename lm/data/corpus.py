@@ -31,6 +31,7 @@ from lm.config import fields, schema
 from lm.data import preprocessing, splits, staging, tokenizers
 from lm.data.filters import blocked_ngrams, decontamination
 from lm.data.prepared import block_checksums, corpus_manifest, temporary_folders
+from lm.data.pretokenized import token_source
 from lm.data.sources import documents, readers, source_files
 from lm.data.tokenization import bpe_training
 from lm.runs import filesystem
@@ -65,8 +66,12 @@ class CorpusPlan:
             "heldout": self.data.heldout_fraction,
             "tokenizer": tokenizer.hash,
             "vocab_size": tokenizer.vocab_size,
-            "dtype": np.dtype(tokenizer.dtype).name,
-        }
+        } | ({} if self.has_tokens else {"dtype": np.dtype(tokenizer.dtype).name})
+
+    @property
+    def has_tokens(self) -> bool:
+        """True if the source consists of token files of another trainer."""
+        return token_source.is_token_source(self.source)
 
 
 def prepare_corpus(
@@ -236,6 +241,8 @@ def _write_corpus(
     plan: CorpusPlan, tokenizer: tokenizers.Tokenizer, report: ProgressCallback | None, workers: int
 ) -> corpus_manifest.Manifest:
     """Read, encode and store all documents of a source, and move the result to its folder."""
+    if plan.has_tokens:
+        return _describe_token_files(plan, tokenizer, report)
     n_parts = len(documents.list_shards(plan.source))
     split = splits.plan_split(plan.source, plan.data.heldout_fraction)
     fingerprints = plan.fingerprint
@@ -269,6 +276,35 @@ def _write_corpus(
         manifest = _finish(plan, staged, tokenizer)
         _move_to_cache(plan, staged, tokenizer)
     documents.print_omissions(plan.source, manifest.omitted_files, manifest.dropped)
+    return manifest
+
+
+def _describe_token_files(
+    plan: CorpusPlan, tokenizer: tokenizers.Tokenizer, report: ProgressCallback | None
+) -> corpus_manifest.Manifest:
+    """Write the manifest of the token files of a source, which remain in their folders."""
+    token_source.validate_data(plan.data)
+    report_source = functools.partial(report or (lambda *_: None), plan.source)
+    fraction = plan.data.heldout_fraction
+    values = token_source.describe_tokens(plan.source, tokenizer, fraction, report_source)
+    warning = values["warning"] or splits.heldout_warning(plan.source, values, fraction)
+    cache, name = plan.folder.parent, plan.staging_name
+    with temporary_folders.temporary_folder(cache, name) as folder:
+        tokenizer.save(folder)
+        manifest = corpus_manifest.Manifest(
+            **plan.expected_values(tokenizer) | values | {"warning": warning},
+            duplicates=0,
+            versions={},
+            omitted_files=documents.omitted_files(plan.source),
+        )
+        manifest = corpus_manifest.write_manifest(folder, manifest)
+        with contextlib.suppress(block_checksums.DamagedText):
+            if _open_prepared(plan, tokenizer) is not None:
+                return manifest
+        if plan.folder.exists():
+            shutil.rmtree(plan.folder)
+        temporary_folders.publish_folder(folder, plan.folder)
+    documents.print_omissions(plan.source, manifest.omitted_files, {})
     return manifest
 
 

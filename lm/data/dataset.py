@@ -20,6 +20,7 @@ import numpy as np
 from lm.config import field_names, fields, schema
 from lm.data import corpus, mixture, packing, tokenizers
 from lm.data.prepared import corpus_manifest, token_file
+from lm.data.pretokenized import token_source
 from lm.data.sources import chat, documents, synthetic_languages
 
 TOKENS_PER_READ = 1 << 24
@@ -143,6 +144,7 @@ def open_dataset(
     for a source with fewer tokens than one row in the training split. The same applies to the
     held-out split, unless data.heldout_fraction is 0: such a dataset has no held-out rows.
     """
+    token_source.validate_data(data)
     for source, weight in data.sources.items():
         if weight:
             documents.validate_forbidden_tasks(source, data.forbidden_tasks)
@@ -296,7 +298,7 @@ def row_documents(dataset: TokenDataset, source: str, row: int, split: str = "tr
         return rows.document[rows.items(row)]
     seq_len, end = dataset.data.seq_len, dataset.tokenizer.end
     file = token_file.TokenFile(dataset.manifests[source], split)
-    start = row * seq_len
+    start = rows.first_token(row)
     n_earlier_ends = 0
     for chunk_start in range(0, start, TOKENS_PER_READ):
         chunk = file[chunk_start : min(chunk_start + TOKENS_PER_READ, start)]

@@ -15,6 +15,7 @@ import functools
 import json
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -59,15 +60,38 @@ class Manifest:
     cuts: dict[str, int | str] = dataclasses.field(default_factory=dict)
     # File in the folder -> SHA-256 of each block, see block_checksums.py; {} of an earlier version.
     checksums: dict[str, list[str]] = dataclasses.field(default_factory=dict)
+    # split -> [file, first byte, number of tokens] of token files that other trainers have written.
+    segments: dict[str, list[list]] = dataclasses.field(default_factory=dict)
     warning: str = ""  # too few held-out documents, see splits.heldout_warning
     folder: str = ""  # location; not stored in the file
 
 
+class Segment(NamedTuple):
+    """Consecutive tokens of a split in a file."""
+
+    path: Path
+    first_byte: int
+    n_tokens: int
+
+
+def split_segments(manifest: Manifest, split: str) -> list[Segment]:
+    """Return the parts of files that have the tokens of a split, in order.
+
+    Prepared text has one file per split. Token files of other trainers remain in their folders.
+    """
+    if not manifest.segments:
+        return [Segment(Path(manifest.folder, f"{split}.bin"), 0, manifest.tokens[split])]
+    return [Segment(Path(path), first, n) for path, first, n in manifest.segments[split]]
+
+
 def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
-    """Write manifest.json into a prepared folder. Return the manifest with all checksums."""
+    """Write manifest.json into a prepared folder. Return the manifest with all checksums.
+
+    manifest: its checksums are those of files outside the folder.
+    """
     paths = sorted(path for path in folder.iterdir() if path.name != FILE)
     blocks = {path.name: block_checksums.block_checksums(path) for path in paths}
-    manifest = dataclasses.replace(manifest, checksums=blocks)
+    manifest = dataclasses.replace(manifest, checksums=manifest.checksums | blocks)
     values = dataclasses.asdict(manifest)
     del values["folder"]
     values["checksum"] = _checksum(values)
@@ -114,14 +138,15 @@ def verify_files(manifest: Manifest, verify_all: bool = False) -> None:
     """
     folder = Path(manifest.folder)
     for split in SPLITS:
-        path = folder / f"{split}.bin"
-        n_bytes = manifest.tokens[split] * np.dtype(manifest.dtype).itemsize
-        if not path.exists():
-            raise block_checksums.DamagedText(f"{path} is missing")
-        if path.stat().st_size != n_bytes:
-            raise block_checksums.DamagedText(
-                f"{path} has {path.stat().st_size:,} bytes instead of {n_bytes:,}"
-            )
+        for path, first_byte, n_tokens in split_segments(manifest, split):
+            n_bytes = first_byte + n_tokens * np.dtype(manifest.dtype).itemsize
+            if not path.exists():
+                raise block_checksums.DamagedText(f"{path} is missing")
+            size = path.stat().st_size
+            if size < n_bytes or (size > n_bytes and not manifest.segments):
+                raise block_checksums.DamagedText(
+                    f"{path} has {size:,} bytes instead of {n_bytes:,}"
+                )
     for name in manifest.checksums or [f"{split}.bin" for split in SPLITS]:
         _verify_file(manifest, folder / name, verify_all)
 
@@ -182,11 +207,14 @@ def _verify_file(manifest: Manifest, path: Path, verify_all: bool) -> None:
     """Raise DamagedText if a file of a prepared source differs from its checksums."""
     if not path.exists():
         raise block_checksums.DamagedText(f"{path} is missing")
-    is_token_file = path.suffix == ".bin"
+    is_outside = path.parent != Path(manifest.folder)
+    is_token_file = is_outside or path.suffix == ".bin"
     if is_token_file and not verify_all and path.stat().st_size > WHOLE_FILE_BYTES:
         return
-    blocks = manifest.checksums.get(path.name) if manifest.checksums else None
-    dtype = manifest.dtype if is_token_file else ""
+    name = str(path) if is_outside else path.name
+    blocks = manifest.checksums.get(name) if manifest.checksums else None
+    # A token file of another trainer may have a header, and its ids were verified with its hash.
+    dtype = manifest.dtype if is_token_file and not is_outside else ""
     if damage := block_checksums.file_damage(path, blocks, dtype, manifest.vocab_size):
         raise block_checksums.DamagedText(f"{path} is damaged: {damage}")
 

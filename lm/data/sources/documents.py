@@ -17,6 +17,8 @@ The documents of a source have a fixed order. Supported URIs:
     synthetic:grammar[?words=N&...]                  or of nested phrases: synthetic_languages.py
     chat:PATH[?template=NAME&only=TASK,...&cap=N]    JSON Lines of conversations: see chat.py
     tasks:NAME[?FIELD=LOW-HIGH&...][+NAME...]        training text of tasks: synthetic_tasks.py
+    tokens:PATH[?dtype=TYPE]                         token files of datatrove, Megatron, llm.c and
+                             nanoGPT, read without copying: see pretokenized/token_formats.py
 
 A PATH is a file, a folder or a glob with **, and {a,b}. Text and JSON may be compressed by gzip,
 zstd, bzip2 or xz, and is in UTF-8, or in UTF-16 or UTF-32 with a byte order mark.
@@ -36,6 +38,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from lm.config import field_names
+from lm.data.pretokenized import token_formats
 from lm.data.sources import (
     builtin,
     chat,
@@ -321,6 +324,17 @@ def _tasks(argument: str) -> list[readers.Shard]:
     return [read]
 
 
+def _tokens(argument: str) -> list[readers.Shard]:
+    """Return one shard per token file. Its reader raises ValueError: a token file has no text."""
+
+    def read(on_error: readers.ErrorHandler) -> Iterator[Document]:
+        raise ValueError(
+            f"tokens:{argument} has tokens and no text: name the text from which they were made"
+        )
+
+    return [read for _ in token_formats.read_layouts(argument)]
+
+
 # Prefix -> syntax, shown in errors. A prefix whose syntax has no ":" takes no argument.
 USAGE = {
     "code": "code",
@@ -333,6 +347,7 @@ USAGE = {
     "synthetic": "synthetic:machine[?states=N&...] or synthetic:grammar[?words=N&...]",
     "chat": "chat:PATH[?template=NAME&only=TASK,...&without=TASK,...&cap=N&shots=N]",
     "tasks": "tasks:NAME[?FIELD=LOW-HIGH&megabytes=N&seed=N][+NAME...]",
+    "tokens": "tokens:PATH[?dtype=TYPE]",
 }
 # Prefix -> function of the argument that returns the shards of a source.
 READERS = {
@@ -346,6 +361,7 @@ READERS = {
     "synthetic": _synthetic,
     "chat": _chat,
     "tasks": _tasks,
+    "tokens": _tokens,
 }
 # Prefix -> function that returns the package versions of built-in text.
 VERSIONS = {"code": builtin.code_versions, "docs": builtin.docs_versions}
@@ -356,4 +372,5 @@ FILES = {
     "parquet": lambda argument: readers.parquet_files(_split_field(argument)[0]),
     "tfds": lambda argument: tfds.tfds_files(_split_field(argument)[0]),
     "chat": chat.chat_files,
+    "tokens": token_formats.list_token_files,
 }

@@ -1,0 +1,193 @@
+"""Layout of the token files of other trainers.
+
+    for path in list_token_files("my/tokens").paths:
+        layout = read_layout(path)
+        layout.tokens()                  # token ids, mapped into memory
+        layout.document_ends             # positions after the last token of each document, or None
+
+format      files                           type of the tokens        documents
+datatrove   X.ds and X.ds.index             uint16 or uint32          ends in the index
+megatron    X.bin and X.idx                 named in the index        lengths in the index
+llmc        X.bin with a header of 1 kB     uint16 or uint32          -
+raw         X.bin, such as of nanoGPT       uint16, or ?dtype=TYPE    -
+
+All numbers are little-endian. The files of a source are found by their suffix, and the format by
+the neighbors and the first bytes of a file.
+"""
+
+import dataclasses
+import os
+from pathlib import Path
+
+import numpy as np
+
+from lm.data.sources import source_files, uri
+
+SUFFIXES = {".ds", ".bin"}
+DTYPES = ("uint8", "uint16", "uint32", "int32")
+MEGATRON_MAGIC = b"MMIDIDX\x00\x00"
+# Codes of the types in an index of Megatron. Types with a fraction or 8 bytes are not supported.
+MEGATRON_DTYPES = {1: "uint8", 4: "int32", 8: "uint16"}
+LLMC_HEADER = 256  # int32 numbers before the tokens: magic, version, number of tokens, zeros
+LLMC_DTYPES = {20240520: "uint16", 20240801: "uint32"}  # magic -> type
+FIELDS = {"dtype": uri.choice(DTYPES)}
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenLayout:
+    """Place and type of the tokens in a file.
+
+    first_byte: bytes before the tokens. document_ends: position after the last token of each
+    document, ascending int64, or None if the format does not record documents.
+    """
+
+    path: Path
+    first_byte: int
+    dtype: str
+    n_tokens: int
+    document_ends: np.ndarray | None = None
+
+    def tokens(self) -> np.ndarray:
+        """Return the token ids [n_tokens], mapped into memory."""
+        if not self.n_tokens:  # an empty file cannot be mapped
+            return np.zeros(0, self.dtype)
+        return np.memmap(self.path, self.dtype, "r", self.first_byte, (self.n_tokens,))
+
+
+def list_token_files(argument: str) -> source_files.SourceFiles:
+    """Return the token files of the argument of a source, with the index files beside them.
+
+    argument: PATH[?dtype=TYPE], where PATH is a file, a folder or a glob. Raises ValueError if
+    there is no token file.
+    """
+    files = source_files.list_files("tokens", _parse(argument)[0], SUFFIXES)
+    omitted = {name: n for name, n in files.omitted.items() if name not in (".idx", ".index")}
+    paths = [path for path in files.paths if path.suffix in SUFFIXES]
+    if n_compressed := len(files.paths) - len(paths):
+        omitted["compressed"] = n_compressed
+    if not paths:
+        raise ValueError(f"tokens:{argument}: no file has the suffix .bin or .ds: correct the path")
+    neighbors = [neighbor for path in paths if (neighbor := _neighbor(path)) is not None]
+    return source_files.SourceFiles([*paths, *neighbors], omitted)
+
+
+def read_layouts(argument: str) -> list[TokenLayout]:
+    """Return the layout of each token file of a source. Raises ValueError for a damaged file."""
+    dtype = _parse(argument)[1]
+    paths = [path for path in list_token_files(argument).paths if path.suffix in SUFFIXES]
+    return [read_layout(path, dtype) for path in paths]
+
+
+def read_layout(path: Path, dtype: str = "") -> TokenLayout:
+    """Return the layout of a token file.
+
+    dtype: type of the tokens for formats that do not record it; "" is uint16. Raises ValueError if
+    an index or a header contradicts the file.
+    """
+    try:
+        neighbor = _neighbor(path)
+        if path.suffix == ".ds":
+            return _read_datatrove(path, neighbor, dtype)
+        if neighbor is not None:
+            return _read_megatron(path, neighbor)
+        return _read_bin(path, dtype)
+    except OSError as error:
+        source_files.raise_unreadable(error)
+
+
+def _parse(argument: str) -> tuple[str, str]:
+    name, values = uri.parse_uri(argument, FIELDS, "tokens:")
+    return name, values.get("dtype", "")
+
+
+def _neighbor(path: Path) -> Path | None:
+    """Return the index file beside a token file, None without one."""
+    index = Path(f"{path}.index") if path.suffix == ".ds" else path.with_suffix(".idx")
+    return index if index.exists() else None
+
+
+def _read_datatrove(path: Path, index: Path | None, dtype: str) -> TokenLayout:
+    """Return the layout of a .ds file. The index gives the width of a token."""
+    n_bytes = path.stat().st_size
+    if index is None:
+        return _read_raw(path, dtype)
+    n_index_bytes = index.stat().st_size
+    ends = np.fromfile(index, "<u8").astype(np.int64)
+    n_tokens = int(ends[-1]) if len(ends) else 0
+    width = n_bytes // n_tokens if n_tokens else 2
+    is_ascending = bool((np.diff(ends, prepend=0) >= 0).all())
+    if n_index_bytes % 8 or not is_ascending or width not in (2, 4) or n_bytes != n_tokens * width:
+        raise ValueError(
+            f"{path}: {index.name} gives {n_tokens:,} tokens of 2 or 4 bytes, and the file has"
+            f" {n_bytes:,} bytes: copy both files again"
+        )
+    return TokenLayout(path, 0, f"uint{8 * width}", n_tokens, ends)
+
+
+def _read_megatron(path: Path, index: Path) -> TokenLayout:
+    """Return the layout of a .bin file of Megatron from its .idx file.
+
+    The index has a magic of 9 bytes, version (uint64), code of the type (uint8), number of
+    sequences and of document limits (uint64), then the length of each sequence (int32), its byte
+    (int64), and the number of the first sequence of each document (int64).
+    """
+    header = np.dtype(
+        [
+            *(("magic", "V9"), ("version", "<u8"), ("code", "u1")),
+            *(("n_sequences", "<u8"), ("n_limits", "<u8")),
+        ]
+    )
+    remedy, n_index_bytes = "copy both files again", index.stat().st_size
+    content = np.memmap(index, np.uint8, "r") if n_index_bytes else np.zeros(0, np.uint8)
+    if n_index_bytes < header.itemsize or content[:9].tobytes() != MEGATRON_MAGIC:
+        raise ValueError(f"{index}: is not an index of Megatron (MMIDIDX): {remedy}")
+    values = np.frombuffer(content, header, 1)[0]
+    code, n_sequences, n_limits = (int(values[k]) for k in ("code", "n_sequences", "n_limits"))
+    if code not in MEGATRON_DTYPES:
+        known = ", ".join(MEGATRON_DTYPES.values())
+        raise ValueError(f"{index}: type code {code} is not supported: write tokens as {known}")
+    if n_index_bytes != header.itemsize + 12 * n_sequences + 8 * n_limits:
+        raise ValueError(
+            f"{index}: has {n_index_bytes:,} bytes, which do not fit its {n_sequences:,} sequences:"
+            f" {remedy}"
+        )
+    lengths = np.frombuffer(content, "<i4", n_sequences, header.itemsize)
+    limits = np.frombuffer(content, "<i8", n_limits, n_index_bytes - 8 * n_limits)
+    stops = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+    dtype, n_tokens, n_bytes = MEGATRON_DTYPES[code], int(stops[-1]), path.stat().st_size
+    if n_bytes != n_tokens * np.dtype(dtype).itemsize or (lengths < 0).any():
+        raise ValueError(
+            f"{path}: has {n_bytes:,} bytes, and {index.name} gives {n_tokens:,} tokens of type"
+            f" {dtype}: {remedy}"
+        )
+    if len(limits) and (limits.min() < 0 or limits.max() > n_sequences):
+        raise ValueError(f"{index}: a document starts after the last sequence: {remedy}")
+    return TokenLayout(path, 0, dtype, n_tokens, np.unique(stops[limits[limits > 0]]))
+
+
+def _read_bin(path: Path, dtype: str) -> TokenLayout:
+    """Return the layout of a .bin file without an index: llm.c if it has its header, else raw."""
+    with open(path, "rb") as file:
+        header = np.frombuffer(file.read(4 * LLMC_HEADER).ljust(4 * LLMC_HEADER, b"\0"), "<i4")
+    magic, _, n_tokens = (int(number) for number in header[:3])
+    if magic not in LLMC_DTYPES or header[3:].any():
+        return _read_raw(path, dtype)
+    dtype, n_bytes = LLMC_DTYPES[magic], path.stat().st_size - 4 * LLMC_HEADER
+    if n_bytes != n_tokens * np.dtype(dtype).itemsize:
+        raise ValueError(
+            f"{path}: the header gives {n_tokens:,} tokens of type {dtype}, and {n_bytes:,} bytes"
+            " follow it: copy the file again"
+        )
+    return TokenLayout(path, 4 * LLMC_HEADER, dtype, n_tokens)
+
+
+def _read_raw(path: Path, dtype: str) -> TokenLayout:
+    """Return the layout of a file of tokens only."""
+    dtype = dtype or "uint16"
+    n_bytes, width = os.stat(path).st_size, np.dtype(dtype).itemsize
+    if n_bytes % width:
+        raise ValueError(
+            f"{path}: {n_bytes:,} bytes are not a whole number of tokens of type {dtype}: choose"
+            " the type with ?dtype="
+        )
+    return TokenLayout(path, 0, dtype, n_bytes // width)
