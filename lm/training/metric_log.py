@@ -1,7 +1,7 @@
 """Facts and metric rows of a run, and their copies for TensorBoard and Weights & Biases.
 
     write, close = open_writers(run, first_step)
-    row = step_metrics(run, text, window, done) | throughput(run, n_steps, seconds, peak)
+    row = step_metrics(run, text, window, done) | throughput(run, steps, seconds, peak)
     write(row)
 
 The loop writes each row to metrics.jsonl. The copies are never read back.
@@ -25,6 +25,7 @@ import jax
 import numpy as np
 
 from lm.config import fields, flops, hyperparameter_rules, run_files, schema
+from lm.config.schedules import batch_size_schedule
 from lm.data import dataset, tokenizers
 from lm.data.prepared import recorded_text
 from lm.data.tokenization import run_tokenizer
@@ -236,7 +237,7 @@ def describe_environment(run: schema.Run, facts: dict) -> str:
 
 def final_facts(run: schema.Run, done: int, flops_per_token: float) -> dict:
     """Return the status, tokens and FLOPs of a finished run. done: number of completed steps."""
-    n_tokens = done * run.data.batch_size * run.data.seq_len
+    n_tokens = batch_size_schedule.BatchSizeSchedule.from_config(run.data).count_tokens(done)
     return {"status": "done", "tokens": n_tokens, "flops": n_tokens * flops_per_token}
 
 
@@ -248,7 +249,7 @@ def step_metrics(
     values: metrics of the steps since the last row; losses and norms are averaged over them. done:
     number of completed steps.
     """
-    tokens = done * run.data.batch_size * run.data.seq_len
+    tokens = batch_size_schedule.BatchSizeSchedule.from_config(run.data).count_tokens(done)
     loss, grad_norm = (_mean([m[name] for m in values]) for name in ("loss", "grad_norm"))
     return {
         "tokens": tokens,
@@ -261,12 +262,15 @@ def step_metrics(
     } | {name: _mean([m[name] for m in values]) for name in values[0] if "experts." in name}
 
 
-def throughput(run: schema.Run, n_steps: int, seconds: float, peak: float) -> dict:
+def throughput(run: schema.Run, steps: range, seconds: float, peak: float) -> dict:
     """Return tokens per second, model FLOP/s and MFU over some steps.
 
-    seconds: duration of the steps. peak: FLOP/s of the mesh in matrix products.
+    steps, seconds: consecutive steps and their duration. peak: FLOP/s of the mesh in matrix
+    products.
     """
-    tokens_per_second = n_steps * run.data.batch_size * run.data.seq_len / seconds
+    schedule = batch_size_schedule.BatchSizeSchedule.from_config(run.data)
+    n_tokens = schedule.count_tokens(steps.stop) - schedule.count_tokens(steps.start)
+    tokens_per_second = n_tokens / seconds
     n_flops = tokens_per_second * flops.flops_per_token(run.model, run.data.seq_len)["full"]
     return {
         "tokens_per_second": tokens_per_second,
