@@ -17,6 +17,7 @@ from rich.table import Table
 
 from experiments.common import cli
 from lm.config import schema
+from lm.config.schedules import batch_size_schedule
 from lm.runs import short_names, status
 
 
@@ -323,7 +324,8 @@ class ProgressBars:
 
     def stepped(self, run: schema.Run, row: dict) -> None:
         """Show a row of metrics.jsonl in the bar of its run."""
-        tokens_left = (run.steps - row["step"]) * run.data.batch_size * run.data.seq_len
+        schedule = batch_size_schedule.BatchSizeSchedule.from_config(run.data)
+        tokens_left = schedule.count_tokens(run.steps) - schedule.count_tokens(row["step"])
         state = (
             f"loss {row['loss']:.3f}  {row['tokens_per_second']:,.0f} tokens/s"
             f"  {row['mfu']:.0%} MFU"

@@ -2,27 +2,35 @@
 
 from experiments.common import console
 from lm.config import hyperparameter_rules, optimizer_config, schema
+from lm.config.schedules import batch_size_schedule
 
-LENGTHS = ("warmup_steps", "decay_steps")  # parts of the schedule with a number of steps
+PARTS = ("warmup", "decay")  # parts of the schedule with a number of steps
 
 
 def describe_optimizer(run: schema.Run) -> dict:
     """Return the optimizer fields of a run, with all lengths as numbers of steps.
 
     decay_steps is 0 unless the schedule is wsd. weight_decay_per_step: largest decay of a matrix
-    in one step. lr_range: see hyperparameter_rules.published_lr_range.
+    in one step. tokens_per_step, b2: those of the last batch size. batch_sizes: {first step: batch
+    size}, see data.batch_size_warmup. lr_range: see hyperparameter_rules.published_lr_range.
     """
-    tokens_per_step = run.data.batch_size * run.data.seq_len
-    optim = optimizer_config.resolve_tokens(run.optim, tokens_per_step)
-    has_decay = optim.schedule == "wsd"
+    schedule = batch_size_schedule.BatchSizeSchedule.from_config(run.data)
+    optim = batch_size_schedule.resolve_tokens(run.optim, schedule, run.steps)
+    n_warmup = optimizer_config.count_warmup_steps(optim, run.steps)
+    n_decay = optimizer_config.count_decay_steps(optim, run.steps)
+    n_decay = n_decay if optim.schedule == "wsd" else 0
+    n_tokens = schedule.count_tokens(run.steps)
     return {
         "optimizer": optim.name,
         "lr": optim.lr,
         "lr_range": hyperparameter_rules.published_lr_range(run),
-        "tokens_per_step": tokens_per_step,
+        "tokens_per_step": run.data.batch_size * run.data.seq_len,
+        "batch_sizes": {stage.first_step: stage.batch_size for stage in schedule.stages},
         "schedule": optim.schedule,
-        "warmup_steps": optimizer_config.count_warmup_steps(optim, run.steps),
-        "decay_steps": optimizer_config.count_decay_steps(optim, run.steps) if has_decay else 0,
+        "warmup_steps": n_warmup,
+        "warmup_tokens": schedule.count_tokens(n_warmup),
+        "decay_steps": n_decay,
+        "decay_tokens": n_tokens - schedule.count_tokens(max(run.steps - n_decay, 0)),
         "b2": optim.b2,
         "weight_decay_per_step": optim.weight_decay
         * (1.0 if optim.independent_weight_decay else optim.lr),
@@ -36,15 +44,16 @@ def print_optimizers(rows: list[dict]) -> None:
     """
     table = []
     for row in rows:
-        n_tokens = row["tokens_per_step"]
-        lengths = [f"{row[k]:,} steps, {row[k] * n_tokens:.3g} tokens" for k in LENGTHS]
+        lengths = [
+            f"{row[f'{part}_steps']:,} steps, {row[f'{part}_tokens']:.3g} tokens" for part in PARTS
+        ]
         table.append(
             {
                 "run": row["name"],
                 "optimizer": row["optimizer"],
                 "learning rate": f"{row['lr']:.3g}",
                 "published rules": "-" if not row["lr_range"] else _format_range(row["lr_range"]),
-                "tokens per step": f"{n_tokens:,}",
+                "tokens per step": f"{row['tokens_per_step']:,}",
                 "warm-up": lengths[0],
                 "decay": lengths[1] if row["decay_steps"] else row["schedule"],
                 "b2": f"{row['b2']:.6g}",
@@ -52,6 +61,10 @@ def print_optimizers(rows: list[dict]) -> None:
             }
         )
     console.table(table, "Optimizer")
+    for row in rows:
+        if len(sizes := row["batch_sizes"]) > 1:
+            parts = [f"{size:,} rows from step {step:,}" for step, size in sizes.items()]
+            console.print_line(f"{row['name']}: {', '.join(parts)}")
     for row in rows:
         if row["lr_range"] and row["lr"] > row["lr_range"][1]:
             console.print_line(

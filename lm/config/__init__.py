@@ -10,6 +10,7 @@ The package uses only the standard library. An invalid run is rejected here, bef
     run_files.py             names in the folders of runs and sweeps, rules for run names
     validation.py            validate_run(run): combinations of fields
     checks/                  combinations of the fields of one group
+    schedules/               batch size of each step, tokens and steps
     model_sizes.py           the ladder of model sizes, parameter counts, training budgets
     flops.py                 FLOPs per token and per step, by the conventions of the papers
     axis_rules.py            logical axes -> mesh axes

@@ -11,6 +11,7 @@ JAX, so that an invalid mesh is rejected before JAX starts.
 import math
 
 from lm.config import fields, schema, value_checks
+from lm.config.schedules import batch_size_schedule
 
 # Devices along the last axis are nearest to each other, so the axis with most traffic is last.
 MESH_AXES = ("data", "fsdp", "expert", "sequence", "tensor")
@@ -86,6 +87,28 @@ def validate_mesh_shape(values: dict, sizes: dict[str, int]) -> None:
             _check_divisible(values, field, shards)
             for chunks in chunk_fields:
                 _check_divisible(values, field, shards | {chunks: values[chunks]})
+    _check_first_batch_size(values, sizes)
+
+
+def _check_first_batch_size(values: dict, sizes: dict[str, int]) -> None:
+    """Raise ConfigError if devices, micro-batches or shards do not divide the first batch size.
+
+    See data.batch_size_warmup: each later batch size is a multiple of the first one.
+    """
+    schedule = batch_size_schedule.BatchSizeSchedule.from_row(values)
+    first = schedule.stages[0].batch_size
+    parts = {f"mesh.{axis}": sizes[axis] for axis in AXIS_RULES["batch"]}
+    parts |= {name: values[name] for name in AXIS_SIZES["batch"][1]}
+    shards = {"mesh.deterministic_shards": values["mesh.deterministic_shards"] or 1}
+    for divisors in (parts, shards):
+        n_parts = math.prod(divisors.values())
+        if schedule.warmup and first % n_parts:
+            product = "*".join(name for name, n in divisors.items() if n > 1)
+            raise schema.ConfigError(
+                f"{batch_size_schedule.FIELD}={schedule.warmup!r} begins with {first} rows, which"
+                f" must be a multiple of {product}={n_parts}: list fewer numbers, or raise"
+                " data.batch_size"
+            )
 
 
 def resolve_mesh_shape(mesh: dict[str, int], n_devices: int) -> dict[str, int]:

@@ -118,6 +118,8 @@ SYNONYMS = {
     "data.batch_size": "global_batch_size train_batch_size bs per_device_batch_size"
     " total_batch_size per_device_train_batch_size micro_batch_size batch batchsize"
     " n_batch batch_rows device_batch_size mini_batch_size",
+    "data.batch_size_warmup": "batch_warmup batch_size_schedule batch_ramp rampup_batch_size"
+    " batch_size_rampup batch_size_stages batch_doublings",
     "data.batch_size_rule": "batch_rule batch_size_law batch_law",
     "data.packing": "rows pack sequence_packing packed use_packing pack_sequences",
     "data.loss_on": "score loss_mask train_on_inputs completion_only mask_prompt answers_only"

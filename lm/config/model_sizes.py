@@ -14,6 +14,7 @@ import re
 from typing import Any
 
 from lm.config import field_names, flops, schema
+from lm.config.schedules import batch_size_schedule
 
 # Width grows faster than depth: d_model / n_layers rises from 5 to 240, as in published families.
 LADDER = {
@@ -188,7 +189,8 @@ def count_parameters(model: schema.Model) -> dict[str, int]:
 
 def training_tokens(run: schema.Run) -> int:
     """Return the number of training tokens of the run, with repetitions."""
-    return run.steps * run.data.batch_size * run.data.seq_len
+    schedule = batch_size_schedule.BatchSizeSchedule.from_config(run.data)
+    return schedule.count_tokens(run.steps)
 
 
 def steps_for_budget(
@@ -210,7 +212,8 @@ def steps_for_budget(
         tokens = tokens_per_param * count_parameters(resolved_model(run))["total"]
     if n_flops:
         tokens = n_flops / flops.flops_per_token(resolved_model(run), run.data.seq_len)["full"]
-    return max(1, round(tokens / (run.data.batch_size * run.data.seq_len)))
+    schedule = batch_size_schedule.BatchSizeSchedule.from_config(run.data)
+    return max(1, schedule.find_step(float(tokens)))
 
 
 def round_to_multiple(number: int, unit: int) -> int:

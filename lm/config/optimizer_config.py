@@ -1,6 +1,5 @@
 """The config group of the optimizer, and the numbers of steps that follow from its fields.
 
-    optim = optimizer_config.resolve_tokens(run.optim, tokens_per_step)   # no field in tokens
     optimizer_config.count_warmup_steps(optim, run.steps)
 
 The length of the warm-up is a fraction of the steps, a number of steps, or a number of tokens. The
@@ -109,28 +108,11 @@ class Optimizer:
     )
 
 
-def resolve_tokens(optim: Optimizer, tokens_per_step: int) -> Optimizer:
-    """Return the optimizer with its fields in tokens replaced by warmup_steps, decay_steps and b2.
-
-    Numbers of steps are rounded, to at least 1. The half-life h gives b2 = 2^(-tokens_per_step / h)
-    (Marek et al. 2025, arXiv:2507.07101).
-    """
-    changes: dict[str, int | float] = {}
-    for name in ("warmup", "decay"):
-        if n_tokens := getattr(optim, f"{name}_tokens"):
-            # The quotient of integers is exact, also beyond 2^53 tokens.
-            n_steps = max((2 * n_tokens + tokens_per_step) // (2 * tokens_per_step), 1)
-            changes |= {f"{name}_steps": n_steps, f"{name}_tokens": 0}
-    if optim.b2_half_life_tokens:
-        b2 = 2.0 ** (-tokens_per_step / optim.b2_half_life_tokens)
-        changes |= {"b2": b2, "b2_half_life_tokens": 0}
-    return dataclasses.replace(optim, **changes) if changes else optim
-
-
 def count_warmup_steps(optim: Optimizer, n_steps: int) -> int:
     """Return the number of steps of warm-up. n_steps: number of steps of the run.
 
-    Raises ValueError if the number is in tokens: call resolve_tokens first.
+    Raises ValueError if the number is in tokens: call batch_size_schedule.resolve_tokens
+    first.
     """
     return _count_steps(optim, "warmup", n_steps)
 
@@ -146,6 +128,6 @@ def count_decay_steps(optim: Optimizer, n_steps: int) -> int:
 def _count_steps(optim: Optimizer, name: str, n_steps: int) -> int:
     """Return the steps of a part of the schedule. name: warmup or decay."""
     if n_tokens := getattr(optim, f"{name}_tokens"):
-        problem = "needs the tokens per step: call optimizer_config.resolve_tokens first"
+        problem = "needs the tokens per step: call batch_size_schedule.resolve_tokens first"
         raise ValueError(f"optim.{name}_tokens={n_tokens} {problem}")
     return getattr(optim, f"{name}_steps") or round(getattr(optim, name) * n_steps)

@@ -136,6 +136,7 @@ class Data:
     the sources. heldout_fraction: a hash of the text decides, for text:FOLDER by file. Text that
     shares decontaminate_ngram consecutive words with held-out text is cut out of training
     documents, see lm/data/filters/decontamination.py. Exact duplicates are always dropped.
+    batch_size_warmup: batch_size is the last batch size, see lm/config/schedules.
     packing: packed concatenates documents and splits them at row ends; continuation also masks the
     loss before a random position; documents packs complete documents and pads. loss_on=answers
     needs packing=documents. on_overflow: truncate removes the beginning, drop removes the
@@ -167,6 +168,11 @@ class Data:
     )
     seq_len: int = field(128, "Tokens of context per row.", ge=1, axis="length")
     batch_size: int = field(16, "Rows per step over all devices.", ge=1, axis="batch")
+    batch_size_warmup: str = field(
+        "",
+        "Training tokens, comma-separated, after each of which the batch size doubles.",
+        alone="vmapped runs have one batch size",
+    )
     batch_size_rule: str = field(
         "", "Rule that sets batch_size before a run starts: step_law, law:RUNS."
     )

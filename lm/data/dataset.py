@@ -4,7 +4,8 @@
     dataset.batch(7)["tokens"]     # int32 [B, T+1], the rows of step 7; inputs are [:, :-1]
     dataset.rows_of(7)             # source, epoch and row number of each row of step 7
 
-Row b of step s is training row g = s * B + b. mixture.RowOrder maps g to a row of a token file. Row
+Row b of step s is training row g = s * B + b if B is constant, see data.batch_size_warmup.
+mixture.RowOrder maps g to a row of a token file. Row
 r of a file contains the tokens r*T to r*T + T inclusive. Legend: B batch, T seq_len, S = T + 1
 tokens, N rows.
 """
@@ -18,6 +19,7 @@ from collections.abc import Callable, Generator
 import numpy as np
 
 from lm.config import field_names, fields, schema
+from lm.config.schedules import batch_size_schedule
 from lm.data import corpus, mixture, packing, tokenizers
 from lm.data.prepared import corpus_manifest, token_file
 from lm.data.pretokenized import token_source
@@ -29,15 +31,16 @@ TOKENS_PER_READ = 1 << 24
 class TokenDataset:
     """Batches of a mixture of token files. Every method is a pure function of its arguments.
 
-    Attributes: data, the config; sources, the sources with training rows, sorted; weights, {source:
-    rows per mixture.PATTERN rows}; manifests, {source: manifest}; train_files and heldout_files,
-    {source: rows}.
+    Attributes: data, the config; schedule, the batch size of each step; sources, the sources with
+    training rows, sorted; weights, {source: rows per mixture.PATTERN rows}; manifests, {source:
+    manifest}; train_files and heldout_files, {source: rows}.
     """
 
     def __init__(
         self, data: schema.Data, seed: int, manifests: dict[str, corpus_manifest.Manifest]
     ):
         self.data, self.seed, self.manifests = data, seed, manifests
+        self.schedule = batch_size_schedule.BatchSizeSchedule.from_config(data)
         first = next(iter(manifests.values()))
         self.tokenizer = tokenizers.load_tokenizer(first.folder, first.tokenizer)
         self.sources = sorted(name for name, weight in data.sources.items() if weight)
@@ -113,7 +116,7 @@ class TokenDataset:
 
     def epochs(self, step: int) -> dict[str, float]:
         """Return {source: epochs over the source in the first `step` steps}, as fractions."""
-        return self._order.epochs(step * self.data.batch_size)
+        return self._order.epochs(self.schedule.count_rows(step))
 
     def heldout(self, source: str, n: int) -> np.ndarray:
         """Return up to n held-out rows of a source, int32 [N, T+1], the same for all seeds.
@@ -131,8 +134,7 @@ class TokenDataset:
 
     def _rows(self, step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return source index, epoch and row of each row of a step [B]."""
-        start = step * self.data.batch_size
-        return self._order.rows(start, start + self.data.batch_size)
+        return self._order.rows(self.schedule.count_rows(step), self.schedule.count_rows(step + 1))
 
 
 def open_dataset(

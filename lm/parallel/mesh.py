@@ -12,7 +12,6 @@ import math
 import os
 import time
 import typing
-import warnings
 from collections.abc import Sequence
 
 import jax
@@ -125,25 +124,22 @@ def make_mesh(mesh: schema.Mesh, devices: list | None = None) -> jax.sharding.Me
 
     Over several TPU slices or GPU nodes, the data axis alone crosses the slow network between them.
     Raises ValueError if the product of its axes is not the number of devices, or if another axis
-    would cross the slow network between TPU slices. On GPU this is a warning.
+    would cross the slow network.
     """
     devices = jax.devices() if devices is None else devices
     sizes = axis_rules.resolve_mesh_shape(vars(mesh), len(devices))
     slices = group_slices(devices, distributed.gather_host_names())
-    try:
-        _check_equal_slices(slices)
+    n_inner = len(devices) // sizes["data"]  # devices per index of the data axis
+    if len({len(slice_devices) for slice_devices in slices}) == 1:
         axis_rules.validate_slices(sizes, len(slices), devices[0].platform)
-    except ValueError as error:
-        if devices[0].platform != "gpu":
-            raise
-        if distributed.is_primary():
-            warnings.warn(f"{error}. Training continues, and may be slow", stacklevel=2)
-        slices = [[device for devices in slices for device in devices]]
-    sizes["data"] //= len(slices)
+    else:
+        _check_unequal_slices(slices, n_inner)
     # jax.make_mesh does not allow one side of a TPU torus to serve two mesh axes.
     grids = [
         mesh_utils.create_device_mesh(
-            tuple(sizes.values()), slice_devices, allow_split_physical_axes=True
+            tuple((sizes | {"data": len(slice_devices) // n_inner}).values()),
+            slice_devices,
+            allow_split_physical_axes=True,
         )
         for slice_devices in slices
     ]
@@ -180,14 +176,19 @@ def group_slices(devices: list, host_names: Sequence[str]) -> list[list]:
     return [groups[key] for key in sorted(groups)]
 
 
-def _check_equal_slices(slices: list[list]) -> None:
-    """Raise ValueError if the slices or nodes have different numbers of devices."""
-    counts = [len(devices) for devices in slices]
-    if len(set(counts)) > 1:
-        noun = axis_rules.SLICE_NOUNS[slices[0][0].platform]
-        raise ValueError(
-            f"the {noun} have {', '.join(map(str, counts))} devices: start the run on equal {noun}"
-        )
+def _check_unequal_slices(slices: list[list], n_inner: int) -> None:
+    """Raise ValueError if slices or nodes of different sizes cannot form a mesh.
+
+    n_inner: product of all mesh axes except data, which must divide the devices of each node. The
+    network of a TPU needs equal slices.
+    """
+    counts, platform = [len(devices) for devices in slices], slices[0][0].platform
+    if platform == "gpu" and all(count % n_inner == 0 for count in counts):
+        return
+    noun = axis_rules.SLICE_NOUNS[platform]
+    raise ValueError(
+        f"the {noun} have {', '.join(map(str, counts))} devices: start the run on equal {noun}"
+    )
 
 
 def check_mesh_devices(run: schema.Run, mesh: jax.sharding.Mesh) -> None:

@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from lm.config.schedules import batch_size_schedule
 from lm.laws import run_table
 from lm.reports import paired_errors, task_analysis
 from lm.runs import records, task_results
@@ -265,8 +266,10 @@ def _compute_saved(row: Mapping, tuned_evals, scratch_evals) -> dict:
     tuned_step, best_loss = min(tuned, key=lambda point: point[1])
     equal_steps = [step for step, loss in scratch if loss <= best_loss]
     scratch_step = min(equal_steps) if equal_steps else scratch[-1][0]
-    per_step = row["flops_per_token.full"] * row["data.batch_size"] * row["data.seq_len"]
-    tuned_flops, scratch_flops = tuned_step * per_step, scratch_step * per_step
+    count_tokens = batch_size_schedule.BatchSizeSchedule.from_row(row).count_tokens
+    tuned_flops, scratch_flops = (
+        row["flops_per_token.full"] * count_tokens(step) for step in (tuned_step, scratch_step)
+    )
     return {
         "size": row[records.N_PARAMS],
         "task": task_base_name(task_analysis.task_names([row])[0]),

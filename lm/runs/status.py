@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lm.config import run_files
+from lm.config.schedules import batch_size_schedule
 from lm.runs import filesystem, records
 from lm.runs.integrity import run_notes, sweep_files
 
@@ -137,8 +138,9 @@ def _started_status(row: dict) -> dict:
     folder = filesystem.open_path(row["dir"])
     metrics = records.load_metrics(row["dir"])
     last, status = metrics[-1] if metrics else {}, row["status"]
+    schedule = batch_size_schedule.BatchSizeSchedule.from_row(row)
     if status == "done" and records.is_finite(row.get(records.TOKENS)):
-        n_steps = row[records.TOKENS] // (row["data.batch_size"] * row["data.seq_len"])
+        n_steps = schedule.find_step(row[records.TOKENS])
         if last.get("step") != n_steps:  # the row of the last step is lost
             last = {"step": n_steps, "seconds": row.get("seconds", 0.0)}
     step = last.get("step", 0)
@@ -148,7 +150,7 @@ def _started_status(row: dict) -> dict:
     tokens_per_second = _finite(last.get("tokens_per_second"))
     seconds_left = 0.0 if is_over else None
     if not is_over and tokens_per_second:
-        tokens_left = (row["steps"] - step) * row["data.batch_size"] * row["data.seq_len"]
+        tokens_left = schedule.count_tokens(row["steps"]) - schedule.count_tokens(step)
         seconds_left = tokens_left / tokens_per_second
     return {
         "name": row["name"],

@@ -19,6 +19,7 @@ import numpy as np
 from scipy import stats
 
 from lm.config import model_sizes, optimizer_config, schema
+from lm.config.schedules import batch_size_schedule
 from lm.laws import comparability, run_table
 from lm.sweeps import hyperparameter_values
 
@@ -55,8 +56,8 @@ def cooldown_branches(
     trunk.steps = first_steps[-1]
     trunk.is_prediction_target = False
     trunk.optim = _without_decay(trunk.optim, "constant")
-    tokens_per_step = trunk.data.batch_size * trunk.data.seq_len
-    optim = optimizer_config.resolve_tokens(trunk.optim, tokens_per_step)
+    schedule = batch_size_schedule.BatchSizeSchedule.from_config(trunk.data)
+    optim = batch_size_schedule.resolve_tokens(trunk.optim, schedule, trunk.steps)
     n_warmup = optimizer_config.count_warmup_steps(optim, trunk.steps)
     if first_steps[0] <= n_warmup:
         raise ValueError(

@@ -59,7 +59,7 @@ def resolve_rules(run: schema.Run) -> None:
         n_rows = _batch_tokens(rule, counts, tokens) / run.data.seq_len
         run.data.batch_size = 2 ** max(round(math.log2(n_rows)), 0)
         previous_steps = run.steps
-        run.steps = max(round(tokens / (run.data.batch_size * run.data.seq_len)), 1)
+        run.steps = model_sizes.steps_for_budget(run, tokens=tokens)
         _scale_intervals(run, run.steps / previous_steps)
     if rule := rules.get("optim.lr_rule"):
         run.optim.lr = _learning_rate(rule, run, counts, tokens)

@@ -129,7 +129,7 @@ def fit_to_devices(run: schema.Run, is_sharded_on_cpu: bool = False) -> schema.R
         pass
     n_devices = jax.device_count()
     batch_size = -(-run.data.batch_size // n_devices) * n_devices
-    data = dataclasses.replace(run.data, batch_size=batch_size)
+    data = dataclasses.replace(run.data, batch_size=batch_size, batch_size_warmup="")
     return dataclasses.replace(run, mesh=schema.Mesh(), data=data)
 
 

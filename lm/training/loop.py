@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lm.config import flops, schema, validation
+from lm.config.schedules import batch_size_schedule
 from lm.data import corpus, dataset
 from lm.data.prepared import recorded_text
 from lm.data.tokenization import run_tokenizer
@@ -133,10 +134,11 @@ def run_session(active_session: typing.Any, functions: step.TrainFunctions) -> N
                 active_session.restore(functions.abstract_saved, facts, peak)
                 if active_session.status != "running":
                     return
-                lowered = lower_steps(functions, n_steps)
+                programs = _stage_functions(active_session, functions)
+                lowered = {size: lower_steps(stage, n_steps) for size, stage in programs.items()}
                 is_fresh = not active_session.first
                 compiled, score, init = step.compile_all(functions, lowered, is_fresh)
-                call_steps = make_steps_call(functions, compiled, n_steps)
+                call_steps = make_steps_call(functions, _select_program(compiled), n_steps)
                 state = active_session.initial_state(init)
             active_session.begin(score, state, time.perf_counter() - began)
         batches = dataset.prefetch_batches(
@@ -144,6 +146,31 @@ def run_session(active_session: typing.Any, functions: step.TrainFunctions) -> N
         )
         with contextlib.closing(batches):
             _run_steps(active_session, call_steps, score, state, batches, n_steps)
+
+
+def _stage_functions(
+    active_session: typing.Any, functions: step.TrainFunctions
+) -> dict[int, step.TrainFunctions]:
+    """Return the functions of the remaining batch sizes, {batch size: functions}.
+
+    functions: those of the last batch size. Only data.batch_size_warmup gives several sizes.
+    """
+    run = active_session.run
+    schedule = batch_size_schedule.BatchSizeSchedule.from_config(run.data)
+    return {
+        stage.batch_size: step.build_train_functions(run, functions.mesh, stage)
+        for stage in schedule.remaining_stages(active_session.first)[:-1]
+    } | {run.data.batch_size: functions}
+
+
+def _select_program(compiled: dict[int, Callable]) -> Callable:
+    """Return a function that calls the compiled function of the batch size of its batches."""
+
+    def call(state: dict, batches: list, *arguments) -> tuple[dict, list]:
+        n_rows = len(jax.tree.leaves(batches[0])[0])
+        return compiled[n_rows](state, batches, *arguments)
+
+    return call
 
 
 def _run_steps(

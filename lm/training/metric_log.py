@@ -1,6 +1,6 @@
 """Facts and metric rows of a run.
 
-    row = step_metrics(run, text, window, done) | throughput(run, n_steps, seconds, peak)
+    row = step_metrics(run, text, window, done) | throughput(run, steps, seconds, peak)
 
 The session writes each row to metrics.jsonl; lm/training/trackers.py copies it.
 """
@@ -17,6 +17,7 @@ import jax
 import numpy as np
 
 from lm.config import fields, flops, hyperparameter_rules, schema
+from lm.config.schedules import batch_size_schedule
 from lm.data import dataset, tokenizers
 from lm.data.prepared import recorded_text
 from lm.data.tokenization import run_tokenizer
@@ -137,7 +138,7 @@ def describe_environment(run: schema.Run, facts: dict) -> str:
 
 def final_facts(run: schema.Run, done: int, flops_per_token: float) -> dict:
     """Return the status, tokens and FLOPs of a finished run. done: number of completed steps."""
-    n_tokens = done * run.data.batch_size * run.data.seq_len
+    n_tokens = batch_size_schedule.BatchSizeSchedule.from_config(run.data).count_tokens(done)
     return {"status": "done", "tokens": n_tokens, "flops": n_tokens * flops_per_token}
 
 
@@ -149,7 +150,7 @@ def step_metrics(
     values: metrics of the steps since the last row; losses and norms are averaged over them. done:
     number of completed steps.
     """
-    tokens = done * run.data.batch_size * run.data.seq_len
+    tokens = batch_size_schedule.BatchSizeSchedule.from_config(run.data).count_tokens(done)
     loss, grad_norm = (_mean([m[name] for m in values]) for name in ("loss", "grad_norm"))
     return {
         "tokens": tokens,
@@ -162,12 +163,15 @@ def step_metrics(
     } | {name: _mean([m[name] for m in values]) for name in values[0] if "experts." in name}
 
 
-def throughput(run: schema.Run, n_steps: int, seconds: float, peak: float) -> dict:
+def throughput(run: schema.Run, steps: range, seconds: float, peak: float) -> dict:
     """Return tokens per second, model FLOP/s and MFU over some steps.
 
-    seconds: duration of the steps. peak: FLOP/s of the mesh in matrix products.
+    steps, seconds: consecutive steps and their duration. peak: FLOP/s of the mesh in matrix
+    products.
     """
-    tokens_per_second = n_steps * run.data.batch_size * run.data.seq_len / seconds
+    schedule = batch_size_schedule.BatchSizeSchedule.from_config(run.data)
+    n_tokens = schedule.count_tokens(steps.stop) - schedule.count_tokens(steps.start)
+    tokens_per_second = n_tokens / seconds
     n_flops = tokens_per_second * flops.flops_per_token(run.model, run.data.seq_len)["full"]
     return {
         "tokens_per_second": tokens_per_second,

@@ -12,6 +12,7 @@ import optax
 import optax.contrib
 
 from lm.config import field_names, optimizer_config, schema
+from lm.config.schedules import batch_size_schedule
 from lm.model import lora, parametrization
 from lm.parallel import mesh
 
@@ -124,8 +125,8 @@ def learning_rate_schedule(optim: schema.Optimizer, steps: int) -> Callable:
     """Return lr(step, peak=optim.lr), the learning rate at a step that counts from 0.
 
     steps: number of steps of the run. optim: without fields in tokens, see
-    optimizer_config.resolve_tokens. The warm-up is linear and starts above 0. Schedules after the
-    warm-up:
+    batch_size_schedule.resolve_tokens. The batch size does not change the learning rate. The
+    warm-up is linear and starts above 0. Schedules after the warm-up:
 
     cosine    half a cosine from peak to peak * final_lr_fraction (Loshchilov and Hutter 2017,
               arXiv:1608.03983)
@@ -178,7 +179,11 @@ def inputs(optim: schema.Optimizer, model: schema.Model, axes: dict) -> Optimize
 
 
 def make_optimizer(
-    optim: schema.Optimizer, model: schema.Model, steps: int, axes: dict
+    optim: schema.Optimizer,
+    model: schema.Model,
+    steps: int,
+    axes: dict,
+    step_offset: float = 0.0,
 ) -> Optimizer:
     """Return the optimizer of the trainable weights, with decoupled weight decay.
 
@@ -188,15 +193,16 @@ def make_optimizer(
            (Liu et al. 2025, arXiv:2502.16982); AdamW for the other weights
 
     axes: axis names of the trainable weights, which determine the parametrization factors of each
-    weight. The train step clips the gradient before `update`.
+    weight. step_offset: correction of the number of steps of the second moment, see
+    `_scale_by_adam`. The train step clips the gradient before `update`.
     """
     factors = jax.tree.map(
         lambda names: _layer_factors(optim, model, names), axes, is_leaf=mesh.is_axis_names
     )
     rule = {
-        "adamw": lambda: optax.scale_by_adam(optim.b1, optim.b2, optim.eps),
+        "adamw": lambda: _scale_by_adam(optim, step_offset),
         "lion": lambda: optax.scale_by_lion(optim.b1, optim.b2),
-        "muon": lambda: _muon(optim, axes),
+        "muon": lambda: _muon(optim, axes, step_offset),
     }[optim.name]()
     rule = _store_first_moments(rule, optim.moment_dtype)
     learning_rate = learning_rate_schedule(optim, steps)
@@ -204,6 +210,16 @@ def make_optimizer(
         _divide_by_epsilon(factors), rule, _add_decay(factors), _scale_by_rate(learning_rate)
     )
     return Optimizer(init, update, learning_rate)
+
+
+def make_stage_optimizer(
+    run: schema.Run, stage: batch_size_schedule.Stage, axes: dict
+) -> Optimizer:
+    """Return the optimizer of steps of equal batch size. axes: names of the trainable weights."""
+    schedule = batch_size_schedule.BatchSizeSchedule.from_config(run.data)
+    optim = batch_size_schedule.resolve_tokens(run.optim, schedule, run.steps, stage)
+    step_offset = stage.step_offset if run.optim.b2_half_life_tokens else 0.0
+    return make_optimizer(optim, run.model, run.steps, axes, step_offset)
 
 
 def clip_by_global_norm(gradient: dict, limit: float) -> tuple[dict, jax.Array]:
@@ -300,7 +316,31 @@ def _store_first_moments(
     return optax.GradientTransformation(init, update)
 
 
-def _muon(optim: schema.Optimizer, axes: dict) -> optax.GradientTransformation:
+def _scale_by_adam(optim: schema.Optimizer, step_offset: float) -> optax.GradientTransformation:
+    """Return Adam (Kingma and Ba 2015, arXiv:1412.6980) without the learning rate.
+
+    step_offset: 0, or the step_offset of a stage with optim.b2_half_life_tokens. The smaller
+    batches of earlier stages then had a larger b2. The product of the decays of all steps is b2 to
+    the power of the steps plus the offset, and corrects the bias of the second moment.
+    """
+    adam = optax.scale_by_adam(optim.b1, optim.b2, optim.eps)
+    if not step_offset:
+        return adam
+
+    def update(updates, state, params=None):
+        mu = optax.tree.update_moment(updates, state.mu, optim.b1, 1)
+        nu = optax.tree.update_moment_per_elem_norm(updates, state.nu, optim.b2, 2)
+        count = optax.safe_increment(state.count)
+        n_steps = jnp.maximum(count + step_offset, 1.0)  # skipped updates do not count
+        mu_hat = optax.tree.bias_correction(mu, optim.b1, count)
+        nu_hat = optax.tree.bias_correction(nu, optim.b2, n_steps)
+        updates = jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + optim.eps), mu_hat, nu_hat)
+        return updates, optax.ScaleByAdamState(count, mu, nu)
+
+    return optax.GradientTransformation(adam.init, update)
+
+
+def _muon(optim: schema.Optimizer, axes: dict, step_offset: float) -> optax.GradientTransformation:
     """Return Muon for the matrices of the layers and Adam for the other weights.
 
     The role of a weight decides: see parametrization.MATRIX_ROLES. Each factor of a low-rank
@@ -322,6 +362,6 @@ def _muon(optim: schema.Optimizer, axes: dict) -> optax.GradientTransformation:
         muon_weight_dimension_numbers=lambda weights: map_names(dimension_numbers, axes, weights),
         consistent_rms=0.2,
     )
-    adam = optax.scale_by_adam(optim.b1, optim.b2, optim.eps)
+    adam = _scale_by_adam(optim, step_offset)
     labels = map_names(lambda names: "muon" if is_matrix(names) else "adam", axes)
     return optax.partition({"muon": muon, "adam": adam}, labels)

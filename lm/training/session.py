@@ -51,19 +51,16 @@ class TrainingSession:
     ):
         self.run, self.text, self.mesh = run, text, device_mesh
         self.report, self.report_evaluation = report, report_evaluation
-        self.name = run.name
-        self.status, self.reason = "running", ""
+        self.name, self.status, self.reason = run.name, "running", ""
         self.folder = records.run_dir(run)
         self.folders = [self.folder]
         self.writer = records.Writer(self.folder, distributed.is_primary())
         self.timer = phase_timer.PhaseTimer(lambda: time.perf_counter() / n_runs)
         self.lock = lock.RunLock(self.folder)
-        process = jax.process_index()
-        own_watchdog = preemption.StallWatchdog(self.folder, run.stall_seconds, process)
+        own_watchdog = preemption.StallWatchdog(self.folder, run.stall_seconds, jax.process_index())
         self.watchdog = watchdog or own_watchdog
         self.signals = preemption.SignalHandler()
         self.tasks = tasks.load_tasks(run.eval.tasks)
-        self.local_rows = mesh.local_rows(device_mesh, run.data.batch_size)
         self.window: list[dict] = []  # metrics of the steps since the last row
         self.row_time = metric_log.RowTime()
         self.recent_rows = collections.deque(maxlen=20)
@@ -138,8 +135,8 @@ class TrainingSession:
             state = fresh | state | {"params": fresh["params"] | state.get("params", {})}
         self.restored = dataclasses.replace(self.restored, state={})
         if expected := self.restored.expected_batch_hash:
-            rows = functools.partial(self.rows, self.done)
-            self.restored.verify_batch(batch_hash.hash_again(expected, rows, self.local_rows))
+            local_batch = self.local_batch(self.done)
+            self.restored.verify_batch(batch_hash.hash_again(expected, *local_batch))
         self.window = list(self.restored.window)
         self.row_time.total = self.restored.seconds
         self.writer.write_facts(resumed_from=self.first if self.is_restart else 0)
@@ -162,7 +159,13 @@ class TrainingSession:
 
     def load_batch(self, step: int) -> dict[str, jax.Array]:
         """Load the batch of a step on the devices."""
-        return mesh.put_batch(self.mesh, self.rows(step, self.local_rows))
+        load_rows, local_rows = self.local_batch(step)
+        return mesh.put_batch(self.mesh, load_rows(local_rows))
+
+    def local_batch(self, step: int) -> tuple[Callable, np.ndarray]:
+        """Return a function that loads rows of a step, and the indices of this process's rows."""
+        batch_size = self.text.schedule.stage(step).batch_size
+        return functools.partial(self.rows, step), mesh.local_rows(self.mesh, batch_size)
 
     def rows(self, step: int, selected: slice | np.ndarray = slice(None)) -> dict:
         """Return rows of the batch of a step. Batches before a rewind are not used again.
@@ -181,14 +184,15 @@ class TrainingSession:
 
     @property
     def steps_until_due(self) -> int:
-        """Return the number of steps until a log row, evaluation or checkpoint is due."""
+        """Return the steps until a log row, evaluation, checkpoint or larger batch is due."""
         intervals = (self.run.log_interval, self.run.eval.interval, self.run.checkpoint_interval)
-        return min(self.run.steps - self.done, *(n - self.done % n for n in intervals if n))
+        end = self.text.schedule.end_of_stage(self.done, self.run.steps)
+        return min(end - self.done, *(n - self.done % n for n in intervals if n))
 
     @property
     def is_log_due(self) -> bool:
         """Return True if a row of metrics is due."""
-        return _is_due(self.done, self.run.log_interval, self.run.steps)
+        return self.done == self.run.steps or self.done % self.run.log_interval == 0
 
     @property
     def is_evaluation_due(self) -> bool:
@@ -203,7 +207,7 @@ class TrainingSession:
     @property
     def is_checkpoint_due(self) -> bool:
         """Return True if a checkpoint of the interval is due."""
-        return _is_due(self.done, self.run.checkpoint_interval, self.run.steps)
+        return self.done == self.run.steps or self.done % self.run.checkpoint_interval == 0
 
     @property
     def is_over(self) -> bool:
@@ -271,7 +275,8 @@ class TrainingSession:
         timer = self.row_time
         row = {"attempt": self.attempt, "step": self.done, "seconds": timer.total}
         row |= metric_log.step_metrics(self.run, self.text, self.window, self.done)
-        row |= metric_log.throughput(self.run, timer.n_steps, timer.seconds, self.peak)
+        steps = range(self.done - timer.n_steps, self.done)
+        row |= metric_log.throughput(self.run, steps, timer.seconds, self.peak)
         row |= {"input_wait": timer.waited / timer.seconds} | self.timer.as_metrics()
         with self.timer.phase("log"):
             self.writer.append("metrics.jsonl", row)
@@ -333,7 +338,7 @@ class TrainingSession:
         if self.checkpoints.saved_step == self.done:
             return
         window = [{name: float(value) for name, value in m.items()} for m in self.window]
-        next_hash = batch_hash.hash_batch(functools.partial(self.rows, self.done), self.local_rows)
+        next_hash = batch_hash.hash_batch(*self.local_batch(self.done))
         with self.timer.phase("save"):
             self.checkpoints.save(self.done, state, next_hash, window, self.row_time.total)
 
@@ -393,8 +398,3 @@ class TrainingSession:
     def _nonfinite(self) -> list[dict]:
         """Return the metrics since the last row whose loss or gradient norm is not finite."""
         return [m for m in self.window if not np.isfinite([m["loss"], m["grad_norm"]]).all()]
-
-
-def _is_due(step: int, interval: int, last_step: int) -> bool:
-    """Return True at every multiple of an interval (0: never), and at the last step."""
-    return step == last_step or (interval > 0 and step % interval == 0)

@@ -18,7 +18,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from lm.config import optimizer_config, schema
+from lm.config import schema
+from lm.config.schedules import batch_size_schedule
 from lm.evaluation import heldout
 from lm.model import moe, transformer
 from lm.model.kernels import kernel_table
@@ -28,7 +29,8 @@ from lm.training import optimizer
 # Fields of a run that its compiled functions depend on.
 PROGRAM_FIELDS = (
     *("steps", "model", "optim", "mesh"),
-    *("data.batch_size", "data.seq_len", "data.attend_across_documents", "data.packing"),
+    *("data.batch_size", "data.batch_size_warmup", "data.seq_len"),
+    *("data.attend_across_documents", "data.packing"),
 )
 ShardingRules = mesh.ShardingRules  # the field `mesh` of TrainFunctions hides the module
 
@@ -102,21 +104,22 @@ CACHE = Cache()
 
 
 def build_train_functions(
-    run: schema.Run, device_mesh: jax.sharding.Mesh, cache: Cache = CACHE
+    run: schema.Run, device_mesh: jax.sharding.Mesh, stage: batch_size_schedule.Stage | None = None
 ) -> TrainFunctions:
     """Return the functions of a run on a mesh; compile nothing.
 
-    device_mesh: real devices, or described devices of absent hardware.
+    device_mesh: real devices, or described devices of absent hardware. stage: steps of equal batch
+    size, see data.batch_size_warmup; None is the last stage.
     """
-    key = cache.key(run, device_mesh)
-    if key in cache.programs:
-        return cache.programs[key]
-    run = kernel_table.resolve_kernels(run, device_mesh)
-    rules = mesh.ShardingRules.from_config(run.mesh)
+    stage = stage or batch_size_schedule.BatchSizeSchedule.from_config(run.data).stages[-1]
+    key = *CACHE.key(run, device_mesh), stage
+    if key in CACHE.programs:
+        return CACHE.programs[key]
     is_trainable, axes = trainable_axes(run)
-    tokens_per_step = run.data.batch_size * run.data.seq_len
-    optim = optimizer_config.resolve_tokens(run.optim, tokens_per_step)
-    transformation = optimizer.make_optimizer(optim, run.model, run.steps, axes)
+    transformation = optimizer.make_stage_optimizer(run, stage, axes)
+    data = dataclasses.replace(run.data, batch_size=stage.batch_size, batch_size_warmup="")
+    run = kernel_table.resolve_kernels(dataclasses.replace(run, data=data), device_mesh)
+    rules = mesh.ShardingRules.from_config(run.mesh)
 
     def init(seed) -> dict:
         params = transformer.init_params(run.model, seed)
@@ -156,7 +159,7 @@ def build_train_functions(
         n_learned=_n_trainable(abstract["params"], is_trainable),
         options=options,
     )
-    cache.store(key, functions)
+    CACHE.store(key, functions)
     return functions
 
 
@@ -370,16 +373,16 @@ def _n_trainable(params: dict, is_trainable: dict) -> int:
 
 
 def compile_all(
-    functions: TrainFunctions, steps: jax.stages.Lowered, is_fresh: bool
-) -> tuple[Callable, Callable, Callable]:
+    functions: TrainFunctions, steps: dict[int, jax.stages.Lowered], is_fresh: bool
+) -> tuple[dict[int, Callable], Callable, Callable]:
     """Return the compiled functions (steps, score, init).
 
-    steps: result of loop.lower_steps. is_fresh: True if the run starts at step 0; otherwise init is
-    not compiled. The functions are compiled in parallel, because one compilation does not use all
-    cores. A function is compiled while the next function is traced.
+    steps: results of loop.lower_steps, by batch size. is_fresh: True if the run starts at step 0;
+    otherwise init is not compiled. The functions are compiled in parallel, because one compilation
+    does not use all cores. A function is compiled while the next function is traced.
     """
     with concurrent.futures.ThreadPoolExecutor() as pool:
-        compiled_steps = pool.submit(steps.compile)
+        compiled_steps = {size: pool.submit(low.compile) for size, low in steps.items()}
         score = functions.score.lower(
             functions.abstract_saved["params"], functions.evaluation_batch
         )
@@ -387,4 +390,5 @@ def compile_all(
         init = functions.init
         if is_fresh:
             init = pool.submit(functions.init.lower(0).compile).result()
-        return compiled_steps.result(), compiled_score.result(), init
+        results = {size: compiled.result() for size, compiled in compiled_steps.items()}
+        return results, compiled_score.result(), init

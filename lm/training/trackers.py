@@ -20,6 +20,7 @@ import time
 from pathlib import Path
 
 from lm.config import run_files, schema
+from lm.config.schedules import batch_size_schedule
 from lm.runs import filesystem, records, short_names
 
 FLUSH_SECONDS = 30.0  # time between two flushes of an event file
@@ -97,12 +98,12 @@ class Trackers:
     """
 
     def __init__(self, run: schema.Run, writer: records.Writer, first_step: int):
-        self._tokens_per_step = run.data.batch_size * run.data.seq_len
+        self._schedule = batch_size_schedule.BatchSizeSchedule.from_config(run.data)
         self._event_files, self.warning, self._wandb_run = [], "", None
         if not writer.is_primary:
             return
         folder = records.run_dir(run) / run_files.TENSORBOARD
-        first_token = first_step * self._tokens_per_step
+        first_token = self._schedule.count_tokens(first_step)
         by_steps = _EventFile(folder, first_step)
         self._event_files = [by_steps, _EventFile(folder / "by_tokens", first_token)]
         by_steps.write_config(schema.flatten(run))
@@ -127,7 +128,7 @@ class Trackers:
 
     def _write(self, grouped: dict[str, float], row: dict) -> None:
         """Write numbers at the step of a row and at its number of tokens."""
-        axes = {"tokens": row["step"] * self._tokens_per_step}
+        axes = {"tokens": self._schedule.count_tokens(row["step"])}
         axes |= {name: row[name] for name in AXES if name in row}
         for file, axis in zip(self._event_files, ("step", "tokens"), strict=False):
             file.write(axes[axis], grouped)

@@ -15,6 +15,7 @@ from pathlib import Path
 import jax
 
 from lm.config import fields, flops, schema, validation
+from lm.config.schedules import batch_size_schedule
 from lm.data import tokenizers
 from lm.data.sources import path_permissions
 from lm.data.tokenization import run_tokenizer
@@ -117,6 +118,7 @@ def validate_start(run: schema.Run, parent: schema.Run) -> None:
         raise ValueError(f"start.run={parent.name!r} has another model: {'; '.join(changed)}")
     if run.start.restore == "full_state":
         _check_same_optimizer_state(run, parent)
+        _check_same_batch_sizes(run, parent)
     step = start_step(run, parent)
     if step > parent.steps:
         raise ValueError(
@@ -138,6 +140,21 @@ def _check_same_optimizer_state(run: schema.Run, parent: schema.Run) -> None:
                 f"{parent.name!r}, whose optimizer state is restored: set start.restore=weights for"
                 " another state"
             )
+
+
+def _check_same_batch_sizes(run: schema.Run, parent: schema.Run) -> None:
+    """Raise ValueError if a branch has another warm-up of the batch size than its parent.
+
+    The tokens and the rows of the branch include those of the steps before the branch.
+    """
+    schedules = [batch_size_schedule.BatchSizeSchedule.from_config(r.data) for r in (run, parent)]
+    if schedules[0] == schedules[1] or not any(schedule.warmup for schedule in schedules):
+        return
+    values = [f"{s.warmup!r} up to data.batch_size={s.batch_size}" for s in schedules]
+    raise ValueError(
+        f"data.batch_size_warmup={values[0]} must be {values[1]}, as in start.run={parent.name!r},"
+        " with equal data.seq_len: set start.restore=weights for other batch sizes"
+    )
 
 
 def restore_parent(
@@ -187,7 +204,7 @@ def parent_facts(run: schema.Run) -> dict:
         return {}
     parent = parent_run(run)
     step = start_step(run, parent)
-    n_tokens = step * parent.data.batch_size * parent.data.seq_len
+    n_tokens = batch_size_schedule.BatchSizeSchedule.from_config(parent.data).count_tokens(step)
     n_flops = n_tokens * flops.flops_per_token(parent.model, parent.data.seq_len)["full"]
     facts = {"parent.step": step, "parent.tokens": n_tokens, "parent.flops": n_flops}
     skips = records.read_facts(records.run_dir(parent)).get("passed_over", [])

@@ -82,9 +82,10 @@ def test_config_can_be_copied_and_pickled():
 # Names that enter the hash of a config: fields without the role "execution".
 RESULT_NAMES = sorted(
     """
-    data.across data.batch_size data.batch_size_rule data.broken data.drop_copies data.heldout
-    data.max_epochs data.max_repeats data.min_letters data.min_words data.overlap data.protect
-    data.rows data.score data.seq_len data.sources data.tokenizer data.too_long data.unique_tokens
+    data.across data.batch_size data.batch_size_rule data.batch_size_warmup data.broken
+    data.drop_copies data.heldout data.max_epochs data.max_repeats data.min_letters
+    data.min_words data.overlap data.protect data.rows data.score data.seq_len data.sources
+    data.tokenizer data.too_long data.unique_tokens
     data.unseen eval.patience mesh.exact model.attention_blocks model.balance model.balance_rate
     model.balance_weight model.base_depth model.base_width model.bias model.capacity model.d_expert
     model.d_ff model.d_head model.d_model model.dispatch model.dtype model.experts_per_token

@@ -204,6 +204,10 @@ def test_data_axis_alone_crosses_slices_and_nodes(devices, sizes):
         (tpu_slices(2), {"fsdp": 32}, "of the 2 slices, .*: try mesh.data=2 with mesh.fsdp=16"),
         (tpu_slices(2), {"data": 1, "fsdp": 4, "tensor": 8}, "mesh.data=2 with mesh.fsdp=2"),
         (tpu_slices(2)[:-4], {"data": 28}, "the slices have 12, 16 devices: start"),
+        (gpu_nodes(2, True), {"tensor": 16}, "2 nodes, .*: try mesh.data=2 with mesh.tensor=8"),
+        (gpu_nodes(4, False), {"data": 2, "fsdp": 16}, "mesh.data=4 with mesh.fsdp=8"),
+        (gpu_nodes(2, False)[:-4], {"fsdp": 12}, "the nodes have 8, 4 devices: start"),
+        (gpu_nodes(2, False)[:-4], {"tensor": 3}, "the nodes have 8, 4 devices: start"),
     ],
 )
 def test_axis_that_crosses_the_slow_network_is_refused(devices, sizes, message):
@@ -219,19 +223,11 @@ def test_devices_of_one_network_are_one_slice():
     assert mesh.make_mesh(schema.Mesh(tensor=8), one_node).shape["tensor"] == 8
 
 
-@pytest.mark.parametrize(
-    ("devices", "sizes", "message"),
-    [
-        (gpu_nodes(2, True), {"tensor": 16}, "2 nodes, .*: try mesh.data=2 with mesh.tensor=8"),
-        (gpu_nodes(4, False), {"data": 2, "fsdp": 16}, "mesh.data=4 with mesh.fsdp=8"),
-        (gpu_nodes(2, False)[:-4], {"data": 12}, "the nodes have 8, 4 devices"),
-    ],
-)
-def test_axis_that_crosses_gpu_nodes_is_a_warning(devices, sizes, message):
-    with pytest.warns(UserWarning, match=f"{message}.* Training continues"):
-        device_mesh = mesh.make_mesh(schema.Mesh(**sizes), devices)
-    assert device_mesh.size == len(devices)
-    assert [device.id for device in device_mesh.devices.flat] == list(range(len(devices)))
+def test_unequal_gpu_nodes_are_split_by_the_data_axis():
+    devices = gpu_nodes(2, False)[:-4]
+    grid = mesh.make_mesh(schema.Mesh(tensor=2), devices).devices
+    assert grid.shape == (6, 1, 1, 1, 2)
+    assert [device.id for device in grid.flat] == list(range(12))
 
 
 @pytest.mark.parametrize(

@@ -104,7 +104,7 @@ def test_metrics_row_follows_from_its_steps(tiny):
     assert (row["loss"], row["grad_norm"], row["lr"], row["epoch"]) == (2.0, 4.0, 0.1, 2.0)
     assert 2 ** (4.0 * row["bits_per_byte"]) == pytest.approx(np.exp(2.0))
     assert row["experts.balance"] == 1.0
-    speed = metric_log.throughput(tiny, 8, 2.0, peak=1e9)
+    speed = metric_log.throughput(tiny, range(8), 2.0, peak=1e9)
     assert speed["tokens_per_second"] == n_tokens / 2
     assert speed["flops_per_second"] == n_tokens / 2 * flops_per_token
     assert speed["mfu"] * 1e9 == pytest.approx(speed["flops_per_second"])
@@ -120,7 +120,7 @@ def test_attempt_records_its_tokenizer_and_its_facts(tiny):
 
 
 def test_flops_per_second_are_those_of_the_tokens(tiny):
-    speed = metric_log.throughput(tiny, 3, 4.0, peak=1e12)
+    speed = metric_log.throughput(tiny, range(3), 4.0, peak=1e12)
     n_tokens = 3 * tiny.data.batch_size * tiny.data.seq_len
     n_flops = flops.flops_per_token(tiny.model, tiny.data.seq_len)["full"] * n_tokens
     assert speed == pytest.approx(

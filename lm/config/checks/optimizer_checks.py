@@ -1,6 +1,7 @@
 """Checks of the optimizer: schedule, weight decay, half-life and type of the moments."""
 
 from lm.config import fields, optimizer_config, schema, value_checks
+from lm.config.schedules import batch_size_schedule
 
 MAX_BFLOAT16_DECAY = 0.99  # largest decay of a first moment in bfloat16
 MAX_INDEPENDENT_DECAY = 1e-2  # largest fraction of a weight that a step removes, without a rule
@@ -18,9 +19,11 @@ def check_optimizer(run: schema.Run) -> None:
         if not (_length_field(optim, "warmup") or _length_field(optim, "decay")):
             problem = f"plus optim.warmup={optim.warmup} must not exceed 1: lower one"
             value_checks.reject("optim.decay", optim.decay, problem)
-    resolved = optimizer_config.resolve_tokens(optim, run.data.batch_size * run.data.seq_len)
+    schedule = batch_size_schedule.BatchSizeSchedule.from_config(run.data)
+    _check_batch_size_warmup(run, schedule)
+    resolved = batch_size_schedule.resolve_tokens(optim, schedule, run.steps)
     _check_schedule_steps(run, resolved)
-    _check_half_life(run, resolved.b2)
+    _check_half_life(run, schedule, resolved.b2)
     if optim.head_decay_factor != 1 and run.model.tie_embeddings:
         problem = "has no effect with model.tie_embeddings=True: set optim.embedding_decay_factor"
         value_checks.reject("optim.head_decay_factor", optim.head_decay_factor, problem)
@@ -31,6 +34,20 @@ def check_optimizer(run: schema.Run) -> None:
         problem = f"must be at most {MAX_BFLOAT16_DECAY} with optim.moment_dtype='bfloat16'"
         reason = "because a value in bfloat16 cannot change by less than 0.4%: set float32"
         value_checks.reject(f"optim.{decay_name}", decay, f"{problem}, {reason}")
+
+
+def _check_batch_size_warmup(
+    run: schema.Run, schedule: batch_size_schedule.BatchSizeSchedule
+) -> None:
+    """Check that the warm-up of the batch size ends within the run, and that no batch moves."""
+    name, last = batch_size_schedule.FIELD, schedule.stages[-1]
+    if last.first_step >= run.steps:
+        problem = f"reaches data.batch_size={last.batch_size} after {last.first_step:,} steps"
+        remedy = f"but steps={run.steps}: list fewer tokens"
+        value_checks.reject(name, schedule.warmup, f"{problem}, {remedy}")
+    if schedule.warmup and run.optim.on_nonfinite == "rewind":
+        problem = "contradicts optim.on_nonfinite='rewind', which exchanges the batches of steps"
+        value_checks.reject(name, schedule.warmup, f"{problem}: set stop or skip")
 
 
 def _check_independent_decay(optim: schema.Optimizer) -> None:
@@ -82,7 +99,7 @@ def _check_length(optim: schema.Optimizer, part: str) -> None:
 def _check_schedule_steps(run: schema.Run, resolved: schema.Optimizer) -> None:
     """Check that a warm-up and a decay in steps or tokens end within the run.
 
-    resolved: result of optimizer_config.resolve_tokens.
+    resolved: result of batch_size_schedule.resolve_tokens.
     """
     n_warmup = optimizer_config.count_warmup_steps(resolved, run.steps)
     n_decay = optimizer_config.count_decay_steps(resolved, run.steps)
@@ -101,8 +118,10 @@ def _check_schedule_steps(run: schema.Run, resolved: schema.Optimizer) -> None:
         )
 
 
-def _check_half_life(run: schema.Run, b2: float) -> None:
-    """Check the half-life of the second moment. b2: decay per step that follows from it."""
+def _check_half_life(
+    run: schema.Run, schedule: batch_size_schedule.BatchSizeSchedule, b2: float
+) -> None:
+    """Check the half-life of the second moment. b2: decay per step at the last batch size."""
     optim, name = run.optim, "optim.b2_half_life_tokens"
     half_life = optim.b2_half_life_tokens
     if not half_life:
@@ -117,7 +136,9 @@ def _check_half_life(run: schema.Run, b2: float) -> None:
     if b2 < 0.5:
         problem = f"is shorter than a step of {n_tokens:,} tokens: raise it, or lower"
         value_checks.reject(name, half_life, f"{problem} data.batch_size")
+    first = schedule.stages[0]  # the smallest batches need the largest decay
+    b2 = batch_size_schedule.resolve_tokens(optim, schedule, run.steps, first).b2
     if largest is not None and b2 > largest:
-        n_steps = half_life / n_tokens
+        n_steps = half_life / (first.batch_size * run.data.seq_len)
         problem = f"is {n_steps:.3g} steps, which is b2={b2:.9f}: b2 must be at most {largest}"
         value_checks.reject(name, half_life, f"{problem}, so lower the half-life")

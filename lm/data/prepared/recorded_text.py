@@ -39,7 +39,7 @@ def check_text_of_parent(run: schema.Run, parent: schema.Run, text: dataset.Toke
 
     A branch with another data config uses other text on purpose, and passes.
     """
-    names = ("cache_dir", "local_cache_dir", "batch_size")
+    names = ("cache_dir", "local_cache_dir", "batch_size", "batch_size_warmup")
     own_values = {name: getattr(run.data, name) for name in names}
     is_same_data = dataclasses.replace(parent.data, **own_values) == run.data
     if run.start.restore != "full_state" or not is_same_data:

@@ -12,6 +12,7 @@ from typing import Any
 from markupsafe import Markup
 
 from lm.config import schema
+from lm.config.schedules import batch_size_schedule
 from lm.laws import fit, prediction_intervals
 from lm.reports import html, summary, task_analysis
 from lm.reports.audit import prediction_audit, prediction_chain
@@ -226,7 +227,8 @@ def _excluded_runs(sweep: summary.SweepSummary) -> Markup:
     for row in sweep.rows:
         line = {"run": elements.short_run_name(row), "status": row["status"]}
         if row["status"] != "done":
-            planned_tokens = row["steps"] * row["data.batch_size"] * row["data.seq_len"]
+            schedule = batch_size_schedule.BatchSizeSchedule.from_row(row)
+            planned_tokens = schedule.count_tokens(row["steps"])
             share = f"trained on {row[records.TOKENS] / planned_tokens:.0%} of its tokens"
             lines.append(line | {"reason": f"{row.get('reason') or 'not finished'}; {share}"})
         elif sweep.fit and not elements.is_in_fit(row, sweep.fit) and row is not sweep.target:

@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from lm.config import fields, optimizer_config, run_files, schema
+from lm.config.schedules import batch_size_schedule
 from lm.runs import filesystem, json_files
 
 # Fields that determine the learning rate of a step together with `steps`.
 PARTS = ("warmup", "warmup_steps", "warmup_tokens", "decay", "decay_steps", "decay_tokens")
 LENGTH_FIELDS = ("steps", *(f"optim.{name}" for name in PARTS))
-BATCH_FIELDS = ("data.batch_size", "data.seq_len")
+BATCH_FIELDS = ("data.batch_size", "data.batch_size_warmup", "data.seq_len")
 LENGTH_RULE = (
     "steps may change with optim.schedule=constant, or wsd before its decay, if the warm-up has the"
     " same number of steps"
@@ -109,5 +110,5 @@ def has_equal_rates(old: Mapping[str, Any], new: Mapping[str, Any], n_done: int)
 def _optimizer(values: Mapping[str, Any]) -> schema.Optimizer:
     """Return the optimizer of a flat config, with the lengths of its schedule in steps."""
     optim = schema.Optimizer(**{name: values[f"optim.{name}"] for name in PARTS})
-    tokens_per_step = values["data.batch_size"] * values["data.seq_len"]
-    return optimizer_config.resolve_tokens(optim, tokens_per_step)
+    schedule = batch_size_schedule.BatchSizeSchedule.from_row(values)
+    return batch_size_schedule.resolve_tokens(optim, schedule, values["steps"])

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from lm.config import flops, model_sizes, schema
+from lm.config.schedules import batch_size_schedule
 
 BUDGET = ("tokens", "flops")  # counts that follow from the number of completed steps
 
@@ -46,7 +47,8 @@ def _is_early_stop(run: schema.Run, facts: Mapping) -> bool:
     """Return True if early stopping explains fewer training tokens than the config plans."""
     n_tokens, planned = facts["tokens"], model_sizes.training_tokens(run)
     is_possible = run.eval.patience > 0 and type(n_tokens) is int and 0 < n_tokens < planned
-    return is_possible and n_tokens % (run.data.batch_size * run.data.seq_len) == 0
+    schedule = batch_size_schedule.BatchSizeSchedule.from_config(run.data)
+    return is_possible and schedule.count_tokens(schedule.find_step(n_tokens)) == n_tokens
 
 
 def has_final_evaluation(row: Mapping) -> bool:

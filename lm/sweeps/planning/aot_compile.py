@@ -337,7 +337,8 @@ def _transposed_index(shape: list[int], order: list[int], index: int) -> int:
 def _coordinates(device, target: hardware.Target) -> tuple[int, ...]:
     """Return the coordinates of a device of a compilation target."""
     if target.platform == "tpu":
-        return device.slice_index, *device.coords[: len(target.shape)]
+        # The devices of a topology with one slice have no slice_index.
+        return getattr(device, "slice_index", 0), *device.coords[: len(target.shape)]
     return hardware.device_coordinates(target, device.id)
 
 

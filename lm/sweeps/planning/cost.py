@@ -15,6 +15,7 @@ import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
 from lm.config import axis_rules, fields, flops, schema
+from lm.config.schedules import batch_size_schedule
 from lm.model import inference_memory, memory_estimate
 from lm.parallel import mesh
 from lm.sweeps.planning import aot_compile, evaluation_program, hardware, roofline
@@ -40,7 +41,9 @@ def estimate_cost(run: schema.Run, peak_flops_per_second: float, platform: str =
     steps. flops_shared: of the steps of the trunk run from which a cooldown branch starts.
     """
     facts = flops.run_facts(run)
-    shared = run.start.step / run.steps if run.start.restore == "full_state" else 0.0
+    count_tokens = batch_size_schedule.BatchSizeSchedule.from_config(run.data).count_tokens
+    n_shared_steps = run.start.step if run.start.restore == "full_state" else 0
+    shared = count_tokens(n_shared_steps) / facts["tokens"]
     n_flops = facts["flops"] * (1 - shared)
     limit, half_width = ASSUMED_MFU.get(platform, ASSUMED_MFU["gpu"])
     mfu = limit * run.model.d_model / (run.model.d_model + half_width)
@@ -57,7 +60,7 @@ def estimate_cost(run: schema.Run, peak_flops_per_second: float, platform: str =
         "flops_shared": facts["flops"] * shared,
         "seconds": max(
             n_flops / (peak_flops_per_second * mfu),
-            run.steps * (1 - shared) * roofline.launch_seconds(run, platform),
+            (run.steps - n_shared_steps) * roofline.launch_seconds(run, platform),
         ),
     }
 
@@ -145,7 +148,8 @@ def plan_run(run: schema.Run, target: hardware.Target, should_compile: bool = Tr
     the run does not fit.
     step_seconds: expected, at the MFU that ASSUMED_MFU assumes, and at least roofline_seconds.
     mfu: model FLOPs utilization at this speed, a fraction.
-    hours, device_hours: of the whole run at this speed.
+    hours, device_hours: of the whole run at this speed. The time of a step with a smaller batch,
+    see data.batch_size_warmup, is assumed to be proportional to its tokens.
     """
     axis_sizes = axis_rules.resolve_mesh_shape(vars(run.mesh), target.n_devices)
     estimate = roofline.estimate_step(run, target, memory_estimate.list_weights(run.model))
@@ -182,8 +186,9 @@ def combine_estimates(
     }
     bound = max(seconds, key=lambda resource: seconds[resource])
     expected = estimate_cost(run, target.peak(run.model.dtype), target.platform)
-    step_seconds = max(expected["seconds"] / run.steps, seconds[bound])
-    hours = step_seconds * run.steps / 3600
+    n_full_steps = facts["tokens"] / (run.data.batch_size * run.data.seq_len)
+    step_seconds = max(expected["seconds"] / n_full_steps, seconds[bound])
+    hours = step_seconds * n_full_steps / 3600
     return {
         "name": run.name,
         "target": target.name,
@@ -204,7 +209,7 @@ def combine_estimates(
         "bound": bound,
         "roofline_seconds": None if over else seconds[bound],
         "step_seconds": None if over else step_seconds,
-        "mfu": facts["flops"] / run.steps / target.peak(run.model.dtype) / step_seconds,
+        "mfu": facts["flops"] / n_full_steps / target.peak(run.model.dtype) / step_seconds,
         "hours": None if over else hours,
         "device_hours": None if over else hours * target.n_devices,
         "compile_seconds": compiled.seconds if compiled else None,

@@ -7,9 +7,11 @@ import json
 import os
 import subprocess
 import sys
+import types
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -95,6 +97,17 @@ def test_replica_groups_are_parsed_in_all_notations(notation, group):
     (collective,) = aot_compile.find_collectives(text, 8)
     assert collective.group == group
     assert collective.bytes == 2 * 32 * (len(group) - 1) / len(group)
+
+
+def test_collectives_of_one_tpu_slice_use_its_links():
+    """JAX describes the devices of a single slice without the attribute slice_index."""
+    target = hardware.parse_target("tpu:v5e:4x4", "--target")
+    devices = [types.SimpleNamespace(id=i, coords=(i % 4, i // 4, 0)) for i in range(16)]
+    device_mesh = types.SimpleNamespace(devices=np.array(devices).reshape(2, 8))
+    collectives = [aot_compile.Collective("all-gather", 3, 1e6, tuple(range(8)))]
+    seconds = aot_compile.collective_seconds(collectives, target, device_mesh)
+    coordinates = [(0, i % 4, i // 4) for i in range(8)]
+    assert seconds == 3e6 / hardware.link_bandwidth(target, coordinates)
 
 
 def test_compiled_program_all_gathers_in_each_iteration():
