@@ -61,6 +61,8 @@ def run_main(main: Callable[[], int | None]) -> None:
         sys.stdout.flush()
     except BrokenPipeError:
         status = EXIT_BROKEN_PIPE
+    except OSError as error:  # the disk of the output is full; main may have reported it
+        status = status or _report_error(2, _describe_os_error(error))
     if status:
         for function in EXIT_FUNCTIONS:
             function(status)
