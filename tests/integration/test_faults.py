@@ -373,7 +373,7 @@ def test_output_to_a_full_disk_gives_one_line(length):
             env=buffered,
         )
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1, done.stderr
-    assert "error: [Errno 28] No space left on device. Saved files are intact." in done.stderr
+    assert "error: a file or the standard output: No space left on device. " in done.stderr
 
 
 @pytest.fixture
