@@ -61,6 +61,8 @@ def run_main(main: Callable[[], int | None]) -> None:
         sys.stdout.flush()
     except BrokenPipeError:
         status = EXIT_BROKEN_PIPE
+    except OSError as error:  # the disk of the output is full; main may have reported it
+        status = status or _report_error(2, _describe_os_error(error))
     if status:
         for function in EXIT_FUNCTIONS:
             function(status)
@@ -177,7 +179,9 @@ def check_numbers(values: flags.FlagValues) -> None:
 
 def _describe_os_error(error: OSError) -> str:
     """Return the message of a failed access to a file. A failed disk does not damage a run."""
-    problem = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+    is_nameless = error.errno in DISK_ERRORS and not error.filename
+    name = "a file or the standard output" if is_nameless else error.filename
+    problem = f"{name}: {error.strerror}" if name else str(error)
     if error.errno is not None and error.errno not in DISK_ERRORS:
         return problem
     remedy = DISK_ERRORS.get(error.errno or errno.EIO, "")

@@ -17,7 +17,6 @@ import dataclasses
 import errno
 import logging
 import os
-import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -30,20 +29,13 @@ from lm.model import params
 from lm.parallel import distributed
 from lm.runs import filesystem, json_files, records
 from lm.runs.integrity import changed_fields, record_lines, stored_config
-from lm.training.checkpointing import checkpoint_manifest, checkpoint_retention
-
-SPARE_BYTES = 1 << 18  # for the files of a checkpoint other than its arrays
-# Status codes of tensorstore for a failing disk, network or memory. They are only in the message:
-# tensorstore raises ValueError for every status, and orbax prepends text.
-TRANSIENT_STATUSES = (
-    "PERMISSION_DENIED",
-    "UNAUTHENTICATED",
-    "UNAVAILABLE",
-    "DEADLINE",
-    "RESOURCE_EXHAUSTED",
+from lm.training.checkpointing import (
+    checkpoint_manifest,
+    checkpoint_retention,
+    read_errors,
 )
 
-OS_ERROR_CODE = r"os_error_code='(\d+)'"  # number of a failed system call in these messages
+SPARE_BYTES = 1 << 18  # for the files of a checkpoint other than its arrays
 
 
 class CorruptCheckpoint(Exception):
@@ -255,11 +247,12 @@ class CheckpointStore:
                 step, args=orbax.checkpoint.args.Composite(**{item: args})
             )[item]
         except Exception as error:  # orbax, tensorstore and the disk raise many types
-            message = str(error).strip().partition("\n")[0][:120]
-            if _is_transient(error):
+            if failure := read_errors.find_failure(error):
+                message = _first_line(failure, 120)
                 raise OSError(
                     f"{self.folder / str(step)} cannot be read now ({message}): no file was moved"
                 ) from error
+            message = _first_line(error, 120)
             reason = f"{item} is not readable: {type(error).__name__}: {message}"
         if reason := distributed.first_error(reason):
             raise CorruptCheckpoint(reason)
@@ -348,13 +341,6 @@ def _restore_args(abstract: dict) -> orbax.checkpoint.args.PyTreeRestore:
     )
 
 
-def _is_transient(error: Exception) -> bool:
-    """Return True if the files may be intact, but a disk, network or memory failed."""
-    if isinstance(error, OSError):
-        return not isinstance(error, (FileNotFoundError, NotADirectoryError, IsADirectoryError))
-    return isinstance(error, MemoryError) or any(s in str(error) for s in TRANSIENT_STATUSES)
-
-
 @contextlib.contextmanager
 def _write_errors(folder: Path):
     """Raise every error of orbax and its threads as an OSError of one line.
@@ -364,10 +350,12 @@ def _write_errors(folder: Path):
     try:
         yield
     except Exception as error:
-        code = re.search(OS_ERROR_CODE, str(error))
-        number = getattr(error, "errno", None) or (int(code[1]) if code else None)
-        if number is not None:
+        if (number := read_errors.find_error_number(error)) is not None:
             reason = f"a checkpoint could not be written: {os.strerror(number)}"
             raise OSError(number, reason, str(folder)) from error
-        message = str(error).strip().partition("\n")[0][:200]
+        message = _first_line(error, 200)
         raise OSError(f"a checkpoint could not be written: {message}") from error
+
+
+def _first_line(error: BaseException, n_characters: int) -> str:
+    return str(error).strip().partition("\n")[0][:n_characters] or type(error).__name__

@@ -2,6 +2,7 @@
 
 import os
 import resource
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -159,6 +160,16 @@ def test_invalid_staged_corpus_is_prepared_again(tmp_path, four_files, damage):
     manifest = corpus.prepare_corpus(data)[four_files]
     expected = corpus.prepare_corpus(data_config(tmp_path / "new", four_files))[four_files]
     text_corpora.assert_equal_corpora(manifest, expected)
+
+
+def test_removed_staged_files_are_no_second_error(tmp_path):
+    """A full disk or another command may remove the files before the staged corpus is closed."""
+    with pytest.raises(KeyboardInterrupt):
+        with staging.StagedCorpus(tmp_path, "text", ["part"]) as staged:
+            shutil.rmtree(staged.folder)
+            raise KeyboardInterrupt
+    with staging.StagedCorpus(tmp_path, "text", ["part"]) as staged:
+        assert staged.folder.exists() and staged.part == 0
 
 
 def test_unwritable_cache_is_named_in_the_error(tmp_path):

@@ -355,6 +355,27 @@ def test_exception_that_ends_a_command_is_printed():
     assert done.returncode == 1 and "RuntimeError: fault of the code" in done.stderr
 
 
+@pytest.mark.parametrize("length", [1, 100_000], ids=["at the end", "during the command"])
+def test_output_to_a_full_disk_gives_one_line(length):
+    script = (
+        "from experiments.common import cli\n"
+        f"def main():\n    print('x' * {length})\n"
+        "cli.run_main(main)\n"
+    )
+    buffered = os.environ | {"PYTHONUNBUFFERED": ""}
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", script],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+            env=buffered,
+        )
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1, done.stderr
+    assert "error: a file or the standard output: No space left on device. " in done.stderr
+
+
 @pytest.fixture
 def disk(tmp_path):
     """Mount a disk of 48 MiB."""

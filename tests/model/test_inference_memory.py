@@ -33,6 +33,15 @@ def test_bytes_of_scoring_are_near_those_of_the_compiler(model):
     assert compiled / 2 < estimated < 2 * compiled
 
 
+def test_wider_heads_need_float32_activations():
+    """The MLP of both models is wider than their queries, keys and values."""
+    narrow, wide = (
+        inference_memory.scoring_bytes(r, inference_memory.inference_shapes(r, 1, "cpu"))
+        for r in (small_run(d_ff=1024, d_head=d_head) for d_head in (16, 32))
+    )
+    assert wide - narrow == 8 * 256 * 4 * 4 * 16  # tokens, bytes, heads, wider by 16
+
+
 def test_evaluation_has_no_micro_batches():
     run = small_run()
     accumulated = dataclasses.replace(

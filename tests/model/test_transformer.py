@@ -49,6 +49,23 @@ def tokens_BT():
     return jax.random.randint(jax.random.key(1), (2, 16), 0, 64)
 
 
+def test_initial_weights_keep_the_variance_of_activations():
+    """Each weight has variance 1 / fan-in. The outputs of all branches sum to variance 1."""
+    fields = {"d_model": 64, "n_heads": 4, "d_head": 8, "d_ff": 96, "vocab_size": 512}
+    shape = dataclasses.replace(SHAPE, **fields, tie_embeddings=False, learned_positions=128)
+    params, n_branches = init_params(shape), 2 * shape.n_layers
+    attention, mlp = params["blocks"]["attention"], params["blocks"]["mlp"]
+    for weights, variance in (
+        ([params["embed"], params["head"], params["positions"], mlp["up"]], 1 / 64),
+        ([attention["query"], attention["key"], attention["value"]], 1 / 64),
+        ([attention["out"]], 1 / (n_branches * 4 * 8)),
+        ([mlp["down"]], 1 / (n_branches * 96)),
+    ):
+        for weight in weights:
+            assert float(weight.std()) == pytest.approx(variance**0.5, rel=0.07)
+            assert abs(float(weight.mean())) < 0.1 * variance**0.5
+
+
 def test_attention_is_causal(params, tokens_BT):
     """The gradient of a logit by the embedding of a later token is 0."""
     embed_VD = params["embed"]

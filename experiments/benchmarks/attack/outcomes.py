@@ -19,6 +19,7 @@ _FIELDS = list(schema.flatten(schema.Run()))
 _GROUPED = [re.escape(name) for name in _FIELDS if "." in name]
 _SINGLE = [rf"{name.rpartition('.')[2]}=" for name in _FIELDS]
 FIELD = re.compile(rf"\b(?:{'|'.join([*_GROUPED, *_SINGLE])})|--\w+")
+REPAIR = re.compile(r"(?!error: ).*(: restored from |is prepared again)")  # of a damaged file
 MAX_MESSAGE = 900  # characters of a message in one line
 MISSING = (None, "", [], {})
 
@@ -74,7 +75,8 @@ def judge_command(
     """Classify the end of a command by its exit status and its output.
 
     status: None if the command was stopped after its time limit. A command that ends with status 0
-    is "same", or "repaired" if it wrote a line to stderr. The caller compares its results.
+    is "same", or "repaired" if it wrote a line to stderr. The caller compares its results. With
+    several damaged files, a command may repair some before its error, with a line per file.
     """
     if status is None:
         return Outcome("failed", f"no end within the time limit: {_last(errors or output)}")
@@ -83,8 +85,14 @@ def judge_command(
     if status == 0:
         return Outcome("repaired", errors.strip()[:400]) if errors.strip() else Outcome("same")
     if status == 2:
-        return judge_message(errors.removeprefix("error: "), names, may_name_field)
+        lines = [line for line in errors.splitlines() if not _is_repair(line, names)]
+        return judge_message("\n".join(lines).removeprefix("error: "), names, may_name_field)
     return Outcome("failed", f"exit status {status}: {_last(errors or output)}")
+
+
+def _is_repair(line: str, names: Iterable[str]) -> bool:
+    """Return True for a note that one of the named files is repaired."""
+    return REPAIR.match(line) is not None and is_named(line, names)
 
 
 def _last(text: str) -> str:

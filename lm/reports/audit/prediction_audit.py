@@ -57,6 +57,7 @@ def audit_prediction(
                 text,
             ),
         ]
+    chain = _exclude_unfinished(chain)
     links += [*_verify_config(chain), *_verify_inputs(chain), *_verify_members(chain)]
     links += [*_verify_order(chain), repeated_fit.verify_code(chain)]
     return [*links, *repeated_fit.verify_fit(chain)] if should_refit else links
@@ -262,6 +263,27 @@ def _verify_members(chain: prediction_chain.Chain) -> Iterator[prediction_chain.
         more = f", which does not use the unfinished runs {unfinished}" if unfinished else ""
         text = f"{file} has the {len(members)} runs of prediction.json{more}"
         yield prediction_chain.Link(prediction_chain.VERIFIED, text)
+
+
+def _exclude_unfinished(chain: prediction_chain.Chain) -> prediction_chain.Chain:
+    """Move inputs that had not ended to the unfinished candidates, in a prediction without these.
+
+    Earlier versions stored the hashes of all candidates. The law did not use an unfinished one,
+    which has no loss in the prediction, and another attempt of that run changes its records.
+    """
+    prediction = chain.prediction
+    if target_prediction.UNFINISHED in prediction:
+        return chain
+    unfinished = [
+        name
+        for name, stored in prediction["inputs"].items()
+        if stored["values"].get(target_prediction.Y) is None
+        and name in chain.rows
+        and not _is_before(chain.rows[name], prediction)
+    ]
+    inputs = {name: run for name, run in prediction["inputs"].items() if name not in unfinished}
+    changes = {"inputs": inputs, target_prediction.UNFINISHED: unfinished}
+    return chain._replace(prediction=prediction | changes)
 
 
 def _is_before(row: Mapping, prediction: Mapping) -> bool:

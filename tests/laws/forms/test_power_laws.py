@@ -57,6 +57,15 @@ def test_fixed_parameters_are_not_fitted():
     assert prediction.lo <= prediction.value <= prediction.hi
 
 
+def test_exponents_are_limited_to_ten():
+    """A larger exponent is the sign of a wrong column."""
+    for exponent in (-10.6, 10.6):
+        rows = [{"n": n, "loss": 3 * n**-exponent} for n in np.geomspace(1, 2, 7)]
+        fit = power_laws.power(rows, x="n", y="loss", floor=False)
+        assert abs(fit.params["alpha"]) == pytest.approx(10)
+        assert any("alpha" in text and "at its bound" in text for text in fit.warnings)
+
+
 def test_irreducible_loss_is_free_given_or_absent():
     rows = sweep(0.002)
     free = power_laws.power(rows, x="params", y="loss", bootstrap=0)

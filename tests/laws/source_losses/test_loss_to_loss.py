@@ -45,6 +45,16 @@ def test_one_run_predicts_with_a_wide_interval():
     assert one.value == pytest.approx(rows[2]["books"], rel=0.03)
 
 
+def test_noise_is_estimated_from_more_than_three_runs():
+    """A curve of three parameters leaves no residuals of three runs."""
+    few, many = (
+        lm.laws.loss_to_loss(make_rows(np.linspace(3.2, 4.2, n), noise=0.1), "books")
+        for n in (3, 40)
+    )
+    assert (few.noise, few.degrees) == (0.003, 3.0)
+    assert many.degrees == 3 + 37 and many.noise == pytest.approx(0.1, rel=0.3)
+
+
 def test_error_of_the_total_widens_the_interval():
     fit = lm.laws.loss_to_loss(make_rows(np.linspace(3.2, 4.2, 8), noise=0.002), "books")
     exact, uncertain = fit.predict(3.0), fit.predict(3.0, x_sd=0.1)

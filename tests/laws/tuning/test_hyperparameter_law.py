@@ -1,5 +1,7 @@
 """Tests of laws of hyperparameters, on runs with known optima."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from fixtures.tuned_runs import CURVATURE, SIZES, TOKENS, TRUE, true_optimum, tuned_rows
@@ -56,6 +58,31 @@ def test_optimum_at_the_edge_of_the_grid_is_named():
     law = lm.laws.hyperparameters(rows)
     assert len(law.warnings) > len(SIZES) * len(TOKENS) / 2
     assert "N = 1e+04, D = 1e+06: the best learning rate is outside" in " ".join(law.warnings)
+
+
+def test_constant_value_of_a_cell_is_no_edge():
+    """The only batch size of a cell is a quarter of the best one of the law."""
+    cell = {"params.non_embedding": SIZES[0], "tokens": TOKENS[0]}
+    rows = [
+        row
+        for row in tuned_rows()
+        if any(row[key] != value for key, value in cell.items())
+        or row["steps"] == pytest.approx(TOKENS[0] / 512)
+    ]
+    law = lm.laws.hyperparameters(rows, max_increase=1)
+    assert law.names == ["lr", "batch", "tau"] and len(law.cells) == len(SIZES) * len(TOKENS)
+    assert "batch size" not in " ".join(law.warnings)
+
+
+def test_half_width_is_the_one_of_a_jackknife():
+    """Four estimates have a variance of 1: sqrt(3) and the t quantile of 3 degrees, 3.182446."""
+    law = lm.laws.hyperparameters(tuned_rows(0.001, grid=[(a, 0, 0) for a in (-1, 0, 1)]))
+    estimates = np.tile(law.surface.theta, (4, 1))
+    estimates[2:, 0] += 2
+    exact = law.surface._replace(covariance=0 * law.surface.covariance)
+    scattered = dataclasses.replace(law, jackknife=estimates, surface=exact)
+    half_width = scattered._half_width(lambda theta: theta[:2], 0.95)
+    assert half_width == pytest.approx([np.sqrt(3) * 3.182446, 0], rel=1e-5)
 
 
 def test_bad_runs_are_excluded_with_their_names():

@@ -63,6 +63,7 @@ def test_exported_run_can_be_imported_and_trained(tiny):
     assert random_models.checksums(imported_state["params"]) == random_models.checksums(
         state["params"]
     )
+    assert (imported_dir / "checkpoints" / "1").is_dir()  # its facts end at step 1
     shutil.rmtree(exported)
     tuned = dataclasses.replace(tiny, name="tuned", start=schema.Start(run="far/back"), steps=4)
     tuned.model = imported.model

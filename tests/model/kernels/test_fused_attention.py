@@ -1,6 +1,8 @@
 """Tests of fused attention against plain attention, in an interpreter and on simulated devices."""
 
 import importlib.util
+import sys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -134,3 +136,31 @@ def test_gradient_on_an_accelerator_calls_its_kernels(
     traced = jax.jit(jax.grad(loss, (0, 1, 2))).trace(*qkv)
     program = traced.lower(lowering_platforms=(platform,)).as_text()
     assert program.count(f"@{call}") >= n_calls
+
+
+def test_tokamax_keys_end_with_the_time_of_the_query(monkeypatch):
+    """tokamax is replaced by dense attention with its mask: keys from k_start to before k_end."""
+
+    def attend(q_BTNH, k_BSKH, v_BSKH, logits_scale, mask):
+        key_S = jnp.arange(k_BSKH.shape[1])
+        mask_BTS = key_S < mask.k_end[:, :, None]
+        mask_BTS &= key_S >= (0 if mask.k_start is None else mask.k_start[:, 0, :, None])
+        mask_BNTS = jnp.broadcast_to(mask_BTS[:, None], (B, 1, T, key_S.size))
+        return jax.nn.dot_product_attention(
+            q_BTNH, k_BSKH, v_BSKH, mask=mask_BNTS, scale=logits_scale
+        )
+
+    modules = {
+        "api": types.SimpleNamespace(IMPLEMENTATIONS={"xla": attend}),
+        "base": types.SimpleNamespace(Mask=types.SimpleNamespace),
+    }
+    for name, module in modules.items():
+        monkeypatch.setitem(sys.modules, f"tokamax._src.ops.attention.{name}", module)
+    monkeypatch.setattr(fused_attention.tokamax_flags, "use_default_flags", lambda: None)
+    *arrays, _ = random_arrays()
+    ranges = fused_attention.KeyRanges(np.arange(T), None, None, None)
+    actual, expected = (
+        kernel(*arrays, ranges, is_complete=False, is_interpreted=True)
+        for kernel in (fused_attention.tokamax_attention, fused_attention.cudnn_attention)
+    )
+    np.testing.assert_allclose(actual, expected, atol=1e-5)

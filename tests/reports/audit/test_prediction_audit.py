@@ -434,6 +434,33 @@ def test_retried_candidate_is_no_tampering(tmp_path, monkeypatch):
     assert any("which does not use the unfinished runs s/e" in text for text in texts)
 
 
+def test_retry_of_an_input_without_result_is_no_tampering(tmp_path, monkeypatch):
+    """Earlier versions stored the hashes of unfinished candidates among the inputs."""
+    monkeypatch.setattr(records, "current_time", predicted_sweep.Clock())
+    runs, folder = predicted_sweep.make_runs(tmp_path), tmp_path / "s"
+    for run in runs[:-1]:
+        predicted_sweep.write_records(run)
+    json_files.write_record(folder / "sweep.json", {"runs": [run.name for run in runs]})
+    records.write_facts(folder / "e", status="failed", ends_at=None, ended=None)
+    prediction.write_prediction(runs, folder)
+    stored = json_files.read_record(folder / PREDICTION)
+    values = stored["inputs"]["s/d"]["values"] | {"eval.loss": None}
+    hashes = prediction_log.hash_records(folder / "e")
+    stored["inputs"]["s/e"] = {"records": hashes, "values": values}
+    del stored["unfinished"], stored["format_version"]
+    json_files.write_record(folder / PREDICTION, stored)
+    (folder / "predictions.jsonl").unlink()
+    (folder / "target" / "events.jsonl").unlink()
+    prediction_log.register_prediction(folder, folder / "target", stored)
+    predicted_sweep.write_records(runs[-2])
+    predicted_sweep.write_records(runs[-1])
+    prediction.register_result(runs, folder)
+    assert not contradictions(folder, should_refit=True)
+    # A run that had ended was a result that the prediction must use.
+    records.write_facts(folder / "e", ended="2026-01-01T00:01:00+00:00")
+    assert any("s/e" in text for text in contradictions(folder))
+
+
 def test_prediction_of_an_earlier_version_is_not_verifiable(tmp_path):
     old = made_up_sweep.sweep(tmp_path)
     assert not contradictions(old, should_refit=True)

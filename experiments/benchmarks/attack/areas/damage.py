@@ -1,7 +1,7 @@
 """Damage: every file of a run, a sweep and prepared text is damaged, and then read.
 
 A case damages one file in one way. All functions that read records read it, and one command that
-reads a model or text: evaluate, sample, export or resume. Every fifth case runs a real command in a
+reads a model or text: evaluate, sample, export or resume. Every tenth case runs a real command in a
 new interpreter. A number that differs from the undisturbed one is a failure.
 """
 
@@ -28,7 +28,7 @@ REAL_COMMANDS = {
 def run_case(seed: int, attacked: subjects.Subjects) -> outcomes.Outcome:
     """Damage one file and read it."""
     rng = random.Random(f"damage {seed}")
-    kind, is_real = list(DAMAGES)[seed % len(DAMAGES)], seed % 5 == 0
+    kind, is_real = list(DAMAGES)[seed % len(DAMAGES)], seed % 10 == 0
     state = rng.choice(("finished", "finished", "stopped"))
     file = choose_file(rng, attacked.state(state))
     label, results = f"{kind} {file} of the {state} run, read by ", []

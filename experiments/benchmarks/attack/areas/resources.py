@@ -18,7 +18,8 @@ from experiments.benchmarks.attack import children, outcomes, readers, simulated
 from experiments.benchmarks.attack.areas import kills
 
 # A message about a disk names a path, or the disk.
-NAMES = ("runs/", "data/", "disk", "bucket", "checkpoint", "exported", "Too many open files")
+NAMES = ("runs/", "data/", "disk", "bucket", "checkpoint", "exported", "standard output")
+NAMES += ("Too many open files",)
 WORK: tuple[kills.Target, ...] = (
     kills.TRAIN,
     kills.Target("inputs", "prepare", [subjects.CONFIG]),
