@@ -14,8 +14,8 @@ Hardware and time: 153 runs, about half an hour on two idle CPU cores.
 from configs import base, ladder
 from lm.config import model_sizes
 
-SIZES = ("10K", "25K", "60K")
-BATCH_SIZES = {300_000: 8, 1_000_000: 16, 3_000_000: 32}  # tokens -> rows of 128 tokens
+SIZES = ("10K", "25K", "40K")
+BATCH_SIZES = {150_000: 8, 500_000: 16, 1_500_000: 32}  # tokens -> rows of 128 tokens
 WEIGHT_DECAY = 0.4
 # Factors of learning rate, batch size and weight decay, as powers of two. The timescale of the
 # weight decay depends on all three, so the middle learning rates have three weight decays.
