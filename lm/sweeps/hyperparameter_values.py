@@ -99,7 +99,7 @@ def _learning_rate(rule: str, run: schema.Run, counts: dict, tokens: float) -> f
     name, _, argument = rule.partition(":")
     n = counts["active_non_embedding"]
     if name == "law":
-        return _law_values("optim.lr_rule", argument, counts, tokens).lr.value
+        return _law_values("optim.lr_rule", argument, counts, tokens, _batch_of(run)).lr.value
     if name == "horizon":
         return run.optim.lr * (_parse_tokens(rule, argument) / tokens) ** HORIZON_EXPONENT
     if name == "deepseek":
@@ -128,7 +128,7 @@ def _weight_decay(rule: str, run: schema.Run, counts: dict, tokens: float) -> fl
     name, _, argument = rule.partition(":")
     rate = 1.0 if run.optim.independent_weight_decay else run.optim.lr
     if name == "law":
-        best = _law_values("optim.weight_decay_rule", argument, counts, tokens)
+        best = _law_values("optim.weight_decay_rule", argument, counts, tokens, _batch_of(run))
         if best.timescale is None:
             raise _not_varied("optim.weight_decay_rule", rule, "weight decay")
         return 1 / (rate * run.steps * best.timescale.value)
@@ -136,12 +136,20 @@ def _weight_decay(rule: str, run: schema.Run, counts: dict, tokens: float) -> fl
     return hyperparameter_rules.power_lines_decay(rate, run.steps, ratio)
 
 
+def _batch_of(run: schema.Run) -> int:
+    """Return the tokens per step of a run."""
+    return run.data.batch_size * run.data.seq_len
+
+
 def _law_values(
-    field: str, folder: str, counts: dict, tokens: float
+    field: str, folder: str, counts: dict, tokens: float, batch_tokens: int | None = None
 ) -> hyperparameter_law.BestHyperparameters:
-    """Return the best hyperparameters of the law of a folder. Warn if they are uncertain."""
+    """Return the best hyperparameters of the law of a folder. Warn if they are uncertain.
+
+    batch_tokens: tokens per step of the run; None for a batch size by the law.
+    """
     try:
-        best = _load_law(folder).predict(float(counts["non_embedding"]), tokens)
+        best = _load_law(folder).predict(float(counts["non_embedding"]), tokens, batch_tokens)
     except ValueError as error:
         raise schema.ConfigError(f"{field}=law:{folder}: {error}") from None
     if best.loss_increase > MAX_INCREASE:
