@@ -166,11 +166,8 @@ def list_rules(
     for name, rate in rules.items():
         is_inside = rates[0] <= rate <= rates[-1]
         excess = _interpolate(np.log(rates), losses, np.log(rate)) / losses.min() - 1
-        yield {
-            "rule": name,
-            "learning rate": f"{rate:.3g}",
-            "loss above the best rate": f"{excess:+.2%}" if is_inside else "outside the tested rates",
-        }
+        loss = f"{excess:+.2%}" if is_inside else "outside the tested rates"
+        yield {"rule": name, "learning rate": f"{rate:.3g}", "loss above the best rate": loss}
 
 
 def _interpolate(x: np.ndarray, y: np.ndarray, point: float) -> float:

@@ -6,7 +6,8 @@
 
 Rules:
 
-    law:RUNS        lm.laws.hyperparameters of the runs in a folder, see configs/sweeps/tune.py
+    law:RUNS        lm.laws.hyperparameters of the runs in a folder, see configs/sweeps/tune.py;
+                    law:notebooks/data/tune needs no training; lr is for the batch size of the run
     step_law        Li et al. 2025, arXiv:2503.04715: learning rate, batch size
     deepseek        Bi et al. 2024, arXiv:2401.02954: learning rate, batch size
     porian          Porian et al. 2024, arXiv:2406.19146: learning rate
@@ -164,7 +165,10 @@ def _law_values(
 @functools.cache
 def _load_law(folder: str) -> hyperparameter_law.HyperparameterLaw:
     """Fit the law to the runs in a folder, once per process. Show its warnings."""
-    law = hyperparameter_law.hyperparameters(records.load_runs(folder))
+    rows = records.load_runs(folder)
+    if not rows:
+        raise ValueError("the folder has no runs: name a tuning sweep, such as notebooks/data/tune")
+    law = hyperparameter_law.hyperparameters(rows)
     for text in law.warnings:
         warnings.warn(f"law:{folder}: {text}", stacklevel=2)
     return law

@@ -93,13 +93,15 @@ def _reference_loss(
     for column, value in zip(columns, inputs, strict=True):
         is_equal &= np.abs(np.log(reference.data.columns[column] / value)) < SAME_INPUT
     if is_equal.any():
-        output = next(c for letter, c in reference.columns.items() if letter not in reference.inputs)
+        output = next(
+            c for letter, c in reference.columns.items() if letter not in reference.inputs
+        )
         return float(reference.data.columns[output][is_equal].mean())
     prediction = reference.predict(*inputs)
     if prediction.factor > reference.reach:
         raise ValueError(
             f"{name} is {prediction.factor:.3g} times beyond the runs of the reference law, so its"
-            f" loss on the reference corpus is unknown: train a smaller run, or extend the reference"
+            f" loss on the reference corpus is unknown: train a smaller run"
         )
     return float(prediction.value)
 

@@ -140,7 +140,8 @@ class HyperparameterLaw:
             exponents = [key for key in params if key.startswith(f"{name}_") and key[-2:] != "_k"]
             symbols = [SYMBOLS[key.partition("_")[2]] for key in exponents]
             factors = " ".join(
-                f"{symbol}^{params[key]:.3f}" for symbol, key in zip(symbols, exponents, strict=True)
+                f"{symbol}^{params[key]:.3f}"
+                for symbol, key in zip(symbols, exponents, strict=True)
             )
             lines.append(f"{name}* = {params[f'{name}_k']:.3g} {factors}{UNITS[name]}")
             for symbol, key in zip(symbols, exponents, strict=True):

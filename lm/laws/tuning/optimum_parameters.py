@@ -114,7 +114,9 @@ class Layout(NamedTuple):
         self, exponents: np.ndarray, columns: Sequence[str], inputs: Mapping[str, Any]
     ) -> float:
         """Return the log of an optimum."""
-        terms = (s * (inputs[x] - self.centers[x]) for x, s in zip(columns, exponents[1:], strict=True))
+        terms = (
+            s * (inputs[x] - self.centers[x]) for x, s in zip(columns, exponents[1:], strict=True)
+        )
         return exponents[0] + sum(terms)
 
 

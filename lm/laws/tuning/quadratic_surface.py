@@ -74,9 +74,9 @@ def fit_surface(rows: SurfaceRows, names: Sequence[str]) -> Surface:
     degrees = len(rows.log_loss) - len(theta) - n_cells
     if degrees < 1:
         raise ValueError(
-            f"{len(rows.log_loss)} runs in {n_cells} groups of equal size, tokens, seed and batch size"
-            f" do not determine {len(theta)} parameters: train more runs per group, with other values of"
-            f" {', '.join(names)}"
+            f"{len(rows.log_loss)} runs in {n_cells} groups of equal size, tokens, seed and batch"
+            f" size do not determine {len(theta)} parameters: train more runs per group, with other"
+            f" values of {', '.join(names)}"
         )
     prior = weak_prior(rows)
     sigma = _noise(theta, rows, degrees)
@@ -133,7 +133,7 @@ def distances(theta: np.ndarray, rows: SurfaceRows) -> np.ndarray:
 
 
 def log_least_loss(theta: np.ndarray, rows: SurfaceRows) -> np.ndarray:
-    """Return log L minus the excess over the optimum [n]: the least log L, with the noise of runs."""
+    """Return log L minus its excess over the optimum [n]."""
     z, matrix = distances(theta, rows), curvature(theta, rows.n_features)
     return rows.log_loss - 0.5 * np.einsum("nh,hk,nk->n", z, matrix, z)
 

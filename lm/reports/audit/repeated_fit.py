@@ -92,9 +92,7 @@ def _verify_source_losses(
         )
     ]
     if different:
-        status = (
-            prediction_chain.UNVERIFIABLE if is_approximate else prediction_chain.CONTRADICTION
-        )
+        status = prediction_chain.UNVERIFIABLE if is_approximate else prediction_chain.CONTRADICTION
         text = "the laws of sources, fitted again, differ from prediction.json"
         yield prediction_chain.Link(status, f"{text}: {', '.join(different)}")
     else:

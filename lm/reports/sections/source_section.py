@@ -84,7 +84,9 @@ def describe_errors(sweep: summary.SweepSummary) -> list[str]:
         if not results:
             continue
         errors = np.abs([r.error for r in results])
-        n_inside = sum(r.prediction["lo"] <= (r.measured or 0) <= r.prediction["hi"] for r in results)
+        n_inside = sum(
+            r.prediction["lo"] <= (r.measured or 0) <= r.prediction["hi"] for r in results
+        )
         count = f"1 {kind}" if len(results) == 1 else f"{len(results)} {kind}s"
         lines.append(
             f"Predicted losses of {count}: mean error {errors.mean():.2%}, largest"
