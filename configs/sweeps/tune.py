@@ -4,9 +4,10 @@
     uv run python -m experiments.sweep --sweep=configs/sweeps/tune.py:my/corpora    # ladder.py
 
 lm.laws.hyperparameters(lm.load_runs("runs/tune")) fits the best values as functions of size and
-tokens. The design is sparse: 17 runs per size and budget around a center, not a full grid. The
-center of the batch size grows with the tokens. With --max_vmapped=11, one
-program trains all runs of equal size, tokens and batch size.
+tokens. notebooks/data/tune has the records of this sweep, so law:notebooks/data/tune needs no
+training. The design is sparse: 17 runs per size and budget around a center, not a full grid. The
+center of the batch size grows with the tokens. With --max_vmapped=11, one program trains all runs
+of equal size, tokens and batch size.
 
 Hardware and time: 153 runs, about half an hour on two idle CPU cores.
 """
