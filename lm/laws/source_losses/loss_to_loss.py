@@ -97,7 +97,7 @@ def loss_to_loss(
     slope_unit = theta[1]  # slope of proportional losses
     for _ in range(N_NOISE_UPDATES):
         arguments = (inputs, outputs, x0, noise, slope_unit)
-        solution = optimize.least_squares(_residuals, theta, _jacobian, args=arguments)
+        solution = optimize.least_squares(_residuals, theta, args=arguments)
         theta = solution.x
         errors = _curve(theta, inputs, x0) / outputs - 1
         n_determined = max(len(inputs) - 3, 0)
@@ -139,12 +139,3 @@ def _residuals(
     of_slope = (theta[1] / slope_unit - SLOPE_PRIOR[0]) / SLOPE_PRIOR[1]
     of_kappa = (theta[2] - KAPPA_PRIOR[0]) / KAPPA_PRIOR[1]
     return np.concatenate([of_runs, [of_slope, of_kappa]])
-
-
-def _jacobian(
-    theta: np.ndarray, x: np.ndarray, y: np.ndarray, x0: float, noise: float, slope_unit: float
-) -> np.ndarray:
-    """Return the derivatives [n + 2, 3] of `_residuals`."""
-    of_runs = _gradient(theta, x, x0) / (noise * y)[:, None]
-    of_slope = [0.0, 1 / (slope_unit * SLOPE_PRIOR[1]), 0.0]
-    return np.concatenate([of_runs, [of_slope, [0.0, 0.0, 1 / KAPPA_PRIOR[1]]]])

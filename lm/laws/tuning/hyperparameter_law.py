@@ -114,9 +114,11 @@ class HyperparameterLaw:
         None is the best batch size. Raises ValueError unless these are positive numbers.
         """
         prediction_intervals.check_level(level)
-        for name, number in (("n", n), ("d", d), ("batch_tokens", batch_tokens)):
-            is_missing = name == "batch_tokens" and number is None
-            if not is_missing and (not option_validation.is_number(number) or number <= 0):
+        inputs = {"n": n, "d": d}
+        if batch_tokens is not None:
+            inputs["batch_tokens"] = batch_tokens
+        for name, number in inputs.items():
+            if not option_validation.is_number(number) or number <= 0:
                 raise ValueError(f"{name}={number!r} must be a number above 0")
 
         def log_optima(theta):

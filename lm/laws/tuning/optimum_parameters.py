@@ -30,8 +30,11 @@ class Layout(NamedTuple):
     @property
     def rate_inputs(self) -> dict[str, tuple[str, ...]]:
         """Inputs of the optima of the first surface: the learning rate and tau."""
-        rate = ("N", "D", "B") if "batch" in self.names else ("N", "D")
-        return {"lr": rate} | ({"tau": ("DN",)} if "tau" in self.names else {})
+        inputs: dict[str, tuple[str, ...]]
+        inputs = {"lr": ("N", "D", "B") if "batch" in self.names else ("N", "D")}
+        if "tau" in self.names:
+            inputs["tau"] = ("DN",)
+        return inputs
 
     @property
     def rate_features(self) -> list[int]:

@@ -33,6 +33,13 @@ class SourceResult(NamedTuple):
             return None
         return self.prediction["value"] / self.measured - 1
 
+    @property
+    def is_inside(self) -> bool:
+        """True if the result is inside the interval of the prediction."""
+        if self.measured is None or "value" not in self.prediction:
+            return False
+        return self.prediction["lo"] <= self.measured <= self.prediction["hi"]
+
 
 def load_results(sweep: summary.SweepSummary) -> list[SourceResult]:
     """Return the predicted and measured losses of the sources, then those of the tasks.
@@ -80,18 +87,17 @@ def describe_errors(sweep: summary.SweepSummary) -> list[str]:
     """
     lines = []
     for kind, is_task in (("source", False), ("task", True)):
-        results = [r for r in load_results(sweep) if r.is_task == is_task and r.error is not None]
-        if not results:
+        results = [r for r in load_results(sweep) if r.is_task == is_task]
+        errors = {r.name: abs(r.error) for r in results if r.error is not None}
+        if not errors:
             continue
-        errors = np.abs([r.error for r in results])
-        n_inside = sum(
-            r.prediction["lo"] <= (r.measured or 0) <= r.prediction["hi"] for r in results
-        )
-        count = f"1 {kind}" if len(results) == 1 else f"{len(results)} {kind}s"
+        n_inside = sum(r.is_inside for r in results)
+        count = f"1 {kind}" if len(errors) == 1 else f"{len(errors)} {kind}s"
+        largest = max(errors, key=lambda name: errors[name])
         lines.append(
-            f"Predicted losses of {count}: mean error {errors.mean():.2%}, largest"
-            f" {errors.max():.2%} ({results[int(errors.argmax())].name}), {n_inside} of"
-            f" {len(results)} inside their interval."
+            f"Predicted losses of {count}: mean error {np.mean(list(errors.values())):.2%}, largest"
+            f" {errors[largest]:.2%} ({largest}), {n_inside} of {len(errors)} inside their"
+            " interval."
         )
     return lines
 
@@ -116,7 +122,7 @@ def _row(result: SourceResult) -> dict[str, Any]:
         text = summary.format_measurement(measurement)
         if has_value:
             deviation = summary.relative_error(measured, value)
-            is_inside = "yes" if lo <= measured <= hi else "no"
+            is_inside = "yes" if result.is_inside else "no"
     return {
         "task" if result.is_task else "source": result.name,
         "predicted": value if has_value else None,

@@ -1,11 +1,11 @@
 """Tests of the law of a new corpus."""
 
+import typing
+
 import numpy as np
 import pytest
 
 import lm
-
-COLUMNS = {"n": "N", "d": "D", "y": "loss"}
 
 
 def reference_loss(n, d):
@@ -31,7 +31,7 @@ def reference():
     sizes = (1e7, 3e7, 1e8, 3e8, 1e9)
     points = [(n, ratio * n) for n in sizes for ratio in (10, 40)]
     rows = make_rows(points, reference_loss, "a", noise=0.002)
-    return lm.laws.chinchilla(rows, **COLUMNS, bootstrap=50)
+    return lm.laws.chinchilla(rows, n="N", d="D", y="loss", bootstrap=50)
 
 
 def test_two_runs_predict_ten_times_their_flops(reference):
@@ -78,5 +78,6 @@ def test_insufficient_runs_are_refused(reference, rows, message):
 
 
 def test_reference_must_be_a_fit():
+    options: dict[str, typing.Any] = {"reference": 3}
     with pytest.raises(ValueError, match="reference=3 must be a fit"):
-        lm.laws.new_corpus(make_rows([(1e8, 1e9)], new_loss, "b"), 3, y="loss")
+        lm.laws.new_corpus(make_rows([(1e8, 1e9)], new_loss, "b"), **options)
