@@ -6,8 +6,8 @@
 lm.laws.hyperparameters(lm.load_runs("runs/tune")) fits the best values as functions of size and
 tokens. notebooks/data/tune has the records of this sweep, so law:notebooks/data/tune needs no
 training. The design is sparse: 17 runs per size and budget around a center, not a full grid. The
-center of the batch size grows with the tokens. With --max_vmapped=11, one program trains all runs
-of equal size, tokens and batch size.
+center of the batch size grows with the tokens. On CPU, --max_vmapped does not halve the cost of
+these steps (experiments/LOG.md), so the command trains one run after the other.
 
 Hardware and time: 153 runs, about half an hour on two idle CPU cores.
 """

@@ -5,8 +5,8 @@
 
 The tables use committed records alone. Train the sweeps again with:
 
-    uv run python -m experiments.sweep --sweep=configs/sweeps/tune.py --max_vmapped=11
-    uv run python -m experiments.sweep --sweep=configs/sweeps/tune_check.py --max_vmapped=5
+    uv run python -m experiments.sweep --sweep=configs/sweeps/tune.py
+    uv run python -m experiments.sweep --sweep=configs/sweeps/tune_check.py
 
 Tables 1 to 3: parameters of the law, beside those of the Step Law (Li et al. 2025,
 arXiv:2503.04715); optima of each size and token budget; loss of five learning rates at 16 times the
