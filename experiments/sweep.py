@@ -362,13 +362,14 @@ def print_results(folder: Path) -> int:
     A run that another process is training is none of these.
     """
     from lm.reports import report, summary
+    from lm.reports.sections import source_section
 
     page = report.write_report(folder)
     sweep = summary.load_summary(folder)
     console.table(summary.summary_table(sweep.rows, sweep.prediction))
     console.print_line(str(sweep.fit or f"no law: {sweep.refusal}"))
     console.print_line(summary.headline(sweep)[1])
-    for note in sweep.notes:
+    for note in [*source_section.describe_errors(sweep), *sweep.notes]:
         console.print_line(note)
     console.print_line(f"report: {page}")
     return int(any(row["status"] not in ("done", "running") for row in sweep.rows))

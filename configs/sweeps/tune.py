@@ -4,9 +4,10 @@
     uv run python -m experiments.sweep --sweep=configs/sweeps/tune.py:my/corpora    # ladder.py
 
 lm.laws.hyperparameters(lm.load_runs("runs/tune")) fits the best values as functions of size and
-tokens. The design is sparse: 17 runs per size and budget around a center, not a full grid. The
-center of the batch size grows with the tokens. With --max_vmapped=11, one
-program trains all runs of equal size, tokens and batch size.
+tokens. notebooks/data/tune has the records of this sweep, so law:notebooks/data/tune needs no
+training. The design is sparse: 17 runs per size and budget around a center, not a full grid. The
+center of the batch size grows with the tokens. On CPU, --max_vmapped does not halve the cost of
+these steps (experiments/LOG.md), so the command trains one run after the other.
 
 Hardware and time: 153 runs, about half an hour on two idle CPU cores.
 """
@@ -14,8 +15,8 @@ Hardware and time: 153 runs, about half an hour on two idle CPU cores.
 from configs import base, ladder
 from lm.config import model_sizes
 
-SIZES = ("10K", "25K", "60K")
-BATCH_SIZES = {300_000: 8, 1_000_000: 16, 3_000_000: 32}  # tokens -> rows of 128 tokens
+SIZES = ("10K", "25K", "40K")
+BATCH_SIZES = {150_000: 8, 500_000: 16, 1_500_000: 32}  # tokens -> rows of 128 tokens
 WEIGHT_DECAY = 0.4
 # Factors of learning rate, batch size and weight decay, as powers of two. The timescale of the
 # weight decay depends on all three, so the middle learning rates have three weight decays.

@@ -32,7 +32,8 @@ Laws: functions from rows to a `fit.Fit`
     broken_power        power law with smooth changes of its slope (Caballero et al. 2022)
     kaplan              L(N, D) = ((N_c / N)^(alpha_N / alpha_D) + D_c / D)^alpha_D
     custom              a user-defined formula with starts, bounds and priors
-    loss_to_loss        loss of a source, a task or a new corpus from the total loss
+    loss_to_loss        loss of a source or a task from the total loss
+    new_corpus          loss on a new corpus from one or two runs and the law of another corpus
     hyperparameters     best learning rate, batch size and weight decay of N and D
     given               a law with published coefficients, such as given("hoffmann2022")
     try_fit             (fit, "") of any law, or (None, reason)
@@ -76,6 +77,7 @@ from lm.laws.formulas.custom import custom
 from lm.laws.formulas.published_laws import broken_power, given, kaplan, shifted_power
 from lm.laws.reporting.saved_fit import load_fit
 from lm.laws.source_losses.loss_to_loss import loss_to_loss
+from lm.laws.source_losses.new_corpus import new_corpus
 from lm.laws.tuning.hyperparameter_law import hyperparameters
 
 __all__ = [
@@ -100,6 +102,7 @@ __all__ = [
     "load_fit",
     "log_linear",
     "loss_to_loss",
+    "new_corpus",
     "one_step",
     "overtrained",
     "power",

@@ -32,7 +32,9 @@ REPORT_FILES = ("report.html", "figures")  # may be in the archive folder and ar
 # Facts that identify a machine or count the lines of the original are not archived.
 LOCAL_FACTS = ("host", record_lines.N_LINES, record_lines.N_MISSING)
 DAMAGED_LINE = "damaged_line"  # entry of an archived row in place of a damaged line
-MAX_LOG_STEPS = (128, 64, 32, 16)  # log steps per run: the largest number that fits is used
+# Levels of detail: log steps per run, and True for the loss sums per document. The first level that
+# fits is used. The last ones also have no line breaks in JSON files.
+LEVELS = ((128, True), (64, True), (32, True), (16, True), (16, False), (4, False), (0, False))
 DIGITS = 7
 # A path outside the repository: it begins with /, ~/, ../ or gs://.
 OUTSIDE = re.compile(r"""(?<![\w.*~/])(?:gs:/|~|\.\.(?:/\.\.)*)?(?:/[^\s/:;,?&"'()]+)+/?""")
@@ -58,21 +60,23 @@ def archive_sweep(sweep_dir, archive_dir, megabytes: float = 1.5) -> int:
 
 
 def _fitting_files(path: Path, contents: dict, megabytes: float) -> dict[str, str | bytes]:
-    """Return {file: content} with the largest number of log steps that fits into `megabytes`."""
+    """Return {file: content} with the most detail that fits into `megabytes`: see LEVELS."""
     paths = set().union(*(_outside_paths(value) for value in contents.values()))
     short_names = _short_names(paths)
     portable = {name: _replace_paths(value, short_names) for name, value in contents.items()}
     files: dict[str, str | bytes] = {}
-    for n_steps in MAX_LOG_STEPS:
-        files = {
-            name: _file_text(name, value, n_steps, _run_id(name, portable))
+    for n_steps, has_sums in LEVELS:
+        texts = (
+            (name, _file_text(name, value, n_steps, has_sums, _run_id(name, portable)))
             for name, value in portable.items()
-        }
+            if has_sums or not name.endswith(DOCUMENT_SUMS)
+        )
+        files = {name: text for name, text in texts if text}
         if _n_bytes(files) <= megabytes * 1e6:
             return files
     raise ValueError(
         f"--megabytes={megabytes:g} is too small: the records of {path} need "
-        f"{_n_bytes(files) / 1e6:.1f} MB with {MAX_LOG_STEPS[-1]} log steps per run. "
+        f"{_n_bytes(files) / 1e6:.1f} MB with {LEVELS[-1][0]} log steps per run. "
         "Raise it or archive fewer runs."
     )
 
@@ -172,17 +176,21 @@ def _encode_sums(arrays: dict[str, Any]) -> bytes:
     return buffer.getvalue()
 
 
-def _file_text(name: str, value, n_steps: int, run_id: str | None) -> str | bytes:
+def _file_text(
+    name: str, value, n_steps: int, is_indented: bool, run_id: str | None
+) -> str | bytes:
     """Return the content of a file. Select n_steps evenly spaced lines of metrics.jsonl.
 
-    run_id: identifier of the run of the file. None is a run without checksums.
+    is_indented: write each entry of a JSON file to its own line. run_id: identifier of the run of
+    the file. None is a run without checksums.
     """
     if name.endswith(DOCUMENT_SUMS):
         return _encode_sums(value)
     if isinstance(value, dict):
         has_checksum = record_checksums.VERSION in value
         content = record_checksums.add_checksum(value) if has_checksum else value
-        return json.dumps(content, indent=1) + "\n"
+        compact = None if is_indented else (",", ":")
+        return json.dumps(content, indent=1 if is_indented else None, separators=compact) + "\n"
     if name.endswith("metrics.jsonl") and len(value) > n_steps:
         value = [value[round(i * (len(value) - 1) / (n_steps - 1))] for i in range(n_steps)]
     lines = [json.dumps(_rounded(line), separators=(",", ":")) for line in value]

@@ -6,7 +6,8 @@
 
 Rules:
 
-    law:RUNS        lm.laws.hyperparameters of the runs in a folder, see configs/sweeps/tune.py
+    law:RUNS        lm.laws.hyperparameters of the runs in a folder, see configs/sweeps/tune.py;
+                    law:notebooks/data/tune needs no training; lr is for the batch size of the run
     step_law        Li et al. 2025, arXiv:2503.04715: learning rate, batch size
     deepseek        Bi et al. 2024, arXiv:2401.02954: learning rate, batch size
     porian          Porian et al. 2024, arXiv:2406.19146: learning rate
@@ -99,7 +100,7 @@ def _learning_rate(rule: str, run: schema.Run, counts: dict, tokens: float) -> f
     name, _, argument = rule.partition(":")
     n = counts["active_non_embedding"]
     if name == "law":
-        return _law_values("optim.lr_rule", argument, counts, tokens).lr.value
+        return _law_values("optim.lr_rule", argument, counts, tokens, _batch_of(run)).lr.value
     if name == "horizon":
         return run.optim.lr * (_parse_tokens(rule, argument) / tokens) ** HORIZON_EXPONENT
     if name == "deepseek":
@@ -128,7 +129,7 @@ def _weight_decay(rule: str, run: schema.Run, counts: dict, tokens: float) -> fl
     name, _, argument = rule.partition(":")
     rate = 1.0 if run.optim.independent_weight_decay else run.optim.lr
     if name == "law":
-        best = _law_values("optim.weight_decay_rule", argument, counts, tokens)
+        best = _law_values("optim.weight_decay_rule", argument, counts, tokens, _batch_of(run))
         if best.timescale is None:
             raise _not_varied("optim.weight_decay_rule", rule, "weight decay")
         return 1 / (rate * run.steps * best.timescale.value)
@@ -136,12 +137,20 @@ def _weight_decay(rule: str, run: schema.Run, counts: dict, tokens: float) -> fl
     return hyperparameter_rules.power_lines_decay(rate, run.steps, ratio)
 
 
+def _batch_of(run: schema.Run) -> int:
+    """Return the tokens per step of a run."""
+    return run.data.batch_size * run.data.seq_len
+
+
 def _law_values(
-    field: str, folder: str, counts: dict, tokens: float
+    field: str, folder: str, counts: dict, tokens: float, batch_tokens: int | None = None
 ) -> hyperparameter_law.BestHyperparameters:
-    """Return the best hyperparameters of the law of a folder. Warn if they are uncertain."""
+    """Return the best hyperparameters of the law of a folder. Warn if they are uncertain.
+
+    batch_tokens: tokens per step of the run; None for a batch size by the law.
+    """
     try:
-        best = _load_law(folder).predict(float(counts["non_embedding"]), tokens)
+        best = _load_law(folder).predict(float(counts["non_embedding"]), tokens, batch_tokens)
     except ValueError as error:
         raise schema.ConfigError(f"{field}=law:{folder}: {error}") from None
     if best.loss_increase > MAX_INCREASE:
@@ -156,7 +165,10 @@ def _law_values(
 @functools.cache
 def _load_law(folder: str) -> hyperparameter_law.HyperparameterLaw:
     """Fit the law to the runs in a folder, once per process. Show its warnings."""
-    law = hyperparameter_law.hyperparameters(records.load_runs(folder))
+    rows = records.load_runs(folder)
+    if not rows:
+        raise ValueError("the folder has no runs: name a tuning sweep, such as notebooks/data/tune")
+    law = hyperparameter_law.hyperparameters(rows)
     for text in law.warnings:
         warnings.warn(f"law:{folder}: {text}", stacklevel=2)
     return law

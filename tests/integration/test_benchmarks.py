@@ -5,9 +5,11 @@ import subprocess
 import sys
 
 import jax
+import numpy as np
 import pytest
 
 from experiments.benchmarks import (
+    hyperparameter_law,
     interleaved,
     module_tests,
     mutation,
@@ -227,3 +229,22 @@ def test_tests_of_a_module_mirror_or_import_the_module(tmp_path):
         assert len(module_tests.list_tests(toy, "lm/laws/toy.py")) == 2
     (toy / "tests/laws/test_other.py").write_text("from lm.laws import fit  # toy\n")
     assert len(module_tests.list_tests(toy, "lm/laws/toy.py")) == 1
+
+
+def test_check_of_the_law_pairs_its_rates_over_seeds():
+    losses = np.array([[3.0, 3.1, 3.2], [2.0, 2.1, 2.2], [2.01, 2.12, 2.2]])
+    mean, upper = hyperparameter_law.paired_excess(losses, chosen=2)
+    assert mean == pytest.approx(np.mean([0.005, 0.02 / 2.1, 0.0])) and upper > mean
+    assert hyperparameter_law.paired_excess(losses, chosen=1) == (0.0, 0.0)
+
+
+def test_rules_have_the_loss_of_a_parabola():
+    rates = [0.001 * 2.0**k for k in range(5)]
+    losses = 2 + 0.1 * np.log(np.array(rates) / 0.004) ** 2
+    row = {"params.non_embedding": 150_448, "tokens": 7.8e6}
+    lines = {
+        line["rule"]: line for line in hyperparameter_law.list_rules(row, rates, losses, 0.008)
+    }
+    expected = 0.1 * np.log(2) ** 2 / 2
+    assert lines["law of this sweep"]["loss above the best rate"] == f"{expected:+.2%}"
+    assert len(lines) == 4

@@ -116,6 +116,17 @@ def test_archive_is_idempotent_and_drops_deleted_runs(sweep, tmp_path):
     assert (first / "figures" / "loss.svg").exists()
 
 
+def test_smallest_archive_has_the_results_without_log_steps(sweep, tmp_path):
+    first, second = tmp_path / "large", tmp_path / "small"
+    n_bytes = archive.archive_sweep(sweep, first)
+    files = [f for f in first.rglob("*.json*") if f.name != "metrics.jsonl"]
+    limit = sum(file.stat().st_size for file in files)
+    assert archive.archive_sweep(sweep, second, megabytes=limit / 1e6) < n_bytes
+    assert not list(second.glob("*/metrics.jsonl")) and not list(second.glob("*/heldout.npz"))
+    rows, same = records.load_runs(first), records.load_runs(second)
+    assert [row | {"dir": ""} for row in rows] == [row | {"dir": ""} for row in same]
+
+
 def test_log_steps_are_thinned_to_fit_the_size_limit(sweep, tmp_path):
     archive_dir = tmp_path / "toy"
     n_bytes = archive.archive_sweep(sweep, archive_dir)

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import pathlib
 
 import pytest
 from fixtures import tuned_runs as tuning_sweep
@@ -43,12 +44,34 @@ def test_law_sets_the_hyperparameters_of_its_prediction(tuned_runs):
     tokens = model_sizes.training_tokens(run)
     hyperparameter_values.resolve_rules(run)
     n = model_sizes.count_parameters(model_sizes.resolved_model(run))["non_embedding"]
-    best = hyperparameter_law.hyperparameters(tuned_runs).predict(n, tokens)
+    best = hyperparameter_law.hyperparameters(tuned_runs).predict(n, tokens, 16 * 128)
     assert run.optim.lr == pytest.approx(best.lr.value)
     assert run.data.batch_size == 16  # the power of two nearest to 2048 / 128
     assert model_sizes.training_tokens(run) == pytest.approx(tokens, rel=0.01)
     timescale = 1 / (run.optim.lr * run.optim.weight_decay * run.steps)
     assert timescale == pytest.approx(best.timescale.value, rel=0.01)
+
+
+def test_rate_of_the_law_fits_the_batch_size_of_the_run(tuned_runs):
+    """The fixture has a rate that grows with the batch size to the power 0.3."""
+    rates = []
+    for batch_size in (8, 32):
+        run = make_run(lr="law:runs/tune")
+        run.steps = run.steps * run.data.batch_size // batch_size
+        run.data.batch_size = batch_size
+        hyperparameter_values.resolve_rules(run)
+        rates.append(run.optim.lr)
+    assert rates[1] / rates[0] == pytest.approx(4**0.3, rel=0.02)
+
+
+def test_law_of_the_committed_sweep_needs_no_training():
+    rule = f"law:{pathlib.Path(__file__).parents[2] / 'notebooks/data/tune'}"
+    run = make_run(lr=rule, weight_decay=rule, batch_size=rule)
+    hyperparameter_values._load_law.cache_clear()
+    with pytest.warns(UserWarning, match="best batch size is outside the tested values"):
+        hyperparameter_values.resolve_rules(run)
+    assert run.optim.lr == pytest.approx(0.0154, rel=0.05) and run.data.batch_size == 4
+    assert 0.05 < run.optim.weight_decay < 0.5
 
 
 def test_published_rules_have_the_values_of_their_papers():
@@ -86,7 +109,7 @@ def test_unknown_rules_are_refused(rules, message):
 
 
 def test_folder_without_law_is_refused_in_one_line(tmp_path):
-    with pytest.raises(schema.ConfigError, match=f"optim.lr_rule=law:{tmp_path}: "):
+    with pytest.raises(schema.ConfigError, match=f"optim.lr_rule=law:{tmp_path}: .* no runs"):
         hyperparameter_values.resolve_rules(make_run(lr=f"law:{tmp_path}"))
 
 

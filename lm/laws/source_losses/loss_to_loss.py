@@ -57,7 +57,11 @@ class LossToLoss:
         half_width = stats.t.ppf((1 + level) / 2, self.degrees) * variance**0.5
         low, high = self.x_range
         return prediction_intervals.Prediction(
-            value, value - half_width, value + half_width, level, max(low / x, x / high, 1.0)
+            value,
+            max(value - half_width, 0.0),
+            value + half_width,
+            level,
+            max(low / x, x / high, 1.0),
         )
 
     def __str__(self) -> str:
@@ -92,9 +96,8 @@ def loss_to_loss(
     theta = np.array([float(outputs.mean()), SLOPE_PRIOR[0] * outputs.mean() / x0, KAPPA_PRIOR[0]])
     slope_unit = theta[1]  # slope of proportional losses
     for _ in range(N_NOISE_UPDATES):
-        solution = optimize.least_squares(
-            _residuals, theta, args=(inputs, outputs, x0, noise, slope_unit)
-        )
+        arguments = (inputs, outputs, x0, noise, slope_unit)
+        solution = optimize.least_squares(_residuals, theta, args=arguments)
         theta = solution.x
         errors = _curve(theta, inputs, x0) / outputs - 1
         n_determined = max(len(inputs) - 3, 0)

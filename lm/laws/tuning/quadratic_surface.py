@@ -74,9 +74,9 @@ def fit_surface(rows: SurfaceRows, names: Sequence[str]) -> Surface:
     degrees = len(rows.log_loss) - len(theta) - n_cells
     if degrees < 1:
         raise ValueError(
-            f"{len(rows.log_loss)} runs in {n_cells} groups of equal size, tokens and seed do not"
-            f" determine {len(theta)} parameters: train more runs per group, with other values of"
-            f" {', '.join(names)}"
+            f"{len(rows.log_loss)} runs in {n_cells} groups of equal size, tokens, seed and batch"
+            f" size do not determine {len(theta)} parameters: train more runs per group, with other"
+            f" values of {', '.join(names)}"
         )
     prior = weak_prior(rows)
     sigma = _noise(theta, rows, degrees)
@@ -132,17 +132,23 @@ def distances(theta: np.ndarray, rows: SurfaceRows) -> np.ndarray:
     return rows.x - np.stack([f @ e for f, e in zip(rows.features, m, strict=True)], 1)
 
 
+def log_least_loss(theta: np.ndarray, rows: SurfaceRows) -> np.ndarray:
+    """Return log L minus its excess over the optimum [n]."""
+    z, matrix = distances(theta, rows), curvature(theta, rows.n_features)
+    return rows.log_loss - 0.5 * np.einsum("nh,hk,nk->n", z, matrix, z)
+
+
 def cell_optimum(theta: np.ndarray, rows: SurfaceRows) -> np.ndarray:
     """Return the optimum [h] of the rows of one cell relative to the law, for the curvature H.
 
     A hyperparameter that does not vary in the cell stays at the optimum of the law.
     """
     matrix, z = curvature(theta, rows.n_features), distances(theta, rows)
-    excess = rows.log_loss - 0.5 * np.einsum("nh,hk,nk->n", z, matrix, z)
+    least = log_least_loss(theta, rows)
     intercepts = np.eye(int(rows.cells.max()) + 1)[rows.cells]
     is_varied = np.ptp(z, axis=0) > 1e-9
     design = np.concatenate([intercepts, -(z @ matrix)[:, is_varied]], 1)
-    coefficients = np.linalg.lstsq(design, excess, rcond=1e-9)[0]
+    coefficients = np.linalg.lstsq(design, least, rcond=1e-9)[0]
     optimum = np.zeros(z.shape[1])
     optimum[is_varied] = coefficients[intercepts.shape[1] :]
     return optimum
@@ -150,9 +156,7 @@ def cell_optimum(theta: np.ndarray, rows: SurfaceRows) -> np.ndarray:
 
 def _residuals(theta: np.ndarray, rows: SurfaceRows) -> np.ndarray:
     """Return log L minus the surface [n], with the best intercept of each cell."""
-    z = distances(theta, rows)
-    matrix = curvature(theta, rows.n_features)
-    return _center(rows.log_loss - 0.5 * np.einsum("nh,hk,nk->n", z, matrix, z), rows.cells)
+    return _center(log_least_loss(theta, rows), rows.cells)
 
 
 def _noise(theta: np.ndarray, rows: SurfaceRows, degrees: int) -> float:

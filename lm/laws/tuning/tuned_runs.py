@@ -22,6 +22,7 @@ class TunedRuns(NamedTuple):
     weight_decay: np.ndarray
     cell: np.ndarray  # integers from 0
     cell_and_seed: np.ndarray  # integers from 0
+    group: np.ndarray  # runs of one cell, seed and batch size; integers from 0
 
     def select(self, is_included: np.ndarray) -> "TunedRuns":
         """Return the runs of a mask [n]."""
@@ -33,6 +34,7 @@ class TunedRuns(NamedTuple):
             self.weight_decay[is_included],
             _number(self.cell[is_included]),
             _number(self.cell_and_seed[is_included]),
+            _number(self.group[is_included]),
         )
 
 
@@ -85,6 +87,8 @@ def _tuned_runs(
         log_tau = np.log(batch) - log_rate - np.log(decay) - log_budgets[budget]
     seeds = [str(row.get("seed")) for row in table.rows]
     cell = _number(np.stack([n, budget], 1))
+    cell_and_seed = _number(np.stack([cell, _number(np.array(seeds))], 1))
+    batch_number = np.round(np.log(batch) / np.log1p(SAME_BUDGET))
     return TunedRuns(
         n=n,
         d=np.exp(log_budgets[budget]),
@@ -92,7 +96,8 @@ def _tuned_runs(
         hyperparameters={"lr": np.log(lr), "batch": np.log(batch), "tau": log_tau},
         weight_decay=decay,
         cell=cell,
-        cell_and_seed=_number(np.stack([cell, _number(np.array(seeds))], 1)),
+        cell_and_seed=cell_and_seed,
+        group=_number(np.stack([cell_and_seed, batch_number], 1)),
     )
 
 
@@ -130,14 +135,17 @@ def _check_counts(runs: TunedRuns) -> None:
 def near_optimum(
     runs: TunedRuns, labels: Sequence[str], names: Sequence[str], max_increase: float
 ) -> tuple[np.ndarray, list[tuple[str, str]]]:
-    """Return a mask [n] of the runs near the best run of their cell and seed, and the others."""
-    lowest = np.full(runs.cell_and_seed.max() + 1, np.inf)
-    np.minimum.at(lowest, runs.cell_and_seed, runs.log_loss)
-    increase = np.expm1(runs.log_loss - lowest[runs.cell_and_seed])
+    """Return a mask [n] of the runs near the best run of their group, and the others."""
+    lowest = np.full(runs.group.max() + 1, np.inf)
+    np.minimum.at(lowest, runs.group, runs.log_loss)
+    increase = np.expm1(runs.log_loss - lowest[runs.group])
     has_decay = np.isfinite(runs.hyperparameters["tau"]) | ("tau" not in names)
     excluded = []
     for i in np.flatnonzero(~has_decay | (increase > max_increase)).tolist():
-        reason = f"loss {increase[i]:.1%} above the best run, limit {max_increase:.1%}"
+        reason = (
+            f"loss {increase[i]:.1%} above the best run of this batch size, limit"
+            f" {max_increase:.1%}"
+        )
         excluded.append((labels[i], reason if has_decay[i] else "weight decay is 0"))
     return has_decay & (increase <= max_increase), excluded
 

@@ -83,9 +83,16 @@ def find_missing_entry(prediction: Mapping) -> str:
         ),
         "code": isinstance(prediction.get("code"), dict),
         "joint": isinstance(prediction.get("joint", {}), dict),
+        target_prediction.SOURCE_LOSSES: _is_dict_of_dicts(
+            prediction.get(target_prediction.SOURCE_LOSSES, {})
+        ),
         "size": all(map(records.is_finite, sizes)),
     }
     return next((name for name, is_present in is_valid.items() if not is_present), "")
+
+
+def _is_dict_of_dicts(value: object) -> bool:
+    return isinstance(value, dict) and all(isinstance(item, dict) for item in value.values())
 
 
 def _is_list_of_names(value: object) -> bool:

@@ -1,6 +1,6 @@
 """Repeated fit of the law of a prediction, which must give the same interval and draws."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from lm.reports.audit import prediction_chain, target_prediction
 from lm.runs import records
@@ -66,3 +66,35 @@ def verify_fit(chain: prediction_chain.Chain) -> Iterator[prediction_chain.Link]
             yield prediction_chain.Link(
                 prediction_chain.CONTRADICTION if is_exact else prediction_chain.UNVERIFIABLE, text
             )
+    yield from _verify_source_losses(stored, repeated, chain.is_archive or not has_same_code)
+
+
+def _verify_source_losses(
+    stored: Mapping, repeated: Mapping, is_approximate: bool
+) -> Iterator[prediction_chain.Link]:
+    """Compare the predicted losses of sources and tasks with those of the repeated fit.
+
+    A prediction of an earlier version has no such losses, and gives no link. is_approximate: other
+    code or rounded records explain a difference.
+    """
+    old = stored.get(target_prediction.SOURCE_LOSSES)
+    if old is None:
+        return
+    new = repeated.get(target_prediction.SOURCE_LOSSES, {})
+    different = [
+        column
+        for column in sorted({*old, *new})
+        if not all(
+            prediction_chain.is_close(
+                old.get(column, {}).get(key), new.get(column, {}).get(key), TOLERANCE
+            )
+            for key in BOUNDS[:3]
+        )
+    ]
+    if different:
+        status = prediction_chain.UNVERIFIABLE if is_approximate else prediction_chain.CONTRADICTION
+        text = "the laws of sources, fitted again, differ from prediction.json"
+        yield prediction_chain.Link(status, f"{text}: {', '.join(different)}")
+    else:
+        text = f"the laws of {len(old)} sources and tasks, fitted again, give the intervals"
+        yield prediction_chain.Link(prediction_chain.VERIFIED, text)

@@ -20,13 +20,17 @@ import numpy as np
 
 from lm.laws import fit, run_table
 from lm.laws.forms import power_laws
+from lm.laws.source_losses import loss_to_loss
 from lm.reports import task_analysis
-from lm.runs import provenance, records, run_selection
+from lm.runs import provenance, records, run_selection, task_results
 from lm.runs.integrity import prediction_log
 
 X, Y = records.N_PARAMS, records.LOSS  # input and output of the law
 BUDGET_TOLERANCE = 0.02  # relative difference up to which two token budgets are equal
 VALUE_COLUMNS = (X, records.TOKENS, Y)  # of a fitted run, stored in the prediction
+SOURCE_LOSSES = "source_losses"  # entry of the losses of sources and tasks
+TASK_LOSS = "bits_per_byte"  # metric of a task that is predicted from the loss
+NORMAL_95 = 1.959964  # half the width of a normal 95% interval, in standard deviations
 PACKAGES = ("numpy", "scipy")
 UNFINISHED = "unfinished"  # entry of the candidates that had not ended; the law does not use them
 
@@ -49,7 +53,8 @@ def predict_target(
 
     rows: rows of records.load_folder, which contain the candidates. n_tokens: training tokens of
     the target. The entry joint is the prediction of the law L(N, D), if the candidates have several
-    token budgets. The entry tasks has the predicted accuracies.
+    token budgets. The entry tasks has the predicted accuracies. The entry source_losses has the
+    predicted losses of the sources and the bits per byte of the tasks, by column.
     """
     by_name = {row["name"]: row for row in rows}
     tolerances = {records.TOKENS: BUDGET_TOLERANCE}
@@ -68,9 +73,41 @@ def predict_target(
             fit_law = functools.partial(power_laws.chinchilla, any_budget, n=X, y=Y)
             joint = _predict(fit_law, n_params, n_tokens)
         prediction["joint"] = joint | {"runs": [row["name"] for row in any_budget]}
+    if source_losses := _predict_source_losses(any_budget, prediction):
+        prediction[SOURCE_LOSSES] = source_losses
     if should_predict_tasks:
         prediction["tasks"] = task_analysis.predict_task_accuracy(same_budget, n_params)
     return prediction
+
+
+def loss_columns(rows: Iterable[Mapping]) -> list[str]:
+    """Return the sorted columns of the losses of single sources, then those of single tasks."""
+    keys = {key for row in rows for key in row}
+    sources = sorted(key for key in keys if key.startswith(f"{Y}."))
+    prefix, _, suffix = task_results.task_column("*", TASK_LOSS).partition("*")
+    return sources + sorted(k for k in keys if k.startswith(prefix) and k.endswith(suffix))
+
+
+def _predict_source_losses(rows: Sequence[dict], total: Mapping) -> dict[str, dict]:
+    """Return {column: prediction, or the reason why it is refused} of each source and task.
+
+    rows: tuned runs of any token budget. total: prediction of the loss of the target. The interval
+    of a source includes that of the total. Without a predicted total, the result is empty.
+    """
+    if "value" not in total or total["lo"] is None:
+        return {}
+    total_sd = (total["hi"] - total["lo"]) / (2 * NORMAL_95)
+    predictions = {}
+    for column in loss_columns(rows):
+        try:
+            law = loss_to_loss.loss_to_loss(rows, column, Y)
+            prediction = law.predict(total["value"], total_sd)
+        except ValueError as error:
+            predictions[column] = {"refused": str(error)}
+            continue
+        numbers = {"value": prediction.value, "lo": prediction.lo, "hi": prediction.hi}
+        predictions[column] = {key: float(v) for key, v in numbers.items()} | {"n_runs": law.n}
+    return predictions
 
 
 def describe_inputs(
@@ -80,7 +117,8 @@ def describe_inputs(
     by_name, inputs = {row["name"]: row for row in rows}, {}
     for name in names:
         if name in by_name:
-            values = {column: by_name[name].get(column) for column in VALUE_COLUMNS}
+            columns = [*VALUE_COLUMNS, *loss_columns([by_name[name]])]
+            values = {column: by_name[name].get(column) for column in columns}
             hashes = prediction_log.hash_records(run_folder(sweep_dir, name))
             inputs[name] = {"records": hashes, "values": values}
     return inputs

@@ -17,7 +17,7 @@ from lm.laws import fit, prediction_intervals
 from lm.reports import html, summary, task_analysis
 from lm.reports.audit import prediction_audit, prediction_chain
 from lm.reports.plots import elements, goodput, style
-from lm.reports.sections import next_run_section, task_section, text_section
+from lm.reports.sections import next_run_section, source_section, task_section, text_section
 from lm.runs import records, run_selection, task_results
 
 NO_INTERVAL = (float("nan"), float("nan"))
@@ -29,6 +29,10 @@ def all_sections(sweep: summary.SweepSummary) -> dict[str, Markup]:
     sections = {
         "The law": _law(sweep),
         "Predictions": _predictions(sweep),
+    }
+    if source_section.load_results(sweep):
+        sections["Losses of sources"] = source_section.source_losses(sweep)
+    sections |= {
         "Other laws": _other_laws(sweep),
         "Next run": next_run_section.next_runs(sweep),
     }

@@ -13,7 +13,11 @@ def test_law_recovers_exponents_without_noise():
     law = lm.laws.hyperparameters(tuned_rows(), max_increase=1)
     for name, value in TRUE.items():
         assert law.params[name] == pytest.approx(value, abs=1e-3)
-    assert law.curvature == pytest.approx(CURVATURE, abs=1e-4)
+    # The best learning rate at a batch size follows from the interaction of both.
+    slope = -CURVATURE[0, 1] / CURVATURE[0, 0]
+    assert law.params["lr_B"] == pytest.approx(slope, abs=1e-3)
+    of_batch = CURVATURE[1, 1] - CURVATURE[0, 1] ** 2 / CURVATURE[0, 0]
+    assert law.curvature == pytest.approx(np.diag([0.02, of_batch, 0.008]), abs=1e-4)
     assert not law.warnings and not law.excluded
     best, (lr, batch, tau) = law.predict(2.5e5, 1.2e7), true_optimum(2.5e5, 1.2e7)
     assert best.lr.value == pytest.approx(lr, rel=1e-2)
