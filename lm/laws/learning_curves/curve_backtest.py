@@ -1,0 +1,132 @@
+"""Back-test of the models of learning curves: each finished run is forecast from the others.
+
+    reference = curve_backtest.Reference(curves)             # fits every model to finished runs
+    table = reference.backtest(0.5)                          # forecasts from half of the steps
+    reference.predict_final("collapse", curve, until=300)
+"""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from scipy import stats
+
+from lm.laws.learning_curves import curve_fit, curve_models, recorded_curves
+
+LEVEL = 0.95
+MIN_FEATURE_RUNS = 4  # finished runs per feature of the prior
+
+
+class Prediction(NamedTuple):
+    """Normal distribution of the log of the final loss."""
+
+    mean: float
+    sd: float
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelBacktest:
+    """Errors of a model over finished runs, each forecast from the other runs.
+
+    errors: log of forecast / measured loss [n]. scores: errors divided by their predicted standard
+    deviations [n].
+    """
+
+    model: str
+    constants: curve_models.Constants
+    fraction: float  # of the steps that a forecast uses
+    errors: np.ndarray
+    scores: np.ndarray
+
+    @property
+    def mean_error(self) -> float:
+        """Mean absolute error, relative to the loss."""
+        return float(np.abs(np.expm1(self.errors)).mean())
+
+    def interval_factor(self, level: float = LEVEL) -> float:
+        """Return the half-width of an interval in predicted standard deviations.
+
+        The factor is that of Student's t distribution with the measured size of the scores.
+        """
+        n = len(self.scores)
+        size = np.sqrt((self.scores**2).mean() * (1 + 1 / n))
+        return float(stats.t.ppf(0.5 + level / 2, n - 1) * size)
+
+
+class Reference:
+    """Models that are fitted to finished runs."""
+
+    def __init__(self, curves: Sequence[recorded_curves.LearningCurve]):
+        self.curves = list(curves)
+        self._inputs = np.array([_run_inputs(curve) for curve in curves])
+        self._means, self._scales = self._inputs.mean(0), self._inputs.std(0)
+        is_varied = self._scales > 1e-6
+        n_features = min(int(is_varied.sum()), max(len(curves) // MIN_FEATURE_RUNS - 1, 0))
+        self._selected = np.flatnonzero(is_varied)[:n_features]
+        self._backtests: dict[tuple[str, float], ModelBacktest] = {}
+
+    def features(self, curve: recorded_curves.LearningCurve) -> np.ndarray:
+        """Return the features [f] of a run: 1 and its scaled size, peak rate, batch and tokens."""
+        scaled = (_run_inputs(curve) - self._means)[self._selected] / self._scales[self._selected]
+        return np.concatenate([[1.0], scaled])
+
+    @functools.cached_property
+    def fits(self) -> dict[str, tuple[curve_fit.CurveFit, curve_fit.Statistics]]:
+        """Fit of each model to all runs, with the best constants of its grid."""
+        features = np.array([self.features(curve) for curve in self.curves])
+        points = [curve_fit.select_points(curve) for curve in self.curves]
+        return {
+            model: curve_fit.fit_model(points, model, features) for model in curve_models.MODELS
+        }
+
+    def predict_final(
+        self, model: str, curve: recorded_curves.LearningCurve, until: float
+    ) -> Prediction:
+        """Return the distribution of the final loss of a run from its losses until a step."""
+        return self._predict(self.fits[model][0], curve, until)
+
+    def backtest(self, fraction: float) -> dict[str, ModelBacktest]:
+        """Return the back-test of each model. fraction: of the steps that a forecast uses."""
+        for model in curve_models.MODELS:
+            if (model, fraction) not in self._backtests:
+                self._backtests[model, fraction] = self._backtest_model(model, fraction)
+        return {model: self._backtests[model, fraction] for model in curve_models.MODELS}
+
+    def _backtest_model(self, model: str, fraction: float) -> ModelBacktest:
+        errors, scores = [], []
+        for i, curve in enumerate(self.curves):
+            prediction = self._predict(self._left_out_fits[model][i], curve, fraction * curve.n_steps)
+            error = prediction.mean - np.log(curve.final_loss)
+            errors.append(error)
+            scores.append(error / prediction.sd)
+        constants = self.fits[model][0].constants
+        return ModelBacktest(model, constants, fraction, np.array(errors), np.array(scores))
+
+    @functools.cached_property
+    def _left_out_fits(self) -> dict[str, list[curve_fit.CurveFit]]:
+        """Fits of each model without one run, by the index of the run."""
+        fits = {}
+        for model, (fitted, statistics) in self.fits.items():
+            fits[model] = []
+            for i in range(len(self.curves)):
+                included = np.arange(len(self.curves)) != i
+                fits[model].append(
+                    curve_fit.fit_statistics(
+                        statistics, fitted, included, curve_fit.N_WARM_ITERATIONS
+                    )
+                )
+        return fits
+
+    def _predict(self, fitted, curve, until) -> Prediction:
+        end = np.array([curve.n_steps])
+        features = self.features(curve)
+        prediction = curve_fit.predict_losses(fitted, curve, features, until, end)
+        return Prediction(float(prediction.mean[0]), float(np.sqrt(prediction.covariance[0, 0])))
+
+
+def _run_inputs(curve: recorded_curves.LearningCurve) -> np.ndarray:
+    """Return logs of size, peak learning rate, tokens per step and tokens of a run."""
+    tokens = curve.n_steps * curve.batch_tokens
+    return np.log([curve.n_params, curve.rates.max(), curve.batch_tokens, tokens])

@@ -1,0 +1,258 @@
+"""Fit of a model of learning curves to several runs, and the forecast of a run.
+
+The coefficients a, b and g of a run have a normal prior. Its mean is linear in the size and the
+peak learning rate, and its covariance is that of the fitted runs. The residuals are correlated
+along a curve. Prior, shared function, and size of the residuals are fitted by
+expectation-maximization.
+
+Legend: n runs, k points of a curve, q columns of a curve, p = 3 coefficients, f features of a run.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from lm.laws.learning_curves import curve_models, recorded_curves
+
+N_ITERATIONS = 12
+N_WARM_ITERATIONS = 3  # from the fit of all runs
+CORRELATED_SHARE = 0.7  # of the variance of a residual
+CORRELATION_LENGTH = 0.5  # in units of log S
+CURVATURE_PENALTY = 0.02  # of the shared function, relative to its range
+FEATURE_RIDGE = 0.3  # shrinks the effect of a feature with few runs
+# Smallest standard deviations of the coefficients around their prior mean.
+MIN_PRIOR_SD = (0.01, 0.01, 0.01)
+MIN_RESIDUAL = 3e-4  # relative to the loss
+
+
+@dataclasses.dataclass
+class CurveFit:
+    """Model that is fitted to finished runs."""
+
+    model: str
+    constants: curve_models.Constants
+    knots: np.ndarray  # of the shared function; empty for a power law
+    u: np.ndarray  # [q - 2] values at the knots, or 1 for a power law
+    weights: np.ndarray  # [f, p] effect of the features on the coefficients
+    covariance: np.ndarray  # [p, p] of the coefficients around their prior mean
+    gram: np.ndarray  # [f, f] of the features of the fitted runs
+    residual: float  # standard deviation, relative to the loss
+
+
+class FittedPoints(NamedTuple):
+    """Points of a finished run that are fitted."""
+
+    curve: recorded_curves.LearningCurve
+    steps: np.ndarray  # [k]
+    log_losses: np.ndarray  # [k]
+    inverse: np.ndarray  # [k, k] of the correlation of the residuals
+
+
+class Statistics(NamedTuple):
+    """Sufficient statistics of n curves of one model, for unit residuals."""
+
+    gram: np.ndarray  # [n, q, q]
+    products: np.ndarray  # [n, q] with the logs of the losses
+    squares: np.ndarray  # [n]
+    counts: np.ndarray  # [n]
+    features: np.ndarray  # [n, f]
+    knots: np.ndarray
+
+
+def select_points(curve: recorded_curves.LearningCurve) -> FittedPoints:
+    """Return the points of a finished run that are fitted."""
+    steps, log_losses = curve.fitted_points()
+    inverse = np.linalg.inv(correlation(curve_x(curve, steps, 0.0)))
+    return FittedPoints(curve, steps, log_losses, inverse)
+
+
+def curve_x(curve: recorded_curves.LearningCurve, steps: np.ndarray, exponent: float) -> np.ndarray:
+    """Return x = log S - exponent log T at steps [k]."""
+    summed = curve_models.sum_rates(curve.rates)[steps - 1] * curve.batch_tokens
+    return np.log(summed) - exponent * np.log(len(curve.rates) * curve.batch_tokens)
+
+
+def correlation(x: np.ndarray) -> np.ndarray:
+    """Return the correlation [k, k] of residuals at the positions x."""
+    distances = np.abs(x[:, None] - x)
+    smooth = np.exp(-distances / CORRELATION_LENGTH)
+    return CORRELATED_SHARE * smooth + (1 - CORRELATED_SHARE) * np.eye(len(x))
+
+
+def curve_basis(
+    curve: recorded_curves.LearningCurve,
+    steps: np.ndarray,
+    model: str,
+    shape_constant: float,
+    knots: np.ndarray,
+) -> np.ndarray:
+    """Return the columns of a model at steps [k] without R: 1, basis of u."""
+    if curve_models.MODELS[model].is_shared_curve:
+        basis = curve_models.hat_functions(curve_x(curve, steps, shape_constant), knots)
+    else:
+        x = curve_x(curve, steps, 0.0) - np.log(curve_models.REFERENCE_TOKENS)
+        basis = np.exp(-shape_constant * x)[:, None]
+    return np.concatenate([np.ones((len(steps), 1)), basis], 1)
+
+
+def place_knots(points: Sequence[FittedPoints], model: str, shape_constant: float) -> np.ndarray:
+    """Return the knots of the shared function of a model; none for a power law."""
+    if not curve_models.MODELS[model].is_shared_curve:
+        return np.zeros(0)
+    x = np.concatenate([curve_x(p.curve, p.steps, shape_constant) for p in points])
+    return np.unique(np.quantile(x, np.linspace(0, 1, curve_models.N_KNOTS)))
+
+
+def collect_statistics(
+    points: Sequence[FittedPoints],
+    bases: Sequence[np.ndarray],
+    benefits: Sequence[np.ndarray],
+    features: np.ndarray,
+    knots: np.ndarray,
+) -> Statistics:
+    """Return the statistics of finished runs.
+
+    bases, benefits: the columns and R of each run at its points. features: [n, f].
+    """
+    gram, products, squares = [], [], []
+    for run, basis, benefit in zip(points, bases, benefits, strict=True):
+        columns = np.concatenate([basis, -benefit[:, None]], 1)
+        weighted = run.inverse @ columns
+        gram.append(columns.T @ weighted)
+        products.append(weighted.T @ run.log_losses)
+        squares.append(run.log_losses @ run.inverse @ run.log_losses)
+    counts = [len(run.steps) for run in points]
+    return Statistics(*map(np.array, (gram, products, squares, counts)), features, knots)
+
+
+def fit_model(
+    points: Sequence[FittedPoints], model: str, features: np.ndarray
+) -> tuple[CurveFit, Statistics]:
+    """Fit a model to finished runs. Return the fit with the smallest residuals.
+
+    The constants of R are selected first, with the first constant of the shape.
+    """
+    form = curve_models.MODELS[model]
+    included = np.ones(len(points), bool)
+    fits: dict[curve_models.Constants, tuple[CurveFit, Statistics]] = {}
+    benefit_constants = form.benefit_constants
+    for shape_constant in form.shape_constants:
+        knots = place_knots(points, model, shape_constant)
+        bases = [curve_basis(p.curve, p.steps, model, shape_constant, knots) for p in points]
+        for constants in benefit_constants:
+            benefits = [form.benefit(p.curve.rates, p.steps, constants) for p in points]
+            statistics = collect_statistics(points, bases, benefits, features, knots)
+            start = initial_fit(statistics, model, (*constants, shape_constant))
+            fitted = fit_statistics(statistics, start, included, N_ITERATIONS)
+            fits[fitted.constants] = fitted, statistics
+        best = min(fits, key=lambda constants: fits[constants][0].residual)
+        benefit_constants = (best[:-1],)
+    return fits[best]
+
+
+def initial_fit(statistics: Statistics, model: str, constants: curve_models.Constants) -> CurveFit:
+    """Return the starting values of fit_statistics."""
+    n_features = statistics.features.shape[1]
+    u = np.linspace(1, 0, len(statistics.knots)) if len(statistics.knots) else np.ones(1)
+    weights = np.zeros((n_features, 3))
+    covariance = np.diag([1.0, 1.0, 0.1]) ** 2
+    return CurveFit(
+        model, constants, statistics.knots, u, weights, covariance, np.eye(n_features), 0.01
+    )
+
+
+def fit_statistics(
+    statistics: Statistics, start: CurveFit, included: np.ndarray, n_iterations: int
+) -> CurveFit:
+    """Return the fit of the included runs. included: bool [n]."""
+    gram, products = statistics.gram[included], statistics.products[included]
+    squares, counts = statistics.squares[included], statistics.counts[included]
+    features = statistics.features[included]
+    n, n_features = features.shape
+    penalty = np.diag([1e-6] + [FEATURE_RIDGE] * (n_features - 1))
+    fitted = dataclasses.replace(start, gram=features.T @ features + penalty)
+    for _ in range(n_iterations):
+        # --- Coefficients of each run ---
+        project = _projection(fitted.u)
+        gram_p = project.T @ gram @ project
+        prior = np.linalg.inv(fitted.covariance)
+        precision = gram_p / fitted.residual**2 + prior
+        means = features @ fitted.weights
+        right = products @ project / fitted.residual**2 + means @ prior
+        posterior = np.linalg.inv(precision)
+        coefficients = (posterior @ right[:, :, None])[:, :, 0]
+        # --- Size of the residuals ---
+        expanded = coefficients @ project.T
+        quadratic = squares - 2 * (expanded * products).sum(1)
+        quadratic += np.einsum("nq,nqr,nr->n", expanded, gram, expanded)
+        quadratic += np.einsum("npq,nqp->n", gram_p, posterior)
+        residual = max(np.sqrt(quadratic.sum() / counts.sum()), MIN_RESIDUAL)
+        # --- Prior of the coefficients ---
+        weights = np.linalg.solve(fitted.gram, features.T @ coefficients)
+        errors = coefficients - features @ weights
+        n_free = max(n - n_features, 1)
+        covariance = errors.T @ errors / n_free + posterior.mean(0) * n / n_free
+        covariance += np.diag(MIN_PRIOR_SD) ** 2 / n
+        fitted = dataclasses.replace(
+            fitted, weights=weights, covariance=covariance, residual=float(residual)
+        )
+        if len(fitted.knots):
+            fitted.u = _fit_shared_function(gram, products, coefficients)
+    return fitted
+
+
+def _projection(u: np.ndarray) -> np.ndarray:
+    """Return the matrix [q, 3] from a, b and g to the coefficients of the columns."""
+    matrix = np.zeros((len(u) + 2, 3))
+    matrix[0, 0], matrix[1:-1, 1], matrix[-1, 2] = 1, u, 1
+    return matrix
+
+
+def _fit_shared_function(gram, products, coefficients) -> np.ndarray:
+    """Return the values of u at the knots, with range 1 and the last value 0."""
+    a, b, g = coefficients.T
+    inner = slice(1, -1)
+    matrix = np.einsum("n,nqr->qr", b**2, gram[:, inner, inner])
+    other = gram[:, inner, 0] * a[:, None] + gram[:, inner, -1] * g[:, None]
+    right = (b[:, None] * (products[:, inner] - other)).sum(0)
+    curvature = np.diff(np.eye(len(matrix)), 2, axis=0)
+    scale = np.trace(matrix) / len(matrix)
+    matrix = matrix + CURVATURE_PENALTY * scale * curvature.T @ curvature
+    u = np.linalg.solve(matrix + 1e-9 * scale * np.eye(len(matrix)), right)
+    return (u - u[-1]) / (u[0] - u[-1])
+
+
+class CurvePrediction(NamedTuple):
+    """Normal distribution of the logs of losses at steps of a run."""
+
+    mean: np.ndarray  # [k]
+    covariance: np.ndarray  # [k, k]
+
+
+def predict_losses(
+    fitted: CurveFit,
+    curve: recorded_curves.LearningCurve,
+    features: np.ndarray,
+    until: int,
+    steps: np.ndarray,
+) -> CurvePrediction:
+    """Return the distribution of the held-out losses at `steps`, given those until a step."""
+    observed, log_losses = curve.fitted_points(until)
+    all_steps = np.concatenate([observed, steps])
+    *benefit_constants, shape_constant = fitted.constants
+    form = curve_models.MODELS[fitted.model]
+    benefit = form.benefit(curve.rates, all_steps, tuple(benefit_constants))
+    basis = curve_basis(curve, all_steps, fitted.model, shape_constant, fitted.knots)
+    columns = np.concatenate([basis, -benefit[:, None]], 1)
+    matrix = columns @ _projection(fitted.u)
+    spread = 1 + features @ np.linalg.solve(fitted.gram, features)
+    covariance = spread * matrix @ fitted.covariance @ matrix.T
+    covariance += fitted.residual**2 * correlation(curve_x(curve, all_steps, 0.0))
+    mean = matrix @ (features @ fitted.weights)
+    n = len(observed)
+    gain = np.linalg.solve(covariance[:n, :n], covariance[:n, n:]).T
+    return CurvePrediction(
+        mean[n:] + gain @ (log_losses - mean[:n]), covariance[n:, n:] - gain @ covariance[:n, n:]
+    )
