@@ -16,11 +16,19 @@ from scipy import stats
 from lm.laws.learning_curves import curve_fit, curve_models, recorded_curves
 
 LEVEL = 0.95
+MIN_EVALUATIONS = 8  # of a finished run, to fit evaluations instead of training losses
 MIN_FEATURE_RUNS = 4  # finished runs per feature of the prior
 
 
 class Prediction(NamedTuple):
     """Normal distribution of the log of the final loss."""
+
+    mean: float
+    sd: float
+
+
+class Gap(NamedTuple):
+    """Difference of the log of the final loss from the curve at the last step, over runs."""
 
     mean: float
     sd: float
@@ -56,16 +64,29 @@ class ModelBacktest:
 
 
 class Reference:
-    """Models that are fitted to finished runs."""
+    """Models that are fitted to finished runs.
+
+    Without enough evaluations, the models describe training losses, and the final held-out loss
+    follows from the gap of the finished runs.
+    """
 
     def __init__(self, curves: Sequence[recorded_curves.LearningCurve]):
-        self.curves = list(curves)
+        self.uses_training_losses = any(
+            len(curve.fitted_points()[0]) < MIN_EVALUATIONS for curve in curves
+        )
+        self.curves = [self.select_losses(curve) for curve in curves]
         self._inputs = np.array([_run_inputs(curve) for curve in curves])
         self._means, self._scales = self._inputs.mean(0), self._inputs.std(0)
         is_varied = self._scales > 1e-6
         n_features = min(int(is_varied.sum()), max(len(curves) // MIN_FEATURE_RUNS - 1, 0))
         self._selected = np.flatnonzero(is_varied)[:n_features]
         self._backtests: dict[tuple[str, float], ModelBacktest] = {}
+
+    def select_losses(
+        self, curve: recorded_curves.LearningCurve
+    ) -> recorded_curves.LearningCurve:
+        """Return the curve of the losses that the models describe."""
+        return curve.with_training_losses() if self.uses_training_losses else curve
 
     def features(self, curve: recorded_curves.LearningCurve) -> np.ndarray:
         """Return the features [f] of a run: 1 and its scaled size, peak rate, batch and tokens."""
@@ -85,7 +106,7 @@ class Reference:
         self, model: str, curve: recorded_curves.LearningCurve, until: float
     ) -> Prediction:
         """Return the distribution of the final loss of a run from its losses until a step."""
-        return self._predict(self.fits[model][0], curve, until)
+        return self._predict(self.fits[model][0], curve, until, self._gap(model))
 
     def backtest(self, fraction: float) -> dict[str, ModelBacktest]:
         """Return the back-test of each model. fraction: of the steps that a forecast uses."""
@@ -97,7 +118,9 @@ class Reference:
     def _backtest_model(self, model: str, fraction: float) -> ModelBacktest:
         errors, scores = [], []
         for i, curve in enumerate(self.curves):
-            prediction = self._predict(self._left_out_fits[model][i], curve, fraction * curve.n_steps)
+            gap = self._gap(model, i)
+            until = fraction * curve.n_steps
+            prediction = self._predict(self._left_out_fits[model][i], curve, until, gap)
             error = prediction.mean - np.log(curve.final_loss)
             errors.append(error)
             scores.append(error / prediction.sd)
@@ -119,11 +142,28 @@ class Reference:
                 )
         return fits
 
-    def _predict(self, fitted, curve, until) -> Prediction:
+    def _predict(self, fitted, curve, until, gap) -> Prediction:
         end = np.array([curve.n_steps])
         features = self.features(curve)
         prediction = curve_fit.predict_losses(fitted, curve, features, until, end)
-        return Prediction(float(prediction.mean[0]), float(np.sqrt(prediction.covariance[0, 0])))
+        variance = prediction.covariance[0, 0] + gap.sd**2
+        return Prediction(float(prediction.mean[0]) + gap.mean, float(np.sqrt(variance)))
+
+    def _gap(self, model: str, left_out: int | None = None) -> Gap:
+        """Return the gap over all runs except one. The gap of curves of evaluations is 0."""
+        gaps = np.delete(self._gaps[model], [] if left_out is None else left_out)
+        return Gap(float(gaps.mean()), float(gaps.std(ddof=1)))
+
+    @functools.cached_property
+    def _gaps(self) -> dict[str, np.ndarray]:
+        """Gap of each run and model [n]."""
+        gaps = {model: np.zeros(len(self.curves)) for model in curve_models.MODELS}
+        if self.uses_training_losses:
+            for model, (fitted, _) in self.fits.items():
+                for i, curve in enumerate(self.curves):
+                    prediction = self._predict(fitted, curve, np.inf, Gap(0.0, 0.0))
+                    gaps[model][i] = np.log(curve.final_loss) - prediction.mean
+        return gaps
 
 
 def _run_inputs(curve: recorded_curves.LearningCurve) -> np.ndarray:

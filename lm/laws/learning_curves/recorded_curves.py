@@ -21,7 +21,7 @@ from lm.laws import comparability, run_table
 from lm.runs import json_files
 
 START_FRACTION = 0.1  # of the steps; earlier losses are not fitted
-MIN_POINTS = 3  # evaluations of an unfinished run after START_FRACTION
+N_BINS = 30  # points of a curve of training losses
 SCHEDULE_FIELDS = (
     *("lr", "schedule", "warmup", "warmup_steps", "warmup_tokens", "decay", "decay_steps"),
     *("decay_tokens", "final_lr_fraction"),
@@ -51,7 +51,7 @@ class LearningCurve:
     losses: np.ndarray  # [k] held-out losses
     training_steps: np.ndarray  # [m] last step of each row of metrics
     training_losses: np.ndarray  # [m] mean training loss since the row before
-    is_finished: bool
+    final_loss: float  # held-out loss of the last step; NaN for an unfinished run
 
     @functools.cached_property
     def rates(self) -> np.ndarray:
@@ -62,17 +62,12 @@ class LearningCurve:
         rates = optimizer_config.compute_learning_rate(optim, self.n_steps, steps, np)
         return np.asarray(rates, float)
 
-    @functools.cached_property
-    def final_loss(self) -> float:
-        """Held-out loss of the last step; NaN if the run is not finished."""
-        return float(self.losses[-1]) if self.last_evaluation == self.n_steps else float("nan")
+    @property
+    def batch_key(self) -> tuple:
+        """Values that are equal for runs with equal batches."""
+        return tuple(str(self.settings.get(column)) for column in BATCH_COLUMNS)
 
     @property
-    def last_evaluation(self) -> int:
-        """Step of the last evaluation, 0 without evaluations."""
-        return int(self.steps[-1]) if len(self.steps) else 0
-
-    @functools.cached_property
     def last_step(self) -> int:
         """Last step with a loss, 0 without losses."""
         return int(max([0, *self.steps[-1:], *self.training_steps[-1:]]))
@@ -85,8 +80,26 @@ class LearningCurve:
             losses=self.losses[self.steps <= step],
             training_steps=self.training_steps[self.training_steps <= step],
             training_losses=self.training_losses[self.training_steps <= step],
-            is_finished=self.is_finished and step >= self.n_steps,
+            final_loss=self.final_loss if step >= self.n_steps else float("nan"),
         )
+
+    def with_training_losses(self) -> "LearningCurve":
+        """Return the curve with means of training losses in place of the evaluations.
+
+        The rows of each of N_BINS parts of the run have one mean. The final loss is unchanged.
+        """
+        bins = self.training_steps * N_BINS // (self.n_steps + 1)
+        parts = [bins == number for number in np.unique(bins)]
+        return dataclasses.replace(
+            self,
+            steps=np.array([round(self.training_steps[part].mean()) for part in parts], int),
+            losses=np.array([self.training_losses[part].mean() for part in parts]),
+        )
+
+    @property
+    def is_finished(self) -> bool:
+        """True if the run has a final held-out loss."""
+        return bool(np.isfinite(self.final_loss))
 
     def fitted_points(self, until: float = np.inf) -> tuple[np.ndarray, np.ndarray]:
         """Return steps and logs of the held-out losses after START_FRACTION, up to a step."""
@@ -116,6 +129,7 @@ def _read_curve(row: Mapping, index: int) -> LearningCurve:
     folder = Path(row["dir"])
     evaluations = _finite_rows(json_files.read_latest_rows(folder / EVALUATIONS))
     metrics = _finite_rows(json_files.read_latest_rows(folder / METRICS))
+    is_finished = row.get("status", "done") == "done" and row["steps"] in dict(evaluations)
     return LearningCurve(
         name=name,
         n_params=float(row["params.non_embedding"]),
@@ -127,7 +141,7 @@ def _read_curve(row: Mapping, index: int) -> LearningCurve:
         losses=np.array([loss for _, loss in evaluations]),
         training_steps=np.array([step for step, _ in metrics], int),
         training_losses=np.array([loss for _, loss in metrics]),
-        is_finished=row.get("status", "done") == "done",
+        final_loss=dict(evaluations)[row["steps"]] if is_finished else float("nan"),
     )
 
 
@@ -144,6 +158,7 @@ def save_curves(curves: Sequence[LearningCurve], path: str | Path) -> None:
         entry = {f.name: getattr(curve, f.name) for f in dataclasses.fields(curve)}
         for key in ("steps", "training_steps"):
             entry[key] = entry[key].tolist()
+        entry["final_loss"] = curve.final_loss if np.isfinite(curve.final_loss) else None
         for key in ("losses", "training_losses"):
             entry[key] = [float(f"{loss:.{FILE_DIGITS}g}") for loss in entry[key]]
         lines.append(json.dumps(entry, separators=(",", ":")) + "\n")
@@ -158,6 +173,8 @@ def load_curves(path: str | Path) -> list[LearningCurve]:
             entry = json.loads(line)
             for key in ("steps", "losses", "training_steps", "training_losses"):
                 entry[key] = np.array(entry[key], int if key.endswith("steps") else float)
+            if entry["final_loss"] is None:
+                entry["final_loss"] = float("nan")
             curves.append(LearningCurve(**entry))
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ValueError(
