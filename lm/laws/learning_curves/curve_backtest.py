@@ -17,7 +17,7 @@ from lm.laws.learning_curves import curve_fit, curve_models, recorded_curves
 
 LEVEL = 0.95
 MIN_EVALUATIONS = 8  # of a finished run, to fit evaluations instead of training losses
-MIN_FEATURE_RUNS = 4  # finished runs per feature of the prior
+MIN_FEATURE_RUNS = 3  # finished runs per feature of the prior
 
 
 class Prediction(NamedTuple):
@@ -52,6 +52,11 @@ class ModelBacktest:
     def mean_error(self) -> float:
         """Mean absolute error, relative to the loss."""
         return float(np.abs(np.expm1(self.errors)).mean())
+
+    def without(self, index: int) -> "ModelBacktest":
+        """Return the back-test without one run."""
+        errors, scores = np.delete(self.errors, index), np.delete(self.scores, index)
+        return dataclasses.replace(self, errors=errors, scores=scores)
 
     def interval_factor(self, level: float = LEVEL) -> float:
         """Return the half-width of an interval in predicted standard deviations.
@@ -89,7 +94,7 @@ class Reference:
         return curve.with_training_losses() if self.uses_training_losses else curve
 
     def features(self, curve: recorded_curves.LearningCurve) -> np.ndarray:
-        """Return the features [f] of a run: 1 and its scaled size, peak rate, batch and tokens."""
+        """Return the features [f] of a run: 1 and its scaled inputs, see _run_inputs."""
         scaled = (_run_inputs(curve) - self._means)[self._selected] / self._scales[self._selected]
         return np.concatenate([[1.0], scaled])
 
@@ -167,6 +172,10 @@ class Reference:
 
 
 def _run_inputs(curve: recorded_curves.LearningCurve) -> np.ndarray:
-    """Return logs of size, peak learning rate, tokens per step and tokens of a run."""
-    tokens = curve.n_steps * curve.batch_tokens
-    return np.log([curve.n_params, curve.rates.max(), curve.batch_tokens, tokens])
+    """Return logs of size, peak and mean learning rate, tokens per step and tokens of a run.
+
+    The mean learning rate is relative to the peak, and describes the schedule.
+    """
+    peak, n_tokens = curve.rates.max(), curve.n_steps * curve.batch_tokens
+    mean = curve.rates.mean() / peak
+    return np.log([curve.n_params, peak, mean, curve.batch_tokens, n_tokens])

@@ -17,7 +17,7 @@ import numpy as np
 from lm.laws.learning_curves import curve_models, recorded_curves
 
 N_ITERATIONS = 12
-N_WARM_ITERATIONS = 3  # from the fit of all runs
+N_WARM_ITERATIONS = 8  # from the fit of all runs
 CORRELATED_SHARE = 0.7  # of the variance of a residual
 CORRELATION_LENGTH = 0.5  # in units of log S
 CURVATURE_PENALTY = 0.02  # of the shared function, relative to its range
@@ -163,6 +163,12 @@ def initial_fit(statistics: Statistics, model: str, constants: curve_models.Cons
     )
 
 
+def ridge_gram(features: np.ndarray) -> np.ndarray:
+    """Return the matrix [f, f] of a ridge regression on features [n, f]; the first is 1."""
+    penalty = np.diag([1e-6] + [FEATURE_RIDGE] * (features.shape[1] - 1))
+    return features.T @ features + penalty
+
+
 def fit_statistics(
     statistics: Statistics, start: CurveFit, included: np.ndarray, n_iterations: int
 ) -> CurveFit:
@@ -171,8 +177,7 @@ def fit_statistics(
     squares, counts = statistics.squares[included], statistics.counts[included]
     features = statistics.features[included]
     n, n_features = features.shape
-    penalty = np.diag([1e-6] + [FEATURE_RIDGE] * (n_features - 1))
-    fitted = dataclasses.replace(start, gram=features.T @ features + penalty)
+    fitted = dataclasses.replace(start, gram=ridge_gram(features))
     for _ in range(n_iterations):
         # --- Coefficients of each run ---
         project = _projection(fitted.u)

@@ -37,7 +37,10 @@ REFERENCE_TOKENS = 1e5  # unit of S in S^-alpha, a constant that b absorbs
 ALPHAS = (0.25, 0.1, 0.5, 1.0)
 EXPONENTS = (0.0, 1.0)  # e
 MULTI_POWER = tuple(
-    (c, beta, gamma) for c in (0.01, 0.03, 0.1) for beta in (0.5, 1.0) for gamma in (0.0, 0.5, 1.0)
+    (c, beta, gamma)
+    for c in (0.003, 0.01, 0.03)
+    for beta in (0.5, 1.0)
+    for gamma in (0.5, 1.0, 1.5)
 )
 MEMORIES = ((5.0,), (20.0,), (60.0,), (200.0,))  # 1 / (1 - decay), in steps
 

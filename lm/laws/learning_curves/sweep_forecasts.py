@@ -2,12 +2,15 @@
 
     forecasts = sweep_forecasts.SweepForecasts()
     forecasts.forecast_unfinished(lm.load_runs("runs"))     # {name: LossForecast or reason}
-    sweep_forecasts.forecast_finished(curves, fraction=0.5)   # each run from the others
+    sweep_forecasts.forecast_finished(forecaster, fraction=0.5)   # each run from the others
 """
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
-from lm.laws.learning_curves import loss_forecast, recorded_curves
+import numpy as np
+
+from lm.laws.learning_curves import curve_backtest, loss_forecast, recorded_curves
 
 ENDED = ("done", "diverged")  # statuses without a forecast
 
@@ -64,16 +67,37 @@ def _sweep_name(row: Mapping) -> str:
     return str(row["name"]).rpartition("/")[0]
 
 
+class FinishedForecast(NamedTuple):
+    """Forecast of a finished run from other runs, with its result. Losses in nats per token."""
+
+    name: str
+    model: str
+    value: float
+    lo: float
+    hi: float
+    baseline: float
+    measured: float
+
+
 def forecast_finished(
-    curves: Sequence[recorded_curves.LearningCurve], fraction: float
-) -> list[loss_forecast.LossForecast]:
+    forecaster: loss_forecast.Forecaster, fraction: float, level: float = curve_backtest.LEVEL
+) -> list[FinishedForecast]:
     """Forecast each finished run from the other finished runs, from a fraction of its steps.
 
-    The other runs alone select the model and calibrate the interval.
+    The back-test of the other runs selects the model and calibrates the interval. Only the
+    constants that all runs share are those of all runs.
     """
-    finished = [curve for curve in curves if curve.is_finished]
+    backtests = forecaster.reference.backtest(fraction)
     forecasts = []
-    for i, curve in enumerate(finished):
-        forecaster = loss_forecast.Forecaster(finished[:i] + finished[i + 1 :])
-        forecasts.append(forecaster.forecast(curve.until(fraction * curve.n_steps)))
+    for i, curve in enumerate(forecaster.finished):
+        others = {name: backtest.without(i) for name, backtest in backtests.items()}
+        model = min(others, key=lambda name: others[name].mean_error)
+        logs = {name: np.log(curve.final_loss) + b.errors[i] for name, b in backtests.items()}
+        sd = abs(backtests[model].errors[i] / backtests[model].scores[i])
+        half_width = others[model].interval_factor(level) * sd
+        value, lo, hi = np.exp(logs[model] + np.array([0, -half_width, half_width])).tolist()
+        baseline = float(np.exp(logs[loss_forecast.BASELINE]))
+        forecasts.append(
+            FinishedForecast(curve.name, model, value, lo, hi, baseline, curve.final_loss)
+        )
     return forecasts
