@@ -179,4 +179,8 @@ def to_curves(runs: Any) -> list[recorded_curves.LearningCurve]:
 def check_comparable(curves: Sequence[recorded_curves.LearningCurve]) -> None:
     """Raise ValueError if the runs have different text, tokenizers, evaluations or starts."""
     rows = [{"name": curve.name, **curve.settings} for curve in curves]
-    comparability.check_comparable(rows, range(len(rows)))
+    if differences := comparability.find_differences(rows, range(len(rows))):
+        raise ValueError(
+            f"the runs are not comparable: {'; '.join(differences)}. Pass runs that are equal in"
+            " this column"
+        )
