@@ -17,14 +17,8 @@ from lm.laws.learning_curves import curve_fit, curve_models, recorded_curves
 
 LEVEL = 0.95
 MIN_EVALUATIONS = 8  # of a finished run, to fit evaluations instead of training losses
+N_SIMILAR = 8  # finished runs whose residuals correct the shared function of the collapse
 MIN_FEATURE_RUNS = 3  # finished runs per feature of the prior
-
-
-class Prediction(NamedTuple):
-    """Normal distribution of the log of the final loss."""
-
-    mean: float
-    sd: float
 
 
 class Gap(NamedTuple):
@@ -85,6 +79,8 @@ class Reference:
         is_varied = self._scales > 1e-6
         n_features = min(int(is_varied.sum()), max(len(curves) // MIN_FEATURE_RUNS - 1, 0))
         self._selected = np.flatnonzero(is_varied)[:n_features]
+        self._features = np.array([self.features(curve) for curve in self.curves])  # [n, f]
+        self._points = [curve_fit.select_points(curve) for curve in self.curves]
         self._backtests: dict[tuple[str, float], ModelBacktest] = {}
 
     def select_losses(
@@ -101,15 +97,14 @@ class Reference:
     @functools.cached_property
     def fits(self) -> dict[str, tuple[curve_fit.CurveFit, curve_fit.Statistics]]:
         """Fit of each model to all runs, with the best constants of its grid."""
-        features = np.array([self.features(curve) for curve in self.curves])
-        points = [curve_fit.select_points(curve) for curve in self.curves]
         return {
-            model: curve_fit.fit_model(points, model, features) for model in curve_models.MODELS
+            model: curve_fit.fit_model(self._points, model, self._features)
+            for model in curve_models.MODELS
         }
 
     def predict_final(
         self, model: str, curve: recorded_curves.LearningCurve, until: float
-    ) -> Prediction:
+    ) -> curve_fit.LogLoss:
         """Return the distribution of the final loss of a run from its losses until a step."""
         return self._predict(self.fits[model][0], curve, until, self._gap(model))
 
@@ -125,7 +120,7 @@ class Reference:
         for i, curve in enumerate(self.curves):
             gap = self._gap(model, i)
             until = fraction * curve.n_steps
-            prediction = self._predict(self._left_out_fits[model][i], curve, until, gap)
+            prediction = self._predict(self._left_out_fits[model][i], curve, until, gap, i)
             error = prediction.mean - np.log(curve.final_loss)
             errors.append(error)
             scores.append(error / prediction.sd)
@@ -147,12 +142,28 @@ class Reference:
                 )
         return fits
 
-    def _predict(self, fitted, curve, until, gap) -> Prediction:
-        end = np.array([curve.n_steps])
-        features = self.features(curve)
-        prediction = curve_fit.predict_losses(fitted, curve, features, until, end)
-        variance = prediction.covariance[0, 0] + gap.sd**2
-        return Prediction(float(prediction.mean[0]) + gap.mean, float(np.sqrt(variance)))
+    def _predict(
+        self,
+        fitted: curve_fit.CurveFit,
+        curve: recorded_curves.LearningCurve,
+        until: float,
+        gap: Gap,
+        left_out: int | None = None,
+    ) -> curve_fit.LogLoss:
+        """Return the distribution of the log of the final loss of a run.
+
+        left_out: index of a finished run whose residuals are not used.
+        """
+        features, similar = self.features(curve), []
+        if curve_models.MODELS[fitted.model].is_shared_curve:
+            order = np.argsort(np.linalg.norm(self._features - features, axis=1), kind="stable")
+            nearest = order[order != left_out] if left_out is not None else order
+            similar = [
+                curve_fit.run_residuals(fitted, self._points[i], self._features[i])
+                for i in nearest[:N_SIMILAR]
+            ]
+        mean, sd = curve_fit.predict_final_loss(fitted, curve, features, until, similar)
+        return curve_fit.LogLoss(mean + gap.mean, float(np.hypot(sd, gap.sd)))
 
     def _gap(self, model: str, left_out: int | None = None) -> Gap:
         """Return the gap over all runs except one. The gap of curves of evaluations is 0."""
@@ -166,7 +177,7 @@ class Reference:
         if self.uses_training_losses:
             for model, (fitted, _) in self.fits.items():
                 for i, curve in enumerate(self.curves):
-                    prediction = self._predict(fitted, curve, np.inf, Gap(0.0, 0.0))
+                    prediction = self._predict(fitted, curve, np.inf, Gap(0.0, 0.0), i)
                     gaps[model][i] = np.log(curve.final_loss) - prediction.mean
         return gaps
 

@@ -16,14 +16,14 @@ import numpy as np
 
 from lm.laws.learning_curves import curve_models, recorded_curves
 
-N_ITERATIONS = 12
-N_WARM_ITERATIONS = 8  # from the fit of all runs
+N_ITERATIONS = 20
+N_WARM_ITERATIONS = 12  # from the fit of all runs, without one run
 CORRELATED_SHARE = 0.7  # of the variance of a residual
 CORRELATION_LENGTH = 0.5  # in units of log S
 CURVATURE_PENALTY = 0.02  # of the shared function, relative to its range
 FEATURE_RIDGE = 0.3  # shrinks the effect of a feature with few runs
-# Smallest standard deviations of the coefficients around their prior mean.
-MIN_PRIOR_SD = (0.01, 0.01, 0.01)
+SIMILARITY_LENGTH = 3.0  # distance of the scaled features of runs with similar residuals
+MIN_PRIOR_SD = 0.01  # of the coefficients around their prior mean
 MIN_RESIDUAL = 3e-4  # relative to the loss
 
 
@@ -199,7 +199,7 @@ def fit_statistics(
         errors = coefficients - features @ weights
         n_free = max(n - n_features, 1)
         covariance = errors.T @ errors / n_free + posterior.mean(0) * n / n_free
-        covariance += np.diag(MIN_PRIOR_SD) ** 2 / n
+        covariance += MIN_PRIOR_SD**2 / n * np.eye(3)
         fitted = dataclasses.replace(
             fitted, weights=weights, covariance=covariance, residual=float(residual)
         )
@@ -229,35 +229,75 @@ def _fit_shared_function(gram, products, coefficients) -> np.ndarray:
     return (u - u[-1]) / (u[0] - u[-1])
 
 
-class CurvePrediction(NamedTuple):
-    """Normal distribution of the logs of losses at steps of a run."""
+class Residuals(NamedTuple):
+    """Residuals of a finished run from the fit of a model."""
 
-    mean: np.ndarray  # [k]
-    covariance: np.ndarray  # [k, k]
+    x: np.ndarray  # [k] log S
+    values: np.ndarray  # [k]
+    features: np.ndarray  # [f]
 
 
-def predict_losses(
+def run_residuals(fitted: CurveFit, points: FittedPoints, features: np.ndarray) -> Residuals:
+    """Return the residuals of a finished run from its posterior mean."""
+    matrix = model_matrix(fitted, points.curve, points.steps)
+    prior = np.linalg.inv(fitted.covariance)
+    weighted = points.inverse @ matrix / fitted.residual**2
+    right = weighted.T @ points.log_losses + prior @ (features @ fitted.weights)
+    coefficients = np.linalg.solve(weighted.T @ matrix + prior, right)
+    x = curve_x(points.curve, points.steps, 0.0)
+    return Residuals(x, points.log_losses - matrix @ coefficients, features)
+
+
+def model_matrix(
+    fitted: CurveFit, curve: recorded_curves.LearningCurve, steps: np.ndarray
+) -> np.ndarray:
+    """Return the matrix [k, 3] that multiplies a, b and g at steps of a run."""
+    *benefit_constants, shape_constant = fitted.constants
+    benefit = curve_models.MODELS[fitted.model].benefit(
+        curve.rates, steps, tuple(benefit_constants)
+    )
+    basis = curve_basis(curve, steps, fitted.model, shape_constant, fitted.knots)
+    return np.concatenate([basis, -benefit[:, None]], 1) @ _projection(fitted.u)
+
+
+class LogLoss(NamedTuple):
+    """Normal distribution of the log of a loss."""
+
+    mean: float
+    sd: float
+
+
+def predict_final_loss(
     fitted: CurveFit,
     curve: recorded_curves.LearningCurve,
     features: np.ndarray,
-    until: int,
-    steps: np.ndarray,
-) -> CurvePrediction:
-    """Return the distribution of the held-out losses at `steps`, given those until a step."""
-    observed, log_losses = curve.fitted_points(until)
-    all_steps = np.concatenate([observed, steps])
-    *benefit_constants, shape_constant = fitted.constants
-    form = curve_models.MODELS[fitted.model]
-    benefit = form.benefit(curve.rates, all_steps, tuple(benefit_constants))
-    basis = curve_basis(curve, all_steps, fitted.model, shape_constant, fitted.knots)
-    columns = np.concatenate([basis, -benefit[:, None]], 1)
-    matrix = columns @ _projection(fitted.u)
-    spread = 1 + features @ np.linalg.solve(fitted.gram, features)
-    covariance = spread * matrix @ fitted.covariance @ matrix.T
-    covariance += fitted.residual**2 * correlation(curve_x(curve, all_steps, 0.0))
-    mean = matrix @ (features @ fitted.weights)
-    n = len(observed)
-    gain = np.linalg.solve(covariance[:n, :n], covariance[:n, n:]).T
-    return CurvePrediction(
-        mean[n:] + gain @ (log_losses - mean[:n]), covariance[n:, n:] - gain @ covariance[:n, n:]
+    until: float,
+    similar: Sequence[Residuals] = (),
+) -> LogLoss:
+    """Return the distribution of the log loss at the last step, given the losses until a step.
+
+    similar: residuals of finished runs. Residuals of two runs at equal S are correlated with
+    exp(-d / SIMILARITY_LENGTH), where d is the distance of their features.
+    """
+    steps, log_losses = curve.fitted_points(until)
+    all_steps = np.append(steps, curve.n_steps)
+    matrix = model_matrix(fitted, curve, all_steps)
+    means = matrix @ (features @ fitted.weights)
+    n = len(steps)
+    # The points of the run come first, its last step at index n. Those of other runs follow.
+    x = np.concatenate([curve_x(curve, all_steps, 0.0), *(other.x for other in similar)])
+    all_features = np.concatenate(
+        [np.tile(features, (n + 1, 1))]
+        + [np.tile(other.features, (len(other.x), 1)) for other in similar]
     )
+    distances = np.linalg.norm(all_features[:, None] - all_features, axis=2)
+    smooth = np.exp(-np.abs(x[:, None] - x) / CORRELATION_LENGTH - distances / SIMILARITY_LENGTH)
+    covariance = CORRELATED_SHARE * smooth + (1 - CORRELATED_SHARE) * np.eye(len(x))
+    covariance *= fitted.residual**2
+    spread = 1 + features @ np.linalg.solve(fitted.gram, features)
+    covariance[: n + 1, : n + 1] += spread * matrix @ fitted.covariance @ matrix.T
+    known = np.delete(np.arange(len(x)), n)
+    deviations = np.concatenate([log_losses - means[:n], *(other.values for other in similar)])
+    gain = np.linalg.solve(covariance[np.ix_(known, known)], covariance[known, n])
+    variance = covariance[n, n] - gain @ covariance[known, n]
+    return LogLoss(float(means[n] + gain @ deviations), float(np.sqrt(variance)))

@@ -16,7 +16,8 @@ annealing    u = S^-alpha, R = sum over steps i <= t and k <= i of (lr(k-1) - lr
              decay^(i-k), times 1 - decay (Tissue et al. 2024, arXiv:2408.11029)
 collapse     u is a piecewise linear function that all runs share, and R is that of multi_power.
              With e = 1, the curves of runs of other lengths collapse onto one function of the
-             fraction of the training (Qiu et al. 2025, arXiv:2507.02119)
+             fraction of the training (Qiu et al. 2025, arXiv:2507.02119). The residuals of
+             similar runs correct u, because a change of slope occurs earlier in larger models
 
 The laws of the papers have a floor, L = floor + A S^-alpha - g R, which a and b replace here: the
 logarithm makes all errors relative.
