@@ -43,7 +43,7 @@ def main() -> int:
             " --dir=runs/quickstart"
         )
     forecasts = sweep_forecasts.SweepForecasts()
-    notes = [*notes, *add_forecasts(runs, forecasts)]
+    notes = [*notes, *add_forecasts(runs, _DIR.value, forecasts)]
     progress = status.sweep_progress(runs)
     if _JSON.value:
         print(json.dumps({"total": progress, "runs": runs, "notes": notes}, indent=1))
@@ -64,11 +64,13 @@ def watch(runs: list[dict], forecasts: sweep_forecasts.SweepForecasts) -> None:
         while any(run["status"] in ("planned", "running", "stuck") for run in runs):
             time.sleep(WATCH_SECONDS)
             runs = status.run_statuses(_DIR.value)
-            add_forecasts(runs, forecasts)
+            add_forecasts(runs, _DIR.value, forecasts)
             live.update(console.status_view(runs, status.sweep_progress(runs)))
 
 
-def add_forecasts(runs: list[dict], forecasts: sweep_forecasts.SweepForecasts) -> list[str]:
+def add_forecasts(
+    runs: list[dict], folder: str, forecasts: sweep_forecasts.SweepForecasts
+) -> list[str]:
     """Add the forecasts to the statuses of runs. Return lines about flagged and missing ones."""
     for run in runs:
         run["forecast"] = None
@@ -76,7 +78,7 @@ def add_forecasts(runs: list[dict], forecasts: sweep_forecasts.SweepForecasts) -
     if not unfinished:
         return []
     notes, names_by_reason = [], {}
-    results = forecasts.forecast_unfinished(records.load_folder(_DIR.value).rows)
+    results = forecasts.forecast_unfinished(records.load_folder(folder).rows)
     for name, run in unfinished.items():
         result = results.get(name, "its records cannot be read")
         if isinstance(result, loss_forecast.LossForecast):

@@ -1,12 +1,11 @@
 """Faulty versions of runs of configs/sweeps/learning_curves.py, for a fifth of the steps.
 
-learning rate   the learning rates are 4 times those of the config
-repeated rows   after 5% of the steps, half of each batch repeats random rows of the first 5%
+4x rate    the learning rates are 4 times those of the config
+repeated   after 5% of the steps, half of each batch repeats random rows of the first 5%
 
 Everything else is that of the config: the weights, the batches and the schedule of the whole run.
 `train_faulty_runs` trains the runs of two sizes with the schedule wsd. Runs with 4 times half the
-learning rate exist among the healthy runs, as those with twice the learning rate. For the other
-runs, `simulate_faulty_runs` adds the measured effect of a fault to a healthy run.
+learning rate exist among the healthy runs, as those with twice the learning rate.
 
 Hardware and time: 10 trained runs, about 3 minutes on two idle CPU cores.
 """
@@ -29,7 +28,7 @@ from lm.laws.learning_curves import recorded_curves
 from lm.runs import records
 from lm.training import loop, optimizer, step
 
-FAULTS = ("learning rate", "repeated rows")
+FAULTS = ("trained, 4x rate", "trained, repeated")
 RATE_FACTOR = 4.0
 TRAINED_FRACTION = 0.2
 TRAINED_SIZES, TRAINED_SCHEDULE = ("10K", "25K"), "wsd"
@@ -64,12 +63,12 @@ def train_faulty_run(run: schema.Run, fault: str, folder: str) -> recorded_curve
     trained = copy.deepcopy(run)
     trained.dir, trained.steps = folder, round(TRAINED_FRACTION * run.steps)
     trained.checkpoint_interval, trained.eval.interval = trained.steps, 0
-    if fault == "learning rate":
+    if fault == FAULTS[0]:
         trained.optim.lr *= RATE_FACTOR
     schedule = functools.partial(_whole_schedule, optimizer.learning_rate_schedule, run.steps)
     batch = functools.partial(_repeat_rows, dataset.TokenDataset.batch, run.steps)
     with mock.patch.object(optimizer, "learning_rate_schedule", schedule):
-        if fault == "repeated rows":
+        if fault == FAULTS[1]:
             method = functools.partialmethod(_call_with_self, batch)
             with mock.patch.object(dataset.TokenDataset, "batch", method):
                 loop.train(trained)

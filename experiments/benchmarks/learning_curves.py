@@ -3,11 +3,22 @@
     uv run python -m experiments.benchmarks.learning_curves
     uv run python -m experiments.benchmarks.learning_curves --faulty_to=faulty.jsonl
 
-The records are learning curves of configs/sweeps/learning_curves.py and of faulty runs, which
+The records are learning curves of configs/sweeps/learning_curves.py, and of ten faulty runs, which
 --faulty_to trains again (experiments/benchmarks/faulty_runs.py). Each run is forecast from the
 other runs, which also select the model and calibrate the interval. The errors are relative to the
 final held-out loss. Intervals of mean errors are bootstrap intervals over the runs, and those of
 rates are Wilson intervals.
+
+Runs with a fault are tested at 20% of their steps against the finished runs, without the healthy
+run of the same name:
+
+trained            faulty runs of two sizes, see faulty_runs.py
+4x rate, real      a run of half the learning rate whose losses are those of twice the rate
+4x rate, simulated   the effect of 4 times the rate, measured between the runs of the same size and
+                   schedule, is added to the log losses of a run
+repeated, simulated  the fluctuation of other batches, which all runs share, is added from the end
+                   of 5% of the steps on. Half of a batch changes: the difference of two independent
+                   halves has the standard deviation of a batch
 """
 
 import dataclasses
@@ -33,6 +44,8 @@ FRACTIONS = (0.5, 0.6, 0.7, 0.8, 0.9)  # of the steps
 GROUPED_FRACTION = 0.5
 TEST_FRACTION = 0.2  # of the steps, at which faulty runs are tested
 N_RESAMPLES = 2000
+SLOW, FAST = "x0.5", "x2"  # with 4 times its learning rates, a run of the first is of the second
+REPEATED_FRACTION = 0.05  # of the steps, whose rows a faulty run repeats
 FINISHED_FILE, FAULTY_FILE = "finished.jsonl", "faulty.jsonl"
 
 
@@ -44,9 +57,9 @@ def main() -> int:
         return 0
     folder = Path(_DATA.value)
     curves = recorded_curves.load_curves(folder / FINISHED_FILE)
-    faulty = recorded_curves.load_curves(folder / FAULTY_FILE)
+    trained = recorded_curves.load_curves(folder / FAULTY_FILE)
     print_forecasts(curves)
-    print_flags(curves, faulty)
+    print_flags(curves, trained)
     return 0
 
 
@@ -91,14 +104,11 @@ def summarize_forecasts(forecasts: Sequence[sweep_forecasts.FinishedForecast]) -
 
 
 def print_flags(
-    curves: Sequence[recorded_curves.LearningCurve], faulty: Sequence[recorded_curves.LearningCurve]
+    curves: Sequence[recorded_curves.LearningCurve], trained: Sequence[recorded_curves.LearningCurve]
 ) -> None:
-    """Print the fractions of healthy and faulty runs that are flagged at 20% of their steps.
-
-    Each run is tested against the finished runs except the healthy run of the same name.
-    """
+    """Print the fractions of healthy and faulty runs that are flagged at 20% of their steps."""
     groups: dict[str, list[bool]] = {}
-    for curve in [*curves, *faulty]:
+    for curve in [*curves, *trained, *simulate_faults(curves)]:
         fault, _, name = curve.name.rpartition(":")
         others = [other for other in curves if other.name != name]
         run = dataclasses.replace(curve, name=name).until(TEST_FRACTION * curve.n_steps)
@@ -108,7 +118,38 @@ def print_flags(
         {"runs": group, "n": str(len(flags_)), "flagged": _format_rate(flags_)}
         for group, flags_ in groups.items()
     ]
+    n_faulty = [flag for group, flags_ in groups.items() for flag in flags_ if group != "healthy"]
+    lines.append({"runs": "all faults", "n": str(len(n_faulty)), "flagged": _format_rate(n_faulty)})
     console.table(lines, f"Runs that are flagged at {TEST_FRACTION:.0%} of their steps")
+
+
+def simulate_faults(
+    curves: Sequence[recorded_curves.LearningCurve],
+) -> list[recorded_curves.LearningCurve]:
+    """Return two faulty versions of each run, named FAULT:NAME."""
+    by_name = {curve.name: curve for curve in curves}
+    logs = np.array([np.log(curve.training_losses) for curve in curves])
+    fluctuation = departures.remove_trend(logs).mean(0)
+    generator, faulty = np.random.default_rng(0), []
+    for curve in curves:
+        stem, _, factor = curve.name.rpartition("-")
+        slow, fast = (by_name[f"{stem}-{name}"].training_losses for name in (SLOW, FAST))
+        is_real = factor == SLOW
+        losses = fast if is_real else curve.training_losses * fast / slow
+        kind = "4x rate, real" if is_real else "4x rate, simulated"
+        faulty.append(_with_losses(curve, kind, losses))
+        change = generator.permutation(fluctuation)
+        change[curve.training_steps <= REPEATED_FRACTION * curve.n_steps] = 0
+        losses = curve.training_losses * np.exp(change)
+        faulty.append(_with_losses(curve, "repeated, simulated", losses))
+    return faulty
+
+
+def _with_losses(
+    curve: recorded_curves.LearningCurve, fault: str, losses: np.ndarray
+) -> recorded_curves.LearningCurve:
+    """Return a faulty version of a curve."""
+    return dataclasses.replace(curve, name=f"{fault}:{curve.name}", training_losses=losses)
 
 
 def _format_mean(values: np.ndarray) -> str:

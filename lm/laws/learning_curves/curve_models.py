@@ -80,10 +80,11 @@ def multi_power_benefit(rates: np.ndarray, steps: np.ndarray, constants: Constan
     changes = np.flatnonzero(np.diff(relative[first:])) + first + 1  # steps with a new rate
     if not len(changes):
         return np.zeros(len(steps))
-    groups = np.array_split(np.arange(len(changes)), min(len(changes), MAX_RATE_CHANGES))
     drops = relative[changes - 1] - relative[changes]
-    drops = np.array([drops[group].sum() for group in groups])
-    changes = changes[[group[len(group) // 2] for group in groups]]
+    n_groups = min(len(changes), MAX_RATE_CHANGES)
+    edges = np.arange(n_groups + 1) * len(changes) // n_groups
+    drops = np.add.reduceat(drops, edges[:-1])
+    changes = changes[(edges[:-1] + edges[1:]) // 2]
     since = np.maximum(summed[steps - 1][:, None] - summed[changes - 1], 0)
     z = np.maximum(relative[changes], MIN_RATE) ** -gamma * since
     return (drops * (1 - (1 + c * z) ** -beta)).sum(1)

@@ -39,28 +39,28 @@ class SweepForecasts:
                 results[row["name"]] = self._forecast(row, finished)
         return results
 
+    def fit_finished(self, finished: Sequence[Mapping]) -> loss_forecast.Forecaster | str:
+        """Return the models of finished runs, or the reason for their absence."""
+        key = tuple(row["name"] for row in finished)
+        if key not in self._forecasters:
+            try:
+                curves = recorded_curves.read_curves(finished)
+                self._forecasters[key] = loss_forecast.Forecaster(curves)
+            except ValueError as error:
+                self._forecasters[key] = str(error)
+        return self._forecasters[key]
+
     def _forecast(
         self, row: Mapping, finished: Sequence[Mapping]
     ) -> loss_forecast.LossForecast | str:
-        key = tuple(other["name"] for other in finished)
+        forecaster = self.fit_finished(finished)
+        if isinstance(forecaster, str):
+            return forecaster
         try:
-            if key not in self._forecasters:
-                self._forecasters[key] = _fit_finished(finished)
-            forecaster = self._forecasters[key]
-            if isinstance(forecaster, str):
-                return forecaster
             (curve,) = recorded_curves.read_curves([row])
             return forecaster.forecast(curve)
         except ValueError as error:
             return str(error)
-
-
-def _fit_finished(finished: Sequence[Mapping]) -> loss_forecast.Forecaster | str:
-    """Return the models of finished runs, or the reason for their absence."""
-    try:
-        return loss_forecast.Forecaster(recorded_curves.read_curves(finished))
-    except ValueError as error:
-        return str(error)
 
 
 def _sweep_name(row: Mapping) -> str:

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from lm.laws.learning_curves import loss_forecast, recorded_curves, sweep_forecasts
+from lm.laws.learning_curves import loss_forecast, sweep_forecasts
 from lm.reports import html, summary
 from lm.reports.plots import elements
 
@@ -19,12 +19,12 @@ NOTE = (
 
 def loss_forecasts(sweep: summary.SweepSummary) -> Markup:
     """Return the forecasts of unfinished runs, and those of finished runs with their results."""
-    parts = [_unfinished_runs(sweep)]
+    models = sweep_forecasts.SweepForecasts()
+    parts = [_unfinished_runs(sweep, models)]
     finished = [row for row in sweep.rows if row["status"] == "done"]
-    try:
-        forecaster = loss_forecast.Forecaster(recorded_curves.read_curves(finished))
-    except ValueError as error:
-        return html.join_html([*parts, html.paragraph(f"No forecasts: {error}.", "muted")])
+    forecaster = models.fit_finished(finished)
+    if isinstance(forecaster, str):
+        return html.join_html([*parts, html.paragraph(f"No forecasts: {forecaster}.", "muted")])
     forecasts = sweep_forecasts.forecast_finished(forecaster, FRACTION)
     names = {row["name"]: elements.short_run_name(row) for row in finished}
     lines = [_finished_line(forecast, names[forecast.name]) for forecast in forecasts]
@@ -64,9 +64,11 @@ def _finished_line(forecast: sweep_forecasts.FinishedForecast, name: str) -> dic
     }
 
 
-def _unfinished_runs(sweep: summary.SweepSummary) -> Markup:
+def _unfinished_runs(
+    sweep: summary.SweepSummary, models: sweep_forecasts.SweepForecasts
+) -> Markup:
     """Return a table of the forecasts of unfinished runs, and notes on flagged runs."""
-    results = sweep_forecasts.SweepForecasts().forecast_unfinished(sweep.rows)
+    results = models.forecast_unfinished(sweep.rows)
     lines, notes = [], []
     for name, result in results.items():
         if not isinstance(result, loss_forecast.LossForecast):
