@@ -104,7 +104,10 @@ def _repeat_rows(
         return arrays
     n_rows = text.data.batch_size
     generator = np.random.default_rng((7, number))
-    steps, repeated = generator.integers(n_first, size=n_rows), generator.integers(n_rows, size=n_rows)
+    steps, repeated = (
+        generator.integers(n_first, size=n_rows),
+        generator.integers(n_rows, size=n_rows),
+    )
     for i, row in enumerate(np.arange(n_rows)[rows]):
         if row >= n_rows // 2:
             source = batch(text, int(steps[row]), repeated[[row]])

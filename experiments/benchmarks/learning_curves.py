@@ -41,7 +41,6 @@ from lm.laws.learning_curves import (
 _DATA = flags.DEFINE_string("data", "notebooks/data/curves", "folder with the records")
 _FAULTY_TO = flags.DEFINE_string("faulty_to", "", "train the faulty runs and write their curves")
 FRACTIONS = (0.5, 0.6, 0.7, 0.8, 0.9)  # of the steps
-GROUPED_FRACTION = 0.5
 TEST_FRACTION = 0.2  # of the steps, at which faulty runs are tested
 N_RESAMPLES = 2000
 SLOW, FAST = "x0.5", "x2"  # with 4 times its learning rates, a run of the first is of the second
@@ -66,7 +65,7 @@ def main() -> int:
 def print_forecasts(curves: Sequence[recorded_curves.LearningCurve]) -> None:
     """Print the errors of the forecasts by fraction of the steps, and by schedule and peak rate."""
     forecaster = loss_forecast.Forecaster(curves)
-    lines = []
+    lines, groups = [], {}
     for fraction in FRACTIONS:
         forecasts = sweep_forecasts.forecast_finished(forecaster, fraction)
         backtests = forecaster.reference.backtest(fraction)
@@ -75,15 +74,16 @@ def print_forecasts(curves: Sequence[recorded_curves.LearningCurve]) -> None:
             | summarize_forecasts(forecasts)
             | {model: f"{backtests[model].mean_error:.2%}" for model in curve_models.MODELS}
         )
+        for forecast in forecasts:
+            for group in ("all", *forecast.name.rpartition("/")[2].split("-")):
+                groups.setdefault(group, []).append((fraction, forecast))
     console.table(lines, f"Mean error of the forecasts of {len(curves)} runs")
-    forecasts = sweep_forecasts.forecast_finished(forecaster, GROUPED_FRACTION)
-    groups: dict[str, list[sweep_forecasts.FinishedForecast]] = {}
-    for forecast in forecasts:
-        size, schedule, factor = forecast.name.rpartition("/")[2].split("-")
-        for group in (schedule, factor, size):
-            groups.setdefault(group, []).append(forecast)
-    lines = [{"runs": name} | summarize_forecasts(groups[name]) for name in groups]
-    console.table(lines, f"Forecasts from {GROUPED_FRACTION:.0%} of the steps")
+    lines = []
+    for name, pairs in groups.items():
+        first = [forecast for fraction, forecast in pairs if fraction == FRACTIONS[0]]
+        line = {"runs": name, "error from 50% alone": summarize_forecasts(first)["error"]}
+        lines.append(line | summarize_forecasts([forecast for _, forecast in pairs]))
+    console.table(lines, "Forecasts from 50 to 90% of the steps, all fractions together")
 
 
 def summarize_forecasts(forecasts: Sequence[sweep_forecasts.FinishedForecast]) -> dict[str, str]:
@@ -104,7 +104,8 @@ def summarize_forecasts(forecasts: Sequence[sweep_forecasts.FinishedForecast]) -
 
 
 def print_flags(
-    curves: Sequence[recorded_curves.LearningCurve], trained: Sequence[recorded_curves.LearningCurve]
+    curves: Sequence[recorded_curves.LearningCurve],
+    trained: Sequence[recorded_curves.LearningCurve],
 ) -> None:
     """Print the fractions of healthy and faulty runs that are flagged at 20% of their steps."""
     groups: dict[str, list[bool]] = {}

@@ -1,8 +1,8 @@
 """Back-test of the models of learning curves: each finished run is forecast from the others.
 
-    reference = curve_backtest.Reference(curves)             # fits every model to finished runs
-    table = reference.backtest(0.5)                          # forecasts from half of the steps
-    reference.predict_final("collapse", curve, until=300)
+reference = curve_backtest.Reference(curves)             # fits every model to finished runs
+table = reference.backtest(0.5)                          # forecasts from half of the steps
+reference.predict_final("collapse", curve, until=300)
 """
 
 import dataclasses
@@ -83,9 +83,7 @@ class Reference:
         self._points = [curve_fit.select_points(curve) for curve in self.curves]
         self._backtests: dict[tuple[str, float], ModelBacktest] = {}
 
-    def select_losses(
-        self, curve: recorded_curves.LearningCurve
-    ) -> recorded_curves.LearningCurve:
+    def select_losses(self, curve: recorded_curves.LearningCurve) -> recorded_curves.LearningCurve:
         """Return the curve of the losses that the models describe."""
         return curve.with_training_losses() if self.uses_training_losses else curve
 

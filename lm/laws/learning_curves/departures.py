@@ -94,7 +94,9 @@ def check_run(
     for other in comparable:
         rows = rows[np.isin(rows, other.training_steps)]
     if not reason and len(rows) < MIN_ROWS:
-        reason = f"{len(rows)} rows of metrics at common steps, {MIN_ROWS} needed: lower log_interval"
+        reason = (
+            f"{len(rows)} rows of metrics at common steps, {MIN_ROWS} needed: lower log_interval"
+        )
     if reason:
         return DepartureCheck(curve.name, step, len(comparable), (), reason)
     differences = expected_differences([*comparable, curve], rows)
@@ -123,7 +125,9 @@ def expected_differences(
     inputs = np.array([[np.log(c.n_params), np.log(c.rates.max())] for c in curves])
     center, scale = inputs[:-1].mean(0), np.maximum(inputs[:-1].std(0), 1e-6)
     is_varied = inputs[:-1].std(0) > 1e-6
-    features = np.concatenate([np.ones((len(curves), 1)), ((inputs - center) / scale)[:, is_varied]], 1)
+    features = np.concatenate(
+        [np.ones((len(curves), 1)), ((inputs - center) / scale)[:, is_varied]], 1
+    )
     reference, target = features[:-1], features[-1]
     penalty = LEVERAGE_RIDGE * np.diag([0.0] + [1.0] * (features.shape[1] - 1))
     inverse = np.linalg.inv(reference.T @ reference + penalty)

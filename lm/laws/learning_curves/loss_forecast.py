@@ -105,7 +105,7 @@ class Forecaster:
                 f"{len(self.finished)} finished runs{more} do not suffice: finish at least"
                 f" {MIN_RUNS} runs on the same text"
             )
-        check_comparable(self.finished)
+        check_same_text(self.finished)
         self.reference = curve_backtest.Reference(self.finished)
 
     def forecast(
@@ -113,7 +113,7 @@ class Forecaster:
     ) -> LossForecast:
         """Return the forecast of an unfinished run. Raises ValueError: see `forecast`."""
         prediction_intervals.check_level(level)
-        check_comparable([*self.finished, curve])
+        check_same_text([*self.finished, curve])
         selected = self.reference.select_losses(curve)
         step = int(max([0, *selected.steps]))
         n_losses = len(selected.fitted_points()[0])
@@ -176,7 +176,7 @@ def to_curves(runs: Any) -> list[recorded_curves.LearningCurve]:
     return recorded_curves.read_curves(runs)
 
 
-def check_comparable(curves: Sequence[recorded_curves.LearningCurve]) -> None:
+def check_same_text(curves: Sequence[recorded_curves.LearningCurve]) -> None:
     """Raise ValueError if the runs have different text, tokenizers, evaluations or starts."""
     rows = [{"name": curve.name, **curve.settings} for curve in curves]
     if differences := comparability.find_differences(rows, range(len(rows))):

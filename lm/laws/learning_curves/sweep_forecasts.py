@@ -1,8 +1,8 @@
 """Forecasts of all unfinished and all finished runs of sweeps.
 
-    forecasts = sweep_forecasts.SweepForecasts()
-    forecasts.forecast_unfinished(lm.load_runs("runs"))     # {name: LossForecast or reason}
-    sweep_forecasts.forecast_finished(forecaster, fraction=0.5)   # each run from the others
+forecasts = sweep_forecasts.SweepForecasts()
+forecasts.forecast_unfinished(lm.load_runs("runs"))     # {name: LossForecast or reason}
+sweep_forecasts.forecast_finished(forecaster, fraction=0.5)   # each run from the others
 """
 
 from collections.abc import Mapping, Sequence

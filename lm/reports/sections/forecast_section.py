@@ -64,9 +64,7 @@ def _finished_line(forecast: sweep_forecasts.FinishedForecast, name: str) -> dic
     }
 
 
-def _unfinished_runs(
-    sweep: summary.SweepSummary, models: sweep_forecasts.SweepForecasts
-) -> Markup:
+def _unfinished_runs(sweep: summary.SweepSummary, models: sweep_forecasts.SweepForecasts) -> Markup:
     """Return a table of the forecasts of unfinished runs, and notes on flagged runs."""
     results = models.forecast_unfinished(sweep.rows)
     lines, notes = [], []
@@ -84,5 +82,7 @@ def _unfinished_runs(
             }
         )
         if result.check.is_flagged:
-            notes.append(html.paragraph(f"{name} leaves its expected curve: {result.check}.", "note"))
+            notes.append(
+                html.paragraph(f"{name} leaves its expected curve: {result.check}.", "note")
+            )
     return html.join_html([html.html_table(lines), *notes]) if lines else Markup("")

@@ -16,9 +16,7 @@ def curves():
 def check(curves, step=100, **changes):
     """Check the run of 2K parameters, schedule wsd and rate 0.01, with changes."""
     index = 6
-    target = training_curves.curve(
-        curves[index].name, 2000.0, "wsd", 0.01, seed=index, **changes
-    )
+    target = training_curves.curve(curves[index].name, 2000.0, "wsd", 0.01, seed=index, **changes)
     return departures.check_run(curves[:index] + curves[index + 1 :], target.until(step))
 
 

@@ -35,9 +35,7 @@ def test_printed_forecast_names_all_models(result):
 
 
 def test_training_losses_replace_missing_evaluations(curves):
-    final_only = [
-        dataclasses.replace(c, steps=c.steps[-1:], losses=c.losses[-1:]) for c in curves
-    ]
+    final_only = [dataclasses.replace(c, steps=c.steps[-1:], losses=c.losses[-1:]) for c in curves]
     result = lm.laws.forecast(final_only, final_only[0].until(100))
     assert result.value == pytest.approx(curves[0].final_loss, rel=0.01)
     assert result.lo < curves[0].final_loss < result.hi

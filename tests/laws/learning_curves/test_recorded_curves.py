@@ -30,7 +30,9 @@ def test_curve_of_a_trained_run_has_its_schedule(finished_run):
     assert curve.is_finished and curve.final_loss == row["eval.loss"]
     assert curve.rates.max() == pytest.approx(schema.Optimizer().lr)
     assert curve.settings["corpus.hash"] == row["corpus.hash"]
-    (metrics,) = {step: r["lr"] for r in records.load_metrics(row["dir"]) if (step := r["step"]) == 12},
+    (metrics,) = (
+        {step: r["lr"] for r in records.load_metrics(row["dir"]) if (step := r["step"]) == 12},
+    )
     assert curve.rates[11] == pytest.approx(metrics[12], rel=1e-5)
 
 
