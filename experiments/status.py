@@ -16,15 +16,20 @@ described in lm/runs/status.py. The key "forecast" of a run is None or {"value",
 "model", "baseline", "step", "is_flagged"}.
 """
 
+import functools
 import json
 import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from absl import flags
 from rich.live import Live
 
 from experiments.common import cli, console
-from lm.laws.learning_curves import loss_forecast, sweep_forecasts
 from lm.runs import records, status
+
+if TYPE_CHECKING:
+    from lm.laws.learning_curves import loss_forecast, sweep_forecasts
 
 _DIR = flags.DEFINE_string("dir", "runs", "folder of a sweep, or of several sweeps")
 _WATCH = flags.DEFINE_bool("watch", False, "update every two seconds until all runs have ended")
@@ -42,13 +47,13 @@ def main() -> int:
             f"--dir={_DIR.value} contains no runs. Name the folder of a sweep, such as"
             " --dir=runs/quickstart"
         )
-    forecasts = sweep_forecasts.SweepForecasts()
-    notes = [*notes, *add_forecasts(runs, _DIR.value, forecasts)]
+    open_once = functools.cache(open_forecasts)
+    notes = [*notes, *add_forecasts(runs, _DIR.value, open_once)]
     progress = status.sweep_progress(runs)
     if _JSON.value:
         print(json.dumps({"total": progress, "runs": runs, "notes": notes}, indent=1))
     elif _WATCH.value:
-        watch(runs, forecasts)
+        watch(runs, open_once)
     else:
         console.wide_console().print(console.status_view(runs, progress))
     if not _JSON.value:
@@ -57,19 +62,31 @@ def main() -> int:
     return 0
 
 
-def watch(runs: list[dict], forecasts: sweep_forecasts.SweepForecasts) -> None:
-    """Show the status until no run is planned, running or stuck. runs: the current statuses."""
+def open_forecasts() -> "sweep_forecasts.SweepForecasts":
+    """Return the forecasts of sweeps. Their import takes longer than the status of all runs."""
+    from lm.laws.learning_curves import sweep_forecasts
+
+    return sweep_forecasts.SweepForecasts()
+
+
+def watch(runs: list[dict], open_once: "Callable[[], sweep_forecasts.SweepForecasts]") -> None:
+    """Show the status until no run is planned, running or stuck.
+
+    runs: the current statuses. open_once: returns the same forecasts in each call.
+    """
     view = console.status_view(runs, status.sweep_progress(runs))
     with Live(view, console=console.console) as live:
         while any(run["status"] in ("planned", "running", "stuck") for run in runs):
             time.sleep(WATCH_SECONDS)
             runs = status.run_statuses(_DIR.value)
-            add_forecasts(runs, _DIR.value, forecasts)
+            add_forecasts(runs, _DIR.value, open_once)
             live.update(console.status_view(runs, status.sweep_progress(runs)))
 
 
 def add_forecasts(
-    runs: list[dict], folder: str, forecasts: sweep_forecasts.SweepForecasts
+    runs: list[dict],
+    folder: str,
+    open_once: "Callable[[], sweep_forecasts.SweepForecasts]" = open_forecasts,
 ) -> list[str]:
     """Add the forecasts to the statuses of runs. Return lines about flagged and missing ones."""
     for run in runs:
@@ -78,22 +95,22 @@ def add_forecasts(
     if not unfinished:
         return []
     notes, names_by_reason = [], {}
-    results = forecasts.forecast_unfinished(records.load_folder(folder).rows)
+    results = open_once().forecast_unfinished(records.load_folder(folder).rows)
     for name, run in unfinished.items():
         result = results.get(name, "its records cannot be read")
-        if isinstance(result, loss_forecast.LossForecast):
-            run["forecast"] = describe_forecast(result)
-            if result.check.is_flagged:
-                notes.append(f"{name} leaves its expected curve: {result.check}")
-        else:
+        if isinstance(result, str):
             names_by_reason.setdefault(result, []).append(name)
+            continue
+        run["forecast"] = describe_forecast(result)
+        if result.check.is_flagged:
+            notes.append(f"{name} leaves its expected curve: {result.check}")
     for reason, names in names_by_reason.items():
         others = f" and {len(names) - 1} more runs" if len(names) > 1 else ""
         notes.append(f"no forecast of {names[0]}{others}: {reason}")
     return notes
 
 
-def describe_forecast(forecast: loss_forecast.LossForecast) -> dict:
+def describe_forecast(forecast: "loss_forecast.LossForecast") -> dict:
     """Return the entry "forecast" of a status."""
     return {
         "value": forecast.value,

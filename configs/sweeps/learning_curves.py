@@ -1,12 +1,12 @@
 """Train four sizes with three schedules and three peak learning rates, for forecasts of the loss.
 
-    uv run python -m experiments.sweep --sweep=configs/sweeps/learning_curves.py
+    uv run python -m experiments.sweep --sweep=configs/sweeps/learning_curves.py --max_vmapped=3
 
 lm.laws.forecast(lm.load_runs("runs/curves"), RUN) forecasts the final loss of an unfinished run
 from the finished runs. Each run has 30 evaluations. experiments/benchmarks/learning_curves.py
 measures the errors of the forecasts.
 
-Hardware and time: 36 runs, about a quarter of an hour on two idle CPU cores.
+Hardware and time: 36 runs, 36 minutes on two busy CPU cores with --max_vmapped=3.
 """
 
 from configs import base

@@ -21,7 +21,7 @@ def printed(runs) -> str:
 def test_status_shows_the_forecast_of_an_unfinished_run(tmp_path):
     folder = made_up_sweep.sweep(tmp_path, status={"700K": ("lost", "")}, predict=False)
     runs = status.run_statuses(folder)
-    notes = status_command.add_forecasts(runs, folder, sweep_forecasts.SweepForecasts())
+    notes = status_command.add_forecasts(runs, folder)
     (run,) = [run for run in runs if run["forecast"]]
     forecast = run["forecast"]
     assert run["name"] == "toy/700K" and forecast["lo"] < forecast["value"] < forecast["hi"]
@@ -37,7 +37,7 @@ def test_status_names_the_reason_of_a_missing_forecast_once(tmp_path):
         tmp_path, status=dict.fromkeys(sizes, ("lost", "")), missing=("1.6M",), predict=False
     )
     runs = status.run_statuses(folder)
-    notes = status_command.add_forecasts(runs, folder, sweep_forecasts.SweepForecasts())
+    notes = status_command.add_forecasts(runs, folder)
     assert notes == [
         "no forecast of toy/60K and 3 more runs: 1 finished runs do not suffice: finish at least 4"
         " runs on the same text"
@@ -55,6 +55,6 @@ def test_status_marks_a_flagged_run(tmp_path, monkeypatch):
     runs = status.run_statuses(folder)
     forecasts = sweep_forecasts.SweepForecasts()
     monkeypatch.setattr(forecasts, "forecast_unfinished", lambda rows: {"toy/30K": forecast})
-    (note,) = status_command.add_forecasts(runs, folder, forecasts)
+    (note,) = status_command.add_forecasts(runs, folder, lambda: forecasts)
     assert note.startswith("toy/30K leaves its expected curve: its training loss differs")
     assert "unexpected" in printed(runs)

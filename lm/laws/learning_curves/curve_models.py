@@ -29,7 +29,6 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-from scipy import signal
 
 MAX_RATE_CHANGES = 100  # changes of the learning rate in the sum of R; more are grouped
 MIN_RATE = 1e-3  # lowest learning rate relative to the peak in z
@@ -96,6 +95,8 @@ def annealing_benefit(rates: np.ndarray, steps: np.ndarray, constants: Constants
     relative = rates / rates.max()
     drops = -np.diff(relative, prepend=relative[0])
     drops[: int(rates.argmax()) + 1] = 0
+    from scipy import signal  # its import is slow, and few users of the laws need it
+
     momentum = signal.lfilter([1.0], [1.0, 1 / memory - 1], drops)
     return np.cumsum(momentum)[steps - 1] / memory
 
