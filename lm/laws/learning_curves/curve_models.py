@@ -9,8 +9,8 @@ while the rate is constant.
 
 baseline     u = S^-alpha, R = 1 - lr(t) / peak: a power law of the stable phase minus the gain of a
              cooldown
-multi_power  u = S^-alpha, R = sum over steps k of (lr(k-1) - lr(k)) / peak (1 - (1 + c z)^-beta),
-             z = (lr(k) / peak)^-gamma * steps at the peak rate since k (Luo et al. 2025,
+multi_power  u = S^-alpha, R = sum over steps k of (lr(k-1) - lr(k)) / peak (1 - (1 + c z)^-beta).
+             (lr(k) / peak)^-gamma times the steps at the peak rate since k is z (Luo et al. 2025,
              arXiv:2503.12811)
 annealing    u = S^-alpha, R = sum over steps i <= t and k <= i of (lr(k-1) - lr(k)) / peak *
              decay^(i-k), times 1 - decay (Tissue et al. 2024, arXiv:2408.11029)
