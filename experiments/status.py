@@ -7,23 +7,37 @@
 A sweep consists of the runs that its sweep.json names. The lines below the table list other runs in
 its folder, unreadable runs and damaged lines.
 
+An unfinished run has a forecast of its final held-out loss with a 95% interval, if its sweep has
+finished runs: see lm/laws/learning_curves. A line below the table names each run that leaves its
+expected curve, and each reason for a missing forecast.
+
 --json prints one object for scripts: {"total": {...}, "runs": [...], "notes": [...]}. Its keys are
-described in lm/runs/status.py.
+described in lm/runs/status.py. The key "forecast" of a run is None or {"value", "lo", "hi",
+"model", "baseline", "step", "is_flagged"}.
 """
 
+import functools
 import json
 import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from absl import flags
 from rich.live import Live
 
 from experiments.common import cli, console
-from lm.runs import status
+from lm.runs import records, status
+
+if TYPE_CHECKING:
+    from lm.laws.learning_curves import loss_forecast, sweep_forecasts
 
 _DIR = flags.DEFINE_string("dir", "runs", "folder of a sweep, or of several sweeps")
 _WATCH = flags.DEFINE_bool("watch", False, "update every two seconds until all runs have ended")
 _JSON = flags.DEFINE_bool("json", False, "print JSON instead of a table")
 WATCH_SECONDS = 2
+
+
+UNFINISHED = ("running", "stuck", "lost", "failed")
 
 
 def main() -> int:
@@ -33,11 +47,13 @@ def main() -> int:
             f"--dir={_DIR.value} contains no runs. Name the folder of a sweep, such as"
             " --dir=runs/quickstart"
         )
+    open_once = functools.cache(open_forecasts)
+    notes = [*notes, *add_forecasts(runs, _DIR.value, open_once)]
     progress = status.sweep_progress(runs)
     if _JSON.value:
         print(json.dumps({"total": progress, "runs": runs, "notes": notes}, indent=1))
     elif _WATCH.value:
-        watch(runs)
+        watch(runs, open_once)
     else:
         console.wide_console().print(console.status_view(runs, progress))
     if not _JSON.value:
@@ -46,14 +62,65 @@ def main() -> int:
     return 0
 
 
-def watch(runs: list[dict]) -> None:
-    """Show the status until no run is planned, running or stuck. runs: the current statuses."""
+def open_forecasts() -> "sweep_forecasts.SweepForecasts":
+    """Return the forecasts of sweeps. Their import takes longer than the status of all runs."""
+    from lm.laws.learning_curves import sweep_forecasts
+
+    return sweep_forecasts.SweepForecasts()
+
+
+def watch(runs: list[dict], open_once: "Callable[[], sweep_forecasts.SweepForecasts]") -> None:
+    """Show the status until no run is planned, running or stuck.
+
+    runs: the current statuses. open_once: returns the same forecasts in each call.
+    """
     view = console.status_view(runs, status.sweep_progress(runs))
     with Live(view, console=console.console) as live:
         while any(run["status"] in ("planned", "running", "stuck") for run in runs):
             time.sleep(WATCH_SECONDS)
             runs = status.run_statuses(_DIR.value)
+            add_forecasts(runs, _DIR.value, open_once)
             live.update(console.status_view(runs, status.sweep_progress(runs)))
+
+
+def add_forecasts(
+    runs: list[dict],
+    folder: str,
+    open_once: "Callable[[], sweep_forecasts.SweepForecasts]" = open_forecasts,
+) -> list[str]:
+    """Add the forecasts to the statuses of runs. Return lines about flagged and missing ones."""
+    for run in runs:
+        run["forecast"] = None
+    unfinished = {run["name"]: run for run in runs if run["status"] in UNFINISHED}
+    if not unfinished:
+        return []
+    notes, names_by_reason = [], {}
+    results = open_once().forecast_unfinished(records.load_folder(folder).rows)
+    for name, run in unfinished.items():
+        result = results.get(name, "its records cannot be read")
+        if isinstance(result, str):
+            names_by_reason.setdefault(result, []).append(name)
+            continue
+        run["forecast"] = describe_forecast(result)
+        if result.check.is_flagged:
+            notes.append(f"{name} leaves its expected curve: {result.check}")
+    for reason, names in names_by_reason.items():
+        others = f" and {len(names) - 1} more runs" if len(names) > 1 else ""
+        notes.append(f"no forecast of {names[0]}{others}: {reason}")
+    return notes
+
+
+def describe_forecast(forecast: "loss_forecast.LossForecast") -> dict:
+    """Return the entry "forecast" of a status."""
+    return {
+        "value": forecast.value,
+        "lo": forecast.lo,
+        "hi": forecast.hi,
+        "model": forecast.model,
+        "baseline": forecast.baseline.value,
+        "step": forecast.step,
+        "is_flagged": forecast.check.is_flagged,
+    }
 
 
 if __name__ == "__main__":

@@ -54,6 +54,7 @@ ANSWER_METRICS = {
     "bleu": "BLEU",
 }
 MAX_TASK_NAME = 36
+FORECAST_TITLE = "Forecasts of the final held-out loss, nats per token"
 SECONDS_PER_LINE = 10  # interval of progress lines without a terminal
 
 
@@ -93,7 +94,8 @@ def _grid(lines: list[dict[str, str]], title: str = "") -> Table:
 def status_view(runs: list[dict], progress: dict) -> Group:
     """Return a table of the status of every run, a progress bar and totals.
 
-    runs, progress: see status.run_statuses and status.sweep_progress.
+    runs, progress: see status.run_statuses and status.sweep_progress. A second table has the
+    entries "forecast" of runs, see experiments/status.py.
     """
     lines = [
         {
@@ -123,7 +125,23 @@ def status_view(runs: list[dict], progress: dict) -> Group:
     if progress["device_hours_left"] is not None:
         totals.append(f"device-hours left: {progress['device_hours_left']:.2f}")
     bar = ProgressBar(total=1.0, completed=progress["share"], width=60)
-    return Group(_grid(lines), Padding(bar, 0), *totals)  # Padding ends the line of the bar
+    forecasts = [_forecast_line(run) for run in runs if run.get("forecast")]
+    tables = [_grid(lines), *([_grid(forecasts, FORECAST_TITLE)] if forecasts else [])]
+    return Group(*tables, Padding(bar, 0), *totals)  # Padding ends the line of the bar
+
+
+def _forecast_line(run: dict) -> dict[str, str]:
+    """Return the line of a run in the table of forecasts."""
+    forecast = run["forecast"]
+    return {
+        "run": run["name"],
+        "step": f"{forecast['step']:,} of {run['steps']:,}",
+        "forecast": f"{forecast['value']:.3f}",
+        "95% interval": f"{forecast['lo']:.3f} to {forecast['hi']:.3f}",
+        "model": forecast["model"],
+        "baseline": f"{forecast['baseline']:.3f}",
+        "curve": "unexpected" if forecast["is_flagged"] else "expected",
+    }
 
 
 def _format_optional(value, template: str) -> str:

@@ -1,6 +1,7 @@
 """The config group of the optimizer, and the numbers of steps that follow from its fields.
 
     optimizer_config.count_warmup_steps(optim, run.steps)
+    optimizer_config.compute_learning_rate(optim, run.steps, np.arange(run.steps), np)
 
 The length of the warm-up is a fraction of the steps, a number of steps, or a number of tokens. The
 length of the decay of the schedule wsd has the same three forms. A number above 0 replaces the
@@ -21,7 +22,8 @@ of optim.layer_decay also multiply the decay.
 """
 
 import dataclasses
-from typing import Literal
+from types import ModuleType
+from typing import Any, Literal
 
 from lm.config import fields
 
@@ -123,6 +125,37 @@ def count_decay_steps(optim: Optimizer, n_steps: int) -> int:
     n_steps: number of steps of the run. Raises ValueError if the number is in tokens.
     """
     return max(_count_steps(optim, "decay", n_steps), 1)
+
+
+def compute_learning_rate(
+    optim: Optimizer, n_steps: int, step: Any, arrays: ModuleType, peak: Any = None
+) -> Any:
+    """Return the learning rate at a step that counts from 0, or at an array of steps.
+
+    n_steps: number of steps of the run. arrays: the module np or jnp, whose functions are used.
+    peak: peak learning rate; None is optim.lr. optim: without fields in tokens, see resolve_tokens.
+    The warm-up is linear and starts above 0. Schedules after the warm-up:
+
+    cosine    half a cosine from peak to peak * final_lr_fraction (Loshchilov and Hutter 2017,
+              arXiv:1608.03983)
+    linear    linear decay from peak to peak * final_lr_fraction
+    wsd       constant, then linear decay to peak * final_lr_fraction over the last steps
+              (Hu et al. 2024, arXiv:2404.06395)
+    constant  constant
+    """
+    warmup = count_warmup_steps(optim, n_steps)
+    n_after_warmup = max(n_steps - 1 - warmup, 1)
+    decay = count_decay_steps(optim, n_steps)
+    progress = arrays.clip((step - warmup) / n_after_warmup, 0.0, 1.0)
+    shape = {
+        "cosine": lambda: 0.5 + 0.5 * arrays.cos(arrays.pi * progress),
+        "linear": lambda: 1 - progress,
+        "wsd": lambda: arrays.clip((n_steps - 1 - step) / decay, 0.0, 1.0),
+        "constant": lambda: 1.0,
+    }[optim.schedule]()
+    final = 1.0 if optim.schedule == "constant" else optim.final_lr_fraction
+    warmup_factor = arrays.minimum((step + 1) / (warmup + 1), 1.0)
+    return (optim.lr if peak is None else peak) * warmup_factor * (final + (1 - final) * shape)
 
 
 def _count_steps(optim: Optimizer, name: str, n_steps: int) -> int:

@@ -35,6 +35,7 @@ Laws: functions from rows to a `fit.Fit`
     loss_to_loss        loss of a source or a task from the total loss
     new_corpus          loss on a new corpus from one or two runs and the law of another corpus
     hyperparameters     best learning rate, batch size and weight decay of N and D
+    forecast            final loss of an unfinished run from finished runs
     given               a law with published coefficients, such as given("hoffmann2022")
     try_fit             (fit, "") of any law, or (None, reason)
 
@@ -54,6 +55,8 @@ Functions of fits
 Preparation of rows
 
     final_evaluations   last evaluation of each run, or the mean of the last few
+    read_curves         learning curves of rows, with the learning rates of all steps
+    load_curves         learning curves of a file
     smooth_evaluations  evaluations without the start of each run, as trailing means
 
 A law raises ValueError with the reason if the rows do not determine it. `fit.warnings` lists the
@@ -75,6 +78,8 @@ from lm.laws.forms.log_linear import log_linear
 from lm.laws.forms.power_laws import chinchilla, overtrained, power
 from lm.laws.formulas.custom import custom
 from lm.laws.formulas.published_laws import broken_power, given, kaplan, shifted_power
+from lm.laws.learning_curves.loss_forecast import forecast
+from lm.laws.learning_curves.recorded_curves import load_curves, read_curves
 from lm.laws.reporting.saved_fit import load_fit
 from lm.laws.source_losses.loss_to_loss import loss_to_loss
 from lm.laws.source_losses.new_corpus import new_corpus
@@ -93,12 +98,14 @@ __all__ = [
     "data_constrained",
     "envelope",
     "final_evaluations",
+    "forecast",
     "given",
     "holdout",
     "hyperparameters",
     "inference_allocation",
     "isoflop",
     "kaplan",
+    "load_curves",
     "load_fit",
     "log_linear",
     "loss_to_loss",
@@ -107,6 +114,7 @@ __all__ = [
     "overtrained",
     "power",
     "profile",
+    "read_curves",
     "shifted_power",
     "smooth_evaluations",
     "transfer",

@@ -66,6 +66,21 @@ def check_comparable(
     may_differ: names of PROPERTIES that are not compared. columns: columns of the law, which are
     not compared either.
     """
+    differences = find_differences(rows, included, may_differ, columns)
+    if differences:
+        raise ValueError(
+            f"the rows are not comparable: {'; '.join(differences)}. Select rows with"
+            " where={column: value}, or pass mixed=True to fit them together"
+        )
+
+
+def find_differences(
+    rows: Sequence[Mapping],
+    included: Sequence[int],
+    may_differ: Collection[str] = (),
+    columns: Sequence[str] = (),
+) -> list[str]:
+    """Return a text per column of PROPERTIES in which the rows differ: see check_comparable."""
     unknown = set(may_differ) - set(PROPERTIES)
     if unknown:
         raise ValueError(
@@ -87,11 +102,7 @@ def check_comparable(
                 names_by_value.setdefault(text, []).append(run_name(rows[i], i))
         if len(names_by_value) > 1:
             differences.append(f"{column} is {_list_rows_by_value(names_by_value)}")
-    if differences:
-        raise ValueError(
-            f"the rows are not comparable: {'; '.join(differences)}. Select rows with"
-            " where={column: value}, or pass mixed=True to fit them together"
-        )
+    return differences
 
 
 def cell_text(value: object) -> str:

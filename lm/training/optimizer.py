@@ -125,31 +125,12 @@ def learning_rate_schedule(optim: schema.Optimizer, steps: int) -> Callable:
     """Return lr(step, peak=optim.lr), the learning rate at a step that counts from 0.
 
     steps: number of steps of the run. optim: without fields in tokens, see
-    batch_size_schedule.resolve_tokens. The batch size does not change the learning rate. The
-    warm-up is linear and starts above 0. Schedules after the warm-up:
-
-    cosine    half a cosine from peak to peak * final_lr_fraction (Loshchilov and Hutter 2017,
-              arXiv:1608.03983)
-    linear    linear decay from peak to peak * final_lr_fraction
-    wsd       constant, then linear decay to peak * final_lr_fraction over the last steps
-              (Hu et al. 2024, arXiv:2404.06395)
-    constant  constant
+    batch_size_schedule.resolve_tokens. See optimizer_config.compute_learning_rate. The batch size
+    does not change the learning rate.
     """
-    warmup = optimizer_config.count_warmup_steps(optim, steps)
-    n_after_warmup = max(steps - 1 - warmup, 1)
-    decay = optimizer_config.count_decay_steps(optim, steps)
 
     def learning_rate(step, peak=optim.lr):
-        progress = jnp.clip((step - warmup) / n_after_warmup, 0.0, 1.0)
-        shape = {
-            "cosine": lambda: 0.5 + 0.5 * jnp.cos(jnp.pi * progress),
-            "linear": lambda: 1 - progress,
-            "wsd": lambda: jnp.clip((steps - 1 - step) / decay, 0.0, 1.0),
-            "constant": lambda: 1.0,
-        }[optim.schedule]()
-        final = 1.0 if optim.schedule == "constant" else optim.final_lr_fraction
-        warmup_factor = jnp.minimum((step + 1) / (warmup + 1), 1.0)
-        return peak * warmup_factor * (final + (1 - final) * shape)
+        return optimizer_config.compute_learning_rate(optim, steps, step, jnp, peak)
 
     return learning_rate
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lm.config import fields, schema
+from lm.config import fields, optimizer_config, schema
 from lm.model import transformer
 from lm.runs import records
 from lm.training import loop, optimizer
@@ -38,6 +38,15 @@ def test_wsd_is_constant_before_its_decay():
 def test_run_of_one_step_has_a_learning_rate(name):
     lr = optimizer.learning_rate_schedule(schema.Optimizer(schedule=name), 1)(0)
     assert 0 < lr <= schema.Optimizer().lr
+
+
+@pytest.mark.parametrize("name", fields.choices(schema.Optimizer)["schedule"])
+def test_numpy_and_jax_give_equal_rates(name):
+    optim = schema.Optimizer(lr=0.03, schedule=name, warmup=0.1, decay=0.3)
+    steps = np.arange(100)
+    trained = optimizer.learning_rate_schedule(optim, 100)(steps)
+    computed = optimizer_config.compute_learning_rate(optim, 100, steps, np)
+    np.testing.assert_allclose(computed, trained, rtol=1e-5)
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,13 @@ from lm.laws import fit, prediction_intervals
 from lm.reports import html, summary, task_analysis
 from lm.reports.audit import prediction_audit, prediction_chain
 from lm.reports.plots import elements, goodput, style
-from lm.reports.sections import next_run_section, source_section, task_section, text_section
+from lm.reports.sections import (
+    forecast_section,
+    next_run_section,
+    source_section,
+    task_section,
+    text_section,
+)
 from lm.runs import records, run_selection, task_results
 
 NO_INTERVAL = (float("nan"), float("nan"))
@@ -35,6 +41,7 @@ def all_sections(sweep: summary.SweepSummary) -> dict[str, Markup]:
     sections |= {
         "Other laws": _other_laws(sweep),
         "Next run": next_run_section.next_runs(sweep),
+        "Forecasts during training": forecast_section.loss_forecasts(sweep),
     }
     if task_analysis.task_names(sweep.rows):
         sections["Tasks"] = task_section.task_reliability(sweep)

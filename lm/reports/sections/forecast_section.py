@@ -1,0 +1,88 @@
+"""Section of the report about forecasts of final losses during the runs."""
+
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup
+
+from lm.laws.learning_curves import loss_forecast, sweep_forecasts
+from lm.reports import html, summary
+from lm.reports.plots import elements
+
+FRACTION = 0.5  # of the steps from which finished runs are forecast
+NOTE = (
+    "Each finished run is forecast from half of its steps and from the other finished runs, which"
+    " select the model of the learning curve. The baseline is a power law of the summed learning"
+    " rate minus the gain of a lower rate. Losses are in nats per token, intervals are 95%."
+)
+
+
+def loss_forecasts(sweep: summary.SweepSummary) -> Markup:
+    """Return the forecasts of unfinished runs, and those of finished runs with their results."""
+    models = sweep_forecasts.SweepForecasts()
+    parts = [_unfinished_runs(sweep, models)]
+    finished = [row for row in sweep.rows if row["status"] == "done"]
+    forecaster = models.fit_finished(finished)
+    if isinstance(forecaster, str):
+        return html.join_html([*parts, html.paragraph(f"No forecasts: {forecaster}.", "muted")])
+    forecasts = sweep_forecasts.forecast_finished(forecaster, FRACTION)
+    names = {row["name"]: elements.short_run_name(row) for row in finished}
+    lines = [_finished_line(forecast, names[forecast.name]) for forecast in forecasts]
+    errors = np.array([[f.value, f.baseline] for f in forecasts])
+    errors = np.abs(errors / np.array([[f.measured] for f in forecasts]) - 1).mean(0)
+    n_inside = sum(f.lo <= f.measured <= f.hi for f in forecasts)
+    result = (
+        f"Mean error {errors[0]:.2%}, baseline {errors[1]:.2%}; {n_inside} of {len(forecasts)}"
+        " results are inside their interval."
+    )
+    left_out = [f"{name}: {reason}." for name, reason in forecaster.excluded]
+    formats = {
+        **dict.fromkeys(("forecast", "baseline", "result"), "{:.4f}".format),
+        "error": "{:+.2%}".format,
+    }
+    return html.join_html(
+        [
+            *parts,
+            html.paragraph(result),
+            html.html_table(lines, formats, is_sortable=True),
+            html.paragraph(NOTE, "muted"),
+            *(html.paragraph(f"Left out: {text}", "muted") for text in left_out),
+        ]
+    )
+
+
+def _finished_line(forecast: sweep_forecasts.FinishedForecast, name: str) -> dict[str, Any]:
+    """Return the table row of a finished run."""
+    return {
+        "run": name,
+        "forecast": forecast.value,
+        "95% interval": f"{forecast.lo:.4f} to {forecast.hi:.4f}",
+        "result": forecast.measured,
+        "error": forecast.value / forecast.measured - 1,
+        "model": forecast.model,
+        "baseline": forecast.baseline,
+    }
+
+
+def _unfinished_runs(sweep: summary.SweepSummary, models: sweep_forecasts.SweepForecasts) -> Markup:
+    """Return a table of the forecasts of unfinished runs, and notes on flagged runs."""
+    results = models.forecast_unfinished(sweep.rows)
+    lines, notes = [], []
+    for name, result in results.items():
+        if not isinstance(result, loss_forecast.LossForecast):
+            continue  # the section states the reason for the sweep
+        lines.append(
+            {
+                "unfinished run": name.rpartition("/")[2],
+                "step": f"{result.step:,} of {result.n_steps:,}",
+                "forecast": f"{result.value:.4f}",
+                "95% interval": f"{result.lo:.4f} to {result.hi:.4f}",
+                "baseline": f"{result.baseline.value:.4f}",
+                "curve": "unexpected" if result.check.is_flagged else "expected",
+            }
+        )
+        if result.check.is_flagged:
+            notes.append(
+                html.paragraph(f"{name} leaves its expected curve: {result.check}.", "note")
+            )
+    return html.join_html([html.html_table(lines), *notes]) if lines else Markup("")
