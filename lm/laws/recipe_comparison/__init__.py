@@ -1,0 +1,6 @@
+"""Comparison of two recipes A and B along their ladders of sizes: is B still better at scale?
+
+Files in reading order: paired_runs.py (selection and pairs of runs), anytime_valid_tests.py
+(critical values), multiplier.py (compute multiplier with its uncertainty), recipe_verdict.py
+(trend, crossing, probabilities, text), decision_cost.py (runs that decide an open question).
+"""
