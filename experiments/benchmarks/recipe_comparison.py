@@ -173,7 +173,7 @@ def _draw_log_m(rng: np.random.Generator) -> float:
 
 def measure_case(name: str, n_pairs: int) -> tuple[dict, Counter]:
     """Return a line of the table, and the counts of wrong and undecided verdicts."""
-    from lm.laws.recipe_comparison import multiplier, recipe_verdict
+    from lm.laws.recipe_comparison import multiplier, multiplier_draws, recipe_verdict
 
     verdicts, counts = Counter(), Counter()
     at_sizes, on_curve, beyond = [], [], []
@@ -192,7 +192,7 @@ def measure_case(name: str, n_pairs: int) -> tuple[dict, Counter]:
             for (lo, hi), value in zip(intervals, pair.true_log_m(pair.x), strict=True)
         ]
         points = np.concatenate([pair.x, pair.x[-1] + np.log(FACTORS)])
-        draws = multiplier.draw_multipliers(fitted, points, _DRAWS.value, i)
+        draws = multiplier_draws.draw_multipliers(fitted, points, _DRAWS.value, i)
         lo, hi = np.percentile(draws, [2.5, 97.5], axis=0)
         is_covered = (lo <= pair.true_log_m(points)) & (pair.true_log_m(points) <= hi)
         on_curve += is_covered[: len(pair.x)].tolist()

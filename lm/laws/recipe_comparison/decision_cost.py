@@ -34,6 +34,18 @@ class DecisionPlan:
     cost: float
     unit: str  # seconds or FLOPs
     problem: str = ""  # reason why no plan decides
+    next_size: str = ""  # common size with the most useful pair per cost, "" if decided
+    next_cost: float = 0.0  # of a pair at that size
+
+    def next_pairs(self, seconds: float) -> int:
+        """Return the number of planned pairs at `next_size` that fit into a time, at least 0.
+
+        Without seconds in the rows, each pair counts as fitting.
+        """
+        n_planned = max(self.pairs.get(self.next_size, 1), 1)
+        if self.unit != "seconds" or self.next_cost <= 0:
+            return n_planned if seconds > 0 else 0
+        return min(n_planned, int(max(seconds, 0.0) / self.next_cost))
 
     def __str__(self) -> str:
         if self.problem:
@@ -59,7 +71,7 @@ class SizeOption:
     cost: float
 
 
-def plan_decision(comparison: recipe_verdict.Comparison) -> DecisionPlan:
+def plan_decision(comparison: recipe_verdict.RecipeComparison) -> DecisionPlan:
     """Return the cheapest pairs of runs that decide a comparison, by a greedy search.
 
     Each step adds the pair with the largest decrease of the variance of the open question per unit
@@ -70,11 +82,12 @@ def plan_decision(comparison: recipe_verdict.Comparison) -> DecisionPlan:
         return DecisionPlan({}, 0.0, unit)
     fitted, floor = comparison.fitted, comparison.fitted.best
     line = fitted.difference_line
-    exponent = fitted.exponent_a(floor)
+    exponent = float(fitted.exponents_a()[floor])
     variance = line.squares[floor] / line.n_spare / exponent**2
     information = np.linalg.inv(line.covariances[floor])
     n_spare, counts, cost = line.n_spare, Counter(), 0.0
     question = 1 if comparison.is_different else 0
+    first: SizeOption | None = None
     for _ in range(MAX_PAIRS):
         gains = []
         for option in options:
@@ -83,20 +96,25 @@ def plan_decision(comparison: recipe_verdict.Comparison) -> DecisionPlan:
             decrease = np.linalg.inv(information)[question, question] - after[question, question]
             gains.append(decrease / option.cost)
         chosen = options[int(np.argmax(gains))]
+        first = first or options[int(np.argmax(gains[:-1]))]
         row = np.array([1.0, -chosen.position])
         information = information + chosen.weight * np.outer(row, row)
         n_spare, cost = n_spare + 1, cost + chosen.cost
         counts[chosen.name] += 1
         if _is_decided(comparison, np.linalg.inv(information), variance, n_spare):
             ordered = {o.name: counts[o.name] for o in options if counts[o.name]}
-            return DecisionPlan(ordered, cost, unit)
+            return DecisionPlan(ordered, cost, unit, "", first.name, first.cost)
+    assert first is not None, "MAX_PAIRS is above 0"
     problem = f"{MAX_PAIRS} more pairs of runs ({cost:.2g} {unit}) would not decide it:"
     problem += " the effect is too close to the limit, or the noise is too large"
-    return DecisionPlan({}, cost, unit, problem)
+    return DecisionPlan({}, cost, unit, problem, first.name, first.cost)
 
 
 def _is_decided(
-    comparison: recipe_verdict.Comparison, covariance: np.ndarray, variance: float, n_spare: int
+    comparison: recipe_verdict.RecipeComparison,
+    covariance: np.ndarray,
+    variance: float,
+    n_spare: int,
 ) -> bool:
     """Return True if the expected intervals with this covariance decide the comparison."""
     options = comparison.options
@@ -118,7 +136,7 @@ def _is_decided(
     return bound < np.log(recipe_verdict.EQUAL_FACTOR)
 
 
-def _size_options(comparison: recipe_verdict.Comparison) -> tuple[list[SizeOption], str]:
+def _size_options(comparison: recipe_verdict.RecipeComparison) -> tuple[list[SizeOption], str]:
     """Return the sizes of further pairs with the cost of a pair, and the unit of the cost."""
     fitted, selection = comparison.fitted, comparison.selection
     ladder, floor = fitted.ladder, fitted.best

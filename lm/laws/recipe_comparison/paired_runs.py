@@ -271,9 +271,10 @@ def _group_rows(
 def size_name(row: Mapping) -> str:
     """Return the name of a run without its sweep and its seed: s/100K-seed2 is 100K."""
     name = str(row.get("name") or row.get("run") or "")
-    last = name.rpartition("/")[2]
-    parts = [part for part in last.split("-") if not part.startswith("seed")]
-    return "-".join(parts) or f"{_number(row, 'params'):.3g}"
+    seed = comparability.cell_text(row.get("seed"))
+    parts = name.rpartition("/")[2].split("-")
+    others = [part for part in parts[1:] if part not in (f"seed{seed}", seed)]
+    return "-".join([*parts[:1], *others]) or f"{_number(row, 'params'):.3g}"
 
 
 def _select_tuned(recipe: str, size: str, rows: list[Mapping], y: str) -> tuple[list[Mapping], str]:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from lm.laws import run_table
-from lm.laws.recipe_comparison import multiplier, paired_runs
+from lm.laws.recipe_comparison import multiplier, multiplier_draws, paired_runs
 
 VERDICTS = {
     "no difference": "m is within 10% of 1 along the ladder",
@@ -30,7 +30,6 @@ EQUAL_FACTOR = 1.1  # multipliers up to this factor from 1 are no difference of 
 SLOPE_MARGIN = 0.05  # of d log m / d log C: 12% per decade
 FACTORS = (10, 100)  # of the largest compute, for the probabilities
 N_GRID = 60  # costs of the curve of m
-MAX_CROSSING_FACTOR = 100.0  # beyond the largest compute, for the crossing
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,7 @@ class Multiplier:
 
 @dataclass(frozen=True)
 class SizeResult:
-    """Comparison at one common size: costs and mean losses of both recipes, and multipliers."""
+    """Results at one common size: costs and mean losses of both recipes, and multipliers."""
 
     name: str
     n_pairs: int
@@ -72,7 +71,7 @@ class SizeResult:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class RecipeComparison:
     """Result of `compare_recipes`. Costs are in the unit of the column `cost`."""
 
     verdict: str
@@ -124,7 +123,7 @@ class Comparison:
 
 def compare_recipes(
     rows_a: run_table.Rows, rows_b: run_table.Rows, options: ComparisonOptions | None = None
-) -> Comparison:
+) -> RecipeComparison:
     """Compare two recipes along their common sizes. See `paired_runs.pair_runs` for the rows.
 
     Raises ValueError, in one line that states what to run, for recipes that are not comparable.
@@ -148,41 +147,41 @@ def compare_recipes(
         name: _multiplier(multiplier.line_effects(part)[0], error, options)
         for name, part in fits.items()
     }
-    top = float(fitted.ladder.x_mean.max())
-    points = np.concatenate(
-        [
-            np.linspace(fitted.ladder.x_mean.min(), top + np.log(FACTORS[-1]), N_GRID),
-            top + np.log(FACTORS),
-        ]
-    )
-    draws = multiplier.draw_multipliers(fitted, points, options.n_draws, options.seed)
-    curve = np.exp(np.percentile(draws, [50, 50 * error, 100 - 50 * error], axis=0))
-    extrapolated = {
-        factor: Multiplier(*map(float, curve[:, N_GRID + i])) for i, factor in enumerate(FACTORS)
-    }
-    return Comparison(
+    return RecipeComparison(
         verdict=verdict,
+        is_different=is_different,
         cost=cost,
         sizes=_size_results(selection, fits, error, options),
         average=averages,
         slope=Multiplier(slope.value, *slope.interval(error, options.is_anytime)),
-        crossing=_crossing(draws[:, :N_GRID], points[:N_GRID], error) if is_different else None,
-        probabilities={
-            factor: float((draws[:, N_GRID + i] > 0).mean()) for i, factor in enumerate(FACTORS)
-        },
-        extrapolated=extrapolated,
-        curve={
-            name: values[:N_GRID].tolist()
-            for name, values in zip(
-                ("cost", "value", "lo", "hi"), (np.exp(points), *curve), strict=True
-            )
-        },
-        is_different=is_different,
+        **_extrapolate(fitted, error, options, is_different),
         options=options,
         selection=selection,
         fitted=fitted,
         notes=list(selection.notes),
     )
+
+
+def _extrapolate(
+    fitted: multiplier.MultiplierFit, error: float, options: ComparisonOptions, is_different: bool
+) -> dict[str, Any]:
+    """Return the fields of a comparison that describe the multiplier beyond the ladder."""
+    x = fitted.ladder.x_mean
+    grid = np.linspace(x.min(), x.max() + np.log(FACTORS[-1]), N_GRID)
+    points = np.concatenate([grid, x.max() + np.log(FACTORS)])
+    draws = multiplier_draws.draw_multipliers(fitted, points, options.n_draws, options.seed)
+    curve = np.exp(np.percentile(draws, [50, 50 * error, 100 - 50 * error], axis=0))
+    at_factors = draws[:, N_GRID:]
+    is_better = (at_factors > 0).mean(0) + 0.5 * (at_factors == 0).mean(0)
+    costs = {"cost": np.exp(points)} | dict(zip(("value", "lo", "hi"), curve, strict=True))
+    return {
+        "crossing": _crossing(draws[:, :N_GRID], grid, error) if is_different else None,
+        "probabilities": dict(zip(FACTORS, is_better.tolist(), strict=True)),
+        "extrapolated": {
+            factor: Multiplier(*curve[:, N_GRID + i].tolist()) for i, factor in enumerate(FACTORS)
+        },
+        "curve": {name: values[:N_GRID].tolist() for name, values in costs.items()},
+    }
 
 
 def _check_options(options: ComparisonOptions) -> None:
@@ -284,7 +283,7 @@ def _crossing(draws: np.ndarray, points: np.ndarray, error: float) -> Multiplier
     return Multiplier(float(value), float(lo), float(hi))
 
 
-def format_lines(comparison: Comparison) -> list[str]:
+def format_lines(comparison: RecipeComparison) -> list[str]:
     """Return the text of a comparison, one fact per line."""
     level = f"{1 - comparison.options.error / comparison.options.n_candidates:.3g}"
     unit = paired_runs.COSTS[comparison.cost]
