@@ -109,8 +109,9 @@ def decide(folders: list[str], budget_seconds: float):
 
     def train_pairs(size: str, n_pairs: int) -> None:
         console.print_line(f"training {n_pairs} more pairs of runs at {size}")
+        seeds = recipe_ladders.next_seeds(folders, size, n_pairs)
         for folder in folders:
-            location = recipe_ladders.seeds_location(folder, {size: n_pairs})
+            location = recipe_ladders.seeds_location(folder, {size: seeds})
             check_trained(location, recipe_ladders.train_sweep(location))
 
     report, reason = recipe_ladders.decide(

@@ -23,6 +23,7 @@ from experiments.common import cli, console
 
 _PAIRS = flags.DEFINE_integer("pairs", 600, "simulated pairs of recipes per case", 1)
 _SEQUENCES = flags.DEFINE_integer("sequences", 1000, "simulated sequences of early stopping", 1)
+_CASES = flags.DEFINE_list("cases", None, "names of simulated cases; default: all")
 _DRAWS = flags.DEFINE_integer("draws", 1000, "draws of each extrapolation", 100)
 
 FACTORS = (10, 100)  # of the largest compute
@@ -112,12 +113,13 @@ CASES = {
 def main() -> int:
     """Print the table of the cases, their sum, and the table of early stopping."""
     lines, counts = [], Counter()
-    for name in CASES:
+    names = _CASES.value or list(CASES)
+    for name in names:
         line, case_counts = measure_case(name, _PAIRS.value)
         lines.append(line)
         counts += case_counts
     console.table(lines)
-    n = len(CASES) * _PAIRS.value
+    n = len(names) * _PAIRS.value
     console.print_line(
         f"all {n:,} pairs: wrong {counts['wrong'] / n:.1%}, undecided {counts['undecided'] / n:.1%}"
     )

@@ -5,6 +5,7 @@ experiments.sweep --sweep, so an interrupted comparison continues like any sweep
 """
 
 import dataclasses
+import itertools
 import subprocess
 import sys
 import time
@@ -13,6 +14,7 @@ from pathlib import Path
 
 from experiments.common import config_files
 from lm.config import schema
+from lm.laws import run_table
 from lm.laws.recipe_comparison import paired_runs
 from lm.reports.recipes import recipe_report
 from lm.runs import filesystem, records
@@ -28,12 +30,14 @@ def get_sweep(argument: str = "") -> Iterator[schema.Run]:
     if kind == LADDER and len(parts) == 3:
         yield from build_ladder(parts[0], parts[1].split("-"), int(parts[2]))
     elif kind == SEEDS and len(parts) >= 1 and rest:
-        numbers = dict(part.split("=") for part in parts[1:])
-        yield from add_seeds(parts[0], {name: int(n) for name, n in numbers.items()})
+        seeds = dict(part.split("=") for part in parts[1:])
+        yield from add_seeds(
+            parts[0], {size: [int(n) for n in text.split("-")] for size, text in seeds.items()}
+        )
     else:
         raise ValueError(
             f"{argument!r} is no ladder: pass {LADDER}+FILE+SIZE-SIZE+N_SEEDS or"
-            f" {SEEDS}+FOLDER+SIZE=N"
+            f" {SEEDS}+FOLDER+SIZE=SEED-SEED"
         )
 
 
@@ -42,10 +46,10 @@ def ladder_location(config_file: str, sizes: Sequence[str], n_seeds: int) -> str
     return f"{__file__}:{LADDER}+{config_file}+{'-'.join(sizes)}+{n_seeds}"
 
 
-def seeds_location(folder: str, pairs: Mapping[str, int]) -> str:
-    """Return the location of a sweep with its runs and further seeds. pairs: {size: number}."""
-    numbers = "".join(f"+{name}={n}" for name, n in sorted(pairs.items()))
-    return f"{__file__}:{SEEDS}+{folder}{numbers}"
+def seeds_location(folder: str, seeds: Mapping[str, Sequence[int]]) -> str:
+    """Return the location of a sweep with its runs and further seeds of some sizes."""
+    parts = (f"+{size}={'-'.join(map(str, numbers))}" for size, numbers in sorted(seeds.items()))
+    return f"{__file__}:{SEEDS}+{folder}{''.join(parts)}"
 
 
 def build_ladder(config_file: str, sizes: Sequence[str], n_seeds: int) -> Iterator[schema.Run]:
@@ -58,36 +62,52 @@ def build_ladder(config_file: str, sizes: Sequence[str], n_seeds: int) -> Iterat
             yield run
 
 
-def add_seeds(folder: str, n_new_seeds: Mapping[str, int]) -> list[schema.Run]:
-    """Return the runs of a sweep and copies of its runs with further seeds.
+def add_seeds(folder: str, seeds: Mapping[str, Sequence[int]]) -> list[schema.Run]:
+    """Return the runs of a sweep, and copies of its tuned runs with these seeds per size.
 
-    n_new_seeds: {size: number of further seeds}. A copy has the config of the run with the lowest
-    loss of its size. Its seed follows the largest seed of the size. Raises ValueError for a size
-    without a finished run, and for a cooldown branch, whose trunk run has the seed.
+    A copy has the settings with the lowest mean loss of its size. Seeds that these settings already
+    have are not repeated. Raises ValueError for a size without a finished run, and for a cooldown
+    branch, whose trunk run has the seed.
     """
     rows = records.load_runs(folder)
     runs = [records.read_config(filesystem.open_path(row["dir"])) for row in rows]
-    for size, n_new in n_new_seeds.items():
-        finished = [
-            row
-            for row in rows
-            if paired_runs.size_name(row) == size and records.is_finite(row.get(records.LOSS))
-        ]
-        if not finished:
+    for size, size_seeds in seeds.items():
+        tuned = tuned_rows(rows, size)
+        if not tuned:
             raise ValueError(f"{folder} has no finished run of size {size}: train one first")
-        best = min(finished, key=lambda row: row[records.LOSS])
-        if best.get("start.run"):
+        if tuned[0].get("start.run"):
             raise ValueError(
-                f"{best['name']} starts from {best['start.run']}: train another seed of that run"
-                " and its branches with a sweep file"
+                f"{tuned[0]['name']} starts from {tuned[0]['start.run']}: train another seed of"
+                " that run and its branches with a sweep file"
             )
-        source = next(run for run in runs if run.name == best["name"])
-        largest = max(int(row["seed"]) for row in rows if paired_runs.size_name(row) == size)
-        for seed in range(largest + 1, largest + 1 + n_new):
-            sweep = source.name.split("/")[0]
-            copy = dataclasses.replace(source, name=f"{sweep}/{size}-seed{seed}", seed=seed)
+        source = next(run for run in runs if run.name == tuned[0]["name"])
+        known = {int(row["seed"]) for row in tuned}
+        names = {run.name for run in runs}
+        for seed in sorted({*size_seeds} - known):
+            name = f"{source.name.split('/')[0]}/{size}-seed{seed}"
+            name = f"{name}-tuned" if name in names else name
+            copy = dataclasses.replace(source, name=name, seed=seed)
             runs.append(dataclasses.replace(copy, is_prediction_target=False))
     return runs
+
+
+def tuned_rows(rows: Sequence[dict], size: str) -> list[dict]:
+    """Return the finished rows of a size that have the settings with the lowest mean loss."""
+    finished = [
+        row
+        for row in rows
+        if paired_runs.size_name(row) == size
+        and row.get("status") == "done"
+        and records.is_finite(row.get(records.LOSS))
+    ]
+    return run_table.select_tuned(finished, [records.TOKENS], records.LOSS)
+
+
+def next_seeds(folders: Sequence[str], size: str, n_pairs: int) -> list[int]:
+    """Return the smallest seeds that not all sweeps have at a size, one per further pair."""
+    rows = [tuned_rows(records.load_runs(folder), size) for folder in folders]
+    common = set.intersection(*({int(row["seed"]) for row in part} for part in rows))
+    return list(itertools.islice((s for s in itertools.count() if s not in common), n_pairs))
 
 
 def decide(

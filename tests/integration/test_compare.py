@@ -47,14 +47,15 @@ def test_command_writes_json_a_record_and_a_page(tmp_path, monkeypatch):
 
 def test_further_seeds_extend_a_sweep(tmp_path):
     folder = made_up_sweep.sweep(tmp_path, "a", predict=False)
-    location = recipe_ladders.seeds_location(str(folder), {"60K": 2})
+    location = recipe_ladders.seeds_location(str(folder), {"60K": [0, 1, 2]})
     runs = list(recipe_ladders.get_sweep(location.partition(":")[2]))
     assert len(runs) == len(made_up_sweep.SIZES) + 2
     assert [(run.name, run.seed) for run in runs[-2:]] == [("a/60K-seed1", 1), ("a/60K-seed2", 2)]
     assert runs[-1].model == next(run.model for run in runs if run.name == "a/60K")
     assert {run.dir for run in runs} == {runs[0].dir}
+    assert recipe_ladders.next_seeds([str(folder)], "60K", 2) == [1, 2]
     with pytest.raises(ValueError, match="no finished run of size 5M: train one first"):
-        recipe_ladders.add_seeds(str(folder), {"5M": 1})
+        recipe_ladders.add_seeds(str(folder), {"5M": [1]})
 
 
 def test_config_becomes_a_ladder_of_sizes_and_seeds():

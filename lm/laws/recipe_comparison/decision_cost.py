@@ -118,7 +118,7 @@ def _is_decided(
 ) -> bool:
     """Return True if the expected intervals with this covariance decide the comparison."""
     options = comparison.options
-    error = options.error / options.n_candidates / 2
+    error = recipe_verdict.TEST_SHARE * options.error / options.n_candidates
     average, slope = multiplier.line_effects(comparison.fitted)
     spreads = []
     for effect, unit in ((average, covariance[0, 0]), (slope, covariance[1, 1])):

@@ -14,7 +14,7 @@ from lm.laws.recipe_comparison import multiplier
 # Prior of the scale of g: change of d log m / d log C per square root of an e-fold.
 DRIFT_PRIOR = {0.0: 0.5, 0.02: 0.25, 0.06: 0.25}
 EXPONENT_DRIFT_PRIOR = {0.0: 0.7, 0.15: 0.15, 0.3: 0.15}  # as in form_uncertainty.PRIOR
-OUTER_DECAY = 0.3  # of the increments of g outside the sizes, per e-fold
+OUTER_DECAY = 0.2  # of the increments of g outside the sizes, per e-fold
 N_INNER_CELLS, N_OUTER_CELLS = 12, 12
 MAX_LOG_FACTOR = np.log(1e4)  # range of the cells beyond the sizes
 MIN_EXPONENT_FRACTION = 0.05  # draws with a smaller exponent of A than this fraction are invalid

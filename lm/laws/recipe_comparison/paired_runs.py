@@ -26,6 +26,7 @@ COSTS = {"flops": "FLOPs", "seconds": "seconds", "params.non_embedding": "parame
 # Columns that identify a size -> relative tolerance. The first that pairs the most sizes is used.
 SIZE_COLUMNS = {"params.non_embedding": 0.02, "flops": 0.1, "params.total": 0.02, "params": 0.02}
 TOKEN_TOLERANCE = 0.02
+DEVICE_COLUMNS = ("devices.kind", "devices")  # runs on other devices have other seconds
 # Columns of the held-out rows that both recipes must share.
 HELDOUT_COLUMNS = (
     "data.heldout_fraction",
@@ -59,12 +60,13 @@ class Selection:
     def costs(self) -> list[str]:
         """Return the columns of COSTS that all paired runs have."""
         rows = [row for size in self.sizes for pair in size.pairs for row in pair]
-        is_branch = any(comparability.trunk_name(row) for row in rows)
+        # A cooldown branch records only its own seconds, without those of its trunk run.
+        has_seconds = not any(comparability.trunk_name(row) for row in rows)
+        has_seconds &= all(len(_values(rows, column)) < 2 for column in DEVICE_COLUMNS)
         return [
             column
             for column in COSTS
-            # A cooldown branch records only its own seconds, without those of its trunk run.
-            if not (column == "seconds" and is_branch)
+            if (has_seconds or column != "seconds")
             and all(_is_positive(row.get(column)) for row in rows)
         ]
 

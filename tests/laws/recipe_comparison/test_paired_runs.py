@@ -15,6 +15,8 @@ def test_runs_are_paired_by_size_and_seed():
     assert selection.n_pairs == 18
     assert selection.notes == []
     assert selection.costs() == ["flops", "seconds", "params.non_embedding"]
+    other = paired_runs.pair_runs(recipe_rows("a", devices=1), recipe_rows("b", devices=2))
+    assert other.costs() == ["flops", "params.non_embedding"]
     ladder = selection.ladder("flops")
     np.testing.assert_allclose(np.exp(ladder.x_a), 1e12 * 6.0 ** np.arange(6))
     assert list(ladder.pairs_per_size) == [3] * 6
