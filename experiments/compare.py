@@ -1,14 +1,16 @@
 """Compare two recipes: is B better than A, by what factor of compute, and does it last at scale?
 
-    uv run python -m experiments.compare runs/adamw runs/muon
-    uv run python -m experiments.compare runs/adamw runs/muon --out=runs/compare --candidates=3
-    uv run python -m experiments.compare configs/sweeps/a.py configs/sweeps/b.py
-    uv run python -m experiments.compare configs/a.py configs/b.py --sizes=10K,25K,60K --seeds=3
-    uv run python -m experiments.compare runs/adamw runs/muon --decide --time_budget=30m
-    uv run python -m experiments.compare --verify=runs/compare
+    lms compare runs/adamw runs/muon
+    lms compare runs/adamw runs/muon --out=runs/compare --candidates=3
+    lms compare 'runs/optimizers?optim.name=adamw' 'runs/optimizers?optim.name=muon'
+    lms compare sweeps/adamw.py sweeps/muon.py
+    lms compare adamw.py muon.py --sizes=10K,25K,60K --seeds=3
+    lms compare runs/adamw runs/muon --decide --time_budget=30m
+    lms compare --verify=runs/compare
 
-A and B are folders of sweeps or of archives. They may also be sweep files, or configs with
---sizes. Their runs are then trained first, by experiments.sweep.
+A and B are folders of sweeps or of archives. FOLDER?FIELD=VALUE selects the runs of a sweep of
+several recipes. A and B may also be sweep files, or configs with --sizes. Their runs are then
+trained first, by experiments.sweep.
 
 The multiplier m is the factor by which A needs more FLOPs, seconds or parameters to reach the loss
 of B. Intervals include the noise of the seeds, the held-out documents and the form of the laws.
@@ -71,23 +73,24 @@ def compare(folders: list[str], is_anytime: bool):
     """Return the recipe_report.RecipeReport of two folders of sweeps."""
     from lm.laws.recipe_comparison import recipe_verdict
     from lm.reports.recipes import recipe_report
-    from lm.runs import records
 
     for folder in folders:
-        cli.check_has_runs(folder)
+        cli.check_has_runs(recipe_report.split_recipe(folder)[0])
     options = recipe_verdict.ComparisonOptions(
         y=_LOSS.value,
         error=_ERROR.value,
         n_candidates=_CANDIDATES.value,
         is_anytime=is_anytime,
     )
-    rows_a, rows_b = (records.load_runs(folder) for folder in folders)
+    rows_a, rows_b = (recipe_report.load_recipe(folder) for folder in folders)
     return recipe_report.compare_rows(rows_a, rows_b, options)
 
 
 def prepare_sweep(recipe: str) -> str:
     """Return the folder of a recipe. Train it first if the recipe is a sweep file or a config."""
-    if filesystem.open_path(recipe).is_dir():
+    from lm.reports.recipes import recipe_report
+
+    if filesystem.open_path(recipe_report.split_recipe(recipe)[0]).is_dir():
         return recipe
     if ".py" not in recipe:
         raise ValueError(
@@ -106,6 +109,11 @@ def prepare_sweep(recipe: str) -> str:
 def decide(folders: list[str], budget_seconds: float):
     """Train further pairs of runs until the verdict is not undecided. Return the last report."""
     from experiments.common import recipe_ladders
+
+    if any("?" in folder for folder in folders):
+        raise ValueError(
+            "--decide needs a folder per recipe, without ?FIELD=VALUE: train them as two sweeps"
+        )
 
     def train_pairs(size: str, n_pairs: int) -> None:
         console.print_line(f"training {n_pairs} more pairs of runs at {size}")

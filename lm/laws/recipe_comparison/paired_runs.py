@@ -5,8 +5,7 @@
 
 A pair with the same seed has the same initial values and data order, so a part of its noise
 cancels. Runs without a partner of the same seed are paired in order. Rows of several learning rates
-are tuned first: some seeds select the settings, and other seeds give the loss. The lowest of
-several noisy losses is too low on average.
+are tuned first, see selection_bias.py.
 """
 
 import math
@@ -17,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lm.laws import comparability, run_table
-from lm.laws.recipe_comparison import multiplier
+from lm.laws.recipe_comparison import multiplier, selection_bias
 
 LOSS, BITS_PER_BYTE = "eval.loss", "eval.bits_per_byte"
 COST, TOKENS = "flops", "tokens"
@@ -117,10 +116,10 @@ def pair_runs(rows_a: run_table.Rows, rows_b: run_table.Rows, y: str = "") -> Se
     for name, pair_of_groups in groups:
         tuned = []
         for recipe, rows in zip("AB", pair_of_groups, strict=True):
-            selected, text = _select_tuned(recipe, name, rows, y)
+            selected, text = selection_bias.select_tuned_rows(recipe, name, rows, y)
             tuned.append(selected)
             notes += [text] if text else []
-        notes += _tuning_notes(name, *pair_of_groups)
+        notes += selection_bias.describe_tuning_effort(name, *pair_of_groups)
         pairs, unpaired = _pair_by_seed(*tuned)
         notes += [f"{name}: {unpaired}"] if unpaired else []
         sizes.append(Size(name, pairs))
@@ -227,7 +226,10 @@ def _match_sizes(
         for rows in (rows_a, rows_b)
     ]
     texts = [f"{', '.join(part)} in {n}" for part, n in zip(names, "AB", strict=True) if part]
-    return column, [(size_name(g[0][0]), g) for g in groups.values()], "; ".join(texts)
+    named = [(size_name(group[0][0]), group) for group in groups.values()]
+    if len({name for name, _ in named}) < len(named):  # names without the size
+        named = [(f"{_number(group[0][0], column):.3g} {column}", group) for _, group in named]
+    return column, named, "; ".join(texts)
 
 
 def _largest_common_budget(
@@ -277,49 +279,6 @@ def size_name(row: Mapping) -> str:
     parts = name.rpartition("/")[2].split("-")
     others = [part for part in parts[1:] if part not in (f"seed{seed}", seed)]
     return "-".join([*parts[:1], *others]) or f"{_number(row, 'params'):.3g}"
-
-
-def _select_tuned(recipe: str, size: str, rows: list[Mapping], y: str) -> tuple[list[Mapping], str]:
-    """Return the rows of the tuned settings that did not select them, and a note of a bias."""
-    by_settings: dict[tuple, dict[str, list[Mapping]]] = {}
-    for row in rows:
-        seeds = by_settings.setdefault(comparability.training_settings(row), {})
-        seeds.setdefault(comparability.cell_text(row.get("seed")), []).append(row)
-    if len(by_settings) == 1:
-        return rows, ""
-    counts: dict[str, int] = {}
-    for seeds in by_settings.values():
-        for seed in seeds:
-            counts[seed] = counts.get(seed, 0) + 1
-    selecting = {seed for seed, count in counts.items() if count > 1} or set(counts)
-
-    def selection_loss(seeds: dict[str, list[Mapping]]) -> float:
-        losses = [_number(row, y) for seed in seeds if seed in selecting for row in seeds[seed]]
-        return float(np.mean(losses)) if losses else math.inf
-
-    tuned = min(by_settings.values(), key=selection_loss)
-    other = [row for seed, part in tuned.items() if seed not in selecting for row in part]
-    if other:
-        return other, ""
-    selected = [row for part in tuned.values() for row in part]
-    return selected, (
-        f"{recipe}, {size}: all seeds of {comparability.run_name(selected[0], 0)} also selected it"
-        f" among {len(by_settings)} settings, so its loss is too low on average: train it with"
-        " another seed"
-    )
-
-
-def _tuning_notes(name: str, rows_a: Sequence[Mapping], rows_b: Sequence[Mapping]) -> list[str]:
-    """Return a note about an unequal tuning effort."""
-    counts = [
-        len({comparability.training_settings(row) for row in rows}) for rows in (rows_a, rows_b)
-    ]
-    if counts[0] == counts[1]:
-        return []
-    return [
-        f"{name}: A has {counts[0]} and B has {counts[1]} tried settings, so the tuning effort"
-        " differs: train the same number of learning rates"
-    ]
 
 
 def _pair_by_seed(

@@ -106,7 +106,7 @@ def _verify_inputs(record: Mapping) -> Iterator[prediction_chain.Link]:
 
 def _repeat_comparison(record: Mapping) -> recipe_report.RecipeReport:
     """Return the comparison of the current runs with the stored options."""
-    rows_a, rows_b = (records.load_runs(record["sources"][side]) for side in "AB")
+    rows_a, rows_b = (recipe_report.load_recipe(record["sources"][side]) for side in "AB")
     stored = record["result"].get("options", {})
     options = recipe_verdict.ComparisonOptions(**stored)
     return recipe_report.compare_rows(rows_a, rows_b, options)

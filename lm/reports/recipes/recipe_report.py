@@ -52,6 +52,27 @@ class RecipeReport:
         return "\n".join(self.lines())
 
 
+def split_recipe(location: str) -> tuple[str, dict[str, str]]:
+    """Return the folder and the selection of FOLDER?FIELD=VALUE&FIELD=VALUE."""
+    folder, _, query = location.partition("?")
+    fields = [part.partition("=") for part in query.split("&") if part]
+    if any(not (name and sign) for name, sign, _ in fields):
+        raise ValueError(f"{location}: write the selection as FOLDER?FIELD=VALUE&FIELD=VALUE")
+    return folder, {name: value for name, _, value in fields}
+
+
+def load_recipe(location: str) -> list[dict]:
+    """Load the runs of FOLDER or FOLDER?FIELD=VALUE. Raises ValueError if no run has the value."""
+    folder, selection = split_recipe(location)
+    rows = records.load_runs(folder)
+    for name, value in selection.items():
+        known = ", ".join(sorted({str(row[name]) for row in rows if name in row})) or "none"
+        rows = [row for row in rows if str(row.get(name)) == value]
+        if not rows:
+            raise ValueError(f"{location}: no run has {name}={value}; its values are {known}")
+    return rows
+
+
 def compare_rows(
     rows_a: run_table.Rows,
     rows_b: run_table.Rows,

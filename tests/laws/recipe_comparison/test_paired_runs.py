@@ -52,6 +52,16 @@ def test_seeds_that_select_a_learning_rate_are_not_used():
         for part in (biased, fair)
     )
     assert low < -0.04 < true
+    second = [
+        row | {"optim.lr": 0.01 * 2**i, "seed": 1}
+        for i in range(10)
+        for row in recipe_rows("b", n_seeds=1, noise=0.05, seed=50 + i)
+    ]
+    crossed = paired_runs.pair_runs(recipe_rows("a", noise=0.0), [*rows_b, *second])
+    assert not any("selected it" in note for note in crossed.notes)
+    assert [len(size.pairs) for size in crossed.sizes] == [2] * 6
+    losses = [np.log(b["eval.loss"] / a["eval.loss"]) for s in crossed.sizes for a, b in s.pairs]
+    assert abs(np.mean(losses)) < 0.04
 
 
 def test_largest_common_token_budget_represents_a_size():
@@ -103,6 +113,15 @@ def test_tokenizers_are_compared_in_bits_per_byte():
     assert "different amounts of held-out text" in selection.notes[0]
     with pytest.raises(ValueError, match="not comparable: compare eval.bits_per_byte"):
         paired_runs.pair_runs(rows_a, rows_b, y="eval.loss")
+
+
+def test_sizes_without_a_name_are_named_by_their_number():
+    rows_a, rows_b = (
+        [row | {"name": f"{sweep}/run-{row['seed']}"} for row in recipe_rows(sweep)]
+        for sweep in "ab"
+    )
+    names = [size.name for size in paired_runs.pair_runs(rows_a, rows_b).sizes]
+    assert names[:2] == ["1e+04 params.non_embedding", "2.5e+04 params.non_embedding"]
 
 
 def test_same_runs_on_both_sides_give_a_warning():

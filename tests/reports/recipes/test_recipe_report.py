@@ -54,6 +54,17 @@ def test_missing_and_damaged_records_are_refused(tmp_path):
         comparison_record.verify_record(tmp_path)
 
 
+def test_recipe_is_a_selection_of_the_runs_of_a_folder(tmp_path):
+    folder = made_up_sweep.sweep(tmp_path, "a", predict=False)
+    n_params = made_up_sweep.SIZES["60K"]
+    rows = recipe_report.load_recipe(f"{folder}?params.non_embedding={n_params}&seed=0")
+    assert [row["name"] for row in rows] == ["a/60K"]
+    with pytest.raises(ValueError, match="no run has optim.name=muon; its values are adamw"):
+        recipe_report.load_recipe(f"{folder}?optim.name=muon")
+    with pytest.raises(ValueError, match="write the selection as FOLDER"):
+        recipe_report.load_recipe(f"{folder}?muon")
+
+
 def test_unknown_options_are_refused():
     with pytest.raises(ValueError, match="candidates=3 is no option of a comparison; allowed: y,"):
         lm.compare(recipe_rows("a"), recipe_rows("b"), candidates=3)
