@@ -1,13 +1,10 @@
 """Tests of the command `compare`, and of the sweeps that it trains."""
 
 import json
-import os
 import pathlib
-import subprocess
-import sys
 
 import pytest
-from fixtures import made_up_sweep
+from fixtures import documentation, made_up_sweep
 from fixtures.recipe_rows import recipe_rows
 
 import lm
@@ -17,32 +14,30 @@ from lm.laws.recipe_comparison import recipe_verdict
 ROOT = pathlib.Path(__file__).parent.parent.parent
 
 
-def run_compare(*arguments, cwd):
-    return subprocess.run(
-        [sys.executable, "-m", "experiments.compare", *map(str, arguments)],
-        cwd=cwd,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "200"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+def run_compare(*arguments) -> tuple[int, str]:
+    """Return the exit status and the output of the command."""
+    return documentation.run_in_process(f"experiments.compare {' '.join(arguments)}")
 
 
 def test_command_writes_json_a_record_and_a_page(tmp_path, monkeypatch):
     made_up_sweep.sweep(tmp_path, "a", predict=False)
     monkeypatch.setattr(made_up_sweep, "SCALE", 17.0)
     made_up_sweep.sweep(tmp_path, "b", predict=False)
-    done = run_compare("a", "b", "--json", "--out=out", "--candidates=2", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    result = json.loads(done.stdout)
+    monkeypatch.chdir(tmp_path)
+    status, output = run_compare("--a=a", "--b=b", "--json", "--out=out", "--candidates=2")
+    assert status == 0, output
+    result = json.loads(output)
     assert result["better"] == "B" and result["options"]["n_candidates"] == 2
     assert {file.name for file in (tmp_path / "out").iterdir()} == {
         "comparison.json", "comparison.html", "multiplier.png", "multiplier.svg"
     }  # fmt: skip
-    refused = run_compare("a", "missing", cwd=tmp_path)
-    assert refused.returncode == 2
-    assert refused.stderr.startswith("error: missing is no folder and no Python file")
-    assert refused.stderr.count("\n") == 1
+    assert run_compare("--a=a", "--b=missing") == (
+        2,
+        "error: missing is no folder and no Python file: pass the folder of a sweep, a sweep file"
+        " or a config\n",
+    )
+    status, output = run_compare("--a=a", "--b=b", "--time_budget=soon")
+    assert (status, output[:20]) == (2, "error: --time_budget")
 
 
 def test_further_seeds_extend_a_sweep(tmp_path):
