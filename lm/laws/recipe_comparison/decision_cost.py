@@ -89,14 +89,14 @@ def plan_decision(comparison: recipe_verdict.RecipeComparison) -> DecisionPlan:
     question = 1 if comparison.is_different else 0
     first: SizeOption | None = None
     for _ in range(MAX_PAIRS):
-        gains = []
+        decreases_per_cost = []
         for option in options:
             row = np.array([1.0, -option.position])
             after = np.linalg.inv(information + option.weight * np.outer(row, row))
             decrease = np.linalg.inv(information)[question, question] - after[question, question]
-            gains.append(decrease / option.cost)
-        chosen = options[int(np.argmax(gains))]
-        first = first or options[int(np.argmax(gains[:-1]))]
+            decreases_per_cost.append(decrease / option.cost)
+        chosen = options[int(np.argmax(decreases_per_cost))]
+        first = first or options[int(np.argmax(decreases_per_cost[:-1]))]
         row = np.array([1.0, -chosen.position])
         information = information + chosen.weight * np.outer(row, row)
         n_spare, cost = n_spare + 1, cost + chosen.cost

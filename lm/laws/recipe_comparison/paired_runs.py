@@ -76,7 +76,7 @@ class Selection:
         pairs = [(k, pair) for k, i in enumerate(order) for pair in self.sizes[i].pairs]
         losses = np.array([[_number(row, self.y) for row in pair] for _, pair in pairs])
         index = np.array([k for k, _ in pairs])
-        return multiplier.PairedLadder(index, *losses.T, x[order, 0], x[order, 1])
+        return multiplier.PairedLadder(index, losses[:, 0], losses[:, 1], x[order, 0], x[order, 1])
 
     def ordered_names(self, cost: str) -> list[str]:
         """Return the names of the sizes in the order of `ladder`."""
@@ -243,7 +243,7 @@ def _largest_common_budget(
     parts: tuple[list[Mapping], list[Mapping]] = ([], [])
     for is_b, part in enumerate(parts):
         members = range(len(rows_a), len(rows)) if is_b else range(len(rows_a))
-        largest: dict[float, int] = {}
+        largest: dict[Any, int] = {}
         for i in members:
             if budgets[i] in common:
                 size = _number(rows[i], column) if column else size_name(rows[i])

@@ -93,11 +93,11 @@ def compare_rows(
                 f" {', '.join(known)}"
             )
     options = replace(options or recipe_verdict.ComparisonOptions(), **changes)
-    all_rows = [run_table.to_rows(rows) for rows in (rows_a, rows_b)]
+    rows_a, rows_b = run_table.to_rows(rows_a), run_table.to_rows(rows_b)
     if not options.document_error:
-        selection = paired_runs.pair_runs(*all_rows, options.y)
+        selection = paired_runs.pair_runs(rows_a, rows_b, options.y)
         options = replace(options, document_error=measure_document_error(selection))
-    comparison = recipe_verdict.compare_recipes(*all_rows, options)
+    comparison = recipe_verdict.compare_recipes(rows_a, rows_b, options)
     largest = comparison.selection.ordered_names(comparison.cost)[-1]
     pairs = next(s.pairs for s in comparison.selection.sizes if s.name == largest)
     tasks = task_differences.compare_tasks(pairs, options.error)

@@ -45,7 +45,7 @@ def compare_tasks(
         means = [float(np.mean([r["value"] for r in side])) for side in sides]
         # Seeds are evaluated on the same examples, so they do not reduce the error of examples.
         errors = [float(np.mean([r["se"] for r in side])) for side in sides]
-        spread = float(np.hypot(*errors))
+        spread = float(np.hypot(errors[0], errors[1]))
         difference = means[1] - means[0]
         z = abs(difference) / spread if spread else (np.inf if difference else 0.0)
         half_width = float(quantile * spread)
@@ -54,7 +54,8 @@ def compare_tasks(
         p_values.append(float(2 * stats.norm.sf(z)))
     corrected = _correct_holm(np.array(p_values))
     tasks = [
-        TaskDifference(*values, float(p)) for values, p in zip(differences, corrected, strict=True)
+        TaskDifference._make([*values, float(p)])
+        for values, p in zip(differences, corrected, strict=True)
     ]
     return sorted(tasks, key=lambda task: task.p_value)
 
