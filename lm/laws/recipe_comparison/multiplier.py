@@ -5,8 +5,9 @@ L_B(C). It is above 1 if B is better. The same definition applies to seconds and
 
 Model, with x = log C and an irreducible loss E of both recipes:
 
-    log(L_A - E) = b_A - alpha_A x,    log(L_B - E) = b_B - alpha_B x + alpha g(x)
-    log m(x) = (b_A - b_B - (alpha_A - alpha_B) x + alpha g(x)) / (alpha_A (1 + w(x)))
+    A: log(L_A - E) = b_A - alpha_A x
+    B: log(L_B - E) = b_B - alpha_B x - alpha g(x)
+    m: log m(x) = (b_A - b_B - (alpha_A - alpha_B) x + alpha g(x)) / (alpha_A (1 + w(x)))
 
 g is the drift of log m from a straight line, and w the drift of the exponent of A. Both have the
 prior of `form_uncertainty`: their slopes change by independent increments. Means of the pairs
