@@ -15,6 +15,7 @@
     run = lm.Run(name="mine", model=lm.ladder_model("100K"))
     lm.train(run)
     lm.report("runs/quickstart")                     # writes report.html
+    print(lm.compare(lm.load_runs("runs/a"), lm.load_runs("runs/b")))   # is recipe B better?
 
 The public names are in `__all__` and are imported on first use. The packages, in import order:
 config, runs, data, parallel, model, evaluation, training, laws, reports, sweeps.
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from lm.config.model_sizes import ladder_model
     from lm.config.schema import Run
     from lm.reports import plots
+    from lm.reports.recipes.recipe_report import compare_rows as compare
     from lm.reports.report import write_report as report
     from lm.runs.records import load_runs
     from lm.training.loaded_model import LoadedModel, load_model
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
 __all__ = [
     "LoadedModel",
     "Run",
+    "compare",
     "ladder_model",
     "laws",
     "load_model",
@@ -49,6 +52,7 @@ __all__ = [
 _LOCATIONS: dict[str, tuple[str, str | None]] = {
     "LoadedModel": ("lm.training.loaded_model", "LoadedModel"),
     "Run": ("lm.config.schema", "Run"),
+    "compare": ("lm.reports.recipes.recipe_report", "compare_rows"),
     "ladder_model": ("lm.config.model_sizes", "ladder_model"),
     "laws": ("lm.laws", None),
     "load_model": ("lm.training.loaded_model", "load_model"),

@@ -1,0 +1,151 @@
+"""Sweeps of the command `compare`: a ladder of one config, and further seeds of a sweep.
+
+The locations that `ladder_location` and `seeds_location` return are values of
+experiments.sweep --sweep, so an interrupted comparison continues like any sweep.
+"""
+
+import dataclasses
+import itertools
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from experiments.common import config_files
+from lm.config import schema
+from lm.laws import run_table
+from lm.laws.recipe_comparison import paired_runs
+from lm.reports.recipes import recipe_report
+from lm.runs import filesystem, records
+
+MAX_PAIRS_PER_ROUND = 4  # trained between two tests
+LADDER, SEEDS = "ladder", "seeds"  # kinds of a sweep in the argument of `get_sweep`
+
+
+def get_sweep(argument: str = "") -> Iterator[schema.Run]:
+    """Yield the runs of an argument that `ladder_location` or `seeds_location` has written."""
+    kind, _, rest = argument.partition("+")
+    parts = rest.split("+")
+    if kind == LADDER and len(parts) == 3:
+        yield from build_ladder(parts[0], parts[1].split("-"), int(parts[2]))
+    elif kind == SEEDS and len(parts) >= 1 and rest:
+        seeds = dict(part.split("=") for part in parts[1:])
+        yield from add_seeds(
+            parts[0], {size: [int(n) for n in text.split("-")] for size, text in seeds.items()}
+        )
+    else:
+        raise ValueError(
+            f"{argument!r} is no ladder: pass {LADDER}+FILE+SIZE-SIZE+N_SEEDS or"
+            f" {SEEDS}+FOLDER+SIZE=SEED-SEED"
+        )
+
+
+def ladder_location(config_file: str, sizes: Sequence[str], n_seeds: int) -> str:
+    """Return the location of the sweep of one config at several sizes and seeds."""
+    return f"{__file__}:{LADDER}+{config_file}+{'-'.join(sizes)}+{n_seeds}"
+
+
+def seeds_location(folder: str, seeds: Mapping[str, Sequence[int]]) -> str:
+    """Return the location of a sweep with its runs and further seeds of some sizes."""
+    parts = (f"+{size}={'-'.join(map(str, numbers))}" for size, numbers in sorted(seeds.items()))
+    return f"{__file__}:{SEEDS}+{folder}{''.join(parts)}"
+
+
+def build_ladder(config_file: str, sizes: Sequence[str], n_seeds: int) -> Iterator[schema.Run]:
+    """Yield the runs of FILE:SIZE for each size and seed, in the sweep compare-FILE."""
+    sweep = f"compare-{Path(config_file).stem}"
+    for size in sizes:
+        for seed in range(n_seeds):
+            run = config_files.load_run_file(f"{config_file}:{size}", [], "")
+            run.name, run.seed = f"{sweep}/{size}-seed{seed}", seed
+            yield run
+
+
+def add_seeds(folder: str, seeds: Mapping[str, Sequence[int]]) -> list[schema.Run]:
+    """Return the runs of a sweep, and copies of its tuned runs with these seeds per size.
+
+    A copy has the settings with the lowest mean loss of its size. Seeds that these settings already
+    have are not repeated. Raises ValueError for a size without a finished run, and for a cooldown
+    branch, whose trunk run has the seed.
+    """
+    rows = records.load_runs(folder)
+    runs = [records.read_config(filesystem.open_path(row["dir"])) for row in rows]
+    for size, size_seeds in seeds.items():
+        tuned = tuned_rows(rows, size)
+        if not tuned:
+            raise ValueError(f"{folder} has no finished run of size {size}: train one first")
+        if tuned[0].get("start.run"):
+            raise ValueError(
+                f"{tuned[0]['name']} starts from {tuned[0]['start.run']}: train another seed of"
+                " that run and its branches with a sweep file"
+            )
+        source = next(run for run in runs if run.name == tuned[0]["name"])
+        known = {int(row["seed"]) for row in tuned}
+        names = {run.name for run in runs}
+        for seed in sorted({*size_seeds} - known):
+            name = f"{source.name.split('/')[0]}/{size}-seed{seed}"
+            name = f"{name}-tuned" if name in names else name
+            copy = dataclasses.replace(source, name=name, seed=seed)
+            runs.append(dataclasses.replace(copy, is_prediction_target=False))
+    return runs
+
+
+def tuned_rows(rows: Sequence[dict], size: str) -> list[dict]:
+    """Return the finished rows of a size that have the settings with the lowest mean loss."""
+    finished = [
+        row
+        for row in rows
+        if paired_runs.size_name(row) == size
+        and row.get("status") == "done"
+        and records.is_finite(row.get(records.LOSS))
+    ]
+    return run_table.select_tuned(finished, [records.TOKENS], records.LOSS)
+
+
+def next_seeds(folders: Sequence[str], size: str, n_pairs: int) -> list[int]:
+    """Return the smallest seeds that not all sweeps have at a size, one per further pair."""
+    rows = [tuned_rows(records.load_runs(folder), size) for folder in folders]
+    common = set.intersection(*({int(row["seed"]) for row in part} for part in rows))
+    return list(itertools.islice((s for s in itertools.count() if s not in common), n_pairs))
+
+
+def decide(
+    compare: Callable[[], recipe_report.RecipeReport],
+    train_pairs: Callable[[str, int], None],
+    budget_seconds: float,
+    read_time: Callable[[], float] = time.monotonic,
+) -> tuple[recipe_report.RecipeReport, str]:
+    """Add pairs of runs until the verdict is not undecided. Return the last report and the reason.
+
+    compare: returns the report of all finished runs, with tests that are valid at any time.
+    train_pairs: trains a number of further pairs of a size. Each round trains the pairs of the plan
+    that fit into the rest of the budget, at most MAX_PAIRS_PER_ROUND. A repeated call continues,
+    because finished runs are part of the comparison. The reason is "" for a decision.
+    """
+    start_time = read_time()
+    while True:
+        report = compare()
+        plan = report.plan
+        if report.comparison.verdict != "undecided":
+            return report, ""
+        seconds_left = budget_seconds - (read_time() - start_time)
+        n_pairs = min(plan.next_pairs(seconds_left), MAX_PAIRS_PER_ROUND)
+        if n_pairs < 1:
+            return report, (
+                f"{max(seconds_left, 0):.0f} s are left, and a pair of runs at {plan.next_size}"
+                f" takes {plan.next_cost:.0f} s: repeat the command with a larger --time_budget"
+            )
+        n_before = report.comparison.selection.n_pairs
+        train_pairs(plan.next_size, n_pairs)
+        if compare().comparison.selection.n_pairs == n_before:
+            return report, f"the runs at {plan.next_size} have given no further pair"
+
+
+def train_sweep(location: str, folder: str = "") -> int:
+    """Run experiments.sweep for a location in a new process. Return its exit status.
+
+    folder: value of --dir. A new process is needed, because XLA reads its flags at its start.
+    """
+    command = [sys.executable, "-m", "experiments.sweep", f"--sweep={location}"]
+    return subprocess.run([*command, *([f"--dir={folder}"] if folder else [])]).returncode

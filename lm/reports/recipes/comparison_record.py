@@ -1,0 +1,124 @@
+"""Record of a comparison (comparison.json) and its verification.
+
+    path = comparison_record.write_record(report, "runs/compare", {"A": "runs/a", "B": "runs/b"})
+    links = comparison_record.verify_record("runs/compare")
+
+The record contains the numbers, the options, the hashes of all paired runs, and the code. The
+comparison is deterministic, so the verification repeats it from the records of the runs.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from lm.laws.recipe_comparison import recipe_verdict
+from lm.reports.audit import prediction_chain, target_prediction
+from lm.reports.recipes import recipe_report
+from lm.runs import filesystem, json_files, records
+from lm.runs.integrity import prediction_log, record_checksums
+
+FILE = "comparison.json"
+TOLERANCE = 1e-6  # relative, of repeated numbers
+
+
+def write_record(
+    report: recipe_report.RecipeReport, folder: str | Path, sources: Mapping[str, str]
+) -> Path:
+    """Write comparison.json into a folder. sources: {"A": folder of a sweep, "B": folder}."""
+    folder = filesystem.open_path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    record = {
+        "sources": dict(sources),
+        "inputs": _describe_inputs(report),
+        "result": report.to_dict(),
+        "code": target_prediction.describe_code(),
+        "written": records.current_time(),
+    }
+    json_files.write_record(folder / FILE, record)
+    return folder / FILE
+
+
+def read_record(folder: str | Path) -> dict[str, Any]:
+    """Return the content of comparison.json. Raises ValueError for a missing or damaged file."""
+    file = filesystem.open_path(folder) / FILE
+    if not file.exists():
+        raise ValueError(f"{file} is missing: write it with experiments.compare A B --out={folder}")
+    record = json_files.read_record(file)
+    record.pop(record_checksums.VERSION, None)
+    kinds = {"sources": dict, "inputs": dict, "result": dict, "written": str}
+    for name, kind in kinds.items():
+        if not isinstance(record.get(name), kind):
+            raise ValueError(f"{file} has no entry {name}: delete it and compare again")
+    if not all(isinstance(record["sources"].get(side), str) for side in "AB"):
+        raise ValueError(f"{file} does not name the sweeps A and B: delete it and compare again")
+    return record
+
+
+def record_sha256(folder: str | Path) -> str:
+    """Return the SHA-256 of the content of comparison.json."""
+    return prediction_log.content_sha256(read_record(folder))
+
+
+def verify_record(folder: str | Path) -> list[prediction_chain.Link]:
+    """Verify that the paired runs are unchanged and that they give the stored numbers."""
+    record = read_record(folder)
+    links = list(_verify_inputs(record))
+    try:
+        report = _repeat_comparison(record)
+    except (ValueError, TypeError) as error:
+        problem = f"the comparison cannot be repeated: {error}"
+        return [*links, prediction_chain.Link(prediction_chain.CONTRADICTION, problem)]
+    new_runs = sorted(set(_describe_inputs(report)) - set(record["inputs"]))
+    if new_runs:
+        text = f"runs that were added after the comparison: {', '.join(new_runs)}"
+        links.append(prediction_chain.Link(prediction_chain.CONTRADICTION, text))
+    repeated = json.loads(json_files.to_json(report.to_dict()))
+    changed = list(_changed_numbers(record["result"], repeated))
+    text = f"the numbers of {FILE}"
+    more = f"{len(changed)} differ when repeated, such as {', '.join(changed[:3])}"
+    links.append(prediction_chain.compare(not changed, text, more, "agree when repeated"))
+    return links
+
+
+def _describe_inputs(report: recipe_report.RecipeReport) -> dict[str, Any]:
+    """Return {folder of a run: hashes of its records} of all paired runs."""
+    sizes = report.comparison.selection.sizes
+    rows = [row for size in sizes for pair in size.pairs for row in pair]
+    return {
+        str(row["dir"]): prediction_log.hash_records(filesystem.open_path(row["dir"]))
+        for row in rows
+        if row.get("dir")
+    }
+
+
+def _verify_inputs(record: Mapping) -> Iterator[prediction_chain.Link]:
+    """Compare the records of each paired run with the stored hashes."""
+    for name, hashes in record["inputs"].items():
+        folder = filesystem.open_path(name)
+        if not folder.exists():
+            yield prediction_chain.Link(prediction_chain.UNVERIFIABLE, f"{name} is missing")
+            continue
+        changed = prediction_log.changed_records(folder, hashes)
+        files = ", ".join(str(folder / file) for file in changed) or name
+        yield prediction_chain.compare(not changed, files, f"{FILE} has another hash", "unchanged")
+
+
+def _repeat_comparison(record: Mapping) -> recipe_report.RecipeReport:
+    """Return the comparison of the current runs with the stored options."""
+    rows_a, rows_b = (recipe_report.load_recipe(record["sources"][side]) for side in "AB")
+    stored = record["result"].get("options", {})
+    options = recipe_verdict.ComparisonOptions(**stored)
+    return recipe_report.compare_rows(rows_a, rows_b, options)
+
+
+def _changed_numbers(stored: Any, repeated: Any, name: str = "") -> Iterator[str]:
+    """Yield the names of entries whose values differ by more than TOLERANCE."""
+    if isinstance(stored, Mapping) and isinstance(repeated, Mapping):
+        for key in sorted({*map(str, stored), *map(str, repeated)}):
+            yield from _changed_numbers(stored.get(key), repeated.get(key), f"{name}.{key}")
+    elif isinstance(stored, list) and isinstance(repeated, list) and len(stored) == len(repeated):
+        for i, (first, second) in enumerate(zip(stored, repeated, strict=True)):
+            yield from _changed_numbers(first, second, f"{name}.{i}")
+    elif not prediction_chain.is_close(stored, repeated, TOLERANCE):
+        yield name.removeprefix(".")

@@ -1,0 +1,88 @@
+"""Tests of the command `compare`, and of the sweeps that it trains."""
+
+import json
+import pathlib
+
+import pytest
+from fixtures import documentation, made_up_sweep
+from fixtures.recipe_rows import recipe_rows
+
+import lm
+from experiments.common import recipe_ladders
+from lm.laws.recipe_comparison import recipe_verdict
+
+ROOT = pathlib.Path(__file__).parent.parent.parent
+
+
+def run_compare(*arguments) -> tuple[int, str]:
+    """Return the exit status and the output of the command."""
+    return documentation.run_in_process(f"experiments.compare {' '.join(arguments)}")
+
+
+def test_command_writes_json_a_record_and_a_page(tmp_path, monkeypatch):
+    made_up_sweep.sweep(tmp_path, "a", predict=False)
+    monkeypatch.setattr(made_up_sweep, "SCALE", 17.0)
+    made_up_sweep.sweep(tmp_path, "b", predict=False)
+    monkeypatch.chdir(tmp_path)
+    status, output = run_compare("--a=a", "--b=b", "--json", "--out=out", "--candidates=2")
+    assert status == 0, output
+    result = json.loads(output)
+    assert result["better"] == "B" and result["options"]["n_candidates"] == 2
+    assert {file.name for file in (tmp_path / "out").iterdir()} == {
+        "comparison.json", "comparison.html", "multiplier.png", "multiplier.svg"
+    }  # fmt: skip
+    assert run_compare("--a=a", "--b=missing") == (
+        2,
+        "error: missing is no folder and no Python file: pass the folder of a sweep, a sweep file"
+        " or a config\n",
+    )
+    status, output = run_compare("--a=a", "--b=b", "--time_budget=soon")
+    assert (status, output[:20]) == (2, "error: --time_budget")
+
+
+def test_further_seeds_extend_a_sweep(tmp_path):
+    folder = made_up_sweep.sweep(tmp_path, "a", predict=False)
+    location = recipe_ladders.seeds_location(str(folder), {"60K": [0, 1, 2]})
+    runs = list(recipe_ladders.get_sweep(location.partition(":")[2]))
+    assert len(runs) == len(made_up_sweep.SIZES) + 2
+    assert [(run.name, run.seed) for run in runs[-2:]] == [("a/60K-seed1", 1), ("a/60K-seed2", 2)]
+    assert runs[-1].model == next(run.model for run in runs if run.name == "a/60K")
+    assert {run.dir for run in runs} == {runs[0].dir}
+    assert recipe_ladders.next_seeds([str(folder)], "60K", 2) == [1, 2]
+    with pytest.raises(ValueError, match="no finished run of size 5M: train one first"):
+        recipe_ladders.add_seeds(str(folder), {"5M": [1]})
+
+
+def test_config_becomes_a_ladder_of_sizes_and_seeds():
+    location = recipe_ladders.ladder_location(str(ROOT / "configs/base.py"), ["10K", "25K"], 2)
+    runs = list(recipe_ladders.get_sweep(location.partition(":")[2]))
+    assert [run.name for run in runs] == [
+        "compare-base/10K-seed0", "compare-base/10K-seed1", "compare-base/25K-seed0",
+        "compare-base/25K-seed1",
+    ]  # fmt: skip
+    with pytest.raises(ValueError, match="is no ladder: pass ladder"):
+        list(recipe_ladders.get_sweep("ladder+x"))
+
+
+def test_decision_adds_pairs_until_the_verdict_or_the_budget():
+    """Trained pairs are simulated. A second call continues with the runs of the first."""
+    n_seeds, clock = {"n": 1}, {"seconds": 0.0}
+
+    def compare():
+        options = recipe_verdict.ComparisonOptions(n_draws=100, is_anytime=True)
+        rows = [
+            recipe_rows(name, log_m, noise=0.007, n_seeds=n_seeds["n"], seed=3)
+            for name, log_m in (("a", 0.0), ("b", 0.3))
+        ]
+        return lm.compare(*rows, options)
+
+    def train_pairs(size, n_pairs):
+        n_seeds["n"] += 1
+        clock["seconds"] += 10
+
+    report, reason = recipe_ladders.decide(compare, train_pairs, 15, lambda: clock["seconds"])
+    assert report.comparison.verdict == "undecided" and "larger --time_budget" in reason
+    n_before = n_seeds["n"]
+    report, reason = recipe_ladders.decide(compare, train_pairs, 1e6, lambda: clock["seconds"])
+    assert report.comparison.verdict == "constant" and reason == ""
+    assert n_seeds["n"] > n_before
