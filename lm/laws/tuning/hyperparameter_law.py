@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy import stats
 
 from lm.laws import option_validation, prediction_intervals, run_table
 from lm.laws.tuning import quadratic_surface, tuned_runs
@@ -164,12 +163,14 @@ class HyperparameterLaw:
         It is the larger of two: from the residuals, and from a jackknife over cells, which contains
         the scatter of the optima of cells around the law.
         """
+        from scipy import special  # its import takes longer than that of all laws
+
         gradient = _gradient(function, self.surface.theta)
         variance = np.einsum("pk,pq,qk->k", gradient, self.surface.covariance, gradient)
-        of_residuals = np.sqrt(variance) * stats.t.ppf((1 + level) / 2, self.surface.degrees)
+        of_residuals = np.sqrt(variance) * special.stdtrit(self.surface.degrees, (1 + level) / 2)
         values = np.stack([function(theta) for theta in self.jackknife])
         scatter = np.sqrt((len(values) - 1) * values.var(0))
-        return np.fmax(of_residuals, scatter * stats.t.ppf((1 + level) / 2, len(values) - 1))
+        return np.fmax(of_residuals, scatter * special.stdtrit(len(values) - 1, (1 + level) / 2))
 
     def _loss_increase(self, n: float, d: float, level: float) -> tuple[float, float]:
         """Return mean and upper bound of the relative loss increase at the law's optimum.
