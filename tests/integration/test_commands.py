@@ -82,7 +82,7 @@ def test_run_in_training_elsewhere_is_no_failure_of_a_sweep(tmp_path):
     records.write_facts(folder / "c", status="running", ends_at=None)
     script = (
         "import pathlib; from experiments import sweep; from lm.reports import report\n"
-        "from lm.runs import lock; report.write_report = str; folder = pathlib.Path('s')\n"
+        "from lm.runs import lock; report.write_summary = str; folder = pathlib.Path('s')\n"
         "with lock.RunLock(folder / 'c'):\n    print(sweep.print_results(folder))\n"
         "print(sweep.print_results(folder))\n"
     )
