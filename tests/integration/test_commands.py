@@ -44,10 +44,10 @@ def environment() -> dict:
     return os.environ | {"PYTHONPATH": str(ROOT), "JAX_NUM_CPU_DEVICES": "2", "COLUMNS": "200"}
 
 
-def start_command(folder, name, *arguments) -> subprocess.CompletedProcess:
+def start_command(folder, name, *arguments, **variables) -> subprocess.CompletedProcess:
     return subprocess.run(
         [sys.executable, "-m", f"experiments.{name}", *arguments],
-        cwd=folder, env=environment(), capture_output=True, text=True, timeout=200,
+        cwd=folder, env=environment() | variables, capture_output=True, text=True, timeout=200,
     )  # fmt: skip
 
 
@@ -99,7 +99,7 @@ def test_run_in_training_elsewhere_is_no_failure_of_a_sweep(tmp_path):
 
 def test_second_sweep_command_trains_nothing(trained):
     folder, _ = trained
-    second = start_command(folder, "sweep", "--sweep=sweep.py")
+    second = start_command(folder, "sweep", "--sweep=sweep.py", JAX_PLATFORMS="missing")
     assert second.returncode == 0 and "all 2 runs are done" in second.stdout
     assert records.load_runs(folder / "runs")[0]["attempts"] == 1
 
