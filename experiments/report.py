@@ -56,8 +56,9 @@ def main() -> int:
 
     if _WATCH.value:
         watch(_DIR.value)
-    page = report.write_report(_DIR.value, rates=cli.device_rates())
-    for note in summary.load_notes(_DIR.value):
+    sweep = summary.load_summary(_DIR.value)
+    page = report.write_summary(sweep, rates=cli.device_rates())
+    for note in sweep.notes:
         console.print_line(note)
     console.print_line(f"report: {page}")
     return 0

@@ -23,7 +23,7 @@ from typing import Literal
 
 from absl import flags
 
-from experiments.common import cli, console, target_plan
+from experiments.common import cli, console, finished_sweep, target_plan
 from lm.config import schema
 from lm.runs.integrity import sweep_files
 
@@ -78,9 +78,14 @@ def main() -> int:
     if _DRY_RUN.value:
         return dry_run(adopt_configs(runs))
     cli.make_run_folders(runs)
+    is_internal = bool(_WORKER.value or _ONLY_PLAN.value)
+    can_end = not (is_internal or _ADOPT.value)
+    if can_end and (folder := finished_sweep.find_finished_folder(runs)):
+        console.print_line(f"all {len(runs)} runs are done")
+        return print_results(folder)
     if _ON.value == "slurm" and not _WORKER.value:
         return submit_jobs(adopt_configs(runs))
-    if _JOBS.value > 1 and not (_WORKER.value or _ONLY_PLAN.value):
+    if _JOBS.value > 1 and not is_internal:
         return run_workers(adopt_configs(runs))
     cli.tune_memory()
     # JAX must be imported after the memory settings.
@@ -364,8 +369,8 @@ def print_results(folder: Path) -> int:
     from lm.reports import report, summary
     from lm.reports.sections import source_section
 
-    page = report.write_report(folder)
     sweep = summary.load_summary(folder)
+    page = report.write_summary(sweep)
     console.table(summary.summary_table(sweep.rows, sweep.prediction))
     console.print_line(str(sweep.fit or f"no law: {sweep.refusal}"))
     console.print_line(summary.headline(sweep)[1])

@@ -14,6 +14,7 @@ import pytest
 
 from experiments.benchmarks.attack import simulated_bucket
 from lm.config import model_sizes, schema
+from lm.parallel import mesh
 from lm.runs import records
 from lm.training import loop, step
 
@@ -27,10 +28,14 @@ os.environ.setdefault("XLA_FLAGS", FAST_COMPILATION)
 jax.config.update("jax_num_cpu_devices", 4)
 CACHE = pathlib.Path(__file__).parent.parent / ".pytest_cache" / "compiled"
 jax.config.update("jax_compilation_cache_dir", str(CACHE))
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))  # of the processes that tests start
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
 
 step.CACHE.size = 1000
+
+# The peak of a CPU is measured once per mesh: two seconds with the default size.
+mesh.peak_flops_per_second.__wrapped__.__defaults__ = (128,)
 
 LINES = "The quick brown fox jumps over the lazy dog, number {n}, and then it sleeps for a while.\n"
 

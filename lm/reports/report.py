@@ -15,8 +15,6 @@ from lm.reports.plots import style
 from lm.reports.sections import report_sections
 from lm.runs import provenance, records
 
-# experiments/sweep.py prints these results after the page is written.
-
 
 def write_report(
     sweep_dir: str | Path,
@@ -31,7 +29,15 @@ def write_report(
     Raises ValueError if the directory contains neither runs nor sweep.json, or runs of another
     version.
     """
-    sweep = summary.load_summary(sweep_dir)
+    return write_summary(summary.load_summary(sweep_dir), refresh, rates)
+
+
+def write_summary(
+    sweep: summary.SweepSummary,
+    refresh: float = 0.0,
+    rates: device_cost.DeviceRates | None = None,
+) -> Path:
+    """Write the report of a loaded sweep. Return the path of the page. See `write_report`."""
     figure_elements = []
     for name, (figure, meta) in figures.all_figures(sweep).items():
         if not refresh:

@@ -17,7 +17,6 @@ distance from chance to 1.
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from scipy import stats
 
 from lm.config import schema
 from lm.laws.forms import downstream, power_laws
@@ -54,6 +53,8 @@ def is_above_chance(row: Mapping, task: str) -> bool:
 
 def p_value(row: Mapping, task: str) -> float:
     """Return the p-value of the exact binomial test against chance, 1 without a result."""
+    from scipy import stats  # its import takes a second
+
     accuracy, n = task_results.task_value(row, task), task_results.task_value(row, task, "n")
     if not n > 0 or not np.isfinite(accuracy):
         return 1.0
@@ -77,6 +78,8 @@ def expect_above_chance(row: Mapping) -> float:
 
     The p-value of n answers is discrete, so the number is at most P_VALUE per task.
     """
+    from scipy import stats
+
     expected = 0.0
     for task in task_names([row]):
         n = task_results.task_value(row, task, "n")
@@ -214,6 +217,8 @@ def correlations(rows: Sequence[dict]) -> dict[str, dict[str, float]]:
     sign in CONTINUOUS_METRICS. Skip tasks whose accuracies are all equal and tasks that no run has
     above chance.
     """
+    from scipy import stats
+
     by_metric: dict[str, dict[str, float]] = {metric: {} for metric in CONTINUOUS_METRICS}
     for task in task_names(rows):
         if not any(is_above_chance(row, task) for row in rows):
@@ -330,6 +335,8 @@ def largest_jumps(rows: Sequence[dict], n: int = 3) -> list[dict]:
 
 def _largest_jump(rows: Sequence[dict], task: str) -> dict:
     """Return the dict of `largest_jumps` for one task."""
+    from scipy import stats
+
     evaluated = [row for row in rows if task_results.task_result(row, task, "exact")]
     evaluated = sorted(evaluated, key=lambda row: row[records.N_PARAMS])
     rises = np.diff([task_results.task_value(row, task, "exact") for row in evaluated])

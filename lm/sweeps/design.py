@@ -16,7 +16,6 @@ import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from scipy import stats
 
 from lm.config import model_sizes, optimizer_config, schema
 from lm.config.schedules import batch_size_schedule
@@ -116,6 +115,8 @@ def branch_agreement(
             residuals += list(log_losses - log_losses.mean())
             degrees += len(log_losses) - 1
             comparisons.append(_compare(branch, y, log_losses))
+    from scipy import special  # its import takes longer than that of all laws
+
     if not degrees:
         raise ValueError(
             f"{len(branches)} branches, {len(independent)} independent runs: a branch needs two"
@@ -123,7 +124,7 @@ def branch_agreement(
             f" configs/sweeps/branches.py"
         )
     sd = float(np.sqrt(np.square(residuals).sum() / degrees))
-    quantile = float(stats.t.ppf((1 + level) / 2, degrees))
+    quantile = float(special.stdtrit(degrees, (1 + level) / 2))
     for comparison in comparisons:
         half_width = quantile * sd * (1 + 1 / comparison["n_independent"]) ** 0.5
         comparison |= {

@@ -1,4 +1,4 @@
-"""The commands in separate processes, with the arguments of a user."""
+"""The commands with the arguments of a user, in this process and in separate ones."""
 
 import json
 import os
@@ -9,7 +9,7 @@ import sys
 import time
 
 import pytest
-from fixtures import made_up_sweep, verified_sweep
+from fixtures import commands, made_up_sweep, verified_sweep
 
 from lm.runs import records
 from lm.runs.integrity import sweep_files
@@ -44,10 +44,10 @@ def environment() -> dict:
     return os.environ | {"PYTHONPATH": str(ROOT), "JAX_NUM_CPU_DEVICES": "2", "COLUMNS": "200"}
 
 
-def command(folder, name, *arguments, **kwargs) -> subprocess.CompletedProcess:
+def start_command(folder, name, *arguments, **variables) -> subprocess.CompletedProcess:
     return subprocess.run(
         [sys.executable, "-m", f"experiments.{name}", *arguments],
-        cwd=folder, env=environment(), capture_output=True, text=True, timeout=200, **kwargs,
+        cwd=folder, env=environment() | variables, capture_output=True, text=True, timeout=200,
     )  # fmt: skip
 
 
@@ -57,7 +57,7 @@ def trained(tmp_path_factory, text_file) -> tuple[pathlib.Path, subprocess.Compl
     folder = tmp_path_factory.mktemp("trained")
     (folder / "sweep.py").write_text(SWEEP.format(text=text_file))
     (folder / "base.py").write_text(BASE)
-    result = command(folder, "sweep", "--sweep=sweep.py")
+    result = commands.run_command(folder, "sweep", "--sweep=sweep.py")
     assert result.returncode == 0, result.stderr
     return folder, result
 
@@ -82,7 +82,7 @@ def test_run_in_training_elsewhere_is_no_failure_of_a_sweep(tmp_path):
     records.write_facts(folder / "c", status="running", ends_at=None)
     script = (
         "import pathlib; from experiments import sweep; from lm.reports import report\n"
-        "from lm.runs import lock; report.write_report = str; folder = pathlib.Path('s')\n"
+        "from lm.runs import lock; report.write_summary = str; folder = pathlib.Path('s')\n"
         "with lock.RunLock(folder / 'c'):\n    print(sweep.print_results(folder))\n"
         "print(sweep.print_results(folder))\n"
     )
@@ -99,24 +99,24 @@ def test_run_in_training_elsewhere_is_no_failure_of_a_sweep(tmp_path):
 
 def test_second_sweep_command_trains_nothing(trained):
     folder, _ = trained
-    second = command(folder, "sweep", "--sweep=sweep.py")
+    second = start_command(folder, "sweep", "--sweep=sweep.py", JAX_PLATFORMS="missing")
     assert second.returncode == 0 and "all 2 runs are done" in second.stdout
     assert records.load_runs(folder / "runs")[0]["attempts"] == 1
 
 
 def test_status_and_report_read_the_records(trained):
     folder, _ = trained
-    status = command(folder, "status", "--dir=runs/s")
+    status = commands.run_command(folder, "status", "--dir=runs/s")
     assert status.returncode == 0 and status.stdout.count("8 of 8") == 2
     assert "runs done: 2 of 2" in status.stdout
-    report = command(folder, "report", "--dir=runs/s")
+    report = commands.run_command(folder, "report", "--dir=runs/s")
     assert report.returncode == 0 and report.stdout == "report: runs/s/report.html\n"
-    audit = command(folder, "report", "--verify=runs/s")
+    audit = commands.run_command(folder, "report", "--verify=runs/s")
     assert audit.returncode == 0
     assert audit.stdout.startswith(
         "not verifiable: runs/s has no prediction.json\ncontradictions: 0"
     )
-    archive = command(folder, "report", "--dir=runs/s", "--archive_to=archive")
+    archive = commands.run_command(folder, "report", "--dir=runs/s", "--archive_to=archive")
     assert archive.returncode == 0, archive.stderr
     assert archive.stdout.splitlines()[-1] == "archive: archive"
     assert len(records.load_runs(folder / "archive")) == 2
@@ -125,11 +125,11 @@ def test_status_and_report_read_the_records(trained):
 def test_evaluate_repeats_the_final_loss(trained, text_file):
     """The text is outside the working directory, so it needs permission."""
     folder, _ = trained
-    refused = command(folder, "evaluate", "--run=runs/s/10K")
+    refused = commands.run_command(folder, "evaluate", "--run=runs/s/10K")
     assert refused.returncode == 2 and len(refused.stderr.splitlines()) == 1
     assert f"data.cache_dir names {text_file}/../data, outside the run and" in refused.stderr
     permission = f"--allow_path={text_file.parent}"
-    evaluate = command(folder, "evaluate", "--run=runs/s/10K", permission)
+    evaluate = commands.run_command(folder, "evaluate", "--run=runs/s/10K", permission)
     assert evaluate.returncode == 0, evaluate.stderr
     (row, _) = records.load_runs(folder / "runs")
     assert f"{row['eval.loss']:.4f}" in evaluate.stdout
@@ -145,7 +145,7 @@ def test_evaluate_measures_other_text(trained):
     stored = evals.read_text()
     sources = """--sources={"jsonl:other.jsonl": 1}"""
     options = ("--seq_len=16", "--n_sequences=8", "--cache_dir=data")
-    evaluate = command(folder, "evaluate", "--run=runs/s/10K", sources, *options)
+    evaluate = commands.run_command(folder, "evaluate", "--run=runs/s/10K", sources, *options)
     assert evaluate.returncode == 0, evaluate.stderr
     assert (
         "jsonl:other.jsonl: all documents, 99 documents; evaluated: 8 sequences of 16 tokens"
@@ -159,17 +159,17 @@ def test_train_prints_its_header_evaluations_and_result(folder):
         "import sweep\n\ndef get_config():\n    run = next(sweep.get_sweep())\n"
         "    run.eval.interval = 4\n    return run\n"
     )
-    train = command(folder, "train", "--config=one.py")
+    train = commands.run_command(folder, "train", "--config=one.py")
     assert train.returncode == 0, train.stderr
     lines = train.stdout.splitlines()
-    assert lines[0].startswith("devices: 2 cpu") and "epochs over " in train.stdout
+    assert lines[0].startswith("devices: 4 cpu") and "epochs over " in train.stdout
     assert lines[1].startswith("attention: plain, because ")
     assert "training documents, " in train.stdout
     assert sum("of 8  held-out loss" in line for line in lines) == 2
     assert "evaluation of the checkpoint of step 8:" in lines
     assert lines[-2].startswith("next: uv run python -m experiments.")
     assert lines[-1] == "run directory: runs/s/10K"
-    changed = command(folder, "train", "--config=one.py", "--config.steps=40")
+    changed = commands.run_command(folder, "train", "--config=one.py", "--config.steps=40")
     assert changed.returncode == 2 and len(changed.stderr.splitlines()) == 1
     assert "runs/s/10K was started with steps=8, now 40 (steps may change with" in changed.stderr
 
@@ -177,7 +177,7 @@ def test_train_prints_its_header_evaluations_and_result(folder):
 def test_sample_prints_tokens_as_json(trained):
     folder, _ = trained
     options = ("--prompt=The quick", "--max_tokens=3", "--stop=zzz", "--json")
-    sample = command(folder, "sample", "--run=runs/s/10K", *options)
+    sample = commands.run_command(folder, "sample", "--run=runs/s/10K", *options)
     assert sample.returncode == 0, sample.stderr
     answer = json.loads(sample.stdout)
     assert answer["finish_reason"] == "length" and all(0 < t["p"] <= 1 for t in answer["tokens"])
@@ -188,14 +188,14 @@ def test_rated_conversation_becomes_a_tuning_set(trained):
     """A prompt that is too long is refused in one line, and the conversation continues."""
     folder, _ = trained
     typed = "+\nThe quick\n- \nThe\n= brown fox\nquick\n-\n" + 40 * "x" + "\n"
-    sample = command(
+    sample = commands.run_command(
         *(folder, "sample", "--run=runs/s/10K", "--max_tokens=3", "--feedback_file=rated.jsonl"),
         input=typed,
     )
     assert sample.returncode == 0 and "no answer to rate" in sample.stdout, sample.stderr
     assert "prompt of 40 tokens, more than data.seq_len=32 of this run" in sample.stdout
     rated = ("--config=base.py", "--config.data.cache_dir=rated", "--from_prompts=rated.jsonl")
-    prepare = command(folder, "prepare", *rated)
+    prepare = commands.run_command(folder, "prepare", *rated)
     assert prepare.returncode == 0, prepare.stderr
     assert "1 prompts rated good are in" in prepare.stdout
     tuning = json.loads((folder / "rated.tuning.jsonl").read_text())
@@ -207,7 +207,7 @@ def test_changed_config_of_a_started_run_is_refused(trained):
     text = (folder / "sweep.py").read_text()
     changed = text.replace("seq_len, run", "seq_len, run.optim.lr, run")
     (folder / "changed.py").write_text(changed.replace("= 32, 8, 0.2", "= 32, 0.5, 8, 0.2"))
-    refused = command(folder, "sweep", "--sweep=changed.py")
+    refused = commands.run_command(folder, "sweep", "--sweep=changed.py")
     assert refused.returncode == 2
     assert "s/10K was started with optim.lr=0.003, now 0.5" in refused.stderr
 
@@ -262,7 +262,7 @@ def test_invalid_input_is_one_line_and_status_2(folder, name, arguments, message
     text = (folder / "sweep.py").read_text()
     (folder / "twice.py").write_text(text.replace("s/{size}", "s/10K"))
     files_before = {*folder.iterdir()}
-    result = command(folder, name, *arguments)
+    result = commands.run_command(folder, name, *arguments)
     assert result.returncode == 2, result.stdout + result.stderr
     assert message in result.stderr and result.stderr.startswith("error: ")
     assert "Traceback" not in result.stderr and len(result.stderr.strip().splitlines()) == 1
@@ -270,7 +270,7 @@ def test_invalid_input_is_one_line_and_status_2(folder, name, arguments, message
 
 
 def test_plan_prints_costs_and_trains_nothing(folder):
-    result = command(folder, "plan", "--sweep=sweep.py")
+    result = commands.run_command(folder, "plan", "--sweep=sweep.py")
     assert result.returncode == 0 and "pending runs: 2 of 2" in result.stdout
     assert not (folder / "runs/s").exists()
 
@@ -278,7 +278,7 @@ def test_plan_prints_costs_and_trains_nothing(folder):
 def test_plan_proposes_the_next_runs_of_a_sweep(tmp_path):
     made_up_sweep.sweep(tmp_path, status={"1.6M": ("running", "")})
     arguments = ["--advise=toy", "--budget=1e14", "--n_runs=2", "--json"]
-    result = command(tmp_path, "plan", *arguments)
+    result = commands.run_command(tmp_path, "plan", *arguments)
     assert result.returncode == 0, result.stderr
     advice = json.loads(result.stdout)
     assert len(advice["runs"]) == 2 and sum(run["flops"] for run in advice["runs"]) <= 1e14
@@ -289,7 +289,7 @@ def test_advice_names_the_run_that_is_left_out(tmp_path):
     """Without this run the sweep has no law."""
     folder = verified_sweep.write_sweep(tmp_path)
     (folder / "a" / "facts.json").write_text("{")
-    result = command(tmp_path, "plan", "--advise=s")
+    result = commands.run_command(tmp_path, "plan", "--advise=s")
     assert result.returncode == 2 and result.stderr.count("\n") == 1, result.stderr
     assert "s/a/facts.json is not valid JSON" in result.stderr
 
@@ -297,13 +297,13 @@ def test_advice_names_the_run_that_is_left_out(tmp_path):
 def test_prepare_uses_the_sources_flag(folder, text_file):
     (folder / "base.py").write_text(BASE)
     sources = json.dumps({f"text:{text_file}": 1})
-    result = command(folder, "prepare", "--config=base.py", f"--sources={sources}")
+    result = commands.run_command(folder, "prepare", "--config=base.py", f"--sources={sources}")
     assert result.returncode == 0 and "held out" in result.stdout
     assert list((folder / "data").glob("*/manifest.json"))
 
 
 def test_prepare_prepares_the_text_of_a_sweep_once(folder):
-    result = command(folder, "prepare", "--sweep=sweep.py")
+    result = commands.run_command(folder, "prepare", "--sweep=sweep.py")
     assert result.returncode == 0, result.stderr
     header, row, summary, *notes, prepared = result.stdout.splitlines()
     assert any("held-out" in note for note in notes)
@@ -313,7 +313,7 @@ def test_prepare_prepares_the_text_of_a_sweep_once(folder):
 
 @pytest.mark.parametrize("name, flag", [("sweep", "--max_vmapped"), ("train", "--config.FIELD")])
 def test_help_prints_the_purpose_and_the_flags(tmp_path, name, flag):
-    result = command(tmp_path, name, "--help")
+    result = start_command(tmp_path, name, "--help")
     assert result.returncode == 0
     assert "uv run python -m experiments." + name in result.stdout
     assert f"  {flag}" in result.stdout
@@ -324,7 +324,7 @@ def test_sweep_that_cannot_predict_is_refused_before_training(folder):
     target = '        run.is_prediction_target = size == "15K"\n        yield run'
     (folder / "sweep.py").write_text(text.replace("        yield run", target))
     for name in ("plan", "sweep"):
-        result = command(folder, name, "--sweep=sweep.py")
+        result = commands.run_command(folder, name, "--sweep=sweep.py")
         assert result.returncode == 2
         assert "to predict s/15K from 1 other size: a law of 3 parameters" in result.stderr
     assert not (folder / "runs").exists()

@@ -3,14 +3,13 @@
 import os
 import pathlib
 import subprocess
-import sys
 
 import pytest
+from fixtures import commands
 
 from lm.config import schema
 from lm.runs import records
 
-ROOT = pathlib.Path(__file__).parent.parent.parent
 RECIPES = """
 from lm.runs import records
 
@@ -25,16 +24,14 @@ def get_sweep():
 
 
 def dry_run(folder: pathlib.Path, *command: str) -> subprocess.CompletedProcess:
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("SLURM_")}
-    return subprocess.run(
-        [sys.executable, "-m", *command, "--dry_run=gpu:h100:1"], cwd=folder,
-        env=environment | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=200,
-    )  # fmt: skip
+    return commands.run_command(folder, *command, "--dry_run=gpu:h100:1")
 
 
 @pytest.fixture
-def folder(tiny, tmp_path) -> pathlib.Path:
+def folder(tiny, tmp_path, monkeypatch) -> pathlib.Path:
     """Return a folder with a started run and a recipe with twice its learning rate."""
+    for name in [name for name in os.environ if name.startswith("SLURM_")]:
+        monkeypatch.delenv(name)
     run = schema.Run(
         name="sweep/tiny", dir=str(tmp_path / "runs"), model=tiny.model, data=tiny.data
     )
@@ -46,8 +43,8 @@ def folder(tiny, tmp_path) -> pathlib.Path:
 @pytest.mark.parametrize(
     "command",
     [
-        ("experiments.train", "--config=recipes.py"),
-        ("experiments.sweep", "--sweep=recipes.py"),
+        ("train", "--config=recipes.py"),
+        ("sweep", "--sweep=recipes.py"),
     ],
 )
 def test_dry_run_refuses_a_changed_config(folder, command):
@@ -56,5 +53,5 @@ def test_dry_run_refuses_a_changed_config(folder, command):
 
 
 def test_dry_run_of_a_sweep_adopts_stored_configs(folder):
-    result = dry_run(folder, "experiments.sweep", "--sweep=recipes.py", "--adopt")
+    result = dry_run(folder, "sweep", "--sweep=recipes.py", "--adopt")
     assert result.returncode == 0 and "nothing was trained" in result.stdout, result.stderr

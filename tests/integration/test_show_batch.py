@@ -1,13 +1,10 @@
-"""The commands show_batch and make_tfds, run in a new process."""
+"""The commands show_batch and make_tfds."""
 
-import os
 import pathlib
-import subprocess
-import sys
 
 import pytest
+from fixtures import commands
 
-ROOT = pathlib.Path(__file__).parent.parent.parent
 CONFIG = """
 from lm import Run
 
@@ -20,12 +17,7 @@ def get_config():
 
 
 def run_command(folder, name, *arguments):
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "200"}
-    environment["TFDS_DATA_DIR"] = str(folder / "tfds")
-    return subprocess.run(
-        [sys.executable, "-m", f"experiments.{name}", *arguments],
-        cwd=folder, env=environment, capture_output=True, text=True, timeout=100,
-    )  # fmt: skip
+    return commands.run_command(folder, name, *arguments, TFDS_DATA_DIR=str(folder / "tfds"))
 
 
 @pytest.fixture

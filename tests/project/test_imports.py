@@ -17,10 +17,13 @@ LIST_LOADED = (
 )
 
 
-def loaded_packages(code: str) -> list[str]:
-    """Return the top-level packages outside the standard library that a new process loads."""
+def loaded_packages(code: str, option: str = "-Sc") -> list[str]:
+    """Return the top-level packages outside the standard library that a new process loads.
+
+    option: of Python, -c for installed packages too.
+    """
     done = subprocess.run(
-        [sys.executable, "-Sc", LIST_LOADED.format(code=code)],
+        [sys.executable, option, LIST_LOADED.format(code=code)],
         capture_output=True,
         text=True,
         cwd=ROOT,
@@ -65,3 +68,27 @@ def test_every_public_name_resolves(name):
 def test_unknown_public_name_is_refused():
     with pytest.raises(AttributeError, match="has no attribute 'nothing': it has .*load_runs"):
         lm.__getattr__("nothing")
+
+
+# Packages whose import takes from a tenth of a second to seconds.
+HEAVY = {"jax", "matplotlib", "orbax", "pyarrow", "scipy", "tensorflow", "tokenizers"}
+
+
+def test_commands_check_arguments_before_heavy_imports():
+    """--help and an invalid flag import the module of a command and nothing else."""
+    names = sorted(file.stem for file in (ROOT / "experiments").glob("[!_]*.py"))
+    modules = [f"experiments.{name}" for name in names]
+    code = (
+        "import importlib; from absl import flags; "
+        f"[(importlib.import_module(name), [delattr(flags.FLAGS, flag) for flag in"
+        f" {{*flags.FLAGS}} - {{'flagfile', 'undefok'}}]) for name in {modules}]"
+    )
+    assert not HEAVY & {*loaded_packages(code, "-c")}
+
+
+def test_finished_sweep_and_report_load_no_jax():
+    code = (
+        "import experiments.common.finished_sweep, lm.sweeps.prediction, lm.reports.report;"
+        "assert 'scipy.stats' not in sys.modules and 'scipy.optimize' not in sys.modules"
+    )
+    assert not {"jax", "flax", "orbax", "tensorflow"} & {*loaded_packages(code, "-c")}

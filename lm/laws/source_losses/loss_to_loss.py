@@ -11,7 +11,6 @@ runs do not: kappa = 1 +- 0.1 and K = (1 +- 0.3) c / x0. One run is therefore en
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import optimize, stats
 
 from lm.laws import option_validation, prediction_intervals, run_table
 
@@ -43,6 +42,8 @@ class LossToLoss:
         x_sd: standard deviation of x if x itself is predicted. Raises ValueError unless x is a
         positive number and x_sd is a number of at least 0.
         """
+        from scipy import special  # its import takes longer than that of all laws
+
         prediction_intervals.check_level(level)
         if not option_validation.is_number(x) or x <= 0:
             raise ValueError(f"x={x!r} must be a number above 0: pass a loss in nats per token")
@@ -54,7 +55,7 @@ class LossToLoss:
         slope = theta[1] * (x / self.params["x0"]) ** (theta[2] - 1)
         variance = gradient @ self.covariance @ gradient
         variance += (self.noise * value) ** 2 + (slope * x_sd) ** 2
-        half_width = stats.t.ppf((1 + level) / 2, self.degrees) * variance**0.5
+        half_width = special.stdtrit(self.degrees, (1 + level) / 2) * variance**0.5
         low, high = self.x_range
         return prediction_intervals.Prediction(
             value,
@@ -89,6 +90,8 @@ def loss_to_loss(
     option_validation.check_columns(y=y, x=x)
     if x == y:
         raise ValueError(f"y={y!r} is also x: name two different losses")
+    from scipy import optimize  # its import takes longer than that of all laws
+
     table = run_table.select_columns(rows, [x, y], where=where, mixed=mixed)
     inputs, outputs = table.columns[x], table.columns[y]
     x0 = float(np.exp(np.log(inputs).mean()))

@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
 
 from lm.laws import option_validation, prediction_intervals, run_table
 from lm.laws.tuning import optimum_parameters, tuned_runs, tuned_surfaces
@@ -182,12 +181,14 @@ class HyperparameterLaw:
         It is the larger of two: from the residuals, and from a jackknife over cells, which contains
         the scatter of the optima of cells around the law.
         """
+        from scipy import special  # its import takes longer than that of all laws
+
         gradient = optimum_parameters.differentiate(function, self.theta)
         variance = np.einsum("pk,pq,qk->k", gradient, self.covariance, gradient)
-        of_residuals = np.sqrt(variance) * stats.t.ppf((1 + level) / 2, self.degrees)
+        of_residuals = np.sqrt(variance) * special.stdtrit(self.degrees, (1 + level) / 2)
         values = np.stack([function(theta) for theta in self.jackknife])
         scatter = np.sqrt((len(values) - 1) * values.var(0))
-        return np.fmax(of_residuals, scatter * stats.t.ppf((1 + level) / 2, len(values) - 1))
+        return np.fmax(of_residuals, scatter * special.stdtrit(len(values) - 1, (1 + level) / 2))
 
     def _loss_increase(
         self, n: float, d: float, batch_tokens: float | None, level: float

@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy import optimize
 
 USUAL_CURVATURE = 2 * 0.005 / np.log(2) ** 2  # loss + 0.5% at half or twice the best value
 PRIOR_WIDTHS = 2.0  # standard deviation of a prior, in those of the tested values
@@ -69,6 +68,8 @@ def fit_surface(rows: SurfaceRows, names: Sequence[str]) -> Surface:
     names: names of the hyperparameters in messages. Raises ValueError if the rows have too few runs
     per cell, or if the loss has no minimum along a hyperparameter.
     """
+    from scipy import optimize  # its import takes longer than that of all laws
+
     n_cells = int(rows.cells.max()) + 1
     theta = _initial_values(rows, names)
     degrees = len(rows.log_loss) - len(theta) - n_cells
@@ -90,6 +91,8 @@ def fit_surface(rows: SurfaceRows, names: Sequence[str]) -> Surface:
 
 def refit_surface(rows: SurfaceRows, surface: Surface) -> np.ndarray:
     """Return the parameters [p] of a fit to other rows, with the noise and priors of a surface."""
+    from scipy import optimize
+
     arguments = (rows, surface.sigma, surface.prior)
     return optimize.least_squares(_scaled_residuals, surface.theta, args=arguments).x
 

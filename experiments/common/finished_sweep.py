@@ -1,0 +1,31 @@
+"""A sweep whose runs are all finished, found without JAX, so that its command ends in seconds."""
+
+import os
+from pathlib import Path
+
+from absl import flags
+
+from lm.config import schema
+from lm.parallel import cluster
+from lm.runs import filesystem, records
+from lm.runs.integrity import sweep_files
+
+
+def find_finished_folder(runs: list[schema.Run]) -> Path | None:
+    """Return the folder of a sweep if its runs are finished and sweep.json names exactly them.
+
+    Return None otherwise, and in one of several processes, because all must decide alike. The
+    prepared text is not compared, because no step is trained. Raises ValueError for a changed
+    config, see records.check_same_config.
+    """
+    values = flags.FLAGS
+    if cluster.find_processes(os.environ, values.coordinator, values.processes, values.process):
+        return None
+    names = {run.name for run in runs}
+    folders = {filesystem.open_path(run.dir) / run.name.split("/")[0] for run in runs}
+    if len(folders) != 1 or len(names) < len(runs) or not all(map(records.is_finished, runs)):
+        return None
+    for run in runs:
+        records.check_same_config(run)
+    folder = folders.pop()
+    return folder if sweep_files.read_member_names(folder) == names else None
