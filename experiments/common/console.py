@@ -17,7 +17,7 @@ from rich.table import Table
 
 from experiments.common import cli
 from lm.config import schema
-from lm.runs import short_names, status
+from lm.runs import short_names, status, task_results
 
 
 class CommandConsole(Console):
@@ -36,6 +36,9 @@ console = CommandConsole()
 # Task metric -> column title in the table of task results.
 TASK_METRICS = {
     "acc_norm": "acc_norm",
+    "accuracy_tokens": "accuracy per token",
+    "accuracy_equal": "accuracy, equal tokens",
+    "margin": "margin (nats)",
     "accuracy_bytes": "accuracy per byte",
     "p_right": "p(correct)",
     "bits_per_byte": "bits per byte",
@@ -52,6 +55,7 @@ ANSWER_METRICS = {
     "chrf": "chrF",
     "bleu": "BLEU",
 }
+TRANSLATION_METRICS = {"chrf": "chrF", "bleu": "BLEU"}
 MAX_TASK_NAME = 36
 SECONDS_PER_LINE = 10  # interval of progress lines without a terminal
 
@@ -187,19 +191,20 @@ def evaluation(row: dict) -> None:
     table(lines)
 
 
-def tasks(task_results: dict[str, dict[str, dict[str, float]]]) -> None:
-    """Print the metrics of each task, its chance accuracy, and the metrics of generated answers.
+def tasks(results_by_task: dict[str, dict[str, dict[str, float]]]) -> None:
+    """Print the metrics of each task, its best baseline, and the metrics of generated answers.
 
-    task_results: {task: {metric: {"value", "se"}}}, see task_eval.evaluate_tasks. For a stored
+    results_by_task: {task: {metric: {"value", "se"}}}, see task_eval.evaluate_tasks. For a stored
     evaluation, it is the value of task_results.task_results.
     """
     lines, answer_lines = [], []
-    for name, results in task_results.items():
+    for name, results in results_by_task.items():
         short_name = _short_task_name(name)
         line = {
             "task": short_name,
             "n": _task_cell(results, "n", "{:.0f}"),
             "chance": _task_cell(results, "chance", "{:.3g}"),
+            "best baseline": _baseline_cell(results, "accuracy"),
             "accuracy": _task_cell(results, "accuracy", "{:.3f} ± {:.3f}"),
         }
         for metric, title in TASK_METRICS.items():
@@ -212,6 +217,10 @@ def tasks(task_results: dict[str, dict[str, dict[str, float]]]) -> None:
                 title: _task_cell(results, metric, "{:.3f} ± {:.3f}")
                 for metric, title in ANSWER_METRICS.items()
             }
+            cells |= {
+                f"{title} of the baseline": _baseline_cell(results, metric)
+                for metric, title in TRANSLATION_METRICS.items()
+            }
             answer_lines.append({"generated answers of task": short_name} | cells)
     for rows in (lines, answer_lines):
         filled = [title for title in rows[0] if any(row[title] for row in rows)] if rows else []
@@ -222,6 +231,12 @@ def _short_task_name(name: str) -> str:
     """Return a short name of a task, truncated to MAX_TASK_NAME characters."""
     name = short_names.shorten_task(name)
     return name if len(name) <= MAX_TASK_NAME else f"{name[: MAX_TASK_NAME - 3]}..."
+
+
+def _baseline_cell(results: dict[str, dict[str, float]], metric: str) -> str:
+    """Return the name and the score of the best baseline as text, "" without any."""
+    name, score = task_results.select_baseline(results, metric)
+    return "" if name == task_results.CHANCE else f"{name} {score:.3g}"
 
 
 def _task_cell(results: dict[str, dict[str, float]], metric: str, template: str) -> str:

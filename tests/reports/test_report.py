@@ -7,9 +7,9 @@ import shutil
 import pytest
 from fixtures import made_up_sweep
 
-from lm.reports import figures, report, summary, task_analysis
+from lm.reports import figures, report, summary
 from lm.reports.plots import style
-from lm.runs import json_files, provenance, records
+from lm.runs import json_files, provenance, records, task_results
 
 HOSTILE = "<img src=x onerror=alert(1)>"
 FIGURES = {
@@ -391,7 +391,7 @@ def test_committed_ladder_marks_wrongly_scored_tasks():
     folder = pathlib.Path(__file__).parents[2] / "notebooks/data/real_ladder"
     sweep = summary.load_summary(folder)
     assert set(sweep.invalid_results) == {f"task.brackets?depth={depth}" for depth in (2, 3, 4)}
-    tasks = task_analysis.task_names(sweep.rows)
+    tasks = task_results.task_names(sweep.rows)
     assert len(tasks) == 21 and not any("brackets" in task for task in tasks)
     assert sweep.prediction and not any("brackets" in task for task in sweep.prediction["tasks"])
 

@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from lm.config import schema
 from lm.laws import fit, prediction_intervals
-from lm.reports import html, summary, task_analysis
+from lm.reports import html, summary
 from lm.reports.audit import prediction_audit, prediction_chain
 from lm.reports.plots import elements, goodput, style
 from lm.reports.sections import next_run_section, task_section, text_section
@@ -31,7 +31,7 @@ def all_sections(sweep: summary.SweepSummary) -> dict[str, Markup]:
         "Other laws": _other_laws(sweep),
         "Next run": next_run_section.next_runs(sweep),
     }
-    if task_analysis.task_names(sweep.rows):
+    if task_results.task_names(sweep.rows):
         sections["Tasks"] = task_section.task_reliability(sweep)
     sections |= {
         "Text": text_section.text_documents(sweep),
