@@ -85,17 +85,7 @@ def evaluate_tasks(
             results |= by_part | {task.name: by_part[task.name] | metrics}
             continue
         example_scores = [[next(scores) for _ in choices] for choices in choices_of_examples]
-        pieces = [
-            choices[example.right].answer_pieces(tokenizer.pieces)
-            for example, choices in zip(task.examples, choices_of_examples, strict=True)
-        ]
-        metrics |= task_metrics.likelihood_metrics(task.examples, example_scores, pieces)
-        points = [
-            task_metrics.example_accuracy(example, choice_scores)
-            for example, choice_scores in zip(task.examples, example_scores, strict=True)
-        ]
-        groups = [example.group for example in task.examples]
-        metrics |= paired_tests.baseline_metrics(groups, np.array(points), task.baselines)
+        metrics |= _likelihood_metrics(task, choices_of_examples, example_scores, tokenizer)
         if task.generate:
             model = run, device_mesh, params
             texts = _generate(model, tokenizer, task, choices_of_examples, on_progress)
@@ -104,6 +94,26 @@ def evaluate_tasks(
                 answers += task_metrics.answer_rows(task, texts)
         results[task.name] = metrics
     return results
+
+
+def _likelihood_metrics(
+    task: tasks.Task,
+    pairs: list[list[token_healing.TokenPair]],
+    scores: list[list[task_metrics.TokenScores]],
+    tokenizer: tokenizers.Tokenizer,
+) -> task_metrics.Metrics:
+    """Return the metrics of likelihoods and the baselines. pairs, scores: see EncodedTask."""
+    pieces = [
+        choices[example.right].answer_pieces(tokenizer.pieces)
+        for example, choices in zip(task.examples, pairs, strict=True)
+    ]
+    points = [
+        task_metrics.example_accuracy(example, choice_scores)
+        for example, choice_scores in zip(task.examples, scores, strict=True)
+    ]
+    groups = [example.group for example in task.examples]
+    metrics = task_metrics.likelihood_metrics(task.examples, scores, pieces)
+    return metrics | paired_tests.baseline_metrics(groups, np.array(points), task.baselines)
 
 
 def evaluate_columns(

@@ -72,14 +72,15 @@ def _verdict(
     training_noise = max(components["checkpoint"] or 0.0, components["seed"] or 0.0)
     noise = max(float(np.hypot(components["sampling"], training_noise)), 1e-9)
     signal = float(np.std(means))
-    baseline_name, baseline = task_results.best_baseline(evaluated[-1], task)
+    metric = task_results.baseline_metric(evaluated[-1], task)
+    baseline_name, baseline = task_results.best_baseline(evaluated[-1], task, metric)
     are_above = [all(task in above[row["name"]] for row in group) for group in groups]
     chances = [task_significance.chance_accuracy_of([row], task) for row in evaluated]
     return {
         "task": task,
         "chance": float(np.mean(chances)),
         "baseline": baseline,
-        "baseline_name": baseline_name,
+        "baseline_name": baseline_name if metric == "accuracy" else f"{baseline_name} ({metric})",
         "best_accuracy": float(means.max()),
         "signal": signal,
         **components,

@@ -7,11 +7,11 @@
 Definitions. The baselines of a task are those of lm/evaluation/baselines and the best answer
 without the question ("chance"). A run is above baseline in a task if it is better than each of
 them: the p-value is the largest of an exact binomial test against chance and of the stored tests on
-the same examples (p_above_baseline). The tasks of a run are corrected together by the step-up rule
-of Benjamini and Hochberg (1995) with FALSE_DISCOVERY_RATE. Means over paradigms of minimal pairs
-are corrected among themselves. Results of earlier versions have no other baseline than chance. A
-task is mastered if it is above baseline and its accuracy has covered at least MASTERY_FRACTION of
-the distance from the best baseline to 1.
+the same examples (p_above_baseline). Generated translations have the stored test of chrF alone.
+The tasks of a run are corrected together by the step-up rule of Benjamini and Hochberg (1995) with
+FALSE_DISCOVERY_RATE. Means over paradigms of minimal pairs are corrected among themselves. Results
+of earlier versions have no other baseline than chance. A task is mastered if it is above baseline
+and its accuracy has covered at least MASTERY_FRACTION of the distance from the best baseline to 1.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -40,6 +40,8 @@ def is_above_chance(row: Mapping, task: str) -> bool:
 def p_above_baseline(row: Mapping, task: str) -> float:
     """Return the p-value of the hypothesis that a run is not better than all baselines."""
     stored = task_results.task_value(row, task, "p_above_baseline")
+    if np.isfinite(stored) and task_results.baseline_metric(row, task) != "accuracy":
+        return stored
     p_chance = _chance_p_value(row, task)
     return max(p_chance, stored) if np.isfinite(stored) else p_chance
 
@@ -50,6 +52,8 @@ def p_below_baseline(row: Mapping, task: str) -> float:
     The smaller of the p-values against chance and the other baselines is doubled (Bonferroni).
     """
     stored = task_results.task_value(row, task, "p_below_baseline")
+    if np.isfinite(stored) and task_results.baseline_metric(row, task) != "accuracy":
+        return stored
     p_chance = _chance_p_value(row, task, is_below=True)
     return min(1.0, 2 * min(p_chance, stored)) if np.isfinite(stored) else p_chance
 

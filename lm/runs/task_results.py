@@ -103,6 +103,13 @@ def best_baseline(row: Mapping, task: str, metric: str = "accuracy") -> tuple[st
     return select_baseline(metrics, metric)
 
 
+def baseline_metric(row: Mapping, task: str) -> str:
+    """Return the metric that is compared with the baselines: chrf of translations, or accuracy."""
+    metrics = task_results(row).get(task, {})
+    has_chrf = any(name.startswith(f"chrf_{BASELINE}") for name in metrics)
+    return "chrf" if has_chrf else "accuracy"
+
+
 def select_baseline(metrics: Mapping[str, Mapping[str, float]], metric: str) -> tuple[str, float]:
     """Return the name and the score of the best baseline among the metrics of a task."""
     prefix = BASELINE if metric == "accuracy" else f"{metric}_{BASELINE}"

@@ -49,6 +49,16 @@ def test_stored_tests_decide_together_with_chance():
     assert task_significance.tasks_below_baseline(run_of([0.25])) == set()
 
 
+def test_generated_translations_are_compared_by_chrf():
+    better = {"chrf": 40, "chrf_baseline_copy": 10, "p_above_baseline": 1e-9}
+    row = run_of([0.0], chance=0.0, **better)
+    assert task_significance.tasks_above_baseline(row) == {"t0"}
+    assert (
+        task_significance.tasks_below_baseline(row | {"eval.task.t0.p_below_baseline": 1}) == set()
+    )
+    assert task_results.best_baseline(row, "t0", "chrf") == ("copy", 10)
+
+
 def test_correct_answers_by_luck_are_not_above_chance():
     (task,) = task_results.task_names([run_of([0.01])])
     assert not task_significance.is_above_chance(run_of([0.01], chance=0.0, n=100), task)

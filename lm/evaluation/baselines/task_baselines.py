@@ -22,7 +22,9 @@ from lm.data.tokenization import token_healing
 from lm.evaluation import task_metrics, tasks
 from lm.evaluation.baselines import bag_of_words, ngram_counts, ngram_models
 
-NATS_DIGITS = 6  # equal sums of nats in another order must be ties
+# Nats are rounded to multiples of a power of two, whose sums are exact: the same tokens in another
+# order are a tie of the unigram model.
+NATS_STEP = 2.0**-20
 SOURCE_SUFFIX = "\n=>"  # end of the prompt of a translation, see example_formats.py
 
 
@@ -82,7 +84,7 @@ def _ngram_baselines(
     baselines = []
     for name, model in models.items():
         ends = np.cumsum(lengths)[:-1]
-        nats_N = np.round(model.token_nats(previous_N, token_N), NATS_DIGITS)
+        nats_N = np.round(model.token_nats(previous_N, token_N) / NATS_STEP) * NATS_STEP
         scores = zip(
             np.split(nats_N, ends),
             np.split(model.best_tokens(previous_N) == token_N, ends),
