@@ -175,8 +175,10 @@ def text_metrics(task: tasks.Task, texts: Sequence[str]) -> Metrics:
                 others = [text.strip() for text in baseline.texts]
                 scores = _translation_metrics(task.name, others, references)
                 metrics |= {f"{key}_baseline_{baseline.name}": v for key, v in scores.items()}
-                gains = _sentence_chrf(outputs, references) - _sentence_chrf(others, references)
-                tests = paired_tests.mean_tests([gains])
+                improvements = _sentence_chrf(outputs, references) - _sentence_chrf(
+                    others, references
+                )
+                tests = paired_tests.mean_tests([improvements])
                 metrics |= {name: {"value": p} for name, p in tests.items()}
     return metrics
 

@@ -33,13 +33,13 @@ def sign_tests(points: np.ndarray, baseline_points: Sequence[np.ndarray]) -> dic
     return _combine(p_values)
 
 
-def mean_tests(gains: Sequence[np.ndarray]) -> dict[str, float]:
-    """Return the p-values of t-tests of mean gains over clusters or items.
+def mean_tests(improvements: Sequence[np.ndarray]) -> dict[str, float]:
+    """Return the p-values of t-tests of mean improvements over clusters or items.
 
-    gains: for each baseline, points of the model minus points of the baseline, one per cluster.
+    improvements: for each baseline, points of the model minus points of the baseline, one per cluster.
     """
     p_values = []
-    for gain in gains:
+    for gain in improvements:
         n, mean = len(gain), float(np.mean(gain))
         se = float(np.std(gain, ddof=1)) / n**0.5 if n > 1 else 0.0
         if not se:
@@ -67,8 +67,8 @@ def baseline_metrics(
         for baseline in baselines
     }
     if len(members) > 1:
-        gains = [points - baseline.points for baseline in baselines]
-        values |= mean_tests([np.array([gain[m].mean() for m in members]) for gain in gains])
+        improvements = [points - baseline.points for baseline in baselines]
+        values |= mean_tests([np.array([gain[m].mean() for m in members]) for gain in improvements])
     else:
         values |= sign_tests(points, [baseline.points for baseline in baselines])
     return {name: {"value": value} for name, value in values.items()}

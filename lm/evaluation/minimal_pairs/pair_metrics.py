@@ -152,11 +152,11 @@ def _mean_of_paradigms(
         metrics[name] = {"value": float(values.mean())}
         if not name.startswith("baseline_") and name != "tokens" and len(values) > 1:
             metrics[name]["se"] = float(values.std(ddof=1) / len(values) ** 0.5)
-    gains = []
+    improvements = []
     for name in baselines:
         gain_N = columns["accuracy"] - columns[f"baseline_{name}"]
-        gains.append(np.array([gain_N[rows].mean() for rows in members.values()]))
-    return metrics | _as_metrics(paired_tests.mean_tests(gains))
+        improvements.append(np.array([gain_N[rows].mean() for rows in members.values()]))
+    return metrics | _as_metrics(paired_tests.mean_tests(improvements))
 
 
 def _as_metrics(values: dict[str, float]) -> task_metrics.Metrics:

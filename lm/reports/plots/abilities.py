@@ -29,7 +29,7 @@ def abilities_by_family(rows, x=records.N_PARAMS, theme=style.LIGHT) -> Figure:
     """
     selection = run_selection.largest_token_budget(rows, x)
     counted = task_significance.count_tasks(_finished(selection.rows, x))
-    families = _families(counted)
+    families, without = _families(counted)
     figure, axes = style.new_figure("Abilities by family", x, "Tasks", theme)
     labels = []
     for family, color in zip(
@@ -52,6 +52,7 @@ def abilities_by_family(rows, x=records.N_PARAMS, theme=style.LIGHT) -> Figure:
         f"n = {elements.count_label(counted)}. Solid: above baseline. Dashed: mastered. Bars: one"
         " standard error over seeds.",
         elements.baseline_note(),
+        *([f"Families without a task above baseline: {', '.join(without)}."] if without else []),
         *_below_notes(counted),
         elements.budget_note(selection),
     ]
@@ -106,25 +107,30 @@ def _finished(rows: Sequence[dict], x: str) -> list[dict]:
     return [row for row in finished if task_results.task_names([row])]
 
 
-def _families(counted: Sequence[Mapping]) -> list[str]:
-    """Return the families that the runs have counts of."""
+def _families(counted: Sequence[Mapping]) -> tuple[list[str], list[str]]:
+    """Return the families with a task above baseline in any run, and the other families."""
     prefix = "tasks.above_baseline."
-    names = [name.removeprefix(prefix) for row in counted for name in row if prefix in name]
-    return list(dict.fromkeys(names))
+    largest: dict[str, int] = {}
+    for row in counted:
+        for name in row:
+            if name.startswith(prefix):
+                family = name.removeprefix(prefix)
+                largest[family] = max(largest.get(family, 0), row[name])
+    return [name for name in largest if largest[name]], [n for n in largest if not largest[n]]
 
 
 def _gain_and_margin(row: Mapping, family: str) -> dict[str, float]:
     """Return the mean accuracy gain in points and the mean margin of the tasks of a family."""
-    gains, margins = [], []
+    improvements, margins = [], []
     for task in task_results.task_names([row]):
         margin = task_results.task_value(row, task, "margin")
         if task_results.task_family(task) == family and np.isfinite(margin):
             baseline = task_results.best_baseline(row, task)[1]
-            gains.append(100 * (task_results.task_value(row, task) - baseline))
+            improvements.append(100 * (task_results.task_value(row, task) - baseline))
             margins.append(margin)
-    if not gains:
+    if not improvements:
         return {}
-    return {"gain": float(np.mean(gains)), "margin": float(np.mean(margins))}
+    return {"gain": float(np.mean(improvements)), "margin": float(np.mean(margins))}
 
 
 def _mean_by_size(

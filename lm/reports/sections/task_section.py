@@ -19,7 +19,7 @@ def task_reliability(sweep: summary.SweepSummary) -> Markup:
     two_digits = "{:.2g}".format
     formats = {
         "best accuracy": "{:.3g}".format,
-        "best baseline": _format_baseline,
+        "baseline score": "{:.2g}".format,
         "predicted for the target": _format_prediction,
         "measured": "{:.2f}".format,
         **dict.fromkeys(("signal", "sampling noise", "checkpoint noise", "seed noise"), two_digits),
@@ -61,7 +61,8 @@ def _task(sweep: summary.SweepSummary, verdict: dict) -> dict[str, Any]:
     """Return the table row of one task, as values."""
     line = {
         "task": short_names.shorten_task(verdict["task"]),
-        "best baseline": (verdict["baseline_name"], verdict["baseline"]),
+        "best baseline": verdict["baseline_name"],
+        "baseline score": verdict["baseline"],
         "best accuracy": verdict["best_accuracy"],
     }
     predictions = (sweep.prediction or {}).get("tasks")
@@ -88,12 +89,6 @@ def _format_prediction(prediction: tuple[float, ...]) -> str:
         return "none"
     value, lo, hi = prediction
     return f"{value:.2f} [{lo:.2f}, {hi:.2f}]" if records.is_finite(lo) else f"{value:.2f}"
-
-
-def _format_baseline(baseline: tuple[str, float]) -> str:
-    """Format the name and the score of a baseline."""
-    name, score = baseline
-    return f"{name} {score:.2g}"
 
 
 def _baseline_notes(rows: Sequence[dict]) -> list[str]:
