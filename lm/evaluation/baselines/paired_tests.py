@@ -36,7 +36,8 @@ def sign_tests(points: np.ndarray, baseline_points: Sequence[np.ndarray]) -> dic
 def mean_tests(improvements: Sequence[np.ndarray]) -> dict[str, float]:
     """Return the p-values of t-tests of mean improvements over clusters or items.
 
-    improvements: for each baseline, points of the model minus points of the baseline, one per cluster.
+    improvements: for each baseline, points of the model minus those of the baseline, one per
+    cluster.
     """
     p_values = []
     for gain in improvements:
