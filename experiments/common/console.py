@@ -55,7 +55,6 @@ ANSWER_METRICS = {
     "chrf": "chrF",
     "bleu": "BLEU",
 }
-TRANSLATION_METRICS = {"chrf": "chrF", "bleu": "BLEU"}
 MAX_TASK_NAME = 36
 SECONDS_PER_LINE = 10  # interval of progress lines without a terminal
 
@@ -195,10 +194,17 @@ def tasks(results_by_task: dict[str, dict[str, dict[str, float]]]) -> None:
     """Print the metrics of each task, its best baseline, and the metrics of generated answers.
 
     results_by_task: {task: {metric: {"value", "se"}}}, see task_eval.evaluate_tasks. For a stored
-    evaluation, it is the value of task_results.task_results.
+    evaluation, it is the value of task_results.task_results. Minimal pairs have a line per
+    phenomenon; their paradigms are counted only.
     """
+    means = {name.partition("#")[0] for name, r in results_by_task.items() if "n_paradigms" in r}
+    shown = {
+        name: results
+        for name, results in results_by_task.items()
+        if "n_paradigms" in results or name.partition("#")[0] not in means
+    }
     lines, answer_lines = [], []
-    for name, results in results_by_task.items():
+    for name, results in shown.items():
         short_name = _short_task_name(name)
         line = {
             "task": short_name,
@@ -217,14 +223,15 @@ def tasks(results_by_task: dict[str, dict[str, dict[str, float]]]) -> None:
                 title: _task_cell(results, metric, "{:.3f} ± {:.3f}")
                 for metric, title in ANSWER_METRICS.items()
             }
-            cells |= {
-                f"{title} of the baseline": _baseline_cell(results, metric)
-                for metric, title in TRANSLATION_METRICS.items()
-            }
+            for metric in ("chrf", "bleu"):
+                title = f"{ANSWER_METRICS[metric]} of the baseline"
+                cells[title] = _baseline_cell(results, metric)
             answer_lines.append({"generated answers of task": short_name} | cells)
     for rows in (lines, answer_lines):
         filled = [title for title in rows[0] if any(row[title] for row in rows)] if rows else []
         table([{title: row[title] for title in filled} for row in rows])
+    if n_paradigms := len(results_by_task) - len(shown):
+        print_line(f"not shown: {n_paradigms} paradigms of minimal pairs")
 
 
 def _short_task_name(name: str) -> str:

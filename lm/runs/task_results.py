@@ -17,7 +17,8 @@ from collections.abc import Mapping, Sequence
 
 from lm.runs import records, short_names
 
-BASELINE, CHANCE = "baseline_", "chance"
+CHANCE = "chance"
+BASELINES = ("unigram", "bigram", "bag_of_words", "copy")  # see lm/evaluation/baselines
 
 
 def standard_error(row: Mapping, column: str) -> float:
@@ -99,28 +100,32 @@ def best_baseline(row: Mapping, task: str, metric: str = "accuracy") -> tuple[st
 
     The name of the best answer without the question is "chance".
     """
-    metrics = task_results(row).get(task, {})
-    return select_baseline(metrics, metric)
+    names = [*baseline_columns(metric), CHANCE]
+    results = {name: task_result(row, task, name) for name in names}
+    return select_baseline({name: result for name, result in results.items() if result}, metric)
+
+
+def select_baseline(
+    metrics: Mapping[str, Mapping[str, float]], metric: str = "accuracy"
+) -> tuple[str, float]:
+    """Return the name and the score of the best baseline among the metrics of a task."""
+    columns = baseline_columns(metric)
+    scores = {columns[name]: metrics[name]["value"] for name in columns if name in metrics}
+    if metric == "accuracy":
+        scores = {CHANCE: metrics.get(CHANCE, {"value": 0.0})["value"]} | scores
+    return max(scores.items(), key=lambda item: item[1], default=(CHANCE, 0.0))
+
+
+def baseline_columns(metric: str = "accuracy") -> dict[str, str]:
+    """Return {name of the metric of a baseline: name of the baseline}."""
+    prefix = "baseline_" if metric == "accuracy" else f"{metric}_baseline_"
+    return {f"{prefix}{name}": name.replace("_", " ") for name in BASELINES}
 
 
 def baseline_metric(row: Mapping, task: str) -> str:
     """Return the metric that is compared with the baselines: chrf of translations, or accuracy."""
-    metrics = task_results(row).get(task, {})
-    has_chrf = any(name.startswith(f"chrf_{BASELINE}") for name in metrics)
-    return "chrf" if has_chrf else "accuracy"
-
-
-def select_baseline(metrics: Mapping[str, Mapping[str, float]], metric: str) -> tuple[str, float]:
-    """Return the name and the score of the best baseline among the metrics of a task."""
-    prefix = BASELINE if metric == "accuracy" else f"{metric}_{BASELINE}"
-    scores = {
-        name.removeprefix(prefix).replace("_", " "): result["value"]
-        for name, result in metrics.items()
-        if name.startswith(prefix)
-    }
-    if metric == "accuracy":
-        scores = {CHANCE: metrics.get(CHANCE, {"value": 0.0})["value"]} | scores
-    return max(scores.items(), key=lambda item: item[1], default=(CHANCE, 0.0))
+    columns = baseline_columns("chrf")
+    return "chrf" if any(task_result(row, task, name) for name in columns) else "accuracy"
 
 
 def task_family(task: str) -> str:

@@ -21,6 +21,7 @@ from lm.data import dataset, tokenizers
 from lm.data.tokenization import token_healing
 from lm.evaluation import task_metrics, tasks
 from lm.evaluation.baselines import bag_of_words, ngram_counts, ngram_models
+from lm.evaluation.minimal_pairs import pair_metrics
 
 # Nats are rounded to multiples of a power of two, whose sums are exact: the same tokens in another
 # order are a tie of the unigram model.
@@ -81,10 +82,14 @@ def _ngram_baselines(
     lengths = [len(pair.answer) for pair in pairs]
     token_N = np.array([i for pair in pairs for i in pair.answer])
     previous_N = np.array([i for pair in pairs for i in (pair.prompt[-1], *pair.answer[:-1])])
-    baselines = []
+    baselines, ends = [], np.cumsum(lengths)[:-1]
     for name, model in models.items():
-        ends = np.cumsum(lengths)[:-1]
         nats_N = np.round(model.token_nats(previous_N, token_N) / NATS_STEP) * NATS_STEP
+        if task.is_pairs:
+            starts = np.concatenate([[0], ends]).astype(int)
+            nats_N2 = np.add.reduceat(nats_N, starts).reshape(-1, 2)
+            baselines.append(tasks.Baseline(name, pair_metrics.compare_sentences(nats_N2)))
+            continue
         scores = zip(
             np.split(nats_N, ends),
             np.split(model.best_tokens(previous_N) == token_N, ends),

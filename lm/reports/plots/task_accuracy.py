@@ -80,8 +80,7 @@ def task_curves(rows, x=records.N_PARAMS, theme=style.LIGHT) -> Figure:
         y = task_results.task_column(task)
         shown = elements.draw_means(axes, selection.rows, x, y, theme, scale=100, label_offset=None)
         finished = shown or finished
-        best = {row[x]: 100 * task_results.best_baseline(row, task)[1] for row in finished}
-        axes.plot(list(best), list(best.values()), ":", color=theme["muted"], linewidth=1)
+        _draw_baseline(axes, finished, x, task, theme)
         style.panel_title(axes, style.truncate_label(short_names.shorten_task(task)), theme)
         elements.set_scales(axes, x, y)
         axes.set_ylim(-4, 104)
@@ -99,6 +98,19 @@ def task_curves(rows, x=records.N_PARAMS, theme=style.LIGHT) -> Figure:
     return style.finish_figure(
         figure, panels[0], [*caption, elements.budget_note(selection)], theme
     )
+
+
+def _draw_baseline(axes, finished, x, task, theme) -> None:
+    """Draw the score of the best baseline as a dotted line, with the name of the baseline."""
+    best = {row[x]: task_results.best_baseline(row, task) for row in finished}
+    if not best:
+        return
+    scores = [100 * score for _, score in best.values()]
+    axes.plot(list(best), scores, ":", color=theme["muted"], linewidth=1)
+    name, score = next(iter(best.values()))
+    text = f"{name} {100 * score:.0f}"
+    start = next(iter(best)), 100 * score
+    style.annotate(axes, *start, text, theme, (0, 2))
 
 
 def emergence(rows, tasks, x=records.N_PARAMS, theme=style.LIGHT) -> Figure:
@@ -183,8 +195,7 @@ def accuracy_vs_loss(rows, curves, x=records.LOSS, theme=style.LIGHT) -> Figure:
             elements.draw_point(
                 axes, (row[x], value), colors[row["name"]], theme, tip, error, kind=kind
             )
-        best = 100 * max(task_results.best_baseline(row, task)[1] for row in finished)
-        axes.axhline(best, linestyle=":", color=theme["muted"], linewidth=1)
+        _draw_baseline(axes, finished, x, task, theme)
         style.panel_title(axes, style.truncate_label(short_names.shorten_task(task)), theme)
         axes.locator_params(axis="x", nbins=4)
         axes.set_ylim(-4, 104)
