@@ -180,6 +180,7 @@ def _evaluate_tasks(run, names: str) -> None:
 def _ngram_counts(run):
     """Return the n-grams of the training text, None with a note if the text cannot be read."""
     from lm.data import dataset, evaluation_text
+    from lm.data.prepared import recorded_text
     from lm.data.sources import path_permissions
     from lm.evaluation.baselines import ngram_counts
     from lm.runs import records
@@ -195,6 +196,9 @@ def _ngram_counts(run):
     except (ValueError, OSError) as error:
         console.print_line(f"note: no n-gram baselines without the training text: {error}")
         return None
+    if changed := recorded_text.changed_sources(run, text):
+        names = ", ".join(changed)
+        console.print_line(f"note: {names} has changed since the training: n-grams of the new text")
     return ngram_counts.count_ngrams(text)
 
 

@@ -26,7 +26,8 @@ from lm.evaluation import coverings, generation, heldout, task_metrics, tasks
 from lm.evaluation.baselines import paired_tests, task_baselines
 from lm.evaluation.minimal_pairs import pair_metrics
 
-MIN_PAIR_ROW = 32  # least number of tokens in a row of sentences
+# Least number of tokens in a row of sentences. Fused kernels of accelerators need multiples of 128.
+MIN_PAIR_ROW, MIN_FUSED_ROW = 64, 128
 Results = dict[str, task_metrics.Metrics]  # task name -> metric -> {"value": ..., "se": ...}
 
 
@@ -222,12 +223,15 @@ def _score_sentences(
 ) -> pair_metrics.PairScores:
     """Return the scores of the sentences of minimal pairs.
 
-    The rows are a power of two, at least twice the longest sentence, and at most data.seq_len
-    tokens. A batch has about as many tokens as in training.
+    The rows have at least as many tokens as the longest sentence, and at most data.seq_len. A batch
+    has about as many tokens as in training.
     """
     sentences = [sentence for pair in pairs for sentence in pair]
     longest = max(len(s.prompt) + len(s.answer) for s in sentences)
-    row_tokens = max(MIN_PAIR_ROW, 2 ** (2 * longest - 1).bit_length())
+    is_cpu = device_mesh.devices.flat[0].platform == "cpu"
+    row_tokens = (MIN_PAIR_ROW if is_cpu else MIN_FUSED_ROW) * run.mesh.sequence
+    while row_tokens < longest:
+        row_tokens *= 2
     row_tokens = min(row_tokens, run.data.seq_len)
     n_rows = run.data.batch_size * max(run.data.seq_len // row_tokens, 1)
     data = dataclasses.replace(run.data, batch_size=n_rows)
