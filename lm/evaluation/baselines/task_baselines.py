@@ -3,6 +3,8 @@
     task_list = task_baselines.add_baselines(task_list, tokenizer, counts)
     task_list[0].baselines[0].name, task_list[0].baselines[0].points.mean()
 
+The kind of a task determines its baselines:
+
     minimal pairs, choices, exact answers    unigram and bigram model of the training tokens
     classification with training examples    also bag_of_words: naive Bayes, see bag_of_words.py
     translation                              copy: the source text as the answer
