@@ -147,7 +147,7 @@ def _discoveries(row: Mapping, p_value: PValue) -> set[str]:
 
 def _step_up(names: Sequence[str], p_values: Sequence[float]) -> list[str]:
     """Return the names that the rule of Benjamini and Hochberg (1995) selects."""
-    order = np.argsort(p_values, kind="stable")
+    order = [int(i) for i in np.argsort(p_values, kind="stable")]
     limits = FALSE_DISCOVERY_RATE * np.arange(1, len(order) + 1) / max(len(order), 1)
     is_small = np.array(p_values)[order] <= limits
     n_selected = int(np.flatnonzero(is_small).max(initial=-1)) + 1

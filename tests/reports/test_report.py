@@ -14,7 +14,7 @@ from lm.runs import json_files, provenance, records, task_results
 HOSTILE = "<img src=x onerror=alert(1)>"
 FIGURES = {
     *("loss", "compute", "curves", "completion", "sources", "predicted"),
-    *("mastered", "emergence", "tasks", "tasks_vs_loss", "goodput"),
+    *("mastered", "abilities", "emergence", "tasks", "tasks_vs_loss", "goodput"),
 }
 
 
@@ -61,7 +61,7 @@ def test_page_states_prediction_and_result(finished):
 
 def test_page_has_task_verdicts_and_correlations(finished):
     text = visible_text(finished[1])
-    expected = ("copy?length=4", "at chance", "predictable from", "p_right", "rank correlation")
+    expected = ("copy?length=4", "at baseline", "predictable from", "p_right", "rank correlation")
     assert [phrase for phrase in expected if phrase not in text.replace("Rank", "rank")] == []
 
 

@@ -32,11 +32,10 @@ def classify(
             vocabulary.setdefault(word, len(vocabulary))
     counts = _count_words(train_texts, vocabulary)
     label_index = np.array([labels.index(label) for label in train_labels])
-    membership = sparse.csr_array(
-        (np.ones(len(label_index)), (label_index, np.arange(len(label_index)))),
-        shape=(len(labels), len(train_texts)),
+    word_counts = np.array(
+        [np.asarray(counts[label_index == i].sum(axis=0)).ravel() for i in range(len(labels))]
     )
-    word_counts = (membership @ counts).toarray() + 1.0
+    word_counts += 1.0
     log_p_word = np.log(word_counts / word_counts.sum(axis=1, keepdims=True))
     log_prior = np.log(np.bincount(label_index, minlength=len(labels)) / len(label_index))
     scores = _count_words(texts, vocabulary) @ log_p_word.T + log_prior

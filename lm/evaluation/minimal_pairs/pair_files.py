@@ -120,8 +120,9 @@ def _read_file(
     for where, row in rows:
         if only and not only & {paradigm, *(str(row.get(field)) for field in SELECTORS)}:
             continue
-        sentences = tuple(row.get(field) for field in SENTENCES)
-        if not all(isinstance(text, str) and text.strip() for text in sentences):
+        values = [row.get(field) for field in SENTENCES]
+        sentences = tuple(text for text in values if isinstance(text, str) and text.strip())
+        if len(sentences) < len(SENTENCES):
             raise ValueError(
                 f"{where}: a pair needs two sentences, {' and '.join(SENTENCES)}: correct the line"
             )

@@ -138,7 +138,8 @@ def _mean_of_paradigms(
     """Return the means over paradigms, with standard errors clustered by paradigm."""
     parts = [by_paradigm[name] for name in members]
     if len(parts) == 1:
-        return parts[0] | {"n_paradigms": {"value": 1}}
+        only_part: task_metrics.Metrics = {"n_paradigms": {"value": 1}}
+        return parts[0] | only_part
     metrics: task_metrics.Metrics = {
         "n_paradigms": {"value": len(parts)},
         "n": {"value": sum(part["n"]["value"] for part in parts)},

@@ -21,7 +21,7 @@ def counts() -> ngram_counts.NgramCounts:
     return ngram_counts.NgramCounts(np.bincount(ids, minlength=256), bigrams, n)
 
 
-def load(tmp_path, name="file", train=(), **rows) -> tasks.Task:
+def load(tmp_path, name: str = "file", train=(), **rows: list) -> tasks.Task:
     lines = [dict(zip(rows, values, strict=True)) for values in zip(*rows.values(), strict=True)]
     (tmp_path / "test.jsonl").write_text("\n".join(map(json.dumps, lines)))
     if train:
@@ -55,7 +55,7 @@ def test_choices_and_exact_answers_have_ngram_baselines(tmp_path):
 
 
 def test_classification_with_training_examples_has_a_bag_of_words(tmp_path):
-    rows = {"text": ["so good", "so bad", "awful"], "label_name": ["yes", "no", "no"]}
+    rows: dict = {"text": ["so good", "so bad", "awful"], "label_name": ["yes", "no", "no"]}
     train = [{"text": "good", "label_name": "yes"}, {"text": "bad awful", "label_name": "no"}]
     assert set(baselines_of(load(tmp_path, **rows))) == {"unigram", "bigram"}
     task = load(tmp_path, train=train, **rows)
