@@ -6,8 +6,9 @@ uv run python -m experiments.evaluate --run=runs/quickstart/600K \\
     --tasks="copy?length=4 file:notebooks/data/examples/capitals"
 
 The text is encoded by the tokenizer in the run directory. Up to --n_sequences rows are evaluated
-per source: of all its documents, or of its held-out part if the run was trained on it. The records
-of the run change only with --keep.
+per source: of all its documents, or of its held-out part if the run was trained on it. Tasks are
+compared with baselines (lm/evaluation/baselines). Their n-gram models are counted in the prepared
+training text. The records of the run change only with --keep.
 """
 
 import dataclasses
@@ -141,6 +142,7 @@ def _evaluate_tasks(run, names: str) -> None:
 
     from lm.data import evaluation_text
     from lm.evaluation import contamination, task_eval, tasks
+    from lm.evaluation.baselines import task_baselines
     from lm.parallel import mesh
     from lm.runs import records
     from lm.training import loaded_model
@@ -150,6 +152,7 @@ def _evaluate_tasks(run, names: str) -> None:
         raise ValueError("--answers needs --tasks with a task that generates: add ?generate=1")
     tokenizer = evaluation_text.load_run_tokenizer(run)
     task_eval.validate_task_lengths(run, tokenizer, task_list)
+    task_list = task_baselines.add_baselines(task_list, tokenizer, _ngram_counts(run))
     mesh.initialize_devices()
     run = loaded_model.fit_to_devices(run, is_sharded_on_cpu=True)
     program, state = loaded_model.restore_model(run, _STEP.value)
@@ -172,6 +175,31 @@ def _evaluate_tasks(run, names: str) -> None:
     if _KEEP.value:
         columns = task_eval.to_columns(results)
         records.extend_evals(records.run_dir(run), int(state["step"]), columns)
+
+
+def _ngram_counts(run):
+    """Return the n-grams of the training text, None with a note if the text cannot be read."""
+    from lm.data import dataset, evaluation_text
+    from lm.data.prepared import recorded_text
+    from lm.data.sources import path_permissions
+    from lm.evaluation.baselines import ngram_counts
+    from lm.runs import records
+
+    facts = records.read_facts(records.run_dir(run))
+    try:
+        permissions = path_permissions.grant_permissions(_RUN.value, _ALLOW.value)
+        path_permissions.check_cache_folders(run, permissions)
+        if (counts := ngram_counts.load_recorded_counts(run, facts)) is not None:
+            return counts
+        path_permissions.check_sources(run, permissions)
+        text = dataset.open_dataset(evaluation_text.run_data(run), run.seed, console.preparing)
+    except (ValueError, OSError) as error:
+        console.print_line(f"note: no n-gram baselines without the training text: {error}")
+        return None
+    if changed := recorded_text.changed_sources(run, text):
+        names = ", ".join(changed)
+        console.print_line(f"note: {names} has changed since the training: n-grams of the new text")
+    return ngram_counts.count_ngrams(text)
 
 
 if __name__ == "__main__":

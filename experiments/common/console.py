@@ -18,7 +18,7 @@ from rich.table import Table
 from experiments.common import cli
 from lm.config import schema
 from lm.config.schedules import batch_size_schedule
-from lm.runs import short_names, status
+from lm.runs import short_names, status, task_results
 
 
 class CommandConsole(Console):
@@ -37,6 +37,9 @@ console = CommandConsole()
 # Task metric -> column title in the table of task results.
 TASK_METRICS = {
     "acc_norm": "acc_norm",
+    "accuracy_tokens": "accuracy per token",
+    "accuracy_equal": "accuracy, equal tokens",
+    "margin": "margin (nats)",
     "accuracy_bytes": "accuracy per byte",
     "p_right": "p(correct)",
     "bits_per_byte": "bits per byte",
@@ -206,19 +209,27 @@ def evaluation(row: dict) -> None:
     table(lines)
 
 
-def tasks(task_results: dict[str, dict[str, dict[str, float]]]) -> None:
-    """Print the metrics of each task, its chance accuracy, and the metrics of generated answers.
+def tasks(results_by_task: dict[str, dict[str, dict[str, float]]]) -> None:
+    """Print the metrics of each task, its best baseline, and the metrics of generated answers.
 
-    task_results: {task: {metric: {"value", "se"}}}, see task_eval.evaluate_tasks. For a stored
-    evaluation, it is the value of task_results.task_results.
+    results_by_task: {task: {metric: {"value", "se"}}}, see task_eval.evaluate_tasks. For a stored
+    evaluation, it is the value of task_results.task_results. Minimal pairs have a line per
+    phenomenon; their paradigms are counted only.
     """
+    means = {name.partition("#")[0] for name, r in results_by_task.items() if "n_paradigms" in r}
+    shown = {
+        name: results
+        for name, results in results_by_task.items()
+        if "n_paradigms" in results or name.partition("#")[0] not in means
+    }
     lines, answer_lines = [], []
-    for name, results in task_results.items():
+    for name, results in shown.items():
         short_name = _short_task_name(name)
         line = {
             "task": short_name,
             "n": _task_cell(results, "n", "{:.0f}"),
             "chance": _task_cell(results, "chance", "{:.3g}"),
+            "best baseline": _baseline_cell(results, "accuracy"),
             "accuracy": _task_cell(results, "accuracy", "{:.3f} ± {:.3f}"),
         }
         for metric, title in TASK_METRICS.items():
@@ -231,16 +242,27 @@ def tasks(task_results: dict[str, dict[str, dict[str, float]]]) -> None:
                 title: _task_cell(results, metric, "{:.3f} ± {:.3f}")
                 for metric, title in ANSWER_METRICS.items()
             }
+            for metric in ("chrf", "bleu"):
+                title = f"{ANSWER_METRICS[metric]} of the baseline"
+                cells[title] = _baseline_cell(results, metric)
             answer_lines.append({"generated answers of task": short_name} | cells)
     for rows in (lines, answer_lines):
         filled = [title for title in rows[0] if any(row[title] for row in rows)] if rows else []
         table([{title: row[title] for title in filled} for row in rows])
+    if n_paradigms := len(results_by_task) - len(shown):
+        print_line(f"not shown: {n_paradigms} paradigms of minimal pairs")
 
 
 def _short_task_name(name: str) -> str:
     """Return a short name of a task, truncated to MAX_TASK_NAME characters."""
     name = short_names.shorten_task(name)
     return name if len(name) <= MAX_TASK_NAME else f"{name[: MAX_TASK_NAME - 3]}..."
+
+
+def _baseline_cell(results: dict[str, dict[str, float]], metric: str) -> str:
+    """Return the name and the score of the best baseline as text, "" without any."""
+    name, score = task_results.select_baseline(results, metric)
+    return "" if name == task_results.CHANCE else f"{name} {score:.3g}"
 
 
 def _task_cell(results: dict[str, dict[str, float]], metric: str, template: str) -> str:

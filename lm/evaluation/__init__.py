@@ -1,6 +1,7 @@
 """Evaluate a model: held-out loss, tasks, log-likelihood of given answers, generation.
 
-Task definitions and metrics use NumPy only. The modules that run a model use JAX.
+Task definitions, metrics and baselines use NumPy and SciPy only. The modules that run a model use
+JAX.
 
     heldout.py            loss, bits per byte, word completion
     tasks.py              task definitions
@@ -13,4 +14,6 @@ Task definitions and metrics use NumPy only. The modules that run a model use JA
     decoding.py           compiled programs for scoring, prefill and decoding
     early_stopping.py     steps of evaluations, the best one, early stopping
     lm_eval_harness.py    adapter for lm-evaluation-harness
+    minimal_pairs/        files of minimal pairs, and their results per paradigm
+    baselines/            n-gram models, bag of words, and tests against them
 """

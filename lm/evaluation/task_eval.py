@@ -7,8 +7,9 @@
 
 Each pair of prompt and answer is a separate segment in rows of data.seq_len tokens. The tokens are
 those of token_healing.py. scoring.score_pairs computes the same log-likelihoods: it
-computes equal prompts once, but needs an additional program. Tensor names end in their axes:
-N rows, T time.
+computes equal prompts once, but needs an additional program. Sentences of minimal pairs are packed
+into shorter rows, because attention computes all pairs of positions of a row. Tensor names end in
+their axes: N rows or pairs, T time, 2 sentences.
 """
 
 import dataclasses
@@ -19,10 +20,14 @@ import jax
 import numpy as np
 
 from lm.config import schema
-from lm.data import packing, tokenizers
+from lm.data import dataset, packing, tokenizers
 from lm.data.tokenization import token_healing
 from lm.evaluation import coverings, generation, heldout, task_metrics, tasks
+from lm.evaluation.baselines import paired_tests, task_baselines
+from lm.evaluation.minimal_pairs import pair_metrics
 
+# Least number of tokens in a row of sentences. Fused kernels of accelerators need multiples of 128.
+MIN_PAIR_ROW, MIN_FUSED_ROW = 64, 128
 Results = dict[str, task_metrics.Metrics]  # task name -> metric -> {"value": ..., "se": ...}
 
 
@@ -45,16 +50,23 @@ def evaluate_tasks(
     answers: list[dict] | None = None,
     on_progress: Callable[[], None] | None = None,
 ) -> Results:
-    """Return the metrics of each task: see task_metrics.
+    """Return the metrics of each task: see task_metrics and, for minimal pairs, pair_metrics.
 
     score: see heldout.make_scorer. answers: list that receives the generated answers, see
     task_metrics.answer_rows. on_progress: called after each generated token. If an example is
     longer than data.seq_len tokens, its prompt is truncated at the beginning (counted in
     n_truncated). If an answer alone is longer, the example is skipped (counted in n_skipped).
-    Raises ValueError in both cases if eval.on_overflow is "error".
+    Raises ValueError in both cases if eval.on_overflow is "error". The results have the baselines
+    that a task contains, see task_baselines.add_baselines.
     """
     encoded = [_encode_task(run, task, tokenizer) for task in task_list]
-    pairs = [pair for task in encoded for choices in task.pairs for pair in choices]
+    pairs = [
+        pair
+        for task in encoded
+        for choices in task.pairs
+        for pair in choices
+        if not task.task.is_pairs
+    ]
     scores = iter(_score_pairs(run, device_mesh, score, params, tokenizer, pairs))
     results: Results = {}
     for task, choices_of_examples, n_truncated, n_skipped in encoded:
@@ -66,12 +78,15 @@ def evaluate_tasks(
             metrics["n"] = {"value": 0}
             results[task.name] = metrics
             continue
+        if task.is_pairs:
+            pair_scores = _score_sentences(
+                run, device_mesh, score, params, tokenizer, choices_of_examples
+            )
+            by_part = pair_metrics.pair_results(task, pair_scores)
+            results |= by_part | {task.name: by_part[task.name] | metrics}
+            continue
         example_scores = [[next(scores) for _ in choices] for choices in choices_of_examples]
-        pieces = [
-            choices[example.right].answer_pieces(tokenizer.pieces)
-            for example, choices in zip(task.examples, choices_of_examples, strict=True)
-        ]
-        metrics |= task_metrics.likelihood_metrics(task.examples, example_scores, pieces)
+        metrics |= _likelihood_metrics(task, choices_of_examples, example_scores, tokenizer)
         if task.generate:
             model = run, device_mesh, params
             texts = _generate(model, tokenizer, task, choices_of_examples, on_progress)
@@ -82,17 +97,41 @@ def evaluate_tasks(
     return results
 
 
+def _likelihood_metrics(
+    task: tasks.Task,
+    pairs: list[list[token_healing.TokenPair]],
+    scores: list[list[task_metrics.TokenScores]],
+    tokenizer: tokenizers.Tokenizer,
+) -> task_metrics.Metrics:
+    """Return the metrics of likelihoods and the baselines. pairs, scores: see EncodedTask."""
+    pieces = [
+        choices[example.right].answer_pieces(tokenizer.pieces)
+        for example, choices in zip(task.examples, pairs, strict=True)
+    ]
+    points = [
+        task_metrics.example_accuracy(example, choice_scores)
+        for example, choice_scores in zip(task.examples, scores, strict=True)
+    ]
+    groups = [example.group for example in task.examples]
+    metrics = task_metrics.likelihood_metrics(task.examples, scores, pieces)
+    return metrics | paired_tests.baseline_metrics(groups, np.array(points), task.baselines)
+
+
 def evaluate_columns(
     run: schema.Run,
     device_mesh: jax.sharding.Mesh,
     score: Callable,
     params: dict,
-    tokenizer: tokenizers.Tokenizer,
+    text: dataset.TokenDataset,
     task_list: Sequence[tasks.Task],
     on_progress: Callable[[], None],
 ) -> dict[str, float]:
-    """Return the results of evaluate_tasks as columns, see `to_columns`."""
-    arguments = run, device_mesh, score, params, tokenizer, task_list
+    """Return the results of evaluate_tasks with all baselines as columns, see `to_columns`.
+
+    text: training text of the run.
+    """
+    with_baselines = task_baselines.add_text_baselines(task_list, text)
+    arguments = run, device_mesh, score, params, text.tokenizer, with_baselines
     return to_columns(evaluate_tasks(*arguments, on_progress=on_progress))
 
 
@@ -156,13 +195,13 @@ def _encode_task(run: schema.Run, task: tasks.Task, tokenizer: tokenizers.Tokeni
     pairs = iter(token_healing.encode_pairs(tokenizer, texts))
     encoded = [(example, [next(pairs) for _ in example.answers]) for example in task.examples]
     fitting = [
-        (example, choices)
-        for example, choices in encoded
+        row
+        for row, (_, choices) in enumerate(encoded)
         if max(len(pair.answer) for pair in choices) <= seq_len
     ]
     n_truncated = sum(
-        max(len(pair.prompt) + len(pair.answer) for pair in choices) > seq_len + 1
-        for _, choices in fitting
+        max(len(pair.prompt) + len(pair.answer) for pair in encoded[row][1]) > seq_len + 1
+        for row in fitting
     )
     n_skipped = len(encoded) - len(fitting)
     if run.eval.on_overflow == "error" and (n_truncated or n_skipped):
@@ -170,8 +209,40 @@ def _encode_task(run: schema.Run, task: tasks.Task, tokenizer: tokenizers.Tokeni
             f"task {task.name}: {n_truncated + n_skipped} of {len(encoded)} examples are longer "
             f"than data.seq_len={seq_len}: use fewer shots, or set eval.on_overflow='truncate'"
         )
-    fitting_task = dataclasses.replace(task, examples=[example for example, _ in fitting])
-    return EncodedTask(fitting_task, [choices for _, choices in fitting], n_truncated, n_skipped)
+    fitting_task = task.select_examples(fitting) if n_skipped else task
+    return EncodedTask(fitting_task, [encoded[row][1] for row in fitting], n_truncated, n_skipped)
+
+
+def _score_sentences(
+    run: schema.Run,
+    device_mesh: jax.sharding.Mesh,
+    score: Callable,
+    params: dict,
+    tokenizer: tokenizers.Tokenizer,
+    pairs: list[list[token_healing.TokenPair]],
+) -> pair_metrics.PairScores:
+    """Return the scores of the sentences of minimal pairs.
+
+    The rows have at least as many tokens as the longest sentence, and at most data.seq_len. A batch
+    has about as many tokens as in training.
+    """
+    sentences = [sentence for pair in pairs for sentence in pair]
+    longest = max(len(s.prompt) + len(s.answer) for s in sentences)
+    is_cpu = device_mesh.devices.flat[0].platform == "cpu"
+    row_tokens = (MIN_PAIR_ROW if is_cpu else MIN_FUSED_ROW) * run.mesh.sequence
+    while row_tokens < longest:
+        row_tokens *= 2
+    row_tokens = min(row_tokens, run.data.seq_len)
+    n_rows = run.data.batch_size * max(run.data.seq_len // row_tokens, 1)
+    data = dataclasses.replace(run.data, batch_size=n_rows)
+    tokens_NT, segments_NT, slots = pack_examples(sentences, row_tokens, tokenizer.end)
+    batch = {"tokens": tokens_NT, "segments": segments_NT}
+    short_run = dataclasses.replace(run, data=data)
+    nats_NT, _ = heldout.score_rows(short_run, device_mesh, score, params, batch)
+    nats = np.array([nats_NT[row, start:stop].sum() for row, start, stop in slots])
+    n_tokens = np.array([len(sentence.answer) for sentence in sentences])
+    is_same = np.array([good.answer == bad.answer for good, bad in pairs])
+    return pair_metrics.PairScores(nats.reshape(-1, 2), n_tokens.reshape(-1, 2), is_same)
 
 
 def _score_pairs(

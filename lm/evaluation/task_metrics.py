@@ -13,11 +13,16 @@ All metrics of likelihood_metrics come from the same log-likelihoods, so they ca
     accuracy_bytes     accuracy by nats per byte of the bare choice (several choices only)
     p_right            probability of the correct answer, among the choices if there are several
     bits_per_byte      bits of the correct answer per byte
+    margin             log-probability of the correct choice minus that of the best other choice, in
+                       nats (several choices only)
     brier              Brier score: sum over choices of the squared error, or (1 - p)^2
     exact              each token of the correct answer is the most likely token
     token_accuracy     fraction of answer tokens that are the most likely token
     token_probability  geometric mean of the probabilities of the answer tokens
     keystrokes_saved   fraction of key presses that word completion saves (single answers only)
+    baseline_NAME      accuracy of a baseline on the same examples (baselines/task_baselines.py)
+    p_above_baseline   p-value of "not better than all baselines" (baselines/paired_tests.py)
+    p_below_baseline   p-value of "not worse than any baseline"
 
 "chance" is the accuracy of the better of two guesses: a random choice, or the best constant answer,
 both without the question. The random choice of a synthetic task without choices is that of its
@@ -43,10 +48,11 @@ import numpy as np
 
 from lm.data import tokenizers
 from lm.evaluation import tasks
+from lm.evaluation.baselines import paired_tests
 
 METRICS = (
-    *("accuracy", "acc_norm", "accuracy_bytes", "p_right", "bits_per_byte", "brier", "exact"),
-    *("token_accuracy", "token_probability", "keystrokes_saved"),
+    *("accuracy", "acc_norm", "accuracy_bytes", "p_right", "margin", "bits_per_byte", "brier"),
+    *("exact", "token_accuracy", "token_probability", "keystrokes_saved"),
 )
 N_BOOTSTRAP = 1000  # resamples of the examples for the standard errors of chrF and BLEU
 _NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
@@ -85,6 +91,13 @@ def likelihood_metrics(
     }
     means = _mean_over_groups([example.group for example in examples], rows)
     return metrics | {name: means[name] for name in METRICS if name in means}
+
+
+def example_accuracy(example: tasks.Example, scores: Sequence[TokenScores]) -> float:
+    """Return the metric `accuracy` of one example. scores: those of each choice."""
+    if len(scores) == 1:
+        return float(np.all(scores[0].hits))
+    return _share_of_point(_choice_nats(example, scores), example.right)
 
 
 def chance_accuracy(examples: Sequence[tasks.Example]) -> float:
@@ -133,6 +146,8 @@ def _constant_accuracy(examples: Sequence[tasks.Example]) -> float:
 def text_metrics(task: tasks.Task, texts: Sequence[str]) -> Metrics:
     """Return metrics of generated answers, one text per example.
 
+    The names of metrics of a baseline end in _baseline_NAME.
+
     edit_distance: Levenshtein distance to the nearest reference, as a fraction of the longer text.
     said_exactly: exact match with a reference, without the white space around both. Then, by
     `match` of the task, the best value over the references:
@@ -155,6 +170,16 @@ def text_metrics(task: tasks.Task, texts: Sequence[str]) -> Metrics:
     metrics = _mean_over_groups([example.group for example in task.examples], rows)
     if task.is_translation:
         metrics |= _translation_metrics(task.name, outputs, references)
+        for baseline in task.baselines:
+            if baseline.texts is not None:
+                others = [text.strip() for text in baseline.texts]
+                scores = _translation_metrics(task.name, others, references)
+                metrics |= {f"{key}_baseline_{baseline.name}": v for key, v in scores.items()}
+                improvements = _sentence_chrf(outputs, references) - _sentence_chrf(
+                    others, references
+                )
+                tests = paired_tests.mean_tests([improvements])
+                metrics |= {name: {"value": p} for name, p in tests.items()}
     return metrics
 
 
@@ -235,6 +260,13 @@ def _translation_metrics(name: str, outputs: list[str], references: list[list[st
     return results
 
 
+def _sentence_chrf(outputs: list[str], references: list[list[str]]) -> np.ndarray:
+    """Return the chrF of each output, float64 [n]."""
+    metric = importlib.import_module("sacrebleu.metrics").CHRF()
+    pairs = zip(outputs, references, strict=True)
+    return np.array([metric.sentence_score(text, correct).score for text, correct in pairs])
+
+
 def _mean_over_groups(groups: Sequence[str], rows: Sequence[Mapping[str, float]]) -> Metrics:
     """Return the mean and standard error of each metric: see the module docstring.
 
@@ -307,22 +339,32 @@ def _example_metrics(
         metrics |= {"accuracy": exact, "p_right": p, "brier": (1 - p) ** 2}
         saved = keystrokes_saved(right.hits, pieces, right.ends_word)
         return metrics if np.isnan(saved) else metrics | {"keystrokes_saved": saved}
-    # Equal choices have equal likelihoods, which may be computed with different rounding.
-    pairs = list(zip(example.prompts, example.answers, strict=True))
-    nats = nats[[pairs.index(pair) for pair in pairs]]
+    nats = _choice_nats(example, scores)
     bare = [answer.strip(tokenizers.CHAT_TOKENS).strip() for answer in example.answers]
     n_bare_characters = np.array([len(answer) for answer in bare])
     n_bare_bytes = np.array([len(answer.encode()) for answer in bare])
     p = np.exp(nats.min() - nats)
     p /= p.sum()
     one_hot = np.arange(len(p)) == example.right
+    least_wrong = nats[~one_hot].min()
     return metrics | {
         "accuracy": _share_of_point(nats, example.right),
         "acc_norm": _share_of_point(nats / n_bare_characters, example.right),
         "accuracy_bytes": _share_of_point(nats / n_bare_bytes, example.right),
         "p_right": float(p[example.right]),
+        "margin": float(least_wrong - nats[example.right]),
         "brier": float(((p - one_hot) ** 2).sum()),
     }
+
+
+def _choice_nats(example: tasks.Example, scores: Sequence[TokenScores]) -> np.ndarray:
+    """Return the total nats of each choice.
+
+    Equal choices have equal likelihoods, which may be computed with different rounding.
+    """
+    nats = np.array([score.nats.sum() for score in scores])
+    pairs = list(zip(example.prompts, example.answers, strict=True))
+    return nats[[pairs.index(pair) for pair in pairs]]
 
 
 def _share_of_point(nats: np.ndarray, right: int) -> float:

@@ -2,7 +2,8 @@
 
     task = tasks.load_task("addition?digits=2&shots=2&n=100")   # synthetic: see synthetic_tasks.py
     task = tasks.load_task("file:my/hellaswag?shots=2&n=500")   # folder or file of JSON Lines
-    task = tasks.load_task("file:my/blimp/*?n=100")             # group of folders: one mean
+    task = tasks.load_task("file:my/sets/*?n=100")              # group of folders: one mean
+    task = tasks.load_task("pair:my/blimp?n=100")               # minimal pairs, per paradigm
     task.examples[0].prompts, task.examples[0].answers, task.examples[0].right
 
 A folder contains test.jsonl (or valid.jsonl; .gz and .zst too), and train.jsonl for the shots. The
@@ -11,6 +12,10 @@ separated by white space. A name with a space is written in quotes: 'copy "file:
 
 A path with *, ? or [ ] is a group: each folder that matches is a member. The metrics of a group are
 the means of the metrics of its members, each with the same weight (task_metrics.py).
+
+pair:PATH is a file or a folder of minimal pairs (minimal_pairs/pair_files.py). It has results for
+each paradigm and each phenomenon (minimal_pairs/pair_metrics.py), where file:PATH has one result.
+Its fields are n (per paradigm), seed, split, only (paradigms or phenomena) and space (see there).
 
 Fields of every task (default):
     shots      solved examples before each example (0)
@@ -37,6 +42,7 @@ import difflib
 import glob
 import itertools
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,6 +50,7 @@ import numpy as np
 
 from lm.config import field_names, value_checks
 from lm.data.sources import chat, example_formats, readers, synthetic_tasks, uri
+from lm.evaluation.minimal_pairs import pair_files
 
 SPLITS = ("test", "valid")
 SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
@@ -63,6 +70,9 @@ _FILE_FIELDS = {
     "match": uri.choice(MATCHES),
 }
 
+_PAIR_FIELDS = {name: (_FIELDS | _FILE_FIELDS)[name] for name in ("n", "seed", "split", "only")}
+_PAIR_FIELDS["space"] = uri.number(int, 0, 1)
+
 Example = example_formats.TaskExample
 
 
@@ -75,6 +85,15 @@ class Line(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
+class Baseline:
+    """Results of a simple method on the examples of a task: see baselines/task_baselines.py."""
+
+    name: str
+    points: np.ndarray  # float64 [n_examples]: accuracy on each example
+    texts: list[str] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class Task:
     """A task: its examples and the way to evaluate them."""
 
@@ -82,8 +101,20 @@ class Task:
     examples: list[Example]
     generate: bool = False  # answers are also generated
     is_translation: bool = False
+    is_pairs: bool = False  # minimal pairs with results per paradigm: the group of an example
     stop: str = "\n"  # stop string of generated answers
     match: str = "strict"  # rule that compares generated answers: one of MATCHES
+    training_examples: Sequence[Example] = ()  # of a classification, for its baseline
+    baselines: tuple[Baseline, ...] = ()
+
+    def select_examples(self, rows: Sequence[int]) -> "Task":
+        """Return the task with some of its examples."""
+        baselines = tuple(
+            Baseline(b.name, b.points[list(rows)], b.texts and [b.texts[i] for i in rows])
+            for b in self.baselines
+        )
+        examples = [self.examples[i] for i in rows]
+        return dataclasses.replace(self, examples=examples, baselines=baselines)
 
 
 def load_task(name: str) -> Task:
@@ -92,6 +123,8 @@ def load_task(name: str) -> Task:
     Raises ValueError for an unknown task, an unknown field, or a value that is not allowed.
     """
     kind, _ = uri.split_uri(name)
+    if kind.startswith("pair:"):
+        return _load_pairs(name)
     if kind.startswith("file:"):
         path, values = uri.parse_uri(name, _FIELDS | _FILE_FIELDS, "task ")
         value_checks.check_path("task", path)
@@ -106,7 +139,7 @@ def load_task(name: str) -> Task:
         raise ValueError(
             f"task {field_names.shorten(kind)} does not exist: {suggestion}Built-in"
             f" tasks are synthetic ({', '.join(synthetic_tasks.TASKS)}). Real tasks are"
-            " file:FOLDER, or those of the lm-evaluation-harness (lm/evaluation/lm_eval_harness.py)"
+            " file:FOLDER, pair:FOLDER, and those of lm/evaluation/lm_eval_harness.py"
         )
     match = values.get("match", "strict")
     should_generate = bool(values.get("generate", task.is_translation or match != "strict"))
@@ -156,7 +189,8 @@ def _synthetic_task(name: str, values: dict[str, Any]) -> Task:
             others = [str(a) for a in rng.permutation(answers) if a != instance.answer]
             candidates, chance = [*candidates, *others[: n_choices - 1]], 1 / n_choices
         lines = tuple(f"{answer}\n" for answer in candidates)
-        examples.append(Example((prompt,) * len(lines), lines, 0, chance, shots=prefix))
+        prompts, question = (prompt,) * len(lines), instance.prompt
+        examples.append(Example(prompts, lines, 0, chance, shots=prefix, question=question))
     return Task(name, examples)
 
 
@@ -169,43 +203,58 @@ def _apply_chat_template(task: Task, template: str) -> Task:
     def with_suffix(answers: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(a.removeprefix(" ").removesuffix("\n") + suffix for a in answers)
 
-    examples = [
-        dataclasses.replace(
+    def render(example: Example) -> Example:
+        return dataclasses.replace(
             example,
             prompts=tuple(chat.render_prompt(template, prompt) for prompt in example.prompts),
             answers=with_suffix(example.answers),
             others=with_suffix(example.others),
         )
-        for example in task.examples
-    ]
-    return dataclasses.replace(task, examples=examples, stop=suffix)
+
+    return dataclasses.replace(
+        task,
+        examples=[render(example) for example in task.examples],
+        training_examples=[render(example) for example in task.training_examples],
+        stop=suffix,
+    )
+
+
+def _load_pairs(name: str) -> Task:
+    """Load minimal pairs. The group of an example is its phenomenon and paradigm."""
+    path, values = uri.parse_uri(name, _PAIR_FIELDS, "task ")
+    value_checks.check_path("task", path)
+    if "#" in name:
+        raise ValueError(f"task {name}: # separates the parts of its results: rename the folder")
+    pairs = Path(os.path.expanduser(path.removeprefix("pair:")))
+    return Task(name, pair_files.load_examples(name, pairs, values), is_pairs=True)
 
 
 def _load_files(name: str, path: Path, values: dict[str, Any]) -> Task:
     """Load a file, a folder, or all folders and files that match a pattern, as members of a group.
 
-    Raises ValueError if nothing matches, or a folder that matches has no test.jsonl.
+    Raises ValueError if nothing matches, or a matching folder has no test.jsonl.
     """
     is_group = glob.has_magic(str(path)) and not path.exists()
     matches = [Path(match) for match in sorted(glob.glob(str(path)))] if is_group else [path]
     members = [member for member in matches if member.is_dir() or _is_task_file(member)]
     if is_group and not members:
         raise ValueError(f"task {name}: no folder matches {path}: correct the pattern")
-    examples, is_translation = [], True
+    examples, training_examples, are_translations = [], [], []
     for member in members if is_group else matches:
-        selected, has_translations = _load_set(name, member, values)
+        task = _load_set(name, member, values)
         group = member.name if is_group else ""
-        examples += [dataclasses.replace(example, group=group) for example in selected]
-        is_translation = is_translation and has_translations
-    return Task(name, examples, is_translation=is_translation)
+        examples += [dataclasses.replace(e, group=group) for e in task.examples]
+        training_examples += [dataclasses.replace(e, group=group) for e in task.training_examples]
+        are_translations.append(task.is_translation)
+    return Task(name, examples, False, all(are_translations), training_examples=training_examples)
 
 
 def _is_task_file(path: Path) -> bool:
     return path.is_file() and path.name.endswith(SUFFIXES)
 
 
-def _load_set(name: str, path: Path, values: dict[str, Any]) -> tuple[list[Example], bool]:
-    """Return the selected examples of a file or folder, and True if they are translations."""
+def _load_set(name: str, path: Path, values: dict[str, Any]) -> Task:
+    """Return a file or folder as a task: the selected examples, and those for its baseline."""
     only, n_shots, seed = values.get("only"), values.get("shots", 0), values.get("seed", 0)
     file = path if path.is_file() else _split_file(name, path, values.get("split", ""))
     lines = _read_lines(file, only)
@@ -213,8 +262,9 @@ def _load_set(name: str, path: Path, values: dict[str, Any]) -> tuple[list[Examp
         selection = f" of {','.join(sorted(only))}" if only else ""
         raise ValueError(f"task {name}: {file} has no examples{selection}: use another file")
     train_files = [train for suffix in SUFFIXES if (train := path / f"train{suffix}").exists()]
-    is_train_needed = n_shots or any("label_name" in line.row for line in lines)
-    train_lines = _read_lines(train_files[0], only) if train_files and is_train_needed else []
+    has_labels = any("label_name" in line.row for line in lines)
+    is_train_needed = bool(train_files) and bool(n_shots or has_labels)
+    train_lines = _read_lines(train_files[0], only) if is_train_needed else []
     labels = _labels_by_task(name, [*lines, *train_lines])
     examples = _parse_lines(lines, labels)
     _validate_prompts(name, examples, values)
@@ -237,7 +287,9 @@ def _load_set(name: str, path: Path, values: dict[str, Any]) -> tuple[list[Examp
         prefix = "".join(f"{e.prompts[e.right]}{e.answers[e.right]}\n\n" for e in shots)
         prompts = tuple(prefix + prompt for prompt in examples[i].prompts)
         selected.append(dataclasses.replace(examples[i], prompts=prompts, shots=prefix))
-    return selected, all("tgt" in line.row for line in lines)
+    is_translation = all("tgt" in line.row for line in lines)
+    training_examples = _parse_lines(train_lines, labels) if has_labels else []
+    return Task(name, selected, False, is_translation, training_examples=training_examples)
 
 
 def _validate_prompts(name: str, examples: list[Example], values: dict[str, Any]) -> None:
@@ -306,7 +358,8 @@ def _parse_line(line: Line, labels: dict[str, list[str]]) -> Example:
 
 def _parse_lines(lines: list[Line], labels: dict[str, list[str]]) -> list[Example]:
     """Return the examples of lines. Mark multiple choices that are equal in all lines of a task."""
-    examples = [_parse_line(line, labels) for line in lines]
+    parsed = [_parse_line(line, labels) for line in lines]
+    examples = [dataclasses.replace(example, question=example.prompts[0]) for example in parsed]
     choices: dict[str, list[frozenset[str]]] = {}
     for line, example in zip(lines, examples, strict=True):
         if len(example.answers) > 1:

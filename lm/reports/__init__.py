@@ -3,7 +3,8 @@
 The package uses the records of runs and the laws. It does not import JAX.
 
     summary.py            load a sweep, fit its laws, headline, tables
-    task_analysis.py      tasks above chance, mastered tasks, predictions of accuracy
+    task_significance.py  tasks above and below their baseline, mastered tasks
+    task_analysis.py      noise, metrics and predictions of accuracy
     transfer_analysis.py  fine-tuned models against models trained from scratch
     paired_errors.py      errors of the difference between two runs on the same held-out text
     lr_analysis.py        best learning rate against width and depth

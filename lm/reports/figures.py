@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 
 from lm.reports import lr_analysis, summary, task_analysis
 from lm.reports.plots import (
+    abilities,
     elements,
     goodput,
     learning_rates,
@@ -26,7 +27,7 @@ from lm.reports.plots import (
     style,
     task_accuracy,
 )
-from lm.runs import provenance, records, run_selection
+from lm.runs import provenance, records, run_selection, task_results
 
 
 @dataclass(frozen=True)
@@ -116,8 +117,11 @@ def _task_figures(sweep: summary.SweepSummary) -> dict[str, Drawing]:
     figures: dict[str, Drawing] = {}
     if any(records.is_finite(row.get("eval.completion")) for row in rows):
         figures["completion"] = Drawing(partial(task_accuracy.accuracy_vs_size, sweep.rows))
-    if task_analysis.task_names(rows):
+    if task_results.task_names(rows):
         figures["mastered"] = Drawing(partial(task_accuracy.tasks_mastered, rows))
+        figures["abilities"] = Drawing(partial(abilities.abilities_by_family, rows))
+        if abilities.families_with_margin(rows):
+            figures["margins"] = Drawing(partial(abilities.gain_and_margin, rows))
         figures["emergence"] = Drawing(
             lambda: task_accuracy.emergence(rows, task_analysis.fastest_improving(rows))
         )

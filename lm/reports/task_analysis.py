@@ -1,17 +1,12 @@
-"""Statistics of task results over a ladder of models: chance, noise, metrics, predictions, jumps.
+"""Statistics of task results over a ladder of models: noise, metrics, predictions, jumps.
 
-    task_analysis.count_tasks(rows)                 # tasks mastered and above chance, per run
     task_analysis.task_verdicts(rows, evals)        # signal, noise and reliability, per task
     task_analysis.correlations(rows)                # metrics that order the models as accuracy does
     task_analysis.accuracy_curves(rows)             # laws from held-out loss to accuracy
     task_analysis.predict_task_accuracy(rows, 6e5)  # predicted accuracies of a model of this size
 
 `rows` are those of records.load_runs. `evals` is {name of run: records.load_evals(row["dir"])}.
-
-Definitions. A task is above chance if a one-sided exact binomial test of its number of correct
-answers gives p < P_VALUE against chance accuracy, which is at least MIN_CHANCE. A task is
-mastered if it is above chance and its accuracy has covered at least MASTERY_FRACTION of the
-distance from chance to 1.
+task_significance.py defines when a task is above baseline.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,100 +15,15 @@ import numpy as np
 
 from lm.config import schema
 from lm.laws.forms import downstream, power_laws
+from lm.reports import task_significance
 from lm.runs import records, run_selection, task_results
 
-P_VALUE, MASTERY_FRACTION = 0.01, 0.5
-FALSE_DISCOVERY_RATE = 0.05
-# Smallest chance accuracy of the test. A model that always gives the most frequent answer is
-# sometimes correct, even if the stored chance accuracy of a task is 0.
-MIN_CHANCE = 0.01
 TAIL_FRACTION = 1 / 3  # last part of a run, in which accuracy is a linear trend plus noise
 # Metrics that improve smoothly -> expected sign of their correlation with accuracy.
 CONTINUOUS_METRICS = {
     "p_right": 1, "bits_per_byte": -1, "brier": -1, "token_accuracy": 1, "token_probability": 1,
     "keystrokes_saved": 1,
 }  # fmt: skip
-
-
-def task_names(rows: Sequence[Mapping]) -> list[str]:
-    """Return the names of all tasks with an accuracy, in their order in the rows."""
-    names = [
-        task
-        for row in rows
-        for task, metrics in task_results.task_results(row).items()
-        if "accuracy" in metrics
-    ]
-    return list(dict.fromkeys(names))
-
-
-def is_above_chance(row: Mapping, task: str) -> bool:
-    """Return True if an exact binomial test against chance gives p < P_VALUE."""
-    return p_value(row, task) < P_VALUE
-
-
-def p_value(row: Mapping, task: str) -> float:
-    """Return the p-value of the exact binomial test against chance, 1 without a result."""
-    from scipy import stats  # its import takes a second
-
-    accuracy, n = task_results.task_value(row, task), task_results.task_value(row, task, "n")
-    if not n > 0 or not np.isfinite(accuracy):
-        return 1.0
-    chance = max(_chance([row], task), MIN_CHANCE)
-    return float(stats.binom.sf(round(accuracy * n) - 1, int(n), chance))
-
-
-def count_discoveries(row: Mapping) -> int:
-    """Return the number of tasks above chance at a false discovery rate of FALSE_DISCOVERY_RATE.
-
-    Several tests per run give some low p-values by chance. The step-up rule of Benjamini and
-    Hochberg (1995) limits the expected fraction of such tasks among the counted ones.
-    """
-    p_values = np.sort([p_value(row, task) for task in task_names([row])])
-    limits = FALSE_DISCOVERY_RATE * np.arange(1, len(p_values) + 1) / max(len(p_values), 1)
-    return int(np.flatnonzero(p_values <= limits).max(initial=-1)) + 1
-
-
-def expect_above_chance(row: Mapping) -> float:
-    """Return the number of tasks that a run without any ability is expected to have above chance.
-
-    The p-value of n answers is discrete, so the number is at most P_VALUE per task.
-    """
-    from scipy import stats
-
-    expected = 0.0
-    for task in task_names([row]):
-        n = task_results.task_value(row, task, "n")
-        n = int(n) if np.isfinite(n) else 0
-        chance = max(_chance([row], task), MIN_CHANCE)
-        tails = stats.binom.sf(np.arange(n + 1) - 1, n, chance)
-        expected += float(tails[tails < P_VALUE].max(initial=0.0))
-    return expected
-
-
-def is_mastered(row: Mapping, task: str) -> bool:
-    """Return True if the task is above chance and covers MASTERY_FRACTION from chance to 1."""
-    if not is_above_chance(row, task):
-        return False
-    accuracy, chance = task_results.task_value(row, task), _chance([row], task)
-    return chance < 1 and (accuracy - chance) / (1 - chance) >= MASTERY_FRACTION
-
-
-def count_tasks(rows: Sequence[dict]) -> list[dict]:
-    """Return the rows with task results, smallest model first, with counts of tasks added.
-
-    The added columns are tasks.mastered, tasks.above_chance and tasks.n (evaluated tasks).
-    """
-    names = task_names(rows)
-    evaluated = [row for row in rows if task_names([row])]
-    return [
-        row
-        | {
-            "tasks.mastered": sum(is_mastered(row, task) for task in names),
-            "tasks.above_chance": sum(is_above_chance(row, task) for task in names),
-            "tasks.n": len(task_names([row])),
-        }
-        for row in sorted(evaluated, key=lambda row: row.get(records.N_PARAMS, 0))
-    ]
 
 
 def task_verdicts(rows: Sequence[dict], evals: Mapping[str, Sequence[dict]] = {}) -> list[dict]:
@@ -124,6 +34,8 @@ def task_verdicts(rows: Sequence[dict], evals: Mapping[str, Sequence[dict]] = {}
     records.load_evals}. The entries of a dict are:
 
     task, chance     name, and mean chance accuracy over the runs
+    baseline, baseline_name
+                     score and name of the best baseline of the last row
     best_accuracy    highest mean accuracy of a size
     signal           standard deviation, over sizes, of the mean accuracy of each size
     sampling, checkpoint, seed
@@ -131,17 +43,24 @@ def task_verdicts(rows: Sequence[dict], evals: Mapping[str, Sequence[dict]] = {}
     noise            standard deviation of one accuracy: root of the sum of squares of sampling and
                      the larger of checkpoint and seed (seed noise includes checkpoint noise)
     signal_to_noise  signal / noise (Heineman et al. 2025, arXiv:2508.13144)
-    verdict          "at chance": no size is above chance. "predictable from SIZE on": SIZE and all
-                     larger sizes, at least three, are above chance. Also, no accuracy is more than
-                     2 noise below that of a smaller size. "noisy": all other tasks, and all tasks
-                     with signal < 2 noise
+    verdict          "at baseline": no size is above baseline. "predictable from SIZE on": SIZE and
+                     all larger sizes, at least three, are above baseline. Also, no accuracy is more
+                     than 2 noise below that of a smaller size. "noisy": all other tasks, and all
+                     tasks with signal < 2 noise
     """
     rows = run_selection.largest_token_budget(run_selection.without_trunks(rows)).rows
-    return [_verdict(rows, task, evals) for task in task_names(rows)]
+    above = task_significance.above_baseline_by_run(rows)
+    tasks = [*task_results.paradigm_means(rows), *task_results.task_names(rows)]
+    return [_verdict(rows, task, evals, above) for task in tasks]
 
 
-def _verdict(rows: Sequence[dict], task: str, evals: Mapping[str, Sequence[dict]]) -> dict:
-    """Return the dict of `task_verdicts` for one task."""
+def _verdict(
+    rows: Sequence[dict],
+    task: str,
+    evals: Mapping[str, Sequence[dict]],
+    above: Mapping[str, set[str]],
+) -> dict:
+    """Return the dict of `task_verdicts` for one task. above: {name of run: tasks}."""
     evaluated = [row for row in rows if task_results.task_value(row, task) >= 0]
     sizes = sorted({row[records.N_PARAMS] for row in evaluated})
     groups = [[row for row in evaluated if row[records.N_PARAMS] == size] for size in sizes]
@@ -152,24 +71,32 @@ def _verdict(rows: Sequence[dict], task: str, evals: Mapping[str, Sequence[dict]
     training_noise = max(components["checkpoint"] or 0.0, components["seed"] or 0.0)
     noise = max(float(np.hypot(components["sampling"], training_noise)), 1e-9)
     signal = float(np.std(means))
-    chances = [_chance([row], task) for row in evaluated]
+    metric = task_results.baseline_metric(evaluated[-1], task)
+    baseline_name, baseline = task_results.best_baseline(evaluated[-1], task, metric)
+    are_above = [all(task in above[row["name"]] for row in group) for group in groups]
+    chances = [task_significance.chance_accuracy_of([row], task) for row in evaluated]
     return {
         "task": task,
         "chance": float(np.mean(chances)),
+        "baseline": baseline,
+        "baseline_name": baseline_name if metric == "accuracy" else f"{baseline_name} ({metric})",
         "best_accuracy": float(means.max()),
         "signal": signal,
         **components,
         "noise": noise,
         "signal_to_noise": signal / noise,
-        "verdict": _verdict_text(groups, means, task, signal, noise),
+        "verdict": _verdict_text(groups, means, are_above, signal, noise),
     }
 
 
-def _verdict_text(groups, means, task: str, signal: float, noise: float) -> str:
-    """Return the verdict of `task_verdicts` from the rows and the mean accuracy of each size."""
-    are_above = [all(is_above_chance(row, task) for row in group) for group in groups]
+def _verdict_text(groups, means, are_above: list[bool], signal: float, noise: float) -> str:
+    """Return the verdict of `task_verdicts`.
+
+    groups, means, are_above: for each size, its rows, their mean accuracy, and True if all of them
+    are above baseline.
+    """
     if not any(are_above):
-        return "at chance"
+        return "at baseline"
     best_means = np.maximum.accumulate(means)
     are_reliable = [
         is_above and mean >= best - 2 * noise
@@ -215,13 +142,14 @@ def correlations(rows: Sequence[dict]) -> dict[str, dict[str, float]]:
 
     The correlation is 1 if a metric orders the runs as accuracy does: it is multiplied by the
     sign in CONTINUOUS_METRICS. Skip tasks whose accuracies are all equal and tasks that no run has
-    above chance.
+    above baseline.
     """
     from scipy import stats
 
+    above = set().union(*task_significance.above_baseline_by_run(rows).values())
     by_metric: dict[str, dict[str, float]] = {metric: {} for metric in CONTINUOUS_METRICS}
-    for task in task_names(rows):
-        if not any(is_above_chance(row, task) for row in rows):
+    for task in task_results.task_names(rows):
+        if task not in above:
             continue
         for metric, sign in CONTINUOUS_METRICS.items():
             results = [
@@ -238,14 +166,14 @@ def correlations(rows: Sequence[dict]) -> dict[str, dict[str, float]]:
 def accuracy_curves(
     rows: Sequence[dict], x: str = records.LOSS, bootstrap: int = 200
 ) -> dict[str, tuple]:
-    """Fit the accuracy of each task against the column x.
+    """Fit the accuracy of each task and of each phenomenon of minimal pairs against the column x.
 
     bootstrap: number of resamples. Return {task: (fit, "")} with fits of laws.accuracy_from_loss,
     or {task: (None, reason)} if the law cannot be fitted.
     """
     fits: dict[str, tuple] = {}
-    for task in task_names(rows):
-        y, chance = task_results.task_column(task), _chance(rows, task)
+    for task in task_results.summary_tasks(rows):
+        y, chance = task_results.task_column(task), task_significance.chance_accuracy_of(rows, task)
         try:
             fits[task] = (
                 downstream.accuracy_from_loss(rows, x, y, chance=chance, bootstrap=bootstrap),
@@ -267,20 +195,23 @@ def predict_task_accuracy(
     The prediction has two steps (Bhagia et al. 2024, arXiv:2412.04403). A power law predicts the
     bits per byte of the task from size, and a sigmoid predicts accuracy from bits per byte. The 95%
     intervals contain the uncertainty of both steps. A task is refused if no run of the two largest
-    sizes is above chance. A sigmoid fitted to noise may rise at any size.
+    sizes is above chance. A sigmoid fitted to noise may rise at any size. Means over paradigms of
+    minimal pairs are predicted too.
     """
+    tasks = [*task_results.task_names(rows), *task_results.paradigm_means(rows)]
     sizes = sorted({row[records.N_PARAMS] for row in rows})
     largest = [row for row in rows if row[records.N_PARAMS] in sizes[-2:]]
-    return {task: _predict(rows, largest, task, size, bootstrap) for task in task_names(rows)}
+    return {task: _predict(rows, largest, task, size, bootstrap) for task in tasks}
 
 
 def _predict(rows, largest, task: str, size: float, bootstrap: int) -> dict:
     """Predict one task. largest: the runs of the two largest sizes."""
-    if not any(is_above_chance(row, task) for row in largest):
-        reason = f"{task}: no run of the two largest sizes is above chance (p < {P_VALUE:g})"
+    if not any(task_significance.is_above_chance(row, task) for row in largest):
+        p_value = task_significance.P_VALUE
+        reason = f"{task}: no run of the two largest sizes is above chance (p < {p_value:g})"
         return {"refused": f"{reason}; use more questions or larger models"}
     bits, accuracy = task_results.task_column(task, "bits_per_byte"), task_results.task_column(task)
-    chance = _chance(rows, task)
+    chance = task_significance.chance_accuracy_of(rows, task)
     try:
         bits_from_size = power_laws.power(rows, x=records.N_PARAMS, y=bits, bootstrap=bootstrap)
         accuracy_from_bits = downstream.accuracy_from_loss(
@@ -304,7 +235,7 @@ def fastest_improving(rows: Sequence[dict], n: int = 3) -> list[str]:
     Only tasks whose answers have at least three tokens are considered.
     """
     growth = {}
-    for task in task_names(rows):
+    for task in task_results.task_names(rows):
         long_answers = [row for row in rows if task_results.task_value(row, task, "tokens") >= 3]
         exact = [task_results.task_value(row, task, "exact") for row in long_answers]
         if exact:
@@ -363,12 +294,6 @@ def _largest_jump(rows: Sequence[dict], task: str) -> dict:
         "p_power_k": [p**k for p in values["token_probability"]],
         "p_right": values["p_right"],
     }
-
-
-def _chance(rows: Sequence[Mapping], task: str) -> float:
-    """Return the largest chance accuracy of a task over the rows, 0 if none is stored."""
-    results = [task_results.task_result(row, task, "chance") for row in rows]
-    return max((result["value"] for result in results if result), default=0.0)
 
 
 def _last_accuracies(evaluations: Sequence[dict], task: str) -> tuple[list[float], list[float]]:

@@ -18,7 +18,7 @@ import numpy as np
 
 from lm.config.schedules import batch_size_schedule
 from lm.laws import run_table
-from lm.reports import paired_errors, task_analysis
+from lm.reports import paired_errors
 from lm.runs import records, task_results
 
 
@@ -115,7 +115,7 @@ def leave_one_cluster_out(rows: Sequence[Mapping], metric: str = "accuracy") -> 
         siblings = [r for r in tuned_runs if (r[records.N_PARAMS], r["start.run"]) == key]
         max_clusters = max(map(n_clusters, siblings))
         full_runs = [sibling for sibling in siblings if n_clusters(sibling) == max_clusters]
-        unseen = {task for task in task_analysis.task_names([row]) if task not in _tuned_tasks(row)}
+        unseen = {task for task in task_results.task_names([row]) if task not in _tuned_tasks(row)}
         cluster = [task for task in unseen if task in _tuned_tasks(full_runs[0])]
         if unseen and len(cluster) == len(unseen):
             points.append(_cluster_gap(row, full_runs, sorted(cluster), metric))
@@ -206,7 +206,7 @@ def task_quality(rows: Sequence[Mapping], metric: str = "bits_per_byte") -> list
     for row in finished:
         sources = learned(row)
         counts = [row.get(f"rows.n_documents.{source}", 0) for source in sources]
-        for task in task_analysis.task_names([row]):
+        for task in task_results.task_names([row]):
             result = task_results.task_results(row)[task][metric]
             points.append(
                 {
@@ -247,7 +247,7 @@ def compute_saved(rows: Sequence[Mapping], evals: Mapping[str, Sequence[Mapping]
     flops_ratio is a lower bound.
     """
     points: dict[tuple, dict] = {}
-    finished = [row for row in rows if row["status"] == "done" and task_analysis.task_names([row])]
+    finished = [row for row in rows if row["status"] == "done" and task_results.task_names([row])]
     for row in sorted(finished, key=lambda row: row["unique_tokens"]):
         key = row[records.N_PARAMS], learned(row)
         siblings = [r for r in finished if (r[records.N_PARAMS], learned(r)) == key]
@@ -272,7 +272,7 @@ def _compute_saved(row: Mapping, tuned_evals, scratch_evals) -> dict:
     )
     return {
         "size": row[records.N_PARAMS],
-        "task": task_base_name(task_analysis.task_names([row])[0]),
+        "task": task_base_name(task_results.task_names([row])[0]),
         "tuned_flops": tuned_flops,
         "scratch_flops": scratch_flops,
         "flops_ratio": scratch_flops / tuned_flops,

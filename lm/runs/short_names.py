@@ -2,6 +2,7 @@
 
 short_names.shorten_sources(["jsonl:my/wiki/*.jsonl.gz"])        # {"jsonl:...": "wiki"}
 short_names.shorten_task("file:my/tasks/piqa?shots=2&n=100")     # "piqa?shots=2"
+short_names.shorten_task("pair:my/blimp?n=9#binding/principle")   # "blimp/principle"
 
 Sources and tasks are named as in the config and in the columns of records.load_runs.
 """
@@ -9,7 +10,7 @@ Sources and tasks are named as in the config and in the columns of records.load_
 import re
 from collections.abc import Sequence
 
-FILE_SOURCES = ("text", "jsonl", "parquet", "chat", "file")  # prefixes of sources that are paths
+FILE_SOURCES = ("text", "jsonl", "parquet", "chat", "file", "pair")  # prefixes of paths
 
 
 def shorten_sources(sources: Sequence[str]) -> dict[str, str]:
@@ -41,11 +42,15 @@ def shorten_sources(sources: Sequence[str]) -> dict[str, str]:
 def shorten_task(task: str) -> str:
     """Return a short name of a task: file:my/tasks/piqa?shots=2&n=100 -> piqa?shots=2.
 
-    The short name omits the options n and seed, and the folders of a file.
+    The short name omits the options n and seed, and the folders of a file. A part of minimal pairs
+    has the name of the set, and that of the paradigm or the phenomenon.
     """
+    is_pairs, is_file = task.startswith("pair:"), task.startswith(("file:", "pair:"))
+    task, _, part = task.partition("#") if is_pairs else (task, "", "")
     source, _, query = task.partition("?")
     options = [text for text in query.split("&") if not text.startswith(("n=", "seed="))]
-    name = shorten_sources([source])[source] if source.startswith("file:") else source
+    name = shorten_sources([source])[source] if is_file else source
+    name += f"/{part.rpartition('/')[2]}" if part else ""
     suffix = "&".join(options)
     return f"{name}?{suffix}" if suffix else name
 

@@ -1,15 +1,24 @@
-"""Results of a row: standard errors, and the metrics of each task.
+"""Results of a row: standard errors, the metrics of each task, and its best baseline.
 
     task_results.task_value(row, "copy?length=4")            # accuracy, NaN if it is missing
     task_results.task_results(row)["copy?length=4"]["n"]     # {"value": 100.0, "se": 0.0}
+    task_results.best_baseline(row, "copy?length=4")         # ("bigram", 0.02)
+
+The metric baseline_NAME is the accuracy of a baseline, and METRIC_baseline_NAME another metric of a
+baseline. Records of earlier versions have no baselines. The metric chance is the accuracy of the
+best answer without the question, constant or random. The metric n_paradigms marks a mean over the
+paradigms of minimal pairs, whose results are also stored.
 
 A row is a dict of records.load_runs or of records.load_evals.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-from lm.runs import records
+from lm.runs import records, short_names
+
+CHANCE = "chance"
+BASELINES = ("unigram", "bigram", "bag_of_words", "copy")  # see lm/evaluation/baselines
 
 
 def standard_error(row: Mapping, column: str) -> float:
@@ -45,6 +54,37 @@ def task_results(row: Mapping) -> dict[str, dict[str, dict[str, float]]]:
     return results
 
 
+def task_names(rows: Sequence[Mapping]) -> list[str]:
+    """Return the names of all tasks with an accuracy, in their order in the rows.
+
+    Means over paradigms of minimal pairs are not tasks: see `paradigm_means`.
+    """
+    return _names_with_accuracy(rows, are_means=False)
+
+
+def paradigm_means(rows: Sequence[Mapping]) -> list[str]:
+    """Return the names of the means over paradigms: of all minimal pairs and of each phenomenon."""
+    return _names_with_accuracy(rows, are_means=True)
+
+
+def summary_tasks(rows: Sequence[Mapping]) -> list[str]:
+    """Return the means over paradigms, and the tasks that are no paradigm of such a mean."""
+    means = paradigm_means(rows)
+    sets = {mean.partition("#")[0] for mean in means}
+    others = [task for task in task_names(rows) if task.partition("#")[0] not in sets]
+    return [*means, *others]
+
+
+def _names_with_accuracy(rows: Sequence[Mapping], are_means: bool) -> list[str]:
+    """Return the names of results with an accuracy, in their order in the rows."""
+    names: dict[str, None] = {}
+    for row in rows:
+        for task, metrics in task_results(row).items():
+            if "accuracy" in metrics and ("n_paradigms" in metrics) == are_means:
+                names[task] = None
+    return list(names)
+
+
 def task_result(row: Mapping, task: str, metric: str = "accuracy") -> dict[str, float] | None:
     """Return {"value", "se"} of a task in a row or an evaluation, None if it is missing."""
     for prefix in ("eval.", ""):
@@ -53,6 +93,52 @@ def task_result(row: Mapping, task: str, metric: str = "accuracy") -> dict[str, 
             error = row.get(f"{prefix}task_se.{task}.{metric}", 0.0)
             return {"value": float(value), "se": float(error)}
     return None
+
+
+def best_baseline(row: Mapping, task: str, metric: str = "accuracy") -> tuple[str, float]:
+    """Return the name and the score of the best baseline of a task; ("chance", 0) without any.
+
+    The name of the best answer without the question is "chance".
+    """
+    names = [*baseline_columns(metric), CHANCE]
+    results = {name: task_result(row, task, name) for name in names}
+    return select_baseline({name: result for name, result in results.items() if result}, metric)
+
+
+def select_baseline(
+    metrics: Mapping[str, Mapping[str, float]], metric: str = "accuracy"
+) -> tuple[str, float]:
+    """Return the name and the score of the best baseline among the metrics of a task."""
+    columns = baseline_columns(metric)
+    scores = {columns[name]: metrics[name]["value"] for name in columns if name in metrics}
+    if metric == "accuracy":
+        scores = {CHANCE: metrics.get(CHANCE, {"value": 0.0})["value"]} | scores
+    return max(scores.items(), key=lambda item: item[1], default=(CHANCE, 0.0))
+
+
+def baseline_columns(metric: str = "accuracy") -> dict[str, str]:
+    """Return {name of the metric of a baseline: name of the baseline}."""
+    prefix = "baseline_" if metric == "accuracy" else f"{metric}_baseline_"
+    return {f"{prefix}{name}": name.replace("_", " ") for name in BASELINES}
+
+
+def baseline_metric(row: Mapping, task: str) -> str:
+    """Return the metric that is compared with the baselines: chrf of translations, or accuracy."""
+    columns = baseline_columns("chrf")
+    return "chrf" if any(task_result(row, task, name) for name in columns) else "accuracy"
+
+
+def task_family(task: str) -> str:
+    """Return the family of a task: the phenomenon of minimal pairs, or the name without options.
+
+    For example, brackets?depth=2 and brackets?depth=3 are of the family brackets.
+    """
+    if task.startswith("pair:") and "#" in task:
+        phenomenon, slash, _ = task.partition("#")[2].partition("/")
+        if slash:
+            return phenomenon
+    source = task.partition("#")[0].partition("?")[0]
+    return short_names.shorten_task(source)
 
 
 def task_value(row: Mapping, task: str, metric: str = "accuracy") -> float:

@@ -220,7 +220,7 @@ def test_wrong_choices_are_answers_of_other_examples():
     [
         ("additoin?digits=2", "task additoin does not exist: did you mean addition"),
         ("hellaswag", "Built-in tasks are synthetic (copy, reverse"),
-        ("hellaswag", "Real tasks are file:FOLDER, or those of the lm-evaluation-harness"),
+        ("hellaswag", "Real tasks are file:FOLDER, pair:FOLDER, and those of"),
         ("copy?lenght=4", "did you mean length? The fields are shots, n, seed, template, generate"),
         ("copy?megabytes=4", "megabytes does not exist"),
         ("copy?shots=x", "shots=x must be a whole number"),

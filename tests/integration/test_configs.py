@@ -266,3 +266,23 @@ def test_tuned_run_has_no_rules_of_its_parent(name, tmp_path):
     tuned = importlib.import_module(f"configs.{name}").get_config(f"{tmp_path}/sweep/10K")
     assert tuned.optim.lr_rule == tuned.optim.weight_decay_rule == tuned.data.batch_size_rule == ""
     assert parent.optim.lr / 5 < tuned.optim.lr < parent.optim.lr
+
+
+def test_ability_ladder_predicts_its_largest_size():
+    from configs.sweeps import ability_ladder
+
+    runs = list(ability_ladder.get_sweep("text,tasks,1M"))
+    (target,) = [run for run in runs if run.is_prediction_target]
+    assert target.name == "ability_ladder/1M-10M" and target.eval.tasks == "pair:tasks/blimp"
+    assert sum(ability_ladder.WEIGHTS.values()) == pytest.approx(1)
+    names = {run.name for run in runs}
+    assert {"ability_ladder/400K-seed2-10M", "ability_ladder/10K-2.5M"} <= names
+    assert not any("4M-" in name or "1M-seed1" in name for name in names)
+    trunks = [run for run in runs if run.name.endswith("-trunk")]
+    assert len(trunks) == 16 and not any(run.eval.tasks for run in trunks)
+    for branch in runs:
+        parents = [run for run in trunks if run.name == branch.start.run]
+        assert all(run.seed == branch.seed and run.optim.lr == branch.optim.lr for run in parents)
+    assert len(list(ability_ladder.get_sweep())) == len(runs) + 4
+    with pytest.raises(ValueError, match="size=2M is not in the ladder: use one of 10K"):
+        list(ability_ladder.get_sweep("text,tasks,2M"))

@@ -47,3 +47,14 @@ def test_long_task_name_loses_its_folders(capsys):
     console.tasks(dict.fromkeys(names, results))
     titles = [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:]]
     assert titles == ["piqa?shots=2", "blimp", "apply?" + "x" * 27 + "..."]
+
+
+def test_table_of_minimal_pairs_has_phenomena_and_baselines(capsys):
+    values = {"accuracy": {"value": 0.75, "se": 0.1}, "baseline_bigram": {"value": 0.5}}
+    mean = values | {"n_paradigms": {"value": 2}}
+    results = {"pair:my/blimp?n=9": mean, "pair:my/blimp?n=9#islands": mean}
+    results |= {f"pair:my/blimp?n=9#islands/{number}": values for number in (1, 2)}
+    console.tasks(results)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[1:3]] == ["blimp", "blimp/islands"]
+    assert "bigram 0.5" in lines[1] and lines[3] == "not shown: 2 paradigms of minimal pairs"

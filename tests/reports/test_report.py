@@ -7,14 +7,14 @@ import shutil
 import pytest
 from fixtures import made_up_sweep
 
-from lm.reports import figures, report, summary, task_analysis
+from lm.reports import figures, report, summary
 from lm.reports.plots import style
-from lm.runs import json_files, provenance, records
+from lm.runs import json_files, provenance, records, task_results
 
 HOSTILE = "<img src=x onerror=alert(1)>"
 FIGURES = {
     *("loss", "compute", "curves", "completion", "sources", "predicted"),
-    *("mastered", "emergence", "tasks", "tasks_vs_loss", "goodput"),
+    *("mastered", "abilities", "emergence", "tasks", "tasks_vs_loss", "goodput"),
 }
 
 
@@ -61,7 +61,7 @@ def test_page_states_prediction_and_result(finished):
 
 def test_page_has_task_verdicts_and_correlations(finished):
     text = visible_text(finished[1])
-    expected = ("copy?length=4", "at chance", "predictable from", "p_right", "rank correlation")
+    expected = ("copy?length=4", "at baseline", "predictable from", "p_right", "rank correlation")
     assert [phrase for phrase in expected if phrase not in text.replace("Rank", "rank")] == []
 
 
@@ -391,7 +391,7 @@ def test_committed_ladder_marks_wrongly_scored_tasks():
     folder = pathlib.Path(__file__).parents[2] / "notebooks/data/real_ladder"
     sweep = summary.load_summary(folder)
     assert set(sweep.invalid_results) == {f"task.brackets?depth={depth}" for depth in (2, 3, 4)}
-    tasks = task_analysis.task_names(sweep.rows)
+    tasks = task_results.task_names(sweep.rows)
     assert len(tasks) == 21 and not any("brackets" in task for task in tasks)
     assert sweep.prediction and not any("brackets" in task for task in sweep.prediction["tasks"])
 

@@ -49,6 +49,7 @@ class TaskExample:
     shots: str = ""  # solved examples at the beginning of each prompt
     has_fixed_choices: bool = False  # the choices are the labels of a classification
     group: str = ""  # member of a group of tasks: see tasks.py
+    question: str = ""  # first prompt without solved examples and without a chat template
 
 
 class Format(NamedTuple):

@@ -11,11 +11,13 @@ The files, in reading order:
     scaling.py         loss against parameters, compute and sources; conventions of all figures
     loss_surface.py    loss against tokens, L(N, D) contours, isoFLOP
     task_accuracy.py   accuracy, mastered tasks, emergence
+    abilities.py       tasks above baseline by family, accuracy beside log-probability
     transfer.py        fine-tuning, forgetting, compute saved
     learning_rates.py  loss against learning rate, coordinate check
     goodput.py         time by phase
 """
 
+from lm.reports.plots.abilities import abilities_by_family, gain_and_margin
 from lm.reports.plots.goodput import time_by_phase
 from lm.reports.plots.learning_rates import activation_changes, loss_vs_learning_rate
 from lm.reports.plots.loss_surface import (
@@ -51,6 +53,7 @@ from lm.reports.plots.transfer import (
 )
 
 __all__ = [
+    "abilities_by_family",
     "accuracy_vs_loss",
     "accuracy_vs_size",
     "activation_changes",
@@ -59,6 +62,7 @@ __all__ = [
     "emergence",
     "finetuned_vs_scratch",
     "forgetting_vs_size",
+    "gain_and_margin",
     "isoflop_parabolas",
     "learning_curves",
     "left_out_clusters",

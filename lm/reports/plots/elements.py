@@ -5,13 +5,14 @@ theme (style.LIGHT or style.DARK). The color of a run depends on its size. If th
 starts with "tip:", the text after the colon is its tooltip on an HTML page.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
 import numpy as np
 from matplotlib.axes import Axes
 
 from lm.laws import run_table
+from lm.reports import task_significance
 from lm.reports.plots import style
 from lm.runs import records, run_selection, short_names, task_results
 
@@ -267,6 +268,19 @@ def budget_note(selection: run_selection.BudgetSelection) -> str:
     if selection.n_tokens is None:
         return "Only the runs of each size with the most tokens."
     return f"Only runs on {style.format_si(selection.n_tokens)} tokens."
+
+
+def baseline_note() -> str:
+    """Return the caption sentence that defines tasks above baseline."""
+    return (
+        "Above baseline: better than each baseline of the task, at a false discovery rate of"
+        f" {task_significance.FALSE_DISCOVERY_RATE:.0%} (Benjamini-Hochberg)."
+    )
+
+
+def format_tasks(tasks: Iterable[str]) -> str:
+    """Return the short names of tasks in order, joined by commas."""
+    return ", ".join(sorted(short_names.shorten_task(task) for task in tasks))
 
 
 def short_run_name(row: Mapping) -> str:

@@ -11,7 +11,7 @@ run_selection.largest_token_budget. Markers, colors and arguments are explained 
 import numpy as np
 from matplotlib.figure import Figure
 
-from lm.reports import task_analysis
+from lm.reports import task_significance
 from lm.reports.plots import elements, style
 from lm.runs import records, run_selection, short_names, task_results
 
@@ -39,61 +39,48 @@ def accuracy_vs_size(rows, y="eval.completion", x=records.N_PARAMS, theme=style.
 
 
 def tasks_mastered(rows, x=records.N_PARAMS, theme=style.LIGHT) -> Figure:
-    """Plot the number of mastered tasks and of tasks above chance against size.
+    """Plot the number of mastered tasks and of tasks above baseline against size.
 
-    The definitions are those of task_analysis. The line of mastered tasks is solid, that of tasks
-    above chance dashed.
+    The definitions are those of task_significance. The line of mastered tasks is solid, that of
+    tasks above baseline dashed.
     """
     selection = run_selection.largest_token_budget(rows, x)
-    counted = task_analysis.count_tasks(selection.rows)
+    counted = task_significance.count_tasks(selection.rows)
     n_tasks = max((row["tasks.n"] for row in counted), default=0)
     figure, axes = style.new_figure("Mastered tasks", x, f"Tasks, of {n_tasks}", theme)
-    elements.draw_means(axes, counted, x, "tasks.above_chance", theme, line="--", label_offset=None)
+    above = "tasks.above_baseline"
+    elements.draw_means(axes, counted, x, above, theme, line="--", label_offset=None)
     finished = elements.draw_means(axes, counted, x, "tasks.mastered", theme, label_offset=(6, -11))
-    for column, text in (("tasks.above_chance", "above chance"), ("tasks.mastered", "mastered")):
+    for column, text in ((above, "above baseline"), ("tasks.mastered", "mastered")):
         for row in finished[-1:]:
             style.annotate(axes, row[x], row[column], text, theme, (8, 8))
     elements.set_scales(axes, x, "tasks", right=0.22)
-    max_count = max((row["tasks.above_chance"] for row in finished), default=n_tasks)
+    max_count = max((row[above] for row in finished), default=n_tasks)
     axes.set_ylim(-0.12 * max(max_count, 4), min(1.35 * max(max_count, 4), n_tasks + 0.5))
     axes.locator_params(axis="y", integer=True)
     caption = [
         f"n = {elements.count_label(finished)}.",
-        f"Above chance: p < {task_analysis.P_VALUE:g} in an exact binomial test. Mastered: also",
-        f"at least {task_analysis.MASTERY_FRACTION:.0%} of the distance from chance to 1.",
-        *_chance_notes(finished),
+        elements.baseline_note(),
+        f"Mastered: also at least {task_significance.MASTERY_FRACTION:.0%} of the distance from the"
+        " best baseline to 1.",
     ]
     return style.finish_figure(figure, axes, [*caption, elements.budget_note(selection)], theme)
-
-
-def _chance_notes(rows: list[dict]) -> list[str]:
-    """Return sentences on the tasks that are above chance by chance alone."""
-    if not rows:
-        return []
-    expected = max(task_analysis.expect_above_chance(row) for row in rows)
-    n, n_above = task_analysis.count_discoveries(rows[-1]), rows[-1]["tasks.above_chance"]
-    return [
-        f"Without any ability, {expected:.2g} tasks per run are expected above chance.",
-        f"Largest run: {n_above}, and {n} at a false discovery rate of"
-        f" {task_analysis.FALSE_DISCOVERY_RATE:.0%} (Benjamini-Hochberg).",
-    ]
 
 
 def task_curves(rows, x=records.N_PARAMS, theme=style.LIGHT) -> Figure:
     """Plot the accuracy in percent against size, one small panel per task.
 
-    A dotted line is the chance accuracy.
+    Minimal pairs have a panel per phenomenon. A dotted line is the best baseline.
     """
     selection = run_selection.largest_token_budget(rows, x)
-    tasks = task_analysis.task_names(selection.rows)
+    tasks = task_results.summary_tasks(selection.rows)
     figure, panels = style.new_panels("Accuracy by task", len(tasks), theme)
     finished = []
     for axes, task in zip(panels, tasks, strict=False):
         y = task_results.task_column(task)
         shown = elements.draw_means(axes, selection.rows, x, y, theme, scale=100, label_offset=None)
         finished = shown or finished
-        chance = {row[x]: 100 * row[task_results.task_column(task, "chance")] for row in finished}
-        axes.plot(list(chance), list(chance.values()), ":", color=theme["muted"], linewidth=1)
+        _draw_baseline(axes, finished, x, task, theme)
         style.panel_title(axes, style.truncate_label(short_names.shorten_task(task)), theme)
         elements.set_scales(axes, x, y)
         axes.set_ylim(-4, 104)
@@ -106,17 +93,30 @@ def task_curves(rows, x=records.N_PARAMS, theme=style.LIGHT) -> Figure:
     caption = [
         f"n = {elements.count_label(finished)}, {_format_range(counts)} questions each. Accuracy"
         f" in percent.",
-        f"Horizontal: {style.axis_label(x)}. Bars: one standard error. Dotted: chance.",
+        f"Horizontal: {style.axis_label(x)}. Bars: one standard error. Dotted: best baseline.",
     ]
     return style.finish_figure(
         figure, panels[0], [*caption, elements.budget_note(selection)], theme
     )
 
 
+def _draw_baseline(axes, finished, x, task, theme) -> None:
+    """Draw the score of the best baseline as a dotted line, with the name of the baseline."""
+    best = {row[x]: task_results.best_baseline(row, task) for row in finished}
+    if not best:
+        return
+    scores = [100 * score for _, score in best.values()]
+    axes.plot(list(best), scores, ":", color=theme["muted"], linewidth=1)
+    name, score = next(iter(best.values()))
+    text = f"{name} {100 * score:.0f}"
+    start = next(iter(best)), 100 * score
+    style.annotate(axes, *start, text, theme, (0, 2))
+
+
 def emergence(rows, tasks, x=records.N_PARAMS, theme=style.LIGHT) -> Figure:
     """Plot exact match, p and p^k against size in percent, a color per task, at most four tasks.
 
-    tasks: names as in task_analysis.task_names. p is the geometric mean of the probability of an
+    tasks: names as in task_results.task_names. p is the geometric mean of the probability of an
     answer token (dotted), k the number of tokens per answer, and p^k is dashed. If the markers of
     exact match follow the dashed line while p is smooth, a jump comes from the metric (Schaeffer et
     al. 2023, arXiv:2304.15004).
@@ -165,15 +165,14 @@ def _draw_emergence(axes, finished, task, x, color, theme) -> None:
 def accuracy_vs_loss(rows, curves, x=records.LOSS, theme=style.LIGHT) -> Figure:
     """Plot the accuracy in percent against the loss, a panel per task. The loss falls to the right.
 
-    curves: result of task_analysis.accuracy_curves. Tasks that no run has above chance are not
+    curves: result of task_analysis.accuracy_curves. Tasks that no run has above baseline are not
     shown. All finished runs are shown. Open markers are runs on fewer tokens than other runs of
     their size. If they are on the curve of the filled markers, the accuracy depends on the loss and
     not on the size.
     """
-    all_tasks = task_analysis.task_names(rows)
-    tasks = [
-        task for task in all_tasks if any(task_analysis.is_above_chance(row, task) for row in rows)
-    ]
+    all_tasks = task_results.summary_tasks(rows)
+    above = set().union(*task_significance.above_baseline_by_run(rows).values())
+    tasks = [task for task in all_tasks if task in above]
     figure, panels = style.new_panels("Accuracy against held-out loss", len(tasks), theme)
     colors = style.size_colors(rows, theme)
     full_budget = {row["name"] for row in run_selection.largest_token_budget(rows).rows}
@@ -196,8 +195,7 @@ def accuracy_vs_loss(rows, curves, x=records.LOSS, theme=style.LIGHT) -> Figure:
             elements.draw_point(
                 axes, (row[x], value), colors[row["name"]], theme, tip, error, kind=kind
             )
-        chance = 100 * max(task_results.task_value(row, task, "chance") for row in finished)
-        axes.axhline(chance, linestyle=":", color=theme["muted"], linewidth=1)
+        _draw_baseline(axes, finished, x, task, theme)
         style.panel_title(axes, style.truncate_label(short_names.shorten_task(task)), theme)
         axes.locator_params(axis="x", nbins=4)
         axes.set_ylim(-4, 104)
@@ -205,9 +203,9 @@ def accuracy_vs_loss(rows, curves, x=records.LOSS, theme=style.LIGHT) -> Figure:
     n_runs = elements.count_label(run_selection.finished_with(rows, x, x))
     caption = [
         f"n = {n_runs}. Accuracy in percent. Horizontal: {style.axis_label(x)}.",
-        "Line and band: a sigmoid with its 95% interval. Dotted: chance. Bars: one standard error.",
-        f"Open: fewer tokens. {len(all_tasks) - len(tasks)} tasks that no run has above chance are"
-        " not shown.",
+        "Line and band: a sigmoid with its 95% interval. Dotted: best baseline.",
+        f"Bars: one standard error. Open: fewer tokens. {len(all_tasks) - len(tasks)} tasks that no"
+        " run has above baseline are not shown.",
     ]
     return style.finish_figure(figure, panels[0], caption, theme)
 

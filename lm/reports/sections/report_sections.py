@@ -14,7 +14,7 @@ from markupsafe import Markup
 from lm.config import schema
 from lm.config.schedules import batch_size_schedule
 from lm.laws import fit, prediction_intervals
-from lm.reports import html, summary, task_analysis
+from lm.reports import html, summary
 from lm.reports.audit import prediction_audit, prediction_chain
 from lm.reports.plots import elements, goodput, style
 from lm.reports.sections import (
@@ -43,7 +43,7 @@ def all_sections(sweep: summary.SweepSummary) -> dict[str, Markup]:
         "Next run": next_run_section.next_runs(sweep),
         "Forecasts during training": forecast_section.loss_forecasts(sweep),
     }
-    if task_analysis.task_names(sweep.rows):
+    if task_results.task_names(sweep.rows):
         sections["Tasks"] = task_section.task_reliability(sweep)
     sections |= {
         "Text": text_section.text_documents(sweep),

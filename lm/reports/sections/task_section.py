@@ -1,11 +1,11 @@
-"""Section of the report about tasks: reliability, truncated prompts, metrics, invalid results."""
+"""Section of the report about tasks: baselines, reliability, truncated prompts, invalid results."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from markupsafe import Markup
 
-from lm.reports import html, summary, task_analysis
+from lm.reports import html, summary, task_analysis, task_significance
 from lm.reports.plots import elements
 from lm.runs import records, run_selection, short_names, task_results
 
@@ -19,11 +19,10 @@ def task_reliability(sweep: summary.SweepSummary) -> Markup:
     two_digits = "{:.2g}".format
     formats = {
         "best accuracy": "{:.3g}".format,
+        "baseline score": "{:.2g}".format,
         "predicted for the target": _format_prediction,
         "measured": "{:.2f}".format,
-        **dict.fromkeys(
-            ("chance", "signal", "sampling noise", "checkpoint noise", "seed noise"), two_digits
-        ),
+        **dict.fromkeys(("signal", "sampling noise", "checkpoint noise", "seed noise"), two_digits),
         "signal to noise": two_digits,
     }
     median_title = "rank correlation with accuracy, median"
@@ -48,6 +47,7 @@ def task_reliability(sweep: summary.SweepSummary) -> Markup:
         [
             html.html_table(lines, formats, is_sortable=True),
             html.paragraph(elements.budget_note(selection), "muted"),
+            *(html.paragraph(note, "note") for note in _baseline_notes(selection.rows)),
             *(html.paragraph(note, "note") for note in _overflow_notes(finished)),
             *(html.paragraph(note, "note") for note in _invalid_notes(sweep)),
             html.paragraph(noise_note, "muted"),
@@ -61,7 +61,8 @@ def _task(sweep: summary.SweepSummary, verdict: dict) -> dict[str, Any]:
     """Return the table row of one task, as values."""
     line = {
         "task": short_names.shorten_task(verdict["task"]),
-        "chance": verdict["chance"],
+        "best baseline": verdict["baseline_name"],
+        "baseline score": verdict["baseline"],
         "best accuracy": verdict["best_accuracy"],
     }
     predictions = (sweep.prediction or {}).get("tasks")
@@ -90,6 +91,24 @@ def _format_prediction(prediction: tuple[float, ...]) -> str:
     return f"{value:.2f} [{lo:.2f}, {hi:.2f}]" if records.is_finite(lo) else f"{value:.2f}"
 
 
+def _baseline_notes(rows: Sequence[dict]) -> list[str]:
+    """Return sentences about the tasks of the largest run above and below their baseline."""
+    counted = task_significance.count_tasks(rows)
+    if not counted:
+        return []
+    row = counted[-1]
+    rate = f"{task_significance.FALSE_DISCOVERY_RATE:.0%}"
+    notes = [
+        f"Above baseline: better than every baseline of the task on the same examples, with a false"
+        f" discovery rate of {rate} over the tasks of a run (Benjamini-Hochberg)."
+        f" {elements.short_run_name(row)}: {row['tasks.above_baseline']} of {row['tasks.n']} tasks."
+    ]
+    names = elements.format_tasks(task_significance.tasks_below_baseline(row))
+    return notes + (
+        [f"{elements.short_run_name(row)} is below baseline in {names}."] if names else []
+    )
+
+
 def _overflow_notes(rows: Sequence[Mapping]) -> list[str]:
     """Return sentences about prompts that were truncated and examples that were skipped.
 
@@ -98,7 +117,7 @@ def _overflow_notes(rows: Sequence[Mapping]) -> list[str]:
     notes = []
     for metric, event in (("n_truncated", "lost their beginning"), ("n_skipped", "were skipped")):
         counts = []
-        for task in task_analysis.task_names(rows):
+        for task in task_results.task_names(rows):
             n_affected, n = (
                 max((task_results.task_value(row, task, name) for row in rows), key=_nan_last)
                 for name in (metric, "n")

@@ -25,7 +25,7 @@ def test_accuracy_is_plotted_against_falling_loss_with_its_law(rows):
     figure = task_accuracy.accuracy_vs_loss(rows, curves)
     names = [axes.get_title(loc="left") for axes in figure.axes]
     assert names == ["copy?length=4", "sort?length=3"]  # modular is at chance
-    assert "1 tasks that no run has above chance" in " ".join(figure.get_supxlabel().split())
+    assert "1 tasks that no run has above baseline" in " ".join(figure.get_supxlabel().split())
     axes, (fit, reason) = figure.axes[0], curves["copy?length=4"]
     assert fit and not reason and axes.get_xlim()[0] > axes.get_xlim()[1]
     line = axes.get_lines()[0]

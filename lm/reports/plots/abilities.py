@@ -1,0 +1,172 @@
+"""Figures of abilities: tasks above baseline by family, and accuracy beside log-probability.
+
+    abilities.abilities_by_family(rows)
+    abilities.gain_and_margin(rows)
+
+A family is a phenomenon of minimal pairs, or all tasks with a name and other options, see
+task_results.task_family. The figures show the finished runs of the largest token budget.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from lm.reports import task_significance
+from lm.reports.plots import elements, style
+from lm.runs import records, run_selection, task_results
+
+MAX_BELOW = 12  # tasks below baseline that a caption names
+
+
+def abilities_by_family(rows, x=records.N_PARAMS, theme=style.LIGHT) -> Figure:
+    """Plot the number of tasks above baseline and of mastered tasks against size, by family.
+
+    The line of tasks above baseline is solid, that of mastered tasks dashed. Points are means over
+    the runs of a size, which differ in their seed. Error bars are standard errors over seeds. The
+    caption names the tasks in which the largest run is below baseline.
+    """
+    selection = run_selection.largest_token_budget(rows, x)
+    counted = task_significance.count_tasks(_finished(selection.rows, x))
+    families, without = _families(counted)
+    figure, axes = style.new_figure("Abilities by family", x, "Tasks", theme)
+    labels = []
+    for family, color in zip(
+        families, style.categorical_colors(theme, max(len(families), 2)), strict=False
+    ):
+        for name, line in (("above_baseline", "-"), ("mastered", "--")):
+            sizes, means, errors = _mean_by_size(counted, x, f"tasks.{name}.{family}")
+            if line == "--" and not np.any(means):
+                continue
+            gid = f"tip:{family}: {means[-1]:.3g} {name.replace('_', ' ')}"
+            axes.errorbar(sizes, means, errors, linestyle="none", color=color, capsize=2)
+            axes.plot(sizes, means, line, marker="o", markersize=3, color=color, gid=gid)
+            if line == "-":
+                labels.append((style.truncate_label(family), sizes[-1], means[-1]))
+    elements.set_scales(axes, x, "tasks", right=0.45)
+    axes.set_ylim(bottom=-0.3)
+    axes.locator_params(axis="y", integer=True)
+    elements.label_line_ends(axes, labels, theme)
+    caption = [
+        f"n = {elements.count_label(counted)}. Solid: above baseline. Dashed: mastered. Bars: one"
+        " standard error over seeds.",
+        elements.baseline_note(),
+        *([f"Families without a task above baseline: {', '.join(without)}."] if without else []),
+        *_below_notes(counted),
+        elements.budget_note(selection),
+    ]
+    return style.finish_figure(figure, axes, caption, theme)
+
+
+def families_with_margin(rows: Sequence[Mapping]) -> list[str]:
+    """Return the families of tasks that have a log-probability margin, in their order."""
+    names = [
+        task_results.task_family(task)
+        for task in task_results.task_names(rows)
+        if any(task_results.task_result(row, task, "margin") for row in rows)
+    ]
+    return list(dict.fromkeys(names))
+
+
+def gain_and_margin(rows, x=records.N_PARAMS, theme=style.LIGHT) -> Figure:
+    """Plot accuracy above the best baseline, and the log-probability margin, a panel per family.
+
+    Both are means over the tasks of a family. The margin is the log-probability of the correct
+    choice minus that of the best other choice. If the accuracy jumps where the margin rises
+    smoothly, the jump comes from the metric (Schaeffer et al. 2023, arXiv:2304.15004).
+    """
+    selection = run_selection.largest_token_budget(rows, x)
+    finished = _finished(selection.rows, x)
+    families = families_with_margin(finished)
+    figure, panels = style.new_panels("Accuracy and log-probability margin", len(families), theme)
+    for axes, family in zip(panels, families, strict=False):
+        points = [row | _gain_and_margin(row, family) for row in finished]
+        _draw_means(axes, points, x, "gain", theme["ink"], "-", f"{family}: points")
+        axes.axhline(0, linestyle=":", color=theme["muted"], linewidth=1)
+        elements.set_scales(axes, x, "gain")
+        right = axes.twinx()
+        _draw_means(right, points, x, "margin", theme["accent"], "--", f"{family}: nats")
+        right.tick_params(colors=theme["accent"], labelsize=7.5, length=2)
+        right.spines[["top", "left", "right"]].set_visible(False)
+        right.grid(visible=False)
+        style.panel_title(axes, style.truncate_label(family), theme)
+    caption = [
+        f"n = {elements.count_label(finished)}. Horizontal: {style.axis_label(x)}.",
+        "Solid, left: accuracy minus that of the best baseline, in percentage points (dotted: 0).",
+        "Dashed, right: log-probability margin of the correct choice, in nats. Bars: one standard"
+        " error over seeds.",
+        elements.budget_note(selection),
+    ]
+    return style.finish_figure(figure, panels[0], caption, theme)
+
+
+def _finished(rows: Sequence[dict], x: str) -> list[dict]:
+    """Return the finished runs with task results, sorted by x."""
+    finished = run_selection.finished_with(rows, x, x)
+    return [row for row in finished if task_results.task_names([row])]
+
+
+def _families(counted: Sequence[Mapping]) -> tuple[list[str], list[str]]:
+    """Return the families with a task above baseline in any run, and the other families."""
+    prefix = "tasks.above_baseline."
+    largest: dict[str, int] = {}
+    for row in counted:
+        for name in row:
+            if name.startswith(prefix):
+                family = name.removeprefix(prefix)
+                largest[family] = max(largest.get(family, 0), row[name])
+    return [name for name in largest if largest[name]], [n for n in largest if not largest[n]]
+
+
+def _gain_and_margin(row: Mapping, family: str) -> dict[str, float]:
+    """Return the mean accuracy gain in points and the mean margin of the tasks of a family."""
+    improvements, margins = [], []
+    for task in task_results.task_names([row]):
+        margin = task_results.task_value(row, task, "margin")
+        if task_results.task_family(task) == family and np.isfinite(margin):
+            baseline = task_results.best_baseline(row, task)[1]
+            improvements.append(100 * (task_results.task_value(row, task) - baseline))
+            margins.append(margin)
+    if not improvements:
+        return {}
+    return {"gain": float(np.mean(improvements)), "margin": float(np.mean(margins))}
+
+
+def _mean_by_size(
+    rows: Sequence[Mapping], x: str, y: str
+) -> tuple[list[float], list[float], list[float]]:
+    """Return the sizes, the mean of y at each size, and its standard error over runs."""
+    by_size: dict[float, list[float]] = {}
+    for row in rows:
+        if y in row:
+            by_size.setdefault(row[x], []).append(row[y])
+    means = [float(np.mean(values)) for values in by_size.values()]
+    errors = [
+        float(np.std(values, ddof=1) / len(values) ** 0.5) if len(values) > 1 else 0.0
+        for values in by_size.values()
+    ]
+    return list(by_size), means, errors
+
+
+def _draw_means(axes: Axes, rows, x: str, y: str, color, line: str, label: str) -> None:
+    """Draw the means over the runs of each size, with standard errors over runs."""
+    sizes, means, errors = _mean_by_size(rows, x, y)
+    if sizes:
+        axes.errorbar(sizes, means, errors, linestyle="none", color=color, capsize=2)
+        gid = f"tip:{label} {means[-1]:.3g}"
+        axes.plot(sizes, means, line, marker="o", markersize=2.5, color=color, gid=gid)
+
+
+def _below_notes(counted: Sequence[Mapping]) -> list[str]:
+    """Return a sentence that names the tasks in which the largest run is below baseline."""
+    if not counted:
+        return []
+    row = counted[-1]
+    below = task_significance.tasks_below_baseline(row) & set(task_results.task_names([row]))
+    names = sorted(below)
+    if not names:
+        return ["Largest run: no task is below baseline."]
+    listed = elements.format_tasks(names[:MAX_BELOW])
+    more = f" and {len(names) - MAX_BELOW} more" if len(names) > MAX_BELOW else ""
+    return [f"Largest run, below baseline: {listed}{more}."]
