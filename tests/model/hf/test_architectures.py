@@ -11,7 +11,7 @@ from lm.model.hf import architectures
 @pytest.mark.parametrize("name", random_models.VARIANTS)
 def test_architecture_of_each_variant(name):
     shape = dataclasses.replace(random_models.SHAPE, **random_models.VARIANTS[name])
-    assert architectures.architecture_of(shape) == name.removesuffix("-tied")
+    assert architectures.architecture_of(shape) == name.partition("-")[0]
 
 
 @pytest.mark.parametrize(
@@ -19,6 +19,9 @@ def test_architecture_of_each_variant(name):
     [
         ({"logit_softcap": 30.0}, "model.logit_softcap=30.0 must be 0.0: .* nearest is Qwen3For"),
         ({"bias": True}, "model.bias=True must be False"),
+        ({"attention_scale": 0.25}, "model.attention_scale=0.25 must be 0.0"),
+        ({"residual": "parallel"}, "model.residual='parallel' must be 'sequential'"),
+        (random_models.GEMMA_FIELDS | {"embedding_scale": 2.0}, "embedding_scale=2.0 must be 4.0"),
         ({"learned_positions": 64}, "model.learned_positions=64 must be 0"),
         (
             random_models.GPT2_FIELDS | {"n_kv_heads": 1},

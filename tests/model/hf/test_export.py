@@ -24,9 +24,14 @@ def test_exported_weights_are_read_unchanged(tmp_path, fields):
     run, weights = random_models.export_random_model(tmp_path / "out", fields, shard_bytes=5000)
     shape, name, context = load.read_shape(tmp_path / "out")
     arrays = load.read_weights(tmp_path / "out", shape, name)
-    assert random_models.checksums(arrays) == random_models.checksums(weights)
+    if name.startswith("gemma"):  # its scales are rounded after a subtraction of 1
+        expected = params.flatten_by_path(weights)
+        jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-7), arrays, expected)
+    else:
+        assert random_models.checksums(arrays) == random_models.checksums(weights)
     assert context == 32
     ignored = {"base_width": 64, "base_depth": 4, "d_ff": shape.d_ff if shape.n_experts else 24}
+    ignored["rope_original_length"] = run.model.rope_original_length
     assert shape == dataclasses.replace(run.model, **ignored)
 
 
