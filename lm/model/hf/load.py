@@ -15,7 +15,7 @@ import contextlib
 import dataclasses
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,7 +27,8 @@ from lm.data import tokenizers
 from lm.data.sources import path_permissions
 from lm.data.tokenization import token_bytes
 from lm.model import params, transformer
-from lm.model.hf import architectures, config_fields, tensor_layout
+from lm.model.hf import architectures, config_fields, tensor_layout, weight_blocks
+from lm.parallel import mesh
 from lm.runs import filesystem, json_files
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")  # in order of preference
@@ -95,11 +96,17 @@ def tokenizer_file_name(tokenizer: tokenizers.Tokenizer) -> str:
     return TOKENIZER_FILES[isinstance(tokenizer, tokenizers.SentencePieceTokenizer)]
 
 
-def read_weights(folder: str | Path, shape: schema.Model, name: str) -> dict[str, np.ndarray]:
+def read_weights(
+    folder: str | Path,
+    shape: schema.Model,
+    name: str,
+    shardings: Mapping[str, jax.sharding.Sharding] | None = None,
+) -> dict[str, Any]:
     """Return {path: float32 array} of all weights of a model of the architecture `name`.
 
-    Raises ValueError with the file, the tensor and the expected shape if the folder has other
-    tensors.
+    shardings: of the weights by path. The result then has arrays of JAX, and each process reads the
+    blocks of its own devices. Without them, the result has arrays of NumPy. Raises ValueError with
+    the file, the tensor and the expected shape if the folder has other tensors.
     """
     folder = Path(folder)
     with contextlib.ExitStack() as stack:
@@ -113,13 +120,27 @@ def read_weights(folder: str | Path, shape: schema.Model, name: str) -> dict[str
         _check_names(folder, stored, expected, shape)
         for tensor in expected.values():
             stored[tensor.name].check(tensor.shape)
-        shapes = params.flatten_by_path(jax.eval_shape(lambda: transformer.init_params(shape, 0)))
-        weights = {path: np.empty(leaf.shape, np.float32) for path, leaf in shapes.items()}
+        leaves = params.flatten_by_path(jax.eval_shape(lambda: transformer.init_params(shape, 0)))
+        shapes = {path: leaf.shape for path, leaf in leaves.items()}
+        blocks = weight_blocks.WeightBlocks(shapes, shardings)
         for tensor in expected.values():
             matrices = tensor_layout.split_tensor(tensor, stored[tensor.name].read())
             for part, matrix in zip(tensor.parts, matrices, strict=True):
-                weights[part.path][part.index] = matrix
-    return weights
+                blocks.write(part.path, part.index, matrix)
+    return blocks.arrays()
+
+
+def mesh_shardings(
+    shape: schema.Model, device_mesh: jax.sharding.Mesh, rules: mesh.ShardingRules
+) -> dict[str, jax.sharding.Sharding]:
+    """Return the sharding of each weight by path, for read_weights."""
+    leaves = jax.tree_util.tree_leaves_with_path(
+        transformer.param_axes(shape), is_leaf=mesh.is_axis_names
+    )
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): rules.sharding(device_mesh, *axes)
+        for path, axes in leaves
+    }
 
 
 class _StoredTensor(NamedTuple):
@@ -242,6 +263,6 @@ def _check_names(
     ]
     if extra:
         raise ValueError(
-            f"{stored[extra[0]].path}: {extra[0]} is not a weight of this model"
+            f"{stored[extra[0]].path}: {stored[extra[0]].key} is not a weight of this model"
             f" ({len(extra)} unknown tensors)"
         )

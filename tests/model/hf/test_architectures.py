@@ -27,10 +27,6 @@ def test_architecture_of_each_variant(name):
             random_models.GPT2_FIELDS | {"n_kv_heads": 1},
             "model.n_kv_heads=1 must be 2: .* GPT2LMHeadModel",
         ),
-        (
-            random_models.GPT2_FIELDS | {"learned_positions": 0},
-            "model.learned_positions=0 must be at least 1",
-        ),
         ({"n_experts": 4, "n_shared_experts": 1}, "model.n_shared_experts=1 must be 0"),
         (
             {"n_experts": 4, "load_balancing": "bias"},
