@@ -48,7 +48,6 @@ def cached_decoder(
     )
     layers = [jax.tree.map(lambda w, i=i: w[i], decoder.blocks) for i in range(shape.n_layers)]
     head = decoder.head_weight()
-
     windows = model_sizes.attention_windows(shape)
 
     def decode(
@@ -67,23 +66,12 @@ def cached_decoder(
                 position_encoding.select_tables(tables, window > 0),
                 shape.attention_scale,
             )
-            entry = {"key": k_BTKH.swapaxes(1, 2), "value": v_BTKH.swapaxes(1, 2)}
-            if cache is not None:
-                old, start = cache[len(new_cache)], (0, 0, slot, 0)
-                entry = {
-                    name: jax.lax.dynamic_update_slice(old[name], entry[name], start)
-                    for name in entry
-                }
-            new_cache.append(
-                {
-                    name: rules.constrain(x_BKSH, "batch", "kv_heads", None, None)
-                    for name, x_BKSH in entry.items()
-                }
-            )
+            old = None if cache is None else cache[len(new_cache)]
+            entry = _write_slots(old, k_BTKH, v_BTKH, slot, rules)
+            new_cache.append(entry)
             layer_mask_BTS = mask_BTS
             if window:
                 layer_mask_BTS &= positions_BT[:, :, None] - key_positions_BS[:, None] < window
-            entry = new_cache[-1]
             return masked_attention(
                 q_BTNH, entry["key"], entry["value"], layer_mask_BTS, shape.attention_softcap
             )
@@ -95,6 +83,25 @@ def cached_decoder(
         return decoder.logits(decoder.norm(x_BTD), *head), new_cache
 
     return decode
+
+
+def _write_slots(
+    old: dict | None, k_BTKH, v_BTKH, slot: jax.typing.ArrayLike, rules: mesh.ShardingRules
+) -> dict[str, jax.Array]:
+    """Return the cache of one layer with new keys and values from `slot` on.
+
+    old: the cache before; None: the new keys and values are the cache.
+    """
+    entry = {"key": k_BTKH.swapaxes(1, 2), "value": v_BTKH.swapaxes(1, 2)}
+    if old is not None:
+        entry = {
+            name: jax.lax.dynamic_update_slice(old[name], entry[name], (0, 0, slot, 0))
+            for name in entry
+        }
+    return {
+        name: rules.constrain(x_BKSH, "batch", "kv_heads", None, None)
+        for name, x_BKSH in entry.items()
+    }
 
 
 def cast_weights(model: schema.Model, params: dict) -> dict:

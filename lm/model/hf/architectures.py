@@ -307,12 +307,14 @@ ARCHITECTURES = {
 }
 
 
-def architecture_of(shape: schema.Model) -> str:
+def architecture_of(shape: schema.Model, preferred: str = "") -> str:
     """Return the architecture of a model, a key of ARCHITECTURES.
 
-    Raises ValueError with the fields that prevent the nearest architecture if it has none.
+    preferred: the architecture that is returned if several describe the model. Raises ValueError
+    with the fields that prevent the nearest architecture if it has none.
     """
-    mismatches = {name: _mismatches(name, shape) for name in ARCHITECTURES}
+    names = sorted(ARCHITECTURES, key=lambda name: name != preferred)
+    mismatches = {name: _mismatches(name, shape) for name in names}
     nearest = min(mismatches, key=lambda name: len(mismatches[name]))
     if mismatches[nearest]:
         raise ValueError(

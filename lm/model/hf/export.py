@@ -33,18 +33,19 @@ def export_model(
     tokenizer: tokenizers.Tokenizer,
     folder: str | Path,
     shard_bytes: int = SHARD_BYTES,
+    family: str = "",
 ) -> str:
     """Write a model in float32 to a new folder, and return the name of its transformers class.
 
     parameters: the tree of weights, or a function from path to weight (loaded_model.open_weights).
     LoRA adapters are merged into their weights. The factors of a parametrization for branches and
-    logits are multiplied into the preceding weights.
+    logits are multiplied into the preceding weights. family: see architectures.architecture_of.
 
     Raises ValueError if transformers has no architecture for the model, or if the folder is not
     empty.
     """
     shape = dataclasses.replace(run.model, lora_rank=0)
-    name, folder = architectures.architecture_of(shape), Path(folder)
+    name, folder = architectures.architecture_of(shape, family), Path(folder)
     if folder.exists() and any(folder.iterdir()):
         raise ValueError(f"--out={folder} is not empty: name a new folder")
     folder.mkdir(parents=True, exist_ok=True)

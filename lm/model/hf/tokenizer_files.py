@@ -16,8 +16,6 @@ from lm.data import tokenizers
 from lm.data.sources import chat
 from lm.data.tokenization import special_tokens, token_bytes
 
-TEMPLATE_FILE = "chat_template.jinja"
-_TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 # Jinja template of a conversation. {user} and {answer} are literals before and after a prompt.
 _CHAT_TEMPLATE = """\
 {{%- set system = namespace(text='') -%}}
@@ -54,17 +52,16 @@ def chat_template_name(run: schema.Run, tokenizer: tokenizers.Tokenizer) -> str:
 def special_token_ids(run: schema.Run, tokenizer: tokenizers.Tokenizer) -> dict:
     """Return the ids of the special tokens: the start of a text, ends of an answer, padding.
 
-    A tokenizer without a start token has the end of a document in its place, unless the folder that
-    it was imported from has another entry.
+    Start and padding are those of the folder that the tokenizer was imported from. Other tokenizers
+    without a start token have the end of a document in its place, and as padding.
     """
     start = tokenizer.end if tokenizer.start is None else tokenizer.start
-    ends = [tokenizer.end, *tokenizer.stops]
     ids = {"bos_token_id": start, "pad_token_id": tokenizer.end}
-    ids |= _published(tokenizer).get("token_ids", {})
+    ids = _published(tokenizer).get("token_ids", ids)
+    ends = [tokenizer.end, *tokenizer.stops]
     if chat_template_name(run, tokenizer) and tokenizer.marks is not None:
-        ends.append(tokenizer.marks[2])
-    ids["eos_token_id"] = ends if len(ends) > 1 else tokenizer.end
-    return {name: ids[name] for name in _TOKEN_IDS}
+        ends += [tokenizer.marks[2]] if tokenizer.marks[2] not in ends else []
+    return ids | {"eos_token_id": ends if len(ends) > 1 else tokenizer.end}
 
 
 def _published(tokenizer: tokenizers.Tokenizer) -> dict:
@@ -93,14 +90,15 @@ def write_tokenizer_files(folder: Path, run: schema.Run, tokenizer: tokenizers.T
         write_json(folder / "tokenizer.json", _with_special_characters(content, tokenizer))
     text = _render_template(template) if template else published.get("chat_template")
     if text:
-        (folder / TEMPLATE_FILE).write_text(text, encoding="utf-8")
+        (folder / special_tokens.TEMPLATE_FILE).write_text(text, encoding="utf-8")
     kind = "PreTrainedTokenizerFast" if (folder / "tokenizer.json").exists() else "LlamaTokenizer"
     config: dict = {"tokenizer_class": kind, "model_max_length": run.data.seq_len}
     config |= {"clean_up_tokenization_spaces": False}
-    config |= {} if end is None else {"eos_token": end, "pad_token": end}
-    config |= {} if start is None else {"bos_token": start, "add_bos_token": True}
-    config |= published.get("tokenizer_config", {})
-    config.pop("chat_template", None)  # the file of the template replaces it
+    if "tokenizer_config" in published:
+        config |= published["tokenizer_config"]
+    else:
+        config |= {} if end is None else {"eos_token": end, "pad_token": end}
+        config |= {} if start is None else {"bos_token": start, "add_bos_token": True}
     write_json(folder / "tokenizer_config.json", config)
 
 

@@ -14,6 +14,14 @@ def test_architecture_of_each_variant(name):
     assert architectures.architecture_of(shape) == name.partition("-")[0]
 
 
+def test_family_of_an_import_is_preferred():
+    """Phi-3 with a window has the fields of Mistral."""
+    shape = dataclasses.replace(random_models.SHAPE, qk_norm=False, sliding_window=9)
+    assert architectures.architecture_of(shape) == "mistral"
+    assert architectures.architecture_of(shape, "phi3") == "phi3"
+    assert architectures.architecture_of(shape, "gpt2") == "mistral"
+
+
 @pytest.mark.parametrize(
     "fields, message",
     [

@@ -65,7 +65,11 @@ def test_file_does_not_depend_on_the_write_size(tmp_path, write_bytes, monkeypat
 @pytest.mark.parametrize("name", ["mup", "completep"])
 @pytest.mark.parametrize(
     "fields",
-    [{}, random_models.GPT2_FIELDS | {"tie_embeddings": True}, {"n_experts": 3, "d_expert": 12}],
+    [
+        random_models.VARIANTS["olmo2"],
+        random_models.GPT2_FIELDS | {"tie_embeddings": True},
+        {"n_experts": 3, "d_expert": 12},
+    ],
 )
 def test_factors_of_a_parametrization_are_in_the_weights(tmp_path, name, fields):
     run, weights = random_models.export_random_model(tmp_path, fields | {"parametrization": name})
