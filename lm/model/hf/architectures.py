@@ -330,6 +330,11 @@ def required_fields(name: str) -> dict[str, Any]:
     return {k: v for k, v in OFF.items() if k not in (*row.keys, *row.free)} | row.fields
 
 
+def query_scalar(shape: schema.Model) -> float:
+    """Return the key query_pre_attn_scalar of Gemma, the inverse square of attention_scale."""
+    return shape.attention_scale**-2 if shape.attention_scale else shape.d_head
+
+
 def _mismatches(name: str, shape: schema.Model) -> list[str]:
     """Return the fields of a model that differ from an architecture, with the required values."""
     required, row = required_fields(name), ARCHITECTURES[name]
@@ -346,6 +351,10 @@ def _mismatches(name: str, shape: schema.Model) -> list[str]:
     ]
     if "mlp" in row.keys and shape.mlp not in ("gelu", "exact_gelu"):
         mismatches.append(f"model.mlp={shape.mlp!r} must be 'gelu' or 'exact_gelu'")
+    scalar = query_scalar(shape)
+    if "attention_scale" in row.free and abs(scalar - round(scalar)) > 1e-6 * scalar:
+        problem = "must be 1 / sqrt(n) for an integer n, or 0"
+        mismatches.append(f"model.attention_scale={shape.attention_scale} {problem}")
     if "residual" in row.keys and shape.residual == "parallel_shared":
         mismatches.append("model.residual='parallel_shared' must be 'parallel' or 'sequential'")
     if "learned_positions" in row.keys and not shape.learned_positions:

@@ -169,8 +169,8 @@ def write_fields(shape: schema.Model, name: str, seq_len: int) -> dict[str, Any]
         if field in row.keys:
             config[row.keys[field]] = getattr(shape, field) or None
     if "attention_scale" in row.free:
-        is_default = not shape.attention_scale
-        config["query_pre_attn_scalar"] = shape.d_head if is_default else shape.attention_scale**-2
+        scalar = architectures.query_scalar(shape)
+        config["query_pre_attn_scalar"] = round(scalar)  # transformers accepts no float
     if "sliding_window" in row.keys and "full_attention_interval" in row.defaults:
         windows = model_sizes.attention_windows(shape)
         config["layer_types"] = [LOCAL if window else FULL for window in windows]
