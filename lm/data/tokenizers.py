@@ -103,9 +103,14 @@ class Tokenizer:
 
     @functools.cached_property
     def marks(self) -> tuple[int, ...] | None:
-        """Token ids of CHAT_TOKENS, in order; None if the vocabulary does not contain all."""
+        """Token ids of CHAT_TOKENS, in order; None if the vocabulary does not contain all.
+
+        In an exported chat model they are special tokens, whose pieces are empty.
+        """
         specials = [special.encode() for special in CHAT_TOKENS]
         ids = {piece: i for i, piece in enumerate(self.pieces) if piece in specials}
+        names: dict[str, int] = getattr(self, "ids", {})
+        ids |= {name.encode(): names[name] for name in CHAT_TOKENS if name in names}
         return tuple(ids[special] for special in specials) if len(ids) == len(specials) else None
 
     def decode(self, ids) -> str:
