@@ -30,19 +30,24 @@ def main() -> int:
     from lm.config import schema
     from lm.data import evaluation_text
     from lm.model.hf import architectures, export
+    from lm.runs import records
     from lm.training import loaded_model
 
     architectures.architecture_of(run.model)  # raises for unsupported models before reading weights
     run.mesh = schema.Mesh()
     tokenizer = evaluation_text.load_run_tokenizer(run)
-    shard_bytes = int(_SHARD.value * 1e9)
+    options = {
+        "shard_bytes": int(_SHARD.value * 1e9),
+        "family": records.read_facts(records.run_dir(run)).get("imported.family", ""),
+    }
     if run.model.lora_rank:  # adapters must be merged into the weights, which needs all weights
         _, state = loaded_model.restore_model(run, _STEP.value)
         step = int(state["step"])
-        architecture = export.export_model(run, state["params"], tokenizer, _OUT.value, shard_bytes)
+        weights = state["params"]
+        architecture = export.export_model(run, weights, tokenizer, _OUT.value, **options)
     else:
         with loaded_model.open_weights(run, _STEP.value) as (read_weight, step):
-            architecture = export.export_model(run, read_weight, tokenizer, _OUT.value, shard_bytes)
+            architecture = export.export_model(run, read_weight, tokenizer, _OUT.value, **options)
     console.print_line(f"{_OUT.value}: {architecture} of step {step}")
     return 0
 

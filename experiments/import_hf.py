@@ -1,4 +1,4 @@
-"""Import a Llama, Qwen3 or GPT-2 model of Hugging Face `transformers` as a run.
+"""Import a model of Hugging Face `transformers` as a run; see lm/model/hf/architectures.py.
 
 uv run python -m experiments.import_hf --source=out/600K --run=runs/pretrained/imported
 uv run python -m experiments.sample    --run=runs/pretrained/imported --prompt="Once"

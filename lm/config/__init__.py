@@ -5,6 +5,7 @@ The package uses only the standard library. An invalid run is rejected here, bef
     fields.py                declare a field with its description, bounds and roles
     schema.py                the config of a run: Run, Model, Data, Optimizer, Mesh, Evaluation,
                              Start
+    groups/                  the group model of the config
     optimizer_config.py      the group optim of the config, steps of warm-up and decay
     value_checks.py          check each field alone: type, choices, bounds, paths
     run_files.py             names in the folders of runs and sweeps, rules for run names

@@ -54,14 +54,31 @@ SYNONYMS = {
     " nonlinearity mlp_activation act",
     "model.norm": "norm_type normalization layer_norm rms_norm rmsnorm layernorm norm_layer",
     "model.norm_eps": "layer_norm_eps rms_norm_eps layer_norm_epsilon norm_epsilon",
+    "model.norm_position": "post_norm pre_norm sandwich_norm norm_after norm_placement",
+    "model.residual": "parallel_residual use_parallel_residual parallel_blocks parallel_attn",
     "model.qk_norm": "qk_layernorm use_qk_norm query_key_norm qk_layer_norm qknorm",
-    "model.bias": "use_bias attention_bias mlp_bias biases add_bias qkv_bias linear_bias",
+    "model.qk_norm_scope": "qk_norm_type qk_norm_width qk_norm_per_head",
+    "model.bias": "use_bias attention_bias mlp_bias biases add_bias linear_bias",
+    "model.qkv_bias": "attention_qkv_bias query_key_value_bias add_qkv_bias qkv_proj_bias",
+    "model.head_bias": "lm_head_bias output_bias logit_bias",
+    "model.embedding_scale": "embedding_multiplier scale_embeddings embed_scale input_multiplier",
     "model.tie_embeddings": "tie_word_embeddings tied tied_embeddings weight_tying share_embeddings"
     " tie_weights tied_head",
     "model.learned_positions": "max_positions max_position_embeddings n_positions"
     " position_embedding positional_embedding learned_pos_emb pos_emb"
     " position_embeddings absolute_positions",
     "model.rope_theta": "rope_base rotary_base theta rotary_emb_base rope rotary_theta",
+    "model.rotary_fraction": "partial_rotary_factor rotary_pct rotary_percent rotary_dim",
+    "model.rope_scaling": "rope_type rope_scaling_type rope_parameters position_scaling",
+    "model.rope_factor": "rope_scaling_factor scaling_factor position_interpolation",
+    "model.rope_original_length": "original_max_position_embeddings original_context_length",
+    "model.sliding_window": "window window_size local_attention_window attention_window swa"
+    " sliding_window_size",
+    "model.full_attention_interval": "sliding_window_pattern global_attention_interval"
+    " global_every layer_types global_attn_every_n_layers",
+    "model.local_rope_theta": "rope_local_base_freq local_rope_base local_rope",
+    "model.attention_scale": "query_pre_attn_scalar attention_multiplier softmax_scale qk_scale",
+    "model.attention_softcap": "attn_logit_softcapping attn_softcap attention_logit_softcap",
     "model.logit_softcap": "softcap final_logit_softcapping logits_soft_cap logit_cap soft_cap",
     "model.z_loss": "z_loss_weight zloss z_loss_coef z_loss_coefficient logit_z_loss",
     "model.parametrization": "parameterization mup use_mup completep param",
@@ -237,8 +254,6 @@ MISSING = {
     "init_std initializer_range init_scale initialization": (
         "the initial scale follows model.parametrization"
     ),
-    "sliding_window window_size attention_window": "attention windows are not implemented",
-    "rope_scaling": "scaled rotary positions are not implemented",
 }
 
 

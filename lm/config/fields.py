@@ -52,6 +52,8 @@ class FieldInfo:
     alone: str = ""  # reason why a run with another value than the default is never vmapped
     hash_name: str = ""  # name of the field in hashes; empty if it is the name of the field
     hash_values: tuple[tuple[str, str], ...] = ()  # (value, value in hashes) where they differ
+    omit_default: bool = False  # hashes omit the default: the field is newer than stored hashes
+    default: Any = None
 
 
 def field(default: Any, description: str, *roles: Role, **rules: Any) -> Any:
@@ -59,7 +61,7 @@ def field(default: Any, description: str, *roles: Role, **rules: Any) -> Any:
 
     default: a dict is copied for each instance. rules: the other entries of FieldInfo, such as ge.
     """
-    metadata = {"info": FieldInfo(description, roles, **rules)}
+    metadata = {"info": FieldInfo(description, roles, default=default, **rules)}
     if isinstance(default, dict):
         return dataclasses.field(default_factory=default.copy, metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -155,12 +157,25 @@ def for_hash(values: dict[str, Any], kind: type) -> dict[str, Any]:
     values: {"optim.lr": 0.003, ...}, any fields of the dataclass type `kind`.
     """
     hashed, infos = {}, field_info(kind)
-    for name, value in values.items():
+    for name, value in without_new_defaults(values, kind).items():
         group, dot, last = name.rpartition(".")
         if isinstance(value, str):
             value = dict(infos[name].hash_values).get(value, value)
         hashed[f"{group}{dot}{infos[name].hash_name or last}"] = value
     return hashed
+
+
+def without_new_defaults(values: dict[str, Any], kind: type) -> dict[str, Any]:
+    """Return `values` without fields that have omit_default and their default.
+
+    values: see for_hash.
+    """
+    infos = field_info(kind)
+    return {
+        name: value
+        for name, value in values.items()
+        if not (infos[name].omit_default and value == infos[name].default)
+    }
 
 
 def changed_for_hash(group: Any, role: Role) -> dict[str, Any]:

@@ -145,11 +145,31 @@ def resolved_model(run: schema.Run) -> schema.Model:
     return dataclasses.replace(run.model, vocab_size=vocab_size)
 
 
+def is_gated(model: schema.Model) -> bool:
+    """Return True if the MLP has a gate, and therefore three matrices."""
+    return model.mlp in ("gated", "gated_gelu")
+
+
+def attention_windows(model: schema.Model) -> list[int]:
+    """Return the number of keys per query of each layer; 0 is all earlier keys."""
+    interval = model.full_attention_interval
+    return [
+        0 if interval and (i + 1) % interval == 0 else model.sliding_window
+        for i in range(model.n_layers)
+    ]
+
+
+def rotary_size(model: schema.Model) -> int:
+    """Return the number of dimensions of a head that are rotated."""
+    return int(model.d_head * model.rotary_fraction)
+
+
 def count_parameters(model: schema.Model) -> dict[str, int]:
     """Return the number of parameters of each part of a model, and four sums.
 
     Parts: embedding (with learned positions), attention, mlp (shared experts in a mixture of
-    experts), router (with biases), experts, norms, biases, head (0 with tied embeddings).
+    experts), router (with biases), experts, norms, biases, head (with its bias; 0 without a bias if
+    the embeddings are tied).
 
     Sums: total; non_embedding, without embedding and head; active, without the experts that are not
     selected for a token; active_non_embedding, without both. Raises ConfigError if vocab_size is 0.
@@ -161,10 +181,14 @@ def count_parameters(model: schema.Model) -> dict[str, int]:
         )
     d, n_layers, d_head, n_experts = model.d_model, model.n_layers, model.d_head, model.n_experts
     expert = 3 * d * expert_width(model)  # weights of one expert in one layer
-    n_matrices = 3 if model.mlp == "gated" else 2
-    norms = n_layers * (2 * d + 2 * d_head * model.qk_norm) + d
+    n_matrices = 3 if is_gated(model) else 2
+    n_norms = 1 if model.residual == "parallel_shared" else 2
+    n_norms *= 2 if model.norm_position == "both" else 1
+    n_normed_heads = 2 if model.qk_norm_scope == "head" else model.n_heads + model.n_kv_heads
+    norms = n_layers * (n_norms * d + n_normed_heads * d_head * model.qk_norm) + d
     biases = d_head * (model.n_heads + 2 * model.n_kv_heads)
-    biases += (n_matrices - 1) * model.d_ff + 2 * d
+    if model.bias:
+        biases += (n_matrices - 1) * model.d_ff + 2 * d
     mlp = model.n_shared_experts * expert if n_experts else n_matrices * d * model.d_ff
     parts = {
         "embedding": (model.vocab_size + model.learned_positions) * d,
@@ -173,8 +197,8 @@ def count_parameters(model: schema.Model) -> dict[str, int]:
         "router": n_layers * n_experts * (d + (model.load_balancing == "bias")),
         "experts": n_layers * n_experts * expert,
         "norms": norms * (2 if model.norm == "layer" else 1),
-        "biases": n_layers * biases if model.bias else 0,
-        "head": 0 if model.tie_embeddings else d * model.vocab_size,
+        "biases": n_layers * biases if model.bias or model.qkv_bias else 0,
+        "head": model.vocab_size * ((0 if model.tie_embeddings else d) + model.head_bias),
     }
     total = sum(parts.values())
     non_embedding = total - parts["embedding"] - parts["head"]

@@ -5,8 +5,8 @@
     flatten(run)["model.d_model"]       # 256
 
 A declaration contains type, default, description, roles and bounds: see lm/config/fields.py.
-`Literal` types list the allowed values. optimizer_config.py declares the group optim. validation.py
-checks combinations of values.
+`Literal` types list the allowed values. groups/model_config.py declares the group model, and
+optimizer_config.py the group optim. validation.py checks combinations of values.
 """
 
 import dataclasses
@@ -16,114 +16,10 @@ from typing import Any, Literal
 
 from lm.config import fields
 from lm.config.field_names import ConfigError, UnknownFieldError, unknown_field_message
+from lm.config.groups.model_config import Model
 from lm.config.optimizer_config import Optimizer
 
 field = fields.field  # A short name, because it occurs once per field.
-
-
-@fields.config_group("model")
-@dataclasses.dataclass
-class Model:
-    """Architecture and numerics of the network.
-
-    mlp: gated is (silu(x G) * (x U)) D, gelu is gelu(x U) D. remat: see
-    lm/model/kernels/remat_policies.py. scan_unroll: a model with at most that number of layers has
-    no loop. attention_query_blocks: a block skips the keys after its last query. lora_on: adapters
-    are trained instead of the weights. loss_chunks: one chunk of logits is in memory at a time.
-    """
-
-    vocab_size: int = field(0, "Number of token ids; 0 is the tokenizer's.", ge=0, axis="vocab")
-    d_model: int = field(128, "Width of the residual stream.", ge=1, axis="embed")
-    n_layers: int = field(4, "Number of decoder blocks.", ge=1, axis="layers")
-    n_heads: int = field(4, "Query heads per layer.", ge=1, axis="heads")
-    n_kv_heads: int = field(
-        4, "Key and value heads; divides n_heads (Ainslie et al. 2023).", ge=1, axis="kv_heads"
-    )
-    d_head: int = field(32, "Width of a head; even, for rotary embeddings.", ge=2, axis="d_head")
-    d_ff: int = field(384, "Hidden width of the MLP.", ge=1, axis="mlp")
-    mlp: Literal["gated", "gelu"] = field("gated", "Gated SiLU, or GELU as in GPT-2.")
-    norm: Literal["rms", "layer"] = field("rms", "RMSNorm, or LayerNorm with mean and bias.")
-    norm_eps: float = field(1e-6, "Added to the mean square, or variance, in a norm.", gt=0, le=1)
-    qk_norm: bool = field(True, "Normalize queries and keys per head (arXiv:2302.05442).")
-    bias: bool = field(False, "Add biases to the projections; the head has none.")
-    tie_embeddings: bool = field(
-        False, "Use the transposed embedding as the head.", hash_name="tied"
-    )
-    learned_positions: int = field(
-        0, "Learned positions; 0 is rotary.", ge=0, axis="positions", hash_name="max_positions"
-    )
-    rope_theta: float = field(10_000.0, "Base of the rotary frequencies (Su et al. 2021).", gt=0)
-    logit_softcap: float = field(0.0, "Cap c: c tanh(logits / c); 0 is off.", ge=0, smallest=0.01)
-    z_loss: float = field(0.0, "Weight of log(Z)^2 in the loss; 0 is off.", "compute", ge=0)
-    parametrization: Literal["standard", "mup", "completep"] = field(
-        "standard", "Scaling of initialization and learning rates with width and depth."
-    )
-    base_width: int = field(64, "Value of d_model at which all parametrizations agree.", ge=1)
-    base_depth: int = field(4, "Value of n_layers at which all parametrizations agree.", ge=1)
-    dtype: Literal["float32", "bfloat16"] = field(
-        "float32", "Type of the activations; weights are float32.", "compute"
-    )
-    gradient_dtype: Literal["float32", "bfloat16"] = field(
-        "float32", "Type of weight gradients and of their sums over devices.", "compute"
-    )
-    remat: Literal[
-        "none", "dots", "full", "minimal", "minimal_offloaded", "save_qkv_proj", "save_out_proj",
-        "save_dot_with_context_except_mlp", "qkv_proj_offloaded",
-    ] = field("none", "Recomputed activations.", "execution", "compute", "plan")  # fmt: skip
-    scan_unroll: int = field(
-        8, "Layers per iteration of the scan over layers.", "execution", "compute", ge=1
-    )
-    lora_rank: int = field(0, "Rank of LoRA adapters; 0 is off. Needs start.run.", "adapter", ge=0)
-    lora_alpha: float = field(16.0, "Adapters are scaled by alpha / rank.", "adapter", gt=0)
-    lora_on: str = field(
-        "heads,kv_heads,mlp", "Axes of the weights with an adapter, comma-separated.", "adapter"
-    )
-    attention: Literal["auto", "plain", "cudnn", "splash", "tokamax"] = field(
-        "auto", "Attention kernel; auto is the fastest of the device.", "execution", "compute"
-    )
-    attention_query_blocks: int = field(
-        2,
-        "Query blocks per row of the plain backend.",
-        "compute",
-        "plan",
-        ge=1,
-        chunks="length",
-        hash_name="attention_blocks",
-    )
-    loss_chunks: int = field(
-        1, "Chunks of a row for the logits.", "execution", "plan", ge=1, chunks="length"
-    )
-    n_experts: int = field(0, "Experts per layer; 0 is one dense MLP.", ge=0, axis="experts")
-    experts_per_token: int = field(2, "Experts selected per token.", ge=1)
-    n_shared_experts: int = field(0, "Additional experts that process every token.", ge=0)
-    d_expert: int = field(0, "Width of an expert; 0 is d_ff / (experts per token).", ge=0)
-    router: Literal["softmax", "sigmoid"] = field(
-        "softmax", "Function from router logits to expert scores."
-    )
-    normalize_expert_weights: bool = field(
-        True, "Scale a token's expert weights to sum to 1.", hash_name="normalize_experts"
-    )
-    load_balancing: Literal["loss", "bias", "none"] = field(
-        "loss", "Auxiliary loss, or router bias (arXiv:2408.15664).", hash_name="balance"
-    )
-    load_balancing_weight: float = field(
-        0.01, "Weight of the loss per layer (Fedus et al. 2021).", ge=0, hash_name="balance_weight"
-    )
-    router_bias_rate: float = field(
-        0.001, "Change of each router bias per step.", ge=0, hash_name="balance_rate"
-    )
-    router_z_loss: float = field(
-        0.0, "Weight of the router's log(Z)^2, per layer; 1e-3 in arXiv:2202.08906.", ge=0
-    )
-    dispatch: Literal["dropless", "capacity"] = field(
-        "dropless", "Process all tokens (dropless), or drop tokens beyond the capacity."
-    )
-    expert_kernel: Literal["auto", "batched", "xla", "tiles", "tokamax"] = field(
-        "auto", "Products of the experts; auto is as for attention.", "execution", "compute"
-    )
-    capacity_factor: float = field(
-        1.25, "Slots of an expert, relative to an even load.", gt=0, le=1e4, hash_name="capacity"
-    )
 
 
 @fields.config_group("data")

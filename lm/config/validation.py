@@ -9,7 +9,7 @@ import math
 import re
 
 from lm.config import axis_rules, model_sizes, run_files, schema, value_checks
-from lm.config.checks import optimizer_checks
+from lm.config.checks import model_checks, optimizer_checks
 
 
 def validate_run(run: schema.Run) -> schema.Run:
@@ -27,14 +27,14 @@ def _check_combinations(run: schema.Run) -> None:
     """Check fields together, and fill the vocabulary size that data.tokenizer states."""
     stated_size = model_sizes.named_vocab_size(run.data.tokenizer)
     run.model.vocab_size = run.model.vocab_size or stated_size
-    _check_model(run)
+    model_checks.check_model(run)
     _check_mesh(run)
     _check_intervals(run)
     optimizer_checks.check_optimizer(run)
     _check_sources(run.data)
     _check_heldout(run)
     if run.model.n_experts:
-        _check_experts(run.model, run.mesh)
+        model_checks.check_experts(run.model, run.mesh)
     _check_text(run.data)
 
 
@@ -73,7 +73,7 @@ def validate_evaluation(run: schema.Run) -> None:
     Raises ConfigError for an invalid value.
     """
     value_checks.check_values(run)
-    _check_model(run)
+    model_checks.check_model(run)
     _check_mesh(run)
     _check_sources(run.data)
 
@@ -100,26 +100,6 @@ def _check_names(run: schema.Run, is_stored: bool) -> None:
     if not run.start.run and run.start != schema.Start():
         problem = "is required by start.step and start.restore: set the name of a run below dir"
         value_checks.reject("start.run", "", problem)
-
-
-def _check_model(run: schema.Run) -> None:
-    """Check heads and positions."""
-    model, seq_len = run.model, run.data.seq_len
-    if model.n_heads % model.n_kv_heads:
-        near = axis_rules.largest_divisor(model.n_heads, model.n_kv_heads)
-        problem = f"must be a multiple of model.n_kv_heads={model.n_kv_heads}"
-        value_checks.reject(
-            "model.n_heads", model.n_heads, f"{problem}: try model.n_kv_heads={near}"
-        )
-    if model.d_head % 2:
-        problem = f"must be even, for rotary embeddings: try {model.d_head + 1}"
-        value_checks.reject("model.d_head", model.d_head, problem)
-    if 0 < model.learned_positions < seq_len:
-        problem = f"must be at least data.seq_len={seq_len}, or 0 for rotary positions"
-        value_checks.reject("model.learned_positions", model.learned_positions, problem)
-    if model.gradient_dtype == "bfloat16" and model.dtype == "float32":
-        problem = "must be float32 with model.dtype='float32': set model.dtype='bfloat16'"
-        value_checks.reject("model.gradient_dtype", model.gradient_dtype, problem)
 
 
 def _check_mesh(run: schema.Run) -> None:
@@ -204,28 +184,6 @@ def _check_heldout(run: schema.Run) -> None:
             value_checks.reject(
                 f"data.sources[{value_checks.format_value(source)}]", weight, problem
             )
-
-
-def _check_experts(model: schema.Model, mesh: schema.Mesh) -> None:
-    """Check a mixture of experts: its MLP, the number and the width of its experts."""
-    for name, required in (("mlp", "gated"), ("bias", False)):
-        if (value := getattr(model, name)) != required:
-            problem = f"is not implemented for experts: set {required!r}, or model.n_experts=0"
-            value_checks.reject(f"model.{name}", value, problem)
-    if model.experts_per_token > model.n_experts:
-        problem = f"must not exceed model.n_experts={model.n_experts}: try {model.n_experts}"
-        value_checks.reject("model.experts_per_token", model.experts_per_token, problem)
-    n_active = model.experts_per_token + model.n_shared_experts
-    if not model.d_expert and model.d_ff % n_active:
-        problem = f"must be a multiple of {n_active}, the experts per token with the shared experts"
-        value_checks.reject("model.d_ff", model.d_ff, f"{problem}, or set model.d_expert")
-    n_shards = math.prod(
-        max(getattr(mesh, axis), 1) for axis in axis_rules.merged_axis_rules(mesh.rules)["mlp"]
-    )
-    if (width := model.d_expert or model.d_ff // n_active) % n_shards:
-        near = -(-width // n_shards) * n_shards
-        problem = f"must be a multiple of {n_shards}, the devices that split it: try {near}"
-        value_checks.reject("model.d_expert", width, problem)
 
 
 def _check_deterministic(run: schema.Run) -> None:

@@ -61,6 +61,13 @@ class Tokenizer:
         """Return token ids [n] without `end`. Raises ValueError for NUL or a lone surrogate."""
         return self.encode_all([text])[0]
 
+    def encode_prompt(self, text: str) -> np.ndarray:
+        """Return the token ids [n] of a prompt, without `start` and `end`.
+
+        In a prompt of a checkpoint, the names of its special tokens are these tokens.
+        """
+        return self.encode(text)
+
     def encode_all(self, texts: list[str]) -> list[np.ndarray]:
         """Return the token ids of each text, arrays [n] without `end`.
 
@@ -69,8 +76,14 @@ class Tokenizer:
         has_special = any(special in text for text in texts for special in CHAT_TOKENS)
         if self.marks is None or not has_special:
             return self._encode_text(texts)
-        # Even parts are text, odd parts are special characters.
-        parts_of_texts = [_SPECIAL_PATTERN.split(text) for text in texts]
+        # Even parts are text, odd parts are special characters. The vocabulary of a checkpoint was
+        # not trained on conversations with them, so they are text outside of conversations.
+        parts_of_texts = [
+            _SPECIAL_PATTERN.split(text)
+            if self.checkpoint_tokens is None or text.startswith(CHAT_TOKENS[0])
+            else [text]
+            for text in texts
+        ]
         text_ids = iter(
             self._encode_text([part for parts in parts_of_texts for part in parts[::2]])
         )
@@ -90,9 +103,14 @@ class Tokenizer:
 
     @functools.cached_property
     def marks(self) -> tuple[int, ...] | None:
-        """Token ids of CHAT_TOKENS, in order; None if the vocabulary does not contain all."""
+        """Token ids of CHAT_TOKENS, in order; None if the vocabulary does not contain all.
+
+        In an exported chat model they are special tokens, whose pieces are empty.
+        """
         specials = [special.encode() for special in CHAT_TOKENS]
         ids = {piece: i for i, piece in enumerate(self.pieces) if piece in specials}
+        names: dict[str, int] = getattr(self, "ids", {})
+        ids |= {name.encode(): names[name] for name in CHAT_TOKENS if name in names}
         return tuple(ids[special] for special in specials) if len(ids) == len(specials) else None
 
     def decode(self, ids) -> str:
@@ -177,6 +195,8 @@ class ByteTokenizer(Tokenizer):
 class HFTokenizer(Tokenizer):
     """Tokenizer of the `tokenizers` library. Names of special tokens in a text are ordinary text.
 
+    They are special tokens only in `encode_prompt`.
+
     Attributes: text, the contents of tokenizer.json; inner, the tokenizer of the library.
     """
 
@@ -186,6 +206,7 @@ class HFTokenizer(Tokenizer):
             self.text, self.inner = text, tokenizers.Tokenizer.from_str(text)
             content = json.loads(text)
         except Exception as error:  # the library has no narrower class
+            token_bytes.check_vocabulary_format(text.encode(), where)
             raise ValueError(
                 f"{where} is not a tokenizer.json file ({error}): set another data.tokenizer"
             ) from None
@@ -221,6 +242,15 @@ class HFTokenizer(Tokenizer):
             utf8(text)
         encodings = self.inner.encode_batch(texts, add_special_tokens=False)
         return [np.array(encoding.ids, self.dtype) for encoding in encodings]
+
+    def encode_prompt(self, text: str) -> np.ndarray:
+        if self.checkpoint_tokens is None:
+            return self.encode(text)
+        self.inner.encode_special_tokens = False
+        try:
+            return self.encode(text)
+        finally:
+            self.inner.encode_special_tokens = True
 
     def decode(self, ids) -> str:
         if self.is_byte_level:
@@ -265,6 +295,7 @@ class SentencePieceTokenizer(Tokenizer):
             self.model = model
             self.inner = sentencepiece.SentencePieceProcessor(model_proto=model)
         except Exception as error:  # the library has no narrower class
+            token_bytes.check_vocabulary_format(model, where)
             raise ValueError(
                 f"{where} is not a SentencePiece model ({error}): set another data.tokenizer"
             ) from None

@@ -217,7 +217,10 @@ class _Generator:
             age_S = (slot - jnp.arange(n_slots)) % n_slots  # 0 is the slot of the token itself
             times_B1 = (state["n_cached"] + i)[:, None]
             mask_B1S = (age_S <= times_B1)[:, None]
-            logits_B1V, cache = read(token_B[:, None], times_B1, mask_B1S, cache, slot)
+            logits_B1V, cache = read(
+                *(token_B[:, None], times_B1, mask_B1S, cache, slot),
+                key_positions_BS=times_B1 - age_S,
+            )
             token_B, nats_B = self.sample(
                 logits_B1V[:, 0], keys_B, state["n_generated"] + i, scalars
             )

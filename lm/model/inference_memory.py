@@ -110,7 +110,7 @@ def _layer_bytes(run: schema.Run, shapes: memory_estimate.ShardedShapes, n_token
     heads = n_tokens * model.n_heads * model.d_head / shapes.shard_count("heads")
     keys = n_tokens * 2 * model.n_kv_heads * model.d_head / shapes.shard_count("kv_heads")
     hidden = n_tokens * memory_estimate.mlp_width(model) / shapes.shard_count("mlp")
-    n_up = 2 if model.mlp == "gated" else 1
+    n_up = 2 if model_sizes.is_gated(model) else 1
     stream = n_tokens * model.d_model
     layer = shapes.value_bytes * (stream + max(2 * heads + 2 * keys, (n_up + 1) * hidden))
     if model.n_experts:

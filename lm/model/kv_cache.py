@@ -17,7 +17,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from lm.config import schema
+from lm.config import model_sizes, schema
 from lm.model import attention, lora, parametrization, position_encoding, transformer
 from lm.parallel import mesh
 
@@ -27,14 +27,15 @@ KVCache = list[dict[str, jax.Array]]  # per layer {"key": [B, K, S, H], "value":
 def cached_decoder(
     shape: schema.Model, params: dict, rules: mesh.ShardingRules = mesh.DEFAULT_RULES
 ) -> Callable:
-    """Return decode(tokens_BT, positions_BT, mask_BTS, cache=None, slot=0, last=False).
+    """Return decode(tokens_BT, positions_BT, mask_BTS, cache=None, slot=0, ...).
 
     `decode` returns (logits_BTV, cache). Use it only inside the traced function that made it.
 
     positions_BT: position of each token in its text. mask_BTS: true where query t attends to key s.
     Without `cache`, the keys are those of the same tokens. With `cache`, the keys are its slots,
     and `decode` writes the tokens to the slots from `slot` on. last: return the logits of the last
-    position only, [B, 1, V].
+    position only, [B, 1, V]. key_positions_BS: position in the text of the key in each slot. A
+    model with a sliding window needs it with `cache`.
 
     Experts drop no token here, and XLA computes their products. With a capacity, the dropped tokens
     would depend on how a text is divided into calls.
@@ -47,29 +48,33 @@ def cached_decoder(
     )
     layers = [jax.tree.map(lambda w, i=i: w[i], decoder.blocks) for i in range(shape.n_layers)]
     head = decoder.head_weight()
+    windows = model_sizes.attention_windows(shape)
 
-    def decode(tokens_BT, positions_BT, mask_BTS, cache: KVCache | None = None, slot=0, last=False):
+    def decode(
+        tokens_BT, positions_BT, mask_BTS, cache: KVCache | None = None, slot=0, last=False,
+        key_positions_BS=None,
+    ):  # fmt: skip
         new_cache: KVCache = []
-        tables = None
-        if not shape.learned_positions:
-            tables = position_encoding.rotary_tables(shape.d_head, shape.rope_theta, positions_BT)
+        tables = position_encoding.make_tables(shape, positions_BT)
+        if key_positions_BS is None and cache is None:
+            key_positions_BS = positions_BT
 
         def attend(q_BTNH, k_BTKH, v_BTKH):
-            q_BTNH, k_BTKH = position_encoding.encode_positions(q_BTNH, k_BTKH, tables)
-            entry = {"key": k_BTKH.swapaxes(1, 2), "value": v_BTKH.swapaxes(1, 2)}
-            if cache is not None:
-                old, start = cache[len(new_cache)], (0, 0, slot, 0)
-                entry = {
-                    name: jax.lax.dynamic_update_slice(old[name], entry[name], start)
-                    for name in entry
-                }
-            new_cache.append(
-                {
-                    name: rules.constrain(x_BKSH, "batch", "kv_heads", None, None)
-                    for name, x_BKSH in entry.items()
-                }
+            window = windows[len(new_cache)]
+            q_BTNH, k_BTKH = position_encoding.encode_positions(
+                *(q_BTNH, k_BTKH),
+                position_encoding.select_tables(tables, window > 0),
+                shape.attention_scale,
             )
-            return masked_attention(q_BTNH, new_cache[-1]["key"], new_cache[-1]["value"], mask_BTS)
+            old = None if cache is None else cache[len(new_cache)]
+            entry = _write_slots(old, k_BTKH, v_BTKH, slot, rules)
+            new_cache.append(entry)
+            layer_mask_BTS = mask_BTS
+            if window:
+                layer_mask_BTS &= positions_BT[:, :, None] - key_positions_BS[:, None] < window
+            return masked_attention(
+                q_BTNH, entry["key"], entry["value"], layer_mask_BTS, shape.attention_softcap
+            )
 
         x_BTD = decoder.embedded(tokens_BT, positions_BT)
         for block in layers:
@@ -78,6 +83,25 @@ def cached_decoder(
         return decoder.logits(decoder.norm(x_BTD), *head), new_cache
 
     return decode
+
+
+def _write_slots(
+    old: dict | None, k_BTKH, v_BTKH, slot: jax.typing.ArrayLike, rules: mesh.ShardingRules
+) -> dict[str, jax.Array]:
+    """Return the cache of one layer with new keys and values from `slot` on.
+
+    old: the cache before; None: the new keys and values are the cache.
+    """
+    entry = {"key": k_BTKH.swapaxes(1, 2), "value": v_BTKH.swapaxes(1, 2)}
+    if old is not None:
+        entry = {
+            name: jax.lax.dynamic_update_slice(old[name], entry[name], (0, 0, slot, 0))
+            for name in entry
+        }
+    return {
+        name: rules.constrain(x_BKSH, "batch", "kv_heads", None, None)
+        for name, x_BKSH in entry.items()
+    }
 
 
 def cast_weights(model: schema.Model, params: dict) -> dict:
@@ -95,14 +119,18 @@ def cast_weights(model: schema.Model, params: dict) -> dict:
     return jax.tree.map(cast, lora.merge_lora(model, params), names)
 
 
-def masked_attention(q_BTNH, k_BKSH, v_BKSH, mask_BTS) -> jax.Array:
-    """Return softmax(q k) v over the keys where the mask is true, [B, T, N, H]."""
+def masked_attention(q_BTNH, k_BKSH, v_BKSH, mask_BTS, cap: float = 0.0) -> jax.Array:
+    """Return softmax(q k) v over the keys where the mask is true, [B, T, N, H].
+
+    cap: see attention.Variant.
+    """
     b, t, n, h = q_BTNH.shape
     k, s = k_BKSH.shape[1:3]
     # G and T are one axis because matrix products on CPU support no other layout in bfloat16.
     q_BKMH = q_BTNH.reshape(b, t, k, n // k, h).transpose(0, 2, 3, 1, 4)
     q_BKMH = q_BKMH.reshape(b, k, n // k * t, h)
     score_BKMS = jnp.einsum("bkmh,bksh->bkms", q_BKMH, k_BKSH, preferred_element_type=jnp.float32)
+    score_BKMS = cap * jnp.tanh(score_BKMS / cap) if cap else score_BKMS
     score_BKGTS = score_BKMS.reshape(b, k, n // k, t, s)
     score_BKGTS = jnp.where(mask_BTS[:, None, None], score_BKGTS, attention.MASK_VALUE)
     weight_BKGTS = jax.nn.softmax(score_BKGTS, axis=-1).astype(v_BKSH.dtype)

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from lm.config import schema
+from lm.config import model_sizes, schema
 from lm.model.kernels import remat_policies
 from lm.parallel import mesh
 
@@ -67,37 +67,42 @@ _add_bias.defvjp(lambda y, bias: (_add(y, bias), bias), _add_bias_backward)
 
 
 class RMSNorm(nnx.Module):
-    """RMSNorm: x / rms(x) * scale, in float32 (Zhang and Sennrich 2019, arXiv:1910.07467)."""
+    """RMSNorm: x / rms(x) * scale, in float32 (Zhang and Sennrich 2019, arXiv:1910.07467).
 
-    def __init__(self, size: int, eps: float):
-        self.scale, self.eps = nnx.Param(jnp.ones(size), out_sharding=("norm",)), eps
+    shape: sizes of the last axes of x, over which the mean is computed. names: their logical axes.
+    """
+
+    def __init__(self, shape: tuple[int, ...], eps: float, names: tuple[str, ...]):
+        self.scale, self.eps = nnx.Param(jnp.ones(shape), out_sharding=names), eps
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        y = x.astype(jnp.float32)
-        y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.eps)
+        y, axes = x.astype(jnp.float32), tuple(range(-self.scale[...].ndim, 0))
+        y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=axes, keepdims=True) + self.eps)
         return (y * self.scale[...]).astype(x.dtype)
 
 
 class LayerNorm(nnx.Module):
     """LayerNorm: (x - mean) / deviation * scale + bias, in float32.
 
-    Source: Ba et al. 2016, arXiv:1607.06450.
+    Source: Ba et al. 2016, arXiv:1607.06450. shape, names: see RMSNorm.
     """
 
-    def __init__(self, size: int, eps: float):
-        self.scale, self.eps = nnx.Param(jnp.ones(size), out_sharding=("norm",)), eps
-        self.bias = bias(("norm",), (size,))
+    def __init__(self, shape: tuple[int, ...], eps: float, names: tuple[str, ...]):
+        self.scale, self.eps = nnx.Param(jnp.ones(shape), out_sharding=names), eps
+        self.bias = bias(names, shape)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        y = x.astype(jnp.float32)
-        y = y - jnp.mean(y, axis=-1, keepdims=True)
-        y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.eps)
+        y, axes = x.astype(jnp.float32), tuple(range(-self.scale[...].ndim, 0))
+        y = y - jnp.mean(y, axis=axes, keepdims=True)
+        y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=axes, keepdims=True) + self.eps)
         return (y * self.scale[...] + self.bias[...]).astype(x.dtype)
 
 
-def make_norm(model: schema.Model, size: int) -> RMSNorm | LayerNorm:
-    """Return the kind of norm that model.norm names, for a last axis of `size`."""
-    return {"rms": RMSNorm, "layer": LayerNorm}[model.norm](size, model.norm_eps)
+def make_norm(
+    model: schema.Model, *shape: int, names: tuple[str, ...] = ("norm",)
+) -> RMSNorm | LayerNorm:
+    """Return the kind of norm that model.norm names, over last axes of these sizes."""
+    return {"rms": RMSNorm, "layer": LayerNorm}[model.norm](shape, model.norm_eps, names)
 
 
 def project(x, weight, gradient_dtype: str = "float32", n_axes: int = 1) -> jax.Array:
@@ -199,18 +204,26 @@ def swiglu(gate, up) -> jax.Array:
     return jax.nn.silu(gate) * up
 
 
+@jax.checkpoint
+def geglu(gate, up) -> jax.Array:
+    """Return gelu(gate) * up, with the tanh formula of GELU. The backward pass recomputes it."""
+    return jax.nn.gelu(gate, approximate=True) * up
+
+
 class MLP(nnx.Module):
     """MLP of one layer, gated or with GELU as model.mlp selects.
 
-    gated  (silu(x @ gate) * (x @ up)) @ down (Shazeer 2020, arXiv:2002.05202)
-    gelu   gelu(x @ up) @ down, with the tanh formula of GELU (Hendrycks and Gimpel 2016,
-           arXiv:1606.08415), as in GPT-2
+    gated       (silu(x @ gate) * (x @ up)) @ down (Shazeer 2020, arXiv:2002.05202)
+    gated_gelu  (gelu(x @ gate) * (x @ up)) @ down, with the tanh formula, as in Gemma
+    gelu        gelu(x @ up) @ down, with the tanh formula of GELU (Hendrycks and Gimpel 2016,
+                arXiv:1606.08415), as in GPT-2
+    exact_gelu  the same with the error function, as in Pythia
     """
 
     def __init__(self, model: schema.Model, rngs: nnx.Rngs, d_ff: int, rules: mesh.ShardingRules):
         d, f = model.d_model, d_ff
         self.rules, self.gradient_dtype = rules, model.gradient_dtype
-        is_gated = model.mlp == "gated"
+        is_gated, self.kind = model_sizes.is_gated(model), model.mlp
         self.gate = weight(rngs, ("embed", "mlp"), (d, f), d**-0.5) if is_gated else None
         self.up = weight(rngs, ("embed", "mlp"), (d, f), d**-0.5)
         self.down = weight(rngs, ("mlp", "embed"), (f, d), (2 * model.n_layers * f) ** -0.5)
@@ -223,11 +236,12 @@ class MLP(nnx.Module):
         up_BTF = add_bias(project_shared(x_BTD, self.up[...], dtype), self.up_bias)
         up_BTF = remat_policies.name_activation(up_BTF, "up")
         if self.gate is None:
-            y_BTF = jax.nn.gelu(up_BTF, approximate=True)
+            y_BTF = jax.nn.gelu(up_BTF, approximate=self.kind == "gelu")
         else:
             gate_BTF = add_bias(project_shared(x_BTD, self.gate[...], dtype), self.gate_bias)
             gate_BTF = remat_policies.name_activation(gate_BTF, "gate")
-            y_BTF = swiglu(gate_BTF, up_BTF)
+            activate = swiglu if self.kind == "gated" else geglu
+            y_BTF = activate(gate_BTF, up_BTF)
         y_BTF = self.rules.constrain(y_BTF, "batch", "length", "mlp")
         y_BTD = add_bias(project(y_BTF, self.down[...], dtype), self.down_bias)
         return remat_policies.name_activation(y_BTD, "mlp_output")

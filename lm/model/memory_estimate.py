@@ -15,7 +15,7 @@ import math
 import jax
 
 from lm.config import axis_rules, model_sizes, schema
-from lm.model import parametrization, transformer
+from lm.model import attention, parametrization, transformer
 from lm.model.kernels import kernel_table, remat_policies
 from lm.parallel import mesh
 
@@ -222,7 +222,7 @@ def _layer_bytes(run: schema.Run, shapes: ShardedShapes) -> tuple[float, float]:
     keys = n_tokens * 2 * model.n_kv_heads * model.d_head / shapes.shard_count("kv_heads")
     hidden = n_tokens * mlp_width(model) / shapes.shard_count("mlp")
     scores = n_tokens * stored_attention_scores(run, shapes)
-    n_up = 2 if model.mlp == "gated" else 1  # up projections
+    n_up = 2 if model_sizes.is_gated(model) else 1  # up projections
     layer = value_bytes * (4 * stream + 3 * heads + 2 * keys + 2 * n_up * hidden)
     layer += (2 * FLOAT32 + value_bytes) * scores
     if shapes.attention.has_dense_mask:
@@ -258,12 +258,23 @@ def stored_attention_scores(run: schema.Run, shapes: ShardedShapes) -> float:
     if shapes.attention.name != "plain":
         return 0.0
     n_scores = run.data.seq_len * run.model.n_heads / shapes.shard_count("heads")
-    return n_scores * causal_score_fraction(run.model)
+    if run.model.attention_softcap:
+        n_scores *= 4 / 3  # the backward pass needs the tanh besides three other arrays
+    return n_scores * causal_score_fraction(run.model, run.data.seq_len)
 
 
-def causal_score_fraction(model: schema.Model) -> float:
-    """Return the fraction of attention scores that is computed, with blocks of queries."""
-    return (model.attention_query_blocks + 1) / (2 * model.attention_query_blocks)
+def causal_score_fraction(model: schema.Model, seq_len: int) -> float:
+    """Return the fraction of seq_len^2 attention scores that is computed, with blocks of queries.
+
+    If all layers have a sliding window, a block of queries skips the keys before its first window.
+    """
+    n_blocks = model.attention_query_blocks
+    if not model.sliding_window or model.full_attention_interval:
+        return (n_blocks + 1) / (2 * n_blocks)
+    size = seq_len // n_blocks
+    starts = range(0, seq_len, size)
+    ranges = [attention.key_range(start, size, model.sliding_window) for start in starts]
+    return sum(size * (end - first) for first, end in ranges) / seq_len**2
 
 
 def mlp_width(model: schema.Model) -> float:

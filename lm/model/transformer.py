@@ -1,7 +1,7 @@
 """The decoder transformer: RMSNorm, rotary grouped-query attention with QK-norm, gated MLP.
 
-Config fields select LayerNorm, learned positions, a GELU MLP, biases, or no QK-norm. The Llama,
-Qwen3 and GPT-2 architectures are special cases.
+Config fields select other norms, positions, MLPs, biases, windows and caps of attention. The
+architectures of lm/model/hf/architectures.py are special cases.
 
     params = init_params(model, seed=0)           # {"embed": [V, D], "blocks": {...: [L, ...]}}
     axes = param_axes(model)                      # the same tree, a tuple of axis names per weight
@@ -16,12 +16,14 @@ weights are a nested dict of arrays, with the layers stacked on a leading axis.
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
-from lm.config import schema
+from lm.config import model_sizes, schema
 from lm.model import attention, layers, lora, moe, parametrization, position_encoding
 from lm.model.kernels import remat_policies, table_lookup
 from lm.parallel import mesh
@@ -41,13 +43,25 @@ class Attention(nnx.Module):
         self.key = layers.weight(rngs, ("embed", "kv_heads", "d_head"), (d, k, h), d**-0.5)
         self.value = layers.weight(rngs, ("embed", "kv_heads", "d_head"), (d, k, h), d**-0.5)
         self.out = layers.weight(rngs, ("heads", "d_head", "embed"), (n, h, d), out_std)
-        self.query_norm = layers.make_norm(model, h) if model.qk_norm else None
-        self.key_norm = layers.make_norm(model, h) if model.qk_norm else None
-        self.query_bias = layers.bias(("heads", "d_head"), (n, h)) if model.bias else None
-        self.key_bias = layers.bias(("kv_heads", "d_head"), (k, h)) if model.bias else None
-        self.value_bias = layers.bias(("kv_heads", "d_head"), (k, h)) if model.bias else None
+        self.query_norm = self._make_head_norm(model, "heads", n)
+        self.key_norm = self._make_head_norm(model, "kv_heads", k)
+        has_bias = model.bias or model.qkv_bias
+        self.query_bias = layers.bias(("heads", "d_head"), (n, h)) if has_bias else None
+        self.key_bias = layers.bias(("kv_heads", "d_head"), (k, h)) if has_bias else None
+        self.value_bias = layers.bias(("kv_heads", "d_head"), (k, h)) if has_bias else None
         self.out_bias = layers.bias(("norm",), (d,)) if model.bias else None
         self.rules, self.gradient_dtype = rules, model.gradient_dtype
+
+    def _make_head_norm(self, model: schema.Model, axis: str, n_heads: int):
+        """Return the norm of queries or keys, None without QK-norm.
+
+        axis: logical axis of the heads. The norm is over each head, or over all heads together.
+        """
+        if not model.qk_norm:
+            return None
+        if model.qk_norm_scope == "head":
+            return layers.make_norm(model, model.d_head)
+        return layers.make_norm(model, n_heads, model.d_head, names=(axis, "d_head"))
 
     def __call__(self, x_BTD: jax.Array, attend: Callable) -> jax.Array:
         """Return the attention output [B, T, D].
@@ -78,18 +92,27 @@ class Attention(nnx.Module):
 
 
 class Block(nnx.Module):
-    """Decoder block: pre-norm attention, then a pre-norm MLP or experts, both residual."""
+    """Decoder block: attention, then an MLP or experts, both residual.
+
+    By default, both branches read a norm of the residual stream. model.norm_position and
+    model.residual select norms of the outputs (OLMo 2, arXiv:2501.00656), norms of both (Gemma 2,
+    arXiv:2408.00118) and parallel branches (Wang and Komatsuzaki 2021, GPT-J).
+    """
 
     def __init__(self, model: schema.Model, rngs: nnx.Rngs, rules: mesh.ShardingRules):
         self.attention = Attention(model, rngs, rules)
         self.attention_norm = layers.make_norm(model, model.d_model)
+        has_both = model.norm_position == "both"
+        self.attention_output_norm = layers.make_norm(model, model.d_model) if has_both else None
+        self.mlp_output_norm = layers.make_norm(model, model.d_model) if has_both else None
         is_dense = model.n_experts == 0
         self.mlp = (
             layers.MLP(model, rngs, model.d_ff, rules)
             if is_dense
             else moe.Experts(model, rngs, rules)
         )
-        self.mlp_norm = layers.make_norm(model, model.d_model)
+        is_shared = model.residual == "parallel_shared"
+        self.mlp_norm = None if is_shared else layers.make_norm(model, model.d_model)
         self.model, self.rules = model, rules
 
     def __call__(
@@ -100,14 +123,40 @@ class Block(nnx.Module):
         is_counted_BT: the positions that the routing statistics count; None is all positions.
         """
         scale = parametrization.residual_scale(self.model)
-        x_BTD = x_BTD + scale * self.attention(self.attention_norm(x_BTD), attend)
+        input_BTD = x_BTD
+        x_BTD = x_BTD + scale * self.attention_branch(x_BTD, attend)
         x_BTD = self.rules.constrain(x_BTD, "batch", "length", None)
-        x_norm_BTD, routing = self.mlp_norm(x_BTD), {}
-        if isinstance(self.mlp, moe.Experts):
-            y, routing = self.mlp(x_norm_BTD, is_counted_BT)
-        else:
-            y = self.mlp(x_norm_BTD)
+        input_BTD = x_BTD if self.model.residual == "sequential" else input_BTD
+        y, routing = self._mlp_branch(input_BTD, is_counted_BT)
         return self.rules.constrain(x_BTD + scale * y, "batch", "length", None), routing
+
+    def attention_branch(self, x_BTD: jax.Array, attend: Callable) -> jax.Array:
+        """Return the output of attention with its norms, [B, T, D]; attend: see Attention."""
+        if self.model.norm_position == "post":
+            return self.attention_norm(self.attention(x_BTD, attend))
+        y_BTD = self.attention(self.attention_norm(x_BTD), attend)
+        return y_BTD if self.attention_output_norm is None else self.attention_output_norm(y_BTD)
+
+    def _mlp_branch(self, x_BTD: jax.Array, is_counted_BT: jax.Array | None):
+        """Return the output of the MLP or experts with its norms, [B, T, D], and routing."""
+        norm, is_post = self.mlp_norm or self.attention_norm, self.model.norm_position == "post"
+        x_BTD, routing = x_BTD if is_post else norm(x_BTD), {}
+        if isinstance(self.mlp, moe.Experts):
+            y_BTD, routing = self.mlp(x_BTD, is_counted_BT)
+        else:
+            y_BTD = self.mlp(x_BTD)
+        y_BTD = norm(y_BTD) if is_post else y_BTD
+        return y_BTD if self.mlp_output_norm is None else self.mlp_output_norm(y_BTD), routing
+
+
+class StackedLayers(NamedTuple):
+    """Blocks with a leading axis of layers, and one flag per layer.
+
+    is_local: True for layers with a sliding window [L]; None if all layers are equal.
+    """
+
+    block: Block
+    is_local: jax.Array | np.ndarray | None
 
 
 class Decoder(nnx.Module):
@@ -127,6 +176,7 @@ class Decoder(nnx.Module):
         self.positions = (
             layers.weight(rngs, axes, shape, d**-0.5) if model.learned_positions else None
         )
+        self.head_bias = layers.bias(("vocab",), (v,)) if model.head_bias else None
         self.model, self.rules = model, rules
 
     def __call__(self, tokens_BT: jax.Array, segments_BT: jax.Array | None) -> jax.Array:
@@ -149,21 +199,15 @@ class Decoder(nnx.Module):
         is_counted_BT: see Block.
         """
         model, rules, n_blocks = self.model, self.rules, self.model.attention_query_blocks
-        tables = None
-        if not model.learned_positions:
-            tables = position_encoding.training_tables(model, tokens_BT.shape[1], rules)
+        tables = position_encoding.training_tables(model, tokens_BT.shape[1], rules)
         if is_counted_BT is not None:
             is_counted_BT = mesh.interleave_positions(is_counted_BT, n_blocks)
 
-        def attend(q_BTNH, k_BSKH, v_BSKH):
-            q_BTNH, k_BSKH = position_encoding.encode_positions(q_BTNH, k_BSKH, tables)
-            k_BSKH = rules.constrain(k_BSKH, "batch", "length", "kv_heads", "d_head")
-            v_BSKH = rules.constrain(v_BSKH, "batch", "length", "kv_heads", "d_head")
-            return attention.attend(model, rules, q_BTNH, k_BSKH, v_BSKH, segments_BT)
+        def run_layer(x_BTD, layer):
+            attend = attention.make_attend(model, rules, tables, layer.is_local, segments_BT)
+            return layer.block(x_BTD, attend, is_counted_BT)
 
-        layer = remat_policies.checkpoint_layer(
-            lambda x_BTD, block: block(x_BTD, attend, is_counted_BT), model.remat
-        )
+        run_layer = remat_policies.checkpoint_layer(run_layer, model.remat)
         # Without a loop, XLA merges the recomputed values with the first ones and stores these.
         is_unrolled = model.n_layers <= model.scan_unroll and model.remat == "none"
         times_BT = mesh.interleave_positions(
@@ -171,9 +215,15 @@ class Decoder(nnx.Module):
         )
         x_BTD = self.embedded(mesh.interleave_positions(tokens_BT, n_blocks), times_BT)
         x_BTD, routing = jax.lax.scan(
-            layer, x_BTD, self.blocks, unroll=model.n_layers if is_unrolled else 1
+            run_layer, x_BTD, self.stacked_layers(), unroll=model.n_layers if is_unrolled else 1
         )
         return self.norm(x_BTD), routing
+
+    def stacked_layers(self) -> StackedLayers:
+        """Return the inputs of a scan over the layers."""
+        windows = model_sizes.attention_windows(self.model)
+        is_mixed = len(set(windows)) > 1
+        return StackedLayers(self.blocks, np.array(windows) > 0 if is_mixed else None)
 
     def embedded(self, tokens_BT: jax.Array, times_BT: jax.Array) -> jax.Array:
         """Return the input of the first layer, [B, T, D].
@@ -182,6 +232,8 @@ class Decoder(nnx.Module):
         """
         dtype, rules = self.model.dtype, self.rules
         x_BTD = table_lookup.look_up(self.embed[...], tokens_BT, dtype, ("vocab", "embed"), rules)
+        scale = self.model.embedding_scale
+        x_BTD = x_BTD if scale == 1 else x_BTD * jnp.asarray(scale, x_BTD.dtype)
         if self.positions is not None:
             # Padding can be beyond the table. Clipping gives it finite values instead of NaN.
             times_BT = jnp.clip(times_BT, 0, self.positions.shape[0] - 1)
@@ -214,6 +266,7 @@ class Decoder(nnx.Module):
         model, cap = self.model, self.model.logit_softcap
         logits_BTV = layers.project_to_float32(x_BTD, head_DV, master_DV, model.gradient_dtype)
         logits_BTV *= parametrization.logit_scale(model)
+        logits_BTV = layers.add_bias(logits_BTV, self.head_bias)
         logits_BTV = cap * jnp.tanh(logits_BTV / cap) if cap else logits_BTV
         return self.rules.constrain(logits_BTV, "batch", "length", "vocab")
 

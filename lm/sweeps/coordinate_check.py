@@ -84,23 +84,20 @@ def collect_activations(
     residual stream after the last layer, before the final norm.
     """
     decoder = transformer.make_decoder(model, params, rules)
-    positions_T, tables = jnp.arange(tokens_BT.shape[1]), None
-    if not model.learned_positions:
-        tables = position_encoding.rotary_tables(model.d_head, model.rope_theta, positions_T)
+    tables = position_encoding.make_tables(model, jnp.arange(tokens_BT.shape[1]))
 
-    def attend(q_BTNH, k_BTKH, v_BTKH):
-        q_BTNH, k_BTKH = position_encoding.encode_positions(q_BTNH, k_BTKH, tables)
-        return attention.attend(model, rules, q_BTNH, k_BTKH, v_BTKH, None)
-
-    def layer(x_BTD, block):
-        attention_BTD = block.attention(block.attention_norm(x_BTD), attend)
-        output_BTD, _ = block(x_BTD, attend)
+    def layer(x_BTD, stacked):
+        attend = attention.make_attend(model, rules, tables, stacked.is_local, None)
+        attention_BTD = stacked.block.attention_branch(x_BTD, attend)
+        output_BTD, _ = stacked.block(x_BTD, attend)
         branches_BTD = (output_BTD - x_BTD) / parametrization.residual_scale(model)
         return output_BTD, (attention_BTD, branches_BTD - attention_BTD)
 
     times_BT = position_encoding.positions_in_segment(tokens_BT, None)
     embedding_BTD = decoder.embedded(tokens_BT, times_BT)
-    residual_BTD, (attention_LBTD, mlp_LBTD) = jax.lax.scan(layer, embedding_BTD, decoder.blocks)
+    residual_BTD, (attention_LBTD, mlp_LBTD) = jax.lax.scan(
+        layer, embedding_BTD, decoder.stacked_layers()
+    )
     return {
         "embedding": embedding_BTD,
         "attention": attention_LBTD[-1],

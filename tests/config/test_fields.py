@@ -89,7 +89,10 @@ RESULT_NAMES = sorted(
     data.unseen eval.patience mesh.exact model.attention_blocks model.balance model.balance_rate
     model.balance_weight model.base_depth model.base_width model.bias model.capacity model.d_expert
     model.d_ff model.d_head model.d_model model.dispatch model.dtype model.experts_per_token
-    model.gradient_dtype
+    model.attention_scale model.attention_softcap model.embedding_scale
+    model.full_attention_interval model.gradient_dtype model.head_bias model.local_rope_theta
+    model.norm_position model.qk_norm_scope model.qkv_bias model.residual model.rope_factor
+    model.rope_original_length model.rope_scaling model.rotary_fraction model.sliding_window
     model.logit_softcap model.lora_alpha model.lora_on model.lora_rank model.max_positions model.mlp
     model.n_experts model.n_heads model.n_kv_heads model.n_layers model.n_shared_experts model.norm
     model.norm_eps model.normalize_experts model.parametrization model.qk_norm model.rope_theta
@@ -102,3 +105,11 @@ RESULT_NAMES = sorted(
     start.keep start.run start.step steps
     """.split()
 )
+
+
+def test_default_of_a_newer_field_is_not_in_hashes():
+    """The hashes of runs stored before the field existed stay equal."""
+    model = schema.Model()
+    values = {"model.sliding_window": 0, "model.rope_theta": model.rope_theta}
+    assert list(fields.for_hash(values, schema.Run)) == ["model.rope_theta"]
+    assert fields.for_hash({"model.sliding_window": 7}, schema.Run) == {"model.sliding_window": 7}

@@ -4,6 +4,7 @@ import dataclasses
 import math
 
 import jax
+import numpy as np
 import pytest
 
 from lm.config import flops, model_sizes, schema, validation
@@ -14,7 +15,13 @@ from lm.sweeps.planning import cost
 UNITS = {"K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
 SIZES = [*model_sizes.LADDER, *model_sizes.EXPERTS]
 GPT2 = {"norm": "layer", "mlp": "gelu", "bias": True, "qk_norm": False, "learned_positions": 128}
-VARIANTS = [GPT2, {"qk_norm": False}, {"bias": True, "norm": "layer"}]
+VARIANTS = [
+    GPT2,
+    {"qk_norm": False},
+    {"bias": True, "norm": "layer", "residual": "parallel_shared", "mlp": "exact_gelu"}
+    | {"head_bias": True, "rotary_fraction": 0.5},
+    {"qkv_bias": True, "norm_position": "both", "qk_norm_scope": "all_heads", "mlp": "gated_gelu"},
+]
 TIED = {"tie_embeddings": True, "load_balancing": "bias"}
 
 
@@ -65,7 +72,7 @@ def test_counts_and_flops_of_a_variant_match_its_program(changes):
     expected = dict.fromkeys(("norms", "biases", "embedding"), 0)
     for path, leaf in leaves.items():
         part = "norms" if "norm" in path else "biases" if "bias" in path else "embedding"
-        if part != "embedding" or path in ("embed", "positions"):
+        if path != "head_bias" and (part != "embedding" or path in ("embed", "positions")):
             expected[part] += leaf.size
     counts = model_sizes.count_parameters(model)
     assert counts["total"] == sum(leaf.size for leaf in leaves.values())
@@ -103,6 +110,20 @@ def test_flops_equal_those_of_the_train_step(size, changes):
     run.data.seq_len, run.data.batch_size = 64, 2
     n_flops = flops.flops_per_token(run.model, 64)["full"] * 2 * 64
     assert cost.count_step_flops(run) == n_flops
+
+
+def test_sliding_window_reduces_the_counted_keys():
+    """Two of four layers have a window of 16 of 64 keys."""
+    plain = model_sizes.ladder_model("60K", vocab_size=256)
+    windowed = dataclasses.replace(plain, sliding_window=16, full_attention_interval=2)
+    assert model_sizes.attention_windows(windowed) == [16, 0, 16, 0]
+    expected, actual = (flops.flops_per_token(model, 64) for model in (plain, windowed))
+    attention = 12 * plain.n_heads * plain.d_head
+    assert expected["full"] - actual["full"] == attention * 2 * (64 - 16)
+    causal = np.mean([min(t + 1, 16) for t in range(64)])
+    difference = attention * 2 * (65 / 2 - causal)
+    assert expected["causal"] - actual["causal"] == pytest.approx(difference)
+    assert flops.flops_per_token(windowed, 16) == flops.flops_per_token(plain, 16)
 
 
 def test_flop_conventions_differ_as_defined():

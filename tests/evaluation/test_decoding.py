@@ -24,11 +24,13 @@ def params():
         ({}, 2e-5),
         ({"n_kv_heads": 4, "tie_embeddings": True, "logit_softcap": 3.0}, 2e-5),
         ({"dtype": "bfloat16"}, 0.15),
+        (small_model.VARIANT, 2e-5),
     ],
 )
 def test_cached_logits_equal_uncached_logits(changes, tolerance):
     model = dataclasses.replace(MODEL, **changes)
     tokens_BT = jax.random.randint(jax.random.key(1), (2, 12), 0, 256)
+    key_times_BS = np.arange(12)[None].repeat(2, 0)
 
     @jax.jit
     def both_logits():
@@ -41,7 +43,8 @@ def test_cached_logits_equal_uncached_logits(changes, tolerance):
         for t in range(7, 9):
             now = slice(t, t + 1)
             logits_B1V, cache = read(
-                tokens_BT[:, now], times_BT[:, now], mask_BTS[:, now], cache, t
+                *(tokens_BT[:, now], times_BT[:, now], mask_BTS[:, now], cache, t),
+                key_positions_BS=key_times_BS,
             )
             parts.append(logits_B1V)
         uncached_BTV = transformer.compute_logits(model, params, tokens_BT)
@@ -106,10 +109,12 @@ def test_first_tokens_follow_the_filtered_softmax(params):
     assert (np.abs(counts / n - p) < 4 * np.sqrt(p * (1 - p) / n)).all()
 
 
-def test_learned_positions_work_with_the_cache():
-    model = dataclasses.replace(
-        MODEL, norm="layer", mlp="gelu", bias=True, qk_norm=False, learned_positions=CONTEXT
-    )
+GPT2 = {"norm": "layer", "mlp": "gelu", "bias": True, "qk_norm": False}
+
+
+@pytest.mark.parametrize("fields", [GPT2 | {"learned_positions": CONTEXT}, small_model.VARIANT])
+def test_other_positions_and_windows_work_with_the_cache(fields):
+    model = dataclasses.replace(MODEL, **fields)
     run = dataclasses.replace(RUN, model=model)
     params = small_model.random_params(model, shift=0.01)
     logits = small_model.uncached_logits(params, model)

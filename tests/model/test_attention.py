@@ -26,6 +26,40 @@ def random_qkv(t: int, h: int, dtype=jnp.float32) -> list[jax.Array]:
     return [q * h**-0.5, k, v]
 
 
+def masked_reference(q, k, v, segments_BT, window: int, cap: float):
+    """Return attention with a window and a cap, with its autodiff gradient."""
+    k, v = (jnp.repeat(x, N // K, axis=2) for x in (k, v))
+    score_BNTS = cap * jnp.tanh(jnp.einsum("btnh,bsnh->bnts", q, k) / cap)
+    age_TS = np.arange(q.shape[1])[:, None] - np.arange(q.shape[1])
+    mask_BTS = (segments_BT[:, :, None] == segments_BT[:, None]) & (age_TS >= 0) & (age_TS < window)
+    score_BNTS = jnp.where(mask_BTS[:, None], score_BNTS, -jnp.inf)
+    return jnp.einsum("bnts,bsnh->btnh", jax.nn.softmax(score_BNTS), v)
+
+
+@pytest.mark.parametrize(("window", "is_local"), [(5, None), (5, True), (16, False)])
+def test_window_and_cap_equal_a_dense_mask(window, is_local):
+    """Blocks skip keys only if all layers have the window. The gradients are equal too."""
+    segments_BT = segments(**SHORT)
+    do = jax.random.normal(jax.random.key(1), (B, 16, N, 8))
+    flag = None if is_local is None else jnp.array(is_local)
+    variant = attention.Variant(5, 0.5, flag)
+
+    def with_gradients(attend):
+        output, pullback = jax.vjp(attend, *random_qkv(**SHORT))
+        return output, *pullback(do)
+
+    actual = jax.jit(
+        lambda: with_gradients(
+            lambda *qkv: attention.blockwise_attention(*qkv, 4, segments_BT, variant=variant)
+        )
+    )()
+    expected = jax.jit(
+        lambda: with_gradients(lambda *qkv: masked_reference(*qkv, segments_BT, window, 0.5))
+    )()
+    for x, y in zip(actual, expected, strict=True):
+        np.testing.assert_allclose(x, y, atol=3e-6)
+
+
 def reference_attention(q, k, v, segments_BT):
     """Return the attention of jax.nn with its autodiff gradient."""
     is_same = None

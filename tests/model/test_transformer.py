@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from fixtures import small_model
 
 from lm.config import model_sizes, schema, validation
 from lm.model import layers, parametrization, transformer
@@ -290,7 +291,14 @@ def test_learned_positions_start_again_in_each_segment(tokens_BT):
     assert np.abs(compute_logits(GPT2, params, tokens_BT)[:, 8:] - alone[1]).max() > 1e-2
 
 
-@pytest.mark.parametrize("shape", [GPT2, dataclasses.replace(SHAPE, bias=True, qk_norm=False)])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        GPT2,
+        dataclasses.replace(SHAPE, bias=True, qk_norm=False),
+        dataclasses.replace(SHAPE, **small_model.VARIANT),
+    ],
+)
 def test_logits_are_equal_on_split_rows_and_heads(shape, tokens_BT):
     shape = dataclasses.replace(shape, attention_query_blocks=2)
     params = jax.tree.map(lambda w: w + 0.01, init_params(shape))  # the biases are not 0

@@ -16,6 +16,10 @@ from lm.runs import filesystem, json_files
 
 FILE = "special_tokens.json"
 HF_FILES = ("config.json", "generation_config.json", "tokenizer_config.json")
+TEMPLATE_FILE = "chat_template.jinja"
+# Entries of config.json and tokenizer_config.json that an export of an imported run repeats.
+TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+MAX_TEMPLATE_BYTES = 1 << 20
 # Classes of transformers that put the start token before each text unless add_bos_token is false.
 CLASSES_WITH_START = (
     "LlamaTokenizer",
@@ -26,11 +30,16 @@ CLASSES_WITH_START = (
 
 
 class SpecialTokens(NamedTuple):
-    """Token ids of the special tokens."""
+    """Token ids of the special tokens, and the files that define them.
+
+    published: content of the files of the original folder, for an export: token_ids (of
+    config.json), generation_config, tokenizer_config and chat_template. None without such files.
+    """
 
     start: int | None = None  # precedes each text
     end: int | None = None  # follows each document; None if the files do not define it
     stops: tuple[int, ...] = ()  # other tokens that end an answer
+    published: dict | None = None
 
 
 def read_special_tokens(
@@ -60,13 +69,30 @@ def read_special_tokens(
         start = token_ids.get(_token_text(tokenizer.get("bos_token")), start)
     elif adds_start is False:
         start = None
-    return SpecialTokens(start, ends[0] if ends else None, tuple(ends[1:]))
+    published = _published_files(folder, config, generation, tokenizer)
+    return SpecialTokens(start, ends[0] if ends else None, tuple(ends[1:]), published)
+
+
+def _published_files(folder: Path, config: dict, generation: dict, tokenizer: dict) -> dict | None:
+    """Return the entry `published` of SpecialTokens for a folder of transformers."""
+    file = folder / TEMPLATE_FILE
+    template = tokenizer.get("chat_template")
+    if file.exists():
+        template = filesystem.read_limited_bytes(file, MAX_TEMPLATE_BYTES).decode(errors="replace")
+    published = {
+        "token_ids": {name: config[name] for name in TOKEN_IDS if name in config},
+        "generation_config": generation,
+        "tokenizer_config": {k: v for k, v in tokenizer.items() if k != "chat_template"},
+        "chat_template": template if isinstance(template, str) else "",
+    }
+    published = {name: value for name, value in published.items() if value}
+    return published or None
 
 
 def _decode_special_tokens(path: Path) -> SpecialTokens:
     """Return the special tokens of the file FILE. Raises ValueError for an invalid entry."""
     values = json_files.read_object(path)
-    start, end, stops = (values.get(name) for name in SpecialTokens._fields)
+    start, end, stops, published = (values.get(name) for name in SpecialTokens._fields)
     if not isinstance(stops, list) or any(
         type(value) is not int or value < 0 for value in [*stops, start or 0, end or 0]
     ):
@@ -74,12 +100,15 @@ def _decode_special_tokens(path: Path) -> SpecialTokens:
             f"{path}: start={start!r}, end={end!r}, stops={stops!r} must be token ids: restore the"
             " file"
         )
-    return SpecialTokens(start, end, tuple(stops))
+    return SpecialTokens(start, end, tuple(stops), published)
 
 
 def encode_special_tokens(special: SpecialTokens) -> bytes:
     """Return the content of the file FILE, which read_special_tokens reads."""
-    return (json.dumps(special._asdict()) + "\n").encode()
+    values = special._asdict()
+    if special.published is None:
+        del values["published"]
+    return (json.dumps(values) + "\n").encode()
 
 
 def _read_object(path: Path) -> dict:

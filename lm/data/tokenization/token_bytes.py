@@ -1,5 +1,7 @@
 """Bytes of text that the tokens of a published vocabulary represent."""
 
+import re
+
 
 def from_byte_level(piece: str) -> bytes:
     """Return the bytes of a byte-level token."""
@@ -28,3 +30,22 @@ def _letters_of_bytes() -> dict[str, bytes]:
 
 
 LETTERS = _letters_of_bytes()
+
+
+def check_vocabulary_format(content: bytes, where: str) -> None:
+    """Raise ValueError if a file is a vocabulary of tiktoken or Mistral's tekken.
+
+    These files do not contain the rules that split a text. where: name of the file.
+    """
+    first_line = content[:1000].split(b"\n", 1)[0].strip()
+    kind = ""
+    if re.fullmatch(rb"[A-Za-z0-9+/]+={0,2} [0-9]+", first_line):
+        kind = "tiktoken"
+    elif first_line.startswith(b"{") and b'"token_bytes"' in content[:100_000]:
+        kind = "tekken"
+    if kind:
+        raise ValueError(
+            f"{where} is a {kind} vocabulary, which is not read: convert the folder of the model by"
+            " transformers.AutoTokenizer.from_pretrained(FOLDER).save_pretrained(OUT), and set"
+            " file:OUT/tokenizer.json"
+        )

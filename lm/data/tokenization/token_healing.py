@@ -97,7 +97,9 @@ class TokenPair:
 
 def encode_prompt(tokenizer: tokenizers.Tokenizer, text: str) -> list[int]:
     """Return the token ids of a prompt, with the first token of a question if there is one."""
-    ids = [*_first_token(tokenizer, text), *(int(i) for i in tokenizer.encode(text))]
+    ids = [int(i) for i in tokenizer.encode_prompt(text)]
+    if not ids or ids[0] != tokenizer.start:  # the text of the prompt may name the start token
+        ids = [*_first_token(tokenizer, text), *ids]
     return ids or [tokenizer.end]
 
 

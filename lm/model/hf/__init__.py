@@ -1,6 +1,10 @@
 """Models in the format of Hugging Face transformers. Files in reading order:
 
-architectures.py  tensor names and config fields of Llama, Qwen3, Qwen3-MoE and GPT-2
+architectures.py  the table of families: tensor names and config fields
+tensor_layout.py  the tensors of a model, and the weights that are their parts
+config_fields.py  fields of a model from and to config.json
+tokenizer_files.py  tokenizer, chat template and special tokens of an exported folder
+weight_blocks.py  blocks of weights on the devices of a mesh
 load.py           read a folder
 export.py         write a folder
 """

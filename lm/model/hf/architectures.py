@@ -1,39 +1,43 @@
-"""Tables of the architectures of Hugging Face transformers: tensors, fields, required values.
+"""Table of the architectures of Hugging Face transformers: tensors, fields, required values.
 
     name = architecture_of(run.model)            # "qwen3"
-    tensors = tensor_table(run.model, name)      # the tensors of its files, the weights of each
+    ARCHITECTURES[name].class_name               # "Qwen3ForCausalLM"
 
-lm/model/hf/export.py and lm/model/hf/load.py read the same tables in opposite directions. A model
-has an architecture if its fields have the values in REQUIRED_FIELDS.
+A family is one row of ARCHITECTURES. tensor_layout.py, config_fields.py, load.py and export.py read
+the rows. A model has an architecture if its fields have the values that the row requires.
 """
 
 import dataclasses
-import itertools
-import math
 from typing import Any
 
-import jax
-import numpy as np
-
 from lm.config import schema
-from lm.model import parametrization, params, transformer
-from lm.parallel import mesh
 
 # The weights of a folder are in one file, or in several files that an index lists.
 INDEX_FILE, WEIGHTS_FILE = "model.safetensors.index.json", "model.safetensors"
 
-_L, _H = "model.layers.{layers}.", "transformer.h.{layers}."
-_DECODER = (
+_L, _H, _N = "model.layers.{layers}.", "transformer.h.{layers}.", "gpt_neox.layers.{layers}."
+_EMBEDDING = (
     # tensor of transformers              weight                        axes of the tensor
     ("model.embed_tokens.weight",          "embed",                      "vocab embed"),
-    ("model.norm.weight",                  "norm/scale",                 "norm"),
     ("lm_head.weight",                     "head",                       "vocab embed"),
+)  # fmt: skip
+_NORMS = (
+    ("model.norm.weight",                  "norm/scale",                 "norm"),
     (_L + "input_layernorm.weight",        "attention_norm/scale",       "norm"),
-    (_L + "post_attention_layernorm.weight", "mlp_norm/scale",            "norm"),
+    (_L + "post_attention_layernorm.weight", "mlp_norm/scale",           "norm"),
+)  # fmt: skip
+_OUTPUT = ((_L + "self_attn.o_proj.weight", "attention/out", "embed heads+d_head"),)
+_QKV = (
     (_L + "self_attn.q_proj.weight",       "attention/query",            "heads+d_head embed"),
     (_L + "self_attn.k_proj.weight",       "attention/key",              "kv_heads+d_head embed"),
     (_L + "self_attn.v_proj.weight",       "attention/value",            "kv_heads+d_head embed"),
-    (_L + "self_attn.o_proj.weight",       "attention/out",              "embed heads+d_head"),
+)  # fmt: skip
+_QKV_BIAS = (
+    (_L + "self_attn.q_proj.bias",         "attention/query_bias",       "heads+d_head"),
+    (_L + "self_attn.k_proj.bias",         "attention/key_bias",         "kv_heads+d_head"),
+    (_L + "self_attn.v_proj.bias",         "attention/value_bias",       "kv_heads+d_head"),
+)  # fmt: skip
+_QK_NORM = (
     (_L + "self_attn.q_norm.weight",       "attention/query_norm/scale", "norm"),
     (_L + "self_attn.k_norm.weight",       "attention/key_norm/scale",   "norm"),
 )  # fmt: skip
@@ -44,206 +48,321 @@ _MLP = (
 )  # fmt: skip
 _EXPERTS = (
     (_L + "mlp.gate.weight",               "mlp/router",                 "router embed"),
-    (_L + "mlp.experts.{experts}.gate_proj.weight", "mlp/gate",            "mlp embed"),
-    (_L + "mlp.experts.{experts}.up_proj.weight", "mlp/up",                "mlp embed"),
-    (_L + "mlp.experts.{experts}.down_proj.weight", "mlp/down",            "embed mlp"),
+    (_L + "mlp.experts.{experts}.gate_proj.weight", "mlp/gate",          "mlp embed"),
+    (_L + "mlp.experts.{experts}.up_proj.weight", "mlp/up",              "mlp embed"),
+    (_L + "mlp.experts.{experts}.down_proj.weight", "mlp/down",          "embed mlp"),
 )  # fmt: skip
-_GPT2_TENSORS = (
-    ("transformer.wte.weight",             "embed",                      "vocab embed"),
-    ("transformer.wpe.weight",             "positions",                  "positions embed"),
-    ("transformer.ln_f.weight",            "norm/scale",                 "norm"),
-    ("transformer.ln_f.bias",              "norm/bias",                  "norm"),
-    ("lm_head.weight",                     "head",                       "vocab embed"),
-    (_H + "ln_1.weight",                   "attention_norm/scale",       "norm"),
-    (_H + "ln_1.bias",                     "attention_norm/bias",        "norm"),
-    (_H + "ln_2.weight",                   "mlp_norm/scale",             "norm"),
-    (_H + "ln_2.bias",                     "mlp_norm/bias",              "norm"),
-    (_H + "attn.c_attn.weight",            "attention/query",            "embed heads+d_head"),
-    (_H + "attn.c_attn.weight",            "attention/key",              "embed kv_heads+d_head"),
-    (_H + "attn.c_attn.weight",            "attention/value",            "embed kv_heads+d_head"),
-    (_H + "attn.c_attn.bias",              "attention/query_bias",       "heads+d_head"),
-    (_H + "attn.c_attn.bias",              "attention/key_bias",         "kv_heads+d_head"),
-    (_H + "attn.c_attn.bias",              "attention/value_bias",       "kv_heads+d_head"),
-    (_H + "attn.c_proj.weight",            "attention/out",              "heads+d_head embed"),
-    (_H + "attn.c_proj.bias",              "attention/out_bias",         "norm"),
-    (_H + "mlp.c_fc.weight",               "mlp/up",                     "embed mlp"),
-    (_H + "mlp.c_fc.bias",                 "mlp/up_bias",                "mlp"),
-    (_H + "mlp.c_proj.weight",             "mlp/down",                   "mlp embed"),
-    (_H + "mlp.c_proj.bias",               "mlp/down_bias",              "norm"),
+_OLMO2 = (
+    ("model.norm.weight",                  "norm/scale",                 "norm"),
+    (_L + "post_attention_layernorm.weight", "attention_norm/scale",     "norm"),
+    (_L + "post_feedforward_layernorm.weight", "mlp_norm/scale",         "norm"),
+    (_L + "self_attn.q_norm.weight",       "attention/query_norm/scale", "heads+d_head"),
+    (_L + "self_attn.k_norm.weight",       "attention/key_norm/scale",   "kv_heads+d_head"),
 )  # fmt: skip
-# Weights of rows with the same tensor are concatenated along its last axis. Axes joined by + form
-# one axis of the tensor. A row applies only to models that have its weight, unlike a tied head.
-TENSORS = {
-    "llama": (*_DECODER, *_MLP),
-    "qwen3": (*_DECODER, *_MLP),
-    "qwen3_moe": (*_DECODER, *_EXPERTS),
-    "gpt2": _GPT2_TENSORS,
-}
-_ROTARY = {
+_GEMMA_NORMS = (
+    ("model.norm.weight",                  "norm/scale",                 "norm"),
+    (_L + "input_layernorm.weight",        "attention_norm/scale",       "norm"),
+    (_L + "post_attention_layernorm.weight", "attention_output_norm/scale", "norm"),
+    (_L + "pre_feedforward_layernorm.weight", "mlp_norm/scale",          "norm"),
+    (_L + "post_feedforward_layernorm.weight", "mlp_output_norm/scale",  "norm"),
+)  # fmt: skip
+_PHI3 = (
+    (_L + "self_attn.qkv_proj.weight", "attention/query", "parts+heads+d_head embed"),
+    (_L + "self_attn.qkv_proj.weight", "attention/key", "parts+kv_heads+d_head embed"),
+    (_L + "self_attn.qkv_proj.weight", "attention/value", "parts+kv_heads+d_head embed"),
+    (_L + "mlp.gate_up_proj.weight", "mlp/gate", "parts+mlp embed"),
+    (_L + "mlp.gate_up_proj.weight", "mlp/up", "parts+mlp embed"),
+    (_L + "mlp.down_proj.weight", "mlp/down", "embed mlp"),
+)  # fmt: skip
+_PHI = (
+    ("lm_head.bias",                       "head_bias",                  "vocab"),
+    ("model.final_layernorm.weight",       "norm/scale",                 "norm"),
+    ("model.final_layernorm.bias",         "norm/bias",                  "norm"),
+    (_L + "input_layernorm.weight",        "attention_norm/scale",       "norm"),
+    (_L + "input_layernorm.bias",          "attention_norm/bias",        "norm"),
+    (_L + "self_attn.dense.weight",        "attention/out",              "embed heads+d_head"),
+    (_L + "self_attn.dense.bias",          "attention/out_bias",         "norm"),
+    (_L + "mlp.fc1.weight",                "mlp/up",                     "mlp embed"),
+    (_L + "mlp.fc1.bias",                  "mlp/up_bias",                "mlp"),
+    (_L + "mlp.fc2.weight",                "mlp/down",                   "embed mlp"),
+    (_L + "mlp.fc2.bias",                  "mlp/down_bias",              "norm"),
+)  # fmt: skip
+_GPT_NEOX = (
+    ("gpt_neox.embed_in.weight", "embed", "vocab embed"),
+    ("embed_out.weight", "head", "vocab embed"),
+    ("gpt_neox.final_layer_norm.weight", "norm/scale", "norm"),
+    ("gpt_neox.final_layer_norm.bias", "norm/bias", "norm"),
+    (_N + "input_layernorm.weight", "attention_norm/scale", "norm"),
+    (_N + "input_layernorm.bias", "attention_norm/bias", "norm"),
+    (_N + "post_attention_layernorm.weight", "mlp_norm/scale", "norm"),
+    (_N + "post_attention_layernorm.bias", "mlp_norm/bias", "norm"),
+    (_N + "attention.query_key_value.weight", "attention/query", "heads+parts+d_head embed"),
+    (_N + "attention.query_key_value.weight", "attention/key", "kv_heads+parts+d_head embed"),
+    (_N + "attention.query_key_value.weight", "attention/value", "kv_heads+parts+d_head embed"),
+    (_N + "attention.query_key_value.bias", "attention/query_bias", "heads+parts+d_head"),
+    (_N + "attention.query_key_value.bias", "attention/key_bias", "kv_heads+parts+d_head"),
+    (_N + "attention.query_key_value.bias", "attention/value_bias", "kv_heads+parts+d_head"),
+    (_N + "attention.dense.weight", "attention/out", "embed heads+d_head"),
+    (_N + "attention.dense.bias", "attention/out_bias", "norm"),
+    (_N + "mlp.dense_h_to_4h.weight", "mlp/up", "mlp embed"),
+    (_N + "mlp.dense_h_to_4h.bias", "mlp/up_bias", "mlp"),
+    (_N + "mlp.dense_4h_to_h.weight", "mlp/down", "embed mlp"),
+    (_N + "mlp.dense_4h_to_h.bias", "mlp/down_bias", "norm"),
+)  # fmt: skip
+_GPT2 = (
+    ("transformer.wte.weight", "embed", "vocab embed"),
+    ("transformer.wpe.weight", "positions", "positions embed"),
+    ("transformer.ln_f.weight", "norm/scale", "norm"),
+    ("transformer.ln_f.bias", "norm/bias", "norm"),
+    ("lm_head.weight", "head", "vocab embed"),
+    (_H + "ln_1.weight", "attention_norm/scale", "norm"),
+    (_H + "ln_1.bias", "attention_norm/bias", "norm"),
+    (_H + "ln_2.weight", "mlp_norm/scale", "norm"),
+    (_H + "ln_2.bias", "mlp_norm/bias", "norm"),
+    (_H + "attn.c_attn.weight", "attention/query", "embed parts+heads+d_head"),
+    (_H + "attn.c_attn.weight", "attention/key", "embed parts+kv_heads+d_head"),
+    (_H + "attn.c_attn.weight", "attention/value", "embed parts+kv_heads+d_head"),
+    (_H + "attn.c_attn.bias", "attention/query_bias", "parts+heads+d_head"),
+    (_H + "attn.c_attn.bias", "attention/key_bias", "parts+kv_heads+d_head"),
+    (_H + "attn.c_attn.bias", "attention/value_bias", "parts+kv_heads+d_head"),
+    (_H + "attn.c_proj.weight", "attention/out", "heads+d_head embed"),
+    (_H + "attn.c_proj.bias", "attention/out_bias", "norm"),
+    (_H + "mlp.c_fc.weight", "mlp/up", "embed mlp"),
+    (_H + "mlp.c_fc.bias", "mlp/up_bias", "mlp"),
+    (_H + "mlp.c_proj.weight", "mlp/down", "mlp embed"),
+    (_H + "mlp.c_proj.bias", "mlp/down_bias", "norm"),
+)  # fmt: skip
+_LLAMA = _EMBEDDING + _NORMS + _QKV + _OUTPUT + _MLP
+_SIZES = {
     "vocab_size": "vocab_size", "d_model": "hidden_size", "n_layers": "num_hidden_layers",
     "n_heads": "num_attention_heads", "n_kv_heads": "num_key_value_heads", "d_head": "head_dim",
     "d_ff": "intermediate_size", "norm_eps": "rms_norm_eps",
     "tie_embeddings": "tie_word_embeddings",
-    "rope_theta": "rope_theta",
 }  # fmt: skip
-# Fields of schema.Model -> keys of config.json, for each architecture.
-FIELD_NAMES = {
-    "llama": _ROTARY,
-    "qwen3": _ROTARY,
-    "qwen3_moe": _ROTARY | {
-        "d_expert": "moe_intermediate_size", "n_experts": "num_experts",
-        "experts_per_token": "num_experts_per_tok", "normalize_expert_weights": "norm_topk_prob",
-    },
-    "gpt2": {
-        "vocab_size": "vocab_size", "d_model": "n_embd", "n_layers": "n_layer",
-        "n_heads": "n_head", "d_ff": "n_inner", "learned_positions": "n_positions",
-        "norm_eps": "layer_norm_epsilon", "tie_embeddings": "tie_word_embeddings",
-    },
-}  # fmt: skip
-_DENSE = {"logit_softcap": 0.0, "n_experts": 0}
-_RMS = _DENSE | {"norm": "rms", "mlp": "gated", "bias": False, "learned_positions": 0}
-# Values of fields of schema.Model that an architecture requires.
-REQUIRED_FIELDS: dict[str, dict[str, Any]] = {
-    "qwen3_moe": {name: value for name, value in _RMS.items() if name != "n_experts"}
-    | {"qk_norm": True, "router": "softmax", "n_shared_experts": 0, "dispatch": "dropless"},
-    "qwen3": _RMS | {"qk_norm": True},
-    "llama": _RMS | {"qk_norm": False},
-    "gpt2": _DENSE | {"norm": "layer", "mlp": "gelu", "bias": True, "qk_norm": False},
+_NEOX_SIZES = {k: v for k, v in _SIZES.items() if k not in ("n_kv_heads", "d_head")} | {
+    "norm_eps": "layer_norm_eps",
+    "mlp": "hidden_act",
 }
+_GEMMA_SIZES = _SIZES | {
+    "logit_softcap": "final_logit_softcapping",
+    "attention_softcap": "attn_logit_softcapping",
+}
+_WINDOW = {"sliding_window": "sliding_window"}
+_EXPERT_SIZES = {
+    "d_expert": "moe_intermediate_size", "n_experts": "num_experts",
+    "experts_per_token": "num_experts_per_tok", "normalize_expert_weights": "norm_topk_prob",
+}  # fmt: skip
+_GPT2_SIZES = {
+    "vocab_size": "vocab_size", "d_model": "n_embd", "n_layers": "n_layer",
+    "n_heads": "n_head", "d_ff": "n_inner", "learned_positions": "n_positions",
+    "norm_eps": "layer_norm_epsilon", "tie_embeddings": "tie_word_embeddings",
+    "mlp": "activation_function",
+}  # fmt: skip
 # Values that config.json must have where it has the key. Other values are another model.
-REQUIRED_HF_CONFIG = {
-    "llama": {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False},
-    "qwen3": {"hidden_act": "silu", "attention_bias": False, "use_sliding_window": False},
-    "gpt2": {
-        "activation_function": "gelu_new", "scale_attn_weights": True,
-        "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False,
-    },
+_SILU = {"hidden_act": "silu"}
+_QWEN = _SILU | {"use_sliding_window": False}
+_GEMMA_KEYS = {
+    "hidden_activation": "gelu_pytorch_tanh",
+    "attention_bias": False,
+    "use_bidirectional_attention": False,
+}
+_GEMMA_FIELDS = {"mlp": "gated_gelu", "norm_position": "both"}
+_GEMMA_DEFAULTS = {
+    "tie_embeddings": True, "attention_scale": 256, "n_kv_heads": 4, "d_head": 256,
+    "sliding_window": 4096,
 }  # fmt: skip
-REQUIRED_HF_CONFIG["qwen3_moe"] = REQUIRED_HF_CONFIG["qwen3"] | {
-    "decoder_sparse_step": 1,
-    "mlp_only_layers": [],
-}
-CLASSES = {
-    "llama": "LlamaForCausalLM",
-    "qwen3": "Qwen3ForCausalLM",
-    "qwen3_moe": "Qwen3MoeForCausalLM",
-    "gpt2": "GPT2LMHeadModel",
-}
-# Values of fields whose key config.json may omit. None: read_shape derives the value.
+# Fields with these values are off. An architecture requires them, unless its row has another value.
+OFF = {
+    "norm": "rms", "mlp": "gated", "bias": False, "qkv_bias": False, "head_bias": False,
+    "learned_positions": 0, "qk_norm": False, "qk_norm_scope": "head", "norm_position": "pre",
+    "residual": "sequential", "rotary_fraction": 1.0, "rope_scaling": "none", "sliding_window": 0,
+    "full_attention_interval": 0, "local_rope_theta": 0.0, "attention_scale": 0.0,
+    "attention_softcap": 0.0, "logit_softcap": 0.0, "embedding_scale": 1.0, "n_experts": 0,
+}  # fmt: skip
+# Values of fields whose key config.json may omit. None: config_fields.py derives the value.
 DEFAULTS = {
-    "tie_embeddings": False,
-    "norm_eps": 1e-6,
-    "rope_theta": 10_000.0,
-    "normalize_expert_weights": False,
-    "experts_per_token": 8,
-    "n_kv_heads": None,
-    "d_head": None,
-    "d_ff": None,
+    "tie_embeddings": False, "norm_eps": 1e-6, "rope_theta": 10_000.0, "rotary_fraction": 1.0,
+    "normalize_expert_weights": False, "experts_per_token": 8, "n_kv_heads": None, "d_head": None,
+    "d_ff": None, "sliding_window": 0, "full_attention_interval": 0, "local_rope_theta": 0.0,
+    "logit_softcap": 0.0, "attention_softcap": 0.0, "residual": True,
+}  # fmt: skip
+_GPT2_DEFAULTS = {
+    "tie_embeddings": True, "norm_eps": 1e-5, "learned_positions": 1024, "mlp": "gelu_new",
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Architecture:
+    """A family of models.
+
+    tensors: rows (tensor, weight, axes). Axes joined by + form one axis of the tensor. Weights with
+    the same tensor are concatenated at the pseudo-axis "parts". A row applies only to models that
+    have its weight, unlike a tied head. keys: field of schema.Model -> key of config.json. fields:
+    required values of fields that differ from OFF. required: required values of keys of
+    config.json. defaults: see DEFAULTS. free: further fields with any value, which config_fields.py
+    reads and writes. scale_offset: difference between the scale of a norm and its tensor.
+    """
+
+    class_name: str
+    tensors: tuple[tuple[str, str, str], ...]
+    keys: dict[str, str]
+    fields: dict[str, Any] = dataclasses.field(default_factory=dict)
+    required: dict[str, Any] = dataclasses.field(default_factory=dict)
+    defaults: dict[str, Any] = dataclasses.field(default_factory=dict)
+    free: tuple[str, ...] = ()
+    scale_offset: float = 0.0
+
+
+ARCHITECTURES = {
+    "qwen3_moe": Architecture(
+        *("Qwen3MoeForCausalLM", _EMBEDDING + _NORMS + _QKV + _OUTPUT + _QK_NORM + _EXPERTS),
+        keys=_SIZES | _EXPERT_SIZES,
+        fields={"qk_norm": True, "router": "softmax", "n_shared_experts": 0}
+        | {"dispatch": "dropless"},
+        required=_QWEN | {"attention_bias": False, "decoder_sparse_step": 1, "mlp_only_layers": []},
+        free=("rope_scaling",),
+    ),
+    "qwen3": Architecture(
+        *("Qwen3ForCausalLM", _LLAMA + _QK_NORM, _SIZES),
+        fields={"qk_norm": True},
+        required=_QWEN | {"attention_bias": False},
+        free=("rope_scaling",),
+    ),
+    "llama": Architecture(
+        *("LlamaForCausalLM", _LLAMA, _SIZES),
+        required=_SILU | {"attention_bias": False, "mlp_bias": False},
+        free=("rope_scaling",),
+    ),
+    "mistral": Architecture(
+        *("MistralForCausalLM", _LLAMA, _SIZES | _WINDOW),
+        required=_SILU,
+        defaults={"n_kv_heads": 8, "sliding_window": 4096},
+        free=("rope_scaling",),
+    ),
+    "qwen2": Architecture(
+        *("Qwen2ForCausalLM", _LLAMA + _QKV_BIAS, _SIZES),
+        fields={"qkv_bias": True},
+        required=_QWEN,
+        free=("rope_scaling",),
+    ),
+    "olmo2": Architecture(
+        *("Olmo2ForCausalLM", _EMBEDDING + _OLMO2 + _QKV + _OUTPUT + _MLP, _SIZES),
+        fields={"qk_norm": True, "qk_norm_scope": "all_heads", "norm_position": "post"},
+        required=_SILU | {"attention_bias": False},
+        defaults={"norm_eps": 1e-5},
+        free=("rope_scaling",),
+    ),
+    "gpt_neox": Architecture(
+        *("GPTNeoXForCausalLM", _GPT_NEOX, _NEOX_SIZES | {"residual": "use_parallel_residual"}),
+        fields={"norm": "layer", "bias": True},
+        required={"attention_bias": True},
+        defaults={"norm_eps": 1e-5, "mlp": "gelu", "rotary_fraction": 0.25},
+        free=("rope_scaling", "rotary_fraction"),
+    ),
+    "phi": Architecture(
+        *("PhiForCausalLM", _EMBEDDING + _PHI + _QKV + _QKV_BIAS),
+        keys=_NEOX_SIZES | {"n_kv_heads": "num_key_value_heads"},
+        fields={"norm": "layer", "bias": True, "head_bias": True, "residual": "parallel_shared"},
+        required={"qk_layernorm": False},
+        defaults={"norm_eps": 1e-5, "mlp": "gelu_new", "rotary_fraction": 0.5},
+        free=("rope_scaling", "rotary_fraction"),
+    ),
+    "phi3": Architecture(
+        *("Phi3ForCausalLM", _EMBEDDING + _NORMS + _PHI3 + _OUTPUT, _SIZES | _WINDOW),
+        required=_SILU,
+        defaults={"norm_eps": 1e-5},
+        free=("rotary_fraction",),
+    ),
+    "gemma2": Architecture(
+        *("Gemma2ForCausalLM", _EMBEDDING + _GEMMA_NORMS + _QKV + _OUTPUT + _MLP),
+        keys=_GEMMA_SIZES | _WINDOW,
+        fields=_GEMMA_FIELDS,
+        required=_GEMMA_KEYS,
+        defaults=_GEMMA_DEFAULTS
+        | {"attention_softcap": 50.0, "logit_softcap": 30.0, "full_attention_interval": 2},
+        free=("attention_scale", "full_attention_interval", "embedding_scale"),
+        scale_offset=1.0,
+    ),
+    "gemma3_text": Architecture(
+        *("Gemma3ForCausalLM", _EMBEDDING + _GEMMA_NORMS + _QKV + _OUTPUT + _QK_NORM + _MLP),
+        keys=_GEMMA_SIZES | _WINDOW,
+        fields=_GEMMA_FIELDS | {"qk_norm": True},
+        required=_GEMMA_KEYS,
+        defaults=_GEMMA_DEFAULTS
+        | {"rope_theta": 1e6, "local_rope_theta": 1e4, "full_attention_interval": 6},
+        free=("attention_scale", "full_attention_interval", "embedding_scale", "rope_scaling")
+        + ("local_rope_theta",),
+        scale_offset=1.0,
+    ),
+    "gpt2": Architecture(
+        *("GPT2LMHeadModel", _GPT2, _GPT2_SIZES),
+        fields={"norm": "layer", "bias": True},
+        required={
+            "scale_attn_weights": True,
+            "scale_attn_by_inverse_layer_idx": False,
+            "add_cross_attention": False,
+        },
+        defaults=_GPT2_DEFAULTS,
+    ),
 }
-GPT2_DEFAULTS = DEFAULTS | {"tie_embeddings": True, "norm_eps": 1e-5, "learned_positions": 1024}
 
 
-@dataclasses.dataclass(frozen=True)
-class Part:
-    """A weight, or one matrix of a stacked weight, as a part of a tensor.
+def architecture_of(shape: schema.Model, preferred: str = "") -> str:
+    """Return the architecture of a model, a key of ARCHITECTURES.
 
-    path: path of the weight. index: its indices on the stacked axes. order: the order of its other
-    axes in the tensor. sizes: the sizes of these axes in that order.
+    preferred: the architecture that is returned if several describe the model. Raises ValueError
+    with the fields that prevent the nearest architecture if it has none.
     """
-
-    path: str
-    index: tuple[int, ...]
-    order: tuple[int, ...]
-    sizes: tuple[int, ...]
-
-
-@dataclasses.dataclass(frozen=True)
-class Tensor:
-    """A tensor of transformers, and its parts, concatenated along the last axis."""
-
-    name: str
-    shape: tuple[int, ...]
-    parts: tuple[Part, ...]
-
-
-def architecture_of(shape: schema.Model) -> str:
-    """Return the architecture of a model: llama, qwen3, qwen3_moe or gpt2.
-
-    Raises ValueError with the fields that prevent the nearest architecture if it has none.
-    """
-    mismatches = {name: _mismatches(name, shape) for name in REQUIRED_FIELDS}
+    names = sorted(ARCHITECTURES, key=lambda name: name != preferred)
+    mismatches = {name: _mismatches(name, shape) for name in names}
     nearest = min(mismatches, key=lambda name: len(mismatches[name]))
     if mismatches[nearest]:
         raise ValueError(
             f"{'; '.join(mismatches[nearest])}: transformers has no architecture with the present"
-            f" values (the nearest is {CLASSES[nearest]})"
+            f" values (the nearest is {ARCHITECTURES[nearest].class_name})"
         )
     return nearest
 
 
+def required_fields(name: str) -> dict[str, Any]:
+    """Return the values of fields that an architecture requires."""
+    row = ARCHITECTURES[name]
+    return {k: v for k, v in OFF.items() if k not in (*row.keys, *row.free)} | row.fields
+
+
+def query_scalar(shape: schema.Model) -> float:
+    """Return the key query_pre_attn_scalar of Gemma, the inverse square of attention_scale."""
+    return shape.attention_scale**-2 if shape.attention_scale else shape.d_head
+
+
 def _mismatches(name: str, shape: schema.Model) -> list[str]:
     """Return the fields of a model that differ from an architecture, with the required values."""
-    required = dict(REQUIRED_FIELDS[name])
-    if name == "gpt2":
-        required |= {"n_kv_heads": shape.n_heads, "d_head": shape.d_model / shape.n_heads}
+    required, row = required_fields(name), ARCHITECTURES[name]
+    if "n_kv_heads" not in row.keys:
+        required["n_kv_heads"] = shape.n_heads
+    if "d_head" not in row.keys:
+        required["d_head"] = shape.d_model / shape.n_heads
+    if "embedding_scale" in row.free:
+        required["embedding_scale"] = shape.d_model**0.5
     mismatches = [
         f"model.{field}={getattr(shape, field)!r} must be {value!r}"
         for field, value in required.items()
         if getattr(shape, field) != value
     ]
-    if name == "gpt2" and not shape.learned_positions:
+    if "mlp" in row.keys and shape.mlp not in ("gelu", "exact_gelu"):
+        mismatches.append(f"model.mlp={shape.mlp!r} must be 'gelu' or 'exact_gelu'")
+    scalar = query_scalar(shape)
+    if "attention_scale" in row.free and abs(scalar - round(scalar)) > 1e-6 * scalar:
+        problem = "must be 1 / sqrt(n) for an integer n, or 0"
+        mismatches.append(f"model.attention_scale={shape.attention_scale} {problem}")
+    if "residual" in row.keys and shape.residual == "parallel_shared":
+        mismatches.append("model.residual='parallel_shared' must be 'parallel' or 'sequential'")
+    if "learned_positions" in row.keys and not shape.learned_positions:
         mismatches.append("model.learned_positions=0 must be at least 1")
+    if name == "gemma3_text" and not shape.local_rope_theta:
+        mismatches.append("model.local_rope_theta=0.0 must be above 0")
     if name == "qwen3_moe" and shape.load_balancing == "bias":
         mismatches.append("model.load_balancing='bias' must be 'loss' or 'none'")
     if name == "qwen3_moe" and not shape.n_experts:
         mismatches.append("model.n_experts=0 must be at least 1")
     return mismatches
-
-
-def tensor_table(shape: schema.Model, name: str) -> list[Tensor]:
-    """Return every tensor of a model of the architecture `name`, in the order of TENSORS."""
-    weights = params.flatten_by_path(jax.eval_shape(lambda: transformer.init_params(shape, 0)))
-    leaves = jax.tree_util.tree_leaves_with_path(
-        transformer.param_axes(shape), is_leaf=mesh.is_axis_names
-    )
-    axes = {jax.tree_util.keystr(p, simple=True, separator="/"): names for p, names in leaves}
-    rows: dict[str, list[tuple[str, list[list[str]]]]] = {}
-    for template, weight_name, tensor_axes in TENSORS[name]:
-        path = f"blocks/{weight_name}" if "{" in template else weight_name
-        if path in axes:
-            groups = [group.split("+") for group in tensor_axes.split()]
-            rows.setdefault(template, []).append((path, groups))
-    assert sum(len(row) for row in rows.values()) == len(axes), "a weight has no row"
-    tensors = []
-    for template, row in rows.items():
-        sizes = {path: dict(zip(axes[path], weights[path].shape, strict=True)) for path, _ in row}
-        part_shapes = [
-            [math.prod(sizes[path][axis] for axis in group) for group in groups]
-            for path, groups in row
-        ]
-        tensor_shape = (*part_shapes[0][:-1], sum(part_shape[-1] for part_shape in part_shapes))
-        first_path = row[0][0]
-        stacked = [axis for axis in axes[first_path] if axis in parametrization.STACKED]
-        for index in itertools.product(*(range(sizes[first_path][axis]) for axis in stacked)):
-            parts = tuple(_make_part(path, index, groups, sizes[path]) for path, groups in row)
-            numbers = dict(zip(stacked, index, strict=True))
-            tensors.append(Tensor(template.format(**numbers), tensor_shape, parts))
-    return tensors
-
-
-def _make_part(
-    path: str, index: tuple[int, ...], groups: list[list[str]], sizes: dict[str, int]
-) -> Part:
-    """Return a part; groups: its axes per axis of the tensor; sizes: all axes of the weight."""
-    tensor_axes = [axis for group in groups for axis in group]
-    weight_axes = [axis for axis in sizes if axis not in parametrization.STACKED]
-    order = tuple(weight_axes.index(axis) for axis in tensor_axes)
-    return Part(path, index, order, tuple(sizes[axis] for axis in tensor_axes))
-
-
-def tensor_parts(tensor: Tensor, weights: dict[str, np.ndarray]) -> list[np.ndarray]:
-    """Return the parts of a tensor in its layout, without a copy; weights: by path."""
-    return [
-        weights[part.path][part.index].transpose(part.order).reshape(*tensor.shape[:-1], -1)
-        for part in tensor.parts
-    ]

@@ -15,7 +15,7 @@ import contextlib
 import dataclasses
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,14 +25,18 @@ import numpy as np
 from lm.config import model_sizes, schema, validation
 from lm.data import tokenizers
 from lm.data.sources import path_permissions
+from lm.data.tokenization import token_bytes
 from lm.model import params, transformer
-from lm.model.hf import architectures
-from lm.runs import json_files
+from lm.model.hf import architectures, config_fields, tensor_layout, weight_blocks
+from lm.parallel import mesh
+from lm.runs import filesystem, json_files
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")  # in order of preference
-MAX_CONTEXT = 2**31 - 1  # tokens
 # Buffers of old versions of transformers, which are not weights.
-BUFFER_SUFFIXES = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")
+BUFFER_SUFFIXES = (
+    *(".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq"),
+    *(".attention.bias", ".attention.masked_bias"),
+)
 
 
 def check_files(folder: str | Path, allow_paths: Iterable[str] = ()) -> None:
@@ -54,51 +58,22 @@ def read_shape(folder: str | Path) -> tuple[schema.Model, str, int]:
     """
     file = Path(folder) / "config.json"
     if not file.exists():
-        raise ValueError(f"{folder} has no config.json: use a folder that transformers wrote")
+        remedy = "use a folder that transformers wrote"
+        if not Path(folder).exists() and str(folder).count("/") == 1:
+            remedy = f"download it by hf download {folder} --local-dir=DIR, and name DIR"
+        raise ValueError(f"{folder} has no config.json: {remedy}")
     config = json_files.read_object(file)
     name = config.get("model_type")
-    if name not in architectures.TENSORS:
-        raise ValueError(
-            f"{file}: model_type={name!r} must be one of {', '.join(architectures.TENSORS)}"
-        )
-    for key, required in architectures.REQUIRED_HF_CONFIG[name].items():
-        if config.get(key, required) not in (required, None):
-            raise ValueError(f"{file}: {key}={config[key]!r} must be {required!r}")
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    if not isinstance(rope, dict):
-        raise ValueError(f"{file}: rope_parameters={rope!r} must be an object")
-    if rope.get("rope_type", rope.get("type", "default")) != "default":
-        raise ValueError(f"{file}: rope_parameters={rope} must have the rope_type 'default'")
-    config = {key: rope[key] for key in ("rope_theta",) if key in rope} | {
-        key: value for key, value in config.items() if value is not None
-    }
-    defaults = architectures.GPT2_DEFAULTS if name == "gpt2" else architectures.DEFAULTS
-    keys = architectures.FIELD_NAMES[name]
-    fields: dict[str, Any] = {
-        field: config.get(key, defaults.get(field)) for field, key in keys.items()
-    }
-    required_fields = {
-        field: value
-        for field, value in architectures.REQUIRED_FIELDS[name].items()
-        if field not in fields
-    }
-    for field in ("vocab_size", "d_model", "n_layers", "n_heads"):
-        _check_positive(file, keys[field], fields[field])
-    fields["d_head"] = fields.get("d_head") or fields["d_model"] // fields["n_heads"]
-    fields["n_kv_heads"] = fields.get("n_kv_heads") or fields["n_heads"]
-    fields["d_ff"] = fields["d_ff"] or 4 * fields["d_model"]
+    if not isinstance(name, str) or name not in architectures.ARCHITECTURES:
+        known = ", ".join(architectures.ARCHITECTURES)
+        raise ValueError(f"{file}: model_type={name!r} must be one of {known}")
+    fields = config_fields.read_fields(file, config, name)
     context = config.get("max_position_embeddings", config.get("n_positions", 1024))
-    _check_positive(file, "max_position_embeddings", context)
-    model = schema.Model(**fields | required_fields)
+    config_fields.check_positive(file, "max_position_embeddings", context)
+    model = schema.Model(**fields)
     # Combinations of fields are checked when the run is complete.
     validation.parse_stored_run({"model": dataclasses.asdict(model)}, file, is_used=False)
     return model, name, context
-
-
-def _check_positive(file: Path, key: str, value: object) -> None:
-    """Raise ValueError unless the value of a key is an integer from 1 to MAX_CONTEXT."""
-    if type(value) is not int or not 1 <= value <= MAX_CONTEXT:
-        raise ValueError(f"{file}: {key}={value!r} must be a positive integer below 2^31")
 
 
 def find_tokenizer(folder: Path) -> str:
@@ -109,6 +84,10 @@ def find_tokenizer(folder: Path) -> str:
     for kind, file in zip(("file", "spm"), TOKENIZER_FILES, strict=True):
         if (folder / file).exists():
             return f"{kind}:{folder / file}"
+    for file in ("tekken.json", *(path.name for path in sorted(folder.glob("*.tiktoken")))):
+        if (folder / file).exists():
+            content = filesystem.read_limited_bytes(folder / file, tokenizers.MAX_FILE_BYTES)
+            token_bytes.check_vocabulary_format(content, str(folder / file))
     raise ValueError(f"{folder} has no {' or '.join(TOKENIZER_FILES)}: set --tokenizer")
 
 
@@ -117,11 +96,17 @@ def tokenizer_file_name(tokenizer: tokenizers.Tokenizer) -> str:
     return TOKENIZER_FILES[isinstance(tokenizer, tokenizers.SentencePieceTokenizer)]
 
 
-def read_weights(folder: str | Path, shape: schema.Model, name: str) -> dict[str, np.ndarray]:
+def read_weights(
+    folder: str | Path,
+    shape: schema.Model,
+    name: str,
+    shardings: Mapping[str, jax.sharding.Sharding] | None = None,
+) -> dict[str, Any]:
     """Return {path: float32 array} of all weights of a model of the architecture `name`.
 
-    Raises ValueError with the file, the tensor and the expected shape if the folder has other
-    tensors.
+    shardings: of the weights by path. The result then has arrays of JAX, and each process reads the
+    blocks of its own devices. Without them, the result has arrays of NumPy. Raises ValueError with
+    the file, the tensor and the expected shape if the folder has other tensors.
     """
     folder = Path(folder)
     with contextlib.ExitStack() as stack:
@@ -131,23 +116,31 @@ def read_weights(folder: str | Path, shape: schema.Model, name: str) -> dict[str
             for key in reader.keys():
                 stored[_full_name(key, name)] = _StoredTensor(folder / file, key, reader)
         _check_number_of_weights(folder, stored, shape)
-        expected = {tensor.name: tensor for tensor in architectures.tensor_table(shape, name)}
+        expected = {tensor.name: tensor for tensor in tensor_layout.tensor_table(shape, name)}
         _check_names(folder, stored, expected, shape)
         for tensor in expected.values():
             stored[tensor.name].check(tensor.shape)
-        shapes = params.flatten_by_path(jax.eval_shape(lambda: transformer.init_params(shape, 0)))
-        weights = {path: np.empty(leaf.shape, np.float32) for path, leaf in shapes.items()}
+        leaves = params.flatten_by_path(jax.eval_shape(lambda: transformer.init_params(shape, 0)))
+        shapes = {path: leaf.shape for path, leaf in leaves.items()}
+        blocks = weight_blocks.WeightBlocks(shapes, shardings)
         for tensor in expected.values():
-            array = stored[tensor.name].read()
-            part_sizes = np.array([math.prod(part.sizes) for part in tensor.parts])
-            splits = np.cumsum(part_sizes)[:-1] // math.prod(tensor.shape[:-1])
-            arrays = np.split(array, splits, axis=-1)
-            for part, part_array in zip(tensor.parts, arrays, strict=True):
-                inverse_order = np.argsort(part.order)
-                weights[part.path][part.index] = part_array.reshape(part.sizes).transpose(
-                    inverse_order
-                )
-    return weights
+            matrices = tensor_layout.split_tensor(tensor, stored[tensor.name].read())
+            for part, matrix in zip(tensor.parts, matrices, strict=True):
+                blocks.write(part.path, part.index, matrix)
+    return blocks.arrays()
+
+
+def mesh_shardings(
+    shape: schema.Model, device_mesh: jax.sharding.Mesh, rules: mesh.ShardingRules
+) -> dict[str, jax.sharding.Sharding]:
+    """Return the sharding of each weight by path, for read_weights."""
+    leaves = jax.tree_util.tree_leaves_with_path(
+        transformer.param_axes(shape), is_leaf=mesh.is_axis_names
+    )
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): rules.sharding(device_mesh, *axes)
+        for path, axes in leaves
+    }
 
 
 class _StoredTensor(NamedTuple):
@@ -199,8 +192,13 @@ def _weight_files(folder: Path) -> list[str]:
                 raise ValueError(f"{index_file} lists {file}, which does not exist")
         return files
     if not (folder / architectures.WEIGHTS_FILE).exists():
+        remedy = ""
+        if list(folder.glob("pytorch_model*.bin")):
+            remedy = ": convert pytorch_model.bin by transformers.AutoModelForCausalLM"
+            remedy += ".from_pretrained(FOLDER).save_pretrained(OUT), and name OUT"
         raise ValueError(
             f"{folder} has neither {architectures.WEIGHTS_FILE} nor {architectures.INDEX_FILE}"
+            f"{remedy}"
         )
     return [architectures.WEIGHTS_FILE]
 
@@ -220,9 +218,11 @@ def _open(stack: contextlib.ExitStack, path: Path):
 
 
 def _full_name(key: str, name: str) -> str:
-    """Return the name of a tensor with its prefix, which files of a bare GPT-2 omit."""
-    is_bare = name == "gpt2" and not key.startswith(("transformer.", "lm_head."))
-    return f"transformer.{key}" if is_bare else key
+    """Return the name of a tensor with its prefix, which files of a model without head omit."""
+    rows = architectures.ARCHITECTURES[name].tensors
+    prefix = next(tensor.split(".")[0] for tensor, _, _ in rows if tensor.count(".") > 1)
+    known = (f"{prefix}.", "lm_head.", "embed_out.")
+    return key if key.startswith(known) else f"{prefix}.{key}"
 
 
 def _check_number_of_weights(
@@ -244,7 +244,7 @@ def _check_number_of_weights(
 def _check_names(
     folder: Path,
     stored: dict[str, _StoredTensor],
-    expected: dict[str, architectures.Tensor],
+    expected: dict[str, tensor_layout.Tensor],
     shape: schema.Model,
 ) -> None:
     """Raise ValueError if expected tensors are missing or other tensors are stored."""
@@ -263,6 +263,6 @@ def _check_names(
     ]
     if extra:
         raise ValueError(
-            f"{stored[extra[0]].path}: {extra[0]} is not a weight of this model"
+            f"{stored[extra[0]].path}: {stored[extra[0]].key} is not a weight of this model"
             f" ({len(extra)} unknown tensors)"
         )

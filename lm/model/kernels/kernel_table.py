@@ -96,25 +96,32 @@ ANY = ("cpu", "gpu", "tpu")
 DISPATCHES = ("capacity dispatch", "dropless dispatch")  # requirements
 KERNELS = (
     Kernel(
-        *("attention", "splash", ("tpu",), ("rows of 128",)),
+        *("attention", "splash", ("tpu",), ("rows of 128", "full attention")),
         reason="it stores no scores and skips masked blocks",
         evidence="interpreter, compiled for TPU v5p; not run on hardware",
     ),
     Kernel(
         *("attention", "cudnn", ("gpu",)),
-        requirements=("attached", "bfloat16", "cuDNN head size", "no documents", "complete rows"),
+        requirements=(
+            *("attached", "bfloat16", "cuDNN head size", "no documents", "complete rows"),
+            "full attention",
+        ),
         reason="it stores no scores and skips the masked half of them",
         evidence="lowered; not run on hardware",
     ),
     Kernel(
         *("attention", "tokamax", ("gpu",)),
-        requirements=("attached", "bfloat16", "head size", "rows of 128", "Hopper", "tokamax"),
+        requirements=(
+            *("attached", "bfloat16", "head size", "rows of 128", "Hopper", "tokamax"),
+            "full attention",
+        ),
         reason="it skips keys outside of a range per query, so documents and split rows need no"
         " mask in memory",
         evidence="lowered, its reference compared on CPU; not run on hardware",
     ),
     Kernel(
-        *("attention", "cudnn", ("gpu",), ("attached", "bfloat16", "cuDNN head size")),
+        *("attention", "cudnn", ("gpu",)),
+        requirements=("attached", "bfloat16", "cuDNN head size", "full attention"),
         reason="it stores no scores, but documents and split rows need a mask of seq_len^2 numbers"
         " per row in memory",
         evidence="lowered; not run on hardware",
@@ -190,6 +197,13 @@ def _split_rows(situation: Situation) -> str:
     return f"cannot split rows: mesh.sequence must be 1, not mesh.sequence={n}" if n > 1 else ""
 
 
+def _full_attention(situation: Situation) -> str:
+    for name, part in (("sliding_window", "window"), ("attention_softcap", "cap of scores")):
+        if getattr(situation.run.model, name):
+            return f"has no {part}, which {_value(situation.run, name)} requires"
+    return ""
+
+
 def _capability(situation: Situation, least: tuple[int, int]) -> str:
     major, minor = situation.compute_capability
     if (major, minor) >= least:
@@ -216,6 +230,7 @@ REQUIREMENTS: dict[str, Callable[[Situation], str]] = {
     "cuDNN head size": _cudnn_head_size,
     "no documents": _documents,
     "complete rows": _split_rows,
+    "full attention": _full_attention,
     "Hopper": lambda situation: _capability(situation, HOPPER),
     "Ampere": lambda situation: _capability(situation, (8, 0)),
     "attached": lambda situation: (

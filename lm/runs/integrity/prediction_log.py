@@ -21,7 +21,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lm.config import schema
+from lm.config import fields, schema
 from lm.runs import filesystem, json_files, records
 from lm.runs.integrity import record_checksums, record_lines, stored_config
 
@@ -41,7 +41,7 @@ def content_sha256(value: Mapping) -> str:
 
 def config_sha256(run: schema.Run) -> str:
     """Return the SHA-256 of the config fields that affect the result of a run, without its name."""
-    return content_sha256(records.result_fields(run))
+    return content_sha256(fields.without_new_defaults(records.result_fields(run), schema.Run))
 
 
 def hash_records(folder: Path) -> dict[str, Any]:

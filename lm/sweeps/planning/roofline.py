@@ -102,8 +102,8 @@ def executed_flops(run: schema.Run, platform: str = "cpu", capability: str = "")
     """
     model, seq_len = run.model, run.data.seq_len
     matrices = flops.flops_per_token(model, 0)["full"]
-    scores = flops.flops_per_token(model, seq_len)["full"] - matrices
-    scores *= memory_estimate.causal_score_fraction(model)
+    scores = 12 * model.n_layers * model.n_heads * model.d_head * seq_len
+    scores *= memory_estimate.causal_score_fraction(model, seq_len)
     head = 6 * model.d_model * model.vocab_size
     per_token = matrices - head
     if model.n_experts and model.dispatch == "capacity":  # empty slots are computed as well
@@ -131,7 +131,7 @@ def recomputed_flops(run: schema.Run, score_product: float, attention: str) -> f
         padding = padded_expert_width(model) if model.dispatch == "capacity" else 0.0
         width, routed = width + padding, routed + padding
     widths = {"query": heads, "key": keys, "value": keys, "attention_projection": heads}
-    widths |= {"up": width, "gate": width if model.mlp == "gated" or model.n_experts else 0}
+    widths |= {"up": width, "gate": width if model_sizes.is_gated(model) or model.n_experts else 0}
     # The gradient of the router needs the output of each expert. No gradient needs that of an MLP.
     widths |= {"mlp_output": routed, "router": model.n_experts}
     products = sum(w for name, w in widths.items() if name not in available)
@@ -180,7 +180,7 @@ def memory_traffic(
     width = 8 * model.d_model
     width += 4 * (model.n_heads + model.n_kv_heads) * model.d_head / shapes.shard_count("heads")
     width += (
-        (6 if model.mlp == "gated" else 4)
+        (6 if model_sizes.is_gated(model) else 4)
         * memory_estimate.mlp_width(model)
         / shapes.shard_count("mlp")
     )

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 from fixtures import small_tokenizers
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
@@ -91,3 +92,47 @@ def test_own_tokenizers_have_no_special_token_file(tmp_path):
 def test_invalid_end_token_is_refused(tmp_path, value):
     with pytest.raises(ValueError, match="config.json: eos_token_id=.* must be a token id"):
         write_folder(tmp_path, config={"eos_token_id": value})
+
+
+def test_special_tokens_are_tokens_only_in_prompts(tmp_path):
+    inner = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate("ab <>/s")}, merges=[]))
+    inner.add_special_tokens(["<s>", "</s>"])
+    inner.save(str(tmp_path / "tokenizer.json"))
+    config = {"bos_token": "<s>", "add_bos_token": True, "eos_token": "</s>"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    tokenizer = tokenizers.open_tokenizer(f"file:{tmp_path}/tokenizer.json")
+    start, end = tokenizer.ids["<s>"], tokenizer.ids["</s>"]
+    assert token_healing.encode_prompt(tokenizer, "<s>ab</s>") == [start, 0, 1, end]
+    assert token_healing.encode_prompt(tokenizer, "ab") == [start, 0, 1]
+    assert tokenizer.encode("ab</s>").tolist() == [0, 1, 3, 5, 6, 4]
+
+
+def test_control_characters_of_a_checkpoint_are_text(tmp_path):
+    """The ids of any Unicode text are those of the library. Conversations have special tokens."""
+    (tmp_path / "tokenizer_config.json").write_text('{"model_max_length": 9}')
+    small_tokenizers.byte_level_bpe().save(tmp_path)
+    tokenizer = tokenizers.load_tokenizer(tmp_path)
+    rng = np.random.default_rng(0)
+    texts = ["a\x01\x02 b\x03\n", "\u200d\u0301\U0001f469\u200d\U0001f4bb \ufeff\u202e\x03"]
+    points = [p for p in rng.integers(1, 0x110000, 300) if not 0xD800 <= p < 0xE000]
+    texts.append(" " + "".join(map(chr, points)) + " \x02\x03 a\x02")
+    expected = [encoding.ids for encoding in tokenizer.inner.encode_batch(texts)]
+    assert [ids.tolist() for ids in tokenizer.encode_all(texts)] == expected
+    assert tokenizer.marks is not None
+    user, answer, stop = tokenizer.marks
+    ids = tokenizer.encode("\x01a\x02b\x03").tolist()
+    assert (ids[0], ids[-1]) == (user, stop) and answer in ids
+
+
+@pytest.mark.parametrize(
+    "content, kind",
+    [
+        ("IQ== 0\nIg== 1\n", "tiktoken"),
+        ('{"vocab": [{"token_bytes": "AA=="}]}', "tekken"),
+    ],
+)
+@pytest.mark.parametrize("name", ["file", "spm"])
+def test_other_vocabularies_are_refused_with_a_conversion(tmp_path, content, kind, name):
+    (tmp_path / "vocab").write_text(content)
+    with pytest.raises(ValueError, match=f"vocab is a {kind} vocabulary, .* convert the"):
+        tokenizers.open_tokenizer(f"{name}:{tmp_path / 'vocab'}")

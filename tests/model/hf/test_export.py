@@ -4,6 +4,7 @@ import dataclasses
 import json
 
 import jax
+import jinja2
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -12,6 +13,7 @@ from tokenizers import Tokenizer
 
 from lm.config import schema
 from lm.data import tokenizers
+from lm.data.sources import chat
 from lm.data.tokenization import bpe_training, special_tokens
 from lm.model import params, transformer
 from lm.model.hf import architectures, export, load
@@ -24,9 +26,14 @@ def test_exported_weights_are_read_unchanged(tmp_path, fields):
     run, weights = random_models.export_random_model(tmp_path / "out", fields, shard_bytes=5000)
     shape, name, context = load.read_shape(tmp_path / "out")
     arrays = load.read_weights(tmp_path / "out", shape, name)
-    assert random_models.checksums(arrays) == random_models.checksums(weights)
+    if name.startswith("gemma"):  # its scales are rounded after a subtraction of 1
+        expected = params.flatten_by_path(weights)
+        jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-7), arrays, expected)
+    else:
+        assert random_models.checksums(arrays) == random_models.checksums(weights)
     assert context == 32
     ignored = {"base_width": 64, "base_depth": 4, "d_ff": shape.d_ff if shape.n_experts else 24}
+    ignored["rope_original_length"] = run.model.rope_original_length
     assert shape == dataclasses.replace(run.model, **ignored)
 
 
@@ -58,7 +65,11 @@ def test_file_does_not_depend_on_the_write_size(tmp_path, write_bytes, monkeypat
 @pytest.mark.parametrize("name", ["mup", "completep"])
 @pytest.mark.parametrize(
     "fields",
-    [{}, random_models.GPT2_FIELDS | {"tie_embeddings": True}, {"n_experts": 3, "d_expert": 12}],
+    [
+        random_models.VARIANTS["olmo2"],
+        random_models.GPT2_FIELDS | {"tie_embeddings": True},
+        {"n_experts": 3, "d_expert": 12},
+    ],
 )
 def test_factors_of_a_parametrization_are_in_the_weights(tmp_path, name, fields):
     run, weights = random_models.export_random_model(tmp_path, fields | {"parametrization": name})
@@ -160,6 +171,66 @@ def test_transformers_computes_the_same_logits(tmp_path, fields):
     text = "héllo \x01 日本 Ā"
     assert tokenizer(text)["input_ids"] == list(text.encode()) and tokenizer.eos_token_id == 0
     assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+
+
+@pytest.mark.parametrize("name", ["chat", "question"])
+def test_exported_chat_model_stops_and_has_its_template(tmp_path, name):
+    """Special characters are special tokens, and the template renders conversations as ours do."""
+    run = schema.Run(model=dataclasses.replace(random_models.SHAPE, vocab_size=270))
+    run.data.sources = {f"chat:prompts.jsonl?template={name}": 1.0, "code": 0.0}
+    bpe = bpe_training.train_bpe(iter(["\x01some words\x02 and some more\x03"] * 9), 270)
+    assert bpe.marks is not None
+    weights = random_models.random_weights(run.model)
+    for folder, tokenizer in (("bpe", bpe), ("bytes", tokenizers.ByteTokenizer())):
+        out = tmp_path / folder
+        export.export_model(run, weights, tokenizer, out)
+        for file in ("config", "generation_config"):
+            config = json.loads((out / f"{file}.json").read_text())
+            assert config["eos_token_id"] == [tokenizer.end, tokenizer.marks[2]]
+        turns = [chat.Turn("Be brief.\n\nsome\n words", "an 'answer'"), chat.Turn("and?", "more")]
+        messages = [{"role": "system", "content": "Be brief."}]
+        for turn in (chat.Turn("some\n words", turns[0].answer), turns[1]):
+            parts = [{"type": "text", "text": turn.prompt}]
+            messages.append({"role": "user", "content": parts})
+            messages.append({"role": "assistant", "content": f"\x03{turn.answer}"})
+        template = jinja2.Template((out / "chat_template.jinja").read_text())
+        text = chat.render_conversation(name, turns)
+        assert template.render(messages=messages) == text
+        prompt = template.render(messages=messages[:2], add_generation_prompt=True)
+        assert prompt == chat.render_prompt(name, turns[0].prompt)
+        exported = Tokenizer.from_file(str(out / "tokenizer.json"))
+        assert exported.encode(text).ids == tokenizer.encode(text).tolist()
+        assert not set(tokenizers.CHAT_TOKENS) & set(exported.decode(exported.encode(text).ids))
+        loaded = tokenizers.load_tokenizer(out)
+        assert loaded.encode(text).tolist() == tokenizer.encode(text).tolist()
+        assert (loaded.end, loaded.stops) == (tokenizer.end, (tokenizer.marks[2],))
+
+
+def test_files_of_an_imported_folder_are_exported(tmp_path):
+    """Padding, chat template and sampling options are those of the original folder."""
+    source, out = tmp_path / "source", tmp_path / "out"
+    source.mkdir()
+    bpe = bpe_training.train_bpe(iter(["some words and some more words"] * 9), 270)
+    bpe.save(source)
+    files = {
+        "config": {"bos_token_id": 7, "eos_token_id": 0, "pad_token_id": 5},
+        "generation_config": {"eos_token_id": [0, 9], "temperature": 0.6, "pad_token_id": 5},
+        "tokenizer_config": {"pad_token": bpe.inner.id_to_token(5), "model_max_length": 99},
+    }
+    for name, content in files.items():
+        (source / f"{name}.json").write_text(json.dumps(content))
+    (source / "chat_template.jinja").write_text("{{ messages }}")
+    opened = tokenizers.load_tokenizer(source)
+    opened.save(tmp_path / "run")
+    run = schema.Run(model=dataclasses.replace(random_models.SHAPE, vocab_size=270))
+    weights = random_models.random_weights(run.model)
+    export.export_model(run, weights, tokenizers.load_tokenizer(tmp_path / "run"), out)
+    exported = {name: json.loads((out / f"{name}.json").read_text()) for name in files}
+    ids = {"bos_token_id": 7, "eos_token_id": [0, 9], "pad_token_id": 5}
+    assert exported["config"] == exported["config"] | ids
+    assert exported["generation_config"] == files["generation_config"] | ids
+    assert exported["tokenizer_config"] == exported["tokenizer_config"] | files["tokenizer_config"]
+    assert (out / "chat_template.jinja").read_text() == "{{ messages }}"
 
 
 def test_exported_end_is_found_anywhere_in_a_text(tmp_path):

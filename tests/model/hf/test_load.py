@@ -15,6 +15,7 @@ from lm.config import schema
 from lm.data import tokenizers
 from lm.model import transformer
 from lm.model.hf import architectures, export, load
+from lm.parallel import mesh
 from lm.runs import records
 from lm.training import loaded_model, loop, warm_start
 
@@ -34,11 +35,14 @@ def edit_tensors(folder: pathlib.Path, edit) -> None:
     safetensors.numpy.save_file(tensors, folder / architectures.WEIGHTS_FILE)
 
 
-@pytest.mark.parametrize("name", ["llama", "qwen3", "gpt2"])
+STORED_NAMES = sorted(file.parent.name for file in STORED_MODELS.glob("*/config.json"))
+
+
+@pytest.mark.parametrize("name", STORED_NAMES)
 def test_logits_equal_those_of_transformers(name):
     shape, architecture, context = load.read_shape(STORED_MODELS / name)
-    assert architecture == name and context == 24
-    arrays = load.read_weights(STORED_MODELS / name, shape, name)
+    assert architecture == name.replace("llama3", "llama") and context == 24
+    arrays = load.read_weights(STORED_MODELS / name, shape, architecture)
     params = random_models.unflatten(
         jax.eval_shape(lambda: transformer.init_params(shape, 0)), arrays
     )
@@ -48,7 +52,23 @@ def test_logits_equal_those_of_transformers(name):
         actual = jax.jit(lambda ids: transformer.compute_logits(shape, params, ids))(stored[text])
         expected = stored[f"{text}.logits"]
         assert np.abs(expected).max() > 0.3
-        np.testing.assert_allclose(actual, expected, atol=2e-6, err_msg=text)
+        np.testing.assert_allclose(actual, expected, atol=1e-5, rtol=0, err_msg=text)
+
+
+@pytest.mark.parametrize("name", ["phi3", "gpt_neox"])
+def test_weights_are_read_directly_onto_the_mesh(name):
+    """Each device has its block only, and the blocks equal the weights in host memory."""
+    shape, architecture, _ = load.read_shape(STORED_MODELS / name)
+    device_mesh = mesh.make_mesh(schema.Mesh(fsdp=2, tensor=2))
+    shardings = load.mesh_shardings(shape, device_mesh, mesh.DEFAULT_RULES)
+    actual = load.read_weights(STORED_MODELS / name, shape, architecture, shardings)
+    expected = load.read_weights(STORED_MODELS / name, shape, architecture)
+    assert actual.keys() == expected.keys()
+    for path, array in actual.items():
+        assert array.sharding == shardings[path]
+        np.testing.assert_array_equal(array, expected[path], err_msg=path)
+    up = actual["blocks/mlp/up"]
+    assert up.addressable_shards[0].data.size == up.size // 4
 
 
 def test_exported_run_can_be_imported_and_trained(tiny):
@@ -112,12 +132,23 @@ def test_truncated_file_is_named(folder, corrupt):
     [
         (
             {"model_type": "mamba"},
-            "model_type='mamba' must be one of llama, qwen3, qwen3_moe, gpt2",
+            "model_type='mamba' must be one of qwen3_moe, qwen3, llama, mistral",
         ),
         ({"hidden_act": "relu"}, "hidden_act='relu' must be 'silu'"),
         (
             {"rope_scaling": {"rope_type": "yarn"}, "rope_parameters": None},
-            "must have the rope_type 'default'",
+            "must have the rope_type 'default' or 'linear' or 'llama3'",
+        ),
+        ({"layer_types": ["sliding_attention"] * 2}, "layer_types=.* must be full_attention in al"),
+        ({"layer_types": ["chunked"] * 2}, "layer_types=.* must list full_attention or sliding"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor=0.5 must be 1.0"),
+        (
+            {"rope_parameters": {"rope_type": "linear"}},
+            "rope_parameters={'rope_type': 'linear'} must have a factor",
+        ),
+        (
+            {"rope_parameters": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 2.0}},
+            "rope_parameters.low_freq_factor=2.0 must be 1.0",
         ),
         ({"hidden_size": None}, "hidden_size=None must be a positive integer"),
         ({"vocab_size": True}, "vocab_size=True must be a positive integer"),

@@ -17,6 +17,9 @@ SHAPES = {
 GPT2 = {"mlp": "gelu", "norm": "layer", "bias": True, "learned_positions": 256, "qk_norm": False}
 
 
+WINDOW = {"attention_query_blocks": 4, "sliding_window": 70, "scan_unroll": 1}
+
+
 def small_run(**model_fields) -> schema.Run:
     model = model_sizes.ladder_model("1M", n_layers=10, vocab_size=4096, **model_fields)
     run = schema.Run(model=model)
@@ -44,8 +47,8 @@ EXPERTS = {
 
 @pytest.mark.parametrize(
     "model_fields",
-    [*SHAPES.values(), GPT2 | SHAPES["full"], *EXPERTS.values()],
-    ids=[*SHAPES, "gpt2", *EXPERTS],
+    [*SHAPES.values(), GPT2 | SHAPES["full"], WINDOW, *EXPERTS.values()],
+    ids=[*SHAPES, "gpt2", "window", *EXPERTS],
 )
 def test_analytic_flops_equal_those_of_the_traced_program(model_fields):
     run = small_run(**model_fields)
