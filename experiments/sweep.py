@@ -23,7 +23,7 @@ from typing import Literal
 
 from absl import flags
 
-from experiments.common import cli, console, finished_sweep, target_plan
+from experiments.common import cli, console, finished_sweep, progress_view, target_plan
 from lm.config import schema
 from lm.runs.integrity import sweep_files
 
@@ -198,7 +198,7 @@ def train_pending(
     options = launcher.WorkerOptions(
         submission or secrets.token_hex(4), _RETRIES.value, _MAX_VMAPPED.value, wait
     )
-    with console.ProgressBars() as bars:
+    with progress_view.ProgressBars() as bars:
         launcher.run_pending(
             runs,
             on_start=functools.partial(start_run, bars),
@@ -209,7 +209,7 @@ def train_pending(
         )
 
 
-def start_run(bars: console.ProgressBars, run: schema.Run) -> None:
+def start_run(bars: progress_view.ProgressBars, run: schema.Run) -> None:
     """Show that a run begins, and the hash of its prediction if it is the predicted run."""
     from lm.reports.audit import prediction_audit
     from lm.sweeps import launcher
@@ -301,7 +301,7 @@ def run_workers(runs: list[schema.Run]) -> int:
     command.append(f"--worker={secrets.token_hex(4)}")
     if devices.platform != "cpu":
         command.append(f"--worker_devices={devices.platform}:{devices.number // _JOBS.value}")
-    with console.LiveStatus(folder) as live_status:
+    with progress_view.LiveStatus(folder) as live_status:
         statuses = workers.run_local(command, environments, folder / "workers", live_status.update)
     for index, status in enumerate(statuses):
         if status:

@@ -6,7 +6,7 @@ With --dry_run=TARGET, the command checks itself on simulated devices and trains
 for SLURM, TPU pods and Kubernetes are in configs/clusters/.
 """
 
-from experiments.common import cli, console, target_plan
+from experiments.common import cli, console, progress_view, target_plan
 
 _CONFIG = cli.config_flag()
 cli.host_flags()
@@ -35,7 +35,7 @@ def main() -> int:
         text = loop.validate_session(run, console.preparing)
         _print_header(run, text)
         try:
-            with console.ProgressBars() as bars:
+            with progress_view.ProgressBars() as bars:
                 bars.started(run)
                 loop.train(
                     run, lambda row: bars.stepped(run, row), lambda row: bars.evaluated(run, row)

@@ -1,24 +1,20 @@
-"""Console output of the commands: cost estimates, progress and tables."""
+"""Console output of the commands: cost estimates and tables."""
 
 import json
 import os
 import sys
-import time
 from pathlib import Path
 from typing import NoReturn
 
 from rich.console import Console, Group
-from rich.live import Live
 from rich.markup import escape
 from rich.padding import Padding
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 from experiments.common import cli
 from lm.config import schema
-from lm.config.schedules import batch_size_schedule
-from lm.runs import short_names, status, task_results
+from lm.runs import short_names, task_results
 
 
 class CommandConsole(Console):
@@ -58,7 +54,6 @@ ANSWER_METRICS = {
 }
 MAX_TASK_NAME = 36
 FORECAST_TITLE = "Forecasts of the final held-out loss, nats per token"
-SECONDS_PER_LINE = 10  # interval of progress lines without a terminal
 
 
 def print_line(text: str) -> None:
@@ -330,90 +325,3 @@ def format_duration(seconds: float) -> str:
     minutes, second = divmod(round(seconds), 60)
     hours, minute = divmod(minutes, 60)
     return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
-
-
-class ProgressBars:
-    """Context manager that shows a progress bar per run, or lines without a terminal."""
-
-    def __init__(self):
-        self.has_terminal = console.is_terminal
-        self.progress = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=24),
-            TextColumn("{task.percentage:>3.0f}%"),
-            TextColumn("{task.fields[state]}", markup=False),
-            TimeElapsedColumn(),
-            console=console,
-            disable=not self.has_terminal,
-        )
-        self.bars: dict[str, TaskID] = {}
-        self.last_line_time = 0.0
-
-    def __enter__(self):
-        self.progress.start()
-        return self
-
-    def __exit__(self, *_):
-        self.progress.stop()
-
-    def started(self, run: schema.Run) -> None:
-        """Add the bar of a run; without a terminal, print that the run begins."""
-        if not self.has_terminal:
-            print_line(f"{run.name}: begins")
-        self.bars[run.name] = self.progress.add_task(run.name, total=run.steps, state="compiling")
-
-    def stepped(self, run: schema.Run, row: dict) -> None:
-        """Show a row of metrics.jsonl in the bar of its run."""
-        schedule = batch_size_schedule.BatchSizeSchedule.from_config(run.data)
-        tokens_left = schedule.count_tokens(run.steps) - schedule.count_tokens(row["step"])
-        state = (
-            f"loss {row['loss']:.3f}  {row['tokens_per_second']:,.0f} tokens/s"
-            f"  {row['mfu']:.0%} MFU"
-            f"  {format_duration(tokens_left / row['tokens_per_second'])} left"
-        )
-        self.progress.update(self.bars[run.name], completed=row["step"], state=state)
-        is_due = time.monotonic() - self.last_line_time > SECONDS_PER_LINE
-        if not self.has_terminal and (is_due or row["step"] == run.steps):
-            self.last_line_time = time.monotonic()
-            print_line(f"{run.name}  step {row['step']} of {run.steps}  {state}")
-
-    def evaluated(self, run: schema.Run, row: dict) -> None:
-        """Print the held-out loss of a row of evals.jsonl."""
-        if "loss" in row:
-            self.note(
-                f"{run.name}  step {row['step']} of {run.steps}  held-out loss"
-                f" {row['loss']:.3f} ± {row['loss_se']:.3f}"
-            )
-
-    def ended(self, run: schema.Run, reason: str) -> None:
-        """Print the end of a run. reason: the reason of an early end, "" for a run that is done."""
-        if reason:
-            self.progress.update(self.bars[run.name], state=reason)
-        if reason or not self.has_terminal:
-            self.note(f"{run.name}: {reason or 'done'}")
-
-    def note(self, text: str) -> None:
-        """Print a line above the bars."""
-        self.progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
-
-
-class LiveStatus:
-    """Context manager that shows the status of the runs of a folder on a terminal."""
-
-    def __init__(self, folder):
-        self.folder = folder
-        self.live = Live(console=console)
-
-    def __enter__(self):
-        if console.is_terminal:
-            self.live.start()
-        return self
-
-    def __exit__(self, *_):
-        self.live.stop()
-
-    def update(self) -> None:
-        """Show the current status."""
-        if self.live.is_started:
-            runs = status.run_statuses(self.folder)
-            self.live.update(status_view(runs, status.sweep_progress(runs)))

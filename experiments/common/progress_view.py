@@ -1,0 +1,100 @@
+"""Progress bars of training runs, and the live status of a sweep."""
+
+import time
+
+from rich.live import Live
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from experiments.common import console
+from lm.config import schema
+from lm.config.schedules import batch_size_schedule
+from lm.runs import status
+
+SECONDS_PER_LINE = 10  # interval of progress lines without a terminal
+
+
+class ProgressBars:
+    """Context manager that shows a progress bar per run, or lines without a terminal."""
+
+    def __init__(self):
+        self.has_terminal = console.console.is_terminal
+        self.progress = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=24),
+            TextColumn("{task.percentage:>3.0f}%"),
+            TextColumn("{task.fields[state]}", markup=False),
+            TimeElapsedColumn(),
+            console=console.console,
+            disable=not self.has_terminal,
+        )
+        self.bars: dict[str, TaskID] = {}
+        self.last_line_time = 0.0
+
+    def __enter__(self):
+        self.progress.start()
+        return self
+
+    def __exit__(self, *_):
+        self.progress.stop()
+
+    def started(self, run: schema.Run) -> None:
+        """Add the bar of a run; without a terminal, print that the run begins."""
+        if not self.has_terminal:
+            console.print_line(f"{run.name}: begins")
+        self.bars[run.name] = self.progress.add_task(run.name, total=run.steps, state="compiling")
+
+    def stepped(self, run: schema.Run, row: dict) -> None:
+        """Show a row of metrics.jsonl in the bar of its run."""
+        schedule = batch_size_schedule.BatchSizeSchedule.from_config(run.data)
+        tokens_left = schedule.count_tokens(run.steps) - schedule.count_tokens(row["step"])
+        state = (
+            f"loss {row['loss']:.3f}  {row['tokens_per_second']:,.0f} tokens/s"
+            f"  {row['mfu']:.0%} MFU"
+            f"  {console.format_duration(tokens_left / row['tokens_per_second'])} left"
+        )
+        self.progress.update(self.bars[run.name], completed=row["step"], state=state)
+        is_due = time.monotonic() - self.last_line_time > SECONDS_PER_LINE
+        if not self.has_terminal and (is_due or row["step"] == run.steps):
+            self.last_line_time = time.monotonic()
+            console.print_line(f"{run.name}  step {row['step']} of {run.steps}  {state}")
+
+    def evaluated(self, run: schema.Run, row: dict) -> None:
+        """Print the held-out loss of a row of evals.jsonl."""
+        if "loss" in row:
+            self.note(
+                f"{run.name}  step {row['step']} of {run.steps}  held-out loss"
+                f" {row['loss']:.3f} ± {row['loss_se']:.3f}"
+            )
+
+    def ended(self, run: schema.Run, reason: str) -> None:
+        """Print the end of a run. reason: the reason of an early end, "" for a run that is done."""
+        if reason:
+            self.progress.update(self.bars[run.name], state=reason)
+        if reason or not self.has_terminal:
+            self.note(f"{run.name}: {reason or 'done'}")
+
+    def note(self, text: str) -> None:
+        """Print a line above the bars."""
+        self.progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+class LiveStatus:
+    """Context manager that shows the status of the runs of a folder on a terminal."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.live = Live(console=console.console)
+
+    def __enter__(self):
+        if console.console.is_terminal:
+            self.live.start()
+        return self
+
+    def __exit__(self, *_):
+        self.live.stop()
+
+    def update(self) -> None:
+        """Show the current status."""
+        if self.live.is_started:
+            runs = status.run_statuses(self.folder)
+            self.live.update(console.status_view(runs, status.sweep_progress(runs)))
