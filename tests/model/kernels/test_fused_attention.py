@@ -157,10 +157,10 @@ def test_tokamax_keys_end_with_the_time_of_the_query(monkeypatch):
     for name, module in modules.items():
         monkeypatch.setitem(sys.modules, f"tokamax._src.ops.attention.{name}", module)
     monkeypatch.setattr(fused_attention.tokamax_flags, "use_default_flags", lambda: None)
-    *arrays, _ = random_arrays()
+    q_BTNH, k_BSKH, v_BSKH, _ = random_arrays()
     ranges = fused_attention.KeyRanges(np.arange(T), None, None, None)
     actual, expected = (
-        kernel(*arrays, ranges, is_complete=False, is_interpreted=True)
+        kernel(q_BTNH, k_BSKH, v_BSKH, ranges, is_complete=False, is_interpreted=True)
         for kernel in (fused_attention.tokamax_attention, fused_attention.cudnn_attention)
     )
     np.testing.assert_allclose(actual, expected, atol=1e-5)
