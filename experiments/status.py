@@ -20,6 +20,7 @@ import functools
 import json
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from absl import flags
@@ -85,7 +86,7 @@ def watch(runs: list[dict], open_once: "Callable[[], sweep_forecasts.SweepForeca
 
 def add_forecasts(
     runs: list[dict],
-    folder: str,
+    folder: str | Path,
     open_once: "Callable[[], sweep_forecasts.SweepForecasts]" = open_forecasts,
 ) -> list[str]:
     """Add the forecasts to the statuses of runs. Return lines about flagged and missing ones."""

@@ -3,7 +3,7 @@
     uv run python -m experiments.benchmarks.learning_curves
     uv run python -m experiments.benchmarks.learning_curves --faulty_to=faulty.jsonl
 
-The records are learning curves of configs/sweeps/learning_curves.py, and of ten faulty runs, which
+The records are learning curves of configs/sweeps/learning_curves.py, and of faulty runs, which
 --faulty_to trains again (experiments/benchmarks/faulty_runs.py). Each run is forecast from the
 other runs, which also select the model and calibrate the interval. The errors are relative to the
 final held-out loss. Intervals of mean errors are bootstrap intervals over the runs, and those of

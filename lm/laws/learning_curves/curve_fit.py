@@ -124,7 +124,9 @@ def collect_statistics(
         products.append(weighted.T @ run.log_losses)
         squares.append(run.log_losses @ run.inverse @ run.log_losses)
     counts = [len(run.steps) for run in points]
-    return Statistics(*map(np.array, (gram, products, squares, counts)), features, knots)
+    return Statistics(
+        np.array(gram), np.array(products), np.array(squares), np.array(counts), features, knots
+    )
 
 
 def fit_model(

@@ -12,10 +12,17 @@ def reference():
     return curve_backtest.Reference(training_curves.curves())
 
 
-def test_fit_recovers_the_known_constants(reference):
+def test_fit_recovers_the_exponent_and_the_benefit(reference):
+    """The gain g makes constants equivalent whose benefits are proportional."""
     fitted, _ = reference.fits["multi_power"]
-    assert fitted.constants == (*training_curves.CONSTANTS, training_curves.ALPHA)
-    assert 0.0005 < fitted.residual < 0.002
+    *constants, alpha = fitted.constants
+    assert alpha == training_curves.ALPHA and 0.0005 < fitted.residual < 0.002
+    curve = training_curves.curves()[0]
+    known, benefit = (
+        curve_models.multi_power_benefit(curve.rates, curve.steps, tuple(values))
+        for values in (training_curves.CONSTANTS, constants)
+    )
+    assert np.corrcoef(known, benefit)[0, 1] > 0.995
 
 
 def test_true_model_has_the_smallest_errors_from_half_the_steps(reference):
