@@ -68,7 +68,9 @@ def test_command_with_an_old_jax_has_exit_status_2(monkeypatch, capsys):
     assert error.startswith("error: jax 0.4.38 is installed") and error.count("\n") == 1
 
 
-@pytest.mark.parametrize("version", ["0.10.2", "0.12.0.1", "1.0", "0.11.0rc1", "0.11.0.dev20260101"])
+@pytest.mark.parametrize(
+    "version", ["0.10.2", "0.12.0.1", "1.0", "0.11.0rc1", "0.11.0.dev20260101"]
+)
 def test_new_versions_are_accepted(version, monkeypatch):
     pretend_installed(monkeypatch, jax=version)
     provenance.check_versions()
