@@ -17,7 +17,6 @@ and its accuracy has covered at least MASTERY_FRACTION of the distance from the 
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
-from scipy import stats
 
 from lm.runs import records, task_results
 
@@ -122,6 +121,8 @@ def _chance_p_value(row: Mapping, task: str, is_below: bool = False) -> float:
     A mean over paradigms has a test of its clustered standard error, other tasks an exact binomial
     test of the number of correct answers.
     """
+    from scipy import stats  # its import takes a second
+
     result, n = task_results.task_result(row, task), task_results.task_value(row, task, "n")
     if result is None or not n > 0 or not np.isfinite(result["value"]):
         return 1.0

@@ -145,7 +145,12 @@ def test_imports_have_no_alias(path):
     for node in ast.walk(TREES[path]):
         if isinstance(node, (ast.Import, ast.ImportFrom)):
             aliases = {(name.name, name.asname) for name in node.names if name.asname}
-            assert aliases <= {("numpy", "np"), ("jax.numpy", "jnp"), ("write_report", "report")}
+            assert aliases <= {
+                ("numpy", "np"),
+                ("jax.numpy", "jnp"),
+                ("write_report", "report"),
+                ("compare_rows", "compare"),
+            }
 
 
 def test_readme_is_short():

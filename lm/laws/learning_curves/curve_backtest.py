@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
 
 from lm.laws.learning_curves import curve_fit, curve_models, recorded_curves
 
@@ -57,9 +56,11 @@ class ModelBacktest:
 
         The factor is that of Student's t distribution with the measured size of the scores.
         """
+        from scipy import special  # its import takes longer than that of all laws
+
         n = len(self.scores)
         size = np.sqrt((self.scores**2).mean() * (1 + 1 / n))
-        return float(stats.t.ppf(0.5 + level / 2, n - 1) * size)
+        return float(special.stdtrit(n - 1, 0.5 + level / 2) * size)
 
 
 class Reference:

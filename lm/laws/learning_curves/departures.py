@@ -19,7 +19,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
 
 from lm.laws.learning_curves import recorded_curves
 
@@ -99,12 +98,14 @@ def check_run(
         )
     if reason:
         return DepartureCheck(curve.name, step, len(comparable), (), reason)
+    from scipy import special  # its import takes longer than that of all laws
+
     differences = expected_differences([*comparable, curve], rows)
     tests = []
     for name, part in (("level", differences), ("noise", remove_trend(differences))):
         sizes = 0.5 * np.log(np.maximum((part**2).mean(1), 1e-12))
         others = sizes[:-1]
-        factor = stats.t.ppf(LEVEL, len(others) - 1) * np.sqrt(1 + 1 / len(others))
+        factor = special.stdtrit(len(others) - 1, LEVEL) * np.sqrt(1 + 1 / len(others))
         bound = others.mean() + factor * others.std(ddof=1)
         values = np.exp([sizes[-1], others.mean(), bound]).tolist()
         tests.append(DepartureTest(name, *values))

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
 
 from lm.runs import task_results
 
@@ -31,6 +30,8 @@ def compare_tasks(
     independent. Their results on the same examples agree more often, so the interval is wider
     than that of McNemar's test. The p-values are corrected by the method of Holm (1979).
     """
+    from scipy import stats  # its import takes a second
+
     names = set.intersection(*({*task_results.task_results(row)} for pair in pairs for row in pair))
     differences, p_values = [], []
     quantile = stats.norm.ppf(1 - error / 2)
