@@ -213,7 +213,7 @@ def test_mastered_tasks_are_counted_among_evaluated_tasks(toy):
     above, mastered = (artist.get_ydata() for artist in lines)
     assert (np.asarray(mastered) <= np.asarray(above)).all() and max(mastered) <= 2
     texts = " ".join(text.get_text() for text in axes.figure.findobj(Text))
-    assert "tasks per run are expected above" in texts and "Benjamini-Hochberg" in texts
+    assert "Above baseline: better than each" in texts and "Benjamini-Hochberg" in texts
 
 
 BUDGETS = {"trunk": 2_000_000, "1M": 1_000_000, "2M": 2_000_100}
