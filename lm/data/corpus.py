@@ -24,6 +24,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -58,7 +59,7 @@ class CorpusPlan:
     earlier_manifests: list[corpus_manifest.Manifest]  # sources whose documents count as duplicates
     blocked_ngrams: Path | None  # index of n-grams that are cut out of training text
 
-    def expected_values(self, tokenizer: tokenizers.Tokenizer) -> dict:
+    def expected_values(self, tokenizer: tokenizers.Tokenizer) -> dict[str, Any]:
         """Return the values of the manifest that follow from the config and the tokenizer."""
         return {
             "source": self.source,
@@ -291,12 +292,10 @@ def _describe_token_files(
     cache, name = plan.folder.parent, plan.staging_name
     with temporary_folders.temporary_folder(cache, name) as folder:
         tokenizer.save(folder)
-        manifest = corpus_manifest.Manifest(
-            **plan.expected_values(tokenizer) | values | {"warning": warning},
-            duplicates=0,
-            versions={},
-            omitted_files=documents.omitted_files(plan.source),
-        )
+        fields_of_manifest = plan.expected_values(tokenizer) | values
+        fields_of_manifest |= {"warning": warning, "duplicates": 0, "versions": {}}
+        fields_of_manifest["omitted_files"] = documents.omitted_files(plan.source)
+        manifest = corpus_manifest.Manifest(**fields_of_manifest)
         manifest = corpus_manifest.write_manifest(folder, manifest)
         with contextlib.suppress(block_checksums.DamagedText):
             if _open_prepared(plan, tokenizer) is not None:

@@ -70,7 +70,7 @@ def blockwise_attention(
     k = k_BSKH.shape[2]
     block_size = t // n_blocks
     q_BKGTH = q_BTNH.reshape(b, t, k, n // k, h).transpose(0, 2, 3, 1, 4)
-    blocks_CBKGTH = mesh.split_chunks(q_BKGTH, n_blocks, "length", axis=3)
+    blocks_CBKGTH: jax.Array = mesh.split_chunks(q_BKGTH, n_blocks, "length", axis=3)
     gathered = (
         rules.constrain(x_BSKH, "batch", None, "kv_heads", None) for x_BSKH in (k_BSKH, v_BSKH)
     )

@@ -56,7 +56,11 @@ def cached_decoder(
     ):  # fmt: skip
         new_cache: KVCache = []
         tables = position_encoding.make_tables(shape, positions_BT)
-        if key_positions_BS is None and cache is None:
+        if key_positions_BS is None:
+            if cache is not None and any(windows):
+                raise ValueError(
+                    "model.sliding_window needs key_positions_BS: pass the position of each key"
+                )
             key_positions_BS = positions_BT
 
         def attend(q_BTNH, k_BTKH, v_BTKH):

@@ -7,6 +7,7 @@
 A tensor of a file is in host memory once, and each device receives only its own blocks.
 """
 
+import functools
 from collections.abc import Mapping
 
 import jax
@@ -56,9 +57,16 @@ class WeightBlocks:
             arrays[path] = jax.make_array_from_callback(
                 shape,
                 self.shardings[path],
-                lambda index, shape=shape, blocks=blocks: blocks[_bounds(index, shape)],
+                functools.partial(_select_block, blocks, shape),
             )
         return arrays
+
+
+def _select_block(
+    blocks: dict[Bounds, np.ndarray], shape: tuple[int, ...], index: tuple[slice, ...] | None
+) -> np.ndarray:
+    """Return the block of a weight at the index of a device."""
+    return blocks[_bounds(index or (slice(None),) * len(shape), shape)]
 
 
 def _bounds(index: tuple[slice, ...], shape: tuple[int, ...]) -> Bounds:
