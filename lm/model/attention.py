@@ -70,7 +70,7 @@ def blockwise_attention(
     k = k_BSKH.shape[2]
     block_size = t // n_blocks
     q_BKGTH = q_BTNH.reshape(b, t, k, n // k, h).transpose(0, 2, 3, 1, 4)
-    blocks_CBKGTH: jax.Array = mesh.split_chunks(q_BKGTH, n_blocks, "length", axis=3)
+    blocks_CBKGTH = mesh.split_chunks(q_BKGTH, n_blocks, "length", axis=3)
     gathered = (
         rules.constrain(x_BSKH, "batch", None, "kv_heads", None) for x_BSKH in (k_BSKH, v_BSKH)
     )
@@ -92,7 +92,7 @@ def blockwise_attention(
         # MASK_VALUE in float32.
         bias_TS = jnp.where(mask_TS, 0.0, MASK_VALUE)
         bias_MS = jnp.concatenate([bias_TS] * (n // k), axis=-2)
-        o_BKMH = _biased_attention(
+        o_BKMH: jax.Array = _biased_attention(
             blocks_CBKGTH[block].reshape(b, k, n // k * block_size, h),
             k_BKSH[:, :, first:end],
             v_BKSH[:, :, first:end],
