@@ -13,11 +13,13 @@ several recipes. A and B may also be sweep files, or configs with --sizes. Their
 trained first, by experiments.sweep.
 
 The multiplier m is the factor by which A needs more FLOPs, seconds or parameters to reach the loss
-of B. Intervals include the noise of the seeds, the held-out documents and the form of the laws.
+of B. Intervals include the noise of the seeds and of the held-out documents. Those beyond the
+ladder also include the uncertain form of the laws.
 
 --decide trains further pairs of runs until the verdict is not undecided, or the budget is used. Its
-tests are valid after every run, so stopping early does not increase their error. Pass --anytime
-from the first comparison on, if you plan to add runs. The same command continues it.
+tests are valid after every run, so stopping early does not increase their error. If the plan states
+that more pairs would not decide, training continues, because the plan depends on noisy estimates.
+Pass --anytime from the first comparison on, if you plan to add runs. The same command continues it.
 
 The folder --out has comparison.json, comparison.html and the figure. --verify=FOLDER repeats the
 comparison from the records of the runs. The exit status is 1 if a run or a number has changed.
@@ -25,7 +27,6 @@ comparison from the records of the runs. The exit status is 1 if a run or a numb
 
 import json
 import re
-import sys
 from pathlib import Path
 
 from absl import flags
@@ -46,6 +47,7 @@ _TIME_BUDGET = flags.DEFINE_string("time_budget", "30m", "limit of --decide, suc
 _SIZES = flags.DEFINE_list("sizes", [], "sizes of the ladder of two configs, such as 10K,25K,60K")
 _SEEDS = flags.DEFINE_integer("seeds", 2, "seeds per size of the ladder of two configs", 1, 1000)
 _VERIFY = flags.DEFINE_string("verify", "", "folder of --out to verify")
+POSITIONAL = ("a", "b")  # flags of the arguments that are no flags
 UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600}
 
 
@@ -55,6 +57,7 @@ def main() -> int:
     if not (_A.value and _B.value):
         raise ValueError("two recipes are needed: experiments.compare runs/A runs/B")
     budget = parse_duration(_TIME_BUDGET.value)
+    check_ladders([_A.value, _B.value])
     folders = [prepare_sweep(recipe) for recipe in (_A.value, _B.value)]
     report = decide(folders, budget) if _DECIDE.value else compare(folders, _ANYTIME.value)
     if _JSON.value:
@@ -84,6 +87,21 @@ def compare(folders: list[str], is_anytime: bool):
     )
     rows_a, rows_b = (recipe_report.load_recipe(folder) for folder in folders)
     return recipe_report.compare_rows(rows_a, rows_b, options)
+
+
+def check_ladders(recipes: list[str]) -> None:
+    """Raise ValueError if both recipes are configs whose ladders have the same sweep name."""
+    if not _SIZES.value:
+        return
+    from experiments.common import recipe_ladders
+
+    is_folder = [filesystem.open_path(recipe.partition("?")[0]).is_dir() for recipe in recipes]
+    names = {recipe_ladders.ladder_name(recipe) for recipe in recipes}
+    if not any(is_folder) and len(names) == 1:
+        raise ValueError(
+            f"{recipes[0]} and {recipes[1]} have the same file name, so both ladders would be the"
+            f" sweep {names.pop()}: rename one of the files"
+        )
 
 
 def prepare_sweep(recipe: str) -> str:
@@ -173,13 +191,5 @@ def parse_duration(text: str) -> float:
     return float(match[1]) * UNIT_SECONDS[match[2]]
 
 
-def name_recipes(arguments: list[str]) -> list[str]:
-    """Return the arguments with the first two without -- as --a and --b."""
-    recipes = [text for text in arguments[1:] if not text.startswith("-")][:2]
-    named = [f"--{name}={text}" for name, text in zip("ab", recipes, strict=False)]
-    return [arguments[0], *named, *(text for text in arguments[1:] if text not in recipes)]
-
-
 if __name__ == "__main__":
-    sys.argv = name_recipes(sys.argv)
-    cli.run_main(main)
+    cli.run_main(main, POSITIONAL)

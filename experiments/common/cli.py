@@ -43,8 +43,11 @@ BUCKET_MODULES = ("gcsfs", "aiohttp", "google", "requests", "urllib3")
 EXIT_FUNCTIONS: list[Callable[[int], None]] = []
 
 
-def run_main(main: Callable[[], int | None]) -> None:
-    """Parse the flags, call main() and end the process if its exit status is not 0."""
+def run_main(main: Callable[[], int | None], positional: Sequence[str] = ()) -> None:
+    """Parse the flags, call main() and end the process if its exit status is not 0.
+
+    positional: flags that receive, in this order, the arguments that are no flags.
+    """
     sys.excepthook = _ignore_exception
     sys.unraisablehook = _print_named_exception
     warnings.formatwarning = _format_warning
@@ -52,7 +55,7 @@ def run_main(main: Callable[[], int | None]) -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # not all encodings have the plus-minus sign
     try:
-        status = exit_status(main, sys.argv)
+        status = exit_status(main, sys.argv, positional)
     except BaseException:
         if sys.excepthook is _ignore_exception:
             sys.excepthook = _print_main_exception
@@ -100,10 +103,12 @@ def _format_warning(message, category, filename, lineno, line=None) -> str:
     return f"warning: {' '.join(str(message).split())}\n"
 
 
-def exit_status(main: Callable[[], int | None], argv: list[str]) -> int:
+def exit_status(
+    main: Callable[[], int | None], argv: list[str], positional: Sequence[str] = ()
+) -> int:
     """Call main() with these arguments and return its exit status. Print an error as one line."""
     try:
-        return _call_main(main, argv)
+        return _call_main(main, argv, positional)
     except BrokenPipeError:  # the reader of the output, such as head, has ended
         return EXIT_BROKEN_PIPE
     except OSError as error:
@@ -129,7 +134,7 @@ def exit_status(main: Callable[[], int | None], argv: list[str]) -> int:
         raise
 
 
-def _call_main(main: Callable[[], int | None], argv: list[str]) -> int:
+def _call_main(main: Callable[[], int | None], argv: list[str], positional: Sequence[str]) -> int:
     """Parse the arguments, call main() and return its exit status."""
     if sys.platform == "win32":
         raise ValueError(
@@ -146,7 +151,10 @@ def _call_main(main: Callable[[], int | None], argv: list[str]) -> int:
     if "config" in flags.FLAGS:
         others, changes = config_files.field_changes(argv[1:])
         arguments = [argv[0], *(f"--{CHANGES_FLAG}={change}" for change in changes), *others]
+    flags.FLAGS.set_gnu_getopt(bool(positional))  # flags may follow positional arguments
     unparsed = flags.FLAGS(arguments)[1:]
+    for name in [name for name in positional if not flags.FLAGS[name].present][: len(unparsed)]:
+        flags.FLAGS[name].value = unparsed.pop(0)
     if unparsed:
         raise ValueError(f"{unparsed[0]} is not a flag. Write --name=value.")
     check_numbers(flags.FLAGS)

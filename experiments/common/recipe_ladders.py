@@ -42,19 +42,38 @@ def get_sweep(argument: str = "") -> Iterator[schema.Run]:
 
 
 def ladder_location(config_file: str, sizes: Sequence[str], n_seeds: int) -> str:
-    """Return the location of the sweep of one config at several sizes and seeds."""
+    """Return the location of the sweep of one config at several sizes and seeds.
+
+    Raises ValueError for a path with a + sign.
+    """
+    _check_path(config_file)
     return f"{__file__}:{LADDER}+{config_file}+{'-'.join(sizes)}+{n_seeds}"
 
 
 def seeds_location(folder: str, seeds: Mapping[str, Sequence[int]]) -> str:
-    """Return the location of a sweep with its runs and further seeds of some sizes."""
+    """Return the location of a sweep with its runs and further seeds of some sizes.
+
+    Raises ValueError for a path with a + sign.
+    """
+    _check_path(folder)
     parts = (f"+{size}={'-'.join(map(str, numbers))}" for size, numbers in sorted(seeds.items()))
     return f"{__file__}:{SEEDS}+{folder}{''.join(parts)}"
 
 
+def _check_path(path: str) -> None:
+    """Raise ValueError for a path with a + sign, which separates the parts of a location."""
+    if "+" in path:
+        raise ValueError(f"{path} contains +, which compare cannot pass to sweep: rename the path")
+
+
+def ladder_name(config_file: str) -> str:
+    """Return the name of the sweep of a config, compare-FILE."""
+    return f"compare-{Path(config_file).stem}"
+
+
 def build_ladder(config_file: str, sizes: Sequence[str], n_seeds: int) -> Iterator[schema.Run]:
     """Yield the runs of FILE:SIZE for each size and seed, in the sweep compare-FILE."""
-    sweep = f"compare-{Path(config_file).stem}"
+    sweep = ladder_name(config_file)
     for size in sizes:
         for seed in range(n_seeds):
             run = config_files.load_run_file(f"{config_file}:{size}", [], "")
@@ -122,6 +141,9 @@ def decide(
     train_pairs: trains a number of further pairs of a size. Each round trains the pairs of the plan
     that fit into the rest of the budget, at most MAX_PAIRS_PER_ROUND. A repeated call continues,
     because finished runs are part of the comparison. The reason is "" for a decision.
+
+    A plan that states that no reachable number of pairs decides does not end the training: with few
+    pairs, its estimates are noisy, and later pairs often decide.
     """
     start_time = read_time()
     while True:
@@ -132,9 +154,11 @@ def decide(
         seconds_left = budget_seconds - (read_time() - start_time)
         n_pairs = min(plan.next_pairs(seconds_left), MAX_PAIRS_PER_ROUND)
         if n_pairs < 1:
+            is_time = plan.unit == "seconds"
+            cost = f"{plan.next_cost:.0f} s" if is_time else f"{plan.next_cost:.3g} {plan.unit}"
             return report, (
                 f"{max(seconds_left, 0):.0f} s are left, and a pair of runs at {plan.next_size}"
-                f" takes {plan.next_cost:.0f} s: repeat the command with a larger --time_budget"
+                f" takes {cost}: repeat the command with a larger --time_budget"
             )
         n_before = report.comparison.selection.n_pairs
         train_pairs(plan.next_size, n_pairs)

@@ -1,5 +1,6 @@
 """Tests of the command `compare`, and of the sweeps that it trains."""
 
+import dataclasses
 import json
 import pathlib
 
@@ -36,6 +37,9 @@ def test_command_writes_json_a_record_and_a_page(tmp_path, monkeypatch):
         "error: missing is no folder and no Python file: pass the folder of a sweep, a sweep file"
         " or a config\n",
     )
+    status, output = run_compare("--candidates", "2", "a", "--json", "b")
+    assert status == 0 and json.loads(output)["better"] == "B", output
+    assert run_compare("a", "b", "c") == (2, "error: c is not a flag. Write --name=value.\n")
     status, output = run_compare("--a=a", "--b=b", "--time_budget=soon")
     assert (status, output[:20]) == (2, "error: --time_budget")
 
@@ -86,3 +90,30 @@ def test_decision_adds_pairs_until_the_verdict_or_the_budget():
     report, reason = recipe_ladders.decide(compare, train_pairs, 1e6, lambda: clock["seconds"])
     assert report.comparison.verdict == "constant" and reason == ""
     assert n_seeds["n"] > n_before
+
+
+def test_ladders_with_equal_sweep_names_are_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for folder in "ab":
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "config.py").write_text("")
+    assert run_compare("a/config.py", "b/config.py", "--sizes=10K,25K") == (
+        2,
+        "error: a/config.py and b/config.py have the same file name, so both ladders would be the"
+        " sweep compare-config: rename one of the files\n",
+    )
+    with pytest.raises(ValueError, match="x[+]y.py contains [+].*: rename the path"):
+        recipe_ladders.ladder_location("x+y.py", ["10K"], 2)
+    with pytest.raises(ValueError, match="contains [+]"):
+        recipe_ladders.seeds_location("runs/x+y", {"10K": [1]})
+
+
+def test_exhausted_budget_names_the_cost_in_its_unit():
+    options = recipe_verdict.ComparisonOptions(n_draws=100)
+    rows = [recipe_rows(name, noise=0.01, n_seeds=1, seed=3) for name in "ab"]
+    report = lm.compare(*rows, options)
+    for unit, expected in (("FLOPs", "takes 2.5e+12 FLOPs: "), ("seconds", "0 s: repeat")):
+        plan = dataclasses.replace(report.plan, unit=unit, next_cost=2.5e12)
+        changed = dataclasses.replace(report, plan=plan)
+        _, reason = recipe_ladders.decide(iter([changed]).__next__, lambda *_: pytest.fail(), 0)
+        assert expected in reason
