@@ -1,11 +1,12 @@
 """Cost of a decision: the cheapest further pairs of runs that decide an open comparison.
 
     plan = decision_cost.plan_decision(comparison)
-    print(plan)       # 2 more seeds at 100K and 1 at 400K decide it: 14 device-minutes
+    print(plan)
+    # decision: 2 more pairs of runs at 100K decide it: 14 minutes on the device of the runs
 
 Each pair is one run of both recipes at a common size, or at a size beyond the ladder. The plan
 assumes that the estimates do not change, so it states an expected cost. Seconds of a size beyond
-the ladder are extrapolated as a power of FLOPs.
+the ladder are extrapolated as a power of the column `comparison.cost`.
 """
 
 import math
@@ -16,10 +17,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from lm.laws import run_table
-from lm.laws.recipe_comparison import anytime_valid_tests, multiplier, recipe_verdict
+from lm.laws.recipe_comparison import (
+    anytime_valid_tests,
+    multiplier,
+    paired_runs,
+    recipe_verdict,
+)
 
 MAX_PAIRS = 200  # of a plan; more pairs than this are no decision within reach
-LARGER_FACTOR = 4.0  # FLOPs of the size beyond the ladder, relative to the largest size
+LARGER_FACTOR = 4.0  # cost of the size beyond the ladder, relative to the largest size
 POWER_QUANTILE = 0.84  # normal quantile of the probability of 80% that the plan decides
 
 
@@ -27,12 +33,13 @@ POWER_QUANTILE = 0.84  # normal quantile of the probability of 80% that the plan
 class DecisionPlan:
     """Further pairs of runs per size, and their cost.
 
-    pairs: {size: number of pairs}. Without seconds in the rows, the cost is in FLOPs.
+    pairs: {size: number of pairs}. Without seconds in the rows, the cost is in the unit of
+    RecipeComparison.cost.
     """
 
     pairs: dict[str, int]
     cost: float
-    unit: str  # seconds or FLOPs
+    unit: str  # text of paired_runs.COSTS
     problem: str = ""  # reason why no plan decides
     next_size: str = ""  # common size with the most useful pair per cost, "" if decided
     next_cost: float = 0.0  # of a pair at that size
@@ -55,7 +62,7 @@ class DecisionPlan:
         texts = [
             f"{n} more pair{'s' * (n > 1)} of runs at {name}" for name, n in self.pairs.items()
         ]
-        cost = f"{self.cost:.2g} FLOPs"
+        cost = f"{self.cost:.2g} {self.unit}"
         if self.unit == "seconds":
             cost = f"{self.cost / 60:.2g} minutes on the device of the runs"
         return f"decision: {' and '.join(texts)} decide it: {cost}"
@@ -140,15 +147,13 @@ def _size_options(comparison: recipe_verdict.RecipeComparison) -> tuple[list[Siz
     """Return the sizes of further pairs with the cost of a pair, and the unit of the cost."""
     fitted, selection = comparison.fitted, comparison.selection
     ladder, floor = fitted.ladder, fitted.best
-    column = "seconds" if "seconds" in selection.costs() else "flops"
+    column = "seconds" if "seconds" in selection.costs() else comparison.cost
     by_name = {size.name: size.pairs for size in selection.sizes}
     options = []
     for k, name in enumerate(selection.ordered_names(comparison.cost)):
         is_size = ladder.size_index == k
         weight = float(fitted.difference_line.weights[floor][is_size].mean())
         cost = float(np.mean([_pair_cost(pair, column) for pair in by_name[name]]))
-        if not cost > 0:
-            cost = float(np.exp(ladder.x_a[k]) + np.exp(ladder.x_b[k]))
         position = float(ladder.x_mean[k] - fitted.center)
         options.append(SizeOption(name, position, weight, cost))
     first, last = options[0], options[-1]
@@ -162,7 +167,7 @@ def _size_options(comparison: recipe_verdict.RecipeComparison) -> tuple[list[Siz
         last.weight * math.exp(decay * step),
         last.cost * math.exp(growth * step),
     )
-    return [*options, larger], "seconds" if column == "seconds" else "FLOPs"
+    return [*options, larger], paired_runs.COSTS[column]
 
 
 def _pair_cost(pair: tuple[Mapping, Mapping], column: str) -> float:

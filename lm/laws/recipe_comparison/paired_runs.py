@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from lm.config.schedules import batch_size_schedule
 from lm.laws import comparability, run_table
 from lm.laws.recipe_comparison import multiplier, selection_bias
 
@@ -48,7 +49,6 @@ class Selection:
     """Pairs of runs of both recipes per common size, smallest first, and notes about them."""
 
     y: str
-    size_column: str
     sizes: list[Size]
     notes: list[str] = field(default_factory=list)
 
@@ -123,7 +123,12 @@ def pair_runs(rows_a: run_table.Rows, rows_b: run_table.Rows, y: str = "") -> Se
         pairs, unpaired = _pair_by_seed(*tuned)
         notes += [f"{name}: {unpaired}"] if unpaired else []
         sizes.append(Size(name, pairs))
-    selection = Selection(y, size_column, sizes, list(dict.fromkeys(notes)))
+    if all(len(size.pairs) == 1 for size in sizes):
+        notes.append(
+            "each size has one pair of runs, so the noise of seeds is not measured: it is estimated"
+            " from deviations from the fitted laws"
+        )
+    selection = Selection(y, sizes, list(dict.fromkeys(notes)))
     _check_enough(selection, missing)
     return selection
 
@@ -193,6 +198,12 @@ def _identity_notes(rows_a: Sequence[Mapping], rows_b: Sequence[Mapping]) -> lis
     sizes = [_values(rows, "data.batch_size") for rows in (rows_a, rows_b)]
     if all(sizes) and sizes[0] != sizes[1]:
         notes.append("data.batch_size differs, so runs of equal seeds have different batches")
+    warmup = batch_size_schedule.FIELD  # rows without it have a constant batch size
+    first, second = (
+        {comparability.cell_text(row.get(warmup)) for row in rows} for rows in (rows_a, rows_b)
+    )
+    if first != second:
+        notes.append(f"{warmup} differs, so runs of equal seeds have different batches")
     tokenizers = [_values(rows, "data.tokenizer") for rows in (rows_a, rows_b)]
     if all(tokenizers) and tokenizers[0] != tokenizers[1]:
         notes.append(

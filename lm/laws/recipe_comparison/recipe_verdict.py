@@ -68,8 +68,8 @@ class SizeResult:
     n_pairs: int
     loss_a: float
     loss_b: float
-    flops_a: float
-    flops_b: float
+    cost_a: float  # mean cost, in the unit of RecipeComparison.cost
+    cost_b: float
     multipliers: dict[str, Multiplier]  # by column of paired_runs.COSTS
 
 
@@ -253,7 +253,6 @@ def _size_results(
     names = selection.ordered_names(next(iter(fits)))
     for k, name in enumerate(names):
         is_size = ladder.size_index == k
-        flops = [ladder.x_a[k], ladder.x_b[k]]
         multipliers = {}
         for cost in fits:
             position = selection.ordered_names(cost).index(name)
@@ -264,8 +263,8 @@ def _size_results(
                 int(is_size.sum()),
                 float(ladder.loss_a[is_size].mean()),
                 float(ladder.loss_b[is_size].mean()),
-                float(np.exp(flops[0])),
-                float(np.exp(flops[1])),
+                float(np.exp(ladder.x_a[k])),
+                float(np.exp(ladder.x_b[k])),
                 multipliers,
             )
         )

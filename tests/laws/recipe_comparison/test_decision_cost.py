@@ -1,5 +1,6 @@
 """Tests of the cost of a decision."""
 
+import pytest
 from fixtures.recipe_rows import recipe_rows
 
 from lm.laws.recipe_comparison import decision_cost, recipe_verdict
@@ -40,3 +41,19 @@ def test_cost_is_in_flops_without_seconds():
     decision = plan(0.3, 0.0, 0.01, n_seeds=1, seconds=None)[1]
     assert decision.unit == "FLOPs"
     assert "FLOPs" in str(decision)
+
+
+def test_costs_have_their_unit_without_flops_and_seconds():
+    rows = [
+        [
+            {k: v for k, v in row.items() if k not in ("flops", "seconds")}
+            for row in recipe_rows(name, log_m, noise=0.01, n_seeds=1)
+        ]
+        for name, log_m in (("a", 0.0), ("b", 0.3))
+    ]
+    options = recipe_verdict.ComparisonOptions(n_draws=100)
+    comparison = recipe_verdict.compare_recipes(*rows, options)
+    decision = decision_cost.plan_decision(comparison)
+    assert comparison.cost == "params.non_embedding" and decision.unit == "parameters"
+    assert comparison.to_dict()["sizes"][0]["cost_a"] == pytest.approx(1e4)
+    assert str(decision).endswith(" parameters") and "FLOPs" not in str(decision)

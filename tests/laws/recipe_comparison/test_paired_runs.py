@@ -74,10 +74,11 @@ def test_largest_common_token_budget_represents_a_size():
 def test_equal_compute_or_equal_names_match_other_shapes():
     wide = [row | {"params.non_embedding": 3 * row["params.non_embedding"]} for row in
             recipe_rows("b")]  # fmt: skip
-    assert paired_runs.pair_runs(recipe_rows("a"), wide).size_column == "flops"
+    selection = paired_runs.pair_runs(recipe_rows("a"), wide)
+    assert (selection.notes, len(selection.sizes)) == ([], 6)
     longer = [row | {"tokens": 2e6, "flops": 2.5 * row["flops"]} for row in wide]
     selection = paired_runs.pair_runs(recipe_rows("a"), longer)
-    assert (selection.size_column, len(selection.sizes)) == ("name", 6)
+    assert len(selection.sizes) == 6
     assert selection.notes == [
         "sizes of equal names are compared: their parameters or tokens differ"
     ]
@@ -130,3 +131,17 @@ def test_same_runs_on_both_sides_give_a_warning():
     loaded = [row | {"dir": f"runs/{row['name']}"} for row in rows]
     copies = [dict(row) for row in loaded]
     assert "the same runs" in paired_runs.pair_runs(loaded, copies).notes[0]
+
+
+def test_unequal_batch_size_warmups_give_a_note():
+    rows_b = recipe_rows("b", **{"data.batch_size_warmup": "2e6,8e6"})
+    notes = paired_runs.pair_runs(recipe_rows("a"), rows_b).notes
+    expected = "data.batch_size_warmup differs, so runs of equal seeds have different batches"
+    assert notes == [expected]
+    rows_a = recipe_rows("a", **{"data.batch_size_warmup": ""})
+    assert paired_runs.pair_runs(rows_a, recipe_rows("b")).notes == []
+
+
+def test_single_pairs_per_size_give_a_note():
+    rows = [recipe_rows(name, n_seeds=1) for name in "ab"]
+    assert "noise of seeds is not measured" in paired_runs.pair_runs(*rows).notes[-1]
