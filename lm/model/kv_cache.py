@@ -56,11 +56,7 @@ def cached_decoder(
     ):  # fmt: skip
         new_cache: KVCache = []
         tables = position_encoding.make_tables(shape, positions_BT)
-        if key_positions_BS is None:
-            if cache is not None and any(windows):
-                raise ValueError(
-                    "model.sliding_window needs key_positions_BS: pass the position of each key"
-                )
+        if key_positions_BS is None and cache is None:
             key_positions_BS = positions_BT
 
         def attend(q_BTNH, k_BTKH, v_BTKH):
@@ -73,9 +69,7 @@ def cached_decoder(
             old = None if cache is None else cache[len(new_cache)]
             entry = _write_slots(old, k_BTKH, v_BTKH, slot, rules)
             new_cache.append(entry)
-            layer_mask_BTS = mask_BTS
-            if window:
-                layer_mask_BTS &= positions_BT[:, :, None] - key_positions_BS[:, None] < window
+            layer_mask_BTS = _mask_window(mask_BTS, positions_BT, key_positions_BS, window)
             return masked_attention(
                 q_BTNH, entry["key"], entry["value"], layer_mask_BTS, shape.attention_softcap
             )
@@ -87,6 +81,17 @@ def cached_decoder(
         return decoder.logits(decoder.norm(x_BTD), *head), new_cache
 
     return decode
+
+
+def _mask_window(
+    mask_BTS: jax.Array, positions_BT: jax.Array, key_positions_BS: jax.Array | None, window: int
+) -> jax.Array:
+    """Return the mask without the keys that are older than the window. window: 0 is none."""
+    if not window:
+        return mask_BTS
+    if key_positions_BS is None:
+        raise ValueError("model.sliding_window with a cache needs the position of each key")
+    return mask_BTS & (positions_BT[:, :, None] - key_positions_BS[:, None] < window)
 
 
 def _write_slots(
