@@ -14,8 +14,7 @@ Each size has one trunk run and one cooldown branch per budget (design.cooldown_
 to 400K have two more seeds, which are trained for the largest budget only. LARGEST is the largest
 size that is trained, 4M by default. Its run of the largest budget is predicted from the smaller
 sizes before it starts. The two commands above therefore predict 1M and then 4M. Learning rate,
-weight decay and batch size follow the law of the runs in LAW, if that folder exists, and otherwise
-the recipe configs/ladder.py.
+weight decay and batch size follow the law of the runs in LAW.
 
 Hardware and time: 9e14 FLOPs, about five hours on two idle CPU cores at 50 GFLOP/s, of which 4M
 takes two and the minimal pairs half an hour.
@@ -35,7 +34,7 @@ WEIGHTS = {
     **{"reddit": 0.32, "books": 0.30, "wikipedia": 0.13, "wikinews": 0.12, "quora": 0.085},
     **{"tinystories": 0.03, "shakespeare": 0.015},
 }
-LAW = "notebooks/data/tune"  # records of configs/sweeps/tune.py
+LAW = pathlib.Path(__file__).parents[2] / "notebooks/data/tune"  # records of sweeps/tune.py
 
 
 def recipe(corpora: str, tasks: str, size: str) -> schema.Run:
@@ -47,9 +46,10 @@ def recipe(corpora: str, tasks: str, size: str) -> schema.Run:
     run.optim.warmup = 0.02
     run.eval.n_sequences, run.eval.n_completions = 256, 512
     run.eval.tasks = f"pair:{tasks}/blimp" if tasks else ""
-    if pathlib.Path(LAW).is_dir():
-        run.optim.lr_rule = run.optim.weight_decay_rule = f"law:{LAW}"
-        run.data.batch_size_rule = f"law:{LAW}"
+    if not LAW.is_dir():
+        raise ValueError(f"LAW={LAW} is not a folder: copy the records of configs/sweeps/tune.py")
+    run.optim.lr_rule = run.optim.weight_decay_rule = f"law:{LAW}"
+    run.data.batch_size_rule = f"law:{LAW}"
     return run
 
 

@@ -7,6 +7,7 @@ The package uses only the standard library. An invalid run is rejected here, bef
                              Start
     groups/                  the group model of the config
     optimizer_config.py      the group optim of the config, steps of warm-up and decay
+    field_names.py           names of fields in other projects, suggestions for unknown fields
     value_checks.py          check each field alone: type, choices, bounds, paths
     run_files.py             names in the folders of runs and sweeps, rules for run names
     validation.py            validate_run(run): combinations of fields

@@ -70,7 +70,7 @@ class Data:
         alone="vmapped runs have one batch size",
     )
     batch_size_rule: str = field(
-        "", "Rule that sets batch_size before a run starts: step_law, law:RUNS."
+        "", "Rule that sets batch_size before a run starts: step_law, deepseek, law:RUNS."
     )
     packing: Literal["packed", "continuation", "documents"] = field(
         "packed",

@@ -22,7 +22,8 @@ CORPUS_INPUTS = ("unique_tokens", "data.unique_tokens", "data.seq_len")
 # Columns of the training settings, and names that published tables use. Replicates have equal ones.
 SETTING_PREFIXES = ("model.", "optim.")
 SETTINGS = (
-    *("data.batch_size", "batch_size", "lr", "learning_rate", "max_lr", "peak_lr"),
+    *("data.batch_size", "data.batch_size_warmup", "batch_size"),
+    *("lr", "learning_rate", "max_lr", "peak_lr"),
     *("optimizer", "schedule", "warmup", "warmup_steps", "weight_decay", "dropout"),
 )
 MAX_NAMES = 3  # names per value in a message about different rows

@@ -12,6 +12,7 @@ The package uses the records of runs and the laws. It does not import JAX.
     device_cost.py        price and energy of runs
     html.py               elements of an HTML page
     report.py             write report.html
+    recipes/              the comparison of two recipes, its page and its record
     audit/                predict the target run, and verify the prediction
     sections/             the sections of the report
     plots/                the figures

@@ -19,7 +19,7 @@ import numpy as np
 from lm.config.schedules import batch_size_schedule
 from lm.laws import run_table
 from lm.reports import paired_errors
-from lm.runs import records, task_results
+from lm.runs import records, short_names, task_results
 
 
 def is_finetuned(row: Mapping) -> bool:
@@ -42,7 +42,7 @@ def learned(row: Mapping) -> list[str]:
 
 def task_base_name(task: str) -> str:
     """Return the name of a task without folder and options: file:my/sst2?n=100 -> sst2."""
-    return task.partition("?")[0].rpartition("/")[2].removeprefix("file:")
+    return short_names.shorten_task(task).partition("?")[0]
 
 
 def finetune_pairs(

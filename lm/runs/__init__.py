@@ -7,6 +7,7 @@ Analysis code reads runs only through this package. The package does not import 
     records.py      the run directory, load_runs(), column names, runs of a sweep
     run_selection.py   finished runs, trunk runs, token budgets
     task_results.py    standard errors and task metrics of a row
+    short_names.py  short names of sources and tasks, for tables and figures
     lock.py         one process per run
     status.py       status and progress of the runs of a sweep
     provenance.py   version, commit and code hash

@@ -10,7 +10,9 @@ Sources and tasks are named as in the config and in the columns of records.load_
 import re
 from collections.abc import Sequence
 
-FILE_SOURCES = ("text", "jsonl", "parquet", "chat", "file", "pair")  # prefixes of paths
+# Prefixes of paths.
+FILE_SOURCES = ("text", "jsonl", "parquet", "chat", "tokens", "file", "pair")
+SUFFIXES = r"([.](txt|md|tsv|jsonl|parquet|bin|ds|gz|zst))+$"
 
 
 def shorten_sources(sources: Sequence[str]) -> dict[str, str]:
@@ -65,5 +67,5 @@ def _path_components(source: str) -> list[str]:
         return []
     names = [name for name in path.partition("?")[0].split("/") if name and "*" not in name]
     if names:
-        names[-1] = re.sub(r"([.](txt|md|jsonl|parquet|gz|zst))+$", "", names[-1]) or names[-1]
+        names[-1] = re.sub(SUFFIXES, "", names[-1]) or names[-1]
     return names

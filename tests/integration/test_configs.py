@@ -286,3 +286,14 @@ def test_ability_ladder_predicts_its_largest_size():
     assert len(list(ability_ladder.get_sweep())) == len(runs) + 4
     with pytest.raises(ValueError, match="size=2M is not in the ladder: use one of 10K"):
         list(ability_ladder.get_sweep("text,tasks,2M"))
+
+
+def test_ability_ladder_uses_the_law_from_any_folder(monkeypatch, tmp_path):
+    from configs.sweeps import ability_ladder
+
+    rate = next(iter(ability_ladder.get_sweep())).optim.lr
+    monkeypatch.chdir(tmp_path)
+    assert next(iter(ability_ladder.get_sweep())).optim.lr == rate
+    monkeypatch.setattr(ability_ladder, "LAW", tmp_path / "missing")
+    with pytest.raises(ValueError, match="LAW=.*missing is not a folder"):
+        next(iter(ability_ladder.get_sweep()))

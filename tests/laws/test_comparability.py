@@ -17,6 +17,9 @@ def test_training_settings_are_those_of_model_optimizer_and_batch():
     ]
     assert settings == comparability.training_settings({**ROW, "seed": 4})
     assert settings != comparability.training_settings({**ROW, "optim.lr": 0.02})
+    warmup = {"data.batch_size_warmup": "1000,2000"}
+    assert settings != comparability.training_settings({**ROW, **warmup})
+    assert settings == comparability.training_settings({**ROW, "data.batch_size_warmup": ""})
 
 
 @pytest.mark.parametrize("column", ["corpus.hash", "data.tokenizer", "data.seq_len"])

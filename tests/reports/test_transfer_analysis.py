@@ -143,6 +143,18 @@ def test_task_quality_names_the_training_method():
     assert {point["task"] for point in points} == {"sums"} and points[2]["se"] == 0.1
 
 
+@pytest.mark.parametrize(
+    "task, name",
+    [
+        ("file:my/sst2?n=100", "sst2"),
+        ("copy?length=4&n=200", "copy"),
+        ("pair:my/blimp?n=9#binding/principle", "blimp/principle"),
+    ],
+)
+def test_base_name_of_a_task_has_no_folder_and_no_options(task, name):
+    assert transfer_analysis.task_base_name(task) == name
+
+
 def test_compute_saved_counts_to_an_equal_loss_from_scratch():
     (point,) = transfer_analysis.compute_saved(SPECIALISTS, EVALS)  # for 1000 examples
     assert (point["tuned_flops"], point["scratch_flops"]) == (20 * 100, 60 * 100)

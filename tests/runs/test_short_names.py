@@ -10,9 +10,15 @@ def test_equal_file_names_get_folders():
     assert list(shortened.values()) == expected
 
 
+def test_token_files_have_the_name_of_their_file():
+    sources = ["tokens:my/wiki.bin", "tokens:my/books/*.ds?dtype=uint16", "tokens:my/news.ds"]
+    assert list(short_names.shorten_sources(sources).values()) == ["wiki", "books", "news"]
+
+
 def test_short_task_names_have_no_folder_and_no_n():
     assert short_names.shorten_task("file:/my/tasks/piqa?shots=2&n=100") == "piqa?shots=2"
     assert short_names.shorten_task("copy?length=4&n=200") == "copy?length=4"
+    assert short_names.shorten_task("pair:my/agreement.tsv.gz?n=9") == "agreement"
 
 
 def test_names_that_cannot_differ_are_full_names():

@@ -1,6 +1,6 @@
 """Split, check and describe the token files of a source, which are read where they are.
 
-    manifest_fields = describe_tokens("tokens:my/tokens", tokenizer, heldout_fraction=0.01)
+    fields = describe_tokens("tokens:my/tokens", tokenizer, 0.01, lambda *progress: None)
 
 The held-out split is the last part of each file, from the nearest end of a document on. Each file
 is read once, to compute its checksums and to count its tokens and bytes.

@@ -5,6 +5,7 @@ Each source is split into shards, so that an interrupted preparation resumes aft
     uri.py                   parse name?key=value
     documents.py             source URI -> documents; Hugging Face hub
     source_files.py          names, compression, encoding and lines of files
+    path_permissions.py      permissions of the paths that a stored run names
     readers.py               text, JSON Lines, Parquet
     tfds.py                  TensorFlow Datasets without TensorFlow
     builtin.py               Python's standard library and its docstrings

@@ -19,8 +19,9 @@ _WORD = re.compile(r"\w+|[^\w\s]")
 def classify(
     train_texts: Sequence[str], train_labels: Sequence[str], texts: Sequence[str]
 ) -> list[str]:
-    """Return the most likely label of each text. Of equal labels, the first in order wins.
+    """Return the most likely label of each text.
 
+    If labels are equally likely, the result is the first in alphabetical order.
     Raises ValueError without training texts.
     """
     if not train_texts:

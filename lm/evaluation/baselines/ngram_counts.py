@@ -4,9 +4,10 @@
     counts.tokens[7], counts.n_tokens             # occurrences of token 7, tokens counted
 
 At most MAX_TOKENS tokens are counted. Each source contributes its fraction of the training rows, as
-far as its text suffices, from the beginning of its token file. So all runs on a mixture, whatever
-their number of steps, have the same baselines. The counts are stored in the folder of the prepared
-text as ngrams-KEY.npz. KEY depends on the sources, their weights, their text and the tokenizer.
+far as its text suffices, from the beginning of its token file. All runs on a mixture therefore have
+the same baselines, whatever their number of steps. The counts are stored in the folder of the
+prepared text as ngrams-KEY.npz. KEY depends on the sources, their weights, their text and the
+tokenizer.
 """
 
 import dataclasses

@@ -93,7 +93,7 @@ class Bigram:
         """The most likely token after each token, int64 [V]."""
         n_vocab = len(self.lower_V)
         previous_K, token_K = self.counts.bigrams // n_vocab, self.counts.bigrams % n_vocab
-        # Of the tokens that never follow, the best is the best token of the lower order.
+        # The best token that never follows is the best token of the lower order.
         best_V = np.full(n_vocab, int(self.lower_V.argmax()))
         probability_K = self.share_K + self.weight_V[previous_K] * self.lower_V[token_K]
         order = np.lexsort((probability_K, previous_K))

@@ -6,7 +6,7 @@
 p_above_baseline is the largest of the p-values against the baselines. It is valid for the claim
 that the model is better than all of them (intersection-union test, Berger 1982). p_below_baseline
 is the smallest p-value of the opposite tests times their number (Bonferroni): the model is worse
-than at least one baseline. Both are {} without baselines.
+than at least one baseline. Both functions return {} without baselines.
 """
 
 from collections.abc import Sequence

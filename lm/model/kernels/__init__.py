@@ -7,5 +7,6 @@ Files in reading order:
     grouped_products.py  products of the rows of each expert with its weights
     table_lookup.py      rows of a sharded table, such as token embeddings, and their gradient
     kernel_parity.py     comparison of each kernel with plain attention and with plain products
+    tokamax_flags.py     default values of the command-line flags of tokamax
     remat_policies.py    which activations the backward pass recomputes, stores or offloads
 """

@@ -6,15 +6,16 @@
 
 The files, in reading order:
 
-    style.py           theme, axes, number formats, saving
-    elements.py        markers, curves, intervals, labels
-    scaling.py         loss against parameters, compute and sources; conventions of all figures
-    loss_surface.py    loss against tokens, L(N, D) contours, isoFLOP
-    task_accuracy.py   accuracy, mastered tasks, emergence
-    abilities.py       tasks above baseline by family, accuracy beside log-probability
-    transfer.py        fine-tuning, forgetting, compute saved
-    learning_rates.py  loss against learning rate, coordinate check
-    goodput.py         time by phase
+    style.py              theme, axes, number formats, saving
+    elements.py           markers, curves, intervals, labels
+    scaling.py            loss against parameters, compute and sources; conventions of all figures
+    loss_surface.py       loss against tokens, L(N, D) contours, isoFLOP
+    task_accuracy.py      accuracy, mastered tasks, emergence
+    abilities.py          tasks above baseline by family, accuracy beside log-probability
+    transfer.py           fine-tuning, forgetting, compute saved
+    recipe_multiplier.py  compute multiplier of two recipes
+    learning_rates.py     loss against learning rate, coordinate check
+    goodput.py            time by phase
 """
 
 from lm.reports.plots.abilities import abilities_by_family, gain_and_margin
