@@ -89,6 +89,8 @@ def watch(
             notes = [*notes, *add_forecasts(runs, _DIR.value, open_once)]
             live.update(watch_view(runs, notes))
         live.update(console.status_view(runs, status.sweep_progress(runs)))
+    if not console.console.is_terminal:
+        console.console.line()  # Live ends the last line of terminals only
     return notes
 
 
