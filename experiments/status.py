@@ -24,7 +24,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from absl import flags
+from rich.console import Group
 from rich.live import Live
+from rich.text import Text
 
 from experiments.common import cli, console
 from lm.runs import records, status
@@ -54,7 +56,7 @@ def main() -> int:
     if _JSON.value:
         print(json.dumps({"total": progress, "runs": runs, "notes": notes}, indent=1))
     elif _WATCH.value:
-        watch(runs, open_once)
+        notes = watch(runs, notes, open_once)
     else:
         console.wide_console().print(console.status_view(runs, progress))
     if not _JSON.value:
@@ -70,18 +72,32 @@ def open_forecasts() -> "sweep_forecasts.SweepForecasts":
     return sweep_forecasts.SweepForecasts()
 
 
-def watch(runs: list[dict], open_once: "Callable[[], sweep_forecasts.SweepForecasts]") -> None:
-    """Show the status until no run is planned, running or stuck.
+def watch(
+    runs: list[dict],
+    notes: list[str],
+    open_once: "Callable[[], sweep_forecasts.SweepForecasts]",
+) -> list[str]:
+    """Show status and notes until no run is planned, running or stuck. Return the last notes.
 
-    runs: the current statuses. open_once: returns the same forecasts in each call.
+    runs, notes: the current statuses, and the lines below their table. open_once: returns the same
+    forecasts in each call.
     """
-    view = console.status_view(runs, status.sweep_progress(runs))
-    with Live(view, console=console.console) as live:
+    with Live(watch_view(runs, notes), console=console.console) as live:
         while any(run["status"] in ("planned", "running", "stuck") for run in runs):
             time.sleep(WATCH_SECONDS)
-            runs = status.run_statuses(_DIR.value)
-            add_forecasts(runs, _DIR.value, open_once)
-            live.update(console.status_view(runs, status.sweep_progress(runs)))
+            runs, notes = status.folder_status(_DIR.value)
+            notes = [*notes, *add_forecasts(runs, _DIR.value, open_once)]
+            live.update(watch_view(runs, notes))
+        live.update(console.status_view(runs, status.sweep_progress(runs)))
+    if not console.console.is_terminal:
+        console.console.line()  # Live ends the last line of terminals only
+    return notes
+
+
+def watch_view(runs: list[dict], notes: list[str]) -> Group:
+    """Return the table of the status with the notes below it."""
+    table = console.status_view(runs, status.sweep_progress(runs))
+    return Group(table, *(Text(note) for note in notes))
 
 
 def add_forecasts(

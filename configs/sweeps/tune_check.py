@@ -10,7 +10,7 @@ are the values of optim.lr_rule, data.batch_size_rule and optim.weight_decay_rul
 law:notebooks/data/tune. They are written as numbers, because a factor multiplies the first one.
 experiments/benchmarks/hyperparameter_law.py compares them with the law and shows the result.
 
-Hardware and time: 15 runs, about half an hour on two idle CPU cores. One program trains the five
+Hardware and time: 15 runs, about 25 minutes on two idle CPU cores. One program trains the five
 rates of a seed. The seeds train one after the other.
 """
 

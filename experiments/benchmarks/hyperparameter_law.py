@@ -1,12 +1,12 @@
 """Print the law of hyperparameters, its check at 16 times the FLOPs, and errors of source losses.
 
     uv run python -m experiments.benchmarks.hyperparameter_law
-    uv run python -m experiments.benchmarks.learning_curves      # forecasts of running runs
+    uv run python -m experiments.benchmarks.learning_curves      # forecasts of unfinished runs
 
 The tables use committed records alone. Train the sweeps again with:
 
     uv run python -m experiments.sweep --sweep=configs/sweeps/tune.py
-    uv run python -m experiments.sweep --sweep=configs/sweeps/tune_check.py
+    uv run python -m experiments.sweep --sweep=configs/sweeps/tune_check.py --max_vmapped=5
 
 Tables 1 to 3: parameters of the law, beside those of the Step Law (Li et al. 2025,
 arXiv:2503.04715); optima of each size and token budget; loss of five learning rates at 16 times the
@@ -53,7 +53,6 @@ def main() -> int:
     console.table(list(list_source_errors(rows)), "4. errors of sources, total loss known")
     console.table(list(list_joint_errors(rows)), "5. errors of sources, total loss predicted")
     console.table(list(list_corpus_errors(rows)), "6. source as a new corpus, from two runs")
-    console.print_line("tables of running runs: experiments.benchmarks.learning_curves")
     return 0
 
 

@@ -29,6 +29,7 @@ import numpy as np
 from absl import flags
 from scipy import stats
 
+from experiments.benchmarks import faulty_runs
 from experiments.common import cli, console
 from lm.laws.learning_curves import (
     curve_models,
@@ -43,15 +44,12 @@ _FAULTY_TO = flags.DEFINE_string("faulty_to", "", "train the faulty runs and wri
 FRACTIONS = (0.5, 0.6, 0.7, 0.8, 0.9)  # of the steps
 TEST_FRACTION = 0.2  # of the steps, at which faulty runs are tested
 N_RESAMPLES = 2000
-SLOW, FAST = "x0.5", "x2"  # with 4 times its learning rates, a run of the first is of the second
-REPEATED_FRACTION = 0.05  # of the steps, whose rows a faulty run repeats
+SLOW, FAST = faulty_runs.SLOW, "x2"
 FINISHED_FILE, FAULTY_FILE = "finished.jsonl", "faulty.jsonl"
 
 
 def main() -> int:
     if _FAULTY_TO.value:
-        from experiments.benchmarks import faulty_runs
-
         faulty_runs.train_faulty_runs(_FAULTY_TO.value)
         return 0
     folder = Path(_DATA.value)
@@ -119,8 +117,12 @@ def print_flags(
         {"runs": group, "n": str(len(flags_)), "flagged": _format_rate(flags_)}
         for group, flags_ in groups.items()
     ]
-    n_faulty = [flag for group, flags_ in groups.items() for flag in flags_ if group != "healthy"]
-    lines.append({"runs": "all faults", "n": str(len(n_faulty)), "flagged": _format_rate(n_faulty)})
+    are_flagged = [
+        flag for group, flags_ in groups.items() for flag in flags_ if group != "healthy"
+    ]
+    lines.append(
+        {"runs": "all faults", "n": str(len(are_flagged)), "flagged": _format_rate(are_flagged)}
+    )
     console.table(lines, f"Runs that are flagged at {TEST_FRACTION:.0%} of their steps")
 
 
@@ -140,7 +142,7 @@ def simulate_faults(
         kind = "4x rate, real" if is_real else "4x rate, simulated"
         faulty.append(_with_losses(curve, kind, losses))
         change = generator.permutation(fluctuation)
-        change[curve.training_steps <= REPEATED_FRACTION * curve.n_steps] = 0
+        change[curve.training_steps <= faulty_runs.REPEATED_FRACTION * curve.n_steps] = 0
         losses = curve.training_losses * np.exp(change)
         faulty.append(_with_losses(curve, "repeated, simulated", losses))
     return faulty

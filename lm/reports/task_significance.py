@@ -2,7 +2,7 @@
 
     task_significance.tasks_above_baseline(row)     # names, corrected for the number of tasks
     task_significance.count_tasks(rows)             # numbers of these tasks, per run
-    task_significance.is_mastered(row, task)        # without the correction
+    task_significance.has_mastery_accuracy(row, task)    # without the tests
 
 Definitions. The baselines of a task are those of lm/evaluation/baselines and the best answer
 without the question ("chance"). A run is above baseline in a task if it is better than each of
@@ -11,7 +11,8 @@ the same examples (p_above_baseline). Generated translations have the stored tes
 The tasks of a run are corrected together by the step-up rule of Benjamini and Hochberg (1995) with
 FALSE_DISCOVERY_RATE. Means over paradigms of minimal pairs are corrected among themselves. Results
 of earlier versions have no other baseline than chance. A task is mastered if it is above baseline
-and its accuracy has covered at least MASTERY_FRACTION of the distance from the best baseline to 1.
+and its accuracy covers at least MASTERY_FRACTION of the distance from the best baseline to 1
+(has_mastery_accuracy).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -72,10 +73,9 @@ def above_baseline_by_run(rows: Sequence[Mapping]) -> dict[str, set[str]]:
     return {row["name"]: tasks_above_baseline(row) for row in rows}
 
 
-def is_mastered(row: Mapping, task: str) -> bool:
-    """Return True if the accuracy covers MASTERY_FRACTION from the best baseline to 1.
-
-    The test against the baselines is a separate condition, see `count_tasks`.
+def has_mastery_accuracy(row: Mapping, task: str) -> bool:
+    """Return True if the accuracy covers MASTERY_FRACTION of the distance from the best baseline
+    to 1.
     """
     accuracy = task_results.task_value(row, task)
     baseline = task_results.best_baseline(row, task)[1]
@@ -99,7 +99,8 @@ def count_tasks(rows: Sequence[dict]) -> list[dict]:
         for task in names:
             family = task_results.task_family(task)
             is_above = task in above
-            values = {"above_baseline": is_above, "mastered": is_above and is_mastered(row, task)}
+            is_mastered = is_above and has_mastery_accuracy(row, task)
+            values = {"above_baseline": is_above, "mastered": is_mastered}
             for name, value in values.items():
                 counts[f"tasks.{name}"] += value
                 key = f"tasks.{name}.{family}"

@@ -1,6 +1,7 @@
 """Forecasts of unfinished runs in the output of experiments.status."""
 
 import dataclasses
+from unittest import mock
 
 from fixtures import made_up_sweep, training_curves
 
@@ -58,3 +59,28 @@ def test_status_marks_a_flagged_run(tmp_path, monkeypatch):
     (note,) = status_command.add_forecasts(runs, folder, lambda: forecasts)
     assert note.startswith("toy/30K leaves its expected curve: its training loss differs")
     assert "unexpected" in printed(runs)
+
+
+def test_watch_returns_the_notes_of_its_last_iteration(tmp_path, monkeypatch):
+    run = {"name": "toy/30K", "status": "running"}
+    shown = []
+    last = ([run | {"status": "done"}], ["damaged line"])
+    monkeypatch.setattr(status_command.status, "folder_status", lambda folder: last)
+    monkeypatch.setattr(status_command, "add_forecasts", lambda runs, *_: ["new flag"])
+    monkeypatch.setattr(status_command, "WATCH_SECONDS", 0)
+    monkeypatch.setattr(status_command, "_DIR", mock.Mock(value=str(tmp_path)))
+    monkeypatch.setattr(status_command.status, "sweep_progress", lambda runs: {})
+    monkeypatch.setattr(status_command.console, "status_view", lambda runs, _: "table")
+    monkeypatch.setattr(
+        status_command, "watch_view", lambda runs, notes: shown.append(notes) or "view"
+    )
+    notes = status_command.watch([run], ["old flag"], sweep_forecasts.SweepForecasts)
+    assert notes == ["damaged line", "new flag"] and shown == [["old flag"], notes]
+
+
+def test_watched_notes_are_below_the_table(tmp_path):
+    folder = made_up_sweep.sweep(tmp_path, predict=False)
+    table = console.CommandConsole(width=250, record=True, quiet=False)
+    with table.capture() as capture:
+        table.print(status_command.watch_view(status.run_statuses(folder), ["[x] is flagged"]))
+    assert capture.get().rstrip().endswith("[x] is flagged")

@@ -35,9 +35,6 @@ class ModelBacktest:
     deviations [n].
     """
 
-    model: str
-    constants: curve_models.Constants
-    fraction: float  # of the steps that a forecast uses
     errors: np.ndarray
     scores: np.ndarray
 
@@ -123,8 +120,7 @@ class Reference:
             error = prediction.mean - np.log(curve.final_loss)
             errors.append(error)
             scores.append(error / prediction.sd)
-        constants = self.fits[model][0].constants
-        return ModelBacktest(model, constants, fraction, np.array(errors), np.array(scores))
+        return ModelBacktest(np.array(errors), np.array(scores))
 
     @functools.cached_property
     def _left_out_fits(self) -> dict[str, list[curve_fit.CurveFit]]:

@@ -1,9 +1,9 @@
 """Fit of a model of learning curves to several runs, and the forecast of a run.
 
-The coefficients a, b and g of a run have a normal prior. Its mean is linear in the size and the
-peak learning rate, and its covariance is that of the fitted runs. The residuals are correlated
-along a curve. Prior, shared function, and size of the residuals are fitted by
-expectation-maximization.
+The coefficients a, b and g of a run have a normal prior. Its mean is linear in the logs of up to
+five inputs of a run: size, peak and mean learning rate, tokens per step, and tokens. Its covariance
+is that of the fitted runs. The residuals are correlated along a curve. Prior, shared function, and
+size of the residuals are fitted by expectation-maximization.
 
 Legend: n runs, k points of a curve, q columns of a curve, p = 3 coefficients, f features of a run.
 """

@@ -7,9 +7,9 @@ The training losses of the last fifth of the steps are compared with those of fi
 the same number of tokens. Two statistics have a distribution over the finished runs, each of which
 is compared with the others:
 
-level  mean square of the difference from the expected loss, which is linear in the logs of size and
-       peak learning rate at each step
-noise  mean square of the same difference without its trend. Runs with equal batches have equal
+level  root mean square of the difference from the expected log loss, which is linear in the logs of
+       size and peak learning rate at each step
+noise  root mean square of the same difference without its trend. Runs with equal batches have equal
        fluctuations, which the difference does not contain. Other text changes them
 
 A run is flagged if a statistic is larger than its 99% bound.

@@ -40,7 +40,6 @@ class LossForecast:
     name: str
     step: int
     n_steps: int
-    level: float
     model: str  # selected by the back-test
     intervals: dict[str, ForecastInterval]  # model -> forecast
     backtests: dict[str, curve_backtest.ModelBacktest]
@@ -87,9 +86,16 @@ class LossForecast:
 class Forecaster:
     """Forecasts of several runs from the same finished runs."""
 
-    def __init__(self, curves: Sequence[recorded_curves.LearningCurve]):
-        """Select the finished runs. Raises ValueError if they are too few or not comparable."""
-        self.excluded: list[tuple[str, str]] = []
+    def __init__(
+        self,
+        curves: Sequence[recorded_curves.LearningCurve],
+        excluded: Sequence[tuple[str, str]] = (),
+    ):
+        """Select the finished runs. Raises ValueError if they are too few or not comparable.
+
+        excluded: (name, reason) of other finished runs.
+        """
+        self.excluded = list(excluded)
         self.finished: list[recorded_curves.LearningCurve] = []
         for curve in curves:
             if not curve.is_finished:
@@ -100,7 +106,8 @@ class Forecaster:
             else:
                 self.finished.append(curve)
         if len(self.finished) < MIN_RUNS:
-            more = f" ({len(self.excluded)} more have too few losses)" if self.excluded else ""
+            example = ", ".join(f"{name}: {reason}" for name, reason in self.excluded[:1])
+            more = f" ({len(self.excluded)} left out, such as {example})" if example else ""
             raise ValueError(
                 f"{len(self.finished)} finished runs{more} do not suffice: finish at least"
                 f" {MIN_RUNS} runs on the same text"
@@ -135,7 +142,7 @@ class Forecaster:
             intervals[name] = ForecastInterval(*losses.tolist())
         check = departures.check_run(self.finished, curve)
         return LossForecast(
-            curve.name, step, curve.n_steps, level, model, intervals, backtests,
+            curve.name, step, curve.n_steps, model, intervals, backtests,
             len(self.finished), self.excluded, check,
         )  # fmt: skip
 

@@ -10,9 +10,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from lm.config.schedules import batch_size_schedule
 from lm.laws.learning_curves import curve_backtest, loss_forecast, recorded_curves
 
 ENDED = ("done", "diverged")  # statuses without a forecast
+WARMUP_REASON = "its batch size changes"
 
 
 class SweepForecasts:
@@ -40,12 +42,21 @@ class SweepForecasts:
         return results
 
     def fit_finished(self, finished: Sequence[Mapping]) -> loss_forecast.Forecaster | str:
-        """Return the models of finished runs, or the reason for their absence."""
+        """Return the models of finished runs, or the reason for their absence.
+
+        Runs with a warm-up of the batch size are left out.
+        """
         key = tuple(row["name"] for row in finished)
         if key not in self._forecasters:
             try:
-                curves = recorded_curves.read_curves(finished)
-                self._forecasters[key] = loss_forecast.Forecaster(curves)
+                constant = [row for row in finished if not row.get(batch_size_schedule.FIELD)]
+                excluded = [
+                    (row["name"], WARMUP_REASON)
+                    for row in finished
+                    if row.get(batch_size_schedule.FIELD)
+                ]
+                curves = recorded_curves.read_curves(constant)
+                self._forecasters[key] = loss_forecast.Forecaster(curves, excluded)
             except ValueError as error:
                 self._forecasters[key] = str(error)
         return self._forecasters[key]
@@ -53,6 +64,8 @@ class SweepForecasts:
     def _forecast(
         self, row: Mapping, finished: Sequence[Mapping]
     ) -> loss_forecast.LossForecast | str:
+        if row.get(batch_size_schedule.FIELD):
+            return WARMUP_REASON
         forecaster = self.fit_finished(finished)
         if isinstance(forecaster, str):
             return forecaster

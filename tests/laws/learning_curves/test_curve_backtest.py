@@ -41,6 +41,6 @@ def test_errors_shrink_as_a_run_goes_on(reference):
 
 def test_interval_factor_is_that_of_the_t_distribution():
     scores = np.array([1.0, -1.0, 1.0, -1.0])
-    backtest = curve_backtest.ModelBacktest("baseline", (), 0.5, scores / 100, scores)
+    backtest = curve_backtest.ModelBacktest(scores / 100, scores)
     assert backtest.interval_factor() == pytest.approx(3.182 * np.sqrt(1.25), rel=1e-3)
     assert len(backtest.without(0).scores) == 3
