@@ -98,7 +98,7 @@ def test_roles_select_the_expected_fields():
         *("attention_query_blocks", "z_loss"),
     }
     alone = {name for name, info in fields.field_info(schema.Run).items() if info.alone}
-    assert alone == {"wandb", "mesh.deterministic_shards"}
+    assert alone == {"wandb", "mesh.deterministic_shards", "data.batch_size_warmup"}
     execution = set(fields.fields_with("execution", schema.Run))
     assert not execution & {
         *("seed", "steps", "model.dtype", "eval.patience", "mesh.deterministic_shards"),
