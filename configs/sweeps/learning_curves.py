@@ -2,7 +2,7 @@
 
     uv run python -m experiments.sweep --sweep=configs/sweeps/learning_curves.py --max_vmapped=3
 
-lm.laws.forecast(lm.load_runs("runs/curves"), RUN) forecasts the final loss of an unfinished run
+lm.laws.forecast(lm.load_runs("runs/learning_curves"), RUN) forecasts the final loss of an unfinished run
 from the finished runs. Each run has 30 evaluations. experiments/benchmarks/learning_curves.py
 measures the errors of the forecasts.
 
@@ -25,7 +25,7 @@ def get_sweep():
         for schedule in SCHEDULES:
             for factor in PEAK_FACTORS:
                 run = base.get_config(size)
-                run.name = f"curves/{size}-{schedule}-x{factor:g}"
+                run.name = f"learning_curves/{size}-{schedule}-x{factor:g}"
                 run.optim.schedule, run.optim.warmup = schedule, 0.02
                 run.optim.lr *= factor
                 run.steps = model_sizes.steps_for_budget(run, tokens=TOKENS)

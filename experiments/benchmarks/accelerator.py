@@ -1,7 +1,7 @@
 """Measure one accelerator in at most ten minutes: one JSON file and a table.
 
     uv run python -m experiments.benchmarks.accelerator
-    uv run python -m experiments.benchmarks.accelerator --skip=torch --json=h100.json
+    uv run python -m experiments.benchmarks.accelerator --skip=torch --results=h100.json
     uv run python -m experiments.benchmarks.accelerator --parts=train-1B --parts=kernels
 
 Each part runs in a process of its own with a time limit, so that an error, a lack of memory or a
@@ -59,7 +59,7 @@ COLUMNS = {
     "speedup": "{:.2f}",
     "relative_difference": "{:.1e}",
 }
-_JSON = flags.DEFINE_string("json", "accelerator.json", "file for the results")
+_RESULTS = flags.DEFINE_string("results", "accelerator.json", "file for the results")
 _SKIP = flags.DEFINE_multi_string("skip", [], f"part to leave out: {', '.join(LIMITS)}")
 _PARTS = flags.DEFINE_multi_string("parts", [], "part to measure; the default is all parts")
 _MINUTES = flags.DEFINE_float("minutes", 10.0, "time limit of the command in minutes", 0.1, 600)
@@ -80,13 +80,13 @@ def main() -> int:
     names = select_parts(_PARTS.value, _SKIP.value)
     with tempfile.TemporaryDirectory(prefix="accelerator-") as folder:
         results = measure_parts(names, folder, 60 * _MINUTES.value, _TINY.value)
-    pathlib.Path(_JSON.value).write_text(json.dumps(results, indent=1) + "\n")
+    pathlib.Path(_RESULTS.value).write_text(json.dumps(results, indent=1) + "\n")
     console.table(table_lines(results["parts"]), "Results")
     for name, part in results["parts"].items():
         if "reason" in part:
             console.print_line(f"{name}: {part['reason']}")
     console.print_line(f"total time: {results['seconds']:.0f} seconds")
-    console.print_line(f"results: {_JSON.value}")
+    console.print_line(f"results: {_RESULTS.value}")
     is_failure = any(part["status"] in ("failed", "timeout") for part in results["parts"].values())
     return int(is_failure)
 

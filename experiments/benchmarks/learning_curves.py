@@ -39,7 +39,9 @@ from lm.laws.learning_curves import (
     sweep_forecasts,
 )
 
-_DATA = flags.DEFINE_string("data", "notebooks/data/curves", "folder with the records")
+_RECORDS = flags.DEFINE_string(
+    "records", "notebooks/data/curves", "folder with the curves of finished and faulty runs"
+)
 _FAULTY_TO = flags.DEFINE_string("faulty_to", "", "train the faulty runs and write their curves")
 FRACTIONS = (0.5, 0.6, 0.7, 0.8, 0.9)  # of the steps
 TEST_FRACTION = 0.2  # of the steps, at which faulty runs are tested
@@ -52,7 +54,7 @@ def main() -> int:
     if _FAULTY_TO.value:
         faulty_runs.train_faulty_runs(_FAULTY_TO.value)
         return 0
-    folder = Path(_DATA.value)
+    folder = Path(_RECORDS.value)
     curves = recorded_curves.load_curves(folder / FINISHED_FILE)
     trained = recorded_curves.load_curves(folder / FAULTY_FILE)
     print_forecasts(curves)

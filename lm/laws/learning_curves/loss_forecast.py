@@ -1,6 +1,6 @@
 """Forecast of the final held-out loss of an unfinished run from finished runs.
 
-    result = lm.laws.forecast(lm.load_runs("runs/curves"), "curves/150K-wsd-x1")
+    result = lm.laws.forecast(lm.load_runs("runs/learning_curves"), NAME)
     print(result)                        # value, interval, back-test of each model, baseline
     result.value, result.lo, result.hi
 

@@ -1,6 +1,6 @@
 """Learning curves of runs: from run directories, or from a file of curves.
 
-    curves = recorded_curves.read_curves(records.load_runs("runs/curves"))
+    curves = recorded_curves.read_curves(records.load_runs("runs/learning_curves"))
     recorded_curves.save_curves(curves, "curves.jsonl")        # a few kB per run
     curves = recorded_curves.load_curves("curves.jsonl")
 

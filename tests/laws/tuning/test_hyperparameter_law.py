@@ -81,10 +81,10 @@ def test_constant_value_of_a_cell_is_no_edge():
 def test_half_width_is_the_one_of_a_jackknife():
     """Four estimates have a variance of 1: sqrt(3) and the t quantile of 3 degrees, 3.182446."""
     law = lm.laws.hyperparameters(tuned_rows(0.001, grid=[(a, 0, 0) for a in (-1, 0, 1)]))
-    estimates = np.tile(law.surface.theta, (4, 1))
+    estimates = np.tile(law.theta, (4, 1))
     estimates[2:, 0] += 2
-    exact = law.surface._replace(covariance=0 * law.surface.covariance)
-    scattered = dataclasses.replace(law, jackknife=estimates, surface=exact)
+    exact = 0 * law.covariance
+    scattered = dataclasses.replace(law, jackknife=estimates, covariance=exact)
     half_width = scattered._half_width(lambda theta: theta[:2], 0.95)
     assert half_width == pytest.approx([np.sqrt(3) * 3.182446, 0], rel=1e-5)
 

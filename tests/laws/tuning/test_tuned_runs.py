@@ -10,7 +10,7 @@ def make_runs(log_rates) -> tuned_runs.TunedRuns:
     """Return runs of one cell with learning rates, and equal batch size and weight decay."""
     ones, cell = np.ones(len(log_rates)), np.zeros(len(log_rates), int)
     hyperparameters = {"lr": np.array(log_rates), "batch": ones, "tau": ones}
-    return tuned_runs.TunedRuns(ones, ones, ones, hyperparameters, ones, cell, cell)
+    return tuned_runs.TunedRuns(ones, ones, ones, hyperparameters, ones, cell, cell, cell)
 
 
 def test_values_within_a_percent_are_equal():
