@@ -2,9 +2,9 @@
 
     uv run python -m experiments.sweep --sweep=configs/sweeps/learning_curves.py --max_vmapped=3
 
-lm.laws.forecast(lm.load_runs("runs/learning_curves"), RUN) forecasts the final loss of an unfinished run
-from the finished runs. Each run has 30 evaluations. experiments/benchmarks/learning_curves.py
-measures the errors of the forecasts.
+lm.laws.forecast(lm.load_runs("runs/learning_curves"), RUN) forecasts the final loss of an
+unfinished run from the finished runs. Each run has 30 evaluations.
+experiments/benchmarks/learning_curves.py measures the errors of the forecasts.
 
 Hardware and time: 36 runs, 36 minutes on two busy CPU cores with --max_vmapped=3.
 """
