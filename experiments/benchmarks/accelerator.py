@@ -1,7 +1,7 @@
 """Measure one accelerator in at most ten minutes: one JSON file and a table.
 
     uv run python -m experiments.benchmarks.accelerator
-    uv run python -m experiments.benchmarks.accelerator --skip=torch --results=h100.json
+    uv run python -m experiments.benchmarks.accelerator --skip=torch --results_file=h100.json
     uv run python -m experiments.benchmarks.accelerator --parts=train-1B --parts=kernels
 
 Each part runs in a process of its own with a time limit, so that an error, a lack of memory or a
@@ -59,7 +59,7 @@ COLUMNS = {
     "speedup": "{:.2f}",
     "relative_difference": "{:.1e}",
 }
-_RESULTS = flags.DEFINE_string("results", "accelerator.json", "file for the results")
+_RESULTS = flags.DEFINE_string("results_file", "accelerator.json", "file for the results")
 _SKIP = flags.DEFINE_multi_string("skip", [], f"part to leave out: {', '.join(LIMITS)}")
 _PARTS = flags.DEFINE_multi_string("parts", [], "part to measure; the default is all parts")
 _MINUTES = flags.DEFINE_float("minutes", 10.0, "time limit of the command in minutes", 0.1, 600)
