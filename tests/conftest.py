@@ -1,6 +1,6 @@
 """Shared fixtures of the tests: four devices on every machine, and fast compilation.
 
-Compilation takes most of the time of the tests. The flags FAST_COMPILATION reduce it to a third
+Compilation takes most of the time of the tests. fast_compilation.FLAGS reduce it to a third
 (experiments/LOG.md), and step.CACHE traces runs of one shape once.
 """
 
@@ -12,6 +12,7 @@ import shutil
 import jax
 import pytest
 
+from experiments.benchmarks import fast_compilation
 from experiments.benchmarks.attack import simulated_bucket
 from lm.config import model_sizes, schema
 from lm.parallel import mesh
@@ -20,11 +21,7 @@ from lm.training import loop, step
 
 os.environ.setdefault("MPLBACKEND", "agg")
 # XLA reads the flags when it first compiles, also in the processes that tests start.
-FAST_COMPILATION = (
-    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-    " --xla_cpu_use_fusion_emitters=false"
-)
-os.environ.setdefault("XLA_FLAGS", FAST_COMPILATION)
+os.environ.setdefault("XLA_FLAGS", fast_compilation.FLAGS)
 jax.config.update("jax_num_cpu_devices", 4)
 CACHE = pathlib.Path(__file__).parent.parent / ".pytest_cache" / "compiled"
 jax.config.update("jax_compilation_cache_dir", str(CACHE))

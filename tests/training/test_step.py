@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
+from experiments.benchmarks import fast_compilation
 from lm.config import schema, validation
 from lm.model import params, transformer
 from lm.parallel import mesh
@@ -49,7 +50,7 @@ def hlo_after_partitioning(lowered: jax.stages.Lowered, folder: pathlib.Path) ->
     jax.config.update("jax_enable_compilation_cache", False)
     compilation_cache.reset_cache()  # JAX reads the setting once, unless the cache is reset
     options = {"xla_dump_to": str(folder), "xla_dump_hlo_pass_re": "spmd-partitioning"}
-    options |= {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+    options |= fast_compilation.OPTIONS
     try:
         lowered.compile(compiler_options=options)
     finally:

