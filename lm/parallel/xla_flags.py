@@ -5,6 +5,8 @@ JAX stores the measured choices next to its compiled programs (mesh.initialize_d
 next process with that cache has the same kernels.
 """
 
+import functools
+
 import jax
 
 from lm.parallel import mesh
@@ -41,6 +43,19 @@ DETERMINISTIC_OPTIONS: dict[str, bool | int] = {
 }
 
 
+@functools.cache
+def is_known(name: str, value: bool | int) -> bool:
+    """Return True if the installed XLA has an option, False if its version has removed it."""
+    increment = jax.jit(lambda x: x + 1, compiler_options={name: value})
+    try:
+        increment.lower(0).compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "No such compile option" in str(error):
+            return False
+        raise
+    return True
+
+
 def compiler_options(
     device_mesh: jax.sharding.Mesh, has_fixed_kernels: bool = False
 ) -> dict[str, bool | int] | None:
@@ -50,6 +65,8 @@ def compiler_options(
     """
     platform = mesh.device_platform(device_mesh)
     options = COMPILER_OPTIONS[platform] if device_mesh.size > 1 else {}
+    if platform == "gpu":
+        options = {name: value for name, value in options.items() if is_known(name, value)}
     if has_fixed_kernels and platform == "gpu":
         options = options | DETERMINISTIC_OPTIONS
     return options or None

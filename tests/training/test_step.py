@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
+from jax.extend import core
 
 from experiments.benchmarks import fast_compilation
 from lm.config import schema, validation
@@ -143,7 +144,7 @@ def dot_types(jaxpr) -> set[tuple[str, str, str]]:
         if equation.primitive.name == "dot_general":
             variables = (*equation.invars, *equation.outvars)
             types.add(tuple(str(variable.aval.dtype) for variable in variables))
-        for inner in jax.core.jaxprs_in_params(equation.params):
+        for inner in core.jaxprs_in_params(equation.params):
             types |= dot_types(inner)
     return types
 
