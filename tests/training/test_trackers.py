@@ -140,14 +140,18 @@ def test_other_processes_write_no_copies(tiny):
     assert not (folder / "tensorboard").exists()
 
 
+class WandbError(Exception):
+    """Error of W&B."""
+
+
+class WandbUsageError(WandbError):
+    """W&B has no login."""
+
+
 class SimulatedWandb(types.ModuleType):
     """W&B without network: calls of init fail `n_failures` times, and are recorded."""
 
-    class errors:  # noqa: N801
-        """Exceptions of W&B."""
-
-        Error = type("Error", (Exception,), {})
-        UsageError = type("UsageError", (Error,), {})
+    errors = types.SimpleNamespace(Error=WandbError, UsageError=WandbUsageError)
 
     def __init__(self, n_failures: int = 0, has_login: bool = True):
         super().__init__("wandb")
