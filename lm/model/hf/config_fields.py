@@ -113,6 +113,7 @@ def _read_rope(file: Path, config: dict, name: str, fields: dict) -> dict[str, A
     fractions = [d[key] for d in (rope, config) for key in fraction_keys if d.get(key) is not None]
     fraction = fractions[0] if fractions else defaults["rotary_fraction"]
     if "rotary_fraction" in row.free:
+        _check_rotary_fraction(file, fraction, fields["d_head"])
         result["rotary_fraction"] = fraction
     elif fraction != 1:
         raise ValueError(f"{file}: partial_rotary_factor={fraction!r} must be 1.0")
@@ -124,6 +125,15 @@ def _read_rope(file: Path, config: dict, name: str, fields: dict) -> dict[str, A
         local_theta = local_theta or defaults["local_rope_theta"]
         result["local_rope_theta"] = local_theta if has_windows else 0.0
     return result | _read_scaling(file, config, name, rope)
+
+
+def _check_rotary_fraction(file: Path, fraction: Any, d_head: int) -> None:
+    """Raise ValueError unless the fraction rotates an even number of dimensions of a head."""
+    if type(fraction) not in (int, float) or not 0 < fraction <= 1 or int(d_head * fraction) % 2:
+        raise ValueError(
+            f"{file}: partial_rotary_factor={fraction!r} must rotate an even number of the"
+            f" {d_head} dimensions of a head"
+        )
 
 
 def _rope_type(rope: dict) -> Any:

@@ -286,3 +286,14 @@ def test_token_id_beyond_memory_is_refused(folder):
     file.write_text(json.dumps(content))
     with pytest.raises(ValueError, match="has a token id above 2.24: set another"):
         tokenizers.open_tokenizer(f"file:{file}")
+
+
+@pytest.mark.parametrize("fraction", [0.5, 0.9, 1.5, "half"])
+def test_odd_number_of_rotated_dimensions_is_refused(tmp_path, fraction):
+    """Heads have 6 dimensions. An odd number of them cannot be rotated in pairs."""
+    folder = shutil.copytree(STORED_MODELS / "gpt_neox", tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    config["rope_parameters"]["partial_rotary_factor"] = fraction
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="partial_rotary_factor=.* must rotate an even number"):
+        load.read_shape(folder)
