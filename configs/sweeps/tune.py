@@ -6,8 +6,8 @@
 lm.laws.hyperparameters(lm.load_runs("runs/tune")) fits the best values as functions of size and
 tokens. notebooks/data/tune has the records of this sweep, so law:notebooks/data/tune needs no
 training. The design is sparse: 17 runs per size and budget around a center, not a full grid. The
-center of the batch size grows with the tokens. On CPU, vmapped runs of 10K were slower (0.81 times
-the speed, experiments/LOG.md), so the command trains one run after the other. The records in
+center of the batch size grows with the tokens. On CPU, vmapped runs of 10K cost 0.83 to 0.91 of
+separate ones (experiments/LOG.md), so the command trains one run after the other. The records in
 notebooks/data/tune are those of vmapped runs (--max_vmapped=11).
 
 Hardware and time: 153 runs, about half an hour on two idle CPU cores.
