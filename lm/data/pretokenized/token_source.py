@@ -2,8 +2,9 @@
 
     fields = describe_tokens("tokens:my/tokens", tokenizer, 0.01, lambda *progress: None)
 
-The held-out split is the last part of each file, from the nearest end of a document on. Each file
-is read once, to compute its checksums and to count its tokens and bytes.
+The held-out split is the last part of each file, from an end of a document near the requested
+position on. A file is read before the first training run that uses it, to compute its checksums and
+to count its documents and bytes.
 """
 
 import hashlib

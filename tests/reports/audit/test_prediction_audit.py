@@ -1,6 +1,7 @@
 """Audit of a prediction: every kind of tampering contradicts a named file."""
 
 import json
+import pathlib
 import shutil
 import subprocess
 
@@ -415,8 +416,8 @@ def test_run_that_is_added_later_is_no_tampering(folder):
     assert not contradictions(folder)
 
 
-def test_retried_candidate_is_no_tampering(tmp_path, monkeypatch):
-    """A run that had failed before the prediction is finished after it."""
+def predict_with_a_failed_candidate(tmp_path, monkeypatch) -> tuple[list, pathlib.Path]:
+    """Predict the last run of a sweep in which run e has failed. Return the runs and the folder."""
     monkeypatch.setattr(records, "current_time", predicted_sweep.Clock())
     runs, folder = predicted_sweep.make_runs(tmp_path), tmp_path / "s"
     for run in runs[:-1]:
@@ -424,6 +425,12 @@ def test_retried_candidate_is_no_tampering(tmp_path, monkeypatch):
     json_files.write_record(folder / "sweep.json", {"runs": [run.name for run in runs]})
     records.write_facts(folder / "e", status="failed", ends_at=None, ended=None)
     prediction.write_prediction(runs, folder)
+    return runs, folder
+
+
+def test_retried_candidate_is_no_tampering(tmp_path, monkeypatch):
+    """A run that had failed before the prediction is finished after it."""
+    runs, folder = predict_with_a_failed_candidate(tmp_path, monkeypatch)
     stored = json_files.read_record(folder / PREDICTION)
     assert stored["unfinished"] == ["s/e"] and "s/e" not in {*stored["inputs"], *stored["runs"]}
     predicted_sweep.write_records(runs[-2])
@@ -436,13 +443,7 @@ def test_retried_candidate_is_no_tampering(tmp_path, monkeypatch):
 
 def test_retry_of_an_input_without_result_is_no_tampering(tmp_path, monkeypatch):
     """Earlier versions stored the hashes of unfinished candidates among the inputs."""
-    monkeypatch.setattr(records, "current_time", predicted_sweep.Clock())
-    runs, folder = predicted_sweep.make_runs(tmp_path), tmp_path / "s"
-    for run in runs[:-1]:
-        predicted_sweep.write_records(run)
-    json_files.write_record(folder / "sweep.json", {"runs": [run.name for run in runs]})
-    records.write_facts(folder / "e", status="failed", ends_at=None, ended=None)
-    prediction.write_prediction(runs, folder)
+    runs, folder = predict_with_a_failed_candidate(tmp_path, monkeypatch)
     stored = json_files.read_record(folder / PREDICTION)
     values = stored["inputs"]["s/d"]["values"] | {"eval.loss": None}
     hashes = prediction_log.hash_records(folder / "e")
