@@ -1,14 +1,23 @@
-"""Evaluate a checkpoint of a run on its held-out text, on other text or on tasks.
+"""Evaluate a run or published models on held-out text, on other text or on tasks.
 
 uv run python -m experiments.evaluate --run=runs/quickstart/600K
 uv run python -m experiments.evaluate --run=runs/quickstart/600K --sources='{"text:lm": 1}'
 uv run python -m experiments.evaluate --run=runs/quickstart/600K \\
     --tasks="copy?length=4 file:notebooks/data/examples/capitals"
+uv run python -m experiments.evaluate --run=runs/quickstart/600K --harness=lambada_openai,arc_easy
+uv run python -m experiments.evaluate --models=pythia-70m,pythia-160m --dir=runs/pythia \\
+    --sources='{"text:my/text": 1}' --trained_tokens=3e11
 
 The text is encoded by the tokenizer in the run directory. Up to --n_sequences rows are evaluated
 per source: of all its documents, or of its held-out part if the run was trained on it. Tasks are
 compared with baselines (lm/evaluation/baselines). Their n-gram models are counted in the prepared
-training text. The records of the run change only with --keep.
+training text. The records of the run change only with --keep and --harness.
+
+--harness evaluates tasks of lm-evaluation-harness and adds the results to the records of the run.
+
+--models evaluates models in the format of transformers and writes their results below --dir like
+those of runs. Each model is evaluated on all documents of --sources, or on the held-out documents
+of --run. Losses per token of different tokenizers are not comparable: compare bits per byte.
 """
 
 import dataclasses
@@ -16,7 +25,7 @@ import pathlib
 
 from absl import flags
 
-from experiments.common import cli, console
+from experiments.common import cli, console, harness_tasks, published_models
 
 _RUN = flags.DEFINE_string("run", None, "folder of the run")
 _SOURCES = flags.DEFINE_string("sources", None, "JSON of sources and weights; default: of the run")
@@ -48,13 +57,22 @@ _SEQ_LEN = flags.DEFINE_integer(
 )
 
 
+published_models.define_flags()
+harness_tasks.define_flags()
+
+
 def main() -> int:
     _check_flags()
-    stored_run = cli.load_run(_RUN.value, _ALLOW.value)  # before JAX is imported
     sources = cli.parse_sources(_SOURCES.value) if _SOURCES.value else None
+    if published_models.names():
+        _evaluate_models(sources)
+        return 0
+    stored_run = cli.load_run(_RUN.value, _ALLOW.value)  # before JAX is imported
     stored_run = _check_permissions(stored_run, sources)
     run = _evaluated_run(stored_run, sources)
-    if _TASKS.value:
+    if flags.FLAGS.harness:
+        _evaluate_harness(run)
+    elif _TASKS.value:
         _evaluate_tasks(run, _TASKS.value)
     else:
         _evaluate_text(stored_run, run, sources)
@@ -63,6 +81,15 @@ def main() -> int:
 
 def _check_flags() -> None:
     """Check the combinations of flags. Raises ValueError for a flag without effect."""
+    published_models.check_flags()
+    harness_tasks.check_flags()
+    if published_models.names():
+        _check_model_flags()
+        return
+    if flags.FLAGS.harness and _TASKS.value:
+        raise ValueError(
+            f"--harness and --tasks={_TASKS.value} exclude each other: use two commands"
+        )
     text_flags = {"--sources": _SOURCES.value, "--n_sequences": _SEQUENCES.value}
     task_flags = {
         "--overlap": _OVERLAP.value,
@@ -70,11 +97,32 @@ def _check_flags() -> None:
         "--answers": _ANSWERS.value,
     }
     unused, needed = (text_flags, "without") if _TASKS.value else (task_flags, "with")
+    if flags.FLAGS.harness:
+        unused = {"--sources": _SOURCES.value, "--n_sequences": _SEQUENCES.value}
+        unused, needed = unused | task_flags, "without --harness, and with"
     for name, value in unused.items():
         if value:
             raise ValueError(f"{name}={value} has an effect only {needed} --tasks: remove it")
     if _ANSWERS.value and not pathlib.Path(_ANSWERS.value).parent.is_dir():
         raise ValueError(f"--answers={_ANSWERS.value}: its folder does not exist: create it")
+
+
+def _check_model_flags() -> None:
+    """Raise ValueError for flags without effect on --models, and without a text."""
+    unused = {
+        "--step": _STEP.value,
+        "--overlap": _OVERLAP.value,
+        "--keep": _KEEP.value,
+        "--answers": _ANSWERS.value,
+    }
+    for name, value in unused.items():
+        if value:
+            raise ValueError(f"{name}={value} has no effect with --models: remove it")
+    if bool(_SOURCES.value) == bool(_RUN.value):
+        raise ValueError(
+            "--models needs a text: either all documents of --sources=JSON, or the held-out"
+            " documents of --run=FOLDER"
+        )
 
 
 def _check_permissions(stored_run, sources: dict[str, float] | None):
@@ -86,7 +134,7 @@ def _check_permissions(stored_run, sources: dict[str, float] | None):
 
     permissions = path_permissions.grant_permissions(_RUN.value, _ALLOW.value)
     stored_run.data.cache_dir = _CACHE.value or stored_run.data.cache_dir
-    if _TASKS.value and not _OVERLAP.value:
+    if flags.FLAGS.harness or (_TASKS.value and not _OVERLAP.value):
         return stored_run  # only the tasks of the command line are read
     if not _TASKS.value and not _CACHE.value:
         path_permissions.check_cache_folders(stored_run, permissions)
@@ -107,6 +155,45 @@ def _evaluated_run(stored_run, sources: dict[str, float] | None):
     run = dataclasses.replace(stored_run, data=data, eval=settings)
     validation.validate_evaluation(run)
     return run
+
+
+def _evaluate_models(sources: dict[str, float] | None) -> None:
+    """Evaluate published models on the documents of sources, or on the held-out part of --run."""
+    from lm.config import schema
+
+    if sources is None:
+        stored_run = _check_permissions(cli.load_run(_RUN.value, _ALLOW.value), None)
+        settings = schema.Run(seed=stored_run.seed, data=stored_run.data, eval=stored_run.eval)
+    else:
+        settings = schema.Run()
+        settings.data.sources = sources
+        settings.data.heldout_fraction = 1.0
+        settings.data.seq_len = published_models.DEFAULT_CONTEXT
+        settings.data.cache_dir = _CACHE.value or settings.data.cache_dir
+    settings.eval.n_sequences = _SEQUENCES.value or settings.eval.n_sequences
+    published_models.evaluate(settings, _SEQ_LEN.value, _TASKS.value or "", _ALLOW.value)
+
+
+def _evaluate_harness(run) -> None:
+    """Evaluate tasks of lm-evaluation-harness, and add the results to the records of the run."""
+    import jax
+
+    from lm.data import evaluation_text
+    from lm.parallel import mesh
+    from lm.runs import records
+    from lm.training import loaded_model
+
+    loaded_tasks = harness_tasks.load_tasks()
+    tokenizer = evaluation_text.load_run_tokenizer(run)
+    mesh.initialize_devices()
+    run = loaded_model.fit_to_devices(run, is_sharded_on_cpu=True)
+    program, state = loaded_model.restore_model(run, _STEP.value)
+    with jax.set_mesh(program.mesh):
+        columns = harness_tasks.evaluate(
+            loaded_tasks, run, program.mesh, state["params"], tokenizer
+        )
+    records.extend_evals(records.run_dir(run), int(state["step"]), columns)
+    console.print_line(f"results: {records.run_dir(run) / 'evals.jsonl'}")
 
 
 def _evaluate_text(stored_run, run, sources: dict[str, float] | None) -> None:

@@ -66,7 +66,11 @@ class Tokenizer:
 
         In a prompt of a checkpoint, the names of its special tokens are these tokens.
         """
-        return self.encode(text)
+        return self.encode_prompts([text])[0]
+
+    def encode_prompts(self, texts: list[str]) -> list[np.ndarray]:
+        """Return the token ids of each prompt, see `encode_prompt`."""
+        return self.encode_all(texts)
 
     def encode_all(self, texts: list[str]) -> list[np.ndarray]:
         """Return the token ids of each text, arrays [n] without `end`.
@@ -243,12 +247,12 @@ class HFTokenizer(Tokenizer):
         encodings = self.inner.encode_batch(texts, add_special_tokens=False)
         return [np.array(encoding.ids, self.dtype) for encoding in encodings]
 
-    def encode_prompt(self, text: str) -> np.ndarray:
+    def encode_prompts(self, texts: list[str]) -> list[np.ndarray]:
         if self.checkpoint_tokens is None:
-            return self.encode(text)
+            return self.encode_all(texts)
         self.inner.encode_special_tokens = False
         try:
-            return self.encode(text)
+            return self.encode_all(texts)
         finally:
             self.inner.encode_special_tokens = True
 

@@ -6,11 +6,11 @@
 
 Log-likelihoods come from scoring.score_pairs and texts from generation.generate. The tokens are
 those of token_healing.py, which are equal to those of the harness if no token spans the
-boundary of prompt and answer.
+boundary of prompt and answer. lm/evaluation/harness evaluates tasks by their names.
 """
 
 import importlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import jax
 
@@ -18,6 +18,7 @@ from lm.config import schema
 from lm.data import tokenizers
 from lm.data.tokenization import token_healing
 from lm.evaluation import generation, scoring
+from lm.model.hf import chat_templates
 
 MAX_TOKENS = 256  # tokens per answer if a task sets no limit
 
@@ -33,16 +34,37 @@ def make_adapter(
     try:
         api = importlib.import_module("lm_eval.api.model")
     except ImportError:
-        raise ValueError("lm-evaluation-harness needs: pip install 'lm-scaling[harness]'") from None
+        raise ValueError("lm-evaluation-harness needs: uv sync --extra harness") from None
     model = (run, device_mesh, params)
+    template = chat_templates.chat_template(run, tokenizer)
 
     class Adapter(api.LM):
         n_truncated = 0
+        tokenizer_name = tokenizer.hash
+
+        def chat_template(self, chat_template: bool | str = False) -> str:
+            """Return the chat template of the model. Raises ValueError if it has none."""
+            if not template:
+                raise ValueError(
+                    f"{run.name} has no chat template: tune it on conversations, or leave out the"
+                    " chat template of the harness"
+                )
+            return template
+
+        def apply_chat_template(
+            self, chat_history: Sequence[Mapping], add_generation_prompt: bool = True
+        ) -> str:
+            """Return the prompt of a conversation in the template of the model."""
+            names = chat_templates.special_names(tokenizer)
+            return chat_templates.render_chat(
+                self.chat_template(), chat_history, names, add_generation_prompt
+            )
 
         def loglikelihood(self, requests, disable_tqdm: bool = False) -> list[tuple[float, bool]]:
             """Return (log p, is_greedy) of the answer of each (prompt, answer)."""
             texts = [request.args for request in requests]
-            scored = scoring.score_pairs(*model, token_healing.encode_pairs(tokenizer, texts))
+            pairs = token_healing.encode_pairs(tokenizer, texts, are_prompts=True)
+            scored = scoring.score_pairs(*model, pairs)
             self.n_truncated += sum(answer.n_truncated > 0 for answer in scored)
             return [(-float(answer.nats.sum()), answer.is_greedy) for answer in scored]
 

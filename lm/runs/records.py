@@ -73,7 +73,7 @@ LEFT_OUT = ". The run is left out."  # end of the reason of an unreadable run
 N_PARAMS = "params.non_embedding"
 TOKENS = "tokens"
 FLOPS = "flops"
-LOSS = "eval.loss"
+LOSS, BITS_PER_BYTE = "eval.loss", "eval.bits_per_byte"
 
 
 @dataclasses.dataclass(frozen=True)

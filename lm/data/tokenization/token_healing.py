@@ -109,16 +109,18 @@ def encode_pair(tokenizer: tokenizers.Tokenizer, prompt: str, answer: str) -> To
 
 
 def encode_pairs(
-    tokenizer: tokenizers.Tokenizer, pairs: Sequence[tuple[str, str]]
+    tokenizer: tokenizers.Tokenizer, pairs: Sequence[tuple[str, str]], are_prompts: bool = False
 ) -> list[TokenPair]:
     """Return the tokens of each (prompt, answer), encoded as one text: see the module docstring.
 
-    Raises ValueError if an answer is empty, or if the tokenizer removes it from the text.
+    are_prompts: True if the names of the special tokens of a checkpoint are these tokens, as in a
+    prompt of a chat template. Raises ValueError if an answer is empty, or if the tokenizer removes it from the text.
     """
     bare_prompts = [prompt.rstrip() for prompt, _ in pairs]
     distinct = list(dict.fromkeys(bare_prompts))
-    ids_of = dict(zip(distinct, tokenizer.encode_all(distinct), strict=True))
-    texts = tokenizer.encode_all([prompt + answer for prompt, answer in pairs])
+    encode_all = tokenizer.encode_prompts if are_prompts else tokenizer.encode_all
+    ids_of = dict(zip(distinct, encode_all(distinct), strict=True))
+    texts = encode_all([prompt + answer for prompt, answer in pairs])
     token_pairs = []
     for (prompt, answer), bare, ids in zip(pairs, bare_prompts, texts, strict=True):
         bare_ids, text_ids = tuple(ids_of[bare].tolist()), tuple(ids.tolist())
@@ -130,9 +132,10 @@ def encode_pairs(
             raise ValueError(
                 f"answer={answer!r} after the prompt {prompt[-40:]!r} {reason}: use another answer"
             )
-        token_pairs.append(
-            _split_text(tokenizer, _first_token(tokenizer, bare), bare_ids, text_ids)
-        )
+        # The text of a chat template may contain the start token.
+        has_start = tokenizer.start is not None and text_ids[:1] == (tokenizer.start,)
+        first = () if has_start else _first_token(tokenizer, bare)
+        token_pairs.append(_split_text(tokenizer, first, bare_ids, text_ids))
     return token_pairs
 
 

@@ -100,13 +100,13 @@ def read_weights(
     folder: str | Path,
     shape: schema.Model,
     name: str,
-    shardings: Mapping[str, jax.sharding.Sharding] | None = None,
+    shardings: Mapping[str, jax.sharding.NamedSharding] | None = None,
 ) -> dict[str, Any]:
     """Return {path: float32 array} of all weights of a model of the architecture `name`.
 
-    shardings: of the weights by path. The result then has arrays of JAX, and each process reads the
-    blocks of its own devices. Without them, the result has arrays of NumPy. Raises ValueError with
-    the file, the tensor and the expected shape if the folder has other tensors.
+    shardings: of the weights by path. The result then has arrays of JAX, and the host has the
+    numbers of one tensor at a time. Without shardings, the result has arrays of NumPy. Raises
+    ValueError with the file, the tensor and the expected shape if the folder has other tensors.
     """
     folder = Path(folder)
     with contextlib.ExitStack() as stack:
@@ -132,7 +132,7 @@ def read_weights(
 
 def mesh_shardings(
     shape: schema.Model, device_mesh: jax.sharding.Mesh, rules: mesh.ShardingRules
-) -> dict[str, jax.sharding.Sharding]:
+) -> dict[str, jax.sharding.NamedSharding]:
     """Return the sharding of each weight by path, for read_weights."""
     leaves = jax.tree_util.tree_leaves_with_path(
         transformer.param_axes(shape), is_leaf=mesh.is_axis_names

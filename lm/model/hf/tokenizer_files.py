@@ -57,14 +57,14 @@ def special_token_ids(run: schema.Run, tokenizer: tokenizers.Tokenizer) -> dict:
     """
     start = tokenizer.end if tokenizer.start is None else tokenizer.start
     ids = {"bos_token_id": start, "pad_token_id": tokenizer.end}
-    ids = _published(tokenizer).get("token_ids", ids)
+    ids = published_files(tokenizer).get("token_ids", ids)
     ends = [tokenizer.end, *tokenizer.stops]
     if chat_template_name(run, tokenizer) and tokenizer.marks is not None:
         ends += [tokenizer.marks[2]] if tokenizer.marks[2] not in ends else []
     return ids | {"eos_token_id": ends if len(ends) > 1 else tokenizer.end}
 
 
-def _published(tokenizer: tokenizers.Tokenizer) -> dict:
+def published_files(tokenizer: tokenizers.Tokenizer) -> dict:
     """Return the stored content of the folder that a tokenizer was imported from, {} for none."""
     checkpoint = tokenizer.checkpoint_tokens
     return (checkpoint.published if checkpoint else None) or {}
@@ -72,7 +72,7 @@ def _published(tokenizer: tokenizers.Tokenizer) -> dict:
 
 def write_tokenizer_files(folder: Path, run: schema.Run, tokenizer: tokenizers.Tokenizer) -> None:
     """Write tokenizer file, tokenizer_config.json, generation_config.json and chat template."""
-    published, template = _published(tokenizer), chat_template_name(run, tokenizer)
+    published, template = published_files(tokenizer), chat_template_name(run, tokenizer)
     generation = published.get("generation_config", {}) | special_token_ids(run, tokenizer)
     write_json(folder / "generation_config.json", generation)
     if isinstance(tokenizer, tokenizers.ByteTokenizer):
@@ -88,7 +88,7 @@ def write_tokenizer_files(folder: Path, run: schema.Run, tokenizer: tokenizers.T
     if template and (folder / "tokenizer.json").exists():
         content = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
         write_json(folder / "tokenizer.json", _with_special_characters(content, tokenizer))
-    text = _render_template(template) if template else published.get("chat_template")
+    text = render_template(template) if template else published.get("chat_template")
     if text:
         (folder / special_tokens.TEMPLATE_FILE).write_text(text, encoding="utf-8")
     kind = "PreTrainedTokenizerFast" if (folder / "tokenizer.json").exists() else "LlamaTokenizer"
@@ -102,7 +102,7 @@ def write_tokenizer_files(folder: Path, run: schema.Run, tokenizer: tokenizers.T
     write_json(folder / "tokenizer_config.json", config)
 
 
-def _render_template(name: str) -> str:
+def render_template(name: str) -> str:
     """Return the Jinja template of a name in chat.TEMPLATES."""
     before, _, after = chat.TEMPLATES[name][0].partition("{}")
     removal = "".join(f" | replace({json.dumps(c)}, '')" for c in tokenizers.CHAT_TOKENS)

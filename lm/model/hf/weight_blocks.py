@@ -1,74 +1,104 @@
-"""Weights of a model in blocks: the parts of each weight that the devices of this process hold.
+"""Weights of a model that are assembled from the matrices of stored tensors, on a mesh or on a host.
 
-    blocks = WeightBlocks({"embed": (256, 64)}, shardings)
-    blocks.write("embed", (), matrix)           # copies the parts that belong to a block
-    blocks.arrays()["embed"]                    # a jax.Array on the devices
+    weights = WeightBlocks({"blocks/mlp/up": (12, 64, 256)}, shardings)
+    weights.write("blocks/mlp/up", (3,), matrix)    # the matrix of layer 3
+    weights.arrays()["blocks/mlp/up"]               # a jax.Array on the devices
 
-A tensor of a file is in host memory once, and each device receives only its own blocks.
+With shardings, the weights are assembled in the memory of the devices. The host has one matrix at a
+time, and each device receives only its own part of it.
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
-Bounds = tuple[tuple[int, int], ...]  # start and end on each axis
 
 
 class WeightBlocks:
-    """Blocks of weights by path. Without shardings, each weight is one block.
+    """Weights by path, float32. Each matrix of a weight is written once.
 
-    shapes: of the weights. shardings: of the weights, or None.
+    shapes: of the weights. shardings: of the weights, or None for arrays of NumPy.
     """
 
     def __init__(
         self,
         shapes: Mapping[str, tuple[int, ...]],
-        shardings: Mapping[str, jax.sharding.Sharding] | None = None,
+        shardings: Mapping[str, NamedSharding] | None = None,
     ):
         self.shapes, self.shardings = shapes, shardings
-        self.blocks: dict[str, dict[Bounds, np.ndarray]] = {}
-        for path, shape in shapes.items():
-            bounds = {tuple((0, n) for n in shape)}
-            if shardings is not None:
-                indices = shardings[path].addressable_devices_indices_map(shape).values()
-                bounds = {_bounds(index, shape) for index in indices if index is not None}
-            self.blocks[path] = {
-                block: np.empty([end - start for start, end in block], np.float32)
-                for block in bounds
-            }
+        self.weights: dict = {}
+        self.inserts: dict[tuple, Callable] = {}
 
     def write(self, path: str, index: tuple[int, ...], matrix: np.ndarray) -> None:
-        """Copy one matrix of a weight into its blocks; index: of the matrix on the first axes."""
-        n = len(index)
-        for bounds, block in self.blocks[path].items():
-            if all(start <= i < end for i, (start, end) in zip(index, bounds[:n], strict=True)):
-                inner = tuple(i - start for i, (start, _) in zip(index, bounds[:n], strict=True))
-                block[inner] = matrix[tuple(slice(start, end) for start, end in bounds[n:])]
-
-    def arrays(self) -> dict[str, np.ndarray] | dict[str, jax.Array]:
-        """Return the weights by path: arrays of NumPy, or with shardings arrays of JAX."""
+        """Copy one matrix into a weight; index: of the matrix on the first axes of the weight."""
         if self.shardings is None:
-            return {path: next(iter(blocks.values())) for path, blocks in self.blocks.items()}
-        arrays = {}
-        for path, shape in self.shapes.items():
-            blocks = self.blocks.pop(path)  # freed when the devices have them
-            arrays[path] = jax.make_array_from_callback(
-                shape,
-                self.shardings[path],
-                functools.partial(_select_block, blocks, shape),
-            )
-        return arrays
+            if path not in self.weights:
+                self.weights[path] = np.empty(self.shapes[path], np.float32)
+            self.weights[path][index] = matrix
+            return
+        sharding, n = self.shardings[path], len(index)
+        parts = NamedSharding(sharding.mesh, PartitionSpec(*_axes(sharding, self.shapes[path])[n:]))
+        array = jax.make_array_from_callback(
+            matrix.shape, parts, lambda part: np.ascontiguousarray(matrix[part])
+        )
+        if index:
+            shape = self.shapes[path]
+            if path not in self.weights:
+                make_zeros = jax.jit(
+                    functools.partial(jnp.zeros, shape, np.float32), out_shardings=sharding
+                )
+                self.weights[path] = make_zeros()
+            key = (shape, sharding, n)
+            if key not in self.inserts:
+                self.inserts[key] = _make_insert(shape, sharding, n)
+            array = self.inserts[key](self.weights.pop(path), array, np.array(index, np.int32))
+        # Transfers are asynchronous. Without a limit, the host would have many matrices.
+        self.weights[path] = array.block_until_ready()
+
+    def arrays(self) -> dict:
+        """Return the weights by path: arrays of NumPy, or with shardings arrays of JAX."""
+        return self.weights
 
 
-def _select_block(
-    blocks: dict[Bounds, np.ndarray], shape: tuple[int, ...], index: tuple[slice, ...] | None
-) -> np.ndarray:
-    """Return the block of a weight at the index of a device."""
-    return blocks[_bounds(index or (slice(None),) * len(shape), shape)]
+def _axes(sharding: NamedSharding, shape: tuple[int, ...]) -> list[tuple[str, ...]]:
+    """Return the mesh axes that split each axis of an array."""
+    axes = [() if part is None else part for part in sharding.spec]
+    axes = [(part,) if isinstance(part, str) else tuple(part) for part in axes]
+    return axes + [()] * (len(shape) - len(axes))
 
 
-def _bounds(index: tuple[slice, ...], shape: tuple[int, ...]) -> Bounds:
-    """Return the start and the end of each slice."""
-    return tuple(part.indices(n)[:2] for part, n in zip(index, shape, strict=True))
+def _make_insert(shape: tuple[int, ...], sharding: NamedSharding, n: int) -> Callable:
+    """Return the compiled function (weight, matrix, index) -> weight with the matrix at the index.
+
+    n: number of axes of the index. Each device writes its own part, without communication, into the
+    memory of the old weight.
+    """
+    stacked_axes = _axes(sharding, shape)[:n]
+    parts = PartitionSpec(*_axes(sharding, shape)[n:])
+
+    def insert(weight: jax.Array, matrix: jax.Array, index: jax.Array) -> jax.Array:
+        starts, is_local = [], jnp.bool_(True)
+        for axis, mesh_axes in enumerate(stacked_axes):
+            start = index[axis]
+            if mesh_axes:
+                start -= jax.lax.axis_index(mesh_axes) * weight.shape[axis]
+                is_local &= (start >= 0) & (start < weight.shape[axis])
+            starts.append(start)
+        starts += [jnp.int32(0)] * matrix.ndim
+        block = matrix.reshape((1,) * n + matrix.shape)
+        if any(stacked_axes):
+            old = jax.lax.dynamic_slice(weight, starts, block.shape)
+            block = jnp.where(is_local, block, old)
+        return jax.lax.dynamic_update_slice(weight, block, starts)
+
+    mapped = jax.shard_map(
+        insert,
+        mesh=sharding.mesh,
+        in_specs=(sharding.spec, parts, PartitionSpec()),
+        out_specs=sharding.spec,
+    )
+    return jax.jit(mapped, donate_argnums=0)

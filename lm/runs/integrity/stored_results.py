@@ -30,8 +30,10 @@ def check_counts(folder: Path, run: schema.Run, facts: Mapping) -> None:
     if not all(name in facts for name in counts if name not in BUDGET):
         return
     expected = {name: count for name, count in counts.items() if name not in BUDGET}
-    if "tokens" in facts:  # the training of an imported model is unknown
-        n_tokens = facts["tokens"] if _is_early_stop(run, facts) else counts["tokens"]
+    if "tokens" in facts:
+        # The config of a published model does not describe its training.
+        is_given = "imported.from" in facts or _is_early_stop(run, facts)
+        n_tokens = facts["tokens"] if is_given else counts["tokens"]
         expected |= {"tokens": n_tokens, "flops": n_tokens * counts["flops_per_token.full"]}
     if facts.get("ends_at") is not None and not run.eval.patience:
         expected["ends_at"] = run.steps

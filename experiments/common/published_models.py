@@ -1,0 +1,146 @@
+"""Evaluation of published models in a command: flags, evaluation of each model, table."""
+
+import json
+from pathlib import Path
+
+from absl import flags
+
+from experiments.common import console, harness_tasks
+from lm.config import schema
+
+DEFAULT_CONTEXT = 1024  # largest default of --seq_len
+
+
+def define_flags() -> None:
+    """Define the flags of published models."""
+    flags.DEFINE_list(
+        "models",
+        [],
+        "folders of transformers, or OWNER/NAME[@REVISION] in the cache of the Hugging Face Hub,"
+        " separated by commas",
+    )
+    flags.DEFINE_string("dir", None, "folder of the results of --models")
+    flags.DEFINE_string(
+        "trained_tokens",
+        None,
+        "training tokens of --models: a number for all, a JSON object {name: number}, or its file",
+    )
+
+
+def names() -> list[str]:
+    """Return the values of --models."""
+    return flags.FLAGS.models or []
+
+
+def check_flags() -> None:
+    """Raise ValueError for missing flags, and for flags without effect."""
+    values = flags.FLAGS
+    if not names():
+        for name in ("dir", "trained_tokens"):
+            if values[name].value:
+                raise ValueError(f"--{name}={values[name].value} has an effect only with --models")
+        return
+    if not values.dir:
+        raise ValueError("--dir=FOLDER of the results of --models is missing: --dir=runs/published")
+
+
+def evaluate(settings: schema.Run, seq_len: int | None, task_names: str, allow_paths) -> None:
+    """Evaluate the models of --models, write their records, and print a table.
+
+    settings: run whose data, eval and seed describe the evaluation. seq_len: value of --seq_len.
+    Models with results in --dir are not evaluated again. Raises ValueError before any model is
+    evaluated if a model or a flag is invalid.
+    """
+    from lm.evaluation import tasks
+    from lm.training.published import model_folders, model_records
+
+    folder = Path(flags.FLAGS.dir)
+    models = [model_folders.read_model(name, allow_paths) for name in names()]
+    _check_distinct(models)
+    n_tokens = _parse_tokens(flags.FLAGS.trained_tokens or "", [model.name for model in models])
+    task_list = tasks.load_tasks(task_names, "--tasks") if task_names else []
+    settings.eval.tasks = task_names
+    default = min(settings.data.seq_len, *(model.context for model in models))
+    settings.data.seq_len = seq_len or default
+    runs = [model_records.make_run(model, settings, folder) for model in models]
+    loaded_tasks = harness_tasks.load_tasks()
+    benchmark = None
+    if loaded_tasks is not None:
+
+        def benchmark(*arguments) -> dict:
+            return harness_tasks.evaluate(loaded_tasks, *arguments)
+
+    evaluation = model_records.Evaluation(task_list, benchmark)
+    for run, model in zip(runs, models, strict=True):
+        if model_records.is_evaluated(run):
+            console.print_line(f"{run.name} has results: delete its folder to evaluate it again")
+            continue
+        text = model_records.open_text(run, model, console.preparing)
+        model_records.evaluate_model(run, model, text, evaluation, n_tokens.get(model.name))
+        console.print_line(f"{run.name}: evaluated")
+    _print_table(folder)
+    console.print_line(f"report: python -m experiments.report --dir={folder}")
+
+
+def _check_distinct(models: list) -> None:
+    """Raise ValueError if two models have one name, which is that of their records."""
+    for i, model in enumerate(models):
+        for other in models[:i]:
+            if model.name.casefold() == other.name.casefold():
+                raise ValueError(
+                    f"--models: {other.folder} and {model.folder} both have the name {model.name}:"
+                    " rename one of the folders"
+                )
+
+
+def _parse_tokens(text: str, model_names: list[str]) -> dict[str, int]:
+    """Return the training tokens of the models of --trained_tokens."""
+    flag = f"--trained_tokens={text}"
+    if not text:
+        return {}
+    try:
+        is_file = not text.lstrip().startswith("{") and Path(text).is_file()
+        value = json.loads(Path(text).read_text(encoding="utf-8") if is_file else text)
+    except (ValueError, OSError) as error:
+        example = """3e11 or '{"pythia-70m": 3e11}'"""
+        raise ValueError(f"{flag} is neither a number nor JSON ({error}): write {example}") from None
+    by_name = value if isinstance(value, dict) else dict.fromkeys(model_names, value)
+    for name, number in by_name.items():
+        if name not in model_names:
+            known = ", ".join(model_names)
+            raise ValueError(f"{flag}: {name} is no model of --models, which are {known}")
+        if type(number) not in (int, float) or not 1 <= number < 1e18:
+            raise ValueError(f"{flag}: {name} has {number!r}: write a number of tokens above 0")
+    return {name: int(number) for name, number in by_name.items()}
+
+
+def _print_table(folder: Path) -> None:
+    """Print one line per model below a folder."""
+    from lm.runs import records, task_results
+
+    rows = [row for row in records.load_runs(folder) if row["status"] == "done"]
+    lines = []
+    for row in rows:
+        line = {
+            "model": row["name"].rpartition("/")[2],
+            "family": row.get("imported.family", ""),
+            "parameters": f"{row['params.total']:,}",
+            "without embeddings": f"{row[records.N_PARAMS]:,}",
+            "tokens": f"{row[records.TOKENS]:.3g}" if records.TOKENS in row else "unknown",
+            "loss": _measurement(row, records.LOSS),
+            "bits per byte": _measurement(row, records.BITS_PER_BYTE),
+        }
+        for task in task_results.summary_tasks(rows):
+            result = task_results.task_result(row, task)
+            line[task] = f"{result['value']:.3f}" if result else ""
+        lines.append(line)
+    console.table(lines)
+
+
+def _measurement(row: dict, column: str) -> str:
+    """Return a result and its standard error as text, "" if it is missing."""
+    from lm.runs import records, task_results
+
+    if not records.is_finite(row.get(column)):
+        return ""
+    return f"{row[column]:.4f} ± {task_results.standard_error(row, column):.4f}"

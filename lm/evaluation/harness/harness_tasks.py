@@ -1,0 +1,146 @@
+"""Tasks of lm-evaluation-harness (Gao et al. 2021, doi:10.5281/zenodo.5371628) by their names.
+
+    tasks = load_harness_tasks(HarnessOptions(("arc_easy",), limit=100))
+    results = evaluate_harness_tasks(tasks, adapter)
+    results["harness:arc_easy"]["acc_norm"]         # {"value": 0.41, "se": 0.05}
+
+The metrics are those of the harness. "acc" is named accuracy, as in the tasks of this project. A
+metric of a filter that is not "none" has the name METRIC_FILTER.
+"""
+
+import contextlib
+import dataclasses
+import difflib
+import importlib
+import logging
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+PREFIX = "harness:"  # of the names of results
+METRIC_NAMES = {"acc": "accuracy"}
+BOOTSTRAP_RESAMPLES = 1000  # of metrics whose standard error has no formula
+
+
+@dataclasses.dataclass(frozen=True)
+class HarnessOptions:
+    """Tasks and options of the harness.
+
+    names: of tasks, groups or tags, or YAML files. limit: examples per task; None is all. n_shots:
+    solved examples before each example; None is the number of the task. include_path: folder of
+    YAML files of tasks. uses_chat_template: True if prompts are conversations.
+    """
+
+    names: tuple[str, ...]
+    limit: int | None = None
+    n_shots: int | None = None
+    include_path: str = ""
+    uses_chat_template: bool = False
+
+
+class HarnessTasks(NamedTuple):
+    """Loaded tasks of the harness. manager: a TaskManager of the harness."""
+
+    options: HarnessOptions
+    manager: Any
+
+
+def load_harness_tasks(options: HarnessOptions) -> HarnessTasks:
+    """Load tasks and their data sets.
+
+    Raises ValueError if the harness is not installed, for an unknown task, and for a data set that
+    cannot be loaded.
+    """
+    # The progress bars of data sets would be between the lines of a command.
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    try:
+        harness = importlib.import_module("lm_eval.tasks")
+    except ImportError:
+        raise ValueError("lm-evaluation-harness needs: uv sync --extra harness") from None
+    if options.include_path and not Path(options.include_path).is_dir():
+        raise ValueError(f"--include_path={options.include_path} is no folder: name one")
+    manager = harness.TaskManager(include_path=options.include_path or None)
+    for name in options.names:
+        if name in manager.all_tasks or Path(name).is_file():
+            continue
+        near = difflib.get_close_matches(name, manager.all_tasks, n=3)
+        hint = f"did you mean {' or '.join(near)}" if near else "see lm_eval ls tasks"
+        raise ValueError(
+            f"--harness={name} is no task of lm-evaluation-harness: {hint}, or name the folder of"
+            " your task by --include_path"
+        )
+    for name in options.names:
+        try:
+            manager.load([name])
+        except Exception as error:  # data sets have no common class of errors
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:500]
+            raise ValueError(
+                f"--harness={name} cannot be loaded ({reason}): its data set must be on this"
+                " machine or on the Hugging Face Hub"
+            ) from None
+    return HarnessTasks(options, manager)
+
+
+def evaluate_harness_tasks(tasks: HarnessTasks, adapter: Any) -> dict[str, dict[str, dict]]:
+    """Return the metrics of each task and group: {name: {metric: {"value", "se"}}}.
+
+    adapter: see lm_eval_harness.make_adapter. A task has the metrics n and n_truncated, a group the
+    metric n_paradigms, the number of its tasks. n_truncated counts the requests of all tasks whose
+    context was truncated.
+    """
+    import lm_eval
+
+    options = tasks.options
+    with _quiet_logging():
+        output = lm_eval.simple_evaluate(
+            model=adapter,
+            tasks=list(options.names),
+            task_manager=tasks.manager,
+            num_fewshot=options.n_shots,
+            limit=options.limit,
+            bootstrap_iters=BOOTSTRAP_RESAMPLES,
+            apply_chat_template=options.uses_chat_template,
+            log_samples=False,
+        )
+    assert output is not None  # the harness returns None in other processes than the first
+    results = {}
+    for name, columns in output["results"].items():
+        metrics = _convert_metrics(columns)
+        counts = output.get("n-samples", {}).get(name)
+        if counts:
+            metrics["n"] = {"value": counts["effective"]}
+            metrics["n_truncated"] = {"value": adapter.n_truncated}
+        elif members := output.get("group_subtasks", {}).get(name):
+            metrics["n_paradigms"] = {"value": len(members)}
+        if metrics:
+            results[PREFIX + name] = metrics
+    return results
+
+
+def _convert_metrics(columns: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """Return {metric: {"value", "se"}} of the columns METRIC,FILTER of a task."""
+    metrics: dict[str, dict[str, float]] = {}
+    for column, value in columns.items():
+        metric, comma, filter_name = column.partition(",")
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not comma or metric.endswith("_stderr") or not is_number:
+            continue
+        error = columns.get(f"{metric}_stderr,{filter_name}")
+        name = METRIC_NAMES.get(metric, metric)
+        name += "" if filter_name == "none" else f"_{filter_name}"
+        metrics[name.replace(".", "_")] = {"value": float(value)}
+        if isinstance(error, int | float):
+            metrics[name.replace(".", "_")]["se"] = float(error)
+    return metrics
+
+
+@contextlib.contextmanager
+def _quiet_logging():
+    """Show only the errors of the harness."""
+    logger = logging.getLogger("lm_eval")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
