@@ -4,12 +4,12 @@ uv run python -m experiments.import_hf --source=out/600K --run=runs/pretrained/i
 uv run python -m experiments.sample    --run=runs/pretrained/imported --prompt="Once"
 uv run python -m experiments.train     --config=configs/finetune.py:runs/pretrained/imported
 
-The first line reads a folder of experiments.export. `hf download Qwen/Qwen3-0.6B --local-dir=DIR`
-downloads a model of the Hugging Face Hub. configs/finetune.py chooses a learning rate that fits the
-size of an imported model.
+The first line reads a folder of experiments.export. `hf download Qwen/Qwen3-0.6B` downloads a model
+of the Hugging Face Hub, which --source=Qwen/Qwen3-0.6B then imports. The weights are divided over
+the devices of this machine while they are read. configs/finetune.py chooses a learning rate that
+fits the size of an imported model.
 """
 
-import os
 from pathlib import Path
 
 from absl import flags
@@ -17,7 +17,9 @@ from absl import flags
 from experiments.common import cli, console
 from lm.runs import filesystem
 
-_SOURCE = flags.DEFINE_string("source", None, "folder with config.json and *.safetensors")
+_SOURCE = flags.DEFINE_string(
+    "source", None, "folder of transformers, or OWNER/NAME[@REVISION] in the cache of the Hub"
+)
 _RUN = flags.DEFINE_string("run", None, "folder of the new run")
 _ALLOW = cli.allow_path_flag()
 _TOKENIZER = flags.DEFINE_string("tokenizer", "", "as data.tokenizer; default: that of the folder")
@@ -31,11 +33,11 @@ def main() -> int:
             " --source=Qwen3-0.6B --run=runs/pretrained/qwen3-0.6B"
         )
     filesystem.check_not_nested(Path(_RUN.value))  # before JAX is imported
-    os.environ["JAX_PLATFORMS"] = "cpu"
-    os.environ["JAX_NUM_CPU_DEVICES"] = "1"
+    from lm.parallel import mesh
     from lm.runs import records
     from lm.training import warm_start
 
+    mesh.initialize_devices()
     run = warm_start.run_from_huggingface(
         _SOURCE.value, _RUN.value, _TOKENIZER.value, _SEQ_LEN.value, _ALLOW.value
     )

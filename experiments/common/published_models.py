@@ -52,6 +52,7 @@ def evaluate(settings: schema.Run, seq_len: int | None, task_names: str, allow_p
     evaluated if a model or a flag is invalid.
     """
     from lm.evaluation import tasks
+    from lm.parallel import mesh
     from lm.training.published import model_folders, model_records
 
     folder = Path(flags.FLAGS.dir)
@@ -71,6 +72,7 @@ def evaluate(settings: schema.Run, seq_len: int | None, task_names: str, allow_p
             return harness_tasks.evaluate(loaded_tasks, *arguments)
 
     evaluation = model_records.Evaluation(task_list, benchmark)
+    mesh.initialize_devices()
     for run, model in zip(runs, models, strict=True):
         if model_records.is_evaluated(run):
             console.print_line(f"{run.name} has results: delete its folder to evaluate it again")
@@ -103,7 +105,9 @@ def _parse_tokens(text: str, model_names: list[str]) -> dict[str, int]:
         value = json.loads(Path(text).read_text(encoding="utf-8") if is_file else text)
     except (ValueError, OSError) as error:
         example = """3e11 or '{"pythia-70m": 3e11}'"""
-        raise ValueError(f"{flag} is neither a number nor JSON ({error}): write {example}") from None
+        raise ValueError(
+            f"{flag} is neither a number nor JSON ({error}): write {example}"
+        ) from None
     by_name = value if isinstance(value, dict) else dict.fromkeys(model_names, value)
     for name, number in by_name.items():
         if name not in model_names:

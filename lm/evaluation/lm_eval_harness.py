@@ -21,6 +21,7 @@ from lm.evaluation import generation, scoring
 from lm.model.hf import chat_templates
 
 MAX_TOKENS = 256  # tokens per answer if a task sets no limit
+Model = tuple[schema.Run, jax.sharding.Mesh, dict]  # run, mesh, weights
 
 
 def make_adapter(
@@ -73,35 +74,46 @@ def make_adapter(
 
             The prompt of a window is the text before it, as far as the context has room for it.
             """
-            windows = [
-                (owner, *window)
-                for owner, request in enumerate(requests)
-                for window in _rolling_windows(tokenizer, request.args[0], run.data.seq_len)
-            ]
-            owners, prompts, answers = zip(*windows, strict=True) if windows else ((), (), ())
-            log_p = [0.0] * len(requests)
-            scored = scoring.score_answers(*model, prompts, answers)
-            for owner, answer in zip(owners, scored, strict=True):
-                log_p[owner] -= float(answer.nats.sum())
-            return log_p
+            return _score_texts(model, tokenizer, [request.args[0] for request in requests])
 
         def generate_until(self, requests, disable_tqdm: bool = False) -> list[str]:
             """Return the answer to each (prompt, options), up to its first `until` string."""
-            by_sampling: dict[generation.SamplingParams, list[int]] = {}
-            for i, request in enumerate(requests):
-                by_sampling.setdefault(_to_sampling_params(request.args[1]), []).append(i)
-            texts = [""] * len(requests)
-            for sampling, indices in by_sampling.items():
-                prompts = [
-                    token_healing.encode_prompt(tokenizer, requests[i].args[0]) for i in indices
-                ]
-                answers = generation.generate(*model, prompts, tokenizer, sampling)
-                for i, answer in zip(indices, answers, strict=True):
-                    texts[i] = answer.text
-                    self.n_truncated += answer.n_truncated > 0
-            return texts
+            answers = _generate_answers(model, tokenizer, [request.args for request in requests])
+            self.n_truncated += sum(answer.n_truncated > 0 for answer in answers)
+            return [answer.text for answer in answers]
 
     return Adapter()
+
+
+def _score_texts(
+    model: Model, tokenizer: tokenizers.Tokenizer, texts: Sequence[str]
+) -> list[float]:
+    """Return log p of each text."""
+    windows = [
+        (owner, *window)
+        for owner, text in enumerate(texts)
+        for window in _rolling_windows(tokenizer, text, model[0].data.seq_len)
+    ]
+    owners, prompts, answers = zip(*windows, strict=True) if windows else ((), (), ())
+    log_p = [0.0] * len(texts)
+    for owner, answer in zip(owners, scoring.score_answers(*model, prompts, answers), strict=True):
+        log_p[owner] -= float(answer.nats.sum())
+    return log_p
+
+
+def _generate_answers(
+    model: Model, tokenizer: tokenizers.Tokenizer, requests: Sequence[tuple[str, dict]]
+) -> list[generation.Generated]:
+    """Return the answer to each (prompt, generation_kwargs)."""
+    by_sampling: dict[generation.SamplingParams, list[int]] = {}
+    for i, (_, options) in enumerate(requests):
+        by_sampling.setdefault(_to_sampling_params(options), []).append(i)
+    answers: dict[int, generation.Generated] = {}
+    for sampling, indices in by_sampling.items():
+        prompts = [token_healing.encode_prompt(tokenizer, requests[i][0]) for i in indices]
+        generated = generation.generate(*model, prompts, tokenizer, sampling)
+        answers |= zip(indices, generated, strict=True)
+    return [answers[i] for i in range(len(requests))]
 
 
 def _rolling_windows(

@@ -26,6 +26,8 @@ SETTINGS = (
     *("lr", "learning_rate", "max_lr", "peak_lr"),
     *("optimizer", "schedule", "warmup", "warmup_steps", "weight_decay", "dropout"),
 )
+LOSS, BITS_PER_BYTE = "eval.loss", "eval.bits_per_byte"
+FAMILY = "imported.family"  # column of published models
 MAX_NAMES = 3  # names per value in a message about different rows
 
 
@@ -61,7 +63,8 @@ def check_comparable(
 
     A law describes rows of one corpus, one tokenizer, one evaluation and one kind of start. A run
     starts from random weights, as its cooldown branches do, or from the weights of another model.
-    Rows without a column, such as published results, are not compared in it.
+    Rows without a column, such as published results, are not compared in it. Bits per byte are
+    compared between tokenizers, losses per token are not.
 
     rows: all rows, which contain the trunk runs. included: indices of the rows of the law.
     may_differ: names of PROPERTIES that are not compared. columns: columns of the law, which are
@@ -69,9 +72,12 @@ def check_comparable(
     """
     differences = find_differences(rows, included, may_differ, columns)
     if differences:
+        has_tokenizers = any(text.startswith(PROPERTIES["tokenizer"]) for text in differences)
+        is_loss = any(column.startswith(LOSS) for column in columns)
+        remedy = f", fit y={BITS_PER_BYTE!r}" if has_tokenizers and is_loss else ""
         raise ValueError(
             f"the rows are not comparable: {'; '.join(differences)}. Select rows with"
-            " where={column: value}, or pass mixed=True to fit them together"
+            f" where={{column: value}}{remedy}, or pass mixed=True to fit them together"
         )
 
 
@@ -91,6 +97,9 @@ def find_differences(
     skipped = {column for name in may_differ for column in PROPERTIES[name]} | set(columns)
     if any(column in CORPUS_INPUTS for column in columns):
         skipped.add("corpus.hash")
+    if any("bits_per_byte" in column for column in columns):
+        skipped |= {*PROPERTIES["tokenizer"]}
+    tokenizer_names = _tokenizer_names([rows[i] for i in included])
     differences = []
     for column in [column for group in PROPERTIES.values() for column in group]:
         if column in skipped:
@@ -99,11 +108,49 @@ def find_differences(
         for i in included:
             text = cell_text(rows[i].get(column))
             text = _start_kind(rows[i], by_name) if column == "start" else text
+            text = tokenizer_names.get(text, text) if column in PROPERTIES["tokenizer"] else text
             if text:
                 names_by_value.setdefault(text, []).append(run_name(rows[i], i))
         if len(names_by_value) > 1:
             differences.append(f"{column} is {_list_rows_by_value(names_by_value)}")
     return differences
+
+
+def loss_column(rows: Sequence[Mapping]) -> str:
+    """Return the column of the loss that is comparable between the rows that have a loss.
+
+    It is the loss per token if all rows have one tokenizer, and the bits per byte otherwise.
+    """
+    rows = [row for row in rows if cell_text(row.get(LOSS))]
+    texts = {cell_text(row.get(column)) for row in rows for column in PROPERTIES["tokenizer"]}
+    names = _tokenizer_names(rows)
+    has_bits = all(cell_text(row.get(BITS_PER_BYTE)) for row in rows)
+    n_tokenizers = len({names.get(text, text) for text in texts if text})
+    return BITS_PER_BYTE if n_tokenizers > 1 and has_bits else LOSS
+
+
+def describe_families(rows: Sequence[Mapping]) -> list[str]:
+    """Return a warning if the rows are published models of several families, else no warning."""
+    families = sorted({cell_text(row.get(FAMILY)) or "runs of this project" for row in rows})
+    if len(families) < 2:
+        return []
+    return [f"{len(families)} families ({', '.join(families)}) may have different training text"]
+
+
+def _tokenizer_names(rows: Sequence[Mapping]) -> dict[str, str]:
+    """Return {data.tokenizer: the first data.tokenizer with the same tokens}.
+
+    The files of one tokenizer have several paths. Rows without the hash of their tokenizer are
+    compared by data.tokenizer alone: the result is then {}.
+    """
+    first_names: dict[str, str] = {}
+    names: dict[str, str] = {}
+    for row in rows:
+        name, tokens = cell_text(row.get("data.tokenizer")), cell_text(row.get("tokenizer.hash"))
+        if not name or not tokens:
+            return {}
+        names[name] = first_names.setdefault(tokens, name)
+    return names
 
 
 def cell_text(value: object) -> str:

@@ -209,6 +209,7 @@ def select_columns(
     if mixed is not True:
         comparability.check_comparable(rows, included, mixed or (), columns)
     groups, warnings = _resampling_groups(included_rows, names, group)
+    warnings += comparability.describe_families(included_rows)
     values_by_column = dict(zip(columns, array.T, strict=True))
     return RunTable(values_by_column, names, groups, included_rows, excluded, warnings, mixed)
 

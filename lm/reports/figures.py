@@ -59,42 +59,50 @@ def available_figures(sweep: summary.SweepSummary) -> dict[str, Drawing]:
 def _loss_figures(sweep: summary.SweepSummary) -> dict[str, Drawing]:
     """Return the figures of loss against size and compute, of training curves and of time."""
     rows, fit, prediction, metrics = sweep.rows, sweep.fit, sweep.prediction, sweep.metrics
+    y, curves = sweep.loss_column, _training_curves(sweep)
     figures: dict[str, Drawing] = {}
     if len({row[records.N_PARAMS] for row in sweep.finished}) > 1:
-        draw_loss = partial(scaling.loss_vs_parameters, rows, fit, prediction)
+        draw_loss = partial(scaling.loss_vs_parameters, rows, fit, prediction, y=y)
         figures["loss"] = Drawing(draw_loss, fit)
     if sweep.finished:
         law = sweep.laws["compute"][0]
-        draw_compute = partial(scaling.loss_vs_compute, rows, metrics, law)
+        draw_compute = partial(scaling.loss_vs_compute, rows, curves, law, y=y)
         figures["compute"] = Drawing(draw_compute, law)
     if fit and fit.ensemble:
         draw_predicted = partial(scaling.predicted_vs_measured, rows, fit, prediction)
         figures["predicted"] = Drawing(draw_predicted, fit)
     if any(len(lines) > 1 for lines in metrics.values()):
         figures["curves"] = Drawing(partial(scaling.learning_curves, rows, metrics))
-    if elements.source_columns(sweep.finished):
+    if elements.source_columns(sweep.finished) and y == records.LOSS:
         figures["sources"] = Drawing(partial(scaling.loss_by_source, rows))
     if goodput.timed_runs(rows):
         figures["goodput"] = Drawing(partial(goodput.time_by_phase, rows))
     return figures
 
 
+def _training_curves(sweep: summary.SweepSummary) -> dict[str, list[dict]]:
+    """Return the log steps of each run, {} if their losses have another unit than the figures."""
+    return sweep.metrics if sweep.loss_column == records.LOSS else {}
+
+
 def _token_figures(sweep: summary.SweepSummary) -> dict[str, Drawing]:
     """Return the figures of sweeps that vary both size and tokens."""
-    rows = sweep.without_trunks
+    rows, y = sweep.without_trunks, sweep.loss_column
     joint, isoflop = sweep.laws["size and tokens"][0], sweep.laws["isoFLOP"][0]
     figures: dict[str, Drawing] = {}
     finished = run_selection.finished_with(rows, records.TOKENS, records.LOSS)
     pairs = {(row[records.N_PARAMS], row[records.TOKENS]) for row in finished}
     if len(pairs) > len({size for size, _ in pairs}):
-        figures["tokens"] = Drawing(partial(loss_surface.loss_vs_tokens, rows, joint), joint)
+        figures["tokens"] = Drawing(partial(loss_surface.loss_vs_tokens, rows, joint, y=y), joint)
     if joint:
-        draw_frontier = partial(loss_surface.compute_optimal_frontier, rows, sweep.metrics, joint)
+        draw_frontier = partial(
+            loss_surface.compute_optimal_frontier, rows, _training_curves(sweep), joint, y=y
+        )
         figures["frontier"] = Drawing(draw_frontier, joint)
-        figures["contours"] = Drawing(partial(loss_surface.loss_contours, rows, joint), joint)
+        figures["contours"] = Drawing(partial(loss_surface.loss_contours, rows, joint, y=y), joint)
     if isoflop:
         figures["isoflop"] = Drawing(
-            partial(loss_surface.isoflop_parabolas, rows, isoflop), isoflop
+            partial(loss_surface.isoflop_parabolas, rows, isoflop, y=y), isoflop
         )
         draw_optimal_size = partial(loss_surface.optimal_size, rows, isoflop, joint)
         figures["optimal_size"] = Drawing(draw_optimal_size, isoflop)
@@ -127,7 +135,9 @@ def _task_figures(sweep: summary.SweepSummary) -> dict[str, Drawing]:
         )
         figures["tasks"] = Drawing(partial(task_accuracy.task_curves, rows))
         figures["tasks_vs_loss"] = Drawing(
-            lambda: task_accuracy.accuracy_vs_loss(rows, task_analysis.accuracy_curves(rows))
+            lambda: task_accuracy.accuracy_vs_loss(
+                rows, task_analysis.accuracy_curves(rows, sweep.loss_column), sweep.loss_column
+            )
         )
     prediction = sweep.prediction or {}
     tasks = prediction.get("tasks", {})

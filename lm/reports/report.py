@@ -61,7 +61,7 @@ def _tiles(sweep: summary.SweepSummary) -> list[tuple[str, str]]:
     """Return the most important numbers of the sweep as (name, text)."""
     sizes, losses, seconds = (
         [row[key] for row in sweep.rows if records.is_finite(row.get(key))]
-        for key in (records.N_PARAMS, records.LOSS, "seconds")
+        for key in (records.N_PARAMS, sweep.loss_column, "seconds")
     )
     n_done = sum(row["status"] == "done" for row in sweep.rows)
     tiles = [("runs done", f"{n_done} of {len(sweep.rows) + len(sweep.missing)}")]
@@ -72,7 +72,8 @@ def _tiles(sweep: summary.SweepSummary) -> list[tuple[str, str]]:
             size_range, factor = style.format_si(sizes[0]), ""
         tiles.append((f"parameters without embeddings{factor}", size_range))
     if losses:
-        tiles.append(("lowest loss, nats per token", style.format_number(min(losses))))
+        unit = "nats per token" if sweep.loss_column == records.LOSS else "bits per byte"
+        tiles.append((f"lowest loss, {unit}", style.format_number(min(losses))))
     flops = sum(summary.incremental_flops(row) for row in sweep.rows)
     tiles.append(("total FLOPs", style.power_of_ten(flops)))
     return [*tiles, ("training time", summary.format_duration(sum(seconds)))]

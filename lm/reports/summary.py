@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lm.laws import estimation
+from lm.laws import comparability, estimation
 from lm.laws.forms import isoflop, power_laws
 from lm.reports.plots import elements, style
 from lm.runs import filesystem, records, run_selection, task_results
@@ -58,6 +58,11 @@ class SweepSummary:
         """Return {result: reason} of the results that are marked as invalid in any run."""
         marks = (row.get("invalid_results", {}) for row in self.rows)
         return {result: reason for mark in marks for result, reason in mark.items()}
+
+    @functools.cached_property
+    def loss_column(self) -> str:
+        """Column of the loss in figures and laws: in bits per byte if tokenizers differ."""
+        return comparability.loss_column(self.rows)
 
     @property
     def target(self) -> dict | None:
@@ -151,6 +156,7 @@ def _prediction_law(rows, prediction: Mapping) -> tuple[Any, str]:
     Return (fit, "") or (None, reason).
     """
     columns = {key: prediction[key] for key in ("x", "y")} if prediction else {}
+    columns = columns or {"y": comparability.loss_column(rows)}
     selected = run_selection.largest_token_budget(rows).rows
     names = prediction.get("runs") or [
         row["name"] for row in selected if not row.get("is_prediction_target")
@@ -184,7 +190,8 @@ def fit_all_laws(rows) -> dict[str, tuple[Any, str]]:
 
     The names are "compute", "size and tokens" and "isoFLOP".
     """
-    joint, refusal = estimation.try_fit(power_laws.chinchilla, rows)
+    y = comparability.loss_column(rows)
+    joint, refusal = estimation.try_fit(power_laws.chinchilla, rows, y=y)
     if joint and joint.max_off_line_factor is not None:
         joint, refusal = None, "all runs have the same relation of N and D: vary tokens per size"
     if joint and run_selection.refuse_joint_law(rows):
@@ -192,7 +199,7 @@ def fit_all_laws(rows) -> dict[str, tuple[Any, str]]:
     return {
         "compute": fit_compute_law(rows),
         "size and tokens": (joint, refusal),
-        "isoFLOP": estimation.try_fit(isoflop.isoflop, rows),
+        "isoFLOP": estimation.try_fit(isoflop.isoflop, rows, y=y),
     }
 
 
@@ -202,15 +209,16 @@ def fit_compute_law(rows) -> tuple[Any, str]:
     If the sizes have several token budgets, the law is fitted to the runs of least loss for their
     compute. With equal tokens in all runs, compute is proportional to size and the law is refused.
     """
-    finished = run_selection.finished_with(rows, records.FLOPS, records.LOSS)
+    y = comparability.loss_column(rows)
+    finished = run_selection.finished_with(rows, records.FLOPS, y)
     tokens = [row[records.TOKENS] for row in finished if records.is_finite(row.get(records.TOKENS))]
     if len(tokens) > 1 and min(tokens) >= run_selection.MIN_BUDGET_RATIO * max(tokens):
         count = style.format_si(max(tokens))
         reason = f"all runs have {count} tokens, so compute depends on the size alone"
         return None, f"{reason}: see the law of size"
     if not run_selection.largest_token_budget(finished).is_complete:
-        rows = run_selection.compute_frontier(rows)
-    return fit_law(rows, x=records.FLOPS)
+        rows = run_selection.compute_frontier(rows, y)
+    return fit_law(rows, x=records.FLOPS, y=y)
 
 
 def fit_law(rows, x=records.N_PARAMS, y=records.LOSS) -> tuple[Any, str]:

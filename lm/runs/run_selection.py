@@ -44,15 +44,15 @@ def without_trunks(runs: Iterable[dict]) -> list[dict]:
     return [row for row in runs if row["name"] not in trunks]
 
 
-def compute_frontier(runs: Iterable[dict]) -> list[dict]:
-    """Return the finished runs of least loss for their compute, sorted by FLOPs.
+def compute_frontier(runs: Iterable[dict], y: str = records.LOSS) -> list[dict]:
+    """Return the finished runs of least loss for their compute, sorted by FLOPs. y: the loss.
 
     No run with equal or fewer FLOPs has a loss as low as that of a returned run.
     """
-    finished = finished_with(runs, records.FLOPS, records.LOSS)
+    finished = finished_with(runs, records.FLOPS, y)
     frontier: list[dict] = []
-    for row in sorted(finished, key=lambda row: (row[records.FLOPS], row[records.LOSS])):
-        if not frontier or row[records.LOSS] < frontier[-1][records.LOSS]:
+    for row in sorted(finished, key=lambda row: (row[records.FLOPS], row[y])):
+        if not frontier or row[y] < frontier[-1][y]:
             frontier.append(row)
     return frontier
 

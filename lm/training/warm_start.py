@@ -19,12 +19,12 @@ from lm.config.schedules import batch_size_schedule
 from lm.data import tokenizers
 from lm.data.sources import path_permissions
 from lm.data.tokenization import run_tokenizer
-from lm.model import params, transformer
 from lm.model.hf import load
-from lm.parallel import distributed
+from lm.parallel import distributed, mesh
 from lm.runs import filesystem, records
 from lm.training import checkpoints
 from lm.training.checkpointing import checkpoint_manifest, checkpoint_retention
+from lm.training.published import model_folders, model_weights
 
 ADAPTER_FIELDS = fields.fields_with("adapter", schema.Model)
 OPTIMIZER_STATE_FIELDS = ("name", "moment_dtype", "frozen")
@@ -42,25 +42,21 @@ def run_from_huggingface(
 
     run_folder: path of the new run. tokenizer: a value of data.tokenizer; "" is the tokenizer of
     the folder. seq_len: context length of the run; 0 is that of the model, at most 1024.
-    allow_paths: folders to which links in the folder may lead. Raises ValueError if a file is
-    corrupt or outside the folder, if the model is not supported, or if run_folder is not empty.
+    allow_paths: folders to which links in the folder may lead. The weights are divided over the
+    devices of this machine. Raises ValueError if a file is corrupt or outside the folder, if the
+    model is not supported, or if run_folder is not empty.
     """
-    folder, run_folder = Path(folder), Path(run_folder)
-    load.check_files(folder, allow_paths)
-    shape, architecture, context = load.read_shape(folder)
-    run = schema.Run(name=run_folder.name, dir=str(run_folder.parent), steps=1, model=shape)
-    run.data.seq_len = seq_len or min(context, 1024)
+    run_folder = Path(run_folder)
+    model = model_folders.read_model(str(folder), allow_paths, tokenizer)
+    run = schema.Run(name=run_folder.name, dir=str(run_folder.parent), steps=1, model=model.shape)
+    run.data.seq_len = seq_len or min(model.context, 1024)
     if run_folder.exists() and any(run_folder.iterdir()):
         raise ValueError(f"--run={run_folder} is not empty: name a new folder")
-    run.data.tokenizer = tokenizer or load.find_tokenizer(folder)
-    model_tokenizer = tokenizers.open_tokenizer(run.data.tokenizer)
-    if model_tokenizer.vocab_size > shape.vocab_size:
-        raise ValueError(
-            f"{folder}: vocab_size={shape.vocab_size} is less than the {model_tokenizer.vocab_size}"
-            f" of {run.data.tokenizer}: pass the tokenizer of the model by --tokenizer"
-        )
+    run.data.tokenizer = model.tokenizer
     validation.validate_run(run)
-    weights = load.read_weights(folder, shape, architecture)
+    model_tokenizer = tokenizers.open_tokenizer(run.data.tokenizer)
+    divided = model_weights.divide_over_devices(run)
+    weights = model_weights.load_weights(model, divided, mesh.make_mesh(divided.mesh))
     run_folder.mkdir(parents=True, exist_ok=True)
     model_tokenizer.save(run_folder)
     kind, _, path = run.data.tokenizer.partition(":")
@@ -71,12 +67,9 @@ def run_from_huggingface(
     # The tokens and FLOPs of the original training are unknown.
     facts = {k: v for k, v in flops.run_facts(run).items() if k not in ("tokens", "flops")}
     facts |= run_tokenizer.tokenizer_facts(model_tokenizer)
-    facts |= {"imported.family": architecture, "imported.from": folder.name}
+    facts |= {"imported.family": model.architecture, "imported.from": model.folder.name}
     records.start_run(run, facts)
-    abstract = jax.eval_shape(lambda: transformer.init_params(shape, 0))
-    leaves = [jax.numpy.asarray(weights.pop(path)) for path in params.flatten_by_path(abstract)]
-    parameters = jax.tree.unflatten(jax.tree.structure(abstract), leaves)
-    state = {"step": jax.numpy.ones((), jax.numpy.int32), "params": parameters}
+    state = {"step": jax.numpy.ones((), jax.numpy.int32), "params": weights}
     with checkpoints.CheckpointStore(run) as store:
         store.save(1, state, "", [], 0.0)
     records.write_facts(run_folder, status="done", ends_at=1, seconds=0.0)

@@ -114,7 +114,8 @@ def encode_pairs(
     """Return the tokens of each (prompt, answer), encoded as one text: see the module docstring.
 
     are_prompts: True if the names of the special tokens of a checkpoint are these tokens, as in a
-    prompt of a chat template. Raises ValueError if an answer is empty, or if the tokenizer removes it from the text.
+    prompt of a chat template. Raises ValueError if an answer is empty, or if the tokenizer removes
+    it from the text.
     """
     bare_prompts = [prompt.rstrip() for prompt, _ in pairs]
     distinct = list(dict.fromkeys(bare_prompts))

@@ -14,6 +14,7 @@ import difflib
 import importlib
 import logging
 import os
+import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -51,14 +52,15 @@ def load_harness_tasks(options: HarnessOptions) -> HarnessTasks:
     Raises ValueError if the harness is not installed, for an unknown task, and for a data set that
     cannot be loaded.
     """
-    # The progress bars of data sets would be between the lines of a command.
-    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    if not sys.stderr.isatty():  # read when the libraries are imported
+        os.environ.setdefault("TQDM_DISABLE", "1")
+        os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     try:
         harness = importlib.import_module("lm_eval.tasks")
     except ImportError:
         raise ValueError("lm-evaluation-harness needs: uv sync --extra harness") from None
     if options.include_path and not Path(options.include_path).is_dir():
-        raise ValueError(f"--include_path={options.include_path} is no folder: name one")
+        raise ValueError(f"--include_path={options.include_path} does not exist: correct the path")
     manager = harness.TaskManager(include_path=options.include_path or None)
     for name in options.names:
         if name in manager.all_tasks or Path(name).is_file():
@@ -71,7 +73,8 @@ def load_harness_tasks(options: HarnessOptions) -> HarnessTasks:
         )
     for name in options.names:
         try:
-            manager.load([name])
+            with _quiet_logging():
+                manager.load([name])
         except Exception as error:  # data sets have no common class of errors
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:500]
             raise ValueError(

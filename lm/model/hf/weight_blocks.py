@@ -1,4 +1,4 @@
-"""Weights of a model that are assembled from the matrices of stored tensors, on a mesh or on a host.
+"""Weights that are assembled from the matrices of stored tensors, on a mesh or on a host.
 
     weights = WeightBlocks({"blocks/mlp/up": (12, 64, 256)}, shardings)
     weights.write("blocks/mlp/up", (3,), matrix)    # the matrix of layer 3
@@ -15,7 +15,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
-
 
 
 class WeightBlocks:

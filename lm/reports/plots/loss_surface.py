@@ -79,7 +79,7 @@ def compute_optimal_frontier(
     return style.finish_figure(figure, axes, caption, theme)
 
 
-def loss_contours(rows, fit, levels=8, theme=style.LIGHT) -> Figure:
+def loss_contours(rows, fit, levels=8, y=records.LOSS, theme=style.LIGHT) -> Figure:
     """Plot contours of L(N, D) over parameters and tokens, and the runs, on log axes.
 
     fit: a law of N and D such as laws.chinchilla. levels: number of contours. A dashed line is the
@@ -87,7 +87,7 @@ def loss_contours(rows, fit, levels=8, theme=style.LIGHT) -> Figure:
     """
     n_column, d_column = records.N_PARAMS, records.TOKENS
     figure, axes = style.new_figure("Loss over parameters and tokens", n_column, d_column, theme)
-    finished = run_selection.finished_with(rows, n_column, records.LOSS)
+    finished = run_selection.finished_with(rows, n_column, y)
     fitted = [row for row in finished if elements.is_in_fit(row, fit)]
     logs = [np.log([row[column] for row in finished]) for column in (n_column, d_column)]
     N, D = (np.exp(np.linspace(log.min() - 0.25, log.max() + 0.25, 120)) for log in logs)
@@ -108,13 +108,13 @@ def loss_contours(rows, fit, levels=8, theme=style.LIGHT) -> Figure:
     axes.plot(*compute_optimal.best_allocation_grid(fit, fitted, budgets), "--", **line)
     for row in finished:
         tip = f"{elements.short_run_name(row)}, {style.format_si(row[d_column])} tokens: "
-        tip += style.format_number(row[records.LOSS])
+        tip += style.format_number(row[y])
         point, kind = (row[n_column], row[d_column]), elements.fit_kind(row, fit)
         elements.draw_point(axes, point, theme["ink"], theme, tip, kind=kind)
     axes.set(xlim=(N[0], N[-1]), ylim=(D[0], D[-1]))
     style.log_x(axes, style.format_si)
     style.log_y(axes, style.format_si)
-    text = _caption(rows, fit, n_column, records.LOSS, "contours show")
+    text = _caption(rows, fit, n_column, y, "contours show")
     return style.finish_figure(figure, axes, [f"{elements.format_formula(fit)}.", *text], theme)
 
 

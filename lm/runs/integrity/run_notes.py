@@ -36,6 +36,8 @@ def describe_files(row: Mapping) -> list[str]:
             continue
         if sentence := record_lines.describe_lost_lines(folder, name, has_ended):
             sentences.append(sentence)
+        elif name == "metrics.jsonl" and "imported.from" in row:
+            continue  # a published model was not trained here
         elif name == "metrics.jsonl" and row["status"] == "done" and has_checksums:
             rows = records.load_metrics(folder)
             if (rows[-1] if rows else {}).get("tokens") != row.get("tokens"):

@@ -41,9 +41,7 @@ class Evaluation(NamedTuple):
     benchmark: Benchmark | None = None
 
 
-def make_run(
-    model: model_folders.PublishedModel, settings: schema.Run, folder: Path
-) -> schema.Run:
+def make_run(model: model_folders.PublishedModel, settings: schema.Run, folder: Path) -> schema.Run:
     """Return the run of a model below a folder.
 
     settings: run whose data, eval and seed describe the evaluation. Raises ValueError if the model
@@ -109,9 +107,9 @@ def evaluate_model(
     start token before each text has this token as the first input of each row of held-out text.
     """
     tokenizer = text.tokenizer
-    run = model_weights.fit_to_devices(run)
+    run = model_weights.divide_over_devices(run)
     functions = step.build_train_functions(run, mesh.make_mesh(run.mesh))
-    weights = model_weights.load_weights(model, functions)
+    weights = model_weights.load_weights(model, run, functions.mesh)
     stored_run = dataclasses.replace(run, mesh=schema.Mesh())
     attempt = records.start_run(stored_run, model_facts(stored_run, model, tokenizer, n_tokens))
     tokenizer.save(records.run_dir(run))

@@ -15,7 +15,6 @@ from lm.config import schema
 from lm.data import tokenizers
 from lm.model import transformer
 from lm.model.hf import architectures, export, load
-from lm.parallel import mesh
 from lm.runs import records
 from lm.training import loaded_model, loop, warm_start
 
@@ -53,22 +52,6 @@ def test_logits_equal_those_of_transformers(name):
         expected = stored[f"{text}.logits"]
         assert np.abs(expected).max() > 0.3
         np.testing.assert_allclose(actual, expected, atol=1e-5, rtol=0, err_msg=text)
-
-
-@pytest.mark.parametrize("name", ["phi3", "gpt_neox"])
-def test_weights_are_read_directly_onto_the_mesh(name):
-    """Each device has its block only, and the blocks equal the weights in host memory."""
-    shape, architecture, _ = load.read_shape(STORED_MODELS / name)
-    device_mesh = mesh.make_mesh(schema.Mesh(fsdp=2, tensor=2))
-    shardings = load.mesh_shardings(shape, device_mesh, mesh.DEFAULT_RULES)
-    actual = load.read_weights(STORED_MODELS / name, shape, architecture, shardings)
-    expected = load.read_weights(STORED_MODELS / name, shape, architecture)
-    assert actual.keys() == expected.keys()
-    for path, array in actual.items():
-        assert array.sharding == shardings[path]
-        np.testing.assert_array_equal(array, expected[path], err_msg=path)
-    up = actual["blocks/mlp/up"]
-    assert up.addressable_shards[0].data.size == up.size // 4
 
 
 def test_exported_run_can_be_imported_and_trained(tiny):
