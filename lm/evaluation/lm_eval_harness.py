@@ -56,9 +56,8 @@ def make_adapter(
             self, chat_history: Sequence[Mapping], add_generation_prompt: bool = True
         ) -> str:
             """Return the prompt of a conversation in the template of the model."""
-            names = chat_templates.special_names(tokenizer)
-            return chat_templates.render_chat(
-                self.chat_template(), chat_history, names, add_generation_prompt
+            return chat_templates.render_prompt(
+                self.chat_template(), chat_history, tokenizer, add_generation_prompt
             )
 
         def loglikelihood(self, requests, disable_tqdm: bool = False) -> list[tuple[float, bool]]:

@@ -61,27 +61,41 @@ def load_harness_tasks(options: HarnessOptions) -> HarnessTasks:
         raise ValueError("lm-evaluation-harness needs: uv sync --extra harness") from None
     if options.include_path and not Path(options.include_path).is_dir():
         raise ValueError(f"--include_path={options.include_path} does not exist: correct the path")
+    if options.include_path:  # without the index of all tasks, which takes seconds
+        manager = harness.TaskManager(include_path=options.include_path, include_defaults=False)
+        if not (_find_unknown(options, manager) or _load_problem(options, manager)):
+            return HarnessTasks(options, manager)
     manager = harness.TaskManager(include_path=options.include_path or None)
-    for name in options.names:
-        if name in manager.all_tasks or Path(name).is_file():
-            continue
+    for name in _find_unknown(options, manager):
         near = difflib.get_close_matches(name, manager.all_tasks, n=3)
         hint = f"did you mean {' or '.join(near)}" if near else "see lm_eval ls tasks"
         raise ValueError(
             f"--harness={name} is no task of lm-evaluation-harness: {hint}, or name the folder of"
             " your task by --include_path"
         )
+    if problem := _load_problem(options, manager):
+        raise ValueError(
+            f"--harness={problem}: its data set must be on this machine or on the Hugging Face Hub"
+        )
+    return HarnessTasks(options, manager)
+
+
+def _find_unknown(options: HarnessOptions, manager: Any) -> list[str]:
+    """Return the names that are neither tasks of a TaskManager nor files."""
+    known = set(manager.all_tasks)
+    return [name for name in options.names if name not in known and not Path(name).is_file()]
+
+
+def _load_problem(options: HarnessOptions, manager: Any) -> str:
+    """Load the tasks and their data sets. Return the first one that fails and the reason, or ""."""
     for name in options.names:
         try:
             with _quiet_logging():
                 manager.load([name])
         except Exception as error:  # data sets have no common class of errors
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:500]
-            raise ValueError(
-                f"--harness={name} cannot be loaded ({reason}): its data set must be on this"
-                " machine or on the Hugging Face Hub"
-            ) from None
-    return HarnessTasks(options, manager)
+            return f"{name} cannot be loaded ({reason})"
+    return ""
 
 
 def evaluate_harness_tasks(tasks: HarnessTasks, adapter: Any) -> dict[str, dict[str, dict]]:

@@ -23,11 +23,11 @@ def chat_template(run: schema.Run, tokenizer: tokenizers.Tokenizer) -> str:
     """Return the chat template of a model, "" if it has none.
 
     It is the template of the conversations that the run was trained on, or that of the folder from
-    which the model was imported.
+    which the model was imported. The former has no first token, which token_healing.py adds.
     """
     name = tokenizer_files.chat_template_name(run, tokenizer)
     if name:
-        return tokenizer_files.render_template(name)
+        return tokenizer_files.render_template(name, "")
     return str(tokenizer_files.published_files(tokenizer).get("chat_template", ""))
 
 
@@ -43,6 +43,23 @@ def special_names(tokenizer: tokenizers.Tokenizer) -> dict[str, str]:
         text = value.get("content") if isinstance(value, dict) else value
         special |= {role: text} if isinstance(text, str) else {}
     return special
+
+
+def render_prompt(
+    template: str,
+    messages: Sequence[Mapping],
+    tokenizer: tokenizers.Tokenizer,
+    add_generation_prompt: bool = True,
+) -> str:
+    """Return the text of a conversation without the first token that token_healing.py adds.
+
+    For the arguments see `render_chat`.
+    """
+    names = special_names(tokenizer)
+    text = render_chat(template, messages, names, add_generation_prompt)
+    end = names.get("eos_token", "")
+    is_own = text.startswith(end + tokenizers.CHAT_TOKENS[0]) and tokenizer.start is None
+    return text.removeprefix(end) if is_own else text
 
 
 def render_chat(

@@ -16,8 +16,10 @@ from lm.data import tokenizers
 from lm.data.sources import chat
 from lm.data.tokenization import special_tokens, token_bytes
 
-# Jinja template of a conversation. {user} and {answer} are literals before and after a prompt.
+# Jinja template of a conversation. {first} is the token before it. {user} and {answer} are literals
+# before and after a prompt.
 _CHAT_TEMPLATE = """\
+{{{{- {first} -}}}}
 {{%- set system = namespace(text='') -%}}
 {{%- for message in messages -%}}
 {{%- if message.content is string -%}}{{%- set text = message.content -%}}
@@ -88,7 +90,8 @@ def write_tokenizer_files(folder: Path, run: schema.Run, tokenizer: tokenizers.T
     if template and (folder / "tokenizer.json").exists():
         content = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
         write_json(folder / "tokenizer.json", _with_special_characters(content, tokenizer))
-    text = render_template(template) if template else published.get("chat_template")
+    first_token = start or end or ""
+    text = render_template(template, first_token) if template else published.get("chat_template")
     if text:
         (folder / special_tokens.TEMPLATE_FILE).write_text(text, encoding="utf-8")
     kind = "PreTrainedTokenizerFast" if (folder / "tokenizer.json").exists() else "LlamaTokenizer"
@@ -102,12 +105,15 @@ def write_tokenizer_files(folder: Path, run: schema.Run, tokenizer: tokenizers.T
     write_json(folder / "tokenizer_config.json", config)
 
 
-def render_template(name: str) -> str:
-    """Return the Jinja template of a name in chat.TEMPLATES."""
+def render_template(name: str, first_token: str) -> str:
+    """Return the Jinja template of a name in chat.TEMPLATES.
+
+    first_token: text of the token before a conversation, "" without one.
+    """
     before, _, after = chat.TEMPLATES[name][0].partition("{}")
     removal = "".join(f" | replace({json.dumps(c)}, '')" for c in tokenizers.CHAT_TOKENS)
     values = {"user": before, "after": after.removesuffix(chat.ANSWER)}
-    values |= {"answer": chat.ANSWER, "stop": chat.STOP}
+    values |= {"answer": chat.ANSWER, "stop": chat.STOP, "first": first_token}
     literals = {key: json.dumps(value) for key, value in values.items()}
     return _CHAT_TEMPLATE.format(removal=f"{removal}", **literals)
 

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 from lm.config import schema
 from lm.data import tokenizers
 from lm.data.sources import chat
-from lm.data.tokenization import bpe_training, special_tokens
+from lm.data.tokenization import bpe_training, special_tokens, token_healing
 from lm.model import params, transformer
 from lm.model.hf import architectures, export, load
 
@@ -195,11 +195,16 @@ def test_exported_chat_model_stops_and_has_its_template(tmp_path, name):
             messages.append({"role": "assistant", "content": f"\x03{turn.answer}"})
         template = jinja2.Template((out / "chat_template.jinja").read_text())
         text = chat.render_conversation(name, turns)
-        assert template.render(messages=messages) == text
+        # A conversation of a training row begins with the end of the document before it.
+        first = json.loads((out / "tokenizer_config.json").read_text())["eos_token"]
+        assert template.render(messages=messages) == first + text
         prompt = template.render(messages=messages[:2], add_generation_prompt=True)
-        assert prompt == chat.render_prompt(name, turns[0].prompt)
+        assert prompt == first + chat.render_prompt(name, turns[0].prompt)
         exported = Tokenizer.from_file(str(out / "tokenizer.json"))
         assert exported.encode(text).ids == tokenizer.encode(text).tolist()
+        assert exported.encode(prompt).ids == token_healing.encode_prompt(
+            tokenizer, prompt.removeprefix(first)
+        )
         assert not set(tokenizers.CHAT_TOKENS) & set(exported.decode(exported.encode(text).ids))
         loaded = tokenizers.load_tokenizer(out)
         assert loaded.encode(text).tolist() == tokenizer.encode(text).tolist()
