@@ -292,9 +292,7 @@ class SentencePieceTokenizer(Tokenizer):
         try:
             import sentencepiece
         except ImportError:
-            raise ValueError(
-                f"data.tokenizer='spm:{where}' needs: pip install 'lm-scaling[spm]'"
-            ) from None
+            raise ValueError(f"data.tokenizer='spm:{where}' needs: uv sync --extra spm") from None
         try:
             self.model = model
             self.inner = sentencepiece.SentencePieceProcessor(model_proto=model)

@@ -14,6 +14,7 @@ JAX.
     decoding.py           compiled programs for scoring, prefill and decoding
     early_stopping.py     steps of evaluations, the best one, early stopping
     lm_eval_harness.py    adapter for lm-evaluation-harness
+    harness/              tasks of lm-evaluation-harness by name
     minimal_pairs/        files of minimal pairs, and their results per paradigm
     baselines/            n-gram models, bag of words, and tests against them
 """

@@ -9,6 +9,7 @@ those of token_healing.py, which are equal to those of the harness if no token s
 boundary of prompt and answer. lm/evaluation/harness evaluates tasks by their names.
 """
 
+import dataclasses
 import importlib
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -16,9 +17,10 @@ import jax
 
 from lm.config import schema
 from lm.data import tokenizers
+from lm.data.sources import chat
 from lm.data.tokenization import token_healing
 from lm.evaluation import generation, scoring
-from lm.model.hf import chat_templates
+from lm.model.hf import chat_templates, tokenizer_files
 
 MAX_TOKENS = 256  # tokens per answer if a task sets no limit
 Model = tuple[schema.Run, jax.sharding.Mesh, dict]  # run, mesh, weights
@@ -103,13 +105,19 @@ def _score_texts(
 def _generate_answers(
     model: Model, tokenizer: tokenizers.Tokenizer, requests: Sequence[tuple[str, dict]]
 ) -> list[generation.Generated]:
-    """Return the answer to each (prompt, generation_kwargs)."""
+    """Return the answer to each (prompt, generation_kwargs).
+
+    A run that was tuned on conversations also stops at the end of an answer, as its export does.
+    """
+    is_chat = bool(tokenizer_files.chat_template_name(model[0], tokenizer))
+    stops = (chat.STOP,) if is_chat else ()
     by_sampling: dict[generation.SamplingParams, list[int]] = {}
     for i, (_, options) in enumerate(requests):
         by_sampling.setdefault(_to_sampling_params(options), []).append(i)
     answers: dict[int, generation.Generated] = {}
     for sampling, indices in by_sampling.items():
         prompts = [token_healing.encode_prompt(tokenizer, requests[i][0]) for i in indices]
+        sampling = dataclasses.replace(sampling, stop=(*sampling.stop, *stops))
         generated = generation.generate(*model, prompts, tokenizer, sampling)
         answers |= zip(indices, generated, strict=True)
     return [answers[i] for i in range(len(requests))]

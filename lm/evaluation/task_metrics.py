@@ -244,7 +244,7 @@ def _translation_metrics(name: str, outputs: list[str], references: list[list[st
     try:
         metrics = importlib.import_module("sacrebleu.metrics")
     except ImportError:
-        raise ValueError(f"task {name} needs: pip install 'lm-scaling[translation]'") from None
+        raise ValueError(f"task {name} needs: uv sync --extra translation") from None
     # sacrebleu expects one list per reference number. The last reference fills the gaps.
     n_references = max(map(len, references))
     by_number = [[r[min(i, len(r) - 1)] for r in references] for i in range(n_references)]

@@ -4,7 +4,8 @@ architectures.py  the table of families: tensor names and config fields
 tensor_layout.py  the tensors of a model, and the weights that are their parts
 config_fields.py  fields of a model from and to config.json
 tokenizer_files.py  tokenizer, chat template and special tokens of an exported folder
-weight_blocks.py  blocks of weights on the devices of a mesh
+chat_templates.py  chat template of a model, and the prompt of a conversation
+weight_blocks.py  weights on a mesh, assembled one matrix at a time
 load.py           read a folder
 export.py         write a folder
 """

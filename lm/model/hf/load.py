@@ -208,9 +208,7 @@ def _open(stack: contextlib.ExitStack, path: Path):
     try:
         import safetensors
     except ImportError:
-        raise ValueError(
-            f"{path} requires the package safetensors: pip install 'lm-scaling[hf]'"
-        ) from None
+        raise ValueError(f"{path} requires the package safetensors: uv sync --extra hf") from None
     try:
         return stack.enter_context(safetensors.safe_open(path, "numpy"))
     except (safetensors.SafetensorError, OSError) as error:

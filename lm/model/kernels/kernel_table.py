@@ -37,7 +37,7 @@ from lm.config import schema
 from lm.model.kernels import remat_policies
 from lm.parallel import mesh
 
-EXTRA = "pip install 'lm-scaling[kernels]'"
+EXTRA = "uv sync --extra kernels"
 HOPPER = (9, 0)  # compute capability
 
 

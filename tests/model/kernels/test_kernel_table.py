@@ -97,7 +97,7 @@ def test_no_gpu_computes_all_experts(platform, values, experts, select):
         (
             "gpu",
             {"model__attention": "tokamax"},
-            "model.attention='tokamax' needs the extra 'kernels' .pip install",
+            "model.attention='tokamax' needs the extra 'kernels' .uv sync",
         ),
         (
             "gpu",
@@ -136,9 +136,7 @@ def test_lines_name_the_reason_and_the_extra(select):
     assert lines[1].startswith("experts: tiles, because")
     for line in lines:
         assert "not run on" in line
-        assert line.endswith(
-            "tokamax needs the extra 'kernels' (pip install 'lm-scaling[kernels]')"
-        )
+        assert line.endswith("tokamax needs the extra 'kernels' (uv sync --extra kernels)")
     (line,) = kernel_table.describe_kernels(select("cpu"), kernel_run())
     assert line.startswith("attention: plain, because it runs on every device")
 
