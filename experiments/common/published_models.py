@@ -1,5 +1,6 @@
 """Evaluation of published models in a command: flags, evaluation of each model, table."""
 
+import functools
 import json
 from pathlib import Path
 
@@ -67,10 +68,7 @@ def evaluate(settings: schema.Run, seq_len: int | None, task_names: str, allow_p
     loaded_tasks = harness_tasks.load_tasks()
     benchmark = None
     if loaded_tasks is not None:
-
-        def benchmark(*arguments) -> dict:
-            return harness_tasks.evaluate(loaded_tasks, *arguments)
-
+        benchmark = functools.partial(harness_tasks.evaluate, loaded_tasks)
     evaluation = model_records.Evaluation(task_list, benchmark)
     mesh.initialize_devices()
     for run, model in zip(runs, models, strict=True):
@@ -109,13 +107,16 @@ def _parse_tokens(text: str, model_names: list[str]) -> dict[str, int]:
             f"{flag} is neither a number nor JSON ({error}): write {example}"
         ) from None
     by_name = value if isinstance(value, dict) else dict.fromkeys(model_names, value)
+    n_tokens: dict[str, int] = {}
     for name, number in by_name.items():
         if name not in model_names:
             known = ", ".join(model_names)
             raise ValueError(f"{flag}: {name} is no model of --models, which are {known}")
-        if type(number) not in (int, float) or not 1 <= number < 1e18:
+        is_number = isinstance(number, int | float) and not isinstance(number, bool)
+        if not is_number or not 1 <= number < 1e18:
             raise ValueError(f"{flag}: {name} has {number!r}: write a number of tokens above 0")
-    return {name: int(number) for name, number in by_name.items()}
+        n_tokens[name] = int(number)
+    return n_tokens
 
 
 def _print_table(folder: Path) -> None:

@@ -105,11 +105,10 @@ def evaluate_harness_tasks(tasks: HarnessTasks, adapter: Any) -> dict[str, dict[
     metric n_paradigms, the number of its tasks. n_truncated counts the requests of all tasks whose
     context was truncated.
     """
-    import lm_eval
-
+    harness: Any = importlib.import_module("lm_eval")
     options = tasks.options
     with _quiet_logging():
-        output = lm_eval.simple_evaluate(
+        output = harness.simple_evaluate(
             model=adapter,
             tasks=list(options.names),
             task_manager=tasks.manager,
