@@ -56,8 +56,8 @@ def evaluate_tasks(
     task_metrics.answer_rows. on_progress: called after each generated token and before each batch
     of sentences. If an example is longer than data.seq_len tokens, its prompt is truncated at the
     beginning (counted in n_truncated). If an answer alone is longer, the example is skipped
-    (counted in n_skipped). Raises ValueError in both cases if eval.on_overflow is "error". The results have the baselines
-    that a task contains, see task_baselines.add_baselines.
+    (counted in n_skipped). Raises ValueError in both cases if eval.on_overflow is "error". The
+    results have the baselines that a task contains, see task_baselines.add_baselines.
     """
     encoded = [_encode_task(run, task, tokenizer) for task in task_list]
     pairs = [

@@ -28,7 +28,11 @@ from lm.runs.integrity import prediction_log, record_checksums, record_lines
 SWEEP_FILES = ("sweep.json", "plan.json", "prediction.json")
 RUN_FILES = ("config.json", "facts.json", "metrics.jsonl", "evals.jsonl", "events.jsonl")
 DOCUMENT_SUMS = "heldout.npz"  # see heldout_documents.encode_sums
-REPORT_FILES = ("report.html", "figures")  # may be in the archive folder and are not changed
+REPORT_FILES = (
+    "report.html",
+    "prediction_results.json",
+    "figures",
+)  # may be in the archive folder and are not changed
 # Facts that identify a machine or count the lines of the original are not archived.
 LOCAL_FACTS = ("host", record_lines.N_LINES, record_lines.N_MISSING)
 DAMAGED_LINE = "damaged_line"  # entry of an archived row in place of a damaged line

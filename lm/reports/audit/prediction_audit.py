@@ -10,6 +10,7 @@ The links of the chain, each with the file that the next one contradicts:
     predictions.jsonl           ->  events.jsonl           hash of the entry, before the first step
     config.json of the target   ->  prediction.json        hash of its fields
     records of the target       ->  predictions.jsonl      hashes after its last step
+    both                        ->  prediction_results.json    predicted and measured values
 
 The times must have this order as well: the end of the fitted runs, the prediction, the start of the
 target. The law is fitted again, which must give the same interval and the same draws.
@@ -21,12 +22,18 @@ ends with the hash of the prediction. Records of earlier versions have no hashes
 rounded numbers. Their links are not verifiable, which is no contradiction.
 """
 
+import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from lm.reports import paired_errors
-from lm.reports.audit import prediction_chain, repeated_fit, target_prediction
-from lm.runs import records
+from lm.reports.audit import (
+    prediction_chain,
+    prediction_results,
+    repeated_fit,
+    target_prediction,
+)
+from lm.runs import json_files, records
 from lm.runs.integrity import prediction_log, record_checksums, sweep_files
 
 INPUT_TOLERANCE = 2e-6  # relative, of the values of an archived run, which have seven digits
@@ -47,6 +54,7 @@ def audit_prediction(
     if not chain.prediction:
         return [_missing_prediction(chain)]
     links = [*_verify_log(chain), *_verify_start(chain), *_verify_target(chain)]
+    links += _verify_results(chain)
     if problem := prediction_chain.find_missing_entry(chain.prediction):
         file = chain.folder / "prediction.json"
         text = f"{file}: the entry {problem} is missing or invalid: an earlier version wrote it"
@@ -179,6 +187,30 @@ def _verify_target(chain: prediction_chain.Chain) -> Iterator[prediction_chain.L
             f"{file} gives another loss",
             f"as in {paired_errors.FILE}",
         )
+
+
+def _verify_results(chain: prediction_chain.Chain) -> Iterator[prediction_chain.Link]:
+    """Verify that the results of a report follow from the prediction and the records.
+
+    A report that is older than the end of the target has no results, and a sweep may have none.
+    """
+    file, row = chain.folder / prediction_results.FILE, chain.rows.get(chain.target)
+    if not file.exists() or row is None:
+        return
+    try:
+        stored = json_files.read_record(file)
+    except ValueError as error:
+        yield prediction_chain.Link(prediction_chain.CONTRADICTION, str(error))
+        return
+    stored.pop(record_checksums.VERSION, None)
+    repeated = json.loads(
+        json_files.to_json(prediction_results.describe_results(chain.prediction, row))
+    )
+    yield prediction_chain.compare(
+        stored == repeated,
+        f"{file} has the results of {len(stored.get('quantities', []))} predicted numbers",
+        "prediction.json and the records give others: write the report again",
+    )
 
 
 def _verify_config(chain: prediction_chain.Chain) -> Iterator[prediction_chain.Link]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from lm.reports.audit import target_prediction
+from lm.reports.audit import ability_prediction, target_prediction
 from lm.runs import filesystem, records
 from lm.runs.integrity import prediction_log, record_checksums, sweep_files
 
@@ -86,9 +86,21 @@ def find_missing_entry(prediction: Mapping) -> str:
         target_prediction.SOURCE_LOSSES: _is_dict_of_dicts(
             prediction.get(target_prediction.SOURCE_LOSSES, {})
         ),
+        target_prediction.ABILITIES: _has_methods(prediction.get(target_prediction.ABILITIES, {})),
         "size": all(map(records.is_finite, sizes)),
     }
     return next((name for name, is_present in is_valid.items() if not is_present), "")
+
+
+def _has_methods(abilities: object) -> bool:
+    """Return True for predicted abilities, also without entries: see ability_prediction.py."""
+    if not isinstance(abilities, dict):
+        return False
+    by_method = {method: abilities.get(method, {}) for method in ability_prediction.METHODS}
+    return _is_dict_of_dicts(by_method) and all(
+        _is_dict_of_dicts(entry.get("scores", {})) and isinstance(entry.get("above", {}), dict)
+        for entry in by_method.values()
+    )
 
 
 def _is_dict_of_dicts(value: object) -> bool:
