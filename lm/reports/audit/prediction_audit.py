@@ -54,7 +54,6 @@ def audit_prediction(
     if not chain.prediction:
         return [_missing_prediction(chain)]
     links = [*_verify_log(chain), *_verify_start(chain), *_verify_target(chain)]
-    links += _verify_results(chain)
     if problem := prediction_chain.find_missing_entry(chain.prediction):
         file = chain.folder / "prediction.json"
         text = f"{file}: the entry {problem} is missing or invalid: an earlier version wrote it"
@@ -66,7 +65,8 @@ def audit_prediction(
             ),
         ]
     chain = _exclude_unfinished(chain)
-    links += [*_verify_config(chain), *_verify_inputs(chain), *_verify_members(chain)]
+    links += [*_verify_results(chain), *_verify_config(chain)]
+    links += [*_verify_inputs(chain), *_verify_members(chain)]
     links += [*_verify_order(chain), repeated_fit.verify_code(chain)]
     return [*links, *repeated_fit.verify_fit(chain)] if should_refit else links
 

@@ -68,8 +68,8 @@ def verify_fit(chain: prediction_chain.Chain) -> Iterator[prediction_chain.Link]
                 prediction_chain.CONTRADICTION if is_exact else prediction_chain.UNVERIFIABLE, text
             )
     is_approximate = chain.is_archive or not has_same_code
-    yield from _verify_source_losses(stored, repeated, is_approximate)
     yield from _verify_abilities(stored, repeated, is_approximate)
+    yield from _verify_source_losses(stored, repeated, is_approximate)
 
 
 def _verify_source_losses(
