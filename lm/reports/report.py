@@ -44,7 +44,7 @@ def write_summary(
         if not refresh:
             style.save_figure(figure, sweep.path / run_files.FIGURES / name, meta)
         figure_elements.append(html.html_figure(figure, "" if refresh else f"figures/{name}"))
-    results = prediction_results.describe_results(sweep.prediction or {}, sweep.target or {})
+    results = prediction_results.load_prediction_results(sweep.path, sweep.rows)
     prediction_results.write_results(sweep.path, results)
     sections = {"Figures": html.html_figures(figure_elements)}
     return html.write_page(

@@ -6,5 +6,6 @@ ability_backtest.py   predict the largest fitted sizes from smaller ones, and co
 prediction_results.py every predicted number beside the measured one
 prediction_chain.py   the files that an audit compares, and the result of a comparison
 prediction_audit.py   verify the chain from the fitted runs to the result of the target run
+results_audit.py      verify the stored results, and the predictions of earlier targets
 repeated_fit.py       fit the law again, and compare its interval and draws
 """

@@ -22,18 +22,17 @@ ends with the hash of the prediction. Records of earlier versions have no hashes
 rounded numbers. Their links are not verifiable, which is no contradiction.
 """
 
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from lm.reports import paired_errors
 from lm.reports.audit import (
     prediction_chain,
-    prediction_results,
     repeated_fit,
+    results_audit,
     target_prediction,
 )
-from lm.runs import json_files, records
+from lm.runs import records
 from lm.runs.integrity import prediction_log, record_checksums, sweep_files
 
 INPUT_TOLERANCE = 2e-6  # relative, of the values of an archived run, which have seven digits
@@ -65,7 +64,7 @@ def audit_prediction(
             ),
         ]
     chain = _exclude_unfinished(chain)
-    links += [*_verify_results(chain), *_verify_config(chain)]
+    links += [*results_audit.verify_results(chain), *_verify_config(chain)]
     links += [*_verify_inputs(chain), *_verify_members(chain)]
     links += [*_verify_order(chain), repeated_fit.verify_code(chain)]
     return [*links, *repeated_fit.verify_fit(chain)] if should_refit else links
@@ -120,6 +119,10 @@ def _verify_log(chain: prediction_chain.Chain) -> Iterator[prediction_chain.Link
     current, entry = prediction_log.content_sha256(chain.prediction), (predicted or [{}])[-1]
     stored = entry.get("prediction", "none")
     is_same = (stored, entry.get("time")) == (current, chain.prediction.get("written"))
+    if not is_same and chain.has_short_paths("prediction.json", current):
+        text = "prediction.json: paths are shortened in an archive"
+        yield prediction_chain.Link(prediction_chain.UNVERIFIABLE, text)
+        return
     yield prediction_chain.compare(
         is_same, f"prediction.json has SHA-256 {current}", f"{file} records {stored}"
     )
@@ -187,30 +190,6 @@ def _verify_target(chain: prediction_chain.Chain) -> Iterator[prediction_chain.L
             f"{file} gives another loss",
             f"as in {paired_errors.FILE}",
         )
-
-
-def _verify_results(chain: prediction_chain.Chain) -> Iterator[prediction_chain.Link]:
-    """Verify that the results of a report follow from the prediction and the records.
-
-    A report that is older than the end of the target has no results, and a sweep may have none.
-    """
-    file, row = chain.folder / prediction_results.FILE, chain.rows.get(chain.target)
-    if not file.exists() or row is None:
-        return
-    try:
-        stored = json_files.read_record(file)
-    except ValueError as error:
-        yield prediction_chain.Link(prediction_chain.CONTRADICTION, str(error))
-        return
-    stored.pop(record_checksums.VERSION, None)
-    repeated = json.loads(
-        json_files.to_json(prediction_results.describe_results(chain.prediction, row))
-    )
-    yield prediction_chain.compare(
-        stored == repeated,
-        f"{file} has the results of {len(stored.get('quantities', []))} predicted numbers",
-        "prediction.json and the records give others: write the report again",
-    )
 
 
 def _verify_config(chain: prediction_chain.Chain) -> Iterator[prediction_chain.Link]:

@@ -9,14 +9,14 @@ The report writes the results to prediction_results.json beside prediction.json.
 are among them. The file follows from the prediction and the records, so an audit can repeat it.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lm.reports import task_significance
 from lm.reports.audit import ability_backtest, ability_prediction, target_prediction
 from lm.runs import json_files, records, short_names, task_results
-from lm.runs.integrity import prediction_log, record_checksums
+from lm.runs.integrity import prediction_log, record_checksums, sweep_files
 
 FILE = "prediction_results.json"
 TOTAL_LEVEL = 0.95  # of intervals without an own level
@@ -58,6 +58,27 @@ def describe_results(prediction: Mapping, row: Mapping) -> dict[str, Any]:
     results["right"] = [text for text, is_right in sentences if is_right]
     results["wrong"] = [text for text, is_right in sentences if not is_right]
     return results
+
+
+def describe_sweep(
+    prediction: Mapping, earlier: Sequence[Mapping], rows: Mapping[str, Mapping]
+) -> dict[str, Any]:
+    """Return the results of the prediction, and those of predictions of earlier targets in it.
+
+    earlier: see sweep_files.read_earlier_predictions. rows: rows by name. The result is {} before
+    any predicted run is done.
+    """
+    results = describe_results(prediction, rows.get(str(prediction.get("target")), {}))
+    by_target = [describe_results(content, rows.get(content["target"], {})) for content in earlier]
+    finished = [content for content in by_target if content]
+    return results | ({"earlier": finished} if finished else {})
+
+
+def load_prediction_results(folder: Path, rows: Sequence[Mapping]) -> dict[str, Any]:
+    """Return the results of all predictions in the folder of a sweep: see `describe_sweep`."""
+    earlier = sweep_files.read_earlier_predictions(folder)
+    by_name = {row["name"]: row for row in rows}
+    return describe_sweep(sweep_files.read_prediction(folder), earlier, by_name)
 
 
 def write_results(folder: Path, results: Mapping) -> None:

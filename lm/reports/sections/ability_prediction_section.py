@@ -31,7 +31,7 @@ def predicted_abilities(sweep: summary.SweepSummary) -> Markup:
     """Return tables of the predicted scores, of the Brier scores, and of each task."""
     prediction = sweep.prediction or {}
     abilities = prediction.get(target_prediction.ABILITIES, {})
-    results = prediction_results.describe_results(prediction, sweep.target or {})
+    results = prediction_results.load_prediction_results(sweep.path, sweep.rows)
     parts = [
         _table(_quantities(abilities, results)),
         html.paragraph(NOTE, "muted"),
@@ -43,12 +43,26 @@ def predicted_abilities(sweep: summary.SweepSummary) -> Markup:
         for method in ability_prediction.METHODS
         if (reason := abilities.get(method, {}).get("refused"))
     ]
-    for title, key in (("Wrong predictions", "wrong"), ("Right predictions", "right")):
-        sentences = results.get(key, [])
-        if results:
-            lines = html.join_html([html.paragraph(text) for text in sentences])
-            parts.append(html.collapsed_section(f"{title}: {len(sentences)}", lines))
+    parts += _verdicts(results)
+    for earlier in results.get("earlier", []):
+        scores = ", ".join(
+            f"{METHOD_NAMES[method]} {score:.3f}" for method, score in earlier["brier"].items()
+        )
+        text = f"Earlier prediction of {earlier['target']}. Brier scores: {scores or 'none'}."
+        parts += [html.paragraph(text), *_verdicts(earlier)]
     return html.join_html([*parts, *refused])
+
+
+def _verdicts(results: Mapping) -> list[Markup]:
+    """Return the sentences about wrong and right predictions, to unfold; [] without results."""
+    return [
+        html.collapsed_section(
+            f"{title}: {len(results[key])}",
+            html.join_html([html.paragraph(text) for text in results[key]]),
+        )
+        for title, key in (("Wrong predictions", "wrong"), ("Right predictions", "right"))
+        if key in results
+    ]
 
 
 def _quantities(abilities: Mapping, results: Mapping) -> list[dict[str, Any]]:

@@ -106,3 +106,35 @@ def test_archive_keeps_the_results_of_its_report(folder, tmp_path):
     archive.archive_sweep(folder, tmp_path / "archive")
     assert (sweep.path / prediction_results.FILE).exists()
     assert not links(tmp_path / "archive", prediction_chain.CONTRADICTION)
+
+
+def test_archive_with_shortened_paths_is_not_a_contradiction(tmp_path, monkeypatch):
+    """The names of tasks and sources in a prediction contain paths."""
+    names = {"loss.jsonl:../x/code/*.gz": 1.1, "task.pair:../x/blimp#a/b.accuracy": 0.2}
+    monkeypatch.setattr(
+        predicted_sweep, "source_losses", lambda loss: {k: v * loss for k, v in names.items()}
+    )
+    folder = predicted_sweep.write_sweep(tmp_path, monkeypatch, has_sources=True)
+    archive.archive_sweep(folder, tmp_path / "archive")
+    assert "paths are shortened" in links(tmp_path / "archive", prediction_chain.UNVERIFIABLE)
+    assert not links(tmp_path / "archive", prediction_chain.CONTRADICTION)
+    content = json_files.read_record(tmp_path / "archive" / "prediction.json")
+    json_files.write_record(tmp_path / "archive" / "prediction.json", content | {"value": 1.0})
+    assert "records" in links(tmp_path / "archive", prediction_chain.CONTRADICTION)
+
+
+def test_prediction_of_an_earlier_target_stays_with_its_result(folder):
+    stored = json_files.read_record(folder / "prediction.json")
+    earlier = folder / "prediction-target.json"
+    (folder / "prediction.json").rename(earlier)
+    changes = {"target": "s/larger", "value": 1.0, "lo": 0.5, "hi": 1.5}
+    json_files.write_record(folder / "prediction.json", stored | changes)
+    sweep = summary.load_summary(folder)
+    results = prediction_results.load_prediction_results(folder, sweep.rows)
+    assert [result["target"] for result in results["earlier"]] == ["s/target"]
+    assert "quantities" not in results and results["earlier"][0]["quantities"]
+    text = str(ability_prediction_section.predicted_abilities(sweep))
+    assert "Earlier prediction of s/target" in text
+    assert f"{earlier} has SHA-256" in links(folder, prediction_chain.VERIFIED)
+    json_files.write_record(earlier, stored | {"value": 9.0})
+    assert f"{earlier} has SHA-256" in links(folder, prediction_chain.CONTRADICTION)
