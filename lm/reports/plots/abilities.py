@@ -19,6 +19,7 @@ from lm.reports.plots import elements, style
 from lm.runs import records, run_selection, task_results
 
 ALL_TASKS = "all tasks"  # title of the panel of all families
+MIN_RANGE = 30  # of sizes, from which on powers of ten alone have labels
 MAX_BELOW = 24  # tasks below baseline that a caption names
 
 
@@ -74,7 +75,10 @@ def _draw_counts(
 
 
 def _thin_ticks(axes: Axes) -> None:
-    """Label each power of ten alone. The labels of a small panel would overlap otherwise."""
+    """Label powers of ten alone if there are several. Other labels of a small panel overlap."""
+    low, high = axes.get_xlim()
+    if high < MIN_RANGE * low:
+        return
     axes.xaxis.set_major_locator(ticker.LogLocator(numticks=5))
     axes.xaxis.set_minor_formatter(ticker.NullFormatter())
 
