@@ -3,7 +3,7 @@
     fit = score_regression.fit_scores(features, scores, trunks, families)
     draws = fit.draw(features_of_a_new_run, np.random.default_rng(0))       # scores in [0, 1]
 
-    logit(score_rt) = a_t + b_t x_r + s_t e_rt
+    logit_rt = a_t + b_t * x_r + s_t * e_rt
 
 The features x are the loss (two-step method, Bhagia et al. 2024, arXiv:2412.04403), or the
 logarithms of size and tokens (direct law). The tasks inform each other in three ways:
