@@ -34,7 +34,7 @@ WEIGHTS = {
     **{"reddit": 0.32, "books": 0.30, "wikipedia": 0.13, "wikinews": 0.12, "quora": 0.085},
     **{"tinystories": 0.03, "shakespeare": 0.015},
 }
-LAW = pathlib.Path(__file__).parents[2] / "notebooks/data/tune"  # records of sweeps/tune.py
+LAW = "notebooks/data/tune"  # records of sweeps/tune.py, relative to the working directory
 
 
 def recipe(corpora: str, tasks: str, size: str) -> schema.Run:
@@ -46,8 +46,11 @@ def recipe(corpora: str, tasks: str, size: str) -> schema.Run:
     run.optim.warmup = 0.02
     run.eval.n_sequences, run.eval.n_completions = 256, 512
     run.eval.tasks = f"pair:{tasks}/blimp" if tasks else ""
-    if not LAW.is_dir():
-        raise ValueError(f"LAW={LAW} is not a folder: copy the records of configs/sweeps/tune.py")
+    if not pathlib.Path(LAW).is_dir():
+        raise ValueError(
+            f"LAW={LAW} is not a folder: run the command in the folder of the project, or copy the"
+            " records of configs/sweeps/tune.py to it"
+        )
     run.optim.lr_rule = run.optim.weight_decay_rule = f"law:{LAW}"
     run.data.batch_size_rule = f"law:{LAW}"
     return run
@@ -66,5 +69,5 @@ def get_sweep(argument: str = "data/corpora"):
             run.seed = seed
             trunk, *branches = design.cooldown_branches(run, TOKENS)
             trunk.eval.tasks, trunk.eval.n_completions = "", 0
-            branches[-1].is_prediction_target = size == largest
+            branches[-1].is_prediction_target = size == largest and not seed
             yield from (trunk, *(branches[-1:] if seed else branches))

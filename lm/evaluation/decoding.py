@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lm.config import schema
+from lm.evaluation import heldout
 from lm.model import attention, kv_cache, transformer
 from lm.parallel import mesh
 
@@ -91,6 +92,25 @@ def scoring_program(key: str, device_mesh: jax.sharding.Mesh) -> Callable:
         return nats_BT, jnp.argmax(logits_BTV, axis=-1) == batch["targets"]
 
     return jax.jit(score, out_shardings=mesh.named_sharding(device_mesh))
+
+
+@functools.cache
+def sentence_program(key: str, device_mesh: jax.sharding.Mesh) -> Callable:
+    """Return the jitted function (params, batch) -> nats_BT of each next token.
+
+    batch: tokens [B, T+1] and segments [B, T] of any size. The function is heldout.make_scorer
+    without the most likely tokens, which take a quarter of the time of a small model.
+    """
+    model_fields, mesh_fields = json.loads(key)
+    run = schema.Run(
+        model=schema.from_dict(model_fields, schema.Model),
+        mesh=schema.from_dict(mesh_fields, schema.Mesh),
+    )
+    score = heldout.make_scorer(run, device_mesh)
+    return jax.jit(
+        lambda params, batch: score(params, batch)[0],
+        out_shardings=mesh.named_sharding(device_mesh),
+    )
 
 
 @functools.cache

@@ -22,7 +22,7 @@ import numpy as np
 from lm.config import schema
 from lm.data import dataset, packing, tokenizers
 from lm.data.tokenization import token_healing
-from lm.evaluation import coverings, generation, heldout, task_metrics, tasks
+from lm.evaluation import coverings, decoding, generation, heldout, task_metrics, tasks
 from lm.evaluation.baselines import paired_tests, task_baselines
 from lm.evaluation.minimal_pairs import pair_metrics
 
@@ -53,11 +53,11 @@ def evaluate_tasks(
     """Return the metrics of each task: see task_metrics and, for minimal pairs, pair_metrics.
 
     score: see heldout.make_scorer. answers: list that receives the generated answers, see
-    task_metrics.answer_rows. on_progress: called after each generated token. If an example is
-    longer than data.seq_len tokens, its prompt is truncated at the beginning (counted in
-    n_truncated). If an answer alone is longer, the example is skipped (counted in n_skipped).
-    Raises ValueError in both cases if eval.on_overflow is "error". The results have the baselines
-    that a task contains, see task_baselines.add_baselines.
+    task_metrics.answer_rows. on_progress: called after each generated token and before each batch
+    of sentences. If an example is longer than data.seq_len tokens, its prompt is truncated at the
+    beginning (counted in n_truncated). If an answer alone is longer, the example is skipped
+    (counted in n_skipped). Raises ValueError in both cases if eval.on_overflow is "error". The
+    results have the baselines that a task contains, see task_baselines.add_baselines.
     """
     encoded = [_encode_task(run, task, tokenizer) for task in task_list]
     pairs = [
@@ -79,9 +79,8 @@ def evaluate_tasks(
             results[task.name] = metrics
             continue
         if task.is_pairs:
-            pair_scores = _score_sentences(
-                run, device_mesh, score, params, tokenizer, choices_of_examples
-            )
+            arguments = run, device_mesh, params, tokenizer, choices_of_examples
+            pair_scores = _score_sentences(*arguments, on_progress=on_progress)
             by_part = pair_metrics.pair_results(task, pair_scores)
             results |= by_part | {task.name: by_part[task.name] | metrics}
             continue
@@ -156,18 +155,19 @@ def to_columns(results: Results) -> dict[str, float]:
 
 
 def pack_examples(
-    pairs: Sequence[token_healing.TokenPair], seq_len: int, end: int
+    pairs: Sequence[token_healing.TokenPair], seq_len: int, end: int, newest_only: bool = True
 ) -> tuple[np.ndarray, np.ndarray, list[tuple[int, int, int]]]:
     """Pack pairs into rows. Return tokens [N, T+1], segments [N, T] and the answer slots.
 
     seq_len: T. end: token id of the padding. The slot of an answer is (row, start, stop) of its
     targets. Pairs are sorted by decreasing length. Each is placed in the newest row, or in a new
-    row if it does not fit, so rows are nearly full.
+    row if it does not fit. newest_only=False: in the row with the least space that is enough, which
+    fills rows of short texts better.
     """
     order = sorted(range(len(pairs)), key=lambda i: -len(pairs[i].prompt) - len(pairs[i].answer))
     prompts = {i: pairs[i].prompt[-max(1, seq_len + 1 - len(pairs[i].answer)) :] for i in order}
     sizes = [len(prompts[i]) + len(pairs[i].answer) for i in order]
-    rows = packing.best_fit(sizes, seq_len + 1, newest_only=True)
+    rows = packing.best_fit(sizes, seq_len + 1, newest_only=newest_only)
     n_rows = rows.max(initial=-1) + 1
     tokens_NT = np.full((n_rows, seq_len + 1), end, np.int32)
     segments_NT = np.zeros((n_rows, seq_len), np.int32)
@@ -216,15 +216,16 @@ def _encode_task(run: schema.Run, task: tasks.Task, tokenizer: tokenizers.Tokeni
 def _score_sentences(
     run: schema.Run,
     device_mesh: jax.sharding.Mesh,
-    score: Callable,
     params: dict,
     tokenizer: tokenizers.Tokenizer,
     pairs: list[list[token_healing.TokenPair]],
+    on_progress: Callable[[], None] | None = None,
 ) -> pair_metrics.PairScores:
     """Return the scores of the sentences of minimal pairs.
 
     The rows have at least as many tokens as the longest sentence, and at most data.seq_len. A batch
-    has about as many tokens as in training.
+    has about as many tokens as in training. A run compiles its function of held-out rows for their
+    shape alone, so sentences have an own program.
     """
     sentences = [sentence for pair in pairs for sentence in pair]
     longest = max(len(s.prompt) + len(s.answer) for s in sentences)
@@ -235,7 +236,17 @@ def _score_sentences(
     row_tokens = min(row_tokens, run.data.seq_len)
     n_rows = run.data.batch_size * max(run.data.seq_len // row_tokens, 1)
     data = dataclasses.replace(run.data, batch_size=n_rows)
-    tokens_NT, segments_NT, slots = pack_examples(sentences, row_tokens, tokenizer.end)
+    tokens_NT, segments_NT, slots = pack_examples(
+        sentences, row_tokens, tokenizer.end, newest_only=False
+    )
+    program = decoding.sentence_program(decoding.program_cache_key(run), device_mesh)
+
+    def score(params: dict, batch: dict) -> tuple[jax.Array, jax.Array]:
+        if on_progress is not None:
+            on_progress()
+        nats_BT = program(params, batch)
+        return nats_BT, nats_BT
+
     batch = {"tokens": tokens_NT, "segments": segments_NT}
     short_run = dataclasses.replace(run, data=data)
     nats_NT, _ = heldout.score_rows(short_run, device_mesh, score, params, batch)

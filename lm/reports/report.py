@@ -11,6 +11,7 @@ from pathlib import Path
 
 from lm.config import run_files
 from lm.reports import device_cost, figures, html, summary
+from lm.reports.audit import prediction_results
 from lm.reports.plots import style
 from lm.reports.sections import report_sections
 from lm.runs import provenance, records
@@ -43,6 +44,8 @@ def write_summary(
         if not refresh:
             style.save_figure(figure, sweep.path / run_files.FIGURES / name, meta)
         figure_elements.append(html.html_figure(figure, "" if refresh else f"figures/{name}"))
+    results = prediction_results.load_prediction_results(sweep.path, sweep.rows)
+    prediction_results.write_results(sweep.path, results)
     sections = {"Figures": html.html_figures(figure_elements)}
     return html.write_page(
         sweep.path / "report.html",

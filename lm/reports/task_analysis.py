@@ -195,10 +195,11 @@ def predict_task_accuracy(
     The prediction has two steps (Bhagia et al. 2024, arXiv:2412.04403). A power law predicts the
     bits per byte of the task from size, and a sigmoid predicts accuracy from bits per byte. The 95%
     intervals contain the uncertainty of both steps. A task is refused if no run of the two largest
-    sizes is above chance. A sigmoid fitted to noise may rise at any size. Means over paradigms of
-    minimal pairs are predicted too.
+    sizes is above chance. A sigmoid fitted to noise may rise at any size. Minimal pairs are
+    predicted as means over paradigms: a single paradigm has too few runs for a law of its own, see
+    audit/ability_prediction.py.
     """
-    tasks = [*task_results.task_names(rows), *task_results.paradigm_means(rows)]
+    tasks = task_results.summary_tasks(rows)
     sizes = sorted({row[records.N_PARAMS] for row in rows})
     largest = [row for row in rows if row[records.N_PARAMS] in sizes[-2:]]
     return {task: _predict(rows, largest, task, size, bootstrap) for task in tasks}

@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from lm.laws.abilities import above_baseline
 from lm.runs import records, task_results
 
 P_VALUE, MASTERY_FRACTION = 0.01, 0.5
@@ -149,8 +150,6 @@ def _discoveries(row: Mapping, p_value: PValue) -> set[str]:
 
 def _step_up(names: Sequence[str], p_values: Sequence[float]) -> list[str]:
     """Return the names that the rule of Benjamini and Hochberg (1995) selects."""
-    order = [int(i) for i in np.argsort(p_values, kind="stable")]
-    limits = FALSE_DISCOVERY_RATE * np.arange(1, len(order) + 1) / max(len(order), 1)
-    is_small = np.array(p_values)[order] <= limits
-    n_selected = int(np.flatnonzero(is_small).max(initial=-1)) + 1
-    return [names[i] for i in order[:n_selected]]
+    p_values_BT = np.array([p_values], float)
+    (mask_T,) = above_baseline.select_discoveries(p_values_BT, FALSE_DISCOVERY_RATE)
+    return [name for name, is_selected in zip(names, mask_T, strict=True) if is_selected]

@@ -23,14 +23,19 @@ from typing import Any
 import numpy as np
 
 from lm.runs import filesystem, json_files, records
-from lm.runs.integrity import prediction_log, record_checksums, record_lines
+from lm.runs.integrity import prediction_log, record_checksums, record_lines, sweep_files
 
 SWEEP_FILES = ("sweep.json", "plan.json", "prediction.json")
 RUN_FILES = ("config.json", "facts.json", "metrics.jsonl", "evals.jsonl", "events.jsonl")
 DOCUMENT_SUMS = "heldout.npz"  # see heldout_documents.encode_sums
-REPORT_FILES = ("report.html", "figures")  # may be in the archive folder and are not changed
+REPORT_FILES = (
+    "report.html",
+    "prediction_results.json",
+    "figures",
+)  # may be in the archive folder and are not changed
 # Facts that identify a machine or count the lines of the original are not archived.
 LOCAL_FACTS = ("host", record_lines.N_LINES, record_lines.N_MISSING)
+ARCHIVED_PREDICTIONS = "archived_predictions"  # entry of sweep.json: hashes by file
 DAMAGED_LINE = "damaged_line"  # entry of an archived row in place of a damaged line
 # Levels of detail: log steps per run, and True for the loss sums per document. The first level that
 # fits is used. The last ones also have no line breaks in JSON files.
@@ -64,6 +69,7 @@ def _fitting_files(path: Path, contents: dict, megabytes: float) -> dict[str, st
     paths = set().union(*(_outside_paths(value) for value in contents.values()))
     short_names = _short_names(paths)
     portable = {name: _replace_paths(value, short_names) for name, value in contents.items()}
+    _add_prediction_hashes(portable)
     files: dict[str, str | bytes] = {}
     for n_steps, has_sums in LEVELS:
         texts = (
@@ -115,6 +121,8 @@ def _read_records(path: Path) -> dict[str, Any]:
     contents: dict[str, Any] = {
         name: json_files.read_record(path / name) for name in SWEEP_FILES if (path / name).exists()
     }
+    for file in sweep_files.find_earlier_files(path):
+        contents[file.name] = json_files.read_record(file)
     if "sweep.json" in contents:
         contents["sweep.json"]["archived"] = True  # its lines are not those of the original
     if entries := prediction_log.read_entries(path):
@@ -136,6 +144,21 @@ def _read_records(path: Path) -> dict[str, Any]:
         if (run_dir / DOCUMENT_SUMS).exists() and (sums := _read_sums(run_dir / DOCUMENT_SUMS)):
             contents[str(folder / DOCUMENT_SUMS)] = sums
     return contents
+
+
+def _add_prediction_hashes(contents: dict[str, Any]) -> None:
+    """Store the hashes of the archived predictions in sweep.json, for an audit of the archive.
+
+    A shortened path changes the hash of a prediction, so the log of the sweep has another hash.
+    """
+    if "sweep.json" in contents:
+        contents["sweep.json"][ARCHIVED_PREDICTIONS] = {
+            name: prediction_log.content_sha256(
+                {key: v for key, v in content.items() if key != record_checksums.VERSION}
+            )
+            for name, content in contents.items()
+            if name == "prediction.json" or name.startswith(sweep_files.EARLIER_PREFIX)
+        }
 
 
 def _archived_rows(file: Path, facts: Mapping) -> list[dict]:

@@ -19,7 +19,7 @@ from pathlib import Path
 from lm.config import model_sizes, schema
 from lm.laws import comparability
 from lm.reports.audit import target_prediction
-from lm.runs import json_files, lock, records
+from lm.runs import filesystem, json_files, lock, records
 from lm.runs.integrity import prediction_log, record_checksums, sweep_files
 
 N_PARAMETERS = 3  # E, A and alpha of the law of size
@@ -111,7 +111,8 @@ def write_prediction(runs: list[schema.Run], folder: Path) -> None:
     `run_table.select_tuned`. For a sweep with several token budgets, the field joint
     contains a second prediction, from the law L(N, D) of all unrelated runs. The hash of the
     prediction is recorded in the log of the sweep and in the target: see prediction_log. An
-    existing prediction is not changed after one of the related runs has started.
+    existing prediction is not changed after one of the related runs has started. A prediction of
+    another target moves to prediction-RUN.json.
     """
     target = next(run for run in runs if run.is_prediction_target)
     with _lock_sweep(folder):
@@ -120,6 +121,7 @@ def write_prediction(runs: list[schema.Run], folder: Path) -> None:
         prediction = _predict_target(runs, target, folder)
         target_dir = target_prediction.run_folder(folder, target.name)
         if not _is_stored(prediction, folder, target_dir):
+            _preserve_earlier(folder, target.name)
             json_files.write_record(folder / "prediction.json", prediction)
             prediction_log.register_prediction(folder, target_dir, prediction)
 
@@ -164,6 +166,20 @@ def _predict_target(runs: list[schema.Run], target: schema.Run, folder: Path) ->
         "code": target_prediction.describe_code(),
         "written": records.current_time(),
     }
+
+
+def _preserve_earlier(folder: Path, target: str) -> None:
+    """Copy the prediction of another target to a file of its own, before it is replaced.
+
+    A sweep may be extended by a size. The prediction of the size before remains, right or wrong.
+    """
+    try:
+        stored = sweep_files.read_prediction(folder)
+    except ValueError:  # a damaged file is replaced
+        return
+    if stored and stored["target"] != target:
+        content = (folder / "prediction.json").read_bytes()
+        filesystem.write_file(sweep_files.earlier_file(folder, stored["target"]), content)
 
 
 def _is_stored(prediction: dict, folder: Path, target_dir: Path) -> bool:

@@ -1,5 +1,6 @@
 """Task evaluation: packing changes no score, and a perfect model has accuracy 1."""
 
+import dataclasses
 import json
 
 import jax
@@ -210,3 +211,32 @@ def test_counts_of_overlong_examples_equal_an_enumeration(tmp_path):
         truncated = [pair for pair in lengths if sum(pair) > seq_len + 1 and pair not in skipped]
         assert (encoded.n_truncated, encoded.n_skipped) == (len(truncated), len(skipped))
         assert len(encoded.pairs) == len(encoded.task.examples) == len(sizes) - len(skipped)
+
+
+def test_pairs_are_scored_in_short_rows_by_an_own_program(built, tmp_path):
+    """A run compiles the function of held-out rows for rows of data.seq_len tokens alone."""
+    run, program, params = built
+    long_run = dataclasses.replace(run, data=dataclasses.replace(run.data, seq_len=256))
+    (tmp_path / "pairs.tsv").write_text("They run.\tThey runs.\nHe runs.\tHe run.\n" * 40)
+    task = tasks.load_task(f"pair:{tmp_path}/pairs.tsv")
+    tokenizer, n_batches = tokenizers.open_tokenizer("bytes"), []
+    with jax.set_mesh(program.mesh):
+        results = task_eval.evaluate_tasks(
+            long_run,
+            program.mesh,
+            lambda params, batch: pytest.fail("called the function of held-out rows"),
+            params,
+            tokenizer,
+            [task],
+            on_progress=lambda: n_batches.append(1),
+        )
+        pairs = [
+            scoring.score_pairs(run, program.mesh, params, choices)
+            for choices in (
+                token_healing.encode_pairs(tokenizer, [("", text) for text in example.answers])
+                for example in task.examples[:2]
+            )
+        ]
+    margins = [bad.nats.sum() - good.nats.sum() for good, bad in pairs]
+    assert results[task.name]["margin"]["value"] == pytest.approx(np.mean(margins), abs=1e-5)
+    assert len(n_batches) == 1

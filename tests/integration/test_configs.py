@@ -288,12 +288,19 @@ def test_ability_ladder_predicts_its_largest_size():
         list(ability_ladder.get_sweep("text,tasks,2M"))
 
 
-def test_ability_ladder_uses_the_law_from_any_folder(monkeypatch, tmp_path):
+def test_ability_ladder_names_its_law_without_an_absolute_path(monkeypatch, tmp_path):
+    """The stored config must be equal in every checkout. The law is relative to the folder."""
     from configs.sweeps import ability_ladder
 
-    rate = next(iter(ability_ladder.get_sweep())).optim.lr
+    run = ability_ladder.recipe("text", "tasks", "10K")
+    assert run.optim.lr_rule == run.data.batch_size_rule == "law:notebooks/data/tune"
     monkeypatch.chdir(tmp_path)
-    assert next(iter(ability_ladder.get_sweep())).optim.lr == rate
-    monkeypatch.setattr(ability_ladder, "LAW", tmp_path / "missing")
-    with pytest.raises(ValueError, match="LAW=.*missing is not a folder"):
+    with pytest.raises(ValueError, match="LAW=notebooks/data/tune is not a folder: run the"):
         next(iter(ability_ladder.get_sweep()))
+
+
+def test_ability_ladder_predicts_one_run_at_sizes_with_seeds():
+    from configs.sweeps import ability_ladder
+
+    runs = ability_ladder.get_sweep("text,tasks,400K")
+    assert [run.name for run in runs if run.is_prediction_target] == ["ability_ladder/400K-10M"]

@@ -107,8 +107,9 @@ def test_abilities_follows_the_tasks_of_a_sweep(tmp_path, monkeypatch):
     outputs = execute(path_of("abilities"), made_up_sweep.sweep(tmp_path), monkeypatch)
     assert count_figures(outputs) == 4
     assert "6 runs are done" in printed_text(outputs)
-    laws, metrics = html_tables(outputs)
+    laws, abilities, metrics = html_tables(outputs)
     assert "acc(L) = " in laws and "is at chance" in laws
+    assert "stored no predicted abilities" in abilities
     assert "p_right" in metrics and "predictable from" in metrics
 
 

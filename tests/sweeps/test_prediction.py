@@ -170,6 +170,21 @@ def test_damaged_prediction_is_written_again_before_the_start(predicted):
     assert n_registered(folder) == (2, 2)
 
 
+def test_prediction_of_an_earlier_target_is_preserved(predicted):
+    made, folder = predicted
+    prediction.write_prediction(made, folder)
+    first = (folder / "prediction.json").read_bytes()
+    larger = predicted_sweep.make_run(folder.parent, "s/larger", 16)
+    extended = [dataclasses.replace(run, is_prediction_target=False) for run in made]
+    larger = dataclasses.replace(larger, is_prediction_target=True)
+    prediction.write_prediction([*extended, larger], folder)
+    assert (folder / "prediction-target.json").read_bytes() == first
+    assert json_files.read_record(folder / "prediction.json")["target"] == "s/larger"
+    prediction.write_prediction([*extended, larger], folder)
+    assert (folder / "prediction-target.json").read_bytes() == first
+    assert len(list(folder.glob("prediction-*.json"))) == 1
+
+
 def test_prediction_waits_for_another_process(predicted, monkeypatch):
     made, folder = predicted
     monkeypatch.setattr(prediction, "LOCK_SECONDS", 0.0)

@@ -10,6 +10,7 @@ The links of the chain, each with the file that the next one contradicts:
     predictions.jsonl           ->  events.jsonl           hash of the entry, before the first step
     config.json of the target   ->  prediction.json        hash of its fields
     records of the target       ->  predictions.jsonl      hashes after its last step
+    both                        ->  prediction_results.json    predicted and measured values
 
 The times must have this order as well: the end of the fitted runs, the prediction, the start of the
 target. The law is fitted again, which must give the same interval and the same draws.
@@ -25,7 +26,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from lm.reports import paired_errors
-from lm.reports.audit import prediction_chain, repeated_fit, target_prediction
+from lm.reports.audit import (
+    prediction_chain,
+    repeated_fit,
+    results_audit,
+    target_prediction,
+)
 from lm.runs import records
 from lm.runs.integrity import prediction_log, record_checksums, sweep_files
 
@@ -58,7 +64,8 @@ def audit_prediction(
             ),
         ]
     chain = _exclude_unfinished(chain)
-    links += [*_verify_config(chain), *_verify_inputs(chain), *_verify_members(chain)]
+    links += [*results_audit.verify_results(chain), *_verify_config(chain)]
+    links += [*_verify_inputs(chain), *_verify_members(chain)]
     links += [*_verify_order(chain), repeated_fit.verify_code(chain)]
     return [*links, *repeated_fit.verify_fit(chain)] if should_refit else links
 
@@ -112,6 +119,10 @@ def _verify_log(chain: prediction_chain.Chain) -> Iterator[prediction_chain.Link
     current, entry = prediction_log.content_sha256(chain.prediction), (predicted or [{}])[-1]
     stored = entry.get("prediction", "none")
     is_same = (stored, entry.get("time")) == (current, chain.prediction.get("written"))
+    if not is_same and chain.has_short_paths("prediction.json", current):
+        text = "prediction.json: paths are shortened in an archive"
+        yield prediction_chain.Link(prediction_chain.UNVERIFIABLE, text)
+        return
     yield prediction_chain.compare(
         is_same, f"prediction.json has SHA-256 {current}", f"{file} records {stored}"
     )

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from lm.reports.audit import target_prediction
-from lm.runs import filesystem, records
+from lm.reports.audit import ability_prediction, target_prediction
+from lm.runs import archive, filesystem, records
 from lm.runs.integrity import prediction_log, record_checksums, sweep_files
 
 VERIFIED, CONTRADICTION, UNVERIFIABLE = "verified", "contradiction", "not verifiable"
@@ -33,6 +33,7 @@ class Chain(NamedTuple):
     unreadable: dict[Path, str]
     members: set[str] | None  # names in sweep.json
     is_archive: bool
+    archived_hashes: dict[str, str]  # of the predictions of an archive, by file
 
     @property
     def target(self) -> str:
@@ -41,6 +42,10 @@ class Chain(NamedTuple):
     @property
     def target_dir(self) -> Path:
         return target_prediction.run_folder(self.folder, self.target)
+
+    def has_short_paths(self, file: str, sha256: str) -> bool:
+        """Return True if an archive has a prediction as it was archived, with shortened paths."""
+        return self.is_archive and self.archived_hashes.get(file) == sha256
 
     def entries_of(self, kind: str) -> list[dict]:
         """Return the entries of a kind for the target."""
@@ -61,6 +66,7 @@ def load_chain(sweep_dir: str | Path) -> Chain:
         loaded.unreadable,
         None if names is None else set(map(str, names)),
         bool(request.get(ARCHIVED)),
+        hashes if isinstance(hashes := request.get(archive.ARCHIVED_PREDICTIONS), dict) else {},
     )
 
 
@@ -86,9 +92,21 @@ def find_missing_entry(prediction: Mapping) -> str:
         target_prediction.SOURCE_LOSSES: _is_dict_of_dicts(
             prediction.get(target_prediction.SOURCE_LOSSES, {})
         ),
+        target_prediction.ABILITIES: _has_methods(prediction.get(target_prediction.ABILITIES, {})),
         "size": all(map(records.is_finite, sizes)),
     }
     return next((name for name, is_present in is_valid.items() if not is_present), "")
+
+
+def _has_methods(abilities: object) -> bool:
+    """Return True for predicted abilities, also without entries: see ability_prediction.py."""
+    if not isinstance(abilities, dict):
+        return False
+    by_method = {method: abilities.get(method, {}) for method in ability_prediction.METHODS}
+    return _is_dict_of_dicts(by_method) and all(
+        _is_dict_of_dicts(entry.get("scores", {})) and isinstance(entry.get("above", {}), dict)
+        for entry in by_method.values()
+    )
 
 
 def _is_dict_of_dicts(value: object) -> bool:

@@ -6,6 +6,7 @@ from lm.reports.audit import prediction_chain, target_prediction
 from lm.runs import records
 
 TOLERANCE = 1e-6  # relative, of a fit by another version of NumPy
+DRAWS_TOLERANCE = 2e-3  # of scores and probabilities, which are fractions of draws
 BOUNDS = ("value", "lo", "hi", "lo_if_form_right", "hi_if_form_right")
 
 
@@ -66,7 +67,9 @@ def verify_fit(chain: prediction_chain.Chain) -> Iterator[prediction_chain.Link]
             yield prediction_chain.Link(
                 prediction_chain.CONTRADICTION if is_exact else prediction_chain.UNVERIFIABLE, text
             )
-    yield from _verify_source_losses(stored, repeated, chain.is_archive or not has_same_code)
+    is_approximate = chain.is_archive or not has_same_code
+    yield from _verify_abilities(stored, repeated, is_approximate)
+    yield from _verify_source_losses(stored, repeated, is_approximate)
 
 
 def _verify_source_losses(
@@ -98,3 +101,49 @@ def _verify_source_losses(
     else:
         text = f"the laws of {len(old)} sources and tasks, fitted again, give the intervals"
         yield prediction_chain.Link(prediction_chain.VERIFIED, text)
+
+
+def _verify_abilities(
+    stored: Mapping, repeated: Mapping, is_approximate: bool
+) -> Iterator[prediction_chain.Link]:
+    """Compare the predicted abilities with those of the repeated fit, number by number.
+
+    A prediction of an earlier version has no abilities, and gives no link. is_approximate: see
+    `_verify_source_losses`.
+    """
+    old = stored.get(target_prediction.ABILITIES)
+    if old is None:
+        return
+    numbers = _flatten(old)
+    repeated_numbers = _flatten(repeated.get(target_prediction.ABILITIES, {}))
+    different = [
+        name
+        for name in sorted({*numbers, *repeated_numbers})
+        if not _is_equal_draw(numbers.get(name), repeated_numbers.get(name))
+    ]
+    if different:
+        status = prediction_chain.UNVERIFIABLE if is_approximate else prediction_chain.CONTRADICTION
+        name = ".".join(different[0])
+        text = f"the abilities, predicted again, differ from prediction.json in {name}"
+        if len(different) > 1:
+            text += f" and {len(different) - 1} more"
+        yield prediction_chain.Link(status, text)
+    else:
+        text = f"the abilities, predicted again, give the {len(numbers)} values"
+        yield prediction_chain.Link(prediction_chain.VERIFIED, text)
+
+
+def _is_equal_draw(first: object, second: object) -> bool:
+    """Return True for equal values, or for numbers that differ by the rounding of some draws."""
+    if records.is_finite(first) and records.is_finite(second):
+        return abs(first - second) <= DRAWS_TOLERANCE * max(1.0, abs(first))
+    return first == second
+
+
+def _flatten(value: object, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], object]:
+    """Return {path: value} of the entries of nested dicts."""
+    if not isinstance(value, dict):
+        return {path: value}
+    return {
+        name: item for key, v in value.items() for name, item in _flatten(v, (*path, key)).items()
+    }

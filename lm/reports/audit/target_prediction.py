@@ -22,6 +22,7 @@ from lm.laws import fit, run_table
 from lm.laws.forms import power_laws
 from lm.laws.source_losses import loss_to_loss
 from lm.reports import task_analysis
+from lm.reports.audit import ability_backtest, ability_prediction
 from lm.runs import provenance, records, run_selection, task_results
 from lm.runs.integrity import prediction_log
 
@@ -29,6 +30,7 @@ X, Y = records.N_PARAMS, records.LOSS  # input and output of the law
 BUDGET_TOLERANCE = 0.02  # relative difference up to which two token budgets are equal
 VALUE_COLUMNS = (X, records.TOKENS, Y)  # of a fitted run, stored in the prediction
 SOURCE_LOSSES = "source_losses"  # entry of the losses of sources and tasks
+ABILITIES = "abilities"  # entry of the scores of tasks, and of the tasks above baseline
 TASK_LOSS = "bits_per_byte"  # metric of a task that is predicted from the loss
 NORMAL_95 = 1.959964  # half the width of a normal 95% interval, in standard deviations
 PACKAGES = ("numpy", "scipy")
@@ -54,7 +56,8 @@ def predict_target(
     rows: rows of records.load_folder, which contain the candidates. n_tokens: training tokens of
     the target. The entry joint is the prediction of the law L(N, D), if the candidates have several
     token budgets. The entry tasks has the predicted accuracies. The entry source_losses has the
-    predicted losses of the sources and the bits per byte of the tasks, by column.
+    predicted losses of the sources and the bits per byte of the tasks, by column. The entry
+    abilities has the predicted scores, and the tasks above baseline, see `ability_prediction`.
     """
     by_name = {row["name"]: row for row in rows}
     tolerances = {records.TOKENS: BUDGET_TOLERANCE}
@@ -75,6 +78,8 @@ def predict_target(
         prediction["joint"] = joint | {"runs": [row["name"] for row in any_budget]}
     if source_losses := _predict_source_losses(any_budget, prediction):
         prediction[SOURCE_LOSSES] = source_losses
+    if abilities := _predict_abilities(any_budget, prediction, n_params, n_tokens):
+        prediction[ABILITIES] = abilities
     if should_predict_tasks:
         prediction["tasks"] = task_analysis.predict_task_accuracy(same_budget, n_params)
     return prediction
@@ -108,6 +113,29 @@ def _predict_source_losses(rows: Sequence[dict], total: Mapping) -> dict[str, di
         numbers = {"value": prediction.value, "lo": prediction.lo, "hi": prediction.hi}
         predictions[column] = {key: float(v) for key, v in numbers.items()} | {"n_runs": law.n}
     return predictions
+
+
+def _predict_abilities(
+    rows: Sequence[dict], total: Mapping, n_params: int, n_tokens: int
+) -> dict[str, Any]:
+    """Return the predicted abilities and their back-test, {} without task results.
+
+    rows: tuned runs of any token budget. The runs of the size of the target are left out.
+    """
+    smaller = [row for row in rows if row[X] < n_params]
+    abilities = ability_prediction.predict_abilities(smaller, total, n_params, n_tokens)
+
+    def predict_total(rows: Sequence[dict], size: float) -> dict:
+        """Predict the loss of a smaller size, from runs with the token budget of the target."""
+        same_budget = [
+            row for row in rows if abs(row[records.TOKENS] / n_tokens - 1) <= BUDGET_TOLERANCE
+        ]
+        return _predict(lambda: power_laws.power(same_budget or rows, x=X, y=Y), size)
+
+    if abilities:
+        backtest = ability_backtest.backtest_abilities(smaller, predict_total, n_tokens)
+        abilities["backtest"] = backtest
+    return abilities
 
 
 def describe_inputs(

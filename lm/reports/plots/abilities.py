@@ -10,6 +10,7 @@ task_results.task_family. The figures show the finished runs of the largest toke
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from matplotlib import ticker
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -17,46 +18,69 @@ from lm.reports import task_significance
 from lm.reports.plots import elements, style
 from lm.runs import records, run_selection, task_results
 
-MAX_BELOW = 12  # tasks below baseline that a caption names
+ALL_TASKS = "all tasks"  # title of the panel of all families
+MIN_RANGE = 30  # of sizes, from which on powers of ten alone have labels
+MAX_BELOW = 24  # tasks below baseline that a caption names
 
 
 def abilities_by_family(rows, x=records.N_PARAMS, theme=style.LIGHT) -> Figure:
     """Plot the number of tasks above baseline and of mastered tasks against size, by family.
 
-    The line of tasks above baseline is solid, that of mastered tasks dashed. Points are means over
-    the runs of a size, which differ in their seed. Error bars are standard errors over seeds. The
-    caption names the tasks in which the largest run is below baseline.
+    The first panel shows all tasks, if there are several families. The line of tasks above baseline
+    is solid, that of mastered tasks dashed, and the dotted line is the number of tasks. Points are
+    means over the runs of a size, which differ in their seed, and bars are ranges over these runs.
+    The caption names the tasks in which the largest run is below baseline.
     """
     selection = run_selection.largest_token_budget(rows, x)
     counted = task_significance.count_tasks(_finished(selection.rows, x))
     families, without = _families(counted)
-    figure, axes = style.new_figure("Abilities by family", x, "Tasks", theme)
-    labels = []
-    for family, color in zip(
-        families, style.categorical_colors(theme, max(len(families), 2)), strict=False
-    ):
-        for name, line in (("above_baseline", "-"), ("mastered", "--")):
-            sizes, means, errors = _mean_by_size(counted, x, f"tasks.{name}.{family}")
-            if line == "--" and not np.any(means):
-                continue
-            gid = f"tip:{family}: {means[-1]:.3g} {name.replace('_', ' ')}"
-            axes.errorbar(sizes, means, errors, linestyle="none", color=color, capsize=2)
-            axes.plot(sizes, means, line, marker="o", markersize=3, color=color, gid=gid)
-            if line == "-":
-                labels.append((style.truncate_label(family), sizes[-1], means[-1]))
-    elements.set_scales(axes, x, "tasks", right=0.45)
-    axes.set_ylim(bottom=-0.3)
-    axes.locator_params(axis="y", integer=True)
-    elements.label_line_ends(axes, labels, theme)
+    groups = {family: f".{family}" for family in families}
+    if len(families) > 1 or not families:
+        groups = {ALL_TASKS: ""} | groups
+    figure, panels = style.new_panels("Abilities by family", len(groups), theme)
+    for axes, (group, suffix) in zip(panels, groups.items(), strict=False):
+        _draw_counts(axes, counted, x, suffix, group, theme)
     caption = [
-        f"n = {elements.count_label(counted)}. Solid: above baseline. Dashed: mastered. Bars: one"
-        " standard error over seeds.",
+        f"n = {elements.count_label(counted)}. Horizontal: {style.axis_label(x)}. Vertical: tasks.",
+        "Solid: above baseline. Dashed: mastered. Dotted: number of tasks. Bars: range over seeds.",
         elements.baseline_note(),
         *([f"Families without a task above baseline: {', '.join(without)}."] if without else []),
         *_below_notes(counted),
         elements.budget_note(selection),
     ]
-    return style.finish_figure(figure, axes, caption, theme)
+    return style.finish_figure(figure, panels[0], caption, theme)
+
+
+def _draw_counts(
+    axes: Axes, counted: Sequence[Mapping], x: str, suffix: str, group: str, theme
+) -> None:
+    """Draw the panel of a family. suffix: of its columns, see task_significance.count_tasks."""
+    for name, line, color in (
+        ("above_baseline", "-", theme["ink"]),
+        ("mastered", "--", theme["accent"]),
+    ):
+        label = f"{name.replace('_', ' ')}"
+        _draw_means(axes, counted, x, f"tasks.{name}{suffix}", color, line, group, label)
+    elements.set_scales(axes, x, "tasks")
+    _thin_ticks(axes)
+    tasks = [
+        task
+        for task in task_results.task_names(counted)
+        if group == ALL_TASKS or task_results.task_family(task) == group
+    ]
+    axes.axhline(len(tasks), linestyle=":", color=theme["muted"], linewidth=1)
+    axes.set_ylim(-0.06 * max(len(tasks), 1), 1.1 * max(len(tasks), 1))
+    axes.locator_params(axis="y", integer=True, nbins=5)
+    style.panel_title(axes, style.truncate_label(group), theme)
+
+
+def _thin_ticks(axes: Axes) -> None:
+    """Label powers of ten alone if there are several. Other labels of a small panel overlap."""
+    low, high = axes.get_xlim()
+    if high < MIN_RANGE * low:
+        return
+    axes.xaxis.set_major_locator(ticker.LogLocator(numticks=5))
+    axes.xaxis.set_minor_formatter(ticker.NullFormatter())
 
 
 def families_with_margin(rows: Sequence[Mapping]) -> list[str]:
@@ -82,11 +106,12 @@ def gain_and_margin(rows, x=records.N_PARAMS, theme=style.LIGHT) -> Figure:
     figure, panels = style.new_panels("Accuracy and log-probability margin", len(families), theme)
     for axes, family in zip(panels, families, strict=False):
         points = [row | _gain_and_margin(row, family) for row in finished]
-        _draw_means(axes, points, x, "gain", theme["ink"], "-", f"{family}: points")
+        _draw_means(axes, points, x, "gain", theme["ink"], "-", family, "points")
         axes.axhline(0, linestyle=":", color=theme["muted"], linewidth=1)
         elements.set_scales(axes, x, "gain")
+        _thin_ticks(axes)
         right = axes.twinx()
-        _draw_means(right, points, x, "margin", theme["accent"], "--", f"{family}: nats")
+        _draw_means(right, points, x, "margin", theme["accent"], "--", family, "nats")
         right.tick_params(colors=theme["accent"], labelsize=7.5, length=2)
         right.spines[["top", "left", "right"]].set_visible(False)
         right.grid(visible=False)
@@ -94,8 +119,8 @@ def gain_and_margin(rows, x=records.N_PARAMS, theme=style.LIGHT) -> Figure:
     caption = [
         f"n = {elements.count_label(finished)}. Horizontal: {style.axis_label(x)}.",
         "Solid, left: accuracy minus that of the best baseline, in percentage points (dotted: 0).",
-        "Dashed, right: log-probability margin of the correct choice, in nats. Bars: one standard"
-        " error over seeds.",
+        "Dashed, right: log-probability margin of the correct choice, in nats. Bars: range over"
+        " seeds.",
         elements.budget_note(selection),
     ]
     return style.finish_figure(figure, panels[0], caption, theme)
@@ -135,26 +160,29 @@ def _gain_and_margin(row: Mapping, family: str) -> dict[str, float]:
 
 def _mean_by_size(
     rows: Sequence[Mapping], x: str, y: str
-) -> tuple[list[float], list[float], list[float]]:
-    """Return the sizes, the mean of y at each size, and its standard error over runs."""
+) -> tuple[list[float], list[float], np.ndarray]:
+    """Return the sizes, the mean of y at each size, and its distances to the range [2, sizes]."""
     by_size: dict[float, list[float]] = {}
     for row in rows:
         if y in row:
             by_size.setdefault(row[x], []).append(row[y])
     means = [float(np.mean(values)) for values in by_size.values()]
-    errors = [
-        float(np.std(values, ddof=1) / len(values) ** 0.5) if len(values) > 1 else 0.0
-        for values in by_size.values()
+    ranges = [
+        (mean - min(values), max(values) - mean)
+        for mean, values in zip(means, by_size.values(), strict=True)
     ]
-    return list(by_size), means, errors
+    return list(by_size), means, np.array(ranges, float).reshape(-1, 2).T
 
 
-def _draw_means(axes: Axes, rows, x: str, y: str, color, line: str, label: str) -> None:
-    """Draw the means over the runs of each size, with standard errors over runs."""
-    sizes, means, errors = _mean_by_size(rows, x, y)
+def _draw_means(
+    axes: Axes, rows, x: str, y: str, color: str, line: str, group: str, label: str
+) -> None:
+    """Draw the means over the runs of each size, with ranges over runs."""
+    sizes, means, ranges = _mean_by_size(rows, x, y)
     if sizes:
-        axes.errorbar(sizes, means, errors, linestyle="none", color=color, capsize=2)
-        gid = f"tip:{label} {means[-1]:.3g}"
+        axes.errorbar(sizes, means, ranges, linestyle="none", color=color, capsize=2)
+        tip = f"{means[-1]:.3g} {label}" if y.startswith("tasks.") else f"{label} {means[-1]:.3g}"
+        gid = f"tip:{group}: {tip}"
         axes.plot(sizes, means, line, marker="o", markersize=2.5, color=color, gid=gid)
 
 

@@ -15,9 +15,10 @@ from lm.config import schema
 from lm.config.schedules import batch_size_schedule
 from lm.laws import fit, prediction_intervals
 from lm.reports import html, summary
-from lm.reports.audit import prediction_audit, prediction_chain
+from lm.reports.audit import prediction_audit, prediction_chain, target_prediction
 from lm.reports.plots import elements, goodput, style
 from lm.reports.sections import (
+    ability_prediction_section,
     forecast_section,
     next_run_section,
     source_section,
@@ -44,6 +45,8 @@ def all_sections(sweep: summary.SweepSummary) -> dict[str, Markup]:
         "Forecasts during training": forecast_section.loss_forecasts(sweep),
     }
     if task_results.task_names(sweep.rows):
+        if (sweep.prediction or {}).get(target_prediction.ABILITIES):
+            sections["Predicted abilities"] = ability_prediction_section.predicted_abilities(sweep)
         sections["Tasks"] = task_section.task_reliability(sweep)
     sections |= {
         "Text": text_section.text_documents(sweep),

@@ -1,4 +1,4 @@
-"""Find the runs of a folder, and read sweep.json, plan.json and prediction.json.
+"""Find the runs of a folder, and read sweep.json, plan.json and the predictions.
 
     sweep_files.read_plan("runs/quickstart")       # planned cost of each run
     sweep_files.read_prediction("runs/quickstart")
@@ -12,6 +12,7 @@ from pathlib import Path
 from lm.runs import filesystem, json_files
 from lm.runs.integrity import record_checksums
 
+EARLIER_PREFIX = "prediction-"  # of the files of the predictions of earlier targets
 PLAN_COLUMNS = ("name", "flops", "seconds")  # of each run in plan.json
 
 
@@ -62,6 +63,24 @@ def read_prediction(sweep_dir: str | Path) -> dict:
         raise ValueError(f"{file} has no entry {missing[0]}. {_remedy(file)}")
     _check_members(file, [str(content["target"])], sweep_dir)
     return content
+
+
+def earlier_file(sweep_dir: str | Path, target: str) -> Path:
+    """Return the file of the prediction of an earlier target: prediction-RUN.json."""
+    name = target.partition("/")[2].replace("/", "-")
+    return filesystem.open_path(sweep_dir) / f"{EARLIER_PREFIX}{name}.json"
+
+
+def find_earlier_files(sweep_dir: str | Path) -> list[Path]:
+    """Return the files of the predictions of earlier targets, sorted by name."""
+    return sorted(filesystem.open_path(sweep_dir).glob(f"{EARLIER_PREFIX}*.json"))
+
+
+def read_earlier_predictions(sweep_dir: str | Path) -> list[dict]:
+    """Return the predictions of earlier targets, in the order in which they were written."""
+    predictions = [json_files.read_record(file) for file in find_earlier_files(sweep_dir)]
+    valid = [content for content in predictions if {"target", "y"} <= content.keys()]
+    return sorted(valid, key=lambda content: str(content.get("written")))
 
 
 def describe_missing_files(sweep_dir: str | Path) -> list[str]:

@@ -36,7 +36,12 @@ def test_families_have_a_line_with_errors_over_seeds():
     assert "n = 6 runs" in caption and "Largest run, below baseline: x/3." in caption
     assert "a: 1.5 above baseline" in tips(figure) and "b: 1 above baseline" in tips(figure)
     assert "a: 1.5 mastered" in tips(figure)
-    assert abilities._mean_by_size(runs(), "params.non_embedding", "tokens")[2] == [0, 0, 0]
+    ranges = abilities._mean_by_size(
+        runs(), "params.non_embedding", "eval.task.pair:x#a/2.accuracy"
+    )
+    assert ranges[1] == [0.45] * 3 and ranges[2].tolist() == [[0.45] * 3, [0.45] * 3]
+    titles = [axes.get_title(loc="left") for axes in figure.axes]
+    assert titles == ["all tasks", "a", "b"] and "all tasks: 2.5 above baseline" in tips(figure)
 
 
 def test_margin_is_drawn_beside_the_accuracy_gain():

@@ -1,0 +1,204 @@
+"""Results of a prediction: each predicted number beside the measured one, and Brier scores.
+
+    results = prediction_results.describe_results(prediction, row)
+    results["quantities"][0]        # name, method, predicted, lo, hi, level, measured, is_inside
+    results["brier"]                # {"two_step": 0.08, "direct": 0.1, "previous": 0.2, ...}
+    results["wrong"]                # sentences about predictions outside their interval
+
+The report writes the results to prediction_results.json beside prediction.json. Wrong predictions
+are among them. The file follows from the prediction and the records, so an audit can repeat it.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lm.reports import task_significance
+from lm.reports.audit import ability_backtest, ability_prediction, target_prediction
+from lm.runs import json_files, records, short_names, task_results
+from lm.runs.integrity import prediction_log, record_checksums, sweep_files
+
+FILE = "prediction_results.json"
+TOTAL_LEVEL = 0.95  # of intervals without an own level
+PROBABLE = 0.5  # a task is predicted to be above baseline from this probability on
+NUMBER_ABOVE = "number of tasks above baseline"
+
+
+def describe_results(prediction: Mapping, row: Mapping) -> dict[str, Any]:
+    """Return the results of all predicted quantities, {} before the run is done.
+
+    prediction: content of prediction.json. row: predicted run. Results that are marked as invalid
+    are left out.
+    """
+    if row.get("status") != "done" or not records.is_finite(prediction.get("value")):
+        return {}
+    invalid = row.get("invalid_results", {})
+    quantities = [
+        quantity
+        for quantity in _quantities(prediction, row)
+        if not any(quantity["name"].startswith(f"eval.{name}") for name in invalid)
+    ]
+    abilities = prediction.get(target_prediction.ABILITIES, {})
+    scores = ability_backtest.compare_run(abilities, row)
+    results: dict[str, Any] = {
+        "target": prediction["target"],
+        "prediction": prediction_log.content_sha256(
+            {key: v for key, v in prediction.items() if key != record_checksums.VERSION}
+        ),
+        "quantities": quantities,
+        "brier": {method: s["brier"] for method, s in scores.items() if "brier" in s},
+        "paradigms": list(_paradigms(abilities, row)),
+    }
+    sentences = [(_describe(q), q["is_inside"]) for q in quantities if _is_summary(q)]
+    sentences += [
+        (_describe_paradigm(line), line["is_right"])
+        for line in results["paradigms"]
+        if line["is_right"] is not None
+    ]
+    results["right"] = [text for text, is_right in sentences if is_right]
+    results["wrong"] = [text for text, is_right in sentences if not is_right]
+    return results
+
+
+def describe_sweep(
+    prediction: Mapping, earlier: Sequence[Mapping], rows: Mapping[str, Mapping]
+) -> dict[str, Any]:
+    """Return the results of the prediction, and those of predictions of earlier targets in it.
+
+    earlier: see sweep_files.read_earlier_predictions. rows: rows by name. The result is {} before
+    any predicted run is done.
+    """
+    results = describe_results(prediction, rows.get(str(prediction.get("target")), {}))
+    by_target = [describe_results(content, rows.get(content["target"], {})) for content in earlier]
+    finished = [content for content in by_target if content]
+    return results | ({"earlier": finished} if finished else {})
+
+
+def load_prediction_results(folder: Path, rows: Sequence[Mapping]) -> dict[str, Any]:
+    """Return the results of all predictions in the folder of a sweep: see `describe_sweep`."""
+    earlier = sweep_files.read_earlier_predictions(folder)
+    by_name = {row["name"]: row for row in rows}
+    return describe_sweep(sweep_files.read_prediction(folder), earlier, by_name)
+
+
+def write_results(folder: Path, results: Mapping) -> None:
+    """Write the results to the folder of a sweep, unless there are none."""
+    if results:
+        json_files.write_record(folder / FILE, dict(results))
+
+
+def _quantities(prediction: Mapping, row: Mapping) -> Iterator[dict[str, Any]]:
+    """Yield the predicted and the measured value of each quantity."""
+    y, level = prediction["y"], prediction.get("level", TOTAL_LEVEL)
+    yield from _quantity(y, "size", prediction, row.get(y), level)
+    yield from _quantity(y, "size and tokens", prediction.get("joint", {}), row.get(y), level)
+    for column, entry in prediction.get(target_prediction.SOURCE_LOSSES, {}).items():
+        yield from _quantity(column, "loss to loss", entry, row.get(column), TOTAL_LEVEL)
+    for task, entry in prediction.get("tasks", {}).items():
+        column = task_results.task_column(task)
+        yield from _quantity(column, "law of each task", entry, row.get(column), TOTAL_LEVEL)
+    abilities = prediction.get(target_prediction.ABILITIES, {})
+    above = task_significance.tasks_above_baseline(row)
+    for method in ability_prediction.METHODS:
+        entry = abilities.get(method, {})
+        for column, score in entry.get("scores", {}).items():
+            yield from _quantity(column, method, score, row.get(column), abilities["level"])
+        if "n_above" in entry:
+            n_measured = sum(task in above for task in entry["above"])
+            interval = entry["n_above"]
+            yield from _quantity(NUMBER_ABOVE, method, interval, n_measured, abilities["level"])
+
+
+def _quantity(
+    name: str, method: str, entry: Mapping, measured: Any, level: float
+) -> Iterator[dict[str, Any]]:
+    """Yield the result of one quantity, if it has an interval and a measured value."""
+    bounds = [entry.get(key) for key in ("value", "lo", "hi")]
+    if not all(map(records.is_finite, [*bounds, measured])):
+        return
+    value, lo, hi = bounds
+    yield {
+        "name": name,
+        "method": method,
+        "predicted": value,
+        "lo": lo,
+        "hi": hi,
+        "level": entry.get("level", level),
+        "measured": measured,
+        "is_inside": bool(lo <= measured <= hi),
+    }
+
+
+def _paradigms(abilities: Mapping, row: Mapping) -> Iterator[dict[str, Any]]:
+    """Yield the probabilities and the outcome of each task.
+
+    is_right: True if the main method gave the outcome a probability above one half, None without a
+    probability of this method.
+    """
+    above = task_significance.tasks_above_baseline(row)
+    below = task_significance.tasks_below_baseline(row)
+    measured = set(task_results.task_names([row]))
+    main = abilities.get(ability_prediction.TWO_STEP, {}).get("above", {})
+    for task, previous in abilities.get(ability_backtest.PREVIOUS, {}).items():
+        if task not in measured:
+            continue
+        is_above, probability = task in above, main.get(task)
+        yield {
+            "task": task,
+            **{
+                method: abilities.get(method, {}).get("above", {}).get(task)
+                for method in ability_prediction.METHODS
+            },
+            "previous": previous,
+            "is_above": is_above,
+            "is_below": task in below,
+            "is_right": None if probability is None else (probability >= PROBABLE) == is_above,
+        }
+
+
+def _is_summary(quantity: Mapping) -> bool:
+    """Return True for a quantity that the sentences describe.
+
+    Single paradigms and laws of single tasks have only a line in the tables.
+    """
+    is_ability = quantity["method"] in ability_prediction.METHODS
+    return (
+        (is_ability and "/" not in quantity["name"].partition("#")[2])
+        or quantity["name"]
+        in (
+            records.LOSS,
+            NUMBER_ABOVE,
+        )
+        or quantity["name"].startswith(f"{records.LOSS}.")
+    )
+
+
+def quantity_name(column: str) -> str:
+    """Return the name of a quantity in tables and sentences."""
+    if column == records.LOSS:
+        return "held-out loss"
+    if column.startswith(f"{records.LOSS}."):
+        source = column.removeprefix(f"{records.LOSS}.")
+        return f"held-out loss of {short_names.shorten_sources([source])[source]}"
+    if column.startswith("eval.task."):
+        task, _, metric = column.removeprefix("eval.task.").rpartition(".")
+        return f"{metric} of {short_names.shorten_task(task)}"
+    return column
+
+
+def _describe(quantity: Mapping) -> str:
+    """Return a sentence about a quantity."""
+    name = quantity_name(quantity["name"])
+    verdict = "inside" if quantity["is_inside"] else "outside"
+    return (
+        f"The {name} was {quantity['measured']:.4g}, {verdict} the {quantity['level']:.0%} interval"
+        f" {quantity['lo']:.4g} to {quantity['hi']:.4g} ({quantity['method'].replace('_', ' ')})."
+    )
+
+
+def _describe_paradigm(line: Mapping) -> str:
+    """Return a sentence about the probability of a task."""
+    outcome = "is" if line["is_above"] else "is not"
+    probability = line[ability_prediction.TWO_STEP]
+    name = short_names.shorten_task(line["task"])
+    return f"{name} {outcome} above baseline, with a predicted probability of {probability:.0%}."
