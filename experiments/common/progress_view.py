@@ -79,11 +79,16 @@ class ProgressBars:
 
 
 class LiveStatus:
-    """Context manager that shows the status of the runs of a folder on a terminal."""
+    """Context manager that shows the status of the runs of a folder.
+
+    A terminal shows a table that changes. A file or pipe gets a line whenever it differs, at most
+    every SECONDS_PER_LINE.
+    """
 
     def __init__(self, folder):
         self.folder = folder
         self.live = Live(console=console.console)
+        self.last_line, self.last_line_time = "", -SECONDS_PER_LINE
 
     def __enter__(self):
         if console.console.is_terminal:
@@ -95,6 +100,15 @@ class LiveStatus:
 
     def update(self) -> None:
         """Show the current status."""
+        is_due = time.monotonic() - self.last_line_time >= SECONDS_PER_LINE
+        if not (self.live.is_started or is_due):
+            return
+        runs = status.run_statuses(self.folder)
+        progress = status.sweep_progress(runs)
         if self.live.is_started:
-            runs = status.run_statuses(self.folder)
-            self.live.update(console.status_view(runs, status.sweep_progress(runs)))
+            return self.live.update(console.status_view(runs, progress))
+        line = console.progress_line(runs, progress)
+        self.last_line_time = time.monotonic()
+        if line != self.last_line:
+            console.print_line(line)
+        self.last_line = line
