@@ -80,7 +80,7 @@ def write_side_by_side(folders: list[str]) -> int:
     for flag in (_VERIFY, _WATCH, _ARCHIVE_TO):
         if flag.value:
             raise ValueError(f"--{flag.name} works on one sweep: pass one --dir")
-    page = side_by_side.write_page(folders, cli.device_rates())
+    page = side_by_side.write_side_by_side(folders, cli.device_rates())
     console.print_next("compare --help, which tests a difference of two recipes")
     console.print_line(f"side by side: {page}")
     return 0

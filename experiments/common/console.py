@@ -202,18 +202,6 @@ def _forecast_line(run: dict) -> dict[str, str]:
     }
 
 
-def progress_line(runs: list[dict], progress: dict) -> str:
-    """Return the progress of a sweep as one line: runs done, FLOPs done, and the running runs."""
-    parts = [f"runs done: {progress['done']} of {progress['runs']}"]
-    parts.append(f"FLOPs done: {progress['share']:.0%}")
-    for run in runs:
-        if run["status"] in ("running", "stuck"):
-            steps = f"step {run['step']:,} of {run['steps']:,}"
-            loss = _format_optional(run["loss"], ", training loss {:.3f}")
-            parts.append(f"{run['name']}: {run['state']}, {steps}{loss}")
-    return "; ".join(parts)
-
-
 def print_next(command: str) -> None:
     """Print a command that a reader may want to run next."""
     is_clone = (config_files.ROOT / "pyproject.toml").is_file()

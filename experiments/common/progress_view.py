@@ -107,8 +107,20 @@ class LiveStatus:
         progress = status.sweep_progress(runs)
         if self.live.is_started:
             return self.live.update(console.status_view(runs, progress))
-        line = console.progress_line(runs, progress)
+        line = progress_line(runs, progress)
         self.last_line_time = time.monotonic()
         if line != self.last_line:
             console.print_line(line)
         self.last_line = line
+
+
+def progress_line(runs: list[dict], progress: dict) -> str:
+    """Return the progress of a sweep as one line: runs done, FLOPs done, and the running runs."""
+    parts = [f"runs done: {progress['done']} of {progress['runs']}"]
+    parts.append(f"FLOPs done: {progress['share']:.0%}")
+    for run in runs:
+        if run["status"] in ("running", "stuck"):
+            steps = f"step {run['step']:,} of {run['steps']:,}"
+            loss = "" if run["loss"] is None else f", training loss {run['loss']:.3f}"
+            parts.append(f"{run['name']}: {run['state']}, {steps}{loss}")
+    return "; ".join(parts)

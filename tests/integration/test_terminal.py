@@ -6,6 +6,7 @@ import re
 import pytest
 from fixtures import made_up_sweep
 
+from experiments import __main__ as command_list
 from experiments import status as status_command
 from experiments.common import console, progress_view
 from lm.runs import json_files, lock, records, status
@@ -98,3 +99,12 @@ def test_parallel_workers_show_progress_without_a_terminal(tmp_path, screen):
 
     text = screen(0, show)
     assert text.count("runs done: 5 of 6; FLOPs done:") == 1
+
+
+def test_list_of_commands_is_folded_to_the_terminal(monkeypatch):
+    commands = {"a": "Short.", "compare": "A purpose that is much longer than a narrow terminal."}
+    monkeypatch.setenv("COLUMNS", "40")
+    text = command_list._list_commands(commands)
+    listed = text.partition("Commands:")[2].partition("Flags:")[0]
+    assert max(map(len, listed.splitlines())) <= 40 and "narrow terminal." in text
+    monkeypatch.delenv("COLUMNS")

@@ -185,8 +185,7 @@ def log_x(axes: Axes, format_tick) -> None:
 def log_y(axes: Axes, format_tick="{:.4g}".format) -> None:
     """Make the y axis logarithmic.
 
-    If the axis spans less than a factor of ten, as for losses, the values of the ticks are evenly
-    spaced.
+    If the axis spans less than a factor of ten, the values of the ticks are evenly spaced.
     """
     axes.set_yscale("log")
     low, high = axes.get_ylim()
@@ -273,10 +272,7 @@ def dark_theme_map(rows) -> dict[str, str]:
 
 
 def format_si(value: float) -> str:
-    """Format a count with three digits: 12_345 -> 12.3K. The suffixes are K, M, B and T.
-
-    Values outside the range of the suffixes become powers of ten.
-    """
+    """Format a count with three digits: 12_345 -> 12.3K (K, M, B, T), or else a power of ten."""
     for unit, size in (("", 1), ("K", 1e3), ("M", 1e6), ("B", 1e9), ("T", 1e12)):
         if value == 0 or 1 <= abs(value) < 999.5 * size:
             return f"{value / size:.3g}{unit}"

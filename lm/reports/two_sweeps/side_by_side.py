@@ -1,6 +1,6 @@
 """Write a page that shows several sweeps side by side: setup, law, prediction, abilities, cost.
 
-    page = side_by_side.write_page(["runs/quickstart", "runs/branches"])
+    page = side_by_side.write_side_by_side(["runs/quickstart", "runs/branches"])
 
 Each line of the table answers one question for all sweeps. The figure shows the runs and the law of
 each sweep, a color per sweep. It tests no difference: see lm/reports/recipes.
@@ -28,7 +28,9 @@ from lm.runs import provenance, records, run_selection, task_results
 MAX_SWEEPS = 4
 
 
-def write_page(folders: Sequence[str | Path], rates: device_cost.DeviceRates | None = None) -> Path:
+def write_side_by_side(
+    folders: Sequence[str | Path], rates: device_cost.DeviceRates | None = None
+) -> Path:
     """Write side_by_side.html into the first folder. Return its path.
 
     Raises ValueError for fewer than two and more than MAX_SWEEPS folders, for equal folders, and

@@ -21,7 +21,7 @@ def folders(tmp_path_factory):
 
 
 def test_page_answers_each_question_for_both_sweeps(folders):
-    page = side_by_side.write_page(folders)
+    page = side_by_side.write_side_by_side(folders)
     text = re.sub(r"<(script|style)>.*?</\1>|<[^>]*>", " ", page.read_text(), flags=re.DOTALL)
     assert page == folders[0] / "side_by_side.html"
     for question in ("models", "law", "how sure", "with 10 times the compute", "abilities", "cost"):
@@ -43,4 +43,4 @@ def test_invalid_folders_are_refused(folders, tmp_path):
         ([folders[0], tmp_path], "contains no runs"),
     ):
         with pytest.raises(ValueError, match=expected):
-            side_by_side.write_page(given)
+            side_by_side.write_side_by_side(given)
