@@ -4,6 +4,7 @@ plan = next_run_section.plan_next_runs(summary.load_summary("runs/quickstart"), 
 print(plan.advice)
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -124,9 +125,10 @@ def describe_size(sweep: summary.SweepSummary) -> str:
     A law of size and tokens, or else an isoFLOP law, divides the budget. Without them, the size
     follows from the runs of the law of size, whose tokens are equal or in proportion to the size.
     """
-    budget = COMPUTE_FACTOR * max(
-        (row.get(records.FLOPS) or 0 for row in sweep.finished), default=0
-    )
+    keys = (records.FLOPS, records.N_PARAMS, records.TOKENS)
+    costs = [tuple(row[key] for key in keys) for row in sweep.finished if _has_numbers(row, keys)]
+    flops, n_params, n_tokens = max(costs, default=(0.0, 1.0, 1.0))
+    budget = COMPUTE_FACTOR * flops
     if not budget:
         return "unknown, because no run with a loss is finished."
     prefix = f"{style.power_of_ten(budget)} FLOPs, "
@@ -135,7 +137,8 @@ def describe_size(sweep: summary.SweepSummary) -> str:
         if law_fit is None or (name == "isoFLOP" and not law_fit.output.startswith("N")):
             continue
         try:
-            best = compute_optimal.allocation(law_fit, budget)
+            # Attention and the output layer belong to the FLOPs, so they exceed 6 N D.
+            best = compute_optimal.allocation(law_fit, budget, flops / n_params / n_tokens)
         except ValueError:
             continue  # the runs do not determine the division of a budget
         low, high = map(style.format_si, best.n_interval)
@@ -146,11 +149,18 @@ def describe_size(sweep: summary.SweepSummary) -> str:
     return prefix + _size_without_division(sweep)
 
 
+def _has_numbers(row: Mapping, keys: Sequence[str]) -> bool:
+    """Return True if all columns of a row are positive numbers."""
+    return all(records.is_finite(row.get(key)) and row[key] > 0 for key in keys)
+
+
 def _size_without_division(sweep: summary.SweepSummary) -> str:
     """Return the size for ten times the compute by the law of size, in words."""
     law_fit = sweep.fit
     if law_fit is None or law_fit.columns.get("N") != records.N_PARAMS:
         return "size unknown, because no law of size was fitted."
+    if not all(_has_numbers(row, (records.TOKENS,)) for row in law_fit.data.rows):
+        return "size unknown, because the records have no numbers of tokens."
     largest = max(law_fit.data.rows, key=lambda row: row[records.N_PARAMS])
     ratios = [row[records.TOKENS] / row[records.N_PARAMS] for row in law_fit.data.rows]
     is_in_proportion = max(ratios) < PROPORTION * min(ratios)
